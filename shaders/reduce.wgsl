@@ -1,0 +1,77 @@
+// y[outer, inner] = reduction over `axis` of x[outer, axis, inner].
+// rows:    inner = 1. One workgroup a row: lane t takes elements t, t + 64, ... in order, then a fixed tree of 64.
+// columns: inner > 1. One thread a result, walking the axis in order; reads of neighbouring threads are neighbours.
+// Long axes come in two passes (`span` elements of the axis each), so that few results still fill the device.
+// Order is fixed by the sizes alone: the same bits every time.
+
+alias Elem = f32;
+
+struct Params {
+    groups_x: u32,
+    results: u32,   // outer * parts * inner
+    axis: u32,
+    inner: u32,
+    parts: u32,     // pieces of the axis, each its own result
+    span: u32,      // elements of the axis in a piece
+    scale: f32,
+}
+var<immediate> p: Params;
+
+@group(0) @binding(0) var<storage, read> x: array<Elem>;
+@group(0) @binding(1) var<storage, read_write> y: array<Elem>;
+
+#import combine = reduce_sum
+
+var<workgroup> tree: array<Elem, 64>;
+
+fn finish(at: u32, value: Elem) {
+    y[at] = scaled(value, p.scale);
+}
+
+@compute @workgroup_size(64)
+fn rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = group.y * p.groups_x + group.x;
+    // The same for the whole workgroup, so the barriers below are reached by all or none.
+    if row >= p.results { return; }
+    let first = (row % p.parts) * p.span;
+    let last = min(first + p.span, p.axis);
+    let base = (row / p.parts) * p.axis;
+    var sum = identity();
+    for (var i = first + lane; i < last; i += 64u) {
+        sum = combine(sum, x[base + i]);
+    }
+    tree[lane] = sum;
+    workgroupBarrier();
+    for (var step = 32u; step > 0u; step = step >> 1u) {
+        if lane < step { tree[lane] = combine(tree[lane], tree[lane + step]); }
+        workgroupBarrier();
+    }
+    if lane == 0u { finish(row, tree[0]); }
+}
+
+@compute @workgroup_size(64)
+fn columns(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let at = (group.y * p.groups_x + group.x) * 64u + lane;
+    if at >= p.results { return; }
+    let column = at % p.inner;
+    let piece = at / p.inner;
+    let first = (piece % p.parts) * p.span;
+    let last = min(first + p.span, p.axis);
+    let base = (piece / p.parts) * p.axis * p.inner + column;
+    // Four running results in a fixed pattern: shorter rounding chains and independent loads.
+    var s0 = identity();
+    var s1 = identity();
+    var s2 = identity();
+    var s3 = identity();
+    var i = first;
+    for (; i + 4u <= last; i += 4u) {
+        s0 = combine(s0, x[base + i * p.inner]);
+        s1 = combine(s1, x[base + (i + 1u) * p.inner]);
+        s2 = combine(s2, x[base + (i + 2u) * p.inner]);
+        s3 = combine(s3, x[base + (i + 3u) * p.inner]);
+    }
+    for (; i < last; i++) {
+        s0 = combine(s0, x[base + i * p.inner]);
+    }
+    finish(at, combine(combine(s0, s1), combine(s2, s3)));
+}

@@ -1,0 +1,105 @@
+//! What the outside world can get wrong, each as a sentence that says what to do.
+//!
+//! Misused shapes and dtypes are not here: they are bugs of the caller and panic at the caller's line.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can fail through no fault of the program: adapter, memory, limits, files, the device.
+#[derive(Clone, Debug)]
+pub enum Error {
+    /// No adapter, or none that matches what was asked for.
+    NoAdapter {
+        /// What was asked for and what there is instead.
+        message: String,
+    },
+    /// The adapter lacks something that the engine cannot work without.
+    Unsupported {
+        /// What is needed, and by whom.
+        need: String,
+    },
+    /// Something is larger than the adapter allows; nothing was dispatched.
+    Limit {
+        /// The op and the quantity, such as `matmul: bytes of one binding`.
+        what: String,
+        /// What the op needs.
+        need: u64,
+        /// What the adapter has.
+        have: u64,
+    },
+    /// A shader failed to assemble, parse, validate or become a pipeline.
+    Shader {
+        /// The kernel's file or generated name.
+        file: String,
+        /// Line in that file, 1-based; 0 when unknown.
+        line: u32,
+        /// The compiler's words.
+        message: String,
+    },
+    /// The device was lost, ran out of memory or reported an error.
+    Device {
+        /// The op that was running, if known, and the driver's words.
+        message: String,
+    },
+    /// A file could not be read or written.
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's words, or ours.
+        message: String,
+    },
+    /// A file was read and its content is wrong: a lying header, a missing tensor, another model's checkpoint.
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, naming the tensor where there is one.
+        message: String,
+    },
+    /// A setting that the user chose cannot work.
+    Config {
+        /// The setting, and values that would work.
+        message: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(path: impl AsRef<Path>, error: std::io::Error) -> Self {
+        Error::Io { path: path.as_ref().to_path_buf(), message: error.to_string() }
+    }
+
+    pub(crate) fn format(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
+        Error::Format { path: path.as_ref().to_path_buf(), message: message.into() }
+    }
+
+    pub(crate) fn config(message: impl Into<String>) -> Self {
+        Error::Config { message: message.into() }
+    }
+
+    pub(crate) fn device(message: impl Into<String>) -> Self {
+        Error::Device { message: message.into() }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::NoAdapter { message } => write!(f, "no GPU adapter: {message}"),
+            Error::Unsupported { need } => write!(f, "this adapter cannot run it: {need}"),
+            Error::Limit { what, need, have } => {
+                write!(f, "{what}: need {need}, this adapter has {have}; use smaller sizes or another adapter")
+            }
+            Error::Shader { file, line: 0, message } => write!(f, "shader {file}: {message}"),
+            Error::Shader { file, line, message } => write!(f, "shader {file}:{line}: {message}"),
+            Error::Device { message } => write!(f, "device: {message}"),
+            Error::Io { path, message } | Error::Format { path, message } => {
+                write!(f, "{}: {message}", path.display())
+            }
+            Error::Config { message } => f.write_str(message),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

@@ -1,0 +1,229 @@
+//! Buffers from a size-class pool, uploads that respect the open batch, readback through kept staging buffers.
+
+use super::{Gpu, lock};
+use crate::error::{Error, Result};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+/// Bytes that the pool holds, for watching a long run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryStats {
+    /// Bytes in buffers that tensors hold now.
+    pub used: u64,
+    /// Bytes in buffers that wait to be used again.
+    pub free: u64,
+    /// The most that `used + free` has been.
+    pub peak: u64,
+    /// Buffers ever created on the device; constant in a steady loop.
+    pub created: u64,
+}
+
+/// Free buffers by size class, each with the batch in which it was last let go.
+#[derive(Default)]
+pub(crate) struct Pool {
+    free: BTreeMap<u64, Vec<(u64, wgpu::Buffer)>>,
+    stats: MemoryStats,
+}
+
+/// A device buffer that goes back to its pool when the last holder lets go.
+///
+/// `raw` is `None` when it could not be made: the fault is on the `Gpu`, and every op that meets this buffer is skipped.
+pub struct Buffer {
+    pub(crate) raw: Option<wgpu::Buffer>,
+    pub(crate) size: u64,
+    /// Counts writes after the first: a saved value whose version moved was changed in place.
+    pub(crate) version: AtomicU64,
+    gpu: Weak<super::Inner>,
+}
+
+impl Buffer {
+    pub(crate) fn touch(&self) {
+        self.version.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let (Some(raw), Some(inner)) = (self.raw.take(), self.gpu.upgrade()) else { return };
+        // Tells an upload whether commands that read this buffer may still be unsubmitted.
+        let epoch = inner.epoch.load(Ordering::Acquire);
+        let mut pool = lock(&inner.pool);
+        pool.stats.used -= raw.size();
+        pool.stats.free += raw.size();
+        pool.free.entry(raw.size()).or_default().push((epoch, raw));
+    }
+}
+
+/// Four classes to an octave: at most a quarter is wasted, and near sizes share buffers.
+fn size_class(bytes: u64) -> u64 {
+    let bytes = bytes.max(256);
+    let step = (bytes.next_power_of_two() / 8).max(256);
+    bytes.div_ceil(step) * step
+}
+
+impl Gpu {
+    /// A buffer of at least `bytes`, contents arbitrary. On failure the fault is raised and the buffer has no memory.
+    pub(crate) fn alloc(&self, op: &str, bytes: u64) -> Arc<Buffer> {
+        self.take_buffer(op, bytes, u64::MAX)
+    }
+
+    fn take_buffer(&self, op: &str, bytes: u64, newest_epoch: u64) -> Arc<Buffer> {
+        let raw = self.try_take(op, bytes, newest_epoch).map_err(|e| self.raise(e)).ok();
+        Arc::new(Buffer { raw, size: bytes, version: AtomicU64::new(0), gpu: Arc::downgrade(&self.0) })
+    }
+
+    fn try_take(&self, op: &str, bytes: u64, newest_epoch: u64) -> Result<wgpu::Buffer> {
+        let limit = self.limits().max_storage_buffer_binding_size.min(self.limits().max_buffer_size);
+        if bytes > limit {
+            return Err(Error::Limit { what: format!("{op}: bytes of one tensor"), need: bytes, have: limit });
+        }
+        let class = size_class(bytes).min(limit / 4 * 4).max(bytes);
+        let mut pool = lock(&self.0.pool);
+        if let Some(free) = pool.free.get_mut(&class)
+            && let Some(at) = free.iter().rposition(|(epoch, _)| *epoch < newest_epoch)
+        {
+            let (_, raw) = free.swap_remove(at);
+            pool.stats.free -= class;
+            pool.stats.used += class;
+            return Ok(raw);
+        }
+        drop(pool);
+        let scope = self.0.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let raw = self.0.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(op),
+            size: class,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        if pollster::block_on(scope.pop()).is_some() {
+            return Err(Error::device(format!(
+                "{op}: out of device memory asking for {class} bytes; in use {:?}",
+                self.memory_stats()
+            )));
+        }
+        let mut pool = lock(&self.0.pool);
+        pool.stats.used += class;
+        pool.stats.created += 1;
+        pool.stats.peak = pool.stats.peak.max(pool.stats.used + pool.stats.free);
+        Ok(raw)
+    }
+
+    /// A buffer with these bytes in it.
+    pub(crate) fn upload(&self, op: &str, bytes: &[u8], padded: u64) -> Arc<Buffer> {
+        // `write_buffer` runs before every command of the next submit, so a buffer that the open batch still reads
+        // must not be its target: only buffers let go in earlier batches qualify.
+        let epoch = self.0.epoch.load(Ordering::Acquire);
+        let buffer = self.take_buffer(op, padded, epoch);
+        if let Some(raw) = &buffer.raw {
+            let whole = bytes.len() / 4 * 4;
+            self.0.queue.write_buffer(raw, 0, &bytes[..whole]);
+            if whole < bytes.len() {
+                let mut tail = [0u8; 4];
+                tail[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+                self.0.queue.write_buffer(raw, whole as u64, &tail);
+            }
+        }
+        buffer
+    }
+
+    /// Bytes held by tensors and by the pool.
+    pub fn memory_stats(&self) -> MemoryStats {
+        lock(&self.0.pool).stats
+    }
+
+    /// Gives the pool's free buffers back to the driver; returns their bytes.
+    pub fn trim(&self) -> u64 {
+        let mut pool = lock(&self.0.pool);
+        pool.free.clear();
+        std::mem::take(&mut pool.stats.free)
+    }
+
+    /// Copies `bytes` at `offset` of `buffer` to the host; waits for all recorded work.
+    pub(crate) fn read(&self, buffer: &Buffer, offset: u64, bytes: u64) -> Result<Vec<u8>> {
+        let reading = self.start_read(buffer, offset, bytes)?;
+        reading.wait()
+    }
+
+    pub(crate) fn start_read(&self, buffer: &Buffer, offset: u64, bytes: u64) -> Result<Reading> {
+        let padded = bytes.div_ceil(4) * 4;
+        let staging = self.take_staging(padded.max(4));
+        let index = {
+            let mut recorder = lock(&self.0.recorder);
+            if let (Some(raw), true) = (&buffer.raw, padded > 0) {
+                recorder.encoder(self).copy_buffer_to_buffer(raw, offset, &staging, 0, padded);
+            }
+            recorder.submit(self)
+        };
+        self.check()?;
+        let (sender, receiver) = std::sync::mpsc::channel();
+        staging.map_async(wgpu::MapMode::Read, .., move |result| {
+            let _ = sender.send(result);
+        });
+        Ok(Reading { gpu: self.clone(), staging: Some(staging), index, bytes, receiver })
+    }
+
+    fn take_staging(&self, bytes: u64) -> wgpu::Buffer {
+        let mut ring = lock(&self.0.staging);
+        if let Some(at) = ring.iter().position(|b| b.size() >= bytes && b.size() <= bytes.max(4096) * 4) {
+            return ring.swap_remove(at);
+        }
+        drop(ring);
+        self.0.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("readback"),
+            size: size_class(bytes),
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        })
+    }
+}
+
+/// A readback under way: commands are submitted, [`wait`](Reading::wait) blocks, [`poll`](Reading::poll) does not.
+pub struct Reading {
+    gpu: Gpu,
+    staging: Option<wgpu::Buffer>,
+    index: Option<wgpu::SubmissionIndex>,
+    bytes: u64,
+    receiver: std::sync::mpsc::Receiver<Result<(), wgpu::BufferAsyncError>>,
+}
+
+impl Reading {
+    /// Blocks until the bytes are here.
+    ///
+    /// # Errors
+    /// The device's fault, if one stands.
+    pub fn wait(mut self) -> Result<Vec<u8>> {
+        let wait = wgpu::PollType::Wait { submission_index: self.index.take(), timeout: None };
+        self.gpu.0.device.poll(wait).map_err(|e| Error::device(format!("waiting for a readback: {e}")))?;
+        let mapped = self.receiver.recv().map_err(|_| Error::device("a readback was dropped by the driver"))?;
+        self.take(mapped)
+    }
+
+    /// The bytes if they are here, else `None`; never blocks.
+    ///
+    /// # Errors
+    /// The device's fault, if one stands.
+    pub fn poll(&mut self) -> Result<Option<Vec<u8>>> {
+        let polled = self.gpu.0.device.poll(wgpu::PollType::Poll);
+        polled.map_err(|e| Error::device(format!("polling a readback: {e}")))?;
+        match self.receiver.try_recv() {
+            Ok(mapped) => self.take(mapped).map(Some),
+            Err(_) => self.gpu.check().map(|()| None),
+        }
+    }
+
+    fn take(&mut self, mapped: Result<(), wgpu::BufferAsyncError>) -> Result<Vec<u8>> {
+        self.gpu.check()?;
+        mapped.map_err(|e| Error::device(format!("mapping a readback: {e}")))?;
+        let staging = self.staging.take().ok_or_else(|| Error::device("this readback was already taken"))?;
+        let view = staging.get_mapped_range(..).map_err(|e| Error::device(e.to_string()))?;
+        let bytes = view[..self.bytes as usize].to_vec();
+        drop(view);
+        staging.unmap();
+        let mut ring = lock(&self.gpu.0.staging);
+        if ring.len() < 8 {
+            ring.push(staging);
+        }
+        Ok(bytes)
+    }
+}

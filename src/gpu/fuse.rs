@@ -1,0 +1,516 @@
+//! Elementwise chains: a value is a place in memory or a pending expression over other values.
+//!
+//! An expression becomes one generated kernel when something needs its elements. Inner values of the chain that
+//! somebody else still holds (a tape that saved them, a variable) are written by the same kernel, so that nothing is
+//! computed twice; those that only the chain held are never stored. Arithmetic is four lanes wide and in f32, u32 or
+//! i32; f16 is unpacked as it is read and rounded to nearest even as it is written.
+
+use super::buffer::Buffer;
+use super::kernel::{Bind, Launch, grid};
+use super::shader::Source;
+use super::{Gpu, lock};
+use crate::dtype::DType;
+use crate::shape::{Shape, Strides, collapse};
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::sync::{Arc, Mutex};
+
+/// Operations in one expression: bounds the generated kernel and the walk's recursion.
+const MAX_NODES: usize = 40;
+/// Scalars, sizes and strides that fit the immediates beside `n` and the grid's width.
+const MAX_WORDS: usize = 30;
+const THREADS: u32 = 64;
+
+/// Where a value's elements lie.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub buffer: Arc<Buffer>,
+    /// In bytes; a multiple of every adapter's binding alignment.
+    pub offset: u64,
+}
+
+/// `count` elements in row-major order, computed or still to be.
+pub(crate) struct Value {
+    pub gpu: Gpu,
+    pub dtype: DType,
+    pub count: usize,
+    state: Mutex<State>,
+}
+
+enum State {
+    Ready(Place),
+    Pending(Arc<Expr>),
+}
+
+/// One elementwise operation. `$0`, `$1`, ... in the template stand for the arguments as `vec4`s.
+pub(crate) struct Expr {
+    op: &'static str,
+    template: &'static str,
+    shape: Shape,
+    args: Vec<Arg>,
+    nodes: usize,
+    leaves: usize,
+    words: usize,
+}
+
+/// An argument of an elementwise operation.
+#[derive(Clone)]
+pub(crate) enum Arg {
+    /// A value walked with these strides over the expression's shape.
+    Operand { value: Arc<Value>, strides: Strides, offset: usize },
+    /// A number that is the same for every element; not part of the generated source.
+    Scalar(Scalar),
+}
+
+/// A number in the type that the template wants.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Scalar {
+    F32(f32),
+    U32(u32),
+    I32(i32),
+}
+
+impl Scalar {
+    fn bits(self) -> u32 {
+        match self {
+            Scalar::F32(x) => x.to_bits(),
+            Scalar::U32(x) => x,
+            Scalar::I32(x) => x as u32,
+        }
+    }
+}
+
+/// What a realised value is written into, when the caller has a place for it.
+pub(crate) struct Target {
+    pub place: Place,
+    /// Adds to what is there.
+    pub accumulate: bool,
+}
+
+impl Value {
+    pub fn ready(gpu: &Gpu, dtype: DType, count: usize, place: Place) -> Arc<Value> {
+        Arc::new(Value { gpu: gpu.clone(), dtype, count, state: Mutex::new(State::Ready(place)) })
+    }
+
+    /// The value of an elementwise operation, computed later.
+    pub fn pending(
+        gpu: &Gpu,
+        op: &'static str,
+        template: &'static str,
+        dtype: DType,
+        shape: Shape,
+        args: Vec<Arg>,
+    ) -> Arc<Value> {
+        let most = gpu.max_bindings() - 1;
+        let mut expr = Expr { op, template, shape, args, nodes: 1, leaves: 0, words: 0 };
+        expr.measure();
+        // Too large for one kernel: the arguments become memory, largest first, until the rest fits.
+        while expr.nodes > MAX_NODES || expr.leaves > most || expr.words > MAX_WORDS {
+            let largest = expr.pending_args().max_by_key(|(_, inner)| inner.words * 64 + inner.nodes);
+            match largest {
+                Some((value, _)) => drop(value.place()),
+                None => break,
+            }
+            expr.measure();
+        }
+        let count = shape.count();
+        Arc::new(Value { gpu: gpu.clone(), dtype, count, state: Mutex::new(State::Pending(Arc::new(expr))) })
+    }
+
+    /// The place of this value's elements, computing them now if they are pending.
+    pub fn place(&self) -> Place {
+        self.realize(None)
+    }
+
+    /// The elements' place if they are computed already.
+    pub fn computed(&self) -> Option<Place> {
+        match &*lock(&self.state) {
+            State::Ready(place) => Some(place.clone()),
+            State::Pending(_) => None,
+        }
+    }
+
+    /// Computes the elements into `target` if they are pending; a computed value is left where it is.
+    pub fn realize(&self, target: Option<Target>) -> Place {
+        let mut state = lock(&self.state);
+        let expr = match &*state {
+            State::Ready(place) => return place.clone(),
+            State::Pending(expr) => expr.clone(),
+        };
+        let (place, accumulate) = match target {
+            Some(target) => (target.place, target.accumulate),
+            None => {
+                let bytes = self.dtype.buffer_bytes(self.count);
+                (Place { buffer: self.gpu.alloc(expr.op, bytes), offset: 0 }, false)
+            }
+        };
+        if self.count > 0 {
+            Program::new(self, &expr).run(&place, accumulate);
+        }
+        *state = State::Ready(place.clone());
+        place
+    }
+
+    /// Points a computed value at another place that holds the same elements.
+    pub fn rebase(&self, place: Place) {
+        *lock(&self.state) = State::Ready(place);
+    }
+
+    fn expr(&self) -> Option<Arc<Expr>> {
+        match &*lock(&self.state) {
+            State::Ready(_) => None,
+            State::Pending(expr) => Some(expr.clone()),
+        }
+    }
+}
+
+impl Expr {
+    /// The arguments that would become part of this expression's kernel: pending and walked in their own order.
+    fn pending_args(&self) -> impl Iterator<Item = (&Arc<Value>, Arc<Expr>)> {
+        self.args.iter().filter_map(|arg| match arg {
+            Arg::Operand { value, strides, offset } => {
+                self.inlines(value, strides, *offset).map(|inner| (value, inner))
+            }
+            Arg::Scalar(_) => None,
+        })
+    }
+
+    fn inlines(&self, value: &Value, strides: &Strides, offset: usize) -> Option<Arc<Expr>> {
+        let same_walk = offset == 0 && value.count == self.shape.count() && *strides == self.shape.strides();
+        // A pending value of the same elements but another shape has leaves that walk differently.
+        value.expr().filter(|inner| same_walk && inner.shape == self.shape)
+    }
+
+    /// Counts what the generated kernel would hold, without regard to repeats: an upper bound.
+    fn measure(&mut self) {
+        let (mut nodes, mut leaves, mut words) = (1, 0, 0);
+        for arg in &self.args {
+            match arg {
+                Arg::Scalar(_) => words += 1,
+                Arg::Operand { value, strides, offset } => {
+                    if let Some(inner) = self.inlines(value, strides, *offset) {
+                        nodes += inner.nodes;
+                        leaves += inner.leaves;
+                        words += inner.words;
+                    } else {
+                        leaves += 1;
+                        let plain = *strides == self.shape.strides() && *offset == 0;
+                        words += if plain { 0 } else { self.shape.len() + 1 };
+                    }
+                }
+            }
+        }
+        let strided = words > 0;
+        (self.nodes, self.leaves) = (nodes, leaves);
+        self.words = words + if strided { self.shape.len() } else { 0 };
+    }
+}
+
+/// How a leaf is read: four elements at once, one for all, or lane by lane.
+#[derive(Clone, Copy, PartialEq)]
+enum Walk {
+    Plain,
+    Strided,
+}
+
+struct Leaf {
+    value: Arc<Value>,
+    place: Place,
+    strides: Strides,
+    offset: usize,
+    walk: Walk,
+}
+
+/// A kernel being generated.
+struct Program<'a> {
+    root: &'a Value,
+    shape: Shape,
+    op: &'static str,
+    leaves: Vec<Leaf>,
+    scalars: Vec<Scalar>,
+    body: String,
+    /// Variable of each inlined value, by address, with the arguments that named it.
+    inlined: HashMap<*const Value, (usize, usize)>,
+    /// Inlined values in order of computation.
+    order: Vec<(Arc<Value>, usize)>,
+    variables: usize,
+}
+
+impl<'a> Program<'a> {
+    fn new(root: &'a Value, expr: &Arc<Expr>) -> Self {
+        let mut program = Program {
+            root,
+            shape: expr.shape,
+            op: expr.op,
+            leaves: Vec::new(),
+            scalars: Vec::new(),
+            body: String::new(),
+            inlined: HashMap::new(),
+            order: Vec::new(),
+            variables: 0,
+        };
+        let last = program.emit(expr, root.dtype);
+        debug_assert_eq!(last + 1, program.variables);
+        program
+    }
+
+    /// Writes the statements of `expr`; returns its variable's number.
+    fn emit(&mut self, expr: &Expr, dtype: DType) -> usize {
+        let names: Vec<String> = expr.args.iter().map(|arg| self.argument(expr, arg)).collect();
+        let mut text = String::new();
+        let mut rest = expr.template;
+        while let Some(at) = rest.find('$') {
+            text.push_str(&rest[..at]);
+            let index = (rest.as_bytes()[at + 1] - b'0') as usize;
+            text.push_str(&names[index]);
+            rest = &rest[at + 2..];
+        }
+        text.push_str(rest);
+        let variable = self.variables;
+        self.variables += 1;
+        // What is f16 when stored is f16 inside a chain too: fusion must not change bits.
+        let text = if dtype == DType::F16 { format!("round_half4({text})") } else { text };
+        let _ = writeln!(self.body, "    let v{variable} = {text};");
+        variable
+    }
+
+    fn argument(&mut self, expr: &Expr, arg: &Arg) -> String {
+        match arg {
+            Arg::Scalar(scalar) => {
+                self.scalars.push(*scalar);
+                let i = self.scalars.len() - 1;
+                match scalar {
+                    Scalar::F32(_) => format!("vec4<f32>(bitcast<f32>(p.s{i}))"),
+                    Scalar::U32(_) => format!("vec4<u32>(p.s{i})"),
+                    Scalar::I32(_) => format!("vec4<i32>(bitcast<i32>(p.s{i}))"),
+                }
+            }
+            Arg::Operand { value, strides, offset } => {
+                if let Some(inner) = expr.inlines(value, strides, *offset) {
+                    let key = Arc::as_ptr(value);
+                    if let Some((variable, uses)) = self.inlined.get_mut(&key) {
+                        *uses += 1;
+                        return format!("v{variable}");
+                    }
+                    let variable = self.emit(&inner, value.dtype);
+                    self.inlined.insert(key, (variable, 1));
+                    self.order.push((value.clone(), variable));
+                    return format!("v{variable}");
+                }
+                format!("l{}", self.leaf(value, strides, *offset))
+            }
+        }
+    }
+
+    fn leaf(&mut self, value: &Arc<Value>, strides: &Strides, offset: usize) -> usize {
+        let known = self
+            .leaves
+            .iter()
+            .position(|l| Arc::ptr_eq(&l.value, value) && l.strides == *strides && l.offset == offset);
+        known.unwrap_or_else(|| {
+            let align = self.root.gpu.limits().min_storage_buffer_offset_alignment as u64;
+            let bytes = (offset * value.dtype.size()) as u64;
+            let plain = *strides == self.shape.strides() && bytes % align == 0;
+            let mut place = value.place();
+            let (walk, offset) = if plain {
+                place.offset += bytes;
+                (Walk::Plain, 0)
+            } else {
+                (Walk::Strided, offset)
+            };
+            self.leaves.push(Leaf { value: value.clone(), place, strides: *strides, offset, walk });
+            self.leaves.len() - 1
+        })
+    }
+
+    fn run(mut self, place: &Place, accumulate: bool) {
+        let gpu = self.root.gpu.clone();
+        let room = gpu.max_bindings().saturating_sub(self.leaves.len() + 1);
+        let outputs = self.held_elsewhere(room);
+        let (sizes, strides, strided) = self.walks();
+        let source = self.source(&outputs, accumulate, &sizes, &strides, &strided);
+
+        let vectors = self.root.count.div_ceil(4);
+        let grid = grid(vectors.div_ceil(THREADS as usize));
+        let mut params: Vec<u32> = vec![self.root.count as u32, grid[0]];
+        if !strided.is_empty() {
+            params.extend(sizes.iter().map(|&s| s as u32));
+        }
+        for (at, &leaf) in strided.iter().enumerate() {
+            params.extend(strides[at].iter().map(|&s| s as u32));
+            params.push(self.leaves[leaf].offset as u32);
+        }
+        params.extend(self.scalars.iter().map(|s| s.bits()));
+
+        let mut binds: Vec<Bind> = Vec::new();
+        for leaf in &self.leaves {
+            binds.push(bind(binds.len(), &leaf.place, leaf.value.dtype, leaf.value.count, false));
+        }
+        for (leaf, bound) in self.leaves.iter().zip(&mut binds) {
+            if leaf.walk == Walk::Plain {
+                bound.size = leaf.value.dtype.buffer_bytes(self.root.count);
+            }
+        }
+        binds.push(bind(binds.len(), place, self.root.dtype, self.root.count, true));
+        let mut places = Vec::new();
+        for (value, _) in &outputs {
+            let made = Place { buffer: gpu.alloc(self.op, value.dtype.buffer_bytes(value.count)), offset: 0 };
+            binds.push(bind(binds.len(), &made, value.dtype, value.count, true));
+            places.push(made);
+        }
+        gpu.launch(Launch {
+            op: self.op,
+            source: &source,
+            entry: "main",
+            binds,
+            params: bytemuck::cast_slice(&params),
+            grid,
+        });
+        for ((value, _), made) in outputs.iter().zip(places) {
+            value.rebase(made);
+        }
+    }
+
+    /// Inlined values that somebody outside this expression holds: they are stored too, latest first, up to `room`.
+    fn held_elsewhere(&mut self, room: usize) -> Vec<(Arc<Value>, usize)> {
+        let order = std::mem::take(&mut self.order);
+        let mut held: Vec<_> = order
+            .into_iter()
+            .filter(|(value, _)| {
+                let (_, uses) = self.inlined[&Arc::as_ptr(value)];
+                // One count is ours, in `order`.
+                Arc::strong_count(value) > uses + 1
+            })
+            .collect();
+        held.reverse();
+        held.truncate(room);
+        held
+    }
+
+    /// The merged sizes, each strided leaf's merged strides, and which leaves are strided.
+    fn walks(&self) -> (Vec<usize>, Vec<Vec<usize>>, Vec<usize>) {
+        let strided: Vec<usize> =
+            (0..self.leaves.len()).filter(|&i| self.leaves[i].walk == Walk::Strided).collect();
+        let operands: Vec<Strides> = strided.iter().map(|&i| self.leaves[i].strides).collect();
+        let (mut sizes, mut strides) = collapse(&self.shape, &operands);
+        if sizes.is_empty() {
+            sizes.push(1);
+            strides.iter_mut().for_each(|s| s.push(0));
+        }
+        (sizes, strides, strided)
+    }
+
+    fn source(
+        &self,
+        outputs: &[(Arc<Value>, usize)],
+        accumulate: bool,
+        sizes: &[usize],
+        strides: &[Vec<usize>],
+        strided: &[usize],
+    ) -> Source {
+        let mut s = String::from("struct Params { n: u32, groups_x: u32,");
+        let axes = sizes.len();
+        if !strided.is_empty() {
+            (0..axes).for_each(|a| write!(s, " size{a}: u32,").unwrap());
+        }
+        for &leaf in strided {
+            (0..axes).for_each(|a| write!(s, " t{leaf}_{a}: u32,").unwrap());
+            write!(s, " o{leaf}: u32,").unwrap();
+        }
+        (0..self.scalars.len()).for_each(|i| write!(s, " s{i}: u32,").unwrap());
+        s.push_str(" }\nvar<immediate> p: Params;\n#import elementwise\n");
+
+        for (i, leaf) in self.leaves.iter().enumerate() {
+            let element = stored(leaf.value.dtype, leaf.walk == Walk::Plain);
+            writeln!(s, "@group(0) @binding({i}) var<storage, read> x{i}: array<{element}>;").unwrap();
+        }
+        let first = self.leaves.len();
+        let written = std::iter::once(self.root.dtype).chain(outputs.iter().map(|(v, _)| v.dtype));
+        for (i, dtype) in written.enumerate() {
+            let element = stored(dtype, true);
+            let at = first + i;
+            writeln!(s, "@group(0) @binding({at}) var<storage, read_write> y{i}: array<{element}>;").unwrap();
+        }
+        // Rows of whole vectors: the four lanes share every coordinate but the last.
+        let together = sizes[axes - 1] % 4 == 0;
+        for (at, &leaf) in strided.iter().enumerate() {
+            self.reader(&mut s, leaf, axes, together, strides[at][axes - 1]);
+        }
+        writeln!(
+            s,
+            "@compute @workgroup_size({THREADS})\nfn main(@builtin(workgroup_id) group: vec3<u32>, \
+             @builtin(local_invocation_index) lane: u32) {{\n    \
+             let i = (group.y * p.groups_x + group.x) * {THREADS}u + lane;\n    if i * 4u >= p.n {{ return; }}"
+        )
+        .unwrap();
+        for (i, leaf) in self.leaves.iter().enumerate() {
+            let read = match (leaf.walk, leaf.value.dtype) {
+                (Walk::Plain, DType::F16) => {
+                    format!("vec4<f32>(unpack2x16float(x{i}[i].x), unpack2x16float(x{i}[i].y))")
+                }
+                (Walk::Plain, _) => format!("x{i}[i]"),
+                (Walk::Strided, _) => format!("read{i}(i * 4u)"),
+            };
+            writeln!(s, "    let l{i} = {read};").unwrap();
+        }
+        s.push_str(&self.body);
+        let root = format!("v{}", self.variables - 1);
+        let sum = if accumulate { format!("y0[i] + {root}") } else { root };
+        writeln!(s, "    y0[i] = {};", packed(self.root.dtype, &sum)).unwrap();
+        for (i, (value, variable)) in outputs.iter().enumerate() {
+            writeln!(s, "    y{}[i] = {};", i + 1, packed(value.dtype, &format!("v{variable}"))).unwrap();
+        }
+        s.push_str("}\n");
+        Source::text("elementwise", s)
+    }
+
+    /// A function that reads four elements of a strided leaf, starting at element `e` of the walk.
+    fn reader(&self, s: &mut String, leaf: usize, axes: usize, together: bool, inner: usize) {
+        let ty = self.leaves[leaf].value.dtype.wgsl();
+        let element = |index: &str| match self.leaves[leaf].value.dtype {
+            DType::F16 => format!("half_at(x{leaf}[({index}) / 2u], ({index}) % 2u)"),
+            _ => format!("x{leaf}[{index}]"),
+        };
+        writeln!(s, "fn index{leaf}(e: u32) -> u32 {{\n    var rest = e;\n    var at = p.o{leaf};").unwrap();
+        for a in (1..axes).rev() {
+            writeln!(s, "    at += (rest % p.size{a}) * p.t{leaf}_{a};\n    rest = rest / p.size{a};").unwrap();
+        }
+        writeln!(s, "    return at + rest * p.t{leaf}_0;\n}}").unwrap();
+        write!(s, "fn read{leaf}(e: u32) -> vec4<{ty}> {{\n    ").unwrap();
+        let step = format!("p.t{leaf}_{}", axes - 1);
+        if together && inner == 0 {
+            writeln!(s, "let a = index{leaf}(e);\n    return vec4<{ty}>({});\n}}", element("a")).unwrap();
+        } else if together {
+            let lanes: Vec<String> = (0..4).map(|j| element(&format!("a + {j}u * {step}"))).collect();
+            writeln!(s, "let a = index{leaf}(e);\n    return vec4<{ty}>({});\n}}", lanes.join(", ")).unwrap();
+        } else {
+            s.push_str("let last = p.n - 1u;\n");
+            for j in 0..4 {
+                writeln!(s, "    let a{j} = index{leaf}(min(e + {j}u, last));").unwrap();
+            }
+            let lanes: Vec<String> = (0..4).map(|j| element(&format!("a{j}"))).collect();
+            writeln!(s, "    return vec4<{ty}>({});\n}}", lanes.join(", ")).unwrap();
+        }
+    }
+}
+
+fn stored(dtype: DType, vector: bool) -> &'static str {
+    match (dtype, vector) {
+        (DType::F16, true) => "vec2<u32>",
+        (DType::F32, true) => "vec4<f32>",
+        (DType::U32, true) => "vec4<u32>",
+        (DType::I32, true) => "vec4<i32>",
+        (DType::F16 | DType::U32, false) => "u32",
+        (DType::F32, false) => "f32",
+        (DType::I32, false) => "i32",
+    }
+}
+
+fn packed(dtype: DType, value: &str) -> String {
+    if dtype == DType::F16 { format!("pack_half4({value})") } else { value.to_string() }
+}
+
+fn bind(binding: usize, place: &Place, dtype: DType, count: usize, write: bool) -> Bind {
+    let size = dtype.buffer_bytes(count);
+    Bind { binding: binding as u32, buffer: place.buffer.clone(), offset: place.offset, size, write }
+}

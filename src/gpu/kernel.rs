@@ -1,0 +1,192 @@
+//! Pipelines by source, and the one way to launch them.
+
+use super::buffer::Buffer;
+use super::shader::Source;
+use super::{Gpu, lock};
+use crate::error::{Error, Result};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Part of a buffer, bound at one slot of a kernel.
+#[derive(Clone)]
+pub(crate) struct Bind {
+    pub binding: u32,
+    pub buffer: Arc<Buffer>,
+    pub offset: u64,
+    pub size: u64,
+    pub write: bool,
+}
+
+/// One dispatch: what runs, on what, how wide.
+pub(crate) struct Launch<'a> {
+    pub op: &'a str,
+    pub source: &'a Source,
+    pub entry: &'a str,
+    pub binds: Vec<Bind>,
+    /// The kernel's `var<immediate> p`, as its bytes; at most 128.
+    pub params: &'a [u8],
+    pub grid: [u32; 3],
+}
+
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    source: String,
+    entry: String,
+    binds: Vec<(u32, bool)>,
+    params: usize,
+}
+
+struct Pipeline {
+    raw: wgpu::ComputePipeline,
+    layout: wgpu::BindGroupLayout,
+}
+
+/// Pipelines made so far; a failed one is kept too, so that its error is reported once.
+#[derive(Default)]
+pub(crate) struct Cache(HashMap<Key, Option<Arc<Pipeline>>>);
+
+/// `groups` workgroups as a grid within the 65535 per axis that every adapter has: `x` fastest.
+pub(crate) fn grid(groups: usize) -> [u32; 3] {
+    const MOST: usize = 65535;
+    if groups <= MOST {
+        return [groups as u32, 1, 1];
+    }
+    let y = groups.div_ceil(MOST);
+    [groups.div_ceil(y) as u32, y as u32, 1]
+}
+
+impl Gpu {
+    /// Records one dispatch. After a fault, or on a buffer without memory, it does nothing.
+    pub(crate) fn launch(&self, launch: Launch) {
+        if self.check().is_err() || launch.grid.contains(&0) {
+            return;
+        }
+        if let Err(error) = self.try_launch(&launch) {
+            self.raise(error);
+        }
+    }
+
+    fn try_launch(&self, launch: &Launch) -> Result<()> {
+        debug_assert!(launch.params.len() <= 128 && launch.params.len() % 4 == 0);
+        let most = self.limits().max_compute_workgroups_per_dimension;
+        if let Some(&n) = launch.grid.iter().find(|&&n| n > most) {
+            let what = format!("{}: workgroups along one axis", launch.op);
+            return Err(Error::Limit { what, need: n as u64, have: most as u64 });
+        }
+        let Some(pipeline) = self.pipeline(launch)? else { return Ok(()) };
+        let mut entries = Vec::with_capacity(launch.binds.len());
+        for bind in &launch.binds {
+            let Some(raw) = &bind.buffer.raw else {
+                return Err(Error::device(format!(
+                    "{}: an operand has no data because the op that makes it failed earlier",
+                    launch.op
+                )));
+            };
+            entries.push(wgpu::BindGroupEntry {
+                binding: bind.binding,
+                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                    buffer: raw,
+                    offset: bind.offset,
+                    size: std::num::NonZeroU64::new(bind.size),
+                }),
+            });
+        }
+        let group = self.0.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(launch.op),
+            layout: &pipeline.layout,
+            entries: &entries,
+        });
+        let mut recorder = lock(&self.0.recorder);
+        let pass = recorder.pass(self);
+        pass.set_pipeline(&pipeline.raw);
+        pass.set_bind_group(0, &group, &[]);
+        if !launch.params.is_empty() {
+            pass.set_immediates(0, launch.params);
+        }
+        let [x, y, z] = launch.grid;
+        pass.dispatch_workgroups(x, y, z);
+        recorder.dispatched(self);
+        Ok(())
+    }
+
+    fn pipeline(&self, launch: &Launch) -> Result<Option<Arc<Pipeline>>> {
+        let key = Key {
+            source: launch.source.key(),
+            entry: launch.entry.to_string(),
+            binds: launch.binds.iter().map(|b| (b.binding, b.write)).collect(),
+            params: launch.params.len(),
+        };
+        // Held while compiling: two threads that want the same kernel compile it once.
+        let mut cache = lock(&self.0.kernels);
+        if let Some(pipeline) = cache.0.get(&key) {
+            return Ok(pipeline.clone());
+        }
+        let made = self.compile(launch).map(Arc::new);
+        let pipeline = made.as_ref().ok().cloned();
+        cache.0.insert(key, pipeline.clone());
+        made.map(|_| pipeline)
+    }
+
+    fn compile(&self, launch: &Launch) -> Result<Pipeline> {
+        let started = std::time::Instant::now();
+        let assembled = launch.source.assemble()?;
+        let file = || format!("{} ({})", assembled.name(), launch.op);
+        let device = &self.0.device;
+        let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
+        let descriptor = wgpu::ShaderModuleDescriptor {
+            label: Some(launch.op),
+            source: wgpu::ShaderSource::Wgsl(assembled.text().into()),
+        };
+        let module = if self.0.checked {
+            device.create_shader_module(descriptor)
+        } else {
+            // SAFETY: our own kernels, which the tests run with checks on; every loop is bounded by its parameters.
+            unsafe {
+                device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
+            }
+        };
+        let entries: Vec<_> = launch
+            .binds
+            .iter()
+            .map(|b| wgpu::BindGroupLayoutEntry {
+                binding: b.binding,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer {
+                    ty: wgpu::BufferBindingType::Storage { read_only: !b.write },
+                    has_dynamic_offset: false,
+                    min_binding_size: None,
+                },
+                count: None,
+            })
+            .collect();
+        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some(launch.op),
+            entries: &entries,
+        });
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(launch.op),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: launch.params.len() as u32,
+        });
+        let raw = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(launch.op),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some(launch.entry),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &[],
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: None,
+        });
+        let error = pollster::block_on(internal.pop()).or(pollster::block_on(scope.pop()));
+        if let Some(error) = error {
+            // Naga's own report has line numbers in the file's terms; the driver's words come second.
+            assembled.check(naga::valid::Capabilities::all())?;
+            return Err(Error::Shader { file: file(), line: 0, message: error.to_string() });
+        }
+        tracing::debug!(op = launch.op, entry = launch.entry, ms = started.elapsed().as_millis(), "compiled");
+        Ok(Pipeline { raw, layout })
+    }
+}

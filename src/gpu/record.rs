@@ -1,0 +1,90 @@
+//! Record now, submit late: one open encoder and compute pass that every op writes into.
+
+use super::{Gpu, lock};
+use crate::error::{Error, Result};
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+
+/// Dispatches in one submit. Large enough that submits cost nothing, small enough for a driver's watchdog.
+const BATCH: usize = 256;
+/// Submits that the host may run ahead of the device.
+const IN_FLIGHT: usize = 4;
+
+/// The open batch. One a device, behind a mutex: each op's commands go in as a whole.
+#[derive(Default)]
+pub(crate) struct Recorder {
+    // Declared before the encoder: a pass must end first.
+    pass: Option<wgpu::ComputePass<'static>>,
+    encoder: Option<wgpu::CommandEncoder>,
+    dispatches: usize,
+    flights: VecDeque<wgpu::SubmissionIndex>,
+}
+
+impl Recorder {
+    /// The encoder with no pass open: for copies.
+    pub fn encoder(&mut self, gpu: &Gpu) -> &mut wgpu::CommandEncoder {
+        self.pass = None;
+        self.encoder.get_or_insert_with(|| {
+            gpu.0.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("batch") })
+        })
+    }
+
+    /// The open compute pass.
+    pub fn pass(&mut self, gpu: &Gpu) -> &mut wgpu::ComputePass<'static> {
+        if self.pass.is_none() {
+            let descriptor = wgpu::ComputePassDescriptor::default();
+            let pass = self.encoder(gpu).begin_compute_pass(&descriptor).forget_lifetime();
+            self.pass = Some(pass);
+        }
+        self.pass.as_mut().expect("opened above")
+    }
+
+    /// Counts a dispatch; hands the batch over when it is full.
+    pub fn dispatched(&mut self, gpu: &Gpu) {
+        self.dispatches += 1;
+        if self.dispatches >= BATCH {
+            self.submit(gpu);
+        }
+    }
+
+    /// Hands the batch to the device, if there is anything in it.
+    pub fn submit(&mut self, gpu: &Gpu) -> Option<wgpu::SubmissionIndex> {
+        self.pass = None;
+        self.dispatches = 0;
+        let commands = self.encoder.take().map(|e| e.finish());
+        let index = gpu.0.queue.submit(commands);
+        // After the submit: an upload that sees the new number may overwrite what the submitted commands read.
+        gpu.0.epoch.fetch_add(1, Ordering::AcqRel);
+        self.flights.push_back(index.clone());
+        if self.flights.len() > IN_FLIGHT {
+            let oldest = self.flights.pop_front();
+            let wait = wgpu::PollType::Wait { submission_index: oldest, timeout: None };
+            if let Err(e) = gpu.0.device.poll(wait) {
+                gpu.raise(Error::device(format!("waiting for the device: {e}")));
+            }
+        }
+        Some(index)
+    }
+}
+
+impl Gpu {
+    /// Submits everything recorded so far, without waiting.
+    ///
+    /// # Errors
+    /// The fault that stands, if any.
+    pub fn flush(&self) -> Result<()> {
+        lock(&self.0.recorder).submit(self);
+        self.check()
+    }
+
+    /// Submits everything and waits until the device is idle.
+    ///
+    /// # Errors
+    /// The fault that stands, if any.
+    pub fn synchronize(&self) -> Result<()> {
+        let index = lock(&self.0.recorder).submit(self);
+        let wait = wgpu::PollType::Wait { submission_index: index, timeout: None };
+        self.0.device.poll(wait).map_err(|e| Error::device(format!("waiting for the device: {e}")))?;
+        self.check()
+    }
+}

@@ -1,0 +1,168 @@
+//! What an op says about itself so that one harness can test and time it: inputs, call, f64 reference, bound.
+
+use crate::dtype::DType;
+use crate::rng::Rng;
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+
+/// A host array in f64: what references compute with. Integers are stored as their values.
+#[derive(Clone, Debug)]
+pub struct Array {
+    /// Sizes of the axes.
+    pub shape: Shape,
+    /// Elements, row-major.
+    pub data: Vec<f64>,
+}
+
+impl Array {
+    /// An array of this shape whose element at flat index `i` is `f(i)`.
+    pub fn from_fn(shape: impl Into<Shape>, f: impl FnMut(usize) -> f64) -> Array {
+        let shape = shape.into();
+        Array { shape, data: (0..shape.count()).map(f).collect() }
+    }
+}
+
+/// How an input is filled.
+#[derive(Clone, Debug)]
+pub enum Fill {
+    /// Normal with this standard deviation.
+    Normal(f64),
+    /// Uniform in `[low, high)`.
+    Uniform(f64, f64),
+    /// Integers in `[low, high)`, exact in f32.
+    Integers(i64, i64),
+    /// These values, repeated as needed.
+    Values(Vec<f64>),
+    /// A permutation of `0, spacing, 2 spacing, ...` about zero: no two elements closer than `spacing`, none at 0.
+    Distinct(f64),
+}
+
+/// One input of a case.
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// Sizes of the axes.
+    pub shape: Shape,
+    /// Stored type.
+    pub dtype: DType,
+    /// Contents.
+    pub fill: Fill,
+    /// Whether the gradient with respect to it is tested.
+    pub grad: bool,
+}
+
+impl Input {
+    /// A differentiable f32 input, standard normal.
+    pub fn normal(shape: impl Into<Shape>) -> Input {
+        Input { shape: shape.into(), dtype: DType::F32, fill: Fill::Normal(1.0), grad: true }
+    }
+
+    /// Integers in `[low, high)` of this type, without a gradient.
+    pub fn integers(shape: impl Into<Shape>, dtype: DType, low: i64, high: i64) -> Input {
+        Input { shape: shape.into(), dtype, fill: Fill::Integers(low, high), grad: false }
+    }
+
+    /// This input filled otherwise.
+    pub fn fill(mut self, fill: Fill) -> Input {
+        self.fill = fill;
+        self
+    }
+
+    /// This input stored otherwise.
+    pub fn dtype(mut self, dtype: DType) -> Input {
+        self.dtype = dtype;
+        self
+    }
+
+    /// This input without a gradient.
+    pub fn fixed(mut self) -> Input {
+        self.grad = false;
+        self
+    }
+
+    /// The elements as stored (rounded to the dtype), drawn from `rng`.
+    pub fn draw(&self, rng: &mut Rng) -> Array {
+        let n = self.shape.count();
+        let mut unit = vec![0.0f32; n];
+        let data: Vec<f64> = match &self.fill {
+            Fill::Normal(scale) => {
+                rng.fill_normal(&mut unit);
+                unit.iter().map(|&x| x as f64 * scale).collect()
+            }
+            Fill::Uniform(low, high) => {
+                rng.fill_uniform(&mut unit);
+                unit.iter().map(|&x| low + x as f64 * (high - low)).collect()
+            }
+            Fill::Integers(low, high) => {
+                rng.fill_uniform(&mut unit);
+                unit.iter().map(|&x| (*low as f64 + (x as f64 * (high - low) as f64).floor()).trunc()).collect()
+            }
+            Fill::Values(values) => (0..n).map(|i| values[i % values.len()]).collect(),
+            Fill::Distinct(spacing) => {
+                let mut order: Vec<usize> = (0..n).collect();
+                rng.shuffle(&mut order);
+                order.iter().map(|&i| (i as f64 - n as f64 / 2.0 + 0.25) * spacing).collect()
+            }
+        };
+        let stored = |x: f64| match self.dtype {
+            DType::F32 => x as f32 as f64,
+            DType::F16 => half::f16::from_f64(x).to_f64(),
+            DType::U32 | DType::I32 => x,
+        };
+        Array { shape: self.shape, data: data.into_iter().map(stored).collect() }
+    }
+}
+
+/// The call under test.
+pub type Forward = Box<dyn Fn(&[Tensor]) -> Tensor + Send + Sync>;
+/// The same in f64, plain loops.
+pub type Reference = Box<dyn Fn(&[Array]) -> Array + Send + Sync>;
+
+/// One test of one op.
+pub struct Case {
+    /// What is special about it, such as the sizes.
+    pub name: String,
+    /// The inputs, in order.
+    pub inputs: Vec<Input>,
+    /// The op.
+    pub forward: Forward,
+    /// The oracle.
+    pub reference: Reference,
+    /// Allowed error of the forward pass in units of f32 roundoff, relative to the result: what WGSL leaves loose.
+    pub ulps: f64,
+    /// The same for gradients.
+    pub grad_ulps: f64,
+    /// The result must equal the reference exactly.
+    pub exact: bool,
+}
+
+impl Case {
+    /// A case with the default allowance of 4 roundoffs.
+    pub fn new(
+        name: impl Into<String>,
+        inputs: Vec<Input>,
+        forward: impl Fn(&[Tensor]) -> Tensor + Send + Sync + 'static,
+        reference: impl Fn(&[Array]) -> Array + Send + Sync + 'static,
+    ) -> Case {
+        Case {
+            name: name.into(),
+            inputs,
+            forward: Box::new(forward),
+            reference: Box::new(reference),
+            ulps: 4.0,
+            grad_ulps: 8.0,
+            exact: false,
+        }
+    }
+
+    /// This case with another allowance for values and gradients.
+    pub fn ulps(mut self, ulps: f64, grad_ulps: f64) -> Case {
+        (self.ulps, self.grad_ulps) = (ulps, grad_ulps);
+        self
+    }
+
+    /// This case with equality demanded.
+    pub fn exact(mut self) -> Case {
+        self.exact = true;
+        self
+    }
+}

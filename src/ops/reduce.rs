@@ -1,0 +1,257 @@
+//! Sum, mean, max and min along an axis, in an order that the sizes fix: same bits every time.
+
+use super::case::{Array, Case, Fill, Input};
+use super::words;
+use crate::dtype::DType;
+use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::shader::Source;
+use crate::shape::{self, Shape};
+use crate::tape::{Op, Saved, Sink};
+use crate::tensor::Tensor;
+
+/// Axes longer than this, with few results, are reduced in two passes.
+const SPAN: usize = 4096;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Sum,
+    Max,
+    Min,
+}
+
+impl Kind {
+    fn fragment(self) -> &'static str {
+        match self {
+            Kind::Sum => "reduce_sum",
+            Kind::Max => "reduce_max",
+            Kind::Min => "reduce_min",
+        }
+    }
+}
+
+fn source(kind: Kind) -> Source {
+    Source::file("reduce").slot("combine", kind.fragment())
+}
+
+/// One pass over `[outer, axis, inner]`, or two where the axis is long and the results are few.
+fn reduce(op: &'static str, x: &Tensor, axis: usize, kind: Kind, scale: f32) -> Tensor {
+    let (outer, size, inner) = x.shape().split_at_axis(axis);
+    let to = x.shape().without(axis);
+    let parts = if size > SPAN && outer * inner < 4096 { size.div_ceil(SPAN) } else { 1 };
+    if parts == 1 {
+        return pass(op, x, [outer, size, inner], 1, kind, scale).reshape(to);
+    }
+    let partial = pass(op, x, [outer, size, inner], parts, kind, 1.0);
+    pass(op, &partial, [outer, parts, inner], 1, kind, scale).reshape(to)
+}
+
+fn pass(op: &'static str, x: &Tensor, [outer, size, inner]: [usize; 3], parts: usize, kind: Kind, scale: f32) -> Tensor {
+    let gpu = x.gpu();
+    let x = x.contiguous();
+    let results = outer * parts * inner;
+    let y = Tensor::empty(gpu, op, [outer, parts, inner], x.dtype());
+    let (entry, groups) = if inner == 1 { ("rows", results) } else { ("columns", results.div_ceil(64)) };
+    let grid = grid(groups);
+    let params = [grid[0] as usize, results, size, inner, parts, size.div_ceil(parts)].map(|v| v as u32);
+    let mut all = params.to_vec();
+    all.push(scale.to_bits());
+    gpu.launch(Launch {
+        op,
+        source: &source(kind),
+        entry,
+        binds: vec![x.bind(0), y.bind_mut(1)],
+        params: words(&all),
+        grid,
+    });
+    y
+}
+
+struct Sum {
+    axis: usize,
+    shape: Shape,
+    scale: f32,
+}
+
+impl Op for Sum {
+    fn name(&self) -> &'static str {
+        "sum"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        if let Some(dy) = &dy[0] {
+            let dy = if self.scale == 1.0 { dy.clone() } else { dy.scale(self.scale) };
+            sink.add(0, dy.unsqueeze(self.axis).expand(self.shape));
+        }
+    }
+}
+
+struct Extreme {
+    axis: usize,
+    x: Saved,
+    y: Saved,
+}
+
+impl Op for Extreme {
+    fn name(&self) -> &'static str {
+        "max"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        let x = self.x.get("max");
+        let hits = x.eq(&self.y.get("max").unsqueeze(self.axis)).cast(DType::F32);
+        // Ties share the gradient equally.
+        let share = dy.div(&hits.sum(self.axis as isize)).unsqueeze(self.axis);
+        sink.add(0, hits.mul(&share));
+    }
+}
+
+impl Tensor {
+    #[track_caller]
+    fn sum_scaled(&self, name: &'static str, axis: isize, scale: f32) -> Tensor {
+        let axis = shape::axis(name, axis, self.shape());
+        let shape = *self.shape();
+        if shape.count() == 0 {
+            return Tensor::zeros(self.gpu(), shape.without(axis));
+        }
+        let y = reduce(name, &super::float(name, self).detach(), axis, Kind::Sum, scale);
+        y.made_by(&[self], || Box::new(Sum { axis, shape, scale }))
+    }
+
+    /// `y = sum over axis of x`; the axis disappears. f16 is summed and returned in f32.
+    ///
+    /// # Panics
+    /// When the axis is out of range or the elements are integers.
+    #[track_caller]
+    pub fn sum(&self, axis: isize) -> Tensor {
+        self.sum_scaled("sum", axis, 1.0)
+    }
+
+    /// The mean over `axis`, which disappears.
+    ///
+    /// # Panics
+    /// When the axis is out of range or empty, or the elements are integers.
+    #[track_caller]
+    pub fn mean(&self, axis: isize) -> Tensor {
+        let at = shape::axis("mean", axis, self.shape());
+        assert!(self.shape()[at] > 0, "mean: axis {at} of {} is empty", self.shape());
+        self.sum_scaled("mean", axis, 1.0 / self.shape()[at] as f32)
+    }
+
+    /// The sum of all elements, a scalar.
+    #[track_caller]
+    pub fn sum_all(&self) -> Tensor {
+        self.reshape([self.count()]).sum(0)
+    }
+
+    /// The mean of all elements, a scalar.
+    #[track_caller]
+    pub fn mean_all(&self) -> Tensor {
+        self.reshape([self.count()]).mean(0)
+    }
+
+    #[track_caller]
+    fn extreme(&self, name: &'static str, axis: isize, kind: Kind) -> Tensor {
+        let axis = shape::axis(name, axis, self.shape());
+        assert!(self.shape()[axis] > 0, "{name}: axis {axis} of {} is empty", self.shape());
+        let y = reduce(name, &super::float(name, self).detach(), axis, kind, 1.0);
+        let saved = y.clone();
+        y.made_by(&[self], || Box::new(Extreme { axis, x: Saved::new(self), y: Saved::new(&saved) }))
+    }
+
+    /// The largest element along `axis`, which disappears. Ties share the gradient.
+    ///
+    /// # Panics
+    /// When the axis is out of range or empty, or the elements are integers.
+    #[track_caller]
+    pub fn max(&self, axis: isize) -> Tensor {
+        self.extreme("max", axis, Kind::Max)
+    }
+
+    /// The smallest element along `axis`, which disappears. Ties share the gradient.
+    ///
+    /// # Panics
+    /// When the axis is out of range or empty, or the elements are integers.
+    #[track_caller]
+    pub fn min(&self, axis: isize) -> Tensor {
+        self.extreme("min", axis, Kind::Min)
+    }
+
+    /// Summed down to `shape`, from which this shape was broadcast: the adjoint of [`Tensor::expand`].
+    ///
+    /// # Panics
+    /// When `shape` does not broadcast to this shape.
+    #[track_caller]
+    pub fn sum_to(&self, shape: impl Into<Shape>) -> Tensor {
+        let to = shape.into();
+        if to == *self.shape() {
+            return self.clone();
+        }
+        shape::expand_strides("sum_to", &to, &to.strides(), self.shape());
+        let shift = self.shape().len() - to.len();
+        let mut y = self.clone();
+        // Runs of repeated axes go together: bias gradients of [batch, tokens, width] are one reduction.
+        let repeated: Vec<bool> =
+            (0..self.shape().len()).map(|a| a < shift || (to[a - shift] == 1 && self.shape()[a] != 1)).collect();
+        let mut axis = self.shape().len();
+        while axis > 0 {
+            let end = axis;
+            while axis > 0 && repeated[axis - 1] {
+                axis -= 1;
+            }
+            if axis < end {
+                let mut sizes = y.shape()[..axis].to_vec();
+                sizes.push(y.shape()[axis..end].iter().product());
+                sizes.extend(&y.shape()[end..]);
+                y = y.reshape(&sizes[..]).sum(axis as isize);
+            } else {
+                axis -= 1;
+            }
+        }
+        y.reshape(to)
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    [Kind::Sum, Kind::Max, Kind::Min].map(source).to_vec()
+}
+
+/// The reference of every reduction: `fold` over the axis, then `done` with the axis' size.
+pub(crate) fn reduce64(x: &Array, axis: usize, first: f64, fold: fn(f64, f64) -> f64, done: fn(f64, usize) -> f64) -> Array {
+    let (_, size, inner) = x.shape.split_at_axis(axis);
+    Array::from_fn(x.shape.without(axis), |i| {
+        let base = i / inner * size * inner + i % inner;
+        done((0..size).fold(first, |s, a| fold(s, x.data[base + a * inner])), size)
+    })
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for (shape, axis) in [(&[1, 1][..], 0), (&[7, 13], 1), (&[7, 13], 0), (&[3, 67, 5], 1), (&[2, 9000], 1), (&[9001, 2], 0)] {
+        let big = shape.iter().product::<usize>() > 1000;
+        let input = |fill: Fill| {
+            let input = Input::normal(shape).fill(fill);
+            vec![if big { input.fixed() } else { input }]
+        };
+        let at = axis as isize;
+        all.push(Case::new(format!("sum {shape:?} axis {axis}"), input(Fill::Normal(1.0)), move |x| x[0].sum(at), move |x| {
+            reduce64(&x[0], axis, 0.0, |a, b| a + b, |s, _| s)
+        }));
+        all.push(Case::new(format!("mean {shape:?} axis {axis}"), input(Fill::Normal(1.0)), move |x| x[0].mean(at), move |x| {
+            reduce64(&x[0], axis, 0.0, |a, b| a + b, |s, n| s / n as f64)
+        }));
+        all.push(Case::new(format!("max {shape:?} axis {axis}"), input(Fill::Distinct(0.03)), move |x| x[0].max(at), move |x| {
+            reduce64(&x[0], axis, f64::NEG_INFINITY, f64::max, |s, _| s)
+        }));
+        all.push(Case::new(format!("min {shape:?} axis {axis}"), input(Fill::Distinct(0.03)), move |x| x[0].min(at), move |x| {
+            reduce64(&x[0], axis, f64::INFINITY, f64::min, |s, _| s)
+        }));
+    }
+    // Partial sums need up to 23 bits: equality shows that no term is lost or rounded.
+    let whole = vec![Input::integers([3, 8200], DType::F32, 0, 1000)];
+    all.push(Case::new("sum of integers", whole, |x| x[0].sum(1), |x| {
+        reduce64(&x[0], 1, 0.0, |a, b| a + b, |s, _| s)
+    }).exact());
+    all.push(Case::new("sum_to", vec![Input::normal([3, 4, 5])], |x| x[0].sum_to([4, 1]), |x| {
+        Array::from_fn([4, 1], |i| (0..15).map(|j| x[0].data[j / 5 * 20 + i * 5 + j % 5]).sum())
+    }));
+    all
+}

@@ -1,0 +1,209 @@
+//! Functions of one element: pending expressions, so a chain of them is one kernel.
+
+use super::case::{Array, Case, Fill, Input};
+use crate::dtype::DType;
+use crate::gpu::fuse::Scalar;
+use crate::gpu::shader::Source;
+use crate::tape::{Op, Saved, Sink};
+use crate::tensor::Tensor;
+
+/// `y = f(x)` with `dx = dy * f'`, where the derivative's template reads `$0 = x`, `$1 = dy`.
+struct Unary {
+    name: &'static str,
+    derivative: &'static str,
+    x: Saved,
+}
+
+impl Op for Unary {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        let x = self.x.get(self.name);
+        sink.add(0, Tensor::lazy(self.name, self.derivative, DType::F32, *x.shape(), &[x, dy]));
+    }
+}
+
+impl Tensor {
+    #[track_caller]
+    fn unary(&self, name: &'static str, template: &'static str, derivative: &'static str) -> Tensor {
+        assert!(self.dtype().is_float(), "{name}: needs floats, got {}; cast first", self.dtype());
+        let y = Tensor::lazy(name, template, self.dtype(), *self.shape(), &[self]);
+        y.made_by(&[self], || Box::new(Unary { name, derivative, x: Saved::new(self) }))
+    }
+}
+
+struct Cast;
+
+impl Op for Cast {
+    fn name(&self) -> &'static str {
+        "cast"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        // Gradients are f32 whatever the storage.
+        if let Some(dy) = &dy[0] {
+            sink.add(0, dy.clone());
+        }
+    }
+}
+
+impl Tensor {
+    /// The elements in another type: floats to integers truncate towards zero and saturate, f32 to f16 rounds to
+    /// nearest even. The gradient passes between floats.
+    pub fn cast(&self, dtype: DType) -> Tensor {
+        if dtype == self.dtype() {
+            return self.clone();
+        }
+        let template = match (self.dtype(), dtype) {
+            (a, b) if a.is_float() && b.is_float() => "$0",
+            (a, DType::U32) if a.is_float() => "u32_saturated($0)",
+            (a, DType::I32) if a.is_float() => "i32_saturated($0)",
+            (_, DType::F32 | DType::F16) => "vec4<f32>($0)",
+            (_, DType::U32) => "vec4<u32>($0)",
+            (_, DType::I32) => "vec4<i32>($0)",
+        };
+        let y = Tensor::lazy("cast", template, dtype, *self.shape(), &[self]);
+        if !(self.dtype().is_float() && dtype.is_float()) {
+            return y;
+        }
+        y.made_by(&[self], || Box::new(Cast))
+    }
+}
+
+/// Name, docs, WGSL of the value, WGSL of `dx` from `$0 = x` and `$1 = dy`, the same two in f64, and the test inputs.
+macro_rules! unary {
+    ($($(#[$doc:meta])* $name:ident: $value:literal, $dx:literal, |$x:ident| $reference:expr, $fill:expr, $ulps:expr;)*) => {
+        impl Tensor {
+            $($(#[$doc])*
+            #[track_caller]
+            pub fn $name(&self) -> Tensor {
+                self.unary(stringify!($name), $value, $dx)
+            })*
+        }
+
+        fn table() -> Vec<(&'static str, fn(&Tensor) -> Tensor, fn(f64) -> f64, Fill, f64)> {
+            vec![$((stringify!($name), Tensor::$name, |$x: f64| $reference, $fill, $ulps)),*]
+        }
+    };
+}
+
+// The last column is the allowance in roundoffs: WGSL lets exp, log, sin and cos of moderate arguments be that far off.
+unary! {
+    /// `-x`
+    neg: "-$0", "-$1", |x| -x, Fill::Normal(1.0), 1.0;
+    /// `e^x`
+    exp: "exp($0)", "$1 * exp($0)", |x| x.exp(), Fill::Normal(2.0), 16.0;
+    /// Natural logarithm; NaN below 0.
+    log: "log($0)", "$1 / $0", |x| x.ln(), Fill::Uniform(0.05, 8.0), 16.0;
+    /// Square root; NaN below 0. Derivative `0.5 / sqrt(x)`.
+    sqrt: "sqrt($0)", "0.5 * $1 * inverseSqrt($0)", |x| x.sqrt(), Fill::Uniform(0.05, 8.0), 8.0;
+    /// `1 / sqrt(x)`. Derivative `-0.5 x^(-3/2)`.
+    rsqrt: "inverseSqrt($0)", "-0.5 * $1 * inverseSqrt($0) / $0", |x| 1.0 / x.sqrt(), Fill::Uniform(0.05, 8.0), 8.0;
+    /// `1 / x`
+    recip: "(1.0 / $0)", "(-$1 / ($0 * $0))", |x| 1.0 / x, Fill::Uniform(0.3, 4.0), 8.0;
+    /// `x^2`
+    square: "$0 * $0", "2.0 * $0 * $1", |x| x * x, Fill::Normal(1.0), 2.0;
+    /// Hyperbolic tangent.
+    tanh: "tanh_safe($0)", "$1 * (1.0 - tanh_safe($0) * tanh_safe($0))", |x| x.tanh(), Fill::Normal(1.0), 24.0;
+    /// `1 / (1 + e^-x)`
+    sigmoid: "sigmoid($0)", "$1 * dsigmoid($0)", |x| 1.0 / (1.0 + (-x).exp()), Fill::Normal(2.0), 24.0;
+    /// Error function.
+    erf: "erf($0)", "$1 * 1.1283791670955126 * exp(-$0 * $0)", |x| erf64(x), Fill::Normal(1.0), 24.0;
+    /// Gaussian error linear unit, exact: `x Phi(x)`. Source: Hendrycks & Gimpel 2016.
+    gelu: "gelu($0)", "$1 * dgelu($0)", |x| 0.5 * x * (1.0 + erf64(x * std::f64::consts::FRAC_1_SQRT_2)), Fill::Normal(1.0), 64.0;
+    /// GELU's tanh form: `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.
+    gelu_tanh: "gelu_tanh($0)", "$1 * dgelu_tanh($0)",
+        |x| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh()), Fill::Normal(1.0), 64.0;
+    /// `x sigmoid(x)`
+    silu: "silu($0)", "$1 * dsilu($0)", |x| x / (1.0 + (-x).exp()), Fill::Normal(2.0), 32.0;
+    /// `max(x, 0)`; derivative 0 at 0.
+    relu: "max($0, vec4<f32>(0.0))", "select(vec4<f32>(0.0), $1, $0 > vec4<f32>(0.0))", |x| x.max(0.0), Fill::Distinct(0.05), 1.0;
+    /// Sine, x in radians; accurate to about 1e-6 absolute for |x| < 100.
+    sin: "sin_reduced($0)", "$1 * cos_reduced($0)", |x| x.sin(), Fill::Normal(2.0), 64.0;
+    /// Cosine, x in radians; accurate to about 1e-6 absolute for |x| < 100.
+    cos: "cos_reduced($0)", "-$1 * sin_reduced($0)", |x| x.cos(), Fill::Normal(2.0), 64.0;
+    /// `|x|`; derivative 0 at 0.
+    abs: "abs($0)", "$1 * sign($0)", |x| x.abs(), Fill::Distinct(0.05), 1.0;
+}
+
+impl Tensor {
+    /// Each element limited to `[low, high]`; the gradient passes strictly inside and at the ends.
+    ///
+    /// # Panics
+    /// When `low > high` or for integers.
+    #[track_caller]
+    pub fn clamp(&self, low: f32, high: f32) -> Tensor {
+        assert!(low <= high, "clamp: low {low} is above high {high}");
+        assert!(self.dtype().is_float(), "clamp: needs floats, got {}", self.dtype());
+        let limits = [Scalar::F32(low), Scalar::F32(high)];
+        let y = Tensor::lazy_with("clamp", "clamp($0, $1, $2)", self.dtype(), *self.shape(), &[self], &limits);
+        y.made_by(&[self], || Box::new(Clamp { low, high, x: Saved::new(self) }))
+    }
+}
+
+struct Clamp {
+    low: f32,
+    high: f32,
+    x: Saved,
+}
+
+impl Op for Clamp {
+    fn name(&self) -> &'static str {
+        "clamp"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        let x = self.x.get("clamp");
+        let template = "select(vec4<f32>(0.0), $1, ($0 >= $2) & ($0 <= $3))";
+        let limits = [Scalar::F32(self.low), Scalar::F32(self.high)];
+        sink.add(0, Tensor::lazy_with("clamp", template, DType::F32, *x.shape(), &[x, dy], &limits));
+    }
+}
+
+/// erf in f64 to about 1e-15: its series below 3, a continued fraction of erfc above.
+pub(crate) fn erf64(x: f64) -> f64 {
+    let a = x.abs();
+    if a > 6.0 {
+        return x.signum();
+    }
+    if a < 3.0 {
+        let (mut term, mut sum) = (x, x);
+        for n in 1..200 {
+            term *= -x * x / n as f64;
+            sum += term / (2 * n + 1) as f64;
+        }
+        return sum * 2.0 / std::f64::consts::PI.sqrt();
+    }
+    let mut f = a;
+    for n in (1..200).rev() {
+        f = a + n as f64 / 2.0 / f;
+    }
+    x.signum() * (1.0 - (-a * a).exp() / f / std::f64::consts::PI.sqrt())
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    Vec::new()
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let map = |f: fn(f64) -> f64| move |x: &[Array]| Array::from_fn(x[0].shape, |i| f(x[0].data[i]));
+    let mut all = Vec::new();
+    for (name, forward, reference, fill, ulps) in table() {
+        for shape in [[1, 1], [7, 13], [3, 67]] {
+            let input = Input::normal(shape).fill(fill.clone());
+            let case = Case::new(format!("{name} {shape:?}"), vec![input], move |x| forward(&x[0]), map(reference));
+            all.push(case.ulps(ulps, 2.0 * ulps));
+        }
+        let input = Input::normal([5, 9]).fill(fill).dtype(DType::F16).fixed();
+        let case = Case::new(format!("{name} f16"), vec![input], move |x| forward(&x[0]), map(reference));
+        all.push(case.ulps(ulps, ulps));
+    }
+    let input = vec![Input::normal([4, 11]).fill(Fill::Distinct(0.1))];
+    all.push(Case::new("clamp", input, |x| x[0].clamp(-0.93, 1.07), map(|x| x.clamp(-0.93f32 as f64, 1.07f32 as f64))));
+    let values = vec![0.0, 1e-8, 5.96e-8, 6.1e-5, 0.333, 1.0, 2049.0, 2051.0, 65504.0, 65519.0, 65520.0, 1e30, -0.1, -3.5e-7];
+    let input = vec![Input::normal([14]).fill(Fill::Values(values)).fixed()];
+    let half = |x: &[Array]| Array::from_fn(x[0].shape, |i| half::f16::from_f64(x[0].data[i]).to_f64());
+    all.push(Case::new("cast to f16 and back", input, |x| x[0].cast(DType::F16).cast(DType::F32), half).exact());
+    all
+}

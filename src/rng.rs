@@ -1,0 +1,496 @@
+//! Random numbers that are the same bits on the host and on every adapter.
+//!
+//! Counter based: a draw is a pure function of a seed, a stream and an element index, so the order in which
+//! threads (or machines) fill a tensor cannot matter, and a checkpoint needs two words of state.
+//!
+//! ```text
+//! element i of stream s under seed k  =  philox(counter = [i/4, s.lo, s.hi, 0], key = k)[i % 4]
+//! uniform = (word >> 8) * 2^-24                         in [0, 1), exact
+//! normal  = -Phi^-1(p), p = (word' + 1/2) * 2^-32       word' = the low 31 bits; the top bit is the sign
+//! ```
+//!
+//! `log`, `cos`, division and fused multiply-add differ between adapters, so the normal draw is integers to
+//! the last bit: a table holds the quantile function as quadratics in fixed point, [`normal_from_bits`]
+//! evaluates one and packs the f32 by hand. The table is computed with `+ - * / sqrt` only, for which IEEE 754
+//! has one answer everywhere. `shaders/lib/rng.wgsl` is this file again in WGSL.
+//!
+//! Philox 4x32-10: Salmon, Moraes, Dror, Shaw, *Parallel random numbers: as easy as 1, 2, 3* (SC 2011).
+
+use std::sync::OnceLock;
+
+/// Philox 4x32 with 10 rounds: four random words from a 128-bit counter and a 64-bit key.
+///
+/// One round, with `hi, lo` the halves of a 32 x 32 bit product:
+/// `[hi(M1 c2) ^ c1 ^ k0, lo(M1 c2), hi(M0 c0) ^ c3 ^ k1, lo(M0 c0)]`; then `k0 += W0`, `k1 += W1`.
+pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
+    const M0: u64 = 0xD251_1F53;
+    const M1: u64 = 0xCD9E_8D57;
+    const W0: u32 = 0x9E37_79B9; // golden ratio
+    const W1: u32 = 0xBB67_AE85; // sqrt(3) - 1
+    let ([mut c0, mut c1, mut c2, mut c3], [mut k0, mut k1]) = (counter, key);
+    for _ in 0..10 {
+        let (a, b) = (M0 * u64::from(c0), M1 * u64::from(c2));
+        (c0, c1, c2, c3) = ((b >> 32) as u32 ^ c1 ^ k0, b as u32, (a >> 32) as u32 ^ c3 ^ k1, a as u32);
+        k0 = k0.wrapping_add(W0);
+        k1 = k1.wrapping_add(W1);
+    }
+    [c0, c1, c2, c3]
+}
+
+/// A uniform draw from the top 24 bits of a random word: `(x >> 8) * 2^-24`, exact, in `[0, 1)`.
+pub fn uniform_from_bits(x: u32) -> f32 {
+    const STEP: f32 = 1.0 / (1 << 24) as f32;
+    (x >> 8) as f32 * STEP
+}
+
+/// Cells in one octave of the tail probability; the error falls with the cube of it (`2^-25` at 64).
+const CELLS: usize = 64;
+/// Octaves: the leading-zero counts of a nonzero 32-bit word.
+const OCTAVES: usize = 32;
+/// Fraction bits of the fixed-point quantiles; the largest, `6.34 * 2^28`, still fits an `i32`.
+const FRACTION: u32 = 28;
+
+/// A standard normal draw from one random word, by inversion; odd in the top bit, so the mean over all words
+/// is 0.
+///
+/// The tail probability is `p = u 2^-33` with `u = 2 (x mod 2^31) + 1`. Leading zeros of `u` pick an octave
+/// of `p`, the 6 bits after the leading one a cell, the other 25 a fraction `f` in it; the table holds `a, b,
+/// c` of `z = a - (b - c f) f`. Draws are within `2^-25 + 2^-24 |z|` of the quantile, never 0, and reach `|z|
+/// = 6.34`.
+pub fn normal_from_bits(x: u32) -> f32 {
+    let table = normal_table();
+    let u = x << 1 | 1;
+    let n = u << u.leading_zeros();
+    let cell = normal_cell(x);
+    let high = |a: u32, b: u32| ((u64::from(a) * u64::from(b)) >> 32) as u32;
+    let f = n << 7;
+    let (a, b, c) = (table[cell], table[cell + 1], table[cell + 2]);
+    // Where the quantile ends in 0 the truncated products may pass it by a unit: hence signed, and at least
+    // one unit.
+    let z = a.wrapping_sub(high(b.wrapping_sub(high(c, f)), f)).cast_signed().max(1).cast_unsigned();
+    // Pack the f32: 24 bits rounded half up; a carry out of them rightly lands in the exponent.
+    let s = z.leading_zeros();
+    let mantissa = (((z << s) >> 7) + 1) >> 1;
+    f32::from_bits((x & 0x8000_0000) | (((157 - FRACTION - s) << 23) + mantissa))
+}
+
+/// Where the three words of the cell of `x` begin in [`normal_table`].
+fn normal_cell(x: u32) -> usize {
+    let u = x << 1 | 1;
+    let octave = u.leading_zeros();
+    let cell = (u << octave) >> 25 & (CELLS as u32 - 1);
+    3 * (octave as usize * CELLS + cell as usize)
+}
+
+/// The table behind [`normal_from_bits`], 24 KiB: `a, b, c` of cell `i` of octave `o` at `3 * (64 o + i)`,
+/// times `2^28`.
+///
+/// The cell covers `p = 2^-(2+o) (1 + (i + f)/64)`, `f` in `[0, 1)`; its quadratic goes through the quantiles
+/// at `f = 0, 1/2, 1`. Kernels that draw normals bind it.
+pub(crate) fn normal_table() -> &'static [u32] {
+    static TABLE: OnceLock<Vec<u32>> = OnceLock::new();
+    TABLE.get_or_init(|| {
+        let mut table = Vec::with_capacity(3 * OCTAVES * CELLS);
+        let mut octave_p = 0.25;
+        for _ in 0..OCTAVES {
+            for cell in 0..CELLS {
+                let z = |f: f64| upper_quantile(octave_p * (1.0 + (cell as f64 + f) / CELLS as f64));
+                let (z0, z1, z2) = (z(0.0), z(0.5), z(1.0));
+                let coefficients = [z0, 3.0 * z0 - 4.0 * z1 + z2, 2.0 * (z0 - 2.0 * z1 + z2)];
+                table.extend(coefficients.map(|c| (c * f64::from(1u32 << FRACTION) + 0.5) as u32));
+            }
+            octave_p *= 0.5;
+        }
+        table
+    })
+}
+
+/// `z` with `P(N(0,1) > z) = p`, for `p` in `[1e-11, 1/2]`: algorithm AS 241 (Wichura 1988), relative error
+/// `1e-16`.
+fn upper_quantile(p: f64) -> f64 {
+    const CENTRE: [[f64; 8]; 2] = [
+        [
+            2_509.0809287301227,
+            33_430.57558358813,
+            67_265.7709270087,
+            45_921.95393154987,
+            13_731.69376550946,
+            1_971.5909503065513,
+            133.14166789178438,
+            3.3871328727963665,
+        ],
+        [
+            5_226.495278852854,
+            28_729.085735721943,
+            39_307.89580009271,
+            21_213.794301586597,
+            5_394.196021424751,
+            687.1870074920579,
+            42.31333070160091,
+            1.0,
+        ],
+    ];
+    const TAIL: [[f64; 8]; 2] = [
+        [
+            0.0007745450142783414,
+            0.022723844989269184,
+            0.2417807251774506,
+            1.2704582524523684,
+            3.6478483247632045,
+            5.769497221460691,
+            4.630337846156546,
+            1.4234371107496835,
+        ],
+        [
+            1.0507500716444169e-09,
+            0.0005475938084995345,
+            0.015198666563616457,
+            0.14810397642748008,
+            0.6897673349851,
+            1.6763848301838038,
+            2.053191626637759,
+            1.0,
+        ],
+    ];
+    let ratio = |[num, den]: &[[f64; 8]; 2], r: f64| {
+        let horner = |c: &[f64; 8]| c.iter().fold(0.0, |sum, c| sum * r + c);
+        horner(num) / horner(den)
+    };
+    let q = 0.5 - p;
+    if q <= 0.425 { q * ratio(&CENTRE, 0.180625 - q * q) } else { ratio(&TAIL, (-ln(p)).sqrt() - 1.6) }
+}
+
+/// Natural logarithm of a positive normal number from `+ - * /` alone: libm's differs between platforms.
+///
+/// `x = m 2^e` with `m` in `[3/4, 3/2)`, and `ln m = 2 (s + s^3/3 + s^5/5 + ...)`, `s = (m-1)/(m+1)`, `|s| <=
+/// 1/5`.
+fn ln(x: f64) -> f64 {
+    let bits = x.to_bits();
+    let mut e = (bits >> 52) as i32 - 1023;
+    let mut m = f64::from_bits(bits & ((1 << 52) - 1) | 1023 << 52);
+    if m >= 1.5 {
+        (e, m) = (e + 1, m * 0.5);
+    }
+    let s = (m - 1.0) / (m + 1.0);
+    let series = (0..=12).rev().fold(0.0, |sum, k| sum * (s * s) + 1.0 / f64::from(2 * k + 1));
+    2.0 * s * series + f64::from(e) * std::f64::consts::LN_2
+}
+
+/// One stream of draws: what a kernel that fills a tensor gets, and what the host needs to make the same
+/// tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Stream {
+    /// The Philox key: the seed, low word first.
+    pub key: [u32; 2],
+    /// Counter words 1 and 2: the stream's number, low word first.
+    pub id: [u32; 2],
+}
+
+impl Stream {
+    /// Four random words: those of elements `4 index .. 4 index + 4`.
+    pub fn block(&self, index: u64) -> [u32; 4] {
+        philox([index as u32, self.id[0], self.id[1], (index >> 32) as u32], self.key)
+    }
+
+    /// Fills `out` with uniform draws in `[0, 1)`; element `i` depends on the stream and `i` only.
+    pub fn fill_uniform(&self, out: &mut [f32]) {
+        self.fill(out, uniform_from_bits);
+    }
+
+    /// Fills `out` with standard normal draws; element `i` depends on the stream and `i` only.
+    pub fn fill_normal(&self, out: &mut [f32]) {
+        self.fill(out, normal_from_bits);
+    }
+
+    fn fill(&self, out: &mut [f32], draw: impl Fn(u32) -> f32) {
+        for (index, block) in out.chunks_mut(4).enumerate() {
+            for (value, word) in block.iter_mut().zip(self.block(index as u64)) {
+                *value = draw(word);
+            }
+        }
+    }
+
+    /// An unbiased number below `n` from the blocks that `index` counts through: Lemire's multiply and reject
+    /// (2019).
+    fn below(&self, index: &mut u64, n: u64) -> u64 {
+        // The low half of word * n is uneven over 2^64 mod n values: reject those.
+        let uneven = n.wrapping_neg() % n;
+        loop {
+            let [low, high, ..] = self.block(*index);
+            *index += 1;
+            let product = u128::from(u64::from(high) << 32 | u64::from(low)) * u128::from(n);
+            if product as u64 >= uneven {
+                return (product >> 64) as u64;
+            }
+        }
+    }
+}
+
+/// A source of random streams: a seed and the number of draws so far.
+///
+/// Each fill, shuffle or number takes a stream of its own, so what one draw consumes never shifts the next.
+///
+/// ```
+/// use tiebeam::rng::Rng;
+///
+/// let mut rng = Rng::new(7);
+/// let mut noise = [0.0; 8];
+/// rng.fill_normal(&mut noise);
+/// let checkpoint = rng.state();
+/// let dice = rng.below(6);
+/// assert_eq!(Rng::from_state(checkpoint).below(6), dice);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Rng {
+    seed: u64,
+    draws: u64,
+}
+
+impl Rng {
+    /// A generator that has drawn nothing yet.
+    pub const fn new(seed: u64) -> Self {
+        Rng { seed, draws: 0 }
+    }
+
+    /// `[seed, draws so far]`, for a checkpoint.
+    pub const fn state(&self) -> [u64; 2] {
+        [self.seed, self.draws]
+    }
+
+    /// The generator that [`Rng::state`] described.
+    pub const fn from_state([seed, draws]: [u64; 2]) -> Self {
+        Rng { seed, draws }
+    }
+
+    /// The next stream, never handed out before by this generator.
+    pub const fn next_stream(&mut self) -> Stream {
+        let id = self.draws;
+        self.draws += 1;
+        Stream { key: words(self.seed), id: words(id) }
+    }
+
+    /// Fills `out` with uniform draws in `[0, 1)` from the next stream.
+    pub fn fill_uniform(&mut self, out: &mut [f32]) {
+        self.next_stream().fill_uniform(out);
+    }
+
+    /// Fills `out` with standard normal draws from the next stream.
+    pub fn fill_normal(&mut self, out: &mut [f32]) {
+        self.next_stream().fill_normal(out);
+    }
+
+    /// An unbiased draw from `0..n`; panics if `n` is 0.
+    #[track_caller]
+    pub fn below(&mut self, n: usize) -> usize {
+        assert!(n > 0, "rng: below(0) has no values to draw from");
+        self.next_stream().below(&mut 0, n as u64) as usize
+    }
+
+    /// Puts `items` into an order drawn evenly from all orders (Fisher and Yates).
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        let (stream, mut index) = (self.next_stream(), 0);
+        for last in (1..items.len()).rev() {
+            items.swap(last, stream.below(&mut index, last as u64 + 1) as usize);
+        }
+    }
+}
+
+/// The low and the high word.
+const fn words(x: u64) -> [u32; 2] {
+    [x as u32, (x >> 32) as u32]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `P(N(0,1) > z)` for `z >= 0`: series below 3, Laplace's continued fraction above.
+    fn upper_tail(z: f64) -> f64 {
+        let density = (-0.5 * z * z).exp() / (2.0 * std::f64::consts::PI).sqrt();
+        if z < 3.0 {
+            let (mut term, mut sum, mut k) = (z, z, 1.0);
+            while term > 1e-18 * sum {
+                k += 2.0;
+                term *= z * z / k;
+                sum += term;
+            }
+            0.5 - density * sum
+        } else {
+            let fraction = (1..200).rev().fold(z, |below, k| z + f64::from(k) / below);
+            density / fraction
+        }
+    }
+
+    #[test]
+    fn philox_gives_the_published_answers() {
+        let known = [
+            ([0; 4], [0; 2], [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]),
+            ([u32::MAX; 4], [u32::MAX; 2], [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]),
+            (
+                [0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344],
+                [0xa4093822, 0x299f31d0],
+                [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1],
+            ),
+        ];
+        for (counter, key, words) in known {
+            assert_eq!(philox(counter, key), words, "counter {counter:x?} key {key:x?}");
+        }
+    }
+
+    /// A platform that computes another table draws other tensors: the table is pinned by its FNV-1a hash.
+    #[test]
+    fn normal_table_is_the_same_everywhere() {
+        let hash = normal_table()
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .fold(0xcbf2_9ce4_8422_2325_u64, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+        assert_eq!(normal_table().len(), 3 * OCTAVES * CELLS);
+        assert_eq!(hash, TABLE_HASH, "{hash:#x}");
+        let bits = |x| normal_from_bits(x).to_bits();
+        assert_eq!([0, 1, 0x1234_5678, 0x7fff_ffff, 0x9abc_def0, u32::MAX].map(bits), GOLDEN);
+    }
+
+    const TABLE_HASH: u64 = 0x72c7_34f0_992e_3cce;
+    const GOLDEN: [u32; 6] = [0x40ca_d08d, 0x40c5_5364, 0x3fbb_d932, 0x3180_0000, 0xbfa0_d924, 0xb180_0000];
+
+    #[test]
+    fn logarithm_matches_libm() {
+        for i in 1..4000 {
+            let x = f64::from(i) * 3.7e-4;
+            assert!((ln(x) - x.ln()).abs() <= 4e-16 * (1.0 + x.ln().abs()), "{x}");
+        }
+    }
+
+    /// Every octave and cell edge, and words between: the draw is the quantile within the documented bound,
+    /// and is monotone to that bound; the top bit is the sign.
+    #[test]
+    fn normal_inverts_the_distribution() {
+        let edges = (0..31).flat_map(|o| (0..64).map(move |c| ((64u64 + c) << o >> 6) as u32));
+        let around = edges.flat_map(|x| [x.wrapping_sub(1), x, x + 1]).map(|x| x & 0x7fff_ffff);
+        let mut words: Vec<u32> = around.chain((0..200_000).map(|i| i * 10_737 + 5)).collect();
+        words.sort_unstable();
+        let mut previous = f32::INFINITY;
+        for x in words {
+            let z = normal_from_bits(x);
+            assert!(z > 0.0 && normal_from_bits(x | 0x8000_0000) == -z);
+            assert!(z <= previous + 2f32.powi(-26) + previous.min(7.0) * 2f32.powi(-24), "{x:#x}");
+            previous = z;
+            let p = (f64::from(x) + 0.5) / f64::from(1u32 << 31) / 2.0;
+            let density = (-0.5 * f64::from(z).powi(2)).exp() / (2.0 * std::f64::consts::PI).sqrt();
+            let error = (upper_tail(f64::from(z)) - p) / density;
+            let bound = 2f64.powi(-25) + f64::from(z) * 2f64.powi(-24);
+            assert!(error.abs() <= bound, "word {x:#x}: z {z}, error {error:e}, bound {bound:e}");
+        }
+        assert!(normal_from_bits(0) > 6.3 && normal_from_bits(0x7fff_ffff) < 1e-8);
+    }
+
+    /// Moments over an even comb of all words carry no sampling noise: any error of the table would show.
+    #[test]
+    fn normal_moments_are_exact_over_all_words() {
+        let (mut second, mut fourth, n) = (0.0, 0.0, 1 << 21);
+        for i in 0..n {
+            let z = f64::from(normal_from_bits(i * 1024 + 512));
+            second += z * z;
+            fourth += z * z * z * z;
+        }
+        // Midpoint sums miss a little of the tail: 2e-6 and 1e-4 at this spacing.
+        assert!((second / f64::from(n) - 1.0).abs() < 1e-5, "{}", second / f64::from(n));
+        assert!((fourth / f64::from(n) - 3.0).abs() < 3e-4, "{}", fourth / f64::from(n));
+    }
+
+    /// The sampled distribution: moments within five standard errors, Kolmogorov-Smirnov at the 1e-6 level.
+    #[test]
+    fn normal_samples_pass() {
+        let mut sample = vec![0.0; 1_000_000];
+        Rng::new(20).fill_normal(&mut sample);
+        let n = sample.len() as f64;
+        let moment = |k| sample.iter().map(|&z| f64::from(z).powi(k)).sum::<f64>() / n;
+        for (k, want, variance) in [(1, 0.0, 1.0), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)] {
+            let error: f64 = moment(k) - want;
+            assert!(error.abs() < 5.0 * (variance / n as f64).sqrt(), "moment {k}: {}", moment(k));
+        }
+        sample.sort_unstable_by(f32::total_cmp);
+        let cdf = |z: f64| if z < 0.0 { upper_tail(-z) } else { 1.0 - upper_tail(z) };
+        let distance = sample.iter().enumerate().fold(0.0f64, |d, (i, &z)| {
+            let (c, i) = (cdf(f64::from(z)), i as f64);
+            d.max(c - i / n).max((i + 1.0) / n - c)
+        });
+        assert!(distance < 2.69 / n.sqrt(), "distance {distance}");
+    }
+
+    #[test]
+    fn uniform_samples_pass() {
+        assert_eq!((uniform_from_bits(0), uniform_from_bits(255)), (0.0, 0.0));
+        assert_eq!(uniform_from_bits(u32::MAX), 1.0 - f32::EPSILON / 2.0);
+        let mut sample = vec![0.0; 1_000_003];
+        Rng::new(3).fill_uniform(&mut sample);
+        let n = sample.len() as f64;
+        sample.sort_unstable_by(f32::total_cmp);
+        let distance =
+            sample.iter().enumerate().fold(0.0f64, |d, (i, &u)| d.max((f64::from(u) - i as f64 / n).abs()));
+        assert!(distance < 2.69 / n.sqrt(), "distance {distance}");
+    }
+
+    #[test]
+    fn streams_are_counted_and_resumed() {
+        let mut rng = Rng::new(0x0123_4567_89ab_cdef);
+        let first = rng.next_stream();
+        assert_eq!(first, Stream { key: [0x89ab_cdef, 0x0123_4567], id: [0, 0] });
+        assert_ne!(first.block(0), rng.next_stream().block(0));
+        // A prefix of a longer fill is the shorter fill, and element i is word i % 4 of block i / 4.
+        let (mut long, mut short) = ([0.0; 11], [0.0; 6]);
+        first.fill_uniform(&mut long);
+        first.fill_uniform(&mut short);
+        assert_eq!(long[..6], short);
+        assert_eq!(long[9], uniform_from_bits(philox([2, 0, 0, 0], first.key)[1]));
+        let mut resumed = Rng::from_state(rng.state());
+        assert_eq!(resumed.below(1 << 40), rng.below(1 << 40));
+        assert_eq!(resumed, rng);
+        assert_eq!(Rng::from_state([1, u64::from(u32::MAX) + 1]).next_stream().id, [0, 1]);
+    }
+
+    #[test]
+    fn below_and_shuffle_are_even() {
+        let mut rng = Rng::new(11);
+        let mut counts = [0; 7];
+        for _ in 0..70_000 {
+            counts[rng.below(7)] += 1;
+        }
+        assert!(counts.iter().all(|&c: &i32| (c - 10_000).abs() < 500), "{counts:?}");
+        let mut orders = std::collections::BTreeMap::new();
+        for _ in 0..24_000 {
+            let mut items = [0, 1, 2, 3];
+            rng.shuffle(&mut items);
+            *orders.entry(items).or_insert(0) += 1;
+        }
+        assert_eq!(orders.len(), 24);
+        assert!(orders.values().all(|&c: &i32| (c - 1000).abs() < 160), "{orders:?}");
+        rng.shuffle::<u8>(&mut []);
+        // Half of all words are rejected at this size; the result must still be in range.
+        assert!((0..100).all(|_| rng.below((1 << 63) + 1) <= 1 << 63));
+    }
+
+    #[test]
+    #[should_panic(expected = "below(0)")]
+    fn below_nothing_panics() {
+        Rng::new(0).below(0);
+    }
+
+    #[test]
+    fn kernel_validates() {
+        let kernel = include_str!("../shaders/random.wgsl");
+        let library = include_str!("../shaders/lib/rng.wgsl");
+        let body: String =
+            kernel.lines().filter(|l| !l.starts_with("#import")).flat_map(|l| [l, "\n"]).collect();
+        let source = body + library;
+        let module =
+            naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&source)));
+        let flags = naga::valid::ValidationFlags::all();
+        let mut validator = naga::valid::Validator::new(flags, naga::valid::Capabilities::IMMEDIATES);
+        validator.validate(&module).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&source)));
+        let entries: Vec<_> = module.entry_points.iter().map(|e| e.name.as_str()).collect();
+        assert_eq!(entries, ["uniform", "normal"]);
+        // The library alone is a module too: it names no binding, so kernels import it without the table.
+        naga::front::wgsl::parse_str(library).expect("rng.wgsl stands alone");
+    }
+}

@@ -1,0 +1,369 @@
+//! Reading: a mapped safetensors file whose header has been held against its bytes.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use half::f16;
+use memmap2::Mmap;
+use safetensors::SafeTensors;
+
+pub use super::header::Info;
+use super::header::{Header, MAX_BYTES};
+use super::{FileDType, bytes};
+use crate::error::{Error, Result};
+
+/// An open safetensors file.
+///
+/// ```no_run
+/// # fn main() -> tiebeam::error::Result<()> {
+/// let file = tiebeam::store::File::open("model.safetensors")?;
+/// file.expect("embed.weight", &[32_000, 512])?;
+/// let embed: Vec<f32> = file.tensor_f32("embed.weight")?;
+/// # Ok(()) }
+/// ```
+///
+/// The file is mapped, so opening reads only the header, and a tensor is read from the disk when it is asked
+/// for. Another program that cuts the file short meanwhile ends this one with `SIGBUS`; [`super::save`] never
+/// does, it replaces files.
+#[derive(Debug)]
+pub struct File {
+    path: PathBuf,
+    bytes: Bytes,
+    data_start: usize,
+    header: Header,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Mapped(Mmap),
+    Owned(Vec<u8>),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::Owned(bytes) => bytes,
+        }
+    }
+}
+
+impl File {
+    /// Maps the file and checks its header against its size.
+    pub fn open(path: impl AsRef<Path>) -> Result<File> {
+        let path = path.as_ref();
+        let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+        let kind = file.metadata().map_err(|e| Error::io(path, e))?;
+        if !kind.is_file() {
+            return Err(Error::format(path, "is no regular file; name a .safetensors file"));
+        }
+        // An empty file cannot be mapped on every platform; it is refused below like any short one.
+        if kind.len() == 0 {
+            return File::from_bytes(path, Vec::new());
+        }
+        // SAFETY: the map is private to this value and only ever read as bytes, of which every pattern is
+        // valid. That nobody else truncates the file while it is mapped cannot be known; the type's
+        // documentation says so.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        File::new(path, Bytes::Mapped(map))
+    }
+
+    /// The same for a file that is already in memory; `path` only names it in errors.
+    pub fn from_bytes(path: impl AsRef<Path>, bytes: Vec<u8>) -> Result<File> {
+        File::new(path.as_ref(), Bytes::Owned(bytes))
+    }
+
+    fn new(path: &Path, bytes: Bytes) -> Result<File> {
+        let wrong = |message: String| Error::format(path, format!("no valid safetensors file: {message}"));
+        let Some((length, rest)) = bytes.split_first_chunk() else {
+            return Err(wrong(format!("it has {} bytes, its length field alone takes 8", bytes.len())));
+        };
+        let length = u64::from_le_bytes(*length);
+        if length > MAX_BYTES {
+            return Err(wrong(format!("its header claims {length} bytes, the limit is {MAX_BYTES}")));
+        }
+        let Some((text, data)) = rest.split_at_checked(length as usize) else {
+            let has = rest.len();
+            return Err(wrong(format!(
+                "its header claims {length} bytes and {has} are left; was it cut short?"
+            )));
+        };
+        let text = std::str::from_utf8(text).map_err(|e| wrong(format!("its header is not UTF-8: {e}")))?;
+        let header = Header::parse(text, data.len()).map_err(&wrong)?;
+        // A second opinion: what the reference implementation refuses, other programs could not read.
+        SafeTensors::read_metadata(&bytes).map_err(|e| wrong(e.to_string()))?;
+        let data_start = 8 + text.len();
+        Ok(File { path: path.to_path_buf(), bytes, data_start, header })
+    }
+
+    /// The path that the file was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.header.tensors.keys().map(String::as_str)
+    }
+
+    /// The free text of the header.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.header.metadata
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.header.tensors.contains_key(name)
+    }
+
+    /// Shape and type of a tensor. The error of a missing name lists the nearest names that exist.
+    pub fn info(&self, name: &str) -> Result<&Info> {
+        self.header.tensors.get(name).ok_or_else(|| Error::format(&self.path, self.missing(name)))
+    }
+
+    /// [`File::info`] of a tensor that must have this shape.
+    pub fn expect(&self, name: &str, shape: &[usize]) -> Result<&Info> {
+        let info = self.info(name)?;
+        if info.shape == shape {
+            return Ok(info);
+        }
+        Err(self.wrong(name, format!("wanted shape {shape:?}, the file has {:?}", info.shape)))
+    }
+
+    /// The bytes of a tensor as they are in the file; not aligned.
+    pub fn bytes(&self, name: &str) -> Result<&[u8]> {
+        Ok(self.find(name)?.1)
+    }
+
+    /// A float tensor as f32. F16 and BF16 widen exactly; F64 is rounded to nearest even, and a finite value
+    /// beyond the range of f32 is an error. Integers and 8-bit floats are refused.
+    pub fn tensor_f32(&self, name: &str) -> Result<Vec<f32>> {
+        self.read(name, bytes::to_f32)
+    }
+
+    /// A float tensor as f16. F16 is taken as it is; others are rounded once, to nearest even, and a finite
+    /// value beyond the range of f16 (65504) is an error. Integers and 8-bit floats are refused.
+    pub fn tensor_f16(&self, name: &str) -> Result<Vec<f16>> {
+        self.read(name, bytes::to_f16)
+    }
+
+    /// An integer or BOOL tensor as u32; a value out of range is an error that names the element.
+    pub fn tensor_u32(&self, name: &str) -> Result<Vec<u32>> {
+        self.read(name, bytes::to_integer)
+    }
+
+    /// An integer or BOOL tensor as i32; a value out of range is an error that names the element.
+    pub fn tensor_i32(&self, name: &str) -> Result<Vec<i32>> {
+        self.read(name, bytes::to_integer)
+    }
+
+    fn read<T>(&self, name: &str, convert: fn(FileDType, &[u8]) -> Result<Vec<T>, String>) -> Result<Vec<T>> {
+        let (info, bytes) = self.find(name)?;
+        convert(info.dtype, bytes).map_err(|message| self.wrong(name, message))
+    }
+
+    fn find(&self, name: &str) -> Result<(&Info, &[u8])> {
+        let info = self.info(name)?;
+        // In range: `Header::parse` held every range against the data.
+        Ok((info, &self.bytes[self.data_start..][info.range.clone()]))
+    }
+
+    fn wrong(&self, name: &str, message: String) -> Error {
+        Error::format(&self.path, format!("tensor `{name}`: {message}"))
+    }
+
+    fn missing(&self, name: &str) -> String {
+        let mut near: Vec<_> = self.names().map(|other| (distance(name, other), other)).collect();
+        near.sort_unstable();
+        let near: Vec<_> = near.iter().take(3).map(|(_, other)| format!("`{other}`")).collect();
+        let hint = if near.is_empty() {
+            "the file has no tensors".into()
+        } else {
+            format!("near: {}", near.join(", "))
+        };
+        format!("no tensor `{name}`; {hint}")
+    }
+}
+
+/// Edit distance in bytes: insertions, deletions and substitutions from one name to the other (Levenshtein).
+fn distance(from: &str, to: &str) -> usize {
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (i, a) in from.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, b) in to.bytes().enumerate() {
+            let substituted = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[to.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
+        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
+    }
+
+    fn refusal(header: &str, data: &[u8]) -> String {
+        File::from_bytes("f", with_header(header, data)).expect_err(header).to_string()
+    }
+
+    const VALID: &str = concat!(
+        r#"{"__metadata__":{"kind":"test"},"w":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]},"#,
+        r#""n":{"shape":[3],"data_offsets":[8,11],"dtype":"U8"},"#,
+        r#""e":{"dtype":"F16","shape":[0,7],"data_offsets":[11,11]}}"#
+    );
+    const DATA: [u8; 11] = [0, 0, 128, 63, 0, 0, 0, 192, 1, 2, 255];
+
+    #[test]
+    fn valid_file_reads() {
+        let file = File::from_bytes("f", with_header(VALID, &DATA)).unwrap();
+        assert_eq!(file.names().collect::<Vec<_>>(), ["e", "n", "w"]);
+        assert_eq!(file.metadata()["kind"], "test");
+        assert_eq!(file.tensor_f32("w").unwrap(), [1.0, -2.0]);
+        assert_eq!(file.tensor_f16("w").unwrap(), [f16::ONE, f16::from_f32(-2.0)]);
+        assert_eq!(file.tensor_u32("n").unwrap(), [1, 2, 255]);
+        assert_eq!(file.tensor_i32("n").unwrap(), [1, 2, 255]);
+        assert!(file.tensor_f32("e").unwrap().is_empty());
+        assert_eq!(file.bytes("n").unwrap(), [1, 2, 255]);
+        assert_eq!(file.expect("w", &[2, 1]).unwrap().dtype, FileDType::F32);
+        assert!(File::from_bytes("f", with_header("{}", &[])).unwrap().names().next().is_none());
+    }
+
+    #[test]
+    fn errors_name_the_tensor() {
+        let file = File::from_bytes("f", with_header(VALID, &DATA)).unwrap();
+        let message = file.expect("w", &[1, 2]).unwrap_err().to_string();
+        assert_eq!(message, "f: tensor `w`: wanted shape [1, 2], the file has [2, 1]");
+        assert!(file.tensor_f32("n").unwrap_err().to_string().contains("tensor `n`: U8"));
+        assert!(file.tensor_u32("w").unwrap_err().to_string().contains("tensor `w`: F32"));
+        let message = file.info("ww").unwrap_err().to_string();
+        assert_eq!(message, "f: no tensor `ww`; near: `w`, `e`, `n`");
+        assert_eq!(["", "abc", "kitten"].map(|from| distance(from, "sitting")), [7, 7, 3]);
+    }
+
+    #[test]
+    fn lying_headers_are_refused() {
+        let tensor = |fields: &str| refusal(&format!("{{\"w\":{{{fields}}}}}"), &[0; 8]);
+        for (fields, words) in [
+            (r#""dtype":"F32","shape":[3],"data_offsets":[0,8]"#, "tensor `w`: F32 [3] takes 12 bytes"),
+            (
+                r#""dtype":"F32","shape":[2],"data_offsets":[0,16]"#,
+                "tensor `w`: data_offsets [0, 16] are not in",
+            ),
+            (
+                r#""dtype":"F32","shape":[2],"data_offsets":[8,0]"#,
+                "tensor `w`: data_offsets [8, 0] are not in",
+            ),
+            (r#""dtype":"F32","shape":[1],"data_offsets":[4,8]"#, "tensor `w` starts at byte 4"),
+            (r#""dtype":"F32","shape":[1],"data_offsets":[0,4]"#, "the rest is nobody's"),
+            (
+                r#""dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]"#,
+                "tensor `w`: F32 [4294967296",
+            ),
+            (
+                r#""dtype":"F32","shape":[4611686018427387906],"data_offsets":[0,8]"#,
+                "no whole number of bytes",
+            ),
+            (r#""dtype":"F4","shape":[3],"data_offsets":[0,8]"#, "no whole number of bytes"),
+            (r#""dtype":"F31","shape":[2],"data_offsets":[0,8]"#, "tensor `w`: unknown dtype `F31`"),
+            (
+                r#""dtype":"F32","shape":[-2],"data_offsets":[0,8]"#,
+                "tensor `w`: byte 29 of the header: expected a nat",
+            ),
+            (r#""dtype":"F32","shape":[2.0],"data_offsets":[0,8]"#, "tensor `w`"),
+            (r#""dtype":"F32","shape":[02],"data_offsets":[0,8]"#, "natural number"),
+            (r#""dtype":"F32","shape":[18446744073709551616],"data_offsets":[0,8]"#, "natural number"),
+            (r#""dtype":"F32","shape":[2],"data_offsets":[0,8,9]"#, "tensor `w`: data_offsets [0, 8, 9]"),
+            (r#""dtype":"F32","shape":[2]"#, "tensor `w`: no `data_offsets`"),
+            (r#""shape":[2],"data_offsets":[0,8]"#, "tensor `w`: no `dtype`"),
+            (r#""dtype":"F32","data_offsets":[0,8]"#, "tensor `w`: no `shape`"),
+            (r#""dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]"#, "tensor `w`: `dtype` twice"),
+            (
+                r#""dtype":"F32","shape":[2],"data_offsets":[0,8],"strides":[1]"#,
+                "tensor `w`: unknown field `strides`",
+            ),
+            (r#""dtype":"F32","shape":[2],"data_offsets":[0,8],"#, "tensor `w`"),
+            ("", "tensor `w`: no `data_offsets`"),
+        ] {
+            let message = tensor(fields);
+            assert!(message.contains(words), "{fields}: {message}");
+        }
+        let f32_at = |name: &str, start: usize| {
+            format!(r#""{name}":{{"dtype":"F32","shape":[1],"data_offsets":[{start},{}]}}"#, start + 4)
+        };
+        let pair = |a: &str, b: &str| refusal(&format!("{{{a},{b}}}"), &[0; 8]);
+        assert!(pair(&f32_at("w", 0), &f32_at("w", 4)).contains("tensor `w` is in the header twice"));
+        assert!(pair(&f32_at("w", 0), &f32_at("\\u0077", 4)).contains("tensor `w` is in the header twice"));
+        assert!(pair(&f32_at("v", 0), &f32_at("w", 2)).contains("tensor `w` starts at byte 2, inside `v`"));
+        assert!(pair(&f32_at("v", 0), &f32_at("w", 0)).contains("tensor `w` starts at byte 0, inside `v`"));
+        for header in ["", "[]", "{", "null", "{}x", "{\"w\"}", "{,}", &"[".repeat(100_000)] {
+            assert!(refusal(header, &[]).starts_with("f: no valid safetensors file: byte "), "{header}");
+        }
+        for text in [r#"{"a":1}"#, r#"{"a":"b","a":"c"}"#, "null", r#"{},"__metadata__":{}"#, r#"{"a":"b""#] {
+            refusal(&format!("{{\"__metadata__\":{text}}}"), &[]);
+        }
+        assert!(refusal("{}", &[0]).contains("nobody's"));
+        assert!(refusal("{\"w\":3}", &[]).contains("tensor `w`: byte 5 of the header: expected `{`"));
+    }
+
+    #[test]
+    fn lying_lengths_are_refused() {
+        let valid = with_header(VALID, &DATA);
+        for cut in 0..valid.len() {
+            let error = File::from_bytes("f", valid[..cut].to_vec()).expect_err("cut short");
+            assert!(matches!(error, Error::Format { .. }), "{error}");
+        }
+        for length in
+            [u64::MAX, u64::MAX - 7, 1 << 63, 100_000_001, 100_000_000, 0, 1, VALID.len() as u64 + 1]
+        {
+            let mut bytes = valid.clone();
+            bytes[..8].copy_from_slice(&length.to_le_bytes());
+            File::from_bytes("f", bytes).expect_err("a lying length");
+        }
+        let mut bytes = valid;
+        bytes[10] = 0xff;
+        assert!(File::from_bytes("f", bytes).unwrap_err().to_string().contains("UTF-8"));
+    }
+
+    #[test]
+    fn unreadable_paths_are_errors() {
+        assert!(matches!(File::open("/no/such/file"), Err(Error::Io { .. })));
+        assert!(File::open(std::env::temp_dir()).is_err());
+    }
+
+    proptest! {
+        /// Whatever bytes change, opening and reading every tensor ends, and never in a panic; what is
+        /// accepted here, the reference implementation accepts and reads alike.
+        #[test]
+        fn mutations_never_panic(
+            edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..3u8), 1..6),
+        ) {
+            let mut bytes = with_header(VALID, &DATA);
+            for (at, byte, kind) in edits {
+                let i = at.index(bytes.len());
+                match kind {
+                    0 => bytes[i] = byte,
+                    // Digits and brackets break more than random bytes do.
+                    1 => bytes[i] = b"0123456789[]{}\",:\\-e"[usize::from(byte) % 20],
+                    _ => bytes[i] ^= 1 << (byte % 8),
+                }
+            }
+            if let Ok(file) = File::from_bytes("f", bytes.clone()) {
+                let other = SafeTensors::deserialize(&bytes).expect("the reference reads it");
+                prop_assert_eq!(other.len(), file.names().len());
+                for name in file.names() {
+                    let (_, _) = (file.tensor_f32(name), file.tensor_f16(name));
+                    let (_, _) = (file.tensor_u32(name), file.tensor_i32(name));
+                    prop_assert_eq!(other.tensor(name).unwrap().data(), file.bytes(name).unwrap());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! Files: safetensors in and out, at host level.
+//!
+//! * [`File`] maps a file, refuses a header that lies, and converts tensors to what the engine computes in.
+//! * [`save`] writes a file whole or not at all, the same bytes for the same tensors.
+//!
+//! The format (<https://github.com/huggingface/safetensors>): a little-endian `u64`, the header's length; the
+//! header, a JSON object `{"__metadata__": {string: string}, name: {"dtype", "shape", "data_offsets": [begin,
+//! end]}, ...}`; the data, little-endian and row-major, which the tensors cover without holes.
+
+mod bytes;
+mod file;
+mod header;
+mod save;
+
+pub use bytes::bf16_bytes;
+pub use file::{File, Info};
+pub use safetensors::Dtype as FileDType;
+pub use save::{Entry, save};
+
+// Slices of numbers are written as the bytes that they are in memory; every platform with a GPU is
+// little-endian.
+const _: () = assert!(cfg!(target_endian = "little"), "tiebeam::store needs a little-endian host");

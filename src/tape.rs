@@ -1,0 +1,516 @@
+//! Reverse-mode differentiation: a graph of nodes made as ops run, walked backwards once.
+//!
+//! The tape knows the trait [`Op`] and no op. A gradient adds: an op hands its input gradients to a [`Sink`], which
+//! either lets the op's own kernel accumulate into the buffer that is there, or adds as a pending expression. A weight
+//! used R times has one gradient buffer, not R.
+
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::gpu::Gpu;
+use crate::gpu::buffer::Buffer;
+use crate::gpu::fuse::{Place, Target};
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+use std::cell::Cell;
+use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// The backward half of an op: what it saved, and how gradients of its outputs become gradients of its inputs.
+pub(crate) trait Op: Send + Sync {
+    fn name(&self) -> &'static str;
+    /// `dy` has one entry an output, `None` where no gradient arrived.
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink);
+}
+
+/// A step of the recorded graph, or a leaf.
+pub(crate) struct Node {
+    /// Rises with every node, so descending ids are a topological order.
+    id: u64,
+    op: Option<Box<dyn Op>>,
+    inputs: Vec<Input>,
+    /// Where an optimizer wants this leaf's gradient.
+    home: OnceLock<Home>,
+}
+
+struct Input {
+    edge: Option<Edge>,
+    shape: Shape,
+}
+
+/// One output of a node.
+#[derive(Clone)]
+pub(crate) struct Edge {
+    pub node: Arc<Node>,
+    pub output: usize,
+}
+
+/// A leaf's part of a gradient arena.
+#[derive(Clone)]
+pub(crate) struct Home {
+    pub arena: Arc<ArenaLayout>,
+    /// In bytes.
+    pub offset: u64,
+}
+
+/// The size of one gradient arena; each backward pass takes its buffer from the pool.
+pub(crate) struct ArenaLayout {
+    pub gpu: Gpu,
+    pub bytes: u64,
+}
+
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+fn next_id() -> u64 {
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+thread_local! {
+    static PAUSED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` without recording: nothing in it can be differentiated, nothing is kept for a backward pass.
+///
+/// ```no_run
+/// # use tiebeam::{Gpu, Tensor, no_grad};
+/// # let gpu = Gpu::open()?;
+/// let w = Tensor::from_slice(&gpu, &[1.0f32, 2.0], [2]).requires_grad();
+/// let y = no_grad(|| w.mul(&w));
+/// assert!(!y.is_tracked());
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
+pub fn no_grad<T>(work: impl FnOnce() -> T) -> T {
+    set_paused(true, work)
+}
+
+fn set_paused<T>(paused: bool, work: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            PAUSED.set(self.0);
+        }
+    }
+    let _restore = Restore(PAUSED.replace(paused));
+    work()
+}
+
+/// Whether ops on this thread are being recorded.
+pub fn is_recording() -> bool {
+    !PAUSED.get()
+}
+
+impl Node {
+    pub fn leaf() -> Arc<Node> {
+        Arc::new(Node { id: next_id(), op: None, inputs: Vec::new(), home: OnceLock::new() })
+    }
+
+    pub fn is_leaf(&self) -> bool {
+        self.op.is_none()
+    }
+
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Gives this leaf's gradients a home; false if it has one already.
+    pub fn settle(&self, home: Home) -> bool {
+        self.home.set(home).is_ok()
+    }
+}
+
+impl Drop for Node {
+    /// Takes the graph apart without recursion: a chain of a hundred thousand ops must not overflow the stack.
+    fn drop(&mut self) {
+        let mut rest: Vec<Arc<Node>> = self.inputs.drain(..).filter_map(|i| Some(i.edge?.node)).collect();
+        // What ops saved holds tensors, which hold nodes: those are inputs of the same op, so they are in `rest` too.
+        self.op = None;
+        while let Some(node) = rest.pop() {
+            if let Some(mut node) = Arc::into_inner(node) {
+                rest.extend(node.inputs.drain(..).filter_map(|i| Some(i.edge?.node)));
+            }
+        }
+    }
+}
+
+/// Records `op` as the maker of `outputs`, if recording is on and an input is tracked.
+pub(crate) fn record(outputs: &mut [Tensor], inputs: &[&Tensor], op: impl FnOnce() -> Box<dyn Op>) {
+    if !tracks(inputs) {
+        return;
+    }
+    let inputs = inputs.iter().map(|t| Input { edge: t.edge.clone(), shape: t.shape }).collect();
+    let node = Arc::new(Node { id: next_id(), op: Some(op()), inputs, home: OnceLock::new() });
+    for (output, tensor) in outputs.iter_mut().enumerate() {
+        tensor.edge = Some(Edge { node: node.clone(), output });
+    }
+}
+
+/// Whether an op on these inputs will be recorded: kernels that can skip saving ask this first.
+pub(crate) fn tracks(inputs: &[&Tensor]) -> bool {
+    is_recording() && inputs.iter().any(|t| t.edge.is_some())
+}
+
+/// A tensor kept for the backward pass, with a check that nobody changed it in place meanwhile.
+pub(crate) struct Saved {
+    tensor: Tensor,
+    version: Option<u64>,
+}
+
+impl Saved {
+    pub fn new(tensor: &Tensor) -> Saved {
+        let tensor = tensor.detach();
+        let version = tensor.version();
+        Saved { tensor, version }
+    }
+
+    /// # Panics
+    /// When the value was changed in place since.
+    pub fn get(&self, op: &str) -> &Tensor {
+        assert!(
+            self.version.is_none() || self.version == self.tensor.version(),
+            "{op}: a tensor {} saved for backward was changed in place (by an optimizer step?); \
+             call backward before the change",
+            self.tensor.shape()
+        );
+        &self.tensor
+    }
+}
+
+/// Where a kernel writes an input's gradient.
+pub(crate) enum Into {
+    /// A new tensor.
+    New,
+    /// This tensor, whose contents are arbitrary.
+    Write(Tensor),
+    /// This tensor, adding to what it holds.
+    Add(Tensor),
+}
+
+impl Into {
+    /// The f32 tensor to write and whether to add.
+    pub fn output(self, gpu: &Gpu, op: &'static str, shape: Shape) -> (Tensor, bool) {
+        match self {
+            Into::New => (Tensor::empty(gpu, op, shape, DType::F32), false),
+            Into::Write(tensor) => (tensor, false),
+            Into::Add(tensor) => (tensor, true),
+        }
+    }
+}
+
+struct Slot {
+    sum: Tensor,
+    /// Nobody else holds this memory: kernels may accumulate into it.
+    owned: bool,
+}
+
+#[derive(Default)]
+struct Walk {
+    heap: BinaryHeap<Entry>,
+    queued: HashSet<u64>,
+    slots: HashMap<(u64, usize), Slot>,
+    leaves: HashMap<u64, Arc<Node>>,
+    arenas: HashMap<*const ArenaLayout, Arena>,
+}
+
+struct Arena {
+    layout: Arc<ArenaLayout>,
+    buffer: Arc<Buffer>,
+}
+
+struct Entry(Arc<Node>);
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.id == other.0.id
+    }
+}
+impl Eq for Entry {}
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.id.cmp(&other.0.id)
+    }
+}
+
+/// Takes the input gradients of one op.
+pub(crate) struct Sink<'a> {
+    walk: &'a mut Walk,
+    node: &'a Node,
+}
+
+impl Sink<'_> {
+    /// Whether input `i` wants a gradient.
+    pub fn needs(&self, i: usize) -> bool {
+        self.node.inputs[i].edge.is_some()
+    }
+
+    /// Adds `dx` to the gradient of input `i`.
+    pub fn add(&mut self, i: usize, dx: Tensor) {
+        let input = &self.node.inputs[i];
+        if let Some(edge) = &input.edge {
+            debug_assert_eq!(dx.shape(), &input.shape, "gradient of input {i}");
+            self.walk.add(edge, dx);
+        }
+    }
+
+    /// Lets `write` put input `i`'s gradient where it belongs: accumulating kernels save a buffer and a pass.
+    pub fn add_with(&mut self, i: usize, write: impl FnOnce(Into) -> Tensor) {
+        let input = &self.node.inputs[i];
+        if let Some(edge) = &input.edge {
+            self.walk.add_with(edge, &input.shape, write);
+        }
+    }
+
+    /// Differentiates a graph recorded just now, inside this backward pass, and returns the gradients of `leaves`.
+    fn inner(&mut self, outputs: &[Tensor], dy: &[Option<Tensor>], leaves: &[Tensor], floor: u64) -> Vec<Option<Tensor>> {
+        for (y, dy) in outputs.iter().zip(dy) {
+            if let (Some(edge), Some(dy)) = (&y.edge, dy) {
+                self.walk.add(edge, dy.clone());
+            }
+        }
+        self.walk.run(floor);
+        leaves
+            .iter()
+            .map(|leaf| {
+                let id = leaf.edge.as_ref()?.node.id;
+                self.walk.leaves.remove(&id);
+                Some(self.walk.slots.remove(&(id, 0))?.sum)
+            })
+            .collect()
+    }
+}
+
+impl Walk {
+    fn queue(&mut self, node: &Arc<Node>) {
+        if node.is_leaf() {
+            self.leaves.entry(node.id).or_insert_with(|| node.clone());
+        } else if self.queued.insert(node.id) {
+            self.heap.push(Entry(node.clone()));
+        }
+    }
+
+    fn home(&mut self, node: &Node, shape: &Shape) -> Option<Tensor> {
+        let home = node.home.get()?;
+        let arena = self.arenas.entry(Arc::as_ptr(&home.arena)).or_insert_with(|| Arena {
+            layout: home.arena.clone(),
+            buffer: home.arena.gpu.alloc("gradients", home.arena.bytes),
+        });
+        let place = Place { buffer: arena.buffer.clone(), offset: home.offset };
+        Some(Tensor::from_place(&home.arena.gpu, *shape, DType::F32, place))
+    }
+
+    fn add(&mut self, edge: &Edge, dx: Tensor) {
+        self.queue(&edge.node);
+        let key = (edge.node.id, edge.output);
+        let leaf = edge.node.is_leaf();
+        match self.slots.remove(&key) {
+            None => {
+                let slot = match leaf.then(|| self.home(&edge.node, dx.shape())).flatten() {
+                    Some(home) => Slot { sum: write(&dx, home, false), owned: true },
+                    None => Slot { sum: dx, owned: false },
+                };
+                self.slots.insert(key, slot);
+            }
+            Some(slot) if slot.owned => {
+                let sum = write(&dx, slot.sum, true);
+                self.slots.insert(key, Slot { sum, owned: true });
+            }
+            Some(slot) => {
+                let sum = Tensor::lazy("add", "$0 + $1", DType::F32, *dx.shape(), &[&slot.sum, &dx]);
+                // A leaf may get many: its sum becomes one buffer that later arrivals accumulate into.
+                if leaf {
+                    sum.compute();
+                }
+                self.slots.insert(key, Slot { sum, owned: leaf });
+            }
+        }
+    }
+
+    fn add_with(&mut self, edge: &Edge, shape: &Shape, make: impl FnOnce(Into) -> Tensor) {
+        self.queue(&edge.node);
+        let key = (edge.node.id, edge.output);
+        match self.slots.remove(&key) {
+            None => {
+                let into = match edge.node.is_leaf().then(|| self.home(&edge.node, shape)).flatten() {
+                    Some(home) => Into::Write(home),
+                    None => Into::New,
+                };
+                self.slots.insert(key, Slot { sum: make(into), owned: true });
+            }
+            Some(slot) if slot.owned => {
+                let sum = make(Into::Add(slot.sum));
+                self.slots.insert(key, Slot { sum, owned: true });
+            }
+            Some(slot) => {
+                let dx = make(Into::New);
+                self.slots.insert(key, slot);
+                self.add(edge, dx);
+            }
+        }
+    }
+
+    /// Walks every queued node whose id is above `floor`.
+    fn run(&mut self, floor: u64) {
+        while self.heap.peek().is_some_and(|entry| entry.0.id > floor) {
+            let Some(Entry(node)) = self.heap.pop() else { break };
+            let outputs = self.slots.keys().filter(|k| k.0 == node.id).map(|k| k.1 + 1).max().unwrap_or(0);
+            let dy: Vec<Option<Tensor>> =
+                (0..outputs).map(|o| self.slots.remove(&(node.id, o)).map(|s| s.sum)).collect();
+            if let Some(op) = &node.op {
+                let _span = tracing::trace_span!("backward", op = op.name()).entered();
+                op.backward(&dy, &mut Sink { walk: self, node: &node });
+            }
+        }
+    }
+}
+
+/// Writes `dx` into `home`, or adds it there.
+fn write(dx: &Tensor, home: Tensor, accumulate: bool) -> Tensor {
+    // A copy of its own, never `dx` itself: the same gradient may go to another leaf of the same arena, and one buffer
+    // cannot be read and written by one kernel. A pending `dx` is inlined, so nothing is computed twice.
+    let copy = Tensor::lazy("gradient", "$0", DType::F32, *dx.shape(), &[dx]);
+    let place = copy.value.realize(Some(Target { place: home.place(), accumulate }));
+    Tensor::from_place(copy.gpu(), *dx.shape(), DType::F32, place)
+}
+
+/// Gradients of a backward pass, asked by leaf.
+#[derive(Default)]
+pub struct Grads {
+    by_leaf: HashMap<u64, Tensor>,
+    arenas: HashMap<*const ArenaLayout, Arena>,
+}
+
+// SAFETY: the raw pointers are keys only, never followed; the `Arc` beside each keeps the address taken.
+unsafe impl Send for Grads {}
+// SAFETY: as above.
+unsafe impl Sync for Grads {}
+
+impl Grads {
+    /// The gradient of `leaf`, in f32 and of its shape; `None` when the result does not depend on it.
+    pub fn get(&self, leaf: &Tensor) -> Option<&Tensor> {
+        self.by_leaf.get(&leaf.edge.as_ref()?.node.id)
+    }
+
+    /// Number of leaves that got a gradient.
+    pub fn len(&self) -> usize {
+        self.by_leaf.len()
+    }
+
+    /// Whether no leaf got a gradient.
+    pub fn is_empty(&self) -> bool {
+        self.by_leaf.is_empty()
+    }
+
+    pub(crate) fn arena(&self, layout: &Arc<ArenaLayout>) -> Option<&Arc<Buffer>> {
+        self.arenas.get(&Arc::as_ptr(layout)).map(|a| {
+            debug_assert!(Arc::ptr_eq(&a.layout, layout));
+            &a.buffer
+        })
+    }
+}
+
+impl Tensor {
+    /// Gradients of this scalar with respect to every leaf that it depends on.
+    ///
+    /// # Errors
+    /// The device's fault, if one stands.
+    ///
+    /// # Panics
+    /// When this is not a single element (use [`Tensor::backward_with`]) or depends on no leaf.
+    #[track_caller]
+    pub fn backward(&self) -> Result<Grads> {
+        assert!(
+            self.count() == 1,
+            "backward: shape {} is not a scalar; reduce it to a loss or give a seed with backward_with",
+            self.shape()
+        );
+        self.backward_with(&Tensor::full(self.gpu(), self.shape(), 1.0))
+    }
+
+    /// Gradients of `sum(self * seed)`.
+    ///
+    /// # Errors
+    /// The device's fault, if one stands.
+    ///
+    /// # Panics
+    /// When `seed` has another shape, or this tensor depends on no leaf.
+    #[track_caller]
+    pub fn backward_with(&self, seed: &Tensor) -> Result<Grads> {
+        assert!(seed.shape() == self.shape(), "backward: seed {} for output {}", seed.shape(), self.shape());
+        let Some(edge) = &self.edge else {
+            panic!("backward: this tensor depends on no leaf; mark one with requires_grad, outside no_grad")
+        };
+        let mut walk = Walk::default();
+        no_grad(|| {
+            walk.add(edge, seed.detach());
+            walk.run(0);
+        });
+        let by_leaf = walk
+            .leaves
+            .keys()
+            .filter_map(|&id| walk.slots.remove(&(id, 0)).map(|slot| (id, slot.sum)))
+            .collect();
+        self.gpu().check()?;
+        Ok(Grads { by_leaf, arenas: walk.arenas })
+    }
+}
+
+struct Checkpoint<F> {
+    inputs: Vec<Saved>,
+    tracked: Vec<bool>,
+    work: F,
+}
+
+impl<F: Fn(&[Tensor]) -> Tensor + Send + Sync> Op for Checkpoint<F> {
+    fn name(&self) -> &'static str {
+        "checkpoint"
+    }
+
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let inputs: Vec<Tensor> = self
+            .inputs
+            .iter()
+            .zip(&self.tracked)
+            .map(|(saved, &tracked)| {
+                let tensor = saved.get("checkpoint").clone();
+                if tracked { tensor.requires_grad() } else { tensor }
+            })
+            .collect();
+        let floor = next_id();
+        let output = set_paused(false, || (self.work)(&inputs));
+        let grads = sink.inner(&[output], dy, &inputs, floor);
+        for (i, dx) in grads.into_iter().enumerate() {
+            if let Some(dx) = dx {
+                sink.add(i, dx);
+            }
+        }
+    }
+}
+
+/// Runs `work` on `inputs` without keeping what lies between; the backward pass runs it again.
+///
+/// Memory for activations falls from the whole closure to its inputs, at the price of a second forward. `work` must
+/// give the same result both times: random draws inside it come from a generator that it copies.
+/// Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
+pub fn checkpoint<F>(inputs: &[&Tensor], work: F) -> Tensor
+where
+    F: Fn(&[Tensor]) -> Tensor + Send + Sync + 'static,
+{
+    let detached: Vec<Tensor> = inputs.iter().map(|t| t.detach()).collect();
+    if !is_recording() {
+        return work(&detached);
+    }
+    let output = no_grad(|| work(&detached)).detach();
+    let node = Checkpoint {
+        inputs: inputs.iter().map(|t| Saved::new(t)).collect(),
+        tracked: inputs.iter().map(|t| t.is_tracked()).collect(),
+        work,
+    };
+    // Recorded even where no input is tracked: the closure may capture leaves.
+    let inputs = inputs.iter().map(|t| Input { edge: t.edge.clone(), shape: t.shape }).collect();
+    let node = Arc::new(Node { id: next_id(), op: Some(Box::new(node)), inputs, home: OnceLock::new() });
+    Tensor { edge: Some(Edge { node, output: 0 }), ..output }
+}

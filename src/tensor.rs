@@ -1,0 +1,362 @@
+//! `Tensor`: a cheap handle on elements, a shape and the place in the graph that made it.
+
+use crate::dtype::{DType, Element};
+use crate::error::Result;
+use crate::gpu::buffer::Reading;
+use crate::gpu::fuse::{Arg, Place, Scalar, Value};
+use crate::gpu::kernel::Bind;
+use crate::gpu::Gpu;
+use crate::shape::{self, Shape, Strides};
+use crate::tape::{self, Edge, Node, Op};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// An n-dimensional array on one device.
+///
+/// Cloning copies the handle, not the elements. Tensors are values: ops return new ones. Elementwise ops are recorded
+/// as pending expressions and run, fused, when something needs their elements.
+///
+/// ```no_run
+/// use tiebeam::{Gpu, Tensor};
+/// let gpu = Gpu::open()?;
+/// let x = Tensor::from_slice(&gpu, &[1.0f32, 2.0, 3.0], [3]).requires_grad();
+/// let loss = x.mul(&x).sum_all();
+/// let grads = loss.backward()?;
+/// assert_eq!(grads.get(&x).unwrap().to_vec::<f32>()?, [2.0, 4.0, 6.0]);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Tensor {
+    pub(crate) value: Arc<Value>,
+    pub(crate) shape: Shape,
+    pub(crate) strides: Strides,
+    /// In elements.
+    pub(crate) offset: usize,
+    pub(crate) edge: Option<Edge>,
+}
+
+impl Tensor {
+    /// A tensor with these elements, row-major.
+    ///
+    /// # Panics
+    /// When `data.len()` is not the shape's element count.
+    #[track_caller]
+    pub fn from_slice<E: Element>(gpu: &Gpu, data: &[E], shape: impl Into<Shape>) -> Tensor {
+        let shape = shape.into();
+        assert!(data.len() == shape.count(), "from_slice: {} elements for shape {shape}", data.len());
+        let padded = E::DTYPE.buffer_bytes(data.len());
+        let buffer = gpu.upload("from_slice", bytemuck::cast_slice(data), padded);
+        Tensor::from_place(gpu, shape, E::DTYPE, Place { buffer, offset: 0 })
+    }
+
+    /// A scalar tensor.
+    pub fn scalar(gpu: &Gpu, value: f32) -> Tensor {
+        Tensor::full(gpu, [], value)
+    }
+
+    /// All elements `value`, in f32. Nothing is stored until needed.
+    pub fn full(gpu: &Gpu, shape: impl Into<Shape>, value: f32) -> Tensor {
+        let shape = shape.into();
+        let arg = Arg::Scalar(Scalar::F32(value));
+        Tensor::from_value(Value::pending(gpu, "full", "$0", DType::F32, shape, vec![arg]), shape)
+    }
+
+    /// All elements 0, in f32.
+    pub fn zeros(gpu: &Gpu, shape: impl Into<Shape>) -> Tensor {
+        Tensor::full(gpu, shape, 0.0)
+    }
+
+    /// All elements 1, in f32.
+    pub fn ones(gpu: &Gpu, shape: impl Into<Shape>) -> Tensor {
+        Tensor::full(gpu, shape, 1.0)
+    }
+
+    /// The elements on the host, row-major. Waits for the device.
+    ///
+    /// # Errors
+    /// The device's fault, if one stands.
+    ///
+    /// # Panics
+    /// When `E` is not this tensor's dtype; [`Tensor::cast`] first.
+    #[track_caller]
+    pub fn to_vec<E: Element>(&self) -> Result<Vec<E>> {
+        let reading = self.read::<E>()?;
+        Ok(bytemuck::pod_collect_to_vec(&reading.wait()?))
+    }
+
+    /// Starts reading the elements' bytes without waiting for them.
+    ///
+    /// # Errors
+    /// The device's fault, if one stands.
+    ///
+    /// # Panics
+    /// When `E` is not this tensor's dtype.
+    #[track_caller]
+    pub fn read<E: Element>(&self) -> Result<Reading> {
+        assert!(E::DTYPE == self.dtype(), "to_vec: asked for {} of a tensor of {}", E::DTYPE, self.dtype());
+        let dense = self.contiguous();
+        let place = dense.place();
+        let bytes = (self.count() * self.dtype().size()) as u64;
+        self.gpu().start_read(&place.buffer, place.offset, bytes)
+    }
+
+    /// The one element of a single-element f32 tensor.
+    ///
+    /// # Errors
+    /// The device's fault, if one stands.
+    ///
+    /// # Panics
+    /// When there is not exactly one element.
+    #[track_caller]
+    pub fn item(&self) -> Result<f32> {
+        assert!(self.count() == 1, "item: shape {} has {} elements", self.shape, self.count());
+        Ok(self.to_vec::<f32>()?[0])
+    }
+
+    /// The sizes of the axes.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.value.dtype
+    }
+
+    /// Number of elements.
+    pub fn count(&self) -> usize {
+        self.shape.count()
+    }
+
+    /// The device that holds this tensor.
+    pub fn gpu(&self) -> &Gpu {
+        &self.value.gpu
+    }
+
+    /// Marks this tensor as a leaf: backward passes give its gradient. The elements are shared with `self`.
+    ///
+    /// # Panics
+    /// For integer tensors.
+    #[track_caller]
+    pub fn requires_grad(&self) -> Tensor {
+        assert!(self.dtype().is_float(), "requires_grad: {} has no gradient", self.dtype());
+        Tensor { edge: Some(Edge { node: Node::leaf(), output: 0 }), ..self.clone() }
+    }
+
+    /// The same elements outside the graph.
+    pub fn detach(&self) -> Tensor {
+        Tensor { edge: None, ..self.clone() }
+    }
+
+    /// Whether a backward pass from here reaches a leaf.
+    pub fn is_tracked(&self) -> bool {
+        self.edge.is_some()
+    }
+
+    /// Whether this tensor is a leaf made by [`Tensor::requires_grad`].
+    pub fn is_leaf(&self) -> bool {
+        self.edge.as_ref().is_some_and(|e| e.node.is_leaf())
+    }
+
+    /// Whether the elements lie in row-major order without gaps.
+    pub fn is_contiguous(&self) -> bool {
+        let plain = self.shape.strides();
+        (0..self.shape.len()).all(|a| self.shape[a] == 1 || self.strides[a] == plain[a])
+    }
+
+    /// This tensor with its elements in row-major order at a place that kernels can bind: itself where that is so
+    /// already, else a copy.
+    pub fn contiguous(&self) -> Tensor {
+        let align = self.gpu().limits().min_storage_buffer_offset_alignment as usize;
+        if self.is_contiguous() && (self.offset * self.dtype().size()).is_multiple_of(align) {
+            return self.clone();
+        }
+        let mut copy = [Tensor::lazy("contiguous", "$0", self.dtype(), self.shape, &[self])];
+        tape::record(&mut copy, &[self], || Box::new(Identity));
+        let [copy] = copy;
+        copy
+    }
+
+    // What ops are made of.
+
+    pub(crate) fn from_value(value: Arc<Value>, shape: Shape) -> Tensor {
+        Tensor { value, strides: shape.strides(), shape, offset: 0, edge: None }
+    }
+
+    pub(crate) fn from_place(gpu: &Gpu, shape: Shape, dtype: DType, place: Place) -> Tensor {
+        Tensor::from_value(Value::ready(gpu, dtype, shape.count(), place), shape)
+    }
+
+    /// A tensor with arbitrary contents, for a kernel to write.
+    pub(crate) fn empty(gpu: &Gpu, op: &'static str, shape: impl Into<Shape>, dtype: DType) -> Tensor {
+        let shape = shape.into();
+        let buffer = gpu.alloc(op, dtype.buffer_bytes(shape.count()));
+        Tensor::from_place(gpu, shape, dtype, Place { buffer, offset: 0 })
+    }
+
+    /// A pending elementwise result over `shape`, to which every argument broadcasts. Not recorded.
+    #[track_caller]
+    pub(crate) fn lazy(
+        op: &'static str,
+        template: &'static str,
+        dtype: DType,
+        shape: Shape,
+        args: &[&Tensor],
+    ) -> Tensor {
+        Tensor::lazy_with(op, template, dtype, shape, args, &[])
+    }
+
+    /// As [`Tensor::lazy`], with scalars numbered after the tensors.
+    #[track_caller]
+    pub(crate) fn lazy_with(
+        op: &'static str,
+        template: &'static str,
+        dtype: DType,
+        shape: Shape,
+        args: &[&Tensor],
+        scalars: &[Scalar],
+    ) -> Tensor {
+        same_gpu(op, args);
+        let operands = args.iter().map(|t| Arg::Operand {
+            value: t.value.clone(),
+            strides: shape::expand_strides(op, &t.shape, &t.strides, &shape),
+            offset: t.offset,
+        });
+        let all = operands.chain(scalars.iter().map(|&s| Arg::Scalar(s))).collect();
+        Tensor::from_value(Value::pending(args[0].gpu(), op, template, dtype, shape, all), shape)
+    }
+
+    /// Records `op` as the maker of this tensor.
+    pub(crate) fn made_by(self, inputs: &[&Tensor], op: impl FnOnce() -> Box<dyn Op>) -> Tensor {
+        let mut outputs = [self];
+        tape::record(&mut outputs, inputs, op);
+        let [output] = outputs;
+        output
+    }
+
+    /// Where the elements are, computed now if pending; only for contiguous tensors.
+    pub(crate) fn place(&self) -> Place {
+        let mut place = self.value.place();
+        place.offset += (self.offset * self.dtype().size()) as u64;
+        place
+    }
+
+    /// Computes pending elements now.
+    pub(crate) fn compute(&self) {
+        self.value.place();
+    }
+
+    /// This tensor as a kernel's read-only binding; it must be [`contiguous`](Tensor::contiguous).
+    pub(crate) fn bind(&self, binding: u32) -> Bind {
+        self.binding(binding, false)
+    }
+
+    /// This tensor as a kernel's output; it must be contiguous and its own.
+    pub(crate) fn bind_mut(&self, binding: u32) -> Bind {
+        self.binding(binding, true)
+    }
+
+    fn binding(&self, binding: u32, write: bool) -> Bind {
+        debug_assert!(self.is_contiguous(), "bind: {} is strided", self.shape);
+        let place = self.place();
+        let size = self.dtype().buffer_bytes(self.count());
+        Bind { binding, buffer: place.buffer, offset: place.offset, size, write }
+    }
+
+    /// Counts changes in place of the buffer behind this tensor; `None` while pending.
+    pub(crate) fn version(&self) -> Option<u64> {
+        Some(self.value.computed()?.buffer.version.load(Ordering::Relaxed))
+    }
+}
+
+/// # Panics
+/// When two of the tensors live on different devices.
+#[track_caller]
+pub(crate) fn same_gpu(op: &str, tensors: &[&Tensor]) {
+    for t in &tensors[1..] {
+        assert!(
+            t.gpu() == tensors[0].gpu(),
+            "{op}: tensors of two devices: {:?} and {:?}; copy one over with to_vec and from_slice",
+            tensors[0].gpu(),
+            t.gpu()
+        );
+    }
+}
+
+/// The op of copies and of views that keep the shape: its gradient passes through.
+pub(crate) struct Identity;
+
+impl Op for Identity {
+    fn name(&self) -> &'static str {
+        "identity"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut tape::Sink) {
+        if let Some(dy) = &dy[0] {
+            sink.add(0, dy.clone());
+        }
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let grad = if self.is_leaf() {
+            ", leaf"
+        } else if self.is_tracked() {
+            ", tracked"
+        } else {
+            ""
+        };
+        write!(f, "Tensor({}, {}{grad}, {})", self.shape, self.dtype(), self.gpu().adapter().name)
+    }
+}
+
+impl fmt::Display for Tensor {
+    /// The elements, rows on lines, long axes shortened in the middle, as NumPy prints them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = f.precision().unwrap_or(4);
+        let text = match self.dtype() {
+            DType::F32 => self.to_vec::<f32>().map(|v| v.iter().map(|x| format!("{x:.digits$}")).collect()),
+            DType::F16 => {
+                self.to_vec::<half::f16>().map(|v| v.iter().map(|x| format!("{:.digits$}", x.to_f32())).collect())
+            }
+            DType::U32 => self.to_vec::<u32>().map(|v| v.iter().map(u32::to_string).collect()),
+            DType::I32 => self.to_vec::<i32>().map(|v| v.iter().map(i32::to_string).collect()),
+        };
+        match text {
+            Ok(cells) => print_axes(f, &cells, &self.shape, 0),
+            Err(error) => write!(f, "<{error}>"),
+        }
+    }
+}
+
+fn print_axes(f: &mut fmt::Formatter<'_>, cells: &Vec<String>, shape: &[usize], depth: usize) -> fmt::Result {
+    const EDGE: usize = 3;
+    let Some((&size, inner)) = shape.split_first() else {
+        return f.write_str(cells.first().map_or("", |s| s));
+    };
+    let step: usize = inner.iter().product();
+    f.write_str("[")?;
+    let mut first = true;
+    for i in 0..size {
+        if size > 2 * EDGE + 2 && i >= EDGE && i < size - EDGE {
+            if i == EDGE {
+                f.write_str(if inner.is_empty() { ", ..." } else { ",\n" })?;
+                if !inner.is_empty() {
+                    write!(f, "{:1$}...", "", depth + 1)?;
+                }
+            }
+            continue;
+        }
+        if !first {
+            match inner.is_empty() {
+                true => f.write_str(", ")?,
+                false => write!(f, ",\n{:1$}", "", depth + 1)?,
+            }
+        }
+        first = false;
+        let part = cells[i * step..(i + 1) * step].to_vec();
+        print_axes(f, &part, inner, depth + 1)?;
+    }
+    f.write_str("]")
+}

@@ -1,0 +1,113 @@
+//! Walks the op list: forward and gradient of every case against its f64 reference, the same bits twice, accumulation.
+//!
+//! Forward bound per element: `ulps u |ref| + 4 u sqrt(K) s`, where `s` is the root of the sum of squares of the terms
+//! `x_j dy/dx_j` and K their number: for a dot product exactly `4 u sqrt(K) ||a*b||_2`. f16 adds its output rounding.
+//! Gradient bound: the same with the terms `dy_j dy_j/dx_i`, from central differences of the f64 reference.
+
+mod support;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use support::*;
+use tiebeam::ops::case::{Array, Case};
+use tiebeam::{Rng, Tensor};
+
+/// Above this many reference evaluations a case's Jacobian is left out and the bound uses the output's scale alone.
+const MOST: usize = 1_000_000_000;
+
+fn main() {
+    let args = Arguments::from_args();
+    let mut trials = Vec::new();
+    for (op, cases) in tiebeam::ops::cases() {
+        for case in cases {
+            let name = format!("{op}::{}", case.name.replace(' ', "_"));
+            trials.push(Trial::test(name, move || check(&case)));
+        }
+    }
+    libtest_mimic::run(&args, trials).exit();
+}
+
+fn check(case: &Case) -> Result<(), Failed> {
+    let gpu = gpu();
+    let arrays = draw(case);
+    let want = (case.reference)(&arrays);
+    let inputs: Vec<Tensor> = arrays
+        .iter()
+        .zip(&case.inputs)
+        .map(|(array, input)| {
+            let x = upload(gpu, array, input.dtype);
+            if input.grad { x.requires_grad() } else { x }
+        })
+        .collect();
+    let y = (case.forward)(&inputs);
+    assert_eq!(*y.shape(), want.shape, "{}: shape", case.name);
+    let got = download(&y);
+    if case.exact {
+        within(&case.name, &got, &want.data, |_| 0.0);
+        return same_bits_twice(case, &inputs, &got);
+    }
+    let elements: usize = arrays.iter().map(|a| a.data.len()).sum();
+    let affordable = elements * (want.data.len() + elements) < MOST;
+    let jacobian =
+        jacobian(case, &arrays, |input| input.dtype.is_float() && (affordable || input.grad));
+    let spread = forward_spread(&arrays, &jacobian, &want);
+    let rounding = y.dtype().roundoff();
+    within(&case.name, &got, &want.data, |i| {
+        let output = if rounding > U { rounding * want.data[i].abs() + 3e-8 } else { 0.0 };
+        case.ulps * U * want.data[i].abs() + 4.0 * U * spread.terms[i].sqrt() * spread.norm[i] + output + 1e-37
+    });
+    same_bits_twice(case, &inputs, &got)?;
+    if case.inputs.iter().any(|i| i.grad) {
+        gradients(case, &inputs, &y, &want, &jacobian);
+    }
+    Ok(())
+}
+
+fn forward_spread(arrays: &[Array], jacobian: &Jacobian, want: &Array) -> Spread {
+    let n = want.data.len();
+    let mut spread = Spread { norm: vec![0.0; n], terms: vec![1.0; n] };
+    for (array, columns) in arrays.iter().zip(&jacobian.columns) {
+        for (x, column) in array.data.iter().zip(columns.iter().flatten()) {
+            for (j, d) in column.iter().enumerate() {
+                let term = x * d;
+                spread.norm[j] += term * term;
+                spread.terms[j] += (term.abs() > 1e-12) as u8 as f64;
+            }
+        }
+    }
+    spread.norm.iter_mut().for_each(|s| *s = s.sqrt());
+    spread
+}
+
+fn same_bits_twice(case: &Case, inputs: &[Tensor], first: &[f64]) -> Result<(), Failed> {
+    let again = download(&(case.forward)(inputs));
+    let same = first.iter().zip(&again).all(|(a, b)| a.to_bits() == b.to_bits());
+    if same { Ok(()) } else { Err(format!("{}: a second run gave other bits", case.name).into()) }
+}
+
+fn gradients(case: &Case, inputs: &[Tensor], y: &Tensor, want: &Array, jacobian: &Jacobian) {
+    let gpu = gpu();
+    let mut rng = Rng::new(99);
+    let mut dy = vec![0.0f32; want.data.len()];
+    rng.fill_normal(&mut dy);
+    let seed = Tensor::from_slice(gpu, &dy, want.shape);
+    let grads = y.backward_with(&seed).expect("backward");
+    // Twice through the same graph into one leaf: the sum must arrive as one gradient.
+    let twice = (case.forward)(inputs).add(&(case.forward)(inputs)).backward_with(&seed).expect("backward");
+    for (i, input) in inputs.iter().enumerate().filter(|(i, _)| case.inputs[*i].grad) {
+        let columns = jacobian.columns[i].as_ref().expect("differentiated");
+        let terms = |e: usize| columns[e].iter().zip(&dy).map(|(d, &g)| d * g as f64);
+        let want: Vec<f64> = (0..columns.len()).map(|e| terms(e).sum()).collect();
+        let bound = |e: usize| {
+            let norm = terms(e).map(|t| t * t).sum::<f64>().sqrt();
+            let count = terms(e).filter(|t| t.abs() > 1e-12).count().max(1) as f64;
+            // 1e-9 is what central differences in f64 leave.
+            case.grad_ulps * U * (want[e].abs() + norm) + 4.0 * U * count.sqrt() * norm + 2e-9 * norm.max(1.0)
+        };
+        let name = format!("{}: gradient of input {i}", case.name);
+        let got = download(grads.get(input).unwrap_or_else(|| panic!("{name}: none")));
+        within(&name, &got, &want, bound);
+        let doubled: Vec<f64> = want.iter().map(|w| 2.0 * w).collect();
+        let got = download(twice.get(input).unwrap_or_else(|| panic!("{name}: none")));
+        within(&format!("{name}, twice"), &got, &doubled, |e| 2.0 * bound(e));
+    }
+}

@@ -1,0 +1,112 @@
+//! What the tests share: the device, comparison under a derived bound, numerical gradients of f64 references.
+#![allow(dead_code)]
+
+use std::sync::OnceLock;
+use tiebeam::ops::case::{Array, Case, Input};
+use tiebeam::{DType, Gpu, Rng, Tensor};
+
+/// f32 unit roundoff.
+pub const U: f64 = 1.0 / (1u64 << 24) as f64;
+
+/// The device under test; one a process. There is no passing without one.
+pub fn gpu() -> &'static Gpu {
+    static GPU: OnceLock<Gpu> = OnceLock::new();
+    GPU.get_or_init(|| match Gpu::open() {
+        Ok(gpu) => gpu,
+        Err(error) => panic!("these tests need an adapter: {error}"),
+    })
+}
+
+/// Uploads an array as its input says.
+pub fn upload(gpu: &Gpu, array: &Array, dtype: DType) -> Tensor {
+    let x = &array.data;
+    match dtype {
+        DType::F32 => Tensor::from_slice(gpu, &x.iter().map(|&v| v as f32).collect::<Vec<_>>(), array.shape),
+        DType::F16 => {
+            Tensor::from_slice(gpu, &x.iter().map(|&v| half::f16::from_f64(v)).collect::<Vec<_>>(), array.shape)
+        }
+        DType::U32 => Tensor::from_slice(gpu, &x.iter().map(|&v| v as u32).collect::<Vec<_>>(), array.shape),
+        DType::I32 => Tensor::from_slice(gpu, &x.iter().map(|&v| v as i32).collect::<Vec<_>>(), array.shape),
+    }
+}
+
+/// The elements as f64, whatever the dtype.
+pub fn download(x: &Tensor) -> Vec<f64> {
+    let ok = "readback";
+    match x.dtype() {
+        DType::F32 => x.to_vec::<f32>().expect(ok).into_iter().map(f64::from).collect(),
+        DType::F16 => x.to_vec::<half::f16>().expect(ok).into_iter().map(f64::from).collect(),
+        DType::U32 => x.to_vec::<u32>().expect(ok).into_iter().map(f64::from).collect(),
+        DType::I32 => x.to_vec::<i32>().expect(ok).into_iter().map(f64::from).collect(),
+    }
+}
+
+/// The inputs of a case, drawn from a seed that its name fixes.
+pub fn draw(case: &Case) -> Vec<Array> {
+    let seed = case.name.bytes().fold(7u64, |h, b| h.wrapping_mul(31).wrapping_add(b as u64));
+    let mut rng = Rng::new(seed);
+    case.inputs.iter().map(|input| input.draw(&mut rng)).collect()
+}
+
+/// For each output element, the root of the sum of squares of its terms `x_j dy/dx_j`: the scale on which rounding acts.
+///
+/// A dot product's terms are its products, so this is `||a * b||_2` there; a function of one element has one term.
+pub struct Spread {
+    /// The scale of each element.
+    pub norm: Vec<f64>,
+    /// Terms that are not zero.
+    pub terms: Vec<f64>,
+}
+
+/// Derivatives of every output with respect to every element of every float input, by central differences in f64.
+pub struct Jacobian {
+    /// `columns[input][element][output]`; `None` for inputs that are not differentiated.
+    pub columns: Vec<Option<Vec<Vec<f64>>>>,
+}
+
+pub fn jacobian(case: &Case, inputs: &[Array], wanted: impl Fn(&Input) -> bool) -> Jacobian {
+    let mut at = inputs.to_vec();
+    let columns = (0..inputs.len())
+        .map(|i| {
+            wanted(&case.inputs[i]).then(|| {
+                (0..inputs[i].data.len())
+                    .map(|e| {
+                        let x = inputs[i].data[e];
+                        let h = 2e-5 * x.abs().max(0.5);
+                        at[i].data[e] = x + h;
+                        let up = (case.reference)(&at).data;
+                        at[i].data[e] = x - h;
+                        let down = (case.reference)(&at).data;
+                        at[i].data[e] = x;
+                        up.iter().zip(&down).map(|(u, d)| (u - d) / (2.0 * h)).collect()
+                    })
+                    .collect()
+            })
+        })
+        .collect();
+    Jacobian { columns }
+}
+
+/// Panics unless every element is within its bound; names the worst.
+pub fn within(what: &str, got: &[f64], want: &[f64], bound: impl Fn(usize) -> f64) {
+    assert_eq!(got.len(), want.len(), "{what}: {} elements, want {}", got.len(), want.len());
+    let excess = |i: usize| {
+        if got[i].is_nan() && want[i].is_nan() || got[i] == want[i] {
+            return 0.0;
+        }
+        let over = (got[i] - want[i]).abs() / bound(i);
+        if over.is_nan() { f64::INFINITY } else { over }
+    };
+    let worst = (0..got.len()).max_by(|&a, &b| excess(a).total_cmp(&excess(b)));
+    if let Some(i) = worst.filter(|&i| excess(i) > 1.0) {
+        panic!(
+            "{what}: element {i}: got {:e}, want {:e}, off by {:e}, bound {:e} ({:.1} times) on {}",
+            got[i],
+            want[i],
+            (got[i] - want[i]).abs(),
+            bound(i),
+            excess(i),
+            gpu().adapter().name
+        );
+    }
+}
