@@ -89,7 +89,10 @@ impl fmt::Display for Error {
             Error::NoAdapter { message } => write!(f, "no GPU adapter: {message}"),
             Error::Unsupported { need } => write!(f, "this adapter cannot run it: {need}"),
             Error::Limit { what, need, have } => {
-                write!(f, "{what}: need {need}, this adapter has {have}; use smaller sizes or another adapter")
+                write!(
+                    f,
+                    "{what}: need {need}, this adapter has {have}; use smaller sizes or another adapter"
+                )
             }
             Error::Shader { file, line: 0, message } => write!(f, "shader {file}: {message}"),
             Error::Shader { file, line, message } => write!(f, "shader {file}:{line}: {message}"),

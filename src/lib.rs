@@ -5,9 +5,14 @@
 pub mod dtype;
 pub mod error;
 pub mod gpu;
+pub mod models;
+pub mod nn;
 pub mod ops;
+pub mod optim;
 pub mod rng;
 pub mod shape;
+pub mod share;
+pub mod store;
 pub mod tape;
 pub mod tensor;
 
@@ -18,3 +23,8 @@ pub use rng::Rng;
 pub use shape::Shape;
 pub use tape::{Grads, checkpoint, no_grad};
 pub use tensor::Tensor;
+
+/// The README's program compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

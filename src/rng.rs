@@ -11,8 +11,8 @@
 //!
 //! `log`, `cos`, division and fused multiply-add differ between adapters, so the normal draw is integers to
 //! the last bit: a table holds the quantile function as quadratics in fixed point, [`normal_from_bits`]
-//! evaluates one and packs the f32 by hand. The table is computed with `+ - * / sqrt` only, for which IEEE 754
-//! has one answer everywhere. `shaders/lib/rng.wgsl` is this file again in WGSL.
+//! evaluates one and packs the f32 by hand. The table is computed with `+ - * / sqrt` only, for which IEEE
+//! 754 has one answer everywhere. `shaders/lib/rng.wgsl` is this file again in WGSL.
 //!
 //! Philox 4x32-10: Salmon, Moraes, Dror, Shaw, *Parallel random numbers: as easy as 1, 2, 3* (SC 2011).
 

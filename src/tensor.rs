@@ -159,6 +159,16 @@ impl Tensor {
         self.edge.as_ref().is_some_and(|e| e.node.is_leaf())
     }
 
+    /// Computes pending elements now, without waiting for the device.
+    pub fn evaluate(&self) {
+        self.compute();
+    }
+
+    /// A number that tells this leaf from every other; `None` for tensors that are no leaf.
+    pub fn leaf_id(&self) -> Option<u64> {
+        self.edge.as_ref().filter(|e| e.node.is_leaf()).map(|e| e.node.id())
+    }
+
     /// Whether the elements lie in row-major order without gaps.
     pub fn is_contiguous(&self) -> bool {
         let plain = self.shape.strides();

@@ -116,15 +116,20 @@ impl Gpu {
         let epoch = self.0.epoch.load(Ordering::Acquire);
         let buffer = self.take_buffer(op, padded, epoch);
         if let Some(raw) = &buffer.raw {
-            let whole = bytes.len() / 4 * 4;
-            self.0.queue.write_buffer(raw, 0, &bytes[..whole]);
-            if whole < bytes.len() {
-                let mut tail = [0u8; 4];
-                tail[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
-                self.0.queue.write_buffer(raw, whole as u64, &tail);
-            }
+            self.write_words(raw, 0, bytes);
         }
         buffer
+    }
+
+    /// Writes before the next submit; the last word is filled up with zeros.
+    pub(super) fn write_words(&self, raw: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
+        let whole = bytes.len() / 4 * 4;
+        self.0.queue.write_buffer(raw, offset, &bytes[..whole]);
+        if whole < bytes.len() {
+            let mut tail = [0u8; 4];
+            tail[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+            self.0.queue.write_buffer(raw, offset + whole as u64, &tail);
+        }
     }
 
     /// Bytes held by tensors and by the pool.

@@ -114,7 +114,10 @@ impl Value {
             expr.measure();
         }
         let count = shape.count();
-        Arc::new(Value { gpu: gpu.clone(), dtype, count, state: Mutex::new(State::Pending(Arc::new(expr))) })
+        let state = Mutex::new(State::Pending(Arc::new(expr)));
+        let value = Arc::new(Value { gpu: gpu.clone(), dtype, count, state });
+        lock(&gpu.0.pending).push(&value);
+        value
     }
 
     /// The place of this value's elements, computing them now if they are pending.
@@ -156,6 +159,16 @@ impl Value {
         *lock(&self.state) = State::Ready(place);
     }
 
+    /// The values that this one will be computed from; `None` once it is.
+    pub(super) fn operands(&self) -> Option<Vec<Arc<Value>>> {
+        let expr = self.expr()?;
+        let values = expr.args.iter().filter_map(|arg| match arg {
+            Arg::Operand { value, .. } => Some(value.clone()),
+            Arg::Scalar(_) => None,
+        });
+        Some(values.collect())
+    }
+
     fn expr(&self) -> Option<Arc<Expr>> {
         match &*lock(&self.state) {
             State::Ready(_) => None,
@@ -190,7 +203,8 @@ impl Expr {
                 Arg::Operand { value, strides, offset } => {
                     if let Some(inner) = self.inlines(value, strides, *offset) {
                         nodes += inner.nodes;
-                        leaves += inner.leaves;
+                        // Computed meanwhile by somebody else, it is a leaf itself.
+                        leaves += inner.leaves.max(1);
                         words += inner.words;
                     } else {
                         leaves += 1;

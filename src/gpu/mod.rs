@@ -2,6 +2,7 @@
 
 pub mod buffer;
 pub mod fuse;
+pub mod inplace;
 pub mod kernel;
 pub mod record;
 pub mod shader;
@@ -89,6 +90,7 @@ pub(crate) struct Inner {
     pub staging: Mutex<Vec<wgpu::Buffer>>,
     pub kernels: Mutex<kernel::Cache>,
     pub recorder: Mutex<record::Recorder>,
+    pub pending: Mutex<inplace::Pending>,
 }
 
 /// A lock whose data stays usable after a panic elsewhere: what we guard is consistent between statements.
@@ -291,6 +293,7 @@ impl Gpu {
             staging: Mutex::default(),
             kernels: Mutex::default(),
             recorder: Mutex::default(),
+            pending: Mutex::default(),
         })))
     }
 

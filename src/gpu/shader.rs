@@ -251,13 +251,10 @@ impl Source {
 type Load = dyn Fn(&str) -> Result<Cow<'static, str>, String>;
 
 fn load(name: &str) -> Result<Cow<'static, str>, String> {
-    #[cfg(debug_assertions)]
-    {
-        let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders"));
-        if folder.is_dir() {
-            let text = std::fs::read_to_string(folder.join(format!("{name}.wgsl")));
-            return text.map(Cow::Owned).map_err(|e| e.to_string());
-        }
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders"));
+    if cfg!(debug_assertions) && folder.is_dir() {
+        let text = std::fs::read_to_string(folder.join(format!("{name}.wgsl")));
+        return text.map(Cow::Owned).map_err(|e| e.to_string());
     }
     let found = EMBEDDED.iter().find(|(n, _)| *n == name);
     found.map(|(_, text)| Cow::Borrowed(*text)).ok_or_else(|| "no such file".into())
@@ -522,7 +519,9 @@ impl Assembled {
                 words.push(inner.to_string());
                 cause = inner.source();
             }
-            let labels: Vec<_> = e.spans().cloned().collect();
+            let mut labels: Vec<_> = e.spans().cloned().collect();
+            // An expression says more than the function around it.
+            labels.sort_by_key(|(span, _)| span.to_range().map_or(usize::MAX, |r| r.len()));
             self.report(words, &labels, vec![])
         })?;
         Ok((module, info))

@@ -8,11 +8,13 @@
 //! end]}, ...}`; the data, little-endian and row-major, which the tensors cover without holes.
 
 mod bytes;
+mod checkpoint;
 mod file;
 mod header;
 mod save;
 
 pub use bytes::bf16_bytes;
+pub use checkpoint::{Checkpoint, load_checkpoint, load_tensors, save_checkpoint, save_tensors};
 pub use file::{File, Info};
 pub use safetensors::Dtype as FileDType;
 pub use save::{Entry, save};

@@ -223,7 +223,6 @@ fn errors_of_naga_carry_the_line_of_the_file() {
     assert!(message.contains("missing") && message.contains("t:5"), "{message}");
     // Validation, inside a fragment.
     let (file, line, message) = check(Source::text("t", "#import broken\n").enable("f16"));
-    eprintln!("{message}");
     assert_eq!((file.as_str(), line), ("shaders/lib/broken.wgsl", 3));
     assert!(message.contains("return 1u;"), "{message}");
     // The end of the text has no line.

@@ -1,0 +1,35 @@
+# Everything here is short for a cargo command that works without make. Release profile throughout, lint
+# included: one target folder, so that build scripts and macros are compiled once.
+
+CARGO ?= cargo
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint docs vulkan components
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: vulkan ## train a small language model with tied layers and write its results to out/demo
+	$(CARGO) run --release --features cli --example charlm -- --out out/demo
+
+test: vulkan ## every test and doctest; needs an adapter, a software one will do
+	$(CARGO) test --release --features cli
+
+bench: vulkan ## every benchmark on this machine's adapter
+	$(CARGO) bench --features cli
+
+lint: components ## formatting, clippy with and without features, documentation; no warning passes
+	$(CARGO) fmt --check
+	$(CARGO) clippy --release --all-targets --all-features -- -D warnings
+	$(CARGO) clippy --release --all-targets --no-default-features -- -D warnings
+	$(MAKE) --no-print-directory docs
+
+docs: ## the documentation, to target/doc/tiebeam/index.html
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --no-deps --all-features
+
+# Installs a software Vulkan driver where there is none, and says so first.
+vulkan:
+	@sh scripts/ensure-vulkan.sh
+
+components:
+	@$(CARGO) fmt --version >/dev/null 2>&1 || { echo "rustfmt is missing: rustup component add rustfmt" >&2; exit 1; }
+	@$(CARGO) clippy --version >/dev/null 2>&1 || { echo "clippy is missing: rustup component add clippy" >&2; exit 1; }

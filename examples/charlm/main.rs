@@ -1,0 +1,142 @@
+//! Trains a byte-level language model whose one transformer block is used at every depth, and shows what that saves.
+//!
+//!     cargo run --release --features cli --example charlm -- --out out/demo
+//!
+//! `--sharing none|tied|tied-lora` chooses what the depths share. Ctrl-C saves a checkpoint; `--resume` goes on from it
+//! and gives the same bits as a run that was never stopped.
+
+mod plot;
+mod text;
+mod train;
+
+use clap::Parser;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use text::Text;
+use tiebeam::models::recursive::{Config, Sharing};
+use tiebeam::{Gpu, Result};
+
+/// The default text: a frozen snapshot of this repository's sources and documentation.
+const CORPUS: &[u8] = include_bytes!("../data/corpus.txt");
+
+/// What the depths of the model share.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum SharingArg {
+    /// Nothing: every depth has a block of its own.
+    None,
+    /// One block, used at every depth; norms are each depth's own.
+    Tied,
+    /// As tied, with a low-rank part of each depth's own.
+    TiedLora,
+}
+
+/// Train a small language model with tied layers.
+#[derive(Parser, Debug)]
+#[command(version)]
+pub struct Args {
+    /// Text to train on, any bytes; its last tenth is held out [default: this repository's own sources]
+    #[arg(long)]
+    pub text: Option<PathBuf>,
+    /// What the depths share
+    #[arg(long, value_enum, default_value = "tied-lora")]
+    pub sharing: SharingArg,
+    /// Times that a block is applied
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub depth: u32,
+    /// Width of the residual stream, a multiple of 32 [default: by adapter]
+    #[arg(long, value_parser = width)]
+    pub width: Option<u32>,
+    /// Bytes in a training window [default: by adapter]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(2..=4096))]
+    pub context: Option<u32>,
+    /// Windows in a step [default: by adapter]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub batch: Option<u32>,
+    /// Training steps [default: by adapter]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub steps: Option<u32>,
+    /// Rank of the low-rank parts
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub rank: u32,
+    /// Highest learning rate [default: 0.4 / width]
+    #[arg(long)]
+    pub lr: Option<f32>,
+    /// Seed of weights, batches and samples
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Go on from the checkpoint in --out
+    #[arg(long)]
+    pub resume: bool,
+    /// Folder for checkpoint, picture and sample
+    #[arg(long, default_value = "out/charlm")]
+    pub out: PathBuf,
+    /// Steps between checkpoints
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    pub save_every: u32,
+}
+
+fn width(text: &str) -> std::result::Result<u32, String> {
+    match text.parse() {
+        Ok(n) if n >= 32 && n % 32 == 0 && n <= 8192 => Ok(n),
+        _ => Err("must be a multiple of 32 from 32 to 8192".into()),
+    }
+}
+
+/// A run's sizes: chosen, or by what the adapter can do in about two minutes.
+pub struct Sizes {
+    pub model: Config,
+    pub batch: usize,
+    pub steps: usize,
+    pub lr: f32,
+}
+
+fn sizes(args: &Args, gpu: &Gpu) -> Sizes {
+    let (width, context, batch, steps) = if gpu.is_software() { (96, 64, 12, 600) } else { (256, 128, 32, 2000) };
+    let width = args.width.map_or(width, |w| w as usize);
+    let sharing = match args.sharing {
+        SharingArg::None => Sharing::None,
+        SharingArg::Tied => Sharing::Tied,
+        SharingArg::TiedLora => Sharing::TiedLora { rank: args.rank as usize, scale: 1.0 },
+    };
+    let model = Config {
+        vocab: 256,
+        width,
+        heads: width / 32,
+        hidden: 4 * width,
+        context: args.context.map_or(context, |c| c as usize),
+        depth: args.depth as usize,
+        sharing,
+    };
+    Sizes {
+        model,
+        batch: args.batch.map_or(batch, |b| b as usize),
+        steps: args.steps.map_or(steps, |s| s as usize),
+        lr: args.lr.unwrap_or(0.4 / width as f32),
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let gpu = Gpu::open()?;
+    println!("adapter    {}", gpu.adapter());
+    let sizes = sizes(args, &gpu);
+    let context = sizes.model.context;
+    let text = match &args.text {
+        Some(path) => Text::read(path, context)?,
+        None => Text::new(CORPUS.to_vec(), "the built-in text", context)?,
+    };
+    train::run(args, &sizes, &gpu, &text)
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or("error".into()))
+        .with_writer(std::io::stderr)
+        .init();
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

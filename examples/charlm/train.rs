@@ -1,0 +1,291 @@
+//! The training loop: batches in, loss out one step late, checkpoints, evaluation, samples.
+
+use crate::plot::{self, Lines};
+use crate::text::{self, Text};
+use crate::{Args, Sizes};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use tiebeam::models::recursive::Recursive;
+use tiebeam::nn::Parameters;
+use tiebeam::optim::{AdamW, AdamWConfig, Group, Schedule};
+use tiebeam::store::{Checkpoint, File, load_checkpoint, save_checkpoint};
+use tiebeam::{Error, Gpu, Result, Rng, Tensor, no_grad};
+
+/// Everything that a checkpoint holds.
+struct Run<'a> {
+    args: &'a Args,
+    sizes: &'a Sizes,
+    gpu: &'a Gpu,
+    text: &'a Text,
+    model: Recursive,
+    optimizer: AdamW,
+    rng: Rng,
+    step: usize,
+    losses: Vec<(usize, f32)>,
+}
+
+pub fn run(args: &Args, sizes: &Sizes, gpu: &Gpu, text: &Text) -> Result<()> {
+    let (unigram, bigram) = text::baselines(text);
+    let mut rng = Rng::new(args.seed);
+    let model = Recursive::new(gpu, sizes.model, &mut rng);
+    let optimizer = optimizer(gpu, &model)?;
+    let mut run = Run { args, sizes, gpu, text, model, optimizer, rng, step: 0, losses: Vec::new() };
+    run.print_sizes();
+    std::fs::create_dir_all(&args.out).map_err(|e| io(&args.out, e))?;
+    if args.resume {
+        run.load()?;
+    }
+    let stopped = run.train()?;
+    run.save()?;
+    if stopped {
+        println!("stopped    after step {}; go on with --resume --out {}", run.step, args.out.display());
+        return Ok(());
+    }
+    let validation = run.validate()?;
+    println!("validation {validation:.4} nats/byte on all {} held-out bytes", text.held_out.len() - 1);
+    println!("baselines  unigram {unigram:.4}, bigram {bigram:.4}: {:.4} below bigram", bigram - validation);
+    let picture = args.out.join("loss.svg");
+    let c = &sizes.model;
+    let title = format!("{} bytes, width {}, depth {} ({})", text.train.len(), c.width, c.depth, gpu.adapter().name);
+    let lines = Lines { unigram, bigram, validation };
+    plot::loss_curve(&picture, &run.losses, &lines, &title).map_err(|message| Error::Config { message })?;
+    println!("picture    {}", picture.display());
+    println!("checkpoint {}", run.checkpoint().display());
+    let sample = run.sample(b"\nfn ", 400)?;
+    println!("sample     ---\n{sample}\n---");
+    Ok(())
+}
+
+fn io(path: &Path, error: std::io::Error) -> Error {
+    Error::Io { path: path.to_path_buf(), message: error.to_string() }
+}
+
+/// Matrices decay, vectors (norms) do not.
+fn optimizer(gpu: &Gpu, model: &Recursive) -> Result<AdamW> {
+    let all = Parameters::of(model);
+    let (matrices, vectors): (Vec<_>, Vec<_>) = all.named().iter().cloned().partition(|(_, p)| p.shape().len() > 1);
+    let groups = vec![
+        Group { params: matrices, weight_decay: 0.1, lr_scale: 1.0 },
+        Group { params: vectors, weight_decay: 0.0, lr_scale: 1.0 },
+    ];
+    let config = AdamWConfig { betas: (0.9, 0.95), eps: 1e-8, clip: Some(1.0), ..AdamWConfig::default() };
+    AdamW::new(gpu, groups, config)
+}
+
+impl Run<'_> {
+    fn print_sizes(&self) {
+        let all = Parameters::of(&self.model);
+        let (stored, used) = (all.stored(), all.used());
+        // Parameter, gradient and two moments in f32.
+        let saved = (used - stored.min(used)) as f64 * 16.0 / (1 << 20) as f64;
+        println!(
+            "parameters {stored} stored, {used} used ({:.2} times); {saved:.1} MiB of training memory saved",
+            used as f64 / stored as f64
+        );
+        let c = &self.sizes.model;
+        println!(
+            "model      width {}, depth {}, heads {}, context {}, batch {}, {:?}",
+            c.width, c.depth, c.heads, c.context, self.sizes.batch, c.sharing
+        );
+        println!("text       {} bytes to train on, {} held out", self.text.train.len(), self.text.held_out.len());
+    }
+
+    fn schedule(&self) -> Schedule {
+        let total = self.sizes.steps as u64;
+        Schedule::WarmupCosine { warmup: (total / 20).max(1), total, floor: 0.1 }
+    }
+
+    /// Trains up to the last step; true when Ctrl-C stopped it.
+    fn train(&mut self) -> Result<bool> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let flag = stop.clone();
+        ctrlc::set_handler(move || {
+            // A second Ctrl-C does not wait for the step.
+            if flag.swap(true, Ordering::SeqCst) {
+                std::process::exit(130);
+            }
+        })
+        .map_err(|e| Error::Config { message: format!("Ctrl-C cannot be caught: {e}") })?;
+
+        let steps = self.sizes.steps;
+        let bar = ProgressBar::new(steps as u64);
+        let style = ProgressStyle::with_template("{bar:32} {pos}/{len} {msg} ETA {eta}");
+        bar.set_style(style.expect("a valid template"));
+        bar.set_position(self.step as u64);
+        bar.reset_eta();
+        let started = Instant::now();
+        let first = self.step;
+        let schedule = self.schedule();
+        let per_step = self.sizes.batch * self.sizes.model.context;
+        // The loss is read one step late, so that the device never waits for the host.
+        let mut late: Option<(usize, tiebeam::gpu::buffer::Reading)> = None;
+        while self.step < steps && !stop.load(Ordering::SeqCst) {
+            let (tokens, targets) = self.text.batch(self.sizes.batch, self.sizes.model.context, &mut self.rng);
+            let shape = [self.sizes.batch, self.sizes.model.context];
+            let tokens = Tensor::from_slice(self.gpu, &tokens, shape);
+            let targets = Tensor::from_slice(self.gpu, &targets, shape);
+            let loss = self.model.loss(&tokens, &targets);
+            let grads = loss.backward()?;
+            self.optimizer.step(&grads, schedule.lr(self.sizes.lr, self.step as u64))?;
+            let reading = loss.detach().read::<f32>()?;
+            if let Some(previous) = late.replace((self.step, reading)) {
+                self.note(previous)?;
+            }
+            self.step += 1;
+            let speed = ((self.step - first) * per_step) as f64 / started.elapsed().as_secs_f64();
+            let loss = self.losses.last().map_or(f32::NAN, |l| l.1);
+            bar.set_message(format!("loss {loss:.3} {speed:.0} tokens/s"));
+            bar.set_position(self.step as u64);
+            if self.step % self.args.save_every as usize == 0 && self.step < steps {
+                if let Some(previous) = late.take() {
+                    self.note(previous)?;
+                }
+                self.save()?;
+            }
+        }
+        if let Some(previous) = late {
+            self.note(previous)?;
+        }
+        bar.finish_and_clear();
+        let seconds = started.elapsed().as_secs_f64();
+        let speed = ((self.step - first) * per_step) as f64 / seconds;
+        println!("trained    steps {first} to {} in {seconds:.1} s, {speed:.0} tokens/s", self.step);
+        Ok(stop.load(Ordering::SeqCst) && self.step < steps)
+    }
+
+    /// Keeps a loss that arrived; one that is no number ends the run before anything bad is saved.
+    fn note(&mut self, (step, reading): (usize, tiebeam::gpu::buffer::Reading)) -> Result<()> {
+        let loss: f32 = bytemuck::pod_read_unaligned(&reading.wait()?);
+        if !loss.is_finite() {
+            let path = self.checkpoint();
+            let last = if path.exists() {
+                format!("the last good checkpoint is {}; resume it with a smaller --lr", path.display())
+            } else {
+                "no checkpoint was saved yet; start again with a smaller --lr".into()
+            };
+            return Err(Error::Config { message: format!("the loss is {loss} at step {step}; {last}") });
+        }
+        self.losses.push((step, loss));
+        Ok(())
+    }
+
+    fn checkpoint(&self) -> PathBuf {
+        self.args.out.join("checkpoint.safetensors")
+    }
+
+    /// What must be equal for a checkpoint to go on as if it had not stopped.
+    fn settings(&self) -> BTreeMap<String, String> {
+        let mut all = self.sizes.model.metadata();
+        all.insert("batch".into(), self.sizes.batch.to_string());
+        all.insert("steps".into(), self.sizes.steps.to_string());
+        all.insert("lr".into(), self.sizes.lr.to_string());
+        all.insert("text_bytes".into(), self.text.train.len().to_string());
+        all
+    }
+
+    fn save(&self) -> Result<()> {
+        let all = Parameters::of(&self.model);
+        let mut metadata = self.settings();
+        let losses: Vec<String> = self.losses.iter().map(|(_, loss)| loss.to_bits().to_string()).collect();
+        metadata.insert("losses".into(), losses.join(" "));
+        let run = Checkpoint {
+            step: self.optimizer.steps(),
+            optimizer: self.optimizer.state_dict()?,
+            rng: Some(self.rng),
+            metadata,
+        };
+        save_checkpoint(self.checkpoint(), all.named(), &run)
+    }
+
+    fn load(&mut self) -> Result<()> {
+        let path = self.checkpoint();
+        let wanted = self.settings();
+        let metadata = File::open(&path)?.metadata().clone();
+        for (name, want) in &wanted {
+            let have = metadata.get(name).map_or("nothing", String::as_str);
+            if have != want {
+                let message = format!("this checkpoint is of another run: {name} is {have} there, {want} here");
+                return Err(Error::Format { path, message });
+            }
+        }
+        let all = Parameters::of(&self.model);
+        let run = load_checkpoint(&path, all.named())?;
+        self.optimizer.load_state(run.step, &run.optimizer)?;
+        self.rng = run.rng.unwrap_or(self.rng);
+        self.step = run.step as usize;
+        let losses = metadata.get("losses").map_or("", String::as_str);
+        let parsed = losses.split_whitespace().map(|bits| bits.parse().map(f32::from_bits));
+        self.losses = parsed.filter_map(std::result::Result::ok).enumerate().collect();
+        println!("resumed    {} at step {}", path.display(), self.step);
+        Ok(())
+    }
+
+    /// Mean loss over every held-out byte but the first, in windows of one context.
+    fn validate(&self) -> Result<f64> {
+        let context = self.sizes.model.context;
+        let bytes = &self.text.held_out;
+        let bar = ProgressBar::new(bytes.len() as u64 - 1);
+        bar.set_style(ProgressStyle::with_template("{bar:32} {pos}/{len} validating, ETA {eta}").expect("valid"));
+        let mut sum = 0.0;
+        let mut at = 0;
+        while at + 1 < bytes.len() {
+            // Whole batches of windows, then what is left as one row.
+            let left = bytes.len() - 1 - at;
+            let (rows, length) =
+                if left >= context { ((left / context).min(self.sizes.batch), context) } else { (1, left) };
+            let n = rows * length;
+            let widened = |part: &[u8]| part.iter().map(|&b| b as u32).collect::<Vec<u32>>();
+            let tokens = Tensor::from_slice(self.gpu, &widened(&bytes[at..at + n]), [rows, length]);
+            let targets = Tensor::from_slice(self.gpu, &widened(&bytes[at + 1..at + n + 1]), [rows, length]);
+            sum += no_grad(|| self.model.loss(&tokens, &targets)).item()? as f64 * n as f64;
+            at += n;
+            bar.set_position(at as u64);
+        }
+        bar.finish_and_clear();
+        Ok(sum / (bytes.len() - 1) as f64)
+    }
+
+    /// `count` bytes after `prompt`, drawn at temperature 0.8.
+    fn sample(&self, prompt: &[u8], count: usize) -> Result<String> {
+        let context = self.sizes.model.context;
+        let mut rng = Rng::new(self.args.seed ^ 0x5eed);
+        let mut bytes = prompt.to_vec();
+        for _ in 0..count {
+            let window = &bytes[bytes.len().saturating_sub(context)..];
+            // Always a full context: causal attention never looks at the padding behind.
+            let mut tokens = vec![0u32; context];
+            tokens.iter_mut().zip(window).for_each(|(t, &b)| *t = b as u32);
+            let tokens = Tensor::from_slice(self.gpu, &tokens, [1, context]);
+            let last = window.len() - 1;
+            let logits = no_grad(|| {
+                let hidden = self.model.hidden(&tokens);
+                self.model.head(&hidden[hidden.len() - 1].slice(1, last..last + 1))
+            });
+            bytes.push(draw(&logits.to_vec::<f32>()?, 0.8, &mut rng));
+        }
+        let sample = text::printable(&bytes);
+        let path = self.args.out.join("sample.txt");
+        std::fs::write(&path, &sample).map_err(|e| io(&path, e))?;
+        Ok(sample)
+    }
+}
+
+/// A byte from the softmax of `logits / temperature`.
+fn draw(logits: &[f32], temperature: f64, rng: &mut Rng) -> u8 {
+    let highest = logits.iter().copied().fold(f32::MIN, f32::max) as f64;
+    let weights: Vec<f64> = logits.iter().map(|&x| ((x as f64 - highest) / temperature).exp()).collect();
+    let mut unit = [0.0f32];
+    rng.fill_uniform(&mut unit);
+    let mut left = unit[0] as f64 * weights.iter().sum::<f64>();
+    for (byte, weight) in weights.iter().enumerate() {
+        left -= weight;
+        if left < 0.0 {
+            return byte as u8;
+        }
+    }
+    (weights.len() - 1) as u8
+}

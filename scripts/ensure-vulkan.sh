@@ -1,0 +1,125 @@
+#!/bin/sh
+# Makes sure that a Vulkan loader and a driver are installed; installs Mesa's software driver where not.
+# Usage: scripts/ensure-vulkan.sh
+set -eu
+
+fail() {
+    echo "ensure-vulkan: this machine has no Vulkan driver and $1: install your GPU's Vulkan driver, or" \
+        "Mesa's software one (Debian, Ubuntu: libvulkan1 mesa-vulkan-drivers; Fedora: vulkan-loader" \
+        "mesa-vulkan-drivers; Arch: vulkan-icd-loader vulkan-swrast; Alpine: vulkan-loader" \
+        "mesa-vulkan-swrast), and run this again." >&2
+    exit 1
+}
+
+# Whether the dynamic linker would find library $1; not every system's ldconfig has a list to print.
+# The parentheses make a subshell, so that IFS changes for this function only.
+has_library() (
+    if PATH="$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null | grep -F "$1" >/dev/null; then
+        exit 0
+    fi
+    for file in /lib/"$1" /lib64/"$1" /usr/lib/"$1" /usr/lib/*/"$1" /usr/lib64/"$1" /usr/local/lib/"$1"; do
+        if [ -e "$file" ]; then exit 0; fi
+    done
+    IFS=:
+    for folder in ${LD_LIBRARY_PATH:-}; do
+        if [ -e "$folder/$1" ]; then exit 0; fi
+    done
+    exit 1
+)
+
+# Whether manifest $1 exists and its library too: containers often carry a GPU's manifest without its driver.
+has_driver_of() {
+    [ -r "$1" ] || return 1
+    library=$(sed -n 's/.*"library_path"[^"]*"\([^"]*\)".*/\1/p' "$1" | head -n 1)
+    case $library in
+    '') return 1 ;;
+    /*) [ -e "$library" ] ;;
+    */*) [ -e "$(dirname "$1")/$library" ] ;;
+    *) has_library "$library" ;;
+    esac
+}
+
+# Whether one of the colon-separated files and folders $1 holds a usable manifest; $2 is appended to each.
+has_driver_in() (
+    IFS=:
+    for place in $1; do
+        if [ -f "$place$2" ] && has_driver_of "$place$2"; then exit 0; fi
+        for manifest in "$place$2"/*.json; do
+            if has_driver_of "$manifest"; then exit 0; fi
+        done
+    done
+    exit 1
+)
+
+has_driver() {
+    chosen=${VK_DRIVER_FILES:-${VK_ICD_FILENAMES:-}}
+    if [ -n "$chosen" ]; then
+        # The loader looks nowhere else then.
+        has_driver_in "$chosen" ""
+        return
+    fi
+    data=${XDG_DATA_HOME:-${HOME:-}/.local/share}:${XDG_DATA_DIRS:-/usr/local/share:/usr/share}
+    config=${XDG_CONFIG_HOME:-${HOME:-}/.config}:${XDG_CONFIG_DIRS:-/etc/xdg}
+    fixed=/usr/share:/usr/local/share:/etc:/usr/local/etc:/run/opengl-driver/share
+    has_driver_in "$data:$config:$fixed" /vulkan/icd.d
+}
+
+has_vulkan() { has_library libvulkan.so.1 && has_driver; }
+
+# Runs a command as root, by sudo only where that is needed.
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+has() { command -v "$1" >/dev/null 2>&1; }
+
+case $(uname -s) in
+Darwin | MINGW* | MSYS* | CYGWIN*) exit 0 ;; # Metal and DX12 come with the system.
+esac
+if has_vulkan; then exit 0; fi
+
+chosen=${VK_DRIVER_FILES:-${VK_ICD_FILENAMES:-}}
+if [ -n "$chosen" ] && ! has_driver; then
+    echo "ensure-vulkan: VK_DRIVER_FILES or VK_ICD_FILENAMES allows '$chosen' only, and no usable driver is" \
+        "there: correct it or unset it." >&2
+    exit 1
+fi
+
+if has apt-get; then
+    manager=apt-get packages='libvulkan1 mesa-vulkan-drivers'
+elif has dnf; then
+    manager=dnf packages='vulkan-loader mesa-vulkan-drivers'
+elif has pacman; then
+    manager=pacman packages='vulkan-icd-loader vulkan-swrast'
+elif has apk; then
+    manager=apk packages='vulkan-loader mesa-vulkan-swrast'
+else
+    fail "none of apt-get, dnf, pacman and apk is here to install one"
+fi
+if [ "$(id -u)" -ne 0 ] && ! has sudo; then
+    fail "$manager needs root or sudo to install one"
+fi
+echo "ensure-vulkan: no Vulkan driver found; installing Mesa's software driver by $manager: $packages" >&2
+
+# $packages is a list on purpose.
+# shellcheck disable=SC2086
+install() {
+    case $manager in
+    apt-get)
+        # A broken third-party list must not stop it: the lists on disk may do.
+        as_root apt-get update || echo "ensure-vulkan: apt-get update failed; using the lists there are" >&2
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $packages
+        ;;
+    dnf) as_root dnf install -y $packages ;;
+    pacman)
+        # Older releases have the software driver inside mesa.
+        as_root pacman -Sy --noconfirm --needed $packages ||
+            as_root pacman -S --noconfirm --needed vulkan-icd-loader mesa
+        ;;
+    apk) as_root apk add $packages ;;
+    esac
+}
+
+install || fail "$manager could not install one"
+has_vulkan || fail "$manager installed none that can be found"
+echo "ensure-vulkan: installed" >&2

@@ -1,0 +1,49 @@
+// One step of AdamW over every tensor of an arena, s steps in:
+//     g *= factor;  w *= 1 - lr wd;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
+//     w -= lr (m / (1 - b1^s)) / (sqrt(v / (1 - b2^s)) + eps)
+// lr is the step's times the group's scale. Nothing changes where the norm of all gradients is not finite.
+// One workgroup a chunk of at most 1024 elements of one tensor; each array moves once. No derivative: the last word.
+
+struct Params {
+    groups_x: u32,
+    count: u32,      // chunks
+    lr: f32,
+    eps: f32,
+    beta1: f32,
+    beta2: f32,
+    rest1: f32,      // 1 - beta1
+    rest2: f32,
+    unbias1: f32,    // 1 / (1 - beta1^s)
+    unbias2: f32,
+}
+var<immediate> p: Params;
+
+// First element (a multiple of 4), length, bits of the group's lr_scale and weight_decay.
+@group(0) @binding(0) var<storage, read> chunks: array<vec4<u32>>;
+// Norm of all gradients, factor of clipping.
+@group(0) @binding(1) var<storage, read> norm: array<f32>;
+@group(0) @binding(2) var<storage, read> g: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> w: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read_write> m: array<vec4<f32>>;
+@group(0) @binding(5) var<storage, read_write> v: array<vec4<f32>>;
+
+#import chunk
+
+@compute @workgroup_size(64)
+fn update(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let at = group.y * p.groups_x + group.x;
+    if at >= p.count || !is_finite(norm[0]) { return; }
+    let chunk = chunks[at];
+    let lr = p.lr * bitcast<f32>(chunk.z);
+    let keep = 1.0 - lr * bitcast<f32>(chunk.w);
+    let vectors = (chunk.y + 3u) / 4u;
+    for (var i = lane; i < vectors; i += 64u) {
+        let e = chunk.x / 4u + i;
+        let dw = norm[1] * inside(g[e], i, chunk.y);
+        let first = p.beta1 * m[e] + p.rest1 * dw;
+        let second = p.beta2 * v[e] + p.rest2 * dw * dw;
+        m[e] = first;
+        v[e] = second;
+        w[e] = keep * w[e] - lr * (first * p.unbias1) / (sqrt(second * p.unbias2) + vec4<f32>(p.eps));
+    }
+}

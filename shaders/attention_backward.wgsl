@@ -1,0 +1,190 @@
+// With p[i, j] = exp(s[i, j] - lse[i]) recomputed (attention.wgsl has the forward formulas):
+//   delta[i] = dy[i] . y[i]
+//   ds[i, j] = p[i, j] (dy[i] . v[j] - delta[i])
+//   dq[i] = scale sum over j of ds[i, j] k[j]
+//   dk[j] = scale sum over i of ds[i, j] q[i],   dv[j] = sum over i of p[i, j] dy[i]
+// Source: Dao 2023, "FlashAttention-2".
+//
+// delta:   one thread a row; stats[i] = (lse, delta).
+// queries: dq. A thread owns ROWS rows of queries and walks the keys, as in the forward pass.
+// keys:    dk, dv. A thread owns COLUMNS keys and walks the rows of queries four at a time, the group's heads in order,
+//          starting where causality lets the first of its keys be seen.
+// Every sum has one owner and one order: no atomics, the same bits every time.
+
+const HEAD_DIM: u32 = 64u;
+const ROWS: u32 = 1u;
+const COLUMNS: u32 = 1u;
+
+struct Params {
+    groups_x: u32,
+    pairs: u32,         // batch * kv_heads
+    blocks: u32,        // workgroups a pair
+    rows: u32,          // group * tokens_q
+    tokens_q: u32,
+    tokens_k: u32,
+    group: u32,         // query heads a key head
+    kv_heads: u32,
+    shift: i32,         // query i sees keys j <= i + shift
+    scale: f32,
+    mask_batch: u32,
+    mask_head: u32,
+    mask_query: u32,
+    mask_key: u32,
+}
+var<immediate> p: Params;
+
+@group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read> v: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read> dy: array<vec4<f32>>;
+@group(0) @binding(4) var<storage, read> stats: array<vec2<f32>>;
+@group(0) @binding(5) var<storage, read_write> dq: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read_write> dk: array<vec4<f32>>;
+@group(0) @binding(7) var<storage, read_write> dv: array<vec4<f32>>;
+
+// Of `delta` alone.
+@group(0) @binding(0) var<storage, read> y: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> lse: array<f32>;
+@group(0) @binding(2) var<storage, read_write> row_stats: array<vec2<f32>>;
+
+#import mask = mask_none
+#import attention
+
+@compute @workgroup_size(64)
+fn delta(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = (group.y * p.groups_x + group.x) * 64u + lane;
+    if row >= p.pairs * p.rows { return; }
+    let at = row * (HEAD_DIM / 4u);
+    var sum = 0.0;
+    for (var d = 0u; d < HEAD_DIM / 4u; d++) {
+        sum = dot_add(dy[at + d], y[at + d], sum);
+    }
+    row_stats[row] = vec2<f32>(lse[row], sum);
+}
+
+@compute @workgroup_size(64)
+fn queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let at = group.y * p.groups_x + group.x;
+    let pair = at / p.blocks;
+    let first = ((at % p.blocks) * 64u + lane) * ROWS;
+    if pair >= p.pairs || first >= p.rows { return; }
+    let keys = pair * p.tokens_k;
+    var last = 0u;
+#unroll r ROWS
+    // Rows beyond the end repeat the last one.
+    let row$r = min(first + ${r}u, p.rows - 1u);
+    let limit$r = limit(row$r);
+    let mask$r = mask_row(pair, row$r);
+    let at$r = (pair * p.rows + row$r) * (HEAD_DIM / 4u);
+    let stats$r = stats[pair * p.rows + row$r];
+    last = max(last, limit$r);
+#unroll d HEAD_DIM/4
+    let q${r}_$d = q[at$r + ${d}u] * p.scale;
+    let dy${r}_$d = dy[at$r + ${d}u];
+    var dq${r}_$d = vec4<f32>(0.0);
+#end
+#end
+    for (var j = 0u; j < last; j += 4u) {
+#unroll c 4
+        let key$c = (keys + min(j + ${c}u, p.tokens_k - 1u)) * (HEAD_DIM / 4u);
+#unroll r ROWS
+        var s${r}_$c = 0.0;
+        var dp${r}_$c = 0.0;
+#end
+#end
+#unroll d HEAD_DIM/4
+#unroll c 4
+        let k${c}_$d = k[key$c + ${d}u];
+        let v${c}_$d = v[key$c + ${d}u];
+#unroll r ROWS
+        s${r}_$c = dot_add(q${r}_$d, k${c}_$d, s${r}_$c);
+        dp${r}_$c = dot_add(dy${r}_$d, v${c}_$d, dp${r}_$c);
+#end
+#end
+#end
+#unroll r ROWS
+        let s$r = masked(vec4<f32>(s${r}_0, s${r}_1, s${r}_2, s${r}_3), mask$r, j);
+        let seen$r = (vec4<u32>(j) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit$r)) & (s$r > vec4<f32>(LOWEST));
+        let p$r = select(vec4<f32>(0.0), exp(s$r - stats$r.x), seen$r);
+        let ds$r = p$r * (vec4<f32>(dp${r}_0, dp${r}_1, dp${r}_2, dp${r}_3) - stats$r.y);
+#end
+#unroll d HEAD_DIM/4
+#unroll r ROWS
+        dq${r}_$d = sum4(dq${r}_$d, ds$r, k0_$d, k1_$d, k2_$d, k3_$d);
+#end
+#end
+    }
+#unroll r ROWS
+#unroll d HEAD_DIM/4
+    dq[at$r + ${d}u] = dq${r}_$d * p.scale;
+#end
+#end
+}
+
+@compute @workgroup_size(64)
+fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let at = group.y * p.groups_x + group.x;
+    let pair = at / p.blocks;
+    let first = ((at % p.blocks) * 64u + lane) * COLUMNS;
+    if pair >= p.pairs || first >= p.tokens_k { return; }
+    // The first query that sees key `first`; later keys of this thread are hidden from it one by one.
+    let start = u32(clamp(i32(first) - p.shift, 0i, i32(p.tokens_q)));
+#unroll c COLUMNS
+    // Keys beyond the end repeat the last one.
+    let key$c = min(first + ${c}u, p.tokens_k - 1u);
+    let at$c = (pair * p.tokens_k + key$c) * (HEAD_DIM / 4u);
+#unroll d HEAD_DIM/4
+    let k${c}_$d = k[at$c + ${d}u] * p.scale;
+    let v${c}_$d = v[at$c + ${d}u];
+    var dk${c}_$d = vec4<f32>(0.0);
+    var dv${c}_$d = vec4<f32>(0.0);
+#end
+#end
+    for (var head = 0u; head < p.group; head++) {
+        for (var i = start; i < p.tokens_q; i += 4u) {
+#unroll r 4
+            let row$r = head * p.tokens_q + min(i + ${r}u, p.tokens_q - 1u);
+            let from$r = pair * p.rows + row$r;
+            let stats$r = stats[from$r];
+            // Rows beyond the end see nothing.
+            let limit$r = select(0u, limit(row$r), i + ${r}u < p.tokens_q);
+#unroll c COLUMNS
+            var s${c}_$r = 0.0;
+            var dp${c}_$r = 0.0;
+#end
+#end
+            let lse = vec4<f32>(stats0.x, stats1.x, stats2.x, stats3.x);
+            let delta = vec4<f32>(stats0.y, stats1.y, stats2.y, stats3.y);
+            let limits = vec4<u32>(limit0, limit1, limit2, limit3);
+            let masks = vec4<u32>(mask_row(pair, row0), mask_row(pair, row1), mask_row(pair, row2), mask_row(pair, row3));
+#unroll d HEAD_DIM/4
+#unroll r 4
+            let q${r}_$d = q[from$r * (HEAD_DIM / 4u) + ${d}u];
+            let dy${r}_$d = dy[from$r * (HEAD_DIM / 4u) + ${d}u];
+#unroll c COLUMNS
+            s${c}_$r = dot_add(k${c}_$d, q${r}_$d, s${c}_$r);
+            dp${c}_$r = dot_add(v${c}_$d, dy${r}_$d, dp${c}_$r);
+#end
+#end
+#end
+#unroll c COLUMNS
+            let s$c = masked_rows(vec4<f32>(s${c}_0, s${c}_1, s${c}_2, s${c}_3), masks, key$c);
+            let seen$c = (limits > vec4<u32>(key$c)) & (s$c > vec4<f32>(LOWEST));
+            let p$c = select(vec4<f32>(0.0), exp(s$c - lse), seen$c);
+            let ds$c = p$c * (vec4<f32>(dp${c}_0, dp${c}_1, dp${c}_2, dp${c}_3) - delta);
+#end
+#unroll d HEAD_DIM/4
+#unroll c COLUMNS
+            dk${c}_$d = sum4(dk${c}_$d, ds$c, q0_$d, q1_$d, q2_$d, q3_$d);
+            dv${c}_$d = sum4(dv${c}_$d, p$c, dy0_$d, dy1_$d, dy2_$d, dy3_$d);
+#end
+#end
+        }
+    }
+#unroll c COLUMNS
+#unroll d HEAD_DIM/4
+    dk[at$c + ${d}u] = dk${c}_$d * p.scale;
+    dv[at$c + ${d}u] = dv${c}_$d;
+#end
+#end
+}

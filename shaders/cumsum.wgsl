@@ -1,0 +1,130 @@
+// y[outer, i, inner] = sum over j <= i of x[outer, j, inner]; reversed: over j >= i. Each is the other's derivative.
+// rows:    inner = 1. One workgroup a piece of a row: four elements a lane, a scan over the lanes, a carry.
+// columns: any inner. One thread a piece of a column, walking it in order.
+// Long axes with few results are cut into pieces: their totals first, the totals' own cumsum, then each piece with what
+// the pieces before it hold. Order is fixed by the sizes alone: the same bits every time.
+
+alias Elem = f32;
+
+struct Params {
+    groups_x: u32,
+    results: u32,   // pieces: outer * parts * inner
+    axis: u32,
+    inner: u32,
+    parts: u32,     // pieces of the axis
+    span: u32,      // elements of the axis in a piece
+    reverse: u32,
+}
+var<immediate> p: Params;
+
+@group(0) @binding(0) var<storage, read> x: array<Elem>;
+// Cumulative totals of the pieces [outer, parts, inner]; not read where there is one piece.
+@group(0) @binding(1) var<storage, read> totals: array<Elem>;
+@group(0) @binding(2) var<storage, read_write> y: array<Elem>;
+
+var<workgroup> lanes: array<Elem, 128>;
+
+/// Element `i` in the order of summation, counted along the axis.
+fn along(i: u32) -> u32 {
+    return select(i, p.axis - 1u - i, p.reverse != 0u) * p.inner;
+}
+
+fn row_element(base: u32, i: u32, last: u32) -> Elem {
+    var value = Elem(0);
+    if i < last { value = x[base + along(i)]; }
+    return value;
+}
+
+@compute @workgroup_size(64)
+fn rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let piece = group.y * p.groups_x + group.x;
+    // The same for the whole workgroup, so the barriers below are reached by all or none.
+    if piece >= p.results { return; }
+    let part = piece % p.parts;
+    let first = part * p.span;
+    let last = min(first + p.span, p.axis);
+    let base = (piece / p.parts) * p.axis;
+    var carry = Elem(0);
+    if part > 0u { carry = totals[piece - 1u]; }
+    for (var start = first; start < last; start += 256u) {
+        let i = start + lane * 4u;
+        let s0 = row_element(base, i, last);
+        let s1 = s0 + row_element(base, i + 1u, last);
+        let s2 = s1 + row_element(base, i + 2u, last);
+        let s3 = s2 + row_element(base, i + 3u, last);
+        // Sums over the lanes up to this one, doubling the reach; two halves take turns so that one barrier is enough.
+        lanes[lane] = s3;
+        var side = 0u;
+        for (var step = 1u; step < 64u; step = step << 1u) {
+            workgroupBarrier();
+            var sum = lanes[side + lane];
+            if lane >= step { sum = lanes[side + lane - step] + sum; }
+            side = 64u - side;
+            lanes[side + lane] = sum;
+        }
+        workgroupBarrier();
+        var before = carry;
+        if lane > 0u { before = carry + lanes[side + lane - 1u]; }
+        carry = carry + lanes[side + 63u];
+        if i < last { y[base + along(i)] = before + s0; }
+        if i + 1u < last { y[base + along(i + 1u)] = before + s1; }
+        if i + 2u < last { y[base + along(i + 2u)] = before + s2; }
+        if i + 3u < last { y[base + along(i + 3u)] = before + s3; }
+        // The next round overwrites what was just read.
+        workgroupBarrier();
+    }
+}
+
+@compute @workgroup_size(64)
+fn columns(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let at = (group.y * p.groups_x + group.x) * 64u + lane;
+    if at >= p.results { return; }
+    let piece = at / p.inner;
+    let part = piece % p.parts;
+    let first = part * p.span;
+    let last = min(first + p.span, p.axis);
+    let base = (piece / p.parts) * p.axis * p.inner + at % p.inner;
+    var sum = Elem(0);
+    if part > 0u { sum = totals[at - p.inner]; }
+    for (var i = first; i < last; i++) {
+        sum = sum + x[base + along(i)];
+        y[base + along(i)] = sum;
+    }
+}
+
+/// y[outer, part, inner] = the sum over a piece; one workgroup each, a fixed tree of 64.
+@compute @workgroup_size(64)
+fn row_totals(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let piece = group.y * p.groups_x + group.x;
+    if piece >= p.results { return; }
+    let first = (piece % p.parts) * p.span;
+    let last = min(first + p.span, p.axis);
+    let base = (piece / p.parts) * p.axis;
+    var sum = Elem(0);
+    for (var i = first + lane; i < last; i += 64u) {
+        sum = sum + x[base + along(i)];
+    }
+    lanes[lane] = sum;
+    workgroupBarrier();
+    for (var step = 32u; step > 0u; step = step >> 1u) {
+        if lane < step { lanes[lane] = lanes[lane] + lanes[lane + step]; }
+        workgroupBarrier();
+    }
+    if lane == 0u { y[piece] = lanes[0]; }
+}
+
+/// The same, one thread each.
+@compute @workgroup_size(64)
+fn column_totals(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let at = (group.y * p.groups_x + group.x) * 64u + lane;
+    if at >= p.results { return; }
+    let piece = at / p.inner;
+    let first = (piece % p.parts) * p.span;
+    let last = min(first + p.span, p.axis);
+    let base = (piece / p.parts) * p.axis * p.inner + at % p.inner;
+    var sum = Elem(0);
+    for (var i = first; i < last; i++) {
+        sum = sum + x[base + along(i)];
+    }
+    y[at] = sum;
+}

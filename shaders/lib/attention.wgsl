@@ -1,0 +1,20 @@
+// What forward and backward attention share.
+
+// Stands for minus infinity: below every score.
+const HIDDEN: f32 = -3.0e38;
+// Scores at or below this are hidden, so a mask may hold minus infinity or any very negative number.
+const LOWEST: f32 = -1.0e30;
+
+// The number of keys that a row of queries sees. Without causality `shift` is so large that all are seen.
+fn limit(row: u32) -> u32 {
+    return u32(clamp(i32(row % p.tokens_q) + p.shift + 1i, 0i, i32(p.tokens_k)));
+}
+
+fn dot_add(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {
+    return fma(a.x, b.x, fma(a.y, b.y, fma(a.z, b.z, fma(a.w, b.w, sum))));
+}
+
+// sum + w.x a + w.y b + w.z c + w.w d
+fn sum4(sum: vec4<f32>, w: vec4<f32>, a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>) -> vec4<f32> {
+    return fma(a, vec4<f32>(w.x), fma(b, vec4<f32>(w.y), fma(c, vec4<f32>(w.z), fma(d, vec4<f32>(w.w), sum))));
+}

@@ -1,0 +1,27 @@
+// Running log-sum-exp: the pair (m, s) stands for m + log(s), with m the largest element so far and s = sum exp(x - m).
+// One pass over the data (Milakov & Gimelshein 2018, "Online normalizer calculation for softmax").
+//
+// The start is the lowest finite number and not -inf, so that m - m is 0 and never NaN; elements of -inf add 0.
+
+fn lse_start() -> vec2<f32> {
+    return vec2<f32>(-3.4028234663852886e38, 0.0);
+}
+
+// One more element: one exp, whichever of the two is larger.
+fn lse_push(a: vec2<f32>, x: f32) -> vec2<f32> {
+    let d = x - a.x;
+    let e = exp(-abs(d));
+    return select(vec2<f32>(a.x, a.y + e), vec2<f32>(x, a.y * e + 1.0), d > 0.0);
+}
+
+// Four more elements, whose exps do not wait for each other.
+fn lse_push4(a: vec2<f32>, x: vec4<f32>) -> vec2<f32> {
+    let m = max(a.x, max(max(x.x, x.y), max(x.z, x.w)));
+    let e = exp(x - m);
+    return vec2<f32>(m, a.y * exp(a.x - m) + ((e.x + e.y) + (e.z + e.w)));
+}
+
+fn lse_merge(a: vec2<f32>, b: vec2<f32>) -> vec2<f32> {
+    let m = max(a.x, b.x);
+    return vec2<f32>(m, a.y * exp(a.x - m) + b.y * exp(b.x - m));
+}

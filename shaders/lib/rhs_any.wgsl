@@ -1,0 +1,20 @@
+// w with any strides and sizes, element by element: zero past k, the last column repeated past n.
+@group(0) @binding(1) var<storage, read> rhs: array<f32>;
+
+fn rhs_cols(at: u32, k: u32, col: u32) -> vec4<f32> {
+    if k >= p.k { return vec4<f32>(); }
+    let start = at + k * p.any.y;
+    let last = p.n - 1u;
+    return vec4<f32>(
+        rhs[start + min(col, last) * p.rhs.y],
+        rhs[start + min(col + 1u, last) * p.rhs.y],
+        rhs[start + min(col + 2u, last) * p.rhs.y],
+        rhs[start + min(col + 3u, last) * p.rhs.y],
+    );
+}
+
+fn load_rhs(batch: u32, k: u32, col: u32) -> mat4x4<f32> {
+    let at = p.rhs.x + (batch / p.batch_inner) * p.rhs.z + (batch % p.batch_inner) * p.rhs.w;
+    return mat4x4<f32>(
+        rhs_cols(at, k, col), rhs_cols(at, k + 1u, col), rhs_cols(at, k + 2u, col), rhs_cols(at, k + 3u, col));
+}

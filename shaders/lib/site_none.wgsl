@@ -1,0 +1,1 @@
+// No sharing kind: the right operand is a tensor.

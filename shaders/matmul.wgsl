@@ -1,0 +1,95 @@
+// y[b] = store(x[b] w[b]) for x [m, k], w [k, n]; the gradients are the same product with other loads:
+// dx = dy w^T, dw = x^T dy. Operands arrive as 4 x 4 blocks through the slots, so that a slot decides how memory is
+// laid out (plain, transposed, any strides, a sharing kind) and the core never asks.
+//
+// Tiled: a workgroup makes TILE_M x TILE_N of y from tiles of depth TILE_K in workgroup memory; a thread makes
+// THREAD_M x THREAD_N in named registers. Per workgroup and step of k: (TILE_M + TILE_N) loads for
+// 2 TILE_M TILE_N flops.
+
+const TILE_M: u32 = 64u;
+const TILE_N: u32 = 64u;
+const TILE_K: u32 = 16u;
+const THREAD_M: u32 = 8u;
+const THREAD_N: u32 = 8u;
+const WIDE: u32 = TILE_N / THREAD_N;
+const THREADS: u32 = WIDE * (TILE_M / THREAD_M);
+const ROWS4: u32 = TILE_M / 4u;
+const COLS4: u32 = TILE_N / 4u;
+
+struct Params {
+    m: u32,
+    n: u32,
+    k: u32,
+    batch_inner: u32,   // batches are (outer, inner): operands step by lhs.z, rhs.z and lhs.w, rhs.w elements
+    lhs: vec4<u32>,     // offset, stride of the axis that is not contiguous, outer step, inner step
+    rhs: vec4<u32>,
+    any: vec2<u32>,     // strides of the other axis, for loads with any strides
+    first_row: u32,
+    pad: u32,
+    site: vec4<u32>,    // the sharing kind's own numbers
+}
+var<immediate> p: Params;
+
+#import lhs = lhs_plain
+#import rhs = rhs_plain
+#import site = site_none
+#import store = store_plain
+#import elementwise
+
+var<workgroup> left: array<vec4<f32>, TILE_K * ROWS4>;
+var<workgroup> right: array<vec4<f32>, TILE_K * COLS4>;
+
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row0 = group.y * TILE_M;
+    let col0 = group.x * TILE_N;
+    let tx = lane % WIDE;
+    let ty = lane / WIDE;
+#unroll i THREAD_M
+#unroll j THREAD_N/4
+    var c${i}_${j} = vec4<f32>();
+#end
+#end
+    for (var k0 = 0u; k0 < p.k; k0 += TILE_K) {
+        for (var t = lane; t < ROWS4 * (TILE_K / 4u); t += THREADS) {
+            let r = t % ROWS4;
+            let q = (t / ROWS4) * 4u;
+            var block = mat4x4<f32>();
+            if k0 + q < p.k { block = load_lhs(group.z, row0 + r * 4u, k0 + q); }
+            left[q * ROWS4 + r] = block[0];
+            left[(q + 1u) * ROWS4 + r] = block[1];
+            left[(q + 2u) * ROWS4 + r] = block[2];
+            left[(q + 3u) * ROWS4 + r] = block[3];
+        }
+        for (var t = lane; t < COLS4 * (TILE_K / 4u); t += THREADS) {
+            let c = t % COLS4;
+            let q = (t / COLS4) * 4u;
+            var block = mat4x4<f32>();
+            if k0 + q < p.k { block = load_rhs(group.z, k0 + q, col0 + c * 4u); }
+            right[q * COLS4 + c] = block[0];
+            right[(q + 1u) * COLS4 + c] = block[1];
+            right[(q + 2u) * COLS4 + c] = block[2];
+            right[(q + 3u) * COLS4 + c] = block[3];
+        }
+        workgroupBarrier();
+        for (var q = 0u; q < TILE_K; q++) {
+#unroll i THREAD_M/4
+            let a$i = left[q * ROWS4 + ty * (THREAD_M / 4u) + ${i}u];
+#end
+#unroll j THREAD_N/4
+            let b$j = right[q * COLS4 + tx * (THREAD_N / 4u) + ${j}u];
+#end
+#unroll i THREAD_M
+#unroll j THREAD_N/4
+            c${i}_${j} = fma(vec4<f32>(a${i/4}.$xyzw{i}), b$j, c${i}_${j});
+#end
+#end
+        }
+        workgroupBarrier();
+    }
+#unroll i THREAD_M
+#unroll j THREAD_N/4
+    store(group.z, row0 + ty * THREAD_M + ${i}u, col0 + tx * THREAD_N + ${j*4}u, c${i}_${j});
+#end
+#end
+}

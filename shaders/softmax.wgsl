@@ -1,0 +1,98 @@
+// softmax:      y = exp(x - m) / s,        dx = y (dy - sum(y dy))
+// log_softmax:  y = (x - m) - log(s),      dx = dy - exp(y) sum(dy)
+// with m = max(x) and s = sum exp(x - m) along the axis; backward reads y and dy only.
+//
+// Arrays are [outer, axis, inner]; a row is the axis at one (outer, inner). LANES neighbouring threads share a row, so a
+// workgroup has 64 / LANES of them: 64 for long rows, 1 where inner > 1, so that neighbouring threads read neighbours.
+// Lane t takes elements t, t + LANES, ... in order, then a fixed tree: the same bits every time.
+
+#import logsumexp
+
+const LANES: u32 = 64u;
+const LOG: bool = false;
+
+struct Params {
+    groups_x: u32,
+    rows: u32,      // outer * inner
+    axis: u32,
+    inner: u32,
+}
+var<immediate> p: Params;
+
+@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read_write> y: array<f32>;
+// Of `backward`: the forward's result, the incoming gradient, the gradient of x.
+@group(0) @binding(2) var<storage, read> out: array<f32>;
+@group(0) @binding(3) var<storage, read> dy: array<f32>;
+@group(0) @binding(4) var<storage, read_write> dx: array<f32>;
+
+var<workgroup> tree: array<vec2<f32>, 64>;
+
+@compute @workgroup_size(64)
+fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = (group.y * p.groups_x + group.x) * (64u / LANES) + lane / LANES;
+    let t = lane % LANES;
+    // Threads past the last row stay for the barriers, with nothing to walk.
+    let n = select(0u, p.axis, row < p.rows);
+    let base = (row / p.inner) * p.axis * p.inner + row % p.inner;
+    let step = LANES * p.inner;
+    var a = lse_start();
+    var i = t;
+    for (; i + 3u * LANES < n; i += 4u * LANES) {
+        let at = base + i * p.inner;
+        a = lse_push4(a, vec4<f32>(x[at], x[at + step], x[at + 2u * step], x[at + 3u * step]));
+    }
+    for (; i < n; i += LANES) {
+        a = lse_push(a, x[base + i * p.inner]);
+    }
+    tree[lane] = a;
+    workgroupBarrier();
+    for (var reach = LANES / 2u; reach > 0u; reach = reach >> 1u) {
+        if t < reach { tree[lane] = lse_merge(tree[lane], tree[lane + reach]); }
+        workgroupBarrier();
+    }
+    let all = tree[lane - t];
+    // Subtracting the maximum first and log(s) second keeps the bits that a large maximum would swallow.
+    let factor = select(1.0 / all.y, log(all.y), LOG);
+    for (i = t; i < n; i += LANES) {
+        let at = base + i * p.inner;
+        let d = x[at] - all.x;
+        if LOG {
+            y[at] = d - factor;
+        } else {
+            y[at] = exp(d) * factor;
+        }
+    }
+}
+
+@compute @workgroup_size(64)
+fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = (group.y * p.groups_x + group.x) * (64u / LANES) + lane / LANES;
+    let t = lane % LANES;
+    let n = select(0u, p.axis, row < p.rows);
+    let base = (row / p.inner) * p.axis * p.inner + row % p.inner;
+    var sum = 0.0;
+    for (var i = t; i < n; i += LANES) {
+        let at = base + i * p.inner;
+        if LOG {
+            sum += dy[at];
+        } else {
+            sum += out[at] * dy[at];
+        }
+    }
+    tree[lane].x = sum;
+    workgroupBarrier();
+    for (var reach = LANES / 2u; reach > 0u; reach = reach >> 1u) {
+        if t < reach { tree[lane].x += tree[lane + reach].x; }
+        workgroupBarrier();
+    }
+    let total = tree[lane - t].x;
+    for (var i = t; i < n; i += LANES) {
+        let at = base + i * p.inner;
+        if LOG {
+            dx[at] = dy[at] - exp(out[at]) * total;
+        } else {
+            dx[at] = out[at] * (dy[at] - total);
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Models made of the floors below.
+
+pub mod recursive;

@@ -1,0 +1,373 @@
+//! Scaled dot-product attention with grouped key heads, by online softmax: no `[tokens, tokens]` array, forward or back.
+
+use super::case::{Array, Case, Fill, Input};
+use super::words;
+use crate::dtype::DType;
+use crate::gpu::Gpu;
+use crate::gpu::kernel::{Bind, Launch, grid};
+use crate::gpu::shader::Source;
+use crate::shape::{self, Shape};
+use crate::tape::{Op, Saved, Sink};
+use crate::tensor::{Tensor, same_gpu};
+
+/// Which keys a query sees.
+#[derive(Clone, Debug)]
+pub enum Mask {
+    /// All.
+    None,
+    /// Those up to its own place, counted from the end: query `i` sees keys `j <= i + tokens_k - tokens_q`.
+    Causal,
+    /// All, with this tensor added to the scaled scores. Any of its axes `[batch, heads, tokens_q, tokens_k]` may be 1.
+    /// Where the score comes to -1e30 or less (minus infinity is) the key is hidden. It gets no gradient.
+    Additive(Tensor),
+}
+
+/// Sizes of one call, with heads that share a key head laid end to end: a pair is one key head of one batch entry.
+#[derive(Clone, Copy)]
+struct Sizes {
+    pairs: usize,
+    kv_heads: usize,
+    group: usize,
+    tokens_q: usize,
+    tokens_k: usize,
+    head_dim: usize,
+    shift: i32,
+    scale: f32,
+    /// Strides over `[batch, heads, tokens_q, tokens_k]`.
+    mask: [usize; 4],
+}
+
+impl Sizes {
+    fn rows(&self) -> usize {
+        self.group * self.tokens_q
+    }
+
+    /// The kernels' `Params` for a grid of `blocks` workgroups a pair.
+    fn params(&self, grid: [u32; 3], blocks: usize) -> Vec<u32> {
+        let sizes = [self.pairs, blocks, self.rows(), self.tokens_q, self.tokens_k, self.group, self.kv_heads];
+        let mut all = vec![grid[0]];
+        all.extend(sizes.map(|v| v as u32));
+        all.extend([self.shift as u32, self.scale.to_bits()]);
+        all.extend(self.mask.map(|v| v as u32));
+        all
+    }
+
+    /// One dispatch in which every workgroup has 64 threads of `each` of a pair's `items`.
+    fn launch(&self, gpu: &Gpu, source: &Source, entry: &str, binds: Vec<Bind>, items: usize, each: usize) {
+        let blocks = items.div_ceil(64 * each);
+        let grid = grid(blocks * self.pairs);
+        gpu.launch(Launch { op: "attention", source, entry, binds, params: words(&self.params(grid, blocks)), grid });
+    }
+}
+
+/// Rows of queries, or keys, that one thread owns.
+#[derive(Clone, Copy)]
+struct Tile {
+    forward: u32,
+    queries: u32,
+    keys: u32,
+}
+
+impl Tile {
+    /// On a CPU a load costs more than the registers that it spills; on a GPU one row fills the registers.
+    fn of(gpu: &Gpu, head_dim: usize) -> Tile {
+        if gpu.adapter().kind != "cpu" {
+            return Tile { forward: 1, queries: 1, keys: 1 };
+        }
+        match head_dim {
+            0..=64 => Tile { forward: 4, queries: 2, keys: 2 },
+            65..=128 => Tile { forward: 2, queries: 1, keys: 1 },
+            _ => Tile { forward: 1, queries: 1, keys: 1 },
+        }
+    }
+
+    fn forward(self, head_dim: usize, masked: bool) -> Source {
+        let source = Source::file("attention").u32("HEAD_DIM", head_dim as u32).u32("ROWS", self.forward);
+        source.slot("mask", if masked { "mask_add" } else { "mask_none" })
+    }
+
+    fn backward(self, head_dim: usize, masked: bool) -> Source {
+        let source = Source::file("attention_backward").u32("HEAD_DIM", head_dim as u32);
+        let source = source.u32("ROWS", self.queries).u32("COLUMNS", self.keys);
+        source.slot("mask", if masked { "mask_add" } else { "mask_none" })
+    }
+}
+
+impl Tensor {
+    /// `softmax(q k^T / sqrt(head_dim) + mask) v` for each head, without storing the scores.
+    ///
+    /// `self` is q `[batch, heads, tokens_q, head_dim]`; k and v are `[batch, kv_heads, tokens_k, head_dim]`. Head `j`
+    /// reads key head `j / (heads / kv_heads)`. A query that sees no key gives zeros. The result has q's shape, in f32.
+    /// Sources: Dao 2023, "FlashAttention-2"; Ainslie et al. 2023 (grouped queries).
+    ///
+    /// # Panics
+    /// When the shapes do not fit, `head_dim` is above 256, or the mask is part of a graph.
+    #[track_caller]
+    pub fn attention(&self, k: &Tensor, v: &Tensor, mask: &Mask) -> Tensor {
+        let head_dim = self.shape().last().copied().unwrap_or(1).max(1);
+        self.attention_scaled(k, v, mask, 1.0 / (head_dim as f32).sqrt())
+    }
+
+    /// [`Tensor::attention`] with scores `scale q k^T + mask`.
+    ///
+    /// # Panics
+    /// As [`Tensor::attention`].
+    #[track_caller]
+    pub fn attention_scaled(&self, k: &Tensor, v: &Tensor, mask: &Mask, scale: f32) -> Tensor {
+        let head_dim = self.shape().last().copied().unwrap_or(0);
+        attend([self, k, v], mask, scale, Tile::of(self.gpu(), head_dim))
+    }
+}
+
+#[track_caller]
+fn attend([q, k, v]: [&Tensor; 3], mask: &Mask, scale: f32, tile: Tile) -> Tensor {
+    let op = "attention";
+    same_gpu(op, &[q, k, v]);
+    let (qs, ks) = (*q.shape(), *k.shape());
+    assert!(
+        qs.len() == 4 && ks.len() == 4,
+        "{op}: q and k need 4 axes [batch, heads, tokens, head_dim]: q {qs}, k {ks}"
+    );
+    assert!(ks == *v.shape(), "{op}: k {ks} and v {} differ", v.shape());
+    assert!(qs[0] == ks[0] && qs[3] == ks[3], "{op}: batch and head_dim must agree: q {qs}, k {ks}");
+    assert!(
+        ks[1] > 0 && qs[1].is_multiple_of(ks[1]),
+        "{op}: q's heads must be a multiple of k's: q {qs}, k {ks}"
+    );
+    let [batch, kv_heads, tokens_k, head_dim] = [ks[0], ks[1], ks[2], ks[3]];
+    let (heads, tokens_q) = (qs[1], qs[2]);
+    assert!(head_dim <= 256, "{op}: head_dim {head_dim} is above 256");
+    let causal = matches!(mask, Mask::Causal);
+    let mask = match mask {
+        Mask::Additive(mask) => {
+            same_gpu(op, &[q, mask]);
+            assert!(!mask.is_tracked(), "{op}: the mask gets no gradient; detach it");
+            Some(super::float(op, mask).contiguous())
+        }
+        _ => None,
+    };
+    let scores = Shape::new(&[batch, heads, tokens_q, tokens_k]);
+    let strides = match &mask {
+        Some(mask) => shape::expand_strides(op, mask.shape(), &mask.shape().strides(), &scores),
+        None => Default::default(),
+    };
+    if qs.count() == 0 || ks.count() == 0 {
+        return Tensor::zeros(q.gpu(), qs);
+    }
+    // Zeros change no score, and the columns that they add to the result are cut off.
+    let extra = head_dim.next_multiple_of(4) - head_dim;
+    let [q, k, v] = [q, k, v].map(|x| super::float(op, x).pad(3, 0, extra).contiguous());
+    let sizes = Sizes {
+        pairs: batch * kv_heads,
+        kv_heads,
+        group: heads / kv_heads,
+        tokens_q,
+        tokens_k,
+        head_dim: head_dim + extra,
+        shift: if causal { tokens_k as i32 - tokens_q as i32 } else { tokens_k as i32 },
+        scale,
+        mask: [strides[0], strides[1], strides[2], strides[3]],
+    };
+    let gpu = q.gpu();
+    let y = Tensor::empty(gpu, op, *q.shape(), DType::F32);
+    let lse = Tensor::empty(gpu, op, [batch, heads, tokens_q], DType::F32);
+    let mut binds = vec![q.bind(0), k.bind(1), v.bind(2), y.bind_mut(3), lse.bind_mut(4)];
+    binds.extend(mask.iter().map(|m| m.bind(10)));
+    let source = tile.forward(sizes.head_dim, mask.is_some());
+    sizes.launch(gpu, &source, "forward", binds, sizes.rows(), tile.forward as usize);
+    let saved = y.clone();
+    let y = y.made_by(&[&q, &k, &v], || {
+        Box::new(Attention {
+            sizes,
+            tile,
+            q: Saved::new(&q),
+            k: Saved::new(&k),
+            v: Saved::new(&v),
+            y: Saved::new(&saved),
+            lse,
+            mask: mask.as_ref().map(Saved::new),
+        })
+    });
+    if extra == 0 { y } else { y.slice(3, 0..head_dim) }
+}
+
+struct Attention {
+    sizes: Sizes,
+    tile: Tile,
+    q: Saved,
+    k: Saved,
+    v: Saved,
+    y: Saved,
+    lse: Tensor,
+    mask: Option<Saved>,
+}
+
+impl Op for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        let (op, sizes) = (self.name(), &self.sizes);
+        let dy = dy.contiguous();
+        let [q, k, v, y] = [&self.q, &self.k, &self.v, &self.y].map(|saved| saved.get(op));
+        let mask = self.mask.as_ref().map(|saved| saved.get(op));
+        let gpu = q.gpu();
+        let source = self.tile.backward(sizes.head_dim, mask.is_some());
+        let all = sizes.pairs * sizes.rows();
+        let stats = Tensor::empty(gpu, op, [all, 2], DType::F32);
+        // Rows of all pairs in one go: as many workgroups as the pairs' sizes make, each of 64 rows.
+        let flat = grid(all.div_ceil(64));
+        gpu.launch(Launch {
+            op,
+            source: &source,
+            entry: "delta",
+            binds: vec![y.bind(0), self.lse.bind(1), stats.bind_mut(2), dy.bind(3)],
+            params: words(&sizes.params(flat, 1)),
+            grid: flat,
+        });
+        let inputs = || {
+            let mut binds = vec![q.bind(0), k.bind(1), v.bind(2), dy.bind(3), stats.bind(4)];
+            binds.extend(mask.iter().map(|m| m.bind(10)));
+            binds
+        };
+        if sink.needs(0) {
+            let dq = Tensor::empty(gpu, op, *q.shape(), DType::F32);
+            let mut binds = inputs();
+            binds.push(dq.bind_mut(5));
+            sizes.launch(gpu, &source, "queries", binds, sizes.rows(), self.tile.queries as usize);
+            sink.add(0, dq);
+        }
+        if sink.needs(1) || sink.needs(2) {
+            let [dk, dv] = [(); 2].map(|()| Tensor::empty(gpu, op, *k.shape(), DType::F32));
+            let mut binds = inputs();
+            binds.extend([dk.bind_mut(6), dv.bind_mut(7)]);
+            sizes.launch(gpu, &source, "keys", binds, sizes.tokens_k, self.tile.keys as usize);
+            sink.add(1, dk);
+            sink.add(2, dv);
+        }
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    let mut all = Vec::new();
+    for masked in [false, true] {
+        let small = Tile { forward: 4, queries: 2, keys: 2 };
+        all.extend([small.forward(64, masked), small.backward(64, masked)]);
+        let single = Tile { forward: 1, queries: 1, keys: 1 };
+        all.extend([4, 20, 256].into_iter().flat_map(|d| [single.forward(d, masked), single.backward(d, masked)]));
+    }
+    all
+}
+
+/// `q, k, v` and possibly a mask broadcast over `[batch, heads, tokens_q, tokens_k]`, two passes over the keys.
+fn attention64(x: &[Array], causal: bool, scale: f64) -> Array {
+    let (q, k, v) = (&x[0], &x[1], &x[2]);
+    let [heads, tokens_q, head_dim] = [q.shape[1], q.shape[2], q.shape[3]];
+    let (kv_heads, tokens_k) = (k.shape[1], k.shape[2]);
+    let mut y = Array::from_fn(q.shape, |_| 0.0);
+    for row in 0..q.shape[0] * heads * tokens_q {
+        let (b, h, i) = (row / tokens_q / heads, row / tokens_q % heads, row % tokens_q);
+        let pair = b * kv_heads + h / (heads / kv_heads);
+        let at = |j: usize| (pair * tokens_k + j) * head_dim;
+        let scores: Vec<f64> = (0..tokens_k)
+            .map(|j| {
+                let dot: f64 = (0..head_dim).map(|d| q.data[row * head_dim + d] * k.data[at(j) + d]).sum();
+                let bias = x.get(3).map_or(0.0, |m| {
+                    let place = [b, h, i, j];
+                    m.data[(0..4).fold(0, |at, a| at * m.shape[a] + place[a] % m.shape[a])]
+                });
+                let seen = !causal || j + tokens_q <= i + tokens_k;
+                if seen { dot * scale + bias } else { f64::NEG_INFINITY }
+            })
+            .collect();
+        let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        if most <= -1e30 {
+            continue;
+        }
+        let total: f64 = scores.iter().map(|s| (s - most).exp()).sum();
+        for (j, s) in scores.iter().enumerate() {
+            let p = (s - most).exp() / total;
+            (0..head_dim).for_each(|d| y.data[row * head_dim + d] += p * v.data[at(j) + d]);
+        }
+    }
+    y
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    // [batch, heads, kv_heads, tokens_q, tokens_k, head_dim]
+    let mut add = |name: &str, [b, h, g, tq, tk, d]: [usize; 6], mask: Option<Input>, causal: bool, tile: Option<Tile>| {
+        let mut inputs = vec![Input::normal([b, h, tq, d]), Input::normal([b, g, tk, d]), Input::normal([b, g, tk, d])];
+        inputs.extend(mask);
+        let scale = 1.0 / (d as f32).sqrt();
+        let case = Case::new(
+            format!("{name} {:?}", [b, h, g, tq, tk, d]),
+            inputs,
+            move |x| {
+                let mask = match x.get(3) {
+                    Some(mask) => Mask::Additive(mask.clone()),
+                    None if causal => Mask::Causal,
+                    None => Mask::None,
+                };
+                let tile = tile.unwrap_or_else(|| Tile::of(x[0].gpu(), d));
+                attend([&x[0], &x[1], &x[2]], &mask, scale, tile)
+            },
+            move |x| attention64(x, causal, scale as f64),
+        );
+        all.push(case.ulps(64.0, 64.0));
+    };
+    let single = Some(Tile { forward: 1, queries: 1, keys: 1 });
+    let several = Some(Tile { forward: 4, queries: 2, keys: 2 });
+    add("one token", [1, 1, 1, 1, 1, 4], None, true, None);
+    add("all keys", [2, 2, 2, 7, 7, 8], None, false, None);
+    add("all keys", [1, 2, 1, 5, 13, 3], None, false, None);
+    add("causal", [2, 1, 1, 11, 11, 5], None, true, None);
+    add("causal over the tile", [1, 1, 1, 67, 67, 4], None, true, single);
+    add("all keys over the tile", [1, 1, 1, 67, 67, 4], None, false, several);
+    add("causal grouped", [1, 6, 2, 7, 7, 8], None, true, single);
+    add("causal grouped", [2, 4, 2, 13, 13, 4], None, true, several);
+    add("causal, earlier keys", [1, 2, 1, 3, 17, 8], None, true, None);
+    add("causal, one query", [2, 4, 1, 1, 19, 8], None, true, None);
+    add("causal, rows that see nothing", [1, 2, 2, 9, 4, 8], None, true, None);
+    add("causal head_dim", [1, 1, 1, 3, 5, 64], None, true, None);
+    add("wide head_dim", [1, 1, 1, 3, 4, 96], None, false, None);
+    add("widest head_dim", [1, 1, 1, 3, 2, 254], None, false, None);
+    for shape in [[2, 4, 5, 7], [1, 4, 5, 7], [2, 1, 1, 7], [1, 1, 5, 1]] {
+        add(&format!("mask {shape:?}"), [2, 4, 2, 5, 7, 4], Some(Input::normal(shape).fixed()), false, single);
+        add(&format!("mask {shape:?}"), [2, 4, 2, 5, 7, 8], Some(Input::normal(shape).fixed()), false, several);
+    }
+    // Row 0 sees keys 1 and 2, row 1 nothing, row 2 key 0.
+    let low = f64::NEG_INFINITY;
+    let hidden = vec![low, 0.5, -1.0, low, low, low, 0.25, -1e32, low];
+    let hidden = Input::normal([1, 1, 3, 3]).fill(Fill::Values(hidden)).fixed();
+    add("mask of minus infinity", [2, 2, 1, 3, 3, 4], Some(hidden), false, None);
+    let views = vec![Input::normal([2, 5, 4, 8]), Input::normal([2, 7, 2, 8]), Input::normal([2, 7, 2, 8])];
+    all.push(
+        Case::new(
+            "permuted views, own scale",
+            views,
+            |x| {
+                let [q, k, v] = [0, 1, 2].map(|i| x[i].transpose(1, 2));
+                q.attention_scaled(&k, &v, &Mask::Causal, 0.7).transpose(1, 2)
+            },
+            |x| {
+                let turn = |x: &Array| {
+                    let [b, t, h, d] = [x.shape[0], x.shape[1], x.shape[2], x.shape[3]];
+                    let from = move |i: usize| ((i / d / t / h * t + i / d % t) * h + i / d / t % h) * d + i % d;
+                    Array::from_fn([b, h, t, d], |i| x.data[from(i)])
+                };
+                turn(&attention64(&[turn(&x[0]), turn(&x[1]), turn(&x[2])], true, 0.7f32 as f64))
+            },
+        )
+        .ulps(64.0, 64.0),
+    );
+    let half = [[1, 2, 5, 8], [1, 1, 6, 8], [1, 1, 6, 8]].map(|s| Input::normal(s).dtype(DType::F16));
+    all.push(
+        Case::new("f16", half.to_vec(), |x| x[0].attention(&x[1], &x[2], &Mask::None), |x| {
+            attention64(x, false, (1.0 / 8f32.sqrt()) as f64)
+        })
+        .ulps(64.0, 64.0),
+    );
+    all
+}

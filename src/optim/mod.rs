@@ -1,0 +1,108 @@
+//! Optimizers: parameters, gradients and moments in parallel arenas, one kernel a step and arena.
+//!
+//! An optimizer moves its parameters into memory of its own; every handle on them sees that. Backward passes then write
+//! gradients where the optimizer reads them, and a step is three dispatches whatever the number of tensors. Nothing is
+//! read back: the gradients' norm stays on the device until somebody asks.
+//!
+//! ```no_run
+//! use tiebeam::optim::{AdamW, AdamWConfig, Group, Schedule};
+//! use tiebeam::{Gpu, Tensor};
+//! let gpu = Gpu::open()?;
+//! let w = Tensor::from_slice(&gpu, &[1.0f32, -2.0], [2]).requires_grad();
+//! let group = Group::new([("w", &w)]).weight_decay(0.1);
+//! let mut optimizer = AdamW::new(&gpu, vec![group], AdamWConfig { clip: Some(1.0), ..AdamWConfig::default() })?;
+//! let schedule = Schedule::WarmupCosine { warmup: 10, total: 100, floor: 0.1 };
+//! for step in 0..100 {
+//!     let grads = w.mul(&w).sum_all().backward()?;
+//!     optimizer.step(&grads, schedule.lr(1e-3, step))?;
+//! }
+//! # Ok::<(), tiebeam::Error>(())
+//! ```
+//!
+//! A step whose gradients have a norm that is not finite (a NaN, an infinity, or squares whose sum overflows f32)
+//! changes nothing on the device, so that the last good parameters stay; the counter of steps moves on, because the
+//! host does not wait to know. A parameter without a gradient is left alone: not decayed, its moments as they were.
+
+mod adamw;
+mod arena;
+mod schedule;
+mod sgd;
+
+pub use adamw::{AdamW, AdamWConfig};
+pub use schedule::Schedule;
+pub use sgd::{Sgd, SgdConfig};
+
+use crate::error::{Error, Result};
+use crate::gpu::shader::Source;
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+
+/// Parameters that share settings.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// Leaves by name; the names must be unique over all groups of an optimizer.
+    pub params: Vec<(String, Tensor)>,
+    /// Fraction of a weight that a step at learning rate 1 takes away; 0 for norms and biases.
+    pub weight_decay: f32,
+    /// Multiplies the learning rate of every step.
+    pub lr_scale: f32,
+}
+
+impl Group {
+    /// A group without weight decay at the plain learning rate.
+    pub fn new<'a, N: Into<String>>(params: impl IntoIterator<Item = (N, &'a Tensor)>) -> Group {
+        let params = params.into_iter().map(|(name, tensor)| (name.into(), tensor.clone())).collect();
+        Group { params, weight_decay: 0.0, lr_scale: 1.0 }
+    }
+
+    /// With this weight decay.
+    pub fn weight_decay(self, weight_decay: f32) -> Group {
+        Group { weight_decay, ..self }
+    }
+
+    /// With the learning rate multiplied by this.
+    pub fn lr_scale(self, lr_scale: f32) -> Group {
+        Group { lr_scale, ..self }
+    }
+}
+
+/// What a step leaves to look at.
+#[derive(Clone, Debug)]
+pub struct StepInfo {
+    /// `sqrt` of the sum of all squared gradients, before clipping: a scalar on the device, to be read when it is of
+    /// interest and not each step.
+    pub norm: Tensor,
+}
+
+/// A named part of an optimizer's state, such as `m/blocks.wq`.
+pub type StateTensor = (String, Shape, Vec<f32>);
+
+/// The setting `name`, which must be finite and at least 0.
+fn at_least_zero(op: &str, name: &str, value: f64) -> Result<()> {
+    if value.is_finite() && value >= 0.0 {
+        return Ok(());
+    }
+    Err(Error::config(format!("{op}: {name} is {value}; use a finite number, 0 or more")))
+}
+
+fn below_one(op: &str, name: &str, value: f64) -> Result<()> {
+    if (0.0..1.0).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::config(format!("{op}: {name} is {value}; use a number from 0 up to but not 1, such as 0.9")))
+}
+
+fn check_clip(op: &str, clip: Option<f32>) -> Result<()> {
+    match clip {
+        Some(clip) if !(clip.is_finite() && clip > 0.0) => {
+            Err(Error::config(format!("{op}: clip is {clip}; use a finite number above 0, or None")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Every variant of every kernel file, for the shader checks.
+#[doc(hidden)]
+pub fn shader_variants() -> Vec<Source> {
+    [adamw::variants(), sgd::variants(), arena::variants()].concat()
+}

@@ -1,0 +1,229 @@
+//! Weights tied in depth: the same matrix at many sites, alone or with a private low-rank part.
+
+use super::{LeafGrads, Load, Site};
+use crate::ops::case::{Array, Case, Input};
+use crate::ops::matmul::{Activation, Epilogue};
+use crate::tensor::Tensor;
+use std::sync::Arc;
+
+/// `W = theta`, at as many sites as hold a clone. The gradients of all sites land in one buffer.
+#[derive(Clone)]
+pub struct Tied {
+    theta: Tensor,
+}
+
+impl Tied {
+    /// The site of a stored matrix `[out, in]`.
+    ///
+    /// # Panics
+    /// When `theta` is not a matrix of floats.
+    #[track_caller]
+    pub fn new(theta: &Tensor) -> Tied {
+        assert!(
+            theta.shape().len() == 2 && theta.dtype().is_float(),
+            "tied: needs a matrix of floats, got {} of {}",
+            theta.shape(),
+            theta.dtype()
+        );
+        Tied { theta: theta.clone() }
+    }
+}
+
+impl Site for Tied {
+    fn name(&self) -> &'static str {
+        "tied"
+    }
+
+    fn size(&self) -> [usize; 2] {
+        [self.theta.shape()[0], self.theta.shape()[1]]
+    }
+
+    fn leaves(&self) -> Vec<Tensor> {
+        vec![self.theta.clone()]
+    }
+
+    fn leaf_names(&self) -> &'static [&'static str] {
+        &["weight"]
+    }
+
+    fn load(&self) -> Load {
+        let [rows, columns] = self.size();
+        Load {
+            fragment: "site_tied",
+            tensors: vec![dense(&self.theta)],
+            params: [rows as u32, columns as u32, 0, 0],
+        }
+    }
+
+    fn stored(&self) -> Option<Tensor> {
+        Some(dense(&self.theta))
+    }
+
+    fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads) {
+        grads.add(0, dw.clone());
+    }
+
+    fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut LeafGrads) {
+        grads.add_outer(0, dy, x);
+    }
+}
+
+/// `W = theta + scale * B A` with `theta [out, in]` shared and `A [rank, in]`, `B [out, rank]` this site's own.
+///
+/// Source: relaxed recursive transformers, arXiv 2410.20672, section 2.2; the low-rank form is LoRA, arXiv 2106.09685.
+#[derive(Clone)]
+pub struct LowRank {
+    theta: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scale: f32,
+}
+
+impl LowRank {
+    /// The site of these three.
+    ///
+    /// # Panics
+    /// When the shapes do not fit.
+    #[track_caller]
+    pub fn new(theta: &Tensor, a: &Tensor, b: &Tensor, scale: f32) -> LowRank {
+        let fits = theta.shape().len() == 2
+            && a.shape().len() == 2
+            && **b.shape() == [theta.shape()[0], a.shape()[0]]
+            && a.shape()[1] == theta.shape()[1];
+        assert!(fits, "low_rank: theta {}, a {}, b {} do not fit", theta.shape(), a.shape(), b.shape());
+        LowRank { theta: theta.clone(), a: a.clone(), b: b.clone(), scale }
+    }
+}
+
+impl Site for LowRank {
+    fn name(&self) -> &'static str {
+        "low_rank"
+    }
+
+    fn size(&self) -> [usize; 2] {
+        [self.theta.shape()[0], self.theta.shape()[1]]
+    }
+
+    fn leaves(&self) -> Vec<Tensor> {
+        vec![self.theta.clone(), self.a.clone(), self.b.clone()]
+    }
+
+    fn leaf_names(&self) -> &'static [&'static str] {
+        &["weight", "lora_a", "lora_b"]
+    }
+
+    fn load(&self) -> Load {
+        let [rows, columns] = self.size();
+        Load {
+            fragment: "site_low_rank",
+            tensors: vec![dense(&self.theta), dense(&self.a), dense(&self.b)],
+            params: [rows as u32, columns as u32, self.a.shape()[0] as u32, self.scale.to_bits()],
+        }
+    }
+
+    /// `dtheta += dW`, `dA += scale B^T dW`, `dB += scale dW A^T`.
+    fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads) {
+        let scaled = dw.scale(self.scale);
+        grads.add_outer(1, &dense(&self.b), &scaled);
+        if grads.needs(2) {
+            grads.add(2, scaled.matmul(&self.a.detach().t()));
+        }
+        grads.add(0, dw.clone());
+    }
+
+    /// Without `dW`: `dtheta += dy^T x`, `dA += (scale dy B)^T x`, `dB += (scale dy)^T (x A^T)`.
+    ///
+    /// For `rows` of x the low-rank parts cost `4 rows rank (in + out)` flops and no `[out, in]` buffer.
+    fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut LeafGrads) {
+        grads.add_outer(0, dy, x);
+        if grads.needs(1) {
+            let through = dy.matmul(&self.b.detach()).scale(self.scale);
+            grads.add_outer(1, &through, x);
+        }
+        if grads.needs(2) {
+            let low = x.matmul(&self.a.detach().t()).scale(self.scale);
+            grads.add_outer(2, dy, &low);
+        }
+    }
+}
+
+/// What a kernel can bind: f32, in rows, out of the graph.
+fn dense(x: &Tensor) -> Tensor {
+    x.detach().cast(crate::DType::F32).contiguous()
+}
+
+/// `x W^T` in f64 with `W = theta + scale b a`.
+fn linear64(x: &Array, w: &Array) -> Array {
+    let (rows, k, n) = (x.shape[0], x.shape[1], w.shape[0]);
+    Array::from_fn([rows, n], |i| (0..k).map(|q| x.data[i / n * k + q] * w.data[i % n * k + q]).sum())
+}
+
+fn low_rank64(theta: &Array, a: &Array, b: &Array, scale: f64) -> Array {
+    let (columns, rank) = (theta.shape[1], a.shape[0]);
+    Array::from_fn(theta.shape, |i| {
+        let (row, col) = (i / columns, i % columns);
+        let low: f64 = (0..rank).map(|r| b.data[row * rank + r] * a.data[r * columns + col]).sum();
+        theta.data[i] + scale * low
+    })
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    let tied = |t: &Tensor| -> Arc<dyn Site> { Arc::new(Tied::new(t)) };
+    let low = |x: &[Tensor]| -> Arc<dyn Site> { Arc::new(LowRank::new(&x[1], &x[2], &x[3], 0.5)) };
+    for (rows, n, k) in [(1, 1, 1), (5, 7, 3), (9, 8, 12), (67, 5, 6)] {
+        let inputs = vec![Input::normal([rows, k]), Input::normal([n, k])];
+        all.push(Case::new(format!("tied {rows} {n} {k}"), inputs, move |x| x[0].linear(&tied(&x[1]), Epilogue::default()), |x| {
+            linear64(&x[0], &x[1])
+        }));
+        let inputs = vec![Input::normal([rows, k]), Input::normal([n, k]), Input::normal([2, k]), Input::normal([n, 2])];
+        let forward = move |x: &[Tensor]| x[0].linear(&low(x), Epilogue::default());
+        all.push(
+            Case::new(format!("low rank {rows} {n} {k}"), inputs, forward, |x| {
+                linear64(&x[0], &low_rank64(&x[1], &x[2], &x[3], 0.5))
+            })
+            .ulps(16.0, 32.0),
+        );
+    }
+    let inputs = vec![Input::normal([5, 6]), Input::normal([2, 6]), Input::normal([5, 2])];
+    let expand = |x: &[Tensor]| LowRank::new(&x[0], &x[1], &x[2], 0.5).expand();
+    let fixed: Vec<Input> = inputs.into_iter().map(Input::fixed).collect();
+    all.push(Case::new("low rank expand", fixed, expand, |x| low_rank64(&x[0], &x[1], &x[2], 0.5)));
+    // The same matrix at two depths with different private parts: its gradient is the sum of both.
+    let inputs = vec![
+        Input::normal([5, 6]),
+        Input::normal([6, 6]),
+        Input::normal([2, 6]),
+        Input::normal([6, 2]),
+    ];
+    let twice = move |x: &[Tensor]| {
+        let first = x[0].linear(&low(x), Epilogue::default());
+        first.linear(&tied(&x[1]), Epilogue::default())
+    };
+    all.push(
+        Case::new("two depths", inputs, twice, |x| linear64(&linear64(&x[0], &low_rank64(&x[1], &x[2], &x[3], 0.5)), &x[1]))
+            .ulps(64.0, 128.0),
+    );
+    let bias = vec![Input::normal([5, 6]), Input::normal([9, 6]), Input::normal([9]), Input::normal([5, 9])];
+    all.push(Case::new("bias and residual", bias.clone(), move |x| {
+        let epilogue = Epilogue { bias: Some(&x[2]), residual: Some(&x[3]), ..Epilogue::default() };
+        x[0].linear(&tied(&x[1]), epilogue)
+    }, |x| {
+        let y = linear64(&x[0], &x[1]);
+        Array::from_fn(y.shape, |i| y.data[i] + x[2].data[i % 9] + x[3].data[i])
+    }));
+    for (name, activation) in [("recorded", true), ("fused", false)] {
+        let inputs = bias[..3].iter().cloned().map(|i| if activation { i } else { i.fixed() }).collect();
+        all.push(Case::new(format!("bias and silu, {name}"), inputs, move |x| {
+            let epilogue = Epilogue { bias: Some(&x[2]), activation: Activation::Silu, ..Epilogue::default() };
+            x[0].linear(&tied(&x[1]), epilogue)
+        }, |x| {
+            let y = linear64(&x[0], &x[1]);
+            Array::from_fn(y.shape, |i| {
+                let v = y.data[i] + x[2].data[i % 9];
+                v / (1.0 + (-v).exp())
+            })
+        }).ulps(64.0, 128.0));
+    }
+    all
+}

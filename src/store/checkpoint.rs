@@ -1,0 +1,248 @@
+//! Checkpoints: a model's parameters, its optimizer's state and where the run stood, in one safetensors file.
+//!
+//! Parameters stand under their own names, so that any program that reads safetensors finds the weights; state stands
+//! under `optimizer/`, the rest in the header's text. A run that is stopped, loaded and resumed has the bits of one
+//! that was not stopped.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+
+use super::{Entry, File, FileDType, save};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::rng::Rng;
+use crate::shape::{MAX_AXES, Shape};
+use crate::tensor::Tensor;
+
+const STATE: &str = "optimizer/";
+const RESERVED: &str = "tiebeam.";
+const FORMAT: &str = "tiebeam.checkpoint";
+const STEP: &str = "tiebeam.step";
+const RNG: &str = "tiebeam.rng";
+const VERSION: &str = "1";
+
+/// Everything of a run that is not a parameter.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Checkpoint {
+    /// Optimizer steps taken.
+    pub step: u64,
+    /// The optimizer's named state: what its `state_dict` gave and its `load_state` takes.
+    pub optimizer: Vec<(String, Shape, Vec<f32>)>,
+    /// The generator of the run, if it has one.
+    pub rng: Option<Rng>,
+    /// Free text; keys do not begin with `tiebeam.`.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// Writes parameters and run state, whole or not at all.
+///
+/// ```no_run
+/// # use tiebeam::{Gpu, Rng, Tensor, optim::{AdamW, AdamWConfig, Group}};
+/// # use tiebeam::store::{Checkpoint, load_checkpoint, save_checkpoint};
+/// # let gpu = Gpu::open()?;
+/// let params = vec![("w".to_string(), Tensor::zeros(&gpu, [4]).requires_grad())];
+/// let group = Group::new(params.iter().map(|(name, tensor)| (name, tensor)));
+/// let mut optimizer = AdamW::new(&gpu, vec![group], AdamWConfig::default())?;
+/// let mut rng = Rng::new(1);
+/// // ... steps ...
+/// let run = Checkpoint {
+///     step: optimizer.steps(),
+///     optimizer: optimizer.state_dict()?,
+///     rng: Some(rng),
+///     ..Checkpoint::default()
+/// };
+/// save_checkpoint("run.safetensors", &params, &run)?;
+/// // Later, with the same model and optimizer made anew:
+/// let run = load_checkpoint("run.safetensors", &params)?;
+/// optimizer.load_state(run.step, &run.optimizer)?;
+/// rng = run.rng.unwrap_or(rng);
+/// # let _ = rng;
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
+///
+/// # Errors
+/// When the file cannot be written (the old one is as it was), a name comes twice, a name or key is one that the
+/// format keeps for itself, or a fault stands on the device.
+pub fn save_checkpoint(path: impl AsRef<Path>, params: &[(String, Tensor)], run: &Checkpoint) -> Result<()> {
+    let path = path.as_ref();
+    if let Some((name, _)) = params.iter().find(|(name, _)| name.starts_with(STATE)) {
+        return Err(Error::format(
+            path,
+            format!("parameter `{name}`: names under `{STATE}` are the optimizer's"),
+        ));
+    }
+    if let Some(key) = run.metadata.keys().find(|key| key.starts_with(RESERVED)) {
+        return Err(Error::format(path, format!("metadata `{key}`: keys under `{RESERVED}` are reserved")));
+    }
+    let mut metadata = run.metadata.clone();
+    metadata.insert(FORMAT.into(), VERSION.into());
+    metadata.insert(STEP.into(), run.step.to_string());
+    if let Some(rng) = run.rng {
+        let [seed, draws] = rng.state();
+        metadata.insert(RNG.into(), format!("{seed} {draws}"));
+    }
+    let state =
+        run.optimizer.iter().map(|(name, shape, data)| Entry::f32(format!("{STATE}{name}"), shape, data));
+    save(path, params.iter().map(|(name, tensor)| entry(name, tensor)).chain(state), &metadata)
+}
+
+/// Writes the parameters of a checkpoint into `params`, in place, and returns the rest.
+///
+/// The tensors stay what they are: leaves, in the memory of their optimizer, shared by whoever shares them. Pending
+/// expressions over them are computed first. Nothing is written before everything has been checked.
+///
+/// # Errors
+/// When the file is no checkpoint, or a parameter is missing, too many, or of another shape or type: the message names
+/// it. The device's fault, if one stands.
+///
+/// # Panics
+/// When one of `params` is a view of part of another tensor.
+#[track_caller]
+pub fn load_checkpoint(path: impl AsRef<Path>, params: &[(String, Tensor)]) -> Result<Checkpoint> {
+    for (name, tensor) in params {
+        assert!(
+            tensor.is_contiguous() && tensor.offset == 0 && tensor.count() == tensor.value.count,
+            "load_checkpoint: `{name}` is a view; only a tensor with elements of its own can be written"
+        );
+    }
+    let file = File::open(path)?;
+    let run = run(&file)?;
+    check(&file, params)?;
+    for (name, tensor) in params {
+        write(tensor, file.bytes(name)?)?;
+    }
+    Ok(run)
+}
+
+/// Everything but the parameters.
+fn run(file: &File) -> Result<Checkpoint> {
+    let wrong = |message: String| Error::format(file.path(), message);
+    let text = |key| file.metadata().get(key).map(String::as_str);
+    match text(FORMAT) {
+        Some(VERSION) => {}
+        Some(other) => {
+            return Err(wrong(format!("a checkpoint of version {other}; this crate reads {VERSION}")));
+        }
+        None => {
+            return Err(wrong(format!(
+                "no checkpoint (its header has no `{FORMAT}`); read weights with load_tensors"
+            )));
+        }
+    }
+    let step = text(STEP).and_then(|step| step.parse().ok());
+    let step = step.ok_or_else(|| wrong(format!("its header has no number under `{STEP}`")))?;
+    let state = |text: &str| {
+        let (seed, draws) = text.split_once(' ')?;
+        Some(Rng::from_state([seed.parse().ok()?, draws.parse().ok()?]))
+    };
+    let rng = match text(RNG) {
+        None => None,
+        Some(text) => Some(state(text).ok_or_else(|| wrong(format!("`{RNG}` is `{text}`, no two numbers")))?),
+    };
+    let mut optimizer = Vec::new();
+    for name in file.names().filter(|name| name.starts_with(STATE)) {
+        optimizer.push((name[STATE.len()..].to_string(), shape(file, name)?, file.tensor_f32(name)?));
+    }
+    let own = |key: &String| key.starts_with(RESERVED);
+    let metadata =
+        file.metadata().iter().filter(|(key, _)| !own(key)).map(|(k, v)| (k.clone(), v.clone())).collect();
+    Ok(Checkpoint { step, optimizer, rng, metadata })
+}
+
+/// Holds names, shapes and types of the file against the model's.
+fn check(file: &File, params: &[(String, Tensor)]) -> Result<()> {
+    let other = |message: String| {
+        Error::format(file.path(), format!("{message}: this is another model's checkpoint"))
+    };
+    for (name, tensor) in params {
+        if !file.contains(name) {
+            return Err(other(format!("no tensor `{name}`, which the model has")));
+        }
+        let info = file.info(name)?;
+        if info.shape != tensor.shape()[..] || info.dtype != stored(tensor.dtype()) {
+            return Err(other(format!(
+                "tensor `{name}` is {} {:?}, the model's is {} {}",
+                info.dtype,
+                info.shape,
+                tensor.dtype(),
+                tensor.shape()
+            )));
+        }
+    }
+    let known: HashSet<&str> = params.iter().map(|(name, _)| name.as_str()).collect();
+    match file.names().find(|name| !name.starts_with(STATE) && !known.contains(name)) {
+        Some(name) => Err(other(format!("tensor `{name}` is none of the model's"))),
+        None => Ok(()),
+    }
+}
+
+/// Writes named tensors, each in its own type.
+///
+/// # Errors
+/// When the file cannot be written (the old one is as it was), a name comes twice, or a fault stands on the device.
+pub fn save_tensors<'a, N: AsRef<str>>(
+    path: impl AsRef<Path>,
+    tensors: impl IntoIterator<Item = (N, &'a Tensor)>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
+    save(path, tensors.into_iter().map(|(name, tensor)| entry(name.as_ref(), tensor)), metadata)
+}
+
+/// Reads every tensor of a file, by name. F16, U32 and I32 keep their type; other floats become f32.
+///
+/// # Errors
+/// When the file cannot be read, or holds a tensor of a type that tensors cannot have, which is named.
+pub fn load_tensors(gpu: &Gpu, path: impl AsRef<Path>) -> Result<BTreeMap<String, Tensor>> {
+    let file = File::open(path)?;
+    let mut tensors = BTreeMap::new();
+    for name in file.names() {
+        let shape = shape(&file, name)?;
+        let tensor = match file.info(name)?.dtype {
+            FileDType::F16 => Tensor::from_slice(gpu, &file.tensor_f16(name)?, shape),
+            FileDType::U32 => Tensor::from_slice(gpu, &file.tensor_u32(name)?, shape),
+            FileDType::I32 => Tensor::from_slice(gpu, &file.tensor_i32(name)?, shape),
+            _ => Tensor::from_slice(gpu, &file.tensor_f32(name)?, shape),
+        };
+        tensors.insert(name.to_string(), tensor);
+    }
+    gpu.check()?;
+    Ok(tensors)
+}
+
+/// The shape of a tensor in the file, which may have more axes or elements than a tensor here can.
+fn shape(file: &File, name: &str) -> Result<Shape> {
+    let sizes = &file.info(name)?.shape;
+    let count = sizes.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
+    if sizes.len() > MAX_AXES || count.is_none_or(|n| n > u32::MAX as usize) {
+        let message =
+            format!("tensor `{name}`: {sizes:?} has more than {MAX_AXES} axes or 2^32 - 1 elements");
+        return Err(Error::format(file.path(), message));
+    }
+    Ok(Shape::new(sizes))
+}
+
+fn stored(dtype: DType) -> FileDType {
+    match dtype {
+        DType::F32 => FileDType::F32,
+        DType::F16 => FileDType::F16,
+        DType::U32 => FileDType::U32,
+        DType::I32 => FileDType::I32,
+    }
+}
+
+/// A tensor that is read back when its turn to be written comes.
+fn entry<'a>(name: &str, tensor: &Tensor) -> Entry<'a> {
+    let dense = tensor.detach();
+    Entry::lazy(name, stored(tensor.dtype()), tensor.shape(), move || {
+        let dense = dense.contiguous();
+        let place = dense.place();
+        dense.gpu().read(&place.buffer, place.offset, (dense.count() * dense.dtype().size()) as u64)
+    })
+}
+
+/// Writes all elements of a tensor that is no view.
+fn write(tensor: &Tensor, bytes: &[u8]) -> Result<()> {
+    let place = tensor.place();
+    tensor.gpu().overwrite(&place.buffer, place.offset, bytes)
+}
