@@ -80,18 +80,37 @@ fn all(gpu: &Gpu) -> Vec<Row> {
     let mean = |x: &[f32]| x.iter().map(|&v| v as f64).sum::<f64>() / x.len() as f64;
     vec![
         rows(gpu, "copy", [tall, 1024], 1, |x| x[0].affine(1.0, 0.0), |x, i| x[0][i] as f64),
-        rows(gpu, "gelu(x*y+z)", [tall, 1024], 3, |x| x[0].mul(&x[1]).add(&x[2]).gelu_tanh(), |x, i| {
-            let v = x[0][i] as f64 * x[1][i] as f64 + x[2][i] as f64;
-            0.5 * v * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (v + 0.044715 * v * v * v)).tanh())
-        }),
-        rows(gpu, "softmax", [tall, 1024], 1, |x| x[0].softmax(-1), |x, i| {
-            (x[0][i] as f64).exp() / x[0].iter().map(|&v| (v as f64).exp()).sum::<f64>()
-        }),
-        rows(gpu, "layer_norm", [tall, 768], 1, |x| x[0].layer_norm(None, None, 1e-5), move |x, i| {
-            let m = mean(x[0]);
-            let var = x[0].iter().map(|&v| (v as f64 - m).powi(2)).sum::<f64>() / x[0].len() as f64;
-            (x[0][i] as f64 - m) / (var + 1e-5).sqrt()
-        }),
+        rows(
+            gpu,
+            "gelu(x*y+z)",
+            [tall, 1024],
+            3,
+            |x| x[0].mul(&x[1]).add(&x[2]).gelu_tanh(),
+            |x, i| {
+                let v = x[0][i] as f64 * x[1][i] as f64 + x[2][i] as f64;
+                0.5 * v * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (v + 0.044715 * v * v * v)).tanh())
+            },
+        ),
+        rows(
+            gpu,
+            "softmax",
+            [tall, 1024],
+            1,
+            |x| x[0].softmax(-1),
+            |x, i| (x[0][i] as f64).exp() / x[0].iter().map(|&v| (v as f64).exp()).sum::<f64>(),
+        ),
+        rows(
+            gpu,
+            "layer_norm",
+            [tall, 768],
+            1,
+            |x| x[0].layer_norm(None, None, 1e-5),
+            move |x, i| {
+                let m = mean(x[0]);
+                let var = x[0].iter().map(|&v| (v as f64 - m).powi(2)).sum::<f64>() / x[0].len() as f64;
+                (x[0][i] as f64 - m) / (var + 1e-5).sqrt()
+            },
+        ),
         matmul(gpu, 256, 256, 256),
         matmul(gpu, large, large, large),
         matmul(gpu, 2 * large, 384, 384),

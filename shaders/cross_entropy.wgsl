@@ -1,77 +1,80 @@
-// forward:  lse[r] = log sum_c exp x[r, c], loss[r] = lse[r] - x[r, target[r]], kept[r] = 1; ignored rows give 0 and 0.
-//           A target outside the classes that is not ignored gives NaN, never a read outside.
-// backward: dx[r, c] = (exp(x[r, c] - lse[r]) - [c = target[r]]) * kept[r] * scale, scale = dy / number of kept rows.
-// One workgroup a row; probabilities are never stored.
+// forward:   loss = m + log(s) - x[target], m = max(x), s = sum exp(x - m) over the classes of a row
+// backward:  dx = (exp(x - m) / s - [class = target]) dy / count
+// The loss of the whole is sum(loss) / count over the rows that are not ignored. Ignored rows have loss and gradient 0;
+// a target outside the classes reads nothing and gives NaN. No probability is stored: backward has m and 1 / s of a row.
+//
+// LANES neighbouring threads share a row in `forward`, as in softmax.wgsl; backward takes one element a thread.
+
+#import logsumexp
+
+const LANES: u32 = 64u;
 
 struct Params {
     groups_x: u32,
     rows: u32,
     classes: u32,
-    ignores: u32,   // 1 when `ignore` means something
-    ignore: u32,
-    nan: u32,       // the bits of a NaN, which WGSL cannot spell
+    ignores: u32,   // 1 where `ignored` counts
+    ignored: u32,   // the target that marks a row without a loss, as bits
+    nan: f32,       // WGSL cannot write one
 }
 var<immediate> p: Params;
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read> targets: array<u32>;
-@group(0) @binding(2) var<storage, read> lse_in: array<f32>;
-@group(0) @binding(3) var<storage, read> scale: array<f32>;
-@group(0) @binding(4) var<storage, read_write> loss: array<f32>;
-@group(0) @binding(5) var<storage, read_write> kept: array<f32>;
-@group(0) @binding(6) var<storage, read_write> lse: array<f32>;
+@group(0) @binding(2) var<storage, read_write> losses: array<f32>;          // [2, rows]: loss, then 1 or 0 for the count
+@group(0) @binding(3) var<storage, read_write> made: array<vec2<f32>>;      // m, 1 / s
+// Of `backward`.
+@group(0) @binding(4) var<storage, read> statistics: array<vec2<f32>>;
+@group(0) @binding(5) var<storage, read> totals: array<f32>;                // sum of losses, count
+@group(0) @binding(6) var<storage, read> dy: array<f32>;
 @group(0) @binding(7) var<storage, read_write> dx: array<f32>;
 
-var<workgroup> highest: array<f32, 64>;
-var<workgroup> total: array<f32, 64>;
-
-fn is_kept(target_class: u32) -> bool {
-    return p.ignores == 0u || target_class != p.ignore;
+fn is_ignored(target_class: u32) -> bool {
+    return p.ignores != 0u && target_class == p.ignored;
 }
 
 @compute @workgroup_size(64)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let row = group.y * p.groups_x + group.x;
-    if row >= p.rows { return; }
+    let row = (group.y * p.groups_x + group.x) * (64u / LANES) + lane / LANES;
+    let t = lane % LANES;
+    // Threads past the last row stay for the barriers, with nothing to walk.
+    let n = select(0u, p.classes, row < p.rows);
     let base = row * p.classes;
-    var most = -3.4e38;
-    for (var c = lane; c < p.classes; c += 64u) { most = max(most, x[base + c]); }
-    highest[lane] = most;
-    workgroupBarrier();
-    for (var step = 32u; step > 0u; step = step >> 1u) {
-        if lane < step { highest[lane] = max(highest[lane], highest[lane + step]); }
-        workgroupBarrier();
+    var a = lse_start();
+    var i = t;
+    for (; i + 3u * LANES < n; i += 4u * LANES) {
+        let at = base + i;
+        a = lse_push4(a, vec4<f32>(x[at], x[at + LANES], x[at + 2u * LANES], x[at + 3u * LANES]));
     }
-    let top = highest[0];
-    var sum = 0.0;
-    for (var c = lane; c < p.classes; c += 64u) { sum += exp(x[base + c] - top); }
-    total[lane] = sum;
-    workgroupBarrier();
-    for (var step = 32u; step > 0u; step = step >> 1u) {
-        if lane < step { total[lane] = total[lane] + total[lane + step]; }
-        workgroupBarrier();
+    for (; i < n; i += LANES) {
+        a = lse_push(a, x[base + i]);
     }
-    if lane == 0u {
-        let value = top + log(total[0]);
-        let chosen = targets[row];
-        let keep = is_kept(chosen);
-        let inside = chosen < p.classes;
-        let off = value - x[base + select(0u, chosen, inside)];
-        lse[row] = value;
-        loss[row] = select(0.0, select(bitcast<f32>(p.nan), off, inside), keep);
-        kept[row] = select(0.0, 1.0, keep);
+    let all = row_lse(lane, a);
+    if t != 0u || row >= p.rows { return; }
+    made[row] = vec2<f32>(all.x, 1.0 / all.y);
+    let wanted = targets[row];
+    var loss = p.nan;
+    if is_ignored(wanted) {
+        loss = 0.0;
+    } else if wanted < p.classes {
+        // m - x first: both may be large, their difference is what matters.
+        loss = log(all.y) + (all.x - x[base + wanted]);
     }
+    losses[row] = loss;
+    losses[p.rows + row] = select(1.0, 0.0, is_ignored(wanted));
 }
 
 @compute @workgroup_size(64)
 fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let row = group.y * p.groups_x + group.x;
-    if row >= p.rows { return; }
-    let base = row * p.classes;
-    let chosen = targets[row];
-    let factor = select(0.0, scale[0], is_kept(chosen));
-    let value = lse_in[row];
-    for (var c = lane; c < p.classes; c += 64u) {
-        dx[base + c] = (exp(x[base + c] - value) - select(0.0, 1.0, c == chosen)) * factor;
-    }
+    let at = (group.y * p.groups_x + group.x) * 64u + lane;
+    if at >= p.rows * p.classes { return; }
+    let row = at / p.classes;
+    let wanted = targets[row];
+    let of_row = statistics[row];
+    var d = exp(x[at] - of_row.x) * of_row.y;
+    if wanted == at - row * p.classes { d -= 1.0; }
+    d *= dy[0] / totals[1];
+    // Chosen and not multiplied: an ignored row may hold anything.
+    d = select(d, p.nan, wanted >= p.classes);
+    dx[at] = select(d, 0.0, is_ignored(wanted));
 }

@@ -1,103 +1,153 @@
-// Layer norm: y = (x - mean) rstd * gain + bias, rstd = 1 / sqrt(var + eps), biased variance, over the last axis.
-// RMS norm (CENTERED = false): the same with mean = 0 and var = mean(x^2).
-// With xh = (x - mean) rstd and g = dy * gain:
-//   dx = rstd (g - [centered] mean(g) - xh mean(g xh)),  dgain = sum over rows of dy xh,  dbias = sum over rows of dy.
-// The variance is summed about the mean in a second walk of the row, so that a large mean does not cancel it.
+// layer_norm (CENTRED):  y = x^ g + b,  x^ = (x - mean) r,  r = 1 / sqrt(var + eps), var = mean((x - mean)^2)
+// rms_norm:              y = x^ g,      x^ = x r,           r = 1 / sqrt(mean(x^2) + eps)
+// backward:   with h = dy g:  dx = r (h - [mean(h)] - x^ mean(h x^)), [] for layer_norm only
+// weights:    dg = sum over rows of dy x^,  db = sum over rows of dy: partial sums over blocks of rows (`columns`),
+//             then the sum over blocks (`blocks`), in an order that the sizes fix.
+//
+// LANES neighbouring threads share a row of `forward` and `backward`, as in softmax.wgsl. The variance takes a second
+// pass over the row, which is in the cache by then: a large mean must not cancel. x^ is kept as (x - mean) r + q, where q
+// is what the rounding of the mean left over.
 
-const CENTERED: bool = true;
+const LANES: u32 = 64u;
+const CENTRED: bool = true;
 
 struct Params {
     groups_x: u32,
     rows: u32,
     width: u32,
-    span: u32,      // rows in one partial sum of backward_parameters
     eps: f32,
+    weighted: u32,    // 1 where there is a weight
+    biased: u32,      // 1 where there is a bias
+    span: u32,        // rows of a block, in `columns`; blocks, in `blocks`
+    part: u32,        // of `blocks`: 0 for dg, 1 for db
+    accumulate: u32,  // of `blocks`: 1 adds to what is there
 }
 var<immediate> p: Params;
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;
-@group(0) @binding(1) var<storage, read> gain: array<f32>;
+// Bound to x where absent, and then its value is not used; a row of x is long enough.
+@group(0) @binding(1) var<storage, read> weight: array<f32>;
 @group(0) @binding(2) var<storage, read> bias: array<f32>;
-@group(0) @binding(3) var<storage, read> dy: array<f32>;
-@group(0) @binding(4) var<storage, read> stats_in: array<vec2<f32>>;   // (mean, rstd) a row
-@group(0) @binding(5) var<storage, read_write> y: array<f32>;           // y, dx or partial dgain
-@group(0) @binding(6) var<storage, read_write> stats: array<vec2<f32>>;
-@group(0) @binding(7) var<storage, read_write> z: array<f32>;           // partial dbias
+@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+@group(0) @binding(4) var<storage, read_write> made: array<f32>;         // [rows, 3]: mean, r, q; mean and q are 0 for rms_norm
+@group(0) @binding(5) var<storage, read> statistics: array<f32>;
+@group(0) @binding(6) var<storage, read> dy: array<f32>;
+@group(0) @binding(7) var<storage, read_write> dx: array<f32>;
+@group(0) @binding(8) var<storage, read_write> partial: array<vec2<f32>>;     // [blocks, width]: dg, db
+@group(0) @binding(9) var<storage, read> partials: array<vec2<f32>>;
+@group(0) @binding(10) var<storage, read_write> total: array<f32>;            // dg or db
 
 var<workgroup> tree: array<vec2<f32>, 64>;
 
-/// The sum over lanes, to every lane.
-fn total(lane: u32, value: vec2<f32>) -> vec2<f32> {
+// The sum over the LANES threads of a row, for all of them.
+fn row_sum(lane: u32, value: vec2<f32>) -> vec2<f32> {
+    if LANES == 1u { return value; }
+    let t = lane % LANES;
     tree[lane] = value;
     workgroupBarrier();
-    for (var step = 32u; step > 0u; step = step >> 1u) {
-        if lane < step { tree[lane] = tree[lane] + tree[lane + step]; }
+    for (var reach = LANES / 2u; reach > 0u; reach = reach >> 1u) {
+        if t < reach { tree[lane] += tree[lane + reach]; }
         workgroupBarrier();
     }
-    let sum = tree[0];
-    // Before anybody writes the tree again.
+    let all = tree[lane - t];
+    // The next sum writes here.
     workgroupBarrier();
-    return sum;
+    return all;
 }
 
 @compute @workgroup_size(64)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let row = group.y * p.groups_x + group.x;
-    if row >= p.rows { return; }
+    let row = (group.y * p.groups_x + group.x) * (64u / LANES) + lane / LANES;
+    let t = lane % LANES;
+    // Threads past the last row stay for the barriers, with nothing to walk.
+    let n = select(0u, p.width, row < p.rows);
     let base = row * p.width;
-    let n = f32(p.width);
+    let size = f32(p.width);
     var mean = 0.0;
-    if CENTERED {
+    if CENTRED {
         var sum = 0.0;
-        for (var c = lane; c < p.width; c += 64u) { sum += x[base + c]; }
-        mean = total(lane, vec2<f32>(sum, 0.0)).x / n;
+        for (var i = t; i < n; i += LANES) { sum += x[base + i]; }
+        mean = row_sum(lane, vec2<f32>(sum, 0.0)).x / size;
     }
-    var squares = 0.0;
-    for (var c = lane; c < p.width; c += 64u) {
-        let d = x[base + c] - mean;
-        squares += d * d;
+    // The deviations' own mean is what rounding left in the mean: Chan, Golub & LeVeque's correction takes it out.
+    var moments = vec2<f32>(0.0);
+    for (var i = t; i < n; i += LANES) {
+        let d = x[base + i] - mean;
+        moments += vec2<f32>(d, d * d);
     }
-    let rstd = 1.0 / sqrt(total(lane, vec2<f32>(squares, 0.0)).x / n + p.eps);
-    for (var c = lane; c < p.width; c += 64u) {
-        y[base + c] = (x[base + c] - mean) * rstd * gain[c] + bias[c];
+    moments = row_sum(lane, moments) / size;
+    let left = select(0.0, moments.x, CENTRED);
+    let r = inverseSqrt(max(moments.y - left * left, 0.0) + p.eps);
+    let q = -left * r;
+    for (var i = t; i < n; i += LANES) {
+        let g = select(1.0, weight[i], p.weighted != 0u);
+        let b = select(0.0, bias[i], p.biased != 0u);
+        y[base + i] = ((x[base + i] - mean) * r + q) * g + b;
     }
-    if lane == 0u { stats[row] = vec2<f32>(mean, rstd); }
+    if t == 0u && row < p.rows {
+        made[3u * row] = mean;
+        made[3u * row + 1u] = r;
+        made[3u * row + 2u] = q;
+    }
+}
+
+fn statistics_of(row: u32) -> vec3<f32> {
+    return vec3<f32>(statistics[3u * row], statistics[3u * row + 1u], statistics[3u * row + 2u]);
 }
 
 @compute @workgroup_size(64)
 fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let row = group.y * p.groups_x + group.x;
-    if row >= p.rows { return; }
+    let row = (group.y * p.groups_x + group.x) * (64u / LANES) + lane / LANES;
+    let t = lane % LANES;
+    let n = select(0u, p.width, row < p.rows);
     let base = row * p.width;
-    let mean = stats_in[row].x;
-    let rstd = stats_in[row].y;
-    var sums = vec2<f32>();
-    for (var c = lane; c < p.width; c += 64u) {
-        let g = dy[base + c] * gain[c];
-        sums += vec2<f32>(g, g * (x[base + c] - mean) * rstd);
+    let of_row = statistics_of(min(row, p.rows - 1u));
+    var sums = vec2<f32>(0.0);
+    for (var i = t; i < n; i += LANES) {
+        let h = dy[base + i] * select(1.0, weight[i], p.weighted != 0u);
+        sums += vec2<f32>(h, h * ((x[base + i] - of_row.x) * of_row.y + of_row.z));
     }
-    let means = total(lane, sums) / f32(p.width);
-    let centre = select(0.0, means.x, CENTERED);
-    for (var c = lane; c < p.width; c += 64u) {
-        let xh = (x[base + c] - mean) * rstd;
-        y[base + c] = rstd * (dy[base + c] * gain[c] - centre - xh * means.y);
+    sums = row_sum(lane, sums) / f32(p.width);
+    let mean_h = select(0.0, sums.x, CENTRED);
+    for (var i = t; i < n; i += LANES) {
+        let h = dy[base + i] * select(1.0, weight[i], p.weighted != 0u);
+        let unit = (x[base + i] - of_row.x) * of_row.y + of_row.z;
+        dx[base + i] = of_row.y * (h - mean_h - unit * sums.y);
     }
 }
 
-/// Partial sums over `span` rows: group.y is the span, lanes are columns.
+// One thread a column and block of rows: neighbouring threads read neighbours, all of them one row's statistics.
 @compute @workgroup_size(64)
-fn backward_parameters(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let c = group.x * 64u + lane;
-    if c >= p.width { return; }
-    let first = group.y * p.span;
+fn columns(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let across = (p.width + 63u) / 64u;
+    let at = group.y * p.groups_x + group.x;
+    let block = at / across;
+    let column = (at % across) * 64u + lane;
+    let first = block * p.span;
+    if column >= p.width || first >= p.rows { return; }
     let last = min(first + p.span, p.rows);
-    var dgain = 0.0;
-    var dbias = 0.0;
+    var sums = vec2<f32>(0.0);
     for (var row = first; row < last; row++) {
-        let d = dy[row * p.width + c];
-        dgain += d * (x[row * p.width + c] - stats_in[row].x) * stats_in[row].y;
-        dbias += d;
+        let i = row * p.width + column;
+        let of_row = statistics_of(row);
+        let d = dy[i];
+        sums += vec2<f32>(d * ((x[i] - of_row.x) * of_row.y + of_row.z), d);
     }
-    y[group.y * p.width + c] = dgain;
-    z[group.y * p.width + c] = dbias;
+    partial[block * p.width + column] = sums;
+}
+
+@compute @workgroup_size(64)
+fn blocks(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let column = (group.y * p.groups_x + group.x) * 64u + lane;
+    if column >= p.width { return; }
+    var sum = vec2<f32>(0.0);
+    for (var block = 0u; block < p.span; block++) {
+        sum += partials[block * p.width + column];
+    }
+    let value = select(sum.x, sum.y, p.part != 0u);
+    if p.accumulate != 0u {
+        total[column] = total[column] + value;
+    } else {
+        total[column] = value;
+    }
 }

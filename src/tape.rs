@@ -10,7 +10,7 @@ use crate::gpu::Gpu;
 use crate::gpu::buffer::Buffer;
 use crate::gpu::fuse::{Place, Target};
 use crate::shape::Shape;
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, same_gpu};
 use std::cell::Cell;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -265,7 +265,13 @@ impl Sink<'_> {
     }
 
     /// Differentiates a graph recorded just now, inside this backward pass, and returns the gradients of `leaves`.
-    fn inner(&mut self, outputs: &[Tensor], dy: &[Option<Tensor>], leaves: &[Tensor], floor: u64) -> Vec<Option<Tensor>> {
+    fn inner(
+        &mut self,
+        outputs: &[Tensor],
+        dy: &[Option<Tensor>],
+        leaves: &[Tensor],
+        floor: u64,
+    ) -> Vec<Option<Tensor>> {
         for (y, dy) in outputs.iter().zip(dy) {
             if let (Some(edge), Some(dy)) = (&y.edge, dy) {
                 self.walk.add(edge, dy.clone());
@@ -436,10 +442,12 @@ impl Tensor {
     /// The device's fault, if one stands.
     ///
     /// # Panics
-    /// When `seed` has another shape, or this tensor depends on no leaf.
+    /// When `seed` has another shape, is not f32 or lives on another device, or this tensor depends on no leaf.
     #[track_caller]
     pub fn backward_with(&self, seed: &Tensor) -> Result<Grads> {
         assert!(seed.shape() == self.shape(), "backward: seed {} for output {}", seed.shape(), self.shape());
+        assert!(seed.dtype() == DType::F32, "backward: a seed of {}; gradients are f32", seed.dtype());
+        same_gpu("backward", &[self, seed]);
         let Some(edge) = &self.edge else {
             panic!("backward: this tensor depends on no leaf; mark one with requires_grad, outside no_grad")
         };

@@ -2,10 +2,10 @@
 
 use crate::dtype::{DType, Element};
 use crate::error::Result;
+use crate::gpu::Gpu;
 use crate::gpu::buffer::Reading;
 use crate::gpu::fuse::{Arg, Place, Scalar, Value};
 use crate::gpu::kernel::Bind;
-use crate::gpu::Gpu;
 use crate::shape::{self, Shape, Strides};
 use crate::tape::{self, Edge, Node, Op};
 use std::fmt;
@@ -248,6 +248,10 @@ impl Tensor {
     /// Where the elements are, computed now if pending; only for contiguous tensors.
     pub(crate) fn place(&self) -> Place {
         let mut place = self.value.place();
+        if self.count() == 0 {
+            // An empty view may start at the buffer's end, where nothing can be bound.
+            return place;
+        }
         place.offset += (self.offset * self.dtype().size()) as u64;
         place
     }
@@ -325,11 +329,11 @@ impl fmt::Display for Tensor {
     /// The elements, rows on lines, long axes shortened in the middle, as NumPy prints them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digits = f.precision().unwrap_or(4);
-        let text = match self.dtype() {
+        let text: Result<Vec<String>> = match self.dtype() {
             DType::F32 => self.to_vec::<f32>().map(|v| v.iter().map(|x| format!("{x:.digits$}")).collect()),
-            DType::F16 => {
-                self.to_vec::<half::f16>().map(|v| v.iter().map(|x| format!("{:.digits$}", x.to_f32())).collect())
-            }
+            DType::F16 => self
+                .to_vec::<half::f16>()
+                .map(|v| v.iter().map(|x| format!("{:.digits$}", x.to_f32())).collect()),
             DType::U32 => self.to_vec::<u32>().map(|v| v.iter().map(u32::to_string).collect()),
             DType::I32 => self.to_vec::<i32>().map(|v| v.iter().map(i32::to_string).collect()),
         };
@@ -340,7 +344,7 @@ impl fmt::Display for Tensor {
     }
 }
 
-fn print_axes(f: &mut fmt::Formatter<'_>, cells: &Vec<String>, shape: &[usize], depth: usize) -> fmt::Result {
+fn print_axes(f: &mut fmt::Formatter<'_>, cells: &[String], shape: &[usize], depth: usize) -> fmt::Result {
     const EDGE: usize = 3;
     let Some((&size, inner)) = shape.split_first() else {
         return f.write_str(cells.first().map_or("", |s| s));
@@ -365,8 +369,7 @@ fn print_axes(f: &mut fmt::Formatter<'_>, cells: &Vec<String>, shape: &[usize], 
             }
         }
         first = false;
-        let part = cells[i * step..(i + 1) * step].to_vec();
-        print_axes(f, &part, inner, depth + 1)?;
+        print_axes(f, &cells[i * step..(i + 1) * step], inner, depth + 1)?;
     }
     f.write_str("]")
 }

@@ -49,13 +49,15 @@ fn check(case: &Case) -> Result<(), Failed> {
     }
     let elements: usize = arrays.iter().map(|a| a.data.len()).sum();
     let affordable = elements * (want.data.len() + elements) < MOST;
-    let jacobian =
-        jacobian(case, &arrays, |input| input.dtype.is_float() && (affordable || input.grad));
+    let jacobian = jacobian(case, &arrays, |input| input.dtype.is_float() && (affordable || input.grad));
     let spread = forward_spread(&arrays, &jacobian, &want);
     let rounding = y.dtype().roundoff();
     within(&case.name, &got, &want.data, |i| {
         let output = if rounding > U { rounding * want.data[i].abs() + 3e-8 } else { 0.0 };
-        case.ulps * U * want.data[i].abs() + 4.0 * U * spread.terms[i].sqrt() * spread.norm[i] + output + 1e-37
+        case.ulps * U * want.data[i].abs()
+            + 4.0 * U * spread.terms[i].sqrt() * spread.norm[i]
+            + output
+            + 1e-37
     });
     same_bits_twice(case, &inputs, &got)?;
     if case.inputs.iter().any(|i| i.grad) {
@@ -104,7 +106,10 @@ fn gradients(case: &Case, inputs: &[Tensor], y: &Tensor, want: &Array, jacobian:
             let norm = terms(e).map(|t| t * t).sum::<f64>().sqrt();
             let count = terms(e).filter(|t| t.abs() > 1e-12).count().max(1) as f64;
             // 1e-9 is what central differences in f64 leave.
-            case.grad_ulps * U * (want[e].abs() + norm) + 4.0 * U * count.sqrt() * norm + 2e-9 * norm.max(1.0)
+            case.grad_ulps * U * (want[e].abs() + norm)
+                + 4.0 * U * count.sqrt() * norm
+                + 2e-9 * norm.max(1.0)
+                + case.grad_floor * U
         };
         let name = format!("{}: gradient of input {i}", case.name);
         let got = download(grads.get(input).unwrap_or_else(|| panic!("{name}: none")));

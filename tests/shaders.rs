@@ -149,7 +149,7 @@ fn translate_all(variants: &[Source]) -> (Vec<String>, BTreeSet<String>, usize) 
 
 #[test]
 fn every_variant_translates_to_every_target() {
-    let variants = tiebeam::ops::shader_variants();
+    let variants = [tiebeam::ops::shader_variants(), tiebeam::optim::shader_variants()].concat();
     let (mut problems, files, entries) = translate_all(&variants);
     let kernels = names().into_iter().map(|name| format!("shaders/{name}.wgsl"));
     let parts = fragments().into_iter().map(|name| format!("shaders/lib/{name}.wgsl"));

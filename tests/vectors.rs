@@ -3,7 +3,6 @@
 //! `TIEBEAM_VECTORS=DIR` reads another folder with the same subfolders and file names. A family that is absent there is
 //! reported as ignored; a file missing inside a present family fails.
 
-#[allow(dead_code)]
 mod support;
 #[path = "support/tying.rs"]
 mod tying;

@@ -91,7 +91,8 @@ pub struct Sizes {
 }
 
 fn sizes(args: &Args, gpu: &Gpu) -> Sizes {
-    let (width, context, batch, steps) = if gpu.is_software() { (96, 64, 12, 600) } else { (256, 128, 32, 2000) };
+    let (width, context, batch, steps) =
+        if gpu.is_software() { (96, 64, 12, 600) } else { (256, 128, 32, 2000) };
     let width = args.width.map_or(width, |w| w as usize);
     let sharing = match args.sharing {
         SharingArg::None => Sharing::None,

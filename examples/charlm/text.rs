@@ -29,7 +29,8 @@ impl Text {
 
     pub fn read(path: &Path, context: usize) -> Result<Text> {
         let failed = |message: String| Error::Io { path: path.to_path_buf(), message };
-        let bytes = std::fs::read(path).map_err(|e| failed(format!("{e}; --text names the file to train on")))?;
+        let bytes =
+            std::fs::read(path).map_err(|e| failed(format!("{e}; --text names the file to train on")))?;
         if bytes.is_empty() {
             return Err(failed("the file is empty; give a text to train on".into()));
         }

@@ -50,7 +50,8 @@ pub fn run(args: &Args, sizes: &Sizes, gpu: &Gpu, text: &Text) -> Result<()> {
     println!("baselines  unigram {unigram:.4}, bigram {bigram:.4}: {:.4} below bigram", bigram - validation);
     let picture = args.out.join("loss.svg");
     let c = &sizes.model;
-    let title = format!("{} bytes, width {}, depth {} ({})", text.train.len(), c.width, c.depth, gpu.adapter().name);
+    let title =
+        format!("{} bytes, width {}, depth {} ({})", text.train.len(), c.width, c.depth, gpu.adapter().name);
     let lines = Lines { unigram, bigram, validation };
     plot::loss_curve(&picture, &run.losses, &lines, &title).map_err(|message| Error::Config { message })?;
     println!("picture    {}", picture.display());
@@ -67,7 +68,8 @@ fn io(path: &Path, error: std::io::Error) -> Error {
 /// Matrices decay, vectors (norms) do not.
 fn optimizer(gpu: &Gpu, model: &Recursive) -> Result<AdamW> {
     let all = Parameters::of(model);
-    let (matrices, vectors): (Vec<_>, Vec<_>) = all.named().iter().cloned().partition(|(_, p)| p.shape().len() > 1);
+    let (matrices, vectors): (Vec<_>, Vec<_>) =
+        all.named().iter().cloned().partition(|(_, p)| p.shape().len() > 1);
     let groups = vec![
         Group { params: matrices, weight_decay: 0.1, lr_scale: 1.0 },
         Group { params: vectors, weight_decay: 0.0, lr_scale: 1.0 },
@@ -91,7 +93,11 @@ impl Run<'_> {
             "model      width {}, depth {}, heads {}, context {}, batch {}, {:?}",
             c.width, c.depth, c.heads, c.context, self.sizes.batch, c.sharing
         );
-        println!("text       {} bytes to train on, {} held out", self.text.train.len(), self.text.held_out.len());
+        println!(
+            "text       {} bytes to train on, {} held out",
+            self.text.train.len(),
+            self.text.held_out.len()
+        );
     }
 
     fn schedule(&self) -> Schedule {
@@ -124,7 +130,8 @@ impl Run<'_> {
         // The loss is read one step late, so that the device never waits for the host.
         let mut late: Option<(usize, tiebeam::gpu::buffer::Reading)> = None;
         while self.step < steps && !stop.load(Ordering::SeqCst) {
-            let (tokens, targets) = self.text.batch(self.sizes.batch, self.sizes.model.context, &mut self.rng);
+            let (tokens, targets) =
+                self.text.batch(self.sizes.batch, self.sizes.model.context, &mut self.rng);
             let shape = [self.sizes.batch, self.sizes.model.context];
             let tokens = Tensor::from_slice(self.gpu, &tokens, shape);
             let targets = Tensor::from_slice(self.gpu, &targets, shape);
@@ -208,7 +215,8 @@ impl Run<'_> {
         for (name, want) in &wanted {
             let have = metadata.get(name).map_or("nothing", String::as_str);
             if have != want {
-                let message = format!("this checkpoint is of another run: {name} is {have} there, {want} here");
+                let message =
+                    format!("this checkpoint is of another run: {name} is {have} there, {want} here");
                 return Err(Error::Format { path, message });
             }
         }
@@ -229,7 +237,9 @@ impl Run<'_> {
         let context = self.sizes.model.context;
         let bytes = &self.text.held_out;
         let bar = ProgressBar::new(bytes.len() as u64 - 1);
-        bar.set_style(ProgressStyle::with_template("{bar:32} {pos}/{len} validating, ETA {eta}").expect("valid"));
+        bar.set_style(
+            ProgressStyle::with_template("{bar:32} {pos}/{len} validating, ETA {eta}").expect("valid"),
+        );
         let mut sum = 0.0;
         let mut at = 0;
         while at + 1 < bytes.len() {

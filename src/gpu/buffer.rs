@@ -3,7 +3,8 @@
 use super::{Gpu, lock};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::TryRecvError;
 use std::sync::{Arc, Weak};
 
 /// Bytes that the pool holds, for watching a long run.
@@ -28,9 +29,11 @@ pub(crate) struct Pool {
 
 /// A device buffer that goes back to its pool when the last holder lets go.
 ///
-/// `raw` is `None` when it could not be made: the fault is on the `Gpu`, and every op that meets this buffer is skipped.
+/// It has no [`data`](Buffer::data) when it could not be made or the op that writes it was skipped: the fault is on the
+/// `Gpu`, and every op that meets this buffer is skipped too.
 pub struct Buffer {
     pub(crate) raw: Option<wgpu::Buffer>,
+    failed: AtomicBool,
     pub(crate) size: u64,
     /// Counts writes after the first: a saved value whose version moved was changed in place.
     pub(crate) version: AtomicU64,
@@ -38,6 +41,16 @@ pub struct Buffer {
 }
 
 impl Buffer {
+    /// The memory, unless what should be in it was never written.
+    pub(crate) fn data(&self) -> Option<&wgpu::Buffer> {
+        self.raw.as_ref().filter(|_| !self.failed.load(Ordering::Relaxed))
+    }
+
+    /// Notes that a write to this buffer was skipped: what it holds now is left from earlier.
+    pub(crate) fn fail(&self) {
+        self.failed.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn touch(&self) {
         self.version.fetch_add(1, Ordering::Relaxed);
     }
@@ -70,13 +83,23 @@ impl Gpu {
 
     fn take_buffer(&self, op: &str, bytes: u64, newest_epoch: u64) -> Arc<Buffer> {
         let raw = self.try_take(op, bytes, newest_epoch).map_err(|e| self.raise(e)).ok();
-        Arc::new(Buffer { raw, size: bytes, version: AtomicU64::new(0), gpu: Arc::downgrade(&self.0) })
+        Arc::new(Buffer {
+            raw,
+            failed: AtomicBool::new(false),
+            size: bytes,
+            version: AtomicU64::new(0),
+            gpu: Arc::downgrade(&self.0),
+        })
     }
 
     fn try_take(&self, op: &str, bytes: u64, newest_epoch: u64) -> Result<wgpu::Buffer> {
         let limit = self.limits().max_storage_buffer_binding_size.min(self.limits().max_buffer_size);
         if bytes > limit {
-            return Err(Error::Limit { what: format!("{op}: bytes of one tensor"), need: bytes, have: limit });
+            return Err(Error::Limit {
+                what: format!("{op}: bytes of one tensor"),
+                need: bytes,
+                have: limit,
+            });
         }
         let class = size_class(bytes).min(limit / 4 * 4).max(bytes);
         let mut pool = lock(&self.0.pool);
@@ -117,6 +140,7 @@ impl Gpu {
         let buffer = self.take_buffer(op, padded, epoch);
         if let Some(raw) = &buffer.raw {
             self.write_words(raw, 0, bytes);
+            lock(&self.0.recorder).uploaded(self, padded);
         }
         buffer
     }
@@ -151,11 +175,17 @@ impl Gpu {
     }
 
     pub(crate) fn start_read(&self, buffer: &Buffer, offset: u64, bytes: u64) -> Result<Reading> {
+        self.check()?;
+        let Some(raw) = buffer.data() else {
+            return Err(Error::device(
+                "readback: this tensor has no data because the op that makes it failed earlier",
+            ));
+        };
         let padded = bytes.div_ceil(4) * 4;
         let staging = self.take_staging(padded.max(4));
         let index = {
             let mut recorder = lock(&self.0.recorder);
-            if let (Some(raw), true) = (&buffer.raw, padded > 0) {
+            if padded > 0 {
                 recorder.encoder(self).copy_buffer_to_buffer(raw, offset, &staging, 0, padded);
             }
             recorder.submit(self)
@@ -200,7 +230,8 @@ impl Reading {
     pub fn wait(mut self) -> Result<Vec<u8>> {
         let wait = wgpu::PollType::Wait { submission_index: self.index.take(), timeout: None };
         self.gpu.0.device.poll(wait).map_err(|e| Error::device(format!("waiting for a readback: {e}")))?;
-        let mapped = self.receiver.recv().map_err(|_| Error::device("a readback was dropped by the driver"))?;
+        let mapped =
+            self.receiver.recv().map_err(|_| Error::device("a readback was dropped by the driver"))?;
         self.take(mapped)
     }
 
@@ -213,7 +244,9 @@ impl Reading {
         polled.map_err(|e| Error::device(format!("polling a readback: {e}")))?;
         match self.receiver.try_recv() {
             Ok(mapped) => self.take(mapped).map(Some),
-            Err(_) => self.gpu.check().map(|()| None),
+            Err(TryRecvError::Empty) => self.gpu.check().map(|()| None),
+            // The sender spoke once and is gone: a second take.
+            Err(TryRecvError::Disconnected) => Err(Error::device("this readback was already taken")),
         }
     }
 

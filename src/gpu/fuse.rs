@@ -15,8 +15,10 @@ use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::{Arc, Mutex};
 
-/// Operations in one expression: bounds the generated kernel and the walk's recursion.
+/// Operations in one expression: bounds the generated kernel.
 const MAX_NODES: usize = 40;
+/// Pending values above one another, through views too, which no kernel merges: bounds the walk's recursion.
+const MAX_DEPTH: usize = 64;
 /// Scalars, sizes and strides that fit the immediates beside `n` and the grid's width.
 const MAX_WORDS: usize = 30;
 const THREADS: u32 = 64;
@@ -51,6 +53,7 @@ pub(crate) struct Expr {
     nodes: usize,
     leaves: usize,
     words: usize,
+    depth: usize,
 }
 
 /// An argument of an elementwise operation.
@@ -66,16 +69,12 @@ pub(crate) enum Arg {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Scalar {
     F32(f32),
-    U32(u32),
-    I32(i32),
 }
 
 impl Scalar {
     fn bits(self) -> u32 {
         match self {
             Scalar::F32(x) => x.to_bits(),
-            Scalar::U32(x) => x,
-            Scalar::I32(x) => x as u32,
         }
     }
 }
@@ -102,7 +101,14 @@ impl Value {
         args: Vec<Arg>,
     ) -> Arc<Value> {
         let most = gpu.max_bindings() - 1;
-        let mut expr = Expr { op, template, shape, args, nodes: 1, leaves: 0, words: 0 };
+        for arg in &args {
+            if let Arg::Operand { value, .. } = arg
+                && value.expr().is_some_and(|inner| inner.depth >= MAX_DEPTH)
+            {
+                value.place();
+            }
+        }
+        let mut expr = Expr { op, template, shape, args, nodes: 1, leaves: 0, words: 0, depth: 1 };
         expr.measure();
         // Too large for one kernel: the arguments become memory, largest first, until the rest fits.
         while expr.nodes > MAX_NODES || expr.leaves > most || expr.words > MAX_WORDS {
@@ -196,11 +202,14 @@ impl Expr {
 
     /// Counts what the generated kernel would hold, without regard to repeats: an upper bound.
     fn measure(&mut self) {
-        let (mut nodes, mut leaves, mut words) = (1, 0, 0);
+        let (mut nodes, mut leaves, mut words, mut depth) = (1, 0, 0, 1);
+        // The walk of a scalar has one axis of size 1.
+        let axes = self.shape.len().max(1);
         for arg in &self.args {
             match arg {
                 Arg::Scalar(_) => words += 1,
                 Arg::Operand { value, strides, offset } => {
+                    depth = depth.max(value.expr().map_or(0, |inner| inner.depth) + 1);
                     if let Some(inner) = self.inlines(value, strides, *offset) {
                         nodes += inner.nodes;
                         // Computed meanwhile by somebody else, it is a leaf itself.
@@ -209,14 +218,14 @@ impl Expr {
                     } else {
                         leaves += 1;
                         let plain = *strides == self.shape.strides() && *offset == 0;
-                        words += if plain { 0 } else { self.shape.len() + 1 };
+                        words += if plain { 0 } else { axes + 1 };
                     }
                 }
             }
         }
         let strided = words > 0;
-        (self.nodes, self.leaves) = (nodes, leaves);
-        self.words = words + if strided { self.shape.len() } else { 0 };
+        (self.nodes, self.leaves, self.depth) = (nodes, leaves, depth);
+        self.words = words + if strided { axes } else { 0 };
     }
 }
 
@@ -295,8 +304,6 @@ impl<'a> Program<'a> {
                 let i = self.scalars.len() - 1;
                 match scalar {
                     Scalar::F32(_) => format!("vec4<f32>(bitcast<f32>(p.s{i}))"),
-                    Scalar::U32(_) => format!("vec4<u32>(p.s{i})"),
-                    Scalar::I32(_) => format!("vec4<i32>(bitcast<i32>(p.s{i}))"),
                 }
             }
             Arg::Operand { value, strides, offset } => {
@@ -324,7 +331,7 @@ impl<'a> Program<'a> {
         known.unwrap_or_else(|| {
             let align = self.root.gpu.limits().min_storage_buffer_offset_alignment as u64;
             let bytes = (offset * value.dtype.size()) as u64;
-            let plain = *strides == self.shape.strides() && bytes % align == 0;
+            let plain = *strides == self.shape.strides() && bytes.is_multiple_of(align);
             let mut place = value.place();
             let (walk, offset) = if plain {
                 place.offset += bytes;
@@ -446,7 +453,7 @@ impl<'a> Program<'a> {
             writeln!(s, "@group(0) @binding({at}) var<storage, read_write> y{i}: array<{element}>;").unwrap();
         }
         // Rows of whole vectors: the four lanes share every coordinate but the last.
-        let together = sizes[axes - 1] % 4 == 0;
+        let together = sizes[axes - 1].is_multiple_of(4);
         for (at, &leaf) in strided.iter().enumerate() {
             self.reader(&mut s, leaf, axes, together, strides[at][axes - 1]);
         }
@@ -487,7 +494,8 @@ impl<'a> Program<'a> {
         };
         writeln!(s, "fn index{leaf}(e: u32) -> u32 {{\n    var rest = e;\n    var at = p.o{leaf};").unwrap();
         for a in (1..axes).rev() {
-            writeln!(s, "    at += (rest % p.size{a}) * p.t{leaf}_{a};\n    rest = rest / p.size{a};").unwrap();
+            writeln!(s, "    at += (rest % p.size{a}) * p.t{leaf}_{a};\n    rest = rest / p.size{a};")
+                .unwrap();
         }
         writeln!(s, "    return at + rest * p.t{leaf}_0;\n}}").unwrap();
         write!(s, "fn read{leaf}(e: u32) -> vec4<{ty}> {{\n    ").unwrap();

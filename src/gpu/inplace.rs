@@ -79,7 +79,7 @@ impl Gpu {
     pub(crate) fn overwrite(&self, buffer: &Arc<Buffer>, offset: u64, bytes: &[u8]) -> Result<()> {
         self.settle(std::slice::from_ref(buffer));
         self.check()?;
-        let Some(raw) = &buffer.raw else {
+        let Some(raw) = buffer.data() else {
             return Err(Error::device(
                 "a tensor to be written has no data because the op that makes it failed",
             ));

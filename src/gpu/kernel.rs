@@ -41,9 +41,9 @@ struct Pipeline {
     layout: wgpu::BindGroupLayout,
 }
 
-/// Pipelines made so far; a failed one is kept too, so that its error is reported once.
+/// Pipelines made so far; a failed one is kept too, so that it is compiled once and fails every time.
 #[derive(Default)]
-pub(crate) struct Cache(HashMap<Key, Option<Arc<Pipeline>>>);
+pub(crate) struct Cache(HashMap<Key, Result<Arc<Pipeline>>>);
 
 /// `groups` workgroups as a grid within the 65535 per axis that every adapter has: `x` fastest.
 pub(crate) fn grid(groups: usize) -> [u32; 3] {
@@ -56,27 +56,27 @@ pub(crate) fn grid(groups: usize) -> [u32; 3] {
 }
 
 impl Gpu {
-    /// Records one dispatch. After a fault, or on a buffer without memory, it does nothing.
+    /// Records one dispatch. After a fault, or on a buffer without data, it only marks its outputs as never written.
     pub(crate) fn launch(&self, launch: Launch) {
-        if self.check().is_err() || launch.grid.contains(&0) {
+        if launch.grid.contains(&0) {
             return;
         }
-        if let Err(error) = self.try_launch(&launch) {
-            self.raise(error);
+        if self.check().is_err() || self.try_launch(&launch).map_err(|error| self.raise(error)).is_err() {
+            launch.binds.iter().filter(|bind| bind.write).for_each(|bind| bind.buffer.fail());
         }
     }
 
     fn try_launch(&self, launch: &Launch) -> Result<()> {
-        debug_assert!(launch.params.len() <= 128 && launch.params.len() % 4 == 0);
+        debug_assert!(launch.params.len() <= 128 && launch.params.len().is_multiple_of(4));
         let most = self.limits().max_compute_workgroups_per_dimension;
         if let Some(&n) = launch.grid.iter().find(|&&n| n > most) {
             let what = format!("{}: workgroups along one axis", launch.op);
             return Err(Error::Limit { what, need: n as u64, have: most as u64 });
         }
-        let Some(pipeline) = self.pipeline(launch)? else { return Ok(()) };
+        let pipeline = self.pipeline(launch)?;
         let mut entries = Vec::with_capacity(launch.binds.len());
         for bind in &launch.binds {
-            let Some(raw) = &bind.buffer.raw else {
+            let Some(raw) = bind.buffer.data() else {
                 return Err(Error::device(format!(
                     "{}: an operand has no data because the op that makes it failed earlier",
                     launch.op
@@ -109,7 +109,7 @@ impl Gpu {
         Ok(())
     }
 
-    fn pipeline(&self, launch: &Launch) -> Result<Option<Arc<Pipeline>>> {
+    fn pipeline(&self, launch: &Launch) -> Result<Arc<Pipeline>> {
         let key = Key {
             source: launch.source.key(),
             entry: launch.entry.to_string(),
@@ -119,12 +119,11 @@ impl Gpu {
         // Held while compiling: two threads that want the same kernel compile it once.
         let mut cache = lock(&self.0.kernels);
         if let Some(pipeline) = cache.0.get(&key) {
-            return Ok(pipeline.clone());
+            return pipeline.clone();
         }
         let made = self.compile(launch).map(Arc::new);
-        let pipeline = made.as_ref().ok().cloned();
-        cache.0.insert(key, pipeline.clone());
-        made.map(|_| pipeline)
+        cache.0.insert(key, made.clone());
+        made
     }
 
     fn compile(&self, launch: &Launch) -> Result<Pipeline> {
@@ -142,9 +141,7 @@ impl Gpu {
             device.create_shader_module(descriptor)
         } else {
             // SAFETY: our own kernels, which the tests run with checks on; every loop is bounded by its parameters.
-            unsafe {
-                device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
-            }
+            unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
         };
         let entries: Vec<_> = launch
             .binds

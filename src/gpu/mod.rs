@@ -132,7 +132,10 @@ fn summarize(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
 
 fn backends(name: Option<&str>) -> Result<wgpu::Backends> {
     let Some(name) = name else {
-        return Ok(wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12 | wgpu::Backends::GL);
+        return Ok(wgpu::Backends::VULKAN
+            | wgpu::Backends::METAL
+            | wgpu::Backends::DX12
+            | wgpu::Backends::GL);
     };
     let mut all = wgpu::Backends::empty();
     for part in name.split(',').map(str::trim) {
@@ -221,8 +224,9 @@ impl Gpu {
         let variable = |name| std::env::var(name).ok().filter(|v: &String| !v.is_empty());
         let backend = options.backend.or_else(|| variable("TIEBEAM_BACKEND"));
         let wanted = options.adapter.or_else(|| variable("TIEBEAM_ADAPTER"));
-        let checked =
-            options.checked || cfg!(debug_assertions) || variable("TIEBEAM_CHECKED").is_some_and(|v| v != "0");
+        let checked = options.checked
+            || cfg!(debug_assertions)
+            || variable("TIEBEAM_CHECKED").is_some_and(|v| v != "0");
         let adapters = list(backends(backend.as_deref())?);
         let index = choose(&adapters, wanted.as_deref())?;
         Gpu::from_adapter(index, &adapters[index], checked)
@@ -274,7 +278,8 @@ impl Gpu {
         device.set_device_lost_callback(move |reason, message| {
             // Dropping the last handle also arrives here; nobody is left to ask then.
             if reason != wgpu::DeviceLostReason::Destroyed {
-                lock(&slot).get_or_insert(Error::device(format!("the device was lost ({message}); open it again")));
+                lock(&slot)
+                    .get_or_insert(Error::device(format!("the device was lost ({message}); open it again")));
             }
         });
         static NEXT: AtomicU64 = AtomicU64::new(1);

@@ -9,6 +9,8 @@ use std::sync::atomic::Ordering;
 const BATCH: usize = 256;
 /// Submits that the host may run ahead of the device.
 const IN_FLIGHT: usize = 4;
+/// Uploaded bytes in one submit: wgpu keeps a copy of each until then, and their buffers wait too.
+const UPLOADS: u64 = 64 << 20;
 
 /// The open batch. One a device, behind a mutex: each op's commands go in as a whole.
 #[derive(Default)]
@@ -17,6 +19,9 @@ pub(crate) struct Recorder {
     pass: Option<wgpu::ComputePass<'static>>,
     encoder: Option<wgpu::CommandEncoder>,
     dispatches: usize,
+    /// Of all batches.
+    total: u64,
+    uploaded: u64,
     flights: VecDeque<wgpu::SubmissionIndex>,
 }
 
@@ -42,7 +47,16 @@ impl Recorder {
     /// Counts a dispatch; hands the batch over when it is full.
     pub fn dispatched(&mut self, gpu: &Gpu) {
         self.dispatches += 1;
+        self.total += 1;
         if self.dispatches >= BATCH {
+            self.submit(gpu);
+        }
+    }
+
+    /// Counts bytes uploaded for this batch; hands it over when they are many.
+    pub fn uploaded(&mut self, gpu: &Gpu, bytes: u64) {
+        self.uploaded += bytes;
+        if self.uploaded >= UPLOADS {
             self.submit(gpu);
         }
     }
@@ -51,6 +65,7 @@ impl Recorder {
     pub fn submit(&mut self, gpu: &Gpu) -> Option<wgpu::SubmissionIndex> {
         self.pass = None;
         self.dispatches = 0;
+        self.uploaded = 0;
         let commands = self.encoder.take().map(|e| e.finish());
         let index = gpu.0.queue.submit(commands);
         // After the submit: an upload that sees the new number may overwrite what the submitted commands read.
@@ -68,6 +83,12 @@ impl Recorder {
 }
 
 impl Gpu {
+    /// Kernels recorded since this device was opened: what fusion saves shows here.
+    #[doc(hidden)]
+    pub fn dispatches(&self) -> u64 {
+        lock(&self.0.recorder).total
+    }
+
     /// Submits everything recorded so far, without waiting.
     ///
     /// # Errors

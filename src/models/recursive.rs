@@ -5,7 +5,9 @@
 //! Source: relaxed recursive transformers, arXiv 2410.20672.
 
 use crate::gpu::Gpu;
-use crate::nn::{Activation, Attention, Block, Embedding, Init, Linear, Mask, Mlp, Module, Norm, Parameters, join};
+use crate::nn::{
+    Activation, Attention, Block, Embedding, Init, Linear, Mask, Mlp, Module, Norm, Parameters, join,
+};
 use crate::ops::site::Site;
 use crate::rng::Rng;
 use crate::share::{LowRank, Tied};
@@ -140,9 +142,15 @@ impl Recursive {
     #[track_caller]
     pub fn new(gpu: &Gpu, config: Config, rng: &mut Rng) -> Recursive {
         let c = &config;
-        assert!(c.heads > 0 && c.width % c.heads == 0, "recursive: {} heads for width {}", c.heads, c.width);
+        assert!(
+            c.heads > 0 && c.width.is_multiple_of(c.heads),
+            "recursive: {} heads for width {}",
+            c.heads,
+            c.width
+        );
         assert!(c.depth > 0 && c.vocab > 0 && c.context > 0, "recursive: a size is 0: {c:?}");
-        let embedding = Embedding::new(gpu, c.vocab, c.width, Init::Normal((1.0 / c.width as f32).sqrt()), rng);
+        let embedding =
+            Embedding::new(gpu, c.vocab, c.width, Init::Normal((1.0 / c.width as f32).sqrt()), rng);
         let positions = Init::Normal(0.02).leaf(gpu, [c.context, c.width], rng);
         let shared = matrices(gpu, c, rng);
         let blocks = (0..c.depth)

@@ -315,7 +315,8 @@ pub(super) fn cases() -> Vec<Case> {
             },
             move |x| attention64(x, causal, scale as f64),
         );
-        all.push(case.ulps(64.0, 64.0));
+        // dS = p (dp - delta): both are dots of length d that nearly cancel, so their rounding is absolute.
+        all.push(case.ulps(64.0, 64.0).grad_floor(4.0 * (d as f64).sqrt()));
     };
     let single = Some(Tile { forward: 1, queries: 1, keys: 1 });
     let several = Some(Tile { forward: 4, queries: 2, keys: 2 });
@@ -360,7 +361,8 @@ pub(super) fn cases() -> Vec<Case> {
                 turn(&attention64(&[turn(&x[0]), turn(&x[1]), turn(&x[2])], true, 0.7f32 as f64))
             },
         )
-        .ulps(64.0, 64.0),
+        .ulps(64.0, 64.0)
+        .grad_floor(16.0),
     );
     let half = [[1, 2, 5, 8], [1, 1, 6, 8], [1, 1, 6, 8]].map(|s| Input::normal(s).dtype(DType::F16));
     all.push(

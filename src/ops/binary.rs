@@ -142,9 +142,9 @@ impl Op for Where {
             "select(vec4<f32>(0.0), $1, $0 != vec4<u32>(0u))",
             "select(vec4<f32>(0.0), $1, $0 == vec4<u32>(0u))",
         ];
-        for i in 0..2 {
+        for (i, template) in chosen.into_iter().enumerate() {
             if sink.needs(i) {
-                let dx = Tensor::lazy("where", chosen[i], DType::F32, *dy.shape(), &[mask, dy]);
+                let dx = Tensor::lazy("where", template, DType::F32, *dy.shape(), &[mask, dy]);
                 sink.add(i, dx.sum_to(self.shapes[i]));
             }
         }

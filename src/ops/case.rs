@@ -94,7 +94,9 @@ impl Input {
             }
             Fill::Integers(low, high) => {
                 rng.fill_uniform(&mut unit);
-                unit.iter().map(|&x| (*low as f64 + (x as f64 * (high - low) as f64).floor()).trunc()).collect()
+                unit.iter()
+                    .map(|&x| (*low as f64 + (x as f64 * (high - low) as f64).floor()).trunc())
+                    .collect()
             }
             Fill::Values(values) => (0..n).map(|i| values[i % values.len()]).collect(),
             Fill::Distinct(spacing) => {
@@ -131,6 +133,8 @@ pub struct Case {
     pub ulps: f64,
     /// The same for gradients.
     pub grad_ulps: f64,
+    /// Allowed absolute error of gradients in units of f32 roundoff: the scale of intermediate sums that cancel.
+    pub grad_floor: f64,
     /// The result must equal the reference exactly.
     pub exact: bool,
 }
@@ -150,6 +154,7 @@ impl Case {
             reference: Box::new(reference),
             ulps: 4.0,
             grad_ulps: 8.0,
+            grad_floor: 0.0,
             exact: false,
         }
     }
@@ -157,6 +162,12 @@ impl Case {
     /// This case with another allowance for values and gradients.
     pub fn ulps(mut self, ulps: f64, grad_ulps: f64) -> Case {
         (self.ulps, self.grad_ulps) = (ulps, grad_ulps);
+        self
+    }
+
+    /// This case with an absolute allowance for gradients.
+    pub fn grad_floor(mut self, roundoffs: f64) -> Case {
+        self.grad_floor = roundoffs;
         self
     }
 

@@ -1,6 +1,7 @@
-//! Cross-entropy of logits against class indices, fused: probabilities are never stored.
+//! Cross-entropy of logits against class indices, fused: no probability is ever stored.
 
 use super::case::{Array, Case, Fill, Input};
+use super::softmax::{LANES, groups, lanes, log_softmax64};
 use super::words;
 use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, grid};
@@ -9,43 +10,62 @@ use crate::shape::Shape;
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
+const OP: &str = "cross_entropy";
+
+fn source(lanes: u32) -> Source {
+    Source::file("cross_entropy").u32("LANES", lanes)
+}
+
+/// The kernels' parameters but for the grid.
+#[derive(Clone, Copy)]
+struct Plan {
+    rows: usize,
+    classes: usize,
+    /// The ignored target's bits.
+    ignored: Option<u32>,
+}
+
+impl Plan {
+    fn params(&self, grid: [u32; 3]) -> [u32; 6] {
+        let (ignores, ignored) = (self.ignored.is_some() as u32, self.ignored.unwrap_or(0));
+        [grid[0], self.rows as u32, self.classes as u32, ignores, ignored, f32::NAN.to_bits()]
+    }
+}
+
 struct CrossEntropy {
-    x: Saved,
+    plan: Plan,
+    /// As given: f16 logits are kept in half the memory and converted again.
+    logits: Saved,
     targets: Saved,
-    lse: Saved,
-    count: Saved,
-    shape: Shape,
-    ignore: Option<i64>,
-}
-
-fn params(groups_x: u32, shape: &Shape, ignore: Option<i64>) -> [u32; 6] {
-    let (rows, classes) = rows(shape);
-    [groups_x, rows as u32, classes as u32, ignore.is_some() as u32, ignore.unwrap_or(0) as u32, f32::NAN.to_bits()]
-}
-
-fn rows(shape: &Shape) -> (usize, usize) {
-    let classes = shape[shape.len() - 1];
-    (shape.count() / classes.max(1), classes)
+    /// `[rows, 2]`: the largest logit and `1 / sum exp(x - it)`.
+    statistics: Saved,
+    /// Sum of losses and count of rows.
+    totals: Saved,
 }
 
 impl Op for CrossEntropy {
     fn name(&self) -> &'static str {
-        "cross_entropy"
+        OP
     }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
-        let op = "cross_entropy";
-        let (x, targets, lse) = (self.x.get(op), self.targets.get(op), self.lse.get(op));
-        let gpu = x.gpu();
-        let scale = dy.div(self.count.get(op)).contiguous();
-        let dx = Tensor::empty(gpu, op, self.shape, DType::F32);
-        let grid = grid(rows(&self.shape).0);
-        gpu.launch(Launch {
-            op,
-            source: &Source::file(op),
+        let (logits, dy) = (self.logits.get(OP), dy.contiguous());
+        let x = logits.cast(DType::F32).contiguous();
+        let dx = Tensor::empty(x.gpu(), OP, x.shape(), DType::F32);
+        let grid = grid(x.count().div_ceil(64));
+        x.gpu().launch(Launch {
+            op: OP,
+            source: &source(64),
             entry: "backward",
-            binds: vec![x.bind(0), targets.bind(1), lse.bind(2), scale.bind(3), dx.bind_mut(7)],
-            params: words(&params(grid[0], &self.shape, self.ignore)),
+            binds: vec![
+                x.bind(0),
+                self.targets.get(OP).bind(1),
+                self.statistics.get(OP).bind(4),
+                self.totals.get(OP).bind(5),
+                dy.bind(6),
+                dx.bind_mut(7),
+            ],
+            params: words(&self.plan.params(grid)),
             grid,
         });
         sink.add(0, dx);
@@ -53,94 +73,136 @@ impl Op for CrossEntropy {
 }
 
 impl Tensor {
-    /// Mean over the rows that are not ignored of `-log softmax(x)[target]`, a scalar, in nats.
+    /// The mean over all rows of `-log softmax(logits)[target]`, a scalar; logits are `[.., classes]`, targets `[..]`.
     ///
-    /// `self` is `[.., classes]`, `targets` the leading axes in u32 or i32. Rows whose target is `ignore` count neither
-    /// in the sum nor in the mean; with no row left the result is NaN, as 0 / 0. A target outside the classes that is not
-    /// ignored makes the result NaN. Derivative: `(softmax(x) - onehot) / rows`.
+    /// Rows whose target is `ignore` count neither in the sum nor in the mean; when all are, the mean is NaN. Any other
+    /// target outside `0..classes` makes the loss and that row's gradient NaN and reads nothing out of bounds. An
+    /// `ignore` that the targets' type cannot hold never matches. f16 logits are read in f32.
+    ///
+    /// ```no_run
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let logits = Tensor::from_slice(&gpu, &[2.0f32, 0.0, -1.0, 0.0, 3.0, 0.0], [2, 3]).requires_grad();
+    /// let targets = Tensor::from_slice(&gpu, &[0i32, -100], [2]);
+    /// let loss = logits.cross_entropy(&targets, Some(-100));
+    /// let grads = loss.backward()?;
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     ///
     /// # Panics
-    /// When the shapes do not fit or `targets` are floats.
+    /// When the targets are floats or their shape is not the logits' without the last axis, the logits are integers, or
+    /// there is no class.
     #[track_caller]
     pub fn cross_entropy(&self, targets: &Tensor, ignore: Option<i64>) -> Tensor {
-        let op = "cross_entropy";
-        same_gpu(op, &[self, targets]);
+        same_gpu(OP, &[self, targets]);
         let axes = self.shape().len();
+        assert!(axes > 0, "{OP}: logits of shape {} have no axis of classes", self.shape());
+        let classes = self.shape()[axes - 1];
         assert!(
-            axes >= 1 && self.shape()[..axes - 1] == targets.shape()[..],
-            "cross_entropy: logits {} for targets {}",
+            *targets.shape() == self.shape().without(axes - 1),
+            "{OP}: targets must have the logits' shape without the last axis: logits {}, targets {}",
             self.shape(),
             targets.shape()
         );
-        assert!(!targets.dtype().is_float(), "cross_entropy: targets must be u32 or i32, got {}", targets.dtype());
-        let gpu = self.gpu();
-        let x = super::float(op, &self.detach()).contiguous();
-        // i32 -1 and u32 4294967295 are the same word, so negative targets are outside the classes.
-        let targets = targets.detach().cast(DType::U32).contiguous();
-        let (rows, _) = rows(self.shape());
-        let [loss, kept, lse] = [(); 3].map(|()| Tensor::empty(gpu, op, [rows], DType::F32));
-        let grid = grid(rows);
+        let ignored = match targets.dtype() {
+            DType::U32 => ignore.and_then(|i| u32::try_from(i).ok()),
+            DType::I32 => ignore.and_then(|i| i32::try_from(i).ok()).map(i32::cast_unsigned),
+            other => panic!("{OP}: targets must be u32 or i32, got {other}"),
+        };
+        // A negative i32 is a large u32: one comparison in the kernel tells both ways of being out of range.
+        assert!(classes > 0 && classes <= i32::MAX as usize, "{OP}: {classes} classes in {}", self.shape());
+        let x = super::float(OP, self).detach().contiguous();
+        let (gpu, rows) = (x.gpu(), targets.count());
+        let plan = Plan { rows, classes, ignored };
+        let targets = targets.contiguous();
+        let losses = Tensor::empty(gpu, OP, [2, rows], DType::F32);
+        let statistics = Tensor::empty(gpu, OP, [rows, 2], DType::F32);
+        let lanes = lanes(gpu, classes, 1, rows);
+        let grid = groups(rows, lanes);
         gpu.launch(Launch {
-            op,
-            source: &Source::file(op),
+            op: OP,
+            source: &source(lanes),
             entry: "forward",
-            binds: vec![x.bind(0), targets.bind(1), loss.bind_mut(4), kept.bind_mut(5), lse.bind_mut(6)],
-            params: words(&params(grid[0], self.shape(), ignore)),
+            binds: vec![x.bind(0), targets.bind(1), losses.bind_mut(2), statistics.bind_mut(3)],
+            params: words(&plan.params(grid)),
             grid,
         });
-        let count = kept.sum(0);
-        let y = loss.sum(0).div(&count);
+        let totals = losses.sum(1);
+        let y = totals.slice(0, 0..1).div(&totals.slice(0, 1..2)).reshape(Shape::new(&[]));
         y.made_by(&[self], || {
             Box::new(CrossEntropy {
-                x: Saved::new(&x),
+                plan,
+                logits: Saved::new(if self.dtype() == DType::F32 { &x } else { self }),
                 targets: Saved::new(&targets),
-                lse: Saved::new(&lse),
-                count: Saved::new(&count),
-                shape: *self.shape(),
-                ignore,
+                statistics: Saved::new(&statistics),
+                totals: Saved::new(&totals),
             })
         })
     }
 }
 
 pub(super) fn variants() -> Vec<Source> {
-    vec![Source::file("cross_entropy")]
+    LANES.iter().map(|&lanes| source(lanes)).collect()
 }
 
-/// Plain loops: the mean of `log sum exp - x[target]`.
-fn cross_entropy64(x: &[Array], ignore: Option<i64>) -> Array {
+fn reference(x: &[Array], ignored: Option<f64>) -> Array {
+    let log = log_softmax64(&x[0], x[0].shape.len() - 1);
     let classes = x[0].shape[x[0].shape.len() - 1];
     let (mut sum, mut count) = (0.0, 0.0);
-    for (row, &target) in x[0].data.chunks(classes).zip(&x[1].data) {
-        if Some(target as i64) != ignore {
-            let top = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let lse = top + row.iter().map(|v| (v - top).exp()).sum::<f64>().ln();
-            sum += row.get(target as usize).map_or(f64::NAN, |v| lse - v);
-            count += 1.0;
-        }
+    for (row, &target) in x[1].data.iter().enumerate().filter(|(_, t)| Some(**t) != ignored) {
+        let inside = target >= 0.0 && target < classes as f64;
+        sum -= if inside { log.data[row * classes + target as usize] } else { f64::NAN };
+        count += 1.0;
     }
     Array::from_fn([], |_| sum / count)
 }
 
 pub(super) fn cases() -> Vec<Case> {
+    let case = |name: String, logits: Input, targets: Input, ignore: Option<i64>| {
+        Case::new(
+            name,
+            vec![logits, targets],
+            move |x| x[0].cross_entropy(&x[1], ignore),
+            move |x| reference(x, ignore.map(|i| i as f64)),
+        )
+        .ulps(16.0, 32.0)
+    };
+    let values = |shape: &[usize], dtype, values: &[f64]| {
+        Input::integers(shape, dtype, 0, 1).fill(Fill::Values(values.to_vec()))
+    };
     let mut all = Vec::new();
-    for (lead, classes) in [(&[1][..], 1), (&[7], 13), (&[3, 5], 67), (&[2], 300)] {
-        let mut shape = lead.to_vec();
-        shape.push(classes);
-        let inputs = vec![
-            Input::normal(&shape[..]).fill(Fill::Normal(2.0)),
-            Input::integers(lead, DType::U32, 0, classes as i64),
-        ];
-        let forward = |x: &[Tensor]| x[0].cross_entropy(&x[1], None);
-        all.push(Case::new(format!("{shape:?}"), inputs, forward, |x| cross_entropy64(x, None)).ulps(32.0, 64.0));
+    for (rows, classes) in [(1, 1), (1, 2), (67, 7), (65, 17), (3, 67), (9, 131), (5, 257), (2, 1031)] {
+        let targets = Input::integers([rows], DType::U32, 0, classes as i64);
+        all.push(case(format!("{rows} rows of {classes}"), Input::normal([rows, classes]), targets, None));
     }
-    let inputs = vec![Input::normal([9, 5]), Input::integers([9], DType::I32, -1, 5)];
-    let forward = |x: &[Tensor]| x[0].cross_entropy(&x[1], Some(-1));
-    all.push(Case::new("ignored rows", inputs, forward, |x| cross_entropy64(x, Some(-1))).ulps(32.0, 64.0));
-    // Far from zero the exponentials would overflow without the maximum.
-    let inputs = vec![Input::normal([6, 11]).fill(Fill::Uniform(900.0, 905.0)).fixed(), Input::integers([6], DType::U32, 0, 11)];
-    all.push(Case::new("large logits", inputs, |x| x[0].cross_entropy(&x[1], None), |x| cross_entropy64(x, None)).ulps(4096.0, 64.0));
-    let inputs = vec![Input::normal([2, 3]).fixed(), Input::integers([2], DType::U32, 3, 9)];
-    all.push(Case::new("targets outside", inputs, |x| x[0].cross_entropy(&x[1], None), |x| cross_entropy64(x, None)));
+    let shape = [2, 3, 19];
+    let logits = || Input::normal(shape);
+    let some = |dtype, ignored: f64| values(&[2, 3], dtype, &[3.0, ignored, 18.0, 0.0, ignored, ignored]);
+    all.push(case("ignore -100".into(), logits(), some(DType::I32, -100.0), Some(-100)));
+    all.push(case("ignore 5".into(), logits(), some(DType::U32, 5.0), Some(5)));
+    all.push(case("ignore past the classes".into(), logits(), some(DType::U32, 4e9), Some(4_000_000_000)));
+    all.push(case("ignore what u32 cannot hold".into(), logits(), some(DType::U32, 1.0), Some(-100)));
+    all.push(case("f16".into(), logits().dtype(DType::F16), some(DType::U32, 5.0), None));
+    let far = Input::normal([3, 70]).fill(Fill::Uniform(400.0, 500.0));
+    all.push(case("far".into(), far, values(&[3], DType::U32, &[0.0, 69.0, 35.0]), None).ulps(16.0, 300.0));
+    // NaN, and nothing read out of bounds: one past the end, negative, and every row ignored.
+    let fixed = || logits().fixed();
+    all.push(case("target past the end".into(), fixed(), values(&[2, 3], DType::U32, &[19.0, 3.0]), None));
+    all.push(case("target negative".into(), fixed(), values(&[2, 3], DType::I32, &[3.0, -1.0]), Some(-100)));
+    all.push(case("all ignored".into(), fixed(), values(&[2, 3], DType::I32, &[-100.0]), Some(-100)));
+    // Strided logits, and a gradient that arrives scaled.
+    all.push(
+        Case::new(
+            "transposed and scaled",
+            vec![Input::normal([9, 5]), Input::integers([5], DType::U32, 0, 9)],
+            |x| x[0].t().cross_entropy(&x[1], None).scale(-3.0),
+            |x| {
+                let turned = Array::from_fn([5, 9], |i| x[0].data[i % 9 * 5 + i / 9]);
+                let loss = reference(&[turned, x[1].clone()], None);
+                Array::from_fn([], |_| -3.0 * loss.data[0])
+            },
+        )
+        .ulps(16.0, 32.0),
+    );
     all
 }

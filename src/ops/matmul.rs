@@ -293,7 +293,8 @@ impl Tensor {
         // One matrix on the right: the batch is only more rows, and the weight's gradient is one product.
         if rhs.shape().len() == 2 && self.shape().len() > 2 {
             let k = self.shape()[self.shape().len() - 1];
-            return self.reshape([self.count() / k.max(1), k]).matmul(rhs).reshape(to);
+            let rows: usize = to[..to.len() - 1].iter().product();
+            return self.reshape([rows, k]).matmul(rhs).reshape(to);
         }
         let (a, b) = (super::float("matmul", self), super::float("matmul", rhs));
         let y = multiply("matmul", &a.detach(), &b.detach(), Into::New);
@@ -333,9 +334,11 @@ impl Tensor {
         inputs.extend(epilogue.bias);
         inputs.extend(epilogue.residual);
         inputs.extend(&leaves);
+        same_gpu("linear", &inputs);
         let tracked = tape::tracks(&inputs);
         let fused = Epilogue { activation: if tracked { Activation::None } else { epilogue.activation }, ..epilogue };
-        let x = super::float("linear", self).reshape([self.count() / k.max(1), k]);
+        let rows: usize = self.shape()[..axes - 1].iter().product();
+        let x = super::float("linear", self).reshape([rows, k]);
         let y = Tensor::empty(self.gpu(), "linear", [x.shape()[0], n], DType::F32);
         weighted(&x.detach(), &**weight, true, &fused, &y);
         let y = y.reshape(to).made_by(&inputs, || {

@@ -1,186 +1,294 @@
 //! Layer norm and RMS norm over the last axis.
 
 use super::case::{Array, Case, Fill, Input};
+use super::softmax::{LANES, groups, lanes};
+use super::words;
 use crate::dtype::DType;
-use crate::gpu::Gpu;
 use crate::gpu::kernel::{Bind, Launch, grid};
 use crate::gpu::shader::Source;
 use crate::shape::Shape;
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Layer,
+    Rms,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Layer => "layer_norm",
+            Kind::Rms => "rms_norm",
+        }
+    }
+
+    fn source(self, lanes: u32) -> Source {
+        Source::file("norm").bool("CENTRED", self == Kind::Layer).u32("LANES", lanes)
+    }
+}
+
+/// What every kernel of one call has in common.
+#[derive(Clone, Copy)]
+struct Plan {
+    kind: Kind,
+    rows: usize,
+    width: usize,
+    eps: f32,
+    weighted: bool,
+    biased: bool,
+}
+
+impl Plan {
+    /// Launches over rows, `LANES` threads each.
+    fn rows(&self, x: &Tensor, entry: &'static str, binds: Vec<Bind>) {
+        let lanes = lanes(x.gpu(), self.width, 1, self.rows);
+        self.launch(x, entry, lanes, groups(self.rows, lanes), binds, [0; 3]);
+    }
+
+    fn launch(&self, x: &Tensor, entry: &str, lanes: u32, grid: [u32; 3], binds: Vec<Bind>, rest: [u32; 3]) {
+        let [span, part, accumulate] = rest;
+        let params = [
+            grid[0],
+            self.rows as u32,
+            self.width as u32,
+            self.eps.to_bits(),
+            self.weighted as u32,
+            self.biased as u32,
+            span,
+            part,
+            accumulate,
+        ];
+        let source = self.kind.source(lanes);
+        x.gpu().launch(Launch {
+            op: self.kind.name(),
+            source: &source,
+            entry,
+            binds,
+            params: words(&params),
+            grid,
+        });
+    }
+}
+
 struct Norm {
-    centered: bool,
+    plan: Plan,
+    /// As given: f16 is kept in half the memory and converted again.
     x: Saved,
-    gain: Saved,
-    stats: Saved,
+    weight: Option<Saved>,
+    /// `[rows, 3]`: mean, reciprocal deviation, and what the mean's rounding left.
+    statistics: Saved,
     shape: Shape,
-    /// Whether gain and bias are inputs.
-    with: [bool; 2],
+    /// Which inputs of the node are the weight and the bias.
+    weight_input: usize,
+    bias_input: usize,
 }
 
-fn name(centered: bool) -> &'static str {
-    if centered { "layer_norm" } else { "rms_norm" }
-}
-
-fn launch(gpu: &Gpu, centered: bool, entry: &'static str, binds: Vec<Bind>, grid: [u32; 3], sizes: [usize; 3], eps: f32) {
-    let [rows, width, span] = sizes.map(|v| v as u32);
-    let params = [grid[0], rows, width, span, eps.to_bits()];
-    let source = Source::file("norm").bool("CENTERED", centered);
-    gpu.launch(Launch { op: name(centered), source: &source, entry, binds, params: super::words(&params), grid });
-}
-
-fn sizes(shape: &Shape) -> [usize; 2] {
-    let width = shape[shape.len() - 1];
-    [shape.count() / width.max(1), width]
+impl Norm {
+    /// `[blocks, width, 2]`: sums over blocks of rows of `dy x^` and `dy`.
+    fn partial(&self, x: &Tensor, dy: &Tensor) -> Tensor {
+        let Plan { kind, rows, width, .. } = self.plan;
+        // Enough threads for a large device, and blocks long enough that the second pass is small beside the first.
+        let blocks = (65_536 / width).clamp(1, 256).min(rows.div_ceil(16));
+        let span = rows.div_ceil(blocks);
+        let blocks = rows.div_ceil(span);
+        let partial = Tensor::empty(x.gpu(), kind.name(), [blocks, width, 2], DType::F32);
+        let grid = grid(blocks * width.div_ceil(64));
+        let binds =
+            vec![x.bind(0), self.statistics.get(kind.name()).bind(5), dy.bind(6), partial.bind_mut(8)];
+        self.plan.launch(x, "columns", 64, grid, binds, [span as u32, 0, 0]);
+        partial
+    }
 }
 
 impl Op for Norm {
     fn name(&self) -> &'static str {
-        name(self.centered)
+        self.plan.kind.name()
     }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
         let op = self.name();
-        let (x, gain, stats) = (self.x.get(op), self.gain.get(op), self.stats.get(op));
-        let (gpu, dy, [rows, width]) = (x.gpu(), dy.contiguous(), sizes(&self.shape));
+        let (x, dy) = (self.x.get(op).cast(DType::F32).contiguous(), dy.contiguous());
         if sink.needs(0) {
-            let dx = Tensor::empty(gpu, op, self.shape, DType::F32);
-            let binds = vec![x.bind(0), gain.bind(1), dy.bind(3), stats.bind(4), dx.bind_mut(5)];
-            launch(gpu, self.centered, "backward", binds, grid(rows), [rows, width, 0], 0.0);
+            let dx = Tensor::empty(x.gpu(), op, self.shape, DType::F32);
+            let weight = self.weight.as_ref().map_or(&x, |w| w.get(op));
+            let weight = weight.cast(DType::F32).contiguous();
+            let binds =
+                vec![x.bind(0), weight.bind(1), self.statistics.get(op).bind(5), dy.bind(6), dx.bind_mut(7)];
+            self.plan.rows(&x, "backward", binds);
             sink.add(0, dx);
         }
-        let wanted: Vec<usize> = (1..=self.with.iter().filter(|w| **w).count()).filter(|&i| sink.needs(i)).collect();
-        if wanted.is_empty() {
+        let wants: Vec<(usize, u32)> =
+            [(self.plan.weighted, self.weight_input, 0), (self.plan.biased, self.bias_input, 1)]
+                .into_iter()
+                .filter(|&(given, input, _)| given && sink.needs(input))
+                .map(|(_, input, part)| (input, part))
+                .collect();
+        if wants.is_empty() {
             return;
         }
-        // Few enough rows a span that every column fills the device, few enough spans that their sum costs nothing.
-        let span = rows.div_ceil(64).max(16);
-        let spans = rows.div_ceil(span);
-        let partial = [(); 2].map(|()| Tensor::empty(gpu, op, [spans, width], DType::F32));
-        let binds =
-            vec![x.bind(0), dy.bind(3), stats.bind(4), partial[0].bind_mut(5), partial[1].bind_mut(7)];
-        let grid = [width.div_ceil(64) as u32, spans as u32, 1];
-        launch(gpu, self.centered, "backward_parameters", binds, grid, [rows, width, span], 0.0);
-        for i in wanted {
-            let is_gain = self.with[0] && i == 1;
-            sink.add(i, partial[!is_gain as usize].sum(0));
+        let partial = self.partial(&x, &dy);
+        let (blocks, width) = (partial.shape()[0], self.plan.width);
+        for (input, part) in wants {
+            sink.add_with(input, |into| {
+                let (total, accumulate) = into.output(x.gpu(), op, Shape::new(&[width]));
+                let grid = grid(width.div_ceil(64));
+                let binds = vec![partial.bind(9), total.bind_mut(10)];
+                self.plan.launch(&x, "blocks", 64, grid, binds, [blocks as u32, part, accumulate as u32]);
+                total
+            });
         }
     }
 }
 
 impl Tensor {
     #[track_caller]
-    fn normalized(&self, centered: bool, gain: Option<&Tensor>, bias: Option<&Tensor>, eps: f32) -> Tensor {
-        let op = name(centered);
-        assert!(!self.shape().is_empty(), "{op}: needs an axis to normalise over");
-        let [rows, width] = sizes(self.shape());
-        let gpu = self.gpu();
+    fn normed(&self, kind: Kind, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f32) -> Tensor {
+        let op = kind.name();
+        let axes = self.shape().len();
+        assert!(axes > 0, "{op}: a scalar has no axis to normalise");
+        let width = self.shape()[axes - 1];
+        assert!(width > 0, "{op}: the last axis of {} is empty", self.shape());
         let mut inputs = vec![self];
-        for (what, t) in [("gain", gain), ("bias", bias)] {
-            if let Some(t) = t {
-                assert!(**t.shape() == [width], "{op}: {what} {} for width {width}", t.shape());
-                inputs.push(t);
-            }
+        for (name, part) in [("weight", weight), ("bias", bias)] {
+            let Some(part) = part else { continue };
+            assert!(
+                part.shape()[..] == [width],
+                "{op}: the {name} must have shape [{width}] for x {}, got {}",
+                self.shape(),
+                part.shape()
+            );
+            inputs.push(part);
         }
         same_gpu(op, &inputs);
-        let dense = |t: Option<&Tensor>, other: f32| match t {
-            Some(t) => super::float(op, &t.detach()).contiguous(),
-            None => Tensor::full(gpu, [width], other),
-        };
-        let x = super::float(op, &self.detach()).contiguous();
-        let (g, b) = (dense(gain, 1.0), dense(bias, 0.0));
-        let y = Tensor::empty(gpu, op, self.shape(), DType::F32);
-        let stats = Tensor::empty(gpu, op, [rows, 2], DType::F32);
-        if self.count() > 0 {
-            let binds = vec![x.bind(0), g.bind(1), b.bind(2), y.bind_mut(5), stats.bind_mut(6)];
-            launch(gpu, centered, "forward", binds, grid(rows), [rows, width, 0], eps);
-        }
+        let x = super::float(op, self).detach().contiguous();
+        let float =
+            |part: Option<&Tensor>| part.map_or(x.clone(), |t| super::float(op, t).detach().contiguous());
+        let (g, b) = (float(weight), float(bias));
+        let rows = x.count() / width;
+        let plan = Plan { kind, rows, width, eps, weighted: weight.is_some(), biased: bias.is_some() };
+        let y = Tensor::empty(x.gpu(), op, x.shape(), DType::F32);
+        let statistics = Tensor::empty(x.gpu(), op, [rows, 3], DType::F32);
+        let binds = vec![x.bind(0), g.bind(1), b.bind(2), y.bind_mut(3), statistics.bind_mut(4)];
+        plan.rows(&x, "forward", binds);
         y.made_by(&inputs, || {
             Box::new(Norm {
-                centered,
-                x: Saved::new(&x),
-                gain: Saved::new(&g),
-                stats: Saved::new(&stats),
+                plan,
+                x: Saved::new(if self.dtype() == DType::F32 { &x } else { self }),
+                weight: weight.map(Saved::new),
+                statistics: Saved::new(&statistics),
                 shape: *self.shape(),
-                with: [gain.is_some(), bias.is_some()],
+                weight_input: 1,
+                bias_input: inputs.len() - 1,
             })
         })
     }
 
-    /// `(x - mean) / sqrt(var + eps) * gain + bias` over the last axis, with the biased variance.
+    /// `y = (x - mean) / sqrt(var + eps) * weight + bias` over the last axis, of this shape, in f32; `var` is the mean
+    /// of `(x - mean)^2`. `weight` and `bias` have the last axis' size; without them 1 and 0.
     ///
-    /// Source: Ba, Kiros & Hinton 2016.
+    /// Source: Ba, Kiros & Hinton 2016, "Layer Normalization".
     ///
     /// # Panics
-    /// When gain or bias are not `[width]`.
+    /// When the last axis is missing or empty, `weight` or `bias` has another size, or any of the three is of integers.
     #[track_caller]
-    pub fn layer_norm(&self, gain: Option<&Tensor>, bias: Option<&Tensor>, eps: f32) -> Tensor {
-        self.normalized(true, gain, bias, eps)
+    pub fn layer_norm(&self, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f32) -> Tensor {
+        self.normed(Kind::Layer, weight, bias, eps)
     }
 
-    /// `x / sqrt(mean(x^2) + eps) * gain` over the last axis.
+    /// `y = x / sqrt(mean(x^2) + eps) * weight` over the last axis, of this shape, in f32. `weight` has the last axis'
+    /// size; without it 1.
     ///
-    /// Source: Zhang & Sennrich 2019.
+    /// Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization".
     ///
     /// # Panics
-    /// When gain is not `[width]`.
+    /// When the last axis is missing or empty, `weight` has another size, or one of the two is of integers.
     #[track_caller]
-    pub fn rms_norm(&self, gain: Option<&Tensor>, eps: f32) -> Tensor {
-        self.normalized(false, gain, None, eps)
+    pub fn rms_norm(&self, weight: Option<&Tensor>, eps: f32) -> Tensor {
+        self.normed(Kind::Rms, weight, None, eps)
     }
 }
 
 pub(super) fn variants() -> Vec<Source> {
-    [true, false].map(|centered| Source::file("norm").bool("CENTERED", centered)).to_vec()
+    LANES.iter().flat_map(|&lanes| [Kind::Layer.source(lanes), Kind::Rms.source(lanes)]).collect()
 }
 
-fn norm64(x: &Array, centered: bool, eps: f64, gain: impl Fn(usize) -> f64, bias: impl Fn(usize) -> f64) -> Array {
+/// `(x - mean) / sqrt(var + eps)` of every row, with mean 0 for RMS norm.
+fn unit64(x: &Array, kind: Kind, eps: f32) -> Array {
     let width = x.shape[x.shape.len() - 1];
-    let stats: Vec<(f64, f64)> = x
-        .data
-        .chunks(width)
-        .map(|row| {
-            let mean = if centered { row.iter().sum::<f64>() / width as f64 } else { 0.0 };
-            let var = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / width as f64;
-            (mean, 1.0 / (var + eps).sqrt())
-        })
-        .collect();
-    Array::from_fn(x.shape, |i| {
-        let (mean, rstd) = stats[i / width];
-        (x.data[i] - mean) * rstd * gain(i % width) + bias(i % width)
-    })
+    let mut y = x.clone();
+    for row in y.data.chunks_mut(width) {
+        let mean = if kind == Kind::Layer { row.iter().sum::<f64>() / width as f64 } else { 0.0 };
+        let var = row.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / width as f64;
+        row.iter_mut().for_each(|v| *v = (*v - mean) / (var + eps as f64).sqrt());
+    }
+    y
 }
+
+const EPS: f32 = 1e-5;
 
 pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    let eps = 1e-5f32 as f64;
-    for shape in [&[1, 1][..], &[7, 13], &[2, 3, 67], &[35, 4]] {
-        let width = shape[shape.len() - 1];
-        let inputs = vec![Input::normal(shape), Input::normal([width]), Input::normal([width])];
-        let forward = |x: &[Tensor]| x[0].layer_norm(Some(&x[1]), Some(&x[2]), 1e-5);
-        all.push(
-            Case::new(format!("layer_norm {shape:?}"), inputs.clone(), forward, move |x| {
-                norm64(&x[0], true, eps, |c| x[1].data[c], |c| x[2].data[c])
-            })
-            .ulps(16.0, 64.0),
-        );
-        let forward = |x: &[Tensor]| x[0].rms_norm(Some(&x[1]), 1e-5);
-        all.push(
-            Case::new(format!("rms_norm {shape:?}"), inputs[..2].to_vec(), forward, move |x| {
-                norm64(&x[0], false, eps, |c| x[1].data[c], |_| 0.0)
-            })
-            .ulps(16.0, 64.0),
-        );
+    let case = |name: String, x: Input, kind: Kind, weighted: bool, biased: bool| {
+        let width = x.shape[x.shape.len() - 1];
+        // One element is its own mean square: without a large eps its gradient is nothing but rounding.
+        let eps = if width == 1 { 0.5 } else { EPS };
+        let mut inputs = vec![x];
+        inputs.extend((0..weighted as usize + biased as usize).map(|_| Input::normal([width])));
+        Case::new(
+            format!("{} {name}", kind.name()),
+            inputs,
+            move |x| {
+                let (weight, bias) = (weighted.then(|| &x[1]), biased.then(|| &x[x.len() - 1]));
+                match kind {
+                    Kind::Layer => x[0].layer_norm(weight, bias, eps),
+                    Kind::Rms => x[0].rms_norm(weight, eps),
+                }
+            },
+            move |x| {
+                let unit = unit64(&x[0], kind, eps);
+                Array::from_fn(unit.shape, |i| {
+                    let weight = if weighted { x[1].data[i % width] } else { 1.0 };
+                    unit.data[i] * weight + if biased { x[x.len() - 1].data[i % width] } else { 0.0 }
+                })
+            },
+        )
+        .ulps(16.0, 32.0)
+    };
+    for kind in [Kind::Layer, Kind::Rms] {
+        let layer = kind == Kind::Layer;
+        let shapes: [&[usize]; 8] =
+            [&[2, 1], &[1, 7], &[7, 13], &[67, 5], &[3, 67], &[9, 131], &[2, 3, 65], &[2, 263]];
+        for shape in shapes {
+            all.push(case(format!("{shape:?}"), Input::normal(shape), kind, true, layer));
+        }
+        all.push(case("bare".into(), Input::normal([5, 33]), kind, false, false));
+        all.push(case("f16".into(), Input::normal([5, 33]).dtype(DType::F16), kind, true, layer));
+        // Blocks of rows in the weight gradient: several, the last one short.
+        all.push(case("many rows".into(), Input::normal([323, 9]), kind, true, layer));
+        // A mean far above the deviation: E[x^2] - mean^2 in f32 would lose the variance.
+        for mean in [100.0, 1000.0] {
+            let x = Input::normal([3, 77]).fill(Fill::Uniform(mean - 2.0, mean + 2.0));
+            // Steps of central differences grow with x: at 1000 they are too long for the gradient of x.
+            let x = if mean > 100.0 { x.fixed() } else { x };
+            all.push(case(format!("mean {mean}"), x, kind, true, layer));
+        }
     }
-    let plain = vec![Input::normal([5, 9])];
-    all.push(Case::new("layer_norm without gain", plain, |x| x[0].layer_norm(None, None, 1e-5), move |x| {
-        norm64(&x[0], true, eps, |_| 1.0, |_| 0.0)
-    }).ulps(16.0, 64.0));
-    // A mean of 100 with spread 1: E[x^2] - mean^2 would lose 13 bits of the variance.
-    let far = vec![Input::normal([3, 130]).fill(Fill::Uniform(98.0, 102.0)).fixed()];
-    all.push(Case::new("layer_norm far from zero", far, |x| x[0].layer_norm(None, None, 1e-5), move |x| {
-        norm64(&x[0], true, eps, |_| 1.0, |_| 0.0)
-    }).ulps(64.0, 64.0));
+    all.push(case("weight only".into(), Input::normal([5, 33]), Kind::Layer, true, false));
+    all.push(case("bias only".into(), Input::normal([5, 33]), Kind::Layer, false, true));
+    // One weight at two places: its gradient accumulates in the kernel.
+    all.push(
+        Case::new(
+            "tied weight",
+            vec![Input::normal([4, 21]), Input::normal([21])],
+            |x| x[0].rms_norm(Some(&x[1]), EPS).rms_norm(Some(&x[1]), EPS),
+            |x| {
+                let scaled = |a: Array| Array::from_fn(a.shape, |i| a.data[i] * x[1].data[i % 21]);
+                scaled(unit64(&scaled(unit64(&x[0], Kind::Rms, EPS)), Kind::Rms, EPS))
+            },
+        )
+        .ulps(64.0, 128.0),
+    );
     all
 }

@@ -173,10 +173,18 @@ pub(super) fn cases() -> Vec<Case> {
     let low = |x: &[Tensor]| -> Arc<dyn Site> { Arc::new(LowRank::new(&x[1], &x[2], &x[3], 0.5)) };
     for (rows, n, k) in [(1, 1, 1), (5, 7, 3), (9, 8, 12), (67, 5, 6)] {
         let inputs = vec![Input::normal([rows, k]), Input::normal([n, k])];
-        all.push(Case::new(format!("tied {rows} {n} {k}"), inputs, move |x| x[0].linear(&tied(&x[1]), Epilogue::default()), |x| {
-            linear64(&x[0], &x[1])
-        }));
-        let inputs = vec![Input::normal([rows, k]), Input::normal([n, k]), Input::normal([2, k]), Input::normal([n, 2])];
+        all.push(Case::new(
+            format!("tied {rows} {n} {k}"),
+            inputs,
+            move |x| x[0].linear(&tied(&x[1]), Epilogue::default()),
+            |x| linear64(&x[0], &x[1]),
+        ));
+        let inputs = vec![
+            Input::normal([rows, k]),
+            Input::normal([n, k]),
+            Input::normal([2, k]),
+            Input::normal([n, 2]),
+        ];
         let forward = move |x: &[Tensor]| x[0].linear(&low(x), Epilogue::default());
         all.push(
             Case::new(format!("low rank {rows} {n} {k}"), inputs, forward, |x| {
@@ -190,40 +198,52 @@ pub(super) fn cases() -> Vec<Case> {
     let fixed: Vec<Input> = inputs.into_iter().map(Input::fixed).collect();
     all.push(Case::new("low rank expand", fixed, expand, |x| low_rank64(&x[0], &x[1], &x[2], 0.5)));
     // The same matrix at two depths with different private parts: its gradient is the sum of both.
-    let inputs = vec![
-        Input::normal([5, 6]),
-        Input::normal([6, 6]),
-        Input::normal([2, 6]),
-        Input::normal([6, 2]),
-    ];
+    let inputs =
+        vec![Input::normal([5, 6]), Input::normal([6, 6]), Input::normal([2, 6]), Input::normal([6, 2])];
     let twice = move |x: &[Tensor]| {
         let first = x[0].linear(&low(x), Epilogue::default());
         first.linear(&tied(&x[1]), Epilogue::default())
     };
     all.push(
-        Case::new("two depths", inputs, twice, |x| linear64(&linear64(&x[0], &low_rank64(&x[1], &x[2], &x[3], 0.5)), &x[1]))
-            .ulps(64.0, 128.0),
+        Case::new("two depths", inputs, twice, |x| {
+            linear64(&linear64(&x[0], &low_rank64(&x[1], &x[2], &x[3], 0.5)), &x[1])
+        })
+        .ulps(64.0, 128.0),
     );
     let bias = vec![Input::normal([5, 6]), Input::normal([9, 6]), Input::normal([9]), Input::normal([5, 9])];
-    all.push(Case::new("bias and residual", bias.clone(), move |x| {
-        let epilogue = Epilogue { bias: Some(&x[2]), residual: Some(&x[3]), ..Epilogue::default() };
-        x[0].linear(&tied(&x[1]), epilogue)
-    }, |x| {
-        let y = linear64(&x[0], &x[1]);
-        Array::from_fn(y.shape, |i| y.data[i] + x[2].data[i % 9] + x[3].data[i])
-    }));
+    all.push(Case::new(
+        "bias and residual",
+        bias.clone(),
+        move |x| {
+            let epilogue = Epilogue { bias: Some(&x[2]), residual: Some(&x[3]), ..Epilogue::default() };
+            x[0].linear(&tied(&x[1]), epilogue)
+        },
+        |x| {
+            let y = linear64(&x[0], &x[1]);
+            Array::from_fn(y.shape, |i| y.data[i] + x[2].data[i % 9] + x[3].data[i])
+        },
+    ));
     for (name, activation) in [("recorded", true), ("fused", false)] {
         let inputs = bias[..3].iter().cloned().map(|i| if activation { i } else { i.fixed() }).collect();
-        all.push(Case::new(format!("bias and silu, {name}"), inputs, move |x| {
-            let epilogue = Epilogue { bias: Some(&x[2]), activation: Activation::Silu, ..Epilogue::default() };
-            x[0].linear(&tied(&x[1]), epilogue)
-        }, |x| {
-            let y = linear64(&x[0], &x[1]);
-            Array::from_fn(y.shape, |i| {
-                let v = y.data[i] + x[2].data[i % 9];
-                v / (1.0 + (-v).exp())
-            })
-        }).ulps(64.0, 128.0));
+        all.push(
+            Case::new(
+                format!("bias and silu, {name}"),
+                inputs,
+                move |x| {
+                    let epilogue =
+                        Epilogue { bias: Some(&x[2]), activation: Activation::Silu, ..Epilogue::default() };
+                    x[0].linear(&tied(&x[1]), epilogue)
+                },
+                |x| {
+                    let y = linear64(&x[0], &x[1]);
+                    Array::from_fn(y.shape, |i| {
+                        let v = y.data[i] + x[2].data[i % 9];
+                        v / (1.0 + (-v).exp())
+                    })
+                },
+            )
+            .ulps(64.0, 128.0),
+        );
     }
     all
 }

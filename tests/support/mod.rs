@@ -22,9 +22,11 @@ pub fn upload(gpu: &Gpu, array: &Array, dtype: DType) -> Tensor {
     let x = &array.data;
     match dtype {
         DType::F32 => Tensor::from_slice(gpu, &x.iter().map(|&v| v as f32).collect::<Vec<_>>(), array.shape),
-        DType::F16 => {
-            Tensor::from_slice(gpu, &x.iter().map(|&v| half::f16::from_f64(v)).collect::<Vec<_>>(), array.shape)
-        }
+        DType::F16 => Tensor::from_slice(
+            gpu,
+            &x.iter().map(|&v| half::f16::from_f64(v)).collect::<Vec<_>>(),
+            array.shape,
+        ),
         DType::U32 => Tensor::from_slice(gpu, &x.iter().map(|&v| v as u32).collect::<Vec<_>>(), array.shape),
         DType::I32 => Tensor::from_slice(gpu, &x.iter().map(|&v| v as i32).collect::<Vec<_>>(), array.shape),
     }

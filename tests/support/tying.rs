@@ -115,7 +115,13 @@ fn model(file: &File, prefix: &str) -> Model {
         depth,
         sharing: Sharing::TiedLora { rank: need(file, "r"), scale },
     };
-    let net = Recursive { config, embedding: Embedding { table: emb }, positions: pos, blocks, norm: normf[0].clone() };
+    let net = Recursive {
+        config,
+        embedding: Embedding { table: emb },
+        positions: pos,
+        blocks,
+        norm: normf[0].clone(),
+    };
     Model { net, leaves }
 }
 
@@ -194,7 +200,13 @@ fn per_depth(file: &File, model: &Model, tokens: &Tensor, targets: &Tensor) {
         // The tie law on the file's own numbers: the shared leaf's gradient is the sum over depths.
         let one = got.len() / depth;
         let sum: Vec<f64> = (0..one).map(|i| (0..depth).map(|t| got[t * one + i]).sum()).collect();
-        close(&format!("sum over depths of {name}"), &sum, &values(file, &format!("grad.{name}")), 2e-5, 1e-6);
+        close(
+            &format!("sum over depths of {name}"),
+            &sum,
+            &values(file, &format!("grad.{name}")),
+            2e-5,
+            1e-6,
+        );
     }
 }
 
@@ -205,7 +217,9 @@ pub fn adamw_tied(path: &Path) {
     let (undecayed, decayed): (Vec<_>, Vec<_>) = model
         .leaves
         .iter()
-        .flat_map(|(name, parts)| parts.iter().enumerate().map(move |(i, p)| (format!("{name}.{i}"), p.clone())))
+        .flat_map(|(name, parts)| {
+            parts.iter().enumerate().map(move |(i, p)| (format!("{name}.{i}"), p.clone()))
+        })
         .partition(|(name, _)| name.starts_with("norm"));
     let lr: f32 = need(&file, "lr");
     let groups = vec![
@@ -220,7 +234,8 @@ pub fn adamw_tied(path: &Path) {
     };
     let mut optimizer = AdamW::new(gpu(), groups, config).unwrap();
     let shape = file.info("in.tokens").unwrap().shape.clone();
-    let (all_tokens, all_targets) = (file.tensor_u32("in.tokens").unwrap(), file.tensor_u32("in.targets").unwrap());
+    let (all_tokens, all_targets) =
+        (file.tensor_u32("in.tokens").unwrap(), file.tensor_u32("in.targets").unwrap());
     let one = shape[1] * shape[2];
     let (mut losses, mut norms, mut moments) = (Vec::new(), Vec::new(), 0);
     for step in 0..shape[0] {
@@ -248,7 +263,9 @@ pub fn adamw_tied(path: &Path) {
             moments += 1;
         }
     }
-    let given = file.names().filter(|n| n.starts_with(&format!("m{}.", shape[0])) || n.starts_with(&format!("v{}.", shape[0])));
+    let given = file
+        .names()
+        .filter(|n| n.starts_with(&format!("m{}.", shape[0])) || n.starts_with(&format!("v{}.", shape[0])));
     assert_eq!(moments, given.count(), "moments compared");
 }
 
