@@ -1,15 +1,19 @@
-// y[i] = sum over keys j of p[i, j] v[j],   p[i, .] = softmax over visible j of s[i, j],   s[i, j] = scale q[i] . k[j] + mask.
+// y[i] = sum over keys j of p[i, j] v[j],   p[i, .] = softmax over visible j of s[i, j],
+// s[i, j] = scale q[i] . k[j] + mask[i, j].
 // lse[i] = log sum over visible j of exp(s[i, j]), kept for attention_backward.wgsl.
 // Source: Milakov & Gimelshein 2018 (online softmax); Dao 2023, "FlashAttention-2".
 //
-// Query heads that share one key head lie next to each other, so a (batch, key head) pair has `group * tokens_q` rows of
-// queries. A thread owns ROWS of them, with q and the sum in registers, and walks the keys four at a time: no score is
-// stored, no barrier is needed, and K and V are read at addresses that are the same for the whole workgroup.
+// Query heads that share one key head lie next to each other, so a (batch, key head) pair has `group * tokens_q` rows
+// of queries. A thread owns ROWS of them, with q and the sum in registers, and walks the keys four at a time: no score is
+// stored, and K and V are read at addresses that are the same for the whole workgroup. Heads too wide for the registers
+// are split over PARTS threads, which add up their scores in workgroup memory (slot `parts`).
 // Rows see keys j < limit(i); a thread stops at the last limit of its own rows, which skips what causality hides.
-// Bytes: Q and y once; K and V once per 64 ROWS rows of queries, from cache.
+// Bytes: Q and y once; K and V once per 64 ROWS / PARTS rows of queries, from cache.
 
 const HEAD_DIM: u32 = 64u;
-const ROWS: u32 = 1u;
+const ROWS: u32 = 1u;      // rows of queries a thread
+const PARTS: u32 = 1u;     // threads that share rows, each with its part of the head
+const SLOTS: u32 = 2u;     // joins that take turns: 2 ROWS
 
 struct Params {
     groups_x: u32,
@@ -36,14 +40,18 @@ var<immediate> p: Params;
 @group(0) @binding(4) var<storage, read_write> lse: array<f32>;
 
 #import mask = mask_none
+#import parts = parts_one
 #import attention
 
 @compute @workgroup_size(64)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let at = group.y * p.groups_x + group.x;
     let pair = at / p.blocks;
-    let first = ((at % p.blocks) * 64u + lane) * ROWS;
-    if pair >= p.pairs || first >= p.rows { return; }
+    // The same for the whole workgroup.
+    if pair >= p.pairs { return; }
+    let block = (at % p.blocks) * (64u / PARTS) * ROWS;
+    let first = block + lane % (64u / PARTS) * ROWS;
+    let part = lane / (64u / PARTS) * (HEAD_DIM / PARTS / 4u);
     let keys = pair * p.tokens_k;
     var last = 0u;
 #unroll r ROWS
@@ -51,23 +59,24 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let row$r = min(first + ${r}u, p.rows - 1u);
     let limit$r = limit(row$r);
     let mask$r = mask_row(pair, row$r);
-    let at$r = (pair * p.rows + row$r) * (HEAD_DIM / 4u);
+    let at$r = (pair * p.rows + row$r) * (HEAD_DIM / 4u) + part;
     last = max(last, limit$r);
     var most$r = HIDDEN;
     var total$r = 0.0;
-#unroll d HEAD_DIM/4
+#unroll d HEAD_DIM/PARTS/4
     let q${r}_$d = q[at$r + ${d}u] * p.scale;
     var y${r}_$d = vec4<f32>(0.0);
 #end
 #end
+    last = reach(last, first, block);
     for (var j = 0u; j < last; j += 4u) {
 #unroll c 4
-        let key$c = (keys + min(j + ${c}u, p.tokens_k - 1u)) * (HEAD_DIM / 4u);
+        let key$c = (keys + min(j + ${c}u, p.tokens_k - 1u)) * (HEAD_DIM / 4u) + part;
 #unroll r ROWS
         var s${r}_$c = 0.0;
 #end
 #end
-#unroll d HEAD_DIM/4
+#unroll d HEAD_DIM/PARTS/4
 #unroll c 4
         let k${c}_$d = k[key$c + ${d}u];
 #unroll r ROWS
@@ -76,7 +85,8 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
 #end
 #unroll r ROWS
-        var s$r = masked(vec4<f32>(s${r}_0, s${r}_1, s${r}_2, s${r}_3), mask$r, j);
+        let own$r = vec4<f32>(s${r}_0, s${r}_1, s${r}_2, s${r}_3);
+        var s$r = masked(join(own$r, lane, j / 4u % 2u * ROWS + ${r}u), mask$r, j);
         let seen$r = (vec4<u32>(j) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit$r)) & (s$r > vec4<f32>(LOWEST));
         s$r = select(vec4<f32>(HIDDEN), s$r, seen$r);
         let top$r = max(most$r, max(max(s$r.x, s$r.y), max(s$r.z, s$r.w)));
@@ -85,7 +95,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         let p$r = select(vec4<f32>(0.0), exp(s$r - top$r), seen$r);
         total$r = fma(total$r, fade$r, (p$r.x + p$r.y) + (p$r.z + p$r.w));
 #end
-#unroll d HEAD_DIM/4
+#unroll d HEAD_DIM/PARTS/4
 #unroll c 4
         let v${c}_$d = v[key$c + ${d}u];
 #end
@@ -94,10 +104,11 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
 #end
     }
+    if first >= p.rows { return; }
 #unroll r ROWS
     // A row that sees nothing has total 0: zeros, and no gradient.
     let inverse$r = select(0.0, 1.0 / total$r, total$r > 0.0);
-#unroll d HEAD_DIM/4
+#unroll d HEAD_DIM/PARTS/4
     y[at$r + ${d}u] = y${r}_$d * inverse$r;
 #end
     lse[pair * p.rows + row$r] = select(0.0, most$r + log(total$r), total$r > 0.0);

@@ -14,6 +14,8 @@
 const HEAD_DIM: u32 = 64u;
 const ROWS: u32 = 1u;
 const COLUMNS: u32 = 1u;
+const PARTS: u32 = 1u;     // threads that share rows or keys, each with its part of the head
+const SLOTS: u32 = 2u;     // joins that take turns: 2 ROWS, or 2 COLUMNS
 
 struct Params {
     groups_x: u32,
@@ -48,6 +50,7 @@ var<immediate> p: Params;
 @group(0) @binding(2) var<storage, read_write> row_stats: array<vec2<f32>>;
 
 #import mask = mask_none
+#import parts = parts_one
 #import attention
 
 @compute @workgroup_size(64)
@@ -66,8 +69,10 @@ fn delta(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
 fn queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let at = group.y * p.groups_x + group.x;
     let pair = at / p.blocks;
-    let first = ((at % p.blocks) * 64u + lane) * ROWS;
-    if pair >= p.pairs || first >= p.rows { return; }
+    if pair >= p.pairs { return; }
+    let block = (at % p.blocks) * (64u / PARTS) * ROWS;
+    let first = block + lane % (64u / PARTS) * ROWS;
+    let part = lane / (64u / PARTS) * (HEAD_DIM / PARTS / 4u);
     let keys = pair * p.tokens_k;
     var last = 0u;
 #unroll r ROWS
@@ -75,24 +80,25 @@ fn queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let row$r = min(first + ${r}u, p.rows - 1u);
     let limit$r = limit(row$r);
     let mask$r = mask_row(pair, row$r);
-    let at$r = (pair * p.rows + row$r) * (HEAD_DIM / 4u);
+    let at$r = (pair * p.rows + row$r) * (HEAD_DIM / 4u) + part;
     let stats$r = stats[pair * p.rows + row$r];
     last = max(last, limit$r);
-#unroll d HEAD_DIM/4
+#unroll d HEAD_DIM/PARTS/4
     let q${r}_$d = q[at$r + ${d}u] * p.scale;
     let dy${r}_$d = dy[at$r + ${d}u];
     var dq${r}_$d = vec4<f32>(0.0);
 #end
 #end
+    last = reach(last, first, block);
     for (var j = 0u; j < last; j += 4u) {
 #unroll c 4
-        let key$c = (keys + min(j + ${c}u, p.tokens_k - 1u)) * (HEAD_DIM / 4u);
+        let key$c = (keys + min(j + ${c}u, p.tokens_k - 1u)) * (HEAD_DIM / 4u) + part;
 #unroll r ROWS
         var s${r}_$c = 0.0;
         var dp${r}_$c = 0.0;
 #end
 #end
-#unroll d HEAD_DIM/4
+#unroll d HEAD_DIM/PARTS/4
 #unroll c 4
         let k${c}_$d = k[key$c + ${d}u];
         let v${c}_$d = v[key$c + ${d}u];
@@ -103,19 +109,20 @@ fn queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
 #end
 #unroll r ROWS
-        let s$r = masked(vec4<f32>(s${r}_0, s${r}_1, s${r}_2, s${r}_3), mask$r, j);
+        let s$r = masked(join(vec4<f32>(s${r}_0, s${r}_1, s${r}_2, s${r}_3), lane, ${r}u), mask$r, j);
         let seen$r = (vec4<u32>(j) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit$r)) & (s$r > vec4<f32>(LOWEST));
         let p$r = select(vec4<f32>(0.0), exp(s$r - stats$r.x), seen$r);
-        let ds$r = p$r * (vec4<f32>(dp${r}_0, dp${r}_1, dp${r}_2, dp${r}_3) - stats$r.y);
+        let ds$r = p$r * (join(vec4<f32>(dp${r}_0, dp${r}_1, dp${r}_2, dp${r}_3), lane, ROWS + ${r}u) - stats$r.y);
 #end
-#unroll d HEAD_DIM/4
+#unroll d HEAD_DIM/PARTS/4
 #unroll r ROWS
         dq${r}_$d = sum4(dq${r}_$d, ds$r, k0_$d, k1_$d, k2_$d, k3_$d);
 #end
 #end
     }
+    if first >= p.rows { return; }
 #unroll r ROWS
-#unroll d HEAD_DIM/4
+#unroll d HEAD_DIM/PARTS/4
     dq[at$r + ${d}u] = dq${r}_$d * p.scale;
 #end
 #end
@@ -125,15 +132,17 @@ fn queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let at = group.y * p.groups_x + group.x;
     let pair = at / p.blocks;
-    let first = ((at % p.blocks) * 64u + lane) * COLUMNS;
-    if pair >= p.pairs || first >= p.tokens_k { return; }
+    if pair >= p.pairs { return; }
+    let block = (at % p.blocks) * (64u / PARTS) * COLUMNS;
+    let first = block + lane % (64u / PARTS) * COLUMNS;
+    let part = lane / (64u / PARTS) * (HEAD_DIM / PARTS / 4u);
     // The first query that sees key `first`; later keys of this thread are hidden from it one by one.
-    let start = u32(clamp(i32(first) - p.shift, 0i, i32(p.tokens_q)));
+    let start = start_of(first, block);
 #unroll c COLUMNS
     // Keys beyond the end repeat the last one.
     let key$c = min(first + ${c}u, p.tokens_k - 1u);
-    let at$c = (pair * p.tokens_k + key$c) * (HEAD_DIM / 4u);
-#unroll d HEAD_DIM/4
+    let at$c = (pair * p.tokens_k + key$c) * (HEAD_DIM / 4u) + part;
+#unroll d HEAD_DIM/PARTS/4
     let k${c}_$d = k[at$c + ${d}u] * p.scale;
     let v${c}_$d = v[at$c + ${d}u];
     var dk${c}_$d = vec4<f32>(0.0);
@@ -157,10 +166,10 @@ fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let delta = vec4<f32>(stats0.y, stats1.y, stats2.y, stats3.y);
             let limits = vec4<u32>(limit0, limit1, limit2, limit3);
             let masks = vec4<u32>(mask_row(pair, row0), mask_row(pair, row1), mask_row(pair, row2), mask_row(pair, row3));
-#unroll d HEAD_DIM/4
+#unroll d HEAD_DIM/PARTS/4
 #unroll r 4
-            let q${r}_$d = q[from$r * (HEAD_DIM / 4u) + ${d}u];
-            let dy${r}_$d = dy[from$r * (HEAD_DIM / 4u) + ${d}u];
+            let q${r}_$d = q[from$r * (HEAD_DIM / 4u) + part + ${d}u];
+            let dy${r}_$d = dy[from$r * (HEAD_DIM / 4u) + part + ${d}u];
 #unroll c COLUMNS
             s${c}_$r = dot_add(k${c}_$d, q${r}_$d, s${c}_$r);
             dp${c}_$r = dot_add(v${c}_$d, dy${r}_$d, dp${c}_$r);
@@ -168,12 +177,13 @@ fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #end
 #end
 #unroll c COLUMNS
-            let s$c = masked_rows(vec4<f32>(s${c}_0, s${c}_1, s${c}_2, s${c}_3), masks, key$c);
+            let own$c = vec4<f32>(s${c}_0, s${c}_1, s${c}_2, s${c}_3);
+            let s$c = masked_rows(join(own$c, lane, ${c}u), masks, key$c);
             let seen$c = (limits > vec4<u32>(key$c)) & (s$c > vec4<f32>(LOWEST));
             let p$c = select(vec4<f32>(0.0), exp(s$c - lse), seen$c);
-            let ds$c = p$c * (vec4<f32>(dp${c}_0, dp${c}_1, dp${c}_2, dp${c}_3) - delta);
+            let ds$c = p$c * (join(vec4<f32>(dp${c}_0, dp${c}_1, dp${c}_2, dp${c}_3), lane, COLUMNS + ${c}u) - delta);
 #end
-#unroll d HEAD_DIM/4
+#unroll d HEAD_DIM/PARTS/4
 #unroll c COLUMNS
             dk${c}_$d = sum4(dk${c}_$d, ds$c, q0_$d, q1_$d, q2_$d, q3_$d);
             dv${c}_$d = sum4(dv${c}_$d, p$c, dy0_$d, dy1_$d, dy2_$d, dy3_$d);
@@ -181,8 +191,9 @@ fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #end
         }
     }
+    if first >= p.tokens_k { return; }
 #unroll c COLUMNS
-#unroll d HEAD_DIM/4
+#unroll d HEAD_DIM/PARTS/4
     dk[at$c + ${d}u] = dk${c}_$d * p.scale;
     dv[at$c + ${d}u] = dv${c}_$d;
 #end

@@ -45,6 +45,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let col0 = group.x * TILE_N;
     let tx = lane % WIDE;
     let ty = lane / WIDE;
+    // Once: a division in the loads would stay in the loop, since compilers may not move what could trap.
+    let outer = group.z / p.batch_inner;
+    let inner = group.z % p.batch_inner;
+    let lhs_base = p.lhs.x + outer * p.lhs.z + inner * p.lhs.w;
+    let rhs_base = p.rhs.x + outer * p.rhs.z + inner * p.rhs.w;
 #unroll i THREAD_M
 #unroll j THREAD_N/4
     var c${i}_${j} = vec4<f32>();
@@ -55,7 +60,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let r = t % ROWS4;
             let q = (t / ROWS4) * 4u;
             var block = mat4x4<f32>();
-            if k0 + q < p.k { block = load_lhs(group.z, row0 + r * 4u, k0 + q); }
+            if k0 + q < p.k { block = load_lhs(lhs_base, row0 + r * 4u, k0 + q); }
             left[q * ROWS4 + r] = block[0];
             left[(q + 1u) * ROWS4 + r] = block[1];
             left[(q + 2u) * ROWS4 + r] = block[2];
@@ -65,7 +70,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let c = t % COLS4;
             let q = (t / COLS4) * 4u;
             var block = mat4x4<f32>();
-            if k0 + q < p.k { block = load_rhs(group.z, k0 + q, col0 + c * 4u); }
+            if k0 + q < p.k { block = load_rhs(rhs_base, k0 + q, col0 + c * 4u); }
             right[q * COLS4 + c] = block[0];
             right[(q + 1u) * COLS4 + c] = block[1];
             right[(q + 2u) * COLS4 + c] = block[2];

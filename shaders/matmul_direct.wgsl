@@ -37,6 +37,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let row = (group.y * HIGH + lane / WIDE) * THREAD_M;
     let col = (group.x * WIDE + lane % WIDE) * THREAD_N;
     if row >= p.m || col >= p.n { return; }
+    // Once: a division in the loads would stay in the loop, since compilers may not move what could trap.
+    let outer = group.z / p.batch_inner;
+    let inner = group.z % p.batch_inner;
+    let lhs_base = p.lhs.x + outer * p.lhs.z + inner * p.lhs.w;
+    let rhs_base = p.rhs.x + outer * p.rhs.z + inner * p.rhs.w;
 #unroll i THREAD_M
 #unroll j THREAD_N/4
     var c${i}_${j} = vec4<f32>();
@@ -44,10 +49,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #end
     for (var k = 0u; k < p.k; k += 4u) {
 #unroll i THREAD_M/4
-        let a$i = load_lhs(group.z, row + ${i*4}u, k);
+        let a$i = load_lhs(lhs_base, row + ${i*4}u, k);
 #end
 #unroll j THREAD_N/4
-        let b$j = load_rhs(group.z, k, col + ${j*4}u);
+        let b$j = load_rhs(rhs_base, k, col + ${j*4}u);
 #unroll i THREAD_M
 #unroll q 4
         c${i}_${j} = fma(vec4<f32>(a${i/4}[$q].$xyzw{i}), b$j[$q], c${i}_${j});

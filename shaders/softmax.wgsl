@@ -26,7 +26,20 @@ var<immediate> p: Params;
 @group(0) @binding(3) var<storage, read> dy: array<f32>;
 @group(0) @binding(4) var<storage, read_write> dx: array<f32>;
 
-var<workgroup> tree: array<vec2<f32>, 64>;
+var<workgroup> tree: array<f32, 64>;
+
+// The sum over the LANES threads of a row, for all of them.
+fn row_sum(lane: u32, value: f32) -> f32 {
+    if LANES == 1u { return value; }
+    let t = lane % LANES;
+    tree[lane] = value;
+    workgroupBarrier();
+    for (var reach = LANES / 2u; reach > 0u; reach = reach >> 1u) {
+        if t < reach { tree[lane] += tree[lane + reach]; }
+        workgroupBarrier();
+    }
+    return tree[lane - t];
+}
 
 @compute @workgroup_size(64)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -45,13 +58,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     for (; i < n; i += LANES) {
         a = lse_push(a, x[base + i * p.inner]);
     }
-    tree[lane] = a;
-    workgroupBarrier();
-    for (var reach = LANES / 2u; reach > 0u; reach = reach >> 1u) {
-        if t < reach { tree[lane] = lse_merge(tree[lane], tree[lane + reach]); }
-        workgroupBarrier();
-    }
-    let all = tree[lane - t];
+    let all = row_lse(lane, a);
     // Subtracting the maximum first and log(s) second keeps the bits that a large maximum would swallow.
     let factor = select(1.0 / all.y, log(all.y), LOG);
     for (i = t; i < n; i += LANES) {
@@ -80,13 +87,7 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
             sum += out[at] * dy[at];
         }
     }
-    tree[lane].x = sum;
-    workgroupBarrier();
-    for (var reach = LANES / 2u; reach > 0u; reach = reach >> 1u) {
-        if t < reach { tree[lane].x += tree[lane + reach].x; }
-        workgroupBarrier();
-    }
-    let total = tree[lane - t].x;
+    let total = row_sum(lane, sum);
     for (var i = t; i < n; i += LANES) {
         let at = base + i * p.inner;
         if LOG {

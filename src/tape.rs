@@ -1,6 +1,6 @@
 //! Reverse-mode differentiation: a graph of nodes made as ops run, walked backwards once.
 //!
-//! The tape knows the trait [`Op`] and no op. A gradient adds: an op hands its input gradients to a [`Sink`], which
+//! The tape knows the trait `Op` and no op. A gradient adds: an op hands its input gradients to a `Sink`, which
 //! either lets the op's own kernel accumulate into the buffer that is there, or adds as a pending expression. A weight
 //! used R times has one gradient buffer, not R.
 

@@ -147,7 +147,7 @@ impl Run<'_> {
             let loss = self.losses.last().map_or(f32::NAN, |l| l.1);
             bar.set_message(format!("loss {loss:.3} {speed:.0} tokens/s"));
             bar.set_position(self.step as u64);
-            if self.step % self.args.save_every as usize == 0 && self.step < steps {
+            if self.step.is_multiple_of(self.args.save_every as usize) && self.step < steps {
                 if let Some(previous) = late.take() {
                     self.note(previous)?;
                 }

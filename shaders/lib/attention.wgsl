@@ -18,3 +18,8 @@ fn dot_add(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {
 fn sum4(sum: vec4<f32>, w: vec4<f32>, a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, d: vec4<f32>) -> vec4<f32> {
     return fma(a, vec4<f32>(w.x), fma(b, vec4<f32>(w.y), fma(c, vec4<f32>(w.z), fma(d, vec4<f32>(w.w), sum))));
 }
+
+// The first query that sees a key.
+fn first_query(key: u32) -> u32 {
+    return u32(clamp(i32(key) - p.shift, 0i, i32(p.tokens_q)));
+}

@@ -13,8 +13,7 @@ fn lhs_rows(at: u32, row: u32, k: u32) -> vec4<f32> {
     );
 }
 
-fn load_lhs(batch: u32, row: u32, k: u32) -> mat4x4<f32> {
-    let at = p.lhs.x + (batch / p.batch_inner) * p.lhs.z + (batch % p.batch_inner) * p.lhs.w;
+fn load_lhs(base: u32, row: u32, k: u32) -> mat4x4<f32> {
     return mat4x4<f32>(
-        lhs_rows(at, row, k), lhs_rows(at, row, k + 1u), lhs_rows(at, row, k + 2u), lhs_rows(at, row, k + 3u));
+        lhs_rows(base, row, k), lhs_rows(base, row, k + 1u), lhs_rows(base, row, k + 2u), lhs_rows(base, row, k + 3u));
 }

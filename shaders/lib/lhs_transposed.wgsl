@@ -1,8 +1,7 @@
 // x stored as [k, m]: rows are contiguous and, like every step, m is a multiple of 4. k may be anything.
 @group(0) @binding(0) var<storage, read> lhs: array<vec4<f32>>;
 
-fn load_lhs(batch: u32, row: u32, k: u32) -> mat4x4<f32> {
-    let base = p.lhs.x + (batch / p.batch_inner) * p.lhs.z + (batch % p.batch_inner) * p.lhs.w;
+fn load_lhs(base: u32, row: u32, k: u32) -> mat4x4<f32> {
     let at = base + min(row, p.m - 4u);
     let last = p.k - 1u;
     return mat4x4<f32>(

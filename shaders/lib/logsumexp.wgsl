@@ -1,6 +1,8 @@
 // Running log-sum-exp: the pair (m, s) stands for m + log(s), with m the largest element so far and s = sum exp(x - m).
 // One pass over the data (Milakov & Gimelshein 2018, "Online normalizer calculation for softmax").
 //
+// The importing kernel declares LANES, the number of neighbouring threads that share a row: a power of 2 up to 64.
+//
 // The start is the lowest finite number and not -inf, so that m - m is 0 and never NaN; elements of -inf add 0.
 
 fn lse_start() -> vec2<f32> {
@@ -24,4 +26,19 @@ fn lse_push4(a: vec2<f32>, x: vec4<f32>) -> vec2<f32> {
 fn lse_merge(a: vec2<f32>, b: vec2<f32>) -> vec2<f32> {
     let m = max(a.x, b.x);
     return vec2<f32>(m, a.y * exp(a.x - m) + b.y * exp(b.x - m));
+}
+
+var<workgroup> lse_tree: array<vec2<f32>, 64>;
+
+// The pair of a whole row from those of its LANES threads, for all of them. Once a kernel: no barrier behind the last read.
+fn row_lse(lane: u32, value: vec2<f32>) -> vec2<f32> {
+    if LANES == 1u { return value; }
+    let t = lane % LANES;
+    lse_tree[lane] = value;
+    workgroupBarrier();
+    for (var reach = LANES / 2u; reach > 0u; reach = reach >> 1u) {
+        if t < reach { lse_tree[lane] = lse_merge(lse_tree[lane], lse_tree[lane + reach]); }
+        workgroupBarrier();
+    }
+    return lse_tree[lane - t];
 }

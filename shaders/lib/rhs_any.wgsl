@@ -13,8 +13,7 @@ fn rhs_cols(at: u32, k: u32, col: u32) -> vec4<f32> {
     );
 }
 
-fn load_rhs(batch: u32, k: u32, col: u32) -> mat4x4<f32> {
-    let at = p.rhs.x + (batch / p.batch_inner) * p.rhs.z + (batch % p.batch_inner) * p.rhs.w;
+fn load_rhs(base: u32, k: u32, col: u32) -> mat4x4<f32> {
     return mat4x4<f32>(
-        rhs_cols(at, k, col), rhs_cols(at, k + 1u, col), rhs_cols(at, k + 2u, col), rhs_cols(at, k + 3u, col));
+        rhs_cols(base, k, col), rhs_cols(base, k + 1u, col), rhs_cols(base, k + 2u, col), rhs_cols(base, k + 3u, col));
 }

@@ -1,8 +1,7 @@
 // w in rows [k, n]: n is contiguous and, like every step, a multiple of 4. Columns past the end repeat the last four.
 @group(0) @binding(1) var<storage, read> rhs: array<vec4<f32>>;
 
-fn load_rhs(batch: u32, k: u32, col: u32) -> mat4x4<f32> {
-    let base = p.rhs.x + (batch / p.batch_inner) * p.rhs.z + (batch % p.batch_inner) * p.rhs.w;
+fn load_rhs(base: u32, k: u32, col: u32) -> mat4x4<f32> {
     let at = base + min(col, p.n - 4u);
     let last = p.k - 1u;
     return mat4x4<f32>(

@@ -1,5 +1,5 @@
 // w is a site's matrix [k, n], made as it is read: dx = dy W.
-fn load_rhs(batch: u32, k: u32, col: u32) -> mat4x4<f32> {
+fn load_rhs(base: u32, k: u32, col: u32) -> mat4x4<f32> {
     return mat4x4<f32>(
         load_site(k, col),
         load_site(k + 1u, col),

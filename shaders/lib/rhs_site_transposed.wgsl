@@ -1,5 +1,5 @@
 // w is the transpose of a site's matrix [n, k], made as it is read: y = x W^T.
-fn load_rhs(batch: u32, k: u32, col: u32) -> mat4x4<f32> {
+fn load_rhs(base: u32, k: u32, col: u32) -> mat4x4<f32> {
     return transpose(mat4x4<f32>(
         load_site(col, k),
         load_site(col + 1u, k),

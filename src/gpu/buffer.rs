@@ -29,7 +29,7 @@ pub(crate) struct Pool {
 
 /// A device buffer that goes back to its pool when the last holder lets go.
 ///
-/// It has no [`data`](Buffer::data) when it could not be made or the op that writes it was skipped: the fault is on the
+/// It has no `data` when it could not be made or the op that writes it was skipped: the fault is on the
 /// `Gpu`, and every op that meets this buffer is skipped too.
 pub struct Buffer {
     pub(crate) raw: Option<wgpu::Buffer>,

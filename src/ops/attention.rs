@@ -1,4 +1,4 @@
-//! Scaled dot-product attention with grouped key heads, by online softmax: no `[tokens, tokens]` array, forward or back.
+//! Scaled dot-product attention with grouped key heads, by online softmax: no `[tokens, tokens]` array either way.
 
 use super::case::{Array, Case, Fill, Input};
 use super::words;
@@ -44,7 +44,8 @@ impl Sizes {
 
     /// The kernels' `Params` for a grid of `blocks` workgroups a pair.
     fn params(&self, grid: [u32; 3], blocks: usize) -> Vec<u32> {
-        let sizes = [self.pairs, blocks, self.rows(), self.tokens_q, self.tokens_k, self.group, self.kv_heads];
+        let sizes =
+            [self.pairs, blocks, self.rows(), self.tokens_q, self.tokens_k, self.group, self.kv_heads];
         let mut all = vec![grid[0]];
         all.extend(sizes.map(|v| v as u32));
         all.extend([self.shift as u32, self.scale.to_bits()]);
@@ -52,44 +53,89 @@ impl Sizes {
         all
     }
 
-    /// One dispatch in which every workgroup has 64 threads of `each` of a pair's `items`.
-    fn launch(&self, gpu: &Gpu, source: &Source, entry: &str, binds: Vec<Bind>, items: usize, each: usize) {
-        let blocks = items.div_ceil(64 * each);
+    /// One dispatch over the `items` rows or keys of every pair.
+    fn launch(&self, gpu: &Gpu, source: &Source, entry: &str, binds: Vec<Bind>, items: usize, split: Split) {
+        let blocks = items.div_ceil((64 / split.parts * split.each) as usize);
         let grid = grid(blocks * self.pairs);
-        gpu.launch(Launch { op: "attention", source, entry, binds, params: words(&self.params(grid, blocks)), grid });
+        gpu.launch(Launch {
+            op: "attention",
+            source,
+            entry,
+            binds,
+            params: words(&self.params(grid, blocks)),
+            grid,
+        });
     }
 }
 
-/// Rows of queries, or keys, that one thread owns.
+/// How a kernel divides work: a thread has `each` rows (or keys), or `parts` threads have one together.
+#[derive(Clone, Copy)]
+struct Split {
+    each: u32,
+    parts: u32,
+}
+
+/// The splits of the three kernels.
 #[derive(Clone, Copy)]
 struct Tile {
-    forward: u32,
-    queries: u32,
-    keys: u32,
+    forward: Split,
+    queries: Split,
+    keys: Split,
 }
 
 impl Tile {
-    /// On a CPU a load costs more than the registers that it spills; on a GPU one row fills the registers.
+    const fn of_splits(splits: [[u32; 2]; 3]) -> Tile {
+        let [f, q, k] = splits;
+        Tile {
+            forward: Split { each: f[0], parts: f[1] },
+            queries: Split { each: q[0], parts: q[1] },
+            keys: Split { each: k[0], parts: k[1] },
+        }
+    }
+
     fn of(gpu: &Gpu, head_dim: usize) -> Tile {
-        if gpu.adapter().kind != "cpu" {
-            return Tile { forward: 1, queries: 1, keys: 1 };
-        }
-        match head_dim {
-            0..=64 => Tile { forward: 4, queries: 2, keys: 2 },
-            65..=128 => Tile { forward: 2, queries: 1, keys: 1 },
-            _ => Tile { forward: 1, queries: 1, keys: 1 },
-        }
+        // On a CPU driver a load costs far more than spilled registers, so threads have many rows. On a GPU one row, or
+        // part of one, fills the registers.
+        let software = gpu.adapter().kind == "software";
+        Tile::of_splits(match (head_dim, software) {
+            (0..=32, true) => [[8, 1], [4, 1], [4, 1]],
+            (33..=64, true) => [[4, 1], [2, 1], [2, 1]],
+            (65..=128, true) => [[4, 2], [2, 2], [2, 2]],
+            (_, true) => [[4, 4], [2, 4], [2, 4]],
+            (0..=32, false) => [[1, 1], [1, 1], [1, 1]],
+            (33..=64, false) => [[1, 1], [1, 1], [1, 2]],
+            (65..=128, false) => [[1, 2], [1, 2], [1, 4]],
+            (_, false) => [[1, 4], [1, 4], [1, 8]],
+        })
+    }
+
+    /// Heads are padded to this: every part is made of whole `vec4`s.
+    fn step(self) -> usize {
+        4 * self.forward.parts.max(self.queries.parts).max(self.keys.parts) as usize
+    }
+}
+
+impl Split {
+    fn source(self, file: &'static str, each: &'static str, head_dim: usize, masked: bool) -> Source {
+        Source::file(file)
+            .u32("HEAD_DIM", head_dim as u32)
+            .u32(each, self.each)
+            .u32("PARTS", self.parts)
+            .u32("SLOTS", 2 * self.each)
+            .slot("parts", if self.parts == 1 { "parts_one" } else { "parts_many" })
+            .slot("mask", if masked { "mask_add" } else { "mask_none" })
     }
 
     fn forward(self, head_dim: usize, masked: bool) -> Source {
-        let source = Source::file("attention").u32("HEAD_DIM", head_dim as u32).u32("ROWS", self.forward);
-        source.slot("mask", if masked { "mask_add" } else { "mask_none" })
+        self.source("attention", "ROWS", head_dim, masked)
     }
 
-    fn backward(self, head_dim: usize, masked: bool) -> Source {
-        let source = Source::file("attention_backward").u32("HEAD_DIM", head_dim as u32);
-        let source = source.u32("ROWS", self.queries).u32("COLUMNS", self.keys);
-        source.slot("mask", if masked { "mask_add" } else { "mask_none" })
+    fn queries(self, head_dim: usize, masked: bool) -> Source {
+        self.source("attention_backward", "ROWS", head_dim, masked)
+    }
+
+    fn keys(self, head_dim: usize, masked: bool) -> Source {
+        self.source("attention_backward", "COLUMNS", head_dim, masked)
     }
 }
 
@@ -155,7 +201,7 @@ fn attend([q, k, v]: [&Tensor; 3], mask: &Mask, scale: f32, tile: Tile) -> Tenso
         return Tensor::zeros(q.gpu(), qs);
     }
     // Zeros change no score, and the columns that they add to the result are cut off.
-    let extra = head_dim.next_multiple_of(4) - head_dim;
+    let extra = head_dim.next_multiple_of(tile.step()) - head_dim;
     let [q, k, v] = [q, k, v].map(|x| super::float(op, x).pad(3, 0, extra).contiguous());
     let sizes = Sizes {
         pairs: batch * kv_heads,
@@ -173,8 +219,8 @@ fn attend([q, k, v]: [&Tensor; 3], mask: &Mask, scale: f32, tile: Tile) -> Tenso
     let lse = Tensor::empty(gpu, op, [batch, heads, tokens_q], DType::F32);
     let mut binds = vec![q.bind(0), k.bind(1), v.bind(2), y.bind_mut(3), lse.bind_mut(4)];
     binds.extend(mask.iter().map(|m| m.bind(10)));
-    let source = tile.forward(sizes.head_dim, mask.is_some());
-    sizes.launch(gpu, &source, "forward", binds, sizes.rows(), tile.forward as usize);
+    let source = tile.forward.forward(sizes.head_dim, mask.is_some());
+    sizes.launch(gpu, &source, "forward", binds, sizes.rows(), tile.forward);
     let saved = y.clone();
     let y = y.made_by(&[&q, &k, &v], || {
         Box::new(Attention {
@@ -213,7 +259,7 @@ impl Op for Attention {
         let [q, k, v, y] = [&self.q, &self.k, &self.v, &self.y].map(|saved| saved.get(op));
         let mask = self.mask.as_ref().map(|saved| saved.get(op));
         let gpu = q.gpu();
-        let source = self.tile.backward(sizes.head_dim, mask.is_some());
+        let source = self.tile.queries.queries(sizes.head_dim, mask.is_some());
         let all = sizes.pairs * sizes.rows();
         let stats = Tensor::empty(gpu, op, [all, 2], DType::F32);
         // Rows of all pairs in one go: as many workgroups as the pairs' sizes make, each of 64 rows.
@@ -235,27 +281,37 @@ impl Op for Attention {
             let dq = Tensor::empty(gpu, op, *q.shape(), DType::F32);
             let mut binds = inputs();
             binds.push(dq.bind_mut(5));
-            sizes.launch(gpu, &source, "queries", binds, sizes.rows(), self.tile.queries as usize);
+            sizes.launch(gpu, &source, "queries", binds, sizes.rows(), self.tile.queries);
             sink.add(0, dq);
         }
         if sink.needs(1) || sink.needs(2) {
             let [dk, dv] = [(); 2].map(|()| Tensor::empty(gpu, op, *k.shape(), DType::F32));
             let mut binds = inputs();
             binds.extend([dk.bind_mut(6), dv.bind_mut(7)]);
-            sizes.launch(gpu, &source, "keys", binds, sizes.tokens_k, self.tile.keys as usize);
+            let source = self.tile.keys.keys(sizes.head_dim, mask.is_some());
+            sizes.launch(gpu, &source, "keys", binds, sizes.tokens_k, self.tile.keys);
             sink.add(1, dk);
             sink.add(2, dv);
         }
     }
 }
 
+/// One of each kind of split, for the tests: what an adapter picks by itself is only one of them.
+const SINGLE: Tile = Tile::of_splits([[1, 1], [1, 1], [1, 1]]);
+const SEVERAL: Tile = Tile::of_splits([[4, 1], [2, 1], [2, 1]]);
+const SHARED: Tile = Tile::of_splits([[1, 2], [1, 4], [1, 8]]);
+const BOTH: Tile = Tile::of_splits([[4, 4], [2, 2], [2, 4]]);
+
 pub(super) fn variants() -> Vec<Source> {
     let mut all = Vec::new();
     for masked in [false, true] {
-        let small = Tile { forward: 4, queries: 2, keys: 2 };
-        all.extend([small.forward(64, masked), small.backward(64, masked)]);
-        let single = Tile { forward: 1, queries: 1, keys: 1 };
-        all.extend([4, 20, 256].into_iter().flat_map(|d| [single.forward(d, masked), single.backward(d, masked)]));
+        for (tile, head_dim) in
+            [(SINGLE, 4), (SINGLE, 64), (SEVERAL, 64), (SHARED, 128), (SHARED, 256), (BOTH, 256)]
+        {
+            all.push(tile.forward.forward(head_dim, masked));
+            all.push(tile.queries.queries(head_dim, masked));
+            all.push(tile.keys.keys(head_dim, masked));
+        }
     }
     all
 }
@@ -297,8 +353,13 @@ fn attention64(x: &[Array], causal: bool, scale: f64) -> Array {
 pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     // [batch, heads, kv_heads, tokens_q, tokens_k, head_dim]
-    let mut add = |name: &str, [b, h, g, tq, tk, d]: [usize; 6], mask: Option<Input>, causal: bool, tile: Option<Tile>| {
-        let mut inputs = vec![Input::normal([b, h, tq, d]), Input::normal([b, g, tk, d]), Input::normal([b, g, tk, d])];
+    let mut add = |name: &str,
+                   [b, h, g, tq, tk, d]: [usize; 6],
+                   mask: Option<Input>,
+                   causal: bool,
+                   tile: Option<Tile>| {
+        let mut inputs =
+            vec![Input::normal([b, h, tq, d]), Input::normal([b, g, tk, d]), Input::normal([b, g, tk, d])];
         inputs.extend(mask);
         let scale = 1.0 / (d as f32).sqrt();
         let case = Case::new(
@@ -315,11 +376,10 @@ pub(super) fn cases() -> Vec<Case> {
             },
             move |x| attention64(x, causal, scale as f64),
         );
-        // dS = p (dp - delta): both are dots of length d that nearly cancel, so their rounding is absolute.
+        // ds = p (dp - delta): both are dots of length d that nearly cancel, so their rounding is absolute.
         all.push(case.ulps(64.0, 64.0).grad_floor(4.0 * (d as f64).sqrt()));
     };
-    let single = Some(Tile { forward: 1, queries: 1, keys: 1 });
-    let several = Some(Tile { forward: 4, queries: 2, keys: 2 });
+    let (single, several, shared, both) = (Some(SINGLE), Some(SEVERAL), Some(SHARED), Some(BOTH));
     add("one token", [1, 1, 1, 1, 1, 4], None, true, None);
     add("all keys", [2, 2, 2, 7, 7, 8], None, false, None);
     add("all keys", [1, 2, 1, 5, 13, 3], None, false, None);
@@ -331,12 +391,37 @@ pub(super) fn cases() -> Vec<Case> {
     add("causal, earlier keys", [1, 2, 1, 3, 17, 8], None, true, None);
     add("causal, one query", [2, 4, 1, 1, 19, 8], None, true, None);
     add("causal, rows that see nothing", [1, 2, 2, 9, 4, 8], None, true, None);
+    add("causal, shared rows", [1, 1, 1, 67, 67, 4], None, true, shared);
+    add("causal grouped, shared rows", [2, 6, 2, 11, 13, 8], None, true, shared);
+    add("causal, rows that see nothing, shared", [1, 2, 2, 9, 4, 8], None, true, shared);
+    add("causal grouped, several shared rows", [2, 6, 2, 23, 27, 16], None, true, both);
+    add("all keys, several shared rows", [1, 1, 1, 67, 71, 4], None, false, both);
+    add(
+        "mask, several shared rows",
+        [2, 4, 2, 5, 7, 4],
+        Some(Input::normal([2, 4, 5, 7]).fixed()),
+        false,
+        both,
+    );
+    add("mask, shared rows", [2, 4, 2, 5, 7, 4], Some(Input::normal([2, 4, 5, 7]).fixed()), false, shared);
     add("causal head_dim", [1, 1, 1, 3, 5, 64], None, true, None);
     add("wide head_dim", [1, 1, 1, 3, 4, 96], None, false, None);
-    add("widest head_dim", [1, 1, 1, 3, 2, 254], None, false, None);
+    add("widest head_dim", [1, 1, 1, 3, 7, 254], None, false, None);
     for shape in [[2, 4, 5, 7], [1, 4, 5, 7], [2, 1, 1, 7], [1, 1, 5, 1]] {
-        add(&format!("mask {shape:?}"), [2, 4, 2, 5, 7, 4], Some(Input::normal(shape).fixed()), false, single);
-        add(&format!("mask {shape:?}"), [2, 4, 2, 5, 7, 8], Some(Input::normal(shape).fixed()), false, several);
+        add(
+            &format!("mask {shape:?}"),
+            [2, 4, 2, 5, 7, 4],
+            Some(Input::normal(shape).fixed()),
+            false,
+            single,
+        );
+        add(
+            &format!("mask {shape:?}"),
+            [2, 4, 2, 5, 7, 8],
+            Some(Input::normal(shape).fixed()),
+            false,
+            several,
+        );
     }
     // Row 0 sees keys 1 and 2, row 1 nothing, row 2 key 0.
     let low = f64::NEG_INFINITY;
@@ -355,7 +440,8 @@ pub(super) fn cases() -> Vec<Case> {
             |x| {
                 let turn = |x: &Array| {
                     let [b, t, h, d] = [x.shape[0], x.shape[1], x.shape[2], x.shape[3]];
-                    let from = move |i: usize| ((i / d / t / h * t + i / d % t) * h + i / d / t % h) * d + i % d;
+                    let from =
+                        move |i: usize| ((i / d / t / h * t + i / d % t) * h + i / d / t % h) * d + i % d;
                     Array::from_fn([b, h, t, d], |i| x.data[from(i)])
                 };
                 turn(&attention64(&[turn(&x[0]), turn(&x[1]), turn(&x[2])], true, 0.7f32 as f64))
@@ -366,9 +452,12 @@ pub(super) fn cases() -> Vec<Case> {
     );
     let half = [[1, 2, 5, 8], [1, 1, 6, 8], [1, 1, 6, 8]].map(|s| Input::normal(s).dtype(DType::F16));
     all.push(
-        Case::new("f16", half.to_vec(), |x| x[0].attention(&x[1], &x[2], &Mask::None), |x| {
-            attention64(x, false, (1.0 / 8f32.sqrt()) as f64)
-        })
+        Case::new(
+            "f16",
+            half.to_vec(),
+            |x| x[0].attention(&x[1], &x[2], &Mask::None),
+            |x| attention64(x, false, (1.0 / 8f32.sqrt()) as f64),
+        )
         .ulps(64.0, 64.0),
     );
     all

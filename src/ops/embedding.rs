@@ -1,107 +1,319 @@
-//! Rows of a table by index, and the adjoint that adds rows back in a fixed order.
+//! Elements by index: embedding, index_select and gather, and the adjoints that add back in a fixed order.
 
 use super::case::{Array, Case, Input};
 use super::words;
 use crate::dtype::DType;
-use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::kernel::{Bind, Launch, grid};
 use crate::gpu::shader::Source;
-use crate::shape::Shape;
+use crate::shape::{self, Shape};
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
-struct Embedding {
-    ids: Saved,
+/// Ids as flat u32; a negative one becomes larger than any axis, so that it is outside.
+#[track_caller]
+fn flat(op: &str, ids: &Tensor) -> Tensor {
+    assert!(!ids.dtype().is_float(), "{op}: ids must be u32 or i32, got {}", ids.dtype());
+    ids.detach().cast(DType::U32).reshape([ids.count()]).contiguous()
+}
+
+fn source(wide: bool) -> Source {
+    let [elem, float] = if wide { ["vec4<u32>", "vec4<f32>"] } else { ["u32", "f32"] };
+    Source::file("embedding").alias("Elem", elem).alias("Float", float)
+}
+
+/// What the kernels walk: `rows` along the axis of x, `inner` elements behind each, `count` ids.
+#[derive(Clone, Copy)]
+struct Sizes {
     rows: usize,
-    width: usize,
+    inner: usize,
+    count: usize,
 }
 
-/// Ids as flat u32; a negative one becomes larger than any table, so that it is outside.
-fn flat(ids: &Tensor) -> Tensor {
-    let ids = ids.detach().reshape([ids.count()]);
-    if ids.dtype() == DType::U32 { ids.contiguous() } else { ids.cast(DType::U32).contiguous() }
+impl Sizes {
+    fn launch(
+        &self,
+        to: &Tensor,
+        entry: &str,
+        wide: bool,
+        accumulate: bool,
+        threads: usize,
+        binds: Vec<Bind>,
+    ) {
+        let grid = grid(threads.div_ceil(64));
+        let inner = if wide { self.inner / 4 } else { self.inner };
+        let params = [grid[0] as usize, threads, self.rows, inner, self.count, accumulate as usize];
+        let (op, params) = ("embedding", params.map(|v| v as u32));
+        to.gpu().launch(Launch { op, source: &source(wide), entry, binds, params: words(&params), grid });
+    }
 }
 
-impl Op for Embedding {
+/// `x` in whole words for `inner` elements at a time, so that a kernel can move it whatever its type.
+fn whole_words(x: &Tensor, inner: usize) -> Tensor {
+    let odd = x.dtype() == DType::F16 && !inner.is_multiple_of(2);
+    if odd { x.cast(DType::F32).contiguous() } else { x.contiguous() }
+}
+
+/// `y[o, i, c] = x[o, ids[i], c]`, not recorded.
+fn select(x: &Tensor, axis: usize, ids: &Tensor) -> Tensor {
+    let (_, rows, inner) = x.shape().split_at_axis(axis);
+    let stored = whole_words(x, inner);
+    let y = Tensor::empty(x.gpu(), "embedding", x.shape().with(axis, ids.count()), stored.dtype());
+    let sizes = Sizes { rows, inner: inner * stored.dtype().size() / 4, count: ids.count() };
+    let wide = sizes.inner.is_multiple_of(4);
+    let words = y.count() * y.dtype().size() / 4;
+    let binds = vec![stored.bind(0), ids.bind(1), y.bind_mut(2)];
+    sizes.launch(&y, "select_rows", wide, false, if wide { words / 4 } else { words }, binds);
+    y.cast(x.dtype())
+}
+
+struct Select {
+    axis: usize,
+    shape: Shape,
+    ids: Saved,
+}
+
+impl Op for Select {
     fn name(&self) -> &'static str {
-        "embedding"
+        "index_select"
     }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
-        let ids = self.ids.get("embedding");
-        let (gpu, n, dy) = (dy.gpu(), ids.count(), dy.contiguous());
+        let ids = self.ids.get(self.name());
+        let (gpu, dy) = (dy.gpu(), dy.contiguous());
+        let (_, rows, inner) = self.shape.split_at_axis(self.axis);
+        let sizes = Sizes { rows, inner, count: ids.count() };
         let order = ids.argsort(0, false).contiguous();
+        let starts = Tensor::empty(gpu, "embedding", [rows + 1], DType::U32);
+        let binds = vec![ids.bind(1), order.bind(3), starts.bind_mut(4)];
+        sizes.launch(&starts, "find_starts", false, false, rows + 1, binds);
+        let wide = inner.is_multiple_of(4);
         sink.add_with(0, |into| {
-            let (dtable, accumulate) = into.output(gpu, "embedding", Shape::new(&[self.rows, self.width]));
-            let grid = grid(self.rows);
-            let params = [grid[0], self.rows as u32, self.width as u32, n as u32, accumulate as u32];
-            gpu.launch(Launch {
-                op: "embedding",
-                source: &Source::file("embedding"),
-                entry: "backward",
-                binds: vec![dy.bind(0), ids.bind(1), order.bind(2), dtable.bind_mut(3)],
-                params: words(&params),
-                grid,
-            });
-            dtable
+            let (dx, accumulate) = into.output(gpu, "embedding", self.shape);
+            let threads = if wide { dx.count() / 4 } else { dx.count() };
+            let binds = vec![order.bind(3), starts.bind(5), dy.bind(6), dx.bind_mut(7)];
+            sizes.launch(&dx, "sum_rows", wide, accumulate, threads, binds);
+            dx
+        });
+    }
+}
+
+struct Gather {
+    axis: usize,
+    shape: Shape,
+    index: Saved,
+}
+
+impl Op for Gather {
+    fn name(&self) -> &'static str {
+        "gather"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        let index = self.index.get(self.name());
+        let (gpu, n) = (dy.gpu(), index.count());
+        let count = dy.shape()[self.axis];
+        let dy = dy.contiguous();
+        let (_, rows, inner) = self.shape.split_at_axis(self.axis);
+        let cells = Tensor::empty(gpu, "gather", [n], DType::U32);
+        let binds = vec![index.bind(1), cells.bind_mut(4)];
+        Sizes { rows, inner, count }.launch(&cells, "cells", false, false, n, binds);
+        let order = cells.argsort(0, false).contiguous();
+        sink.add_with(0, |into| {
+            let (dx, accumulate) = into.output(gpu, "gather", self.shape);
+            let sizes = Sizes { rows, inner, count: n };
+            if !accumulate {
+                sizes.launch(&dx, "clear", false, false, dx.count(), vec![dx.bind_mut(7)]);
+            }
+            let binds = vec![cells.bind(1), order.bind(3), dy.bind(6), dx.bind_mut(7)];
+            sizes.launch(&dx, "sum_cells", false, accumulate, n, binds);
+            dx
         });
     }
 }
 
 impl Tensor {
-    /// `y[.., c] = table[ids[..], c]`: this `[rows, width]` looked up by `ids` of any shape, u32 or i32.
+    /// `y[.., c] = table[ids[..], c]`: this `[rows, width]` looked up by `ids` of any shape, u32 or i32; in f32.
     ///
     /// An id outside the table gives zeros and takes no gradient. The gradient of a row is the sum over the places that
-    /// used it, in their order: the same bits every time.
+    /// used it, in a fixed order: the same bits every time.
     ///
     /// # Panics
     /// When this is not a matrix of floats or `ids` are not integers.
     #[track_caller]
     pub fn embedding(&self, ids: &Tensor) -> Tensor {
-        same_gpu("embedding", &[self, ids]);
-        assert!(self.shape().len() == 2, "embedding: the table must be a matrix, got {}", self.shape());
-        assert!(!ids.dtype().is_float(), "embedding: ids must be u32 or i32, got {}", ids.dtype());
-        let [rows, width] = [self.shape()[0], self.shape()[1]];
+        assert!(self.shape().len() == 2, "embedding: the table must be [rows, width], got {}", self.shape());
+        assert!(self.dtype().is_float(), "embedding: needs floats, got {}; cast first", self.dtype());
         let mut sizes = ids.shape().to_vec();
-        sizes.push(width);
-        let (table, flat) = (super::float("embedding", &self.detach()).contiguous(), flat(ids));
-        let y = Tensor::empty(self.gpu(), "embedding", &sizes[..], DType::F32);
-        let grid = grid(y.count().div_ceil(64));
-        let params = [grid[0], rows as u32, width as u32, flat.count() as u32, 0];
-        if rows > 0 && y.count() > 0 {
-            self.gpu().launch(Launch {
-                op: "embedding",
-                source: &Source::file("embedding"),
-                entry: "forward",
-                binds: vec![table.bind(0), flat.bind(1), flat.bind(2), y.bind_mut(3)],
-                params: words(&params),
-                grid,
-            });
+        sizes.push(self.shape()[1]);
+        self.selected("embedding", 0, ids).reshape(&sizes[..]).cast(DType::F32)
+    }
+
+    /// `y[.., i, ..] = x[.., ids[i], ..]` along `axis`, for one axis of u32 or i32 ids; any dtype.
+    ///
+    /// An id outside the axis gives zeros and takes no gradient. The gradient adds what went to several places, in a
+    /// fixed order.
+    ///
+    /// # Panics
+    /// When the axis is out of range, or `ids` are not one axis of integers.
+    #[track_caller]
+    pub fn index_select(&self, axis: isize, ids: &Tensor) -> Tensor {
+        let axis = shape::axis("index_select", axis, self.shape());
+        assert!(ids.shape().len() == 1, "index_select: ids must have one axis, got {}", ids.shape());
+        self.selected("index_select", axis, ids)
+    }
+
+    #[track_caller]
+    fn selected(&self, op: &'static str, axis: usize, ids: &Tensor) -> Tensor {
+        same_gpu(op, &[self, ids]);
+        let ids = flat(op, ids);
+        let y = select(&self.detach(), axis, &ids);
+        if !self.dtype().is_float() {
+            return y;
         }
-        y.made_by(&[self], || Box::new(Embedding { ids: Saved::new(&flat), rows, width }))
+        y.made_by(&[self], || Box::new(Select { axis, shape: *self.shape(), ids: Saved::new(&ids) }))
+    }
+
+    /// `y[i, j, k] = x[index[i, j, k], j, k]` for `axis` 0 of three, and likewise along others; any dtype.
+    ///
+    /// `index`, u32 or i32, has as many axes as this and is nowhere longer but along `axis`; its shape is the result's.
+    /// An index outside the axis gives zeros and takes no gradient. The gradient adds what went to several places, in a
+    /// fixed order.
+    ///
+    /// # Panics
+    /// When the axis is out of range, the shapes do not fit, or `index` is not of integers.
+    #[track_caller]
+    pub fn gather(&self, axis: isize, index: &Tensor) -> Tensor {
+        let op = "gather";
+        same_gpu(op, &[self, index]);
+        let axis = shape::axis(op, axis, self.shape());
+        let (from, to) = (*self.shape(), *index.shape());
+        let fits = from.len() == to.len() && (0..from.len()).all(|a| a == axis || to[a] <= from[a]);
+        assert!(fits, "{op}: index {to} does not lie in {from} outside axis {axis}");
+        let shorter = (0..from.len()).filter(|&a| a != axis && to[a] < from[a]);
+        let x = shorter.fold(self.clone(), |x, a| x.slice(a as isize, 0..to[a]));
+        let index = flat(op, index);
+        let (_, rows, inner) = x.shape().split_at_axis(axis);
+        // Single elements are moved, so f16 always goes through f32.
+        let stored = whole_words(&x.detach(), 1);
+        let y = Tensor::empty(x.gpu(), op, to, stored.dtype());
+        let binds = vec![stored.bind(0), index.bind(1), y.bind_mut(2)];
+        Sizes { rows, inner, count: to[axis] }.launch(&y, op, false, false, y.count(), binds);
+        let y = y.cast(self.dtype());
+        if !self.dtype().is_float() {
+            return y;
+        }
+        y.made_by(&[&x], || Box::new(Gather { axis, shape: *x.shape(), index: Saved::new(&index) }))
     }
 }
 
 pub(super) fn variants() -> Vec<Source> {
-    vec![Source::file("embedding")]
+    vec![source(false), source(true)]
+}
+
+/// `x[outer, rows, inner]` at ids along the middle axis, `id(o, i, c)` of `count`; 0 outside.
+fn look(
+    x: &Array,
+    axis: usize,
+    count: usize,
+    shape: Shape,
+    id: impl Fn(usize, usize, usize) -> f64,
+) -> Array {
+    let (_, rows, inner) = x.shape.split_at_axis(axis);
+    Array::from_fn(shape, |at| {
+        let (o, i, c) = (at / inner / count, at / inner % count, at % inner);
+        let id = id(o, i, c);
+        let inside = id >= 0.0 && id < rows as f64;
+        if inside { x.data[(o * rows + id as usize) * inner + c] } else { 0.0 }
+    })
+}
+
+fn embedding64(x: &[Array]) -> Array {
+    let mut sizes = x[1].shape.to_vec();
+    sizes.push(x[0].shape[1]);
+    look(&x[0], 0, x[1].data.len(), Shape::new(&sizes), |_, i, _| x[1].data[i])
+}
+
+fn select64(x: &[Array], axis: usize) -> Array {
+    let count = x[1].data.len();
+    look(&x[0], axis, count, x[0].shape.with(axis, count), |_, i, _| x[1].data[i])
+}
+
+/// torch.gather: walks the index' shape.
+fn gather64(x: &[Array], axis: usize) -> Array {
+    let (from, to) = (x[0].shape, x[1].shape);
+    Array::from_fn(to, |at| {
+        let id = x[1].data[at];
+        if !(id >= 0.0 && id < from[axis] as f64) {
+            return 0.0;
+        }
+        let place = |a: usize| at / to[a + 1..].iter().product::<usize>() % to[a];
+        let place = |a: usize| if a == axis { id as usize } else { place(a) };
+        x[0].data[(0..from.len()).fold(0, |flat, a| flat * from[a] + place(a))]
+    })
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    let look = |x: &[Array]| {
-        let width = x[0].shape[1];
-        let mut sizes = x[1].shape.to_vec();
-        sizes.push(width);
-        Array::from_fn(&sizes[..], |i| {
-            let id = x[1].data[i / width];
-            let inside = id >= 0.0 && id < x[0].shape[0] as f64;
-            if inside { x[0].data[id as usize * width + i % width] } else { 0.0 }
-        })
-    };
     let mut all = Vec::new();
-    for (rows, width, ids) in [(1, 1, &[1][..]), (7, 13, &[3, 5]), (5, 67, &[131])] {
+    for (rows, width, ids) in
+        [(1, 1, &[1][..]), (7, 13, &[3, 5]), (5, 67, &[131]), (3, 8, &[2, 3, 2]), (67, 4, &[])]
+    {
         let inputs = vec![Input::normal([rows, width]), Input::integers(ids, DType::U32, 0, rows as i64)];
-        all.push(Case::new(format!("{rows} {width} {ids:?}"), inputs, |x| x[0].embedding(&x[1]), look));
+        let name = format!("{rows} {width} {ids:?}");
+        all.push(Case::new(name, inputs, |x| x[0].embedding(&x[1]), embedding64));
     }
-    let inputs = vec![Input::normal([5, 3]), Input::integers([40], DType::I32, -3, 9)];
-    all.push(Case::new("ids outside the table", inputs, |x| x[0].embedding(&x[1]), look));
+    for width in [3, 4] {
+        let inputs = vec![Input::normal([5, width]), Input::integers([40], DType::I32, -3, 9)];
+        let name = format!("ids outside the table, width {width}");
+        all.push(Case::new(name, inputs, |x| x[0].embedding(&x[1]), embedding64));
+    }
+    for width in [5, 6, 8] {
+        let inputs =
+            vec![Input::normal([5, width]).dtype(DType::F16), Input::integers([7], DType::U32, 0, 6)];
+        let name = format!("f16, width {width}");
+        all.push(Case::new(name, inputs, |x| x[0].embedding(&x[1]), embedding64));
+    }
+    // Beyond one tile of the sort.
+    let many = vec![Input::normal([67, 1]), Input::integers([2500], DType::U32, 0, 67)];
+    all.push(Case::new("gradient of many ids", many, |x| x[0].embedding(&x[1]), embedding64));
+
+    for (shape, axis, count) in
+        [(&[4][..], 0, 9), (&[3, 5, 4], 1, 7), (&[3, 5, 3], 1, 7), (&[2, 13], 1, 67), (&[6, 2, 2], 0, 1)]
+    {
+        let inputs =
+            vec![Input::normal(shape), Input::integers([count], DType::I32, -1, shape[axis] as i64 + 1)];
+        let at = axis as isize;
+        all.push(Case::new(
+            format!("index_select {count} of {shape:?} axis {axis}"),
+            inputs,
+            move |x| x[0].index_select(at, &x[1]),
+            move |x| select64(x, axis),
+        ));
+    }
+    for (shape, axis, index) in [
+        (&[1][..], 0, &[1][..]),
+        (&[5], 0, &[131]),
+        (&[7, 13], 1, &[7, 1]),
+        (&[7, 13], 0, &[3, 11]),
+        (&[3, 5, 4], 1, &[3, 9, 4]),
+        (&[3, 5, 4], 1, &[2, 3, 2]),
+    ] {
+        let inputs =
+            vec![Input::normal(shape), Input::integers(index, DType::I32, -1, shape[axis] as i64 + 1)];
+        let at = axis as isize;
+        all.push(Case::new(
+            format!("gather {index:?} of {shape:?} axis {axis}"),
+            inputs,
+            move |x| x[0].gather(at, &x[1]),
+            move |x| gather64(x, axis),
+        ));
+    }
+    for dtype in [DType::F16, DType::I32] {
+        let input = || vec![Input::integers([5, 3], dtype, -9, 9), Input::integers([5, 2], DType::U32, 0, 3)];
+        let name = format!("gather of {dtype}");
+        all.push(Case::new(name, input(), |x| x[0].gather(1, &x[1]), |x| gather64(x, 1)).exact());
+        let input = vec![Input::integers([5, 3], dtype, -9, 9), Input::integers([8], DType::U32, 0, 5)];
+        let name = format!("index_select of {dtype}");
+        all.push(Case::new(name, input, |x| x[0].index_select(0, &x[1]), |x| select64(x, 0)).exact());
+    }
     all
 }

@@ -1,4 +1,4 @@
-//! The maps from what is stored to what is used. Each kind is a [`Site`](crate::ops::site::Site): one load, one adjoint.
+//! The maps from what is stored to what is used. Each kind is a [`Site`]: one load, one adjoint.
 //!
 //! | kind | weight | stored |
 //! |---|---|---|
