@@ -29,7 +29,8 @@ fn draw(
         let first = losses.first().map_or(0, |l| l.0) as f64;
         let last = losses.last().map_or(1, |l| l.0).max(1) as f64;
         let highest = losses.iter().map(|l| l.1 as f64).fold(lines.unigram, f64::max) * 1.03;
-        let lowest = losses.iter().map(|l| l.1 as f64).fold(lines.validation, f64::min) * 0.95;
+        let lowest =
+            losses.iter().map(|l| l.1 as f64).fold(lines.validation.min(lines.bigram), f64::min) * 0.95;
         let mut chart = ChartBuilder::on(&root)
             .caption(title, ("sans-serif", 17))
             .margin(12)
