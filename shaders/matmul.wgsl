@@ -34,6 +34,7 @@ var<immediate> p: Params;
 #import rhs = rhs_plain
 #import site = site_none
 #import store = store_plain
+#import epilogue
 #import elementwise
 
 var<workgroup> left: array<vec4<f32>, TILE_K * ROWS4>;

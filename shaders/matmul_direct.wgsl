@@ -30,6 +30,7 @@ var<immediate> p: Params;
 #import rhs = rhs_plain
 #import site = site_none
 #import store = store_plain
+#import epilogue
 #import elementwise
 
 @compute @workgroup_size(THREADS)

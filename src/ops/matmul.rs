@@ -301,8 +301,8 @@ impl Tensor {
         y.made_by(&[self, rhs], || Box::new(Matmul { lhs: Saved::new(self), rhs: Saved::new(rhs) }))
     }
 
-    /// `y = act(x W^T + bias) + residual` with `x [.., in]`, `W [out, in]` from any [`Site`]: the sharing kind's load is
-    /// fused into the product, `W` is never stored.
+    /// `y = act(x W^T + bias) + residual` with `x [.., in]`, `W [out, in]` from any [`Site`]: for few rows the
+    /// sharing kind's load is fused into the product, above 64 rows `W` is made once for this product and let go.
     ///
     /// Derivatives: `dx = dy W` with the same load, `dbias` the sum over rows, and the site's own rule for what it
     /// stores. While a graph is recorded the activation runs as its own op, because its derivative needs its input.
