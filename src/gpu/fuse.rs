@@ -386,6 +386,7 @@ impl<'a> Program<'a> {
             binds,
             params: bytemuck::cast_slice(&params),
             grid,
+            reuse: 1,
         });
         for ((value, _), made) in outputs.iter().zip(places) {
             value.rebase(made);

@@ -2,6 +2,7 @@
 
 use super::buffer::Buffer;
 use super::shader::Source;
+use super::texel::{self, Texel};
 use super::{Gpu, lock};
 use crate::error::{Error, Result};
 use std::collections::HashMap;
@@ -26,6 +27,8 @@ pub(crate) struct Launch<'a> {
     /// The kernel's `var<immediate> p`, as its bytes; at most 128.
     pub params: &'a [u8],
     pub grid: [u32; 3],
+    /// Times that each element of an operand is loaded, roughly; 0 when most of a large operand is not.
+    pub reuse: u32,
 }
 
 #[derive(PartialEq, Eq, Hash)]
@@ -33,12 +36,15 @@ struct Key {
     source: String,
     entry: String,
     binds: Vec<(u32, bool)>,
+    texels: Vec<u32>,
     params: usize,
 }
 
 struct Pipeline {
     raw: wgpu::ComputePipeline,
     layout: wgpu::BindGroupLayout,
+    /// Operands that it reads as textures.
+    texels: Vec<(u32, Texel)>,
 }
 
 /// Pipelines made so far; a failed one is kept too, so that it is compiled once and fails every time.
@@ -74,29 +80,45 @@ impl Gpu {
             return Err(Error::Limit { what, need: n as u64, have: most as u64 });
         }
         let pipeline = self.pipeline(launch)?;
-        let mut entries = Vec::with_capacity(launch.binds.len());
+        let mut raws = Vec::with_capacity(launch.binds.len());
         for bind in &launch.binds {
-            let Some(raw) = bind.buffer.data() else {
-                return Err(Error::device(format!(
-                    "{}: an operand has no data because the op that makes it failed earlier",
-                    launch.op
-                )));
-            };
-            entries.push(wgpu::BindGroupEntry {
-                binding: bind.binding,
-                resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                    buffer: raw,
-                    offset: bind.offset,
-                    size: std::num::NonZeroU64::new(bind.size),
-                }),
-            });
+            raws.push(bind.buffer.data().ok_or_else(|| {
+                let why = "an operand has no data because the op that makes it failed earlier";
+                Error::device(format!("{}: {why}", launch.op))
+            })?);
         }
+        let mut recorder = lock(&self.0.recorder);
+        let views: Vec<Option<wgpu::TextureView>> = launch
+            .binds
+            .iter()
+            .zip(&raws)
+            .map(|(bind, raw)| {
+                let place = pipeline.texels.iter().position(|(binding, _)| *binding == bind.binding)?;
+                Some(recorder.texels(self, bind, raw, pipeline.texels[place].1, place))
+            })
+            .collect();
+        let entries: Vec<_> = launch
+            .binds
+            .iter()
+            .zip(&raws)
+            .zip(&views)
+            .map(|((bind, raw), view)| wgpu::BindGroupEntry {
+                binding: bind.binding,
+                resource: match view {
+                    Some(view) => wgpu::BindingResource::TextureView(view),
+                    None => wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                        buffer: raw,
+                        offset: bind.offset,
+                        size: std::num::NonZeroU64::new(bind.size),
+                    }),
+                },
+            })
+            .collect();
         let group = self.0.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some(launch.op),
             layout: &pipeline.layout,
             entries: &entries,
         });
-        let mut recorder = lock(&self.0.recorder);
         let pass = recorder.pass(self);
         pass.set_pipeline(&pipeline.raw);
         pass.set_bind_group(0, &group, &[]);
@@ -114,6 +136,7 @@ impl Gpu {
             source: launch.source.key(),
             entry: launch.entry.to_string(),
             binds: launch.binds.iter().map(|b| (b.binding, b.write)).collect(),
+            texels: self.texel_bindings(&launch.binds, launch.reuse),
             params: launch.params.len(),
         };
         // Held while compiling: two threads that want the same kernel compile it once.
@@ -121,21 +144,22 @@ impl Gpu {
         if let Some(pipeline) = cache.0.get(&key) {
             return pipeline.clone();
         }
-        let made = self.compile(launch).map(Arc::new);
+        let made = self.compile(launch, &key.texels).map(Arc::new);
         cache.0.insert(key, made.clone());
         made
     }
 
-    fn compile(&self, launch: &Launch) -> Result<Pipeline> {
+    fn compile(&self, launch: &Launch, wanted: &[u32]) -> Result<Pipeline> {
         let started = std::time::Instant::now();
         let assembled = launch.source.assemble()?;
+        let (text, texels) = texel::rewrite(assembled.text(), wanted);
         let file = || format!("{} ({})", assembled.name(), launch.op);
         let device = &self.0.device;
         let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
         let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
         let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(launch.op),
-            source: wgpu::ShaderSource::Wgsl(assembled.text().into()),
+            source: wgpu::ShaderSource::Wgsl(text),
         };
         let module = if self.0.checked {
             device.create_shader_module(descriptor)
@@ -149,10 +173,17 @@ impl Gpu {
             .map(|b| wgpu::BindGroupLayoutEntry {
                 binding: b.binding,
                 visibility: wgpu::ShaderStages::COMPUTE,
-                ty: wgpu::BindingType::Buffer {
-                    ty: wgpu::BufferBindingType::Storage { read_only: !b.write },
-                    has_dynamic_offset: false,
-                    min_binding_size: None,
+                ty: match texels.iter().find(|(binding, _)| *binding == b.binding) {
+                    Some((_, texel)) => wgpu::BindingType::Texture {
+                        sample_type: texel.sample_type(),
+                        view_dimension: wgpu::TextureViewDimension::D2,
+                        multisampled: false,
+                    },
+                    None => wgpu::BindingType::Buffer {
+                        ty: wgpu::BufferBindingType::Storage { read_only: !b.write },
+                        has_dynamic_offset: false,
+                        min_binding_size: None,
+                    },
                 },
                 count: None,
             })
@@ -184,6 +215,6 @@ impl Gpu {
             return Err(Error::Shader { file: file(), line: 0, message: error.to_string() });
         }
         tracing::debug!(op = launch.op, entry = launch.entry, ms = started.elapsed().as_millis(), "compiled");
-        Ok(Pipeline { raw, layout })
+        Ok(Pipeline { raw, layout, texels })
     }
 }

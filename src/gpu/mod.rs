@@ -6,6 +6,7 @@ pub mod inplace;
 pub mod kernel;
 pub mod record;
 pub mod shader;
+mod texel;
 pub mod timer;
 
 use crate::error::{Error, Result};
@@ -24,6 +25,9 @@ pub struct Options {
     pub backend: Option<String>,
     /// Runs kernels with bounds checks and bounded loops even in release builds (`TIEBEAM_CHECKED=1`).
     pub checked: bool,
+    /// Reads operands through textures: never, or wherever it can be done. By default on llvmpipe where it pays:
+    /// its loads from storage buffers are ten times slower. The bits do not depend on it.
+    pub texels: Option<bool>,
 }
 
 /// One adapter that this machine offers.
@@ -83,6 +87,7 @@ pub(crate) struct Inner {
     pub checked: bool,
     summary: AdapterSummary,
     software: bool,
+    texels: texel::Policy,
     fault: Arc<Mutex<Option<Error>>>,
     /// Number of the open batch.
     pub epoch: AtomicU64,
@@ -229,7 +234,7 @@ impl Gpu {
             || variable("TIEBEAM_CHECKED").is_some_and(|v| v != "0");
         let adapters = list(backends(backend.as_deref())?);
         let index = choose(&adapters, wanted.as_deref())?;
-        Gpu::from_adapter(index, &adapters[index], checked)
+        Gpu::from_adapter(index, &adapters[index], checked, options.texels)
     }
 
     /// Every adapter that this machine offers, in the order that `TIEBEAM_ADAPTER` counts.
@@ -241,8 +246,13 @@ impl Gpu {
         Ok(list(backends(backend.as_deref())?).iter().enumerate().map(|(i, a)| summarize(i, a)).collect())
     }
 
-    fn from_adapter(index: usize, adapter: &wgpu::Adapter, checked: bool) -> Result<Gpu> {
+    fn from_adapter(index: usize, adapter: &wgpu::Adapter, checked: bool, texels: Option<bool>) -> Result<Gpu> {
         let summary = summarize(index, adapter);
+        let texels = match texels {
+            Some(true) => texel::Policy::Always,
+            None if summary.name.contains("llvmpipe") => texel::Policy::Worth,
+            Some(false) | None => texel::Policy::Never,
+        };
         let have = adapter.features();
         if !have.contains(wgpu::Features::IMMEDIATES) {
             return Err(Error::Unsupported {
@@ -291,6 +301,7 @@ impl Gpu {
             limits,
             features: wanted,
             checked,
+            texels,
             summary,
             fault,
             epoch: AtomicU64::new(0),

@@ -23,6 +23,8 @@ pub(crate) struct Recorder {
     total: u64,
     uploaded: u64,
     flights: VecDeque<wgpu::SubmissionIndex>,
+    /// Operands as textures, where those are faster to read.
+    pub(super) scratch: Vec<super::texel::Scratch>,
 }
 
 impl Recorder {

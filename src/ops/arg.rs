@@ -34,6 +34,7 @@ fn search(op: &'static str, x: &Tensor, axis: usize, smallest: bool) -> Tensor {
             binds: vec![x.bind(0), pieces.bind(1), y.bind_mut(2)],
             params: words(&all),
             grid,
+            reuse: 1,
         });
     };
     let y = Tensor::empty(gpu, op, [outer, parts, inner], DType::U32);

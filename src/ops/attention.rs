@@ -64,6 +64,7 @@ impl Sizes {
             binds,
             params: words(&self.params(grid, blocks)),
             grid,
+            reuse: 16,
         });
     }
 }
@@ -271,6 +272,7 @@ impl Op for Attention {
             binds: vec![y.bind(0), self.lse.bind(1), stats.bind_mut(2), dy.bind(3)],
             params: words(&sizes.params(flat, 1)),
             grid: flat,
+            reuse: 1,
         });
         let inputs = || {
             let mut binds = vec![q.bind(0), k.bind(1), v.bind(2), dy.bind(3), stats.bind(4)];

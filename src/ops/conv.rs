@@ -127,6 +127,7 @@ impl Sizes {
             binds: vec![from.bind(0), w.bind(1), bias.unwrap_or(w).bind(2), to.bind_mut(3)],
             params: words(&params),
             grid,
+            reuse: 8,
         });
     }
 
@@ -150,7 +151,7 @@ impl Sizes {
             params[0] = grid[0];
             params.push(accumulate as u32);
             let source = &weights_source(out, input);
-            gpu.launch(Launch { op: "conv2d", source, entry, binds, params: words(&params), grid });
+            gpu.launch(Launch { op: "conv2d", source, entry, binds, params: words(&params), grid, reuse: 8 });
         };
         let first = vec![x.bind(0), dy.bind(1), partial.as_ref().unwrap_or(&dw).bind_mut(2)];
         launch("weights", first, accumulate && parts == 1, blocks * parts);

@@ -67,6 +67,7 @@ impl Op for CrossEntropy {
             ],
             params: words(&self.plan.params(grid)),
             grid,
+            reuse: 2,
         });
         sink.add(0, dx);
     }
@@ -126,6 +127,7 @@ impl Tensor {
             binds: vec![x.bind(0), targets.bind(1), losses.bind_mut(2), statistics.bind_mut(3)],
             params: words(&plan.params(grid)),
             grid,
+            reuse: 2,
         });
         let totals = losses.sum(1);
         let y = totals.slice(0, 0..1).div(&totals.slice(0, 1..2)).reshape(Shape::new(&[]));

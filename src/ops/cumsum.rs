@@ -38,7 +38,7 @@ fn scan(op: &'static str, x: &Tensor, axis: usize, reverse: bool) -> Tensor {
     let params = [grid[0] as usize, results, size, inner, parts, size.div_ceil(parts), reverse as usize];
     let launch = |entry, binds| {
         let params = params.map(|v| v as u32);
-        gpu.launch(Launch { op, source: &source(x.dtype()), entry, binds, params: words(&params), grid });
+        gpu.launch(Launch { op, source: &source(x.dtype()), entry, binds, params: words(&params), grid, reuse: 1 });
     };
     let [total, run] = if rows { ["row_totals", "rows"] } else { ["column_totals", "columns"] };
     // `x` stands in for the totals, which a single piece does not read.

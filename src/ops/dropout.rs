@@ -31,6 +31,7 @@ impl Dropout {
             binds: vec![x.bind(0), y.bind_mut(1)],
             params: words(&params),
             grid,
+            reuse: 1,
         });
         y
     }

@@ -43,7 +43,9 @@ impl Sizes {
         let inner = if wide { self.inner / 4 } else { self.inner };
         let params = [grid[0] as usize, threads, self.rows, inner, self.count, accumulate as usize];
         let (op, params) = ("embedding", params.map(|v| v as u32));
-        to.gpu().launch(Launch { op, source: &source(wide), entry, binds, params: words(&params), grid });
+        // Rows are taken from tables of any size.
+        let reuse = (entry != "select_rows") as u32;
+        to.gpu().launch(Launch { op, source: &source(wide), entry, binds, params: words(&params), grid, reuse });
     }
 }
 

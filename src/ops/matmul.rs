@@ -223,7 +223,8 @@ fn product(op: &'static str, lhs: &Tensor, rhs: Right, n: usize, epilogue: &Epil
         .chain(site)
         .collect();
     let grid = [n.div_ceil(tile[1]), m.div_ceil(tile[0]), batch.count()].map(|v| v as u32);
-    gpu.launch(Launch { op, source: &source, entry: "main", binds, params: words(&params), grid });
+    let reuse = (m.min(n) / 8).max(1) as u32;
+    gpu.launch(Launch { op, source: &source, entry: "main", binds, params: words(&params), grid, reuse });
 }
 
 /// Batched product of tensors into a new f32 tensor, or where `into` says.

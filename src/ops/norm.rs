@@ -68,6 +68,7 @@ impl Plan {
             binds,
             params: words(&params),
             grid,
+            reuse: 2,
         });
     }
 }

@@ -52,7 +52,7 @@ impl Pool {
         all.push(accumulate as usize);
         let params: Vec<u32> = all.into_iter().map(|v| v as u32).collect();
         let gpu = result.gpu();
-        gpu.launch(Launch { op: self.op, source: &source(), entry, binds, params: words(&params), grid });
+        gpu.launch(Launch { op: self.op, source: &source(), entry, binds, params: words(&params), grid, reuse: 2 });
     }
 
     fn output(&self, x: &Tensor, dtype: DType) -> Tensor {

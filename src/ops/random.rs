@@ -44,7 +44,7 @@ fn fill(gpu: &Gpu, op: &'static str, entry: &str, shape: Shape, stream: Stream) 
     let [k0, k1] = stream.key;
     let [s0, s1] = stream.id;
     let params = [n as u32, grid[0], k0, k1, s0, s1, 1f32.to_bits(), 0f32.to_bits()];
-    gpu.launch(Launch { op, source: &Source::file("random"), entry, binds, params: words(&params), grid });
+    gpu.launch(Launch { op, source: &Source::file("random"), entry, binds, params: words(&params), grid, reuse: 4 });
     y
 }
 

@@ -62,6 +62,7 @@ fn pass(op: &'static str, x: &Tensor, [outer, size, inner]: [usize; 3], parts: u
         binds: vec![x.bind(0), y.bind_mut(1)],
         params: words(&all),
         grid,
+        reuse: 1,
     });
     y
 }

@@ -82,6 +82,7 @@ impl Rope {
             binds,
             params: words(&params),
             grid,
+            reuse: 1,
         });
         y
     }

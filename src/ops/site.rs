@@ -74,6 +74,7 @@ pub trait Site: Send + Sync {
             binds,
             params: words(&params),
             grid,
+            reuse: 2,
         });
         y
     }

@@ -72,6 +72,7 @@ impl Op for Softmax {
             binds: vec![y.bind(2), dy.bind(3), dx.bind_mut(4)],
             params: words(&params),
             grid,
+            reuse: 2,
         });
         sink.add(0, dx);
     }
@@ -92,6 +93,7 @@ impl Tensor {
             binds: vec![x.bind(0), y.bind_mut(1)],
             params: words(&params),
             grid,
+            reuse: 2,
         });
         let saved = y.clone();
         y.made_by(&[self], || Box::new(Softmax { log, axis, y: Saved::new(&saved) }))

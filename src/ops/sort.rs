@@ -49,7 +49,7 @@ impl Params {
         all.extend(sizes.map(|v| v as u32));
         let flip = if self.flip { u32::MAX } else { 0 };
         all.extend([self.pad as u32, flip, self.kind, self.run as u32, self.accumulate as u32]);
-        x.gpu().launch(Launch { op, source: &source(tile), entry, binds, params: words(&all), grid });
+        x.gpu().launch(Launch { op, source: &source(tile), entry, binds, params: words(&all), grid, reuse: 1 });
     }
 }
 

@@ -168,6 +168,7 @@ impl Arenas {
                 binds,
                 params: bytemuck::cast_slice(&params),
                 grid,
+                reuse: 1,
             });
             arena.params.touch();
         }
@@ -209,6 +210,7 @@ impl Arenas {
                 binds,
                 params: bytemuck::cast_slice(&params),
                 grid,
+                reuse: 1,
             });
         };
         for part in &table.parts {
