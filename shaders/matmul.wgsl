@@ -34,6 +34,7 @@ var<immediate> p: Params;
 #import rhs = rhs_plain
 #import site = site_none
 #import store = store_plain
+#import pieces = pieces_of_1
 #import epilogue
 #import elementwise
 

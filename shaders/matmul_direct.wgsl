@@ -3,8 +3,8 @@
 // laid out (plain, transposed, any strides, a sharing kind) and the core never asks.
 //
 // Direct: no workgroup memory. A thread makes THREAD_M x THREAD_N in named registers and reads 4 x 4 blocks from
-// storage; the lanes of a subgroup lie along a row of y, so that all read the same block of x. This is the fastest
-// shape on CPU drivers, where registers are wide and workgroup memory is only memory.
+// storage; the lanes of a subgroup lie along a row of y where it is long enough, so that all read the same block of x.
+// This is the fastest shape on CPU drivers, where registers are wide and workgroup memory is only memory.
 
 const THREAD_M: u32 = 16u;
 const THREAD_N: u32 = 16u;
@@ -30,6 +30,7 @@ var<immediate> p: Params;
 #import rhs = rhs_plain
 #import site = site_none
 #import store = store_plain
+#import pieces = pieces_of_1
 #import epilogue
 #import elementwise
 

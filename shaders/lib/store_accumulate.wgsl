@@ -1,6 +1,6 @@
 // y += x w: how a shared weight's gradient lands in one buffer.
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
+@group(0) @binding(4) var<storage, read_write> y: array<Stored>;
 
-fn store_one(at: u32, row: u32, col: u32, value: f32) {
-    if col < p.n { y[at + col] = y[at + col] + value; }
+fn store_piece(at: u32, col: u32, value: Stored) {
+    y[at] = y[at] + value;
 }

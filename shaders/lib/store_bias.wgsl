@@ -1,7 +1,7 @@
 // y = act(x w + bias)
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
-@group(0) @binding(5) var<storage, read> bias: array<f32>;
+@group(0) @binding(4) var<storage, read_write> y: array<Stored>;
+@group(0) @binding(5) var<storage, read> bias: array<Stored>;
 
-fn store_one(at: u32, row: u32, col: u32, value: f32) {
-    if col < p.n { y[at + col] = activated(value + bias[col]); }
+fn store_piece(at: u32, col: u32, value: Stored) {
+    y[at] = activated(value + bias[col]);
 }

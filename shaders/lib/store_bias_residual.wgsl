@@ -1,8 +1,8 @@
 // y = x w + bias + residual
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
-@group(0) @binding(5) var<storage, read> bias: array<f32>;
-@group(0) @binding(6) var<storage, read> residual: array<f32>;
+@group(0) @binding(4) var<storage, read_write> y: array<Stored>;
+@group(0) @binding(5) var<storage, read> bias: array<Stored>;
+@group(0) @binding(6) var<storage, read> residual: array<Stored>;
 
-fn store_one(at: u32, row: u32, col: u32, value: f32) {
-    if col < p.n { y[at + col] = value + bias[col] + residual[at + col]; }
+fn store_piece(at: u32, col: u32, value: Stored) {
+    y[at] = value + bias[col] + residual[at];
 }

@@ -125,18 +125,43 @@ fn steps(x: &Tensor, batch: &Shape) -> Option<[usize; 3]> {
     }
 }
 
+/// Threads of a workgroup of `matmul_direct`.
+const DIRECT_THREADS: usize = 32;
+
+/// Lanes along a row of `y`, and rows and columns of a thread.
+struct Direct {
+    wide: usize,
+    thread: [usize; 2],
+}
+
+/// Registers of a CPU driver are wide: the largest thread tile that pads the matrix least. Lanes lie along a row of
+/// `y`, but not past its end, and all of them where there are few rows.
+fn direct(m: usize, n: usize) -> Direct {
+    let wide = match m {
+        0..=4 => 32,
+        5..=8 => 16,
+        _ => n.div_ceil(4).next_power_of_two().min(8),
+    };
+    let thread = |size: usize, lanes: usize| {
+        let padded = |t: usize| size.div_ceil(lanes * t) * lanes * t;
+        [16, 12, 8, 4].into_iter().min_by_key(|&t| padded(t)).unwrap_or(4)
+    };
+    Direct { wide, thread: [thread(m, DIRECT_THREADS / wide), thread(n, wide)] }
+}
+
+fn direct_source(tile: &Direct) -> Source {
+    let Direct { wide, thread: [tm, tn] } = *tile;
+    [("THREAD_M", tm), ("THREAD_N", tn), ("WIDE", wide), ("HIGH", DIRECT_THREADS / wide)]
+        .iter()
+        .fold(Source::file("matmul_direct"), |s, (name, v)| s.u32(*name, *v as u32))
+}
+
 /// The tile for these sizes: the largest that still leaves the device busy.
 fn core(gpu: &Gpu, m: usize, n: usize) -> (Source, [usize; 2]) {
     if gpu.is_software() {
-        // Registers of a CPU driver are wide: as large as fits the matrix. Lanes go along a row of y.
-        let thread = |size: usize, lanes: usize| match size.div_ceil(lanes) {
-            0..=4 => 4,
-            5..=8 => 8,
-            _ => 16,
-        };
-        let (tm, tn) = (thread(m, 4), thread(n, 8));
-        let source = Source::file("matmul_direct").u32("THREAD_M", tm as u32).u32("THREAD_N", tn as u32);
-        return (source, [4 * tm, 8 * tn]);
+        let tile = direct(m, n);
+        let [tm, tn] = tile.thread;
+        return (direct_source(&tile), [DIRECT_THREADS / tile.wide * tm, tile.wide * tn]);
     }
     // About four tiles of 64 x 64 for each of a small device's units; below that, tiles of 32 x 32.
     if m.div_ceil(64) * n.div_ceil(64) >= 64 {
@@ -209,6 +234,9 @@ fn product(op: &'static str, lhs: &Tensor, rhs: Right, n: usize, epilogue: &Epil
     }
     if let Some(residual) = epilogue.residual {
         binds.push(residual.contiguous().bind(6));
+    }
+    if n.is_multiple_of(4) {
+        source = source.slot("pieces", "pieces_of_4");
     }
     if matches!(store, "store_bias" | "store_activation") {
         source = source.u32("ACTIVATION", activation);
@@ -425,7 +453,9 @@ pub(super) fn variants() -> Vec<Source> {
         for l in left {
             all.extend(right.map(|r| Source::file(file).slot("lhs", l).slot("rhs", r)));
         }
-        all.extend(stores.map(|s| Source::file(file).slot("store", s)));
+        for pieces in ["pieces_of_1", "pieces_of_4"] {
+            all.extend(stores.map(|s| Source::file(file).slot("store", s).slot("pieces", pieces)));
+        }
         for site in super::site::FRAGMENTS {
             for r in ["rhs_site", "rhs_site_transposed"] {
                 all.push(Source::file(file).slot("rhs", r).slot("site", site));
@@ -434,8 +464,8 @@ pub(super) fn variants() -> Vec<Source> {
     }
     let small = Source::file("matmul").u32("TILE_M", 32).u32("TILE_N", 32).u32("THREAD_M", 4).u32("THREAD_N", 4);
     all.push(small);
-    for (m, n) in [(4, 4), (8, 8), (4, 16), (16, 4), (8, 16), (16, 8)] {
-        all.push(Source::file("matmul_direct").u32("THREAD_M", m).u32("THREAD_N", n));
+    for (m, n) in [(1, 96), (6, 40), (16, 3), (96, 96), (128, 128)] {
+        all.push(direct_source(&direct(m, n)));
     }
     all
 }
