@@ -8,8 +8,8 @@ mod support;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use support::*;
-use tiebeam::ops::case::{Array, Case};
-use tiebeam::{Rng, Tensor};
+use tiebeam::ops::case::{Array, Case, Input};
+use tiebeam::{Gpu, Rng, Shape, Tensor};
 
 /// Above this many reference evaluations a case's Jacobian is left out and the bound uses the output's scale alone.
 const MOST: usize = 300_000_000;
@@ -32,20 +32,13 @@ fn check(case: &Case) -> Result<(), Failed> {
     gpu.take_fault();
     let arrays = draw(case);
     let want = (case.reference)(&arrays);
-    let inputs: Vec<Tensor> = arrays
-        .iter()
-        .zip(&case.inputs)
-        .map(|(array, input)| {
-            let x = upload(gpu, array, input.dtype);
-            if input.grad { x.requires_grad() } else { x }
-        })
-        .collect();
+    let inputs = place(gpu, case, &arrays);
     let y = (case.forward)(&inputs);
     assert_eq!(*y.shape(), want.shape, "{}: shape", case.name);
     let got = download(&y);
     if case.exact {
         within(&case.name, &got, &want.data, |_| 0.0);
-        return same_bits_twice(case, &inputs, &got);
+        return same_bits(case, &arrays);
     }
     let elements: usize = arrays.iter().map(|a| a.data.len()).sum();
     let affordable = elements * (want.data.len() + elements) < MOST;
@@ -59,7 +52,7 @@ fn check(case: &Case) -> Result<(), Failed> {
             + output
             + 1e-37
     });
-    same_bits_twice(case, &inputs, &got)?;
+    same_bits(case, &arrays)?;
     if case.inputs.iter().any(|i| i.grad) {
         gradients(case, &inputs, &y, &want, &jacobian);
     }
@@ -83,18 +76,50 @@ fn forward_spread(arrays: &[Array], jacobian: &Jacobian, want: &Array) -> Spread
     spread
 }
 
-fn same_bits_twice(case: &Case, inputs: &[Tensor], first: &[f64]) -> Result<(), Failed> {
-    let again = download(&(case.forward)(inputs));
-    let same = first.iter().zip(&again).all(|(a, b)| a.to_bits() == b.to_bits());
-    if same { Ok(()) } else { Err(format!("{}: a second run gave other bits", case.name).into()) }
+/// Output and gradients of a case on a device.
+fn outputs(gpu: &Gpu, case: &Case, arrays: &[Array]) -> Vec<Vec<f64>> {
+    let inputs = place(gpu, case, arrays);
+    let y = (case.forward)(&inputs);
+    let mut all = vec![download(&y)];
+    if case.inputs.iter().any(|i| i.grad) {
+        let grads = y.backward_with(&seed(gpu, y.shape())).expect("backward");
+        all.extend(inputs.iter().filter_map(|input| grads.get(input)).map(download));
+    }
+    all
+}
+
+fn same_bits(case: &Case, arrays: &[Array]) -> Result<(), Failed> {
+    let bits =
+        |all: Vec<Vec<f64>>| all.into_iter().map(|x| x.into_iter().map(f64::to_bits).collect()).collect();
+    let first: Vec<Vec<u64>> = bits(outputs(gpu(), case, arrays));
+    let textures = gpu().is_software().then(|| ("a run that reads operands through textures", texel_gpu()));
+    for (what, gpu) in [("a second run", gpu())].into_iter().chain(textures) {
+        if bits(outputs(gpu, case, arrays)) != first {
+            return Err(format!("{}: {what} gave other bits", case.name).into());
+        }
+    }
+    Ok(())
+}
+
+/// An incoming gradient.
+fn seed(gpu: &Gpu, shape: &Shape) -> Tensor {
+    let mut dy = vec![0.0f32; shape.count()];
+    Rng::new(99).fill_normal(&mut dy);
+    Tensor::from_slice(gpu, &dy, *shape)
+}
+
+fn place(gpu: &Gpu, case: &Case, arrays: &[Array]) -> Vec<Tensor> {
+    let one = |(array, input): (&Array, &Input)| {
+        let x = upload(gpu, array, input.dtype);
+        if input.grad { x.requires_grad() } else { x }
+    };
+    arrays.iter().zip(&case.inputs).map(one).collect()
 }
 
 fn gradients(case: &Case, inputs: &[Tensor], y: &Tensor, want: &Array, jacobian: &Jacobian) {
     let gpu = gpu();
-    let mut rng = Rng::new(99);
-    let mut dy = vec![0.0f32; want.data.len()];
-    rng.fill_normal(&mut dy);
-    let seed = Tensor::from_slice(gpu, &dy, want.shape);
+    let seed = seed(gpu, &want.shape);
+    let dy: Vec<f32> = seed.to_vec().expect("readback");
     let grads = y.backward_with(&seed).expect("backward");
     // Twice through the same graph into one leaf: the sum must arrive as one gradient.
     let twice = (case.forward)(inputs).add(&(case.forward)(inputs)).backward_with(&seed).expect("backward");

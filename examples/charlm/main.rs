@@ -16,7 +16,7 @@ use text::Text;
 use tiebeam::models::recursive::{Config, Sharing};
 use tiebeam::{Gpu, Result};
 
-/// The default text: a frozen snapshot of this repository's sources and documentation.
+/// The default text: a frozen snapshot of this repository's sources and documentation (`examples/data/README.md`).
 const CORPUS: &[u8] = include_bytes!("../data/corpus.txt");
 
 /// What the depths of the model share.
@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(long)]
     pub text: Option<PathBuf>,
     /// What the depths share
-    #[arg(long, value_enum, default_value = "tied-lora")]
+    #[arg(long, value_enum, default_value = "tied")]
     pub sharing: SharingArg,
     /// Times that a block is applied
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]
@@ -92,7 +92,7 @@ pub struct Sizes {
 
 fn sizes(args: &Args, gpu: &Gpu) -> Sizes {
     let (width, context, batch, steps) =
-        if gpu.is_software() { (96, 64, 12, 600) } else { (256, 128, 32, 2000) };
+        if gpu.is_software() { (96, 64, 12, 350) } else { (256, 128, 32, 2000) };
     let width = args.width.map_or(width, |w| w as usize);
     let sharing = match args.sharing {
         SharingArg::None => Sharing::None,

@@ -25,6 +25,29 @@ pub struct MemoryStats {
 pub(crate) struct Pool {
     free: BTreeMap<u64, Vec<(u64, wgpu::Buffer)>>,
     stats: MemoryStats,
+    /// The most that tensors have held at once.
+    high_water: u64,
+}
+
+impl Pool {
+    /// Free buffers are worth as much memory as tensors ever took, and this: beyond it the oldest go.
+    const SPARE: u64 = 64 << 20;
+
+    fn keep(&mut self, epoch: u64, raw: wgpu::Buffer) {
+        self.stats.free += raw.size();
+        self.free.entry(raw.size()).or_default().push((epoch, raw));
+        while self.stats.free > self.high_water.max(Self::SPARE) {
+            // Each class is in order of return.
+            let oldest = self.free.values_mut().filter(|f| !f.is_empty()).min_by_key(|free| free[0].0);
+            let Some(free) = oldest else { return };
+            self.stats.free -= free.remove(0).1.size();
+        }
+    }
+
+    fn take(&mut self, bytes: u64) {
+        self.stats.used += bytes;
+        self.high_water = self.high_water.max(self.stats.used);
+    }
 }
 
 /// A device buffer that goes back to its pool when the last holder lets go.
@@ -63,8 +86,7 @@ impl Drop for Buffer {
         let epoch = inner.epoch.load(Ordering::Acquire);
         let mut pool = lock(&inner.pool);
         pool.stats.used -= raw.size();
-        pool.stats.free += raw.size();
-        pool.free.entry(raw.size()).or_default().push((epoch, raw));
+        pool.keep(epoch, raw);
     }
 }
 
@@ -106,30 +128,41 @@ impl Gpu {
         if let Some(free) = pool.free.get_mut(&class)
             && let Some(at) = free.iter().rposition(|(epoch, _)| *epoch < newest_epoch)
         {
-            let (_, raw) = free.swap_remove(at);
+            let (_, raw) = free.remove(at);
             pool.stats.free -= class;
-            pool.stats.used += class;
+            pool.take(class);
             return Ok(raw);
         }
         drop(pool);
-        let scope = self.0.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let raw = self.0.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some(op),
-            size: class,
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
-            mapped_at_creation: false,
-        });
-        if pollster::block_on(scope.pop()).is_some() {
-            return Err(Error::device(format!(
-                "{op}: out of device memory asking for {class} bytes; in use {:?}",
-                self.memory_stats()
-            )));
-        }
+        let raw = match self.create(op, class) {
+            Some(raw) => raw,
+            // What waits in the pool may be of other sizes: it goes back to the driver once work on it is done.
+            None => {
+                let _ = self.synchronize();
+                self.trim();
+                self.create(op, class).ok_or_else(|| {
+                    let stats = self.memory_stats();
+                    Error::device(format!("{op}: out of device memory asking for {class} bytes; {stats:?}"))
+                })?
+            }
+        };
         let mut pool = lock(&self.0.pool);
-        pool.stats.used += class;
+        pool.take(class);
         pool.stats.created += 1;
         pool.stats.peak = pool.stats.peak.max(pool.stats.used + pool.stats.free);
         Ok(raw)
+    }
+
+    /// A new buffer, `None` when the device has no memory for it.
+    fn create(&self, op: &str, bytes: u64) -> Option<wgpu::Buffer> {
+        let scope = self.0.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let raw = self.0.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(op),
+            size: bytes,
+            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        pollster::block_on(scope.pop()).is_none().then_some(raw)
     }
 
     /// A buffer with these bytes in it.

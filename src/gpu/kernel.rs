@@ -157,10 +157,8 @@ impl Gpu {
         let device = &self.0.device;
         let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
         let internal = device.push_error_scope(wgpu::ErrorFilter::Internal);
-        let descriptor = wgpu::ShaderModuleDescriptor {
-            label: Some(launch.op),
-            source: wgpu::ShaderSource::Wgsl(text),
-        };
+        let descriptor =
+            wgpu::ShaderModuleDescriptor { label: Some(launch.op), source: wgpu::ShaderSource::Wgsl(text) };
         let module = if self.0.checked {
             device.create_shader_module(descriptor)
         } else {

@@ -96,6 +96,8 @@ pub(crate) struct Inner {
     pub kernels: Mutex<kernel::Cache>,
     pub recorder: Mutex<record::Recorder>,
     pub pending: Mutex<inplace::Pending>,
+    /// What `randn` reads, uploaded at its first call.
+    pub normal_table: Mutex<Option<Arc<buffer::Buffer>>>,
 }
 
 /// A lock whose data stays usable after a panic elsewhere: what we guard is consistent between statements.
@@ -246,7 +248,12 @@ impl Gpu {
         Ok(list(backends(backend.as_deref())?).iter().enumerate().map(|(i, a)| summarize(i, a)).collect())
     }
 
-    fn from_adapter(index: usize, adapter: &wgpu::Adapter, checked: bool, texels: Option<bool>) -> Result<Gpu> {
+    fn from_adapter(
+        index: usize,
+        adapter: &wgpu::Adapter,
+        checked: bool,
+        texels: Option<bool>,
+    ) -> Result<Gpu> {
         let summary = summarize(index, adapter);
         let texels = match texels {
             Some(true) => texel::Policy::Always,
@@ -310,6 +317,7 @@ impl Gpu {
             kernels: Mutex::default(),
             recorder: Mutex::default(),
             pending: Mutex::default(),
+            normal_table: Mutex::default(),
         })))
     }
 

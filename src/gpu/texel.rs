@@ -80,7 +80,9 @@ fn declaration(line: &str) -> Option<(u32, &str, &str)> {
 
 /// The type behind an alias, if it is one.
 fn resolve<'a>(text: &'a str, name: &'a str) -> &'a str {
-    let value = |line: &'a str| line.strip_prefix("alias ")?.strip_prefix(name)?.strip_prefix(" = ")?.split(';').next();
+    let value = |line: &'a str| {
+        line.strip_prefix("alias ")?.strip_prefix(name)?.strip_prefix(" = ")?.split(';').next()
+    };
     text.lines().find_map(value).unwrap_or(name)
 }
 
@@ -112,7 +114,10 @@ pub(crate) fn rewrite<'a>(text: &'a str, wanted: &[u32]) -> (Cow<'a, str>, Vec<(
         out.push('\n');
     }
     let shift = WIDTH.trailing_zeros();
-    out += &format!("fn texel_at(i: u32) -> vec2<u32> {{ return vec2<u32>(i & {}u, i >> {shift}u); }}\n", WIDTH - 1);
+    out += &format!(
+        "fn texel_at(i: u32) -> vec2<u32> {{ return vec2<u32>(i & {}u, i >> {shift}u); }}\n",
+        WIDTH - 1
+    );
     let mut texels: Vec<_> = arrays.iter().map(|&(_, binding, texel)| (binding, texel)).collect();
     texels.sort_by_key(|t| t.0);
     texels.dedup();
@@ -121,7 +126,7 @@ pub(crate) fn rewrite<'a>(text: &'a str, wanted: &[u32]) -> (Cow<'a, str>, Vec<(
 
 /// Copies a line, `x[i]` of an array in the list as `textureLoad(x, texel_at(u32(i)), 0)`. `closing` holds what the
 /// brackets that are still open need.
-fn loads<'a>(line: &str, arrays: &[(&str, u32, Texel)], closing: &mut Vec<Option<&'a str>>, out: &mut String) {
+fn loads(line: &str, arrays: &[(&str, u32, Texel)], closing: &mut Vec<Option<&str>>, out: &mut String) {
     let (code, comment) = line.split_at(line.find("//").unwrap_or(line.len()));
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut rest = code;
@@ -185,7 +190,14 @@ impl Gpu {
 
 impl Recorder {
     /// Copies an operand into the scratch texture for its `place`, and shows that.
-    pub fn texels(&mut self, gpu: &Gpu, bind: &Bind, raw: &wgpu::Buffer, texel: Texel, place: usize) -> wgpu::TextureView {
+    pub fn texels(
+        &mut self,
+        gpu: &Gpu,
+        bind: &Bind,
+        raw: &wgpu::Buffer,
+        texel: Texel,
+        place: usize,
+    ) -> wgpu::TextureView {
         let count = bind.size / texel.size();
         let (rows, rest) = ((count / WIDTH as u64) as u32, (count % WIDTH as u64) as u32);
         let height = rows + (rest > 0) as u32;
@@ -209,9 +221,16 @@ impl Recorder {
                 bytes_per_row: Some(pitch),
                 rows_per_image: None,
             };
-            let to = wgpu::TexelCopyTextureInfo { origin: wgpu::Origin3d { x: 0, y, z: 0 }, ..texture.as_image_copy() };
+            let to = wgpu::TexelCopyTextureInfo {
+                origin: wgpu::Origin3d { x: 0, y, z: 0 },
+                ..texture.as_image_copy()
+            };
             let size = wgpu::Extent3d { width, height, depth_or_array_layers: 1 };
-            self.encoder(gpu).copy_buffer_to_texture(wgpu::TexelCopyBufferInfo { buffer: raw, layout }, to, size);
+            self.encoder(gpu).copy_buffer_to_texture(
+                wgpu::TexelCopyBufferInfo { buffer: raw, layout },
+                to,
+                size,
+            );
         };
         if rows > 0 {
             copy(0, WIDTH, rows);

@@ -200,11 +200,13 @@ fn product(op: &'static str, lhs: &Tensor, rhs: Right, n: usize, epilogue: &Epil
         return;
     }
     if k == 0 {
-        // An empty sum; an epilogue of an empty sum is not worth a kernel.
-        let zeros = Tensor::zeros(gpu, y.shape());
+        // An empty sum: only the epilogue is left, as elementwise ops.
         if !accumulate {
-            let target = crate::gpu::fuse::Target { place: y.place(), accumulate: false };
-            zeros.value.realize(Some(target));
+            let sum = Tensor::zeros(gpu, y.shape());
+            let sum = epilogue.bias.map_or(sum.clone(), |bias| sum.add(&bias.detach()));
+            let sum = epilogue.activation.apply(&sum);
+            let last = epilogue.residual.map_or(sum.clone(), |r| sum.add(&r.detach().reshape(*y.shape())));
+            last.value.realize(Some(crate::gpu::fuse::Target { place: y.place(), accumulate: false }));
         }
         return;
     }

@@ -6,26 +6,22 @@ use crate::dtype::DType;
 use crate::gpu::buffer::Buffer;
 use crate::gpu::kernel::{Bind, Launch, grid};
 use crate::gpu::shader::Source;
-use crate::gpu::{Gpu, Inner, lock};
+use crate::gpu::{Gpu, lock};
 use crate::rng::{Rng, Stream, normal_table};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::Arc;
 
-/// The normal table on `gpu`, uploaded once; devices that are gone leave the list at the next call.
+/// The normal table on `gpu`, uploaded once.
 fn table(gpu: &Gpu) -> Arc<Buffer> {
-    static TABLES: Mutex<Vec<(Weak<Inner>, Arc<Buffer>)>> = Mutex::new(Vec::new());
-    let mut tables = lock(&TABLES);
-    tables.retain(|(of, _)| of.strong_count() > 0);
-    if let Some((_, buffer)) = tables.iter().find(|(of, _)| of.as_ptr() == Arc::as_ptr(&gpu.0)) {
+    let mut kept = lock(&gpu.0.normal_table);
+    if let Some(buffer) = &*kept {
         return buffer.clone();
     }
     let words = normal_table();
     let buffer = gpu.upload("randn", bytemuck::cast_slice(words), size_of_val(words) as u64);
     // A buffer without memory is a fault that may be taken away: the next call tries again.
-    if buffer.raw.is_some() {
-        tables.push((Arc::downgrade(&gpu.0), buffer.clone()));
-    }
+    *kept = buffer.raw.is_some().then(|| buffer.clone());
     buffer
 }
 

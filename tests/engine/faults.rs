@@ -40,6 +40,27 @@ fn trim_gives_free_memory_back() {
 }
 
 #[test]
+fn an_empty_sum_leaves_the_epilogue() {
+    let gpu = own();
+    let (x, w) = (Tensor::zeros(&gpu, [2, 0]), Tensor::zeros(&gpu, [3, 0]));
+    let (bias, residual) = (drawn(&gpu, 1, &[3]), drawn(&gpu, 2, &[2, 3]));
+    let y =
+        x.linear(&tied(&w), Epilogue { bias: Some(&bias), residual: Some(&residual), ..Epilogue::default() });
+    assert_eq!(bits(&y), bits(&bias.add(&residual)));
+}
+
+#[test]
+fn sizes_that_come_once_do_not_pile_up() {
+    let gpu = own();
+    for i in 1..=20usize {
+        // 8 to 160 MiB, no two of one size class.
+        drop(Tensor::zeros(&gpu, [i << 20]).scale(2.0).to_vec::<f32>().map(|x| x.len()));
+        let stats = gpu.memory_stats();
+        assert!(stats.free <= (3 * 4 * i as u64 + 64) << 20, "after {i}: {stats:?}");
+    }
+}
+
+#[test]
 fn uploads_alone_do_not_pile_up() {
     let gpu = own();
     const MIB: usize = 1 << 20;

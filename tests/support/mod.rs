@@ -17,6 +17,13 @@ pub fn gpu() -> &'static Gpu {
     })
 }
 
+/// A second handle to the adapter, which reads every operand through textures.
+pub fn texel_gpu() -> &'static Gpu {
+    static GPU: OnceLock<Gpu> = OnceLock::new();
+    let options = || tiebeam::Options { texels: Some(true), ..Default::default() };
+    GPU.get_or_init(|| Gpu::open_with(options()).expect("the adapter opened before"))
+}
+
 /// Uploads an array as its input says.
 pub fn upload(gpu: &Gpu, array: &Array, dtype: DType) -> Tensor {
     let x = &array.data;
