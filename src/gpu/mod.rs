@@ -25,7 +25,7 @@ pub struct Options {
     pub backend: Option<String>,
     /// Runs kernels with bounds checks and bounded loops even in release builds (`TIEBEAM_CHECKED=1`).
     pub checked: bool,
-    /// Reads operands through textures: never, or wherever it can be done. By default on llvmpipe where it pays:
+    /// Whether to read operands through textures: never, or wherever it can be done. By default on llvmpipe where it pays:
     /// its loads from storage buffers are ten times slower. The bits do not depend on it.
     pub texels: Option<bool>,
 }
