@@ -331,6 +331,16 @@ impl Gpu {
         self.0.software
     }
 
+    /// Whether [`Gpu::time`] works here.
+    pub fn has_timestamps(&self) -> bool {
+        self.0.features.contains(wgpu::Features::TIMESTAMP_QUERY)
+    }
+
+    /// Whether kernels may compute in f16.
+    pub fn has_f16(&self) -> bool {
+        self.0.features.contains(wgpu::Features::SHADER_F16)
+    }
+
     pub(crate) fn limits(&self) -> &wgpu::Limits {
         &self.0.limits
     }

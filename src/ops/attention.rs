@@ -100,7 +100,7 @@ impl Tile {
         let software = gpu.adapter().kind == "software";
         Tile::of_splits(match (head_dim, software) {
             (0..=32, true) => [[8, 1], [4, 1], [4, 1]],
-            (33..=64, true) => [[4, 1], [2, 1], [2, 1]],
+            (33..=64, true) => [[8, 1], [4, 1], [4, 1]],
             (65..=128, true) => [[4, 2], [2, 2], [2, 2]],
             (_, true) => [[4, 4], [2, 4], [2, 4]],
             (0..=32, false) => [[1, 1], [1, 1], [1, 1]],

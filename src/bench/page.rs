@@ -1,0 +1,174 @@
+//! Runs side by side as one HTML file without scripts or outside resources: it opens offline and prints.
+
+use super::{Record, Run};
+use std::fmt::Write;
+
+/// Colours that stay apart in print and for most colour-blind readers (Okabe & Ito).
+const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555"];
+
+const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:62em;padding:0 1em;color:#222}
+h1{font-size:1.5em}h2{font-size:1.2em;margin-top:2em}table{border-collapse:collapse;width:100%;font-size:.9em}
+th,td{padding:.2em .6em;text-align:right;border-bottom:1px solid #ddd}th:first-child,td:first-child{text-align:left}
+svg{width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:#333}.note{color:#555;font-size:.9em}
+@media print{body{margin:0;max-width:none}h2{break-after:avoid}svg,tr{break-inside:avoid}}";
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+/// The page for these runs: adapters and their ceilings, a roofline each, a bar for each kernel and run.
+pub fn page(runs: &[Run]) -> String {
+    let mut out = format!(
+        "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>tiebeam bench</title>\n<style>{STYLE}</style>\n\
+         <h1>Tiebeam: kernels on {} adapter{}</h1>\n",
+        runs.len(),
+        if runs.len() == 1 { "" } else { "s" }
+    );
+    adapters(runs, &mut out);
+    for (run, colour) in runs.iter().zip(COLOURS.iter().cycle()) {
+        let _ = writeln!(out, "<h2>Roofline: {}</h2>", escape(&run.host.adapter));
+        roofline(run, colour, &mut out);
+    }
+    out += "<h2>Kernels</h2>\n<p class=\"note\">Bars: share of the ceiling that bounds the kernel on its own adapter, \
+            max(bytes / copy, operations / fma). Numbers: median time and rate.</p>\n";
+    bars(runs, &mut out);
+    out + "</html>\n"
+}
+
+fn adapters(runs: &[Run], out: &mut String) {
+    *out += "<h2>Adapters</h2>\n<table><tr><th>adapter</th><th>kind</th><th>backend, driver</th><th>date</th>\
+             <th>copy GB/s</th><th>fma f32 GFLOP/s</th><th>f16</th><th>dispatch us</th><th>pass</th><th>submit</th>\
+             <th>readback</th></tr>\n";
+    for (run, colour) in runs.iter().zip(COLOURS.iter().cycle()) {
+        let (h, c) = (&run.host, &run.ceilings);
+        let us = |s: f64| format!("{:.1}", s * 1e6);
+        let cells = [
+            format!("<b style=\"color:{colour}\">&#9632;</b> {}", escape(&h.adapter)),
+            if h.kind == "software" { "software (CPU)".into() } else { h.kind.clone() },
+            escape(&format!("{}, {}; tiebeam {}", h.backend, h.driver, h.version)),
+            h.date(),
+            format!("{:.1}", c.copy * 1e-9),
+            format!("{:.0}", c.fma32 * 1e-9),
+            c.fma16.map_or("-".into(), |f| format!("{:.0}", f * 1e-9)),
+            us(c.dispatch),
+            us(c.pass),
+            us(c.submit),
+            us(c.readback),
+        ];
+        *out += "<tr>";
+        for cell in cells {
+            let _ = write!(out, "<td>{cell}</td>");
+        }
+        *out += "</tr>\n";
+    }
+    *out += "</table>\n";
+}
+
+/// Decades from the one below the least to the one above the most.
+struct Axis {
+    low: f64,
+    high: f64,
+    from: f64,
+    to: f64,
+}
+
+impl Axis {
+    fn new(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Axis {
+        let (least, most) = values.fold((f64::MAX, f64::MIN), |(a, b), v| (a.min(v), b.max(v)));
+        Axis { low: least.log10().floor(), high: (most.log10() + 0.02).ceil(), from, to }
+    }
+
+    fn at(&self, value: f64) -> f64 {
+        self.from + (value.log10() - self.low) / (self.high - self.low) * (self.to - self.from)
+    }
+
+    fn decades(&self) -> impl Iterator<Item = f64> {
+        (self.low as i32..=self.high as i32).map(|d| 10f64.powi(d))
+    }
+}
+
+fn plain(value: f64) -> String {
+    if value >= 1.0 { format!("{value:.0}") } else { format!("{value}") }
+}
+
+/// GFLOP/s over operations a byte, both by powers of ten, under the two ceilings.
+fn roofline(run: &Run, colour: &str, out: &mut String) {
+    let points: Vec<&Record> = run.records.iter().filter(|r| r.flops > 0.0 && r.bytes > 0.0).collect();
+    if points.is_empty() {
+        *out += "<p class=\"note\">No row of this run counts operations.</p>\n";
+        return;
+    }
+    let c = &run.ceilings;
+    let intensity = |r: &Record| r.flops / r.bytes;
+    let rate = |r: &Record| r.flops / r.median_ms * 1e-6;
+    let ridge = c.fma32 / c.copy;
+    let x = Axis::new(points.iter().map(|r| intensity(r)).chain([ridge]), 60.0, 700.0);
+    let y = Axis::new(points.iter().map(|r| rate(r)).chain([c.fma32 * 1e-9]), 300.0, 20.0);
+    *out += "<svg viewBox=\"0 0 740 350\" role=\"img\">\n";
+    for v in x.decades() {
+        let at = x.at(v);
+        let _ = write!(out, "<path d=\"M{at:.1} 20V300\" stroke=\"#e5e5e5\"/><text x=\"{at:.1}\" y=\"316\" text-anchor=\"middle\">{}</text>", plain(v));
+    }
+    for v in y.decades() {
+        let at = y.at(v);
+        let _ = write!(out, "<path d=\"M60 {at:.1}H700\" stroke=\"#e5e5e5\"/><text x=\"54\" y=\"{:.1}\" text-anchor=\"end\">{}</text>", at + 4.0, plain(v));
+    }
+    // The slanted part enters where it crosses the picture's left or lower edge.
+    let left = 10f64.powf(x.low).max(10f64.powf(y.low) * 1e9 / c.copy).min(ridge);
+    let start = (x.at(left), y.at(left * c.copy * 1e-9));
+    let (top, corner) = (y.at(c.fma32 * 1e-9), x.at(ridge));
+    let _ = writeln!(
+        out,
+        "<path d=\"M{:.1} {:.1}L{corner:.1} {top:.1}H700\" fill=\"none\" stroke=\"#222\" stroke-width=\"1.5\"/>\
+         <text x=\"694\" y=\"{:.1}\" text-anchor=\"end\">fma {:.0} GFLOP/s, copy {:.1} GB/s</text>",
+        start.0,
+        start.1,
+        top - 5.0,
+        c.fma32 * 1e-9,
+        c.copy * 1e-9
+    );
+    for r in &points {
+        let (px, py) = (x.at(intensity(r)), y.at(rate(r)));
+        let title = escape(&format!("{}: {}", r.name(), r.rate()));
+        let _ = writeln!(out, "<circle cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"4\" fill=\"{colour}\" fill-opacity=\".75\"><title>{title}</title></circle>");
+    }
+    *out += "<text x=\"380\" y=\"340\" text-anchor=\"middle\">operations a byte</text>\
+             <text transform=\"translate(14 160)rotate(-90)\" text-anchor=\"middle\">GFLOP/s</text></svg>\n";
+}
+
+fn bars(runs: &[Run], out: &mut String) {
+    let mut names: Vec<String> = Vec::new();
+    for name in runs.iter().flat_map(|run| run.records.iter().map(Record::name)) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let step = 15 * runs.len() + 9;
+    let _ = writeln!(out, "<svg viewBox=\"0 0 900 {}\" role=\"img\">", names.len() * step + 24);
+    for percent in [0, 25, 50, 75, 100] {
+        let at = 300 + percent * 3;
+        let bottom = names.len() * step + 8;
+        let _ = write!(out, "<path d=\"M{at} 4V{bottom}\" stroke=\"#e5e5e5\"/><text x=\"{at}\" y=\"{}\" text-anchor=\"middle\">{percent}%</text>", bottom + 14);
+    }
+    for (i, name) in names.iter().enumerate() {
+        let top = 8 + i * step;
+        let _ = writeln!(out, "<text x=\"292\" y=\"{}\" text-anchor=\"end\">{}</text>", top + 11, escape(name));
+        for (j, (run, colour)) in runs.iter().zip(COLOURS.iter().cycle()).enumerate() {
+            let Some(r) = run.records.iter().find(|r| r.name() == *name) else { continue };
+            let y = top + 15 * j;
+            let width = 300.0 * r.fraction.unwrap_or(0.0).min(1.0);
+            let label = match r.fraction {
+                Some(f) => format!("{:.3} ms, {}, {:.0}% of {}", r.median_ms, r.rate(), 100.0 * f, r.ceiling),
+                None => format!("{:.3} ms, {}", r.median_ms, r.rate()),
+            };
+            let text = 306.0 + width;
+            let _ = writeln!(
+                out,
+                "<rect x=\"300\" y=\"{y}\" width=\"{width:.1}\" height=\"12\" fill=\"{colour}\"/><text x=\"{text:.1}\" y=\"{}\">{}</text>",
+                y + 10,
+                escape(&label)
+            );
+        }
+    }
+    *out += "</svg>\n";
+}

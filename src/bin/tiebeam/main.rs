@@ -1,0 +1,47 @@
+//! The command line: what this machine's adapters are and how fast they run Tiebeam's kernels.
+
+mod bench;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+use tiebeam::{Gpu, Result};
+
+/// A GPU tensor engine for models that store fewer weights than they use.
+#[derive(Parser)]
+#[command(version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List the adapters that TIEBEAM_ADAPTER can choose from
+    Adapters,
+    /// Measure an adapter's ceilings and how near each kernel comes
+    Bench(bench::Args),
+}
+
+fn run(args: Args) -> Result<()> {
+    match args.command {
+        Command::Adapters => {
+            Gpu::adapters()?.iter().for_each(|adapter| println!("{adapter}"));
+            Ok(())
+        }
+        Command::Bench(args) => bench::run(&args),
+    }
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
