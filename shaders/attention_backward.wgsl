@@ -156,7 +156,7 @@ fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let from$r = pair * p.rows + row$r;
             let stats$r = stats[from$r];
             // Rows beyond the end see nothing.
-            let limit$r = select(0u, limit(row$r), i + ${r}u < p.tokens_q);
+            let limit$r = select(0u, limit(i + ${r}u), i + ${r}u < p.tokens_q);
 #unroll c COLUMNS
             var s${c}_$r = 0.0;
             var dp${c}_$r = 0.0;

@@ -6,6 +6,7 @@
 // LANES neighbouring threads share a row in `forward`, as in softmax.wgsl; backward takes one element a thread.
 
 #import logsumexp
+#import row = row_1
 
 const LANES: u32 = 64u;
 
@@ -19,7 +20,7 @@ struct Params {
 }
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(0) var<storage, read> x: array<Piece>;
 @group(0) @binding(1) var<storage, read> targets: array<u32>;
 @group(0) @binding(2) var<storage, read_write> losses: array<f32>;          // [2, rows]: loss, then 1 or 0 for the count
 @group(0) @binding(3) var<storage, read_write> made: array<vec2<f32>>;      // m, 1 / s
@@ -38,18 +39,8 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let row = (group.y * p.groups_x + group.x) * (64u / LANES) + lane / LANES;
     let t = lane % LANES;
     // Threads past the last row stay for the barriers, with nothing to walk.
-    let n = select(0u, p.classes, row < p.rows);
-    let base = row * p.classes;
-    var a = lse_start();
-    var i = t;
-    for (; i + 3u * LANES < n; i += 4u * LANES) {
-        let at = base + i;
-        a = lse_push4(a, vec4<f32>(x[at], x[at + LANES], x[at + 2u * LANES], x[at + 3u * LANES]));
-    }
-    for (; i < n; i += LANES) {
-        a = lse_push(a, x[base + i]);
-    }
-    let all = row_lse(lane, a);
+    let n = select(0u, p.classes / PIECE, row < p.rows);
+    let all = row_lse(lane, walk(row * (p.classes / PIECE), 1u, t, n));
     if t != 0u || row >= p.rows { return; }
     made[row] = vec2<f32>(all.x, 1.0 / all.y);
     let wanted = targets[row];
@@ -58,7 +49,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         loss = 0.0;
     } else if wanted < p.classes {
         // m - x first: both may be large, their difference is what matters.
-        loss = log(all.y) + (all.x - x[base + wanted]);
+        loss = log(all.y) + (all.x - element(row * p.classes + wanted));
     }
     losses[row] = loss;
     losses[p.rows + row] = select(1.0, 0.0, is_ignored(wanted));
@@ -71,7 +62,7 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let row = at / p.classes;
     let wanted = targets[row];
     let of_row = statistics[row];
-    var d = exp(x[at] - of_row.x) * of_row.y;
+    var d = exp(element(at) - of_row.x) * of_row.y;
     if wanted == at - row * p.classes { d -= 1.0; }
     d *= dy[0] / totals[1];
     // Chosen and not multiplied: an ignored row may hold anything.

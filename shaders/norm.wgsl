@@ -24,18 +24,20 @@ struct Params {
 }
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(0) var<storage, read> x: array<Piece>;
 // Bound to x where absent, and then its value is not used; a row of x is long enough.
-@group(0) @binding(1) var<storage, read> weight: array<f32>;
-@group(0) @binding(2) var<storage, read> bias: array<f32>;
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+@group(0) @binding(1) var<storage, read> weight: array<Piece>;
+@group(0) @binding(2) var<storage, read> bias: array<Piece>;
+@group(0) @binding(3) var<storage, read_write> y: array<Piece>;
 @group(0) @binding(4) var<storage, read_write> made: array<f32>;         // [rows, 3]: mean, r, q; mean and q are 0 for rms_norm
 @group(0) @binding(5) var<storage, read> statistics: array<f32>;
-@group(0) @binding(6) var<storage, read> dy: array<f32>;
-@group(0) @binding(7) var<storage, read_write> dx: array<f32>;
+@group(0) @binding(6) var<storage, read> dy: array<Piece>;
+@group(0) @binding(7) var<storage, read_write> dx: array<Piece>;
 @group(0) @binding(8) var<storage, read_write> partial: array<vec2<f32>>;     // [blocks, width]: dg, db
 @group(0) @binding(9) var<storage, read> partials: array<vec2<f32>>;
 @group(0) @binding(10) var<storage, read_write> total: array<f32>;            // dg or db
+
+#import piece = piece_1
 
 var<workgroup> tree: array<vec2<f32>, 64>;
 
@@ -60,28 +62,30 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let row = (group.y * p.groups_x + group.x) * (64u / LANES) + lane / LANES;
     let t = lane % LANES;
     // Threads past the last row stay for the barriers, with nothing to walk.
-    let n = select(0u, p.width, row < p.rows);
-    let base = row * p.width;
+    let n = select(0u, p.width / PIECE, row < p.rows);
+    let base = row * (p.width / PIECE);
     let size = f32(p.width);
     var mean = 0.0;
     if CENTRED {
-        var sum = 0.0;
+        var sum = Piece();
         for (var i = t; i < n; i += LANES) { sum += x[base + i]; }
-        mean = row_sum(lane, vec2<f32>(sum, 0.0)).x / size;
+        mean = row_sum(lane, vec2<f32>(sum_of(sum), 0.0)).x / size;
     }
     // The deviations' own mean is what rounding left in the mean: Chan, Golub & LeVeque's correction takes it out.
-    var moments = vec2<f32>(0.0);
+    var first = Piece();
+    var second = Piece();
     for (var i = t; i < n; i += LANES) {
         let d = x[base + i] - mean;
-        moments += vec2<f32>(d, d * d);
+        first += d;
+        second = fma(d, d, second);
     }
-    moments = row_sum(lane, moments) / size;
+    let moments = row_sum(lane, vec2<f32>(sum_of(first), sum_of(second))) / size;
     let left = select(0.0, moments.x, CENTRED);
     let r = inverseSqrt(max(moments.y - left * left, 0.0) + p.eps);
     let q = -left * r;
     for (var i = t; i < n; i += LANES) {
-        let g = select(1.0, weight[i], p.weighted != 0u);
-        let b = select(0.0, bias[i], p.biased != 0u);
+        let g = select(Piece(1.0), weight[i], p.weighted != 0u);
+        let b = select(Piece(0.0), bias[i], p.biased != 0u);
         y[base + i] = ((x[base + i] - mean) * r + q) * g + b;
     }
     if t == 0u && row < p.rows {
@@ -99,41 +103,49 @@ fn statistics_of(row: u32) -> vec3<f32> {
 fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = (group.y * p.groups_x + group.x) * (64u / LANES) + lane / LANES;
     let t = lane % LANES;
-    let n = select(0u, p.width, row < p.rows);
-    let base = row * p.width;
+    let n = select(0u, p.width / PIECE, row < p.rows);
+    let base = row * (p.width / PIECE);
     let of_row = statistics_of(min(row, p.rows - 1u));
-    var sums = vec2<f32>(0.0);
+    var sum_h = Piece();
+    var sum_hx = Piece();
     for (var i = t; i < n; i += LANES) {
-        let h = dy[base + i] * select(1.0, weight[i], p.weighted != 0u);
-        sums += vec2<f32>(h, h * ((x[base + i] - of_row.x) * of_row.y + of_row.z));
+        let h = dy[base + i] * select(Piece(1.0), weight[i], p.weighted != 0u);
+        sum_h += h;
+        sum_hx = fma(h, (x[base + i] - of_row.x) * of_row.y + of_row.z, sum_hx);
     }
-    sums = row_sum(lane, sums) / f32(p.width);
+    let sums = row_sum(lane, vec2<f32>(sum_of(sum_h), sum_of(sum_hx))) / f32(p.width);
     let mean_h = select(0.0, sums.x, CENTRED);
     for (var i = t; i < n; i += LANES) {
-        let h = dy[base + i] * select(1.0, weight[i], p.weighted != 0u);
+        let h = dy[base + i] * select(Piece(1.0), weight[i], p.weighted != 0u);
         let unit = (x[base + i] - of_row.x) * of_row.y + of_row.z;
         dx[base + i] = of_row.y * (h - mean_h - unit * sums.y);
     }
 }
 
-// One thread a column and block of rows: neighbouring threads read neighbours, all of them one row's statistics.
+// One thread a column (four, by vectors) and block of rows: neighbouring threads read neighbours, all of them one row's
+// statistics.
 @compute @workgroup_size(64)
 fn columns(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let across = (p.width + 63u) / 64u;
+    let width = p.width / PIECE;
+    let across = (width + 63u) / 64u;
     let at = group.y * p.groups_x + group.x;
     let block = at / across;
     let column = (at % across) * 64u + lane;
     let first = block * p.span;
-    if column >= p.width || first >= p.rows { return; }
+    if column >= width || first >= p.rows { return; }
     let last = min(first + p.span, p.rows);
-    var sums = vec2<f32>(0.0);
+    var dg = Piece();
+    var db = Piece();
     for (var row = first; row < last; row++) {
-        let i = row * p.width + column;
+        let i = row * width + column;
         let of_row = statistics_of(row);
         let d = dy[i];
-        sums += vec2<f32>(d * ((x[i] - of_row.x) * of_row.y + of_row.z), d);
+        dg = fma(d, (x[i] - of_row.x) * of_row.y + of_row.z, dg);
+        db += d;
     }
-    partial[block * p.width + column] = sums;
+    for (var i = 0u; i < PIECE; i++) {
+        partial[block * p.width + column * PIECE + i] = vec2<f32>(part(dg, i), part(db, i));
+    }
 }
 
 @compute @workgroup_size(64)

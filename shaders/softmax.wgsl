@@ -7,6 +7,7 @@
 // Lane t takes elements t, t + LANES, ... in order, then a fixed tree: the same bits every time.
 
 #import logsumexp
+#import row = row_1
 
 const LANES: u32 = 64u;
 const LOG: bool = false;
@@ -19,12 +20,12 @@ struct Params {
 }
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> x: array<f32>;
-@group(0) @binding(1) var<storage, read_write> y: array<f32>;
+@group(0) @binding(0) var<storage, read> x: array<Piece>;
+@group(0) @binding(1) var<storage, read_write> y: array<Piece>;
 // Of `backward`: the forward's result, the incoming gradient, the gradient of x.
-@group(0) @binding(2) var<storage, read> out: array<f32>;
-@group(0) @binding(3) var<storage, read> dy: array<f32>;
-@group(0) @binding(4) var<storage, read_write> dx: array<f32>;
+@group(0) @binding(2) var<storage, read> out: array<Piece>;
+@group(0) @binding(3) var<storage, read> dy: array<Piece>;
+@group(0) @binding(4) var<storage, read_write> dx: array<Piece>;
 
 var<workgroup> tree: array<f32, 64>;
 
@@ -46,22 +47,12 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let row = (group.y * p.groups_x + group.x) * (64u / LANES) + lane / LANES;
     let t = lane % LANES;
     // Threads past the last row stay for the barriers, with nothing to walk.
-    let n = select(0u, p.axis, row < p.rows);
-    let base = (row / p.inner) * p.axis * p.inner + row % p.inner;
-    let step = LANES * p.inner;
-    var a = lse_start();
-    var i = t;
-    for (; i + 3u * LANES < n; i += 4u * LANES) {
-        let at = base + i * p.inner;
-        a = lse_push4(a, vec4<f32>(x[at], x[at + step], x[at + 2u * step], x[at + 3u * step]));
-    }
-    for (; i < n; i += LANES) {
-        a = lse_push(a, x[base + i * p.inner]);
-    }
-    let all = row_lse(lane, a);
+    let n = select(0u, p.axis / PIECE, row < p.rows);
+    let base = (row / p.inner) * (p.axis / PIECE) * p.inner + row % p.inner;
+    let all = row_lse(lane, walk(base, p.inner, t, n));
     // Subtracting the maximum first and log(s) second keeps the bits that a large maximum would swallow.
     let factor = select(1.0 / all.y, log(all.y), LOG);
-    for (i = t; i < n; i += LANES) {
+    for (var i = t; i < n; i += LANES) {
         let at = base + i * p.inner;
         let d = x[at] - all.x;
         if LOG {
@@ -76,9 +67,9 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = (group.y * p.groups_x + group.x) * (64u / LANES) + lane / LANES;
     let t = lane % LANES;
-    let n = select(0u, p.axis, row < p.rows);
-    let base = (row / p.inner) * p.axis * p.inner + row % p.inner;
-    var sum = 0.0;
+    let n = select(0u, p.axis / PIECE, row < p.rows);
+    let base = (row / p.inner) * (p.axis / PIECE) * p.inner + row % p.inner;
+    var sum = Piece();
     for (var i = t; i < n; i += LANES) {
         let at = base + i * p.inner;
         if LOG {
@@ -87,13 +78,13 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
             sum += out[at] * dy[at];
         }
     }
-    let total = row_sum(lane, sum);
+    let all = row_sum(lane, sum_of(sum));
     for (var i = t; i < n; i += LANES) {
         let at = base + i * p.inner;
         if LOG {
-            dx[at] = dy[at] - exp(out[at]) * total;
+            dx[at] = dy[at] - exp(out[at]) * all;
         } else {
-            dx[at] = out[at] * (dy[at] - total);
+            dx[at] = out[at] * (dy[at] - all);
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod optim;
 pub mod rng;
 pub mod shape;
 pub mod share;
+pub mod step;
 pub mod store;
 pub mod tape;
 pub mod tensor;
@@ -23,6 +24,7 @@ pub use error::{Error, Result};
 pub use gpu::{Gpu, Options};
 pub use rng::Rng;
 pub use shape::Shape;
+pub use step::Step;
 pub use tape::{Grads, checkpoint, no_grad};
 pub use tensor::Tensor;
 

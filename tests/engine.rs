@@ -4,6 +4,8 @@
 
 #[path = "engine/faults.rs"]
 mod faults;
+#[path = "engine/step.rs"]
+mod step;
 mod support;
 #[path = "engine/tape.rs"]
 mod tape;

@@ -5,15 +5,16 @@ use std::fs;
 use std::path::Path;
 
 /// Each floor's modules. `gpu` is the device; the files below it are one floor up and are known to it.
-const FLOORS: [&[&str]; 8] = [
+const FLOORS: [&[&str]; 9] = [
     &["error", "shape", "dtype", "rng", "linalg"],
     &["gpu"],
     &[],
     &["tensor", "tape"],
-    &["ops"],
+    &["ops", "step"],
     &["share"],
     &["nn", "optim", "store"],
     &["models", "decode", "merge", "geometry"],
+    &["bench"],
 ];
 /// Floors whose modules may know each other.
 const SIBLINGS: [usize; 2] = [0, 3];

@@ -149,9 +149,14 @@ fn translate_all(variants: &[Source]) -> (Vec<String>, BTreeSet<String>, usize) 
 
 #[test]
 fn every_variant_translates_to_every_target() {
-    let variants = [tiebeam::ops::shader_variants(), tiebeam::optim::shader_variants()].concat();
+    let mut variants = [tiebeam::ops::shader_variants(), tiebeam::optim::shader_variants()].concat();
+    #[cfg(feature = "cli")]
+    variants.extend(tiebeam::bench::ceilings::shader_variants());
     let (mut problems, files, entries) = translate_all(&variants);
-    let kernels = names().into_iter().map(|name| format!("shaders/{name}.wgsl"));
+    let kernels = names()
+        .into_iter()
+        .filter(|name| cfg!(feature = "cli") || !name.starts_with("bench_"))
+        .map(|name| format!("shaders/{name}.wgsl"));
     let parts = fragments().into_iter().map(|name| format!("shaders/lib/{name}.wgsl"));
     let unused = kernels.chain(parts).filter(|file| !files.contains(file));
     problems.extend(unused.map(|file| format!("{file}\n  no variant in ops::shader_variants() uses it")));

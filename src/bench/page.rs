@@ -107,11 +107,20 @@ fn roofline(run: &Run, colour: &str, out: &mut String) {
     *out += "<svg viewBox=\"0 0 740 350\" role=\"img\">\n";
     for v in x.decades() {
         let at = x.at(v);
-        let _ = write!(out, "<path d=\"M{at:.1} 20V300\" stroke=\"#e5e5e5\"/><text x=\"{at:.1}\" y=\"316\" text-anchor=\"middle\">{}</text>", plain(v));
+        let _ = write!(
+            out,
+            "<path d=\"M{at:.1} 20V300\" stroke=\"#e5e5e5\"/><text x=\"{at:.1}\" y=\"316\" text-anchor=\"middle\">{}</text>",
+            plain(v)
+        );
     }
     for v in y.decades() {
         let at = y.at(v);
-        let _ = write!(out, "<path d=\"M60 {at:.1}H700\" stroke=\"#e5e5e5\"/><text x=\"54\" y=\"{:.1}\" text-anchor=\"end\">{}</text>", at + 4.0, plain(v));
+        let _ = write!(
+            out,
+            "<path d=\"M60 {at:.1}H700\" stroke=\"#e5e5e5\"/><text x=\"54\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+            at + 4.0,
+            plain(v)
+        );
     }
     // The slanted part enters where it crosses the picture's left or lower edge.
     let left = 10f64.powf(x.low).max(10f64.powf(y.low) * 1e9 / c.copy).min(ridge);
@@ -130,7 +139,10 @@ fn roofline(run: &Run, colour: &str, out: &mut String) {
     for r in &points {
         let (px, py) = (x.at(intensity(r)), y.at(rate(r)));
         let title = escape(&format!("{}: {}", r.name(), r.rate()));
-        let _ = writeln!(out, "<circle cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"4\" fill=\"{colour}\" fill-opacity=\".75\"><title>{title}</title></circle>");
+        let _ = writeln!(
+            out,
+            "<circle cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"4\" fill=\"{colour}\" fill-opacity=\".75\"><title>{title}</title></circle>"
+        );
     }
     *out += "<text x=\"380\" y=\"340\" text-anchor=\"middle\">operations a byte</text>\
              <text transform=\"translate(14 160)rotate(-90)\" text-anchor=\"middle\">GFLOP/s</text></svg>\n";
@@ -148,11 +160,16 @@ fn bars(runs: &[Run], out: &mut String) {
     for percent in [0, 25, 50, 75, 100] {
         let at = 300 + percent * 3;
         let bottom = names.len() * step + 8;
-        let _ = write!(out, "<path d=\"M{at} 4V{bottom}\" stroke=\"#e5e5e5\"/><text x=\"{at}\" y=\"{}\" text-anchor=\"middle\">{percent}%</text>", bottom + 14);
+        let _ = write!(
+            out,
+            "<path d=\"M{at} 4V{bottom}\" stroke=\"#e5e5e5\"/><text x=\"{at}\" y=\"{}\" text-anchor=\"middle\">{percent}%</text>",
+            bottom + 14
+        );
     }
     for (i, name) in names.iter().enumerate() {
         let top = 8 + i * step;
-        let _ = writeln!(out, "<text x=\"292\" y=\"{}\" text-anchor=\"end\">{}</text>", top + 11, escape(name));
+        let _ =
+            writeln!(out, "<text x=\"292\" y=\"{}\" text-anchor=\"end\">{}</text>", top + 11, escape(name));
         for (j, (run, colour)) in runs.iter().zip(COLOURS.iter().cycle()).enumerate() {
             let Some(r) = run.records.iter().find(|r| r.name() == *name) else { continue };
             let y = top + 15 * j;

@@ -142,8 +142,7 @@ impl Record {
     }
 
     /// The table's head.
-    pub const HEAD: &str =
-        "kernel                                    median ms          min - max ms             rate    of ceiling";
+    pub const HEAD: &str = "kernel                                    median ms          min - max ms             rate    of ceiling";
 }
 
 /// A run: where, what it could reach, what it reached.
@@ -185,7 +184,8 @@ impl Run {
         for (at, line) in (1..).zip(text.lines()).filter(|(_, l)| !l.trim().is_empty()) {
             let v: Value = serde_json::from_str(line).map_err(|e| bad(at, &format!("not JSON ({e})")))?;
             let number = |k: &str| v[k].as_f64().ok_or_else(|| bad(at, &format!("no number '{k}'")));
-            let text = |k: &str| v[k].as_str().map(str::to_string).ok_or_else(|| bad(at, &format!("no text '{k}'")));
+            let text =
+                |k: &str| v[k].as_str().map(str::to_string).ok_or_else(|| bad(at, &format!("no text '{k}'")));
             match v["line"].as_str() {
                 Some("host") => {
                     host = Some(Host {

@@ -36,7 +36,8 @@ impl Inputs {
     fn new(gpu: &Gpu, shapes: &[&[usize]]) -> Inputs {
         let count = |s: &[usize]| s.iter().product::<usize>();
         let host: Vec<Vec<f32>> = shapes.iter().zip(1..).map(|(s, seed)| normal(count(s), seed)).collect();
-        let first: Vec<Tensor> = host.iter().zip(shapes).map(|(x, s)| Tensor::from_slice(gpu, x, *s)).collect();
+        let first: Vec<Tensor> =
+            host.iter().zip(shapes).map(|(x, s)| Tensor::from_slice(gpu, x, *s)).collect();
         let bytes: usize = host.iter().map(|x| 4 * x.len()).sum();
         let beyond_caches = if gpu.is_software() { 64 << 20 } else { 256 << 20 };
         let copy = |x: &Tensor| {
@@ -108,19 +109,31 @@ fn wise(
 }
 
 fn softmax(gpu: &Gpu, size: [usize; 2]) -> Row {
-    wise(gpu, "softmax", size, 1, |x| x[0].softmax(-1), |x, i| {
-        (x[0][i] as f64).exp() / x[0].iter().map(|&v| (v as f64).exp()).sum::<f64>()
-    })
+    wise(
+        gpu,
+        "softmax",
+        size,
+        1,
+        |x| x[0].softmax(-1),
+        |x, i| (x[0][i] as f64).exp() / x[0].iter().map(|&v| (v as f64).exp()).sum::<f64>(),
+    )
 }
 
 fn layer_norm(gpu: &Gpu, size: [usize; 2]) -> Row {
     let [gain, bias] = [Tensor::ones(gpu, [size[1]]), Tensor::zeros(gpu, [size[1]])];
-    wise(gpu, "layer_norm", size, 1, move |x| x[0].layer_norm(Some(&gain), Some(&bias), 1e-5), |x, i| {
-        let n = x[0].len() as f64;
-        let mean = x[0].iter().map(|&v| v as f64).sum::<f64>() / n;
-        let variance = x[0].iter().map(|&v| (v as f64 - mean).powi(2)).sum::<f64>() / n;
-        (x[0][i] as f64 - mean) / (variance + 1e-5).sqrt()
-    })
+    wise(
+        gpu,
+        "layer_norm",
+        size,
+        1,
+        move |x| x[0].layer_norm(Some(&gain), Some(&bias), 1e-5),
+        |x, i| {
+            let n = x[0].len() as f64;
+            let mean = x[0].iter().map(|&v| v as f64).sum::<f64>() / n;
+            let variance = x[0].iter().map(|&v| (v as f64 - mean).powi(2)).sum::<f64>() / n;
+            (x[0][i] as f64 - mean) / (variance + 1e-5).sqrt()
+        },
+    )
 }
 
 fn chain(gpu: &Gpu, n: usize) -> Row {
@@ -135,7 +148,8 @@ fn transpose(gpu: &Gpu, n: usize) -> Row {
     let inputs = Inputs::new(gpu, &[&[n, n]]);
     let at = n + 2;
     let checks = vec![Check { at, want: inputs.host[0][2 * n + 1] as f64, bound: 0.0 }];
-    inputs.row("transpose", format!("{n}x{n}"), [8.0 * (n * n) as f64, 0.0], checks, |x| x[0].t().contiguous())
+    inputs
+        .row("transpose", format!("{n}x{n}"), [8.0 * (n * n) as f64, 0.0], checks, |x| x[0].t().contiguous())
 }
 
 /// Sums of all elements and along the slow axis.
@@ -227,7 +241,17 @@ fn adamw(gpu: &Gpu, n: usize) -> Row {
         theta.clone()
     };
     let bytes = 7.0 * 4.0 * n as f64;
-    Row { family: "adamw", shape: n.to_string(), bytes, flops: 0.0, ops: 1, before: 0, sets: 1, run: Box::new(run), checks }
+    Row {
+        family: "adamw",
+        shape: n.to_string(),
+        bytes,
+        flops: 0.0,
+        ops: 1,
+        before: 0,
+        sets: 1,
+        run: Box::new(run),
+        checks,
+    }
 }
 
 /// Causal attention of `[batch, heads, tokens, size]`, forward or backward.
@@ -271,7 +295,17 @@ fn attention(gpu: &Gpu, [batch, heads, tokens, size]: [usize; 4], backward: bool
         let (y, leaves, dy) = &graphs[i];
         gradient(y, dy, &leaves[2])
     });
-    Row { family: "attention backward", shape: name, bytes: 8.0 * array, flops: 10.0 * pairs, ops: 1, before: 0, sets, run, checks }
+    Row {
+        family: "attention backward",
+        shape: name,
+        bytes: 8.0 * array,
+        flops: 10.0 * pairs,
+        ops: 1,
+        before: 0,
+        sets,
+        run,
+        checks,
+    }
 }
 
 /// A thousand dependent small additions: a kernel each, or as one chain the engine may fuse.
@@ -292,7 +326,17 @@ fn adds(gpu: &Gpu, fused: bool) -> Row {
     let want = 1001.0 * host[5] as f64;
     let checks = vec![Check { at: 5, want, bound: 1e-3 * want.abs() }];
     let family = if fused { "adds in a chain" } else { "adds, a kernel each" };
-    Row { family, shape: "1000 of 1024".into(), bytes: 0.0, flops: 0.0, ops: 1000, before: 0, sets: 1, run: Box::new(run), checks }
+    Row {
+        family,
+        shape: "1000 of 1024".into(),
+        bytes: 0.0,
+        flops: 0.0,
+        ops: 1000,
+        before: 0,
+        sets: 1,
+        run: Box::new(run),
+        checks,
+    }
 }
 
 type Make<'a> = Box<dyn FnOnce() -> Row + 'a>;
@@ -301,8 +345,15 @@ type Make<'a> = Box<dyn FnOnce() -> Row + 'a>;
 pub fn rows(gpu: &Gpu, suite: Suite) -> Vec<(&'static str, Make<'_>)> {
     let (cpu, full) = (gpu.is_software(), suite == Suite::Full);
     let mut all: Vec<(&'static str, Make)> = Vec::new();
-    let mut matmuls = vec![[1, 256, 256, 256], [1, 512, 512, 512], [1, 1024, 1024, 1024], [1, 2048, 768, 768]];
-    matmuls.extend([[32, 128, 128, 64], [1, 1, 2048, 2048], [1, 8, 2048, 2048], [1, 2048, 8, 2048], [1, 64, 64, 16384]]);
+    let mut matmuls =
+        vec![[1, 256, 256, 256], [1, 512, 512, 512], [1, 1024, 1024, 1024], [1, 2048, 768, 768]];
+    matmuls.extend([
+        [32, 128, 128, 64],
+        [1, 1, 2048, 2048],
+        [1, 8, 2048, 2048],
+        [1, 2048, 8, 2048],
+        [1, 64, 64, 16384],
+    ]);
     if full || !cpu {
         matmuls.push([1, 2048, 2048, 2048]);
     }

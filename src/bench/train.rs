@@ -34,7 +34,14 @@ fn uniform(n: usize, seed: u64, a: f32) -> Vec<f32> {
 }
 
 /// A layer from a matrix drawn as `[inner, out]`, its columns `columns` alone.
-fn linear(gpu: &Gpu, drawn: &[f32], [inner, out]: [usize; 2], first: usize, count: usize, bias: bool) -> Linear {
+fn linear(
+    gpu: &Gpu,
+    drawn: &[f32],
+    [inner, out]: [usize; 2],
+    first: usize,
+    count: usize,
+    bias: bool,
+) -> Linear {
     let transposed: Vec<f32> =
         (0..count * inner).map(|i| drawn[i % inner * out + first + i / inner]).collect();
     let weight = Tensor::from_slice(gpu, &transposed, [count, inner]).requires_grad();
@@ -139,5 +146,15 @@ pub fn step(gpu: &Gpu) -> Row {
     let flops = 6.0 * rows * matrices + 14.0 * pairs;
     let checks = vec![Check { at: 0, want: LOSS_50, bound: 2e-4 }];
     let shape = "V128 d128 h4 T128 B8 tied x4".into();
-    Row { family: "train_step", shape, bytes: 0.0, flops, ops: 1, before: 50, sets: 1, run: Box::new(run), checks }
+    Row {
+        family: "train_step",
+        shape,
+        bytes: 0.0,
+        flops,
+        ops: 1,
+        before: 50,
+        sets: 1,
+        run: Box::new(run),
+        checks,
+    }
 }

@@ -1,11 +1,11 @@
 //! Buffers from a size-class pool, uploads that respect the open batch, readback through kept staging buffers.
 
-use super::{Gpu, lock};
+use super::{Gpu, capture, lock};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::TryRecvError;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 /// Bytes that the pool holds, for watching a long run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,6 +61,7 @@ pub struct Buffer {
     /// Counts writes after the first: a saved value whose version moved was changed in place.
     pub(crate) version: AtomicU64,
     gpu: Weak<super::Inner>,
+    pool: capture::Home,
 }
 
 impl Buffer {
@@ -74,6 +75,11 @@ impl Buffer {
         self.failed.store(true, Ordering::Relaxed);
     }
 
+    /// Whether it came from this pool.
+    pub(super) fn is_of(&self, pool: &Arc<Mutex<Pool>>) -> bool {
+        std::ptr::eq(self.pool.as_ptr(), Arc::as_ptr(pool))
+    }
+
     pub(crate) fn touch(&self) {
         self.version.fetch_add(1, Ordering::Relaxed);
     }
@@ -84,7 +90,8 @@ impl Drop for Buffer {
         let (Some(raw), Some(inner)) = (self.raw.take(), self.gpu.upgrade()) else { return };
         // Tells an upload whether commands that read this buffer may still be unsubmitted.
         let epoch = inner.epoch.load(Ordering::Acquire);
-        let mut pool = lock(&inner.pool);
+        let Some(pool) = self.pool.upgrade() else { return };
+        let mut pool = lock(&pool);
         pool.stats.used -= raw.size();
         pool.keep(epoch, raw);
     }
@@ -104,17 +111,19 @@ impl Gpu {
     }
 
     fn take_buffer(&self, op: &str, bytes: u64, newest_epoch: u64) -> Arc<Buffer> {
-        let raw = self.try_take(op, bytes, newest_epoch).map_err(|e| self.raise(e)).ok();
+        let pool = capture::pool(self);
+        let raw = self.try_take(op, bytes, newest_epoch, &pool).map_err(|e| self.raise(e)).ok();
         Arc::new(Buffer {
             raw,
             failed: AtomicBool::new(false),
             size: bytes,
             version: AtomicU64::new(0),
             gpu: Arc::downgrade(&self.0),
+            pool: Arc::downgrade(&pool),
         })
     }
 
-    fn try_take(&self, op: &str, bytes: u64, newest_epoch: u64) -> Result<wgpu::Buffer> {
+    fn try_take(&self, op: &str, bytes: u64, newest_epoch: u64, from: &Mutex<Pool>) -> Result<wgpu::Buffer> {
         let limit = self.limits().max_storage_buffer_binding_size.min(self.limits().max_buffer_size);
         if bytes > limit {
             return Err(Error::Limit {
@@ -124,7 +133,7 @@ impl Gpu {
             });
         }
         let class = size_class(bytes).min(limit / 4 * 4).max(bytes);
-        let mut pool = lock(&self.0.pool);
+        let mut pool = lock(from);
         if let Some(free) = pool.free.get_mut(&class)
             && let Some(at) = free.iter().rposition(|(epoch, _)| *epoch < newest_epoch)
         {
@@ -146,7 +155,7 @@ impl Gpu {
                 })?
             }
         };
-        let mut pool = lock(&self.0.pool);
+        let mut pool = lock(from);
         pool.take(class);
         pool.stats.created += 1;
         pool.stats.peak = pool.stats.peak.max(pool.stats.used + pool.stats.free);
@@ -174,6 +183,7 @@ impl Gpu {
         if let Some(raw) = &buffer.raw {
             self.write_words(raw, 0, bytes);
             lock(&self.0.recorder).uploaded(self, padded);
+            capture::uploaded(self, &buffer);
         }
         buffer
     }
@@ -208,6 +218,7 @@ impl Gpu {
     }
 
     pub(crate) fn start_read(&self, buffer: &Buffer, offset: u64, bytes: u64) -> Result<Reading> {
+        capture::refuse(self, "a readback")?;
         self.check()?;
         let Some(raw) = buffer.data() else {
             return Err(Error::device(

@@ -77,6 +77,7 @@ impl Gpu {
     /// # Errors
     /// The device's fault, if one stands.
     pub(crate) fn overwrite(&self, buffer: &Arc<Buffer>, offset: u64, bytes: &[u8]) -> Result<()> {
+        super::capture::refuse(self, "a write from the host")?;
         self.settle(std::slice::from_ref(buffer));
         self.check()?;
         let Some(raw) = buffer.data() else {

@@ -1,6 +1,7 @@
 //! Pipelines by source, and the one way to launch them.
 
 use super::buffer::Buffer;
+use super::capture::{self, Live};
 use super::shader::Source;
 use super::texel::{self, Texel};
 use super::{Gpu, lock};
@@ -40,8 +41,8 @@ struct Key {
     params: usize,
 }
 
-struct Pipeline {
-    raw: wgpu::ComputePipeline,
+pub(super) struct Pipeline {
+    pub raw: wgpu::ComputePipeline,
     layout: wgpu::BindGroupLayout,
     /// Operands that it reads as textures.
     texels: Vec<(u32, Texel)>,
@@ -64,15 +65,21 @@ pub(crate) fn grid(groups: usize) -> [u32; 3] {
 impl Gpu {
     /// Records one dispatch. After a fault, or on a buffer without data, it only marks its outputs as never written.
     pub(crate) fn launch(&self, launch: Launch) {
+        self.launch_live(launch, None);
+    }
+
+    /// The same, and what changes in its parameters when a recorded step is replayed.
+    pub(crate) fn launch_live(&self, launch: Launch, live: Option<Live>) {
         if launch.grid.contains(&0) {
             return;
         }
-        if self.check().is_err() || self.try_launch(&launch).map_err(|error| self.raise(error)).is_err() {
+        if self.check().is_err() || self.try_launch(&launch, live).map_err(|error| self.raise(error)).is_err()
+        {
             launch.binds.iter().filter(|bind| bind.write).for_each(|bind| bind.buffer.fail());
         }
     }
 
-    fn try_launch(&self, launch: &Launch) -> Result<()> {
+    fn try_launch(&self, launch: &Launch, live: Option<Live>) -> Result<()> {
         debug_assert!(launch.params.len() <= 128 && launch.params.len().is_multiple_of(4));
         let most = self.limits().max_compute_workgroups_per_dimension;
         if let Some(&n) = launch.grid.iter().find(|&&n| n > most) {
@@ -128,6 +135,7 @@ impl Gpu {
         let [x, y, z] = launch.grid;
         pass.dispatch_workgroups(x, y, z);
         recorder.dispatched(self);
+        capture::dispatch(self, &pipeline, &group, &launch.binds, launch.params, launch.grid, live);
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! The device: adapter choice, features, limits, faults. Everything that talks to wgpu is below this module.
 
 pub mod buffer;
+pub(crate) mod capture;
 pub mod fuse;
 pub mod inplace;
 pub mod kernel;
@@ -91,7 +92,7 @@ pub(crate) struct Inner {
     fault: Arc<Mutex<Option<Error>>>,
     /// Number of the open batch.
     pub epoch: AtomicU64,
-    pub pool: Mutex<buffer::Pool>,
+    pub pool: Arc<Mutex<buffer::Pool>>,
     pub staging: Mutex<Vec<wgpu::Buffer>>,
     pub kernels: Mutex<kernel::Cache>,
     pub recorder: Mutex<record::Recorder>,
@@ -312,7 +313,7 @@ impl Gpu {
             summary,
             fault,
             epoch: AtomicU64::new(0),
-            pool: Mutex::default(),
+            pool: Arc::default(),
             staging: Mutex::default(),
             kernels: Mutex::default(),
             recorder: Mutex::default(),

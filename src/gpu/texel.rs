@@ -6,9 +6,9 @@
 //! once. Kernels know nothing of this: [`rewrite`] turns `x[i]` into `textureLoad` in the assembled text, and a launch
 //! copies the operands first. The bits are the same.
 
-use super::Gpu;
 use super::kernel::Bind;
 use super::record::Recorder;
+use super::{Gpu, capture};
 use std::borrow::Cow;
 
 /// Texels in a row of a texture: 16 MiB of rows suffice for what one binding holds on such drivers.
@@ -86,12 +86,20 @@ fn resolve<'a>(text: &'a str, name: &'a str) -> &'a str {
     text.lines().find_map(value).unwrap_or(name)
 }
 
+/// Whether some parameter or local has the array's name: then `name[i]` may be either.
+fn hidden(text: &str, name: &str) -> bool {
+    let heads = [format!("({name}: "), format!(", {name}: "), format!("let {name} "), format!("var {name} ")];
+    heads.iter().any(|head| text.contains(head))
+}
+
 /// The kernel with those of `wanted` bindings that can be as textures, and these with their texels. Keeps line numbers.
 pub(crate) fn rewrite<'a>(text: &'a str, wanted: &[u32]) -> (Cow<'a, str>, Vec<(u32, Texel)>) {
     let mut arrays: Vec<(&str, u32, Texel)> = Vec::new();
     for (binding, name, element) in text.lines().filter_map(declaration) {
         match Texel::of(resolve(text, element)) {
-            Some(texel) if wanted.contains(&binding) => arrays.push((name, binding, texel)),
+            Some(texel) if wanted.contains(&binding) && !hidden(text, name) => {
+                arrays.push((name, binding, texel))
+            }
             _ => {}
         }
     }
@@ -198,9 +206,7 @@ impl Recorder {
         texel: Texel,
         place: usize,
     ) -> wgpu::TextureView {
-        let count = bind.size / texel.size();
-        let (rows, rest) = ((count / WIDTH as u64) as u32, (count % WIDTH as u64) as u32);
-        let height = rows + (rest > 0) as u32;
+        let height = (bind.size / texel.size()).div_ceil(WIDTH as u64) as u32;
         let found = self.scratch.iter().position(|s| s.texel == texel && s.place == place);
         let index = match found {
             Some(index) if self.scratch[index].texture.height() >= height => index,
@@ -214,31 +220,36 @@ impl Recorder {
             }
         };
         let texture = self.scratch[index].texture.clone();
-        let mut copy = |y: u32, width: u32, height: u32| {
-            let pitch = WIDTH * texel.size() as u32;
-            let layout = wgpu::TexelCopyBufferLayout {
-                offset: bind.offset + y as u64 * pitch as u64,
-                bytes_per_row: Some(pitch),
-                rows_per_image: None,
-            };
-            let to = wgpu::TexelCopyTextureInfo {
-                origin: wgpu::Origin3d { x: 0, y, z: 0 },
-                ..texture.as_image_copy()
-            };
-            let size = wgpu::Extent3d { width, height, depth_or_array_layers: 1 };
-            self.encoder(gpu).copy_buffer_to_texture(
-                wgpu::TexelCopyBufferInfo { buffer: raw, layout },
-                to,
-                size,
-            );
-        };
-        if rows > 0 {
-            copy(0, WIDTH, rows);
-        }
-        if rest > 0 {
-            copy(rows, rest, 1);
-        }
+        copy(self.encoder(gpu), raw, bind.offset, bind.size, texel, &texture);
+        capture::texels(gpu, bind, raw, texel, &texture);
         texture.create_view(&wgpu::TextureViewDescriptor::default())
+    }
+}
+
+/// Copies the texels in `bytes` of a buffer, row by row.
+pub(super) fn copy(
+    encoder: &mut wgpu::CommandEncoder,
+    from: &wgpu::Buffer,
+    offset: u64,
+    bytes: u64,
+    texel: Texel,
+    texture: &wgpu::Texture,
+) {
+    let count = bytes / texel.size();
+    let (rows, rest) = ((count / WIDTH as u64) as u32, (count % WIDTH as u64) as u32);
+    let pitch = WIDTH * texel.size() as u32;
+    for (y, width, height) in [(0, WIDTH, rows), (rows, rest, 1)] {
+        if width == 0 || height == 0 {
+            continue;
+        }
+        let offset = offset + y as u64 * pitch as u64;
+        let layout = wgpu::TexelCopyBufferLayout { offset, bytes_per_row: Some(pitch), rows_per_image: None };
+        let to = wgpu::TexelCopyTextureInfo {
+            origin: wgpu::Origin3d { x: 0, y, z: 0 },
+            ..texture.as_image_copy()
+        };
+        let size = wgpu::Extent3d { width, height, depth_or_array_layers: 1 };
+        encoder.copy_buffer_to_texture(wgpu::TexelCopyBufferInfo { buffer: from, layout }, to, size);
     }
 }
 
@@ -281,6 +292,12 @@ mod tests {
         assert_eq!(lines[6], format!("{first} textureLoad(x, texel_at(u32({inner} +"));
         assert_eq!(lines[7], "        2u)), 0).x + p.x[0]; // x[1]");
         assert_eq!(texels.iter().map(|t| t.0).collect::<Vec<_>>(), [0, 1]);
+    }
+
+    #[test]
+    fn a_name_used_twice_stays_a_buffer() {
+        let text = format!("{TEXT}\nfn f(x: vec4<f32>, i: u32) -> f32 {{ return x[i]; }}");
+        assert_eq!(rewrite(&text, &[0, 1]).1.iter().map(|t| t.0).collect::<Vec<_>>(), [1]);
     }
 
     #[test]

@@ -94,20 +94,29 @@ impl Tile {
         }
     }
 
-    fn of(gpu: &Gpu, head_dim: usize) -> Tile {
-        // On a CPU driver a load costs far more than spilled registers, so threads have many rows. On a GPU one row, or
-        // part of one, fills the registers.
-        let software = gpu.adapter().kind == "software";
-        Tile::of_splits(match (head_dim, software) {
-            (0..=32, true) => [[8, 1], [4, 1], [4, 1]],
-            (33..=64, true) => [[8, 1], [4, 1], [4, 1]],
-            (65..=128, true) => [[4, 2], [2, 2], [2, 2]],
-            (_, true) => [[4, 4], [2, 4], [2, 4]],
-            (0..=32, false) => [[1, 1], [1, 1], [1, 1]],
-            (33..=64, false) => [[1, 1], [1, 1], [1, 2]],
-            (65..=128, false) => [[1, 2], [1, 2], [1, 4]],
-            (_, false) => [[1, 4], [1, 4], [1, 8]],
-        })
+    fn of(gpu: &Gpu, head_dim: usize, rows: usize, keys: usize) -> Tile {
+        if !gpu.is_software() {
+            // One row, or part of one, fills a GPU thread's registers.
+            return Tile::of_splits(match head_dim {
+                0..=32 => [[1, 1], [1, 1], [1, 1]],
+                33..=64 => [[1, 1], [1, 1], [1, 2]],
+                65..=128 => [[1, 2], [1, 2], [1, 4]],
+                _ => [[1, 4], [1, 4], [1, 8]],
+            });
+        }
+        // On a CPU driver a load costs far more than spilled registers, so threads have many rows; more than these take
+        // long to compile. Short sequences would leave lanes without any.
+        let (forward, backward, parts) = match head_dim {
+            0..=64 => (8, 4, 1),
+            65..=128 => (4, 2, 2),
+            _ => (4, 2, 4),
+        };
+        let each = |most: u32, items: usize| most.min((items / 8).max(1).next_power_of_two() as u32);
+        Tile::of_splits([
+            [each(forward, rows), parts],
+            [each(backward, rows), parts],
+            [each(backward, keys), parts],
+        ])
     }
 
     /// Heads are padded to this: every part is made of whole `vec4`s.
@@ -162,7 +171,10 @@ impl Tensor {
     #[track_caller]
     pub fn attention_scaled(&self, k: &Tensor, v: &Tensor, mask: &Mask, scale: f32) -> Tensor {
         let head_dim = self.shape().last().copied().unwrap_or(0);
-        attend([self, k, v], mask, scale, Tile::of(self.gpu(), head_dim))
+        // Sizes that do not fit are found below, with a sentence.
+        let size = |x: &Tensor, axis: usize| x.shape().get(axis).copied().unwrap_or(1);
+        let rows = size(self, 2) * (size(self, 1) / size(k, 1).max(1)).max(1);
+        attend([self, k, v], mask, scale, Tile::of(self.gpu(), head_dim, rows, size(k, 2)))
     }
 }
 
@@ -373,7 +385,7 @@ pub(super) fn cases() -> Vec<Case> {
                     None if causal => Mask::Causal,
                     None => Mask::None,
                 };
-                let tile = tile.unwrap_or_else(|| Tile::of(x[0].gpu(), d));
+                let tile = tile.unwrap_or_else(|| Tile::of(x[0].gpu(), d, x[0].shape()[2], x[1].shape()[2]));
                 attend([&x[0], &x[1], &x[2]], &mask, scale, tile)
             },
             move |x| attention64(x, causal, scale as f64),

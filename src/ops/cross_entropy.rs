@@ -1,7 +1,7 @@
 //! Cross-entropy of logits against class indices, fused: no probability is ever stored.
 
 use super::case::{Array, Case, Fill, Input};
-use super::softmax::{LANES, groups, lanes, log_softmax64};
+use super::softmax::{row, LANES, groups, lanes, log_softmax64};
 use super::words;
 use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, grid};
@@ -12,8 +12,8 @@ use crate::tensor::{Tensor, same_gpu};
 
 const OP: &str = "cross_entropy";
 
-fn source(lanes: u32) -> Source {
-    Source::file("cross_entropy").u32("LANES", lanes)
+fn source(lanes: u32, row: &'static str) -> Source {
+    Source::file("cross_entropy").u32("LANES", lanes).slot("row", row)
 }
 
 /// The kernels' parameters but for the grid.
@@ -55,7 +55,7 @@ impl Op for CrossEntropy {
         let grid = grid(x.count().div_ceil(64));
         x.gpu().launch(Launch {
             op: OP,
-            source: &source(64),
+            source: &source(64, "row_1"),
             entry: "backward",
             binds: vec![
                 x.bind(0),
@@ -118,11 +118,12 @@ impl Tensor {
         let targets = targets.contiguous();
         let losses = Tensor::empty(gpu, OP, [2, rows], DType::F32);
         let statistics = Tensor::empty(gpu, OP, [rows, 2], DType::F32);
-        let lanes = lanes(gpu, classes, 1, rows);
+        let (row, piece) = row(classes);
+        let lanes = lanes(gpu, classes / piece, 1, rows);
         let grid = groups(rows, lanes);
         gpu.launch(Launch {
             op: OP,
-            source: &source(lanes),
+            source: &source(lanes, row),
             entry: "forward",
             binds: vec![x.bind(0), targets.bind(1), losses.bind_mut(2), statistics.bind_mut(3)],
             params: words(&plan.params(grid)),
@@ -144,7 +145,7 @@ impl Tensor {
 }
 
 pub(super) fn variants() -> Vec<Source> {
-    LANES.iter().map(|&lanes| source(lanes)).collect()
+    LANES.iter().flat_map(|&lanes| ["row_1", "row_4"].map(|row| source(lanes, row))).collect()
 }
 
 fn reference(x: &[Array], ignored: Option<f64>) -> Array {
@@ -173,7 +174,7 @@ pub(super) fn cases() -> Vec<Case> {
         Input::integers(shape, dtype, 0, 1).fill(Fill::Values(values.to_vec()))
     };
     let mut all = Vec::new();
-    for (rows, classes) in [(1, 1), (1, 2), (67, 7), (65, 17), (3, 67), (9, 131), (5, 257), (2, 1031)] {
+    for (rows, classes) in [(1, 1), (1, 2), (67, 7), (65, 17), (3, 67), (9, 131), (5, 257), (2, 1031), (3, 4), (5, 132), (2, 1028)] {
         let targets = Input::integers([rows], DType::U32, 0, classes as i64);
         all.push(case(format!("{rows} rows of {classes}"), Input::normal([rows, classes]), targets, None));
     }

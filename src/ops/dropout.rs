@@ -3,6 +3,7 @@
 use super::case::{Array, Case, Input};
 use super::words;
 use crate::dtype::DType;
+use crate::gpu::capture::Live;
 use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::rng::{Rng, Stream};
@@ -24,7 +25,7 @@ impl Dropout {
         let ([k0, k1], [s0, s1]) = (self.stream.key, self.stream.id);
         let scale = 1.0 / (1.0 - self.rate);
         let params = [n as u32, grid[0], k0, k1, s0, s1, self.rate.to_bits(), scale.to_bits()];
-        x.gpu().launch(Launch {
+        let launch = Launch {
             op: "dropout",
             source: &Source::file("dropout"),
             entry: "forward",
@@ -32,7 +33,8 @@ impl Dropout {
             params: words(&params),
             grid,
             reuse: 1,
-        });
+        };
+        x.gpu().launch_live(launch, Some(Live::Stream { at: 4 }));
         y
     }
 }

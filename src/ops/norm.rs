@@ -24,8 +24,9 @@ impl Kind {
         }
     }
 
-    fn source(self, lanes: u32) -> Source {
-        Source::file("norm").bool("CENTRED", self == Kind::Layer).u32("LANES", lanes)
+    fn source(self, lanes: u32, piece: usize) -> Source {
+        let source = Source::file("norm").bool("CENTRED", self == Kind::Layer).u32("LANES", lanes);
+        source.slot("piece", if piece == 4 { "piece_4" } else { "piece_1" })
     }
 }
 
@@ -41,9 +42,14 @@ struct Plan {
 }
 
 impl Plan {
+    /// Elements that a load brings.
+    fn piece(&self) -> usize {
+        if self.width.is_multiple_of(4) { 4 } else { 1 }
+    }
+
     /// Launches over rows, `LANES` threads each.
     fn rows(&self, x: &Tensor, entry: &'static str, binds: Vec<Bind>) {
-        let lanes = lanes(x.gpu(), self.width, 1, self.rows);
+        let lanes = lanes(x.gpu(), self.width / self.piece(), 1, self.rows);
         self.launch(x, entry, lanes, groups(self.rows, lanes), binds, [0; 3]);
     }
 
@@ -60,7 +66,7 @@ impl Plan {
             part,
             accumulate,
         ];
-        let source = self.kind.source(lanes);
+        let source = self.kind.source(lanes, self.piece());
         x.gpu().launch(Launch {
             op: self.kind.name(),
             source: &source,
@@ -95,7 +101,7 @@ impl Norm {
         let span = rows.div_ceil(blocks);
         let blocks = rows.div_ceil(span);
         let partial = Tensor::empty(x.gpu(), kind.name(), [blocks, width, 2], DType::F32);
-        let grid = grid(blocks * width.div_ceil(64));
+        let grid = grid(blocks * (width / self.plan.piece()).div_ceil(64));
         let binds =
             vec![x.bind(0), self.statistics.get(kind.name()).bind(5), dy.bind(6), partial.bind_mut(8)];
         self.plan.launch(x, "columns", 64, grid, binds, [span as u32, 0, 0]);
@@ -212,7 +218,8 @@ impl Tensor {
 }
 
 pub(super) fn variants() -> Vec<Source> {
-    LANES.iter().flat_map(|&lanes| [Kind::Layer.source(lanes), Kind::Rms.source(lanes)]).collect()
+    let both = |lanes| [1, 4].into_iter().flat_map(move |piece| [Kind::Layer, Kind::Rms].map(|k| k.source(lanes, piece)));
+    LANES.iter().flat_map(|&lanes| both(lanes)).collect()
 }
 
 /// `(x - mean) / sqrt(var + eps)` of every row, with mean 0 for RMS norm.
@@ -259,8 +266,8 @@ pub(super) fn cases() -> Vec<Case> {
     };
     for kind in [Kind::Layer, Kind::Rms] {
         let layer = kind == Kind::Layer;
-        let shapes: [&[usize]; 8] =
-            [&[2, 1], &[1, 7], &[7, 13], &[67, 5], &[3, 67], &[9, 131], &[2, 3, 65], &[2, 263]];
+        let shapes: [&[usize]; 11] =
+            [&[5, 4], &[67, 8], &[3, 68], &[2, 1], &[1, 7], &[7, 13], &[67, 5], &[3, 67], &[9, 131], &[2, 3, 65], &[2, 263]];
         for shape in shapes {
             all.push(case(format!("{shape:?}"), Input::normal(shape), kind, true, layer));
         }

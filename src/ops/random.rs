@@ -4,6 +4,7 @@ use super::case::{Array, Case, Input};
 use super::words;
 use crate::dtype::DType;
 use crate::gpu::buffer::Buffer;
+use crate::gpu::capture::Live;
 use crate::gpu::kernel::{Bind, Launch, grid};
 use crate::gpu::shader::Source;
 use crate::gpu::{Gpu, lock};
@@ -40,7 +41,9 @@ fn fill(gpu: &Gpu, op: &'static str, entry: &str, shape: Shape, stream: Stream) 
     let [k0, k1] = stream.key;
     let [s0, s1] = stream.id;
     let params = [n as u32, grid[0], k0, k1, s0, s1, 1f32.to_bits(), 0f32.to_bits()];
-    gpu.launch(Launch { op, source: &Source::file("random"), entry, binds, params: words(&params), grid, reuse: 4 });
+    let source = Source::file("random");
+    let launch = Launch { op, source: &source, entry, binds, params: words(&params), grid, reuse: 4 };
+    gpu.launch_live(launch, Some(Live::Stream { at: 4 }));
     y
 }
 

@@ -33,8 +33,13 @@ pub(super) fn groups(rows: usize, lanes: u32) -> [u32; 3] {
     grid(rows.div_ceil(64 / lanes as usize))
 }
 
-fn source(log: bool, lanes: u32) -> Source {
-    Source::file("softmax").bool("LOG", log).u32("LANES", lanes)
+/// The fragment that loads a row of neighbours, and the elements that a load brings.
+pub(super) fn row(size: usize) -> (&'static str, usize) {
+    if size.is_multiple_of(4) { ("row_4", 4) } else { ("row_1", 1) }
+}
+
+fn source(log: bool, lanes: u32, row: &'static str) -> Source {
+    Source::file("softmax").bool("LOG", log).u32("LANES", lanes).slot("row", row)
 }
 
 fn name(log: bool) -> &'static str {
@@ -47,13 +52,14 @@ struct Softmax {
     y: Saved,
 }
 
-/// The grid, the lanes and the parameters of both kernels.
-fn plan(gpu: &Gpu, shape: &shape::Shape, axis: usize) -> ([u32; 3], u32, [u32; 4]) {
+/// The kernels' file, their grid and their parameters.
+fn plan(gpu: &Gpu, log: bool, shape: &shape::Shape, axis: usize) -> (Source, [u32; 3], [u32; 4]) {
     let (outer, size, inner) = shape.split_at_axis(axis);
     let rows = outer * inner;
-    let lanes = lanes(gpu, size, inner, rows);
+    let (row, piece) = if inner == 1 { row(size) } else { ("row_1", 1) };
+    let lanes = lanes(gpu, size / piece, inner, rows);
     let grid = groups(rows, lanes);
-    (grid, lanes, [grid[0], rows as u32, size as u32, inner as u32])
+    (source(log, lanes, row), grid, [grid[0], rows as u32, size as u32, inner as u32])
 }
 
 impl Op for Softmax {
@@ -64,10 +70,10 @@ impl Op for Softmax {
         let Some(dy) = &dy[0] else { return };
         let (op, y, dy) = (name(self.log), self.y.get(name(self.log)), dy.contiguous());
         let dx = Tensor::empty(y.gpu(), op, y.shape(), DType::F32);
-        let (grid, lanes, params) = plan(y.gpu(), y.shape(), self.axis);
+        let (source, grid, params) = plan(y.gpu(), self.log, y.shape(), self.axis);
         y.gpu().launch(Launch {
             op,
-            source: &source(self.log, lanes),
+            source: &source,
             entry: "backward",
             binds: vec![y.bind(2), dy.bind(3), dx.bind_mut(4)],
             params: words(&params),
@@ -85,10 +91,10 @@ impl Tensor {
         let axis = shape::axis(op, axis, self.shape());
         let x = super::float(op, self).detach().contiguous();
         let y = Tensor::empty(x.gpu(), op, x.shape(), DType::F32);
-        let (grid, lanes, params) = plan(x.gpu(), x.shape(), axis);
+        let (source, grid, params) = plan(x.gpu(), log, x.shape(), axis);
         x.gpu().launch(Launch {
             op,
-            source: &source(log, lanes),
+            source: &source,
             entry: "forward",
             binds: vec![x.bind(0), y.bind_mut(1)],
             params: words(&params),
@@ -123,7 +129,8 @@ impl Tensor {
 }
 
 pub(super) fn variants() -> Vec<Source> {
-    LANES.iter().flat_map(|&lanes| [source(false, lanes), source(true, lanes)]).collect()
+    let both = |lanes| [false, true].into_iter().flat_map(move |log| ["row_1", "row_4"].map(|row| source(log, lanes, row)));
+    LANES.iter().flat_map(|&lanes| both(lanes)).collect()
 }
 
 /// `log softmax` in f64; its exponential is softmax.
@@ -147,7 +154,10 @@ pub(super) fn cases() -> Vec<Case> {
         Array::from_fn(log.shape, |i| log.data[i].exp())
     };
     let mut all = Vec::new();
-    let shapes: [(&[usize], usize); 12] = [
+    let shapes: [(&[usize], usize); 15] = [
+        (&[5, 4], 1),
+        (&[3, 68], 1),
+        (&[2, 1028], 1),
         (&[1, 1], 1),
         (&[7, 13], 1),
         (&[3, 67], 1),

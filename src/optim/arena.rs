@@ -6,6 +6,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::buffer::Buffer;
+use crate::gpu::capture::{Live, Numbers};
 use crate::gpu::fuse::{Place, Target};
 use crate::gpu::kernel::{Bind, Launch, grid};
 use crate::gpu::shader::Source;
@@ -71,6 +72,8 @@ pub(super) struct Kernel<'a> {
     pub source: &'a Source,
     pub entry: &'a str,
     pub numbers: &'a [f32],
+    /// The numbers again, for a replay of a recorded step.
+    pub again: Numbers,
 }
 
 impl Arenas {
@@ -130,6 +133,10 @@ impl Arenas {
         Ok(Arenas { op, gpu: gpu.clone(), moments, arenas, leaves, tables: HashMap::new() })
     }
 
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
     #[track_caller]
     pub fn step(&mut self, grads: &Grads, clip: Option<f32>, kernel: &Kernel) -> Result<StepInfo> {
         let gpu = self.gpu.clone();
@@ -161,7 +168,7 @@ impl Arenas {
                 arena.bind(3, &arena.params),
             ];
             binds.extend((4..).zip(&arena.moments).map(|(binding, buffer)| arena.bind(binding, buffer)));
-            gpu.launch(Launch {
+            let launch = Launch {
                 op: self.op,
                 source: kernel.source,
                 entry: kernel.entry,
@@ -169,7 +176,8 @@ impl Arenas {
                 params: bytemuck::cast_slice(&params),
                 grid,
                 reuse: 1,
-            });
+            };
+            gpu.launch_live(launch, Some(Live::Numbers { at: 2, make: kernel.again.clone() }));
             arena.params.touch();
         }
         gpu.check()?;

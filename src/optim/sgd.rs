@@ -6,6 +6,8 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::shader::Source;
 use crate::tape::Grads;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 const OP: &str = "sgd";
 
@@ -46,7 +48,8 @@ impl Default for SgdConfig {
 pub struct Sgd {
     arenas: Arenas,
     config: SgdConfig,
-    steps: u64,
+    /// Shared with recorded steps, whose replays count too.
+    steps: Arc<AtomicU64>,
 }
 
 impl Sgd {
@@ -68,7 +71,7 @@ impl Sgd {
         check_clip(OP, config.clip)?;
         let moments: &[_] = if config.momentum > 0.0 { &["velocity"] } else { &[] };
         let arenas = Arenas::new(OP, gpu, groups, moments, config.arena_limit)?;
-        Ok(Sgd { arenas, config, steps: 0 })
+        Ok(Sgd { arenas, config, steps: Arc::default() })
     }
 
     /// Changes the parameters by one step at learning rate `lr`. Recorded like an op: nothing is read back.
@@ -86,9 +89,14 @@ impl Sgd {
         at_least_zero(OP, "the learning rate", lr.into())?;
         let momentum = self.config.momentum;
         let entry = if momentum > 0.0 { "momentum" } else { "plain" };
-        let kernel = Kernel { source: &source(self.config.nesterov), entry, numbers: &[lr, momentum] };
+        let again = Arc::new(move |new: Option<f32>| vec![new.unwrap_or(lr), momentum]);
+        let kernel = Kernel { source: &source(self.config.nesterov), entry, numbers: &[lr, momentum], again };
         let info = self.arenas.step(grads, self.config.clip, &kernel)?;
-        self.steps += 1;
+        self.steps.fetch_add(1, Relaxed);
+        let steps = self.steps.clone();
+        self.arenas.gpu().each_replay(move || {
+            steps.fetch_add(1, Relaxed);
+        });
         Ok(info)
     }
 
@@ -99,7 +107,7 @@ impl Sgd {
 
     /// Steps taken.
     pub fn steps(&self) -> u64 {
-        self.steps
+        self.steps.load(Relaxed)
     }
 
     /// The velocity `velocity/NAME` of every parameter; nothing without momentum.
@@ -116,7 +124,7 @@ impl Sgd {
     /// When a tensor is missing, too many or of another shape, which is named; then nothing is changed.
     pub fn load_state(&mut self, steps: u64, state: &[StateTensor]) -> Result<()> {
         self.arenas.load_state(state)?;
-        self.steps = steps;
+        self.steps.store(steps, Relaxed);
         Ok(())
     }
 }

@@ -1,0 +1,128 @@
+//! A step of fixed shapes, recorded once and replayed without running the code that made it.
+//!
+//! A replay encodes the same kernels on the same buffers: no shapes are checked, no buffers taken, no graph is built. What
+//! a step changes by itself goes on as if its code had run: an optimizer counts its steps, dropout and `randn` take the
+//! streams that come next.
+
+use crate::error::{Error, Result};
+use crate::gpu::capture::Capture;
+use crate::gpu::{Gpu, lock};
+use crate::tensor::Tensor;
+
+/// A recorded step.
+///
+/// ```
+/// use tiebeam::{Gpu, Step, Tensor};
+///
+/// let gpu = Gpu::open()?;
+/// let x = Tensor::from_slice(&gpu, &[1f32, 2.0], [2]);
+/// let mut step = Step::record(&gpu, &[&x], |inputs| Ok(vec![inputs[0].square().sum_all()]))?;
+/// assert_eq!(step.outputs()[0].item()?, 5.0);
+/// let y = Tensor::from_slice(&gpu, &[3f32, 4.0], [2]);
+/// assert_eq!(step.run(&[&y])?[0].item()?, 25.0);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
+pub struct Step {
+    gpu: Gpu,
+    capture: Capture,
+    /// Where the recorded kernels read their inputs.
+    inputs: Vec<Tensor>,
+    outputs: Vec<Tensor>,
+    lr: Option<f32>,
+}
+
+impl Step {
+    /// Runs `work` once on copies of `inputs` and keeps what it does. Its results are in [`Step::outputs`].
+    ///
+    /// Tensors that `work` uses and that are not among its inputs, such as weights, stay where they are: every replay
+    /// reads and writes the same memory. Values that the host computes in `work`, such as a scalar or a slice's range,
+    /// are those of the recorded run for ever.
+    ///
+    /// # Errors
+    /// `work`'s own, the device's fault, a readback or a write from the host inside `work`, and a step in a step.
+    pub fn record(
+        gpu: &Gpu,
+        inputs: &[&Tensor],
+        work: impl FnOnce(&[Tensor]) -> Result<Vec<Tensor>>,
+    ) -> Result<Step> {
+        gpu.check()?;
+        let fixed: Vec<Tensor> =
+            inputs.iter().map(|x| Tensor::empty(gpu, "step", x.shape(), x.dtype())).collect();
+        for (from, to) in inputs.iter().zip(&fixed) {
+            copy(gpu, from, to)?;
+        }
+        let (outputs, capture) = gpu.capture(|| {
+            let outputs: Vec<Tensor> = work(&fixed)?.iter().map(|y| y.detach().contiguous()).collect();
+            outputs.iter().for_each(Tensor::evaluate);
+            Ok(outputs)
+        })?;
+        gpu.check()?;
+        Ok(Step { gpu: gpu.clone(), capture, inputs: fixed, outputs, lr: None })
+    }
+
+    /// Runs the step on new inputs; gives [`Step::outputs`].
+    ///
+    /// # Errors
+    /// When an input differs in shape or dtype from the recorded one, which is named; then nothing is run. The
+    /// device's fault.
+    pub fn run(&mut self, inputs: &[&Tensor]) -> Result<&[Tensor]> {
+        if inputs.len() != self.inputs.len() {
+            let (got, want) = (inputs.len(), self.inputs.len());
+            return Err(Error::config(format!("Step: {got} inputs, recorded with {want}")));
+        }
+        for (i, (new, old)) in inputs.iter().zip(&self.inputs).enumerate() {
+            if new.shape() != old.shape() || new.dtype() != old.dtype() || new.gpu() != &self.gpu {
+                return Err(Error::config(format!(
+                    "Step: input {i} is {} {} and was recorded as {} {}; record another step for it",
+                    new.shape(),
+                    new.dtype(),
+                    old.shape(),
+                    old.dtype()
+                )));
+            }
+        }
+        // What is pending on the last results wants those and not the next.
+        let places: Vec<_> = self.outputs.iter().map(|y| y.place().buffer).collect();
+        self.gpu.settle(&places);
+        for (from, to) in inputs.iter().zip(&self.inputs) {
+            copy(&self.gpu, from, to)?;
+        }
+        self.capture.replay(self.lr)?;
+        places.iter().for_each(|buffer| buffer.touch());
+        Ok(&self.outputs)
+    }
+
+    /// The results of the last run, the recorded one included. The next run writes over them: read or copy them first.
+    pub fn outputs(&self) -> &[Tensor] {
+        &self.outputs
+    }
+
+    /// The learning rate of all optimizer steps inside, from the next run on.
+    pub fn set_lr(&mut self, lr: f32) {
+        self.lr = Some(lr);
+    }
+
+    /// Kernels of one run.
+    pub fn dispatches(&self) -> usize {
+        self.capture.dispatches()
+    }
+}
+
+/// Copies elements into a tensor of the same shape and dtype that owns its memory.
+fn copy(gpu: &Gpu, from: &Tensor, to: &Tensor) -> Result<()> {
+    let (from, to) = (from.contiguous(), to.place());
+    let (place, bytes) = (from.place(), from.dtype().buffer_bytes(from.count()));
+    match (place.buffer.data(), to.buffer.data()) {
+        (Some(a), Some(b)) if bytes > 0 => {
+            gpu.settle(std::slice::from_ref(&to.buffer));
+            let mut recorder = lock(&gpu.0.recorder);
+            recorder.encoder(gpu).copy_buffer_to_buffer(a, place.offset, b, to.offset, bytes);
+            Ok(())
+        }
+        (Some(_), Some(_)) => Ok(()),
+        _ => {
+            gpu.check()?;
+            Err(Error::device("Step: an input has no data because the op that makes it failed earlier"))
+        }
+    }
+}

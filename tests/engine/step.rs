@@ -1,0 +1,99 @@
+//! Recorded steps: the bits of the code that they stand for, no allocation, clear refusals.
+
+use super::*;
+use tiebeam::optim::{AdamW, AdamWConfig, Group};
+use tiebeam::{Error, Step};
+
+/// A tied layer used twice, dropout between, AdamW with clipping.
+struct Training {
+    theta: Tensor,
+    optimizer: AdamW,
+    rng: Rng,
+}
+
+impl Training {
+    fn new(gpu: &Gpu) -> Training {
+        let theta = drawn(gpu, 1, &[24, 24]).scale(0.2).requires_grad();
+        let config = AdamWConfig { clip: Some(0.5), ..AdamWConfig::default() };
+        let optimizer = AdamW::new(gpu, vec![Group::new([("theta", &theta)])], config).unwrap();
+        Training { theta, optimizer, rng: Rng::new(7) }
+    }
+
+    fn step(&mut self, x: &Tensor, lr: f32) -> tiebeam::Result<Tensor> {
+        let hidden = linear(x, &self.theta).gelu().dropout(0.3, &mut self.rng);
+        let noise = Tensor::randn(x.gpu(), *x.shape(), &mut self.rng).scale(0.1);
+        let loss = linear(&hidden.add(&noise), &self.theta).square().mean_all();
+        self.optimizer.step(&loss.backward()?, lr)?;
+        Ok(loss)
+    }
+}
+
+#[test]
+fn replays_have_the_bits_of_the_code() {
+    let gpu = own();
+    let inputs: Vec<Tensor> = (0..8).map(|i| drawn(&gpu, 10 + i, &[8, 24])).collect();
+    let rate = |i: usize| if i < 4 { 0.01 } else { 0.003 };
+    let mut eager = Training::new(&gpu);
+    let want: Vec<_> =
+        (0..8).map(|i| (bits(&eager.step(&inputs[i], rate(i)).unwrap()), bits(&eager.theta))).collect();
+
+    let mut recorded = Training::new(&gpu);
+    let mut step = Step::record(&gpu, &[&inputs[0]], |x| Ok(vec![recorded.step(&x[0], rate(0))?])).unwrap();
+    assert!(step.dispatches() > 5);
+    let mut created = 0;
+    for (i, (loss, theta)) in want.iter().enumerate() {
+        if i > 0 {
+            step.set_lr(rate(i));
+            step.run(&[&inputs[i]]).unwrap();
+        }
+        assert_eq!(&bits(&step.outputs()[0]), loss, "loss of step {i}");
+        assert_eq!(&bits(&recorded.theta), theta, "parameters after step {i}");
+        // Memory that others take in between is not the step's.
+        let other = drawn(&gpu, 99, &[24, 24]);
+        assert_eq!(bits(&other.scale(1.0)), bits(&drawn(&gpu, 99, &[24, 24])));
+        match i {
+            2 => created = gpu.memory_stats().created,
+            3.. => assert_eq!(gpu.memory_stats().created, created, "step {i} took new memory"),
+            _ => {}
+        }
+    }
+    assert_eq!(recorded.optimizer.steps(), 8);
+    // Going on without the record goes on where the replays stopped, but for the generator, which the code owns.
+    eager.rng = recorded.rng;
+    let [a, b] =
+        [eager.step(&inputs[0], 0.01), recorded.step(&inputs[0], 0.01)].map(|loss| bits(&loss.unwrap()));
+    assert_eq!(a, b);
+}
+
+#[test]
+fn what_is_pending_on_outputs_keeps_their_elements() {
+    let gpu = own();
+    let (x, y) = (drawn(&gpu, 1, &[32]), drawn(&gpu, 2, &[32]));
+    let mut step = Step::record(&gpu, &[&x], |x| Ok(vec![x[0].scale(3.0)])).unwrap();
+    let pending = step.outputs()[0].affine(1.0, 1.0);
+    step.run(&[&y]).unwrap();
+    assert_eq!(bits(&pending), bits(&x.scale(3.0).affine(1.0, 1.0)));
+    assert_eq!(bits(&step.outputs()[0]), bits(&y.scale(3.0)));
+}
+
+#[test]
+fn a_step_refuses_what_it_cannot_replay() {
+    let gpu = own();
+    let x = drawn(&gpu, 1, &[4, 6]);
+    let message = |error: Option<Error>| error.expect("an error").to_string();
+    let inside = Step::record(&gpu, &[&x], |x| {
+        let _ = x[0].to_vec::<f32>();
+        Ok(vec![x[0].exp()])
+    });
+    assert!(message(inside.err()).contains("readback inside a recorded step"));
+    let nested = Step::record(&gpu, &[&x], |_| Step::record(&gpu, &[], |_| Ok(vec![])).map(|_| vec![]));
+    assert!(message(nested.err()).contains("a step recorded inside a step"));
+    // A panic in the code ends the capture too.
+    let panicked = catch_unwind(AssertUnwindSafe(|| Step::record(&gpu, &[], |_| panic!("in the code"))));
+    assert!(panicked.is_err());
+    let mut step = Step::record(&gpu, &[&x], |x| Ok(vec![x[0].exp()])).unwrap();
+    let wrong = message(step.run(&[&drawn(&gpu, 1, &[6, 4])]).err());
+    assert!(wrong.contains("input 0 is [6, 4] f32 and was recorded as [4, 6] f32"), "{wrong}");
+    assert!(message(step.run(&[]).err()).contains("0 inputs, recorded with 1"));
+    assert_eq!(bits(&step.run(&[&x]).unwrap()[0]), bits(&x.exp()));
+}
