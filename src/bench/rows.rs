@@ -5,6 +5,7 @@ use crate::gpu::Gpu;
 use crate::nn::Mask;
 use crate::optim::{AdamW, AdamWConfig, Group};
 use crate::rng::Rng;
+use crate::step::Step;
 use crate::tape::no_grad;
 use crate::tensor::Tensor;
 use std::cell::RefCell;
@@ -339,6 +340,18 @@ fn adds(gpu: &Gpu, fused: bool) -> Row {
     }
 }
 
+/// The thousand kernels again, from a recorded step.
+fn replayed_adds(gpu: &Gpu) -> Row {
+    let row = adds(gpu, false);
+    let step = RefCell::new(Step::record(gpu, &[], |_| Ok(vec![(row.run)(0)])));
+    let nothing = Tensor::full(gpu, [1], f32::NAN);
+    let run = move |_| match step.borrow_mut().as_mut() {
+        Ok(step) => step.run(&[]).map_or(nothing.clone(), |all| all[0].clone()),
+        Err(_) => nothing.clone(),
+    };
+    Row { family: "adds, replayed", run: Box::new(run), ..row }
+}
+
 type Make<'a> = Box<dyn FnOnce() -> Row + 'a>;
 
 /// The rows for this adapter, each made when its turn comes: names to choose by, without the sizes.
@@ -389,6 +402,9 @@ pub fn rows(gpu: &Gpu, suite: Suite) -> Vec<(&'static str, Make<'_>)> {
     for fused in [false, true] {
         all.push(("adds", Box::new(move || adds(gpu, fused))));
     }
-    all.push(("train_step", Box::new(|| train::step(gpu))));
+    all.push(("adds", Box::new(|| replayed_adds(gpu))));
+    for replayed in [false, true] {
+        all.push(("train_step", Box::new(move || train::step(gpu, replayed))));
+    }
     all
 }

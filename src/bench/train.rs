@@ -2,10 +2,12 @@
 //! other engines use, so that all of them must reach the same loss.
 
 use super::{Check, Row};
+use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::nn::{Activation, Attention, Block, Linear, Mask, Mlp, Module, Norm, Parameters};
 use crate::optim::{AdamW, AdamWConfig, Group};
 use crate::share::Tied;
+use crate::step::Step;
 use crate::tensor::Tensor;
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -122,8 +124,8 @@ fn text() -> [Vec<u32>; 2] {
     all
 }
 
-/// Forward, backward and AdamW; the loss is the result.
-pub fn step(gpu: &Gpu) -> Row {
+/// Forward, backward and AdamW; the loss is the result. Run as code, or recorded once and replayed.
+pub fn step(gpu: &Gpu, replayed: bool) -> Row {
     let model = Model::new(gpu);
     let leaves = model.leaves();
     let group = Group::new(leaves.iter().map(|(name, leaf)| (name.clone(), leaf))).weight_decay(0.01);
@@ -131,13 +133,28 @@ pub fn step(gpu: &Gpu) -> Row {
     let [x, y] = text();
     let x = Tensor::from_slice(gpu, &x, [BATCH, TOKENS]);
     let y = Tensor::from_slice(gpu, &y, [BATCH * TOKENS]);
+    let once = move |x: &[Tensor]| -> Result<Vec<Tensor>> {
+        let loss = model.loss(&x[0], &x[1]);
+        let grads = loss.backward()?;
+        optimizer.borrow_mut().as_mut().map_err(|e| e.clone())?.step(&grads, 1e-3)?;
+        Ok(vec![loss])
+    };
+    // A fault stays on the device and comes out where the loss is read.
+    let nothing = Tensor::full(gpu, [1], f32::NAN);
+    let recorded: RefCell<Option<Step>> = RefCell::new(None);
+    let device = gpu.clone();
     let run = move |_| {
-        let loss = model.loss(&x, &y);
-        // A fault stays on the device and comes out where the loss is read.
-        if let (Ok(grads), Ok(optimizer)) = (loss.backward(), optimizer.borrow_mut().as_mut()) {
-            let _ = optimizer.step(&grads, 1e-3);
+        if !replayed {
+            return once(&[x.clone(), y.clone()]).map_or(nothing.clone(), |all| all[0].clone());
         }
-        loss
+        let mut recorded = recorded.borrow_mut();
+        let step = match recorded.as_mut() {
+            Some(step) => step.run(&[&x, &y]).map(|all| all[0].clone()),
+            None => {
+                Step::record(&device, &[&x, &y], &once).map(|step| recorded.insert(step).outputs()[0].clone())
+            }
+        };
+        step.unwrap_or(nothing.clone())
     };
     // Forward; twice that backward. Attention's pairs are halved by the mask.
     let rows = (BATCH * TOKENS) as f64;
@@ -145,7 +162,7 @@ pub fn step(gpu: &Gpu) -> Row {
     let pairs = (BATCH * DEPTH * TOKENS * TOKENS / 2 * WIDTH) as f64;
     let flops = 6.0 * rows * matrices + 14.0 * pairs;
     let checks = vec![Check { at: 0, want: LOSS_50, bound: 2e-4 }];
-    let shape = "V128 d128 h4 T128 B8 tied x4".into();
+    let shape = format!("V128 d128 h4 T128 B8 tied x4{}", if replayed { ", replayed" } else { "" });
     Row {
         family: "train_step",
         shape,

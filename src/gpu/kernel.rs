@@ -95,15 +95,24 @@ impl Gpu {
             })?);
         }
         let mut recorder = lock(&self.0.recorder);
-        let views: Vec<Option<wgpu::TextureView>> = launch
-            .binds
-            .iter()
-            .zip(&raws)
-            .map(|(bind, raw)| {
-                let place = pipeline.texels.iter().position(|(binding, _)| *binding == bind.binding)?;
-                Some(recorder.texels(self, bind, raw, pipeline.texels[place].1, place))
-            })
-            .collect();
+        let mut views: Vec<Option<wgpu::TextureView>> = Vec::with_capacity(raws.len());
+        for (i, (bind, raw)) in launch.binds.iter().zip(&raws).enumerate() {
+            let place = pipeline.texels.iter().position(|(binding, _)| *binding == bind.binding);
+            // An operand that stands in for another is copied once.
+            let texel = |bind: &Bind| pipeline.texels.iter().find(|t| t.0 == bind.binding).map(|t| t.1);
+            let twin = launch.binds[..i].iter().position(|other| {
+                Arc::ptr_eq(&other.buffer, &bind.buffer)
+                    && (other.offset, other.size) == (bind.offset, bind.size)
+                    && texel(other) == texel(bind)
+            });
+            views.push(match (place, twin) {
+                (None, _) => None,
+                (Some(_), Some(twin)) => views[twin].clone(),
+                (Some(place), None) => {
+                    Some(recorder.texels(self, bind, raw, pipeline.texels[place].1, place))
+                }
+            });
+        }
         let entries: Vec<_> = launch
             .binds
             .iter()

@@ -86,10 +86,18 @@ fn resolve<'a>(text: &'a str, name: &'a str) -> &'a str {
     text.lines().find_map(value).unwrap_or(name)
 }
 
-/// Whether some parameter or local has the array's name: then `name[i]` may be either.
-fn hidden(text: &str, name: &str) -> bool {
+/// Whether a parameter or local of a function has the array's name: then `name[i]` is not the array in it.
+fn hidden(function: &[&str], name: &str) -> bool {
     let heads = [format!("({name}: "), format!(", {name}: "), format!("let {name} "), format!("var {name} ")];
-    heads.iter().any(|head| text.contains(head))
+    function.iter().any(|line| heads.iter().any(|head| line.contains(head)))
+}
+
+/// The lines from `at` on that belong together: a function that starts there, or else one line.
+fn piece(lines: &[&str], at: usize) -> usize {
+    if !lines[at].starts_with("fn ") || lines[at].ends_with('}') {
+        return 1;
+    }
+    lines[at..].iter().position(|line| *line == "}").map_or(1, |end| end + 1)
 }
 
 /// The kernel with those of `wanted` bindings that can be as textures, and these with their texels. Keeps line numbers.
@@ -97,9 +105,7 @@ pub(crate) fn rewrite<'a>(text: &'a str, wanted: &[u32]) -> (Cow<'a, str>, Vec<(
     let mut arrays: Vec<(&str, u32, Texel)> = Vec::new();
     for (binding, name, element) in text.lines().filter_map(declaration) {
         match Texel::of(resolve(text, element)) {
-            Some(texel) if wanted.contains(&binding) && !hidden(text, name) => {
-                arrays.push((name, binding, texel))
-            }
+            Some(texel) if wanted.contains(&binding) => arrays.push((name, binding, texel)),
             _ => {}
         }
     }
@@ -112,14 +118,22 @@ pub(crate) fn rewrite<'a>(text: &'a str, wanted: &[u32]) -> (Cow<'a, str>, Vec<(
     }
     let mut out = String::with_capacity(text.len() + 1024);
     let mut closing: Vec<Option<&str>> = Vec::new();
-    for line in text.lines() {
-        match declaration(line).and_then(|(b, name, _)| arrays.iter().find(|a| a.0 == name && a.1 == b)) {
-            Some((name, binding, texel)) => {
-                out += &format!("@group(0) @binding({binding}) var {name}: texture_2d<{}>;", texel.scalar);
+    let lines: Vec<&str> = text.lines().collect();
+    let mut at = 0;
+    while at < lines.len() {
+        let function = &lines[at..at + piece(&lines, at)];
+        let seen: Vec<_> = arrays.iter().copied().filter(|a| !hidden(function, a.0)).collect();
+        for line in function {
+            match declaration(line).and_then(|(b, name, _)| arrays.iter().find(|a| a.0 == name && a.1 == b)) {
+                Some((name, binding, texel)) => {
+                    out +=
+                        &format!("@group(0) @binding({binding}) var {name}: texture_2d<{}>;", texel.scalar);
+                }
+                None => loads(line, &seen, &mut closing, &mut out),
             }
-            None => loads(line, &arrays, &mut closing, &mut out),
+            out.push('\n');
         }
-        out.push('\n');
+        at += function.len();
     }
     let shift = WIDTH.trailing_zeros();
     out += &format!(
@@ -183,16 +197,18 @@ pub(crate) struct Scratch {
 }
 
 impl Gpu {
-    /// The read-only operands that a kernel should see as textures, when each is loaded `reuse` times.
+    /// The read-only operands that a kernel should see as textures, when each is loaded `reuse` times. All or none: a small
+    /// operand beside a large one, such as a norm's weight, is loaded as often.
     pub(crate) fn texel_bindings(&self, binds: &[Bind], reuse: u32) -> Vec<u32> {
         let rows = self.limits().max_texture_dimension_2d.min(u32::MAX / WIDTH) as u64;
-        let fits = |bind: &Bind| !bind.write && bind.size <= rows * WIDTH as u64 * 4;
-        let pays = |bind: &Bind| match self.0.texels {
+        let fits = |bind: &&Bind| !bind.write && bind.size <= rows * WIDTH as u64 * 4;
+        let read: Vec<&Bind> = binds.iter().filter(fits).collect();
+        let pays = match self.0.texels {
             Policy::Never => false,
-            Policy::Worth => bind.size.saturating_mul(reuse as u64) >= WORTH,
+            Policy::Worth => read.iter().any(|bind| bind.size.saturating_mul(reuse as u64) >= WORTH),
             Policy::Always => reuse > 0,
         };
-        binds.iter().filter(|bind| fits(bind) && pays(bind)).map(|bind| bind.binding).collect()
+        if pays { read.iter().map(|bind| bind.binding).collect() } else { vec![] }
     }
 }
 
@@ -295,9 +311,14 @@ mod tests {
     }
 
     #[test]
-    fn a_name_used_twice_stays_a_buffer() {
-        let text = format!("{TEXT}\nfn f(x: vec4<f32>, i: u32) -> f32 {{ return x[i]; }}");
-        assert_eq!(rewrite(&text, &[0, 1]).1.iter().map(|t| t.0).collect::<Vec<_>>(), [1]);
+    fn a_function_may_use_the_name_for_itself() {
+        let own = "fn f(x: vec4<f32>, i: u32) -> f32 { return x[i]; }";
+        let long = "fn g(i: u32) -> f32 {\n    let x = vec4<f32>(f32(i));\n    return x[i];\n}";
+        let whole = format!("{TEXT}\n{own}\n{long}");
+        let (text, texels) = rewrite(&whole, &[0, 1]);
+        assert_eq!(texels.len(), 2);
+        assert!(text.contains(own) && text.contains(long), "{text}");
+        assert!(text.contains("textureLoad(x, "));
     }
 
     #[test]
