@@ -78,12 +78,17 @@ fn declaration(line: &str) -> Option<(u32, &str, &str)> {
     Some((binding.parse().ok()?, name, element))
 }
 
-/// The type behind an alias, if it is one.
-fn resolve<'a>(text: &'a str, name: &'a str) -> &'a str {
-    let value = |line: &'a str| {
-        line.strip_prefix("alias ")?.strip_prefix(name)?.strip_prefix(" = ")?.split(';').next()
+/// The type with aliases replaced: a name, or the element of a vector.
+fn resolve(text: &str, name: &str) -> String {
+    if let Some((vector, element)) = name.strip_suffix('>').and_then(|rest| rest.split_once('<')) {
+        return format!("{vector}<{}>", resolve(text, element));
+    }
+    let value = |line: &str| {
+        let value =
+            line.strip_prefix("alias ")?.strip_prefix(name)?.strip_prefix(" = ")?.split(';').next()?;
+        Some(value.to_string())
     };
-    text.lines().find_map(value).unwrap_or(name)
+    text.lines().find_map(value).unwrap_or_else(|| name.to_string())
 }
 
 /// Whether a parameter or local of a function has the array's name: then `name[i]` is not the array in it.
@@ -104,7 +109,7 @@ fn piece(lines: &[&str], at: usize) -> usize {
 pub(crate) fn rewrite<'a>(text: &'a str, wanted: &[u32]) -> (Cow<'a, str>, Vec<(u32, Texel)>) {
     let mut arrays: Vec<(&str, u32, Texel)> = Vec::new();
     for (binding, name, element) in text.lines().filter_map(declaration) {
-        match Texel::of(resolve(text, element)) {
+        match Texel::of(&resolve(text, element)) {
             Some(texel) if wanted.contains(&binding) => arrays.push((name, binding, texel)),
             _ => {}
         }
@@ -319,6 +324,12 @@ mod tests {
         assert_eq!(texels.len(), 2);
         assert!(text.contains(own) && text.contains(long), "{text}");
         assert!(text.contains("textureLoad(x, "));
+    }
+
+    #[test]
+    fn aliases_are_looked_through() {
+        let text = "alias Elem = f32;\n@group(0) @binding(0) var<storage, read> x: array<vec4<Elem>>;\n";
+        assert_eq!(rewrite(text, &[0]).1[0].1.format, wgpu::TextureFormat::Rgba32Float);
     }
 
     #[test]

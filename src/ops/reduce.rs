@@ -33,6 +33,14 @@ fn source(kind: Kind) -> Source {
     Source::file("reduce").slot("combine", kind.fragment())
 }
 
+fn source_rows(kind: Kind, lanes: u32) -> Source {
+    Source::file("reduce_rows").u32("LANES", lanes).slot("combine", kind.fragment())
+}
+
+fn source_columns(kind: Kind) -> Source {
+    source(kind).alias("Elem", "vec4<f32>")
+}
+
 /// One pass over `[outer, axis, inner]`, or two where the axis is long and the results are few.
 fn reduce(op: &'static str, x: &Tensor, axis: usize, kind: Kind, scale: f32) -> Tensor {
     let (outer, size, inner) = x.shape().split_at_axis(axis);
@@ -50,14 +58,25 @@ fn pass(op: &'static str, x: &Tensor, [outer, size, inner]: [usize; 3], parts: u
     let x = x.contiguous();
     let results = outer * parts * inner;
     let y = Tensor::empty(gpu, op, [outer, parts, inner], x.dtype());
-    let (entry, groups) = if inner == 1 { ("rows", results) } else { ("columns", results.div_ceil(64)) };
+    let by_vectors = inner == 1 && size.is_multiple_of(4) && size >= 16;
+    // A barrier costs a CPU driver as much as a hundred elements; a GPU wants neighbours to read neighbours.
+    let lanes = if gpu.is_software() && results >= 16 { 1 } else { 64 };
+    let (source, entry, groups) = match inner {
+        1 if by_vectors => (source_rows(kind, lanes), "rows", results.div_ceil(64 / lanes as usize)),
+        1 => (source(kind), "rows", results),
+        // Four columns a thread.
+        _ if inner.is_multiple_of(4) => (source_columns(kind), "columns", (results / 4).div_ceil(64)),
+        _ => (source(kind), "columns", results.div_ceil(64)),
+    };
+    let size = if by_vectors { size / 4 } else { size };
+    let (results, inner) = if inner.is_multiple_of(4) { (results / 4, inner / 4) } else { (results, inner) };
     let grid = grid(groups);
     let params = [grid[0] as usize, results, size, inner, parts, size.div_ceil(parts)].map(|v| v as u32);
     let mut all = params.to_vec();
     all.push(scale.to_bits());
     gpu.launch(Launch {
         op,
-        source: &source(kind),
+        source: &source,
         entry,
         binds: vec![x.bind(0), y.bind_mut(1)],
         params: words(&all),
@@ -213,7 +232,9 @@ impl Tensor {
 }
 
 pub(super) fn variants() -> Vec<Source> {
-    [Kind::Sum, Kind::Max, Kind::Min].map(source).to_vec()
+    let kinds = [Kind::Sum, Kind::Max, Kind::Min];
+    let by_vectors = kinds.into_iter().flat_map(|kind| [1, 64].map(|lanes| source_rows(kind, lanes)));
+    kinds.map(source).into_iter().chain(kinds.map(source_columns)).chain(by_vectors).collect()
 }
 
 /// The reference of every reduction: `fold` over the axis, then `done` with the axis' size.
@@ -227,7 +248,7 @@ pub(crate) fn reduce64(x: &Array, axis: usize, first: f64, fold: fn(f64, f64) ->
 
 pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    for (shape, axis) in [(&[1, 1][..], 0), (&[7, 13], 1), (&[7, 13], 0), (&[3, 67, 5], 1), (&[2, 4801], 1), (&[4801, 2], 0)] {
+    for (shape, axis) in [(&[1, 1][..], 0), (&[7, 13], 1), (&[7, 13], 0), (&[3, 67, 5], 1), (&[2, 4801], 1), (&[4801, 2], 0), (&[20, 68], 1), (&[3, 16], 1), (&[2, 4804], 1), (&[3, 67, 8], 1), (&[4801, 12], 0)] {
         let big = shape.iter().product::<usize>() > 1000;
         let input = |fill: Fill| {
             let input = Input::normal(shape).fill(fill);

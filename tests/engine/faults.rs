@@ -50,6 +50,18 @@ fn an_empty_sum_leaves_the_epilogue() {
 }
 
 #[test]
+fn long_sums_lose_nothing() {
+    let gpu = own();
+    for bits in [20, 25] {
+        if 4 << bits <= gpu.adapter().max_binding {
+            let n = 1usize << bits;
+            assert_eq!(Tensor::ones(&gpu, [n]).sum_all().item().unwrap(), n as f32);
+            assert_eq!(Tensor::ones(&gpu, [n / 1024, 1024]).sum(0).sum_all().item().unwrap(), n as f32);
+        }
+    }
+}
+
+#[test]
 fn sizes_that_come_once_do_not_pile_up() {
     let gpu = own();
     for i in 1..=20usize {

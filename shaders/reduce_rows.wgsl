@@ -1,0 +1,56 @@
+// reduce.wgsl's `rows`, by vectors: y[result] = reduction over a run of neighbours, a multiple of 4 of them.
+// LANES neighbouring threads share a result: 64 with a tree at the end, or 1 without a barrier, where barriers are dear.
+// A thread takes vectors t, t + LANES, ... in order and adds its four columns up at the end: the same bits every time.
+
+const LANES: u32 = 64u;
+alias Elem = f32;
+
+struct Params {
+    groups_x: u32,
+    results: u32,   // outer * parts
+    axis: u32,      // here and in `span`: vectors
+    inner: u32,     // 1
+    parts: u32,     // pieces of the axis, each its own result
+    span: u32,      // of the axis in a piece
+    scale: f32,
+}
+var<immediate> p: Params;
+
+@group(0) @binding(0) var<storage, read> x: array<vec4<Elem>>;
+@group(0) @binding(1) var<storage, read_write> y: array<Elem>;
+
+#import combine = reduce_sum
+
+var<workgroup> tree: array<Elem, 64>;
+
+@compute @workgroup_size(64)
+fn rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = (group.y * p.groups_x + group.x) * (64u / LANES) + lane / LANES;
+    let t = lane % LANES;
+    // Threads past the last result stay for the barriers, with nothing to walk.
+    let first = (row % p.parts) * p.span;
+    let last = select(first, min(first + p.span, p.axis), row < p.results);
+    let base = (row / p.parts) * p.axis;
+    var a = identity();
+    var b = a;
+    var c = a;
+    var d = a;
+    for (var i = first + t; i < last; i += LANES) {
+        let v = x[base + i];
+        a = combine(a, v.x);
+        b = combine(b, v.y);
+        c = combine(c, v.z);
+        d = combine(d, v.w);
+    }
+    var all = combine(combine(a, b), combine(c, d));
+    if LANES > 1u {
+        tree[lane] = all;
+        workgroupBarrier();
+        for (var reach = LANES / 2u; reach > 0u; reach = reach >> 1u) {
+            if t < reach { tree[lane] = combine(tree[lane], tree[lane + reach]); }
+            workgroupBarrier();
+        }
+        all = tree[lane];
+    }
+    if t == 0u && row < p.results { y[row] = scaled(all, p.scale); }
+}
