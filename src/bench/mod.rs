@@ -10,7 +10,7 @@ mod rows;
 mod train;
 
 pub use ceilings::Ceilings;
-pub use page::page;
+pub use page::{markdown, page};
 pub use report::{Host, Record, Run, read_runs};
 pub use rows::{Suite, rows};
 
@@ -62,7 +62,7 @@ impl Row {
     ///
     /// # Errors
     /// When a sampled element is off by more than its bound, or the device has a fault.
-    fn check(&self, gpu: &Gpu) -> Result<f64> {
+    pub fn check(&self, gpu: &Gpu) -> Result<f64> {
         let started = Instant::now();
         let mut got: Vec<f32> = (self.run)(0).to_vec()?;
         let first = started.elapsed().as_secs_f64();

@@ -35,6 +35,32 @@ pub fn page(runs: &[Run]) -> String {
     out + "</html>\n"
 }
 
+/// The runs as Markdown, a table for each.
+pub fn markdown(runs: &[Run]) -> String {
+    let mut out = String::new();
+    for run in runs {
+        let (h, c) = (&run.host, &run.ceilings);
+        let kind = if h.kind == "software" { "a software driver on the CPU" } else { h.kind.as_str() };
+        let _ = write!(
+            out,
+            "{} ({kind}, {} cores), {}, {}. Measured ceilings: copy {:.1} GB/s, fma f32 {:.0} GFLOP/s.\n\n\
+             | kernel | median ms | rate | of ceiling |\n|---|---|---|---|\n",
+            h.adapter,
+            h.cores,
+            h.driver,
+            h.date(),
+            c.copy * 1e-9,
+            c.fma32 * 1e-9
+        );
+        for r in &run.records {
+            let fraction = r.fraction.map_or("".into(), |f| format!("{:.0}% {}", 100.0 * f, r.ceiling));
+            let _ = writeln!(out, "| {} | {:.3} | {} | {fraction} |", r.name(), r.median_ms, r.rate());
+        }
+        out.push('\n');
+    }
+    out
+}
+
 fn adapters(runs: &[Run], out: &mut String) {
     *out += "<h2>Adapters</h2>\n<table><tr><th>adapter</th><th>kind</th><th>backend, driver</th><th>date</th>\
              <th>copy GB/s</th><th>fma f32 GFLOP/s</th><th>f16</th><th>dispatch us</th><th>pass</th><th>submit</th>\

@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tiebeam::bench::{Ceilings, Host, Record, Run, Suite, page, read_runs, rows, time};
+use tiebeam::bench::{Ceilings, Host, Record, Run, Suite, markdown, page, read_runs, rows, time};
 use tiebeam::{Error, Gpu, Options, Result};
 
 /// Measure an adapter's ceilings and how near each kernel comes.
@@ -33,9 +33,12 @@ enum Sub {
         /// What --json wrote
         #[arg(required = true)]
         files: Vec<PathBuf>,
-        /// Write the page there
+        /// Write a page with pictures there
+        #[arg(long, required_unless_present = "readme")]
+        html: Option<PathBuf>,
+        /// Put tables between the lines '<!-- bench -->' and '<!-- end of bench -->' of this file
         #[arg(long)]
-        html: PathBuf,
+        readme: Option<PathBuf>,
     },
 }
 
@@ -46,8 +49,8 @@ enum SuiteArg {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    if let Some(Sub::Compare { files, html }) = &args.compare {
-        return compare(files, html);
+    if let Some(Sub::Compare { files, html, readme }) = &args.compare {
+        return compare(files, html.as_deref(), readme.as_deref());
     }
     let adapters = match args.adapter.as_deref() {
         Some("all") => Gpu::adapters()?.iter().map(|a| Some(a.index.to_string())).collect(),
@@ -128,10 +131,23 @@ fn show(c: &Ceilings) {
     println!("{}", Record::HEAD);
 }
 
-fn compare(files: &[PathBuf], html: &Path) -> Result<()> {
+fn compare(files: &[PathBuf], html: Option<&Path>, readme: Option<&Path>) -> Result<()> {
     let mut runs = Vec::new();
     for file in files {
         runs.extend(read_runs(file)?);
     }
-    write(html, &page(&runs))
+    if let Some(html) = html {
+        write(html, &page(&runs))?;
+    }
+    let Some(readme) = readme else { return Ok(()) };
+    let fault = |message: String| Error::Io { path: readme.to_path_buf(), message };
+    let text = std::fs::read_to_string(readme).map_err(|e| fault(e.to_string()))?;
+    let [start, end] = ["<!-- bench -->\n", "<!-- end of bench -->"];
+    match (text.find(start), text.find(end)) {
+        (Some(first), Some(last)) if first + start.len() <= last => {
+            let (head, tail) = (&text[..first + start.len()], &text[last..]);
+            write(readme, &format!("{head}{}{tail}", markdown(&runs)))
+        }
+        _ => Err(fault(format!("no lines '{}' and '{end}' in this order", start.trim_end()))),
+    }
 }
