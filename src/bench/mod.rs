@@ -71,7 +71,8 @@ impl Row {
         }
         for check in &self.checks {
             let value = got.get(check.at).copied().map_or(f64::NAN, f64::from);
-            if !((value - check.want).abs() <= check.bound) {
+            let off = (value - check.want).abs();
+            if off.is_nan() || off > check.bound {
                 let (name, adapter) = (self.name(), gpu.adapter());
                 return Err(Error::device(format!(
                     "{name}: element {} is {value}, want {} within {:.1e}, on {adapter}; no time for a wrong result",

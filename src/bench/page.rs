@@ -174,6 +174,9 @@ fn roofline(run: &Run, colour: &str, out: &mut String) {
              <text transform=\"translate(14 160)rotate(-90)\" text-anchor=\"middle\">GFLOP/s</text></svg>\n";
 }
 
+/// Where bars begin, behind the longest name.
+const BARS: usize = 350;
+
 fn bars(runs: &[Run], out: &mut String) {
     let mut names: Vec<String> = Vec::new();
     for name in runs.iter().flat_map(|run| run.records.iter().map(Record::name)) {
@@ -182,9 +185,9 @@ fn bars(runs: &[Run], out: &mut String) {
         }
     }
     let step = 15 * runs.len() + 9;
-    let _ = writeln!(out, "<svg viewBox=\"0 0 900 {}\" role=\"img\">", names.len() * step + 24);
+    let _ = writeln!(out, "<svg viewBox=\"0 0 960 {}\" role=\"img\">", names.len() * step + 24);
     for percent in [0, 25, 50, 75, 100] {
-        let at = 300 + percent * 3;
+        let at = BARS + percent * 3;
         let bottom = names.len() * step + 8;
         let _ = write!(
             out,
@@ -194,8 +197,13 @@ fn bars(runs: &[Run], out: &mut String) {
     }
     for (i, name) in names.iter().enumerate() {
         let top = 8 + i * step;
-        let _ =
-            writeln!(out, "<text x=\"292\" y=\"{}\" text-anchor=\"end\">{}</text>", top + 11, escape(name));
+        let _ = writeln!(
+            out,
+            "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>",
+            BARS - 8,
+            top + 11,
+            escape(name)
+        );
         for (j, (run, colour)) in runs.iter().zip(COLOURS.iter().cycle()).enumerate() {
             let Some(r) = run.records.iter().find(|r| r.name() == *name) else { continue };
             let y = top + 15 * j;
@@ -204,10 +212,10 @@ fn bars(runs: &[Run], out: &mut String) {
                 Some(f) => format!("{:.3} ms, {}, {:.0}% of {}", r.median_ms, r.rate(), 100.0 * f, r.ceiling),
                 None => format!("{:.3} ms, {}", r.median_ms, r.rate()),
             };
-            let text = 306.0 + width;
+            let text = BARS as f64 + 6.0 + width;
             let _ = writeln!(
                 out,
-                "<rect x=\"300\" y=\"{y}\" width=\"{width:.1}\" height=\"12\" fill=\"{colour}\"/><text x=\"{text:.1}\" y=\"{}\">{}</text>",
+                "<rect x=\"{BARS}\" y=\"{y}\" width=\"{width:.1}\" height=\"12\" fill=\"{colour}\"/><text x=\"{text:.1}\" y=\"{}\">{}</text>",
                 y + 10,
                 escape(&label)
             );
