@@ -29,6 +29,9 @@ pub struct Options {
     /// Whether to read operands through textures: never, or wherever it can be done. By default on llvmpipe where it pays:
     /// its loads from storage buffers are ten times slower. The bits do not depend on it.
     pub texels: Option<bool>,
+    /// Whether to choose kernels as for a driver that runs on the CPU; by default as the adapter says. For tests.
+    #[doc(hidden)]
+    pub software: Option<bool>,
 }
 
 /// One adapter that this machine offers.
@@ -237,7 +240,7 @@ impl Gpu {
             || variable("TIEBEAM_CHECKED").is_some_and(|v| v != "0");
         let adapters = list(backends(backend.as_deref())?);
         let index = choose(&adapters, wanted.as_deref())?;
-        Gpu::from_adapter(index, &adapters[index], checked, options.texels)
+        Gpu::from_adapter(index, &adapters[index], checked, options.texels, options.software)
     }
 
     /// Every adapter that this machine offers, in the order that `TIEBEAM_ADAPTER` counts.
@@ -254,6 +257,7 @@ impl Gpu {
         adapter: &wgpu::Adapter,
         checked: bool,
         texels: Option<bool>,
+        software: Option<bool>,
     ) -> Result<Gpu> {
         let summary = summarize(index, adapter);
         let texels = match texels {
@@ -303,7 +307,7 @@ impl Gpu {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Ok(Gpu(Arc::new(Inner {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
-            software: adapter.get_info().device_type == wgpu::DeviceType::Cpu,
+            software: software.unwrap_or(adapter.get_info().device_type == wgpu::DeviceType::Cpu),
             device,
             queue,
             limits,

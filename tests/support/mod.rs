@@ -24,6 +24,13 @@ pub fn texel_gpu() -> &'static Gpu {
     GPU.get_or_init(|| Gpu::open_with(options()).expect("the adapter opened before"))
 }
 
+/// A handle that takes the kernels meant for GPUs where the adapter is a software driver, and the other way round.
+pub fn other_kernels() -> &'static Gpu {
+    static GPU: OnceLock<Gpu> = OnceLock::new();
+    let options = || tiebeam::Options { software: Some(!gpu().is_software()), ..Default::default() };
+    GPU.get_or_init(|| Gpu::open_with(options()).expect("the adapter opened before"))
+}
+
 /// Uploads an array as its input says.
 pub fn upload(gpu: &Gpu, array: &Array, dtype: DType) -> Tensor {
     let x = &array.data;
