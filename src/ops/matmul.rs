@@ -8,6 +8,7 @@ use super::site::{LeafGrads, Load, Site};
 use super::words;
 use crate::dtype::DType;
 use crate::gpu::Gpu;
+use crate::gpu::fuse::Target;
 use crate::gpu::kernel::{Bind, Launch};
 use crate::gpu::shader::Source;
 use crate::shape::{self, Shape};
@@ -208,7 +209,7 @@ fn product(op: &'static str, lhs: &Tensor, rhs: Right, n: usize, epilogue: &Epil
             let sum = epilogue.bias.map_or(sum.clone(), |bias| sum.add(&bias.detach()));
             let sum = epilogue.activation.apply(&sum);
             let last = epilogue.residual.map_or(sum.clone(), |r| sum.add(&r.detach().reshape(*y.shape())));
-            last.value.realize(Some(crate::gpu::fuse::Target { place: y.place(), accumulate: false }));
+            last.value.realize(Some(Target { place: y.place(), accumulate: false }));
         }
         return;
     }
@@ -259,10 +260,30 @@ fn product(op: &'static str, lhs: &Tensor, rhs: Right, n: usize, epilogue: &Epil
     gpu.launch(Launch { op, source: &source, entry: "main", binds, params: words(&params), grid, reuse });
 }
 
+/// Parts of a long inner axis that become products of their own, added up in order by a second pass: where the result's
+/// tiles alone would leave the device idle.
+fn split(gpu: &Gpu, m: usize, n: usize, k: usize) -> Option<usize> {
+    let (_, tile) = core(gpu, m, n, k);
+    let tiles = m.div_ceil(tile[0]) * n.div_ceil(tile[1]);
+    let busy = if gpu.is_software() { 4 } else { 128 };
+    // The second pass reads the parts once more: a part must be long beside that.
+    let fits = |parts: &usize| k.is_multiple_of(4 * parts) && k / parts >= 256;
+    [2, 4, 8, 16].into_iter().filter(fits).take_while(|parts| tiles * parts <= busy).last()
+}
+
 /// Batched product of tensors into a new f32 tensor, or where `into` says.
 fn multiply(op: &'static str, lhs: &Tensor, rhs: &Tensor, into: Into) -> Tensor {
     let to = shape::matmul(op, lhs.shape(), rhs.shape());
     let (y, accumulate) = into.output(lhs.gpu(), op, to);
+    if let [m, n] = *to
+        && let Some(parts) = split(lhs.gpu(), m, n, lhs.shape()[1])
+    {
+        let k = lhs.shape()[1] / parts;
+        let lhs = lhs.reshape([m, parts, k]).permute(&[1, 0, 2]);
+        let sum = multiply(op, &lhs, &rhs.reshape([parts, k, n]), Into::New).sum(0);
+        sum.affine(1.0, 0.0).value.realize(Some(Target { place: y.place(), accumulate }));
+        return y;
+    }
     product(op, lhs, Right::Tensor(rhs), to[to.len() - 1], &Epilogue::default(), &y, accumulate);
     y
 }
@@ -519,7 +540,7 @@ pub(super) fn cases() -> Vec<Case> {
         }));
     }
     // Above every tile, whole numbers whose sums need 20 bits: equality shows that no term is lost and none is f16.
-    for (m, n, k) in [(130, 140, 68), (129, 133, 67), (200, 3, 500)] {
+    for (m, n, k) in [(130, 140, 68), (129, 133, 67), (200, 3, 500), (20, 24, 2048), (7, 5, 1540)] {
         let whole = |shape: [usize; 2]| Input::integers(shape, DType::F32, -60, 61);
         let inputs = vec![whole([m, k]), whole([k, n])];
         all.push(Case::new(format!("integers {m} {n} {k}"), inputs, |x| x[0].matmul(&x[1]), |x| matmul64(&x[0], &x[1])).exact());
