@@ -6,6 +6,7 @@
 // LANES neighbouring threads share a row in `forward`, as in softmax.wgsl; backward takes one element a thread.
 
 #import logsumexp
+#import piece = piece_1
 #import row = row_1
 
 const LANES: u32 = 64u;

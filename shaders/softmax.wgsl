@@ -7,6 +7,7 @@
 // Lane t takes elements t, t + LANES, ... in order, then a fixed tree: the same bits every time.
 
 #import logsumexp
+#import piece = piece_1
 #import row = row_1
 
 const LANES: u32 = 64u;

@@ -1,8 +1,4 @@
 // A row of x for a running log-sum-exp, element by element `step` apart.
-alias Piece = f32;
-const PIECE: u32 = 1u;
-
-fn sum_of(piece: Piece) -> f32 { return piece; }
 
 fn element(at: u32) -> f32 { return x[at]; }
 

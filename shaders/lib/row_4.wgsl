@@ -1,8 +1,4 @@
 // A row of x for a running log-sum-exp, by vectors: neighbours in memory, a multiple of 4 of them. Counts in vectors.
-alias Piece = vec4<f32>;
-const PIECE: u32 = 4u;
-
-fn sum_of(piece: Piece) -> f32 { return (piece.x + piece.y) + (piece.z + piece.w); }
 
 fn element(at: u32) -> f32 { return x[at / 4u][at % 4u]; }
 

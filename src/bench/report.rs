@@ -91,13 +91,10 @@ pub struct Record {
 
 impl Record {
     pub(super) fn new(row: &Row, ceilings: &Ceilings, first: f64, stats: Stats) -> Record {
-        let (least, ceiling) = if row.ops > 1 {
-            (row.ops as f64 * ceilings.dispatch, "dispatch")
-        } else {
-            ceilings.least(row.bytes, row.flops)
-        };
-        // Many small ops may be fused into fewer dispatches: no ceiling then.
-        let fraction = (row.ops == 1).then(|| least / stats.median);
+        let (least, ceiling) = ceilings.least(row.bytes, row.flops);
+        // Many small ops may be fused into any number of dispatches: no ceiling then.
+        let (fraction, ceiling) =
+            if row.ops == 1 { (Some(least / stats.median), ceiling) } else { (None, "none") };
         Record {
             family: row.family.into(),
             shape: row.shape.clone(),

@@ -32,6 +32,8 @@ enum Command {
         grid: [u32; 3],
         live: Option<Live>,
     },
+    /// What the host does at this place.
+    Hook(Box<dyn Fn() + Send>),
     Texels {
         from: wgpu::Buffer,
         offset: u64,
@@ -52,8 +54,6 @@ pub(crate) struct Capture {
     written: Vec<Arc<Buffer>>,
     /// Uploaded in between: nothing may be written over them.
     uploads: Vec<Arc<Buffer>>,
-    /// Run before a replay is encoded.
-    hooks: Vec<Box<dyn Fn() + Send>>,
     refused: Option<Error>,
     /// How many streams a replay takes from each generator, by its key.
     spans: HashMap<[u32; 2], u64>,
@@ -139,9 +139,9 @@ fn word(params: &[u8], at: usize) -> u32 {
 }
 
 impl Gpu {
-    /// Before every replay of what this thread captures now, `hook` runs; nothing when it does not capture.
+    /// Every replay of what this thread captures now runs `hook` at this place; nothing when it does not capture.
     pub(crate) fn each_replay(&self, hook: impl Fn() + Send + 'static) {
-        with(self, |capture| capture.hooks.push(Box::new(hook)));
+        with(self, |capture| capture.commands.push(Command::Hook(Box::new(hook))));
     }
 
     /// Runs `work` and keeps what it launches on this device.
@@ -161,7 +161,6 @@ impl Gpu {
             outside: vec![],
             written: vec![],
             uploads: vec![],
-            hooks: vec![],
             refused: None,
             spans: HashMap::new(),
             replays: 0,
@@ -208,10 +207,10 @@ impl Capture {
         }
         gpu.settle(&self.written);
         self.replays += 1;
-        self.hooks.iter().for_each(|hook| hook());
         let mut recorder = lock(&gpu.0.recorder);
         for command in &self.commands {
             match command {
+                Command::Hook(hook) => hook(),
                 Command::Texels { from, offset, bytes, texel, texture } => {
                     texel::copy(recorder.encoder(&gpu), from, *offset, *bytes, *texel, texture);
                 }

@@ -11,7 +11,7 @@ use super::record::Recorder;
 use super::{Gpu, capture};
 use std::borrow::Cow;
 
-/// Texels in a row of a texture: 16 MiB of rows suffice for what one binding holds on such drivers.
+/// Texels in a row of a texture: with llvmpipe's 16384 rows, more than its largest binding holds.
 const WIDTH: u32 = 4096;
 
 /// Bytes that loads must move through an operand before a copy and the pass that it ends pay: about 40 us.
@@ -197,6 +197,7 @@ fn loads(line: &str, arrays: &[(&str, u32, Texel)], closing: &mut Vec<Option<&st
 /// A scratch texture of the recorder; commands run in order, so one a place in the kernel is enough.
 pub(crate) struct Scratch {
     texture: wgpu::Texture,
+    view: wgpu::TextureView,
     texel: Texel,
     place: usize,
 }
@@ -232,7 +233,9 @@ impl Recorder {
         let index = match found {
             Some(index) if self.scratch[index].texture.height() >= height => index,
             _ => {
-                let made = Scratch { texture: texture(gpu, texel, height.next_power_of_two()), texel, place };
+                let texture = texture(gpu, texel, height.next_power_of_two());
+                let view = texture.create_view(&wgpu::TextureViewDescriptor::default());
+                let made = Scratch { texture, view, texel, place };
                 if let Some(old) = found {
                     self.scratch.swap_remove(old);
                 }
@@ -240,10 +243,11 @@ impl Recorder {
                 self.scratch.len() - 1
             }
         };
-        let texture = self.scratch[index].texture.clone();
+        let Scratch { texture, view, .. } = &self.scratch[index];
+        let (texture, view) = (texture.clone(), view.clone());
         copy(self.encoder(gpu), raw, bind.offset, bind.size, texel, &texture);
         capture::texels(gpu, bind, raw, texel, &texture);
-        texture.create_view(&wgpu::TextureViewDescriptor::default())
+        view
     }
 }
 

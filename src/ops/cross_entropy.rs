@@ -1,7 +1,7 @@
 //! Cross-entropy of logits against class indices, fused: no probability is ever stored.
 
 use super::case::{Array, Case, Fill, Input};
-use super::softmax::{row, LANES, groups, lanes, log_softmax64};
+use super::softmax::{LANES, by_pieces, groups, lanes, log_softmax64, piece};
 use super::words;
 use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, grid};
@@ -12,8 +12,8 @@ use crate::tensor::{Tensor, same_gpu};
 
 const OP: &str = "cross_entropy";
 
-fn source(lanes: u32, row: &'static str) -> Source {
-    Source::file("cross_entropy").u32("LANES", lanes).slot("row", row)
+fn source(lanes: u32, piece: usize) -> Source {
+    by_pieces(Source::file("cross_entropy").u32("LANES", lanes), piece)
 }
 
 /// The kernels' parameters but for the grid.
@@ -55,7 +55,7 @@ impl Op for CrossEntropy {
         let grid = grid(x.count().div_ceil(64));
         x.gpu().launch(Launch {
             op: OP,
-            source: &source(64, "row_1"),
+            source: &source(64, 1),
             entry: "backward",
             binds: vec![
                 x.bind(0),
@@ -118,12 +118,12 @@ impl Tensor {
         let targets = targets.contiguous();
         let losses = Tensor::empty(gpu, OP, [2, rows], DType::F32);
         let statistics = Tensor::empty(gpu, OP, [rows, 2], DType::F32);
-        let (row, piece) = row(classes);
+        let piece = piece(classes);
         let lanes = lanes(gpu, classes / piece, 1, rows);
         let grid = groups(rows, lanes);
         gpu.launch(Launch {
             op: OP,
-            source: &source(lanes, row),
+            source: &source(lanes, piece),
             entry: "forward",
             binds: vec![x.bind(0), targets.bind(1), losses.bind_mut(2), statistics.bind_mut(3)],
             params: words(&plan.params(grid)),
@@ -145,7 +145,7 @@ impl Tensor {
 }
 
 pub(super) fn variants() -> Vec<Source> {
-    LANES.iter().flat_map(|&lanes| ["row_1", "row_4"].map(|row| source(lanes, row))).collect()
+    LANES.iter().flat_map(|&lanes| [1, 4].map(|piece| source(lanes, piece))).collect()
 }
 
 fn reference(x: &[Array], ignored: Option<f64>) -> Array {

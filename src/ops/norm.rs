@@ -44,7 +44,7 @@ struct Plan {
 impl Plan {
     /// Elements that a load brings.
     fn piece(&self) -> usize {
-        if self.width.is_multiple_of(4) { 4 } else { 1 }
+        super::softmax::piece(self.width)
     }
 
     /// Launches over rows, `LANES` threads each.

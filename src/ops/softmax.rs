@@ -33,13 +33,20 @@ pub(super) fn groups(rows: usize, lanes: u32) -> [u32; 3] {
     grid(rows.div_ceil(64 / lanes as usize))
 }
 
-/// The fragment that loads a row of neighbours, and the elements that a load brings.
-pub(super) fn row(size: usize) -> (&'static str, usize) {
-    if size.is_multiple_of(4) { ("row_4", 4) } else { ("row_1", 1) }
+/// Elements that a load of a row of neighbours brings.
+pub(super) fn piece(size: usize) -> usize {
+    if size.is_multiple_of(4) { 4 } else { 1 }
 }
 
-fn source(log: bool, lanes: u32, row: &'static str) -> Source {
-    Source::file("softmax").bool("LOG", log).u32("LANES", lanes).slot("row", row)
+/// The fragments for loads of that many elements.
+pub(super) fn by_pieces(source: Source, piece: usize) -> Source {
+    source
+        .slot("piece", if piece == 4 { "piece_4" } else { "piece_1" })
+        .slot("row", if piece == 4 { "row_4" } else { "row_1" })
+}
+
+fn source(log: bool, lanes: u32, piece: usize) -> Source {
+    by_pieces(Source::file("softmax").bool("LOG", log).u32("LANES", lanes), piece)
 }
 
 fn name(log: bool) -> &'static str {
@@ -56,10 +63,10 @@ struct Softmax {
 fn plan(gpu: &Gpu, log: bool, shape: &shape::Shape, axis: usize) -> (Source, [u32; 3], [u32; 4]) {
     let (outer, size, inner) = shape.split_at_axis(axis);
     let rows = outer * inner;
-    let (row, piece) = if inner == 1 { row(size) } else { ("row_1", 1) };
+    let piece = if inner == 1 { piece(size) } else { 1 };
     let lanes = lanes(gpu, size / piece, inner, rows);
     let grid = groups(rows, lanes);
-    (source(log, lanes, row), grid, [grid[0], rows as u32, size as u32, inner as u32])
+    (source(log, lanes, piece), grid, [grid[0], rows as u32, size as u32, inner as u32])
 }
 
 impl Op for Softmax {
@@ -129,7 +136,7 @@ impl Tensor {
 }
 
 pub(super) fn variants() -> Vec<Source> {
-    let both = |lanes| [false, true].into_iter().flat_map(move |log| ["row_1", "row_4"].map(|row| source(log, lanes, row)));
+    let both = |lanes| [false, true].into_iter().flat_map(move |log| [1, 4].map(|piece| source(log, lanes, piece)));
     LANES.iter().flat_map(|&lanes| both(lanes)).collect()
 }
 

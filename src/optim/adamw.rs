@@ -7,7 +7,6 @@ use crate::gpu::Gpu;
 use crate::gpu::shader::Source;
 use crate::tape::Grads;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 const OP: &str = "adamw";
 
@@ -47,8 +46,6 @@ impl Default for AdamWConfig {
 pub struct AdamW {
     arenas: Arenas,
     config: AdamWConfig,
-    /// Shared with recorded steps, whose replays count too.
-    steps: Arc<AtomicU64>,
 }
 
 impl AdamW {
@@ -71,7 +68,7 @@ impl AdamW {
         }
         check_clip(OP, config.clip)?;
         let arenas = Arenas::new(OP, gpu, groups, &["m", "v"], config.arena_limit)?;
-        Ok(AdamW { arenas, config, steps: Arc::default() })
+        Ok(AdamW { arenas, config })
     }
 
     /// Changes the parameters by one step at learning rate `lr`. Recorded like an op: nothing is read back.
@@ -88,9 +85,9 @@ impl AdamW {
     pub fn step(&mut self, grads: &Grads, lr: f32) -> Result<StepInfo> {
         at_least_zero(OP, "the learning rate", lr.into())?;
         let config = self.config.clone();
-        let numbers = move |lr: f32, step: u64| {
+        let numbers = Arc::new(move |lr: f32, step: u64| {
             let (s, (b1, b2)) = (step as f64, config.betas);
-            [
+            vec![
                 lr,
                 config.eps,
                 b1 as f32,
@@ -100,19 +97,9 @@ impl AdamW {
                 (1.0 / (1.0 - b1.powf(s))) as f32,
                 (1.0 / (1.0 - b2.powf(s))) as f32,
             ]
-        };
-        let now = numbers(lr, self.steps() + 1);
-        let steps = self.steps.clone();
-        let again =
-            Arc::new(move |new: Option<f32>| numbers(new.unwrap_or(lr), steps.load(Relaxed)).to_vec());
-        let kernel = Kernel { source: &source(), entry: "update", numbers: &now, again };
-        let info = self.arenas.step(grads, self.config.clip, &kernel)?;
-        self.steps.fetch_add(1, Relaxed);
-        let steps = self.steps.clone();
-        self.arenas.gpu().each_replay(move || {
-            steps.fetch_add(1, Relaxed);
         });
-        Ok(info)
+        let kernel = Kernel { source: &source(), entry: "update", lr, numbers };
+        self.arenas.step(grads, self.config.clip, &kernel)
     }
 
     /// The base learning rate.
@@ -122,7 +109,7 @@ impl AdamW {
 
     /// Steps taken.
     pub fn steps(&self) -> u64 {
-        self.steps.load(Relaxed)
+        self.arenas.steps()
     }
 
     /// The moments `m/NAME` and `v/NAME` of every parameter; with [`AdamW::steps`] all that there is to save.
@@ -138,9 +125,7 @@ impl AdamW {
     /// # Errors
     /// When a tensor is missing, too many or of another shape, which is named; then nothing is changed.
     pub fn load_state(&mut self, steps: u64, state: &[StateTensor]) -> Result<()> {
-        self.arenas.load_state(state)?;
-        self.steps.store(steps, Relaxed);
-        Ok(())
+        self.arenas.load_state(steps, state)
     }
 }
 

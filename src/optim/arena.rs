@@ -6,7 +6,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::buffer::Buffer;
-use crate::gpu::capture::{Live, Numbers};
+use crate::gpu::capture::Live;
 use crate::gpu::fuse::{Place, Target};
 use crate::gpu::kernel::{Bind, Launch, grid};
 use crate::gpu::shader::Source;
@@ -15,6 +15,7 @@ use crate::tape::{ArenaLayout, Grads, Home};
 use crate::tensor::Tensor;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Alignment of tensors in an arena: enough to bind one on every adapter.
 const ALIGN: u64 = 256;
@@ -33,6 +34,8 @@ pub(super) struct Arenas {
     leaves: Vec<Leaf>,
     /// By which leaves have a gradient.
     tables: HashMap<Vec<bool>, Arc<Table>>,
+    /// Shared with recorded steps, whose replays count too.
+    steps: Arc<AtomicU64>,
 }
 
 struct Arena {
@@ -67,13 +70,15 @@ struct Part {
     table: Arc<Buffer>,
 }
 
+/// The numbers of an update at a learning rate and at the step that it is, counted from 1.
+pub(super) type Numbers = Arc<dyn Fn(f32, u64) -> Vec<f32> + Send + Sync>;
+
 /// The update of one optimizer: its numbers follow the grid's width and the count of chunks in the parameters.
 pub(super) struct Kernel<'a> {
     pub source: &'a Source,
     pub entry: &'a str,
-    pub numbers: &'a [f32],
-    /// The numbers again, for a replay of a recorded step.
-    pub again: Numbers,
+    pub lr: f32,
+    pub numbers: Numbers,
 }
 
 impl Arenas {
@@ -130,11 +135,19 @@ impl Arenas {
             settle_in(&leaf.tensor, &Place { buffer: params.clone(), offset: leaf.offset });
         }
         gpu.check()?;
-        Ok(Arenas { op, gpu: gpu.clone(), moments, arenas, leaves, tables: HashMap::new() })
+        Ok(Arenas {
+            op,
+            gpu: gpu.clone(),
+            moments,
+            arenas,
+            leaves,
+            tables: HashMap::new(),
+            steps: Arc::default(),
+        })
     }
 
-    pub fn gpu(&self) -> &Gpu {
-        &self.gpu
+    pub fn steps(&self) -> u64 {
+        self.steps.load(Relaxed)
     }
 
     #[track_caller]
@@ -156,11 +169,12 @@ impl Arenas {
         let norm = self.norm(grads, &table, clip);
         let changed: Vec<_> = table.parts.iter().map(|part| self.arenas[part.arena].params.clone()).collect();
         gpu.settle(&changed);
+        let numbers = (kernel.numbers)(kernel.lr, self.steps() + 1);
         for part in &table.parts {
             let arena = &self.arenas[part.arena];
             let grid = grid(part.chunks);
             let mut params = vec![grid[0], part.chunks as u32];
-            params.extend(kernel.numbers.iter().map(|x| x.to_bits()));
+            params.extend(numbers.iter().map(|x| x.to_bits()));
             let mut binds = vec![
                 part.bind(0),
                 bind(1, &norm, 16, false),
@@ -177,10 +191,17 @@ impl Arenas {
                 grid,
                 reuse: 1,
             };
-            gpu.launch_live(launch, Some(Live::Numbers { at: 2, make: kernel.again.clone() }));
+            let (numbers, steps, lr) = (kernel.numbers.clone(), self.steps.clone(), kernel.lr);
+            let make = Arc::new(move |new: Option<f32>| numbers(new.unwrap_or(lr), steps.load(Relaxed) + 1));
+            gpu.launch_live(launch, Some(Live::Numbers { at: 2, make }));
             arena.params.touch();
         }
         gpu.check()?;
+        self.steps.fetch_add(1, Relaxed);
+        let steps = self.steps.clone();
+        gpu.each_replay(move || {
+            steps.fetch_add(1, Relaxed);
+        });
         let norm = Tensor::from_place(&gpu, Shape::new(&[]), DType::F32, Place { buffer: norm, offset: 0 });
         Ok(StepInfo { norm })
     }
@@ -276,7 +297,7 @@ impl Arenas {
         Ok(state)
     }
 
-    pub fn load_state(&mut self, state: &[StateTensor]) -> Result<()> {
+    pub fn load_state(&mut self, steps: u64, state: &[StateTensor]) -> Result<()> {
         let wrong = |message: String| Error::config(format!("{}: {message}", self.op));
         let mut given: HashMap<&str, (&Shape, &[f32])> = HashMap::new();
         for (name, shape, data) in state {
@@ -316,6 +337,7 @@ impl Arenas {
                 self.gpu.overwrite(&arena.moments[index], 0, bytemuck::cast_slice(elements))?;
             }
         }
+        self.steps.store(steps, Relaxed);
         Ok(())
     }
 }

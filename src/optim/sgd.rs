@@ -7,7 +7,6 @@ use crate::gpu::Gpu;
 use crate::gpu::shader::Source;
 use crate::tape::Grads;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 const OP: &str = "sgd";
 
@@ -48,8 +47,6 @@ impl Default for SgdConfig {
 pub struct Sgd {
     arenas: Arenas,
     config: SgdConfig,
-    /// Shared with recorded steps, whose replays count too.
-    steps: Arc<AtomicU64>,
 }
 
 impl Sgd {
@@ -71,7 +68,7 @@ impl Sgd {
         check_clip(OP, config.clip)?;
         let moments: &[_] = if config.momentum > 0.0 { &["velocity"] } else { &[] };
         let arenas = Arenas::new(OP, gpu, groups, moments, config.arena_limit)?;
-        Ok(Sgd { arenas, config, steps: Arc::default() })
+        Ok(Sgd { arenas, config })
     }
 
     /// Changes the parameters by one step at learning rate `lr`. Recorded like an op: nothing is read back.
@@ -89,15 +86,9 @@ impl Sgd {
         at_least_zero(OP, "the learning rate", lr.into())?;
         let momentum = self.config.momentum;
         let entry = if momentum > 0.0 { "momentum" } else { "plain" };
-        let again = Arc::new(move |new: Option<f32>| vec![new.unwrap_or(lr), momentum]);
-        let kernel = Kernel { source: &source(self.config.nesterov), entry, numbers: &[lr, momentum], again };
-        let info = self.arenas.step(grads, self.config.clip, &kernel)?;
-        self.steps.fetch_add(1, Relaxed);
-        let steps = self.steps.clone();
-        self.arenas.gpu().each_replay(move || {
-            steps.fetch_add(1, Relaxed);
-        });
-        Ok(info)
+        let numbers = Arc::new(move |lr: f32, _| vec![lr, momentum]);
+        let kernel = Kernel { source: &source(self.config.nesterov), entry, lr, numbers };
+        self.arenas.step(grads, self.config.clip, &kernel)
     }
 
     /// The base learning rate.
@@ -107,7 +98,7 @@ impl Sgd {
 
     /// Steps taken.
     pub fn steps(&self) -> u64 {
-        self.steps.load(Relaxed)
+        self.arenas.steps()
     }
 
     /// The velocity `velocity/NAME` of every parameter; nothing without momentum.
@@ -123,9 +114,7 @@ impl Sgd {
     /// # Errors
     /// When a tensor is missing, too many or of another shape, which is named; then nothing is changed.
     pub fn load_state(&mut self, steps: u64, state: &[StateTensor]) -> Result<()> {
-        self.arenas.load_state(state)?;
-        self.steps.store(steps, Relaxed);
-        Ok(())
+        self.arenas.load_state(steps, state)
     }
 }
 

@@ -66,6 +66,27 @@ fn replays_have_the_bits_of_the_code() {
 }
 
 #[test]
+fn two_updates_in_a_step_count_as_two() {
+    let gpu = own();
+    let x = drawn(&gpu, 10, &[8, 24]);
+    let twice = |training: &mut Training, x: &Tensor| -> tiebeam::Result<Vec<Tensor>> {
+        Ok(vec![training.step(x, 0.01)?, training.step(x, 0.01)?])
+    };
+    let [mut eager, mut recorded] = [(); 2].map(|()| Training::new(&gpu));
+    let want: Vec<_> =
+        (0..3).map(|_| twice(&mut eager, &x).unwrap().iter().map(bits).collect::<Vec<_>>()).collect();
+    let mut step = Step::record(&gpu, &[&x], |x| twice(&mut recorded, &x[0])).unwrap();
+    for (i, want) in want.iter().enumerate() {
+        if i > 0 {
+            step.run(&[&x]).unwrap();
+        }
+        assert_eq!(&step.outputs().iter().map(bits).collect::<Vec<_>>(), want, "run {i}");
+        assert_eq!(recorded.optimizer.steps(), 2 * (i as u64 + 1));
+    }
+    assert_eq!(bits(&recorded.theta), bits(&eager.theta));
+}
+
+#[test]
 fn what_is_pending_on_outputs_keeps_their_elements() {
     let gpu = own();
     let (x, y) = (drawn(&gpu, 1, &[32]), drawn(&gpu, 2, &[32]));
