@@ -7,6 +7,8 @@ use std::{env, fs};
 fn main() {
     println!("cargo::rerun-if-changed=shaders");
     let mut table = String::from("&[\n");
+    // FNV-1a over all texts: measured choices of kernels are only good for the kernels that were measured.
+    let mut hash = 0xcbf29ce484222325u64;
     for folder in ["", "lib/"] {
         for name in wgsl_in(&Path::new("shaders").join(folder)) {
             // The root comes from the compiler's environment: no absolute path is written into the table.
@@ -15,11 +17,18 @@ fn main() {
                 r#"    ("{folder}{name}", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/{folder}{name}.wgsl"))),"#
             )
             .expect("writing to a string");
+            let file = Path::new("shaders").join(folder).join(format!("{name}.wgsl"));
+            let text = fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+            for byte in name.bytes().chain(text) {
+                hash = (hash ^ byte as u64).wrapping_mul(0x100000001b3);
+            }
         }
     }
     table.push_str("]\n");
     let out = env::var("OUT_DIR").expect("cargo sets OUT_DIR");
     let path = Path::new(&out).join("shaders.rs");
+    let kernels = Path::new(&out).join("kernels.txt");
+    fs::write(&kernels, format!("{hash:016x}")).unwrap_or_else(|e| panic!("{}: {e}", kernels.display()));
     fs::write(&path, table).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
 }
 

@@ -16,24 +16,14 @@ const THREADS: u32 = WIDE * (TILE_M / THREAD_M);
 const ROWS4: u32 = TILE_M / 4u;
 const COLS4: u32 = TILE_N / 4u;
 
-struct Params {
-    m: u32,
-    n: u32,
-    k: u32,
-    batch_inner: u32,   // batches are (outer, inner): operands step by lhs.z, rhs.z and lhs.w, rhs.w elements
-    lhs: vec4<u32>,     // offset, stride of the axis that is not contiguous, outer step, inner step
-    rhs: vec4<u32>,
-    any: vec2<u32>,     // strides of the other axis, for loads with any strides
-    first_row: u32,
-    pad: u32,
-    site: vec4<u32>,    // the sharing kind's own numbers
-}
-var<immediate> p: Params;
-
+#import matmul
 #import lhs = lhs_plain
+#import lhs_word = lhs_f32
 #import rhs = rhs_plain
+#import rhs_word = rhs_f32
 #import site = site_none
 #import store = store_plain
+#import place = place_plain
 #import pieces = pieces_of_1
 #import epilogue
 #import elementwise

@@ -2,43 +2,39 @@
 // dx = dy w^T, dw = x^T dy. Operands arrive as 4 x 4 blocks through the slots, so that a slot decides how memory is
 // laid out (plain, transposed, any strides, a sharing kind) and the core never asks.
 //
-// Direct: no workgroup memory. A thread makes THREAD_M x THREAD_N in named registers and reads 4 x 4 blocks from
-// storage; the lanes of a subgroup lie along a row of y where it is long enough, so that all read the same block of x.
-// This is the fastest shape on CPU drivers, where registers are wide and workgroup memory is only memory.
+// Direct: a thread makes THREAD_M x THREAD_N in named registers and reads 4 x 4 blocks from storage, each element once
+// for every thread that needs it. The fastest shape on CPU drivers, where registers are wide and workgroup memory is only
+// memory: there the lanes of a subgroup lie along a row of y, so that all read the same block of x. And on GPUs for
+// products with a short side, which are bound by reading the long operand once: there DEEP lanes share the inner
+// axis and slot `deep` adds up what each has.
 
 const THREAD_M: u32 = 16u;
 const THREAD_N: u32 = 16u;
-const WIDE: u32 = 8u;
-const HIGH: u32 = 4u;
-const THREADS: u32 = WIDE * HIGH;
+const WIDE: u32 = 8u;      // lanes along a row of y
+const HIGH: u32 = 4u;      // lanes along a column
+const DEEP: u32 = 1u;      // lanes along the inner axis
+const FLAT: u32 = WIDE * HIGH;
+const THREADS: u32 = FLAT * DEEP;
 
-struct Params {
-    m: u32,
-    n: u32,
-    k: u32,
-    batch_inner: u32,   // batches are (outer, inner): operands step by lhs.z, rhs.z and lhs.w, rhs.w elements
-    lhs: vec4<u32>,     // offset, stride of the axis that is not contiguous, outer step, inner step
-    rhs: vec4<u32>,
-    any: vec2<u32>,     // strides of the other axis, for loads with any strides
-    first_row: u32,
-    pad: u32,
-    site: vec4<u32>,    // the sharing kind's own numbers
-}
-var<immediate> p: Params;
-
+#import matmul
 #import lhs = lhs_plain
+#import lhs_word = lhs_f32
 #import rhs = rhs_plain
+#import rhs_word = rhs_f32
 #import site = site_none
 #import store = store_plain
+#import place = place_plain
 #import pieces = pieces_of_1
+#import deep = deep_one
 #import epilogue
 #import elementwise
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let row = (group.y * HIGH + lane / WIDE) * THREAD_M;
+    let row = (group.y * HIGH + lane % FLAT / WIDE) * THREAD_M;
     let col = (group.x * WIDE + lane % WIDE) * THREAD_N;
-    if row >= p.m || col >= p.n { return; }
+    // A lane outside y has nothing to do, but may have to come to a barrier.
+    let end = select(0u, p.k, row < p.m && col < p.n);
     // Once: a division in the loads would stay in the loop, since compilers may not move what could trap.
     let outer = group.z / p.batch_inner;
     let inner = group.z % p.batch_inner;
@@ -49,7 +45,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var c${i}_${j} = vec4<f32>();
 #end
 #end
-    for (var k = 0u; k < p.k; k += 4u) {
+    for (var k = lane / FLAT * 4u; k < end; k += 4u * DEEP) {
 #unroll i THREAD_M/4
         let a$i = load_lhs(lhs_base, row + ${i*4}u, k);
 #end
@@ -64,7 +60,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
 #unroll i THREAD_M
 #unroll j THREAD_N/4
-    store(group.z, row + ${i}u, col + ${j*4}u, c${i}_${j});
+    let total${i}_${j} = total(c${i}_${j}, lane);
+    if lane < FLAT { store(group.z, row + ${i}u, col + ${j*4}u, total${i}_${j}); }
 #end
 #end
 }

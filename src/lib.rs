@@ -1,11 +1,14 @@
 //! Tiebeam: a GPU tensor engine for models that store fewer weights than they use.
 #![warn(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]
+// rustdoc follows wgpu's types to the bottom to see which are Send and Sync.
+#![recursion_limit = "256"]
 
 #[cfg(feature = "cli")]
 pub mod bench;
 pub mod dtype;
 pub mod error;
+pub mod files;
 pub mod gpu;
 pub mod models;
 pub mod nn;

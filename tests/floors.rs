@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// Each floor's modules. `gpu` is the device; the files below it are one floor up and are known to it.
 const FLOORS: [&[&str]; 9] = [
-    &["error", "shape", "dtype", "rng", "linalg"],
+    &["error", "files", "shape", "dtype", "rng", "linalg"],
     &["gpu"],
     &[],
     &["tensor", "tape"],

@@ -10,13 +10,14 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use std::sync::Arc;
 use support::*;
 use tiebeam::ops::case::{Array, Case, Input};
-use tiebeam::{Gpu, Rng, Shape, Tensor};
+use tiebeam::{DType, Gpu, Rng, Shape, Tensor};
 
 /// Above this many reference evaluations a case's Jacobian is left out and the bound uses the output's scale alone.
 const MOST: usize = 300_000_000;
 
 /// Families that have kernels of their own for CPU drivers.
-const CHOOSES: [&str; 7] = ["tied", "matmul", "attention", "norm", "softmax", "cross_entropy", "reduce"];
+const CHOOSES: [&str; 8] =
+    ["tied", "routed", "matmul", "attention", "norm", "softmax", "cross_entropy", "reduce"];
 
 fn main() {
     let args = Arguments::from_args();
@@ -35,7 +36,47 @@ fn main() {
             trials.push(Trial::test(name, move || check(gpu(), &case)));
         }
     }
+    let kernels = "matmul::every_kernel_that_could_make_a_product";
+    trials.push(Trial::test(kernels, || every_kernel(DType::F32, &[gpu(), other_kernels()])));
+    // Exact in f16, so that cooperative matrices, where there are any, must agree in every bit.
+    let halves = if gpu().has_coop_matrices() { "" } else { "_but_this_adapter_has_no_cooperative_matrices" };
+    trials.push(Trial::test(format!("{kernels}_of_f16{halves}"), || {
+        every_kernel(DType::F16, &[gpu(), other_kernels()])
+    }));
     libtest_mimic::run(&args, trials).exit();
+}
+
+/// Whole numbers whose sums are exact, by each kernel, at sizes with edges and without, in every layout.
+fn every_kernel(dtype: DType, gpus: &[&Gpu]) -> Result<(), Failed> {
+    for gpu in gpus {
+        for [m, n, k] in [[128, 128, 64], [132, 68, 100], [4, 136, 72], [136, 8, 72]] {
+            let whole = |rows: usize, cols: usize, turn: bool| {
+                let shape = if turn { [cols, rows] } else { [rows, cols] };
+                let data = Input::integers(shape, DType::F32, -16, 17).draw(&mut Rng::new(7));
+                let data: Vec<f32> = data.data.iter().map(|&x| x as f32).collect();
+                let x = Tensor::from_slice(gpu, &data, shape).cast(dtype);
+                if turn { x.t() } else { x }
+            };
+            for turns in [0, 3] {
+                let (a, b) = (whole(m, k, turns & 1 > 0), whole(k, n, turns & 2 > 0));
+                let [a64, b64] = [&a, &b].map(|x| x.cast(DType::F32).to_vec::<f32>().expect("readable"));
+                for (name, y) in tiebeam::ops::matmul::tune::by_each_kernel(&a, &b) {
+                    let y = y.to_vec::<f32>().map_err(|e| format!("{name}: {e}"))?;
+                    for (i, &got) in y.iter().enumerate() {
+                        let want: f32 = (0..k).map(|q| a64[i / n * k + q] * b64[q * n + i % n]).sum();
+                        if got != want {
+                            let place = [i / n, i % n];
+                            return Err(format!(
+                                "{name} {m}x{k}x{n} {turns} at {place:?}: {got}, not {want}"
+                            )
+                            .into());
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 fn check(gpu: &Gpu, case: &Case) -> Result<(), Failed> {

@@ -21,10 +21,9 @@ fn draw(
     lines: &Lines,
     title: &str,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    // Drawn beside the target and renamed, so that a failed run leaves the old picture whole.
-    let temporary = path.with_extension("svg.part");
+    let mut svg = String::new();
     {
-        let root = SVGBackend::new(&temporary, (820, 460)).into_drawing_area();
+        let root = SVGBackend::with_string(&mut svg, (820, 460)).into_drawing_area();
         root.fill(&WHITE)?;
         let first = losses.first().map_or(0, |l| l.0) as f64;
         let last = losses.last().map_or(1, |l| l.0).max(1) as f64;
@@ -77,6 +76,5 @@ fn draw(
             .draw()?;
         root.present()?;
     }
-    std::fs::rename(&temporary, path)?;
-    Ok(())
+    Ok(tiebeam::files::replace_with(path, svg)?)
 }

@@ -279,7 +279,7 @@ impl Run<'_> {
         }
         let sample = text::printable(&bytes);
         let path = self.args.out.join("sample.txt");
-        std::fs::write(&path, &sample).map_err(|e| io(&path, e))?;
+        tiebeam::files::replace_with(&path, &sample)?;
         Ok(sample)
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod buffer;
 pub(crate) mod capture;
+mod choices;
 pub mod fuse;
 pub mod inplace;
 pub mod kernel;
@@ -13,9 +14,10 @@ pub mod timer;
 use crate::error::{Error, Result};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 pub use buffer::MemoryStats;
+pub use choices::Tuning;
 
 /// How to choose an adapter; the environment (`TIEBEAM_ADAPTER`, `TIEBEAM_BACKEND`) fills what is left open.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +31,13 @@ pub struct Options {
     /// Whether to read operands through textures: never, or wherever it can be done. By default on llvmpipe where it pays:
     /// its loads from storage buffers are ten times slower. The bits do not depend on it.
     pub texels: Option<bool>,
+    /// Whether measured choices of kernels are used (`TIEBEAM_TUNE`, by default `read`).
+    pub tuning: Option<Tuning>,
+    /// Folder of measured choices (`TIEBEAM_CACHE`, by default in the user's cache folder).
+    pub cache: Option<std::path::PathBuf>,
+    /// Whether matrix products may round f32 operands to f16, on adapters with cooperative matrices: several times faster,
+    /// relative errors near 2^-11 an operand (`TIEBEAM_ROUND_PRODUCTS=1`). Sums stay f32. Off by default.
+    pub round_products: bool,
     /// Whether to choose kernels as for a driver that runs on the CPU; by default as the adapter says. For tests.
     #[doc(hidden)]
     pub software: Option<bool>,
@@ -82,6 +91,12 @@ impl fmt::Display for AdapterSummary {
 #[derive(Clone)]
 pub struct Gpu(pub(crate) Arc<Inner>);
 
+/// Matrices that a subgroup multiplies together: `size` x `size` of f16, summed in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CoopMatrices {
+    pub size: u32,
+}
+
 pub(crate) struct Inner {
     pub id: u64,
     pub device: wgpu::Device,
@@ -92,6 +107,13 @@ pub(crate) struct Inner {
     summary: AdapterSummary,
     software: bool,
     texels: texel::Policy,
+    /// The most lanes that a subgroup may have.
+    lanes: u32,
+    coop: Option<CoopMatrices>,
+    /// Whether cooperative matrices passed their test on this device.
+    pub coop_proven: OnceLock<bool>,
+    round_products: bool,
+    pub choices: choices::Choices,
     fault: Arc<Mutex<Option<Error>>>,
     /// Number of the open batch.
     pub epoch: AtomicU64,
@@ -185,6 +207,22 @@ fn rank(adapter: &wgpu::Adapter) -> (u8, bool) {
     (device, info.backend == wgpu::Backend::Gl)
 }
 
+/// The largest square matrices of f16 with f32 sums, where the adapter has any: WGSL has only these two sizes.
+fn coop_matrices(adapter: &wgpu::Adapter, features: wgpu::Features) -> Option<CoopMatrices> {
+    if !features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16) {
+        return None;
+    }
+    let all = adapter.cooperative_matrix_properties();
+    let has = |size: u32| {
+        all.iter().any(|p| {
+            [p.m_size, p.n_size, p.k_size] == [size; 3]
+                && p.ab_type == wgpu::CooperativeScalarType::F16
+                && p.cr_type == wgpu::CooperativeScalarType::F32
+        })
+    };
+    [16, 8].into_iter().find(|&size| has(size)).map(|size| CoopMatrices { size })
+}
+
 fn choose(adapters: &[wgpu::Adapter], wanted: Option<&str>) -> Result<usize> {
     let names = || {
         let lines: Vec<String> =
@@ -231,16 +269,19 @@ impl Gpu {
     ///
     /// # Errors
     /// As [`Gpu::open`]; a name that matches nothing lists the adapters that there are.
-    pub fn open_with(options: Options) -> Result<Gpu> {
+    pub fn open_with(mut options: Options) -> Result<Gpu> {
         let variable = |name| std::env::var(name).ok().filter(|v: &String| !v.is_empty());
-        let backend = options.backend.or_else(|| variable("TIEBEAM_BACKEND"));
-        let wanted = options.adapter.or_else(|| variable("TIEBEAM_ADAPTER"));
-        let checked = options.checked
-            || cfg!(debug_assertions)
-            || variable("TIEBEAM_CHECKED").is_some_and(|v| v != "0");
+        let flag = |name| variable(name).is_some_and(|v| v != "0");
+        let backend = options.backend.take().or_else(|| variable("TIEBEAM_BACKEND"));
+        let wanted = options.adapter.take().or_else(|| variable("TIEBEAM_ADAPTER"));
+        options.checked |= cfg!(debug_assertions) || flag("TIEBEAM_CHECKED");
+        options.round_products |= flag("TIEBEAM_ROUND_PRODUCTS");
+        if options.tuning.is_none() {
+            options.tuning = variable("TIEBEAM_TUNE").map(|word| Tuning::parse(&word)).transpose()?;
+        }
         let adapters = list(backends(backend.as_deref())?);
         let index = choose(&adapters, wanted.as_deref())?;
-        Gpu::from_adapter(index, &adapters[index], checked, options.texels, options.software)
+        Gpu::from_adapter(index, &adapters[index], options)
     }
 
     /// Every adapter that this machine offers, in the order that `TIEBEAM_ADAPTER` counts.
@@ -252,15 +293,9 @@ impl Gpu {
         Ok(list(backends(backend.as_deref())?).iter().enumerate().map(|(i, a)| summarize(i, a)).collect())
     }
 
-    fn from_adapter(
-        index: usize,
-        adapter: &wgpu::Adapter,
-        checked: bool,
-        texels: Option<bool>,
-        software: Option<bool>,
-    ) -> Result<Gpu> {
+    fn from_adapter(index: usize, adapter: &wgpu::Adapter, options: Options) -> Result<Gpu> {
         let summary = summarize(index, adapter);
-        let texels = match texels {
+        let texels = match options.texels {
             Some(true) => texel::Policy::Always,
             None if summary.name.contains("llvmpipe") => texel::Policy::Worth,
             Some(false) | None => texel::Policy::Never,
@@ -304,16 +339,21 @@ impl Gpu {
                     .get_or_insert(Error::device(format!("the device was lost ({message}); open it again")));
             }
         });
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        Ok(Gpu(Arc::new(Inner {
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
-            software: software.unwrap_or(adapter.get_info().device_type == wgpu::DeviceType::Cpu),
+        let info = adapter.get_info();
+        Ok(Gpu::on(Inner {
+            id: 0,
+            software: options.software.unwrap_or(info.device_type == wgpu::DeviceType::Cpu),
             device,
             queue,
             limits,
             features: wanted,
-            checked,
+            checked: options.checked,
             texels,
+            lanes: info.subgroup_max_size,
+            coop: coop_matrices(adapter, wanted),
+            coop_proven: OnceLock::new(),
+            round_products: options.round_products,
+            choices: choices::Choices::open(options.tuning.unwrap_or_default(), options.cache, &summary),
             summary,
             fault,
             epoch: AtomicU64::new(0),
@@ -323,7 +363,42 @@ impl Gpu {
             recorder: Mutex::default(),
             pending: Mutex::default(),
             normal_table: Mutex::default(),
-        })))
+        }))
+    }
+
+    fn on(inner: Inner) -> Gpu {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Gpu(Arc::new(Inner { id: NEXT.fetch_add(1, Ordering::Relaxed), ..inner }))
+    }
+
+    /// The same device with nothing recorded, measured or at fault: for work that must not mix with this one's, such as
+    /// measuring kernels while a step is recorded. Tensors of the two do not meet.
+    pub(crate) fn beside(&self) -> Gpu {
+        let inner = &self.0;
+        Gpu::on(Inner {
+            id: 0,
+            software: inner.software,
+            device: inner.device.clone(),
+            queue: inner.queue.clone(),
+            limits: inner.limits.clone(),
+            features: inner.features,
+            checked: inner.checked,
+            texels: inner.texels,
+            lanes: inner.lanes,
+            coop: inner.coop,
+            coop_proven: inner.coop_proven.clone(),
+            round_products: inner.round_products,
+            choices: choices::Choices::none(),
+            summary: inner.summary.clone(),
+            fault: Arc::default(),
+            epoch: AtomicU64::new(0),
+            pool: Arc::default(),
+            staging: Mutex::default(),
+            kernels: Mutex::default(),
+            recorder: Mutex::default(),
+            pending: Mutex::default(),
+            normal_table: Mutex::default(),
+        })
     }
 
     /// The adapter that this device was opened on.
@@ -344,6 +419,27 @@ impl Gpu {
     /// Whether kernels may compute in f16.
     pub fn has_f16(&self) -> bool {
         self.0.features.contains(wgpu::Features::SHADER_F16)
+    }
+
+    /// The most lanes that a subgroup may have.
+    pub(crate) fn lanes(&self) -> u32 {
+        self.0.lanes
+    }
+
+    /// Matrix units that multiply f16 and sum f32, whether or not they passed their test.
+    pub(crate) fn coop_matrices(&self) -> Option<CoopMatrices> {
+        self.0.coop
+    }
+
+    /// Whether this adapter multiplies cooperative matrices of a size that WGSL has, f16 in and f32 out.
+    #[doc(hidden)]
+    pub fn has_coop_matrices(&self) -> bool {
+        self.0.coop.is_some()
+    }
+
+    /// Whether products may round their operands to f16.
+    pub(crate) fn rounds_products(&self) -> bool {
+        self.0.round_products
     }
 
     pub(crate) fn limits(&self) -> &wgpu::Limits {

@@ -15,5 +15,6 @@ use crate::ops::case::Case;
 /// Every test case of every sharing kind.
 #[doc(hidden)]
 pub fn cases() -> Vec<(&'static str, Vec<Case>)> {
-    vec![("tied", tied::cases())]
+    let tied = |w: &crate::Tensor| std::sync::Arc::new(Tied::new(w)) as std::sync::Arc<dyn Site>;
+    vec![("tied", tied::cases()), ("routed", crate::ops::matmul::routed::cases(tied))]
 }

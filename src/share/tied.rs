@@ -56,7 +56,7 @@ impl Site for Tied {
     }
 
     fn stored(&self) -> Option<Tensor> {
-        Some(dense(&self.theta))
+        Some(self.theta.detach().contiguous())
     }
 
     fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads) {

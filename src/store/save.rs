@@ -2,17 +2,16 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::Path;
 
 use half::f16;
 
 use super::header::{Header, MAX_BYTES, METADATA, tensor_bytes};
 use super::{FileDType, bf16_bytes};
 use crate::error::{Error, Result};
+use crate::files;
 
 /// One tensor to be written.
 pub struct Entry<'a> {
@@ -127,13 +126,7 @@ pub fn save<'a>(
 ) -> Result<()> {
     let path = path.as_ref();
     let (header, tensors) = layout(path, tensors, metadata)?;
-    let (temporary, file) = Temporary::create(path).map_err(|e| Error::io(path, e))?;
-    write(path, &file, &header, tensors)?;
-    // On the disk before the name points at it: a crash leaves the old file or the new one.
-    file.sync_all().map_err(|e| Error::io(path, e))?;
-    // Windows does not rename open files.
-    drop(file);
-    temporary.rename(path).map_err(|e| Error::io(path, e))
+    files::replace(path, |file| write(path, file, &header, tensors))
 }
 
 /// The header, and the tensors in the order of their data.
@@ -198,62 +191,13 @@ fn write(path: &Path, out: impl Write, header: &str, tensors: Vec<Entry<'_>>) ->
     out.flush().map_err(failed)
 }
 
-/// A file that removes itself unless it is renamed.
-struct Temporary(Option<PathBuf>);
-
-impl Temporary {
-    /// A new file in the folder of `target`, because a rename must not cross file systems.
-    fn create(target: &Path) -> io::Result<(Temporary, std::fs::File)> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let Some(name) = target.file_name() else {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path does not end in a file name"));
-        };
-        loop {
-            let mut hidden = OsString::from(".");
-            hidden.push(name);
-            hidden.push(format!(".{}-{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
-            let path = target.with_file_name(hidden);
-            match std::fs::File::create_new(&path) {
-                Ok(file) => return Ok((Temporary(Some(path)), file)),
-                // Left by a killed process that had our id.
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(e),
-            }
-        }
-    }
-
-    fn rename(mut self, target: &Path) -> io::Result<()> {
-        let Some(path) = self.0.take() else { return Ok(()) };
-        if let Err(e) = std::fs::rename(&path, target) {
-            self.0 = Some(path);
-            return Err(e);
-        }
-        // The new name itself must reach the disk. The file is good either way, and not every system can sync
-        // a folder.
-        #[cfg(unix)]
-        if let Some(folder) = target.parent() {
-            let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-            let _ = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            // Nothing more can be done about a file that cannot be removed; the first error is already on its
-            // way.
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::store::File;
     use safetensors::tensor::TensorView;
+    use std::ffi::OsString;
+    use std::path::PathBuf;
 
     /// A folder of this test's own, removed at the end.
     struct Folder(PathBuf);

@@ -5,7 +5,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tiebeam::bench::{Ceilings, Host, Record, Run, Suite, markdown, page, read_runs, rows, time};
-use tiebeam::{Error, Gpu, Options, Result};
+use tiebeam::{Error, Gpu, Options, Result, files};
 
 /// Measure an adapter's ceilings and how near each kernel comes.
 #[derive(Parser)]
@@ -67,14 +67,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// Through a temporary file: what was there before stays whole until the new one is.
 fn write(path: &Path, text: &str) -> Result<()> {
-    let temporary = path.with_extension("tmp");
-    let io = |error| Error::Io { path: path.to_path_buf(), message: format!("{error}") };
-    std::fs::write(&temporary, text).and_then(|()| std::fs::rename(&temporary, path)).map_err(|error| {
-        let _ = std::fs::remove_file(&temporary);
-        io(error)
-    })?;
+    files::replace_with(path, text)?;
     println!("wrote {}", path.display());
     Ok(())
 }

@@ -3,13 +3,19 @@
 //! One core with a slot for each operand and one for the store (`shaders/matmul.wgsl`, and `matmul_direct.wgsl` for CPU
 //! drivers). Gradients are the same core: `dx = dy W`, `dW = dy^T x`, the latter added into the weight's one buffer.
 
+mod core;
+mod operand;
+mod product;
+pub(crate) mod routed;
+pub mod tune;
+
+use self::core::{Core, Problem};
+use self::product::{Product, Right};
 use super::case::{Array, Case, Fill, Input};
-use super::site::{LeafGrads, Load, Site};
-use super::words;
+use super::site::{LeafGrads, Site};
 use crate::dtype::DType;
 use crate::gpu::Gpu;
 use crate::gpu::fuse::Target;
-use crate::gpu::kernel::{Bind, Launch};
 use crate::gpu::shader::Source;
 use crate::shape::{self, Shape};
 use crate::tape::{self, Into, Op, Saved, Sink};
@@ -56,215 +62,13 @@ pub struct Epilogue<'a> {
     pub residual: Option<&'a Tensor>,
 }
 
-/// One operand as the kernel reads it.
-struct Operand {
-    fragment: &'static str,
-    bind: Bind,
-    /// Offset, stride of the axis that is not contiguous, outer batch step, inner batch step.
-    words: [usize; 4],
-    /// Stride of the other axis, for `*_any`.
-    any: usize,
-}
-
-/// `x` as `[batch.., rows, cols]` for the left side (`cols` = k), or with `right`, for the right side (`rows` = k).
-fn operand(x: &Tensor, batch: &Shape, right: bool) -> Operand {
-    let mut x = x.clone();
-    let axes = x.shape().len();
-    let mut steps = steps(&x, batch);
-    if steps.is_none() || (x.strides[axes - 1] != 1 && x.strides[axes - 2] != 1 && x.count() > 0) {
-        x = x.contiguous();
-        steps = self::steps(&x, batch);
-    }
-    if steps.is_none() {
-        // Batch axes that do not merge into two: spelled out in memory.
-        let mut sizes = batch.to_vec();
-        sizes.extend(&x.shape()[axes - 2..]);
-        x = x.expand(&sizes[..]).contiguous();
-        steps = self::steps(&x, batch);
-    }
-    let [_, outer, inner] = steps.expect("contiguous batches merge");
-    let axes = x.shape().len();
-    let (rows, cols) = (x.shape()[axes - 2], x.shape()[axes - 1]);
-    let (row_step, col_step) = (x.strides[axes - 2], x.strides[axes - 1]);
-    let by_rows = col_step == 1 || cols == 1;
-    let (along, step) = if by_rows { (cols, row_step) } else { (rows, col_step) };
-    let vectors = [along, step, outer, inner, x.offset].iter().all(|v| v % 4 == 0)
-        && (if by_rows { col_step } else { row_step }) == 1;
-    let place = x.value.place();
-    let size = DType::F32.buffer_bytes(x.value.count);
-    let bind = Bind { binding: right as u32, buffer: place.buffer, offset: place.offset, size, write: false };
-    // In `*_any` the first stride is that of m or n, the other that of k.
-    let (fragment, stride, any) = match (right, vectors, by_rows) {
-        (false, true, true) => ("lhs_plain", row_step, 0),
-        (false, true, false) => ("lhs_transposed", col_step, 0),
-        (false, false, _) => ("lhs_any", row_step, col_step),
-        (true, true, true) => ("rhs_plain", row_step, 0),
-        (true, true, false) => ("rhs_transposed", col_step, 0),
-        (true, false, _) => ("rhs_any", col_step, row_step),
-    };
-    Operand { fragment, bind, words: [x.offset, stride, outer, inner], any }
-}
-
-/// Inner batch size and the steps of the outer and inner batch, when the batch axes merge into two.
-fn steps(x: &Tensor, batch: &Shape) -> Option<[usize; 3]> {
-    let axes = x.shape().len();
-    let own = Shape::new(&x.shape()[..axes - 2]);
-    let strides = shape::expand_strides("matmul", &own, &x.strides, batch);
-    match batch.len() {
-        0 => Some([1, 0, 0]),
-        1 => Some([batch[0], 0, strides[0]]),
-        2 => Some([batch[1], strides[0], strides[1]]),
-        _ => {
-            let inner = batch[batch.len() - 1];
-            let (sizes, merged) = shape::collapse(&Shape::new(&batch[..batch.len() - 1]), &[strides]);
-            match sizes.len() {
-                0 => Some([inner, 0, strides[batch.len() - 1]]),
-                1 => Some([inner, merged[0][0], strides[batch.len() - 1]]),
-                _ => None,
-            }
-        }
-    }
-}
-
-/// Threads of a workgroup of `matmul_direct`.
-const DIRECT_THREADS: usize = 32;
-
-/// Lanes along a row of `y`, and rows and columns of a thread.
-struct Direct {
-    wide: usize,
-    thread: [usize; 2],
-}
-
-/// Registers of a CPU driver are wide: the largest thread tile that pads the matrix least. Lanes lie along a row of
-/// `y`, but not past its end, and all of them where there are few rows.
-fn direct(m: usize, n: usize, k: usize) -> Direct {
-    let wide = match m {
-        0..=4 => 32,
-        5..=8 => 16,
-        _ => n.div_ceil(4).next_power_of_two().min(8),
-    };
-    let thread = |size: usize, lanes: usize| {
-        let padded = |t: usize| size.div_ceil(lanes * t) * lanes * t;
-        // A tile of 16 by 16 is a quarter faster than 8 by 8 and takes four times as long to compile: not for small products.
-        let most = if m * n * k < 1 << 21 { 8 } else { 16 };
-        [16, 12, 8, 4].into_iter().filter(|&t| t <= most).min_by_key(|&t| padded(t)).unwrap_or(4)
-    };
-    Direct { wide, thread: [thread(m, DIRECT_THREADS / wide), thread(n, wide)] }
-}
-
-fn direct_source(tile: &Direct) -> Source {
-    let Direct { wide, thread: [tm, tn] } = *tile;
-    [("THREAD_M", tm), ("THREAD_N", tn), ("WIDE", wide), ("HIGH", DIRECT_THREADS / wide)]
-        .iter()
-        .fold(Source::file("matmul_direct"), |s, (name, v)| s.u32(*name, *v as u32))
-}
-
-/// The tile for these sizes: the largest that still leaves the device busy.
-fn core(gpu: &Gpu, m: usize, n: usize, k: usize) -> (Source, [usize; 2]) {
-    if gpu.is_software() {
-        let tile = direct(m, n, k);
-        let [tm, tn] = tile.thread;
-        return (direct_source(&tile), [DIRECT_THREADS / tile.wide * tm, tile.wide * tn]);
-    }
-    // About four tiles of 64 x 64 for each of a small device's units; below that, tiles of 32 x 32.
-    if m.div_ceil(64) * n.div_ceil(64) >= 64 {
-        return (Source::file("matmul"), [64, 64]);
-    }
-    let small = [("TILE_M", 32), ("TILE_N", 32), ("THREAD_M", 4), ("THREAD_N", 4)];
-    (small.iter().fold(Source::file("matmul"), |s, (name, v)| s.u32(*name, *v)), [32, 32])
-}
-
-/// The right side of a product: a tensor, or a site read as `W` or as `W^T`.
-enum Right<'a> {
-    Tensor(&'a Tensor),
-    Site { load: &'a Load, transposed: bool },
-}
-
-fn store(epilogue: &Epilogue, accumulate: bool) -> (&'static str, u32) {
-    let activation = epilogue.activation as u32;
-    let fragment = match (accumulate, epilogue.bias, epilogue.residual) {
-        (true, ..) => "store_accumulate",
-        (_, None, None) if activation == 0 => "store_plain",
-        (_, None, None) => "store_activation",
-        (_, Some(_), None) => "store_bias",
-        (_, None, Some(_)) => "store_residual",
-        (_, Some(_), Some(_)) => "store_bias_residual",
-    };
-    (fragment, activation)
-}
-
-/// Launches `y [batch, m, n] = lhs rhs`.
-fn product(op: &'static str, lhs: &Tensor, rhs: Right, n: usize, epilogue: &Epilogue, y: &Tensor, accumulate: bool) {
-    let gpu = y.gpu();
-    let axes = y.shape().len();
-    let batch = Shape::new(&y.shape()[..axes - 2]);
-    let (m, k) = (y.shape()[axes - 2], lhs.shape()[lhs.shape().len() - 1]);
-    if y.count() == 0 {
-        return;
-    }
-    if k == 0 {
-        // An empty sum: only the epilogue is left, as elementwise ops.
-        if !accumulate {
-            let sum = Tensor::zeros(gpu, y.shape());
-            let sum = epilogue.bias.map_or(sum.clone(), |bias| sum.add(&bias.detach()));
-            let sum = epilogue.activation.apply(&sum);
-            let last = epilogue.residual.map_or(sum.clone(), |r| sum.add(&r.detach().reshape(*y.shape())));
-            last.value.realize(Some(Target { place: y.place(), accumulate: false }));
-        }
-        return;
-    }
-    let left = operand(lhs, &batch, false);
-    let (source, tile) = core(gpu, m, n, k);
-    let (store, activation) = store(epilogue, accumulate);
-    let mut source = source.slot("lhs", left.fragment).slot("store", store);
-    let mut binds = vec![left.bind];
-    let (mut right_words, mut any, mut site) = ([0; 4], 0, [0u32; 4]);
-    match rhs {
-        Right::Tensor(rhs) => {
-            let right = operand(rhs, &batch, true);
-            source = source.slot("rhs", right.fragment);
-            (right_words, any) = (right.words, right.any);
-            binds.push(right.bind);
-        }
-        Right::Site { load, transposed } => {
-            source = source.slot("rhs", if transposed { "rhs_site_transposed" } else { "rhs_site" });
-            source = source.slot("site", load.fragment);
-            site = load.params;
-            binds.extend(load.tensors.iter().zip(1..).map(|(t, binding)| t.bind(binding)));
-        }
-    }
-    binds.push(y.bind_mut(4));
-    if let Some(bias) = epilogue.bias {
-        binds.push(bias.contiguous().bind(5));
-    }
-    if let Some(residual) = epilogue.residual {
-        binds.push(residual.contiguous().bind(6));
-    }
-    if n.is_multiple_of(4) {
-        source = source.slot("pieces", "pieces_of_4");
-    }
-    if matches!(store, "store_bias" | "store_activation") {
-        source = source.u32("ACTIVATION", activation);
-    }
-    let inner = if batch.is_empty() { 1 } else { batch[batch.len() - 1] };
-    let params: Vec<u32> = [m, n, k, inner]
-        .iter()
-        .chain(&left.words)
-        .chain(&right_words)
-        .chain(&[left.any, any, 0, 0])
-        .map(|&v| v as u32)
-        .chain(site)
-        .collect();
-    let grid = [n.div_ceil(tile[1]), m.div_ceil(tile[0]), batch.count()].map(|v| v as u32);
-    let reuse = (m.min(n) / 8).max(1) as u32;
-    gpu.launch(Launch { op, source: &source, entry: "main", binds, params: words(&params), grid, reuse });
-}
-
 /// Parts of a long inner axis that become products of their own, added up in order by a second pass: where the result's
 /// tiles alone would leave the device idle.
 fn split(gpu: &Gpu, m: usize, n: usize, k: usize) -> Option<usize> {
-    let (_, tile) = core(gpu, m, n, k);
-    let tiles = m.div_ceil(tile[0]) * n.div_ceil(tile[1]);
+    // What the operands look like does not change a tile by much.
+    let (left, right) = ("lhs_plain", "rhs_transposed");
+    let [tm, tn] = Core::by_table(gpu, &Problem { m, n, k, batch: 1, left, right, half: false }).tile();
+    let tiles = m.div_ceil(tm) * n.div_ceil(tn);
     let busy = if gpu.is_software() { 4 } else { 128 };
     // The second pass reads the parts once more: a part must be long beside that.
     let fits = |parts: &usize| k.is_multiple_of(4 * parts) && k / parts >= 256;
@@ -284,7 +88,7 @@ fn multiply(op: &'static str, lhs: &Tensor, rhs: &Tensor, into: Into) -> Tensor 
         sum.affine(1.0, 0.0).value.realize(Some(Target { place: y.place(), accumulate }));
         return y;
     }
-    product(op, lhs, Right::Tensor(rhs), to[to.len() - 1], &Epilogue::default(), &y, accumulate);
+    Product { accumulate, ..Product::new(op, lhs, Right::Tensor(rhs)) }.into(&y);
     y
 }
 
@@ -305,12 +109,11 @@ impl Op for Matmul {
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
         let (a, b) = (self.lhs.get("matmul"), self.rhs.get("matmul"));
-        let (fa, fb) = (super::float("matmul", a), super::float("matmul", b));
         if sink.needs(0) {
-            gradient(sink, 0, a.shape(), dy, &fb.t());
+            gradient(sink, 0, a.shape(), dy, &b.t());
         }
         if sink.needs(1) {
-            gradient(sink, 1, b.shape(), &fa.t(), dy);
+            gradient(sink, 1, b.shape(), &a.t(), dy);
         }
     }
 }
@@ -350,8 +153,10 @@ impl Tensor {
             let rows: usize = to[..to.len() - 1].iter().product();
             return self.reshape([rows, k]).matmul(rhs).reshape(to);
         }
-        let (a, b) = (super::float("matmul", self), super::float("matmul", rhs));
-        let y = multiply("matmul", &a.detach(), &b.detach(), Into::New);
+        for x in [self, rhs] {
+            assert!(x.dtype().is_float(), "matmul: needs floats, got {}; cast first", x.dtype());
+        }
+        let y = multiply("matmul", &self.detach(), &rhs.detach(), Into::New);
         y.made_by(&[self, rhs], || Box::new(Matmul { lhs: Saved::new(self), rhs: Saved::new(rhs) }))
     }
 
@@ -392,9 +197,11 @@ impl Tensor {
         let tracked = tape::tracks(&inputs);
         let fused = Epilogue { activation: if tracked { Activation::None } else { epilogue.activation }, ..epilogue };
         let rows: usize = self.shape()[..axes - 1].iter().product();
-        let x = super::float("linear", self).reshape([rows, k]);
+        assert!(self.dtype().is_float(), "linear: needs floats, got {}; cast first", self.dtype());
+        let x = self.reshape([rows, k]);
         let y = Tensor::empty(self.gpu(), "linear", [x.shape()[0], n], DType::F32);
-        weighted(&x.detach(), &**weight, true, &fused, &y);
+        let right = Right::Weight { site: &**weight, transposed: true };
+        Product { epilogue: fused, ..Product::new("linear", &x.detach(), right) }.into(&y);
         let y = y.reshape(to).made_by(&inputs, || {
             Box::new(Linear {
                 x: Saved::new(&x),
@@ -406,22 +213,6 @@ impl Tensor {
             })
         });
         if tracked { epilogue.activation.apply(&y) } else { y }
-    }
-}
-
-/// Rows above which a site's weight is made once instead of in every tile's load. Fused, a tile of rows makes each weight
-/// anew: with more than a few tiles that costs more than writing `[out, in]` once and reading it back as vectors.
-const FUSED_ROWS: usize = 64;
-
-/// `y = x W^T` or, not `transposed`, `y = x W`, for a site's `W`.
-fn weighted(x: &Tensor, weight: &dyn Site, transposed: bool, epilogue: &Epilogue, y: &Tensor) {
-    let n = y.shape()[1];
-    let whole = weight.stored().or_else(|| (x.shape()[0] > FUSED_ROWS).then(|| weight.expand()));
-    if let Some(w) = whole {
-        let w = if transposed { w.t() } else { w };
-        product("linear", x, Right::Tensor(&w), n, epilogue, y, false);
-    } else {
-        product("linear", x, Right::Site { load: &weight.load(), transposed }, n, epilogue, y, false);
     }
 }
 
@@ -449,7 +240,7 @@ impl Op for Linear {
         let dy = full.reshape([x.shape()[0], n]).contiguous();
         if sink.needs(0) {
             let dx = Tensor::empty(dy.gpu(), "linear", [x.shape()[0], k], DType::F32);
-            weighted(&dy, &*self.weight, false, &Epilogue::default(), &dx);
+            Product::new("linear", &dy, Right::Weight { site: &*self.weight, transposed: false }).into(&dx);
             sink.add(0, dx.reshape(self.shape));
         }
         let mut next = 1;
@@ -474,24 +265,26 @@ pub(super) fn variants() -> Vec<Source> {
     let right = ["rhs_plain", "rhs_transposed", "rhs_any"];
     let stores = ["store_plain", "store_accumulate", "store_bias", "store_activation", "store_residual", "store_bias_residual"];
     let mut all = Vec::new();
-    for file in ["matmul", "matmul_direct"] {
+    for core in Core::KINDS {
+        let source = core.source(core::DEFAULT_LANES);
         for l in left {
-            all.extend(right.map(|r| Source::file(file).slot("lhs", l).slot("rhs", r)));
+            all.extend(right.map(|r| source.clone().slot("lhs", l).slot("rhs", r)));
         }
         for pieces in ["pieces_of_1", "pieces_of_4"] {
-            all.extend(stores.map(|s| Source::file(file).slot("store", s).slot("pieces", pieces)));
+            all.extend(stores.map(|s| source.clone().slot("store", s).slot("pieces", pieces)));
         }
         for site in super::site::FRAGMENTS {
             for r in ["rhs_site", "rhs_site_transposed"] {
-                all.push(Source::file(file).slot("rhs", r).slot("site", site));
+                all.push(source.clone().slot("rhs", r).slot("site", site));
             }
         }
+        all.push(source.clone().bool("EDGES", false));
+        all.push(source.clone().slot("lhs", "lhs_gathered"));
+        all.push(source.clone().slot("place", "place_scattered").slot("store", "store_accumulate"));
+        all.push(source.clone().slot("lhs_word", "lhs_f16").slot("rhs_word", "rhs_f16"));
+        all.push(source.slot("lhs", "lhs_transposed").slot("lhs_word", "lhs_f16"));
     }
-    let small = Source::file("matmul").u32("TILE_M", 32).u32("TILE_N", 32).u32("THREAD_M", 4).u32("THREAD_N", 4);
-    all.push(small);
-    for (m, n) in [(1, 96), (6, 40), (16, 3), (96, 96), (128, 128)] {
-        all.push(direct_source(&direct(m, n, 4096)));
-    }
+    all.extend(core::all().iter().map(|core| core.source(core::DEFAULT_LANES)));
     all
 }
 
@@ -547,6 +340,20 @@ pub(super) fn cases() -> Vec<Case> {
     }
     let inputs = vec![Input::normal([5, 12]).dtype(DType::F16).fixed(), Input::normal([12, 9]).dtype(DType::F16).fixed()];
     all.push(Case::new("f16 operands", inputs, |x| x[0].matmul(&x[1]), |x| matmul64(&x[0], &x[1])));
+    // In vectors, so that the kernel unpacks them as it loads; and products with a short side.
+    for (m, n, k) in [(12, 20, 8), (36, 68, 20), (4, 72, 132), (72, 8, 132)] {
+        let half = |shape: [usize; 2]| Input::normal(shape).dtype(DType::F16).fixed();
+        let cast = |x: &Tensor| x.transpose(0, 1).contiguous().t();
+        all.push(Case::new(format!("f16 operands {m} {n} {k}"), vec![half([m, k]), half([k, n])], |x| x[0].matmul(&x[1]), |x| matmul64(&x[0], &x[1])));
+        all.push(Case::new(format!("f16 transposed {m} {n} {k}"), vec![half([m, k]), half([k, n])], move |x| cast(&x[0]).matmul(&cast(&x[1])), |x| matmul64(&x[0], &x[1])));
+    }
+    for (m, n, k) in [(1, 68, 260), (7, 132, 516), (68, 5, 260), (132, 8, 36)] {
+        let whole = |shape: [usize; 2]| Input::integers(shape, DType::F32, -60, 61);
+        let inputs = vec![whole([m, k]), whole([k, n])];
+        all.push(Case::new(format!("thin {m} {n} {k}"), inputs.clone(), |x| x[0].matmul(&x[1]), |x| matmul64(&x[0], &x[1])).exact());
+        let cast = |x: &Tensor| x.transpose(0, 1).contiguous().t();
+        all.push(Case::new(format!("thin transposed {m} {n} {k}"), inputs, move |x| cast(&x[0]).matmul(&cast(&x[1])), |x| matmul64(&x[0], &x[1])).exact());
+    }
     let slices = vec![Input::normal([9, 10]).fill(Fill::Normal(1.0)), Input::normal([4, 6])];
     all.push(Case::new("slices", slices, |x| x[0].slice(1, 3..7).matmul(&x[1].slice(1, 1..6)), |x| {
         let a = Array::from_fn([9, 4], |i| x[0].data[i / 4 * 10 + 3 + i % 4]);

@@ -1,0 +1,27 @@
+// What the matmul cores and what fills their slots know of a product: its sizes and where its operands lie.
+
+struct Params {
+    m: u32,
+    n: u32,
+    k: u32,
+    batch_inner: u32,   // batches are (outer, inner): operands step by lhs.z, rhs.z and lhs.w, rhs.w elements
+    lhs: vec4<u32>,     // offset, stride of the axis that is not contiguous, outer step, inner step
+    rhs: vec4<u32>,
+    any: vec2<u32>,     // strides of the other axis, for loads with any strides
+    rows: u32,          // rows that a list of rows chooses from
+    pad: u32,
+    site: vec4<u32>,    // the sharing kind's own numbers
+}
+var<immediate> p: Params;
+
+// What slot `place` answers for a row that is not stored.
+const NOWHERE: u32 = 0xffffffffu;
+
+// Whether tiles may reach past the ends. Without, loads do not look: for sizes that are multiples of the tile's.
+const EDGES: bool = true;
+
+fn row_at(row: u32) -> u32 { return select(row, min(row, p.m - 1u), EDGES); }
+fn col_at(col: u32) -> u32 { return select(col, min(col, p.n - 1u), EDGES); }
+fn k_at(k: u32) -> u32 { return select(k, min(k, p.k - 1u), EDGES); }
+// 0 past the end of the inner axis.
+fn in_k(k: u32) -> f32 { return select(1.0, f32(k < p.k), EDGES); }

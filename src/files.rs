@@ -1,0 +1,84 @@
+//! Files written whole or not at all.
+
+use crate::error::{Error, Result};
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Has `write` write a temporary file beside `path`, syncs it to the disk and renames it over `path`.
+///
+/// On any error the old file is as it was and the temporary file is gone.
+///
+/// # Errors
+/// [`Error::Io`] naming `path`, or what `write` returns.
+pub fn replace(path: &Path, write: impl FnOnce(&File) -> Result<()>) -> Result<()> {
+    let failed = |e| Error::io(path, e);
+    let (temporary, file) = Temporary::create(path).map_err(failed)?;
+    write(&file)?;
+    // On the disk before the name points at it: a crash leaves the old file or the new one.
+    file.sync_all().map_err(failed)?;
+    // Windows does not rename open files.
+    drop(file);
+    temporary.rename(path).map_err(failed)
+}
+
+/// [`replace`] for a text or other bytes at hand.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_with(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
+    replace(path, |mut file| io::Write::write_all(&mut file, bytes.as_ref()).map_err(|e| Error::io(path, e)))
+}
+
+/// A file that removes itself unless it is renamed.
+struct Temporary(Option<PathBuf>);
+
+impl Temporary {
+    /// A new file in the folder of `target`, because a rename must not cross file systems.
+    fn create(target: &Path) -> io::Result<(Temporary, File)> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let Some(name) = target.file_name() else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path does not end in a file name"));
+        };
+        loop {
+            let mut hidden = OsString::from(".");
+            hidden.push(name);
+            hidden.push(format!(".{}-{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+            let path = target.with_file_name(hidden);
+            match File::create_new(&path) {
+                Ok(file) => return Ok((Temporary(Some(path)), file)),
+                // Left by a killed process that had our id.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    fn rename(mut self, target: &Path) -> io::Result<()> {
+        let Some(path) = self.0.take() else { return Ok(()) };
+        if let Err(e) = std::fs::rename(&path, target) {
+            self.0 = Some(path);
+            return Err(e);
+        }
+        // The new name itself must reach the disk. The file is good either way, and not every system can sync
+        // a folder.
+        #[cfg(unix)]
+        if let Some(folder) = target.parent() {
+            let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+            let _ = File::open(folder).and_then(|folder| folder.sync_all());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            // Nothing more can be done about a file that cannot be removed; the first error is already on its
+            // way.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Which kernel makes a product, and the choice among them.
+
+use crate::gpu::Gpu;
+use crate::gpu::shader::Source;
+use std::fmt;
+
+/// A kernel and its constants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Core {
+    /// `matmul_direct`: no workgroup memory; lanes along columns, rows and the inner axis, rows and columns of a thread.
+    Direct {
+        high: usize,
+        wide: usize,
+        deep: usize,
+        thread: [usize; 2],
+    },
+    /// `matmul`: tiles in workgroup memory.
+    Tiled { tile: [usize; 2], thread: usize },
+    /// `matmul_coop`: cooperative matrices of this size.
+    Coop { size: usize, tile: [usize; 2], depth: usize },
+}
+
+impl fmt::Display for Core {
+    /// The name in the file of measured choices.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Core::Direct { high, wide, deep, thread: [tm, tn] } => {
+                write!(f, "direct {high}x{wide}x{deep} of {tm}x{tn}")
+            }
+            Core::Tiled { tile: [m, n], thread } => write!(f, "tiled {m}x{n} of {thread}x{thread}"),
+            Core::Coop { size, tile: [m, n], depth } => write!(f, "coop{size} {m}x{n}x{depth}"),
+        }
+    }
+}
+
+/// What the choice may depend on.
+#[derive(Clone, Copy)]
+pub(crate) struct Problem {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub batch: usize,
+    /// The slots of the operands.
+    pub left: &'static str,
+    pub right: &'static str,
+    /// The operands are f16, or may be rounded to it.
+    pub half: bool,
+}
+
+impl Problem {
+    /// The class of products that share a measured choice.
+    pub fn key(&self) -> String {
+        let [m, n, k, batch] = [self.m, self.n, self.k, self.batch].map(|v| v.max(1).next_power_of_two());
+        let half = if self.half { "f16" } else { "f32" };
+        format!("matmul {half} {} {} {m}x{k}x{n} {batch}", self.left, self.right)
+    }
+}
+
+/// The side of a product up to which it is bound by reading the other operand.
+const THIN: usize = 8;
+/// Lanes of a subgroup that lie side by side in `matmul_direct` on CPU drivers.
+const DIRECT_LANES: usize = 32;
+/// Workgroups that keep a GPU busy.
+const BUSY: usize = 64;
+
+const fn tiled(m: usize, n: usize, thread: usize) -> Core {
+    Core::Tiled { tile: [m, n], thread }
+}
+
+/// Lanes of a subgroup, for the shader checks.
+pub(super) const DEFAULT_LANES: u32 = 32;
+
+/// From large to small.
+const TILES: [Core; 4] = [tiled(128, 128, 8), tiled(128, 64, 8), tiled(64, 64, 8), tiled(32, 32, 4)];
+
+impl Core {
+    /// One of each kind.
+    pub const KINDS: [Core; 4] = [
+        TILES[2],
+        Core::Direct { high: 4, wide: 8, deep: 1, thread: [8, 8] },
+        Core::Direct { high: 1, wide: 16, deep: 4, thread: [8, 4] },
+        Core::Coop { size: 16, tile: [64, 64], depth: 32 },
+    ];
+
+    /// Rows and columns of a workgroup.
+    pub fn tile(&self) -> [usize; 2] {
+        match *self {
+            Core::Direct { high, wide, thread: [tm, tn], .. } => [high * tm, wide * tn],
+            Core::Tiled { tile, .. } | Core::Coop { tile, .. } => tile,
+        }
+    }
+
+    /// The kernel, for subgroups of at most `lanes`.
+    pub fn source(&self, lanes: u32) -> Source {
+        let set = |file, constants: &[(&'static str, usize)]| {
+            constants.iter().fold(Source::file(file), |s, (name, v)| s.u32(*name, *v as u32))
+        };
+        match *self {
+            Core::Direct { high, wide, deep, thread: [tm, tn] } => {
+                let constants =
+                    [("THREAD_M", tm), ("THREAD_N", tn), ("WIDE", wide), ("HIGH", high), ("DEEP", deep)];
+                let source = set("matmul_direct", &constants);
+                if deep > 1 { source.slot("deep", "deep_many") } else { source }
+            }
+            Core::Tiled { tile: [m, n], thread } => {
+                set("matmul", &[("TILE_M", m), ("TILE_N", n), ("THREAD_M", thread), ("THREAD_N", thread)])
+            }
+            Core::Coop { size, tile: [m, n], depth } => {
+                let constants = [
+                    ("SIZE", size),
+                    ("TILE_M", m),
+                    ("TILE_N", n),
+                    ("TILE_K", depth),
+                    ("LANES", lanes as usize),
+                ];
+                let matrix = |of: &str| format!("coop_mat{size}x{size}<{of}>");
+                set("matmul_coop", &constants)
+                    .alias("MatrixA", matrix("f16, A"))
+                    .alias("MatrixB", matrix("f16, B"))
+                    .alias("MatrixC", matrix("f32, C"))
+                    .enable("f16")
+                    .enable("wgpu_cooperative_matrix")
+            }
+        }
+    }
+
+    /// Whether the sizes are multiples of the tile's, so that no load can miss.
+    pub fn fits(&self, problem: &Problem) -> bool {
+        let [tm, tn] = self.tile();
+        let depth = if let Core::Coop { depth, .. } = self { *depth } else { 16 };
+        problem.m.is_multiple_of(tm) && problem.n.is_multiple_of(tn) && problem.k.is_multiple_of(depth)
+    }
+
+    /// The choice without measurements: needs no time, and is the same in every run.
+    pub fn by_table(gpu: &Gpu, problem: &Problem) -> Core {
+        let Problem { m, n, k, batch, half, .. } = *problem;
+        if gpu.is_software() {
+            return direct(m, n, k);
+        }
+        if m.min(n) <= THIN {
+            return thin(problem);
+        }
+        let tiles = |core: &Core| m.div_ceil(core.tile()[0]) * n.div_ceil(core.tile()[1]) * batch;
+        if half && m.min(n) >= 64 && k >= 32 && let Some(matrices) = gpu.coop() {
+            let [large, small] = coop(matrices.size as usize);
+            return if tiles(&large) >= BUSY { large } else { small };
+        }
+        TILES.into_iter().find(|core| tiles(core) >= BUSY).unwrap_or(TILES[3])
+    }
+
+    /// Every kernel worth measuring for this problem, the table's choice first.
+    pub fn candidates(gpu: &Gpu, problem: &Problem) -> Vec<Core> {
+        let mut all = vec![Core::by_table(gpu, problem)];
+        if gpu.is_software() {
+            for wide in [4, 8, 32] {
+                let high = DIRECT_LANES / wide;
+                let threads = [[16, 16], [16, 8], [8, 16], [8, 8], [4, 16], [4, 8]];
+                all.extend(threads.map(|thread| Core::Direct { high, wide, deep: 1, thread }));
+            }
+            all.extend(&TILES[2..]);
+        } else {
+            all.extend(TILES);
+            all.push(thin(problem));
+            all.push(Core::Direct { high: 4, wide: 16, deep: 1, thread: [8, 8] });
+            // Parts of the registers of a GPU's thread: the large tile of a CPU driver would spill.
+            all.push(Core::Direct { high: 4, wide: 16, deep: 1, thread: [4, 4] });
+        }
+        if problem.half && let Some(matrices) = gpu.coop() {
+            // A CPU driver takes minutes to compile the large tile.
+            all.extend(&coop(matrices.size as usize)[gpu.is_software() as usize..]);
+        }
+        // Tiles of which most would be empty cannot win.
+        let fits = |core: &Core| {
+            let [tm, tn] = core.tile();
+            tm < 4 * problem.m.next_multiple_of(4) && tn < 4 * problem.n.next_multiple_of(4)
+        };
+        let table = all[0];
+        let mut kept = Vec::new();
+        for core in all.into_iter().filter(|core| *core == table || fits(core)) {
+            if !kept.contains(&core) {
+                kept.push(core);
+            }
+        }
+        kept
+    }
+}
+
+/// Every kernel that a table may choose, for the shader checks.
+pub(super) fn all() -> Vec<Core> {
+    let mut all = TILES.to_vec();
+    all.extend([16, 8].into_iter().flat_map(coop));
+    all.extend([(1, 96), (6, 40), (16, 3), (96, 96), (128, 128)].map(|(m, n)| direct(m, n, 4096)));
+    let problem = Problem { m: 1, n: 96, k: 96, batch: 1, left: "lhs_plain", right: "rhs_plain", half: false };
+    for (m, n) in [(1, 96), (96, 7)] {
+        for (left, right) in [("lhs_plain", "rhs_plain"), ("lhs_transposed", "rhs_transposed")] {
+            all.push(thin(&Problem { m, n, left, right, ..problem }));
+        }
+    }
+    all
+}
+
+/// Large and small tiles of cooperative matrices.
+pub(super) fn coop(size: usize) -> [Core; 2] {
+    [128, 64].map(|tile| Core::Coop { size, tile: [tile, tile], depth: 32 })
+}
+
+/// Registers of a CPU driver are wide: the largest thread tile that pads the matrix least. Lanes lie along a row of
+/// `y`, but not past its end, and all of them where there are few rows.
+pub(super) fn direct(m: usize, n: usize, k: usize) -> Core {
+    let wide = match m {
+        0..=4 => 32,
+        5..=8 => 16,
+        _ => n.div_ceil(4).next_power_of_two().min(8),
+    };
+    let high = DIRECT_LANES / wide;
+    let thread = |size: usize, lanes: usize| {
+        let padded = |t: usize| size.div_ceil(lanes * t) * lanes * t;
+        // A tile of 16 by 16 is a quarter faster than 8 by 8 and takes four times as long to compile: not for small products.
+        let most = if m * n * k < 1 << 21 { 8 } else { 16 };
+        [16, 12, 8, 4].into_iter().filter(|&t| t <= most).min_by_key(|&t| padded(t)).unwrap_or(4)
+    };
+    Core::Direct { high, wide, deep: 1, thread: [thread(m, high), thread(n, wide)] }
+}
+
+/// A GPU's product with a short side. The long operand is read once, so lanes lie along its contiguous axis: along the
+/// inner axis, which they share out, or along the long side, with four lanes for the inner axis.
+pub(super) fn thin(problem: &Problem) -> Core {
+    let short = |size: usize| if size <= 4 { 4 } else { 8 };
+    if problem.m <= problem.n {
+        let thread = [short(problem.m), 4];
+        return match problem.right {
+            "rhs_plain" | "rhs_site" => Core::Direct { high: 1, wide: 16, deep: 4, thread },
+            _ => Core::Direct { high: 1, wide: 1, deep: 64, thread },
+        };
+    }
+    let thread = [4, short(problem.n)];
+    match problem.left {
+        "lhs_transposed" => Core::Direct { high: 16, wide: 1, deep: 4, thread },
+        _ => Core::Direct { high: 1, wide: 1, deep: 64, thread },
+    }
+}
+
+/// The kernel for a product: as measured, else by the table.
+pub(crate) fn choose(gpu: &Gpu, problem: &Problem) -> Core {
+    if gpu.has_choices() {
+        let key = problem.key();
+        let known = || {
+            let name = gpu.choice(&key)?;
+            Core::candidates(gpu, problem).into_iter().find(|core| core.to_string() == name)
+        };
+        if let Some(core) = known() {
+            return core;
+        }
+        if gpu.tunes() && super::tune::measurable(problem) {
+            return super::tune::measure(gpu, problem);
+        }
+    }
+    Core::by_table(gpu, problem)
+}

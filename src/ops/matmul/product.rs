@@ -1,0 +1,193 @@
+//! One product: its slots, bindings and parameters, launched.
+
+use super::core::{Problem, choose};
+use super::operand::{Operand, operand};
+use super::{Activation, Epilogue};
+use crate::gpu::fuse::Target;
+use crate::gpu::kernel::{Bind, Launch};
+use crate::ops::site::Site;
+use crate::ops::words;
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+
+/// The right side of a product: a tensor, or a site's `W` or `W^T`.
+#[derive(Clone, Copy)]
+pub(super) enum Right<'a> {
+    Tensor(&'a Tensor),
+    Weight { site: &'a dyn Site, transposed: bool },
+}
+
+/// Rows above which a site's weight is made once instead of in every tile's load. Fused, a tile of rows makes each weight
+/// anew: with more than a few tiles that costs more than writing `[out, in]` once and reading it back as vectors.
+const FUSED_ROWS: usize = 64;
+
+/// A right side as the kernel reads it.
+struct Read {
+    fragment: &'static str,
+    half: bool,
+    binds: Vec<Bind>,
+    slots: Vec<(&'static str, &'static str)>,
+    words: [usize; 4],
+    any: usize,
+    site: [u32; 4],
+}
+
+impl Right<'_> {
+    fn read(self, rows: usize, batch: &Shape) -> Read {
+        let (site, transposed) = match self {
+            Right::Tensor(tensor) => return Read::tensor(tensor, batch),
+            Right::Weight { site, transposed } => (site, transposed),
+        };
+        if let Some(w) = site.stored().or_else(|| (rows > FUSED_ROWS).then(|| site.expand())) {
+            return Read::tensor(&if transposed { w.t() } else { w }, batch);
+        }
+        let load = site.load();
+        Read {
+            fragment: if transposed { "rhs_site_transposed" } else { "rhs_site" },
+            half: false,
+            binds: load.tensors.iter().zip(1..).map(|(t, binding)| t.bind(binding)).collect(),
+            slots: vec![("site", load.fragment)],
+            words: [0; 4],
+            any: 0,
+            site: load.params,
+        }
+    }
+}
+
+impl Read {
+    fn tensor(x: &Tensor, batch: &Shape) -> Read {
+        let Operand { fragment, half, bind, words, any } = operand(x, batch, true);
+        let slots = if half { vec![("rhs_word", "rhs_f16")] } else { vec![] };
+        Read { fragment, half, binds: vec![bind], slots, words, any, site: [0; 4] }
+    }
+}
+
+/// Which rows take part, by a list of u32.
+#[derive(Clone, Copy)]
+pub(super) enum Rows<'a> {
+    All,
+    /// Row `i` of the product is made from row `list[i]` of the left side.
+    Gathered(&'a Tensor),
+    /// Row `i` of the product, times `gate[i]`, belongs to row `list[i]` of the result.
+    Scattered { list: &'a Tensor, gate: &'a Tensor },
+}
+
+/// `y [batch, m, n] = lhs rhs` and what comes with it.
+pub(super) struct Product<'a> {
+    pub op: &'static str,
+    pub lhs: &'a Tensor,
+    pub rhs: Right<'a>,
+    pub rows: Rows<'a>,
+    pub epilogue: Epilogue<'a>,
+    pub accumulate: bool,
+}
+
+impl<'a> Product<'a> {
+    pub fn new(op: &'static str, lhs: &'a Tensor, rhs: Right<'a>) -> Product<'a> {
+        Product { op, lhs, rhs, rows: Rows::All, epilogue: Epilogue::default(), accumulate: false }
+    }
+
+    /// Launches it.
+    pub fn into(self, y: &Tensor) {
+        let (gpu, axes) = (y.gpu(), y.shape().len());
+        let batch = Shape::new(&y.shape()[..axes - 2]);
+        let k = self.lhs.shape()[self.lhs.shape().len() - 1];
+        let m = match self.rows {
+            Rows::All => y.shape()[axes - 2],
+            Rows::Gathered(list) | Rows::Scattered { list, .. } => list.count(),
+        };
+        let n = y.shape()[axes - 1];
+        if y.count() == 0 || m == 0 {
+            return;
+        }
+        if k == 0 {
+            return self.empty_sum(y);
+        }
+        let mut left = operand(self.lhs, &batch, false);
+        let mut binds = vec![y.bind_mut(4)];
+        let mut slots = vec![];
+        let mut listed = 0;
+        match self.rows {
+            Rows::All => {}
+            Rows::Gathered(list) => {
+                debug_assert_eq!(left.fragment, "lhs_plain");
+                left.fragment = "lhs_gathered";
+                listed = self.lhs.shape()[0];
+                binds.push(list.bind(7));
+            }
+            Rows::Scattered { list, gate } => {
+                slots.push(("place", "place_scattered"));
+                listed = y.shape()[0];
+                binds.extend([list.bind(7), gate.bind(8)]);
+            }
+        }
+        slots.push(("lhs", left.fragment));
+        binds.push(left.bind);
+        let right = self.rhs.read(m, &batch);
+        slots.extend(right.slots);
+        slots.push(("rhs", right.fragment));
+        binds.extend(right.binds);
+        if left.half {
+            slots.push(("lhs_word", "lhs_f16"));
+        }
+        let Epilogue { bias, activation, residual } = self.epilogue;
+        binds.extend(bias.map(|bias| bias.contiguous().bind(5)));
+        binds.extend(residual.map(|residual| residual.contiguous().bind(6)));
+        if n.is_multiple_of(4) {
+            slots.push(("pieces", "pieces_of_4"));
+        }
+        slots.push(("store", self.store()));
+
+        let half = left.half && right.half || gpu.rounds_products();
+        let problem =
+            Problem { m, n, k, batch: batch.count(), left: left.fragment, right: right.fragment, half };
+        let core = choose(gpu, &problem);
+        let mut source = slots.iter().fold(core.source(gpu.lanes()), |s, (slot, fragment)| s.slot(*slot, *fragment));
+        if activation != Activation::None {
+            source = source.u32("ACTIVATION", activation as u32);
+        }
+        // Another text to compile: only where many tiles gain from it.
+        if !gpu.is_software() && core.fits(&problem) {
+            source = source.bool("EDGES", false);
+        }
+        let inner = if batch.is_empty() { 1 } else { batch[batch.len() - 1] };
+        let params: Vec<u32> = [m, n, k, inner]
+            .iter()
+            .chain(&left.words)
+            .chain(&right.words)
+            .chain(&[left.any, right.any, listed, 0])
+            .map(|&v| v as u32)
+            .chain(right.site)
+            .collect();
+        let [tm, tn] = core.tile();
+        let grid = [n.div_ceil(tn), m.div_ceil(tm), batch.count()].map(|v| v as u32);
+        let reuse = (m.min(n) / 8).max(1) as u32;
+        let op = self.op;
+        gpu.launch(Launch { op, source: &source, entry: "main", binds, params: words(&params), grid, reuse });
+    }
+
+    fn store(&self) -> &'static str {
+        let Epilogue { bias, activation, residual } = self.epilogue;
+        match (self.accumulate, bias, residual) {
+            (true, ..) => "store_accumulate",
+            (_, None, None) if activation == Activation::None => "store_plain",
+            (_, None, None) => "store_activation",
+            (_, Some(_), None) => "store_bias",
+            (_, None, Some(_)) => "store_residual",
+            (_, Some(_), Some(_)) => "store_bias_residual",
+        }
+    }
+
+    /// Without an inner axis only the epilogue is left, as elementwise ops.
+    fn empty_sum(&self, y: &Tensor) {
+        if self.accumulate || !matches!(self.rows, Rows::All) {
+            return;
+        }
+        let Epilogue { bias, activation, residual } = self.epilogue;
+        let sum = Tensor::zeros(y.gpu(), y.shape());
+        let sum = bias.map_or(sum.clone(), |bias| sum.add(&bias.detach()));
+        let sum = activation.apply(&sum);
+        let last = residual.map_or(sum.clone(), |r| sum.add(&r.detach().reshape(*y.shape())));
+        last.value.realize(Some(Target { place: y.place(), accumulate: false }));
+    }
+}
