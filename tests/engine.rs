@@ -2,6 +2,8 @@
 //!
 //! Tests that count dispatches or bytes, or raise faults, open a device of their own: the shared one is busy.
 
+#[path = "engine/choices.rs"]
+mod choices;
 #[path = "engine/faults.rs"]
 mod faults;
 #[path = "engine/step.rs"]

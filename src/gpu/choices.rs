@@ -138,6 +138,12 @@ impl Gpu {
         lock(&self.0.choices.known).get(key).cloned()
     }
 
+    /// Every measured choice at hand, by class.
+    #[doc(hidden)]
+    pub fn choices(&self) -> BTreeMap<String, String> {
+        lock(&self.0.choices.known).clone()
+    }
+
     /// Keeps a choice for this process.
     pub(crate) fn choose(&self, key: String, choice: String) {
         lock(&self.0.choices.known).insert(key, choice);

@@ -1,6 +1,7 @@
 //! The command line: what this machine's adapters are and how fast they run Tiebeam's kernels.
 
 mod bench;
+mod tune;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -20,6 +21,8 @@ enum Command {
     Adapters,
     /// Measure an adapter's ceilings and how near each kernel comes
     Bench(bench::Args),
+    /// Measure which kernels are fastest here, for later runs
+    Tune(tune::Args),
 }
 
 fn run(args: Args) -> Result<()> {
@@ -29,6 +32,7 @@ fn run(args: Args) -> Result<()> {
             Ok(())
         }
         Command::Bench(args) => bench::run(&args),
+        Command::Tune(args) => tune::run(&args),
     }
 }
 

@@ -35,15 +35,23 @@ fn operands(gpu: &Gpu, problem: &Problem) -> [Tensor; 2] {
     [make(m, k, problem.left == "lhs_transposed"), make(k, n, problem.right == "rhs_transposed")]
 }
 
-/// Seconds of a product with this kernel: the best of several, after one that also compiles.
-fn seconds(gpu: &Gpu, problem: &Problem, core: Core, [a, b]: &[Tensor; 2], budget: Duration) -> Result<f64> {
+/// Seconds of a product with this kernel: the best of several, after one that also compiles. One that is twice as slow as
+/// `rival` is not tried for long.
+fn seconds(
+    gpu: &Gpu,
+    problem: &Problem,
+    core: Core,
+    [a, b]: &[Tensor; 2],
+    budget: Duration,
+    rival: f64,
+) -> Result<f64> {
     gpu.choose(problem.key(), core.to_string());
     let run = || no_grad(|| a.matmul(b)).compute();
     run();
     gpu.synchronize()?;
     let started = Instant::now();
     let mut best = f64::INFINITY;
-    while best == f64::INFINITY || started.elapsed() < budget {
+    while best == f64::INFINITY || (started.elapsed() < budget && best < 2.0 * rival) {
         let start = Instant::now();
         // Several to a submit, so that its cost does not hide the kernel's.
         let count = if best < 2e-3 { 4 } else { 1 };
@@ -54,17 +62,35 @@ fn seconds(gpu: &Gpu, problem: &Problem, core: Core, [a, b]: &[Tensor; 2], budge
     Ok(best)
 }
 
-/// The fastest kernel for this class, kept for this process and for later ones. A candidate that fails is left out.
-pub(super) fn measure(gpu: &Gpu, problem: &Problem) -> Core {
+/// What measuring a class of products found.
+#[derive(Clone, Debug)]
+pub struct Tuned {
+    /// The class: types, layouts, sizes up to the next power of two, batches.
+    pub class: String,
+    /// The kernel that the table would choose.
+    pub table: String,
+    /// The fastest kernel.
+    pub best: String,
+    /// Time of the table's kernel over that of the fastest.
+    pub gain: f64,
+}
+
+/// Measures the kernels of this class and keeps the fastest for this process and for later ones.
+fn tune(gpu: &Gpu, problem: &Problem) -> (Core, Tuned) {
     let beside = gpu.beside();
     let inputs = operands(&beside, problem);
     let candidates = Core::candidates(gpu, problem);
     let budget = BUDGET / candidates.len() as u32;
-    let mut best = (f64::INFINITY, candidates[0]);
+    let table = candidates[0];
+    let mut best = (f64::INFINITY, table);
+    let mut first = f64::INFINITY;
     for core in candidates {
-        match seconds(&beside, problem, core, &inputs, budget) {
+        match seconds(&beside, problem, core, &inputs, budget, best.0) {
             Ok(time) => {
-                tracing::debug!(key = problem.key(), %core, ms = time * 1e3, "measured");
+                tracing::debug!(class = problem.key(), %core, ms = time * 1e3, "measured");
+                if core == table {
+                    first = time;
+                }
                 if time < best.0 {
                     best = (time, core);
                 }
@@ -79,7 +105,65 @@ pub(super) fn measure(gpu: &Gpu, problem: &Problem) -> Core {
     if let Err(error) = gpu.save_choices() {
         tracing::warn!(%error, "the choice is not kept");
     }
-    best.1
+    let [table, name] = [table, best.1].map(|core| core.to_string());
+    (best.1, Tuned { class: problem.key(), table, best: name, gain: first / best.0 })
+}
+
+/// The fastest kernel for this class.
+pub(super) fn measure(gpu: &Gpu, problem: &Problem) -> Core {
+    tune(gpu, problem).0
+}
+
+/// The classes that `tiebeam tune` measures: linear layers forward and backward, from one row to many.
+fn classes(gpu: &Gpu) -> Vec<Problem> {
+    let (lp, lt, rp, rt) = ("lhs_plain", "lhs_transposed", "rhs_plain", "rhs_transposed");
+    let mut all = Vec::new();
+    let rows: &[usize] = if gpu.is_software() { &[1024, 128, 1, 8] } else { &[4096, 1024, 128, 1, 8] };
+    for &tokens in rows {
+        for (width, inner) in [(1024, 1024), (256, 256), (4096, 1024), (1024, 4096)] {
+            for half in [false, true] {
+                let class = |m, n, k, left, right| Problem { m, n, k, batch: 1, left, right, half };
+                if half && gpu.coop().is_none() {
+                    continue;
+                }
+                // y = x W^T, dx = dy W, dW = dy^T x
+                all.push(class(tokens, width, inner, lp, rt));
+                all.push(class(tokens, inner, width, lp, rp));
+                if tokens > 8 {
+                    all.push(class(width, inner, tokens, lt, rp));
+                }
+            }
+        }
+    }
+    let mut seen = std::collections::HashSet::new();
+    all.retain(|problem| measurable(problem) && seen.insert(problem.key()));
+    all
+}
+
+/// Measures class after class until all are done or `budget` is spent, the common ones first; `each` hears of the class at
+/// hand (its place, how many there are) and, behind it, of what was found. What was found before an end is kept.
+///
+/// # Errors
+/// [`crate::Error::Io`] when the choices cannot be written.
+pub fn tune_all(
+    gpu: &Gpu,
+    budget: Duration,
+    mut each: impl FnMut(usize, usize, Option<&Tuned>),
+) -> Result<usize> {
+    let classes = classes(gpu);
+    let started = Instant::now();
+    let mut done = 0;
+    for problem in &classes {
+        if started.elapsed() >= budget {
+            break;
+        }
+        each(done, classes.len(), None);
+        let (_, tuned) = tune(gpu, problem);
+        done += 1;
+        each(done, classes.len(), Some(&tuned));
+    }
+    gpu.save_choices()?;
+    Ok(done)
 }
 
 impl Gpu {
@@ -135,7 +219,7 @@ fn fast(gpu: &Gpu, size: usize) -> Result<bool> {
     let [m, n, k] = [1024; 3];
     let problem = Problem { m, n, k, batch: 1, left: "lhs_plain", right: "rhs_plain", half: true };
     let inputs = operands(gpu, &problem);
-    let time = |core| seconds(gpu, &problem, core, &inputs, Duration::from_millis(20));
+    let time = |core| seconds(gpu, &problem, core, &inputs, Duration::from_millis(20), f64::INFINITY);
     Ok(time(coop(size)[1])? < time(Core::Tiled { tile: [64, 64], thread: 8 })?)
 }
 

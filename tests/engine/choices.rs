@@ -1,0 +1,86 @@
+//! Measured choices of kernels: kept, read again, and left out where they cannot be trusted.
+
+use super::*;
+use std::path::{Path, PathBuf};
+use tiebeam::Options;
+use tiebeam::gpu::Tuning;
+
+/// A folder of this test's own, removed at the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(test: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("tiebeam-choices-{test}-{}", std::process::id()));
+        Folder(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn with(tuning: Tuning, folder: &Path) -> Gpu {
+    let options = Options { tuning: Some(tuning), cache: Some(folder.to_path_buf()), ..Options::default() };
+    Gpu::open_with(options).expect("these tests need an adapter")
+}
+
+/// Whole numbers, so that every kernel gives the same bits.
+fn product(gpu: &Gpu) -> Vec<f32> {
+    let whole: Vec<f32> = (0..64 * 64).map(|i| (i * 7 % 31) as f32 - 15.0).collect();
+    let x = Tensor::from_slice(gpu, &whole, [64, 64]);
+    x.matmul(&x.t()).to_vec().expect("readable")
+}
+
+#[test]
+fn what_is_measured_is_kept_and_read_again() {
+    let folder = Folder::new("kept");
+    let tuned = with(Tuning::On, &folder.0);
+    let want = product(&own());
+    assert_eq!(product(&tuned), want);
+    let choices = tuned.choices();
+    assert_eq!(choices.len(), 1, "{choices:?}");
+    let again = with(Tuning::Read, &folder.0);
+    assert_eq!(again.choices(), choices);
+    assert_eq!(product(&again), want);
+    assert!(with(Tuning::Off, &folder.0).choices().is_empty());
+    // A choice that another process kept meanwhile stays.
+    let other = with(Tuning::On, &folder.0);
+    let x = Tensor::ones(&other, [16, 32]);
+    x.matmul(&x.t()).to_vec::<f32>().unwrap();
+    assert_eq!(with(Tuning::Read, &folder.0).choices().len(), 2);
+}
+
+#[test]
+fn a_file_that_cannot_be_trusted_is_left_out() {
+    let folder = Folder::new("broken");
+    let tuned = with(Tuning::On, &folder.0);
+    let want = product(&tuned);
+    let file = tuned.choices_file().expect("the folder was given").to_path_buf();
+    let text = std::fs::read_to_string(&file).unwrap();
+    let head = text.lines().next().unwrap();
+    let key = tuned.choices().into_keys().next().unwrap();
+    // Cut short, not text, of other kernels: nothing is taken from it.
+    let broken = [
+        text[..head.len() / 2].as_bytes().to_vec(),
+        vec![0xff; 100],
+        text.replacen(head, "tiebeam 1 something else", 1).into_bytes(),
+        format!("{head}\nno choice\n").into_bytes(),
+    ];
+    for bytes in broken {
+        std::fs::write(&file, &bytes).unwrap();
+        let gpu = with(Tuning::Read, &folder.0);
+        assert!(gpu.choices().is_empty(), "{:?}", String::from_utf8_lossy(&bytes));
+        assert_eq!(product(&gpu), want);
+    }
+    // Kernels that do not exist, or would divide by zero, are not run.
+    for choice in ["direct 0x0x0 of 0x0", "tiled 7x7 of 3x3", "nothing"] {
+        std::fs::write(&file, format!("{head}\n{key} = {choice}\n")).unwrap();
+        assert_eq!(product(&with(Tuning::Read, &folder.0)), want, "{choice}");
+    }
+    // Measuring again replaces the broken file.
+    std::fs::write(&file, [0xff; 100]).unwrap();
+    product(&with(Tuning::On, &folder.0));
+    assert_eq!(with(Tuning::Read, &folder.0).choices().len(), 1);
+}
