@@ -8,30 +8,13 @@
 // stored, and K and V are read at addresses that are the same for the whole workgroup. Heads too wide for the registers
 // are split over PARTS threads, which add up their scores in workgroup memory (slot `parts`).
 // Rows see keys j < limit(i); a thread stops at the last limit of its own rows, which skips what causality hides.
+// Few rows and many keys (decoding) leave most threads without work: then the keys are cut into parts as well.
 // Bytes: Q and y once; K and V once per 64 ROWS / PARTS rows of queries, from cache.
 
 const HEAD_DIM: u32 = 64u;
 const ROWS: u32 = 1u;      // rows of queries a thread
 const PARTS: u32 = 1u;     // threads that share rows, each with its part of the head
 const SLOTS: u32 = 2u;     // joins that take turns: 2 ROWS
-
-struct Params {
-    groups_x: u32,
-    pairs: u32,         // batch * kv_heads
-    blocks: u32,        // workgroups a pair
-    rows: u32,          // group * tokens_q
-    tokens_q: u32,
-    tokens_k: u32,
-    group: u32,         // query heads a key head
-    kv_heads: u32,
-    shift: i32,         // query i sees keys j <= i + shift
-    scale: f32,
-    mask_batch: u32,
-    mask_head: u32,
-    mask_query: u32,
-    mask_key: u32,
-}
-var<immediate> p: Params;
 
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;
@@ -50,7 +33,10 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     // The same for the whole workgroup.
     if pair >= p.pairs { return; }
     let block = (at % p.blocks) * (64u / PARTS) * ROWS;
-    let first = block + lane % (64u / PARTS) * ROWS;
+    let item = block / ROWS + lane % (64u / PARTS);
+    let split = item / p.row_blocks;
+    let start = split * p.chunk;
+    let first = select(p.rows, item % p.row_blocks * ROWS, split < p.splits);
     let part = lane / (64u / PARTS) * (HEAD_DIM / PARTS / 4u);
     let keys = pair * p.tokens_k;
     var last = 0u;
@@ -69,7 +55,9 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
 #end
     last = reach(last, first, block);
-    for (var j = 0u; j < last; j += 4u) {
+    let span = span(last, start);
+    for (var step = 0u; step < span; step += 4u) {
+        let j = start + step;
 #unroll c 4
         let key$c = (keys + min(j + ${c}u, p.tokens_k - 1u)) * (HEAD_DIM / 4u) + part;
 #unroll r ROWS
@@ -86,7 +74,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
 #unroll r ROWS
         let own$r = vec4<f32>(s${r}_0, s${r}_1, s${r}_2, s${r}_3);
-        var s$r = masked(join(own$r, lane, j / 4u % 2u * ROWS + ${r}u), mask$r, j);
+        var s$r = masked(join(own$r, lane, step / 4u % 2u * ROWS + ${r}u), mask$r, j);
         let seen$r = (vec4<u32>(j) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit$r)) & (s$r > vec4<f32>(LOWEST));
         s$r = select(vec4<f32>(HIDDEN), s$r, seen$r);
         let top$r = max(most$r, max(max(s$r.x, s$r.y), max(s$r.z, s$r.w)));
@@ -107,10 +95,12 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     if first >= p.rows { return; }
 #unroll r ROWS
     // A row that sees nothing has total 0: zeros, and no gradient.
+    let to$r = (pair * p.splits + split) * p.rows + row$r;
     let inverse$r = select(0.0, 1.0 / total$r, total$r > 0.0);
 #unroll d HEAD_DIM/PARTS/4
-    y[at$r + ${d}u] = y${r}_$d * inverse$r;
+    y[to$r * (HEAD_DIM / 4u) + part + ${d}u] = y${r}_$d * inverse$r;
 #end
-    lse[pair * p.rows + row$r] = select(0.0, most$r + log(total$r), total$r > 0.0);
+    let nothing$r = select(0.0, HIDDEN, p.splits > 1u);
+    lse[to$r] = select(nothing$r, most$r + log(total$r), total$r > 0.0);
 #end
 }

@@ -17,24 +17,6 @@ const COLUMNS: u32 = 1u;
 const PARTS: u32 = 1u;     // threads that share rows or keys, each with its part of the head
 const SLOTS: u32 = 2u;     // joins that take turns: 2 ROWS, or 2 COLUMNS
 
-struct Params {
-    groups_x: u32,
-    pairs: u32,         // batch * kv_heads
-    blocks: u32,        // workgroups a pair
-    rows: u32,          // group * tokens_q
-    tokens_q: u32,
-    tokens_k: u32,
-    group: u32,         // query heads a key head
-    kv_heads: u32,
-    shift: i32,         // query i sees keys j <= i + shift
-    scale: f32,
-    mask_batch: u32,
-    mask_head: u32,
-    mask_query: u32,
-    mask_key: u32,
-}
-var<immediate> p: Params;
-
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> v: array<vec4<f32>>;

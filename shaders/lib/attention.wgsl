@@ -1,5 +1,26 @@
 // What forward and backward attention share.
 
+struct Params {
+    groups_x: u32,
+    pairs: u32,         // batch * kv_heads
+    blocks: u32,        // workgroups a pair
+    rows: u32,          // group * tokens_q
+    tokens_q: u32,
+    tokens_k: u32,
+    group: u32,         // query heads a key head
+    kv_heads: u32,
+    shift: i32,         // query i sees keys j <= i + shift
+    scale: f32,
+    mask_batch: u32,
+    mask_head: u32,
+    mask_query: u32,
+    mask_key: u32,
+    row_blocks: u32,    // threads' rows a pair: ceil(rows / ROWS)
+    splits: u32,        // parts of the keys, each a result of its own that attention_combine.wgsl joins
+    chunk: u32,         // keys a part, a multiple of 4
+}
+var<immediate> p: Params;
+
 // Stands for minus infinity: below every score.
 const HIDDEN: f32 = -3.0e38;
 // Scores at or below this are hidden, so a mask may hold minus infinity or any very negative number.

@@ -9,3 +9,6 @@ fn reach(last: u32, first: u32, block: u32) -> u32 { return select(0u, last, fir
 fn start_of(first: u32, block: u32) -> u32 {
     return select(p.tokens_q, first_query(first), first < p.tokens_k);
 }
+
+// Keys of the thread's part.
+fn span(last: u32, start: u32) -> u32 { return min(max(last, start) - start, p.chunk); }

@@ -35,6 +35,8 @@ struct Sizes {
     scale: f32,
     /// Strides over `[batch, heads, tokens_q, tokens_k]`.
     mask: [usize; 4],
+    /// Parts of the keys, each a result of its own, and keys of a part.
+    cut: [usize; 2],
 }
 
 impl Sizes {
@@ -42,19 +44,35 @@ impl Sizes {
         self.group * self.tokens_q
     }
 
+    /// With the keys in `splits` parts.
+    fn cut(self, splits: usize) -> Sizes {
+        let chunk = self.tokens_k.div_ceil(splits).next_multiple_of(4);
+        Sizes { cut: [self.tokens_k.div_ceil(chunk), chunk], ..self }
+    }
+
+    /// With as many parts as it takes to keep the device busy where rows are few.
+    fn cut_for(self, gpu: &Gpu, forward: Split) -> Sizes {
+        let threads = self.pairs * self.rows().div_ceil(forward.each as usize) * forward.parts as usize;
+        // Eight workgroups for the cores of a CPU, a few hundred for a GPU.
+        let busy = 64 * if gpu.is_software() { 8 } else { 256 };
+        self.cut((busy / threads).clamp(1, (self.tokens_k / LEAST_KEYS).max(1)))
+    }
+
     /// The kernels' `Params` for a grid of `blocks` workgroups a pair.
-    fn params(&self, grid: [u32; 3], blocks: usize) -> Vec<u32> {
+    fn params(&self, grid: [u32; 3], blocks: usize, row_blocks: usize) -> Vec<u32> {
         let sizes =
             [self.pairs, blocks, self.rows(), self.tokens_q, self.tokens_k, self.group, self.kv_heads];
         let mut all = vec![grid[0]];
         all.extend(sizes.map(|v| v as u32));
         all.extend([self.shift as u32, self.scale.to_bits()]);
         all.extend(self.mask.map(|v| v as u32));
+        all.extend([row_blocks, self.cut[0], self.cut[1]].map(|v| v as u32));
         all
     }
 
     /// One dispatch over the `items` rows or keys of every pair.
     fn launch(&self, gpu: &Gpu, source: &Source, entry: &str, binds: Vec<Bind>, items: usize, split: Split) {
+        let row_blocks = self.rows().div_ceil(split.each as usize);
         let blocks = items.div_ceil((64 / split.parts * split.each) as usize);
         let grid = grid(blocks * self.pairs);
         gpu.launch(Launch {
@@ -62,12 +80,15 @@ impl Sizes {
             source,
             entry,
             binds,
-            params: words(&self.params(grid, blocks)),
+            params: words(&self.params(grid, blocks, row_blocks)),
             grid,
             reuse: 16,
         });
     }
 }
+
+/// Keys below which a part of them is not worth the pass that joins the parts.
+const LEAST_KEYS: usize = 64;
 
 /// How a kernel divides work: a thread has `each` rows (or keys), or `parts` threads have one together.
 #[derive(Clone, Copy)]
@@ -174,12 +195,12 @@ impl Tensor {
         // Sizes that do not fit are found below, with a sentence.
         let size = |x: &Tensor, axis: usize| x.shape().get(axis).copied().unwrap_or(1);
         let rows = size(self, 2) * (size(self, 1) / size(k, 1).max(1)).max(1);
-        attend([self, k, v], mask, scale, Tile::of(self.gpu(), head_dim, rows, size(k, 2)))
+        attend([self, k, v], mask, scale, Tile::of(self.gpu(), head_dim, rows, size(k, 2)), None)
     }
 }
 
 #[track_caller]
-fn attend([q, k, v]: [&Tensor; 3], mask: &Mask, scale: f32, tile: Tile) -> Tensor {
+fn attend([q, k, v]: [&Tensor; 3], mask: &Mask, scale: f32, tile: Tile, splits: Option<usize>) -> Tensor {
     let op = "attention";
     same_gpu(op, &[q, k, v]);
     let (qs, ks) = (*q.shape(), *k.shape());
@@ -226,14 +247,11 @@ fn attend([q, k, v]: [&Tensor; 3], mask: &Mask, scale: f32, tile: Tile) -> Tenso
         shift: if causal { tokens_k as i32 - tokens_q as i32 } else { tokens_k as i32 },
         scale,
         mask: [strides[0], strides[1], strides[2], strides[3]],
+        cut: [1, 0],
     };
-    let gpu = q.gpu();
-    let y = Tensor::empty(gpu, op, *q.shape(), DType::F32);
-    let lse = Tensor::empty(gpu, op, [batch, heads, tokens_q], DType::F32);
-    let mut binds = vec![q.bind(0), k.bind(1), v.bind(2), y.bind_mut(3), lse.bind_mut(4)];
-    binds.extend(mask.iter().map(|m| m.bind(10)));
-    let source = tile.forward.forward(sizes.head_dim, mask.is_some());
-    sizes.launch(gpu, &source, "forward", binds, sizes.rows(), tile.forward);
+    let sizes = sizes.cut(1);
+    let cut = splits.map_or_else(|| sizes.cut_for(q.gpu(), tile.forward), |splits| sizes.cut(splits));
+    let [y, lse] = forward([&q, &k, &v], mask.as_ref(), cut, tile.forward);
     let saved = y.clone();
     let y = y.made_by(&[&q, &k, &v], || {
         Box::new(Attention {
@@ -248,6 +266,39 @@ fn attend([q, k, v]: [&Tensor; 3], mask: &Mask, scale: f32, tile: Tile) -> Tenso
         })
     });
     if extra == 0 { y } else { y.slice(3, 0..head_dim) }
+}
+
+/// `y` and the log-sum-exps of its rows.
+fn forward([q, k, v]: [&Tensor; 3], mask: Option<&Tensor>, sizes: Sizes, split: Split) -> [Tensor; 2] {
+    let (gpu, op, [splits, _]) = (q.gpu(), "attention", sizes.cut);
+    let rows = sizes.pairs * sizes.rows();
+    let make = |splits: usize| {
+        let y = Tensor::empty(gpu, op, [splits * rows, sizes.head_dim], DType::F32);
+        [y, Tensor::empty(gpu, op, [splits * rows], DType::F32)]
+    };
+    let [y, lse] = make(splits);
+    let mut binds = vec![q.bind(0), k.bind(1), v.bind(2), y.bind_mut(3), lse.bind_mut(4)];
+    binds.extend(mask.map(|m| m.bind(10)));
+    let source = split.forward(sizes.head_dim, mask.is_some());
+    let items = sizes.rows().next_multiple_of(split.each as usize) * splits;
+    sizes.launch(gpu, &source, "forward", binds, items, split);
+    if splits == 1 {
+        return [y.reshape(*q.shape()), lse];
+    }
+    let [whole, whole_lse] = make(1);
+    let width = sizes.head_dim / 4;
+    let grid = grid((rows * width).div_ceil(64));
+    let params = [grid[0] as usize, sizes.pairs, sizes.rows(), splits, width].map(|v| v as u32);
+    gpu.launch(Launch {
+        op,
+        source: &Source::file("attention_combine"),
+        entry: "main",
+        binds: vec![y.bind(0), lse.bind(1), whole.bind_mut(2), whole_lse.bind_mut(3)],
+        params: words(&params),
+        grid,
+        reuse: 1,
+    });
+    [whole.reshape(*q.shape()), whole_lse]
 }
 
 struct Attention {
@@ -282,7 +333,7 @@ impl Op for Attention {
             source: &source,
             entry: "delta",
             binds: vec![y.bind(0), self.lse.bind(1), stats.bind_mut(2), dy.bind(3)],
-            params: words(&sizes.params(flat, 1)),
+            params: words(&sizes.params(flat, 1, 0)),
             grid: flat,
             reuse: 1,
         });
@@ -317,7 +368,7 @@ const SHARED: Tile = Tile::of_splits([[1, 2], [1, 4], [1, 8]]);
 const BOTH: Tile = Tile::of_splits([[4, 4], [2, 2], [2, 4]]);
 
 pub(super) fn variants() -> Vec<Source> {
-    let mut all = Vec::new();
+    let mut all = vec![Source::file("attention_combine")];
     for masked in [false, true] {
         for (tile, head_dim) in
             [(SINGLE, 4), (SINGLE, 64), (SEVERAL, 64), (SHARED, 128), (SHARED, 256), (BOTH, 256)]
@@ -371,7 +422,8 @@ pub(super) fn cases() -> Vec<Case> {
                    [b, h, g, tq, tk, d]: [usize; 6],
                    mask: Option<Input>,
                    causal: bool,
-                   tile: Option<Tile>| {
+                   tile: Option<Tile>,
+                   splits: Option<usize>| {
         let mut inputs =
             vec![Input::normal([b, h, tq, d]), Input::normal([b, g, tk, d]), Input::normal([b, g, tk, d])];
         inputs.extend(mask);
@@ -386,7 +438,7 @@ pub(super) fn cases() -> Vec<Case> {
                     None => Mask::None,
                 };
                 let tile = tile.unwrap_or_else(|| Tile::of(x[0].gpu(), d, x[0].shape()[2], x[1].shape()[2]));
-                attend([&x[0], &x[1], &x[2]], &mask, scale, tile)
+                attend([&x[0], &x[1], &x[2]], &mask, scale, tile, splits)
             },
             move |x| attention64(x, causal, scale as f64),
         );
@@ -394,33 +446,43 @@ pub(super) fn cases() -> Vec<Case> {
         all.push(case.ulps(64.0, 64.0).grad_floor(4.0 * (d as f64).sqrt()));
     };
     let (single, several, shared, both) = (Some(SINGLE), Some(SEVERAL), Some(SHARED), Some(BOTH));
-    add("one token", [1, 1, 1, 1, 1, 4], None, true, None);
-    add("all keys", [2, 2, 2, 7, 7, 8], None, false, None);
-    add("all keys", [1, 2, 1, 5, 13, 3], None, false, None);
-    add("causal", [2, 1, 1, 11, 11, 5], None, true, None);
-    add("causal over the tile", [1, 1, 1, 67, 67, 4], None, true, single);
-    add("all keys over the tile", [1, 1, 1, 67, 67, 4], None, false, several);
-    add("causal grouped", [1, 6, 2, 7, 7, 8], None, true, single);
-    add("causal grouped", [2, 4, 2, 13, 13, 4], None, true, several);
-    add("causal, earlier keys", [1, 2, 1, 3, 17, 8], None, true, None);
-    add("causal, one query", [2, 4, 1, 1, 19, 8], None, true, None);
-    add("causal, rows that see nothing", [1, 2, 2, 9, 4, 8], None, true, None);
-    add("causal, shared rows", [1, 1, 1, 67, 67, 4], None, true, shared);
-    add("causal grouped, shared rows", [2, 6, 2, 11, 13, 8], None, true, shared);
-    add("causal, rows that see nothing, shared", [1, 2, 2, 9, 4, 8], None, true, shared);
-    add("causal grouped, several shared rows", [2, 6, 2, 23, 27, 16], None, true, both);
-    add("all keys, several shared rows", [1, 1, 1, 67, 71, 4], None, false, both);
+    add("one token", [1, 1, 1, 1, 1, 4], None, true, None, None);
+    add("all keys", [2, 2, 2, 7, 7, 8], None, false, None, None);
+    add("all keys", [1, 2, 1, 5, 13, 3], None, false, None, None);
+    add("causal", [2, 1, 1, 11, 11, 5], None, true, None, None);
+    add("causal over the tile", [1, 1, 1, 67, 67, 4], None, true, single, None);
+    add("all keys over the tile", [1, 1, 1, 67, 67, 4], None, false, several, None);
+    add("causal grouped", [1, 6, 2, 7, 7, 8], None, true, single, None);
+    add("causal grouped", [2, 4, 2, 13, 13, 4], None, true, several, None);
+    add("causal, earlier keys", [1, 2, 1, 3, 17, 8], None, true, None, None);
+    add("causal, one query", [2, 4, 1, 1, 19, 8], None, true, None, None);
+    add("causal, rows that see nothing", [1, 2, 2, 9, 4, 8], None, true, None, None);
+    add("causal, shared rows", [1, 1, 1, 67, 67, 4], None, true, shared, None);
+    add("causal grouped, shared rows", [2, 6, 2, 11, 13, 8], None, true, shared, None);
+    add("causal, rows that see nothing, shared", [1, 2, 2, 9, 4, 8], None, true, shared, None);
+    add("causal grouped, several shared rows", [2, 6, 2, 23, 27, 16], None, true, both, None);
+    add("all keys, several shared rows", [1, 1, 1, 67, 71, 4], None, false, both, None);
     add(
         "mask, several shared rows",
         [2, 4, 2, 5, 7, 4],
         Some(Input::normal([2, 4, 5, 7]).fixed()),
         false,
         both,
+        None,
     );
-    add("mask, shared rows", [2, 4, 2, 5, 7, 4], Some(Input::normal([2, 4, 5, 7]).fixed()), false, shared);
-    add("causal head_dim", [1, 1, 1, 3, 5, 64], None, true, None);
-    add("wide head_dim", [1, 1, 1, 3, 4, 96], None, false, None);
-    add("widest head_dim", [1, 1, 1, 3, 7, 254], None, false, None);
+    let four = Some(4);
+    add("one query, keys in parts", [2, 4, 1, 1, 67, 8], None, true, single, four);
+    add("queries, keys in parts", [1, 6, 2, 3, 37, 8], None, true, single, four);
+    add("queries, keys in parts", [1, 4, 2, 11, 27, 8], None, true, several, four);
+    add("queries that see nothing, keys in parts", [1, 2, 2, 13, 6, 4], None, true, single, Some(2));
+    add("shared rows, keys in parts", [2, 6, 2, 5, 43, 16], None, true, both, four);
+    let mask = Some(Input::normal([2, 1, 5, 39]).fixed());
+    add("mask, keys in parts", [2, 4, 2, 5, 39, 8], mask, false, shared, four);
+    add("one query, many keys", [1, 3, 1, 1, 260, 8], None, true, None, None);
+    add("mask, shared rows", [2, 4, 2, 5, 7, 4], Some(Input::normal([2, 4, 5, 7]).fixed()), false, shared, None);
+    add("causal head_dim", [1, 1, 1, 3, 5, 64], None, true, None, None);
+    add("wide head_dim", [1, 1, 1, 3, 4, 96], None, false, None, None);
+    add("widest head_dim", [1, 1, 1, 3, 7, 254], None, false, None, None);
     for shape in [[2, 4, 5, 7], [1, 4, 5, 7], [2, 1, 1, 7], [1, 1, 5, 1]] {
         add(
             &format!("mask {shape:?}"),
@@ -428,6 +490,7 @@ pub(super) fn cases() -> Vec<Case> {
             Some(Input::normal(shape).fixed()),
             false,
             single,
+            None,
         );
         add(
             &format!("mask {shape:?}"),
@@ -435,13 +498,14 @@ pub(super) fn cases() -> Vec<Case> {
             Some(Input::normal(shape).fixed()),
             false,
             several,
+            None,
         );
     }
     // Row 0 sees keys 1 and 2, row 1 nothing, row 2 key 0.
     let low = f64::NEG_INFINITY;
     let hidden = vec![low, 0.5, -1.0, low, low, low, 0.25, -1e32, low];
     let hidden = Input::normal([1, 1, 3, 3]).fill(Fill::Values(hidden)).fixed();
-    add("mask of minus infinity", [2, 2, 1, 3, 3, 4], Some(hidden), false, None);
+    add("mask of minus infinity", [2, 2, 1, 3, 3, 4], Some(hidden), false, None, None);
     let views = vec![Input::normal([2, 5, 4, 8]), Input::normal([2, 7, 2, 8]), Input::normal([2, 7, 2, 8])];
     all.push(
         Case::new(

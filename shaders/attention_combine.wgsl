@@ -1,0 +1,42 @@
+// The parts of attention.wgsl joined: of each row's parts s with results y[s] and log-sum-exps l[s],
+//
+//   y = sum_s exp(l[s] - m) y[s] / sum_s exp(l[s] - m),   lse = m + log sum_s exp(l[s] - m),   m = max_s l[s].
+//
+// A thread makes four elements of a row. Bytes: every part once.
+
+struct Params {
+    groups_x: u32,
+    pairs: u32,
+    rows: u32,
+    splits: u32,
+    width: u32,      // elements of a row, in vectors
+}
+var<immediate> p: Params;
+
+@group(0) @binding(0) var<storage, read> parts: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> logs: array<f32>;
+@group(0) @binding(2) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> lse: array<f32>;
+
+// Below every score: what a part that sees nothing has.
+const LOWEST: f32 = -1.0e30;
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = (group.y * p.groups_x + group.x) * 64u + lane;
+    let at = i / p.width;
+    if at >= p.pairs * p.rows { return; }
+    let first = at / p.rows * p.splits * p.rows + at % p.rows;
+    var most = LOWEST;
+    for (var s = 0u; s < p.splits; s++) { most = max(most, logs[first + s * p.rows]); }
+    var total = 0.0;
+    var sum = vec4<f32>();
+    for (var s = 0u; s < p.splits; s++) {
+        let row = first + s * p.rows;
+        let weight = select(0.0, exp(logs[row] - most), logs[row] > LOWEST);
+        total += weight;
+        sum = fma(vec4<f32>(weight), parts[row * p.width + i % p.width], sum);
+    }
+    y[i] = sum * select(0.0, 1.0 / total, total > 0.0);
+    if i % p.width == 0u { lse[at] = select(0.0, most + log(total), total > 0.0); }
+}
