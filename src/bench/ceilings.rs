@@ -20,6 +20,8 @@ pub struct Ceilings {
     pub fma32: f64,
     /// The same in f16, where the adapter has it.
     pub fma16: Option<f64>,
+    /// Operations in a second of cooperative matrices, f16 in and f32 out, where the adapter has them.
+    pub coop: Option<f64>,
     /// Seconds of a dispatch among many in one pass.
     pub dispatch: f64,
     /// Seconds of a dispatch in a pass of its own.
@@ -41,7 +43,22 @@ fn fma(element: &str, chains: u32) -> Source {
 
 /// Every kernel that only the benchmark uses.
 pub fn shader_variants() -> Vec<Source> {
-    CHAINS.iter().flat_map(|&c| ["f32", "f16"].map(|e| fma(e, c))).collect()
+    let mut all: Vec<Source> = CHAINS.iter().flat_map(|&c| ["f32", "f16"].map(|e| fma(e, c))).collect();
+    all.extend([8, 16].map(|size| coop(size, 32, 4)));
+    all
+}
+
+fn coop(size: u32, lanes: u32, chains: u32) -> Source {
+    let matrix = |of: &str| format!("coop_mat{size}x{size}<{of}>");
+    Source::file("bench_coop")
+        .u32("SIZE", size)
+        .u32("LANES", lanes)
+        .u32("CHAINS", chains)
+        .alias("MatrixA", matrix("f16, A"))
+        .alias("MatrixB", matrix("f16, B"))
+        .alias("MatrixC", matrix("f32, C"))
+        .enable("f16")
+        .enable("wgpu_cooperative_matrix")
 }
 
 impl Ceilings {
@@ -61,18 +78,25 @@ impl Ceilings {
         done("fma f32");
         let fma16 = if gpu.has_f16() { Some(best("f16")?) } else { None };
         done("fma f16");
+        let coop = coop_rate(gpu, budget)?;
+        done("cooperative matrices");
         let [dispatch, pass, submit] = dispatches(gpu)?;
         done("dispatch");
         let readback = readback(gpu)?;
         done("readback");
         let copy = driver_copy.max(kernel_copy);
-        Ok(Ceilings { copy, kernel_copy, fma32, fma16, dispatch, pass, submit, readback })
+        Ok(Ceilings { copy, kernel_copy, fma32, fma16, coop, dispatch, pass, submit, readback })
     }
 
-    /// The least seconds for moving `bytes` and doing `flops`, and which of the two it is.
-    pub fn least(&self, bytes: f64, flops: f64) -> (f64, &'static str) {
-        let (moving, computing) = (bytes / self.copy, flops / self.fma32);
-        if moving >= computing { (moving, "copy") } else { (computing, "fma f32") }
+    /// The least seconds for moving `bytes` and doing `flops`, and which of the two it is. `half` says that operands are
+    /// f16: then matrix units may do it.
+    pub fn least(&self, bytes: f64, flops: f64, half: bool) -> (f64, &'static str) {
+        let (rate, name) = match self.coop {
+            Some(coop) if half && coop > self.fma32 => (coop, "coop f16"),
+            _ => (self.fma32, "fma f32"),
+        };
+        let (moving, computing) = (bytes / self.copy, flops / rate);
+        if moving >= computing { (moving, "copy") } else { (computing, name) }
     }
 }
 
@@ -120,6 +144,26 @@ fn fma_rate(gpu: &Gpu, element: &str, chains: u32, budget: Duration) -> Result<f
     })?;
     let flops = 2.0 * 4.0 * (chains * ROUNDS * 4) as f64 * (groups * 64) as f64;
     Ok(flops / stats.min)
+}
+
+/// Operations a second of independent chains of cooperative multiply-adds, a subgroup to a workgroup.
+fn coop_rate(gpu: &Gpu, budget: Duration) -> Result<Option<f64>> {
+    let Some(matrices) = gpu.coop_matrices() else { return Ok(None) };
+    let (size, groups) = (matrices.size, if gpu.is_software() { 64 } else { 8192 });
+    let mut best = 0.0f64;
+    for chains in [1, 4, 8] {
+        let source = coop(size, gpu.lanes(), chains);
+        let y = Tensor::empty(gpu, "coop", [groups * (chains * size * size) as usize], DType::F32);
+        let params: [f32; 2] = [0.5, 0.25];
+        let stats = measure(gpu, budget, |_| {
+            let (params, grid) = (bytemuck::cast_slice(&params), grid(groups));
+            let binds = vec![y.bind_mut(0)];
+            gpu.launch(Launch { op: "coop", source: &source, entry: "main", binds, params, grid, reuse: 0 });
+        })?;
+        let flops = 2.0 * (size as f64).powi(3) * (chains * ROUNDS * 4) as f64 * groups as f64;
+        best = best.max(flops / stats.min);
+    }
+    Ok(Some(best))
 }
 
 /// Seconds a dispatch: many in a pass, a pass each, a submit each.

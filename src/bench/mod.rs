@@ -40,6 +40,10 @@ pub struct Row {
     pub bytes: f64,
     /// Floating-point operations that must happen; 0 where moving is all.
     pub flops: f64,
+    /// Whether operands are f16, so that matrix units may do it.
+    pub half: bool,
+    /// The kernel chosen and its constants, where there is a choice.
+    pub constants: String,
     /// Ops in a call, for rows about the cost of many.
     pub ops: usize,
     /// Sets of inputs that calls take in turn, so that a cache does not flatter.
@@ -53,6 +57,17 @@ pub struct Row {
 }
 
 impl Row {
+    /// A row of f32 operands that moves and computes this much; what else it is follows.
+    pub fn new(
+        family: &'static str,
+        shape: String,
+        [bytes, flops]: [f64; 2],
+        run: Box<dyn Fn(usize) -> Tensor>,
+    ) -> Row {
+        let (constants, checks) = (String::new(), Vec::new());
+        Row { family, shape, bytes, flops, half: false, constants, ops: 1, sets: 1, run, before: 0, checks }
+    }
+
     /// `matmul 512x512x512`.
     pub fn name(&self) -> String {
         format!("{} {}", self.family, self.shape)

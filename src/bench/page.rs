@@ -63,7 +63,7 @@ pub fn markdown(runs: &[Run]) -> String {
 
 fn adapters(runs: &[Run], out: &mut String) {
     *out += "<h2>Adapters</h2>\n<table><tr><th>adapter</th><th>kind</th><th>backend, driver</th><th>date</th>\
-             <th>copy GB/s</th><th>fma f32 GFLOP/s</th><th>f16</th><th>dispatch us</th><th>pass</th><th>submit</th>\
+             <th>copy GB/s</th><th>fma f32 GFLOP/s</th><th>f16</th><th>matrix f16</th><th>dispatch us</th><th>pass</th><th>submit</th>\
              <th>readback</th></tr>\n";
     for (run, colour) in runs.iter().zip(COLOURS.iter().cycle()) {
         let (h, c) = (&run.host, &run.ceilings);
@@ -76,6 +76,7 @@ fn adapters(runs: &[Run], out: &mut String) {
             format!("{:.1}", c.copy * 1e-9),
             format!("{:.0}", c.fma32 * 1e-9),
             c.fma16.map_or("-".into(), |f| format!("{:.0}", f * 1e-9)),
+            c.coop.map_or("-".into(), |f| format!("{:.0}", f * 1e-9)),
             us(c.dispatch),
             us(c.pass),
             us(c.submit),

@@ -83,6 +83,8 @@ pub struct Record {
     pub flops: f64,
     /// See `bytes`.
     pub ops: u64,
+    /// The kernel chosen and its constants, where there is a choice.
+    pub constants: String,
     /// Which ceiling the row is held against.
     pub ceiling: String,
     /// The least time that the ceiling allows over the median.
@@ -91,7 +93,7 @@ pub struct Record {
 
 impl Record {
     pub(super) fn new(row: &Row, ceilings: &Ceilings, first: f64, stats: Stats) -> Record {
-        let (least, ceiling) = ceilings.least(row.bytes, row.flops);
+        let (least, ceiling) = ceilings.least(row.bytes, row.flops, row.half);
         // Many small ops may be fused into any number of dispatches: no ceiling then.
         let (fraction, ceiling) =
             if row.ops == 1 { (Some(least / stats.median), ceiling) } else { (None, "none") };
@@ -108,6 +110,7 @@ impl Record {
             bytes: row.bytes,
             flops: row.flops,
             ops: row.ops as u64,
+            constants: row.constants.clone(),
             ceiling: ceiling.into(),
             fraction,
         }
@@ -161,13 +164,13 @@ impl Run {
             json!({"line": "host", "adapter": h.adapter, "kind": h.kind, "backend": h.backend, "driver": h.driver,
                 "version": h.version, "unix_time": h.unix_time, "date": h.date(), "cores": h.cores}),
             json!({"line": "ceilings", "copy_bytes_s": c.copy, "kernel_copy_bytes_s": c.kernel_copy,
-                "fma32_flops": c.fma32, "fma16_flops": c.fma16, "dispatch_s": c.dispatch, "pass_s": c.pass,
+                "fma32_flops": c.fma32, "fma16_flops": c.fma16, "coop_flops": c.coop, "dispatch_s": c.dispatch, "pass_s": c.pass,
                 "submit_s": c.submit, "readback_s": c.readback}),
         ];
         lines.extend(self.records.iter().map(|r| {
             json!({"line": "row", "family": r.family, "shape": r.shape, "median_ms": r.median_ms, "min_ms": r.min_ms,
                 "max_ms": r.max_ms, "first_ms": r.first_ms, "samples": r.samples, "inner": r.inner, "clock": r.clock,
-                "bytes": r.bytes, "flops": r.flops, "ops": r.ops, "ceiling": r.ceiling, "fraction": r.fraction})
+                "bytes": r.bytes, "flops": r.flops, "ops": r.ops, "constants": r.constants, "ceiling": r.ceiling, "fraction": r.fraction})
         }));
         lines.into_iter().map(|line| line.to_string() + "\n").collect()
     }
@@ -201,6 +204,7 @@ impl Run {
                         kernel_copy: number("kernel_copy_bytes_s")?,
                         fma32: number("fma32_flops")?,
                         fma16: v["fma16_flops"].as_f64(),
+                        coop: v["coop_flops"].as_f64(),
                         dispatch: number("dispatch_s")?,
                         pass: number("pass_s")?,
                         submit: number("submit_s")?,
@@ -220,6 +224,7 @@ impl Run {
                     bytes: number("bytes")?,
                     flops: number("flops")?,
                     ops: number("ops")? as u64,
+                    constants: v["constants"].as_str().unwrap_or_default().to_string(),
                     ceiling: text("ceiling")?,
                     fraction: v["fraction"].as_f64(),
                 }),

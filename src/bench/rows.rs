@@ -1,8 +1,10 @@
 //! The case list: every kernel family at sizes that grow, with an f64 reference of a few elements each.
 
 use super::{Check, Row, train};
+use crate::dtype::DType;
 use crate::gpu::Gpu;
 use crate::nn::Mask;
+use crate::ops::matmul::tune::chosen;
 use crate::optim::{AdamW, AdamWConfig, Group};
 use crate::rng::Rng;
 use crate::step::Step;
@@ -52,25 +54,39 @@ impl Inputs {
         Inputs { host, sets }
     }
 
+    /// The same, stored as f16.
+    fn round(&mut self) {
+        for x in self.host.iter_mut().flatten() {
+            *x = half::f16::from_f32(*x).to_f32();
+        }
+        for x in self.sets.iter_mut().flatten() {
+            *x = x.cast(DType::F16);
+            x.evaluate();
+        }
+    }
+
     fn row(
         self,
         family: &'static str,
         shape: String,
-        [bytes, flops]: [f64; 2],
+        work: [f64; 2],
         checks: Vec<Check>,
         run: impl Fn(&[Tensor]) -> Tensor + 'static,
     ) -> Row {
         let sets = self.sets;
         let count = sets.len();
         let run = Box::new(move |i: usize| no_grad(|| run(&sets[i])));
-        Row { family, shape, bytes, flops, ops: 1, before: 0, sets: count, run, checks }
+        Row { sets: count, checks, ..Row::new(family, shape, work, run) }
     }
 }
 
-fn matmul(gpu: &Gpu, [batch, m, n, k]: [usize; 4]) -> Row {
+fn matmul(gpu: &Gpu, [batch, m, n, k]: [usize; 4], half: bool) -> Row {
     let (a, b) = (vec![batch, m, k], vec![batch, k, n]);
     let skip = (batch == 1) as usize;
-    let inputs = Inputs::new(gpu, &[&a[skip..], &b[skip..]]);
+    let mut inputs = Inputs::new(gpu, &[&a[skip..], &b[skip..]]);
+    if half {
+        inputs.round();
+    }
     let checks = [(0, 0, 0), (batch / 2, m / 2, n / 3), (batch - 1, m - 1, n - 1)]
         .iter()
         .map(|&(q, row, col)| {
@@ -82,8 +98,12 @@ fn matmul(gpu: &Gpu, [batch, m, n, k]: [usize; 4]) -> Row {
         })
         .collect();
     let shape = if batch > 1 { format!("{batch}x({m}x{k}x{n})") } else { format!("{m}x{k}x{n}") };
-    let work = [4.0 * (batch * (m * k + k * n + m * n)) as f64, 2.0 * (batch * m * n * k) as f64];
-    inputs.row("matmul", shape, work, checks, |x| x[0].matmul(&x[1]))
+    let size = if half { 2 } else { 4 };
+    let bytes = (batch * (size * (m * k + k * n) + 4 * m * n)) as f64;
+    let constants = chosen(&inputs.sets[0][0], &inputs.sets[0][1]);
+    let work = [bytes, 2.0 * (batch * m * n * k) as f64];
+    let family = if half { "matmul f16" } else { "matmul" };
+    Row { half, constants, ..inputs.row(family, shape, work, checks, |x| x[0].matmul(&x[1])) }
 }
 
 /// A row over `arrays` of `[rows, width]` whose reference is a function of one row of each.
@@ -214,7 +234,7 @@ fn embedding(gpu: &Gpu, [rows, width, count]: [usize; 3], backward: bool) -> Row
         gradient(y, dy, table)
     };
     let (family, sets) = ("embedding backward", sets.len());
-    Row { family, shape, bytes, flops: 0.0, ops: 1, before: 0, sets, run: Box::new(run), checks: vec![want] }
+    Row { sets, checks: vec![want], ..Row::new(family, shape, [bytes, 0.0], Box::new(run)) }
 }
 
 /// The gradient of a leaf; a fault of the device comes out where the result is read.
@@ -242,17 +262,7 @@ fn adamw(gpu: &Gpu, n: usize) -> Row {
         theta.clone()
     };
     let bytes = 7.0 * 4.0 * n as f64;
-    Row {
-        family: "adamw",
-        shape: n.to_string(),
-        bytes,
-        flops: 0.0,
-        ops: 1,
-        before: 0,
-        sets: 1,
-        run: Box::new(run),
-        checks,
-    }
+    Row { checks, ..Row::new("adamw", n.to_string(), [bytes, 0.0], Box::new(run)) }
 }
 
 /// Causal attention of `[batch, heads, tokens, size]`, forward or backward.
@@ -296,17 +306,26 @@ fn attention(gpu: &Gpu, [batch, heads, tokens, size]: [usize; 4], backward: bool
         let (y, leaves, dy) = &graphs[i];
         gradient(y, dy, &leaves[2])
     });
-    Row {
-        family: "attention backward",
-        shape: name,
-        bytes: 8.0 * array,
-        flops: 10.0 * pairs,
-        ops: 1,
-        before: 0,
-        sets,
-        run,
-        checks,
-    }
+    Row { sets, checks, ..Row::new("attention backward", name, [8.0 * array, 10.0 * pairs], run) }
+}
+
+/// One query a head against many keys: `[batch, heads, key heads, keys, size]`.
+fn decode(gpu: &Gpu, [batch, heads, kv_heads, keys, size]: [usize; 5]) -> Row {
+    let (q, kv) = ([batch, heads, 1, size], [batch, kv_heads, keys, size]);
+    let inputs = Inputs::new(gpu, &[&q[..], &kv, &kv]);
+    let [q, k, v] = [0, 1, 2].map(|i| &inputs.host[i]);
+    let score = |j: usize| {
+        let dot = (0..size).map(|d| q[d] as f64 * k[j * size + d] as f64).sum::<f64>();
+        (dot / (size as f64).sqrt()).exp()
+    };
+    let total: f64 = (0..keys).map(score).sum();
+    let want = (0..keys).map(|j| score(j) * v[j * size + 3] as f64).sum::<f64>() / total;
+    let checks = vec![Check { at: 3, want, bound: 1e-5 }];
+    let bytes = 4.0 * (2 * batch * (kv_heads * keys + heads) * size) as f64;
+    let work = [bytes, 4.0 * (batch * heads * keys * size) as f64];
+    let shape = format!("{batch}x{heads}/{kv_heads}x{keys}x{size}");
+    let run = |x: &[Tensor]| x[0].attention(&x[1], &x[2], &Mask::Causal);
+    inputs.row("attention, one query", shape, work, checks, run)
 }
 
 /// A thousand dependent small additions: a kernel each, or as one chain the engine may fuse.
@@ -327,17 +346,7 @@ fn adds(gpu: &Gpu, fused: bool) -> Row {
     let want = 1001.0 * host[5] as f64;
     let checks = vec![Check { at: 5, want, bound: 1e-3 * want.abs() }];
     let family = if fused { "adds in a chain" } else { "adds, a kernel each" };
-    Row {
-        family,
-        shape: "1000 of 1024".into(),
-        bytes: 0.0,
-        flops: 0.0,
-        ops: 1000,
-        before: 0,
-        sets: 1,
-        run: Box::new(run),
-        checks,
-    }
+    Row { ops: 1000, checks, ..Row::new(family, "1000 of 1024".into(), [0.0, 0.0], Box::new(run)) }
 }
 
 /// The thousand kernels again, from a recorded step.
@@ -374,7 +383,10 @@ pub fn rows(gpu: &Gpu, suite: Suite) -> Vec<(&'static str, Make<'_>)> {
         matmuls.push([1, 4096, 4096, 4096]);
     }
     for size in matmuls {
-        all.push(("matmul", Box::new(move || matmul(gpu, size))));
+        all.push(("matmul", Box::new(move || matmul(gpu, size, false))));
+    }
+    for size in if cpu { vec![1024] } else { vec![1024, 4096] } {
+        all.push(("matmul", Box::new(move || matmul(gpu, [1, size, size, size], true))));
     }
     for rows in if full { vec![256, 1024, 4096] } else { vec![4096] } {
         all.push(("softmax", Box::new(move || softmax(gpu, [rows, 1024]))));
@@ -399,6 +411,7 @@ pub fn rows(gpu: &Gpu, suite: Suite) -> Vec<(&'static str, Make<'_>)> {
             all.push(("attention", Box::new(move || attention(gpu, size, backward))));
         }
     }
+    all.push(("attention", Box::new(|| decode(gpu, [4, 32, 8, 2048, 64]))));
     for fused in [false, true] {
         all.push(("adds", Box::new(move || adds(gpu, fused))));
     }

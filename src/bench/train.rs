@@ -163,15 +163,5 @@ pub fn step(gpu: &Gpu, replayed: bool) -> Row {
     let flops = 6.0 * rows * matrices + 14.0 * pairs;
     let checks = vec![Check { at: 0, want: LOSS_50, bound: 2e-4 }];
     let shape = format!("V128 d128 h4 T128 B8 tied x4{}", if replayed { ", replayed" } else { "" });
-    Row {
-        family: "train_step",
-        shape,
-        bytes: 0.0,
-        flops,
-        ops: 1,
-        before: 50,
-        sets: 1,
-        run: Box::new(run),
-        checks,
-    }
+    Row { before: 50, checks, ..Row::new("train_step", shape, [0.0, flops], Box::new(run)) }
 }

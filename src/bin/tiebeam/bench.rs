@@ -87,7 +87,7 @@ fn one(gpu: &Gpu, args: &Args) -> Result<Run> {
         .filter(|(name, _)| args.words.is_empty() || args.words.iter().any(|w| name.contains(w.as_str())))
         .collect();
     let style = "{spinner} {pos}/{len} {wide_msg} {elapsed} so far, about {eta} to go";
-    let bar = ProgressBar::new(chosen.len() as u64 + 5);
+    let bar = ProgressBar::new(chosen.len() as u64 + 6);
     bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
     bar.set_message("ceilings");
     bar.enable_steady_tick(Duration::from_millis(200));
@@ -109,8 +109,9 @@ fn one(gpu: &Gpu, args: &Args) -> Result<Run> {
 
 fn show(c: &Ceilings) {
     let half = c.fma16.map_or("no f16".into(), |f| format!("f16 {:.1} GFLOP/s", f * 1e-9));
+    let coop = c.coop.map_or(String::new(), |f| format!(", cooperative matrices {:.1} GFLOP/s", f * 1e-9));
     println!(
-        "ceilings: copy {:.2} GB/s ({:.2} by our kernel), fma f32 {:.1} GFLOP/s, {half}",
+        "ceilings: copy {:.2} GB/s ({:.2} by our kernel), fma f32 {:.1} GFLOP/s, {half}{coop}",
         c.copy * 1e-9,
         c.kernel_copy * 1e-9,
         c.fma32 * 1e-9

@@ -1,10 +1,12 @@
 //! Measuring the kernels of a class of products, and the test that cooperative matrices must pass.
 
-use super::core::{Core, Problem, coop};
+use super::core::{Core, Problem, choose, coop};
+use super::operand::operand;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{CoopMatrices, Gpu};
 use crate::rng::Rng;
+use crate::shape::Shape;
 use crate::tape::no_grad;
 use crate::tensor::Tensor;
 use std::time::{Duration, Instant};
@@ -221,6 +223,18 @@ fn fast(gpu: &Gpu, size: usize) -> Result<bool> {
     let inputs = operands(gpu, &problem);
     let time = |core| seconds(gpu, &problem, core, &inputs, Duration::from_millis(20), f64::INFINITY);
     Ok(time(coop(size)[1])? < time(Core::Tiled { tile: [64, 64], thread: 8 })?)
+}
+
+/// The kernel that [`Tensor::matmul`] takes for these operands, before a long inner axis is split; for the benchmark.
+#[doc(hidden)]
+pub fn chosen(a: &Tensor, b: &Tensor) -> String {
+    let axes = a.shape().len();
+    let batch = Shape::new(&a.shape()[..axes - 2]);
+    let (left, right) = (operand(a, &batch, false), operand(b, &batch, true));
+    let [m, n, k] = [a.shape()[axes - 2], b.shape()[axes - 1], a.shape()[axes - 1]];
+    let half = left.half && right.half || a.gpu().rounds_products();
+    let (left, right) = (left.fragment, right.fragment);
+    choose(a.gpu(), &Problem { m, n, k, batch: batch.count(), left, right, half }).to_string()
 }
 
 /// The product by every kernel that could make it, for the tests: name and result.
