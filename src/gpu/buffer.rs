@@ -27,6 +27,8 @@ pub(crate) struct Pool {
     stats: MemoryStats,
     /// The most that tensors have held at once.
     high_water: u64,
+    /// Counts buffers given back to the driver.
+    trims: u64,
 }
 
 impl Pool {
@@ -41,7 +43,12 @@ impl Pool {
             let oldest = self.free.values_mut().filter(|f| !f.is_empty()).min_by_key(|free| free[0].0);
             let Some(free) = oldest else { return };
             self.stats.free -= free.remove(0).1.size();
+            self.trims += 1;
         }
+    }
+
+    pub fn trims(&self) -> u64 {
+        self.trims
     }
 
     fn take(&mut self, bytes: u64) {
@@ -206,6 +213,7 @@ impl Gpu {
 
     /// Gives the pool's free buffers back to the driver; returns their bytes.
     pub fn trim(&self) -> u64 {
+        lock(&self.0.recorder).groups.clear();
         let mut pool = lock(&self.0.pool);
         pool.free.clear();
         std::mem::take(&mut pool.stats.free)

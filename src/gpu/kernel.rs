@@ -8,6 +8,7 @@ use super::{Gpu, lock};
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Part of a buffer, bound at one slot of a kernel.
 #[derive(Clone)]
@@ -42,6 +43,7 @@ struct Key {
 }
 
 pub(super) struct Pipeline {
+    id: u64,
     pub raw: wgpu::ComputePipeline,
     layout: wgpu::BindGroupLayout,
     /// Operands that it reads as textures.
@@ -51,6 +53,43 @@ pub(super) struct Pipeline {
 /// Pipelines made so far; a failed one is kept too, so that it is compiled once and fails every time.
 #[derive(Default)]
 pub(crate) struct Cache(HashMap<Key, Result<Arc<Pipeline>>>);
+
+/// What a bind group depends on.
+#[derive(PartialEq, Eq, Hash)]
+pub(super) struct GroupKey {
+    pipeline: u64,
+    binds: Vec<(u32, wgpu::Buffer, u64, u64)>,
+}
+
+impl GroupKey {
+    fn new(pipeline: &Pipeline, binds: &[Bind], raws: &[&wgpu::Buffer]) -> GroupKey {
+        let bind = |(bind, raw): (&Bind, &&wgpu::Buffer)| (bind.binding, (*raw).clone(), bind.offset, bind.size);
+        GroupKey { pipeline: pipeline.id, binds: binds.iter().zip(raws).map(bind).collect() }
+    }
+}
+
+/// Bind groups of the steady state, where the pool hands the same buffers to the same kernels again. They keep their
+/// buffers alive, so all go when the pool gives buffers back, or when they are many.
+#[derive(Default)]
+pub(super) struct Groups {
+    made: HashMap<GroupKey, wgpu::BindGroup>,
+    trims: u64,
+}
+
+impl Groups {
+    pub fn clear(&mut self) {
+        self.made.clear();
+    }
+
+    fn get(&mut self, trims: u64, key: GroupKey, make: impl FnOnce() -> wgpu::BindGroup) -> wgpu::BindGroup {
+        const MOST: usize = 2048;
+        if self.trims != trims || self.made.len() >= MOST {
+            self.made.clear();
+            self.trims = trims;
+        }
+        self.made.entry(key).or_insert_with(make).clone()
+    }
+}
 
 /// `groups` workgroups as a grid within the 65535 per axis that every adapter has: `x` fastest.
 pub(crate) fn grid(groups: usize) -> [u32; 3] {
@@ -130,11 +169,20 @@ impl Gpu {
                 },
             })
             .collect();
-        let group = self.0.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(launch.op),
-            layout: &pipeline.layout,
-            entries: &entries,
-        });
+        let make = || {
+            self.0.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(launch.op),
+                layout: &pipeline.layout,
+                entries: &entries,
+            })
+        };
+        // A recorded step has buffers of its own, and keeps its groups.
+        let group = if pipeline.texels.is_empty() && !capture::active(self) {
+            let trims = lock(&self.0.pool).trims();
+            recorder.groups.get(trims, GroupKey::new(&pipeline, &launch.binds, &raws), make)
+        } else {
+            make()
+        };
         let pass = recorder.pass(self);
         pass.set_pipeline(&pipeline.raw);
         pass.set_bind_group(0, &group, &[]);
@@ -230,6 +278,7 @@ impl Gpu {
             return Err(Error::Shader { file: file(), line: 0, message: error.to_string() });
         }
         tracing::debug!(op = launch.op, entry = launch.entry, ms = started.elapsed().as_millis(), "compiled");
-        Ok(Pipeline { raw, layout, texels })
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Ok(Pipeline { id: NEXT.fetch_add(1, Ordering::Relaxed), raw, layout, texels })
     }
 }

@@ -22,6 +22,7 @@ pub(crate) struct Recorder {
     /// Of all batches.
     total: u64,
     uploaded: u64,
+    pub(super) groups: super::kernel::Groups,
     flights: VecDeque<wgpu::SubmissionIndex>,
     /// Operands as textures, where those are faster to read.
     pub(super) scratch: Vec<super::texel::Scratch>,
