@@ -6,6 +6,7 @@ use crate::gpu::Gpu;
 use crate::gpu::buffer::Reading;
 use crate::gpu::fuse::{Arg, Place, Scalar, Value};
 use crate::gpu::kernel::Bind;
+use crate::gpu::transpose::Transpose;
 use crate::shape::{self, Shape, Strides};
 use crate::tape::{self, Edge, Node, Op};
 use std::fmt;
@@ -182,7 +183,15 @@ impl Tensor {
         if self.is_contiguous() && (self.offset * self.dtype().size()).is_multiple_of(align) {
             return self.clone();
         }
-        let mut copy = [Tensor::lazy("contiguous", "$0", self.dtype(), self.shape, &[self])];
+        let turned = Transpose::of(self.dtype(), &self.shape, &self.strides, self.offset);
+        let mut copy = [match turned {
+            Some(turned) => {
+                let y = Tensor::empty(self.gpu(), "transpose", self.shape, self.dtype());
+                turned.run(&self.value, &y.place());
+                y
+            }
+            None => Tensor::lazy("contiguous", "$0", self.dtype(), self.shape, &[self]),
+        }];
         tape::record(&mut copy, &[self], || Box::new(Identity));
         let [copy] = copy;
         copy

@@ -242,6 +242,16 @@ struct Leaf {
     strides: Strides,
     offset: usize,
     walk: Walk,
+    /// Strided, but every four elements of the walk are a vector in memory.
+    whole: bool,
+}
+
+impl Leaf {
+    fn is_whole(&self, sizes: &[usize], strides: &[usize]) -> bool {
+        let last = sizes.len() - 1;
+        let steps = strides[..last].iter().chain([&self.offset, &sizes[last]]);
+        strides[last] == 1 && steps.into_iter().all(|step| step.is_multiple_of(4))
+    }
 }
 
 /// A kernel being generated.
@@ -339,7 +349,14 @@ impl<'a> Program<'a> {
             } else {
                 (Walk::Strided, offset)
             };
-            self.leaves.push(Leaf { value: value.clone(), place, strides: *strides, offset, walk });
+            self.leaves.push(Leaf {
+                value: value.clone(),
+                place,
+                strides: *strides,
+                offset,
+                walk,
+                whole: false,
+            });
             self.leaves.len() - 1
         })
     }
@@ -349,6 +366,9 @@ impl<'a> Program<'a> {
         let room = gpu.max_bindings().saturating_sub(self.leaves.len() + 1);
         let outputs = self.held_elsewhere(room);
         let (sizes, strides, strided) = self.walks();
+        for (at, &leaf) in strided.iter().enumerate() {
+            self.leaves[leaf].whole = self.leaves[leaf].is_whole(&sizes, &strides[at]);
+        }
         let source = self.source(&outputs, accumulate, &sizes, &strides, &strided);
 
         let vectors = self.root.count.div_ceil(4);
@@ -443,7 +463,7 @@ impl<'a> Program<'a> {
         s.push_str(" }\nvar<immediate> p: Params;\n#import elementwise\n");
 
         for (i, leaf) in self.leaves.iter().enumerate() {
-            let element = stored(leaf.value.dtype, leaf.walk == Walk::Plain);
+            let element = stored(leaf.value.dtype, leaf.walk == Walk::Plain || leaf.whole);
             writeln!(s, "@group(0) @binding({i}) var<storage, read> x{i}: array<{element}>;").unwrap();
         }
         let first = self.leaves.len();
@@ -501,7 +521,16 @@ impl<'a> Program<'a> {
         writeln!(s, "    return at + rest * p.t{leaf}_0;\n}}").unwrap();
         write!(s, "fn read{leaf}(e: u32) -> vec4<{ty}> {{\n    ").unwrap();
         let step = format!("p.t{leaf}_{}", axes - 1);
-        if together && inner == 0 {
+        if self.leaves[leaf].whole {
+            let vector = format!("x{leaf}[index{leaf}(e) / 4u]");
+            let value = match self.leaves[leaf].value.dtype {
+                DType::F16 => {
+                    format!("vec4<f32>(unpack2x16float({vector}.x), unpack2x16float({vector}.y))")
+                }
+                _ => vector,
+            };
+            writeln!(s, "return {value};\n}}").unwrap();
+        } else if together && inner == 0 {
             writeln!(s, "let a = index{leaf}(e);\n    return vec4<{ty}>({});\n}}", element("a")).unwrap();
         } else if together {
             let lanes: Vec<String> = (0..4).map(|j| element(&format!("a + {j}u * {step}"))).collect();

@@ -63,7 +63,8 @@ pub(super) struct GroupKey {
 
 impl GroupKey {
     fn new(pipeline: &Pipeline, binds: &[Bind], raws: &[&wgpu::Buffer]) -> GroupKey {
-        let bind = |(bind, raw): (&Bind, &&wgpu::Buffer)| (bind.binding, (*raw).clone(), bind.offset, bind.size);
+        let bind =
+            |(bind, raw): (&Bind, &&wgpu::Buffer)| (bind.binding, (*raw).clone(), bind.offset, bind.size);
         GroupKey { pipeline: pipeline.id, binds: binds.iter().zip(raws).map(bind).collect() }
     }
 }

@@ -10,6 +10,7 @@ pub mod record;
 pub mod shader;
 mod texel;
 pub mod timer;
+pub(crate) mod transpose;
 
 use crate::error::{Error, Result};
 use std::fmt;

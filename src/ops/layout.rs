@@ -285,7 +285,7 @@ impl Op for Concat {
 }
 
 pub(super) fn variants() -> Vec<Source> {
-    vec![Source::file("concat")]
+    vec![Source::file("concat"), Source::file("transpose")]
 }
 
 /// The reference of any view: element `i` of the result is element `from(i)` of the input.
@@ -295,6 +295,26 @@ fn gathered(shape: impl Into<Shape>, x: &Array, from: impl Fn(usize) -> usize) -
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
+        // Whole vectors: copied in blocks, or read four at a time.
+        Case::new("transposed copy", vec![Input::normal([36, 40])], |x| x[0].t().contiguous(), |x| {
+            gathered([40, 36], &x[0], |i| i % 36 * 40 + i / 36)
+        }),
+        Case::new("transposed copies of a part", vec![Input::normal([3, 8, 44])], |x| x[0].slice(2, 4..40).transpose(1, 2).contiguous(), |x| {
+            gathered([3, 36, 8], &x[0], |i| i / 288 * 352 + i % 8 * 44 + 4 + i / 8 % 36)
+        }),
+        Case::new("transposed integers", vec![Input::integers([8, 12], DType::U32, 0, 1 << 20)], |x| x[0].t().contiguous(), |x| {
+            gathered([12, 8], &x[0], |i| i % 8 * 12 + i / 8)
+        })
+        .exact(),
+        Case::new("heads", vec![Input::normal([2, 5, 3, 8])], |x| x[0].transpose(1, 2).contiguous(), |x| {
+            gathered([2, 3, 5, 8], &x[0], |i| i / 120 * 120 + i / 8 % 5 * 24 + i / 40 % 3 * 8 + i % 8)
+        }),
+        Case::new("part in vectors", vec![Input::normal([5, 16])], |x| x[0].slice(1, 4..12).scale(2.0), |x| {
+            Array::from_fn([5, 8], |i| 2.0 * x[0].data[i / 8 * 16 + 4 + i % 8])
+        }),
+        Case::new("part in vectors of f16", vec![Input::normal([5, 16]).dtype(DType::F16).fixed()], |x| x[0].slice(1, 4..12).scale(2.0), |x| {
+            Array::from_fn([5, 8], |i| 2.0 * x[0].data[i / 8 * 16 + 4 + i % 8])
+        }),
         Case::new("reshape of a transpose", vec![Input::normal([5, 7])], |x| x[0].t().reshape([7, 5]).scale(2.0), |x| {
             Array::from_fn([7, 5], |i| 2.0 * x[0].data[i % 5 * 7 + i / 5])
         }),

@@ -1,0 +1,59 @@
+//! Copies whose fastest axis changes, by blocks: element by element one side would touch a memory line for each element.
+
+use super::fuse::{Place, Value};
+use super::kernel::{Bind, Launch};
+use super::shader::Source;
+use crate::dtype::DType;
+use crate::shape::{Shape, Strides, collapse};
+
+/// A copy `[batch, rows, cols]` of an array in which `rows` is the fastest axis.
+pub(crate) struct Transpose {
+    batch: usize,
+    rows: usize,
+    cols: usize,
+    /// Of the array: where it begins, from batch to batch, from column to column.
+    steps: [usize; 3],
+}
+
+impl Transpose {
+    /// The copy that makes `shape` contiguous, where it is one of these and all sizes and steps are whole vectors.
+    pub fn of(dtype: DType, shape: &Shape, strides: &Strides, offset: usize) -> Option<Transpose> {
+        let (sizes, merged) = collapse(shape, std::slice::from_ref(strides));
+        let (sizes, steps) = (&sizes[..], &merged[0][..]);
+        let (batch, batch_step, sizes, steps) = match sizes.len() {
+            2 => (1, 0, sizes, steps),
+            3 => (sizes[0], steps[0], &sizes[1..], &steps[1..]),
+            _ => return None,
+        };
+        let whole = [offset, batch_step, steps[1], sizes[0], sizes[1]].iter().all(|v| v.is_multiple_of(4));
+        let fits = dtype.size() == 4 && steps[0] == 1 && steps[1] > 0 && whole && batch < 1 << 16;
+        let [rows, cols] = [sizes[0], sizes[1]];
+        fits.then_some(Transpose { batch, rows, cols, steps: [offset, batch_step, steps[1]] })
+    }
+
+    /// Copies from `x` to `y`.
+    pub fn run(&self, x: &Value, y: &Place) {
+        let from = x.place();
+        let bytes = x.dtype.buffer_bytes(x.count);
+        let to = x.dtype.buffer_bytes(self.batch * self.rows * self.cols);
+        let bind = |binding, place: &Place, size, write| Bind {
+            binding,
+            buffer: place.buffer.clone(),
+            offset: place.offset,
+            size,
+            write,
+        };
+        let [offset, batch_step, row_step] = self.steps;
+        let params = [self.rows, self.cols, offset, batch_step, row_step].map(|v| v as u32 / 4);
+        let groups = |size: usize| size.div_ceil(32) as u32;
+        x.gpu.launch(Launch {
+            op: "transpose",
+            source: &Source::file("transpose"),
+            entry: "main",
+            binds: vec![bind(0, &from, bytes, false), bind(1, y, to, true)],
+            params: bytemuck::cast_slice(&params),
+            grid: [groups(self.rows), groups(self.cols), self.batch as u32],
+            reuse: 1,
+        });
+    }
+}
