@@ -63,7 +63,7 @@ fn a_file_that_cannot_be_trusted_is_left_out() {
     let key = tuned.choices().into_keys().next().unwrap();
     // Cut short, not text, of other kernels: nothing is taken from it.
     let broken = [
-        text[..head.len() / 2].as_bytes().to_vec(),
+        text.as_bytes()[..head.len() / 2].to_vec(),
         vec![0xff; 100],
         text.replacen(head, "tiebeam 1 something else", 1).into_bytes(),
         format!("{head}\nno choice\n").into_bytes(),
