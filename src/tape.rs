@@ -29,7 +29,7 @@ pub(crate) struct Node {
     id: u64,
     op: Option<Box<dyn Op>>,
     inputs: Vec<Input>,
-    /// Where an optimizer wants this leaf's gradient.
+    /// Where an optimizer wants this leaf's gradient, or an op those of its outputs.
     home: OnceLock<Home>,
 }
 
@@ -45,12 +45,14 @@ pub(crate) struct Edge {
     pub output: usize,
 }
 
-/// A leaf's part of a gradient arena.
+/// A leaf's part of a gradient arena, or the arena of an op's outputs.
 #[derive(Clone)]
 pub(crate) struct Home {
     pub arena: Arc<ArenaLayout>,
-    /// In bytes.
+    /// Of the first output, in bytes.
     pub offset: u64,
+    /// From output to output.
+    pub step: u64,
 }
 
 /// The size of one gradient arena; each backward pass takes its buffer from the pool.
@@ -141,6 +143,19 @@ pub(crate) fn record(outputs: &mut [Tensor], inputs: &[&Tensor], op: impl FnOnce
     let node = Arc::new(Node { id: next_id(), op: Some(op()), inputs, home: OnceLock::new() });
     for (output, tensor) in outputs.iter_mut().enumerate() {
         tensor.edge = Some(Edge { node: node.clone(), output });
+    }
+}
+
+/// The same for outputs of one shape whose gradients shall lie side by side, so that the op's backward half reads them as
+/// one array: see [`Sink::joined`].
+pub(crate) fn record_parts(outputs: &mut [Tensor], inputs: &[&Tensor], op: impl FnOnce() -> Box<dyn Op>) {
+    record(outputs, inputs, op);
+    let (gpu, step) = (outputs[0].gpu().clone(), DType::F32.buffer_bytes(outputs[0].count()));
+    if let Some(edge) = &outputs[0].edge
+        && step.is_multiple_of(gpu.limits().min_storage_buffer_offset_alignment as u64)
+    {
+        let arena = Arc::new(ArenaLayout { gpu, bytes: step * outputs.len() as u64 });
+        edge.node.settle(Home { arena, offset: 0, step });
     }
 }
 
@@ -264,6 +279,24 @@ impl Sink<'_> {
         }
     }
 
+    /// The gradients of all `count` outputs as one array `[count, ..]`, where [`record_parts`] could place them so; zeros for
+    /// those that did not arrive.
+    pub fn joined(&mut self, dy: &[Option<Tensor>], count: usize) -> Option<Tensor> {
+        let shape = *dy.iter().flatten().next()?.shape();
+        self.node.home.get()?;
+        for output in 0..count {
+            if !matches!(dy.get(output), Some(Some(_))) {
+                let home = self.walk.home(self.node, output, &shape)?;
+                write(&Tensor::zeros(home.gpu(), shape), home, false);
+            }
+        }
+        let first = self.walk.home(self.node, 0, &shape)?.place();
+        let mut sizes = vec![count];
+        sizes.extend(&*shape);
+        let gpu = &self.node.home.get()?.arena.gpu;
+        Some(Tensor::from_place(gpu, Shape::new(&sizes), DType::F32, first))
+    }
+
     /// Differentiates a graph recorded just now, inside this backward pass, and returns the gradients of `leaves`.
     fn inner(
         &mut self,
@@ -298,13 +331,14 @@ impl Walk {
         }
     }
 
-    fn home(&mut self, node: &Node, shape: &Shape) -> Option<Tensor> {
+    fn home(&mut self, node: &Node, output: usize, shape: &Shape) -> Option<Tensor> {
         let home = node.home.get()?;
         let arena = self.arenas.entry(Arc::as_ptr(&home.arena)).or_insert_with(|| Arena {
             layout: home.arena.clone(),
             buffer: home.arena.gpu.alloc("gradients", home.arena.bytes),
         });
-        let place = Place { buffer: arena.buffer.clone(), offset: home.offset };
+        let offset = home.offset + home.step * output as u64;
+        let place = Place { buffer: arena.buffer.clone(), offset };
         Some(Tensor::from_place(&home.arena.gpu, *shape, DType::F32, place))
     }
 
@@ -314,7 +348,7 @@ impl Walk {
         let leaf = edge.node.is_leaf();
         match self.slots.remove(&key) {
             None => {
-                let slot = match leaf.then(|| self.home(&edge.node, dx.shape())).flatten() {
+                let slot = match self.home(&edge.node, edge.output, dx.shape()) {
                     Some(home) => Slot { sum: write(&dx, home, false), owned: true },
                     None => Slot { sum: dx, owned: false },
                 };
@@ -340,7 +374,7 @@ impl Walk {
         let key = (edge.node.id, edge.output);
         match self.slots.remove(&key) {
             None => {
-                let into = match edge.node.is_leaf().then(|| self.home(&edge.node, shape)).flatten() {
+                let into = match self.home(&edge.node, edge.output, shape) {
                     Some(home) => Into::Write(home),
                     None => Into::New,
                 };
@@ -368,6 +402,10 @@ impl Walk {
             if let Some(op) = &node.op {
                 let _span = tracing::trace_span!("backward", op = op.name()).entered();
                 op.backward(&dy, &mut Sink { walk: self, node: &node });
+                // The gradients of an op's outputs are done with.
+                if let Some(home) = node.home.get() {
+                    self.arenas.remove(&Arc::as_ptr(&home.arena));
+                }
             }
         }
     }

@@ -126,7 +126,7 @@ impl Arenas {
         let arenas: Vec<Arena> = sizes.into_iter().map(arena).collect();
         for leaf in &leaves {
             let Arena { layout, params, .. } = &arenas[leaf.arena];
-            let home = Home { arena: layout.clone(), offset: leaf.offset };
+            let home = Home { arena: layout.clone(), offset: leaf.offset, step: 0 };
             assert!(
                 leaf.tensor.edge.as_ref().is_some_and(|edge| edge.node.settle(home)),
                 "{op}: `{}` belongs to another optimizer; make a new leaf with detach().requires_grad()",
