@@ -34,6 +34,7 @@ alias MatrixC = coop_mat16x16<f32, C>;
 #import rhs = rhs_plain
 #import rhs_word = rhs_f32
 #import site = site_none
+#import hash
 #import store = store_plain
 #import place = place_plain
 #import pieces = pieces_of_1

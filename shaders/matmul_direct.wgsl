@@ -22,6 +22,7 @@ const THREADS: u32 = FLAT * DEEP;
 #import rhs = rhs_plain
 #import rhs_word = rhs_f32
 #import site = site_none
+#import hash
 #import store = store_plain
 #import place = place_plain
 #import pieces = pieces_of_1

@@ -11,6 +11,7 @@ var<immediate> p: Params;
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 
 #import site = site_tied
+#import hash
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {

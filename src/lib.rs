@@ -10,6 +10,7 @@ pub mod dtype;
 pub mod error;
 pub mod files;
 pub mod gpu;
+pub mod linalg;
 pub mod models;
 pub mod nn;
 pub mod ops;

@@ -153,7 +153,13 @@ fn every_variant_translates_to_every_target() {
     let bench = tiebeam::bench::ceilings::shader_variants();
     #[cfg(not(feature = "cli"))]
     let bench = Vec::new();
-    let variants = [tiebeam::ops::shader_variants(), tiebeam::optim::shader_variants(), bench].concat();
+    let variants = [
+        tiebeam::ops::shader_variants(),
+        tiebeam::share::shader_variants(),
+        tiebeam::optim::shader_variants(),
+        bench,
+    ]
+    .concat();
     let (mut problems, files, entries) = translate_all(&variants);
     let kernels = names()
         .into_iter()

@@ -3,6 +3,8 @@
 //! `TIEBEAM_VECTORS=DIR` reads another folder with the same subfolders and file names. A family that is absent there is
 //! reported as ignored; a file missing inside a present family fails.
 
+#[path = "support/sharing.rs"]
+mod sharing;
 mod support;
 #[path = "support/tying.rs"]
 mod tying;
@@ -22,10 +24,14 @@ type Check = fn(&std::path::Path);
 
 fn main() {
     let args = Arguments::from_args();
-    let files: [(&str, &str, Check); 3] = [
+    let files: [(&str, &str, Check); 7] = [
         ("tying", "tied_gpt_rms", tying::tied_gpt),
         ("tying", "tied_gpt_ln", tying::tied_gpt),
         ("tying", "adamw_tied", tying::adamw_tied),
+        ("tying", "masa", sharing::masa),
+        ("tying", "mor_expert_choice", sharing::mor_expert_choice),
+        ("tying", "rps_hashed", sharing::rps_hashed),
+        ("tying", "shards_and_mixed_depth", sharing::shards_and_mixed_depth),
     ];
     let trials = files
         .into_iter()

@@ -1,3 +1,4 @@
 //! Models made of the floors below.
 
+pub mod mor;
 pub mod recursive;

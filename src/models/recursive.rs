@@ -10,7 +10,7 @@ use crate::nn::{
 };
 use crate::ops::site::Site;
 use crate::rng::Rng;
-use crate::share::{LowRank, Tied};
+use crate::share::{Dictionary, Factored, LowRank, Tied};
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,6 +28,26 @@ pub enum Sharing {
         rank: usize,
         /// Constant factor.
         scale: f32,
+    },
+    /// The matrices of `blocks` blocks in turn (CYCLE): depth `t` uses those of block `t mod blocks`. With `rank` above 0, each
+    /// depth has a low-rank part of its own.
+    Cycle {
+        /// Blocks stored; must divide the depth.
+        blocks: usize,
+        /// Rows of A, or 0.
+        rank: usize,
+    },
+    /// Attention from a dictionary of `atoms` atoms a projection (MASA); the rest is each depth's own.
+    Dictionary {
+        /// Atoms of each projection.
+        atoms: usize,
+        /// Whether the output projection is from a dictionary too (QKVO), or each depth's own (QKV).
+        output: bool,
+    },
+    /// Attention matrices of this rank, each depth's own.
+    LowRank {
+        /// Inner size.
+        rank: usize,
     },
 }
 
@@ -57,6 +77,9 @@ impl Config {
             Sharing::None => "none".to_string(),
             Sharing::Tied => "tied".to_string(),
             Sharing::TiedLora { rank, scale } => format!("tied-lora rank {rank} scale {scale}"),
+            Sharing::Cycle { blocks, rank } => format!("cycle {blocks} rank {rank}"),
+            Sharing::Dictionary { atoms, output } => format!("dictionary {atoms} output {output}"),
+            Sharing::LowRank { rank } => format!("low-rank {rank}"),
         };
         let sizes = [
             ("vocab", self.vocab),
@@ -75,6 +98,8 @@ impl Config {
 
 /// The model. Blocks of a shared model are handles on the same leaves.
 pub struct Recursive {
+    /// Of q, k, v and o where attention comes from dictionaries: their weights replace those of the blocks in every pass.
+    pub dictionaries: Vec<Dictionary>,
     /// Sizes and kinds.
     pub config: Config,
     /// Token vectors; also the output head.
@@ -90,10 +115,15 @@ pub struct Recursive {
 /// `q k v o up down`, as stored once.
 type Matrices = [Tensor; 6];
 
-fn matrices(gpu: &Gpu, c: &Config, rng: &mut Rng) -> Matrices {
-    // GPT-2's start: 0.02-like for width 768, scaled with width; what is added to the stream shrinks with its length.
+/// Standard deviations at the start, of most matrices and of those whose result is added to the stream. GPT-2's: 0.02-like
+/// for width 768, scaled with width; what is added shrinks with the stream's length.
+fn stds(c: &Config) -> [f32; 2] {
     let std = (0.4 / c.width as f32).sqrt();
-    let added = std / (2.0 * c.depth as f32).sqrt();
+    [std, std / (2.0 * c.depth as f32).sqrt()]
+}
+
+fn matrices(gpu: &Gpu, c: &Config, rng: &mut Rng) -> Matrices {
+    let [std, added] = stds(c);
     let (d, f) = (c.width, c.hidden);
     [
         Init::Normal(std).leaf(gpu, [d, d], rng),
@@ -105,33 +135,48 @@ fn matrices(gpu: &Gpu, c: &Config, rng: &mut Rng) -> Matrices {
     ]
 }
 
+/// A low-rank part for `theta`, zero at the start.
+fn lora(gpu: &Gpu, theta: &Tensor, rank: usize, scale: f32, rng: &mut Rng) -> Arc<dyn Site> {
+    let (out, inner) = (theta.shape()[0], theta.shape()[1]);
+    let a = Init::Normal((1.0 / inner as f32).sqrt()).leaf(gpu, [rank, inner], rng);
+    let b = Init::Zeros.leaf(gpu, [out, rank], rng);
+    Arc::new(LowRank::new(theta, &a, &b, scale))
+}
+
+/// A product of two factors that starts with the variance of `theta`.
+fn factored(gpu: &Gpu, theta: &Tensor, std: f32, rank: usize, rng: &mut Rng) -> Arc<dyn Site> {
+    let (out, inner) = (theta.shape()[0], theta.shape()[1]);
+    let a = Init::Normal((1.0 / inner as f32).sqrt()).leaf(gpu, [rank, inner], rng);
+    let b = Init::Normal(std * (inner as f32 / rank as f32).sqrt()).leaf(gpu, [out, rank], rng);
+    Arc::new(Factored::new(&a, &b))
+}
+
 fn block(gpu: &Gpu, c: &Config, stored: &Matrices, rng: &mut Rng) -> Block {
-    let mut site = |theta: &Tensor| -> Linear {
+    let mut site = |i: usize| -> Linear {
+        let theta = &stored[i];
         let site: Arc<dyn Site> = match c.sharing {
-            Sharing::TiedLora { rank, scale } => {
-                let (out, inner) = (theta.shape()[0], theta.shape()[1]);
-                let a = Init::Normal((1.0 / inner as f32).sqrt()).leaf(gpu, [rank, inner], rng);
-                let b = Init::Zeros.leaf(gpu, [out, rank], rng);
-                Arc::new(LowRank::new(theta, &a, &b, scale))
-            }
+            Sharing::TiedLora { rank, scale } => lora(gpu, theta, rank, scale, rng),
+            Sharing::Cycle { rank, .. } if rank > 0 => lora(gpu, theta, rank, 1.0, rng),
+            Sharing::LowRank { rank } if i < 4 => factored(gpu, theta, stds(c)[(i == 3) as usize], rank, rng),
             _ => Arc::new(Tied::new(theta)),
         };
         Linear::from_site(site, None)
     };
-    let [q, k, v, o, up, down] = stored;
+    let [q, k, v, o, up, down] = [0, 1, 2, 3, 4, 5].map(&mut site);
     Block {
         norm1: Norm::rms(gpu, c.width, 1e-5),
-        attention: Attention {
-            q: site(q),
-            k: site(k),
-            v: site(v),
-            o: site(o),
-            heads: c.heads,
-            kv_heads: c.heads,
-        },
+        attention: Attention { q, k, v, o, heads: c.heads, kv_heads: c.heads },
         norm2: Norm::rms(gpu, c.width, 1e-5),
-        mlp: Mlp { up: site(up), down: site(down), activation: Activation::GeluTanh },
+        mlp: Mlp { up, down, activation: Activation::GeluTanh },
     }
+}
+
+fn dictionaries(gpu: &Gpu, c: &Config, rng: &mut Rng) -> Vec<Dictionary> {
+    let Sharing::Dictionary { atoms, output } = c.sharing else { return Vec::new() };
+    let [std, added] = stds(c);
+    let scales = [std, std, std, added];
+    let wanted = if output { &scales[..] } else { &scales[..3] };
+    wanted.iter().map(|&s| Dictionary::random(gpu, c.depth, atoms, [c.width, c.width], s, rng)).collect()
 }
 
 impl Recursive {
@@ -152,14 +197,27 @@ impl Recursive {
         let embedding =
             Embedding::new(gpu, c.vocab, c.width, Init::Normal((1.0 / c.width as f32).sqrt()), rng);
         let positions = Init::Normal(0.02).leaf(gpu, [c.context, c.width], rng);
-        let shared = matrices(gpu, c, rng);
+        let distinct = match c.sharing {
+            Sharing::Tied | Sharing::TiedLora { .. } => 1,
+            Sharing::Cycle { blocks, .. } => blocks,
+            _ => c.depth,
+        };
+        assert!(
+            distinct > 0 && c.depth.is_multiple_of(distinct),
+            "recursive: {distinct} blocks in turn for depth {}",
+            c.depth
+        );
+        let mut stored: Vec<Matrices> = Vec::new();
         let blocks = (0..c.depth)
-            .map(|depth| match c.sharing {
-                Sharing::None if depth > 0 => block(gpu, c, &matrices(gpu, c, rng), rng),
-                _ => block(gpu, c, &shared, rng),
+            .map(|depth| {
+                if depth < distinct {
+                    stored.push(matrices(gpu, c, rng));
+                }
+                block(gpu, c, &stored[depth % distinct], rng)
             })
             .collect();
-        Recursive { config, embedding, positions, blocks, norm: Norm::rms(gpu, config.width, 1e-5) }
+        let norm = Norm::rms(gpu, config.width, 1e-5);
+        Recursive { dictionaries: dictionaries(gpu, c, rng), config, embedding, positions, blocks, norm }
     }
 
     /// The residual stream after each depth, for `tokens [batch, tokens]`.
@@ -176,13 +234,24 @@ impl Recursive {
             self.positions.slice(0, 0..length)
         };
         let mut x = self.embedding.forward(tokens).add(&positions);
-        self.blocks
+        self.blocks_now()
             .iter()
             .map(|block| {
                 x = block.forward(&x, &Mask::Causal);
                 x.clone()
             })
             .collect()
+    }
+
+    /// The blocks with the weights that the dictionaries make now, all layers in one pass.
+    pub fn blocks_now(&self) -> Vec<Block> {
+        let mut blocks = self.blocks.clone();
+        for (i, dictionary) in self.dictionaries.iter().enumerate() {
+            for (block, weight) in blocks.iter_mut().zip(dictionary.weights()) {
+                attention_layer(block, i).weight = weight;
+            }
+        }
+        blocks
     }
 
     /// Scores of the next token at every position: `[batch, tokens, vocab]`.
@@ -204,11 +273,33 @@ impl Recursive {
     }
 }
 
+/// q, k, v or o.
+fn attention_layer(block: &mut Block, i: usize) -> &mut Linear {
+    let a = &mut block.attention;
+    match i {
+        0 => &mut a.q,
+        1 => &mut a.k,
+        2 => &mut a.v,
+        _ => &mut a.o,
+    }
+}
+
 impl Module for Recursive {
     fn parameters(&self, path: &str, all: &mut Parameters) {
         self.embedding.parameters(&join(path, "embedding"), all);
         all.add(join(path, "positions"), &self.positions);
-        for (depth, block) in self.blocks.iter().enumerate() {
+        for (name, dictionary) in ["q", "k", "v", "o"].iter().zip(&self.dictionaries) {
+            all.store(join(path, &format!("dictionary.{name}.atoms")), &dictionary.atoms);
+            all.store(join(path, &format!("dictionary.{name}.coefficients")), &dictionary.coefficients);
+        }
+        let mut blocks = self.blocks.clone();
+        // Made by the dictionaries, which are listed: used, not stored.
+        for (i, dictionary) in self.dictionaries.iter().enumerate() {
+            for (layer, block) in blocks.iter_mut().enumerate() {
+                attention_layer(block, i).weight = dictionary.site(layer);
+            }
+        }
+        for (depth, block) in blocks.iter().enumerate() {
             block.parameters(&join(path, &format!("blocks.{depth}")), all);
         }
         self.norm.parameters(&join(path, "norm"), all);

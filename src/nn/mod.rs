@@ -48,7 +48,8 @@ impl Parameters {
         }
     }
 
-    fn store(&mut self, name: impl Into<String>, leaf: &Tensor) {
+    /// Adds a leaf that sites make weights of: stored, not used as it is.
+    pub fn store(&mut self, name: impl Into<String>, leaf: &Tensor) {
         let Some(id) = leaf.leaf_id() else { return };
         if self.seen.insert(id) {
             self.named.push((name.into(), leaf.clone()));

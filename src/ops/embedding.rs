@@ -6,7 +6,7 @@ use crate::dtype::DType;
 use crate::gpu::kernel::{Bind, Launch, grid};
 use crate::gpu::shader::Source;
 use crate::shape::{self, Shape};
-use crate::tape::{Op, Saved, Sink};
+use crate::tape::{Into, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
 /// Ids as flat u32; a negative one becomes larger than any axis, so that it is outside.
@@ -68,6 +68,23 @@ fn select(x: &Tensor, axis: usize, ids: &Tensor) -> Tensor {
     y.cast(x.dtype())
 }
 
+/// The adjoint of [`select`]: `dx [shape]` with `dx[.., ids[i], ..] = sum dy[.., i, ..]`, added up in a fixed order.
+pub(crate) fn sum_by_index(dy: &Tensor, axis: usize, shape: Shape, ids: &Tensor, into: Into) -> Tensor {
+    let (gpu, dy) = (dy.gpu(), dy.contiguous());
+    let (_, rows, inner) = shape.split_at_axis(axis);
+    let sizes = Sizes { rows, inner, count: ids.count() };
+    let order = ids.argsort(0, false).contiguous();
+    let starts = Tensor::empty(gpu, "embedding", [rows + 1], DType::U32);
+    let binds = vec![ids.bind(1), order.bind(3), starts.bind_mut(4)];
+    sizes.launch(&starts, "find_starts", false, false, rows + 1, binds);
+    let wide = inner.is_multiple_of(4);
+    let (dx, accumulate) = into.output(gpu, "embedding", shape);
+    let threads = if wide { dx.count() / 4 } else { dx.count() };
+    let binds = vec![order.bind(3), starts.bind(5), dy.bind(6), dx.bind_mut(7)];
+    sizes.launch(&dx, "sum_rows", wide, accumulate, threads, binds);
+    dx
+}
+
 struct Select {
     axis: usize,
     shape: Shape,
@@ -81,21 +98,7 @@ impl Op for Select {
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
         let ids = self.ids.get(self.name());
-        let (gpu, dy) = (dy.gpu(), dy.contiguous());
-        let (_, rows, inner) = self.shape.split_at_axis(self.axis);
-        let sizes = Sizes { rows, inner, count: ids.count() };
-        let order = ids.argsort(0, false).contiguous();
-        let starts = Tensor::empty(gpu, "embedding", [rows + 1], DType::U32);
-        let binds = vec![ids.bind(1), order.bind(3), starts.bind_mut(4)];
-        sizes.launch(&starts, "find_starts", false, false, rows + 1, binds);
-        let wide = inner.is_multiple_of(4);
-        sink.add_with(0, |into| {
-            let (dx, accumulate) = into.output(gpu, "embedding", self.shape);
-            let threads = if wide { dx.count() / 4 } else { dx.count() };
-            let binds = vec![order.bind(3), starts.bind(5), dy.bind(6), dx.bind_mut(7)];
-            sizes.launch(&dx, "sum_rows", wide, accumulate, threads, binds);
-            dx
-        });
+        sink.add_with(0, |into| sum_by_index(dy, self.axis, self.shape, ids, into));
     }
 }
 

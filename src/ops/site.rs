@@ -10,11 +10,12 @@ use super::words;
 use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::dtype::DType;
-use crate::tape::Sink;
+use crate::tape::{Into, Sink};
 use crate::tensor::Tensor;
 
 /// The load fragments that exist, for the shader checks; every one defines `load_site(row, col) -> vec4<f32>`.
-pub(crate) const FRAGMENTS: [&str; 2] = ["site_tied", "site_low_rank"];
+pub(crate) const FRAGMENTS: [&str; 5] =
+    ["site_tied", "site_low_rank", "site_atoms", "site_hashed", "site_miss"];
 
 /// How a kernel reads a site's weight.
 pub struct Load {
@@ -24,6 +25,15 @@ pub struct Load {
     pub tensors: Vec<Tensor>,
     /// The kernel's `p.site`: rows, columns and two numbers of the kind's own.
     pub params: [u32; 4],
+    /// Values of the fragment's `const NAME: u32`.
+    pub constants: Vec<(&'static str, u32)>,
+}
+
+impl Load {
+    pub(crate) fn set(&self, source: Source) -> Source {
+        let source = source.slot("site", self.fragment);
+        self.constants.iter().fold(source, |source, (name, value)| source.u32(*name, *value))
+    }
 }
 
 /// A weight `[out, in]` that is made from stored leaves.
@@ -53,7 +63,7 @@ pub trait Site: Send + Sync {
 
     /// Gradients from a product `y = x W^T`: the adjoint of `dW = dy^T x`. Kinds that can avoid storing `dW` do.
     fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut LeafGrads) {
-        self.reduce(&outer(self.name(), dy, x, crate::tape::Into::New), grads);
+        self.reduce(&outer(self.name(), dy, x, Into::New), grads);
     }
 
     /// The weight, stored. Not differentiable: [`Tensor::linear`] is.
@@ -69,7 +79,7 @@ pub trait Site: Send + Sync {
         binds.push(y.bind_mut(4));
         gpu.launch(Launch {
             op: self.name(),
-            source: &Source::file("site_expand").slot("site", load.fragment),
+            source: &load.set(Source::file("site_expand")),
             entry: "main",
             binds,
             params: words(&params),
@@ -99,6 +109,11 @@ impl<'a, 'b> LeafGrads<'a, 'b> {
     /// Adds `d` to the gradient of leaf `i`.
     pub fn add(&mut self, i: usize, d: Tensor) {
         self.sink.add(self.first + i, d);
+    }
+
+    /// Lets `write` put the gradient of leaf `i` where it belongs.
+    pub(crate) fn add_with(&mut self, i: usize, write: impl FnOnce(Into) -> Tensor) {
+        self.sink.add_with(self.first + i, write);
     }
 
     /// Adds `a^T b` to the gradient of leaf `i`, accumulating in its buffer: `a [rows, m]`, `b [rows, n]`, leaf `[m, n]`.

@@ -34,6 +34,21 @@ impl Tensor {
     }
 }
 
+struct ScaleGradient {
+    factor: Saved,
+}
+
+impl Op for ScaleGradient {
+    fn name(&self) -> &'static str {
+        "scale_gradient"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        if let Some(dy) = &dy[0] {
+            sink.add(0, dy.mul(self.factor.get(self.name())));
+        }
+    }
+}
+
 struct Cast;
 
 impl Op for Cast {
@@ -49,6 +64,18 @@ impl Op for Cast {
 }
 
 impl Tensor {
+    /// This tensor, with its gradient times `factor`, of the same shape or one that broadcasts to it: for parameters whose
+    /// steps must be of another size than their gradients, see [`crate::share::hashed::Draw::stabilizer`].
+    ///
+    /// # Panics
+    /// When the shapes do not fit, or for integers.
+    #[track_caller]
+    pub fn scale_gradient(&self, factor: &Tensor) -> Tensor {
+        let fits = factor.expand(*self.shape()).shape() == self.shape();
+        assert!(fits && self.dtype().is_float(), "scale_gradient: {} of {}", self.shape(), self.dtype());
+        self.detach().made_by(&[self], || Box::new(ScaleGradient { factor: Saved::new(factor) }))
+    }
+
     /// The elements in another type: floats to integers truncate towards zero and saturate, f32 to f16 rounds to
     /// nearest even. The gradient passes between floats.
     pub fn cast(&self, dtype: DType) -> Tensor {

@@ -4,11 +4,27 @@
 //! |---|---|---|
 //! | [`Tied`] | `W_s = theta`, the same at every site | `theta` |
 //! | [`LowRank`] | `W_s = theta + scale * B_s A_s` | `theta`, and `A_s`, `B_s` a site |
+//! | [`Factored`] | `W = B A` | `A`, `B` |
+//! | [`Dictionary`] | `W_l = sum_s c[l, s] D_s` | atoms `D`, coefficients `c` |
+//! | [`Hashed`] | `W[i] = scale sign(i) omega[position(i)]` | `omega` |
+//! | [`ShardPool`] | `W + scale B_k A_k`, rows of both laid together from shards | two pools |
+//! | [`Miss`] | `W[i, j] + d[j mod r, i]` | `d` |
+//!
+//! [`DepthLora`] and [`Dictionary::mixed`] multiply rows at different depths together; [`UnifiedEmbedding`] is one table for
+//! many features.
 
+pub mod dictionary;
+pub mod hashed;
+pub mod mixed;
+pub mod shards;
 pub mod tied;
 
 pub use crate::ops::site::{LeafGrads, Load, Site};
-pub use tied::{LowRank, Tied};
+pub use dictionary::{CoefficientNet, Dictionary, matrix_pca};
+pub use hashed::{Draw, Hashed, Mapping, UnifiedEmbedding};
+pub use mixed::DepthLora;
+pub use shards::{Miss, ShardPool, block_affine};
+pub use tied::{Factored, LowRank, Tied};
 
 use crate::ops::case::Case;
 
@@ -16,5 +32,18 @@ use crate::ops::case::Case;
 #[doc(hidden)]
 pub fn cases() -> Vec<(&'static str, Vec<Case>)> {
     let tied = |w: &crate::Tensor| std::sync::Arc::new(Tied::new(w)) as std::sync::Arc<dyn Site>;
-    vec![("tied", tied::cases()), ("routed", crate::ops::matmul::routed::cases(tied))]
+    vec![
+        ("tied", tied::cases()),
+        ("routed", crate::ops::matmul::routed::cases(tied)),
+        ("dictionary", dictionary::cases()),
+        ("hashed", hashed::cases()),
+        ("shards", shards::cases()),
+        ("mixed", mixed::cases()),
+    ]
+}
+
+/// Every variant of the kernels that only kinds of sharing use.
+#[doc(hidden)]
+pub fn shader_variants() -> Vec<crate::gpu::shader::Source> {
+    hashed::variants()
 }

@@ -52,6 +52,7 @@ impl Site for Tied {
             fragment: "site_tied",
             tensors: vec![dense(&self.theta)],
             params: [rows as u32, columns as u32, 0, 0],
+            constants: vec![],
         }
     }
 
@@ -118,6 +119,7 @@ impl Site for LowRank {
             fragment: "site_low_rank",
             tensors: vec![dense(&self.theta), dense(&self.a), dense(&self.b)],
             params: [rows as u32, columns as u32, self.a.shape()[0] as u32, self.scale.to_bits()],
+            constants: vec![],
         }
     }
 
@@ -147,8 +149,73 @@ impl Site for LowRank {
     }
 }
 
+/// `W = B A` with `A [rank, in]`, `B [out, rank]`: a matrix of low rank and nothing else.
+#[derive(Clone)]
+pub struct Factored {
+    a: Tensor,
+    b: Tensor,
+}
+
+impl Factored {
+    /// The site of these two.
+    ///
+    /// # Panics
+    /// When the shapes do not fit.
+    #[track_caller]
+    pub fn new(a: &Tensor, b: &Tensor) -> Factored {
+        let fits = a.shape().len() == 2 && b.shape().len() == 2 && b.shape()[1] == a.shape()[0];
+        assert!(fits, "factored: a {}, b {} do not fit", a.shape(), b.shape());
+        Factored { a: a.clone(), b: b.clone() }
+    }
+}
+
+impl Site for Factored {
+    fn name(&self) -> &'static str {
+        "factored"
+    }
+
+    fn size(&self) -> [usize; 2] {
+        [self.b.shape()[0], self.a.shape()[1]]
+    }
+
+    fn leaves(&self) -> Vec<Tensor> {
+        vec![self.a.clone(), self.b.clone()]
+    }
+
+    fn leaf_names(&self) -> &'static [&'static str] {
+        &["a", "b"]
+    }
+
+    /// The product itself: a rank as large as it is used would be read anew for every tile.
+    fn load(&self) -> Load {
+        Tied::new(&self.expand()).load()
+    }
+
+    fn expand(&self) -> Tensor {
+        self.b.detach().matmul(&self.a.detach())
+    }
+
+    /// `dA = B^T dW`, `dB = dW A^T`
+    fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads) {
+        grads.add_outer(0, &dense(&self.b), dw);
+        if grads.needs(1) {
+            grads.add(1, dw.matmul(&self.a.detach().t()));
+        }
+    }
+
+    /// Without `dW`: `dA = (dy B)^T x`, `dB = dy^T (x A^T)`.
+    fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut LeafGrads) {
+        if grads.needs(0) {
+            grads.add_outer(0, &dy.matmul(&self.b.detach()), x);
+        }
+        if grads.needs(1) {
+            grads.add_outer(1, dy, &x.matmul(&self.a.detach().t()));
+        }
+    }
+}
+
 /// What a kernel can bind: f32, in rows, out of the graph.
-fn dense(x: &Tensor) -> Tensor {
+pub(super) fn dense(x: &Tensor) -> Tensor {
     x.detach().cast(crate::DType::F32).contiguous()
 }
 
@@ -189,6 +256,19 @@ pub(super) fn cases() -> Vec<Case> {
         all.push(
             Case::new(format!("low rank {rows} {n} {k}"), inputs, forward, |x| {
                 linear64(&x[0], &low_rank64(&x[1], &x[2], &x[3], 0.5))
+            })
+            .ulps(16.0, 32.0),
+        );
+    }
+    for rows in [3, 70] {
+        let inputs = vec![Input::normal([rows, 6]), Input::normal([2, 6]), Input::normal([5, 2])];
+        let forward = |x: &[Tensor]| {
+            x[0].linear(&(Arc::new(Factored::new(&x[1], &x[2])) as Arc<dyn Site>), Epilogue::default())
+        };
+        all.push(
+            Case::new(format!("factored {rows}"), inputs, forward, |x| {
+                let zero = Array::from_fn([5, 6], |_| 0.0);
+                linear64(&x[0], &low_rank64(&zero, &x[1], &x[2], 1.0))
             })
             .ulps(16.0, 32.0),
         );

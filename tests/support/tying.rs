@@ -14,7 +14,7 @@ use tiebeam::{Grads, Tensor};
 
 const MATRICES: [&str; 6] = ["wq", "wk", "wv", "wo", "w1", "w2"];
 
-fn open(path: &Path) -> File {
+pub fn open(path: &Path) -> File {
     File::open(path).unwrap_or_else(|e| panic!("{e}"))
 }
 
@@ -22,16 +22,16 @@ fn setting<T: std::str::FromStr>(file: &File, name: &str) -> Option<T> {
     file.metadata().get(name)?.parse().ok()
 }
 
-fn need<T: std::str::FromStr>(file: &File, name: &str) -> T {
+pub fn need<T: std::str::FromStr>(file: &File, name: &str) -> T {
     setting(file, name).unwrap_or_else(|| panic!("the metadata has no usable {name}"))
 }
 
-fn values(file: &File, name: &str) -> Vec<f64> {
+pub fn values(file: &File, name: &str) -> Vec<f64> {
     file.tensor_f32(name).unwrap_or_else(|e| panic!("{e}")).into_iter().map(f64::from).collect()
 }
 
 /// `|a - b| <= relative * max|b| + absolute`, the bound of the vectors' README.
-fn close(what: &str, got: &[f64], want: &[f64], relative: f64, absolute: f64) {
+pub fn close(what: &str, got: &[f64], want: &[f64], relative: f64, absolute: f64) {
     let most = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
     within(what, got, want, |_| relative * most + absolute);
 }
@@ -116,6 +116,7 @@ fn model(file: &File, prefix: &str) -> Model {
         sharing: Sharing::TiedLora { rank: need(file, "r"), scale },
     };
     let net = Recursive {
+        dictionaries: Vec::new(),
         config,
         embedding: Embedding { table: emb },
         positions: pos,
@@ -188,6 +189,7 @@ fn per_depth(file: &File, model: &Model, tokens: &Tensor, targets: &Tensor) {
             layer.weight = site;
         }
         let untied = Recursive {
+            dictionaries: Vec::new(),
             config: model.net.config,
             embedding: model.net.embedding.clone(),
             positions: model.net.positions.clone(),

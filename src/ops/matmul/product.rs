@@ -5,7 +5,7 @@ use super::operand::{Operand, operand};
 use super::{Activation, Epilogue};
 use crate::gpu::fuse::Target;
 use crate::gpu::kernel::{Bind, Launch};
-use crate::ops::site::Site;
+use crate::ops::site::{Load, Site};
 use crate::ops::words;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -27,6 +27,7 @@ struct Read {
     half: bool,
     binds: Vec<Bind>,
     slots: Vec<(&'static str, &'static str)>,
+    load: Option<Load>,
     words: [usize; 4],
     any: usize,
     site: [u32; 4],
@@ -46,10 +47,11 @@ impl Right<'_> {
             fragment: if transposed { "rhs_site_transposed" } else { "rhs_site" },
             half: false,
             binds: load.tensors.iter().zip(1..).map(|(t, binding)| t.bind(binding)).collect(),
-            slots: vec![("site", load.fragment)],
+            slots: vec![],
             words: [0; 4],
             any: 0,
             site: load.params,
+            load: Some(load),
         }
     }
 }
@@ -58,7 +60,7 @@ impl Read {
     fn tensor(x: &Tensor, batch: &Shape) -> Read {
         let Operand { fragment, half, bind, words, any } = operand(x, batch, true);
         let slots = if half { vec![("rhs_word", "rhs_f16")] } else { vec![] };
-        Read { fragment, half, binds: vec![bind], slots, words, any, site: [0; 4] }
+        Read { fragment, half, binds: vec![bind], slots, load: None, words, any, site: [0; 4] }
     }
 }
 
@@ -143,6 +145,9 @@ impl<'a> Product<'a> {
             Problem { m, n, k, batch: batch.count(), left: left.fragment, right: right.fragment, half };
         let core = choose(gpu, &problem);
         let mut source = slots.iter().fold(core.source(gpu.lanes()), |s, (slot, fragment)| s.slot(*slot, *fragment));
+        if let Some(load) = &right.load {
+            source = load.set(source);
+        }
         if activation != Activation::None {
             source = source.u32("ACTIVATION", activation as u32);
         }

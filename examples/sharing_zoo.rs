@@ -1,0 +1,334 @@
+//! Trains the same small character model with different kinds of sharing, on the same budget, and shows stored parameters
+//! against validation loss.
+//!
+//!     cargo run --release --features cli --example sharing_zoo -- --text "$(scripts/fetch-kjv.sh)"
+//!
+//! Each finished run is a line of OUT/results.jsonl; a second call goes on with the runs that are not there. Settings are those
+//! of a published comparison (MASA, arXiv 2508.04581) at a size that one core trains in minutes.
+
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use plotters::prelude::*;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+use tiebeam::models::recursive::{Config, Recursive, Sharing};
+use tiebeam::nn::Parameters;
+use tiebeam::optim::{AdamW, AdamWConfig, Group, Schedule};
+use tiebeam::{Error, Gpu, Result, Rng, Tensor, files, no_grad};
+
+/// Train variants of weight sharing on one budget and compare them.
+#[derive(Parser, Debug)]
+#[command(version)]
+struct Args {
+    /// Text to train on; scripts/fetch-kjv.sh obtains the one that the numbers in the README are for
+    #[arg(long)]
+    text: PathBuf,
+    /// Variants to train, by name
+    #[arg(long, value_delimiter = ',', default_value = "baseline,tied,tied-lora,masa-qkvo,low-rank")]
+    variants: Vec<String>,
+    /// Seeds of weights and batches
+    #[arg(long, value_delimiter = ',', default_value = "1,2,3")]
+    seeds: Vec<u64>,
+    /// Training steps
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
+    /// Folder for results and picture
+    #[arg(long, default_value = "out/zoo")]
+    out: PathBuf,
+}
+
+const WIDTH: usize = 128;
+const DEPTH: usize = 6;
+const CONTEXT: usize = 64;
+const BATCH: usize = 16;
+const LR: f32 = 2e-3;
+/// Characters of the held-out tenth that are scored.
+const VALIDATION: usize = 65536;
+
+/// Name, kind, and what it is.
+const VARIANTS: [(&str, Sharing, &str); 9] = [
+    ("baseline", Sharing::None, "six blocks"),
+    ("tied", Sharing::Tied, "one block, norms of each depth's own"),
+    ("tied-lora", Sharing::TiedLora { rank: 16, scale: 1.0 }, "one block, and rank 16 of each depth's own"),
+    ("tied-lora-4", Sharing::TiedLora { rank: 4, scale: 1.0 }, "one block, and rank 4 of each depth's own"),
+    ("cycle-2", Sharing::Cycle { blocks: 2, rank: 0 }, "two blocks in turn"),
+    (
+        "cycle-2-lora",
+        Sharing::Cycle { blocks: 2, rank: 8 },
+        "two blocks in turn, and rank 8 of each depth's own",
+    ),
+    ("masa-qkv", Sharing::Dictionary { atoms: 2, output: false }, "q, k, v from two atoms each"),
+    ("masa-qkvo", Sharing::Dictionary { atoms: 2, output: true }, "q, k, v, o from two atoms each"),
+    ("low-rank", Sharing::LowRank { rank: WIDTH / 6 }, "q, k, v, o of rank width / 6"),
+];
+
+/// Characters as numbers; the last tenth is held out.
+struct Corpus {
+    train: Vec<u32>,
+    held_out: Vec<u32>,
+    vocab: usize,
+}
+
+impl Corpus {
+    fn read(path: &Path) -> Result<Corpus> {
+        let fault = |message: String| Error::Io { path: path.to_path_buf(), message };
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| fault(format!("{e}; --text names the text to train on, as UTF-8")))?;
+        let mut letters: Vec<char> = text.chars().collect();
+        letters.sort_unstable();
+        letters.dedup();
+        let number = |c: char| letters.binary_search(&c).expect("a character of the text") as u32;
+        let all: Vec<u32> = text.chars().map(number).collect();
+        let cut = all.len() - all.len() / 10;
+        if all.len() - cut <= CONTEXT {
+            let least = 10 * (CONTEXT + 2);
+            return Err(fault(format!("{} characters are too few; give at least {least}", all.len())));
+        }
+        Ok(Corpus { train: all[..cut].to_vec(), held_out: all[cut..].to_vec(), vocab: letters.len() })
+    }
+
+    fn batch(&self, rng: &mut Rng) -> [Vec<u32>; 2] {
+        let mut batch = [Vec::new(), Vec::new()];
+        for _ in 0..BATCH {
+            let start = rng.below(self.train.len() - CONTEXT);
+            batch[0].extend(&self.train[start..start + CONTEXT]);
+            batch[1].extend(&self.train[start + 1..start + CONTEXT + 1]);
+        }
+        batch
+    }
+
+    /// Mean nats a character over windows of the held-out part, side by side.
+    fn validate(&self, gpu: &Gpu, model: &Recursive) -> Result<f64> {
+        let windows: Vec<&[u32]> =
+            self.held_out.windows(CONTEXT + 1).step_by(CONTEXT).take(VALIDATION / CONTEXT).collect();
+        let (mut sum, mut count) = (0.0, 0);
+        for some in windows.chunks(64) {
+            let part = |from: usize| -> Vec<u32> {
+                some.iter().flat_map(|w| w[from..from + CONTEXT].to_vec()).collect()
+            };
+            let [x, y] = [0, 1].map(|from| Tensor::from_slice(gpu, &part(from), [some.len(), CONTEXT]));
+            let loss = no_grad(|| model.loss(&x, &y)).item()?;
+            sum += loss as f64 * some.len() as f64;
+            count += some.len();
+        }
+        Ok(sum / count as f64)
+    }
+}
+
+fn optimizer(gpu: &Gpu, all: &Parameters) -> Result<AdamW> {
+    let (matrices, vectors): (Vec<_>, Vec<_>) =
+        all.named().iter().cloned().partition(|(_, p)| p.shape().len() > 1);
+    let groups = vec![
+        Group { params: matrices, weight_decay: 0.1, lr_scale: 1.0 },
+        Group { params: vectors, weight_decay: 0.0, lr_scale: 1.0 },
+    ];
+    let config = AdamWConfig { betas: (0.9, 0.95), eps: 1e-8, clip: Some(1.0), ..AdamWConfig::default() };
+    AdamW::new(gpu, groups, config)
+}
+
+/// One run: the settings and what came of them.
+fn train(
+    gpu: &Gpu,
+    text: &Corpus,
+    (name, sharing): (&str, Sharing),
+    seed: u64,
+    steps: u32,
+    bar: &ProgressBar,
+) -> Result<Value> {
+    let config = Config {
+        vocab: text.vocab,
+        width: WIDTH,
+        heads: 4,
+        hidden: 4 * WIDTH,
+        context: CONTEXT,
+        depth: DEPTH,
+        sharing,
+    };
+    let model = Recursive::new(gpu, config, &mut Rng::new(seed));
+    let parameters = Parameters::of(&model);
+    let mut optimizer = optimizer(gpu, &parameters)?;
+    // The batches of a seed are the same for every variant.
+    let mut rng = Rng::new(seed ^ 0xba7c4);
+    let schedule =
+        Schedule::WarmupCosine { warmup: (steps as u64 / 10).max(1), total: steps as u64, floor: 0.1 };
+    let started = Instant::now();
+    let mut last = f32::NAN;
+    for step in 0..steps {
+        let [x, y] = text.batch(&mut rng).map(|t| Tensor::from_slice(gpu, &t, [BATCH, CONTEXT]));
+        let loss = model.loss(&x, &y);
+        let grads = loss.backward()?;
+        optimizer.step(&grads, schedule.lr(LR, step as u64))?;
+        if step % 20 == 19 || step + 1 == steps {
+            last = loss.item()?;
+            bar.set_message(format!("{name} seed {seed}: step {}, loss {last:.3}", step + 1));
+            if !last.is_finite() {
+                return Err(Error::Config {
+                    message: format!("{name} seed {seed}: the loss is {last} at step {step}"),
+                });
+            }
+        }
+        bar.inc(1);
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    Ok(
+        json!({"variant": name, "seed": seed, "steps": steps, "stored": parameters.stored(), "used": parameters.used(),
+        "train_loss": last, "validation": text.validate(gpu, &model)?, "seconds": seconds,
+        "characters": text.train.len() + text.held_out.len(), "adapter": gpu.adapter().name,
+        "driver": gpu.adapter().driver, "version": env!("CARGO_PKG_VERSION")}),
+    )
+}
+
+/// What is known of one variant: stored parameters, validation losses.
+struct Summary {
+    name: String,
+    stored: u64,
+    losses: Vec<f64>,
+    seconds: f64,
+}
+
+impl Summary {
+    fn mean(&self) -> f64 {
+        self.losses.iter().sum::<f64>() / self.losses.len() as f64
+    }
+
+    fn range(&self) -> (f64, f64) {
+        let fold = |f: fn(f64, f64) -> f64, start| self.losses.iter().copied().fold(start, f);
+        (fold(f64::min, f64::INFINITY), fold(f64::max, f64::NEG_INFINITY))
+    }
+}
+
+fn summaries(records: &[Value], names: &[String]) -> Vec<Summary> {
+    let of = |name: &String| {
+        let own: Vec<&Value> = records.iter().filter(|r| r["variant"] == name.as_str()).collect();
+        let number = |key: &str| own.iter().filter_map(|r| r[key].as_f64()).collect::<Vec<_>>();
+        let (losses, times) = (number("validation"), number("seconds"));
+        let stored = own.first().and_then(|r| r["stored"].as_u64())?;
+        let seconds = times.iter().sum::<f64>() / times.len() as f64;
+        (!losses.is_empty()).then(|| Summary { name: name.clone(), stored, losses, seconds })
+    };
+    names.iter().filter_map(of).collect()
+}
+
+/// Stored parameters against loss: a mark for each seed's run, a line through each variant's range, its name beside it.
+fn draw(path: &Path, all: &[Summary]) -> std::result::Result<(), Box<dyn std::error::Error>> {
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, (860, 480)).into_drawing_area();
+        root.fill(&WHITE)?;
+        let (low, high) =
+            all.iter().map(Summary::range).fold((f64::MAX, f64::MIN), |a, b| (a.0.min(b.0), a.1.max(b.1)));
+        let most = all.iter().map(|s| s.stored).max().unwrap_or(1) as f64 / 1e6;
+        let room = (high - low).max(0.01) * 0.15;
+        let mut chart = ChartBuilder::on(&root)
+            .caption("validation loss and stored parameters, equal training", ("sans-serif", 17))
+            .margin(12)
+            .x_label_area_size(40)
+            .y_label_area_size(58)
+            .build_cartesian_2d(0.0..most * 1.25, low - room..high + room)?;
+        chart
+            .configure_mesh()
+            .x_desc("stored parameters, millions")
+            .y_desc("validation loss, nats per character")
+            .light_line_style(WHITE)
+            .draw()?;
+        for (i, s) in all.iter().enumerate() {
+            let (x, colour) = (s.stored as f64 / 1e6, Palette99::pick(i).mix(1.0));
+            let (least, most) = s.range();
+            chart.draw_series([PathElement::new([(x, least), (x, most)], colour.stroke_width(2))])?;
+            chart.draw_series(s.losses.iter().map(|&y| Circle::new((x, y), 4, colour.filled())))?;
+            let label = format!("{} {:.3}", s.name, s.mean());
+            let place = EmptyElement::at((x, s.mean()))
+                + Text::new(label, (9, -7), ("sans-serif", 14).into_font().color(&colour));
+            chart.draw_series([place])?;
+        }
+        root.present()?;
+    }
+    Ok(files::replace_with(path, svg)?)
+}
+
+fn run(args: &Args) -> Result<()> {
+    let known = || VARIANTS.map(|v| v.0).join(", ");
+    let chosen: Result<Vec<_>> = args
+        .variants
+        .iter()
+        .map(|name| {
+            let found = VARIANTS.iter().find(|v| v.0 == name);
+            found.ok_or_else(|| Error::Config {
+                message: format!("--variants: '{name}' is none of {}", known()),
+            })
+        })
+        .collect();
+    let (chosen, text) = (chosen?, Corpus::read(&args.text)?);
+    let gpu = Gpu::open()?;
+    println!(
+        "{}\n{} characters, {} distinct",
+        gpu.adapter(),
+        text.train.len() + text.held_out.len(),
+        text.vocab
+    );
+    std::fs::create_dir_all(&args.out)
+        .map_err(|e| Error::Io { path: args.out.clone(), message: e.to_string() })?;
+    let file = args.out.join("results.jsonl");
+    let mut records: Vec<Value> = match std::fs::read_to_string(&file) {
+        Ok(lines) => lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect(),
+        Err(_) => Vec::new(),
+    };
+    let size = text.train.len() + text.held_out.len();
+    let same = |r: &Value, name: &str, seed: u64| {
+        r["variant"] == name && r["seed"] == seed && r["steps"] == args.steps && r["characters"] == size
+    };
+    records.retain(|r| r["steps"] == args.steps && r["characters"] == size);
+    let mut wanted = Vec::new();
+    for &seed in &args.seeds {
+        let missing = chosen.iter().filter(|v| !records.iter().any(|r| same(r, v.0, seed)));
+        wanted.extend(missing.map(|v| (v.0, v.1, seed)));
+    }
+    let bar = ProgressBar::new(wanted.len() as u64 * args.steps as u64);
+    let style = "{bar:24} {percent}% {wide_msg} {elapsed} so far, about {eta} to go";
+    bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
+    for (name, sharing, seed) in wanted {
+        let record = train(&gpu, &text, (name, sharing), seed, args.steps, &bar)?;
+        bar.suspend(|| {
+            println!(
+                "{name} seed {seed}: validation {:.4}",
+                record["validation"].as_f64().unwrap_or(f64::NAN)
+            )
+        });
+        records.push(record);
+        // Whole after every run: a run that is cut off costs only itself.
+        files::replace_with(&file, records.iter().map(|r| r.to_string() + "\n").collect::<String>())?;
+        gpu.trim();
+    }
+    bar.finish_and_clear();
+    let all = summaries(&records, &args.variants);
+    println!(
+        "\n| variant | stored parameters | validation, mean (least to most) of seeds | seconds a run | |\n|---|---|---|---|---|"
+    );
+    for s in &all {
+        let what = VARIANTS.iter().find(|v| v.0 == s.name).map_or("", |v| v.2);
+        let ((least, most), mean) = (s.range(), s.mean());
+        println!(
+            "| {} | {} | {mean:.4} ({least:.4} to {most:.4}), {} | {:.0} | {what} |",
+            s.name,
+            s.stored,
+            s.losses.len(),
+            s.seconds
+        );
+    }
+    let picture = args.out.join("zoo.svg");
+    draw(&picture, &all).map_err(|e| Error::Io { path: picture.clone(), message: e.to_string() })?;
+    println!("\npicture {}\nresults {}", picture.display(), file.display());
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,38 @@
+// The adjoint of stable hashing (lib/site_hashed.wgsl): domega[j] += scale * sum of sign(i) dW[i] over the weights i that
+// read omega[j]. Runs of STORED weights are rotations of omega, so run q has exactly one: i = q STORED + (j - shift(q)) mod STORED.
+// A gather, in the order of runs: no atomics, the same bits every time. Bytes: dW once.
+
+const STORED: u32 = 64u;
+const SEED: u32 = 1u;
+const SIGN_SEED: u32 = 2u;
+const ACCUMULATE: bool = false;
+
+struct Params {
+    count: u32,      // weights of this site
+    offset: u32,     // flat index of its first
+    scale: f32,
+    pad: u32,
+}
+var<immediate> p: Params;
+
+@group(0) @binding(0) var<storage, read> dw: array<f32>;
+@group(0) @binding(1) var<storage, read_write> domega: array<f32>;
+
+#import hash
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let j = group.x * 64u + lane;
+    if j >= STORED { return; }
+    var sum = 0.0;
+    let last = (p.offset + p.count - 1u) / STORED;
+    for (var run = p.offset / STORED; run <= last; run++) {
+        let i = run * STORED + (j + STORED - hash(run, SEED) % STORED) % STORED;
+        if i >= p.offset && i < p.offset + p.count {
+            let value = dw[i - p.offset];
+            sum += select(value, -value, (hash(i, SIGN_SEED) & 1u) == 1u);
+        }
+    }
+    let before = select(0.0, domega[j], ACCUMULATE);
+    domega[j] = before + p.scale * sum;
+}

@@ -1,0 +1,347 @@
+//! Weights drawn at fixed random from a small store: many positions read the same number, with a random sign.
+//!
+//! `W[i] = scale * sign(i) * omega[position(i)]`, `i` the flat index over all weights of a model. Four ways to choose
+//! `position`; [`Mapping::Stable`] reads runs in order, uses every number equally often, and its gradient is a gather.
+//! Source: STABLE-RPS and ROAST, arXiv 2310.11611.
+
+use super::tied::dense;
+use super::{LeafGrads, Load, Site};
+use crate::gpu::Gpu;
+use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::shader::Source;
+use crate::ops::case::{Array, Case, Input};
+use crate::ops::embedding::sum_by_index;
+use crate::ops::matmul::Epilogue;
+use crate::ops::words;
+use crate::tensor::Tensor;
+use std::sync::Arc;
+
+/// Which stored number a weight reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mapping {
+    /// Each weight its own hash.
+    Element,
+    /// Runs of weights of this length, each at a hashed place.
+    Chunk(usize),
+    /// Tiles of so many rows and columns, each at a hashed place (ROAST).
+    Tile([usize; 2]),
+    /// Each run of `m` weights is a rotation of the whole store: no two of them collide.
+    Stable,
+}
+
+/// Of positions and of signs, where nobody chooses others.
+pub const SEEDS: [u32; 2] = [1, 2];
+
+fn mix(mut x: u32) -> u32 {
+    x = (x ^ (x >> 16)).wrapping_mul(0x85eb_ca6b);
+    x = (x ^ (x >> 13)).wrapping_mul(0xc2b2_ae35);
+    x ^ (x >> 16)
+}
+
+/// The hash of a number under a seed, the same as `shaders/lib/hash.wgsl`.
+pub fn hash(x: u32, seed: u32) -> u32 {
+    mix(x.wrapping_add(seed.wrapping_mul(0x9e37_79b9)))
+}
+
+/// The hash of two numbers.
+pub fn hash2(a: u32, b: u32, seed: u32) -> u32 {
+    hash(hash(a, seed).wrapping_add(b), seed)
+}
+
+/// Which numbers of a store of `stored` a weight `[out, in]` is made of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Draw {
+    /// Numbers in the store.
+    pub stored: usize,
+    /// `[out, in]`
+    pub size: [usize; 2],
+    /// Flat index of the first weight among all that draw from the store.
+    pub offset: usize,
+    /// Tells the tiles of two weights apart.
+    pub layer: usize,
+    /// Constant factor, such as the standard deviation at the start over that of the store.
+    pub scale: f32,
+    /// How positions are chosen.
+    pub mapping: Mapping,
+    /// Of positions and of signs: [`SEEDS`], or others.
+    pub seeds: [u32; 2],
+}
+
+impl Draw {
+    /// Numbers that a store must have for this mapping.
+    fn least(&self) -> usize {
+        match self.mapping {
+            Mapping::Element | Mapping::Stable => 1,
+            Mapping::Chunk(length) => length,
+            Mapping::Tile([rows, columns]) => rows * columns,
+        }
+    }
+
+    /// The constants of `shaders/lib/site_hashed.wgsl`.
+    fn constants(&self) -> Vec<(&'static str, u32)> {
+        let (kind, own) = match self.mapping {
+            Mapping::Element => (0, vec![]),
+            Mapping::Chunk(length) => (1, vec![("CHUNK", length)]),
+            Mapping::Tile([rows, columns]) => {
+                (2, vec![("LAYER", self.layer), ("TILE_ROWS", rows), ("TILE_COLUMNS", columns)])
+            }
+            Mapping::Stable => (3, vec![]),
+        };
+        let mut all = vec![("MAPPING", kind), ("STORED", self.stored as u32)];
+        all.extend([("SEED", self.seeds[0]), ("SIGN_SEED", self.seeds[1])]);
+        all.extend(own.into_iter().map(|(name, value)| (name, value as u32)));
+        all
+    }
+
+    /// The positions in the store of all weights, row by row.
+    pub fn positions(&self) -> Vec<u32> {
+        let (m, columns) = (self.stored as u32, self.size[1]);
+        let [seed, _] = self.seeds;
+        let place = |w: usize| {
+            let (row, col, i) = (w / columns, w % columns, (self.offset + w) as u32);
+            match self.mapping {
+                Mapping::Element => hash(i, seed) % m,
+                Mapping::Chunk(length) => {
+                    let length = length as u32;
+                    hash(i / length, seed) % (m - length + 1) + i % length
+                }
+                Mapping::Tile([rows, cols]) => {
+                    let tile = hash2((self.layer * 65536 + row / rows) as u32, (col / cols) as u32, seed);
+                    let inside = row % rows * cols + col % cols;
+                    tile % (m - (rows * cols) as u32 + 1) + inside as u32
+                }
+                Mapping::Stable => (hash(i / m, seed) % m + i % m) % m,
+            }
+        };
+        (0..self.size[0] * columns).map(place).collect()
+    }
+
+    /// The signs of all weights, row by row.
+    pub fn signs(&self) -> Vec<f32> {
+        let sign = |w| 1.0 - 2.0 * (hash((self.offset + w) as u32, self.seeds[1]) & 1) as f32;
+        (0..self.size[0] * self.size[1]).map(sign).collect()
+    }
+
+    /// `(sum of scales)^2 / count` over the weights of all `draws` that read each stored number, 1 where none does. Dividing
+    /// the gradient by it (see [`Tensor::scale_gradient`]) keeps steps of one size whatever the scales are.
+    ///
+    /// # Panics
+    /// When the stores have different sizes, or there is no draw.
+    #[track_caller]
+    pub fn stabilizer(draws: &[Draw]) -> Vec<f32> {
+        let m = draws[0].stored;
+        let (mut sum, mut count) = (vec![0.0f64; m], vec![0u32; m]);
+        for draw in draws {
+            assert!(draw.stored == m, "hashed: stores of {m} and {}", draw.stored);
+            for at in draw.positions() {
+                sum[at as usize] += draw.scale as f64;
+                count[at as usize] += 1;
+            }
+        }
+        let gamma = |(s, n): (&f64, &u32)| if *n == 0 { 1.0 } else { (s * s / *n as f64) as f32 };
+        sum.iter().zip(&count).map(gamma).collect()
+    }
+}
+
+/// One weight `[out, in]` drawn from `omega [m]`.
+#[derive(Clone)]
+pub struct Hashed {
+    omega: Tensor,
+    draw: Draw,
+}
+
+impl Hashed {
+    /// The weight that `draw` makes of `omega`.
+    ///
+    /// # Panics
+    /// When `omega` is not one axis of `draw.stored` floats, shorter than a chunk or tile of the mapping; or when indices
+    /// pass 2^32, or sums of them 2^31 numbers stored.
+    #[track_caller]
+    pub fn new(omega: &Tensor, draw: Draw) -> Hashed {
+        let least = draw.least().max(1);
+        let fits = **omega.shape() == [draw.stored]
+            && draw.stored >= least
+            && draw.stored < 1 << 31
+            && omega.dtype().is_float();
+        assert!(fits, "hashed: {:?} needs one axis of at least {least} floats, got {}", draw, omega.shape());
+        let end = draw.offset + draw.size[0] * draw.size[1];
+        assert!(
+            end < 1 << 32 && draw.layer < 1 << 16,
+            "hashed: weights up to index {end}; 32 bits hold them"
+        );
+        Hashed { omega: omega.clone(), draw }
+    }
+}
+
+impl Site for Hashed {
+    fn name(&self) -> &'static str {
+        "hashed"
+    }
+
+    fn size(&self) -> [usize; 2] {
+        self.draw.size
+    }
+
+    fn leaves(&self) -> Vec<Tensor> {
+        vec![self.omega.clone()]
+    }
+
+    fn leaf_names(&self) -> &'static [&'static str] {
+        &["omega"]
+    }
+
+    fn load(&self) -> Load {
+        let Draw { size, offset, scale, .. } = self.draw;
+        let [rows, columns] = size.map(|v| v as u32);
+        Load {
+            fragment: "site_hashed",
+            tensors: vec![dense(&self.omega)],
+            params: [rows, columns, offset as u32, scale.to_bits()],
+            constants: self.draw.constants(),
+        }
+    }
+
+    fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads) {
+        let dw = dense(dw);
+        let gpu = dw.gpu();
+        let draw = &self.draw;
+        if draw.mapping != Mapping::Stable {
+            // As the adjoint of a lookup: sorted by position.
+            let positions = Tensor::from_slice(gpu, &draw.positions(), [dw.count()]);
+            let signs = Tensor::from_slice(gpu, &draw.signs(), [dw.count()]);
+            let parts = dw.reshape([dw.count()]).mul(&signs).scale(draw.scale);
+            let shape = *self.omega.shape();
+            return grads.add_with(0, |into| sum_by_index(&parts, 0, shape, &positions, into));
+        }
+        let m = draw.stored;
+        grads.add_with(0, |into| {
+            let (domega, accumulate) = into.output(gpu, "hashed", *self.omega.shape());
+            gpu.launch(Launch {
+                op: "hashed",
+                source: &reduce(draw, accumulate),
+                entry: "main",
+                binds: vec![dw.bind(0), domega.bind_mut(1)],
+                params: words(&[dw.count() as u32, draw.offset as u32, draw.scale.to_bits(), 0]),
+                grid: grid(m.div_ceil(64)),
+                reuse: 1,
+            });
+            domega
+        });
+    }
+}
+
+fn reduce(draw: &Draw, accumulate: bool) -> Source {
+    Source::file("hashed_reduce")
+        .u32("STORED", draw.stored as u32)
+        .u32("SEED", draw.seeds[0])
+        .u32("SIGN_SEED", draw.seeds[1])
+        .bool("ACCUMULATE", accumulate)
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    let (scale, mapping, seeds) = (1.0, Mapping::Stable, SEEDS);
+    let draw = Draw { stored: 64, size: [8, 8], offset: 0, layer: 0, scale, mapping, seeds };
+    let mut all = [false, true].map(|accumulate| reduce(&draw, accumulate)).to_vec();
+    for mapping in 0..4 {
+        all.push(Source::file("site_expand").slot("site", "site_hashed").u32("MAPPING", mapping));
+    }
+    all
+}
+
+/// One table that many features share: each value of each feature reads `chunks` pieces of rows at hashed places, and its
+/// vector is these pieces one after the other.
+///
+/// Source: unified embedding (feature multiplexing), arXiv 2305.12102.
+#[derive(Clone)]
+pub struct UnifiedEmbedding {
+    /// `[buckets, width of a piece]`
+    pub table: Tensor,
+    /// Pieces of each feature's vector.
+    pub chunks: Vec<usize>,
+}
+
+impl UnifiedEmbedding {
+    /// A table `[buckets, width]` for features of so many pieces each.
+    ///
+    /// # Panics
+    /// When the table is not a matrix of floats with rows, or a feature has no piece.
+    #[track_caller]
+    pub fn new(table: &Tensor, chunks: &[usize]) -> UnifiedEmbedding {
+        let fits = table.shape().len() == 2 && table.count() > 0 && table.dtype().is_float();
+        assert!(fits, "unified embedding: the table must be [buckets, width], got {}", table.shape());
+        assert!(!chunks.contains(&0), "unified embedding: pieces {chunks:?}; every feature needs one");
+        UnifiedEmbedding { table: table.clone(), chunks: chunks.to_vec() }
+    }
+
+    /// The row that piece `chunk` of a value of `feature` reads.
+    pub fn bucket(&self, feature: usize, chunk: usize, value: u32) -> u32 {
+        hash2(value, (feature * 65536 + chunk) as u32, SEEDS[0]) % self.table.shape()[0] as u32
+    }
+
+    /// The vectors of a batch, one after the other: `values [batch][features]` to `[batch, sum of chunks * width]`.
+    ///
+    /// # Panics
+    /// When an example has not one value for each feature.
+    #[track_caller]
+    pub fn forward(&self, values: &[Vec<u32>]) -> Tensor {
+        let mut ids = Vec::new();
+        for example in values {
+            assert!(
+                example.len() == self.chunks.len(),
+                "unified embedding: {} values for {} features",
+                example.len(),
+                self.chunks.len()
+            );
+            for (feature, (&value, &chunks)) in example.iter().zip(&self.chunks).enumerate() {
+                ids.extend((0..chunks).map(|chunk| self.bucket(feature, chunk, value)));
+            }
+        }
+        let (pieces, width) = (self.chunks.iter().sum::<usize>(), self.table.shape()[1]);
+        let gpu: &Gpu = self.table.gpu();
+        let ids = Tensor::from_slice(gpu, &ids, [values.len() * pieces]);
+        self.table.embedding(&ids).reshape([values.len(), pieces * width])
+    }
+}
+
+fn weight64(draw: &Draw, omega: &Array) -> Array {
+    let (positions, signs) = (draw.positions(), draw.signs());
+    Array::from_fn(draw.size, |i| draw.scale as f64 * signs[i] as f64 * omega.data[positions[i] as usize])
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for mapping in [Mapping::Element, Mapping::Chunk(16), Mapping::Tile([4, 8]), Mapping::Stable] {
+        for (rows, n, k, stored, offset) in [(3, 4, 8, 40, 0), (5, 7, 9, 37, 50), (70, 5, 12, 64, 3)] {
+            let draw = Draw { stored, size: [n, k], offset, layer: 3, scale: 0.5, mapping, seeds: SEEDS };
+            let inputs = vec![Input::normal([rows, k]), Input::normal([stored])];
+            let forward = move |x: &[Tensor]| {
+                let site = Arc::new(Hashed::new(&x[1], draw)) as Arc<dyn Site>;
+                x[0].linear(&site, Epilogue::default())
+            };
+            let reference = move |x: &[Array]| {
+                let w = weight64(&draw, &x[1]);
+                Array::from_fn([rows, n], |i| {
+                    (0..k).map(|q| x[0].data[i / n * k + q] * w.data[i % n * k + q]).sum()
+                })
+            };
+            let name = format!("{mapping:?} {rows} {n} {k} of {stored}").to_lowercase();
+            all.push(Case::new(name, inputs, forward, reference).ulps(16.0, 32.0));
+        }
+    }
+    let inputs = vec![Input::normal([6, 3])];
+    let features = |x: &[Tensor]| UnifiedEmbedding::new(&x[0], &[2, 1]).forward(&[vec![7, 9], vec![7, 123]]);
+    all.push(Case::new("unified embedding", inputs, features, |x| {
+        let bucket =
+            |feature: u32, chunk: u32, value| hash2(value, feature * 65536 + chunk, SEEDS[0]) as usize % 6;
+        let rows = [
+            bucket(0, 0, 7),
+            bucket(0, 1, 7),
+            bucket(1, 0, 9),
+            bucket(0, 0, 7),
+            bucket(0, 1, 7),
+            bucket(1, 0, 123),
+        ];
+        Array::from_fn([2, 9], |i| x[0].data[rows[i / 3] * 3 + i % 3])
+    }));
+    all
+}

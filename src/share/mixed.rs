@@ -1,0 +1,90 @@
+//! One product for tokens at different depths: the shared matrix once, and each row's own low-rank part beside it.
+
+use super::Site;
+use crate::dtype::DType;
+use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::matmul::Epilogue;
+use crate::tensor::Tensor;
+use std::sync::Arc;
+
+/// The low-rank parts of all depths, stacked: `A [depths, rank, in]`, `B [depths, out, rank]`.
+#[derive(Clone)]
+pub struct DepthLora {
+    /// `[depths, rank, in]`
+    pub a: Tensor,
+    /// `[depths, out, rank]`
+    pub b: Tensor,
+    /// Constant factor.
+    pub scale: f32,
+}
+
+impl DepthLora {
+    /// `y[i] = x[i] W^T + scale x[i] A_d^T B_d^T` with `d = depths[i]`: rows `x [rows, in]`, `depths [rows]` of u32.
+    ///
+    /// The parts of all depths are one product with `depths * rank` columns, of which each row keeps its own; they come back
+    /// through one more, into which the shared product goes as residual. Three dispatches whatever depths meet.
+    ///
+    /// # Panics
+    /// When the sizes do not fit.
+    #[track_caller]
+    pub fn linear(&self, x: &Tensor, weight: &Arc<dyn Site>, depths: &Tensor) -> Tensor {
+        let ([out, inner], rows) = (weight.size(), depths.count());
+        let [count, rank, _] = [self.a.shape()[0], self.a.shape()[1], self.a.shape()[2]];
+        assert!(
+            **self.a.shape() == [count, rank, inner] && **self.b.shape() == [count, out, rank],
+            "mixed depth: a {}, b {} for a weight [{out}, {inner}]",
+            self.a.shape(),
+            self.b.shape()
+        );
+        assert!(
+            **x.shape() == [rows, inner] && depths.shape().len() == 1 && depths.dtype() == DType::U32,
+            "mixed depth: rows {} at depths {} of {}",
+            x.shape(),
+            depths.shape(),
+            depths.dtype()
+        );
+        let gpu = x.gpu();
+        let columns: Vec<u32> = (0..count * rank).map(|c| (c / rank) as u32).collect();
+        let columns = Tensor::from_slice(gpu, &columns, [1, count * rank]);
+        let own = depths.reshape([rows, 1]).eq(&columns).cast(DType::F32);
+        let low = x.matmul(&self.a.reshape([count * rank, inner]).t()).mul(&own).scale(self.scale);
+        let through = self.b.permute(&[1, 0, 2]).reshape([out, count * rank]);
+        let shared = x.linear(weight, Epilogue::default());
+        low.matmul(&through.t()).add(&shared)
+    }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for (rows, n, k, rank) in [(5, 4, 6, 2), (1, 3, 8, 1), (70, 5, 4, 3)] {
+        let depths: Vec<f64> = (0..rows).map(|i| (i * i % 3) as f64).collect();
+        let inputs = vec![
+            Input::normal([rows, k]),
+            Input::normal([n, k]),
+            Input::normal([3, rank, k]),
+            Input::normal([3, n, rank]),
+            Input::integers([rows], DType::U32, 0, 3).fill(Fill::Values(depths)),
+        ];
+        let forward = |x: &[Tensor]| {
+            let weight = Arc::new(super::Tied::new(&x[1])) as Arc<dyn Site>;
+            DepthLora { a: x[2].clone(), b: x[3].clone(), scale: 0.5 }.linear(&x[0], &weight, &x[4])
+        };
+        let reference = move |x: &[Array]| {
+            Array::from_fn([rows, n], |i| {
+                let (row, col) = (i / n, i % n);
+                let depth = x[4].data[row] as usize;
+                let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+                let own = &x[0].data[row * k..][..k];
+                let low: f64 = (0..rank)
+                    .map(|r| {
+                        let a = &x[2].data[(depth * rank + r) * k..][..k];
+                        dot(own, a) * x[3].data[(depth * n + col) * rank + r]
+                    })
+                    .sum();
+                dot(own, &x[1].data[col * k..][..k]) + 0.5 * low
+            })
+        };
+        all.push(Case::new(format!("{rows} {n} {k} {rank}"), inputs, forward, reference).ulps(32.0, 64.0));
+    }
+    all
+}

@@ -1,0 +1,249 @@
+//! Adapters on frozen weights, made of what many layers share.
+//!
+//! * [`ShardPool`] (mixture of shards, arXiv 2410.00938): `A_k` and `B_k` of each layer's low-rank part are rows laid together
+//!   from shards of two pools, by fixed random indices.
+//! * [`Miss`] (MiSS, the cheap form of Bone, arXiv 2409.15371): `W' = W + tile(d)`, one matrix `d [r, out]` repeated along the
+//!   inputs, so that `y += (sum over blocks of x) d`.
+//! * [`block_affine`] (Bone): `W' = W + W_blocks B + B`, one `r x r` block a row of blocks.
+
+use super::tied::dense;
+use super::{LeafGrads, Load, LowRank, Site};
+use crate::ops::case::{Array, Case, Input};
+use crate::ops::matmul::Epilogue;
+use crate::rng::Rng;
+use crate::tensor::Tensor;
+use std::sync::Arc;
+
+/// Shards that the low-rank parts of many layers are laid together from.
+#[derive(Clone)]
+pub struct ShardPool {
+    /// `[shards, in / l]`
+    pub pool_a: Tensor,
+    /// `[shards, out / l]`
+    pub pool_b: Tensor,
+    /// Of each layer, `rank * l` rows of `pool_a`.
+    pub index_a: Vec<Vec<u32>>,
+    /// Of each layer, `rank * l` rows of `pool_b`.
+    pub index_b: Vec<Vec<u32>>,
+    /// Rows of A.
+    pub rank: usize,
+    /// Constant factor.
+    pub scale: f32,
+}
+
+impl ShardPool {
+    /// Random indices: `public` shards for all layers, then `private` ones for each, which only it reads. Every vector is
+    /// `shards` long; each layer reads its own private shards once and draws the rest from the public ones.
+    ///
+    /// # Panics
+    /// When a layer would need fewer shards than its private ones, or there is none to draw from.
+    #[track_caller]
+    pub fn draw(
+        layers: usize,
+        rank: usize,
+        shards: usize,
+        [public, private]: [usize; 2],
+        rng: &mut Rng,
+    ) -> Vec<Vec<u32>> {
+        let need = rank * shards;
+        assert!(
+            private <= need && (public > 0 || private == need),
+            "shards: a layer needs {need}, has {private} of its own and {public} public ones to draw from"
+        );
+        let layer = |k: usize| {
+            let own = (0..private).map(|i| (public + k * private + i) as u32);
+            let mut all: Vec<u32> = own.collect();
+            let mut draws = vec![0.0f32; need - private];
+            rng.fill_uniform(&mut draws);
+            all.extend(draws.iter().map(|x| ((x * public as f32) as u32).min(public as u32 - 1)));
+            rng.shuffle(&mut all);
+            all
+        };
+        (0..layers).map(layer).collect()
+    }
+
+    /// `A [rank, in]` and `B^T [rank, out]` of layer `k`. Gradients of the shards are added in a fixed order.
+    fn factors(&self, k: usize) -> [Tensor; 2] {
+        [(&self.pool_a, &self.index_a[k]), (&self.pool_b, &self.index_b[k])].map(|(pool, index)| {
+            let ids = Tensor::from_slice(pool.gpu(), index, [index.len()]);
+            pool.index_select(0, &ids).reshape([self.rank, index.len() / self.rank * pool.shape()[1]])
+        })
+    }
+
+    /// The weight `W + scale B_k A_k` of layer `k`. The pools are the leaves; add them to a model's parameters once.
+    ///
+    /// # Panics
+    /// When the sizes do not fit.
+    #[track_caller]
+    pub fn site(&self, k: usize, weight: &Tensor) -> Arc<dyn Site> {
+        let [a, b] = self.factors(k);
+        Arc::new(LowRank::new(weight, &a, &b.t().contiguous(), self.scale))
+    }
+
+    /// Only the low-rank part: `scale (x A_k^T) B_k`.
+    #[track_caller]
+    pub fn forward(&self, k: usize, x: &Tensor) -> Tensor {
+        let [a, b] = self.factors(k);
+        x.matmul(&a.t()).matmul(&b).scale(self.scale)
+    }
+}
+
+/// `W[i, j] + d[j mod r, i]`, with `W [out, in]` usually frozen and `d [r, out]` trained.
+#[derive(Clone)]
+pub struct Miss {
+    weight: Tensor,
+    shard: Tensor,
+}
+
+impl Miss {
+    /// The site of these.
+    ///
+    /// # Panics
+    /// When the shapes do not fit.
+    #[track_caller]
+    pub fn new(weight: &Tensor, shard: &Tensor) -> Miss {
+        let (w, d) = (weight.shape(), shard.shape());
+        let fits = w.len() == 2 && d.len() == 2 && d[1] == w[0] && d[0] > 0 && d[0] <= w[1];
+        assert!(fits, "miss: weight {w}, shard {d}; the shard must be [r, out] with r up to in");
+        Miss { weight: weight.clone(), shard: shard.clone() }
+    }
+
+    /// `[rows, in]` to the sum of its blocks of r: `[rows, r]`.
+    fn blocks(&self, x: &Tensor) -> Tensor {
+        let (r, k) = (self.shard.shape()[0], x.shape()[1]);
+        let blocks = k.div_ceil(r);
+        x.pad(1, 0, blocks * r - k).reshape([x.shape()[0], blocks, r]).sum(1)
+    }
+}
+
+impl Site for Miss {
+    fn name(&self) -> &'static str {
+        "miss"
+    }
+
+    fn size(&self) -> [usize; 2] {
+        [self.weight.shape()[0], self.weight.shape()[1]]
+    }
+
+    fn leaves(&self) -> Vec<Tensor> {
+        vec![self.weight.clone(), self.shard.clone()]
+    }
+
+    fn leaf_names(&self) -> &'static [&'static str] {
+        &["weight", "shard"]
+    }
+
+    fn load(&self) -> Load {
+        let [rows, columns] = self.size().map(|v| v as u32);
+        Load {
+            fragment: "site_miss",
+            tensors: vec![dense(&self.weight), dense(&self.shard)],
+            params: [rows, columns, self.shard.shape()[0] as u32, 0],
+            constants: vec![],
+        }
+    }
+
+    /// `dd[j, i] = sum over columns c = j mod r of dW[i, c]`
+    fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads) {
+        if grads.needs(1) {
+            grads.add(1, self.blocks(dw).t().contiguous());
+        }
+        grads.add(0, dw.clone());
+    }
+
+    /// Without `dW`: `dd = (sum of blocks of x)^T dy`.
+    fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut LeafGrads) {
+        if grads.needs(1) {
+            let x = self.blocks(&x.cast(crate::DType::F32));
+            grads.add_outer(1, &x, dy);
+        }
+        grads.add_outer(0, dy, x);
+    }
+}
+
+/// `W' = W + W_blocks B + B`: `weight [out, in]` in blocks of `r x r`, `blocks [out / r, r, r]` zero at the start, one for each
+/// row of blocks. The result is the weight to use, in the graph of `blocks`.
+///
+/// # Panics
+/// When r does not divide both sides of the weight.
+#[track_caller]
+pub fn block_affine(weight: &Tensor, blocks: &Tensor) -> Tensor {
+    let (w, b) = (weight.shape(), blocks.shape());
+    let fits = w.len() == 2
+        && b.len() == 3
+        && b[1] == b[2]
+        && b[1] > 0
+        && b[0] * b[1] == w[0]
+        && w[1].is_multiple_of(b[1]);
+    assert!(fits, "block_affine: weight {w}, blocks {b}; they must be [n r, k r] and [n, r, r]");
+    let [n, r, k] = [b[0], b[1], w[1] / b[1]];
+    let parts = weight.reshape([n, r, k, r]).permute(&[0, 2, 1, 3]);
+    let moved = parts.matmul(&blocks.unsqueeze(1)).add(&blocks.unsqueeze(1));
+    weight.add(&moved.permute(&[0, 2, 1, 3]).reshape([w[0], w[1]]))
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let linear64 = |x: &Array, w: &Array| {
+        let (n, k) = (w.shape[0], w.shape[1]);
+        Array::from_fn([x.shape[0], n], |i| {
+            (0..k).map(|q| x.data[i / n * k + q] * w.data[i % n * k + q]).sum()
+        })
+    };
+    let mut all = Vec::new();
+    for (rows, n, k, r) in [(3, 4, 8, 4), (5, 7, 10, 3), (67, 5, 8, 8)] {
+        let inputs = vec![Input::normal([rows, k]), Input::normal([n, k]), Input::normal([r, n])];
+        let forward = |x: &[Tensor]| {
+            let site = Arc::new(Miss::new(&x[1], &x[2])) as Arc<dyn Site>;
+            x[0].linear(&site, Epilogue::default())
+        };
+        let reference = move |x: &[Array]| {
+            let w = Array::from_fn([n, k], |i| x[1].data[i] + x[2].data[i % k % r * n + i / k]);
+            linear64(&x[0], &w)
+        };
+        all.push(Case::new(format!("miss {rows} {n} {k} {r}"), inputs, forward, reference).ulps(16.0, 32.0));
+    }
+    let inputs = vec![Input::normal([4, 6]), Input::normal([2, 2, 2])];
+    all.push(
+        Case::new(
+            "block affine",
+            inputs,
+            |x| block_affine(&x[0], &x[1]),
+            |x| {
+                let (w, b) = (&x[0].data, &x[1].data);
+                Array::from_fn([4, 6], |i| {
+                    let (row, col) = (i / 6, i % 6);
+                    let (n, block, j) = (row / 2, col / 2, col % 2);
+                    let moved: f64 = (0..2).map(|q| w[row * 6 + 2 * block + q] * b[n * 4 + q * 2 + j]).sum();
+                    w[i] + moved + b[n * 4 + row % 2 * 2 + j]
+                })
+            },
+        )
+        .ulps(16.0, 32.0),
+    );
+    let inputs = vec![
+        Input::normal([5, 6]),
+        Input::normal([4, 6]).fixed(),
+        Input::normal([5, 3]),
+        Input::normal([5, 2]),
+    ];
+    let (index_a, index_b) = (vec![0u32, 3, 3, 1], vec![4u32, 0, 2, 2]);
+    let pool = move |x: &[Tensor]| ShardPool {
+        pool_a: x[2].clone(),
+        pool_b: x[3].clone(),
+        index_a: vec![index_a.clone()],
+        index_b: vec![index_b.clone()],
+        rank: 2,
+        scale: 0.5,
+    };
+    let forward = move |x: &[Tensor]| x[0].linear(&pool(x).site(0, &x[1]), Epilogue::default());
+    let reference = move |x: &[Array]| {
+        let a = |j: usize, c: usize| x[2].data[[0, 3, 3, 1][2 * j + c / 3] * 3 + c % 3];
+        let b = |j: usize, c: usize| x[3].data[[4, 0, 2, 2][2 * j + c / 2] * 2 + c % 2];
+        let w = Array::from_fn([4, 6], |i| {
+            x[1].data[i] + (0..2).map(|j| 0.5 * b(j, i / 6) * a(j, i % 6)).sum::<f64>()
+        });
+        linear64(&x[0], &w)
+    };
+    all.push(Case::new("shards of two pools", inputs, forward, reference).ulps(16.0, 32.0));
+    all
+}
