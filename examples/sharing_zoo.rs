@@ -47,6 +47,19 @@ const LR: f32 = 2e-3;
 /// Characters of the held-out tenth that are scored.
 const VALIDATION: usize = 65536;
 
+/// Dark enough for text on white.
+const COLOURS: [RGBColor; 9] = [
+    RGBColor(31, 97, 168),
+    RGBColor(190, 50, 50),
+    RGBColor(40, 130, 70),
+    RGBColor(180, 95, 10),
+    RGBColor(110, 60, 160),
+    RGBColor(20, 120, 130),
+    RGBColor(150, 40, 110),
+    RGBColor(90, 90, 90),
+    RGBColor(110, 100, 0),
+];
+
 /// Name, kind, and what it is.
 const VARIANTS: [(&str, Sharing, &str); 9] = [
     ("baseline", Sharing::None, "six blocks"),
@@ -231,10 +244,11 @@ fn draw(path: &Path, all: &[Summary]) -> std::result::Result<(), Box<dyn std::er
             .configure_mesh()
             .x_desc("stored parameters, millions")
             .y_desc("validation loss, nats per character")
+            .y_label_formatter(&|y| format!("{y:.3}"))
             .light_line_style(WHITE)
             .draw()?;
         for (i, s) in all.iter().enumerate() {
-            let (x, colour) = (s.stored as f64 / 1e6, Palette99::pick(i).mix(1.0));
+            let (x, colour) = (s.stored as f64 / 1e6, COLOURS[i % COLOURS.len()]);
             let (least, most) = s.range();
             chart.draw_series([PathElement::new([(x, least), (x, most)], colour.stroke_width(2))])?;
             chart.draw_series(s.losses.iter().map(|&y| Circle::new((x, y), 4, colour.filled())))?;

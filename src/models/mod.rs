@@ -1,4 +1,8 @@
 //! Models made of the floors below.
 
+pub mod convert;
+pub mod foldgpt;
 pub mod mor;
 pub mod recursive;
+pub mod sret;
+pub mod widenet;

@@ -220,12 +220,12 @@ impl Recursive {
         Recursive { dictionaries: dictionaries(gpu, c, rng), config, embedding, positions, blocks, norm }
     }
 
-    /// The residual stream after each depth, for `tokens [batch, tokens]`.
+    /// The residual stream before the first block: token vectors and positions.
     ///
     /// # Panics
     /// When there are more tokens than the context.
     #[track_caller]
-    pub fn hidden(&self, tokens: &Tensor) -> Vec<Tensor> {
+    pub fn embed(&self, tokens: &Tensor) -> Tensor {
         let length = tokens.shape()[1];
         assert!(length <= self.config.context, "recursive: {length} tokens, context {}", self.config.context);
         let positions = if length == self.config.context {
@@ -233,7 +233,16 @@ impl Recursive {
         } else {
             self.positions.slice(0, 0..length)
         };
-        let mut x = self.embedding.forward(tokens).add(&positions);
+        self.embedding.forward(tokens).add(&positions)
+    }
+
+    /// The residual stream after each depth, for `tokens [batch, tokens]`.
+    ///
+    /// # Panics
+    /// As [`Recursive::embed`].
+    #[track_caller]
+    pub fn hidden(&self, tokens: &Tensor) -> Vec<Tensor> {
+        let mut x = self.embed(tokens);
         self.blocks_now()
             .iter()
             .map(|block| {

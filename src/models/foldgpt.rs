@@ -1,0 +1,145 @@
+//! FoldGPT: learned gates tell which blocks matter; the rest goes, and neighbours share one block's matrices.
+//!
+//! 1. Each block has a gate, `x + g (block(x) - x)`, trained with a polarisation that drives gates to 0 or 1 under a budget;
+//! 2. blocks of small gates are removed; neighbours among the rest form groups that use the matrices of the group's first block,
+//!    each place with norms of its own;
+//! 3. a short training with the tail's distillation cures what that broke.
+//!
+//! Source: arXiv 2407.00928.
+
+use crate::error::{Error, Result};
+use crate::models::recursive::{Recursive, Sharing};
+use crate::nn::{Block, Linear, Mask, Module, Parameters, join};
+use crate::tensor::Tensor;
+
+/// A model whose blocks have gates.
+pub struct Gated {
+    /// The model; its blocks must be their own.
+    pub model: Recursive,
+    /// One scalar `[1]` a block, 1 at the start.
+    pub gates: Vec<Tensor>,
+}
+
+impl Gated {
+    /// `model` with gates of 1: it computes what it did.
+    pub fn new(model: Recursive) -> Gated {
+        let gpu = model.positions.gpu();
+        let gates = model.blocks.iter().map(|_| Tensor::ones(gpu, [1]).requires_grad()).collect();
+        Gated { gates, model }
+    }
+
+    /// Scores of the next token: [`Recursive::forward`] with every block's change times its gate.
+    #[track_caller]
+    pub fn forward(&self, tokens: &Tensor) -> Tensor {
+        let m = &self.model;
+        let mut x = m.embed(tokens);
+        for (block, gate) in m.blocks.iter().zip(&self.gates) {
+            let y = block.forward(&x, &Mask::Causal);
+            x = x.add(&y.sub(&x).mul(gate));
+        }
+        m.head(&x)
+    }
+
+    /// What training adds to the loss: `strength * (t mean|g| - mean|g - mean g|) + (mean g - keep)^2`.
+    ///
+    /// The first part (the polarisation regulariser of neuron pruning) is least when gates are at the ends of their range; the
+    /// second holds the share of blocks that are kept at `keep`.
+    pub fn penalty(&self, strength: f32, t: f32, keep: f32) -> Tensor {
+        let all = Tensor::concat(&self.gates.iter().collect::<Vec<_>>(), 0).clamp(0.0, 1.0);
+        let mean = all.mean_all();
+        let spread = all.sub(&mean).abs().mean_all();
+        let polar = all.abs().mean_all().scale(t).sub(&spread).scale(strength);
+        polar.add(&mean.affine(1.0, -keep).square())
+    }
+
+    /// Blocks from the least important to the most, by gate.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn ranking(&self) -> Result<Vec<usize>> {
+        let values: Result<Vec<f32>> = self.gates.iter().map(|g| g.item()).collect();
+        let values = values?;
+        let mut order: Vec<usize> = (0..values.len()).collect();
+        order.sort_by(|&a, &b| values[a].total_cmp(&values[b]));
+        Ok(order)
+    }
+
+    /// The model without the blocks in `removed`, their neighbours in groups of `group` that share the matrices of the first;
+    /// norms are each place's own. The gates that stay are left out: they are near 1.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when nothing would stay, a block is not there, or `group` is 0.
+    pub fn fold(&self, removed: &[usize], group: usize) -> Result<Recursive> {
+        let depth = self.model.blocks.len();
+        let kept: Vec<usize> = (0..depth).filter(|l| !removed.contains(l)).collect();
+        if kept.is_empty() || group == 0 || removed.iter().any(|&l| l >= depth) {
+            let message = format!(
+                "fold: {removed:?} removed of {depth} blocks, groups of {group}; keep a block, group 1 or more"
+            );
+            return Err(Error::Config { message });
+        }
+        let mut folded = self.model.untied(&kept)?;
+        for i in 0..folded.blocks.len() {
+            let first = folded.blocks[i / group * group].clone();
+            share_matrices(&mut folded.blocks[i], &first);
+        }
+        folded.config.sharing = Sharing::None;
+        Ok(folded)
+    }
+}
+
+/// Lets `block` use the matrices of `first`.
+fn share_matrices(block: &mut Block, first: &Block) {
+    let pairs: [(&mut Linear, &Linear); 6] = [
+        (&mut block.attention.q, &first.attention.q),
+        (&mut block.attention.k, &first.attention.k),
+        (&mut block.attention.v, &first.attention.v),
+        (&mut block.attention.o, &first.attention.o),
+        (&mut block.mlp.up, &first.mlp.up),
+        (&mut block.mlp.down, &first.mlp.down),
+    ];
+    for (to, from) in pairs {
+        *to = from.clone();
+    }
+}
+
+/// The loss of curing: `KL(teacher || student)` of the scores at temperature `t`, times `t^2`, and the mean squared difference
+/// of the last `tail` hidden states, counted from the end. Nothing flows into the teacher.
+///
+/// # Panics
+/// When `tail` is more than either model's depth.
+#[track_caller]
+pub fn tail_distillation(
+    student: &Recursive,
+    teacher: &Recursive,
+    tokens: &Tensor,
+    t: f32,
+    tail: usize,
+) -> Tensor {
+    let theirs = crate::no_grad(|| teacher.hidden(tokens));
+    let ours = student.hidden(tokens);
+    assert!(
+        tail <= ours.len() && tail <= theirs.len(),
+        "tail distillation: {tail} of {} and {} depths",
+        ours.len(),
+        theirs.len()
+    );
+    let goal = crate::no_grad(|| teacher.head(&theirs[theirs.len() - 1])).detach().scale(1.0 / t);
+    let logits = student.head(&ours[ours.len() - 1]).scale(1.0 / t);
+    let p = goal.softmax(-1);
+    let rows = (p.count() / p.shape()[p.shape().len() - 1]) as f32;
+    let kl = p.mul(&goal.log_softmax(-1).sub(&logits.log_softmax(-1))).sum_all().scale(t * t / rows);
+    (1..=tail).fold(kl, |sum, i| {
+        let (a, b) = (&ours[ours.len() - i], &theirs[theirs.len() - i]);
+        sum.add(&a.sub(&b.detach()).square().mean_all())
+    })
+}
+
+impl Module for Gated {
+    fn parameters(&self, path: &str, all: &mut Parameters) {
+        self.model.parameters(&join(path, "model"), all);
+        for (l, gate) in self.gates.iter().enumerate() {
+            all.add(join(path, &format!("gates.{l}")), gate);
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Sliced recursive transformer: a block applied several times, with attention inside groups of tokens.
+//!
+//! Every residual has two learned scalars, `c1 x + c2 f(norm(x))`; after every application follows a small projection of its
+//! own, `a x + b mlp(norm(x))`; attention sees only a group of neighbours, and a random order of the tokens, taken back
+//! afterwards, lets other groups meet on the next application. Source: arXiv 2111.05297.
+
+use crate::gpu::Gpu;
+use crate::nn::{Activation, Attention, Block, Init, Linear, Mask, Mlp, Module, Norm, Parameters, join};
+use crate::rng::Rng;
+use crate::tensor::Tensor;
+
+/// What follows an application of the block.
+pub struct Projection {
+    /// `a` and `b`: `[2]`, 1 at the start.
+    pub scales: Tensor,
+    /// Before the MLP.
+    pub norm: Norm,
+    /// Small.
+    pub mlp: Mlp,
+}
+
+/// One application of the block: scalars and projection of its own.
+pub struct Application {
+    /// `c1, c2` of the attention residual, then of the MLP residual: `[4]`, 1 at the start.
+    pub scales: Tensor,
+    /// Behind the block.
+    pub projection: Projection,
+    /// Groups of tokens that attention stays in.
+    pub groups: usize,
+}
+
+/// A block and its applications.
+pub struct Sliced {
+    /// The same weights at every application.
+    pub block: Block,
+    /// In order.
+    pub applications: Vec<Application>,
+}
+
+/// Element `i` of `scales`, to multiply with.
+fn scalar(scales: &Tensor, i: usize) -> Tensor {
+    scales.slice(0, i..i + 1).reshape([1, 1, 1])
+}
+
+/// `c[i] x + c[i + 1] y`
+fn residual(scales: &Tensor, i: usize, x: &Tensor, y: &Tensor) -> Tensor {
+    x.mul(&scalar(scales, i)).add(&y.mul(&scalar(scales, i + 1)))
+}
+
+impl Sliced {
+    /// A block of this width applied once for each entry of `groups`.
+    ///
+    /// # Panics
+    /// When `heads` does not divide the width, or there is no application.
+    #[track_caller]
+    pub fn new(
+        gpu: &Gpu,
+        width: usize,
+        heads: usize,
+        hidden: usize,
+        groups: &[usize],
+        rng: &mut Rng,
+    ) -> Sliced {
+        assert!(heads > 0 && width.is_multiple_of(heads), "sliced: {heads} heads for width {width}");
+        assert!(
+            !groups.is_empty() && !groups.contains(&0),
+            "sliced: groups {groups:?}; one number an application"
+        );
+        let std = (0.4 / width as f32).sqrt();
+        let mut linear = |inner, out| Linear::new(gpu, inner, out, false, Init::Normal(std), rng);
+        let [q, k, v, o] = [0; 4].map(|_| linear(width, width));
+        let mlp = |up, down| Mlp { up, down, activation: Activation::GeluTanh };
+        let block = Block {
+            norm1: Norm::layer(gpu, width, 1e-5),
+            attention: Attention { q, k, v, o, heads, kv_heads: heads },
+            norm2: Norm::layer(gpu, width, 1e-5),
+            mlp: mlp(linear(width, hidden), linear(hidden, width)),
+        };
+        let ones = |n: usize| Tensor::ones(gpu, [n]).requires_grad();
+        let applications = groups
+            .iter()
+            .map(|&groups| Application {
+                scales: ones(4),
+                projection: Projection {
+                    scales: ones(2),
+                    norm: Norm::layer(gpu, width, 1e-5),
+                    mlp: mlp(linear(width, width), linear(width, width)),
+                },
+                groups,
+            })
+            .collect();
+        Sliced { block, applications }
+    }
+
+    /// `x [batch, tokens, width]` after all applications. The first sees the tokens in their order, each later one in a random
+    /// order drawn from `rng`, taken back behind it.
+    ///
+    /// # Panics
+    /// When an application's groups do not divide the tokens.
+    #[track_caller]
+    pub fn forward(&self, x: &Tensor, rng: &mut Rng) -> Tensor {
+        let tokens = x.shape()[1];
+        let mut x = x.clone();
+        for (i, application) in self.applications.iter().enumerate() {
+            if i == 0 || application.groups == 1 {
+                x = self.apply(application, &x);
+                continue;
+            }
+            let mut order: Vec<u32> = (0..tokens as u32).collect();
+            rng.shuffle(&mut order);
+            let mut back = vec![0u32; tokens];
+            order.iter().enumerate().for_each(|(to, &from)| back[from as usize] = to as u32);
+            let [order, back] = [order, back].map(|list| Tensor::from_slice(x.gpu(), &list, [tokens]));
+            x = self.apply(application, &x.index_select(1, &order)).index_select(1, &back);
+        }
+        x
+    }
+
+    /// One application on tokens in the order given.
+    #[track_caller]
+    pub fn apply(&self, application: &Application, x: &Tensor) -> Tensor {
+        let (block, shape, groups) = (&self.block, *x.shape(), application.groups);
+        let [batch, tokens, width] = [shape[0], shape[1], shape[2]];
+        assert!(tokens.is_multiple_of(groups), "sliced: {groups} groups of {tokens} tokens");
+        let sliced = block.norm1.forward(x).reshape([batch * groups, tokens / groups, width]);
+        let y = block.attention.forward(&sliced, &Mask::None, None).reshape(shape);
+        let x = residual(&application.scales, 0, x, &y);
+        let y = block.mlp.forward(&block.norm2.forward(&x), None);
+        let x = residual(&application.scales, 2, &x, &y);
+        let Projection { scales, norm, mlp } = &application.projection;
+        residual(scales, 0, &x, &mlp.forward(&norm.forward(&x), None))
+    }
+}
+
+impl Module for Sliced {
+    fn parameters(&self, path: &str, all: &mut Parameters) {
+        self.block.parameters(&join(path, "block"), all);
+        for (i, application) in self.applications.iter().enumerate() {
+            let path = join(path, &format!("applications.{i}"));
+            all.add(join(&path, "scales"), &application.scales);
+            all.add(join(&path, "projection.scales"), &application.projection.scales);
+            application.projection.norm.parameters(&join(&path, "projection.norm"), all);
+            application.projection.mlp.parameters(&join(&path, "projection.mlp"), all);
+            // The block's weights, used once more.
+            if i > 0 {
+                self.block.parameters(&join(&path, "block"), all);
+            }
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! WideNet: one attention layer and one mixture-of-experts layer for all depths, norms of each depth's own.
+//!
+//! Source: "Go Wider Instead of Deeper", arXiv 2107.11817. Balance loss: Switch transformers, arXiv 2101.03961.
+
+use crate::dtype::DType;
+use crate::gpu::Gpu;
+use crate::nn::{Activation, Attention, Init, Linear, Mask, Module, Norm, Parameters, join};
+use crate::ops::site::Site;
+use crate::rng::Rng;
+use crate::share::Tied;
+use crate::tensor::Tensor;
+use std::sync::Arc;
+
+/// Experts of which each token uses the `top` best.
+pub struct Experts {
+    /// `[experts, width]`
+    pub router: Tensor,
+    /// `[hidden, width]` and `[width, hidden]` of each expert.
+    pub weights: Vec<[Arc<dyn Site>; 2]>,
+    /// Experts a token.
+    pub top: usize,
+    /// Rows that an expert takes, over its even share of `rows * top / experts`; later tokens beyond it pass by.
+    pub capacity: f32,
+    /// Between an expert's matrices.
+    pub activation: Activation,
+}
+
+/// What the router did.
+pub struct Routed {
+    /// `[rows, width]`: the gated sum of the experts' results.
+    pub output: Tensor,
+    /// `experts * sum_e f_e P_e`, `f` the share of choices and `P` the mean probability of each expert: 1 when all are used
+    /// alike, up to the number of experts when one has everything.
+    pub balance_loss: Tensor,
+    /// Rows that each expert was given, padded with the number of rows: `[capacity]` of u32.
+    pub rows: Vec<Tensor>,
+}
+
+impl Experts {
+    /// `count` experts, drawn from `rng`.
+    ///
+    /// # Panics
+    /// When `top` is 0 or above `count`.
+    #[track_caller]
+    pub fn new(gpu: &Gpu, [width, hidden]: [usize; 2], [count, top]: [usize; 2], rng: &mut Rng) -> Experts {
+        assert!(top > 0 && top <= count, "experts: the {top} best of {count}");
+        let std = (0.4 / width as f32).sqrt();
+        let mut site =
+            |size| -> Arc<dyn Site> { Arc::new(Tied::new(&Init::Normal(std).leaf(gpu, size, rng))) };
+        let weights = (0..count).map(|_| [site([hidden, width]), site([width, hidden])]).collect();
+        let router = Init::Normal(std).leaf(gpu, [count, width], rng);
+        Experts { router, weights, top, capacity: 1.25, activation: Activation::GeluTanh }
+    }
+
+    /// `x [rows, width]` through the experts. The choice is constant to gradients, which flow through the gates: the chosen
+    /// probabilities, divided by their sum where `top` is above 1.
+    #[track_caller]
+    pub fn forward(&self, x: &Tensor) -> Routed {
+        let (gpu, rows, count) = (x.gpu(), x.shape()[0], self.weights.len());
+        let p = x.matmul(&self.router.t()).softmax(-1);
+        let (_, best) = p.detach().topk(self.top, 1);
+        let experts = Tensor::positions(gpu, count).reshape([1, 1, count]);
+        let chosen = best.unsqueeze(2).eq(&experts).cast(DType::F32).sum(1);
+        let gates = p.mul(&chosen);
+        let gates = if self.top > 1 { gates.div(&gates.sum(1).unsqueeze(1)) } else { gates };
+        let share = chosen.mean(0).scale(1.0 / self.top as f32);
+        let balance_loss = share.mul(&p.mean(0)).sum_all().scale(count as f32);
+
+        let capacity = ((rows * self.top) as f32 / count as f32 * self.capacity).ceil() as usize;
+        let capacity = capacity.clamp(1, rows);
+        // Earlier tokens first: their priority is higher, and 0 is nobody's.
+        let order: Vec<f32> = (0..rows).map(|i| (rows - i) as f32).collect();
+        let priority = chosen.mul(&Tensor::from_slice(gpu, &order, [rows, 1]));
+        let nobody = Tensor::from_slice(gpu, &vec![rows as u32; capacity], [capacity]);
+        let mut output = Tensor::zeros(gpu, *x.shape());
+        let mut lists = Vec::new();
+        for (e, [up, down]) in self.weights.iter().enumerate() {
+            let (value, row) = priority.slice(1, e..e + 1).reshape([rows]).topk(capacity, 0);
+            let taken = value.gt(&Tensor::zeros(gpu, [capacity]));
+            let list = row.where_mask(&taken, &nobody).contiguous();
+            let gate = gates.slice(1, e..e + 1).reshape([rows]).gather(0, &list);
+            let hidden = self.activation.apply(&x.linear_gathered(&list, up));
+            output = output.add_linear_scattered(&hidden, &list, &gate, down);
+            lists.push(list);
+        }
+        Routed { output, balance_loss, rows: lists }
+    }
+}
+
+impl Module for Experts {
+    fn parameters(&self, path: &str, all: &mut Parameters) {
+        all.add(join(path, "router"), &self.router);
+        for (e, [up, down]) in self.weights.iter().enumerate() {
+            all.add_site(&join(path, &format!("{e}.up")), &**up);
+            all.add_site(&join(path, &format!("{e}.down")), &**down);
+        }
+    }
+}
+
+/// The shared layers and every depth's own norms.
+pub struct WideNet {
+    /// At every depth.
+    pub attention: Attention,
+    /// At every depth.
+    pub experts: Experts,
+    /// Before attention and before the experts, of each depth.
+    pub norms: Vec<[Norm; 2]>,
+}
+
+impl WideNet {
+    /// `depth` uses of one attention layer of `heads` heads and one layer of experts.
+    ///
+    /// # Panics
+    /// When `heads` does not divide the width, or a size is 0.
+    #[track_caller]
+    pub fn new(
+        gpu: &Gpu,
+        width: usize,
+        heads: usize,
+        depth: usize,
+        experts: Experts,
+        rng: &mut Rng,
+    ) -> WideNet {
+        assert!(
+            heads > 0 && width.is_multiple_of(heads) && depth > 0,
+            "widenet: {heads} heads, width {width}, depth {depth}"
+        );
+        let std = (0.4 / width as f32).sqrt();
+        let mut linear = || Linear::new(gpu, width, width, false, Init::Normal(std), rng);
+        let [q, k, v, o] = [linear(), linear(), linear(), linear()];
+        let attention = Attention { q, k, v, o, heads, kv_heads: heads };
+        let norms =
+            (0..depth).map(|_| [Norm::layer(gpu, width, 1e-5), Norm::layer(gpu, width, 1e-5)]).collect();
+        WideNet { attention, experts, norms }
+    }
+
+    /// `x [batch, tokens, width]`, and the balance losses of all depths added up.
+    #[track_caller]
+    pub fn forward(&self, x: &Tensor, mask: &Mask) -> (Tensor, Tensor) {
+        let shape = *x.shape();
+        let (rows, width) = (shape[0] * shape[1], shape[2]);
+        let mut x = x.clone();
+        let mut balance = Tensor::zeros(x.gpu(), [1]);
+        for [first, second] in &self.norms {
+            x = self.attention.forward(&first.forward(&x), mask, Some(&x));
+            let routed = self.experts.forward(&second.forward(&x).reshape([rows, width]));
+            x = x.add(&routed.output.reshape(shape));
+            balance = balance.add(&routed.balance_loss.reshape([1]));
+        }
+        (x, balance)
+    }
+}
+
+impl Module for WideNet {
+    fn parameters(&self, path: &str, all: &mut Parameters) {
+        self.attention.parameters(&join(path, "attention"), all);
+        self.experts.parameters(&join(path, "experts"), all);
+        for (depth, [first, second]) in self.norms.iter().enumerate() {
+            first.parameters(&join(path, &format!("norms.{depth}.0")), all);
+            second.parameters(&join(path, &format!("norms.{depth}.1")), all);
+        }
+    }
+}
