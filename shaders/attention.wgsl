@@ -24,6 +24,7 @@ const SLOTS: u32 = 2u;     // joins that take turns: 2 ROWS
 
 #import mask = mask_none
 #import parts = parts_one
+#import keys = keys_plain
 #import attention
 
 @compute @workgroup_size(64)
@@ -38,12 +39,12 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let start = split * p.chunk;
     let first = select(p.rows, item % p.row_blocks * ROWS, split < p.splits);
     let part = lane / (64u / PARTS) * (HEAD_DIM / PARTS / 4u);
-    let keys = pair * p.tokens_k;
+    let keys = first_key(pair);
     var last = 0u;
 #unroll r ROWS
     // Rows beyond the end repeat the last one.
     let row$r = min(first + ${r}u, p.rows - 1u);
-    let limit$r = limit(row$r);
+    let limit$r = visible(pair, row$r);
     let mask$r = mask_row(pair, row$r);
     let at$r = (pair * p.rows + row$r) * (HEAD_DIM / 4u) + part;
     last = max(last, limit$r);

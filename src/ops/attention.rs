@@ -24,7 +24,7 @@ pub enum Mask {
 
 /// Sizes of one call, with heads that share a key head laid end to end: a pair is one key head of one batch entry.
 #[derive(Clone, Copy)]
-struct Sizes {
+pub(super) struct Sizes {
     pairs: usize,
     kv_heads: usize,
     group: usize,
@@ -99,7 +99,7 @@ struct Split {
 
 /// The splits of the three kernels.
 #[derive(Clone, Copy)]
-struct Tile {
+pub(super) struct Tile {
     forward: Split,
     queries: Split,
     keys: Split,
@@ -251,7 +251,7 @@ fn attend([q, k, v]: [&Tensor; 3], mask: &Mask, scale: f32, tile: Tile, splits: 
     };
     let sizes = sizes.cut(1);
     let cut = splits.map_or_else(|| sizes.cut_for(q.gpu(), tile.forward), |splits| sizes.cut(splits));
-    let [y, lse] = forward([&q, &k, &v], mask.as_ref(), cut, tile.forward);
+    let [y, lse] = forward([&q, &k, &v], mask.as_ref(), None, cut, tile.forward);
     let saved = y.clone();
     let y = y.made_by(&[&q, &k, &v], || {
         Box::new(Attention {
@@ -268,8 +268,47 @@ fn attend([q, k, v]: [&Tensor; 3], mask: &Mask, scale: f32, tile: Tile, splits: 
     if extra == 0 { y } else { y.slice(3, 0..head_dim) }
 }
 
+/// Attention of `q [batch, heads, tokens_q, head_dim]` to the filled part of rows of a cache `[rows, kv_heads, context, head_dim]`.
+pub(super) fn cached(q: &Tensor, [k, v]: [&Tensor; 2], listed: [&Tensor; 2]) -> Tensor {
+    let ([batch, heads, tokens_q, head_dim], [_, kv_heads, context, _]) =
+        (four(q.shape()), four(k.shape()));
+    let group = heads / kv_heads;
+    let tile = Tile::of(q.gpu(), head_dim, group * tokens_q, context);
+    debug_assert!(head_dim.is_multiple_of(tile.step()));
+    let sizes = Sizes {
+        pairs: batch * kv_heads,
+        kv_heads,
+        group,
+        tokens_q,
+        tokens_k: context,
+        head_dim,
+        // Every key is in reach: the lengths say which are there.
+        shift: context as i32,
+        scale: 1.0 / (head_dim as f32).sqrt(),
+        mask: [0; 4],
+        cut: [1, 0],
+    };
+    let [y, _] = forward([q, k, v], None, Some(listed), sizes.cut_for(q.gpu(), tile.forward), tile.forward);
+    y
+}
+
+/// The multiple that widths of heads in a cache must have.
+pub(super) fn cache_step(gpu: &Gpu, head_dim: usize) -> usize {
+    Tile::of(gpu, head_dim, 1, 1).step()
+}
+
+fn four(shape: &Shape) -> [usize; 4] {
+    [shape[0], shape[1], shape[2], shape[3]]
+}
+
 /// `y` and the log-sum-exps of its rows.
-fn forward([q, k, v]: [&Tensor; 3], mask: Option<&Tensor>, sizes: Sizes, split: Split) -> [Tensor; 2] {
+fn forward(
+    [q, k, v]: [&Tensor; 3],
+    mask: Option<&Tensor>,
+    listed: Option<[&Tensor; 2]>,
+    sizes: Sizes,
+    split: Split,
+) -> [Tensor; 2] {
     let (gpu, op, [splits, _]) = (q.gpu(), "attention", sizes.cut);
     let rows = sizes.pairs * sizes.rows();
     let make = |splits: usize| {
@@ -279,7 +318,11 @@ fn forward([q, k, v]: [&Tensor; 3], mask: Option<&Tensor>, sizes: Sizes, split: 
     let [y, lse] = make(splits);
     let mut binds = vec![q.bind(0), k.bind(1), v.bind(2), y.bind_mut(3), lse.bind_mut(4)];
     binds.extend(mask.map(|m| m.bind(10)));
-    let source = split.forward(sizes.head_dim, mask.is_some());
+    let mut source = split.forward(sizes.head_dim, mask.is_some());
+    if let Some([rows, lengths]) = listed {
+        binds.extend([rows.bind(11), lengths.bind(12)]);
+        source = source.slot("keys", "keys_listed");
+    }
     let items = sizes.rows().next_multiple_of(split.each as usize) * splits;
     sizes.launch(gpu, &source, "forward", binds, items, split);
     if splits == 1 {
@@ -374,6 +417,7 @@ pub(super) fn variants() -> Vec<Source> {
             [(SINGLE, 4), (SINGLE, 64), (SEVERAL, 64), (SHARED, 128), (SHARED, 256), (BOTH, 256)]
         {
             all.push(tile.forward.forward(head_dim, masked));
+            all.push(tile.forward.forward(head_dim, masked).slot("keys", "keys_listed"));
             all.push(tile.queries.queries(head_dim, masked));
             all.push(tile.keys.keys(head_dim, masked));
         }

@@ -1,0 +1,13 @@
+// keys slot of attention: the keys of a batch entry lie in a row of a cache, of which `lengths` are filled. The last query of
+// an entry sees them all, each one before it one key less.
+@group(0) @binding(11) var<storage, read> rows: array<u32>;
+@group(0) @binding(12) var<storage, read> lengths: array<u32>;
+
+fn first_key(pair: u32) -> u32 {
+    return (rows[pair / p.kv_heads] * p.kv_heads + pair % p.kv_heads) * p.tokens_k;
+}
+
+fn visible(pair: u32, row: u32) -> u32 {
+    let filled = i32(lengths[pair / p.kv_heads]) - i32(p.tokens_q) + i32(row % p.tokens_q) + 1i;
+    return u32(clamp(filled, 0i, i32(p.tokens_k)));
+}
