@@ -6,6 +6,7 @@
 
 #[cfg(feature = "cli")]
 pub mod bench;
+pub mod decode;
 pub mod dtype;
 pub mod error;
 pub mod files;

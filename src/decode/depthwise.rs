@@ -1,0 +1,350 @@
+//! Continuous depth-wise batching: because every depth of a tied model uses the same matrices, tokens at different depths run in
+//! the same products. A slot that has its token early takes the next one at once, whatever depth the others are at.
+//!
+//! Keys and values are kept per (depth, slot): a token that leaves early has none at the depths it did not reach, and later
+//! tokens that go deeper do not see it there. Source: relaxed recursive transformers, arXiv 2410.20672, section 2.4.
+
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::models::recursive::{Recursive, Sharing};
+use crate::nn::{Linear, Norm};
+use crate::ops::cache::KvCache;
+use crate::ops::site::Site;
+use crate::share::{DepthLora, Tied};
+use crate::tape::no_grad;
+use crate::tensor::Tensor;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// A prompt, and how many tokens to add.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What the caller knows it by.
+    pub id: u64,
+    /// At least one token.
+    pub prompt: Vec<u32>,
+    /// Tokens to add.
+    pub count: usize,
+}
+
+/// A token of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Emitted {
+    /// The request.
+    pub id: u64,
+    /// The token.
+    pub token: u32,
+    /// Depths that it went through, from 1.
+    pub depth: usize,
+}
+
+/// When slots take their next token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheduling {
+    /// As soon as their own is out.
+    Continuous,
+    /// When all are out: those that left early wait for the deepest. What a framework without shared weights can do.
+    LockStep,
+}
+
+/// One linear layer of all depths: the matrix they share, and the low-rank parts of each, if any.
+struct Layer {
+    weight: Arc<dyn Site>,
+    own: Option<DepthLora>,
+}
+
+impl Layer {
+    /// From the layer of every depth. What a low-rank part is scaled with goes into its `A`.
+    fn of(layers: &[&Linear], scale: f32) -> Layer {
+        let leaves: Vec<Vec<Tensor>> = layers.iter().map(|l| l.weight.leaves()).collect();
+        let weight = Arc::new(Tied::new(&leaves[0][0].detach()));
+        let stack = |i: usize| {
+            let all: Vec<Tensor> = leaves.iter().map(|l| l[i].detach()).collect();
+            Tensor::stack(&all.iter().collect::<Vec<_>>(), 0)
+        };
+        let own = (leaves[0].len() == 3).then(|| DepthLora { a: stack(1), b: stack(2), scale });
+        Layer { weight, own }
+    }
+
+    fn forward(&self, x: &Tensor, depths: &Tensor) -> Tensor {
+        match &self.own {
+            Some(own) => own.linear(x, &self.weight, depths),
+            None => x.linear(&self.weight, Default::default()),
+        }
+    }
+}
+
+/// The norms of all depths: `[depths, width]`, one row for each token.
+struct Norms {
+    gains: Tensor,
+    eps: f32,
+}
+
+impl Norms {
+    fn of(norms: &[&Norm]) -> Norms {
+        let gains: Vec<Tensor> = norms.iter().map(|n| n.gain.detach()).collect();
+        Norms { gains: Tensor::stack(&gains.iter().collect::<Vec<_>>(), 0), eps: norms[0].eps }
+    }
+
+    fn forward(&self, x: &Tensor, depths: &Tensor) -> Tensor {
+        x.rms_norm(None, self.eps).mul(&self.gains.index_select(0, depths))
+    }
+}
+
+/// A request on its way.
+struct Slot {
+    request: Request,
+    /// Tokens of prompt and answer that went in so far, the one on its way included.
+    place: usize,
+    depth: usize,
+    /// Tokens that each depth has seen.
+    lengths: Vec<usize>,
+    answered: usize,
+    /// Its token is out, and it waits for the others (lock-step).
+    waits: bool,
+    /// The token to go in next.
+    token: u32,
+}
+
+/// A tied model serving many requests at once.
+pub struct DepthBatch<'a> {
+    gpu: Gpu,
+    model: &'a Recursive,
+    norms: [Norms; 2],
+    /// `q k v o up down`
+    layers: [Layer; 6],
+    cache: KvCache,
+    slots: Vec<Option<Slot>>,
+    waiting: VecDeque<Request>,
+    /// `[slots, width]`
+    x: Tensor,
+    threshold: f32,
+    scheduling: Scheduling,
+    ticks: u64,
+}
+
+impl<'a> DepthBatch<'a> {
+    /// A batch of `slots` requests at a time. A token leaves at the first depth where its probability is `threshold` or more;
+    /// above 1, at the last. Tokens of a prompt, whose successors are given, go through all depths.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the model's depths do not all share their matrices, or norms have biases.
+    pub fn new(
+        model: &'a Recursive,
+        slots: usize,
+        threshold: f32,
+        scheduling: Scheduling,
+    ) -> Result<DepthBatch<'a>> {
+        let (c, gpu) = (&model.config, model.positions.gpu().clone());
+        let scale = match c.sharing {
+            Sharing::Tied => 1.0,
+            Sharing::TiedLora { scale, .. } => scale,
+            Sharing::Cycle { blocks: 1, .. } => 1.0,
+            other => {
+                let message = format!("depth-wise batching: the depths must share one block, not {other:?}");
+                return Err(Error::Config { message });
+            }
+        };
+        let plain = model.blocks.iter().all(|b| b.norm1.bias.is_none() && b.norm2.bias.is_none());
+        let linear: [fn(&crate::nn::Block) -> &Linear; 6] = [
+            |b| &b.attention.q,
+            |b| &b.attention.k,
+            |b| &b.attention.v,
+            |b| &b.attention.o,
+            |b| &b.mlp.up,
+            |b| &b.mlp.down,
+        ];
+        let bare = model.blocks.iter().all(|b| linear.iter().all(|of| of(b).bias.is_none()));
+        if !plain || !bare || slots == 0 {
+            let message =
+                format!("depth-wise batching: {slots} slots; norms and layers with biases are not served");
+            return Err(Error::Config { message });
+        }
+        let layers = linear.map(|of| Layer::of(&model.blocks.iter().map(of).collect::<Vec<_>>(), scale));
+        let norms = [
+            Norms::of(&model.blocks.iter().map(|b| &b.norm1).collect::<Vec<_>>()),
+            Norms::of(&model.blocks.iter().map(|b| &b.norm2).collect::<Vec<_>>()),
+        ];
+        let head_dim = c.width / c.heads;
+        Ok(DepthBatch {
+            cache: KvCache::new(&gpu, c.depth * slots, c.heads, c.context, head_dim),
+            x: Tensor::zeros(&gpu, [slots, c.width]),
+            slots: (0..slots).map(|_| None).collect(),
+            waiting: VecDeque::new(),
+            gpu,
+            model,
+            norms,
+            layers,
+            threshold,
+            scheduling,
+            ticks: 0,
+        })
+    }
+
+    /// Puts a request in line.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the prompt is empty, has tokens that are not in the vocabulary, or does not fit the context
+    /// together with the answer.
+    pub fn push(&mut self, request: Request) -> Result<()> {
+        let c = &self.model.config;
+        let length = request.prompt.len() + request.count;
+        let known = request.prompt.iter().all(|&t| (t as usize) < c.vocab);
+        if request.prompt.is_empty() || !known || length > c.context + 1 {
+            return Err(Error::Config {
+                message: format!(
+                    "request {}: a prompt of {} tokens below {} and {} more must fit the context of {}",
+                    request.id,
+                    request.prompt.len(),
+                    c.vocab,
+                    request.count,
+                    c.context
+                ),
+            });
+        }
+        if request.count > 0 {
+            self.waiting.push_back(request);
+        }
+        Ok(())
+    }
+
+    /// Ticks so far: passes of the block over all slots.
+    pub fn ticks(&self) -> u64 {
+        self.ticks
+    }
+
+    /// Serves until nothing is left; tokens in the order in which they came out.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn run(&mut self) -> Result<Vec<Emitted>> {
+        let mut all = Vec::new();
+        while let Some(some) = self.tick()? {
+            all.extend(some);
+        }
+        Ok(all)
+    }
+
+    /// One pass of the block over every slot, each at its own depth; the tokens that came out. `None` when nothing is left.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn tick(&mut self) -> Result<Option<Vec<Emitted>>> {
+        self.admit();
+        let active: Vec<usize> = (0..self.slots.len())
+            .filter(|&s| self.slots[s].as_ref().is_some_and(|slot| !slot.waits))
+            .collect();
+        if active.is_empty() {
+            return Ok(None);
+        }
+        self.ticks += 1;
+        let (tokens, confidence) = no_grad(|| self.pass(&active))?;
+        let mut emitted = Vec::new();
+        for (i, &s) in active.iter().enumerate() {
+            let last = self.model.config.depth;
+            let Some(slot) = &mut self.slots[s] else { continue };
+            slot.lengths[slot.depth] += 1;
+            slot.depth += 1;
+            let in_prompt = slot.place < slot.request.prompt.len();
+            let out = slot.depth == last || (!in_prompt && confidence[i] >= self.threshold);
+            if !out {
+                continue;
+            }
+            if in_prompt {
+                slot.token = slot.request.prompt[slot.place];
+            } else {
+                slot.token = tokens[i];
+                slot.answered += 1;
+                emitted.push(Emitted { id: slot.request.id, token: tokens[i], depth: slot.depth });
+            }
+            slot.waits = true;
+            if slot.answered == slot.request.count {
+                self.slots[s] = None;
+            }
+        }
+        Ok(Some(emitted))
+    }
+
+    /// Free slots take requests, and those whose token is out the next token.
+    fn admit(&mut self) {
+        let depth = self.model.config.depth;
+        for slot in &mut self.slots {
+            if slot.is_none()
+                && let Some(request) = self.waiting.pop_front()
+            {
+                let token = request.prompt[0];
+                let lengths = vec![0; depth];
+                *slot = Some(Slot { request, place: 0, depth: 0, lengths, answered: 0, waits: true, token });
+            }
+        }
+        let all_wait = self.slots.iter().flatten().all(|slot| slot.waits);
+        if self.scheduling == Scheduling::LockStep && !all_wait {
+            return;
+        }
+        let starts: Vec<usize> = (0..self.slots.len())
+            .filter(|&s| self.slots[s].as_ref().is_some_and(|slot| slot.waits))
+            .collect();
+        if starts.is_empty() {
+            return;
+        }
+        let (mut tokens, mut places) = (vec![0u32; self.slots.len()], vec![0u32; self.slots.len()]);
+        let mut fresh = vec![0u32; self.slots.len()];
+        for &s in &starts {
+            let Some(slot) = &mut self.slots[s] else { continue };
+            (tokens[s], places[s], fresh[s]) = (slot.token, slot.place as u32, 1);
+            slot.place += 1;
+            slot.depth = 0;
+            slot.waits = false;
+        }
+        no_grad(|| {
+            let list = |values: &[u32]| Tensor::from_slice(&self.gpu, values, [values.len()]);
+            let token = self.model.embedding.forward(&list(&tokens));
+            let new = token.add(&self.model.positions.index_select(0, &list(&places)));
+            let fresh = list(&fresh).unsqueeze(1).expand(*new.shape());
+            self.x = new.where_mask(&fresh, &self.x);
+            self.x.evaluate();
+        });
+    }
+
+    /// The block on the active slots; the best next token of each, and its probability.
+    fn pass(&mut self, active: &[usize]) -> Result<(Vec<u32>, Vec<f32>)> {
+        let (rows, count) = (active.len(), self.slots.len());
+        let c = &self.model.config;
+        let slot = |s: usize| self.slots[s].as_ref().expect("an active slot");
+        let list = |of: &dyn Fn(usize) -> usize| {
+            let values: Vec<u32> = active.iter().map(|&s| of(s) as u32).collect();
+            Tensor::from_slice(&self.gpu, &values, [rows])
+        };
+        let ids = list(&|s| s);
+        let depths = list(&|s| slot(s).depth);
+        let cached = list(&|s| slot(s).depth * count + s);
+        let places = list(&|s| slot(s).lengths[slot(s).depth]);
+        let lengths = list(&|s| slot(s).lengths[slot(s).depth] + 1);
+
+        let heads = [rows, 1, c.heads, c.width / c.heads];
+        let x = self.x.index_select(0, &ids);
+        let [q, k, v, o, up, down] = &self.layers;
+        let normed = self.norms[0].forward(&x, &depths);
+        let [q, k, v] = [q, k, v].map(|layer| layer.forward(&normed, &depths).reshape(heads));
+        self.cache.append(&k, &v, &cached, &places);
+        let q = q.permute(&[0, 2, 1, 3]);
+        let y = self.cache.attend(&q, &cached, &lengths).permute(&[0, 2, 1, 3]).reshape([rows, c.width]);
+        let x = x.add(&o.forward(&y, &depths));
+        let hidden = self.model.blocks[0]
+            .mlp
+            .activation
+            .apply(&up.forward(&self.norms[1].forward(&x, &depths), &depths));
+        let x = x.add(&down.forward(&hidden, &depths));
+        // Back to their slots; those that rest keep theirs.
+        let place_of: Vec<u32> =
+            (0..count).map(|s| active.iter().position(|&a| a == s).unwrap_or(rows) as u32).collect();
+        let moved: Vec<u32> = place_of.iter().map(|&p| (p < rows as u32) as u32).collect();
+        let [place_of, moved] = [place_of, moved].map(|v| Tensor::from_slice(&self.gpu, &v, [count]));
+        let moved = moved.unsqueeze(1).expand([count, c.width]);
+        self.x = x.index_select(0, &place_of).where_mask(&moved, &self.x);
+        self.x.evaluate();
+        let p = self.model.head(&x).softmax(-1);
+        let (best, token) = p.topk(1, 1);
+        Ok((token.to_vec()?, best.to_vec()?))
+    }
+}

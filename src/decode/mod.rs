@@ -1,0 +1,5 @@
+//! Serving models whose layers share weights.
+
+mod depthwise;
+
+pub use depthwise::{DepthBatch, Emitted, Request, Scheduling};
