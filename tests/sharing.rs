@@ -3,7 +3,7 @@
 mod support;
 
 use support::{download, gpu};
-use tiebeam::decode::{DepthBatch, Emitted, Request, Scheduling};
+use tiebeam::decode::{DepthBatch, Emitted, Exit, Request, Scheduling};
 use tiebeam::models::convert::{Selection, low_rank, untied_names};
 use tiebeam::models::foldgpt::{Gated, tail_distillation};
 use tiebeam::models::mor::{Keys, Mor, Routing, capacities};
@@ -346,7 +346,7 @@ fn serve(
     threshold: f32,
     scheduling: Scheduling,
 ) -> (Vec<Vec<Emitted>>, u64) {
-    let mut batch = DepthBatch::new(model, slots, threshold, scheduling).unwrap();
+    let mut batch = DepthBatch::new(model, slots, Exit::Confidence(threshold), scheduling).unwrap();
     requests().into_iter().for_each(|r| batch.push(r).unwrap());
     let all = batch.run().unwrap();
     let by_request = |id| all.iter().copied().filter(|e| e.id == id).collect();
@@ -394,11 +394,13 @@ fn served_at_full_depth_is_the_model_itself() {
 #[test]
 fn what_cannot_be_served_is_refused() {
     let free = model(3, Sharing::None);
-    let error =
-        DepthBatch::new(&free, 2, 0.5, Scheduling::Continuous).err().expect("nothing is shared").to_string();
+    let error = DepthBatch::new(&free, 2, Exit::Confidence(0.5), Scheduling::Continuous)
+        .err()
+        .expect("nothing is shared")
+        .to_string();
     assert!(error.contains("must share one block"), "{error}");
     let tied = model(3, Sharing::Tied);
-    let mut batch = DepthBatch::new(&tied, 2, 0.5, Scheduling::Continuous).unwrap();
+    let mut batch = DepthBatch::new(&tied, 2, Exit::Confidence(0.5), Scheduling::Continuous).unwrap();
     for (prompt, count) in [(vec![], 1), (vec![11], 1), (vec![1; 8], 2)] {
         let error = batch.push(Request { id: 4, prompt, count }).expect_err("it does not fit").to_string();
         assert!(error.contains("request 4") && error.contains("context of 8"), "{error}");

@@ -47,6 +47,17 @@ pub enum Scheduling {
     LockStep,
 }
 
+/// The depth at which answer token `.1` of request `.0` leaves, counted from 1.
+pub type Oracle = Box<dyn Fn(u64, usize) -> usize + Send>;
+
+/// When a token of an answer leaves.
+pub enum Exit {
+    /// At the first depth where its probability is this or more; above 1, at the last.
+    Confidence(f32),
+    /// At a depth known beforehand: to measure what a schedule is worth apart from how it is found.
+    Oracle(Oracle),
+}
+
 /// One linear layer of all depths: the matrix they share, and the low-rank parts of each, if any.
 struct Layer {
     weight: Arc<dyn Site>,
@@ -118,21 +129,20 @@ pub struct DepthBatch<'a> {
     waiting: VecDeque<Request>,
     /// `[slots, width]`
     x: Tensor,
-    threshold: f32,
+    exit: Exit,
     scheduling: Scheduling,
     ticks: u64,
 }
 
 impl<'a> DepthBatch<'a> {
-    /// A batch of `slots` requests at a time. A token leaves at the first depth where its probability is `threshold` or more;
-    /// above 1, at the last. Tokens of a prompt, whose successors are given, go through all depths.
+    /// A batch of `slots` requests at a time, tokens leaving as `exit` says. Tokens of a prompt, whose successors are given, go through all depths.
     ///
     /// # Errors
     /// [`Error::Config`] when the model's depths do not all share their matrices, or norms have biases.
     pub fn new(
         model: &'a Recursive,
         slots: usize,
-        threshold: f32,
+        exit: Exit,
         scheduling: Scheduling,
     ) -> Result<DepthBatch<'a>> {
         let (c, gpu) = (&model.config, model.positions.gpu().clone());
@@ -175,7 +185,7 @@ impl<'a> DepthBatch<'a> {
             model,
             norms,
             layers,
-            threshold,
+            exit,
             scheduling,
             ticks: 0,
         })
@@ -246,7 +256,11 @@ impl<'a> DepthBatch<'a> {
             slot.lengths[slot.depth] += 1;
             slot.depth += 1;
             let in_prompt = slot.place < slot.request.prompt.len();
-            let out = slot.depth == last || (!in_prompt && confidence[i] >= self.threshold);
+            let leaves = match &self.exit {
+                Exit::Confidence(threshold) => confidence[i] >= *threshold,
+                Exit::Oracle(depth) => slot.depth >= depth(slot.request.id, slot.answered),
+            };
+            let out = slot.depth == last || (!in_prompt && leaves);
             if !out {
                 continue;
             }

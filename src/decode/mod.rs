@@ -2,4 +2,4 @@
 
 mod depthwise;
 
-pub use depthwise::{DepthBatch, Emitted, Request, Scheduling};
+pub use depthwise::{DepthBatch, Emitted, Exit, Oracle, Request, Scheduling};
