@@ -2,6 +2,7 @@
 
 pub mod convert;
 pub mod foldgpt;
+pub mod llama;
 pub mod mor;
 pub mod recursive;
 pub mod sret;

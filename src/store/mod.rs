@@ -1,6 +1,7 @@
 //! Files: safetensors in and out, at host level.
 //!
 //! * [`File`] maps a file, refuses a header that lies, and converts tensors to what the engine computes in.
+//! * [`gguf::Gguf`] reads llama.cpp's files, quantised weights and tokenizer included.
 //! * [`save`] writes a file whole or not at all, the same bytes for the same tensors.
 //!
 //! The format (<https://github.com/huggingface/safetensors>): a little-endian `u64`, the header's length; the
@@ -10,6 +11,7 @@
 mod bytes;
 mod checkpoint;
 mod file;
+pub mod gguf;
 mod header;
 mod save;
 

@@ -88,7 +88,7 @@ fn multiply(op: &'static str, lhs: &Tensor, rhs: &Tensor, into: Into) -> Tensor 
         sum.affine(1.0, 0.0).value.realize(Some(Target { place: y.place(), accumulate }));
         return y;
     }
-    Product { accumulate, ..Product::new(op, lhs, Right::Tensor(rhs)) }.into(&y);
+    Product { accumulate, ..Product::new(op, lhs, Right::Tensor(rhs)) }.write(&y);
     y
 }
 
@@ -201,7 +201,7 @@ impl Tensor {
         let x = self.reshape([rows, k]);
         let y = Tensor::empty(self.gpu(), "linear", [x.shape()[0], n], DType::F32);
         let right = Right::Weight { site: &**weight, transposed: true };
-        Product { epilogue: fused, ..Product::new("linear", &x.detach(), right) }.into(&y);
+        Product { epilogue: fused, ..Product::new("linear", &x.detach(), right) }.write(&y);
         let y = y.reshape(to).made_by(&inputs, || {
             Box::new(Linear {
                 x: Saved::new(&x),
@@ -240,7 +240,7 @@ impl Op for Linear {
         let dy = full.reshape([x.shape()[0], n]).contiguous();
         if sink.needs(0) {
             let dx = Tensor::empty(dy.gpu(), "linear", [x.shape()[0], k], DType::F32);
-            Product::new("linear", &dy, Right::Weight { site: &*self.weight, transposed: false }).into(&dx);
+            Product::new("linear", &dy, Right::Weight { site: &*self.weight, transposed: false }).write(&dx);
             sink.add(0, dx.reshape(self.shape));
         }
         let mut next = 1;

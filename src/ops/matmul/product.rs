@@ -89,8 +89,8 @@ impl<'a> Product<'a> {
         Product { op, lhs, rhs, rows: Rows::All, epilogue: Epilogue::default(), accumulate: false }
     }
 
-    /// Launches it.
-    pub fn into(self, y: &Tensor) {
+    /// Launches it, `y` its result.
+    pub fn write(self, y: &Tensor) {
         let (gpu, axes) = (y.gpu(), y.shape().len());
         let batch = Shape::new(&y.shape()[..axes - 2]);
         let k = self.lhs.shape()[self.lhs.shape().len() - 1];

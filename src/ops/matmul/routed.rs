@@ -46,7 +46,7 @@ impl Tensor {
         let narrow = if whole { x.clone() } else { x.index_select(0, &rows) };
         let which = if whole { Rows::Gathered(&rows) } else { Rows::All };
         let right = Right::Weight { site: &**weight, transposed: true };
-        Product { rows: which, ..Product::new(op, &narrow, right) }.into(&y);
+        Product { rows: which, ..Product::new(op, &narrow, right) }.write(&y);
         y.made_by(&inputs, || {
             Box::new(Gathered {
                 x: Saved::new(self),
@@ -103,7 +103,7 @@ impl Tensor {
         self.detach().affine(1.0, 0.0).value.realize(Some(Target { place, accumulate: false }));
         let rows = Rows::Scattered { list: &list, gate: &scale };
         let right = Right::Weight { site: &**weight, transposed: true };
-        Product { rows, accumulate: true, ..Product::new(op, &x.detach(), right) }.into(&y);
+        Product { rows, accumulate: true, ..Product::new(op, &x.detach(), right) }.write(&y);
         y.made_by(&inputs, || {
             Box::new(Scattered {
                 x: Saved::new(x),
@@ -141,7 +141,7 @@ impl Op for Gathered {
             dx.compute();
             let rows = Rows::Scattered { list: rows, gate: &ones };
             let right = Right::Weight { site: &*self.weight, transposed: false };
-            Product { rows, accumulate: true, ..Product::new(self.name(), &dy, right) }.into(&dx);
+            Product { rows, accumulate: true, ..Product::new(self.name(), &dy, right) }.write(&dx);
             sink.add(0, dx);
         }
         if (0..self.leaves.len()).any(|i| sink.needs(1 + i)) {
@@ -174,7 +174,7 @@ impl Op for Scattered {
         let own = dy.contiguous().index_select(0, rows);
         if sink.needs(1) || sink.needs(2) {
             let through = Tensor::empty(dy.gpu(), op, *x.shape(), DType::F32);
-            Product::new(op, &own, Right::Weight { site: &*self.weight, transposed: false }).into(&through);
+            Product::new(op, &own, Right::Weight { site: &*self.weight, transposed: false }).write(&through);
             if sink.needs(1) {
                 sink.add(1, through.mul(&gate));
             }
