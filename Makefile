@@ -3,13 +3,16 @@
 
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint docs vulkan components
+.PHONY: help demo smollm test bench lint docs vulkan components
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: vulkan ## train a small language model with tied layers and write its results to out/demo
 	$(CARGO) run --release --features cli --example charlm -- --out out/demo
+
+smollm: vulkan ## a real 135M-parameter model: obtain it (98 MB, outside the repository) and generate text
+	$(CARGO) run --release --features cli --example smollm -- --model "$$(sh scripts/fetch-smollm.sh)"
 
 test: vulkan ## every test and doctest; needs an adapter, a software one will do
 	$(CARGO) test --release --features cli

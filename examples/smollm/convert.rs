@@ -1,0 +1,94 @@
+//! Conversions of a trained model to shared weights.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use std::fmt;
+use std::str::FromStr;
+use tiebeam::models::convert::{Selection, recursive_sites};
+use tiebeam::models::llama::{LINEARS, Llama};
+use tiebeam::share::matrix_pca;
+use tiebeam::{Error, Gpu, Result, Tensor, no_grad};
+
+/// How to share.
+#[derive(Clone, Copy, Debug)]
+pub enum Conversion {
+    /// So many blocks in turn.
+    Recursive(usize),
+    /// q, k, v and o from so many atoms each.
+    Masa(usize),
+    /// Groups of so many neighbours use the matrices of the first.
+    Fold(usize),
+}
+
+impl FromStr for Conversion {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Conversion, String> {
+        let wrong = || format!("'{text}' is none of recursive:B, masa:S and fold:G, with a number above 0");
+        let (kind, count) = text.split_once(':').ok_or_else(wrong)?;
+        let count = count.parse().ok().filter(|&n| n > 0).ok_or_else(wrong)?;
+        match kind {
+            "recursive" => Ok(Conversion::Recursive(count)),
+            "masa" => Ok(Conversion::Masa(count)),
+            "fold" => Ok(Conversion::Fold(count)),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+impl fmt::Display for Conversion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Conversion::Recursive(blocks) => write!(f, "{blocks} blocks in turn"),
+            Conversion::Masa(atoms) => write!(f, "attention from {atoms} atoms"),
+            Conversion::Fold(group) => write!(f, "groups of {group}"),
+        }
+    }
+}
+
+impl Conversion {
+    /// The model with shared weights; norms and token vectors are the same leaves.
+    pub fn apply(&self, model: &Llama, rank: usize) -> Result<Llama> {
+        let mut new = model.clone();
+        let bar = ProgressBar::new(LINEARS.len() as u64);
+        let style = "{bar:24} {pos}/{len} {wide_msg} {elapsed} so far, about {eta} to go";
+        bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
+        for (i, name) in LINEARS.iter().enumerate() {
+            bar.set_message(format!("converting {name}"));
+            let weights: Vec<Tensor> =
+                model.layers.iter().map(|l| l.linear(i).weight.leaves().remove(0)).collect();
+            let sites = match *self {
+                Conversion::Recursive(blocks) => {
+                    let selection = if rank > 0 { Selection::Average } else { Selection::Stepwise };
+                    recursive_sites(&weights, blocks, rank, selection)?
+                }
+                Conversion::Masa(atoms) if i < 4 => {
+                    if atoms > weights.len() {
+                        let message = format!("masa: {atoms} atoms for {} layers; use fewer", weights.len());
+                        return Err(Error::Config { message });
+                    }
+                    let stack = no_grad(|| Tensor::stack(&weights.iter().collect::<Vec<_>>(), 0));
+                    let (dictionary, _) = matrix_pca(&stack, atoms)?;
+                    (0..weights.len()).map(|l| dictionary.site(l)).collect()
+                }
+                Conversion::Fold(group) => (0..weights.len())
+                    .map(|l| model.layers[l / group * group].linear(i).weight.clone())
+                    .collect(),
+                Conversion::Masa(_) => continue,
+            };
+            for (layer, site) in new.layers.iter_mut().zip(sites) {
+                layer.linear_mut(i).weight = site;
+            }
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        Ok(new)
+    }
+}
+
+/// The norm of the difference of both models' last hidden states on these tokens, over that of the first model's.
+pub fn output_error(gpu: &Gpu, before: &Llama, after: &Llama, tokens: &[u32]) -> Result<f64> {
+    let x = Tensor::from_slice(gpu, tokens, [1, tokens.len()]);
+    let [a, b] = [before, after].map(|model| no_grad(|| model.hidden(&x)));
+    let norm = |x: &Tensor| x.square().sum_all().item().map(|v| (v as f64).sqrt());
+    Ok(norm(&a.sub(&b))? / norm(&a)?)
+}

@@ -1,0 +1,234 @@
+//! Runs a Llama-type model from a GGUF file: generates text, measures perplexity, and shows what sharing its weights costs.
+//!
+//!     make smollm
+//!     cargo run --release --features cli --example smollm -- --model FILE --prompt "The capital of France is"
+//!     cargo run --release --features cli --example smollm -- --model FILE --text TEXT --convert recursive:15 --lora 64
+
+mod convert;
+mod tokenizer;
+
+use clap::Parser;
+use convert::Conversion;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+use tiebeam::models::llama::Llama;
+use tiebeam::optim::{AdamW, AdamWConfig, Group};
+use tiebeam::store::gguf::Gguf;
+use tiebeam::{Error, Gpu, Result, Rng, Tensor, nn::Parameters, no_grad};
+use tokenizer::Words;
+
+/// Run a Llama-type model, measure it, convert it to shared weights.
+#[derive(Parser, Debug)]
+#[command(version)]
+struct Args {
+    /// GGUF file (Q4_1, Q4_0, Q8_0, F16, F32); `make smollm` obtains one
+    #[arg(long)]
+    model: PathBuf,
+    /// Text to go on from
+    #[arg(long, default_value = "The capital of France is")]
+    prompt: String,
+    /// Tokens to add
+    #[arg(long, default_value_t = 32)]
+    tokens: usize,
+    /// Tokens that a sequence may have
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(2..=8192))]
+    context: u32,
+    /// Text to measure perplexity on, and to train on after a conversion
+    #[arg(long)]
+    text: Option<PathBuf>,
+    /// Windows of 256 tokens that perplexity is measured on, from the end of the text
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    windows: u32,
+    /// recursive:B (B blocks in turn), masa:S (S atoms for q, k, v and o each) or fold:G (groups of G neighbours)
+    #[arg(long)]
+    convert: Option<Conversion>,
+    /// Rank of each layer's own part in a recursive conversion
+    #[arg(long, default_value_t = 0)]
+    lora: usize,
+    /// Steps of training after the conversion, on the text before its last windows
+    #[arg(long, default_value_t = 0)]
+    steps: u32,
+    /// Learning rate of that training
+    #[arg(long, default_value_t = 1e-4)]
+    lr: f32,
+}
+
+const WINDOW: usize = 256;
+
+fn bar(count: u64) -> ProgressBar {
+    let bar = ProgressBar::new(count);
+    let style = "{bar:24} {pos}/{len} {wide_msg} {elapsed} so far, about {eta} to go";
+    bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
+    bar
+}
+
+/// Greedy decoding, token by token to the terminal; tokens a second after the prompt.
+fn generate(model: &Llama, words: &Words, args: &Args) -> Result<()> {
+    let prompt = words.encode(&args.prompt)?;
+    if prompt.is_empty() {
+        return Err(Error::Config { message: "--prompt is empty; give at least one word".into() });
+    }
+    let mut session = model.session(args.context as usize)?;
+    let mut scores = session.push(&prompt)?;
+    print!("{}", args.prompt);
+    let started = Instant::now();
+    let (mut answer, mut shown) = (Vec::new(), 0);
+    while answer.len() < args.tokens {
+        let best = (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap_or(0) as u32;
+        if best == words.end {
+            break;
+        }
+        answer.push(best);
+        let text = words.decode(&answer)?;
+        // A token may end in the middle of a character.
+        if !text.ends_with('\u{fffd}') {
+            print!("{}", &text[shown..]);
+            std::io::stdout().flush().ok();
+            shown = text.len();
+        }
+        if answer.len() < args.tokens {
+            scores = session.push(&[best])?;
+        }
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    println!("\n{} tokens, {:.1} a second", answer.len(), answer.len() as f64 / seconds);
+    Ok(())
+}
+
+/// Tokens of the text: what may be trained on, and the windows at its end.
+struct Text {
+    train: Vec<u32>,
+    windows: Vec<Vec<u32>>,
+}
+
+impl Text {
+    fn read(path: &Path, words: &Words, windows: usize) -> Result<Text> {
+        let fault = |message: String| Error::Io { path: path.to_path_buf(), message };
+        let text = std::fs::read_to_string(path).map_err(|e| fault(e.to_string()))?;
+        let tokens = words.encode(&text)?;
+        let need = windows * WINDOW + 1;
+        if tokens.len() < need {
+            return Err(fault(format!("{} tokens; {windows} windows of {WINDOW} need {need}", tokens.len())));
+        }
+        let cut = tokens.len() - need;
+        let windows = (0..windows).map(|w| tokens[cut + w * WINDOW..][..WINDOW + 1].to_vec()).collect();
+        Ok(Text { train: tokens[..cut].to_vec(), windows })
+    }
+}
+
+fn pair(gpu: &Gpu, window: &[u32]) -> [Tensor; 2] {
+    [0, 1].map(|from| Tensor::from_slice(gpu, &window[from..from + WINDOW], [1, WINDOW]))
+}
+
+/// `exp` of the mean loss in nats a token over the windows.
+fn perplexity(gpu: &Gpu, model: &Llama, text: &Text, what: &str) -> Result<f64> {
+    let bar = bar(text.windows.len() as u64);
+    bar.set_message(format!("perplexity {what}"));
+    let mut sum = 0.0;
+    for window in &text.windows {
+        let [x, y] = pair(gpu, window);
+        sum += no_grad(|| model.loss(&x, &y)).item()? as f64;
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok((sum / text.windows.len() as f64).exp())
+}
+
+/// Training on random windows of the text.
+fn uptrain(gpu: &Gpu, model: &Llama, text: &Text, args: &Args) -> Result<()> {
+    if text.train.len() <= WINDOW {
+        return Err(Error::Config {
+            message: "the text has nothing to train on before its last windows".into(),
+        });
+    }
+    let all = Parameters::of(model);
+    let group = Group::new(all.named().iter().map(|(name, leaf)| (name.clone(), leaf)));
+    let config = AdamWConfig { clip: Some(1.0), ..AdamWConfig::default() };
+    let mut optimizer = AdamW::new(gpu, vec![group], config)?;
+    let (bar, mut rng) = (bar(args.steps as u64), Rng::new(1));
+    for step in 0..args.steps {
+        let start = rng.below(text.train.len() - WINDOW);
+        let [x, y] = pair(gpu, &text.train[start..start + WINDOW + 1]);
+        let loss = model.loss(&x, &y);
+        let grads = loss.backward()?;
+        optimizer.step(&grads, args.lr)?;
+        bar.set_message(format!("training, loss {:.3}", loss.item()?));
+        bar.inc(1);
+        if step % 16 == 0 {
+            gpu.synchronize()?;
+        }
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+fn run(args: &Args) -> Result<()> {
+    let gpu = Gpu::open()?;
+    println!("{}", gpu.adapter());
+    let file = Gguf::open(&args.model)?;
+    let words = Words::of(&file)?;
+    let started = Instant::now();
+    let model = Llama::from_gguf(&gpu, &file, args.context as usize)?;
+    gpu.synchronize()?;
+    let in_file: Result<Vec<usize>> = file.names().map(|name| file.bytes(name)).collect();
+    let in_file: usize = in_file?.iter().sum();
+    let stored = Parameters::of(&model).stored();
+    println!(
+        "{stored} parameters, {} MiB in the file, read in {:.1} s",
+        in_file >> 20,
+        started.elapsed().as_secs_f64()
+    );
+    let text =
+        args.text.as_deref().map(|path| Text::read(path, &words, args.windows as usize)).transpose()?;
+    let Some(conversion) = &args.convert else {
+        if let Some(text) = &text {
+            println!(
+                "perplexity {:.2} on {} windows of {WINDOW} tokens",
+                perplexity(&gpu, &model, text, "")?,
+                text.windows.len()
+            );
+        }
+        return generate(&model, &words, args);
+    };
+    let converted = conversion.apply(&model, args.lora)?;
+    let now = Parameters::of(&converted).stored();
+    println!(
+        "{conversion}: {} of {} MiB stored in f32 ({:.1}%)",
+        now >> 18,
+        stored >> 18,
+        100.0 * now as f64 / stored as f64
+    );
+    println!(
+        "output error {:.3}: of the hidden states, relative",
+        convert::output_error(&gpu, &model, &converted, &words.encode(&args.prompt)?)?
+    );
+    if let Some(text) = &text {
+        println!(
+            "perplexity {:.2} before, {:.2} after",
+            perplexity(&gpu, &model, text, "before")?,
+            perplexity(&gpu, &converted, text, "after")?
+        );
+        if args.steps > 0 {
+            uptrain(&gpu, &converted, text, args)?;
+            println!(
+                "perplexity {:.2} after {} steps of training",
+                perplexity(&gpu, &converted, text, "trained")?,
+                args.steps
+            );
+        }
+    }
+    generate(&converted, &words, args)
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
