@@ -115,6 +115,9 @@ impl Kind {
     }
 }
 
+type Metadata = BTreeMap<String, Value>;
+type Tensors = BTreeMap<String, Info>;
+
 struct Info {
     /// From the outermost.
     shape: Vec<usize>,
@@ -127,8 +130,8 @@ struct Info {
 pub struct Gguf {
     path: PathBuf,
     map: Mmap,
-    metadata: BTreeMap<String, Value>,
-    tensors: BTreeMap<String, Info>,
+    metadata: Metadata,
+    tensors: Tensors,
 }
 
 /// Axes that a tensor may have in this format.
@@ -202,7 +205,7 @@ impl<'a> Cursor<'a> {
 }
 
 /// Metadata and tensors of a file's bytes.
-fn parse(data: &[u8]) -> Result<(BTreeMap<String, Value>, BTreeMap<String, Info>), String> {
+fn parse(data: &[u8]) -> Result<(Metadata, Tensors), String> {
     let mut cursor = Cursor { data, at: 0 };
     if cursor.take(4, "the first four bytes")? != b"GGUF" {
         return Err("this is no GGUF file: it does not begin with GGUF".into());
@@ -238,7 +241,7 @@ fn parse(data: &[u8]) -> Result<(BTreeMap<String, Value>, BTreeMap<String, Info>
     let start = cursor.at.next_multiple_of(alignment);
     for (name, info) in &mut found {
         let end = start.checked_add(info.start).and_then(|at| at.checked_add(info.bytes));
-        if !end.is_some_and(|end| end <= data.len()) {
+        if end.is_none_or(|end| end > data.len()) {
             return Err(format!(
                 "tensor `{name}` of {} bytes lies past the end of the file ({} bytes); the file is cut short",
                 info.bytes,
