@@ -3,7 +3,8 @@
 //!
 //!     cargo run --release --features cli --example sharing_zoo -- --text "$(scripts/fetch-kjv.sh)"
 //!
-//! Each finished run is a line of OUT/results.jsonl; a second call goes on with the runs that are not there. Settings are those
+//! Each finished run is a line of OUT/results.jsonl; a second call goes on with the runs that are not there. The runs so far are
+//! in benches/results/sharing/zoo.jsonl: copied to OUT/results.jsonl, they are not run again. Settings are those
 //! of a published comparison (MASA, arXiv 2508.04581) at a size that one core trains in minutes.
 
 use clap::Parser;
@@ -218,7 +219,7 @@ fn summaries(records: &[Value], names: &[String]) -> Vec<Summary> {
         let number = |key: &str| own.iter().filter_map(|r| r[key].as_f64()).collect::<Vec<_>>();
         let (losses, times) = (number("validation"), number("seconds"));
         let stored = own.first().and_then(|r| r["stored"].as_u64())?;
-        let seconds = times.iter().sum::<f64>() / times.len() as f64;
+        let seconds = times.iter().sum::<f64>() / times.len().max(1) as f64;
         (!losses.is_empty()).then(|| Summary { name: name.clone(), stored, losses, seconds })
     };
     names.iter().filter_map(of).collect()
