@@ -294,7 +294,6 @@ fn run(args: &Args) -> Result<()> {
     let same = |r: &Value, name: &str, seed: u64| {
         r["variant"] == name && r["seed"] == seed && r["steps"] == args.steps && r["characters"] == size
     };
-    records.retain(|r| r["steps"] == args.steps && r["characters"] == size);
     let mut wanted = Vec::new();
     for &seed in &args.seeds {
         let missing = chosen.iter().filter(|v| !records.iter().any(|r| same(r, v.0, seed)));
@@ -317,7 +316,10 @@ fn run(args: &Args) -> Result<()> {
         gpu.trim();
     }
     bar.finish_and_clear();
-    let all = summaries(&records, &args.variants);
+    // Runs of other lengths or texts stay in the file.
+    let own: Vec<Value> =
+        records.iter().filter(|r| r["steps"] == args.steps && r["characters"] == size).cloned().collect();
+    let all = summaries(&own, &args.variants);
     println!(
         "\n| variant | stored parameters | validation, mean (least to most) of seeds | seconds a run | |\n|---|---|---|---|---|"
     );

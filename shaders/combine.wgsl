@@ -14,6 +14,7 @@ struct Params {
     layers: u32,     // of the forward pass
     first: u32,      // the first layer of this backward pass
     threads: u32,    // that share out the backward pass
+    groups_x: u32,
 }
 var<immediate> p: Params;
 
@@ -27,7 +28,7 @@ var<immediate> p: Params;
 
 @compute @workgroup_size(64)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let i = group.x * 64u + lane;
+    let i = (group.y * p.groups_x + group.x) * 64u + lane;
     if i >= p.width { return; }
 #unroll s ATOMS
     let d$s = d[${s}u * p.width + i];

@@ -18,6 +18,7 @@ struct Params {
     row_blocks: u32,    // threads' rows a pair: ceil(rows / ROWS)
     splits: u32,        // parts of the keys, each a result of its own that attention_combine.wgsl joins
     chunk: u32,         // keys a part, a multiple of 4
+    cache_rows: u32,    // of a cache, where keys are listed
 }
 var<immediate> p: Params;
 

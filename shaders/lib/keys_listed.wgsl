@@ -4,10 +4,13 @@
 @group(0) @binding(12) var<storage, read> lengths: array<u32>;
 
 fn first_key(pair: u32) -> u32 {
-    return (rows[pair / p.kv_heads] * p.kv_heads + pair % p.kv_heads) * p.tokens_k;
+    // A row that the cache does not have is its first, of which `visible` shows nothing.
+    let row = select(0u, rows[pair / p.kv_heads], rows[pair / p.kv_heads] < p.cache_rows);
+    return (row * p.kv_heads + pair % p.kv_heads) * p.tokens_k;
 }
 
 fn visible(pair: u32, row: u32) -> u32 {
     let filled = i32(lengths[pair / p.kv_heads]) - i32(p.tokens_q) + i32(row % p.tokens_q) + 1i;
-    return u32(clamp(filled, 0i, i32(p.tokens_k)));
+    let there = rows[pair / p.kv_heads] < p.cache_rows;
+    return select(0u, u32(clamp(filled, 0i, i32(p.tokens_k))), there);
 }

@@ -65,7 +65,7 @@ struct Layer {
 }
 
 impl Layer {
-    /// From the layer of every depth. What a low-rank part is scaled with goes into its `A`.
+    /// From the layer of every depth, low-rank parts times `scale`.
     fn of(layers: &[&Linear], scale: f32) -> Layer {
         let leaves: Vec<Vec<Tensor>> = layers.iter().map(|l| l.weight.leaves()).collect();
         let weight = Arc::new(Tied::new(&leaves[0][0].detach()));

@@ -83,11 +83,6 @@ pub(super) fn pool(gpu: &Gpu) -> Arc<Mutex<Pool>> {
     with(gpu, |capture| capture.pool.clone()).unwrap_or_else(|| gpu.0.pool.clone())
 }
 
-/// Whether this thread records a step on this device.
-pub(super) fn active(gpu: &Gpu) -> bool {
-    with(gpu, |_| ()).is_some()
-}
-
 /// Keeps an uploaded buffer as it is.
 pub(super) fn uploaded(gpu: &Gpu, buffer: &Arc<Buffer>) {
     with(gpu, |capture| capture.uploads.push(buffer.clone()));

@@ -178,7 +178,8 @@ impl Gpu {
             })
         };
         // A recorded step has buffers of its own, and keeps its groups.
-        let group = if pipeline.texels.is_empty() && !capture::active(self) {
+        let steady = launch.binds.iter().all(|bind| bind.buffer.is_of(&self.0.pool));
+        let group = if pipeline.texels.is_empty() && steady {
             let trims = lock(&self.0.pool).trims();
             recorder.groups.get(trims, GroupKey::new(&pipeline, &launch.binds, &raws), make)
         } else {

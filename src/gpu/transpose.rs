@@ -26,7 +26,12 @@ impl Transpose {
             _ => return None,
         };
         let whole = [offset, batch_step, steps[1], sizes[0], sizes[1]].iter().all(|v| v.is_multiple_of(4));
-        let fits = dtype.size() == 4 && steps[0] == 1 && steps[1] > 0 && whole && batch < 1 << 16;
+        let fits = dtype.size() == 4
+            && steps[0] == 1
+            && steps[1] > 0
+            && whole
+            && batch < 1 << 16
+            && sizes[0].max(sizes[1]) <= 32 * 65535;
         let [rows, cols] = [sizes[0], sizes[1]];
         fits.then_some(Transpose { batch, rows, cols, steps: [offset, batch_step, steps[1]] })
     }

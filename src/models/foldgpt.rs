@@ -33,7 +33,7 @@ impl Gated {
     pub fn forward(&self, tokens: &Tensor) -> Tensor {
         let m = &self.model;
         let mut x = m.embed(tokens);
-        for (block, gate) in m.blocks.iter().zip(&self.gates) {
+        for (block, gate) in m.blocks_now().iter().zip(&self.gates) {
             let y = block.forward(&x, &Mask::Causal);
             x = x.add(&y.sub(&x).mul(gate));
         }

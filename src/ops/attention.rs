@@ -37,6 +37,8 @@ pub(super) struct Sizes {
     mask: [usize; 4],
     /// Parts of the keys, each a result of its own, and keys of a part.
     cut: [usize; 2],
+    /// Rows of a cache, where keys are in one.
+    cache_rows: usize,
 }
 
 impl Sizes {
@@ -66,7 +68,7 @@ impl Sizes {
         all.extend(sizes.map(|v| v as u32));
         all.extend([self.shift as u32, self.scale.to_bits()]);
         all.extend(self.mask.map(|v| v as u32));
-        all.extend([row_blocks, self.cut[0], self.cut[1]].map(|v| v as u32));
+        all.extend([row_blocks, self.cut[0], self.cut[1], self.cache_rows].map(|v| v as u32));
         all
     }
 
@@ -248,6 +250,7 @@ fn attend([q, k, v]: [&Tensor; 3], mask: &Mask, scale: f32, tile: Tile, splits: 
         scale,
         mask: [strides[0], strides[1], strides[2], strides[3]],
         cut: [1, 0],
+        cache_rows: 0,
     };
     let sizes = sizes.cut(1);
     let cut = splits.map_or_else(|| sizes.cut_for(q.gpu(), tile.forward), |splits| sizes.cut(splits));
@@ -270,7 +273,7 @@ fn attend([q, k, v]: [&Tensor; 3], mask: &Mask, scale: f32, tile: Tile, splits: 
 
 /// Attention of `q [batch, heads, tokens_q, head_dim]` to the filled part of rows of a cache `[rows, kv_heads, context, head_dim]`.
 pub(super) fn cached(q: &Tensor, [k, v]: [&Tensor; 2], listed: [&Tensor; 2]) -> Tensor {
-    let ([batch, heads, tokens_q, head_dim], [_, kv_heads, context, _]) =
+    let ([batch, heads, tokens_q, head_dim], [cache_rows, kv_heads, context, _]) =
         (four(q.shape()), four(k.shape()));
     let group = heads / kv_heads;
     let tile = Tile::of(q.gpu(), head_dim, group * tokens_q, context);
@@ -287,6 +290,7 @@ pub(super) fn cached(q: &Tensor, [k, v]: [&Tensor; 2], listed: [&Tensor; 2]) -> 
         scale: 1.0 / (head_dim as f32).sqrt(),
         mask: [0; 4],
         cut: [1, 0],
+        cache_rows,
     };
     let [y, _] = forward([q, k, v], None, Some(listed), sizes.cut_for(q.gpu(), tile.forward), tile.forward);
     y

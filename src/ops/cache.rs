@@ -49,7 +49,7 @@ impl KvCache {
     /// of u32, rows all different. What would lie past a row's end is left out.
     ///
     /// # Panics
-    /// When the sizes do not fit, or inside a graph.
+    /// When the sizes do not fit.
     #[track_caller]
     pub fn append(&mut self, k: &Tensor, v: &Tensor, rows: &Tensor, places: &Tensor) {
         let [count, heads, context, width] = [0, 1, 2, 3].map(|i| self.k.shape()[i]);

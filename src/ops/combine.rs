@@ -29,19 +29,20 @@ struct Sizes {
 
 impl Sizes {
     fn kernel(&self) -> bool {
-        self.atoms <= MOST_ATOMS && self.size.is_multiple_of(4) && self.size < 4 * 64 * 65536
+        self.atoms <= MOST_ATOMS && self.size.is_multiple_of(4)
     }
 
     fn forward(&self, atoms: &Tensor, coefficients: &Tensor) -> Tensor {
         let w = Tensor::empty(atoms.gpu(), "combine", [self.layers, self.size], DType::F32);
         let width = self.size / 4;
+        let grid = grid(width.div_ceil(64));
         atoms.gpu().launch(Launch {
             op: "combine",
             source: &source(self.atoms, 1, false),
             entry: "forward",
             binds: vec![atoms.bind(0), coefficients.bind(1), w.bind_mut(2)],
-            params: words(&[width as u32, self.layers as u32, 0, 0]),
-            grid: grid(width.div_ceil(64)),
+            params: words(&[width as u32, self.layers as u32, 0, 0, grid[0]]),
+            grid,
             reuse: 1,
         });
         w
@@ -64,7 +65,7 @@ impl Sizes {
                 source: &source(self.atoms, layers, accumulate || first > 0),
                 entry: "backward",
                 binds: vec![d.bind(0), c.bind(1), dw.bind(3), dd.bind_mut(4), dc.bind_mut(5)],
-                params: words(&[width, self.layers, first, threads].map(|v| v as u32)),
+                params: words(&[width, self.layers, first, threads, 0].map(|v| v as u32)),
                 grid: grid(groups),
                 reuse: 1,
             });

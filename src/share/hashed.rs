@@ -158,7 +158,8 @@ impl Hashed {
     /// pass 2^32, or sums of them 2^31 numbers stored.
     #[track_caller]
     pub fn new(omega: &Tensor, draw: Draw) -> Hashed {
-        let least = draw.least().max(1);
+        let least = draw.least();
+        assert!(least > 0, "hashed: {:?} has no elements", draw.mapping);
         let fits = **omega.shape() == [draw.stored]
             && draw.stored >= least
             && draw.stored < 1 << 31

@@ -22,7 +22,7 @@ impl DepthLora {
     /// `y[i] = x[i] W^T + scale x[i] A_d^T B_d^T` with `d = depths[i]`: rows `x [rows, in]`, `depths [rows]` of u32.
     ///
     /// The parts of all depths are one product with `depths * rank` columns, of which each row keeps its own; they come back
-    /// through one more, into which the shared product goes as residual. Three dispatches whatever depths meet.
+    /// through one more and are added to the shared one: the same few dispatches whatever depths meet.
     ///
     /// # Panics
     /// When the sizes do not fit.

@@ -137,7 +137,7 @@ impl Core {
         if gpu.is_software() {
             return direct(m, n, k);
         }
-        if m.min(n) <= THIN {
+        if m.min(n) <= THIN && fits_grid(&thin(problem), problem) {
             return thin(problem);
         }
         let tiles = |core: &Core| m.div_ceil(core.tile()[0]) * n.div_ceil(core.tile()[1]) * batch;
@@ -172,7 +172,7 @@ impl Core {
         // Tiles of which most would be empty cannot win.
         let fits = |core: &Core| {
             let [tm, tn] = core.tile();
-            tm < 4 * problem.m.next_multiple_of(4) && tn < 4 * problem.n.next_multiple_of(4)
+            fits_grid(core, problem) && tm < 4 * problem.m.next_multiple_of(4) && tn < 4 * problem.n.next_multiple_of(4)
         };
         let table = all[0];
         let mut kept = Vec::new();
@@ -197,6 +197,12 @@ pub(super) fn all() -> Vec<Core> {
         }
     }
     all
+}
+
+/// Whether a launch stays within the workgroups that every adapter has along an axis.
+fn fits_grid(core: &Core, problem: &Problem) -> bool {
+    let [tm, tn] = core.tile();
+    problem.m.div_ceil(tm).max(problem.n.div_ceil(tn)) <= 65535
 }
 
 /// Large and small tiles of cooperative matrices.
@@ -244,12 +250,10 @@ pub(super) fn thin(problem: &Problem) -> Core {
 pub(crate) fn choose(gpu: &Gpu, problem: &Problem) -> Core {
     if gpu.has_choices() {
         let key = problem.key();
-        let known = || {
-            let name = gpu.choice(&key)?;
-            Core::candidates(gpu, problem).into_iter().find(|core| core.to_string() == name)
-        };
-        if let Some(core) = known() {
-            return core;
+        if let Some(name) = gpu.choice(&key) {
+            // A class has many sizes; where the choice does not suit this one, the table's does.
+            let usable = Core::candidates(gpu, problem).into_iter().find(|core| core.to_string() == name);
+            return usable.unwrap_or_else(|| Core::by_table(gpu, problem));
         }
         if gpu.tunes() && super::tune::measurable(problem) {
             return super::tune::measure(gpu, problem);

@@ -3,6 +3,7 @@
 use super::core::{Problem, choose};
 use super::operand::{Operand, operand};
 use super::{Activation, Epilogue};
+use crate::dtype::DType;
 use crate::gpu::fuse::Target;
 use crate::gpu::kernel::{Bind, Launch};
 use crate::ops::site::{Load, Site};
@@ -133,8 +134,8 @@ impl<'a> Product<'a> {
             slots.push(("lhs_word", "lhs_f16"));
         }
         let Epilogue { bias, activation, residual } = self.epilogue;
-        binds.extend(bias.map(|bias| bias.contiguous().bind(5)));
-        binds.extend(residual.map(|residual| residual.contiguous().bind(6)));
+        binds.extend(bias.map(|bias| bias.detach().cast(DType::F32).contiguous().bind(5)));
+        binds.extend(residual.map(|residual| residual.detach().cast(DType::F32).contiguous().bind(6)));
         if n.is_multiple_of(4) {
             slots.push(("pieces", "pieces_of_4"));
         }
@@ -185,7 +186,7 @@ impl<'a> Product<'a> {
 
     /// Without an inner axis only the epilogue is left, as elementwise ops.
     fn empty_sum(&self, y: &Tensor) {
-        if self.accumulate || !matches!(self.rows, Rows::All) {
+        if self.accumulate {
             return;
         }
         let Epilogue { bias, activation, residual } = self.epilogue;
