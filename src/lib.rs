@@ -12,6 +12,7 @@ pub mod error;
 pub mod files;
 pub mod gpu;
 pub mod linalg;
+pub mod merge;
 pub mod models;
 pub mod nn;
 pub mod ops;

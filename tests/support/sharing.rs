@@ -14,6 +14,13 @@ use tiebeam::share::{
 use tiebeam::store::File;
 use tiebeam::{Grads, Tensor};
 
+pub const FILES: &[(&str, crate::Check)] = &[
+    ("masa", masa),
+    ("mor_expert_choice", mor_expert_choice),
+    ("rps_hashed", rps_hashed),
+    ("shards_and_mixed_depth", shards_and_mixed_depth),
+];
+
 fn tensor(file: &File, name: &str) -> Tensor {
     let shape = &file.info(name).unwrap_or_else(|e| panic!("{e}")).shape;
     Tensor::from_slice(gpu(), &file.tensor_f32(name).unwrap(), &shape[..])

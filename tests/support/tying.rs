@@ -12,6 +12,9 @@ use tiebeam::share::{LowRank, Site};
 use tiebeam::store::File;
 use tiebeam::{Grads, Tensor};
 
+pub const FILES: &[(&str, crate::Check)] =
+    &[("tied_gpt_rms", tied_gpt), ("tied_gpt_ln", tied_gpt), ("adamw_tied", adamw_tied)];
+
 const MATRICES: [&str; 6] = ["wq", "wk", "wv", "wo", "w1", "w2"];
 
 pub fn open(path: &Path) -> File {

@@ -1,0 +1,170 @@
+//! Where weights come from: in memory, in one file, or in shards with an index.
+
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::store::{File, FileDType, Info};
+use crate::tensor::Tensor;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Named float tensors that are read one at a time, so that no more than one has to be in memory.
+pub trait Weights {
+    /// All names, sorted.
+    fn names(&self) -> Vec<String>;
+
+    /// The sizes of a tensor's axes.
+    ///
+    /// # Errors
+    /// When there is no tensor of this name.
+    fn shape(&self, name: &str) -> Result<Vec<usize>>;
+
+    /// A tensor as f32 on the device, outside any graph.
+    ///
+    /// # Errors
+    /// When there is no tensor of this name or it is no float; what the file or the device has.
+    fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor>;
+}
+
+impl Weights for BTreeMap<String, Tensor> {
+    fn names(&self) -> Vec<String> {
+        self.keys().cloned().collect()
+    }
+
+    fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        self.get(name).map(|x| x.shape().to_vec()).ok_or_else(|| missing(name))
+    }
+
+    fn read(&self, _: &Gpu, name: &str) -> Result<Tensor> {
+        self.get(name).map(|x| x.detach().cast(crate::DType::F32)).ok_or_else(|| missing(name))
+    }
+}
+
+fn missing(name: &str) -> Error {
+    Error::config(format!("there is no tensor `{name}` in these weights"))
+}
+
+/// A model on disk: one safetensors file, or a folder of shards with `model.safetensors.index.json`. Files are mapped; a tensor
+/// is read when it is asked for.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    files: Vec<File>,
+    /// The file that holds each tensor.
+    holders: BTreeMap<String, usize>,
+}
+
+const INDEX: &str = "model.safetensors.index.json";
+
+impl Checkpoint {
+    /// Opens a `.safetensors` file, an index file, or a folder that holds `model.safetensors.index.json` or
+    /// `model.safetensors`.
+    ///
+    /// # Errors
+    /// A file that is missing, cut short or lies about itself; an index that names a tensor its shard has not, or a file outside
+    /// its own folder.
+    pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
+        let path = path.as_ref();
+        if path.is_dir() {
+            let [index, single] = [INDEX, "model.safetensors"].map(|name| path.join(name));
+            return match (index.is_file(), single.is_file()) {
+                (true, _) => Checkpoint::sharded(&index),
+                (false, true) => Checkpoint::single(&single),
+                _ => Err(Error::format(
+                    path,
+                    format!("the folder holds neither {INDEX} nor model.safetensors"),
+                )),
+            };
+        }
+        if path.extension().is_some_and(|e| e == "json") {
+            return Checkpoint::sharded(path);
+        }
+        Checkpoint::single(path)
+    }
+
+    fn single(path: &Path) -> Result<Checkpoint> {
+        let file = File::open(path)?;
+        let holders = file.names().map(|name| (name.to_string(), 0)).collect();
+        Ok(Checkpoint { path: path.to_path_buf(), files: vec![file], holders })
+    }
+
+    fn sharded(index: &Path) -> Result<Checkpoint> {
+        let wrong = |message: String| Error::format(index, format!("no valid index of shards: {message}"));
+        let text = std::fs::read_to_string(index).map_err(|e| Error::io(index, e))?;
+        let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+        let map =
+            json["weight_map"].as_object().ok_or_else(|| wrong("there is no object `weight_map`".into()))?;
+        let folder = index.parent().unwrap_or(Path::new("."));
+        let (mut files, mut holders) = (Vec::<File>::new(), BTreeMap::new());
+        let mut places: BTreeMap<&str, usize> = BTreeMap::new();
+        for (name, shard) in map {
+            let shard = shard.as_str().ok_or_else(|| wrong(format!("`{name}` names no file")))?;
+            if Path::new(shard).components().count() != 1 || shard == ".." {
+                return Err(wrong(format!("`{name}` is in `{shard}`, which is not a file of this folder")));
+            }
+            let place = match places.get(shard) {
+                Some(&place) => place,
+                None => {
+                    files.push(File::open(folder.join(shard))?);
+                    places.insert(shard, files.len() - 1);
+                    files.len() - 1
+                }
+            };
+            if !files[place].contains(name) {
+                return Err(wrong(format!("`{name}` should be in {shard}, which has no such tensor")));
+            }
+            holders.insert(name.clone(), place);
+        }
+        Ok(Checkpoint { path: index.to_path_buf(), files, holders })
+    }
+
+    /// What was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The file that holds a tensor.
+    ///
+    /// # Errors
+    /// When there is no tensor of this name; the message lists the nearest names.
+    pub fn file(&self, name: &str) -> Result<&File> {
+        match self.holders.get(name) {
+            Some(&place) => Ok(&self.files[place]),
+            // A name that an index leaves out is missing, even where a shard has it.
+            None => match self.files.first().map(|file| file.info(name)) {
+                Some(Err(error)) => Err(error),
+                _ => Err(Error::format(&self.path, format!("there is no tensor `{name}`"))),
+            },
+        }
+    }
+
+    /// Shape and type of a tensor.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::file`].
+    pub fn info(&self, name: &str) -> Result<&Info> {
+        self.file(name)?.info(name)
+    }
+
+    /// The element type of a tensor in the file.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::file`].
+    pub fn dtype(&self, name: &str) -> Result<FileDType> {
+        Ok(self.info(name)?.dtype)
+    }
+}
+
+impl Weights for Checkpoint {
+    fn names(&self) -> Vec<String> {
+        self.holders.keys().cloned().collect()
+    }
+
+    fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        Ok(self.info(name)?.shape.clone())
+    }
+
+    fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
+        let file = self.file(name)?;
+        Ok(Tensor::from_slice(gpu, &file.tensor_f32(name)?, &file.info(name)?.shape[..]))
+    }
+}
