@@ -9,6 +9,7 @@ use super::grid::Grid;
 use super::invariants;
 use crate::nn::{Activation, Epilogue};
 use crate::ops::edges::Edges;
+use crate::ops::kernel_basis::{BasisWeights, Sight};
 use crate::ops::site::Site;
 use crate::share::Tied;
 use crate::tensor::Tensor;
@@ -71,9 +72,24 @@ pub struct Field {
 }
 
 enum Spatial {
-    /// `[E, O, K]`, with the window.
+    /// `[E, O, K]`, with the window; ops of the engine go on from there.
+    Plain(Tensor),
+    /// The same for the fused kernels: K is whole vectors.
     Stored(Tensor),
+    /// Made anew for each run of edges.
+    Remade(Box<Remade>),
 }
+
+struct Remade {
+    d: Tensor,
+    window: Option<Tensor>,
+    sight: Sight,
+    weights: BasisWeights,
+}
+
+/// The largest basis, in bytes, that is made once for all layers: it saves half of the arithmetic of a network of many layers.
+/// Above, memory does not depend on the number of edges.
+const STORED: usize = 64 << 20;
 
 impl Field {
     /// The bases of `graph` on `grid`: `degree` of the polynomial features, `radius` of the window if there is one.
@@ -89,7 +105,7 @@ impl Field {
         fiber: Option<&Basis>,
         degree: usize,
         radius: Option<f32>,
-        _route: Route,
+        route: Route,
     ) -> Field {
         let (gpu, d) = (graph.gpu(), graph.vectors());
         assert!(
@@ -100,21 +116,52 @@ impl Field {
         );
         let ori = grid.is_oriented().then(|| grid.tensor(gpu));
         assert!(ori.is_none() || fiber.is_some(), "ponita: orientations need a fiber basis");
-        let attributes = match &ori {
-            Some(ori) => invariants::spatial(&d, ori),
-            None => invariants::distance(&d).unsqueeze(1),
-        };
-        let b = basis.forward(&invariants::polynomial(&attributes, degree));
-        let b = match radius {
-            Some(radius) => {
-                b.mul(&invariants::window(&invariants::norm(&d), radius).reshape([graph.edges.len(), 1, 1]))
-            }
-            None => b,
-        };
+        let window = radius.map(|radius| invariants::window(&invariants::norm(&d), radius));
         let fiber = ori
+            .as_ref()
             .zip(fiber)
-            .map(|(ori, basis)| basis.forward(&invariants::polynomial(&invariants::fiber(&ori), degree)));
-        Field { edges: graph.edges.clone(), spatial: Spatial::Stored(b), fiber }
+            .map(|(ori, basis)| basis.forward(&invariants::polynomial(&invariants::fiber(ori), degree)));
+        let spatial = match route {
+            Route::Plain => {
+                let attributes = match &ori {
+                    Some(ori) => invariants::spatial(&d, ori),
+                    None => invariants::distance(&d).unsqueeze(1),
+                };
+                let b = basis.forward(&invariants::polynomial(&attributes, degree));
+                let wide = [graph.edges.len(), 1, 1];
+                Spatial::Plain(window.map_or(b.clone(), |window| b.mul(&window.reshape(wide))))
+            }
+            Route::Fused => {
+                let (sight, weights) = (Sight { orientations: ori, degree }, basis.whole());
+                let bytes = 4 * graph.edges.len() * grid.len() * weights.b2.count();
+                match bytes <= STORED {
+                    true => Spatial::Stored(d.kernel_basis(window.as_ref(), &sight, &weights)),
+                    false => Spatial::Remade(Box::new(Remade { d, window, sight, weights })),
+                }
+            }
+        };
+        Field { edges: graph.edges.clone(), spatial, fiber }
+    }
+}
+
+/// `x` with zeros up to a multiple of 4 along an axis: kernels move whole vectors.
+fn whole(x: &Tensor, axis: usize) -> Tensor {
+    let size = x.shape()[axis];
+    match size.next_multiple_of(4) - size {
+        0 => x.clone(),
+        more => x.pad(axis as isize, 0, more),
+    }
+}
+
+impl Basis {
+    /// These weights with widths of whole vectors. What is added stays zero: `gelu(0) = 0`.
+    fn whole(&self) -> BasisWeights {
+        BasisWeights {
+            w1: whole(&whole(&self.w1, 0), 1),
+            b1: whole(&self.b1, 0),
+            w2: whole(&whole(&self.w2, 0), 1),
+            b2: whole(&self.b2, 0),
+        }
     }
 }
 
@@ -136,7 +183,7 @@ impl Conv {
     /// When the shapes do not fit the field.
     #[track_caller]
     pub fn forward(&self, field: &Field, h: &Tensor) -> Tensor {
-        self.fiber(field, &self.spatial(field, h)).add(&self.bias)
+        self.mix(field, &self.spatial(field, h), Some(&self.bias))
     }
 
     /// The sum over neighbours, `x1 [N, O, C]`.
@@ -146,10 +193,23 @@ impl Conv {
     #[track_caller]
     pub fn spatial(&self, field: &Field, h: &Tensor) -> Tensor {
         let edges = &field.edges;
-        let Spatial::Stored(basis) = &field.spatial;
-        let kernel = linear(basis, &self.kernel, None, Activation::None, None);
-        let messages = h.index_select(0, edges.source_ids()).mul(&kernel);
-        messages.index_sum(0, edges.destination_ids(), edges.nodes())
+        let wide = || (whole(h, 2), whole(&whole(&self.kernel, 0), 1));
+        let y = match &field.spatial {
+            Spatial::Plain(basis) => {
+                let kernel = linear(basis, &self.kernel, None, Activation::None, None);
+                let messages = h.index_select(0, edges.source_ids()).mul(&kernel);
+                return messages.index_sum(0, edges.destination_ids(), edges.nodes());
+            }
+            Spatial::Stored(basis) => {
+                let (h, kernel) = wide();
+                h.edge_conv(basis, &kernel, edges)
+            }
+            Spatial::Remade(of) => {
+                let (h, kernel) = wide();
+                h.spatial_conv(&of.d, of.window.as_ref(), &of.sight, &of.weights, &kernel, edges)
+            }
+        };
+        y.slice(2, 0..h.shape()[2])
     }
 
     /// The mean over orientations with the fiber kernel, `x2 [N, O, C]`, before the bias; `x1` itself without orientations.
@@ -158,10 +218,22 @@ impl Conv {
     /// As [`Conv::forward`].
     #[track_caller]
     pub fn fiber(&self, field: &Field, x1: &Tensor) -> Tensor {
-        let (Some(basis), Some(kernel)) = (&field.fiber, &self.fiber_kernel) else { return x1.clone() };
+        self.mix(field, x1, None)
+    }
+
+    #[track_caller]
+    fn mix(&self, field: &Field, x1: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        let with_bias = |x2: Tensor| bias.map_or(x2.clone(), |bias| x2.add(bias));
+        let (Some(basis), Some(kernel)) = (&field.fiber, &self.fiber_kernel) else {
+            return with_bias(x1.clone());
+        };
         let kernel = linear(basis, kernel, None, Activation::None, None);
-        let count = kernel.shape()[0];
-        x1.unsqueeze(1).mul(&kernel.unsqueeze(0)).sum(2).scale(1.0 / count as f32)
+        if let Spatial::Plain(_) = field.spatial {
+            let scale = 1.0 / kernel.shape()[0] as f32;
+            return with_bias(x1.unsqueeze(1).mul(&kernel.unsqueeze(0)).sum(2).scale(scale));
+        }
+        let bias = bias.map(|bias| whole(bias, 0));
+        whole(x1, 2).fiber_conv(&whole(&kernel, 2), bias.as_ref()).slice(2, 0..x1.shape()[2])
     }
 
     /// Scales both kernels so that `x1` and `x2` have the standard deviation of `h`, as measured on this batch; gives the three

@@ -138,6 +138,10 @@ impl Edges {
         &self.0.gpu
     }
 
+    pub(crate) fn by_destination(&self) -> &Rows {
+        &self.0.by_destination
+    }
+
     /// Runs of at most `most` edges, in order.
     pub(crate) fn chunks(&self, most: usize) -> Arc<Vec<Chunk>> {
         let mut made = self.0.chunks.lock().unwrap_or_else(PoisonError::into_inner);

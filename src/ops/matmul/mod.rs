@@ -97,6 +97,27 @@ pub(crate) fn outer(op: &'static str, a: &Tensor, b: &Tensor, into: Into) -> Ten
     multiply(op, &a.t(), b, into)
 }
 
+/// `act(x w^T + bias)` of `[rows, k]` and `[n, k]`, not recorded: a layer inside another op, written to `y` where given.
+pub(crate) fn layer(
+    op: &'static str,
+    x: &Tensor,
+    w: &Tensor,
+    bias: &Tensor,
+    activation: Activation,
+    y: Option<&Tensor>,
+) -> Tensor {
+    let new = || Tensor::empty(x.gpu(), op, [x.shape()[0], w.shape()[0]], DType::F32);
+    let y = y.cloned().unwrap_or_else(new);
+    let epilogue = Epilogue { bias: Some(bias), activation, residual: None };
+    Product { epilogue, ..Product::new(op, x, Right::Tensor(&w.t())) }.write(&y);
+    y
+}
+
+/// `a b` of `[rows, k]` and `[k, n]`, where `into` says.
+pub(crate) fn product(op: &'static str, a: &Tensor, b: &Tensor, into: Into) -> Tensor {
+    multiply(op, a, b, into)
+}
+
 struct Matmul {
     lhs: Saved,
     rhs: Saved,
