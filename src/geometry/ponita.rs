@@ -31,7 +31,12 @@ pub struct Layer {
 }
 
 impl Layer {
-    fn forward(&self, field: &Field, h: &Tensor) -> Tensor {
+    /// `h [N, O, C] -> [N, O, C]`
+    ///
+    /// # Panics
+    /// When the shapes do not fit the field.
+    #[track_caller]
+    pub fn forward(&self, field: &Field, h: &Tensor) -> Tensor {
         let [gain, bias] = &self.norm;
         let y = self.conv.forward(field, h).layer_norm(Some(gain), Some(bias), 1e-5);
         let z = linear(&y, &self.linear1[0], Some(&self.linear1[1]), Activation::Gelu, None);
