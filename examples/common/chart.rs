@@ -1,0 +1,112 @@
+//! Charts of the examples, as SVG.
+
+use plotters::prelude::*;
+use std::path::Path;
+use tiebeam::{Error, Result, files};
+
+pub type Drawing = std::result::Result<(), Box<dyn std::error::Error>>;
+
+/// Dark enough for text on white.
+pub const COLOURS: [RGBColor; 5] = [
+    RGBColor(31, 97, 168),
+    RGBColor(190, 50, 50),
+    RGBColor(40, 130, 70),
+    RGBColor(180, 95, 10),
+    RGBColor(110, 60, 160),
+];
+
+/// A named line; level lines are dashed.
+pub struct Line {
+    pub name: String,
+    pub points: Vec<(f64, f64)>,
+    pub dashed: bool,
+}
+
+impl Line {
+    pub fn new(name: impl Into<String>, points: Vec<(f64, f64)>) -> Line {
+        Line { name: name.into(), points, dashed: false }
+    }
+
+    /// A level from one end of the chart to the other.
+    #[allow(dead_code, reason = "each example uses what it draws")]
+    pub fn level(name: impl Into<String>, y: f64, ends: [f64; 2]) -> Line {
+        Line { name: name.into(), points: ends.map(|x| (x, y)).to_vec(), dashed: true }
+    }
+}
+
+/// Captions of a chart, and whether its upward axis is logarithmic.
+pub struct Frame<'a> {
+    pub title: &'a str,
+    pub x: &'a str,
+    pub y: &'a str,
+    pub logarithmic: bool,
+}
+
+/// Writes a picture whole or not at all.
+pub fn picture(path: &Path, size: (u32, u32), draw: impl FnOnce(&Area) -> Drawing) -> Result<()> {
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
+        let drawn = root.fill(&WHITE).map_err(Into::into).and_then(|()| draw(&root));
+        drawn
+            .and_then(|()| root.present().map_err(Into::into))
+            .map_err(|e| Error::Io { path: path.into(), message: e.to_string() })?;
+    }
+    files::replace_with(path, svg)
+}
+
+pub type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+
+/// Lines over one horizontal axis.
+pub fn lines(path: &Path, frame: &Frame, all: &[Line]) -> Result<()> {
+    picture(path, (820, 440), |root| draw(root, frame, all))
+}
+
+fn draw(root: &Area, frame: &Frame, all: &[Line]) -> Drawing {
+    let value = |y: f64| if frame.logarithmic { y.max(1e-300).log10() } else { y };
+    let points = || all.iter().flat_map(|l| &l.points).filter(|p| p.0.is_finite() && value(p.1).is_finite());
+    let range = |of: &dyn Fn(&(f64, f64)) -> f64| {
+        let (low, high) =
+            points().map(of).fold((f64::MAX, f64::MIN), |(low, high), x| (low.min(x), high.max(x)));
+        if low < high { (low, high) } else { (low.min(0.0) - 1.0, high.max(0.0) + 1.0) }
+    };
+    let (x, y) = (range(&|p| p.0), range(&|p| value(p.1)));
+    let margin = 0.06 * (y.1 - y.0);
+    let mut chart = ChartBuilder::on(root)
+        .caption(frame.title, ("sans-serif", 17))
+        .margin(12)
+        .x_label_area_size(40)
+        .y_label_area_size(70)
+        .build_cartesian_2d(x.0..x.1, y.0 - margin..y.1 + margin)?;
+    let label = |y: &f64| match frame.logarithmic {
+        true => format!("{:.2e}", 10f64.powf(*y)),
+        false if y.abs() < 1e-2 && *y != 0.0 => format!("{y:.1e}"),
+        false => format!("{y:.3}"),
+    };
+    chart
+        .configure_mesh()
+        .x_desc(frame.x)
+        .y_desc(frame.y)
+        .y_label_formatter(&label)
+        .light_line_style(WHITE)
+        .draw()?;
+    for (i, line) in all.iter().enumerate() {
+        let colour = COLOURS[i % COLOURS.len()];
+        let points: Vec<(f64, f64)> = line.points.iter().map(|p| (p.0, value(p.1))).collect();
+        let style = colour.stroke_width(2);
+        let drawn = match line.dashed {
+            true => chart.draw_series(DashedLineSeries::new(points, 6, 4, style))?,
+            false => chart.draw_series(LineSeries::new(points, style))?,
+        };
+        drawn
+            .label(line.name.as_str())
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperRight)
+        .background_style(WHITE.mix(0.85))
+        .border_style(RGBColor(200, 200, 200))
+        .draw()?;
+    Ok(())
+}

@@ -1,0 +1,125 @@
+//! Predicts where five charged particles are 1000 steps later: the N-body benchmark, its data made by simulation.
+//!
+//!     cargo run --release --features cli --example nbody -- --out out/nbody
+//!
+//! A network on positions and orientations is trained beside the same network on distances alone; no motion and straight lines
+//! are scored with them. Every epoch saves a checkpoint; `--resume` goes on from it with the same bits.
+//! Data and settings: Satorras et al. 2021 (arXiv 2102.09844), Bekkers et al. 2024 (arXiv 2310.02970).
+
+#[path = "../common/chart.rs"]
+mod chart;
+mod data;
+mod net;
+mod picture;
+#[path = "../common/run.rs"]
+mod run;
+mod train;
+
+use clap::Parser;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tiebeam::geometry::{Grid, PonitaConfig};
+use tiebeam::{Error, Gpu, Result, Rng};
+
+/// Train on charged particles and compare with simpler predictions.
+#[derive(Parser, Debug)]
+#[command(version)]
+pub struct Args {
+    /// Passes over the training systems
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub epochs: u32,
+    /// Systems to train on
+    #[arg(long, default_value_t = 3000, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
+    pub systems: u32,
+    /// Systems in a step
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(2..=4096))]
+    pub batch: u32,
+    /// Features of a particle and orientation, and functions in the kernels' bases
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub channels: u32,
+    /// Blocks
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub layers: u32,
+    /// Orientations: 12 is an icosahedron, 6 an octahedron, others Fibonacci lattices
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(2..=1024))]
+    pub orientations: u32,
+    /// Highest learning rate
+    #[arg(long, default_value_t = 2e-3)]
+    pub lr: f32,
+    /// Seed of data, weights and batches
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Leave out the network on distances alone
+    #[arg(long)]
+    pub oriented_only: bool,
+    /// Go on from the checkpoints in --out
+    #[arg(long)]
+    pub resume: bool,
+    /// Folder for data, checkpoints and pictures
+    #[arg(long, default_value = "out/nbody")]
+    pub out: PathBuf,
+}
+
+fn body(args: &Args) -> Result<()> {
+    if args.batch > args.systems {
+        let message = format!("--batch {} is more than --systems {}", args.batch, args.systems);
+        return Err(Error::Config { message });
+    }
+    let gpu = Gpu::open()?;
+    println!("adapter    {}", gpu.adapter());
+    run::folder(&args.out)?;
+    let data = data::load(&args.out.join("data.safetensors"), args.systems as usize, args.seed)?;
+    let (still, straight) = (data.test.error_along(0.0), data.test.error_along(1.0));
+    let slope = data.train.best_slope();
+    let linear = data.test.error_along(slope);
+    println!("no motion  test MSE {still:.4}");
+    println!("x + v      test MSE {straight:.4}");
+    println!("x + a v    test MSE {linear:.4}, a = {slope:.3} from the training systems");
+
+    let stop = run::interruptible()?;
+    let mut curves = Vec::new();
+    for name in if args.oriented_only { &["oriented"][..] } else { &["oriented", "distances"] } {
+        let mut rng = Rng::new(args.seed);
+        let net = net::Net::new(&gpu, name, &config(args), grid(args.orientations as usize), &mut rng)?;
+        let mut run = train::Run::new(args, &gpu, name, net, &data)?;
+        if !run.train(&stop)? {
+            println!("stopped    go on with --resume and the same arguments");
+            return Ok(());
+        }
+        let report = run.test()?;
+        println!("{report}");
+        if *name == "oriented" {
+            picture::trajectories(&args.out.join("trajectories.svg"), &data.test, &run.predict(&data.test)?)?;
+            run.net.save(&args.out.join("model.safetensors"))?;
+        }
+        curves.push((*name, run.state.curve.clone(), report.mse));
+    }
+    println!("published  EGNN 0.0070 and PONITA 0.0043 on the set of the same statistics (not run here)");
+    picture::curves(&args.out.join("curve.svg"), &curves, linear, gpu.adapter())?;
+    println!("pictures   {}", args.out.join("{trajectories,curve}.svg").display());
+    Ok(())
+}
+
+fn config(args: &Args) -> PonitaConfig {
+    let channels = args.channels as usize;
+    PonitaConfig {
+        channels,
+        hidden: channels,
+        basis: channels,
+        layers: args.layers as usize,
+        pool: false,
+        ..PonitaConfig::default()
+    }
+}
+
+fn grid(orientations: usize) -> Grid {
+    match orientations {
+        12 => Grid::icosahedron(),
+        6 => Grid::octahedron(),
+        n => Grid::fibonacci(n),
+    }
+}
+
+fn main() -> ExitCode {
+    run::main(|| body(&Args::parse()))
+}

@@ -1,0 +1,284 @@
+//! The training loop: one recorded step, a checkpoint an epoch.
+
+use crate::Args;
+use crate::data::{Data, PARTICLES, Split};
+use crate::net::Net;
+use crate::run::State;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use tiebeam::geometry::Graph;
+use tiebeam::gpu::buffer::Reading;
+use tiebeam::nn::Parameters;
+use tiebeam::optim::{AdamW, AdamWConfig, Group, Schedule};
+use tiebeam::{Error, Gpu, Result, Rng, Step, Tensor, no_grad};
+
+/// Of an epoch: mean of the steps' losses, error on all validation systems, seconds.
+pub type Epoch = [f64; 3];
+
+/// A network in training.
+pub struct Run<'a> {
+    args: &'a Args,
+    gpu: &'a Gpu,
+    name: &'a str,
+    data: &'a Data,
+    pub net: Net,
+    pub state: State<3>,
+    graph: Graph,
+}
+
+/// The trained network's numbers.
+pub struct Report {
+    name: String,
+    parameters: usize,
+    epochs: usize,
+    seconds: f64,
+    pub mse: f64,
+    rotated: f64,
+    turn: f64,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Report { name, parameters, epochs, seconds, mse, rotated, turn } = self;
+        writeln!(
+            f,
+            "{name:<10} test MSE {mse:.4} ({parameters} parameters, {epochs} epochs in {seconds:.0} s)"
+        )?;
+        write!(
+            f,
+            "{:<10} mean over 5 rotations {rotated:.4}; rms change under a rotation {turn:.4} of the rms displacement",
+            ""
+        )
+    }
+}
+
+impl<'a> Run<'a> {
+    pub fn new(args: &'a Args, gpu: &'a Gpu, name: &'a str, mut net: Net, data: &'a Data) -> Result<Run<'a>> {
+        let batch = args.batch as usize;
+        let first = data.train.rows(&(0..batch).collect::<Vec<_>>());
+        let graph = Graph::full(gpu, &first.position, 3, &vec![PARTICLES; batch], true)?;
+        let [_, velocity, charge, _] = tensors(gpu, &first);
+        net.calibrate(&graph, &charge, &velocity)?;
+        let parameters = Parameters::of(&net);
+        let group = Group::new(parameters.named().iter().map(|(name, p)| (name.clone(), p)));
+        let config = AdamWConfig { clip: Some(0.5), ..AdamWConfig::default() };
+        let optimizer = AdamW::new(gpu, vec![group], config)?;
+        // Batches do not follow the weights' draws: the two networks see the same ones.
+        let rng = Rng::new(args.seed ^ 0xba7c4);
+        let state = State { optimizer, rng, curve: Vec::new(), settings: settings(args) };
+        let mut run = Run { args, gpu, name, data, net, state, graph };
+        let checkpoint = run.checkpoint();
+        if args.resume && checkpoint.exists() {
+            run.state.load(&checkpoint, &run.net)?;
+        }
+        Ok(run)
+    }
+
+    /// Trains to the last epoch; false when Ctrl-C stopped it.
+    pub fn train(&mut self, stop: &AtomicBool) -> Result<bool> {
+        let per_epoch = self.data.train.len() / self.args.batch as usize;
+        let (epochs, steps) = (self.args.epochs as usize, self.args.epochs as usize * per_epoch);
+        let schedule =
+            Schedule::WarmupCosine { warmup: (per_epoch / 2) as u64, total: steps as u64, floor: 0.0 };
+        let bar = ProgressBar::new(steps as u64);
+        bar.set_style(ProgressStyle::with_template("{bar:32} {pos}/{len} {msg} ETA {eta}").expect("valid"));
+        bar.set_position((self.state.curve.len() * per_epoch) as u64);
+        bar.reset_eta();
+        let mut recorded: Option<Step> = None;
+        while self.state.curve.len() < epochs {
+            let started = Instant::now();
+            let mut order: Vec<usize> = (0..self.data.train.len()).collect();
+            self.state.rng.shuffle(&mut order);
+            let (mut sum, mut late) = (0.0, None);
+            for (i, chosen) in order.chunks_exact(self.args.batch as usize).enumerate() {
+                if stop.load(Ordering::SeqCst) {
+                    bar.finish_and_clear();
+                    return Ok(false);
+                }
+                let lr = schedule.lr(self.args.lr, (self.state.curve.len() * per_epoch + i) as u64);
+                let turned = self.data.train.rows(chosen).turned(|| orthogonal(&mut self.state.rng));
+                let loss = self.step(&mut recorded, &turned, lr)?;
+                // The loss is read one step late, so that the device never waits for the host.
+                if let Some(previous) = late.replace(loss.read::<f32>()?) {
+                    sum += number(previous)?;
+                }
+                bar.inc(1);
+            }
+            sum += late.map_or(Ok(0.0), number)?;
+            let validation = self.data.validation.error(&self.predict(&self.data.validation)?);
+            self.state.curve.push([sum / per_epoch as f64, validation, started.elapsed().as_secs_f64()]);
+            bar.set_message(format!("epoch {}, validation {validation:.4}", self.state.curve.len()));
+            bar.suspend(|| self.note());
+            self.state.save(&self.checkpoint(), &self.net)?;
+        }
+        bar.finish_and_clear();
+        Ok(true)
+    }
+
+    fn note(&self) {
+        if let Some([train, validation, seconds]) = self.state.curve.last() {
+            let epoch = self.state.curve.len();
+            println!(
+                "{:<10} epoch {epoch:3}  train {train:.4}  validation {validation:.4}  {seconds:.1} s",
+                self.name
+            );
+        }
+    }
+
+    /// One step of the optimizer; gives the loss.
+    fn step(&mut self, recorded: &mut Option<Step>, batch: &Split, lr: f32) -> Result<Tensor> {
+        let inputs = tensors(self.gpu, batch);
+        let inputs: Vec<&Tensor> = inputs.iter().collect();
+        if let Some(step) = recorded {
+            step.set_lr(lr);
+            return Ok(step.run(&inputs)?[0].clone());
+        }
+        let (net, graph, optimizer) = (&self.net, &self.graph, &mut self.state.optimizer);
+        let step = Step::record(self.gpu, &inputs, |inputs| {
+            let [position, velocity, charge, target] = inputs else { unreachable!("four inputs") };
+            let moved = position.add(&net.displacement(&graph.at(position), charge, velocity));
+            let loss = moved.sub(target).square().mean_all();
+            optimizer.step(&loss.backward()?, lr)?;
+            Ok(vec![loss])
+        })?;
+        Ok(recorded.insert(step).outputs()[0].clone())
+    }
+
+    /// Positions of all systems of `split`, as it lists them.
+    pub fn predict(&self, split: &Split) -> Result<Vec<f32>> {
+        let batch = self.args.batch as usize;
+        let mut all = Vec::with_capacity(split.position.len());
+        let order: Vec<usize> = (0..split.len()).collect();
+        for chosen in order.chunks(batch) {
+            // The last batch is filled up with its first system; the graph is the same for all.
+            let mut filled = chosen.to_vec();
+            filled.resize(batch, chosen[0]);
+            let [position, velocity, charge, _] = tensors(self.gpu, &split.rows(&filled));
+            let moved = no_grad(|| {
+                position.add(&self.net.displacement(&self.graph.at(&position), &charge, &velocity))
+            });
+            all.extend_from_slice(&moved.to_vec::<f32>()?[..chosen.len() * 3 * PARTICLES]);
+        }
+        Ok(all)
+    }
+
+    /// Scores the test systems as they are and under random orthogonal matrices.
+    pub fn test(&self) -> Result<Report> {
+        let test = &self.data.test;
+        let plain = self.predict(test)?;
+        let mut rng = Rng::new(self.args.seed ^ 0x7e57);
+        let (mut mean, mut change) = (vec![0.0f64; plain.len()], 0.0);
+        const TURNS: usize = 5;
+        for _ in 0..TURNS {
+            let matrix = orthogonal(&mut rng);
+            let turned = self.predict(&test.clone().turned(|| matrix))?;
+            let back: Vec<f64> =
+                turned.chunks_exact(3).flat_map(|x| times(&transposed(&matrix), x)).collect();
+            for ((m, b), p) in mean.iter_mut().zip(&back).zip(&plain) {
+                *m += b / TURNS as f64;
+                change += (b - *p as f64).powi(2) / (TURNS * plain.len()) as f64;
+            }
+        }
+        let mean: Vec<f32> = mean.iter().map(|&x| x as f32).collect();
+        Ok(Report {
+            name: self.name.into(),
+            parameters: Parameters::of(&self.net).stored(),
+            epochs: self.state.curve.len(),
+            seconds: self.state.curve.iter().map(|e| e[2]).sum(),
+            mse: test.error(&plain),
+            rotated: test.error(&mean),
+            turn: (change / test.error_along(0.0)).sqrt(),
+        })
+    }
+
+    fn checkpoint(&self) -> PathBuf {
+        self.args.out.join(format!("{}.checkpoint.safetensors", self.name))
+    }
+}
+
+fn settings(args: &Args) -> String {
+    let Args { epochs, systems, batch, channels, layers, orientations, lr, seed, .. } = args;
+    format!(
+        "epochs {epochs} systems {systems} batch {batch} channels {channels} layers {layers} \
+         orientations {orientations} lr {lr} seed {seed}"
+    )
+}
+
+/// Position, velocity, charge and target of a batch, one row a particle.
+fn tensors(gpu: &Gpu, batch: &Split) -> [Tensor; 4] {
+    let nodes = batch.charge.len();
+    let part = |data: &[f32], width: usize| Tensor::from_slice(gpu, data, [nodes, width]);
+    [part(&batch.position, 3), part(&batch.velocity, 3), part(&batch.charge, 1), part(&batch.target, 3)]
+}
+
+/// A loss that arrived; one that is no number ends the run before anything bad is saved.
+fn number(reading: Reading) -> Result<f64> {
+    let loss: f32 = bytemuck::pod_read_unaligned(&reading.wait()?);
+    if loss.is_finite() {
+        return Ok(loss as f64);
+    }
+    let message =
+        format!("the loss is {loss}; go on from the last epoch with --resume, or start with a smaller --lr");
+    Err(Error::Config { message })
+}
+
+pub type Matrix = [[f64; 3]; 3];
+
+/// An orthogonal matrix, evenly drawn: the rows are a normal matrix's, made orthonormal; the last one's sign is a coin's.
+fn orthogonal(rng: &mut Rng) -> Matrix {
+    let mut draws = [0.0f32; 10];
+    rng.fill_normal(&mut draws);
+    let row = |i: usize| -> [f64; 3] { std::array::from_fn(|k| draws[3 * i + k] as f64) };
+    let dot = |a: [f64; 3], b: [f64; 3]| (0..3).map(|k| a[k] * b[k]).sum::<f64>();
+    let unit = |a: [f64; 3]| a.map(|x| x / dot(a, a).sqrt().max(1e-30));
+    let a = unit(row(0));
+    let b = row(1);
+    let b = unit(std::array::from_fn(|k| b[k] - dot(a, b) * a[k]));
+    let sign = (draws[9] as f64).signum();
+    let c = std::array::from_fn(|k| {
+        let (i, j) = ((k + 1) % 3, (k + 2) % 3);
+        sign * (a[i] * b[j] - a[j] * b[i])
+    });
+    [a, b, c]
+}
+
+fn transposed(m: &Matrix) -> Matrix {
+    std::array::from_fn(|i| std::array::from_fn(|j| m[j][i]))
+}
+
+fn times(m: &Matrix, x: &[f32]) -> [f64; 3] {
+    std::array::from_fn(|i| (0..3).map(|j| m[i][j] * x[j] as f64).sum())
+}
+
+impl Split {
+    /// The systems with these numbers.
+    pub fn rows(&self, chosen: &[usize]) -> Split {
+        let take = |from: &[f32], width: usize| -> Vec<f32> {
+            chosen.iter().flat_map(|&i| from[i * width..][..width].iter().copied()).collect()
+        };
+        Split {
+            charge: take(&self.charge, PARTICLES),
+            position: take(&self.position, 3 * PARTICLES),
+            velocity: take(&self.velocity, 3 * PARTICLES),
+            target: take(&self.target, 3 * PARTICLES),
+            ..Split::default()
+        }
+    }
+
+    /// Each system under a matrix of its own.
+    fn turned(mut self, mut matrix: impl FnMut() -> Matrix) -> Split {
+        for i in 0..self.len() {
+            let m = matrix();
+            for part in [&mut self.position, &mut self.velocity, &mut self.target] {
+                for x in part[i * 3 * PARTICLES..][..3 * PARTICLES].chunks_exact_mut(3) {
+                    let turned = times(&m, x);
+                    (0..3).for_each(|k| x[k] = turned[k] as f32);
+                }
+            }
+        }
+        self
+    }
+}
