@@ -6,6 +6,8 @@
 
 #[cfg(feature = "cli")]
 pub mod bench;
+#[cfg(feature = "capi")]
+pub mod capi;
 pub mod decode;
 pub mod dtype;
 pub mod error;

@@ -16,7 +16,7 @@ const FLOORS: [&[&str]; 10] = [
     &["models"],
     // Serving serves models.
     &["decode", "merge", "geometry"],
-    &["bench"],
+    &["bench", "capi"],
 ];
 /// Floors whose modules may know each other.
 const SIBLINGS: [usize; 2] = [0, 3];

@@ -3,6 +3,7 @@
 use super::graph::Graph;
 use super::ponita::{Ponita, PonitaInput};
 use crate::error::Result;
+use crate::tape::Grads;
 use crate::tensor::Tensor;
 
 /// Energies and forces of a batch of graphs, on the host.
@@ -14,6 +15,8 @@ pub struct EnergyForces {
     pub node_energies: Vec<f32>,
     /// `[nodes, D]` row-major: the negative gradient of the energy.
     pub forces: Vec<f32>,
+    /// `[D, D]` row-major: the derivative of the sum of all energies with respect to the strain of a [`Graph::strained`].
+    pub strain: Option<Vec<f32>>,
 }
 
 impl Ponita {
@@ -36,21 +39,18 @@ impl Ponita {
             energies[g as usize] += e as f64;
         }
         // Without edges nothing depends on the positions.
-        let forces = match each.is_tracked() {
-            true => each
-                .sum_all()
-                .backward()?
-                .get(graph.positions())
-                .map(|d| d.neg().to_vec::<f32>())
-                .transpose()?,
-            false => None,
+        let grads = if each.is_tracked() { each.sum_all().backward()? } else { Grads::default() };
+        let read = |leaf: &Tensor, sign: f32| match grads.get(leaf) {
+            Some(d) => d.scale(sign).to_vec::<f32>(),
+            None => Ok(vec![0.0; leaf.count()]),
         };
-        let forces = forces.unwrap_or_else(|| vec![0.0; graph.positions().count()]);
-        Ok(EnergyForces { energies, node_energies, forces })
+        let forces = read(graph.positions(), -1.0)?;
+        let strain = graph.strain.as_ref().map(|strain| read(strain, 1.0)).transpose()?;
+        Ok(EnergyForces { energies, node_energies, forces, strain })
     }
 
     #[track_caller]
-    fn node_energies(&self, graph: &Graph, input: &PonitaInput) -> Tensor {
+    pub(super) fn node_energies(&self, graph: &Graph, input: &PonitaInput) -> Tensor {
         assert!(self.config.out_scalars > 0, "energy_forces: the network has no scalar output");
         self.per_node(graph, input).scalars.slice(1, 0..1).squeeze(1)
     }

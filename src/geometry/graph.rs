@@ -15,6 +15,8 @@ pub struct Graph {
     pub(crate) positions: Tensor,
     /// `[edges, D]`, added to the source's position less the destination's.
     pub(crate) shifts: Option<Tensor>,
+    /// `[D, D]`, by which all differences of positions are multiplied.
+    pub(crate) strain: Option<Tensor>,
     /// Which graph each node is in.
     batch: Vec<u32>,
     pub(crate) batch_ids: Tensor,
@@ -56,6 +58,7 @@ impl Graph {
             batch_ids: Tensor::from_slice(gpu, &batch, [nodes]),
             edges,
             shifts: None,
+            strain: None,
             batch,
             graphs,
         })
@@ -122,10 +125,18 @@ impl Graph {
         self.at(&self.positions.detach().requires_grad())
     }
 
+    /// The same graph under a strain that is a leaf, at present none: the gradient with respect to it is volume times stress.
+    pub fn strained(&self) -> Graph {
+        let n = self.dimension();
+        let one: Vec<f32> = (0..n * n).map(|i| if i % (n + 1) == 0 { 1.0 } else { 0.0 }).collect();
+        Graph { strain: Some(Tensor::from_slice(self.gpu(), &one, [n, n]).requires_grad()), ..self.clone() }
+    }
+
     /// `d [E, D]`: source less destination along every edge, by the image that the edge means.
     pub fn vectors(&self) -> Tensor {
         let d = self.positions.edge_vectors(&self.edges);
-        self.shifts.as_ref().map_or(d.clone(), |shift| d.add(shift))
+        let d = self.shifts.as_ref().map_or(d.clone(), |shift| d.add(shift));
+        self.strain.as_ref().map_or(d.clone(), |strain| d.matmul(strain))
     }
 
     /// `x [nodes, ..]` summed over the nodes of each graph: `[graphs, ..]`, zero for a graph without nodes.

@@ -4,19 +4,26 @@
 //! [`invariants`] of the pair, with no spherical harmonics. Orientations are sampled on a [`Grid`]; a [`Graph`] says which
 //! points see each other.
 
+mod calculator;
 mod config;
 mod conv;
+pub mod dynamics;
+pub mod elements;
 mod forces;
 mod graph;
 mod grid;
 pub mod invariants;
 pub mod nbody;
 mod ponita;
+mod potential;
+pub mod xyz;
 
 pub use crate::ops::edges::Edges;
+pub use calculator::{Calculator, Properties};
 pub use config::PonitaConfig;
 pub use conv::{Basis, Conv, Field, Route};
 pub use forces::EnergyForces;
 pub use graph::Graph;
 pub use grid::Grid;
 pub use ponita::{Layer, Ponita, PonitaInput, PonitaOutput};
+pub use potential::{Atoms, Batch, Potential, PotentialLoss};

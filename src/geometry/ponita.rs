@@ -337,10 +337,20 @@ impl Ponita {
     /// # Errors
     /// When the file cannot be written: the old one is then as it was.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        self.save_with(path, [])
+    }
+
+    /// [`Ponita::save`] with more entries of metadata.
+    pub(super) fn save_with(
+        &self,
+        path: impl AsRef<Path>,
+        more: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<()> {
         let all = Parameters::of(self);
         let grid = self.grid.tensor(self.embed.gpu());
         let tensors = all.named().iter().map(|(n, t)| (n.as_str(), t)).chain([(GRID, &grid)]);
-        save_tensors(path, tensors, &[(CONFIG.to_string(), self.config.to_json())].into())
+        let metadata = more.into_iter().chain([(CONFIG.to_string(), self.config.to_json())]).collect();
+        save_tensors(path, tensors, &metadata)
     }
 
     /// Reads a file that [`Ponita::save`] wrote.

@@ -1,0 +1,207 @@
+//! Trains an interatomic potential on energies and forces, then runs molecular dynamics with it.
+//!
+//!     cargo run --release --features cli --example potential -- --out out/potential
+//!     cargo run --release --features cli --example potential -- --data aspirin.xyz --held-out 50 --out out/aspirin
+//!
+//! Without --data the frames are of a copper cluster under a Morse potential, made on the spot. Every epoch saves a checkpoint;
+//! `--resume` goes on from it. `tiebeam predict OUT/model.safetensors in.xyz out.xyz` uses the result.
+
+#[path = "../common/chart.rs"]
+mod chart;
+mod morse;
+#[path = "../common/run.rs"]
+mod run;
+mod train;
+
+use chart::{Frame as Axes, Line};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tiebeam::geometry::dynamics::Verlet;
+use tiebeam::geometry::xyz::{self, Frame};
+use tiebeam::geometry::{Calculator, Grid, PonitaConfig, Potential};
+use tiebeam::{Error, Gpu, Result, Rng};
+
+/// Train a potential on energies and forces and run dynamics with it.
+#[derive(Parser, Debug)]
+#[command(version)]
+pub struct Args {
+    /// Extended XYZ with energies in eV and forces in eV per angstrom [default: a Morse cluster made on the spot]
+    #[arg(long)]
+    pub data: Option<PathBuf>,
+    /// Frames at the end of the data that are not trained on
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    pub held_out: u32,
+    /// Passes over the training frames
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub epochs: u32,
+    /// Frames in a step
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub batch: u32,
+    /// Features of an atom and orientation, and functions in the kernels' bases
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub channels: u32,
+    /// Blocks
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub layers: u32,
+    /// Orientations: 12 is an icosahedron, 20 a dodecahedron, others Fibonacci lattices
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(2..=1024))]
+    pub orientations: u32,
+    /// How far atoms see, in angstrom [default: all atoms of a frame; periodic frames need a radius]
+    #[arg(long)]
+    pub radius: Option<f32>,
+    /// Highest learning rate
+    #[arg(long, default_value_t = 2e-3)]
+    pub lr: f32,
+    /// What the squared error of energies counts beside that of forces, both in units of the forces
+    #[arg(long, default_value_t = 0.01)]
+    pub energy_weight: f32,
+    /// Seed of data, weights and batches
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Steps of dynamics with the trained potential
+    #[arg(long, default_value_t = 1000)]
+    pub md_steps: u32,
+    /// Time of a step, in fs
+    #[arg(long, default_value_t = 1.0)]
+    pub dt: f64,
+    /// Temperature that the atoms get at the start, in kelvin
+    #[arg(long, default_value_t = 300.0)]
+    pub temperature: f64,
+    /// Go on from the checkpoint in --out
+    #[arg(long)]
+    pub resume: bool,
+    /// Folder for checkpoint, model, trajectory and pictures
+    #[arg(long, default_value = "out/potential")]
+    pub out: PathBuf,
+}
+
+fn body(args: &Args) -> Result<()> {
+    let gpu = Gpu::open()?;
+    println!("adapter    {}", gpu.adapter());
+    run::folder(&args.out)?;
+    let frames = frames(args)?;
+    let held_out = args.held_out as usize;
+    if frames.len() <= held_out {
+        let message = format!("{} frames, {held_out} of them held out; lower --held-out", frames.len());
+        return Err(Error::Config { message });
+    }
+    let (training, validation) = frames.split_at(frames.len() - held_out);
+    println!("frames     {} to train on, {held_out} held out", training.len());
+    let mut potential = potential(args, &gpu, training)?;
+    let stop = run::interruptible()?;
+    let Some(curve) = train::train(args, &mut potential, training, validation, &stop)? else {
+        println!("stopped    go on with --resume and the same arguments");
+        return Ok(());
+    };
+    let model = args.out.join("model.safetensors");
+    potential.save(&model)?;
+    println!("model      {}", model.display());
+    train::draw(&args.out.join("curve.svg"), &curve, gpu.adapter())?;
+    let calculator = Calculator::load(&gpu, &model)?;
+    if dynamics(args, &calculator, &validation[0], &stop)? {
+        println!("pictures   {}", args.out.join("{curve,drift}.svg").display());
+    }
+    Ok(())
+}
+
+fn frames(args: &Args) -> Result<Vec<Frame>> {
+    let Some(path) = &args.data else {
+        let path = args.out.join("morse.xyz");
+        let frames = morse::frames(args.seed)?;
+        xyz::write(&path, &frames)?;
+        println!("data       {} (a copper cluster under a Morse potential)", path.display());
+        return Ok(frames);
+    };
+    xyz::read(path)
+}
+
+fn potential(args: &Args, gpu: &Gpu, training: &[Frame]) -> Result<Potential> {
+    let channels = args.channels as usize;
+    let config = PonitaConfig {
+        channels,
+        hidden: channels,
+        basis: channels,
+        layers: args.layers as usize,
+        radius: args.radius,
+        ..PonitaConfig::default()
+    };
+    let grid = match args.orientations as usize {
+        12 => Grid::icosahedron(),
+        20 => Grid::dodecahedron(),
+        n => Grid::fibonacci(n),
+    };
+    let mut potential = Potential::new(gpu, training, config, grid, &mut Rng::new(args.seed))?;
+    let first: Vec<&Frame> = training.iter().take(args.batch as usize).collect();
+    let batch = potential.batch(&first)?;
+    potential.net.calibrate(&batch.graph, &batch.input)?;
+    Ok(potential)
+}
+
+/// Dynamics at constant energy from a frame; false when Ctrl-C stopped it.
+fn dynamics(args: &Args, calculator: &Calculator, start: &Frame, stop: &AtomicBool) -> Result<bool> {
+    let field = |x: &[[f64; 3]]| {
+        let found = calculator.energy_forces(x, &start.species, start.cell)?;
+        Ok((found.energy, found.forces))
+    };
+    let mut atoms = Verlet::new(&start.positions, &start.species, field)?;
+    atoms.heat(args.temperature, &mut Rng::new(args.seed ^ 0x4d44));
+    let n = start.len() as f64;
+    let first = atoms.total();
+    let mut drift = vec![(0.0, 0.0)];
+    let mut kinetic = vec![(0.0, 1e3 * atoms.kinetic() / n)];
+    let mut trajectory = Vec::new();
+    let bar = ProgressBar::new(args.md_steps.into());
+    bar.set_style(ProgressStyle::with_template("{bar:32} {pos}/{len} steps {msg} ETA {eta}").expect("valid"));
+    for step in 1..=args.md_steps {
+        if stop.load(Ordering::SeqCst) {
+            bar.finish_and_clear();
+            println!("stopped    dynamics after step {}", step - 1);
+            return Ok(false);
+        }
+        atoms.step(args.dt, field)?;
+        let time = step as f64 * args.dt;
+        drift.push((time, 1e3 * (atoms.total() - first) / n));
+        kinetic.push((time, 1e3 * atoms.kinetic() / n));
+        if step % 10 == 0 {
+            let frame =
+                Frame { positions: atoms.positions.clone(), energy: Some(atoms.potential), ..start.clone() };
+            trajectory.push(Frame { forces: None, ..frame });
+        }
+        bar.set_message(format!("{:.0} K", atoms.temperature()));
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    xyz::write(args.out.join("trajectory.xyz"), &trajectory)?;
+    let most = drift.iter().map(|d| d.1.abs()).fold(0.0, f64::max);
+    let swing = kinetic.iter().map(|k| k.1).fold(f64::MIN, f64::max)
+        - kinetic.iter().map(|k| k.1).fold(f64::MAX, f64::min);
+    println!(
+        "dynamics   {} steps of {} fs: total energy within {most:.3} meV an atom of its start, kinetic energy over {swing:.1}",
+        args.md_steps, args.dt
+    );
+    let title = format!(
+        "{} atoms at constant energy, steps of {} fs, from {} K ({})",
+        start.len(),
+        args.dt,
+        args.temperature,
+        calculator.potential().net.embed.gpu().adapter().name
+    );
+    let axes = Axes {
+        title: &title,
+        x: "time, fs",
+        y: "total energy less its start, meV an atom",
+        logarithmic: false,
+    };
+    let level = format!("kinetic energy moves over {swing:.1} meV an atom");
+    let lines =
+        [Line::new(format!("total energy: within {most:.3}"), drift), Line::level(level, 0.0, [0.0, 0.0])];
+    chart::lines(&args.out.join("drift.svg"), &axes, &lines)?;
+    Ok(true)
+}
+
+fn main() -> ExitCode {
+    run::main(|| body(&Args::parse()))
+}

@@ -1,0 +1,70 @@
+//! A copper cluster of 13 atoms under a Morse potential: frames with exact energies and forces.
+//!
+//! `E = sum over pairs D ((1 - exp(-a (r - r0)))^2 - 1)`. Source of the constants: Girifalco, Weizer 1959, "Application of the
+//! Morse potential function to cubic metals".
+
+use tiebeam::geometry::Grid;
+use tiebeam::geometry::dynamics::Verlet;
+use tiebeam::geometry::elements::Vec3;
+use tiebeam::geometry::xyz::Frame;
+use tiebeam::{Result, Rng};
+
+const DEPTH: f64 = 0.3429;
+const WIDTH: f64 = 1.3588;
+const LENGTH: f64 = 2.866;
+const COPPER: u8 = 29;
+/// Runs of dynamics, and frames taken from each.
+const RUNS: usize = 10;
+const EACH: usize = 35;
+
+/// Energy and forces.
+pub fn field(x: &[Vec3]) -> (f64, Vec<Vec3>) {
+    let (mut energy, mut forces) = (0.0, vec![[0.0; 3]; x.len()]);
+    for i in 0..x.len() {
+        for j in 0..i {
+            let d: Vec3 = std::array::from_fn(|k| x[i][k] - x[j][k]);
+            let r = d.iter().map(|x| x * x).sum::<f64>().sqrt();
+            let decay = (-WIDTH * (r - LENGTH)).exp();
+            energy += DEPTH * ((1.0 - decay).powi(2) - 1.0);
+            let push = -2.0 * DEPTH * WIDTH * (1.0 - decay) * decay / r;
+            for k in 0..3 {
+                forces[i][k] += push * d[k];
+                forces[j][k] -= push * d[k];
+            }
+        }
+    }
+    (energy, forces)
+}
+
+/// Frames from runs at constant energy, each from a heated icosahedron, 40 fs apart after the first 400; shuffled, so that
+/// what is held out is of all runs.
+pub fn frames(seed: u64) -> Result<Vec<Frame>> {
+    let mut rng = Rng::new(seed);
+    // The icosahedron of least energy is a little smaller than its bond.
+    let shell =
+        Grid::icosahedron().vectors().iter().map(|v| v.map(|x| 0.95 * LENGTH * x)).collect::<Vec<_>>();
+    let start: Vec<Vec3> = [[0.0; 3]].into_iter().chain(shell).collect();
+    let species = vec![COPPER; start.len()];
+    let mut frames = Vec::new();
+    for run in 0..RUNS {
+        let mut atoms = Verlet::new(&start, &species, |x| Ok(field(x)))?;
+        // Half of it becomes potential energy.
+        atoms.heat(400.0 + 80.0 * run as f64, &mut rng);
+        for taken in 0..EACH {
+            let steps = if taken == 0 { 200 } else { 20 };
+            for _ in 0..steps {
+                atoms.step(2.0, |x| Ok(field(x)))?;
+            }
+            let (energy, forces) = field(&atoms.positions);
+            frames.push(Frame {
+                species: species.clone(),
+                positions: atoms.positions.clone(),
+                energy: Some(energy),
+                forces: Some(forces),
+                ..Frame::default()
+            });
+        }
+    }
+    rng.shuffle(&mut frames);
+    Ok(frames)
+}

@@ -1,0 +1,66 @@
+//! `tiebeam predict`: a trained potential on frames of a file.
+
+use indicatif::{ProgressBar, ProgressStyle};
+use std::path::PathBuf;
+use tiebeam::geometry::xyz::{self, Frame};
+use tiebeam::geometry::{Calculator, Potential};
+use tiebeam::{Error, Gpu, Result};
+
+/// What to predict, with what.
+#[derive(clap::Args)]
+pub struct Args {
+    /// A potential, as the example `potential` saves it
+    model: PathBuf,
+    /// Frames to read, extended XYZ
+    input: PathBuf,
+    /// Where to write them with energy, forces and, in periodic cells, stress: eV and angstrom
+    output: PathBuf,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let frames = xyz::read(&args.input)?;
+    let calculator = Calculator::new(Potential::load(&Gpu::open()?, &args.model)?);
+    let bar = ProgressBar::new(frames.len() as u64);
+    bar.set_style(ProgressStyle::with_template("{bar:32} {pos}/{len} frames, ETA {eta}").expect("valid"));
+    let mut predicted = Vec::with_capacity(frames.len());
+    for (i, frame) in frames.iter().enumerate() {
+        let found = calculator.predict(frame).map_err(|e| match e {
+            Error::Config { message } => {
+                Error::Format { path: args.input.clone(), message: format!("frame {i}: {message}") }
+            }
+            other => other,
+        })?;
+        predicted.push(found);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    xyz::write(&args.output, &predicted)?;
+    println!("{} frames to {}", predicted.len(), args.output.display());
+    for (what, unit, error) in [
+        ("energy", "meV", mean_error(&frames, &predicted, |f| f.energy.iter().copied().collect())),
+        (
+            "force",
+            "meV/A",
+            mean_error(&frames, &predicted, |f| f.forces.iter().flatten().flatten().copied().collect()),
+        ),
+    ] {
+        if let Some((error, count)) = error {
+            println!("{what} MAE {:.3} {unit} over {count} values that the input has", 1e3 * error);
+        }
+    }
+    Ok(())
+}
+
+/// Mean absolute difference of what both files' frames have, and of how many numbers.
+fn mean_error(
+    frames: &[Frame],
+    predicted: &[Frame],
+    part: impl Fn(&Frame) -> Vec<f64>,
+) -> Option<(f64, usize)> {
+    let pairs = frames.iter().zip(predicted).flat_map(|(a, b)| {
+        // Where the input has none the zip is empty.
+        part(a).into_iter().zip(part(b)).collect::<Vec<_>>()
+    });
+    let (sum, count) = pairs.fold((0.0, 0), |(sum, count), (a, b)| (sum + (a - b).abs(), count + 1));
+    (count > 0).then(|| (sum / count as f64, count))
+}

@@ -1,0 +1,120 @@
+//! Energies, forces and stress of atoms from a trained potential: what a simulation calls.
+
+use super::elements::Vec3;
+use super::neighbours::Cell;
+use super::potential::{Atoms, Potential};
+use super::xyz::Frame;
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use std::path::Path;
+
+/// A potential at work.
+///
+/// Energies of atoms are f32, their sum is f64. Forces are the exact gradient of that energy (to f32 rounding), so that they sum
+/// to zero and do no work around a loop; the same input gives the same bits on one adapter. Energies are exactly invariant under
+/// translations, permutations and the rotations and reflections that permute the network's grid; under other rotations
+/// approximately, so that angular momentum is not exactly kept.
+///
+/// ```no_run
+/// use tiebeam::Gpu;
+/// use tiebeam::geometry::{Calculator, Cell};
+///
+/// let calculator = Calculator::load(&Gpu::open()?, "model.safetensors")?;
+/// let positions = [[0.0, 0.0, 0.0], [0.0, 0.0, 2.5]];
+/// let result = calculator.energy_forces(&positions, &[29, 29], Some(Cell::cuboid([8.0; 3])))?;
+/// println!("{} eV, {:?} eV per angstrom", result.energy, result.forces);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
+pub struct Calculator {
+    potential: Potential,
+}
+
+/// What a calculator gives, in the units of its potential: eV and angstrom.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Properties {
+    /// The total energy.
+    pub energy: f64,
+    /// Of each atom.
+    pub atom_energies: Vec<f64>,
+    /// `F = -dE/dx` of each atom.
+    pub forces: Vec<Vec3>,
+    /// `1/V dE/dstrain`, symmetric, positive under tension; of cells that are periodic along all three vectors.
+    pub stress: Option<[Vec3; 3]>,
+}
+
+impl Calculator {
+    /// A calculator of this potential.
+    pub fn new(potential: Potential) -> Calculator {
+        Calculator { potential }
+    }
+
+    /// A calculator of the potential in a file.
+    ///
+    /// # Errors
+    /// As [`Potential::load`].
+    pub fn load(gpu: &Gpu, path: impl AsRef<Path>) -> Result<Calculator> {
+        Potential::load(gpu, path).map(Calculator::new)
+    }
+
+    /// The potential.
+    pub fn potential(&self) -> &Potential {
+        &self.potential
+    }
+
+    /// Energy and forces of atoms at `positions` with atomic numbers `species`, in free space or a periodic cell.
+    ///
+    /// # Errors
+    /// As [`Potential::graph`]; when a result is not finite; the device's fault.
+    pub fn energy_forces(
+        &self,
+        positions: &[Vec3],
+        species: &[u8],
+        cell: Option<Cell>,
+    ) -> Result<Properties> {
+        if positions.is_empty() && species.is_empty() {
+            return Ok(Properties::default());
+        }
+        let Potential { net, scale, .. } = &self.potential;
+        let volume = cell.filter(|cell| cell.periodic == [true; 3]).map(|cell| volume(&cell.vectors));
+        let (graph, input) = self.potential.graph(&[Atoms { positions, species, cell }])?;
+        let graph = if volume.is_some() { graph.strained() } else { graph };
+        let found = net.energy_forces(&graph, &input)?;
+        let reference = |z: &u8| self.potential.reference_energy(std::slice::from_ref(z));
+        let own =
+            species.iter().zip(&found.node_energies).map(|(z, &e)| Ok(reference(z)? + scale * e as f64));
+        let atom_energies: Vec<f64> = own.collect::<Result<_>>()?;
+        let forces: Vec<Vec3> =
+            found.forces.chunks_exact(3).map(|f| std::array::from_fn(|k| scale * f[k] as f64)).collect();
+        let energy = self.potential.reference_energy(species)? + scale * found.energies[0];
+        if !energy.is_finite() || forces.iter().flatten().any(|f| !f.is_finite()) {
+            return Err(Error::config(format!(
+                "calculator: the energy is {energy} or a force is not finite; atoms may lie farther apart or nearer than the \
+                 potential was trained for"
+            )));
+        }
+        let stress = found.strain.zip(volume).map(|(strain, volume)| {
+            let s = |a: usize, b: usize| strain[3 * a + b] as f64;
+            std::array::from_fn(|a| std::array::from_fn(|b| scale * 0.5 * (s(a, b) + s(b, a)) / volume))
+        });
+        Ok(Properties { energy, atom_energies, forces, stress })
+    }
+
+    /// `frame` with its energy, forces and stress put in place of what it had.
+    ///
+    /// # Errors
+    /// As [`Calculator::energy_forces`].
+    pub fn predict(&self, frame: &Frame) -> Result<Frame> {
+        let found = self.energy_forces(&frame.positions, &frame.species, frame.cell)?;
+        Ok(Frame {
+            energy: Some(found.energy),
+            forces: Some(found.forces),
+            stress: found.stress,
+            ..frame.clone()
+        })
+    }
+}
+
+fn volume([a, b, c]: &[Vec3; 3]) -> f64 {
+    let cross = [b[1] * c[2] - b[2] * c[1], b[2] * c[0] - b[0] * c[2], b[0] * c[1] - b[1] * c[0]];
+    (0..3).map(|k| a[k] * cross[k]).sum::<f64>().abs()
+}
