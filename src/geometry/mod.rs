@@ -9,8 +9,10 @@ mod conv;
 mod forces;
 mod graph;
 mod grid;
+mod import;
 pub mod invariants;
 pub mod nbody;
+mod neighbours;
 mod ponita;
 
 pub use crate::ops::edges::Edges;
@@ -19,4 +21,5 @@ pub use conv::{Basis, Conv, Field, Route};
 pub use forces::EnergyForces;
 pub use graph::Graph;
 pub use grid::Grid;
+pub use neighbours::{Cell, Clouds};
 pub use ponita::{Layer, Ponita, PonitaInput, PonitaOutput};

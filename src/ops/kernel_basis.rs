@@ -1,7 +1,7 @@
 //! The functions that spatial kernels are combinations of: a small network of an edge's invariants, for runs of edges.
 
 use super::case::{Array, Case, Fill, Input};
-use super::matmul::{Activation, layer, outer, product};
+use super::matmul::{gelu_layer, outer, product, product_slope};
 use super::unary::erf64;
 use super::words;
 use crate::dtype::DType;
@@ -176,56 +176,64 @@ impl Network {
     /// The basis `[edges * O, K]` of edges `d`, written to `into` where given.
     pub fn forward(&self, d: &Tensor, window: Option<&Tensor>, into: Option<&Tensor>) -> Tensor {
         let [w1, b1, w2, b2] = &self.weights;
-        let z = layer(OP, &self.sight.forward(d), w1, b1, Activation::Gelu, None);
-        match window {
-            None => layer(OP, &z, w2, b2, Activation::Gelu, into),
-            Some(window) => {
-                let basis = windowed(&layer(OP, &z, w2, b2, Activation::Gelu, None), window);
-                if let Some(into) = into {
-                    basis.value.realize(Some(Target { place: into.place(), accumulate: false }));
-                    return into.clone();
-                }
-                basis
-            }
+        let z = gelu_layer(OP, &self.sight.forward(d), [w1, b1], None, None);
+        let Some(window) = window else { return gelu_layer(OP, &z, [w2, b2], into, None) };
+        let basis = windowed(&gelu_layer(OP, &z, [w2, b2], None, None), window);
+        match into {
+            None => basis.evaluate(),
+            Some(into) => drop(basis.value.realize(Some(Target { place: into.place(), accumulate: false }))),
         }
+        into.cloned().unwrap_or(basis)
     }
 
     pub fn keep(&self, d: &Tensor, window: Option<&Tensor>) -> Kept {
         let [w1, b1, w2, b2] = &self.weights;
         let f = self.sight.forward(d);
-        let first = layer(OP, &f, w1, b1, Activation::None, None);
-        let z = first.gelu();
-        z.evaluate();
-        let second = layer(OP, &z, w2, b2, Activation::None, None);
-        let raw = second.gelu();
-        raw.evaluate();
+        let before = [w1, w2].map(|w| Tensor::empty(d.gpu(), OP, [f.shape()[0], w.shape()[0]], DType::F32));
+        let z = gelu_layer(OP, &f, [w1, b1], None, Some(&before[0]));
+        let raw = gelu_layer(OP, &z, [w2, b2], None, Some(&before[1]));
         let basis = window.map_or(raw.clone(), |window| windowed(&raw, window));
-        Kept { f, before: [first, second], z, raw, basis }
+        basis.evaluate();
+        Kept { f, before, z, raw, basis }
     }
 
-    /// From `dbasis [edges * O, K]` the gradients of the edges and of the window, where wanted; those of the weights go to `sums`.
+    /// From what comes in the gradients of the edges and of the window, where wanted; those of the weights go to `sums`.
     pub fn backward(
         &self,
         kept: &Kept,
         d: &Tensor,
         window: Option<&Tensor>,
-        dbasis: &Tensor,
+        incoming: Incoming,
         wants: &Wants,
         sums: &mut Sums,
     ) -> [Option<Tensor>; 2] {
         let [w1, _, w2, _] = &self.weights;
-        let dwindow = window.filter(|_| wants.window).map(|window| {
-            let edges = window.count();
-            kept.raw.mul(dbasis).reshape([edges, dbasis.count() / edges.max(1)]).sum(1)
-        });
-        if !wants.edges && !wants.weights.contains(&true) {
+        let deeper = wants.edges || wants.weights.contains(&true);
+        let (dsecond, dwindow) = match incoming {
+            Incoming::Kernel { m, kernel } if window.is_none() => {
+                (product_slope(OP, m, kernel, &kept.before[1]), None)
+            }
+            _ => {
+                let dbasis = match incoming {
+                    Incoming::Basis(dbasis) => dbasis.clone(),
+                    Incoming::Kernel { m, kernel } => product(OP, m, kernel, Into::New),
+                };
+                let dwindow = window.filter(|_| wants.window).map(|window| {
+                    let edges = window.count();
+                    kept.raw.mul(&dbasis).reshape([edges, dbasis.count() / edges.max(1)]).sum(1)
+                });
+                let draw = window.map_or(dbasis.clone(), |window| windowed(&dbasis, window));
+                let at = &kept.before[1];
+                let dsecond = Tensor::lazy("gelu", "$1 * dgelu($0)", DType::F32, *at.shape(), &[at, &draw]);
+                (dsecond, dwindow)
+            }
+        };
+        if !deeper {
             return [None, dwindow];
         }
-        let draw = window.map_or(dbasis.clone(), |window| windowed(dbasis, window));
-        let dsecond = through_gelu(&kept.before[1], &draw);
+        dsecond.evaluate();
         self.weight_sums(2, &dsecond, &kept.z, wants, sums);
-        let dz = product(OP, &dsecond, w2, Into::New);
-        let dfirst = through_gelu(&kept.before[0], &dz);
+        let dfirst = product_slope(OP, &dsecond, w2, &kept.before[0]);
         self.weight_sums(0, &dfirst, &kept.f, wants, sums);
         let dd = wants.edges.then(|| self.sight.backward(d, &product(OP, &dfirst, w1, Into::New)));
         [dd, dwindow]
@@ -245,6 +253,14 @@ impl Network {
     }
 }
 
+/// Where the gradient of a run's basis comes from.
+pub(crate) enum Incoming<'a> {
+    /// It is there: `[edges * O, K]`.
+    Basis(&'a Tensor),
+    /// `m kernel`, of the kernels' gradient `m [edges * O, C]` and `kernel [C, K]`.
+    Kernel { m: &'a Tensor, kernel: &'a Tensor },
+}
+
 /// Which gradients somebody asked for.
 pub(crate) struct Wants {
     pub edges: bool,
@@ -258,16 +274,10 @@ fn windowed(x: &Tensor, window: &Tensor) -> Tensor {
     x.reshape([edges, x.count() / edges.max(1)]).mul(&window.reshape([edges, 1])).reshape(*x.shape())
 }
 
-fn through_gelu(before: &Tensor, dy: &Tensor) -> Tensor {
-    let dx = Tensor::lazy("gelu", "$1 * dgelu($0)", DType::F32, *before.shape(), &[before, dy]);
-    dx.evaluate();
-    dx
-}
-
 /// Edges whose rows are in memory together: enough to keep a device busy, and whole blocks of 64 so that parts of arrays can be
 /// bound.
 pub(crate) fn run(gpu: &crate::Gpu, orientations: usize) -> usize {
-    let rows = if gpu.is_software() { 16 << 10 } else { 128 << 10 };
+    let rows = if gpu.is_software() { 8 << 10 } else { 128 << 10 };
     (rows / orientations / 64 * 64).max(64)
 }
 
@@ -379,7 +389,7 @@ impl Op for Basis {
             let (d, window) = (part(d, &run), window.map(|w| part(w, &run)));
             let kept = self.network.keep(&d, window.as_ref());
             let dy = part(&dy, &run).reshape([run.len() * o, k]);
-            let [edges, windows] = self.network.backward(&kept, &d, window.as_ref(), &dy, &wants, &mut sums);
+            let [edges, windows] = self.network.backward(&kept, &d, window.as_ref(), Incoming::Basis(&dy), &wants, &mut sums);
             dd.extend(edges);
             dwindow.extend(windows);
         }
@@ -505,7 +515,6 @@ pub(super) fn cases() -> Vec<Case> {
         let reference = move |x: &[Array]| all_features64(&x[0], None, degree);
         all.push(Case::new(name, inputs, forward, reference).ulps(64.0, 128.0).grad_floor(64.0));
     }
-    // Beyond one run of 64 edges, and a last run that is short.
     for (edges, count, h, k, window) in [(5, 3, 8, 4, false), (3, 2, 4, 12, true), (0, 2, 4, 4, true)] {
         let degree = 2;
         let mut inputs = vec![Input::normal([edges, 3]), directions(count, 3)];
