@@ -86,12 +86,15 @@ fn within(rows: &[Vec<(u32, f64)>], radius: f64) -> Vec<Vec<(u32, f64)>> {
     rows.iter().map(|row| row.iter().copied().filter(|e| e.1 < radius).collect()).collect()
 }
 
+/// Name, dimension, sizes, cells, radius, and images each way that the reference looks at.
+type Case = (&'static str, usize, &'static [usize], Vec<Option<Cell>>, f32, i32);
+
 #[test]
 fn neighbours_are_those_of_all_pairs() {
     let skew = Cell { vectors: [[4.0, 0.0, 0.0], [1.5, 3.5, 0.0], [-1.0, 0.7, 5.0]], periodic: [true; 3] };
     let slab = Cell { vectors: [[3.0, 0.2, 0.0], [0.0; 3], [0.0, 0.5, 4.0]], periodic: [true, false, true] };
     let wire = Cell { vectors: [[0.0; 3], [0.3, 2.0, 0.1], [0.0; 3]], periodic: [false, true, false] };
-    let cases: [(&str, usize, &[usize], Vec<Option<Cell>>, f32, i32); 7] = [
+    let cases: [Case; 7] = [
         ("free", 3, &[300], vec![], 1.3, 0),
         ("batch", 3, &[5, 0, 40, 1, 17], vec![], 2.0, 0),
         ("plane", 2, &[200], vec![], 0.9, 0),
@@ -151,6 +154,9 @@ fn a_periodic_cell_is_its_images() {
     }
 }
 
+/// Positions, sizes, cells, radius, and a word of the message.
+type Bad<'a> = (&'a [f32], &'a [usize], &'a [Option<Cell>], f32, &'static str);
+
 #[test]
 fn bad_clouds_are_refused() {
     let positions = [0.0f32, 0.0, 0.0, 1.0, 0.0, 0.0];
@@ -160,7 +166,7 @@ fn bad_clouds_are_refused() {
         Graph::radius(gpu(), &of, radius, true).map(|g| g.edges().len()).map_err(|e| e.to_string())
     };
     let nan = [0.0, f32::NAN, 0.0, 1.0, 0.0, 0.0];
-    let bad: [(&[f32], &[usize], &[Option<Cell>], f32, &str); 8] = [
+    let bad: [Bad; 8] = [
         (&nan, &[2], &[], 1.0, "node 0 is NaN"),
         (&positions, &[2], &[Some(flat)], 1.0, "no volume"),
         (&positions, &[2], &[Some(Cell { vectors: [[0.0; 3]; 3], periodic: [true; 3] })], 1.0, "no volume"),

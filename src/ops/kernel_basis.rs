@@ -153,9 +153,13 @@ pub(crate) struct Kept {
     pub basis: Tensor,
 }
 
-/// Gradients of weights, added up over runs.
+/// Gradients gathered over runs: weights' added up, those of edges and windows one after the other.
 #[derive(Default)]
-pub(crate) struct Sums(pub [Option<Tensor>; 4]);
+pub(crate) struct Sums {
+    weights: [Option<Tensor>; 4],
+    edges: Vec<Tensor>,
+    windows: Vec<Tensor>,
+}
 
 /// Takes what is there to add to, or nothing yet.
 pub(crate) fn onto(sum: &mut Option<Tensor>) -> Into {
@@ -197,7 +201,7 @@ impl Network {
         Kept { f, before, z, raw, basis }
     }
 
-    /// From what comes in the gradients of the edges and of the window, where wanted; those of the weights go to `sums`.
+    /// Adds to `sums` what is wanted, from what comes in.
     pub fn backward(
         &self,
         kept: &Kept,
@@ -206,7 +210,7 @@ impl Network {
         incoming: Incoming,
         wants: &Wants,
         sums: &mut Sums,
-    ) -> [Option<Tensor>; 2] {
+    ) {
         let [w1, _, w2, _] = &self.weights;
         let deeper = wants.edges || wants.weights.contains(&true);
         let (dsecond, dwindow) = match incoming {
@@ -228,27 +232,29 @@ impl Network {
                 (dsecond, dwindow)
             }
         };
+        sums.windows.extend(dwindow);
         if !deeper {
-            return [None, dwindow];
+            return;
         }
         dsecond.evaluate();
         self.weight_sums(2, &dsecond, &kept.z, wants, sums);
         let dfirst = product_slope(OP, &dsecond, w2, &kept.before[0]);
         self.weight_sums(0, &dfirst, &kept.f, wants, sums);
-        let dd = wants.edges.then(|| self.sight.backward(d, &product(OP, &dfirst, w1, Into::New)));
-        [dd, dwindow]
+        if wants.edges {
+            sums.edges.push(self.sight.backward(d, &product(OP, &dfirst, w1, Into::New)));
+        }
     }
 
     fn weight_sums(&self, at: usize, dy: &Tensor, x: &Tensor, wants: &Wants, sums: &mut Sums) {
         if wants.weights[at] {
-            let sum = outer(OP, dy, x, onto(&mut sums.0[at]));
-            sums.0[at] = Some(sum);
+            let sum = outer(OP, dy, x, onto(&mut sums.weights[at]));
+            sums.weights[at] = Some(sum);
         }
         if wants.weights[at + 1] {
             let own = dy.sum(0);
-            let sum = sums.0[at + 1].take().map_or(own.clone(), |sum| sum.add(&own));
+            let sum = sums.weights[at + 1].take().map_or(own.clone(), |sum| sum.add(&own));
             sum.evaluate();
-            sums.0[at + 1] = Some(sum);
+            sums.weights[at + 1] = Some(sum);
         }
     }
 }
@@ -383,44 +389,42 @@ impl Op for Basis {
             window: window.is_some() && sink.needs(5),
             weights: std::array::from_fn(|i| sink.needs(1 + i)),
         };
-        let (mut sums, mut dd, mut dwindow) = (Sums::default(), Vec::new(), Vec::new());
+        let mut sums = Sums::default();
         let [edges, o, k] = [0, 1, 2].map(|axis| dy.shape()[axis]);
         for run in runs(edges, run(d.gpu(), o)) {
             let (d, window) = (part(d, &run), window.map(|w| part(w, &run)));
             let kept = self.network.keep(&d, window.as_ref());
             let dy = part(&dy, &run).reshape([run.len() * o, k]);
-            let [edges, windows] = self.network.backward(&kept, &d, window.as_ref(), Incoming::Basis(&dy), &wants, &mut sums);
-            dd.extend(edges);
-            dwindow.extend(windows);
+            self.network.backward(&kept, &d, window.as_ref(), Incoming::Basis(&dy), &wants, &mut sums);
         }
-        hand_over(sink, &self.network, [0, 1, 5], d, window, &dd, &dwindow, sums);
+        sums.hand_over(sink, [0, 1, 5], &self.network, d, window);
     }
 }
 
-/// Gives the sink what a walk over runs has made: gradients of edges, of four weights from the second place on, of the window.
-pub(crate) fn hand_over(
-    sink: &mut Sink,
-    network: &Network,
-    [edges, weights, windows]: [usize; 3],
-    d: &Tensor,
-    window: Option<&Tensor>,
-    dd: &[Tensor],
-    dwindow: &[Tensor],
-    sums: Sums,
-) {
-    if sink.needs(edges) {
-        sink.add(edges, joined(dd, d));
-    }
-    for (i, sum) in sums.0.into_iter().enumerate() {
-        if sink.needs(weights + i) {
-            let none = || Tensor::zeros(d.gpu(), *network.weights[i].shape());
-            sink.add(weights + i, sum.unwrap_or_else(none));
+impl Sums {
+    /// Gives the sink what was gathered: at these places the edges, the first of four weights, the window.
+    pub fn hand_over(
+        self,
+        sink: &mut Sink,
+        [edges, weights, windows]: [usize; 3],
+        network: &Network,
+        d: &Tensor,
+        window: Option<&Tensor>,
+    ) {
+        if sink.needs(edges) {
+            sink.add(edges, joined(&self.edges, d));
         }
-    }
-    if let Some(window) = window
-        && sink.needs(windows)
-    {
-        sink.add(windows, joined(dwindow, window));
+        for (i, sum) in self.weights.into_iter().enumerate() {
+            if sink.needs(weights + i) {
+                let none = || Tensor::zeros(d.gpu(), *network.weights[i].shape());
+                sink.add(weights + i, sum.unwrap_or_else(none));
+            }
+        }
+        if let Some(window) = window
+            && sink.needs(windows)
+        {
+            sink.add(windows, joined(&self.windows, window));
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 use super::case::{Array, Case, Input};
 use super::edges::{Chunk, Edges, Rows};
 use super::kernel_basis::{
-    BasisWeights, Incoming, Network, Sight, Sums, Wants, basis64, directions, hand_over, onto, part, run, sight, small, weights,
+    BasisWeights, Incoming, Network, Sight, Sums, Wants, basis64, directions, onto, part, run, sight, small, weights,
 };
 use super::matmul::{outer, product};
 use super::words;
@@ -173,22 +173,6 @@ impl Tensor {
         kernel: &Tensor,
         edges: &Edges,
     ) -> Tensor {
-        let run = run(self.gpu(), sight.count());
-        self.spatial_conv_in_runs(d, window, sight, basis, kernel, edges, run)
-    }
-
-    #[track_caller]
-    #[allow(clippy::too_many_arguments)]
-    fn spatial_conv_in_runs(
-        &self,
-        d: &Tensor,
-        window: Option<&Tensor>,
-        sight: &Sight,
-        basis: &BasisWeights,
-        kernel: &Tensor,
-        edges: &Edges,
-        run: usize,
-    ) -> Tensor {
         basis.check(OP, sight);
         check(self, kernel, [d.shape()[0], sight.count(), basis.b2.count()], edges);
         assert!(window.is_none_or(|w| w.shape()[..] == [edges.len()]), "{OP}: a window that is not [{}]", edges.len());
@@ -201,7 +185,7 @@ impl Tensor {
         let window = window.map(|w| w.detach().contiguous());
         let (network, turned) = (Network::new(sight, basis), w.t().contiguous());
         let y = zeros(&h);
-        for chunk in edges.chunks(run).iter() {
+        for chunk in edges.chunks(run(h.gpu(), sight.count())).iter() {
             let window = window.as_ref().map(|w| part(w, &chunk.edges));
             let basis = network.forward(&part(&d, &chunk.edges), window.as_ref(), None);
             convolve(&basis, &turned, &h, &chunk.by_destination, chunk.destinations.start, &y, true);
@@ -209,7 +193,6 @@ impl Tensor {
         y.made_by(&inputs, || {
             Box::new(SpatialConv {
                 edges: edges.clone(),
-                run,
                 network,
                 weights: basis.all().map(Saved::new),
                 saved: [&h, &d, &w].map(Saved::new),
@@ -267,7 +250,6 @@ impl Op for EdgeConv {
 
 struct SpatialConv {
     edges: Edges,
-    run: usize,
     network: Network,
     /// Checks that nobody changed them meanwhile.
     weights: [Saved; 4],
@@ -296,20 +278,18 @@ impl Op for SpatialConv {
         let turned = kernel.t().contiguous();
         let dh = sink.needs(0).then(|| zeros(h));
         let mut halves = Halves { h, g: &g, turned: &turned, dh, dkernel: None, kernel: sink.needs(6) };
-        let (mut sums, mut dd, mut dwindow) = (Sums::default(), Vec::new(), Vec::new());
-        for chunk in self.edges.chunks(self.run).iter() {
+        let mut sums = Sums::default();
+        for chunk in self.edges.chunks(run(h.gpu(), self.network.sight.count())).iter() {
             let (d, window) = (part(d, &chunk.edges), window.map(|w| part(w, &chunk.edges)));
             let kept = self.network.keep(&d, window.as_ref());
             let m = halves.add(&kept.basis, chunk);
             if basis {
                 let incoming = Incoming::Kernel { m: &m, kernel };
-                let [edges, windows] = self.network.backward(&kept, &d, window.as_ref(), incoming, &wants, &mut sums);
-                dd.extend(edges);
-                dwindow.extend(windows);
+                self.network.backward(&kept, &d, window.as_ref(), incoming, &wants, &mut sums);
             }
         }
         let Halves { dh, dkernel, .. } = halves;
-        hand_over(sink, &self.network, [1, 2, 7], d, window, &dd, &dwindow, sums);
+        sums.hand_over(sink, [1, 2, 7], &self.network, d, window);
         if let Some(dh) = dh {
             sink.add(0, dh);
         }
@@ -382,7 +362,8 @@ pub(super) fn cases() -> Vec<Case> {
             let edges = Edges::new(x[0].gpu(), nodes, &ends[0], &ends[1]).expect("edges in range");
             let n = x.len();
             let (sight, weights, window) = (sight(x, 1), weights(x), window.then(|| &x[6]));
-            x[n - 2].spatial_conv_in_runs(&x[0], window, &sight, &weights, &x[n - 1], &edges, run)
+            edges.limit_runs(run);
+            x[n - 2].spatial_conv(&x[0], window, &sight, &weights, &x[n - 1], &edges)
         };
         let reference = move |x: &[Array]| {
             let n = x.len();
