@@ -1,14 +1,13 @@
-//! One PONITA layer, forward and backward, by fused kernels and by the engine's ops: time and the most memory held.
+//! One PONITA layer, forward and backward, by fused kernels and by the engine's ops: time and the most memory that tensors held.
 //!
 //!     cargo bench --features cli --bench geometry [-- WORD...] [-- --json FILE]
 //!
-//! Geometry, kernel basis, convolution and MLP with gradients of every weight and of the features, as `se3conv fwd+bwd` of other
-//! engines. The ops' way holds arrays of edges x orientations x channels, so that it cannot have the largest shape on every adapter.
+//! `layer`: geometry, kernel basis, convolution and MLP with gradients of every weight and of the features, as `se3conv fwd+bwd` of
+//! other engines; `conv`: without norm and MLP, which are the same both ways. The ops' way holds arrays of edges x orientations x channels, so that it cannot have the largest shape on every adapter.
 
 use serde_json::json;
-use std::time::Duration;
-use tiebeam::bench::measure;
-use tiebeam::geometry::{Graph, Grid, Ponita, PonitaConfig, PonitaInput, Route};
+use std::time::Instant;
+use tiebeam::geometry::{Graph, Grid, Ponita, PonitaConfig, Route};
 use tiebeam::{Gpu, Result, Rng, Tensor, files};
 
 /// Graphs, nodes of each, orientations and channels: batches of molecules and of charged particles.
@@ -22,8 +21,8 @@ struct Measured {
     peak: u64,
 }
 
-/// On a device of its own, so that the peak is this run's.
-fn layer(graphs: usize, atoms: usize, route: Route) -> Result<Measured> {
+/// On a device of its own, so that the peak is this run's. A step is long: the median of five says enough.
+fn step(part: &str, graphs: usize, atoms: usize, route: Route) -> Result<Measured> {
     let gpu = Gpu::open()?;
     let nodes = graphs * atoms;
     let config = PonitaConfig {
@@ -38,29 +37,26 @@ fn layer(graphs: usize, atoms: usize, route: Route) -> Result<Measured> {
     let mut positions = vec![0.0f32; 3 * nodes];
     Rng::new(2).fill_normal(&mut positions);
     let graph = Graph::full(&gpu, &positions, 3, &vec![atoms; graphs], false)?;
-    // The lift of no scalars: only its shape is used.
-    let ones = PonitaInput::scalars(&Tensor::ones(&gpu, [nodes, 1]));
-    let shape = *net.lift(&graph, &ones).shape();
-    let h = Tensor::randn(&gpu, shape, &mut Rng::new(3)).requires_grad();
+    let h = Tensor::randn(&gpu, [nodes, ORIENTATIONS, CHANNELS], &mut Rng::new(3)).requires_grad();
     h.evaluate();
-    let step = || -> Result<()> {
-        let y = net.layers[0].forward(&net.field(&graph), &h);
+    let work = || -> Result<()> {
+        let (layer, field) = (&net.layers[0], net.field(&graph));
+        let y = if part == "conv" { layer.conv.forward(&field, &h) } else { layer.forward(&field, &h) };
         let grads = y.square().mean_all().backward()?;
         if let Some(dh) = grads.get(&h) {
             dh.evaluate();
         }
-        gpu.flush()
+        gpu.synchronize()
     };
-    step()?;
-    gpu.synchronize()?;
-    let peak = gpu.memory_stats().peak;
-    let mut failed = Ok(());
-    let stats = measure(&gpu, Duration::from_millis(500), |_| {
-        if let Err(error) = step() {
-            failed = Err(error);
-        }
-    })?;
-    failed.map(|()| Measured { seconds: stats.median, peak })
+    work()?;
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        let started = Instant::now();
+        work()?;
+        times.push(started.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(Measured { seconds: times[2], peak: gpu.memory_stats().most_used })
 }
 
 fn run() -> Result<()> {
@@ -71,13 +67,15 @@ fn run() -> Result<()> {
     let gpu = Gpu::open()?;
     println!("{}", gpu.adapter());
     let mut lines = String::new();
-    for (name, graphs, atoms) in SHAPES {
-        if !words.is_empty() && !words.iter().any(|w| w.as_str() == name) {
+    for (shape, part) in SHAPES.iter().flat_map(|shape| ["conv", "layer"].map(|part| (shape, part))) {
+        let &(shape, graphs, atoms) = shape;
+        let name = format!("{shape} {part}");
+        if !words.iter().all(|w| name.split(' ').any(|part| part == w.as_str())) {
             continue;
         }
         let edges = graphs * atoms * (atoms - 1);
         println!("{name}: {graphs} graphs of {atoms} nodes, {edges} edges, O {ORIENTATIONS}, C {CHANNELS}");
-        let fused = layer(graphs, atoms, Route::Fused)?;
+        let fused = step(part, graphs, atoms, Route::Fused)?;
         let show = |what: &str, m: &Measured| {
             println!(
                 "    {what:6} {:9.1} ms, at most {:7.1} MiB",
@@ -86,7 +84,7 @@ fn run() -> Result<()> {
             )
         };
         show("fused", &fused);
-        let plain = layer(graphs, atoms, Route::Plain);
+        let plain = step(part, graphs, atoms, Route::Plain);
         match &plain {
             Ok(plain) => {
                 show("ops", plain);

@@ -89,7 +89,7 @@ struct Remade {
 
 /// The largest basis, in bytes, that is made once for all layers: it saves half of the arithmetic of a network of many layers.
 /// Above, memory does not depend on the number of edges.
-const STORED: usize = 64 << 20;
+const STORED: usize = 16 << 20;
 
 impl Field {
     /// The bases of `graph` on `grid`: `degree` of the polynomial features, `radius` of the window if there is one.

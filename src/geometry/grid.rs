@@ -84,7 +84,7 @@ impl Grid {
     /// 3 dimensions and none is zero, or one zero vector, which means [`Grid::positions`].
     pub fn from_vectors(vectors: &[f32], dimension: usize) -> Option<Grid> {
         let whole = (2..=3).contains(&dimension) && !vectors.is_empty();
-        if !whole || vectors.len() % dimension != 0 || vectors.iter().any(|x| !x.is_finite()) {
+        if !whole || !vectors.len().is_multiple_of(dimension) || vectors.iter().any(|x| !x.is_finite()) {
             return None;
         }
         if vectors.len() == dimension && vectors.iter().all(|&x| x == 0.0) {

@@ -49,6 +49,9 @@ impl Layer {
     }
 }
 
+/// Makes a parameter of this name, shape and fan-in.
+pub(super) type Make<'a> = dyn FnMut(&str, &[usize], usize) -> Result<Tensor> + 'a;
+
 /// What goes into a network beside the graph.
 #[derive(Clone, Debug)]
 pub struct PonitaInput {
@@ -133,11 +136,7 @@ impl Ponita {
     }
 
     /// A network from named tensors; `make` gets name, shape and fan-in of each.
-    pub(super) fn build(
-        config: PonitaConfig,
-        grid: Grid,
-        make: &mut dyn FnMut(&str, &[usize], usize) -> Result<Tensor>,
-    ) -> Result<Ponita> {
+    pub(super) fn build(config: PonitaConfig, grid: Grid, make: &mut Make) -> Result<Ponita> {
         config.check(grid.is_oriented())?;
         let mut all = BTreeMap::new();
         for (name, shape, fan) in config.parameters(grid.is_oriented()) {

@@ -11,7 +11,7 @@ use crate::tape::{Op, Sink};
 use crate::tensor::{Tensor, same_gpu};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Directed edges `source -> destination` of a graph, sorted by destination, then source. Cloning is cheap.
 ///
@@ -31,6 +31,8 @@ struct Inner {
     by_source: Rows,
     /// By edges of a chunk.
     chunks: Mutex<BTreeMap<usize, Arc<Vec<Chunk>>>>,
+    /// The most edges of a chunk, for tests of what happens at its ends.
+    most: OnceLock<usize>,
 }
 
 /// For each node the edges that end or start there, and the node at their other end.
@@ -90,6 +92,7 @@ impl Edges {
             destinations,
             order,
             chunks: Mutex::default(),
+            most: OnceLock::new(),
         })))
     }
 
@@ -142,8 +145,14 @@ impl Edges {
         &self.0.by_destination
     }
 
+    /// Makes all runs of these edges as short as this.
+    pub(crate) fn limit_runs(&self, most: usize) {
+        self.0.most.get_or_init(|| most);
+    }
+
     /// Runs of at most `most` edges, in order.
     pub(crate) fn chunks(&self, most: usize) -> Arc<Vec<Chunk>> {
+        let most = self.0.most.get().map_or(most, |&least| least.min(most));
         let mut made = self.0.chunks.lock().unwrap_or_else(PoisonError::into_inner);
         made.entry(most)
             .or_insert_with(|| {

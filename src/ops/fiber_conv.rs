@@ -3,6 +3,7 @@
 use super::case::{Array, Case, Input};
 use super::words;
 use crate::dtype::DType;
+use crate::gpu::Gpu;
 use crate::gpu::kernel::{Bind, Launch, grid};
 use crate::gpu::shader::Source;
 use crate::tape::{Op, Saved, Sink};
@@ -16,31 +17,43 @@ fn source(turned: bool) -> Source {
     Source::file(OP).u32("NODES", TILE[0] as u32).u32("POINTS", TILE[1] as u32).bool("TURNED", turned)
 }
 
-fn launch(entry: &str, turned: bool, [nodes, o, c]: [usize; 3], threads: usize, span: usize, biased: bool, binds: Vec<Bind>, to: &Tensor) {
-    let grid = grid(threads.div_ceil(64));
-    let scale = 1.0 / o as f32;
-    let sizes = [threads, nodes, o, c / 4, o.div_ceil(TILE[1]), span].map(|v| v as u32);
-    let mut params = vec![grid[0]];
-    params.extend(sizes);
-    params.extend([scale.to_bits(), biased as u32]);
-    let source = source(turned);
-    to.gpu().launch(Launch { op: OP, source: &source, entry, binds, params: words(&params), grid, reuse: 4 });
+#[derive(Clone, Copy)]
+struct Sizes {
+    nodes: usize,
+    o: usize,
+    c: usize,
+}
+
+impl Sizes {
+    fn of(x: &Tensor) -> Sizes {
+        Sizes { nodes: x.shape()[0], o: x.shape()[1], c: x.shape()[2] }
+    }
+
+    /// `rest` is the nodes of a part, and whether there is a bias.
+    fn launch(self, gpu: &Gpu, entry: &str, turned: bool, threads: usize, rest: (usize, bool), binds: Vec<Bind>) {
+        let grid = grid(threads.div_ceil(64));
+        let sizes = [threads, self.nodes, self.o, self.c / 4, self.o.div_ceil(TILE[1]), rest.0];
+        let mut params = vec![grid[0]];
+        params.extend(sizes.map(|v| v as u32));
+        params.extend([(1.0 / self.o as f32).to_bits(), rest.1 as u32]);
+        let source = source(turned);
+        gpu.launch(Launch { op: OP, source: &source, entry, binds, params: words(&params), grid, reuse: 4 });
+    }
 }
 
 /// `y [N, O, C]` of `x`, with the kernel's two orientations exchanged where `turned`.
 fn mix(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, turned: bool) -> Tensor {
-    let sizes = [0, 1, 2].map(|axis| x.shape()[axis]);
-    let [nodes, o, c] = sizes;
+    let sizes = Sizes::of(x);
     let y = Tensor::empty(x.gpu(), OP, x.shape(), DType::F32);
-    let threads = nodes.div_ceil(TILE[0]) * o.div_ceil(TILE[1]) * c / 4;
+    let threads = sizes.nodes.div_ceil(TILE[0]) * sizes.o.div_ceil(TILE[1]) * sizes.c / 4;
     let binds = vec![x.bind(0), kernel.bind(1), bias.unwrap_or(kernel).bind(2), y.bind_mut(3)];
-    launch("forward", turned, sizes, threads, 0, bias.is_some(), binds, &y);
+    sizes.launch(x.gpu(), "forward", turned, threads, (0, bias.is_some()), binds);
     y
 }
 
 fn kernel_gradient(x: &Tensor, dy: &Tensor) -> Tensor {
-    let sizes = [0, 1, 2].map(|axis| x.shape()[axis]);
-    let [nodes, o, c] = sizes;
+    let sizes = Sizes::of(x);
+    let Sizes { nodes, o, c } = sizes;
     let blocks = o.div_ceil(TILE[1]);
     let tiles = blocks * blocks * c / 4;
     // Enough threads for a large device, and parts long enough that adding them up is small beside making them.
@@ -48,7 +61,7 @@ fn kernel_gradient(x: &Tensor, dy: &Tensor) -> Tensor {
     let span = nodes.div_ceil(parts);
     let dk = Tensor::empty(x.gpu(), OP, [parts, o, o, c], DType::F32);
     let binds = vec![x.bind(0), dy.bind(4), dk.bind_mut(5)];
-    launch("weights", false, sizes, parts * tiles, span, false, binds, &dk);
+    sizes.launch(x.gpu(), "weights", false, parts * tiles, (span, false), binds);
     dk.sum(0)
 }
 

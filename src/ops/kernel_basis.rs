@@ -1,7 +1,7 @@
 //! The functions that spatial kernels are combinations of: a small network of an edge's invariants, for runs of edges.
 
 use super::case::{Array, Case, Fill, Input};
-use super::matmul::{Activation, layer, outer, product};
+use super::matmul::{gelu_layer, outer, product, product_slope};
 use super::unary::erf64;
 use super::words;
 use crate::dtype::DType;
@@ -153,9 +153,13 @@ pub(crate) struct Kept {
     pub basis: Tensor,
 }
 
-/// Gradients of weights, added up over runs.
+/// Gradients gathered over runs: weights' added up, those of edges and windows one after the other.
 #[derive(Default)]
-pub(crate) struct Sums(pub [Option<Tensor>; 4]);
+pub(crate) struct Sums {
+    weights: [Option<Tensor>; 4],
+    edges: Vec<Tensor>,
+    windows: Vec<Tensor>,
+}
 
 /// Takes what is there to add to, or nothing yet.
 pub(crate) fn onto(sum: &mut Option<Tensor>) -> Into {
@@ -176,73 +180,91 @@ impl Network {
     /// The basis `[edges * O, K]` of edges `d`, written to `into` where given.
     pub fn forward(&self, d: &Tensor, window: Option<&Tensor>, into: Option<&Tensor>) -> Tensor {
         let [w1, b1, w2, b2] = &self.weights;
-        let z = layer(OP, &self.sight.forward(d), w1, b1, Activation::Gelu, None);
-        match window {
-            None => layer(OP, &z, w2, b2, Activation::Gelu, into),
-            Some(window) => {
-                let basis = windowed(&layer(OP, &z, w2, b2, Activation::Gelu, None), window);
-                if let Some(into) = into {
-                    basis.value.realize(Some(Target { place: into.place(), accumulate: false }));
-                    return into.clone();
-                }
-                basis
-            }
+        let z = gelu_layer(OP, &self.sight.forward(d), [w1, b1], None, None);
+        let Some(window) = window else { return gelu_layer(OP, &z, [w2, b2], into, None) };
+        let basis = windowed(&gelu_layer(OP, &z, [w2, b2], None, None), window);
+        match into {
+            None => basis.evaluate(),
+            Some(into) => drop(basis.value.realize(Some(Target { place: into.place(), accumulate: false }))),
         }
+        into.cloned().unwrap_or(basis)
     }
 
     pub fn keep(&self, d: &Tensor, window: Option<&Tensor>) -> Kept {
         let [w1, b1, w2, b2] = &self.weights;
         let f = self.sight.forward(d);
-        let first = layer(OP, &f, w1, b1, Activation::None, None);
-        let z = first.gelu();
-        z.evaluate();
-        let second = layer(OP, &z, w2, b2, Activation::None, None);
-        let raw = second.gelu();
-        raw.evaluate();
+        let before = [w1, w2].map(|w| Tensor::empty(d.gpu(), OP, [f.shape()[0], w.shape()[0]], DType::F32));
+        let z = gelu_layer(OP, &f, [w1, b1], None, Some(&before[0]));
+        let raw = gelu_layer(OP, &z, [w2, b2], None, Some(&before[1]));
         let basis = window.map_or(raw.clone(), |window| windowed(&raw, window));
-        Kept { f, before: [first, second], z, raw, basis }
+        basis.evaluate();
+        Kept { f, before, z, raw, basis }
     }
 
-    /// From `dbasis [edges * O, K]` the gradients of the edges and of the window, where wanted; those of the weights go to `sums`.
+    /// Adds to `sums` what is wanted, from what comes in.
     pub fn backward(
         &self,
         kept: &Kept,
         d: &Tensor,
         window: Option<&Tensor>,
-        dbasis: &Tensor,
+        incoming: Incoming,
         wants: &Wants,
         sums: &mut Sums,
-    ) -> [Option<Tensor>; 2] {
+    ) {
         let [w1, _, w2, _] = &self.weights;
-        let dwindow = window.filter(|_| wants.window).map(|window| {
-            let edges = window.count();
-            kept.raw.mul(dbasis).reshape([edges, dbasis.count() / edges.max(1)]).sum(1)
-        });
-        if !wants.edges && !wants.weights.contains(&true) {
-            return [None, dwindow];
+        let deeper = wants.edges || wants.weights.contains(&true);
+        let (dsecond, dwindow) = match incoming {
+            Incoming::Kernel { m, kernel } if window.is_none() => {
+                (product_slope(OP, m, kernel, &kept.before[1]), None)
+            }
+            _ => {
+                let dbasis = match incoming {
+                    Incoming::Basis(dbasis) => dbasis.clone(),
+                    Incoming::Kernel { m, kernel } => product(OP, m, kernel, Into::New),
+                };
+                let dwindow = window.filter(|_| wants.window).map(|window| {
+                    let edges = window.count();
+                    kept.raw.mul(&dbasis).reshape([edges, dbasis.count() / edges.max(1)]).sum(1)
+                });
+                let draw = window.map_or(dbasis.clone(), |window| windowed(&dbasis, window));
+                let at = &kept.before[1];
+                let dsecond = Tensor::lazy("gelu", "$1 * dgelu($0)", DType::F32, *at.shape(), &[at, &draw]);
+                (dsecond, dwindow)
+            }
+        };
+        sums.windows.extend(dwindow);
+        if !deeper {
+            return;
         }
-        let draw = window.map_or(dbasis.clone(), |window| windowed(dbasis, window));
-        let dsecond = through_gelu(&kept.before[1], &draw);
+        dsecond.evaluate();
         self.weight_sums(2, &dsecond, &kept.z, wants, sums);
-        let dz = product(OP, &dsecond, w2, Into::New);
-        let dfirst = through_gelu(&kept.before[0], &dz);
+        let dfirst = product_slope(OP, &dsecond, w2, &kept.before[0]);
         self.weight_sums(0, &dfirst, &kept.f, wants, sums);
-        let dd = wants.edges.then(|| self.sight.backward(d, &product(OP, &dfirst, w1, Into::New)));
-        [dd, dwindow]
+        if wants.edges {
+            sums.edges.push(self.sight.backward(d, &product(OP, &dfirst, w1, Into::New)));
+        }
     }
 
     fn weight_sums(&self, at: usize, dy: &Tensor, x: &Tensor, wants: &Wants, sums: &mut Sums) {
         if wants.weights[at] {
-            let sum = outer(OP, dy, x, onto(&mut sums.0[at]));
-            sums.0[at] = Some(sum);
+            let sum = outer(OP, dy, x, onto(&mut sums.weights[at]));
+            sums.weights[at] = Some(sum);
         }
         if wants.weights[at + 1] {
             let own = dy.sum(0);
-            let sum = sums.0[at + 1].take().map_or(own.clone(), |sum| sum.add(&own));
+            let sum = sums.weights[at + 1].take().map_or(own.clone(), |sum| sum.add(&own));
             sum.evaluate();
-            sums.0[at + 1] = Some(sum);
+            sums.weights[at + 1] = Some(sum);
         }
     }
+}
+
+/// Where the gradient of a run's basis comes from.
+pub(crate) enum Incoming<'a> {
+    /// It is there: `[edges * O, K]`.
+    Basis(&'a Tensor),
+    /// `m kernel`, of the kernels' gradient `m [edges * O, C]` and `kernel [C, K]`.
+    Kernel { m: &'a Tensor, kernel: &'a Tensor },
 }
 
 /// Which gradients somebody asked for.
@@ -258,16 +280,10 @@ fn windowed(x: &Tensor, window: &Tensor) -> Tensor {
     x.reshape([edges, x.count() / edges.max(1)]).mul(&window.reshape([edges, 1])).reshape(*x.shape())
 }
 
-fn through_gelu(before: &Tensor, dy: &Tensor) -> Tensor {
-    let dx = Tensor::lazy("gelu", "$1 * dgelu($0)", DType::F32, *before.shape(), &[before, dy]);
-    dx.evaluate();
-    dx
-}
-
 /// Edges whose rows are in memory together: enough to keep a device busy, and whole blocks of 64 so that parts of arrays can be
 /// bound.
 pub(crate) fn run(gpu: &crate::Gpu, orientations: usize) -> usize {
-    let rows = if gpu.is_software() { 16 << 10 } else { 128 << 10 };
+    let rows = if gpu.is_software() { 8 << 10 } else { 128 << 10 };
     (rows / orientations / 64 * 64).max(64)
 }
 
@@ -373,44 +389,42 @@ impl Op for Basis {
             window: window.is_some() && sink.needs(5),
             weights: std::array::from_fn(|i| sink.needs(1 + i)),
         };
-        let (mut sums, mut dd, mut dwindow) = (Sums::default(), Vec::new(), Vec::new());
+        let mut sums = Sums::default();
         let [edges, o, k] = [0, 1, 2].map(|axis| dy.shape()[axis]);
         for run in runs(edges, run(d.gpu(), o)) {
             let (d, window) = (part(d, &run), window.map(|w| part(w, &run)));
             let kept = self.network.keep(&d, window.as_ref());
             let dy = part(&dy, &run).reshape([run.len() * o, k]);
-            let [edges, windows] = self.network.backward(&kept, &d, window.as_ref(), &dy, &wants, &mut sums);
-            dd.extend(edges);
-            dwindow.extend(windows);
+            self.network.backward(&kept, &d, window.as_ref(), Incoming::Basis(&dy), &wants, &mut sums);
         }
-        hand_over(sink, &self.network, [0, 1, 5], d, window, &dd, &dwindow, sums);
+        sums.hand_over(sink, [0, 1, 5], &self.network, d, window);
     }
 }
 
-/// Gives the sink what a walk over runs has made: gradients of edges, of four weights from the second place on, of the window.
-pub(crate) fn hand_over(
-    sink: &mut Sink,
-    network: &Network,
-    [edges, weights, windows]: [usize; 3],
-    d: &Tensor,
-    window: Option<&Tensor>,
-    dd: &[Tensor],
-    dwindow: &[Tensor],
-    sums: Sums,
-) {
-    if sink.needs(edges) {
-        sink.add(edges, joined(dd, d));
-    }
-    for (i, sum) in sums.0.into_iter().enumerate() {
-        if sink.needs(weights + i) {
-            let none = || Tensor::zeros(d.gpu(), *network.weights[i].shape());
-            sink.add(weights + i, sum.unwrap_or_else(none));
+impl Sums {
+    /// Gives the sink what was gathered: at these places the edges, the first of four weights, the window.
+    pub fn hand_over(
+        self,
+        sink: &mut Sink,
+        [edges, weights, windows]: [usize; 3],
+        network: &Network,
+        d: &Tensor,
+        window: Option<&Tensor>,
+    ) {
+        if sink.needs(edges) {
+            sink.add(edges, joined(&self.edges, d));
         }
-    }
-    if let Some(window) = window
-        && sink.needs(windows)
-    {
-        sink.add(windows, joined(dwindow, window));
+        for (i, sum) in self.weights.into_iter().enumerate() {
+            if sink.needs(weights + i) {
+                let none = || Tensor::zeros(d.gpu(), *network.weights[i].shape());
+                sink.add(weights + i, sum.unwrap_or_else(none));
+            }
+        }
+        if let Some(window) = window
+            && sink.needs(windows)
+        {
+            sink.add(windows, joined(&self.windows, window));
+        }
     }
 }
 
@@ -505,7 +519,6 @@ pub(super) fn cases() -> Vec<Case> {
         let reference = move |x: &[Array]| all_features64(&x[0], None, degree);
         all.push(Case::new(name, inputs, forward, reference).ulps(64.0, 128.0).grad_floor(64.0));
     }
-    // Beyond one run of 64 edges, and a last run that is short.
     for (edges, count, h, k, window) in [(5, 3, 8, 4, false), (3, 2, 4, 12, true), (0, 2, 4, 4, true)] {
         let degree = 2;
         let mut inputs = vec![Input::normal([edges, 3]), directions(count, 3)];
