@@ -62,7 +62,7 @@ fn model(path: &Path) -> tiebeam::Result<Calculator> {
         ..Frame::default()
     };
     let mut potential =
-        Potential::new(gpu(), &[frame.clone()], config, Grid::icosahedron(), &mut Rng::new(2))?;
+        Potential::new(gpu(), std::slice::from_ref(&frame), config, Grid::icosahedron(), &mut Rng::new(2))?;
     let batch = potential.batch(&[&frame])?;
     potential.net.calibrate(&batch.graph, &batch.input)?;
     potential.save(path)?;

@@ -62,6 +62,20 @@ pub fn lines(path: &Path, frame: &Frame, all: &[Line]) -> Result<()> {
     picture(path, (820, 440), |root| draw(root, frame, all))
 }
 
+/// Three digits that matter.
+fn significant(x: f64) -> String {
+    // What a chain of additions leaves of 0.
+    if x.abs() < 1e-12 {
+        return "0".into();
+    }
+    let digits = (2.0 - x.abs().log10().floor()).clamp(0.0, 6.0) as usize;
+    let text = format!("{x:.digits$}");
+    match text.contains('.') {
+        true => text.trim_end_matches('0').trim_end_matches('.').into(),
+        false => text,
+    }
+}
+
 fn draw(root: &Area, frame: &Frame, all: &[Line]) -> Drawing {
     let value = |y: f64| if frame.logarithmic { y.max(1e-300).log10() } else { y };
     let points = || all.iter().flat_map(|l| &l.points).filter(|p| p.0.is_finite() && value(p.1).is_finite());
@@ -79,9 +93,8 @@ fn draw(root: &Area, frame: &Frame, all: &[Line]) -> Drawing {
         .y_label_area_size(70)
         .build_cartesian_2d(x.0..x.1, y.0 - margin..y.1 + margin)?;
     let label = |y: &f64| match frame.logarithmic {
-        true => format!("{:.2e}", 10f64.powf(*y)),
-        false if y.abs() < 1e-2 && *y != 0.0 => format!("{y:.1e}"),
-        false => format!("{y:.3}"),
+        true => significant(10f64.powf(*y)),
+        false => significant(*y),
     };
     chart
         .configure_mesh()

@@ -13,6 +13,8 @@ mod net;
 mod picture;
 #[path = "../common/run.rs"]
 mod run;
+#[path = "../common/state.rs"]
+mod state;
 mod train;
 
 use clap::Parser;
@@ -67,7 +69,7 @@ fn body(args: &Args) -> Result<()> {
     }
     let gpu = Gpu::open()?;
     println!("adapter    {}", gpu.adapter());
-    run::folder(&args.out)?;
+    state::folder(&args.out)?;
     let data = data::load(&args.out.join("data.safetensors"), args.systems as usize, args.seed)?;
     let (still, straight) = (data.test.error_along(0.0), data.test.error_along(1.0));
     let slope = data.train.best_slope();

@@ -3,7 +3,7 @@
 use crate::Args;
 use crate::data::{Data, PARTICLES, Split};
 use crate::net::Net;
-use crate::run::State;
+use crate::state::State;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fmt;
 use std::path::PathBuf;

@@ -11,6 +11,8 @@ mod chart;
 mod morse;
 #[path = "../common/run.rs"]
 mod run;
+#[path = "../common/state.rs"]
+mod state;
 mod train;
 
 use chart::{Frame as Axes, Line};
@@ -35,7 +37,7 @@ pub struct Args {
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     pub held_out: u32,
     /// Passes over the training frames
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub epochs: u32,
     /// Frames in a step
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=4096))]
@@ -81,7 +83,7 @@ pub struct Args {
 fn body(args: &Args) -> Result<()> {
     let gpu = Gpu::open()?;
     println!("adapter    {}", gpu.adapter());
-    run::folder(&args.out)?;
+    state::folder(&args.out)?;
     let frames = frames(args)?;
     let held_out = args.held_out as usize;
     if frames.len() <= held_out {
@@ -195,9 +197,8 @@ fn dynamics(args: &Args, calculator: &Calculator, start: &Frame, stop: &AtomicBo
         y: "total energy less its start, meV an atom",
         logarithmic: false,
     };
-    let level = format!("kinetic energy moves over {swing:.1} meV an atom");
-    let lines =
-        [Line::new(format!("total energy: within {most:.3}"), drift), Line::level(level, 0.0, [0.0, 0.0])];
+    let name = format!("within {most:.3}, while kinetic energy moves over {swing:.1}");
+    let lines = [Line::new(name, drift)];
     chart::lines(&args.out.join("drift.svg"), &axes, &lines)?;
     Ok(true)
 }

@@ -2,7 +2,7 @@
 
 use crate::Args;
 use crate::chart::{self, Frame as Axes, Line};
-use crate::run::State;
+use crate::state::State;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,0 +1,59 @@
+//! The checkpoint of an example's training run, saved after each epoch.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use tiebeam::nn::{Module, Parameters};
+use tiebeam::optim::AdamW;
+use tiebeam::store::{Checkpoint, File, load_checkpoint, save_checkpoint};
+use tiebeam::{Error, Result, Rng};
+
+/// A folder, made if it is not there.
+pub fn folder(path: &Path) -> Result<()> {
+    std::fs::create_dir_all(path).map_err(|e| Error::Io { path: path.into(), message: e.to_string() })
+}
+
+/// A training run: what its checkpoint holds beside the parameters.
+pub struct State<const N: usize> {
+    pub optimizer: AdamW,
+    pub rng: Rng,
+    /// Numbers of each epoch so far.
+    pub curve: Vec<[f64; N]>,
+    /// What must be equal for a checkpoint to go on as if it had not stopped.
+    pub settings: String,
+}
+
+impl<const N: usize> State<N> {
+    pub fn save(&self, path: &Path, net: &impl Module) -> Result<()> {
+        let line = |epoch: &[f64; N]| epoch.map(|x| format!("{x:?}")).join(" ");
+        let metadata: BTreeMap<String, String> = [
+            ("settings".to_string(), self.settings.clone()),
+            ("curve".to_string(), self.curve.iter().map(line).collect::<Vec<_>>().join("\n")),
+        ]
+        .into();
+        let optimizer = self.optimizer.state_dict()?;
+        let run = Checkpoint { step: self.optimizer.steps(), optimizer, rng: Some(self.rng), metadata };
+        save_checkpoint(path, Parameters::of(net).named(), &run)
+    }
+
+    /// Takes everything from a checkpoint; `net`'s parameters are the optimizer's.
+    pub fn load(&mut self, path: &Path, net: &impl Module) -> Result<()> {
+        let metadata = File::open(path)?.metadata().clone();
+        let wrong = |message: String| Error::Format { path: path.into(), message };
+        let have = metadata.get("settings").map_or("nothing", String::as_str);
+        if have != self.settings {
+            let want = &self.settings;
+            return Err(wrong(format!("a checkpoint of another run: it has `{have}`, here is `{want}`")));
+        }
+        let numbers = |line: &str| -> Option<[f64; N]> {
+            let all: Option<Vec<f64>> = line.split(' ').map(|x| x.parse().ok()).collect();
+            all?.try_into().ok()
+        };
+        let curve = metadata.get("curve").map_or("", String::as_str).lines().map(numbers);
+        self.curve = curve.collect::<Option<_>>().ok_or_else(|| wrong("its curve cannot be read".into()))?;
+        let run = load_checkpoint(path, Parameters::of(net).named())?;
+        self.optimizer.load_state(run.step, &run.optimizer)?;
+        self.rng = run.rng.unwrap_or(self.rng);
+        println!("resumed    {} after epoch {}", path.display(), self.curve.len());
+        Ok(())
+    }
+}

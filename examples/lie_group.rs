@@ -1,0 +1,443 @@
+//! Convolution on the affine groups of the plane: shapes are known however they are turned, stretched and sheared.
+//!
+//!     cargo run --release --features cli --example lie_group
+//!     cargo test --release --features cli --example lie_group
+//!
+//! The relative of PONITA on `GL+(2)` and `SL(2)`: features live on pairs (point, frame `H`). A kernel sees the offset in the
+//! receiver's frame, `H^-1 (x' - x)`, and the relative frame `H^-1 H'` by its polar decomposition `R exp(S)`: the cosine and sine
+//! of the rotation and the symmetric `S`, without its trace on `SL(2)`. Both stay what they are when points and frames move by
+//! one element of the group, so that the network is exactly equivariant under that; frames are a random sample of the group, so
+//! that with other frames it is so approximately, with an error that falls with their number.
+//! Source: Mironenco, Forre 2024, "Lie Group Decompositions for Equivariant Neural Networks", arXiv 2310.11366.
+//!
+//! The example learns four shapes as they stand and is asked for them under random affine maps; beside it the same network with
+//! the identity as its only frame.
+
+#[path = "common/run.rs"]
+mod run;
+
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::f64::consts::TAU;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tiebeam::geometry::{Basis, Graph, invariants};
+use tiebeam::nn::{Activation, Init, Linear, Mlp, Module, Norm, Parameters, join};
+use tiebeam::optim::{AdamW, AdamWConfig, Group as Leaves, Schedule};
+use tiebeam::{Gpu, Result, Rng, Tensor, no_grad};
+
+/// Learn shapes and know them under affine maps.
+#[derive(Parser, Debug)]
+#[command(version)]
+struct Args {
+    /// Training steps
+    #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: u32,
+    /// Frames drawn from the group in each step
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=256))]
+    frames: u32,
+    /// Shapes in a step
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=256))]
+    batch: u32,
+    /// Volume-preserving maps only
+    #[arg(long)]
+    special: bool,
+    /// Seed of weights, shapes and frames
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+type Matrix = [[f64; 2]; 2];
+
+const IDENTITY: Matrix = [[1.0, 0.0], [0.0, 1.0]];
+const CHANNELS: usize = 16;
+const LAYERS: usize = 2;
+const POINTS: usize = 20;
+const SHAPES: [&str; 4] = ["triangle", "square", "circle", "star"];
+
+fn times(a: &Matrix, b: &Matrix) -> Matrix {
+    std::array::from_fn(|i| std::array::from_fn(|j| a[i][0] * b[0][j] + a[i][1] * b[1][j]))
+}
+
+fn inverse(m: &Matrix) -> Matrix {
+    let det = m[0][0] * m[1][1] - m[0][1] * m[1][0];
+    [[m[1][1] / det, -m[0][1] / det], [-m[1][0] / det, m[0][0] / det]]
+}
+
+/// A function of a symmetric matrix, on its eigenvalues.
+fn symmetric(m: &Matrix, f: impl Fn(f64) -> f64) -> Matrix {
+    let (mean, half) = (0.5 * (m[0][0] + m[1][1]), 0.5 * (m[0][0] - m[1][1]));
+    let radius = half.hypot(m[0][1]);
+    let (high, low) = (f(mean + radius), f(mean - radius));
+    // Projectors on the eigenvectors; a multiple of the identity has them all.
+    let (c, s) = if radius > 0.0 { (half / radius, m[0][1] / radius) } else { (1.0, 0.0) };
+    let (sum, difference) = (0.5 * (high + low), 0.5 * (high - low));
+    [[sum + c * difference, s * difference], [s * difference, sum - c * difference]]
+}
+
+fn rotation(angle: f64) -> Matrix {
+    [[angle.cos(), -angle.sin()], [angle.sin(), angle.cos()]]
+}
+
+/// `m = R exp(S)`: the rotation and the symmetric `S`.
+fn polar(m: &Matrix) -> (Matrix, Matrix) {
+    let transposed = [[m[0][0], m[1][0]], [m[0][1], m[1][1]]];
+    let gram = times(&transposed, m);
+    (times(m, &symmetric(&gram, |x| x.powf(-0.5))), symmetric(&gram, |x| 0.5 * x.ln()))
+}
+
+/// Which maps there are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Group {
+    /// All that keep the orientation.
+    General,
+    /// Those that keep areas, too.
+    Special,
+}
+
+impl Group {
+    /// Attributes of a pair of frames.
+    fn size(self) -> usize {
+        if self == Group::General { 5 } else { 4 }
+    }
+
+    /// `R exp(S)` with an even angle and normal `S` of this spread.
+    fn draw(self, spread: f64, rng: &mut Rng) -> Matrix {
+        self.sample(1, spread, rng)[0]
+    }
+
+    /// So many of them. Angles are evenly spaced from a random start, so that each is an even draw and their mean is nearer to that of all.
+    fn sample(self, count: usize, spread: f64, rng: &mut Rng) -> Vec<Matrix> {
+        let (mut start, mut draws) = ([0.0f32], vec![0.0f32; 3 * count]);
+        rng.fill_uniform(&mut start);
+        rng.fill_normal(&mut draws);
+        let one = |(i, s): (usize, &[f32])| {
+            let [a, b, c] = [0, 1, 2].map(|k| spread * s[k] as f64);
+            let trace = if self == Group::General { a } else { 0.0 };
+            let angle = TAU * (i as f64 + start[0] as f64) / count as f64;
+            times(&rotation(angle), &symmetric(&[[trace + b, c], [c, trace - b]], f64::exp))
+        };
+        draws.chunks_exact(3).enumerate().map(one).collect()
+    }
+
+    /// What a kernel sees of two frames: cosine and sine of the rotation, and `S`.
+    fn attributes(self, own: &Matrix, other: &Matrix) -> Vec<f32> {
+        let (r, s) = polar(&times(&inverse(own), other));
+        let mut all = vec![r[0][0], r[1][0], 0.5 * (s[0][0] - s[1][1]), s[0][1]];
+        if self == Group::General {
+            all.push(0.5 * (s[0][0] + s[1][1]));
+        }
+        all.into_iter().map(|x| x as f32).collect()
+    }
+}
+
+struct Layer {
+    /// `[channels, basis]` each.
+    kernel: Linear,
+    fiber_kernel: Linear,
+    norm: Norm,
+    mlp: Mlp,
+}
+
+/// Point clouds to classes.
+struct Net {
+    group: Group,
+    basis: Basis,
+    fiber_basis: Basis,
+    embed: Tensor,
+    layers: Vec<Layer>,
+    head: Linear,
+}
+
+/// Of the polynomial features of an offset and of a pair of frames.
+const DEGREES: [usize; 2] = [3, 2];
+
+impl Net {
+    fn new(gpu: &Gpu, group: Group, rng: &mut Rng) -> Net {
+        let c = CHANNELS;
+        let uniform = |fan: usize| Init::Uniform(1.0 / (fan as f32).sqrt());
+        let basis = |attributes: usize, degree: usize, rng: &mut Rng| {
+            let f = invariants::polynomial_size(attributes, degree);
+            Basis {
+                w1: uniform(f).leaf(gpu, [c, f], rng),
+                b1: uniform(f).leaf(gpu, [c], rng),
+                w2: uniform(c).leaf(gpu, [c, c], rng),
+                b2: uniform(c).leaf(gpu, [c], rng),
+            }
+        };
+        let layer = |rng: &mut Rng| Layer {
+            kernel: Linear::new(gpu, c, c, false, uniform(c), rng),
+            fiber_kernel: Linear::new(gpu, c, c, false, uniform(c), rng),
+            norm: Norm::layer(gpu, c, 1e-5),
+            mlp: Mlp {
+                up: Linear::new(gpu, c, 2 * c, true, uniform(c), rng),
+                down: Linear::new(gpu, 2 * c, c, true, uniform(2 * c), rng),
+                activation: Activation::Gelu,
+            },
+        };
+        Net {
+            group,
+            basis: basis(2, DEGREES[0], rng),
+            fiber_basis: basis(group.size(), DEGREES[1], rng),
+            embed: uniform(1).leaf(gpu, [c], rng),
+            layers: (0..LAYERS).map(|_| layer(rng)).collect(),
+            head: Linear::new(gpu, c, SHAPES.len(), true, uniform(c), rng),
+        }
+    }
+
+    /// Classes of every graph, `[graphs, classes]`: invariant when points and `frames` move together.
+    fn forward(&self, graph: &Graph, frames: &[Matrix]) -> Tensor {
+        let (gpu, a, edges) = (graph.gpu(), frames.len(), graph.edges());
+        let inverses: Vec<f32> = frames.iter().flat_map(inverse).flatten().map(|x| x as f32).collect();
+        let inverses = Tensor::from_slice(gpu, &inverses, [2 * a, 2]);
+        let offsets = graph.vectors().matmul(&inverses.t()).reshape([edges.len(), a, 2]);
+        // Near and far as the frame sees them.
+        let window = offsets.square().sum(2).scale(-0.5).exp().unsqueeze(2);
+        let basis = self.basis.forward(&invariants::polynomial(&offsets, DEGREES[0])).mul(&window);
+        let pairs = frames.iter().flat_map(|p| frames.iter().flat_map(|q| self.group.attributes(p, q)));
+        let pairs = Tensor::from_slice(gpu, &pairs.collect::<Vec<f32>>(), [a, a, self.group.size()]);
+        let fiber = self.fiber_basis.forward(&invariants::polynomial(&pairs, DEGREES[1]));
+        let mut h = self.embed.reshape([1, 1, CHANNELS]).expand([graph.nodes(), a, CHANNELS]).contiguous();
+        for layer in &self.layers {
+            let messages = h.index_select(0, edges.source_ids()).mul(&layer.kernel.forward(&basis));
+            let x1 = messages.index_sum(0, edges.destination_ids(), edges.nodes());
+            let x2 = x1.fiber_conv(&layer.fiber_kernel.forward(&fiber), None);
+            h = layer.mlp.forward(&layer.norm.forward(&x2), Some(&h));
+        }
+        self.head.forward(&graph.pool(&h.mean(1)).scale(1.0 / POINTS as f32))
+    }
+}
+
+impl Module for Net {
+    fn parameters(&self, path: &str, all: &mut Parameters) {
+        self.basis.parameters(&join(path, "basis"), all);
+        self.fiber_basis.parameters(&join(path, "fiber_basis"), all);
+        all.add(join(path, "embed"), &self.embed);
+        for (l, layer) in self.layers.iter().enumerate() {
+            let path = join(path, &format!("layer{l}"));
+            layer.kernel.parameters(&join(&path, "kernel"), all);
+            layer.fiber_kernel.parameters(&join(&path, "fiber_kernel"), all);
+            layer.norm.parameters(&join(&path, "norm"), all);
+            layer.mlp.parameters(&join(&path, "mlp"), all);
+        }
+        self.head.parameters(&join(path, "head"), all);
+    }
+}
+
+/// Corners of a shape's outline; many for a circle.
+fn corners(shape: usize) -> Vec<[f64; 2]> {
+    let ring = |n: usize, radius: &dyn Fn(usize) -> f64| {
+        let at = |i: usize| {
+            let angle = TAU * i as f64 / n as f64;
+            [radius(i) * angle.cos(), radius(i) * angle.sin()]
+        };
+        (0..n).map(at).collect()
+    };
+    match shape {
+        0 => ring(3, &|_| 1.3),
+        1 => ring(4, &|_| 1.1),
+        2 => ring(48, &|_| 1.0),
+        _ => ring(10, &|i| if i % 2 == 0 { 1.3 } else { 0.45 }),
+    }
+}
+
+/// Points spread over an outline about their centre, a little off it, under `map`.
+fn points(shape: usize, map: &Matrix, rng: &mut Rng) -> Vec<f32> {
+    let corners = corners(shape);
+    let (mut start, mut noise) = ([0.0f32], [0.0f32; 2 * POINTS]);
+    rng.fill_uniform(&mut start);
+    rng.fill_normal(&mut noise);
+    let mut all = Vec::new();
+    for i in 0..POINTS {
+        let along = (i as f64 + start[0] as f64) / POINTS as f64 * corners.len() as f64;
+        let (a, b) = (corners[along as usize % corners.len()], corners[(along as usize + 1) % corners.len()]);
+        let x: [f64; 2] =
+            std::array::from_fn(|k| a[k] + along.fract() * (b[k] - a[k]) + 0.03 * noise[2 * i + k] as f64);
+        all.extend(map.map(|row| (row[0] * x[0] + row[1] * x[1]) as f32));
+    }
+    all
+}
+
+/// Shapes in turn, each under a map of its own, and their classes.
+fn batch(
+    gpu: &Gpu,
+    size: usize,
+    mut map: impl FnMut(&mut Rng) -> Matrix,
+    rng: &mut Rng,
+) -> Result<(Graph, Vec<u32>)> {
+    let classes: Vec<u32> = (0..size).map(|i| (i % SHAPES.len()) as u32).collect();
+    let positions: Vec<f32> = classes
+        .iter()
+        .flat_map(|&class| {
+            let map = map(rng);
+            points(class as usize, &map, rng)
+        })
+        .collect();
+    Ok((Graph::full(gpu, &positions, 2, &vec![POINTS; size], true)?, classes))
+}
+
+/// How far frames and test maps stretch: the spread of the logarithm.
+const SPREAD: f64 = 0.3;
+
+fn frames(group: Group, count: usize, rng: &mut Rng) -> Vec<Matrix> {
+    // One frame is the plain network: the identity.
+    if count == 1 { vec![IDENTITY] } else { group.sample(count, SPREAD, rng) }
+}
+
+/// Trains on shapes as they stand; none when Ctrl-C stopped it.
+fn train(gpu: &Gpu, args: &Args, group: Group, count: usize, stop: &AtomicBool) -> Result<Option<Net>> {
+    let mut rng = Rng::new(args.seed);
+    let net = Net::new(gpu, group, &mut rng);
+    let parameters = Parameters::of(&net);
+    let leaves = Leaves::new(parameters.named().iter().map(|(name, p)| (name.clone(), p)));
+    let config = AdamWConfig { clip: Some(1.0), ..AdamWConfig::default() };
+    let mut optimizer = AdamW::new(gpu, vec![leaves], config)?;
+    let steps = args.steps as u64;
+    let schedule = Schedule::WarmupCosine { warmup: steps / 10, total: steps, floor: 0.0 };
+    let bar = ProgressBar::new(steps);
+    bar.set_style(ProgressStyle::with_template("{bar:32} {pos}/{len} steps {msg} ETA {eta}").expect("valid"));
+    for step in 0..steps {
+        if stop.load(Ordering::SeqCst) {
+            bar.finish_and_clear();
+            return Ok(None);
+        }
+        let (graph, classes) = batch(gpu, args.batch as usize, |_| IDENTITY, &mut rng)?;
+        let logits = net.forward(&graph, &frames(group, count, &mut rng));
+        let loss = logits.cross_entropy(&Tensor::from_slice(gpu, &classes, [classes.len()]), None);
+        optimizer.step(&loss.backward()?, schedule.lr(4e-3, step))?;
+        if step % 10 == 0 {
+            bar.set_message(format!("loss {:.3}", loss.item()?));
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(Some(net))
+}
+
+/// The fraction of shapes that is known, each under a map of its own.
+fn accuracy(gpu: &Gpu, net: &Net, count: usize, spread: Option<f64>, rng: &mut Rng) -> Result<f64> {
+    const BATCHES: usize = 10;
+    let (mut right, mut all) = (0, 0);
+    for _ in 0..BATCHES {
+        let map = |rng: &mut Rng| spread.map_or(IDENTITY, |spread| net.group.draw(spread, rng));
+        let (graph, classes) = batch(gpu, 20, map, rng)?;
+        let logits = no_grad(|| net.forward(&graph, &frames(net.group, count, rng))).to_vec::<f32>()?;
+        for (row, &class) in logits.chunks_exact(SHAPES.len()).zip(&classes) {
+            right += row.iter().all(|x| *x <= row[class as usize]) as usize;
+            all += 1;
+        }
+    }
+    Ok(right as f64 / all as f64)
+}
+
+/// Root mean square change of the answers when points move by `g`, and frames by `moved`, over the answers' own spread.
+fn change(gpu: &Gpu, net: &Net, own: &[Matrix], g: &Matrix, moved: &[Matrix]) -> Result<f64> {
+    let answers = |map: &Matrix, frames: &[Matrix]| {
+        let (graph, _) = batch(gpu, 8, |_| *map, &mut Rng::new(11))?;
+        no_grad(|| net.forward(&graph, frames)).to_vec::<f32>()
+    };
+    let (a, b) = (answers(&IDENTITY, own)?, answers(g, moved)?);
+    let mean = a.iter().map(|&x| x as f64).sum::<f64>() / a.len() as f64;
+    let square = |x: f64| x * x;
+    let spread: f64 = a.iter().map(|&x| square(x as f64 - mean)).sum();
+    let change: f64 = a.iter().zip(&b).map(|(&a, &b)| square(a as f64 - b as f64)).sum();
+    Ok((change / spread).sqrt())
+}
+
+fn body(args: &Args) -> Result<()> {
+    let gpu = Gpu::open()?;
+    println!("adapter    {}", gpu.adapter());
+    let group = if args.special { Group::Special } else { Group::General };
+    let stop = run::interruptible()?;
+    let several = args.frames as usize;
+    for (name, count) in [("one frame, the identity", 1), ("frames of the group", several)] {
+        let Some(net) = train(&gpu, args, group, count, &stop)? else {
+            println!("stopped");
+            return Ok(());
+        };
+        let mut rng = Rng::new(args.seed ^ 0x7e57);
+        let plain = accuracy(&gpu, &net, count, None, &mut rng)?;
+        let mapped = accuracy(&gpu, &net, count, Some(SPREAD), &mut rng)?;
+        println!(
+            "{name:<24} shapes as learned {:.1}%, under random maps {:.1}%",
+            100.0 * plain,
+            100.0 * mapped
+        );
+        if count > 1 {
+            report(&gpu, &net, &mut rng)?;
+        }
+    }
+    Ok(())
+}
+
+/// How much the answers change under maps: exactly moved frames, and other frames of rising number.
+fn report(gpu: &Gpu, net: &Net, rng: &mut Rng) -> Result<()> {
+    let g = net.group.draw(SPREAD, rng);
+    let own = frames(net.group, 12, rng);
+    let moved: Vec<Matrix> = own.iter().map(|h| times(&g, h)).collect();
+    println!("change of the answers under a map, of their spread:");
+    println!("  frames moved along     {:.1e}", change(gpu, net, &own, &g, &moved)?);
+    for count in [4, 16, 64] {
+        let (own, other) = (frames(net.group, count, rng), frames(net.group, count, rng));
+        println!("  {count:3} other frames       {:.3}", change(gpu, net, &own, &g, &other)?);
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    run::main(|| body(&Args::parse()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn near(a: &Matrix, b: &Matrix, bound: f64) -> bool {
+        a.iter().flatten().zip(b.iter().flatten()).all(|(x, y)| (x - y).abs() <= bound)
+    }
+
+    #[test]
+    fn polar_parts_multiply_to_the_whole() {
+        let mut rng = Rng::new(1);
+        for group in [Group::General, Group::Special] {
+            for _ in 0..100 {
+                let m = group.draw(0.8, &mut rng);
+                let (r, s) = polar(&m);
+                assert!(near(&times(&r, &symmetric(&s, f64::exp)), &m, 1e-12));
+                assert!(near(&times(&r, &[[r[0][0], r[1][0]], [r[0][1], r[1][1]]]), &IDENTITY, 1e-12));
+                assert!(s[0][1] == s[1][0] && r[0][0] * r[1][1] - r[0][1] * r[1][0] > 0.0);
+                let det = m[0][0] * m[1][1] - m[0][1] * m[1][0];
+                assert!((det.ln() - s[0][0] - s[1][1]).abs() < 1e-12);
+                assert_eq!(group == Group::Special, (det - 1.0).abs() < 1e-12);
+            }
+        }
+    }
+
+    /// Frames that move along give the same answers; frames that stay do not. More frames miss less.
+    #[test]
+    fn answers_are_invariant_under_the_group() {
+        let gpu = Gpu::open().expect("an adapter");
+        for group in [Group::General, Group::Special] {
+            let mut rng = Rng::new(3);
+            let net = Net::new(&gpu, group, &mut rng);
+            for _ in 0..3 {
+                let g = group.draw(0.5, &mut rng);
+                let own = frames(group, 5, &mut rng);
+                let moved: Vec<Matrix> = own.iter().map(|h| times(&g, h)).collect();
+                let exact = change(&gpu, &net, &own, &g, &moved).expect("answers");
+                let still = change(&gpu, &net, &own, &g, &own).expect("answers");
+                assert!(exact < 1e-4 && still > 1e-2, "{group:?} {g:?}: {exact} moved, {still} still");
+            }
+            let mut error = |count: usize| {
+                let one = |rng: &mut Rng| {
+                    let (g, own, other) =
+                        (group.draw(0.3, rng), frames(group, count, rng), frames(group, count, rng));
+                    change(&gpu, &net, &own, &g, &other).expect("answers").powi(2)
+                };
+                ((0..4).map(|_| one(&mut rng)).sum::<f64>() / 4.0).sqrt()
+            };
+            let (few, many) = (error(2), error(32));
+            assert!(many < 0.6 * few, "{group:?}: {few} with 2 frames, {many} with 32");
+        }
+    }
+}
