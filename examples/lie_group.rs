@@ -6,8 +6,9 @@
 //! The relative of PONITA on `GL+(2)` and `SL(2)`: features live on pairs (point, frame `H`). A kernel sees the offset in the
 //! receiver's frame, `H^-1 (x' - x)`, and the relative frame `H^-1 H'` by its polar decomposition `R exp(S)`: the cosine and sine
 //! of the rotation and the symmetric `S`, without its trace on `SL(2)`. Both stay what they are when points and frames move by
-//! one element of the group, so that the network is exactly equivariant under that; frames are a random sample of the group, so
-//! that with other frames it is so approximately, with an error that falls with their number.
+//! one element of the group, so that the network is exactly equivariant under that. Frames are a random sample of the group: with
+//! other frames the answers change, less with more frames where the map is a rotation; stretches also meet the end of what was
+//! sampled, because the group has no end, and that part does not fall.
 //! Source: Mironenco, Forre 2024, "Lie Group Decompositions for Equivariant Neural Networks", arXiv 2310.11366.
 //!
 //! The example learns four shapes as they stand and is asked for them under random affine maps; beside it the same network with
@@ -79,11 +80,12 @@ fn rotation(angle: f64) -> Matrix {
     [[angle.cos(), -angle.sin()], [angle.sin(), angle.cos()]]
 }
 
-/// `m = R exp(S)`: the rotation and the symmetric `S`.
+/// `m = R exp(S)`: the rotation and the symmetric `S`, for a positive determinant.
 fn polar(m: &Matrix) -> (Matrix, Matrix) {
-    let transposed = [[m[0][0], m[1][0]], [m[0][1], m[1][1]]];
-    let gram = times(&transposed, m);
-    (times(m, &symmetric(&gram, |x| x.powf(-0.5))), symmetric(&gram, |x| 0.5 * x.ln()))
+    // The turn that leaves a symmetric rest; its trace is then the largest.
+    let r = rotation((m[1][0] - m[0][1]).atan2(m[0][0] + m[1][1]));
+    let rest = times(&[[r[0][0], r[1][0]], [r[0][1], r[1][1]]], m);
+    (r, symmetric(&rest, f64::ln))
 }
 
 /// Which maps there are.
@@ -370,16 +372,21 @@ fn body(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// How much the answers change under maps: exactly moved frames, and other frames of rising number.
+/// How much the answers change under a map: with frames that move along, and with other frames of rising number.
 fn report(gpu: &Gpu, net: &Net, rng: &mut Rng) -> Result<()> {
     let g = net.group.draw(SPREAD, rng);
     let own = frames(net.group, 12, rng);
     let moved: Vec<Matrix> = own.iter().map(|h| times(&g, h)).collect();
-    println!("change of the answers under a map, of their spread:");
-    println!("  frames moved along     {:.1e}", change(gpu, net, &own, &g, &moved)?);
+    println!("change of the answers, of their spread:");
+    println!("  a map of the group, frames moved along  {:.1e}", change(gpu, net, &own, &g, &moved)?);
     for count in [4, 16, 64] {
         let (own, other) = (frames(net.group, count, rng), frames(net.group, count, rng));
-        println!("  {count:3} other frames       {:.3}", change(gpu, net, &own, &g, &other)?);
+        let (turned, mapped) = (rotation(1.0), g);
+        println!(
+            "  {count:2} other frames: under a rotation {:.3}, under that map {:.3}",
+            change(gpu, net, &own, &turned, &other)?,
+            change(gpu, net, &own, &mapped, &other)?
+        );
     }
     Ok(())
 }
@@ -403,12 +410,13 @@ mod tests {
             for _ in 0..100 {
                 let m = group.draw(0.8, &mut rng);
                 let (r, s) = polar(&m);
-                assert!(near(&times(&r, &symmetric(&s, f64::exp)), &m, 1e-12));
+                let size = m.iter().flatten().fold(1.0f64, |most, x| most.max(x.abs()));
+                assert!(near(&times(&r, &symmetric(&s, f64::exp)), &m, 1e-12 * size));
                 assert!(near(&times(&r, &[[r[0][0], r[1][0]], [r[0][1], r[1][1]]]), &IDENTITY, 1e-12));
                 assert!(s[0][1] == s[1][0] && r[0][0] * r[1][1] - r[0][1] * r[1][0] > 0.0);
                 let det = m[0][0] * m[1][1] - m[0][1] * m[1][0];
-                assert!((det.ln() - s[0][0] - s[1][1]).abs() < 1e-12);
-                assert_eq!(group == Group::Special, (det - 1.0).abs() < 1e-12);
+                assert!((det.ln() - s[0][0] - s[1][1]).abs() < 1e-9, "{det}");
+                assert_eq!(group == Group::Special, (det - 1.0).abs() < 1e-9);
             }
         }
     }
@@ -430,9 +438,8 @@ mod tests {
             }
             let mut error = |count: usize| {
                 let one = |rng: &mut Rng| {
-                    let (g, own, other) =
-                        (group.draw(0.3, rng), frames(group, count, rng), frames(group, count, rng));
-                    change(&gpu, &net, &own, &g, &other).expect("answers").powi(2)
+                    let (own, other) = (frames(group, count, rng), frames(group, count, rng));
+                    change(&gpu, &net, &own, &rotation(1.0), &other).expect("answers").powi(2)
                 };
                 ((0..4).map(|_| one(&mut rng)).sum::<f64>() / 4.0).sqrt()
             };

@@ -28,7 +28,7 @@ pub fn trajectories(path: &Path, split: &Split, predicted: &[f32]) -> Result<()>
             let all = frames.iter().flatten().map(|x| (x[0], x[1])).chain(ends.iter().copied());
             let reach = all.fold(0.5f64, |most, (x, y)| most.max(x.abs()).max(y.abs())) * 1.08;
             let mut panel = ChartBuilder::on(area)
-                .caption(format!("system {i}: squared error {error:.4}"), ("sans-serif", 14))
+                .caption(format!("system {i}: squared error {error:.1e}"), ("sans-serif", 14))
                 .margin(8)
                 .x_label_area_size(18)
                 .y_label_area_size(28)
