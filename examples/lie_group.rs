@@ -1,18 +1,20 @@
-//! Convolution on the affine groups of the plane: shapes are known however they are turned, stretched and sheared.
+//! Convolution on the affine groups of the plane: shapes are known however they are turned, stretched and
+//! sheared.
 //!
 //!     cargo run --release --features cli --example lie_group
 //!     cargo test --release --features cli --example lie_group
 //!
-//! The relative of PONITA on `GL+(2)` and `SL(2)`: features live on pairs (point, frame `H`). A kernel sees the offset in the
-//! receiver's frame, `H^-1 (x' - x)`, and the relative frame `H^-1 H'` by its polar decomposition `R exp(S)`: the cosine and sine
-//! of the rotation and the symmetric `S`, without its trace on `SL(2)`. Both stay what they are when points and frames move by
-//! one element of the group, so that the network is exactly equivariant under that. Frames are a random sample of the group: with
-//! other frames the answers change, less with more frames where the map is a rotation; stretches also meet the end of what was
-//! sampled, because the group has no end, and that part does not fall.
-//! Source: Mironenco, Forre 2024, "Lie Group Decompositions for Equivariant Neural Networks", arXiv 2310.11366.
+//! The relative of PONITA on `GL+(2)` and `SL(2)`: features live on pairs (point, frame `H`). A kernel sees
+//! the offset in the receiver's frame, `H^-1 (x' - x)`, and the relative frame `H^-1 H'` by its polar
+//! decomposition `R exp(S)`: the cosine and sine of the rotation and the symmetric `S`, without its trace on
+//! `SL(2)`. Both stay what they are when points and frames move by one element of the group, so that the
+//! network is exactly equivariant under that. Frames are a random sample of the group: with other frames the
+//! answers change, less with more frames where the map is a rotation; stretches also meet the end of what was
+//! sampled, because the group has no end, and that part does not fall. Source: Mironenco, Forre 2024, "Lie
+//! Group Decompositions for Equivariant Neural Networks", arXiv 2310.11366.
 //!
-//! The example learns four shapes as they stand and is asked for them under random affine maps; beside it the same network with
-//! the identity as its only frame.
+//! The example learns four shapes as they stand and is asked for them under random affine maps; beside it the
+//! same network with the identity as its only frame.
 
 #[path = "common/run.rs"]
 mod run;
@@ -108,7 +110,8 @@ impl Group {
         self.sample(1, spread, rng)[0]
     }
 
-    /// So many of them. Angles are evenly spaced from a random start, so that each is an even draw and their mean is nearer to that of all.
+    /// So many of them. Angles are evenly spaced from a random start, so that each is an even draw and their
+    /// mean is nearer to that of all.
     fn sample(self, count: usize, spread: f64, rng: &mut Rng) -> Vec<Matrix> {
         let (mut start, mut draws) = ([0.0f32], vec![0.0f32; 3 * count]);
         rng.fill_uniform(&mut start);
@@ -332,7 +335,8 @@ fn accuracy(gpu: &Gpu, net: &Net, count: usize, spread: Option<f64>, rng: &mut R
     Ok(right as f64 / all as f64)
 }
 
-/// Root mean square change of the answers when points move by `g`, and frames by `moved`, over the answers' own spread.
+/// Root mean square change of the answers when points move by `g`, and frames by `moved`, over the answers'
+/// own spread.
 fn change(gpu: &Gpu, net: &Net, own: &[Matrix], g: &Matrix, moved: &[Matrix]) -> Result<f64> {
     let answers = |map: &Matrix, frames: &[Matrix]| {
         let (graph, _) = batch(gpu, 8, |_| *map, &mut Rng::new(11))?;
@@ -372,7 +376,8 @@ fn body(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// How much the answers change under a map: with frames that move along, and with other frames of rising number.
+/// How much the answers change under a map: with frames that move along, and with other frames of rising
+/// number.
 fn report(gpu: &Gpu, net: &Net, rng: &mut Rng) -> Result<()> {
     let g = net.group.draw(SPREAD, rng);
     let own = frames(net.group, 12, rng);

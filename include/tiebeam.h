@@ -1,12 +1,14 @@
-/* Tiebeam: energies, forces and stress of a trained interatomic potential, for programs in C and whoever can call C.
+/* Tiebeam: energies, forces and stress of a trained interatomic potential, for programs in C and all that can
+ * call C.
  *
  * The library is built by
  *     cargo rustc --release --lib --crate-type cdylib --features capi
  * and lies in target/release (libtiebeam.so, libtiebeam.dylib or tiebeam.dll).
  *
- * Units are those of the potential: eV and angstrom, eV per cubic angstrom for stress, which is positive under tension.
- * Functions that can fail return 0 or a pointer on success; after a failure tiebeam_error() has the reason. A calculator may be
- * used from any thread, by one at a time or by several. No function changes its inputs. */
+ * Units are those of the potential: eV and angstrom, eV per cubic angstrom for stress, which is positive under
+ * tension. Functions that can fail return 0 or a pointer on success; after a failure tiebeam_error() has the
+ * reason. A calculator may be used from any thread, by one at a time or by several. No function changes its
+ * inputs. */
 #ifndef TIEBEAM_H
 #define TIEBEAM_H
 
@@ -24,15 +26,15 @@ uint32_t tiebeam_abi(void);
 /* A potential on a device. */
 typedef struct tiebeam_calculator tiebeam_calculator;
 
-/* Reads a potential from a safetensors file, path in UTF-8, and opens the device (TIEBEAM_ADAPTER chooses one).
- * NULL when that fails. */
+/* Reads a potential from a safetensors file, path in UTF-8, and opens the device (TIEBEAM_ADAPTER chooses
+ * one). NULL when that fails. */
 tiebeam_calculator *tiebeam_open(const char *path);
 
 /* Ends a calculator. NULL is left alone. */
 void tiebeam_close(tiebeam_calculator *calculator);
 
-/* How far atoms see, in angstrom; 0 where all see all, or for NULL. Messages travel one radius a layer: a domain needs
- * tiebeam_layers() radii of neighbours around its own atoms. */
+/* How far atoms see, in angstrom; 0 where all see all, or for NULL. Messages travel one radius a layer: a domain
+ * needs tiebeam_layers() radii of neighbours around its own atoms. */
 double tiebeam_radius(const tiebeam_calculator *calculator);
 uint32_t tiebeam_layers(const tiebeam_calculator *calculator);
 
@@ -47,11 +49,12 @@ uint32_t tiebeam_layers(const tiebeam_calculator *calculator);
  *   forces         3 numbers an atom
  *   stress         9 numbers, a symmetric matrix; an error where the cell is not periodic along all vectors
  * Returns 0, or 1 after an error; nothing is written then. */
-int tiebeam_compute(const tiebeam_calculator *calculator, size_t atoms, const double *positions, const int32_t *numbers,
-                    const double *cell, const uint8_t *periodic, double *energy, double *atom_energies, double *forces,
-                    double *stress);
+int tiebeam_compute(const tiebeam_calculator *calculator, size_t atoms, const double *positions,
+                    const int32_t *numbers, const double *cell, const uint8_t *periodic, double *energy,
+                    double *atom_energies, double *forces, double *stress);
 
-/* What the last failing call on this thread says, in UTF-8; valid until the next call on this thread. Never NULL. */
+/* What the last failing call on this thread says, in UTF-8; valid until the next call on this thread. Never
+ * NULL. */
 const char *tiebeam_error(void);
 
 #ifdef __cplusplus

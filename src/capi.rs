@@ -1,6 +1,7 @@
 //! The C ABI of a calculator (feature `capi`); `include/tiebeam.h` is its documentation for C.
 //!
-//! No panic crosses the boundary: it becomes an error with its message. Nothing is written unless all succeeded.
+//! No panic crosses the boundary: it becomes an error with its message. Nothing is written unless all
+//! succeeded.
 
 use crate::error::{Error, Result};
 use crate::geometry::elements::Vec3;

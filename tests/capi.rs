@@ -1,5 +1,5 @@
-//! The C ABI from C: builds the shared library and a program against `include/tiebeam.h`, and compares what the program prints
-//! with the calculator called from Rust.
+//! The C ABI from C: builds the shared library and a program against `include/tiebeam.h`, and compares what
+//! the program prints with the calculator called from Rust.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! Potentials from end to end: frames as text, forces and stress against differences of the energy, periodic cells against
-//! explicit images, dynamics, the command.
+//! Potentials from end to end: frames as text, forces and stress against differences of the energy, periodic
+//! cells against explicit images, dynamics, the command.
 
 mod support;
 
@@ -317,8 +317,8 @@ fn a_file_keeps_the_potential() {
     assert!(message.contains("no `potential`"), "{message}");
 }
 
-/// A small step against the gradient lowers the loss by step times the gradient's squared norm: energies and forces, their
-/// weights and signs are all in that number.
+/// A small step against the gradient lowers the loss by step times the gradient's squared norm: energies and
+/// forces, their weights and signs are all in that number.
 #[test]
 fn the_objectives_gradient_is_the_losss() {
     let frames = [frame(1, 2, 2.4), frame(2, 2, 2.4)];
@@ -355,7 +355,8 @@ fn the_objectives_gradient_is_the_losss() {
     }
 }
 
-/// Any smooth potential keeps its energy: the error of velocity Verlet is of second order in the step and does not grow.
+/// Any smooth potential keeps its energy: the error of velocity Verlet is of second order in the step and
+/// does not grow.
 #[test]
 fn dynamics_keep_the_energy() {
     let frame = frame(7, 2, 2.4);

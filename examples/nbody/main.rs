@@ -1,10 +1,12 @@
-//! Predicts where five charged particles are 1000 steps later: the N-body benchmark, its data made by simulation.
+//! Predicts where five charged particles are 1000 steps later: the N-body benchmark, its data made by
+//! simulation.
 //!
 //!     cargo run --release --features cli --example nbody -- --out out/nbody
 //!
-//! A network on positions and orientations is trained beside the same network on distances alone; no motion and straight lines
-//! are scored with them. Every epoch saves a checkpoint; `--resume` goes on from it with the same bits.
-//! Data and settings: Satorras et al. 2021 (arXiv 2102.09844), Bekkers et al. 2024 (arXiv 2310.02970).
+//! A network on positions and orientations is trained beside the same network on distances alone; no motion
+//! and straight lines are scored with them. Every epoch saves a checkpoint; `--resume` goes on from it with
+//! the same bits. Data and settings: Satorras et al. 2021 (arXiv 2102.09844), Bekkers et al. 2024 (arXiv
+//! 2310.02970).
 
 #[path = "../common/chart.rs"]
 mod chart;

@@ -9,8 +9,9 @@ use tiebeam::{Gpu, Result, Rng, Tensor};
 pub enum Net {
     /// Velocity in and displacement out as vectors on the sphere.
     Oriented(Ponita),
-    /// Speed in; out `sum_j w_ij (x_j - x_i) + r_i v_i`, with `w_ij` a kernel of the distance on the features of j. The kernel is
-    /// normalised over channels: it holds powers of the distance, which would throw far particles out.
+    /// Speed in; out `sum_j w_ij (x_j - x_i) + r_i v_i`, with `w_ij` a kernel of the distance on the features
+    /// of j. The kernel is normalised over channels: it holds powers of the distance, which would throw far
+    /// particles out.
     Distances {
         net: Ponita,
         /// `[channels, basis]`

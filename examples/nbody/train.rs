@@ -227,7 +227,8 @@ fn number(reading: Reading) -> Result<f64> {
 
 pub type Matrix = [[f64; 3]; 3];
 
-/// An orthogonal matrix, evenly drawn: the rows are a normal matrix's, made orthonormal; the last one's sign is a coin's.
+/// An orthogonal matrix, evenly drawn: the rows are a normal matrix's, made orthonormal; the last one's sign
+/// is a coin's.
 fn orthogonal(rng: &mut Rng) -> Matrix {
     let mut draws = [0.0f32; 10];
     rng.fill_normal(&mut draws);

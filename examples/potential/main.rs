@@ -1,10 +1,12 @@
 //! Trains an interatomic potential on energies and forces, then runs molecular dynamics with it.
 //!
 //!     cargo run --release --features cli --example potential -- --out out/potential
-//!     cargo run --release --features cli --example potential -- --data aspirin.xyz --held-out 50 --out out/aspirin
+//!     cargo run --release --features cli --example potential -- --data aspirin.xyz --held-out 50 --out
+//! out/aspirin
 //!
-//! Without --data the frames are of a copper cluster under a Morse potential, made on the spot. Every epoch saves a checkpoint;
-//! `--resume` goes on from it. `tiebeam predict OUT/model.safetensors in.xyz out.xyz` uses the result.
+//! Without --data the frames are of a copper cluster under a Morse potential, made on the spot. Every epoch
+//! saves a checkpoint; `--resume` goes on from it. `tiebeam predict OUT/model.safetensors in.xyz out.xyz`
+//! uses the result.
 
 #[path = "../common/chart.rs"]
 mod chart;
@@ -30,7 +32,8 @@ use tiebeam::{Error, Gpu, Result, Rng};
 #[derive(Parser, Debug)]
 #[command(version)]
 pub struct Args {
-    /// Extended XYZ with energies in eV and forces in eV per angstrom [default: a Morse cluster made on the spot]
+    /// Extended XYZ with energies in eV and forces in eV per angstrom [default: a Morse cluster made on the
+    /// spot]
     #[arg(long)]
     pub data: Option<PathBuf>,
     /// Frames at the end of the data that are not trained on

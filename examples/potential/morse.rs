@@ -1,7 +1,7 @@
 //! A copper cluster of 13 atoms under a Morse potential: frames with exact energies and forces.
 //!
-//! `E = sum over pairs D ((1 - exp(-a (r - r0)))^2 - 1)`. Source of the constants: Girifalco, Weizer 1959, "Application of the
-//! Morse potential function to cubic metals".
+//! `E = sum over pairs D ((1 - exp(-a (r - r0)))^2 - 1)`. Source of the constants: Girifalco, Weizer 1959,
+//! "Application of the Morse potential function to cubic metals".
 
 use tiebeam::geometry::Grid;
 use tiebeam::geometry::dynamics::Verlet;
@@ -36,8 +36,8 @@ pub fn field(x: &[Vec3]) -> (f64, Vec<Vec3>) {
     (energy, forces)
 }
 
-/// Frames from runs at constant energy, each from a heated icosahedron, 40 fs apart after the first 400; shuffled, so that
-/// what is held out is of all runs.
+/// Frames from runs at constant energy, each from a heated icosahedron, 40 fs apart after the first 400;
+/// shuffled, so that what is held out is of all runs.
 pub fn frames(seed: u64) -> Result<Vec<Frame>> {
     let mut rng = Rng::new(seed);
     // The icosahedron of least energy is a little smaller than its bond.

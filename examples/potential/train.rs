@@ -15,7 +15,8 @@ use tiebeam::nn::Parameters;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, Schedule};
 use tiebeam::{Error, Result, Rng};
 
-/// Of an epoch: training and validation MAE of energies (meV) and of force components (meV per angstrom), seconds.
+/// Of an epoch: training and validation MAE of energies (meV) and of force components (meV per angstrom),
+/// seconds.
 pub type Epoch = [f64; 5];
 
 /// Trains to the last epoch; none when Ctrl-C stopped it.

@@ -10,10 +10,11 @@ use std::path::Path;
 
 /// A potential at work.
 ///
-/// Energies of atoms are f32, their sum is f64. Forces are the exact gradient of that energy (to f32 rounding), so that they sum
-/// to zero and do no work around a loop; the same input gives the same bits on one adapter. Energies are exactly invariant under
-/// translations, permutations and the rotations and reflections that permute the network's grid; under other rotations
-/// approximately, so that angular momentum is not exactly kept.
+/// Energies of atoms are f32, their sum is f64. Forces are the exact gradient of that energy (to f32
+/// rounding), so that they sum to zero and do no work around a loop; the same input gives the same bits on
+/// one adapter. Energies are exactly invariant under translations, permutations and the rotations and
+/// reflections that permute the network's grid; under other rotations approximately, so that angular momentum
+/// is not exactly kept.
 ///
 /// ```no_run
 /// use tiebeam::Gpu;
@@ -38,7 +39,8 @@ pub struct Properties {
     pub atom_energies: Vec<f64>,
     /// `F = -dE/dx` of each atom.
     pub forces: Vec<Vec3>,
-    /// `1/V dE/dstrain`, symmetric, positive under tension; of cells that are periodic along all three vectors.
+    /// `1/V dE/dstrain`, symmetric, positive under tension; of cells that are periodic along all three
+    /// vectors.
     pub stress: Option<[Vec3; 3]>,
 }
 
@@ -61,7 +63,8 @@ impl Calculator {
         &self.potential
     }
 
-    /// Energy and forces of atoms at `positions` with atomic numbers `species`, in free space or a periodic cell.
+    /// Energy and forces of atoms at `positions` with atomic numbers `species`, in free space or a periodic
+    /// cell.
     ///
     /// # Errors
     /// As [`Potential::graph`]; when a result is not finite; the device's fault.

@@ -9,9 +9,10 @@ const ACCELERATION: f64 = 9.648_533_212e-3;
 /// Boltzmann's constant in eV per kelvin.
 const BOLTZMANN: f64 = 8.617_333_262e-5;
 
-/// Atoms in motion under velocity Verlet: `v += dt/2 F/m; x += dt v; F = F(x); v += dt/2 F/m`, which keeps time reversal and
-/// phase-space volume, so that the energy of a smooth potential stays within a band that falls with `dt^2`.
-/// Source: Swope, Andersen, Berens, Wilson 1982, "A computer simulation method for the calculation of equilibrium constants".
+/// Atoms in motion under velocity Verlet: `v += dt/2 F/m; x += dt v; F = F(x); v += dt/2 F/m`, which keeps
+/// time reversal and phase-space volume, so that the energy of a smooth potential stays within a band that
+/// falls with `dt^2`. Source: Swope, Andersen, Berens, Wilson 1982, "A computer simulation method for the
+/// calculation of equilibrium constants".
 ///
 /// Units: angstrom, fs, eV, daltons.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,8 +3,8 @@
 /// A vector in space.
 pub type Vec3 = [f64; 3];
 
-/// Symbol and standard atomic weight by atomic number (IUPAC's abridged values; of elements without a stable isotope the mass
-/// number of the longest-lived one). Number 0 is no element.
+/// Symbol and standard atomic weight by atomic number (IUPAC's abridged values; of elements without a stable
+/// isotope the mass number of the longest-lived one). Number 0 is no element.
 const ELEMENTS: [(&str, f64); 119] = [
     ("X", 0.0),
     ("H", 1.008),

@@ -16,7 +16,8 @@ use crate::tensor::Tensor;
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// `E = sum_i (reference[z_i] + scale e_i)`, with `e_i` the network's scalar of atom i and one-hot species going in.
+/// `E = sum_i (reference[z_i] + scale e_i)`, with `e_i` the network's scalar of atom i and one-hot species
+/// going in.
 ///
 /// Units are those of the frames that it was made from: eV and angstrom for extended XYZ.
 #[derive(Clone)]
@@ -27,7 +28,8 @@ pub struct Potential {
     pub species: Vec<u8>,
     /// Energy of an atom of each species, in f64: energies are large and their differences small.
     pub reference: Vec<f64>,
-    /// What the network's energies are multiplied by: the root mean square of the force components it was made from.
+    /// What the network's energies are multiplied by: the root mean square of the force components it was
+    /// made from.
     pub scale: f64,
 }
 
@@ -54,11 +56,12 @@ pub struct PotentialLoss {
 }
 
 impl Potential {
-    /// A new network for the species, energies and forces of these frames. References are fitted to the energies by least squares.
-    /// Inputs and outputs of `config` are set here.
+    /// A new network for the species, energies and forces of these frames. References are fitted to the
+    /// energies by least squares. Inputs and outputs of `config` are set here.
     ///
     /// # Errors
-    /// For frames without energy or forces, no frame at all, forces that are all zero; as [`PonitaConfig::check`].
+    /// For frames without energy or forces, no frame at all, forces that are all zero; as
+    /// [`PonitaConfig::check`].
     pub fn new(
         gpu: &Gpu,
         frames: &[Frame],
@@ -130,12 +133,12 @@ impl Potential {
         Ok(Potential { net, species, reference, scale })
     }
 
-    /// The atoms of some frames and who sees whom: all pairs of a frame where the network has no radius. Positions are taken
-    /// about each frame's centre, so that f32 keeps the digits that matter.
+    /// The atoms of some frames and who sees whom: all pairs of a frame where the network has no radius.
+    /// Positions are taken about each frame's centre, so that f32 keeps the digits that matter.
     ///
     /// # Errors
-    /// For a species that the network was not made for, positions that are not finite, a cell without volume or without a
-    /// radius to cut at, more neighbours than memory.
+    /// For a species that the network was not made for, positions that are not finite, a cell without volume
+    /// or without a radius to cut at, more neighbours than memory.
     pub fn graph(&self, frames: &[Atoms]) -> Result<(Graph, PonitaInput)> {
         let gpu = self.net.embed.gpu();
         let (mut positions, mut hot, mut sizes, mut cells) = (vec![], vec![], vec![], vec![]);
@@ -220,9 +223,9 @@ impl Potential {
         })
     }
 
-    /// What to call `backward` on for the gradient of `energy_weight mean (E - E*)^2 + mean (F - F*)^2`, energies of graphs and
-    /// components of forces in the network's units. Forces reach the parameters by [`Ponita::force_product`] with `step` in
-    /// units of the positions.
+    /// What to call `backward` on for the gradient of `energy_weight mean (E - E*)^2 + mean (F - F*)^2`,
+    /// energies of graphs and components of forces in the network's units. Forces reach the parameters by
+    /// [`Ponita::force_product`] with `step` in units of the positions.
     ///
     /// # Errors
     /// The device's fault.
@@ -270,8 +273,8 @@ fn lacks(frame: usize, what: &str) -> Error {
     Error::config(format!("potential: frame {frame} has no {what}; training needs energy and forces"))
 }
 
-/// The energy of an atom of each species: least squares of `energy = sum of references`, with a ridge that decides where the
-/// frames do not.
+/// The energy of an atom of each species: least squares of `energy = sum of references`, with a ridge that
+/// decides where the frames do not.
 fn references(frames: &[Frame], species: &[u8]) -> Result<Vec<f64>> {
     let n = species.len();
     if n == 0 {

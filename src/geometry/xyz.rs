@@ -1,11 +1,12 @@
 //! Extended XYZ: frames of atoms as text, with cell, energy, forces and stress.
 //!
-//! A frame is a line with the number of atoms, a line of `key=value` pairs, and one line an atom whose columns `Properties`
-//! names. Read are the keys `Lattice` (nine numbers: the three cell vectors one after the other), `pbc` (three of T and F; all
-//! periodic when there is a lattice and no `pbc`), `energy` and `stress`, and the columns `species` (symbols or atomic numbers),
-//! `pos`, and `forces` or `force`. Other keys are kept, other columns are read past. Units are those of ASE: angstrom, eV, eV per
-//! angstrom, and eV per cubic angstrom for stress, which is positive under tension.
-//! Source of the format: <https://github.com/libAtoms/extxyz>.
+//! A frame is a line with the number of atoms, a line of `key=value` pairs, and one line an atom whose
+//! columns `Properties` names. Read are the keys `Lattice` (nine numbers: the three cell vectors one after
+//! the other), `pbc` (three of T and F; all periodic when there is a lattice and no `pbc`), `energy` and
+//! `stress`, and the columns `species` (symbols or atomic numbers), `pos`, and `forces` or `force`. Other
+//! keys are kept, other columns are read past. Units are those of ASE: angstrom, eV, eV per angstrom, and eV
+//! per cubic angstrom for stress, which is positive under tension. Source of the format:
+//! <https://github.com/libAtoms/extxyz>.
 
 use super::elements::{Vec3, atomic_number, symbol};
 use super::neighbours::Cell;
@@ -253,7 +254,8 @@ fn pairs(line: &str) -> std::result::Result<BTreeMap<String, String>, String> {
     Ok(all)
 }
 
-/// A value and what comes after it: a word, or what stands in quotes, braces or brackets, which may be nested.
+/// A value and what comes after it: a word, or what stands in quotes, braces or brackets, which may be
+/// nested.
 fn value<'a>(key: &str, text: &'a str) -> std::result::Result<(&'a str, &'a str), String> {
     let (open, close) = match text.chars().next() {
         Some('"') => ('"', '"'),
