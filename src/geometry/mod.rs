@@ -17,7 +17,7 @@ mod ponita;
 
 pub use crate::ops::edges::Edges;
 pub use config::PonitaConfig;
-pub use conv::{Basis, Conv, Field, Route};
+pub use conv::{Basis, Conv, Field, FieldConfig, Route};
 pub use forces::EnergyForces;
 pub use graph::Graph;
 pub use grid::Grid;
