@@ -63,6 +63,19 @@ pub(super) fn linear(
     x.linear(&site, Epilogue { bias, activation, residual })
 }
 
+/// How a [`Field`] is made.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FieldConfig {
+    /// Of the polynomial features.
+    pub degree: usize,
+    /// Where the window ends, if there is one.
+    pub radius: Option<f32>,
+    /// Layers that will use it: what only one uses is not kept.
+    pub layers: usize,
+    /// By which kernels.
+    pub route: Route,
+}
+
 /// What all layers of a network see of a graph: edges, and the bases of the kernels on them.
 pub struct Field {
     edges: Edges,
@@ -92,7 +105,7 @@ struct Remade {
 const STORED: usize = 16 << 20;
 
 impl Field {
-    /// The bases of `graph` on `grid`: `degree` of the polynomial features, `radius` of the window if there is one.
+    /// The bases of `graph` on `grid`.
     ///
     /// # Panics
     /// When the graph's dimension is not the grid's, or a basis has another number of features; when the grid has orientations
@@ -103,10 +116,9 @@ impl Field {
         grid: &Grid,
         basis: &Basis,
         fiber: Option<&Basis>,
-        degree: usize,
-        radius: Option<f32>,
-        route: Route,
+        config: FieldConfig,
     ) -> Field {
+        let FieldConfig { degree, radius, layers, route } = config;
         let (gpu, d) = (graph.gpu(), graph.vectors());
         assert!(
             graph.dimension() == grid.dimension(),
@@ -134,7 +146,7 @@ impl Field {
             Route::Fused => {
                 let (sight, weights) = (Sight { orientations: ori, degree }, basis.whole());
                 let bytes = 4 * graph.edges.len() * grid.len() * weights.b2.count();
-                match bytes <= STORED {
+                match layers > 1 && bytes <= STORED {
                     true => Spatial::Stored(d.kernel_basis(window.as_ref(), &sight, &weights)),
                     false => Spatial::Remade(Box::new(Remade { d, window, sight, weights })),
                 }

@@ -23,7 +23,7 @@ pub mod xyz;
 pub use crate::ops::edges::Edges;
 pub use calculator::{Calculator, Properties};
 pub use config::PonitaConfig;
-pub use conv::{Basis, Conv, Field, Route};
+pub use conv::{Basis, Conv, Field, FieldConfig, Route};
 pub use forces::EnergyForces;
 pub use graph::Graph;
 pub use grid::Grid;

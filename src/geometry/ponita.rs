@@ -1,7 +1,7 @@
 //! The network: lift to orientations, ConvNeXt blocks around the separable convolution, readout of scalars and vectors.
 
 use super::config::PonitaConfig;
-use super::conv::{Basis, Conv, Field, Route, linear};
+use super::conv::{Basis, Conv, Field, FieldConfig, Route, linear};
 use super::graph::Graph;
 use super::grid::Grid;
 use crate::error::{Error, Result};
@@ -208,7 +208,8 @@ impl Ponita {
     #[track_caller]
     pub fn field(&self, graph: &Graph) -> Field {
         let PonitaConfig { degree, radius, .. } = self.config;
-        Field::new(graph, &self.grid, &self.basis, self.fiber_basis.as_ref(), degree, radius, self.route)
+        let config = FieldConfig { degree, radius, layers: self.layers.len(), route: self.route };
+        Field::new(graph, &self.grid, &self.basis, self.fiber_basis.as_ref(), config)
     }
 
     /// Scalars on every orientation and vectors as `v . o_a`, embedded: `[nodes, O, channels]`.

@@ -283,7 +283,7 @@ fn windowed(x: &Tensor, window: &Tensor) -> Tensor {
 /// Edges whose rows are in memory together: enough to keep a device busy, and whole blocks of 64 so that parts of arrays can be
 /// bound.
 pub(crate) fn run(gpu: &crate::Gpu, orientations: usize) -> usize {
-    let rows = if gpu.is_software() { 8 << 10 } else { 128 << 10 };
+    let rows = if gpu.is_software() { 4 << 10 } else { 128 << 10 };
     (rows / orientations / 64 * 64).max(64)
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use tiebeam::geometry::nbody::Nbody;
 use tiebeam::geometry::{
-    Basis, Conv, Field, Graph, Grid, Ponita, PonitaConfig, PonitaInput, Route, invariants,
+    Basis, Conv, Field, FieldConfig, Graph, Grid, Ponita, PonitaConfig, PonitaInput, Route, invariants,
 };
 use tiebeam::nn::Parameters;
 use tiebeam::store::File;
@@ -155,7 +155,8 @@ fn conv(path: &Path) {
             bias: leaves.get("conv.bias"),
         };
         let (graph, h) = (plain.track(), tensor(&file, "in.h").requires_grad());
-        let field = Field::new(&graph, &grid, &basis, Some(&fiber), degree, radius, route);
+        let field =
+            Field::new(&graph, &grid, &basis, Some(&fiber), FieldConfig { degree, radius, layers: 1, route });
         let x1 = layer.spatial(&field, &h);
         same(&what, &x1, &file, "mid.x1", 3e-5);
         same(&what, &layer.fiber(&field, &x1), &file, "mid.x2", 3e-5);
