@@ -9,7 +9,7 @@ use support::gpu;
 use tiebeam::geometry::dynamics::Verlet;
 use tiebeam::geometry::elements::{Vec3, atomic_number, mass, symbol};
 use tiebeam::geometry::xyz::{self, Frame};
-use tiebeam::geometry::{Calculator, Cell, Grid, Ponita, PonitaConfig, Potential};
+use tiebeam::geometry::{Atoms, Calculator, Cell, Grid, Ponita, PonitaConfig, Potential};
 use tiebeam::nn::Parameters;
 use tiebeam::optim::{Group, Sgd, SgdConfig};
 use tiebeam::{Rng, Tensor};
@@ -259,6 +259,28 @@ fn periodic_cells_are_explicit_images() {
     let again = one.energy_forces(&moved, &species, Some(cell)).expect("finite");
     close("forces of wrapped atoms", again.forces.as_flattened(), found.forces.as_flattened(), 1e-4);
     assert!((again.energy - found.energy).abs() < 1e-5, "{} {}", again.energy, found.energy);
+}
+
+/// Frames in cells of their own and in free space, side by side in one graph.
+#[test]
+fn a_batch_is_its_frames() {
+    let (_, cell) = crystal();
+    let (pair, kinds) = ([[0.1, 0.2, 0.3], [1.9, 1.7, 2.2]], [8, 29]);
+    let frame = frame(9, 2, 2.4);
+    let all = [
+        Atoms { positions: &pair, species: &kinds, cell: Some(cell) },
+        Atoms::of(&frame),
+        Atoms { positions: &pair, species: &kinds, cell: None },
+    ];
+    let potential = calculator().potential();
+    let (graph, input) = potential.graph(&all).expect("a graph");
+    let together = potential.net.energy_forces(&graph, &input).expect("finite");
+    for (i, of) in all.iter().enumerate() {
+        let alone = calculator().energy_forces(of.positions, of.species, of.cell).expect("finite");
+        let reference = potential.reference_energy(of.species).expect("known species");
+        let energy = reference + potential.scale * together.energies[i];
+        assert!((energy - alone.energy).abs() < 1e-5, "frame {i}: {energy}, alone {}", alone.energy);
+    }
 }
 
 /// Turning axes into each other and back to front permutes the icosahedron's vertices.
