@@ -13,8 +13,12 @@
 //! sampled, because the group has no end, and that part does not fall. Source: Mironenco, Forre 2024, "Lie
 //! Group Decompositions for Equivariant Neural Networks", arXiv 2310.11366.
 //!
-//! The example learns four shapes as they stand and is asked for them under random affine maps; beside it the
-//! same network with the identity as its only frame.
+//! Stretches have no end, so that no sample covers them. Frames at the cloud's own covariance `C` do: with `W
+//! = C^(1/2)` the frames `W R` move to `g W R` under `g` up to a rotation, which an even sample of angles
+//! covers. Areas are not kept by `W`; on `SL(2)` it is scaled to determinant 1.
+//!
+//! The example learns four shapes as they stand and is asked for them under random affine maps, with the
+//! identity as the only frame, with frames drawn from the group, and with frames at the covariance.
 
 #[path = "common/run.rs"]
 mod run;
@@ -34,7 +38,7 @@ use tiebeam::{Gpu, Result, Rng, Tensor, no_grad};
 #[command(version)]
 struct Args {
     /// Training steps
-    #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
     /// Frames drawn from the group in each step
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=256))]
@@ -55,7 +59,7 @@ type Matrix = [[f64; 2]; 2];
 const IDENTITY: Matrix = [[1.0, 0.0], [0.0, 1.0]];
 const CHANNELS: usize = 16;
 const LAYERS: usize = 2;
-const POINTS: usize = 20;
+const POINTS: usize = 16;
 const SHAPES: [&str; 4] = ["triangle", "square", "circle", "star"];
 
 fn times(a: &Matrix, b: &Matrix) -> Matrix {
@@ -147,6 +151,7 @@ struct Layer {
 /// Point clouds to classes.
 struct Net {
     group: Group,
+    view: View,
     basis: Basis,
     fiber_basis: Basis,
     embed: Tensor,
@@ -158,7 +163,7 @@ struct Net {
 const DEGREES: [usize; 2] = [3, 2];
 
 impl Net {
-    fn new(gpu: &Gpu, group: Group, rng: &mut Rng) -> Net {
+    fn new(gpu: &Gpu, group: Group, view: View, rng: &mut Rng) -> Net {
         let c = CHANNELS;
         let uniform = |fan: usize| Init::Uniform(1.0 / (fan as f32).sqrt());
         let basis = |attributes: usize, degree: usize, rng: &mut Rng| {
@@ -182,6 +187,7 @@ impl Net {
         };
         Net {
             group,
+            view,
             basis: basis(2, DEGREES[0], rng),
             fiber_basis: basis(group.size(), DEGREES[1], rng),
             embed: uniform(1).leaf(gpu, [c], rng),
@@ -265,7 +271,7 @@ fn points(shape: usize, map: &Matrix, rng: &mut Rng) -> Vec<f32> {
 
 /// Shapes in turn, each under a map of its own, and their classes.
 fn batch(
-    gpu: &Gpu,
+    net: &Net,
     size: usize,
     mut map: impl FnMut(&mut Rng) -> Matrix,
     rng: &mut Rng,
@@ -275,24 +281,69 @@ fn batch(
         .iter()
         .flat_map(|&class| {
             let map = map(rng);
-            points(class as usize, &map, rng)
+            net.view.anchored(net.group, points(class as usize, &map, rng))
         })
         .collect();
-    Ok((Graph::full(gpu, &positions, 2, &vec![POINTS; size], true)?, classes))
+    let graph = Graph::full(net.embed.gpu(), &positions, 2, &vec![POINTS; size], true)?;
+    Ok((graph, classes))
+}
+
+/// Which frames a network looks from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum View {
+    /// The identity alone: the plain network.
+    Identity,
+    /// Drawn from the group.
+    Sampled,
+    /// Rotations after the square root of the cloud's covariance.
+    Covariance,
 }
 
 /// How far frames and test maps stretch: the spread of the logarithm.
 const SPREAD: f64 = 0.3;
 
-fn frames(group: Group, count: usize, rng: &mut Rng) -> Vec<Matrix> {
-    // One frame is the plain network: the identity.
-    if count == 1 { vec![IDENTITY] } else { group.sample(count, SPREAD, rng) }
+impl View {
+    fn frames(self, group: Group, count: usize, rng: &mut Rng) -> Vec<Matrix> {
+        match self {
+            View::Identity => vec![IDENTITY],
+            View::Sampled => group.sample(count, SPREAD, rng),
+            View::Covariance => group.sample(count, 0.0, rng),
+        }
+    }
+
+    /// A cloud's coordinates in its own `W`, which is the identity for the other views.
+    fn anchored(self, group: Group, points: Vec<f32>) -> Vec<f32> {
+        if self != View::Covariance {
+            return points;
+        }
+        let inverse = inverse(&anchor(group, &points));
+        points
+            .chunks_exact(2)
+            .flat_map(|x| inverse.map(|r| (r[0] * x[0] as f64 + r[1] * x[1] as f64) as f32))
+            .collect()
+    }
+}
+
+/// `W`, the square root of the covariance.
+fn anchor(group: Group, points: &[f32]) -> Matrix {
+    let n = (points.len() / 2) as f64;
+    let mean = |k: usize| points.iter().skip(k).step_by(2).map(|&x| x as f64).sum::<f64>() / n;
+    let means = [mean(0), mean(1)];
+    let about = |x: &[f32], k: usize| x[k] as f64 - means[k];
+    let of = |i: usize, k: usize| points.chunks_exact(2).map(|x| about(x, i) * about(x, k)).sum::<f64>() / n;
+    let covariance = [[of(0, 0), of(0, 1)], [of(0, 1), of(1, 1)]];
+    let root = symmetric(&covariance, |x| x.max(1e-12).sqrt());
+    let det = root[0][0] * root[1][1] - root[0][1] * root[1][0];
+    match group {
+        Group::General => root,
+        Group::Special => root.map(|row| row.map(|x| x / det.sqrt())),
+    }
 }
 
 /// Trains on shapes as they stand; none when Ctrl-C stopped it.
-fn train(gpu: &Gpu, args: &Args, group: Group, count: usize, stop: &AtomicBool) -> Result<Option<Net>> {
+fn train(gpu: &Gpu, args: &Args, group: Group, view: View, stop: &AtomicBool) -> Result<Option<Net>> {
     let mut rng = Rng::new(args.seed);
-    let net = Net::new(gpu, group, &mut rng);
+    let net = Net::new(gpu, group, view, &mut rng);
     let parameters = Parameters::of(&net);
     let leaves = Leaves::new(parameters.named().iter().map(|(name, p)| (name.clone(), p)));
     let config = AdamWConfig { clip: Some(1.0), ..AdamWConfig::default() };
@@ -306,8 +357,8 @@ fn train(gpu: &Gpu, args: &Args, group: Group, count: usize, stop: &AtomicBool) 
             bar.finish_and_clear();
             return Ok(None);
         }
-        let (graph, classes) = batch(gpu, args.batch as usize, |_| IDENTITY, &mut rng)?;
-        let logits = net.forward(&graph, &frames(group, count, &mut rng));
+        let (graph, classes) = batch(&net, args.batch as usize, |_| IDENTITY, &mut rng)?;
+        let logits = net.forward(&graph, &view.frames(group, args.frames as usize, &mut rng));
         let loss = logits.cross_entropy(&Tensor::from_slice(gpu, &classes, [classes.len()]), None);
         optimizer.step(&loss.backward()?, schedule.lr(4e-3, step))?;
         if step % 10 == 0 {
@@ -320,13 +371,14 @@ fn train(gpu: &Gpu, args: &Args, group: Group, count: usize, stop: &AtomicBool) 
 }
 
 /// The fraction of shapes that is known, each under a map of its own.
-fn accuracy(gpu: &Gpu, net: &Net, count: usize, spread: Option<f64>, rng: &mut Rng) -> Result<f64> {
+fn accuracy(net: &Net, count: usize, spread: Option<f64>, rng: &mut Rng) -> Result<f64> {
     const BATCHES: usize = 10;
     let (mut right, mut all) = (0, 0);
     for _ in 0..BATCHES {
         let map = |rng: &mut Rng| spread.map_or(IDENTITY, |spread| net.group.draw(spread, rng));
-        let (graph, classes) = batch(gpu, 20, map, rng)?;
-        let logits = no_grad(|| net.forward(&graph, &frames(net.group, count, rng))).to_vec::<f32>()?;
+        let (graph, classes) = batch(net, 20, map, rng)?;
+        let logits =
+            no_grad(|| net.forward(&graph, &net.view.frames(net.group, count, rng))).to_vec::<f32>()?;
         for (row, &class) in logits.chunks_exact(SHAPES.len()).zip(&classes) {
             right += row.iter().all(|x| *x <= row[class as usize]) as usize;
             all += 1;
@@ -337,9 +389,9 @@ fn accuracy(gpu: &Gpu, net: &Net, count: usize, spread: Option<f64>, rng: &mut R
 
 /// Root mean square change of the answers when points move by `g`, and frames by `moved`, over the answers'
 /// own spread.
-fn change(gpu: &Gpu, net: &Net, own: &[Matrix], g: &Matrix, moved: &[Matrix]) -> Result<f64> {
+fn change(net: &Net, own: &[Matrix], g: &Matrix, moved: &[Matrix]) -> Result<f64> {
     let answers = |map: &Matrix, frames: &[Matrix]| {
-        let (graph, _) = batch(gpu, 8, |_| *map, &mut Rng::new(11))?;
+        let (graph, _) = batch(net, 8, |_| *map, &mut Rng::new(11))?;
         no_grad(|| net.forward(&graph, frames)).to_vec::<f32>()
     };
     let (a, b) = (answers(&IDENTITY, own)?, answers(g, moved)?);
@@ -355,42 +407,40 @@ fn body(args: &Args) -> Result<()> {
     println!("adapter    {}", gpu.adapter());
     let group = if args.special { Group::Special } else { Group::General };
     let stop = run::interruptible()?;
-    let several = args.frames as usize;
-    for (name, count) in [("one frame, the identity", 1), ("frames of the group", several)] {
-        let Some(net) = train(&gpu, args, group, count, &stop)? else {
+    for (name, view) in [
+        ("the identity alone", View::Identity),
+        ("frames of the group", View::Sampled),
+        ("frames at the covariance", View::Covariance),
+    ] {
+        let Some(net) = train(&gpu, args, group, view, &stop)? else {
             println!("stopped");
             return Ok(());
         };
         let mut rng = Rng::new(args.seed ^ 0x7e57);
-        let plain = accuracy(&gpu, &net, count, None, &mut rng)?;
-        let mapped = accuracy(&gpu, &net, count, Some(SPREAD), &mut rng)?;
+        let count = args.frames as usize;
+        let plain = accuracy(&net, count, None, &mut rng)?;
+        let mapped = accuracy(&net, count, Some(SPREAD), &mut rng)?;
         println!(
             "{name:<24} shapes as learned {:.1}%, under random maps {:.1}%",
             100.0 * plain,
             100.0 * mapped
         );
-        if count > 1 {
-            report(&gpu, &net, &mut rng)?;
+        if view != View::Identity {
+            report(&net, &mut rng)?;
         }
     }
     Ok(())
 }
 
-/// How much the answers change under a map: with frames that move along, and with other frames of rising
-/// number.
-fn report(gpu: &Gpu, net: &Net, rng: &mut Rng) -> Result<()> {
-    let g = net.group.draw(SPREAD, rng);
-    let own = frames(net.group, 12, rng);
-    let moved: Vec<Matrix> = own.iter().map(|h| times(&g, h)).collect();
-    println!("change of the answers, of their spread:");
-    println!("  a map of the group, frames moved along  {:.1e}", change(gpu, net, &own, &g, &moved)?);
+/// How much the answers change under a map of the group, with other frames of rising number.
+fn report(net: &Net, rng: &mut Rng) -> Result<()> {
+    let (turn, map) = (rotation(1.0), net.group.draw(SPREAD, rng));
     for count in [4, 16, 64] {
-        let (own, other) = (frames(net.group, count, rng), frames(net.group, count, rng));
-        let (turned, mapped) = (rotation(1.0), g);
+        let mut other = || net.view.frames(net.group, count, rng);
+        let (turned, mapped) =
+            (change(net, &other(), &turn, &other())?, change(net, &other(), &map, &other())?);
         println!(
-            "  {count:2} other frames: under a rotation {:.3}, under that map {:.3}",
-            change(gpu, net, &own, &turned, &other)?,
-            change(gpu, net, &own, &mapped, &other)?
+            "  {count:2} frames: answers change by {turned:.3} of their spread when turned, {mapped:.3} under a map"
         );
     }
     Ok(())
@@ -426,30 +476,59 @@ mod tests {
         }
     }
 
-    /// Frames that move along give the same answers; frames that stay do not. More frames miss less.
+    /// Frames that move along give the same answers; frames that stay do not. Under rotations more frames
+    /// miss less.
     #[test]
     fn answers_are_invariant_under_the_group() {
         let gpu = Gpu::open().expect("an adapter");
         for group in [Group::General, Group::Special] {
             let mut rng = Rng::new(3);
-            let net = Net::new(&gpu, group, &mut rng);
+            let net = Net::new(&gpu, group, View::Sampled, &mut rng);
             for _ in 0..3 {
                 let g = group.draw(0.5, &mut rng);
-                let own = frames(group, 5, &mut rng);
+                let own = net.view.frames(group, 5, &mut rng);
                 let moved: Vec<Matrix> = own.iter().map(|h| times(&g, h)).collect();
-                let exact = change(&gpu, &net, &own, &g, &moved).expect("answers");
-                let still = change(&gpu, &net, &own, &g, &own).expect("answers");
+                let exact = change(&net, &own, &g, &moved).expect("answers");
+                let still = change(&net, &own, &g, &own).expect("answers");
                 assert!(exact < 1e-4 && still > 1e-2, "{group:?} {g:?}: {exact} moved, {still} still");
             }
             let mut error = |count: usize| {
                 let one = |rng: &mut Rng| {
-                    let (own, other) = (frames(group, count, rng), frames(group, count, rng));
-                    change(&gpu, &net, &own, &rotation(1.0), &other).expect("answers").powi(2)
+                    let mut other = || net.view.frames(group, count, rng);
+                    change(&net, &other(), &rotation(1.0), &other()).expect("answers").powi(2)
                 };
                 ((0..4).map(|_| one(&mut rng)).sum::<f64>() / 4.0).sqrt()
             };
             let (few, many) = (error(2), error(32));
             assert!(many < 0.6 * few, "{group:?}: {few} with 2 frames, {many} with 32");
+        }
+    }
+
+    /// At the covariance any map is a rotation of the frames: an even sample of angles takes it up, stretches
+    /// and all.
+    #[test]
+    fn frames_at_the_covariance_take_up_stretches() {
+        let gpu = Gpu::open().expect("an adapter");
+        let mut rng = Rng::new(5);
+        for group in [Group::General, Group::Special] {
+            let g = group.draw(0.5, &mut rng);
+            let cloud = points(3, &IDENTITY, &mut Rng::new(9));
+            let moved = points(3, &g, &mut Rng::new(9));
+            let q = times(&times(&inverse(&anchor(group, &moved)), &g), &anchor(group, &cloud));
+            assert!(
+                near(&times(&q, &[[q[0][0], q[1][0]], [q[0][1], q[1][1]]]), &IDENTITY, 1e-5),
+                "{group:?} {q:?}"
+            );
+            let change = |view: View, rng: &mut Rng| {
+                let net = Net::new(&gpu, group, view, &mut Rng::new(4));
+                let mut other = || net.view.frames(group, 24, rng);
+                change(&net, &other(), &g, &other()).expect("answers")
+            };
+            let (sampled, own) = (change(View::Sampled, &mut rng), change(View::Covariance, &mut rng));
+            assert!(
+                own < 0.02 && own < 0.2 * sampled,
+                "{group:?}: {own} at the covariance, {sampled} sampled"
+            );
         }
     }
 }
