@@ -3,6 +3,7 @@
 use crate::Args;
 use crate::data::{Data, PARTICLES, Split};
 use crate::net::Net;
+use crate::rotation::{Matrix, orthogonal, times, transposed};
 use crate::state::State;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fmt;
@@ -175,8 +176,10 @@ impl<'a> Run<'a> {
         for _ in 0..TURNS {
             let matrix = orthogonal(&mut rng);
             let turned = self.predict(&test.clone().turned(|| matrix))?;
-            let back: Vec<f64> =
-                turned.chunks_exact(3).flat_map(|x| times(&transposed(&matrix), x)).collect();
+            let back: Vec<f64> = turned
+                .chunks_exact(3)
+                .flat_map(|x| times(&transposed(&matrix), [x[0], x[1], x[2]].map(f64::from)))
+                .collect();
             for ((m, b), p) in mean.iter_mut().zip(&back).zip(&plain) {
                 *m += b / TURNS as f64;
                 change += (b - *p as f64).powi(2) / (TURNS * plain.len()) as f64;
@@ -225,35 +228,6 @@ fn number(reading: Reading) -> Result<f64> {
     Err(Error::Config { message })
 }
 
-pub type Matrix = [[f64; 3]; 3];
-
-/// An orthogonal matrix, evenly drawn: the rows are a normal matrix's, made orthonormal; the last one's sign
-/// is a coin's.
-fn orthogonal(rng: &mut Rng) -> Matrix {
-    let mut draws = [0.0f32; 10];
-    rng.fill_normal(&mut draws);
-    let row = |i: usize| -> [f64; 3] { std::array::from_fn(|k| draws[3 * i + k] as f64) };
-    let dot = |a: [f64; 3], b: [f64; 3]| (0..3).map(|k| a[k] * b[k]).sum::<f64>();
-    let unit = |a: [f64; 3]| a.map(|x| x / dot(a, a).sqrt().max(1e-30));
-    let a = unit(row(0));
-    let b = row(1);
-    let b = unit(std::array::from_fn(|k| b[k] - dot(a, b) * a[k]));
-    let sign = (draws[9] as f64).signum();
-    let c = std::array::from_fn(|k| {
-        let (i, j) = ((k + 1) % 3, (k + 2) % 3);
-        sign * (a[i] * b[j] - a[j] * b[i])
-    });
-    [a, b, c]
-}
-
-fn transposed(m: &Matrix) -> Matrix {
-    std::array::from_fn(|i| std::array::from_fn(|j| m[j][i]))
-}
-
-fn times(m: &Matrix, x: &[f32]) -> [f64; 3] {
-    std::array::from_fn(|i| (0..3).map(|j| m[i][j] * x[j] as f64).sum())
-}
-
 impl Split {
     /// The systems with these numbers.
     pub fn rows(&self, chosen: &[usize]) -> Split {
@@ -275,7 +249,7 @@ impl Split {
             let m = matrix();
             for part in [&mut self.position, &mut self.velocity, &mut self.target] {
                 for x in part[i * 3 * PARTICLES..][..3 * PARTICLES].chunks_exact_mut(3) {
-                    let turned = times(&m, x);
+                    let turned = times(&m, [x[0], x[1], x[2]].map(f64::from));
                     (0..3).for_each(|k| x[k] = turned[k] as f32);
                 }
             }

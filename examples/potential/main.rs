@@ -11,6 +11,8 @@
 #[path = "../common/chart.rs"]
 mod chart;
 mod morse;
+#[path = "../common/rotation.rs"]
+mod rotation;
 #[path = "../common/run.rs"]
 mod run;
 #[path = "../common/state.rs"]
@@ -106,6 +108,7 @@ fn body(args: &Args) -> Result<()> {
     println!("model      {}", model.display());
     train::draw(&args.out.join("curve.svg"), &curve, gpu.adapter())?;
     let calculator = Calculator::load(&gpu, &model)?;
+    turned(&calculator, validation)?;
     if dynamics(args, &calculator, &validation[0], &stop)? {
         println!("pictures   {}", args.out.join("{curve,drift}.svg").display());
     }
@@ -143,6 +146,32 @@ fn potential(args: &Args, gpu: &Gpu, training: &[Frame]) -> Result<Potential> {
     let batch = potential.batch(&first)?;
     potential.net.calibrate(&batch.graph, &batch.input)?;
     Ok(potential)
+}
+
+/// What rotations and reflections change that do not permute the network's grid: those that do change nothing.
+fn turned(calculator: &Calculator, frames: &[Frame]) -> Result<()> {
+    let (mut rng, mut energy, mut change, mut square) = (Rng::new(7), 0.0, 0.0, 0.0);
+    let frames: Vec<&Frame> = frames.iter().filter(|f| f.cell.is_none()).take(10).collect();
+    for frame in &frames {
+        let matrix = rotation::orthogonal(&mut rng);
+        let plain = calculator.energy_forces(&frame.positions, &frame.species, None)?;
+        let positions: Vec<_> = frame.positions.iter().map(|&x| rotation::times(&matrix, x)).collect();
+        let found = calculator.energy_forces(&positions, &frame.species, None)?;
+        energy += (found.energy - plain.energy).abs() / frames.len() as f64;
+        for (f, g) in plain.forces.iter().zip(&found.forces) {
+            let back = rotation::times(&rotation::transposed(&matrix), *g);
+            change += (0..3).map(|k| (back[k] - f[k]).powi(2)).sum::<f64>();
+            square += f.iter().map(|x| x * x).sum::<f64>();
+        }
+    }
+    if !frames.is_empty() {
+        println!(
+            "turned     at random: energies change by {:.2} meV on average, forces by {:.4} of their size (rms)",
+            1e3 * energy,
+            (change / square).sqrt()
+        );
+    }
+    Ok(())
 }
 
 /// Dynamics at constant energy from a frame; false when Ctrl-C stopped it.
