@@ -123,7 +123,14 @@ fn frames(args: &Args) -> Result<Vec<Frame>> {
         println!("data       {} (a copper cluster under a Morse potential)", path.display());
         return Ok(frames);
     };
-    xyz::read(path)
+    let frames = xyz::read(path)?;
+    match frames.iter().position(|f| f.energy.is_none() || f.forces.is_none()) {
+        Some(i) => {
+            let message = format!("frame {i} lacks an energy or forces; take it out");
+            Err(Error::Format { path: path.clone(), message })
+        }
+        None => Ok(frames),
+    }
 }
 
 fn potential(args: &Args, gpu: &Gpu, training: &[Frame]) -> Result<Potential> {
@@ -202,7 +209,7 @@ fn dynamics(args: &Args, calculator: &Calculator, start: &Frame, stop: &AtomicBo
         if step % 10 == 0 {
             let frame =
                 Frame { positions: atoms.positions.clone(), energy: Some(atoms.potential), ..start.clone() };
-            trajectory.push(Frame { forces: None, ..frame });
+            trajectory.push(Frame { forces: None, stress: None, ..frame });
         }
         bar.set_message(format!("{:.0} K", atoms.temperature()));
         bar.inc(1);
