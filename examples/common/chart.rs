@@ -85,13 +85,17 @@ fn draw(root: &Area, frame: &Frame, all: &[Line]) -> Drawing {
         if low < high { (low, high) } else { (low.min(0.0) - 1.0, high.max(0.0) + 1.0) }
     };
     let (x, y) = (range(&|p| p.0), range(&|p| value(p.1)));
+    // What swings about a level needs room for the names above it.
     let margin = 0.06 * (y.1 - y.0);
     let mut chart = ChartBuilder::on(root)
         .caption(frame.title, ("sans-serif", 17))
         .margin(12)
         .x_label_area_size(40)
         .y_label_area_size(70)
-        .build_cartesian_2d(x.0..x.1, y.0 - margin..y.1 + margin)?;
+        .build_cartesian_2d(
+            x.0..x.1,
+            y.0 - margin..y.1 + if frame.logarithmic { margin } else { 4.0 * margin },
+        )?;
     let label = |y: &f64| match frame.logarithmic {
         true => significant(10f64.powf(*y)),
         false => significant(*y),

@@ -65,6 +65,9 @@ pub struct Args {
     /// What the squared error of energies counts beside that of forces, both in units of the forces
     #[arg(long, default_value_t = 0.01)]
     pub energy_weight: f32,
+    /// Train on frames as they stand, not turned and mirrored at random
+    #[arg(long)]
+    pub as_given: bool,
     /// Seed of data, weights and batches
     #[arg(long, default_value_t = 1)]
     pub seed: u64,

@@ -2,13 +2,15 @@
 
 use crate::Args;
 use crate::chart::{self, Frame as Axes, Line};
+use crate::rotation::{Matrix, orthogonal, times};
 use crate::state::State;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+use tiebeam::geometry::elements::Vec3;
 use tiebeam::geometry::xyz::Frame;
-use tiebeam::geometry::{Calculator, Ponita, Potential};
+use tiebeam::geometry::{Calculator, Cell, Ponita, Potential};
 use tiebeam::gpu::AdapterSummary;
 use tiebeam::gpu::buffer::Reading;
 use tiebeam::nn::Parameters;
@@ -56,9 +58,13 @@ pub fn train(
                 bar.finish_and_clear();
                 return Ok(None);
             }
-            let frames: Vec<&Frame> = chosen.iter().map(|&i| &training[i]).collect();
+            let turn = |&i: &usize| match args.as_given {
+                true => training[i].clone(),
+                false => turned(&training[i], &orthogonal(&mut state.rng)),
+            };
+            let frames: Vec<Frame> = chosen.iter().map(turn).collect();
             let lr = schedule.lr(args.lr, bar.position());
-            let batch = potential.batch(&frames)?;
+            let batch = potential.batch(&frames.iter().collect::<Vec<_>>())?;
             let loss = potential.loss(&batch, args.energy_weight, Ponita::FORCE_STEP)?;
             state.optimizer.step(&loss.objective.backward()?, lr)?;
             // Errors are read one step late, so that the device never waits for the host.
@@ -80,6 +86,19 @@ pub fn train(
     }
     bar.finish_and_clear();
     Ok(Some(state.curve))
+}
+
+/// A frame in another orientation, or a mirror image: energies are the same, forces turn along.
+fn turned(frame: &Frame, matrix: &Matrix) -> Frame {
+    let all = |list: &[Vec3]| list.iter().map(|&x| times(matrix, x)).collect();
+    Frame {
+        species: frame.species.clone(),
+        positions: all(&frame.positions),
+        forces: frame.forces.as_deref().map(all),
+        cell: frame.cell.map(|cell| Cell { vectors: cell.vectors.map(|v| times(matrix, v)), ..cell }),
+        energy: frame.energy,
+        ..Frame::default()
+    }
 }
 
 fn note(curve: &[Epoch]) {
@@ -135,10 +154,12 @@ fn score(potential: &Potential, frames: &[Frame]) -> Result<[f64; 2]> {
 }
 
 fn settings(args: &Args, training: &[Frame]) -> String {
-    let Args { epochs, batch, channels, layers, orientations, radius, lr, energy_weight, seed, .. } = args;
+    let Args {
+        epochs, batch, channels, layers, orientations, radius, lr, energy_weight, as_given, seed, ..
+    } = args;
     format!(
         "frames {} epochs {epochs} batch {batch} channels {channels} layers {layers} orientations {orientations} radius \
-         {radius:?} lr {lr} energy weight {energy_weight} seed {seed}",
+         {radius:?} lr {lr} energy weight {energy_weight} as given {as_given} seed {seed}",
         training.len()
     )
 }
