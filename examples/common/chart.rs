@@ -90,6 +90,7 @@ fn draw(root: &Area, frame: &Frame, all: &[Line]) -> Drawing {
     let mut chart = ChartBuilder::on(root)
         .caption(frame.title, ("sans-serif", 17))
         .margin(12)
+        .margin_right(28)
         .x_label_area_size(40)
         .y_label_area_size(70)
         .build_cartesian_2d(
@@ -104,6 +105,7 @@ fn draw(root: &Area, frame: &Frame, all: &[Line]) -> Drawing {
         .configure_mesh()
         .x_desc(frame.x)
         .y_desc(frame.y)
+        .x_label_formatter(&|x| significant(*x))
         .y_label_formatter(&label)
         .light_line_style(WHITE)
         .draw()?;
