@@ -165,9 +165,11 @@ impl<'a> DepthBatch<'a> {
             |b| &b.mlp.down,
         ];
         let bare = model.blocks.iter().all(|b| linear.iter().all(|of| of(b).bias.is_none()));
-        if !plain || !bare || slots == 0 {
-            let message =
-                format!("depth-wise batching: {slots} slots; norms and layers with biases are not served");
+        let head_dim = c.width / c.heads;
+        if !plain || !bare || slots == 0 || head_dim > 256 {
+            let message = format!(
+                "depth-wise batching: {slots} slots, heads of {head_dim}; heads above 256, norms and layers with biases are not served"
+            );
             return Err(Error::Config { message });
         }
         let layers = linear.map(|of| Layer::of(&model.blocks.iter().map(of).collect::<Vec<_>>(), scale));
@@ -175,7 +177,6 @@ impl<'a> DepthBatch<'a> {
             Norms::of(&model.blocks.iter().map(|b| &b.norm1).collect::<Vec<_>>()),
             Norms::of(&model.blocks.iter().map(|b| &b.norm2).collect::<Vec<_>>()),
         ];
-        let head_dim = c.width / c.heads;
         Ok(DepthBatch {
             cache: KvCache::new(&gpu, c.depth * slots, c.heads, c.context, head_dim),
             x: Tensor::zeros(&gpu, [slots, c.width]),

@@ -1,5 +1,3 @@
 //! Models as sets of named weights: aligning and merging them.
 
-mod weights;
-
-pub use weights::{Checkpoint, Weights};
+pub use crate::store::{Shards as Checkpoint, Weights};
