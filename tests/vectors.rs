@@ -5,6 +5,8 @@
 
 #[path = "support/sharing.rs"]
 mod sharing;
+#[path = "support/smollm.rs"]
+mod smollm;
 mod support;
 #[path = "support/tying.rs"]
 mod tying;
@@ -25,7 +27,8 @@ type Check = fn(&std::path::Path);
 
 fn main() {
     let args = Arguments::from_args();
-    let families: &[(&str, &[(&str, Check)])] = &[("tying", tying::FILES), ("tying", sharing::FILES)];
+    let families: &[(&str, &[(&str, Check)])] =
+        &[("tying", tying::FILES), ("tying", sharing::FILES), ("smollm", smollm::FILES)];
     let files = families.iter().flat_map(|&(family, files)| files.iter().map(move |f| (family, f.0, f.1)));
     let trials = files
         .map(|(family, file, check)| {
@@ -36,6 +39,9 @@ fn main() {
             if !present {
                 let name = format!("{name} (ignored: no folder {})", dir.display());
                 return Trial::test(name, || Ok(())).with_ignored_flag(true);
+            }
+            if let Some(reason) = (family == "smollm").then(smollm::lacks).flatten() {
+                return Trial::test(format!("{name} (ignored: {reason})"), || Ok(())).with_ignored_flag(true);
             }
             Trial::test(name, move || {
                 check(&path);
