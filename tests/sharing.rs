@@ -13,7 +13,7 @@ use tiebeam::models::widenet::{Experts, WideNet};
 use tiebeam::nn::{Mask, Parameters};
 use tiebeam::ops::cache::KvCache;
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
-use tiebeam::{Rng, Tensor};
+use tiebeam::{Gpu, Rng, Tensor};
 
 fn config(depth: usize, sharing: Sharing) -> Config {
     Config { vocab: 11, width: 16, heads: 2, hidden: 24, context: 8, depth, sharing }
@@ -147,6 +147,66 @@ fn dictionaries_store_what_the_published_count_says() {
     assert_eq!(sizes(Sharing::TiedLora { rank: 16, scale: 1.0 }), 435_712);
     assert_eq!(sizes(Sharing::Dictionary { atoms: 2, output: true }), 935_472);
     assert_eq!(sizes(Sharing::Dictionary { atoms: 2, output: false }), 1_000_996);
+}
+
+#[test]
+fn one_pass_moves_the_bytes_that_it_must() {
+    // A device of its own: what other tests record would be counted too.
+    let gpu = Gpu::open().unwrap();
+    let (layers, atoms, size) = (12, 4, 64 * 64);
+    let draw = |shape: &[usize]| Tensor::randn(&gpu, shape, &mut Rng::new(1)).contiguous();
+    let d = draw(&[atoms, 64, 64]).requires_grad();
+    let c = draw(&[layers, atoms]).requires_grad();
+    let dw = draw(&[64, 64]);
+    [&d, &c, &dw].iter().for_each(|t| t.evaluate());
+    let (mut grads, mut kernels) = (None, Vec::new());
+    for _ in 0..2 {
+        let work = || {
+            let w = d.combine(&c);
+            let sum = w[1..].iter().fold(w[0].mul(&dw).sum_all(), |sum, w| sum.add(&w.mul(&dw).sum_all()));
+            grads = Some(sum.backward().unwrap());
+        };
+        kernels = gpu.profile(work).unwrap();
+    }
+    let bytes = |entry: &str| {
+        let found = kernels.iter().find(|k| k.kernel == format!("combine: combine {entry}"));
+        let found = found.unwrap_or_else(|| panic!("no {entry} in {kernels:?}"));
+        assert_eq!(found.count, 1, "one pass");
+        found.bytes as usize
+    };
+    // Coefficients, and partial sums of their gradients, which do not grow with the weights.
+    let small = 4 * layers * atoms;
+    assert_eq!(bytes("forward"), 4 * (layers + atoms) * size + small);
+    let partial = bytes("backward") - 4 * (layers + 2 * atoms) * size - small;
+    assert!(partial.is_multiple_of(small) && partial <= 4 * (layers + 2 * atoms) * size, "{partial}");
+    assert_eq!(grads.expect("ran").len(), 2);
+}
+
+#[test]
+fn gradients_take_the_memory_of_what_is_stored() {
+    let bytes = |sharing| {
+        let gpu = Gpu::open().unwrap();
+        let config = Config { vocab: 64, width: 128, heads: 4, hidden: 512, context: 32, depth: 6, sharing };
+        let m = Recursive::new(&gpu, config, &mut Rng::new(1));
+        let ids: Vec<u32> = (0..32).map(|i| i * 7 % 64).collect();
+        let x = Tensor::from_slice(&gpu, &ids, [1, 32]);
+        let used = || {
+            gpu.synchronize().unwrap();
+            gpu.memory_stats().used as usize
+        };
+        let before = used();
+        let grads = m.loss(&x, &x).backward().unwrap();
+        let all = Parameters::of(&m);
+        let elements: usize =
+            all.named().iter().map(|(_, leaf)| grads.get(leaf).expect("a gradient").count()).sum();
+        assert_eq!((elements, grads.len()), (all.stored(), all.named().len()), "{sharing:?}");
+        (used() - before, 4 * all.stored())
+    };
+    for sharing in [Sharing::None, Sharing::Tied, Sharing::Dictionary { atoms: 2, output: true }] {
+        let (held, stored) = bytes(sharing);
+        // Buffers come in classes of sizes; nothing else is kept, and no dW of a layer outlives the pass.
+        assert!(held >= stored && held < stored * 5 / 4 + (1 << 16), "{sharing:?}: {held} for {stored}");
+    }
 }
 
 #[test]
