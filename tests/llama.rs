@@ -163,7 +163,7 @@ fn a_model_from_dictionaries_is_the_model_when_nothing_is_left_out() {
     let errors = [0, 4, 16].map(|rank| apart(&one(rank).forward(&x), &want));
     assert!(errors[0] > errors[1] && errors[1] > errors[2] && errors[2] < 1e-4, "{errors:?}");
     // A group of one block each: an atom is the block's own weight.
-    let apart_groups = model.masa(Plan { atoms: 1, groups: 2, rank: 0 }, &x, |_| {}).unwrap();
+    let apart_groups = model.masa(Plan { atoms: 2, groups: 2, rank: 0 }, &x, |_| {}).unwrap();
     assert_eq!(apart_groups.made.len(), 8);
     assert!(apart(&apart_groups.forward(&x), &want) < 1e-4);
     // What is stored, and what learns.
@@ -230,10 +230,10 @@ fn plans_that_do_not_fit_are_refused() {
         made.err().expect("refused").to_string()
     };
     for (plan, words) in [
-        ((3, 1, 0), "3 atoms for the 2 blocks 0 to 1; use 1 to 2"),
-        ((0, 1, 0), "0 atoms"),
-        ((2, 2, 0), "2 atoms for the 1 blocks"),
-        ((1, 3, 0), "3 groups of 2 blocks"),
+        ((3, 1, 0), "3 atoms in 1 groups of 2 blocks"),
+        ((0, 1, 0), "use 1 to 2 atoms"),
+        ((1, 2, 0), "no more groups than atoms"),
+        ((2, 0, 0), "0 groups"),
         ((1, 1, 17), "rank 17"),
     ] {
         let error = refused(plan.0, plan.1, plan.2);

@@ -197,10 +197,14 @@ fn gradients_take_the_memory_of_what_is_stored() {
         let before = used();
         let grads = m.loss(&x, &x).backward().unwrap();
         let all = Parameters::of(&m);
+        let params = Group::new(all.named().iter().map(|(name, leaf)| (name.clone(), leaf)));
+        let held = used() - before;
+        let optimizer = AdamW::new(&gpu, vec![params], AdamWConfig::default()).unwrap();
+        assert_eq!(optimizer.state_bytes(), 8 * all.stored(), "two moments of what is stored");
         let elements: usize =
             all.named().iter().map(|(_, leaf)| grads.get(leaf).expect("a gradient").count()).sum();
         assert_eq!((elements, grads.len()), (all.stored(), all.named().len()), "{sharing:?}");
-        (used() - before, 4 * all.stored())
+        (held, 4 * all.stored())
     };
     for sharing in [Sharing::None, Sharing::Tied, Sharing::Dictionary { atoms: 2, output: true }] {
         let (held, stored) = bytes(sharing);

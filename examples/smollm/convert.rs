@@ -13,7 +13,7 @@ use tiebeam::{Gpu, Result, Tensor, no_grad};
 pub enum Conversion {
     /// So many blocks in turn.
     Recursive(usize),
-    /// q, k, v and o from so many atoms each, in each group of blocks.
+    /// q, k, v and o from so many atoms each.
     Masa(usize),
     /// Groups of so many neighbours use the matrices of the first.
     Fold(usize),

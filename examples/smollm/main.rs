@@ -46,7 +46,7 @@ struct Args {
     /// Windows of 256 tokens that perplexity is measured on, from the end of the text
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
     windows: u32,
-    /// recursive:B (B blocks in turn), masa:S (S atoms for q, k, v and o each in each group) or fold:G (groups of G neighbours)
+    /// recursive:B (B blocks in turn), masa:S (S atoms for q, k, v and o each) or fold:G (groups of G neighbours)
     #[arg(long)]
     convert: Option<Conversion>,
     /// Rank of each layer's own part in a recursive conversion or beside dictionaries (half of it for k and v there)

@@ -21,7 +21,7 @@ use std::ops::Range;
 /// What to make of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Atoms of each projection in each group; at most the blocks of the smallest group.
+    /// Atoms of each projection in all groups together: shared out in proportion to their blocks, one at least.
     pub atoms: usize,
     /// Groups of neighbouring blocks.
     pub groups: usize,
@@ -67,6 +67,20 @@ pub fn groups(drift: &[f64], count: usize) -> Vec<Range<usize>> {
     starts.zip(cuts.into_iter().chain([blocks])).map(|(start, end)| start..end).collect()
 }
 
+/// `atoms` over groups of these sizes: one each, then one by one where the most blocks share one (highest averages).
+fn shares(atoms: usize, sizes: &[usize]) -> Vec<usize> {
+    let mut own = vec![1; sizes.len()];
+    for _ in sizes.len()..atoms {
+        // a / b < c / d as a d < c b; of equals the first.
+        let open = (0..sizes.len()).filter(|&g| own[g] < sizes[g]);
+        let most = open.reduce(|best, g| if sizes[g] * own[best] > sizes[best] * own[g] { g } else { best });
+        if let Some(g) = most {
+            own[g] += 1;
+        }
+    }
+    own
+}
+
 /// `X^T X` of what q, k, v and of what o reads, of each block, on `tokens`.
 fn autocorrelations(model: &Llama, tokens: &Tensor) -> Vec<[Tensor; 2]> {
     let mut all = Vec::new();
@@ -93,9 +107,10 @@ impl Llama {
     pub fn masa(&self, plan: Plan, tokens: &Tensor, mut step: impl FnMut(&str)) -> Result<Llama> {
         let (c, Plan { atoms, groups: count, rank }) = (&self.config, plan);
         let most = (c.kv_heads * c.width / c.heads).min(c.width);
-        if count == 0 || count > c.layers || rank.div_ceil(2) > most || rank > c.width {
+        if count == 0 || atoms < count || atoms > c.layers || rank.div_ceil(2) > most || rank > c.width {
             return Err(Error::config(format!(
-                "masa: {count} groups of {} blocks, rank {rank} of width {}; use 1 to {} groups and a rank up to {}",
+                "masa: {atoms} atoms in {count} groups of {} blocks, rank {rank} of width {}; use 1 to {} atoms, no more groups \
+                 than atoms, and a rank up to {}",
                 c.layers,
                 c.width,
                 c.layers,
@@ -104,21 +119,13 @@ impl Llama {
         }
         let drift = if count > 1 { drift(self, tokens)? } else { vec![0.0; c.layers - 1] };
         let ranges = groups(&drift, count);
-        if let Some(small) = ranges.iter().find(|r| r.len() < atoms || atoms == 0) {
-            return Err(Error::config(format!(
-                "masa: {atoms} atoms for the {} blocks {} to {}; use 1 to {}",
-                small.len(),
-                small.start,
-                small.end - 1,
-                ranges.iter().map(ExactSizeIterator::len).min().unwrap_or(1)
-            )));
-        }
         let seen = if rank > 0 { autocorrelations(self, tokens) } else { Vec::new() };
         let mut new = self.clone();
-        for range in ranges {
+        let own = shares(atoms, &ranges.iter().map(ExactSizeIterator::len).collect::<Vec<_>>());
+        for (range, atoms) in ranges.into_iter().zip(own) {
             for linear in 0..4 {
                 step(crate::models::llama::LINEARS[linear]);
-                let made = self.made_of(&range, linear, plan, &seen)?;
+                let made = self.made_of(&range, linear, Plan { atoms, ..plan }, &seen)?;
                 for (l, layer) in new.layers[range.clone()].iter_mut().enumerate() {
                     layer.linear_mut(linear).weight = made.dictionary.site(l);
                 }
@@ -147,5 +154,18 @@ impl Llama {
             }
         }
         Ok(Made { linear, layers: range.clone(), dictionary, own })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shares;
+
+    #[test]
+    fn atoms_go_where_most_blocks_share_one() {
+        assert_eq!(shares(24, &[1, 29]), [1, 23]);
+        assert_eq!(shares(6, &[4, 4, 4]), [2, 2, 2]);
+        assert_eq!(shares(7, &[2, 5]), [2, 5]);
+        assert_eq!(shares(3, &[8]), [3]);
     }
 }
