@@ -1,5 +1,7 @@
 //! Small dense linear algebra in f64 on the host, by nalgebra. Matrices are row-major slices.
 
+pub mod assignment;
+
 use nalgebra::{DMatrix, SymmetricEigen};
 
 /// Eigenvalues from large to small, and the eigenvectors, one a row, of a symmetric matrix `[n, n]`.
