@@ -1,5 +1,32 @@
 //! Models as sets of named weights: aligning and merging them.
 
+mod activations;
+mod analysis;
+mod barrier;
+mod builders;
+mod heads;
+mod many;
+mod matching;
+mod mlp;
+mod pairing;
+mod permutation;
+mod plan;
+mod repair;
+mod spec;
+mod straight_through;
 mod weights;
 
+pub use activations::{ActivationMatch, ActivationMatching, Similarity};
+pub use analysis::singular_alignment;
+pub use barrier::{Barrier, Evaluation, Interpolated, LossPath};
+pub use builders::{Builder, Layer, TransformerNames};
+pub use many::{ManyMatching, Mean, match_many};
+pub use matching::{
+    GroupCosts, MatchOptions, Matching, Visit, VisitOrder, group_costs, match_weights, match_weights_with,
+};
+pub use mlp::Mlp;
+pub use permutation::{Permutation, Permuted};
+pub use repair::{Outputs, repair, reset_statistics};
+pub use spec::{Axis, Group, Heads, Kind, Spec};
+pub use straight_through::{StraightThrough, StraightThroughOptions, straight_through};
 pub use weights::{Checkpoint, Weights};
