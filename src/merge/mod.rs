@@ -11,6 +11,8 @@ mod mlp;
 mod pairing;
 mod permutation;
 mod plan;
+#[cfg(feature = "cli")]
+pub mod plot;
 mod repair;
 mod spec;
 mod straight_through;
