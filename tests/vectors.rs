@@ -9,6 +9,8 @@ mod assignment;
 mod matching;
 #[path = "support/sharing.rs"]
 mod sharing;
+#[path = "support/smollm.rs"]
+mod smollm;
 mod support;
 #[path = "support/tying.rs"]
 mod tying;
@@ -34,6 +36,7 @@ fn main() {
         ("tying", sharing::FILES),
         ("matching", assignment::FILES),
         ("matching", matching::FILES),
+        ("smollm", smollm::FILES),
     ];
     let files = families.iter().flat_map(|&(family, files)| files.iter().map(move |f| (family, f.0, f.1)));
     let trials = files
@@ -45,6 +48,9 @@ fn main() {
             if !present {
                 let name = format!("{name} (ignored: no folder {})", dir.display());
                 return Trial::test(name, || Ok(())).with_ignored_flag(true);
+            }
+            if let Some(reason) = (family == "smollm").then(smollm::lacks).flatten() {
+                return Trial::test(format!("{name} (ignored: {reason})"), || Ok(())).with_ignored_flag(true);
             }
             Trial::test(name, move || {
                 check(&path);

@@ -1,8 +1,8 @@
 //! The loss along the segment between two models, and how high it rises above its ends.
 
-use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::store::Weights;
 use crate::tape::no_grad;
 use crate::tensor::Tensor;
 

@@ -1,8 +1,8 @@
 //! Specs of common architectures, made from a model's own tensor names and shapes.
 
 use super::spec::{Axis, Group, Heads, Kind, Spec};
-use super::weights::Weights;
 use crate::error::{Error, Result};
+use crate::store::Weights;
 use std::collections::BTreeMap;
 
 /// Puts a spec together layer by layer. A layer `fc` has `fc.weight` `[out, in, ..]` and may have `fc.bias`; a norm may have a

@@ -10,11 +10,11 @@ use super::pairing::{Nearness, Pairing};
 use super::permutation::{Permutation, Permuted};
 use super::plan::{Plan, Unit};
 use super::spec::Spec;
-use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::linalg::assignment::{Goal, assign, assign_from};
 use crate::rng::Rng;
+use crate::store::Weights;
 use std::ops::ControlFlow;
 
 /// In which order groups are visited.

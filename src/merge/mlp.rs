@@ -1,10 +1,10 @@
 //! Multilayer perceptrons as named weights: what the command line can evaluate without being told how.
 
-use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::nn::Linear;
 use crate::share::Tied;
+use crate::store::Weights;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 

@@ -16,8 +16,8 @@ pub mod plot;
 mod repair;
 mod spec;
 mod straight_through;
-mod weights;
 
+pub use crate::store::{Shards as Checkpoint, Weights};
 pub use activations::{ActivationMatch, ActivationMatching, Similarity};
 pub use analysis::singular_alignment;
 pub use barrier::{Barrier, Evaluation, Interpolated, LossPath};
@@ -31,4 +31,3 @@ pub use permutation::{Permutation, Permuted};
 pub use repair::{Outputs, repair, reset_statistics};
 pub use spec::{Axis, Group, Heads, Kind, Spec};
 pub use straight_through::{StraightThrough, StraightThroughOptions, straight_through};
-pub use weights::{Checkpoint, Weights};

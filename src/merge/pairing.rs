@@ -2,11 +2,11 @@
 
 use super::permutation::reorder;
 use super::plan::{Placed, Plan, Unit};
-use super::weights::Weights;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::ops::matmul::outer;
+use crate::store::Weights;
 use crate::tape::{Into, no_grad};
 use crate::tensor::Tensor;
 use std::cell::RefCell;

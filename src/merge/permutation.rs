@@ -3,9 +3,9 @@
 use super::heads::HeadOrder;
 use super::plan::{HeadSizes, Plan};
 use super::spec::{Kind, Spec};
-use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::store::Weights;
 use crate::store::{Entry, File, save};
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
