@@ -28,11 +28,30 @@ impl Weights for Interpolated<'_> {
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
         let [a, b] = [self.a.read(gpu, name)?, self.b.read(gpu, name)?];
         if a.shape() != b.shape() {
-            let message = format!("`{name}` is {} in one model and {} in the other", a.shape(), b.shape());
-            return Err(Error::config(message));
+            return Err(unlike(name, &a, &b));
         }
         Ok(no_grad(|| a.scale((1.0 - self.t) as f32).add(&b.scale(self.t as f32))))
     }
+}
+
+/// `||a - b||` over all tensors.
+///
+/// # Errors
+/// When a tensor cannot be read or the two models differ in shapes.
+pub fn distance(gpu: &Gpu, a: &dyn Weights, b: &dyn Weights) -> Result<f64> {
+    let mut sum = 0.0;
+    for name in a.names() {
+        let [x, y] = [a.read(gpu, &name)?, b.read(gpu, &name)?];
+        if x.shape() != y.shape() {
+            return Err(unlike(&name, &x, &y));
+        }
+        sum += f64::from(no_grad(|| x.sub(&y).square().sum_all()).item()?);
+    }
+    Ok(sum.sqrt())
+}
+
+fn unlike(name: &str, x: &Tensor, y: &Tensor) -> Error {
+    Error::config(format!("`{name}` is {} in one model and {} in the other", x.shape(), y.shape()))
 }
 
 /// What a model achieves on some data.

@@ -20,7 +20,7 @@ mod straight_through;
 pub use crate::store::{Shards as Checkpoint, Weights};
 pub use activations::{ActivationMatch, ActivationMatching, Similarity};
 pub use analysis::singular_alignment;
-pub use barrier::{Barrier, Evaluation, Interpolated, LossPath};
+pub use barrier::{Barrier, Evaluation, Interpolated, LossPath, distance};
 pub use builders::{Builder, Layer, TransformerNames};
 pub use many::{ManyMatching, Mean, match_many};
 pub use matching::{

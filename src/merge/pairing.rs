@@ -54,6 +54,14 @@ pub(super) struct Nearness {
     pub squared_distance: f64,
 }
 
+/// A square cost matrix.
+pub(super) struct Cost {
+    /// On the host, row-major.
+    pub values: Vec<f32>,
+    /// The same on the device, if it is there.
+    pub device: Option<Tensor>,
+}
+
 /// Models `a` and `b` with a plan that fits both.
 pub(super) struct Pairing<'a> {
     gpu: &'a Gpu,
@@ -145,11 +153,11 @@ impl<'a> Pairing<'a> {
 
     /// The cost matrix of each of a unit's orders: `C[i, j] = sum_k <slice i of a_k, slice j of b_k>`, `b` under all orders but
     /// the unit's own.
-    pub fn costs(&self, unit: &Unit, orders: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
+    pub fn costs(&self, unit: &Unit, orders: &[Vec<u32>]) -> Result<Vec<Cost>> {
         unit.orders.iter().map(|&order| self.cost(order, orders)).collect()
     }
 
-    fn cost(&self, order: usize, orders: &[Vec<u32>]) -> Result<Vec<f32>> {
+    fn cost(&self, order: usize, orders: &[Vec<u32>]) -> Result<Cost> {
         let fixed = self.constant.borrow().get(&order).cloned();
         let fixed = match fixed {
             Some(fixed) => Some(fixed),
@@ -168,10 +176,10 @@ impl<'a> Pairing<'a> {
             // Statistics alone follow this order: nothing tells its units apart.
             (None, None) => Tensor::zeros(self.gpu, [self.plan.orders[order].1; 2]),
         };
-        let cost = sum.to_vec::<f32>()?;
-        match cost.iter().position(|c| !c.is_finite()) {
-            None => Ok(cost),
-            Some(_) => Err(Error::config(format!(
+        let values = sum.to_vec::<f32>()?;
+        match values.iter().all(|c| c.is_finite()) {
+            true => Ok(Cost { values, device: Some(sum) }),
+            false => Err(Error::config(format!(
                 "group `{}`: products of weights are beyond f32; scale the weights down",
                 self.plan.orders[order].0
             ))),

@@ -110,6 +110,15 @@ impl Permutation {
         self.orders.values().map(out_of_place).sum()
     }
 
+    /// Whether a tensor of this name has an axis that follows a group.
+    pub fn touches(&self, tensor: &str) -> bool {
+        let has = |axes: &[super::spec::Axis]| axes.iter().any(|axis| axis.tensor == tensor);
+        self.spec.groups.iter().any(|group| match &group.kind {
+            Kind::Units(axes) => has(axes),
+            Kind::Heads(heads) => heads.parts().iter().any(|(_, axes)| has(axes)),
+        })
+    }
+
     /// The permutation that undoes this one.
     pub fn inverse(&self) -> Permutation {
         let orders = self.orders.iter().map(|(name, order)| (name.clone(), inverse(order))).collect();

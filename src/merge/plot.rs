@@ -31,7 +31,10 @@ const COLOURS: [RGBColor; 5] = [
     RGBColor(20, 20, 20),
 ];
 
-/// Panels side by side, the legend in the first.
+/// Height of the legend above the panels.
+const LEGEND: u32 = 28;
+
+/// Panels side by side under one legend, which is that of the first.
 ///
 /// # Errors
 /// What the drawing library says, as a sentence.
@@ -43,21 +46,23 @@ pub fn svg(panels: &[Panel], x: &str) -> Result<String, String> {
 
 fn draw(text: &mut String, panels: &[Panel], x: &str) -> Result<(), Box<dyn Error>> {
     let count = panels.len().max(1);
-    let root = SVGBackend::with_string(text, (340 * count as u32 + 40, 340)).into_drawing_area();
+    let root = SVGBackend::with_string(text, (340 * count as u32 + 40, 340 + LEGEND)).into_drawing_area();
     root.fill(&WHITE)?;
-    for (i, (area, panel)) in root.split_evenly((1, count)).iter().zip(panels).enumerate() {
-        one(area, panel, x, i == 0)?;
+    let (top, below) = root.split_vertically(LEGEND);
+    let mut x0 = 20;
+    for (curve, colour) in panels.iter().take(1).flat_map(|panel| &panel.curves).zip(COLOURS.iter().cycle()) {
+        top.draw(&PathElement::new([(x0, 16), (x0 + 18, 16)], colour.stroke_width(2)))?;
+        top.draw(&Text::new(curve.label.clone(), (x0 + 24, 10), ("sans-serif", 13)))?;
+        x0 += 44 + 7 * curve.label.chars().count() as i32;
+    }
+    for (area, panel) in below.split_evenly((1, count)).iter().zip(panels) {
+        one(area, panel, x)?;
     }
     root.present()?;
     Ok(())
 }
 
-fn one(
-    area: &DrawingArea<SVGBackend, Shift>,
-    panel: &Panel,
-    x: &str,
-    legend: bool,
-) -> Result<(), Box<dyn Error>> {
+fn one(area: &DrawingArea<SVGBackend, Shift>, panel: &Panel, x: &str) -> Result<(), Box<dyn Error>> {
     let all = || panel.curves.iter().flat_map(|curve| curve.points.iter().copied());
     let high = all().map(|p| p.1).fold(f64::MIN_POSITIVE, f64::max) * 1.05;
     let low = all().map(|p| p.1).fold(0.0, f64::min) * 1.05;
@@ -80,18 +85,7 @@ fn one(
         .light_line_style(WHITE)
         .draw()?;
     for (curve, colour) in panel.curves.iter().zip(COLOURS.iter().cycle().copied()) {
-        chart
-            .draw_series(LineSeries::new(curve.points.iter().copied(), colour.stroke_width(2)))?
-            .label(&curve.label)
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], colour.stroke_width(2)));
-    }
-    if legend {
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
-            .background_style(WHITE.mix(0.85))
-            .border_style(RGBColor(200, 200, 200))
-            .draw()?;
+        chart.draw_series(LineSeries::new(curve.points.iter().copied(), colour.stroke_width(2)))?;
     }
     Ok(())
 }
