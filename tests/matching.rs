@@ -177,6 +177,8 @@ fn planted_permutations_of_a_transformer_are_found_and_change_nothing() {
     assert!(apart <= 1e-5 * scale.max(1.0), "logits apart by {apart}, of {scale}");
 }
 
+type Change = dyn Fn(&mut BTreeMap<String, Vec<u32>>);
+
 #[test]
 fn permutation_files_apply_and_invert() {
     let model = llama(5);
@@ -196,12 +198,12 @@ fn permutation_files_apply_and_invert() {
     // Files that are something else, and orders that are none.
     save_tensors(&path.0, &model, &BTreeMap::new()).unwrap();
     assert!(Permutation::load(&path.0).unwrap_err().to_string().contains("no file of permutations"));
-    let broken = |change: &dyn Fn(&mut BTreeMap<String, Vec<u32>>)| {
+    let broken = |change: &Change| {
         let mut orders = permutation.orders().clone();
         change(&mut orders);
         Permutation::new(spec.clone(), orders).unwrap_err().to_string()
     };
-    let faults: [(&str, &dyn Fn(&mut BTreeMap<String, Vec<u32>>)); 5] = [
+    let faults: [(&str, &Change); 5] = [
         ("`ff0` is missing", &|orders| drop(orders.remove("ff0"))),
         ("`ff1` is no permutation", &|orders| orders.get_mut("ff1").unwrap()[0] = 99),
         ("`res` is no permutation", &|orders| orders.get_mut("res").unwrap()[0] = orders["res"].clone()[1]),

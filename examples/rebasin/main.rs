@@ -138,8 +138,8 @@ impl Study<'_> {
         let [matched, alike] = [&matching.permutation, &activations].map(|p| p.permuted(b));
         let ways = [
             self.way("naive", &net, a, b)?,
-            self.way("activation matching", &net, a, &alike)?,
             self.way("weight matching", &net, a, &matched)?,
+            self.way("activation matching", &net, a, &alike)?,
         ];
         self.report(width, &net, &models, &matching, &ways)?;
         if models.len() > 2 {

@@ -30,4 +30,4 @@ pub use mlp::Mlp;
 pub use permutation::{Permutation, Permuted};
 pub use repair::{Outputs, repair, reset_statistics};
 pub use spec::{Axis, Group, Heads, Kind, Spec};
-pub use straight_through::{StraightThrough, StraightThroughOptions, straight_through};
+pub use straight_through::{MidpointLoss, StraightThrough, StraightThroughOptions, straight_through};

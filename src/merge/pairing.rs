@@ -98,20 +98,8 @@ impl<'a> Pairing<'a> {
                 })
                 .collect::<Result<Vec<_>>>()?;
             let sums = together(&sums)?;
-            for (name, _) in names.iter().zip(&sums).filter(|(_, count)| **count > 0.0) {
-                let x = kept.read(self.gpu, name)?;
-                let values = x.to_vec::<f32>()?;
-                let at = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
-                let mut index = at;
-                let mut place: Vec<usize> = Vec::new();
-                for &size in x.shape().iter().rev() {
-                    place.insert(0, index % size);
-                    index /= size;
-                }
-                return Err(Error::config(format!(
-                    "tensor `{name}` of {which} model is {} at index {place:?}; matching needs finite weights",
-                    values[at]
-                )));
+            if let Some((name, _)) = names.iter().zip(&sums).find(|(_, count)| **count > 0.0) {
+                return Err(first_not_finite(which, name, &kept.read(self.gpu, name)?)?);
             }
         }
         Ok(())
@@ -216,6 +204,22 @@ fn unfold(x: &Tensor, axis: usize, repeat: usize) -> Tensor {
         (1, rest) => x.reshape([units, rest]).t(),
         (_, rest) => x.permute(&[0, 2, 1]).reshape([before * rest, units]),
     }
+}
+
+/// The complaint about the first element that is no number.
+fn first_not_finite(which: &str, name: &str, x: &Tensor) -> Result<Error> {
+    let values = x.to_vec::<f32>()?;
+    let at = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
+    let mut left = at;
+    let mut place: Vec<usize> = Vec::new();
+    for &size in x.shape().iter().rev() {
+        place.insert(0, left % size);
+        left /= size;
+    }
+    Ok(Error::config(format!(
+        "tensor `{name}` of {which} model is {} at index {place:?}; matching needs finite weights",
+        values[at]
+    )))
 }
 
 /// 1 where an element is NaN or infinite, by its bits: shader compilers may assume that floats are numbers.

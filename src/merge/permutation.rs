@@ -144,11 +144,11 @@ impl Permutation {
 
     /// A model's weights under this permutation, each moved on the device when it is read.
     pub fn permuted<'a>(&'a self, weights: &'a dyn Weights) -> Permuted<'a> {
-        let mut moves: BTreeMap<&str, Vec<(usize, usize, &[u32])>> = BTreeMap::new();
+        let mut moves: BTreeMap<&str, Vec<Turn>> = BTreeMap::new();
         let mut add = |name: &str, axes: &'a [super::spec::Axis]| {
             for axis in axes {
-                let order = &self.orders[name][..];
-                moves.entry(&axis.tensor).or_default().push((axis.axis, axis.repeat, order));
+                let turn = Turn { axis: axis.axis, repeat: axis.repeat, order: &self.orders[name] };
+                moves.entry(&axis.tensor).or_default().push(turn);
             }
         };
         for group in &self.spec.groups {
@@ -224,8 +224,15 @@ pub(super) fn reorder(x: &Tensor, axis: usize, repeat: usize, order: &[u32]) -> 
 /// Weights under a [`Permutation`].
 pub struct Permuted<'a> {
     weights: &'a dyn Weights,
-    /// Axis, repeat and order, by tensor.
-    moves: BTreeMap<&'a str, Vec<(usize, usize, &'a [u32])>>,
+    /// By tensor.
+    moves: BTreeMap<&'a str, Vec<Turn<'a>>>,
+}
+
+/// A new order of an axis, of which each index stands for `repeat` consecutive ones.
+struct Turn<'a> {
+    axis: usize,
+    repeat: usize,
+    order: &'a [u32],
 }
 
 impl Weights for Permuted<'_> {
@@ -239,7 +246,7 @@ impl Weights for Permuted<'_> {
 
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
         let mut x = self.weights.read(gpu, name)?;
-        for &(axis, repeat, order) in self.moves.get(name).into_iter().flatten() {
+        for &Turn { axis, repeat, order } in self.moves.get(name).into_iter().flatten() {
             if x.shape().get(axis) != Some(&(order.len() * repeat)) {
                 return Err(Error::config(format!(
                     "tensor `{name}` {}: its axis {axis} should have {} indices to be permuted",

@@ -26,8 +26,8 @@ pub struct Panel {
 const COLOURS: [RGBColor; 5] = [
     RGBColor(190, 50, 50),
     RGBColor(180, 120, 10),
-    RGBColor(90, 90, 90),
     RGBColor(31, 97, 168),
+    RGBColor(90, 90, 90),
     RGBColor(20, 20, 20),
 ];
 
