@@ -69,6 +69,12 @@ fn two_smallest<C: Cost>(cost: &[C], price: &[f64], sign: f64) -> (f64, f64) {
     })
 }
 
+/// The greatest power of two up to `x`.
+fn power_of_two(x: f64) -> f64 {
+    const EXPONENT: u64 = 0x7ff << 52;
+    f64::from_bits(x.to_bits() & EXPONENT)
+}
+
 impl<'a, C: Cost> Solver<'a, C> {
     /// Starts with these prices and nobody assigned.
     pub fn new(cost: &'a [C], [rows, columns]: [usize; 2], sign: f64, range: f64, price: Vec<f64>) -> Self {
@@ -210,7 +216,8 @@ impl<'a, C: Cost> Solver<'a, C> {
     /// Prices for a square problem, most rows assigned: reduction alone, or an auction where that leaves many rows free.
     ///
     /// `eps` falls from a tenth of the entries' range to a millionth, a quarter each time: on products of rank 32 with
-    /// n = 2048 a last one of 1e-4 leaves half of the rows to the paths and takes 1.8 times as long.
+    /// n = 2048 a last one of 1e-4 leaves half of the rows to the paths and takes 1.8 times as long. It is a power of two, so
+    /// that prices of whole numbers, and of most others in f32, are exact in f64.
     pub fn find_prices(&mut self) {
         let (price, bound) = (self.price.clone(), self.bound.clone());
         self.reduce(2 * self.rows);
@@ -221,7 +228,7 @@ impl<'a, C: Cost> Solver<'a, C> {
         (self.price, self.bound) = (price, bound);
         // Some 70 bids a row are usual. A price war can need any number; paths then do the rest.
         let mut budget = 200 * self.rows;
-        let mut eps = 0.1 * self.range;
+        let mut eps = power_of_two(0.1 * self.range);
         while eps > 1e-6 * self.range && budget > 0 {
             budget -= self.auction(eps, budget);
             eps *= 0.25;
