@@ -16,8 +16,8 @@ const SMALL: usize = 256;
 /// Rounds between two looks at whether the auction has ended.
 const LOOK: usize = 16;
 /// Rounds of an auction at most. Independent entries and products of full rank need 20 to 115 at n = 512..2048. Products of
-/// rank 32, whose last rows bid against each other for long, need 600 to 50000, and what is left after fewer takes the host
-/// longer than all without: 1200 ms for 250 at n = 2048.
+/// rank 32, whose last rows outbid each other for long, need 600 to 50000, and prices from fewer leave the host as much to do
+/// as none.
 const MOST: u32 = 160;
 /// The same for a small problem, whose rounds need no dispatch.
 const MOST_SMALL: u32 = 1024;
@@ -26,9 +26,10 @@ fn source() -> Source {
     Source::file("assignment")
 }
 
-/// Whether the device is asked for prices. It is not where the host needs no longer than an auction's some 100 rounds of four
-/// dispatches, a few microseconds each: at n = 512, 0.5 to 10 ms on one core of an EPYC. A batch must be worth a
-/// dispatch and a readback. A driver that runs on the CPU never gains: llvmpipe took 17 to 270 times as long as the host.
+/// Whether the device is asked for prices. It is not where the host alone needs no longer than an auction's some 100 rounds of
+/// four dispatches, a few microseconds each: at n = 512 it takes 0.5 to 11 ms on one core of an EPYC. Small problems need 64 of a
+/// kind to be worth a dispatch and a readback. A driver that runs on the CPU never gains: llvmpipe took 20 to 260 times as
+/// long as the host.
 fn worthwhile(gpu: &Gpu, batch: Option<usize>, n: usize) -> bool {
     !gpu.is_software()
         && match batch {
