@@ -14,7 +14,7 @@ struct Params {
     n: u32,
     flip: u32,      // the sign bit where the largest sum is wanted
     leave: u32,     // rows that may stay free at the end of a phase
-    rounds: u32,    // of a phase at most
+    rounds: u32,    // of all phases together at most
     problems: u32,  // small ones
 }
 var<immediate> p: Params;
@@ -32,9 +32,9 @@ var<immediate> p: Params;
 @group(0) @binding(6) var<storage, read_write> state: State;
 
 struct State {
-    done: u32,
+    done: u32,      // 1 with prices, 2 without: too many rounds
     phase: u32,     // from 1
-    rounds: u32,    // in this phase
+    rounds: u32,    // so far
     free: atomic<u32>,
     eps: f32,
     range: f32,     // of the entries
@@ -207,12 +207,14 @@ fn resolve(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 fn step() {
     if state.done != 0u { return; }
     state.rounds++;
-    if atomicLoad(&state.free) > p.leave && state.rounds < p.rounds { return; }
+    if atomicLoad(&state.free) > p.leave {
+        if state.rounds >= p.rounds { state.done = 2u; }
+        return;
+    }
     state.eps *= FALL;
     state.done = select(0u, 1u, state.eps < LAST * state.range);
     // What the last phase assigned is void: phases are told apart by number.
     state.phase++;
-    state.rounds = 0u;
     atomicStore(&state.free, p.n);
 }
 
@@ -290,22 +292,24 @@ fn small(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
         atomicStore(&row_top[i], 0u);
         atomicStore(&row_claim[i], NOBODY);
     }
-    for (var eps = FIRST * range; eps > LAST * range; eps *= FALL) {
+    var rounds = 0u;
+    for (var eps = FIRST * range; eps > LAST * range && rounds < p.rounds; eps *= FALL) {
         for (var i = lane; i < p.n; i += 64u) {
             row_owner[i] = NOBODY;
             has[i] = 0u;
         }
         if lane == 0u { atomicStore(&count, p.n); }
         workgroupBarrier();
-        for (var r = 0u; r < p.rounds; r++) {
+        while rounds < p.rounds {
+            rounds++;
             if trade(base, lane, range, eps) <= p.leave { break; }
         }
     }
     workgroupBarrier();
-    // What each column pays at best is its potential.
+    // What each column pays at best is its potential; too many rounds give none.
     for (var j = lane; j < p.n; j += 64u) {
         var least = FAR;
         for (var i = 0u; i < p.n; i++) { least = min(least, entry(base + i * p.n + j) + row_price[i]); }
-        price[problem * p.n + j] = -least;
+        price[problem * p.n + j] = select(-least, FAR, rounds >= p.rounds);
     }
 }

@@ -14,32 +14,35 @@ use crate::tensor::Tensor;
 /// Rows and columns of a problem that one workgroup solves: prices and bids fill 7 KiB of its memory.
 const SMALL: usize = 256;
 /// Rounds between two looks at whether the auction has ended.
-const ROUNDS: usize = 16;
-/// Rounds of a phase at most: a price war is left to the host.
-const WAR: u32 = 256;
-/// Phases by which `eps` falls from a tenth to a millionth of the range, a quarter each.
-const PHASES: usize = 9;
+const LOOK: usize = 16;
+/// Rounds of an auction at most. Independent entries and products of full rank need 20 to 115 at n = 512..2048. Products of
+/// rank 32, whose last rows outbid each other for long, need 600 to 50000, and prices from fewer leave the host as much to do
+/// as none.
+const MOST: u32 = 160;
+/// The same for a small problem, whose rounds need no dispatch.
+const MOST_SMALL: u32 = 1024;
 
 fn source() -> Source {
     Source::file("assignment")
 }
 
-/// Whether the device is asked for prices. It is not where the CPU needs less time than an auction's some 150 rounds of four
-/// dispatches, a few microseconds each: up to n = 256, 1 ms and less on one core of an EPYC. A batch must save more than that:
-/// good prices save about half of the 50 us that a problem of n = 64 takes. A driver that runs on the CPU never gains:
-/// llvmpipe took 4 to 30 times as long.
+/// Whether the device is asked for prices. It is not where the host alone needs no longer than an auction's some 100 rounds of
+/// four dispatches, a few microseconds each: at n = 512 it takes 0.5 to 11 ms on one core of an EPYC. Small problems need 64 of a
+/// kind to be worth a dispatch and a readback. A driver that runs on the CPU never gains: llvmpipe took 20 to 260 times as
+/// long as the host.
 fn worthwhile(gpu: &Gpu, batch: Option<usize>, n: usize) -> bool {
     !gpu.is_software()
         && match batch {
-            None => n > SMALL,
-            Some(batch) => n > SMALL || batch >= 64,
+            Some(batch) if n <= SMALL => batch >= 64,
+            _ => n > 512,
         }
 }
 
 impl Tensor {
     /// The best assignment of this matrix `[n, m]`, `min(n, m)` pairs, with potentials that prove it in f64.
     ///
-    /// Square matrices of more than 256 rows get their prices from an auction on the device, unless it is a software driver;
+    /// Square matrices of more than 512 rows get their prices from an auction on the device, unless it is a software driver
+    /// or the auction takes long, where the host is faster alone;
     /// the result is exact with respect to the elements as stored (f16 and f32 as they are, i32 exactly). Waits for the device.
     ///
     /// Source: Bertsekas 1988, "The auction algorithm"; the finish is [`assign_from`]'s.
@@ -81,6 +84,11 @@ impl Tensor {
             _ => solve::<f32>(&super::float("assignment", &cost).contiguous(), goal, device),
         }
     }
+    /// The device's share of the work: potentials of the columns of each `[n, n]`, `None` where its auction was given up.
+    #[doc(hidden)]
+    pub fn assignment_prices(&self, goal: Goal) -> Result<Vec<Option<Vec<f64>>>> {
+        prices(&self.detach().contiguous(), goal)
+    }
 }
 
 /// Solves each `[rows, columns]` of a contiguous tensor.
@@ -92,33 +100,39 @@ fn solve<E: Cost + Element>(cost: &Tensor, goal: Goal, device: bool) -> Result<V
     // On its way while the auction runs.
     let reading = cost.read::<E>()?;
     let device = device && size[0] == size[1] && area > 0;
-    let prices = if device { Some(prices(cost, batch, size[0], goal)?) } else { None };
+    let prices = if device { prices(cost, goal)? } else { vec![None; batch] };
     let entries = bytemuck::pod_collect_to_vec::<u8, E>(&reading.wait()?);
     let one = |b: usize| {
         let cost = &entries[b * area..][..area];
-        match &prices {
-            Some(prices) => assign_from(cost, size, goal, &prices[b * size[1]..][..size[1]]),
+        match &prices[b] {
+            Some(prices) => assign_from(cost, size, goal, prices),
             None => assign(cost, size, goal),
         }
     };
     (0..batch).map(one).collect()
 }
 
-/// Potentials of the columns of each `[n, n]`, from the device.
-fn prices(cost: &Tensor, batch: usize, n: usize, goal: Goal) -> Result<Vec<f64>> {
+/// Potentials of the columns of each `[n, n]`, from the device; `None` where its auction did not come to an end.
+fn prices(cost: &Tensor, goal: Goal) -> Result<Vec<Option<Vec<f64>>>> {
     let cost = cost.cast(DType::F32).contiguous();
+    let n = cost.shape()[cost.shape().len() - 1];
+    let batch = cost.count() / (n * n);
     let flip = if goal == Goal::Minimize { 0 } else { 1 << 31 };
-    let raw = if cost.shape().len() == 3 && n <= SMALL {
-        small(&cost, flip)?
-    } else {
-        let all = cost.reshape([batch, n, n]);
-        let one = |b: usize| large(&all.slice(0, b..b + 1).contiguous(), n, flip);
-        (0..batch).map(one).collect::<Result<Vec<_>>>()?.concat()
-    };
-    let sign = if flip == 0 { 1.0 } else { -1.0 };
-    // What is not finite came of entries that the host will name.
-    Ok(raw.iter().map(|&p| if p.is_finite() { -sign * p as f64 } else { 0.0 }).collect())
+    let sign = if goal == Goal::Minimize { -1.0 } else { 1.0 };
+    let potentials = |raw: &[f32]| raw.iter().map(|&p| sign * p as f64).collect::<Vec<f64>>();
+    if cost.shape().len() == 3 && n <= SMALL {
+        let raw = small(&cost, flip)?;
+        // Entries that are no numbers, which the host will name, may do anything but this.
+        let sound = |one: &[f32]| one.iter().all(|p| p.abs() < FAR).then(|| potentials(one));
+        return Ok(raw.chunks_exact(n).map(sound).collect());
+    }
+    let all = cost.reshape([batch, n, n]);
+    let one = |b: usize| large(&all.slice(0, b..b + 1).contiguous(), n, flip);
+    (0..batch).map(|b| Ok(one(b)?.filter(|p| p.iter().all(|p| p.abs() < FAR)).map(|p| potentials(&p)))).collect()
 }
+
+/// What the kernels take for infinite.
+const FAR: f32 = 3e38;
 
 /// A workgroup for each problem of `[batch, n, n]`.
 fn small(cost: &Tensor, flip: u32) -> Result<Vec<f32>> {
@@ -130,15 +144,15 @@ fn small(cost: &Tensor, flip: u32) -> Result<Vec<f32>> {
         source: &source(),
         entry: "small",
         binds: vec![cost.bind(0), price.bind_mut(1)],
-        params: words(&[grid[0], n as u32, flip, n as u32 / 32, WAR, batch as u32]),
+        params: words(&[grid[0], n as u32, flip, n as u32 / 32, MOST_SMALL, batch as u32]),
         grid,
         reuse: 64,
     });
     price.to_vec()
 }
 
-/// All rows of one `[n, n]` at once, round after round; the host looks every [`ROUNDS`] whether it is done.
-fn large(cost: &Tensor, n: usize, flip: u32) -> Result<Vec<f32>> {
+/// All rows of one `[n, n]` at once, round after round; the host looks every [`LOOK`] whether it is done.
+fn large(cost: &Tensor, n: usize, flip: u32) -> Result<Option<Vec<f32>>> {
     let gpu = cost.gpu();
     let empty = |count: usize, dtype| Tensor::empty(gpu, "assignment", [count], dtype);
     let price = empty(n, DType::F32);
@@ -152,7 +166,7 @@ fn large(cost: &Tensor, n: usize, flip: u32) -> Result<Vec<f32>> {
             source: &source(),
             entry,
             binds,
-            params: words(&[grid[0], n as u32, flip, n as u32 / 32, WAR, 1]),
+            params: words(&[grid[0], n as u32, flip, n as u32 / 32, MOST, 1]),
             grid,
             // Most rounds read few rows.
             reuse: 0,
@@ -161,19 +175,21 @@ fn large(cost: &Tensor, n: usize, flip: u32) -> Result<Vec<f32>> {
     let each = n.div_ceil(64);
     launch("columns", each);
     launch("begin", 1);
-    for _ in 0..(PHASES * WAR as usize).div_ceil(ROUNDS) {
-        for _ in 0..ROUNDS {
+    for _ in 0..(MOST as usize).div_ceil(LOOK) {
+        for _ in 0..LOOK {
             launch("bid", n);
             launch("claim", each);
             launch("resolve", each);
             launch("step", 1);
         }
         let state: Vec<u32> = of[4].to_vec()?;
-        if state[0] != 0 {
-            break;
+        match state[0] {
+            0 => {}
+            1 => return price.to_vec().map(Some),
+            _ => break,
         }
     }
-    price.to_vec()
+    Ok(None)
 }
 
 pub(super) fn variants() -> Vec<Source> {
