@@ -268,6 +268,10 @@ fn what_does_not_fit_is_named() {
     let message =
         match_weights(gpu(), &text(heads, ""), &square, &square, &MatchOptions::default()).unwrap_err();
     assert!(message.to_string().contains("3 heads do not share 2"), "{message}");
+    let start = Permutation::identity(&mlp_spec(&mlp(&[4, 6, 3], 1)), &mlp(&[4, 6, 3], 1)).unwrap();
+    let options = MatchOptions { start: Some(start), ..MatchOptions::default() };
+    let message = match_weights(gpu(), &spec, &a, &b, &options).unwrap_err().to_string();
+    assert!(message.contains("belongs to another spec"), "{message}");
     for bad in [f32::NAN, f32::INFINITY] {
         let mut b = b.clone();
         let mut values = b["fc1.weight"].to_vec::<f32>().unwrap();

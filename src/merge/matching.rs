@@ -142,6 +142,9 @@ pub fn match_weights_with(
     if options.runs == 0 || options.tolerance.is_nan() || options.tolerance < 0.0 {
         return Err(Error::config("match: needs at least one run and a tolerance of 0 or more"));
     }
+    if options.start.as_ref().is_some_and(|start| start.spec() != spec) {
+        return Err(Error::config("match: the permutation to start from belongs to another spec"));
+    }
     let pairing = Pairing::new(gpu, Plan::new(spec, &[a, b])?, a, b, options.cache_bytes);
     pairing.check_finite()?;
     let before = pairing.nearness(&pairing.plan.identity())?;

@@ -37,8 +37,17 @@ const LEGEND: u32 = 28;
 /// Panels side by side under one legend, which is that of the first.
 ///
 /// # Errors
-/// What the drawing library says, as a sentence.
+/// For panels without points or with numbers that are not finite, and what the drawing library says.
 pub fn svg(panels: &[Panel], x: &str) -> Result<String, String> {
+    for panel in panels {
+        let mut points = panel.curves.iter().flat_map(|curve| &curve.points).peekable();
+        if points.peek().is_none() || points.any(|(x, y)| !x.is_finite() || !y.is_finite()) {
+            return Err(format!(
+                "nothing can be drawn for `{}`: no points, or losses that are not finite",
+                panel.title
+            ));
+        }
+    }
     let mut text = String::new();
     draw(&mut text, panels, x).map_err(|e| format!("the picture could not be drawn: {e}"))?;
     Ok(text)
@@ -64,7 +73,7 @@ fn draw(text: &mut String, panels: &[Panel], x: &str) -> Result<(), Box<dyn Erro
 
 fn one(area: &DrawingArea<SVGBackend, Shift>, panel: &Panel, x: &str) -> Result<(), Box<dyn Error>> {
     let all = || panel.curves.iter().flat_map(|curve| curve.points.iter().copied());
-    let high = all().map(|p| p.1).fold(f64::MIN_POSITIVE, f64::max) * 1.05;
+    let high = all().map(|p| p.1).fold(1e-6, f64::max) * 1.05;
     let low = all().map(|p| p.1).fold(0.0, f64::min) * 1.05;
     let (left, right) =
         all().fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), p| (low.min(p.0), high.max(p.0)));
