@@ -52,7 +52,7 @@ struct Args {
     /// Seed of the first network; the others follow
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Also compare directions of singular vectors (takes minutes at width 512)
+    /// Also compare directions of singular vectors (half a minute at width 512)
     #[arg(long)]
     singular: bool,
     /// Folder with MNIST's four files, unpacked, in place of the digits that ship with the repository

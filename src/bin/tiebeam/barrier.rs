@@ -28,7 +28,7 @@ pub struct Args {
     /// Points on each path, both ends among them
     #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(3..=1001))]
     points: u32,
-    /// Compare singular vectors too (minutes for layers wider than 500)
+    /// Compare singular vectors too (half a minute for layers 512 wide)
     #[arg(long)]
     singular: bool,
     /// Draw the paths there: .svg, or .html with the numbers
