@@ -3,6 +3,10 @@
 //! `TIEBEAM_VECTORS=DIR` reads another folder with the same subfolders and file names. A family that is absent there is
 //! reported as ignored; a file missing inside a present family fails.
 
+#[path = "support/assignment.rs"]
+mod assignment;
+#[path = "support/matching.rs"]
+mod matching;
 #[path = "support/sharing.rs"]
 mod sharing;
 #[path = "support/smollm.rs"]
@@ -27,8 +31,13 @@ type Check = fn(&std::path::Path);
 
 fn main() {
     let args = Arguments::from_args();
-    let families: &[(&str, &[(&str, Check)])] =
-        &[("tying", tying::FILES), ("tying", sharing::FILES), ("smollm", smollm::FILES)];
+    let families: &[(&str, &[(&str, Check)])] = &[
+        ("tying", tying::FILES),
+        ("tying", sharing::FILES),
+        ("matching", assignment::FILES),
+        ("matching", matching::FILES),
+        ("smollm", smollm::FILES),
+    ];
     let files = families.iter().flat_map(|&(family, files)| files.iter().map(move |f| (family, f.0, f.1)));
     let trials = files
         .map(|(family, file, check)| {

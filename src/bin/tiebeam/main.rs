@@ -1,6 +1,9 @@
 //! The command line: what this machine's adapters are and how fast they run Tiebeam's kernels.
 
+mod barrier;
 mod bench;
+mod data;
+mod matching;
 mod tune;
 
 use clap::{Parser, Subcommand};
@@ -19,8 +22,12 @@ struct Args {
 enum Command {
     /// List the adapters that TIEBEAM_ADAPTER can choose from
     Adapters,
+    /// Evaluate models between two multilayer perceptrons, as they are and matched
+    Barrier(barrier::Args),
     /// Measure an adapter's ceilings and how near each kernel comes
     Bench(bench::Args),
+    /// Find the permutation of a model's units that brings it nearest to another model
+    Match(matching::Args),
     /// Measure which kernels are fastest here, for later runs
     Tune(tune::Args),
 }
@@ -31,7 +38,9 @@ fn run(args: Args) -> Result<()> {
             Gpu::adapters()?.iter().for_each(|adapter| println!("{adapter}"));
             Ok(())
         }
+        Command::Barrier(args) => barrier::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Match(args) => matching::run(&args),
         Command::Tune(args) => tune::run(&args),
     }
 }
