@@ -134,12 +134,8 @@ fn run(args: &Args) -> Result<()> {
                     Ok((started.elapsed().as_secs_f64(), found))
                 })?),
             };
-            let exact = found.exact
-                && device.as_ref().is_none_or(|d| {
-                    d.1.exact
-                        && (d.1.value - found.value).abs()
-                            <= 2.0 * found.gap.abs() + 1e-12 * found.value.abs()
-                });
+            let near = |other: &Assignment| (other.value - found.value).abs() <= 1e-12 * found.value.abs();
+            let exact = found.exact && device.as_ref().is_none_or(|d| d.1.exact && near(&d.1));
             let device = device.map(|d| d.0 * 1e3);
             let shown = device.map_or("not run".into(), |ms| format!("{ms:.1} ms"));
             println!(
