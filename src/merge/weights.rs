@@ -53,7 +53,8 @@ pub struct Checkpoint {
     holders: BTreeMap<String, usize>,
 }
 
-const INDEX: &str = "model.safetensors.index.json";
+/// The name of an index of shards.
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 
 impl Checkpoint {
     /// Opens a `.safetensors` file, an index file, or a folder that holds `model.safetensors.index.json` or

@@ -17,6 +17,7 @@ mod save;
 
 pub use bytes::bf16_bytes;
 pub use checkpoint::{Checkpoint, load_checkpoint, load_tensors, save_checkpoint, save_tensors};
+pub(crate) use file::nearest;
 pub use file::{File, Info};
 pub use safetensors::Dtype as FileDType;
 pub use save::{Entry, save};

@@ -1,6 +1,7 @@
-//! The command line: what this machine's adapters are and how fast they run Tiebeam's kernels.
+//! The command line: what this machine's adapters are, how fast they run Tiebeam's kernels, and models merged on them.
 
 mod bench;
+mod merge;
 mod tune;
 
 use clap::{Parser, Subcommand};
@@ -21,6 +22,8 @@ enum Command {
     Adapters,
     /// Measure an adapter's ceilings and how near each kernel comes
     Bench(bench::Args),
+    /// Merge models as a YAML file says
+    Merge(merge::Args),
     /// Measure which kernels are fastest here, for later runs
     Tune(tune::Args),
 }
@@ -32,6 +35,7 @@ fn run(args: Args) -> Result<()> {
             Ok(())
         }
         Command::Bench(args) => bench::run(&args),
+        Command::Merge(args) => merge::run(&args),
         Command::Tune(args) => tune::run(&args),
     }
 }

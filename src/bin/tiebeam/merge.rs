@@ -1,0 +1,124 @@
+//! `tiebeam merge`.
+
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tiebeam::merge::evaluate::{Data, mlp};
+use tiebeam::merge::job::{Job, size};
+use tiebeam::merge::{Checkpoint, Config, Weights, yaml};
+use tiebeam::{Error, Gpu, Options, Result};
+
+/// Merge models as a configuration in mergekit's format says.
+#[derive(Parser)]
+pub struct Args {
+    /// A YAML file; its paths are relative to its own folder
+    config: PathBuf,
+    /// The folder to write, complete or not at all
+    #[arg(long, required_unless_present = "dry_run")]
+    out: Option<PathBuf>,
+    /// Print what would be done and what is in the way, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Largest file of the output, with a unit: 500MB, 5GB, 4GiB
+    #[arg(long, default_value = "5GB", value_parser = bytes)]
+    shard_size: u64,
+    /// Index or part of the name of the adapter [default: the best]
+    #[arg(long)]
+    adapter: Option<String>,
+}
+
+/// A number of bytes with a unit.
+fn bytes(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.trim().to_ascii_uppercase().as_str() {
+        "" | "B" => 1.0,
+        "KB" => 1e3,
+        "MB" => 1e6,
+        "GB" => 1e9,
+        "KIB" => 1024.0,
+        "MIB" => 1_048_576.0,
+        "GIB" => 1_073_741_824.0,
+        _ => return Err(format!("`{unit}` is no unit; use KB, MB, GB, KiB, MiB or GiB")),
+    };
+    let number: f64 = number.parse().map_err(|_| format!("`{text}` is no number of bytes"))?;
+    match (number * factor) as u64 {
+        0 => Err("a file needs more than 0 bytes".into()),
+        bytes => Ok(bytes),
+    }
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let path = &args.config;
+    let failed = |message: String| Error::Format { path: path.clone(), message };
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Error::Io { path: path.clone(), message: e.to_string() })?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let config = yaml::parse(&text).and_then(|value| Config::from_value(&value, folder));
+    let job = Job::open(config.map_err(|e| failed(e.to_string()))?)?;
+    if args.dry_run {
+        print!("{}", job.describe(args.shard_size));
+    }
+    job.check()?;
+    let (false, Some(out)) = (args.dry_run, &args.out) else { return Ok(()) };
+    let gpu = Gpu::open_with(Options { adapter: args.adapter.clone(), ..Options::default() })?;
+    println!("{}", gpu.adapter());
+    let stopped = on_interrupt()?;
+    let sources = job.sources();
+    let start = Instant::now();
+    write(&gpu, &job, &sources, out, args.shard_size, &text, &stopped)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let (n, written, rate) = (job.outputs.len(), size(job.bytes()), job.bytes() as f64 / 1e6 / seconds);
+    println!("{n} tensors, {written} in {seconds:.1} s ({rate:.0} MB/s of output): {}", out.display());
+    evaluate(&gpu, &job, &sources, out)
+}
+
+/// A flag that Ctrl-C raises.
+fn on_interrupt() -> Result<Arc<AtomicBool>> {
+    let stopped = Arc::new(AtomicBool::new(false));
+    let raise = stopped.clone();
+    ctrlc::set_handler(move || raise.store(true, Ordering::Relaxed))
+        .map_err(|e| Error::Config { message: format!("Ctrl-C cannot be caught: {e}") })?;
+    Ok(stopped)
+}
+
+fn write(
+    gpu: &Gpu,
+    job: &Job,
+    sources: &[&dyn Weights],
+    out: &Path,
+    shard_bytes: u64,
+    config: &str,
+    stopped: &AtomicBool,
+) -> Result<()> {
+    let bar = ProgressBar::new(job.bytes() * job.passes());
+    let style = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {elapsed} so far, about {eta} to go";
+    bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let done = job.run(gpu, sources, out, shard_bytes, config, &mut |bytes| {
+        bar.inc(bytes);
+        if stopped.load(Ordering::Relaxed) {
+            return Err(Error::Config { message: "stopped; nothing was written".into() });
+        }
+        Ok(())
+    });
+    bar.finish_and_clear();
+    done
+}
+
+/// Loss and accuracy of the inputs and the output, where the configuration has data.
+fn evaluate(gpu: &Gpu, job: &Job, sources: &[&dyn Weights], out: &Path) -> Result<()> {
+    let Some(evaluate) = &job.config.evaluate else { return Ok(()) };
+    let data = Data::open(gpu, &evaluate.data, &evaluate.inputs, &evaluate.labels)?;
+    let merged = Checkpoint::open(out)?;
+    let inputs = job.models.iter().zip(sources).map(|(model, source)| (model.path.as_path(), *source));
+    println!("{:<9} {:<9} model", "loss", "accuracy");
+    for (path, weights) in inputs.chain([(out, &merged as &dyn Weights)]) {
+        let [loss, accuracy] = mlp(gpu, weights, &data)?;
+        println!("{loss:<9.4} {accuracy:<9.4} {}", path.display());
+    }
+    Ok(())
+}
