@@ -3,6 +3,8 @@
 //! `TIEBEAM_VECTORS=DIR` reads another folder with the same subfolders and file names. A family that is absent there is
 //! reported as ignored; a file missing inside a present family fails.
 
+#[path = "support/matching.rs"]
+mod matching;
 #[path = "support/merging.rs"]
 mod merging;
 #[path = "support/sharing.rs"]
@@ -27,8 +29,12 @@ type Check = fn(&std::path::Path);
 
 fn main() {
     let args = Arguments::from_args();
-    let families: &[(&str, &[(&str, Check)])] =
-        &[("tying", tying::FILES), ("tying", sharing::FILES), ("matching", merging::FILES)];
+    let families: &[(&str, &[(&str, Check)])] = &[
+        ("tying", tying::FILES),
+        ("tying", sharing::FILES),
+        ("matching", matching::FILES),
+        ("matching", merging::FILES),
+    ];
     let files = families.iter().flat_map(|&(family, files)| files.iter().map(move |f| (family, f.0, f.1)));
     let trials = files
         .map(|(family, file, check)| {

@@ -1,5 +1,7 @@
-//! What a merged model is worth beside its inputs, on data: multilayer perceptrons that classify.
+//! What a merged model is worth beside its inputs, on data: classifying networks that [`Mlp`] knows.
 
+use super::barrier::Evaluation;
+use super::mlp::Mlp;
 use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -11,8 +13,8 @@ use crate::tensor::Tensor;
 pub struct Data {
     /// `[rows, width]`
     pub inputs: Tensor,
-    /// `[rows]`, i32
-    pub labels: Tensor,
+    /// `[rows]`
+    pub labels: Vec<u32>,
 }
 
 impl Data {
@@ -41,54 +43,20 @@ impl Data {
             ));
         };
         file.expect(labels, &[rows])?;
-        let labels = Tensor::from_slice(gpu, &file.tensor_i32(labels)?, [rows]);
+        let labels = file.tensor_u32(labels)?;
         Ok(Data { inputs: Tensor::from_slice(gpu, &values, &shape[..]), labels })
     }
-}
 
-/// `[mean cross-entropy, share of right answers]` of the network `x = relu(x W^T + b)`, the last layer without `relu`. Its layers
-/// are the tensors `NAME.weight [out, in]` in the order of their names, numbers by value, with `NAME.bias [out]` where there is
-/// one.
-///
-/// # Errors
-/// When the tensors make no such network for these inputs; the device's fault.
-pub fn mlp(gpu: &Gpu, weights: &dyn Weights, data: &Data) -> Result<[f64; 2]> {
-    let mut layers: Vec<String> =
-        weights.names().iter().filter_map(|n| n.strip_suffix(".weight").map(String::from)).collect();
-    layers.sort_by_key(|name| natural(name));
-    let mut x = data.inputs.clone();
-    for (i, layer) in layers.iter().enumerate() {
-        let w = weights.read(gpu, &format!("{layer}.weight"))?;
-        if w.shape().len() != 2 || w.shape()[1] != x.shape()[1] {
-            let (w, x) = (w.shape(), x.shape());
-            return Err(Error::config(format!("evaluate: `{layer}.weight` {w} is no layer for inputs {x}")));
+    /// Loss and accuracy of a multilayer perceptron.
+    ///
+    /// # Errors
+    /// When the weights are none, or none for these inputs and labels; what files and device have.
+    pub fn evaluate(&self, gpu: &Gpu, weights: &dyn Weights) -> Result<Evaluation> {
+        let network = Mlp::of(weights)?;
+        let (want, have) = (network.sizes()[0], self.inputs.shape()[1]);
+        if want != have {
+            return Err(Error::config(format!("evaluate: the network has {want} inputs, the data {have}")));
         }
-        x = x.matmul(&w.t());
-        let bias = format!("{layer}.bias");
-        if weights.shape(&bias).is_ok() {
-            x = x.add(&weights.read(gpu, &bias)?);
-        }
-        if i + 1 < layers.len() {
-            x = x.relu();
-        }
+        Evaluation::of(&network.logits(gpu, weights, &self.inputs)?, &self.labels)
     }
-    let loss = x.cross_entropy(&data.labels, None);
-    let right = x.argmax(1).cast(crate::DType::I32).eq(&data.labels).cast(crate::DType::F32).mean_all();
-    Ok([f64::from(loss.item()?), f64::from(right.item()?)])
-}
-
-/// A key that orders names with their numbers by value.
-fn natural(name: &str) -> Vec<(u64, String)> {
-    let mut key = Vec::new();
-    let mut rest = name;
-    while !rest.is_empty() {
-        let words = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
-        let (text, tail) = rest.split_at(words);
-        let digits = tail.find(|c: char| !c.is_ascii_digit()).unwrap_or(tail.len());
-        let (number, tail) = tail.split_at(digits);
-        key.push((0, text.to_string()));
-        key.push((number.parse().unwrap_or(u64::MAX), String::new()));
-        rest = tail;
-    }
-    key
 }

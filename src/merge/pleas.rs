@@ -37,6 +37,32 @@ impl Split {
         Split { merged, apart }
     }
 
+    /// One split for each group of units, for a share `budget` of all units apart: those whose agreement, as a share of their
+    /// group's largest, is least. The paper's quadratic program by the greedy way: no group's cost looks at its neighbours'.
+    ///
+    /// # Panics
+    /// When `budget` is outside `[0, 1]`.
+    #[track_caller]
+    pub fn within(agreements: &[Vec<f64>], budget: f64) -> Vec<Split> {
+        let shares: Vec<Vec<f64>> = agreements
+            .iter()
+            .map(|all| {
+                let most = all.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
+                all.iter().map(|x| x / most).collect()
+            })
+            .collect();
+        let joined = Split::by_agreement(&shares.concat(), budget);
+        let mut first = 0;
+        let mut split = |group: &Vec<f64>| {
+            let range = first..first + group.len() as u32;
+            first = range.end;
+            let own =
+                |ids: &[u32]| ids.iter().filter(|i| range.contains(i)).map(|i| i - range.start).collect();
+            Split { merged: own(&joined.merged), apart: own(&joined.apart) }
+        };
+        shares.iter().map(&mut split).collect()
+    }
+
     /// `n` units, all merged: the inputs and outputs of a network.
     pub fn whole(n: usize) -> Split {
         Split { merged: (0..n as u32).collect(), apart: Vec::new() }

@@ -39,6 +39,20 @@ impl Weights for BTreeMap<String, Tensor> {
     }
 }
 
+impl<W: Weights + ?Sized> Weights for &W {
+    fn names(&self) -> Vec<String> {
+        (**self).names()
+    }
+
+    fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        (**self).shape(name)
+    }
+
+    fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
+        (**self).read(gpu, name)
+    }
+}
+
 fn missing(name: &str) -> Error {
     Error::config(format!("there is no tensor `{name}` in these weights"))
 }

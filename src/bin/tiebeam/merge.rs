@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tiebeam::merge::evaluate::{Data, mlp};
+use tiebeam::merge::align::Aligned;
+use tiebeam::merge::config::Align;
+use tiebeam::merge::evaluate::Data;
 use tiebeam::merge::job::{Job, size};
 use tiebeam::merge::{Checkpoint, Config, Weights, yaml};
 use tiebeam::{Error, Gpu, Options, Result};
@@ -67,13 +69,51 @@ pub fn run(args: &Args) -> Result<()> {
     let gpu = Gpu::open_with(Options { adapter: args.adapter.clone(), ..Options::default() })?;
     println!("{}", gpu.adapter());
     let stopped = on_interrupt()?;
-    let sources = job.sources();
+    let aligned =
+        job.config.align.as_ref().map(|settings| align(&gpu, &job, settings, &stopped)).transpose()?;
+    let boxed = aligned.as_ref().map(|aligned| aligned.sources(&job)).unwrap_or_default();
+    let sources = match aligned {
+        Some(_) => boxed.iter().map(|source| &**source).collect(),
+        None => job.sources(),
+    };
     let start = Instant::now();
     write(&gpu, &job, &sources, out, args.shard_size, &text, &stopped)?;
     let seconds = start.elapsed().as_secs_f64();
     let (n, written, rate) = (job.outputs.len(), size(job.bytes()), job.bytes() as f64 / 1e6 / seconds);
     println!("{n} tensors, {written} in {seconds:.1} s ({rate:.0} MB/s of output): {}", out.display());
     evaluate(&gpu, &job, &sources, out)
+}
+
+/// Aligns the models and says how near each came.
+fn align(gpu: &Gpu, job: &Job, settings: &Align, stopped: &AtomicBool) -> Result<Aligned> {
+    let bar = ProgressBar::new_spinner();
+    bar.set_style(ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}").expect("a valid template"));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    let aligned = job.align(gpu, settings, &mut |path, visit| {
+        let (run, sweep, group) = (visit.run + 1, visit.sweep + 1, &visit.group);
+        bar.set_message(format!("aligning {}: run {run}, sweep {sweep}, {group}", path.display()));
+        unless_stopped(stopped)
+    });
+    bar.finish_and_clear();
+    let aligned = aligned?;
+    for (model, matching) in job.models.iter().zip(&aligned.matchings) {
+        let Some(m) = matching else { continue };
+        let path = model.path.display();
+        let proof = if m.exact { "each assignment proved best" } else { "assignments not proved best" };
+        let (before, after, moved) = (m.distance_before, m.distance, m.permutation.moved());
+        println!(
+            "aligned {path}: distance {before:.4} to {after:.4}, {moved} indices moved, {} sweeps, {proof}",
+            m.sweeps
+        );
+    }
+    Ok(aligned)
+}
+
+fn unless_stopped(stopped: &AtomicBool) -> Result<()> {
+    match stopped.load(Ordering::Relaxed) {
+        true => Err(Error::Config { message: "stopped; nothing was written".into() }),
+        false => Ok(()),
+    }
 }
 
 /// A flag that Ctrl-C raises.
@@ -100,10 +140,7 @@ fn write(
     bar.enable_steady_tick(Duration::from_millis(200));
     let done = job.run(gpu, sources, out, shard_bytes, config, &mut |bytes| {
         bar.inc(bytes);
-        if stopped.load(Ordering::Relaxed) {
-            return Err(Error::Config { message: "stopped; nothing was written".into() });
-        }
-        Ok(())
+        unless_stopped(stopped)
     });
     bar.finish_and_clear();
     done
@@ -117,8 +154,8 @@ fn evaluate(gpu: &Gpu, job: &Job, sources: &[&dyn Weights], out: &Path) -> Resul
     let inputs = job.models.iter().zip(sources).map(|(model, source)| (model.path.as_path(), *source));
     println!("{:<9} {:<9} model", "loss", "accuracy");
     for (path, weights) in inputs.chain([(out, &merged as &dyn Weights)]) {
-        let [loss, accuracy] = mlp(gpu, weights, &data)?;
-        println!("{loss:<9.4} {accuracy:<9.4} {}", path.display());
+        let e = data.evaluate(gpu, weights)?;
+        println!("{:<9.4} {:<9.4} {}", e.loss, e.accuracy, path.display());
     }
     Ok(())
 }
