@@ -243,7 +243,7 @@ impl Method {
             seed: one("seed", 0.0, Limits::Whole)? as u64,
             ratio: one("ratio", 0.1, Limits::Share)?,
             floor: one("floor", 1e-6, Limits::Positive)? as f32,
-            scale: one("scale", 1.0, Limits::Any)? as f32,
+            scale: all("scale", Some(1.0), Limits::Any)?.first().map_or(1.0, |&x| x as f32),
         })
     }
 

@@ -103,7 +103,8 @@ impl Job {
     /// Copies the leading model's settings and tokenizer, with the number of layers and the type set to the output's.
     fn copy_settings(&self, folder: &Path) -> Result<()> {
         let from = &self.leader().path;
-        let from = if from.is_dir() { from.as_path() } else { from.parent().unwrap_or(Path::new(".")) };
+        let parent = from.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let from = if from.is_dir() { from } else { parent };
         let mut names: Vec<_> = std::fs::read_dir(from)
             .map_err(|e| Error::io(from, e))?
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
