@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use support::{gpu, within};
+use tiebeam::merge::job::PART;
 use tiebeam::merge::run::CONFIG;
 use tiebeam::merge::{Checkpoint, Config, Job, Weights, yaml};
 use tiebeam::store::{Entry, File, FileDType, save};
@@ -36,7 +37,12 @@ impl Folder {
     }
 
     fn merge_into(&self, out: &str, config: &str, shard_bytes: u64) -> Result<Checkpoint> {
-        let job = Job::open(Config::from_value(&yaml::parse(config)?, &self.0)?)?;
+        self.merge_in_parts(out, config, shard_bytes, PART)
+    }
+
+    fn merge_in_parts(&self, out: &str, config: &str, shard_bytes: u64, part: usize) -> Result<Checkpoint> {
+        let mut job = Job::open(Config::from_value(&yaml::parse(config)?, &self.0)?)?;
+        job.part = part;
         let mut done = 0;
         job.run(gpu(), &job.sources(), &self.0.join(out), shard_bytes, config, &mut |bytes| {
             done += bytes;
@@ -385,14 +391,18 @@ fn methods_by_configuration() {
             format!("{}parameters: {{power: {power}}}", three(&|i| format!("step: {}", [s0, s1, s2][i]))),
         ),
     ] {
-        let merged = folder
-            .merge(&format!("merge_method: {method}\n{config}"))
-            .unwrap_or_else(|e| panic!("{out}: {e}"));
-        assert!(!merged.names().is_empty());
-        for name in merged.names() {
-            let wide = |v: Vec<f32>| v.into_iter().map(f64::from).collect::<Vec<f64>>();
-            let want = wide(file.tensor_f32(&format!("out.{out}.{name}")).unwrap());
-            within(&format!("{out} {name}"), &wide(values(&merged, &name)), &want, |_| 2e-6);
+        // Whole tensors, and in parts of which several make a tensor.
+        for part in [PART, 37] {
+            let config = format!("merge_method: {method}\n{config}");
+            let merged = folder.merge_in_parts("out", &config, 1 << 30, part);
+            let merged = merged.unwrap_or_else(|e| panic!("{out}: {e}"));
+            assert!(!merged.names().is_empty());
+            for name in merged.names() {
+                let wide = |v: Vec<f32>| v.into_iter().map(f64::from).collect::<Vec<f64>>();
+                let want = wide(file.tensor_f32(&format!("out.{out}.{name}")).unwrap());
+                let what = format!("{out} {name} in parts of {part}");
+                within(&what, &wide(values(&merged, &name)), &want, |_| 2e-6);
+            }
         }
     }
 }

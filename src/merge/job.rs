@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::store::FileDType;
 use std::collections::BTreeSet;
 use std::fmt::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Where a tensor of the output comes from.
@@ -36,6 +37,9 @@ pub struct Output {
     /// The method's parameters; without them the first model's bytes are copied: integers are not merged.
     pub arguments: Option<Arguments>,
 }
+
+/// Elements of a tensor that are merged at a time unless told otherwise: 32 MiB in f32, less than any adapter's largest binding.
+pub const PART: usize = 1 << 23;
 
 impl Output {
     /// Elements.
@@ -72,6 +76,8 @@ pub struct Job {
     pub models: Vec<Model>,
     /// The output's tensors, by name.
     pub outputs: Vec<Output>,
+    /// Elements of a tensor that are merged at a time, [`PART`]; DARE's draws depend on it.
+    pub part: usize,
     /// What stands in the way, each a sentence; a job runs when there is nothing.
     pub problems: Vec<String>,
 }
@@ -115,7 +121,8 @@ impl Job {
     /// # Errors
     /// A model that cannot be opened; a parameter that is missing or out of range.
     pub fn open(config: Config) -> Result<Job> {
-        let mut job = Job { config, models: Vec::new(), outputs: Vec::new(), problems: Vec::new() };
+        let mut job =
+            Job { config, models: Vec::new(), outputs: Vec::new(), part: PART, problems: Vec::new() };
         let sources = job.config.slices.iter().flat_map(|s| s.sources.iter().map(|s| s.model.clone()));
         let paths: Vec<PathBuf> = job.config.base.iter().cloned().chain(sources).collect();
         for path in paths {
@@ -317,6 +324,12 @@ impl Job {
         self.models.iter().map(|m| &m.checkpoint as &dyn Weights).collect()
     }
 
+    /// The parts that an output is merged in.
+    pub fn parts(&self, output: usize) -> Vec<Range<usize>> {
+        let (n, size) = (self.outputs[output].count(), self.part);
+        (0..n.div_ceil(size).max(1)).map(|i| i * size..((i + 1) * size).min(n)).collect()
+    }
+
     /// Bytes of the output.
     pub fn bytes(&self) -> u64 {
         self.outputs.iter().map(Output::bytes).sum()
@@ -328,9 +341,15 @@ impl Job {
         1 + first.map_or(0, |a| self.config.method.passes(a))
     }
 
-    /// Bytes of memory that a run needs at the most: the largest tensor in f32, once for each input and twice more.
+    /// Bytes of memory that a run needs at the most, whatever the adapter: two parts' inputs and one's other tensors on the
+    /// device, the bytes that cross, and two of the output's tensors on the host. Aligning adds its cost matrices.
     pub fn memory(&self) -> u64 {
-        self.outputs.iter().map(|o| 4 * o.count() as u64 * (o.inputs().count() as u64 + 2)).max().unwrap_or(0)
+        let of = |o: &Output| {
+            let part = 4 * o.count().min(self.part) as u64;
+            let live = 3 * o.inputs().count() + self.config.method.temporaries(o.models.len()) + 3;
+            part * live as u64 + 2 * o.bytes()
+        };
+        self.outputs.iter().map(of).max().unwrap_or(0)
     }
 
     /// Which outputs go into which file: by name, filled up to `shard_bytes`.

@@ -4,6 +4,7 @@ use super::config::Scalar;
 use super::global::{Each, Pcb, TiesGlobal};
 use super::methods::{self, Rescale};
 use crate::error::{Error, Result};
+use crate::ops::rank::{self, Kept};
 use crate::store::nearest;
 use crate::tensor::Tensor;
 
@@ -144,7 +145,22 @@ pub enum Measured {
     Norms(Vec<f64>),
 }
 
-/// The tensors that one output is made of.
+/// What is known of one whole tensor.
+#[derive(Debug)]
+pub enum Statistics {
+    /// Nothing.
+    None,
+    /// What two tensors are multiplied by.
+    Mix([f32; 2]),
+    /// The models' share beside the base.
+    Share(f32),
+    /// Which elements of each task vector stay.
+    Kept(Vec<Kept>),
+    /// What each thinned task vector is multiplied by.
+    Scales(Vec<f32>),
+}
+
+/// The tensors that one output is made of, or the same part of each.
 #[derive(Debug)]
 pub struct Inputs {
     /// The base's, where the configuration has one.
@@ -292,61 +308,169 @@ impl Method {
         }
     }
 
-    /// Merges one tensor.
+    /// What must be known of a whole tensor before its parts can be merged: `each` hands over its parts, in order; it is called
+    /// up to three times.
+    ///
+    /// # Errors
+    /// What `each` returns; the device's fault.
+    pub fn statistics(
+        self,
+        name: &str,
+        count: usize,
+        a: &Arguments,
+        models: usize,
+        each: &mut dyn FnMut(&mut dyn FnMut(&Inputs) -> Result<()>) -> Result<()>,
+    ) -> Result<Statistics> {
+        let counts = vec![count; models];
+        match self {
+            Method::Slerp | Method::NuSlerp | Method::ModelStock => {
+                let mut sums = Vec::new();
+                each(&mut |x| add_to(&mut sums, methods::products(&self.compared(x))?))?;
+                Ok(match self {
+                    Method::ModelStock => Statistics::Share(methods::stock_share(&sums, models)),
+                    Method::Slerp => Statistics::Mix(methods::slerp_weights(&sums, a.t)),
+                    _ => Statistics::Mix(methods::slerp_weights(&sums, second_share(&a.weights))),
+                })
+            }
+            Method::Ties | Method::Breadcrumbs | Method::BreadcrumbsTies => {
+                let range = |(i, &share): (usize, &f64)| match self {
+                    Method::Ties => methods::trimmed(count, share),
+                    _ => methods::middle(count, share, a.gammas[i]),
+                };
+                let ranks: Vec<_> = a.densities.iter().enumerate().map(range).collect();
+                let kept = rank::ranges(&counts, &ranks, |visit| each(&mut |x| visit(&x.deltas())))?;
+                Ok(Statistics::Kept(kept))
+            }
+            Method::DareLinear | Method::DareTies => {
+                let scales = a.densities.iter().map(|&share| match a.rescale {
+                    Some(Rescale::None) => 1.0 - methods::drop_rate(share),
+                    _ => 1.0,
+                });
+                let mut scales: Vec<f32> = scales.collect();
+                if matches!(a.rescale, None | Some(Rescale::L1)) {
+                    let (mut sums, mut part) = (Vec::new(), 0);
+                    each(&mut |x| {
+                        let deltas = x.deltas();
+                        let kept = a.dropped(name, part, &deltas);
+                        part += 1;
+                        let sizes: Vec<Tensor> =
+                            deltas.iter().chain(&kept).map(|d| d.abs().sum_all().reshape([1])).collect();
+                        let sizes = Tensor::concat(&sizes.iter().collect::<Vec<_>>(), 0).to_vec::<f32>()?;
+                        add_to(&mut sums, sizes.into_iter().map(f64::from).collect())
+                    })?;
+                    let (all, kept) = sums.split_at(models);
+                    let ratio =
+                        |(all, kept): (&f64, &f64)| if *kept > 0.0 { (all / kept) as f32 } else { 1.0 };
+                    scales = all.iter().zip(kept).map(ratio).collect();
+                }
+                Ok(Statistics::Scales(scales))
+            }
+            _ => Ok(Statistics::None),
+        }
+    }
+
+    /// The tensors whose angles matter.
+    fn compared(self, x: &Inputs) -> Vec<Tensor> {
+        match (self, &x.base) {
+            (Method::Slerp, Some(base)) => vec![base.clone(), x.models[0].clone()],
+            (_, Some(_)) => x.deltas(),
+            (_, None) => x.models.clone(),
+        }
+    }
+
+    /// Merges the part number `part` of a tensor; parts come in order.
     ///
     /// # Errors
     /// The device's fault, where something is read back on the way.
-    pub fn merge(self, name: &str, a: &Arguments, x: &Inputs, measured: &mut Measured) -> Result<Tensor> {
+    pub fn merge(
+        self,
+        name: &str,
+        part: usize,
+        a: &Arguments,
+        x: &Inputs,
+        statistics: &mut Statistics,
+        measured: &mut Measured,
+    ) -> Result<Tensor> {
         let models = &x.models[..];
-        let Some(base) = &x.base else { return self.merge_models(a, x, measured) };
-        if !self.has_task_vectors() {
-            return self.merge_models(a, x, measured);
-        }
-        let deltas = methods::task_vectors(base, models);
-        let dropped = || {
-            let rescale = a.rescale.unwrap_or(Rescale::L1);
-            let one = |(i, d)| methods::dare(d, a.densities[i], rescale, a.seed, name, i);
-            deltas.iter().enumerate().map(one).collect::<Vec<Tensor>>()
-        };
-        let sum =
-            |deltas: &[Tensor]| methods::task_arithmetic(base, deltas, &a.weights, a.normalize, a.lambda);
-        let agreed =
-            |deltas: &[Tensor]| methods::sign_consensus(base, deltas, &a.weights, a.normalize, a.lambda);
-        let crumbs = || methods::breadcrumbs(&deltas, &a.densities, &a.gammas);
-        Ok(match (self, measured) {
-            (Method::Slerp, _) => methods::slerp(base, &models[0], a.t)?,
-            (Method::NuSlerp, _) => {
-                methods::slerp_task_vectors(base, [&models[0], &models[1]], second_share(&a.weights))?
+        let base = x.base.as_ref().filter(|_| self.has_task_vectors());
+        let Some(base) = base else { return Ok(self.merge_models(a, x, statistics, measured)) };
+        let deltas = match statistics {
+            Statistics::Kept(kept) => {
+                let all = x.deltas();
+                kept.iter_mut().zip(&all).map(|(kept, d)| kept.keep(d)).collect::<Result<_>>()?
             }
-            (Method::Ties, _) => agreed(&methods::trim(&deltas, &a.densities)?),
-            (Method::DareLinear, _) => sum(&dropped()),
-            (Method::DareTies, _) => agreed(&dropped()),
-            (Method::Breadcrumbs, _) => sum(&crumbs()?),
-            (Method::BreadcrumbsTies, _) => agreed(&crumbs()?),
-            (Method::ModelStock, _) => methods::model_stock(base, models)?,
-            (Method::TiesGlobal, Measured::Ties(ties)) => ties.merge(base, models, a.lambda)?,
-            (Method::Pcb, Measured::Pcb(pcb)) => pcb.merge(base, models, a.lambda),
-            _ => sum(&deltas),
+            Statistics::Scales(scales) => {
+                let dropped = a.dropped(name, part, &x.deltas());
+                dropped.iter().zip(scales).map(|(d, &mut s)| d.scale(s)).collect()
+            }
+            _ => x.deltas(),
+        };
+        let (weights, normalize, lambda) = (&a.weights[..], a.normalize, a.lambda);
+        Ok(match (self, statistics, measured) {
+            (Method::Slerp, Statistics::Mix(mix), _) => {
+                methods::weighted(&[base.clone(), models[0].clone()], &mix[..])
+            }
+            (Method::NuSlerp, Statistics::Mix(mix), _) => base.add(&methods::weighted(&deltas, &mix[..])),
+            (Method::ModelStock, Statistics::Share(t), _) => methods::stock(base, models, *t),
+            (Method::TiesGlobal, _, Measured::Ties(ties)) => ties.merge(base, models, lambda)?,
+            (Method::Pcb, _, Measured::Pcb(pcb)) => pcb.merge(base, models, lambda),
+            (Method::Ties | Method::DareTies | Method::BreadcrumbsTies, ..) => {
+                methods::sign_consensus(base, &deltas, weights, normalize, lambda)
+            }
+            _ => methods::task_arithmetic(base, &deltas, weights, normalize, lambda),
         })
     }
 
-    fn merge_models(self, a: &Arguments, x: &Inputs, measured: &Measured) -> Result<Tensor> {
+    fn merge_models(self, a: &Arguments, x: &Inputs, statistics: &Statistics, measured: &Measured) -> Tensor {
         let models = &x.models[..];
-        Ok(match self {
-            Method::Average => methods::average(models),
-            Method::NuSlerp => methods::slerp(&models[0], &models[1], second_share(&a.weights))?,
-            Method::Fisher => {
+        match (self, statistics) {
+            (Method::Average, _) => methods::average(models),
+            (Method::NuSlerp, Statistics::Mix(mix)) => methods::weighted(models, &mix[..]),
+            (Method::Fisher, _) => {
                 let mut weights = a.weights.clone();
                 if let Measured::Norms(norms) = measured {
                     weights.iter_mut().zip(norms).for_each(|(w, n)| *w = (f64::from(*w) / n) as f32);
                 }
                 methods::fisher(models, &x.fishers, &weights, a.floor)
             }
-            Method::Passthrough => models[0].scale(a.scale),
-            Method::MetricsWeighted => methods::linear(models, &a.weights, false),
+            (Method::Passthrough, _) => models[0].scale(a.scale),
+            (Method::MetricsWeighted, _) => methods::linear(models, &a.weights, false),
             _ => methods::linear(models, &a.weights, a.normalize),
-        })
+        }
     }
+
+    /// Tensors of a part's size that a merge holds at once beside its inputs.
+    pub fn temporaries(self, models: usize) -> usize {
+        match self {
+            Method::Ties | Method::BreadcrumbsTies | Method::DareTies | Method::TiesGlobal | Method::Pcb => {
+                3 * models + 4
+            }
+            Method::Breadcrumbs | Method::DareLinear | Method::ModelStock => 2 * models + 2,
+            _ => 3,
+        }
+    }
+}
+
+impl Inputs {
+    /// The task vectors; none without a base.
+    fn deltas(&self) -> Vec<Tensor> {
+        self.base.as_ref().map(|base| methods::task_vectors(base, &self.models)).unwrap_or_default()
+    }
+}
+
+impl Arguments {
+    /// Each delta with elements dropped, the others divided by its density.
+    fn dropped(&self, name: &str, part: usize, deltas: &[Tensor]) -> Vec<Tensor> {
+        let one = |(i, d)| methods::drop_part(d, self.densities[i], self.seed, name, [i, part]);
+        deltas.iter().enumerate().map(one).collect()
+    }
+}
+
+/// Adds numbers to running sums.
+fn add_to(sums: &mut Vec<f64>, numbers: Vec<f64>) -> Result<()> {
+    sums.resize(numbers.len(), 0.0);
+    sums.iter_mut().zip(numbers).for_each(|(sum, x)| *sum += x);
+    Ok(())
 }
 
 /// The second of two weights as a share of both.

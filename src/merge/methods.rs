@@ -32,7 +32,7 @@ fn check(op: &str, tensors: &[Tensor], numbers: Option<usize>) {
 }
 
 /// `sum w_i x_i`
-fn weighted(tensors: &[Tensor], weights: &[f32]) -> Tensor {
+pub(super) fn weighted(tensors: &[Tensor], weights: &[f32]) -> Tensor {
     let mut terms = tensors.iter().zip(weights).map(|(x, &w)| x.scale(w));
     let first = terms.next().expect("checked: at least one");
     terms.fold(first, |sum, x| sum.add(&x))
@@ -68,19 +68,37 @@ pub fn linear(models: &[Tensor], weights: &[f32], normalize: bool) -> Tensor {
 /// The device's fault: three sums are read back.
 #[track_caller]
 pub fn slerp(x: &Tensor, y: &Tensor, t: f32) -> Result<Tensor> {
-    check("slerp", &[x.clone(), y.clone()], None);
-    let sums = [x.mul(y), x.square(), y.square()].map(|z| z.sum_all().reshape([1]));
-    let sums = Tensor::concat(&sums.each_ref(), 0).to_vec::<f32>()?;
-    let [dot, xx, yy] = [0, 1, 2].map(|i| f64::from(sums[i]));
-    let cosine = if xx * yy > 0.0 { dot / (xx * yy).sqrt() } else { 0.0 };
+    let pair = [x.clone(), y.clone()];
+    check("slerp", &pair, None);
+    Ok(weighted(&pair, &slerp_weights(&products(&pair)?, t)))
+}
+
+/// `<x_i, x_j>` for `j <= i`, row by row.
+pub(super) fn products(tensors: &[Tensor]) -> Result<Vec<f64>> {
+    let pairs = (0..tensors.len()).flat_map(|i| (0..=i).map(move |j| [i, j]));
+    let dots = pairs.map(|[i, j]| tensors[i].mul(&tensors[j]).sum_all().reshape([1]));
+    let dots: Vec<Tensor> = dots.collect();
+    let dots = Tensor::concat(&dots.iter().collect::<Vec<_>>(), 0).to_vec::<f32>()?;
+    Ok(dots.into_iter().map(f64::from).collect())
+}
+
+/// `<x, y> / (|x| |y|)`; 0 where one has no length.
+fn cosine(dot: f64, xx: f64, yy: f64) -> f64 {
+    let norms = (xx * yy).sqrt();
+    if norms > 0.0 { dot / norms } else { 0.0 }
+}
+
+/// What [`slerp`] multiplies its two tensors by, from their [`products`].
+pub(super) fn slerp_weights(products: &[f64], t: f32) -> [f32; 2] {
+    let cosine = cosine(products[1], products[0], products[2]);
     let t = f64::from(t);
-    let [a, b] = if cosine.abs() > PARALLEL {
+    let weights = if cosine.abs() > PARALLEL {
         [1.0 - t, t]
     } else {
         let angle = cosine.acos();
         [1.0 - t, t].map(|part| (part * angle).sin() / angle.sin())
     };
-    Ok(weighted(&[x.clone(), y.clone()], &[a as f32, b as f32]))
+    weights.map(|w| w as f32)
 }
 
 /// `base + slerp(tau_0, tau_1, t)`
@@ -155,13 +173,16 @@ fn part(share: f64, n: usize) -> usize {
 }
 
 /// The ranks of magnitude that TIES keeps: the `max(1, floor(density n))` largest.
-fn trimmed(n: usize, density: f64) -> Range<usize> {
+pub(super) fn trimmed(n: usize, density: f64) -> Range<usize> {
     n - part(density, n).max(1).min(n)..n
 }
 
 /// The ranks that breadcrumbs keep: with `T = floor(density n)` and `top = floor(gamma n)`, from
-/// `bottom = max(0, n - T - top)` to `bottom + T`.
-fn middle(n: usize, density: f64, gamma: f64) -> Range<usize> {
+/// `bottom = max(0, n - T - top)` to `bottom + T`; all at a density of 1.
+pub(super) fn middle(n: usize, density: f64, gamma: f64) -> Range<usize> {
+    if density >= 1.0 {
+        return 0..n;
+    }
     let kept = part(density, n);
     let bottom = (n - kept).saturating_sub(part(gamma, n));
     bottom..bottom + kept
@@ -188,11 +209,9 @@ pub fn trim(deltas: &[Tensor], densities: &[f64]) -> Result<Vec<Tensor>> {
 pub fn breadcrumbs(deltas: &[Tensor], densities: &[f64], gammas: &[f64]) -> Result<Vec<Tensor>> {
     check("breadcrumbs", deltas, Some(densities.len()));
     check("breadcrumbs", deltas, Some(gammas.len()));
-    let rank = |((d, &density), &gamma): ((&Tensor, &f64), &f64)| match density {
-        1.0.. => 0..d.count(),
-        _ => middle(d.count(), density, gamma),
-    };
-    let ranks: Vec<_> = deltas.iter().zip(densities).zip(gammas).map(rank).collect();
+    let shares = densities.iter().zip(gammas);
+    let ranks: Vec<_> =
+        deltas.iter().zip(shares).map(|(d, (&share, &top))| middle(d.count(), share, top)).collect();
     rank::keep_ranks(deltas, &ranks)
 }
 
@@ -212,16 +231,25 @@ pub enum Rescale {
 /// Source: Yu et al., arXiv 2311.03099.
 #[track_caller]
 pub fn dare(delta: &Tensor, density: f64, rescale: Rescale, seed: u64, name: &str, model: usize) -> Tensor {
-    // FNV-1a of the name, then of the model; the top bit stays free for the generator to count on.
-    let bytes = name.bytes().chain((model as u64).to_le_bytes());
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-    let rate = (1.0 - density).clamp(0.0, 1.0 - f64::from(f32::EPSILON)) as f32;
-    let kept = delta.dropout(rate, &mut Rng::from_state([seed, hash >> 1]));
+    let kept = drop_part(delta, density, seed, name, [model, 0]);
     match rescale {
         Rescale::Density => kept,
-        Rescale::None => kept.scale(1.0 - rate),
+        Rescale::None => kept.scale(1.0 - drop_rate(density)),
         Rescale::L1 => rescale_l1(delta, &kept),
     }
+}
+
+/// The probability that [`dare`] drops an element with; below 1, so that there is something to divide by.
+pub(super) fn drop_rate(density: f64) -> f32 {
+    (1.0 - density).clamp(0.0, 1.0 - f64::from(f32::EPSILON)) as f32
+}
+
+/// A part of a tensor with elements dropped and the others divided by `density`; the draws are those of the model and part.
+pub(super) fn drop_part(delta: &Tensor, density: f64, seed: u64, name: &str, place: [usize; 2]) -> Tensor {
+    // FNV-1a of the name, then of the place; the top bit stays free for the generator to count on.
+    let bytes = name.bytes().chain(place.into_iter().flat_map(|i| (i as u64).to_le_bytes()));
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    delta.dropout(drop_rate(density), &mut Rng::from_state([seed, hash >> 1]))
 }
 
 /// `kept |delta|_1 / |kept|_1`; `kept` where it is all 0.
@@ -247,20 +275,21 @@ pub fn model_stock(base: &Tensor, models: &[Tensor]) -> Result<Tensor> {
     assert!(n >= 2, "model_stock: needs two models, got one");
     let deltas = task_vectors(base, models);
     deltas.iter().for_each(Tensor::evaluate);
-    let pairs: Vec<[usize; 2]> = (0..n).flat_map(|i| (0..=i).map(move |j| [i, j])).collect();
-    let products = pairs.iter().map(|&[i, j]| deltas[i].mul(&deltas[j]).sum_all().reshape([1]));
-    let products: Vec<Tensor> = products.collect();
-    let dots = Tensor::concat(&products.iter().collect::<Vec<_>>(), 0).to_vec::<f32>()?;
-    let dot = |i: usize, j: usize| f64::from(dots[i * (i + 1) / 2 + j]);
-    let cosine = |&[i, j]: &[usize; 2]| {
-        let norms = (dot(i, i) * dot(j, j)).sqrt();
-        if norms > 0.0 { (dot(i, j) / norms).clamp(-1.0, 1.0) } else { 0.0 }
-    };
-    let apart = pairs.iter().filter(|[i, j]| i != j);
-    let c = apart.map(cosine).sum::<f64>() / (n * (n - 1) / 2) as f64;
-    let t = n as f64 * c / (1.0 + (n - 1) as f64 * c);
-    let mean = average(models);
-    Ok(weighted(&[mean, base.clone()], &[t as f32, (1.0 - t) as f32]))
+    Ok(stock(base, models, stock_share(&products(&deltas)?, n)))
+}
+
+/// `t` of [`model_stock`] from the [`products`] of `n` task vectors.
+pub(super) fn stock_share(products: &[f64], n: usize) -> f32 {
+    let dot = |i: usize, j: usize| products[i * (i + 1) / 2 + j];
+    let pairs = (0..n).flat_map(|i| (0..i).map(move |j| [i, j]));
+    let cosines = pairs.map(|[i, j]| cosine(dot(i, j), dot(i, i), dot(j, j)).clamp(-1.0, 1.0));
+    let c = cosines.sum::<f64>() / (n * (n - 1) / 2) as f64;
+    (n as f64 * c / (1.0 + (n - 1) as f64 * c)) as f32
+}
+
+/// `t mean(m_i) + (1 - t) base`
+pub(super) fn stock(base: &Tensor, models: &[Tensor], t: f32) -> Tensor {
+    weighted(&[average(models), base.clone()], &[t, 1.0 - t])
 }
 
 /// Fisher-weighted average `sum c_i F_i m_i / sum c_i F_i`, `F_i` the diagonals of the models' Fisher matrices
@@ -305,6 +334,7 @@ mod tests {
         assert_eq!(middle(150, 0.6, 0.04), 54..144);
         // More kept than the top leaves: the top gives way.
         assert_eq!(middle(10, 0.95, 0.3), 0..9);
+        assert_eq!(middle(10, 1.0, 0.3), 0..10);
         // Tiny tensors lose nothing at the top.
         assert_eq!(middle(24, 0.6, 0.01), 10..24);
     }

@@ -1,18 +1,20 @@
 //! Runs a merge: one tensor at a time from the models' files to the output's.
 
 use super::job::{Input, Job, Output};
-use super::method::{Inputs, Measured};
+use super::method::{Inputs, Measured, Statistics};
 use super::weights::{INDEX, Weights};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::gpu::Gpu;
 use crate::gpu::buffer::Reading;
-use crate::store::{Entry, FileDType, bf16_bytes, save};
+use crate::store::{Entry, FileDType, save};
 use crate::tensor::Tensor;
 use half::f16;
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 /// What a folder must hold to be replaced: the configuration that it was made by.
@@ -22,21 +24,25 @@ pub const CONFIG: &str = "tiebeam_merge.yaml";
 /// run and leaves what was there.
 pub type Progress<'a> = dyn FnMut(u64) -> Result<()> + 'a;
 
-/// A tensor under way: its elements, and for each input how many are not finite.
+/// A part of an output under way: its bytes, and for each input how many elements are not finite.
 struct Pending {
-    output: usize,
     merged: Reading,
     finite: Vec<(Input, Reading)>,
 }
+
+/// An output and a part of it.
+type Unit = (usize, usize);
 
 struct Stream<'a> {
     gpu: &'a Gpu,
     job: &'a Job,
     sources: &'a [&'a dyn Weights],
     measured: Measured,
-    /// Outputs to come, last first.
-    queue: Vec<usize>,
-    pending: Option<Pending>,
+    /// What is known of the output whose parts are being started.
+    statistics: Option<(usize, Statistics)>,
+    /// Units to come, last first.
+    queue: Vec<Unit>,
+    pending: Option<(Unit, Pending)>,
     progress: &'a mut Progress<'a>,
 }
 
@@ -68,12 +74,19 @@ impl Job {
                 // As `store::save` orders a file, so that what is computed ahead is what is asked for next.
                 let mut outputs = outputs.clone();
                 outputs.sort_by(|a, b| order(a).cmp(&order(b)));
-                queue.extend(outputs);
+                queue.extend(outputs.into_iter().flat_map(|i| (0..self.parts(i).len()).map(move |p| (i, p))));
             }
             queue.reverse();
-            let (measured, pending) = (Measured::None, None);
-            let mut stream =
-                Stream { gpu, job: self, sources, measured, queue, pending, progress: &mut *progress };
+            let mut stream = Stream {
+                gpu,
+                job: self,
+                sources,
+                measured: Measured::None,
+                statistics: None,
+                queue,
+                pending: None,
+                progress: &mut *progress,
+            };
             stream.measure()?;
             let stream = &RefCell::new(stream);
             let notes = BTreeMap::from([("format".to_string(), "pt".to_string())]);
@@ -153,34 +166,36 @@ fn is_setting(name: &str) -> bool {
 }
 
 impl Stream<'_> {
-    fn read(&self, input: &Input) -> Result<Tensor> {
-        self.sources[input.model].read(self.gpu, &input.name)
+    fn read(&self, input: &Input, range: &Range<usize>) -> Result<Tensor> {
+        self.sources[input.model].read_range(self.gpu, &input.name, range.clone())
     }
 
-    fn read_all(&self, inputs: &[Input]) -> Result<Vec<Tensor>> {
-        inputs.iter().map(|input| self.read(input)).collect()
-    }
-
-    fn inputs(&self, output: &Output) -> Result<Inputs> {
+    fn inputs(&self, output: &Output, range: &Range<usize>) -> Result<Inputs> {
+        let all =
+            |inputs: &[Input]| inputs.iter().map(|input| self.read(input, range)).collect::<Result<_>>();
         Ok(Inputs {
-            base: output.base.as_ref().map(|base| self.read(base)).transpose()?,
-            models: self.read_all(&output.models)?,
-            fishers: self.read_all(&output.fishers)?,
+            base: output.base.as_ref().map(|base| self.read(base, range)).transpose()?,
+            models: all(&output.models)?,
+            fishers: all(&output.fishers)?,
         })
     }
 
     /// The passes over all tensors that some methods need first.
     fn measure(&mut self) -> Result<()> {
         let merged: Vec<&Output> = self.job.outputs.iter().filter(|o| o.arguments.is_some()).collect();
-        let Some(first) = merged.first() else { return Ok(()) };
-        let Some(arguments) = &first.arguments else { return Ok(()) };
+        let Some((first, arguments)) = merged.first().and_then(|o| Some((o, o.arguments.as_ref()?))) else {
+            return Ok(());
+        };
         let elements = merged.iter().map(|o| o.count() as u64).sum();
         let method = self.job.config.method;
         let measured = method.measure(arguments, first.models.len(), elements, &mut |visit| {
-            for output in &merged {
-                let inputs = self.inputs(output)?;
-                check_finite(self.job, start_finite(output, &inputs)?)?;
-                visit(&inputs)?;
+            for (i, output) in self.job.outputs.iter().enumerate() {
+                let parts = if output.arguments.is_some() { self.job.parts(i) } else { Vec::new() };
+                for range in parts {
+                    let inputs = self.inputs(output, &range)?;
+                    check_finite(self.job, start_finite(output, &inputs)?, range.start)?;
+                    visit(&inputs)?;
+                }
                 (self.progress)(output.bytes())?;
             }
             Ok(())
@@ -189,42 +204,59 @@ impl Stream<'_> {
         Ok(())
     }
 
-    /// The bytes of an output, with the next one set going meanwhile.
+    /// The bytes of an output; what comes next is set going before each wait.
     fn produce(&mut self, i: usize) -> Result<Vec<u8>> {
         let output = &self.job.outputs[i];
-        if self.queue.last() == Some(&i) {
-            self.queue.pop();
-        }
-        let pending = match self.pending.take().filter(|p| p.output == i) {
-            Some(pending) => Some(pending),
-            None => self.start(i)?,
-        };
-        if let Some(&next) = self.queue.last() {
-            self.pending = self.start(next)?;
-        }
-        let bytes = match pending {
-            Some(pending) => {
-                check_finite(self.job, pending.finite)?;
-                encode(&output.name, output.dtype, pending.merged.wait()?)?
+        let mut all = Vec::with_capacity(output.bytes() as usize);
+        for (part, range) in self.job.parts(i).into_iter().enumerate() {
+            if self.queue.last() == Some(&(i, part)) {
+                self.queue.pop();
             }
-            None => {
+            let pending = match self.pending.take() {
+                Some((unit, pending)) if unit == (i, part) => Some(pending),
+                _ => self.start((i, part))?,
+            };
+            if let Some(&next) = self.queue.last() {
+                self.pending = self.start(next)?.map(|pending| (next, pending));
+            }
+            let Some(pending) = pending else {
                 let from = output.inputs().next().expect("an output has an input");
-                self.job.models[from.model].checkpoint.file(&from.name)?.bytes(&from.name)?.to_vec()
-            }
-        };
+                all.extend(self.job.models[from.model].checkpoint.file(&from.name)?.bytes(&from.name)?);
+                break;
+            };
+            check_finite(self.job, pending.finite, range.start)?;
+            let bytes = pending.merged.wait()?;
+            check_encoded(output, range.start, &bytes)?;
+            all.extend(bytes);
+        }
         (self.progress)(output.bytes())?;
-        Ok(bytes)
+        Ok(all)
     }
 
-    /// Sets an output going; `None` where its bytes are copied.
-    fn start(&mut self, i: usize) -> Result<Option<Pending>> {
+    /// Sets a part going; `None` where the output's bytes are copied.
+    fn start(&mut self, (i, part): Unit) -> Result<Option<Pending>> {
         let output = &self.job.outputs[i];
         let Some(arguments) = &output.arguments else { return Ok(None) };
-        let inputs = self.inputs(output)?;
+        let (method, name, parts) = (self.job.config.method, &output.name, self.job.parts(i));
+        let inputs = self.inputs(output, &parts[part])?;
+        let mut statistics = match self.statistics.take() {
+            Some((of, statistics)) if of == i && part > 0 => statistics,
+            _ => method.statistics(name, output.count(), arguments, output.models.len(), &mut |visit| {
+                match parts.len() {
+                    1 => visit(&inputs),
+                    _ => parts.iter().try_for_each(|range| visit(&self.inputs(output, range)?)),
+                }
+            })?,
+        };
         let finite = start_finite(output, &inputs)?;
-        let method = self.job.config.method;
-        let merged = method.merge(&output.name, arguments, &inputs, &mut self.measured)?;
-        Ok(Some(Pending { output: i, merged: merged.read::<f32>()?, finite }))
+        let merged = method.merge(name, part, arguments, &inputs, &mut statistics, &mut self.measured)?;
+        self.statistics = Some((i, statistics));
+        let merged = match output.dtype {
+            FileDType::BF16 => merged.read_bf16()?,
+            FileDType::F16 => merged.cast(DType::F16).read::<f16>()?,
+            _ => merged.read::<f32>()?,
+        };
+        Ok(Some(Pending { merged, finite }))
     }
 }
 
@@ -234,13 +266,13 @@ fn start_finite(output: &Output, inputs: &Inputs) -> Result<Vec<(Input, Reading)
     output.inputs().zip(tensors).map(one).collect()
 }
 
-/// An error that names the first NaN or infinity and how many there are.
-fn check_finite(job: &Job, readings: Vec<(Input, Reading)>) -> Result<()> {
+/// An error that names the first NaN or infinity of a part that begins at `start`, and how many there are.
+fn check_finite(job: &Job, readings: Vec<(Input, Reading)>, start: usize) -> Result<()> {
     for (input, reading) in readings {
         let words: Vec<u32> = bytemuck::pod_collect_to_vec(&reading.wait()?);
         if words[0] > 0 {
             let model = &job.models[input.model];
-            let (first, more) = (u32::MAX - words[1], words[0] - 1);
+            let (first, more) = (start + (u32::MAX - words[1]) as usize, words[0] - 1);
             let message =
                 format!("tensor `{}` has NaN or infinity at element {first}, and {more} more", input.name);
             return Err(Error::format(&model.path, message));
@@ -249,45 +281,27 @@ fn check_finite(job: &Job, readings: Vec<(Input, Reading)>) -> Result<()> {
     Ok(())
 }
 
-/// f32 elements as the output's, rounded to nearest even; what is no number there is an error.
-fn encode(name: &str, dtype: FileDType, bytes: Vec<u8>) -> Result<Vec<u8>> {
-    let values: Vec<f32> = match bytemuck::try_cast_vec(bytes) {
-        Ok(values) => values,
-        Err((_, bytes)) => bytemuck::pod_collect_to_vec(&bytes),
-    };
-    // Half an ulp above the largest is where rounding reaches infinity.
-    let most = match dtype {
-        FileDType::F16 => 65520.0,
-        FileDType::BF16 => f32::from_bits(0x7f7f_8000),
-        _ => f32::INFINITY,
-    };
-    if let Some(i) = values.iter().position(|x| x.abs() >= most || x.is_nan()) {
-        let x = values[i];
-        let hint = if x.is_finite() { "; choose a wider `dtype`" } else { "" };
-        return Err(Error::config(format!(
-            "merged tensor `{name}`: element {i} is {x}, no number of {dtype}{hint}"
-        )));
+/// An error where a part that begins at `start` has a value that is no number of the output's type: NaN, or rounded to infinity.
+fn check_encoded(output: &Output, start: usize, bytes: &[u8]) -> Result<()> {
+    /// The first element whose exponent has all bits set.
+    fn first<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool) -> Option<usize> {
+        let elements = bytes.as_chunks::<N>().0;
+        // Counted first: that runs at memory speed, a search with an early end does not.
+        let count: usize = elements.iter().map(|&e| usize::from(bad(e))).sum();
+        (count > 0).then(|| elements.iter().position(|&e| bad(e))).flatten()
     }
-    Ok(match dtype {
-        FileDType::BF16 => bf16_bytes(&values),
-        FileDType::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
-        _ => bytemuck::cast_slice(&values).to_vec(),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn encoding_rounds_once_and_refuses_what_has_no_number() {
-        let encode = |dtype, x: f32| encode("w", dtype, x.to_le_bytes().to_vec());
-        assert_eq!(encode(FileDType::F16, 65519.9).unwrap(), [0xff, 0x7b]);
-        assert!(encode(FileDType::F16, -65520.0).unwrap_err().to_string().contains("wider `dtype`"));
-        assert_eq!(encode(FileDType::BF16, f32::from_bits(0x7f7f_7fff)).unwrap(), [0x7f, 0x7f]);
-        assert!(encode(FileDType::BF16, f32::MAX).is_err());
-        assert_eq!(encode(FileDType::F32, f32::MAX).unwrap(), f32::MAX.to_le_bytes());
-        assert!(encode(FileDType::F32, f32::NAN).is_err() && encode(FileDType::F32, f32::INFINITY).is_err());
-        assert_eq!(encode(FileDType::F16, 1.0 + 2f32.powi(-11)).unwrap(), [0x00, 0x3c]);
+    let at = match output.dtype {
+        FileDType::BF16 => first(bytes, |e| u16::from_le_bytes(e) & 0x7f80 == 0x7f80),
+        FileDType::F16 => first(bytes, |e| u16::from_le_bytes(e) & 0x7c00 == 0x7c00),
+        _ => first(bytes, |e| u32::from_le_bytes(e) & 0x7f80_0000 == 0x7f80_0000),
+    };
+    match at {
+        None => Ok(()),
+        Some(i) => Err(Error::config(format!(
+            "merged tensor `{}`: element {} is no number of {}; look at the parameters, or choose a wider `dtype`",
+            output.name,
+            start + i,
+            output.dtype
+        ))),
     }
 }

@@ -209,6 +209,56 @@ pub fn keep_between(x: &Tensor, low: Option<&mut Cut>, high: Option<&mut Cut>) -
     Ok(y)
 }
 
+/// A range of ranks of one stream, found by [`ranges`]: what [`Kept::keep`] leaves of the stream's tensors.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// Both ends, open where there is none; nothing is kept without them.
+    ends: Option<[Option<Cut>; 2]>,
+}
+
+impl Kept {
+    /// The next of the tensors that were ranked, with 0 in place of what is outside the range.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn keep(&mut self, x: &Tensor) -> Result<Tensor> {
+        match &mut self.ends {
+            Some([low, high]) => keep_between(x, low.as_mut(), high.as_mut()),
+            None => Ok(Tensor::zeros(x.gpu(), *x.shape())),
+        }
+    }
+}
+
+/// Where ranges of ranks by magnitude begin and end in streams of `counts[s]` elements; see [`select`] for `each`.
+///
+/// # Errors
+/// As [`select`].
+///
+/// # Panics
+/// When there are not as many ranges as streams.
+#[track_caller]
+pub fn ranges(
+    counts: &[usize],
+    ranks: &[Range<usize>],
+    each: impl FnMut(&mut dyn FnMut(&[Tensor]) -> Result<()>) -> Result<()>,
+) -> Result<Vec<Kept>> {
+    assert!(counts.len() == ranks.len(), "rank: {} ranges for {} streams", ranks.len(), counts.len());
+    // An end outside the stream is open.
+    let ends: Vec<[Option<u64>; 2]> = counts
+        .iter()
+        .zip(ranks)
+        .map(|(&n, r)| [r.start, r.end].map(|end| (end > 0 && end < n).then_some(end as u64)))
+        .collect();
+    let wanted: Vec<Vec<u64>> = ends.iter().map(|pair| pair.iter().flatten().copied().collect()).collect();
+    let cuts = select(Order::Magnitude, &wanted, each)?;
+    let kept = |(((&n, range), ends), cuts): (((&usize, &Range<usize>), &[Option<u64>; 2]), Vec<Cut>)| {
+        let mut cuts = cuts.into_iter();
+        let found = ends.map(|end| end.and_then(|_| cuts.next()));
+        Kept { ends: (range.start.min(n) < range.end).then_some(found) }
+    };
+    Ok(counts.iter().zip(ranks).zip(&ends).zip(cuts).map(kept).collect())
+}
+
 /// Each tensor with 0 where the rank of an element's magnitude, from small to large and ties in order of their index, is
 /// outside `ranks`. Exact; nothing is sorted. No gradient.
 ///
@@ -219,22 +269,9 @@ pub fn keep_between(x: &Tensor, low: Option<&mut Cut>, high: Option<&mut Cut>) -
 /// When there are not as many ranges as tensors or the elements are integers.
 #[track_caller]
 pub fn keep_ranks(xs: &[Tensor], ranks: &[Range<usize>]) -> Result<Vec<Tensor>> {
-    assert!(xs.len() == ranks.len(), "keep_ranks: {} ranges for {} tensors", ranks.len(), xs.len());
-    // An end outside the tensor is open.
-    let inner = |x: &Tensor, r: usize| (r > 0 && r < x.count()).then_some(r as u64);
-    let ends: Vec<[Option<u64>; 2]> =
-        xs.iter().zip(ranks).map(|(x, r)| [inner(x, r.start), inner(x, r.end)]).collect();
-    let wanted: Vec<Vec<u64>> = ends.iter().map(|pair| pair.iter().flatten().copied().collect()).collect();
-    let cuts = select(Order::Magnitude, &wanted, |visit| visit(xs))?;
-    let keep = |((x, range), (ends, cuts)): ((&Tensor, &Range<usize>), (&[Option<u64>; 2], Vec<Cut>))| {
-        if range.start.min(x.count()) >= range.end {
-            return Ok(Tensor::zeros(x.gpu(), *x.shape()));
-        }
-        let mut cuts = cuts.into_iter();
-        let [mut low, mut high] = ends.map(|end| end.and_then(|_| cuts.next()));
-        keep_between(x, low.as_mut(), high.as_mut())
-    };
-    xs.iter().zip(ranks).zip(ends.iter().zip(cuts)).map(keep).collect()
+    let counts: Vec<usize> = xs.iter().map(Tensor::count).collect();
+    let kept = ranges(&counts, ranks, |visit| visit(xs))?;
+    kept.into_iter().zip(xs).map(|(mut kept, x)| kept.keep(x)).collect()
 }
 
 impl Tensor {
