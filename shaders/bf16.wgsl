@@ -8,29 +8,34 @@ struct Params {
 }
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> x: array<u32>;
-@group(0) @binding(1) var<storage, read_write> y: array<u32>;
+// A thread has eight elements; buffers are padded to whole fours of words.
+@group(0) @binding(0) var<storage, read> x: array<vec4<u32>>;
+@group(0) @binding(1) var<storage, read_write> y: array<vec4<u32>>;
 
-fn round(bits: u32) -> u32 {
-    let upper = bits >> 16u;
-    let rounded = (bits + 0x7fffu + (upper & 1u)) >> 16u;
-    return select(rounded, upper | 0x40u, (bits & 0x7fffffffu) > 0x7f800000u);
+fn round(bits: vec4<u32>) -> vec4<u32> {
+    let upper = bits >> vec4(16u);
+    let rounded = (bits + vec4(0x7fffu) + (upper & vec4(1u))) >> vec4(16u);
+    return select(rounded, upper | vec4(0x40u), (bits & vec4(0x7fffffffu)) > vec4(0x7f800000u));
 }
 
 @compute @workgroup_size(64)
 fn unpack(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = (group.y * p.groups_x + group.x) * 64u + lane;
-    if 2u * i >= p.n { return; }
-    let word = x[i];
-    y[2u * i] = word << 16u;
-    if 2u * i + 1u < p.n { y[2u * i + 1u] = word & 0xffff0000u; }
+    // On i, because 8 i wraps for the spare threads near 2^32 elements.
+    if i > (p.n - 1u) / 8u { return; }
+    let words = x[i];
+    let low = words << vec4(16u);
+    let high = words & vec4(0xffff0000u);
+    y[2u * i] = vec4(low.x, high.x, low.y, high.y);
+    if p.n - 8u * i > 4u { y[2u * i + 1u] = vec4(low.z, high.z, low.w, high.w); }
 }
 
 @compute @workgroup_size(64)
 fn pack(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = (group.y * p.groups_x + group.x) * 64u + lane;
-    if 2u * i >= p.n { return; }
-    var word = round(x[2u * i]);
-    if 2u * i + 1u < p.n { word |= round(x[2u * i + 1u]) << 16u; }
-    y[i] = word;
+    if i > (p.n - 1u) / 8u { return; }
+    let a = round(x[2u * i]);
+    var b = vec4(0u);
+    if p.n - 8u * i > 4u { b = round(x[2u * i + 1u]); }
+    y[i] = vec4(a.x | (a.y << 16u), a.z | (a.w << 16u), b.x | (b.y << 16u), b.z | (b.w << 16u));
 }

@@ -13,7 +13,7 @@ const BINS: u32 = 2048u;
 struct Params {
     groups_x: u32,
     n: u32,
-    span: u32,      // elements that a workgroup counts
+    span: u32,      // elements that a workgroup counts, whole fours
     signed: u32,    // order by value, not by magnitude
     row: u32,
     shift: u32,
@@ -29,9 +29,10 @@ struct Params {
 }
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> x: array<u32>;
+// Four elements at a time; buffers are padded to whole ones.
+@group(0) @binding(0) var<storage, read> x: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read_write> counts: array<atomic<u32>>;
-@group(0) @binding(2) var<storage, read_write> y: array<u32>;
+@group(0) @binding(2) var<storage, read_write> y: array<vec4<u32>>;
 
 #import order
 
@@ -47,17 +48,25 @@ fn clear(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
     if i < p.n { atomicStore(&counts[i], 0u); }
 }
 
+fn count_one(bits: u32, i: u32) {
+    let key = key_of(bits);
+    let place = select(key, i, p.of_index != 0u);
+    let here = i < p.n && (place & p.mask) == p.prefix && (p.of_index == 0u || key == p.tie);
+    if here { atomicAdd(&tile[(place >> p.shift) & p.digit], 1u); }
+}
+
 @compute @workgroup_size(64)
 fn count(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     for (var b = lane; b < BINS; b += 64u) { atomicStore(&tile[b], 0u); }
     workgroupBarrier();
     let first = (group.y * p.groups_x + group.x) * p.span;
     let end = min(first + p.span, p.n);
-    for (var i = first + lane; i < end; i += 64u) {
-        let key = key_of(x[i]);
-        let place = select(key, i, p.of_index != 0u);
-        let here = (place & p.mask) == p.prefix && (p.of_index == 0u || key == p.tie);
-        if here { atomicAdd(&tile[(place >> p.shift) & p.digit], 1u); }
+    for (var i = first + 4u * lane; i < end; i += 256u) {
+        let four = x[i / 4u];
+        count_one(four.x, i);
+        count_one(four.y, i + 1u);
+        count_one(four.z, i + 2u);
+        count_one(four.w, i + 3u);
     }
     workgroupBarrier();
     for (var b = lane; b < BINS; b += 64u) {
@@ -70,13 +79,20 @@ fn before(key: u32, i: u32, other: u32, other_index: u32) -> bool {
     return key < other || (key == other && i < other_index);
 }
 
+fn kept(bits: u32, i: u32) -> u32 {
+    let key = key_of(bits);
+    let inside = !before(key, i, p.low_key, p.low_index) && before(key, i, p.high_key, p.high_index);
+    return select(0u, bits, inside);
+}
+
 @compute @workgroup_size(64)
 fn keep(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let i = (group.y * p.groups_x + group.x) * 64u + lane;
-    if i >= p.n { return; }
-    let key = key_of(x[i]);
-    let kept = !before(key, i, p.low_key, p.low_index) && before(key, i, p.high_key, p.high_index);
-    y[i] = select(0u, x[i], kept);
+    let at = (group.y * p.groups_x + group.x) * 64u + lane;
+    let i = 4u * at;
+    // On `at`, because 4 at wraps for the spare threads near 2^32 elements.
+    if at > (p.n - 1u) / 4u { return; }
+    let four = x[at];
+    y[at] = vec4(kept(four.x, i), kept(four.y, i + 1u), kept(four.z, i + 2u), kept(four.w, i + 3u));
 }
 
 @compute @workgroup_size(64)
@@ -85,10 +101,15 @@ fn non_finite(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
     let end = min(first + p.span, p.n);
     var found = 0u;
     var last = 0u;
-    for (var i = first + lane; i < end; i += 64u) {
-        if (x[i] & 0x7f800000u) == 0x7f800000u {
-            found += 1u;
-            last = max(last, ~i);
+    for (var i = first + 4u * lane; i < end; i += 256u) {
+        let bad = (x[i / 4u] & vec4(0x7f800000u)) == vec4(0x7f800000u);
+        if any(bad) {
+            for (var k = 0u; k < 4u; k++) {
+                if bad[k] && i + k < p.n {
+                    found += 1u;
+                    last = max(last, ~(i + k));
+                }
+            }
         }
     }
     if found > 0u {

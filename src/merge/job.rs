@@ -38,8 +38,8 @@ pub struct Output {
     pub arguments: Option<Arguments>,
 }
 
-/// Elements of a tensor that are merged at a time unless told otherwise: 32 MiB in f32, less than any adapter's largest binding.
-pub const PART: usize = 1 << 23;
+/// Elements of a tensor that are merged at a time unless told otherwise: 16 MiB in f32, less than any adapter's largest binding.
+pub const PART: usize = 1 << 22;
 
 impl Output {
     /// Elements.
@@ -341,13 +341,14 @@ impl Job {
         1 + first.map_or(0, |a| self.config.method.passes(a))
     }
 
-    /// Bytes of memory that a run needs at the most, whatever the adapter: two parts' inputs and one's other tensors on the
-    /// device, the bytes that cross, and two of the output's tensors on the host. Aligning adds its cost matrices.
+    /// Bytes of memory that a run needs at the most, beside the driver's own: two parts' inputs and one's other tensors on the
+    /// device, whose pool keeps as much again, the bytes that cross, and two of the output's tensors on the host. Aligning adds
+    /// its cost matrices.
     pub fn memory(&self) -> u64 {
         let of = |o: &Output| {
             let part = 4 * o.count().min(self.part) as u64;
             let live = 3 * o.inputs().count() + self.config.method.temporaries(o.models.len()) + 3;
-            part * live as u64 + 2 * o.bytes()
+            2 * part * live as u64 + 2 * o.bytes()
         };
         self.outputs.iter().map(of).max().unwrap_or(0)
     }

@@ -5,6 +5,7 @@
 //! a method may thin out first ([`trim`], [`breadcrumbs`], [`dare`]) and then sums, with ([`sign_consensus`]) or without
 //! ([`task_arithmetic`]) an agreement about signs.
 
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::rank;
 use crate::rng::Rng;
@@ -133,9 +134,9 @@ pub fn task_arithmetic(
 
 /// `x` where `of` has the sign of `total` (0 counting as positive), else 0.
 fn agreeing(x: &Tensor, of: &Tensor, total: &Tensor) -> Tensor {
-    let zero = Tensor::scalar(of.gpu(), 0.0);
-    let (up, down) = (x.where_mask(&of.gt(&zero), &zero), x.where_mask(&of.lt(&zero), &zero));
-    up.where_mask(&total.ge(&zero), &down)
+    const AGREEING: &str = "select(vec4<f32>(0.0), $0, (($1 > vec4<f32>(0.0)) & ($2 >= vec4<f32>(0.0))) \
+        | (($1 < vec4<f32>(0.0)) & ($2 < vec4<f32>(0.0))))";
+    Tensor::lazy("sign_consensus", AGREEING, DType::F32, *of.shape(), &[x, of, total])
 }
 
 /// The sum of TIES over deltas that may have been thinned out before: with `d_i = w_i delta_i`, the sign `s = +1` where

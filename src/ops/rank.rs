@@ -49,7 +49,9 @@ struct Params {
 impl Params {
     fn of(x: &Tensor, order: Order) -> Params {
         let (n, signed) = (x.count(), order == Order::Value);
-        Params { n, span: n.div_ceil(4096).max(SPAN), signed, ..Params::default() }
+        // Whole fours, so that no four is shared by two workgroups.
+        let span = n.div_ceil(4096).next_multiple_of(4).max(SPAN);
+        Params { n, span, signed, ..Params::default() }
     }
 
     fn launch(&self, on: &Tensor, entry: &str, groups: usize, binds: Vec<Bind>) {
@@ -205,7 +207,7 @@ pub fn keep_between(x: &Tensor, low: Option<&mut Cut>, high: Option<&mut Cut>) -
     let low = low.map_or(Ok([0, 0]), |cut| cut.place(&x))?;
     let high = high.map_or(Ok([u32::MAX, u32::MAX]), |cut| cut.place(&x))?;
     let params = Params { low, high, ..Params::of(&x, order) };
-    params.launch(&x, "keep", x.count().div_ceil(64), vec![x.bind(0), y.bind_mut(2)]);
+    params.launch(&x, "keep", x.count().div_ceil(4).div_ceil(64), vec![x.bind(0), y.bind_mut(2)]);
     Ok(y)
 }
 
