@@ -132,6 +132,9 @@ pub struct Arguments {
 /// Looks a parameter up, of a model or of all.
 pub type Lookup<'a> = dyn Fn(&str, Option<usize>) -> Option<Scalar> + 'a;
 
+/// Calls its argument with every one of some inputs.
+pub type EachInputs<'a> = dyn FnMut(&mut dyn FnMut(&Inputs) -> Result<()>) -> Result<()> + 'a;
+
 /// What a pass over all tensors found out, where the method needs one.
 #[derive(Debug)]
 pub enum Measured {
@@ -285,7 +288,7 @@ impl Method {
         arguments: &Arguments,
         models: usize,
         elements: u64,
-        each: &mut dyn FnMut(&mut dyn FnMut(&Inputs) -> Result<()>) -> Result<()>,
+        each: &mut EachInputs,
     ) -> Result<Measured> {
         let deltas: &mut Each = &mut |visit| {
             each(&mut |inputs| match &inputs.base {
@@ -319,7 +322,7 @@ impl Method {
         count: usize,
         a: &Arguments,
         models: usize,
-        each: &mut dyn FnMut(&mut dyn FnMut(&Inputs) -> Result<()>) -> Result<()>,
+        each: &mut EachInputs,
     ) -> Result<Statistics> {
         let counts = vec![count; models];
         match self {

@@ -253,12 +253,13 @@ pub fn ranges(
         .collect();
     let wanted: Vec<Vec<u64>> = ends.iter().map(|pair| pair.iter().flatten().copied().collect()).collect();
     let cuts = select(Order::Magnitude, &wanted, each)?;
-    let kept = |(((&n, range), ends), cuts): (((&usize, &Range<usize>), &[Option<u64>; 2]), Vec<Cut>)| {
+    let mut kept = Vec::new();
+    for (s, cuts) in cuts.into_iter().enumerate() {
         let mut cuts = cuts.into_iter();
-        let found = ends.map(|end| end.and_then(|_| cuts.next()));
-        Kept { ends: (range.start.min(n) < range.end).then_some(found) }
-    };
-    Ok(counts.iter().zip(ranks).zip(&ends).zip(cuts).map(kept).collect())
+        let found = ends[s].map(|end| end.and_then(|_| cuts.next()));
+        kept.push(Kept { ends: (ranks[s].start.min(counts[s]) < ranks[s].end).then_some(found) });
+    }
+    Ok(kept)
 }
 
 /// Each tensor with 0 where the rank of an element's magnitude, from small to large and ties in order of their index, is
