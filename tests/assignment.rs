@@ -1,9 +1,12 @@
 //! Linear assignment: against every permutation where these can be counted, by its own proof where they cannot.
 
+mod support;
+
 use proptest::prelude::*;
 use std::fmt::Debug;
+use support::{gpu, other_kernels};
 use tiebeam::linalg::assignment::{Assignment, Cost, Goal, assign, assign_from, certify};
-use tiebeam::{Result, Rng};
+use tiebeam::{Result, Rng, Tensor};
 
 const GOALS: [Goal; 2] = [Goal::Minimize, Goal::Maximize];
 
@@ -116,7 +119,7 @@ fn small() -> impl Strategy<Value = ([usize; 2], Vec<f64>)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1500))]
+    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn is_the_best_of_all_permutations((size, mut cost) in small(), maximize: bool, forbid: bool) {
@@ -174,12 +177,15 @@ fn larger_problems_of_each_kind_prove_themselves() {
     let n = 700;
     let cost = low_rank([n, n], 32, 3);
     let found = solved(&cost, [n, n], Goal::Maximize);
-    let bits = |a: &Assignment| (a.value.to_bits(), a.gap.to_bits(), a.columns.clone());
     assert_eq!(bits(&found), bits(&solved(&cost, [n, n], Goal::Maximize)), "the same bits twice");
     // The transpose has the same value.
     let turned: Vec<f32> = (0..n * n).map(|e| cost[e % n * n + e / n]).collect();
     let other = solved(&turned, [n, n], Goal::Maximize);
     assert!((found.value - other.value).abs() <= 1e-9 * found.value.abs());
+    // Nearly square: paths alone would take long.
+    for size in [[n, n + 1], [n + 20, n]] {
+        GOALS.iter().for_each(|&goal| drop(solved(&low_rank(size, 24, 9), size, goal)));
+    }
     // (i+1)(j+1): the smallest sum is n(n+1)(n+2)/6, the largest n(n+1)(2n+1)/6.
     let products: Vec<f64> = (0..n * n).map(|e| ((e / n + 1) * (e % n + 1)) as f64).collect();
     let whole = |k: usize| (n * (n + 1) * k / 6) as f64;
@@ -281,4 +287,128 @@ fn bad_entries_are_named() {
 #[should_panic(expected = "assignment: 3 elements for [2, 2]")]
 fn a_size_that_does_not_fit_panics() {
     let _ = assign(&[1.0, 2.0, 3.0], [2, 2], Goal::Minimize);
+}
+
+/// What tells two runs apart.
+fn bits(a: &Assignment) -> (Vec<Option<usize>>, Vec<u64>) {
+    let numbers =
+        [a.value, a.gap].into_iter().chain(a.dual_u.iter().copied()).chain(a.dual_v.iter().copied());
+    (a.columns.clone(), numbers.map(f64::to_bits).collect())
+}
+
+fn on_device(x: &Tensor, goal: Goal) -> Vec<Assignment> {
+    x.assignments_by(goal, true).unwrap_or_else(|e| panic!("{} {goal:?}: {e}", x.shape()))
+}
+
+#[test]
+fn the_device_gives_the_value_of_the_host_and_the_same_bits_twice() {
+    for n in [1, 2, 64, 65, 600] {
+        for cost in &[uniform([n, n], 11), low_rank([n, n], 8, 12)] {
+            for goal in GOALS {
+                let x = Tensor::from_slice(gpu(), cost, [n, n]);
+                let (device, host) = (&on_device(&x, goal)[0], solved(cost, [n, n], goal));
+                check(cost, [n, n], goal, device);
+                assert!((device.value - host.value).abs() <= 1e-11 * host.value.abs());
+                assert_eq!(bits(device), bits(&on_device(&x, goal)[0]), "the same bits twice");
+            }
+        }
+    }
+}
+
+/// Whatever the prices, the host makes the result right: so the device's own part is looked at alone.
+#[test]
+fn prices_of_the_device_nearly_prove_the_best_assignment() {
+    for (n, shape) in
+        [(200, vec![200, 200]), (600, vec![600, 600]), (64, vec![1, 64, 64]), (200, vec![1, 200, 200])]
+    {
+        let cost = uniform([n, n], 16);
+        for goal in GOALS {
+            let prices =
+                Tensor::from_slice(gpu(), &cost, &shape[..]).assignment_prices(goal).expect("prices");
+            let prices = prices[0].as_ref().expect("few rounds are enough for independent entries");
+            let best = solved(&cost, [n, n], goal);
+            let gap = |prices: &[f64]| {
+                certify(&cost, [n, n], goal, &best.columns, prices).expect("an assignment").gap
+            };
+            let (device, without) = (gap(prices), gap(&vec![0.0; n]));
+            println!("{shape:?} {goal:?}: gap {device:.2e}, without prices {without:.2e}");
+            assert!(device < 0.05 * without, "{shape:?} {goal:?}: gap {device}, without prices {without}");
+        }
+    }
+}
+
+#[test]
+fn a_batch_is_its_problems_one_by_one() {
+    for (batch, rows, columns) in
+        [(1, 1, 1), (9, 12, 12), (3, 64, 64), (2, 130, 130), (4, 5, 8), (2, 257, 257)]
+    {
+        let cost = low_rank([batch * rows, columns], 6, 13);
+        let x = Tensor::from_slice(gpu(), &cost, [batch, rows, columns]);
+        for goal in GOALS {
+            let all = on_device(&x, goal);
+            assert_eq!(all.len(), batch);
+            for (b, found) in all.iter().enumerate() {
+                let own = &cost[b * rows * columns..][..rows * columns];
+                check(own, [rows, columns], goal, found);
+                let alone = on_device(&x.slice(0, b..b + 1), goal);
+                assert_eq!(bits(found), bits(&alone[0]), "{b} of {batch}");
+                let host = x.slice(0, b..b + 1).assignments_by(goal, false).expect("solvable");
+                assert_eq!(bits(&host[0]), bits(&solved(own, [rows, columns], goal)));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_public_methods_choose_a_path_and_prove_the_result() {
+    let (batch, n) = (65, 20);
+    let cost = uniform([batch * n, n], 14);
+    for gpu in [gpu(), other_kernels()] {
+        let x = Tensor::from_slice(gpu, &cost, [batch, n, n]);
+        let all = x.assignments(Goal::Maximize).expect("solvable");
+        all.iter().zip(cost.chunks(n * n)).for_each(|(a, c)| check(c, [n, n], Goal::Maximize, a));
+        // One matrix, as a view that is not contiguous; rows to spare; above the size from which a device may be used.
+        let large = low_rank([520, 520], 5, 15);
+        let turned: Vec<f32> = (0..520 * 520).map(|e| large[e % 520 * 520 + e / 520]).collect();
+        let found =
+            Tensor::from_slice(gpu, &large, [520, 520]).t().assignment(Goal::Minimize).expect("solvable");
+        check(&turned, [520, 520], Goal::Minimize, &found);
+        let tall =
+            Tensor::from_slice(gpu, &cost, [batch * n, n]).assignment(Goal::Minimize).expect("solvable");
+        check(&cost, [batch * n, n], Goal::Minimize, &tall);
+        assert!(Tensor::zeros(gpu, [0, 3, 3]).assignments(Goal::Minimize).expect("nothing").is_empty());
+        assert_eq!(Tensor::zeros(gpu, [0, 0]).assignment(Goal::Minimize).expect("nothing").value, 0.0);
+    }
+}
+
+#[test]
+fn the_device_meets_ties_forbidden_and_bad_entries() {
+    for n in [48, 150] {
+        let inf = f32::INFINITY;
+        let band = |e: usize| if (e / n).abs_diff(e % n) <= 3 { (e * 7 % 11) as f32 } else { inf };
+        let near = |e: usize| 1000.0 + (e * e % 97) as f32 / 1024.0;
+        let mixed = |e: usize| if e % 3 == 0 { (e % 31) as f32 - 15.0 } else { 1e6 * ((e % 5) as f32 - 2.0) };
+        let of = |f: &dyn Fn(usize) -> f32| (0..n * n).map(f).collect::<Vec<f32>>();
+        for cost in [of(&|_| 3.0), of(&|e| (e % 4) as f32), of(&band), of(&near), of(&mixed)] {
+            for shape in [vec![n, n], vec![1, n, n]] {
+                let found = &on_device(&Tensor::from_slice(gpu(), &cost, &shape[..]), Goal::Minimize)[0];
+                check(&cost, [n, n], Goal::Minimize, found);
+            }
+        }
+        for (at, bad, words) in [(n + 1, f32::NAN, "entry [1, 1] is NaN"), (2, -inf, "entry [0, 2] is -inf")]
+        {
+            let mut cost = of(&near);
+            cost[at] = bad;
+            for shape in [vec![n, n], vec![1, n, n]] {
+                let x = Tensor::from_slice(gpu(), &cost, &shape[..]);
+                let error = x.assignments_by(Goal::Minimize, true).expect_err("refused").to_string();
+                assert!(error.contains(words), "{error}");
+            }
+        }
+        let forbidden = Tensor::from_slice(gpu(), &vec![inf; n * n], [n, n]);
+        let error = forbidden.assignments_by(Goal::Minimize, true).expect_err("infeasible").to_string();
+        assert!(error.contains("forbid fewer entries"), "{error}");
+        let huge = Tensor::from_slice(gpu(), &of(&|e| if e % 2 == 0 { 3.3e38 } else { -3.3e38 }), [n, n]);
+        assert!(huge.assignments_by(Goal::Minimize, true).expect("f64 has room")[0].exact);
+    }
 }

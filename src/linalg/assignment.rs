@@ -8,16 +8,16 @@
 //! between the two sums, computed in f64 from the entries as given. Rows or columns that stay free have `u <= 0` or `v <= 0`.
 //! For the largest sum all signs turn: `u[i] + v[j] >= c[i, j]`, free ones `>= 0`.
 //!
-//! Square problems first reduce columns and rows; where that leaves many rows free, an auction with falling `eps` finds prices.
+//! Square problems first reduce columns and rows; where that leaves much to do, an auction with falling `eps` finds prices.
 //! Shortest augmenting paths then make any start exact. Sources are named at each phase.
 
 mod path;
+mod phases;
 mod solver;
 
 use crate::error::{Error, Result};
-use path::Search;
-use solver::{MANY, NONE, Solver};
-use std::borrow::Cow;
+use phases::{Found, square, warm, wide};
+use solver::NONE;
 
 /// Which sum is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,7 +220,6 @@ impl Scale {
     }
 }
 
-/// From the caller's prices where those serve, else from the entries alone.
 fn solve<C: Cost>(
     cost: &[C],
     size: [usize; 2],
@@ -229,79 +228,36 @@ fn solve<C: Cost>(
     prices: Option<&[f64]>,
 ) -> Result<Assignment> {
     let [rows, columns] = size;
+    let sign = goal.sign();
+    let prove = |found: &Found, tall: bool| {
+        let (of, v) = if tall { (&found.row_of, &found.u) } else { (&found.column_of, &found.v) };
+        let pairs = of.iter().map(|&c| (c != NONE).then_some(c as usize)).collect();
+        let prices: Vec<f64> = v.iter().map(|v| sign * v).collect();
+        proof(cost, size, goal, scale, pairs, &prices)
+    };
     if rows.min(columns) == 0 {
         return Ok(proof(cost, size, goal, scale, vec![None; rows], &vec![0.0; columns]));
     }
-    let sign = goal.sign();
-    if rows == columns {
-        if let Some(prices) = prices {
-            // What all prices have in common means nothing and costs digits.
-            let (low, high) =
-                prices.iter().fold((f64::MAX, f64::MIN), |(low, high), &v| (low.min(v), high.max(v)));
-            let start = prices.iter().map(|v| sign * (low / 2.0 + high / 2.0 - v)).collect();
-            let mut solver = Solver::new(cost, size, sign, scale.range, start);
-            solver.reduce(2 * rows);
-            if solver.free() <= rows / MANY {
-                let found = paths(solver, false, cost, size, goal, scale)?;
-                // Prices far larger than the entries leave too few digits for these.
-                if found.exact {
-                    return Ok(found);
-                }
-            }
-        }
-        let start = scale.least.iter().map(|&c| if c.is_finite() { -c } else { 0.0 }).collect();
-        let mut solver = Solver::new(cost, size, sign, scale.range, start);
-        solver.find_prices();
-        return paths(solver, false, cost, size, goal, scale);
+    if rows < columns {
+        return Ok(prove(&wide(cost, size, sign, scale.range, "row")?, false));
     }
-    // The transpose, where there are more rows than columns. Columns that stay free must keep the lowest price, which
-    // falling `eps` would not leave them; `eps = 0` does.
-    let tall = rows > columns;
-    let wide: Cow<[C]> = match tall {
-        true => (0..rows * columns).map(|e| cost[e % rows * columns + e / rows]).collect::<Vec<_>>().into(),
-        false => cost.into(),
-    };
-    let wide_size = if tall { [columns, rows] } else { size };
-    let mut solver = Solver::new(&wide, wide_size, sign, scale.range, vec![0.0; wide_size[1]]);
-    solver.reduce(2 * wide_size[0]);
-    paths(solver, tall, cost, size, goal, scale)
-}
-
-/// Assigns the rows that are still free, one shortest path each, and proves the result on the matrix as given.
-fn paths<C: Cost>(
-    mut solver: Solver<C>,
-    tall: bool,
-    cost: &[C],
-    size: [usize; 2],
-    goal: Goal,
-    scale: &Scale,
-) -> Result<Assignment> {
-    let mut search = Search::new(solver.columns);
-    for row in 0..solver.rows {
-        if solver.column_of[row] == NONE && !search.augment(&mut solver, row) {
-            let line = if tall { "column" } else { "row" };
-            return Err(Error::config(format!(
-                "assignment: {line} {row} cannot be served beside the others; forbid fewer entries"
-            )));
+    if rows > columns {
+        let turned: Vec<C> = (0..rows * columns).map(|e| cost[e % rows * columns + e / rows]).collect();
+        return Ok(prove(&wide(&turned, [columns, rows], sign, scale.range, "column")?, true));
+    }
+    if let Some(prices) = prices {
+        // What all prices have in common means nothing and costs digits.
+        let (low, high) =
+            prices.iter().fold((f64::MAX, f64::MIN), |(low, high), &v| (low.min(v), high.max(v)));
+        let start = prices.iter().map(|v| sign * (low / 2.0 + high / 2.0 - v)).collect();
+        let found = warm(cost, rows, sign, scale.range, start)?.map(|found| prove(&found, false));
+        // Prices far larger than the entries leave too few digits for these.
+        if let Some(found) = found.filter(|found| found.exact) {
+            return Ok(found);
         }
     }
-    let (columns, prices) = solution(&solver, tall, size);
-    Ok(proof(cost, size, goal, scale, columns, &prices))
-}
-
-/// Columns of the rows and potentials of the columns, as the caller has them.
-fn solution<C: Cost>(
-    solver: &Solver<C>,
-    tall: bool,
-    [rows, columns]: [usize; 2],
-) -> (Vec<Option<usize>>, Vec<f64>) {
-    let some = |&c: &u32| (c != NONE).then_some(c as usize);
-    let (of, v): (&[u32], Vec<f64>) = match tall {
-        true => (&solver.row_of, solver.level.iter().map(|u| solver.sign * u).collect()),
-        false => (&solver.column_of, solver.price.iter().map(|p| -solver.sign * p).collect()),
-    };
-    debug_assert!(of.len() == rows && v.len() == columns);
-    (of.iter().map(some).collect(), v)
+    let start = scale.least.iter().map(|&c| if c.is_finite() { -c } else { 0.0 }).collect();
+    Ok(prove(&square(cost, rows, sign, scale.range, start)?, false))
 }
 
 /// The value and its gap. `columns` is a complete assignment without forbidden entries.

@@ -1,11 +1,12 @@
 //! Activation matching: units are matched that answer alike to the same data.
 
 use super::matching::{Solved, solve};
+use super::pairing::Cost;
 use super::permutation::Permutation;
 use super::plan::Plan;
 use super::spec::Spec;
-use super::weights::Weights;
 use crate::error::{Error, Result};
+use crate::store::Weights;
 use crate::tape::no_grad;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
@@ -119,8 +120,12 @@ impl ActivationMatching {
         Ok(ActivationMatch { permutation: Permutation::of(&self.spec, &self.plan, orders), values, gap })
     }
 
+    fn cost(&self, order: usize) -> Result<Cost> {
+        Ok(Cost { values: self.similarities(order)?, device: None })
+    }
+
     /// Similarities of all pairs of an order's units; 0 where nothing was collected.
-    fn cost(&self, order: usize) -> Result<Vec<f32>> {
+    fn similarities(&self, order: usize) -> Result<Vec<f32>> {
         let (name, units) = &self.plan.orders[order];
         let Some(sums) = self.sums.get(&order) else { return Ok(vec![0.0; units * units]) };
         let products = sums.products.to_vec::<f32>()?;

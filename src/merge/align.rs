@@ -1,14 +1,12 @@
 //! Aligning the models of a merge before it: each is permuted towards the target, as it is read.
 
+use super::Weights;
 use super::config::Align;
 use super::job::Job;
 use super::matching::{MatchOptions, Matching, Visit, match_weights_with};
-use super::mlp::Mlp;
 use super::spec::Spec;
-use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use serde_json::Value;
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -39,7 +37,7 @@ impl Job {
                 Error::config(format!("align.target: {} is none of the models", path.display()))
             })?,
         };
-        let spec = self.spec(align, target)?;
+        let spec = Spec::named(&align.spec, &self.models[target].checkpoint)?;
         let mut through: Vec<Option<usize>> = (0..self.models.len()).map(Some).collect();
         for output in &self.outputs {
             for (fisher, model) in output.fishers.iter().zip(&output.models) {
@@ -70,25 +68,6 @@ impl Job {
         }
         through.iter_mut().for_each(|t| *t = t.filter(|&t| matchings[t].is_some()));
         Ok(Aligned { matchings, through })
-    }
-
-    fn spec(&self, align: &Align, target: usize) -> Result<Spec> {
-        let model = &self.models[target];
-        match align.spec.as_str() {
-            "mlp" => Spec::mlp(&model.checkpoint, &Mlp::of(&model.checkpoint)?.layers()),
-            "resnet" => Spec::resnet(&model.checkpoint),
-            "llama" => {
-                let path = model.path.join("config.json");
-                let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
-                let config: Value =
-                    serde_json::from_str(&text).map_err(|e| Error::format(&path, e.to_string()))?;
-                let whole = |key: &str| config[key].as_u64().filter(|&n| n > 0).map(|n| n as usize);
-                let heads = whole("num_attention_heads")
-                    .ok_or_else(|| Error::format(&path, "`num_attention_heads` is no number above 0"))?;
-                Spec::llama(&model.checkpoint, heads, whole("num_key_value_heads").unwrap_or(heads))
-            }
-            path => Spec::read(path),
-        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! What a permutation changes: directions of singular vectors, not singular values.
 
-use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::linalg::singular_values;
+use crate::store::Weights;
 
 /// How far the singular vectors of two models point the same way:
 ///

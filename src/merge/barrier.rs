@@ -1,8 +1,8 @@
 //! The loss along the segment between two models, and how high it rises above its ends.
 
-use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::store::Weights;
 use crate::tape::no_grad;
 use crate::tensor::Tensor;
 
@@ -28,11 +28,30 @@ impl Weights for Interpolated<'_> {
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
         let [a, b] = [self.a.read(gpu, name)?, self.b.read(gpu, name)?];
         if a.shape() != b.shape() {
-            let message = format!("`{name}` is {} in one model and {} in the other", a.shape(), b.shape());
-            return Err(Error::config(message));
+            return Err(unlike(name, &a, &b));
         }
         Ok(no_grad(|| a.scale((1.0 - self.t) as f32).add(&b.scale(self.t as f32))))
     }
+}
+
+/// `||a - b||` over all tensors.
+///
+/// # Errors
+/// When a tensor cannot be read or the two models differ in shapes.
+pub fn distance(gpu: &Gpu, a: &dyn Weights, b: &dyn Weights) -> Result<f64> {
+    let mut sum = 0.0;
+    for name in a.names() {
+        let [x, y] = [a.read(gpu, &name)?, b.read(gpu, &name)?];
+        if x.shape() != y.shape() {
+            return Err(unlike(&name, &x, &y));
+        }
+        sum += f64::from(no_grad(|| x.sub(&y).square().sum_all()).item()?);
+    }
+    Ok(sum.sqrt())
+}
+
+fn unlike(name: &str, x: &Tensor, y: &Tensor) -> Error {
+    Error::config(format!("`{name}` is {} in one model and {} in the other", x.shape(), y.shape()))
 }
 
 /// What a model achieves on some data.
@@ -163,7 +182,7 @@ impl LossPath {
         self.points.iter().map(|point| point.tempered_loss).collect()
     }
 
-    /// The evaluation in the middle.
+    /// The evaluation in the middle, with an even number of points the first behind it.
     pub fn middle(&self) -> &Evaluation {
         &self.points[self.points.len() / 2]
     }
@@ -174,7 +193,7 @@ impl LossPath {
 pub struct Barrier {
     /// `max_l L(l) - (L(0) + L(1)) / 2` (Re-Basin). Ends of unequal loss alone give half their difference.
     pub above_mean: f64,
-    /// `max_l [L(l) - (1 - l) L(0) - l L(1)]` (Frankle et al. 2020); never negative.
+    /// `max_l [L(l) - (1 - l) L(0) - l L(1)]` (Frankle et al. 2020); never negative. Both are NaN where a loss is.
     pub above_line: f64,
 }
 
@@ -188,6 +207,10 @@ impl Barrier {
         assert!(losses.len() > 1, "barrier: {} losses; a path has two ends", losses.len());
         let (first, last) = (losses[0], losses[losses.len() - 1]);
         let t = |i: usize| i as f64 / (losses.len() - 1) as f64;
+        // `f64::max` would pass over what is no number.
+        if losses.iter().any(|loss| loss.is_nan()) {
+            return Barrier { above_mean: f64::NAN, above_line: f64::NAN };
+        }
         let highest = |base: &dyn Fn(f64) -> f64| {
             losses.iter().enumerate().map(|(i, loss)| loss - base(t(i))).fold(f64::NEG_INFINITY, f64::max)
         };
@@ -208,6 +231,7 @@ mod tests {
         assert!((barrier.above_mean - 1.0).abs() < 1e-15);
         assert!((barrier.above_line - (2.5 - 5.0 / 3.0)).abs() < 1e-15);
         assert_eq!(Barrier::of(&[1.0, 0.5, 1.0]).above_line, 0.0);
+        assert!(Barrier::of(&[1.0, f64::NAN, 1.0]).above_mean.is_nan());
     }
 
     /// Logits that are k times log-probabilities of the labels' own frequencies are best at temperature k.

@@ -1,9 +1,12 @@
 //! Specs of common architectures, made from a model's own tensor names and shapes.
 
+use super::Checkpoint;
+use super::mlp::Mlp;
 use super::spec::{Axis, Group, Heads, Kind, Spec};
-use super::weights::Weights;
 use crate::error::{Error, Result};
+use crate::store::Weights;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Puts a spec together layer by layer. A layer `fc` has `fc.weight` `[out, in, ..]` and may have `fc.bias`; a norm may have a
 /// gain, a bias and running statistics. Only tensors that the model has are named.
@@ -170,6 +173,30 @@ pub struct TransformerNames<'a> {
 }
 
 impl Spec {
+    /// A spec by what a user calls it: `mlp`, `resnet`, `llama:HEADS:KV_HEADS`, `llama` for a model with a `config.json` beside it,
+    /// or the path of a spec file.
+    ///
+    /// # Errors
+    /// When the model is none of that kind, or a file cannot be read.
+    pub fn named(name: &str, model: &Checkpoint) -> Result<Spec> {
+        let mut parts = name.split(':');
+        match (parts.next(), parts.next(), parts.next(), parts.next()) {
+            (Some("mlp"), None, ..) => Spec::mlp(model, &Mlp::of(model)?.layers()),
+            (Some("resnet"), None, ..) => Spec::resnet(model),
+            (Some("llama"), None, ..) => {
+                let [heads, kv_heads] = config_heads(&model.path().with_file_name("config.json"))?;
+                Spec::llama(model, heads, kv_heads)
+            }
+            (Some("llama"), Some(heads), Some(kv_heads), None) => match (heads.parse(), kv_heads.parse()) {
+                (Ok(heads), Ok(kv_heads)) => Spec::llama(model, heads, kv_heads),
+                _ => Err(Error::config(format!(
+                    "spec `{name}`: write llama:HEADS:KV_HEADS, such as llama:9:3"
+                ))),
+            },
+            _ => Spec::read(name),
+        }
+    }
+
     /// A chain of dense layers, one group a hidden layer (`P0`, `P1`, ..): rows, bias, columns of the next layer.
     ///
     /// # Errors
@@ -336,6 +363,17 @@ impl Spec {
         spec.ignored.push("*rotary_emb.inv_freq".into());
         Ok(spec)
     }
+}
+
+/// Query heads and key heads by a `config.json` of Hugging Face.
+fn config_heads(path: &Path) -> Result<[usize; 2]> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let config: serde_json::Value =
+        serde_json::from_str(&text).map_err(|e| Error::format(path, e.to_string()))?;
+    let whole = |key: &str| config[key].as_u64().filter(|&n| n > 0).map(|n| n as usize);
+    let heads = whole("num_attention_heads")
+        .ok_or_else(|| Error::format(path, "`num_attention_heads` is no number above 0"))?;
+    Ok([heads, whole("num_key_value_heads").unwrap_or(heads)])
 }
 
 /// Stage and block of a name such as `layer2.0.conv1.weight`.

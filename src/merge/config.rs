@@ -81,7 +81,7 @@ pub struct Slice {
 /// How models are aligned before they are merged.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Align {
-    /// `llama`, `resnet`, `mlp` or the path of a permutation spec.
+    /// What [`Spec::named`](super::Spec::named) takes: `llama`, `resnet`, `mlp` or the path of a permutation spec.
     pub spec: String,
     /// The model that the others are aligned to; by default the base, or the first.
     pub target: Option<PathBuf>,
@@ -278,7 +278,9 @@ fn align(node: &Node, folder: &Path) -> Result<Align> {
     }
     let spec = node.need("spec")?;
     let spec = match spec.text()? {
-        word @ ("llama" | "resnet" | "mlp") => word.to_string(),
+        word if ["llama", "resnet", "mlp"].contains(&word.split(':').next().unwrap_or(word)) => {
+            word.to_string()
+        }
         path => folder.join(path).to_string_lossy().into_owned(),
     };
     let whole = |key| node.get(key).map(|n| n.whole()).transpose();

@@ -1,8 +1,8 @@
 //! What a merged model is worth beside its inputs, on data: classifying networks that [`Mlp`] knows.
 
+use super::Weights;
 use super::barrier::Evaluation;
 use super::mlp::Mlp;
-use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::store::{File, FileDType};

@@ -2,7 +2,7 @@
 
 use super::config::{Config, Scalar, Slice, Source};
 use super::method::Arguments;
-use super::weights::{Checkpoint, Weights};
+use super::{Checkpoint, Weights};
 use crate::error::{Error, Result};
 use crate::store::FileDType;
 use std::collections::BTreeSet;

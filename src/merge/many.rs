@@ -3,10 +3,10 @@
 use super::matching::{MatchOptions, match_weights};
 use super::permutation::Permutation;
 use super::spec::Spec;
-use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::rng::Rng;
+use crate::store::Weights;
 use crate::tape::no_grad;
 use crate::tensor::Tensor;
 

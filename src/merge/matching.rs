@@ -6,15 +6,15 @@
 //! Re-Basin: Merging Models modulo Permutation Symmetries", arXiv 2209.04836.
 
 use super::heads::{self, columns};
-use super::pairing::{Nearness, Pairing};
+use super::pairing::{Cost, Nearness, Pairing};
 use super::permutation::{Permutation, Permuted};
 use super::plan::{Plan, Unit};
 use super::spec::Spec;
-use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::linalg::assignment::{Goal, assign, assign_from};
 use crate::rng::Rng;
+use crate::store::Weights;
 use std::ops::ControlFlow;
 
 /// In which order groups are visited.
@@ -142,6 +142,9 @@ pub fn match_weights_with(
     if options.runs == 0 || options.tolerance.is_nan() || options.tolerance < 0.0 {
         return Err(Error::config("match: needs at least one run and a tolerance of 0 or more"));
     }
+    if options.start.as_ref().is_some_and(|start| start.spec() != spec) {
+        return Err(Error::config("match: the permutation to start from belongs to another spec"));
+    }
     let pairing = Pairing::new(gpu, Plan::new(spec, &[a, b])?, a, b, options.cache_bytes);
     pairing.check_finite()?;
     let before = pairing.nearness(&pairing.plan.identity())?;
@@ -204,11 +207,14 @@ pub fn group_costs(
     let pairing = Pairing::new(gpu, plan, a, b, 0);
     let costs = pairing.costs(&unit, &orders)?;
     let head_pairs = match (&unit.heads, &costs[..]) {
-        (Some(sizes), [q, k, v, o]) => Some(heads::solve(sizes, [q, k, v, o])?.pairs),
+        (Some(sizes), [q, k, v, o]) => {
+            Some(heads::solve(sizes, [q, k, v, o].map(|cost| &cost.values[..]))?.pairs)
+        }
         _ => None,
     };
     let names = unit.orders.iter().map(|&order| pairing.plan.orders[order].0.clone());
-    Ok(GroupCosts { matrices: names.zip(costs).collect(), head_pairs })
+    let matrices = names.zip(costs).map(|(name, cost)| (name, cost.values)).collect();
+    Ok(GroupCosts { matrices, head_pairs })
 }
 
 /// `sum_k <a_k, b_k>` over the tensors that are compared.
@@ -234,9 +240,9 @@ pub(super) struct Solved {
 }
 
 /// Solves a unit exactly, from the prices of an earlier, similar problem if there are any.
-pub(super) fn solve(unit: &Unit, costs: &[Vec<f32>], prices: Option<&[f64]>) -> Result<Solved> {
+pub(super) fn solve(unit: &Unit, costs: &[Cost], prices: Option<&[f64]>) -> Result<Solved> {
     if let (Some(sizes), [q, k, v, o]) = (&unit.heads, costs) {
-        let found = heads::solve(sizes, [q, k, v, o])?;
+        let found = heads::solve(sizes, [q, k, v, o].map(|cost| &cost.values[..]))?;
         let orders = found.order.flat(sizes).to_vec();
         let value = value(costs, orders.iter());
         return Ok(Solved {
@@ -246,11 +252,13 @@ pub(super) fn solve(unit: &Unit, costs: &[Vec<f32>], prices: Option<&[f64]>) -> 
             prices: None,
         });
     }
-    let cost = &costs[0];
-    let n = cost.len().isqrt();
-    let best = match prices {
-        Some(prices) => assign_from(cost, [n, n], Goal::Maximize, prices)?,
-        None => assign(cost, [n, n], Goal::Maximize)?,
+    let Cost { values, device } = &costs[0];
+    let n = values.len().isqrt();
+    let best = match (prices, device) {
+        (Some(prices), _) => assign_from(values, [n, n], Goal::Maximize, prices)?,
+        // Without prices of an earlier sweep a GPU finds some.
+        (None, Some(cost)) if !cost.gpu().is_software() => cost.assignment(Goal::Maximize)?,
+        (None, _) => assign(values, [n, n], Goal::Maximize)?,
     };
     let orders = vec![columns(&best).into_iter().map(|column| column as u32).collect::<Vec<u32>>()];
     let value = value(costs, orders.iter());
@@ -258,10 +266,10 @@ pub(super) fn solve(unit: &Unit, costs: &[Vec<f32>], prices: Option<&[f64]>) -> 
 }
 
 /// What orders are worth under costs.
-pub(super) fn value<'a>(costs: &[Vec<f32>], orders: impl Iterator<Item = &'a Vec<u32>>) -> f64 {
-    let one = |(cost, order): (&Vec<f32>, &Vec<u32>)| {
+pub(super) fn value<'a>(costs: &[Cost], orders: impl Iterator<Item = &'a Vec<u32>>) -> f64 {
+    let one = |(cost, order): (&Cost, &Vec<u32>)| {
         let n = order.len();
-        order.iter().enumerate().map(|(i, &j)| f64::from(cost[i * n + j as usize])).sum::<f64>()
+        order.iter().enumerate().map(|(i, &j)| f64::from(cost.values[i * n + j as usize])).sum::<f64>()
     };
     costs.iter().zip(orders).map(one).sum()
 }

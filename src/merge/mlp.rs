@@ -1,10 +1,10 @@
 //! Multilayer perceptrons as named weights: what the command line can evaluate without being told how.
 
-use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::nn::Linear;
 use crate::share::Tied;
+use crate::store::Weights;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
@@ -116,4 +116,54 @@ fn natural(name: &str) -> Vec<(u64, String)> {
         rest = tail;
     }
     parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    /// Shapes without elements.
+    struct Shapes(BTreeMap<&'static str, Vec<usize>>);
+
+    impl Weights for Shapes {
+        fn names(&self) -> Vec<String> {
+            self.0.keys().map(|name| name.to_string()).collect()
+        }
+        fn shape(&self, name: &str) -> Result<Vec<usize>> {
+            self.0.get(name).cloned().ok_or_else(|| Error::config("missing"))
+        }
+        fn read(&self, _: &Gpu, _: &str) -> Result<Tensor> {
+            Err(Error::config("shapes only"))
+        }
+    }
+
+    fn of(shapes: &[(&'static str, &[usize])]) -> Result<Mlp> {
+        Mlp::of(&Shapes(shapes.iter().map(|(name, shape)| (*name, shape.to_vec())).collect()))
+    }
+
+    #[test]
+    fn layers_follow_their_numbers() {
+        let net = of(&[("fc10.weight", &[2, 5]), ("fc9.weight", &[5, 3]), ("fc9.bias", &[5])]).unwrap();
+        assert_eq!(net.layers(), ["fc9", "fc10"]);
+        assert_eq!(net.sizes(), [3, 5, 2]);
+    }
+
+    #[test]
+    fn other_networks_are_refused() {
+        let cases: [(&[(&'static str, &[usize])], &str); 5] = [
+            (&[], "there is no tensor"),
+            (
+                &[("a.weight", &[2, 3]), ("b.weight", &[4, 3])],
+                "`b.weight` [4, 3] follows a layer of 2 outputs",
+            ),
+            (&[("a.weight", &[2, 3, 3, 3])], "`a.weight` [2, 3, 3, 3] is neither"),
+            (&[("a.weight", &[2, 3]), ("a.bias", &[3])], "`a.bias` [3] has no `a.weight` of as many rows"),
+            (&[("a.weight", &[2, 3]), ("norm.gain", &[3])], "`norm.gain` [3] is neither"),
+        ];
+        for (shapes, words) in cases {
+            let message = of(shapes).expect_err(words).to_string();
+            assert!(message.contains(words), "{message}");
+        }
+    }
 }

@@ -21,19 +21,21 @@ pub mod pareto;
 mod permutation;
 mod plan;
 pub mod pleas;
+#[cfg(feature = "cli")]
+pub mod plot;
 mod repair;
 pub mod reversible;
 pub mod run;
 pub mod signature;
 mod spec;
 mod straight_through;
-mod weights;
 #[cfg(feature = "cli")]
 pub mod yaml;
 
+pub use crate::store::{Shards as Checkpoint, Weights};
 pub use activations::{ActivationMatch, ActivationMatching, Similarity};
 pub use analysis::singular_alignment;
-pub use barrier::{Barrier, Evaluation, Interpolated, LossPath};
+pub use barrier::{Barrier, Evaluation, Interpolated, LossPath, distance};
 pub use builders::{Builder, Layer, TransformerNames};
 pub use config::Config;
 pub use job::Job;
@@ -45,5 +47,4 @@ pub use mlp::Mlp;
 pub use permutation::{Permutation, Permuted};
 pub use repair::{Outputs, repair, reset_statistics};
 pub use spec::{Axis, Group, Heads, Kind, Spec};
-pub use straight_through::{StraightThrough, StraightThroughOptions, straight_through};
-pub use weights::{Checkpoint, Weights};
+pub use straight_through::{MidpointLoss, StraightThrough, StraightThroughOptions, straight_through};

@@ -2,11 +2,11 @@
 
 use super::permutation::reorder;
 use super::plan::{Placed, Plan, Unit};
-use super::weights::Weights;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::ops::matmul::outer;
+use crate::store::Weights;
 use crate::tape::{Into, no_grad};
 use crate::tensor::Tensor;
 use std::cell::RefCell;
@@ -54,6 +54,14 @@ pub(super) struct Nearness {
     pub squared_distance: f64,
 }
 
+/// A square cost matrix.
+pub(super) struct Cost {
+    /// On the host, row-major.
+    pub values: Vec<f32>,
+    /// The same on the device, if it is there.
+    pub device: Option<Tensor>,
+}
+
 /// Models `a` and `b` with a plan that fits both.
 pub(super) struct Pairing<'a> {
     gpu: &'a Gpu,
@@ -90,20 +98,8 @@ impl<'a> Pairing<'a> {
                 })
                 .collect::<Result<Vec<_>>>()?;
             let sums = together(&sums)?;
-            for (name, _) in names.iter().zip(&sums).filter(|(_, count)| **count > 0.0) {
-                let x = kept.read(self.gpu, name)?;
-                let values = x.to_vec::<f32>()?;
-                let at = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
-                let mut index = at;
-                let mut place: Vec<usize> = Vec::new();
-                for &size in x.shape().iter().rev() {
-                    place.insert(0, index % size);
-                    index /= size;
-                }
-                return Err(Error::config(format!(
-                    "tensor `{name}` of {which} model is {} at index {place:?}; matching needs finite weights",
-                    values[at]
-                )));
+            if let Some((name, _)) = names.iter().zip(&sums).find(|(_, count)| **count > 0.0) {
+                return Err(first_not_finite(which, name, &kept.read(self.gpu, name)?)?);
             }
         }
         Ok(())
@@ -145,11 +141,11 @@ impl<'a> Pairing<'a> {
 
     /// The cost matrix of each of a unit's orders: `C[i, j] = sum_k <slice i of a_k, slice j of b_k>`, `b` under all orders but
     /// the unit's own.
-    pub fn costs(&self, unit: &Unit, orders: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
+    pub fn costs(&self, unit: &Unit, orders: &[Vec<u32>]) -> Result<Vec<Cost>> {
         unit.orders.iter().map(|&order| self.cost(order, orders)).collect()
     }
 
-    fn cost(&self, order: usize, orders: &[Vec<u32>]) -> Result<Vec<f32>> {
+    fn cost(&self, order: usize, orders: &[Vec<u32>]) -> Result<Cost> {
         let fixed = self.constant.borrow().get(&order).cloned();
         let fixed = match fixed {
             Some(fixed) => Some(fixed),
@@ -168,10 +164,10 @@ impl<'a> Pairing<'a> {
             // Statistics alone follow this order: nothing tells its units apart.
             (None, None) => Tensor::zeros(self.gpu, [self.plan.orders[order].1; 2]),
         };
-        let cost = sum.to_vec::<f32>()?;
-        match cost.iter().position(|c| !c.is_finite()) {
-            None => Ok(cost),
-            Some(_) => Err(Error::config(format!(
+        let values = sum.to_vec::<f32>()?;
+        match values.iter().all(|c| c.is_finite()) {
+            true => Ok(Cost { values, device: Some(sum) }),
+            false => Err(Error::config(format!(
                 "group `{}`: products of weights are beyond f32; scale the weights down",
                 self.plan.orders[order].0
             ))),
@@ -208,6 +204,22 @@ fn unfold(x: &Tensor, axis: usize, repeat: usize) -> Tensor {
         (1, rest) => x.reshape([units, rest]).t(),
         (_, rest) => x.permute(&[0, 2, 1]).reshape([before * rest, units]),
     }
+}
+
+/// The complaint about the first element that is no number.
+fn first_not_finite(which: &str, name: &str, x: &Tensor) -> Result<Error> {
+    let values = x.to_vec::<f32>()?;
+    let at = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
+    let mut left = at;
+    let mut place: Vec<usize> = Vec::new();
+    for &size in x.shape().iter().rev() {
+        place.insert(0, left % size);
+        left /= size;
+    }
+    Ok(Error::config(format!(
+        "tensor `{name}` of {which} model is {} at index {place:?}; matching needs finite weights",
+        values[at]
+    )))
 }
 
 /// 1 where an element is NaN or infinite, by its bits: shader compilers may assume that floats are numbers.

@@ -3,9 +3,9 @@
 use super::heads::HeadOrder;
 use super::plan::{HeadSizes, Plan};
 use super::spec::{Kind, Spec};
-use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::store::Weights;
 use crate::store::{Entry, File, save};
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
@@ -110,6 +110,15 @@ impl Permutation {
         self.orders.values().map(out_of_place).sum()
     }
 
+    /// Whether a tensor of this name has an axis that follows a group.
+    pub fn touches(&self, tensor: &str) -> bool {
+        let has = |axes: &[super::spec::Axis]| axes.iter().any(|axis| axis.tensor == tensor);
+        self.spec.groups.iter().any(|group| match &group.kind {
+            Kind::Units(axes) => has(axes),
+            Kind::Heads(heads) => heads.parts().iter().any(|(_, axes)| has(axes)),
+        })
+    }
+
     /// The permutation that undoes this one.
     pub fn inverse(&self) -> Permutation {
         let orders = self.orders.iter().map(|(name, order)| (name.clone(), inverse(order))).collect();
@@ -135,11 +144,11 @@ impl Permutation {
 
     /// A model's weights under this permutation, each moved on the device when it is read.
     pub fn permuted<'a>(&'a self, weights: &'a dyn Weights) -> Permuted<'a> {
-        let mut moves: BTreeMap<&str, Vec<(usize, usize, &[u32])>> = BTreeMap::new();
+        let mut moves: BTreeMap<&str, Vec<Turn>> = BTreeMap::new();
         let mut add = |name: &str, axes: &'a [super::spec::Axis]| {
             for axis in axes {
-                let order = &self.orders[name][..];
-                moves.entry(&axis.tensor).or_default().push((axis.axis, axis.repeat, order));
+                let turn = Turn { axis: axis.axis, repeat: axis.repeat, order: &self.orders[name] };
+                moves.entry(&axis.tensor).or_default().push(turn);
             }
         };
         for group in &self.spec.groups {
@@ -215,8 +224,15 @@ pub(super) fn reorder(x: &Tensor, axis: usize, repeat: usize, order: &[u32]) -> 
 /// Weights under a [`Permutation`].
 pub struct Permuted<'a> {
     weights: &'a dyn Weights,
-    /// Axis, repeat and order, by tensor.
-    moves: BTreeMap<&'a str, Vec<(usize, usize, &'a [u32])>>,
+    /// By tensor.
+    moves: BTreeMap<&'a str, Vec<Turn<'a>>>,
+}
+
+/// A new order of an axis, of which each index stands for `repeat` consecutive ones.
+struct Turn<'a> {
+    axis: usize,
+    repeat: usize,
+    order: &'a [u32],
 }
 
 impl Weights for Permuted<'_> {
@@ -230,7 +246,7 @@ impl Weights for Permuted<'_> {
 
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
         let mut x = self.weights.read(gpu, name)?;
-        for &(axis, repeat, order) in self.moves.get(name).into_iter().flatten() {
+        for &Turn { axis, repeat, order } in self.moves.get(name).into_iter().flatten() {
             if x.shape().get(axis) != Some(&(order.len() * repeat)) {
                 return Err(Error::config(format!(
                     "tensor `{name}` {}: its axis {axis} should have {} indices to be permuted",

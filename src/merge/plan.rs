@@ -2,9 +2,9 @@
 
 use super::heads::HeadOrder;
 use super::spec::{Axis, Heads, Kind, Spec, fits};
-use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::rng::Rng;
+use crate::store::Weights;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// How one axis of a tensor moves.

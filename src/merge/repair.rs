@@ -1,8 +1,8 @@
 //! Repairing what averaging does to activations: their variance falls, and norms remember statistics of other weights.
 
-use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::store::Weights;
 use crate::tape::no_grad;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;

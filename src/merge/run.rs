@@ -1,14 +1,14 @@
 //! Runs a merge: one tensor at a time from the models' files to the output's.
 
+use super::Weights;
 use super::job::{Input, Job, Output};
 use super::method::{Inputs, Measured, Statistics};
-use super::weights::{INDEX, Weights};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::gpu::Gpu;
 use crate::gpu::buffer::Reading;
-use crate::store::{Entry, FileDType, save};
+use crate::store::{Entry, FileDType, INDEX, save};
 use crate::tensor::Tensor;
 use half::f16;
 use serde_json::{Value, json};

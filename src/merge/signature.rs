@@ -1,7 +1,7 @@
 //! Robust weight signatures: what training on corrupted data changed, small enough to carry along, to be added, scaled and taken
 //! off again. Source: Cai et al., arXiv 2302.12480; how the difference is projected is our reading of it.
 
-use super::weights::Weights;
+use super::Weights;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::store::{Entry, File, FileDType, save};

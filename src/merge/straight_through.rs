@@ -4,10 +4,10 @@ use super::matching::{MatchOptions, match_weights};
 use super::permutation::Permutation;
 use super::plan::Plan;
 use super::spec::Spec;
-use super::weights::Weights;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::optim::{Group, Sgd, SgdConfig};
+use crate::store::Weights;
 use crate::tape::no_grad;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
@@ -31,6 +31,9 @@ impl Default for StraightThroughOptions {
     }
 }
 
+/// A scalar from the midpoint's weights, which are tracked, and the step's number.
+pub type MidpointLoss<'a> = dyn FnMut(&BTreeMap<String, Tensor>, usize) -> Result<Tensor> + 'a;
+
 /// What was found.
 #[derive(Clone, Debug)]
 pub struct StraightThrough {
@@ -49,8 +52,7 @@ pub struct StraightThrough {
 /// loss of (a + pi(b)) / 2; its gradient goes to theta as if theta were the midpoint
 /// ```
 ///
-/// `loss` gets the midpoint's weights, which are tracked, and the step's number; it returns a scalar. It needs labelled data and a
-/// matching a step. Weight matching alone is often as good; this one looks at what the network does between the two models.
+/// It needs labelled data and a matching a step. Weight matching alone is often as good; this one looks at what the network does between the two models.
 /// Source: Ainsworth et al. 2022, section 3.3.
 ///
 /// # Errors
@@ -61,7 +63,7 @@ pub fn straight_through(
     a: &dyn Weights,
     b: &dyn Weights,
     options: &StraightThroughOptions,
-    loss: &mut dyn FnMut(&BTreeMap<String, Tensor>, usize) -> Result<Tensor>,
+    loss: &mut MidpointLoss,
 ) -> Result<StraightThrough> {
     let plan = Plan::new(spec, &[a, b])?;
     let names: Vec<&String> = plan.tensors.keys().collect();

@@ -1,6 +1,9 @@
 //! The command line: what this machine's adapters are, how fast they run Tiebeam's kernels, and models merged on them.
 
+mod barrier;
 mod bench;
+mod data;
+mod matching;
 mod merge;
 mod tune;
 
@@ -20,10 +23,14 @@ struct Args {
 enum Command {
     /// List the adapters that TIEBEAM_ADAPTER can choose from
     Adapters,
+    /// Evaluate models between two multilayer perceptrons, as they are and matched
+    Barrier(barrier::Args),
     /// Measure an adapter's ceilings and how near each kernel comes
     Bench(bench::Args),
     /// Merge models as a YAML file says
     Merge(merge::Args),
+    /// Find the permutation of a model's units that brings it nearest to another model
+    Match(matching::Args),
     /// Measure which kernels are fastest here, for later runs
     Tune(tune::Args),
 }
@@ -34,8 +41,10 @@ fn run(args: Args) -> Result<()> {
             Gpu::adapters()?.iter().for_each(|adapter| println!("{adapter}"));
             Ok(())
         }
+        Command::Barrier(args) => barrier::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Merge(args) => merge::run(&args),
+        Command::Match(args) => matching::run(&args),
         Command::Tune(args) => tune::run(&args),
     }
 }

@@ -1,9 +1,9 @@
 //! `tiebeam merge`.
 
+use crate::data::on_interrupt;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tiebeam::merge::align::Aligned;
@@ -114,15 +114,6 @@ fn unless_stopped(stopped: &AtomicBool) -> Result<()> {
         true => Err(Error::Config { message: "stopped; nothing was written".into() }),
         false => Ok(()),
     }
-}
-
-/// A flag that Ctrl-C raises.
-fn on_interrupt() -> Result<Arc<AtomicBool>> {
-    let stopped = Arc::new(AtomicBool::new(false));
-    let raise = stopped.clone();
-    ctrlc::set_handler(move || raise.store(true, Ordering::Relaxed))
-        .map_err(|e| Error::Config { message: format!("Ctrl-C cannot be caught: {e}") })?;
-    Ok(stopped)
 }
 
 fn write(

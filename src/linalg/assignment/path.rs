@@ -57,6 +57,8 @@ pub(super) struct Search {
     /// Columns with a distance, those whose distance is final.
     seen: Vec<u32>,
     closed: Vec<u32>,
+    /// Blocks read in all searches: the measure of work.
+    pub reads: usize,
 }
 
 impl Search {
@@ -70,6 +72,7 @@ impl Search {
             done: vec![false; columns],
             seen: Vec::new(),
             closed: Vec::new(),
+            reads: 0,
         }
     }
 
@@ -161,6 +164,7 @@ impl Search {
     /// Reads a branch's nearest block: its columns get distances, its bound is renewed.
     fn read<C: Cost>(&mut self, solver: &mut Solver<C>, branch: usize, limit: &mut f64, free: &mut u32) {
         let Branch { row, distance, nearest: (_, block) } = self.branches[branch];
+        self.reads += 1;
         self.unread[branch * solver.blocks + block] = f64::INFINITY;
         let (cost, price) = solver.part(row, block);
         let base = distance - solver.level[row];

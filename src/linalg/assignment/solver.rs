@@ -8,10 +8,6 @@ use std::collections::VecDeque;
 
 /// Columns to a block: near the root of common sizes, so that bounds to compare and columns to read are about as many.
 pub(super) const BLOCK: usize = 64;
-/// Paths find the rest where at most one row in `MANY` is free. Measured at n = 2048 on independent entries, where reduction
-/// leaves 8 to 11% free: 40 to 60 ms by paths at once, 50 to 90 ms by auction first; on products of rank 32, where it leaves
-/// 98% free: 8000 ms and 200 ms.
-pub(super) const MANY: usize = 4;
 /// No row, no column.
 pub(super) const NONE: u32 = u32::MAX;
 
@@ -67,6 +63,12 @@ fn two_smallest<C: Cost>(cost: &[C], price: &[f64], sign: f64) -> (f64, f64) {
         let high = one.max(first[lane]);
         (one.min(first[lane]), two.min(high).min(second[lane]))
     })
+}
+
+/// The greatest power of two up to `x`.
+fn power_of_two(x: f64) -> f64 {
+    const EXPONENT: u64 = 0x7ff << 52;
+    f64::from_bits(x.to_bits() & EXPONENT)
 }
 
 impl<'a, C: Cost> Solver<'a, C> {
@@ -207,21 +209,15 @@ impl<'a, C: Cost> Solver<'a, C> {
         }
     }
 
-    /// Prices for a square problem, most rows assigned: reduction alone, or an auction where that leaves many rows free.
+    /// Prices for a square problem from where it stands, most rows assigned: an auction with falling `eps`, then reduction.
     ///
     /// `eps` falls from a tenth of the entries' range to a millionth, a quarter each time: on products of rank 32 with
-    /// n = 2048 a last one of 1e-4 leaves half of the rows to the paths and takes 1.8 times as long.
+    /// n = 2048 a last one of 1e-4 leaves half of the rows to the paths and takes 1.8 times as long. It is a power of two, so
+    /// that prices of whole numbers, and of most others in f32, are exact in f64.
     pub fn find_prices(&mut self) {
-        let (price, bound) = (self.price.clone(), self.bound.clone());
-        self.reduce(2 * self.rows);
-        if self.free() <= self.rows / MANY {
-            return;
-        }
-        // Prices of a reduction that failed are a bad start: its bids were too small to settle anything.
-        (self.price, self.bound) = (price, bound);
         // Some 70 bids a row are usual. A price war can need any number; paths then do the rest.
         let mut budget = 200 * self.rows;
-        let mut eps = 0.1 * self.range;
+        let mut eps = power_of_two(0.1 * self.range);
         while eps > 1e-6 * self.range && budget > 0 {
             budget -= self.auction(eps, budget);
             eps *= 0.25;

@@ -1,9 +1,9 @@
 //! Where weights come from: in memory, in one file, or in shards with an index.
 
+use super::{File, FileDType, Info};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::store::{File, FileDType, Info};
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -75,10 +75,24 @@ fn missing(name: &str) -> Error {
     Error::config(format!("there is no tensor `{name}` in these weights"))
 }
 
+impl Weights for File {
+    fn names(&self) -> Vec<String> {
+        File::names(self).map(String::from).collect()
+    }
+
+    fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        Ok(self.info(name)?.shape.clone())
+    }
+
+    fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
+        Ok(Tensor::from_slice(gpu, &self.tensor_f32(name)?, &self.info(name)?.shape[..]))
+    }
+}
+
 /// A model on disk: one safetensors file, or a folder of shards with `model.safetensors.index.json`. Files are mapped; a tensor
 /// is read when it is asked for.
 #[derive(Debug)]
-pub struct Checkpoint {
+pub struct Shards {
     path: PathBuf,
     files: Vec<File>,
     /// The file that holds each tensor.
@@ -86,22 +100,22 @@ pub struct Checkpoint {
 }
 
 /// The name of an index of shards.
-pub(super) const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
-impl Checkpoint {
+impl Shards {
     /// Opens a `.safetensors` file, an index file, or a folder that holds `model.safetensors.index.json` or
     /// `model.safetensors`.
     ///
     /// # Errors
     /// A file that is missing, cut short or lies about itself; an index that names a tensor its shard has not, or a file outside
     /// its own folder.
-    pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
+    pub fn open(path: impl AsRef<Path>) -> Result<Shards> {
         let path = path.as_ref();
         if path.is_dir() {
             let [index, single] = [INDEX, "model.safetensors"].map(|name| path.join(name));
             return match (index.is_file(), single.is_file()) {
-                (true, _) => Checkpoint::sharded(&index),
-                (false, true) => Checkpoint::single(&single),
+                (true, _) => Shards::sharded(&index),
+                (false, true) => Shards::single(&single),
                 _ => Err(Error::format(
                     path,
                     format!("the folder holds neither {INDEX} nor model.safetensors"),
@@ -109,18 +123,18 @@ impl Checkpoint {
             };
         }
         if path.extension().is_some_and(|e| e == "json") {
-            return Checkpoint::sharded(path);
+            return Shards::sharded(path);
         }
-        Checkpoint::single(path)
+        Shards::single(path)
     }
 
-    fn single(path: &Path) -> Result<Checkpoint> {
+    fn single(path: &Path) -> Result<Shards> {
         let file = File::open(path)?;
         let holders = file.names().map(|name| (name.to_string(), 0)).collect();
-        Ok(Checkpoint { path: path.to_path_buf(), files: vec![file], holders })
+        Ok(Shards { path: path.to_path_buf(), files: vec![file], holders })
     }
 
-    fn sharded(index: &Path) -> Result<Checkpoint> {
+    fn sharded(index: &Path) -> Result<Shards> {
         let wrong = |message: String| Error::format(index, format!("no valid index of shards: {message}"));
         let text = std::fs::read_to_string(index).map_err(|e| Error::io(index, e))?;
         let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
@@ -147,7 +161,7 @@ impl Checkpoint {
             }
             holders.insert(name.clone(), place);
         }
-        Ok(Checkpoint { path: index.to_path_buf(), files, holders })
+        Ok(Shards { path: index.to_path_buf(), files, holders })
     }
 
     /// What was opened.
@@ -173,7 +187,7 @@ impl Checkpoint {
     /// Shape and type of a tensor.
     ///
     /// # Errors
-    /// As [`Checkpoint::file`].
+    /// As [`Shards::file`].
     pub fn info(&self, name: &str) -> Result<&Info> {
         self.file(name)?.info(name)
     }
@@ -181,13 +195,13 @@ impl Checkpoint {
     /// The element type of a tensor in the file.
     ///
     /// # Errors
-    /// As [`Checkpoint::file`].
+    /// As [`Shards::file`].
     pub fn dtype(&self, name: &str) -> Result<FileDType> {
         Ok(self.info(name)?.dtype)
     }
 }
 
-impl Weights for Checkpoint {
+impl Weights for Shards {
     fn names(&self) -> Vec<String> {
         self.holders.keys().cloned().collect()
     }
