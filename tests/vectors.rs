@@ -7,6 +7,8 @@
 mod assignment;
 #[path = "support/matching.rs"]
 mod matching;
+#[path = "support/merging.rs"]
+mod merging;
 #[path = "support/sharing.rs"]
 mod sharing;
 #[path = "support/smollm.rs"]
@@ -36,6 +38,7 @@ fn main() {
         ("tying", sharing::FILES),
         ("matching", assignment::FILES),
         ("matching", matching::FILES),
+        ("matching", merging::FILES),
         ("smollm", smollm::FILES),
     ];
     let files = families.iter().flat_map(|&(family, files)| files.iter().map(move |f| (family, f.0, f.1)));

@@ -19,9 +19,11 @@ mod weights;
 
 pub use bytes::bf16_bytes;
 pub use checkpoint::{Checkpoint, load_checkpoint, load_tensors, save_checkpoint, save_tensors};
+pub(crate) use file::nearest;
 pub use file::{File, Info};
 pub use safetensors::Dtype as FileDType;
 pub use save::{Entry, save};
+pub(crate) use weights::INDEX;
 pub use weights::{Shards, Weights};
 
 // Slices of numbers are written as the bytes that they are in memory; every platform with a GPU is

@@ -1,10 +1,12 @@
 //! Where weights come from: in memory, in one file, or in shards with an index.
 
 use super::{File, FileDType, Info};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Named float tensors that are read one at a time, so that no more than one has to be in memory.
@@ -23,6 +25,18 @@ pub trait Weights {
     /// # Errors
     /// When there is no tensor of this name or it is no float; what the file or the device has.
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor>;
+
+    /// Some elements of a tensor, in row-major order and flat: for tensors that are too large to be read at once.
+    ///
+    /// # Errors
+    /// As [`Weights::read`].
+    ///
+    /// # Panics
+    /// When the tensor has fewer elements.
+    fn read_range(&self, gpu: &Gpu, name: &str, range: Range<usize>) -> Result<Tensor> {
+        let x = self.read(gpu, name)?;
+        Ok(x.reshape([x.count()]).slice(0, range))
+    }
 }
 
 impl Weights for BTreeMap<String, Tensor> {
@@ -35,7 +49,25 @@ impl Weights for BTreeMap<String, Tensor> {
     }
 
     fn read(&self, _: &Gpu, name: &str) -> Result<Tensor> {
-        self.get(name).map(|x| x.detach().cast(crate::DType::F32)).ok_or_else(|| missing(name))
+        self.get(name).map(|x| x.detach().cast(DType::F32)).ok_or_else(|| missing(name))
+    }
+}
+
+impl<W: Weights + ?Sized> Weights for &W {
+    fn names(&self) -> Vec<String> {
+        (**self).names()
+    }
+
+    fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        (**self).shape(name)
+    }
+
+    fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
+        (**self).read(gpu, name)
+    }
+
+    fn read_range(&self, gpu: &Gpu, name: &str, range: Range<usize>) -> Result<Tensor> {
+        (**self).read_range(gpu, name, range)
     }
 }
 
@@ -67,7 +99,8 @@ pub struct Shards {
     holders: BTreeMap<String, usize>,
 }
 
-const INDEX: &str = "model.safetensors.index.json";
+/// The name of an index of shards.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 impl Shards {
     /// Opens a `.safetensors` file, an index file, or a folder that holds `model.safetensors.index.json` or
@@ -178,6 +211,20 @@ impl Weights for Shards {
     }
 
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
-        self.file(name)?.read(gpu, name)
+        let shape = self.shape(name)?;
+        Ok(self.read_range(gpu, name, 0..shape.iter().product())?.reshape(&shape[..]))
+    }
+
+    fn read_range(&self, gpu: &Gpu, name: &str, range: Range<usize>) -> Result<Tensor> {
+        let file = self.file(name)?;
+        let n = range.len();
+        let of = |size: usize| Ok::<_, Error>(&file.bytes(name)?[range.start * size..range.end * size]);
+        match self.dtype(name)? {
+            FileDType::F32 => Ok(Tensor::from_bytes(gpu, DType::F32, of(4)?, [n])),
+            FileDType::F16 => Ok(Tensor::from_bytes(gpu, DType::F16, of(2)?, [n]).cast(DType::F32)),
+            FileDType::BF16 => Ok(Tensor::from_bf16(gpu, of(2)?, [n])),
+            // Others are converted on the host, or refused with their name.
+            _ => Ok(Tensor::from_slice(gpu, &file.tensor_f32(name)?[range], [n])),
+        }
     }
 }

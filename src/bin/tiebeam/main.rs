@@ -1,9 +1,10 @@
-//! The command line: what this machine's adapters are and how fast they run Tiebeam's kernels.
+//! The command line: what this machine's adapters are, how fast they run Tiebeam's kernels, and models merged on them.
 
 mod barrier;
 mod bench;
 mod data;
 mod matching;
+mod merge;
 mod tune;
 
 use clap::{Parser, Subcommand};
@@ -26,6 +27,8 @@ enum Command {
     Barrier(barrier::Args),
     /// Measure an adapter's ceilings and how near each kernel comes
     Bench(bench::Args),
+    /// Merge models as a YAML file says
+    Merge(merge::Args),
     /// Find the permutation of a model's units that brings it nearest to another model
     Match(matching::Args),
     /// Measure which kernels are fastest here, for later runs
@@ -40,6 +43,7 @@ fn run(args: Args) -> Result<()> {
         }
         Command::Barrier(args) => barrier::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Merge(args) => merge::run(&args),
         Command::Match(args) => matching::run(&args),
         Command::Tune(args) => tune::run(&args),
     }
