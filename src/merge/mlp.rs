@@ -151,7 +151,8 @@ mod tests {
 
     #[test]
     fn other_networks_are_refused() {
-        let cases: [(&[(&'static str, &[usize])], &str); 5] = [
+        type Shapes<'a> = &'a [(&'static str, &'a [usize])];
+        let cases: [(Shapes, &str); 5] = [
             (&[], "there is no tensor"),
             (
                 &[("a.weight", &[2, 3]), ("b.weight", &[4, 3])],
