@@ -10,6 +10,7 @@ pub mod decode;
 pub mod dtype;
 pub mod error;
 pub mod files;
+pub mod geometry;
 pub mod gpu;
 pub mod linalg;
 pub mod merge;

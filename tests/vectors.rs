@@ -9,6 +9,8 @@ mod assignment;
 mod matching;
 #[path = "support/merging.rs"]
 mod merging;
+#[path = "support/ponita.rs"]
+mod ponita;
 #[path = "support/sharing.rs"]
 mod sharing;
 #[path = "support/smollm.rs"]
@@ -39,6 +41,7 @@ fn main() {
         ("matching", assignment::FILES),
         ("matching", matching::FILES),
         ("matching", merging::FILES),
+        ("ponita", ponita::FILES),
         ("smollm", smollm::FILES),
     ];
     let files = families.iter().flat_map(|&(family, files)| files.iter().map(move |f| (family, f.0, f.1)));

@@ -16,6 +16,8 @@ pub struct MemoryStats {
     pub free: u64,
     /// The most that `used + free` has been.
     pub peak: u64,
+    /// The most that `used` has been.
+    pub most_used: u64,
     /// Buffers ever created on the device; constant in a steady loop.
     pub created: u64,
 }
@@ -25,8 +27,6 @@ pub struct MemoryStats {
 pub(crate) struct Pool {
     free: BTreeMap<u64, Vec<(u64, wgpu::Buffer)>>,
     stats: MemoryStats,
-    /// The most that tensors have held at once.
-    high_water: u64,
     /// Counts buffers given back to the driver.
     trims: u64,
 }
@@ -38,7 +38,7 @@ impl Pool {
     fn keep(&mut self, epoch: u64, raw: wgpu::Buffer) {
         self.stats.free += raw.size();
         self.free.entry(raw.size()).or_default().push((epoch, raw));
-        while self.stats.free > self.high_water.max(Self::SPARE) {
+        while self.stats.free > self.stats.most_used.max(Self::SPARE) {
             // Each class is in order of return.
             let oldest = self.free.values_mut().filter(|f| !f.is_empty()).min_by_key(|free| free[0].0);
             let Some(free) = oldest else { return };
@@ -53,7 +53,7 @@ impl Pool {
 
     fn take(&mut self, bytes: u64) {
         self.stats.used += bytes;
-        self.high_water = self.high_water.max(self.stats.used);
+        self.stats.most_used = self.stats.most_used.max(self.stats.used);
     }
 }
 

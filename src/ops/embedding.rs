@@ -102,6 +102,22 @@ impl Op for Select {
     }
 }
 
+struct IndexSum {
+    axis: usize,
+    ids: Saved,
+}
+
+impl Op for IndexSum {
+    fn name(&self) -> &'static str {
+        "index_sum"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        if let Some(dy) = &dy[0] {
+            sink.add(0, select(dy, self.axis, self.ids.get(self.name())));
+        }
+    }
+}
+
 struct Gather {
     axis: usize,
     shape: Shape,
@@ -178,6 +194,25 @@ impl Tensor {
         y.made_by(&[self], || Box::new(Select { axis, shape: *self.shape(), ids: Saved::new(&ids) }))
     }
 
+    /// `y[.., r, ..] = sum over i with ids[i] = r of x[.., i, ..]` along `axis`, which becomes `size` long; in f32, added in rising
+    /// order of `i`: the adjoint of [`Tensor::index_select`], whose own adjoint it has. Pools nodes of graphs.
+    ///
+    /// An id outside `size` takes nothing and gives no gradient.
+    ///
+    /// # Panics
+    /// When the axis is out of range, `ids` are not one axis of integers of its length, or for integers.
+    #[track_caller]
+    pub fn index_sum(&self, axis: isize, ids: &Tensor, size: usize) -> Tensor {
+        let op = "index_sum";
+        same_gpu(op, &[self, ids]);
+        let axis = shape::axis(op, axis, self.shape());
+        let fits = ids.shape()[..] == [self.shape()[axis]];
+        assert!(fits, "{op}: ids {} for axis {axis} of {}", ids.shape(), self.shape());
+        let (ids, x) = (flat(op, ids), super::float(op, self));
+        let y = sum_by_index(&x.detach(), axis, x.shape().with(axis, size), &ids, Into::New);
+        y.made_by(&[self], || Box::new(IndexSum { axis, ids: Saved::new(&ids) }))
+    }
+
     /// `y[i, j, k] = x[index[i, j, k], j, k]` for `axis` 0 of three, and likewise along others; any dtype.
     ///
     /// `index`, u32 or i32, has as many axes as this and is nowhere longer but along `axis`; its shape is the result's.
@@ -243,6 +278,18 @@ fn select64(x: &[Array], axis: usize) -> Array {
     look(&x[0], axis, count, x[0].shape.with(axis, count), |_, i, _| x[1].data[i])
 }
 
+fn sum64(x: &[Array], axis: usize, size: usize) -> Array {
+    let (_, count, inner) = x[0].shape.split_at_axis(axis);
+    let mut y = Array::from_fn(x[0].shape.with(axis, size), |_| 0.0);
+    for (at, value) in x[0].data.iter().enumerate() {
+        let (o, id, c) = (at / inner / count, x[1].data[at / inner % count], at % inner);
+        if id >= 0.0 && id < size as f64 {
+            y.data[(o * size + id as usize) * inner + c] += value;
+        }
+    }
+    y
+}
+
 /// torch.gather: walks the index' shape.
 fn gather64(x: &[Array], axis: usize) -> Array {
     let (from, to) = (x[0].shape, x[1].shape);
@@ -292,6 +339,16 @@ pub(super) fn cases() -> Vec<Case> {
             inputs,
             move |x| x[0].index_select(at, &x[1]),
             move |x| select64(x, axis),
+        ));
+    }
+    for (shape, axis, size) in [(&[9][..], 0, 4), (&[3, 7, 4], 1, 5), (&[3, 7, 3], 1, 1), (&[67, 5], 0, 13), (&[0, 4], 0, 3)] {
+        let inputs = vec![Input::normal(shape), Input::integers([shape[axis]], DType::I32, -1, size as i64 + 1)];
+        let at = axis as isize;
+        all.push(Case::new(
+            format!("index_sum of {shape:?} axis {axis} to {size}"),
+            inputs,
+            move |x| x[0].index_sum(at, &x[1], size),
+            move |x| sum64(x, axis, size),
         ));
     }
     for (shape, axis, index) in [

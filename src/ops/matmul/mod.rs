@@ -97,6 +97,34 @@ pub(crate) fn outer(op: &'static str, a: &Tensor, b: &Tensor, into: Into) -> Ten
     multiply(op, &a.t(), b, into)
 }
 
+/// `gelu(x w^T + bias)` of `[rows, k]` and `[n, k]`, not recorded: a layer inside another op, written to `y` where given. `before`
+/// takes what the activation is applied to.
+pub(crate) fn gelu_layer(
+    op: &'static str,
+    x: &Tensor,
+    [w, bias]: [&Tensor; 2],
+    y: Option<&Tensor>,
+    before: Option<&Tensor>,
+) -> Tensor {
+    let new = || Tensor::empty(x.gpu(), op, [x.shape()[0], w.shape()[0]], DType::F32);
+    let y = y.cloned().unwrap_or_else(new);
+    let epilogue = Epilogue { bias: Some(bias), activation: Activation::Gelu, residual: None };
+    Product { epilogue, before, ..Product::new(op, x, Right::Tensor(&w.t())) }.write(&y);
+    y
+}
+
+/// `(a b) gelu'(before)`, element by element: the gradient before a GELU.
+pub(crate) fn product_slope(op: &'static str, a: &Tensor, b: &Tensor, before: &Tensor) -> Tensor {
+    let y = Tensor::empty(a.gpu(), op, before.shape(), DType::F32);
+    Product { slope: Some(before), ..Product::new(op, a, Right::Tensor(b)) }.write(&y);
+    y
+}
+
+/// `a b` of `[rows, k]` and `[k, n]`, where `into` says.
+pub(crate) fn product(op: &'static str, a: &Tensor, b: &Tensor, into: Into) -> Tensor {
+    multiply(op, a, b, into)
+}
+
 struct Matmul {
     lhs: Saved,
     rhs: Saved,
@@ -263,7 +291,7 @@ impl Op for Linear {
 pub(super) fn variants() -> Vec<Source> {
     let left = ["lhs_plain", "lhs_transposed", "lhs_any"];
     let right = ["rhs_plain", "rhs_transposed", "rhs_any"];
-    let stores = ["store_plain", "store_accumulate", "store_bias", "store_activation", "store_residual", "store_bias_residual"];
+    let stores = ["store_plain", "store_accumulate", "store_bias", "store_activation", "store_residual", "store_bias_residual", "store_bias_both", "store_slope"];
     let mut all = Vec::new();
     for core in Core::KINDS {
         let source = core.source(core::DEFAULT_LANES);

@@ -83,11 +83,16 @@ pub(super) struct Product<'a> {
     pub rows: Rows<'a>,
     pub epilogue: Epilogue<'a>,
     pub accumulate: bool,
+    /// Takes what the activation is applied to, beside the result; with a bias.
+    pub before: Option<&'a Tensor>,
+    /// The result is multiplied by GELU's derivative there; with nothing else.
+    pub slope: Option<&'a Tensor>,
 }
 
 impl<'a> Product<'a> {
     pub fn new(op: &'static str, lhs: &'a Tensor, rhs: Right<'a>) -> Product<'a> {
-        Product { op, lhs, rhs, rows: Rows::All, epilogue: Epilogue::default(), accumulate: false }
+        let epilogue = Epilogue::default();
+        Product { op, lhs, rhs, rows: Rows::All, epilogue, accumulate: false, before: None, slope: None }
     }
 
     /// Launches it, `y` its result.
@@ -136,6 +141,8 @@ impl<'a> Product<'a> {
         let Epilogue { bias, activation, residual } = self.epilogue;
         binds.extend(bias.map(|bias| bias.detach().cast(DType::F32).contiguous().bind(5)));
         binds.extend(residual.map(|residual| residual.detach().cast(DType::F32).contiguous().bind(6)));
+        binds.extend(self.slope.map(|at| at.bind(6)));
+        binds.extend(self.before.map(|before| before.bind_mut(9)));
         if n.is_multiple_of(4) {
             slots.push(("pieces", "pieces_of_4"));
         }
@@ -174,7 +181,11 @@ impl<'a> Product<'a> {
 
     fn store(&self) -> &'static str {
         let Epilogue { bias, activation, residual } = self.epilogue;
+        debug_assert!(self.before.is_none() || bias.is_some() && residual.is_none() && !self.accumulate);
+        debug_assert!(self.slope.is_none() || bias.is_none() && residual.is_none() && !self.accumulate);
         match (self.accumulate, bias, residual) {
+            _ if self.before.is_some() => "store_bias_both",
+            _ if self.slope.is_some() => "store_slope",
             (true, ..) => "store_accumulate",
             (_, None, None) if activation == Activation::None => "store_plain",
             (_, None, None) => "store_activation",

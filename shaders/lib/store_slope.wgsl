@@ -1,0 +1,7 @@
+// y = (x w) gelu'(before): the gradient before a GELU
+@group(0) @binding(4) var<storage, read_write> y: array<Stored>;
+@group(0) @binding(6) var<storage, read> before: array<Stored>;
+
+fn store_piece(at: u32, col: u32, value: Stored) {
+    y[at] = value * narrow(dgelu(widen(before[at])));
+}

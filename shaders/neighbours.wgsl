@@ -1,0 +1,74 @@
+// Points within a radius of each query, by cells: with FILL false their number, with FILL true which and in which image, from
+// `starts` on. Points are listed by cell; a query looks at the cells that its sphere can touch, counted in whole cells along the
+// three lattice vectors. A cell beyond a periodic side is the one on the other side, one image further, as often as the reach says:
+// a radius may be longer than the period. Order: by cell, then as listed; the host brings each row into an order of its own.
+
+const FILL: bool = false;
+
+struct Params {
+    groups_x: u32,
+    n: u32,           // queries
+    square: f32,      // of the radius
+}
+var<immediate> p: Params;
+
+@group(0) @binding(0) var<storage, read> points: array<vec4<f32>>;     // moved into the cell
+@group(0) @binding(1) var<storage, read> places: array<vec4<u32>>;     // of each point: its cell along three axes, its graph
+@group(0) @binding(2) var<storage, read> members: array<u32>;          // points by cell
+@group(0) @binding(3) var<storage, read> cells: array<u32>;            // where each cell's members begin
+// Of each graph: cells along the axes and the first cell; how many to look at each way, and bits of the periodic axes.
+@group(0) @binding(4) var<storage, read> grids: array<vec4<u32>>;
+@group(0) @binding(5) var<storage, read> lattice: array<vec4<f32>>;    // of each graph three vectors
+@group(0) @binding(6) var<storage, read> queries: array<u32>;
+@group(0) @binding(7) var<storage, read> starts: array<u32>;
+@group(0) @binding(8) var<storage, read_write> found: array<u32>;      // counts; or point and image of each
+
+// The cell at place c of n, and its image; an image of 1000 where there is none.
+fn wrapped(c: i32, n: i32, periodic: bool) -> vec2<i32> {
+    let image = select(-((n - 1 - c) / n), c / n, c >= 0);
+    if !periodic { return vec2<i32>(c, select(1000, 0, image == 0)); }
+    return vec2<i32>(c - image * n, image);
+}
+
+@compute @workgroup_size(64)
+fn search(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let at = (group.y * p.groups_x + group.x) * 64u + lane;
+    if at >= p.n { return; }
+    let own = queries[at];
+    let here = points[own].xyz;
+    let place = places[own];
+    let size = grids[2u * place.w];
+    let reach = grids[2u * place.w + 1u];
+    let n = vec3<i32>(size.xyz);
+    var count = 0u;
+    var next = 0u;
+    if FILL { next = starts[at]; }
+    for (var z = -i32(reach.z); z <= i32(reach.z); z++) {
+        let cz = wrapped(i32(place.z) + z, n.z, (reach.w & 4u) != 0u);
+        for (var y = -i32(reach.y); y <= i32(reach.y); y++) {
+            let cy = wrapped(i32(place.y) + y, n.y, (reach.w & 2u) != 0u);
+            for (var x = -i32(reach.x); x <= i32(reach.x); x++) {
+                let cx = wrapped(i32(place.x) + x, n.x, (reach.w & 1u) != 0u);
+                if cx.y == 1000 || cy.y == 1000 || cz.y == 1000 { continue; }
+                let image = vec3<i32>(cx.y, cy.y, cz.y);
+                let l = 3u * place.w;
+                let moved = f32(image.x) * lattice[l].xyz + f32(image.y) * lattice[l + 1u].xyz + f32(image.z) * lattice[l + 2u].xyz;
+                let cell = size.w + (u32(cz.x) * size.y + u32(cy.x)) * size.x + u32(cx.x);
+                for (var m = cells[cell]; m < cells[cell + 1u]; m++) {
+                    let other = members[m];
+                    let d = points[other].xyz + moved - here;
+                    let itself = other == own && all(image == vec3<i32>(0));
+                    if itself || dot(d, d) >= p.square { continue; }
+                    if FILL {
+                        let i = vec3<u32>(image + 512);
+                        found[2u * next] = other;
+                        found[2u * next + 1u] = i.x | (i.y << 10u) | (i.z << 20u);
+                        next++;
+                    }
+                    count++;
+                }
+            }
+        }
+    }
+    if !FILL { found[at] = count; }
+}

@@ -1,0 +1,285 @@
+//! The separable convolution on positions and orientations.
+//!
+//! `x1[n,a,c] = sum over edges e into n of k[e,a,c] h[s_e,a,c]`, then `x2[n,p,c] = 1/O sum_a f[p,a,c] x1[n,a,c]`, with
+//! kernels `k = B Wk^T` and `f = F Wf^T` from bases that all layers share: `B [E,O,K]` is a small network of the invariants of
+//! an edge, times the window; `F [O,O,K]` one of `o_p . o_a`.
+
+use super::graph::Graph;
+use super::grid::Grid;
+use super::invariants;
+use crate::nn::{Activation, Epilogue};
+use crate::ops::edges::Edges;
+use crate::ops::kernel_basis::{BasisWeights, Sight};
+use crate::ops::site::Site;
+use crate::share::Tied;
+use crate::tensor::Tensor;
+use std::sync::Arc;
+
+/// How the convolution is computed. Both give the same numbers up to rounding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Route {
+    /// Ops of the engine one after the other, with arrays of edges x orientations x channels: the oracle.
+    Plain,
+    /// Kernels of their own, whose memory does not grow with edges x orientations x channels.
+    #[default]
+    Fused,
+}
+
+/// `gelu(gelu(f W1^T + b1) W2^T + b2)`: the functions that kernels are combinations of.
+#[derive(Clone)]
+pub struct Basis {
+    /// `[hidden, features]`
+    pub w1: Tensor,
+    /// `[hidden]`
+    pub b1: Tensor,
+    /// `[basis, hidden]`
+    pub w2: Tensor,
+    /// `[basis]`
+    pub b2: Tensor,
+}
+
+impl Basis {
+    /// `f [.., features] -> [.., basis]`
+    ///
+    /// # Panics
+    /// When the last axis is not the features.
+    #[track_caller]
+    pub fn forward(&self, f: &Tensor) -> Tensor {
+        let z = linear(f, &self.w1, Some(&self.b1), Activation::Gelu, None);
+        linear(&z, &self.w2, Some(&self.b2), Activation::Gelu, None)
+    }
+}
+
+/// `act(x W^T + b) + residual`, with a stored weight.
+#[track_caller]
+pub(super) fn linear(
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    activation: Activation,
+    residual: Option<&Tensor>,
+) -> Tensor {
+    let site: Arc<dyn Site> = Arc::new(Tied::new(w));
+    x.linear(&site, Epilogue { bias, activation, residual })
+}
+
+/// How a [`Field`] is made.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FieldConfig {
+    /// Of the polynomial features.
+    pub degree: usize,
+    /// Where the window ends, if there is one.
+    pub radius: Option<f32>,
+    /// Layers that will use it: what only one uses is not kept.
+    pub layers: usize,
+    /// By which kernels.
+    pub route: Route,
+}
+
+/// What all layers of a network see of a graph: edges, and the bases of the kernels on them.
+pub struct Field {
+    edges: Edges,
+    spatial: Spatial,
+    /// `[O, O, K]`; none without orientations.
+    fiber: Option<Tensor>,
+}
+
+enum Spatial {
+    /// `[E, O, K]`, with the window; ops of the engine go on from there.
+    Plain(Tensor),
+    /// The same for the fused kernels: K is whole vectors.
+    Stored(Tensor),
+    /// Made anew for each run of edges.
+    Remade(Box<Remade>),
+}
+
+struct Remade {
+    d: Tensor,
+    window: Option<Tensor>,
+    sight: Sight,
+    weights: BasisWeights,
+}
+
+/// The largest basis, in bytes, that is made once for all layers: it saves half of the arithmetic of a network of many layers.
+/// Above, memory does not depend on the number of edges.
+const STORED: usize = 16 << 20;
+
+impl Field {
+    /// The bases of `graph` on `grid`.
+    ///
+    /// # Panics
+    /// When the graph's dimension is not the grid's, or a basis has another number of features; when the grid has orientations
+    /// and there is no fiber basis.
+    #[track_caller]
+    pub fn new(
+        graph: &Graph,
+        grid: &Grid,
+        basis: &Basis,
+        fiber: Option<&Basis>,
+        config: FieldConfig,
+    ) -> Field {
+        let FieldConfig { degree, radius, layers, route } = config;
+        let (gpu, d) = (graph.gpu(), graph.vectors());
+        assert!(
+            graph.dimension() == grid.dimension(),
+            "ponita: positions in {} dimensions, the grid in {}",
+            graph.dimension(),
+            grid.dimension()
+        );
+        let ori = grid.is_oriented().then(|| grid.tensor(gpu));
+        assert!(ori.is_none() || fiber.is_some(), "ponita: orientations need a fiber basis");
+        let window = radius.map(|radius| invariants::window(&invariants::norm(&d), radius));
+        let fiber = ori
+            .as_ref()
+            .zip(fiber)
+            .map(|(ori, basis)| basis.forward(&invariants::polynomial(&invariants::fiber(ori), degree)));
+        let spatial = match route {
+            Route::Plain => {
+                let attributes = match &ori {
+                    Some(ori) => invariants::spatial(&d, ori),
+                    None => invariants::distance(&d).unsqueeze(1),
+                };
+                let b = basis.forward(&invariants::polynomial(&attributes, degree));
+                let wide = [graph.edges.len(), 1, 1];
+                Spatial::Plain(window.map_or(b.clone(), |window| b.mul(&window.reshape(wide))))
+            }
+            Route::Fused => {
+                let (sight, weights) = (Sight { orientations: ori, degree }, basis.whole());
+                let bytes = 4 * graph.edges.len() * grid.len() * weights.b2.count();
+                match layers > 1 && bytes <= STORED {
+                    true => Spatial::Stored(d.kernel_basis(window.as_ref(), &sight, &weights)),
+                    false => Spatial::Remade(Box::new(Remade { d, window, sight, weights })),
+                }
+            }
+        };
+        Field { edges: graph.edges.clone(), spatial, fiber }
+    }
+}
+
+/// `x` with zeros up to a multiple of 4 along an axis: kernels move whole vectors.
+fn whole(x: &Tensor, axis: usize) -> Tensor {
+    let size = x.shape()[axis];
+    match size.next_multiple_of(4) - size {
+        0 => x.clone(),
+        more => x.pad(axis as isize, 0, more),
+    }
+}
+
+impl Basis {
+    /// These weights with widths of whole vectors. What is added stays zero: `gelu(0) = 0`.
+    fn whole(&self) -> BasisWeights {
+        BasisWeights {
+            w1: whole(&whole(&self.w1, 0), 1),
+            b1: whole(&self.b1, 0),
+            w2: whole(&whole(&self.w2, 0), 1),
+            b2: whole(&self.b2, 0),
+        }
+    }
+}
+
+/// One depthwise separable convolution.
+#[derive(Clone)]
+pub struct Conv {
+    /// `[channels, basis]`
+    pub kernel: Tensor,
+    /// `[channels, basis]`; none without orientations.
+    pub fiber_kernel: Option<Tensor>,
+    /// `[channels]`
+    pub bias: Tensor,
+}
+
+impl Conv {
+    /// `h [N, O, C] -> [N, O, C]`
+    ///
+    /// # Panics
+    /// When the shapes do not fit the field.
+    #[track_caller]
+    pub fn forward(&self, field: &Field, h: &Tensor) -> Tensor {
+        self.mix(field, &self.spatial(field, h), Some(&self.bias))
+    }
+
+    /// The sum over neighbours, `x1 [N, O, C]`.
+    ///
+    /// # Panics
+    /// As [`Conv::forward`].
+    #[track_caller]
+    pub fn spatial(&self, field: &Field, h: &Tensor) -> Tensor {
+        let edges = &field.edges;
+        let wide = || (whole(h, 2), whole(&whole(&self.kernel, 0), 1));
+        let y = match &field.spatial {
+            Spatial::Plain(basis) => {
+                let kernel = linear(basis, &self.kernel, None, Activation::None, None);
+                let messages = h.index_select(0, edges.source_ids()).mul(&kernel);
+                return messages.index_sum(0, edges.destination_ids(), edges.nodes());
+            }
+            Spatial::Stored(basis) => {
+                let (h, kernel) = wide();
+                h.edge_conv(basis, &kernel, edges)
+            }
+            Spatial::Remade(of) => {
+                let (h, kernel) = wide();
+                h.spatial_conv(&of.d, of.window.as_ref(), &of.sight, &of.weights, &kernel, edges)
+            }
+        };
+        y.slice(2, 0..h.shape()[2])
+    }
+
+    /// The mean over orientations with the fiber kernel, `x2 [N, O, C]`, before the bias; `x1` itself without orientations.
+    ///
+    /// # Panics
+    /// As [`Conv::forward`].
+    #[track_caller]
+    pub fn fiber(&self, field: &Field, x1: &Tensor) -> Tensor {
+        self.mix(field, x1, None)
+    }
+
+    #[track_caller]
+    fn mix(&self, field: &Field, x1: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        let with_bias = |x2: Tensor| bias.map_or(x2.clone(), |bias| x2.add(bias));
+        let (Some(basis), Some(kernel)) = (&field.fiber, &self.fiber_kernel) else {
+            return with_bias(x1.clone());
+        };
+        let kernel = linear(basis, kernel, None, Activation::None, None);
+        if let Spatial::Plain(_) = field.spatial {
+            let scale = 1.0 / kernel.shape()[0] as f32;
+            return with_bias(x1.unsqueeze(1).mul(&kernel.unsqueeze(0)).sum(2).scale(scale));
+        }
+        let bias = bias.map(|bias| whole(bias, 0));
+        whole(x1, 2).fiber_conv(&whole(&kernel, 2), bias.as_ref()).slice(2, 0..x1.shape()[2])
+    }
+
+    /// Scales both kernels so that `x1` and `x2` have the standard deviation of `h`, as measured on this batch; gives the three
+    /// deviations from before. Data-dependent initialisation: without it two layers of default weights all but erase a signal.
+    ///
+    /// # Errors
+    /// The device's fault; a deviation that is 0 or not finite, which no factor can mend.
+    pub fn calibrate(&mut self, field: &Field, h: &Tensor) -> crate::Result<[f32; 3]> {
+        crate::no_grad(|| {
+            let x1 = self.spatial(field, h);
+            let x2 = self.fiber(field, &x1);
+            let deviations = [deviation(h)?, deviation(&x1)?, deviation(&x2)?];
+            if deviations.iter().any(|s| !s.is_finite() || *s == 0.0) {
+                let message = format!(
+                    "calibrate: the standard deviations before, between and after are {deviations:?}; use a batch with \
+                     more than one node and features that differ"
+                );
+                return Err(crate::Error::Config { message });
+            }
+            let [before, between, after] = deviations;
+            self.kernel = self.kernel.detach().scale(before / between).contiguous().requires_grad();
+            if let Some(kernel) = &mut self.fiber_kernel {
+                *kernel = kernel.detach().scale(between / after).contiguous().requires_grad();
+            }
+            Ok(deviations)
+        })
+    }
+}
+
+/// The standard deviation of all elements, divisor count - 1, in f64.
+fn deviation(x: &Tensor) -> crate::Result<f32> {
+    let data = x.detach().to_vec::<f32>()?;
+    let n = data.len() as f64;
+    let mean = data.iter().map(|&v| v as f64).sum::<f64>() / n;
+    let square = data.iter().map(|&v| (v as f64 - mean).powi(2)).sum::<f64>();
+    Ok((square / (n - 1.0)).sqrt() as f32)
+}

@@ -1,0 +1,200 @@
+//! Point clouds: positions, edges between them, and which graph of a batch each point is in.
+
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::ops::edges::Edges;
+use crate::tensor::Tensor;
+
+/// A batch of disjoint graphs of points in space or in the plane.
+///
+/// Positions may be tracked: [`Graph::track`] makes them a leaf whose gradient is the negative force.
+#[derive(Clone, Debug)]
+pub struct Graph {
+    pub(crate) edges: Edges,
+    /// `[nodes, D]`
+    pub(crate) positions: Tensor,
+    /// `[edges, D]`, added to the source's position less the destination's.
+    pub(crate) shifts: Option<Tensor>,
+    /// Which graph each node is in.
+    batch: Vec<u32>,
+    pub(crate) batch_ids: Tensor,
+    graphs: usize,
+}
+
+impl Graph {
+    /// A graph with these edges, in any order: `positions [nodes, dimension]` row-major, `batch` the graph of each node, empty
+    /// where all are in one.
+    ///
+    /// # Errors
+    /// For lists that do not fit, positions that are not finite, edges to nodes that are not there or between two graphs.
+    pub fn new(
+        gpu: &Gpu,
+        positions: &[f32],
+        dimension: usize,
+        sources: &[u32],
+        destinations: &[u32],
+        batch: &[u32],
+    ) -> Result<Graph> {
+        let nodes = checked(positions, dimension)?;
+        let batch = if batch.is_empty() { vec![0; nodes] } else { batch.to_vec() };
+        if batch.len() != nodes {
+            return Err(Error::config(format!(
+                "graph: {} entries of `batch` for {nodes} nodes",
+                batch.len()
+            )));
+        }
+        let edges = Edges::new(gpu, nodes, sources, destinations)?;
+        let graph_of = |n: u32| batch[n as usize];
+        let crosses =
+            edges.sources().iter().zip(edges.destinations()).find(|&(&s, &d)| graph_of(s) != graph_of(d));
+        if let Some((s, d)) = crosses {
+            return Err(Error::config(format!("graph: the edge {s} -> {d} joins two graphs of the batch")));
+        }
+        let graphs = batch.iter().max().map_or(0, |&g| g as usize + 1);
+        Ok(Graph {
+            positions: Tensor::from_slice(gpu, positions, [nodes, dimension]),
+            batch_ids: Tensor::from_slice(gpu, &batch, [nodes]),
+            edges,
+            shifts: None,
+            batch,
+            graphs,
+        })
+    }
+
+    /// Every node of a graph joined to every other, and to itself where `self_loops`: `sizes` are the nodes of each graph, which
+    /// lie one after the other.
+    ///
+    /// # Errors
+    /// As [`Graph::new`]; when the sizes do not add up to the positions.
+    pub fn full(
+        gpu: &Gpu,
+        positions: &[f32],
+        dimension: usize,
+        sizes: &[usize],
+        self_loops: bool,
+    ) -> Result<Graph> {
+        let batch = batch_of(checked(positions, dimension)?, sizes)?;
+        let count: usize = sizes.iter().map(|n| n * n).sum();
+        let (mut from, mut to) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        let mut first = 0;
+        for &n in sizes {
+            for (i, j) in (0..n).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                if self_loops || i != j {
+                    to.push((first + i) as u32);
+                    from.push((first + j) as u32);
+                }
+            }
+            first += n;
+        }
+        Graph::new(gpu, positions, dimension, &from, &to, &batch)
+    }
+
+    /// This graph with `shifts [edges, D]` added to the difference of positions along each edge, in the order in which edges
+    /// were given: an edge to a periodic image.
+    ///
+    /// # Errors
+    /// When there is not one finite shift an edge.
+    pub fn with_shifts(mut self, shifts: &[f32]) -> Result<Graph> {
+        let width = self.dimension();
+        if shifts.len() != width * self.edges.len() || shifts.iter().any(|x| !x.is_finite()) {
+            let (got, need) = (shifts.len(), width * self.edges.len());
+            return Err(Error::config(format!("graph: {got} numbers of shifts, need {need}, all finite")));
+        }
+        let ordered = self.edges.order().iter().flat_map(|&e| &shifts[e as usize * width..][..width]);
+        let ordered: Vec<f32> = ordered.copied().collect();
+        self.shifts = Some(Tensor::from_slice(self.gpu(), &ordered, [self.edges.len(), width]));
+        Ok(self)
+    }
+
+    /// The same edges at other positions `[nodes, D]`, which may be tracked.
+    ///
+    /// # Panics
+    /// When the shape is another.
+    #[track_caller]
+    pub fn at(&self, positions: &Tensor) -> Graph {
+        let (old, new) = (self.positions.shape(), positions.shape());
+        assert!(old == new, "graph: positions {new} for a graph of {old}");
+        Graph { positions: positions.clone(), ..self.clone() }
+    }
+
+    /// The same graph, its positions a leaf.
+    pub fn track(&self) -> Graph {
+        self.at(&self.positions.detach().requires_grad())
+    }
+
+    /// `d [E, D]`: source less destination along every edge, by the image that the edge means.
+    pub fn vectors(&self) -> Tensor {
+        let d = self.positions.edge_vectors(&self.edges);
+        self.shifts.as_ref().map_or(d.clone(), |shift| d.add(shift))
+    }
+
+    /// `x [nodes, ..]` summed over the nodes of each graph: `[graphs, ..]`, zero for a graph without nodes.
+    ///
+    /// # Panics
+    /// When the first axis is not the nodes.
+    #[track_caller]
+    pub fn pool(&self, x: &Tensor) -> Tensor {
+        x.index_sum(0, &self.batch_ids, self.graphs)
+    }
+
+    /// The edges, in the order of the sums.
+    pub fn edges(&self) -> &Edges {
+        &self.edges
+    }
+
+    /// `[nodes, D]`
+    pub fn positions(&self) -> &Tensor {
+        &self.positions
+    }
+
+    /// Number of nodes.
+    pub fn nodes(&self) -> usize {
+        self.edges.nodes()
+    }
+
+    /// Number of graphs: one above the largest entry of `batch`.
+    pub fn graphs(&self) -> usize {
+        self.graphs
+    }
+
+    /// The graph of each node.
+    pub fn batch(&self) -> &[u32] {
+        &self.batch
+    }
+
+    /// Of space.
+    pub fn dimension(&self) -> usize {
+        self.positions.shape()[1]
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Gpu {
+        self.positions.gpu()
+    }
+}
+
+/// The number of points in a list of coordinates.
+pub(super) fn checked(positions: &[f32], dimension: usize) -> Result<usize> {
+    if !(2..=3).contains(&dimension) || !positions.len().is_multiple_of(dimension) {
+        let n = positions.len();
+        return Err(Error::config(format!(
+            "graph: {n} coordinates in {dimension} dimensions; use 2 or 3 a point"
+        )));
+    }
+    if let Some(i) = positions.iter().position(|x| !x.is_finite()) {
+        return Err(Error::config(format!(
+            "graph: the position of node {} is {}",
+            i / dimension,
+            positions[i]
+        )));
+    }
+    Ok(positions.len() / dimension)
+}
+
+/// The graph of each node, for graphs of these sizes one after the other.
+pub(super) fn batch_of(nodes: usize, sizes: &[usize]) -> Result<Vec<u32>> {
+    if sizes.iter().try_fold(0usize, |sum, &n| sum.checked_add(n)) != Some(nodes) {
+        return Err(Error::config(format!("graph: sizes {sizes:?} do not add up to {nodes} nodes")));
+    }
+    Ok(sizes.iter().enumerate().flat_map(|(g, &n)| std::iter::repeat_n(g as u32, n)).collect())
+}

@@ -1,0 +1,96 @@
+//! The search for points within a radius, on the device: see [`crate::geometry::Graph::radius`] for what it is for.
+
+use super::case::Case;
+use super::words;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::shader::Source;
+use crate::tensor::Tensor;
+
+const OP: &str = "neighbours";
+
+fn source(fill: bool) -> Source {
+    Source::file(OP).bool("FILL", fill)
+}
+
+/// Points sorted into cells, as the kernel reads them.
+#[derive(Default)]
+pub(crate) struct Cells {
+    /// Four numbers a point: where it is, moved into its cell.
+    pub points: Vec<f32>,
+    /// Its cell along three axes, and its graph.
+    pub places: Vec<u32>,
+    /// Points by cell, and where each cell's begin.
+    pub members: Vec<u32>,
+    pub starts: Vec<u32>,
+    /// Eight numbers a graph: cells along the axes, the first cell, the reach along the axes, bits of periodic axes.
+    pub grids: Vec<u32>,
+    /// Twelve numbers a graph: three lattice vectors.
+    pub lattice: Vec<f32>,
+}
+
+/// For each query the points found and their images, `starts[i]..starts[i + 1]`.
+pub(crate) struct Found {
+    pub starts: Vec<usize>,
+    pub points: Vec<u32>,
+    pub images: Vec<[i32; 3]>,
+}
+
+impl Cells {
+    /// Points nearer than `radius` to each query, itself excepted: counted, then listed.
+    ///
+    /// # Errors
+    /// When there are more than one list can hold; the device's fault.
+    pub fn search(&self, gpu: &Gpu, queries: &[u32], radius: f32) -> Result<Found> {
+        if queries.is_empty() {
+            return Ok(Found { starts: vec![0], points: vec![], images: vec![] });
+        }
+        let vectors = |x: &[f32]| Tensor::from_slice(gpu, x, [x.len() / 4, 4]);
+        let list = |x: &[u32]| Tensor::from_slice(gpu, x, [x.len()]);
+        let inputs = [vectors(&self.points), list(&self.places), list(&self.members), list(&self.starts)];
+        let inputs = inputs.into_iter().chain([list(&self.grids), vectors(&self.lattice), list(queries)]);
+        let inputs: Vec<Tensor> = inputs.collect();
+        let run = |fill: bool, starts: &Tensor, found: &Tensor| {
+            let grid = grid(queries.len().div_ceil(64));
+            let mut binds: Vec<_> = inputs.iter().zip(0..).map(|(x, at)| x.bind(at)).collect();
+            binds.extend([starts.bind(7), found.bind_mut(8)]);
+            let params = words(&[grid[0], queries.len() as u32, (radius * radius).to_bits()]).to_vec();
+            gpu.launch(Launch { op: OP, source: &source(fill), entry: "search", binds, params: &params, grid, reuse: 0 });
+        };
+        let counts = Tensor::empty(gpu, OP, [queries.len()], DType::U32);
+        run(false, &inputs[6], &counts);
+        let mut starts = vec![0usize];
+        for count in counts.to_vec::<u32>()? {
+            starts.push(starts[starts.len() - 1] + count as usize);
+        }
+        let total = starts[queries.len()];
+        let most = gpu.limits().max_storage_buffer_binding_size.min(u32::MAX as u64);
+        if total as u64 * 8 > most {
+            let what = format!("neighbours: bytes of the list at radius {radius}");
+            return Err(Error::Limit { what, need: total as u64 * 8, have: most });
+        }
+        let firsts: Vec<u32> = starts.iter().map(|&at| at as u32).collect();
+        let found = Tensor::empty(gpu, OP, [total, 2], DType::U32);
+        if total > 0 {
+            run(true, &list(&firsts), &found);
+        }
+        let data = found.to_vec::<u32>()?;
+        let image = |bits: u32| [0, 10, 20].map(|shift| (bits >> shift & 1023) as i32 - 512);
+        Ok(Found {
+            starts,
+            points: data.chunks_exact(2).map(|pair| pair[0]).collect(),
+            images: data.chunks_exact(2).map(|pair| image(pair[1])).collect(),
+        })
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    [false, true].map(source).to_vec()
+}
+
+/// A list is no function of its inputs that has a gradient: `tests/geometry.rs` holds it against all pairs.
+pub(super) fn cases() -> Vec<Case> {
+    Vec::new()
+}
