@@ -104,8 +104,13 @@ pub fn replace_folder(path: &Path, marker: &str, write: impl FnOnce(&Path) -> Re
         path.with_file_name(hidden)
     };
     let (new, old) = (TemporaryFolder(beside("tmp")), beside("old"));
-    // Left by a killed process that had our id.
+    // Left by a killed process that had our id; where the folder itself is missing, the old one is all there is.
     let _ = std::fs::remove_dir_all(&new.0);
+    if path.exists() {
+        let _ = std::fs::remove_dir_all(&old);
+    } else if old.exists() {
+        std::fs::rename(&old, path).map_err(failed)?;
+    }
     std::fs::create_dir(&new.0).map_err(failed)?;
     write(&new.0)?;
     // Somebody may have filled the folder meanwhile.
@@ -121,12 +126,17 @@ pub fn replace_folder(path: &Path, marker: &str, write: impl FnOnce(&Path) -> Re
         return Err(failed(e));
     }
     if replaces {
-        std::fs::remove_dir_all(&old).map_err(|e| Error::io(&old, e))?;
+        // The new folder is in place: what is left of the old one is no failure.
+        let _ = std::fs::remove_dir_all(&old);
     }
     Ok(())
 }
 
-fn refuse_foreign(path: &Path, marker: &str) -> Result<()> {
+/// Refuses a folder that [`replace_folder`] would not replace, before the work for it is begun.
+///
+/// # Errors
+/// [`Error::Io`] naming `path`.
+pub fn refuse_foreign(path: &Path, marker: &str) -> Result<()> {
     if !path.exists() {
         return Ok(());
     }

@@ -414,3 +414,14 @@ fn the_device_meets_ties_forbidden_and_bad_entries() {
         assert!(huge.assignments_by(Goal::Minimize, true).expect("f64 has room")[0].exact);
     }
 }
+
+#[test]
+fn flat_problems_are_not_made_square() {
+    // Products: each row takes one of the last columns, in order. Square, this would be 3 GB.
+    let (rows, columns) = (40usize, 20_000usize);
+    let cost: Vec<i32> =
+        (0..rows * columns).map(|e| -(((e / columns + 1) * (e % columns + 1)) as i32)).collect();
+    let best = assign(&cost, [rows, columns], Goal::Minimize).unwrap();
+    let want: i64 = (0..rows as i64).map(|i| -(i + 1) * (columns as i64 - rows as i64 + i + 1)).sum();
+    assert!(best.value == want as f64 && best.exact, "{} for {want}", best.value);
+}

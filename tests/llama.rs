@@ -125,6 +125,8 @@ fn settings_come_from_config_json() {
     assert_eq!(Config::from_json(&text(r#", "rope_theta": 10000.0"#)).unwrap(), CONFIG);
     let newer = text(r#", "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}"#);
     assert_eq!(Config::from_json(&newer).unwrap().rope_base, 500.0);
+    let null = text(r#", "rope_parameters": null, "rope_theta": 500.0"#);
+    assert_eq!(Config::from_json(&null).unwrap().rope_base, 500.0);
     for (extra, word) in [
         (r#", "rope_scaling": {"type": "linear"}"#, "rotary"),
         (r#", "attention_bias": true"#, "biases"),
@@ -162,6 +164,9 @@ fn a_model_from_dictionaries_is_the_model_when_nothing_is_left_out() {
     let one = |rank| model.masa(Plan { atoms: 1, groups: 1, rank }, &x, |_| {}).unwrap();
     let errors = [0, 4, 16].map(|rank| apart(&one(rank).forward(&x), &want));
     assert!(errors[0] > errors[1] && errors[1] > errors[2] && errors[2] < 1e-4, "{errors:?}");
+    // Again, from a model that is made already.
+    let again = one(16).masa(plan, &x, |_| {}).unwrap();
+    assert!(again.made.len() == 4 && apart(&again.forward(&x), &want) < 2e-4);
     // A group of one block each: an atom is the block's own weight.
     let apart_groups = model.masa(Plan { atoms: 2, groups: 2, rank: 0 }, &x, |_| {}).unwrap();
     assert_eq!(apart_groups.made.len(), 8);

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use support::{download, gpu};
 use tiebeam::merge::{
     ActivationMatching, Checkpoint, Layer, MatchOptions, Matching, Mlp, Permutation, Similarity, Spec,
-    Weights, group_costs, match_weights, reset_statistics,
+    VisitOrder, Weights, group_costs, match_weights, reset_statistics,
 };
 use tiebeam::models::llama::{Config, Llama};
 use tiebeam::ops::rope::Pairing;
@@ -213,6 +213,33 @@ fn permutation_files_apply_and_invert() {
     for (words, change) in faults {
         let message = broken(change);
         assert!(message.contains(words), "{message}");
+    }
+}
+
+#[test]
+fn what_was_not_proved_is_not_claimed() {
+    let (a, b) = (mlp(&[6, 17, 13, 3], 1), mlp(&[6, 17, 13, 3], 2));
+    let spec = mlp_spec(&a);
+    let settled = found(&spec, &a, &b, &MatchOptions::default());
+    assert!(settled.exact && settled.sweeps > 1);
+    // Ended in the middle: the first group's proof is of what its neighbour was before.
+    let cut =
+        found(&spec, &a, &b, &MatchOptions { sweeps: 1, order: VisitOrder::Given, ..Default::default() });
+    assert!(!cut.exact, "{cut:?}");
+    // A permutation of another model is refused, whole or in part.
+    settled.permutation.check(&b).unwrap();
+    let mut other = b.clone();
+    let moved = other.remove("fc1.weight").expect("a tensor of the spec");
+    let error = settled.permutation.check(&other).expect_err("a tensor is missing").to_string();
+    assert!(error.contains("fc1.weight"), "{error}");
+    other.insert("module.fc1.weight".into(), moved);
+    assert!(settled.permutation.check(&other).is_err());
+    // Parts of a moved tensor are those of the whole.
+    let permuted = settled.permutation.permuted(&b);
+    let whole = permuted.read(gpu(), "fc1.weight").unwrap().to_vec::<f32>().unwrap();
+    for range in [0..5, 5..100, 100..whole.len(), 3..4] {
+        let part = permuted.read_range(gpu(), "fc1.weight", range.clone()).unwrap();
+        assert_eq!(part.to_vec::<f32>().unwrap(), whole[range]);
     }
 }
 

@@ -48,6 +48,17 @@ fn bad_configurations_name_what_is_wrong() {
             "models[0].parameters.weight[0]: unknown key `vlaue`; near: `value`",
         ),
         (
+            "merge_method: ties_global\nbase_model: c\nmodels: [{model: a, parameters: {density: 0.2}}]"
+                .into(),
+            "models[0]: `density` of `ties_global` is one for all models; move it to the top",
+        ),
+        (
+            format!(
+                "merge_method: ties_global\nbase_model: c\n{models}\nparameters: {{density: [0.2, 0.4]}}"
+            ),
+            "`density` of `ties_global` is one value for the whole model",
+        ),
+        (
             "merge_method: linear\nmodels: [{model: a, parameters: {weight: heavy}}]".into(),
             "parameter `weight` must be a number",
         ),

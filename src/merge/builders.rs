@@ -222,7 +222,7 @@ impl Spec {
                 && inner == 1
                 && group.as_ref().is_some_and(|(_, units)| *units == out && out > 1);
             if let Some((before, units)) = group.as_ref().filter(|_| !depthwise) {
-                if inner == 0 || inner % units != 0 || shape.len() > 2 && inner != *units {
+                if inner == 0 || *units == 0 || inner % units != 0 || shape.len() > 2 && inner != *units {
                     return Err(Error::config(format!(
                         "layer `{}` {shape:?} does not read the {units} units of the layer before it",
                         layer.name

@@ -226,7 +226,7 @@ fn slices(root: &Node, method: Method, folder: &Path) -> Result<Vec<Slice>> {
         Ok(Source {
             model: folder.join(node.need("model")?.text()?),
             layers: node.get("layer_range").map(|n| n.range()).transpose()?,
-            parameters: parameters(&node, method, folder)?,
+            parameters: own_parameters(&node, method, folder)?,
         })
     };
     match (root.get("models"), root.get("slices")) {
@@ -247,13 +247,38 @@ fn slices(root: &Node, method: Method, folder: &Path) -> Result<Vec<Slice>> {
     }
 }
 
+/// Parameters of one model.
+fn own_parameters(node: &Node, method: Method, folder: &Path) -> Result<Parameters> {
+    let all = parameters(node, method, folder)?;
+    match all.keys().find(|key| !method.is_per_model(key)) {
+        Some(key) => {
+            let name = method.name();
+            Err(node.wrong(format!("`{key}` of `{name}` is one for all models; move it to the top")))
+        }
+        None => Ok(all),
+    }
+}
+
+/// Paths are relative to the configuration's folder.
+fn placed(setting: &mut Setting, folder: &Path) {
+    match setting {
+        Setting::Same(Scalar::Text(path)) => *path = folder.join(&*path).to_string_lossy().into_owned(),
+        Setting::Filters(all) => all.iter_mut().for_each(|(_, setting)| placed(setting, folder)),
+        _ => {}
+    }
+}
+
 fn parameters(node: &Node, method: Method, folder: &Path) -> Result<Parameters> {
     let Some(node) = node.get("parameters") else { return Ok(Parameters::new()) };
     node.only(method.parameters())?;
     let one = |key: &String| {
         let mut setting = node.need(key)?.setting()?;
-        if let ("fisher", Setting::Same(Scalar::Text(path))) = (key.as_str(), &mut setting) {
-            *path = folder.join(&*path).to_string_lossy().into_owned();
+        if key == "fisher" {
+            placed(&mut setting, folder);
+        }
+        if method.is_global(key) && !matches!(setting, Setting::Same(_)) {
+            let name = method.name();
+            return Err(node.wrong(format!("`{key}` of `{name}` is one value for the whole model")));
         }
         Ok((key.clone(), setting))
     };

@@ -77,6 +77,10 @@ impl Pcb {
     /// # Errors
     /// What `each` returns; the device's fault.
     pub fn measure(models: usize, n: u64, ratio: f64, each: &mut Each) -> Result<Pcb> {
+        if n == 0 {
+            let none = vec![[0.0; 2]; models];
+            return Ok(Pcb { magnitudes: none.clone(), balances: none });
+        }
         let at = |rank: f64| (rank as u64).min(n.saturating_sub(1));
         let ends = |cuts: Vec<Vec<Cut>>| cuts.iter().map(|c| [c[0].value(), c[1].value()]).collect();
         let size = n as f64;

@@ -163,7 +163,7 @@ impl Job {
             Stage::Layer(layer) => Some(layer),
             _ => None,
         });
-        let there = there.max().map_or(0, |most| most + 1);
+        let there = there.max().map_or(0, |most| most.saturating_add(1));
         let range = sources[0].layers.clone().unwrap_or(0..there);
         if range.end > there {
             let path = self.models[lead].path.display();
@@ -350,7 +350,17 @@ impl Job {
             let live = 3 * o.inputs().count() + self.config.method.temporaries(o.models.len()) + 3;
             2 * part * live as u64 + 2 * o.bytes()
         };
-        self.outputs.iter().map(of).max().unwrap_or(0)
+        // Moved tensors are kept whole while their parts are asked for, with a copy on the way.
+        let moved = match self.config.align {
+            Some(_) => self
+                .outputs
+                .iter()
+                .map(|o| 8 * o.count() as u64 * o.inputs().count() as u64)
+                .max()
+                .unwrap_or(0),
+            None => 0,
+        };
+        self.outputs.iter().map(of).max().unwrap_or(0) + moved
     }
 
     /// Which outputs go into which file: by name, filled up to `shard_bytes`.

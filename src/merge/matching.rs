@@ -96,7 +96,8 @@ pub struct Matching {
     pub visits: Vec<Visit>,
     /// The largest gap of the last certificate of any group: how much more any single group's assignment could be worth.
     pub gap: f64,
-    /// Whether every last assignment is proved to be the best for its group, the others held fixed.
+    /// Whether every group's assignment is proved to be the best, the others held fixed as they are now: not where the search was
+    /// ended while one of them could still change.
     pub exact: bool,
 }
 
@@ -174,7 +175,8 @@ pub fn match_weights_with(
         distance: nearness.squared_distance.sqrt(),
         sweeps: descent.sweeps,
         gap: descent.proofs.iter().flatten().map(|proof| proof.gap).fold(0.0, f64::max),
-        exact: descent.proofs.iter().all(|proof| proof.as_ref().is_some_and(|proof| proof.exact)),
+        exact: descent.stale.iter().all(|stale| !stale)
+            && descent.proofs.iter().all(|proof| proof.as_ref().is_some_and(|proof| proof.exact)),
         permutation: Permutation::of(spec, &pairing.plan, descent.orders),
         visits: descent.visits,
     })

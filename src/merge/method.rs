@@ -212,6 +212,20 @@ impl Method {
         self.row().4
     }
 
+    /// Whether each model may have a value of its own for this parameter.
+    pub fn is_per_model(self, key: &str) -> bool {
+        matches!(key, "weight" | "gamma" | "loss" | "step" | "fisher" | "scale" | "int8_mask")
+            || key == "density" && self != Method::TiesGlobal
+    }
+
+    /// Whether this parameter is about all tensors at once, so that it cannot differ from one to another.
+    pub fn is_global(self, key: &str) -> bool {
+        matches!(
+            (self, key),
+            (Method::TiesGlobal, "density") | (Method::Pcb, "ratio") | (Method::Fisher, "normalize")
+        )
+    }
+
     /// Whether a model that is the base adds nothing, so that it is left out.
     pub fn has_task_vectors(self) -> bool {
         self.needs_base() || self == Method::NuSlerp

@@ -156,7 +156,7 @@ pub fn front(
         }
         let merit = merits(&living);
         let mut order: Vec<usize> = (0..living.len()).collect();
-        order.sort_by(|&a, &b| merit[a].partial_cmp(&merit[b]).unwrap_or(std::cmp::Ordering::Equal));
+        order.sort_by(|&a, &b| merit[a].0.cmp(&merit[b].0).then(merit[a].1.total_cmp(&merit[b].1)));
         living = order[..size].iter().map(|&i| living[i].clone()).collect();
     }
     let ranks = ranks(&living);
@@ -193,13 +193,12 @@ fn ranks(points: &[Point]) -> Vec<usize> {
     let n = points.len();
     let over = |i: usize, j: usize| dominates(&points[i].objectives, &points[j].objectives);
     let mut above: Vec<usize> = (0..n).map(|j| (0..n).filter(|&i| over(i, j)).count()).collect();
-    let (mut ranks, mut rank, mut left) = (vec![usize::MAX; n], 0, n);
+    // Objectives that are no numbers compare with nothing: such points are on no front.
+    let known = |i: usize| points[i].objectives.iter().all(|o| !o.is_nan());
+    (0..n).filter(|&i| !known(i)).for_each(|i| above[i] = usize::MAX);
+    let (mut ranks, mut rank, mut left) = (vec![usize::MAX; n], 0, (0..n).filter(|&i| known(i)).count());
     while left > 0 {
         let front: Vec<usize> = (0..n).filter(|&i| ranks[i] == usize::MAX && above[i] == 0).collect();
-        if front.is_empty() {
-            // Objectives that are NaN compare with nothing.
-            break;
-        }
         for &i in &front {
             ranks[i] = rank;
             (0..n).filter(|&j| over(i, j)).for_each(|j| above[j] -= 1);
@@ -302,5 +301,17 @@ mod tests {
             assert!(Surrogate::fit(&points[..5], &values[..5], link).is_err());
             assert!(Surrogate::fit(&vec![points[0].clone(); 9], &[values[0]; 9], link).is_err());
         }
+    }
+
+    #[test]
+    fn what_is_no_number_is_on_no_front() {
+        let half = |c: &[f64]| match c[0] {
+            x if x < 0.0 => vec![f64::NAN, 1e9],
+            x if x > 2.5 => vec![f64::INFINITY, f64::NEG_INFINITY],
+            x => vec![x, -x],
+        };
+        let search = Search { population: 20, generations: 10, ..Search::default() };
+        let front = front(&half, 1, &search, &mut Rng::new(1));
+        assert!(!front.is_empty() && front.iter().all(|p| p.objectives.iter().all(|o| !o.is_nan())));
     }
 }

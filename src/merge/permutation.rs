@@ -9,7 +9,9 @@ use crate::store::Weights;
 use crate::store::{Entry, File, save};
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 const FORMAT: &str = "tiebeam.permutation";
 const VERSION: &str = "1";
@@ -142,6 +144,14 @@ impl Permutation {
         Ok(Permutation { spec: self.spec.clone(), orders: self.orders.iter().map(both).collect() })
     }
 
+    /// Whether this permutation belongs to these weights: every tensor of the spec is there, with axes of the orders' sizes.
+    ///
+    /// # Errors
+    /// Everything that does not fit, listed.
+    pub fn check(&self, weights: &dyn Weights) -> Result<()> {
+        self.in_plan(&Plan::new(&self.spec, &[weights])?).map(|_| ())
+    }
+
     /// A model's weights under this permutation, each moved on the device when it is read.
     pub fn permuted<'a>(&'a self, weights: &'a dyn Weights) -> Permuted<'a> {
         let mut moves: BTreeMap<&str, Vec<Turn>> = BTreeMap::new();
@@ -159,7 +169,7 @@ impl Permutation {
                 }
             }
         }
-        Permuted { weights, moves }
+        Permuted { weights, last: Mutex::default(), moves }
     }
 
     /// Writes the orders as i32 tensors with the spec and `notes` in the header, whole or not at all.
@@ -221,9 +231,11 @@ pub(super) fn reorder(x: &Tensor, axis: usize, repeat: usize, order: &[u32]) -> 
     x.index_select(axis as isize, &Tensor::from_slice(x.gpu(), &ids, [ids.len()]))
 }
 
-/// Weights under a [`Permutation`].
+/// Weights under a [`Permutation`]. The tensor that was moved last stays on the device: those who read a tensor in parts ask
+/// for it again and again.
 pub struct Permuted<'a> {
     weights: &'a dyn Weights,
+    last: Mutex<Option<(String, Tensor)>>,
     /// By tensor.
     moves: BTreeMap<&'a str, Vec<Turn<'a>>>,
 }
@@ -242,6 +254,24 @@ impl Weights for Permuted<'_> {
 
     fn shape(&self, name: &str) -> Result<Vec<usize>> {
         self.weights.shape(name)
+    }
+
+    fn read_range(&self, gpu: &Gpu, name: &str, range: Range<usize>) -> Result<Tensor> {
+        if !self.moves.contains_key(name) {
+            return self.weights.read_range(gpu, name, range);
+        }
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = last.take().filter(|(kept, x)| kept == name && x.gpu() == gpu);
+        let (name, x) = match kept {
+            Some(kept) => kept,
+            None => {
+                let x = self.read(gpu, name)?;
+                (name.to_string(), x.reshape([x.count()]).contiguous())
+            }
+        };
+        let part = x.slice(0, range).contiguous();
+        *last = Some((name, x));
+        Ok(part)
     }
 
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {

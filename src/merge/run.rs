@@ -42,6 +42,8 @@ struct Stream<'a> {
     statistics: Option<(usize, Statistics)>,
     /// Units to come, last first.
     queue: Vec<Unit>,
+    /// All outputs, in the order in which they are written.
+    sequence: Vec<usize>,
     pending: Option<(Unit, Pending)>,
     progress: &'a mut Progress<'a>,
 }
@@ -69,12 +71,16 @@ impl Job {
         files::replace_folder(out, CONFIG, |folder| {
             let shards = self.shards(shard_bytes);
             let order = |o: &usize| (std::cmp::Reverse(self.outputs[*o].dtype), &self.outputs[*o].name);
-            let mut queue = Vec::new();
+            let (mut queue, mut sequence) = (Vec::new(), Vec::new());
             for (_, outputs) in &shards {
                 // As `store::save` orders a file, so that what is computed ahead is what is asked for next.
                 let mut outputs = outputs.clone();
                 outputs.sort_by(|a, b| order(a).cmp(&order(b)));
-                queue.extend(outputs.into_iter().flat_map(|i| (0..self.parts(i).len()).map(move |p| (i, p))));
+                sequence.extend(&outputs);
+                // What is copied is no work for the device.
+                let parts =
+                    |i: usize| if self.outputs[i].arguments.is_some() { self.parts(i).len() } else { 1 };
+                queue.extend(outputs.into_iter().flat_map(|i| (0..parts(i)).map(move |p| (i, p))));
             }
             queue.reverse();
             let mut stream = Stream {
@@ -84,6 +90,7 @@ impl Job {
                 measured: Measured::None,
                 statistics: None,
                 queue,
+                sequence,
                 pending: None,
                 progress: &mut *progress,
             };
@@ -189,7 +196,9 @@ impl Stream<'_> {
         let elements = merged.iter().map(|o| o.count() as u64).sum();
         let method = self.job.config.method;
         let measured = method.measure(arguments, first.models.len(), elements, &mut |visit| {
-            for (i, output) in self.job.outputs.iter().enumerate() {
+            // In the order in which they are merged: of equal elements at a cut those stay that come last.
+            for &i in &self.sequence {
+                let output = &self.job.outputs[i];
                 let parts = if output.arguments.is_some() { self.job.parts(i) } else { Vec::new() };
                 for range in parts {
                     let inputs = self.inputs(output, &range)?;

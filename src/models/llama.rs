@@ -61,7 +61,8 @@ impl Config {
             return Err(wrong(format!("the kind of model is '{kind}'; only 'llama' is read")));
         }
         // Newer files keep the rotary settings in an object of their own.
-        let rope = json.get("rope_parameters").unwrap_or(&json);
+        let rope = json.get("rope_parameters").filter(|v| v.is_object()).unwrap_or(&json);
+        let base = [rope, &json].into_iter().find_map(|of| of["rope_theta"].as_f64());
         let scaling = rope.get("rope_type").and_then(|v| v.as_str()).is_some_and(|t| t != "default");
         let on = |key: &str| json[key].as_bool() == Some(true);
         let activation = json["hidden_act"].as_str().unwrap_or("silu");
@@ -88,7 +89,7 @@ impl Config {
             hidden: number("intermediate_size")?,
             layers: number("num_hidden_layers")?,
             context: number("max_position_embeddings")?,
-            rope_base: rope["rope_theta"].as_f64().unwrap_or(10000.0),
+            rope_base: base.unwrap_or(10000.0),
             eps: json["rms_norm_eps"]
                 .as_f64()
                 .ok_or_else(|| wrong("there is no number `rms_norm_eps`".into()))? as f32,

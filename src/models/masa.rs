@@ -120,12 +120,15 @@ impl Llama {
         let drift = if count > 1 { drift(self, tokens)? } else { vec![0.0; c.layers - 1] };
         let ranges = groups(&drift, count);
         let seen = if rank > 0 { autocorrelations(self, tokens) } else { Vec::new() };
+        // What is made now is what the model computes with, whatever it is made of.
         let mut new = self.clone();
+        new.layers = no_grad(|| self.layers_now());
+        new.made.clear();
         let own = shares(atoms, &ranges.iter().map(ExactSizeIterator::len).collect::<Vec<_>>());
         for (range, atoms) in ranges.into_iter().zip(own) {
             for linear in 0..4 {
                 step(crate::models::llama::LINEARS[linear]);
-                let made = self.made_of(&range, linear, Plan { atoms, ..plan }, &seen)?;
+                let made = new.made_of(&range, linear, Plan { atoms, ..plan }, &seen)?;
                 for (l, layer) in new.layers[range.clone()].iter_mut().enumerate() {
                     layer.linear_mut(linear).weight = made.dictionary.site(l);
                 }

@@ -212,6 +212,14 @@ impl Weights for Shards {
 
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
         let shape = self.shape(name)?;
+        let count = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
+        if shape.len() > 6 || count.is_none_or(|n| n > u32::MAX as usize) {
+            let message = format!(
+                "tensor `{name}` {shape:?}: at most 6 axes and {} elements are computed with",
+                u32::MAX
+            );
+            return Err(Error::format(self.path(), message));
+        }
         Ok(self.read_range(gpu, name, 0..shape.iter().product())?.reshape(&shape[..]))
     }
 

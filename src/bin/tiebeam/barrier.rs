@@ -71,6 +71,7 @@ pub fn run(args: &Args) -> Result<()> {
         Some(path) => Permutation::load(path)?,
         None => matched(&gpu, &net, &a, &b)?.permutation,
     };
+    permutation.check(&b)?;
     let permuted = permutation.permuted(&b);
     let [before, after] = [distance(&gpu, &a, &b)?, distance(&gpu, &a, &permuted)?];
     println!("L2 distance {before:.4} -> {after:.4} (ratio {:.3})", 1.0 - after / before);

@@ -164,7 +164,7 @@ fn report(matching: &Matching, took: Duration) {
     );
     let proved = match matching.exact {
         true => "no group can be improved by itself",
-        false => "not every group's assignment is proved to be the best",
+        false => "not every group's assignment is proved to be the best beside the others as they are now",
     };
     println!("certificate gap {:.1e}: {proved}", matching.gap);
 }
@@ -177,6 +177,9 @@ fn check(gpu: &Gpu, matching: &Matching, b: &Checkpoint, path: &Path) -> Result<
     let plain = net.logits(gpu, b, &data.x)?.to_vec::<f32>()?;
     let moved = net.logits(gpu, &permuted, &data.x)?.to_vec::<f32>()?;
     let most = |values: &mut dyn Iterator<Item = f32>| values.fold(0.0f32, f32::max);
+    if plain.iter().chain(&moved).any(|x| !x.is_finite()) {
+        return Err(Error::Config { message: "the network's answers are not finite on these data".into() });
+    }
     let apart = most(&mut plain.iter().zip(&moved).map(|(x, y)| (x - y).abs()));
     let size = most(&mut plain.iter().map(|x| x.abs()));
     println!("outputs     differ by {apart:.1e} at most, of {size:.1}, on {} rows", data.labels.len());
@@ -192,6 +195,7 @@ fn check(gpu: &Gpu, matching: &Matching, b: &Checkpoint, path: &Path) -> Result<
 
 /// Writes a model under a permutation, tensor by tensor in its own types; what does not move is copied byte by byte.
 fn write_permuted(gpu: &Gpu, permutation: &Permutation, model: &Checkpoint, out: &Path) -> Result<()> {
+    permutation.check(model)?;
     let permuted = permutation.permuted(model);
     let bar = ProgressBar::new(model.names().len() as u64);
     bar.set_style(

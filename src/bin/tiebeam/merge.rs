@@ -10,8 +10,9 @@ use tiebeam::merge::align::Aligned;
 use tiebeam::merge::config::Align;
 use tiebeam::merge::evaluate::Data;
 use tiebeam::merge::job::{Job, size};
+use tiebeam::merge::run::CONFIG;
 use tiebeam::merge::{Checkpoint, Config, Weights, yaml};
-use tiebeam::{Error, Gpu, Options, Result};
+use tiebeam::{Error, Gpu, Options, Result, files};
 
 /// Merge models as a configuration in mergekit's format says.
 #[derive(Parser)]
@@ -66,8 +67,12 @@ pub fn run(args: &Args) -> Result<()> {
     }
     job.check()?;
     let (false, Some(out)) = (args.dry_run, &args.out) else { return Ok(()) };
+    files::refuse_foreign(out, CONFIG)?;
     let gpu = Gpu::open_with(Options { adapter: args.adapter.clone(), ..Options::default() })?;
     println!("{}", gpu.adapter());
+    // What the result is evaluated on must be there before anything is merged.
+    let data =
+        job.config.evaluate.as_ref().map(|e| Data::open(&gpu, &e.data, &e.inputs, &e.labels)).transpose()?;
     let stopped = on_interrupt()?;
     let aligned =
         job.config.align.as_ref().map(|settings| align(&gpu, &job, settings, &stopped)).transpose()?;
@@ -81,7 +86,10 @@ pub fn run(args: &Args) -> Result<()> {
     let seconds = start.elapsed().as_secs_f64();
     let (n, written, rate) = (job.outputs.len(), size(job.bytes()), job.bytes() as f64 / 1e6 / seconds);
     println!("{n} tensors, {written} in {seconds:.1} s ({rate:.0} MB/s of output): {}", out.display());
-    evaluate(&gpu, &job, &sources, out)
+    match data {
+        Some(data) => evaluate(&gpu, &job, &sources, out, &data),
+        None => Ok(()),
+    }
 }
 
 /// Aligns the models and says how near each came.
@@ -137,12 +145,14 @@ fn write(
     done
 }
 
-/// Loss and accuracy of the inputs and the output, where the configuration has data.
-fn evaluate(gpu: &Gpu, job: &Job, sources: &[&dyn Weights], out: &Path) -> Result<()> {
-    let Some(evaluate) = &job.config.evaluate else { return Ok(()) };
-    let data = Data::open(gpu, &evaluate.data, &evaluate.inputs, &evaluate.labels)?;
+/// Loss and accuracy of the inputs and the output.
+fn evaluate(gpu: &Gpu, job: &Job, sources: &[&dyn Weights], out: &Path, data: &Data) -> Result<()> {
     let merged = Checkpoint::open(out)?;
+    // Fisher diagonals are read like models and are none.
+    let slices = job.config.slices.iter().flat_map(|slice| slice.sources.iter().map(|s| &s.model));
+    let named: Vec<&PathBuf> = slices.chain(&job.config.base).collect();
     let inputs = job.models.iter().zip(sources).map(|(model, source)| (model.path.as_path(), *source));
+    let inputs = inputs.filter(|(path, _)| named.iter().any(|n| n == path));
     println!("{:<9} {:<9} model", "loss", "accuracy");
     for (path, weights) in inputs.chain([(out, &merged as &dyn Weights)]) {
         let e = data.evaluate(gpu, weights)?;

@@ -68,7 +68,9 @@ pub(super) fn wide<C: Cost>(
     // Columns that stay free must keep the lowest price: falling `eps` would not leave it to them, `eps = 0` does.
     let mut solver = Solver::new(cost, [rows, columns], sign, range, vec![0.0; columns]);
     solver.reduce(2 * rows);
-    if paths(&mut solver, line, REDUCED * rows)? {
+    // Made square, a flat problem would take far more memory than it has.
+    let most = if columns <= 2 * rows { REDUCED * rows } else { usize::MAX };
+    if paths(&mut solver, line, most)? {
         return Ok(Found::of(solver));
     }
     // Hard ones are nearly square: rows of zeros make them so, and take what columns are to spare.
