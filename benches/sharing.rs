@@ -1,14 +1,13 @@
-//! What sharing costs and saves: each row is two ways to the same end, timed one after the other, and their ratio.
+//! What sharing costs and saves: each row is two ways to the same end, timed in turn, and the median and quartiles of their ratio.
 //!
-//!     cargo bench --features cli --bench sharing [-- WORD...] [-- --json FILE]
+//!     cargo bench --features cli --bench sharing [-- WORD... --json FILE --profile]
 //!
 //! On a software driver the ratios are this CPU's; they say little about a GPU, where reading memory costs more beside computing.
 
 use serde_json::json;
-use std::cell::RefCell;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use tiebeam::bench::{Ceilings, measure};
+use std::time::Instant;
+use tiebeam::bench::Ceilings;
 use tiebeam::decode::{DepthBatch, Exit, Request, Scheduling};
 use tiebeam::models::mor::{Keys, Mor, Routing, capacities};
 use tiebeam::models::recursive::{Config, Recursive, Sharing};
@@ -18,13 +17,23 @@ use tiebeam::share::hashed::SEEDS;
 use tiebeam::share::{DepthLora, Dictionary, Draw, Hashed, Mapping, Site, Tied};
 use tiebeam::{Gpu, Result, Rng, Tensor, files, nn::Parameters, no_grad};
 
-/// Two times in seconds and what they are of.
+/// Two ways to one end, as they were timed.
 struct Row {
     name: String,
     ours: (&'static str, f64),
     other: (&'static str, f64),
+    /// The other's time over ours in each round, from the least to the most.
+    ratios: Vec<f64>,
     /// What the ratio should be, from bytes and operations.
     expected: String,
+}
+
+impl Row {
+    /// The lower quartile, the median and the upper quartile of the ratios.
+    fn quartiles(&self) -> [f64; 3] {
+        let last = self.ratios.len() - 1;
+        [1, 2, 3].map(|q| self.ratios[(last * q + 2) / 4])
+    }
 }
 
 fn normal(gpu: &Gpu, shape: &[usize], seed: u64) -> Tensor {
@@ -33,8 +42,58 @@ fn normal(gpu: &Gpu, shape: &[usize], seed: u64) -> Tensor {
     x
 }
 
-fn seconds(gpu: &Gpu, mut work: impl FnMut()) -> Result<f64> {
-    Ok(measure(gpu, Duration::from_millis(800), |_| work())?.median)
+/// Rounds in which both ways run, one after the other, so that what else the machine does meets both.
+const ROUNDS: usize = 9;
+/// Calls of one way in a round last about this long.
+const SLICE: f64 = 0.25;
+
+/// Seconds of a call, by `calls` of them.
+fn seconds(gpu: &Gpu, calls: usize, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+    gpu.synchronize()?;
+    let started = Instant::now();
+    for _ in 0..calls {
+        work()?;
+    }
+    gpu.synchronize()?;
+    Ok(started.elapsed().as_secs_f64() / calls as f64)
+}
+
+/// Times both ways in turn.
+fn versus(
+    gpu: &Gpu,
+    name: impl Into<String>,
+    (ours, mut a): (&'static str, impl FnMut() -> Result<()>),
+    (other, mut b): (&'static str, impl FnMut() -> Result<()>),
+    expected: impl Into<String>,
+) -> Result<Row> {
+    let mut ways: [&mut dyn FnMut() -> Result<()>; 2] = [&mut a, &mut b];
+    let mut calls = [1; 2];
+    for (way, calls) in ways.iter_mut().zip(&mut calls) {
+        // Compiles its kernels.
+        seconds(gpu, 1, way)?;
+        *calls = ((SLICE / seconds(gpu, 1, way)?) as usize).clamp(1, 200);
+        if std::env::args().any(|a| a == "--profile") {
+            println!("kernels, the longest first");
+            let mut run = Ok(());
+            for row in gpu.profile(|| run = way())?.iter().take(12) {
+                println!("    {:8.3} ms {:5} {}", row.seconds * 1e3, row.count, row.kernel);
+            }
+            run?;
+        }
+    }
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        for ((way, calls), times) in ways.iter_mut().zip(calls).zip(&mut times) {
+            times.push(seconds(gpu, calls, way)?);
+        }
+    }
+    let mut ratios: Vec<f64> = times[0].iter().zip(&times[1]).map(|(a, b)| b / a).collect();
+    ratios.sort_by(f64::total_cmp);
+    let [a, b] = times.map(|mut t| {
+        t.sort_by(f64::total_cmp);
+        t[t.len() / 2]
+    });
+    Ok(Row { name: name.into(), ours: (ours, a), other: (other, b), ratios, expected: expected.into() })
 }
 
 /// All layers of a dictionary in one pass, against layer by layer; forward, then backward.
@@ -43,8 +102,11 @@ fn combine(gpu: &Gpu) -> Result<Vec<Row>> {
     let d = normal(gpu, &[atoms, width, width], 1);
     let c = normal(gpu, &[layers, atoms], 2);
     let dictionary = Dictionary::new(&d.requires_grad(), &c.requires_grad());
-    let all = seconds(gpu, || no_grad(|| d.combine(&c)).iter().for_each(Tensor::evaluate))?;
-    let each = seconds(gpu, || {
+    let all = || {
+        no_grad(|| d.combine(&c)).iter().for_each(Tensor::evaluate);
+        Ok(())
+    };
+    let each = || {
         no_grad(|| {
             for l in 0..layers {
                 let row = c.slice(0, l..l + 1).reshape([atoms]);
@@ -52,105 +114,90 @@ fn combine(gpu: &Gpu) -> Result<Vec<Row>> {
                 // One kernel for each layer: a framework that fuses elementwise chains does this.
                 (1..atoms).fold(term(0), |sum, s| sum.add(&term(s))).evaluate();
             }
-        })
-    })?;
+        });
+        Ok(())
+    };
+    let name = format!("combine {layers} layers of {atoms} atoms {width}x{width}");
+    let mut first = versus(gpu, name.clone(), ("one pass", all), ("layer by layer", each), "")?;
     let bytes = 4.0 * (width * width) as f64;
-    let rate = (layers + atoms) as f64 * bytes / all;
-    let ceilings = Ceilings::measure(gpu, |_| {})?;
-    let expected = format!(
+    let rate = (layers + atoms) as f64 * bytes / first.ours.1;
+    first.expected = format!(
         "{:.2}: (S+L)/(L(S+1)) of the bytes; {:.2} GB/s, {:.0}% of our copy kernel",
         (layers * (atoms + 1)) as f64 / (layers + atoms) as f64,
         rate * 1e-9,
-        100.0 * rate / ceilings.kernel_copy
+        100.0 * rate / Ceilings::measure(gpu, |_| {})?.kernel_copy
     );
-    let name = format!("combine {layers} layers of {atoms} atoms {width}x{width}");
-    let mut rows =
-        vec![Row { name: name.clone(), ours: ("one pass", all), other: ("layer by layer", each), expected }];
     let dw = normal(gpu, &[width, width], 3);
-    let backward = |weights: &dyn Fn(usize) -> Tensor| {
-        let sum = (0..layers).fold(None, |sum: Option<Tensor>, l| {
-            let one = weights(l).mul(&dw).sum_all();
-            Some(sum.map_or(one.clone(), |s| s.add(&one)))
-        });
-        sum.map(|s| s.backward()).transpose().map(|_| ())
+    let backward = |weights: &dyn Fn(usize) -> Tensor| -> Result<()> {
+        let one = |l: usize| weights(l).mul(&dw).sum_all();
+        (1..layers).fold(one(0), |sum, l| sum.add(&one(l))).backward()?;
+        Ok(())
     };
-    let joint = seconds(gpu, || {
+    let joint = || {
         let w = dictionary.atoms.combine(&dictionary.coefficients);
-        let _ = backward(&|l| w[l].clone());
-    })?;
-    let apart = seconds(gpu, || {
-        let part = |l: usize| {
-            let row = dictionary.coefficients.slice(0, l..l + 1);
-            row.matmul(&dictionary.atoms.reshape([atoms, width * width])).reshape([width, width])
-        };
-        let _ = backward(&part);
-    })?;
-    let expected = "up to 5SL/(L+2S) = 12 for the backward half alone".to_string();
-    rows.push(Row {
-        name: format!("{name}, both ways"),
-        ours: ("one pass", joint),
-        other: ("layer by layer", apart),
-        expected,
-    });
-    Ok(rows)
+        backward(&|l| w[l].clone())
+    };
+    let part = |l: usize| {
+        let row = dictionary.coefficients.slice(0, l..l + 1);
+        row.matmul(&dictionary.atoms.reshape([atoms, width * width])).reshape([width, width])
+    };
+    let expected = "up to 5SL/(L+2S) = 12 for the backward half alone";
+    let ways = (("one pass", joint), ("layer by layer", || backward(&part)));
+    let second = versus(gpu, format!("{name}, both ways"), ways.0, ways.1, expected)?;
+    Ok(vec![first, second])
 }
 
 /// A training step at 4096 tokens with attention from a dictionary, against the same model untied.
 fn masa_step(gpu: &Gpu) -> Result<Vec<Row>> {
-    let step = |sharing| -> Result<f64> {
+    let ids: Vec<u32> = (0..4096).map(|i| i * 7 % 64).collect();
+    let [x, y] = [&ids[..], &ids[..]].map(|ids| Tensor::from_slice(gpu, ids, [64, 64]));
+    let step = |sharing| -> Result<_> {
         let config = Config { vocab: 64, width: 128, heads: 4, hidden: 512, context: 64, depth: 6, sharing };
         let model = Recursive::new(gpu, config, &mut Rng::new(1));
         let all = Parameters::of(&model);
         let group = Group::new(all.named().iter().map(|(n, p)| (n.clone(), p)));
-        let optimizer = RefCell::new(AdamW::new(gpu, vec![group], AdamWConfig::default())?);
-        let ids: Vec<u32> = (0..4096).map(|i| i * 7 % 64).collect();
-        let [x, y] = [&ids[..], &ids[..]].map(|ids| Tensor::from_slice(gpu, ids, [64, 64]));
-        seconds(gpu, || {
-            if let Ok(grads) = model.loss(&x, &y).backward() {
-                let _ = optimizer.borrow_mut().step(&grads, 1e-3);
-            }
-        })
+        let mut optimizer = AdamW::new(gpu, vec![group], AdamWConfig::default())?;
+        let (x, y) = (x.clone(), y.clone());
+        Ok(move || optimizer.step(&model.loss(&x, &y).backward()?, 1e-3).map(|_| ()))
     };
     let masa = step(Sharing::Dictionary { atoms: 2, output: true })?;
     let untied = step(Sharing::None)?;
-    let expected = "at least 0.97 (3% slower at most)".into();
-    Ok(vec![Row {
-        name: "training step, 4096 tokens, d 128, L 6, S 2".into(),
-        ours: ("dictionary", masa),
-        other: ("untied", untied),
-        expected,
-    }])
+    let name = "training step, 4096 tokens, d 128, L 6, S 2";
+    let expected = "at least 0.97 (3% slower at most)";
+    Ok(vec![versus(gpu, name, ("dictionary", masa), ("untied", untied), expected)?])
 }
 
-/// Tokens a second with three depths and answers that leave at 1.5 of 3 on average.
+/// A served batch with three depths and answers that leave at 1.5 of 3 on average.
 fn depthwise(gpu: &Gpu) -> Result<Vec<Row>> {
-    let config = Config {
+    let sizes = |width| Config {
         vocab: 256,
-        width: 256,
+        width,
         heads: 4,
-        hidden: 1024,
+        hidden: 4 * width,
         context: 64,
         depth: 3,
         sharing: Sharing::Tied,
     };
-    let model = Recursive::new(gpu, config, &mut Rng::new(1));
-    let serve = |scheduling| -> Result<f64> {
-        // 1, 1, 1, 3: mean 1.5.
-        let exit = Exit::Oracle(Box::new(|id, i| if (id as usize + i) % 4 == 3 { 3 } else { 1 }));
-        let mut batch = DepthBatch::new(&model, 16, exit, scheduling)?;
-        for id in 0..32 {
-            batch.push(Request { id, prompt: vec![id as u32], count: 24 })?;
-        }
-        batch.tick()?;
-        let started = Instant::now();
-        let tokens = batch.run()?.len();
-        Ok(started.elapsed().as_secs_f64() / tokens as f64)
-    };
-    serve(Scheduling::Continuous)?;
-    let (continuous, lock_step) = (serve(Scheduling::Continuous)?, serve(Scheduling::LockStep)?);
-    let expected = "1.7 to 2: R / mean exit".into();
-    let name = "a token, 16 slots, exit 1.5 of 3".into();
-    Ok(vec![Row { name, ours: ("continuous", continuous), other: ("lock-step", lock_step), expected }])
+    let mut all = Vec::new();
+    for width in [64, 256] {
+        let model = Recursive::new(gpu, sizes(width), &mut Rng::new(1));
+        let serve = |scheduling| {
+            // 1, 1, 1, 3: mean 1.5.
+            let exit = Exit::Oracle(Box::new(|id, i| if (id as usize + i) % 4 == 3 { 3 } else { 1 }));
+            let mut batch = DepthBatch::new(&model, 16, exit, scheduling)?;
+            for id in 0..32 {
+                batch.push(Request { id, prompt: vec![id as u32], count: 24 })?;
+            }
+            batch.run().map(|_| ())
+        };
+        let name = format!("32 answers of 24 tokens, 16 slots, d {width}, exit 1.5 of 3");
+        let ways =
+            (("continuous", || serve(Scheduling::Continuous)), ("lock-step", || serve(Scheduling::LockStep)));
+        let expected =
+            "R / mean exit = 2 where a tick costs the same for any number of slots; 1 where only slots cost";
+        all.push(versus(gpu, name, ways.0, ways.1, expected)?);
+    }
+    Ok(all)
 }
 
 /// A step of Mixture-of-Recursions against the same block on all tokens three times.
@@ -161,22 +208,17 @@ fn mor(gpu: &Gpu) -> Result<Vec<Row>> {
     let model = Mor::new(gpu, block.clone(), 3, Routing::Expert, Keys::Recursion, &mut Rng::new(2));
     let x = normal(gpu, &[1, 1024, 512], 3);
     let k = capacities(1024, 3);
-    let routed = seconds(gpu, || {
-        if let Ok((y, _)) = model.forward(&x, &k) {
-            let _ = y.sum_all().backward();
-        }
-    })?;
-    let full = seconds(gpu, || {
+    let routed = || {
+        let (y, _) = model.forward(&x, &k)?;
+        y.sum_all().backward().map(|_| ())
+    };
+    let full = || {
         let y = (0..3).fold(x.clone(), |x, _| block.forward(&x, &Mask::Causal));
-        let _ = y.sum_all().backward();
-    })?;
-    let expected = "1.35 to 1.5: (R+1)/2R of the products".into();
-    Ok(vec![Row {
-        name: "step, 1024 tokens, d 512, R 3".into(),
-        ours: ("routed", routed),
-        other: ("full depth", full),
-        expected,
-    }])
+        y.sum_all().backward().map(|_| ())
+    };
+    let expected = "1.35 to 1.5: (R+1)/2R of the products";
+    let name = "step, 1024 tokens, d 512, R 3";
+    Ok(vec![versus(gpu, name, ("routed", routed), ("full depth", full), expected)?])
 }
 
 /// A hashed weight against a dense one, many rows.
@@ -187,54 +229,61 @@ fn hashed(gpu: &Gpu) -> Result<Vec<Row>> {
     let drawn: Arc<dyn Site> = Arc::new(Hashed::new(&normal(gpu, &[stored], 1), draw));
     let dense: Arc<dyn Site> = Arc::new(Tied::new(&normal(gpu, &size, 2)));
     let x = normal(gpu, &[2048, 768], 3);
-    let time = |w: &Arc<dyn Site>| seconds(gpu, || no_grad(|| x.linear(w, Epilogue::default())).evaluate());
-    let (ours, other) = (time(&drawn)?, time(&dense)?);
-    let expected = "at least 0.9; an eighth of the memory".into();
-    Ok(vec![Row {
-        name: "2048 rows, 768x768, 8 times fewer stored".into(),
-        ours: ("hashed", ours),
-        other: ("dense", other),
-        expected,
-    }])
+    let ways = (("hashed", linear(&x, &drawn)), ("dense", linear(&x, &dense)));
+    let name = "2048 rows, 768x768, 8 times fewer stored";
+    Ok(vec![versus(gpu, name, ways.0, ways.1, "at least 0.9; an eighth of the memory")?])
+}
+
+fn linear<'a>(x: &'a Tensor, w: &'a Arc<dyn Site>) -> impl FnMut() -> Result<()> + 'a {
+    || {
+        no_grad(|| x.linear(w, Epilogue::default())).evaluate();
+        Ok(())
+    }
 }
 
 /// Low-rank parts of each row's own depth, and rows of many layers of a dictionary.
 fn mixed(gpu: &Gpu) -> Result<Vec<Row>> {
-    let (rows, width, depths) = (32usize, 768usize, 12usize);
+    let (width, depths) = (768usize, 12usize);
     let weight: Arc<dyn Site> = Arc::new(Tied::new(&normal(gpu, &[width, width], 1)));
-    let lora =
-        DepthLora { a: normal(gpu, &[3, 16, width], 2), b: normal(gpu, &[3, width, 16], 3), scale: 1.0 };
-    let x = normal(gpu, &[rows, width], 4);
-    let list =
-        |of: usize| Tensor::from_slice(gpu, &(0..rows).map(|i| (i % of) as u32).collect::<Vec<_>>(), [rows]);
-    let (three, twelve) = (list(3), list(depths));
-    let with = seconds(gpu, || no_grad(|| lora.linear(&x, &weight, &three)).evaluate())?;
-    let without = seconds(gpu, || no_grad(|| x.linear(&weight, Epilogue::default())).evaluate())?;
-    let mut all = vec![Row {
-        name: "32 rows, 768x768, rank 16 of 3 depths".into(),
-        ours: ("with", with),
-        other: ("without", without),
-        expected: "at least 0.9".into(),
-    }];
+    let list = |rows: usize, of: usize| {
+        Tensor::from_slice(gpu, &(0..rows).map(|i| (i % of) as u32).collect::<Vec<_>>(), [rows])
+    };
+    let mut all = Vec::new();
+    for (rows, rank) in [(32, 16), (32, 4), (512, 16)] {
+        let lora =
+            DepthLora::new(&normal(gpu, &[3, rank, width], 2), &normal(gpu, &[3, width, rank], 3), 1.0);
+        let (x, three) = (normal(gpu, &[rows, width], 4), list(rows, 3));
+        let with = || {
+            no_grad(|| lora.linear(&x, &weight, &three)).evaluate();
+            Ok(())
+        };
+        let products = width as f64 / (width + 2 * 3 * rank) as f64;
+        all.push(versus(
+            gpu,
+            format!("{rows} rows, 768x768, rank {rank} of 3 depths"),
+            ("with", with),
+            ("without", linear(&x, &weight)),
+            format!("{products:.2} by the products of all three parts, less three dispatches"),
+        )?);
+    }
+    let rows = 3 * depths;
+    let (x, twelve) = (normal(gpu, &[rows, width], 4), list(rows, depths));
     let dictionary = Dictionary::new(&normal(gpu, &[4, width, width], 5), &normal(gpu, &[depths, 4], 6));
     let made: Vec<Tensor> = no_grad(|| dictionary.atoms.combine(&dictionary.coefficients));
-    let long = seconds(gpu, || no_grad(|| dictionary.mixed(&x, &twelve)).evaluate())?;
-    let grouped = seconds(gpu, || {
+    let long = || {
+        no_grad(|| dictionary.mixed(&x, &twelve)).evaluate();
+        Ok(())
+    };
+    let grouped = || {
+        // Rows sorted by layer: three of each, one product a layer.
         no_grad(|| {
-            // Rows sorted by layer: three of each, one product a layer.
-            for (l, w) in made.iter().enumerate() {
-                let own = x.slice(0, l * 2..l * 2 + 3);
-                own.matmul(&w.t()).evaluate();
-            }
-        })
-    })?;
-    let expected = "2 to 3: L / S, where weights are what costs".into();
-    all.push(Row {
-        name: "32 rows at 12 layers, 4 atoms 768x768".into(),
-        ours: ("one product over atoms", long),
-        other: ("a product a layer", grouped),
-        expected,
-    });
+            made.iter().enumerate().for_each(|(l, w)| x.slice(0, l * 3..l * 3 + 3).matmul(&w.t()).evaluate())
+        });
+        Ok(())
+    };
+    let name = format!("{rows} rows at 12 layers, 4 atoms 768x768");
+    let expected = "2 to 3: L / S, where weights are what costs";
+    all.push(versus(gpu, name, ("one product over atoms", long), ("a product a layer", grouped), expected)?);
     Ok(all)
 }
 
@@ -251,7 +300,7 @@ const FAMILIES: [Family; 6] = [
 
 fn run() -> Result<()> {
     // cargo passes --bench.
-    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench" && a != "--profile").collect();
     let json = args.iter().position(|a| a == "--json").and_then(|at| args.get(at + 1));
     let words: Vec<&String> = args.iter().filter(|a| *a != "--json" && Some(*a) != json).collect();
     let gpu = Gpu::open()?;
@@ -261,15 +310,18 @@ fn run() -> Result<()> {
         if !words.is_empty() && !words.iter().any(|w| family.contains(w.as_str())) {
             continue;
         }
-        for Row { name, ours: (a, x), other: (b, y), expected } in rows(&gpu)? {
+        for row in rows(&gpu)? {
+            let ([low, ratio, high], (a, x), (b, y)) = (row.quartiles(), row.ours, row.other);
             println!(
-                "{family}: {name}\n    {a} {:.3} ms, {b} {:.3} ms: {:.2} times; expected {expected}",
+                "{family}: {}\n    {a} {:.3} ms, {b} {:.3} ms: {ratio:.2} times ({low:.2} to {high:.2}); expected {}",
+                row.name,
                 x * 1e3,
                 y * 1e3,
-                y / x
+                row.expected
             );
-            let line = json!({"family": family, "name": name, "ours": a, "ours_ms": x * 1e3, "other": b, "other_ms": y * 1e3,
-                "ratio": y / x, "expected": expected, "adapter": gpu.adapter().name, "driver": gpu.adapter().driver});
+            let line = json!({"family": family, "name": row.name, "ours": a, "ours_ms": x * 1e3, "other": b,
+                "other_ms": y * 1e3, "ratio": ratio, "ratio_quartiles": [low, high], "rounds": ROUNDS,
+                "expected": row.expected, "adapter": gpu.adapter().name, "driver": gpu.adapter().driver});
             lines += &format!("{line}\n");
         }
         gpu.trim();

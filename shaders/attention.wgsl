@@ -40,6 +40,9 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let first = select(p.rows, item % p.row_blocks * ROWS, split < p.splits);
     let part = lane / (64u / PARTS) * (HEAD_DIM / PARTS / 4u);
     let keys = first_key(pair);
+    // What lies behind the last key may be anything, and nothing times infinity is no number.
+    let end = furthest(pair);
+    let final_key = max(end, 1u) - 1u;
     var last = 0u;
 #unroll r ROWS
     // Rows beyond the end repeat the last one.
@@ -55,12 +58,12 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     var y${r}_$d = vec4<f32>(0.0);
 #end
 #end
-    last = reach(last, first, block);
+    last = min(reach(last, first, block), end);
     let span = span(last, start);
     for (var step = 0u; step < span; step += 4u) {
         let j = start + step;
 #unroll c 4
-        let key$c = (keys + min(j + ${c}u, p.tokens_k - 1u)) * (HEAD_DIM / 4u) + part;
+        let key$c = (keys + min(j + ${c}u, final_key)) * (HEAD_DIM / 4u) + part;
 #unroll r ROWS
         var s${r}_$c = 0.0;
 #end
@@ -99,7 +102,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let to$r = (pair * p.splits + split) * p.rows + row$r;
     let inverse$r = select(0.0, 1.0 / total$r, total$r > 0.0);
 #unroll d HEAD_DIM/PARTS/4
-    y[to$r * (HEAD_DIM / 4u) + part + ${d}u] = y${r}_$d * inverse$r;
+    y[to$r * (HEAD_DIM / 4u) + part + ${d}u] = select(vec4<f32>(0.0), y${r}_$d * inverse$r, total$r > 0.0);
 #end
     let nothing$r = select(0.0, HIDDEN, p.splits > 1u);
     lse[to$r] = select(nothing$r, most$r + log(total$r), total$r > 0.0);

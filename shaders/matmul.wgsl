@@ -53,7 +53,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let r = t % ROWS4;
             let q = (t / ROWS4) * 4u;
             var block = mat4x4<f32>();
-            if k0 + q < p.k { block = load_lhs(lhs_base, row0 + r * 4u, k0 + q); }
+            if k0 + q < p.k { block = load_lhs(lhs_rows(lhs_base, row0 + r * 4u), k0 + q); }
             left[q * ROWS4 + r] = block[0];
             left[(q + 1u) * ROWS4 + r] = block[1];
             left[(q + 2u) * ROWS4 + r] = block[2];

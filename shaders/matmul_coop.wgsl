@@ -71,7 +71,7 @@ fn main(
             let r = t % ROWS4 * 4u;
             let q = t / ROWS4 * 4u;
             var block = mat4x4<f32>();
-            if k0 + q < p.k { block = load_lhs(lhs_base, row0 + r, k0 + q); }
+            if k0 + q < p.k { block = load_lhs(lhs_rows(lhs_base, row0 + r), k0 + q); }
 #unroll q 4
 #unroll e 4
             left[(q + ${q}u) * LEFT + r + ${e}u] = f16(block[$q][$e]);

@@ -41,6 +41,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let inner = group.z % p.batch_inner;
     let lhs_base = p.lhs.x + outer * p.lhs.z + inner * p.lhs.w;
     let rhs_base = p.rhs.x + outer * p.rhs.z + inner * p.rhs.w;
+    // Once too: a list of rows is read here, not in every step.
+#unroll i THREAD_M/4
+    let rows$i = lhs_rows(lhs_base, row + ${i*4}u);
+#end
 #unroll i THREAD_M
 #unroll j THREAD_N/4
     var c${i}_${j} = vec4<f32>();
@@ -48,7 +52,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #end
     for (var k = lane / FLAT * 4u; k < end; k += 4u * DEEP) {
 #unroll i THREAD_M/4
-        let a$i = load_lhs(lhs_base, row + ${i*4}u, k);
+        let a$i = load_lhs(rows$i, k);
 #end
 #unroll j THREAD_N/4
         let b$j = load_rhs(rhs_base, k, col + ${j*4}u);

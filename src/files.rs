@@ -82,3 +82,80 @@ impl Drop for Temporary {
         }
     }
 }
+
+/// Has `write` fill a new folder beside `path` and renames it to `path` when it is complete.
+///
+/// A folder that is there is replaced if it is empty or holds a file named `marker`, which `write` should put into every
+/// folder that it makes; any other may be somebody's and is refused. On any error the old folder is as it was and the new one
+/// is gone.
+///
+/// # Errors
+/// [`Error::Io`] naming `path`, or what `write` returns.
+pub fn replace_folder(path: &Path, marker: &str, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let failed = |e| Error::io(path, e);
+    let Some(name) = path.file_name() else {
+        return Err(Error::config(format!("{}: the path does not end in a folder's name", path.display())));
+    };
+    refuse_foreign(path, marker)?;
+    let beside = |kind: &str| {
+        let mut hidden = OsString::from(".");
+        hidden.push(name);
+        hidden.push(format!(".{}.{kind}", std::process::id()));
+        path.with_file_name(hidden)
+    };
+    let (new, old) = (TemporaryFolder(beside("tmp")), beside("old"));
+    // Left by a killed process that had our id; where the folder itself is missing, the old one is all there is.
+    let _ = std::fs::remove_dir_all(&new.0);
+    if path.exists() {
+        let _ = std::fs::remove_dir_all(&old);
+    } else if old.exists() {
+        std::fs::rename(&old, path).map_err(failed)?;
+    }
+    std::fs::create_dir(&new.0).map_err(failed)?;
+    write(&new.0)?;
+    // Somebody may have filled the folder meanwhile.
+    refuse_foreign(path, marker)?;
+    let replaces = path.exists();
+    if replaces {
+        std::fs::rename(path, &old).map_err(failed)?;
+    }
+    if let Err(e) = std::fs::rename(&new.0, path) {
+        if replaces {
+            let _ = std::fs::rename(&old, path);
+        }
+        return Err(failed(e));
+    }
+    if replaces {
+        // The new folder is in place: what is left of the old one is no failure.
+        let _ = std::fs::remove_dir_all(&old);
+    }
+    Ok(())
+}
+
+/// Refuses a folder that [`replace_folder`] would not replace, before the work for it is begun.
+///
+/// # Errors
+/// [`Error::Io`] naming `path`.
+pub fn refuse_foreign(path: &Path, marker: &str) -> Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let mut entries = std::fs::read_dir(path).map_err(|e| Error::io(path, e))?;
+    if entries.next().is_none() || path.join(marker).is_file() {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(Error::config(format!(
+        "{path} is there and holds no {marker}: it is not ours to replace; name another folder"
+    )))
+}
+
+/// A folder that is removed unless it was renamed.
+struct TemporaryFolder(PathBuf);
+
+impl Drop for TemporaryFolder {
+    fn drop(&mut self) {
+        // As for files: the first error is already on its way.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

@@ -51,6 +51,19 @@ impl Tensor {
         Tensor::from_place(gpu, shape, E::DTYPE, Place { buffer, offset: 0 })
     }
 
+    /// A tensor from its elements' bytes, little-endian and row-major, aligned or not.
+    ///
+    /// # Panics
+    /// When `bytes` are not as many as `shape` takes.
+    #[track_caller]
+    pub fn from_bytes(gpu: &Gpu, dtype: DType, bytes: &[u8], shape: impl Into<Shape>) -> Tensor {
+        let shape = shape.into();
+        let n = shape.count();
+        assert!(bytes.len() == n * dtype.size(), "from_bytes: {} bytes for {dtype} {shape}", bytes.len());
+        let buffer = gpu.upload("from_bytes", bytes, dtype.buffer_bytes(n));
+        Tensor::from_place(gpu, shape, dtype, Place { buffer, offset: 0 })
+    }
+
     /// A scalar tensor.
     pub fn scalar(gpu: &Gpu, value: f32) -> Tensor {
         Tensor::full(gpu, [], value)

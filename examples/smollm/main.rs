@@ -1,4 +1,4 @@
-//! Runs a Llama-type model from a GGUF file: generates text, measures perplexity, and shows what sharing its weights costs.
+//! Runs a Llama-type model from a GGUF file or a folder of Hugging Face's: generates text, measures perplexity, and shows what sharing its weights costs.
 //!
 //!     make smollm
 //!     cargo run --release --features cli --example smollm -- --model FILE --prompt "The capital of France is"
@@ -10,21 +10,25 @@ mod tokenizer;
 use clap::Parser;
 use convert::Conversion;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
-use tiebeam::models::llama::Llama;
+use tiebeam::models::llama::{Config, Llama};
+use tiebeam::nn::{Parameters, distillation};
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
 use tiebeam::store::gguf::Gguf;
-use tiebeam::{Error, Gpu, Result, Rng, Tensor, nn::Parameters, no_grad};
+use tiebeam::store::{Shards, Weights};
+use tiebeam::{Error, Gpu, Result, Rng, Tensor, files, no_grad};
 use tokenizer::Words;
 
 /// Run a Llama-type model, measure it, convert it to shared weights.
 #[derive(Parser, Debug)]
 #[command(version)]
 struct Args {
-    /// GGUF file (Q4_1, Q4_0, Q8_0, F16, F32); `make smollm` obtains one
+    /// GGUF file (Q4_1, Q4_0, Q8_0, F16, F32; `make smollm` obtains one), or a folder with config.json, tokenizer.json and
+    /// safetensors
     #[arg(long)]
     model: PathBuf,
     /// Text to go on from
@@ -45,18 +49,29 @@ struct Args {
     /// recursive:B (B blocks in turn), masa:S (S atoms for q, k, v and o each) or fold:G (groups of G neighbours)
     #[arg(long)]
     convert: Option<Conversion>,
-    /// Rank of each layer's own part in a recursive conversion
+    /// Rank of each layer's own part in a recursive conversion or beside dictionaries (half of it for k and v there)
     #[arg(long, default_value_t = 0)]
     lora: usize,
+    /// Groups of neighbouring blocks with dictionaries of their own, cut where the model's output drifts most
+    #[arg(long, default_value_t = 1)]
+    groups: usize,
     /// Steps of training after the conversion, on the text before its last windows
     #[arg(long, default_value_t = 0)]
     steps: u32,
+    /// Train towards the original model's scores instead of the text's next tokens
+    #[arg(long)]
+    distill: bool,
+    /// A file that a line of results is added to
+    #[arg(long)]
+    json: Option<PathBuf>,
     /// Learning rate of that training
     #[arg(long, default_value_t = 1e-4)]
     lr: f32,
 }
 
 const WINDOW: usize = 256;
+/// Windows from the start of the text that dictionaries are fitted to.
+const SAMPLE: usize = 8;
 
 fn bar(count: u64) -> ProgressBar {
     let bar = ProgressBar::new(count);
@@ -137,8 +152,8 @@ fn perplexity(gpu: &Gpu, model: &Llama, text: &Text, what: &str) -> Result<f64> 
     Ok((sum / text.windows.len() as f64).exp())
 }
 
-/// Training on random windows of the text.
-fn uptrain(gpu: &Gpu, model: &Llama, text: &Text, args: &Args) -> Result<()> {
+/// Training on random windows of the text: on its next tokens, or on the scores of `teacher`.
+fn uptrain(gpu: &Gpu, model: &Llama, teacher: Option<&Llama>, text: &Text, args: &Args) -> Result<()> {
     if text.train.len() <= WINDOW {
         return Err(Error::Config {
             message: "the text has nothing to train on before its last windows".into(),
@@ -152,7 +167,13 @@ fn uptrain(gpu: &Gpu, model: &Llama, text: &Text, args: &Args) -> Result<()> {
     for step in 0..args.steps {
         let start = rng.below(text.train.len() - WINDOW);
         let [x, y] = pair(gpu, &text.train[start..start + WINDOW + 1]);
-        let loss = model.loss(&x, &y);
+        let loss = match teacher {
+            Some(teacher) => {
+                let goal = no_grad(|| teacher.forward(&x));
+                distillation(&model.forward(&x), &goal, 1.0)
+            }
+            None => model.loss(&x, &y),
+        };
         let grads = loss.backward()?;
         optimizer.step(&grads, args.lr)?;
         bar.set_message(format!("training, loss {:.3}", loss.item()?));
@@ -165,20 +186,110 @@ fn uptrain(gpu: &Gpu, model: &Llama, text: &Text, args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// The model, its tokenizer, and the bytes of its weights on disk.
+fn open(gpu: &Gpu, path: &Path, context: usize) -> Result<(Llama, Words, usize)> {
+    if !path.is_dir() {
+        let file = Gguf::open(path)?;
+        let bytes: Result<Vec<usize>> = file.names().map(|name| file.bytes(name)).collect();
+        let model = Llama::from_gguf(gpu, &file, context)?;
+        return Ok((model, Words::of(&file)?, bytes?.iter().sum()));
+    }
+    let settings = path.join("config.json");
+    let text = std::fs::read_to_string(&settings)
+        .map_err(|e| Error::Io { path: settings, message: format!("{e}; a model folder needs its sizes") })?;
+    let config = Config::from_json(&text)?;
+    let config = Config { context: config.context.min(context), ..config };
+    let (words, weights) = (Words::in_folder(path, &text)?, Shards::open(path)?);
+    let bytes: Result<Vec<usize>> =
+        weights.names().iter().map(|n| Ok(weights.file(n)?.bytes(n)?.len())).collect();
+    Ok((Llama::from_weights(gpu, &weights, config)?, words, bytes?.iter().sum()))
+}
+
+/// What a conversion did, as it is measured.
+#[derive(Default)]
+struct Measured {
+    stored: f64,
+    output_error: f64,
+    before: Option<f64>,
+    after: Option<f64>,
+    trained: Option<f64>,
+}
+
+impl Measured {
+    fn record(&self, gpu: &Gpu, args: &Args, conversion: &Conversion) -> Result<()> {
+        let Some(path) = &args.json else { return Ok(()) };
+        let fault = |e: std::io::Error| Error::Io { path: path.clone(), message: e.to_string() };
+        let line = json!({"conversion": conversion.to_string(), "lora": args.lora, "groups": args.groups,
+            "stored_share": self.stored, "output_error": self.output_error, "perplexity_before": self.before,
+            "perplexity_after": self.after, "perplexity_trained": self.trained, "steps": args.steps,
+            "distilled": args.distill, "windows": args.windows, "lr": args.lr, "prompt": args.prompt,
+            "model": args.model.file_name().map(|n| n.to_string_lossy()), "adapter": gpu.adapter().name,
+            "driver": gpu.adapter().driver, "version": env!("CARGO_PKG_VERSION")});
+        let earlier = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(e) => return Err(fault(e)),
+        };
+        files::replace_with(path, format!("{earlier}{line}\n"))
+    }
+}
+
+/// Shares the model's weights, and says what that costs and saves.
+fn converted(
+    gpu: &Gpu,
+    model: &Llama,
+    words: &Words,
+    text: Option<&Text>,
+    args: &Args,
+    conversion: &Conversion,
+) -> Result<Llama> {
+    let stored = Parameters::of(model).stored();
+    // A teacher must stay as it is while what was made of it learns.
+    let copy = args.distill.then(|| model.copied());
+    let prompt = words.encode(&args.prompt)?;
+    let sample = match text {
+        Some(text) if text.train.len() >= SAMPLE * WINDOW => {
+            Tensor::from_slice(gpu, &text.train[..SAMPLE * WINDOW], [SAMPLE, WINDOW])
+        }
+        _ => Tensor::from_slice(gpu, &prompt, [1, prompt.len()]),
+    };
+    let new = conversion.apply(copy.as_ref().unwrap_or(model), args.lora, args.groups, &sample)?;
+    let now = Parameters::of(&new).stored();
+    let mut measured = Measured { stored: now as f64 / stored as f64, ..Measured::default() };
+    println!(
+        "{conversion}: {} of {} MiB stored in f32 ({:.1}%)",
+        now >> 18,
+        stored >> 18,
+        100.0 * measured.stored
+    );
+    measured.output_error = convert::output_error(gpu, model, &new, &prompt)?;
+    println!("output error {:.3}: of the hidden states, relative", measured.output_error);
+    if let Some(text) = text {
+        let (before, after) =
+            (perplexity(gpu, model, text, "before")?, perplexity(gpu, &new, text, "after")?);
+        println!("perplexity {before:.2} before, {after:.2} after");
+        (measured.before, measured.after) = (Some(before), Some(after));
+        if args.steps > 0 {
+            uptrain(gpu, &new, args.distill.then_some(model), text, args)?;
+            let trained = perplexity(gpu, &new, text, "trained")?;
+            println!("perplexity {trained:.2} after {} steps of training", args.steps);
+            measured.trained = Some(trained);
+        }
+    }
+    measured.record(gpu, args, conversion)?;
+    Ok(new)
+}
+
 fn run(args: &Args) -> Result<()> {
     let gpu = Gpu::open()?;
     println!("{}", gpu.adapter());
-    let file = Gguf::open(&args.model)?;
-    let words = Words::of(&file)?;
     let started = Instant::now();
-    let model = Llama::from_gguf(&gpu, &file, args.context as usize)?;
+    let (model, words, bytes) = open(&gpu, &args.model, args.context as usize)?;
     gpu.synchronize()?;
-    let in_file: Result<Vec<usize>> = file.names().map(|name| file.bytes(name)).collect();
-    let in_file: usize = in_file?.iter().sum();
-    let stored = Parameters::of(&model).stored();
     println!(
-        "{stored} parameters, {} MiB in the file, read in {:.1} s",
-        in_file >> 20,
+        "{} parameters, {} MiB in the file, read in {:.1} s",
+        Parameters::of(&model).stored(),
+        bytes >> 20,
         started.elapsed().as_secs_f64()
     );
     let text =
@@ -193,34 +304,8 @@ fn run(args: &Args) -> Result<()> {
         }
         return generate(&model, &words, args);
     };
-    let converted = conversion.apply(&model, args.lora)?;
-    let now = Parameters::of(&converted).stored();
-    println!(
-        "{conversion}: {} of {} MiB stored in f32 ({:.1}%)",
-        now >> 18,
-        stored >> 18,
-        100.0 * now as f64 / stored as f64
-    );
-    println!(
-        "output error {:.3}: of the hidden states, relative",
-        convert::output_error(&gpu, &model, &converted, &words.encode(&args.prompt)?)?
-    );
-    if let Some(text) = &text {
-        println!(
-            "perplexity {:.2} before, {:.2} after",
-            perplexity(&gpu, &model, text, "before")?,
-            perplexity(&gpu, &converted, text, "after")?
-        );
-        if args.steps > 0 {
-            uptrain(&gpu, &converted, text, args)?;
-            println!(
-                "perplexity {:.2} after {} steps of training",
-                perplexity(&gpu, &converted, text, "trained")?,
-                args.steps
-            );
-        }
-    }
-    generate(&converted, &words, args)
+    let model = converted(&gpu, &model, &words, text.as_ref(), args, conversion)?;
+    generate(&model, &words, args)
 }
 
 fn main() -> ExitCode {

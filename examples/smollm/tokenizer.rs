@@ -1,5 +1,6 @@
-//! The tokenizer inside a GGUF file: byte-level BPE with the file's own tokens and merges.
+//! Tokenizers: byte-level BPE with the tokens and merges inside a GGUF file, or a folder's `tokenizer.json`.
 
+use std::path::Path;
 use tiebeam::store::gguf::{Gguf, Value};
 use tiebeam::{Error, Result};
 use tokenizers::models::bpe::BPE;
@@ -55,6 +56,21 @@ impl Words {
             .collect();
         tokenizer.add_special_tokens(&special);
         Ok(Words { tokenizer, end: file.number("tokenizer.ggml.eos_token_id")? as u32 })
+    }
+
+    /// Reads `tokenizer.json` beside a `config.json` of this text.
+    pub fn in_folder(folder: &Path, config: &str) -> Result<Words> {
+        let path = folder.join("tokenizer.json");
+        let fault = |message: String| Error::Io { path: path.clone(), message };
+        if !path.is_file() {
+            return Err(fault("it is missing; a model folder needs its tokenizer".into()));
+        }
+        let tokenizer = Tokenizer::from_file(&path).map_err(|e| fault(e.to_string()))?;
+        let config: serde_json::Value = serde_json::from_str(config).map_err(|e| fault(e.to_string()))?;
+        // One number, or a list of which any ends an answer.
+        let end = config["eos_token_id"].as_u64().or(config["eos_token_id"][0].as_u64());
+        let end = end.and_then(|id| u32::try_from(id).ok());
+        Ok(Words { tokenizer, end: end.ok_or_else(|| fault("config.json has no eos_token_id".into()))? })
     }
 
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {

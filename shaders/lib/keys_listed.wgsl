@@ -14,3 +14,9 @@ fn visible(pair: u32, row: u32) -> u32 {
     let there = rows[pair / p.kv_heads] < p.cache_rows;
     return select(0u, u32(clamp(filled, 0i, i32(p.tokens_k))), there);
 }
+
+// No query of the pair sees a key from here on.
+fn furthest(pair: u32) -> u32 {
+    let there = rows[pair / p.kv_heads] < p.cache_rows;
+    return select(0u, min(lengths[pair / p.kv_heads], p.tokens_k), there);
+}

@@ -3,3 +3,6 @@
 fn first_key(pair: u32) -> u32 { return pair * p.tokens_k; }
 
 fn visible(pair: u32, row: u32) -> u32 { return limit(row); }
+
+// No query of the pair sees a key from here on.
+fn furthest(pair: u32) -> u32 { return p.tokens_k; }

@@ -1,19 +1,18 @@
 // x with any strides and sizes, element by element: zero past k, the last row repeated past m.
 @group(0) @binding(0) var<storage, read> lhs: array<f32>;
 
-fn lhs_rows(at: u32, row: u32, k: u32) -> vec4<f32> {
-    if k >= p.k { return vec4<f32>(); }
-    let start = at + k * p.any.x;
-    let last = p.m - 1u;
-    return vec4<f32>(
-        lhs[start + min(row, last) * p.lhs.y],
-        lhs[start + min(row + 1u, last) * p.lhs.y],
-        lhs[start + min(row + 2u, last) * p.lhs.y],
-        lhs[start + min(row + 3u, last) * p.lhs.y],
-    );
+fn lhs_rows(base: u32, row: u32) -> vec4<u32> {
+    let all = min(vec4<u32>(row) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.m - 1u));
+    return base + p.lhs.y * all;
 }
 
-fn load_lhs(base: u32, row: u32, k: u32) -> mat4x4<f32> {
+fn lhs_column(rows: vec4<u32>, k: u32) -> vec4<f32> {
+    if k >= p.k { return vec4<f32>(); }
+    let at = rows + k * p.any.x;
+    return vec4<f32>(lhs[at.x], lhs[at.y], lhs[at.z], lhs[at.w]);
+}
+
+fn load_lhs(rows: vec4<u32>, k: u32) -> mat4x4<f32> {
     return mat4x4<f32>(
-        lhs_rows(base, row, k), lhs_rows(base, row, k + 1u), lhs_rows(base, row, k + 2u), lhs_rows(base, row, k + 3u));
+        lhs_column(rows, k), lhs_column(rows, k + 1u), lhs_column(rows, k + 2u), lhs_column(rows, k + 3u));
 }

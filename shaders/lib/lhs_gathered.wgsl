@@ -2,15 +2,23 @@
 @group(0) @binding(0) var<storage, read> lhs: array<LhsWord>;
 @group(0) @binding(7) var<storage, read> rows: array<u32>;
 
-fn lhs_row(at: u32, row: u32) -> vec4<f32> {
-    // A row that x does not have is zero; nothing is read outside.
+fn lhs_listed(base: u32, row: u32) -> u32 {
     let source = rows[min(row, p.m - 1u)];
-    let value = lhs_of(lhs[(at + min(source, p.rows - 1u) * p.lhs.y) / 4u]);
-    return select(vec4<f32>(), value, source < p.rows);
+    return select(NOWHERE, base + source * p.lhs.y, source < p.rows);
 }
 
-fn load_lhs(base: u32, row: u32, k: u32) -> mat4x4<f32> {
-    let at = base + k;
+fn lhs_rows(base: u32, row: u32) -> vec4<u32> {
+    return vec4<u32>(
+        lhs_listed(base, row), lhs_listed(base, row + 1u), lhs_listed(base, row + 2u), lhs_listed(base, row + 3u));
+}
+
+// A row that x does not have is zero; nothing is read outside.
+fn lhs_row(at: u32, k: u32) -> vec4<f32> {
+    let there = at != NOWHERE;
+    return select(vec4<f32>(), lhs_of(lhs[select(0u, at + k, there) / 4u]), there);
+}
+
+fn load_lhs(rows: vec4<u32>, k: u32) -> mat4x4<f32> {
     return transpose(mat4x4<f32>(
-        lhs_row(at, row), lhs_row(at, row + 1u), lhs_row(at, row + 2u), lhs_row(at, row + 3u)));
+        lhs_row(rows.x, k), lhs_row(rows.y, k), lhs_row(rows.z, k), lhs_row(rows.w, k)));
 }

@@ -64,6 +64,17 @@ struct Layer {
     own: Option<DepthLora>,
 }
 
+impl Exit {
+    /// Whether the scores of a token's row are worth computing: only where it may leave. `depth` counts from 1.
+    fn asks(&self, slot: &Slot, depth: usize, last: usize) -> bool {
+        let asks = match self {
+            Exit::Confidence(threshold) => *threshold <= 1.0,
+            Exit::Oracle(leaves) => depth >= leaves(slot.request.id, slot.answered),
+        };
+        !slot.in_prompt() && (asks || depth == last)
+    }
+}
+
 impl Layer {
     /// From the layer of every depth, low-rank parts times `scale`.
     fn of(layers: &[&Linear], scale: f32) -> Layer {
@@ -73,7 +84,7 @@ impl Layer {
             let all: Vec<Tensor> = leaves.iter().map(|l| l[i].detach()).collect();
             Tensor::stack(&all.iter().collect::<Vec<_>>(), 0)
         };
-        let own = (leaves[0].len() == 3).then(|| DepthLora { a: stack(1), b: stack(2), scale });
+        let own = (leaves[0].len() == 3).then(|| DepthLora::new(&stack(1), &stack(2), scale));
         Layer { weight, own }
     }
 
@@ -115,6 +126,20 @@ struct Slot {
     waits: bool,
     /// The token to go in next.
     token: u32,
+}
+
+impl Slot {
+    /// What follows its token is given.
+    fn in_prompt(&self) -> bool {
+        self.place < self.request.prompt.len()
+    }
+}
+
+/// The best next token of a row.
+struct Best {
+    slot: usize,
+    token: u32,
+    confidence: f32,
 }
 
 /// A tied model serving many requests at once.
@@ -165,9 +190,11 @@ impl<'a> DepthBatch<'a> {
             |b| &b.mlp.down,
         ];
         let bare = model.blocks.iter().all(|b| linear.iter().all(|of| of(b).bias.is_none()));
-        if !plain || !bare || slots == 0 {
-            let message =
-                format!("depth-wise batching: {slots} slots; norms and layers with biases are not served");
+        let head_dim = c.width / c.heads;
+        if !plain || !bare || slots == 0 || head_dim > 256 {
+            let message = format!(
+                "depth-wise batching: {slots} slots, heads of {head_dim}; heads above 256, norms and layers with biases are not served"
+            );
             return Err(Error::Config { message });
         }
         let layers = linear.map(|of| Layer::of(&model.blocks.iter().map(of).collect::<Vec<_>>(), scale));
@@ -175,7 +202,6 @@ impl<'a> DepthBatch<'a> {
             Norms::of(&model.blocks.iter().map(|b| &b.norm1).collect::<Vec<_>>()),
             Norms::of(&model.blocks.iter().map(|b| &b.norm2).collect::<Vec<_>>()),
         ];
-        let head_dim = c.width / c.heads;
         Ok(DepthBatch {
             cache: KvCache::new(&gpu, c.depth * slots, c.heads, c.context, head_dim),
             x: Tensor::zeros(&gpu, [slots, c.width]),
@@ -248,28 +274,26 @@ impl<'a> DepthBatch<'a> {
             return Ok(None);
         }
         self.ticks += 1;
-        let (tokens, confidence) = no_grad(|| self.pass(&active))?;
+        let scores = no_grad(|| self.pass(&active))?;
+        let last = self.model.config.depth;
         let mut emitted = Vec::new();
-        for (i, &s) in active.iter().enumerate() {
-            let last = self.model.config.depth;
+        for &s in &active {
             let Some(slot) = &mut self.slots[s] else { continue };
             slot.lengths[slot.depth] += 1;
             slot.depth += 1;
-            let in_prompt = slot.place < slot.request.prompt.len();
-            let leaves = match &self.exit {
-                Exit::Confidence(threshold) => confidence[i] >= *threshold,
-                Exit::Oracle(depth) => slot.depth >= depth(slot.request.id, slot.answered),
+            let found = scores.iter().find(|found| found.slot == s);
+            let sure = |found: &Best| match self.exit {
+                Exit::Confidence(threshold) => found.confidence >= threshold,
+                Exit::Oracle(_) => true,
             };
-            let out = slot.depth == last || (!in_prompt && leaves);
-            if !out {
-                continue;
-            }
-            if in_prompt {
-                slot.token = slot.request.prompt[slot.place];
-            } else {
-                slot.token = tokens[i];
-                slot.answered += 1;
-                emitted.push(Emitted { id: slot.request.id, token: tokens[i], depth: slot.depth });
+            match found {
+                Some(found) if slot.depth == last || sure(found) => {
+                    slot.token = found.token;
+                    slot.answered += 1;
+                    emitted.push(Emitted { id: slot.request.id, token: found.token, depth: slot.depth });
+                }
+                None if slot.depth == last => slot.token = slot.request.prompt[slot.place],
+                _ => continue,
             }
             slot.waits = true;
             if slot.answered == slot.request.count {
@@ -301,64 +325,94 @@ impl<'a> DepthBatch<'a> {
         if starts.is_empty() {
             return;
         }
-        let (mut tokens, mut places) = (vec![0u32; self.slots.len()], vec![0u32; self.slots.len()]);
-        let mut fresh = vec![0u32; self.slots.len()];
+        let [mut tokens, mut places, mut fresh] = [(); 3].map(|()| vec![0; self.slots.len()]);
         for &s in &starts {
             let Some(slot) = &mut self.slots[s] else { continue };
-            (tokens[s], places[s], fresh[s]) = (slot.token, slot.place as u32, 1);
+            (tokens[s], places[s], fresh[s]) = (slot.token as usize, slot.place, 1);
             slot.place += 1;
             slot.depth = 0;
             slot.waits = false;
         }
         no_grad(|| {
-            let list = |values: &[u32]| Tensor::from_slice(&self.gpu, values, [values.len()]);
-            let token = self.model.embedding.forward(&list(&tokens));
-            let new = token.add(&self.model.positions.index_select(0, &list(&places)));
-            let fresh = list(&fresh).unsqueeze(1).expand(*new.shape());
+            let [tokens, places, fresh] = &self.lists([tokens, places, fresh]);
+            let token = self.model.embedding.forward(tokens);
+            let new = token.add(&self.model.positions.index_select(0, places));
+            let fresh = fresh.unsqueeze(1).expand(*new.shape());
             self.x = new.where_mask(&fresh, &self.x);
             self.x.evaluate();
         });
     }
 
-    /// The block on the active slots; the best next token of each, and its probability.
-    fn pass(&mut self, active: &[usize]) -> Result<(Vec<u32>, Vec<f32>)> {
+    /// The block on the active slots; the best next token of those that may leave here.
+    fn pass(&mut self, active: &[usize]) -> Result<Vec<Best>> {
         let (rows, count) = (active.len(), self.slots.len());
         let c = &self.model.config;
         let slot = |s: usize| self.slots[s].as_ref().expect("an active slot");
-        let list = |of: &dyn Fn(usize) -> usize| {
-            let values: Vec<u32> = active.iter().map(|&s| of(s) as u32).collect();
-            Tensor::from_slice(&self.gpu, &values, [rows])
-        };
-        let ids = list(&|s| s);
-        let depths = list(&|s| slot(s).depth);
-        let cached = list(&|s| slot(s).depth * count + s);
-        let places = list(&|s| slot(s).lengths[slot(s).depth]);
-        let lengths = list(&|s| slot(s).lengths[slot(s).depth] + 1);
+        let asked: Vec<usize> = (0..rows)
+            .filter(|&i| {
+                let slot = slot(active[i]);
+                self.exit.asks(slot, slot.depth + 1, c.depth)
+            })
+            .collect();
+        // Back to their slots; those that rest keep theirs.
+        let place_of = |s: usize| active.iter().position(|&a| a == s);
+        let length = |s: usize| slot(s).lengths[slot(s).depth];
+        let own = |of: &dyn Fn(usize) -> usize| active.iter().map(|&s| of(s)).collect::<Vec<_>>();
+        let lists = self.lists([
+            own(&|s| s),
+            own(&|s| slot(s).depth),
+            own(&|s| slot(s).depth * count + s),
+            own(&length),
+            own(&|s| length(s) + 1),
+            (0..count).map(|s| place_of(s).unwrap_or(rows)).collect(),
+            (0..count).map(|s| place_of(s).is_some() as usize).collect(),
+            asked.clone(),
+        ]);
+        let [ids, depths, cached, places, lengths, place_of, moved, asking] = &lists;
 
         let heads = [rows, 1, c.heads, c.width / c.heads];
-        let x = self.x.index_select(0, &ids);
+        let x = self.x.index_select(0, ids);
         let [q, k, v, o, up, down] = &self.layers;
-        let normed = self.norms[0].forward(&x, &depths);
-        let [q, k, v] = [q, k, v].map(|layer| layer.forward(&normed, &depths).reshape(heads));
-        self.cache.append(&k, &v, &cached, &places);
+        let normed = self.norms[0].forward(&x, depths);
+        let [q, k, v] = [q, k, v].map(|layer| layer.forward(&normed, depths).reshape(heads));
+        self.cache.append(&k, &v, cached, places);
         let q = q.permute(&[0, 2, 1, 3]);
-        let y = self.cache.attend(&q, &cached, &lengths).permute(&[0, 2, 1, 3]).reshape([rows, c.width]);
-        let x = x.add(&o.forward(&y, &depths));
+        let y = self.cache.attend(&q, cached, lengths).permute(&[0, 2, 1, 3]).reshape([rows, c.width]);
+        let x = x.add(&o.forward(&y, depths));
         let hidden = self.model.blocks[0]
             .mlp
             .activation
-            .apply(&up.forward(&self.norms[1].forward(&x, &depths), &depths));
-        let x = x.add(&down.forward(&hidden, &depths));
-        // Back to their slots; those that rest keep theirs.
-        let place_of: Vec<u32> =
-            (0..count).map(|s| active.iter().position(|&a| a == s).unwrap_or(rows) as u32).collect();
-        let moved: Vec<u32> = place_of.iter().map(|&p| (p < rows as u32) as u32).collect();
-        let [place_of, moved] = [place_of, moved].map(|v| Tensor::from_slice(&self.gpu, &v, [count]));
+            .apply(&up.forward(&self.norms[1].forward(&x, depths), depths));
+        let x = x.add(&down.forward(&hidden, depths));
         let moved = moved.unsqueeze(1).expand([count, c.width]);
-        self.x = x.index_select(0, &place_of).where_mask(&moved, &self.x);
+        self.x = x.index_select(0, place_of).where_mask(&moved, &self.x);
         self.x.evaluate();
-        let p = self.model.head(&x).softmax(-1);
+        if asked.is_empty() {
+            // Nothing to wait for: the next tick is recorded behind this one.
+            return Ok(Vec::new());
+        }
+        let p = self.model.head(&x.index_select(0, asking)).softmax(-1);
         let (best, token) = p.topk(1, 1);
-        Ok((token.to_vec()?, best.to_vec()?))
+        let [best, token] = [best.read::<f32>()?, token.read::<u32>()?];
+        let best: Vec<f32> = bytemuck::pod_collect_to_vec(&best.wait()?);
+        let token: Vec<u32> = bytemuck::pod_collect_to_vec(&token.wait()?);
+        let row = |(i, (&confidence, &token)): (usize, (&f32, &u32))| Best {
+            slot: active[asked[i]],
+            token,
+            confidence,
+        };
+        Ok(best.iter().zip(&token).enumerate().map(row).collect())
+    }
+
+    /// Lists of numbers in one upload, each at a place that kernels can bind.
+    fn lists<const N: usize>(&self, lists: [Vec<usize>; N]) -> [Tensor; N] {
+        let align = self.gpu.limits().min_storage_buffer_offset_alignment as usize / 4;
+        let step = self.slots.len().next_multiple_of(align.max(1));
+        let mut all = vec![0u32; N * step];
+        for (i, list) in lists.iter().enumerate() {
+            list.iter().zip(&mut all[i * step..]).for_each(|(&from, to)| *to = from as u32);
+        }
+        let all = Tensor::from_slice(&self.gpu, &all, [N * step]);
+        std::array::from_fn(|i| all.slice(0, i * step..i * step + lists[i].len()))
     }
 }

@@ -35,7 +35,8 @@ fn torch_name(name: &str) -> String {
 impl Ponita {
     /// A network from a state dict of ponita-torch (github.com/ebekkers/ponita-torch) that was saved as safetensors. Sizes are read
     /// off the tensors; `grid` is the network's `ori_grid`, which a state dict does not hold. Of the channels that go in and come
-    /// out, the last `in_vectors` and `out_vectors` are vectors.
+    /// out, the last `in_vectors` and `out_vectors` are vectors. Whether it had a cutoff `radius`, and whether it pools, the dict
+    /// does not say either.
     ///
     /// Its planar second attribute is not the signed distance that we use: networks of the plane do not carry over.
     ///
@@ -48,6 +49,7 @@ impl Ponita {
         grid: Grid,
         in_vectors: usize,
         out_vectors: usize,
+        radius: Option<f32>,
         pool: bool,
     ) -> Result<Ponita> {
         let file = File::open(path)?;
@@ -86,7 +88,7 @@ impl Ponita {
                     format!("{features} polynomial features are of no degree from 1 to 6"),
                 )
             })?,
-            radius: None,
+            radius,
             layer_scale: file.contains("interaction_layers.0.layer_scale").then_some(1.0),
             every_readout: layers > 1 && file.contains("read_out_layers.0.weight"),
             pool,

@@ -129,6 +129,13 @@ impl Prepared {
         let frames: Vec<Frame> = (0..of.sizes.len())
             .map(|g| Frame::new(of.cells.get(g).copied().flatten()))
             .collect::<Result<_>>()?;
+        let leaves_plane =
+            |frame: &Frame| (0..3).any(|i| frame.periodic[i] && (i == 2 || frame.vectors[i][2] != 0.0));
+        if of.dimension == 2 && frames.iter().any(leaves_plane) {
+            return Err(Error::config(
+                "neighbours: points of the plane in a cell that is periodic out of it; make the third vector not periodic",
+            ));
+        }
         let points = of.positions.chunks(of.dimension);
         let positions: Vec<V3> =
             points.map(|p| [p[0] as f64, p[1] as f64, p.get(2).map_or(0.0, |&z| z as f64)]).collect();
@@ -148,11 +155,11 @@ impl Prepared {
         Ok(Prepared { frames, batch, sizes: of.sizes.to_vec(), positions, fractions, moves })
     }
 
-    /// The points in cells no narrower than they must be, for this radius.
-    fn cells(&self, radius: f64) -> Result<Cells> {
+    /// The points in cells no narrower than they must be, for this radius; graphs that nobody asks about may reach as far as they like.
+    fn cells(&self, radius: f64, asked: impl Fn(usize) -> bool) -> Result<Cells> {
         let mut all = Cells { starts: vec![0], ..Cells::default() };
         let mut first = 0;
-        for (frame, &size) in self.frames.iter().zip(&self.sizes) {
+        for (g, (frame, &size)) in self.frames.iter().zip(&self.sizes).enumerate() {
             let own = first..first + size;
             let fractions = &self.fractions[own.clone()];
             // Free axes reach from the lowest point to the highest.
@@ -174,7 +181,7 @@ impl Prepared {
             });
             let visits: f64 = reach.iter().map(|r| 2.0 * r + 1.0).product();
             let images = (0..3).map(|i| reach[i] / counts[i]).fold(0.0, f64::max);
-            if visits > MOST_VISITS || images > MOST_IMAGES {
+            if asked(g) && (visits > MOST_VISITS || images > MOST_IMAGES) {
                 return Err(Error::config(format!(
                     "neighbours: a radius of {radius} reaches over {images:.0} images of a cell {height:?} high; use a smaller \
                      radius or a larger cell"
@@ -276,7 +283,7 @@ impl Graph {
         }
         let prepared = Prepared::new(of)?;
         let queries: Vec<u32> = (0..prepared.positions.len() as u32).collect();
-        let found = prepared.cells(radius as f64)?.search(gpu, &queries, radius)?;
+        let found = prepared.cells(radius as f64, |_| true)?.search(gpu, &queries, radius)?;
         let mut list = List::default();
         for own in 0..prepared.positions.len() {
             if self_loops {
@@ -301,7 +308,14 @@ impl Graph {
         let mut queries: Vec<u32> = if k == 0 { vec![] } else { (0..chosen.len() as u32).collect() };
         // A point whose sphere holds k others has its nearest among them; the rest look further.
         while !queries.is_empty() {
-            let found = prepared.cells(radius)?.search(gpu, &queries, radius as f32)?;
+            if !(radius as f32 * radius as f32).is_finite() {
+                return Err(Error::config(
+                    "neighbours: points are too far from each other to square their distance in f32; scale the positions",
+                ));
+            }
+            let mut asked = vec![false; prepared.sizes.len()];
+            queries.iter().for_each(|&q| asked[prepared.batch[q as usize] as usize] = true);
+            let found = prepared.cells(radius, |g| asked[g])?.search(gpu, &queries, radius as f32)?;
             let mut rest = Vec::new();
             for (at, &query) in queries.iter().enumerate() {
                 let own = query as usize;

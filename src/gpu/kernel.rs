@@ -116,6 +116,8 @@ impl Gpu {
         if self.check().is_err() || self.try_launch(&launch, live).map_err(|error| self.raise(error)).is_err()
         {
             launch.binds.iter().filter(|bind| bind.write).for_each(|bind| bind.buffer.fail());
+        } else {
+            self.profiled(&launch);
         }
     }
 

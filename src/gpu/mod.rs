@@ -6,6 +6,7 @@ mod choices;
 pub mod fuse;
 pub mod inplace;
 pub mod kernel;
+mod profile;
 pub mod record;
 pub mod shader;
 mod texel;
@@ -19,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 pub use buffer::MemoryStats;
 pub use choices::Tuning;
+pub use profile::Profiled;
 
 /// How to choose an adapter; the environment (`TIEBEAM_ADAPTER`, `TIEBEAM_BACKEND`) fills what is left open.
 #[derive(Clone, Debug, Default)]
@@ -123,6 +125,7 @@ pub(crate) struct Inner {
     pub kernels: Mutex<kernel::Cache>,
     pub recorder: Mutex<record::Recorder>,
     pub pending: Mutex<inplace::Pending>,
+    pub profile: Mutex<profile::Profile>,
     /// What `randn` reads, uploaded at its first call.
     pub normal_table: Mutex<Option<Arc<buffer::Buffer>>>,
 }
@@ -363,6 +366,7 @@ impl Gpu {
             kernels: Mutex::default(),
             recorder: Mutex::default(),
             pending: Mutex::default(),
+            profile: Mutex::default(),
             normal_table: Mutex::default(),
         }))
     }
@@ -398,6 +402,7 @@ impl Gpu {
             kernels: Mutex::default(),
             recorder: Mutex::default(),
             pending: Mutex::default(),
+            profile: Mutex::default(),
             normal_table: Mutex::default(),
         })
     }

@@ -1,6 +1,8 @@
 //! Small dense linear algebra in f64 on the host, by nalgebra. Matrices are row-major slices.
 
-use nalgebra::{DMatrix, SymmetricEigen};
+pub mod assignment;
+
+use nalgebra::{DMatrix, SVD, SymmetricEigen};
 
 /// Eigenvalues from large to small, and the eigenvectors, one a row, of a symmetric matrix `[n, n]`.
 ///
@@ -44,6 +46,33 @@ pub fn solve_positive(a: &[f64], n: usize, b: &[f64], columns: usize) -> Option<
     Some(x.transpose().as_slice().to_vec())
 }
 
+/// Singular values of `a [rows, columns]` from large to small, with `min(rows, columns)` vectors of each side, one a row.
+pub struct Svd {
+    /// From large to small.
+    pub values: Vec<f64>,
+    /// Of length `rows` each.
+    pub left: Vec<f64>,
+    /// Of length `columns` each.
+    pub right: Vec<f64>,
+}
+
+/// The singular value decomposition `a = sum_i values[i] left[i] right[i]^T` of a matrix `[rows, columns]`.
+///
+/// # Panics
+/// When `a` has not `rows * columns` elements.
+#[track_caller]
+pub fn singular_values(a: &[f64], rows: usize, columns: usize) -> Svd {
+    assert!(a.len() == rows * columns, "singular_values: {} elements for [{rows}, {columns}]", a.len());
+    if a.is_empty() {
+        return Svd { values: Vec::new(), left: Vec::new(), right: Vec::new() };
+    }
+    let SVD { u, v_t, singular_values, .. } = DMatrix::from_row_slice(rows, columns, a).svd(true, true);
+    let (u, v_t) = (u.expect("asked for"), v_t.expect("asked for"));
+    // nalgebra stores columns: those of `u` and of `v` are the vectors.
+    let (left, right) = (u.as_slice().to_vec(), v_t.transpose().as_slice().to_vec());
+    Svd { values: singular_values.as_slice().to_vec(), left, right }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,5 +106,20 @@ mod tests {
             }
         }
         assert!(cholesky(&[1.0, 2.0, 2.0, 1.0], 2).is_none());
+    }
+
+    #[test]
+    fn singular_vectors_rebuild_the_matrix() {
+        let a = [1.0, 2.0, -1.0, 0.5, 3.0, 0.0, 2.0, -2.0, 1.0, 1.0, 4.0, -0.5];
+        for (rows, columns) in [(3, 4), (4, 3)] {
+            let svd = singular_values(&a, rows, columns);
+            assert!(svd.values.windows(2).all(|pair| pair[0] >= pair[1]));
+            for (e, x) in a.iter().enumerate() {
+                let (i, j) = (e / columns, e % columns);
+                let term = |s: usize| svd.values[s] * svd.left[s * rows + i] * svd.right[s * columns + j];
+                let sum: f64 = (0..3).map(term).sum();
+                assert!((sum - x).abs() < 1e-12, "{i} {j}: {sum}");
+            }
+        }
     }
 }

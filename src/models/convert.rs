@@ -44,24 +44,58 @@ fn sources(layers: usize, blocks: usize, k: usize, selection: Selection) -> Vec<
 /// When `w` is no matrix or the rank is 0 or above its shorter side.
 #[track_caller]
 pub fn low_rank(w: &Tensor, rank: usize) -> Result<[Tensor; 2]> {
-    let shape = *w.shape();
-    let most = shape.iter().copied().min().unwrap_or(0);
-    assert!(
-        shape.len() == 2 && rank > 0 && rank <= most,
-        "low_rank: rank {rank} of {shape}; use 1 to {most}"
-    );
+    check_rank("low_rank", w, rank);
     let w = w.detach().cast(DType::F32);
-    let wide = shape[0] <= shape[1];
+    let wide = w.shape()[0] <= w.shape()[1];
     let gram = if wide { w.matmul(&w.t()) } else { w.t().matmul(&w) };
-    let gram: Vec<f64> = gram.to_vec::<f32>()?.into_iter().map(f64::from).collect();
-    let (_, vectors) = linalg::symmetric_eigen(&gram, most);
-    let first: Vec<f32> = vectors[..rank * most].iter().map(|&x| x as f32).collect();
-    let first = Tensor::from_slice(w.gpu(), &first, [rank, most]);
+    let first = eigenvectors(&gram, rank)?;
     let [b, a] =
         if wide { [first.t().contiguous(), first.matmul(&w)] } else { [w.matmul(&first.t()), first] };
     b.evaluate();
     a.evaluate();
     Ok([b, a])
+}
+
+/// Factors `B [out, rank]` and `A [rank, in]` whose product errs least on inputs that were seen: they minimise
+/// `||(w - B A) X^T||` for inputs `X` with `seen [in, in]` `= X^T X`. `B` has orthonormal columns, the first eigenvectors of
+/// `w seen w^T`, and `A = B^T w`; a Cholesky factor of `seen`, by which the residual is whitened in MASA (arXiv 2508.04581,
+/// section 3.3), gives the same.
+///
+/// # Errors
+/// The device's fault.
+///
+/// # Panics
+/// When the sizes do not fit, or the rank is 0 or above the shorter side of `w`.
+#[track_caller]
+pub fn low_rank_seen(w: &Tensor, seen: &Tensor, rank: usize) -> Result<[Tensor; 2]> {
+    check_rank("low_rank_seen", w, rank);
+    let inner = w.shape()[1];
+    assert!(**seen.shape() == [inner, inner], "low_rank_seen: {} seen for {}", seen.shape(), w.shape());
+    let w = w.detach().cast(DType::F32);
+    let first = eigenvectors(&w.matmul(&seen.detach()).matmul(&w.t()), rank)?;
+    let [b, a] = [first.t().contiguous(), first.matmul(&w)];
+    b.evaluate();
+    a.evaluate();
+    Ok([b, a])
+}
+
+#[track_caller]
+fn check_rank(op: &str, w: &Tensor, rank: usize) {
+    let most = w.shape().iter().copied().min().unwrap_or(0);
+    assert!(
+        w.shape().len() == 2 && rank > 0 && rank <= most,
+        "{op}: rank {rank} of {}; use 1 to {most}",
+        w.shape()
+    );
+}
+
+/// The first `count` eigenvectors of a symmetric matrix, one a row.
+fn eigenvectors(gram: &Tensor, count: usize) -> Result<Tensor> {
+    let n = gram.shape()[0];
+    let values: Vec<f64> = gram.to_vec::<f32>()?.into_iter().map(f64::from).collect();
+    let (_, vectors) = linalg::symmetric_eigen(&values, n);
+    let first: Vec<f32> = vectors[..count * n].iter().map(|&x| x as f32).collect();
+    Ok(Tensor::from_slice(gram.gpu(), &first, [count, n]))
 }
 
 /// Sites for the matrices of a stack that use `blocks` stored ones in turn, with a low-rank part of `rank` each (none for 0),
@@ -161,7 +195,8 @@ impl Recursive {
                 linears(block)[i].weight = site;
             }
         }
-        Ok(self.with(new, Sharing::Cycle { blocks, rank }))
+        // A rank above the matrices' shorter side was cut to it.
+        Ok(self.with(new, Sharing::Cycle { blocks, rank: rank.min(self.config.width) }))
     }
 
     /// This model with blocks of their own: depth `i` of the result starts from depth `map[i]` of this one. `0..depth` unties;

@@ -1,6 +1,7 @@
 //! FoldGPT: learned gates tell which blocks matter; the rest goes, and neighbours share one block's matrices.
 //!
-//! 1. Each block has a gate, `x + g (block(x) - x)`, trained with a polarisation that drives gates to 0 or 1 under a budget;
+//! 1. Each block has a gate, `x + g (block(x) - x)`, trained with a polarisation that drives gates to 0 or 1 under a budget; all
+//!    gates learn together, so that a block's gate says what it is worth beside the others (their coupling);
 //! 2. blocks of small gates are removed; neighbours among the rest form groups that use the matrices of the group's first block,
 //!    each place with norms of its own;
 //! 3. a short training with the tail's distillation cures what that broke.
@@ -9,7 +10,7 @@
 
 use crate::error::{Error, Result};
 use crate::models::recursive::{Recursive, Sharing};
-use crate::nn::{Block, Linear, Mask, Module, Parameters, join};
+use crate::nn::{Block, Linear, Mask, Module, Parameters, distillation, join};
 use crate::tensor::Tensor;
 
 /// A model whose blocks have gates.
@@ -83,7 +84,7 @@ impl Gated {
             let first = folded.blocks[i / group * group].clone();
             share_matrices(&mut folded.blocks[i], &first);
         }
-        folded.config.sharing = Sharing::None;
+        folded.config.sharing = Sharing::Fold { group };
         Ok(folded)
     }
 }
@@ -124,11 +125,8 @@ pub fn tail_distillation(
         ours.len(),
         theirs.len()
     );
-    let goal = crate::no_grad(|| teacher.head(&theirs[theirs.len() - 1])).detach().scale(1.0 / t);
-    let logits = student.head(&ours[ours.len() - 1]).scale(1.0 / t);
-    let p = goal.softmax(-1);
-    let rows = (p.count() / p.shape()[p.shape().len() - 1]) as f32;
-    let kl = p.mul(&goal.log_softmax(-1).sub(&logits.log_softmax(-1))).sum_all().scale(t * t / rows);
+    let goal = crate::no_grad(|| teacher.head(&theirs[theirs.len() - 1]));
+    let kl = distillation(&student.head(&ours[ours.len() - 1]), &goal, t);
     (1..=tail).fold(kl, |sum, i| {
         let (a, b) = (&ours[ours.len() - i], &theirs[theirs.len() - i]);
         sum.add(&a.sub(&b.detach()).square().mean_all())

@@ -9,11 +9,13 @@ use crate::gpu::Gpu;
 use crate::nn::{Activation, Embedding, Linear, Mask, Module, Norm, Parameters, join};
 use crate::ops::cache::KvCache;
 use crate::ops::rope::{Pairing, Rope};
-use crate::share::Tied;
-use crate::store::File;
+use crate::ops::site::Site;
+use crate::share::{Dictionary, LowRank, Tied};
+use crate::store::Weights;
 use crate::store::gguf::Gguf;
 use crate::tape::no_grad;
 use crate::tensor::Tensor;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Sizes and constants.
@@ -44,6 +46,62 @@ pub struct Config {
 impl Config {
     fn head_dim(&self) -> usize {
         self.width / self.heads
+    }
+
+    /// From the text of a Hugging Face `config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for another kind of model, a setting that changes what is computed and is not known here, or a number
+    /// that is missing.
+    pub fn from_json(text: &str) -> Result<Config> {
+        let wrong = |message: String| Error::config(format!("config.json: {message}"));
+        let json: serde_json::Value = serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
+        let kind = json["model_type"].as_str().unwrap_or("missing");
+        if kind != "llama" {
+            return Err(wrong(format!("the kind of model is '{kind}'; only 'llama' is read")));
+        }
+        // Newer files keep the rotary settings in an object of their own.
+        let rope = json.get("rope_parameters").filter(|v| v.is_object()).unwrap_or(&json);
+        let base = [rope, &json].into_iter().find_map(|of| of["rope_theta"].as_f64());
+        let scaling = rope.get("rope_type").and_then(|v| v.as_str()).is_some_and(|t| t != "default");
+        let on = |key: &str| json[key].as_bool() == Some(true);
+        let activation = json["hidden_act"].as_str().unwrap_or("silu");
+        if scaling
+            || !json["rope_scaling"].is_null()
+            || on("attention_bias")
+            || on("mlp_bias")
+            || activation != "silu"
+        {
+            return Err(wrong(
+                "scaled rotary angles, biases and activations other than 'silu' are not read".into(),
+            ));
+        }
+        let number = |key: &str| {
+            let n = json[key].as_u64().and_then(|n| usize::try_from(n).ok());
+            n.ok_or_else(|| wrong(format!("there is no whole number `{key}`")))
+        };
+        let heads = number("num_attention_heads")?;
+        let config = Config {
+            vocab: number("vocab_size")?,
+            width: number("hidden_size")?,
+            heads,
+            kv_heads: number("num_key_value_heads").unwrap_or(heads),
+            hidden: number("intermediate_size")?,
+            layers: number("num_hidden_layers")?,
+            context: number("max_position_embeddings")?,
+            rope_base: base.unwrap_or(10000.0),
+            eps: json["rms_norm_eps"]
+                .as_f64()
+                .ok_or_else(|| wrong("there is no number `rms_norm_eps`".into()))? as f32,
+            pairing: Pairing::Halves,
+        };
+        config.check("config.json")?;
+        match json["head_dim"].as_u64() {
+            Some(own) if own != config.head_dim() as u64 => {
+                Err(wrong(format!("heads of {own}, which is not {} / {heads}", config.width)))
+            }
+            _ => Ok(config),
+        }
     }
 
     /// Sizes that no model has are refused before anything is made of them.
@@ -99,9 +157,37 @@ impl Layer {
     }
 }
 
+/// One linear layer of neighbouring blocks, made from a dictionary (MASA).
+#[derive(Clone)]
+pub struct Made {
+    /// Its place in [`LINEARS`].
+    pub linear: usize,
+    /// The blocks.
+    pub layers: Range<usize>,
+    /// One layer of it for each block.
+    pub dictionary: Dictionary,
+    /// `A [rank, in]` and `B [out, rank]` of each block, whose product is added; none where this is empty.
+    pub own: Vec<[Tensor; 2]>,
+}
+
+impl Made {
+    /// The weights, all blocks in one pass.
+    fn sites(&self) -> Vec<Arc<dyn Site>> {
+        if self.own.is_empty() {
+            return self.dictionary.weights();
+        }
+        let all = self.dictionary.atoms.combine(&self.dictionary.coefficients);
+        let with =
+            |(w, [a, b]): (&Tensor, &[Tensor; 2])| Arc::new(LowRank::new(w, a, b, 1.0)) as Arc<dyn Site>;
+        all.iter().zip(&self.own).map(with).collect()
+    }
+}
+
 /// The model.
 #[derive(Clone)]
 pub struct Llama {
+    /// Layers whose weights are made anew in every pass, in place of those in `layers`.
+    pub made: Vec<Made>,
     /// Sizes and constants.
     pub config: Config,
     /// Token vectors; the output head too where there is no other.
@@ -113,6 +199,16 @@ pub struct Llama {
     /// The output head where it is not the table of token vectors.
     pub head: Option<Linear>,
     rope: Rope,
+}
+
+/// What [`Llama::hidden_with`] shows of a block, each `[batch, tokens, width]`.
+pub struct Seen<'a> {
+    /// What q, k and v read.
+    pub normed: &'a Tensor,
+    /// What o reads.
+    pub mixed: &'a Tensor,
+    /// The residual stream behind the block.
+    pub stream: &'a Tensor,
 }
 
 /// Where weights come from: a tensor by the names of either format, with the shape it must have.
@@ -169,6 +265,13 @@ fn sizes(c: &Config) -> [[usize; 2]; 7] {
     [[d, d], [kv, d], [kv, d], [d, d], [f, d], [f, d], [d, f]]
 }
 
+fn fits(name: &str, found: &[usize], shape: &[usize]) -> Result<()> {
+    if found == shape {
+        return Ok(());
+    }
+    Err(Error::config(format!("tensor `{name}` is {found:?}, the sizes ask for {shape:?}")))
+}
+
 impl Llama {
     /// Reads a GGUF file whose architecture is `llama`, for sequences of up to `context` tokens (its own number where that is
     /// less). Weights are dequantised to f32 leaves.
@@ -197,28 +300,25 @@ impl Llama {
             pairing: Pairing::Neighbours,
         };
         let read = |name: &str, shape: &[usize]| -> Result<Tensor> {
-            let found = file.shape(name)?;
-            if found != shape {
-                return Err(Error::config(format!(
-                    "tensor `{name}` is {found:?}, the sizes ask for {shape:?}"
-                )));
-            }
+            fits(name, file.shape(name)?, shape)?;
             Ok(Tensor::from_slice(gpu, &file.tensor_f32(name)?, shape))
         };
         let own_head = file.names().any(|name| name == GGUF.head);
         Llama::read(gpu, config, &GGUF, own_head, &read)
     }
 
-    /// Reads safetensors with the names of Hugging Face's Llama models; `config` says what the file does not.
+    /// Reads weights with the names of Hugging Face's Llama models, such as [`crate::store::Shards`]; `config` says what they do
+    /// not ([`Config::from_json`]).
     ///
     /// # Errors
-    /// [`Error::Format`] when a tensor is missing or has another shape; the device's fault.
-    pub fn from_safetensors(gpu: &Gpu, file: &File, config: Config) -> Result<Llama> {
+    /// [`Error::Format`] when a tensor is missing, [`Error::Config`] when it has another shape; the device's fault.
+    pub fn from_weights(gpu: &Gpu, weights: &dyn Weights, config: Config) -> Result<Llama> {
         let read = |name: &str, shape: &[usize]| -> Result<Tensor> {
-            file.expect(name, shape)?;
-            Ok(Tensor::from_slice(gpu, &file.tensor_f32(name)?, shape))
+            fits(name, &weights.shape(name)?, shape)?;
+            weights.read(gpu, name)
         };
-        Llama::read(gpu, config, &HUGGING_FACE, file.contains(HUGGING_FACE.head), &read)
+        let own_head = weights.names().iter().any(|name| name == HUGGING_FACE.head);
+        Llama::read(gpu, config, &HUGGING_FACE, own_head, &read)
     }
 
     fn read(gpu: &Gpu, c: Config, names: &Names, own_head: bool, read: &Read) -> Result<Llama> {
@@ -251,6 +351,7 @@ impl Llama {
         }
         let head = if own_head { Some(linear(names.head, [c.vocab, c.width])?) } else { None };
         Ok(Llama {
+            made: Vec::new(),
             config: c,
             embedding: Embedding { table: leaf(names.embedding, &[c.vocab, c.width])? },
             layers,
@@ -260,17 +361,66 @@ impl Llama {
         })
     }
 
+    /// A model that computes the same and has no leaf in common with this one, every weight stored as it is used: training one
+    /// leaves the other as it is.
+    pub fn copied(&self) -> Llama {
+        let copy = |x: &Tensor| {
+            let y = x.detach().affine(1.0, 0.0);
+            y.evaluate();
+            y.requires_grad()
+        };
+        let linear = |l: &Linear| {
+            Linear::from_site(Arc::new(Tied::new(&copy(&l.weight.expand()))), l.bias.as_ref().map(copy))
+        };
+        let norm = |n: &Norm| Norm { gain: copy(&n.gain), bias: n.bias.as_ref().map(copy), eps: n.eps };
+        let layers = no_grad(|| self.layers_now());
+        let layer = |l: &Layer| Layer {
+            norm1: norm(&l.norm1),
+            attention: std::array::from_fn(|i| linear(&l.attention[i])),
+            norm2: norm(&l.norm2),
+            mlp: std::array::from_fn(|i| linear(&l.mlp[i])),
+        };
+        Llama {
+            made: Vec::new(),
+            embedding: Embedding { table: copy(&self.embedding.table) },
+            layers: layers.iter().map(layer).collect(),
+            norm: norm(&self.norm),
+            head: self.head.as_ref().map(linear),
+            ..self.clone()
+        }
+    }
+
+    /// The blocks with the weights that dictionaries make now, each dictionary in one pass.
+    pub fn layers_now(&self) -> Vec<Layer> {
+        let mut layers = self.layers.clone();
+        for made in &self.made {
+            for (layer, site) in layers[made.layers.clone()].iter_mut().zip(made.sites()) {
+                layer.linear_mut(made.linear).weight = site;
+            }
+        }
+        layers
+    }
+
     /// The residual stream before the final norm, for `tokens [batch, tokens]`.
     ///
     /// # Panics
     /// When there are more tokens than the context.
     #[track_caller]
     pub fn hidden(&self, tokens: &Tensor) -> Tensor {
+        self.hidden_with(tokens, |_, _| {})
+    }
+
+    /// [`Llama::hidden`], which shows `see` what each block works on.
+    ///
+    /// # Panics
+    /// As [`Llama::hidden`].
+    #[track_caller]
+    pub fn hidden_with(&self, tokens: &Tensor, mut see: impl FnMut(usize, Seen)) -> Tensor {
         let c = &self.config;
         let (batch, length) = (tokens.shape()[0], tokens.shape()[1]);
         assert!(length <= c.context, "llama: {length} tokens, context {}", c.context);
         let mut x = self.embedding.forward(tokens);
-        for layer in &self.layers {
+        for (l, layer) in self.layers_now().iter().enumerate() {
             let [q, k, v, o] = &layer.attention;
             let normed = layer.norm1.forward(&x);
             let split = |y: Tensor, heads: usize| {
@@ -282,6 +432,7 @@ impl Llama {
             let y =
                 q.attention(&k, &v, &Mask::Causal).permute(&[0, 2, 1, 3]).reshape([batch, length, c.width]);
             x = layer.mlp(&o.forward_with(&y, Activation::None, Some(&x)));
+            see(l, Seen { normed: &normed, mixed: &y, stream: &x });
         }
         x
     }
@@ -307,7 +458,8 @@ impl Llama {
         self.forward(tokens).cross_entropy(targets, None)
     }
 
-    /// An empty conversation with this model, of up to `context` tokens.
+    /// An empty conversation with this model, of up to `context` tokens. Weights that are not stored as they are used are
+    /// made once, and stay while the session does.
     ///
     /// # Errors
     /// [`Error::Config`] when the context is 0 or above the model's.
@@ -321,13 +473,27 @@ impl Llama {
         }
         let gpu = self.embedding.table.gpu();
         let caches = (0..c.layers).map(|_| KvCache::new(gpu, 1, c.kv_heads, context, c.head_dim())).collect();
-        Ok(Session { model: self, caches, length: 0 })
+        // Made once: as it is read, the weight of a few rows costs more than a stored one.
+        let layers = no_grad(|| {
+            let mut layers = self.layers_now();
+            for layer in &mut layers {
+                for i in 0..LINEARS.len() {
+                    let linear = layer.linear_mut(i);
+                    if linear.weight.stored().is_none() {
+                        linear.weight = Arc::new(Tied::new(&linear.weight.expand()));
+                    }
+                }
+            }
+            layers
+        });
+        Ok(Session { model: self, layers, caches, length: 0 })
     }
 }
 
 /// One sequence and the keys and values of what it has so far.
 pub struct Session<'a> {
     model: &'a Llama,
+    layers: Vec<Layer>,
     caches: Vec<KvCache>,
     length: usize,
 }
@@ -361,7 +527,7 @@ impl Session<'_> {
             let list = |value: usize| Tensor::from_slice(gpu, &[value as u32], [1]);
             let (row, place, length) = (list(0), list(start), list(start + count));
             let mut x = model.embedding.forward(&Tensor::from_slice(gpu, tokens, [1, count]));
-            for (layer, cache) in model.layers.iter().zip(&mut self.caches) {
+            for (layer, cache) in self.layers.iter().zip(&mut self.caches) {
                 let [q, k, v, o] = &layer.attention;
                 let normed = layer.norm1.forward(&x);
                 let split = |y: Tensor, heads: usize| y.reshape([1, count, heads, c.head_dim()]);
@@ -384,6 +550,15 @@ impl Session<'_> {
 impl Module for Llama {
     fn parameters(&self, path: &str, all: &mut Parameters) {
         self.embedding.parameters(&join(path, "embedding"), all);
+        for made in &self.made {
+            let path = join(path, &format!("made.{}.{}", made.layers.start, LINEARS[made.linear]));
+            all.store(join(&path, "atoms"), &made.dictionary.atoms);
+            all.store(join(&path, "coefficients"), &made.dictionary.coefficients);
+            for (l, [a, b]) in made.own.iter().enumerate() {
+                all.store(join(&path, &format!("{l}.a")), a);
+                all.store(join(&path, &format!("{l}.b")), b);
+            }
+        }
         for (l, layer) in self.layers.iter().enumerate() {
             let path = join(path, &format!("layers.{l}"));
             layer.norm1.parameters(&join(&path, "norm1"), all);

@@ -3,6 +3,7 @@
 pub mod convert;
 pub mod foldgpt;
 pub mod llama;
+pub mod masa;
 pub mod mor;
 pub mod recursive;
 pub mod sret;

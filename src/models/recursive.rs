@@ -37,6 +37,11 @@ pub enum Sharing {
         /// Rows of A, or 0.
         rank: usize,
     },
+    /// The matrices of groups of `group` neighbours (FoldGPT): depth `t` uses those of group `t / group`.
+    Fold {
+        /// Depths that share; the last group may be smaller.
+        group: usize,
+    },
     /// Attention from a dictionary of `atoms` atoms a projection (MASA); the rest is each depth's own.
     Dictionary {
         /// Atoms of each projection.
@@ -78,6 +83,7 @@ impl Config {
             Sharing::Tied => "tied".to_string(),
             Sharing::TiedLora { rank, scale } => format!("tied-lora rank {rank} scale {scale}"),
             Sharing::Cycle { blocks, rank } => format!("cycle {blocks} rank {rank}"),
+            Sharing::Fold { group } => format!("fold {group}"),
             Sharing::Dictionary { atoms, output } => format!("dictionary {atoms} output {output}"),
             Sharing::LowRank { rank } => format!("low-rank {rank}"),
         };
@@ -98,7 +104,7 @@ impl Config {
 
 /// The model. Blocks of a shared model are handles on the same leaves.
 pub struct Recursive {
-    /// Of q, k, v and o where attention comes from dictionaries: their weights replace those of the blocks in every pass.
+    /// Of q, k, v and o where attention comes from dictionaries: the blocks' sites read them as they are, a pass makes all weights at once.
     pub dictionaries: Vec<Dictionary>,
     /// Sizes and kinds.
     pub config: Config,
@@ -200,24 +206,36 @@ impl Recursive {
         let distinct = match c.sharing {
             Sharing::Tied | Sharing::TiedLora { .. } => 1,
             Sharing::Cycle { blocks, .. } => blocks,
+            Sharing::Fold { group } => c.depth.div_ceil(group.max(1)),
             _ => c.depth,
         };
-        assert!(
-            distinct > 0 && c.depth.is_multiple_of(distinct),
-            "recursive: {distinct} blocks in turn for depth {}",
-            c.depth
-        );
+        let fits = match c.sharing {
+            Sharing::Fold { group } => group > 0,
+            _ => distinct > 0 && c.depth.is_multiple_of(distinct),
+        };
+        assert!(fits, "recursive: {:?} for depth {}", c.sharing, c.depth);
+        let stored_of = |depth: usize| match c.sharing {
+            Sharing::Fold { group } => depth / group,
+            _ => depth % distinct,
+        };
         let mut stored: Vec<Matrices> = Vec::new();
-        let blocks = (0..c.depth)
+        let mut blocks: Vec<Block> = (0..c.depth)
             .map(|depth| {
-                if depth < distinct {
+                if stored_of(depth) == stored.len() {
                     stored.push(matrices(gpu, c, rng));
                 }
-                block(gpu, c, &stored[depth % distinct], rng)
+                block(gpu, c, &stored[stored_of(depth)], rng)
             })
             .collect();
         let norm = Norm::rms(gpu, config.width, 1e-5);
-        Recursive { dictionaries: dictionaries(gpu, c, rng), config, embedding, positions, blocks, norm }
+        let dictionaries = dictionaries(gpu, c, rng);
+        // The matrices in their place go back to the pool.
+        for (i, dictionary) in dictionaries.iter().enumerate() {
+            for (layer, block) in blocks.iter_mut().enumerate() {
+                attention_layer(block, i).weight = dictionary.site(layer);
+            }
+        }
+        Recursive { dictionaries, config, embedding, positions, blocks, norm }
     }
 
     /// The residual stream before the first block: token vectors and positions.
@@ -301,14 +319,7 @@ impl Module for Recursive {
             all.store(join(path, &format!("dictionary.{name}.atoms")), &dictionary.atoms);
             all.store(join(path, &format!("dictionary.{name}.coefficients")), &dictionary.coefficients);
         }
-        let mut blocks = self.blocks.clone();
-        // Made by the dictionaries, which are listed: used, not stored.
-        for (i, dictionary) in self.dictionaries.iter().enumerate() {
-            for (layer, block) in blocks.iter_mut().enumerate() {
-                attention_layer(block, i).weight = dictionary.site(layer);
-            }
-        }
-        for (depth, block) in blocks.iter().enumerate() {
+        for (depth, block) in self.blocks.iter().enumerate() {
             block.parameters(&join(path, &format!("blocks.{depth}")), all);
         }
         self.norm.parameters(&join(path, "norm"), all);

@@ -54,10 +54,18 @@ impl Experts {
 
     /// `x [rows, width]` through the experts. The choice is constant to gradients, which flow through the gates: the chosen
     /// probabilities, divided by their sum where `top` is above 1.
+    ///
+    /// While training, `noise` draws what is added to the router's scores, normal with deviation `1 / experts`: experts that
+    /// are nearly as good get tokens too.
     #[track_caller]
-    pub fn forward(&self, x: &Tensor) -> Routed {
+    pub fn forward(&self, x: &Tensor, noise: Option<&mut Rng>) -> Routed {
         let (gpu, rows, count) = (x.gpu(), x.shape()[0], self.weights.len());
-        let p = x.matmul(&self.router.t()).softmax(-1);
+        let scores = x.matmul(&self.router.t());
+        let scores = match noise {
+            Some(rng) => scores.add(&Tensor::randn(gpu, *scores.shape(), rng).scale(1.0 / count as f32)),
+            None => scores,
+        };
+        let p = scores.softmax(-1);
         let (_, best) = p.detach().topk(self.top, 1);
         let experts = Tensor::positions(gpu, count).reshape([1, 1, count]);
         let chosen = best.unsqueeze(2).eq(&experts).cast(DType::F32).sum(1);
@@ -134,16 +142,17 @@ impl WideNet {
         WideNet { attention, experts, norms }
     }
 
-    /// `x [batch, tokens, width]`, and the balance losses of all depths added up.
+    /// `x [batch, tokens, width]`, and the balance losses of all depths added up; `noise` as in [`Experts::forward`].
     #[track_caller]
-    pub fn forward(&self, x: &Tensor, mask: &Mask) -> (Tensor, Tensor) {
+    pub fn forward(&self, x: &Tensor, mask: &Mask, mut noise: Option<&mut Rng>) -> (Tensor, Tensor) {
         let shape = *x.shape();
         let (rows, width) = (shape[0] * shape[1], shape[2]);
         let mut x = x.clone();
         let mut balance = Tensor::zeros(x.gpu(), [1]);
         for [first, second] in &self.norms {
             x = self.attention.forward(&first.forward(&x), mask, Some(&x));
-            let routed = self.experts.forward(&second.forward(&x).reshape([rows, width]));
+            let routed =
+                self.experts.forward(&second.forward(&x).reshape([rows, width]), noise.as_deref_mut());
             x = x.add(&routed.output.reshape(shape));
             balance = balance.add(&routed.balance_loss.reshape([1]));
         }

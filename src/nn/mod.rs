@@ -3,10 +3,12 @@
 //! A layer is a struct of tensors and sites with a `forward`. [`Parameters`] lists the stored leaves once each, however
 //! many sites use them, and counts what is used beside what is stored.
 
+mod distill;
 mod init;
 
 pub use crate::ops::attention::Mask;
 pub use crate::ops::matmul::{Activation, Epilogue};
+pub use distill::distillation;
 pub use init::Init;
 
 use crate::gpu::Gpu;

@@ -272,12 +272,13 @@ fn attend([q, k, v]: [&Tensor; 3], mask: &Mask, scale: f32, tile: Tile, splits: 
 }
 
 /// Attention of `q [batch, heads, tokens_q, head_dim]` to the filled part of rows of a cache `[rows, kv_heads, context, head_dim]`.
-pub(super) fn cached(q: &Tensor, [k, v]: [&Tensor; 2], listed: [&Tensor; 2]) -> Tensor {
+/// Heads are padded to [`cache_width`].
+pub(super) fn cached(q: &Tensor, [k, v]: [&Tensor; 2], listed: [&Tensor; 2], scale: f32) -> Tensor {
     let ([batch, heads, tokens_q, head_dim], [cache_rows, kv_heads, context, _]) =
         (four(q.shape()), four(k.shape()));
     let group = heads / kv_heads;
     let tile = Tile::of(q.gpu(), head_dim, group * tokens_q, context);
-    debug_assert!(head_dim.is_multiple_of(tile.step()));
+    debug_assert!(head_dim.is_multiple_of(4 * tile.forward.parts as usize));
     let sizes = Sizes {
         pairs: batch * kv_heads,
         kv_heads,
@@ -287,7 +288,7 @@ pub(super) fn cached(q: &Tensor, [k, v]: [&Tensor; 2], listed: [&Tensor; 2]) -> 
         head_dim,
         // Every key is in reach: the lengths say which are there.
         shift: context as i32,
-        scale: 1.0 / (head_dim as f32).sqrt(),
+        scale,
         mask: [0; 4],
         cut: [1, 0],
         cache_rows,
@@ -296,9 +297,13 @@ pub(super) fn cached(q: &Tensor, [k, v]: [&Tensor; 2], listed: [&Tensor; 2]) -> 
     y
 }
 
-/// The multiple that widths of heads in a cache must have.
-pub(super) fn cache_step(gpu: &Gpu, head_dim: usize) -> usize {
-    Tile::of(gpu, head_dim, 1, 1).step()
+/// What heads in a cache are padded to: whole vectors for each of the threads that may share one, on every adapter.
+pub(super) fn cache_width(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(match head_dim {
+        0..=64 => 4,
+        65..=128 => 8,
+        _ => 16,
+    })
 }
 
 fn four(shape: &Shape) -> [usize; 4] {

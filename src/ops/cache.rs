@@ -12,27 +12,27 @@ use crate::tensor::{Tensor, same_gpu};
 pub struct KvCache {
     k: Tensor,
     v: Tensor,
+    head_dim: usize,
 }
 
 impl KvCache {
     /// An empty cache of `[rows, kv_heads, context, head_dim]` twice.
     ///
     /// # Panics
-    /// When `head_dim` is no multiple of 4 (of 16 above 128), or a size is 0.
+    /// When `head_dim` is above 256, or a size is 0.
     #[track_caller]
     pub fn new(gpu: &Gpu, rows: usize, kv_heads: usize, context: usize, head_dim: usize) -> KvCache {
-        let step = attention::cache_step(gpu, head_dim);
-        let sizes = [rows, kv_heads, context, head_dim];
+        let sizes = [rows, kv_heads, context, attention::cache_width(head_dim)];
         assert!(
-            !sizes.contains(&0) && head_dim <= 256 && head_dim.is_multiple_of(step),
-            "kv cache: {sizes:?}; heads must be a multiple of {step} and at most 256 wide"
+            ![rows, kv_heads, context, head_dim].contains(&0) && head_dim <= 256,
+            "kv cache: [{rows}, {kv_heads}, {context}, {head_dim}]; heads are 1 to 256 wide, no size is 0"
         );
         let [k, v] = [(); 2].map(|()| {
             let zeros = Tensor::zeros(gpu, sizes);
             zeros.evaluate();
             zeros
         });
-        KvCache { k, v }
+        KvCache { k, v, head_dim }
     }
 
     /// Most tokens of a row.
@@ -55,9 +55,12 @@ impl KvCache {
         let [count, heads, context, width] = [0, 1, 2, 3].map(|i| self.k.shape()[i]);
         let (shape, batch) = (k.shape(), rows.count());
         assert!(
-            shape.len() == 4 && shape == v.shape() && [shape[0], shape[2], shape[3]] == [batch, heads, width],
-            "kv cache: k {shape}, v {} for {batch} rows of [{heads}, {context}, {width}]",
-            v.shape()
+            shape.len() == 4
+                && shape == v.shape()
+                && [shape[0], shape[2], shape[3]] == [batch, heads, self.head_dim],
+            "kv cache: k {shape}, v {} for {batch} rows of [{heads}, {context}, {}]",
+            v.shape(),
+            self.head_dim
         );
         assert!(
             [rows, places].iter().all(|x| x.dtype() == DType::U32 && **x.shape() == [batch]),
@@ -67,12 +70,12 @@ impl KvCache {
         );
         same_gpu("kv cache", &[&self.k, k, v, rows, places]);
         let tokens = shape[1];
-        let threads = k.count() / 4;
+        let threads = batch * tokens * heads * width / 4;
         let grid = grid(threads.div_ceil(64));
         let params = [grid[0] as usize, threads, tokens, heads, width / 4, count, context].map(|v| v as u32);
         let [rows, places] = [rows, places].map(Tensor::contiguous);
         for (cache, x) in [(&self.k, k), (&self.v, v)] {
-            let x = super::float("kv cache", &x.detach()).contiguous();
+            let x = super::float("kv cache", &x.detach()).pad(3, 0, width - self.head_dim).contiguous();
             let into = cache.bind_mut(3);
             // Pending expressions that read the cache as it was come first.
             self.k.gpu().settle(std::slice::from_ref(&into.buffer));
@@ -99,7 +102,10 @@ impl KvCache {
     pub fn attend(&self, q: &Tensor, rows: &Tensor, lengths: &Tensor) -> Tensor {
         let (shape, cache, batch) = (q.shape(), self.k.shape(), rows.count());
         assert!(
-            shape.len() == 4 && shape[0] == batch && shape[3] == cache[3] && shape[1].is_multiple_of(cache[1]),
+            shape.len() == 4
+                && shape[0] == batch
+                && shape[3] == self.head_dim
+                && shape[1].is_multiple_of(cache[1]),
             "kv cache: q {shape} for {batch} rows of {cache}"
         );
         assert!(
@@ -109,9 +115,12 @@ impl KvCache {
             lengths.shape()
         );
         same_gpu("kv cache", &[&self.k, q, rows, lengths]);
-        let q = super::float("kv cache", &q.detach()).contiguous();
+        let extra = cache[3] - self.head_dim;
+        let q = super::float("kv cache", &q.detach()).pad(3, 0, extra).contiguous();
         let [rows, lengths] = [rows, lengths].map(Tensor::contiguous);
-        attention::cached(&q, [&self.k, &self.v], [&rows, &lengths])
+        let scale = 1.0 / (self.head_dim as f32).sqrt();
+        let y = attention::cached(&q, [&self.k, &self.v], [&rows, &lengths], scale);
+        if extra == 0 { y } else { y.slice(3, 0..self.head_dim) }
     }
 }
 
@@ -123,7 +132,7 @@ pub(super) fn variants() -> Vec<Source> {
 pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     // Batch 2, 4 query heads on 2 key heads.
-    for (before, tokens, head_dim, context) in [([5usize, 2], 1usize, 8usize, 16usize), ([0, 3], 4, 4, 9), ([70, 3], 2, 32, 96)] {
+    for (before, tokens, head_dim, context) in [([5usize, 2], 1usize, 8usize, 16usize), ([0, 3], 4, 4, 9), ([70, 3], 2, 32, 96), ([9, 4], 3, 90, 24), ([6, 0], 1, 6, 8)] {
         let most = before[0].max(before[1]);
         let list = |values: [usize; 2]| {
             Input::integers([2], DType::U32, 0, 1).fill(Fill::Values(values.map(|v| v as f64).to_vec()))

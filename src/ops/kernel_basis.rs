@@ -41,7 +41,7 @@ impl Sight {
     }
 
     #[track_caller]
-    fn check(&self, op: &str, d: &Tensor) {
+    pub(crate) fn check(&self, op: &str, d: &Tensor) {
         let seen = self.orientations.as_ref().is_none_or(|o| o.shape().len() == 2 && o.shape()[1] == d.shape()[1]);
         let fits = d.shape().len() == 2 && (2..=3).contains(&d.shape()[1]) && d.dtype() == DType::F32 && seen;
         let from = self.orientations.as_ref().map(|o| o.shape());

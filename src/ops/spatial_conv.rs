@@ -174,6 +174,7 @@ impl Tensor {
         edges: &Edges,
     ) -> Tensor {
         basis.check(OP, sight);
+        sight.check(OP, d);
         check(self, kernel, [d.shape()[0], sight.count(), basis.b2.count()], edges);
         assert!(window.is_none_or(|w| w.shape()[..] == [edges.len()]), "{OP}: a window that is not [{}]", edges.len());
         let mut inputs = vec![self, d];
@@ -181,6 +182,7 @@ impl Tensor {
         inputs.push(kernel);
         inputs.extend(window);
         same_gpu(OP, &inputs);
+        same_gpu(OP, &[self, sight.orientations.as_ref().unwrap_or(d)]);
         let [h, d, w] = [self, d, kernel].map(|x| x.detach().contiguous());
         let window = window.map(|w| w.detach().contiguous());
         let (network, turned) = (Network::new(sight, basis), w.t().contiguous());

@@ -107,6 +107,11 @@ impl AdamW {
         self.config.lr
     }
 
+    /// Bytes of what is kept between steps, beside the parameters.
+    pub fn state_bytes(&self) -> usize {
+        self.arenas.state_bytes()
+    }
+
     /// Steps taken.
     pub fn steps(&self) -> u64 {
         self.arenas.steps()

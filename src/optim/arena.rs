@@ -146,6 +146,11 @@ impl Arenas {
         })
     }
 
+    /// Of moments, every stored element once each.
+    pub fn state_bytes(&self) -> usize {
+        self.moments.len() * self.leaves.iter().map(|leaf| 4 * leaf.tensor.count()).sum::<usize>()
+    }
+
     pub fn steps(&self) -> u64 {
         self.steps.load(Relaxed)
     }

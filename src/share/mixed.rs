@@ -7,34 +7,60 @@ use crate::ops::matmul::Epilogue;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
-/// The low-rank parts of all depths, stacked: `A [depths, rank, in]`, `B [depths, out, rank]`.
+/// The low-rank parts of all depths, stacked.
 #[derive(Clone)]
 pub struct DepthLora {
-    /// `[depths, rank, in]`
-    pub a: Tensor,
-    /// `[depths, out, rank]`
-    pub b: Tensor,
-    /// Constant factor.
-    pub scale: f32,
+    /// `[depths * rank, in]`
+    into: Tensor,
+    /// `[out, depths * rank]`
+    back: Tensor,
+    /// The depth of each column between them: `[1, depths * rank]`.
+    columns: Tensor,
+    scale: f32,
 }
 
 impl DepthLora {
+    /// From `A [depths, rank, in]` and `B [depths, out, rank]`; `scale` is a constant factor.
+    ///
+    /// # Panics
+    /// When the shapes do not fit.
+    #[track_caller]
+    pub fn new(a: &Tensor, b: &Tensor, scale: f32) -> DepthLora {
+        let fits = a.shape().len() == 3
+            && b.shape().len() == 3
+            && [a.shape()[0], a.shape()[1]] == [b.shape()[0], b.shape()[2]]
+            && a.count() * b.count() > 0;
+        assert!(
+            fits,
+            "mixed depth: a {}, b {}; [depths, rank, in] and [depths, out, rank]",
+            a.shape(),
+            b.shape()
+        );
+        let [count, rank, inner] = [a.shape()[0], a.shape()[1], a.shape()[2]];
+        let columns: Vec<u32> = (0..count * rank).map(|c| (c / rank) as u32).collect();
+        DepthLora {
+            into: a.reshape([count * rank, inner]),
+            back: b.permute(&[1, 0, 2]).reshape([b.shape()[1], count * rank]),
+            columns: Tensor::from_slice(a.gpu(), &columns, [1, count * rank]),
+            scale,
+        }
+    }
+
     /// `y[i] = x[i] W^T + scale x[i] A_d^T B_d^T` with `d = depths[i]`: rows `x [rows, in]`, `depths [rows]` of u32.
     ///
     /// The parts of all depths are one product with `depths * rank` columns, of which each row keeps its own; they come back
-    /// through one more and are added to the shared one: the same few dispatches whatever depths meet.
+    /// through one more, which the shared one adds as it stores: four dispatches, whatever depths meet.
     ///
     /// # Panics
     /// When the sizes do not fit.
     #[track_caller]
     pub fn linear(&self, x: &Tensor, weight: &Arc<dyn Site>, depths: &Tensor) -> Tensor {
         let ([out, inner], rows) = (weight.size(), depths.count());
-        let [count, rank, _] = [self.a.shape()[0], self.a.shape()[1], self.a.shape()[2]];
         assert!(
-            **self.a.shape() == [count, rank, inner] && **self.b.shape() == [count, out, rank],
-            "mixed depth: a {}, b {} for a weight [{out}, {inner}]",
-            self.a.shape(),
-            self.b.shape()
+            self.into.shape()[1] == inner && self.back.shape()[0] == out,
+            "mixed depth: parts {} and {} for a weight [{out}, {inner}]",
+            self.into.shape(),
+            self.back.shape()
         );
         assert!(
             **x.shape() == [rows, inner] && depths.shape().len() == 1 && depths.dtype() == DType::U32,
@@ -43,14 +69,9 @@ impl DepthLora {
             depths.shape(),
             depths.dtype()
         );
-        let gpu = x.gpu();
-        let columns: Vec<u32> = (0..count * rank).map(|c| (c / rank) as u32).collect();
-        let columns = Tensor::from_slice(gpu, &columns, [1, count * rank]);
-        let own = depths.reshape([rows, 1]).eq(&columns).cast(DType::F32);
-        let low = x.matmul(&self.a.reshape([count * rank, inner]).t()).mul(&own).scale(self.scale);
-        let through = self.b.permute(&[1, 0, 2]).reshape([out, count * rank]);
-        let shared = x.linear(weight, Epilogue::default());
-        low.matmul(&through.t()).add(&shared)
+        let own = depths.reshape([rows, 1]).eq(&self.columns).cast(DType::F32);
+        let low = x.matmul(&self.into.t()).mul(&own).scale(self.scale).matmul(&self.back.t());
+        x.linear(weight, Epilogue { residual: Some(&low), ..Epilogue::default() })
     }
 }
 
@@ -67,7 +88,7 @@ pub(super) fn cases() -> Vec<Case> {
         ];
         let forward = |x: &[Tensor]| {
             let weight = Arc::new(super::Tied::new(&x[1])) as Arc<dyn Site>;
-            DepthLora { a: x[2].clone(), b: x[3].clone(), scale: 0.5 }.linear(&x[0], &weight, &x[4])
+            DepthLora::new(&x[2], &x[3], 0.5).linear(&x[0], &weight, &x[4])
         };
         let reference = move |x: &[Array]| {
             Array::from_fn([rows, n], |i| {

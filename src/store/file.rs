@@ -175,16 +175,18 @@ impl File {
     }
 
     fn missing(&self, name: &str) -> String {
-        let mut near: Vec<_> = self.names().map(|other| (distance(name, other), other)).collect();
-        near.sort_unstable();
-        let near: Vec<_> = near.iter().take(3).map(|(_, other)| format!("`{other}`")).collect();
-        let hint = if near.is_empty() {
-            "the file has no tensors".into()
-        } else {
-            format!("near: {}", near.join(", "))
-        };
+        let near = nearest(name, self.names());
+        let hint = if near.is_empty() { "the file has no tensors".into() } else { format!("near: {near}") };
         format!("no tensor `{name}`; {hint}")
     }
+}
+
+/// The three of `names` nearest to `name`, quoted, for an error's text.
+pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> String {
+    let mut near: Vec<_> = names.map(|other| (distance(name, other), other)).collect();
+    near.sort_unstable();
+    let near: Vec<_> = near.iter().take(3).map(|(_, other)| format!("`{other}`")).collect();
+    near.join(", ")
 }
 
 /// Edit distance in bytes: insertions, deletions and substitutions from one name to the other (Levenshtein).

@@ -2,6 +2,7 @@
 //!
 //! * [`File`] maps a file, refuses a header that lies, and converts tensors to what the engine computes in.
 //! * [`gguf::Gguf`] reads llama.cpp's files, quantised weights and tokenizer included.
+//! * [`Weights`] is a model's named tensors, read one at a time; [`Shards`] one on disk, in one file or several.
 //! * [`save`] writes a file whole or not at all, the same bytes for the same tensors.
 //!
 //! The format (<https://github.com/huggingface/safetensors>): a little-endian `u64`, the header's length; the
@@ -14,12 +15,16 @@ mod file;
 pub mod gguf;
 mod header;
 mod save;
+mod weights;
 
 pub use bytes::bf16_bytes;
 pub use checkpoint::{Checkpoint, load_checkpoint, load_tensors, save_checkpoint, save_tensors};
+pub(crate) use file::nearest;
 pub use file::{File, Info};
 pub use safetensors::Dtype as FileDType;
 pub use save::{Entry, save};
+pub(crate) use weights::INDEX;
+pub use weights::{Shards, Weights};
 
 // Slices of numbers are written as the bytes that they are in memory; every platform with a GPU is
 // little-endian.

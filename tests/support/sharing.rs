@@ -312,7 +312,7 @@ pub fn shards_and_mixed_depth(path: &Path) {
     let [x, w, a, b] = leaves.clone();
     let depth = integers(&file, "mixed.depth");
     let depths = Tensor::from_slice(gpu(), &depth, [depth.len()]);
-    let y = DepthLora { a, b, scale: 1.0 }.linear(&x, &site(&w), &depths);
+    let y = DepthLora::new(&a, &b, 1.0).linear(&x, &site(&w), &depths);
     same(&file, "mixed.out.y", &y);
     let grads = y.mul(&tensor(&file, "mixed.in.gout")).sum_all().backward().unwrap();
     for (name, leaf) in names.iter().zip(&leaves) {

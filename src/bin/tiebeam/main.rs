@@ -1,6 +1,11 @@
-//! The command line: what this machine's adapters are, how fast they run Tiebeam's kernels, and trained potentials at work.
+//! The command line: what this machine's adapters are, how fast they run Tiebeam's kernels, models merged on them,
+//! and trained potentials at work.
 
+mod barrier;
 mod bench;
+mod data;
+mod matching;
+mod merge;
 mod predict;
 mod tune;
 
@@ -20,8 +25,14 @@ struct Args {
 enum Command {
     /// List the adapters that TIEBEAM_ADAPTER can choose from
     Adapters,
+    /// Evaluate models between two multilayer perceptrons, as they are and matched
+    Barrier(barrier::Args),
     /// Measure an adapter's ceilings and how near each kernel comes
     Bench(bench::Args),
+    /// Merge models as a YAML file says
+    Merge(merge::Args),
+    /// Find the permutation of a model's units that brings it nearest to another model
+    Match(matching::Args),
     /// Energies, forces and stress of extended XYZ frames by a trained potential
     Predict(predict::Args),
     /// Measure which kernels are fastest here, for later runs
@@ -34,7 +45,10 @@ fn run(args: Args) -> Result<()> {
             Gpu::adapters()?.iter().for_each(|adapter| println!("{adapter}"));
             Ok(())
         }
+        Command::Barrier(args) => barrier::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Merge(args) => merge::run(&args),
+        Command::Match(args) => matching::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Tune(args) => tune::run(&args),
     }

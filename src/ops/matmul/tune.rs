@@ -216,13 +216,13 @@ fn right(gpu: &Gpu, size: usize) -> Result<bool> {
     Ok(true)
 }
 
-/// Whether they beat the plain kernel at 1024^3.
+/// Whether they beat the plain kernel at 1024^3, by so much that it comes out the same in every run: the two round differently.
 fn fast(gpu: &Gpu, size: usize) -> Result<bool> {
     let [m, n, k] = [1024; 3];
     let problem = Problem { m, n, k, batch: 1, left: "lhs_plain", right: "rhs_plain", half: true };
     let inputs = operands(gpu, &problem);
     let time = |core| seconds(gpu, &problem, core, &inputs, Duration::from_millis(20), f64::INFINITY);
-    Ok(time(coop(size)[1])? < time(Core::Tiled { tile: [64, 64], thread: 8 })?)
+    Ok(1.5 * time(coop(size)[1])? < time(Core::Tiled { tile: [64, 64], thread: 8 })?)
 }
 
 /// The kernel that [`Tensor::matmul`] takes for these operands, before a long inner axis is split; for the benchmark.

@@ -1,10 +1,12 @@
 //! Where weights come from: in memory, in one file, or in shards with an index.
 
+use super::{File, FileDType, Info};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::store::{File, FileDType, Info};
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Named float tensors that are read one at a time, so that no more than one has to be in memory.
@@ -23,6 +25,18 @@ pub trait Weights {
     /// # Errors
     /// When there is no tensor of this name or it is no float; what the file or the device has.
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor>;
+
+    /// Some elements of a tensor, in row-major order and flat: for tensors that are too large to be read at once.
+    ///
+    /// # Errors
+    /// As [`Weights::read`].
+    ///
+    /// # Panics
+    /// When the tensor has fewer elements.
+    fn read_range(&self, gpu: &Gpu, name: &str, range: Range<usize>) -> Result<Tensor> {
+        let x = self.read(gpu, name)?;
+        Ok(x.reshape([x.count()]).slice(0, range))
+    }
 }
 
 impl Weights for BTreeMap<String, Tensor> {
@@ -35,7 +49,25 @@ impl Weights for BTreeMap<String, Tensor> {
     }
 
     fn read(&self, _: &Gpu, name: &str) -> Result<Tensor> {
-        self.get(name).map(|x| x.detach().cast(crate::DType::F32)).ok_or_else(|| missing(name))
+        self.get(name).map(|x| x.detach().cast(DType::F32)).ok_or_else(|| missing(name))
+    }
+}
+
+impl<W: Weights + ?Sized> Weights for &W {
+    fn names(&self) -> Vec<String> {
+        (**self).names()
+    }
+
+    fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        (**self).shape(name)
+    }
+
+    fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
+        (**self).read(gpu, name)
+    }
+
+    fn read_range(&self, gpu: &Gpu, name: &str, range: Range<usize>) -> Result<Tensor> {
+        (**self).read_range(gpu, name, range)
     }
 }
 
@@ -43,32 +75,47 @@ fn missing(name: &str) -> Error {
     Error::config(format!("there is no tensor `{name}` in these weights"))
 }
 
+impl Weights for File {
+    fn names(&self) -> Vec<String> {
+        File::names(self).map(String::from).collect()
+    }
+
+    fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        Ok(self.info(name)?.shape.clone())
+    }
+
+    fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
+        Ok(Tensor::from_slice(gpu, &self.tensor_f32(name)?, &self.info(name)?.shape[..]))
+    }
+}
+
 /// A model on disk: one safetensors file, or a folder of shards with `model.safetensors.index.json`. Files are mapped; a tensor
 /// is read when it is asked for.
 #[derive(Debug)]
-pub struct Checkpoint {
+pub struct Shards {
     path: PathBuf,
     files: Vec<File>,
     /// The file that holds each tensor.
     holders: BTreeMap<String, usize>,
 }
 
-const INDEX: &str = "model.safetensors.index.json";
+/// The name of an index of shards.
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
-impl Checkpoint {
+impl Shards {
     /// Opens a `.safetensors` file, an index file, or a folder that holds `model.safetensors.index.json` or
     /// `model.safetensors`.
     ///
     /// # Errors
     /// A file that is missing, cut short or lies about itself; an index that names a tensor its shard has not, or a file outside
     /// its own folder.
-    pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
+    pub fn open(path: impl AsRef<Path>) -> Result<Shards> {
         let path = path.as_ref();
         if path.is_dir() {
             let [index, single] = [INDEX, "model.safetensors"].map(|name| path.join(name));
             return match (index.is_file(), single.is_file()) {
-                (true, _) => Checkpoint::sharded(&index),
-                (false, true) => Checkpoint::single(&single),
+                (true, _) => Shards::sharded(&index),
+                (false, true) => Shards::single(&single),
                 _ => Err(Error::format(
                     path,
                     format!("the folder holds neither {INDEX} nor model.safetensors"),
@@ -76,18 +123,18 @@ impl Checkpoint {
             };
         }
         if path.extension().is_some_and(|e| e == "json") {
-            return Checkpoint::sharded(path);
+            return Shards::sharded(path);
         }
-        Checkpoint::single(path)
+        Shards::single(path)
     }
 
-    fn single(path: &Path) -> Result<Checkpoint> {
+    fn single(path: &Path) -> Result<Shards> {
         let file = File::open(path)?;
         let holders = file.names().map(|name| (name.to_string(), 0)).collect();
-        Ok(Checkpoint { path: path.to_path_buf(), files: vec![file], holders })
+        Ok(Shards { path: path.to_path_buf(), files: vec![file], holders })
     }
 
-    fn sharded(index: &Path) -> Result<Checkpoint> {
+    fn sharded(index: &Path) -> Result<Shards> {
         let wrong = |message: String| Error::format(index, format!("no valid index of shards: {message}"));
         let text = std::fs::read_to_string(index).map_err(|e| Error::io(index, e))?;
         let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
@@ -114,7 +161,7 @@ impl Checkpoint {
             }
             holders.insert(name.clone(), place);
         }
-        Ok(Checkpoint { path: index.to_path_buf(), files, holders })
+        Ok(Shards { path: index.to_path_buf(), files, holders })
     }
 
     /// What was opened.
@@ -140,7 +187,7 @@ impl Checkpoint {
     /// Shape and type of a tensor.
     ///
     /// # Errors
-    /// As [`Checkpoint::file`].
+    /// As [`Shards::file`].
     pub fn info(&self, name: &str) -> Result<&Info> {
         self.file(name)?.info(name)
     }
@@ -148,13 +195,13 @@ impl Checkpoint {
     /// The element type of a tensor in the file.
     ///
     /// # Errors
-    /// As [`Checkpoint::file`].
+    /// As [`Shards::file`].
     pub fn dtype(&self, name: &str) -> Result<FileDType> {
         Ok(self.info(name)?.dtype)
     }
 }
 
-impl Weights for Checkpoint {
+impl Weights for Shards {
     fn names(&self) -> Vec<String> {
         self.holders.keys().cloned().collect()
     }
@@ -164,7 +211,28 @@ impl Weights for Checkpoint {
     }
 
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
+        let shape = self.shape(name)?;
+        let count = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
+        if shape.len() > 6 || count.is_none_or(|n| n > u32::MAX as usize) {
+            let message = format!(
+                "tensor `{name}` {shape:?}: at most 6 axes and {} elements are computed with",
+                u32::MAX
+            );
+            return Err(Error::format(self.path(), message));
+        }
+        Ok(self.read_range(gpu, name, 0..shape.iter().product())?.reshape(&shape[..]))
+    }
+
+    fn read_range(&self, gpu: &Gpu, name: &str, range: Range<usize>) -> Result<Tensor> {
         let file = self.file(name)?;
-        Ok(Tensor::from_slice(gpu, &file.tensor_f32(name)?, &file.info(name)?.shape[..]))
+        let n = range.len();
+        let of = |size: usize| Ok::<_, Error>(&file.bytes(name)?[range.start * size..range.end * size]);
+        match self.dtype(name)? {
+            FileDType::F32 => Ok(Tensor::from_bytes(gpu, DType::F32, of(4)?, [n])),
+            FileDType::F16 => Ok(Tensor::from_bytes(gpu, DType::F16, of(2)?, [n]).cast(DType::F32)),
+            FileDType::BF16 => Ok(Tensor::from_bf16(gpu, of(2)?, [n])),
+            // Others are converted on the host, or refused with their name.
+            _ => Ok(Tensor::from_slice(gpu, &file.tensor_f32(name)?[range], [n])),
+        }
     }
 }

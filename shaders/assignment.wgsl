@@ -1,0 +1,315 @@
+// Prices v of linear assignment by auction with falling eps; rows want the column of least value(i, j) = c[i, j] + price[j].
+//   a free row i bids  price[j] + (second least - least) + eps  for its best column j
+//   each column goes to the highest bid, the lowest row at ties, and takes the bid as its price; its owner is free again
+// All free rows bid at once (Jacobi). f32: the prices are a start for an exact solver in f64, no proof. No derivative.
+// columns, begin:  prices from the least of each column, everyone free.
+// bid:     one workgroup a row. claim: a thread a row. resolve: a thread a column. step: ends a phase when few rows are free.
+// small:   one workgroup a problem, from beginning to end, its columns bidding for its rows so that lanes read side by side.
+// Bids compare as bits: prices are not negative. Maxima and minima of integers do not depend on the order of threads.
+
+const MOST: u32 = 256u;     // columns of a small problem
+
+struct Params {
+    groups_x: u32,
+    n: u32,
+    flip: u32,      // the sign bit where the largest sum is wanted
+    leave: u32,     // rows that may stay free at the end of a phase
+    rounds: u32,    // of all phases together at most
+    problems: u32,  // small ones
+}
+var<immediate> p: Params;
+
+@group(0) @binding(0) var<storage, read> cost: array<u32>;
+@group(0) @binding(1) var<storage, read_write> price: array<f32>;
+// Of a row: its column and bid. Before the first round, of a column: its least and greatest.
+@group(0) @binding(2) var<storage, read_write> bids: array<vec2<u32>>;
+// Of a column: the highest bid, then (from n on) the lowest row that made it.
+@group(0) @binding(3) var<storage, read_write> top: array<atomic<u32>>;
+// Of a column: its row, and the phase in which it got it.
+@group(0) @binding(4) var<storage, read_write> owner: array<vec2<u32>>;
+// Of a row: the phase in which it has a column.
+@group(0) @binding(5) var<storage, read_write> held: array<u32>;
+@group(0) @binding(6) var<storage, read_write> state: State;
+
+struct State {
+    done: u32,      // 1 with prices, 2 without: too many rounds
+    phase: u32,     // from 1
+    rounds: u32,    // so far
+    free: atomic<u32>,
+    eps: f32,
+    range: f32,     // of the entries
+}
+
+const NOBODY: u32 = 0xffffffffu;
+// Above every value that is allowed.
+const FAR: f32 = 3.0e38;
+const FIRST: f32 = 0.1;     // eps over range
+const LAST: f32 = 1.0e-6;
+const FALL: f32 = 0.25;
+
+/// The entry as minimised; FAR where it is forbidden, which no comparison of infinities may decide.
+fn entry(at: u32) -> f32 {
+    let bits = cost[at];
+    if (bits & 0x7f800000u) == 0x7f800000u { return FAR; }
+    return bitcast<f32>(bits ^ p.flip);
+}
+
+/// A new price, above the old one whatever rounding does, and finite.
+fn raised(old: f32, least: f32, second: f32, range: f32, eps: f32) -> u32 {
+    let to = min(old + min(second - least, range) + eps, FAR);
+    return max(bitcast<u32>(to), bitcast<u32>(old) + 1u);
+}
+
+@compute @workgroup_size(64)
+fn columns(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let j = (group.y * p.groups_x + group.x) * 64u + lane;
+    if j >= p.n { return; }
+    var low = FAR;
+    var high = -FAR;
+    for (var i = 0u; i < p.n; i++) {
+        let c = entry(i * p.n + j);
+        low = min(low, c);
+        high = max(high, select(c, -FAR, c == FAR));
+    }
+    bids[j] = vec2(bitcast<u32>(low), bitcast<u32>(high));
+}
+
+var<workgroup> lows: array<f32, 64>;
+var<workgroup> tops: array<f32, 64>;
+var<workgroup> highs: array<f32, 64>;
+
+/// Each lane has seen some: all get the least, the greatest least of a line, the greatest. Every lane comes here.
+fn extremes(lane: u32, low: f32, top_low: f32, high: f32) -> vec3<f32> {
+    lows[lane] = low;
+    tops[lane] = top_low;
+    highs[lane] = high;
+    workgroupBarrier();
+    for (var step = 32u; step > 0u; step = step >> 1u) {
+        if lane < step {
+            lows[lane] = min(lows[lane], lows[lane + step]);
+            tops[lane] = max(tops[lane], tops[lane + step]);
+            highs[lane] = max(highs[lane], highs[lane + step]);
+        }
+        workgroupBarrier();
+    }
+    return vec3(lows[0], tops[0], highs[0]);
+}
+
+@compute @workgroup_size(64)
+fn begin(@builtin(local_invocation_index) lane: u32) {
+    var low = FAR;
+    var top_low = -FAR;
+    var high = -FAR;
+    for (var j = lane; j < p.n; j += 64u) {
+        let seen = bitcast<vec2<f32>>(bids[j]);
+        low = min(low, seen.x);
+        top_low = max(top_low, select(seen.x, -FAR, seen.x == FAR));
+        high = max(high, seen.y);
+    }
+    let all = extremes(lane, low, top_low, high);
+    for (var j = lane; j < p.n; j += 64u) {
+        price[j] = max(all.y - bitcast<f32>(bids[j].x), 0.0);
+        atomicStore(&top[j], 0u);
+        atomicStore(&top[p.n + j], NOBODY);
+        owner[j] = vec2(NOBODY, 0u);
+        held[j] = 0u;
+        bids[j] = vec2(NOBODY, 0u);
+    }
+    if lane == 0u {
+        state.range = clamp(all.z - all.x, 0.0, FAR);
+        state.eps = FIRST * state.range;
+        state.phase = 1u;
+        state.rounds = 0u;
+        // Where all entries are the same any prices serve.
+        state.done = select(0u, 1u, state.range <= 0.0);
+        atomicStore(&state.free, p.n);
+    }
+}
+
+var<workgroup> best: array<f32, 64>;
+var<workgroup> next: array<f32, 64>;
+var<workgroup> place: array<u32, 64>;
+var<workgroup> bidding: u32;
+
+@compute @workgroup_size(64)
+fn bid(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = group.y * p.groups_x + group.x;
+    if row >= p.n { return; }
+    if lane == 0u { bidding = select(0u, 1u, state.done == 0u && held[row] != state.phase); }
+    if workgroupUniformLoad(&bidding) == 0u { return; }
+    var least = FAR;
+    var second = FAR;
+    var at = NOBODY;
+    // Each row starts at a column of its own: rows for which many columns are the same do not all bid for one.
+    for (var k = lane; k < p.n; k += 64u) {
+        let j = select(row + k, row + k - p.n, row + k >= p.n);
+        let value = min(entry(row * p.n + j) + price[j], FAR);
+        if value < least {
+            second = least;
+            least = value;
+            at = k;
+        } else {
+            second = min(second, value);
+        }
+    }
+    best[lane] = least;
+    next[lane] = second;
+    place[lane] = at;
+    workgroupBarrier();
+    for (var step = 32u; step > 0u; step = step >> 1u) {
+        if lane < step {
+            let other = lane + step;
+            let better = best[other] < best[lane] || (best[other] == best[lane] && place[other] < place[lane]);
+            next[lane] = min(max(best[lane], best[other]), min(next[lane], next[other]));
+            if better {
+                best[lane] = best[other];
+                place[lane] = place[other];
+            }
+        }
+        workgroupBarrier();
+    }
+    // A row whose entries are all forbidden bids for nothing.
+    if lane != 0u || place[0] == NOBODY { return; }
+    let k = place[0];
+    let j = select(row + k, row + k - p.n, row + k >= p.n);
+    let bits = raised(price[j], best[0], next[0], state.range, state.eps);
+    bids[row] = vec2(j, bits);
+    atomicMax(&top[j], bits);
+}
+
+@compute @workgroup_size(64)
+fn claim(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = (group.y * p.groups_x + group.x) * 64u + lane;
+    if row >= p.n { return; }
+    let mine = bids[row];
+    if mine.x == NOBODY { return; }
+    bids[row] = vec2(NOBODY, 0u);
+    if atomicLoad(&top[mine.x]) == mine.y { atomicMin(&top[p.n + mine.x], row); }
+}
+
+@compute @workgroup_size(64)
+fn resolve(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let j = (group.y * p.groups_x + group.x) * 64u + lane;
+    if j >= p.n { return; }
+    let row = atomicLoad(&top[p.n + j]);
+    if row == NOBODY { return; }
+    let phase = state.phase;
+    let before = owner[j];
+    if before.y == phase { held[before.x] = 0u; } else { atomicSub(&state.free, 1u); }
+    held[row] = phase;
+    owner[j] = vec2(row, phase);
+    price[j] = bitcast<f32>(atomicLoad(&top[j]));
+    atomicStore(&top[j], 0u);
+    atomicStore(&top[p.n + j], NOBODY);
+}
+
+@compute @workgroup_size(1)
+fn step() {
+    if state.done != 0u { return; }
+    state.rounds++;
+    if atomicLoad(&state.free) > p.leave {
+        if state.rounds >= p.rounds { state.done = 2u; }
+        return;
+    }
+    state.eps *= FALL;
+    state.done = select(0u, 1u, state.eps < LAST * state.range);
+    // What the last phase assigned is void: phases are told apart by number.
+    state.phase++;
+    atomicStore(&state.free, p.n);
+}
+
+// Here the columns of a small problem bid for its rows.
+var<workgroup> row_price: array<f32, MOST>;
+var<workgroup> row_owner: array<u32, MOST>;
+var<workgroup> row_top: array<atomic<u32>, MOST>;
+var<workgroup> row_claim: array<atomic<u32>, MOST>;
+var<workgroup> has: array<u32, MOST>;
+var<workgroup> wants: array<u32, MOST>;
+var<workgroup> offer: array<u32, MOST>;
+var<workgroup> count: atomic<u32>;
+var<workgroup> waiting: u32;
+
+/// One round; returns how many columns are still free. Every lane comes here.
+fn trade(base: u32, lane: u32, range: f32, eps: f32) -> u32 {
+    for (var j = lane; j < p.n; j += 64u) {
+        wants[j] = NOBODY;
+        if has[j] != 0u { continue; }
+        var least = FAR;
+        var second = FAR;
+        var at = 0u;
+        for (var k = 0u; k < p.n; k++) {
+            let i = select(j + k, j + k - p.n, j + k >= p.n);
+            let value = min(entry(base + i * p.n + j) + row_price[i], FAR);
+            if value < least {
+                second = least;
+                least = value;
+                at = i;
+            } else {
+                second = min(second, value);
+            }
+        }
+        if least == FAR { continue; }
+        wants[j] = at;
+        offer[j] = raised(row_price[at], least, second, range, eps);
+        atomicMax(&row_top[at], offer[j]);
+    }
+    workgroupBarrier();
+    for (var j = lane; j < p.n; j += 64u) {
+        if wants[j] != NOBODY && atomicLoad(&row_top[wants[j]]) == offer[j] { atomicMin(&row_claim[wants[j]], j); }
+    }
+    workgroupBarrier();
+    for (var i = lane; i < p.n; i += 64u) {
+        let j = atomicLoad(&row_claim[i]);
+        if j == NOBODY { continue; }
+        if row_owner[i] != NOBODY { has[row_owner[i]] = 0u; } else { atomicSub(&count, 1u); }
+        has[j] = 1u;
+        row_owner[i] = j;
+        row_price[i] = bitcast<f32>(atomicLoad(&row_top[i]));
+        atomicStore(&row_top[i], 0u);
+        atomicStore(&row_claim[i], NOBODY);
+    }
+    workgroupBarrier();
+    if lane == 0u { waiting = atomicLoad(&count); }
+    return workgroupUniformLoad(&waiting);
+}
+
+@compute @workgroup_size(64)
+fn small(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let problem = group.y * p.groups_x + group.x;
+    if problem >= p.problems { return; }
+    let base = problem * p.n * p.n;
+    var low = FAR;
+    var high = -FAR;
+    for (var e = lane; e < p.n * p.n; e += 64u) {
+        let c = entry(base + e);
+        low = min(low, c);
+        high = max(high, select(c, -FAR, c == FAR));
+    }
+    let all = extremes(lane, low, low, high);
+    let range = clamp(all.z - all.x, 0.0, FAR);
+    for (var i = lane; i < p.n; i += 64u) {
+        row_price[i] = 0.0;
+        atomicStore(&row_top[i], 0u);
+        atomicStore(&row_claim[i], NOBODY);
+    }
+    var rounds = 0u;
+    for (var eps = FIRST * range; eps > LAST * range && rounds < p.rounds; eps *= FALL) {
+        for (var i = lane; i < p.n; i += 64u) {
+            row_owner[i] = NOBODY;
+            has[i] = 0u;
+        }
+        if lane == 0u { atomicStore(&count, p.n); }
+        workgroupBarrier();
+        while rounds < p.rounds {
+            rounds++;
+            if trade(base, lane, range, eps) <= p.leave { break; }
+        }
+    }
+    workgroupBarrier();
+    // What each column pays at best is its potential; too many rounds give none.
+    for (var j = lane; j < p.n; j += 64u) {
+        var least = FAR;
+        for (var i = 0u; i < p.n; i++) { least = min(least, entry(base + i * p.n + j) + row_price[i]); }
+        price[problem * p.n + j] = select(-least, FAR, rounds >= p.rounds);
+    }
+}

@@ -1,0 +1,189 @@
+//! `tiebeam barrier`.
+
+use crate::data::{Data, on_interrupt};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use tiebeam::merge::plot::{Curve, Panel, svg};
+use tiebeam::merge::{
+    Barrier, Checkpoint, Evaluation, LossPath, MatchOptions, Matching, Mlp, Permutation, Spec, Weights,
+    distance, match_weights, singular_alignment,
+};
+use tiebeam::{Error, Gpu, Result, files, no_grad};
+
+/// Evaluate models between two multilayer perceptrons, as they are and matched.
+#[derive(Parser)]
+pub struct Args {
+    /// One end: a safetensors file of `NAME.weight` [out, in] and `NAME.bias`, with ReLU between layers
+    a: PathBuf,
+    /// The other end
+    b: PathBuf,
+    /// Rows to evaluate on: safetensors with x [rows, inputs] and y [rows]; several files are evaluated one by one
+    #[arg(long, required = true)]
+    data: Vec<PathBuf>,
+    /// Permutation of B that `tiebeam match --out` wrote [default: found by weight matching]
+    #[arg(long)]
+    permutation: Option<PathBuf>,
+    /// Points on each path, both ends among them
+    #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(3..=1001))]
+    points: u32,
+    /// Compare singular vectors too (half a minute for layers 512 wide)
+    #[arg(long)]
+    singular: bool,
+    /// Draw the paths there: .svg, or .html with the numbers
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+/// Losses of one kind along one path.
+struct Row {
+    name: &'static str,
+    losses: Vec<f64>,
+    middle: Evaluation,
+}
+
+/// All rows for one file of data.
+struct Table {
+    name: String,
+    ends: [Evaluation; 2],
+    lambdas: Vec<f64>,
+    rows: Vec<Row>,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    if let Some(out) = &args.out
+        && !["svg", "html"].iter().any(|kind| out.extension().is_some_and(|e| e == *kind))
+    {
+        let message = format!("--out {}: the name must end in .svg or .html", out.display());
+        return Err(Error::Config { message });
+    }
+    let gpu = Gpu::open()?;
+    let [a, b] = [Checkpoint::open(&args.a)?, Checkpoint::open(&args.b)?];
+    let net = Mlp::of(&a)?;
+    if Mlp::of(&b)? != net {
+        let message =
+            format!("{} and {} are networks of different layers", args.a.display(), args.b.display());
+        return Err(Error::Config { message });
+    }
+    let data = args.data.iter().map(|path| Data::read(&gpu, path, &net)).collect::<Result<Vec<_>>>()?;
+    let permutation = match &args.permutation {
+        Some(path) => Permutation::load(path)?,
+        None => matched(&gpu, &net, &a, &b)?.permutation,
+    };
+    permutation.check(&b)?;
+    let permuted = permutation.permuted(&b);
+    let [before, after] = [distance(&gpu, &a, &b)?, distance(&gpu, &a, &permuted)?];
+    println!("L2 distance {before:.4} -> {after:.4} (ratio {:.3})", 1.0 - after / before);
+    if args.singular {
+        let tensors: Vec<String> = net.layers().iter().map(|layer| format!("{layer}.weight")).collect();
+        let names: Vec<&str> = tensors.iter().map(String::as_str).collect();
+        for gamma in [0.0, 0.3] {
+            let r = |end: &dyn Weights| singular_alignment(&gpu, [&a, end], &names, gamma);
+            println!("singular vectors, gamma {gamma}: R {:.3} -> {:.3}", r(&b)?, r(&permuted)?);
+        }
+    }
+    let tables = evaluate(&gpu, args, &net, [&a, &b, &permuted], &data)?;
+    tables.iter().for_each(show);
+    match &args.out {
+        Some(path) => draw(path, &tables),
+        None => Ok(()),
+    }
+}
+
+fn matched(gpu: &Gpu, net: &Mlp, a: &Checkpoint, b: &Checkpoint) -> Result<Matching> {
+    let spec = Spec::mlp(a, &net.layers())?;
+    match_weights(gpu, &spec, a, b, &MatchOptions::default())
+}
+
+fn evaluate(gpu: &Gpu, args: &Args, net: &Mlp, ends: [&dyn Weights; 3], data: &[Data]) -> Result<Vec<Table>> {
+    let stop = on_interrupt()?;
+    let points = args.points as usize;
+    let bar = ProgressBar::new((2 * points * data.len()) as u64);
+    bar.set_style(
+        ProgressStyle::with_template("{bar:32} {pos}/{len} models, ETA {eta}").expect("a valid template"),
+    );
+    let [a, b, permuted] = ends;
+    let table = |data: &Data| {
+        let path = |end: &dyn Weights| {
+            LossPath::between(a, end, points, |weights| {
+                bar.inc(1);
+                match stop.load(Ordering::SeqCst) {
+                    true => Err(Error::Config { message: "stopped".into() }),
+                    false => Evaluation::of(&no_grad(|| net.logits(gpu, weights, &data.x))?, &data.labels),
+                }
+            })
+        };
+        let [naive, matched] = [path(b)?, path(permuted)?];
+        let row = |name, path: &LossPath, losses| Row { name, losses, middle: *path.middle() };
+        Ok(Table {
+            name: data.name(),
+            ends: [naive.points[0], naive.points[points - 1]],
+            lambdas: naive.lambdas.clone(),
+            rows: vec![
+                row("naive", &naive, naive.losses()),
+                row("naive, best temperature", &naive, naive.tempered_losses()),
+                row("matched", &matched, matched.losses()),
+            ],
+        })
+    };
+    let tables = data.iter().map(table).collect();
+    bar.finish_and_clear();
+    tables
+}
+
+fn show(table: &Table) {
+    let [a, b] = table.ends;
+    println!(
+        "\n{}: ends have loss {:.4} and {:.4}, accuracy {:.4} and {:.4}",
+        table.name, a.loss, b.loss, a.accuracy, b.accuracy
+    );
+    println!("  {:<26} {:>10} {:>10} {:>14}", "barrier above the", "ends' mean", "line", "middle correct");
+    for row in &table.rows {
+        let Barrier { above_mean, above_line } = Barrier::of(&row.losses);
+        println!("  {:<26} {above_mean:>10.4} {above_line:>10.4} {:>14.4}", row.name, row.middle.accuracy);
+    }
+}
+
+fn draw(path: &Path, tables: &[Table]) -> Result<()> {
+    let panel = |table: &Table| Panel {
+        title: table.name.clone(),
+        y: "loss".into(),
+        curves: table
+            .rows
+            .iter()
+            .map(|row| Curve {
+                label: row.name.into(),
+                points: table.lambdas.iter().copied().zip(row.losses.iter().copied()).collect(),
+            })
+            .collect(),
+    };
+    let panels: Vec<Panel> = tables.iter().map(panel).collect();
+    let picture = svg(&panels, "from the first model to the second")
+        .map_err(|message| Error::Io { path: path.to_path_buf(), message })?;
+    let text = if path.extension().is_some_and(|e| e == "html") { page(&picture, tables) } else { picture };
+    files::replace_with(path, text)?;
+    println!("\nwrote {}", path.display());
+    Ok(())
+}
+
+/// The picture with a table of its numbers below.
+fn page(picture: &str, tables: &[Table]) -> String {
+    let mut rows = String::new();
+    for table in tables {
+        let name = table.name.replace('&', "&amp;").replace('<', "&lt;");
+        for row in &table.rows {
+            let Barrier { above_mean, above_line } = Barrier::of(&row.losses);
+            rows += &format!(
+                "<tr><td>{name}<td>{}<td>{above_mean:.4}<td>{above_line:.4}<td>{:.4}\n",
+                row.name, row.middle.accuracy
+            );
+        }
+    }
+    format!(
+        "<!doctype html>\n<meta charset=\"utf-8\">\n<title>Between two models</title>\n\
+         <style>body {{ font-family: sans-serif; margin: 2em }} td, th {{ padding: 2px 12px; text-align: left }}</style>\n\
+         {picture}\n<table>\n<tr><th>data<th>path<th>barrier above the ends' mean<th>above the line<th>middle, correct\n\
+         {rows}</table>\n"
+    )
+}

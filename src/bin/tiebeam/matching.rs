@@ -1,0 +1,230 @@
+//! `tiebeam match` and `tiebeam match apply`.
+
+use crate::data::{Data, on_interrupt};
+use clap::{Parser, Subcommand, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tiebeam::merge::{
+    Checkpoint, MatchOptions, Matching, Mlp, Permutation, Spec, VisitOrder, Weights, match_weights_with,
+};
+use tiebeam::store::{Entry, FileDType, bf16_bytes, save};
+use tiebeam::{Error, Gpu, Result, files};
+
+/// Find the permutation of a model's units that brings it nearest to another model.
+#[derive(Parser)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Args {
+    /// Model that stays: a safetensors file, an index of shards, or a folder
+    #[arg(required = true)]
+    a: Option<PathBuf>,
+    /// Model that is permuted
+    #[arg(required = true)]
+    b: Option<PathBuf>,
+    /// What may move: mlp, resnet, llama (heads from config.json), llama:HEADS:KV_HEADS, or a spec file
+    #[arg(long, default_value = "mlp")]
+    spec: String,
+    /// Write the permutation there
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Write the permuted model there
+    #[arg(long)]
+    permuted: Option<PathBuf>,
+    /// Write the spec there, to be changed or read
+    #[arg(long)]
+    save_spec: Option<PathBuf>,
+    /// Order in which groups are visited
+    #[arg(long, value_enum, default_value = "shuffled")]
+    order: OrderArg,
+    /// Seed of orders and random starts
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Runs, all but the first from random starts; the best is kept
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Most sweeps of a run
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    sweeps: u32,
+    /// Start from this permutation
+    #[arg(long)]
+    start: Option<PathBuf>,
+    /// Check on these rows (x, y) that the permuted network, a multilayer perceptron, answers the same
+    #[arg(long)]
+    data: Option<PathBuf>,
+    #[command(subcommand)]
+    apply: Option<Sub>,
+}
+
+#[derive(Subcommand)]
+enum Sub {
+    /// Apply a written permutation to a model, or undo it
+    Apply {
+        /// What --out wrote
+        permutation: PathBuf,
+        /// Model to permute
+        model: PathBuf,
+        /// Write the permuted model there
+        #[arg(long)]
+        out: PathBuf,
+        /// Undo the permutation
+        #[arg(long)]
+        inverse: bool,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum OrderArg {
+    Given,
+    Shuffled,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let gpu = Gpu::open()?;
+    if let Some(Sub::Apply { permutation, model, out, inverse }) = &args.apply {
+        let read = Permutation::load(permutation)?;
+        let permutation = if *inverse { read.inverse() } else { read };
+        return write_permuted(&gpu, &permutation, &Checkpoint::open(model)?, out);
+    }
+    // Both are required where there is no subcommand.
+    let (Some(a), Some(b)) = (&args.a, &args.b) else { return Ok(()) };
+    let [a, b] = [Checkpoint::open(a)?, Checkpoint::open(b)?];
+    let spec = Spec::named(&args.spec, &a)?;
+    if let Some(path) = &args.save_spec {
+        files::replace_with(path, spec.to_json())?;
+        println!("wrote {}", path.display());
+    }
+    let started = Instant::now();
+    let matching = search(&gpu, args, &spec, &a, &b)?;
+    report(&matching, started.elapsed());
+    if let Some(path) = &args.data {
+        check(&gpu, &matching, &b, path)?;
+    }
+    if let Some(path) = &args.out {
+        let note = |name: &str, value: f64| (name.to_string(), value.to_string());
+        let notes = [
+            note("objective", matching.objective),
+            note("distance", matching.distance),
+            note("distance_before", matching.distance_before),
+            note("gap", matching.gap),
+        ];
+        matching.permutation.save(path, &notes.into())?;
+        println!("wrote {}", path.display());
+    }
+    match &args.permuted {
+        Some(path) => write_permuted(&gpu, &matching.permutation, &b, path),
+        None => Ok(()),
+    }
+}
+
+/// Matches with a line of progress; Ctrl-C ends the search with what it has.
+fn search(gpu: &Gpu, args: &Args, spec: &Spec, a: &Checkpoint, b: &Checkpoint) -> Result<Matching> {
+    let start = args.start.as_ref().map(Permutation::load).transpose()?;
+    let order = match args.order {
+        OrderArg::Given => VisitOrder::Given,
+        OrderArg::Shuffled => VisitOrder::Shuffled,
+    };
+    let (runs, sweeps) = (args.runs as usize, args.sweeps as usize);
+    let options = MatchOptions { order, seed: args.seed, runs, sweeps, start, ..MatchOptions::default() };
+    let stop = on_interrupt()?;
+    let bar = ProgressBar::new_spinner();
+    bar.set_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("a valid template"));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar.set_message("reading");
+    let matching = match_weights_with(gpu, spec, a, b, &options, &mut |visit| {
+        bar.set_message(format!("run {} sweep {}: {}", visit.run + 1, visit.sweep + 1, visit.group));
+        if stop.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    bar.finish_and_clear();
+    if stop.load(Ordering::SeqCst) {
+        println!("stopped: the permutation so far");
+    }
+    Ok(matching)
+}
+
+fn report(matching: &Matching, took: Duration) {
+    let orders = matching.permutation.orders();
+    let accepted = matching.visits.iter().filter(|visit| visit.accepted).count();
+    println!(
+        "matched     {} groups in {:.2} s, {} sweeps, {accepted} improvements; {} of {} indices moved",
+        matching.permutation.spec().groups.len(),
+        took.as_secs_f64(),
+        matching.sweeps,
+        matching.permutation.moved(),
+        orders.values().map(Vec::len).sum::<usize>()
+    );
+    println!("objective   {:.6} -> {:.6}", matching.objective_before, matching.objective);
+    println!(
+        "distance    {:.6} -> {:.6} ({:.1}% less)",
+        matching.distance_before,
+        matching.distance,
+        100.0 * matching.distance_ratio()
+    );
+    let proved = match matching.exact {
+        true => "no group can be improved by itself",
+        false => "not every group's assignment is proved to be the best beside the others as they are now",
+    };
+    println!("certificate gap {:.1e}: {proved}", matching.gap);
+}
+
+/// The permuted network must answer as the plain one does.
+fn check(gpu: &Gpu, matching: &Matching, b: &Checkpoint, path: &Path) -> Result<()> {
+    let net = Mlp::of(b)?;
+    let data = Data::read(gpu, path, &net)?;
+    let permuted = matching.permuted(b);
+    let plain = net.logits(gpu, b, &data.x)?.to_vec::<f32>()?;
+    let moved = net.logits(gpu, &permuted, &data.x)?.to_vec::<f32>()?;
+    let most = |values: &mut dyn Iterator<Item = f32>| values.fold(0.0f32, f32::max);
+    if plain.iter().chain(&moved).any(|x| !x.is_finite()) {
+        return Err(Error::Config { message: "the network's answers are not finite on these data".into() });
+    }
+    let apart = most(&mut plain.iter().zip(&moved).map(|(x, y)| (x - y).abs()));
+    let size = most(&mut plain.iter().map(|x| x.abs()));
+    println!("outputs     differ by {apart:.1e} at most, of {size:.1}, on {} rows", data.labels.len());
+    match apart <= 1e-5 * size.max(1.0) {
+        true => Ok(()),
+        false => Err(Error::Config {
+            message: format!(
+                "the permuted network answers otherwise (by {apart}): the spec does not fit this model"
+            ),
+        }),
+    }
+}
+
+/// Writes a model under a permutation, tensor by tensor in its own types; what does not move is copied byte by byte.
+fn write_permuted(gpu: &Gpu, permutation: &Permutation, model: &Checkpoint, out: &Path) -> Result<()> {
+    permutation.check(model)?;
+    let permuted = permutation.permuted(model);
+    let bar = ProgressBar::new(model.names().len() as u64);
+    bar.set_style(
+        ProgressStyle::with_template("{bar:32} {pos}/{len} tensors, ETA {eta}").expect("a valid template"),
+    );
+    let entry = |name: String| -> Result<Entry> {
+        let info = model.info(&name)?;
+        if !permutation.touches(&name) {
+            return Ok(Entry::bytes(name.clone(), info.dtype, &info.shape, model.file(&name)?.bytes(&name)?));
+        }
+        let dtype = match info.dtype {
+            kept @ (FileDType::F16 | FileDType::BF16 | FileDType::F32) => kept,
+            _ => FileDType::F32,
+        };
+        let (permuted, bar, tensor) = (&permuted, &bar, name.clone());
+        Ok(Entry::lazy(name, dtype, &info.shape, move || {
+            let values = permuted.read(gpu, &tensor)?.to_vec::<f32>()?;
+            bar.inc(1);
+            Ok(match dtype {
+                FileDType::BF16 => bf16_bytes(&values),
+                FileDType::F16 => values.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
+                _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            })
+        }))
+    };
+    let entries = model.names().into_iter().map(entry).collect::<Result<Vec<_>>>()?;
+    let moved = entries.len();
+    save(out, entries, &BTreeMap::from([("format".to_string(), "pt".to_string())]))?;
+    bar.finish_and_clear();
+    println!("wrote {} ({moved} tensors)", out.display());
+    Ok(())
+}

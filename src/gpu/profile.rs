@@ -1,0 +1,64 @@
+//! Where a piece of work spends its time, kernel by kernel.
+
+use super::kernel::Launch;
+use super::{Gpu, lock};
+use crate::error::Result;
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// Calls of one kernel in [`Gpu::profile`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Profiled {
+    /// The op, the kernel's file and its entry.
+    pub kernel: String,
+    /// Dispatches.
+    pub count: usize,
+    /// Bytes of operands and results, each once a dispatch.
+    pub bytes: u64,
+    /// Seconds of all of them.
+    pub seconds: f64,
+}
+
+/// What was seen so far.
+#[derive(Default)]
+pub(crate) struct Profile {
+    kernels: BTreeMap<String, Profiled>,
+    /// When the device was last idle; `None` while nothing is watched.
+    idle: Option<Instant>,
+}
+
+impl Gpu {
+    /// Runs `work` with the device waiting behind every kernel; the kernels it used, from the longest to the shortest.
+    ///
+    /// Waiting costs some microseconds a dispatch, and what the host does between two kernels counts for the second: the sums
+    /// say where to look, [`Gpu::time`] how long it takes. Kernels that are compiled meanwhile count too, so run `work` once
+    /// before. Replayed steps are not seen.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn profile(&self, work: impl FnOnce()) -> Result<Vec<Profiled>> {
+        self.synchronize()?;
+        lock(&self.0.profile).idle = Some(Instant::now());
+        work();
+        let seen = std::mem::take(&mut *lock(&self.0.profile)).kernels;
+        self.synchronize()?;
+        let mut all: Vec<Profiled> = seen.into_values().collect();
+        all.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+        Ok(all)
+    }
+
+    /// Called behind every dispatch, with no lock held.
+    pub(crate) fn profiled(&self, launch: &Launch) {
+        if lock(&self.0.profile).idle.is_none() || self.synchronize().is_err() {
+            return;
+        }
+        let Profile { kernels, idle: Some(idle) } = &mut *lock(&self.0.profile) else { return };
+        let kernel = format!("{}: {} {}", launch.op, launch.source.name(), launch.entry);
+        let new = || Profiled { kernel: kernel.clone(), count: 0, bytes: 0, seconds: 0.0 };
+        let entry = kernels.entry(kernel.clone()).or_insert_with(new);
+        entry.count += 1;
+        entry.bytes += launch.binds.iter().map(|bind| bind.size).sum::<u64>();
+        entry.seconds += idle.elapsed().as_secs_f64();
+        *idle = Instant::now();
+    }
+}

@@ -1,0 +1,438 @@
+//! What a merge is: method, models, parameters, read from mergekit's configuration format.
+//!
+//! A parameter is looked up at the slice's source, then at the slice, then at the top; it is a number for all tensors, a
+//! *gradient* (a list, linear over depth from the first layer to the last), or a list of `{filter, value}` of which the first
+//! counts whose filter is part of the tensor's name.
+
+use super::method::Method;
+use crate::error::{Error, Result};
+use crate::store::{FileDType, nearest};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// A value of a parameter for one tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Scalar {
+    /// A number.
+    Number(f64),
+    /// `true` or `false`.
+    Flag(bool),
+    /// A word or path.
+    Text(String),
+}
+
+/// A parameter as it was written.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Setting {
+    /// The same for all tensors.
+    Same(Scalar),
+    /// Numbers at equal distances over the depth of the model.
+    Gradient(Vec<f64>),
+    /// The first whose filter is part of the tensor's name; no filter is part of every name.
+    Filters(Vec<(Option<String>, Setting)>),
+}
+
+impl Setting {
+    /// The value for a tensor at a depth in `[0, 1]`; `None` where no filter fits.
+    pub fn at(&self, name: &str, depth: f64) -> Option<Scalar> {
+        match self {
+            Setting::Same(value) => Some(value.clone()),
+            Setting::Gradient(values) => {
+                let place = depth * (values.len() - 1) as f64;
+                let low = (place as usize).min(values.len() - 1);
+                let high = (low + 1).min(values.len() - 1);
+                let part = place - low as f64;
+                Some(Scalar::Number((1.0 - part) * values[low] + part * values[high]))
+            }
+            Setting::Filters(all) => {
+                let fits =
+                    |filter: &Option<String>| filter.as_ref().is_none_or(|f| f == "*" || name.contains(f));
+                all.iter().find(|(filter, _)| fits(filter)).and_then(|(_, setting)| setting.at(name, depth))
+            }
+        }
+    }
+}
+
+/// Parameters by name.
+pub type Parameters = BTreeMap<String, Setting>;
+
+/// A model, or a range of its layers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Source {
+    /// The model's file or folder.
+    pub model: PathBuf,
+    /// Which layers; all without one.
+    pub layers: Option<Range<usize>>,
+    /// Parameters of this model.
+    pub parameters: Parameters,
+}
+
+/// Consecutive layers of the output, merged from as many layers of each source.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Slice {
+    /// The models.
+    pub sources: Vec<Source>,
+    /// Parameters of this slice.
+    pub parameters: Parameters,
+}
+
+/// How models are aligned before they are merged.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Align {
+    /// What [`Spec::named`](super::Spec::named) takes: `llama`, `resnet`, `mlp` or the path of a permutation spec.
+    pub spec: String,
+    /// The model that the others are aligned to; by default the base, or the first.
+    pub target: Option<PathBuf>,
+    /// Further starts of the search, of which the best counts.
+    pub restarts: usize,
+    /// Seed of orders and starts.
+    pub seed: u64,
+}
+
+/// What the inputs and the merged model are evaluated on: a classifying MLP of `relu` layers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluate {
+    /// A safetensors file.
+    pub data: PathBuf,
+    /// Name of the inputs `[rows, width]`; integers are divided by their largest.
+    pub inputs: String,
+    /// Name of the labels `[rows]`.
+    pub labels: String,
+}
+
+/// A merge.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// How.
+    pub method: Method,
+    /// The model that the others were trained from.
+    pub base: Option<PathBuf>,
+    /// Where the output's layers come from; with `models:` one slice of all layers.
+    pub slices: Vec<Slice>,
+    /// Parameters of all models.
+    pub parameters: Parameters,
+    /// Type of the output's floats; by default each tensor's in the base or first model.
+    pub dtype: Option<FileDType>,
+    /// Alignment before merging.
+    pub align: Option<Align>,
+    /// Evaluation after merging.
+    pub evaluate: Option<Evaluate>,
+}
+
+const KEYS: [&str; 9] = [
+    "merge_method",
+    "models",
+    "slices",
+    "base_model",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "align",
+    "evaluate",
+];
+
+/// Keys of mergekit's that would change the result, so that ignoring them would be wrong.
+const ELSEWHERE: [&str; 5] =
+    ["modules", "tokenizer_source", "tokenizer", "chat_template", "input_model_parameters"];
+
+impl Config {
+    /// A configuration from its JSON values; relative paths are relative to `folder`.
+    ///
+    /// # Errors
+    /// Unknown keys, methods and parameters, with the nearest that there are; what is missing or does not fit the method.
+    pub fn from_value(value: &Value, folder: &Path) -> Result<Config> {
+        let root = Node { at: String::new(), value };
+        let map = root.map()?;
+        if let Some(key) = map.keys().find(|key| ELSEWHERE.contains(&key.as_str())) {
+            return Err(root.wrong(format!("`{key}` of mergekit is not supported; take it out")));
+        }
+        root.only(&KEYS)?;
+        let method = root.need("merge_method")?;
+        let method = Method::parse(method.text()?).map_err(|message| method.wrong(message))?;
+        let path = |node: Node| Ok::<_, Error>(folder.join(node.text()?));
+        let types = ["out_dtype", "dtype"].map(|key| root.get(key).map(|n| dtype(&n)).transpose());
+        let [out, computed] = types;
+        let config = Config {
+            method,
+            base: root.get("base_model").map(path).transpose()?,
+            slices: slices(&root, method, folder)?,
+            parameters: parameters(&root, method, folder)?,
+            dtype: out?.or(computed?),
+            align: root.get("align").map(|node| align(&node, folder)).transpose()?,
+            evaluate: root.get("evaluate").map(|node| evaluate(&node, folder)).transpose()?,
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// What holds whatever the models are.
+    fn check(&self) -> Result<()> {
+        let name = self.method.name();
+        let wrong = |message: String| Err(Error::config(message));
+        if self.method.needs_base() && self.base.is_none() {
+            return wrong(format!(
+                "base_model: `{name}` needs one: the model that the others were trained from"
+            ));
+        }
+        for (i, slice) in self.slices.iter().enumerate() {
+            let models: Vec<&Source> = slice.sources.iter().filter(|s| !self.is_base_only(s)).collect();
+            let (least, most) = self.method.models();
+            if models.len() < least || models.len() > most {
+                let want = if least == most { format!("{least}") } else { format!("at least {least}") };
+                let base = if self.method.needs_base() { " beside the base" } else { "" };
+                return wrong(format!(
+                    "slices[{i}]: `{name}` merges {want} models{base}, not {}",
+                    models.len()
+                ));
+            }
+            let lengths: Vec<Option<usize>> =
+                slice.sources.iter().map(|s| s.layers.as_ref().map(|l| l.len())).collect();
+            if lengths.windows(2).any(|pair| pair[0] != pair[1]) {
+                return wrong(format!("slices[{i}]: the sources' layer_range have different lengths"));
+            }
+        }
+        let whole = self.slices.iter().filter(|s| s.sources[0].layers.is_none()).count();
+        if whole > 0 && self.slices.len() > 1 {
+            return wrong("slices: with more than one, every source needs a layer_range".into());
+        }
+        Ok(())
+    }
+
+    /// Whether a source is the base of a method of task vectors, which is 0 for the base itself.
+    pub fn is_base_only(&self, source: &Source) -> bool {
+        self.method.has_task_vectors() && self.base.as_ref() == Some(&source.model)
+    }
+
+    /// A parameter of a source, for a tensor at a depth.
+    pub fn parameter(
+        &self,
+        key: &str,
+        slice: &Slice,
+        source: Option<&Source>,
+        name: &str,
+        depth: f64,
+    ) -> Option<Scalar> {
+        let places = [source.map(|s| &s.parameters), Some(&slice.parameters), Some(&self.parameters)];
+        places.into_iter().flatten().find_map(|all| all.get(key)?.at(name, depth))
+    }
+}
+
+fn slices(root: &Node, method: Method, folder: &Path) -> Result<Vec<Slice>> {
+    let source = |node: Node, ranged: bool| {
+        let keys = ["model", "parameters", "layer_range"];
+        node.only(&keys[..2 + ranged as usize])?;
+        Ok(Source {
+            model: folder.join(node.need("model")?.text()?),
+            layers: node.get("layer_range").map(|n| n.range()).transpose()?,
+            parameters: own_parameters(&node, method, folder)?,
+        })
+    };
+    match (root.get("models"), root.get("slices")) {
+        (Some(models), None) => {
+            let sources = models.list()?.into_iter().map(|n| source(n, false)).collect::<Result<Vec<_>>>()?;
+            Ok(vec![Slice { sources, parameters: Parameters::new() }])
+        }
+        (None, Some(slices)) => {
+            let slice = |node: Node| {
+                node.only(&["sources", "parameters"])?;
+                let sources = node.need("sources")?;
+                let sources = sources.list()?.into_iter().map(|n| source(n, true)).collect::<Result<_>>()?;
+                Ok(Slice { sources, parameters: parameters(&node, method, folder)? })
+            };
+            slices.list()?.into_iter().map(slice).collect()
+        }
+        _ => Err(root.wrong("needs either `models` or `slices`")),
+    }
+}
+
+/// Parameters of one model.
+fn own_parameters(node: &Node, method: Method, folder: &Path) -> Result<Parameters> {
+    let all = parameters(node, method, folder)?;
+    match all.keys().find(|key| !method.is_per_model(key)) {
+        Some(key) => {
+            let name = method.name();
+            Err(node.wrong(format!("`{key}` of `{name}` is one for all models; move it to the top")))
+        }
+        None => Ok(all),
+    }
+}
+
+/// Paths are relative to the configuration's folder.
+fn placed(setting: &mut Setting, folder: &Path) {
+    match setting {
+        Setting::Same(Scalar::Text(path)) => *path = folder.join(&*path).to_string_lossy().into_owned(),
+        Setting::Filters(all) => all.iter_mut().for_each(|(_, setting)| placed(setting, folder)),
+        _ => {}
+    }
+}
+
+fn parameters(node: &Node, method: Method, folder: &Path) -> Result<Parameters> {
+    let Some(node) = node.get("parameters") else { return Ok(Parameters::new()) };
+    node.only(method.parameters())?;
+    let one = |key: &String| {
+        let mut setting = node.need(key)?.setting()?;
+        if key == "fisher" {
+            placed(&mut setting, folder);
+        }
+        if method.is_global(key) && !matches!(setting, Setting::Same(_)) {
+            let name = method.name();
+            return Err(node.wrong(format!("`{key}` of `{name}` is one value for the whole model")));
+        }
+        Ok((key.clone(), setting))
+    };
+    node.map()?.keys().map(one).collect()
+}
+
+fn dtype(node: &Node) -> Result<FileDType> {
+    match node.text()? {
+        "float32" | "f32" => Ok(FileDType::F32),
+        "bfloat16" | "bf16" => Ok(FileDType::BF16),
+        "float16" | "f16" => Ok(FileDType::F16),
+        other => Err(node.wrong(format!("`{other}` is no type of output; use float32, bfloat16 or float16"))),
+    }
+}
+
+fn align(node: &Node, folder: &Path) -> Result<Align> {
+    node.only(&["spec", "matcher", "target", "restarts", "seed"])?;
+    if let Some(matcher) = node.get("matcher")
+        && matcher.text()? != "weights"
+    {
+        return Err(matcher.wrong("the only matcher that needs no data is `weights`"));
+    }
+    let spec = node.need("spec")?;
+    let spec = match spec.text()? {
+        word if ["llama", "resnet", "mlp"].contains(&word.split(':').next().unwrap_or(word)) => {
+            word.to_string()
+        }
+        path => folder.join(path).to_string_lossy().into_owned(),
+    };
+    let whole = |key| node.get(key).map(|n| n.whole()).transpose();
+    Ok(Align {
+        spec,
+        target: node.get("target").map(|n| Ok::<_, Error>(folder.join(n.text()?))).transpose()?,
+        restarts: whole("restarts")?.unwrap_or(0) as usize,
+        seed: whole("seed")?.unwrap_or(0),
+    })
+}
+
+fn evaluate(node: &Node, folder: &Path) -> Result<Evaluate> {
+    node.only(&["data", "inputs", "labels"])?;
+    let word = |key, default: &str| node.get(key).map_or(Ok(default.into()), |n| n.text().map(String::from));
+    Ok(Evaluate {
+        data: folder.join(node.need("data")?.text()?),
+        inputs: word("inputs", "x")?,
+        labels: word("labels", "y")?,
+    })
+}
+
+/// A value and where it stands, for errors.
+struct Node<'a> {
+    at: String,
+    value: &'a Value,
+}
+
+impl<'a> Node<'a> {
+    fn wrong(&self, message: impl std::fmt::Display) -> Error {
+        let at = if self.at.is_empty() { "the configuration" } else { &self.at };
+        Error::config(format!("{at}: {message}"))
+    }
+
+    fn map(&self) -> Result<&'a Map<String, Value>> {
+        self.value.as_object().ok_or_else(|| self.wrong("must be a map of keys"))
+    }
+
+    fn only(&self, keys: &[&str]) -> Result<()> {
+        match self.map()?.keys().find(|key| !keys.contains(&key.as_str())) {
+            Some(key) => {
+                let near = nearest(key, keys.iter().copied());
+                let near =
+                    if near.is_empty() { "there are none here".into() } else { format!("near: {near}") };
+                Err(self.wrong(format!("unknown key `{key}`; {near}")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// A key's value; none where it is null.
+    fn get(&self, key: &str) -> Option<Node<'a>> {
+        let value = self.value.get(key).filter(|v| !v.is_null())?;
+        let dot = if self.at.is_empty() { "" } else { "." };
+        Some(Node { at: format!("{}{dot}{key}", self.at), value })
+    }
+
+    fn need(&self, key: &str) -> Result<Node<'a>> {
+        self.get(key).ok_or_else(|| self.wrong(format!("`{key}` is missing")))
+    }
+
+    fn text(&self) -> Result<&'a str> {
+        self.value.as_str().ok_or_else(|| self.wrong(format!("must be text, not {}", self.value)))
+    }
+
+    fn whole(&self) -> Result<u64> {
+        self.value.as_u64().ok_or_else(|| self.wrong(format!("must be a whole number, not {}", self.value)))
+    }
+
+    fn list(&self) -> Result<Vec<Node<'a>>> {
+        let list = self.value.as_array().filter(|l| !l.is_empty());
+        let list = list.ok_or_else(|| self.wrong("must be a list that is not empty"))?;
+        let node = |(i, value)| Node { at: format!("{}[{i}]", self.at), value };
+        Ok(list.iter().enumerate().map(node).collect())
+    }
+
+    fn range(&self) -> Result<Range<usize>> {
+        let ends = self.list()?.iter().map(Node::whole).collect::<Result<Vec<_>>>()?;
+        match ends[..] {
+            [start, end] if start < end => Ok(start as usize..end as usize),
+            _ => Err(self.wrong("must be [first layer, layer behind the last]")),
+        }
+    }
+
+    fn setting(&self) -> Result<Setting> {
+        match self.value {
+            Value::Number(number) => Ok(Setting::Same(Scalar::Number(number.as_f64().unwrap_or(f64::NAN)))),
+            Value::Bool(flag) => Ok(Setting::Same(Scalar::Flag(*flag))),
+            Value::String(text) => Ok(Setting::Same(Scalar::Text(text.clone()))),
+            Value::Array(list) if !list.is_empty() && list.iter().all(Value::is_number) => {
+                Ok(Setting::Gradient(list.iter().filter_map(Value::as_f64).collect()))
+            }
+            Value::Array(_) => {
+                let one = |node: Node| {
+                    node.only(&["filter", "value"])?;
+                    let filter = node.get("filter").map(|f| f.text().map(String::from)).transpose()?;
+                    Ok((filter, node.need("value")?.setting()?))
+                };
+                Ok(Setting::Filters(self.list()?.into_iter().map(one).collect::<Result<_>>()?))
+            }
+            _ => Err(self.wrong("must be a value, a list of numbers, or a list of {filter, value}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_by_depth_and_name() {
+        let gradient = Setting::Gradient(vec![0.0, 0.5, 0.3, 0.7, 1.0]);
+        let number = |setting: &Setting, name: &str, depth: f64| match setting.at(name, depth) {
+            Some(Scalar::Number(n)) => n,
+            other => panic!("{other:?}"),
+        };
+        // Five places: 0, 1/4, 1/2, 3/4, 1.
+        let at = |depth: f64| number(&gradient, "w", depth);
+        assert_eq!([0.0, 0.125, 0.25, 0.75, 1.0].map(at), [0.0, 0.25, 0.5, 0.7, 1.0]);
+        assert!((at(0.3) - 0.46).abs() < 1e-12);
+        assert_eq!(number(&Setting::Gradient(vec![4.0]), "w", 0.7), 4.0);
+        let filters = Setting::Filters(vec![
+            (Some("attn".into()), gradient.clone()),
+            (Some("*".into()), Setting::Same(Scalar::Number(9.0))),
+        ]);
+        assert_eq!(number(&filters, "l.attn.q", 0.125), 0.25);
+        assert_eq!(number(&filters, "l.mlp.q", 0.125), 9.0);
+        let none = Setting::Filters(vec![(Some("attn".into()), Setting::Gradient(vec![1.0]))]);
+        assert_eq!(none.at("mlp", 0.0), None);
+    }
+}

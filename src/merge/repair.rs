@@ -1,0 +1,139 @@
+//! Repairing what averaging does to activations: their variance falls, and norms remember statistics of other weights.
+
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::store::Weights;
+use crate::tape::no_grad;
+use crate::tensor::Tensor;
+use std::collections::BTreeMap;
+
+/// What a closure is asked for: the rows `[rows, units]` that a layer of a model gives for the data, before its nonlinearity.
+/// Positions of a convolution are rows.
+pub type Outputs<'a> = dyn FnMut(&dyn Weights, &str) -> Result<Tensor> + 'a;
+
+/// Mean and variance of each unit.
+struct Statistics {
+    rows: usize,
+    mean: Tensor,
+    variance: Tensor,
+}
+
+fn statistics(x: &Tensor, layer: &str) -> Result<Statistics> {
+    let &[rows, units] = &x.shape()[..] else {
+        return Err(Error::config(format!(
+            "outputs of `{layer}` are {}; give rows [rows, units]",
+            x.shape()
+        )));
+    };
+    if rows < 2 || units == 0 {
+        return Err(Error::config(format!(
+            "outputs of `{layer}` are {}; statistics need two rows",
+            x.shape()
+        )));
+    }
+    no_grad(|| {
+        let x = x.detach().cast(crate::DType::F32);
+        let mean = x.mean(0);
+        let variance = x.sub(&mean).square().mean(0);
+        Ok(Statistics { rows, mean, variance })
+    })
+}
+
+/// Rescales layers of an interpolated model so that each unit's mean and deviation before the nonlinearity are those of the ends,
+/// interpolated likewise:
+///
+/// ```text
+/// W *= s, bias = (bias - mean) s + mean',  s = deviation' / deviation
+/// mean' = (1 - t) mean_a + t mean_b,  deviation' = (1 - t) deviation_a + t deviation_b
+/// ```
+///
+/// Layers are taken in the order of `layers`, names without `.weight` and `.bias`; `outputs` is asked again for each, because a
+/// repaired layer changes those behind it. `b` must already be permuted. Source: Jordan et al. 2022, "REPAIR: REnormalizing
+/// Permuted Activations for Interpolation Repair", arXiv 2211.08403.
+///
+/// # Errors
+/// When a layer has no weight or bias, its outputs are no `[rows, units]`, and what `outputs` returns.
+pub fn repair(
+    gpu: &Gpu,
+    [a, b]: [&dyn Weights; 2],
+    t: f64,
+    merged: &dyn Weights,
+    layers: &[&str],
+    outputs: &mut Outputs,
+) -> Result<BTreeMap<String, Tensor>> {
+    let mut weights = all(gpu, merged)?;
+    for layer in layers {
+        let now = statistics(&outputs(&weights, layer)?, layer)?;
+        let [a, b] = [statistics(&outputs(a, layer)?, layer)?, statistics(&outputs(b, layer)?, layer)?];
+        let names = ["weight", "bias"].map(|part| format!("{layer}.{part}"));
+        let [Some(weight), Some(bias)] = names.each_ref().map(|name| weights.get(name)) else {
+            return Err(Error::config(format!("repair: `{layer}` needs `{}` and `{}`", names[0], names[1])));
+        };
+        if weight.shape().first() != Some(&now.mean.count()) || bias.count() != now.mean.count() {
+            return Err(Error::config(format!(
+                "repair: outputs of `{layer}` have {} units, its weight is {}",
+                now.mean.count(),
+                weight.shape()
+            )));
+        }
+        let (weight, bias) = no_grad(|| {
+            let blend = |a: &Tensor, b: &Tensor| a.scale((1.0 - t) as f32).add(&b.scale(t as f32));
+            let deviation = blend(&a.variance.sqrt(), &b.variance.sqrt());
+            let own = now.variance.sqrt();
+            // A unit that never changes has nothing to rescale.
+            let still = own.eq(&Tensor::zeros(gpu, [1]));
+            let scale = Tensor::ones(gpu, [1]).where_mask(&still, &deviation.div(&own));
+            let rest: usize = weight.shape()[1..].iter().product();
+            let rows = weight.reshape([own.count(), rest]).mul(&scale.unsqueeze(1));
+            let bias = bias.sub(&now.mean).mul(&scale).add(&blend(&a.mean, &b.mean));
+            (rows.reshape(*weight.shape()), bias)
+        });
+        weight.evaluate();
+        bias.evaluate();
+        let [weight_name, bias_name] = names;
+        weights.insert(weight_name, weight);
+        weights.insert(bias_name, bias);
+    }
+    Ok(weights)
+}
+
+/// Sets the running mean and variance (`n / (n - 1)`, as PyTorch keeps it) of batch norms to those of the data, norm by norm.
+///
+/// `inputs` gives what a norm is asked to normalise, `[rows, channels]`; it is asked again for each norm, because one that is reset
+/// changes those behind it. Without this a merged network with batch norm answers nothing sensible.
+///
+/// # Errors
+/// When a norm has no running statistics, its inputs are no `[rows, channels]`, and what `inputs` returns.
+pub fn reset_statistics(
+    gpu: &Gpu,
+    merged: &dyn Weights,
+    norms: &[&str],
+    inputs: &mut Outputs,
+) -> Result<BTreeMap<String, Tensor>> {
+    let mut weights = all(gpu, merged)?;
+    for norm in norms {
+        let now = statistics(&inputs(&weights, norm)?, norm)?;
+        let unbiased = now.rows as f32 / (now.rows - 1) as f32;
+        let values =
+            [("running_mean", now.mean.clone()), ("running_var", no_grad(|| now.variance.scale(unbiased)))];
+        for (part, value) in values {
+            let name = format!("{norm}.{part}");
+            match weights.get(&name) {
+                Some(old) if old.shape() == value.shape() => {}
+                Some(old) => {
+                    let message =
+                        format!("`{name}` is {}, inputs of the norm give {}", old.shape(), value.shape());
+                    return Err(Error::config(message));
+                }
+                None => return Err(Error::config(format!("reset: the model has no `{name}`"))),
+            }
+            value.evaluate();
+            weights.insert(name, value);
+        }
+    }
+    Ok(weights)
+}
+
+fn all(gpu: &Gpu, weights: &dyn Weights) -> Result<BTreeMap<String, Tensor>> {
+    weights.names().into_iter().map(|name| Ok((name.clone(), weights.read(gpu, &name)?))).collect()
+}

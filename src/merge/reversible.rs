@@ -1,0 +1,73 @@
+//! Reversible merging: models kept as a small basis for each row of their task vectors, from which every one of them comes back.
+//!
+//! For row `r` of `n` models, `X_r [n, d]`, the best basis of `p` vectors is that of the largest eigenvalues of the Gram matrix
+//! `X_r X_r^T = U E U^T`: `B_r = E^-1/2 U_p^T X_r` and the models' coefficients `C_r = U_p E^1/2`, so that `C_r B_r` is `X_r`
+//! projected; with `p = n` it is `X_r`. Source: arXiv 2510.14163 (low-rank factors); matrix PCA.
+
+use crate::error::Result;
+use crate::linalg;
+use crate::tensor::Tensor;
+
+/// One tensor of `n` models: `rows (p d + n p)` numbers in place of `rows n d`.
+#[derive(Clone, Debug)]
+pub struct Reversible {
+    /// `[rows, p, d]`
+    basis: Tensor,
+    /// `[rows, n, p]`
+    coefficients: Tensor,
+}
+
+impl Reversible {
+    /// Keeps `p` vectors for each row of the models' tensors `[rows, d]`.
+    ///
+    /// # Errors
+    /// The device's fault.
+    ///
+    /// # Panics
+    /// When there are no models, they are no matrices of one shape, or `p` is not in `1..=n`.
+    #[track_caller]
+    pub fn new(models: &[Tensor], p: usize) -> Result<Reversible> {
+        let n = models.len();
+        assert!((1..=n).contains(&p), "reversible: a basis of {p} for {n} models");
+        let shape = *models[0].shape();
+        let fits = shape.len() == 2 && models.iter().all(|m| *m.shape() == shape);
+        assert!(fits, "reversible: models of {shape}; all must be [rows, d]");
+        let rows = shape[0];
+        let x = Tensor::stack(&models.iter().collect::<Vec<_>>(), 1).detach();
+        let grams = x.matmul(&x.transpose(1, 2)).to_vec::<f32>()?;
+        let (mut to_basis, mut coefficients) = (vec![0.0f32; rows * p * n], vec![0.0f32; rows * n * p]);
+        for row in 0..rows {
+            let gram: Vec<f64> = grams[row * n * n..][..n * n].iter().map(|&g| f64::from(g)).collect();
+            let (values, vectors) = linalg::symmetric_eigen(&gram, n);
+            for s in 0..p {
+                // Rounding makes what is 0 a little less or more; a vector of length 0 stays 0.
+                let length = values[s].max(0.0).sqrt();
+                for i in 0..n {
+                    let u = vectors[s * n + i];
+                    to_basis[(row * p + s) * n + i] = if length > 0.0 { (u / length) as f32 } else { 0.0 };
+                    coefficients[(row * n + i) * p + s] = (u * length) as f32;
+                }
+            }
+        }
+        let gpu = x.gpu();
+        let basis = Tensor::from_slice(gpu, &to_basis, [rows, p, n]).matmul(&x);
+        Ok(Reversible { basis, coefficients: Tensor::from_slice(gpu, &coefficients, [rows, n, p]) })
+    }
+
+    /// The tensor `[rows, d]` of a model.
+    ///
+    /// # Panics
+    /// When there is no such model.
+    #[track_caller]
+    pub fn model(&self, i: usize) -> Tensor {
+        let (rows, n) = (self.coefficients.shape()[0], self.coefficients.shape()[1]);
+        assert!(i < n, "reversible: model {i} of {n}");
+        let y = self.coefficients.slice(1, i..i + 1).matmul(&self.basis);
+        y.reshape([rows, self.basis.shape()[2]])
+    }
+
+    /// Numbers that are kept.
+    pub fn stored(&self) -> usize {
+        self.basis.count() + self.coefficients.count()
+    }
+}

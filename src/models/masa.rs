@@ -1,0 +1,174 @@
+//! MASA for models that were trained without it: attention from dictionaries, one for each group of neighbouring blocks, and
+//! a low-rank part of each block's own for what the dictionary lacks on inputs that occur.
+//!
+//! 1. Groups are cut where the model's next-token distribution drifts most from block to block;
+//! 2. per group and projection, matrix PCA ([`matrix_pca`]);
+//! 3. the residual's best low-rank part, seen through the inputs' autocorrelation ([`low_rank_seen`]): the full rank for q and
+//!    o, half of it for k and v.
+//!
+//! Source: arXiv 2508.04581, section 3.3. Weights of different blocks of trained models are nearly orthogonal: expect little of
+//! few atoms, and judge by the output, not by the weights.
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::models::convert::low_rank_seen;
+use crate::models::llama::{Llama, Made};
+use crate::share::matrix_pca;
+use crate::tape::no_grad;
+use crate::tensor::Tensor;
+use std::ops::Range;
+
+/// What to make of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Atoms of each projection in all groups together: shared out in proportion to their blocks, one at least.
+    pub atoms: usize,
+    /// Groups of neighbouring blocks.
+    pub groups: usize,
+    /// Rank of each block's own part of q and o, twice that of k and v; 0 for none.
+    pub rank: usize,
+}
+
+/// `KL(p_l || p_{l+1})` for each pair of neighbouring blocks: `p_l` is the softmax of the output head on the mean over tokens of
+/// the stream behind block `l`. In nats.
+///
+/// # Errors
+/// The device's fault.
+pub fn drift(model: &Llama, tokens: &Tensor) -> Result<Vec<f64>> {
+    let mut means = Vec::new();
+    no_grad(|| {
+        let width = model.config.width;
+        model.hidden_with(tokens, |_, seen| {
+            let rows = seen.stream.count() / width;
+            means.push(seen.stream.reshape([rows, width]).mean(0));
+        });
+        let all = Tensor::stack(&means.iter().collect::<Vec<_>>(), 0);
+        let scores = model.logits(&all).log_softmax(-1);
+        let (last, vocab) = (means.len() - 1, model.config.vocab);
+        let [p, q] = [scores.slice(0, 0..last), scores.slice(0, 1..last + 1)];
+        let kl = p.exp().mul(&p.sub(&q)).reshape([last, vocab]).sum(1);
+        Ok(kl.to_vec::<f32>()?.into_iter().map(f64::from).collect())
+    })
+}
+
+/// `drift.len() + 1` blocks in `count` groups, cut where the drift is largest; of equal drifts at the earlier one.
+///
+/// # Panics
+/// When `count` is 0 or above the number of blocks.
+#[track_caller]
+pub fn groups(drift: &[f64], count: usize) -> Vec<Range<usize>> {
+    let blocks = drift.len() + 1;
+    assert!(count > 0 && count <= blocks, "groups: {count} of {blocks} blocks");
+    let mut order: Vec<usize> = (0..drift.len()).collect();
+    order.sort_by(|&a, &b| drift[b].total_cmp(&drift[a]));
+    let mut cuts: Vec<usize> = order[..count - 1].iter().map(|&l| l + 1).collect();
+    cuts.sort_unstable();
+    let starts = [0].into_iter().chain(cuts.clone());
+    starts.zip(cuts.into_iter().chain([blocks])).map(|(start, end)| start..end).collect()
+}
+
+/// `atoms` over groups of these sizes: one each, then one by one where the most blocks share one (highest averages).
+fn shares(atoms: usize, sizes: &[usize]) -> Vec<usize> {
+    let mut own = vec![1; sizes.len()];
+    for _ in sizes.len()..atoms {
+        // a / b < c / d as a d < c b; of equals the first.
+        let open = (0..sizes.len()).filter(|&g| own[g] < sizes[g]);
+        let most = open.reduce(|best, g| if sizes[g] * own[best] > sizes[best] * own[g] { g } else { best });
+        if let Some(g) = most {
+            own[g] += 1;
+        }
+    }
+    own
+}
+
+/// `X^T X` of what q, k, v and of what o reads, of each block, on `tokens`.
+fn autocorrelations(model: &Llama, tokens: &Tensor) -> Vec<[Tensor; 2]> {
+    let mut all = Vec::new();
+    no_grad(|| {
+        let width = model.config.width;
+        model.hidden_with(tokens, |_, seen| {
+            all.push([seen.normed, seen.mixed].map(|x| {
+                let x = x.reshape([x.count() / width, width]);
+                let c = x.t().matmul(&x);
+                c.evaluate();
+                c
+            }));
+        });
+    });
+    all
+}
+
+impl Llama {
+    /// This model with q, k, v and o from dictionaries; everything else is the same leaves. `tokens [batch, tokens]` are a sample
+    /// of what the model reads; `step` hears of each projection of each group as it begins.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the plan does not fit the model; the device's fault.
+    pub fn masa(&self, plan: Plan, tokens: &Tensor, mut step: impl FnMut(&str)) -> Result<Llama> {
+        let (c, Plan { atoms, groups: count, rank }) = (&self.config, plan);
+        let most = (c.kv_heads * c.width / c.heads).min(c.width);
+        if count == 0 || atoms < count || atoms > c.layers || rank.div_ceil(2) > most || rank > c.width {
+            return Err(Error::config(format!(
+                "masa: {atoms} atoms in {count} groups of {} blocks, rank {rank} of width {}; use 1 to {} atoms, no more groups \
+                 than atoms, and a rank up to {}",
+                c.layers,
+                c.width,
+                c.layers,
+                c.width.min(2 * most)
+            )));
+        }
+        let drift = if count > 1 { drift(self, tokens)? } else { vec![0.0; c.layers - 1] };
+        let ranges = groups(&drift, count);
+        let seen = if rank > 0 { autocorrelations(self, tokens) } else { Vec::new() };
+        // What is made now is what the model computes with, whatever it is made of.
+        let mut new = self.clone();
+        new.layers = no_grad(|| self.layers_now());
+        new.made.clear();
+        let own = shares(atoms, &ranges.iter().map(ExactSizeIterator::len).collect::<Vec<_>>());
+        for (range, atoms) in ranges.into_iter().zip(own) {
+            for linear in 0..4 {
+                step(crate::models::llama::LINEARS[linear]);
+                let made = new.made_of(&range, linear, Plan { atoms, ..plan }, &seen)?;
+                for (l, layer) in new.layers[range.clone()].iter_mut().enumerate() {
+                    layer.linear_mut(linear).weight = made.dictionary.site(l);
+                }
+                new.made.push(made);
+            }
+        }
+        Ok(new)
+    }
+
+    /// The dictionary of one projection of one group, and what each block has beside it.
+    fn made_of(&self, range: &Range<usize>, linear: usize, plan: Plan, seen: &[[Tensor; 2]]) -> Result<Made> {
+        let weights: Vec<Tensor> = no_grad(|| {
+            let layers = self.layers[range.clone()].iter();
+            layers.map(|l| l.linear(linear).weight.expand().cast(DType::F32)).collect()
+        });
+        let stack = Tensor::stack(&weights.iter().collect::<Vec<_>>(), 0);
+        let (dictionary, _) = matrix_pca(&stack, plan.atoms)?;
+        // q and o are what more rank helps most.
+        let rank = if matches!(linear, 0 | 3) { plan.rank } else { plan.rank.div_ceil(2) };
+        let mut own = Vec::new();
+        if rank > 0 {
+            let made = no_grad(|| dictionary.atoms.combine(&dictionary.coefficients));
+            for ((w, made), seen) in weights.iter().zip(&made).zip(&seen[range.clone()]) {
+                let [b, a] = low_rank_seen(&w.sub(made), &seen[(linear == 3) as usize], rank)?;
+                own.push([a.requires_grad(), b.requires_grad()]);
+            }
+        }
+        Ok(Made { linear, layers: range.clone(), dictionary, own })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shares;
+
+    #[test]
+    fn atoms_go_where_most_blocks_share_one() {
+        assert_eq!(shares(24, &[1, 29]), [1, 23]);
+        assert_eq!(shares(6, &[4, 4, 4]), [2, 2, 2]);
+        assert_eq!(shares(7, &[2, 5]), [2, 5]);
+        assert_eq!(shares(3, &[8]), [3]);
+    }
+}

@@ -1,0 +1,22 @@
+//! Learning from another model's scores.
+
+use crate::tensor::Tensor;
+
+/// `t^2 KL(teacher || student)` of the softmaxes of `scores / t`, mean over rows, in nats: the factor keeps the gradient's size
+/// for every temperature `t`. Nothing flows into the teacher. Source: Hinton et al., arXiv 1503.02531.
+///
+/// # Panics
+/// When the shapes differ.
+#[track_caller]
+pub fn distillation(student: &Tensor, teacher: &Tensor, t: f32) -> Tensor {
+    assert!(
+        student.shape() == teacher.shape() && !student.shape().is_empty(),
+        "distillation: scores {} and the teacher's {}",
+        student.shape(),
+        teacher.shape()
+    );
+    let goal = teacher.detach().scale(1.0 / t).log_softmax(-1);
+    let own = student.scale(1.0 / t).log_softmax(-1);
+    let rows = (goal.count() / goal.shape()[goal.shape().len() - 1]) as f32;
+    goal.exp().mul(&goal.sub(&own)).sum_all().scale(t * t / rows)
+}
