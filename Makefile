@@ -15,7 +15,7 @@ smollm: vulkan ## a real 135M-parameter model: obtain it (98 MB, outside the rep
 	$(CARGO) run --release --features cli --example smollm -- --model "$$(sh scripts/fetch-smollm.sh)"
 
 test: vulkan ## every test and doctest; needs an adapter, a software one will do
-	$(CARGO) test --release --features cli
+	$(CARGO) test --release --features cli,capi
 
 bench: vulkan ## every benchmark on this machine's adapter
 	$(CARGO) bench --features cli

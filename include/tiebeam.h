@@ -34,7 +34,8 @@ tiebeam_calculator *tiebeam_open(const char *path);
 void tiebeam_close(tiebeam_calculator *calculator);
 
 /* How far atoms see, in angstrom; 0 where all see all, or for NULL. Messages travel one radius a layer: a domain
- * needs tiebeam_layers() radii of neighbours around its own atoms. */
+ * needs tiebeam_layers() radii of neighbours around its own atoms for their energies, and twice that for the forces
+ * on them, which are slopes of their neighbours' energies too. */
 double tiebeam_radius(const tiebeam_calculator *calculator);
 uint32_t tiebeam_layers(const tiebeam_calculator *calculator);
 

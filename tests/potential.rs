@@ -259,6 +259,27 @@ fn periodic_cells_are_explicit_images() {
     let again = one.energy_forces(&moved, &species, Some(cell)).expect("finite");
     close("forces of wrapped atoms", again.forces.as_flattened(), found.forces.as_flattened(), 1e-4);
     assert!((again.energy - found.energy).abs() < 1e-5, "{} {}", again.energy, found.energy);
+    // However many periods away: f32 would keep no digit of where the atom is within its cell.
+    let far = |k: usize| positions[1][k] + 1e6 * cell.vectors[0][k];
+    let away: Vec<Vec3> = vec![positions[0], std::array::from_fn(far)];
+    let again = one.energy_forces(&away, &species, Some(cell)).expect("finite");
+    close("forces of atoms far away", again.forces.as_flattened(), found.forces.as_flattened(), 1e-4);
+}
+
+#[test]
+fn a_refused_system_does_not_end_the_calculator() {
+    let all = Calculator::new(potential(None, 1));
+    let (positions, species) = (vec![[0.1, 0.2, 0.3], [1.9, 1.7, 2.2]], vec![8u8, 29]);
+    let before = all.energy_forces(&positions, &species, None).expect("finite");
+    // All pairs of these would be 320 GB.
+    let many = vec![[0.0; 3]; 200_000];
+    let error = all.energy_forces(&many, &vec![8; many.len()], None).expect_err("too many").to_string();
+    assert!(error.contains("bytes of one list of edges"), "{error}");
+    assert_eq!(all.energy_forces(&positions, &species, None).expect("finite"), before);
+    // A part of a system may hold no atom.
+    let cell = Cell::cuboid([5.0; 3]);
+    let none = Calculator::new(potential(Some(4.0), 1)).energy_forces(&[], &[], Some(cell)).expect("nothing");
+    assert_eq!((none.energy, none.stress), (0.0, Some([[0.0; 3]; 3])));
 }
 
 /// Frames in cells of their own and in free space, side by side in one graph.

@@ -157,8 +157,11 @@ fn settings(args: &Args, training: &[Frame]) -> String {
     let Args {
         epochs, batch, channels, layers, orientations, radius, lr, energy_weight, as_given, seed, ..
     } = args;
+    // FNV-1a: a run must not go on with other frames.
+    let numbers = training.iter().flat_map(|f| f.positions.iter().flatten().chain(f.energy.iter()));
+    let bits = numbers.fold(0xcbf29ce484222325u64, |h, x| (h ^ x.to_bits()).wrapping_mul(0x100000001b3));
     format!(
-        "frames {} epochs {epochs} batch {batch} channels {channels} layers {layers} orientations {orientations} radius \
+        "frames {} ({bits:016x}) epochs {epochs} batch {batch} channels {channels} layers {layers} orientations {orientations} radius \
          {radius:?} lr {lr} energy weight {energy_weight} as given {as_given} seed {seed}",
         training.len()
     )

@@ -74,8 +74,18 @@ impl Calculator {
         species: &[u8],
         cell: Option<Cell>,
     ) -> Result<Properties> {
+        let found = self.evaluated(positions, species, cell);
+        if found.is_err() {
+            // One system that is too large or not finite is no reason to refuse the next: the weights are as they were.
+            self.potential.net.embed.gpu().take_fault();
+        }
+        found
+    }
+
+    fn evaluated(&self, positions: &[Vec3], species: &[u8], cell: Option<Cell>) -> Result<Properties> {
         if positions.is_empty() && species.is_empty() {
-            return Ok(Properties::default());
+            let stress = cell.filter(|cell| cell.periodic == [true; 3]).map(|_| [[0.0; 3]; 3]);
+            return Ok(Properties { stress, ..Properties::default() });
         }
         let Potential { net, scale, .. } = &self.potential;
         let volume = cell.filter(|cell| cell.periodic == [true; 3]).map(|cell| volume(&cell.vectors));
@@ -102,20 +112,25 @@ impl Calculator {
         Ok(Properties { energy, atom_energies, forces, stress })
     }
 
-    /// `frame` with its energy, forces and stress put in place of what it had.
+    /// `frame` with its energy, forces and stress put in place of what it had; other words for them go.
     ///
     /// # Errors
     /// As [`Calculator::energy_forces`].
     pub fn predict(&self, frame: &Frame) -> Result<Frame> {
         let found = self.energy_forces(&frame.positions, &frame.species, frame.cell)?;
+        let mut predicted = frame.clone();
+        predicted.other.retain(|key, _| !RESULTS.contains(&key.as_str()));
         Ok(Frame {
             energy: Some(found.energy),
             forces: Some(found.forces),
             stress: found.stress,
-            ..frame.clone()
+            ..predicted
         })
     }
 }
+
+/// What programs call results that a prediction takes the place of.
+const RESULTS: [&str; 6] = ["free_energy", "virial", "virials", "total_energy", "energies", "magmom"];
 
 fn volume([a, b, c]: &[Vec3; 3]) -> f64 {
     let cross = [b[1] * c[2] - b[2] * c[1], b[2] * c[0] - b[0] * c[2], b[0] * c[1] - b[1] * c[0]];

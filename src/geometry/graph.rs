@@ -77,7 +77,13 @@ impl Graph {
         self_loops: bool,
     ) -> Result<Graph> {
         let batch = batch_of(checked(positions, dimension)?, sizes)?;
-        let count: usize = sizes.iter().map(|n| n * n).sum();
+        let count = sizes.iter().try_fold(0usize, |sum, &n| sum.checked_add(n.checked_mul(n)?));
+        let have = gpu.limits().max_storage_buffer_binding_size;
+        let count = count.filter(|&n| n as u64 <= have / 8).ok_or_else(|| Error::Limit {
+            what: "full graph: bytes of one list of edges".into(),
+            need: count.map_or(u64::MAX, |n| (n as u64).saturating_mul(8)),
+            have,
+        })?;
         let (mut from, mut to) = (Vec::with_capacity(count), Vec::with_capacity(count));
         let mut first = 0;
         for &n in sizes {

@@ -104,6 +104,29 @@ impl Frame {
     }
 }
 
+impl Cell {
+    /// Positions moved by whole periods to where the cell's fractions are from 0 to 1, along the axes that repeat.
+    ///
+    /// # Errors
+    /// For a cell without volume, or positions that are not finite.
+    pub(super) fn wrapped(self, positions: &[V3]) -> Result<Vec<V3>> {
+        let frame = Frame::new(Some(self))?;
+        let one = |x: &V3| {
+            let down: V3 = std::array::from_fn(|i| match frame.periodic[i] {
+                true => dot(*x, frame.inverse[i]).floor(),
+                false => 0.0,
+            });
+            let shift = combined(down, &frame.vectors);
+            std::array::from_fn(|k| x[k] - shift[k])
+        };
+        let all: Vec<V3> = positions.iter().map(one).collect();
+        match positions.iter().flatten().all(|x| x.is_finite()) {
+            true => Ok(all),
+            false => Err(Error::config("neighbours: a position is not finite")),
+        }
+    }
+}
+
 /// All graphs' frames and points in f64, before they are sorted into cells of some radius.
 struct Prepared {
     frames: Vec<Frame>,

@@ -14,6 +14,7 @@ use crate::rng::Rng;
 use crate::store::File;
 use crate::tensor::Tensor;
 use serde_json::{Value, json};
+use std::borrow::Cow;
 use std::path::Path;
 
 /// `E = sum_i (reference[z_i] + scale e_i)`, with `e_i` the network's scalar of atom i and one-hot species
@@ -134,7 +135,7 @@ impl Potential {
     }
 
     /// The atoms of some frames and who sees whom: all pairs of a frame where the network has no radius.
-    /// Positions are taken about each frame's centre, so that f32 keeps the digits that matter.
+    /// Positions are moved into the cell and taken about each frame's centre, so that f32 keeps the digits that matter.
     ///
     /// # Errors
     /// For a species that the network was not made for, positions that are not finite, a cell without volume
@@ -152,10 +153,14 @@ impl Potential {
                 hot.extend((0..self.species.len()).map(|s| (s == at) as u8 as f32));
             }
             let n = frame.positions.len();
-            let mean = |k: usize| frame.positions.iter().map(|x| x[k]).sum::<f64>() / n.max(1) as f64;
+            // Atoms that have wandered through many periods would keep few digits in f32.
+            let near = match frame.cell {
+                Some(cell) => Cow::Owned(cell.wrapped(frame.positions)?),
+                None => Cow::Borrowed(frame.positions),
+            };
+            let mean = |k: usize| near.iter().map(|x| x[k]).sum::<f64>() / n.max(1) as f64;
             let centre = [mean(0), mean(1), mean(2)];
-            positions
-                .extend(frame.positions.iter().flat_map(|x| (0..3).map(move |k| (x[k] - centre[k]) as f32)));
+            positions.extend(near.iter().flat_map(|x| (0..3).map(move |k| (x[k] - centre[k]) as f32)));
             sizes.push(n);
             cells.push(frame.cell.filter(|cell| cell.periodic != [false; 3]));
         }

@@ -303,6 +303,14 @@ impl Frame {
             let (p, f) = (self.positions.len(), forces.map_or(n, <[_]>::len));
             return Err(format!("{n} species, {p} positions, {f} forces"));
         }
+        let numbers = self.positions.iter().chain(forces.into_iter().flatten()).flatten();
+        let numbers = numbers.chain(self.stress.iter().flatten().flatten()).chain(&self.energy);
+        if numbers
+            .chain(self.cell.iter().flat_map(|cell| cell.vectors.iter().flatten()))
+            .any(|x| !x.is_finite())
+        {
+            return Err("a number is not finite, which could not be read again".into());
+        }
         let mut keys = Vec::new();
         let joined = |m: &[Vec3; 3]| m.iter().flatten().map(f64::to_string).collect::<Vec<_>>().join(" ");
         if let Some(cell) = &self.cell {
@@ -317,6 +325,9 @@ impl Frame {
         for (key, value) in &self.other {
             if key.is_empty() || key.contains(|c: char| c.is_whitespace() || "=\"".contains(c)) {
                 return Err(format!("`{key}` cannot be a key: use a word without blanks, quotes and `=`"));
+            }
+            if ["Lattice", "pbc", "Properties", "energy", "stress"].contains(&key.as_str()) {
+                return Err(format!("`{key}` among the other keys: it has a field of its own"));
             }
             if !fits_quotes(value) {
                 return Err(format!("the value of `{key}` has a quote or a line end; leave it out"));
