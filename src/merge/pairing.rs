@@ -2,7 +2,6 @@
 
 use super::permutation::reorder;
 use super::plan::{Placed, Plan, Unit};
-use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::ops::matmul::outer;
@@ -90,16 +89,14 @@ impl<'a> Pairing<'a> {
     pub fn check_finite(&self) -> Result<()> {
         for (which, kept) in [("the first", &self.a), ("the second", &self.b)] {
             let names: Vec<&String> = self.plan.tensors.keys().collect();
-            let sums = names
-                .iter()
-                .map(|name| {
+            let start = |name: &&String| kept.read(self.gpu, name)?.non_finite().read::<u32>();
+            let readings = names.iter().map(start).collect::<Result<Vec<_>>>()?;
+            for (name, reading) in names.into_iter().zip(readings) {
+                let found: Vec<u32> = bytemuck::pod_collect_to_vec(&reading.wait()?);
+                if found[0] > 0 {
                     let x = kept.read(self.gpu, name)?;
-                    Ok(no_grad(|| not_finite(&x).cast(DType::F32).sum_all()))
-                })
-                .collect::<Result<Vec<_>>>()?;
-            let sums = together(&sums)?;
-            if let Some((name, _)) = names.iter().zip(&sums).find(|(_, count)| **count > 0.0) {
-                return Err(first_not_finite(which, name, &kept.read(self.gpu, name)?)?);
+                    return Err(complaint(which, name, &x, (u32::MAX - found[1]) as usize)?);
+                }
             }
         }
         Ok(())
@@ -206,10 +203,9 @@ fn unfold(x: &Tensor, axis: usize, repeat: usize) -> Tensor {
     }
 }
 
-/// The complaint about the first element that is no number.
-fn first_not_finite(which: &str, name: &str, x: &Tensor) -> Result<Error> {
-    let values = x.to_vec::<f32>()?;
-    let at = values.iter().position(|v| !v.is_finite()).unwrap_or(0);
+/// The complaint about an element that is no number.
+fn complaint(which: &str, name: &str, x: &Tensor, at: usize) -> Result<Error> {
+    let value = x.reshape([x.count()]).slice(0, at..at + 1).to_vec::<f32>()?[0];
     let mut left = at;
     let mut place: Vec<usize> = Vec::new();
     for &size in x.shape().iter().rev() {
@@ -217,15 +213,8 @@ fn first_not_finite(which: &str, name: &str, x: &Tensor) -> Result<Error> {
         left /= size;
     }
     Ok(Error::config(format!(
-        "tensor `{name}` of {which} model is {} at index {place:?}; matching needs finite weights",
-        values[at]
+        "tensor `{name}` of {which} model is {value} at index {place:?}; matching needs finite weights"
     )))
-}
-
-/// 1 where an element is NaN or infinite, by its bits: shader compilers may assume that floats are numbers.
-fn not_finite(x: &Tensor) -> Tensor {
-    let template = "vec4<u32>((bitcast<vec4<u32>>($0) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u))";
-    Tensor::lazy("not_finite", template, DType::U32, *x.shape(), &[x])
 }
 
 /// Scalars read back at once.
