@@ -41,6 +41,13 @@ impl Job {
         let mut through: Vec<Option<usize>> = (0..self.models.len()).map(Some).collect();
         for output in &self.outputs {
             for (fisher, model) in output.fishers.iter().zip(&output.models) {
+                let own = through[fisher.model].filter(|&of| of != fisher.model);
+                if own.is_some_and(|of| of != model.model) {
+                    return Err(Error::config(format!(
+                        "align: {} holds the Fisher diagonals of two models, which are moved apart; give each a file",
+                        self.models[fisher.model].path.display()
+                    )));
+                }
                 through[fisher.model] = Some(model.model);
             }
         }

@@ -231,7 +231,13 @@ impl Weights for Shards {
             FileDType::F32 => Ok(Tensor::from_bytes(gpu, DType::F32, of(4)?, [n])),
             FileDType::F16 => Ok(Tensor::from_bytes(gpu, DType::F16, of(2)?, [n]).cast(DType::F32)),
             FileDType::BF16 => Ok(Tensor::from_bf16(gpu, of(2)?, [n])),
-            // Others are converted on the host, or refused with their name.
+            FileDType::F64 => {
+                let narrow = super::bytes::to_f32(FileDType::F64, of(8)?);
+                let narrow =
+                    narrow.map_err(|e| Error::format(file.path(), format!("tensor `{name}`: {e}")))?;
+                Ok(Tensor::from_slice(gpu, &narrow, [n]))
+            }
+            // Others are refused with their name.
             _ => Ok(Tensor::from_slice(gpu, &file.tensor_f32(name)?[range], [n])),
         }
     }
