@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use support::{download, gpu};
 use tiebeam::merge::{
-    ActivationMatching, Checkpoint, Layer, MatchOptions, Matching, Mlp, Permutation, Similarity, Spec,
+    ActivationMatching, Layer, MatchOptions, Matching, Mlp, Permutation, Shards, Similarity, Spec,
     VisitOrder, Weights, group_costs, match_weights, reset_statistics,
 };
 use tiebeam::models::llama::{Config, Llama};
@@ -356,7 +356,7 @@ fn checkpoints_on_disk_are_matched_too() {
     let paths = ["a", "b"].map(|name| Temporary::new(&format!("disk-{name}")));
     save_tensors(&paths[0].0, &model, &BTreeMap::new()).unwrap();
     save_tensors(&paths[1].0, &noisy(&planted.permuted(&model), 0.0, 0), &BTreeMap::new()).unwrap();
-    let [a, b] = paths.each_ref().map(|path| Checkpoint::open(&path.0).unwrap());
+    let [a, b] = paths.each_ref().map(|path| Shards::open(&path.0).unwrap());
     let matching = match_weights(gpu(), &spec, &a, &b, &MatchOptions::default()).unwrap();
     assert_eq!(matching.permutation, planted.inverse());
     assert!(matching.distance < 1e-3 * matching.distance_before && matching.distance_ratio() > 0.999);

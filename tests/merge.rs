@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 use support::within;
 use tiebeam::merge::job::PART;
 use tiebeam::merge::run::CONFIG;
-use tiebeam::merge::{Checkpoint, Weights};
+use tiebeam::merge::{Shards, Weights};
 use tiebeam::store::{Entry, File, FileDType, save};
 
 #[test]
@@ -330,7 +330,7 @@ fn command_line() {
     assert_eq!(folder.names(), ["a", "b", "c", "merges"]);
     let run = tiebeam(&folder, &["merge", "merges/m.yaml", "--out", "out", "--shard-size", "1KB"]);
     assert!(run.status.success(), "{}", text(&run.stderr));
-    assert!(Checkpoint::open(folder.0.join("out")).unwrap().names().len() == 15);
+    assert!(Shards::open(folder.0.join("out")).unwrap().names().len() == 15);
     for args in [
         &["merge", "merges/m.yaml"][..],
         &["merge", "merges/m.yaml", "--out", "x", "--shard-size", "0"],

@@ -1,6 +1,6 @@
 //! Specs of common architectures, made from a model's own tensor names and shapes.
 
-use super::Checkpoint;
+use super::Shards;
 use super::mlp::Mlp;
 use super::spec::{Axis, Group, Heads, Kind, Spec};
 use crate::error::{Error, Result};
@@ -178,7 +178,7 @@ impl Spec {
     ///
     /// # Errors
     /// When the model is none of that kind, or a file cannot be read.
-    pub fn named(name: &str, model: &Checkpoint) -> Result<Spec> {
+    pub fn named(name: &str, model: &Shards) -> Result<Spec> {
         let mut parts = name.split(':');
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
             (Some("mlp"), None, ..) => Spec::mlp(model, &Mlp::of(model)?.layers()),

@@ -2,7 +2,7 @@
 
 use super::config::{Config, Scalar, Slice, Source};
 use super::method::Arguments;
-use super::{Checkpoint, Weights};
+use super::{Shards, Weights};
 use crate::error::{Error, Result};
 use crate::store::FileDType;
 use std::collections::BTreeSet;
@@ -64,7 +64,7 @@ pub struct Model {
     /// As configured.
     pub path: PathBuf,
     /// Its tensors.
-    pub checkpoint: Checkpoint,
+    pub checkpoint: Shards,
 }
 
 /// A configuration held against the models' files.
@@ -143,7 +143,7 @@ impl Job {
         if let Some(i) = self.models.iter().position(|m| m.path == path) {
             return Ok(i);
         }
-        let checkpoint = Checkpoint::open(path)?;
+        let checkpoint = Shards::open(path)?;
         self.models.push(Model { path: path.to_path_buf(), checkpoint });
         Ok(self.models.len() - 1)
     }

@@ -32,7 +32,7 @@ mod straight_through;
 #[cfg(feature = "cli")]
 pub mod yaml;
 
-pub use crate::store::{Shards as Checkpoint, Weights};
+pub use crate::store::{Shards, Weights};
 pub use activations::{ActivationMatch, ActivationMatching, Similarity};
 pub use analysis::singular_alignment;
 pub use barrier::{Barrier, Evaluation, Interpolated, LossPath, distance};

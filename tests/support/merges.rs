@@ -5,7 +5,7 @@ use crate::support::{gpu, within};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tiebeam::merge::job::PART;
-use tiebeam::merge::{Checkpoint, Config, Job, yaml};
+use tiebeam::merge::{Config, Job, Shards, yaml};
 use tiebeam::store::{Entry, FileDType, save};
 use tiebeam::{Result, Rng};
 
@@ -28,21 +28,15 @@ impl Folder {
     }
 
     /// Runs a configuration in this process, into `out`.
-    pub fn merge(&self, config: &str) -> Result<Checkpoint> {
+    pub fn merge(&self, config: &str) -> Result<Shards> {
         self.merge_into("out", config, 5 << 30)
     }
 
-    pub fn merge_into(&self, out: &str, config: &str, shard_bytes: u64) -> Result<Checkpoint> {
+    pub fn merge_into(&self, out: &str, config: &str, shard_bytes: u64) -> Result<Shards> {
         self.merge_in_parts(out, config, shard_bytes, PART)
     }
 
-    pub fn merge_in_parts(
-        &self,
-        out: &str,
-        config: &str,
-        shard_bytes: u64,
-        part: usize,
-    ) -> Result<Checkpoint> {
+    pub fn merge_in_parts(&self, out: &str, config: &str, shard_bytes: u64, part: usize) -> Result<Shards> {
         let mut job = Job::open(Config::from_value(&yaml::parse(config)?, &self.0)?)?;
         job.part = part;
         let mut done = 0;
@@ -51,7 +45,7 @@ impl Folder {
             Ok(())
         })?;
         assert_eq!(done, job.bytes() * job.passes(), "progress ends at the end");
-        Checkpoint::open(self.0.join(out))
+        Shards::open(self.0.join(out))
     }
 
     /// Why a configuration cannot be merged.
@@ -132,12 +126,12 @@ pub fn three(folder: &Folder) -> [Tensors; 3] {
     all
 }
 
-pub fn values(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
+pub fn values(checkpoint: &Shards, name: &str) -> Vec<f32> {
     checkpoint.file(name).and_then(|f| f.tensor_f32(name)).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// Every float tensor of a merge is `f` of the inputs' elements.
-pub fn expect(merged: &Checkpoint, inputs: &[&Tensors], f: impl Fn(&str, &[f64]) -> f64) {
+pub fn expect(merged: &Shards, inputs: &[&Tensors], f: impl Fn(&str, &[f64]) -> f64) {
     for name in inputs[0].keys() {
         let wide = |v: Vec<f32>| v.into_iter().map(f64::from).collect::<Vec<f64>>();
         let got = wide(values(merged, name));

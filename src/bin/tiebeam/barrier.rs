@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use tiebeam::merge::plot::{Curve, Panel, svg};
 use tiebeam::merge::{
-    Barrier, Checkpoint, Evaluation, LossPath, MatchOptions, Matching, Mlp, Permutation, Spec, Weights,
-    distance, match_weights, singular_alignment,
+    Barrier, Evaluation, LossPath, MatchOptions, Matching, Mlp, Permutation, Shards, Spec, Weights, distance,
+    match_weights, singular_alignment,
 };
 use tiebeam::{Error, Gpu, Result, files, no_grad};
 
@@ -59,7 +59,7 @@ pub fn run(args: &Args) -> Result<()> {
         return Err(Error::Config { message });
     }
     let gpu = Gpu::open()?;
-    let [a, b] = [Checkpoint::open(&args.a)?, Checkpoint::open(&args.b)?];
+    let [a, b] = [Shards::open(&args.a)?, Shards::open(&args.b)?];
     let net = Mlp::of(&a)?;
     if Mlp::of(&b)? != net {
         let message =
@@ -91,7 +91,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-fn matched(gpu: &Gpu, net: &Mlp, a: &Checkpoint, b: &Checkpoint) -> Result<Matching> {
+fn matched(gpu: &Gpu, net: &Mlp, a: &Shards, b: &Shards) -> Result<Matching> {
     let spec = Spec::mlp(a, &net.layers())?;
     match_weights(gpu, &spec, a, b, &MatchOptions::default())
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tiebeam::merge::{
-    Checkpoint, MatchOptions, Matching, Mlp, Permutation, Spec, VisitOrder, Weights, match_weights_with,
+    MatchOptions, Matching, Mlp, Permutation, Shards, Spec, VisitOrder, Weights, match_weights_with,
 };
 use tiebeam::store::{Entry, FileDType, bf16_bytes, save};
 use tiebeam::{Error, Gpu, Result, files};
@@ -86,11 +86,11 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(Sub::Apply { permutation, model, out, inverse }) = &args.apply {
         let read = Permutation::load(permutation)?;
         let permutation = if *inverse { read.inverse() } else { read };
-        return write_permuted(&gpu, &permutation, &Checkpoint::open(model)?, out);
+        return write_permuted(&gpu, &permutation, &Shards::open(model)?, out);
     }
     // Both are required where there is no subcommand.
     let (Some(a), Some(b)) = (&args.a, &args.b) else { return Ok(()) };
-    let [a, b] = [Checkpoint::open(a)?, Checkpoint::open(b)?];
+    let [a, b] = [Shards::open(a)?, Shards::open(b)?];
     let spec = Spec::named(&args.spec, &a)?;
     if let Some(path) = &args.save_spec {
         files::replace_with(path, spec.to_json())?;
@@ -120,7 +120,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Matches with a line of progress; Ctrl-C ends the search with what it has.
-fn search(gpu: &Gpu, args: &Args, spec: &Spec, a: &Checkpoint, b: &Checkpoint) -> Result<Matching> {
+fn search(gpu: &Gpu, args: &Args, spec: &Spec, a: &Shards, b: &Shards) -> Result<Matching> {
     let start = args.start.as_ref().map(Permutation::load).transpose()?;
     let order = match args.order {
         OrderArg::Given => VisitOrder::Given,
@@ -170,7 +170,7 @@ fn report(matching: &Matching, took: Duration) {
 }
 
 /// The permuted network must answer as the plain one does.
-fn check(gpu: &Gpu, matching: &Matching, b: &Checkpoint, path: &Path) -> Result<()> {
+fn check(gpu: &Gpu, matching: &Matching, b: &Shards, path: &Path) -> Result<()> {
     let net = Mlp::of(b)?;
     let data = Data::read(gpu, path, &net)?;
     let permuted = matching.permuted(b);
@@ -194,7 +194,7 @@ fn check(gpu: &Gpu, matching: &Matching, b: &Checkpoint, path: &Path) -> Result<
 }
 
 /// Writes a model under a permutation, tensor by tensor in its own types; what does not move is copied byte by byte.
-fn write_permuted(gpu: &Gpu, permutation: &Permutation, model: &Checkpoint, out: &Path) -> Result<()> {
+fn write_permuted(gpu: &Gpu, permutation: &Permutation, model: &Shards, out: &Path) -> Result<()> {
     permutation.check(model)?;
     let permuted = permutation.permuted(model);
     let bar = ProgressBar::new(model.names().len() as u64);

@@ -11,7 +11,7 @@ use tiebeam::merge::config::Align;
 use tiebeam::merge::evaluate::Data;
 use tiebeam::merge::job::{Job, size};
 use tiebeam::merge::run::CONFIG;
-use tiebeam::merge::{Checkpoint, Config, Weights, yaml};
+use tiebeam::merge::{Config, Shards, Weights, yaml};
 use tiebeam::{Error, Gpu, Options, Result, files};
 
 /// Merge models as a configuration in mergekit's format says.
@@ -147,7 +147,7 @@ fn write(
 
 /// Loss and accuracy of the inputs and the output.
 fn evaluate(gpu: &Gpu, job: &Job, sources: &[&dyn Weights], out: &Path, data: &Data) -> Result<()> {
-    let merged = Checkpoint::open(out)?;
+    let merged = Shards::open(out)?;
     // Fisher diagonals are read like models and are none.
     let slices = job.config.slices.iter().flat_map(|slice| slice.sources.iter().map(|s| &s.model));
     let named: Vec<&PathBuf> = slices.chain(&job.config.base).collect();
