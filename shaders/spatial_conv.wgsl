@@ -1,22 +1,26 @@
-// y[n,a,c] (+)= sum over edges e of n:  k[e,a,c] v[m_e,a,c],   k[e,a,c] = sum_b basis[e,a,b] w[b,c]
+// y[n,a,c] += sum over edges e of n:  k[e,a,c] v[m_e,a,c],   k[e,a,c] = sum_b basis[e,a,b] w[b,c]
 //
 // n and m_e are the ends of an edge: destination and source give the convolution x1 from h, source and destination its gradient
-// dh from dx1. The kernels k exist in registers only. A thread owns ORIENTATIONS x 4 CHANNELS numbers of one node and takes
-// EDGES of its edges at a time, in the order of the list: a small matrix product of EDGES x ORIENTATIONS rows, times v, added
-// to the node's sum. Nothing is scattered, so the same bits come out each time.
-// Per row of basis that is read, 16 CHANNELS multiply-adds; w comes from the cache.
+// dh from dx1. Nodes are listed with their edges, so that nothing is scattered and the same bits come out each time.
 //
-// products: m[e,a,c] = g[t_e,a,c] h[s_e,a,c], the gradient dk of a run of edges; dw = m^T basis and dbasis = m w^T are matmuls.
+// forward: every edge has its own row of kernels. They exist in registers only: a thread owns ORIENTATIONS x 4 CHANNELS numbers
+// of one node and takes EDGES of its edges at a time, in the order of the list: a small matrix product of EDGES x ORIENTATIONS
+// rows, times v, added to the node's sum. Per row of basis that is read, 16 CHANNELS multiply-adds; w comes from the cache.
+//
+// messages: an edge and its reverse share a row, k[reverse,a] = k[e,opposite a], and the nodes that need it are two: the rows of
+// a run are made once, by a matmul, and read by both. Half of the arithmetic for 8 more bytes a kernel element.
+//
+// products: m[e,a,c] = g[t_e,a,c] h[s_e,a,c], the gradient dk of a run's rows, plus g[s_e,a',c] h[t_e,a',c] with a' opposite a
+// where the reverse shares the row; dw = m^T basis and dbasis = m w^T are matmuls.
 
 const EDGES: u32 = 4u;
 const ORIENTATIONS: u32 = 4u;
 const CHANNELS: u32 = 4u;       // in vectors
-const ACCUMULATE: bool = true;
+const PAIRED: bool = false;     // whether an edge and its reverse may share a row
 
 struct Params {
     groups_x: u32,
     n: u32,             // threads
-    first: u32,         // node of the first row of `starts`
     orientations: u32,
     channels: u32,      // in vectors
     basis: u32,         // in vectors
@@ -28,10 +32,13 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> basis: array<vec4<f32>>;    // [edges, orientations, basis]
 @group(0) @binding(1) var<storage, read> w: array<vec4<f32>>;        // [4 basis, channels]
 @group(0) @binding(2) var<storage, read> v: array<vec4<f32>>;        // [nodes, orientations, channels]
-@group(0) @binding(3) var<storage, read> starts: array<u32>;
-@group(0) @binding(4) var<storage, read> pairs: array<vec2<u32>>;    // edge, other node; in `products` destination, source
+@group(0) @binding(3) var<storage, read> nodes: array<vec2<u32>>;    // node, where its entries of `pairs` begin; one past the last
+@group(0) @binding(4) var<storage, read> pairs: array<vec2<u32>>;    // twice an edge's row, plus 1 for the reverse; other node
 @group(0) @binding(5) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read> g: array<vec4<f32>>;
+@group(0) @binding(7) var<storage, read> opposite: array<u32>;
+@group(0) @binding(8) var<storage, read> ends: array<vec4<u32>>;     // destination, source, 1 where the reverse shares the row
+@group(0) @binding(9) var<storage, read> k: array<vec4<f32>>;        // [rows, orientations, channels]
 
 @compute @workgroup_size(64)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -50,13 +57,13 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #unroll c CHANNELS
     let c$c = min(channel + ${c}u, p.channels - 1u);
 #end
-    let end = starts[node + 1u];
-    for (var j = starts[node]; j < end; j += EDGES) {
+    let end = nodes[node + 1u].y;
+    for (var j = nodes[node].y; j < end; j += EDGES) {
 #unroll e EDGES
         let pair$e = pairs[min(j + ${e}u, end - 1u)];
         let live$e = select(0.0, 1.0, j + ${e}u < end);
 #unroll o ORIENTATIONS
-        let row${e}_$o = (pair$e.x * p.orientations + a$o) * p.basis;
+        let row${e}_$o = ((pair$e.x >> 1u) * p.orientations + a$o) * p.basis;
 #unroll c CHANNELS
         var k${e}_${o}_$c = vec4<f32>();
 #end
@@ -90,12 +97,28 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #unroll o ORIENTATIONS
 #unroll c CHANNELS
     if a + ${o}u < p.orientations && channel + ${c}u < p.channels {
-        let at${o}_$c = ((p.first + node) * p.orientations + a$o) * p.channels + c$c;
-        if ACCUMULATE { y${o}_$c += y[at${o}_$c]; }
-        y[at${o}_$c] = y${o}_$c;
+        y[(nodes[node].x * p.orientations + a$o) * p.channels + c$c] += y${o}_$c;
     }
 #end
 #end
+}
+
+@compute @workgroup_size(64)
+fn messages(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = (group.y * p.groups_x + group.x) * 64u + lane;
+    if i >= p.n { return; }
+    let node = i / (p.orientations * p.channels);
+    let c = i % p.channels;
+    let a = i / p.channels % p.orientations;
+    let back = opposite[a];
+    let end = nodes[node + 1u].y;
+    var sum = vec4<f32>();
+    for (var j = nodes[node].y; j < end; j++) {
+        let pair = pairs[j];
+        let row = (pair.x >> 1u) * p.orientations + select(a, back, (pair.x & 1u) != 0u);
+        sum = fma(k[row * p.channels + c], v[(pair.y * p.orientations + a) * p.channels + c], sum);
+    }
+    y[(nodes[node].x * p.orientations + a) * p.channels + c] += sum;
 }
 
 @compute @workgroup_size(64)
@@ -103,6 +126,12 @@ fn products(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let i = (group.y * p.groups_x + group.x) * 64u + lane;
     if i >= p.n { return; }
     let wide = p.orientations * p.channels;
-    let ends = pairs[i / wide];
-    y[i] = g[ends.x * wide + i % wide] * v[ends.y * wide + i % wide];
+    let at = i % wide;
+    let own = ends[i / wide];
+    var m = g[own.x * wide + at] * v[own.y * wide + at];
+    if PAIRED && own.z != 0u {
+        let back = opposite[at / p.channels] * p.channels + at % p.channels;
+        m = fma(g[own.y * wide + back], v[own.x * wide + back], m);
+    }
+    y[i] = m;
 }

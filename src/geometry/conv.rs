@@ -8,8 +8,9 @@ use super::graph::Graph;
 use super::grid::Grid;
 use super::invariants;
 use crate::nn::{Activation, Epilogue};
-use crate::ops::edges::Edges;
-use crate::ops::kernel_basis::{BasisWeights, Sight};
+use crate::ops::bonds::Bonds;
+pub use crate::ops::kernel_basis::Basis;
+use crate::ops::kernel_basis::Sight;
 use crate::ops::site::Site;
 use crate::share::Tied;
 use crate::tensor::Tensor;
@@ -23,19 +24,6 @@ pub enum Route {
     /// Kernels of their own, whose memory does not grow with edges x orientations x channels.
     #[default]
     Fused,
-}
-
-/// `gelu(gelu(f W1^T + b1) W2^T + b2)`: the functions that kernels are combinations of.
-#[derive(Clone)]
-pub struct Basis {
-    /// `[hidden, features]`
-    pub w1: Tensor,
-    /// `[hidden]`
-    pub b1: Tensor,
-    /// `[basis, hidden]`
-    pub w2: Tensor,
-    /// `[basis]`
-    pub b2: Tensor,
 }
 
 impl Basis {
@@ -78,16 +66,16 @@ pub struct FieldConfig {
 
 /// What all layers of a network see of a graph: edges, and the bases of the kernels on them.
 pub struct Field {
-    edges: Edges,
+    bonds: Bonds,
     spatial: Spatial,
     /// `[O, O, K]`; none without orientations.
     fiber: Option<Tensor>,
 }
 
 enum Spatial {
-    /// `[E, O, K]`, with the window; ops of the engine go on from there.
+    /// `[E, O, K]`, with the window, of every edge; ops of the engine go on from there.
     Plain(Tensor),
-    /// The same for the fused kernels: K is whole vectors.
+    /// `[R, O, K]` of the rows of the bonds, for the fused kernels: K is whole vectors.
     Stored(Tensor),
     /// Made anew for each run of edges.
     Remade(Box<Remade>),
@@ -97,7 +85,7 @@ struct Remade {
     d: Tensor,
     window: Option<Tensor>,
     sight: Sight,
-    weights: BasisWeights,
+    basis: Basis,
 }
 
 /// The largest basis, in bytes, that is made once for all layers: it saves half of the arithmetic of a network of many layers.
@@ -119,7 +107,12 @@ impl Field {
         config: FieldConfig,
     ) -> Field {
         let FieldConfig { degree, radius, layers, route } = config;
-        let (gpu, d) = (graph.gpu(), graph.vectors());
+        let gpu = graph.gpu();
+        let bonds = match route {
+            Route::Plain => Bonds::single(graph.edges()),
+            Route::Fused => graph.bonds(grid),
+        };
+        let d = bonds.select(&graph.vectors());
         assert!(
             graph.dimension() == grid.dimension(),
             "ponita: positions in {} dimensions, the grid in {}",
@@ -140,19 +133,19 @@ impl Field {
                     None => invariants::distance(&d).unsqueeze(1),
                 };
                 let b = basis.forward(&invariants::polynomial(&attributes, degree));
-                let wide = [graph.edges.len(), 1, 1];
+                let wide = [bonds.len(), 1, 1];
                 Spatial::Plain(window.map_or(b.clone(), |window| b.mul(&window.reshape(wide))))
             }
             Route::Fused => {
-                let (sight, weights) = (Sight { orientations: ori, degree }, basis.whole());
-                let bytes = 4 * graph.edges.len() * grid.len() * weights.b2.count();
+                let (sight, basis) = (Sight { orientations: ori, degree }, basis.whole());
+                let bytes = 4 * bonds.len() * grid.len() * basis.b2.count();
                 match layers > 1 && bytes <= STORED {
-                    true => Spatial::Stored(d.kernel_basis(window.as_ref(), &sight, &weights)),
-                    false => Spatial::Remade(Box::new(Remade { d, window, sight, weights })),
+                    true => Spatial::Stored(d.kernel_basis(window.as_ref(), &sight, &basis)),
+                    false => Spatial::Remade(Box::new(Remade { d, window, sight, basis })),
                 }
             }
         };
-        Field { edges: graph.edges.clone(), spatial, fiber }
+        Field { bonds, spatial, fiber }
     }
 }
 
@@ -167,8 +160,8 @@ fn whole(x: &Tensor, axis: usize) -> Tensor {
 
 impl Basis {
     /// These weights with widths of whole vectors. What is added stays zero: `gelu(0) = 0`.
-    fn whole(&self) -> BasisWeights {
-        BasisWeights {
+    fn whole(&self) -> Basis {
+        Basis {
             w1: whole(&whole(&self.w1, 0), 1),
             b1: whole(&self.b1, 0),
             w2: whole(&whole(&self.w2, 0), 1),
@@ -204,21 +197,22 @@ impl Conv {
     /// As [`Conv::forward`].
     #[track_caller]
     pub fn spatial(&self, field: &Field, h: &Tensor) -> Tensor {
-        let edges = &field.edges;
+        let bonds = &field.bonds;
         let wide = || (whole(h, 2), whole(&whole(&self.kernel, 0), 1));
         let y = match &field.spatial {
             Spatial::Plain(basis) => {
+                let edges = bonds.edges();
                 let kernel = linear(basis, &self.kernel, None, Activation::None, None);
                 let messages = h.index_select(0, edges.source_ids()).mul(&kernel);
                 return messages.index_sum(0, edges.destination_ids(), edges.nodes());
             }
             Spatial::Stored(basis) => {
                 let (h, kernel) = wide();
-                h.edge_conv(basis, &kernel, edges)
+                h.edge_conv(basis, &kernel, bonds)
             }
             Spatial::Remade(of) => {
                 let (h, kernel) = wide();
-                h.spatial_conv(&of.d, of.window.as_ref(), &of.sight, &of.weights, &kernel, edges)
+                h.spatial_conv(&of.d, of.window.as_ref(), &of.sight, &of.basis, &kernel, bonds)
             }
         };
         y.slice(2, 0..h.shape()[2])

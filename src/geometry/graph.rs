@@ -1,9 +1,12 @@
 //! Point clouds: positions, edges between them, and which graph of a batch each point is in.
 
+use super::grid::Grid;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::ops::bonds::{Bonds, List, reverses};
 use crate::ops::edges::Edges;
 use crate::tensor::Tensor;
+use std::sync::{Arc, OnceLock};
 
 /// A batch of disjoint graphs of points in space or in the plane.
 ///
@@ -21,6 +24,22 @@ pub struct Graph {
     batch: Vec<u32>,
     pub(crate) batch_ids: Tensor,
     graphs: usize,
+    lists: Arc<Lists>,
+}
+
+/// Which edges share kernels: found once for a graph, where somebody asks.
+#[derive(Default)]
+struct Lists {
+    /// As those of the graph, on the host.
+    shifts: Vec<f32>,
+    single: OnceLock<Arc<List>>,
+    paired: OnceLock<Arc<List>>,
+}
+
+impl std::fmt::Debug for Lists {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Lists")
+    }
 }
 
 impl Graph {
@@ -61,6 +80,7 @@ impl Graph {
             strain: None,
             batch,
             graphs,
+            lists: Arc::default(),
         })
     }
 
@@ -112,6 +132,7 @@ impl Graph {
         let ordered = self.edges.order().iter().flat_map(|&e| &shifts[e as usize * width..][..width]);
         let ordered: Vec<f32> = ordered.copied().collect();
         self.shifts = Some(Tensor::from_slice(self.gpu(), &ordered, [self.edges.len(), width]));
+        self.lists = Arc::new(Lists { shifts: ordered, ..Lists::default() });
         Ok(self)
     }
 
@@ -143,6 +164,21 @@ impl Graph {
         let d = self.positions.edge_vectors(&self.edges);
         let d = self.shifts.as_ref().map_or(d.clone(), |shift| d.add(shift));
         self.strain.as_ref().map_or(d.clone(), |strain| d.matmul(strain))
+    }
+
+    /// Which rows of kernels the edges use on this grid: an edge and its reverse share one where every orientation has an
+    /// opposite and a quarter of the rows or more is saved.
+    pub fn bonds(&self, grid: &Grid) -> Bonds {
+        let Lists { shifts, single, paired } = &*self.lists;
+        if let Some(opposite) = grid.antipodes() {
+            let pairs = || List::paired(&self.edges, &reverses(&self.edges, shifts, self.dimension()));
+            let list = paired.get_or_init(pairs);
+            if 4 * list.len() <= 3 * self.edges.len() {
+                let opposite: Vec<u32> = opposite.into_iter().map(|a| a as u32).collect();
+                return Bonds::of(list.clone(), Some(&opposite));
+            }
+        }
+        Bonds::of(single.get_or_init(|| List::single(&self.edges)).clone(), None)
     }
 
     /// `x [nodes, ..]` summed over the nodes of each graph: `[graphs, ..]`, zero for a graph without nodes.

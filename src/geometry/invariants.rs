@@ -13,6 +13,7 @@
 //! left from right. Three of them leave a class of pairs with one free number; `o'.d` fixes that.
 //! Source: Bekkers et al. 2024, "Fast, Expressive SE(n) Equivariant Networks", arXiv 2310.02970.
 
+pub use crate::ops::kernel_basis::polynomial_size;
 use crate::tensor::Tensor;
 
 /// Length over the last axis; the gradient at the zero vector is 0, as self-loops need it.
@@ -144,11 +145,6 @@ pub fn polynomial(a: &Tensor, degree: usize) -> Tensor {
         terms.push(next.reshape(a.shape().with(axes - 1, width)));
     }
     Tensor::concat(&terms.iter().collect::<Vec<_>>(), -1)
-}
-
-/// The number of monomials that [`polynomial`] makes of so many attributes.
-pub fn polynomial_size(attributes: usize, degree: usize) -> usize {
-    (1..=degree as u32).map(|k| attributes.pow(k)).sum()
 }
 
 /// The polynomial cutoff `1 - 28 u^6 + 48 u^7 - 21 u^8` with `u = distance / radius`, 0 from the radius on. Value and two

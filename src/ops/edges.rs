@@ -9,9 +9,7 @@ use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::tape::{Op, Sink};
 use crate::tensor::{Tensor, same_gpu};
-use std::collections::BTreeMap;
-use std::ops::Range;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 
 /// Directed edges `source -> destination` of a graph, sorted by destination, then source. Cloning is cheap.
 ///
@@ -29,10 +27,6 @@ struct Inner {
     destination_ids: Tensor,
     by_destination: Rows,
     by_source: Rows,
-    /// By edges of a chunk.
-    chunks: Mutex<BTreeMap<usize, Arc<Vec<Chunk>>>>,
-    /// The most edges of a chunk, for tests of what happens at its ends.
-    most: OnceLock<usize>,
 }
 
 /// For each node the edges that end or start there, and the node at their other end.
@@ -42,20 +36,6 @@ pub(crate) struct Rows {
     pub starts: Tensor,
     /// `[entries, 2]`: edge, other node.
     pub pairs: Tensor,
-}
-
-/// A run of edges whose kernels are in memory together.
-pub(crate) struct Chunk {
-    pub edges: Range<usize>,
-    /// Nodes at which an edge of the run ends, and at which one starts.
-    pub destinations: Range<usize>,
-    pub sources: Range<usize>,
-    /// The run's edges by the node where they start, with edges counted from its first; nodes from `sources.start`.
-    pub by_source: Rows,
-    /// The same for the node where they end.
-    pub by_destination: Rows,
-    /// `[edges, 2]`: destination and source of each edge.
-    pub ends: Tensor,
 }
 
 impl Edges {
@@ -86,13 +66,11 @@ impl Edges {
             nodes,
             source_ids: list(&sources),
             destination_ids: list(&destinations),
-            by_destination: rows(gpu, 0..nodes, &destinations, &sources),
-            by_source: rows(gpu, 0..nodes, &sources, &destinations),
+            by_destination: rows(gpu, nodes, &destinations, &sources),
+            by_source: rows(gpu, nodes, &sources, &destinations),
             sources,
             destinations,
             order,
-            chunks: Mutex::default(),
-            most: OnceLock::new(),
         })))
     }
 
@@ -140,59 +118,19 @@ impl Edges {
     pub fn gpu(&self) -> &Gpu {
         &self.0.gpu
     }
-
-    pub(crate) fn by_destination(&self) -> &Rows {
-        &self.0.by_destination
-    }
-
-    /// Makes all runs of these edges as short as this.
-    pub(crate) fn limit_runs(&self, most: usize) {
-        self.0.most.get_or_init(|| most);
-    }
-
-    /// Runs of at most `most` edges, in order.
-    pub(crate) fn chunks(&self, most: usize) -> Arc<Vec<Chunk>> {
-        let most = self.0.most.get().map_or(most, |&least| least.min(most));
-        let mut made = self.0.chunks.lock().unwrap_or_else(PoisonError::into_inner);
-        made.entry(most)
-            .or_insert_with(|| {
-                let starts = (0..self.len()).step_by(most.max(1));
-                Arc::new(starts.map(|first| self.chunk(first..self.len().min(first + most))).collect())
-            })
-            .clone()
-    }
-
-    fn chunk(&self, edges: Range<usize>) -> Chunk {
-        let (sources, destinations) = (&self.0.sources[edges.clone()], &self.0.destinations[edges.clone()]);
-        let range = |ids: &[u32]| {
-            let (low, high) = (ids.iter().min(), ids.iter().max());
-            low.map_or(0, |&n| n as usize)..high.map_or(0, |&n| n as usize + 1)
-        };
-        let (from, to) = (range(sources), range(destinations));
-        let ends: Vec<u32> = destinations.iter().zip(sources).flat_map(|(&d, &s)| [d, s]).collect();
-        let gpu = &self.0.gpu;
-        Chunk {
-            by_source: rows(gpu, from.clone(), sources, destinations),
-            by_destination: rows(gpu, to.clone(), destinations, sources),
-            ends: Tensor::from_slice(gpu, &ends, [edges.len(), 2]),
-            edges,
-            destinations: to,
-            sources: from,
-        }
-    }
 }
 
-/// Edges by the node of `range` that `own` names, in order.
-fn rows(gpu: &Gpu, range: Range<usize>, own: &[u32], other: &[u32]) -> Rows {
-    let mut starts = vec![0u32; range.len() + 1];
-    own.iter().for_each(|&n| starts[n as usize - range.start + 1] += 1);
-    for i in 0..range.len() {
+/// Edges by the node that `own` names, in order.
+fn rows(gpu: &Gpu, nodes: usize, own: &[u32], other: &[u32]) -> Rows {
+    let mut starts = vec![0u32; nodes + 1];
+    own.iter().for_each(|&n| starts[n as usize + 1] += 1);
+    for i in 0..nodes {
         starts[i + 1] += starts[i];
     }
     let mut next = starts.clone();
     let mut pairs = vec![0u32; 2 * own.len()];
     for (edge, (&n, &m)) in own.iter().zip(other).enumerate() {
-        let at = &mut next[n as usize - range.start];
+        let at = &mut next[n as usize];
         pairs[2 * *at as usize..][..2].copy_from_slice(&[edge as u32, m]);
         *at += 1;
     }

@@ -12,6 +12,12 @@ use crate::tape::{Into, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 use std::ops::Range;
 
+/// The number of monomials up to `degree` of so many attributes, `sum over k of attributes^k`: see
+/// [`crate::geometry::invariants::polynomial`].
+pub fn polynomial_size(attributes: usize, degree: usize) -> usize {
+    (1..=degree as u32).map(|k| attributes.pow(k)).sum()
+}
+
 /// From where edges are seen, and in how many products of attributes.
 #[derive(Clone, Debug)]
 pub struct Sight {
@@ -33,7 +39,7 @@ impl Sight {
 
     /// Features of an edge and orientation, with the zeros that fill up the last vector.
     pub fn features(&self) -> usize {
-        (1..=self.degree as u32).map(|k| self.attributes().pow(k)).sum::<usize>().next_multiple_of(4)
+        polynomial_size(self.attributes(), self.degree).next_multiple_of(4)
     }
 
     fn kind(&self, dimension: usize) -> Kind {
@@ -92,7 +98,7 @@ struct Kind {
 impl Kind {
     fn source(self) -> Source {
         let attributes = 1 + self.oriented as usize;
-        let count: usize = (1..=self.degree as u32).map(|k| attributes.pow(k)).sum();
+        let count = polynomial_size(attributes, self.degree);
         Source::file("kernel_basis")
             .u32("KIND", if self.oriented { self.dimension as u32 - 1 } else { 0 })
             .u32("DIMENSION", self.dimension as u32)
@@ -104,7 +110,7 @@ impl Kind {
 
 /// `gelu(gelu(f w1^T + b1) w2^T + b2)`: two matrices `[out, in]` and two biases. The widths are whole vectors of 4.
 #[derive(Clone)]
-pub struct BasisWeights {
+pub struct Basis {
     /// `[hidden, features]`
     pub w1: Tensor,
     /// `[hidden]`
@@ -115,7 +121,7 @@ pub struct BasisWeights {
     pub b2: Tensor,
 }
 
-impl BasisWeights {
+impl Basis {
     pub(crate) fn all(&self) -> [&Tensor; 4] {
         [&self.w1, &self.b1, &self.w2, &self.b2]
     }
@@ -169,7 +175,7 @@ pub(crate) fn onto(sum: &mut Option<Tensor>) -> Into {
 const OP: &str = "kernel_basis";
 
 impl Network {
-    pub fn new(sight: &Sight, weights: &BasisWeights) -> Network {
+    pub fn new(sight: &Sight, weights: &Basis) -> Network {
         Network { sight: sight.clone(), weights: weights.all().map(|w| w.detach().contiguous()) }
     }
 
@@ -326,7 +332,7 @@ impl Tensor {
     /// # Panics
     /// When shapes do not fit; widths must be multiples of 4.
     #[track_caller]
-    pub fn kernel_basis(&self, window: Option<&Tensor>, sight: &Sight, weights: &BasisWeights) -> Tensor {
+    pub fn kernel_basis(&self, window: Option<&Tensor>, sight: &Sight, weights: &Basis) -> Tensor {
         sight.check(OP, self);
         weights.check(OP, sight);
         let edges = self.shape()[0];
@@ -345,7 +351,7 @@ impl Tensor {
         }
         all.made_by(&inputs, || {
             let saved = weights.all().map(Saved::new);
-            Box::new(Basis { network, saved, d: Saved::new(&d), window: window.map(|w| Saved::new(&w)) })
+            Box::new(KernelBasis { network, saved, d: Saved::new(&d), window: window.map(|w| Saved::new(&w)) })
         })
     }
 }
@@ -366,7 +372,7 @@ impl Op for Features {
     }
 }
 
-struct Basis {
+struct KernelBasis {
     network: Network,
     /// Checks that nobody changed the weights meanwhile.
     saved: [Saved; 4],
@@ -374,7 +380,7 @@ struct Basis {
     window: Option<Saved>,
 }
 
-impl Op for Basis {
+impl Op for KernelBasis {
     fn name(&self) -> &'static str {
         OP
     }
@@ -466,9 +472,7 @@ fn all_features64(d: &Array, o: Option<&Array>, degree: usize) -> Array {
             features64(&own(d, row / count), o.map(|o| own(o, row % count)).as_deref(), degree)
         })
         .collect();
-    let sight = |n: usize| n.next_multiple_of(4);
-    let attributes = 1 + o.is_some() as usize;
-    let f = sight((1..=degree as u32).map(|k| attributes.pow(k)).sum());
+    let f = polynomial_size(1 + o.is_some() as usize, degree).next_multiple_of(4);
     Array::from_fn([edges, count, f], |i| rows[i / f].get(i % f).copied().unwrap_or(0.0))
 }
 
@@ -542,6 +546,6 @@ pub(crate) fn sight(x: &[Tensor], degree: usize) -> Sight {
     Sight { orientations: Some(x[1].clone()), degree }
 }
 
-pub(crate) fn weights(x: &[Tensor]) -> BasisWeights {
-    BasisWeights { w1: x[2].clone(), b1: x[3].clone(), w2: x[4].clone(), b2: x[5].clone() }
+pub(crate) fn weights(x: &[Tensor]) -> Basis {
+    Basis { w1: x[2].clone(), b1: x[3].clone(), w2: x[4].clone(), b2: x[5].clone() }
 }

@@ -5,6 +5,7 @@
 //! 2. `src/ops/NAME.rs`: the method on [`Tensor`], `impl Op`, `variants()`, `cases()` with an f64 reference.
 //! 3. One line in the list below. Tests, shader checks and benches walk it.
 
+pub mod bonds;
 pub mod case;
 
 use crate::gpu::shader::Source;

@@ -1,10 +1,11 @@
 //! The spatial half of a separable convolution on positions and orientations: sums over neighbours with kernels that exist in
 //! registers only.
 
+use super::bonds::{Bonds, Run, Uses};
 use super::case::{Array, Case, Input};
-use super::edges::{Chunk, Edges, Rows};
+use super::edges::Edges;
 use super::kernel_basis::{
-    BasisWeights, Incoming, Network, Sight, Sums, Wants, basis64, directions, onto, part, run, sight, small, weights,
+    Basis, Incoming, Network, Sight, Sums, Wants, basis64, directions, onto, part, run, sight, small, weights,
 };
 use super::matmul::{outer, product};
 use super::words;
@@ -35,54 +36,57 @@ impl Tile {
         Tile { edges: rows / own, orientations: own, channels: channels.min(most) }
     }
 
-    fn source(self, accumulate: bool) -> Source {
+    fn source(self) -> Source {
         Source::file(OP)
             .u32("EDGES", self.edges as u32)
             .u32("ORIENTATIONS", self.orientations as u32)
             .u32("CHANNELS", self.channels as u32)
-            .bool("ACCUMULATE", accumulate)
     }
 }
 
-/// `y[n] (+)= sum over the rows' edges of n: (basis w)[e] v[other]`, for the nodes of `rows`, the first of which is `first`.
-fn convolve(basis: &Tensor, w: &Tensor, v: &Tensor, rows: &Rows, first: usize, y: &Tensor, accumulate: bool) {
-    let [o, c] = [y.shape()[1], y.shape()[2] / 4];
-    let tile = Tile::of(y.gpu(), o, c);
-    let blocks = [o.div_ceil(tile.orientations), c.div_ceil(tile.channels)];
-    let threads = (rows.starts.count() - 1) * blocks[0] * blocks[1];
-    let grid = grid(threads.div_ceil(64));
-    let sizes = [threads, first, o, c, w.shape()[0] / 4, blocks[0], blocks[1]];
-    let params: Vec<u32> = std::iter::once(grid[0]).chain(sizes.map(|v| v as u32)).collect();
-    y.gpu().launch(Launch {
-        op: OP,
-        source: &tile.source(accumulate),
-        entry: "forward",
-        binds: vec![
-            basis.bind(0),
-            w.bind(1),
-            v.bind(2),
-            rows.starts.bind(3),
-            rows.pairs.bind(4),
-            y.bind_mut(5),
-        ],
-        params: words(&params),
-        grid,
-        reuse: 8,
-    });
+/// The kernels whose text depends on no tile.
+fn plain(paired: bool) -> Source {
+    Tile { edges: 1, orientations: 1, channels: 1 }.source().bool("PAIRED", paired)
 }
 
-/// `m[e] = g[destination] h[source]` of a run's edges: `[edges * O, C]`.
-fn products(g: &Tensor, h: &Tensor, chunk: &Chunk) -> Tensor {
+/// `y[n] += sum over the uses of n: (basis w)[row] v[other]`, where edges share rows with `opposite` sides.
+fn convolve(basis: &Tensor, w: &Tensor, v: &Tensor, uses: &Uses, opposite: Option<&Tensor>, y: &Tensor) {
+    let [o, c] = [y.shape()[1], y.shape()[2] / 4];
+    let nodes = uses.nodes.shape()[0] - 1;
+    let mut binds = vec![v.bind(2), uses.nodes.bind(3), uses.pairs.bind(4), y.bind_mut(5)];
+    let (entry, source, blocks) = match opposite {
+        Some(opposite) => {
+            binds.extend([product(OP, basis, w, Into::New).bind(9), opposite.bind(7)]);
+            ("messages", plain(true), [o, c])
+        }
+        None => {
+            let tile = Tile::of(y.gpu(), o, c);
+            binds.extend([basis.bind(0), w.bind(1)]);
+            ("forward", tile.source(), [o.div_ceil(tile.orientations), c.div_ceil(tile.channels)])
+        }
+    };
+    let threads = nodes * blocks[0] * blocks[1];
+    let grid = grid(threads.div_ceil(64));
+    let sizes = [threads, o, c, w.shape()[0] / 4, blocks[0], blocks[1]];
+    let params: Vec<u32> = std::iter::once(grid[0]).chain(sizes.map(|v| v as u32)).collect();
+    y.gpu().launch(Launch { op: OP, source: &source, entry, binds, params: words(&params), grid, reuse: 8 });
+}
+
+/// `m = g[destination] h[source]` of the edges of a run's rows: `[rows * O, C]`.
+fn products(g: &Tensor, h: &Tensor, run: &Run, opposite: Option<&Tensor>) -> Tensor {
     let [o, c] = [h.shape()[1], h.shape()[2]];
-    let m = Tensor::empty(h.gpu(), OP, [chunk.edges.len() * o, c], DType::F32);
+    let m = Tensor::empty(h.gpu(), OP, [run.rows.len() * o, c], DType::F32);
     let threads = m.count() / 4;
     let grid = grid(threads.div_ceil(64));
+    // Something must be bound where no opposite is read.
+    let back = opposite.unwrap_or(&run.ends).bind(7);
+    let binds = vec![g.bind(6), h.bind(2), run.ends.bind(8), m.bind_mut(5), back];
     h.gpu().launch(Launch {
         op: OP,
-        source: &Tile { edges: 1, orientations: 1, channels: 1 }.source(false),
+        source: &plain(opposite.is_some()),
         entry: "products",
-        binds: vec![g.bind(6), h.bind(2), chunk.ends.bind(4), m.bind_mut(5)],
-        params: words(&[grid[0], threads as u32, 0, o as u32, c as u32 / 4, 0, 0, 0]),
+        binds,
+        params: words(&[grid[0], threads as u32, o as u32, c as u32 / 4, 0, 0, 0]),
         grid,
         reuse: 1,
     });
@@ -96,17 +100,18 @@ struct Halves<'a> {
     g: &'a Tensor,
     /// `[K, C]`
     turned: &'a Tensor,
+    opposite: Option<&'a Tensor>,
     dh: Option<Tensor>,
     dkernel: Option<Tensor>,
     kernel: bool,
 }
 
 impl Halves<'_> {
-    fn add(&mut self, basis: &Tensor, chunk: &Chunk) -> Tensor {
+    fn add(&mut self, basis: &Tensor, run: &Run) -> Tensor {
         if let Some(dh) = &self.dh {
-            convolve(basis, self.turned, self.g, &chunk.by_source, chunk.sources.start, dh, true);
+            convolve(basis, self.turned, self.g, run.from(), self.opposite, dh);
         }
-        let m = products(self.g, self.h, chunk);
+        let m = products(self.g, self.h, run, self.opposite);
         if self.kernel {
             let sum = outer(OP, &m, basis, onto(&mut self.dkernel));
             self.dkernel = Some(sum);
@@ -123,43 +128,47 @@ fn zeros(like: &Tensor) -> Tensor {
 }
 
 #[track_caller]
-fn check(h: &Tensor, kernel: &Tensor, [edges, o, k]: [usize; 3], list: &Edges) {
+fn check(h: &Tensor, kernel: &Tensor, [rows, o, k]: [usize; 3], bonds: &Bonds) {
     let (hs, ks) = (h.shape(), kernel.shape());
-    let fits = hs.len() == 3 && ks.len() == 2 && hs[0] == list.nodes() && hs[1] == o && ks[..] == [hs[2], k];
+    let fits = hs.len() == 3 && ks.len() == 2 && hs[0] == bonds.edges().nodes() && hs[1] == o && ks[..] == [hs[2], k];
     let whole = hs.len() == 3 && hs[2].is_multiple_of(4) && k.is_multiple_of(4) && o > 0;
     let floats = h.dtype() == DType::F32 && kernel.dtype() == DType::F32;
+    let sides = bonds.opposite().is_none_or(|opposite| opposite.count() == o);
     assert!(
-        fits && whole && floats && edges == list.len(),
-        "{OP}: features {hs}, kernel {ks}, basis [{edges}, {o}, {k}] for {list:?}; they must be [nodes, O, C], [C, K] and \
-         [edges, O, K] in f32, C and K multiples of 4"
+        fits && whole && floats && rows == bonds.len() && sides,
+        "{OP}: features {hs}, kernel {ks}, basis [{rows}, {o}, {k}] for {bonds:?}; they must be [nodes, O, C], [C, K] and \
+         [rows, O, K] in f32, C and K multiples of 4"
     );
 }
 
 impl Tensor {
-    /// `y[n,a,c] = sum over edges e into n of k[e,a,c] h[s_e,a,c]`, `k = basis kernel^T`: this is `h [N, O, C]`, `basis [E, O, K]`,
-    /// `kernel [C, K]`, and `y` has the shape of `h`. The kernels `k` are never stored.
+    /// `y[n,a,c] = sum over edges e into n of k[e,a,c] h[s_e,a,c]`, `k = basis kernel^T`: this is `h [N, O, C]`, `basis [R, O, K]`
+    /// of the rows of `bonds`, `kernel [C, K]`, and `y` has the shape of `h`. The kernels `k` are never stored but for a run of
+    /// rows.
     ///
-    /// Derivatives: `dh` is the same sum over outgoing edges; with `m = dy[t_e] h[s_e]`, made for a run of edges at a time,
-    /// `dkernel = m^T basis` and `dbasis = m kernel`. Sums run in the order of `edges`: the same bits every time.
-    /// Source: Bekkers et al. 2024, arXiv 2310.02970.
+    /// Derivatives: `dh` is the same sum over outgoing edges; with `m = dy[t_e] h[s_e]`, summed over the edges of a row, for a
+    /// run of rows at a time, `dkernel = m^T basis` and `dbasis = m kernel`. Sums run in the order of `bonds`: the same bits
+    /// every time. Source: Bekkers et al. 2024, arXiv 2310.02970.
     ///
     /// # Panics
     /// When the shapes do not fit, or C or K is no multiple of 4.
     #[track_caller]
-    pub fn edge_conv(&self, basis: &Tensor, kernel: &Tensor, edges: &Edges) -> Tensor {
-        same_gpu(OP, &[self, basis, kernel, edges.source_ids()]);
-        assert!(basis.shape().len() == 3, "{OP}: the basis must be [edges, O, K], got {}", basis.shape());
-        check(self, kernel, [0, 1, 2].map(|axis| basis.shape()[axis]), edges);
+    pub fn edge_conv(&self, basis: &Tensor, kernel: &Tensor, bonds: &Bonds) -> Tensor {
+        same_gpu(OP, &[self, basis, kernel, bonds.edges().source_ids()]);
+        assert!(basis.shape().len() == 3, "{OP}: the basis must be [rows, O, K], got {}", basis.shape());
+        check(self, kernel, [0, 1, 2].map(|axis| basis.shape()[axis]), bonds);
         let [h, b, w] = [self, basis, kernel].map(|x| x.detach().contiguous());
-        let y = Tensor::empty(self.gpu(), OP, self.shape(), DType::F32);
-        convolve(&b, &w.t().contiguous(), &h, edges.by_destination(), 0, &y, false);
+        let (y, turned) = (zeros(&h), w.t().contiguous());
+        for run in bonds.runs(most(&h, bonds)).iter() {
+            convolve(&rows(&b, run), &turned, &h, run.into(), bonds.opposite(), &y);
+        }
         y.made_by(&[self, basis, kernel], || {
-            Box::new(EdgeConv { edges: edges.clone(), saved: [&h, &b, &w].map(Saved::new) })
+            Box::new(EdgeConv { bonds: bonds.clone(), saved: [&h, &b, &w].map(Saved::new) })
         })
     }
 
-    /// [`Tensor::edge_conv`] with the basis of [`Tensor::kernel_basis`], of edges `d [E, D]`, made again for each run of edges in
-    /// both passes: memory does not grow with edges x orientations x K.
+    /// [`Tensor::edge_conv`] with the basis of [`Tensor::kernel_basis`], of the rows' edges `d [R, D]`, made again for each run
+    /// of rows in both passes: memory does not grow with edges x orientations x K.
     ///
     /// # Panics
     /// As those two.
@@ -169,14 +178,14 @@ impl Tensor {
         d: &Tensor,
         window: Option<&Tensor>,
         sight: &Sight,
-        basis: &BasisWeights,
+        basis: &Basis,
         kernel: &Tensor,
-        edges: &Edges,
+        bonds: &Bonds,
     ) -> Tensor {
         basis.check(OP, sight);
         sight.check(OP, d);
-        check(self, kernel, [d.shape()[0], sight.count(), basis.b2.count()], edges);
-        assert!(window.is_none_or(|w| w.shape()[..] == [edges.len()]), "{OP}: a window that is not [{}]", edges.len());
+        check(self, kernel, [d.shape()[0], sight.count(), basis.b2.count()], bonds);
+        assert!(window.is_none_or(|w| w.shape()[..] == [bonds.len()]), "{OP}: a window that is not [{}]", bonds.len());
         let mut inputs = vec![self, d];
         inputs.extend(basis.all());
         inputs.push(kernel);
@@ -187,14 +196,14 @@ impl Tensor {
         let window = window.map(|w| w.detach().contiguous());
         let (network, turned) = (Network::new(sight, basis), w.t().contiguous());
         let y = zeros(&h);
-        for chunk in edges.chunks(run(h.gpu(), sight.count())).iter() {
-            let window = window.as_ref().map(|w| part(w, &chunk.edges));
-            let basis = network.forward(&part(&d, &chunk.edges), window.as_ref(), None);
-            convolve(&basis, &turned, &h, &chunk.by_destination, chunk.destinations.start, &y, true);
+        for run in bonds.runs(run(h.gpu(), sight.count())).iter() {
+            let window = window.as_ref().map(|w| part(w, &run.rows));
+            let basis = network.forward(&part(&d, &run.rows), window.as_ref(), None);
+            convolve(&basis, &turned, &h, run.into(), bonds.opposite(), &y);
         }
         y.made_by(&inputs, || {
             Box::new(SpatialConv {
-                edges: edges.clone(),
+                bonds: bonds.clone(),
                 network,
                 weights: basis.all().map(Saved::new),
                 saved: [&h, &d, &w].map(Saved::new),
@@ -204,8 +213,19 @@ impl Tensor {
     }
 }
 
+/// Rows of a run where the basis is there: all of them where kernels are in registers only.
+fn most(h: &Tensor, bonds: &Bonds) -> usize {
+    if bonds.opposite().is_some() { run(h.gpu(), h.shape()[1]) } else { bonds.len() }
+}
+
+/// `[rows * O, K]` of a run.
+fn rows(basis: &Tensor, run: &Run) -> Tensor {
+    let [o, k] = [1, 2].map(|axis| basis.shape()[axis]);
+    part(basis, &run.rows).reshape([run.rows.len() * o, k])
+}
+
 struct EdgeConv {
-    edges: Edges,
+    bonds: Bonds,
     /// Features, basis, kernel.
     saved: [Saved; 3],
 }
@@ -219,15 +239,15 @@ impl Op for EdgeConv {
         let [h, basis, kernel] = [0, 1, 2].map(|i| self.saved[i].get(OP));
         let (turned, wants) = (kernel.t().contiguous(), [0, 1, 2].map(|i| sink.needs(i)));
         let dh = wants[0].then(|| zeros(h));
-        let mut halves = Halves { h, g: &g, turned: &turned, dh, dkernel: None, kernel: wants[2] };
+        let opposite = self.bonds.opposite();
+        let mut halves = Halves { h, g: &g, turned: &turned, opposite, dh, dkernel: None, kernel: wants[2] };
         let [o, k] = [basis.shape()[1], basis.shape()[2]];
-        let chunks = self.edges.chunks(run(h.gpu(), o));
+        let runs = self.bonds.runs(run(h.gpu(), o));
         let mut walk = |dbasis: Option<(&Tensor, bool)>| {
-            for chunk in chunks.iter() {
-                let rows = [chunk.edges.len() * o, k];
-                let m = halves.add(&part(basis, &chunk.edges).reshape(rows), chunk);
+            for run in runs.iter() {
+                let m = halves.add(&rows(basis, run), run);
                 if let Some((dbasis, accumulate)) = dbasis {
-                    let own = dbasis.slice(0, chunk.edges.clone()).reshape(rows);
+                    let own = dbasis.slice(0, run.rows.clone()).reshape([run.rows.len() * o, k]);
                     product(OP, &m, kernel, if accumulate { Into::Add(own) } else { Into::Write(own) });
                 }
             }
@@ -251,7 +271,7 @@ impl Op for EdgeConv {
 }
 
 struct SpatialConv {
-    edges: Edges,
+    bonds: Bonds,
     network: Network,
     /// Checks that nobody changed them meanwhile.
     weights: [Saved; 4],
@@ -279,12 +299,13 @@ impl Op for SpatialConv {
         let basis = wants.edges || wants.window || wants.weights.contains(&true);
         let turned = kernel.t().contiguous();
         let dh = sink.needs(0).then(|| zeros(h));
-        let mut halves = Halves { h, g: &g, turned: &turned, dh, dkernel: None, kernel: sink.needs(6) };
+        let opposite = self.bonds.opposite();
+        let mut halves = Halves { h, g: &g, turned: &turned, opposite, dh, dkernel: None, kernel: sink.needs(6) };
         let mut sums = Sums::default();
-        for chunk in self.edges.chunks(run(h.gpu(), self.network.sight.count())).iter() {
-            let (d, window) = (part(d, &chunk.edges), window.map(|w| part(w, &chunk.edges)));
+        for run in self.bonds.runs(run(h.gpu(), self.network.sight.count())).iter() {
+            let (d, window) = (part(d, &run.rows), window.map(|w| part(w, &run.rows)));
             let kept = self.network.keep(&d, window.as_ref());
-            let m = halves.add(&kept.basis, chunk);
+            let m = halves.add(&kept.basis, run);
             if basis {
                 let incoming = Incoming::Kernel { m: &m, kernel };
                 self.network.backward(&kept, &d, window.as_ref(), incoming, &wants, &mut sums);
@@ -305,74 +326,122 @@ pub(super) fn variants() -> Vec<Source> {
     let tiles = [(4, 4, 4), (3, 5, 4), (16, 1, 4), (5, 3, 1), (8, 2, 2), (2, 4, 2), (8, 1, 2), (1, 1, 1)];
     tiles
         .into_iter()
-        .flat_map(|(edges, orientations, channels)| {
-            [false, true].map(|accumulate| Tile { edges, orientations, channels }.source(accumulate))
-        })
+        .map(|(edges, orientations, channels)| Tile { edges, orientations, channels }.source())
+        .chain([plain(true)])
         .collect()
 }
 
-/// `h [N, O, C]`, `basis [E, O, K]`, `kernel [C, K]` and the edges' ends, in any order.
-fn conv64(h: &Array, basis: &Array, kernel: &Array, from: &[u32], to: &[u32]) -> Array {
+/// Who uses which row of kernels: row, whether from the other side, source, destination.
+type Use = (usize, bool, usize, usize);
+
+/// `h [N, O, C]`, `basis [R, O, K]`, `kernel [C, K]`, rows used by edges in any order.
+fn conv64(h: &Array, basis: &Array, kernel: &Array, uses: &[Use]) -> Array {
     let [o, c, k] = [h.shape[1], h.shape[2], kernel.shape[1]];
     let mut y = Array::from_fn(h.shape, |_| 0.0);
-    for (e, (&s, &t)) in from.iter().zip(to).enumerate() {
+    for &(row, turned, s, t) in uses {
         for (a, c1) in (0..o).flat_map(|a| (0..c).map(move |c1| (a, c1))) {
-            let value: f64 = (0..k).map(|q| basis.data[(e * o + a) * k + q] * kernel.data[c1 * k + q]).sum();
-            y.data[(t as usize * o + a) * c + c1] += value * h.data[(s as usize * o + a) * c + c1];
+            let side = if turned { opposite(o)[a] as usize } else { a };
+            let value: f64 =
+                (0..k).map(|q| basis.data[(row * o + side) * k + q] * kernel.data[c1 * k + q]).sum();
+            y.data[(t * o + a) * c + c1] += value * h.data[(s * o + a) * c + c1];
         }
     }
     y
 }
 
-/// Edges sorted as [`Edges`] keeps them, so that arrays over edges mean the same.
-fn example(nodes: usize, count: usize) -> [Vec<u32>; 2] {
+/// Opposites as a test may name them: neighbours in pairs, a last one its own.
+fn opposite(o: usize) -> Vec<u32> {
+    (0..o as u32).map(|a| (a ^ 1).min(o as u32 - 1)).collect()
+}
+
+/// Edges for a case, with their reverses where `paired`: the ends as [`Bonds`] of them are made, and who uses which row.
+fn example(nodes: usize, count: usize, paired: bool) -> ([Vec<u32>; 2], Vec<Use>) {
     let [from, to] = super::edges::example(nodes, count);
-    let mut ends: Vec<(u32, u32)> = to.into_iter().zip(from).collect();
+    let mut ends: Vec<(u32, u32)> = to.iter().copied().zip(from.iter().copied()).collect();
+    if paired {
+        // The first edge keeps to one direction.
+        ends.extend(from.into_iter().zip(to).skip(1).filter(|(s, t)| s != t));
+    }
     ends.sort_unstable();
-    [ends.iter().map(|e| e.1).collect(), ends.iter().map(|e| e.0).collect()]
+    let mut uses: Vec<Use> = Vec::new();
+    let mut waiting: Vec<(usize, (u32, u32))> = Vec::new();
+    let mut rows = 0;
+    for &(t, s) in &ends {
+        let found = waiting.iter().position(|w| paired && w.1 == (s, t));
+        let row = found.map_or(rows, |at| waiting.remove(at).0);
+        if found.is_none() {
+            waiting.push((rows, (t, s)));
+            rows += 1;
+        }
+        uses.push((row, found.is_some(), s as usize, t as usize));
+    }
+    ([ends.iter().map(|e| e.1).collect(), ends.iter().map(|e| e.0).collect()], uses)
+}
+
+fn bonds(x: &Tensor, [from, to]: &[Vec<u32>; 2], o: usize, paired: bool) -> Bonds {
+    let edges = Edges::new(x.gpu(), x.shape()[0], from, to).expect("edges in range");
+    match paired {
+        true => Bonds::paired(&edges, &super::bonds::reverses(&edges, &[], 0), &opposite(o)).expect("pairs"),
+        false => Bonds::single(&edges),
+    }
 }
 
 pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    for (nodes, count, o, c, k) in
-        [(1, 1, 1, 4, 4), (5, 13, 3, 4, 8), (4, 7, 7, 8, 4), (3, 0, 2, 4, 4), (2, 67, 1, 4, 4), (2, 5, 4, 20, 4), (2, 3, 5, 4, 8)]
-    {
-        let [from, to] = example(nodes, count);
-        let ends = [from.clone(), to.clone()];
-        let inputs = vec![Input::normal([nodes, o, c]), Input::normal([count, o, k]), Input::normal([c, k])];
-        let forward = move |x: &[Tensor]| {
-            let edges = Edges::new(x[0].gpu(), nodes, &ends[0], &ends[1]).expect("edges in range");
-            x[0].edge_conv(&x[1], &x[2], &edges)
-        };
-        let reference = move |x: &[Array]| conv64(&x[0], &x[1], &x[2], &from, &to);
-        let name = format!("{count} edges among {nodes} nodes, {o} orientations, {c} channels, basis {k}");
+    for (nodes, count, o, c, k, paired) in [
+        (1, 1, 1, 4, 4, false),
+        (5, 13, 3, 4, 8, false),
+        (4, 7, 7, 8, 4, false),
+        (3, 0, 2, 4, 4, false),
+        (2, 67, 1, 4, 4, false),
+        (2, 5, 4, 20, 4, false),
+        (2, 3, 5, 4, 8, false),
+        (1, 1, 2, 4, 4, true),
+        (5, 7, 4, 4, 8, true),
+        (3, 5, 3, 8, 4, true),
+        (3, 0, 2, 4, 4, true),
+    ] {
+        let (ends, uses) = example(nodes, count, paired);
+        let rows = uses.iter().map(|u| u.0 + 1).max().unwrap_or(0);
+        let inputs = vec![Input::normal([nodes, o, c]), Input::normal([rows, o, k]), Input::normal([c, k])];
+        let forward = move |x: &[Tensor]| x[0].edge_conv(&x[1], &x[2], &bonds(&x[0], &ends, o, paired));
+        let reference = move |x: &[Array]| conv64(&x[0], &x[1], &x[2], &uses);
+        let pairs = if paired { " and their reverses" } else { "" };
+        let name = format!("{count} edges{pairs} among {nodes} nodes, {o} orientations, {c} channels, basis {k}");
         // Sums of products of three: the last product's rounding acts on each term.
         all.push(Case::new(name, inputs, forward, reference).ulps(32.0, 64.0).grad_floor(64.0));
     }
     // Runs that end among the edges of a node, and a last one that is short.
-    for (nodes, count, o, window, run) in
-        [(3, 7, 2, false, 64), (4, 67, 1, true, 5), (5, 13, 2, false, 3), (2, 0, 2, false, 64)]
-    {
-        let [from, to] = example(nodes, count);
-        let ends = [from.clone(), to.clone()];
+    for (nodes, count, o, window, run, paired) in [
+        (3, 7, 2, false, 64, false),
+        (4, 67, 1, true, 5, false),
+        (5, 13, 2, false, 3, false),
+        (2, 0, 2, false, 64, false),
+        (5, 13, 2, true, 3, true),
+    ] {
+        let (ends, uses) = example(nodes, count, paired);
+        let rows = uses.iter().map(|u| u.0 + 1).max().unwrap_or(0);
         let (h, k, c) = (4, 4, 4);
-        let mut inputs = vec![Input::normal([count, 3]), directions(o, 3)];
+        let mut inputs = vec![Input::normal([rows, 3]), directions(o, 3)];
         inputs.extend(small([&[h, 4], &[h], &[k, h], &[k]]));
-        inputs.extend(window.then(|| Input::normal([count])));
+        inputs.extend(window.then(|| Input::normal([rows])));
         inputs.extend([Input::normal([nodes, o, c]), Input::normal([c, k])]);
         let forward = move |x: &[Tensor]| {
-            let edges = Edges::new(x[0].gpu(), nodes, &ends[0], &ends[1]).expect("edges in range");
             let n = x.len();
             let (sight, weights, window) = (sight(x, 1), weights(x), window.then(|| &x[6]));
-            edges.limit_runs(run);
-            x[n - 2].spatial_conv(&x[0], window, &sight, &weights, &x[n - 1], &edges)
+            let bonds = bonds(&x[n - 2], &ends, o, paired);
+            bonds.limit_runs(run);
+            x[n - 2].spatial_conv(&x[0], window, &sight, &weights, &x[n - 1], &bonds)
         };
         let reference = move |x: &[Array]| {
             let n = x.len();
             let basis = basis64(&x[..n - 2], 1);
-            conv64(&x[n - 2], &basis, &x[n - 1], &from, &to)
+            conv64(&x[n - 2], &basis, &x[n - 1], &uses)
         };
-        let name = format!("basis made again, {count} edges by {run} among {nodes} nodes, {o} orientations, window {window}");
+        let pairs = if paired { " and their reverses" } else { "" };
+        let name = format!(
+            "basis made again, {count} edges{pairs} by {run} among {nodes} nodes, {o} orientations, window {window}"
+        );
         all.push(Case::new(name, inputs, forward, reference).ulps(256.0, 512.0).grad_floor(2048.0));
     }
     all

@@ -1,0 +1,231 @@
+//! Which edges share a row of kernels, and runs of rows that are in memory together.
+
+use super::edges::Edges;
+use crate::error::{Error, Result};
+use crate::tensor::Tensor;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+/// The rows of kernels of a graph's edges: one for each edge, or one for both directions of a pair.
+///
+/// The invariants of an edge `d` seen from `o` are those of `-d` seen from `-o`. On a grid where every orientation has an
+/// opposite, `k[reverse of e, a] = k[e, opposite of a]`: a *bond* is an edge with its reverse, and its kernels are made once.
+/// Cloning is cheap.
+#[derive(Clone)]
+pub struct Bonds {
+    list: Arc<List>,
+    /// `[O]`: the opposite of each orientation; none where each edge has a row of its own.
+    opposite: Option<Tensor>,
+}
+
+/// What does not depend on the grid.
+pub(crate) struct List {
+    edges: Edges,
+    /// Of each row its edge, and the one that shares it.
+    rows: Vec<(u32, Option<u32>)>,
+    /// Each row's edge, on the device; none where every edge has a row.
+    ids: Option<Tensor>,
+    /// By rows of a run.
+    runs: Mutex<BTreeMap<usize, Arc<Vec<Run>>>>,
+    /// The most rows of a run, for tests of what happens at its ends.
+    most: OnceLock<usize>,
+}
+
+/// Rows whose kernels are in memory together.
+pub(crate) struct Run {
+    pub rows: Range<usize>,
+    list: Vec<[u32; 3]>,
+    /// `[rows, 4]`: destination and source of each row's edge, and 1 where its reverse shares the row.
+    pub ends: Tensor,
+    into: OnceLock<Uses>,
+    from: OnceLock<Uses>,
+}
+
+/// The nodes at which edges of a run end, or start, and no others.
+pub(crate) struct Uses {
+    /// `[nodes + 1, 2]`: node, where its entries begin.
+    pub nodes: Tensor,
+    /// `[entries, 2]`: twice the edge's row, counted from the run's first, plus 1 for the reverse; the node at its other end.
+    pub pairs: Tensor,
+}
+
+impl List {
+    /// Every edge has a row of its own.
+    pub(crate) fn single(edges: &Edges) -> Arc<List> {
+        List::new(edges, (0..edges.len() as u32).map(|e| (e, None)).collect())
+    }
+
+    /// An edge and its reverse share a row: `reverse[e]` is that of edge `e`, as the edges are ordered.
+    pub(crate) fn paired(edges: &Edges, reverse: &[Option<u32>]) -> Arc<List> {
+        let first = |(e, r): (usize, &Option<u32>)| match *r {
+            Some(r) if (r as usize) < e => None,
+            Some(r) if r as usize == e => Some((e as u32, None)),
+            r => Some((e as u32, r)),
+        };
+        List::new(edges, reverse.iter().enumerate().filter_map(first).collect())
+    }
+
+    fn new(edges: &Edges, rows: Vec<(u32, Option<u32>)>) -> Arc<List> {
+        let ids: Vec<u32> = rows.iter().map(|row| row.0).collect();
+        let ids = (rows.len() < edges.len()).then(|| Tensor::from_slice(edges.gpu(), &ids, [ids.len()]));
+        Arc::new(List { edges: edges.clone(), rows, ids, runs: Mutex::default(), most: OnceLock::new() })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.rows.len()
+    }
+}
+
+/// The reverse of each edge, where there is one: from its destination to its source by the opposite of `shifts [E, width]`, which
+/// are in the order of the edges and may be empty.
+pub(crate) fn reverses(edges: &Edges, shifts: &[f32], width: usize) -> Vec<Option<u32>> {
+    let (from, to) = (edges.sources(), edges.destinations());
+    let shift = |e: usize| shifts.get(e * width..(e + 1) * width).unwrap_or(&[]);
+    let mut found = vec![None; edges.len()];
+    for e in 0..edges.len() {
+        if found[e].is_some() {
+            continue;
+        }
+        // Edges are ordered by destination, then source.
+        let wanted = (from[e], to[e]);
+        let (mut low, mut high) = (e, edges.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if (to[middle], from[middle]) < wanted { low = middle + 1 } else { high = middle }
+        }
+        let opposite = |r: &usize| shift(e).iter().zip(shift(*r)).all(|(a, b)| *a == -*b);
+        let alike = (low..edges.len()).take_while(|&r| (to[r], from[r]) == wanted);
+        if let Some(r) = alike.filter(|&r| r != e && found[r].is_none()).find(opposite) {
+            (found[e], found[r]) = (Some(r as u32), Some(e as u32));
+        }
+    }
+    found
+}
+
+impl Bonds {
+    /// A row of kernels for every edge.
+    pub fn single(edges: &Edges) -> Bonds {
+        Bonds { list: List::single(edges), opposite: None }
+    }
+
+    /// A row of kernels for every edge without a reverse, and for every pair of an edge and its reverse: `reverse[e]` is the
+    /// reverse of edge `e` in the order of [`Edges::sources`], `opposite[a]` the opposite of orientation `a`.
+    ///
+    /// # Errors
+    /// When the lists do not name each other's reverses, or the ends of a pair do not match.
+    pub fn paired(edges: &Edges, reverse: &[Option<u32>], opposite: &[u32]) -> Result<Bonds> {
+        let (from, to) = (edges.sources(), edges.destinations());
+        let mutual = |e: usize| match reverse[e] {
+            None => true,
+            Some(r) => {
+                let back = reverse.get(r as usize).copied().flatten();
+                back == Some(e as u32) && from[e] == to[r as usize] && to[e] == from[r as usize]
+            }
+        };
+        let returns = |a: u32| opposite.get(a as usize).and_then(|&b| opposite.get(b as usize)) == Some(&a);
+        let wrong = reverse.len() != edges.len() || !(0..edges.len()).all(mutual);
+        if wrong || !(0..opposite.len() as u32).all(returns) {
+            return Err(Error::config("bonds: two lists of pairs; `reverse` and `opposite` must undo themselves"));
+        }
+        Ok(Bonds::of(List::paired(edges, reverse), Some(opposite)))
+    }
+
+    /// With the opposites where edges share rows.
+    pub(crate) fn of(list: Arc<List>, opposite: Option<&[u32]>) -> Bonds {
+        let gpu = list.edges.gpu();
+        let opposite = opposite.map(|ids| Tensor::from_slice(gpu, ids, [ids.len()]));
+        Bonds { list, opposite }
+    }
+
+    /// Rows of kernels.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether there are no edges.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The edges.
+    pub fn edges(&self) -> &Edges {
+        &self.list.edges
+    }
+
+    pub(crate) fn opposite(&self) -> Option<&Tensor> {
+        self.opposite.as_ref()
+    }
+
+    /// Of an array over edges, `[E, ..]`, the part that belongs to the rows of kernels.
+    ///
+    /// # Panics
+    /// When the first axis is not the edges.
+    #[track_caller]
+    pub fn select(&self, x: &Tensor) -> Tensor {
+        assert!(x.shape()[0] == self.edges().len(), "bonds: {} for {:?}", x.shape(), self.edges());
+        self.list.ids.as_ref().map_or(x.clone(), |ids| x.index_select(0, ids))
+    }
+
+    /// Makes all runs as short as this.
+    pub(crate) fn limit_runs(&self, most: usize) {
+        self.list.most.get_or_init(|| most);
+    }
+
+    /// Runs of at most `most` rows, in order.
+    pub(crate) fn runs(&self, most: usize) -> Arc<Vec<Run>> {
+        let most = self.list.most.get().map_or(most, |&least| least.min(most));
+        let mut made = self.list.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let ranges = || (0..self.len()).step_by(most.max(1)).map(|first| first..self.len().min(first + most));
+        made.entry(most).or_insert_with(|| Arc::new(ranges().map(|rows| self.run(rows)).collect())).clone()
+    }
+
+    fn run(&self, rows: Range<usize>) -> Run {
+        let (from, to) = (self.edges().sources(), self.edges().destinations());
+        let own = &self.list.rows[rows.clone()];
+        let ends = own.iter().flat_map(|&(e, r)| [to[e as usize], from[e as usize], r.is_some() as u32, 0]);
+        let ends = Tensor::from_slice(self.edges().gpu(), &ends.collect::<Vec<u32>>(), [rows.len(), 4]);
+        let uses = own.iter().enumerate().flat_map(|(row, &(e, r))| {
+            let code = 2 * row as u32;
+            std::iter::once([e, code]).chain(r.map(|r| [r, code + 1]))
+        });
+        let list = uses.map(|[e, code]| [code, to[e as usize], from[e as usize]]).collect();
+        Run { rows, list, ends, into: OnceLock::new(), from: OnceLock::new() }
+    }
+}
+
+impl Run {
+    /// By the nodes where edges end, which a forward pass sums over.
+    pub fn into(&self) -> &Uses {
+        self.into.get_or_init(|| self.uses(1, 2))
+    }
+
+    /// By the nodes where edges start: only a backward pass asks.
+    pub fn from(&self) -> &Uses {
+        self.from.get_or_init(|| self.uses(2, 1))
+    }
+
+    fn uses(&self, own: usize, other: usize) -> Uses {
+        let mut list: Vec<[u32; 3]> = self.list.iter().map(|use_| [use_[own], use_[other], use_[0]]).collect();
+        list.sort_unstable();
+        let (mut nodes, mut pairs) = (Vec::<u32>::new(), Vec::with_capacity(2 * list.len()));
+        for (at, &[own, other, code]) in list.iter().enumerate() {
+            if at == 0 || list[at - 1][0] != own {
+                nodes.extend([own, at as u32]);
+            }
+            pairs.extend([code, other]);
+        }
+        nodes.extend([0, list.len() as u32]);
+        let gpu = self.ends.gpu();
+        Uses {
+            nodes: Tensor::from_slice(gpu, &nodes, [nodes.len() / 2, 2]),
+            pairs: Tensor::from_slice(gpu, &pairs, [list.len(), 2]),
+        }
+    }
+}
+
+impl std::fmt::Debug for Bonds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Bonds({} rows of {:?})", self.len(), self.edges())
+    }
+}
