@@ -147,6 +147,10 @@ impl Field {
         };
         Field { bonds, spatial, fiber }
     }
+
+    pub(super) fn is_fused(&self) -> bool {
+        !matches!(self.spatial, Spatial::Plain(_))
+    }
 }
 
 /// `x` with zeros up to a multiple of 4 along an axis: kernels move whole vectors.
@@ -234,7 +238,7 @@ impl Conv {
             return with_bias(x1.clone());
         };
         let kernel = linear(basis, kernel, None, Activation::None, None);
-        if let Spatial::Plain(_) = field.spatial {
+        if !field.is_fused() {
             let scale = 1.0 / kernel.shape()[0] as f32;
             return with_bias(x1.unsqueeze(1).mul(&kernel.unsqueeze(0)).sum(2).scale(scale));
         }

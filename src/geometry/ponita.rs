@@ -39,13 +39,17 @@ impl Layer {
     pub fn forward(&self, field: &Field, h: &Tensor) -> Tensor {
         let [gain, bias] = &self.norm;
         let y = self.conv.forward(field, h).layer_norm(Some(gain), Some(bias), 1e-5);
-        let z = linear(&y, &self.linear1[0], Some(&self.linear1[1]), Activation::Gelu, None);
         // The scale goes into the small matrix, so that the residual can join its product.
-        let [w, b] = match &self.scale {
+        let [w2, b2] = match &self.scale {
             Some(s) => [self.linear2[0].mul(&s.unsqueeze(1)), self.linear2[1].mul(s)],
             None => self.linear2.clone(),
         };
-        linear(&z, &w, Some(&b), Activation::None, Some(h))
+        let [w1, b1] = &self.linear1;
+        if field.is_fused() {
+            return y.mlp([w1, b1, &w2, &b2], Some(h));
+        }
+        let z = linear(&y, w1, Some(b1), Activation::Gelu, None);
+        linear(&z, &w2, Some(&b2), Activation::None, Some(h))
     }
 }
 

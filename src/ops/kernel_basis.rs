@@ -1,7 +1,7 @@
 //! The functions that spatial kernels are combinations of: a small network of an edge's invariants, for runs of edges.
 
 use super::case::{Array, Case, Fill, Input};
-use super::matmul::{gelu_layer, outer, product, product_slope};
+use super::matmul::{gelu_layer, layer_sums, product, product_slope};
 use super::unary::erf64;
 use super::words;
 use crate::dtype::DType;
@@ -167,11 +167,6 @@ pub(crate) struct Sums {
     windows: Vec<Tensor>,
 }
 
-/// Takes what is there to add to, or nothing yet.
-pub(crate) fn onto(sum: &mut Option<Tensor>) -> Into {
-    sum.take().map_or(Into::New, Into::Add)
-}
-
 const OP: &str = "kernel_basis";
 
 impl Network {
@@ -243,24 +238,11 @@ impl Network {
             return;
         }
         dsecond.evaluate();
-        self.weight_sums(2, &dsecond, &kept.z, wants, sums);
+        layer_sums(OP, &dsecond, &kept.z, &wants.weights[2..], &mut sums.weights[2..]);
         let dfirst = product_slope(OP, &dsecond, w2, &kept.before[0]);
-        self.weight_sums(0, &dfirst, &kept.f, wants, sums);
+        layer_sums(OP, &dfirst, &kept.f, &wants.weights[..2], &mut sums.weights[..2]);
         if wants.edges {
             sums.edges.push(self.sight.backward(d, &product(OP, &dfirst, w1, Into::New)));
-        }
-    }
-
-    fn weight_sums(&self, at: usize, dy: &Tensor, x: &Tensor, wants: &Wants, sums: &mut Sums) {
-        if wants.weights[at] {
-            let sum = outer(OP, dy, x, onto(&mut sums.weights[at]));
-            sums.weights[at] = Some(sum);
-        }
-        if wants.weights[at + 1] {
-            let own = dy.sum(0);
-            let sum = sums.weights[at + 1].take().map_or(own.clone(), |sum| sum.add(&own));
-            sum.evaluate();
-            sums.weights[at + 1] = Some(sum);
         }
     }
 }

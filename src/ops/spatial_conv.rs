@@ -5,9 +5,9 @@ use super::bonds::{Bonds, Run, Uses};
 use super::case::{Array, Case, Input};
 use super::edges::Edges;
 use super::kernel_basis::{
-    Basis, Incoming, Network, Sight, Sums, Wants, basis64, directions, onto, part, run, sight, small, weights,
+    Basis, Incoming, Network, Sight, Sums, Wants, basis64, directions, part, run, sight, small, weights,
 };
-use super::matmul::{outer, product};
+use super::matmul::{onto, outer, product};
 use super::words;
 use crate::dtype::DType;
 use crate::gpu::Gpu;

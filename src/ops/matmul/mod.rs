@@ -83,7 +83,11 @@ fn multiply(op: &'static str, lhs: &Tensor, rhs: &Tensor, into: Into) -> Tensor 
         && let Some(parts) = split(lhs.gpu(), m, n, lhs.shape()[1])
     {
         let k = lhs.shape()[1] / parts;
-        let lhs = lhs.reshape([m, parts, k]).permute(&[1, 0, 2]);
+        // A turned matrix, as in the gradient of a weight, is cut along its rows: no copy.
+        let lhs = match lhs.t().is_contiguous() {
+            true => lhs.t().reshape([parts, k, m]).transpose(1, 2),
+            false => lhs.reshape([m, parts, k]).permute(&[1, 0, 2]),
+        };
         let sum = multiply(op, &lhs, &rhs.reshape([parts, k, n]), Into::New).sum(0);
         sum.affine(1.0, 0.0).value.realize(Some(Target { place: y.place(), accumulate }));
         return y;
@@ -123,6 +127,42 @@ pub(crate) fn product_slope(op: &'static str, a: &Tensor, b: &Tensor, before: &T
 /// `a b` of `[rows, k]` and `[k, n]`, where `into` says.
 pub(crate) fn product(op: &'static str, a: &Tensor, b: &Tensor, into: Into) -> Tensor {
     multiply(op, a, b, into)
+}
+
+/// `x w^T + bias + residual` of `[rows, k]` and `[n, k]`, not recorded, into `y`.
+pub(crate) fn biased(
+    op: &'static str,
+    x: &Tensor,
+    [w, bias]: [&Tensor; 2],
+    residual: Option<&Tensor>,
+    y: &Tensor,
+) {
+    let epilogue = Epilogue { bias: Some(bias), activation: Activation::None, residual };
+    Product { epilogue, ..Product::new(op, x, Right::Tensor(&w.t())) }.write(y);
+}
+
+/// Takes what is there to add to, or nothing yet.
+pub(crate) fn onto(sum: &mut Option<Tensor>) -> Into {
+    sum.take().map_or(Into::New, Into::Add)
+}
+
+/// Adds the gradients of a layer's weight and bias from a run of rows, where `wants`: `dy^T x` and the sum of `dy`.
+pub(crate) fn layer_sums(
+    op: &'static str,
+    dy: &Tensor,
+    x: &Tensor,
+    wants: &[bool],
+    sums: &mut [Option<Tensor>],
+) {
+    if wants[0] {
+        sums[0] = Some(outer(op, dy, x, onto(&mut sums[0])));
+    }
+    if wants[1] {
+        let own = dy.sum(0);
+        let sum = sums[1].take().map_or(own.clone(), |sum| sum.add(&own));
+        sum.evaluate();
+        sums[1] = Some(sum);
+    }
 }
 
 struct Matmul {
