@@ -174,6 +174,9 @@ impl Basis {
     }
 }
 
+/// Added to the variance in a block's norm.
+const EPS: f32 = 1e-5;
+
 /// One depthwise separable convolution.
 #[derive(Clone)]
 pub struct Conv {
@@ -193,6 +196,25 @@ impl Conv {
     #[track_caller]
     pub fn forward(&self, field: &Field, h: &Tensor) -> Tensor {
         self.mix(field, &self.spatial(field, h), Some(&self.bias))
+    }
+
+    /// [`Conv::forward`] and the layer norm that follows it in a block, in one kernel where that is there.
+    #[track_caller]
+    pub(super) fn normed(&self, field: &Field, h: &Tensor, [gain, shift]: [&Tensor; 2]) -> Tensor {
+        let x1 = self.spatial(field, h);
+        match self.fiber_weights(field) {
+            // A norm over channels that were added to fill up vectors would be another.
+            Some(kernel) if field.is_fused() && h.shape()[2].is_multiple_of(4) => {
+                x1.fiber_norm(&kernel, &self.bias, [gain, shift], EPS)
+            }
+            _ => self.mix(field, &x1, Some(&self.bias)).layer_norm(Some(gain), Some(shift), EPS),
+        }
+    }
+
+    /// `f [O, O, C]`, where there are orientations.
+    fn fiber_weights(&self, field: &Field) -> Option<Tensor> {
+        let (basis, kernel) = field.fiber.as_ref().zip(self.fiber_kernel.as_ref())?;
+        Some(linear(basis, kernel, None, Activation::None, None))
     }
 
     /// The sum over neighbours, `x1 [N, O, C]`.
@@ -234,10 +256,7 @@ impl Conv {
     #[track_caller]
     fn mix(&self, field: &Field, x1: &Tensor, bias: Option<&Tensor>) -> Tensor {
         let with_bias = |x2: Tensor| bias.map_or(x2.clone(), |bias| x2.add(bias));
-        let (Some(basis), Some(kernel)) = (&field.fiber, &self.fiber_kernel) else {
-            return with_bias(x1.clone());
-        };
-        let kernel = linear(basis, kernel, None, Activation::None, None);
+        let Some(kernel) = self.fiber_weights(field) else { return with_bias(x1.clone()) };
         if !field.is_fused() {
             let scale = 1.0 / kernel.shape()[0] as f32;
             return with_bias(x1.unsqueeze(1).mul(&kernel.unsqueeze(0)).sum(2).scale(scale));

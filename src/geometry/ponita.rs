@@ -38,7 +38,7 @@ impl Layer {
     #[track_caller]
     pub fn forward(&self, field: &Field, h: &Tensor) -> Tensor {
         let [gain, bias] = &self.norm;
-        let y = self.conv.forward(field, h).layer_norm(Some(gain), Some(bias), 1e-5);
+        let y = self.conv.normed(field, h, [gain, bias]);
         // The scale goes into the small matrix, so that the residual can join its product.
         let [w2, b2] = match &self.scale {
             Some(s) => [self.linear2[0].mul(&s.unsqueeze(1)), self.linear2[1].mul(s)],

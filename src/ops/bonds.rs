@@ -126,7 +126,9 @@ impl Bonds {
         let returns = |a: u32| opposite.get(a as usize).and_then(|&b| opposite.get(b as usize)) == Some(&a);
         let wrong = reverse.len() != edges.len() || !(0..edges.len()).all(mutual);
         if wrong || !(0..opposite.len() as u32).all(returns) {
-            return Err(Error::config("bonds: two lists of pairs; `reverse` and `opposite` must undo themselves"));
+            return Err(Error::config(
+                "bonds: two lists of pairs; `reverse` and `opposite` must undo themselves",
+            ));
         }
         Ok(Bonds::of(List::paired(edges, reverse), Some(opposite)))
     }
@@ -206,7 +208,8 @@ impl Run {
     }
 
     fn uses(&self, own: usize, other: usize) -> Uses {
-        let mut list: Vec<[u32; 3]> = self.list.iter().map(|use_| [use_[own], use_[other], use_[0]]).collect();
+        let mut list: Vec<[u32; 3]> =
+            self.list.iter().map(|use_| [use_[own], use_[other], use_[0]]).collect();
         list.sort_unstable();
         let (mut nodes, mut pairs) = (Vec::<u32>::new(), Vec::with_capacity(2 * list.len()));
         for (at, &[own, other, code]) in list.iter().enumerate() {

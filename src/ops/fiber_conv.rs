@@ -41,8 +41,21 @@ impl Sizes {
     }
 }
 
+/// Checks the shapes of a mix and of what joins it.
+#[track_caller]
+pub(super) fn check(op: &str, x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>) {
+    let (x, k) = (x.shape(), kernel.shape());
+    let fits = x.len() == 3 && k[..] == [x[1], x[1], x[2]] && x[2].is_multiple_of(4) && x[1] > 0;
+    let fits = fits && bias.is_none_or(|b| b.shape()[..] == [x[2]]);
+    assert!(
+        fits,
+        "{op}: features {x}, kernel {k}, bias {:?}; they must be [N, O, C], [O, O, C] and [C], C a multiple of 4",
+        bias.map(|b| b.shape())
+    );
+}
+
 /// `y [N, O, C]` of `x`, with the kernel's two orientations exchanged where `turned`.
-fn mix(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, turned: bool) -> Tensor {
+pub(super) fn mix(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, turned: bool) -> Tensor {
     let sizes = Sizes::of(x);
     let y = Tensor::empty(x.gpu(), OP, x.shape(), DType::F32);
     let threads = sizes.nodes.div_ceil(TILE[0]) * sizes.o.div_ceil(TILE[1]) * sizes.c / 4;
@@ -51,7 +64,7 @@ fn mix(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, turned: bool) -> Tens
     y
 }
 
-fn kernel_gradient(x: &Tensor, dy: &Tensor) -> Tensor {
+pub(super) fn kernel_gradient(x: &Tensor, dy: &Tensor) -> Tensor {
     let sizes = Sizes::of(x);
     let Sizes { nodes, o, c } = sizes;
     let blocks = o.div_ceil(TILE[1]);
@@ -75,14 +88,7 @@ impl Tensor {
     /// When the shapes do not fit, C is no multiple of 4, or for types other than f32.
     #[track_caller]
     pub fn fiber_conv(&self, kernel: &Tensor, bias: Option<&Tensor>) -> Tensor {
-        let (x, k) = (self.shape(), kernel.shape());
-        let fits = x.len() == 3 && k[..] == [x[1], x[1], x[2]] && x[2].is_multiple_of(4) && x[1] > 0;
-        let fits = fits && bias.is_none_or(|b| b.shape()[..] == [x[2]]);
-        assert!(
-            fits,
-            "{OP}: features {x}, kernel {k}, bias {:?}; they must be [N, O, C], [O, O, C] and [C], C a multiple of 4",
-            bias.map(|b| b.shape())
-        );
+        check(OP, self, kernel, bias);
         let mut inputs = vec![self, kernel];
         inputs.extend(bias);
         same_gpu(OP, &inputs);
@@ -122,6 +128,16 @@ pub(super) fn variants() -> Vec<Source> {
     [false, true].map(source).to_vec()
 }
 
+/// The mix in f64.
+pub(super) fn mix64(x: &Array, kernel: &Array, bias: Option<&Array>) -> Array {
+    let [o, c] = [x.shape[1], x.shape[2]];
+    Array::from_fn(x.shape, |i| {
+        let (n, p, c1) = (i / (o * c), i / c % o, i % c);
+        let term = |a: usize| kernel.data[(p * o + a) * c + c1] * x.data[(n * o + a) * c + c1];
+        (0..o).map(term).sum::<f64>() / o as f64 + bias.map_or(0.0, |b| b.data[c1])
+    })
+}
+
 pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for (nodes, o, c, biased) in
@@ -129,13 +145,7 @@ pub(super) fn cases() -> Vec<Case> {
     {
         let mut inputs = vec![Input::normal([nodes, o, c]), Input::normal([o, o, c])];
         inputs.extend(biased.then(|| Input::normal([c])));
-        let reference = move |x: &[Array]| {
-            Array::from_fn([nodes, o, c], |i| {
-                let (n, p, c1) = (i / (o * c), i / c % o, i % c);
-                let term = |a: usize| x[1].data[(p * o + a) * c + c1] * x[0].data[(n * o + a) * c + c1];
-                (0..o).map(term).sum::<f64>() / o as f64 + x.get(2).map_or(0.0, |b| b.data[c1])
-            })
-        };
+        let reference = |x: &[Array]| mix64(&x[0], &x[1], x.get(2));
         let name = format!("{nodes} nodes, {o} orientations, {c} channels, bias {biased}");
         all.push(Case::new(name, inputs, |x| x[0].fiber_conv(&x[1], x.get(2)), reference).ulps(8.0, 16.0));
     }

@@ -7,11 +7,11 @@ use crate::dtype::DType;
 use crate::gpu::kernel::{Bind, Launch, grid};
 use crate::gpu::shader::Source;
 use crate::shape::Shape;
-use crate::tape::{Op, Saved, Sink};
+use crate::tape::{Into, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+pub(super) enum Kind {
     Layer,
     Rms,
 }
@@ -32,7 +32,7 @@ impl Kind {
 
 /// What every kernel of one call has in common.
 #[derive(Clone, Copy)]
-struct Plan {
+pub(super) struct Plan {
     kind: Kind,
     rows: usize,
     width: usize,
@@ -51,6 +51,50 @@ impl Plan {
     fn rows(&self, x: &Tensor, entry: &'static str, binds: Vec<Bind>) {
         let lanes = lanes(x.gpu(), self.width / self.piece(), 1, self.rows);
         self.launch(x, entry, lanes, groups(self.rows, lanes), binds, [0; 3]);
+    }
+
+    /// A layer norm with gain and shift, for ops that have one inside.
+    pub(super) fn layer(rows: usize, width: usize, eps: f32) -> Plan {
+        Plan { kind: Kind::Layer, rows, width, eps, weighted: true, biased: true }
+    }
+
+    /// `dx` from the input, the weight, the statistics of the forward pass and `dy`.
+    pub(super) fn gradient(
+        &self,
+        x: &Tensor,
+        weight: Option<&Tensor>,
+        statistics: &Tensor,
+        dy: &Tensor,
+    ) -> Tensor {
+        let dx = Tensor::empty(x.gpu(), self.kind.name(), x.shape(), DType::F32);
+        let weight = weight.unwrap_or(x).cast(DType::F32).contiguous();
+        let binds = vec![x.bind(0), weight.bind(1), statistics.bind(5), dy.bind(6), dx.bind_mut(7)];
+        self.rows(x, "backward", binds);
+        dx
+    }
+
+    /// `[blocks, width, 2]`: sums over blocks of rows of `dy x^` and `dy`.
+    pub(super) fn partial(&self, x: &Tensor, statistics: &Tensor, dy: &Tensor) -> Tensor {
+        let Plan { kind, rows, width, .. } = *self;
+        // Enough threads for a large device, and blocks long enough that the second pass is small beside the first.
+        let blocks = (65_536 / width).clamp(1, 256).min(rows.div_ceil(16));
+        let span = rows.div_ceil(blocks.max(1)).max(1);
+        let blocks = rows.div_ceil(span);
+        let partial = Tensor::empty(x.gpu(), kind.name(), [blocks, width, 2], DType::F32);
+        let grid = grid(blocks * (width / self.piece()).div_ceil(64));
+        let binds = vec![x.bind(0), statistics.bind(5), dy.bind(6), partial.bind_mut(8)];
+        self.launch(x, "columns", 64, grid, binds, [span as u32, 0, 0]);
+        partial
+    }
+
+    /// The gradient of the weight ([`GAIN`]) or of the bias ([`SHIFT`]) from those sums.
+    pub(super) fn total(&self, partial: &Tensor, part: u32, into: Into) -> Tensor {
+        let (gpu, blocks) = (partial.gpu(), partial.shape()[0]);
+        let (total, accumulate) = into.output(gpu, self.kind.name(), Shape::new(&[self.width]));
+        let grid = grid(self.width.div_ceil(64));
+        let binds = vec![partial.bind(9), total.bind_mut(10)];
+        self.launch(partial, "blocks", 64, grid, binds, [blocks as u32, part, accumulate as u32]);
+        total
     }
 
     fn launch(&self, x: &Tensor, entry: &str, lanes: u32, grid: [u32; 3], binds: Vec<Bind>, rest: [u32; 3]) {
@@ -79,6 +123,10 @@ impl Plan {
     }
 }
 
+/// Which part of the sums over rows is whose gradient.
+pub(super) const GAIN: u32 = 0;
+pub(super) const SHIFT: u32 = 1;
+
 struct Norm {
     plan: Plan,
     /// As given: f16 is kept in half the memory and converted again.
@@ -86,27 +134,9 @@ struct Norm {
     weight: Option<Saved>,
     /// `[rows, 3]`: mean, reciprocal deviation, and what the mean's rounding left.
     statistics: Saved,
-    shape: Shape,
     /// Which inputs of the node are the weight and the bias.
     weight_input: usize,
     bias_input: usize,
-}
-
-impl Norm {
-    /// `[blocks, width, 2]`: sums over blocks of rows of `dy x^` and `dy`.
-    fn partial(&self, x: &Tensor, dy: &Tensor) -> Tensor {
-        let Plan { kind, rows, width, .. } = self.plan;
-        // Enough threads for a large device, and blocks long enough that the second pass is small beside the first.
-        let blocks = (65_536 / width).clamp(1, 256).min(rows.div_ceil(16));
-        let span = rows.div_ceil(blocks);
-        let blocks = rows.div_ceil(span);
-        let partial = Tensor::empty(x.gpu(), kind.name(), [blocks, width, 2], DType::F32);
-        let grid = grid(blocks * (width / self.plan.piece()).div_ceil(64));
-        let binds =
-            vec![x.bind(0), self.statistics.get(kind.name()).bind(5), dy.bind(6), partial.bind_mut(8)];
-        self.plan.launch(x, "columns", 64, grid, binds, [span as u32, 0, 0]);
-        partial
-    }
 }
 
 impl Op for Norm {
@@ -117,17 +147,13 @@ impl Op for Norm {
         let Some(dy) = &dy[0] else { return };
         let op = self.name();
         let (x, dy) = (self.x.get(op).cast(DType::F32).contiguous(), dy.contiguous());
+        let (plan, statistics) = (self.plan, self.statistics.get(op));
         if sink.needs(0) {
-            let dx = Tensor::empty(x.gpu(), op, self.shape, DType::F32);
-            let weight = self.weight.as_ref().map_or(&x, |w| w.get(op));
-            let weight = weight.cast(DType::F32).contiguous();
-            let binds =
-                vec![x.bind(0), weight.bind(1), self.statistics.get(op).bind(5), dy.bind(6), dx.bind_mut(7)];
-            self.plan.rows(&x, "backward", binds);
-            sink.add(0, dx);
+            let weight = self.weight.as_ref().map(|w| w.get(op));
+            sink.add(0, plan.gradient(&x, weight, statistics, &dy));
         }
         let wants: Vec<(usize, u32)> =
-            [(self.plan.weighted, self.weight_input, 0), (self.plan.biased, self.bias_input, 1)]
+            [(plan.weighted, self.weight_input, GAIN), (plan.biased, self.bias_input, SHIFT)]
                 .into_iter()
                 .filter(|&(given, input, _)| given && sink.needs(input))
                 .map(|(_, input, part)| (input, part))
@@ -135,16 +161,9 @@ impl Op for Norm {
         if wants.is_empty() {
             return;
         }
-        let partial = self.partial(&x, &dy);
-        let (blocks, width) = (partial.shape()[0], self.plan.width);
+        let partial = plan.partial(&x, statistics, &dy);
         for (input, part) in wants {
-            sink.add_with(input, |into| {
-                let (total, accumulate) = into.output(x.gpu(), op, Shape::new(&[width]));
-                let grid = grid(width.div_ceil(64));
-                let binds = vec![partial.bind(9), total.bind_mut(10)];
-                self.plan.launch(&x, "blocks", 64, grid, binds, [blocks as u32, part, accumulate as u32]);
-                total
-            });
+            sink.add_with(input, |into| plan.total(&partial, part, into));
         }
     }
 }
@@ -185,7 +204,6 @@ impl Tensor {
                 x: Saved::new(if self.dtype() == DType::F32 { &x } else { self }),
                 weight: weight.map(Saved::new),
                 statistics: Saved::new(&statistics),
-                shape: *self.shape(),
                 weight_input: 1,
                 bias_input: inputs.len() - 1,
             })
@@ -223,7 +241,7 @@ pub(super) fn variants() -> Vec<Source> {
 }
 
 /// `(x - mean) / sqrt(var + eps)` of every row, with mean 0 for RMS norm.
-fn unit64(x: &Array, kind: Kind, eps: f32) -> Array {
+pub(super) fn unit64(x: &Array, kind: Kind, eps: f32) -> Array {
     let width = x.shape[x.shape.len() - 1];
     let mut y = x.clone();
     for row in y.data.chunks_mut(width) {
