@@ -4,7 +4,7 @@
 //! succeeded.
 
 use crate::error::{Error, Result};
-use crate::geometry::elements::Vec3;
+use crate::geometry::vectors::Vec3;
 use crate::geometry::{Calculator, Cell};
 use crate::gpu::Gpu;
 use std::cell::RefCell;

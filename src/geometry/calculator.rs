@@ -1,8 +1,8 @@
 //! Energies, forces and stress of atoms from a trained potential: what a simulation calls.
 
-use super::elements::Vec3;
 use super::neighbours::Cell;
 use super::potential::{Atoms, Potential};
+use super::vectors::{Mat3, Vec3, determinant};
 use super::xyz::Frame;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -41,7 +41,7 @@ pub struct Properties {
     pub forces: Vec<Vec3>,
     /// `1/V dE/dstrain`, symmetric, positive under tension; of cells that are periodic along all three
     /// vectors.
-    pub stress: Option<[Vec3; 3]>,
+    pub stress: Option<Mat3>,
 }
 
 impl Calculator {
@@ -88,7 +88,8 @@ impl Calculator {
             return Ok(Properties { stress, ..Properties::default() });
         }
         let Potential { net, scale, .. } = &self.potential;
-        let volume = cell.filter(|cell| cell.periodic == [true; 3]).map(|cell| volume(&cell.vectors));
+        let volume =
+            cell.filter(|cell| cell.periodic == [true; 3]).map(|cell| determinant(&cell.vectors).abs());
         let (graph, input) = self.potential.graph(&[Atoms { positions, species, cell }])?;
         let graph = if volume.is_some() { graph.strained() } else { graph };
         let found = net.energy_forces(&graph, &input)?;
@@ -131,8 +132,3 @@ impl Calculator {
 
 /// What programs call results that a prediction takes the place of.
 const RESULTS: [&str; 6] = ["free_energy", "virial", "virials", "total_energy", "energies", "magmom"];
-
-fn volume([a, b, c]: &[Vec3; 3]) -> f64 {
-    let cross = [b[1] * c[2] - b[2] * c[1], b[2] * c[0] - b[0] * c[2], b[0] * c[1] - b[1] * c[0]];
-    (0..3).map(|k| a[k] * cross[k]).sum::<f64>().abs()
-}

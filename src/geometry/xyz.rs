@@ -8,8 +8,9 @@
 //! per cubic angstrom for stress, which is positive under tension. Source of the format:
 //! <https://github.com/libAtoms/extxyz>.
 
-use super::elements::{Vec3, atomic_number, symbol};
+use super::elements::{atomic_number, symbol};
 use super::neighbours::Cell;
+use super::vectors::{Mat3, Vec3};
 use crate::error::{Error, Result};
 use crate::files;
 use std::collections::BTreeMap;
@@ -30,7 +31,7 @@ pub struct Frame {
     /// Of each atom.
     pub forces: Option<Vec<Vec3>>,
     /// Derivative of the energy with respect to strain, by volume.
-    pub stress: Option<[Vec3; 3]>,
+    pub stress: Option<Mat3>,
     /// Other keys of the comment line, as they stood.
     pub other: BTreeMap<String, String>,
 }
@@ -210,7 +211,7 @@ fn number(name: &str, text: &str) -> std::result::Result<f64, String> {
 }
 
 /// Nine numbers; the three vectors one after the other.
-fn matrix(name: &str, text: &str) -> std::result::Result<[Vec3; 3], String> {
+fn matrix(name: &str, text: &str) -> std::result::Result<Mat3, String> {
     let words: Vec<&str> = text.split_whitespace().collect();
     if words.len() != 9 {
         return Err(format!("`{name}` has {} numbers; it needs 9", words.len()));
@@ -312,7 +313,7 @@ impl Frame {
             return Err("a number is not finite, which could not be read again".into());
         }
         let mut keys = Vec::new();
-        let joined = |m: &[Vec3; 3]| m.iter().flatten().map(f64::to_string).collect::<Vec<_>>().join(" ");
+        let joined = |m: &Mat3| m.iter().flatten().map(f64::to_string).collect::<Vec<_>>().join(" ");
         if let Some(cell) = &self.cell {
             keys.push(format!("Lattice=\"{}\"", joined(&cell.vectors)));
             let flags = cell.periodic.map(|p| if p { "T" } else { "F" });
