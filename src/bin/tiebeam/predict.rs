@@ -15,11 +15,16 @@ pub struct Args {
     input: PathBuf,
     /// Where to write them with energy, forces and, in periodic cells, stress: eV and angstrom
     output: PathBuf,
+    /// Average over the frame as it is and random rotations of it, so many in all: what turning a frame changes falls
+    /// with their square root, the time grows with their number
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    rotations: u32,
 }
 
 pub fn run(args: &Args) -> Result<()> {
     let frames = xyz::read(&args.input)?;
-    let calculator = Calculator::new(Potential::load(&Gpu::open()?, &args.model)?);
+    let potential = Potential::load(&Gpu::open()?, &args.model)?;
+    let calculator = Calculator::new(potential).rotations(args.rotations as usize);
     let bar = ProgressBar::new(frames.len() as u64);
     bar.set_style(ProgressStyle::with_template("{bar:32} {pos}/{len} frames, ETA {eta}").expect("valid"));
     let mut predicted = Vec::with_capacity(frames.len());
