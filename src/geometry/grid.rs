@@ -167,8 +167,8 @@ fn turns(v: Vec3) -> Vec<Vec3> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::vectors::dot;
     use super::*;
+    use crate::geometry::vectors::dot;
 
     /// A regular polyhedron's vertices see each other under few different angles, and each vertex under the same ones.
     #[test]
