@@ -556,10 +556,24 @@ mod command {
         let hydrogen = Frame { species: vec![1], positions: vec![[0.0; 3]], ..Frame::default() };
         xyz::write(&input, &[frame(7, 2, 2.4), hydrogen]).expect("written");
         let missing = scratch("nothing.xyz");
+        // What is known beforehand comes first: before a frame that only the network refuses, and before the model is opened.
+        let [far, unwritable] = ["far-cli.xyz", "unwritable-cli.xyz"].map(scratch);
+        let apart =
+            Frame { species: vec![8, 29], positions: vec![[0.0; 3], [1e300, 0.0, 0.0]], ..Frame::default() };
+        let flat = Cell { vectors: [[0.0; 3]; 3], periodic: [true; 3] };
+        let flat = Frame { cell: Some(flat), ..frame(7, 1, 2.4) };
+        xyz::write(&far, &[apart, flat]).expect("written");
+        std::fs::write(&unwritable, "1\nvirial={a \"} note={a \"quote}\nCu 0 0 0\n").expect("written");
+        let nowhere = scratch("no-folder").join("out.xyz");
+        let folder = scratch("");
         for (arguments, reason) in [
             ([&model, &input, &output], "frame 1: potential: atom 0 is H"),
             ([&model, &missing, &output], "nothing.xyz"),
             ([&input, &input, &output], "bad-cli.xyz"),
+            ([&model, &far, &output], "far-cli.xyz: frame 1: neighbours: the cell"),
+            ([&missing, &unwritable, &output], "frame 0: the value of `note` has a quote"),
+            ([&missing, &input, &nowhere], "no-folder is not there; make it first"),
+            ([&missing, &input, &folder], "this is a folder; name a file"),
         ] {
             let run = predict(&arguments.map(PathBuf::as_path));
             let text = String::from_utf8_lossy(&run.stderr).into_owned();

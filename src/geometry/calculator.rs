@@ -163,13 +163,11 @@ impl Calculator {
     /// As [`Calculator::energy_forces`].
     pub fn predict(&self, frame: &Frame) -> Result<Frame> {
         let found = self.energy_forces(&frame.positions, &frame.species, frame.cell)?;
-        let mut predicted = frame.clone();
-        predicted.other.retain(|key, _| !RESULTS.contains(&key.as_str()));
         Ok(Frame {
             energy: Some(found.energy),
             forces: Some(found.forces),
             stress: found.stress,
-            ..predicted
+            ..frame.without_results()
         })
     }
 }
@@ -198,6 +196,3 @@ impl Properties {
         all.for_each(|x| *x *= by);
     }
 }
-
-/// What programs call results that a prediction takes the place of.
-const RESULTS: [&str; 6] = ["free_energy", "virial", "virials", "total_energy", "energies", "magmom"];

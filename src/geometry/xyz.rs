@@ -54,10 +54,27 @@ pub fn write(path: impl AsRef<Path>, frames: &[Frame]) -> Result<()> {
     let path = path.as_ref();
     let mut text = String::new();
     for (i, frame) in frames.iter().enumerate() {
-        frame.append(&mut text).map_err(|message| Error::format(path, format!("frame {i}: {message}")))?;
+        append(path, i, frame, &mut text)?;
     }
     files::replace_with(path, text)
 }
+
+/// What [`write`] would say if it wrote these frames now, with nothing written: for long work to know before it begins.
+///
+/// # Errors
+/// As [`write`].
+pub fn check(path: impl AsRef<Path>, frames: impl IntoIterator<Item = Frame>) -> Result<()> {
+    let path = path.as_ref();
+    files::check(path)?;
+    frames.into_iter().enumerate().try_for_each(|(i, frame)| append(path, i, &frame, &mut String::new()))
+}
+
+fn append(path: &Path, i: usize, frame: &Frame, text: &mut String) -> Result<()> {
+    frame.append(text).map_err(|message| Error::format(path, format!("frame {i}: {message}")))
+}
+
+/// What programs call results besides energy, forces and stress.
+const RESULTS: [&str; 6] = ["free_energy", "virial", "virials", "total_energy", "energies", "magmom"];
 
 /// What is wrong, with the line that it is in.
 type Wrong = (usize, String);
@@ -295,6 +312,20 @@ impl Frame {
     /// Whether there is no atom.
     pub fn is_empty(&self) -> bool {
         self.species.is_empty()
+    }
+
+    /// The atoms, their cell and other keys, without energy, forces and stress or other words for them.
+    pub fn without_results(&self) -> Frame {
+        let Frame { species, positions, cell, .. } = self;
+        let kept = self.other.iter().filter(|(key, _)| !RESULTS.contains(&key.as_str()));
+        let other = kept.map(|(key, value)| (key.clone(), value.clone())).collect();
+        Frame {
+            species: species.clone(),
+            positions: positions.clone(),
+            cell: *cell,
+            other,
+            ..Frame::default()
+        }
     }
 
     fn append(&self, text: &mut String) -> std::result::Result<(), String> {

@@ -3,7 +3,7 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 use tiebeam::geometry::xyz::{self, Frame};
-use tiebeam::geometry::{Calculator, Potential};
+use tiebeam::geometry::{Atoms, Calculator, Potential};
 use tiebeam::{Error, Gpu, Result};
 
 /// What to predict, with what.
@@ -23,19 +23,24 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let frames = xyz::read(&args.input)?;
+    // What can be known to fail is said before the long work.
+    xyz::check(&args.output, frames.iter().map(Frame::without_results))?;
     let potential = Potential::load(&Gpu::open()?, &args.model)?;
+    let named = |i: usize, error: Error| match error {
+        Error::Config { message } => {
+            Error::Format { path: args.input.clone(), message: format!("frame {i}: {message}") }
+        }
+        other => other,
+    };
+    for (i, frame) in frames.iter().enumerate() {
+        potential.check(&Atoms::of(frame)).map_err(|e| named(i, e))?;
+    }
     let calculator = Calculator::new(potential).rotations(args.rotations as usize);
     let bar = ProgressBar::new(frames.len() as u64);
     bar.set_style(ProgressStyle::with_template("{bar:32} {pos}/{len} frames, ETA {eta}").expect("valid"));
     let mut predicted = Vec::with_capacity(frames.len());
     for (i, frame) in frames.iter().enumerate() {
-        let found = calculator.predict(frame).map_err(|e| match e {
-            Error::Config { message } => {
-                Error::Format { path: args.input.clone(), message: format!("frame {i}: {message}") }
-            }
-            other => other,
-        })?;
-        predicted.push(found);
+        predicted.push(calculator.predict(frame).map_err(|e| named(i, e))?);
         bar.inc(1);
     }
     bar.finish_and_clear();
