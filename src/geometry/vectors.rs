@@ -102,9 +102,9 @@ mod tests {
         let bound = 4.0 * (1.0 / 3.0 / count as f64).sqrt();
         for p in 0..9 {
             assert!(sums[p].abs() < bound, "mean of element {p}: {}", sums[p]);
-            for q in 0..9 {
+            for (q, square) in squares[p].iter().enumerate() {
                 let want = if p == q { 1.0 / 3.0 } else { 0.0 };
-                assert!((squares[p][q] - want).abs() < bound, "elements {p}, {q}: {}", squares[p][q]);
+                assert!((square - want).abs() < bound, "elements {p}, {q}: {square}");
             }
         }
     }
