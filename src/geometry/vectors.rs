@@ -56,7 +56,7 @@ pub fn orthogonal(rng: &mut Rng) -> Mat3 {
     let mut draws = [0.0f32; 10];
     rng.fill_normal(&mut draws);
     let row = |i: usize| -> Vec3 { from_fn(|k| draws[3 * i + k] as f64) };
-    // A row that is zero, or two that are one, would divide by zero: once in 2^60 draws or so.
+    // A row that happens to be zero, or to lie along the other, must not divide by zero.
     let unit = |a: Vec3| a.map(|x| x / norm(a).max(1e-30));
     let a = unit(row(0));
     let b = row(1);

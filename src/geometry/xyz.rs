@@ -59,10 +59,10 @@ pub fn write(path: impl AsRef<Path>, frames: &[Frame]) -> Result<()> {
     files::replace_with(path, text)
 }
 
-/// What [`write`] would say if it wrote these frames now, with nothing written: for long work to know before it begins.
+/// What [`write()`] would say if it wrote these frames now, with nothing written: for long work to know before it begins.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn check(path: impl AsRef<Path>, frames: impl IntoIterator<Item = Frame>) -> Result<()> {
     let path = path.as_ref();
     files::check(path)?;
