@@ -1,5 +1,5 @@
-// Points within a radius of each query, by cells: with FILL false their number, with FILL true which and in which image, from
-// `starts` on. Points are listed by cell; a query looks at the cells that its sphere can touch, counted in whole cells along the
+// Points within a radius of each query, by cells: with FILL false their number, with FILL true which and in which image. Points
+// are listed by cell; a query looks at the cells that its sphere can touch, counted in whole cells along the
 // three lattice vectors. A cell beyond a periodic side is the one on the other side, one image further, as often as the reach says:
 // a radius may be longer than the period. Order: by cell, then as listed; the host brings each row into an order of its own.
 
@@ -19,9 +19,8 @@ var<immediate> p: Params;
 // Of each graph: cells along the axes and the first cell; how many to look at each way, and bits of the periodic axes.
 @group(0) @binding(4) var<storage, read> grids: array<vec4<u32>>;
 @group(0) @binding(5) var<storage, read> lattice: array<vec4<f32>>;    // of each graph three vectors
-@group(0) @binding(6) var<storage, read> queries: array<u32>;
-@group(0) @binding(7) var<storage, read> starts: array<u32>;
-@group(0) @binding(8) var<storage, read_write> found: array<u32>;      // counts; or point and image of each
+@group(0) @binding(6) var<storage, read> queries: array<vec2<u32>>;    // the point, and where what it finds begins
+@group(0) @binding(7) var<storage, read_write> found: array<u32>;      // counts; or point and image of each
 
 // The cell at place c of n, and its image; an image of 1000 where there is none.
 fn wrapped(c: i32, n: i32, periodic: bool) -> vec2<i32> {
@@ -34,15 +33,15 @@ fn wrapped(c: i32, n: i32, periodic: bool) -> vec2<i32> {
 fn search(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let at = (group.y * p.groups_x + group.x) * 64u + lane;
     if at >= p.n { return; }
-    let own = queries[at];
+    let query = queries[at];
+    let own = query.x;
     let here = points[own].xyz;
     let place = places[own];
     let size = grids[2u * place.w];
     let reach = grids[2u * place.w + 1u];
     let n = vec3<i32>(size.xyz);
     var count = 0u;
-    var next = 0u;
-    if FILL { next = starts[at]; }
+    var next = query.y;
     for (var z = -i32(reach.z); z <= i32(reach.z); z++) {
         let cz = wrapped(i32(place.z) + z, n.z, (reach.w & 4u) != 0u);
         for (var y = -i32(reach.y); y <= i32(reach.y); y++) {

@@ -4,7 +4,7 @@
 //! succeeded.
 
 use crate::error::{Error, Result};
-use crate::geometry::elements::Vec3;
+use crate::geometry::vectors::Vec3;
 use crate::geometry::{Calculator, Cell};
 use crate::gpu::Gpu;
 use std::cell::RefCell;
@@ -101,6 +101,26 @@ pub unsafe extern "C" fn tiebeam_layers(calculator: *const Calculator) -> u32 {
     // SAFETY: the caller's promise.
     let calculator = unsafe { calculator.as_ref() };
     calculator.map_or(0, |c| c.potential().net.config.layers as u32)
+}
+
+/// Results become averages over this many rotations; 0, or 1 after an error.
+///
+/// # Safety
+/// `calculator` is null or open; no other thread uses it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn tiebeam_set_rotations(calculator: *mut Calculator, count: u32) -> c_int {
+    let set = guarded(|| {
+        // SAFETY: the caller's promise.
+        let calculator = unsafe { calculator.as_mut() };
+        let calculator =
+            calculator.ok_or_else(|| Error::config("tiebeam_set_rotations: the calculator is NULL"))?;
+        if count == 0 {
+            return Err(Error::config("tiebeam_set_rotations: 0 rotations have no average; use 1 or more"));
+        }
+        calculator.set_rotations(count as usize);
+        Ok(())
+    });
+    set.is_none() as c_int
 }
 
 /// `count` elements at `at`, or an error that names it.

@@ -32,6 +32,22 @@ pub fn replace_with(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
     replace(path, |mut file| io::Write::write_all(&mut file, bytes.as_ref()).map_err(|e| Error::io(path, e)))
 }
 
+/// What [`replace`] would say if it wrote `path` now: for long work to know before it begins.
+///
+/// # Errors
+/// [`Error::Io`] naming `path`, when its folder is missing or takes no new file, or when it is a folder itself.
+pub fn check(path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        let message = format!("the folder {} is not there; make it first", folder.display());
+        return Err(Error::Io { path: path.into(), message });
+    }
+    if path.is_dir() {
+        return Err(Error::Io { path: path.into(), message: "this is a folder; name a file".into() });
+    }
+    Temporary::create(path).map(drop).map_err(|e| Error::io(path, e))
+}
+
 /// A file that removes itself unless it is renamed.
 struct Temporary(Option<PathBuf>);
 

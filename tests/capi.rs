@@ -92,6 +92,8 @@ fn program_agrees(compiler: &str) -> Result<(), Failed> {
     let free = calculator.energy_forces(&POSITIONS, &SPECIES, None).map_err(|e| e.to_string())?;
     let periodic = calculator.energy_forces(&POSITIONS, &SPECIES, Some(CELL)).map_err(|e| e.to_string())?;
     let stress = periodic.stress.ok_or("no stress")?;
+    let calculator = calculator.rotations(3);
+    let average = calculator.energy_forces(&POSITIONS, &SPECIES, Some(CELL)).map_err(|e| e.to_string())?;
     for (name, want) in [
         ("radius", &[4.0][..]),
         ("layers", &[2.0]),
@@ -100,6 +102,9 @@ fn program_agrees(compiler: &str) -> Result<(), Failed> {
         ("forces", free.forces.as_flattened()),
         ("periodic", &[periodic.energy]),
         ("stress", stress.as_flattened()),
+        ("average", &[average.energy]),
+        ("average_forces", average.forces.as_flattened()),
+        ("average_stress", average.stress.ok_or("no average stress")?.as_flattened()),
     ] {
         let line = said.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
         let got: Vec<f64> =
@@ -115,6 +120,7 @@ fn program_agrees(compiler: &str) -> Result<(), Failed> {
         "was trained on O, Cu",
         "number 100000",
         "huge: ",
+        "rotations: tiebeam_set_rotations: 0 rotations",
         "slab: tiebeam_compute: stress needs",
     ] {
         if !said.contains(reason) {

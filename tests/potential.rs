@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use support::gpu;
 use tiebeam::geometry::dynamics::Verlet;
-use tiebeam::geometry::elements::{Vec3, atomic_number, mass, symbol};
+use tiebeam::geometry::elements::{atomic_number, mass, symbol};
+use tiebeam::geometry::vectors::{Mat3, Vec3, determinant, rotation, times, times_transposed};
 use tiebeam::geometry::xyz::{self, Frame};
 use tiebeam::geometry::{Atoms, Calculator, Cell, Grid, Ponita, PonitaConfig, Potential};
 use tiebeam::nn::Parameters;
@@ -168,6 +169,20 @@ fn close(what: &str, got: &[f64], want: &[f64], relative: f64) {
     assert_eq!(got.len(), want.len(), "{what}");
 }
 
+/// Minus the central difference of the energy in every coordinate.
+fn slopes(positions: &[Vec3], energy: impl Fn(&[Vec3]) -> f64) -> Vec<f64> {
+    let step = 4e-3;
+    let slope = |at: usize| {
+        let moved = |by: f64| {
+            let mut x = positions.to_vec();
+            x[at / 3][at % 3] += by;
+            energy(&x)
+        };
+        -(moved(step) - moved(-step)) / (2.0 * step)
+    };
+    (0..3 * positions.len()).map(slope).collect()
+}
+
 #[test]
 fn forces_are_the_gradient_of_the_energy() {
     let frame = frame(7, 2, 2.4);
@@ -175,21 +190,59 @@ fn forces_are_the_gradient_of_the_energy() {
     let found = calculator().energy_forces(&frame.positions, &frame.species, None).expect("finite");
     let sum: f64 = found.atom_energies.iter().sum();
     assert!((found.energy - sum).abs() < 1e-9 * sum.abs(), "{} {sum}", found.energy);
-    let step = 4e-3;
-    let mut want = Vec::new();
-    for (i, k) in (0..frame.len()).flat_map(|i| (0..3).map(move |k| (i, k))) {
-        let moved = |by: f64| {
-            let mut x = frame.positions.clone();
-            x[i][k] += by;
-            energy(&x)
-        };
-        want.push(-(moved(step) - moved(-step)) / (2.0 * step));
-    }
-    close("forces", found.forces.as_flattened(), &want, 2e-3);
+    close("forces", found.forces.as_flattened(), &slopes(&frame.positions, energy), 2e-3);
     for k in 0..3 {
         let total: f64 = found.forces.iter().map(|f| f[k]).sum();
         assert!(total.abs() < 1e-5, "the forces sum to {total}");
     }
+}
+
+#[test]
+fn rotations_average_what_a_rotation_changes() {
+    let frame = frame(7, 2, 2.4);
+    let average = |count: usize| Calculator::new(calculator().potential().clone()).rotations(count);
+    let found = |c: &Calculator, x: &[Vec3]| c.energy_forces(x, &frame.species, None).expect("finite");
+    assert_eq!(found(&average(1), &frame.positions), found(calculator(), &frame.positions), "the same bits");
+    // What turning the input changes: the root mean square over some turns of energies, and of forces turned back.
+    let mut rng = Rng::new(11);
+    let turns: Vec<Mat3> = (0..8).map(|_| rotation(&mut rng)).collect();
+    let change = |count: usize| {
+        let calculator = average(count);
+        let plain = found(&calculator, &frame.positions);
+        let (mut energy, mut force) = (0.0f64, 0.0f64);
+        for r in &turns {
+            let turned: Vec<Vec3> = frame.positions.iter().map(|&x| times(r, x)).collect();
+            let found = found(&calculator, &turned);
+            energy += (found.energy - plain.energy).powi(2);
+            for (f, want) in found.forces.iter().zip(&plain.forces) {
+                let back = times_transposed(r, *f);
+                force += (0..3).map(|k| (back[k] - want[k]).powi(2)).sum::<f64>();
+            }
+        }
+        [energy.sqrt(), force.sqrt()]
+    };
+    let all = [1, 8, 64].map(change);
+    println!("changes by rotations, energy and forces, of 1, 8 and 64: {all:?}");
+    for part in 0..2 {
+        let [one, some, many] = all.map(|of| of[part]);
+        // Expected are 1/sqrt(8) and 1/8; draws of a few turns scatter about that.
+        assert!(some < 0.6 * one && many < 0.3 * one, "part {part}: {one}, {some}, {many}");
+    }
+}
+
+#[test]
+fn averaged_forces_are_the_gradient_of_the_averaged_energy() {
+    let frame = frame(7, 2, 2.4);
+    let average = Calculator::new(calculator().potential().clone()).rotations(5);
+    let found = |x: &[Vec3]| average.energy_forces(x, &frame.species, None).expect("finite");
+    let plain = found(&frame.positions);
+    let own: f64 = plain.atom_energies.iter().sum();
+    assert!((plain.energy - own).abs() < 1e-9 * own.abs(), "{} {own}", plain.energy);
+    close("forces", plain.forces.as_flattened(), &slopes(&frame.positions, |x| found(x).energy), 2e-3);
+    // They are not those of the input as given: the test would pass without an average otherwise.
+    let other = calculator().energy_forces(&frame.positions, &frame.species, None).expect("finite");
+    let apart = other.forces.as_flattened().iter().zip(plain.forces.as_flattened());
+    assert!(apart.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) > 1e-3);
 }
 
 fn crystal() -> (Frame, Cell) {
@@ -205,13 +258,35 @@ fn strained(x: &Vec3, a: usize, b: usize, by: f64) -> Vec3 {
 
 #[test]
 fn stress_is_the_derivative_with_respect_to_strain() {
-    let (mut frame, cell) = crystal();
-    frame.positions = vec![[0.1, 0.2, 0.3], [1.9, 1.7, 2.2]];
-    frame.species = vec![8, 29];
-    let [a, b, c] = cell.vectors;
-    let cross = [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]];
-    let volume: f64 = (0..3).map(|k| cross[k] * c[k]).sum();
-    let found = calculator().energy_forces(&frame.positions, &frame.species, Some(cell)).expect("finite");
+    stress_is_a_derivative(calculator());
+    let (frame, slab) = pair(Cell { periodic: [true, true, false], ..crystal().1 });
+    let found = calculator().energy_forces(&frame.positions, &frame.species, Some(slab)).expect("finite");
+    assert_eq!(found.stress, None, "a slab has no volume");
+}
+
+/// Positions and cell turn together, and the stress turns back.
+#[test]
+fn averaged_stress_is_the_derivative_with_respect_to_strain() {
+    let average = Calculator::new(calculator().potential().clone()).rotations(3);
+    stress_is_a_derivative(&average);
+    let (frame, cell) = pair(crystal().1);
+    let [s, other] = [&average, calculator()].map(|c| {
+        let found = c.energy_forces(&frame.positions, &frame.species, Some(cell)).expect("finite");
+        found.stress.expect("periodic along all")
+    });
+    assert!((0..9).all(|i| s[i / 3][i % 3] == s[i % 3][i / 3]), "symmetric: {s:?}");
+    assert_ne!(s, other);
+}
+
+fn pair(cell: Cell) -> (Frame, Cell) {
+    let positions = vec![[0.1, 0.2, 0.3], [1.9, 1.7, 2.2]];
+    (Frame { positions, species: vec![8, 29], ..Frame::default() }, cell)
+}
+
+fn stress_is_a_derivative(calculator: &Calculator) {
+    let (frame, cell) = pair(crystal().1);
+    let volume = determinant(&cell.vectors);
+    let found = calculator.energy_forces(&frame.positions, &frame.species, Some(cell)).expect("finite");
     let stress = found.stress.expect("periodic along all");
     let step = 1e-3;
     let mut want = Vec::new();
@@ -224,14 +299,11 @@ fn stress_is_the_derivative_with_respect_to_strain() {
             };
             let x: Vec<Vec3> = frame.positions.iter().map(both).collect();
             let cell = Cell { vectors: cell.vectors.each_ref().map(both), ..cell };
-            calculator().energy_forces(&x, &frame.species, Some(cell)).expect("finite").energy
+            calculator.energy_forces(&x, &frame.species, Some(cell)).expect("finite").energy
         };
         want.push((energy(step) - energy(-step)) / (2.0 * step) / volume);
     }
     close("stress", stress.as_flattened(), &want, 2e-3);
-    let slab = Cell { periodic: [true, true, false], ..cell };
-    let found = calculator().energy_forces(&frame.positions, &frame.species, Some(slab)).expect("finite");
-    assert_eq!(found.stress, None, "a slab has no volume");
 }
 
 /// A cell shorter than the radius: an atom sees several images of itself.
@@ -460,6 +532,14 @@ mod command {
         let want: Vec<Frame> = frames.iter().map(|f| calculator().predict(f).expect("finite")).collect();
         assert_eq!(xyz::read(&output).expect("read"), want);
         assert!(want[1].stress.is_some() && want[0].stress.is_none());
+        let average = Calculator::new(calculator().potential().clone()).rotations(2);
+        let want: Vec<Frame> = frames.iter().map(|f| average.predict(f).expect("finite")).collect();
+        let options = ["--rotations", "2"].map(std::path::Path::new);
+        let run = predict(&[&model, &input, &output, options[0], options[1]]);
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        assert_eq!(xyz::read(&output).expect("read"), want);
+        let run = predict(&[&model, &input, &output, options[0], "0".as_ref()]);
+        assert!(!run.status.success(), "an average of none");
     }
 
     #[test]
@@ -470,10 +550,24 @@ mod command {
         let hydrogen = Frame { species: vec![1], positions: vec![[0.0; 3]], ..Frame::default() };
         xyz::write(&input, &[frame(7, 2, 2.4), hydrogen]).expect("written");
         let missing = scratch("nothing.xyz");
+        // What is known beforehand comes first: before a frame that only the network refuses, and before the model is opened.
+        let [far, unwritable] = ["far-cli.xyz", "unwritable-cli.xyz"].map(scratch);
+        let apart =
+            Frame { species: vec![8, 29], positions: vec![[0.0; 3], [1e300, 0.0, 0.0]], ..Frame::default() };
+        let flat = Cell { vectors: [[0.0; 3]; 3], periodic: [true; 3] };
+        let flat = Frame { cell: Some(flat), ..frame(7, 1, 2.4) };
+        xyz::write(&far, &[apart, flat]).expect("written");
+        std::fs::write(&unwritable, "1\nvirial={a \"} note={a \"quote}\nCu 0 0 0\n").expect("written");
+        let nowhere = scratch("no-folder").join("out.xyz");
+        let folder = scratch("");
         for (arguments, reason) in [
             ([&model, &input, &output], "frame 1: potential: atom 0 is H"),
             ([&model, &missing, &output], "nothing.xyz"),
             ([&input, &input, &output], "bad-cli.xyz"),
+            ([&model, &far, &output], "far-cli.xyz: frame 1: neighbours: the cell"),
+            ([&missing, &unwritable, &output], "frame 0: the value of `note` has a quote"),
+            ([&missing, &input, &nowhere], "no-folder is not there; make it first"),
+            ([&missing, &input, &folder], "this is a folder; name a file"),
         ] {
             let run = predict(&arguments.map(PathBuf::as_path));
             let text = String::from_utf8_lossy(&run.stderr).into_owned();

@@ -3,7 +3,7 @@
 use naga::back::{hlsl, msl, spv};
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ModuleInfo};
-use naga::{Module, ShaderStage};
+use naga::{AddressSpace, Module, ShaderStage};
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tiebeam::gpu::shader::{Assembled, Source, fragments, names};
@@ -89,6 +89,22 @@ fn one_entry<E: ToString>(text: &str, made: Vec<Result<String, E>>) -> Result<()
     if text.contains(&name) { Ok(()) } else { Err(format!("{name} is not in the text")) }
 }
 
+/// Storage buffers of one kernel that every adapter has.
+const MOST_BUFFERS: usize = 8;
+
+/// The entry points that use more storage buffers than every adapter has. Generated elementwise kernels are not among the
+/// variants: they take as many as the adapter says.
+fn too_many_buffers(module: &Module, info: &ModuleInfo) -> Vec<String> {
+    let used = |entry: usize| {
+        let info = info.get_entry_point(entry);
+        let storage = |space| matches!(space, AddressSpace::Storage { .. });
+        module.global_variables.iter().filter(|(at, v)| storage(v.space) && !info[*at].is_empty()).count()
+    };
+    let points = module.entry_points.iter().enumerate().map(|(i, point)| (&point.name, used(i)));
+    let over = points.filter(|&(_, count)| count > MOST_BUFFERS);
+    over.map(|(name, count)| format!("{name}: {count} storage buffers; {MOST_BUFFERS} are sure")).collect()
+}
+
 /// Problems of one variant on each target it is meant for, and how many entry points it has.
 fn translate(assembled: &Assembled) -> (Vec<String>, usize) {
     let (mut problems, mut entries) = (Vec::new(), 0);
@@ -107,6 +123,9 @@ fn translate(assembled: &Assembled) -> (Vec<String>, usize) {
         entries = module.entry_points.len();
         if entries == 0 {
             problems.push(format!("{target}: no entry point"));
+        }
+        if target == "SPIR-V" {
+            problems.extend(too_many_buffers(&module, &info));
         }
         for point in &module.entry_points {
             if point.stage != ShaderStage::Compute {
@@ -198,6 +217,20 @@ fn what_one_target_cannot_do_is_a_problem_of_that_target() {
     assert!(float_atomics.contains("HLSL") && !float_atomics.contains("SPIR-V"), "{float_atomics}");
     let barrier = problems_of(&format!("{HEAD}subgroupBarrier();\n}}"));
     assert!(barrier.contains("HLSL") && !barrier.contains("MSL"), "{barrier}");
+}
+
+#[test]
+fn a_ninth_storage_buffer_is_a_problem() {
+    let buffers = |count: usize| {
+        let declared: String = (2..count)
+            .map(|i| format!("\n@group(0) @binding({i}) var<storage, read> x{i}: array<f32>;"))
+            .collect();
+        let sum: String = (2..count).map(|i| format!(" + x{i}[0]")).collect();
+        problems_of(&format!("{HEAD}y[0] = x[0]{sum};\n}}{declared}"))
+    };
+    assert_eq!(buffers(8), "");
+    let ninth = buffers(9);
+    assert!(ninth.contains("forward: 9 storage buffers"), "{ninth}");
 }
 
 #[test]

@@ -13,8 +13,6 @@ mod chart;
 mod data;
 mod net;
 mod picture;
-#[path = "../common/rotation.rs"]
-mod rotation;
 #[path = "../common/run.rs"]
 mod run;
 #[path = "../common/state.rs"]

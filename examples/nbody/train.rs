@@ -3,7 +3,6 @@
 use crate::Args;
 use crate::data::{Data, PARTICLES, Split};
 use crate::net::Net;
-use crate::rotation::{Matrix, orthogonal, times, transposed};
 use crate::state::State;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fmt;
@@ -11,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tiebeam::geometry::Graph;
+use tiebeam::geometry::vectors::{Mat3, orthogonal, times, times_transposed};
 use tiebeam::gpu::buffer::Reading;
 use tiebeam::nn::Parameters;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, Schedule};
@@ -178,7 +178,7 @@ impl<'a> Run<'a> {
             let turned = self.predict(&test.clone().turned(|| matrix))?;
             let back: Vec<f64> = turned
                 .chunks_exact(3)
-                .flat_map(|x| times(&transposed(&matrix), [x[0], x[1], x[2]].map(f64::from)))
+                .flat_map(|x| times_transposed(&matrix, [x[0], x[1], x[2]].map(f64::from)))
                 .collect();
             for ((m, b), p) in mean.iter_mut().zip(&back).zip(&plain) {
                 *m += b / TURNS as f64;
@@ -244,7 +244,7 @@ impl Split {
     }
 
     /// Each system under a matrix of its own.
-    fn turned(mut self, mut matrix: impl FnMut() -> Matrix) -> Split {
+    fn turned(mut self, mut matrix: impl FnMut() -> Mat3) -> Split {
         for i in 0..self.len() {
             let m = matrix();
             for part in [&mut self.position, &mut self.velocity, &mut self.target] {

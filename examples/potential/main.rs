@@ -11,8 +11,6 @@
 #[path = "../common/chart.rs"]
 mod chart;
 mod morse;
-#[path = "../common/rotation.rs"]
-mod rotation;
 #[path = "../common/run.rs"]
 mod run;
 #[path = "../common/state.rs"]
@@ -26,6 +24,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tiebeam::geometry::dynamics::Verlet;
+use tiebeam::geometry::vectors;
 use tiebeam::geometry::xyz::{self, Frame};
 use tiebeam::geometry::{Calculator, Grid, PonitaConfig, Potential};
 use tiebeam::{Error, Gpu, Result, Rng};
@@ -163,13 +162,13 @@ fn turned(calculator: &Calculator, frames: &[Frame]) -> Result<()> {
     let (mut rng, mut energy, mut change, mut square) = (Rng::new(7), 0.0, 0.0, 0.0);
     let frames: Vec<&Frame> = frames.iter().filter(|f| f.cell.is_none()).take(10).collect();
     for frame in &frames {
-        let matrix = rotation::orthogonal(&mut rng);
+        let matrix = vectors::orthogonal(&mut rng);
         let plain = calculator.energy_forces(&frame.positions, &frame.species, None)?;
-        let positions: Vec<_> = frame.positions.iter().map(|&x| rotation::times(&matrix, x)).collect();
+        let positions: Vec<_> = frame.positions.iter().map(|&x| vectors::times(&matrix, x)).collect();
         let found = calculator.energy_forces(&positions, &frame.species, None)?;
         energy += (found.energy - plain.energy).abs() / frames.len() as f64;
         for (f, g) in plain.forces.iter().zip(&found.forces) {
-            let back = rotation::times(&rotation::transposed(&matrix), *g);
+            let back = vectors::times_transposed(&matrix, *g);
             change += (0..3).map(|k| (back[k] - f[k]).powi(2)).sum::<f64>();
             square += f.iter().map(|x| x * x).sum::<f64>();
         }

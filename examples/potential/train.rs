@@ -2,13 +2,12 @@
 
 use crate::Args;
 use crate::chart::{self, Frame as Axes, Line};
-use crate::rotation::{Matrix, orthogonal, times};
 use crate::state::State;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-use tiebeam::geometry::elements::Vec3;
+use tiebeam::geometry::vectors::{Mat3, Vec3, orthogonal, times};
 use tiebeam::geometry::xyz::Frame;
 use tiebeam::geometry::{Calculator, Cell, Ponita, Potential};
 use tiebeam::gpu::AdapterSummary;
@@ -89,7 +88,7 @@ pub fn train(
 }
 
 /// A frame in another orientation, or a mirror image: energies are the same, forces turn along.
-fn turned(frame: &Frame, matrix: &Matrix) -> Frame {
+fn turned(frame: &Frame, matrix: &Mat3) -> Frame {
     let all = |list: &[Vec3]| list.iter().map(|&x| times(matrix, x)).collect();
     Frame {
         species: frame.species.clone(),

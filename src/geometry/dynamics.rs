@@ -1,6 +1,7 @@
 //! Molecular dynamics at constant energy, in f64 on the host around any source of forces.
 
-use super::elements::{Vec3, mass};
+use super::elements::mass;
+use super::vectors::{Vec3, dot};
 use crate::error::{Error, Result};
 use crate::rng::Rng;
 
@@ -93,7 +94,7 @@ impl Verlet {
 
     /// In eV.
     pub fn kinetic(&self) -> f64 {
-        let one = |(v, m): (&Vec3, &f64)| 0.5 * m * v.iter().map(|x| x * x).sum::<f64>() / ACCELERATION;
+        let one = |(v, m): (&Vec3, &f64)| 0.5 * m * dot(*v, *v) / ACCELERATION;
         self.velocities.iter().zip(&self.masses).map(one).sum()
     }
 

@@ -1,7 +1,6 @@
 //! Elements: symbols and masses.
 
-/// A vector in space.
-pub type Vec3 = [f64; 3];
+pub use super::vectors::Vec3;
 
 /// Symbol and standard atomic weight by atomic number (IUPAC's abridged values; of elements without a stable
 /// isotope the mass number of the longest-lived one). Number 0 is no element.

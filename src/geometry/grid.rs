@@ -1,5 +1,6 @@
 //! Grids of orientations: the points at which the sphere or the circle is sampled.
 
+use super::vectors::{Vec3, norm, unit};
 use crate::gpu::Gpu;
 use crate::tensor::Tensor;
 use std::f64::consts::{PI, TAU};
@@ -11,7 +12,7 @@ use std::f64::consts::{PI, TAU};
 #[derive(Clone, Debug, PartialEq)]
 pub struct Grid {
     /// Unit vectors, the third number 0 in the plane; the zero vector alone for positions without orientations.
-    vectors: Vec<[f64; 3]>,
+    vectors: Vec<Vec3>,
     dimension: usize,
 }
 
@@ -34,7 +35,7 @@ impl Grid {
 
     /// The 4 vertices of a tetrahedron.
     pub fn tetrahedron() -> Grid {
-        let odd = |v: &[f64; 3]| v.iter().filter(|x| **x < 0.0).count() % 2 == 0;
+        let odd = |v: &Vec3| v.iter().filter(|x| **x < 0.0).count() % 2 == 0;
         Grid::of(signs([1.0, 1.0, 1.0]).into_iter().filter(odd))
     }
 
@@ -92,12 +93,12 @@ impl Grid {
         }
         let vectors = vectors.chunks(dimension).map(|v| {
             let v = [v[0] as f64, v[1] as f64, v.get(2).copied().unwrap_or(0.0) as f64];
-            (dot(v, v) > 0.0).then(|| unit(v))
+            (norm(v) > 0.0).then(|| unit(v))
         });
         Some(Grid { vectors: vectors.collect::<Option<_>>()?, dimension })
     }
 
-    fn of(vectors: impl IntoIterator<Item = [f64; 3]>) -> Grid {
+    fn of(vectors: impl IntoIterator<Item = Vec3>) -> Grid {
         Grid { vectors: vectors.into_iter().map(unit).collect(), dimension: 3 }
     }
 
@@ -122,7 +123,7 @@ impl Grid {
     }
 
     /// The unit vectors; the third number is 0 in the plane.
-    pub fn vectors(&self) -> &[[f64; 3]] {
+    pub fn vectors(&self) -> &[Vec3] {
         &self.vectors
     }
 
@@ -130,7 +131,7 @@ impl Grid {
     /// have not.
     pub fn antipodes(&self) -> Option<Vec<usize>> {
         let opposite =
-            |v: &[f64; 3]| self.vectors.iter().position(|w| (0..3).all(|i| (v[i] + w[i]).abs() < 1e-6));
+            |v: &Vec3| self.vectors.iter().position(|w| (0..3).all(|i| (v[i] + w[i]).abs() < 1e-6));
         self.is_oriented().then(|| self.vectors.iter().map(opposite).collect())?
     }
 
@@ -146,19 +147,10 @@ fn golden() -> f64 {
     (1.0 + 5f64.sqrt()) / 2.0
 }
 
-fn dot(a: [f64; 3], b: [f64; 3]) -> f64 {
-    (0..3).map(|i| a[i] * b[i]).sum()
-}
-
-fn unit(v: [f64; 3]) -> [f64; 3] {
-    let length = dot(v, v).sqrt();
-    v.map(|x| x / length)
-}
-
 /// `v` with every choice of signs of what is not 0.
-fn signs(v: [f64; 3]) -> Vec<[f64; 3]> {
+fn signs(v: Vec3) -> Vec<Vec3> {
     (0..3).fold(vec![v], |all, axis| {
-        let both = |v: [f64; 3]| {
+        let both = |v: Vec3| {
             let mut other = v;
             other[axis] = -v[axis];
             if v[axis] == 0.0 { vec![v] } else { vec![v, other] }
@@ -168,7 +160,7 @@ fn signs(v: [f64; 3]) -> Vec<[f64; 3]> {
 }
 
 /// The three cyclic orders of `v`, with every choice of signs.
-fn turns(v: [f64; 3]) -> Vec<[f64; 3]> {
+fn turns(v: Vec3) -> Vec<Vec3> {
     let [x, y, z] = v;
     [[x, y, z], [y, z, x], [z, x, y]].into_iter().flat_map(signs).collect()
 }
@@ -176,6 +168,7 @@ fn turns(v: [f64; 3]) -> Vec<[f64; 3]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::geometry::vectors::dot;
 
     /// A regular polyhedron's vertices see each other under few different angles, and each vertex under the same ones.
     #[test]
@@ -189,7 +182,7 @@ mod tests {
         ];
         for (grid, count, angles, antipodal) in grids {
             assert_eq!(grid.len(), count);
-            let seen = |v: &[f64; 3]| {
+            let seen = |v: &Vec3| {
                 let mut dots: Vec<i64> =
                     grid.vectors().iter().map(|w| (dot(*v, *w) * 1e9).round() as i64).collect();
                 dots.sort_unstable();

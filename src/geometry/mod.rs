@@ -18,6 +18,7 @@ pub mod nbody;
 mod neighbours;
 mod ponita;
 mod potential;
+pub mod vectors;
 pub mod xyz;
 
 pub use crate::ops::edges::Edges;

@@ -1,6 +1,7 @@
 //! Which points see each other: within a radius or the nearest, with periodic images.
 
 use super::graph::{Graph, batch_of, checked};
+use super::vectors::{Mat3, Vec3, cross, determinant, dot, norm, times, times_transposed, unit};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::ops::neighbours::{Cells, Found};
@@ -9,7 +10,7 @@ use crate::ops::neighbours::{Cells, Found};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cell {
     /// Rows are the vectors. Those along which nothing repeats may be zero.
-    pub vectors: [[f64; 3]; 3],
+    pub vectors: Mat3,
     /// Along which space repeats.
     pub periodic: [bool; 3],
 }
@@ -40,25 +41,11 @@ const MOST_VISITS: f64 = 1e6;
 /// The farthest image along one vector: images are packed in 10 bits.
 const MOST_IMAGES: f64 = 500.0;
 
-type V3 = [f64; 3];
-
-fn dot(a: V3, b: V3) -> f64 {
-    a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
-}
-
-fn cross(a: V3, b: V3) -> V3 {
-    [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]
-}
-
-fn combined(by: V3, vectors: &[V3; 3]) -> V3 {
-    std::array::from_fn(|k| (0..3).map(|i| by[i] * vectors[i][k]).sum())
-}
-
 /// One graph's axes: a full set of vectors, its inverse, and where they repeat.
 struct Frame {
-    vectors: [V3; 3],
+    vectors: Mat3,
     /// `fraction[i] = x . inverse[i]`
-    inverse: [V3; 3],
+    inverse: Mat3,
     periodic: [bool; 3],
 }
 
@@ -72,7 +59,7 @@ impl Frame {
         // Where nothing repeats any direction will do that the others leave free: unit vectors, at right angles to them.
         for i in (0..3).filter(|&i| !periodic[i]) {
             let (a, b) = (v[(i + 1) % 3], v[(i + 2) % 3]);
-            let known: Vec<V3> = [(i + 1) % 3, (i + 2) % 3]
+            let known: Vec<Vec3> = [(i + 1) % 3, (i + 2) % 3]
                 .into_iter()
                 .filter(|&j| periodic[j] || j < i)
                 .map(|j| v[j])
@@ -87,11 +74,10 @@ impl Frame {
                 }
                 _ => [1.0, 0.0, 0.0],
             };
-            let length = dot(free, free).sqrt();
-            v[i] = if length > 0.0 { free.map(|x| x / length) } else { free };
+            v[i] = if norm(free) > 0.0 { unit(free) } else { free };
         }
-        let volume = dot(v[0], cross(v[1], v[2]));
-        let lengths = v.map(|v| dot(v, v).sqrt());
+        let volume = determinant(&v);
+        let lengths = v.map(norm);
         // Relative to a box of the same sides: a flat cell is flat in any unit.
         if volume.abs() <= 1e-9 * lengths.iter().product::<f64>() || volume == 0.0 {
             return Err(Error::config(format!(
@@ -109,17 +95,17 @@ impl Cell {
     ///
     /// # Errors
     /// For a cell without volume, or positions that are not finite.
-    pub(super) fn wrapped(self, positions: &[V3]) -> Result<Vec<V3>> {
+    pub(super) fn wrapped(self, positions: &[Vec3]) -> Result<Vec<Vec3>> {
         let frame = Frame::new(Some(self))?;
-        let one = |x: &V3| {
-            let down: V3 = std::array::from_fn(|i| match frame.periodic[i] {
+        let one = |x: &Vec3| {
+            let down: Vec3 = std::array::from_fn(|i| match frame.periodic[i] {
                 true => dot(*x, frame.inverse[i]).floor(),
                 false => 0.0,
             });
-            let shift = combined(down, &frame.vectors);
+            let shift = times_transposed(&frame.vectors, down);
             std::array::from_fn(|k| x[k] - shift[k])
         };
-        let all: Vec<V3> = positions.iter().map(one).collect();
+        let all: Vec<Vec3> = positions.iter().map(one).collect();
         match positions.iter().flatten().all(|x| x.is_finite()) {
             true => Ok(all),
             false => Err(Error::config("neighbours: a position is not finite")),
@@ -132,9 +118,9 @@ struct Prepared {
     frames: Vec<Frame>,
     batch: Vec<u32>,
     sizes: Vec<usize>,
-    positions: Vec<V3>,
+    positions: Vec<Vec3>,
     /// In units of the frame, moved into the cell along periodic axes.
-    fractions: Vec<V3>,
+    fractions: Vec<Vec3>,
     /// By how many periods each point was moved.
     moves: Vec<[i64; 3]>,
 }
@@ -160,13 +146,13 @@ impl Prepared {
             ));
         }
         let points = of.positions.chunks(of.dimension);
-        let positions: Vec<V3> =
+        let positions: Vec<Vec3> =
             points.map(|p| [p[0] as f64, p[1] as f64, p.get(2).map_or(0.0, |&z| z as f64)]).collect();
         let (mut fractions, mut moves) = (Vec::with_capacity(nodes), Vec::with_capacity(nodes));
         for (x, &g) in positions.iter().zip(&batch) {
             let frame = &frames[g as usize];
-            let s: V3 = frame.inverse.map(|row| dot(*x, row));
-            let down: V3 = std::array::from_fn(|i| if frame.periodic[i] { s[i].floor() } else { 0.0 });
+            let s = times(&frame.inverse, *x);
+            let down: Vec3 = std::array::from_fn(|i| if frame.periodic[i] { s[i].floor() } else { 0.0 });
             if down.iter().any(|x| x.abs() > 1e9) {
                 return Err(Error::config(
                     "neighbours: a position is more than 1e9 periods away; wrap it into the cell",
@@ -193,11 +179,10 @@ impl Prepared {
             let low = bounds.map(|b| b[0]);
             let span = bounds.map(|b| b[1] - b[0]);
             // The distance between opposite sides.
-            let height: V3 =
-                std::array::from_fn(|i| span[i] / dot(frame.inverse[i], frame.inverse[i]).sqrt());
+            let height: Vec3 = std::array::from_fn(|i| span[i] / norm(frame.inverse[i]));
             let most = (4.0 * size as f64 + 64.0).cbrt().ceil();
             let counts = height.map(|h| (h / radius).floor().clamp(1.0, most));
-            let reach: V3 = std::array::from_fn(|i| match frame.periodic[i] {
+            let reach: Vec3 = std::array::from_fn(|i| match frame.periodic[i] {
                 true => (radius * counts[i] / height[i]).ceil(),
                 // More than all there is would be in vain.
                 false => (radius * counts[i] / height[i].max(f64::MIN_POSITIVE)).ceil().min(counts[i]),
@@ -211,7 +196,7 @@ impl Prepared {
                 )));
             }
             let n = counts.map(|c| c as usize);
-            let place = |s: &V3| -> [usize; 3] {
+            let place = |s: &Vec3| -> [usize; 3] {
                 std::array::from_fn(|i| {
                     let at = (s[i] - low[i]) / span[i].max(f64::MIN_POSITIVE) * counts[i];
                     (at.max(0.0) as usize).min(n[i] - 1)
@@ -226,10 +211,10 @@ impl Prepared {
                 all.lattice.extend(v.map(|x| x as f32).into_iter().chain([0.0]));
             }
             // Relative to the lowest corner, so that f32 keeps its digits wherever the cloud is.
-            let corner = combined(low, &frame.vectors);
+            let corner = times_transposed(&frame.vectors, low);
             let mut lists = vec![Vec::new(); n.iter().product()];
             for (i, s) in own.zip(fractions) {
-                let (c, x) = (place(s), combined(*s, &frame.vectors));
+                let (c, x) = (place(s), times_transposed(&frame.vectors, *s));
                 all.points.extend((0..3).map(|k| (x[k] - corner[k]) as f32).chain([0.0]));
                 all.places.extend(c.map(|c| c as u32).into_iter().chain([graph]));
                 lists[(c[2] * n[1] + c[1]) * n[0] + c[0]].push(i as u32);
@@ -248,13 +233,13 @@ impl Prepared {
         std::array::from_fn(|i| image[i] as i64 - self.moves[other][i] + self.moves[own][i])
     }
 
-    fn shift(&self, own: usize, image: [i64; 3]) -> V3 {
-        combined(image.map(|n| n as f64), &self.frames[self.batch[own] as usize].vectors)
+    fn shift(&self, own: usize, image: [i64; 3]) -> Vec3 {
+        times_transposed(&self.frames[self.batch[own] as usize].vectors, image.map(|n| n as f64))
     }
 }
 
 /// The lowest and the highest of the points along one axis.
-fn extent(points: &[V3], axis: usize) -> [f64; 2] {
+fn extent(points: &[Vec3], axis: usize) -> [f64; 2] {
     let Some(first) = points.first() else { return [0.0; 2] };
     points.iter().fold([first[axis]; 2], |b, s| [b[0].min(s[axis]), b[1].max(s[axis])])
 }
@@ -355,7 +340,7 @@ impl Graph {
                         prepared.positions[own],
                         prepared.shift(own, image),
                     );
-                    let d: V3 = std::array::from_fn(|i| x[i] - y[i] + s[i]);
+                    let d: Vec3 = std::array::from_fn(|i| x[i] - y[i] + s[i]);
                     dot(d, d)
                 };
                 let mut row: Vec<_> = row.into_iter().map(|edge| (far(&edge), edge)).collect();
@@ -388,7 +373,7 @@ impl Prepared {
             first += size;
             let side = |i: usize| {
                 let [low, high] = if frame.periodic[i] { [0.0, 1.0] } else { extent(own, i) };
-                (high - low) / dot(frame.inverse[i], frame.inverse[i]).sqrt()
+                (high - low) / norm(frame.inverse[i])
             };
             let sides = [0, 1, 2].map(side);
             let longest = sides.iter().copied().fold(0.0, f64::max);

@@ -134,6 +134,25 @@ impl Potential {
         Ok(Potential { net, species, reference, scale })
     }
 
+    /// Whether [`Potential::graph`] takes these atoms, as far as can be told without looking for neighbours.
+    ///
+    /// # Errors
+    /// As [`Potential::graph`], but for positions that are not finite and more neighbours than memory.
+    pub fn check(&self, atoms: &Atoms) -> Result<()> {
+        let (p, s) = (atoms.positions.len(), atoms.species.len());
+        if p != s {
+            return Err(Error::config(format!("potential: {p} positions for {s} species")));
+        }
+        self.reference_energy(atoms.species)?;
+        let Some(cell) = atoms.cell else { return Ok(()) };
+        if self.net.config.radius.is_none() && cell.periodic != [false; 3] {
+            return Err(Error::config(
+                "potential: this network has no radius, so that a periodic cell has no end; train one with a radius",
+            ));
+        }
+        cell.wrapped(&[]).map(drop)
+    }
+
     /// The atoms of some frames and who sees whom: all pairs of a frame where the network has no radius.
     /// Positions are moved into the cell and taken about each frame's centre, so that f32 keeps the digits that matter.
     ///
@@ -144,10 +163,7 @@ impl Potential {
         let gpu = self.net.embed.gpu();
         let (mut positions, mut hot, mut sizes, mut cells) = (vec![], vec![], vec![], vec![]);
         for frame in frames {
-            if frame.positions.len() != frame.species.len() {
-                let (p, s) = (frame.positions.len(), frame.species.len());
-                return Err(Error::config(format!("potential: {p} positions for {s} species")));
-            }
+            self.check(frame)?;
             for (i, z) in frame.species.iter().enumerate() {
                 let at = self.species.iter().position(|s| s == z).ok_or_else(|| self.unknown(i, *z))?;
                 hot.extend((0..self.species.len()).map(|s| (s == at) as u8 as f32));
@@ -168,11 +184,6 @@ impl Potential {
             Some(radius) => {
                 let clouds = Clouds { positions: &positions, dimension: 3, sizes: &sizes, cells: &cells };
                 Graph::radius(gpu, &clouds, radius, true)?
-            }
-            None if cells.iter().any(Option::is_some) => {
-                return Err(Error::config(
-                    "potential: this network has no radius, so that a periodic cell has no end; train one with a radius",
-                ));
             }
             None => Graph::full(gpu, &positions, 3, &sizes, true)?,
         };

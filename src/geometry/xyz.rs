@@ -8,8 +8,9 @@
 //! per cubic angstrom for stress, which is positive under tension. Source of the format:
 //! <https://github.com/libAtoms/extxyz>.
 
-use super::elements::{Vec3, atomic_number, symbol};
+use super::elements::{atomic_number, symbol};
 use super::neighbours::Cell;
+use super::vectors::{Mat3, Vec3};
 use crate::error::{Error, Result};
 use crate::files;
 use std::collections::BTreeMap;
@@ -30,7 +31,7 @@ pub struct Frame {
     /// Of each atom.
     pub forces: Option<Vec<Vec3>>,
     /// Derivative of the energy with respect to strain, by volume.
-    pub stress: Option<[Vec3; 3]>,
+    pub stress: Option<Mat3>,
     /// Other keys of the comment line, as they stood.
     pub other: BTreeMap<String, String>,
 }
@@ -53,10 +54,27 @@ pub fn write(path: impl AsRef<Path>, frames: &[Frame]) -> Result<()> {
     let path = path.as_ref();
     let mut text = String::new();
     for (i, frame) in frames.iter().enumerate() {
-        frame.append(&mut text).map_err(|message| Error::format(path, format!("frame {i}: {message}")))?;
+        append(path, i, frame, &mut text)?;
     }
     files::replace_with(path, text)
 }
+
+/// What [`write()`] would say if it wrote these frames now, with nothing written: for long work to know before it begins.
+///
+/// # Errors
+/// As [`write()`].
+pub fn check(path: impl AsRef<Path>, frames: impl IntoIterator<Item = Frame>) -> Result<()> {
+    let path = path.as_ref();
+    files::check(path)?;
+    frames.into_iter().enumerate().try_for_each(|(i, frame)| append(path, i, &frame, &mut String::new()))
+}
+
+fn append(path: &Path, i: usize, frame: &Frame, text: &mut String) -> Result<()> {
+    frame.append(text).map_err(|message| Error::format(path, format!("frame {i}: {message}")))
+}
+
+/// What programs call results besides energy, forces and stress.
+const RESULTS: [&str; 6] = ["free_energy", "virial", "virials", "total_energy", "energies", "magmom"];
 
 /// What is wrong, with the line that it is in.
 type Wrong = (usize, String);
@@ -210,7 +228,7 @@ fn number(name: &str, text: &str) -> std::result::Result<f64, String> {
 }
 
 /// Nine numbers; the three vectors one after the other.
-fn matrix(name: &str, text: &str) -> std::result::Result<[Vec3; 3], String> {
+fn matrix(name: &str, text: &str) -> std::result::Result<Mat3, String> {
     let words: Vec<&str> = text.split_whitespace().collect();
     if words.len() != 9 {
         return Err(format!("`{name}` has {} numbers; it needs 9", words.len()));
@@ -296,6 +314,20 @@ impl Frame {
         self.species.is_empty()
     }
 
+    /// The atoms, their cell and other keys, without energy, forces and stress or other words for them.
+    pub fn without_results(&self) -> Frame {
+        let Frame { species, positions, cell, .. } = self;
+        let kept = self.other.iter().filter(|(key, _)| !RESULTS.contains(&key.as_str()));
+        let other = kept.map(|(key, value)| (key.clone(), value.clone())).collect();
+        Frame {
+            species: species.clone(),
+            positions: positions.clone(),
+            cell: *cell,
+            other,
+            ..Frame::default()
+        }
+    }
+
     fn append(&self, text: &mut String) -> std::result::Result<(), String> {
         let n = self.len();
         let forces = self.forces.as_deref();
@@ -312,7 +344,7 @@ impl Frame {
             return Err("a number is not finite, which could not be read again".into());
         }
         let mut keys = Vec::new();
-        let joined = |m: &[Vec3; 3]| m.iter().flatten().map(f64::to_string).collect::<Vec<_>>().join(" ");
+        let joined = |m: &Mat3| m.iter().flatten().map(f64::to_string).collect::<Vec<_>>().join(" ");
         if let Some(cell) = &self.cell {
             keys.push(format!("Lattice=\"{}\"", joined(&cell.vectors)));
             let flags = cell.periodic.map(|p| if p { "T" } else { "F" });

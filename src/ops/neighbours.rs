@@ -50,17 +50,19 @@ impl Cells {
         let vectors = |x: &[f32]| Tensor::from_slice(gpu, x, [x.len() / 4, 4]);
         let list = |x: &[u32]| Tensor::from_slice(gpu, x, [x.len()]);
         let inputs = [vectors(&self.points), list(&self.places), list(&self.members), list(&self.starts)];
-        let inputs = inputs.into_iter().chain([list(&self.grids), vectors(&self.lattice), list(queries)]);
+        let inputs = inputs.into_iter().chain([list(&self.grids), vectors(&self.lattice)]);
         let inputs: Vec<Tensor> = inputs.collect();
-        let run = |fill: bool, starts: &Tensor, found: &Tensor| {
+        let run = |fill: bool, starts: &[usize], found: &Tensor| {
             let grid = grid(queries.len().div_ceil(64));
-            let mut binds: Vec<_> = inputs.iter().zip(0..).map(|(x, at)| x.bind(at)).collect();
-            binds.extend([starts.bind(7), found.bind_mut(8)]);
+            let pairs: Vec<u32> = queries.iter().zip(starts).flat_map(|(&q, &at)| [q, at as u32]).collect();
+            let queries_at = list(&pairs);
+            let binds = inputs.iter().chain([&queries_at]).zip(0..).map(|(x, at)| x.bind(at));
+            let binds = binds.chain([found.bind_mut(7)]).collect();
             let params = words(&[grid[0], queries.len() as u32, (radius * radius).to_bits()]).to_vec();
             gpu.launch(Launch { op: OP, source: &source(fill), entry: "search", binds, params: &params, grid, reuse: 0 });
         };
         let counts = Tensor::empty(gpu, OP, [queries.len()], DType::U32);
-        run(false, &inputs[6], &counts);
+        run(false, &vec![0; queries.len()], &counts);
         let mut starts = vec![0usize];
         for count in counts.to_vec::<u32>()? {
             starts.push(starts[starts.len() - 1] + count as usize);
@@ -71,10 +73,9 @@ impl Cells {
             let what = format!("neighbours: bytes of the list at radius {radius}");
             return Err(Error::Limit { what, need: total as u64 * 8, have: most });
         }
-        let firsts: Vec<u32> = starts.iter().map(|&at| at as u32).collect();
         let found = Tensor::empty(gpu, OP, [total, 2], DType::U32);
         if total > 0 {
-            run(true, &list(&firsts), &found);
+            run(true, &starts, &found);
         }
         let data = found.to_vec::<u32>()?;
         let image = |bits: u32| [0, 10, 20].map(|shift| (bits >> shift & 1023) as i32 - 512);

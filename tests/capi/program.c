@@ -58,6 +58,16 @@ int main(int count, char **arguments) {
     }
     show("periodic", &energy, 1);
     show("stress", stress, 9);
+    if (!tiebeam_set_rotations(NULL, 2) || !tiebeam_set_rotations(calculator, 0)) return 8;
+    printf("rotations: %s\n", tiebeam_error());
+    if (tiebeam_set_rotations(calculator, 3) ||
+        tiebeam_compute(calculator, ATOMS, positions, numbers, cell, NULL, &energy, energies, forces, stress)) {
+        fprintf(stderr, "rotations: %s\n", tiebeam_error());
+        return 9;
+    }
+    show("average", &energy, 1);
+    show("average_forces", forces, 3 * ATOMS);
+    show("average_stress", stress, 9);
     if (tiebeam_compute(calculator, 0, NULL, NULL, NULL, NULL, &energy, NULL, NULL, NULL) || energy != 0.0) return 7;
 
     wrong += refused("null", tiebeam_compute(NULL, ATOMS, positions, numbers, NULL, NULL, &kept, NULL, NULL, NULL), &kept);

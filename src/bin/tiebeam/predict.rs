@@ -3,7 +3,7 @@
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 use tiebeam::geometry::xyz::{self, Frame};
-use tiebeam::geometry::{Calculator, Potential};
+use tiebeam::geometry::{Atoms, Calculator, Potential};
 use tiebeam::{Error, Gpu, Result};
 
 /// What to predict, with what.
@@ -15,22 +15,32 @@ pub struct Args {
     input: PathBuf,
     /// Where to write them with energy, forces and, in periodic cells, stress: eV and angstrom
     output: PathBuf,
+    /// Average over the frame as it is and random rotations of it, so many in all: what turning a frame changes falls
+    /// with their square root, the time grows with their number
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    rotations: u32,
 }
 
 pub fn run(args: &Args) -> Result<()> {
     let frames = xyz::read(&args.input)?;
-    let calculator = Calculator::new(Potential::load(&Gpu::open()?, &args.model)?);
+    // What can be known to fail is said before the long work.
+    xyz::check(&args.output, frames.iter().map(Frame::without_results))?;
+    let potential = Potential::load(&Gpu::open()?, &args.model)?;
+    let named = |i: usize, error: Error| match error {
+        Error::Config { message } => {
+            Error::Format { path: args.input.clone(), message: format!("frame {i}: {message}") }
+        }
+        other => other,
+    };
+    for (i, frame) in frames.iter().enumerate() {
+        potential.check(&Atoms::of(frame)).map_err(|e| named(i, e))?;
+    }
+    let calculator = Calculator::new(potential).rotations(args.rotations as usize);
     let bar = ProgressBar::new(frames.len() as u64);
     bar.set_style(ProgressStyle::with_template("{bar:32} {pos}/{len} frames, ETA {eta}").expect("valid"));
     let mut predicted = Vec::with_capacity(frames.len());
     for (i, frame) in frames.iter().enumerate() {
-        let found = calculator.predict(frame).map_err(|e| match e {
-            Error::Config { message } => {
-                Error::Format { path: args.input.clone(), message: format!("frame {i}: {message}") }
-            }
-            other => other,
-        })?;
-        predicted.push(found);
+        predicted.push(calculator.predict(frame).map_err(|e| named(i, e))?);
         bar.inc(1);
     }
     bar.finish_and_clear();
