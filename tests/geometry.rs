@@ -259,7 +259,29 @@ fn near(what: &str, got: &[f32], want: &[f32], relative: f32) {
     }
 }
 
-/// Beyond one run of edges in every op, odd widths, by both routes: values and all gradients.
+/// Values and all gradients by both routes.
+fn by_both_routes(mut net: Ponita, graph: &Graph, input: &PonitaInput) {
+    let named = Parameters::of(&net).named().to_vec();
+    let mut made: Vec<Vec<Vec<f32>>> = Vec::new();
+    for route in [Route::Plain, Route::Fused] {
+        net.route = route;
+        let graph = graph.track();
+        let y = net.forward(&graph, input);
+        let loss = y.scalars.square().sum_all().add(&y.vectors.square().sum_all());
+        let grads = loss.backward().unwrap();
+        let mut all = vec![y.scalars.to_vec::<f32>().unwrap(), y.vectors.to_vec().unwrap()];
+        all.push(grads.get(graph.positions()).unwrap().to_vec().unwrap());
+        all.extend(named.iter().map(|(_, leaf)| grads.get(leaf).unwrap().to_vec::<f32>().unwrap()));
+        made.push(all);
+    }
+    let names = ["scalars", "vectors", "positions"].map(String::from).into_iter();
+    let names: Vec<String> = names.chain(named.into_iter().map(|(name, _)| name)).collect();
+    for ((plain, fused), name) in made[0].iter().zip(&made[1]).zip(names) {
+        near(&format!("{} orientations, {name}", net.grid.len()), fused, plain, 3e-4);
+    }
+}
+
+/// Beyond one run of edges in every op, odd widths.
 #[test]
 fn fused_is_plain() {
     let grids = [
@@ -269,38 +291,57 @@ fn fused_is_plain() {
         (Grid::positions(3), 20),
     ];
     for (grid, nodes) in grids {
-        let mut net = network(grid, None);
+        let net = network(grid, None);
         let positions = normal(3 * (nodes + 2), 4, 1.0);
         let graph = Graph::full(gpu(), &positions, 3, &[nodes, 2], true).unwrap();
         let mut input = inputs(nodes + 2, 7);
         if !net.grid.is_oriented() {
             input.vectors = None;
         }
-        let named = Parameters::of(&net).named().to_vec();
-        let mut made: Vec<Vec<Vec<f32>>> = Vec::new();
-        for route in [Route::Plain, Route::Fused] {
-            net.route = route;
-            let graph = graph.track();
-            let y = net.forward(&graph, &input);
-            let loss = y.scalars.square().sum_all().add(&y.vectors.square().sum_all());
-            let grads = loss.backward().unwrap();
-            let mut all = vec![y.scalars.to_vec::<f32>().unwrap(), y.vectors.to_vec().unwrap()];
-            all.push(grads.get(graph.positions()).unwrap().to_vec().unwrap());
-            all.extend(named.iter().map(|(_, leaf)| grads.get(leaf).unwrap().to_vec::<f32>().unwrap()));
-            made.push(all);
-        }
-        let names = ["scalars", "vectors", "positions"].map(String::from).into_iter();
-        let names: Vec<String> = names.chain(named.into_iter().map(|(name, _)| name)).collect();
-        for ((plain, fused), name) in made[0].iter().zip(&made[1]).zip(names) {
-            near(&format!("{} orientations, {name}", net.grid.len()), fused, plain, 3e-4);
-        }
+        by_both_routes(net, &graph, &input);
     }
+}
+
+/// An edge and its reverse have one row of kernels, periodic images and atoms that see their own among them; edges that go one
+/// way have a row each.
+#[test]
+fn reverses_share_kernels() {
+    let nodes = 6;
+    let positions = uniform(3 * nodes, 21, 3.0);
+    let cell = Cell { vectors: [[3.0, 0.0, 0.0], [0.7, 3.2, 0.0], [-0.4, 0.5, 2.9]], periodic: [true; 3] };
+    let cells = [Some(cell)];
+    let of = Clouds { positions: &positions, dimension: 3, sizes: &[6], cells: &cells };
+    let periodic = Graph::radius(gpu(), &of, 3.6, true).unwrap();
+    let nearest = Graph::nearest(gpu(), &Clouds { cells: &[], ..of }, 2, false).unwrap();
+    let loops = |graph: &Graph| edges(graph).iter().filter(|(_, _, d)| d.iter().all(|x| *x == 0.0)).count();
+    assert_eq!(loops(&periodic), nodes);
+    let pairs = (periodic.edges().len() - nodes) / 2;
+    assert!(pairs > 100, "images of images");
+    assert_eq!(periodic.bonds(&Grid::octahedron()).len(), nodes + pairs);
+    for grid in [Grid::fibonacci(12), Grid::tetrahedron(), Grid::positions(3)] {
+        assert_eq!(periodic.bonds(&grid).len(), periodic.edges().len(), "no opposites");
+    }
+    let mutual = nearest.bonds(&Grid::octahedron()).len();
+    assert!(nodes < mutual && mutual < 2 * nodes, "{mutual} of {}", nearest.edges().len());
+    for graph in [periodic, nearest] {
+        let input = PonitaInput { vectors: None, ..inputs(nodes, 7) };
+        by_both_routes(network(Grid::octahedron(), Some(3.6)), &graph, &input);
+    }
+    let flat = Graph::full(gpu(), &normal(2 * nodes, 22, 1.0), 2, &[nodes], false).unwrap();
+    assert_eq!(flat.bonds(&Grid::circle(6)).len(), flat.edges().len() / 2);
+    let input = PonitaInput { vectors: None, ..inputs(nodes, 7) };
+    by_both_routes(network(Grid::circle(6), Some(9.0)), &flat, &input);
 }
 
 #[test]
 fn the_same_bits_twice_and_in_any_order() {
+    for grid in [Grid::fibonacci(20), Grid::icosahedron()] {
+        same_bits(network(grid, None));
+    }
+}
+
+fn same_bits(net: Ponita) {
     let nodes = 40;
-    let net = network(Grid::fibonacci(20), None);
     let positions = normal(3 * nodes, 8, 1.0);
     let graph = Graph::full(gpu(), &positions, 3, &[nodes], true).unwrap();
     let input = inputs(nodes, 9);
