@@ -17,6 +17,9 @@ const EDGES: u32 = 4u;
 const ORIENTATIONS: u32 = 4u;
 const CHANNELS: u32 = 4u;       // in vectors
 const PAIRED: bool = false;     // whether an edge and its reverse may share a row
+// Of `messages` and `products`: orientations, and channels in vectors. Division by what is known is cheap.
+const SIDES: u32 = 4u;
+const WIDTH: u32 = 4u;
 
 struct Params {
     groups_x: u32,
@@ -107,30 +110,30 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 fn messages(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = (group.y * p.groups_x + group.x) * 64u + lane;
     if i >= p.n { return; }
-    let node = i / (p.orientations * p.channels);
-    let c = i % p.channels;
-    let a = i / p.channels % p.orientations;
+    let node = i / (SIDES * WIDTH);
+    let c = i % WIDTH;
+    let a = i / WIDTH % SIDES;
     let back = opposite[a];
     let end = nodes[node + 1u].y;
     var sum = vec4<f32>();
     for (var j = nodes[node].y; j < end; j++) {
         let pair = pairs[j];
-        let row = (pair.x >> 1u) * p.orientations + select(a, back, (pair.x & 1u) != 0u);
-        sum = fma(k[row * p.channels + c], v[(pair.y * p.orientations + a) * p.channels + c], sum);
+        let row = (pair.x >> 1u) * SIDES + select(a, back, (pair.x & 1u) != 0u);
+        sum = fma(k[row * WIDTH + c], v[(pair.y * SIDES + a) * WIDTH + c], sum);
     }
-    y[(nodes[node].x * p.orientations + a) * p.channels + c] += sum;
+    y[(nodes[node].x * SIDES + a) * WIDTH + c] += sum;
 }
 
 @compute @workgroup_size(64)
 fn products(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = (group.y * p.groups_x + group.x) * 64u + lane;
     if i >= p.n { return; }
-    let wide = p.orientations * p.channels;
+    let wide = SIDES * WIDTH;
     let at = i % wide;
     let own = ends[i / wide];
     var m = g[own.x * wide + at] * v[own.y * wide + at];
     if PAIRED && own.z != 0u {
-        let back = opposite[at / p.channels] * p.channels + at % p.channels;
+        let back = opposite[at / WIDTH] * WIDTH + at % WIDTH;
         m = fma(g[own.y * wide + back], v[own.x * wide + back], m);
     }
     y[i] = m;

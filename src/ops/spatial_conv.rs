@@ -44,9 +44,10 @@ impl Tile {
     }
 }
 
-/// The kernels whose text depends on no tile.
-fn plain(paired: bool) -> Source {
-    Tile { edges: 1, orientations: 1, channels: 1 }.source().bool("PAIRED", paired)
+/// The kernels of one element a thread: `o` orientations, `c` vectors of channels.
+fn plain(paired: bool, o: usize, c: usize) -> Source {
+    let source = Tile { edges: 1, orientations: 1, channels: 1 }.source();
+    source.bool("PAIRED", paired).u32("SIDES", o as u32).u32("WIDTH", c as u32)
 }
 
 /// `y[n] += sum over the uses of n: (basis w)[row] v[other]`, where edges share rows with `opposite` sides.
@@ -57,7 +58,7 @@ fn convolve(basis: &Tensor, w: &Tensor, v: &Tensor, uses: &Uses, opposite: Optio
     let (entry, source, blocks) = match opposite {
         Some(opposite) => {
             binds.extend([product(OP, basis, w, Into::New).bind(9), opposite.bind(7)]);
-            ("messages", plain(true), [o, c])
+            ("messages", plain(true, o, c), [o, c])
         }
         None => {
             let tile = Tile::of(y.gpu(), o, c);
@@ -83,7 +84,7 @@ fn products(g: &Tensor, h: &Tensor, run: &Run, opposite: Option<&Tensor>) -> Ten
     let binds = vec![g.bind(6), h.bind(2), run.ends.bind(8), m.bind_mut(5), back];
     h.gpu().launch(Launch {
         op: OP,
-        source: &plain(opposite.is_some()),
+        source: &plain(opposite.is_some(), o, c / 4),
         entry: "products",
         binds,
         params: words(&[grid[0], threads as u32, o as u32, c as u32 / 4, 0, 0, 0]),
@@ -327,7 +328,7 @@ pub(super) fn variants() -> Vec<Source> {
     tiles
         .into_iter()
         .map(|(edges, orientations, channels)| Tile { edges, orientations, channels }.source())
-        .chain([plain(true)])
+        .chain([plain(true, 12, 16)])
         .collect()
 }
 
