@@ -7,6 +7,7 @@
 use super::graph::Graph;
 use super::grid::Grid;
 use super::invariants;
+use super::tables::{Seen, Tables};
 use crate::nn::{Activation, Epilogue};
 use crate::ops::edges::Edges;
 use crate::ops::kernel_basis::{BasisWeights, Sight};
@@ -15,7 +16,7 @@ use crate::share::Tied;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
-/// How the convolution is computed. Both give the same numbers up to rounding.
+/// How the convolution is computed. The first two give the same numbers up to rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Route {
     /// Ops of the engine one after the other, with arrays of edges x orientations x channels: the oracle.
@@ -23,6 +24,8 @@ pub enum Route {
     /// Kernels of their own, whose memory does not grow with edges x orientations x channels.
     #[default]
     Fused,
+    /// From tables of the kernels, see [`super::Ponita::tabulate`]: for inference, and approximate.
+    Tabulated,
 }
 
 /// `gelu(gelu(f W1^T + b1) W2^T + b2)`: the functions that kernels are combinations of.
@@ -91,6 +94,8 @@ enum Spatial {
     Stored(Tensor),
     /// Made anew for each run of edges.
     Remade(Box<Remade>),
+    /// Where each edge lies in the kernels' tables.
+    Tabulated(Seen),
 }
 
 struct Remade {
@@ -131,7 +136,7 @@ impl Field {
         let window = radius.map(|radius| invariants::window(&invariants::norm(&d), radius));
         let fiber = ori
             .as_ref()
-            .zip(fiber)
+            .zip(fiber.filter(|_| route != Route::Tabulated))
             .map(|(ori, basis)| basis.forward(&invariants::polynomial(&invariants::fiber(ori), degree)));
         let spatial = match route {
             Route::Plain => {
@@ -151,13 +156,14 @@ impl Field {
                     false => Spatial::Remade(Box::new(Remade { d, window, sight, weights })),
                 }
             }
+            Route::Tabulated => Spatial::Tabulated(Seen::new(&d, ori, window.as_ref(), basis)),
         };
         Field { edges: graph.edges.clone(), spatial, fiber }
     }
 }
 
 /// `x` with zeros up to a multiple of 4 along an axis: kernels move whole vectors.
-fn whole(x: &Tensor, axis: usize) -> Tensor {
+pub(super) fn whole(x: &Tensor, axis: usize) -> Tensor {
     let size = x.shape()[axis];
     match size.next_multiple_of(4) - size {
         0 => x.clone(),
@@ -186,6 +192,8 @@ pub struct Conv {
     pub fiber_kernel: Option<Tensor>,
     /// `[channels]`
     pub bias: Tensor,
+    /// The kernels of a network for inference.
+    pub tables: Option<Tables>,
 }
 
 impl Conv {
@@ -220,6 +228,7 @@ impl Conv {
                 let (h, kernel) = wide();
                 h.spatial_conv(&of.d, of.window.as_ref(), &of.sight, &of.weights, &kernel, edges)
             }
+            Spatial::Tabulated(seen) => seen.conv(&whole(h, 2), self, edges),
         };
         y.slice(2, 0..h.shape()[2])
     }
@@ -236,6 +245,10 @@ impl Conv {
     #[track_caller]
     fn mix(&self, field: &Field, x1: &Tensor, bias: Option<&Tensor>) -> Tensor {
         let with_bias = |x2: Tensor| bias.map_or(x2.clone(), |bias| x2.add(bias));
+        if let (Spatial::Tabulated(_), Some(kernel)) = (&field.spatial, self.table_of_fiber()) {
+            let bias = bias.map(|bias| whole(bias, 0));
+            return whole(x1, 2).fiber_conv(kernel, bias.as_ref()).slice(2, 0..x1.shape()[2]);
+        }
         let (Some(basis), Some(kernel)) = (&field.fiber, &self.fiber_kernel) else {
             return with_bias(x1.clone());
         };
@@ -252,8 +265,9 @@ impl Conv {
     /// deviations from before. Data-dependent initialisation: without it two layers of default weights all but erase a signal.
     ///
     /// # Errors
-    /// The device's fault; a deviation that is 0 or not finite, which no factor can mend.
+    /// The device's fault; a deviation that is 0 or not finite, which no factor can mend; a convolution by tables.
     pub fn calibrate(&mut self, field: &Field, h: &Tensor) -> crate::Result<[f32; 3]> {
+        self.trainable("calibrate")?;
         crate::no_grad(|| {
             let x1 = self.spatial(field, h);
             let x2 = self.fiber(field, &x1);

@@ -18,6 +18,7 @@ pub mod nbody;
 mod neighbours;
 mod ponita;
 mod potential;
+mod tables;
 pub mod xyz;
 
 pub use crate::ops::edges::Edges;
@@ -30,3 +31,4 @@ pub use grid::Grid;
 pub use neighbours::{Cell, Clouds};
 pub use ponita::{Layer, Ponita, PonitaInput, PonitaOutput};
 pub use potential::{Atoms, Batch, Potential, PotentialLoss};
+pub use tables::Tables;

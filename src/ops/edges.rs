@@ -145,6 +145,10 @@ impl Edges {
         &self.0.by_destination
     }
 
+    pub(crate) fn by_source(&self) -> &Rows {
+        &self.0.by_source
+    }
+
     /// Makes all runs of these edges as short as this.
     pub(crate) fn limit_runs(&self, most: usize) {
         self.0.most.get_or_init(|| most);
