@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tiebeam::geometry::dynamics::Verlet;
 use tiebeam::geometry::vectors;
 use tiebeam::geometry::xyz::{self, Frame};
-use tiebeam::geometry::{Calculator, Grid, PonitaConfig, Potential};
+use tiebeam::geometry::{Calculator, Grid, Ponita, PonitaConfig, Potential};
 use tiebeam::{Error, Gpu, Result, Rng};
 
 /// Train a potential on energies and forces and run dynamics with it.
@@ -73,6 +73,9 @@ pub struct Args {
     /// Steps of dynamics with the trained potential
     #[arg(long, default_value_t = 1000)]
     pub md_steps: u32,
+    /// Run dynamics with tables of the trained kernels; needs --radius
+    #[arg(long, requires = "radius")]
+    pub tables: bool,
     /// Time of a step, in fs
     #[arg(long, default_value_t = 1.0)]
     pub dt: f64,
@@ -111,6 +114,10 @@ fn body(args: &Args) -> Result<()> {
     train::draw(&args.out.join("curve.svg"), &curve, gpu.adapter())?;
     let calculator = Calculator::load(&gpu, &model)?;
     turned(&calculator, validation)?;
+    let calculator = match args.tables {
+        true => Calculator::new(calculator.potential().tabulate(Ponita::TABLE_POINTS)?),
+        false => calculator,
+    };
     if dynamics(args, &calculator, &validation[0], &stop)? {
         println!("pictures   {}", args.out.join("{curve,drift}.svg").display());
     }

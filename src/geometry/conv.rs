@@ -7,6 +7,7 @@
 use super::graph::Graph;
 use super::grid::Grid;
 use super::invariants;
+use super::tables::{Seen, Tables};
 use crate::nn::{Activation, Epilogue};
 use crate::ops::bonds::Bonds;
 pub use crate::ops::kernel_basis::Basis;
@@ -16,7 +17,7 @@ use crate::share::Tied;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
-/// How the convolution is computed. Both give the same numbers up to rounding.
+/// How the convolution is computed. The first two give the same numbers up to rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Route {
     /// Ops of the engine one after the other, with arrays of edges x orientations x channels: the oracle.
@@ -24,6 +25,8 @@ pub enum Route {
     /// Kernels of their own, whose memory does not grow with edges x orientations x channels.
     #[default]
     Fused,
+    /// From tables of the kernels, see [`super::Ponita::tabulate`]: for inference, and approximate.
+    Tabulated,
 }
 
 impl Basis {
@@ -79,6 +82,8 @@ enum Spatial {
     Stored(Tensor),
     /// Made anew for each run of edges.
     Remade(Box<Remade>),
+    /// Where each edge lies in the kernels' tables.
+    Tabulated(Seen),
 }
 
 struct Remade {
@@ -109,7 +114,7 @@ impl Field {
         let FieldConfig { degree, radius, layers, route } = config;
         let gpu = graph.gpu();
         let bonds = match route {
-            Route::Plain => Bonds::single(graph.edges()),
+            Route::Plain | Route::Tabulated => Bonds::single(graph.edges()),
             Route::Fused => graph.bonds(grid),
         };
         let d = bonds.select(&graph.vectors());
@@ -124,7 +129,7 @@ impl Field {
         let window = radius.map(|radius| invariants::window(&invariants::norm(&d), radius));
         let fiber = ori
             .as_ref()
-            .zip(fiber)
+            .zip(fiber.filter(|_| route != Route::Tabulated))
             .map(|(ori, basis)| basis.forward(&invariants::polynomial(&invariants::fiber(ori), degree)));
         let spatial = match route {
             Route::Plain => {
@@ -144,6 +149,7 @@ impl Field {
                     false => Spatial::Remade(Box::new(Remade { d, window, sight, basis })),
                 }
             }
+            Route::Tabulated => Spatial::Tabulated(Seen::new(&d, ori, window.as_ref(), basis)),
         };
         Field { bonds, spatial, fiber }
     }
@@ -154,7 +160,7 @@ impl Field {
 }
 
 /// `x` with zeros up to a multiple of 4 along an axis: kernels move whole vectors.
-fn whole(x: &Tensor, axis: usize) -> Tensor {
+pub(super) fn whole(x: &Tensor, axis: usize) -> Tensor {
     let size = x.shape()[axis];
     match size.next_multiple_of(4) - size {
         0 => x.clone(),
@@ -186,6 +192,8 @@ pub struct Conv {
     pub fiber_kernel: Option<Tensor>,
     /// `[channels]`
     pub bias: Tensor,
+    /// The kernels of a network for inference.
+    pub tables: Option<Tables>,
 }
 
 impl Conv {
@@ -213,6 +221,9 @@ impl Conv {
 
     /// `f [O, O, C]`, where there are orientations.
     fn fiber_weights(&self, field: &Field) -> Option<Tensor> {
+        if let (Spatial::Tabulated(_), Some(kernel)) = (&field.spatial, self.table_of_fiber()) {
+            return Some(kernel.clone());
+        }
         let (basis, kernel) = field.fiber.as_ref().zip(self.fiber_kernel.as_ref())?;
         Some(linear(basis, kernel, None, Activation::None, None))
     }
@@ -240,6 +251,7 @@ impl Conv {
                 let (h, kernel) = wide();
                 h.spatial_conv(&of.d, of.window.as_ref(), &of.sight, &of.basis, &kernel, bonds)
             }
+            Spatial::Tabulated(seen) => seen.conv(&whole(h, 2), self, bonds.edges()),
         };
         y.slice(2, 0..h.shape()[2])
     }
@@ -269,8 +281,9 @@ impl Conv {
     /// deviations from before. Data-dependent initialisation: without it two layers of default weights all but erase a signal.
     ///
     /// # Errors
-    /// The device's fault; a deviation that is 0 or not finite, which no factor can mend.
+    /// The device's fault; a deviation that is 0 or not finite, which no factor can mend; a convolution by tables.
     pub fn calibrate(&mut self, field: &Field, h: &Tensor) -> crate::Result<[f32; 3]> {
+        self.trainable("calibrate")?;
         crate::no_grad(|| {
             let x1 = self.spatial(field, h);
             let x2 = self.fiber(field, &x1);

@@ -64,9 +64,11 @@ impl Ponita {
     /// Positions take no gradient from it.
     ///
     /// # Panics
-    /// When `u` has another shape than the positions; as [`Ponita::energy_forces`].
+    /// When `u` has another shape than the positions; for a network by tables, see [`Ponita::tabulate`]; as
+    /// [`Ponita::energy_forces`].
     #[track_caller]
     pub fn force_product(&self, graph: &Graph, input: &PonitaInput, u: &Tensor, step: f32) -> Tensor {
+        self.trainable("force_product").unwrap_or_else(|e| panic!("{e}"));
         let positions = graph.positions().detach();
         assert!(
             u.shape() == positions.shape(),

@@ -18,6 +18,7 @@ pub mod nbody;
 mod neighbours;
 mod ponita;
 mod potential;
+mod tables;
 pub mod vectors;
 pub mod xyz;
 
@@ -31,3 +32,4 @@ pub use grid::Grid;
 pub use neighbours::{Cell, Clouds};
 pub use ponita::{Layer, Ponita, PonitaInput, PonitaOutput};
 pub use potential::{Atoms, Batch, Potential, PotentialLoss};
+pub use tables::Tables;

@@ -164,6 +164,7 @@ impl Ponita {
                 kernel: part("conv.kernel")?,
                 fiber_kernel: oriented.then(|| part("conv.fiber_kernel")).transpose()?,
                 bias: part("conv.bias")?,
+                tables: None,
             };
             let mut pair = |name: &str| {
                 Ok::<_, Error>([part(&format!("{name}.weight"))?, part(&format!("{name}.bias"))?])
@@ -187,6 +188,7 @@ impl Ponita {
                 kernel: f(&l.conv.kernel),
                 fiber_kernel: l.conv.fiber_kernel.as_ref().map(f),
                 bias: f(&l.conv.bias),
+                tables: l.conv.tables.clone(),
             },
             norm: pair(&l.norm),
             linear1: pair(&l.linear1),
@@ -350,7 +352,8 @@ impl Ponita {
         path: impl AsRef<Path>,
         more: impl IntoIterator<Item = (String, String)>,
     ) -> Result<()> {
-        let all = Parameters::of(self);
+        // As leaves, which a network for inference has none of.
+        let all = Parameters::of(&self.mapped(&|w| w.detach().requires_grad()));
         let grid = self.grid.tensor(self.embed.gpu());
         let tensors = all.named().iter().map(|(n, t)| (n.as_str(), t)).chain([(GRID, &grid)]);
         let metadata = more.into_iter().chain([(CONFIG.to_string(), self.config.to_json())]).collect();

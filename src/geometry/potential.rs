@@ -97,6 +97,15 @@ impl Potential {
         Ok(Potential { net: Ponita::new(gpu, config, grid, rng)?, species, reference, scale })
     }
 
+    /// This potential by tables of its kernels, for dynamics: see [`Ponita::tabulate`]. Energies, forces and stress are then those
+    /// of one smooth function close to this one.
+    ///
+    /// # Errors
+    /// As [`Ponita::tabulate`].
+    pub fn tabulate(&self, points: usize) -> Result<Potential> {
+        Ok(Potential { net: self.net.tabulate(points)?, ..self.clone() })
+    }
+
     /// Writes network, species and units to a safetensors file.
     ///
     /// # Errors
@@ -244,8 +253,9 @@ impl Potential {
     /// [`Ponita::force_product`] with `step` in units of the positions.
     ///
     /// # Errors
-    /// The device's fault.
+    /// The device's fault; for a potential by tables, see [`Potential::tabulate`].
     pub fn loss(&self, batch: &Batch, energy_weight: f32, step: f32) -> Result<PotentialLoss> {
+        self.net.trainable("potential")?;
         let (graphs, nodes) = (batch.graph.graphs(), batch.graph.nodes());
         let graph = batch.graph.track();
         let forces = {

@@ -118,6 +118,14 @@ impl Edges {
     pub fn gpu(&self) -> &Gpu {
         &self.0.gpu
     }
+
+    pub(crate) fn by_destination(&self) -> &Rows {
+        &self.0.by_destination
+    }
+
+    pub(crate) fn by_source(&self) -> &Rows {
+        &self.0.by_source
+    }
 }
 
 /// Edges by the node that `own` names, in order.

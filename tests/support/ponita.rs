@@ -153,6 +153,7 @@ fn conv(path: &Path) {
             kernel: leaves.get("conv.kernel"),
             fiber_kernel: Some(leaves.get("conv.fiber_kernel")),
             bias: leaves.get("conv.bias"),
+            tables: None,
         };
         let (graph, h) = (plain.track(), tensor(&file, "in.h").requires_grad());
         let field =
