@@ -20,6 +20,7 @@ const PAIRED: bool = false;     // whether an edge and its reverse may share a r
 // Of `messages` and `products`: orientations, and channels in vectors. Division by what is known is cheap.
 const SIDES: u32 = 4u;
 const WIDTH: u32 = 4u;
+const BLOCKS: u32 = (WIDTH + CHANNELS - 1u) / CHANNELS;  // threads of a row, each with every BLOCKS-th vector
 
 struct Params {
     groups_x: u32,
@@ -110,31 +111,44 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 fn messages(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = (group.y * p.groups_x + group.x) * 64u + lane;
     if i >= p.n { return; }
-    let node = i / (SIDES * WIDTH);
-    let c = i % WIDTH;
-    let a = i / WIDTH % SIDES;
+    let node = i / (SIDES * BLOCKS);
+    let a = i / BLOCKS % SIDES;
     let back = opposite[a];
     let end = nodes[node + 1u].y;
-    var sum = vec4<f32>();
+#unroll c CHANNELS
+    let c$c = min(i % BLOCKS + ${c}u * BLOCKS, WIDTH - 1u);
+    var sum$c = vec4<f32>();
+#end
     for (var j = nodes[node].y; j < end; j++) {
         let pair = pairs[j];
-        let row = (pair.x >> 1u) * SIDES + select(a, back, (pair.x & 1u) != 0u);
-        sum = fma(k[row * WIDTH + c], v[(pair.y * SIDES + a) * WIDTH + c], sum);
+        let row = ((pair.x >> 1u) * SIDES + select(a, back, (pair.x & 1u) != 0u)) * WIDTH;
+        let other = (pair.y * SIDES + a) * WIDTH;
+#unroll c CHANNELS
+        sum$c = fma(k[row + c$c], v[other + c$c], sum$c);
+#end
     }
-    y[(nodes[node].x * SIDES + a) * WIDTH + c] += sum;
+    let to = (nodes[node].x * SIDES + a) * WIDTH;
+#unroll c CHANNELS
+    if i % BLOCKS + ${c}u * BLOCKS < WIDTH { y[to + c$c] += sum$c; }
+#end
 }
 
 @compute @workgroup_size(64)
 fn products(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = (group.y * p.groups_x + group.x) * 64u + lane;
     if i >= p.n { return; }
-    let wide = SIDES * WIDTH;
-    let at = i % wide;
-    let own = ends[i / wide];
-    var m = g[own.x * wide + at] * v[own.y * wide + at];
-    if PAIRED && own.z != 0u {
-        let back = opposite[at / WIDTH] * WIDTH + at % WIDTH;
-        m = fma(g[own.y * wide + back], v[own.x * wide + back], m);
+    let a = i / BLOCKS % SIDES;
+    let own = ends[i / (BLOCKS * SIDES)];
+    let here = own.x * SIDES * WIDTH;
+    let there = own.y * SIDES * WIDTH;
+    let paired = PAIRED && own.z != 0u;
+    let back = select(0u, opposite[a] * WIDTH, paired);
+#unroll c CHANNELS
+    let c$c = i % BLOCKS + ${c}u * BLOCKS;
+    if c$c < WIDTH {
+        var m$c = g[here + a * WIDTH + c$c] * v[there + a * WIDTH + c$c];
+        if paired { m$c = fma(g[there + back + c$c], v[here + back + c$c], m$c); }
+        y[i / BLOCKS * WIDTH + c$c] = m$c;
     }
-    y[i] = m;
+#end
 }

@@ -35,6 +35,9 @@ pub(crate) struct List {
 /// Rows whose kernels are in memory together.
 pub(crate) struct Run {
     pub rows: Range<usize>,
+    /// All nodes that its edges touch lie here, and lists count from the first: with nodes in an order that keeps neighbours
+    /// together, little of an array over nodes has to be bound. Parts of such arrays begin at whole blocks of 64.
+    pub nodes: Range<usize>,
     list: Vec<[u32; 3]>,
     /// `[rows, 4]`: destination and source of each row's edge, and 1 where its reverse shares the row.
     pub ends: Tensor,
@@ -185,14 +188,19 @@ impl Bonds {
     fn run(&self, rows: Range<usize>) -> Run {
         let (from, to) = (self.edges().sources(), self.edges().destinations());
         let own = &self.list.rows[rows.clone()];
-        let ends = own.iter().flat_map(|&(e, r)| [to[e as usize], from[e as usize], r.is_some() as u32, 0]);
+        let touched = || own.iter().flat_map(|&(e, _)| [to[e as usize], from[e as usize]]);
+        let first = touched().min().unwrap_or(0) / 64 * 64;
+        let last = touched().max().map_or(first, |n| n + 1);
+        let (to, from) = (|e: u32| to[e as usize] - first, |e: u32| from[e as usize] - first);
+        let ends = own.iter().flat_map(|&(e, r)| [to(e), from(e), r.is_some() as u32, 0]);
         let ends = Tensor::from_slice(self.edges().gpu(), &ends.collect::<Vec<u32>>(), [rows.len(), 4]);
         let uses = own.iter().enumerate().flat_map(|(row, &(e, r))| {
             let code = 2 * row as u32;
             std::iter::once([e, code]).chain(r.map(|r| [r, code + 1]))
         });
-        let list = uses.map(|[e, code]| [code, to[e as usize], from[e as usize]]).collect();
-        Run { rows, list, ends, into: OnceLock::new(), from: OnceLock::new() }
+        let list = uses.map(|[e, code]| [code, to(e), from(e)]).collect();
+        let nodes = first as usize..last as usize;
+        Run { rows, nodes, list, ends, into: OnceLock::new(), from: OnceLock::new() }
     }
 }
 

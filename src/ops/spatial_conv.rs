@@ -44,21 +44,35 @@ impl Tile {
     }
 }
 
-/// The kernels of one element a thread: `o` orientations, `c` vectors of channels.
-fn plain(paired: bool, o: usize, c: usize) -> Source {
-    let source = Tile { edges: 1, orientations: 1, channels: 1 }.source();
+/// The kernels of which a thread owns `own` vectors of one orientation: `o` orientations, `c` vectors of channels.
+fn plain(paired: bool, [o, c]: [usize; 2], own: usize) -> Source {
+    let source = Tile { edges: 1, orientations: 1, channels: own }.source();
     source.bool("PAIRED", paired).u32("SIDES", o as u32).u32("WIDTH", c as u32)
 }
 
-/// `y[n] += sum over the uses of n: (basis w)[row] v[other]`, where edges share rows with `opposite` sides.
-fn convolve(basis: &Tensor, w: &Tensor, v: &Tensor, uses: &Uses, opposite: Option<&Tensor>, y: &Tensor) {
+/// Vectors of a thread there: a CPU driver pays for each thread's places, a GPU wants neighbours to read neighbours.
+fn own(gpu: &Gpu, c: usize) -> usize {
+    c.min(if gpu.is_software() { 4 } else { 1 })
+}
+
+/// `y[n] += sum over the uses of n: (basis w)[row] v[other]` of a run, where edges share rows with `opposite` sides.
+fn convolve(
+    basis: &Tensor,
+    w: &Tensor,
+    v: &Tensor,
+    (run, uses): (&Run, &Uses),
+    opposite: Option<&Tensor>,
+    y: &Tensor,
+) {
+    let (v, y) = (part(v, &run.nodes), y.slice(0, run.nodes.clone()));
     let [o, c] = [y.shape()[1], y.shape()[2] / 4];
     let nodes = uses.nodes.shape()[0] - 1;
     let mut binds = vec![v.bind(2), uses.nodes.bind(3), uses.pairs.bind(4), y.bind_mut(5)];
     let (entry, source, blocks) = match opposite {
         Some(opposite) => {
+            let own = own(y.gpu(), c);
             binds.extend([product(OP, basis, w, Into::New).bind(9), opposite.bind(7)]);
-            ("messages", plain(true, o, c), [o, c])
+            ("messages", plain(true, [o, c], own), [o, c.div_ceil(own)])
         }
         None => {
             let tile = Tile::of(y.gpu(), o, c);
@@ -75,16 +89,18 @@ fn convolve(basis: &Tensor, w: &Tensor, v: &Tensor, uses: &Uses, opposite: Optio
 
 /// `m = g[destination] h[source]` of the edges of a run's rows: `[rows * O, C]`.
 fn products(g: &Tensor, h: &Tensor, run: &Run, opposite: Option<&Tensor>) -> Tensor {
+    let [g, h] = [g, h].map(|x| part(x, &run.nodes));
     let [o, c] = [h.shape()[1], h.shape()[2]];
     let m = Tensor::empty(h.gpu(), OP, [run.rows.len() * o, c], DType::F32);
-    let threads = m.count() / 4;
+    let own = own(h.gpu(), c / 4);
+    let threads = run.rows.len() * o * (c / 4).div_ceil(own);
     let grid = grid(threads.div_ceil(64));
     // Something must be bound where no opposite is read.
     let back = opposite.unwrap_or(&run.ends).bind(7);
     let binds = vec![g.bind(6), h.bind(2), run.ends.bind(8), m.bind_mut(5), back];
     h.gpu().launch(Launch {
         op: OP,
-        source: &plain(opposite.is_some(), o, c / 4),
+        source: &plain(opposite.is_some(), [o, c / 4], own),
         entry: "products",
         binds,
         params: words(&[grid[0], threads as u32, o as u32, c as u32 / 4, 0, 0, 0]),
@@ -110,7 +126,7 @@ struct Halves<'a> {
 impl Halves<'_> {
     fn add(&mut self, basis: &Tensor, run: &Run) -> Tensor {
         if let Some(dh) = &self.dh {
-            convolve(basis, self.turned, self.g, run.from(), self.opposite, dh);
+            convolve(basis, self.turned, self.g, (run, run.from()), self.opposite, dh);
         }
         let m = products(self.g, self.h, run, self.opposite);
         if self.kernel {
@@ -161,7 +177,7 @@ impl Tensor {
         let [h, b, w] = [self, basis, kernel].map(|x| x.detach().contiguous());
         let (y, turned) = (zeros(&h), w.t().contiguous());
         for run in bonds.runs(most(&h, bonds)).iter() {
-            convolve(&rows(&b, run), &turned, &h, run.into(), bonds.opposite(), &y);
+            convolve(&rows(&b, run), &turned, &h, (run, run.into()), bonds.opposite(), &y);
         }
         y.made_by(&[self, basis, kernel], || {
             Box::new(EdgeConv { bonds: bonds.clone(), saved: [&h, &b, &w].map(Saved::new) })
@@ -200,7 +216,7 @@ impl Tensor {
         for run in bonds.runs(run(h.gpu(), sight.count())).iter() {
             let window = window.as_ref().map(|w| part(w, &run.rows));
             let basis = network.forward(&part(&d, &run.rows), window.as_ref(), None);
-            convolve(&basis, &turned, &h, run.into(), bonds.opposite(), &y);
+            convolve(&basis, &turned, &h, (run, run.into()), bonds.opposite(), &y);
         }
         y.made_by(&inputs, || {
             Box::new(SpatialConv {
@@ -328,7 +344,7 @@ pub(super) fn variants() -> Vec<Source> {
     tiles
         .into_iter()
         .map(|(edges, orientations, channels)| Tile { edges, orientations, channels }.source())
-        .chain([plain(true, 12, 16)])
+        .chain([plain(true, [12, 16], 1), plain(true, [5, 3], 2)])
         .collect()
 }
 
