@@ -4,60 +4,123 @@
 //!     cargo bench --features cli --bench geometry [-- WORD...] [-- --json FILE]
 //!
 //! `layer`: geometry, kernel basis, convolution and MLP with gradients of every weight and of the features, as `se3conv fwd+bwd` of
-//! other engines; `conv`: without norm and MLP, which are the same both ways. The ops' way holds arrays of edges x orientations x channels, so that it cannot have the largest shape on every adapter.
+//! other engines; `conv`: without norm and MLP. Both on 20 orientations: those of a dodecahedron have opposites, so that an edge
+//! and its reverse share kernels; those of a Fibonacci lattice have not, and are what other engines were timed with.
+//!
+//! Expected from counting multiply-adds a row of kernels (edges x orientations, half as many on the dodecahedron) at H = C = K:
+//! `(F + 2 C) C` forward and `(2 F + 6 C) C` backward with F = 16 features, of which `(F + C) C` make the basis again; the ops'
+//! way saves those and writes and reads about 14 arrays of a row by C instead. Where arithmetic binds, as on llvmpipe, fused kernels
+//! on the lattice should be 0.8 times as fast at the same rate, and 1.6 on the dodecahedron, and gain what the arrays cost. The ops'
+//! way cannot have the largest shape where a binding is 128 MiB; its memory is scaled from the shape before then.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use std::time::Instant;
 use tiebeam::geometry::{Cell, Clouds, Graph, Grid, Ponita, PonitaConfig, PonitaInput, Route};
 use tiebeam::{Gpu, Result, Rng, Tensor, files};
 
-/// Graphs, nodes of each, orientations and channels: batches of molecules and of charged particles.
+/// Graphs and nodes of each: batches of molecules and of charged particles.
 const SHAPES: [(&str, usize, usize); 4] =
     [("nbody", 100, 5), ("qm9-10", 10, 18), ("qm9-40", 40, 18), ("qm9", 100, 18)];
-const ORIENTATIONS: usize = 20;
 const CHANNELS: usize = 64;
 
-struct Measured {
-    seconds: f64,
-    peak: u64,
+/// A step of training of one layer, on a device of its own, so that the peak is this way's.
+struct Step {
+    gpu: Gpu,
+    net: Ponita,
+    graph: Graph,
+    h: Tensor,
+    whole: bool,
 }
 
-/// On a device of its own, so that the peak is this run's. A step is long: the median of five says enough.
-fn step(part: &str, graphs: usize, atoms: usize, route: Route) -> Result<Measured> {
-    let gpu = Gpu::open()?;
-    let nodes = graphs * atoms;
-    let config = PonitaConfig {
-        channels: CHANNELS,
-        hidden: CHANNELS,
-        basis: CHANNELS,
-        layers: 1,
-        ..PonitaConfig::default()
-    };
-    let mut net = Ponita::new(&gpu, config, Grid::fibonacci(ORIENTATIONS), &mut Rng::new(1))?;
-    net.route = route;
-    let mut positions = vec![0.0f32; 3 * nodes];
-    Rng::new(2).fill_normal(&mut positions);
-    let graph = Graph::full(&gpu, &positions, 3, &vec![atoms; graphs], false)?;
-    let h = Tensor::randn(&gpu, [nodes, ORIENTATIONS, CHANNELS], &mut Rng::new(3)).requires_grad();
-    h.evaluate();
-    let work = || -> Result<()> {
-        let (layer, field) = (&net.layers[0], net.field(&graph));
-        let y = if part == "conv" { layer.conv.forward(&field, &h) } else { layer.forward(&field, &h) };
+impl Step {
+    fn new(part: &str, graphs: usize, atoms: usize, grid: &Grid, route: Route) -> Result<Step> {
+        let gpu = Gpu::open()?;
+        let nodes = graphs * atoms;
+        let config = PonitaConfig {
+            channels: CHANNELS,
+            hidden: CHANNELS,
+            basis: CHANNELS,
+            layers: 1,
+            ..PonitaConfig::default()
+        };
+        let mut net = Ponita::new(&gpu, config, grid.clone(), &mut Rng::new(1))?;
+        net.route = route;
+        let mut positions = vec![0.0f32; 3 * nodes];
+        Rng::new(2).fill_normal(&mut positions);
+        let graph = Graph::full(&gpu, &positions, 3, &vec![atoms; graphs], false)?;
+        let h = Tensor::randn(&gpu, [nodes, grid.len(), CHANNELS], &mut Rng::new(3)).requires_grad();
+        h.evaluate();
+        let step = Step { gpu, net, graph, h, whole: part == "layer" };
+        // The first makes pipelines.
+        step.seconds()?;
+        Ok(step)
+    }
+
+    fn seconds(&self) -> Result<f64> {
+        let started = Instant::now();
+        let (layer, field) = (&self.net.layers[0], self.net.field(&self.graph));
+        let y = match self.whole {
+            true => layer.forward(&field, &self.h),
+            false => layer.conv.forward(&field, &self.h),
+        };
         let grads = y.square().mean_all().backward()?;
-        if let Some(dh) = grads.get(&h) {
+        if let Some(dh) = grads.get(&self.h) {
             dh.evaluate();
         }
-        gpu.synchronize()
-    };
-    work()?;
-    let mut times = Vec::new();
-    for _ in 0..5 {
-        let started = Instant::now();
-        work()?;
-        times.push(started.elapsed().as_secs_f64());
+        drop(grads);
+        self.gpu.synchronize()?;
+        Ok(started.elapsed().as_secs_f64())
     }
-    times.sort_by(f64::total_cmp);
-    Ok(Measured { seconds: times[2], peak: gpu.memory_stats().most_used })
+
+    fn peak(&self) -> u64 {
+        self.gpu.memory_stats().most_used
+    }
+}
+
+/// A row: both ways in turn, the median of seven.
+fn row(
+    name: &str,
+    edges: usize,
+    steps: [Result<Step>; 2],
+    before: &mut Option<(usize, u64)>,
+) -> Result<Value> {
+    let [fused, ops] = steps;
+    let fused = fused?;
+    let mut times = [vec![], vec![]];
+    for _ in 0..7 {
+        times[0].push(fused.seconds()?);
+        if let Ok(ops) = &ops {
+            times[1].push(ops.seconds()?);
+        }
+    }
+    let [fused_ms, ops_ms] = times.map(|mut times| {
+        times.sort_by(f64::total_cmp);
+        times.get(times.len() / 2).map(|seconds| 1e3 * seconds)
+    });
+    let ms = fused_ms.unwrap_or(f64::NAN);
+    let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;
+    println!("    fused {ms:9.1} ms, at most {:7.1} MiB", mib(fused.peak()));
+    let mut bytes = ops.as_ref().ok().map(Step::peak);
+    match (&ops, ops_ms) {
+        (Ok(ops), Some(theirs)) => {
+            *before = Some((edges, ops.peak()));
+            println!("    ops   {theirs:9.1} ms, at most {:7.1} MiB", mib(ops.peak()));
+            println!("    {:.2} times as fast", theirs / ms);
+        }
+        (Err(error), _) => {
+            println!("    ops: {error}");
+            bytes = before.map(|(fewer, bytes)| (bytes as f64 * edges as f64 / fewer as f64) as u64);
+            println!(
+                "    ops would hold {:.1} MiB, by the edges of the shape before",
+                mib(bytes.unwrap_or(0))
+            );
+        }
+        _ => {}
+    }
+    println!("    {:.2} times less memory", bytes.unwrap_or(0) as f64 / fused.peak() as f64);
+    Ok(json!({"name": name, "edges": edges, "fused_ms": ms, "fused_bytes": fused.peak(), "ops_ms": ops_ms,
+        "ops_bytes": bytes, "ops_measured": ops_ms.is_some(), "adapter": fused.gpu.adapter().name,
+        "driver": fused.gpu.adapter().driver}))
 }
 
 fn run() -> Result<()> {
@@ -65,44 +128,28 @@ fn run() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
     let json = args.iter().position(|a| a == "--json").and_then(|at| args.get(at + 1));
     let words: Vec<&String> = args.iter().filter(|a| *a != "--json" && Some(*a) != json).collect();
+    let wanted = |name: &str| words.iter().all(|w| name.split(' ').any(|part| part == w.as_str()));
     let gpu = Gpu::open()?;
     println!("{}", gpu.adapter());
     let mut lines = String::new();
-    for (shape, part) in SHAPES.iter().flat_map(|shape| ["conv", "layer"].map(|part| (shape, part))) {
-        let &(shape, graphs, atoms) = shape;
-        let name = format!("{shape} {part}");
-        if !words.iter().all(|w| name.split(' ').any(|part| part == w.as_str())) {
-            continue;
-        }
-        let edges = graphs * atoms * (atoms - 1);
-        println!("{name}: {graphs} graphs of {atoms} nodes, {edges} edges, O {ORIENTATIONS}, C {CHANNELS}");
-        let fused = step(part, graphs, atoms, Route::Fused)?;
-        let show = |what: &str, m: &Measured| {
-            println!(
-                "    {what:6} {:9.1} ms, at most {:7.1} MiB",
-                m.seconds * 1e3,
-                m.peak as f64 / (1 << 20) as f64
-            )
-        };
-        show("fused", &fused);
-        let plain = step(part, graphs, atoms, Route::Plain);
-        match &plain {
-            Ok(plain) => {
-                show("ops", plain);
-                let (time, memory) = (plain.seconds / fused.seconds, plain.peak as f64 / fused.peak as f64);
-                println!("    {time:.2} times as fast, {memory:.2} times less memory");
+    for (kind, grid) in [("dodecahedron", Grid::dodecahedron()), ("fibonacci", Grid::fibonacci(20))] {
+        for part in ["conv", "layer"] {
+            let mut before = None;
+            for (shape, graphs, atoms) in SHAPES {
+                let name = format!("{shape} {part} {kind}");
+                if !wanted(&name) {
+                    continue;
+                }
+                let edges = graphs * atoms * (atoms - 1);
+                println!("{name}: {graphs} graphs of {atoms} nodes, {edges} edges, C {CHANNELS}");
+                let steps = [Route::Fused, Route::Plain].map(|r| Step::new(part, graphs, atoms, &grid, r));
+                lines += &format!("{}\n", row(&name, edges, steps, &mut before)?);
             }
-            Err(error) => println!("    ops: {error}"),
         }
-        let plain = plain.ok();
-        let line = json!({"name": name, "edges": edges, "fused_ms": fused.seconds * 1e3, "fused_bytes": fused.peak,
-            "ops_ms": plain.as_ref().map(|m| m.seconds * 1e3), "ops_bytes": plain.as_ref().map(|m| m.peak),
-            "adapter": gpu.adapter().name, "driver": gpu.adapter().driver});
-        lines += &format!("{line}\n");
     }
     for basis in BASES {
         let name = format!("energy-forces tables K{basis}");
-        if words.iter().all(|w| name.split(' ').any(|part| part == w.as_str())) {
+        if wanted(&name) {
             lines += &format!("{}\n", tables(&gpu, &name, basis)?);
         }
     }
@@ -123,7 +170,7 @@ const ATOMS: usize = 125;
 /// against 48, so that convolutions should be `3 K / 68` times as fast, 2.8 at K 64 and 11 at K 256, where loads keep
 /// up, and somewhat less where a coefficient costs as much to load as to use, as on llvmpipe. The network of the basis goes as
 /// well, norm and MLP stay.
-fn tables(gpu: &Gpu, name: &str, basis: usize) -> Result<serde_json::Value> {
+fn tables(gpu: &Gpu, name: &str, basis: usize) -> Result<Value> {
     let (radius, side) = (2.0f32, 5.0f32);
     let config = PonitaConfig {
         channels: CHANNELS,

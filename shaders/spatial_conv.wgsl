@@ -3,12 +3,12 @@
 // n and m_e are the ends of an edge: destination and source give the convolution x1 from h, source and destination its gradient
 // dh from dx1. Nodes are listed with their edges, so that nothing is scattered and the same bits come out each time.
 //
-// forward: every edge has its own row of kernels. They exist in registers only: a thread owns ORIENTATIONS x 4 CHANNELS numbers
+// forward: every edge has its own row of kernels, in registers only: a thread owns ORIENTATIONS x 4 CHANNELS numbers
 // of one node and takes EDGES of its edges at a time, in the order of the list: a small matrix product of EDGES x ORIENTATIONS
 // rows, times v, added to the node's sum. Per row of basis that is read, 16 CHANNELS multiply-adds; w comes from the cache.
 //
-// messages: an edge and its reverse share a row, k[reverse,a] = k[e,opposite a], and the nodes that need it are two: the rows of
-// a run are made once, by a matmul, and read by both. Half of the arithmetic for 8 more bytes a kernel element.
+// messages: an edge and its reverse share a row, k[reverse,a] = k[e,opposite a], and the two nodes that need it are in different
+// threads: the kernels of a run of rows are made by a matmul and read back. Half of the arithmetic for 8 bytes more an element.
 //
 // products: m[e,a,c] = g[t_e,a,c] h[s_e,a,c], the gradient dk of a run's rows, plus g[s_e,a',c] h[t_e,a',c] with a' opposite a
 // where the reverse shares the row; dw = m^T basis and dbasis = m w^T are matmuls.

@@ -1,7 +1,8 @@
 //! The functions that spatial kernels are combinations of: a small network of an edge's invariants, for runs of edges.
 
 use super::case::{Array, Case, Fill, Input};
-use super::matmul::{gelu_layer, layer_sums, product, product_slope};
+use super::matmul::gathered::LayerSums;
+use super::matmul::{gelu_layer, product, product_slope};
 use super::unary::erf64;
 use super::words;
 use crate::dtype::DType;
@@ -162,7 +163,7 @@ pub(crate) struct Kept {
 /// Gradients gathered over runs: weights' added up, those of edges and windows one after the other.
 #[derive(Default)]
 pub(crate) struct Sums {
-    weights: [Option<Tensor>; 4],
+    layers: [LayerSums; 2],
     edges: Vec<Tensor>,
     windows: Vec<Tensor>,
 }
@@ -238,9 +239,9 @@ impl Network {
             return;
         }
         dsecond.evaluate();
-        layer_sums(OP, &dsecond, &kept.z, &wants.weights[2..], &mut sums.weights[2..]);
+        sums.layers[1].add(OP, &dsecond, &kept.z, &wants.weights[2..]);
         let dfirst = product_slope(OP, &dsecond, w2, &kept.before[0]);
-        layer_sums(OP, &dfirst, &kept.f, &wants.weights[..2], &mut sums.weights[..2]);
+        sums.layers[0].add(OP, &dfirst, &kept.f, &wants.weights[..2]);
         if wants.edges {
             sums.edges.push(self.sight.backward(d, &product(OP, &dfirst, w1, Into::New)));
         }
@@ -402,7 +403,7 @@ impl Sums {
         if sink.needs(edges) {
             sink.add(edges, joined(&self.edges, d));
         }
-        for (i, sum) in self.weights.into_iter().enumerate() {
+        for (i, sum) in self.layers.into_iter().flat_map(LayerSums::sums).enumerate() {
             if sink.needs(weights + i) {
                 let none = || Tensor::zeros(d.gpu(), *network.weights[i].shape());
                 sink.add(weights + i, sum.unwrap_or_else(none));

@@ -2,7 +2,8 @@
 
 use super::case::{Array, Case, Fill, Input};
 use super::kernel_basis::{part, runs};
-use super::matmul::{biased, gelu_layer, layer_sums, product, product_slope};
+use super::matmul::gathered::LayerSums;
+use super::matmul::{biased, gelu_layer, product, product_slope};
 use super::unary::erf64;
 use crate::dtype::DType;
 use crate::gpu::Gpu;
@@ -98,15 +99,15 @@ impl Op for Mlp {
         let wants: [bool; 4] = std::array::from_fn(|i| sink.needs(1 + i));
         let deeper = sink.needs(0) || wants[0] || wants[1];
         let dx = sink.needs(0).then(|| Tensor::empty(x.gpu(), OP, *x.shape(), DType::F32));
-        let mut sums: [Option<Tensor>; 4] = Default::default();
+        let mut layers: [LayerSums; 2] = Default::default();
         for run in runs(x.shape()[0], self.run) {
             let (x, dy) = (part(x, &run), part(&dy, &run));
             let before = Tensor::empty(x.gpu(), OP, [run.len(), b1.count()], DType::F32);
             let z = gelu_layer(OP, &x, [w1, b1], None, Some(&before));
-            layer_sums(OP, &dy, &z, &wants[2..], &mut sums[2..]);
+            layers[1].add(OP, &dy, &z, &wants[2..]);
             if deeper {
                 let dz = product_slope(OP, &dy, w2, &before);
-                layer_sums(OP, &dz, &x, &wants[..2], &mut sums[..2]);
+                layers[0].add(OP, &dz, &x, &wants[..2]);
                 if let Some(dx) = &dx {
                     product(OP, &dz, w1, Into::Write(dx.slice(0, run)));
                 }
@@ -116,7 +117,7 @@ impl Op for Mlp {
             let axes = full.shape().len();
             sink.add(0, dx.reshape(full.shape().with(axes - 1, x.shape()[1])));
         }
-        for (i, sum) in sums.into_iter().enumerate() {
+        for (i, sum) in layers.into_iter().flat_map(LayerSums::sums).enumerate() {
             if wants[i] {
                 sink.add(1 + i, sum.unwrap_or_else(|| Tensor::zeros(x.gpu(), *self.weights[i].get(OP).shape())));
             }

@@ -4,6 +4,7 @@
 //! drivers). Gradients are the same core: `dx = dy W`, `dW = dy^T x`, the latter added into the weight's one buffer.
 
 mod core;
+pub(crate) mod gathered;
 mod operand;
 mod product;
 pub(crate) mod routed;
@@ -139,30 +140,6 @@ pub(crate) fn biased(
 ) {
     let epilogue = Epilogue { bias: Some(bias), activation: Activation::None, residual };
     Product { epilogue, ..Product::new(op, x, Right::Tensor(&w.t())) }.write(y);
-}
-
-/// Takes what is there to add to, or nothing yet.
-pub(crate) fn onto(sum: &mut Option<Tensor>) -> Into {
-    sum.take().map_or(Into::New, Into::Add)
-}
-
-/// Adds the gradients of a layer's weight and bias from a run of rows, where `wants`: `dy^T x` and the sum of `dy`.
-pub(crate) fn layer_sums(
-    op: &'static str,
-    dy: &Tensor,
-    x: &Tensor,
-    wants: &[bool],
-    sums: &mut [Option<Tensor>],
-) {
-    if wants[0] {
-        sums[0] = Some(outer(op, dy, x, onto(&mut sums[0])));
-    }
-    if wants[1] {
-        let own = dy.sum(0);
-        let sum = sums[1].take().map_or(own.clone(), |sum| sum.add(&own));
-        sum.evaluate();
-        sums[1] = Some(sum);
-    }
 }
 
 struct Matmul {
