@@ -7,11 +7,11 @@
 //! other engines; `conv`: without norm and MLP. Both on 20 orientations: those of a dodecahedron have opposites, so that an edge
 //! and its reverse share kernels; those of a Fibonacci lattice have not, and are what other engines were timed with.
 //!
-//! Expected from counting multiply-adds a row of kernels (edges x orientations, half as many on the dodecahedron) at H = C = K:
-//! `(F + 2 C) C` forward and `(2 F + 6 C) C` backward with F = 16 features, of which `(F + C) C` make the basis again; the ops'
-//! way saves those and writes and reads about 14 arrays of a row by C instead. Where arithmetic binds, as on llvmpipe, fused kernels
-//! on the lattice should be 0.8 times as fast at the same rate, and 1.6 on the dodecahedron, and gain what the arrays cost. The ops'
-//! way cannot have the largest shape where a binding is 128 MiB; its memory is scaled from the shape before then.
+//! Expected from counting multiply-adds a row of kernels (edges x orientations, half as many on the dodecahedron) with F = 16
+//! features and H = K = C: the ops' way takes `(2 F + 6 C) C`, the fused one `(F + 2 C) C` more, for the basis and the kernels that
+//! it makes again. So at the same rate fused kernels would be 0.74 times as fast on the lattice and 1.5 on the dodecahedron. The
+//! ops' way also writes and reads some 14 arrays of a row by C, which runs of a few thousand rows keep in the cache: that is what
+//! is gained beyond. It cannot have the largest shape where a binding is 128 MiB; its memory is scaled from the shape before then.
 
 use serde_json::{Value, json};
 use std::time::Instant;

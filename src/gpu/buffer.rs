@@ -114,19 +114,18 @@ fn size_class(bytes: u64) -> u64 {
 impl Gpu {
     /// A buffer of at least `bytes`, contents arbitrary. On failure the fault is raised and the buffer has no memory.
     pub(crate) fn alloc(&self, op: &str, bytes: u64) -> Arc<Buffer> {
-        self.take_buffer(op, bytes, u64::MAX)
+        self.take_buffer(op, bytes, u64::MAX, &capture::pool(self))
     }
 
-    fn take_buffer(&self, op: &str, bytes: u64, newest_epoch: u64) -> Arc<Buffer> {
-        let pool = capture::pool(self);
-        let raw = self.try_take(op, bytes, newest_epoch, &pool).map_err(|e| self.raise(e)).ok();
+    fn take_buffer(&self, op: &str, bytes: u64, newest_epoch: u64, pool: &Arc<Mutex<Pool>>) -> Arc<Buffer> {
+        let raw = self.try_take(op, bytes, newest_epoch, pool).map_err(|e| self.raise(e)).ok();
         Arc::new(Buffer {
             raw,
             failed: AtomicBool::new(false),
             size: bytes,
             version: AtomicU64::new(0),
             gpu: Arc::downgrade(&self.0),
-            pool: Arc::downgrade(&pool),
+            pool: Arc::downgrade(pool),
         })
     }
 
@@ -186,11 +185,11 @@ impl Gpu {
         // `write_buffer` runs before every command of the next submit, so a buffer that the open batch still reads
         // must not be its target: only buffers let go in earlier batches qualify.
         let epoch = self.0.epoch.load(Ordering::Acquire);
-        let buffer = self.take_buffer(op, padded, epoch);
+        // Never from a recorded step's own memory: a replay writes the temporaries that lived there before, but uploads nothing.
+        let buffer = self.take_buffer(op, padded, epoch, &self.0.pool);
         if let Some(raw) = &buffer.raw {
             self.write_words(raw, 0, bytes);
             lock(&self.0.recorder).uploaded(self, padded);
-            capture::uploaded(self, &buffer);
         }
         buffer
     }

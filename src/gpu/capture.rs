@@ -48,12 +48,10 @@ pub(crate) struct Capture {
     gpu: Gpu,
     commands: Vec<Command>,
     pool: Arc<Mutex<Pool>>,
-    /// Buffers from before, which replays read and write.
+    /// Buffers from before, which replays read and write, and what was uploaded in between.
     outside: Vec<Arc<Buffer>>,
     /// Those among them that are written.
     written: Vec<Arc<Buffer>>,
-    /// Uploaded in between: nothing may be written over them.
-    uploads: Vec<Arc<Buffer>>,
     refused: Option<Error>,
     /// How many streams a replay takes from each generator, by its key.
     spans: HashMap<[u32; 2], u64>,
@@ -81,11 +79,6 @@ fn with<T>(gpu: &Gpu, work: impl FnOnce(&mut Capture) -> T) -> Option<T> {
 /// The pool that the thread's buffers come from and go back to.
 pub(super) fn pool(gpu: &Gpu) -> Arc<Mutex<Pool>> {
     with(gpu, |capture| capture.pool.clone()).unwrap_or_else(|| gpu.0.pool.clone())
-}
-
-/// Keeps an uploaded buffer as it is.
-pub(super) fn uploaded(gpu: &Gpu, buffer: &Arc<Buffer>) {
-    with(gpu, |capture| capture.uploads.push(buffer.clone()));
 }
 
 /// Fails while capturing: what the host does once in the middle of a step would be missing from its replays.
@@ -160,7 +153,6 @@ impl Gpu {
             pool: Arc::default(),
             outside: vec![],
             written: vec![],
-            uploads: vec![],
             refused: None,
             spans: HashMap::new(),
             replays: 0,

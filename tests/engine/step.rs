@@ -86,6 +86,35 @@ fn two_updates_in_a_step_count_as_two() {
     assert_eq!(bits(&recorded.theta), bits(&eager.theta));
 }
 
+/// What is uploaded inside a step stays: a replay writes its temporaries, and uploads nothing.
+#[test]
+fn a_late_upload_is_not_written_over() {
+    let gpu = own();
+    let x = drawn(&gpu, 5, &[64]);
+    let table: Vec<f32> = (0..64).map(|i| i as f32).collect();
+    let evaluated = |x: Tensor| {
+        x.evaluate();
+        x
+    };
+    let work = |x: &Tensor| {
+        // Temporaries of the upload's size, all let go, then more than a batch of work of another size.
+        let made: Vec<Tensor> = (0..8).map(|i| evaluated(x.scale(i as f32))).collect();
+        let mut y =
+            evaluated(made.iter().fold(x.clone(), |y, m| y.add(m)).unsqueeze(0).expand([64, 64]).scale(1.0));
+        drop(made);
+        for _ in 0..600 {
+            y = evaluated(y.affine(0.5, 0.25));
+        }
+        y.add(&Tensor::from_slice(x.gpu(), &table, [64]))
+    };
+    let want = bits(&work(&x));
+    let mut step = Step::record(&gpu, &[&x], |x| Ok(vec![work(&x[0])])).unwrap();
+    for replay in 0..3 {
+        step.run(&[&x]).unwrap();
+        assert!(bits(&step.outputs()[0]) == want, "replay {replay}");
+    }
+}
+
 #[test]
 fn what_is_pending_on_outputs_keeps_their_elements() {
     let gpu = own();
