@@ -110,14 +110,15 @@ fn row(
         (Err(error), _) => {
             println!("    ops: {error}");
             bytes = before.map(|(fewer, bytes)| (bytes as f64 * edges as f64 / fewer as f64) as u64);
-            println!(
-                "    ops would hold {:.1} MiB, by the edges of the shape before",
-                mib(bytes.unwrap_or(0))
-            );
+            if let Some(bytes) = bytes {
+                println!("    ops would hold {:.1} MiB, by the edges of the shape before", mib(bytes));
+            }
         }
         _ => {}
     }
-    println!("    {:.2} times less memory", bytes.unwrap_or(0) as f64 / fused.peak() as f64);
+    if let Some(bytes) = bytes {
+        println!("    {:.2} times less memory", bytes as f64 / fused.peak() as f64);
+    }
     Ok(json!({"name": name, "edges": edges, "fused_ms": ms, "fused_bytes": fused.peak(), "ops_ms": ops_ms,
         "ops_bytes": bytes, "ops_measured": ops_ms.is_some(), "adapter": fused.gpu.adapter().name,
         "driver": fused.gpu.adapter().driver}))
@@ -167,9 +168,9 @@ const ATOMS: usize = 125;
 /// Energy and forces without gradients of weights, 3 layers, by fused kernels and by tables in turn.
 ///
 /// Expected from counting multiply-adds an edge, orientation and channel: forward K against 20, backward 2 K (features and basis)
-/// against 48, so that convolutions should be `3 K / 68` times as fast, 2.8 at K 64 and 11 at K 256, where loads keep
-/// up, and somewhat less where a coefficient costs as much to load as to use, as on llvmpipe. The network of the basis goes as
-/// well, norm and MLP stay.
+/// against 48. An icosahedron's fused kernels are made once for an edge and its reverse, tables are read for both: convolutions
+/// should be `3 K / 136` times as fast, 1.4 at K 64 and 5.6 at K 256, where loads keep up, and somewhat less where a coefficient
+/// costs as much to load as to use, as on llvmpipe. The network of the basis goes as well, norm and MLP stay.
 fn tables(gpu: &Gpu, name: &str, basis: usize) -> Result<Value> {
     let (radius, side) = (2.0f32, 5.0f32);
     let config = PonitaConfig {

@@ -40,7 +40,8 @@ double tiebeam_radius(const tiebeam_calculator *calculator);
 uint32_t tiebeam_layers(const tiebeam_calculator *calculator);
 
 /* From now on results are averages over this many rotations of the atoms and their cell, the first of them none, the
- * others random and the same every time: so many times the work, and the more the less a rotation of the input changes.
+ * others random and the same every time. It takes so many times the work; the more there are, the less a rotation of the input
+ * changes the results.
  * A calculator starts with 1. Not while another thread uses the calculator. Returns 0, or 1 after an error. */
 int tiebeam_set_rotations(tiebeam_calculator *calculator, uint32_t count);
 

@@ -142,7 +142,8 @@ fn products(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let here = own.x * SIDES * WIDTH;
     let there = own.y * SIDES * WIDTH;
     let paired = PAIRED && own.z != 0u;
-    let back = select(0u, opposite[a] * WIDTH, paired);
+    var back = 0u;
+    if paired { back = opposite[a] * WIDTH; }
 #unroll c CHANNELS
     let c$c = i % BLOCKS + ${c}u * BLOCKS;
     if c$c < WIDTH {

@@ -18,6 +18,8 @@ class Tiebeam(Calculator):
 
     def __init__(self, model, library, rotations=1, **kwargs):
         super().__init__(**kwargs)
+        if not 1 <= rotations < 2**32:
+            raise ValueError(f"rotations: {rotations}; use 1 or more")
         self.library = ctypes.CDLL(library)
         self.library.tiebeam_open.restype = ctypes.c_void_p
         self.library.tiebeam_error.restype = ctypes.c_char_p

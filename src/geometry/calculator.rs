@@ -15,7 +15,8 @@ use std::path::Path;
 /// rounding), so that they sum to zero and do no work around a loop; the same input gives the same bits on
 /// one adapter. Energies are exactly invariant under translations, permutations and the rotations and
 /// reflections that permute the network's grid; under other rotations approximately, so that angular momentum
-/// is not exactly kept. [`Calculator::rotations`] brings the error down by averages.
+/// is not exactly kept. [`Calculator::rotations`] brings the error down by averages, which are then exactly invariant under
+/// translations and permutations only.
 ///
 /// ```no_run
 /// use tiebeam::Gpu;

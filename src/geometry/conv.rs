@@ -114,7 +114,7 @@ impl Field {
         let FieldConfig { degree, radius, layers, route } = config;
         let gpu = graph.gpu();
         let bonds = match route {
-            Route::Plain | Route::Tabulated => Bonds::single(graph.edges()),
+            Route::Plain | Route::Tabulated => graph.single(),
             Route::Fused => graph.bonds(grid),
         };
         let d = bonds.select(&graph.vectors());

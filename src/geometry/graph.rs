@@ -169,7 +169,7 @@ impl Graph {
     /// Which rows of kernels the edges use on this grid: an edge and its reverse share one where every orientation has an
     /// opposite and a quarter of the rows or more is saved.
     pub fn bonds(&self, grid: &Grid) -> Bonds {
-        let Lists { shifts, single, paired } = &*self.lists;
+        let Lists { shifts, paired, .. } = &*self.lists;
         if let Some(opposite) = grid.antipodes() {
             let pairs = || List::paired(&self.edges, &reverses(&self.edges, shifts, self.dimension()));
             let list = paired.get_or_init(pairs);
@@ -178,7 +178,12 @@ impl Graph {
                 return Bonds::of(list.clone(), Some(&opposite));
             }
         }
-        Bonds::of(single.get_or_init(|| List::single(&self.edges)).clone(), None)
+        self.single()
+    }
+
+    /// A row of kernels for every edge.
+    pub(super) fn single(&self) -> Bonds {
+        Bonds::of(self.lists.single.get_or_init(|| List::single(&self.edges)).clone(), None)
     }
 
     /// `x [nodes, ..]` summed over the nodes of each graph: `[graphs, ..]`, zero for a graph without nodes.

@@ -127,12 +127,14 @@ impl Grid {
         &self.vectors
     }
 
-    /// For every point the index of the opposite one, where all have one: tetrahedra, odd circles and most Fibonacci lattices
-    /// have not.
+    /// For every point the index of the opposite one, where all have one of their own: tetrahedra, odd circles and most Fibonacci
+    /// lattices have not, nor has a grid that holds a point twice.
     pub fn antipodes(&self) -> Option<Vec<usize>> {
         let opposite =
-            |v: &Vec3| self.vectors.iter().position(|w| (0..3).all(|i| (v[i] + w[i]).abs() < 1e-6));
-        self.is_oriented().then(|| self.vectors.iter().map(opposite).collect())?
+            |v: &[f64; 3]| self.vectors.iter().position(|w| (0..3).all(|i| (v[i] + w[i]).abs() < 1e-6));
+        let all: Vec<usize> = self.vectors.iter().map(opposite).collect::<Option<_>>()?;
+        let mutual = all.iter().enumerate().all(|(a, &b)| all[b] == a);
+        (self.is_oriented() && mutual).then_some(all)
     }
 
     /// The unit vectors as `[orientations, dimension]`.
@@ -197,6 +199,8 @@ mod tests {
         }
         assert!(Grid::circle(8).antipodes().is_some() && Grid::circle(5).antipodes().is_none());
         assert!(Grid::positions(3).antipodes().is_none());
+        let twice = [1.0, 0.0, 0.0, 1.0, 0.0, 0.0, -1.0, 0.0, 0.0, -1.0, 0.0, 0.0];
+        assert!(Grid::from_vectors(&twice, 3).unwrap().antipodes().is_none());
     }
 
     #[test]

@@ -89,12 +89,12 @@ struct Axis {
 impl Axis {
     /// From `-radius` or 0 to `radius`, by steps of `radius / (points - 1)`.
     fn new(radius: f64, points: usize, signed: bool) -> Axis {
-        let (low, points_) = if signed { (-radius, 2 * points - 1) } else { (0.0, points) };
+        let (low, points_) = if signed { (-radius, points.saturating_mul(2) - 1) } else { (0.0, points) };
         Axis { low, step: radius / (points - 1) as f64, points: points_ }
     }
 
     fn sampled(&self) -> usize {
-        self.points + 2 * MARGIN
+        self.points.saturating_add(2 * MARGIN)
     }
 
     fn at(&self, i: usize) -> f64 {

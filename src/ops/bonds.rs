@@ -2,8 +2,9 @@
 
 use super::edges::Edges;
 use crate::error::{Error, Result};
+use crate::gpu::Gpu;
 use crate::tensor::Tensor;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -38,9 +39,9 @@ pub(crate) struct Run {
     /// All nodes that its edges touch lie here, and lists count from the first: with nodes in an order that keeps neighbours
     /// together, little of an array over nodes has to be bound. Parts of such arrays begin at whole blocks of 64.
     pub nodes: Range<usize>,
+    gpu: Gpu,
     list: Vec<[u32; 3]>,
-    /// `[rows, 4]`: destination and source of each row's edge, and 1 where its reverse shares the row.
-    pub ends: Tensor,
+    ends: OnceLock<Tensor>,
     into: OnceLock<Uses>,
     from: OnceLock<Uses>,
 }
@@ -85,22 +86,20 @@ impl List {
 pub(crate) fn reverses(edges: &Edges, shifts: &[f32], width: usize) -> Vec<Option<u32>> {
     let (from, to) = (edges.sources(), edges.destinations());
     let shift = |e: usize| shifts.get(e * width..(e + 1) * width).unwrap_or(&[]);
+    // -0 and 0 are one shift.
+    let bits = |x: f32| (x + 0.0).to_bits();
+    let key = |s: u32, t: u32, e: usize, sign: f32| {
+        let shift: [u32; 3] = std::array::from_fn(|k| shift(e).get(k).map_or(0, |&x| bits(sign * x)));
+        (s, t, shift)
+    };
     let mut found = vec![None; edges.len()];
+    // Edges that wait for a reverse, by what it must be; the first in line is served first.
+    let mut waiting: HashMap<_, VecDeque<u32>> = HashMap::new();
     for e in 0..edges.len() {
-        if found[e].is_some() {
-            continue;
-        }
-        // Edges are ordered by destination, then source.
-        let wanted = (from[e], to[e]);
-        let (mut low, mut high) = (e, edges.len());
-        while low < high {
-            let middle = low + (high - low) / 2;
-            if (to[middle], from[middle]) < wanted { low = middle + 1 } else { high = middle }
-        }
-        let opposite = |r: &usize| shift(e).iter().zip(shift(*r)).all(|(a, b)| *a == -*b);
-        let alike = (low..edges.len()).take_while(|&r| (to[r], from[r]) == wanted);
-        if let Some(r) = alike.filter(|&r| r != e && found[r].is_none()).find(opposite) {
-            (found[e], found[r]) = (Some(r as u32), Some(e as u32));
+        let own = key(from[e], to[e], e, 1.0);
+        match waiting.get_mut(&own).and_then(VecDeque::pop_front) {
+            Some(r) => (found[e], found[r as usize]) = (Some(r), Some(e as u32)),
+            None => waiting.entry(key(to[e], from[e], e, -1.0)).or_default().push_back(e as u32),
         }
     }
     found
@@ -192,19 +191,33 @@ impl Bonds {
         let first = touched().min().unwrap_or(0) / 64 * 64;
         let last = touched().max().map_or(first, |n| n + 1);
         let (to, from) = (|e: u32| to[e as usize] - first, |e: u32| from[e as usize] - first);
-        let ends = own.iter().flat_map(|&(e, r)| [to(e), from(e), r.is_some() as u32, 0]);
-        let ends = Tensor::from_slice(self.edges().gpu(), &ends.collect::<Vec<u32>>(), [rows.len(), 4]);
         let uses = own.iter().enumerate().flat_map(|(row, &(e, r))| {
             let code = 2 * row as u32;
             std::iter::once([e, code]).chain(r.map(|r| [r, code + 1]))
         });
         let list = uses.map(|[e, code]| [code, to(e), from(e)]).collect();
         let nodes = first as usize..last as usize;
-        Run { rows, nodes, list, ends, into: OnceLock::new(), from: OnceLock::new() }
+        let gpu = self.edges().gpu().clone();
+        Run { rows, nodes, gpu, list, ends: OnceLock::new(), into: OnceLock::new(), from: OnceLock::new() }
     }
 }
 
 impl Run {
+    /// `[rows, 4]`: destination and source of each row's edge, and 1 where its reverse shares the row.
+    pub fn ends(&self) -> &Tensor {
+        self.ends.get_or_init(|| {
+            let mut ends = vec![0u32; 4 * self.rows.len()];
+            for &[code, to, from] in &self.list {
+                let own = &mut ends[4 * (code as usize / 2)..][..4];
+                match code % 2 {
+                    0 => own[..2].copy_from_slice(&[to, from]),
+                    _ => own[2] = 1,
+                }
+            }
+            Tensor::from_slice(&self.gpu, &ends, [self.rows.len(), 4])
+        })
+    }
+
     /// By the nodes where edges end, which a forward pass sums over.
     pub fn into(&self) -> &Uses {
         self.into.get_or_init(|| self.uses(1, 2))
@@ -227,7 +240,7 @@ impl Run {
             pairs.extend([code, other]);
         }
         nodes.extend([0, list.len() as u32]);
-        let gpu = self.ends.gpu();
+        let gpu = &self.gpu;
         Uses {
             nodes: Tensor::from_slice(gpu, &nodes, [nodes.len() / 2, 2]),
             pairs: Tensor::from_slice(gpu, &pairs, [list.len(), 2]),

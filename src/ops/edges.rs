@@ -13,7 +13,8 @@ use std::sync::Arc;
 
 /// Directed edges `source -> destination` of a graph, sorted by destination, then source. Cloning is cheap.
 ///
-/// Sums over the edges of a node run in this order, so that results do not depend on the order in which edges were given.
+/// Sums over the edges of a node run in an order that follows from this one, so that results do not depend on the order in which
+/// edges were given; only edges with the same two ends keep theirs.
 #[derive(Clone)]
 pub struct Edges(Arc<Inner>);
 

@@ -109,7 +109,8 @@ impl Kind {
     }
 }
 
-/// `gelu(gelu(f w1^T + b1) w2^T + b2)`: two matrices `[out, in]` and two biases. The widths are whole vectors of 4.
+/// `gelu(gelu(f w1^T + b1) w2^T + b2)`, the functions that kernels are combinations of: two matrices `[out, in]` and two biases.
+/// The ops of this module and of [`crate::ops::spatial_conv`] need widths that are multiples of 4.
 #[derive(Clone)]
 pub struct Basis {
     /// `[hidden, features]`

@@ -17,7 +17,7 @@ const OP: &str = "mlp";
 /// arrays can be bound.
 fn run(gpu: &Gpu, hidden: usize) -> usize {
     let bytes = if gpu.is_software() { 4 << 20 } else { 64 << 20 };
-    (bytes / (4 * hidden.max(1)) / 64 * 64).max(64)
+    (bytes / (4 * hidden.max(1)) / 64 * 64).clamp(64, 1 << 20)
 }
 
 impl Tensor {
@@ -41,12 +41,13 @@ impl Tensor {
         let matrices = axes > 0 && w1.shape().len() == 2 && w2.shape().len() == 2;
         let fits = matrices
             && self.shape()[axes - 1] == w1.shape()[1]
+            && w1.shape()[1] > 0
             && b1.shape()[..] == [w1.shape()[0]]
             && w2.shape()[1] == w1.shape()[0]
             && b2.shape()[..] == [w2.shape()[0]];
         assert!(
             fits,
-            "{OP}: x {}, weights {}, {}, {}, {}; they must be [.., C], [H, C], [H], [D, H], [D]",
+            "{OP}: x {}, weights {}, {}, {}, {}; they must be [.., C], [H, C], [H], [D, H], [D], C above 0",
             self.shape(),
             w1.shape(),
             b1.shape(),

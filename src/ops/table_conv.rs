@@ -29,13 +29,13 @@ impl SplineTable {
     /// begins, at the second coefficient, and `step` its size. No gradient goes to the coefficients.
     ///
     /// # Panics
-    /// When the shape is another, C is no multiple of 4, or a number is not finite or a step not above 0.
+    /// When the shape is another, C is 0 or no multiple of 4, or a number is not finite or a step not above 0.
     pub fn new(coefficients: &Tensor, low: [f32; 2], step: [f32; 2]) -> SplineTable {
         let shape = coefficients.shape();
         let fits = shape.len() == 3 && shape[0] > 3 && (shape[1] > 3 || shape[1] == 1);
         assert!(
-            fits && shape[2].is_multiple_of(4) && coefficients.dtype() == DType::F32,
-            "{OP}: a table {shape} of {}; it must be [cells + 3, cells + 3 or 1, C] in f32, C a multiple of 4",
+            fits && shape[2] > 0 && shape[2].is_multiple_of(4) && coefficients.dtype() == DType::F32,
+            "{OP}: a table {shape} of {}; it must be [cells + 3, cells + 3 or 1, C] in f32, C a multiple of 4 above 0",
             coefficients.dtype()
         );
         let finite = low.iter().chain(&step).all(|x| x.is_finite()) && step.iter().all(|s| *s > 0.0);

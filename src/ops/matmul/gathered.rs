@@ -30,7 +30,7 @@ impl Outer {
 
     /// `[m, n]`; none where nothing was added.
     pub fn sum(self) -> Option<Tensor> {
-        self.0.map(|parts| parts.sum(0))
+        self.0.map(|parts| if parts.shape()[0] == 1 { parts.squeeze(0) } else { parts.sum(0) })
     }
 }
 
