@@ -29,23 +29,8 @@ var<immediate> p: Params;
 
 #import piece = piece_4
 
-var<workgroup> tree: array<vec4<f32>, 64>;
-
-// The sum over the LANES threads of a block, for all of them.
-fn block_sum(lane: u32, value: vec4<f32>) -> vec4<f32> {
-    if LANES == 1u { return value; }
-    let t = lane % LANES;
-    tree[lane] = value;
-    workgroupBarrier();
-    for (var reach = LANES / 2u; reach > 0u; reach = reach >> 1u) {
-        if t < reach { tree[lane] += tree[lane + reach]; }
-        workgroupBarrier();
-    }
-    let all = tree[lane - t];
-    // The next sum writes here.
-    workgroupBarrier();
-    return all;
-}
+alias Sum = vec4<f32>;
+#import row_sum
 
 @compute @workgroup_size(64)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -93,7 +78,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
     }
 #unroll m NODES
-    let mean$m = block_sum(lane, sum$m) / size;
+    let mean$m = row_sum(lane, sum$m) / size;
     var first$m = vec4<f32>();
     var second$m = vec4<f32>();
 #end
@@ -108,8 +93,8 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
     }
 #unroll m NODES
-    let left$m = block_sum(lane, first$m) / size;
-    let square$m = block_sum(lane, second$m) / size;
+    let left$m = row_sum(lane, first$m) / size;
+    let square$m = row_sum(lane, second$m) / size;
     let r$m = inverseSqrt(max(square$m - left$m * left$m, vec4<f32>()) + p.eps);
     let rest$m = -left$m * r$m;
 #end

@@ -39,23 +39,8 @@ var<immediate> p: Params;
 
 #import piece = piece_1
 
-var<workgroup> tree: array<vec2<f32>, 64>;
-
-// The sum over the LANES threads of a row, for all of them.
-fn row_sum(lane: u32, value: vec2<f32>) -> vec2<f32> {
-    if LANES == 1u { return value; }
-    let t = lane % LANES;
-    tree[lane] = value;
-    workgroupBarrier();
-    for (var reach = LANES / 2u; reach > 0u; reach = reach >> 1u) {
-        if t < reach { tree[lane] += tree[lane + reach]; }
-        workgroupBarrier();
-    }
-    let all = tree[lane - t];
-    // The next sum writes here.
-    workgroupBarrier();
-    return all;
-}
+alias Sum = vec2<f32>;
+#import row_sum
 
 @compute @workgroup_size(64)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
