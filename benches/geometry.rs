@@ -1,7 +1,7 @@
 //! One PONITA layer, forward and backward, by fused kernels and by the engine's ops: time and the most memory that tensors held;
 //! energy and forces of a network by fused kernels and by tables.
 //!
-//!     cargo bench --features cli --bench geometry [-- WORD...] [-- --json FILE]
+//!     cargo bench --features cli --bench geometry [-- [WORD...] [--json FILE]]
 //!
 //! `layer`: geometry, kernel basis, convolution and MLP with gradients of every weight and of the features, as `se3conv fwd+bwd` of
 //! other engines; `conv`: without norm and MLP. Both on 20 orientations: those of a dodecahedron have opposites, so that an edge
@@ -126,7 +126,7 @@ fn row(
 
 fn run() -> Result<()> {
     // cargo passes --bench.
-    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench" && a != "--").collect();
     let json = args.iter().position(|a| a == "--json").and_then(|at| args.get(at + 1));
     let words: Vec<&String> = args.iter().filter(|a| *a != "--json" && Some(*a) != json).collect();
     let wanted = |name: &str| words.iter().all(|w| name.split(' ').any(|part| part == w.as_str()));

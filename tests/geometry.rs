@@ -241,7 +241,7 @@ fn more_orientations_turn_better() {
     let errors = [6, 12, 32, 64].map(|n| change(Grid::fibonacci(n)));
     assert!(errors.windows(2).all(|pair| pair[1] < pair[0]), "{errors:?}");
     assert!(errors[3] < 0.2 * errors[0], "{errors:?}");
-    // Opposite pairs make kernels of half as many: at that cost they turn better.
+    // Opposite pairs make kernels of half as many: with as many kernels they turn better.
     let pairs = [32, 64].map(|n| change(Grid::antipodal(n)));
     assert!(pairs[0] < change(Grid::fibonacci(16)) && pairs[1] < errors[2], "{pairs:?} against {errors:?}");
     // Distances alone turn with anything.

@@ -1,4 +1,4 @@
-// The sum over the LANES neighbouring threads that share a row, for all of them. LANES and the type `Sum` are the kernel's.
+// The sum over the LANES neighbouring threads that work on the same row or block of rows, for all of them. LANES and the type `Sum` are the kernel's.
 
 var<workgroup> tree: array<Sum, 64>;
 

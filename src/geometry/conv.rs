@@ -25,7 +25,8 @@ pub enum Route {
     /// Kernels of their own, whose memory does not grow with edges x orientations x channels.
     #[default]
     Fused,
-    /// From tables of the kernels, see [`super::Ponita::tabulate`]: for inference, and approximate.
+    /// From tables of the kernels, set by [`super::Ponita::tabulate`]: for inference, and approximate. A network without tables
+    /// panics by it.
     Tabulated,
 }
 
@@ -80,7 +81,7 @@ enum Spatial {
     Plain(Tensor),
     /// `[R, O, K]` of the rows of the bonds, for the fused kernels: K is whole vectors.
     Stored(Tensor),
-    /// Made anew for each run of edges.
+    /// Made anew for each run of rows.
     Remade(Box<Remade>),
     /// Where each edge lies in the kernels' tables.
     Tabulated(Seen),
@@ -102,7 +103,7 @@ impl Field {
     ///
     /// # Panics
     /// When the graph's dimension is not the grid's, or a basis has another number of features; when the grid has orientations
-    /// and there is no fiber basis.
+    /// and there is no fiber basis; by tables, when a gradient of the basis is wanted.
     #[track_caller]
     pub fn new(
         graph: &Graph,

@@ -8,7 +8,8 @@ use crate::ops::edges::Edges;
 use crate::tensor::Tensor;
 use std::sync::{Arc, OnceLock};
 
-/// A batch of disjoint graphs of points in space or in the plane.
+/// A batch of disjoint graphs of points in space or in the plane. Lists on the device belong to it: after a device's fault make it
+/// anew.
 ///
 /// Positions may be tracked: [`Graph::track`] makes them a leaf whose gradient is the negative force.
 #[derive(Clone, Debug)]

@@ -22,6 +22,7 @@ mod tables;
 pub mod vectors;
 pub mod xyz;
 
+pub use crate::ops::bonds::Bonds;
 pub use crate::ops::edges::Edges;
 pub use calculator::{Calculator, Properties};
 pub use config::PonitaConfig;

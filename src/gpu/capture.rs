@@ -1,7 +1,8 @@
 //! Recording what a thread launches, and encoding it again without the code that launched it.
 //!
-//! While a thread captures, its commands run as ever and are kept too, and its buffers come from a pool of their own. So
-//! nobody else is given memory that a replay writes; what was there before is held.
+//! While a thread captures, its commands run as ever and are kept too. What kernels write comes from a pool of the capture's
+//! own, so that nobody else is given memory that a replay writes; uploads come from the device's pool, because a replay does
+//! not repeat them. What is bound from outside the own pool is held.
 
 use super::buffer::{Buffer, Pool};
 use super::kernel::{Bind, Pipeline};
@@ -48,7 +49,7 @@ pub(crate) struct Capture {
     gpu: Gpu,
     commands: Vec<Command>,
     pool: Arc<Mutex<Pool>>,
-    /// Buffers from before, which replays read and write, and what was uploaded in between.
+    /// Buffers of other pools that replays read or write: from before, or uploaded in between.
     outside: Vec<Arc<Buffer>>,
     /// Those among them that are written.
     written: Vec<Arc<Buffer>>,

@@ -23,10 +23,11 @@ impl Tensor {
     /// `y = layer_norm(fiber_conv(x) + bias) gain + shift` over the channels: this is `x [N, O, C]`, `kernel [O, O, C]`, the others
     /// `[C]`. See [`Tensor::fiber_conv`] and [`Tensor::layer_norm`].
     ///
-    /// What lies between the two is never stored; the backward pass makes it again. Kept for it: `x` and three numbers a row.
+    /// What lies between the two is not kept and takes no memory of its own; the backward pass makes it again, as one array of this
+    /// size. Kept for it: `x` and three numbers a row.
     ///
     /// # Panics
-    /// When the shapes do not fit, C is no multiple of 4 or 0, or for types other than f32.
+    /// When the shapes do not fit, C is 0 or no multiple of 4, or for types other than f32.
     #[track_caller]
     pub fn fiber_norm(&self, kernel: &Tensor, bias: &Tensor, [gain, shift]: [&Tensor; 2], eps: f32) -> Tensor {
         fiber_conv::check(OP, self, kernel, Some(bias));

@@ -24,8 +24,8 @@ impl Tensor {
     /// `y = gelu(x w1^T + b1) w2^T + b2 + residual`: this is `x [.., C]`, and `weights` are `w1 [H, C]`, `b1 [H]`, `w2 [D, H]` and
     /// `b2 [D]`; `residual [.., D]`.
     ///
-    /// Of `gelu(x w1^T + b1)`, which is wide, only a run of rows is there at a time; the backward pass makes it again, for one
-    /// product more than the six that it takes otherwise. Kept for it: `x`.
+    /// Of `gelu(x w1^T + b1)`, which is wide, only a run of rows is there at a time; the backward pass makes it again: seven
+    /// products in both passes in place of six. Kept for it: `x`.
     ///
     /// # Panics
     /// When the shapes do not fit, or for types other than f32.
