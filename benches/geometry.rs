@@ -72,7 +72,7 @@ impl Step {
         Ok(started.elapsed().as_secs_f64())
     }
 
-    fn peak(&self) -> u64 {
+    fn most_used(&self) -> u64 {
         self.gpu.memory_stats().most_used
     }
 }
@@ -99,12 +99,12 @@ fn row(
     });
     let ms = fused_ms.unwrap_or(f64::NAN);
     let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;
-    println!("    fused {ms:9.1} ms, at most {:7.1} MiB", mib(fused.peak()));
-    let mut bytes = ops.as_ref().ok().map(Step::peak);
+    println!("    fused {ms:9.1} ms, at most {:7.1} MiB", mib(fused.most_used()));
+    let mut bytes = ops.as_ref().ok().map(Step::most_used);
     match (&ops, ops_ms) {
         (Ok(ops), Some(theirs)) => {
-            *before = Some((edges, ops.peak()));
-            println!("    ops   {theirs:9.1} ms, at most {:7.1} MiB", mib(ops.peak()));
+            *before = Some((edges, ops.most_used()));
+            println!("    ops   {theirs:9.1} ms, at most {:7.1} MiB", mib(ops.most_used()));
             println!("    {:.2} times as fast", theirs / ms);
         }
         (Err(error), _) => {
@@ -117,11 +117,13 @@ fn row(
         _ => {}
     }
     if let Some(bytes) = bytes {
-        println!("    {:.2} times less memory", bytes as f64 / fused.peak() as f64);
+        println!("    {:.2} times less memory", bytes as f64 / fused.most_used() as f64);
     }
-    Ok(json!({"name": name, "edges": edges, "fused_ms": ms, "fused_bytes": fused.peak(), "ops_ms": ops_ms,
+    Ok(
+        json!({"name": name, "edges": edges, "fused_ms": ms, "fused_bytes": fused.most_used(), "ops_ms": ops_ms,
         "ops_bytes": bytes, "ops_measured": ops_ms.is_some(), "adapter": fused.gpu.adapter().name,
-        "driver": fused.gpu.adapter().driver}))
+        "driver": fused.gpu.adapter().driver}),
+    )
 }
 
 fn run() -> Result<()> {
