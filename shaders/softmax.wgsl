@@ -28,20 +28,8 @@ var<immediate> p: Params;
 @group(0) @binding(3) var<storage, read> dy: array<Piece>;
 @group(0) @binding(4) var<storage, read_write> dx: array<Piece>;
 
-var<workgroup> tree: array<f32, 64>;
-
-// The sum over the LANES threads of a row, for all of them.
-fn row_sum(lane: u32, value: f32) -> f32 {
-    if LANES == 1u { return value; }
-    let t = lane % LANES;
-    tree[lane] = value;
-    workgroupBarrier();
-    for (var reach = LANES / 2u; reach > 0u; reach = reach >> 1u) {
-        if t < reach { tree[lane] += tree[lane + reach]; }
-        workgroupBarrier();
-    }
-    return tree[lane - t];
-}
+alias Sum = f32;
+#import row_sum
 
 @compute @workgroup_size(64)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {

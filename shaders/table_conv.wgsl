@@ -67,10 +67,10 @@ fn slopes(t: f32) -> vec4<f32> {
     return vec4<f32>(-0.5 * s * s, t * fma(1.5, t, -2.0), -s * fma(1.5, s, -2.0), 0.5 * t * t);
 }
 
-fn row_of(x: Place, r: Place) -> u32 {
-    let wide = select(p.cells_r + 3u, 1u, ROWS == 1u);
-    return x.cell * wide + select(r.cell, 0u, ROWS == 1u);
-}
+// Coefficients along the second attribute.
+fn line() -> u32 { return select(p.cells_r + 3u, 1u, ROWS == 1u); }
+
+fn row_of(x: Place, r: Place) -> u32 { return x.cell * line() + select(r.cell, 0u, ROWS == 1u); }
 
 @compute @workgroup_size(64)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -78,7 +78,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     if i >= p.n { return; }
     let node = i / (p.blocks * p.orientations);
     let a = i / p.blocks % p.orientations;
-    let wide = select(p.cells_r + 3u, 1u, ROWS == 1u);
+    let wide = line();
     // What lies outside is computed from the last one inside, and not stored.
 #unroll c CHANNELS
     let c$c = min(i % p.blocks + ${c}u * p.blocks, p.channels - 1u);
@@ -124,7 +124,7 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let node = i / (p.span * p.orientations);
     let a = i / p.span % p.orientations;
     let block = p.first + i % p.span;
-    let wide = select(p.cells_r + 3u, 1u, ROWS == 1u);
+    let wide = line();
     let to = (node * p.orientations + a) * p.channels;
 #unroll c CHANNELS
     let c$c = min(block + ${c}u * p.blocks, p.channels - 1u);

@@ -6,6 +6,8 @@
 //! draws the losses. `--models 3` also averages three; `--mnist DIR` reads MNIST's own files.
 
 mod data;
+#[path = "../common/run.rs"]
+mod run;
 mod train;
 
 use clap::Parser;
@@ -13,7 +15,6 @@ use data::{Data, Set};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tiebeam::merge::plot::{Curve, Panel, svg};
 use tiebeam::merge::{
@@ -250,7 +251,7 @@ fn save_set(path: &Path, set: &Set) -> Result<()> {
     save(path, entries, &BTreeMap::new())
 }
 
-fn run(args: &Args) -> Result<()> {
+fn body(args: &Args) -> Result<()> {
     let gpu = Gpu::open()?;
     println!("adapter {}", gpu.adapter());
     let data = match &args.mnist {
@@ -268,10 +269,7 @@ fn run(args: &Args) -> Result<()> {
         save_set(&args.out.join(format!("{name}.safetensors")), set)?;
     }
     println!("{} images to train on, {} to test", data.train.labels.len(), data.test.labels.len());
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = stop.clone();
-    ctrlc::set_handler(move || asked.store(true, Ordering::Relaxed))
-        .map_err(|e| Error::Config { message: format!("no handler for Ctrl-C: {e}") })?;
+    let stop = run::interruptible()?;
     let study = Study { args, gpu: &gpu, data: &data, stop: &stop };
     let mut panels = Vec::new();
     for &width in &args.widths {
@@ -286,11 +284,5 @@ fn run(args: &Args) -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    run::main(|| body(&Args::parse()))
 }

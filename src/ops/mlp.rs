@@ -104,8 +104,12 @@ impl Op for Mlp {
         for run in runs(x.shape()[0], self.run) {
             let (x, dy) = (part(x, &run), part(&dy, &run));
             let before = Tensor::empty(x.gpu(), OP, [run.len(), b1.count()], DType::F32);
-            let z = gelu_layer(OP, &x, [w1, b1], None, Some(&before));
-            layers[1].add(OP, &dy, &z, &wants[2..]);
+            // Forces of fixed weights ask for `dx` alone: that needs what goes into the GELU, and not what comes out.
+            let z = wants[2].then(|| gelu_layer(OP, &x, [w1, b1], None, Some(&before)));
+            if z.is_none() {
+                biased(OP, &x, [w1, b1], None, &before);
+            }
+            layers[1].add(OP, &dy, z.as_ref().unwrap_or(&before), &wants[2..]);
             if deeper {
                 let dz = product_slope(OP, &dy, w2, &before);
                 layers[0].add(OP, &dz, &x, &wants[..2]);

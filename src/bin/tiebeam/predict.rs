@@ -16,7 +16,7 @@ pub struct Args {
     /// Where to write them with energy, forces and, in periodic cells, stress: eV and angstrom
     output: PathBuf,
     /// Average over the frame as it is and random rotations of it, so many in all: what turning a frame changes falls
-    /// with their square root, the time grows with their number
+    /// with about their square root, the time grows with their number
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     rotations: u32,
     /// Read the kernels from tables made of them once: faster for many frames, and forces right to about 1e-4 of the
