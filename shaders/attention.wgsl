@@ -26,6 +26,8 @@ const SLOTS: u32 = 2u;     // joins that take turns: 2 ROWS
 #import parts = parts_one
 #import keys = keys_plain
 #import attention
+#import exp_log
+#import nan
 
 @compute @workgroup_size(64)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -79,12 +81,12 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #unroll r ROWS
         let own$r = vec4<f32>(s${r}_0, s${r}_1, s${r}_2, s${r}_3);
         var s$r = masked(join(own$r, lane, step / 4u % 2u * ROWS + ${r}u), mask$r, j);
-        let seen$r = (vec4<u32>(j) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit$r)) & (s$r > vec4<f32>(LOWEST));
+        let seen$r = (vec4<u32>(j) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit$r)) & shown(s$r);
         s$r = select(vec4<f32>(HIDDEN), s$r, seen$r);
         let top$r = max(most$r, max(max(s$r.x, s$r.y), max(s$r.z, s$r.w)));
-        let fade$r = exp(most$r - top$r);
+        let fade$r = exp_of1(most$r - top$r);
         most$r = top$r;
-        let p$r = select(vec4<f32>(0.0), exp(s$r - top$r), seen$r);
+        let p$r = select(vec4<f32>(0.0), exp_of(s$r - top$r), seen$r);
         total$r = fma(total$r, fade$r, (p$r.x + p$r.y) + (p$r.z + p$r.w));
 #end
 #unroll d HEAD_DIM/PARTS/4
@@ -98,13 +100,14 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     }
     if first >= p.rows { return; }
 #unroll r ROWS
-    // A row that sees nothing has total 0: zeros, and no gradient.
+    // A row that sees nothing has total 0, and no other has: zeros, and no gradient. By bits, for a NaN must stay.
     let to$r = (pair * p.splits + split) * p.rows + row$r;
-    let inverse$r = select(0.0, 1.0 / total$r, total$r > 0.0);
+    let blind$r = bitcast<u32>(total$r) == 0u;
+    let inverse$r = select(1.0 / total$r, 0.0, blind$r);
 #unroll d HEAD_DIM/PARTS/4
-    y[to$r * (HEAD_DIM / 4u) + part + ${d}u] = select(vec4<f32>(0.0), y${r}_$d * inverse$r, total$r > 0.0);
+    y[to$r * (HEAD_DIM / 4u) + part + ${d}u] = select(y${r}_$d * inverse$r, vec4<f32>(0.0), blind$r);
 #end
     let nothing$r = select(0.0, HIDDEN, p.splits > 1u);
-    lse[to$r] = select(nothing$r, most$r + log(total$r), total$r > 0.0);
+    lse[to$r] = select(most$r + log_of1(total$r), nothing$r, blind$r);
 #end
 }

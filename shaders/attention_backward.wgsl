@@ -1,4 +1,4 @@
-// With p[i, j] = exp(s[i, j] - lse[i]) recomputed (attention.wgsl has the forward formulas):
+// With p[i, j] = exp_of(s[i, j] - lse[i]) recomputed (attention.wgsl has the forward formulas):
 //   delta[i] = dy[i] . y[i]
 //   ds[i, j] = p[i, j] (dy[i] . v[j] - delta[i])
 //   dq[i] = scale sum over j of ds[i, j] k[j]
@@ -9,7 +9,8 @@
 // queries: dq. A thread owns ROWS rows of queries and walks the keys, as in the forward pass.
 // keys:    dk, dv. A thread owns COLUMNS keys and walks the rows of queries four at a time, the group's heads in order,
 //          starting where causality lets the first of its keys be seen.
-// Every sum has one owner and one order: no atomics, the same bits every time.
+// Every sum has one owner and one order: no atomics, the same bits every time. A launch walks the keys, or the queries of each
+// head, from `first` up to `end`; later ones add to what the first wrote.
 
 const HEAD_DIM: u32 = 64u;
 const ROWS: u32 = 1u;
@@ -34,6 +35,13 @@ const SLOTS: u32 = 2u;     // joins that take turns: 2 ROWS, or 2 COLUMNS
 #import mask = mask_none
 #import parts = parts_one
 #import attention
+#import exp_log
+#import nan
+
+// What a launch stores of a sum.
+fn added(sum: vec4<f32>, before: vec4<f32>) -> vec4<f32> {
+    return select(sum, before + sum, p.first > 0u);
+}
 
 @compute @workgroup_size(64)
 fn delta(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -71,8 +79,8 @@ fn queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     var dq${r}_$d = vec4<f32>(0.0);
 #end
 #end
-    last = reach(last, first, block);
-    for (var j = 0u; j < last; j += 4u) {
+    last = min(reach(last, first, block), p.end);
+    for (var j = p.first; j < last; j += 4u) {
 #unroll c 4
         let key$c = (keys + min(j + ${c}u, p.tokens_k - 1u)) * (HEAD_DIM / 4u) + part;
 #unroll r ROWS
@@ -92,8 +100,8 @@ fn queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
 #unroll r ROWS
         let s$r = masked(join(vec4<f32>(s${r}_0, s${r}_1, s${r}_2, s${r}_3), lane, ${r}u), mask$r, j);
-        let seen$r = (vec4<u32>(j) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit$r)) & (s$r > vec4<f32>(LOWEST));
-        let p$r = select(vec4<f32>(0.0), exp(s$r - stats$r.x), seen$r);
+        let seen$r = (vec4<u32>(j) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit$r)) & shown(s$r);
+        let p$r = select(vec4<f32>(0.0), exp_of(s$r - stats$r.x), seen$r);
         let ds$r = p$r * (join(vec4<f32>(dp${r}_0, dp${r}_1, dp${r}_2, dp${r}_3), lane, ROWS + ${r}u) - stats$r.y);
 #end
 #unroll d HEAD_DIM/PARTS/4
@@ -105,7 +113,7 @@ fn queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     if first >= p.rows { return; }
 #unroll r ROWS
 #unroll d HEAD_DIM/PARTS/4
-    dq[at$r + ${d}u] = dq${r}_$d * p.scale;
+    dq[at$r + ${d}u] = added(dq${r}_$d * p.scale, dq[at$r + ${d}u]);
 #end
 #end
 }
@@ -119,7 +127,7 @@ fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let first = block + lane % (64u / PARTS) * COLUMNS;
     let part = lane / (64u / PARTS) * (HEAD_DIM / PARTS / 4u);
     // The first query that sees key `first`; later keys of this thread are hidden from it one by one.
-    let start = start_of(first, block);
+    let start = max(start_of(first, block), p.first);
 #unroll c COLUMNS
     // Keys beyond the end repeat the last one.
     let key$c = min(first + ${c}u, p.tokens_k - 1u);
@@ -132,13 +140,13 @@ fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #end
 #end
     for (var head = 0u; head < p.group; head++) {
-        for (var i = start; i < p.tokens_q; i += 4u) {
+        for (var i = start; i < p.end; i += 4u) {
 #unroll r 4
             let row$r = head * p.tokens_q + min(i + ${r}u, p.tokens_q - 1u);
             let from$r = pair * p.rows + row$r;
             let stats$r = stats[from$r];
             // Rows beyond the end see nothing.
-            let limit$r = select(0u, limit(i + ${r}u), i + ${r}u < p.tokens_q);
+            let limit$r = select(0u, limit(i + ${r}u), i + ${r}u < p.end);
 #unroll c COLUMNS
             var s${c}_$r = 0.0;
             var dp${c}_$r = 0.0;
@@ -161,8 +169,8 @@ fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #unroll c COLUMNS
             let own$c = vec4<f32>(s${c}_0, s${c}_1, s${c}_2, s${c}_3);
             let s$c = masked_rows(join(own$c, lane, ${c}u), masks, key$c);
-            let seen$c = (limits > vec4<u32>(key$c)) & (s$c > vec4<f32>(LOWEST));
-            let p$c = select(vec4<f32>(0.0), exp(s$c - lse), seen$c);
+            let seen$c = (limits > vec4<u32>(key$c)) & shown(s$c);
+            let p$c = select(vec4<f32>(0.0), exp_of(s$c - lse), seen$c);
             let ds$c = p$c * (join(vec4<f32>(dp${c}_0, dp${c}_1, dp${c}_2, dp${c}_3), lane, COLUMNS + ${c}u) - delta);
 #end
 #unroll d HEAD_DIM/PARTS/4
@@ -176,8 +184,8 @@ fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if first >= p.tokens_k { return; }
 #unroll c COLUMNS
 #unroll d HEAD_DIM/PARTS/4
-    dk[at$c + ${d}u] = dk${c}_$d * p.scale;
-    dv[at$c + ${d}u] = dv${c}_$d;
+    dk[at$c + ${d}u] = added(dk${c}_$d * p.scale, dk[at$c + ${d}u]);
+    dv[at$c + ${d}u] = added(dv${c}_$d, dv[at$c + ${d}u]);
 #end
 #end
 }

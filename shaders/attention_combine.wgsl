@@ -18,6 +18,9 @@ var<immediate> p: Params;
 @group(0) @binding(2) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> lse: array<f32>;
 
+#import exp_log
+#import nan
+
 // Below every score: what a part that sees nothing has.
 const LOWEST: f32 = -1.0e30;
 
@@ -30,13 +33,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var most = LOWEST;
     for (var s = 0u; s < p.splits; s++) { most = max(most, logs[first + s * p.rows]); }
     var total = 0.0;
-    var sum = vec4<f32>();
+    var sum = vec4<f32>(0.0);
     for (var s = 0u; s < p.splits; s++) {
         let row = first + s * p.rows;
-        let weight = select(0.0, exp(logs[row] - most), logs[row] > LOWEST);
+        let weight = select(0.0, exp_of1(logs[row] - most), logs[row] > LOWEST || nan1(logs[row]));
         total += weight;
         sum = fma(vec4<f32>(weight), parts[row * p.width + i % p.width], sum);
     }
-    y[i] = sum * select(0.0, 1.0 / total, total > 0.0);
-    if i % p.width == 0u { lse[at] = select(0.0, most + log(total), total > 0.0); }
+    // By bits, for a NaN must stay.
+    let blind = bitcast<u32>(total) == 0u;
+    y[i] = select(sum * (1.0 / total), vec4<f32>(0.0), blind);
+    if i % p.width == 0u { lse[at] = select(most + log_of1(total), 0.0, blind); }
 }

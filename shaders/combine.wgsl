@@ -34,7 +34,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let d$s = d[${s}u * p.width + i];
 #end
     for (var l = 0u; l < p.layers; l++) {
-        var sum = vec4<f32>();
+        var sum = vec4<f32>(0.0);
 #unroll s ATOMS
         sum = fma(vec4<f32>(c[l * ATOMS + ${s}u]), d$s, sum);
 #end
@@ -54,7 +54,7 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     for (var i = thread; i < p.width; i += p.threads) {
 #unroll s ATOMS
         let d$s = d[${s}u * p.width + i];
-        var dd$s = vec4<f32>();
+        var dd$s = vec4<f32>(0.0);
         if ACCUMULATE { dd$s = dd[${s}u * p.width + i]; }
 #end
 #unroll l LAYERS

@@ -1,9 +1,11 @@
 // y[b, o, i, j] = bias[o] + sum over u, v, c of x[b, c, i sy - py + u dy, j sx - px + v dx] w[o, c, u, v], c in o's group.
 // dx is the same sum with the roles of x and y exchanged: only the tap and the strides of w differ.
 // One thread: four positions, 64 apart, of CHANNELS channels. What a tap needs is worked out once for all c.
-// Order: taps, then input channels; fixed by the sizes.
+// Order: taps, then input channels; fixed by the sizes. Sums are in blocks of channels, then rows of taps: one running sum would
+// drift. A launch takes the taps' rows from `first_u` and the channels from `first_c`; larger windows take several, each adding.
 
 const CHANNELS: u32 = 4u;   // of y, a thread; 1 for depthwise
+const BLOCK: u32 = 64u;
 
 struct Params {
     groups_x: u32,
@@ -27,6 +29,12 @@ struct Params {
     dilation_x: i32,
     has_bias: u32,
     accumulate: u32,
+    first_u: u32,       // rows of taps of this launch
+    last_u: u32,
+    first_v: u32,       // columns
+    last_v: u32,
+    first_c: u32,       // channels
+    last_c: u32,
 }
 var<immediate> p: Params;
 
@@ -64,23 +72,38 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let w$c = w_base + min(channel + ${c}u, p.y_channels - 1u) * p.w_y;
     var acc$c = vec4(0.0);
 #end
-    for (var u = 0u; u < p.kernel_y; u++) {
+    for (var u = p.first_u; u < p.last_u; u++) {
         let from_row = tap(row, i32(u), p.stride_y, p.pad_y, p.dilation_y, i32(p.x_height));
-        for (var v = 0u; v < p.kernel_x; v++) {
+#unroll c CHANNELS
+        var line$c = vec4(0.0);
+#end
+        for (var v = p.first_v; v < p.last_v; v++) {
             let from_column = tap(column, i32(v), p.stride_x, p.pad_x, p.dilation_x, i32(p.x_width));
             let is_inside = (from_row >= vec4(0)) & (from_column >= vec4(0));
             if !any(is_inside) { continue; }
-            var i = base + vec4<u32>(select(vec4(0), from_row * i32(p.x_width) + from_column, is_inside));
-            var j = u * p.kernel_x + v;
-            for (var c = 0u; c < p.x_channels; c++) {
-                let value = select(vec4(0.0), vec4(x[i.x], x[i.y], x[i.z], x[i.w]), is_inside);
+            var i = base + vec4<u32>(select(vec4(0), from_row * i32(p.x_width) + from_column, is_inside)) + vec4(p.first_c * x_plane);
+            var j = u * p.kernel_x + v + p.first_c * p.w_x;
+            for (var start = p.first_c; start < p.last_c; start += BLOCK) {
+                let stop = min(start + BLOCK, p.last_c);
 #unroll c CHANNELS
-                acc$c += w[w$c + j] * value;
+                var block$c = vec4(0.0);
 #end
-                i += vec4(x_plane);
-                j += p.w_x;
+                for (var c = start; c < stop; c++) {
+                    let value = select(vec4(0.0), vec4(x[i.x], x[i.y], x[i.z], x[i.w]), is_inside);
+#unroll c CHANNELS
+                    block$c += w[w$c + j] * value;
+#end
+                    i += vec4(x_plane);
+                    j += p.w_x;
+                }
+#unroll c CHANNELS
+                line$c += block$c;
+#end
             }
         }
+#unroll c CHANNELS
+        acc$c += line$c;
+#end
     }
 #unroll c CHANNELS
     if channel + ${c}u < p.y_channels {

@@ -5,6 +5,7 @@
 
 const OUT: u32 = 4u;    // channels of y in a block; 1 for depthwise
 const IN: u32 = 4u;     // channels of x in a block
+const BLOCK: u32 = 64u; // positions of a thread's running sum
 
 struct Params {
     groups_x: u32,
@@ -69,22 +70,31 @@ fn weights(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     var acc$a = 0.0;
 #end
     let last = min((part + 1u) * p.span, p.positions);
-    for (var at = part * p.span + lane; at < last; at += 64u) {
-        let image = at / p.plane;
-        let inside = at % p.plane;
-        let row = i32(inside / p.width) * p.stride_y + row_shift;
-        let column = i32(inside % p.width) * p.stride_x + column_shift;
-        if row < 0 || row >= i32(p.x_height) || column < 0 || column >= i32(p.x_width) { continue; }
-        let x_at = (image * p.groups + side) * p.x_channels * x_plane + u32(row) * p.x_width + u32(column);
-        let y_at = (image * p.groups + side) * p.y_channels * p.plane + inside;
+    for (var start = part * p.span + lane; start < last; start += 64u * BLOCK) {
+        let stop = min(start + 64u * BLOCK, last);
+#unroll a OUT*IN
+        var block$a = 0.0;
+#end
+        for (var at = start; at < stop; at += 64u) {
+            let image = at / p.plane;
+            let inside = at % p.plane;
+            let row = i32(inside / p.width) * p.stride_y + row_shift;
+            let column = i32(inside % p.width) * p.stride_x + column_shift;
+            if row < 0 || row >= i32(p.x_height) || column < 0 || column >= i32(p.x_width) { continue; }
+            let x_at = (image * p.groups + side) * p.x_channels * x_plane + u32(row) * p.x_width + u32(column);
+            let y_at = (image * p.groups + side) * p.y_channels * p.plane + inside;
 #unroll i IN
-        let from_x$i = x[x_at + x$i];
+            let from_x$i = x[x_at + x$i];
 #end
 #unroll o OUT
-        let from_y$o = dy[y_at + y$o];
+            let from_y$o = dy[y_at + y$o];
 #unroll i IN
-        acc${o*IN+i} += from_y$o * from_x$i;
+            block${o*IN+i} += from_y$o * from_x$i;
 #end
+#end
+        }
+#unroll a OUT*IN
+        acc$a += block$a;
 #end
     }
 #unroll a OUT*IN

@@ -6,10 +6,12 @@
 // LANES neighbouring threads share a row in `forward`, as in softmax.wgsl; backward takes one element a thread.
 
 #import logsumexp
+#import exp_log
 #import piece = piece_1
 #import row = row_1
 
 const LANES: u32 = 64u;
+const BLOCK: u32 = 64u;
 
 struct Params {
     groups_x: u32,
@@ -44,13 +46,24 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let all = row_lse(lane, walk(row * (p.classes / PIECE), 1u, t, n));
     if t != 0u || row >= p.rows { return; }
     made[row] = vec2<f32>(all.x, 1.0 / all.y);
+    finish(row, all);
+}
+
+// For rows too long to walk: one thread each, with m and s made by other ops.
+@compute @workgroup_size(64)
+fn long_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let row = (group.y * p.groups_x + group.x) * 64u + lane;
+    if row < p.rows { finish(row, statistics[row]); }
+}
+
+fn finish(row: u32, all: vec2<f32>) {
     let wanted = targets[row];
     var loss = p.nan;
     if is_ignored(wanted) {
         loss = 0.0;
     } else if wanted < p.classes {
         // m - x first: both may be large, their difference is what matters.
-        loss = log(all.y) + (all.x - element(row * p.classes + wanted));
+        loss = log_of1(all.y) + (all.x - element(row * p.classes + wanted));
     }
     losses[row] = loss;
     losses[p.rows + row] = select(1.0, 0.0, is_ignored(wanted));
@@ -63,7 +76,7 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let row = at / p.classes;
     let wanted = targets[row];
     let of_row = statistics[row];
-    var d = exp(element(at) - of_row.x) * of_row.y;
+    var d = exp_of1(element(at) - of_row.x) * of_row.y;
     if wanted == at - row * p.classes { d -= 1.0; }
     d *= dy[0] / totals[1];
     // Chosen and not multiplied: an ignored row may hold anything.

@@ -1,10 +1,11 @@
 // y[outer, i, inner] = sum over j <= i of x[outer, j, inner]; reversed: over j >= i. Each is the other's derivative.
 // rows:    inner = 1. One workgroup a piece of a row: four elements a lane, a scan over the lanes, a carry.
 // columns: any inner. One thread a piece of a column, walking it in order.
-// Long axes with few results are cut into pieces: their totals first, the totals' own cumsum, then each piece with what
+// Long axes are cut into pieces, so that a carry is handed on a few dozen times only and few results still fill a device: their totals first, the totals' own cumsum, then each piece with what
 // the pieces before it hold. Order is fixed by the sizes alone: the same bits every time.
 
 alias Elem = f32;
+const BLOCK: u32 = 32u;    // of a thread's running sum: one for all would drift
 
 struct Params {
     groups_x: u32,
@@ -84,11 +85,16 @@ fn columns(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let first = part * p.span;
     let last = min(first + p.span, p.axis);
     let base = (piece / p.parts) * p.axis * p.inner + at % p.inner;
-    var sum = Elem(0);
-    if part > 0u { sum = totals[at - p.inner]; }
-    for (var i = first; i < last; i++) {
-        sum = sum + x[base + along(i)];
-        y[base + along(i)] = sum;
+    var before = Elem(0);
+    if part > 0u { before = totals[at - p.inner]; }
+    for (var start = first; start < last; start += BLOCK) {
+        let stop = min(start + BLOCK, last);
+        var sum = Elem(0);
+        for (var i = start; i < stop; i++) {
+            sum = sum + x[base + along(i)];
+            y[base + along(i)] = before + sum;
+        }
+        before = before + sum;
     }
 }
 
@@ -101,8 +107,11 @@ fn row_totals(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
     let last = min(first + p.span, p.axis);
     let base = (piece / p.parts) * p.axis;
     var sum = Elem(0);
-    for (var i = first + lane; i < last; i += 64u) {
-        sum = sum + x[base + along(i)];
+    for (var start = first + lane; start < last; start += BLOCK * 64u) {
+        let stop = min(start + BLOCK * 64u, last);
+        var block = Elem(0);
+        for (var i = start; i < stop; i += 64u) { block = block + x[base + along(i)]; }
+        sum = sum + block;
     }
     lanes[lane] = sum;
     workgroupBarrier();
@@ -123,8 +132,11 @@ fn column_totals(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
     let last = min(first + p.span, p.axis);
     let base = (piece / p.parts) * p.axis * p.inner + at % p.inner;
     var sum = Elem(0);
-    for (var i = first; i < last; i++) {
-        sum = sum + x[base + along(i)];
+    for (var start = first; start < last; start += BLOCK) {
+        let stop = min(start + BLOCK, last);
+        var block = Elem(0);
+        for (var i = start; i < stop; i++) { block = block + x[base + along(i)]; }
+        sum = sum + block;
     }
     y[at] = sum;
 }

@@ -1,5 +1,6 @@
 // forward:  d[e] = x[s_e] - x[t_e], edges e from node s_e to node t_e
-// backward: dx[n] = sum over e with s_e = n of dd[e] - sum over e with t_e = n of dd[e], each in order
+// backward: dx[n] (+)= sum over e with s_e = n of dd[e] - sum over e with t_e = n of dd[e], each in order: of a launch the edges
+//           from `first` up to `last` in each node's lists, adding where `first` is not 0
 //
 // A thread owns one number of the result.
 
@@ -7,6 +8,8 @@ struct Params {
     groups_x: u32,
     n: u32,        // threads
     width: u32,
+    first: u32,
+    last: u32,
 }
 var<immediate> p: Params;
 
@@ -16,6 +19,8 @@ var<immediate> p: Params;
 @group(0) @binding(3) var<storage, read> outgoing: array<vec2<u32>>;   // edge, other node
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 @group(0) @binding(5) var<storage, read> incoming: array<vec2<u32>>;
+
+#import cascade
 
 @compute @workgroup_size(64)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -32,8 +37,11 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     if i >= p.n { return; }
     let n = i / p.width;
     let c = i % p.width;
-    var sum = 0.0;
-    for (var j = s[n]; j < s[n + 1u]; j++) { sum += x[outgoing[j].x * p.width + c]; }
-    for (var j = t[n]; j < t[n + 1u]; j++) { sum -= x[incoming[j].x * p.width + c]; }
-    y[i] = sum;
+    var sum = cascade();
+    let out_last = min(s[n] + p.last, s[n + 1u]);
+    for (var j = s[n] + p.first; j < out_last; j++) { cascade_add(&sum, x[outgoing[j].x * p.width + c]); }
+    let in_last = min(t[n] + p.last, t[n + 1u]);
+    for (var j = t[n] + p.first; j < in_last; j++) { cascade_add(&sum, -x[incoming[j].x * p.width + c]); }
+    let before = select(0.0, y[i], p.first > 0u);
+    y[i] = before + cascade_sum(sum);
 }

@@ -1,27 +1,28 @@
 // select:   y[o, i, c] = x[o, ids[i], c] for x [outer, rows, inner]; an embedding has outer = 1. Words of any type.
-// sum_rows: its adjoint, dx[o, r, c] (+)= sum over i with ids[i] = r of dy[o, i, c], in rising order of i.
-// gather:   y[o, i, c] = x[o, ids[o, i, c], c]; clear and sum_cells: its adjoint.
+// gather:   y[o, i, c] = x[o, ids[o, i, c], c]; `cells` numbers the element of x behind each id.
+// sum_runs: the adjoint of both, dx[o, r, c] (+)= sum over i with ids[i] = r of dy[o, i, c], in rising order of i.
 // Ids outside the rows give zeros, and take nothing in the adjoints.
 //
-// The adjoints have no atomics: `order` lists the places sorted by destination (stable), so what goes to one
-// destination is one run of it, added by one thread.
-// sum_rows:  `starts` has where each row's run begins, by binary search: log2(n) reads a row. A thread owns an element
-//            of dx, and four partial sums keep four loads in flight; dy is read once and dx written once. With
-//            accumulation, rows that nothing points to are not touched.
-// sum_cells: `cells` numbers the element of x behind each id; after the sort the first thread of each run adds the run.
-// The sort costs about log2(n / 2048) passes over 16 n bytes. A row that is used by most of n places is one long sum
-// for each of its columns: slow on a GPU, but in order.
+// The adjoint has no atomics: `order` lists the places sorted by id (stable), so what goes to one row is one run of it. A thread
+// walks CHUNK places of one column. A run that begins and ends there is one row of dx, which nobody else writes. What crosses
+// the chunk's first or last place leaves its sum to the next pass (FOLDED), which walks two of these a chunk, sorted as they
+// are: log(n) / log(CHUNK / 2) passes, however many uses a row has, and sums that are a tree. dy is read once, dx written once
+// and before that by `clear`, unless what is there is added to.
+// The sort costs about log2(n / 2048) passes over 16 n bytes.
 
 alias Elem = u32;       // what select moves
-alias Float = f32;      // what sum_rows adds
+alias Float = f32;      // what sum_runs adds
+const CHUNK: u32 = 32u;
+const FOLDED: bool = false;
+const ACCUMULATE: bool = false;
 
 struct Params {
     groups_x: u32,
     n: u32,         // threads
     rows: u32,
     inner: u32,     // in Elem or Float
-    count: u32,     // ids along the axis; all ids for sum_cells
-    accumulate: u32,
+    count: u32,     // ids along the axis
+    chunks: u32,    // of sum_runs
 }
 var<immediate> p: Params;
 
@@ -30,8 +31,9 @@ var<immediate> p: Params;
 @group(0) @binding(2) var<storage, read_write> y: array<Elem>;
 
 @group(0) @binding(3) var<storage, read> order: array<u32>;
+// Cells; or, of each chunk, the rows whose sums its first and last place leave to the next pass.
 @group(0) @binding(4) var<storage, read_write> found: array<u32>;
-@group(0) @binding(5) var<storage, read> starts: array<u32>;
+@group(0) @binding(5) var<storage, read_write> rest: array<Float>;    // those sums
 @group(0) @binding(6) var<storage, read> dy: array<Float>;
 @group(0) @binding(7) var<storage, read_write> dx: array<Float>;
 
@@ -46,51 +48,76 @@ fn select_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     let place = at / p.inner;
     let id = ids[place % p.count];
     if id >= p.rows {
-        y[at] = Elem();
+        y[at] = Elem(0);
         return;
     }
     y[at] = x[(place / p.count * p.rows + id) * p.inner + at % p.inner];
 }
 
-// The first place in `order` whose id is not below `row`.
-@compute @workgroup_size(64)
-fn find_starts(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let row = thread(group, lane);
-    if row >= p.n { return; }
-    var first = 0u;
-    var last = p.count;
-    while first < last {
-        let middle = (first + last) / 2u;
-        if ids[order[middle]] < row { first = middle + 1u; } else { last = middle; }
-    }
-    found[row] = first;
+// No row: what lies between runs.
+const NOBODY: u32 = 0xffffffffu;
+
+fn place(i: u32) -> u32 {
+    if FOLDED { return i; }
+    return order[i];
 }
 
 @compute @workgroup_size(64)
-fn sum_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn sum_runs(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let at = thread(group, lane);
     if at >= p.n { return; }
-    let row = at / p.inner % p.rows;
-    let last = starts[row + 1u];
-    var i = starts[row];
-    if p.accumulate != 0u && i == last { return; }
-    let base = at / p.inner / p.rows * p.count;
     let column = at % p.inner;
-    var s0 = Float();
-    var s1 = Float();
-    var s2 = Float();
-    var s3 = Float();
-    for (; i + 4u <= last; i += 4u) {
-        s0 += dy[(base + order[i]) * p.inner + column];
-        s1 += dy[(base + order[i + 1u]) * p.inner + column];
-        s2 += dy[(base + order[i + 2u]) * p.inner + column];
-        s3 += dy[(base + order[i + 3u]) * p.inner + column];
+    let chunk = at / p.inner % p.chunks;
+    let outer = at / p.inner / p.chunks;
+    let first = chunk * CHUNK;
+    let last = min(first + CHUNK, p.count);
+    var row = ids[place(first)];
+    // Whether the run began before this chunk.
+    var open = false;
+    if first > 0u { open = ids[place(first - 1u)] == row; }
+    var sum = Float(0.0);
+    var begun = Float(0.0);
+    var begun_row = NOBODY;
+    for (var i = first; i < last; i++) {
+        let from = place(i);
+        let next = ids[from];
+        if next != row {
+            if open {
+                begun = sum;
+                begun_row = row;
+            } else {
+                put(outer, row, column, sum);
+            }
+            open = false;
+            row = next;
+            sum = Float(0.0);
+        }
+        sum += dy[(outer * p.count + from) * p.inner + column];
     }
-    for (; i < last; i++) {
-        s0 += dy[(base + order[i]) * p.inner + column];
+    var goes_on = false;
+    if last < p.count { goes_on = ids[place(last)] == row; }
+    if open {
+        begun = sum;
+        begun_row = row;
+        sum = Float(0.0);
+    } else if !goes_on {
+        put(outer, row, column, sum);
     }
-    let sum = (s0 + s1) + (s2 + s3);
-    if p.accumulate != 0u { dx[at] = dx[at] + sum; } else { dx[at] = sum; }
+    if p.chunks == 1u { return; }
+    let to = (outer * p.chunks + chunk) * 2u;
+    rest[to * p.inner + column] = begun;
+    rest[(to + 1u) * p.inner + column] = sum;
+    if column == 0u && outer == 0u {
+        found[to] = begun_row;
+        // Between two parts of one run lies nothing of another.
+        found[to + 1u] = select(NOBODY, row, goes_on);
+    }
+}
+
+fn put(outer: u32, row: u32, column: u32, sum: Float) {
+    if row >= p.rows { return; }
+    let to = (outer * p.rows + row) * p.inner + column;
+    if ACCUMULATE { dx[to] = dx[to] + sum; } else { dx[to] = sum; }
 }
 
 @compute @workgroup_size(64)
@@ -99,7 +126,7 @@ fn gather(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     if at >= p.n { return; }
     let id = ids[at];
     if id >= p.rows {
-        y[at] = Elem();
+        y[at] = Elem(0);
         return;
     }
     y[at] = x[(at / (p.count * p.inner) * p.rows + id) * p.inner + at % p.inner];
@@ -112,31 +139,12 @@ fn cells(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
     if at >= p.n { return; }
     let id = ids[at];
     let cell = (at / (p.count * p.inner) * p.rows + id) * p.inner + at % p.inner;
-    found[at] = select(0xffffffffu, cell, id < p.rows);
+    found[at] = select(NOBODY, cell, id < p.rows);
 }
 
 @compute @workgroup_size(64)
 fn clear(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let at = thread(group, lane);
     if at >= p.n { return; }
-    dx[at] = Float();
-}
-
-// `ids` are cells.
-@compute @workgroup_size(64)
-fn sum_cells(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let at = thread(group, lane);
-    if at >= p.n { return; }
-    let cell = ids[order[at]];
-    if cell == 0xffffffffu { return; }
-    if at > 0u {
-        if ids[order[at - 1u]] == cell { return; }
-    }
-    var sum = Float();
-    for (var i = at; i < p.count; i++) {
-        let place = order[i];
-        if ids[place] != cell { break; }
-        sum += dy[place];
-    }
-    if p.accumulate != 0u { dx[cell] = dx[cell] + sum; } else { dx[cell] = sum; }
+    dx[at] = Float(0.0);
 }

@@ -7,6 +7,7 @@
 const NODES: u32 = 4u;
 const POINTS: u32 = 4u;
 const TURNED: bool = false;
+const BLOCK: u32 = 64u;    // nodes of a running sum: one for all would drift
 
 struct Params {
     groups_x: u32,
@@ -38,7 +39,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #unroll q POINTS
     let point$q = min(first + ${q}u, p.o - 1u);
 #unroll m NODES
-    var y${m}_$q = vec4<f32>();
+    var y${m}_$q = vec4<f32>(0.0);
 #end
 #end
 #unroll m NODES
@@ -55,7 +56,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
 #end
     }
-    let shift = select(vec4<f32>(), bias[c], p.biased != 0u);
+    let shift = select(vec4<f32>(0.0), bias[c], p.biased != 0u);
 #unroll q POINTS
 #unroll m NODES
     if first + ${q}u < p.o && node + ${m}u < p.nodes { y[(row$m + point$q) * p.c + c] = fma(vec4<f32>(p.scale), y${m}_$q, shift); }
@@ -75,19 +76,32 @@ fn weights(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let sender$q = min(sender + ${q}u, p.o - 1u);
     let receiver$q = min(receiver + ${q}u, p.o - 1u);
 #unroll r POINTS
-    var sum${q}_$r = vec4<f32>();
+    var sum${q}_$r = vec4<f32>(0.0);
 #end
 #end
     let last = min((part + 1u) * p.span, p.nodes);
-    for (var node = part * p.span; node < last; node++) {
-        let row = node * p.o;
+    for (var start = part * p.span; start < last; start += BLOCK) {
+        let stop = min(start + BLOCK, last);
 #unroll q POINTS
-        let x$q = x[(row + sender$q) * p.c + c];
-        let g$q = dy[(row + receiver$q) * p.c + c];
+#unroll r POINTS
+        var block${q}_$r = vec4<f32>(0.0);
+#end
+#end
+        for (var node = start; node < stop; node++) {
+            let row = node * p.o;
+#unroll q POINTS
+            let x$q = x[(row + sender$q) * p.c + c];
+            let g$q = dy[(row + receiver$q) * p.c + c];
 #end
 #unroll q POINTS
 #unroll r POINTS
-        sum${q}_$r = fma(g$q, x$r, sum${q}_$r);
+            block${q}_$r = fma(g$q, x$r, block${q}_$r);
+#end
+#end
+        }
+#unroll q POINTS
+#unroll r POINTS
+        sum${q}_$r += block${q}_$r;
 #end
 #end
     }

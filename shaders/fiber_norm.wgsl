@@ -46,7 +46,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
 #unroll m NODES
     let node$m = min(node + ${m}u, p.nodes - 1u) * p.o;
-    var sum$m = vec4<f32>();
+    var sum$m = vec4<f32>(0.0);
 #unroll q 4
     let live${m}_$q = first + ${q}u < p.o && node + ${m}u < p.nodes;
     let row${m}_$q = (node$m + point$q) * p.c;
@@ -55,7 +55,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     for (var c = t; c < end; c += LANES) {
 #unroll m NODES
 #unroll q 4
-        var y${m}_$q = vec4<f32>();
+        var y${m}_$q = vec4<f32>(0.0);
 #end
 #end
         for (var a = 0u; a < p.o; a++) {
@@ -79,14 +79,14 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     }
 #unroll m NODES
     let mean$m = row_sum(lane, sum$m) / size;
-    var first$m = vec4<f32>();
-    var second$m = vec4<f32>();
+    var first$m = vec4<f32>(0.0);
+    var second$m = vec4<f32>(0.0);
 #end
     // The deviations' own mean is what rounding left in the mean, as in norm.wgsl.
     for (var c = t; c < end; c += LANES) {
 #unroll m NODES
 #unroll q 4
-        let d${m}_$q = select(vec4<f32>(), y[row${m}_$q + c] - mean$m[$q], live${m}_$q);
+        let d${m}_$q = select(vec4<f32>(0.0), y[row${m}_$q + c] - mean$m[$q], live${m}_$q);
         first$m[$q] += sum_of(d${m}_$q);
         second$m[$q] += dot(d${m}_$q, d${m}_$q);
 #end
@@ -95,7 +95,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #unroll m NODES
     let left$m = row_sum(lane, first$m) / size;
     let square$m = row_sum(lane, second$m) / size;
-    let r$m = inverseSqrt(max(square$m - left$m * left$m, vec4<f32>()) + p.eps);
+    let r$m = inverseSqrt(max(square$m - left$m * left$m, vec4<f32>(0.0)) + p.eps);
     let rest$m = -left$m * r$m;
 #end
     for (var c = t; c < end; c += LANES) {

@@ -1,17 +1,20 @@
 // The adjoint of stable hashing (lib/site_hashed.wgsl): domega[j] += scale * sum of sign(i) dW[i] over the weights i that
 // read omega[j]. Runs of STORED weights are rotations of omega, so run q has exactly one: i = q STORED + (j - shift(q)) mod STORED.
-// A gather, in the order of runs: no atomics, the same bits every time. Bytes: dW once.
+// A gather, in the order of runs: no atomics, the same bits every time. Bytes: dW once. A launch takes MOST runs from the one that
+// `skip` says, in blocks of BLOCK: one running sum would drift.
 
 const STORED: u32 = 64u;
 const SEED: u32 = 1u;
 const SIGN_SEED: u32 = 2u;
 const ACCUMULATE: bool = false;
+const MOST: u32 = 4096u;
+const BLOCK: u32 = 64u;
 
 struct Params {
     count: u32,      // weights of this site
     offset: u32,     // flat index of its first
     scale: f32,
-    pad: u32,
+    skip: u32,       // runs of earlier launches
 }
 var<immediate> p: Params;
 
@@ -26,12 +29,19 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if j >= STORED { return; }
     var sum = 0.0;
     let last = (p.offset + p.count - 1u) / STORED;
-    for (var run = p.offset / STORED; run <= last; run++) {
-        let i = run * STORED + (j + STORED - hash(run, SEED) % STORED) % STORED;
-        if i >= p.offset && i < p.offset + p.count {
-            let value = dw[i - p.offset];
-            sum += select(value, -value, (hash(i, SIGN_SEED) & 1u) == 1u);
+    let first = p.offset / STORED + p.skip;
+    let end = min(first + MOST, last + 1u);
+    for (var start = first; start < end; start += BLOCK) {
+        let stop = min(start + BLOCK, end);
+        var block = 0.0;
+        for (var run = start; run < stop; run++) {
+            let i = run * STORED + (j + STORED - hash(run, SEED) % STORED) % STORED;
+            if i >= p.offset && i < p.offset + p.count {
+                let value = dw[i - p.offset];
+                block += select(value, -value, (hash(i, SIGN_SEED) & 1u) == 1u);
+            }
         }
+        sum += block;
     }
     let before = select(0.0, domega[j], ACCUMULATE);
     domega[j] = before + p.scale * sum;

@@ -43,7 +43,7 @@ struct Seen { a: vec2<f32>, along: vec3<f32>, across: vec3<f32> }
 fn see(v: vec3<f32>, row: u32) -> Seen {
     if KIND == 0u {
         let far = sqrt(dot(v, v));
-        return Seen(vec2<f32>(far, 0.0), select(vec3<f32>(), v / far, far > 0.0), vec3<f32>());
+        return Seen(vec2<f32>(far, 0.0), select(vec3<f32>(0.0), v / far, far > 0.0), vec3<f32>(0.0));
     }
     let unit = orientation(row);
     let x = dot(v, unit);
@@ -53,12 +53,14 @@ fn see(v: vec3<f32>, row: u32) -> Seen {
     }
     let rest = v - x * unit;
     let far = sqrt(dot(rest, rest));
-    return Seen(vec2<f32>(x, far), unit, select(vec3<f32>(), rest / far, far > 0.0));
+    return Seen(vec2<f32>(x, far), unit, select(vec3<f32>(0.0), rest / far, far > 0.0));
 }
 
 fn power(x: f32, n: u32) -> f32 {
     var y = 1.0;
-    for (var i = 0u; i < DEGREE; i++) { y = select(y, y * x, i < n); }
+#unroll i DEGREE
+    y = select(y, y * x, ${i}u < n);
+#end
     return y;
 }
 
@@ -67,13 +69,13 @@ fn exponents(q: u32) -> vec2<u32> {
     var order = 1u;
     var i = q;
     var count = ATTRIBUTES;
-    for (var k = 0u; k < DEGREE; k++) {
-        if i >= count {
-            i -= count;
-            count *= ATTRIBUTES;
-            order++;
-        }
+#unroll k DEGREE
+    if i >= count {
+        i -= count;
+        count *= ATTRIBUTES;
+        order++;
     }
+#end
     let ones = select(0u, countOneBits(i), ATTRIBUTES == 2u);
     return select(vec2<u32>(order - ones, ones), vec2<u32>(0u), order > DEGREE);
 }
@@ -105,10 +107,10 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let e = (group.y * p.groups_x + group.x) * 64u + lane;
     if e >= p.n { return; }
     let v = edge(e);
-    var sum = vec3<f32>();
+    var sum = vec3<f32>(0.0);
     for (var row = 0u; row < p.orientations; row++) {
         let seen = see(v, row);
-        var q = vec2<f32>();
+        var q = vec2<f32>(0.0);
 #unroll w WIDTH
         let g$w = df[(e * p.orientations + row) * WIDTH + ${w}u];
 #unroll c 4

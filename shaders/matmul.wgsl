@@ -5,6 +5,9 @@
 // Tiled: a workgroup makes TILE_M x TILE_N of y from tiles of depth TILE_K in workgroup memory; a thread makes
 // THREAD_M x THREAD_N in named registers. Per workgroup and step of k: (TILE_M + TILE_N) loads for
 // 2 TILE_M TILE_N flops.
+//
+// BLOCKED: a running sum ends after 64 terms and is added to a total, since one over a long inner axis would drift: the roundings
+// of equal terms do not cancel.
 
 const TILE_M: u32 = 64u;
 const TILE_N: u32 = 64u;
@@ -15,6 +18,8 @@ const WIDE: u32 = TILE_N / THREAD_N;
 const THREADS: u32 = WIDE * (TILE_M / THREAD_M);
 const ROWS4: u32 = TILE_M / 4u;
 const COLS4: u32 = TILE_N / 4u;
+const BLOCKED: bool = false;
+const BLOCK: u32 = 64u;    // a multiple of TILE_K
 
 #import matmul
 #import lhs = lhs_plain
@@ -28,6 +33,8 @@ const COLS4: u32 = TILE_N / 4u;
 #import pieces = pieces_of_1
 #import epilogue
 #import elementwise
+#import exp_log
+#import nan
 
 var<workgroup> left: array<vec4<f32>, TILE_K * ROWS4>;
 var<workgroup> right: array<vec4<f32>, TILE_K * COLS4>;
@@ -45,7 +52,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let rhs_base = p.rhs.x + outer * p.rhs.z + inner * p.rhs.w;
 #unroll i THREAD_M
 #unroll j THREAD_N/4
-    var c${i}_${j} = vec4<f32>();
+    var c${i}_${j} = vec4<f32>(0.0);
+    var total${i}_${j} = vec4<f32>(0.0);
 #end
 #end
     for (var k0 = 0u; k0 < p.k; k0 += TILE_K) {
@@ -84,9 +92,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #end
         }
         workgroupBarrier();
+        if BLOCKED {
+            if (k0 + TILE_K) % BLOCK == 0u {
+#unroll i THREAD_M
+#unroll j THREAD_N/4
+                total${i}_${j} += c${i}_${j};
+                c${i}_${j} = vec4<f32>(0.0);
+#end
+#end
+            }
+        }
     }
 #unroll i THREAD_M
 #unroll j THREAD_N/4
+    if BLOCKED { c${i}_${j} += total${i}_${j}; }
     store(group.z, row0 + ty * THREAD_M + ${i}u, col0 + tx * THREAD_N + ${j*4}u, c${i}_${j});
 #end
 #end

@@ -7,6 +7,8 @@
 // memory: there the lanes of a subgroup lie along a row of y, so that all read the same block of x. And on GPUs for
 // products with a short side, which are bound by reading the long operand once: there DEEP lanes share the inner
 // axis and slot `deep` adds up what each has.
+//
+// BLOCKED: as in matmul.wgsl, a running sum ends after 64 terms of a lane and is added to a total.
 
 const THREAD_M: u32 = 16u;
 const THREAD_N: u32 = 16u;
@@ -15,6 +17,8 @@ const HIGH: u32 = 4u;      // lanes along a column
 const DEEP: u32 = 1u;      // lanes along the inner axis
 const FLAT: u32 = WIDE * HIGH;
 const THREADS: u32 = FLAT * DEEP;
+const BLOCKED: bool = false;
+const BLOCK: u32 = 64u * DEEP;
 
 #import matmul
 #import lhs = lhs_plain
@@ -29,6 +33,8 @@ const THREADS: u32 = FLAT * DEEP;
 #import deep = deep_one
 #import epilogue
 #import elementwise
+#import exp_log
+#import nan
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -47,24 +53,38 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #end
 #unroll i THREAD_M
 #unroll j THREAD_N/4
-    var c${i}_${j} = vec4<f32>();
+    var c${i}_${j} = vec4<f32>(0.0);
+    var sum${i}_${j} = vec4<f32>(0.0);
 #end
 #end
-    for (var k = lane / FLAT * 4u; k < end; k += 4u * DEEP) {
+    for (var start = lane / FLAT * 4u; start < end; start += BLOCK) {
+        var stop = end;
+        if BLOCKED { stop = min(start + BLOCK, end); }
+        for (var k = start; k < stop; k += 4u * DEEP) {
 #unroll i THREAD_M/4
-        let a$i = load_lhs(rows$i, k);
+            let a$i = load_lhs(rows$i, k);
 #end
 #unroll j THREAD_N/4
-        let b$j = load_rhs(rhs_base, k, col + ${j*4}u);
+            let b$j = load_rhs(rhs_base, k, col + ${j*4}u);
 #unroll i THREAD_M
 #unroll q 4
-        c${i}_${j} = fma(vec4<f32>(a${i/4}[$q].$xyzw{i}), b$j[$q], c${i}_${j});
+            // One component four times, spelled so that DX12's compiler takes it of a matrix.
+            c${i}_${j} = fma(a${i/4}[$q].$xyzw{i}$xyzw{i}$xyzw{i}$xyzw{i}, b$j[$q], c${i}_${j});
 #end
+#end
+#end
+        }
+        if !BLOCKED { break; }
+#unroll i THREAD_M
+#unroll j THREAD_N/4
+        sum${i}_${j} += c${i}_${j};
+        c${i}_${j} = vec4<f32>(0.0);
 #end
 #end
     }
 #unroll i THREAD_M
 #unroll j THREAD_N/4
+    if BLOCKED { c${i}_${j} = sum${i}_${j}; }
     let total${i}_${j} = total(c${i}_${j}, lane);
     if lane < FLAT { store(group.z, row + ${i}u, col + ${j*4}u, total${i}_${j}); }
 #end

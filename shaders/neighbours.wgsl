@@ -1,7 +1,7 @@
 // Points within a radius of each query, by cells: with FILL false their number, with FILL true which and in which image. Points
 // are listed by cell; a query looks at the cells that its sphere can touch, counted in whole cells along the
 // three lattice vectors. A cell beyond a periodic side is the one on the other side, one image further, as often as the reach says:
-// a radius may be longer than the period. Order: by cell, then as listed; the host brings each row into an order of its own.
+// a radius may be longer than the period. A launch looks at the members from `first` up to `last` of each cell. Order: by cell, then as listed; the host brings each row into an order of its own.
 
 const FILL: bool = false;
 
@@ -9,6 +9,8 @@ struct Params {
     groups_x: u32,
     n: u32,           // queries
     square: f32,      // of the radius
+    first: u32,
+    last: u32,
 }
 var<immediate> p: Params;
 
@@ -53,7 +55,8 @@ fn search(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
                 let l = 3u * place.w;
                 let moved = f32(image.x) * lattice[l].xyz + f32(image.y) * lattice[l + 1u].xyz + f32(image.z) * lattice[l + 2u].xyz;
                 let cell = size.w + (u32(cz.x) * size.y + u32(cy.x)) * size.x + u32(cx.x);
-                for (var m = cells[cell]; m < cells[cell + 1u]; m++) {
+                let end = min(cells[cell] + p.last, cells[cell + 1u]);
+                for (var m = cells[cell] + p.first; m < end; m++) {
                     let other = members[m];
                     let d = points[other].xyz + moved - here;
                     let itself = other == own && all(image == vec3<i32>(0));

@@ -28,6 +28,7 @@ var<immediate> p: Params;
 @group(0) @binding(3) var<storage, read_write> chosen: array<u32>;
 
 #import order
+#import cascade
 
 /// The part of the window of result `at` that lies in the plane.
 struct Window {
@@ -91,13 +92,13 @@ fn avg_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     let at = (group.y * p.groups_x + group.x) * 64u + lane;
     if at >= p.n { return; }
     let win = window(at);
-    var sum = 0.0;
+    var sum = cascade();
     for (var i = win.top; i < win.bottom; i++) {
         for (var j = win.left; j < win.right; j++) {
-            sum += bitcast<f32>(x[win.base + i * p.width + j]);
+            cascade_add(&sum, bitcast<f32>(x[win.base + i * p.width + j]));
         }
     }
-    y[at] = sum / f32(p.kernel_y * p.kernel_x);
+    y[at] = cascade_sum(sum) / f32(p.kernel_y * p.kernel_x);
 }
 
 /// The windows that hold element `at` of x, as a window in y's plane.
@@ -125,14 +126,14 @@ fn max_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
     if at >= p.n { return; }
     let own = at % (p.height * p.width);
     let held = holders(at);
-    var sum = 0.0;
+    var sum = cascade();
     for (var i = held.top; i < held.bottom; i++) {
         for (var j = held.left; j < held.right; j++) {
             let win = held.base + i * p.out_width + j;
-            if winners[win] == own { sum += bitcast<f32>(x[win]); }
+            if winners[win] == own { cascade_add(&sum, bitcast<f32>(x[win])); }
         }
     }
-    store(at, sum);
+    store(at, cascade_sum(sum));
 }
 
 @compute @workgroup_size(64)
@@ -140,11 +141,11 @@ fn avg_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
     let at = (group.y * p.groups_x + group.x) * 64u + lane;
     if at >= p.n { return; }
     let held = holders(at);
-    var sum = 0.0;
+    var sum = cascade();
     for (var i = held.top; i < held.bottom; i++) {
         for (var j = held.left; j < held.right; j++) {
-            sum += bitcast<f32>(x[held.base + i * p.out_width + j]);
+            cascade_add(&sum, bitcast<f32>(x[held.base + i * p.out_width + j]));
         }
     }
-    store(at, sum / f32(p.kernel_y * p.kernel_x));
+    store(at, cascade_sum(sum) / f32(p.kernel_y * p.kernel_x));
 }

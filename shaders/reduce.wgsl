@@ -1,10 +1,13 @@
 // y[outer, inner] = reduction over `axis` of x[outer, axis, inner].
 // rows:    inner = 1. One workgroup a row: lane t takes elements t, t + 64, ... in order, then a fixed tree of 64.
 // columns: inner > 1. One thread a result, walking the axis in order; reads of neighbouring threads are neighbours.
-// Long axes come in two passes (`span` elements of the axis each), so that few results still fill the device.
+// Long axes come in passes (`span` elements of the axis each), so that few results still fill the device. A thread adds up
+// blocks of BLOCK first: one running sum would drift, since roundings of equal terms do not cancel.
 // Order is fixed by the sizes alone: the same bits every time.
 
 alias Elem = f32;
+alias Bits = u32;
+const BLOCK: u32 = 32u;
 
 struct Params {
     groups_x: u32,
@@ -13,7 +16,7 @@ struct Params {
     inner: u32,
     parts: u32,     // pieces of the axis, each its own result
     span: u32,      // elements of the axis in a piece
-    scale: f32,
+    divisor: f32,   // of a mean
 }
 var<immediate> p: Params;
 
@@ -25,7 +28,7 @@ var<immediate> p: Params;
 var<workgroup> tree: array<Elem, 64>;
 
 fn finish(at: u32, value: Elem) {
-    y[at] = scaled(value, p.scale);
+    y[at] = divided(value, p.divisor);
 }
 
 @compute @workgroup_size(64)
@@ -37,8 +40,11 @@ fn rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let last = min(first + p.span, p.axis);
     let base = (row / p.parts) * p.axis;
     var sum = identity();
-    for (var i = first + lane; i < last; i += 64u) {
-        sum = combine(sum, x[base + i]);
+    for (var start = first + lane; start < last; start += BLOCK * 64u) {
+        let stop = min(start + BLOCK * 64u, last);
+        var block = identity();
+        for (var i = start; i < stop; i += 64u) { block = combine(block, x[base + i]); }
+        sum = combine(sum, block);
     }
     tree[lane] = sum;
     workgroupBarrier();
@@ -58,20 +64,23 @@ fn columns(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let first = (piece % p.parts) * p.span;
     let last = min(first + p.span, p.axis);
     let base = (piece / p.parts) * p.axis * p.inner + column;
-    // Four running results in a fixed pattern: shorter rounding chains and independent loads.
-    var s0 = identity();
-    var s1 = identity();
-    var s2 = identity();
-    var s3 = identity();
+    var sum = identity();
     var i = first;
-    for (; i + 4u <= last; i += 4u) {
-        s0 = combine(s0, x[base + i * p.inner]);
-        s1 = combine(s1, x[base + (i + 1u) * p.inner]);
-        s2 = combine(s2, x[base + (i + 2u) * p.inner]);
-        s3 = combine(s3, x[base + (i + 3u) * p.inner]);
+    while i < last {
+        let stop = min(i + 4u * BLOCK, last);
+        // Four running results in a fixed pattern: shorter rounding chains and independent loads.
+        var s0 = identity();
+        var s1 = s0;
+        var s2 = s0;
+        var s3 = s0;
+        for (; i + 4u <= stop; i += 4u) {
+            s0 = combine(s0, x[base + i * p.inner]);
+            s1 = combine(s1, x[base + (i + 1u) * p.inner]);
+            s2 = combine(s2, x[base + (i + 2u) * p.inner]);
+            s3 = combine(s3, x[base + (i + 3u) * p.inner]);
+        }
+        for (; i < stop; i++) { s0 = combine(s0, x[base + i * p.inner]); }
+        sum = combine(sum, combine(combine(s0, s1), combine(s2, s3)));
     }
-    for (; i < last; i++) {
-        s0 = combine(s0, x[base + i * p.inner]);
-    }
-    finish(at, combine(combine(s0, s1), combine(s2, s3)));
+    finish(at, sum);
 }

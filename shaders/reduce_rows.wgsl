@@ -1,9 +1,12 @@
 // reduce.wgsl's `rows`, by vectors: y[result] = reduction over a run of neighbours, a multiple of 4 of them.
 // LANES neighbouring threads share a result: 64 with a tree at the end, or 1 without a barrier, where barriers are dear.
-// A thread takes vectors t, t + LANES, ... in order and adds its four columns up at the end: the same bits every time.
+// A thread takes vectors t, t + LANES, ... in order, in blocks as in reduce.wgsl, and adds its four columns up at the end of
+// each: the same bits every time.
 
 const LANES: u32 = 64u;
+const BLOCK: u32 = 32u;
 alias Elem = f32;
+alias Bits = u32;
 
 struct Params {
     groups_x: u32,
@@ -12,7 +15,7 @@ struct Params {
     inner: u32,     // 1
     parts: u32,     // pieces of the axis, each its own result
     span: u32,      // of the axis in a piece
-    scale: f32,
+    divisor: f32,   // of a mean
 }
 var<immediate> p: Params;
 
@@ -31,18 +34,22 @@ fn rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let first = (row % p.parts) * p.span;
     let last = select(first, min(first + p.span, p.axis), row < p.results);
     let base = (row / p.parts) * p.axis;
-    var a = identity();
-    var b = a;
-    var c = a;
-    var d = a;
-    for (var i = first + t; i < last; i += LANES) {
-        let v = x[base + i];
-        a = combine(a, v.x);
-        b = combine(b, v.y);
-        c = combine(c, v.z);
-        d = combine(d, v.w);
+    var all = identity();
+    for (var start = first + t; start < last; start += BLOCK * LANES) {
+        let stop = min(start + BLOCK * LANES, last);
+        var a = identity();
+        var b = a;
+        var c = a;
+        var d = a;
+        for (var i = start; i < stop; i += LANES) {
+            let v = x[base + i];
+            a = combine(a, v.x);
+            b = combine(b, v.y);
+            c = combine(c, v.z);
+            d = combine(d, v.w);
+        }
+        all = combine(all, combine(combine(a, b), combine(c, d)));
     }
-    var all = combine(combine(a, b), combine(c, d));
     if LANES > 1u {
         tree[lane] = all;
         workgroupBarrier();
@@ -52,5 +59,5 @@ fn rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         all = tree[lane];
     }
-    if t == 0u && row < p.results { y[row] = scaled(all, p.scale); }
+    if t == 0u && row < p.results { y[row] = divided(all, p.divisor); }
 }

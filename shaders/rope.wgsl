@@ -39,8 +39,8 @@ fn halves(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     let b = x[first + p.half];
     let place = position(row);
     if place >= p.positions {
-        y[first] = Elem();
-        y[first + p.half] = Elem();
+        y[first] = Elem(0);
+        y[first + p.half] = Elem(0);
         return;
     }
     let cosine = table[place * 2u * p.half + i];
@@ -59,8 +59,8 @@ fn neighbours(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
     let b = x[2u * at + 1u];
     let place = position(row);
     if place >= p.positions {
-        y[2u * at] = Elem();
-        y[2u * at + 1u] = Elem();
+        y[2u * at] = Elem(0);
+        y[2u * at + 1u] = Elem(0);
         return;
     }
     let cosine = table[place * 2u * p.half + i];

@@ -4,13 +4,16 @@
 //
 // Arrays are [outer, axis, inner]; a row is the axis at one (outer, inner). LANES neighbouring threads share a row, so a
 // workgroup has 64 / LANES of them: 64 for long rows, 1 where inner > 1, so that neighbouring threads read neighbours.
-// Lane t takes elements t, t + LANES, ... in order, then a fixed tree: the same bits every time.
+// Lane t takes elements t, t + LANES, ... in order, in blocks of BLOCK, then a fixed tree: the same bits every time.
+// A row that holds NaN or infinity is NaN everywhere, and so is its gradient.
 
 #import logsumexp
+#import exp_log
 #import piece = piece_1
 #import row = row_1
 
 const LANES: u32 = 64u;
+const BLOCK: u32 = 64u;
 const LOG: bool = false;
 
 struct Params {
@@ -40,14 +43,14 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let base = (row / p.inner) * (p.axis / PIECE) * p.inner + row % p.inner;
     let all = row_lse(lane, walk(base, p.inner, t, n));
     // Subtracting the maximum first and log(s) second keeps the bits that a large maximum would swallow.
-    let factor = select(1.0 / all.y, log(all.y), LOG);
+    let factor = select(1.0 / all.y, log_of1(all.y), LOG);
     for (var i = t; i < n; i += LANES) {
         let at = base + i * p.inner;
         let d = x[at] - all.x;
         if LOG {
             y[at] = d - factor;
         } else {
-            y[at] = exp(d) * factor;
+            y[at] = exp_piece(d) * factor;
         }
     }
 }
@@ -58,20 +61,25 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let t = lane % LANES;
     let n = select(0u, p.axis / PIECE, row < p.rows);
     let base = (row / p.inner) * (p.axis / PIECE) * p.inner + row % p.inner;
-    var sum = Piece();
-    for (var i = t; i < n; i += LANES) {
-        let at = base + i * p.inner;
-        if LOG {
-            sum += dy[at];
-        } else {
-            sum += out[at] * dy[at];
+    var sum = Piece(0.0);
+    for (var start = t; start < n; start += BLOCK * LANES) {
+        let stop = min(start + BLOCK * LANES, n);
+        var block = Piece(0.0);
+        for (var i = start; i < stop; i += LANES) {
+            let at = base + i * p.inner;
+            if LOG {
+                block += dy[at];
+            } else {
+                block += out[at] * dy[at];
+            }
         }
+        sum += block;
     }
     let all = row_sum(lane, sum_of(sum));
     for (var i = t; i < n; i += LANES) {
         let at = base + i * p.inner;
         if LOG {
-            dx[at] = dy[at] - exp(out[at]) * all;
+            dx[at] = dy[at] - exp_piece(out[at]) * all;
         } else {
             dx[at] = out[at] * (dy[at] - all);
         }

@@ -1,7 +1,7 @@
 // y[n,a,c] += sum over edges e of n:  k[e,a,c] v[m_e,a,c],   k[e,a,c] = sum_b basis[e,a,b] w[b,c]
 //
 // n and m_e are the ends of an edge: destination and source give the convolution x1 from h, source and destination its gradient
-// dh from dx1. Nodes are listed with their edges, so that nothing is scattered and the same bits come out each time.
+// dh from dx1. Nodes are listed with their edges, of which a launch takes those from `first` up to `last`, so that nothing is scattered and the same bits come out each time.
 //
 // forward: every edge has its own row of kernels, in registers only: a thread owns ORIENTATIONS x 4 CHANNELS numbers
 // of one node and takes EDGES of its edges at a time, in the order of the list: a small matrix product of EDGES x ORIENTATIONS
@@ -30,6 +30,8 @@ struct Params {
     basis: u32,         // in vectors
     blocks_o: u32,      // blocks of ORIENTATIONS
     blocks_c: u32,      // blocks of CHANNELS
+    first: u32,
+    last: u32,
 }
 var<immediate> p: Params;
 
@@ -55,21 +57,21 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #unroll o ORIENTATIONS
     let a$o = min(a + ${o}u, p.orientations - 1u);
 #unroll c CHANNELS
-    var y${o}_$c = vec4<f32>();
+    var y${o}_$c = vec4<f32>(0.0);
 #end
 #end
 #unroll c CHANNELS
     let c$c = min(channel + ${c}u, p.channels - 1u);
 #end
-    let end = nodes[node + 1u].y;
-    for (var j = nodes[node].y; j < end; j += EDGES) {
+    let end = min(nodes[node].y + p.last, nodes[node + 1u].y);
+    for (var j = nodes[node].y + p.first; j < end; j += EDGES) {
 #unroll e EDGES
         let pair$e = pairs[min(j + ${e}u, end - 1u)];
         let live$e = select(0.0, 1.0, j + ${e}u < end);
 #unroll o ORIENTATIONS
         let row${e}_$o = ((pair$e.x >> 1u) * p.orientations + a$o) * p.basis;
 #unroll c CHANNELS
-        var k${e}_${o}_$c = vec4<f32>();
+        var k${e}_${o}_$c = vec4<f32>(0.0);
 #end
 #end
 #end
@@ -114,12 +116,12 @@ fn messages(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let node = i / (SIDES * BLOCKS);
     let a = i / BLOCKS % SIDES;
     let back = opposite[a];
-    let end = nodes[node + 1u].y;
+    let end = min(nodes[node].y + p.last, nodes[node + 1u].y);
 #unroll c CHANNELS
     let c$c = min(i % BLOCKS + ${c}u * BLOCKS, WIDTH - 1u);
-    var sum$c = vec4<f32>();
+    var sum$c = vec4<f32>(0.0);
 #end
-    for (var j = nodes[node].y; j < end; j++) {
+    for (var j = nodes[node].y + p.first; j < end; j++) {
         let pair = pairs[j];
         let row = ((pair.x >> 1u) * SIDES + select(a, back, (pair.x & 1u) != 0u)) * WIDTH;
         let other = (pair.y * SIDES + a) * WIDTH;

@@ -31,6 +31,8 @@ struct Params {
     per_r: f32,
     first: u32,         // block of this pass
     span: u32,          // blocks of this pass
+    from: u32,          // of each node's edges those that this launch takes; others add to the first
+    to: u32,
 }
 var<immediate> p: Params;
 
@@ -72,6 +74,10 @@ fn line() -> u32 { return select(p.cells_r + 3u, 1u, ROWS == 1u); }
 
 fn row_of(x: Place, r: Place) -> u32 { return x.cell * line() + select(r.cell, 0u, ROWS == 1u); }
 
+fn store(at: u32, value: vec4<f32>) {
+    if p.from > 0u { y[at] += value; } else { y[at] = value; }
+}
+
 @compute @workgroup_size(64)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = (group.y * p.groups_x + group.x) * 64u + lane;
@@ -82,10 +88,10 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     // What lies outside is computed from the last one inside, and not stored.
 #unroll c CHANNELS
     let c$c = min(i % p.blocks + ${c}u * p.blocks, p.channels - 1u);
-    var y$c = vec4<f32>();
+    var y$c = vec4<f32>(0.0);
 #end
-    let end = starts[node + 1u];
-    for (var j = starts[node]; j < end; j++) {
+    let end = min(starts[node] + p.to, starts[node + 1u]);
+    for (var j = starts[node] + p.from; j < end; j++) {
         let pair = pairs[j];
         let s = seen[pair.x * p.orientations + a];
         let x = place(s.x, p.low_x, p.per_x, p.cells_x);
@@ -95,12 +101,12 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         let first = row_of(x, r);
         let other = (pair.y * p.orientations + a) * p.channels;
 #unroll c CHANNELS
-        var k$c = vec4<f32>();
+        var k$c = vec4<f32>(0.0);
 #end
 #unroll i 4
         let line$i = (first + ${i}u * wide) * p.channels;
 #unroll c CHANNELS
-        var sum${i}_$c = vec4<f32>();
+        var sum${i}_$c = vec4<f32>(0.0);
 #unroll q ROWS
         sum${i}_$c = fma(vec4<f32>(wr[$q]), table[line$i + ${q}u * p.channels + c$c], sum${i}_$c);
 #end
@@ -113,7 +119,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     }
     let to = (node * p.orientations + a) * p.channels;
 #unroll c CHANNELS
-    if i % p.blocks + ${c}u * p.blocks < p.channels { y[to + c$c] = y$c; }
+    if i % p.blocks + ${c}u * p.blocks < p.channels { store(to + c$c, y$c); }
 #end
 }
 
@@ -128,12 +134,12 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let to = (node * p.orientations + a) * p.channels;
 #unroll c CHANNELS
     let c$c = min(block + ${c}u * p.blocks, p.channels - 1u);
-    var y$c = vec4<f32>();
-    var h$c = vec4<f32>();
+    var y$c = vec4<f32>(0.0);
+    var h$c = vec4<f32>(0.0);
     if SEEN && block + ${c}u * p.blocks < p.channels { h$c = own[to + c$c]; }
 #end
-    let end = starts[node + 1u];
-    for (var j = starts[node]; j < end; j++) {
+    let end = min(starts[node] + p.to, starts[node + 1u]);
+    for (var j = starts[node] + p.from; j < end; j++) {
         let pair = pairs[j];
         let row = pair.x * p.orientations + a;
         let s = seen[row];
@@ -142,22 +148,22 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
         let wx = weights(x.at);
         let dx = slopes(x.at) * (p.per_x * x.inside);
         let wr = select(weights(r.at), vec4<f32>(1.0), ROWS == 1u);
-        let dr = select(slopes(r.at) * (p.per_r * r.inside), vec4<f32>(), ROWS == 1u);
+        let dr = select(slopes(r.at) * (p.per_r * r.inside), vec4<f32>(0.0), ROWS == 1u);
         let first = row_of(x, r);
         let other = (pair.y * p.orientations + a) * p.channels;
-        var value = vec4<f32>();
-        var along = vec4<f32>();
-        var across = vec4<f32>();
+        var value = vec4<f32>(0.0);
+        var along = vec4<f32>(0.0);
+        var across = vec4<f32>(0.0);
 #unroll c CHANNELS
-        var k$c = vec4<f32>();
-        var kx$c = vec4<f32>();
-        var kr$c = vec4<f32>();
+        var k$c = vec4<f32>(0.0);
+        var kx$c = vec4<f32>(0.0);
+        var kr$c = vec4<f32>(0.0);
 #end
 #unroll i 4
         let line$i = (first + ${i}u * wide) * p.channels;
 #unroll c CHANNELS
-        var sum${i}_$c = vec4<f32>();
-        var sumr${i}_$c = vec4<f32>();
+        var sum${i}_$c = vec4<f32>(0.0);
+        var sumr${i}_$c = vec4<f32>(0.0);
 #unroll q ROWS
         let t${i}_${c}_$q = table[line$i + ${q}u * p.channels + c$c];
         sum${i}_$c = fma(vec4<f32>(wr[$q]), t${i}_${c}_$q, sum${i}_$c);
@@ -187,7 +193,7 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     }
     if FEATURES {
 #unroll c CHANNELS
-        if block + ${c}u * p.blocks < p.channels { y[to + c$c] = y$c; }
+        if block + ${c}u * p.blocks < p.channels { store(to + c$c, y$c); }
 #end
     }
 }
@@ -196,7 +202,7 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
 fn gather(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = (group.y * p.groups_x + group.x) * 64u + lane;
     if i >= p.n { return; }
-    var sum = vec4<f32>();
+    var sum = vec4<f32>(0.0);
     for (var b = 0u; b < p.span; b++) { sum += v[b * p.rows + i]; }
     if ACCUMULATE { sum += y[i]; }
     y[i] = sum;

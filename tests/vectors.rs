@@ -38,6 +38,9 @@ fn main() {
     let families: &[(&str, &[(&str, Check)])] = &[
         ("tying", tying::FILES),
         ("tying", sharing::FILES),
+        // The same files of other sizes and seeds, with grouped key heads.
+        ("tying_2", tying::FILES),
+        ("tying_2", sharing::FILES),
         ("matching", assignment::FILES),
         ("matching", matching::FILES),
         ("matching", merging::FILES),

@@ -19,6 +19,8 @@ struct Params {
     splits: u32,        // parts of the keys, each a result of its own that attention_combine.wgsl joins
     chunk: u32,         // keys a part, a multiple of 4
     cache_rows: u32,    // of a cache, where keys are listed
+    first: u32,         // backward: the keys, or queries of a head, that a launch walks
+    end: u32,
 }
 var<immediate> p: Params;
 
@@ -31,6 +33,9 @@ const LOWEST: f32 = -1.0e30;
 fn limit(row: u32) -> u32 {
     return u32(clamp(i32(row % p.tokens_q) + p.shift + 1i, 0i, i32(p.tokens_k)));
 }
+
+// Whether a score counts: a mask hides by LOWEST or less. A NaN counts, to be seen in the result.
+fn shown(s: vec4<f32>) -> vec4<bool> { return (s > vec4<f32>(LOWEST)) | nan4(s); }
 
 fn dot_add(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {
     return fma(a.x, b.x, fma(a.y, b.y, fma(a.z, b.z, fma(a.w, b.w, sum))));

@@ -160,3 +160,5 @@ fn i32_saturated(x: vec4<f32>) -> vec4<i32> {
     let inside = vec4<i32>(clamp(x, vec4(-2147483648.0), vec4(2147483520.0)));
     return select(select(inside, vec4(2147483647i), x >= vec4(2147483648.0)), vec4(0i), x != x);
 }
+
+fn relu(x: vec4<f32>) -> vec4<f32> { return max(x, vec4<f32>(0.0)); }

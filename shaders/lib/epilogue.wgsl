@@ -5,7 +5,7 @@ const ACTIVATION: u32 = 0u;
 
 fn activated(x: Stored) -> Stored {
     switch ACTIVATION {
-        case 1u: { return max(x, Stored()); }
+        case 1u: { return narrow(relu(widen(x))); }
         case 2u: { return narrow(gelu(widen(x))); }
         case 3u: { return narrow(gelu_tanh(widen(x))); }
         case 4u: { return narrow(silu(widen(x))); }

@@ -7,7 +7,7 @@ fn lhs_rows(base: u32, row: u32) -> vec4<u32> {
 }
 
 fn lhs_column(rows: vec4<u32>, k: u32) -> vec4<f32> {
-    if k >= p.k { return vec4<f32>(); }
+    if k >= p.k { return vec4<f32>(0.0); }
     let at = rows + k * p.any.x;
     return vec4<f32>(lhs[at.x], lhs[at.y], lhs[at.z], lhs[at.w]);
 }

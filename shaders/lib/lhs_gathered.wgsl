@@ -15,7 +15,7 @@ fn lhs_rows(base: u32, row: u32) -> vec4<u32> {
 // A row that x does not have is zero; nothing is read outside.
 fn lhs_row(at: u32, k: u32) -> vec4<f32> {
     let there = at != NOWHERE;
-    return select(vec4<f32>(), lhs_of(lhs[select(0u, at + k, there) / 4u]), there);
+    return select(vec4<f32>(0.0), lhs_of(lhs[select(0u, at + k, there) / 4u]), there);
 }
 
 fn load_lhs(rows: vec4<u32>, k: u32) -> mat4x4<f32> {

@@ -6,7 +6,7 @@ fn lhs_rows(base: u32, row: u32) -> vec4<u32> {
     return vec4<u32>(base + select(row, min(row, p.m - 4u), EDGES));
 }
 
-fn lhs_column(at: u32, k: u32) -> vec4<f32> { return lhs_of(lhs[(at + k_at(k) * p.lhs.y) / 4u]) * in_k(k); }
+fn lhs_column(at: u32, k: u32) -> vec4<f32> { return in_k(k, lhs_of(lhs[(at + k_at(k) * p.lhs.y) / 4u])); }
 
 fn load_lhs(rows: vec4<u32>, k: u32) -> mat4x4<f32> {
     let at = rows.x;

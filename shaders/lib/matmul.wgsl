@@ -23,5 +23,5 @@ const EDGES: bool = true;
 fn row_at(row: u32) -> u32 { return select(row, min(row, p.m - 1u), EDGES); }
 fn col_at(col: u32) -> u32 { return select(col, min(col, p.n - 1u), EDGES); }
 fn k_at(k: u32) -> u32 { return select(k, min(k, p.k - 1u), EDGES); }
-// 0 past the end of the inner axis.
-fn in_k(k: u32) -> f32 { return select(1.0, f32(k < p.k), EDGES); }
+// x, or 0 past the end of the inner axis: chosen and not multiplied, for what is repeated there may be infinite.
+fn in_k(k: u32, x: vec4<f32>) -> vec4<f32> { return select(vec4<f32>(0.0), x, !EDGES || k < p.k); }

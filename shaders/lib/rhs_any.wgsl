@@ -2,7 +2,7 @@
 @group(0) @binding(1) var<storage, read> rhs: array<f32>;
 
 fn rhs_cols(at: u32, k: u32, col: u32) -> vec4<f32> {
-    if k >= p.k { return vec4<f32>(); }
+    if k >= p.k { return vec4<f32>(0.0); }
     let start = at + k * p.any.y;
     let last = p.n - 1u;
     return vec4<f32>(

@@ -1,7 +1,7 @@
 // w in rows [k, n]: n is contiguous and, like every step, a multiple of 4. Columns past the end repeat the last four.
 @group(0) @binding(1) var<storage, read> rhs: array<RhsWord>;
 
-fn rhs_cols(at: u32, k: u32) -> vec4<f32> { return rhs_of(rhs[(at + k_at(k) * p.rhs.y) / 4u]) * in_k(k); }
+fn rhs_cols(at: u32, k: u32) -> vec4<f32> { return in_k(k, rhs_of(rhs[(at + k_at(k) * p.rhs.y) / 4u])); }
 
 fn load_rhs(base: u32, k: u32, col: u32) -> mat4x4<f32> {
     let at = base + select(col, min(col, p.n - 4u), EDGES);

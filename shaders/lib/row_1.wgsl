@@ -1,18 +1,25 @@
 // A row of x for a running log-sum-exp, element by element `step` apart.
 
+fn exp_piece(x: Piece) -> Piece { return exp_of1(x); }
+
 fn element(at: u32) -> f32 { return x[at]; }
 
-// Of elements t, t + LANES, ... below n of the row at `base`; four at a time, so that loads do not wait for each other.
+// Of elements t, t + LANES, ... below n of the row at `base`, in blocks of BLOCK turns; four at a time, so that loads do not wait
+// for each other.
 fn walk(base: u32, step: u32, t: u32, n: u32) -> vec2<f32> {
-    var a = lse_start();
+    var all = lse_start();
     var i = t;
-    for (; i + 3u * LANES < n; i += 4u * LANES) {
-        let at = base + i * step;
-        let far = LANES * step;
-        a = lse_push4(a, vec4<f32>(x[at], x[at + far], x[at + 2u * far], x[at + 3u * far]));
+    while i < n {
+        let stop = min(i + 4u * BLOCK * LANES, n);
+        var a = lse_start();
+        for (; i + 3u * LANES < stop; i += 4u * LANES) {
+            let at = base + i * step;
+            let far = LANES * step;
+            a = lse_push4(a, vec4<f32>(x[at], x[at + far], x[at + 2u * far], x[at + 3u * far]));
+        }
+        for (; i < stop; i += LANES) { a = lse_push(a, x[base + i * step]); }
+        // Short rows are one block, which needs no joining.
+        if stop <= 4u * BLOCK * LANES { all = a; } else { all = lse_merge(all, a); }
     }
-    for (; i < n; i += LANES) {
-        a = lse_push(a, x[base + i * step]);
-    }
-    return a;
+    return all;
 }

@@ -33,7 +33,7 @@ fn weight(row: u32, col: u32) -> f32 {
 }
 
 fn load_site(row: u32, col: u32) -> vec4<f32> {
-    if row >= p.site.x { return vec4<f32>(); }
+    if row >= p.site.x { return vec4<f32>(0.0); }
     let four = vec4<f32>(weight(row, col), weight(row, col + 1u), weight(row, col + 2u), weight(row, col + 3u));
     return bitcast<f32>(p.site.w) * four;
 }

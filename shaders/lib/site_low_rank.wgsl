@@ -5,11 +5,11 @@
 @group(0) @binding(3) var<storage, read> lora_b: array<f32>;
 
 fn load_site(row: u32, col: u32) -> vec4<f32> {
-    if row >= p.site.x { return vec4<f32>(); }
+    if row >= p.site.x { return vec4<f32>(0.0); }
     let last = p.site.y - 1u;
-    let c = min(vec4<u32>(col, col + 1u, col + 2u, col + 3u), vec4<u32>(last));
-    let inside = vec4<f32>(vec4<u32>(col, col + 1u, col + 2u, col + 3u) <= vec4<u32>(last));
-    var low = vec4<f32>();
+    let columns = vec4<u32>(col, col + 1u, col + 2u, col + 3u);
+    let c = min(columns, vec4<u32>(last));
+    var low = vec4<f32>(0.0);
     for (var r = 0u; r < p.site.z; r++) {
         let at = r * p.site.y;
         let a = vec4<f32>(lora_a[at + c.x], lora_a[at + c.y], lora_a[at + c.z], lora_a[at + c.w]);
@@ -17,5 +17,6 @@ fn load_site(row: u32, col: u32) -> vec4<f32> {
     }
     let at = row * p.site.y;
     let stored = vec4<f32>(theta[at + c.x], theta[at + c.y], theta[at + c.z], theta[at + c.w]);
-    return inside * fma(vec4<f32>(bitcast<f32>(p.site.w)), low, stored);
+    let four = fma(vec4<f32>(bitcast<f32>(p.site.w)), low, stored);
+    return select(vec4<f32>(0.0), four, columns <= vec4<u32>(last));
 }

@@ -10,6 +10,6 @@ fn weight(row: u32, col: u32) -> f32 {
 }
 
 fn load_site(row: u32, col: u32) -> vec4<f32> {
-    if row >= p.site.x { return vec4<f32>(); }
+    if row >= p.site.x { return vec4<f32>(0.0); }
     return vec4<f32>(weight(row, col), weight(row, col + 1u), weight(row, col + 2u), weight(row, col + 3u));
 }

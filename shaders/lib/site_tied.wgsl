@@ -3,14 +3,14 @@
 @group(0) @binding(1) var<storage, read> theta: array<f32>;
 
 fn load_site(row: u32, col: u32) -> vec4<f32> {
-    if row >= p.site.x { return vec4<f32>(); }
+    if row >= p.site.x { return vec4<f32>(0.0); }
     let at = row * p.site.y;
     let last = p.site.y - 1u;
-    let inside = vec4<f32>(vec4<u32>(col, col + 1u, col + 2u, col + 3u) <= vec4<u32>(last));
-    return inside * vec4<f32>(
+    let four = vec4<f32>(
         theta[at + min(col, last)],
         theta[at + min(col + 1u, last)],
         theta[at + min(col + 2u, last)],
         theta[at + min(col + 3u, last)],
     );
+    return select(vec4<f32>(0.0), four, vec4<u32>(col, col + 1u, col + 2u, col + 3u) <= vec4<u32>(last));
 }

@@ -20,6 +20,11 @@ pub(crate) struct Bind {
     pub write: bool,
 }
 
+/// Turns that all loops of one thread may make together; the few of a tree at the end come on top. Mesa's software driver up to
+/// 22.3, the one of Debian 12, ends a thread's loops after 65 535 turns in all, without a word. Plans cut longer walks into
+/// several dispatches, on every adapter: the same bits everywhere, and none that runs into a driver's watchdog.
+pub(crate) const MOST_TURNS: usize = 60_000;
+
 /// One dispatch: what runs, on what, how wide.
 pub(crate) struct Launch<'a> {
     pub op: &'a str,
@@ -29,6 +34,8 @@ pub(crate) struct Launch<'a> {
     /// The kernel's `var<immediate> p`, as its bytes; at most 128.
     pub params: &'a [u8],
     pub grid: [u32; 3],
+    /// The most turns that the loops of a thread make, up to [`MOST_TURNS`].
+    pub turns: usize,
     /// Times that each element of an operand is loaded, roughly; 0 when most of a large operand is not.
     pub reuse: u32,
 }
@@ -127,6 +134,10 @@ impl Gpu {
         if let Some(&n) = launch.grid.iter().find(|&&n| n > most) {
             let what = format!("{}: workgroups along one axis", launch.op);
             return Err(Error::Limit { what, need: n as u64, have: most as u64 });
+        }
+        if launch.turns > MOST_TURNS {
+            let what = format!("{}: turns of a thread's loops", launch.op);
+            return Err(Error::Limit { what, need: launch.turns as u64, have: MOST_TURNS as u64 });
         }
         let pipeline = self.pipeline(launch)?;
         let mut raws = Vec::with_capacity(launch.binds.len());

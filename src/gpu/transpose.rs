@@ -58,6 +58,7 @@ impl Transpose {
             binds: vec![bind(0, &from, bytes, false), bind(1, y, to, true)],
             params: bytemuck::cast_slice(&params),
             grid: [groups(self.rows), groups(self.cols), self.batch as u32],
+            turns: 0,
             reuse: 1,
         });
     }

@@ -3,13 +3,13 @@
 use super::case::{Array, Case, Fill, Input};
 use super::words;
 use crate::dtype::DType;
-use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::kernel::{Launch, MOST_TURNS, grid};
 use crate::gpu::shader::Source;
 use crate::shape;
 use crate::tensor::Tensor;
 use std::cmp::Ordering;
 
-/// Axes longer than this, with few results, are searched in two passes.
+/// Axes longer than this, with few results or too long for a thread's loop, are searched in two passes.
 const SPAN: usize = 4096;
 
 fn source() -> Source {
@@ -20,8 +20,9 @@ fn search(op: &'static str, x: &Tensor, axis: usize, smallest: bool) -> Tensor {
     let gpu = x.gpu();
     let (outer, size, inner) = x.shape().split_at_axis(axis);
     let to = x.shape().without(axis);
-    let parts = if size > SPAN && outer * inner < 4096 { size.div_ceil(SPAN) } else { 1 };
-    let launch = |entry, pieces: &Tensor, y: &Tensor, groups| {
+    let cut = size > SPAN && (outer * inner < 4096 || size > MOST_TURNS);
+    let parts = if cut { size.div_ceil(SPAN) } else { 1 };
+    let launch = |entry, pieces: &Tensor, y: &Tensor, groups, turns| {
         let grid = grid(groups);
         let params =
             [grid[0] as usize, y.count(), size, inner, parts, size.div_ceil(parts)].map(|v| v as u32);
@@ -34,6 +35,7 @@ fn search(op: &'static str, x: &Tensor, axis: usize, smallest: bool) -> Tensor {
             binds: vec![x.bind(0), pieces.bind(1), y.bind_mut(2)],
             params: words(&all),
             grid,
+            turns,
             reuse: 1,
         });
     };
@@ -41,12 +43,12 @@ fn search(op: &'static str, x: &Tensor, axis: usize, smallest: bool) -> Tensor {
     let results = y.count();
     let (entry, groups) = if inner == 1 { ("rows", results) } else { ("columns", results.div_ceil(64)) };
     // `x` stands in for the pieces, which the first pass does not read.
-    launch(entry, x, &y, groups);
+    launch(entry, x, &y, groups, size.div_ceil(parts));
     if parts == 1 {
         return y.reshape(to);
     }
     let best = Tensor::empty(gpu, op, to, DType::U32);
-    launch("finish", &y, &best, best.count().div_ceil(64));
+    launch("finish", &y, &best, best.count().div_ceil(64), parts);
     best
 }
 

@@ -6,7 +6,7 @@ use super::words;
 use crate::dtype::{DType, Element};
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::kernel::{Launch, MOST_TURNS, grid};
 use crate::gpu::shader::Source;
 use crate::linalg::assignment::{Assignment, Cost, Goal, assign, assign_from};
 use crate::tensor::Tensor;
@@ -20,7 +20,7 @@ const LOOK: usize = 16;
 /// as none.
 const MOST: u32 = 160;
 /// The same for a small problem, whose rounds need no dispatch.
-const MOST_SMALL: u32 = 1024;
+const MOST_SMALL: usize = 1024;
 
 fn source() -> Source {
     Source::file("assignment")
@@ -139,13 +139,18 @@ fn small(cost: &Tensor, flip: u32) -> Result<Vec<f32>> {
     let (gpu, batch, n) = (cost.gpu(), cost.shape()[0], cost.shape()[1]);
     let price = Tensor::empty(gpu, "assignment", [batch, n], DType::F32);
     let grid = grid(batch);
+    // A lane's columns, each of which looks at all rows, and twice its share of either; before and after, the whole matrix.
+    let each = n.div_ceil(64);
+    let (round, around) = (each * (n + 3) + 2, n * each + each * (n + 4) + 32);
+    let rounds = MOST_SMALL.min((MOST_TURNS - around) / round);
     gpu.launch(Launch {
         op: "assignment",
         source: &source(),
         entry: "small",
         binds: vec![cost.bind(0), price.bind_mut(1)],
-        params: words(&[grid[0], n as u32, flip, n as u32 / 32, MOST_SMALL, batch as u32]),
+        params: words(&[grid[0], n as u32, flip, n as u32 / 32, rounds as u32, batch as u32]),
         grid,
+        turns: around + rounds * round,
         reuse: 64,
     });
     price.to_vec()
@@ -168,6 +173,8 @@ fn large(cost: &Tensor, n: usize, flip: u32) -> Result<Option<Vec<f32>>> {
             binds,
             params: words(&[grid[0], n as u32, flip, n as u32 / 32, MOST, 1]),
             grid,
+            // A thread looks at a column of n, a workgroup at a row of n.
+            turns: n,
             // Most rounds read few rows.
             reuse: 0,
         });

@@ -4,7 +4,7 @@ use super::case::{Array, Case, Fill, Input};
 use super::words;
 use crate::dtype::DType;
 use crate::gpu::Gpu;
-use crate::gpu::kernel::{Bind, Launch, grid};
+use crate::gpu::kernel::{Bind, Launch, MOST_TURNS, grid};
 use crate::gpu::shader::Source;
 use crate::shape::{self, Shape};
 use crate::tape::{Op, Saved, Sink};
@@ -39,6 +39,8 @@ pub(super) struct Sizes {
     cut: [usize; 2],
     /// Rows of a cache, where keys are in one.
     cache_rows: usize,
+    /// Of the backward pass, the keys or queries that a launch walks.
+    walk: [usize; 2],
 }
 
 impl Sizes {
@@ -57,7 +59,8 @@ impl Sizes {
         let threads = self.pairs * self.rows().div_ceil(forward.each as usize) * forward.parts as usize;
         // Eight workgroups for the cores of a CPU, a few hundred for a GPU.
         let busy = 64 * if gpu.is_software() { 8 } else { 256 };
-        self.cut((busy / threads).clamp(1, (self.tokens_k / LEAST_KEYS).max(1)))
+        let wanted = (busy / threads).clamp(1, (self.tokens_k / LEAST_KEYS).max(1));
+        self.cut(wanted.max(self.tokens_k.div_ceil(forward.most())))
     }
 
     /// The kernels' `Params` for a grid of `blocks` workgroups a pair.
@@ -69,11 +72,20 @@ impl Sizes {
         all.extend([self.shift as u32, self.scale.to_bits()]);
         all.extend(self.mask.map(|v| v as u32));
         all.extend([row_blocks, self.cut[0], self.cut[1], self.cache_rows].map(|v| v as u32));
+        all.extend(self.walk.map(|v| v as u32));
         all
     }
 
-    /// One dispatch over the `items` rows or keys of every pair.
-    fn launch(&self, gpu: &Gpu, source: &Source, entry: &str, binds: Vec<Bind>, items: usize, split: Split) {
+    /// One dispatch over the `items` rows or keys of every pair, of which a thread walks so many keys or queries.
+    fn launch(
+        &self,
+        gpu: &Gpu,
+        source: &Source,
+        entry: &str,
+        binds: Vec<Bind>,
+        (items, walked): (usize, usize),
+        split: Split,
+    ) {
         let row_blocks = self.rows().div_ceil(split.each as usize);
         let blocks = items.div_ceil((64 / split.parts * split.each) as usize);
         let grid = grid(blocks * self.pairs);
@@ -84,6 +96,7 @@ impl Sizes {
             binds,
             params: words(&self.params(grid, blocks, row_blocks)),
             grid,
+            turns: split.turns(walked),
             reuse: 16,
         });
     }
@@ -97,6 +110,22 @@ const LEAST_KEYS: usize = 64;
 struct Split {
     each: u32,
     parts: u32,
+}
+
+impl Split {
+    /// Turns of a thread for so many keys or queries: four at a time, and where a head is shared two joins for each row.
+    fn turns(self, walked: usize) -> usize {
+        walked.div_ceil(4) * self.each_four()
+    }
+
+    fn each_four(self) -> usize {
+        1 + if self.parts > 1 { 2 * self.each * self.parts } else { 0 } as usize
+    }
+
+    /// Keys or queries that a thread may walk, a multiple of 4.
+    fn most(self) -> usize {
+        MOST_TURNS / self.each_four() * 4
+    }
 }
 
 /// The splits of the three kernels.
@@ -234,7 +263,8 @@ fn attend([q, k, v]: [&Tensor; 3], mask: &Mask, scale: f32, tile: Tile, splits: 
         None => Default::default(),
     };
     if qs.count() == 0 || ks.count() == 0 {
-        return Tensor::zeros(q.gpu(), qs);
+        // Nobody looks, or there is nothing to see: zeros that depend on nothing.
+        return Tensor::zeros(q.gpu(), qs).made_by(&[q, k, v], || Box::new(Nothing([qs, ks, ks])));
     }
     // Zeros change no score, and the columns that they add to the result are cut off.
     let extra = head_dim.next_multiple_of(tile.step()) - head_dim;
@@ -251,6 +281,7 @@ fn attend([q, k, v]: [&Tensor; 3], mask: &Mask, scale: f32, tile: Tile, splits: 
         mask: [strides[0], strides[1], strides[2], strides[3]],
         cut: [1, 0],
         cache_rows: 0,
+        walk: [0; 2],
     };
     let sizes = sizes.cut(1);
     let cut = splits.map_or_else(|| sizes.cut_for(q.gpu(), tile.forward), |splits| sizes.cut(splits));
@@ -292,6 +323,7 @@ pub(super) fn cached(q: &Tensor, [k, v]: [&Tensor; 2], listed: [&Tensor; 2], sca
         mask: [0; 4],
         cut: [1, 0],
         cache_rows,
+        walk: [0; 2],
     };
     let [y, _] = forward([q, k, v], None, Some(listed), sizes.cut_for(q.gpu(), tile.forward), tile.forward);
     y
@@ -333,7 +365,7 @@ fn forward(
         source = source.slot("keys", "keys_listed");
     }
     let items = sizes.rows().next_multiple_of(split.each as usize) * splits;
-    sizes.launch(gpu, &source, "forward", binds, items, split);
+    sizes.launch(gpu, &source, "forward", binds, (items, sizes.cut[1].min(sizes.tokens_k)), split);
     if splits == 1 {
         return [y.reshape(*q.shape()), lse];
     }
@@ -348,9 +380,23 @@ fn forward(
         binds: vec![y.bind(0), lse.bind(1), whole.bind_mut(2), whole_lse.bind_mut(3)],
         params: words(&params),
         grid,
+        turns: 2 * splits,
         reuse: 1,
     });
     [whole.reshape(*q.shape()), whole_lse]
+}
+
+/// Attention without queries or keys, with the shapes of its inputs.
+struct Nothing([Shape; 3]);
+
+impl Op for Nothing {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        self.0.iter().enumerate().for_each(|(i, shape)| sink.add(i, Tensor::zeros(dy.gpu(), *shape)));
+    }
 }
 
 struct Attention {
@@ -387,6 +433,7 @@ impl Op for Attention {
             binds: vec![y.bind(0), self.lse.bind(1), stats.bind_mut(2), dy.bind(3)],
             params: words(&sizes.params(flat, 1, 0)),
             grid: flat,
+            turns: sizes.head_dim / 4,
             reuse: 1,
         });
         let inputs = || {
@@ -396,21 +443,38 @@ impl Op for Attention {
         };
         if sink.needs(0) {
             let dq = Tensor::empty(gpu, op, *q.shape(), DType::F32);
-            let mut binds = inputs();
-            binds.push(dq.bind_mut(5));
-            sizes.launch(gpu, &source, "queries", binds, sizes.rows(), self.tile.queries);
+            let split = self.tile.queries;
+            for walk in pieces(sizes.tokens_k, split.most()) {
+                let mut binds = inputs();
+                binds.push(dq.bind_mut(5));
+                let sizes = Sizes { walk, ..*sizes };
+                sizes.launch(gpu, &source, "queries", binds, (sizes.rows(), walk[1] - walk[0]), split);
+            }
             sink.add(0, dq);
         }
         if sink.needs(1) || sink.needs(2) {
             let [dk, dv] = [(); 2].map(|()| Tensor::empty(gpu, op, *k.shape(), DType::F32));
-            let mut binds = inputs();
-            binds.extend([dk.bind_mut(6), dv.bind_mut(7)]);
-            let source = self.tile.keys.keys(sizes.head_dim, mask.is_some());
-            sizes.launch(gpu, &source, "keys", binds, sizes.tokens_k, self.tile.keys);
+            let split = self.tile.keys;
+            let source = split.keys(sizes.head_dim, mask.is_some());
+            for walk in pieces(sizes.tokens_q, split.most() / sizes.group) {
+                let mut binds = inputs();
+                binds.extend([dk.bind_mut(6), dv.bind_mut(7)]);
+                let sizes = Sizes { walk, ..*sizes };
+                // Every head of the group begins with a turn of its own.
+                let walked = (walk[1] - walk[0] + 4) * sizes.group;
+                sizes.launch(gpu, &source, "keys", binds, (sizes.tokens_k, walked), split);
+            }
             sink.add(1, dk);
             sink.add(2, dv);
         }
     }
+}
+
+/// Where pieces of `size` begin and end, each a multiple of 4 long and at most `most`.
+fn pieces(size: usize, most: usize) -> impl Iterator<Item = [usize; 2]> {
+    // Two turns are for what comes around the walk.
+    let span = (most.saturating_sub(8) / 4 * 4).max(4);
+    (0..size).step_by(span).map(move |first| [first, size.min(first + span)])
 }
 
 /// One of each kind of split, for the tests: what an adapter picks by itself is only one of them.
@@ -456,7 +520,7 @@ fn attention64(x: &[Array], causal: bool, scale: f64) -> Array {
             })
             .collect();
         let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        if most <= -1e30 {
+        if most <= -1e30 && !scores.iter().any(|s| s.is_nan()) {
             continue;
         }
         let total: f64 = scores.iter().map(|s| (s - most).exp()).sum();

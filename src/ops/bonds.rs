@@ -52,6 +52,8 @@ pub(crate) struct Uses {
     pub nodes: Tensor,
     /// `[entries, 2]`: twice the edge's row, counted from the run's first, plus 1 for the reverse; the node at its other end.
     pub pairs: Tensor,
+    /// The most entries of a node.
+    pub most: usize,
 }
 
 impl List {
@@ -240,10 +242,13 @@ impl Run {
             pairs.extend([code, other]);
         }
         nodes.extend([0, list.len() as u32]);
+        let starts = || nodes.chunks_exact(2).map(|node| node[1]);
+        let most = starts().zip(starts().skip(1)).map(|(a, b)| b - a).max().unwrap_or(0) as usize;
         let gpu = &self.gpu;
         Uses {
             nodes: Tensor::from_slice(gpu, &nodes, [nodes.len() / 2, 2]),
             pairs: Tensor::from_slice(gpu, &pairs, [list.len(), 2]),
+            most,
         }
     }
 }

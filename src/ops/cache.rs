@@ -87,6 +87,7 @@ impl KvCache {
                 binds: vec![x.bind(0), rows.bind(1), places.bind(2), into],
                 params: words(&params),
                 grid,
+                turns: 0,
                 reuse: 1,
             });
             buffer.touch();

@@ -11,6 +11,8 @@ use crate::tensor::{Tensor, same_gpu};
 
 /// Sums of `dc` that a thread keeps in registers.
 const SUMS: usize = 64;
+/// Vectors that a thread of the backward pass walks at most.
+const SPAN: usize = 4096;
 /// Atoms that a thread keeps in registers; beyond, the products are matmuls.
 const MOST_ATOMS: usize = 32;
 
@@ -43,6 +45,7 @@ impl Sizes {
             binds: vec![atoms.bind(0), coefficients.bind(1), w.bind_mut(2)],
             params: words(&[width as u32, self.layers as u32, 0, 0, grid[0]]),
             grid,
+            turns: self.layers,
             reuse: 1,
         });
         w
@@ -53,7 +56,8 @@ impl Sizes {
         let gpu = d.gpu();
         let width = self.size / 4;
         // Each thread leaves one number for every coefficient: few threads, but enough for the memory's latency.
-        let groups = width.div_ceil(64).min(if gpu.is_software() { 16 } else { 256 });
+        let most = (if gpu.is_software() { 16 } else { 256 }).max(width.div_ceil(64 * SPAN));
+        let groups = width.div_ceil(64).min(most);
         let threads = groups * 64;
         let at_once = (SUMS / self.atoms).max(1);
         let mut sums = Vec::new();
@@ -67,6 +71,7 @@ impl Sizes {
                 binds: vec![d.bind(0), c.bind(1), dw.bind(3), dd.bind_mut(4), dc.bind_mut(5)],
                 params: words(&[width, self.layers, first, threads, 0].map(|v| v as u32)),
                 grid: grid(groups),
+                turns: width.div_ceil(threads),
                 reuse: 1,
             });
             sums.push(dc.sum(1));

@@ -3,11 +3,16 @@
 use super::case::{Array, Case, Input};
 use super::words;
 use crate::dtype::DType;
-use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::fuse::Target;
+use crate::gpu::kernel::{Launch, MOST_TURNS, grid};
 use crate::gpu::shader::Source;
 use crate::shape::Shape;
 use crate::tape::{Into, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
+use std::ops::Range;
+
+/// Positions that a thread of the weights' gradient adds up at most, in blocks of 64.
+const SPAN: usize = 4096;
 
 /// How a kernel walks over the image; rows before columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +52,30 @@ fn source(channels: usize, spread: bool) -> Source {
     Source::file("conv")
         .u32("CHANNELS", block(channels) as u32)
         .slot("tap", if spread { "conv_spread" } else { "conv_gather" })
+}
+
+/// Ranges of at most `most` that make up `0..size`; one where there is nothing.
+fn pieces(size: usize, most: usize) -> Vec<Range<usize>> {
+    (0..size.max(1)).step_by(most.max(1)).map(|first| first..size.min(first + most.max(1))).collect()
+}
+
+/// Rows and columns of taps and channels of each launch, so that no thread walks too far, with its turns.
+fn windows([rows, columns]: [usize; 2], channels: usize) -> Vec<([Range<usize>; 3], usize)> {
+    // A tap takes a turn, its channels one each, blocks of them one more, and a row of taps one.
+    let tap = |channels: usize| 2 + channels + channels / 64;
+    let own = channels.min(MOST_TURNS / 2);
+    let across = columns.min(MOST_TURNS / tap(own));
+    let down = rows.min(MOST_TURNS / (1 + across * tap(own)));
+    let mut all = Vec::new();
+    for u in pieces(rows, down) {
+        for v in pieces(columns, across) {
+            all.extend(pieces(channels, own).into_iter().map(|c| {
+                let turns = u.len() * (1 + v.len() * tap(c.len()));
+                ([u.clone(), v.clone(), c], turns)
+            }));
+        }
+    }
+    all
 }
 
 fn weights_source(out: usize, input: usize) -> Source {
@@ -116,19 +145,23 @@ impl Sizes {
         ];
         all.extend(strides);
         all.extend(self.walk());
-        all.extend([bias.is_some() as usize, accumulate as usize]);
-        let params: Vec<u32> = all.into_iter().map(|v| v as u32).collect();
-        let gpu = to.gpu();
-        gpu.launch(Launch {
-            op: "conv2d",
-            source: &source(to_channels, spread),
-            entry: "forward",
-            // The weight stands in for a bias that is not there and not read.
-            binds: vec![from.bind(0), w.bind(1), bias.unwrap_or(w).bind(2), to.bind_mut(3)],
-            params: words(&params),
-            grid,
-            reuse: 8,
-        });
+        for (i, (window, turns)) in windows([self.w[2], self.w[3]], from_channels).into_iter().enumerate() {
+            let mut all = all.clone();
+            all.extend([(bias.is_some() && i == 0) as usize, (accumulate || i > 0) as usize]);
+            all.extend(window.iter().flat_map(|range| [range.start, range.end]));
+            let params: Vec<u32> = all.into_iter().map(|v| v as u32).collect();
+            to.gpu().launch(Launch {
+                op: "conv2d",
+                source: &source(to_channels, spread),
+                entry: "forward",
+                // The weight stands in for a bias that is not there and not read.
+                binds: vec![from.bind(0), w.bind(1), bias.unwrap_or(w).bind(2), to.bind_mut(3)],
+                params: words(&params),
+                grid,
+                turns,
+                reuse: 8,
+            });
+        }
     }
 
     fn weights(&self, x: &Tensor, dy: &Tensor, into: Into) -> Tensor {
@@ -139,26 +172,39 @@ impl Sizes {
         let positions = self.y[0] * self.y[2] * self.y[3];
         let blocks = groups * out.div_ceil(block(out)) * input.div_ceil(block(input)) * self.w[2] * self.w[3];
         // Few weights over many positions: enough pieces to fill a device, each worth a workgroup's sum.
-        let parts = (1024 / blocks.max(1)).min(positions / 512).max(1);
+        let parts = (1024 / blocks.max(1)).min(positions / 512).max(positions.div_ceil(64 * SPAN)).max(1);
         let partial = (parts > 1).then(|| Tensor::empty(gpu, "conv2d", [parts, self.w.count()], DType::F32));
         let mut all =
             vec![0, positions, self.y[2] * self.y[3], self.y[3], self.x[2], self.x[3], input, out, groups];
         all.extend(self.walk());
         all.extend([self.w.count(), parts, positions.div_ceil(parts)]);
-        let launch = |entry, binds, accumulate: bool, groups| {
+        let launch = |entry, binds, accumulate: bool, groups, turns| {
             let grid = grid(groups);
             let mut params: Vec<u32> = all.iter().map(|&v| v as u32).collect();
             params[0] = grid[0];
             params.push(accumulate as u32);
             let source = &weights_source(out, input);
-            gpu.launch(Launch { op: "conv2d", source, entry, binds, params: words(&params), grid, reuse: 8 });
+            let params = words(&params);
+            gpu.launch(Launch { op: "conv2d", source, entry, binds, params, grid, turns, reuse: 8 });
         };
         let first = vec![x.bind(0), dy.bind(1), partial.as_ref().unwrap_or(&dw).bind_mut(2)];
-        launch("weights", first, accumulate && parts == 1, blocks * parts);
-        if let Some(partial) = &partial {
-            launch("fold", vec![partial.bind(0), dw.bind_mut(2)], accumulate, dw.count().div_ceil(64));
+        // A thread's share of a part, a turn for each block of it, and the sums of the other threads.
+        let turns = positions.div_ceil(parts * 64) + SPAN / 64 + 64;
+        launch("weights", first, accumulate && parts == 1, blocks * parts, turns);
+        match partial {
+            None => dw,
+            // Few parts are added up where they lie, many as a tree.
+            Some(partial) if parts <= 64 => {
+                let binds = vec![partial.bind(0), dw.bind_mut(2)];
+                launch("fold", binds, accumulate, dw.count().div_ceil(64), parts);
+                dw
+            }
+            Some(partial) => {
+                let sum = partial.sum(0).reshape(*dw.shape()).affine(1.0, 0.0);
+                sum.value.realize(Some(Target { place: dw.place(), accumulate }));
+                dw
+            }
         }
-        dw
     }
 }
 

@@ -1,7 +1,7 @@
 //! Cross-entropy of logits against class indices, fused: no probability is ever stored.
 
 use super::case::{Array, Case, Fill, Input};
-use super::softmax::{LANES, by_pieces, groups, lanes, log_softmax64, piece};
+use super::softmax::{LANES, by_pieces, groups, lanes, log_softmax64, piece, turns, walks};
 use super::words;
 use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, grid};
@@ -29,6 +29,30 @@ impl Plan {
     fn params(&self, grid: [u32; 3]) -> [u32; 6] {
         let (ignores, ignored) = (self.ignored.is_some() as u32, self.ignored.unwrap_or(0));
         [grid[0], self.rows as u32, self.classes as u32, ignores, ignored, f32::NAN.to_bits()]
+    }
+
+    /// `[2, rows]`, losses and 1 or 0 for the count, and the statistics that backward reads.
+    fn forward(&self, x: &Tensor, targets: &Tensor) -> [Tensor; 2] {
+        let (gpu, rows, piece) = (x.gpu(), self.rows, piece(self.classes));
+        let losses = Tensor::empty(gpu, OP, [2, rows], DType::F32);
+        let launch = |entry, lanes, grid, turns, statistics| {
+            let binds = vec![x.bind(0), targets.bind(1), losses.bind_mut(2), statistics];
+            let (source, params) = (source(lanes, piece), self.params(grid));
+            gpu.launch(Launch { op: OP, source: &source, entry, binds, params: words(&params), grid, turns, reuse: 2 });
+        };
+        if walks(self.classes / piece) {
+            let statistics = Tensor::empty(gpu, OP, [rows, 2], DType::F32);
+            let lanes = lanes(gpu, self.classes / piece, 1, rows);
+            let turns = turns(self.classes / piece, lanes, 1);
+            launch("forward", lanes, groups(rows, lanes), turns, statistics.bind_mut(3));
+            return [losses, statistics];
+        }
+        let all = x.reshape([rows, self.classes]);
+        let most = all.max(1);
+        let sum = all.sub(&most.unsqueeze(1)).exp().sum(1);
+        let pairs = |second: &Tensor| Tensor::stack(&[&most, second], 1).contiguous();
+        launch("long_rows", 1, grid(rows.div_ceil(64)), 0, pairs(&sum).bind(4));
+        [losses, pairs(&sum.recip())]
     }
 }
 
@@ -67,6 +91,7 @@ impl Op for CrossEntropy {
             ],
             params: words(&self.plan.params(grid)),
             grid,
+            turns: 0,
             reuse: 2,
         });
         sink.add(0, dx);
@@ -113,23 +138,10 @@ impl Tensor {
         // A negative i32 is a large u32: one comparison in the kernel tells both ways of being out of range.
         assert!(classes > 0 && classes <= i32::MAX as usize, "{OP}: {classes} classes in {}", self.shape());
         let x = super::float(OP, self).detach().contiguous();
-        let (gpu, rows) = (x.gpu(), targets.count());
+        let rows = targets.count();
         let plan = Plan { rows, classes, ignored };
         let targets = targets.contiguous();
-        let losses = Tensor::empty(gpu, OP, [2, rows], DType::F32);
-        let statistics = Tensor::empty(gpu, OP, [rows, 2], DType::F32);
-        let piece = piece(classes);
-        let lanes = lanes(gpu, classes / piece, 1, rows);
-        let grid = groups(rows, lanes);
-        gpu.launch(Launch {
-            op: OP,
-            source: &source(lanes, piece),
-            entry: "forward",
-            binds: vec![x.bind(0), targets.bind(1), losses.bind_mut(2), statistics.bind_mut(3)],
-            params: words(&plan.params(grid)),
-            grid,
-            reuse: 2,
-        });
+        let [losses, statistics] = plan.forward(&x, &targets);
         let totals = losses.sum(1);
         let y = totals.slice(0, 0..1).div(&totals.slice(0, 1..2)).reshape(Shape::new(&[]));
         y.made_by(&[self], || {

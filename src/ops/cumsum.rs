@@ -17,10 +17,11 @@ fn source(dtype: DType) -> Source {
     Source::file("cumsum").alias("Elem", if dtype.is_float() { "f32" } else { "u32" })
 }
 
-/// Into how many pieces to cut an axis: enough to fill a device, each long enough to be worth its own pass.
+/// Into how many pieces to cut an axis: enough to fill a device, each long enough to be worth its own pass, but no longer than
+/// a workgroup's 64 rounds or a thread's 32 blocks.
 fn pieces(size: usize, results: usize, rows: bool) -> usize {
-    let (enough, least) = if rows { (256, 4096) } else { (4096, 256) };
-    (enough / results.max(1)).min(size / least).max(1)
+    let (enough, least, most) = if rows { (256, 4096, 64 * 256) } else { (4096, 256, 32 * 32) };
+    (enough / results.max(1)).min(size / least).max(size.div_ceil(most)).max(1)
 }
 
 fn scan(op: &'static str, x: &Tensor, axis: usize, reverse: bool) -> Tensor {
@@ -38,7 +39,11 @@ fn scan(op: &'static str, x: &Tensor, axis: usize, reverse: bool) -> Tensor {
     let params = [grid[0] as usize, results, size, inner, parts, size.div_ceil(parts), reverse as usize];
     let launch = |entry, binds| {
         let params = params.map(|v| v as u32);
-        gpu.launch(Launch { op, source: &source(x.dtype()), entry, binds, params: words(&params), grid, reuse: 1 });
+        let span = size.div_ceil(parts);
+        // A round has six steps over the lanes; a thread's elements come in blocks.
+        let turns = if rows { span.div_ceil(256) * 8 } else { span + span / 32 + 1 };
+        let (source, params) = (source(x.dtype()), words(&params));
+        gpu.launch(Launch { op, source: &source, entry, binds, params, grid, turns, reuse: 1 });
     };
     let [total, run] = if rows { ["row_totals", "rows"] } else { ["column_totals", "columns"] };
     // `x` stands in for the totals, which a single piece does not read.

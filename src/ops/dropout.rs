@@ -32,6 +32,7 @@ impl Dropout {
             binds: vec![x.bind(0), y.bind_mut(1)],
             params: words(&params),
             grid,
+            turns: 0,
             reuse: 1,
         };
         x.gpu().launch_live(launch, Some(Live::Stream { at: 4 }));

@@ -5,10 +5,11 @@ use super::words;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::kernel::{Launch, MOST_TURNS, grid};
 use crate::gpu::shader::Source;
 use crate::tape::{Op, Sink};
 use crate::tensor::{Tensor, same_gpu};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Directed edges `source -> destination` of a graph, sorted by destination, then source. Cloning is cheap.
@@ -37,6 +38,8 @@ pub(crate) struct Rows {
     pub starts: Tensor,
     /// `[entries, 2]`: edge, other node.
     pub pairs: Tensor,
+    /// The most entries of a node.
+    pub most: usize,
 }
 
 impl Edges {
@@ -133,6 +136,7 @@ impl Edges {
 fn rows(gpu: &Gpu, nodes: usize, own: &[u32], other: &[u32]) -> Rows {
     let mut starts = vec![0u32; nodes + 1];
     own.iter().for_each(|&n| starts[n as usize + 1] += 1);
+    let most = starts.iter().copied().max().unwrap_or(0) as usize;
     for i in 0..nodes {
         starts[i + 1] += starts[i];
     }
@@ -144,7 +148,14 @@ fn rows(gpu: &Gpu, nodes: usize, own: &[u32], other: &[u32]) -> Rows {
         *at += 1;
     }
     let starts = Tensor::from_slice(gpu, &starts, [starts.len()]);
-    Rows { starts, pairs: Tensor::from_slice(gpu, &pairs, [own.len(), 2]) }
+    Rows { starts, pairs: Tensor::from_slice(gpu, &pairs, [own.len(), 2]), most }
+}
+
+/// The entries of each node's list that a launch walks, for lists of up to `most` of which an entry takes `turns`: the first launch
+/// writes, the others add, so that none walks too far. There is always a first.
+pub(crate) fn walks(most: usize, turns: usize) -> impl Iterator<Item = Range<usize>> {
+    let span = (MOST_TURNS / turns.max(1)).max(1);
+    (0..most.max(1)).step_by(span).map(move |first| first..most.min(first + span))
 }
 
 impl std::fmt::Debug for Edges {
@@ -157,7 +168,9 @@ fn source() -> Source {
     Source::file("edges")
 }
 
-fn launch(entry: &str, threads: usize, width: usize, to: &Tensor, mut binds: Vec<crate::gpu::kernel::Bind>) {
+/// `walk` is the part of each node's lists that a launch walks.
+fn launch(entry: &str, width: usize, walk: Range<usize>, to: &Tensor, mut binds: Vec<crate::gpu::kernel::Bind>) {
+    let threads = to.count();
     let grid = grid(threads.div_ceil(64));
     binds.push(to.bind_mut(4));
     to.gpu().launch(Launch {
@@ -165,8 +178,9 @@ fn launch(entry: &str, threads: usize, width: usize, to: &Tensor, mut binds: Vec
         source: &source(),
         entry,
         binds,
-        params: words(&[grid[0], threads as u32, width as u32]),
+        params: words(&[grid[0], threads as u32, width as u32, walk.start as u32, walk.end as u32]),
         grid,
+        turns: 2 * walk.len(),
         reuse: 1,
     });
 }
@@ -187,7 +201,7 @@ impl Tensor {
         let (x, width) = (self.detach().contiguous(), self.shape()[1]);
         let y = Tensor::empty(self.gpu(), op, [edges.len(), width], DType::F32);
         let (from, to) = (&edges.0.source_ids, &edges.0.destination_ids);
-        launch("forward", y.count(), width, &y, vec![x.bind(0), from.bind(1), to.bind(2)]);
+        launch("forward", width, 0..0, &y, vec![x.bind(0), from.bind(1), to.bind(2)]);
         y.made_by(&[self], || Box::new(EdgeVectors { edges: edges.clone(), width }))
     }
 }
@@ -206,9 +220,11 @@ impl Op for EdgeVectors {
         let (dy, inner) = (dy.contiguous(), &self.edges.0);
         let dx = Tensor::empty(dy.gpu(), self.name(), [inner.nodes, self.width], DType::F32);
         let (out, into) = (&inner.by_source, &inner.by_destination);
-        let binds =
-            vec![dy.bind(0), out.starts.bind(1), into.starts.bind(2), out.pairs.bind(3), into.pairs.bind(5)];
-        launch("backward", dx.count(), self.width, &dx, binds);
+        for walk in walks(out.most.max(into.most), 2) {
+            let binds =
+                vec![dy.bind(0), out.starts.bind(1), into.starts.bind(2), out.pairs.bind(3), into.pairs.bind(5)];
+            launch("backward", self.width, walk, &dx, binds);
+        }
         sink.add(0, dx);
     }
 }

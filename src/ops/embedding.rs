@@ -21,6 +21,13 @@ fn source(wide: bool) -> Source {
     Source::file("embedding").alias("Elem", elem).alias("Float", float)
 }
 
+/// Places in `order` that a thread of `sum_runs` walks.
+const CHUNK: usize = 32;
+
+fn runs(wide: bool, folded: bool, accumulate: bool) -> Source {
+    source(wide).u32("CHUNK", CHUNK as u32).bool("FOLDED", folded).bool("ACCUMULATE", accumulate)
+}
+
 /// What the kernels walk: `rows` along the axis of x, `inner` elements behind each, `count` ids.
 #[derive(Clone, Copy)]
 struct Sizes {
@@ -30,22 +37,27 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn launch(
+    fn launch(&self, to: &Tensor, entry: &str, wide: bool, threads: usize, binds: Vec<Bind>) {
+        self.launch_source(to, &source(wide), entry, wide, threads, binds);
+    }
+
+    fn launch_source(
         &self,
         to: &Tensor,
+        source: &Source,
         entry: &str,
         wide: bool,
-        accumulate: bool,
         threads: usize,
         binds: Vec<Bind>,
     ) {
         let grid = grid(threads.div_ceil(64));
         let inner = if wide { self.inner / 4 } else { self.inner };
-        let params = [grid[0] as usize, threads, self.rows, inner, self.count, accumulate as usize];
+        let params = [grid[0] as usize, threads, self.rows, inner, self.count, self.count.div_ceil(CHUNK)];
         let (op, params) = ("embedding", params.map(|v| v as u32));
         // Rows are taken from tables of any size.
         let reuse = (entry != "select_rows") as u32;
-        to.gpu().launch(Launch { op, source: &source(wide), entry, binds, params: words(&params), grid, reuse });
+        let params = words(&params);
+        to.gpu().launch(Launch { op, source, entry, binds, params, grid, turns: CHUNK, reuse });
     }
 }
 
@@ -64,24 +76,51 @@ fn select(x: &Tensor, axis: usize, ids: &Tensor) -> Tensor {
     let wide = sizes.inner.is_multiple_of(4);
     let words = y.count() * y.dtype().size() / 4;
     let binds = vec![stored.bind(0), ids.bind(1), y.bind_mut(2)];
-    sizes.launch(&y, "select_rows", wide, false, if wide { words / 4 } else { words }, binds);
+    sizes.launch(&y, "select_rows", wide, if wide { words / 4 } else { words }, binds);
     y.cast(x.dtype())
 }
 
 /// The adjoint of [`select`]: `dx [shape]` with `dx[.., ids[i], ..] = sum dy[.., i, ..]`, added up in a fixed order.
 pub(crate) fn sum_by_index(dy: &Tensor, axis: usize, shape: Shape, ids: &Tensor, into: Into) -> Tensor {
-    let (gpu, dy) = (dy.gpu(), dy.contiguous());
-    let (_, rows, inner) = shape.split_at_axis(axis);
-    let sizes = Sizes { rows, inner, count: ids.count() };
     let order = ids.argsort(0, false).contiguous();
-    let starts = Tensor::empty(gpu, "embedding", [rows + 1], DType::U32);
-    let binds = vec![ids.bind(1), order.bind(3), starts.bind_mut(4)];
-    sizes.launch(&starts, "find_starts", false, false, rows + 1, binds);
+    sum_runs(dy, axis, shape, (ids, &order), into)
+}
+
+/// The same with the order of the ids given.
+fn sum_runs(dy: &Tensor, axis: usize, shape: Shape, (ids, order): (&Tensor, &Tensor), into: Into) -> Tensor {
+    let gpu = dy.gpu();
+    let (outer, rows, inner) = shape.split_at_axis(axis);
     let wide = inner.is_multiple_of(4);
+    let vectors = if wide { inner / 4 } else { inner };
     let (dx, accumulate) = into.output(gpu, "embedding", shape);
-    let threads = if wide { dx.count() / 4 } else { dx.count() };
-    let binds = vec![order.bind(3), starts.bind(5), dy.bind(6), dx.bind_mut(7)];
-    sizes.launch(&dx, "sum_rows", wide, accumulate, threads, binds);
+    if !accumulate {
+        let sizes = Sizes { rows, inner, count: ids.count() };
+        sizes.launch(&dx, "clear", wide, outer * rows * vectors, vec![dx.bind_mut(7)]);
+    }
+    let (mut ids, mut dy) = (ids.clone(), dy.contiguous());
+    let mut folded = false;
+    while dx.count() > 0 && ids.count() > 0 {
+        let count = ids.count();
+        let chunks = count.div_ceil(CHUNK);
+        let found = Tensor::empty(gpu, "embedding", [2 * chunks], DType::U32);
+        let rest = Tensor::empty(gpu, "embedding", [outer, 2 * chunks, inner], DType::F32);
+        let binds = vec![
+            ids.bind(1),
+            // Not read where places are in order already.
+            if folded { &ids } else { order }.bind(3),
+            found.bind_mut(4),
+            rest.bind_mut(5),
+            dy.bind(6),
+            dx.bind_mut(7),
+        ];
+        let source = runs(wide, folded, accumulate);
+        let sizes = Sizes { rows, inner, count };
+        sizes.launch_source(&dx, &source, "sum_runs", wide, outer * chunks * vectors, binds);
+        if chunks == 1 {
+            break;
+        }
+        (ids, dy, folded) = (found, rest, true);
+    }
     dx
 }
 
@@ -137,18 +176,11 @@ impl Op for Gather {
         let (_, rows, inner) = self.shape.split_at_axis(self.axis);
         let cells = Tensor::empty(gpu, "gather", [n], DType::U32);
         let binds = vec![index.bind(1), cells.bind_mut(4)];
-        Sizes { rows, inner, count }.launch(&cells, "cells", false, false, n, binds);
-        let order = cells.argsort(0, false).contiguous();
-        sink.add_with(0, |into| {
-            let (dx, accumulate) = into.output(gpu, "gather", self.shape);
-            let sizes = Sizes { rows, inner, count: n };
-            if !accumulate {
-                sizes.launch(&dx, "clear", false, false, dx.count(), vec![dx.bind_mut(7)]);
-            }
-            let binds = vec![cells.bind(1), order.bind(3), dy.bind(6), dx.bind_mut(7)];
-            sizes.launch(&dx, "sum_cells", false, accumulate, n, binds);
-            dx
-        });
+        Sizes { rows, inner, count }.launch(&cells, "cells", false, n, binds);
+        // A sum by index into single elements.
+        let flat = Shape::new(&[self.shape.count()]);
+        let dx = sum_by_index(&dy.reshape([n]), 0, flat, &cells, Into::New);
+        sink.add(0, dx.reshape(self.shape));
     }
 }
 
@@ -237,7 +269,7 @@ impl Tensor {
         let stored = whole_words(&x.detach(), 1);
         let y = Tensor::empty(x.gpu(), op, to, stored.dtype());
         let binds = vec![stored.bind(0), index.bind(1), y.bind_mut(2)];
-        Sizes { rows, inner, count: to[axis] }.launch(&y, op, false, false, y.count(), binds);
+        Sizes { rows, inner, count: to[axis] }.launch(&y, op, false, y.count(), binds);
         let y = y.cast(self.dtype());
         if !self.dtype().is_float() {
             return y;
@@ -247,7 +279,8 @@ impl Tensor {
 }
 
 pub(super) fn variants() -> Vec<Source> {
-    vec![source(false), source(true)]
+    let kinds = [false, true].map(|wide| [[false, false], [true, false], [true, true]].map(|k| runs(wide, k[0], k[1])));
+    kinds.into_iter().flatten().collect()
 }
 
 /// `x[outer, rows, inner]` at ids along the middle axis, `id(o, i, c)` of `count`; 0 outside.

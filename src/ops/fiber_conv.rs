@@ -12,6 +12,8 @@ use crate::tensor::{Tensor, same_gpu};
 const OP: &str = "fiber_conv";
 /// Nodes and orientations of a thread.
 const TILE: [usize; 2] = [4, 4];
+/// Nodes of a part of the kernel's gradient at most.
+const SPAN: usize = 4096;
 
 fn source(turned: bool) -> Source {
     Source::file(OP).u32("NODES", TILE[0] as u32).u32("POINTS", TILE[1] as u32).bool("TURNED", turned)
@@ -37,7 +39,9 @@ impl Sizes {
         params.extend(sizes.map(|v| v as u32));
         params.extend([(1.0 / self.o as f32).to_bits(), rest.1 as u32]);
         let source = source(turned);
-        gpu.launch(Launch { op: OP, source: &source, entry, binds, params: words(&params), grid, reuse: 4 });
+        // Orientations, or the nodes of a part and a turn for each block of them.
+        let turns = self.o + rest.0 + rest.0 / 64;
+        gpu.launch(Launch { op: OP, source: &source, entry, binds, params: words(&params), grid, turns, reuse: 4 });
     }
 }
 
@@ -70,7 +74,7 @@ pub(super) fn kernel_gradient(x: &Tensor, dy: &Tensor) -> Tensor {
     let blocks = o.div_ceil(TILE[1]);
     let tiles = blocks * blocks * c / 4;
     // Enough threads for a large device, and parts long enough that adding them up is small beside making them.
-    let parts = (16384 / tiles.max(1)).clamp(1, nodes.div_ceil(32).max(1));
+    let parts = (16384 / tiles.max(1)).clamp(1, nodes.div_ceil(32).max(1)).max(nodes.div_ceil(SPAN));
     let span = nodes.div_ceil(parts);
     let dk = Tensor::empty(x.gpu(), OP, [parts, o, o, c], DType::F32);
     let binds = vec![x.bind(0), dy.bind(4), dk.bind_mut(5)];

@@ -14,6 +14,9 @@ use crate::tensor::{Tensor, same_gpu};
 const OP: &str = "fiber_norm";
 /// Nodes and orientations of a block of rows.
 const TILE: [usize; 2] = [4, 4];
+/// Above these the two ops run one after the other: a thread would walk too far.
+const MOST_CHANNELS: usize = 16_384;
+const MOST_ORIENTATIONS: usize = 512;
 
 fn source(lanes: u32) -> Source {
     Source::file(OP).u32("NODES", TILE[0] as u32).u32("LANES", lanes)
@@ -42,13 +45,18 @@ impl Tensor {
         let inputs = [self, kernel, bias, gain, shift];
         same_gpu(OP, &inputs);
         assert!(inputs.iter().all(|x| x.dtype() == DType::F32), "{OP}: needs f32");
+        if c > MOST_CHANNELS || self.shape()[1] > MOST_ORIENTATIONS {
+            return self.fiber_conv(kernel, Some(bias)).layer_norm(Some(gain), Some(shift), eps);
+        }
         let own = inputs.map(|x| x.detach().contiguous());
         let [nodes, o] = [self.shape()[0], self.shape()[1]];
         let y = Tensor::empty(self.gpu(), OP, self.shape(), DType::F32);
         let statistics = Tensor::empty(self.gpu(), OP, [nodes * o, 3], DType::F32);
         let blocks = o.div_ceil(TILE[1]);
         let count = nodes.div_ceil(TILE[0]) * blocks;
-        let lanes = lanes(self.gpu(), c / 4, 1, count);
+        // Sums of a thread are one chain each: at most 64 terms.
+        let lanes = if c / 4 > 64 { 64 } else { lanes(self.gpu(), c / 4, 1, count) };
+        let turns = (c / 4).div_ceil(lanes as usize) * (o + 3);
         let grid = groups(count, lanes);
         let sizes = [count, nodes, o, c / 4, blocks].map(|v| v as u32);
         let mut params = vec![grid[0]];
@@ -58,7 +66,7 @@ impl Tensor {
         binds.extend([y.bind_mut(5), statistics.bind_mut(6)]);
         let source = source(lanes);
         let params = words(&params);
-        self.gpu().launch(Launch { op: OP, source: &source, entry: "forward", binds, params, grid, reuse: 4 });
+        self.gpu().launch(Launch { op: OP, source: &source, entry: "forward", binds, params, grid, turns, reuse: 4 });
         y.made_by(&inputs, || {
             let saved = own.each_ref().map(Saved::new);
             Box::new(FiberNorm { saved, statistics: Saved::new(&statistics), eps })
@@ -86,10 +94,10 @@ impl Op for FiberNorm {
         let between = mix(x, kernel, Some(bias), false);
         let wants = [3, 4].map(|i| sink.needs(i));
         if wants != [false; 2] {
-            let partial = plan.partial(&between, statistics, &dy);
+            let sums = plan.sums(&between, statistics, &dy);
             for (i, part) in [(3, norm::GAIN), (4, norm::SHIFT)] {
                 if sink.needs(i) {
-                    sink.add_with(i, |into| plan.total(&partial, part, into));
+                    sink.add(i, norm::row_of(&sums, part));
                 }
             }
         }

@@ -83,6 +83,7 @@ impl Sight {
             binds,
             params: words(&[grid[0], threads as u32, self.count() as u32]),
             grid,
+            turns: self.count(),
             reuse: 1,
         });
     }

@@ -186,6 +186,7 @@ impl Tensor {
             binds: vec![x.bind(0), y.bind_mut(1)],
             params: words(&params.map(|v| v as u32)),
             grid,
+            turns: 0,
             reuse: 1,
         });
         if half && into.is_none() { y.cast(DType::F16) } else { y }

@@ -1,6 +1,7 @@
 //! The search for points within a radius, on the device: see [`crate::geometry::Graph::radius`] for what it is for.
 
 use super::case::Case;
+use super::edges::walks;
 use super::words;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -8,6 +9,7 @@ use crate::gpu::Gpu;
 use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::tensor::Tensor;
+use std::ops::Range;
 
 const OP: &str = "neighbours";
 
@@ -39,6 +41,19 @@ pub(crate) struct Found {
 }
 
 impl Cells {
+    /// Cells at which a query looks at most, with a turn for each row and layer of them.
+    fn cells_of_a_query(&self) -> usize {
+        let of_a_graph = |grid: &[u32]| {
+            let [x, y, z] = [grid[4], grid[5], grid[6]].map(|reach| 2 * reach as usize + 1);
+            z * (1 + y * (1 + x))
+        };
+        self.grids.chunks_exact(8).map(of_a_graph).max().unwrap_or(1)
+    }
+
+    fn most_members(&self) -> usize {
+        self.starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0) as usize
+    }
+
     /// Points nearer than `radius` to each query, itself excepted: counted, then listed.
     ///
     /// # Errors
@@ -52,20 +67,29 @@ impl Cells {
         let inputs = [vectors(&self.points), list(&self.places), list(&self.members), list(&self.starts)];
         let inputs = inputs.into_iter().chain([list(&self.grids), vectors(&self.lattice)]);
         let inputs: Vec<Tensor> = inputs.collect();
-        let run = |fill: bool, starts: &[usize], found: &Tensor| {
+        let cells = self.cells_of_a_query();
+        let run = |fill: bool, members: &Range<usize>, starts: &[usize], found: &Tensor| {
             let grid = grid(queries.len().div_ceil(64));
             let pairs: Vec<u32> = queries.iter().zip(starts).flat_map(|(&q, &at)| [q, at as u32]).collect();
             let queries_at = list(&pairs);
             let binds = inputs.iter().chain([&queries_at]).zip(0..).map(|(x, at)| x.bind(at));
             let binds = binds.chain([found.bind_mut(7)]).collect();
-            let params = words(&[grid[0], queries.len() as u32, (radius * radius).to_bits()]).to_vec();
-            gpu.launch(Launch { op: OP, source: &source(fill), entry: "search", binds, params: &params, grid, reuse: 0 });
+            let range = [members.start as u32, members.end as u32];
+            let params = [&[grid[0], queries.len() as u32, (radius * radius).to_bits()][..], &range].concat();
+            let (source, params, turns) = (source(fill), words(&params), cells * (1 + members.len()));
+            gpu.launch(Launch { op: OP, source: &source, entry: "search", binds, params, grid, turns, reuse: 0 });
         };
-        let counts = Tensor::empty(gpu, OP, [queries.len()], DType::U32);
-        run(false, &vec![0; queries.len()], &counts);
+        // Of each run of members what every query finds among them.
+        let mut found_by: Vec<(Range<usize>, Vec<u32>)> = Vec::new();
+        for members in walks(self.most_members(), 2 * cells) {
+            let counts = Tensor::empty(gpu, OP, [queries.len()], DType::U32);
+            run(false, &members, &vec![0; queries.len()], &counts);
+            found_by.push((members, counts.to_vec::<u32>()?));
+        }
         let mut starts = vec![0usize];
-        for count in counts.to_vec::<u32>()? {
-            starts.push(starts[starts.len() - 1] + count as usize);
+        for q in 0..queries.len() {
+            let count: usize = found_by.iter().map(|(_, counts)| counts[q] as usize).sum();
+            starts.push(starts[q] + count);
         }
         let total = starts[queries.len()];
         let most = gpu.limits().max_storage_buffer_binding_size.min(u32::MAX as u64);
@@ -74,8 +98,12 @@ impl Cells {
             return Err(Error::Limit { what, need: total as u64 * 8, have: most });
         }
         let found = Tensor::empty(gpu, OP, [total, 2], DType::U32);
-        if total > 0 {
-            run(true, &starts, &found);
+        let mut next = starts.clone();
+        for (members, counts) in &found_by {
+            if total > 0 {
+                run(true, members, &next, &found);
+            }
+            next.iter_mut().zip(counts).for_each(|(next, &count)| *next += count as usize);
         }
         let data = found.to_vec::<u32>()?;
         let image = |bits: u32| [0, 10, 20].map(|shift| (bits >> shift & 1023) as i32 - 512);

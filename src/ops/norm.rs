@@ -1,13 +1,12 @@
 //! Layer norm and RMS norm over the last axis.
 
 use super::case::{Array, Case, Fill, Input};
-use super::softmax::{LANES, groups, lanes};
+use super::softmax::{LANES, WALK, groups, lanes, turns, walks};
 use super::words;
 use crate::dtype::DType;
 use crate::gpu::kernel::{Bind, Launch, grid};
 use crate::gpu::shader::Source;
-use crate::shape::Shape;
-use crate::tape::{Into, Op, Saved, Sink};
+use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
 #[derive(Clone, Copy, PartialEq)]
@@ -49,8 +48,40 @@ impl Plan {
 
     /// Launches over rows, `LANES` threads each.
     fn rows(&self, x: &Tensor, entry: &'static str, binds: Vec<Bind>) {
-        let lanes = lanes(x.gpu(), self.width / self.piece(), 1, self.rows);
-        self.launch(x, entry, lanes, groups(self.rows, lanes), binds, [0; 3]);
+        let pieces = self.width / self.piece();
+        let lanes = lanes(x.gpu(), pieces, 1, self.rows);
+        self.launch(x, entry, lanes, (groups(self.rows, lanes), turns(pieces, lanes, 3)), binds, 0);
+    }
+
+    /// Whether kernels walk the rows; longer ones are made of other ops.
+    fn walks(&self) -> bool {
+        walks(self.width / self.piece())
+    }
+
+    /// The result and the statistics, by other ops.
+    fn long(&self, x: &Tensor, g: &Tensor, b: &Tensor) -> [Tensor; 2] {
+        let x = x.reshape([self.rows, self.width]);
+        let mean = match self.kind {
+            Kind::Layer => x.mean(1),
+            Kind::Rms => Tensor::zeros(x.gpu(), [self.rows]),
+        };
+        let d = x.sub(&mean.unsqueeze(1));
+        let r = d.square().mean(1).affine(1.0, self.eps).rsqrt();
+        let unit = d.mul(&r.unsqueeze(1));
+        let scaled = if self.weighted { unit.mul(g) } else { unit };
+        let y = if self.biased { scaled.add(b) } else { scaled };
+        let rest = Tensor::zeros(x.gpu(), [self.rows]);
+        [y, Tensor::stack(&[&mean, &r, &rest], 1).contiguous()]
+    }
+
+    fn long_gradient(&self, x: &Tensor, weight: Option<&Tensor>, statistics: &Tensor, dy: &Tensor) -> Tensor {
+        let [x, dy] = [x, dy].map(|t| t.reshape([self.rows, self.width]));
+        let of_row = |i: usize| statistics.slice(1, i..i + 1);
+        let unit = x.sub(&of_row(0)).mul(&of_row(1)).add(&of_row(2));
+        let h = weight.map_or(dy.clone(), |g| dy.mul(g));
+        let along = h.sub(&unit.mul(&h.mul(&unit).mean(1).unsqueeze(1)));
+        let centred = if self.kind == Kind::Layer { along.sub(&h.mean(1).unsqueeze(1)) } else { along };
+        centred.mul(&of_row(1))
     }
 
     /// A layer norm with gain and shift, for ops that have one inside.
@@ -66,6 +97,9 @@ impl Plan {
         statistics: &Tensor,
         dy: &Tensor,
     ) -> Tensor {
+        if !self.walks() {
+            return self.long_gradient(x, weight, statistics, dy).reshape(*x.shape());
+        }
         let dx = Tensor::empty(x.gpu(), self.kind.name(), x.shape(), DType::F32);
         let weight = weight.unwrap_or(x).cast(DType::F32).contiguous();
         let binds = vec![x.bind(0), weight.bind(1), statistics.bind(5), dy.bind(6), dx.bind_mut(7)];
@@ -73,32 +107,30 @@ impl Plan {
         dx
     }
 
-    /// `[blocks, width, 2]`: sums over blocks of rows of `dy x^` and `dy`.
-    pub(super) fn partial(&self, x: &Tensor, statistics: &Tensor, dy: &Tensor) -> Tensor {
+    /// `[2, width]`: the sums over rows of `dy x^` and `dy`, the gradients of gain and shift.
+    pub(super) fn sums(&self, x: &Tensor, statistics: &Tensor, dy: &Tensor) -> Tensor {
         let Plan { kind, rows, width, .. } = *self;
-        // Enough threads for a large device, and blocks long enough that the second pass is small beside the first.
-        let blocks = (65_536 / width).clamp(1, 256).min(rows.div_ceil(16));
-        let span = rows.div_ceil(blocks.max(1)).max(1);
-        let blocks = rows.div_ceil(span);
-        let partial = Tensor::empty(x.gpu(), kind.name(), [blocks, width, 2], DType::F32);
-        let grid = grid(blocks * (width / self.piece()).div_ceil(64));
+        // Enough threads for a large device, and parts long enough that the second pass is small beside the first, but not
+        // longer than a thread walks.
+        let parts = (65_536 / width).clamp(1, 256).min(rows.div_ceil(16)).max(rows.div_ceil(WALK));
+        let span = rows.div_ceil(parts.max(1)).max(1);
+        let parts = rows.div_ceil(span);
+        let partial = Tensor::empty(x.gpu(), kind.name(), [parts, 2, width], DType::F32);
+        let grid = grid(parts * (width / self.piece()).div_ceil(64));
         let binds = vec![x.bind(0), statistics.bind(5), dy.bind(6), partial.bind_mut(8)];
-        self.launch(x, "columns", 64, grid, binds, [span as u32, 0, 0]);
-        partial
+        self.launch(x, "columns", 64, (grid, turns(span, 1, 1)), binds, span as u32);
+        partial.sum(0)
     }
 
-    /// The gradient of the weight ([`GAIN`]) or of the bias ([`SHIFT`]) from those sums.
-    pub(super) fn total(&self, partial: &Tensor, part: u32, into: Into) -> Tensor {
-        let (gpu, blocks) = (partial.gpu(), partial.shape()[0]);
-        let (total, accumulate) = into.output(gpu, self.kind.name(), Shape::new(&[self.width]));
-        let grid = grid(self.width.div_ceil(64));
-        let binds = vec![partial.bind(9), total.bind_mut(10)];
-        self.launch(partial, "blocks", 64, grid, binds, [blocks as u32, part, accumulate as u32]);
-        total
-    }
-
-    fn launch(&self, x: &Tensor, entry: &str, lanes: u32, grid: [u32; 3], binds: Vec<Bind>, rest: [u32; 3]) {
-        let [span, part, accumulate] = rest;
+    fn launch(
+        &self,
+        x: &Tensor,
+        entry: &str,
+        lanes: u32,
+        (grid, turns): ([u32; 3], usize),
+        binds: Vec<Bind>,
+        span: u32,
+    ) {
         let params = [
             grid[0],
             self.rows as u32,
@@ -107,8 +139,6 @@ impl Plan {
             self.weighted as u32,
             self.biased as u32,
             span,
-            part,
-            accumulate,
         ];
         let source = self.kind.source(lanes, self.piece());
         x.gpu().launch(Launch {
@@ -118,14 +148,20 @@ impl Plan {
             binds,
             params: words(&params),
             grid,
+            turns,
             reuse: 2,
         });
     }
 }
 
-/// Which part of the sums over rows is whose gradient.
-pub(super) const GAIN: u32 = 0;
-pub(super) const SHIFT: u32 = 1;
+/// Which of the sums over rows is whose gradient.
+pub(super) const GAIN: usize = 0;
+pub(super) const SHIFT: usize = 1;
+
+/// One of the two rows of [`Plan::sums`].
+pub(super) fn row_of(sums: &Tensor, i: usize) -> Tensor {
+    sums.slice(0, i..i + 1).squeeze(0)
+}
 
 struct Norm {
     plan: Plan,
@@ -152,7 +188,7 @@ impl Op for Norm {
             let weight = self.weight.as_ref().map(|w| w.get(op));
             sink.add(0, plan.gradient(&x, weight, statistics, &dy));
         }
-        let wants: Vec<(usize, u32)> =
+        let wants: Vec<(usize, usize)> =
             [(plan.weighted, self.weight_input, GAIN), (plan.biased, self.bias_input, SHIFT)]
                 .into_iter()
                 .filter(|&(given, input, _)| given && sink.needs(input))
@@ -161,9 +197,9 @@ impl Op for Norm {
         if wants.is_empty() {
             return;
         }
-        let partial = plan.partial(&x, statistics, &dy);
+        let sums = plan.sums(&x, statistics, &dy);
         for (input, part) in wants {
-            sink.add_with(input, |into| plan.total(&partial, part, into));
+            sink.add(input, row_of(&sums, part));
         }
     }
 }
@@ -194,10 +230,16 @@ impl Tensor {
         let (g, b) = (float(weight), float(bias));
         let rows = x.count() / width;
         let plan = Plan { kind, rows, width, eps, weighted: weight.is_some(), biased: bias.is_some() };
-        let y = Tensor::empty(x.gpu(), op, x.shape(), DType::F32);
-        let statistics = Tensor::empty(x.gpu(), op, [rows, 3], DType::F32);
-        let binds = vec![x.bind(0), g.bind(1), b.bind(2), y.bind_mut(3), statistics.bind_mut(4)];
-        plan.rows(&x, "forward", binds);
+        let [y, statistics] = if plan.walks() {
+            let y = Tensor::empty(x.gpu(), op, x.shape(), DType::F32);
+            let statistics = Tensor::empty(x.gpu(), op, [rows, 3], DType::F32);
+            let binds = vec![x.bind(0), g.bind(1), b.bind(2), y.bind_mut(3), statistics.bind_mut(4)];
+            plan.rows(&x, "forward", binds);
+            [y, statistics]
+        } else {
+            let [y, statistics] = plan.long(&x, &g, &b);
+            [y.reshape(*x.shape()), statistics]
+        };
         y.made_by(&inputs, || {
             Box::new(Norm {
                 plan,

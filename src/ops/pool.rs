@@ -3,7 +3,7 @@
 use super::case::{Array, Case, Fill, Input};
 use super::words;
 use crate::dtype::DType;
-use crate::gpu::kernel::{Bind, Launch, grid};
+use crate::gpu::kernel::{Bind, Launch, MOST_TURNS, grid};
 use crate::gpu::shader::Source;
 use crate::shape::Shape;
 use crate::tape::{self, Op, Saved, Sink};
@@ -52,7 +52,21 @@ impl Pool {
         all.push(accumulate as usize);
         let params: Vec<u32> = all.into_iter().map(|v| v as u32).collect();
         let gpu = result.gpu();
-        gpu.launch(Launch { op: self.op, source: &source(), entry, binds, params: words(&params), grid, reuse: 2 });
+        let params = words(&params);
+        let turns = self.turns();
+        gpu.launch(Launch { op: self.op, source: &source(), entry, binds, params, grid, turns, reuse: 2 });
+    }
+
+    /// A window's elements, or the windows that hold an element, and a turn for each row of them.
+    fn turns(&self) -> usize {
+        self.kernel[0] * (self.kernel[1] + 1)
+    }
+
+    /// Windows too large for one thread, as two poolings, along rows and then along columns: for the largest element, in the
+    /// order of rows, and for the mean the same values.
+    fn in_two(&self) -> Option<[[[usize; 2]; 3]; 2]> {
+        let [[ky, kx], [sy, sx], [py, px]] = [self.kernel, self.stride, self.padding];
+        (self.turns() > MOST_TURNS && ky > 1 && kx > 1).then_some([[[1, kx], [1, sx], [0, px]], [[ky, 1], [sy, 1], [py, 0]]])
     }
 
     fn output(&self, x: &Tensor, dtype: DType) -> Tensor {
@@ -100,6 +114,9 @@ impl Tensor {
     #[track_caller]
     pub fn max_pool2d(&self, kernel: [usize; 2], stride: [usize; 2], padding: [usize; 2]) -> Tensor {
         let pool = Pool::new("max_pool2d", *self.shape(), kernel, stride, padding);
+        if let Some(both) = pool.in_two() {
+            return both.iter().fold(self.clone(), |x, &[kernel, stride, padding]| x.max_pool2d(kernel, stride, padding));
+        }
         let x = super::float(pool.op, self).detach().contiguous();
         let y = pool.output(&x, DType::F32);
         let mut binds = vec![x.bind(0), y.bind_mut(2)];
@@ -123,6 +140,9 @@ impl Tensor {
     #[track_caller]
     pub fn avg_pool2d(&self, kernel: [usize; 2], stride: [usize; 2], padding: [usize; 2]) -> Tensor {
         let pool = Pool::new("avg_pool2d", *self.shape(), kernel, stride, padding);
+        if let Some(both) = pool.in_two() {
+            return both.iter().fold(self.clone(), |x, &[kernel, stride, padding]| x.avg_pool2d(kernel, stride, padding));
+        }
         let x = super::float(pool.op, self).detach().contiguous();
         let y = pool.output(&x, DType::F32);
         pool.launch("avg_forward", &y, false, vec![x.bind(0), y.bind_mut(2)]);

@@ -42,7 +42,7 @@ fn fill(gpu: &Gpu, op: &'static str, entry: &str, shape: Shape, stream: Stream) 
     let [s0, s1] = stream.id;
     let params = [n as u32, grid[0], k0, k1, s0, s1, 1f32.to_bits(), 0f32.to_bits()];
     let source = Source::file("random");
-    let launch = Launch { op, source: &source, entry, binds, params: words(&params), grid, reuse: 4 };
+    let launch = Launch { op, source: &source, entry, binds, params: words(&params), grid, turns: 0, reuse: 4 };
     gpu.launch_live(launch, Some(Live::Stream { at: 4 }));
     y
 }

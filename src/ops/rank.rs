@@ -61,7 +61,9 @@ impl Params {
         all.extend([self.tie.is_some() as u32, self.tie.unwrap_or(0)]);
         all.extend(self.low.into_iter().chain(self.high));
         let (source, params) = (&source(), words(&all));
-        on.gpu().launch(Launch { op: "rank", source, entry, binds, params, grid, reuse: 1 });
+        // The bins twice, and the fours of a span.
+        let turns = 2 * BINS / 64 + self.span / 256;
+        on.gpu().launch(Launch { op: "rank", source, entry, binds, params, grid, turns, reuse: 1 });
     }
 
     /// Adds the counts of one digit of `x` to a row of `counts`.

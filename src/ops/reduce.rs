@@ -3,14 +3,20 @@
 use super::case::{Array, Case, Fill, Input};
 use super::words;
 use crate::dtype::DType;
+use crate::gpu::fuse::Scalar;
 use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::shape::{self, Shape};
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::Tensor;
 
-/// Axes longer than this, with few results, are reduced in two passes.
+/// Elements of an axis that a thread adds up: at most 1024 in each of its four running sums, in blocks of 32. Longer axes are
+/// reduced in passes, whose results are a tree.
 const SPAN: usize = 4096;
+/// Fewer results than these take more passes than they need, so that a device is busy.
+const MANY: usize = 4096;
+/// The same for a workgroup, of which each thread has a 64th.
+const SHARED_SPAN: usize = 16 * SPAN;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
@@ -38,22 +44,23 @@ fn source_rows(kind: Kind, lanes: u32) -> Source {
 }
 
 fn source_columns(kind: Kind) -> Source {
-    source(kind).alias("Elem", "vec4<f32>")
+    source(kind).alias("Elem", "vec4<f32>").alias("Bits", "vec4<u32>")
 }
 
-/// One pass over `[outer, axis, inner]`, or two where the axis is long and the results are few.
-fn reduce(op: &'static str, x: &Tensor, axis: usize, kind: Kind, scale: f32) -> Tensor {
+/// As many passes over `[outer, axis, inner]` as it takes until one element of the axis is left, divided by `divisor` then.
+fn reduce(op: &'static str, x: &Tensor, axis: usize, kind: Kind, divisor: f32) -> Tensor {
     let (outer, size, inner) = x.shape().split_at_axis(axis);
     let to = x.shape().without(axis);
-    let parts = if size > SPAN && outer * inner < 4096 { size.div_ceil(SPAN) } else { 1 };
-    if parts == 1 {
-        return pass(op, x, [outer, size, inner], 1, kind, scale).reshape(to);
+    let shared = inner == 1 && outer >= MANY && !x.gpu().is_software();
+    let parts = size.div_ceil(if shared { SHARED_SPAN } else { SPAN });
+    if parts <= 1 {
+        return pass(op, x, [outer, size, inner], 1, kind, divisor).reshape(to);
     }
     let partial = pass(op, x, [outer, size, inner], parts, kind, 1.0);
-    pass(op, &partial, [outer, parts, inner], 1, kind, scale).reshape(to)
+    reduce(op, &partial, 1, kind, divisor).reshape(to)
 }
 
-fn pass(op: &'static str, x: &Tensor, [outer, size, inner]: [usize; 3], parts: usize, kind: Kind, scale: f32) -> Tensor {
+fn pass(op: &'static str, x: &Tensor, [outer, size, inner]: [usize; 3], parts: usize, kind: Kind, divisor: f32) -> Tensor {
     let gpu = x.gpu();
     let x = x.contiguous();
     let results = outer * parts * inner;
@@ -61,19 +68,20 @@ fn pass(op: &'static str, x: &Tensor, [outer, size, inner]: [usize; 3], parts: u
     let by_vectors = inner == 1 && size.is_multiple_of(4) && size >= 16;
     // A barrier costs a CPU driver as much as a hundred elements; a GPU wants neighbours to read neighbours.
     let lanes = if gpu.is_software() && results >= 16 { 1 } else { 64 };
-    let (source, entry, groups) = match inner {
-        1 if by_vectors => (source_rows(kind, lanes), "rows", results.div_ceil(64 / lanes as usize)),
-        1 => (source(kind), "rows", results),
+    let (source, entry, groups, threads) = match inner {
+        1 if by_vectors => (source_rows(kind, lanes), "rows", results.div_ceil(64 / lanes as usize), lanes as usize),
+        1 => (source(kind), "rows", results, 64),
         // Four columns a thread.
-        _ if inner.is_multiple_of(4) => (source_columns(kind), "columns", (results / 4).div_ceil(64)),
-        _ => (source(kind), "columns", results.div_ceil(64)),
+        _ if inner.is_multiple_of(4) => (source_columns(kind), "columns", (results / 4).div_ceil(64), 1),
+        _ => (source(kind), "columns", results.div_ceil(64), 1),
     };
     let size = if by_vectors { size / 4 } else { size };
     let (results, inner) = if inner.is_multiple_of(4) { (results / 4, inner / 4) } else { (results, inner) };
     let grid = grid(groups);
-    let params = [grid[0] as usize, results, size, inner, parts, size.div_ceil(parts)].map(|v| v as u32);
+    let span = size.div_ceil(parts);
+    let params = [grid[0] as usize, results, size, inner, parts, span].map(|v| v as u32);
     let mut all = params.to_vec();
-    all.push(scale.to_bits());
+    all.push(divisor.to_bits());
     gpu.launch(Launch {
         op,
         source: &source,
@@ -81,6 +89,8 @@ fn pass(op: &'static str, x: &Tensor, [outer, size, inner]: [usize; 3], parts: u
         binds: vec![x.bind(0), y.bind_mut(1)],
         params: words(&all),
         grid,
+        // Its elements, and a turn for each block of them.
+        turns: span.div_ceil(threads) + SPAN / 32,
         reuse: 1,
     });
     y
@@ -89,7 +99,8 @@ fn pass(op: &'static str, x: &Tensor, [outer, size, inner]: [usize; 3], parts: u
 struct Sum {
     axis: usize,
     shape: Shape,
-    scale: f32,
+    /// 1, or the count of a mean.
+    divisor: f32,
 }
 
 impl Op for Sum {
@@ -98,7 +109,11 @@ impl Op for Sum {
     }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         if let Some(dy) = &dy[0] {
-            let dy = if self.scale == 1.0 { dy.clone() } else { dy.scale(self.scale) };
+            let count = [Scalar::F32(self.divisor)];
+            let dy = match self.divisor {
+                1.0 => dy.clone(),
+                _ => Tensor::lazy_with("mean", "$0 / $1", DType::F32, *dy.shape(), &[dy], &count),
+            };
             sink.add(0, dy.unsqueeze(self.axis).expand(self.shape));
         }
     }
@@ -126,15 +141,15 @@ impl Op for Extreme {
 
 impl Tensor {
     #[track_caller]
-    fn sum_scaled(&self, name: &'static str, axis: isize, scale: f32) -> Tensor {
+    fn sum_divided(&self, name: &'static str, axis: isize, divisor: f32) -> Tensor {
         let axis = shape::axis(name, axis, self.shape());
         let shape = *self.shape();
         if shape.count() == 0 {
             let zeros = Tensor::zeros(self.gpu(), shape.without(axis));
-            return zeros.made_by(&[self], || Box::new(Sum { axis, shape, scale }));
+            return zeros.made_by(&[self], || Box::new(Sum { axis, shape, divisor }));
         }
-        let y = reduce(name, &super::float(name, self).detach(), axis, Kind::Sum, scale);
-        y.made_by(&[self], || Box::new(Sum { axis, shape, scale }))
+        let y = reduce(name, &super::float(name, self).detach(), axis, Kind::Sum, divisor);
+        y.made_by(&[self], || Box::new(Sum { axis, shape, divisor }))
     }
 
     /// `y = sum over axis of x`; the axis disappears. f16 is summed and returned in f32.
@@ -143,7 +158,7 @@ impl Tensor {
     /// When the axis is out of range or the elements are integers.
     #[track_caller]
     pub fn sum(&self, axis: isize) -> Tensor {
-        self.sum_scaled("sum", axis, 1.0)
+        self.sum_divided("sum", axis, 1.0)
     }
 
     /// The mean over `axis`, which disappears.
@@ -154,7 +169,7 @@ impl Tensor {
     pub fn mean(&self, axis: isize) -> Tensor {
         let at = shape::axis("mean", axis, self.shape());
         assert!(self.shape()[at] > 0, "mean: axis {at} of {} is empty", self.shape());
-        self.sum_scaled("mean", axis, 1.0 / self.shape()[at] as f32)
+        self.sum_divided("mean", axis, self.shape()[at] as f32)
     }
 
     /// The sum of all elements, a scalar.
@@ -178,7 +193,7 @@ impl Tensor {
         y.made_by(&[self], || Box::new(Extreme { axis, x: Saved::new(self), y: Saved::new(&saved) }))
     }
 
-    /// The largest element along `axis`, which disappears. Ties share the gradient.
+    /// The largest element along `axis`, which disappears; NaN where one of them is. Ties share the gradient.
     ///
     /// # Panics
     /// When the axis is out of range or empty, or the elements are integers.
@@ -187,7 +202,7 @@ impl Tensor {
         self.extreme("max", axis, Kind::Max)
     }
 
-    /// The smallest element along `axis`, which disappears. Ties share the gradient.
+    /// The smallest element along `axis`, which disappears; NaN where one of them is. Ties share the gradient.
     ///
     /// # Panics
     /// When the axis is out of range or empty, or the elements are integers.
@@ -246,6 +261,11 @@ pub(crate) fn reduce64(x: &Array, axis: usize, first: f64, fold: fn(f64, f64) ->
     })
 }
 
+/// The larger, or NaN where one of them is.
+fn max64(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
+}
+
 pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for (shape, axis) in [(&[1, 1][..], 0), (&[7, 13], 1), (&[7, 13], 0), (&[3, 67, 5], 1), (&[2, 4801], 1), (&[4801, 2], 0), (&[20, 68], 1), (&[3, 16], 1), (&[2, 4804], 1), (&[3, 67, 8], 1), (&[601, 12], 0)] {
@@ -262,10 +282,10 @@ pub(super) fn cases() -> Vec<Case> {
             reduce64(&x[0], axis, 0.0, |a, b| a + b, |s, n| s / n as f64)
         }));
         all.push(Case::new(format!("max {shape:?} axis {axis}"), input(Fill::Distinct(0.03)), move |x| x[0].max(at), move |x| {
-            reduce64(&x[0], axis, f64::NEG_INFINITY, f64::max, |s, _| s)
+            reduce64(&x[0], axis, f64::NEG_INFINITY, max64, |s, _| s)
         }));
         all.push(Case::new(format!("min {shape:?} axis {axis}"), input(Fill::Distinct(0.03)), move |x| x[0].min(at), move |x| {
-            reduce64(&x[0], axis, f64::INFINITY, f64::min, |s, _| s)
+            reduce64(&x[0], axis, f64::INFINITY, |a, b| -max64(-a, -b), |s, _| s)
         }));
     }
     // Partial sums need up to 23 bits: equality shows that no term is lost or rounded.

@@ -82,6 +82,7 @@ impl Rope {
             binds,
             params: words(&params),
             grid,
+            turns: 0,
             reuse: 1,
         });
         y

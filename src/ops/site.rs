@@ -25,6 +25,8 @@ pub struct Load {
     pub tensors: Vec<Tensor>,
     /// The kernel's `p.site`: rows, columns and two numbers of the kind's own.
     pub params: [u32; 4],
+    /// Turns of the loops in one `load_site`.
+    pub turns: usize,
     /// Values of the fragment's `const NAME: u32`.
     pub constants: Vec<(&'static str, u32)>,
 }
@@ -84,6 +86,7 @@ pub trait Site: Send + Sync {
             binds,
             params: words(&params),
             grid,
+            turns: load.turns,
             reuse: 2,
         });
         y

@@ -13,16 +13,30 @@ use crate::tensor::Tensor;
 /// Threads that share one row, for kernels that walk rows: the widths that `variants` of those kernels list.
 pub(super) const LANES: [u32; 3] = [1, 8, 64];
 
+/// Turns of a thread that walks its part of a row, in blocks of 64: longer rows are shared by more threads, and those too long for
+/// 64 of them are made of other ops.
+pub(super) const WALK: usize = 4096;
+
+/// Whether a kernel can walk rows of so many pieces.
+pub(super) fn walks(pieces: usize) -> bool {
+    pieces <= 64 * WALK
+}
+
+/// Turns of a thread that walks a row of so many pieces `times` over.
+pub(super) fn turns(pieces: usize, lanes: u32, times: usize) -> usize {
+    times * (pieces.div_ceil(lanes as usize) + WALK / 64 + 1)
+}
+
 /// How many threads share a row of `axis` elements that lie `inner` apart, when there are `rows` of them.
 pub(super) fn lanes(gpu: &Gpu, axis: usize, inner: usize, rows: usize) -> u32 {
     // Measured on llvmpipe: a barrier costs as much as a hundred elements, so lanes only pay where rows are few and long.
-    if gpu.is_software() && (axis < 128 || rows >= 128) {
+    if gpu.is_software() && axis <= WALK && (axis < 128 || rows >= 128) {
         return 1;
     }
     match axis {
         0..16 => 1,
         // Neighbouring threads on neighbouring rows read whole lines; too few rows would leave the device idle.
-        _ if inner > 1 && rows >= 1024 => 1,
+        _ if inner > 1 && rows >= 1024 && axis <= WALK => 1,
         16..256 => 8,
         _ => 64,
     }
@@ -59,14 +73,37 @@ struct Softmax {
     y: Saved,
 }
 
-/// The kernels' file, their grid and their parameters.
-fn plan(gpu: &Gpu, log: bool, shape: &shape::Shape, axis: usize) -> (Source, [u32; 3], [u32; 4]) {
+/// A kernel's file, its grid, its parameters and its turns.
+struct Plan {
+    source: Source,
+    grid: [u32; 3],
+    params: [u32; 4],
+    turns: usize,
+}
+
+/// `None` for rows that no kernel walks.
+fn plan(gpu: &Gpu, log: bool, shape: &shape::Shape, axis: usize) -> Option<Plan> {
     let (outer, size, inner) = shape.split_at_axis(axis);
     let rows = outer * inner;
     let piece = if inner == 1 { piece(size) } else { 1 };
     let lanes = lanes(gpu, size / piece, inner, rows);
     let grid = groups(rows, lanes);
-    (source(log, lanes, piece), grid, [grid[0], rows as u32, size as u32, inner as u32])
+    let params = [grid[0], rows as u32, size as u32, inner as u32];
+    let turns = turns(size / piece, lanes, 2);
+    walks(size / piece).then(|| Plan { source: source(log, lanes, piece), grid, params, turns })
+}
+
+/// The same values by other ops, for rows that no kernel walks.
+fn long(log: bool, x: &Tensor, axis: isize) -> Tensor {
+    let d = x.sub(&x.max(axis).unsqueeze(axis as usize));
+    let e = d.exp();
+    let sum = e.sum(axis).unsqueeze(axis as usize);
+    if log { d.sub(&sum.log()) } else { e.div(&sum) }
+}
+
+fn long_backward(log: bool, y: &Tensor, dy: &Tensor, axis: isize) -> Tensor {
+    let total = |terms: &Tensor| terms.sum(axis).unsqueeze(axis as usize);
+    if log { dy.sub(&y.exp().mul(&total(dy))) } else { y.mul(&dy.sub(&total(&y.mul(dy)))) }
 }
 
 impl Op for Softmax {
@@ -76,15 +113,18 @@ impl Op for Softmax {
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
         let (op, y, dy) = (name(self.log), self.y.get(name(self.log)), dy.contiguous());
+        let Some(plan) = plan(y.gpu(), self.log, y.shape(), self.axis) else {
+            return sink.add(0, long_backward(self.log, y, &dy, self.axis as isize));
+        };
         let dx = Tensor::empty(y.gpu(), op, y.shape(), DType::F32);
-        let (source, grid, params) = plan(y.gpu(), self.log, y.shape(), self.axis);
         y.gpu().launch(Launch {
             op,
-            source: &source,
+            source: &plan.source,
             entry: "backward",
             binds: vec![y.bind(2), dy.bind(3), dx.bind_mut(4)],
-            params: words(&params),
-            grid,
+            params: words(&plan.params),
+            grid: plan.grid,
+            turns: plan.turns,
             reuse: 2,
         });
         sink.add(0, dx);
@@ -97,17 +137,23 @@ impl Tensor {
         let op = name(log);
         let axis = shape::axis(op, axis, self.shape());
         let x = super::float(op, self).detach().contiguous();
-        let y = Tensor::empty(x.gpu(), op, x.shape(), DType::F32);
-        let (source, grid, params) = plan(x.gpu(), log, x.shape(), axis);
-        x.gpu().launch(Launch {
-            op,
-            source: &source,
-            entry: "forward",
-            binds: vec![x.bind(0), y.bind_mut(1)],
-            params: words(&params),
-            grid,
-            reuse: 2,
-        });
+        let y = match plan(x.gpu(), log, x.shape(), axis) {
+            None => long(log, &x, axis as isize),
+            Some(plan) => {
+                let y = Tensor::empty(x.gpu(), op, x.shape(), DType::F32);
+                x.gpu().launch(Launch {
+                    op,
+                    source: &plan.source,
+                    entry: "forward",
+                    binds: vec![x.bind(0), y.bind_mut(1)],
+                    params: words(&plan.params),
+                    grid: plan.grid,
+                    turns: plan.turns,
+                    reuse: 2,
+                });
+                y
+            }
+        };
         let saved = y.clone();
         y.made_by(&[self], || Box::new(Softmax { log, axis, y: Saved::new(&saved) }))
     }
@@ -115,7 +161,7 @@ impl Tensor {
     /// `y = exp(x) / sum over axis of exp(x)`, of this shape, in f32; the maximum is subtracted first, so nothing
     /// overflows.
     ///
-    /// Elements of -inf get 0; a row of nothing else is NaN, as is one that holds NaN or +inf.
+    /// Elements of -inf get 0; a row of nothing else is NaN, as is one that holds NaN or +inf, all of it, with its gradient.
     ///
     /// # Panics
     /// When the axis is out of range or the elements are integers.

@@ -49,7 +49,11 @@ impl Params {
         all.extend(sizes.map(|v| v as u32));
         let flip = if self.flip { u32::MAX } else { 0 };
         all.extend([self.pad as u32, flip, self.kind, self.run as u32, self.accumulate as u32]);
-        x.gpu().launch(Launch { op, source: &source(tile), entry, binds, params: words(&all), grid, reuse: 1 });
+        // Log^2 steps over the tile, and what is read and written of it.
+        let (steps, each) = (tile.ilog2() as usize, tile / 64);
+        let turns = steps * (steps + 1) / 2 * (each / 2 + 1) + 2 * each;
+        let params = words(&all);
+        x.gpu().launch(Launch { op, source: &source(tile), entry, binds, params, grid, turns, reuse: 1 });
     }
 }
 

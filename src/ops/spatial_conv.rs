@@ -3,7 +3,7 @@
 
 use super::bonds::{Bonds, Run, Uses};
 use super::case::{Array, Case, Input};
-use super::edges::Edges;
+use super::edges::{Edges, walks};
 use super::kernel_basis::{
     Basis, Incoming, Network, Sight, Sums, Wants, basis64, directions, part, run, sight, small, weights,
 };
@@ -62,23 +62,29 @@ fn convolve(basis: &Tensor, w: &Tensor, v: &Tensor, (run, uses): (&Run, &Uses), 
     let [o, c] = [y.shape()[1], y.shape()[2] / 4];
     let nodes = uses.nodes.shape()[0] - 1;
     let mut binds = vec![v.bind(2), uses.nodes.bind(3), uses.pairs.bind(4), y.bind_mut(5)];
-    let (entry, source, blocks) = match bonds.opposite() {
+    // Of each edge that a thread takes at a time, the products with the basis are a loop inside.
+    let (entry, source, blocks, turns) = match bonds.opposite() {
         Some(opposite) => {
             let own = own(y.gpu(), c);
             binds.extend([product(OP, basis, w, Into::New).bind(9), opposite.bind(7)]);
-            ("messages", plain(true, [o, c], own), [o, c.div_ceil(own)])
+            ("messages", plain(true, [o, c], own), [o, c.div_ceil(own)], 1)
         }
         None => {
             let tile = Tile::of(y.gpu(), o, c);
             binds.extend([basis.bind(0), w.bind(1)]);
-            ("forward", tile.source(), [o.div_ceil(tile.orientations), c.div_ceil(tile.channels)])
+            let blocks = [o.div_ceil(tile.orientations), c.div_ceil(tile.channels)];
+            ("forward", tile.source(), blocks, 1 + w.shape()[0] / 4)
         }
     };
     let threads = nodes * blocks[0] * blocks[1];
     let grid = grid(threads.div_ceil(64));
-    let sizes = [threads, o, c, w.shape()[0] / 4, blocks[0], blocks[1]];
-    let params: Vec<u32> = std::iter::once(grid[0]).chain(sizes.map(|v| v as u32)).collect();
-    y.gpu().launch(Launch { op: OP, source: &source, entry, binds, params: words(&params), grid, reuse: 8 });
+    for walk in walks(uses.most, turns) {
+        let sizes = [threads, o, c, w.shape()[0] / 4, blocks[0], blocks[1], walk.start, walk.end];
+        let params: Vec<u32> = std::iter::once(grid[0]).chain(sizes.map(|v| v as u32)).collect();
+        let (binds, turns) = (binds.clone(), turns * walk.len());
+        let launch = Launch { op: OP, source: &source, entry, binds, params: words(&params), grid, turns, reuse: 8 };
+        y.gpu().launch(launch);
+    }
 }
 
 /// `m = g[destination] h[source]` of the edges of a run's rows: `[rows * O, C]`.
@@ -97,8 +103,9 @@ fn products(g: &Tensor, h: &Tensor, run: &Run, bonds: &Bonds) -> Tensor {
         source: &plain(bonds.opposite().is_some(), [o, c / 4], own),
         entry: "products",
         binds,
-        params: words(&[grid[0], threads as u32, o as u32, c as u32 / 4, 0, 0, 0]),
+        params: words(&[grid[0], threads as u32, o as u32, c as u32 / 4, 0, 0, 0, 0, 0]),
         grid,
+        turns: 0,
         reuse: 1,
     });
     m

@@ -1,7 +1,7 @@
 //! The spatial half of a separable convolution with kernels that are read from a table: for networks whose weights are fixed.
 
 use super::case::{Array, Case, Fill, Input};
-use super::edges::{Edges, Rows};
+use super::edges::{Edges, Rows, walks};
 use super::words;
 use crate::dtype::DType;
 use crate::gpu::kernel::{Bind, Launch, grid};
@@ -94,14 +94,14 @@ impl Kind {
     }
 }
 
-/// One launch on `seen [E, O, 4]` for the blocks of `pass`, over so many threads.
+/// One launch on `seen [E, O, 4]` for the blocks of `pass`, over so many threads, each of which takes the edges `walk` of its node.
 fn launch(
     table: &SplineTable,
     seen: &Tensor,
     kind: Kind,
     flags: [bool; 3],
     (entry, pass): (&str, &Range<usize>),
-    threads: usize,
+    (threads, walk): (usize, Range<usize>),
     binds: Vec<Bind>,
 ) {
     let (shape, [rows, o]) = (table.coefficients.shape(), [seen.count() / 4, seen.shape()[1]]);
@@ -111,7 +111,7 @@ fn launch(
     let mut params: Vec<u32> = std::iter::once(grid[0]).chain(sizes.map(|v| v as u32)).collect();
     let per = table.step.map(|step| (1.0 / step as f64) as f32);
     params.extend(table.low.iter().chain(&per).map(|x| x.to_bits()));
-    params.extend([pass.start, pass.len()].map(|v| v as u32));
+    params.extend([pass.start, pass.len(), walk.start, walk.end].map(|v| v as u32));
     // How often a coefficient is read on average: few edges leave most of a table alone.
     let reuse = rows * 4 * table.rows() / (shape[0] * shape[1]);
     table.coefficients.gpu().launch(Launch {
@@ -121,12 +121,14 @@ fn launch(
         binds,
         params: words(&params),
         grid,
+        // The edges, or the blocks whose parts are gathered.
+        turns: walk.len().max(pass.len()),
         reuse: reuse.min(1 << 16) as u32,
     });
 }
 
 /// What all entries that walk edges are bound to.
-fn walk(table: &SplineTable, seen: &Tensor, v: &Tensor, rows: &Rows, y: &Tensor) -> Vec<Bind> {
+fn walked_binds(table: &SplineTable, seen: &Tensor, v: &Tensor, rows: &Rows, y: &Tensor) -> Vec<Bind> {
     let inputs = [seen, &table.coefficients, v, &rows.starts, &rows.pairs];
     let mut binds: Vec<Bind> = inputs.iter().enumerate().map(|(i, x)| x.bind(i as u32)).collect();
     binds.push(y.bind_mut(5));
@@ -159,9 +161,12 @@ impl Tensor {
         let y = Tensor::empty(self.gpu(), OP, self.shape(), DType::F32);
         let kind = Kind::of(table, false);
         let blocks = kind.blocks(table.channels());
-        let binds = walk(table, &seen_, &h, edges.by_destination(), &y);
+        let binds = walked_binds(table, &seen_, &h, edges.by_destination(), &y);
         let threads = h.shape()[0] * h.shape()[1] * blocks;
-        launch(table, &seen_, kind, [false, true, true], ("forward", &(0..blocks)), threads, binds);
+        for walk in walks(edges.by_destination().most, 1) {
+            let (flags, what) = ([false, true, true], ("forward", &(0..blocks)));
+            launch(table, &seen_, kind, flags, what, (threads, walk), binds.clone());
+        }
         y.made_by(&[self, seen], || {
             let saved = [&h, &seen_].map(Saved::new);
             Box::new(TableConv { edges: edges.clone(), table: table.clone(), saved })
@@ -194,13 +199,17 @@ impl Op for TableConv {
         let walked = |dseen: Option<(&Tensor, bool)>| {
             for (i, pass) in passes.iter().enumerate() {
                 let parts = or_little(wants[1], &[pass.len(), seen.count()]);
-                let mut binds = walk(table, seen, &g, self.edges.by_source(), &dh);
+                let rows = self.edges.by_source();
+                let mut binds = walked_binds(table, seen, &g, rows, &dh);
                 binds.extend([h.bind(6), parts.bind_mut(7)]);
                 let threads = h.shape()[0] * h.shape()[1] * pass.len();
-                launch(table, seen, kind, [false, wants[0], wants[1]], ("backward", pass), threads, binds);
+                let flags = [false, wants[0], wants[1]];
+                for walk in walks(rows.most, 1) {
+                    launch(table, seen, kind, flags, ("backward", pass), (threads, walk), binds.clone());
+                }
                 if let Some((dseen, accumulate)) = dseen {
                     let (flags, binds) = ([accumulate || i > 0, true, true], vec![parts.bind(2), dseen.bind_mut(5)]);
-                    launch(table, seen, kind, flags, ("gather", pass), seen.count() / 4, binds);
+                    launch(table, seen, kind, flags, ("gather", pass), (seen.count() / 4, 0..0), binds);
                 }
             }
         };

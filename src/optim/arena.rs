@@ -194,6 +194,7 @@ impl Arenas {
                 binds,
                 params: bytemuck::cast_slice(&params),
                 grid,
+                turns: CHUNK / 256,
                 reuse: 1,
             };
             let (numbers, steps, lr) = (kernel.numbers.clone(), self.steps.clone(), kernel.lr);
@@ -244,6 +245,8 @@ impl Arenas {
                 binds,
                 params: bytemuck::cast_slice(&params),
                 grid,
+                // Of a chunk, or of all chunks, which one workgroup adds up.
+                turns: (CHUNK / 256).max(count / 1024 + 4),
                 reuse: 1,
             });
         };

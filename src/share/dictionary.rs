@@ -211,6 +211,7 @@ impl Site for Atoms {
             fragment: "site_atoms",
             tensors: vec![dense(&self.dictionary.atoms), dense(&self.dictionary.coefficients)],
             params: [rows, columns, atoms, self.layer].map(|v| v as u32),
+            turns: atoms,
             constants: vec![],
         }
     }

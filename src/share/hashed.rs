@@ -198,6 +198,7 @@ impl Site for Hashed {
             fragment: "site_hashed",
             tensors: vec![dense(&self.omega)],
             params: [rows, columns, offset as u32, scale.to_bits()],
+            turns: 0,
             constants: self.draw.constants(),
         }
     }
@@ -217,15 +218,19 @@ impl Site for Hashed {
         let m = draw.stored;
         grads.add_with(0, |into| {
             let (domega, accumulate) = into.output(gpu, "hashed", *self.omega.shape());
-            gpu.launch(Launch {
-                op: "hashed",
-                source: &reduce(draw, accumulate),
-                entry: "main",
-                binds: vec![dw.bind(0), domega.bind_mut(1)],
-                params: words(&[dw.count() as u32, draw.offset as u32, draw.scale.to_bits(), 0]),
-                grid: grid(m.div_ceil(64)),
-                reuse: 1,
-            });
+            let runs = (draw.offset + dw.count() - 1) / m - draw.offset / m + 1;
+            for skip in (0..runs).step_by(MOST_RUNS) {
+                gpu.launch(Launch {
+                    op: "hashed",
+                    source: &reduce(draw, accumulate || skip > 0),
+                    entry: "main",
+                    binds: vec![dw.bind(0), domega.bind_mut(1)],
+                    params: words(&[dw.count() as u32, draw.offset as u32, draw.scale.to_bits(), skip as u32]),
+                    grid: grid(m.div_ceil(64)),
+                    turns: MOST_RUNS + MOST_RUNS / 64,
+                    reuse: 1,
+                });
+            }
             domega
         });
     }
@@ -237,7 +242,11 @@ fn reduce(draw: &Draw, accumulate: bool) -> Source {
         .u32("SEED", draw.seeds[0])
         .u32("SIGN_SEED", draw.seeds[1])
         .bool("ACCUMULATE", accumulate)
+        .u32("MOST", MOST_RUNS as u32)
 }
+
+/// Runs of the stored numbers that one launch of the adjoint adds up.
+const MOST_RUNS: usize = 4096;
 
 pub(super) fn variants() -> Vec<Source> {
     let (scale, mapping, seeds) = (1.0, Mapping::Stable, SEEDS);

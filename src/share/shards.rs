@@ -139,6 +139,7 @@ impl Site for Miss {
             fragment: "site_miss",
             tensors: vec![dense(&self.weight), dense(&self.shard)],
             params: [rows, columns, self.shard.shape()[0] as u32, 0],
+            turns: 0,
             constants: vec![],
         }
     }

@@ -52,6 +52,7 @@ impl Site for Tied {
             fragment: "site_tied",
             tensors: vec![dense(&self.theta)],
             params: [rows as u32, columns as u32, 0, 0],
+            turns: 0,
             constants: vec![],
         }
     }
@@ -119,6 +120,7 @@ impl Site for LowRank {
             fragment: "site_low_rank",
             tensors: vec![dense(&self.theta), dense(&self.a), dense(&self.b)],
             params: [rows as u32, columns as u32, self.a.shape()[0] as u32, self.scale.to_bits()],
+            turns: self.a.shape()[0],
             constants: vec![],
         }
     }

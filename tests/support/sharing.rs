@@ -52,7 +52,8 @@ fn site(w: &Tensor) -> Arc<dyn Site> {
 /// Six layers of attention from two atoms a projection; the coefficient network; matrix PCA.
 pub fn masa(path: &Path) {
     let file = open(path);
-    let heads: usize = need(&file, "H");
+    let (heads, kv_heads): (usize, usize) = (need(&file, "H"), need(&file, "Hkv"));
+    let eps: f32 = need(&file, "eps");
     let names = ["q", "k", "v", "o"];
     let dictionaries = names.map(|p| {
         Dictionary::new(&leaf(&file, &format!("param.atoms.{p}")), &leaf(&file, &format!("param.coef.{p}")))
@@ -65,9 +66,9 @@ pub fn masa(path: &Path) {
         let mut x = x0.clone();
         for l in 0..layers {
             let width = gain.shape()[1];
-            let norm = Norm { gain: gain.slice(0, l..l + 1).reshape([width]), bias: None, eps: 1e-5 };
+            let norm = Norm { gain: gain.slice(0, l..l + 1).reshape([width]), bias: None, eps };
             let [q, k, v, o] = [0, 1, 2, 3].map(|p| Linear::from_site(weights(p, l), None));
-            let attention = Attention { q, k, v, o, heads, kv_heads: heads };
+            let attention = Attention { q, k, v, o, heads, kv_heads };
             x = attention.forward(&norm.forward(&x), &Mask::Causal, Some(&x));
             if check {
                 same(&file, &format!("out.layer.{l}"), &x);
@@ -143,7 +144,8 @@ fn pca(file: &File) {
 
 fn block(file: &File, heads: usize) -> Block {
     let linear = |name: &str| Linear::from_site(site(&leaf(file, &format!("param.{name}"))), None);
-    let norm = |name: &str| Norm { gain: leaf(file, &format!("param.{name}.g")), bias: None, eps: 1e-5 };
+    let eps = need(file, "eps");
+    let norm = |name: &str| Norm { gain: leaf(file, &format!("param.{name}.g")), bias: None, eps };
     Block {
         norm1: norm("norm1"),
         attention: Attention {

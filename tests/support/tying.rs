@@ -71,7 +71,8 @@ fn model(file: &File, prefix: &str) -> Model {
     let ln = file.contains(&format!("{prefix}.norm1.b"));
     let bias: Vec<Option<Tensor>> =
         ["bq", "bk", "bv", "bo", "b1", "b2"].iter().map(|b| ln.then(|| load(b, false).remove(0))).collect();
-    let eps = 1e-5;
+    // The file of optimizer steps has Adam's eps there; its norms' is the README's.
+    let eps = if prefix == "param" { need(file, "eps") } else { 1e-5 };
     let mut norms = |name: &str, per_depth: bool| -> Vec<Norm> {
         let gains = load(&format!("{name}.g"), per_depth);
         let biases = if ln { load(&format!("{name}.b"), per_depth) } else { Vec::new() };

@@ -1,6 +1,7 @@
 //! Which kernel makes a product, and the choice among them.
 
 use crate::gpu::Gpu;
+use crate::gpu::kernel::MOST_TURNS;
 use crate::gpu::shader::Source;
 use std::fmt;
 
@@ -123,6 +124,34 @@ impl Core {
                     .enable("f16")
                     .enable("wgpu_cooperative_matrix")
             }
+        }
+    }
+
+    /// The longest inner axis of one launch, for a right side each of whose loads makes `load` turns: what a thread may walk, and
+    /// as many sums of 64 terms as may be added up in a row. Longer products take several launches.
+    pub fn longest(&self, load: usize) -> usize {
+        const BLOCKS: usize = 256;
+        // Of a thread, for so many steps along the inner axis.
+        let (steps, turns) = match *self {
+            // Blocks take a turn in sixteen.
+            Core::Direct { deep, thread: [_, tn], .. } => (4 * deep, 2 + tn * load),
+            Core::Tiled { tile: [tm, tn], thread } => {
+                let fills = |side: usize| (4 * side).div_ceil(tm * tn / thread / thread * 4);
+                (16, 17 + fills(tm) + fills(tn) * (1 + 4 * load))
+            }
+            // The matrix units sum 16 products before they round to f32: a chain of 128.
+            Core::Coop { depth, .. } => return 64 * depth,
+        };
+        let deep = if let Core::Direct { deep, .. } = self { *deep } else { 1 };
+        (MOST_TURNS / turns * steps).min(BLOCKS * 64 * deep) / 16 * 16
+    }
+
+    /// Whether a running sum over this inner axis is cut into blocks.
+    pub fn is_blocked(&self, k: usize) -> bool {
+        match self {
+            Core::Direct { deep, .. } => k > 64 * deep,
+            Core::Tiled { .. } => k > 64,
+            Core::Coop { .. } => false,
         }
     }
 

@@ -5,7 +5,7 @@ use super::operand::{Operand, operand};
 use super::{Activation, Epilogue};
 use crate::dtype::DType;
 use crate::gpu::fuse::Target;
-use crate::gpu::kernel::{Bind, Launch};
+use crate::gpu::kernel::{Bind, Launch, MOST_TURNS};
 use crate::ops::site::{Load, Site};
 use crate::ops::words;
 use crate::shape::Shape;
@@ -35,14 +35,22 @@ struct Read {
 }
 
 impl Right<'_> {
+    /// The right side as a tensor, of a weight that is not stored made now.
+    fn made(self) -> Tensor {
+        match self {
+            Right::Tensor(tensor) => tensor.clone(),
+            Right::Weight { site, transposed } => {
+                let w = site.stored().unwrap_or_else(|| site.expand());
+                if transposed { w.t() } else { w }
+            }
+        }
+    }
+
     fn read(self, rows: usize, batch: &Shape) -> Read {
         let (site, transposed) = match self {
-            Right::Tensor(tensor) => return Read::tensor(tensor, batch),
-            Right::Weight { site, transposed } => (site, transposed),
+            Right::Weight { site, transposed } if rows <= FUSED_ROWS && site.stored().is_none() => (site, transposed),
+            _ => return Read::tensor(&self.made(), batch),
         };
-        if let Some(w) = site.stored().or_else(|| (rows > FUSED_ROWS).then(|| site.expand())) {
-            return Read::tensor(&if transposed { w.t() } else { w }, batch);
-        }
         let load = site.load();
         Read {
             fragment: if transposed { "rhs_site_transposed" } else { "rhs_site" },
@@ -109,7 +117,10 @@ impl<'a> Product<'a> {
             return;
         }
         if k == 0 {
-            return self.empty_sum(y);
+            if !self.accumulate {
+                self.finish(Tensor::zeros(y.gpu(), y.shape()), y);
+            }
+            return;
         }
         let mut left = operand(self.lhs, &batch, false);
         let mut binds = vec![y.bind_mut(4)];
@@ -152,12 +163,20 @@ impl<'a> Product<'a> {
         let problem =
             Problem { m, n, k, batch: batch.count(), left: left.fragment, right: right.fragment, half };
         let core = choose(gpu, &problem);
+        let load = right.load.as_ref().map_or(0, |load| load.turns);
+        let most = core.longest(load);
+        if k > most {
+            return self.in_pieces(y, &batch, if load > 0 { core.longest(0) } else { most });
+        }
         let mut source = slots.iter().fold(core.source(gpu.lanes()), |s, (slot, fragment)| s.slot(*slot, *fragment));
         if let Some(load) = &right.load {
             source = load.set(source);
         }
         if activation != Activation::None {
             source = source.u32("ACTIVATION", activation as u32);
+        }
+        if core.is_blocked(k) {
+            source = source.bool("BLOCKED", true);
         }
         // Another text to compile: only where many tiles gain from it.
         if !gpu.is_software() && core.fits(&problem) {
@@ -175,8 +194,30 @@ impl<'a> Product<'a> {
         let [tm, tn] = core.tile();
         let grid = [n.div_ceil(tn), m.div_ceil(tm), batch.count()].map(|v| v as u32);
         let reuse = (m.min(n) / 8).max(1) as u32;
-        let op = self.op;
-        gpu.launch(Launch { op, source: &source, entry: "main", binds, params: words(&params), grid, reuse });
+        let (op, params) = (self.op, words(&params));
+        // As many as it may make for an axis as long as it may be, and of this one its share.
+        let turns = k * MOST_TURNS / most;
+        gpu.launch(Launch { op, source: &source, entry: "main", binds, params, grid, turns, reuse });
+    }
+
+    /// Piece by piece of an inner axis that is too long for one launch, each adding to the ones before.
+    fn in_pieces(self, y: &Tensor, batch: &Shape, most: usize) {
+        let k = self.lhs.shape()[self.lhs.shape().len() - 1];
+        let right = self.rhs.made();
+        let Epilogue { bias, activation, residual } = self.epilogue;
+        let plain = bias.is_none() && activation == Activation::None && residual.is_none();
+        let plain = plain && self.before.is_none() && self.slope.is_none();
+        let sum = if plain { y.clone() } else { Tensor::empty(y.gpu(), self.op, y.shape(), DType::F32) };
+        debug_assert_eq!(batch.len() + 2, sum.shape().len());
+        for first in (0..k).step_by(most) {
+            let piece = first..k.min(first + most);
+            let (lhs, rhs) = (self.lhs.slice(-1, piece.clone()), right.slice(-2, piece));
+            let accumulate = self.accumulate || first > 0;
+            Product { rows: self.rows, accumulate, ..Product::new(self.op, &lhs, Right::Tensor(&rhs)) }.write(&sum);
+        }
+        if !plain {
+            self.finish(sum, y);
+        }
     }
 
     fn store(&self) -> &'static str {
@@ -195,16 +236,22 @@ impl<'a> Product<'a> {
         }
     }
 
-    /// Without an inner axis only the epilogue is left, as elementwise ops.
-    fn empty_sum(&self, y: &Tensor) {
-        if self.accumulate {
-            return;
-        }
+    /// The epilogue alone, as elementwise ops on a sum that is there.
+    fn finish(&self, sum: Tensor, y: &Tensor) {
+        let write = |x: &Tensor, to: &Tensor| {
+            // A copy, which is pending and so can be written there.
+            x.affine(1.0, 0.0).value.realize(Some(Target { place: to.place(), accumulate: false }));
+        };
         let Epilogue { bias, activation, residual } = self.epilogue;
-        let sum = Tensor::zeros(y.gpu(), y.shape());
         let sum = bias.map_or(sum.clone(), |bias| sum.add(&bias.detach()));
-        let sum = activation.apply(&sum);
+        if let Some(before) = self.before {
+            write(&sum, before);
+        }
+        let sum = match self.slope {
+            Some(at) => Tensor::lazy("slope", "$0 * dgelu($1)", DType::F32, *y.shape(), &[&sum, at]),
+            None => activation.apply(&sum),
+        };
         let last = residual.map_or(sum.clone(), |r| sum.add(&r.detach().reshape(*y.shape())));
-        last.value.realize(Some(Target { place: y.place(), accumulate: false }));
+        write(&last, y);
     }
 }
