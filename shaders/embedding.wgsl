@@ -79,8 +79,8 @@ fn sum_runs(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     var begun = Float(0.0);
     var begun_row = NOBODY;
     for (var i = first; i < last; i++) {
-        let from = place(i);
-        let next = ids[from];
+        let source = place(i);
+        let next = ids[source];
         if next != row {
             if open {
                 begun = sum;
@@ -92,7 +92,7 @@ fn sum_runs(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
             row = next;
             sum = Float(0.0);
         }
-        sum += dy[(outer * p.count + from) * p.inner + column];
+        sum += dy[(outer * p.count + source) * p.inner + column];
     }
     var goes_on = false;
     if last < p.count { goes_on = ids[place(last)] == row; }

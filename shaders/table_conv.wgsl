@@ -31,8 +31,8 @@ struct Params {
     per_r: f32,
     first: u32,         // block of this pass
     span: u32,          // blocks of this pass
-    from: u32,          // of each node's edges those that this launch takes; others add to the first
-    to: u32,
+    begin: u32,         // of each node's edges those that this launch takes; others add to the first
+    end: u32,
 }
 var<immediate> p: Params;
 
@@ -75,7 +75,7 @@ fn line() -> u32 { return select(p.cells_r + 3u, 1u, ROWS == 1u); }
 fn row_of(x: Place, r: Place) -> u32 { return x.cell * line() + select(r.cell, 0u, ROWS == 1u); }
 
 fn store(at: u32, value: vec4<f32>) {
-    if p.from > 0u { y[at] += value; } else { y[at] = value; }
+    if p.begin > 0u { y[at] += value; } else { y[at] = value; }
 }
 
 @compute @workgroup_size(64)
@@ -90,8 +90,8 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let c$c = min(i % p.blocks + ${c}u * p.blocks, p.channels - 1u);
     var y$c = vec4<f32>(0.0);
 #end
-    let end = min(starts[node] + p.to, starts[node + 1u]);
-    for (var j = starts[node] + p.from; j < end; j++) {
+    let end = min(starts[node] + p.end, starts[node + 1u]);
+    for (var j = starts[node] + p.begin; j < end; j++) {
         let pair = pairs[j];
         let s = seen[pair.x * p.orientations + a];
         let x = place(s.x, p.low_x, p.per_x, p.cells_x);
@@ -138,8 +138,8 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     var h$c = vec4<f32>(0.0);
     if SEEN && block + ${c}u * p.blocks < p.channels { h$c = own[to + c$c]; }
 #end
-    let end = min(starts[node] + p.to, starts[node + 1u]);
-    for (var j = starts[node] + p.from; j < end; j++) {
+    let end = min(starts[node] + p.end, starts[node + 1u]);
+    for (var j = starts[node] + p.begin; j < end; j++) {
         let pair = pairs[j];
         let row = pair.x * p.orientations + a;
         let s = seen[row];

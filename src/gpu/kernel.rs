@@ -20,7 +20,8 @@ pub(crate) struct Bind {
     pub write: bool,
 }
 
-/// Turns that all loops of one thread may make together; the few of a tree at the end come on top. Mesa's software driver up to
+/// Turns that all loops of one thread may make together, where each loop takes one more to end; the few of a tree at the end come on
+/// top. Mesa's software driver up to
 /// 22.3, the one of Debian 12, ends a thread's loops after 65 535 turns in all, without a word. Plans cut longer walks into
 /// several dispatches, on every adapter: the same bits everywhere, and none that runs into a driver's watchdog.
 pub(crate) const MOST_TURNS: usize = 60_000;

@@ -119,7 +119,7 @@ impl Split {
     }
 
     fn each_four(self) -> usize {
-        1 + if self.parts > 1 { 2 * self.each * self.parts } else { 0 } as usize
+        1 + if self.parts > 1 { 2 * self.each * (self.parts + 1) } else { 0 } as usize
     }
 
     /// Keys or queries that a thread may walk, a multiple of 4.

@@ -61,16 +61,16 @@ fn pieces(size: usize, most: usize) -> Vec<Range<usize>> {
 
 /// Rows and columns of taps and channels of each launch, so that no thread walks too far, with its turns.
 fn windows([rows, columns]: [usize; 2], channels: usize) -> Vec<([Range<usize>; 3], usize)> {
-    // A tap takes a turn, its channels one each, blocks of them one more, and a row of taps one.
-    let tap = |channels: usize| 2 + channels + channels / 64;
+    // A tap takes a turn, its channels one each, and with the ends of loops a block of them two, all blocks one, a row of taps two.
+    let tap = |channels: usize| 2 + channels + 2 * channels.div_ceil(64);
     let own = channels.min(MOST_TURNS / 2);
-    let across = columns.min(MOST_TURNS / tap(own));
-    let down = rows.min(MOST_TURNS / (1 + across * tap(own)));
+    let across = columns.min((MOST_TURNS - 2) / tap(own));
+    let down = rows.min(MOST_TURNS / (2 + across * tap(own)));
     let mut all = Vec::new();
     for u in pieces(rows, down) {
         for v in pieces(columns, across) {
             all.extend(pieces(channels, own).into_iter().map(|c| {
-                let turns = u.len() * (1 + v.len() * tap(c.len()));
+                let turns = u.len() * (2 + v.len() * tap(c.len()));
                 ([u.clone(), v.clone(), c], turns)
             }));
         }

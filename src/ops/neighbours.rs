@@ -41,11 +41,11 @@ pub(crate) struct Found {
 }
 
 impl Cells {
-    /// Cells at which a query looks at most, with a turn for each row and layer of them.
+    /// Cells at which a query looks at most, with two turns for each row and layer of them.
     fn cells_of_a_query(&self) -> usize {
         let of_a_graph = |grid: &[u32]| {
             let [x, y, z] = [grid[4], grid[5], grid[6]].map(|reach| 2 * reach as usize + 1);
-            z * (1 + y * (1 + x))
+            z * (2 + y * (2 + x))
         };
         self.grids.chunks_exact(8).map(of_a_graph).max().unwrap_or(1)
     }
@@ -76,7 +76,7 @@ impl Cells {
             let binds = binds.chain([found.bind_mut(7)]).collect();
             let range = [members.start as u32, members.end as u32];
             let params = [&[grid[0], queries.len() as u32, (radius * radius).to_bits()][..], &range].concat();
-            let (source, params, turns) = (source(fill), words(&params), cells * (1 + members.len()));
+            let (source, params, turns) = (source(fill), words(&params), cells * (2 + members.len()));
             gpu.launch(Launch { op: OP, source: &source, entry: "search", binds, params, grid, turns, reuse: 0 });
         };
         // Of each run of members what every query finds among them.

@@ -57,9 +57,9 @@ impl Pool {
         gpu.launch(Launch { op: self.op, source: &source(), entry, binds, params, grid, turns, reuse: 2 });
     }
 
-    /// A window's elements, or the windows that hold an element, and a turn for each row of them.
+    /// A window's elements, or the windows that hold an element, and two turns for each row of them.
     fn turns(&self) -> usize {
-        self.kernel[0] * (self.kernel[1] + 1)
+        self.kernel[0] * (self.kernel[1] + 2)
     }
 
     /// Windows too large for one thread, as two poolings, along rows and then along columns: for the largest element, in the

@@ -73,7 +73,7 @@ fn convolve(basis: &Tensor, w: &Tensor, v: &Tensor, (run, uses): (&Run, &Uses), 
             let tile = Tile::of(y.gpu(), o, c);
             binds.extend([basis.bind(0), w.bind(1)]);
             let blocks = [o.div_ceil(tile.orientations), c.div_ceil(tile.channels)];
-            ("forward", tile.source(), blocks, 1 + w.shape()[0] / 4)
+            ("forward", tile.source(), blocks, 2 + w.shape()[0] / 4)
         }
     };
     let threads = nodes * blocks[0] * blocks[1];

@@ -83,7 +83,8 @@ fn rows(pieces: usize, count: usize, tests: &mut Vec<Long>) {
             equal("layer_norm", &x.layer_norm(None, None, 1.0).detach(), 0.0);
             // The gradient of a row's own share is 0 where all shares are one.
             let y = x.softmax(1).sum_all().backward().unwrap();
-            near("softmax gradient", &gradient(&y, &x).abs().max(1), 0.0, 0.0);
+            let most = download(&gradient(&y, &x).abs().max(1)).into_iter().fold(0.0, f64::max);
+            assert!(most < 4e-6 / width as f64, "softmax gradient: {most:e}");
         }));
     }
 }

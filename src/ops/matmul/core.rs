@@ -131,13 +131,15 @@ impl Core {
     /// as many sums of 64 terms as may be added up in a row. Longer products take several launches.
     pub fn longest(&self, load: usize) -> usize {
         const BLOCKS: usize = 256;
+        // A loop in a load takes one more to end.
+        let load = if load > 0 { load + 1 } else { 0 };
         // Of a thread, for so many steps along the inner axis.
         let (steps, turns) = match *self {
-            // Blocks take a turn in sixteen.
+            // Blocks take two turns in sixteen.
             Core::Direct { deep, thread: [_, tn], .. } => (4 * deep, 2 + tn * load),
             Core::Tiled { tile: [tm, tn], thread } => {
                 let fills = |side: usize| (4 * side).div_ceil(tm * tn / thread / thread * 4);
-                (16, 17 + fills(tm) + fills(tn) * (1 + 4 * load))
+                (16, 20 + fills(tm) + fills(tn) * (1 + 4 * load))
             }
             // The matrix units sum 16 products before they round to f32: a chain of 128.
             Core::Coop { depth, .. } => return 64 * depth,
