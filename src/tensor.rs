@@ -89,7 +89,7 @@ impl Tensor {
     /// The elements on the host, row-major. Waits for the device.
     ///
     /// # Errors
-    /// The device's fault, if one stands.
+    /// What this tensor carries: a limit that an op would pass on which it depends. The device's fault, if one stands.
     ///
     /// # Panics
     /// When `E` is not this tensor's dtype; [`Tensor::cast`] first.
@@ -102,7 +102,7 @@ impl Tensor {
     /// Starts reading the elements' bytes without waiting for them.
     ///
     /// # Errors
-    /// The device's fault, if one stands.
+    /// As [`Tensor::to_vec`].
     ///
     /// # Panics
     /// When `E` is not this tensor's dtype.
@@ -118,7 +118,7 @@ impl Tensor {
     /// The one element of a single-element f32 tensor.
     ///
     /// # Errors
-    /// The device's fault, if one stands.
+    /// As [`Tensor::to_vec`].
     ///
     /// # Panics
     /// When there is not exactly one element.
@@ -208,6 +208,15 @@ impl Tensor {
         tape::record(&mut copy, &[self], || Box::new(Identity));
         let [copy] = copy;
         copy
+    }
+
+    /// Whether these elements can be computed, as far as is known without waiting for the device; computes nothing.
+    ///
+    /// # Errors
+    /// What the tensor carries: an op on which it depends would pass a limit of this adapter, or was skipped because a fault
+    /// stood on the device. Only tensors that depend on that op carry it; everything else goes on.
+    pub fn check(&self) -> Result<()> {
+        self.value.error().map_or(Ok(()), Err)
     }
 
     // What ops are made of.

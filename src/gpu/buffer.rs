@@ -3,9 +3,9 @@
 use super::{Gpu, capture, lock};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::TryRecvError;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 /// Bytes that the pool holds, for watching a long run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,11 +59,14 @@ impl Pool {
 
 /// A device buffer that goes back to its pool when the last holder lets go.
 ///
-/// It has no `data` when it could not be made or the op that writes it was skipped: the fault is on the
-/// `Gpu`, and every op that meets this buffer is skipped too.
+/// It has no `data` when it could not be made or the op that writes it was skipped: then it carries the reason, and every op
+/// that meets this buffer is skipped for the same one.
 pub struct Buffer {
     pub(crate) raw: Option<wgpu::Buffer>,
-    failed: AtomicBool,
+    /// Why it has no memory.
+    refused: Option<Error>,
+    /// Why a write to it was skipped. What an operand carries comes before what the size of the result would say.
+    failed: OnceLock<Error>,
     pub(crate) size: u64,
     /// Counts writes after the first: a saved value whose version moved was changed in place.
     pub(crate) version: AtomicU64,
@@ -72,14 +75,18 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// The memory, unless what should be in it was never written.
-    pub(crate) fn data(&self) -> Option<&wgpu::Buffer> {
-        self.raw.as_ref().filter(|_| !self.failed.load(Ordering::Relaxed))
+    /// The memory, or why what should be in it was never written.
+    pub(crate) fn data(&self) -> Result<&wgpu::Buffer> {
+        match (self.failed.get().or(self.refused.as_ref()), &self.raw) {
+            (None, Some(raw)) => Ok(raw),
+            (Some(error), _) => Err(error.clone()),
+            (None, None) => unreachable!("a buffer without memory says why"),
+        }
     }
 
-    /// Notes that a write to this buffer was skipped: what it holds now is left from earlier.
-    pub(crate) fn fail(&self) {
-        self.failed.store(true, Ordering::Relaxed);
+    /// Notes why a write to this buffer was skipped: what it holds now is left from earlier. The first reason stays.
+    pub(crate) fn fail(&self, error: &Error) {
+        let _ = self.failed.set(error.clone());
     }
 
     /// Whether it came from this pool.
@@ -112,16 +119,21 @@ fn size_class(bytes: u64) -> u64 {
 }
 
 impl Gpu {
-    /// A buffer of at least `bytes`, contents arbitrary. On failure the fault is raised and the buffer has no memory.
+    /// A buffer of at least `bytes`, contents arbitrary. One that cannot be made has no memory and carries the error; that the
+    /// device has no memory left is its fault too.
     pub(crate) fn alloc(&self, op: &str, bytes: u64) -> Arc<Buffer> {
         self.take_buffer(op, bytes, u64::MAX, &capture::pool(self))
     }
 
     fn take_buffer(&self, op: &str, bytes: u64, newest_epoch: u64, pool: &Arc<Mutex<Pool>>) -> Arc<Buffer> {
-        let raw = self.try_take(op, bytes, newest_epoch, pool).map_err(|e| self.raise(e)).ok();
+        let (raw, refused) = match self.try_take(op, bytes, newest_epoch, pool) {
+            Ok(raw) => (Some(raw), None),
+            Err(error) => (None, Some(error)),
+        };
         Arc::new(Buffer {
             raw,
-            failed: AtomicBool::new(false),
+            refused,
+            failed: OnceLock::new(),
             size: bytes,
             version: AtomicU64::new(0),
             gpu: Arc::downgrade(&self.0),
@@ -129,15 +141,22 @@ impl Gpu {
         })
     }
 
-    fn try_take(&self, op: &str, bytes: u64, newest_epoch: u64, from: &Mutex<Pool>) -> Result<wgpu::Buffer> {
-        let limit = self.limits().max_storage_buffer_binding_size.min(self.limits().max_buffer_size);
-        if bytes > limit {
-            return Err(Error::Limit {
-                what: format!("{op}: bytes of one tensor"),
-                need: bytes,
-                have: limit,
-            });
+    /// Whether one tensor may have so many bytes.
+    pub(super) fn fits(&self, op: &str, bytes: u64) -> Result<()> {
+        let have = self.most_bytes();
+        if bytes > have {
+            return Err(Error::Limit { what: format!("{op}: bytes of one tensor"), need: bytes, have });
         }
+        Ok(())
+    }
+
+    fn most_bytes(&self) -> u64 {
+        self.limits().max_storage_buffer_binding_size.min(self.limits().max_buffer_size)
+    }
+
+    fn try_take(&self, op: &str, bytes: u64, newest_epoch: u64, from: &Mutex<Pool>) -> Result<wgpu::Buffer> {
+        self.fits(op, bytes)?;
+        let limit = self.most_bytes();
         let class = size_class(bytes).min(limit / 4 * 4).max(bytes);
         let mut pool = lock(from);
         if let Some(free) = pool.free.get_mut(&class)
@@ -157,7 +176,8 @@ impl Gpu {
                 self.trim();
                 self.create(op, class).ok_or_else(|| {
                     let stats = self.memory_stats();
-                    Error::device(format!("{op}: out of device memory asking for {class} bytes; {stats:?}"))
+                    let text = format!("{op}: out of device memory asking for {class} bytes; {stats:?}");
+                    self.raise(Error::device(text))
                 })?
             }
         };
@@ -227,11 +247,7 @@ impl Gpu {
     pub(crate) fn start_read(&self, buffer: &Buffer, offset: u64, bytes: u64) -> Result<Reading> {
         capture::refuse(self, "a readback")?;
         self.check()?;
-        let Some(raw) = buffer.data() else {
-            return Err(Error::device(
-                "readback: this tensor has no data because the op that makes it failed earlier",
-            ));
-        };
+        let raw = buffer.data()?;
         let padded = bytes.div_ceil(4) * 4;
         let staging = self.take_staging(padded.max(4));
         let index = {
@@ -257,7 +273,7 @@ impl Gpu {
         drop(ring);
         self.0.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("readback"),
-            size: size_class(bytes),
+            size: size_class(bytes).min(self.limits().max_buffer_size / 4 * 4).max(bytes),
             usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         })

@@ -10,8 +10,9 @@ use super::kernel::{Bind, Launch, grid};
 use super::shader::Source;
 use super::{Gpu, lock};
 use crate::dtype::DType;
+use crate::error::Error;
 use crate::shape::{Shape, Strides, collapse};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 use std::sync::{Arc, Mutex};
 
@@ -139,6 +140,16 @@ impl Value {
         }
     }
 
+    /// The error that the elements carry or would carry once computed: that of what they are made of. Computes nothing.
+    pub fn error(&self) -> Option<Error> {
+        let expr = match &*lock(&self.state) {
+            State::Ready(place) => return place.buffer.data().err(),
+            State::Pending(expr) => expr.clone(),
+        };
+        let own = self.gpu.fits(expr.op, self.dtype.buffer_bytes(self.count)).err();
+        expr.operands_error(&mut HashSet::new()).or(own)
+    }
+
     /// Computes the elements into `target` if they are pending; a computed value is left where it is.
     pub fn realize(&self, target: Option<Target>) -> Place {
         let mut state = lock(&self.state);
@@ -198,6 +209,17 @@ impl Expr {
         let same_walk = offset == 0 && value.count == self.shape.count() && *strides == self.shape.strides();
         // A pending value of the same elements but another shape has leaves that walk differently.
         value.expr().filter(|inner| same_walk && inner.shape == self.shape)
+    }
+
+    /// The first error among what this is made of, through pending values, each of which is looked at once.
+    fn operands_error(&self, seen: &mut HashSet<*const Value>) -> Option<Error> {
+        self.args.iter().find_map(|arg| match arg {
+            Arg::Operand { value, .. } if seen.insert(Arc::as_ptr(value)) => match &*lock(&value.state) {
+                State::Ready(place) => place.buffer.data().err(),
+                State::Pending(inner) => inner.operands_error(seen),
+            },
+            _ => None,
+        })
     }
 
     /// Counts what the generated kernel would hold, without regard to repeats: an upper bound.

@@ -75,16 +75,12 @@ impl Gpu {
     /// later the new ones.
     ///
     /// # Errors
-    /// The device's fault, if one stands.
+    /// What the buffer carries; the device's fault, if one stands.
     pub(crate) fn overwrite(&self, buffer: &Arc<Buffer>, offset: u64, bytes: &[u8]) -> Result<()> {
         super::capture::refuse(self, "a write from the host")?;
         self.settle(std::slice::from_ref(buffer));
         self.check()?;
-        let Some(raw) = buffer.data() else {
-            return Err(Error::device(
-                "a tensor to be written has no data because the op that makes it failed",
-            ));
-        };
+        let raw = buffer.data()?;
         let mut recorder = lock(&self.0.recorder);
         // The queue runs writes before every command of the next submit: the open batch must go first, and nothing
         // may be recorded in between.

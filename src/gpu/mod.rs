@@ -457,13 +457,17 @@ impl Gpu {
         (self.0.limits.max_storage_buffers_per_shader_stage as usize - 1).min(16)
     }
 
-    /// Keeps the first fault; later ops do nothing until it is taken.
-    pub(crate) fn raise(&self, error: Error) {
+    /// Keeps the first fault of the device; later ops do nothing until it is taken.
+    ///
+    /// For what the device lost: memory, a pipeline, itself. A limit known beforehand is no fault: the op's results carry it.
+    #[doc(hidden)]
+    pub fn raise(&self, error: Error) -> Error {
         tracing::error!(%error, "fault");
-        lock(&self.0.fault).get_or_insert(error);
+        lock(&self.0.fault).get_or_insert(error.clone());
+        error
     }
 
-    /// The fault that stands, if any, as `Err`.
+    /// The device's fault that stands, if any, as `Err`.
     pub(crate) fn check(&self) -> Result<()> {
         match &*lock(&self.0.fault) {
             Some(error) => Err(error.clone()),
@@ -471,9 +475,11 @@ impl Gpu {
         }
     }
 
-    /// Takes the standing fault away, so that work may go on with tensors made from here on.
+    /// Takes the device's standing fault away, so that work may go on with tensors made from here on.
     ///
-    /// Tensors made by the ops that were skipped stay without data and raise a fault again when used.
+    /// A fault is what the device itself lost: memory, a pipeline, the device. While it stands every op is skipped. Tensors
+    /// made by the ops that were skipped carry it from then on, and so does what is made of them; it does not come back to
+    /// the device. A limit that an op would pass is no fault: only its results and what depends on them carry that.
     pub fn take_fault(&self) -> Option<Error> {
         lock(&self.0.fault).take()
     }

@@ -95,7 +95,7 @@ impl Gpu {
     /// Submits everything recorded so far, without waiting.
     ///
     /// # Errors
-    /// The fault that stands, if any.
+    /// The device's fault, if one stands; not the errors that single tensors carry.
     pub fn flush(&self) -> Result<()> {
         lock(&self.0.recorder).submit(self);
         self.check()
@@ -104,7 +104,7 @@ impl Gpu {
     /// Submits everything and waits until the device is idle.
     ///
     /// # Errors
-    /// The fault that stands, if any.
+    /// The device's fault, if one stands; not the errors that single tensors carry.
     pub fn synchronize(&self) -> Result<()> {
         let index = lock(&self.0.recorder).submit(self);
         let wait = wgpu::PollType::Wait { submission_index: index, timeout: None };

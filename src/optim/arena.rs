@@ -135,6 +135,9 @@ impl Arenas {
             settle_in(&leaf.tensor, &Place { buffer: params.clone(), offset: leaf.offset });
         }
         gpu.check()?;
+        for arena in &arenas {
+            arena.buffers().try_for_each(|buffer| buffer.data().map(drop))?;
+        }
         Ok(Arenas {
             op,
             gpu: gpu.clone(),
@@ -171,7 +174,14 @@ impl Arenas {
             present.len()
         );
         let table = self.table(present);
+        for part in &table.parts {
+            let arena = &self.arenas[part.arena];
+            let gradients = arena.gradients(2, grads).buffer;
+            arena.buffers().chain([&gradients]).try_for_each(|buffer| buffer.data().map(drop))?;
+        }
         let norm = self.norm(grads, &table, clip);
+        // Nothing is changed by an update that could not be made whole.
+        norm.data()?;
         let changed: Vec<_> = table.parts.iter().map(|part| self.arenas[part.arena].params.clone()).collect();
         gpu.settle(&changed);
         let numbers = (kernel.numbers)(kernel.lr, self.steps() + 1);
@@ -348,6 +358,11 @@ impl Arenas {
 }
 
 impl Arena {
+    /// What an update writes.
+    fn buffers(&self) -> impl Iterator<Item = &Arc<Buffer>> {
+        std::iter::once(&self.params).chain(&self.moments)
+    }
+
     fn bind(&self, binding: u32, buffer: &Arc<Buffer>) -> Bind {
         bind(binding, buffer, self.layout.bytes, true)
     }
