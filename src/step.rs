@@ -39,7 +39,7 @@ impl Step {
     /// are those of the recorded run for ever.
     ///
     /// # Errors
-    /// `work`'s own, what an input or an op inside carries, the device's fault, a readback or a write from the host inside
+    /// `work`'s own, an input of another device, what an input or an op inside carries, the device's fault, a readback or a write from the host inside
     /// `work`, and a step in a step.
     pub fn record(
         gpu: &Gpu,
@@ -47,9 +47,14 @@ impl Step {
         work: impl FnOnce(&[Tensor]) -> Result<Vec<Tensor>>,
     ) -> Result<Step> {
         gpu.check()?;
+        if let Some(i) = inputs.iter().position(|x| x.gpu() != gpu) {
+            return Err(elsewhere(i, gpu, inputs[i]));
+        }
         let fixed: Vec<Tensor> =
             inputs.iter().map(|x| Tensor::empty(gpu, "step", x.shape(), x.dtype())).collect();
         copy(gpu, inputs, &fixed)?;
+        // What is pending outside is made once, before: computed inside, it would be a kernel of every replay.
+        gpu.settle_all();
         let (outputs, capture) = gpu.capture(|| {
             let outputs: Vec<Tensor> = work(&fixed)?.iter().map(|y| y.detach().contiguous()).collect();
             outputs.iter().for_each(Tensor::evaluate);
@@ -63,7 +68,7 @@ impl Step {
     /// Runs the step on new inputs; gives [`Step::outputs`].
     ///
     /// # Errors
-    /// When an input differs in shape or dtype from the recorded one, which is named; what an input carries, or a tensor that
+    /// When an input differs in shape or dtype from the recorded one or is on another device, which is named; what an input carries, or a tensor that
     /// the step uses. Then nothing is run. The device's fault.
     pub fn run(&mut self, inputs: &[&Tensor]) -> Result<&[Tensor]> {
         if inputs.len() != self.inputs.len() {
@@ -71,7 +76,10 @@ impl Step {
             return Err(Error::config(format!("Step: {got} inputs, recorded with {want}")));
         }
         for (i, (new, old)) in inputs.iter().zip(&self.inputs).enumerate() {
-            if new.shape() != old.shape() || new.dtype() != old.dtype() || new.gpu() != &self.gpu {
+            if new.gpu() != &self.gpu {
+                return Err(elsewhere(i, &self.gpu, new));
+            }
+            if new.shape() != old.shape() || new.dtype() != old.dtype() {
                 return Err(Error::config(format!(
                     "Step: input {i} is {} {} and was recorded as {} {}; record another step for it",
                     new.shape(),
@@ -104,6 +112,14 @@ impl Step {
     pub fn dispatches(&self) -> usize {
         self.capture.dispatches()
     }
+}
+
+fn elsewhere(i: usize, gpu: &Gpu, input: &Tensor) -> Error {
+    Error::config(format!(
+        "Step: input {i} {} is on {:?}, the step on {gpu:?}; copy it over with to_vec and from_slice",
+        input.shape(),
+        input.gpu()
+    ))
 }
 
 /// Copies elements into tensors of the same shapes and dtypes that own their memory; none when one of them carries an error.

@@ -40,17 +40,27 @@ impl Pending {
     }
 }
 
+/// Computes values that were listed in the order of making.
+fn compute(values: Vec<Weak<Value>>) {
+    // Latest first: an expression computes what it inlines, and what only it held is gone when its turn comes. For
+    // the same reason no handle is kept over the loop: a value that looks held is stored.
+    for value in values.iter().rev() {
+        if let Some(value) = value.upgrade() {
+            value.place();
+        }
+    }
+}
+
 impl Gpu {
     /// Computes every pending value that reads one of `buffers`, directly or through other pending values.
     pub(crate) fn settle(&self, buffers: &[Arc<Buffer>]) {
-        let readers = self.readers(buffers);
-        // Latest first: an expression computes what it inlines, and what only it held is gone when its turn comes. For
-        // the same reason no handle is kept over the loop: a value that looks held is stored.
-        for value in readers.iter().rev() {
-            if let Some(value) = value.upgrade() {
-                value.place();
-            }
-        }
+        compute(self.readers(buffers));
+    }
+
+    /// Computes every pending value of this device.
+    pub(crate) fn settle_all(&self) {
+        let live = lock(&self.0.pending).live();
+        compute(live.iter().map(Arc::downgrade).collect());
     }
 
     fn readers(&self, buffers: &[Arc<Buffer>]) -> Vec<Weak<Value>> {
