@@ -167,21 +167,22 @@ pub(crate) fn tracks(inputs: &[&Tensor]) -> bool {
 /// A tensor kept for the backward pass, with a check that nobody changed it in place meanwhile.
 pub(crate) struct Saved {
     tensor: Tensor,
-    version: Option<u64>,
+    /// Changes in place before.
+    changes: u64,
 }
 
 impl Saved {
     pub fn new(tensor: &Tensor) -> Saved {
         let tensor = tensor.detach();
-        let version = tensor.version();
-        Saved { tensor, version }
+        let changes = tensor.value.changes();
+        Saved { tensor, changes }
     }
 
     /// # Panics
     /// When the value was changed in place since.
     pub fn get(&self, op: &str) -> &Tensor {
         assert!(
-            self.version.is_none() || self.version == self.tensor.version(),
+            self.changes == self.tensor.value.changes(),
             "{op}: a tensor {} saved for backward was changed in place (by an optimizer step?); \
              call backward before the change",
             self.tensor.shape()

@@ -11,7 +11,6 @@ use crate::shape::{self, Shape, Strides};
 use crate::tape::{self, Edge, Node, Op};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// An n-dimensional array on one device.
 ///
@@ -307,11 +306,6 @@ impl Tensor {
         let place = self.place();
         let size = self.dtype().buffer_bytes(self.count());
         Bind { binding, buffer: place.buffer, offset: place.offset, size, write }
-    }
-
-    /// Counts changes in place of the buffer behind this tensor; `None` while pending.
-    pub(crate) fn version(&self) -> Option<u64> {
-        Some(self.value.computed()?.buffer.version.load(Ordering::Relaxed))
     }
 }
 
