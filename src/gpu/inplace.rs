@@ -6,7 +6,7 @@
 use super::buffer::Buffer;
 use super::fuse::Value;
 use super::{Gpu, lock};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 
