@@ -36,7 +36,7 @@ pub mod tensor;
 
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
-pub use gpu::{Gpu, Options};
+pub use gpu::{Feature, Gpu, Options};
 pub use rng::Rng;
 pub use shape::Shape;
 pub use step::Step;

@@ -6,6 +6,8 @@
 mod choices;
 #[path = "engine/faults.rs"]
 mod faults;
+#[path = "engine/open.rs"]
+mod open;
 #[path = "engine/step.rs"]
 mod step;
 mod support;
