@@ -103,11 +103,53 @@ fn is_named(adapter: &wgpu::Adapter, part: &str) -> bool {
     adapter.get_info().name.to_lowercase().contains(&part.to_lowercase())
 }
 
-fn enumerate(backends: wgpu::Backends) -> Vec<wgpu::Adapter> {
-    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-    descriptor.backends = backends;
-    let instance = wgpu::Instance::new(descriptor);
-    pollster::block_on(instance.enumerate_adapters(backends))
+fn enumerate(mut backends: wgpu::Backends) -> Vec<wgpu::Adapter> {
+    let mut adapters = Vec::new();
+    if backends.contains(wgpu::Backends::VULKAN)
+        && let Some(instance) = vulkan_without_wayland()
+    {
+        backends -= wgpu::Backends::VULKAN;
+        adapters = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::VULKAN));
+    }
+    if !backends.is_empty() {
+        let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+        descriptor.backends = backends;
+        let instance = wgpu::Instance::new(descriptor);
+        adapters.extend(pollster::block_on(instance.enumerate_adapters(backends)));
+    }
+    adapters
+}
+
+/// Vulkan where no Wayland session can be: with that extension on, Mesa's layer for the choice of devices tries to connect to one,
+/// and libwayland complains on stderr that `XDG_RUNTIME_DIR` is not set. We show nothing, so nothing is lost.
+#[cfg(all(unix, not(target_vendor = "apple")))]
+fn vulkan_without_wayland() -> Option<wgpu::Instance> {
+    use wgpu::hal::api::Vulkan;
+    use wgpu::hal::vulkan::{CreateInstanceCallbackArgs, Instance};
+    if std::env::var_os("XDG_RUNTIME_DIR").is_some_and(|folder| std::path::Path::new(&folder).is_absolute()) {
+        return None;
+    }
+    let descriptor = wgpu::hal::InstanceDescriptor {
+        name: "wgpu",
+        flags: wgpu::InstanceFlags::default(),
+        memory_budget_thresholds: wgpu::MemoryBudgetThresholds::default(),
+        backend_options: wgpu::BackendOptions::default(),
+        telemetry: None,
+        display: None,
+    };
+    let drop_wayland = |args: CreateInstanceCallbackArgs| {
+        args.extensions.retain(|name| name.to_bytes() != b"VK_KHR_wayland_surface");
+    };
+    // SAFETY: wgpu-hal wants nothing taken away lest it uses what is not there. It uses this extension only to make a Wayland
+    // surface, which we never do, and looks for it in the list first.
+    let made = unsafe { Instance::init_with_callback(&descriptor, Some(Box::new(drop_wayland))) };
+    // SAFETY: the instance was made just now, and nobody else has it.
+    made.ok().map(|instance| unsafe { wgpu::Instance::from_hal::<Vulkan>(instance) })
+}
+
+#[cfg(not(all(unix, not(target_vendor = "apple"))))]
+fn vulkan_without_wayland() -> Option<wgpu::Instance> {
+    None
 }
 
 /// Discrete before integrated before virtual before software; a native interface before OpenGL.

@@ -83,3 +83,12 @@ fn child_error(name: &str, value: &str) -> String {
     let done = command.env(name, value).output().expect("a child");
     String::from_utf8_lossy(&done.stdout).into_owned()
 }
+
+/// To look for OpenGL adapters makes its libraries complain where there is no display.
+#[test]
+fn nothing_is_written_to_stderr() {
+    let unset =
+        ["XDG_RUNTIME_DIR", "DISPLAY", "WAYLAND_DISPLAY", "RUST_LOG", "TIEBEAM_BACKEND", "TIEBEAM_ADAPTER"];
+    let (_, err) = child(&[], &unset);
+    assert_eq!(err, "");
+}
