@@ -4,7 +4,7 @@ use super::{Gpu, capture, lock};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::TryRecvError;
+use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 /// Bytes that the pool holds, for watching a long run.
@@ -290,15 +290,23 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Blocks until the bytes are here.
+    /// Blocks until the bytes are here, at most as long as `Options::wait`.
     ///
     /// # Errors
-    /// The device's fault, if one stands.
+    /// The device's fault, if one stands; [`Error::Device`] when it takes too long.
     pub fn wait(mut self) -> Result<Vec<u8>> {
-        let wait = wgpu::PollType::Wait { submission_index: self.index.take(), timeout: None };
-        self.gpu.0.device.poll(wait).map_err(|e| Error::device(format!("waiting for a readback: {e}")))?;
-        let mapped =
-            self.receiver.recv().map_err(|_| Error::device("a readback was dropped by the driver"))?;
+        const WHAT: &str = "a readback";
+        self.gpu.wait_for(self.index.take(), WHAT)?;
+        // The map is announced while polling: here, or by another thread at this moment.
+        let mapped = match self.gpu.0.wait {
+            Some(limit) => self.receiver.recv_timeout(limit).map_err(|error| match error {
+                RecvTimeoutError::Timeout => self.gpu.waited(WHAT),
+                RecvTimeoutError::Disconnected => Error::device("a readback was dropped by the driver"),
+            })?,
+            None => {
+                self.receiver.recv().map_err(|_| Error::device("a readback was dropped by the driver"))?
+            }
+        };
         self.take(mapped)
     }
 

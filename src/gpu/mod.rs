@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 pub use adapters::AdapterSummary;
 pub use buffer::MemoryStats;
@@ -49,6 +50,8 @@ pub(crate) struct Inner {
     pub limits: wgpu::Limits,
     pub features: wgpu::Features,
     pub checked: bool,
+    /// The longest wait for the device, if there is a limit.
+    wait: Option<Duration>,
     summary: AdapterSummary,
     software: bool,
     texels: texel::Policy,
@@ -95,6 +98,7 @@ impl Gpu {
             limits: inner.limits.clone(),
             features: inner.features,
             checked: inner.checked,
+            wait: inner.wait,
             texels: inner.texels,
             lanes: inner.lanes,
             coop: inner.coop,

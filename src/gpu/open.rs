@@ -5,6 +5,7 @@ use super::{CoopMatrices, Gpu, Inner, Tuning, choices, lock, texel};
 use crate::error::{Error, Result};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 /// How to choose an adapter; the environment (`TIEBEAM_ADAPTER`, `TIEBEAM_BACKEND`, `TIEBEAM_OFF`, ...) fills what is left
 /// open.
@@ -30,6 +31,9 @@ pub struct Options {
     /// Whether matrix products may round f32 operands to f16, on adapters with cooperative matrices: several times faster,
     /// relative errors near 2^-11 an operand (`TIEBEAM_ROUND_PRODUCTS=1`). Sums stay f32. Off by default.
     pub round_products: bool,
+    /// How long to wait for the device before it counts as hung (`TIEBEAM_WAIT`, in seconds; `0` or `off` for no limit); by default
+    /// 600 s. `Duration::MAX` is no limit.
+    pub wait: Option<Duration>,
     /// Whether to choose kernels as for a driver that runs on the CPU; by default as the adapter says. For tests.
     #[doc(hidden)]
     pub software: Option<bool>,
@@ -98,6 +102,30 @@ fn required(features: &[Feature]) -> wgpu::Features {
 /// The setting in the environment, if it is not empty.
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// How long to wait for the device: as given, else as `TIEBEAM_WAIT` says; `None` for no limit.
+fn wait(given: Option<Duration>) -> Result<Option<Duration>> {
+    const DEFAULT: Duration = Duration::from_secs(600);
+    let limit = match (given, variable("TIEBEAM_WAIT")) {
+        (Some(given), _) => given,
+        (None, Some(text)) => seconds(&text)?,
+        (None, None) => DEFAULT,
+    };
+    Ok((limit < Duration::MAX).then_some(limit))
+}
+
+fn seconds(text: &str) -> Result<Duration> {
+    let wrong = || {
+        let words = "seconds, such as 600, or 0 or off for no limit";
+        Error::config(format!("TIEBEAM_WAIT: '{text}' is no time to wait; give {words}"))
+    };
+    if text == "off" {
+        return Ok(Duration::MAX);
+    }
+    let seconds = text.parse::<f64>().map_err(|_| wrong())?;
+    let limit = Duration::try_from_secs_f64(seconds).map_err(|_| wrong())?;
+    Ok(if seconds == 0.0 { Duration::MAX } else { limit })
 }
 
 /// What is left alone: as given, and as `TIEBEAM_OFF` says.
@@ -219,9 +247,10 @@ impl Gpu {
             options.tuning = variable("TIEBEAM_TUNE").map(|word| Tuning::parse(&word)).transpose()?;
         }
         options.without = without(options.without)?;
+        let wait = wait(options.wait)?;
         let adapters = list(backend.as_deref(), wanted.as_deref())?;
         let index = choose(&adapters, wanted.as_deref(), &options.without)?;
-        Gpu::from_adapter(index, &adapters[index], options)
+        Gpu::from_adapter(index, &adapters[index], options, wait)
     }
 
     /// Every adapter that this machine offers, in the order that `TIEBEAM_ADAPTER` counts. Those of OpenGL are listed where there
@@ -235,7 +264,12 @@ impl Gpu {
         Ok(adapters.iter().enumerate().map(|(i, a)| summarize(i, a, &without)).collect())
     }
 
-    fn from_adapter(index: usize, adapter: &wgpu::Adapter, options: Options) -> Result<Gpu> {
+    fn from_adapter(
+        index: usize,
+        adapter: &wgpu::Adapter,
+        options: Options,
+        wait: Option<Duration>,
+    ) -> Result<Gpu> {
         let mut summary = summarize(index, adapter, &options.without);
         let texels = match options.texels {
             Some(true) => texel::Policy::Always,
@@ -276,6 +310,7 @@ impl Gpu {
             limits: adapter.limits(),
             features: required(&features),
             checked: options.checked,
+            wait,
             texels,
             lanes: info.subgroup_max_size,
             coop: coop_matrices(adapter, &features),
@@ -326,6 +361,17 @@ mod tests {
         assert_eq!(used(have, &[Feature::F16]), [Feature::Subgroups, Feature::Timestamps]);
         assert_eq!(used(wgpu::Features::TIMESTAMP_QUERY, &[]), [Feature::Timestamps]);
         assert!(used(have, &Feature::ALL).is_empty());
+    }
+
+    #[test]
+    fn words_of_waits() {
+        assert_eq!(seconds("2.5").unwrap(), Duration::from_millis(2500));
+        assert_eq!([seconds("0").unwrap(), seconds("off").unwrap()], [Duration::MAX; 2]);
+        assert_eq!(wait(Some(Duration::MAX)).unwrap(), None);
+        for wrong in ["-1", "long", "nan", "1e99"] {
+            let said = seconds(wrong).unwrap_err().to_string();
+            assert!(said.starts_with(&format!("TIEBEAM_WAIT: '{wrong}' is no time")), "{said}");
+        }
     }
 
     #[test]

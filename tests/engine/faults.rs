@@ -237,6 +237,44 @@ fn a_fault_of_the_device_is_sticky() {
     assert_eq!(bits(&good.sum_all()), bits(&before));
 }
 
+/// Work for longer than the limit: an error with a sentence, and the device goes on.
+#[test]
+fn a_wait_has_a_limit() {
+    let wait = Some(Duration::from_millis(2));
+    let gpu = Gpu::open_with(Options { wait, ..Options::default() }).unwrap();
+    let later = |work: &dyn Fn() -> Result<(), Error>| {
+        for _ in 0..3000 {
+            match work() {
+                Ok(()) => return,
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+        panic!("the device does not come to an end");
+    };
+    let x = drawn(&gpu, 1, &[512, 512]).scale(0.04);
+    later(&|| gpu.synchronize());
+    // Fewer kernels than a batch, so that nobody but the call below waits.
+    let work = || (0..12).fold(x.clone(), |y, _| y.matmul(&x));
+    let y = work();
+    let said = gpu.synchronize().expect_err("2 ms are too few").to_string();
+    let want = "device: waited 0.002 s for all submitted work and stopped: the driver hangs, or the work takes longer.";
+    assert!(said.starts_with(want) && said.contains("TIEBEAM_WAIT"), "{said}");
+    assert!(gpu.take_fault().is_none(), "not a fault that stays");
+    // With time enough the same work is done, and its result whole.
+    later(&|| gpu.synchronize());
+    let z = work();
+    let said = z.to_vec::<f32>().expect_err("2 ms are too few").to_string();
+    assert!(said.contains("for a readback and stopped"), "{said}");
+    later(&|| gpu.synchronize());
+    let mut both = Vec::new();
+    for tensor in [&y, &z] {
+        later(&|| tensor.to_vec::<f32>().map(drop));
+        let found = (0..3000).find_map(|_| tensor.to_vec::<f32>().ok());
+        both.push(found.expect("readable"));
+    }
+    assert!(both[0] == both[1] && both[0].iter().all(|x| x.is_finite()));
+}
+
 #[test]
 fn wrong_settings_say_what_there_is() {
     let open = |adapter: Option<&str>, backend: Option<&str>| {
