@@ -172,7 +172,7 @@ impl Gpu {
             Some(raw) => raw,
             // What waits in the pool may be of other sizes: it goes back to the driver once work on it is done.
             None => {
-                let _ = self.synchronize();
+                let _ = self.wait_idle();
                 self.trim();
                 self.create(op, class).ok_or_else(|| {
                     let stats = self.memory_stats();
@@ -250,13 +250,11 @@ impl Gpu {
         let raw = buffer.data()?;
         let padded = bytes.div_ceil(4) * 4;
         let staging = self.take_staging(padded.max(4));
-        let index = {
-            let mut recorder = lock(&self.0.recorder);
+        let index = self.submit_with_findings(|recorder| {
             if padded > 0 {
                 recorder.encoder(self).copy_buffer_to_buffer(raw, offset, &staging, 0, padded);
             }
-            recorder.submit(self)
-        };
+        });
         self.check()?;
         let (sender, receiver) = std::sync::mpsc::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
@@ -293,7 +291,8 @@ impl Reading {
     /// Blocks until the bytes are here, at most as long as `Options::wait`.
     ///
     /// # Errors
-    /// The device's fault, if one stands; [`Error::Device`] when it takes too long.
+    /// The device's fault, if one stands; [`Error::Device`] when it takes too long. [`Error::Outside`] where the device checks
+    /// ids and found some in work recorded before: once, and whether or not these bytes depend on them.
     pub fn wait(mut self) -> Result<Vec<u8>> {
         const WHAT: &str = "a readback";
         self.gpu.wait_for(self.index.take(), WHAT)?;
@@ -313,7 +312,7 @@ impl Reading {
     /// The bytes if they are here, else `None`; never blocks.
     ///
     /// # Errors
-    /// The device's fault, if one stands.
+    /// As [`Reading::wait`].
     pub fn poll(&mut self) -> Result<Option<Vec<u8>>> {
         let polled = self.gpu.0.device.poll(wgpu::PollType::Poll);
         polled.map_err(|e| Error::device(format!("polling a readback: {e}")))?;
@@ -327,6 +326,7 @@ impl Reading {
 
     fn take(&mut self, mapped: Result<(), wgpu::BufferAsyncError>) -> Result<Vec<u8>> {
         self.gpu.check()?;
+        self.gpu.findings()?;
         mapped.map_err(|e| Error::device(format!("mapping a readback: {e}")))?;
         let staging = self.staging.take().ok_or_else(|| Error::device("this readback was already taken"))?;
         let view = staging.get_mapped_range(..).map_err(|e| Error::device(e.to_string()))?;

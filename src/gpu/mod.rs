@@ -4,6 +4,7 @@ mod adapters;
 pub mod buffer;
 pub(crate) mod capture;
 mod choices;
+mod findings;
 pub mod fuse;
 pub mod inplace;
 pub mod kernel;
@@ -17,7 +18,7 @@ pub(crate) mod transpose;
 
 use crate::error::{Error, Result};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -71,6 +72,9 @@ pub(crate) struct Inner {
     pub recorder: Mutex<record::Recorder>,
     pub pending: Mutex<inplace::Pending>,
     pub profile: Mutex<profile::Profile>,
+    findings: Mutex<findings::Findings>,
+    /// Whether the device may hold findings that no readback copied.
+    findings_written: Arc<AtomicBool>,
     /// What `randn` reads, uploaded at its first call.
     pub normal_table: Mutex<Option<Arc<buffer::Buffer>>>,
 }
@@ -114,6 +118,8 @@ impl Gpu {
             recorder: Mutex::default(),
             pending: Mutex::default(),
             profile: Mutex::default(),
+            findings: Mutex::default(),
+            findings_written: Arc::default(),
             normal_table: Mutex::default(),
         })
     }
@@ -136,6 +142,11 @@ impl Gpu {
     /// Whether kernels may compute in f16.
     pub fn has_f16(&self) -> bool {
         self.0.features.contains(wgpu::Features::SHADER_F16)
+    }
+
+    /// Whether kernels run with bounds checks, and ids are looked at before they are used ([`Error::Outside`]).
+    pub fn is_checked(&self) -> bool {
+        self.0.checked
     }
 
     /// The most lanes that a subgroup may have.

@@ -19,7 +19,8 @@ pub struct Options {
     /// Features to leave alone though the adapter has them, beside those that `TIEBEAM_OFF` lists (`f16,subgroups,timestamps,
     /// cooperative-matrix`): for a driver whose feature is broken. Cooperative matrices need f16.
     pub without: Vec<Feature>,
-    /// Runs kernels with bounds checks and bounded loops even in release builds (`TIEBEAM_CHECKED=1`).
+    /// Runs kernels with bounds checks and bounded loops even in release builds (`TIEBEAM_CHECKED=1`), and looks at ids before
+    /// they are used: those outside a table come out as [`Error::Outside`].
     pub checked: bool,
     /// Whether to read operands through textures: never, or wherever it can be done. By default on llvmpipe where it pays:
     /// its loads from storage buffers are ten times slower. The bits do not depend on it.
@@ -326,6 +327,8 @@ impl Gpu {
             recorder: Mutex::default(),
             pending: Mutex::default(),
             profile: Mutex::default(),
+            findings: Mutex::default(),
+            findings_written: Arc::default(),
             normal_table: Mutex::default(),
         }))
     }

@@ -105,7 +105,16 @@ impl Gpu {
     /// # Errors
     /// The device's fault, if one stands; not the errors that single tensors carry. [`Error::Device`] when the device takes
     /// longer than `Options::wait`: its work goes on, and a later call may find it done.
+    /// [`Error::Outside`] where the device checks ids and found some.
     pub fn synchronize(&self) -> Result<()> {
+        let index = self.submit_with_findings(|_| ());
+        self.wait_for(index, "all submitted work")?;
+        self.check()?;
+        self.findings()
+    }
+
+    /// The same, but leaves what was found in ids for the next readback.
+    pub(super) fn wait_idle(&self) -> Result<()> {
         let index = lock(&self.0.recorder).submit(self);
         self.wait_for(index, "all submitted work")?;
         self.check()
