@@ -39,8 +39,8 @@ impl Step {
     /// are those of the recorded run for ever.
     ///
     /// # Errors
-    /// `work`'s own, an input of another device, what an input or an op inside carries, the device's fault, a readback or a write from the host inside
-    /// `work`, and a step in a step.
+    /// `work`'s own, an input of another device, what an input or an op inside carries, the device's fault, a readback or a
+    /// write from the host inside `work`, and a step in a step.
     pub fn record(
         gpu: &Gpu,
         inputs: &[&Tensor],
@@ -68,8 +68,8 @@ impl Step {
     /// Runs the step on new inputs; gives [`Step::outputs`].
     ///
     /// # Errors
-    /// When an input differs in shape or dtype from the recorded one or is on another device, which is named; what an input carries, or a tensor that
-    /// the step uses. Then nothing is run. The device's fault.
+    /// When an input differs in shape or dtype from the recorded one or is on another device, which is named; what an input
+    /// carries, or a tensor that the step uses. Then nothing is run. The device's fault.
     pub fn run(&mut self, inputs: &[&Tensor]) -> Result<&[Tensor]> {
         if inputs.len() != self.inputs.len() {
             let (got, want) = (inputs.len(), self.inputs.len());

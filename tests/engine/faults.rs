@@ -174,6 +174,20 @@ fn training_goes_on_after_a_batch_above_the_limit() {
 }
 
 #[test]
+fn a_parameter_that_carries_an_error_spoils_no_other() {
+    let gpu = own();
+    let (n, _) = too_many(&gpu);
+    let good = drawn(&gpu, 1, &[8]).requires_grad();
+    let bad = Tensor::ones(&gpu, [n]).sum_all().expand([8]).contiguous().requires_grad();
+    let group = |all: &[(&str, &Tensor)]| vec![Group::new(all.iter().copied())];
+    is_limit("new", AdamW::new(&gpu, group(&[("good", &good), ("bad", &bad)]), AdamWConfig::default()));
+    assert_eq!(good.to_vec::<f32>().unwrap(), normal(1, 8));
+    let mut optimizer = AdamW::new(&gpu, group(&[("good", &good)]), AdamWConfig::default()).unwrap();
+    optimizer.step(&good.square().sum_all().backward().unwrap(), 0.1).unwrap();
+    assert_ne!(good.to_vec::<f32>().unwrap(), normal(1, 8));
+}
+
+#[test]
 fn a_step_and_a_file_refuse_what_carries_an_error() {
     let gpu = own();
     let (n, _) = too_many(&gpu);
