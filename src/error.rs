@@ -30,6 +30,20 @@ pub enum Error {
         /// What the adapter has.
         have: u64,
     },
+    /// Ids are outside the table that they index. Found only where the device checks (`Options::checked`, `TIEBEAM_CHECKED=1`,
+    /// debug builds), and told once, by the next readback. The op's result is as its documentation says.
+    Outside {
+        /// The op.
+        op: String,
+        /// Where the first of them is among the ids, row-major.
+        place: u64,
+        /// The id there.
+        id: i64,
+        /// Ids must be in `0..size`.
+        size: u64,
+        /// How many are outside.
+        count: u64,
+    },
     /// A shader failed to assemble, parse, validate or become a pipeline.
     Shader {
         /// The kernel's file or generated name.
@@ -93,6 +107,10 @@ impl fmt::Display for Error {
                     f,
                     "{what}: need {need}, this adapter has {have}; use smaller sizes or another adapter"
                 )
+            }
+            Error::Outside { op, place, id, size, count } => {
+                let ids = if *count == 1 { "id" } else { "ids" };
+                write!(f, "{op}: id {id} at place {place} is outside 0..{size}; {count} such {ids}")
             }
             Error::Shader { file, line: 0, message } => write!(f, "shader {file}: {message}"),
             Error::Shader { file, line, message } => write!(f, "shader {file}:{line}: {message}"),

@@ -1,4 +1,10 @@
 //! Tiebeam: a GPU tensor engine for models that store fewer weights than they use.
+//!
+//! Ops return tensors and not results. One that cannot be made, because it is larger than the adapter allows, carries the
+//! [`Error`] and hands it to what is made of it; everything else goes on. It comes out where elements are asked for
+//! ([`Tensor::to_vec`], [`Tensor::check`]), at [`Tensor::backward`], an optimizer's or a recorded [`Step`], and where a file is
+//! written. What the device itself lost, memory or a pipeline, stands on the [`Gpu`] until [`Gpu::take_fault`], and every op
+//! is skipped meanwhile.
 #![warn(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]
 // rustdoc follows wgpu's types to the bottom to see which are Send and Sync.
@@ -30,7 +36,7 @@ pub mod tensor;
 
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
-pub use gpu::{Gpu, Options};
+pub use gpu::{Feature, Gpu, Options};
 pub use rng::Rng;
 pub use shape::Shape;
 pub use step::Step;

@@ -39,39 +39,47 @@ impl Step {
     /// are those of the recorded run for ever.
     ///
     /// # Errors
-    /// `work`'s own, the device's fault, a readback or a write from the host inside `work`, and a step in a step.
+    /// `work`'s own, an input of another device, what an input or an op inside carries, the device's fault, a readback or a
+    /// write from the host inside `work`, and a step in a step.
     pub fn record(
         gpu: &Gpu,
         inputs: &[&Tensor],
         work: impl FnOnce(&[Tensor]) -> Result<Vec<Tensor>>,
     ) -> Result<Step> {
         gpu.check()?;
+        if let Some(i) = inputs.iter().position(|x| x.gpu() != gpu) {
+            return Err(elsewhere(i, gpu, inputs[i]));
+        }
         let fixed: Vec<Tensor> =
             inputs.iter().map(|x| Tensor::empty(gpu, "step", x.shape(), x.dtype())).collect();
-        for (from, to) in inputs.iter().zip(&fixed) {
-            copy(gpu, from, to)?;
-        }
+        copy(gpu, inputs, &fixed)?;
+        // What is pending outside is made once, before: computed inside, it would be a kernel of every replay.
+        gpu.settle_all();
         let (outputs, capture) = gpu.capture(|| {
             let outputs: Vec<Tensor> = work(&fixed)?.iter().map(|y| y.detach().contiguous()).collect();
             outputs.iter().for_each(Tensor::evaluate);
             Ok(outputs)
         })?;
         gpu.check()?;
+        outputs.iter().try_for_each(Tensor::check)?;
         Ok(Step { gpu: gpu.clone(), capture, inputs: fixed, outputs, lr: None })
     }
 
     /// Runs the step on new inputs; gives [`Step::outputs`].
     ///
     /// # Errors
-    /// When an input differs in shape or dtype from the recorded one, which is named; then nothing is run. The
-    /// device's fault.
+    /// When an input differs in shape or dtype from the recorded one or is on another device, which is named; what an input
+    /// carries, or a tensor that the step uses. Then nothing is run. The device's fault.
     pub fn run(&mut self, inputs: &[&Tensor]) -> Result<&[Tensor]> {
         if inputs.len() != self.inputs.len() {
             let (got, want) = (inputs.len(), self.inputs.len());
             return Err(Error::config(format!("Step: {got} inputs, recorded with {want}")));
         }
         for (i, (new, old)) in inputs.iter().zip(&self.inputs).enumerate() {
-            if new.shape() != old.shape() || new.dtype() != old.dtype() || new.gpu() != &self.gpu {
+            if new.gpu() != &self.gpu {
+                return Err(elsewhere(i, &self.gpu, new));
+            }
+            if new.shape() != old.shape() || new.dtype() != old.dtype() {
                 return Err(Error::config(format!(
                     "Step: input {i} is {} {} and was recorded as {} {}; record another step for it",
                     new.shape(),
@@ -84,9 +92,7 @@ impl Step {
         // What is pending on the last results wants those and not the next.
         let places: Vec<_> = self.outputs.iter().map(|y| y.place().buffer).collect();
         self.gpu.settle(&places);
-        for (from, to) in inputs.iter().zip(&self.inputs) {
-            copy(&self.gpu, from, to)?;
-        }
+        copy(&self.gpu, inputs, &self.inputs)?;
         self.capture.replay(self.lr)?;
         places.iter().for_each(|buffer| buffer.touch());
         Ok(&self.outputs)
@@ -108,21 +114,29 @@ impl Step {
     }
 }
 
-/// Copies elements into a tensor of the same shape and dtype that owns its memory.
-fn copy(gpu: &Gpu, from: &Tensor, to: &Tensor) -> Result<()> {
-    let (from, to) = (from.contiguous(), to.place());
-    let (place, bytes) = (from.place(), from.dtype().buffer_bytes(from.count()));
-    match (place.buffer.data(), to.buffer.data()) {
-        (Some(a), Some(b)) if bytes > 0 => {
+fn elsewhere(i: usize, gpu: &Gpu, input: &Tensor) -> Error {
+    Error::config(format!(
+        "Step: input {i} {} is on {:?}, the step on {gpu:?}; copy it over with to_vec and from_slice",
+        input.shape(),
+        input.gpu()
+    ))
+}
+
+/// Copies elements into tensors of the same shapes and dtypes that own their memory; none when one of them carries an error.
+fn copy(gpu: &Gpu, inputs: &[&Tensor], fixed: &[Tensor]) -> Result<()> {
+    gpu.check()?;
+    let dense: Vec<Tensor> = inputs.iter().map(|x| x.contiguous()).collect();
+    let from: Vec<_> = dense.iter().map(Tensor::place).collect();
+    let to: Vec<_> = fixed.iter().map(Tensor::place).collect();
+    from.iter().chain(&to).try_for_each(|place| place.buffer.data().map(drop))?;
+    for ((x, from), to) in dense.iter().zip(&from).zip(&to) {
+        let bytes = x.dtype().buffer_bytes(x.count());
+        if x.count() > 0 {
             gpu.settle(std::slice::from_ref(&to.buffer));
+            let (a, b) = (from.buffer.data()?, to.buffer.data()?);
             let mut recorder = lock(&gpu.0.recorder);
-            recorder.encoder(gpu).copy_buffer_to_buffer(a, place.offset, b, to.offset, bytes);
-            Ok(())
-        }
-        (Some(_), Some(_)) => Ok(()),
-        _ => {
-            gpu.check()?;
-            Err(Error::device("Step: an input has no data because the op that makes it failed earlier"))
+            recorder.encoder(gpu).copy_buffer_to_buffer(a, from.offset, b, to.offset, bytes);
         }
     }
+    Ok(())
 }

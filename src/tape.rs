@@ -167,21 +167,22 @@ pub(crate) fn tracks(inputs: &[&Tensor]) -> bool {
 /// A tensor kept for the backward pass, with a check that nobody changed it in place meanwhile.
 pub(crate) struct Saved {
     tensor: Tensor,
-    version: Option<u64>,
+    /// Changes in place before.
+    changes: u64,
 }
 
 impl Saved {
     pub fn new(tensor: &Tensor) -> Saved {
         let tensor = tensor.detach();
-        let version = tensor.version();
-        Saved { tensor, version }
+        let changes = tensor.value.changes();
+        Saved { tensor, changes }
     }
 
     /// # Panics
     /// When the value was changed in place since.
     pub fn get(&self, op: &str) -> &Tensor {
         assert!(
-            self.version.is_none() || self.version == self.tensor.version(),
+            self.changes == self.tensor.value.changes(),
             "{op}: a tensor {} saved for backward was changed in place (by an optimizer step?); \
              call backward before the change",
             self.tensor.shape()
@@ -460,7 +461,7 @@ impl Tensor {
     /// Gradients of this scalar with respect to every leaf that it depends on.
     ///
     /// # Errors
-    /// The device's fault, if one stands.
+    /// What this tensor or one of the gradients carries ([`Tensor::check`]); the device's fault, if one stands.
     ///
     /// # Panics
     /// When this is not a single element (use [`Tensor::backward_with`]) or depends on no leaf.
@@ -477,7 +478,7 @@ impl Tensor {
     /// Gradients of `sum(self * seed)`.
     ///
     /// # Errors
-    /// The device's fault, if one stands.
+    /// As [`Tensor::backward`].
     ///
     /// # Panics
     /// When `seed` has another shape, is not f32 or lives on another device, or this tensor depends on no leaf.
@@ -489,17 +490,21 @@ impl Tensor {
         let Some(edge) = &self.edge else {
             panic!("backward: this tensor depends on no leaf; mark one with requires_grad, outside no_grad")
         };
+        self.gpu().check()?;
+        self.check()?;
+        seed.check()?;
         let mut walk = Walk::default();
         no_grad(|| {
             walk.add(edge, seed.detach());
             walk.run(0);
         });
-        let by_leaf = walk
+        let by_leaf: HashMap<u64, Tensor> = walk
             .leaves
             .keys()
             .filter_map(|&id| walk.slots.remove(&(id, 0)).map(|slot| (id, slot.sum)))
             .collect();
         self.gpu().check()?;
+        by_leaf.values().try_for_each(Tensor::check)?;
         Ok(Grads { by_leaf, arenas: walk.arenas })
     }
 }

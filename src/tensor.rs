@@ -11,7 +11,6 @@ use crate::shape::{self, Shape, Strides};
 use crate::tape::{self, Edge, Node, Op};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// An n-dimensional array on one device.
 ///
@@ -89,7 +88,7 @@ impl Tensor {
     /// The elements on the host, row-major. Waits for the device.
     ///
     /// # Errors
-    /// The device's fault, if one stands.
+    /// What this tensor carries: a limit that an op would pass on which it depends. The device's fault, if one stands.
     ///
     /// # Panics
     /// When `E` is not this tensor's dtype; [`Tensor::cast`] first.
@@ -102,7 +101,7 @@ impl Tensor {
     /// Starts reading the elements' bytes without waiting for them.
     ///
     /// # Errors
-    /// The device's fault, if one stands.
+    /// As [`Tensor::to_vec`].
     ///
     /// # Panics
     /// When `E` is not this tensor's dtype.
@@ -118,7 +117,7 @@ impl Tensor {
     /// The one element of a single-element f32 tensor.
     ///
     /// # Errors
-    /// The device's fault, if one stands.
+    /// As [`Tensor::to_vec`].
     ///
     /// # Panics
     /// When there is not exactly one element.
@@ -210,6 +209,15 @@ impl Tensor {
         copy
     }
 
+    /// Whether these elements can be computed, as far as is known without waiting for the device; computes nothing.
+    ///
+    /// # Errors
+    /// What the tensor carries: an op on which it depends would pass a limit of this adapter, or was skipped because a fault
+    /// stood on the device. Only tensors that depend on that op carry it; everything else goes on.
+    pub fn check(&self) -> Result<()> {
+        self.value.error().map_or(Ok(()), Err)
+    }
+
     // What ops are made of.
 
     pub(crate) fn from_value(value: Arc<Value>, shape: Shape) -> Tensor {
@@ -298,11 +306,6 @@ impl Tensor {
         let place = self.place();
         let size = self.dtype().buffer_bytes(self.count());
         Bind { binding, buffer: place.buffer, offset: place.offset, size, write }
-    }
-
-    /// Counts changes in place of the buffer behind this tensor; `None` while pending.
-    pub(crate) fn version(&self) -> Option<u64> {
-        Some(self.value.computed()?.buffer.version.load(Ordering::Relaxed))
     }
 }
 

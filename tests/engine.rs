@@ -6,6 +6,10 @@
 mod choices;
 #[path = "engine/faults.rs"]
 mod faults;
+#[path = "engine/ids.rs"]
+mod ids;
+#[path = "engine/open.rs"]
+mod open;
 #[path = "engine/step.rs"]
 mod step;
 mod support;

@@ -7,10 +7,10 @@
 mod support;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use support::*;
 use tiebeam::ops::case::{Array, Case, Input};
-use tiebeam::{DType, Gpu, Rng, Shape, Tensor};
+use tiebeam::{DType, Error, Gpu, Options, Rng, Shape, Tensor};
 
 /// Above this many reference evaluations a case's Jacobian is left out and the bound uses the output's scale alone.
 const MOST: usize = 300_000_000;
@@ -79,13 +79,43 @@ fn every_kernel(dtype: DType, gpus: &[&Gpu]) -> Result<(), Failed> {
     Ok(())
 }
 
+/// A device that looks at ids. What it finds comes out at anybody's readback, so cases have it one after the other.
+fn checked_gpu() -> MutexGuard<'static, Gpu> {
+    static GPU: OnceLock<Mutex<Gpu>> = OnceLock::new();
+    let options = || Options { checked: true, ..Options::default() };
+    let open = || Mutex::new(Gpu::open_with(options()).expect("the adapter opened before"));
+    let gpu = GPU.get_or_init(open).lock().unwrap_or_else(PoisonError::into_inner);
+    // What a failed case left.
+    let _ = gpu.synchronize();
+    gpu
+}
+
+/// The values of the reference everywhere; a device that checks says besides what is wrong with the ids, each time and once.
 fn check(gpu: &Gpu, case: &Case) -> Result<(), Failed> {
+    if !case.outside {
+        return agrees(gpu, case);
+    }
+    agrees(&checked_gpu(), case)?;
+    if gpu.is_checked() { Ok(()) } else { agrees(gpu, case) }
+}
+
+fn forward(case: &Case, inputs: &[Tensor]) -> Tensor {
+    let y = (case.forward)(inputs);
+    if case.outside && y.gpu().is_checked() {
+        let told = y.gpu().synchronize().expect_err("ids are outside");
+        assert!(matches!(told, Error::Outside { .. }), "{}: {told}", case.name);
+        y.gpu().synchronize().expect("it is told once");
+    }
+    y
+}
+
+fn agrees(gpu: &Gpu, case: &Case) -> Result<(), Failed> {
     // A fault of another case is that case's failure.
     gpu.take_fault();
     let arrays = draw(case);
     let want = (case.reference)(&arrays);
     let inputs = place(gpu, case, &arrays);
-    let y = (case.forward)(&inputs);
+    let y = forward(case, &inputs);
     assert_eq!(*y.shape(), want.shape, "{}: shape", case.name);
     let got = download(&y);
     if case.exact {
@@ -131,7 +161,7 @@ fn forward_spread(arrays: &[Array], jacobian: &Jacobian, want: &Array) -> Spread
 /// Output and gradients of a case on a device.
 fn outputs(gpu: &Gpu, case: &Case, arrays: &[Array]) -> Vec<Vec<f64>> {
     let inputs = place(gpu, case, arrays);
-    let y = (case.forward)(&inputs);
+    let y = forward(case, &inputs);
     let mut all = vec![download(&y)];
     if case.inputs.iter().any(|i| i.grad) {
         let grads = y.backward_with(&seed(gpu, y.shape())).expect("backward");
@@ -176,7 +206,7 @@ fn gradients(case: &Case, inputs: &[Tensor], y: &Tensor, want: &Array, jacobian:
     let dy: Vec<f32> = seed.to_vec().expect("readback");
     let grads = y.backward_with(&seed).expect("backward");
     // Twice through the same graph into one leaf: the sum must arrive as one gradient.
-    let twice = (case.forward)(inputs).add(&(case.forward)(inputs)).backward_with(&seed).expect("backward");
+    let twice = forward(case, inputs).add(&forward(case, inputs)).backward_with(&seed).expect("backward");
     for (i, input) in inputs.iter().enumerate().filter(|(i, _)| case.inputs[*i].grad) {
         let columns = jacobian.columns[i].as_ref().expect("differentiated");
         let terms = |e: usize| columns[e].iter().zip(&dy).map(|(d, &g)| d * g as f64);

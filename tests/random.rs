@@ -84,7 +84,27 @@ fn dropout_drops_what_is_not_finite() {
 }
 
 #[test]
-#[should_panic(expected = "dropout: probability 1 is outside [0, 1)")]
-fn dropout_of_everything_panics() {
-    Tensor::ones(gpu(), [3]).dropout(1.0, &mut Rng::new(0));
+fn dropout_of_everything_is_zeros() {
+    let mut rng = Rng::new(0);
+    let mut twin = rng.clone();
+    let x = Tensor::from_slice(gpu(), &[1.0, f32::NAN, f32::INFINITY, -2.0, 3.0], [5]).requires_grad();
+    let y = x.dropout(1.0, &mut rng);
+    assert_eq!(y.to_vec::<f32>().unwrap(), [0.0; 5]);
+    let grads = y.sum_all().backward().unwrap();
+    assert_eq!(grads.get(&x).unwrap().to_vec::<f32>().unwrap(), [0.0; 5]);
+    // It takes its stream like any other.
+    x.dropout(0.5, &mut twin);
+    assert_eq!(rng.state(), twin.state());
+}
+
+#[test]
+#[should_panic(expected = "dropout: probability 1.5 is outside [0, 1]")]
+fn dropout_of_more_than_everything_panics() {
+    Tensor::ones(gpu(), [3]).dropout(1.5, &mut Rng::new(0));
+}
+
+#[test]
+#[should_panic(expected = "dropout: probability NaN is outside [0, 1]")]
+fn dropout_of_no_number_panics() {
+    Tensor::ones(gpu(), [3]).dropout(f32::NAN, &mut Rng::new(0));
 }

@@ -114,7 +114,7 @@ fn copies(gpu: &Gpu, budget: Duration) -> Result<(f64, f64)> {
         let (from, to) = (x.place(), to.place());
         driver = driver.max(rate(
             measure(gpu, budget, |_| {
-                if let (Some(a), Some(b)) = (from.buffer.data(), to.buffer.data()) {
+                if let (Ok(a), Ok(b)) = (from.buffer.data(), to.buffer.data()) {
                     let mut recorder = lock(&gpu.0.recorder);
                     recorder.encoder(gpu).copy_buffer_to_buffer(a, from.offset, b, to.offset, bytes);
                 }

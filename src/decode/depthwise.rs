@@ -385,7 +385,7 @@ impl<'a> DepthBatch<'a> {
             .apply(&up.forward(&self.norms[1].forward(&x, depths), depths));
         let x = x.add(&down.forward(&hidden, depths));
         let moved = moved.unsqueeze(1).expand([count, c.width]);
-        self.x = x.index_select(0, place_of).where_mask(&moved, &self.x);
+        self.x = x.index_select_padded(0, place_of).where_mask(&moved, &self.x);
         self.x.evaluate();
         if asked.is_empty() {
             // Nothing to wait for: the next tick is recorded behind this one.

@@ -3,9 +3,9 @@
 use super::{Gpu, capture, lock};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::TryRecvError;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 /// Bytes that the pool holds, for watching a long run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,11 +59,14 @@ impl Pool {
 
 /// A device buffer that goes back to its pool when the last holder lets go.
 ///
-/// It has no `data` when it could not be made or the op that writes it was skipped: the fault is on the
-/// `Gpu`, and every op that meets this buffer is skipped too.
+/// It has no `data` when it could not be made or the op that writes it was skipped: then it carries the reason, and every op
+/// that meets this buffer is skipped for the same one.
 pub struct Buffer {
     pub(crate) raw: Option<wgpu::Buffer>,
-    failed: AtomicBool,
+    /// Why it has no memory.
+    refused: Option<Error>,
+    /// Why a write to it was skipped. What an operand carries comes before what the size of the result would say.
+    failed: OnceLock<Error>,
     pub(crate) size: u64,
     /// Counts writes after the first: a saved value whose version moved was changed in place.
     pub(crate) version: AtomicU64,
@@ -72,14 +75,18 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// The memory, unless what should be in it was never written.
-    pub(crate) fn data(&self) -> Option<&wgpu::Buffer> {
-        self.raw.as_ref().filter(|_| !self.failed.load(Ordering::Relaxed))
+    /// The memory, or why what should be in it was never written.
+    pub(crate) fn data(&self) -> Result<&wgpu::Buffer> {
+        match (self.failed.get().or(self.refused.as_ref()), &self.raw) {
+            (None, Some(raw)) => Ok(raw),
+            (Some(error), _) => Err(error.clone()),
+            (None, None) => unreachable!("a buffer without memory says why"),
+        }
     }
 
-    /// Notes that a write to this buffer was skipped: what it holds now is left from earlier.
-    pub(crate) fn fail(&self) {
-        self.failed.store(true, Ordering::Relaxed);
+    /// Notes why a write to this buffer was skipped: what it holds now is left from earlier. The first reason stays.
+    pub(crate) fn fail(&self, error: &Error) {
+        let _ = self.failed.set(error.clone());
     }
 
     /// Whether it came from this pool.
@@ -112,16 +119,21 @@ fn size_class(bytes: u64) -> u64 {
 }
 
 impl Gpu {
-    /// A buffer of at least `bytes`, contents arbitrary. On failure the fault is raised and the buffer has no memory.
+    /// A buffer of at least `bytes`, contents arbitrary. One that cannot be made has no memory and carries the error; that the
+    /// device has no memory left is its fault too.
     pub(crate) fn alloc(&self, op: &str, bytes: u64) -> Arc<Buffer> {
         self.take_buffer(op, bytes, u64::MAX, &capture::pool(self))
     }
 
     fn take_buffer(&self, op: &str, bytes: u64, newest_epoch: u64, pool: &Arc<Mutex<Pool>>) -> Arc<Buffer> {
-        let raw = self.try_take(op, bytes, newest_epoch, pool).map_err(|e| self.raise(e)).ok();
+        let (raw, refused) = match self.try_take(op, bytes, newest_epoch, pool) {
+            Ok(raw) => (Some(raw), None),
+            Err(error) => (None, Some(error)),
+        };
         Arc::new(Buffer {
             raw,
-            failed: AtomicBool::new(false),
+            refused,
+            failed: OnceLock::new(),
             size: bytes,
             version: AtomicU64::new(0),
             gpu: Arc::downgrade(&self.0),
@@ -129,15 +141,22 @@ impl Gpu {
         })
     }
 
-    fn try_take(&self, op: &str, bytes: u64, newest_epoch: u64, from: &Mutex<Pool>) -> Result<wgpu::Buffer> {
-        let limit = self.limits().max_storage_buffer_binding_size.min(self.limits().max_buffer_size);
-        if bytes > limit {
-            return Err(Error::Limit {
-                what: format!("{op}: bytes of one tensor"),
-                need: bytes,
-                have: limit,
-            });
+    /// Whether one tensor may have so many bytes.
+    pub(super) fn fits(&self, op: &str, bytes: u64) -> Result<()> {
+        let have = self.most_bytes();
+        if bytes > have {
+            return Err(Error::Limit { what: format!("{op}: bytes of one tensor"), need: bytes, have });
         }
+        Ok(())
+    }
+
+    fn most_bytes(&self) -> u64 {
+        self.limits().max_storage_buffer_binding_size.min(self.limits().max_buffer_size)
+    }
+
+    fn try_take(&self, op: &str, bytes: u64, newest_epoch: u64, from: &Mutex<Pool>) -> Result<wgpu::Buffer> {
+        self.fits(op, bytes)?;
+        let limit = self.most_bytes();
         let class = size_class(bytes).min(limit / 4 * 4).max(bytes);
         let mut pool = lock(from);
         if let Some(free) = pool.free.get_mut(&class)
@@ -153,11 +172,12 @@ impl Gpu {
             Some(raw) => raw,
             // What waits in the pool may be of other sizes: it goes back to the driver once work on it is done.
             None => {
-                let _ = self.synchronize();
+                let _ = self.wait_idle();
                 self.trim();
                 self.create(op, class).ok_or_else(|| {
                     let stats = self.memory_stats();
-                    Error::device(format!("{op}: out of device memory asking for {class} bytes; {stats:?}"))
+                    let text = format!("{op}: out of device memory asking for {class} bytes; {stats:?}");
+                    self.raise(Error::device(text))
                 })?
             }
         };
@@ -227,20 +247,14 @@ impl Gpu {
     pub(crate) fn start_read(&self, buffer: &Buffer, offset: u64, bytes: u64) -> Result<Reading> {
         capture::refuse(self, "a readback")?;
         self.check()?;
-        let Some(raw) = buffer.data() else {
-            return Err(Error::device(
-                "readback: this tensor has no data because the op that makes it failed earlier",
-            ));
-        };
+        let raw = buffer.data()?;
         let padded = bytes.div_ceil(4) * 4;
         let staging = self.take_staging(padded.max(4));
-        let index = {
-            let mut recorder = lock(&self.0.recorder);
+        let index = self.submit_with_findings(|recorder| {
             if padded > 0 {
                 recorder.encoder(self).copy_buffer_to_buffer(raw, offset, &staging, 0, padded);
             }
-            recorder.submit(self)
-        };
+        });
         self.check()?;
         let (sender, receiver) = std::sync::mpsc::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
@@ -257,7 +271,7 @@ impl Gpu {
         drop(ring);
         self.0.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("readback"),
-            size: size_class(bytes),
+            size: size_class(bytes).min(self.limits().max_buffer_size / 4 * 4).max(bytes),
             usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         })
@@ -274,22 +288,31 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Blocks until the bytes are here.
+    /// Blocks until the bytes are here, at most as long as `Options::wait`.
     ///
     /// # Errors
-    /// The device's fault, if one stands.
+    /// The device's fault, if one stands; [`Error::Device`] when it takes too long. [`Error::Outside`] where the device checks
+    /// ids and found some in work recorded before: once, and whether or not these bytes depend on them.
     pub fn wait(mut self) -> Result<Vec<u8>> {
-        let wait = wgpu::PollType::Wait { submission_index: self.index.take(), timeout: None };
-        self.gpu.0.device.poll(wait).map_err(|e| Error::device(format!("waiting for a readback: {e}")))?;
-        let mapped =
-            self.receiver.recv().map_err(|_| Error::device("a readback was dropped by the driver"))?;
+        const WHAT: &str = "a readback";
+        self.gpu.wait_for(self.index.take(), WHAT)?;
+        // The map is announced while polling: here, or by another thread at this moment.
+        let mapped = match self.gpu.0.wait {
+            Some(limit) => self.receiver.recv_timeout(limit).map_err(|error| match error {
+                RecvTimeoutError::Timeout => self.gpu.waited(WHAT),
+                RecvTimeoutError::Disconnected => Error::device("a readback was dropped by the driver"),
+            })?,
+            None => {
+                self.receiver.recv().map_err(|_| Error::device("a readback was dropped by the driver"))?
+            }
+        };
         self.take(mapped)
     }
 
     /// The bytes if they are here, else `None`; never blocks.
     ///
     /// # Errors
-    /// The device's fault, if one stands.
+    /// As [`Reading::wait`].
     pub fn poll(&mut self) -> Result<Option<Vec<u8>>> {
         let polled = self.gpu.0.device.poll(wgpu::PollType::Poll);
         polled.map_err(|e| Error::device(format!("polling a readback: {e}")))?;
@@ -303,6 +326,7 @@ impl Reading {
 
     fn take(&mut self, mapped: Result<(), wgpu::BufferAsyncError>) -> Result<Vec<u8>> {
         self.gpu.check()?;
+        self.gpu.findings()?;
         mapped.map_err(|e| Error::device(format!("mapping a readback: {e}")))?;
         let staging = self.staging.take().ok_or_else(|| Error::device("this readback was already taken"))?;
         let view = staging.get_mapped_range(..).map_err(|e| Error::device(e.to_string()))?;

@@ -91,6 +91,13 @@ pub(super) fn refuse(gpu: &Gpu, what: &str) -> Result<()> {
     }
 }
 
+/// A launch of this thread was skipped: its replays would lack it, so a capture must not go on.
+pub(super) fn failed(gpu: &Gpu, error: &Error) {
+    with(gpu, |capture| {
+        capture.refused.get_or_insert_with(|| error.clone());
+    });
+}
+
 pub(super) fn texels(gpu: &Gpu, bind: &Bind, from: &wgpu::Buffer, texel: Texel, texture: &wgpu::Texture) {
     with(gpu, |capture| {
         let (offset, bytes) = (bind.offset, bind.size);
@@ -192,11 +199,8 @@ impl Capture {
     pub fn replay(&mut self, lr: Option<f32>) -> Result<()> {
         let gpu = self.gpu.clone();
         gpu.check()?;
-        if let Some(gone) = self.outside.iter().find(|b| b.data().is_none()) {
-            return Err(Error::device(format!(
-                "Step: a buffer of {} bytes that it uses has no data",
-                gone.size
-            )));
+        for buffer in &self.outside {
+            buffer.data()?;
         }
         gpu.settle(&self.written);
         self.replays += 1;

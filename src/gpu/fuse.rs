@@ -10,9 +10,11 @@ use super::kernel::{Bind, Launch, grid};
 use super::shader::Source;
 use super::{Gpu, lock};
 use crate::dtype::DType;
+use crate::error::Error;
 use crate::shape::{Shape, Strides, collapse};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 
 /// Operations in one expression: bounds the generated kernel.
@@ -40,8 +42,17 @@ pub(crate) struct Value {
 }
 
 enum State {
-    Ready(Place),
+    /// With the buffer's count of writes from which changes of these elements are counted.
+    Ready(Place, u64),
     Pending(Arc<Expr>),
+}
+
+impl State {
+    /// Elements just written.
+    fn made(place: Place) -> State {
+        let writes = place.buffer.version.load(Relaxed);
+        State::Ready(place, writes)
+    }
 }
 
 /// One elementwise operation. `$0`, `$1`, ... in the template stand for the arguments as `vec4`s.
@@ -88,7 +99,7 @@ pub(crate) struct Target {
 
 impl Value {
     pub fn ready(gpu: &Gpu, dtype: DType, count: usize, place: Place) -> Arc<Value> {
-        Arc::new(Value { gpu: gpu.clone(), dtype, count, state: Mutex::new(State::Ready(place)) })
+        Arc::new(Value { gpu: gpu.clone(), dtype, count, state: Mutex::new(State::made(place)) })
     }
 
     /// The value of an elementwise operation, computed later.
@@ -134,16 +145,34 @@ impl Value {
     /// The elements' place if they are computed already.
     pub fn computed(&self) -> Option<Place> {
         match &*lock(&self.state) {
-            State::Ready(place) => Some(place.clone()),
+            State::Ready(place, _) => Some(place.clone()),
             State::Pending(_) => None,
         }
+    }
+
+    /// How often the elements were changed in place since they were made; what is pending was not.
+    pub fn changes(&self) -> u64 {
+        match &*lock(&self.state) {
+            State::Ready(place, made) => place.buffer.version.load(Relaxed).wrapping_sub(*made),
+            State::Pending(_) => 0,
+        }
+    }
+
+    /// The error that the elements carry or would carry once computed: that of what they are made of. Computes nothing.
+    pub fn error(&self) -> Option<Error> {
+        let expr = match &*lock(&self.state) {
+            State::Ready(place, _) => return place.buffer.data().err(),
+            State::Pending(expr) => expr.clone(),
+        };
+        let own = self.gpu.fits(expr.op, self.dtype.buffer_bytes(self.count)).err();
+        expr.operands_error(&mut HashSet::new()).or(own)
     }
 
     /// Computes the elements into `target` if they are pending; a computed value is left where it is.
     pub fn realize(&self, target: Option<Target>) -> Place {
         let mut state = lock(&self.state);
         let expr = match &*state {
-            State::Ready(place) => return place.clone(),
+            State::Ready(place, _) => return place.clone(),
             State::Pending(expr) => expr.clone(),
         };
         let (place, accumulate) = match target {
@@ -156,13 +185,15 @@ impl Value {
         if self.count > 0 {
             Program::new(self, &expr).run(&place, accumulate);
         }
-        *state = State::Ready(place.clone());
+        *state = State::made(place.clone());
         place
     }
 
     /// Points a computed value at another place that holds the same elements.
     pub fn rebase(&self, place: Place) {
-        *lock(&self.state) = State::Ready(place);
+        let changes = self.changes();
+        let made = place.buffer.version.load(Relaxed).wrapping_sub(changes);
+        *lock(&self.state) = State::Ready(place, made);
     }
 
     /// The values that this one will be computed from; `None` once it is.
@@ -177,7 +208,7 @@ impl Value {
 
     fn expr(&self) -> Option<Arc<Expr>> {
         match &*lock(&self.state) {
-            State::Ready(_) => None,
+            State::Ready(..) => None,
             State::Pending(expr) => Some(expr.clone()),
         }
     }
@@ -198,6 +229,17 @@ impl Expr {
         let same_walk = offset == 0 && value.count == self.shape.count() && *strides == self.shape.strides();
         // A pending value of the same elements but another shape has leaves that walk differently.
         value.expr().filter(|inner| same_walk && inner.shape == self.shape)
+    }
+
+    /// The first error among what this is made of, through pending values, each of which is looked at once.
+    fn operands_error(&self, seen: &mut HashSet<*const Value>) -> Option<Error> {
+        self.args.iter().find_map(|arg| match arg {
+            Arg::Operand { value, .. } if seen.insert(Arc::as_ptr(value)) => match &*lock(&value.state) {
+                State::Ready(place, _) => place.buffer.data().err(),
+                State::Pending(inner) => inner.operands_error(seen),
+            },
+            _ => None,
+        })
     }
 
     /// Counts what the generated kernel would hold, without regard to repeats: an upper bound.

@@ -6,7 +6,7 @@
 use super::buffer::Buffer;
 use super::fuse::Value;
 use super::{Gpu, lock};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 
@@ -40,17 +40,27 @@ impl Pending {
     }
 }
 
+/// Computes values that were listed in the order of making.
+fn compute(values: Vec<Weak<Value>>) {
+    // Latest first: an expression computes what it inlines, and what only it held is gone when its turn comes. For
+    // the same reason no handle is kept over the loop: a value that looks held is stored.
+    for value in values.iter().rev() {
+        if let Some(value) = value.upgrade() {
+            value.place();
+        }
+    }
+}
+
 impl Gpu {
     /// Computes every pending value that reads one of `buffers`, directly or through other pending values.
     pub(crate) fn settle(&self, buffers: &[Arc<Buffer>]) {
-        let readers = self.readers(buffers);
-        // Latest first: an expression computes what it inlines, and what only it held is gone when its turn comes. For
-        // the same reason no handle is kept over the loop: a value that looks held is stored.
-        for value in readers.iter().rev() {
-            if let Some(value) = value.upgrade() {
-                value.place();
-            }
-        }
+        compute(self.readers(buffers));
+    }
+
+    /// Computes every pending value of this device.
+    pub(crate) fn settle_all(&self) {
+        let live = lock(&self.0.pending).live();
+        compute(live.iter().map(Arc::downgrade).collect());
     }
 
     fn readers(&self, buffers: &[Arc<Buffer>]) -> Vec<Weak<Value>> {
@@ -75,16 +85,12 @@ impl Gpu {
     /// later the new ones.
     ///
     /// # Errors
-    /// The device's fault, if one stands.
+    /// What the buffer carries; the device's fault, if one stands.
     pub(crate) fn overwrite(&self, buffer: &Arc<Buffer>, offset: u64, bytes: &[u8]) -> Result<()> {
         super::capture::refuse(self, "a write from the host")?;
         self.settle(std::slice::from_ref(buffer));
         self.check()?;
-        let Some(raw) = buffer.data() else {
-            return Err(Error::device(
-                "a tensor to be written has no data because the op that makes it failed",
-            ));
-        };
+        let raw = buffer.data()?;
         let mut recorder = lock(&self.0.recorder);
         // The queue runs writes before every command of the next submit: the open batch must go first, and nothing
         // may be recorded in between.

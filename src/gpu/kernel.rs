@@ -20,7 +20,8 @@ pub(crate) struct Bind {
     pub write: bool,
 }
 
-/// Turns that all loops of one thread may make together, where each loop takes one more to end; the few of a tree at the end come on
+/// Turns that all loops of one thread may make together, where each loop takes one more to end and a turn that may
+/// `continue` counts double; the few of a tree at the end come on
 /// top. Mesa's software driver up to
 /// 22.3, the one of Debian 12, ends a thread's loops after 65 535 turns in all, without a word. Plans cut longer walks into
 /// several dispatches, on every adapter: the same bits everywhere, and none that runs into a driver's watchdog.
@@ -111,7 +112,8 @@ pub(crate) fn grid(groups: usize) -> [u32; 3] {
 }
 
 impl Gpu {
-    /// Records one dispatch. After a fault, or on a buffer without data, it only marks its outputs as never written.
+    /// Records one dispatch. After a fault of the device, above a limit, or on a buffer that carries an error, it only marks its
+    /// outputs with the reason.
     pub(crate) fn launch(&self, launch: Launch) {
         self.launch_live(launch, None);
     }
@@ -121,36 +123,47 @@ impl Gpu {
         if launch.grid.contains(&0) {
             return;
         }
-        if self.check().is_err() || self.try_launch(&launch, live).map_err(|error| self.raise(error)).is_err()
-        {
-            launch.binds.iter().filter(|bind| bind.write).for_each(|bind| bind.buffer.fail());
-        } else {
-            self.profiled(&launch);
+        // What fails in the last step is the device's fault, what fails before only this op's.
+        let done = self
+            .check()
+            .and_then(|()| self.operands(&launch))
+            .and_then(|raws| self.try_launch(&launch, &raws, live).map_err(|error| self.raise(error)));
+        match done {
+            Ok(()) => self.profiled(&launch),
+            Err(error) => {
+                capture::failed(self, &error);
+                launch.binds.iter().filter(|bind| bind.write).for_each(|bind| bind.buffer.fail(&error));
+            }
         }
     }
 
-    fn try_launch(&self, launch: &Launch, live: Option<Live>) -> Result<()> {
+    /// The memory of every operand, if they all have data and nothing is above this adapter's limits.
+    fn operands<'a>(&self, launch: &'a Launch) -> Result<Vec<&'a wgpu::Buffer>> {
         debug_assert!(launch.params.len() <= 128 && launch.params.len().is_multiple_of(4));
-        let most = self.limits().max_compute_workgroups_per_dimension;
-        if let Some(&n) = launch.grid.iter().find(|&&n| n > most) {
-            let what = format!("{}: workgroups along one axis", launch.op);
-            return Err(Error::Limit { what, need: n as u64, have: most as u64 });
+        let raws = launch.binds.iter().map(|bind| bind.buffer.data()).collect::<Result<Vec<_>>>();
+        let raws = raws.map_err(|error| {
+            // An operand's error is the cause, whatever the result's size would say.
+            let mut read = launch.binds.iter().filter(|bind| !bind.write);
+            read.find_map(|bind| bind.buffer.data().err()).unwrap_or(error)
+        })?;
+        let within = |what: &str, need: u64, have: u32| match need > have as u64 {
+            true => Err(Error::Limit { what: format!("{}: {what}", launch.op), need, have: have as u64 }),
+            false => Ok(()),
+        };
+        let limits = self.limits();
+        for n in launch.grid {
+            within("workgroups along one axis", n as u64, limits.max_compute_workgroups_per_dimension)?;
         }
-        if launch.turns > MOST_TURNS {
-            let what = format!("{}: turns of a thread's loops", launch.op);
-            return Err(Error::Limit { what, need: launch.turns as u64, have: MOST_TURNS as u64 });
-        }
+        within("turns of a thread's loops", launch.turns as u64, MOST_TURNS as u32)?;
+        within("bytes of parameters", launch.params.len() as u64, limits.max_immediate_size)?;
+        Ok(raws)
+    }
+
+    fn try_launch(&self, launch: &Launch, raws: &[&wgpu::Buffer], live: Option<Live>) -> Result<()> {
         let pipeline = self.pipeline(launch)?;
-        let mut raws = Vec::with_capacity(launch.binds.len());
-        for bind in &launch.binds {
-            raws.push(bind.buffer.data().ok_or_else(|| {
-                let why = "an operand has no data because the op that makes it failed earlier";
-                Error::device(format!("{}: {why}", launch.op))
-            })?);
-        }
         let mut recorder = lock(&self.0.recorder);
         let mut views: Vec<Option<wgpu::TextureView>> = Vec::with_capacity(raws.len());
-        for (i, (bind, raw)) in launch.binds.iter().zip(&raws).enumerate() {
+        for (i, (bind, raw)) in launch.binds.iter().zip(raws).enumerate() {
             let place = pipeline.texels.iter().position(|(binding, _)| *binding == bind.binding);
             // An operand that stands in for another is copied once.
             let texel = |bind: &Bind| pipeline.texels.iter().find(|t| t.0 == bind.binding).map(|t| t.1);
@@ -170,7 +183,7 @@ impl Gpu {
         let entries: Vec<_> = launch
             .binds
             .iter()
-            .zip(&raws)
+            .zip(raws)
             .zip(&views)
             .map(|((bind, raw), view)| wgpu::BindGroupEntry {
                 binding: bind.binding,
@@ -195,7 +208,7 @@ impl Gpu {
         let steady = launch.binds.iter().all(|bind| bind.buffer.is_of(&self.0.pool));
         let group = if pipeline.texels.is_empty() && steady {
             let trims = lock(&self.0.pool).trims();
-            recorder.groups.get(trims, GroupKey::new(&pipeline, &launch.binds, &raws), make)
+            recorder.groups.get(trims, GroupKey::new(&pipeline, &launch.binds, raws), make)
         } else {
             make()
         };

@@ -49,7 +49,7 @@ impl Gpu {
 
     /// Called behind every dispatch, with no lock held.
     pub(crate) fn profiled(&self, launch: &Launch) {
-        if lock(&self.0.profile).idle.is_none() || self.synchronize().is_err() {
+        if lock(&self.0.profile).idle.is_none() || self.wait_idle().is_err() {
             return;
         }
         let Profile { kernels, idle: Some(idle) } = &mut *lock(&self.0.profile) else { return };

@@ -76,9 +76,8 @@ impl Recorder {
         self.flights.push_back(index.clone());
         if self.flights.len() > IN_FLIGHT {
             let oldest = self.flights.pop_front();
-            let wait = wgpu::PollType::Wait { submission_index: oldest, timeout: None };
-            if let Err(e) = gpu.0.device.poll(wait) {
-                gpu.raise(Error::device(format!("waiting for the device: {e}")));
+            if let Err(error) = gpu.wait_for(oldest, "a batch of work before the next") {
+                gpu.raise(error);
             }
         }
         Some(index)
@@ -95,7 +94,7 @@ impl Gpu {
     /// Submits everything recorded so far, without waiting.
     ///
     /// # Errors
-    /// The fault that stands, if any.
+    /// The device's fault, if one stands; not the errors that single tensors carry.
     pub fn flush(&self) -> Result<()> {
         lock(&self.0.recorder).submit(self);
         self.check()
@@ -104,11 +103,39 @@ impl Gpu {
     /// Submits everything and waits until the device is idle.
     ///
     /// # Errors
-    /// The fault that stands, if any.
+    /// The device's fault, if one stands; not the errors that single tensors carry. [`Error::Device`] when the device takes
+    /// longer than `Options::wait`: its work goes on, and a later call may find it done.
+    /// [`Error::Outside`] where the device checks ids and found some.
     pub fn synchronize(&self) -> Result<()> {
+        let index = self.submit_with_findings(|_| ());
+        self.wait_for(index, "all submitted work")?;
+        self.check()?;
+        self.findings()
+    }
+
+    /// The same, but leaves what was found in ids for the next readback.
+    pub(super) fn wait_idle(&self) -> Result<()> {
         let index = lock(&self.0.recorder).submit(self);
-        let wait = wgpu::PollType::Wait { submission_index: index, timeout: None };
-        self.0.device.poll(wait).map_err(|e| Error::device(format!("waiting for the device: {e}")))?;
+        self.wait_for(index, "all submitted work")?;
         self.check()
+    }
+
+    /// Waits for a submit, at most as long as the options say.
+    pub(super) fn wait_for(&self, index: Option<wgpu::SubmissionIndex>, what: &str) -> Result<()> {
+        let wait = wgpu::PollType::Wait { submission_index: index, timeout: self.0.wait };
+        match self.0.device.poll(wait) {
+            Ok(_) => Ok(()),
+            Err(wgpu::PollError::Timeout) => Err(self.waited(what)),
+            Err(error) => Err(Error::device(format!("waiting for {what}: {error}"))),
+        }
+    }
+
+    /// That the device did not answer in time.
+    pub(super) fn waited(&self, what: &str) -> Error {
+        let seconds = self.0.wait.unwrap_or_default().as_secs_f64();
+        Error::device(format!(
+            "waited {seconds} s for {what} and stopped: the driver hangs, or the work takes longer. Allow more by TIEBEAM_WAIT \
+             (seconds, 0 for no limit), or do less between readbacks"
+        ))
     }
 }

@@ -36,7 +36,7 @@ impl Gpu {
             let mut recorder = lock(&self.0.recorder);
             let encoder = recorder.encoder(self);
             encoder.resolve_query_set(&set, 0..2, &buffer, 0);
-            if let Some(raw) = staging.data() {
+            if let Ok(raw) = staging.data() {
                 encoder.copy_buffer_to_buffer(&buffer, 0, raw, 0, 16);
             }
         }

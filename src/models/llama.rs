@@ -323,7 +323,11 @@ impl Llama {
 
     fn read(gpu: &Gpu, c: Config, names: &Names, own_head: bool, read: &Read) -> Result<Llama> {
         c.check("llama")?;
-        let leaf = |name: &str, shape: &[usize]| read(name, shape).map(|x| x.requires_grad());
+        let leaf = |name: &str, shape: &[usize]| -> Result<Tensor> {
+            let x = read(name, shape)?;
+            x.check()?;
+            Ok(x.requires_grad())
+        };
         let linear = |name: &str, [out, inner]: [usize; 2]| -> Result<Linear> {
             Ok(Linear::from_site(Arc::new(Tied::new(&leaf(name, &[out, inner])?)), None))
         };

@@ -65,7 +65,7 @@ impl Recursion {
     /// The block's output for each chosen token, `[batch, chosen, width]`.
     pub fn output(&self) -> Tensor {
         let [batch, chosen] = [self.selected.shape()[0], self.selected.shape()[1]];
-        self.full.index_select(0, &self.rows).reshape([batch, chosen, self.full.shape()[1]])
+        self.full.index_select_padded(0, &self.rows).reshape([batch, chosen, self.full.shape()[1]])
     }
 
     /// The auxiliary loss of expert choice: the mean binary cross-entropy of the scores against chosen or not, so that at
@@ -206,7 +206,7 @@ impl Mor {
                 None => self.choose(&x, &active, capacities, r),
                 Some((chosen, probabilities)) => {
                     let selected = listed(x.gpu(), chosen, r, tokens);
-                    let gates = probabilities.gather(1, &selected);
+                    let gates = probabilities.gather_padded(1, &selected);
                     (probabilities.clone(), selected, gates)
                 }
             };

@@ -86,7 +86,7 @@ impl Experts {
             let (value, row) = priority.slice(1, e..e + 1).reshape([rows]).topk(capacity, 0);
             let taken = value.gt(&Tensor::zeros(gpu, [capacity]));
             let list = row.where_mask(&taken, &nobody).contiguous();
-            let gate = gates.slice(1, e..e + 1).reshape([rows]).gather(0, &list);
+            let gate = gates.slice(1, e..e + 1).reshape([rows]).gather_padded(0, &list);
             let hidden = self.activation.apply(&x.linear_gathered(&list, up));
             output = output.add_linear_scattered(&hidden, &list, &gate, down);
             lists.push(list);

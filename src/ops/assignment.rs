@@ -141,7 +141,7 @@ fn small(cost: &Tensor, flip: u32) -> Result<Vec<f32>> {
     let grid = grid(batch);
     // A lane's columns, each of which looks at all rows, and twice its share of either; before and after, the whole matrix.
     let each = n.div_ceil(64);
-    let (round, around) = (each * (n + 5) + 8, n * each + each * (n + 4) + 64);
+    let (round, around) = (each * (n + 7) + 8, n * each + each * (n + 4) + 64);
     let rounds = MOST_SMALL.min((MOST_TURNS - around) / round);
     gpu.launch(Launch {
         op: "assignment",

@@ -61,8 +61,9 @@ fn pieces(size: usize, most: usize) -> Vec<Range<usize>> {
 
 /// Rows and columns of taps and channels of each launch, so that no thread walks too far, with its turns.
 fn windows([rows, columns]: [usize; 2], channels: usize) -> Vec<([Range<usize>; 3], usize)> {
-    // A tap takes a turn, its channels one each, and with the ends of loops a block of them two, all blocks one, a row of taps two.
-    let tap = |channels: usize| 2 + channels + 2 * channels.div_ceil(64);
+    // A tap takes two turns, since it may be passed over, its channels one each, and with the ends of loops a block of them two, all
+    // blocks one, a row of taps two.
+    let tap = |channels: usize| 3 + channels + 2 * channels.div_ceil(64);
     let own = channels.min(MOST_TURNS / 2);
     let across = columns.min((MOST_TURNS - 2) / tap(own));
     let down = rows.min(MOST_TURNS / (2 + across * tap(own)));

@@ -1,6 +1,7 @@
 //! Cross-entropy of logits against class indices, fused: no probability is ever stored.
 
 use super::case::{Array, Case, Fill, Input};
+use super::check_ids::check_ids;
 use super::softmax::{LANES, by_pieces, groups, lanes, log_softmax64, piece, turns, walks};
 use super::words;
 use crate::dtype::DType;
@@ -102,7 +103,8 @@ impl Tensor {
     /// The mean over all rows of `-log softmax(logits)[target]`, a scalar; logits are `[.., classes]`, targets `[..]`.
     ///
     /// Rows whose target is `ignore` count neither in the sum nor in the mean; when all are, the mean is NaN. Any other
-    /// target outside `0..classes` makes the loss and that row's gradient NaN and reads nothing out of bounds. An
+    /// target outside `0..classes` makes the loss and that row's gradient NaN and reads nothing out of bounds; a checked device
+    /// says so at the next readback ([`Error::Outside`](crate::Error::Outside)). An
     /// `ignore` that the targets' type cannot hold never matches. f16 logits are read in f32.
     ///
     /// ```no_run
@@ -141,6 +143,7 @@ impl Tensor {
         let rows = targets.count();
         let plan = Plan { rows, classes, ignored };
         let targets = targets.contiguous();
+        check_ids(OP, &targets, classes, ignored);
         let [losses, statistics] = plan.forward(&x, &targets);
         let totals = losses.sum(1);
         let y = totals.slice(0, 0..1).div(&totals.slice(0, 1..2)).reshape(Shape::new(&[]));
@@ -202,8 +205,8 @@ pub(super) fn cases() -> Vec<Case> {
     all.push(case("far".into(), far, values(&[3], DType::U32, &[0.0, 69.0, 35.0]), None).ulps(16.0, 300.0));
     // NaN, and nothing read out of bounds: one past the end, negative, and every row ignored.
     let fixed = || logits().fixed();
-    all.push(case("target past the end".into(), fixed(), values(&[2, 3], DType::U32, &[19.0, 3.0]), None));
-    all.push(case("target negative".into(), fixed(), values(&[2, 3], DType::I32, &[3.0, -1.0]), Some(-100)));
+    all.push(case("target past the end".into(), fixed(), values(&[2, 3], DType::U32, &[19.0, 3.0]), None).outside());
+    all.push(case("target negative".into(), fixed(), values(&[2, 3], DType::I32, &[3.0, -1.0]), Some(-100)).outside());
     all.push(case("all ignored".into(), fixed(), values(&[2, 3], DType::I32, &[-100.0]), Some(-100)));
     // Strided logits, and a gradient that arrives scaled.
     all.push(

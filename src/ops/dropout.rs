@@ -1,6 +1,6 @@
 //! Dropout whose mask is a counter: drawn again in the backward pass, never stored.
 
-use super::case::{Array, Case, Input};
+use super::case::{Array, Case, Fill, Input};
 use super::words;
 use crate::dtype::DType;
 use crate::gpu::capture::Live;
@@ -23,7 +23,8 @@ impl Dropout {
         let n = x.count();
         let grid = grid(n.div_ceil(4).div_ceil(64));
         let ([k0, k1], [s0, s1]) = (self.stream.key, self.stream.id);
-        let scale = 1.0 / (1.0 - self.rate);
+        // At rate 1 nothing is kept, and nothing is scaled.
+        let scale = if self.rate == 1.0 { 0.0 } else { 1.0 / (1.0 - self.rate) };
         let params = [n as u32, grid[0], k0, k1, s0, s1, self.rate.to_bits(), scale.to_bits()];
         let launch = Launch {
             op: "dropout",
@@ -52,16 +53,16 @@ impl Op for Dropout {
 }
 
 impl Tensor {
-    /// Each element 0 with probability `p`, else `x / (1 - p)`, of this shape, in f32.
+    /// Each element 0 with probability `p`, else `x / (1 - p)`, of this shape, in f32; what is dropped is 0 whatever it was.
     ///
     /// Takes one stream of `rng`, whatever `p` is, and keeps element `i` where that stream's uniform draw `i` is at
-    /// least `p`. With `p = 0` nothing is done. Source: Srivastava et al. 2014, "Dropout".
+    /// least `p`. With `p = 0` nothing is done; with `p = 1` all is 0, and the gradient. Source: Srivastava et al. 2014, "Dropout".
     ///
     /// # Panics
-    /// When `p` is outside `[0, 1)` or the elements are integers.
+    /// When `p` is outside `[0, 1]` or the elements are integers.
     #[track_caller]
     pub fn dropout(&self, p: f32, rng: &mut Rng) -> Tensor {
-        assert!((0.0..1.0).contains(&p), "dropout: probability {p} is outside [0, 1)");
+        assert!((0.0..=1.0).contains(&p), "dropout: probability {p} is outside [0, 1]");
         let x = super::float("dropout", self);
         let op = Dropout { rate: p, stream: rng.next_stream() };
         if p == 0.0 {
@@ -77,7 +78,8 @@ pub(super) fn variants() -> Vec<Source> {
 
 pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    for (shape, p) in [(&[1][..], 0.5f32), (&[7, 13], 0.1), (&[257], 0.9), (&[5, 67], 0.0)] {
+    let sizes = [(&[1][..], 0.5f32), (&[7, 13], 0.1), (&[257], 0.9), (&[5, 67], 0.0), (&[5, 67], 1.0)];
+    for (shape, p) in sizes {
         let forward = move |x: &[Tensor]| x[0].dropout(p, &mut Rng::new(23));
         let reference = move |x: &[Array]| {
             let mut draws = vec![0.0; x[0].data.len()];
@@ -86,5 +88,9 @@ pub(super) fn cases() -> Vec<Case> {
         };
         all.push(Case::new(format!("{shape:?} at {p}"), vec![Input::normal(shape)], forward, reference));
     }
+    let odd = Input::normal([67]).fill(Fill::Values(vec![f64::NAN, f64::INFINITY, 1.0, f64::NEG_INFINITY])).fixed();
+    let nothing = |x: &[Array]| Array::from_fn(x[0].shape, |_| 0.0);
+    let all_dropped = |x: &[Tensor]| x[0].dropout(1.0, &mut Rng::new(23));
+    all.push(Case::new("of what is not finite at 1", vec![odd], all_dropped, nothing).exact());
     all
 }

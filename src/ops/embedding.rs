@@ -1,6 +1,7 @@
 //! Elements by index: embedding, index_select and gather, and the adjoints that add back in a fixed order.
 
-use super::case::{Array, Case, Input};
+use super::case::{Array, Case, Fill, Input};
+use super::check_ids::check_ids;
 use super::words;
 use crate::dtype::DType;
 use crate::gpu::kernel::{Bind, Launch, grid};
@@ -187,7 +188,8 @@ impl Op for Gather {
 impl Tensor {
     /// `y[.., c] = table[ids[..], c]`: this `[rows, width]` looked up by `ids` of any shape, u32 or i32; in f32.
     ///
-    /// An id outside the table gives zeros and takes no gradient. The gradient of a row is the sum over the places that
+    /// An id outside the table gives zeros and takes no gradient; a checked device says so at the next readback
+    /// ([`Error::Outside`](crate::Error::Outside)). The gradient of a row is the sum over the places that
     /// used it, in a fixed order: the same bits every time.
     ///
     /// # Panics
@@ -198,18 +200,26 @@ impl Tensor {
         assert!(self.dtype().is_float(), "embedding: needs floats, got {}; cast first", self.dtype());
         let mut sizes = ids.shape().to_vec();
         sizes.push(self.shape()[1]);
+        check_ids("embedding", ids, self.shape()[0], None);
         self.selected("embedding", 0, ids).reshape(&sizes[..]).cast(DType::F32)
     }
 
     /// `y[.., i, ..] = x[.., ids[i], ..]` along `axis`, for one axis of u32 or i32 ids; any dtype.
     ///
-    /// An id outside the axis gives zeros and takes no gradient. The gradient adds what went to several places, in a
-    /// fixed order.
+    /// An id outside the axis gives zeros and takes no gradient; a checked device says so at the next readback
+    /// ([`Error::Outside`](crate::Error::Outside)). The gradient adds what went to several places, in a fixed order.
     ///
     /// # Panics
     /// When the axis is out of range, or `ids` are not one axis of integers.
     #[track_caller]
     pub fn index_select(&self, axis: isize, ids: &Tensor) -> Tensor {
+        check_ids("index_select", ids, self.shape()[shape::axis("index_select", axis, self.shape())], None);
+        self.index_select_padded(axis, ids)
+    }
+
+    /// [`Tensor::index_select`] of lists that are filled up with ids outside the axis: those are no mistake.
+    #[track_caller]
+    pub(crate) fn index_select_padded(&self, axis: isize, ids: &Tensor) -> Tensor {
         let axis = shape::axis("index_select", axis, self.shape());
         assert!(ids.shape().len() == 1, "index_select: ids must have one axis, got {}", ids.shape());
         self.selected("index_select", axis, ids)
@@ -229,7 +239,8 @@ impl Tensor {
     /// `y[.., r, ..] = sum over i with ids[i] = r of x[.., i, ..]` along `axis`, which becomes `size` long; in f32, added in rising
     /// order of `i`: the adjoint of [`Tensor::index_select`], whose own adjoint it has. Pools nodes of graphs.
     ///
-    /// An id outside `size` takes nothing and gives no gradient.
+    /// An id outside `size` takes nothing and gives no gradient; a checked device says so at the next readback
+    /// ([`Error::Outside`](crate::Error::Outside)).
     ///
     /// # Panics
     /// When the axis is out of range, `ids` are not one axis of integers of its length, or for integers.
@@ -240,6 +251,7 @@ impl Tensor {
         let axis = shape::axis(op, axis, self.shape());
         let fits = ids.shape()[..] == [self.shape()[axis]];
         assert!(fits, "{op}: ids {} for axis {axis} of {}", ids.shape(), self.shape());
+        check_ids(op, ids, size, None);
         let (ids, x) = (flat(op, ids), super::float(op, self));
         let y = sum_by_index(&x.detach(), axis, x.shape().with(axis, size), &ids, Into::New);
         y.made_by(&[self], || Box::new(IndexSum { axis, ids: Saved::new(&ids) }))
@@ -248,13 +260,21 @@ impl Tensor {
     /// `y[i, j, k] = x[index[i, j, k], j, k]` for `axis` 0 of three, and likewise along others; any dtype.
     ///
     /// `index`, u32 or i32, has as many axes as this and is nowhere longer but along `axis`; its shape is the result's.
-    /// An index outside the axis gives zeros and takes no gradient. The gradient adds what went to several places, in a
-    /// fixed order.
+    /// An index outside the axis gives zeros and takes no gradient; a checked device says so at the next readback
+    /// ([`Error::Outside`](crate::Error::Outside)). The gradient adds what went to several places, in a fixed order.
     ///
     /// # Panics
     /// When the axis is out of range, the shapes do not fit, or `index` is not of integers.
     #[track_caller]
     pub fn gather(&self, axis: isize, index: &Tensor) -> Tensor {
+        same_gpu("gather", &[self, index]);
+        check_ids("gather", index, self.shape()[shape::axis("gather", axis, self.shape())], None);
+        self.gather_padded(axis, index)
+    }
+
+    /// [`Tensor::gather`] of lists that are filled up with indices outside the axis: those are no mistake.
+    #[track_caller]
+    pub(crate) fn gather_padded(&self, axis: isize, index: &Tensor) -> Tensor {
         let op = "gather";
         same_gpu(op, &[self, index]);
         let axis = shape::axis(op, axis, self.shape());
@@ -337,6 +357,12 @@ fn gather64(x: &[Array], axis: usize) -> Array {
     })
 }
 
+/// Ids from one below `0..size` to one above, in no order: the first is outside.
+fn around(shape: &[usize], size: usize) -> Input {
+    let ids = (0..2 * size + 3).map(|i| ((5 * i) % (size + 2)) as f64 - 1.0);
+    Input::integers(shape, DType::I32, 0, 1).fill(Fill::Values(ids.collect()))
+}
+
 pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for (rows, width, ids) in
@@ -349,13 +375,13 @@ pub(super) fn cases() -> Vec<Case> {
     for width in [3, 4] {
         let inputs = vec![Input::normal([5, width]), Input::integers([40], DType::I32, -3, 9)];
         let name = format!("ids outside the table, width {width}");
-        all.push(Case::new(name, inputs, |x| x[0].embedding(&x[1]), embedding64));
+        all.push(Case::new(name, inputs, |x| x[0].embedding(&x[1]), embedding64).outside());
     }
     for width in [5, 6, 8] {
         let inputs =
-            vec![Input::normal([5, width]).dtype(DType::F16), Input::integers([7], DType::U32, 0, 6)];
+            vec![Input::normal([5, width]).dtype(DType::F16), around(&[7], 5)];
         let name = format!("f16, width {width}");
-        all.push(Case::new(name, inputs, |x| x[0].embedding(&x[1]), embedding64));
+        all.push(Case::new(name, inputs, |x| x[0].embedding(&x[1]), embedding64).outside());
     }
     // Beyond one tile of the sort.
     let many = vec![Input::normal([67, 1]), Input::integers([2500], DType::U32, 0, 67)];
@@ -364,25 +390,19 @@ pub(super) fn cases() -> Vec<Case> {
     for (shape, axis, count) in
         [(&[4][..], 0, 9), (&[3, 5, 4], 1, 7), (&[3, 5, 3], 1, 7), (&[2, 13], 1, 67), (&[6, 2, 2], 0, 1)]
     {
-        let inputs =
-            vec![Input::normal(shape), Input::integers([count], DType::I32, -1, shape[axis] as i64 + 1)];
+        let inputs = vec![Input::normal(shape), around(&[count], shape[axis])];
         let at = axis as isize;
-        all.push(Case::new(
-            format!("index_select {count} of {shape:?} axis {axis}"),
-            inputs,
-            move |x| x[0].index_select(at, &x[1]),
-            move |x| select64(x, axis),
-        ));
+        let name = format!("index_select {count} of {shape:?} axis {axis}");
+        let forward = move |x: &[Tensor]| x[0].index_select(at, &x[1]);
+        all.push(Case::new(name, inputs, forward, move |x| select64(x, axis)).outside());
     }
     for (shape, axis, size) in [(&[9][..], 0, 4), (&[3, 7, 4], 1, 5), (&[3, 7, 3], 1, 1), (&[67, 5], 0, 13), (&[0, 4], 0, 3)] {
-        let inputs = vec![Input::normal(shape), Input::integers([shape[axis]], DType::I32, -1, size as i64 + 1)];
+        let inputs = vec![Input::normal(shape), around(&[shape[axis]], size)];
         let at = axis as isize;
-        all.push(Case::new(
-            format!("index_sum of {shape:?} axis {axis} to {size}"),
-            inputs,
-            move |x| x[0].index_sum(at, &x[1], size),
-            move |x| sum64(x, axis, size),
-        ));
+        let name = format!("index_sum of {shape:?} axis {axis} to {size}");
+        let forward = move |x: &[Tensor]| x[0].index_sum(at, &x[1], size);
+        let case = Case::new(name, inputs, forward, move |x| sum64(x, axis, size));
+        all.push(if shape[axis] > 0 { case.outside() } else { case });
     }
     for (shape, axis, index) in [
         (&[1][..], 0, &[1][..]),
@@ -392,15 +412,11 @@ pub(super) fn cases() -> Vec<Case> {
         (&[3, 5, 4], 1, &[3, 9, 4]),
         (&[3, 5, 4], 1, &[2, 3, 2]),
     ] {
-        let inputs =
-            vec![Input::normal(shape), Input::integers(index, DType::I32, -1, shape[axis] as i64 + 1)];
+        let inputs = vec![Input::normal(shape), around(index, shape[axis])];
         let at = axis as isize;
-        all.push(Case::new(
-            format!("gather {index:?} of {shape:?} axis {axis}"),
-            inputs,
-            move |x| x[0].gather(at, &x[1]),
-            move |x| gather64(x, axis),
-        ));
+        let name = format!("gather {index:?} of {shape:?} axis {axis}");
+        let forward = move |x: &[Tensor]| x[0].gather(at, &x[1]);
+        all.push(Case::new(name, inputs, forward, move |x| gather64(x, axis)).outside());
     }
     for dtype in [DType::F16, DType::I32] {
         let input = || vec![Input::integers([5, 3], dtype, -9, 9), Input::integers([5, 2], DType::U32, 0, 3)];

@@ -32,7 +32,7 @@ macro_rules! ops {
     };
 }
 
-ops! { unary, binary, layout, reduce, matmul, site, combine, softmax, cross_entropy, norm, attention, cache, rope, embedding, sort, rank, bf16, arg, cumsum, conv, pool, random, dropout, edges, kernel_basis, spatial_conv, fiber_conv, fiber_norm, table_conv, mlp, neighbours, assignment }
+ops! { unary, binary, layout, reduce, matmul, site, combine, softmax, cross_entropy, norm, attention, cache, rope, embedding, sort, rank, bf16, arg, cumsum, conv, pool, random, dropout, edges, kernel_basis, spatial_conv, fiber_conv, fiber_norm, table_conv, mlp, neighbours, assignment, check_ids }
 
 /// The bytes of a kernel's parameters.
 pub(crate) fn words(params: &[u32]) -> &[u8] {

@@ -76,12 +76,12 @@ impl Cells {
             let binds = binds.chain([found.bind_mut(7)]).collect();
             let range = [members.start as u32, members.end as u32];
             let params = [&[grid[0], queries.len() as u32, (radius * radius).to_bits()][..], &range].concat();
-            let (source, params, turns) = (source(fill), words(&params), cells * (2 + members.len()));
+            let (source, params, turns) = (source(fill), words(&params), cells * (3 + 2 * members.len()));
             gpu.launch(Launch { op: OP, source: &source, entry: "search", binds, params, grid, turns, reuse: 0 });
         };
         // Of each run of members what every query finds among them.
         let mut found_by: Vec<(Range<usize>, Vec<u32>)> = Vec::new();
-        for members in walks(self.most_members(), 2 * cells) {
+        for members in walks(self.most_members(), 3 * cells) {
             let counts = Tensor::empty(gpu, OP, [queries.len()], DType::U32);
             run(false, &members, &vec![0; queries.len()], &counts);
             found_by.push((members, counts.to_vec::<u32>()?));

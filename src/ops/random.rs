@@ -21,7 +21,7 @@ fn table(gpu: &Gpu) -> Arc<Buffer> {
     }
     let words = normal_table();
     let buffer = gpu.upload("randn", bytemuck::cast_slice(words), size_of_val(words) as u64);
-    // A buffer without memory is a fault that may be taken away: the next call tries again.
+    // A buffer without memory is no table: the next call tries again.
     *kept = buffer.raw.is_some().then(|| buffer.clone());
     buffer
 }

@@ -1,6 +1,7 @@
 //! Rotary position embedding: pairs of head elements turned by angles that grow with the position.
 
-use super::case::{Array, Case, Input};
+use super::case::{Array, Case, Fill, Input};
+use super::check_ids::check_ids;
 use super::words;
 use crate::dtype::DType;
 use crate::gpu::Gpu;
@@ -144,7 +145,8 @@ impl Tensor {
     }
 
     /// [`Tensor::rope`] with tokens at given positions: u32, `[tokens]`, or `[batch, tokens]` for routed tokens and
-    /// batches of unequal length. A position beyond the table gives zeros.
+    /// batches of unequal length. A position beyond the table gives zeros; a checked device says so at the next readback
+    /// ([`Error::Outside`](crate::Error::Outside)).
     ///
     /// # Panics
     /// When shapes do not fit or the positions are not u32.
@@ -155,6 +157,7 @@ impl Tensor {
         let (x, at) = (self.shape(), positions.shape());
         let fits = x.len() == 4 && (at[..] == [x[2]] || at[..] == [x[0], x[2]]);
         assert!(fits, "rope: positions {at} for {x}; they must be [tokens] or [batch, tokens]");
+        check_ids("rope", positions, rope.positions(), None);
         self.turn(rope, Places::Given(positions.detach().contiguous()))
     }
 
@@ -239,8 +242,9 @@ pub(super) fn cases() -> Vec<Case> {
         let each = at.len() == 2;
         for pairing in [Pairing::Halves, Pairing::Neighbours] {
             // Positions 20 to 22 are beyond the table.
-            let inputs = vec![Input::normal([3, 2, 5, 8]), Input::integers(at, DType::U32, 0, 23)];
-            all.push(Case::new(
+            let places = Fill::Values(vec![3.0, 22.0, 0.0, 19.0, 20.0, 7.0, 21.0]);
+            let inputs = vec![Input::normal([3, 2, 5, 8]), Input::integers(at, DType::U32, 0, 1).fill(places)];
+            let case = Case::new(
                 format!("{pairing:?} at {at:?}"),
                 inputs,
                 move |x| x[0].rope_at(&Rope::new(x[0].gpu(), 20, 8, 100.0, pairing), &x[1]),
@@ -248,7 +252,8 @@ pub(super) fn cases() -> Vec<Case> {
                     let place = |b: usize, t: usize| x[1].data[if each { b * 5 + t } else { t }] as usize;
                     rope64(&x[0], 100.0, pairing, 20, place)
                 },
-            ));
+            );
+            all.push(case.outside());
         }
     }
     all.push(Case::new(

@@ -101,6 +101,7 @@ impl Arenas {
             at_least_zero(op, "lr_scale", lr_scale.into())?;
             for (name, tensor) in params {
                 check_leaf(op, gpu, &name, &tensor);
+                tensor.check()?;
                 assert!(names.insert(name.clone()), "{op}: two parameters are named `{name}`");
                 assert!(
                     values.insert(Arc::as_ptr(&tensor.value)),
@@ -124,6 +125,10 @@ impl Arenas {
             moments: moments.iter().map(|_| zeros(op, gpu, bytes)).collect(),
         };
         let arenas: Vec<Arena> = sizes.into_iter().map(arena).collect();
+        // Before any parameter moves in: one that carries an error would spoil what is beside it.
+        for arena in &arenas {
+            arena.buffers().try_for_each(|buffer| buffer.data().map(drop))?;
+        }
         for leaf in &leaves {
             let Arena { layout, params, .. } = &arenas[leaf.arena];
             let home = Home { arena: layout.clone(), offset: leaf.offset, step: 0 };
@@ -171,7 +176,14 @@ impl Arenas {
             present.len()
         );
         let table = self.table(present);
+        // Nothing is changed by an update that could not be made whole.
+        for part in &table.parts {
+            let arena = &self.arenas[part.arena];
+            let gradients = arena.gradients(2, grads).buffer;
+            arena.buffers().chain([&gradients]).try_for_each(|buffer| buffer.data().map(drop))?;
+        }
         let norm = self.norm(grads, &table, clip);
+        norm.data()?;
         let changed: Vec<_> = table.parts.iter().map(|part| self.arenas[part.arena].params.clone()).collect();
         gpu.settle(&changed);
         let numbers = (kernel.numbers)(kernel.lr, self.steps() + 1);
@@ -351,6 +363,11 @@ impl Arenas {
 }
 
 impl Arena {
+    /// What an update writes.
+    fn buffers(&self) -> impl Iterator<Item = &Arc<Buffer>> {
+        std::iter::once(&self.params).chain(&self.moments)
+    }
+
     fn bind(&self, binding: u32, buffer: &Arc<Buffer>) -> Bind {
         bind(binding, buffer, self.layout.bytes, true)
     }

@@ -204,6 +204,7 @@ pub fn load_tensors(gpu: &Gpu, path: impl AsRef<Path>) -> Result<BTreeMap<String
             FileDType::I32 => Tensor::from_slice(gpu, &file.tensor_i32(name)?, shape),
             _ => Tensor::from_slice(gpu, &file.tensor_f32(name)?, shape),
         };
+        tensor.check()?;
         tensors.insert(name.to_string(), tensor);
     }
     gpu.check()?;

@@ -1,7 +1,7 @@
 //! Recorded steps: the bits of the code that they stand for, no allocation, clear refusals.
 
 use super::*;
-use tiebeam::optim::{AdamW, AdamWConfig, Group};
+use tiebeam::optim::{AdamW, AdamWConfig, Group, Sgd, SgdConfig};
 use tiebeam::{Error, Step};
 
 /// A tied layer used twice, dropout between, AdamW with clipping.
@@ -146,4 +146,35 @@ fn a_step_refuses_what_it_cannot_replay() {
     assert!(wrong.contains("input 0 is [6, 4] f32 and was recorded as [4, 6] f32"), "{wrong}");
     assert!(message(step.run(&[]).err()).contains("0 inputs, recorded with 1"));
     assert_eq!(bits(&step.run(&[&x]).unwrap()[0]), bits(&x.exp()));
+}
+
+#[test]
+fn what_is_pending_outside_is_no_part_of_the_replays() {
+    let gpu = own();
+    let x = drawn(&gpu, 1, &[4, 6]);
+    let w = drawn(&gpu, 2, &[4, 6]).requires_grad();
+    let mut sgd = Sgd::new(&gpu, vec![Group::new([("w", &w)])], SgdConfig::default()).unwrap();
+    let want = bits(&w.detach().scale(2.0).add(&x));
+    // Pending, of a tensor that changes in place after the recording.
+    let outside = w.detach().scale(2.0);
+    let mut step = Step::record(&gpu, &[&x], |x| Ok(vec![x[0].add(&outside)])).unwrap();
+    assert_eq!(step.dispatches(), 1, "the sum alone");
+    let grads = w.square().sum_all().backward().unwrap();
+    sgd.step(&grads, 0.25).unwrap();
+    let before = gpu.dispatches();
+    assert_eq!(bits(&step.run(&[&x]).unwrap()[0]), want, "the value as it was written down");
+    assert_eq!(gpu.dispatches() - before, 1);
+    assert_ne!(bits(&w.detach().scale(2.0).add(&x)), want);
+}
+
+#[test]
+fn an_input_of_another_device_is_named() {
+    let (gpu, other) = (own(), own());
+    let (x, far) = (drawn(&gpu, 1, &[4]), drawn(&other, 1, &[4]));
+    let said = |e: Option<Error>| e.expect("an error").to_string();
+    let recorded = said(Step::record(&gpu, &[&x, &far], |x| Ok(vec![x[0].exp()])).err());
+    assert!(recorded.starts_with("Step: input 1 [4] is on "), "{recorded}");
+    let mut step = Step::record(&gpu, &[&x, &x], |x| Ok(vec![x[0].exp()])).unwrap();
+    let run = said(step.run(&[&far, &x]).err());
+    assert!(run.starts_with("Step: input 0 [4] is on "), "{run}");
 }

@@ -131,6 +131,49 @@ fn a_saved_value_changed_in_place_panics() {
     assert_eq!(w.square().sum_all().backward().unwrap().get(&w).unwrap().to_vec::<f32>().unwrap(), start);
 }
 
+/// A value that was pending when it was saved is guarded like any other.
+#[test]
+fn a_pending_value_changed_in_place_panics() {
+    let gpu = gpu();
+    let sgd = |w: &Tensor| Sgd::new(gpu, vec![Group::new([("w", w)])], SgdConfig::default()).unwrap();
+    let changed = |loss: &Tensor| {
+        let said = panic_of(|| loss.backward());
+        assert!(said.starts_with("square: ") && said.contains("changed in place"), "{said}");
+    };
+    // Saved before the optimizer gives the leaf its place, and after.
+    let w = Tensor::full(gpu, [6], 3.0).requires_grad();
+    let early = w.square().sum_all();
+    let mut optimizer = sgd(&w);
+    let late = w.square().sum_all();
+    let grads = late.backward().unwrap();
+    assert_eq!(grads.get(&w).unwrap().to_vec::<f32>().unwrap(), [6.0; 6]);
+    assert_eq!(early.backward().unwrap().get(&w).unwrap().to_vec::<f32>().unwrap(), [6.0; 6]);
+    optimizer.step(&grads, 0.25).unwrap();
+    changed(&early);
+    changed(&late);
+    assert_eq!(w.square().sum_all().backward().unwrap().get(&w).unwrap().to_vec::<f32>().unwrap(), [3.0; 6]);
+    // Moved into an arena that was written before: a move is no change.
+    let (a, b) = (Tensor::full(gpu, [6], 1.0).requires_grad(), Tensor::full(gpu, [6], 2.0));
+    b.evaluate();
+    let b = b.requires_grad();
+    let loss = a.square().add(&b.square()).sum_all();
+    let mut both = Sgd::new(gpu, vec![Group::new([("a", &a), ("b", &b)])], SgdConfig::default()).unwrap();
+    let grads = loss.backward().unwrap();
+    both.step(&grads, 0.25).unwrap();
+    changed(&loss);
+    let again = a.square().add(&b.square()).sum_all();
+    both.step(&again.backward().unwrap(), 0.25).unwrap();
+    assert_eq!(b.to_vec::<f32>().unwrap(), [0.5; 6]);
+    // A held value, stored by the kernel of another, is its own memory: the leaf's change is not its own.
+    let leaf = Tensor::full(gpu, [6], 3.0).requires_grad();
+    let mut optimizer = sgd(&leaf);
+    let held = leaf.scale(2.0);
+    let loss = held.square().sum_all();
+    optimizer.step(&loss.backward().unwrap(), 0.25).unwrap();
+    let grads = loss.backward().expect("`square` saved `held`, which nobody changed");
+    assert_eq!(grads.get(&leaf).unwrap().to_vec::<f32>().unwrap(), [24.0; 6]);
+}
+
 #[test]
 fn tensors_of_two_devices_panic() {
     let (a, b) = (gpu(), own());

@@ -43,7 +43,7 @@ impl Tensor {
         let y = Tensor::empty(x.gpu(), op, [rows.count(), n], DType::F32);
         // Rows that are no whole vectors are gathered by a pass of their own.
         let whole = k.is_multiple_of(4) && x.offset.is_multiple_of(4) && x.shape()[0] > 0;
-        let narrow = if whole { x.clone() } else { x.index_select(0, &rows) };
+        let narrow = if whole { x.clone() } else { x.index_select_padded(0, &rows) };
         let which = if whole { Rows::Gathered(&rows) } else { Rows::All };
         let right = Right::Weight { site: &**weight, transposed: true };
         Product { rows: which, ..Product::new(op, &narrow, right) }.write(&y);
@@ -145,7 +145,7 @@ impl Op for Gathered {
             sink.add(0, dx);
         }
         if (0..self.leaves.len()).any(|i| sink.needs(1 + i)) {
-            let x = super::super::float(self.name(), &x.detach()).index_select(0, rows);
+            let x = super::super::float(self.name(), &x.detach()).index_select_padded(0, rows);
             self.weight.backward(&x, &dy, &mut LeafGrads::new(sink, 1));
         }
     }
@@ -171,7 +171,7 @@ impl Op for Scattered {
             leaf.get(op);
         }
         let (x, gate) = (super::super::float(op, &x.detach()), gate.detach().reshape([rows.count(), 1]));
-        let own = dy.contiguous().index_select(0, rows);
+        let own = dy.contiguous().index_select_padded(0, rows);
         if sink.needs(1) || sink.needs(2) {
             let through = Tensor::empty(dy.gpu(), op, *x.shape(), DType::F32);
             Product::new(op, &own, Right::Weight { site: &*self.weight, transposed: false }).write(&through);

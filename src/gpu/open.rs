@@ -1,0 +1,390 @@
+//! Which adapter is opened, and with what: options, the environment, the list of adapters, features.
+
+use super::adapters::{AdapterSummary, choose, list, summarize};
+use super::{CoopMatrices, Gpu, Inner, Tuning, choices, lock, texel};
+use crate::error::{Error, Result};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+/// How to choose an adapter; the environment (`TIEBEAM_ADAPTER`, `TIEBEAM_BACKEND`, `TIEBEAM_OFF`, ...) fills what is left
+/// open.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Index in [`Gpu::adapters`], or part of the adapter's name, any case.
+    pub adapter: Option<String>,
+    /// `vulkan`, `metal`, `dx12` or `gl`; comma separated for several. By default the first three, and OpenGL where those
+    /// offer no adapter or none of the wanted name.
+    pub backend: Option<String>,
+    /// Features to leave alone though the adapter has them, beside those that `TIEBEAM_OFF` lists (`f16,subgroups,timestamps,
+    /// cooperative-matrix`): for a driver whose feature is broken. Cooperative matrices need f16.
+    pub without: Vec<Feature>,
+    /// Runs kernels with bounds checks and bounded loops even in release builds (`TIEBEAM_CHECKED=1`), and looks at ids before
+    /// they are used: those outside a table come out as [`Error::Outside`].
+    pub checked: bool,
+    /// Whether to read operands through textures: never, or wherever it can be done. By default on llvmpipe where it pays:
+    /// its loads from storage buffers are ten times slower. The bits do not depend on it.
+    pub texels: Option<bool>,
+    /// Whether measured choices of kernels are used (`TIEBEAM_TUNE`, by default `read`).
+    pub tuning: Option<Tuning>,
+    /// Folder of measured choices (`TIEBEAM_CACHE`, by default in the user's cache folder).
+    pub cache: Option<std::path::PathBuf>,
+    /// Whether matrix products may round f32 operands to f16, on adapters with cooperative matrices: several times faster,
+    /// relative errors near 2^-11 an operand (`TIEBEAM_ROUND_PRODUCTS=1`). Sums stay f32. Off by default.
+    pub round_products: bool,
+    /// How long to wait for the device before it counts as hung (`TIEBEAM_WAIT`, in seconds; `0` or `off` for no limit); by default
+    /// 600 s. `Duration::MAX` is no limit.
+    pub wait: Option<Duration>,
+    /// Whether to choose kernels as for a driver that runs on the CPU; by default as the adapter says. For tests.
+    #[doc(hidden)]
+    pub software: Option<bool>,
+}
+
+/// What the engine uses where an adapter has it, and can do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feature {
+    /// Arithmetic in half precision.
+    F16,
+    /// Sums over the lanes that run together.
+    Subgroups,
+    /// Device time, for [`Gpu::time`].
+    Timestamps,
+    /// Matrix units, for products of f16.
+    CooperativeMatrix,
+}
+
+impl Feature {
+    const ALL: [Feature; 4] =
+        [Feature::F16, Feature::Subgroups, Feature::Timestamps, Feature::CooperativeMatrix];
+
+    /// The word for it in `TIEBEAM_OFF` and in [`AdapterSummary::features`].
+    pub fn name(self) -> &'static str {
+        match self {
+            Feature::F16 => "f16",
+            Feature::Subgroups => "subgroups",
+            Feature::Timestamps => "timestamps",
+            Feature::CooperativeMatrix => "cooperative-matrix",
+        }
+    }
+
+    fn bits(self) -> wgpu::Features {
+        match self {
+            Feature::F16 => wgpu::Features::SHADER_F16,
+            Feature::Subgroups => wgpu::Features::SUBGROUP,
+            Feature::Timestamps => wgpu::Features::TIMESTAMP_QUERY,
+            Feature::CooperativeMatrix => wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX,
+        }
+    }
+
+    fn parse_list(words: &str) -> Result<Vec<Feature>> {
+        let one = |word: &str| {
+            let known = Feature::ALL.into_iter().find(|feature| feature.name() == word);
+            known.ok_or_else(|| {
+                let all = Feature::ALL.map(Feature::name).join(", ");
+                Error::config(format!("TIEBEAM_OFF: '{word}' is no feature; there are {all}"))
+            })
+        };
+        words.split(',').map(str::trim).filter(|word| !word.is_empty()).map(one).collect()
+    }
+}
+
+/// What of the adapter's features is used.
+pub(super) fn used(have: wgpu::Features, without: &[Feature]) -> Vec<Feature> {
+    let on = |feature: Feature| have.contains(feature.bits()) && !without.contains(&feature);
+    let with = |feature| on(feature) && (feature != Feature::CooperativeMatrix || on(Feature::F16));
+    Feature::ALL.into_iter().filter(|&feature| with(feature)).collect()
+}
+
+/// The device features of a list, with what every kernel needs.
+fn required(features: &[Feature]) -> wgpu::Features {
+    features.iter().fold(wgpu::Features::IMMEDIATES, |all, feature| all | feature.bits())
+}
+
+/// The setting in the environment, if it is not empty.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// How long to wait for the device: as given, else as `TIEBEAM_WAIT` says; `None` for no limit.
+fn wait(given: Option<Duration>) -> Result<Option<Duration>> {
+    const DEFAULT: Duration = Duration::from_secs(600);
+    let limit = match (given, variable("TIEBEAM_WAIT")) {
+        (Some(given), _) => given,
+        (None, Some(text)) => seconds(&text)?,
+        (None, None) => DEFAULT,
+    };
+    Ok((limit < Duration::MAX).then_some(limit))
+}
+
+fn seconds(text: &str) -> Result<Duration> {
+    let wrong = || {
+        let words = "seconds, such as 600, or 0 or off for no limit";
+        Error::config(format!("TIEBEAM_WAIT: '{text}' is no time to wait; give {words}"))
+    };
+    if text == "off" {
+        return Ok(Duration::MAX);
+    }
+    let seconds = text.parse::<f64>().map_err(|_| wrong())?;
+    let limit = Duration::try_from_secs_f64(seconds).map_err(|_| wrong())?;
+    Ok(if seconds == 0.0 { Duration::MAX } else { limit })
+}
+
+/// What is left alone: as given, and as `TIEBEAM_OFF` says.
+fn without(mut given: Vec<Feature>) -> Result<Vec<Feature>> {
+    if let Some(words) = variable("TIEBEAM_OFF") {
+        given.extend(Feature::parse_list(&words)?);
+    }
+    Ok(given)
+}
+
+/// The largest square matrices of f16 with f32 sums, where the adapter has any: WGSL has only these two sizes.
+fn coop_matrices(adapter: &wgpu::Adapter, features: &[Feature]) -> Option<CoopMatrices> {
+    if !features.contains(&Feature::CooperativeMatrix) {
+        return None;
+    }
+    let all = adapter.cooperative_matrix_properties();
+    let has = |size: u32| {
+        all.iter().any(|p| {
+            [p.m_size, p.n_size, p.k_size] == [size; 3]
+                && p.ab_type == wgpu::CooperativeScalarType::F16
+                && p.cr_type == wgpu::CooperativeScalarType::F32
+        })
+    };
+    [16, 8].into_iter().find(|&size| has(size)).map(|size| CoopMatrices { size })
+}
+
+type Opened = (wgpu::Device, wgpu::Queue);
+
+fn request(adapter: &wgpu::Adapter, features: &[Feature]) -> Result<Opened, String> {
+    let experimental = if features.contains(&Feature::CooperativeMatrix) {
+        // SAFETY: only promises that we know the feature may misbehave; its kernels are gated by a self-test.
+        unsafe { wgpu::ExperimentalFeatures::enabled() }
+    } else {
+        wgpu::ExperimentalFeatures::disabled()
+    };
+    let descriptor = wgpu::DeviceDescriptor {
+        label: Some("tiebeam"),
+        required_features: required(features),
+        required_limits: adapter.limits(),
+        experimental_features: experimental,
+        memory_hints: wgpu::MemoryHints::Performance,
+        trace: wgpu::Trace::Off,
+    };
+    pollster::block_on(adapter.request_device(&descriptor)).map_err(|e| e.to_string())
+}
+
+/// Opens with these features, or without the experimental one where that fails; and which it was.
+///
+/// wgpu-hal 30 believes that a driver which lists cooperative matrices has the feature, and panics in `vkCreateDevice`
+/// (`ERROR_FEATURE_NOT_PRESENT`) where its feature bit is off: lavapipe of Mesa 26 with narrow vectors is such a one. The bit
+/// itself cannot be asked for through wgpu.
+fn first_that_opens<T>(
+    mut features: Vec<Feature>,
+    open: impl Fn(&[Feature]) -> Result<T, String>,
+) -> Result<(T, Vec<Feature>), String> {
+    if features.contains(&Feature::CooperativeMatrix) {
+        match without_panic(|| open(&features)) {
+            Ok(opened) => return Ok((opened, features)),
+            Err(why) => {
+                tracing::warn!(why, "the device does not open with cooperative matrices; without them")
+            }
+        }
+        features.retain(|&feature| feature != Feature::CooperativeMatrix);
+    }
+    Ok((open(&features)?, features))
+}
+
+/// What `work` gives, or what it panics with; such a panic prints nothing.
+fn without_panic<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    // One at a time: each puts back the hook that it found.
+    static HOOK: Mutex<()> = Mutex::new(());
+    let _one = lock(&HOOK);
+    let kept = (!std::thread::panicking()).then(|| Arc::new(std::panic::take_hook()));
+    if let Some(kept) = kept.clone() {
+        let own = std::thread::current().id();
+        std::panic::set_hook(Box::new(move |info| {
+            if std::thread::current().id() != own {
+                kept(info);
+            }
+        }));
+    }
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+    if let Some(kept) = kept {
+        drop(std::panic::take_hook());
+        match Arc::try_unwrap(kept) {
+            Ok(hook) => std::panic::set_hook(hook),
+            // Another thread panics this moment and still holds it.
+            Err(kept) => std::panic::set_hook(Box::new(move |info| kept(info))),
+        }
+    }
+    done.unwrap_or_else(|payload| {
+        let text = payload.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| payload.downcast_ref::<&str>().map(|s| s.to_string()));
+        Err(text.unwrap_or_else(|| "a panic in the driver's layer".into()))
+    })
+}
+
+impl Gpu {
+    /// Opens the best adapter: discrete, then integrated, virtual, software.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] where there is none, [`Error::Unsupported`] where it lacks immediates,
+    /// [`Error::Device`] where the driver refuses.
+    pub fn open() -> Result<Gpu> {
+        Gpu::open_with(Options::default())
+    }
+
+    /// Opens the adapter that `options` name.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`]; a name that matches nothing lists the adapters that there are.
+    pub fn open_with(mut options: Options) -> Result<Gpu> {
+        let flag = |name| variable(name).is_some_and(|v| v != "0");
+        let backend = options.backend.take().or_else(|| variable("TIEBEAM_BACKEND"));
+        let wanted = options.adapter.take().or_else(|| variable("TIEBEAM_ADAPTER"));
+        options.checked |= cfg!(debug_assertions) || flag("TIEBEAM_CHECKED");
+        options.round_products |= flag("TIEBEAM_ROUND_PRODUCTS");
+        if options.tuning.is_none() {
+            options.tuning = variable("TIEBEAM_TUNE").map(|word| Tuning::parse(&word)).transpose()?;
+        }
+        options.without = without(options.without)?;
+        let wait = wait(options.wait)?;
+        let adapters = list(backend.as_deref(), wanted.as_deref())?;
+        let index = choose(&adapters, wanted.as_deref(), &options.without)?;
+        Gpu::from_adapter(index, &adapters[index], options, wait)
+    }
+
+    /// Every adapter that this machine offers, in the order that `TIEBEAM_ADAPTER` counts. Those of OpenGL are listed where there
+    /// are no others, or `TIEBEAM_BACKEND` names it.
+    ///
+    /// # Errors
+    /// When `TIEBEAM_BACKEND` names no backend or `TIEBEAM_OFF` no feature.
+    pub fn adapters() -> Result<Vec<AdapterSummary>> {
+        let without = without(vec![])?;
+        let adapters = list(variable("TIEBEAM_BACKEND").as_deref(), None)?;
+        Ok(adapters.iter().enumerate().map(|(i, a)| summarize(i, a, &without)).collect())
+    }
+
+    fn from_adapter(
+        index: usize,
+        adapter: &wgpu::Adapter,
+        options: Options,
+        wait: Option<Duration>,
+    ) -> Result<Gpu> {
+        let mut summary = summarize(index, adapter, &options.without);
+        let texels = match options.texels {
+            Some(true) => texel::Policy::Always,
+            None if summary.name.contains("llvmpipe") => texel::Policy::Worth,
+            Some(false) | None => texel::Policy::Never,
+        };
+        let have = adapter.features();
+        if !have.contains(wgpu::Features::IMMEDIATES) {
+            return Err(Error::Unsupported {
+                need: format!("{} has no immediates (push constants), which every kernel uses", summary.name),
+            });
+        }
+        let ((device, queue), features) =
+            first_that_opens(used(have, &options.without), |features| request(adapter, features))
+                .map_err(|e| Error::device(format!("{} refused to open: {e}", summary.name)))?;
+        summary.features = features.iter().map(|feature| feature.name()).collect();
+        tracing::info!(adapter = %summary, "opened");
+
+        let fault: Arc<Mutex<Option<Error>>> = Arc::default();
+        let slot = fault.clone();
+        device.on_uncaptured_error(Arc::new(move |e| {
+            lock(&slot).get_or_insert(Error::device(e.to_string()));
+        }));
+        let slot = fault.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            // Dropping the last handle also arrives here; nobody is left to ask then.
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                lock(&slot)
+                    .get_or_insert(Error::device(format!("the device was lost ({message}); open it again")));
+            }
+        });
+        let info = adapter.get_info();
+        Ok(Gpu::on(Inner {
+            id: 0,
+            software: options.software.unwrap_or(info.device_type == wgpu::DeviceType::Cpu),
+            device,
+            queue,
+            limits: adapter.limits(),
+            features: required(&features),
+            checked: options.checked,
+            wait,
+            texels,
+            lanes: info.subgroup_max_size,
+            coop: coop_matrices(adapter, &features),
+            coop_proven: OnceLock::new(),
+            round_products: options.round_products,
+            choices: choices::Choices::open(options.tuning.unwrap_or_default(), options.cache, &summary),
+            summary,
+            fault,
+            epoch: AtomicU64::new(0),
+            pool: Arc::default(),
+            staging: Mutex::default(),
+            kernels: Mutex::default(),
+            recorder: Mutex::default(),
+            pending: Mutex::default(),
+            profile: Mutex::default(),
+            findings: Mutex::default(),
+            findings_written: Arc::default(),
+            normal_table: Mutex::default(),
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_that_lies_about_matrices_opens_without_them() {
+        let wanted = vec![Feature::F16, Feature::CooperativeMatrix];
+        for panics in [true, false] {
+            let open = |features: &[Feature]| match features.contains(&Feature::CooperativeMatrix) {
+                true if panics => panic!("the driver broke an invariant"),
+                true => Err("refused".to_string()),
+                false => Ok(features.len()),
+            };
+            assert_eq!(first_that_opens(wanted.clone(), open), Ok((1, vec![Feature::F16])));
+        }
+        // What fails without it too is an error, with the words of the second try; other features are not given up.
+        let never = |features: &[Feature]| Err::<(), _>(format!("{} features", features.len()));
+        assert_eq!(first_that_opens(wanted.clone(), never), Err("1 features".into()));
+        assert_eq!(first_that_opens(vec![Feature::F16], never), Err("1 features".into()));
+        assert_eq!(first_that_opens(wanted.clone(), |all| Ok(all.len())), Ok((2, wanted)));
+        assert_eq!(without_panic::<()>(|| panic!("{} words", 3)), Err("3 words".into()));
+    }
+
+    #[test]
+    fn matrices_need_f16() {
+        let have = wgpu::Features::all();
+        assert_eq!(used(have, &[]), Feature::ALL);
+        assert_eq!(used(have, &[Feature::F16]), [Feature::Subgroups, Feature::Timestamps]);
+        assert_eq!(used(wgpu::Features::TIMESTAMP_QUERY, &[]), [Feature::Timestamps]);
+        assert!(used(have, &Feature::ALL).is_empty());
+    }
+
+    #[test]
+    fn words_of_waits() {
+        assert_eq!(seconds("2.5").unwrap(), Duration::from_millis(2500));
+        assert_eq!([seconds("0").unwrap(), seconds("off").unwrap()], [Duration::MAX; 2]);
+        assert_eq!(wait(Some(Duration::MAX)).unwrap(), None);
+        for wrong in ["-1", "long", "nan", "1e99"] {
+            let said = seconds(wrong).unwrap_err().to_string();
+            assert!(said.starts_with(&format!("TIEBEAM_WAIT: '{wrong}' is no time")), "{said}");
+        }
+    }
+
+    #[test]
+    fn words_of_features() {
+        let all = Feature::parse_list("f16, subgroups,timestamps,cooperative-matrix,").unwrap();
+        assert_eq!(all, Feature::ALL);
+        let said = Feature::parse_list("f16,fp64").unwrap_err().to_string();
+        assert_eq!(
+            said,
+            "TIEBEAM_OFF: 'fp64' is no feature; there are f16, subgroups, timestamps, cooperative-matrix"
+        );
+    }
+}
