@@ -2,6 +2,7 @@
 
 use super::generate::Maker;
 use super::program::*;
+use std::collections::HashSet;
 
 impl Maker {
     /// A value with itself or with others along an old or a new axis; f16 only with f16.
@@ -229,15 +230,13 @@ impl Maker {
 
     /// What nothing else reads makes the loss, and now and then something that is read.
     pub(super) fn outputs(&mut self) -> Option<Vec<(usize, Vec<f64>)>> {
-        let mut read = vec![false; self.lines.len()];
-        for line in self.lines.iter().filter(|l| l.tracked) {
-            line.args.iter().for_each(|&a| read[a] = true);
-        }
+        let tracked = || self.lines.iter().filter(|l| l.tracked);
+        let read: HashSet<usize> = tracked().flat_map(|l| l.args.iter().copied()).collect();
         let mut outputs = Vec::new();
         for i in 0..self.lines.len() {
             let line = &self.lines[i];
-            let (tracked, leaf, count) = (line.tracked, line.is_leaf(), line.count());
-            if tracked && (!read[i] && !leaf || self.chance(4)) {
+            let (ends, count) = (!read.contains(&i) && !line.is_leaf(), line.count());
+            if line.tracked && (ends || self.chance(4)) {
                 let weights = self.normal(count);
                 let stored = |w: f64| (w / (count as f64).sqrt()) as f32 as f64;
                 outputs.push((i, weights.into_iter().map(stored).collect()));
