@@ -282,7 +282,10 @@ struct Leaf {
     value: Arc<Value>,
     place: Place,
     strides: Strides,
+    /// The view's, by which another use of it is known.
     offset: usize,
+    /// What the kernel adds to its indices: 0 where the place already begins at the view's first element.
+    start: usize,
     walk: Walk,
     /// Strided, but every four elements of the walk are a vector in memory.
     whole: bool,
@@ -291,7 +294,7 @@ struct Leaf {
 impl Leaf {
     fn is_whole(&self, sizes: &[usize], strides: &[usize]) -> bool {
         let last = sizes.len() - 1;
-        let steps = strides[..last].iter().chain([&self.offset, &sizes[last]]);
+        let steps = strides[..last].iter().chain([&self.start, &sizes[last]]);
         strides[last] == 1 && steps.into_iter().all(|step| step.is_multiple_of(4))
     }
 }
@@ -385,7 +388,7 @@ impl<'a> Program<'a> {
             let bytes = (offset * value.dtype.size()) as u64;
             let plain = *strides == self.shape.strides() && bytes.is_multiple_of(align);
             let mut place = value.place();
-            let (walk, offset) = if plain {
+            let (walk, start) = if plain {
                 place.offset += bytes;
                 (Walk::Plain, 0)
             } else {
@@ -396,6 +399,7 @@ impl<'a> Program<'a> {
                 place,
                 strides: *strides,
                 offset,
+                start,
                 walk,
                 whole: false,
             });
@@ -421,7 +425,7 @@ impl<'a> Program<'a> {
         }
         for (at, &leaf) in strided.iter().enumerate() {
             params.extend(strides[at].iter().map(|&s| s as u32));
-            params.push(self.leaves[leaf].offset as u32);
+            params.push(self.leaves[leaf].start as u32);
         }
         params.extend(self.scalars.iter().map(|s| s.bits()));
 
