@@ -28,6 +28,8 @@ const COLS4: u32 = TILE_N / 4u;
 #import pieces = pieces_of_1
 #import epilogue
 #import elementwise
+#import exp_log
+#import nan
 
 var<workgroup> left: array<vec4<f32>, TILE_K * ROWS4>;
 var<workgroup> right: array<vec4<f32>, TILE_K * COLS4>;

@@ -40,6 +40,8 @@ alias MatrixC = coop_mat16x16<f32, C>;
 #import pieces = pieces_of_1
 #import epilogue
 #import elementwise
+#import exp_log
+#import nan
 
 var<workgroup> left: array<f16, TILE_K * LEFT>;
 var<workgroup> right: array<f16, TILE_K * RIGHT>;

@@ -29,6 +29,8 @@ const THREADS: u32 = FLAT * DEEP;
 #import deep = deep_one
 #import epilogue
 #import elementwise
+#import exp_log
+#import nan
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {

@@ -119,10 +119,11 @@ macro_rules! unary {
 unary! {
     /// `-x`
     neg: "-$0", "-$1", |x| -x, Fill::Normal(1.0), 1.0;
-    /// `e^x`
-    exp: "exp($0)", "$1 * exp($0)", |x| x.exp(), Fill::Normal(2.0), 16.0;
-    /// Natural logarithm; NaN below 0.
-    log: "log($0)", "$1 / $0", |x| x.ln(), Fill::Uniform(0.05, 8.0), 16.0;
+    /// `e^x`, within 2 roundoffs (2^-24 of the result) on every adapter: infinite above 88.72; below -87.33 subnormal, or 0 where the
+    /// adapter flushes those.
+    exp: "exp_of($0)", "$1 * exp_of($0)", |x| x.exp(), Fill::Normal(2.0), 2.0;
+    /// Natural logarithm, within 2 roundoffs on every adapter, of subnormal numbers too; -infinity at 0 and -0, NaN below.
+    log: "log_of($0)", "$1 / $0", |x| x.ln(), Fill::Uniform(0.05, 8.0), 2.0;
     /// Square root; NaN below 0. Derivative `0.5 / sqrt(x)`.
     sqrt: "sqrt($0)", "0.5 * $1 * inverseSqrt($0)", |x| x.sqrt(), Fill::Uniform(0.05, 8.0), 8.0;
     /// `1 / sqrt(x)`. Derivative `-0.5 x^(-3/2)`.

@@ -1,0 +1,27 @@
+// NaN that no compiler removes. WGSL lets a driver take every float for a number: `x != x` may be false for NaN, max and
+// min may give either argument, and a select of floats may drop a NaN. So all of this reads and chooses bits.
+
+fn nan4(x: vec4<f32>) -> vec4<bool> {
+    return (bitcast<vec4<u32>>(x) & vec4<u32>(0x7fffffffu)) > vec4<u32>(0x7f800000u);
+}
+
+fn nan1(x: f32) -> bool { return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u; }
+
+// `yes` where `is`, else `no`: a select whose values may be NaN or infinite.
+fn pick4(no: vec4<f32>, yes: vec4<f32>, is: vec4<bool>) -> vec4<f32> {
+    return bitcast<vec4<f32>>(select(bitcast<vec4<u32>>(no), bitcast<vec4<u32>>(yes), is));
+}
+
+fn pick1(no: f32, yes: f32, is: bool) -> f32 {
+    return bitcast<f32>(select(bitcast<u32>(no), bitcast<u32>(yes), is));
+}
+
+// The larger; NaN where either is.
+fn max_nan(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> { return pick4(pick4(max(a, b), b, nan4(b)), a, nan4(a)); }
+
+// The smaller; NaN where either is.
+fn min_nan(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> { return pick4(pick4(min(a, b), b, nan4(b)), a, nan4(a)); }
+
+fn max_nan1(a: f32, b: f32) -> f32 { return pick1(pick1(max(a, b), b, nan1(b)), a, nan1(a)); }
+
+fn min_nan1(a: f32, b: f32) -> f32 { return pick1(pick1(min(a, b), b, nan1(b)), a, nan1(a)); }
