@@ -1,6 +1,5 @@
-// What generated elementwise kernels call. All functions work on four lanes.
+// What generated elementwise kernels call, with exp_log and nan; trig and power are their own. All work on four lanes.
 
-const PI: f32 = 3.14159265358979;
 const SQRT_2_OVER_PI: f32 = 0.7978845608028654;
 const SQRT_HALF: f32 = 0.7071067811865476;
 const INV_SQRT_2PI: f32 = 0.3989422804014327;
@@ -42,31 +41,36 @@ fn round_half4(x: vec4<f32>) -> vec4<f32> {
     return vec4(unpack2x16float(h.x), unpack2x16float(h.y));
 }
 
-/// tanh through exp of a negative argument: never overflows, unlike the built-in on some drivers.
-fn tanh_safe(x: vec4<f32>) -> vec4<f32> {
+/// tanh through e^(-2|x|), which never overflows. Within 8 roundoffs; -0 stays.
+fn tanh_of(x: vec4<f32>) -> vec4<f32> {
     let a = abs(x);
-    let e = exp(-2.0 * a);
-    // Near zero 1 - e cancels: an odd polynomial (Taylor to x^7) is exact to 1 ulp below 0.25.
+    let e = exp_of(-2.0 * a);
+    // Near zero 1 - e cancels: an odd polynomial (Taylor to x^9) is exact to 1 ulp below 0.25.
     let s = x * x;
     let small = x * (1.0 + s * (-0.33333333 + s * (0.13333333 + s * (-0.05396825 + s * 0.02186949))));
     return select(sign(x) * (1.0 - e) / (1.0 + e), small, a < vec4(0.25));
 }
 
+/// tanh' = 4 e / (1 + e)^2 with e = e^(-2|x|): 1 - tanh^2 would cancel in the tails.
+fn dtanh(x: vec4<f32>) -> vec4<f32> {
+    let e = exp_of(-2.0 * abs(x));
+    return 4.0 * e / ((1.0 + e) * (1.0 + e));
+}
+
 fn sigmoid(x: vec4<f32>) -> vec4<f32> {
-    let e = exp(-abs(x));
+    let e = exp_of(-abs(x));
     return select(e, vec4(1.0), x >= vec4(0.0)) / (1.0 + e);
 }
 
 /// sigmoid' = e / (1 + e)^2 with e = exp(-|x|): no cancellation in the tails.
 fn dsigmoid(x: vec4<f32>) -> vec4<f32> {
-    let e = exp(-abs(x));
+    let e = exp_of(-abs(x));
     return e / ((1.0 + e) * (1.0 + e));
 }
 
-/// Error function: its Taylor series in x^2 below 1, one minus erfc above.
-fn erf(x: vec4<f32>) -> vec4<f32> {
-    let a = abs(x);
-    let s = a * a;
+/// erf for |x| < 1: its Taylor series in x^2.
+fn erf_small(x: vec4<f32>) -> vec4<f32> {
+    let s = x * x;
     var p = vec4(-1.6365844691234924e-7);
     p = p * s + 1.6462114365889246e-6;
     p = p * s - 1.4925650358406252e-5;
@@ -77,11 +81,11 @@ fn erf(x: vec4<f32>) -> vec4<f32> {
     p = p * s + 1.1283791670955126e-1;
     p = p * s - 3.761263890318375e-1;
     p = p * s + 1.1283791670955126;
-    let small = x * p;
-    return select(sign(x) * (1.0 - erfc_tail(a)), small, a < vec4(1.0));
+    return x * p;
 }
 
-/// erfc for a >= 0.5 by the Chebyshev fit of Numerical Recipes (Press et al., section 6.2): relative error below 1.2e-7.
+/// erfc for a >= 0.5 by the Chebyshev fit of Numerical Recipes (Press et al., section 6.2): relative error below 1.2e-7, and
+/// what rounding a^2 costs.
 fn erfc_tail(a: vec4<f32>) -> vec4<f32> {
     let t = 1.0 / (1.0 + 0.5 * a);
     var q = vec4(0.17087277);
@@ -94,25 +98,40 @@ fn erfc_tail(a: vec4<f32>) -> vec4<f32> {
     q = q * t + 0.37409196;
     q = q * t + 1.00002368;
     q = q * t - 1.26551223;
-    return t * exp(-a * a + q);
+    return t * exp_of(-a * a + q);
+}
+
+fn erf(x: vec4<f32>) -> vec4<f32> {
+    let a = abs(x);
+    return select(sign(x) * (1.0 - erfc_tail(a)), erf_small(x), a < vec4(1.0));
+}
+
+/// Phi(x), the normal distribution; its left tail from erfc, where 1 + erf would cancel.
+fn normal_cdf(x: vec4<f32>) -> vec4<f32> {
+    let a = abs(x) * SQRT_HALF;
+    let tail = 0.5 * select(erfc_tail(a), 1.0 - erf_small(a), a < vec4(1.0));
+    return select(1.0 - tail, tail, x < vec4(0.0));
 }
 
 fn gelu(x: vec4<f32>) -> vec4<f32> {
-    return 0.5 * x * (1.0 + erf(x * SQRT_HALF));
+    return x * normal_cdf(x);
 }
 
 /// d gelu / dx = Phi(x) + x phi(x).
 fn dgelu(x: vec4<f32>) -> vec4<f32> {
-    return 0.5 * (1.0 + erf(x * SQRT_HALF)) + x * INV_SQRT_2PI * exp(-0.5 * x * x);
+    return normal_cdf(x) + x * INV_SQRT_2PI * exp_of(-0.5 * x * x);
 }
 
 fn gelu_tanh(x: vec4<f32>) -> vec4<f32> {
-    return 0.5 * x * (1.0 + tanh_safe(SQRT_2_OVER_PI * (x + 0.044715 * x * x * x)));
+    return 0.5 * x * (1.0 + tanh_of(SQRT_2_OVER_PI * (x + 0.044715 * x * x * x)));
 }
 
 fn dgelu_tanh(x: vec4<f32>) -> vec4<f32> {
-    let t = tanh_safe(SQRT_2_OVER_PI * (x + 0.044715 * x * x * x));
-    return 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * SQRT_2_OVER_PI * (1.0 + 0.134145 * x * x);
+    // At 20 it is 0 or 1 to the last bit; x^2 of more could be infinite.
+    let c = clamp(x, vec4(-20.0), vec4(20.0));
+    let inner = SQRT_2_OVER_PI * (c + 0.044715 * c * c * c);
+    let d = 0.5 * (1.0 + tanh_of(inner)) + 0.5 * c * dtanh(inner) * SQRT_2_OVER_PI * (1.0 + 0.134145 * c * c);
+    return pick4(d, x, nan4(x));
 }
 
 fn silu(x: vec4<f32>) -> vec4<f32> {
@@ -124,41 +143,103 @@ fn dsilu(x: vec4<f32>) -> vec4<f32> {
     return s * (1.0 + x * (1.0 - s));
 }
 
-/// |x|^y with the sign that an integer y gives a negative x; NaN for other y, as IEEE pow.
-fn power(x: vec4<f32>, y: vec4<f32>) -> vec4<f32> {
-    let magnitude = select(pow(abs(x), y), select(vec4(0.0), vec4(1.0), y == vec4(0.0)), x == vec4(0.0) & y >= vec4(0.0));
-    let whole = floor(y) == y;
-    let odd = whole & (abs(y) < vec4(16777216.0)) & (floor(0.5 * y) * 2.0 != y);
-    let negative = x < vec4(0.0);
-    let signed = select(magnitude, -magnitude, negative & odd);
-    // 0 * inf is the NaN that a constant expression may not be.
-    return select(signed, (x - x) / (x - x), negative & !whole);
+/// x = 4^k m with m from 1/2 up to 2, for x > 0; right for subnormal x too. The bits of 2^k and m.
+struct Square {
+    k: vec4<i32>,
+    m: vec4<f32>,
 }
 
-/// sin and cos with our own reduction to [-pi, pi]: drivers' built-ins differ far from zero.
-fn reduced(x: vec4<f32>) -> vec4<f32> {
-    let n = round(x * 0.15915494309189535);
-    // 2 pi in three parts, each product exact for |n| < 2^10.
-    return ((x - n * 6.28125) - n * 0.0019350051879882812) - n * 3.0199159819e-7;
+fn square_of(x: vec4<f32>) -> Square {
+    let u = bitcast<vec4<u32>>(x);
+    // The bits of a subnormal as a number are the number times 2^149; here times 2^150, a power of 4.
+    let tiny = u < vec4(0x00800000u);
+    let v = select(bitcast<vec4<i32>>(u), bitcast<vec4<i32>>(vec4<f32>(bitcast<vec4<i32>>(u << vec4(1u)))), tiny);
+    let k = (v - vec4(0x3f000000)) >> vec4(24u);
+    return Square(select(k, k - vec4(75), tiny) << vec4(23u), bitcast<vec4<f32>>(v - (k << vec4(24u))));
 }
 
-fn sin_reduced(x: vec4<f32>) -> vec4<f32> {
-    return sin(reduced(x));
+/// Square root, within 2 roundoffs: WGSL's within a few, and one of Newton's steps. 0, -0, infinity and NaN stay.
+fn sqrt_of(x: vec4<f32>) -> vec4<f32> {
+    let s = square_of(x);
+    let y = sqrt(s.m);
+    // From 0.7 to 1.42: bit 30 is a zero that the compiler does not know, which takes sqrt(m)^2 for m.
+    let known = kept(y, bitcast<vec4<u32>>(y) >> vec4(30u));
+    let better = known + (s.m - known * known) * (0.5 / known);
+    let u = bitcast<vec4<u32>>(x);
+    var bits = bitcast<vec4<u32>>(bitcast<vec4<i32>>(better) + s.k);
+    bits = select(bits, u, u >= vec4(0x7f800000u));
+    bits = select(bits, vec4(0x7fc00000u), u > vec4(0x80000000u));
+    return bitcast<vec4<f32>>(select(bits, u, (u & vec4(0x7fffffffu)) == vec4(0u)));
 }
 
-fn cos_reduced(x: vec4<f32>) -> vec4<f32> {
-    return cos(reduced(x));
+/// 1 / sqrt(x): +-infinity at +-0, 0 at infinity, NaN below 0.
+fn rsqrt_of(x: vec4<f32>) -> vec4<f32> {
+    let s = square_of(x);
+    let u = bitcast<vec4<u32>>(x);
+    var bits = bitcast<vec4<u32>>(bitcast<vec4<i32>>(inverseSqrt(s.m)) - s.k);
+    bits = select(bits, vec4(0u), u == vec4(0x7f800000u));
+    bits = select(bits, vec4(0x7fc00000u), u > vec4(0x7f800000u));
+    return bitcast<vec4<f32>>(select(bits, u | vec4(0x7f800000u), (u & vec4(0x7fffffffu)) == vec4(0u)));
+}
+
+fn relu(x: vec4<f32>) -> vec4<f32> { return pick4(max(x, vec4(0.0)), x, nan4(x)); }
+
+fn drelu(x: vec4<f32>, dy: vec4<f32>) -> vec4<f32> {
+    return pick4(pick4(vec4(0.0), dy, is_less(vec4(0.0), x)), x, nan4(x));
+}
+
+fn magnitude(x: vec4<f32>) -> vec4<f32> {
+    return bitcast<vec4<f32>>(bitcast<vec4<u32>>(x) & vec4(0x7fffffffu));
+}
+
+fn dmagnitude(x: vec4<f32>, dy: vec4<f32>) -> vec4<f32> { return pick4(dy * sign(x), x, nan4(x)); }
+
+fn limited(x: vec4<f32>, low: vec4<f32>, high: vec4<f32>) -> vec4<f32> {
+    return pick4(clamp(x, low, high), x, nan4(x));
+}
+
+fn dlimited(x: vec4<f32>, dy: vec4<f32>, low: vec4<f32>, high: vec4<f32>) -> vec4<f32> {
+    return pick4(pick4(vec4(0.0), dy, is_most(low, x) & is_most(x, high)), x, nan4(x));
+}
+
+/// Whole numbers in the order of floats that are not NaN; -0 is 0.
+fn ordered(x: vec4<f32>) -> vec4<i32> {
+    let i = bitcast<vec4<i32>>(x);
+    return select(i, -(i & vec4(0x7fffffff)), i < vec4(0));
+}
+
+/// a == b, a < b, a <= b: false where either is NaN.
+fn is_equal(a: vec4<f32>, b: vec4<f32>) -> vec4<bool> { return (ordered(a) == ordered(b)) & !(nan4(a) | nan4(b)); }
+
+fn is_less(a: vec4<f32>, b: vec4<f32>) -> vec4<bool> { return (ordered(a) < ordered(b)) & !(nan4(a) | nan4(b)); }
+
+fn is_most(a: vec4<f32>, b: vec4<f32>) -> vec4<bool> { return (ordered(a) <= ordered(b)) & !(nan4(a) | nan4(b)); }
+
+/// What of dy the larger of a and b sends to a: half at a tie, NaN where either is. With a and b exchanged, of the smaller to b.
+fn dmax(a: vec4<f32>, b: vec4<f32>, dy: vec4<f32>) -> vec4<f32> {
+    let share = pick4(pick4(vec4(0.0), dy, is_less(b, a)), 0.5 * dy, is_equal(a, b));
+    return pick4(pick4(share, a, nan4(a)), b, nan4(b));
+}
+
+/// Integer division towards zero. x / 0 = 0, and the least i32 / -1 is itself: some adapters leave both open.
+fn quotient_u32(a: vec4<u32>, b: vec4<u32>) -> vec4<u32> {
+    let none = b == vec4(0u);
+    return select(a / select(b, vec4(1u), none), vec4(0u), none);
+}
+
+fn quotient_i32(a: vec4<i32>, b: vec4<i32>) -> vec4<i32> {
+    let none = b == vec4(0);
+    let wraps = (b == vec4(-1)) & (a == vec4(i32(-2147483648)));
+    return select(a / select(b, vec4(1), none | wraps), vec4(0), none);
 }
 
 /// Float to integer towards zero; out of range gives the nearest end, NaN gives 0.
 fn u32_saturated(x: vec4<f32>) -> vec4<u32> {
     let inside = vec4<u32>(clamp(x, vec4(0.0), vec4(4294967040.0)));
-    return select(select(inside, vec4(0xffffffffu), x >= vec4(4294967296.0)), vec4(0u), x != x);
+    return select(select(inside, vec4(0xffffffffu), x >= vec4(4294967296.0)), vec4(0u), nan4(x));
 }
 
 fn i32_saturated(x: vec4<f32>) -> vec4<i32> {
     let inside = vec4<i32>(clamp(x, vec4(-2147483648.0), vec4(2147483520.0)));
-    return select(select(inside, vec4(2147483647i), x >= vec4(2147483648.0)), vec4(0i), x != x);
+    return select(select(inside, vec4(2147483647i), x >= vec4(2147483648.0)), vec4(0i), nan4(x));
 }
-
-fn relu(x: vec4<f32>) -> vec4<f32> { return max(x, vec4<f32>(0.0)); }

@@ -1,4 +1,4 @@
-// NaN that no compiler removes. WGSL lets a driver take every float for a number: `x != x` may be false for NaN, max and
+// Floats through their bits, where arithmetic promises nothing. WGSL lets a driver take every float for a number: `x != x` may be false for NaN, max and
 // min may give either argument, and a select of floats may drop a NaN. So all of this reads and chooses bits.
 
 fn nan4(x: vec4<f32>) -> vec4<bool> {
@@ -15,6 +15,9 @@ fn pick4(no: vec4<f32>, yes: vec4<f32>, is: vec4<bool>) -> vec4<f32> {
 fn pick1(no: f32, yes: f32, is: bool) -> f32 {
     return bitcast<f32>(select(bitcast<u32>(no), bitcast<u32>(yes), is));
 }
+
+// x, which no compiler can regroup with what is done to it next. `zero` is 0 without its knowing.
+fn kept(x: vec4<f32>, zero: vec4<u32>) -> vec4<f32> { return bitcast<vec4<f32>>(bitcast<vec4<u32>>(x) | zero); }
 
 // The larger; NaN where either is.
 fn max_nan(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> { return pick4(pick4(max(a, b), b, nan4(b)), a, nan4(a)); }

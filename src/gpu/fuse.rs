@@ -507,7 +507,7 @@ impl<'a> Program<'a> {
             write!(s, " o{leaf}: u32,").unwrap();
         }
         (0..self.scalars.len()).for_each(|i| write!(s, " s{i}: u32,").unwrap());
-        s.push_str(" }\nvar<immediate> p: Params;\n#import elementwise\n#import exp_log\n#import nan\n");
+        s.push_str(" }\nvar<immediate> p: Params;\n#import elementwise\n#import exp_log\n#import nan\n#import power\n#import trig\n");
 
         for (i, leaf) in self.leaves.iter().enumerate() {
             let element = stored(leaf.value.dtype, leaf.walk == Walk::Plain || leaf.whole);

@@ -37,11 +37,24 @@ impl Op for Binary {
     }
 }
 
+/// The template for integers where it is another than for floats.
+fn of_integers(name: &str, dtype: DType) -> Option<&'static str> {
+    match (name, dtype) {
+        ("div", DType::U32) => Some("quotient_u32($0, $1)"),
+        ("div", _) => Some("quotient_i32($0, $1)"),
+        ("maximum", _) => Some("max($0, $1)"),
+        ("minimum", _) => Some("min($0, $1)"),
+        _ => None,
+    }
+}
+
 impl Tensor {
     #[track_caller]
     fn binary(&self, rhs: &Tensor, name: &'static str, template: &'static str, d: [&'static str; 2]) -> Tensor {
         same_gpu(name, &[self, rhs]);
         let dtype = self.common(rhs, name);
+        assert!(name != "pow" || dtype.is_float(), "pow: needs floats, got {dtype}; cast first");
+        let template = if dtype.is_float() { template } else { of_integers(name, dtype).unwrap_or(template) };
         let shape = shape::broadcast(name, self.shape(), rhs.shape());
         let y = Tensor::lazy(name, template, dtype, shape, &[self, rhs]);
         if !dtype.is_float() {
@@ -63,8 +76,8 @@ impl Tensor {
     }
 
     #[track_caller]
-    fn compare(&self, rhs: &Tensor, name: &'static str, template: &'static str) -> Tensor {
-        self.common(rhs, name);
+    fn compare(&self, rhs: &Tensor, name: &'static str, [floats, integers]: [&'static str; 2]) -> Tensor {
+        let template = if self.common(rhs, name).is_float() { floats } else { integers };
         let shape = shape::broadcast(name, self.shape(), rhs.shape());
         Tensor::lazy(name, template, DType::U32, shape, &[self, rhs])
     }
@@ -99,7 +112,10 @@ impl Tensor {
         let shape = shape::broadcast("where", self.shape(), other.shape());
         let shape = shape::broadcast("where", &shape, mask.shape());
         let mask = mask.cast(DType::U32);
-        let template = "select($2, $1, $0 != vec4<u32>(0u))";
+        let template = match dtype.is_float() {
+            true => "pick4($2, $1, $0 != vec4<u32>(0u))",
+            false => "select($2, $1, $0 != vec4<u32>(0u))",
+        };
         let y = Tensor::lazy("where", template, dtype, shape, &[&mask, self, other]);
         if !dtype.is_float() {
             return y;
@@ -139,8 +155,8 @@ impl Op for Where {
         let Some(dy) = &dy[0] else { return };
         let mask = self.mask.get("where");
         let chosen = [
-            "select(vec4<f32>(0.0), $1, $0 != vec4<u32>(0u))",
-            "select(vec4<f32>(0.0), $1, $0 == vec4<u32>(0u))",
+            "pick4(vec4<f32>(0.0), $1, $0 != vec4<u32>(0u))",
+            "pick4(vec4<f32>(0.0), $1, $0 == vec4<u32>(0u))",
         ];
         for (i, template) in chosen.into_iter().enumerate() {
             if sink.needs(i) {
@@ -173,35 +189,42 @@ binary! {
     sub: "$0 - $1", ["$2", "-$2"];
     /// `a * b`
     mul: "$0 * $1", ["$2 * $1", "$2 * $0"];
-    /// `a / b`; integers truncate.
-    div: "$0 / $1", ["($2 / $1)", "(-$2 * $0 / ($1 * $1))"];
-    /// `a ^ b`; a negative base needs a whole exponent, else NaN. Floats only.
-    pow: "power($0, $1)", ["$2 * $1 * power($0, $1 - 1.0)", "select($2 * power($0, $1) * log(abs($0)), vec4<f32>(0.0), $0 == vec4<f32>(0.0))"];
-    /// The larger; at a tie the gradient is halved between both.
-    maximum: "max($0, $1)", ["$2 * (step($1, $0) - 0.5 * vec4<f32>($0 == $1))", "$2 * (step($0, $1) - 0.5 * vec4<f32>($0 == $1))"];
-    /// The smaller; at a tie the gradient is halved between both.
-    minimum: "min($0, $1)", ["$2 * (step($0, $1) - 0.5 * vec4<f32>($0 == $1))", "$2 * (step($1, $0) - 0.5 * vec4<f32>($0 == $1))"];
+    /// `a / b`, within 2.5 ulp for `|b|` from 2^-126 to 2^126, beyond as the adapter divides. Gradients `dy/b` and
+    /// `-(dy/b)(a/b)`: b^2, which may be 0 or infinite in f32, is not formed. Integers truncate; `x / 0 = 0`, and the least i32
+    /// divided by -1 is itself.
+    div: "$0 / $1", ["($2 / $1)", "(-kept($2 / $1, vec4<u32>(p.groups_x >> 31u)) * ($0 / $1))"];
+    /// `a ^ b`, as IEEE 754: `x^0` and `1^x` are 1 for NaN too, a negative base needs a whole exponent, else NaN, and zeros and
+    /// infinities follow their limits. Floats only.
+    ///
+    /// Within `4 + 0.15 |b ln a|` roundoffs (2^-24 of the result) on every adapter, so 17 at most. Gradients: `b a^(b-1)`, 0 for
+    /// exponent 0; `a^b ln a`, 0 at base 0 with an exponent of at least 0, NaN for a negative base.
+    pow: "power($0, $1)", ["dpower_base($0, $1, $2)", "dpower_exponent($0, $1, $2)"];
+    /// The larger, NaN where either is; at a tie the gradient is halved between both.
+    maximum: "max_nan($0, $1)", ["dmax($0, $1, $2)", "dmax($1, $0, $2)"];
+    /// The smaller, NaN where either is; at a tie the gradient is halved between both.
+    minimum: "min_nan($0, $1)", ["dmax($1, $0, $2)", "dmax($0, $1, $2)"];
 }
 
 macro_rules! compare {
-    ($($name:ident $sign:literal: $template:literal;)*) => {
+    ($($name:ident $sign:literal $nan:literal: $floats:literal, $integers:literal;)*) => {
         impl Tensor {
-            $(#[doc = concat!("1 where `a ", $sign, " b`, else 0, as u32: a mask for [`Tensor::where_mask`].")]
+            $(#[doc = concat!("1 where `a ", $sign, " b`, else 0, as u32: a mask for [`Tensor::where_mask`]. ", $nan, " where either is NaN.")]
             #[track_caller]
             pub fn $name(&self, rhs: &Tensor) -> Tensor {
-                self.compare(rhs, stringify!($name), concat!("vec4<u32>(", $template, ")"))
+                let templates = [concat!("vec4<u32>(", $floats, ")"), concat!("vec4<u32>(", $integers, ")")];
+                self.compare(rhs, stringify!($name), templates)
             })*
         }
     };
 }
 
 compare! {
-    eq "==": "$0 == $1";
-    ne "!=": "$0 != $1";
-    lt "<": "$0 < $1";
-    le "<=": "$0 <= $1";
-    gt ">": "$0 > $1";
-    ge ">=": "$0 >= $1";
+    eq "==" 0: "is_equal($0, $1)", "$0 == $1";
+    ne "!=" 1: "!is_equal($0, $1)", "$0 != $1";
+    lt "<" 0: "is_less($0, $1)", "$0 < $1";
+    le "<=" 0: "is_most($0, $1)", "$0 <= $1";
+    gt ">" 0: "is_less($1, $0)", "$0 > $1";
+    ge ">=" 0: "is_most($1, $0)", "$0 >= $1";
 }
 
 macro_rules! operator {
@@ -260,10 +283,10 @@ pub(super) fn cases() -> Vec<Case> {
         ("add", Tensor::add, |a, b| a + b, Fill::Normal(1.0), 1.0),
         ("sub", Tensor::sub, |a, b| a - b, Fill::Normal(1.0), 1.0),
         ("mul", Tensor::mul, |a, b| a * b, Fill::Normal(1.0), 1.0),
-        ("div", Tensor::div, |a, b| a / b, Fill::Uniform(0.4, 3.0), 8.0),
-        ("pow", Tensor::pow, f64::powf, Fill::Uniform(0.4, 3.0), 64.0),
-        ("maximum", Tensor::maximum, f64::max, Fill::Distinct(0.07), 1.0),
-        ("minimum", Tensor::minimum, f64::min, Fill::Distinct(0.05), 1.0),
+        ("div", Tensor::div, |a, b| a / b, Fill::Uniform(0.4, 3.0), 5.0),
+        ("pow", Tensor::pow, f64::powf, Fill::Uniform(0.4, 3.0), 8.0),
+        ("maximum", Tensor::maximum, |a, b| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }, Fill::Distinct(0.07), 1.0),
+        ("minimum", Tensor::minimum, |a, b| if a.is_nan() || b.is_nan() { f64::NAN } else { a.min(b) }, Fill::Distinct(0.05), 1.0),
     ];
     let mut all = Vec::new();
     let shapes: [(&[usize], &[usize]); 6] =
@@ -302,6 +325,8 @@ pub(super) fn cases() -> Vec<Case> {
             .exact(),
         );
     }
+    all.extend(special_powers());
+    all.extend(quotients());
     let inputs = vec![Input::integers([5, 1], DType::U32, 0, 2), Input::normal([5, 9]), Input::normal([9])];
     all.push(Case::new("where", inputs, |x| x[1].where_mask(&x[0], &x[2]), |x| {
         let other = broadcast64(&x[1], &x[2], |_, b| b);
@@ -324,4 +349,53 @@ pub(super) fn cases() -> Vec<Case> {
         Array::from_fn(x[0].shape, |i| 0.5 * x[0].data[i] - 3.0)
     }));
     all
+}
+
+/// Each of the values that IEEE 754 names for pow to each of them; then negative bases, with gradients, and far results.
+fn special_powers() -> Vec<Case> {
+    let inf = f64::INFINITY;
+    let special = vec![f64::NAN, inf, -inf, 0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5, 3.0, -3.0, 1e38, 16777215.0, 33554432.0];
+    let n = special.len();
+    let pow = |name: &str, a: Input, b: Input| {
+        let reference = |x: &[Array]| broadcast64(&x[0], &x[1], |a, b| a.powf(b));
+        // 1e38^2 is infinite in f32.
+        let stored = move |x: &[Array]| {
+            let y = reference(x);
+            Array::from_fn(y.shape, |i| if y.data[i].abs() > 3.5e38 { y.data[i].signum() * inf } else { y.data[i] })
+        };
+        Case::new(name, vec![a, b], |x| x[0].pow(&x[1]), stored).ulps(18.0, 36.0)
+    };
+    let values = |shape: &[usize], values: &[f64]| Input::normal(shape).fill(Fill::Values(values.to_vec()));
+    vec![
+        pow("pow of specials", values(&[n, 1], &special).fixed(), values(&[n], &special).fixed()),
+        pow("pow of negatives", values(&[3, 1], &[-0.7, -1.3, -2.1]), values(&[6], &[-3.0, -1.0, 0.0, 1.0, 2.0, 5.0]).fixed()),
+        pow(
+            "pow far",
+            values(&[6, 1], &[1.0001, 0.999, 1e-40, 1e-20, 3e38, 2.5]).fixed(),
+            values(&[6], &[800.0, -700.0, 0.9, -0.9, 1.9, 0.001]).fixed(),
+        ),
+    ]
+}
+
+/// Integer quotients with a zero, and the one that overflows.
+fn quotients() -> Vec<Case> {
+    let case = |name: &str, dtype: DType, a: &[f64], b: &[f64], low: f64| {
+        let values = |shape: &[usize], values: &[f64]| {
+            Input::normal(shape).fill(Fill::Values(values.to_vec())).dtype(dtype).fixed()
+        };
+        let inputs = vec![values(&[a.len(), 1], a), values(&[b.len()], b)];
+        let quotient = move |a: f64, b: f64| match b == 0.0 {
+            true => 0.0,
+            // The least number's opposite is itself.
+            false => if a / b == -low { low } else { (a / b).trunc() },
+        };
+        Case::new(name, inputs, |x| x[0].div(&x[1]), move |x| broadcast64(&x[0], &x[1], quotient)).exact()
+    };
+    let low = i32::MIN as f64;
+    let (a, b) = ([low, low + 1.0, -7.0, 0.0, 9.0, 2147483647.0], [0.0, -1.0, 1.0, 2.0, -3.0, low]);
+    let large = [0.0, 1.0, 7.0, 4294967295.0];
+    vec![
+        case("div i32", DType::I32, &a, &b, low),
+        case("div u32", DType::U32, &large, &large, f64::NAN),
+    ]
 }
