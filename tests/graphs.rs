@@ -34,8 +34,8 @@ use tiebeam::{Gpu, Step, Tensor};
 /// Inside the square roots of normalisations.
 pub const EPS: f32 = 1e-3;
 
-/// Units that a result may be off.
-const UNITS: f64 = 6.0;
+/// Units that a result may be off: three times the worst of the first 3000 graphs (3.3; all but a hundredth are below 1).
+const UNITS: f64 = 10.0;
 
 /// The graphs to run, `share` of them where the environment asks for none alone.
 fn seeds(share: u64) -> std::ops::Range<u64> {
