@@ -92,7 +92,8 @@ fn extremes(lane: u32, low: f32, top_low: f32, high: f32) -> vec3<f32> {
         }
         workgroupBarrier();
     }
-    return vec3(lows[0], tops[0], highs[0]);
+    // The same for all, which only this says: loops with barriers depend on it.
+    return vec3(workgroupUniformLoad(&lows[0]), workgroupUniformLoad(&tops[0]), workgroupUniformLoad(&highs[0]));
 }
 
 @compute @workgroup_size(64)

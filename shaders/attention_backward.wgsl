@@ -102,7 +102,9 @@ fn queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         let s$r = masked(join(vec4<f32>(s${r}_0, s${r}_1, s${r}_2, s${r}_3), lane, ${r}u), mask$r, j);
         let seen$r = (vec4<u32>(j) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit$r)) & shown(s$r);
         let p$r = select(vec4<f32>(0.0), exp_of(s$r - stats$r.x), seen$r);
-        let ds$r = p$r * (join(vec4<f32>(dp${r}_0, dp${r}_1, dp${r}_2, dp${r}_3), lane, ROWS + ${r}u) - stats$r.y);
+        let dp$r = join(vec4<f32>(dp${r}_0, dp${r}_1, dp${r}_2, dp${r}_3), lane, ROWS + ${r}u) - stats$r.y;
+        // Chosen and not multiplied: what is hidden may hold anything.
+        let ds$r = select(vec4<f32>(0.0), p$r * dp$r, seen$r);
 #end
 #unroll d HEAD_DIM/PARTS/4
 #unroll r ROWS
@@ -171,7 +173,8 @@ fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let s$c = masked_rows(join(own$c, lane, ${c}u), masks, key$c);
             let seen$c = (limits > vec4<u32>(key$c)) & shown(s$c);
             let p$c = select(vec4<f32>(0.0), exp_of(s$c - lse), seen$c);
-            let ds$c = p$c * (join(vec4<f32>(dp${c}_0, dp${c}_1, dp${c}_2, dp${c}_3), lane, COLUMNS + ${c}u) - delta);
+            let dp$c = join(vec4<f32>(dp${c}_0, dp${c}_1, dp${c}_2, dp${c}_3), lane, COLUMNS + ${c}u) - delta;
+            let ds$c = select(vec4<f32>(0.0), p$c * dp$c, seen$c);
 #end
 #unroll d HEAD_DIM/PARTS/4
 #unroll c COLUMNS

@@ -43,7 +43,7 @@ struct Seen { a: vec2<f32>, along: vec3<f32>, across: vec3<f32> }
 fn see(v: vec3<f32>, row: u32) -> Seen {
     if KIND == 0u {
         let far = sqrt(dot(v, v));
-        return Seen(vec2<f32>(far, 0.0), select(vec3<f32>(0.0), v / far, far > 0.0), vec3<f32>(0.0));
+        return Seen(vec2<f32>(far, 0.0), select(v / far, vec3<f32>(0.0), far == 0.0), vec3<f32>(0.0));
     }
     let unit = orientation(row);
     let x = dot(v, unit);
@@ -53,7 +53,7 @@ fn see(v: vec3<f32>, row: u32) -> Seen {
     }
     let rest = v - x * unit;
     let far = sqrt(dot(rest, rest));
-    return Seen(vec2<f32>(x, far), unit, select(vec3<f32>(0.0), rest / far, far > 0.0));
+    return Seen(vec2<f32>(x, far), unit, select(rest / far, vec3<f32>(0.0), far == 0.0));
 }
 
 fn power(x: f32, n: u32) -> f32 {

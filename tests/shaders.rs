@@ -1,5 +1,8 @@
 //! Every kernel in every variant, as Vulkan, Metal and DX12 would get it. Needs no GPU.
 
+#[path = "shaders/lint.rs"]
+mod lint;
+
 use naga::back::{hlsl, msl, spv};
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ModuleInfo};
@@ -156,7 +159,8 @@ fn translate_all(variants: &[Source]) -> (Vec<String>, BTreeSet<String>, usize) 
         match source.assemble() {
             Ok(assembled) => {
                 files.extend(assembled.files().iter().cloned());
-                let (found, count) = translate(&assembled);
+                let (mut found, count) = translate(&assembled);
+                found.extend(lint::problems(assembled.text()));
                 entries += count;
                 problems.extend(found.into_iter().map(|problem| format!("{variant}\n  {problem}")));
             }
@@ -262,4 +266,29 @@ fn cooperative_matrices_skip_hlsl_and_panics_are_caught() {
     );
     let panicked = problems_of(&matrices("coopStoreT(acc, &y[p.n + 16u], p.n);"));
     assert!(panicked.contains("naga panicked"), "{panicked}");
+}
+
+#[test]
+fn what_other_compilers_refuse_is_a_problem() {
+    let of = |body: &str| {
+        lint::problems(&format!("alias Elem = f32;\nvar<workgroup> many: u32;\nfn f() {{\n{body}\n}}\n"))
+    };
+    assert_eq!(of("let z = Elem(0.0);"), [""; 0]);
+    assert!(of("let z = Elem();")[0].contains("defines its zero twice"));
+    assert_eq!(of("let a = load_lhs(at, k);\nlet v = a[0].xxxx;"), [""; 0]);
+    assert!(of("let a = load_lhs(at, k);\nlet v = vec4<f32>(a[0].x);")[0].contains("DXC aborts"));
+    let fine = "let a = (x == v) & (y >= w);\nlet b = x & 3u;\nlet c = u < v && w == z;\nlet d = array<vec4<f32>>(x) << 2u;";
+    assert_eq!(of(fine), [""; 0]);
+    for wrong in ["let a = x == v & y >= w;", "if f(x > y | z) { return; }", "let a = (b & c) == d | e;"] {
+        assert!(of(wrong)[0].contains("parentheses"), "{wrong}");
+    }
+    assert!(
+        of("for (var i = 0u; i < many; i++) {\n}\nworkgroupBarrier();")[0].contains("workgroupUniformLoad")
+    );
+    assert_eq!(of("for (var i = 0u; i < many; i++) {\n}"), [""; 0]);
+    let through = "let n = min(many, 3u);\nwhile n > 0u {\n}\nworkgroupBarrier();";
+    assert!(of(through)[0].contains("workgroupUniformLoad"));
+    let loaded =
+        "let n = workgroupUniformLoad(&many);\nfor (var i = 0u; i < n; i++) {\n}\nworkgroupBarrier();";
+    assert_eq!(of(loaded), [""; 0]);
 }

@@ -159,7 +159,16 @@ fn coop_rate(gpu: &Gpu, budget: Duration) -> Result<Option<f64>> {
         let stats = measure(gpu, budget, |_| {
             let (params, grid, turns) = (bytemuck::cast_slice(&params), grid(groups), ROUNDS as usize + 16);
             let binds = vec![y.bind_mut(0)];
-            gpu.launch(Launch { op: "coop", source: &source, entry: "main", binds, params, grid, turns, reuse: 0 });
+            gpu.launch(Launch {
+                op: "coop",
+                source: &source,
+                entry: "main",
+                binds,
+                params,
+                grid,
+                turns,
+                reuse: 0,
+            });
         })?;
         let flops = 2.0 * (size as f64).powi(3) * (chains * ROUNDS * 4) as f64 * groups as f64;
         best = best.max(flops / stats.min);
@@ -181,7 +190,16 @@ fn dispatches(gpu: &Gpu) -> Result<[f64; 3]> {
             for _ in 0..count {
                 let (op, entry, binds) = ("dispatch", "nothing", vec![y.bind_mut(0)]);
                 let params = bytemuck::cast_slice(&params);
-                gpu.launch(Launch { op, source: &source, entry, binds, params, grid: [1, 1, 1], turns: 0, reuse: 0 });
+                gpu.launch(Launch {
+                    op,
+                    source: &source,
+                    entry,
+                    binds,
+                    params,
+                    grid: [1, 1, 1],
+                    turns: 0,
+                    reuse: 0,
+                });
                 match between {
                     1 => drop(lock(&gpu.0.recorder).encoder(gpu)),
                     2 => gpu.flush()?,

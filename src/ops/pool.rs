@@ -1,6 +1,7 @@
 //! Pooling over windows of images: the largest element or the mean.
 
 use super::case::{Array, Case, Fill, Input};
+use super::reduce::max64;
 use super::words;
 use crate::dtype::DType;
 use crate::gpu::kernel::{Bind, Launch, MOST_TURNS, grid};
@@ -204,7 +205,7 @@ pub(super) fn cases() -> Vec<Case> {
             format!("max {name}"),
             distinct,
             move |x| x[0].max_pool2d(kernel, stride, padding),
-            move |x| pool64(&x[0], pool, f64::NEG_INFINITY, f64::max),
+            move |x| pool64(&x[0], pool, f64::NEG_INFINITY, max64),
         ));
         all.push(Case::new(
             format!("avg {name}"),
@@ -227,7 +228,7 @@ pub(super) fn cases() -> Vec<Case> {
                     &x[0],
                     Pool::new("pool", x[0].shape, [3, 3], [2, 2], [1, 1]),
                     f64::NEG_INFINITY,
-                    f64::max,
+                    max64,
                 )
             },
         )

@@ -262,7 +262,7 @@ pub(crate) fn reduce64(x: &Array, axis: usize, first: f64, fold: fn(f64, f64) ->
 }
 
 /// The larger, or NaN where one of them is.
-fn max64(a: f64, b: f64) -> f64 {
+pub(super) fn max64(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
 }
 

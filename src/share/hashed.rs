@@ -225,7 +225,12 @@ impl Site for Hashed {
                     source: &reduce(draw, accumulate || skip > 0),
                     entry: "main",
                     binds: vec![dw.bind(0), domega.bind_mut(1)],
-                    params: words(&[dw.count() as u32, draw.offset as u32, draw.scale.to_bits(), skip as u32]),
+                    params: words(&[
+                        dw.count() as u32,
+                        draw.offset as u32,
+                        draw.scale.to_bits(),
+                        skip as u32,
+                    ]),
                     grid: grid(m.div_ceil(64)),
                     turns: MOST_RUNS + MOST_RUNS / 64,
                     reuse: 1,

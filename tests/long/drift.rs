@@ -10,7 +10,8 @@ const CONSTANTS: [f32; 4] = [0.1, 0.7, 1.9999999, 3.3333333e-5];
 
 /// The kinds of inputs, by name.
 fn inputs(n: usize) -> Vec<(String, Vec<f32>)> {
-    let mut all: Vec<(String, Vec<f32>)> = CONSTANTS.iter().map(|&c| (format!("all {c}"), vec![c; n])).collect();
+    let mut all: Vec<(String, Vec<f32>)> =
+        CONSTANTS.iter().map(|&c| (format!("all {c}"), vec![c; n])).collect();
     all.push(("alternating".into(), (0..n).map(|i| if i % 2 == 0 { 0.1 } else { -0.07 }).collect()));
     all.push(("rising".into(), (0..n).map(|i| i as f32 / n as f32).collect()));
     all.push(("falling".into(), (0..n).map(|i| 1.0 / (1.0 + i as f32)).collect()));
@@ -22,7 +23,11 @@ fn sum_bound(n: usize, magnitude: f64) -> f64 {
 }
 
 fn check(what: &str, got: f64, want: f64, bound: f64) {
-    assert!((got - want).abs() <= bound, "{what}: got {got:e}, want {want:e}, off by {:.2} bounds", (got - want).abs() / bound);
+    assert!(
+        (got - want).abs() <= bound,
+        "{what}: got {got:e}, want {want:e}, off by {:.2} bounds",
+        (got - want).abs() / bound
+    );
 }
 
 /// `[a, n, b]` whose every sum over the middle is over the same `n` terms.
@@ -35,7 +40,8 @@ fn sums(bits: u32, around: [usize; 2], tests: &mut Vec<Long>) {
     let name = format!("sums of 2^{bits} terms, {} by {} of them", around[0], around[1]);
     tests.push(Long::new(name, n * around[0] * around[1], move |gpu| {
         for (kind, x) in inputs(n) {
-            let (total, magnitude) = x.iter().fold((0.0, 0.0), |(s, m), &v| (s + v as f64, m + v.abs() as f64));
+            let (total, magnitude) =
+                x.iter().fold((0.0, 0.0), |(s, m), &v| (s + v as f64, m + v.abs() as f64));
             let bound = sum_bound(n, magnitude);
             let all = placed(gpu, &x, around);
             for got in download(&all.sum(1)) {
@@ -43,7 +49,12 @@ fn sums(bits: u32, around: [usize; 2], tests: &mut Vec<Long>) {
             }
             for got in download(&all.mean(1)) {
                 let count = n as f64;
-                check(&format!("mean, {kind}"), got, total / count, bound / count + 2.0 * U * total.abs() / count);
+                check(
+                    &format!("mean, {kind}"),
+                    got,
+                    total / count,
+                    bound / count + 2.0 * U * total.abs() / count,
+                );
             }
             prefixes(&kind, &x, &all);
             drop(all);
@@ -118,7 +129,8 @@ fn gradients(bits: u32, tests: &mut Vec<Long>) {
             let (bias, shift, gain) = (leaf(), leaf(), leaf());
             // A row of which the first element is all: x^ is the same everywhere, and near 1.
             let x = Tensor::ones(gpu, [n, 4]).contiguous();
-            let y = x.add(&bias).add(&x.rms_norm(Some(&gain), 0.0)).add(&x.layer_norm(None, Some(&shift), 1.0));
+            let y =
+                x.add(&bias).add(&x.rms_norm(Some(&gain), 0.0)).add(&x.layer_norm(None, Some(&shift), 1.0));
             let grads = y.backward_with(&dy).expect("backward");
             for (what, leaf) in [("bias", &bias), ("shift", &shift), ("gain", &gain)] {
                 for got in download(grads.get(leaf).expect("a gradient")) {
@@ -140,7 +152,9 @@ fn gradients(bits: u32, tests: &mut Vec<Long>) {
 
 pub fn all(long: bool) -> Vec<Long> {
     let mut tests = Vec::new();
-    for (bits, around) in [(10, [3, 1]), (10, [2, 3]), (12, [130, 1]), (13, [1, 4]), (16, [1, 3]), (20, [1, 1])] {
+    for (bits, around) in
+        [(10, [3, 1]), (10, [2, 3]), (12, [130, 1]), (13, [1, 4]), (16, [1, 3]), (20, [1, 1])]
+    {
         sums(bits, around, &mut tests);
     }
     for k in [33, 64, 100, 1000, 4096, 1 << 14, 1 << 16, 1 << 20] {

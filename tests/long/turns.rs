@@ -54,7 +54,10 @@ fn reductions(n: usize, tests: &mut Vec<Long>) {
             equal("sum", &x.sum(1), shape[1] as f64);
             equal("mean", &x.mean(1), 1.0);
             // The last one is the largest, and where it is the first is found.
-            let last = Tensor::positions(gpu, shape[1]).cast(tiebeam::DType::F32).reshape([1, shape[1], 1]).expand(shape);
+            let last = Tensor::positions(gpu, shape[1])
+                .cast(tiebeam::DType::F32)
+                .reshape([1, shape[1], 1])
+                .expand(shape);
             let last = last.contiguous();
             equal("max", &last.max(1), shape[1] as f64 - 1.0);
             equal("min", &last.neg().min(1), 1.0 - shape[1] as f64);
@@ -137,12 +140,15 @@ fn products(n: usize, tests: &mut Vec<Long>) {
 fn lookups(n: usize, tests: &mut Vec<Long>) {
     tests.push(Long::new(format!("{n} uses of one row"), 4 * n, move |gpu| {
         for width in [3, 4] {
-            let sums = ramp(gpu, &[n]).unsqueeze(1).expand([n, width]).contiguous().index_sum(0, &ids(gpu, n), 3);
-            let want: Vec<f64> = (0..3 * width).map(|i| if i / width == 1 { ramp_sum(n) } else { 0.0 }).collect();
+            let sums =
+                ramp(gpu, &[n]).unsqueeze(1).expand([n, width]).contiguous().index_sum(0, &ids(gpu, n), 3);
+            let want: Vec<f64> =
+                (0..3 * width).map(|i| if i / width == 1 { ramp_sum(n) } else { 0.0 }).collect();
             assert_eq!(download(&sums), want, "index_sum, width {width}");
             let w = ones(gpu, &[3, width]).requires_grad();
             let grads = w.embedding(&ids(gpu, n)).sum_all().backward().unwrap();
-            let want: Vec<f64> = (0..3 * width).map(|i| if i / width == 1 { n as f64 } else { 0.0 }).collect();
+            let want: Vec<f64> =
+                (0..3 * width).map(|i| if i / width == 1 { n as f64 } else { 0.0 }).collect();
             assert_eq!(download(gradient(&grads, &w)), want, "embedding, width {width}");
         }
         let w = ones(gpu, &[2, 1]).requires_grad();
@@ -172,7 +178,10 @@ fn windows(side: usize, tests: &mut Vec<Long>) {
         let y = x.max_pool2d(kernel, [1, 1], [0, 0]);
         equal("max_pool2d", &y.detach(), 7.0);
         let grads = download(gradient(&y.sum_all().backward().unwrap(), &x));
-        assert!(grads.iter().enumerate().all(|(i, &g)| g == (i == side * side - 2) as u8 as f64), "max_pool2d's x");
+        assert!(
+            grads.iter().enumerate().all(|(i, &g)| g == (i == side * side - 2) as u8 as f64),
+            "max_pool2d's x"
+        );
     }));
     let n = side * side;
     tests.push(Long::new(format!("conv2d of {n} channels and over {n} positions"), 2 * n, move |gpu| {
@@ -225,7 +234,10 @@ fn geometry(n: usize, tests: &mut Vec<Long>) {
         let x = Tensor::zeros(gpu, [n + 1, 3]).contiguous().requires_grad();
         let dx = x.edge_vectors(&edges).sum_all().backward().unwrap();
         let dx = download(gradient(&dx, &x));
-        assert!(dx[..3].iter().all(|&d| d == -(n as f64)) && dx[3..].iter().all(|&d| d == 1.0), "edge_vectors");
+        assert!(
+            dx[..3].iter().all(|&d| d == -(n as f64)) && dx[3..].iter().all(|&d| d == 1.0),
+            "edge_vectors"
+        );
         // A table that is 1 everywhere: the sum of what the neighbours have.
         let table = SplineTable::new(&ones(gpu, &[5, 1, 4]), [0.0, 0.0], [1.0, 1.0]);
         let seen: Vec<f32> = (0..n).flat_map(|_| [0.5, 0.0, 1.0, 0.0]).collect();
@@ -243,7 +255,8 @@ fn geometry(n: usize, tests: &mut Vec<Long>) {
         let y = ones(gpu, &[n, 1, 4]).fiber_conv(&k, None);
         equal("kernel", gradient(&y.sum_all().backward().unwrap(), &k), n as f64);
         let [gain, shift] = [(); 2].map(|()| ones(gpu, &[4]).requires_grad());
-        let grads = ones(gpu, &[n, 4]).layer_norm(Some(&gain), Some(&shift), 1.0).sum_all().backward().unwrap();
+        let grads =
+            ones(gpu, &[n, 4]).layer_norm(Some(&gain), Some(&shift), 1.0).sum_all().backward().unwrap();
         equal("a norm's shift", gradient(&grads, &shift), n as f64);
         equal("a norm's gain", gradient(&grads, &gain), 0.0);
     }));
