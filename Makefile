@@ -3,10 +3,10 @@
 
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help demo smollm test bench lint docs vulkan components
+.PHONY: help demo smollm test test-long bench lint docs vulkan components
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: vulkan ## train a small language model with tied layers and write its results to out/demo
 	$(CARGO) run --release --features cli --example charlm -- --out out/demo
@@ -16,6 +16,10 @@ smollm: vulkan ## a real 135M-parameter model: obtain it (98 MB, outside the rep
 
 test: vulkan ## every test and doctest; needs an adapter, a software one will do
 	$(CARGO) test --release --features cli,capi
+
+test-long: vulkan ## long walks, sums of up to 2^26 terms, 3000 random graphs: up to an hour
+	TIEBEAM_LONG=1 $(CARGO) test --release --features cli,capi --test long
+	TIEBEAM_GRAPHS=3000 $(CARGO) test --release --features cli,capi --test graphs
 
 bench: vulkan ## every benchmark on this machine's adapter
 	$(CARGO) bench --features cli

@@ -8,6 +8,7 @@ use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ModuleInfo};
 use naga::{AddressSpace, Module, ShaderStage};
 use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tiebeam::gpu::shader::{Assembled, Source, fragments, names};
 
@@ -82,7 +83,19 @@ fn write_hlsl(module: &Module, info: &ModuleInfo, entry: &str, checked: bool) ->
     let pipeline = hlsl::PipelineOptions { entry_point: Some((ShaderStage::Compute, entry.into())) };
     let mut text = String::new();
     let made = hlsl::Writer::new(&mut text, &options, &pipeline).write(module, info, None);
-    one_entry(&text, made.map_err(|e| e.to_string())?.entry_point_names)
+    let names = made.map_err(|e| e.to_string())?.entry_point_names;
+    if let (Some(folder), false, [Ok(name)]) = (std::env::var_os("TIEBEAM_DUMP_HLSL"), checked, &names[..]) {
+        keep(folder.as_ref(), name, &text);
+    }
+    one_entry(&text, names)
+}
+
+/// Writes a kernel to a folder, for DX12's own compiler: `scripts/check-hlsl.py`.
+fn keep(folder: &std::path::Path, entry: &str, text: &str) {
+    let mut hash = DefaultHasher::new();
+    text.hash(&mut hash);
+    std::fs::create_dir_all(folder).expect("TIEBEAM_DUMP_HLSL names a folder");
+    std::fs::write(folder.join(format!("{:016x}@{entry}.hlsl", hash.finish())), text).expect("a file in it");
 }
 
 /// The writers report a failed entry point inside a success.

@@ -333,19 +333,26 @@ fn widenet_shares_all_but_its_norms() {
 fn sliced_attention_stays_in_its_group_until_the_order_changes() {
     let net = Sliced::new(gpu(), 8, 2, 12, &[4, 4, 4], &mut Rng::new(3));
     let x = normal(&[1, 8, 8], 5);
-    // The last token of group 0 (tokens 0 and 1) changes.
+    // The last token of group 0 (tokens 0 and 1) changes, by more in some channels than in others: a norm takes away what is
+    // the same in all.
     let mut data = x.to_vec::<f32>().unwrap();
-    data[8..16].iter_mut().for_each(|v| *v += 1.0);
+    data[8..16].iter_mut().zip(1..).for_each(|(v, i)| *v += i as f32 * if i % 2 == 0 { -0.5 } else { 0.5 });
     let moved = Tensor::from_slice(gpu(), &data, [1, 8, 8]);
-    let differs = |a: &Tensor, b: &Tensor| -> Vec<bool> {
+    let change = |a: &Tensor, b: &Tensor| -> Vec<f64> {
         let (a, b) = (download(a), download(b));
-        (0..8).map(|t| (0..8).any(|c| a[t * 8 + c] != b[t * 8 + c])).collect()
+        (0..8).map(|t| (0..8).map(|c| (a[t * 8 + c] - b[t * 8 + c]).abs()).fold(0.0, f64::max)).collect()
     };
+    // Far above rounding, whatever the adapter.
+    const SEEN: f64 = 1e-4;
     let first = &net.applications[0];
-    let once = differs(&net.apply(first, &x), &net.apply(first, &moved));
-    assert_eq!(once, [true, true, false, false, false, false, false, false]);
-    let twice = differs(&net.forward(&x, &mut Rng::new(9)), &net.forward(&moved, &mut Rng::new(9)));
-    assert!(twice.iter().filter(|d| **d).count() > 2, "another order lets other groups meet: {twice:?}");
+    let once = change(&net.apply(first, &x), &net.apply(first, &moved));
+    assert!(once[..2].iter().all(|&c| c > SEEN), "both tokens of the group see it: {once:?}");
+    assert!(once[2..].iter().all(|&c| c == 0.0), "nobody else does: {once:?}");
+    let twice = change(&net.forward(&x, &mut Rng::new(9)), &net.forward(&moved, &mut Rng::new(9)));
+    assert!(
+        twice.iter().filter(|&&c| c > SEEN).count() > 2,
+        "another order lets other groups meet: {twice:?}"
+    );
     // The block is stored once and used at every application.
     let all = Parameters::of(&net);
     assert!(all.used() > all.stored());
@@ -472,9 +479,9 @@ fn what_an_earlier_sequence_left_in_a_cache_is_not_read() {
             let list = |v: u32| Tensor::from_slice(gpu(), &[v], [1]);
             let mut cache = KvCache::new(gpu(), 2, 1, context, head_dim);
             let old = Tensor::full(gpu(), [1, context, 1, head_dim], left);
-            cache.append(&old, &old, &list(1), &list(0));
+            cache.append(&old, &old, &list(1), &list(0)).unwrap();
             let [k, v] = [1, 2].map(|seed| normal(&[1, 6, 1, head_dim], seed));
-            cache.append(&k, &v, &list(1), &list(0));
+            cache.append(&k, &v, &list(1), &list(0)).unwrap();
             download(&cache.attend(&normal(&[1, 2, 2, head_dim], 3), &list(1), &list(6)))
         };
         let (clean, left) = (attend(0.0), attend(f32::INFINITY));

@@ -527,7 +527,7 @@ impl Session<'_> {
         }
         let (count, start) = (tokens.len(), self.length);
         let gpu = model.embedding.table.gpu();
-        let logits = no_grad(|| {
+        let logits = no_grad(|| -> Result<Tensor> {
             let list = |value: usize| Tensor::from_slice(gpu, &[value as u32], [1]);
             let (row, place, length) = (list(0), list(start), list(start + count));
             let mut x = model.embedding.forward(&Tensor::from_slice(gpu, tokens, [1, count]));
@@ -539,12 +539,12 @@ impl Session<'_> {
                 let q = turned(split(q.forward(&normed), c.heads));
                 let k = turned(split(k.forward(&normed), c.kv_heads)).permute(&[0, 2, 1, 3]);
                 let v = split(v.forward(&normed), c.kv_heads);
-                cache.append(&k, &v, &row, &place);
+                cache.append(&k, &v, &row, &place)?;
                 let y = cache.attend(&q, &row, &length).permute(&[0, 2, 1, 3]).reshape([1, count, c.width]);
                 x = layer.mlp(&o.forward_with(&y, Activation::None, Some(&x)));
             }
-            model.logits(&x.slice(1, count - 1..count))
-        });
+            Ok(model.logits(&x.slice(1, count - 1..count)))
+        })?;
         let logits = logits.to_vec::<f32>()?;
         self.length += count;
         Ok(logits)

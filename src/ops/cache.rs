@@ -3,6 +3,7 @@
 use super::case::{Array, Case, Fill, Input};
 use super::{attention, words};
 use crate::dtype::DType;
+use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
@@ -48,10 +49,13 @@ impl KvCache {
     /// Puts `k` and `v [batch, tokens, kv_heads, head_dim]` into the rows `rows [batch]` from the places `places [batch]` on; both
     /// of u32, rows all different. What would lie past a row's end is left out.
     ///
+    /// # Errors
+    /// What one of them carries; the cache then stays as it is, for the other rows' sake.
+    ///
     /// # Panics
     /// When the sizes do not fit.
     #[track_caller]
-    pub fn append(&mut self, k: &Tensor, v: &Tensor, rows: &Tensor, places: &Tensor) {
+    pub fn append(&mut self, k: &Tensor, v: &Tensor, rows: &Tensor, places: &Tensor) -> Result<()> {
         let [count, heads, context, width] = [0, 1, 2, 3].map(|i| self.k.shape()[i]);
         let (shape, batch) = (k.shape(), rows.count());
         assert!(
@@ -68,7 +72,9 @@ impl KvCache {
             rows.shape(),
             places.shape()
         );
+        let parts = [k, v, rows, places];
         same_gpu("kv cache", &[&self.k, k, v, rows, places]);
+        parts.iter().try_for_each(|part| part.check())?;
         let tokens = shape[1];
         let threads = batch * tokens * heads * width / 4;
         let grid = grid(threads.div_ceil(64));
@@ -92,6 +98,7 @@ impl KvCache {
             });
             buffer.touch();
         }
+        Ok(())
     }
 
     /// Attention of `q [batch, heads, tokens, head_dim]` to the first `lengths [batch]` tokens of the rows `rows [batch]`: the last
@@ -150,8 +157,9 @@ pub(super) fn cases() -> Vec<Case> {
             let mut cache = KvCache::new(gpu, 3, 2, context, head_dim);
             let start = Tensor::from_slice(gpu, &[0u32, 0], [2]);
             // More than a row keeps: its length hides the rest until the new tokens lie over it.
-            cache.append(&x[1], &x[1].scale(0.5), &x[3], &start);
-            cache.append(&x[2], &x[2].scale(0.5), &x[3], &x[4]);
+            let keep = |kept: Result<()>| kept.expect("inputs of the case");
+            keep(cache.append(&x[1], &x[1].scale(0.5), &x[3], &start));
+            keep(cache.append(&x[2], &x[2].scale(0.5), &x[3], &x[4]));
             let lengths: Vec<u32> = before.iter().map(|b| (b + tokens) as u32).collect();
             cache.attend(&x[0], &x[3], &Tensor::from_slice(gpu, &lengths, [2]))
         };

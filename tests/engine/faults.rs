@@ -216,6 +216,20 @@ fn a_step_and_a_file_refuse_what_carries_an_error() {
 }
 
 /// What the device itself lost stays on it until it is taken. Raised by hand: no test can take a device's memory away.
+/// One request of a server that is too large costs the others nothing, whose keys are in the same cache.
+#[test]
+fn a_cache_refuses_what_carries_an_error() {
+    let gpu = own();
+    let list = |v: u32| Tensor::from_slice(&gpu, &[v], [1]);
+    let mut cache = tiebeam::ops::cache::KvCache::new(&gpu, 2, 1, 8, 4);
+    let good = drawn(&gpu, 1, &[1, 3, 1, 4]);
+    cache.append(&good, &good, &list(0), &list(0)).unwrap();
+    let spoilt = Tensor::ones(&gpu, [too_many(&gpu).0]).slice(0, 0..12).reshape([1, 3, 1, 4]);
+    is_limit("append", cache.append(&good, &spoilt, &list(1), &list(0)));
+    let y = cache.attend(&drawn(&gpu, 2, &[1, 1, 1, 4]), &list(0), &list(3));
+    assert!(y.to_vec::<f32>().unwrap().iter().all(|y| y.is_finite()));
+}
+
 #[test]
 fn a_fault_of_the_device_is_sticky() {
     let gpu = own();
