@@ -95,7 +95,11 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #unroll m NODES
     let left$m = row_sum(lane, first$m) / size;
     let square$m = row_sum(lane, second$m) / size;
-    let r$m = inverseSqrt(max(square$m - left$m * left$m, vec4<f32>(0.0)) + p.eps);
+    // Rounding may leave a variance below 0, which has its sign; a NaN stays, as in norm.wgsl.
+    let variance$m = square$m - left$m * left$m;
+    let bits$m = bitcast<vec4<u32>>(variance$m);
+    let below$m = (bits$m >= vec4<u32>(0x80000000u)) & (bits$m <= vec4<u32>(0xff800000u));
+    let r$m = inverseSqrt(select(variance$m, vec4<f32>(0.0), below$m) + p.eps);
     let rest$m = -left$m * r$m;
 #end
     for (var c = t; c < end; c += LANES) {

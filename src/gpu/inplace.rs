@@ -59,8 +59,8 @@ impl Gpu {
 
     /// Computes every pending value of this device.
     pub(crate) fn settle_all(&self) {
-        let live = lock(&self.0.pending).live();
-        compute(live.iter().map(Arc::downgrade).collect());
+        let live = lock(&self.0.pending).live().iter().map(Arc::downgrade).collect();
+        compute(live);
     }
 
     fn readers(&self, buffers: &[Arc<Buffer>]) -> Vec<Weak<Value>> {

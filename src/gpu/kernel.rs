@@ -20,11 +20,10 @@ pub(crate) struct Bind {
     pub write: bool,
 }
 
-/// Turns that all loops of one thread may make together, where each loop takes one more to end and a turn that may
-/// `continue` counts double; the few of a tree at the end come on
-/// top. Mesa's software driver up to
-/// 22.3, the one of Debian 12, ends a thread's loops after 65 535 turns in all, without a word. Plans cut longer walks into
-/// several dispatches, on every adapter: the same bits everywhere, and none that runs into a driver's watchdog.
+/// Turns that all loops of one thread may make together, where each loop takes one more to end and a turn that may `continue`
+/// counts double; the few of a tree at the end come on top. Mesa's software driver up to 22.3, the one of Debian 12, ends a
+/// thread's loops after 65 535 turns in all, without a word. Plans cut longer walks into several dispatches, on every adapter:
+/// the same bits everywhere, and fewer kernels that run into a driver's watchdog. A launch above it fails with a sentence.
 pub(crate) const MOST_TURNS: usize = 60_000;
 
 /// One dispatch: what runs, on what, how wide.
