@@ -4,7 +4,7 @@
 // All free rows bid at once (Jacobi). f32: the prices are a start for an exact solver in f64, no proof. No derivative.
 // columns, begin:  prices from the least of each column, everyone free.
 // bid:     one workgroup a row. claim: a thread a row. resolve: a thread a column. step: ends a phase when few rows are free.
-// small:   one workgroup a problem, from beginning to end, its columns bidding for its rows so that lanes read side by side.
+// small:   one workgroup a problem, all its rounds in a few launches, its columns bidding for its rows so that lanes read side by side.
 // Bids compare as bits: prices are not negative. Maxima and minima of integers do not depend on the order of threads.
 
 const MOST: u32 = 256u;     // columns of a small problem
@@ -16,6 +16,8 @@ struct Params {
     leave: u32,     // rows that may stay free at the end of a phase
     rounds: u32,    // of all phases together at most
     problems: u32,  // small ones
+    now: u32,       // rounds of one of them in this launch
+    begins: u32,    // 1 in the first launch
 }
 var<immediate> p: Params;
 
@@ -274,39 +276,81 @@ fn trade(base: u32, lane: u32, range: f32, eps: f32) -> u32 {
     return workgroupUniformLoad(&waiting);
 }
 
+// What a small problem keeps between launches: of each row its price and owner, of each column whether it has a row; then the bits of
+// eps and range, the rounds so far, and whether the next round begins a phase.
+fn kept_at(problem: u32) -> u32 { return problem * (3u * p.n + 4u); }
+
+var<workgroup> kept: vec4<u32>;
+
 @compute @workgroup_size(64)
 fn small(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let problem = group.y * p.groups_x + group.x;
     if problem >= p.problems { return; }
     let base = problem * p.n * p.n;
-    var low = FAR;
-    var high = -FAR;
-    for (var e = lane; e < p.n * p.n; e += 64u) {
-        let c = entry(base + e);
-        low = min(low, c);
-        high = max(high, select(c, -FAR, c == FAR));
+    let own = kept_at(problem);
+    if p.begins != 0u {
+        var low = FAR;
+        var high = -FAR;
+        for (var e = lane; e < p.n * p.n; e += 64u) {
+            let c = entry(base + e);
+            low = min(low, c);
+            high = max(high, select(c, -FAR, c == FAR));
+        }
+        let all = extremes(lane, low, low, high);
+        let range = clamp(all.z - all.x, 0.0, FAR);
+        if lane == 0u { kept = vec4<u32>(bitcast<u32>(FIRST * range), bitcast<u32>(range), 0u, 1u); }
+    } else if lane == 0u {
+        let at = own + 3u * p.n;
+        kept = vec4<u32>(held[at], held[at + 1u], held[at + 2u], held[at + 3u]);
     }
-    let all = extremes(lane, low, low, high);
-    let range = clamp(all.z - all.x, 0.0, FAR);
+    let state_now = workgroupUniformLoad(&kept);
+    let range = bitcast<f32>(state_now.y);
+    var eps = bitcast<f32>(state_now.x);
+    var rounds = state_now.z;
+    var fresh = state_now.w != 0u;
+    // At its end already: the launch that came to it wrote the prices.
+    if p.begins == 0u && (rounds >= p.rounds || eps <= LAST * range) { return; }
     for (var i = lane; i < p.n; i += 64u) {
-        row_price[i] = 0.0;
+        row_price[i] = select(bitcast<f32>(held[own + i]), 0.0, p.begins != 0u);
+        row_owner[i] = held[own + p.n + i];
+        has[i] = held[own + 2u * p.n + i];
         atomicStore(&row_top[i], 0u);
         atomicStore(&row_claim[i], NOBODY);
     }
-    var rounds = 0u;
-    for (var eps = FIRST * range; eps > LAST * range && rounds < p.rounds; eps *= FALL) {
-        for (var i = lane; i < p.n; i += 64u) {
-            row_owner[i] = NOBODY;
-            has[i] = 0u;
-        }
-        if lane == 0u { atomicStore(&count, p.n); }
-        workgroupBarrier();
-        while rounds < p.rounds {
-            rounds++;
-            if trade(base, lane, range, eps) <= p.leave { break; }
-        }
+    workgroupBarrier();
+    // How many columns wait is known from who has a row.
+    if lane == 0u {
+        var waiting_now = 0u;
+        for (var j = 0u; j < p.n; j++) { waiting_now += select(1u, 0u, has[j] != 0u); }
+        atomicStore(&count, waiting_now);
     }
     workgroupBarrier();
+    for (var now = 0u; now < p.now && rounds < p.rounds && eps > LAST * range; now++) {
+        if fresh {
+            for (var i = lane; i < p.n; i += 64u) {
+                row_owner[i] = NOBODY;
+                has[i] = 0u;
+            }
+            if lane == 0u { atomicStore(&count, p.n); }
+            workgroupBarrier();
+        }
+        rounds++;
+        fresh = trade(base, lane, range, eps) <= p.leave;
+        if fresh { eps *= FALL; }
+    }
+    workgroupBarrier();
+    for (var i = lane; i < p.n; i += 64u) {
+        held[own + i] = bitcast<u32>(row_price[i]);
+        held[own + p.n + i] = row_owner[i];
+        held[own + 2u * p.n + i] = has[i];
+    }
+    if lane == 0u {
+        let at = own + 3u * p.n;
+        held[at] = bitcast<u32>(eps);
+        held[at + 1u] = bitcast<u32>(range);
+        held[at + 2u] = rounds;
+        held[at + 3u] = select(0u, 1u, fresh);
+    }
     // What each column pays at best is its potential; too many rounds give none.
     for (var j = lane; j < p.n; j += 64u) {
         var least = FAR;

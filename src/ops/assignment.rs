@@ -19,7 +19,7 @@ const LOOK: usize = 16;
 /// rank 32, whose last rows outbid each other for long, need 600 to 50000, and prices from fewer leave the host as much to do
 /// as none.
 const MOST: u32 = 160;
-/// The same for a small problem, whose rounds need no dispatch.
+/// The same for a small problem, many of whose rounds are one dispatch.
 const MOST_SMALL: usize = 1024;
 
 fn source() -> Source {
@@ -138,21 +138,25 @@ const FAR: f32 = 3e38;
 fn small(cost: &Tensor, flip: u32) -> Result<Vec<f32>> {
     let (gpu, batch, n) = (cost.gpu(), cost.shape()[0], cost.shape()[1]);
     let price = Tensor::empty(gpu, "assignment", [batch, n], DType::F32);
+    let held = Tensor::empty(gpu, "assignment", [batch, 3 * n + 4], DType::U32);
     let grid = grid(batch);
-    // A lane's columns, each of which looks at all rows, and twice its share of either; before and after, the whole matrix.
+    // A lane's columns, each of which looks at all rows, and thrice its share of either; before and after, the whole matrix.
     let each = n.div_ceil(64);
-    let (round, around) = (each * (n + 7) + 8, n * each + each * (n + 4) + 64);
-    let rounds = MOST_SMALL.min((MOST_TURNS - around) / round);
-    gpu.launch(Launch {
-        op: "assignment",
-        source: &source(),
-        entry: "small",
-        binds: vec![cost.bind(0), price.bind_mut(1)],
-        params: words(&[grid[0], n as u32, flip, n as u32 / 32, rounds as u32, batch as u32]),
-        grid,
-        turns: around + rounds * round,
-        reuse: 64,
-    });
+    let (round, around) = (each * (n + 9) + 12, n * each + each * (n + 8) + n + 64);
+    let now = ((MOST_TURNS - around) / round).min(MOST_SMALL);
+    for launch in 0..MOST_SMALL.div_ceil(now) {
+        let numbers = [n as u32 / 32, MOST_SMALL as u32, batch as u32, now as u32, (launch == 0) as u32];
+        gpu.launch(Launch {
+            op: "assignment",
+            source: &source(),
+            entry: "small",
+            binds: vec![cost.bind(0), price.bind_mut(1), held.bind_mut(5)],
+            params: words(&[&[grid[0], n as u32, flip], &numbers[..]].concat()),
+            grid,
+            turns: around + now * round,
+            reuse: 64,
+        });
+    }
     price.to_vec()
 }
 
@@ -171,7 +175,7 @@ fn large(cost: &Tensor, n: usize, flip: u32) -> Result<Option<Vec<f32>>> {
             source: &source(),
             entry,
             binds,
-            params: words(&[grid[0], n as u32, flip, n as u32 / 32, MOST, 1]),
+            params: words(&[grid[0], n as u32, flip, n as u32 / 32, MOST, 1, 0, 0]),
             grid,
             // A thread looks at a column of n, a workgroup at a row of n.
             turns: n,
