@@ -1,7 +1,8 @@
 // Points within a radius of each query, by cells: with FILL false their number, with FILL true which and in which image. Points
 // are listed by cell; a query looks at the cells that its sphere can touch, counted in whole cells along the
 // three lattice vectors. A cell beyond a periodic side is the one on the other side, one image further, as often as the reach says:
-// a radius may be longer than the period. A launch looks at the members from `first` up to `last` of each cell. Order: by cell, then as listed; the host brings each row into an order of its own.
+// a radius may be longer than the period. A launch looks at some layers of cells, and of each cell at the members from `first` up to
+// `last`. Order: by cell, then as listed; the host brings each row into an order of its own.
 
 const FILL: bool = false;
 
@@ -9,6 +10,8 @@ struct Params {
     groups_x: u32,
     n: u32,           // queries
     square: f32,      // of the radius
+    layer: u32,
+    layers: u32,      // up to this one, not with it
     first: u32,
     last: u32,
 }
@@ -44,7 +47,9 @@ fn search(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     let n = vec3<i32>(size.xyz);
     var count = 0u;
     var next = query.y;
-    for (var z = -i32(reach.z); z <= i32(reach.z); z++) {
+    let layers = min(p.layers, 2u * reach.z + 1u);
+    for (var layer = p.layer; layer < layers; layer++) {
+        let z = i32(layer) - i32(reach.z);
         let cz = wrapped(i32(place.z) + z, n.z, (reach.w & 4u) != 0u);
         for (var y = -i32(reach.y); y <= i32(reach.y); y++) {
             let cy = wrapped(i32(place.y) + y, n.y, (reach.w & 2u) != 0u);

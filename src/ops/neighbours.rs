@@ -1,12 +1,11 @@
 //! The search for points within a radius, on the device: see [`crate::geometry::Graph::radius`] for what it is for.
 
 use super::case::Case;
-use super::edges::walks;
 use super::words;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::kernel::{Launch, MOST_TURNS, grid};
 use crate::gpu::shader::Source;
 use crate::tensor::Tensor;
 use std::ops::Range;
@@ -41,13 +40,26 @@ pub(crate) struct Found {
 }
 
 impl Cells {
-    /// Cells at which a query looks at most, with two turns for each row and layer of them.
-    fn cells_of_a_query(&self) -> usize {
+    /// Layers of cells at which a query looks at most, and the turns for one of them with an empty cell each.
+    fn layers(&self) -> [usize; 2] {
         let of_a_graph = |grid: &[u32]| {
             let [x, y, z] = [grid[4], grid[5], grid[6]].map(|reach| 2 * reach as usize + 1);
-            z * (2 + y * (2 + x))
+            [z, 2 + y * (2 + 3 * x)]
         };
-        self.grids.chunks_exact(8).map(of_a_graph).max().unwrap_or(1)
+        let all = self.grids.chunks_exact(8).map(of_a_graph);
+        all.fold([1, 1], |most, one| [most[0].max(one[0]), most[1].max(one[1])])
+    }
+
+    /// What each launch looks at: layers of cells, and members of a cell, so many that no thread walks too far.
+    fn parts(&self) -> Vec<[Range<usize>; 2]> {
+        let ([layers, turns], members) = (self.layers(), self.most_members());
+        // A member that is passed over counts twice.
+        let at_once = (MOST_TURNS / (turns * (1 + 2 * members))).max(1);
+        let span = (MOST_TURNS / turns).saturating_sub(1) / 2;
+        let pieces = |size: usize, span: usize| (0..size.max(1)).step_by(span.max(1)).map(move |i| i..i + span.max(1));
+        pieces(layers, at_once)
+            .flat_map(|layer| pieces(members, members.min(span)).map(move |m| [layer.clone(), m]))
+            .collect()
     }
 
     fn most_members(&self) -> usize {
@@ -67,24 +79,25 @@ impl Cells {
         let inputs = [vectors(&self.points), list(&self.places), list(&self.members), list(&self.starts)];
         let inputs = inputs.into_iter().chain([list(&self.grids), vectors(&self.lattice)]);
         let inputs: Vec<Tensor> = inputs.collect();
-        let cells = self.cells_of_a_query();
-        let run = |fill: bool, members: &Range<usize>, starts: &[usize], found: &Tensor| {
+        let turns = self.layers()[1];
+        let run = |fill: bool, [layers, members]: &[Range<usize>; 2], starts: &[usize], found: &Tensor| {
             let grid = grid(queries.len().div_ceil(64));
             let pairs: Vec<u32> = queries.iter().zip(starts).flat_map(|(&q, &at)| [q, at as u32]).collect();
             let queries_at = list(&pairs);
             let binds = inputs.iter().chain([&queries_at]).zip(0..).map(|(x, at)| x.bind(at));
             let binds = binds.chain([found.bind_mut(7)]).collect();
-            let range = [members.start as u32, members.end as u32];
+            let range = [layers.start, layers.end, members.start, members.end].map(|v| v as u32);
             let params = [&[grid[0], queries.len() as u32, (radius * radius).to_bits()][..], &range].concat();
-            let (source, params, turns) = (source(fill), words(&params), cells * (3 + 2 * members.len()));
+            let turns = layers.len().min(self.layers()[0]) * turns * (1 + 2 * members.len());
+            let (source, params) = (source(fill), words(&params));
             gpu.launch(Launch { op: OP, source: &source, entry: "search", binds, params, grid, turns, reuse: 0 });
         };
-        // Of each run of members what every query finds among them.
-        let mut found_by: Vec<(Range<usize>, Vec<u32>)> = Vec::new();
-        for members in walks(self.most_members(), 3 * cells) {
+        // What every query finds in each part.
+        let mut found_by: Vec<([Range<usize>; 2], Vec<u32>)> = Vec::new();
+        for part in self.parts() {
             let counts = Tensor::empty(gpu, OP, [queries.len()], DType::U32);
-            run(false, &members, &vec![0; queries.len()], &counts);
-            found_by.push((members, counts.to_vec::<u32>()?));
+            run(false, &part, &vec![0; queries.len()], &counts);
+            found_by.push((part, counts.to_vec::<u32>()?));
         }
         let mut starts = vec![0usize];
         for q in 0..queries.len() {
@@ -99,9 +112,9 @@ impl Cells {
         }
         let found = Tensor::empty(gpu, OP, [total, 2], DType::U32);
         let mut next = starts.clone();
-        for (members, counts) in &found_by {
+        for (part, counts) in &found_by {
             if total > 0 {
-                run(true, members, &next, &found);
+                run(true, part, &next, &found);
             }
             next.iter_mut().zip(counts).for_each(|(next, &count)| *next += count as usize);
         }
