@@ -1,7 +1,7 @@
 // Points within a radius of each query, by cells: with FILL false their number, with FILL true which and in which image. Points
 // are listed by cell; a query looks at the cells that its sphere can touch, counted in whole cells along the
 // three lattice vectors. A cell beyond a periodic side is the one on the other side, one image further, as often as the reach says:
-// a radius may be longer than the period. A launch looks at some layers of cells, and of each cell at the members from `first` up to
+// a radius may be longer than the period. A launch looks at some lines of cells, and of each cell at the members from `first` up to
 // `last`. Order: by cell, then as listed; the host brings each row into an order of its own.
 
 const FILL: bool = false;
@@ -10,8 +10,8 @@ struct Params {
     groups_x: u32,
     n: u32,           // queries
     square: f32,      // of the radius
-    layer: u32,
-    layers: u32,      // up to this one, not with it
+    line: u32,        // of cells along x, layer after layer: the first that this launch looks at
+    lines: u32,       // and up to where
     first: u32,
     last: u32,
 }
@@ -47,33 +47,31 @@ fn search(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     let n = vec3<i32>(size.xyz);
     var count = 0u;
     var next = query.y;
-    let layers = min(p.layers, 2u * reach.z + 1u);
-    for (var layer = p.layer; layer < layers; layer++) {
-        let z = i32(layer) - i32(reach.z);
-        let cz = wrapped(i32(place.z) + z, n.z, (reach.w & 4u) != 0u);
-        for (var y = -i32(reach.y); y <= i32(reach.y); y++) {
-            let cy = wrapped(i32(place.y) + y, n.y, (reach.w & 2u) != 0u);
-            for (var x = -i32(reach.x); x <= i32(reach.x); x++) {
-                let cx = wrapped(i32(place.x) + x, n.x, (reach.w & 1u) != 0u);
-                if cx.y == 1000 || cy.y == 1000 || cz.y == 1000 { continue; }
-                let image = vec3<i32>(cx.y, cy.y, cz.y);
-                let l = 3u * place.w;
-                let moved = f32(image.x) * lattice[l].xyz + f32(image.y) * lattice[l + 1u].xyz + f32(image.z) * lattice[l + 2u].xyz;
-                let cell = size.w + (u32(cz.x) * size.y + u32(cy.x)) * size.x + u32(cx.x);
-                let end = min(cells[cell] + p.last, cells[cell + 1u]);
-                for (var m = cells[cell] + p.first; m < end; m++) {
-                    let other = members[m];
-                    let d = points[other].xyz + moved - here;
-                    let itself = other == own && all(image == vec3<i32>(0));
-                    if itself || dot(d, d) >= p.square { continue; }
-                    if FILL {
-                        let i = vec3<u32>(image + 512);
-                        found[2u * next] = other;
-                        found[2u * next + 1u] = i.x | (i.y << 10u) | (i.z << 20u);
-                        next++;
-                    }
-                    count++;
+    let wide = 2u * reach.y + 1u;
+    let lines = min(p.lines, (2u * reach.z + 1u) * wide);
+    for (var line = p.line; line < lines; line++) {
+        let cz = wrapped(i32(place.z) + i32(line / wide) - i32(reach.z), n.z, (reach.w & 4u) != 0u);
+        let cy = wrapped(i32(place.y) + i32(line % wide) - i32(reach.y), n.y, (reach.w & 2u) != 0u);
+        for (var x = -i32(reach.x); x <= i32(reach.x); x++) {
+            let cx = wrapped(i32(place.x) + x, n.x, (reach.w & 1u) != 0u);
+            if cx.y == 1000 || cy.y == 1000 || cz.y == 1000 { continue; }
+            let image = vec3<i32>(cx.y, cy.y, cz.y);
+            let l = 3u * place.w;
+            let moved = f32(image.x) * lattice[l].xyz + f32(image.y) * lattice[l + 1u].xyz + f32(image.z) * lattice[l + 2u].xyz;
+            let cell = size.w + (u32(cz.x) * size.y + u32(cy.x)) * size.x + u32(cx.x);
+            let end = min(cells[cell] + p.last, cells[cell + 1u]);
+            for (var m = cells[cell] + p.first; m < end; m++) {
+                let other = members[m];
+                let d = points[other].xyz + moved - here;
+                let itself = other == own && all(image == vec3<i32>(0));
+                if itself || dot(d, d) >= p.square { continue; }
+                if FILL {
+                    let i = vec3<u32>(image + 512);
+                    found[2u * next] = other;
+                    found[2u * next + 1u] = i.x | (i.y << 10u) | (i.z << 20u);
+                    next++;
                 }
+                count++;
             }
         }
     }

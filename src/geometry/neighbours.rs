@@ -164,7 +164,7 @@ impl Prepared {
         Ok(Prepared { frames, batch, sizes: of.sizes.to_vec(), positions, fractions, moves })
     }
 
-    /// The points in cells no narrower than they must be, for this radius; graphs that nobody asks about may reach as far as they like.
+    /// The points in cells no narrower than they must be, for this radius; graphs that nobody asks about reach nowhere.
     fn cells(&self, radius: f64, asked: impl Fn(usize) -> bool) -> Result<Cells> {
         let mut all = Cells { starts: vec![0], ..Cells::default() };
         let mut first = 0;
@@ -205,6 +205,8 @@ impl Prepared {
             let periodic = (0..3).map(|i| (frame.periodic[i] as u32) << i).sum::<u32>();
             let first_cell = all.starts.len() - 1;
             all.grids.extend(n.map(|n| n as u32).into_iter().chain([first_cell as u32]));
+            // Nobody asks: no query there, and no launch for what it would look at.
+            let reach = if asked(g) { reach } else { [0.0; 3] };
             all.grids.extend(reach.map(|r| r as u32).into_iter().chain([periodic]));
             let graph = all.lattice.len() as u32 / 12;
             for v in &frame.vectors {

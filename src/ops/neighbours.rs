@@ -40,26 +40,28 @@ pub(crate) struct Found {
 }
 
 impl Cells {
-    /// Layers of cells at which a query looks at most, and the turns for one of them with an empty cell each.
-    fn layers(&self) -> [usize; 2] {
+    /// Lines of cells at which a query looks at most, and the turns for one of them where each cell is empty.
+    fn lines(&self) -> [usize; 2] {
         let of_a_graph = |grid: &[u32]| {
             let [x, y, z] = [grid[4], grid[5], grid[6]].map(|reach| 2 * reach as usize + 1);
-            [z, 2 + y * (2 + 3 * x)]
+            [y * z, 2 + 3 * x]
         };
         let all = self.grids.chunks_exact(8).map(of_a_graph);
         all.fold([1, 1], |most, one| [most[0].max(one[0]), most[1].max(one[1])])
     }
 
-    /// What each launch looks at: layers of cells, and members of a cell, so many that no thread walks too far.
+    /// What each launch looks at: lines of cells, and members of a cell, so many that no thread walks too far.
     fn parts(&self) -> Vec<[Range<usize>; 2]> {
-        let ([layers, turns], members) = (self.layers(), self.most_members());
+        let ([lines, turns], members) = (self.lines(), self.most_members());
         // A member that is passed over counts twice.
         let at_once = (MOST_TURNS / (turns * (1 + 2 * members))).max(1);
         let span = (MOST_TURNS / turns).saturating_sub(1) / 2;
-        let pieces = |size: usize, span: usize| (0..size.max(1)).step_by(span.max(1)).map(move |i| i..i + span.max(1));
-        pieces(layers, at_once)
-            .flat_map(|layer| pieces(members, members.min(span)).map(move |m| [layer.clone(), m]))
-            .collect()
+        let pieces = |size: usize, span: usize| {
+            let span = span.max(1);
+            (0..size.max(1)).step_by(span).map(move |first| first..size.min(first + span))
+        };
+        let members = || pieces(members, members.min(span));
+        pieces(lines, at_once).flat_map(|line| members().map(move |m| [line.clone(), m])).collect()
     }
 
     fn most_members(&self) -> usize {
@@ -79,16 +81,16 @@ impl Cells {
         let inputs = [vectors(&self.points), list(&self.places), list(&self.members), list(&self.starts)];
         let inputs = inputs.into_iter().chain([list(&self.grids), vectors(&self.lattice)]);
         let inputs: Vec<Tensor> = inputs.collect();
-        let turns = self.layers()[1];
-        let run = |fill: bool, [layers, members]: &[Range<usize>; 2], starts: &[usize], found: &Tensor| {
+        let turns = self.lines()[1];
+        let run = |fill: bool, [lines, members]: &[Range<usize>; 2], starts: &[usize], found: &Tensor| {
             let grid = grid(queries.len().div_ceil(64));
             let pairs: Vec<u32> = queries.iter().zip(starts).flat_map(|(&q, &at)| [q, at as u32]).collect();
             let queries_at = list(&pairs);
             let binds = inputs.iter().chain([&queries_at]).zip(0..).map(|(x, at)| x.bind(at));
             let binds = binds.chain([found.bind_mut(7)]).collect();
-            let range = [layers.start, layers.end, members.start, members.end].map(|v| v as u32);
+            let range = [lines.start, lines.end, members.start, members.end].map(|v| v as u32);
             let params = [&[grid[0], queries.len() as u32, (radius * radius).to_bits()][..], &range].concat();
-            let turns = layers.len().min(self.layers()[0]) * turns * (1 + 2 * members.len());
+            let turns = lines.len() * turns * (1 + 2 * members.len());
             let (source, params) = (source(fill), words(&params));
             gpu.launch(Launch { op: OP, source: &source, entry: "search", binds, params, grid, turns, reuse: 0 });
         };
