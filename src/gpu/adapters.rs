@@ -7,7 +7,7 @@ use std::fmt;
 /// One adapter that this machine offers.
 #[derive(Clone, Debug)]
 pub struct AdapterSummary {
-    /// Position in [`Gpu::adapters`], usable as `TIEBEAM_ADAPTER`.
+    /// Position in [`Gpu::adapters`](super::Gpu::adapters), usable as `TIEBEAM_ADAPTER`.
     pub index: usize,
     /// The adapter's name.
     pub name: String,
