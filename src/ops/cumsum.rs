@@ -18,9 +18,9 @@ fn source(dtype: DType) -> Source {
 }
 
 /// Into how many pieces to cut an axis: enough to fill a device, each long enough to be worth its own pass, but no longer than
-/// a workgroup's 64 rounds or a thread's 32 blocks.
+/// a workgroup's 16 rounds or a thread's 32 blocks.
 fn pieces(size: usize, results: usize, rows: bool) -> usize {
-    let (enough, least, most) = if rows { (256, 4096, 64 * 256) } else { (4096, 256, 32 * 32) };
+    let (enough, least, most) = if rows { (256, 4096, 16 * 256) } else { (4096, 256, 32 * 32) };
     (enough / results.max(1)).min(size / least).max(size.div_ceil(most)).max(1)
 }
 
