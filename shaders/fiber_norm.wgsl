@@ -31,6 +31,7 @@ var<immediate> p: Params;
 
 alias Sum = vec4<f32>;
 #import row_sum
+#import nan
 
 @compute @workgroup_size(64)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -99,7 +100,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let variance$m = square$m - left$m * left$m;
     let bits$m = bitcast<vec4<u32>>(variance$m);
     let below$m = (bits$m >= vec4<u32>(0x80000000u)) & (bits$m <= vec4<u32>(0xff800000u));
-    let r$m = inverseSqrt(select(variance$m, vec4<f32>(0.0), below$m) + p.eps);
+    let r$m = finite_or_nan4(inverseSqrt(select(variance$m, vec4<f32>(0.0), below$m) + p.eps), variance$m);
     let rest$m = -left$m * r$m;
 #end
     for (var c = t; c < end; c += LANES) {

@@ -1,7 +1,8 @@
 // norm = sqrt(sum of g^2 over all chunks);  factor = min(1, clip / (norm + 1e-6)), or 1 where clip is 0.
 // chunks: one workgroup a chunk of at most 1024 elements of one tensor: lane t takes vectors t, t + 64, ... in order,
 //         then a fixed tree of 64. The sum goes to partial[first + chunk].
-// finish: one workgroup adds the partial sums of all arenas, in an order that their number fixes.
+// finish: one workgroup adds the partial sums of all arenas, in an order that their number fixes, and counts norms that are
+//         not finite.
 // No derivative: gradients are the input.
 
 struct Params {
@@ -17,6 +18,7 @@ var<immediate> p: Params;
 @group(0) @binding(1) var<storage, read> g: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> partials: array<f32>;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
+@group(0) @binding(4) var<storage, read_write> skipped: array<u32>;
 
 #import chunk
 
@@ -68,5 +70,6 @@ fn finish(@builtin(local_invocation_index) lane: u32) {
         let norm = sqrt(tree[0]);
         y[0] = norm;
         y[1] = select(1.0, min(1.0, p.clip / (norm + 1e-6)), p.clip > 0.0);
+        if !is_finite(norm) { skipped[0] += 1u; }
     }
 }

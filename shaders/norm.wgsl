@@ -6,7 +6,8 @@
 //
 // LANES neighbouring threads share a row of `forward` and `backward`, as in softmax.wgsl. The variance takes a second
 // pass over the row, which is in the cache by then: a large mean must not cancel. x^ is kept as (x - mean) r + q, where q
-// is what the rounding of the mean left over. Sums are in blocks of BLOCK terms: one running sum would drift.
+// is what the rounding of the mean left over. A variance beyond f32 makes the row NaN: 1 / sqrt(infinity) would make it calm
+// zeros. Sums are in blocks of BLOCK terms: one running sum would drift.
 
 const LANES: u32 = 64u;
 const BLOCK: u32 = 64u;
@@ -38,6 +39,7 @@ var<immediate> p: Params;
 
 alias Sum = vec2<f32>;
 #import row_sum
+#import nan
 
 @compute @workgroup_size(64)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -76,7 +78,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let variance = moments.y - left * left;
     // Rounding may leave it below 0. A NaN must stay, which max would lose; by bits, as a number below 0 has its sign.
     let below = bitcast<u32>(variance) >= 0x80000000u && bitcast<u32>(variance) <= 0xff800000u;
-    let r = inverseSqrt(select(variance, 0.0, below) + p.eps);
+    let r = finite_or_nan1(inverseSqrt(select(variance, 0.0, below) + p.eps), variance);
     let q = -left * r;
     for (var i = t; i < n; i += LANES) {
         let g = select(Piece(1.0), weight[i], p.weighted != 0u);

@@ -1,15 +1,29 @@
 //! A step of fixed shapes, recorded once and replayed without running the code that made it.
 //!
 //! A replay encodes the same kernels on the same buffers: no shapes are checked, no buffers taken, no graph is built. What
-//! a step changes by itself goes on as if its code had run: an optimizer counts its steps, dropout and `randn` take the
-//! streams that come next.
+//! a step changes by itself goes on as if its code had run: an optimizer counts its steps, and what is drawn at random moves
+//! on the generators that it is drawn from.
 
 use crate::error::{Error, Result};
+use crate::gpu::buffer::Buffer;
 use crate::gpu::capture::Capture;
+use crate::gpu::value::Place;
 use crate::gpu::{Gpu, lock};
 use crate::tensor::Tensor;
+use std::sync::Arc;
 
 /// A recorded step.
+///
+/// What is recorded is what the calling thread does with this device. Each run gives what the recorded code would give if it
+/// ran again on these inputs:
+///
+/// * [`Step::outputs`] are the results of the last run, and may be the next run's inputs, in any order.
+/// * Tensors from outside, such as weights, stay where they are: every run reads and writes the same memory. What was pending
+///   on them before, or is computed for other threads, is no part of the step.
+/// * Tensors that the code makes and keeps, other than by returning them, are those of the recorded run for good; so are numbers
+///   that the host computes in it. `memory_stats` counts what a step holds.
+/// * Random draws move on the generators that they come from: see [`Rng`](crate::Rng).
+/// * Optimizers step at the rates of the recorded run, until [`Step::set_lr`] or [`Step::set_lrs`].
 ///
 /// ```
 /// use tiebeam::{Gpu, Step, Tensor};
@@ -28,19 +42,18 @@ pub struct Step {
     /// Where the recorded kernels read their inputs.
     inputs: Vec<Tensor>,
     outputs: Vec<Tensor>,
-    lr: Option<f32>,
+    /// Where the runs write outputs; those that only give out a tensor from outside are not among them.
+    written: Vec<Arc<Buffer>>,
+    /// What optimizers step at from the next run on.
+    rates: Vec<f32>,
 }
 
 impl Step {
     /// Runs `work` once on copies of `inputs` and keeps what it does. Its results are in [`Step::outputs`].
     ///
-    /// Tensors that `work` uses and that are not among its inputs, such as weights, stay where they are: every replay
-    /// reads and writes the same memory. Values that the host computes in `work`, such as a scalar or a slice's range,
-    /// are those of the recorded run for ever.
-    ///
     /// # Errors
-    /// `work`'s own, an input of another device, what an input or an op inside carries, the device's fault, a readback or a
-    /// write from the host inside `work`, and a step in a step.
+    /// `work`'s own, an input or output of another device, what an input or an op inside carries, the device's fault, a readback,
+    /// a write from the host or an optimizer made inside `work`, and a step in a step.
     pub fn record(
         gpu: &Gpu,
         inputs: &[&Tensor],
@@ -48,21 +61,45 @@ impl Step {
     ) -> Result<Step> {
         gpu.check()?;
         if let Some(i) = inputs.iter().position(|x| x.gpu() != gpu) {
-            return Err(elsewhere(i, gpu, inputs[i]));
+            return Err(elsewhere("input", i, gpu, inputs[i]));
         }
-        let fixed: Vec<Tensor> =
-            inputs.iter().map(|x| Tensor::empty(gpu, "step", x.shape(), x.dtype())).collect();
+        let (number, pool) = gpu.step_pool();
+        let fixed: Vec<Tensor> = inputs
+            .iter()
+            .map(|x| {
+                let buffer = gpu.alloc_in("step", x.dtype().buffer_bytes(x.count()), &pool);
+                Tensor::from_place(gpu, *x.shape(), x.dtype(), Place { buffer, offset: 0 })
+            })
+            .collect();
         copy(gpu, inputs, &fixed)?;
-        // What is pending outside is made once, before: computed inside, it would be a kernel of every replay.
-        gpu.settle_all();
-        let (outputs, capture) = gpu.capture(|| {
-            let outputs: Vec<Tensor> = work(&fixed)?.iter().map(|y| y.detach().contiguous()).collect();
-            outputs.iter().for_each(Tensor::evaluate);
-            Ok(outputs)
+        let (outputs, capture) = gpu.capture((number, pool.clone()), || {
+            let made = work(&fixed)?;
+            if let Some(i) = made.iter().position(|y| y.gpu() != gpu) {
+                return Err(elsewhere("output", i, gpu, &made[i]));
+            }
+            Ok(made.iter().map(|y| output(y, &fixed)).collect::<Vec<_>>())
         })?;
         gpu.check()?;
         outputs.iter().try_for_each(Tensor::check)?;
-        Ok(Step { gpu: gpu.clone(), capture, inputs: fixed, outputs, lr: None })
+        // Handed over once each, so that two outputs of one tensor stay one.
+        let mut heirs: Vec<(Arc<Buffer>, Arc<Buffer>)> = Vec::new();
+        let mut inherit = |x: &Tensor| {
+            let Place { buffer, offset } = x.value.place();
+            let known = heirs.iter().find(|(old, _)| Arc::ptr_eq(old, &buffer));
+            let heir = known.map_or_else(|| gpu.heir(&buffer, &pool), |(_, heir)| heir.clone());
+            heirs.push((buffer, heir.clone()));
+            let whole = Tensor::from_place(gpu, *x.shape(), x.dtype(), Place { buffer: heir, offset });
+            Tensor { offset: x.offset, strides: x.strides, ..whole }
+        };
+        let inputs: Vec<Tensor> = fixed.iter().map(&mut inherit).collect();
+        let handed: Vec<Tensor> = outputs.iter().map(&mut inherit).collect();
+        let ours = heirs.drain(..).skip(inputs.len()).filter(|(old, heir)| !Arc::ptr_eq(old, heir));
+        let written = ours.map(|(_, heir)| heir).collect();
+        // What is held beyond these two lists is the code's own.
+        drop((fixed, outputs));
+        gpu.close(&pool);
+        let rates = capture.rates().to_vec();
+        Ok(Step { gpu: gpu.clone(), capture, inputs, outputs: handed, written, rates })
     }
 
     /// Runs the step on new inputs; gives [`Step::outputs`].
@@ -77,7 +114,7 @@ impl Step {
         }
         for (i, (new, old)) in inputs.iter().zip(&self.inputs).enumerate() {
             if new.gpu() != &self.gpu {
-                return Err(elsewhere(i, &self.gpu, new));
+                return Err(elsewhere("input", i, &self.gpu, new));
             }
             if new.shape() != old.shape() || new.dtype() != old.dtype() {
                 return Err(Error::config(format!(
@@ -89,23 +126,53 @@ impl Step {
                 )));
             }
         }
+        self.rates.iter().try_for_each(|rate| check_rate(*rate))?;
         // What is pending on the last results wants those and not the next.
-        let places: Vec<_> = self.outputs.iter().map(|y| y.place().buffer).collect();
-        self.gpu.settle(&places);
+        self.gpu.settle(&self.written);
         copy(&self.gpu, inputs, &self.inputs)?;
-        self.capture.replay(self.lr)?;
-        places.iter().for_each(|buffer| buffer.touch());
+        self.capture.replay(&self.rates)?;
+        self.written.iter().for_each(|buffer| buffer.touch());
         Ok(&self.outputs)
     }
 
-    /// The results of the last run, the recorded one included. The next run writes over them: read or copy them first.
+    /// The results of the last run, the recorded one included. The next run writes over them: read them first, or take a
+    /// [`Tensor::copy`].
     pub fn outputs(&self) -> &[Tensor] {
         &self.outputs
     }
 
-    /// The learning rate of all optimizer steps inside, from the next run on.
+    /// The learning rate of the first optimizer step inside, from the next run on; the rates of those after it keep their
+    /// recorded ratio to it. [`Step::set_lrs`] sets each by itself.
+    ///
+    /// A rate that is negative or not finite is refused by the next run, as an optimizer refuses it, and so is a ratio to a
+    /// recorded rate of 0.
     pub fn set_lr(&mut self, lr: f32) {
-        self.lr = Some(lr);
+        let recorded = self.capture.rates();
+        let first = recorded.first().copied().unwrap_or_default();
+        let scaled = |rate: &f32| match *rate == first {
+            true => lr,
+            false => (f64::from(lr) * f64::from(*rate) / f64::from(first)) as f32,
+        };
+        self.rates = recorded.iter().map(scaled).collect();
+    }
+
+    /// The learning rates of the optimizer steps inside, in the order in which the recorded code takes them, from the next run on.
+    ///
+    /// # Errors
+    /// When there are not as many as [`Step::lrs`], or one is negative or not finite; then nothing is changed.
+    pub fn set_lrs(&mut self, lrs: &[f32]) -> Result<()> {
+        if lrs.len() != self.rates.len() {
+            let (got, have) = (lrs.len(), self.rates.len());
+            return Err(Error::config(format!("Step: {got} learning rates for {have} optimizer steps")));
+        }
+        lrs.iter().try_for_each(|lr| check_rate(*lr))?;
+        self.rates = lrs.to_vec();
+        Ok(())
+    }
+
+    /// The learning rates of the optimizer steps inside that the next run takes.
+    pub fn lrs(&self) -> &[f32] {
+        &self.rates
     }
 
     /// Kernels of one run.
@@ -114,12 +181,32 @@ impl Step {
     }
 }
 
-fn elsewhere(i: usize, gpu: &Gpu, input: &Tensor) -> Error {
+fn elsewhere(what: &str, i: usize, gpu: &Gpu, tensor: &Tensor) -> Error {
     Error::config(format!(
-        "Step: input {i} {} is on {:?}, the step on {gpu:?}; copy it over with to_vec and from_slice",
-        input.shape(),
-        input.gpu()
+        "Step: {what} {i} {} is on {:?}, the step on {gpu:?}; copy it over with to_vec and from_slice",
+        tensor.shape(),
+        tensor.gpu()
     ))
+}
+
+fn check_rate(rate: f32) -> Result<()> {
+    if rate.is_finite() && rate >= 0.0 {
+        return Ok(());
+    }
+    Err(Error::config(format!("Step: the learning rate is {rate}; use a finite number, 0 or more")))
+}
+
+/// An output with its elements in order, and in memory that is no input's: a run writes its inputs first, and they may be the
+/// last run's outputs.
+fn output(y: &Tensor, inputs: &[Tensor]) -> Tensor {
+    let y = y.detach().contiguous();
+    let buffer = y.place().buffer;
+    if !inputs.iter().any(|x| Arc::ptr_eq(&x.place().buffer, &buffer)) {
+        return y;
+    }
+    let copy = y.copy();
+    copy.evaluate();
+    copy
 }
 
 /// Copies elements into tensors of the same shapes and dtypes that own their memory; none when one of them carries an error.
@@ -132,7 +219,6 @@ fn copy(gpu: &Gpu, inputs: &[&Tensor], fixed: &[Tensor]) -> Result<()> {
     for ((x, from), to) in dense.iter().zip(&from).zip(&to) {
         let bytes = x.dtype().buffer_bytes(x.count());
         if x.count() > 0 {
-            gpu.settle(std::slice::from_ref(&to.buffer));
             let (a, b) = (from.buffer.data()?, to.buffer.data()?);
             let mut recorder = lock(&gpu.0.recorder);
             recorder.encoder(gpu).copy_buffer_to_buffer(a, from.offset, b, to.offset, bytes);

@@ -6,15 +6,15 @@
 
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::gpu::Gpu;
 use crate::gpu::buffer::Buffer;
-use crate::gpu::fuse::{Place, Target};
+use crate::gpu::value::Place;
+use crate::gpu::{Gpu, lock};
 use crate::shape::Shape;
 use crate::tensor::{Tensor, same_gpu};
 use std::cell::Cell;
-use std::collections::{BinaryHeap, HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// The backward half of an op: what it saved, and how gradients of its outputs become gradients of its inputs.
 pub(crate) trait Op: Send + Sync {
@@ -27,10 +27,17 @@ pub(crate) trait Op: Send + Sync {
 pub(crate) struct Node {
     /// Rises with every node, so descending ids are a topological order.
     id: u64,
-    op: Option<Box<dyn Op>>,
-    inputs: Vec<Input>,
+    leaf: bool,
+    /// What a backward pass needs, until one has used it up; a leaf has none.
+    work: Mutex<Option<Arc<Work>>>,
     /// Where an optimizer wants this leaf's gradient, or an op those of its outputs.
-    home: OnceLock<Home>,
+    home: Mutex<Option<Home>>,
+}
+
+/// An op with what it saved, and where its gradients go.
+struct Work {
+    op: Box<dyn Op>,
+    inputs: Vec<Input>,
 }
 
 struct Input {
@@ -57,8 +64,25 @@ pub(crate) struct Home {
 
 /// The size of one gradient arena; each backward pass takes its buffer from the pool.
 pub(crate) struct ArenaLayout {
-    pub gpu: Gpu,
+    gpu: Gpu,
     pub bytes: u64,
+    /// Whether nobody wants gradients there any more.
+    left: AtomicBool,
+}
+
+impl ArenaLayout {
+    pub fn new(gpu: &Gpu, bytes: u64) -> Arc<ArenaLayout> {
+        Arc::new(ArenaLayout { gpu: gpu.clone(), bytes, left: AtomicBool::new(false) })
+    }
+
+    fn arena(self: &Arc<ArenaLayout>) -> Arena {
+        Arena { layout: self.clone(), buffer: self.gpu.alloc("gradients", self.bytes) }
+    }
+
+    /// Frees the leaves that have their home here: the optimizer is gone, or was never made.
+    pub fn leave(&self) {
+        self.left.store(true, Ordering::Release);
+    }
 }
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -103,32 +127,55 @@ pub fn is_recording() -> bool {
 
 impl Node {
     pub fn leaf() -> Arc<Node> {
-        Arc::new(Node { id: next_id(), op: None, inputs: Vec::new(), home: OnceLock::new() })
+        Arc::new(Node { id: next_id(), leaf: true, work: Mutex::default(), home: Mutex::default() })
+    }
+
+    fn of(op: Box<dyn Op>, inputs: &[&Tensor]) -> Arc<Node> {
+        let inputs = inputs.iter().map(|t| Input { edge: t.edge.clone(), shape: t.shape }).collect();
+        let work = Mutex::new(Some(Arc::new(Work { op, inputs })));
+        Arc::new(Node { id: next_id(), leaf: false, work, home: Mutex::default() })
     }
 
     pub fn is_leaf(&self) -> bool {
-        self.op.is_none()
+        self.leaf
     }
 
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// Gives this leaf's gradients a home; false if it has one already.
+    /// Gives this leaf's gradients a home; false if it has one already that somebody wants.
     pub fn settle(&self, home: Home) -> bool {
-        self.home.set(home).is_ok()
+        let mut now = lock(&self.home);
+        if now.as_ref().is_some_and(|now| !now.arena.left.load(Ordering::Acquire)) {
+            return false;
+        }
+        *now = Some(home);
+        true
+    }
+
+    fn home(&self) -> Option<Home> {
+        lock(&self.home).clone().filter(|home| !home.arena.left.load(Ordering::Acquire))
+    }
+
+    /// What the op saved; where `retain` is false it is gone when the caller lets go.
+    fn work(&self, retain: bool) -> Option<Arc<Work>> {
+        let mut work = lock(&self.work);
+        if retain { work.clone() } else { work.take() }
     }
 }
 
-impl Drop for Node {
+impl Drop for Work {
     /// Takes the graph apart without recursion: a chain of a hundred thousand ops must not overflow the stack.
     fn drop(&mut self) {
-        let mut rest: Vec<Arc<Node>> = self.inputs.drain(..).filter_map(|i| Some(i.edge?.node)).collect();
-        // What ops saved holds tensors, which hold nodes: those are inputs of the same op, so they are in `rest` too.
-        self.op = None;
+        // What ops saved holds tensors outside the graph; the graph is in the edges.
+        let nodes =
+            |inputs: &mut Vec<Input>| inputs.drain(..).filter_map(|i| Some(i.edge?.node)).collect::<Vec<_>>();
+        let mut rest = nodes(&mut self.inputs);
         while let Some(node) = rest.pop() {
-            if let Some(mut node) = Arc::into_inner(node) {
-                rest.extend(node.inputs.drain(..).filter_map(|i| Some(i.edge?.node)));
+            let Some(work) = Arc::into_inner(node).and_then(|node| node.work(false)) else { continue };
+            if let Some(mut work) = Arc::into_inner(work) {
+                rest.extend(nodes(&mut work.inputs));
             }
         }
     }
@@ -139,8 +186,7 @@ pub(crate) fn record(outputs: &mut [Tensor], inputs: &[&Tensor], op: impl FnOnce
     if !tracks(inputs) {
         return;
     }
-    let inputs = inputs.iter().map(|t| Input { edge: t.edge.clone(), shape: t.shape }).collect();
-    let node = Arc::new(Node { id: next_id(), op: Some(op()), inputs, home: OnceLock::new() });
+    let node = Node::of(op(), inputs);
     for (output, tensor) in outputs.iter_mut().enumerate() {
         tensor.edge = Some(Edge { node: node.clone(), output });
     }
@@ -154,7 +200,7 @@ pub(crate) fn record_parts(outputs: &mut [Tensor], inputs: &[&Tensor], op: impl 
     if let Some(edge) = &outputs[0].edge
         && step.is_multiple_of(gpu.limits().min_storage_buffer_offset_alignment as u64)
     {
-        let arena = Arc::new(ArenaLayout { gpu, bytes: step * outputs.len() as u64 });
+        let arena = ArenaLayout::new(&gpu, step * outputs.len() as u64);
         edge.node.settle(Home { arena, offset: 0, step });
     }
 }
@@ -220,6 +266,10 @@ struct Slot {
 
 #[derive(Default)]
 struct Walk {
+    /// Whether the graph can be walked again.
+    retain: bool,
+    /// An op that an earlier walk used up.
+    used_up: bool,
     heap: BinaryHeap<Entry>,
     queued: HashSet<u64>,
     slots: HashMap<(u64, usize), Slot>,
@@ -255,17 +305,18 @@ impl Ord for Entry {
 pub(crate) struct Sink<'a> {
     walk: &'a mut Walk,
     node: &'a Node,
+    inputs: &'a [Input],
 }
 
 impl Sink<'_> {
     /// Whether input `i` wants a gradient.
     pub fn needs(&self, i: usize) -> bool {
-        self.node.inputs[i].edge.is_some()
+        self.inputs[i].edge.is_some()
     }
 
     /// Adds `dx` to the gradient of input `i`.
     pub fn add(&mut self, i: usize, dx: Tensor) {
-        let input = &self.node.inputs[i];
+        let input = &self.inputs[i];
         if let Some(edge) = &input.edge {
             debug_assert_eq!(dx.shape(), &input.shape, "gradient of input {i}");
             self.walk.add(edge, dx);
@@ -274,7 +325,7 @@ impl Sink<'_> {
 
     /// Lets `write` put input `i`'s gradient where it belongs: accumulating kernels save a buffer and a pass.
     pub fn add_with(&mut self, i: usize, write: impl FnOnce(Into) -> Tensor) {
-        let input = &self.node.inputs[i];
+        let input = &self.inputs[i];
         if let Some(edge) = &input.edge {
             self.walk.add_with(edge, &input.shape, write);
         }
@@ -284,18 +335,17 @@ impl Sink<'_> {
     /// those that did not arrive.
     pub fn joined(&mut self, dy: &[Option<Tensor>], count: usize) -> Option<Tensor> {
         let shape = *dy.iter().flatten().next()?.shape();
-        self.node.home.get()?;
+        let arena = self.node.home()?.arena;
         for output in 0..count {
             if !matches!(dy.get(output), Some(Some(_))) {
                 let home = self.walk.home(self.node, output, &shape)?;
-                write(&Tensor::zeros(home.gpu(), shape), home, false);
+                Tensor::zeros(home.gpu(), shape).write_to("gradient", &home, false);
             }
         }
         let first = self.walk.home(self.node, 0, &shape)?.place();
         let mut sizes = vec![count];
         sizes.extend(&*shape);
-        let gpu = &self.node.home.get()?.arena.gpu;
-        Some(Tensor::from_place(gpu, Shape::new(&sizes), DType::F32, first))
+        Some(Tensor::from_place(&arena.gpu, Shape::new(&sizes), DType::F32, first))
     }
 
     /// Differentiates a graph recorded just now, inside this backward pass, and returns the gradients of `leaves`.
@@ -311,7 +361,10 @@ impl Sink<'_> {
                 self.walk.add(edge, dy.clone());
             }
         }
+        // Nobody else has this graph.
+        let retain = std::mem::replace(&mut self.walk.retain, false);
         self.walk.run(floor);
+        self.walk.retain = retain;
         leaves
             .iter()
             .map(|leaf| {
@@ -333,11 +386,8 @@ impl Walk {
     }
 
     fn home(&mut self, node: &Node, output: usize, shape: &Shape) -> Option<Tensor> {
-        let home = node.home.get()?;
-        let arena = self.arenas.entry(Arc::as_ptr(&home.arena)).or_insert_with(|| Arena {
-            layout: home.arena.clone(),
-            buffer: home.arena.gpu.alloc("gradients", home.arena.bytes),
-        });
+        let home = node.home()?;
+        let arena = self.arenas.entry(Arc::as_ptr(&home.arena)).or_insert_with(|| home.arena.arena());
         let offset = home.offset + home.step * output as u64;
         let place = Place { buffer: arena.buffer.clone(), offset };
         Some(Tensor::from_place(&home.arena.gpu, *shape, DType::F32, place))
@@ -400,13 +450,15 @@ impl Walk {
             let outputs = self.slots.keys().filter(|k| k.0 == node.id).map(|k| k.1 + 1).max().unwrap_or(0);
             let dy: Vec<Option<Tensor>> =
                 (0..outputs).map(|o| self.slots.remove(&(node.id, o)).map(|s| s.sum)).collect();
-            if let Some(op) = &node.op {
-                let _span = tracing::trace_span!("backward", op = op.name()).entered();
-                op.backward(&dy, &mut Sink { walk: self, node: &node });
-                // The gradients of an op's outputs are done with.
-                if let Some(home) = node.home.get() {
-                    self.arenas.remove(&Arc::as_ptr(&home.arena));
-                }
+            let Some(work) = node.work(self.retain) else {
+                self.used_up = true;
+                return;
+            };
+            let _span = tracing::trace_span!("backward", op = work.op.name()).entered();
+            work.op.backward(&dy, &mut Sink { walk: self, node: &node, inputs: &work.inputs });
+            // The gradients of an op's outputs are done with.
+            if let Some(home) = node.home() {
+                self.arenas.remove(&Arc::as_ptr(&home.arena));
             }
         }
     }
@@ -416,9 +468,8 @@ impl Walk {
 fn write(dx: &Tensor, home: Tensor, accumulate: bool) -> Tensor {
     // A copy of its own, never `dx` itself: the same gradient may go to another leaf of the same arena, and one buffer
     // cannot be read and written by one kernel. A pending `dx` is inlined, so nothing is computed twice.
-    let copy = Tensor::lazy("gradient", "$0", DType::F32, *dx.shape(), &[dx]);
-    let place = copy.value.realize(Some(Target { place: home.place(), accumulate }));
-    Tensor::from_place(copy.gpu(), *dx.shape(), DType::F32, place)
+    dx.clone().write_to("gradient", &home, accumulate);
+    home
 }
 
 /// Gradients of a backward pass, asked by leaf.
@@ -457,33 +508,140 @@ impl Grads {
     }
 }
 
+impl Grads {
+    /// These gradients and `other`'s, added leaf by leaf: of the micro-batches of one step, for instance. A leaf that only one of
+    /// them has keeps that one's.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor, optim::{Group, Sgd, SgdConfig}};
+    /// # let gpu = Gpu::open()?;
+    /// let w = Tensor::from_slice(&gpu, &[1f32, 2.0], [2]).requires_grad();
+    /// let mut sgd = Sgd::new(&gpu, vec![Group::new([("w", &w)])], SgdConfig::default())?;
+    /// let first = w.sum_all().backward()?;
+    /// let both = first.add(&w.scale(2.0).sum_all().backward()?);
+    /// sgd.step(&both.scale(0.5), 0.1)?; // their mean, 1.5
+    /// assert_eq!(w.to_vec::<f32>()?, [0.85, 1.85]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    /// When the two are of different devices.
+    #[track_caller]
+    pub fn add(&self, other: &Grads) -> Grads {
+        if let (Some(a), Some(b)) = (self.by_leaf.values().next(), other.by_leaf.values().next()) {
+            same_gpu("gradients", &[a, b]);
+        }
+        Grads::made_of(&[self, other], |parts| match parts {
+            [a, b] => a.add(b),
+            one => one[0].clone(),
+        })
+    }
+
+    /// These gradients times `factor`.
+    pub fn scale(&self, factor: f32) -> Grads {
+        Grads::made_of(&[self], |parts| parts[0].scale(factor))
+    }
+
+    /// What `make` gives for each leaf of `sources`, from the gradients that it has there; where an optimizer wants them.
+    fn made_of(sources: &[&Grads], make: impl Fn(&[&Tensor]) -> Tensor) -> Grads {
+        let mut all = Grads::default();
+        let ids: BTreeSet<u64> = sources.iter().flat_map(|grads| grads.by_leaf.keys().copied()).collect();
+        for id in ids {
+            let parts: Vec<&Tensor> = sources.iter().filter_map(|grads| grads.by_leaf.get(&id)).collect();
+            let made = make(&parts);
+            let home = sources.iter().find_map(|grads| all.home_as_in(grads, parts[0], id));
+            let gradient = match home {
+                Some(home) => {
+                    made.write_to("gradient", &home, false);
+                    home
+                }
+                None => {
+                    made.evaluate();
+                    made
+                }
+            };
+            all.by_leaf.insert(id, gradient);
+        }
+        all
+    }
+
+    /// The place that the gradient of leaf `id` has in an arena of `other`, in an arena of this.
+    fn home_as_in(&mut self, other: &Grads, like: &Tensor, id: u64) -> Option<Tensor> {
+        let place = other.by_leaf.get(&id)?.value.computed()?;
+        let arena = other.arenas.values().find(|arena| Arc::ptr_eq(&arena.buffer, &place.buffer))?;
+        let layout = &arena.layout;
+        let own = self.arenas.entry(Arc::as_ptr(layout)).or_insert_with(|| layout.arena());
+        let place = Place { buffer: own.buffer.clone(), offset: place.offset };
+        Some(Tensor::from_place(like.gpu(), *like.shape(), DType::F32, place))
+    }
+}
+
 impl Tensor {
     /// Gradients of this scalar with respect to every leaf that it depends on.
+    ///
+    /// This uses the graph up: what its ops saved is freed as the walk passes, and the tensor that is kept, such as a loss for a
+    /// curve, holds its one element. To walk a graph, or a part that another loss shares, once more, use
+    /// [`Tensor::backward_retain_graph`] first.
     ///
     /// # Errors
     /// What this tensor or one of the gradients carries ([`Tensor::check`]); the device's fault, if one stands.
     ///
     /// # Panics
-    /// When this is not a single element (use [`Tensor::backward_with`]) or depends on no leaf.
+    /// When this is not a single element (use [`Tensor::backward_with`]), depends on no leaf, or its graph is used up.
     #[track_caller]
     pub fn backward(&self) -> Result<Grads> {
-        assert!(
-            self.count() == 1,
-            "backward: shape {} is not a scalar; reduce it to a loss or give a seed with backward_with",
-            self.shape()
-        );
-        self.backward_with(&Tensor::full(self.gpu(), self.shape(), 1.0))
+        self.backward_from(&self.seed(), false)
     }
 
-    /// Gradients of `sum(self * seed)`.
+    /// As [`Tensor::backward`], and the graph stays: PyTorch's `retain_graph`.
     ///
     /// # Errors
     /// As [`Tensor::backward`].
     ///
     /// # Panics
-    /// When `seed` has another shape, is not f32 or lives on another device, or this tensor depends on no leaf.
+    /// As [`Tensor::backward`].
+    #[track_caller]
+    pub fn backward_retain_graph(&self) -> Result<Grads> {
+        self.backward_from(&self.seed(), true)
+    }
+
+    /// Gradients of `sum(self * seed)`; uses the graph up, as [`Tensor::backward`].
+    ///
+    /// # Errors
+    /// As [`Tensor::backward`].
+    ///
+    /// # Panics
+    /// When `seed` has another shape, is not f32 or lives on another device, this tensor depends on no leaf, or its graph is used
+    /// up.
     #[track_caller]
     pub fn backward_with(&self, seed: &Tensor) -> Result<Grads> {
+        self.backward_from(seed, false)
+    }
+
+    /// As [`Tensor::backward_with`], and the graph stays.
+    ///
+    /// # Errors
+    /// As [`Tensor::backward`].
+    ///
+    /// # Panics
+    /// As [`Tensor::backward_with`].
+    #[track_caller]
+    pub fn backward_with_retain_graph(&self, seed: &Tensor) -> Result<Grads> {
+        self.backward_from(seed, true)
+    }
+
+    #[track_caller]
+    fn seed(&self) -> Tensor {
+        assert!(
+            self.count() == 1,
+            "backward: shape {} is not a scalar; reduce it to a loss or give a seed with backward_with",
+            self.shape()
+        );
+        Tensor::full(self.gpu(), self.shape(), 1.0)
+    }
+
+    #[track_caller]
+    fn backward_from(&self, seed: &Tensor, retain: bool) -> Result<Grads> {
         assert!(seed.shape() == self.shape(), "backward: seed {} for output {}", seed.shape(), self.shape());
         assert!(seed.dtype() == DType::F32, "backward: a seed of {}; gradients are f32", seed.dtype());
         same_gpu("backward", &[self, seed]);
@@ -493,11 +651,15 @@ impl Tensor {
         self.gpu().check()?;
         self.check()?;
         seed.check()?;
-        let mut walk = Walk::default();
+        let mut walk = Walk { retain, ..Walk::default() };
         no_grad(|| {
             walk.add(edge, seed.detach());
             walk.run(0);
         });
+        assert!(
+            !walk.used_up,
+            "backward: an earlier backward has used up this graph or a part of it; call backward_retain_graph there"
+        );
         let by_leaf: HashMap<u64, Tensor> = walk
             .leaves
             .keys()
@@ -561,7 +723,6 @@ where
         work,
     };
     // Recorded even where no input is tracked: the closure may capture leaves.
-    let inputs = inputs.iter().map(|t| Input { edge: t.edge.clone(), shape: t.shape }).collect();
-    let node = Arc::new(Node { id: next_id(), op: Some(Box::new(node)), inputs, home: OnceLock::new() });
+    let node = Node::of(Box::new(node), inputs);
     Tensor { edge: Some(Edge { node, output: 0 }), ..output }
 }

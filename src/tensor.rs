@@ -4,9 +4,10 @@ use crate::dtype::{DType, Element};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::gpu::buffer::Reading;
-use crate::gpu::fuse::{Arg, Place, Scalar, Value};
+use crate::gpu::fuse::{Arg, Scalar};
 use crate::gpu::kernel::Bind;
 use crate::gpu::transpose::Transpose;
+use crate::gpu::value::{Place, Value};
 use crate::shape::{self, Shape, Strides};
 use crate::tape::{self, Edge, Node, Op};
 use std::fmt;
@@ -14,8 +15,16 @@ use std::sync::Arc;
 
 /// An n-dimensional array on one device.
 ///
-/// Cloning copies the handle, not the elements. Tensors are values: ops return new ones. Elementwise ops are recorded
-/// as pending expressions and run, fused, when something needs their elements.
+/// Cloning copies the handle, not the elements: the clone of a parameter follows its training, [`Tensor::copy`] keeps what it
+/// is now. Tensors are values: ops return new ones. Elementwise ops are recorded as pending expressions and run, fused, when
+/// something needs their elements.
+///
+/// A tensor that depends on a leaf holds the graph from there to itself, with what each op saved for the backward pass, until
+/// a [`Tensor::backward`] has used that up; a loss kept afterwards holds its one element. [`Tensor::detach`] lets go of the graph.
+///
+/// Threads may share tensors. An op reads each operand as it is when the op is called, and a fused chain of elementwise
+/// ops is one op only where nobody changes an operand while the chain is written down. Beside a thread that trains, read
+/// parameters through [`Gpu::snapshot`], which holds all of them at one moment.
 ///
 /// ```no_run
 /// use tiebeam::{Gpu, Tensor};
@@ -26,7 +35,6 @@ use std::sync::Arc;
 /// assert_eq!(grads.get(&x).unwrap().to_vec::<f32>()?, [2.0, 4.0, 6.0]);
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
-#[derive(Clone)]
 pub struct Tensor {
     pub(crate) value: Arc<Value>,
     pub(crate) shape: Shape,
@@ -72,7 +80,7 @@ impl Tensor {
     pub fn full(gpu: &Gpu, shape: impl Into<Shape>, value: f32) -> Tensor {
         let shape = shape.into();
         let arg = Arg::Scalar(Scalar::F32(value));
-        Tensor::from_value(Value::pending(gpu, "full", "$0", DType::F32, shape, vec![arg]), shape)
+        Tensor::from_value(Value::pending_op(gpu, "full", "$0", DType::F32, shape, vec![arg]), shape)
     }
 
     /// All elements 0, in f32.
@@ -149,11 +157,17 @@ impl Tensor {
 
     /// Marks this tensor as a leaf: backward passes give its gradient. The elements are shared with `self`.
     ///
+    /// A leaf is its own: the same leaf comes back. What was computed from leaves becomes a new one, with no way back to them;
+    /// `w.detach().requires_grad()` makes another leaf on a leaf's elements.
+    ///
     /// # Panics
     /// For integer tensors.
     #[track_caller]
     pub fn requires_grad(&self) -> Tensor {
         assert!(self.dtype().is_float(), "requires_grad: {} has no gradient", self.dtype());
+        if self.is_leaf() {
+            return self.clone();
+        }
         Tensor { edge: Some(Edge { node: Node::leaf(), output: 0 }), ..self.clone() }
     }
 
@@ -209,6 +223,24 @@ impl Tensor {
         copy
     }
 
+    /// The same elements in memory of their own, in the graph as before: what an optimizer or a recorded step does to `self`
+    /// later does not reach them. This is PyTorch's `clone`; [`Clone`] copies the handle.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor, optim::{Group, Sgd, SgdConfig}};
+    /// # let gpu = Gpu::open()?;
+    /// let w = Tensor::from_slice(&gpu, &[1f32, 2.0], [2]).requires_grad();
+    /// let mut sgd = Sgd::new(&gpu, vec![Group::new([("w", &w)])], SgdConfig::default())?;
+    /// let (best, same) = (w.detach().copy(), w.clone());
+    /// sgd.step(&w.sum_all().backward()?, 0.5)?;
+    /// assert_eq!(best.to_vec::<f32>()?, [1.0, 2.0]);
+    /// assert_eq!(same.to_vec::<f32>()?, [0.5, 1.5]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    pub fn copy(&self) -> Tensor {
+        Tensor::lazy("copy", "$0", self.dtype(), self.shape, &[self]).made_by(&[self], || Box::new(Identity))
+    }
+
     /// Whether these elements can be computed, as far as is known without waiting for the device; computes nothing.
     ///
     /// # Errors
@@ -258,13 +290,37 @@ impl Tensor {
         scalars: &[Scalar],
     ) -> Tensor {
         same_gpu(op, args);
-        let operands = args.iter().map(|t| Arg::Operand {
-            value: t.value.clone(),
-            strides: shape::expand_strides(op, &t.shape, &t.strides, &shape),
-            offset: t.offset,
-        });
+        let operands = args.iter().map(|t| t.operand(op, &shape));
         let all = operands.chain(scalars.iter().map(|&s| Arg::Scalar(s))).collect();
-        Tensor::from_value(Value::pending(args[0].gpu(), op, template, dtype, shape, all), shape)
+        Tensor::from_value(Value::pending_op(args[0].gpu(), op, template, dtype, shape, all), shape)
+    }
+
+    /// These elements as an argument of an elementwise op over `shape`.
+    #[track_caller]
+    fn operand(&self, op: &str, shape: &Shape) -> Arg {
+        let strides = shape::expand_strides(op, &self.shape, &self.strides, shape);
+        Arg::Operand { value: self.value.clone(), strides, offset: self.offset }
+    }
+
+    /// A tensor of this shape and dtype, for a kernel to write.
+    pub(crate) fn room_for_copy(&self) -> Tensor {
+        Tensor::empty(self.gpu(), "snapshot", self.shape, self.dtype())
+    }
+
+    /// Writes these elements to `target`, a contiguous tensor of the same shape, or adds them to what is there; what is
+    /// pending is computed right there.
+    pub(crate) fn write_to(self, op: &'static str, target: &Tensor, accumulate: bool) {
+        debug_assert!(
+            self.shape == target.shape && target.is_contiguous(),
+            "{op}: {} to {}",
+            self.shape,
+            target.shape
+        );
+        let (shape, place) = (self.shape, target.place());
+        let args = vec![self.operand(op, &shape)];
+        // The expression is the only holder left, so that nothing is stored twice.
+        drop(self);
+        Value::write_op(target.gpu(), op, target.dtype(), shape, args, &place, accumulate);
     }
 
     /// Records `op` as the maker of this tensor.
@@ -306,6 +362,57 @@ impl Tensor {
         let place = self.place();
         let size = self.dtype().buffer_bytes(self.count());
         Bind { binding, buffer: place.buffer, offset: place.offset, size, write }
+    }
+}
+
+impl Clone for Tensor {
+    /// Another handle on the same elements, in the same place of the graph: of a parameter it shows every later step. For
+    /// elements of their own, such as the best weights so far, take [`Tensor::copy`].
+    fn clone(&self) -> Tensor {
+        Tensor { value: self.value.clone(), edge: self.edge.clone(), ..*self }
+    }
+}
+
+impl Gpu {
+    /// Copies of these tensors at one moment, outside the graph: between two optimizer steps or replays of other threads, never
+    /// in the middle of one. The other threads wait for the copies to be recorded, not for the device.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// # let [w, bias] = [1f32, 2.0].map(|v| Tensor::full(&gpu, [2], v));
+    /// // Beside a thread that trains `w` and `bias`:
+    /// let now = gpu.snapshot(&[&w, &bias])?;
+    /// assert_eq!(now[0].scale(2.0).sub(&now[0]).sub(&now[0]).sum_all().item()?, 0.0);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// What one of them carries, no memory for the copies, the device's fault.
+    ///
+    /// # Panics
+    /// When a tensor is on another device.
+    #[track_caller]
+    pub fn snapshot(&self, tensors: &[&Tensor]) -> Result<Vec<Tensor>> {
+        for x in tensors {
+            assert!(x.gpu() == self, "snapshot: {} is on {:?}, not on {self:?}", x.shape(), x.gpu());
+        }
+        let copies: Vec<Tensor> = tensors.iter().map(|x| x.room_for_copy()).collect();
+        copies.iter().try_for_each(Tensor::check)?;
+        self.fill_snapshot(tensors, &copies)?;
+        Ok(copies)
+    }
+
+    /// Writes the elements of `tensors` at one moment to `copies` of the same shapes and dtypes.
+    pub(crate) fn fill_snapshot(&self, tensors: &[&Tensor], copies: &[Tensor]) -> Result<()> {
+        self.check()?;
+        self.unchanged(|| {
+            for (x, copy) in tensors.iter().zip(copies) {
+                x.detach().write_to("snapshot", copy, false);
+            }
+        });
+        self.check()?;
+        copies.iter().try_for_each(Tensor::check)
     }
 }
 

@@ -86,7 +86,7 @@ fn dropout_drops_what_is_not_finite() {
 #[test]
 fn dropout_of_everything_is_zeros() {
     let mut rng = Rng::new(0);
-    let mut twin = rng;
+    let mut twin = rng.clone();
     let x = Tensor::from_slice(gpu(), &[1.0, f32::NAN, f32::INFINITY, -2.0, 3.0], [5]).requires_grad();
     let y = x.dropout(1.0, &mut rng);
     assert_eq!(y.to_vec::<f32>().unwrap(), [0.0; 5]);

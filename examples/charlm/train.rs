@@ -202,7 +202,7 @@ impl Run<'_> {
         let run = Checkpoint {
             step: self.optimizer.steps(),
             optimizer: self.optimizer.state_dict()?,
-            rng: Some(self.rng),
+            rng: Some(self.rng.clone()),
             metadata,
         };
         save_checkpoint(self.checkpoint(), all.named(), &run)
@@ -223,7 +223,9 @@ impl Run<'_> {
         let all = Parameters::of(&self.model);
         let run = load_checkpoint(&path, all.named())?;
         self.optimizer.load_state(run.step, &run.optimizer)?;
-        self.rng = run.rng.unwrap_or(self.rng);
+        if let Some(rng) = run.rng {
+            self.rng = rng;
+        }
         self.step = run.step as usize;
         let losses = metadata.get("losses").map_or("", String::as_str);
         let parsed = losses.split_whitespace().map(|bits| bits.parse().map(f32::from_bits));

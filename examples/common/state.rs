@@ -31,7 +31,8 @@ impl<const N: usize> State<N> {
         ]
         .into();
         let optimizer = self.optimizer.state_dict()?;
-        let run = Checkpoint { step: self.optimizer.steps(), optimizer, rng: Some(self.rng), metadata };
+        let run =
+            Checkpoint { step: self.optimizer.steps(), optimizer, rng: Some(self.rng.clone()), metadata };
         save_checkpoint(path, Parameters::of(net).named(), &run)
     }
 
@@ -52,7 +53,9 @@ impl<const N: usize> State<N> {
         self.curve = curve.collect::<Option<_>>().ok_or_else(|| wrong("its curve cannot be read".into()))?;
         let run = load_checkpoint(path, Parameters::of(net).named())?;
         self.optimizer.load_state(run.step, &run.optimizer)?;
-        self.rng = run.rng.unwrap_or(self.rng);
+        if let Some(rng) = run.rng {
+            self.rng = rng;
+        }
         println!("resumed    {} after epoch {}", path.display(), self.curve.len());
         Ok(())
     }

@@ -239,7 +239,7 @@ fn embedding(gpu: &Gpu, [rows, width, count]: [usize; 3], backward: bool) -> Row
 
 /// The gradient of a leaf; a fault of the device comes out where the result is read.
 fn gradient(y: &Tensor, dy: &Tensor, leaf: &Tensor) -> Tensor {
-    let grads = y.backward_with(dy).ok();
+    let grads = y.backward_with_retain_graph(dy).ok();
     grads.and_then(|g| g.get(leaf).cloned()).unwrap_or_else(|| Tensor::full(y.gpu(), [1], f32::NAN))
 }
 

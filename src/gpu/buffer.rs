@@ -3,15 +3,17 @@
 use super::{Gpu, capture, lock};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 /// Bytes that the pool holds, for watching a long run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemoryStats {
-    /// Bytes in buffers that tensors hold now.
+    /// Bytes in buffers that tensors and recorded steps hold now.
     pub used: u64,
+    /// Bytes of these that recorded steps keep for what their replays compute on the way; inputs and outputs are tensors.
+    pub steps: u64,
     /// Bytes in buffers that wait to be used again.
     pub free: u64,
     /// The most that `used + free` has been.
@@ -29,6 +31,14 @@ pub(crate) struct Pool {
     stats: MemoryStats,
     /// Counts buffers given back to the driver.
     trims: u64,
+    /// Whether it is a recorded step's, which keeps all that it takes.
+    of_step: bool,
+    /// What a step's code was given while it is recorded.
+    lent: Vec<Weak<Buffer>>,
+    /// A step's code has run: its memory is what replays write, and nobody else's.
+    closed: bool,
+    /// Bytes of a step's memory that are its inputs' and outputs'.
+    inherited: u64,
 }
 
 impl Pool {
@@ -36,9 +46,13 @@ impl Pool {
     const SPARE: u64 = 64 << 20;
 
     fn keep(&mut self, epoch: u64, raw: wgpu::Buffer) {
+        if self.closed {
+            return;
+        }
+        self.stats.used -= raw.size();
         self.stats.free += raw.size();
         self.free.entry(raw.size()).or_default().push((epoch, raw));
-        while self.stats.free > self.stats.most_used.max(Self::SPARE) {
+        while !self.of_step && self.stats.free > self.stats.most_used.max(Self::SPARE) {
             // Each class is in order of return.
             let oldest = self.free.values_mut().filter(|f| !f.is_empty()).min_by_key(|free| free[0].0);
             let Some(free) = oldest else { return };
@@ -51,10 +65,25 @@ impl Pool {
         self.trims
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
     fn take(&mut self, bytes: u64) {
         self.stats.used += bytes;
         self.stats.most_used = self.stats.most_used.max(self.stats.used);
     }
+
+    /// Bytes of a step's pool but for those that became tensors'.
+    fn held(&self) -> u64 {
+        self.stats.used + self.stats.free - self.inherited
+    }
+}
+
+/// Memory of the device, and the pool that it goes back to.
+struct Memory {
+    raw: wgpu::Buffer,
+    home: Weak<Mutex<Pool>>,
 }
 
 /// A device buffer that goes back to its pool when the last holder lets go.
@@ -62,52 +91,111 @@ impl Pool {
 /// It has no `data` when it could not be made or the op that writes it was skipped: then it carries the reason, and every op
 /// that meets this buffer is skipped for the same one.
 pub struct Buffer {
-    pub(crate) raw: Option<wgpu::Buffer>,
+    memory: Option<Memory>,
+    /// Where the elements are since a recorded step kept the memory above for its replays.
+    moved: OnceLock<Memory>,
+    /// The buffer that this is a part of, whose memory it is.
+    whole: Option<Arc<Buffer>>,
     /// Why it has no memory.
     refused: Option<Error>,
-    /// Why a write to it was skipped. What an operand carries comes before what the size of the result would say.
-    failed: OnceLock<Error>,
+    /// Why a write to it was skipped or lost. What an operand carries comes before what the size of the result would say.
+    failed: Mutex<Option<Error>>,
     pub(crate) size: u64,
     /// Counts writes after the first: a saved value whose version moved was changed in place.
     pub(crate) version: AtomicU64,
+    /// Whether the tensor that was here has its elements elsewhere now.
+    left: AtomicBool,
     gpu: Weak<super::Inner>,
-    pool: capture::Home,
 }
 
 impl Buffer {
-    /// The memory, or why what should be in it was never written.
-    pub(crate) fn data(&self) -> Result<&wgpu::Buffer> {
-        match (self.failed.get().or(self.refused.as_ref()), &self.raw) {
-            (None, Some(raw)) => Ok(raw),
-            (Some(error), _) => Err(error.clone()),
-            (None, None) => unreachable!("a buffer without memory says why"),
+    fn new(gpu: &Gpu, size: u64, memory: Option<Memory>) -> Buffer {
+        Buffer {
+            memory,
+            moved: OnceLock::new(),
+            whole: None,
+            refused: None,
+            failed: Mutex::default(),
+            size,
+            version: AtomicU64::new(0),
+            left: AtomicBool::new(false),
+            gpu: Arc::downgrade(&gpu.0),
         }
     }
 
-    /// Notes why a write to this buffer was skipped: what it holds now is left from earlier. The first reason stays.
+    /// A part of this buffer with a count of writes and an error of its own; places in it are counted from the whole's start.
+    pub(crate) fn part(self: &Arc<Buffer>, gpu: &Gpu, size: u64) -> Arc<Buffer> {
+        let mut part = Buffer::new(gpu, size, None);
+        part.whole = Some(self.clone());
+        Arc::new(part)
+    }
+
+    /// The memory, or why what should be in it was never written.
+    pub(crate) fn data(&self) -> Result<&wgpu::Buffer> {
+        if let Some(error) = lock(&self.failed).as_ref().or(self.refused.as_ref()) {
+            return Err(error.clone());
+        }
+        match &self.whole {
+            Some(whole) => whole.data(),
+            None => Ok(&self.held().expect("a buffer without memory says why").raw),
+        }
+    }
+
+    /// The memory whatever is in it: for who writes it anew.
+    pub(super) fn memory(&self) -> Result<&wgpu::Buffer> {
+        match (&self.whole, self.held()) {
+            (Some(whole), _) => whole.memory(),
+            (None, Some(memory)) => Ok(&memory.raw),
+            (None, None) => self.data(),
+        }
+    }
+
+    fn held(&self) -> Option<&Memory> {
+        self.moved.get().or(self.memory.as_ref())
+    }
+
+    /// Notes why a write to this buffer was skipped or lost: what it holds now is left from earlier. The first reason stays.
     pub(crate) fn fail(&self, error: &Error) {
-        let _ = self.failed.set(error.clone());
+        lock(&self.failed).get_or_insert_with(|| error.clone());
+    }
+
+    /// Notes that all of it was written anew.
+    pub(super) fn heal(&self) {
+        *lock(&self.failed) = None;
     }
 
     /// Whether it came from this pool.
     pub(super) fn is_of(&self, pool: &Arc<Mutex<Pool>>) -> bool {
-        std::ptr::eq(self.pool.as_ptr(), Arc::as_ptr(pool))
+        match &self.whole {
+            Some(whole) => whole.is_of(pool),
+            None => self.held().is_some_and(|memory| std::ptr::eq(memory.home.as_ptr(), Arc::as_ptr(pool))),
+        }
     }
 
     pub(crate) fn touch(&self) {
         self.version.fetch_add(1, Ordering::Relaxed);
     }
+
+    /// Notes that the tensor which was here has moved: recorded steps that read it here must not go on.
+    pub(super) fn leave(&self) {
+        self.left.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
+    }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let (Some(raw), Some(inner)) = (self.raw.take(), self.gpu.upgrade()) else { return };
+        let Some(inner) = self.gpu.upgrade() else { return };
         // Tells an upload whether commands that read this buffer may still be unsubmitted.
         let epoch = inner.epoch.load(Ordering::Acquire);
-        let Some(pool) = self.pool.upgrade() else { return };
-        let mut pool = lock(&pool);
-        pool.stats.used -= raw.size();
-        pool.keep(epoch, raw);
+        for memory in self.memory.take().into_iter().chain(self.moved.take()) {
+            if let Some(pool) = memory.home.upgrade() {
+                lock(&pool).keep(epoch, memory.raw);
+            }
+        }
     }
 }
 
@@ -119,26 +207,31 @@ fn size_class(bytes: u64) -> u64 {
 }
 
 impl Gpu {
-    /// A buffer of at least `bytes`, contents arbitrary. One that cannot be made has no memory and carries the error; that the
-    /// device has no memory left is its fault too.
+    /// A buffer of at least `bytes`, contents arbitrary. One that cannot be made has no memory and carries the error.
     pub(crate) fn alloc(&self, op: &str, bytes: u64) -> Arc<Buffer> {
-        self.take_buffer(op, bytes, u64::MAX, &capture::pool(self))
+        self.alloc_in(op, bytes, &capture::pool(self))
+    }
+
+    pub(crate) fn alloc_in(&self, op: &str, bytes: u64, pool: &Arc<Mutex<Pool>>) -> Arc<Buffer> {
+        let buffer = self.take_buffer(op, bytes, u64::MAX, pool);
+        let mut pool = lock(pool);
+        if pool.of_step {
+            // Those that are gone are forgotten when they are many: a long step has many temporaries.
+            if pool.lent.len() == pool.lent.capacity() {
+                pool.lent.retain(|buffer| buffer.strong_count() > 0);
+            }
+            pool.lent.push(Arc::downgrade(&buffer));
+        }
+        buffer
     }
 
     fn take_buffer(&self, op: &str, bytes: u64, newest_epoch: u64, pool: &Arc<Mutex<Pool>>) -> Arc<Buffer> {
-        let (raw, refused) = match self.try_take(op, bytes, newest_epoch, pool) {
-            Ok(raw) => (Some(raw), None),
-            Err(error) => (None, Some(error)),
-        };
-        Arc::new(Buffer {
-            raw,
-            refused,
-            failed: OnceLock::new(),
-            size: bytes,
-            version: AtomicU64::new(0),
-            gpu: Arc::downgrade(&self.0),
-            pool: Arc::downgrade(pool),
-        })
+        let mut buffer = Buffer::new(self, bytes, None);
+        match self.try_take(op, bytes, newest_epoch, pool) {
+            Ok(raw) => buffer.memory = Some(Memory { raw, home: Arc::downgrade(pool) }),
+            Err(error) => buffer.refused = Some(error),
+        }
+        Arc::new(buffer)
     }
 
     /// Whether one tensor may have so many bytes.
@@ -174,17 +267,20 @@ impl Gpu {
             None => {
                 let _ = self.wait_idle();
                 self.trim();
+                // The device is whole and others may go on: only what needs this buffer cannot be computed.
                 self.create(op, class).ok_or_else(|| {
                     let stats = self.memory_stats();
-                    let text = format!("{op}: out of device memory asking for {class} bytes; {stats:?}");
-                    self.raise(Error::device(text))
+                    Error::device(format!("{op}: out of device memory asking for {class} bytes; {stats:?}"))
                 })?
             }
         };
-        let mut pool = lock(from);
-        pool.take(class);
-        pool.stats.created += 1;
-        pool.stats.peak = pool.stats.peak.max(pool.stats.used + pool.stats.free);
+        lock(from).take(class);
+        let held = self.held_by_steps();
+        let mut pool = lock(&self.0.pool);
+        let stats = &mut pool.stats;
+        stats.created += 1;
+        stats.most_used = stats.most_used.max(stats.used + held);
+        stats.peak = stats.peak.max(stats.used + stats.free + held);
         Ok(raw)
     }
 
@@ -207,7 +303,7 @@ impl Gpu {
         let epoch = self.0.epoch.load(Ordering::Acquire);
         // Never from a recorded step's own memory: a replay writes the temporaries that lived there before, but uploads nothing.
         let buffer = self.take_buffer(op, padded, epoch, &self.0.pool);
-        if let Some(raw) = &buffer.raw {
+        if let Ok(raw) = buffer.data() {
             self.write_words(raw, 0, bytes);
             lock(&self.0.recorder).uploaded(self, padded);
         }
@@ -225,9 +321,70 @@ impl Gpu {
         }
     }
 
-    /// Bytes held by tensors and by the pool.
+    /// Bytes held by tensors, by recorded steps and by the pool.
     pub fn memory_stats(&self) -> MemoryStats {
-        lock(&self.0.pool).stats
+        let held = self.held_by_steps();
+        let mut stats = lock(&self.0.pool).stats;
+        stats.used += held;
+        stats.steps = held;
+        stats
+    }
+
+    fn held_by_steps(&self) -> u64 {
+        lock(&self.0.steps).iter().filter_map(|(_, pool)| pool.upgrade()).map(|pool| lock(&pool).held()).sum()
+    }
+
+    /// A pool for a step that will be recorded, with the recording's number, which is above 0.
+    pub(crate) fn step_pool(&self) -> (u64, Arc<Mutex<Pool>>) {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let pool = Arc::new(Mutex::new(Pool { of_step: true, ..Pool::default() }));
+        let mut steps = lock(&self.0.steps);
+        steps.retain(|(_, pool)| pool.strong_count() > 0);
+        steps.push((number, Arc::downgrade(&pool)));
+        (number, pool)
+    }
+
+    /// Whether some thread is recording the step of this number now.
+    pub(super) fn is_recording(&self, number: u64) -> bool {
+        let steps = lock(&self.0.steps);
+        let pool = steps.iter().find(|step| step.0 == number).and_then(|(_, pool)| pool.upgrade());
+        drop(steps);
+        pool.is_some_and(|pool| !lock(&pool).is_closed())
+    }
+
+    /// Another buffer over the same memory, which replays will go on writing and which is a tensor's from here on; what holds
+    /// `buffer` itself gets a copy when the pool is closed. One of another pool is its own heir.
+    pub(crate) fn heir(&self, buffer: &Arc<Buffer>, pool: &Arc<Mutex<Pool>>) -> Arc<Buffer> {
+        let Some(memory) = buffer.held().filter(|_| buffer.is_of(pool) && buffer.whole.is_none()) else {
+            return buffer.clone();
+        };
+        let (raw, home) = (memory.raw.clone(), Arc::downgrade(&self.0.pool));
+        lock(&self.0.pool).take(raw.size());
+        lock(pool).inherited += raw.size();
+        Arc::new(Buffer::new(self, buffer.size, Some(Memory { raw, home })))
+    }
+
+    /// Ends the recording of a step: its pool's memory is the replays' from here on. What the step's code made and somebody
+    /// still holds keeps the elements of the recorded run, in memory of its own.
+    pub(crate) fn close(&self, pool: &Arc<Mutex<Pool>>) {
+        let lent = {
+            let mut pool = lock(pool);
+            pool.free.clear();
+            pool.closed = true;
+            std::mem::take(&mut pool.lent)
+        };
+        for buffer in lent.iter().filter_map(Weak::upgrade) {
+            let Ok(old) = buffer.data() else { continue };
+            match self.try_take("step", buffer.size, u64::MAX, &self.0.pool) {
+                Ok(raw) => {
+                    let bytes = buffer.size.next_multiple_of(4).min(old.size());
+                    lock(&self.0.recorder).encoder(self).copy_buffer_to_buffer(old, 0, &raw, 0, bytes);
+                    let _ = buffer.moved.set(Memory { raw, home: Arc::downgrade(&self.0.pool) });
+                }
+                Err(error) => buffer.fail(&error),
+            }
+        }
     }
 
     /// Gives the pool's free buffers back to the driver; returns their bytes.
@@ -247,11 +404,13 @@ impl Gpu {
     pub(crate) fn start_read(&self, buffer: &Buffer, offset: u64, bytes: u64) -> Result<Reading> {
         capture::refuse(self, "a readback")?;
         self.check()?;
-        let raw = buffer.data()?;
+        buffer.data()?;
         let padded = bytes.div_ceil(4) * 4;
         let staging = self.take_staging(padded.max(4));
         let index = self.submit_with_findings(|recorder| {
-            if padded > 0 {
+            if padded > 0
+                && let Ok(raw) = buffer.data()
+            {
                 recorder.encoder(self).copy_buffer_to_buffer(raw, offset, &staging, 0, padded);
             }
         });

@@ -2,25 +2,26 @@
 //!
 //! While a thread captures, its commands run as ever and are kept too. What kernels write comes from a pool of the capture's
 //! own, so that nobody else is given memory that a replay writes; uploads come from the device's pool, because a replay does
-//! not repeat them. What is bound from outside the own pool is held.
+//! not repeat them. What is bound from outside the own pool is held. What the thread computes for others, or made before, is no
+//! part of it: that runs [`aside`].
 
 use super::buffer::{Buffer, Pool};
 use super::kernel::{Bind, Pipeline};
 use super::texel::{self, Texel};
 use super::{Gpu, lock};
 use crate::error::{Error, Result};
+use crate::rng;
 use std::cell::RefCell;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 
-/// The numbers of a kernel for this learning rate, or for the recorded one.
-pub(crate) type Numbers = Arc<dyn Fn(Option<f32>) -> Vec<f32> + Send + Sync>;
+/// The numbers of a kernel at the rates that a step has now.
+pub(crate) type Numbers = Arc<dyn Fn(&[f32]) -> Vec<f32> + Send + Sync>;
 
 /// What changes in a kernel's parameters from one replay to the next.
 #[derive(Clone)]
 pub(crate) enum Live {
-    /// Words `at` and `at + 1` number a random stream, the words before them are its key.
-    Stream { at: usize },
+    /// Words `at` and `at + 1` number a random stream of the generator, the words before them are its key.
+    Stream { at: usize, generator: u64 },
     /// The words from `at` on.
     Numbers { at: usize, make: Numbers },
 }
@@ -47,17 +48,24 @@ enum Command {
 /// A thread's commands since it began to capture.
 pub(crate) struct Capture {
     gpu: Gpu,
+    /// Which recording it is, above 0.
+    number: u64,
     commands: Vec<Command>,
     pool: Arc<Mutex<Pool>>,
     /// Buffers of other pools that replays read or write: from before, or uploaded in between.
     outside: Vec<Arc<Buffer>>,
-    /// Those among them that are written.
-    written: Vec<Arc<Buffer>>,
+    /// Tensors that replays change in place.
+    changed: Vec<Arc<Buffer>>,
     refused: Option<Error>,
-    /// How many streams a replay takes from each generator, by its key.
-    spans: HashMap<[u32; 2], u64>,
-    replays: u64,
+    /// The learning rates of optimizer steps, in order.
+    rates: Vec<f32>,
+    /// What must hold before a replay.
+    conditions: Vec<Condition>,
+    /// What the step draws from random generators.
+    draws: rng::Drawn,
 }
+
+type Condition = Box<dyn Fn() -> Result<()> + Send>;
 
 thread_local! {
     static CAPTURE: RefCell<Option<Capture>> = const { RefCell::new(None) };
@@ -69,7 +77,28 @@ struct Guard;
 impl Drop for Guard {
     fn drop(&mut self) {
         CAPTURE.take();
+        rng::drawn();
     }
+}
+
+/// Puts the thread's capture back.
+struct Aside(Option<Capture>);
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        CAPTURE.set(self.0.take());
+    }
+}
+
+/// Runs `work` outside the thread's capture, if there is one.
+pub(super) fn aside<T>(work: impl FnOnce() -> T) -> T {
+    let _aside = Aside(CAPTURE.take());
+    work()
+}
+
+/// The number of the recording whose code this thread runs on the device, 0 for none.
+pub(crate) fn number(gpu: &Gpu) -> u64 {
+    with(gpu, |capture| capture.number).unwrap_or(0)
 }
 
 /// The thread's capture on this device, if it captures.
@@ -83,7 +112,7 @@ pub(super) fn pool(gpu: &Gpu) -> Arc<Mutex<Pool>> {
 }
 
 /// Fails while capturing: what the host does once in the middle of a step would be missing from its replays.
-pub(super) fn refuse(gpu: &Gpu, what: &str) -> Result<()> {
+pub(crate) fn refuse(gpu: &Gpu, what: &str) -> Result<()> {
     let error = || Error::config(format!("Step: {what} inside a recorded step; do it before or after"));
     match with(gpu, |capture| capture.refused.get_or_insert_with(error).clone()) {
         Some(error) => Err(error),
@@ -116,17 +145,17 @@ pub(super) fn dispatch(
     live: Option<Live>,
 ) {
     with(gpu, |capture| {
-        for bind in binds {
-            if !bind.buffer.is_of(&capture.pool) {
-                push_once(&mut capture.outside, &bind.buffer);
-                if bind.write {
-                    push_once(&mut capture.written, &bind.buffer);
-                }
-            }
+        for bind in binds.iter().filter(|bind| !bind.buffer.is_of(&capture.pool)) {
+            push_once(&mut capture.outside, &bind.buffer);
         }
         let (pipeline, group, params) = (pipeline.clone(), group.clone(), params.to_vec());
         capture.commands.push(Command::Dispatch { pipeline, group, params, grid, live });
     });
+}
+
+/// The kernels just captured change these tensors, and will at every replay.
+pub(super) fn changes(gpu: &Gpu, changed: &[Arc<Buffer>]) {
+    with(gpu, |capture| changed.iter().for_each(|buffer| push_once(&mut capture.changed, buffer)));
 }
 
 fn push_once(list: &mut Vec<Arc<Buffer>>, buffer: &Arc<Buffer>) {
@@ -135,21 +164,35 @@ fn push_once(list: &mut Vec<Arc<Buffer>>, buffer: &Arc<Buffer>) {
     }
 }
 
-fn word(params: &[u8], at: usize) -> u32 {
-    bytemuck::pod_read_unaligned(&params[4 * at..4 * at + 4])
-}
-
 impl Gpu {
     /// Every replay of what this thread captures now runs `hook` at this place; nothing when it does not capture.
     pub(crate) fn each_replay(&self, hook: impl Fn() + Send + 'static) {
         with(self, |capture| capture.commands.push(Command::Hook(Box::new(hook))));
     }
 
-    /// Runs `work` and keeps what it launches on this device.
+    /// Before every replay of what this thread captures now, `condition` is asked; where it fails nothing is run.
+    pub(crate) fn before_replays(&self, condition: impl Fn() -> Result<()> + Send + 'static) {
+        with(self, |capture| capture.conditions.push(Box::new(condition)));
+    }
+
+    /// The place among a step's rates of an optimizer that steps at `rate` now; 0 when this thread captures nothing.
+    pub(crate) fn note_rate(&self, rate: f32) -> usize {
+        let note = |capture: &mut Capture| {
+            capture.rates.push(rate);
+            capture.rates.len() - 1
+        };
+        with(self, note).unwrap_or(0)
+    }
+
+    /// Runs `work` and keeps what it launches on this device, in memory of `pool`.
     ///
     /// # Errors
     /// `work`'s, a capture inside a capture, or something in `work` that cannot be replayed.
-    pub(crate) fn capture<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<(T, Capture)> {
+    pub(crate) fn capture<T>(
+        &self,
+        (number, pool): (u64, Arc<Mutex<Pool>>),
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<(T, Capture)> {
         if CAPTURE.with_borrow(Option::is_some) {
             return Err(Error::config(
                 "Step: a step recorded inside a step; record the inner code in the outer step",
@@ -157,37 +200,33 @@ impl Gpu {
         }
         CAPTURE.set(Some(Capture {
             gpu: self.clone(),
+            number,
             commands: vec![],
-            pool: Arc::default(),
+            pool,
             outside: vec![],
-            written: vec![],
+            changed: vec![],
             refused: None,
-            spans: HashMap::new(),
-            replays: 0,
+            rates: vec![],
+            conditions: vec![],
+            draws: rng::Drawn::default(),
         }));
         let guard = Guard;
+        rng::draw_from_here();
         let made = work()?;
         let mut capture = CAPTURE.take().expect("set above");
+        capture.draws = rng::drawn();
         drop(guard);
-        if let Some(error) = capture.refused.take() {
-            return Err(error);
+        match capture.refused.take() {
+            Some(error) => Err(error),
+            None => Ok((made, capture)),
         }
-        capture.find_spans();
-        Ok((made, capture))
     }
 }
 
 impl Capture {
-    fn find_spans(&mut self) {
-        let mut ranges: HashMap<[u32; 2], (u64, u64)> = HashMap::new();
-        for command in &self.commands {
-            if let Command::Dispatch { params, live: Some(Live::Stream { at }), .. } = command {
-                let (key, id) = stream(params, *at);
-                let range = ranges.entry(key).or_insert((id, id));
-                *range = (range.0.min(id), range.1.max(id));
-            }
-        }
-        self.spans = ranges.into_iter().map(|(key, (first, last))| (key, last - first + 1)).collect();
+    /// The rates of the recorded run.
+    pub fn rates(&self) -> &[f32] {
+        &self.rates
     }
 
     /// Dispatches of one replay.
@@ -195,62 +234,82 @@ impl Capture {
         self.commands.iter().filter(|c| matches!(c, Command::Dispatch { .. })).count()
     }
 
-    /// Encodes all commands again.
-    pub fn replay(&mut self, lr: Option<f32>) -> Result<()> {
-        let gpu = self.gpu.clone();
-        gpu.check()?;
-        for buffer in &self.outside {
-            buffer.data()?;
-        }
-        gpu.settle(&self.written);
-        self.replays += 1;
+    /// Encodes all commands again, with optimizers stepping at `rates`.
+    ///
+    /// # Errors
+    /// What a tensor from outside carries, that one is elsewhere now, a condition that does not hold, the device's fault. Then
+    /// nothing is run, and no generator or optimizer goes on.
+    pub fn replay(&self, rates: &[f32]) -> Result<()> {
+        let gpu = &self.gpu;
+        gpu.unchanged(|| {
+            gpu.check()?;
+            for buffer in &self.outside {
+                buffer.data()?;
+                if buffer.is_left() {
+                    return Err(Error::config(
+                        "Step: a parameter that it uses was taken by an optimizer after the recording and has its elements \
+                         elsewhere; record the step again",
+                    ));
+                }
+            }
+            self.changed.iter().try_for_each(|buffer| buffer.data().map(drop))?;
+            self.conditions.iter().try_for_each(|condition| condition())?;
+            gpu.settle(&self.changed);
+            self.encode(rates);
+            self.changed.iter().for_each(|buffer| buffer.touch());
+            gpu.check()
+        })
+    }
+
+    fn encode(&self, rates: &[f32]) {
+        let gpu = &self.gpu;
+        let shifts = self.draws.again();
         let mut recorder = lock(&gpu.0.recorder);
         for command in &self.commands {
             match command {
                 Command::Hook(hook) => hook(),
                 Command::Texels { from, offset, bytes, texel, texture } => {
-                    texel::copy(recorder.encoder(&gpu), from, *offset, *bytes, *texel, texture);
+                    texel::copy(recorder.encoder(gpu), from, *offset, *bytes, *texel, texture);
                 }
                 Command::Dispatch { pipeline, group, params, grid, live } => {
-                    let pass = recorder.pass(&gpu);
+                    if recorder.changed.is_empty() {
+                        recorder.changed.extend_from_slice(&self.changed);
+                    }
+                    let pass = recorder.pass(gpu);
                     pass.set_pipeline(&pipeline.raw);
                     pass.set_bind_group(0, group, &[]);
                     match live {
-                        Some(live) => pass.set_immediates(0, &self.changed(params, live, lr)),
+                        Some(live) => pass.set_immediates(0, &changed(params, live, rates, &shifts)),
                         None if params.is_empty() => {}
                         None => pass.set_immediates(0, params),
                     }
                     pass.dispatch_workgroups(grid[0], grid[1], grid[2]);
-                    recorder.dispatched(&gpu);
+                    recorder.dispatched(gpu);
                 }
             }
         }
-        drop(recorder);
-        self.written.iter().for_each(|buffer| buffer.touch());
-        gpu.check()
     }
+}
 
-    fn changed(&self, params: &[u8], live: &Live, lr: Option<f32>) -> Vec<u8> {
-        let mut params = params.to_vec();
-        match live {
-            Live::Stream { at } => {
-                let (key, id) = stream(&params, *at);
-                let id = id + self.replays * self.spans.get(&key).copied().unwrap_or(0);
-                params[4 * at..4 * at + 8].copy_from_slice(&id.to_le_bytes());
-            }
-            Live::Numbers { at, make } => {
-                let numbers = make(lr);
-                params[4 * at..4 * (at + numbers.len())].copy_from_slice(bytemuck::cast_slice(&numbers));
+/// A kernel's parameters in a replay.
+fn changed(params: &[u8], live: &Live, rates: &[f32], shifts: &rng::Shifts) -> Vec<u8> {
+    let mut params = params.to_vec();
+    match live {
+        Live::Stream { at, generator } => {
+            if let Some(stream) = shifts.stream(*generator, u64::from_le_bytes(words(&params, *at))) {
+                let both: [[u32; 2]; 2] = [stream.key, stream.id];
+                params[4 * at - 8..4 * at + 8].copy_from_slice(bytemuck::cast_slice(&both));
             }
         }
-        params
+        Live::Numbers { at, make } => {
+            let numbers = make(rates);
+            params[4 * at..4 * (at + numbers.len())].copy_from_slice(bytemuck::cast_slice(&numbers));
+        }
     }
+    params
 }
 
-fn stream(params: &[u8], at: usize) -> ([u32; 2], u64) {
-    let id = word(params, at) as u64 | (word(params, at + 1) as u64) << 32;
-    ([word(params, at - 2), word(params, at - 1)], id)
+/// Two words from `at` on.
+fn words(params: &[u8], at: usize) -> [u8; 8] {
+    std::array::from_fn(|i| params[4 * at + i])
 }
-
-/// A pool that a buffer goes back to; gone with its owner.
-pub(super) type Home = Weak<Mutex<Pool>>;

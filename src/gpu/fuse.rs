@@ -1,21 +1,19 @@
-//! Elementwise chains: a value is a place in memory or a pending expression over other values.
+//! Elementwise chains: expressions over values, and the kernels that compute them.
 //!
 //! An expression becomes one generated kernel when something needs its elements. Inner values of the chain that
 //! somebody else still holds (a tape that saved them, a variable) are written by the same kernel, so that nothing is
 //! computed twice; those that only the chain held are never stored. Arithmetic is four lanes wide and in f32, u32 or
 //! i32; f16 is unpacked as it is read and rounded to nearest even as it is written.
 
-use super::buffer::Buffer;
+use super::Gpu;
 use super::kernel::{Bind, Launch, grid};
 use super::shader::Source;
-use super::{Gpu, lock};
+use super::value::{Place, Value};
 use crate::dtype::DType;
-use crate::error::Error;
 use crate::shape::{Shape, Strides, collapse};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt::Write;
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// Operations in one expression: bounds the generated kernel.
 const MAX_NODES: usize = 40;
@@ -24,36 +22,6 @@ const MAX_DEPTH: usize = 64;
 /// Scalars, sizes and strides that fit the immediates beside `n` and the grid's width.
 const MAX_WORDS: usize = 30;
 const THREADS: u32 = 64;
-
-/// Where a value's elements lie.
-#[derive(Clone)]
-pub(crate) struct Place {
-    pub buffer: Arc<Buffer>,
-    /// In bytes; a multiple of every adapter's binding alignment.
-    pub offset: u64,
-}
-
-/// `count` elements in row-major order, computed or still to be.
-pub(crate) struct Value {
-    pub gpu: Gpu,
-    pub dtype: DType,
-    pub count: usize,
-    state: Mutex<State>,
-}
-
-enum State {
-    /// With the buffer's count of writes from which changes of these elements are counted.
-    Ready(Place, u64),
-    Pending(Arc<Expr>),
-}
-
-impl State {
-    /// Elements just written.
-    fn made(place: Place) -> State {
-        let writes = place.buffer.version.load(Relaxed);
-        State::Ready(place, writes)
-    }
-}
 
 /// One elementwise operation. `$0`, `$1`, ... in the template stand for the arguments as `vec4`s.
 pub(crate) struct Expr {
@@ -90,31 +58,21 @@ impl Scalar {
     }
 }
 
-/// What a realised value is written into, when the caller has a place for it.
-pub(crate) struct Target {
-    pub place: Place,
-    /// Adds to what is there.
-    pub accumulate: bool,
-}
-
-impl Value {
-    pub fn ready(gpu: &Gpu, dtype: DType, count: usize, place: Place) -> Arc<Value> {
-        Arc::new(Value { gpu: gpu.clone(), dtype, count, state: Mutex::new(State::made(place)) })
-    }
-
-    /// The value of an elementwise operation, computed later.
-    pub fn pending(
+impl Expr {
+    /// An expression that fits one kernel: what does not is computed first. `recording` is the step's, or 0, in whose code it
+    /// is made; a value from elsewhere is no part of the kernels made here, so that no step repeats it.
+    pub fn new(
         gpu: &Gpu,
         op: &'static str,
         template: &'static str,
-        dtype: DType,
         shape: Shape,
         args: Vec<Arg>,
-    ) -> Arc<Value> {
+        recording: u64,
+    ) -> Expr {
         let most = gpu.max_bindings() - 1;
         for arg in &args {
             if let Arg::Operand { value, .. } = arg
-                && value.expr().is_some_and(|inner| inner.depth >= MAX_DEPTH)
+                && value.expr().is_some_and(|e| e.depth >= MAX_DEPTH || value.recording != recording)
             {
                 value.place();
             }
@@ -130,91 +88,27 @@ impl Value {
             }
             expr.measure();
         }
-        let count = shape.count();
-        let state = Mutex::new(State::Pending(Arc::new(expr)));
-        let value = Arc::new(Value { gpu: gpu.clone(), dtype, count, state });
-        lock(&gpu.0.pending).push(&value);
-        value
+        expr
     }
 
-    /// The place of this value's elements, computing them now if they are pending.
-    pub fn place(&self) -> Place {
-        self.realize(None)
+    pub fn op(&self) -> &'static str {
+        self.op
     }
 
-    /// The elements' place if they are computed already.
-    pub fn computed(&self) -> Option<Place> {
-        match &*lock(&self.state) {
-            State::Ready(place, _) => Some(place.clone()),
-            State::Pending(_) => None,
-        }
-    }
-
-    /// How often the elements were changed in place since they were made; what is pending was not.
-    pub fn changes(&self) -> u64 {
-        match &*lock(&self.state) {
-            State::Ready(place, made) => place.buffer.version.load(Relaxed).wrapping_sub(*made),
-            State::Pending(_) => 0,
-        }
-    }
-
-    /// The error that the elements carry or would carry once computed: that of what they are made of. Computes nothing.
-    pub fn error(&self) -> Option<Error> {
-        let expr = match &*lock(&self.state) {
-            State::Ready(place, _) => return place.buffer.data().err(),
-            State::Pending(expr) => expr.clone(),
-        };
-        let own = self.gpu.fits(expr.op, self.dtype.buffer_bytes(self.count)).err();
-        expr.operands_error(&mut HashSet::new()).or(own)
-    }
-
-    /// Computes the elements into `target` if they are pending; a computed value is left where it is.
-    pub fn realize(&self, target: Option<Target>) -> Place {
-        let mut state = lock(&self.state);
-        let expr = match &*state {
-            State::Ready(place, _) => return place.clone(),
-            State::Pending(expr) => expr.clone(),
-        };
-        let (place, accumulate) = match target {
-            Some(target) => (target.place, target.accumulate),
-            None => {
-                let bytes = self.dtype.buffer_bytes(self.count);
-                (Place { buffer: self.gpu.alloc(expr.op, bytes), offset: 0 }, false)
-            }
-        };
-        if self.count > 0 {
-            Program::new(self, &expr).run(&place, accumulate);
-        }
-        *state = State::made(place.clone());
-        place
-    }
-
-    /// Points a computed value at another place that holds the same elements.
-    pub fn rebase(&self, place: Place) {
-        let changes = self.changes();
-        let made = place.buffer.version.load(Relaxed).wrapping_sub(changes);
-        *lock(&self.state) = State::Ready(place, made);
-    }
-
-    /// The values that this one will be computed from; `None` once it is.
-    pub(super) fn operands(&self) -> Option<Vec<Arc<Value>>> {
-        let expr = self.expr()?;
-        let values = expr.args.iter().filter_map(|arg| match arg {
-            Arg::Operand { value, .. } => Some(value.clone()),
+    pub fn operands(&self) -> impl Iterator<Item = &Arc<Value>> {
+        self.args.iter().filter_map(|arg| match arg {
+            Arg::Operand { value, .. } => Some(value),
             Arg::Scalar(_) => None,
-        });
-        Some(values.collect())
+        })
     }
 
-    fn expr(&self) -> Option<Arc<Expr>> {
-        match &*lock(&self.state) {
-            State::Ready(..) => None,
-            State::Pending(expr) => Some(expr.clone()),
+    /// Launches the kernel that computes `root`, which this is the expression of, into `place`.
+    pub fn run(self: &Arc<Expr>, root: &Value, place: &Place, accumulate: bool) {
+        if root.count > 0 {
+            Program::new(root, self).run(place, accumulate);
         }
     }
-}
 
-impl Expr {
     /// The arguments that would become part of this expression's kernel: pending and walked in their own order.
     fn pending_args(&self) -> impl Iterator<Item = (&Arc<Value>, Arc<Expr>)> {
         self.args.iter().filter_map(|arg| match arg {
@@ -228,18 +122,7 @@ impl Expr {
     fn inlines(&self, value: &Value, strides: &Strides, offset: usize) -> Option<Arc<Expr>> {
         let same_walk = offset == 0 && value.count == self.shape.count() && *strides == self.shape.strides();
         // A pending value of the same elements but another shape has leaves that walk differently.
-        value.expr().filter(|inner| same_walk && inner.shape == self.shape)
-    }
-
-    /// The first error among what this is made of, through pending values, each of which is looked at once.
-    fn operands_error(&self, seen: &mut HashSet<*const Value>) -> Option<Error> {
-        self.args.iter().find_map(|arg| match arg {
-            Arg::Operand { value, .. } if seen.insert(Arc::as_ptr(value)) => match &*lock(&value.state) {
-                State::Ready(place, _) => place.buffer.data().err(),
-                State::Pending(inner) => inner.operands_error(seen),
-            },
-            _ => None,
-        })
+        value.pending().filter(|inner| same_walk && inner.shape == self.shape)
     }
 
     /// Counts what the generated kernel would hold, without regard to repeats: an upper bound.
@@ -456,7 +339,7 @@ impl<'a> Program<'a> {
             reuse: 1,
         });
         for ((value, _), made) in outputs.iter().zip(places) {
-            value.rebase(made);
+            value.store(made);
         }
     }
 

@@ -1,11 +1,14 @@
-//! Changes in place: parameters and optimizer state are the only memory that is written twice.
+//! Changes in place: parameters, optimizer state and caches are the only memory that is written twice.
 //!
 //! A pending expression reads its operands when it is computed, not when it was written down. Whoever changes a buffer
-//! that tensors hold computes first what still wants the old elements.
+//! that tensors hold computes first what still wants the old elements. A change is recorded whole or not at all, under a
+//! lock of its own, so that a snapshot holds the tensors of one moment.
 
 use super::buffer::Buffer;
-use super::fuse::Value;
-use super::{Gpu, lock};
+use super::capture::Live;
+use super::kernel::Launch;
+use super::value::{Place, Value};
+use super::{Gpu, capture, lock};
 use crate::error::Result;
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
@@ -30,7 +33,7 @@ impl Pending {
     fn live(&mut self) -> Vec<Arc<Value>> {
         let mut live = Vec::new();
         self.values.retain(|value| match value.upgrade() {
-            Some(value) if value.computed().is_none() => {
+            Some(value) if !value.is_settled() => {
                 live.push(value);
                 true
             }
@@ -57,12 +60,6 @@ impl Gpu {
         compute(self.readers(buffers));
     }
 
-    /// Computes every pending value of this device.
-    pub(crate) fn settle_all(&self) {
-        let live = lock(&self.0.pending).live().iter().map(Arc::downgrade).collect();
-        compute(live);
-    }
-
     fn readers(&self, buffers: &[Arc<Buffer>]) -> Vec<Weak<Value>> {
         let live = lock(&self.0.pending).live();
         let mut known: HashSet<*const Value> = HashSet::new();
@@ -81,23 +78,77 @@ impl Gpu {
         live.iter().filter(|value| known.contains(&Arc::as_ptr(value))).map(Arc::downgrade).collect()
     }
 
-    /// Writes `bytes` at `offset` of a buffer in use: what is recorded or pending sees the old elements, what comes
-    /// later the new ones.
+    /// Launches kernels that change `changed`, all of them or none, after what is pending on the old elements.
     ///
     /// # Errors
-    /// What the buffer carries; the device's fault, if one stands.
-    pub(crate) fn overwrite(&self, buffer: &Arc<Buffer>, offset: u64, bytes: &[u8]) -> Result<()> {
-        super::capture::refuse(self, "a write from the host")?;
-        self.settle(std::slice::from_ref(buffer));
+    /// What a buffer of the launches carries, a limit, a pipeline that cannot be made, the device's fault. Then nothing is
+    /// written, and nothing is marked: who asked knows, and the old elements stay good.
+    pub(crate) fn change(&self, changed: &[Arc<Buffer>], launches: &[(Launch, Option<Live>)]) -> Result<()> {
+        let done = self.try_change(changed, launches);
+        if let Err(error) = &done {
+            capture::failed(self, error);
+        }
+        done
+    }
+
+    fn try_change(&self, changed: &[Arc<Buffer>], launches: &[(Launch, Option<Live>)]) -> Result<()> {
+        let _changing = lock(&self.0.changing);
         self.check()?;
-        let raw = buffer.data()?;
+        for buffer in changed {
+            buffer.data()?;
+        }
+        let ready = launches.iter().map(|(launch, _)| self.prepare(launch)).collect::<Result<Vec<_>>>()?;
+        self.settle(changed);
+        for ((launch, live), pipeline) in launches.iter().zip(&ready) {
+            // Before each, because any of them may fill its batch and hand it over.
+            lock(&self.0.recorder).changed.extend_from_slice(changed);
+            self.encode(launch, pipeline, live.clone());
+        }
+        capture::changes(self, changed);
+        changed.iter().for_each(|buffer| buffer.touch());
+        Ok(())
+    }
+
+    /// Writes bytes at places of buffers in use, all of them at one moment: what is recorded or pending sees the old elements,
+    /// what comes later the new ones. A tensor that was lost is good again.
+    ///
+    /// # Errors
+    /// That a buffer has no memory; the device's fault, if one stands. Then nothing is written.
+    pub(crate) fn overwrite(&self, writes: &[(Place, &[u8])]) -> Result<()> {
+        capture::refuse(self, "a write from the host")?;
+        let _changing = lock(&self.0.changing);
+        let buffers: Vec<_> = writes.iter().map(|(place, _)| place.buffer.clone()).collect();
+        self.settle(&buffers);
+        self.check()?;
+        let raws = buffers.iter().map(|buffer| buffer.memory()).collect::<Result<Vec<_>>>()?;
         let mut recorder = lock(&self.0.recorder);
         // The queue runs writes before every command of the next submit: the open batch must go first, and nothing
         // may be recorded in between.
         recorder.submit(self);
-        self.write_words(raw, offset, bytes);
-        buffer.touch();
+        for (raw, (place, bytes)) in raws.iter().zip(writes) {
+            self.write_words(raw, place.offset, bytes);
+            place.buffer.heal();
+            place.buffer.touch();
+        }
         drop(recorder);
         self.check()
+    }
+
+    /// Runs `work` while nobody changes a tensor in place: what it copies is of one moment.
+    pub(crate) fn unchanged<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _changing = lock(&self.0.changing);
+        work()
+    }
+
+    /// Copies `bytes` from one place to another; no part of a recorded step.
+    pub(super) fn copy(&self, from: &Place, to: &Place, bytes: u64) {
+        match (from.buffer.data(), to.buffer.memory()) {
+            (Ok(a), Ok(b)) if bytes > 0 => {
+                let mut recorder = lock(&self.0.recorder);
+                recorder.encoder(self).copy_buffer_to_buffer(a, from.offset, b, to.offset, bytes);
+            }
+            (Err(error), _) | (_, Err(error)) => to.buffer.fail(&error),
+            _ => {}
+        }
     }
 }

@@ -41,6 +41,13 @@ pub(crate) struct Launch<'a> {
     pub reuse: u32,
 }
 
+impl Launch<'_> {
+    /// Its results carry the error.
+    fn fail(&self, error: &Error) {
+        self.binds.iter().filter(|bind| bind.write).for_each(|bind| bind.buffer.fail(error));
+    }
+}
+
 #[derive(PartialEq, Eq, Hash)]
 struct Key {
     source: String,
@@ -122,29 +129,22 @@ impl Gpu {
         if launch.grid.contains(&0) {
             return;
         }
-        // What fails in the last step is the device's fault, what fails before only this op's.
-        let done = self
-            .check()
-            .and_then(|()| self.operands(&launch))
-            .and_then(|raws| self.try_launch(&launch, &raws, live).map_err(|error| self.raise(error)));
-        match done {
-            Ok(()) => self.profiled(&launch),
+        match self.check().and_then(|()| self.prepare(&launch)) {
+            Ok(pipeline) => self.encode(&launch, &pipeline, live),
             Err(error) => {
                 capture::failed(self, &error);
-                launch.binds.iter().filter(|bind| bind.write).for_each(|bind| bind.buffer.fail(&error));
+                launch.fail(&error);
             }
         }
     }
 
-    /// The memory of every operand, if they all have data and nothing is above this adapter's limits.
-    fn operands<'a>(&self, launch: &'a Launch) -> Result<Vec<&'a wgpu::Buffer>> {
+    /// The pipeline of a launch whose operands all have data and where nothing is above this adapter's limits: then nothing
+    /// stands in the way of [`Gpu::encode`]. What fails before is only this op's, a pipeline the device's fault.
+    pub(super) fn prepare(&self, launch: &Launch) -> Result<Arc<Pipeline>> {
         debug_assert!(launch.params.len() <= 128 && launch.params.len().is_multiple_of(4));
-        let raws = launch.binds.iter().map(|bind| bind.buffer.data()).collect::<Result<Vec<_>>>();
-        let raws = raws.map_err(|error| {
-            // An operand's error is the cause, whatever the result's size would say.
-            let mut read = launch.binds.iter().filter(|bind| !bind.write);
-            read.find_map(|bind| bind.buffer.data().err()).unwrap_or(error)
-        })?;
+        // An operand's error is the cause, whatever the result's size would say.
+        let (read, written): (Vec<&Bind>, Vec<_>) = launch.binds.iter().partition(|bind| !bind.write);
+        read.iter().chain(&written).try_for_each(|bind| bind.buffer.data().map(drop))?;
         let within = |what: &str, need: u64, have: u32| match need > have as u64 {
             true => Err(Error::Limit { what: format!("{}: {what}", launch.op), need, have: have as u64 }),
             false => Ok(()),
@@ -155,14 +155,20 @@ impl Gpu {
         }
         within("turns of a thread's loops", launch.turns as u64, MOST_TURNS as u32)?;
         within("bytes of parameters", launch.params.len() as u64, limits.max_immediate_size)?;
-        Ok(raws)
+        self.pipeline(launch).map_err(|error| self.raise(error))
     }
 
-    fn try_launch(&self, launch: &Launch, raws: &[&wgpu::Buffer], live: Option<Live>) -> Result<()> {
-        let pipeline = self.pipeline(launch)?;
+    /// Records a dispatch that was prepared.
+    pub(super) fn encode(&self, launch: &Launch, pipeline: &Arc<Pipeline>, live: Option<Live>) {
         let mut recorder = lock(&self.0.recorder);
+        // Only now: a recorded step's end may have moved what somebody holds of it.
+        let raws: Result<Vec<_>> = launch.binds.iter().map(|bind| bind.buffer.data()).collect();
+        let raws = match raws {
+            Ok(raws) => raws,
+            Err(error) => return launch.fail(&error),
+        };
         let mut views: Vec<Option<wgpu::TextureView>> = Vec::with_capacity(raws.len());
-        for (i, (bind, raw)) in launch.binds.iter().zip(raws).enumerate() {
+        for (i, (bind, raw)) in launch.binds.iter().zip(&raws).enumerate() {
             let place = pipeline.texels.iter().position(|(binding, _)| *binding == bind.binding);
             // An operand that stands in for another is copied once.
             let texel = |bind: &Bind| pipeline.texels.iter().find(|t| t.0 == bind.binding).map(|t| t.1);
@@ -182,7 +188,7 @@ impl Gpu {
         let entries: Vec<_> = launch
             .binds
             .iter()
-            .zip(raws)
+            .zip(&raws)
             .zip(&views)
             .map(|((bind, raw), view)| wgpu::BindGroupEntry {
                 binding: bind.binding,
@@ -207,7 +213,7 @@ impl Gpu {
         let steady = launch.binds.iter().all(|bind| bind.buffer.is_of(&self.0.pool));
         let group = if pipeline.texels.is_empty() && steady {
             let trims = lock(&self.0.pool).trims();
-            recorder.groups.get(trims, GroupKey::new(&pipeline, &launch.binds, raws), make)
+            recorder.groups.get(trims, GroupKey::new(pipeline, &launch.binds, &raws), make)
         } else {
             make()
         };
@@ -220,8 +226,9 @@ impl Gpu {
         let [x, y, z] = launch.grid;
         pass.dispatch_workgroups(x, y, z);
         recorder.dispatched(self);
-        capture::dispatch(self, &pipeline, &group, &launch.binds, launch.params, launch.grid, live);
-        Ok(())
+        drop(recorder);
+        capture::dispatch(self, pipeline, &group, &launch.binds, launch.params, launch.grid, live);
+        self.profiled(launch);
     }
 
     fn pipeline(&self, launch: &Launch) -> Result<Arc<Pipeline>> {

@@ -15,11 +15,12 @@ pub mod shader;
 mod texel;
 pub mod timer;
 pub(crate) mod transpose;
+pub mod value;
 
 use crate::error::{Error, Result};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 pub use adapters::AdapterSummary;
@@ -71,6 +72,12 @@ pub(crate) struct Inner {
     pub kernels: Mutex<kernel::Cache>,
     pub recorder: Mutex<record::Recorder>,
     pub pending: Mutex<inplace::Pending>,
+    /// Held while tensors are changed in place. Taken before every other lock of the device.
+    changing: Mutex<()>,
+    /// Pools of recorded steps, with the numbers of their recordings.
+    steps: Mutex<Vec<(u64, Weak<Mutex<buffer::Pool>>)>>,
+    /// Errors that the driver has told, ever.
+    losses: Arc<AtomicU64>,
     pub profile: Mutex<profile::Profile>,
     findings: Mutex<findings::Findings>,
     /// Whether the device may hold findings that no readback copied.
@@ -117,6 +124,9 @@ impl Gpu {
             kernels: Mutex::default(),
             recorder: Mutex::default(),
             pending: Mutex::default(),
+            changing: Mutex::default(),
+            steps: Mutex::default(),
+            losses: Arc::default(),
             profile: Mutex::default(),
             findings: Mutex::default(),
             findings_written: Arc::default(),

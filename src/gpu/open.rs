@@ -3,7 +3,7 @@
 use super::adapters::{AdapterSummary, choose, list, summarize};
 use super::{CoopMatrices, Gpu, Inner, Tuning, choices, lock, texel};
 use crate::error::{Error, Result};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -290,9 +290,11 @@ impl Gpu {
         tracing::info!(adapter = %summary, "opened");
 
         let fault: Arc<Mutex<Option<Error>>> = Arc::default();
-        let slot = fault.clone();
+        let losses: Arc<AtomicU64> = Arc::default();
+        let (slot, count) = (fault.clone(), losses.clone());
         device.on_uncaptured_error(Arc::new(move |e| {
             lock(&slot).get_or_insert(Error::device(e.to_string()));
+            count.fetch_add(1, Ordering::AcqRel);
         }));
         let slot = fault.clone();
         device.set_device_lost_callback(move |reason, message| {
@@ -326,6 +328,9 @@ impl Gpu {
             kernels: Mutex::default(),
             recorder: Mutex::default(),
             pending: Mutex::default(),
+            changing: Mutex::default(),
+            steps: Mutex::default(),
+            losses,
             profile: Mutex::default(),
             findings: Mutex::default(),
             findings_written: Arc::default(),

@@ -1,8 +1,10 @@
 //! Record now, submit late: one open encoder and compute pass that every op writes into.
 
+use super::buffer::Buffer;
 use super::{Gpu, lock};
 use crate::error::{Error, Result};
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Dispatches in one submit. Large enough that submits cost nothing, small enough for a driver's watchdog.
@@ -23,6 +25,10 @@ pub(crate) struct Recorder {
     total: u64,
     uploaded: u64,
     pub(super) groups: super::kernel::Groups,
+    /// What the open batch changes in place.
+    pub(super) changed: Vec<Arc<Buffer>>,
+    /// Errors of the driver that were seen at the last submit.
+    losses: u64,
     flights: VecDeque<wgpu::SubmissionIndex>,
     /// Operands as textures, where those are faster to read.
     pub(super) scratch: Vec<super::texel::Scratch>,
@@ -71,6 +77,7 @@ impl Recorder {
         self.uploaded = 0;
         let commands = self.encoder.take().map(|e| e.finish());
         let index = gpu.0.queue.submit(commands);
+        self.look_for_losses(gpu);
         // After the submit: an upload that sees the new number may overwrite what the submitted commands read.
         gpu.0.epoch.fetch_add(1, Ordering::AcqRel);
         self.flights.push_back(index.clone());
@@ -81,6 +88,21 @@ impl Recorder {
             }
         }
         Some(index)
+    }
+}
+
+impl Recorder {
+    /// Where the driver refused something of this batch, nobody knows how far its changes came.
+    fn look_for_losses(&mut self, gpu: &Gpu) {
+        let losses = gpu.0.losses.load(Ordering::Acquire);
+        if self.losses != losses {
+            self.losses = losses;
+            let why = gpu.check().err().map_or("an error of the driver".into(), |error| error.to_string());
+            let error =
+                Error::device(format!("the batch that was to change this was lost; load it anew ({why})"));
+            self.changed.iter().for_each(|buffer| buffer.fail(&error));
+        }
+        self.changed.clear();
     }
 }
 

@@ -1,8 +1,8 @@
 //! Copies whose fastest axis changes, by blocks: element by element one side would touch a memory line for each element.
 
-use super::fuse::{Place, Value};
 use super::kernel::{Bind, Launch};
 use super::shader::Source;
+use super::value::{Place, Value};
 use crate::dtype::DType;
 use crate::shape::{Shape, Strides, collapse};
 

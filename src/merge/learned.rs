@@ -40,7 +40,7 @@ pub fn fisher_diagonal(
         for class in 0..classes {
             let here =
                 places.eq(&Tensor::scalar(logits.gpu(), class as f32).cast(DType::U32)).cast(DType::F32);
-            let grads = logs.backward_with(&here)?;
+            let grads = logs.backward_with_retain_graph(&here)?;
             let share = p.slice(0, class..class + 1).scale(1.0 / samples as f32).reshape([]);
             for (name, leaf) in leaves {
                 let Some(gradient) = grads.get(leaf) else { continue };

@@ -6,7 +6,7 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::gpu::buffer::Reading;
-use crate::gpu::fuse::Place;
+use crate::gpu::value::Place;
 use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::shape::Shape;

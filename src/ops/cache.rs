@@ -80,25 +80,22 @@ impl KvCache {
         let grid = grid(threads.div_ceil(64));
         let params = [grid[0] as usize, threads, tokens, heads, width / 4, count, context].map(|v| v as u32);
         let [rows, places] = [rows, places].map(Tensor::contiguous);
-        for (cache, x) in [(&self.k, k), (&self.v, v)] {
+        let source = Source::file("cache");
+        let launches = [(&self.k, k), (&self.v, v)].map(|(cache, x)| {
             let x = super::float("kv cache", &x.detach()).pad(3, 0, width - self.head_dim).contiguous();
-            let into = cache.bind_mut(3);
-            // Pending expressions that read the cache as it was come first.
-            self.k.gpu().settle(std::slice::from_ref(&into.buffer));
-            let buffer = into.buffer.clone();
-            self.k.gpu().launch(Launch {
+            let launch = Launch {
                 op: "kv cache",
-                source: &Source::file("cache"),
+                source: &source,
                 entry: "main",
-                binds: vec![x.bind(0), rows.bind(1), places.bind(2), into],
+                binds: vec![x.bind(0), rows.bind(1), places.bind(2), cache.bind_mut(3)],
                 params: words(&params),
                 grid,
                 turns: 0,
                 reuse: 1,
-            });
-            buffer.touch();
-        }
-        Ok(())
+            };
+            (launch, None)
+        });
+        self.k.gpu().change(&[self.k.place().buffer, self.v.place().buffer], &launches)
     }
 
     /// Attention of `q [batch, heads, tokens, head_dim]` to the first `lengths [batch]` tokens of the rows `rows [batch]`: the last

@@ -3,7 +3,6 @@
 use super::case::{Array, Case, Input};
 use super::words;
 use crate::dtype::DType;
-use crate::gpu::fuse::Target;
 use crate::gpu::kernel::{Launch, MOST_TURNS, grid};
 use crate::gpu::shader::Source;
 use crate::shape::Shape;
@@ -201,8 +200,7 @@ impl Sizes {
                 dw
             }
             Some(partial) => {
-                let sum = partial.sum(0).reshape(*dw.shape()).affine(1.0, 0.0);
-                sum.value.realize(Some(Target { place: dw.place(), accumulate }));
+                partial.sum(0).reshape(*dw.shape()).write_to("conv2d", &dw, accumulate);
                 dw
             }
         }

@@ -6,14 +6,14 @@ use crate::dtype::DType;
 use crate::gpu::capture::Live;
 use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
-use crate::rng::{Rng, Stream};
+use crate::rng::{Draw, Rng};
 use crate::tape::{Op, Sink};
 use crate::tensor::Tensor;
 
 #[derive(Clone, Copy)]
 struct Dropout {
     rate: f32,
-    stream: Stream,
+    draw: Draw,
 }
 
 impl Dropout {
@@ -22,7 +22,7 @@ impl Dropout {
         let y = Tensor::empty(x.gpu(), "dropout", x.shape(), DType::F32);
         let n = x.count();
         let grid = grid(n.div_ceil(4).div_ceil(64));
-        let ([k0, k1], [s0, s1]) = (self.stream.key, self.stream.id);
+        let ([k0, k1], [s0, s1]) = (self.draw.stream.key, self.draw.stream.id);
         // At rate 1 nothing is kept, and nothing is scaled.
         let scale = if self.rate == 1.0 { 0.0 } else { 1.0 / (1.0 - self.rate) };
         let params = [n as u32, grid[0], k0, k1, s0, s1, self.rate.to_bits(), scale.to_bits()];
@@ -36,7 +36,7 @@ impl Dropout {
             turns: 0,
             reuse: 1,
         };
-        x.gpu().launch_live(launch, Some(Live::Stream { at: 4 }));
+        x.gpu().launch_live(launch, Some(Live::Stream { at: 4, generator: self.draw.generator }));
         y
     }
 }
@@ -64,7 +64,7 @@ impl Tensor {
     pub fn dropout(&self, p: f32, rng: &mut Rng) -> Tensor {
         assert!((0.0..=1.0).contains(&p), "dropout: probability {p} is outside [0, 1]");
         let x = super::float("dropout", self);
-        let op = Dropout { rate: p, stream: rng.next_stream() };
+        let op = Dropout { rate: p, draw: rng.draw() };
         if p == 0.0 {
             return x;
         }

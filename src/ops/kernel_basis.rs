@@ -6,7 +6,6 @@ use super::matmul::{gelu_layer, product, product_slope};
 use super::unary::erf64;
 use super::words;
 use crate::dtype::DType;
-use crate::gpu::fuse::Target;
 use crate::gpu::kernel::{Bind, Launch, grid};
 use crate::gpu::shader::Source;
 use crate::tape::{Into, Op, Saved, Sink};
@@ -187,11 +186,12 @@ impl Network {
         let z = gelu_layer(OP, &self.sight.forward(d), [w1, b1], None, None);
         let Some(window) = window else { return gelu_layer(OP, &z, [w2, b2], into, None) };
         let basis = windowed(&gelu_layer(OP, &z, [w2, b2], None, None), window);
-        match into {
-            None => basis.evaluate(),
-            Some(into) => drop(basis.value.realize(Some(Target { place: into.place(), accumulate: false }))),
-        }
-        into.cloned().unwrap_or(basis)
+        let Some(into) = into else {
+            basis.evaluate();
+            return basis;
+        };
+        basis.write_to(OP, into, false);
+        into.clone()
     }
 
     pub fn keep(&self, d: &Tensor, window: Option<&Tensor>) -> Kept {

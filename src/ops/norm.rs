@@ -66,7 +66,9 @@ impl Plan {
             Kind::Rms => Tensor::zeros(x.gpu(), [self.rows]),
         };
         let d = x.sub(&mean.unsqueeze(1));
-        let r = d.square().mean(1).affine(1.0, self.eps).rsqrt();
+        let variance = d.square().mean(1).affine(1.0, self.eps);
+        // Where it overflows, 1 / sqrt(infinity) would make calm zeros of the row.
+        let r = Tensor::lazy(self.kind.name(), "finite_or_nan4($0, $1)", DType::F32, *variance.shape(), &[&variance.rsqrt(), &variance]);
         let unit = d.mul(&r.unsqueeze(1));
         let scaled = if self.weighted { unit.mul(g) } else { unit };
         let y = if self.biased { scaled.add(b) } else { scaled };
@@ -253,7 +255,7 @@ impl Tensor {
     }
 
     /// `y = (x - mean) / sqrt(var + eps) * weight + bias` over the last axis, of this shape, in f32; `var` is the mean
-    /// of `(x - mean)^2`. `weight` and `bias` have the last axis' size; without them 1 and 0.
+    /// of `(x - mean)^2`. `weight` and `bias` have the last axis' size; without them 1 and 0. A row whose `var` is beyond f32 is NaN.
     ///
     /// Source: Ba, Kiros & Hinton 2016, "Layer Normalization".
     ///
@@ -265,7 +267,7 @@ impl Tensor {
     }
 
     /// `y = x / sqrt(mean(x^2) + eps) * weight` over the last axis, of this shape, in f32. `weight` has the last axis'
-    /// size; without it 1.
+    /// size; without it 1. A row whose mean square is beyond f32 is NaN.
     ///
     /// Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization".
     ///

@@ -8,7 +8,7 @@ use crate::gpu::capture::Live;
 use crate::gpu::kernel::{Bind, Launch, grid};
 use crate::gpu::shader::Source;
 use crate::gpu::{Gpu, lock};
-use crate::rng::{Rng, Stream, normal_table};
+use crate::rng::{Draw, Rng, normal_table};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use std::sync::Arc;
@@ -22,12 +22,12 @@ fn table(gpu: &Gpu) -> Arc<Buffer> {
     let words = normal_table();
     let buffer = gpu.upload("randn", bytemuck::cast_slice(words), size_of_val(words) as u64);
     // A buffer without memory is no table: the next call tries again.
-    *kept = buffer.raw.is_some().then(|| buffer.clone());
+    *kept = buffer.data().is_ok().then(|| buffer.clone());
     buffer
 }
 
 /// Launches `entry` of `random.wgsl` on a new tensor: draws times 1 plus 0.
-fn fill(gpu: &Gpu, op: &'static str, entry: &str, shape: Shape, stream: Stream) -> Tensor {
+fn fill(gpu: &Gpu, op: &'static str, entry: &str, shape: Shape, draw: Draw) -> Tensor {
     let y = Tensor::empty(gpu, op, shape, DType::F32);
     let n = shape.count();
     // A thread makes four elements.
@@ -38,12 +38,12 @@ fn fill(gpu: &Gpu, op: &'static str, entry: &str, shape: Shape, stream: Stream) 
         let size = buffer.size;
         binds.push(Bind { binding: 1, buffer, offset: 0, size, write: false });
     }
-    let [k0, k1] = stream.key;
-    let [s0, s1] = stream.id;
+    let [k0, k1] = draw.stream.key;
+    let [s0, s1] = draw.stream.id;
     let params = [n as u32, grid[0], k0, k1, s0, s1, 1f32.to_bits(), 0f32.to_bits()];
     let source = Source::file("random");
     let launch = Launch { op, source: &source, entry, binds, params: words(&params), grid, turns: 0, reuse: 4 };
-    gpu.launch_live(launch, Some(Live::Stream { at: 4 }));
+    gpu.launch_live(launch, Some(Live::Stream { at: 4, generator: draw.generator }));
     y
 }
 
@@ -51,13 +51,13 @@ impl Tensor {
     /// Uniform draws in `[0, 1)` from the generator's next stream, in f32: the same bits on every device and as
     /// [`Rng::fill_uniform`] on the host.
     pub fn rand(gpu: &Gpu, shape: impl Into<Shape>, rng: &mut Rng) -> Tensor {
-        fill(gpu, "rand", "uniform", shape.into(), rng.next_stream())
+        fill(gpu, "rand", "uniform", shape.into(), rng.draw())
     }
 
     /// Standard normal draws from the generator's next stream, in f32: the same bits on every device and as
     /// [`Rng::fill_normal`] on the host.
     pub fn randn(gpu: &Gpu, shape: impl Into<Shape>, rng: &mut Rng) -> Tensor {
-        fill(gpu, "randn", "normal", shape.into(), rng.next_stream())
+        fill(gpu, "randn", "normal", shape.into(), rng.draw())
     }
 }
 

@@ -41,7 +41,7 @@ impl Default for AdamWConfig {
 /// w -= lr (m / (1 - b1^s)) / (sqrt(v / (1 - b2^s)) + eps)
 /// ```
 ///
-/// `s` counts the optimizer's steps, also for a parameter that had no gradient in some of them.
+/// `s` counts the steps in which the parameter had a gradient, as in PyTorch: one that joins late starts at 1.
 /// Source: Loshchilov, Hutter 2019, "Decoupled Weight Decay Regularization".
 pub struct AdamW {
     arenas: Arenas,
@@ -55,8 +55,8 @@ impl AdamW {
     /// For a setting out of range, which it names; the device's fault, if one stands.
     ///
     /// # Panics
-    /// When a parameter is no f32 leaf with elements of its own, has an optimizer already, or a name or tensor comes
-    /// twice.
+    /// When a parameter is no f32 leaf with elements of its own, has another optimizer that is in use, or a name or tensor comes
+    /// twice. The parameters are as they were then, as after an error.
     #[track_caller]
     pub fn new(gpu: &Gpu, groups: Vec<Group>, config: AdamWConfig) -> Result<AdamW> {
         at_least_zero(OP, "lr", config.lr.into())?;
@@ -98,7 +98,7 @@ impl AdamW {
                 (1.0 / (1.0 - b2.powf(s))) as f32,
             ]
         });
-        let kernel = Kernel { source: &source(), entry: "update", lr, numbers };
+        let kernel = Kernel { source: &source(), entry: "update", lr, numbers, counts: true };
         self.arenas.step(grads, self.config.clip, &kernel)
     }
 
@@ -112,17 +112,26 @@ impl AdamW {
         self.arenas.state_bytes()
     }
 
-    /// Steps taken.
+    /// Steps taken, those that changed nothing included.
     pub fn steps(&self) -> u64 {
         self.arenas.steps()
     }
 
-    /// The moments `m/NAME` and `v/NAME` of every parameter; with [`AdamW::steps`] all that there is to save.
+    /// Steps that changed nothing because the gradients had no finite norm, since this optimizer was made. Waits for the device.
+    ///
+    /// # Errors
+    /// The device's fault, if one stands.
+    pub fn skipped(&self) -> Result<u64> {
+        self.arenas.skipped()
+    }
+
+    /// The moments `m/NAME` and `v/NAME` of every parameter, and `step/NAME` of those that had no gradient in some steps; with
+    /// [`AdamW::steps`] all that there is to save.
     ///
     /// # Errors
     /// The device's fault, if one stands.
     pub fn state_dict(&self) -> Result<Vec<StateTensor>> {
-        self.arenas.state_dict()
+        self.arenas.state_dict(true)
     }
 
     /// Takes the moments and the count of steps that [`AdamW::state_dict`] and [`AdamW::steps`] gave.

@@ -1,21 +1,21 @@
 //! Arenas: all parameters one after the other, their gradients and moments at the same offsets of other buffers, and a
 //! table of chunks by which one kernel walks every tensor that has a gradient.
 
-use super::{Group, StateTensor, StepInfo, at_least_zero};
+use super::{Group, StepInfo, at_least_zero};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::buffer::Buffer;
-use crate::gpu::capture::Live;
-use crate::gpu::fuse::{Place, Target};
+use crate::gpu::capture::{self, Live};
 use crate::gpu::kernel::{Bind, Launch, grid};
 use crate::gpu::shader::Source;
+use crate::gpu::value::Place;
 use crate::shape::Shape;
 use crate::tape::{ArenaLayout, Grads, Home};
 use crate::tensor::Tensor;
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
 
 /// Alignment of tensors in an arena: enough to bind one on every adapter.
 const ALIGN: u64 = 256;
@@ -27,29 +27,44 @@ const MOST: u64 = 1 << 32;
 const TABLES: usize = 32;
 
 pub(super) struct Arenas {
-    op: &'static str,
-    gpu: Gpu,
-    moments: &'static [&'static str],
-    arenas: Vec<Arena>,
-    leaves: Vec<Leaf>,
-    /// By which leaves have a gradient.
-    tables: HashMap<Vec<bool>, Arc<Table>>,
-    /// Shared with recorded steps, whose replays count too.
-    steps: Arc<AtomicU64>,
+    pub(super) op: &'static str,
+    pub(super) gpu: Gpu,
+    pub(super) moments: &'static [&'static str],
+    pub(super) arenas: Vec<Arena>,
+    pub(super) leaves: Vec<Leaf>,
+    /// By the group of every leaf, 0 for those without a gradient.
+    tables: HashMap<Vec<u32>, Arc<Table>>,
+    /// Steps of the optimizer. Shared with recorded steps, whose replays count too.
+    pub(super) steps: Arc<AtomicU64>,
+    /// Steps that each leaf took part in, likewise.
+    pub(super) counts: Arc<[AtomicU64]>,
+    /// Steps whose gradients had no finite norm, counted on the device.
+    pub(super) skipped: Arc<Buffer>,
+    /// The recording whose code took a step last, and the leaves' counts before it.
+    recording: (u64, Arc<[u64]>),
 }
 
-struct Arena {
-    layout: Arc<ArenaLayout>,
+pub(super) struct Arena {
+    pub layout: Arc<ArenaLayout>,
     params: Arc<Buffer>,
-    moments: Vec<Arc<Buffer>>,
+    pub moments: Vec<Arc<Buffer>>,
 }
 
-struct Leaf {
-    name: String,
-    tensor: Tensor,
-    arena: usize,
+impl Drop for Arena {
+    /// Another optimizer may have the parameters.
+    fn drop(&mut self) {
+        self.layout.leave();
+    }
+}
+
+pub(super) struct Leaf {
+    pub name: String,
+    pub tensor: Tensor,
+    pub arena: usize,
     /// In bytes.
     offset: u64,
+    /// Its part of the arena's parameters.
+    part: Option<Arc<Buffer>>,
     lr_scale: f32,
     weight_decay: f32,
 }
@@ -57,20 +72,20 @@ struct Leaf {
 struct Table {
     parts: Vec<Part>,
     chunks: usize,
-    /// A sum of squares for every chunk.
-    partials: Arc<Buffer>,
 }
 
-/// The chunks of one arena.
+/// The chunks of one arena's leaves that took part in equally many steps.
 struct Part {
     arena: usize,
+    /// One of the leaves.
+    leaf: usize,
     chunks: usize,
     /// Chunks of the parts before this one.
     first: usize,
     table: Arc<Buffer>,
 }
 
-/// The numbers of an update at a learning rate and at the step that it is, counted from 1.
+/// The numbers of an update at a learning rate and at the step that it is for its parameters, counted from 1.
 pub(super) type Numbers = Arc<dyn Fn(f32, u64) -> Vec<f32> + Send + Sync>;
 
 /// The update of one optimizer: its numbers follow the grid's width and the count of chunks in the parameters.
@@ -79,6 +94,8 @@ pub(super) struct Kernel<'a> {
     pub entry: &'a str,
     pub lr: f32,
     pub numbers: Numbers,
+    /// Whether the numbers depend on the step.
+    pub counts: bool,
 }
 
 impl Arenas {
@@ -91,6 +108,7 @@ impl Arenas {
         limit: Option<u64>,
     ) -> Result<Arenas> {
         gpu.check()?;
+        capture::refuse(gpu, "an optimizer made")?;
         let device = gpu.limits().max_storage_buffer_binding_size.min(gpu.limits().max_buffer_size);
         let most = limit.unwrap_or(MOST).min(MOST).min(device);
         let mut leaves: Vec<Leaf> = Vec::new();
@@ -115,31 +133,41 @@ impl Arenas {
                 }
                 let arena = sizes.len() - 1;
                 sizes[arena] = offset + bytes;
-                leaves.push(Leaf { name, tensor, arena, offset, lr_scale, weight_decay });
+                leaves.push(Leaf { name, tensor, arena, offset, part: None, lr_scale, weight_decay });
             }
         }
         assert!(!leaves.is_empty(), "{op}: the groups hold no parameters");
         let arena = |bytes| Arena {
-            layout: Arc::new(ArenaLayout { gpu: gpu.clone(), bytes }),
+            layout: ArenaLayout::new(gpu, bytes),
             params: zeros(op, gpu, bytes),
             moments: moments.iter().map(|_| zeros(op, gpu, bytes)).collect(),
         };
         let arenas: Vec<Arena> = sizes.into_iter().map(arena).collect();
-        // Before any parameter moves in: one that carries an error would spoil what is beside it.
+        let skipped = zeros(op, gpu, 16);
+        // Before any parameter moves in: one that carries an error would be lost, and what moves is somebody's only copy.
         for arena in &arenas {
             arena.buffers().try_for_each(|buffer| buffer.data().map(drop))?;
         }
+        skipped.data()?;
         for leaf in &leaves {
-            let Arena { layout, params, .. } = &arenas[leaf.arena];
-            let home = Home { arena: layout.clone(), offset: leaf.offset, step: 0 };
+            leaf.tensor.compute();
+            leaf.tensor.check()?;
+        }
+        for leaf in &leaves {
+            let home = Home { arena: arenas[leaf.arena].layout.clone(), offset: leaf.offset, step: 0 };
             assert!(
                 leaf.tensor.edge.as_ref().is_some_and(|edge| edge.node.settle(home)),
-                "{op}: `{}` belongs to another optimizer; make a new leaf with detach().requires_grad()",
+                "{op}: `{}` belongs to another optimizer; drop that one first, or make a new leaf with \
+                 detach().requires_grad()",
                 leaf.name
             );
-            settle_in(&leaf.tensor, &Place { buffer: params.clone(), offset: leaf.offset });
         }
-        gpu.check()?;
+        for leaf in &mut leaves {
+            let part = arenas[leaf.arena].params.part(gpu, DType::F32.buffer_bytes(leaf.tensor.count()));
+            leaf.tensor.value.move_to(&Place { buffer: part.clone(), offset: leaf.offset });
+            leaf.part = Some(part);
+        }
+        let counts = leaves.iter().map(|_| AtomicU64::new(0)).collect();
         Ok(Arenas {
             op,
             gpu: gpu.clone(),
@@ -148,6 +176,9 @@ impl Arenas {
             leaves,
             tables: HashMap::new(),
             steps: Arc::default(),
+            counts,
+            skipped,
+            recording: (0, Arc::from([])),
         })
     }
 
@@ -175,61 +206,146 @@ impl Arenas {
             self.op,
             present.len()
         );
-        let table = self.table(present);
+        let groups = self.groups(&present, kernel.counts);
+        let table = self.table(groups);
         // Nothing is changed by an update that could not be made whole.
         for part in &table.parts {
+            part.table.data()?;
             let arena = &self.arenas[part.arena];
             let gradients = arena.gradients(2, grads).buffer;
             arena.buffers().chain([&gradients]).try_for_each(|buffer| buffer.data().map(drop))?;
         }
-        let norm = self.norm(grads, &table, clip);
-        norm.data()?;
-        let changed: Vec<_> = table.parts.iter().map(|part| self.arenas[part.arena].params.clone()).collect();
-        gpu.settle(&changed);
-        let numbers = (kernel.numbers)(kernel.lr, self.steps() + 1);
-        for part in &table.parts {
-            let arena = &self.arenas[part.arena];
-            let grid = grid(part.chunks);
-            let mut params = vec![grid[0], part.chunks as u32];
-            params.extend(numbers.iter().map(|x| x.to_bits()));
-            let mut binds = vec![
-                part.bind(0),
-                bind(1, &norm, 16, false),
-                arena.gradients(2, grads),
-                arena.bind(3, &arena.params),
-            ];
-            binds.extend((4..).zip(&arena.moments).map(|(binding, buffer)| arena.bind(binding, buffer)));
-            let launch = Launch {
-                op: self.op,
-                source: kernel.source,
-                entry: kernel.entry,
-                binds,
-                params: bytemuck::cast_slice(&params),
-                grid,
-                turns: CHUNK / 256,
-                reuse: 1,
-            };
-            let (numbers, steps, lr) = (kernel.numbers.clone(), self.steps.clone(), kernel.lr);
-            let make = Arc::new(move |new: Option<f32>| numbers(new.unwrap_or(lr), steps.load(Relaxed) + 1));
-            gpu.launch_live(launch, Some(Live::Numbers { at: 2, make }));
-            arena.params.touch();
+        let partials = self.partials(grads, &table)?;
+        let norm = gpu.alloc("grad_norm", 16);
+        let last = [1, table.chunks as u32, 0, clip.unwrap_or(0.0).to_bits()];
+        let binds = vec![partials, bind(3, &norm, 16, true), bind(4, &self.skipped, 16, true)];
+        let mut launches = vec![(norm_launch("finish", binds, &last, table.chunks), None)];
+        let rate = gpu.note_rate(kernel.lr);
+        let params: Vec<Vec<u32>> = table.parts.iter().map(|part| self.params(part, kernel)).collect();
+        for (part, params) in table.parts.iter().zip(&params) {
+            launches
+                .push((self.update(part, grads, &norm, kernel, params), Some(self.live(part, kernel, rate))));
         }
-        gpu.check()?;
-        self.steps.fetch_add(1, Relaxed);
-        let steps = self.steps.clone();
-        gpu.each_replay(move || {
-            steps.fetch_add(1, Relaxed);
-        });
+        let mut changed: Vec<Arc<Buffer>> = Vec::new();
+        for (leaf, _) in self.leaves.iter().zip(&present).filter(|(_, here)| **here) {
+            changed.extend(leaf.part.clone());
+        }
+        for part in &table.parts {
+            changed.extend(self.arenas[part.arena].moments.iter().cloned());
+        }
+        gpu.change(&changed, &launches)?;
+        drop(launches);
+        self.count(present);
         let norm = Tensor::from_place(&gpu, Shape::new(&[]), DType::F32, Place { buffer: norm, offset: 0 });
         Ok(StepInfo { norm })
     }
 
+    /// The parameters of a part's update.
+    fn params(&self, part: &Part, kernel: &Kernel) -> Vec<u32> {
+        let numbers = (kernel.numbers)(kernel.lr, self.counts[part.leaf].load(Relaxed) + 1);
+        let sizes = [grid(part.chunks)[0], part.chunks as u32];
+        sizes.into_iter().chain(numbers.iter().map(|x| x.to_bits())).collect()
+    }
+
+    /// What changes in them from one replay of a recorded step to the next.
+    fn live(&self, part: &Part, kernel: &Kernel, rate: usize) -> Live {
+        let (numbers, counts, leaf) = (kernel.numbers.clone(), self.counts.clone(), part.leaf);
+        let make = move |rates: &[f32]| numbers(rates[rate], counts[leaf].load(Relaxed) + 1);
+        Live::Numbers { at: 2, make: Arc::new(make) }
+    }
+
+    fn update<'a>(
+        &self,
+        part: &Part,
+        grads: &Grads,
+        norm: &Arc<Buffer>,
+        kernel: &'a Kernel,
+        params: &'a [u32],
+    ) -> Launch<'a> {
+        let arena = &self.arenas[part.arena];
+        let mut binds = vec![
+            part.bind(0),
+            bind(1, norm, 16, false),
+            arena.gradients(2, grads),
+            arena.bind(3, &arena.params),
+        ];
+        binds.extend((4..).zip(&arena.moments).map(|(binding, buffer)| arena.bind(binding, buffer)));
+        Launch {
+            op: self.op,
+            source: kernel.source,
+            entry: kernel.entry,
+            binds,
+            params: bytemuck::cast_slice(params),
+            grid: grid(part.chunks),
+            turns: CHUNK / 256,
+            reuse: 1,
+        }
+    }
+
+    /// Counts a step of these leaves, and of every replay.
+    fn count(&mut self, present: Vec<bool>) {
+        let number = capture::number(&self.gpu);
+        if number != 0 && self.recording.0 != number {
+            self.recording = (number, self.counts.iter().map(|count| count.load(Relaxed)).collect());
+        }
+        self.hold_together(&present);
+        let (steps, counts) = (self.steps.clone(), self.counts.clone());
+        let count = move || {
+            steps.fetch_add(1, Relaxed);
+            for (count, _) in counts.iter().zip(&present).filter(|(_, here)| **here) {
+                count.fetch_add(1, Relaxed);
+            }
+        };
+        count();
+        self.gpu.each_replay(count);
+    }
+
+    /// A recorded kernel takes its leaves' steps to be equally many: where they no longer are, a replay would be wrong.
+    fn hold_together(&self, present: &[bool]) {
+        let mut groups: HashMap<u64, Vec<usize>> = HashMap::new();
+        for leaf in (0..present.len()).filter(|leaf| present[*leaf]) {
+            groups.entry(self.counts[leaf].load(Relaxed)).or_default().push(leaf);
+        }
+        let (op, counts, before) = (self.op, self.counts.clone(), self.recording.1.clone());
+        self.gpu.before_replays(move || {
+            let since = |leaf: &usize| counts[*leaf].load(Relaxed).wrapping_sub(before[*leaf]);
+            match groups.values().all(|group| group.iter().all(|leaf| since(leaf) == since(&group[0]))) {
+                true => Ok(()),
+                false => Err(Error::config(format!(
+                    "Step: parameters that one {op} update takes together have not all had a gradient in the same steps since \
+                     the recording; record the step again, or give them an optimizer each"
+                ))),
+            }
+        });
+    }
+
+    /// The group of every leaf, from 1 on: of those that took part in equally many steps, where the kernel asks for that. 0 for
+    /// leaves without a gradient.
+    fn groups(&self, present: &[bool], by_count: bool) -> Vec<u32> {
+        let mut seen: Vec<u64> = Vec::new();
+        let mut group = |(leaf, here): (usize, &bool)| {
+            let count = if by_count { self.counts[leaf].load(Relaxed) } else { 0 };
+            let known = seen.iter().position(|other| *other == count).filter(|_| *here);
+            match here {
+                false => 0,
+                true => {
+                    1 + known.unwrap_or_else(|| {
+                        seen.push(count);
+                        seen.len() - 1
+                    }) as u32
+                }
+            }
+        };
+        present.iter().enumerate().map(&mut group).collect()
+    }
+
     #[track_caller]
     fn has_gradient(&self, leaf: &Leaf, grads: &Grads) -> bool {
-        let Arena { layout, params, .. } = &self.arenas[leaf.arena];
+        let layout = &self.arenas[leaf.arena].layout;
         let here = |place: &Place, buffer| place.offset == leaf.offset && Arc::ptr_eq(&place.buffer, buffer);
+        let part = leaf.part.as_ref().expect("every leaf has moved in");
         assert!(
-            leaf.tensor.value.computed().is_some_and(|place| here(&place, params)),
+            leaf.tensor.value.computed().is_some_and(|place| here(&place, part)),
             "{}: another optimizer has taken the elements of `{}` since",
             self.op,
             leaf.name
@@ -245,120 +361,48 @@ impl Arenas {
         true
     }
 
-    /// The norm of all gradients and the factor that clips them, in a new buffer.
-    fn norm(&self, grads: &Grads, table: &Table, clip: Option<f32>) -> Arc<Buffer> {
-        let partials = || bind(2, &table.partials, DType::F32.buffer_bytes(table.chunks), true);
-        let launch = |entry: &'static str, binds, grid: [u32; 3], count: usize, first: usize| {
-            let params = [grid[0], count as u32, first as u32, clip.unwrap_or(0.0).to_bits()];
-            self.gpu.launch(Launch {
-                op: "grad_norm",
-                source: &norm_source(),
-                entry,
-                binds,
-                params: bytemuck::cast_slice(&params),
-                grid,
-                // Of a chunk, or of all chunks, which one workgroup adds up.
-                turns: (CHUNK / 256).max(count / 1024 + 4),
-                reuse: 1,
-            });
-        };
+    /// The sums of squares of all chunks.
+    fn partials(&self, grads: &Grads, table: &Table) -> Result<Bind> {
+        let bytes = DType::F32.buffer_bytes(table.chunks);
+        let partials = bind(2, &self.gpu.alloc("grad_norm", bytes), bytes, true);
         for part in &table.parts {
-            let binds = vec![part.bind(0), self.arenas[part.arena].gradients(1, grads), partials()];
-            launch("sum_chunks", binds, grid(part.chunks), part.chunks, part.first);
+            let binds = vec![part.bind(0), self.arenas[part.arena].gradients(1, grads), partials.clone()];
+            let params = [grid(part.chunks)[0], part.chunks as u32, part.first as u32, 0];
+            self.gpu.launch(norm_launch("sum_chunks", binds, &params, part.chunks));
         }
-        let norm = self.gpu.alloc("grad_norm", 16);
-        launch("finish", vec![partials(), bind(3, &norm, 16, true)], [1, 1, 1], table.chunks, 0);
-        norm
+        partials.buffer.data()?;
+        Ok(partials)
     }
 
-    fn table(&mut self, present: Vec<bool>) -> Arc<Table> {
-        if let Some(table) = self.tables.get(&present) {
+    fn table(&mut self, groups: Vec<u32>) -> Arc<Table> {
+        if let Some(table) = self.tables.get(&groups) {
             return table.clone();
         }
         let mut parts = Vec::new();
         let mut first = 0;
-        for arena in 0..self.arenas.len() {
-            let leaves =
-                self.leaves.iter().zip(&present).filter(|(leaf, here)| leaf.arena == arena && **here);
-            let rows: Vec<[u32; 4]> = leaves.flat_map(|(leaf, _)| leaf.chunks()).collect();
+        let most = groups.iter().copied().max().unwrap_or(0);
+        for (group, arena) in
+            (1..=most).flat_map(|group| (0..self.arenas.len()).map(move |arena| (group, arena)))
+        {
+            let all = self.leaves.iter().enumerate();
+            let leaves: Vec<_> = all.filter(|(i, leaf)| leaf.arena == arena && groups[*i] == group).collect();
+            let rows: Vec<[u32; 4]> = leaves.iter().flat_map(|(_, leaf)| leaf.chunks()).collect();
             if !rows.is_empty() {
                 let bytes: &[u8] = bytemuck::cast_slice(&rows);
                 let table = self.gpu.upload(self.op, bytes, bytes.len() as u64);
-                parts.push(Part { arena, chunks: rows.len(), first, table });
+                parts.push(Part { arena, leaf: leaves[0].0, chunks: rows.len(), first, table });
                 first += rows.len();
             }
         }
-        let partials = self.gpu.alloc("grad_norm", DType::F32.buffer_bytes(first));
-        let table = Arc::new(Table { parts, chunks: first, partials });
+        let table = Arc::new(Table { parts, chunks: first });
         if self.tables.len() >= TABLES {
             self.tables.clear();
         }
-        self.tables.insert(present, table.clone());
+        // One that could not be uploaded is tried again.
+        if table.parts.iter().all(|part| part.table.data().is_ok()) {
+            self.tables.insert(groups, table.clone());
+        }
         table
-    }
-
-    /// Every moment of every leaf, named `MOMENT/LEAF`.
-    pub fn state_dict(&self) -> Result<Vec<StateTensor>> {
-        let mut state = Vec::new();
-        for (index, moment) in self.moments.iter().enumerate() {
-            let read = |arena: &Arena| -> Result<Vec<f32>> {
-                Ok(bytemuck::pod_collect_to_vec(&self.gpu.read(
-                    &arena.moments[index],
-                    0,
-                    arena.layout.bytes,
-                )?))
-            };
-            let elements = self.arenas.iter().map(read).collect::<Result<Vec<_>>>()?;
-            state.extend(self.leaves.iter().map(|leaf| {
-                let data = elements[leaf.arena][leaf.range()].to_vec();
-                (format!("{moment}/{}", leaf.name), *leaf.tensor.shape(), data)
-            }));
-        }
-        Ok(state)
-    }
-
-    pub fn load_state(&mut self, steps: u64, state: &[StateTensor]) -> Result<()> {
-        let wrong = |message: String| Error::config(format!("{}: {message}", self.op));
-        let mut given: HashMap<&str, (&Shape, &[f32])> = HashMap::new();
-        for (name, shape, data) in state {
-            if data.len() != shape.count() {
-                return Err(wrong(format!("state `{name}`: {} elements for shape {shape}", data.len())));
-            }
-            if given.insert(name, (shape, data)).is_some() {
-                return Err(wrong(format!("state `{name}` comes twice")));
-            }
-        }
-        let mut images = Vec::new();
-        for moment in self.moments {
-            let mut image: Vec<Vec<f32>> =
-                self.arenas.iter().map(|arena| vec![0.0; arena.layout.bytes as usize / 4]).collect();
-            for leaf in &self.leaves {
-                let name = format!("{moment}/{}", leaf.name);
-                let Some((shape, data)) = given.remove(name.as_str()) else {
-                    return Err(wrong(format!(
-                        "there is no state `{name}`; it is another model's or optimizer's"
-                    )));
-                };
-                if shape != leaf.tensor.shape() {
-                    let own = leaf.tensor.shape();
-                    return Err(wrong(format!(
-                        "state `{name}` is {shape}, here it is {own}; it is another model's"
-                    )));
-                }
-                image[leaf.arena][leaf.range()].copy_from_slice(data);
-            }
-            images.push(image);
-        }
-        if let Some(name) = given.keys().min() {
-            return Err(wrong(format!("state `{name}` belongs to no parameter here; it is another model's")));
-        }
-        for (index, image) in images.iter().enumerate() {
-            for (arena, elements) in self.arenas.iter().zip(image) {
-                self.gpu.overwrite(&arena.moments[index], 0, bytemuck::cast_slice(elements))?;
-            }
-        }
-        self.steps.store(steps, Relaxed);
-        Ok(())
     }
 }
 
@@ -386,7 +430,7 @@ impl Part {
 
 impl Leaf {
     /// Where the elements are in the arena, in elements.
-    fn range(&self) -> std::ops::Range<usize> {
+    pub(super) fn range(&self) -> std::ops::Range<usize> {
         let start = self.offset as usize / 4;
         start..start + self.tensor.count()
     }
@@ -423,25 +467,32 @@ fn check_leaf(op: &str, gpu: &Gpu, name: &str, tensor: &Tensor) {
 /// A buffer of zeros: what lies between the tensors of an arena is defined, too.
 fn zeros(op: &'static str, gpu: &Gpu, bytes: u64) -> Arc<Buffer> {
     let buffer = gpu.alloc(op, bytes);
-    let place = Place { buffer: buffer.clone(), offset: 0 };
-    Tensor::zeros(gpu, [bytes as usize / 4]).value.realize(Some(Target { place, accumulate: false }));
+    let shape = Shape::new(&[bytes as usize / 4]);
+    let whole = Tensor::from_place(gpu, shape, DType::F32, Place { buffer: buffer.clone(), offset: 0 });
+    Tensor::zeros(gpu, shape).write_to(op, &whole, false);
     buffer
 }
 
-/// Moves a leaf's elements to `place`; every tensor that shares them follows.
-fn settle_in(leaf: &Tensor, place: &Place) {
-    let target = || Some(Target { place: place.clone(), accumulate: false });
-    let made = leaf.value.realize(target());
-    if !Arc::ptr_eq(&made.buffer, &place.buffer) {
-        Tensor::lazy("parameters", "$0", DType::F32, *leaf.shape(), &[leaf]).value.realize(target());
-        leaf.value.rebase(place.clone());
+/// A launch of `grad_norm`, over all chunks of a part or, to finish, of all parts.
+fn norm_launch<'a>(entry: &'a str, binds: Vec<Bind>, params: &'a [u32; 4], chunks: usize) -> Launch<'a> {
+    let finishes = entry == "finish";
+    Launch {
+        op: "grad_norm",
+        source: norm_source(),
+        entry,
+        binds,
+        params: bytemuck::cast_slice(params),
+        grid: if finishes { [1, 1, 1] } else { grid(chunks) },
+        turns: if finishes { chunks / 1024 + 4 } else { CHUNK / 256 },
+        reuse: 1,
     }
 }
 
-fn norm_source() -> Source {
-    Source::file("grad_norm")
+fn norm_source() -> &'static Source {
+    static SOURCE: LazyLock<Source> = LazyLock::new(|| Source::file("grad_norm"));
+    &SOURCE
 }
 
 pub(super) fn variants() -> Vec<Source> {
-    vec![norm_source()]
+    vec![norm_source().clone()]
 }

@@ -21,12 +21,18 @@
 //!
 //! A step whose gradients have a norm that is not finite (a NaN, an infinity, or squares whose sum overflows f32)
 //! changes nothing on the device, so that the last good parameters stay; the counter of steps moves on, because the
-//! host does not wait to know. A parameter without a gradient is left alone: not decayed, its moments as they were.
+//! host does not wait to know, and `skipped` tells how many they were. A parameter without a gradient is left alone: not
+//! decayed, its moments as they were.
+//!
+//! A step changes all its parameters or none: one that returns an error has changed nothing. Parameters belong to one optimizer
+//! at a time; when it is dropped, or could not be made, they are free for another, and go on from the values that they have.
+//! Recorded steps over them must be recorded again then, and say so.
 
 mod adamw;
 mod arena;
 mod schedule;
 mod sgd;
+mod state;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub use schedule::Schedule;

@@ -56,8 +56,8 @@ impl Sgd {
     /// For a setting out of range, which it names; the device's fault, if one stands.
     ///
     /// # Panics
-    /// When a parameter is no f32 leaf with elements of its own, has an optimizer already, or a name or tensor comes
-    /// twice.
+    /// When a parameter is no f32 leaf with elements of its own, has another optimizer that is in use, or a name or tensor comes
+    /// twice. The parameters are as they were then, as after an error.
     #[track_caller]
     pub fn new(gpu: &Gpu, groups: Vec<Group>, config: SgdConfig) -> Result<Sgd> {
         at_least_zero(OP, "lr", config.lr.into())?;
@@ -87,7 +87,7 @@ impl Sgd {
         let momentum = self.config.momentum;
         let entry = if momentum > 0.0 { "momentum" } else { "plain" };
         let numbers = Arc::new(move |lr: f32, _| vec![lr, momentum]);
-        let kernel = Kernel { source: &source(self.config.nesterov), entry, lr, numbers };
+        let kernel = Kernel { source: &source(self.config.nesterov), entry, lr, numbers, counts: false };
         self.arenas.step(grads, self.config.clip, &kernel)
     }
 
@@ -101,9 +101,17 @@ impl Sgd {
         self.arenas.state_bytes()
     }
 
-    /// Steps taken.
+    /// Steps taken, those that changed nothing included.
     pub fn steps(&self) -> u64 {
         self.arenas.steps()
+    }
+
+    /// Steps that changed nothing because the gradients had no finite norm, since this optimizer was made. Waits for the device.
+    ///
+    /// # Errors
+    /// The device's fault, if one stands.
+    pub fn skipped(&self) -> Result<u64> {
+        self.arenas.skipped()
     }
 
     /// The velocity `velocity/NAME` of every parameter; nothing without momentum.
@@ -111,7 +119,7 @@ impl Sgd {
     /// # Errors
     /// The device's fault, if one stands.
     pub fn state_dict(&self) -> Result<Vec<StateTensor>> {
-        self.arenas.state_dict()
+        self.arenas.state_dict(false)
     }
 
     /// Takes the velocities and the count of steps that [`Sgd::state_dict`] and [`Sgd::steps`] gave.

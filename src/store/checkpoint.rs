@@ -37,6 +37,11 @@ pub struct Checkpoint {
 
 /// Writes parameters and run state, whole or not at all.
 ///
+/// The parameters are those of one moment, between two optimizer steps or replays, also beside a thread that trains them: they
+/// are copied on the device first, and the thread waits for that only; where the device has no room for copies it waits until all
+/// is written. What `run` holds is of the moment when it was read: where the optimizer is shared, call this under the same
+/// lock, or read it together with a [`Gpu::snapshot`] of the parameters and save that.
+///
 /// ```no_run
 /// # use tiebeam::{Gpu, Rng, Tensor, optim::{AdamW, AdamWConfig, Group}};
 /// # use tiebeam::store::{Checkpoint, load_checkpoint, save_checkpoint};
@@ -78,13 +83,17 @@ pub fn save_checkpoint(path: impl AsRef<Path>, params: &[(String, Tensor)], run:
     let mut metadata = run.metadata.clone();
     metadata.insert(FORMAT.into(), VERSION.into());
     metadata.insert(STEP.into(), run.step.to_string());
-    if let Some(rng) = run.rng {
+    if let Some(rng) = &run.rng {
         let [seed, draws] = rng.state();
         metadata.insert(RNG.into(), format!("{seed} {draws}"));
     }
     let state =
         run.optimizer.iter().map(|(name, shape, data)| Entry::f32(format!("{STATE}{name}"), shape, data));
-    save(path, params.iter().map(|(name, tensor)| entry(name, tensor)).chain(state), &metadata)
+    let (names, tensors): (Vec<_>, Vec<_>) = params.iter().map(|(name, tensor)| (name, tensor)).unzip();
+    of_one_moment(&tensors, |tensors| {
+        let params = names.into_iter().zip(tensors).map(|(name, tensor)| entry(name, tensor));
+        save(path, params.chain(state), &metadata)
+    })
 }
 
 /// Writes the parameters of a checkpoint into `params`, in place, and returns the rest.
@@ -109,8 +118,10 @@ pub fn load_checkpoint(path: impl AsRef<Path>, params: &[(String, Tensor)]) -> R
     let file = File::open(path)?;
     let run = run(&file)?;
     check(&file, params)?;
-    for (name, tensor) in params {
-        write(tensor, file.bytes(name)?)?;
+    for params in params.chunk_by(|(_, a), (_, b)| a.gpu() == b.gpu()) {
+        let write = |(name, tensor): &(String, Tensor)| Ok((tensor.place(), file.bytes(name)?));
+        let writes = params.iter().map(write).collect::<Result<Vec<_>>>()?;
+        params[0].1.gpu().overwrite(&writes)?;
     }
     Ok(run)
 }
@@ -177,7 +188,7 @@ fn check(file: &File, params: &[(String, Tensor)]) -> Result<()> {
     }
 }
 
-/// Writes named tensors, each in its own type.
+/// Writes named tensors, each in its own type, all as they are at one moment: see [`save_checkpoint`].
 ///
 /// # Errors
 /// When the file cannot be written (the old one is as it was), a name comes twice, or a fault stands on the device.
@@ -186,7 +197,47 @@ pub fn save_tensors<'a, N: AsRef<str>>(
     tensors: impl IntoIterator<Item = (N, &'a Tensor)>,
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
-    save(path, tensors.into_iter().map(|(name, tensor)| entry(name.as_ref(), tensor)), metadata)
+    let (names, tensors): (Vec<N>, Vec<_>) = tensors.into_iter().unzip();
+    of_one_moment(&tensors, |tensors| {
+        save(path, names.iter().zip(tensors).map(|(name, tensor)| entry(name.as_ref(), tensor)), metadata)
+    })
+}
+
+/// Hands `write` the tensors as they are at one moment.
+fn of_one_moment(tensors: &[&Tensor], write: impl FnOnce(Vec<Tensor>) -> Result<()>) -> Result<()> {
+    let copies: Vec<Tensor> = tensors.iter().map(|tensor| tensor.room_for_copy()).collect();
+    if copies.iter().any(|copy| copy.check().is_err()) {
+        drop(copies);
+        let mut gpus: Vec<&Gpu> = Vec::new();
+        for tensor in tensors {
+            if !gpus.contains(&tensor.gpu()) {
+                gpus.push(tensor.gpu());
+            }
+        }
+        return holding(&gpus, || write(tensors.iter().map(|&tensor| tensor.clone()).collect()));
+    }
+    for at in chunks(tensors) {
+        tensors[at.start].gpu().fill_snapshot(&tensors[at.clone()], &copies[at])?;
+    }
+    write(copies)
+}
+
+/// Runs of tensors of one device.
+fn chunks(tensors: &[&Tensor]) -> Vec<std::ops::Range<usize>> {
+    let mut start = 0;
+    let run = |run: &[&Tensor]| {
+        start += run.len();
+        start - run.len()..start
+    };
+    tensors.chunk_by(|a, b| a.gpu() == b.gpu()).map(run).collect()
+}
+
+/// Runs `work` while nobody changes a tensor of these devices in place.
+fn holding<T>(gpus: &[&Gpu], work: impl FnOnce() -> T) -> T {
+    match gpus {
+        [] => work(),
+        [first, rest @ ..] => first.unchanged(|| holding(rest, work)),
+    }
 }
 
 /// Reads every tensor of a file, by name. F16, U32 and I32 keep their type; other floats become f32.
@@ -233,17 +284,11 @@ fn stored(dtype: DType) -> FileDType {
 }
 
 /// A tensor that is read back when its turn to be written comes.
-fn entry<'a>(name: &str, tensor: &Tensor) -> Entry<'a> {
-    let dense = tensor.detach();
-    Entry::lazy(name, stored(tensor.dtype()), tensor.shape(), move || {
-        let dense = dense.contiguous();
+fn entry<'a>(name: &str, tensor: Tensor) -> Entry<'a> {
+    let shape = *tensor.shape();
+    Entry::lazy(name, stored(tensor.dtype()), &shape, move || {
+        let dense = tensor.detach().contiguous();
         let place = dense.place();
         dense.gpu().read(&place.buffer, place.offset, (dense.count() * dense.dtype().size()) as u64)
     })
-}
-
-/// Writes all elements of a tensor that is no view.
-fn write(tensor: &Tensor, bytes: &[u8]) -> Result<()> {
-    let place = tensor.place();
-    tensor.gpu().overwrite(&place.buffer, place.offset, bytes)
 }

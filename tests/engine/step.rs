@@ -59,7 +59,7 @@ fn replays_have_the_bits_of_the_code() {
     }
     assert_eq!(recorded.optimizer.steps(), 8);
     // Going on without the record goes on where the replays stopped, but for the generator, which the code owns.
-    eager.rng = recorded.rng;
+    eager.rng = recorded.rng.clone();
     let [a, b] =
         [eager.step(&inputs[0], 0.01), recorded.step(&inputs[0], 0.01)].map(|loss| bits(&loss.unwrap()));
     assert_eq!(a, b);

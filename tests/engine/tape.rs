@@ -50,7 +50,7 @@ fn checkpoint_gives_the_gradients_without_it() {
             checkpoint(&[&t[0], &t[1], &t[2]], move |t| block(&t[0], &t[1], &t[2], &gate4, &gain4)).scale(1.0)
         })
     };
-    let want = plain.backward().unwrap();
+    let want = plain.backward_retain_graph().unwrap();
     for (name, inner) in [("once", inner), ("nested", nested)] {
         let loss = inner.matmul(&w).square().mean_all();
         assert_eq!(bits(&loss), bits(&plain), "{name}");
@@ -119,7 +119,7 @@ fn a_saved_value_changed_in_place_panics() {
     // `square` saves w, `scale` saves nothing.
     let (squared, scaled) = (w.square().sum_all(), w.scale(3.0).sum_all());
     let pending = w.affine(1.0, 0.0);
-    let grads = squared.backward().unwrap();
+    let grads = squared.backward_retain_graph().unwrap();
     sgd.step(&grads, 0.25).unwrap();
     let said = panic_of(|| squared.backward());
     assert!(said.starts_with("square: ") && said.contains("changed in place"), "{said}");
@@ -145,9 +145,9 @@ fn a_pending_value_changed_in_place_panics() {
     let early = w.square().sum_all();
     let mut optimizer = sgd(&w);
     let late = w.square().sum_all();
-    let grads = late.backward().unwrap();
+    let grads = late.backward_retain_graph().unwrap();
     assert_eq!(grads.get(&w).unwrap().to_vec::<f32>().unwrap(), [6.0; 6]);
-    assert_eq!(early.backward().unwrap().get(&w).unwrap().to_vec::<f32>().unwrap(), [6.0; 6]);
+    assert_eq!(early.backward_retain_graph().unwrap().get(&w).unwrap().to_vec::<f32>().unwrap(), [6.0; 6]);
     optimizer.step(&grads, 0.25).unwrap();
     changed(&early);
     changed(&late);
@@ -158,7 +158,7 @@ fn a_pending_value_changed_in_place_panics() {
     let b = b.requires_grad();
     let loss = a.square().add(&b.square()).sum_all();
     let mut both = Sgd::new(gpu, vec![Group::new([("a", &a), ("b", &b)])], SgdConfig::default()).unwrap();
-    let grads = loss.backward().unwrap();
+    let grads = loss.backward_retain_graph().unwrap();
     both.step(&grads, 0.25).unwrap();
     changed(&loss);
     let again = a.square().add(&b.square()).sum_all();

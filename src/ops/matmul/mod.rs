@@ -16,7 +16,6 @@ use super::case::{Array, Case, Fill, Input};
 use super::site::{LeafGrads, Site};
 use crate::dtype::DType;
 use crate::gpu::Gpu;
-use crate::gpu::fuse::Target;
 use crate::gpu::shader::Source;
 use crate::shape::{self, Shape};
 use crate::tape::{self, Into, Op, Saved, Sink};
@@ -90,7 +89,7 @@ fn multiply(op: &'static str, lhs: &Tensor, rhs: &Tensor, into: Into) -> Tensor 
             false => lhs.reshape([m, parts, k]).permute(&[1, 0, 2]),
         };
         let sum = multiply(op, &lhs, &rhs.reshape([parts, k, n]), Into::New).sum(0);
-        sum.affine(1.0, 0.0).value.realize(Some(Target { place: y.place(), accumulate }));
+        sum.write_to(op, &y, accumulate);
         return y;
     }
     Product { accumulate, ..Product::new(op, lhs, Right::Tensor(rhs)) }.write(&y);

@@ -4,7 +4,6 @@ use super::core::{Problem, choose};
 use super::operand::{Operand, operand};
 use super::{Activation, Epilogue};
 use crate::dtype::DType;
-use crate::gpu::fuse::Target;
 use crate::gpu::kernel::{Bind, Launch, MOST_TURNS};
 use crate::ops::site::{Load, Site};
 use crate::ops::words;
@@ -238,20 +237,16 @@ impl<'a> Product<'a> {
 
     /// The epilogue alone, as elementwise ops on a sum that is there.
     fn finish(&self, sum: Tensor, y: &Tensor) {
-        let write = |x: &Tensor, to: &Tensor| {
-            // A copy, which is pending and so can be written there.
-            x.affine(1.0, 0.0).value.realize(Some(Target { place: to.place(), accumulate: false }));
-        };
         let Epilogue { bias, activation, residual } = self.epilogue;
         let sum = bias.map_or(sum.clone(), |bias| sum.add(&bias.detach()));
         if let Some(before) = self.before {
-            write(&sum, before);
+            sum.clone().write_to(self.op, before, false);
         }
         let sum = match self.slope {
             Some(at) => Tensor::lazy("slope", "$0 * dgelu($1)", DType::F32, *y.shape(), &[&sum, at]),
             None => activation.apply(&sum),
         };
         let last = residual.map_or(sum.clone(), |r| sum.add(&r.detach().reshape(*y.shape())));
-        write(&last, y);
+        last.write_to(self.op, y, false);
     }
 }

@@ -3,7 +3,6 @@
 
 use super::product::{Product, Right, Rows};
 use crate::dtype::DType;
-use crate::gpu::fuse::Target;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::ops::site::{LeafGrads, Site};
 use crate::tape::{Op, Saved, Sink};
@@ -99,8 +98,7 @@ impl Tensor {
         let (list, scale) = (rows.contiguous(), gate.detach().contiguous());
         let y = Tensor::empty(self.gpu(), op, *self.shape(), DType::F32);
         // The base is written where the products are then added; what is still pending is computed there.
-        let place = y.place();
-        self.detach().affine(1.0, 0.0).value.realize(Some(Target { place, accumulate: false }));
+        self.detach().write_to(op, &y, false);
         let rows = Rows::Scattered { list: &list, gate: &scale };
         let right = Right::Weight { site: &**weight, transposed: true };
         Product { rows, accumulate: true, ..Product::new(op, &x.detach(), right) }.write(&y);

@@ -16,7 +16,14 @@
 //!
 //! Philox 4x32-10: Salmon, Moraes, Dror, Shaw, *Parallel random numbers: as easy as 1, 2, 3* (SC 2011).
 
-use std::sync::OnceLock;
+mod draws;
+
+pub(crate) use draws::{Drawn, Shifts, draw_from_here, drawn};
+
+use draws::Counter;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, OnceLock};
 
 /// Philox 4x32 with 10 rounds: four random words from a 128-bit counter and a 64-bit key.
 ///
@@ -187,6 +194,11 @@ pub struct Stream {
 }
 
 impl Stream {
+    /// Draw `id` of the generator of this seed.
+    const fn numbered(seed: u64, id: u64) -> Stream {
+        Stream { key: words(seed), id: words(id) }
+    }
+
     /// Four random words: those of elements `4 index .. 4 index + 4`.
     pub fn block(&self, index: u64) -> [u32; 4] {
         philox([index as u32, self.id[0], self.id[1], (index >> 32) as u32], self.key)
@@ -228,7 +240,14 @@ impl Stream {
 
 /// A source of random streams: a seed and the number of draws so far.
 ///
-/// Each fill, shuffle or number takes a stream of its own, so what one draw consumes never shifts the next.
+/// Each fill, shuffle or number takes a stream of its own, so what one draw consumes never shifts the next. A clone is a
+/// generator of its own: it gives the streams that this one would give next, and moves on by itself.
+///
+/// A recorded [`Step`](crate::Step) keeps the generators that its code draws from. Each of its runs takes from them what the
+/// code would take, in that order among the host's own draws and those of other steps, so that [`Rng::state`] is true at any
+/// moment and a checkpoint between two runs resumes to the same bits. A generator that the recorded code itself makes from a
+/// seed gives the same streams in every run, as that code does. To put a generator that steps draw from back to a saved state, use
+/// [`Rng::set_state`]: a new one would be unknown to them.
 ///
 /// ```
 /// use tiebeam::rng::Rng;
@@ -240,33 +259,50 @@ impl Stream {
 /// let dice = rng.below(6);
 /// assert_eq!(Rng::from_state(checkpoint).below(6), dice);
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Rng {
-    seed: u64,
-    draws: u64,
+pub struct Rng(Arc<Counter>);
+
+/// A stream and the number of the generator that gave it, by which recorded steps know it.
+#[derive(Clone, Copy)]
+pub(crate) struct Draw {
+    pub stream: Stream,
+    pub generator: u64,
 }
 
 impl Rng {
     /// A generator that has drawn nothing yet.
-    pub const fn new(seed: u64) -> Self {
-        Rng { seed, draws: 0 }
+    pub fn new(seed: u64) -> Self {
+        Rng::from_state([seed, 0])
     }
 
     /// `[seed, draws so far]`, for a checkpoint.
-    pub const fn state(&self) -> [u64; 2] {
-        [self.seed, self.draws]
+    pub fn state(&self) -> [u64; 2] {
+        self.0.state()
     }
 
     /// The generator that [`Rng::state`] described.
-    pub const fn from_state([seed, draws]: [u64; 2]) -> Self {
-        Rng { seed, draws }
+    pub fn from_state(state: [u64; 2]) -> Self {
+        Rng(Counter::begin(state))
+    }
+
+    /// Puts this generator back to a state, also for the recorded steps that draw from it.
+    ///
+    /// # Panics
+    /// Inside a recorded step, whose replays could not do so.
+    #[track_caller]
+    pub fn set_state(&mut self, state: [u64; 2]) {
+        assert!(!draws::is_recording(), "rng: set_state inside a recorded step; do it before or after");
+        self.0.set(state);
     }
 
     /// The next stream, never handed out before by this generator.
-    pub const fn next_stream(&mut self) -> Stream {
-        let id = self.draws;
-        self.draws += 1;
-        Stream { key: words(self.seed), id: words(id) }
+    pub fn next_stream(&mut self) -> Stream {
+        self.draw().stream
+    }
+
+    /// The next stream, for a kernel.
+    pub(crate) fn draw(&mut self) -> Draw {
+        let [seed, id] = self.0.next();
+        Draw { stream: Stream::numbered(seed, id), generator: self.0.number }
     }
 
     /// Fills `out` with uniform draws in `[0, 1)` from the next stream.
@@ -292,6 +328,34 @@ impl Rng {
         for last in (1..items.len()).rev() {
             items.swap(last, stream.below(&mut index, last as u64 + 1) as usize);
         }
+    }
+}
+
+impl Clone for Rng {
+    fn clone(&self) -> Rng {
+        Rng(self.0.copy())
+    }
+}
+
+impl fmt::Debug for Rng {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [seed, draws] = self.state();
+        f.debug_struct("Rng").field("seed", &seed).field("draws", &draws).finish()
+    }
+}
+
+/// Whether both give the same streams from here on.
+impl PartialEq for Rng {
+    fn eq(&self, other: &Rng) -> bool {
+        self.state() == other.state()
+    }
+}
+
+impl Eq for Rng {}
+
+impl Hash for Rng {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.state().hash(hasher);
     }
 }
 
@@ -478,8 +542,8 @@ mod tests {
 
     #[test]
     fn kernel_validates() {
-        let kernel = include_str!("../shaders/random.wgsl");
-        let library = include_str!("../shaders/lib/rng.wgsl");
+        let kernel = include_str!("../../shaders/random.wgsl");
+        let library = include_str!("../../shaders/lib/rng.wgsl");
         let body: String =
             kernel.lines().filter(|l| !l.starts_with("#import")).flat_map(|l| [l, "\n"]).collect();
         let source = body + library;
