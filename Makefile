@@ -17,7 +17,7 @@ smollm: vulkan ## a real 135M-parameter model: obtain it (98 MB, outside the rep
 test: vulkan ## every test and doctest; needs an adapter, a software one will do
 	$(CARGO) test --release --features cli,capi
 
-test-long: vulkan ## long walks, sums of up to 2^26 terms, 3000 random graphs: up to an hour
+test-long: vulkan ## long walks, sums of up to 2^26 terms, threads for minutes, 3000 random graphs: up to an hour
 	TIEBEAM_LONG=1 $(CARGO) test --release --features cli,capi --test long
 	TIEBEAM_GRAPHS=3000 $(CARGO) test --release --features cli,capi --test graphs
 

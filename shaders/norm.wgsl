@@ -12,6 +12,8 @@
 const LANES: u32 = 64u;
 const BLOCK: u32 = 64u;
 const CENTRED: bool = true;
+// With it no row's sum overflows, so that one which is not finite has seen an infinity.
+const SMALL: f32 = 0x1p-100f;
 
 struct Params {
     groups_x: u32,
@@ -68,7 +70,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         var second = Piece(0.0);
         for (var i = start; i < stop; i += LANES) {
             let d = x[base + i] - mean;
-            first += d;
+            first += select(d * SMALL, d, CENTRED);
             second = fma(d, d, second);
         }
         deviations += vec2<f32>(sum_of(first), sum_of(second));
@@ -78,7 +80,9 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let variance = moments.y - left * left;
     // Rounding may leave it below 0. A NaN must stay, which max would lose; by bits, as a number below 0 has its sign.
     let below = bitcast<u32>(variance) >= 0x80000000u && bitcast<u32>(variance) <= 0xff800000u;
-    let r = finite_or_nan1(inverseSqrt(select(variance, 0.0, below) + p.eps), variance);
+    let root = inverseSqrt(select(variance, 0.0, below) + p.eps);
+    // Without a mean, what is beside an infinity is 0 as the formula says, and only an overflow is NaN.
+    let r = pick1(finite_or_nan1(root, variance), root, !CENTRED && !finite1(moments.x));
     let q = -left * r;
     for (var i = t; i < n; i += LANES) {
         let g = select(Piece(1.0), weight[i], p.weighted != 0u);

@@ -127,6 +127,7 @@ impl Step {
             }
         }
         self.rates.iter().try_for_each(|rate| check_rate(*rate))?;
+        self.gpu.check()?;
         // What is pending on the last results wants those and not the next.
         self.gpu.settle(&self.written);
         copy(&self.gpu, inputs, &self.inputs)?;

@@ -4,10 +4,14 @@
 
 #[path = "engine/choices.rs"]
 mod choices;
+#[path = "engine/draws.rs"]
+mod draws;
 #[path = "engine/faults.rs"]
 mod faults;
 #[path = "engine/ids.rs"]
 mod ids;
+#[path = "engine/life.rs"]
+mod life;
 #[path = "engine/open.rs"]
 mod open;
 #[path = "engine/step.rs"]
@@ -15,6 +19,8 @@ mod step;
 mod support;
 #[path = "engine/tape.rs"]
 mod tape;
+#[path = "engine/threads.rs"]
+mod threads;
 
 use half::f16;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,12 +1,14 @@
 //! Long walks: every op that loops, with more turns than the software driver of Debian 12 gives a thread (65 535, and then it ends
-//! the loop without a word), and sums so long that a single running sum drifts.
+//! the loop without a word), sums so long that a single running sum drifts, and many threads on one device.
 //!
-//! `TIEBEAM_LONG=1` (`make test-long`) takes them to 2^20 turns and 2^26 terms; what an adapter's memory does not hold is
+//! `TIEBEAM_LONG=1` (`make test-long`) takes them to 2^20 turns, 2^26 terms and a minute; what an adapter's memory does not hold is
 //! reported as ignored.
 
 #[path = "long/drift.rs"]
 mod drift;
 mod support;
+#[path = "long/threads.rs"]
+mod threads;
 #[path = "long/turns.rs"]
 mod turns;
 
@@ -31,7 +33,7 @@ fn main() {
     let args = Arguments::from_args();
     let long = std::env::var_os("TIEBEAM_LONG").is_some_and(|v| v != "0");
     let mut trials = Vec::new();
-    for Long { name, bytes, run } in turns::all(long).into_iter().chain(drift::all(long)) {
+    for Long { name, bytes, run } in turns::all(long).into_iter().chain(drift::all(long)).chain(threads::all(long)) {
         let (adapter, have) = (gpu().adapter(), gpu().adapter().max_binding.min(gpu().adapter().max_buffer));
         if bytes as u64 > have {
             let name = format!("{name} (ignored: {} binds {have} bytes, this takes {bytes})", adapter.name);

@@ -27,11 +27,15 @@ fn min_nan(a: vec4<f32>, b: vec4<f32>) -> vec4<f32> { return pick4(pick4(min(a, 
 
 // x where y is finite, else NaN: for what follows from a y that overflowed, and would look like a number.
 fn finite_or_nan4(x: vec4<f32>, y: vec4<f32>) -> vec4<f32> {
-    let finite = (bitcast<vec4<u32>>(y) & vec4<u32>(0x7fffffffu)) < vec4<u32>(0x7f800000u);
-    return bitcast<vec4<f32>>(select(vec4<u32>(0x7fc00000u), bitcast<vec4<u32>>(x), finite));
+    return bitcast<vec4<f32>>(select(vec4<u32>(0x7fc00000u), bitcast<vec4<u32>>(x), finite4(y)));
 }
 
 fn finite_or_nan1(x: f32, y: f32) -> f32 {
-    let finite = (bitcast<u32>(y) & 0x7fffffffu) < 0x7f800000u;
-    return bitcast<f32>(select(0x7fc00000u, bitcast<u32>(x), finite));
+    return bitcast<f32>(select(0x7fc00000u, bitcast<u32>(x), finite1(y)));
 }
+
+fn finite4(x: vec4<f32>) -> vec4<bool> {
+    return (bitcast<vec4<u32>>(x) & vec4<u32>(0x7fffffffu)) < vec4<u32>(0x7f800000u);
+}
+
+fn finite1(x: f32) -> bool { return (bitcast<u32>(x) & 0x7fffffffu) < 0x7f800000u; }

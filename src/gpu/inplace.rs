@@ -118,8 +118,9 @@ impl Gpu {
         capture::refuse(self, "a write from the host")?;
         let _changing = lock(&self.0.changing);
         let buffers: Vec<_> = writes.iter().map(|(place, _)| place.buffer.clone()).collect();
-        self.settle(&buffers);
+        // Before what is pending is computed: under a fault it would be lost.
         self.check()?;
+        self.settle(&buffers);
         let raws = buffers.iter().map(|buffer| buffer.memory()).collect::<Result<Vec<_>>>()?;
         let mut recorder = lock(&self.0.recorder);
         // The queue runs writes before every command of the next submit: the open batch must go first, and nothing

@@ -68,7 +68,16 @@ impl Plan {
         let d = x.sub(&mean.unsqueeze(1));
         let variance = d.square().mean(1).affine(1.0, self.eps);
         // Where it overflows, 1 / sqrt(infinity) would make calm zeros of the row.
-        let r = Tensor::lazy(self.kind.name(), "finite_or_nan4($0, $1)", DType::F32, *variance.shape(), &[&variance.rsqrt(), &variance]);
+        let (root, op) = (variance.rsqrt(), self.kind.name());
+        let r = match self.kind {
+            Kind::Layer => Tensor::lazy(op, "finite_or_nan4($0, $1)", DType::F32, *root.shape(), &[&root, &variance]),
+            // What is beside an infinity is 0, as in norm.wgsl.
+            Kind::Rms => {
+                let seen = x.scale(2f32.powi(-100)).sum(1);
+                let template = "pick4(finite_or_nan4($0, $1), $0, !finite4($2))";
+                Tensor::lazy(op, template, DType::F32, *root.shape(), &[&root, &variance, &seen])
+            }
+        };
         let unit = d.mul(&r.unsqueeze(1));
         let scaled = if self.weighted { unit.mul(g) } else { unit };
         let y = if self.biased { scaled.add(b) } else { scaled };

@@ -178,3 +178,195 @@ fn an_input_of_another_device_is_named() {
     let run = said(step.run(&[&far, &x]).err());
     assert!(run.starts_with("Step: input 0 [4] is on "), "{run}");
 }
+
+/// Inputs may be the last outputs, whichever they are.
+#[test]
+fn outputs_are_fed_back_as_inputs() {
+    let gpu = own();
+    let one = |x: f32| Tensor::from_slice(&gpu, &[x], [1]);
+    let read = |step: &Step| step.outputs().iter().map(|y| y.item().unwrap()).collect::<Vec<_>>();
+    let feed = |step: &mut Step, order: &[usize]| {
+        let last: Vec<Tensor> = order.iter().map(|&i| step.outputs()[i].clone()).collect();
+        step.run(&last.iter().collect::<Vec<_>>()).unwrap();
+    };
+    let mut sum = Step::record(&gpu, &[&one(1.0), &one(1.0)], |x| Ok(vec![x[0].add(&x[1]), x[0].clone()])).unwrap();
+    for want in [[3.0, 2.0], [5.0, 3.0], [8.0, 5.0]] {
+        feed(&mut sum, &[0, 1]);
+        assert_eq!(read(&sum), want);
+    }
+    let swapped = |x: &[Tensor]| Ok(vec![x[1].clone(), x[0].clone()]);
+    let mut swap = Step::record(&gpu, &[&one(1.0), &one(2.0)], swapped).unwrap();
+    for want in [[2.0, 1.0], [1.0, 2.0], [2.0, 1.0]] {
+        assert_eq!(read(&swap), want);
+        feed(&mut swap, &[0, 1]);
+    }
+    // One output twice, a view of an input, an input of two places.
+    let four = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0, 4.0], [2, 2]);
+    let mut views = Step::record(&gpu, &[&four, &four], |x| {
+        let y = x[0].add(&x[1]);
+        Ok(vec![y.clone(), x[1].t(), y, x[0].slice(0, 0..1)])
+    })
+    .unwrap();
+    feed(&mut views, &[1, 2]);
+    // x0 = four^T, x1 = 2 four.
+    assert_eq!(views.outputs()[0].to_vec::<f32>().unwrap(), [3.0, 7.0, 8.0, 12.0]);
+    assert_eq!(views.outputs()[1].to_vec::<f32>().unwrap(), [2.0, 6.0, 4.0, 8.0]);
+    assert_eq!(views.outputs()[2].to_vec::<f32>().unwrap(), [3.0, 7.0, 8.0, 12.0]);
+    assert_eq!(views.outputs()[3].to_vec::<f32>().unwrap(), [1.0, 3.0]);
+    // A copy onto itself is no error that then stands on the device.
+    let mut same = Step::record(&gpu, &[&one(1.0)], |x| Ok(vec![x[0].clone(), x[0].scale(2.0)])).unwrap();
+    feed(&mut same, &[0]);
+    assert_eq!(read(&same), [1.0, 2.0]);
+    assert_eq!(one(5.0).scale(2.0).item().unwrap(), 10.0);
+}
+
+/// What the code keeps, other than by returning it, is the recorded run's for good: computed, pending, an input, an output.
+#[test]
+fn what_the_code_keeps_is_the_recorded_runs() {
+    let gpu = own();
+    let (x, y) = (drawn(&gpu, 1, &[32]), drawn(&gpu, 2, &[32]));
+    let mut kept = Vec::new();
+    let mut step = Step::record(&gpu, &[&x], |x| {
+        let h = x[0].scale(3.0);
+        h.evaluate();
+        let out = h.affine(1.0, 1.0);
+        kept = vec![x[0].clone(), h.clone(), h.scale(10.0), out.clone(), x[0].exp().add(&out)];
+        Ok(vec![out])
+    })
+    .unwrap();
+    let h = x.scale(3.0);
+    let out = h.affine(1.0, 1.0);
+    let want = [x.clone(), h.clone(), h.scale(10.0), out.clone(), x.exp().add(&out)].map(|t| bits(&t));
+    // Made after the recording from what was kept: read only after a replay.
+    let late = kept[1].scale(0.5);
+    for round in 0..3 {
+        for (i, (kept, want)) in kept.iter().zip(&want).enumerate().skip(if round == 0 { 3 } else { 0 }) {
+            assert_eq!(&bits(kept), want, "{i} before run {round}");
+        }
+        step.run(&[&y]).unwrap();
+        assert_eq!(bits(&step.outputs()[0]), bits(&y.scale(3.0).affine(1.0, 1.0)));
+    }
+    assert_eq!(bits(&late), bits(&h.scale(0.5)));
+    drop(step);
+    assert_eq!(bits(&kept[1]), want[1]);
+}
+
+#[test]
+fn memory_stats_count_what_a_step_holds() {
+    let gpu = own();
+    let x = drawn(&gpu, 1, &[1 << 18]);
+    let before = gpu.memory_stats();
+    let work = |x: &[Tensor]| {
+        let inner = x[0].scale(2.0);
+        inner.evaluate();
+        Ok((0..4).map(|i| inner.affine(1.0, i as f32)).collect())
+    };
+    let step = Step::record(&gpu, &[&x], work).unwrap();
+    let during = gpu.memory_stats();
+    assert_eq!(during.steps - before.steps, 1 << 20, "the inner tensor: {during:?}");
+    assert_eq!(during.used - before.used, 6 << 20, "with the input and four outputs");
+    let kept = step.outputs()[0].clone();
+    drop(step);
+    let after = gpu.memory_stats();
+    assert_eq!((after.steps, after.used - before.used), (0, 1 << 20), "the output that is held");
+    drop(kept);
+    assert_eq!(gpu.memory_stats().used, before.used);
+}
+
+#[test]
+fn every_optimizer_of_a_step_has_its_rate() {
+    let gpu = own();
+    let leaf = || Tensor::from_slice(&gpu, &[1f32], [1]).requires_grad();
+    let sgd = |w: &Tensor| Sgd::new(&gpu, vec![Group::new([("w", w)])], SgdConfig::default()).unwrap();
+    let (a, b) = (leaf(), leaf());
+    let (mut first, mut second) = (sgd(&a), sgd(&b));
+    let mut step = Step::record(&gpu, &[], |_| {
+        first.step(&a.sum_all().backward()?, 0.5)?;
+        second.step(&b.sum_all().backward()?, 0.25)?;
+        Ok(vec![])
+    })
+    .unwrap();
+    assert_eq!(step.lrs(), [0.5, 0.25]);
+    let mut run = |set: &mut dyn FnMut(&mut Step)| {
+        set(&mut step);
+        let done = step.run(&[]).map(drop).map_err(|e| e.to_string());
+        (done, a.item().unwrap(), b.item().unwrap())
+    };
+    assert_eq!(run(&mut |_| ()), (Ok(()), 0.0, 0.5));
+    // The others keep their ratio to the first.
+    assert_eq!(run(&mut |step| step.set_lr(0.125)), (Ok(()), -0.125, 0.4375));
+    assert_eq!(run(&mut |step| step.set_lrs(&[1.0, 0.0]).unwrap()), (Ok(()), -1.125, 0.4375));
+    for rate in [-1.0, f32::NAN, f32::INFINITY] {
+        let (said, a, b) = run(&mut |step| step.set_lr(rate));
+        let want = format!("Step: the learning rate is {rate}; use a finite number, 0 or more");
+        assert_eq!((said.unwrap_err(), a, b), (want, -1.125, 0.4375));
+        let said = run(&mut |step| assert!(step.set_lrs(&[0.5, rate]).is_err())).0;
+        assert!(said.is_err(), "the refused rate of before still stands");
+    }
+    let few = run(&mut |step| {
+        assert_eq!(step.set_lrs(&[0.5]).unwrap_err().to_string(), "Step: 1 learning rates for 2 optimizer steps");
+        step.set_lr(0.5);
+    });
+    assert_eq!(few, (Ok(()), -1.625, 0.1875));
+    assert_eq!((first.steps(), second.steps()), (5, 5));
+}
+
+#[test]
+fn an_output_of_another_device_is_named() {
+    let (gpu, other) = (own(), own());
+    let (x, far) = (drawn(&gpu, 1, &[4]), drawn(&other, 1, &[4]));
+    let said = Step::record(&gpu, &[&x], |x| Ok(vec![x[0].exp(), far.scale(3.0)])).err().expect("an error").to_string();
+    assert!(said.starts_with("Step: output 1 [4] is on "), "{said}");
+}
+
+/// A replay that only reads a tensor, or gives it out, changes nothing; what it changes, it says.
+#[test]
+fn only_what_a_replay_writes_is_changed() {
+    let gpu = own();
+    let [read, written] = [1, 2].map(|seed| drawn(&gpu, seed, &[4]).requires_grad());
+    let groups = vec![Group::new([("read", &read), ("written", &written)])];
+    let mut sgd = Sgd::new(&gpu, groups, SgdConfig::default()).unwrap();
+    let mut look = Step::record(&gpu, &[], |_| Ok(vec![read.clone(), read.scale(2.0)])).unwrap();
+    let mut train = Step::record(&gpu, &[], |_| {
+        sgd.step(&written.mul(&read.detach()).sum_all().backward()?, 0.5)?;
+        Ok(vec![read.detach(), written.detach()])
+    })
+    .unwrap();
+    let [kept, changed] = [&read, &written].map(|w| w.square().sum_all());
+    look.run(&[]).unwrap();
+    train.run(&[]).unwrap();
+    let want = bits(&read.detach().scale(2.0));
+    assert_eq!(bits(kept.backward().unwrap().get(&read).unwrap()), want, "in the arena of what was changed");
+    let said = panic_of(|| changed.backward());
+    assert!(said.contains("changed in place"), "{said}");
+}
+
+/// A step reads its parameters where they were; a replay there would train memory that nobody sees.
+#[test]
+fn a_step_over_parameters_that_moved_is_refused() {
+    let gpu = own();
+    let w = drawn(&gpu, 1, &[4]).requires_grad();
+    let sgd = || Sgd::new(&gpu, vec![Group::new([("w", &w)])], SgdConfig::default()).unwrap();
+    let mut early = Step::record(&gpu, &[], |_| Ok(vec![w.scale(2.0)])).unwrap();
+    let mut first = sgd();
+    let said = early.run(&[]).map(drop).unwrap_err().to_string();
+    assert!(said.starts_with("Step: a parameter that it uses was taken by an optimizer"), "{said}");
+    let mut train = Step::record(&gpu, &[], |_| {
+        first.step(&w.sum_all().backward()?, 1.0)?;
+        Ok(vec![])
+    })
+    .unwrap();
+    train.run(&[]).unwrap();
+    drop(first);
+    let _second = sgd();
+    let before = bits(&w);
+    let said = train.run(&[]).map(drop).unwrap_err().to_string();
+    assert!(said.starts_with("Step: a parameter that it uses was taken by an optimizer"), "{said}");
+    assert_eq!(bits(&w), before);
+    let inside = Step::record(&gpu, &[], |_| {
+        let v = Tensor::zeros(&gpu, [4]).requires_grad();
+        Sgd::new(&gpu, vec![Group::new([("v", &v)])], SgdConfig::default()).map(|_| vec![])
+    });
+    let said = inside.err().expect("an error").to_string();
+    assert!(said.contains("an optimizer made inside a recorded step"), "{said}");
+}

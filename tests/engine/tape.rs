@@ -54,7 +54,7 @@ fn checkpoint_gives_the_gradients_without_it() {
     for (name, inner) in [("once", inner), ("nested", nested)] {
         let loss = inner.matmul(&w).square().mean_all();
         assert_eq!(bits(&loss), bits(&plain), "{name}");
-        let got = loss.backward().unwrap();
+        let got = loss.backward_retain_graph().unwrap();
         assert_eq!(got.len(), want.len(), "{name}: leaves");
         for leaf in [&x, &w, &v, &gain] {
             let (got, want) = (download(got.get(leaf).unwrap()), download(want.get(leaf).unwrap()));
@@ -169,7 +169,7 @@ fn a_pending_value_changed_in_place_panics() {
     let mut optimizer = sgd(&leaf);
     let held = leaf.scale(2.0);
     let loss = held.square().sum_all();
-    optimizer.step(&loss.backward().unwrap(), 0.25).unwrap();
+    optimizer.step(&loss.backward_retain_graph().unwrap(), 0.25).unwrap();
     let grads = loss.backward().expect("`square` saved `held`, which nobody changed");
     assert_eq!(grads.get(&leaf).unwrap().to_vec::<f32>().unwrap(), [24.0; 6]);
 }

@@ -1,0 +1,122 @@
+//! Random generators and recorded steps: each run draws what its code would draw, from the generators as they are.
+
+use super::*;
+use tiebeam::optim::{Group, Sgd, SgdConfig};
+use tiebeam::{Step, checkpoint};
+
+/// Which of `x` a mask kept.
+fn mask(x: &Tensor) -> Vec<bool> {
+    x.to_vec::<f32>().unwrap().iter().map(|x| *x > 0.0).collect()
+}
+
+fn ones(gpu: &Gpu) -> Tensor {
+    Tensor::from_slice(gpu, &[1f32; 64], [64])
+}
+
+/// The masks of the first `n` draws of a generator.
+fn masks(gpu: &Gpu, seed: u64, n: usize) -> Vec<Vec<bool>> {
+    let mut rng = Rng::new(seed);
+    (0..n).map(|_| mask(&ones(gpu).dropout(0.5, &mut rng))).collect()
+}
+
+#[test]
+fn replays_steps_and_the_host_share_one_order_of_draws() {
+    let gpu = own();
+    let (x, want) = (ones(&gpu), masks(&gpu, 7, 9));
+    let mut rng = Rng::new(7);
+    let mut record = || Step::record(&gpu, &[&x], |x| Ok(vec![x[0].dropout(0.5, &mut rng)])).unwrap();
+    let (mut a, mut b) = (record(), record());
+    let mut got = vec![mask(&a.outputs()[0]), mask(&b.outputs()[0])];
+    assert_eq!(rng.state(), [7, 2]);
+    got.push(mask(&a.run(&[&x]).unwrap()[0]));
+    got.push(mask(&x.dropout(0.5, &mut rng)));
+    got.push(mask(&b.run(&[&x]).unwrap()[0]));
+    got.push(mask(&b.run(&[&x]).unwrap()[0]));
+    assert_eq!(rng.state(), [7, 6]);
+    rng.below(3);
+    got.push(got[0].clone()); // in the place of that draw
+    got.push(mask(&a.run(&[&x]).unwrap()[0]));
+    got.push(mask(&x.dropout(0.5, &mut rng)));
+    for (i, (got, want)) in got.iter().zip(&want).enumerate().filter(|(i, _)| *i != 6) {
+        assert!(got == want, "draw {i}");
+    }
+    assert_eq!(rng.state(), [7, 9]);
+    // A run that is refused draws nothing.
+    a.run(&[]).unwrap_err();
+    assert_eq!(rng.state(), [7, 9]);
+}
+
+#[test]
+fn a_step_is_put_back_with_its_generator() {
+    let gpu = own();
+    let (x, want) = (ones(&gpu), masks(&gpu, 11, 4));
+    let mut rng = Rng::new(3);
+    let mut step = Step::record(&gpu, &[&x], |x| {
+        let first = x[0].dropout(0.5, &mut rng);
+        // A draw of the host counts, too.
+        rng.below(10);
+        Ok(vec![first, x[0].dropout(0.5, &mut rng)])
+    })
+    .unwrap();
+    assert_eq!(rng.state(), [3, 3]);
+    rng.set_state([11, 1]);
+    let got: Vec<_> = step.run(&[&x]).unwrap().iter().map(mask).collect();
+    assert!(got == [want[1].clone(), want[3].clone()], "another seed, another place");
+    assert_eq!(rng.state(), [11, 4]);
+    let inside = panic_of(|| Step::record(&gpu, &[], |_| { rng.set_state([1, 1]); Ok(vec![]) }));
+    assert!(inside.starts_with("rng: set_state inside a recorded step"), "{inside}");
+}
+
+/// What each run of the code would draw: a copy begins where its original is then, a seed in the code at the same place always.
+#[test]
+fn copies_and_seeds_in_the_code_draw_as_the_code_would() {
+    let gpu = own();
+    let x = ones(&gpu);
+    let work = |rng: &mut Rng, still: &Rng, x: &Tensor| {
+        let (mut copy, mut frozen, mut seeded) = (rng.clone(), still.clone(), Rng::new(5));
+        let same = x.dropout(0.5, &mut copy);
+        let next = x.dropout(0.5, rng);
+        let beyond = x.dropout(0.5, &mut copy);
+        [same, next, beyond, x.dropout(0.5, &mut frozen), x.dropout(0.5, &mut seeded)].map(|x| x.copy())
+    };
+    let [mut a, mut b] = [(); 2].map(|()| Rng::new(9));
+    let still = Rng::from_state([9, 40]);
+    let want: Vec<Vec<_>> = (0..3).map(|_| work(&mut a, &still, &x).iter().map(mask).collect()).collect();
+    let mut step = Step::record(&gpu, &[&x], |x| Ok(work(&mut b, &still, &x[0]).to_vec())).unwrap();
+    for (i, want) in want.iter().enumerate() {
+        if i > 0 {
+            step.run(&[&x]).unwrap();
+        }
+        assert!(&step.outputs().iter().map(mask).collect::<Vec<_>>() == want, "run {i}");
+    }
+    assert_eq!((a.state(), still.state()), (b.state(), [9, 40]));
+}
+
+#[test]
+fn a_run_saved_between_replays_resumes_to_the_same_bits() {
+    let gpu = own();
+    let train = |w: &[f32], rng: &mut Rng, steps: usize| {
+        let x = ones(&gpu);
+        let w = Tensor::from_slice(&gpu, w, [64]).requires_grad();
+        let mut sgd = Sgd::new(&gpu, vec![Group::new([("w", &w)])], SgdConfig::default()).unwrap();
+        let mut step = Step::record(&gpu, &[&x], |x| {
+            let (w, x, seed) = (w.clone(), x[0].clone(), rng.clone());
+            rng.next_stream();
+            let hidden = checkpoint(&[&w, &x], move |t| t[0].mul(&t[1]).dropout(0.5, &mut seed.clone()));
+            let loss = hidden.add(&Tensor::randn(x.gpu(), [64], rng)).dropout(0.25, rng).square().sum_all();
+            sgd.step(&loss.backward()?, 0.1)?;
+            Ok(vec![])
+        })
+        .unwrap();
+        for _ in 1..steps {
+            step.run(&[&x]).unwrap();
+        }
+        w.to_vec::<f32>().unwrap()
+    };
+    let whole = train(&[1.0; 64], &mut Rng::new(3), 6);
+    let mut rng = Rng::new(3);
+    let half = train(&[1.0; 64], &mut rng, 3);
+    assert_eq!(rng.state(), [3, 9]);
+    assert_eq!(train(&half, &mut Rng::from_state(rng.state()), 3), whole);
+    assert_ne!(train(&half, &mut Rng::new(3), 3), whole);
+}
