@@ -1,0 +1,60 @@
+//! Activations that are computed again instead of kept.
+
+use super::{Edge, Node, Op, Saved, Sink, is_recording, next_id, no_grad, set_paused};
+use crate::tensor::Tensor;
+
+struct Checkpoint<F> {
+    inputs: Vec<Saved>,
+    tracked: Vec<bool>,
+    work: F,
+}
+
+impl<F: Fn(&[Tensor]) -> Tensor + Send + Sync> Op for Checkpoint<F> {
+    fn name(&self) -> &'static str {
+        "checkpoint"
+    }
+
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let inputs: Vec<Tensor> = self
+            .inputs
+            .iter()
+            .zip(&self.tracked)
+            .map(|(saved, &tracked)| {
+                let tensor = saved.get("checkpoint").clone();
+                if tracked { tensor.requires_grad() } else { tensor }
+            })
+            .collect();
+        let floor = next_id();
+        let output = set_paused(false, || (self.work)(&inputs));
+        let grads = sink.inner(&[output], dy, &inputs, floor);
+        for (i, dx) in grads.into_iter().enumerate() {
+            if let Some(dx) = dx {
+                sink.add(i, dx);
+            }
+        }
+    }
+}
+
+/// Runs `work` on `inputs` without keeping what lies between; the backward pass runs it again.
+///
+/// Memory for activations falls from the whole closure to its inputs, at the price of a second forward. `work` must
+/// give the same result both times: random draws inside it come from a generator that it copies.
+/// Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
+pub fn checkpoint<F>(inputs: &[&Tensor], work: F) -> Tensor
+where
+    F: Fn(&[Tensor]) -> Tensor + Send + Sync + 'static,
+{
+    let detached: Vec<Tensor> = inputs.iter().map(|t| t.detach()).collect();
+    if !is_recording() {
+        return work(&detached);
+    }
+    let output = no_grad(|| work(&detached)).detach();
+    let node = Checkpoint {
+        inputs: inputs.iter().map(|t| Saved::new(t)).collect(),
+        tracked: inputs.iter().map(|t| t.is_tracked()).collect(),
+        work,
+    };
+    // Recorded even where no input is tracked: the closure may capture leaves.
+    let node = Node::of(Box::new(node), inputs);
+    Tensor { edge: Some(Edge { node, output: 0 }), ..output }
+}

@@ -1,0 +1,209 @@
+//! What a backward pass gives.
+
+use super::{Arena, ArenaLayout, Walk, no_grad};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::gpu::buffer::Buffer;
+use crate::gpu::value::Place;
+use crate::tensor::{Tensor, same_gpu};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// Gradients of a backward pass, asked by leaf.
+#[derive(Default)]
+pub struct Grads {
+    by_leaf: HashMap<u64, Tensor>,
+    arenas: HashMap<*const ArenaLayout, Arena>,
+}
+
+// SAFETY: the raw pointers are keys only, never followed; the `Arc` beside each keeps the address taken.
+unsafe impl Send for Grads {}
+// SAFETY: as above.
+unsafe impl Sync for Grads {}
+
+impl Grads {
+    /// The gradient of `leaf`, in f32 and of its shape; `None` when the result does not depend on it.
+    pub fn get(&self, leaf: &Tensor) -> Option<&Tensor> {
+        self.by_leaf.get(&leaf.edge.as_ref()?.node.id)
+    }
+
+    /// Number of leaves that got a gradient.
+    pub fn len(&self) -> usize {
+        self.by_leaf.len()
+    }
+
+    /// Whether no leaf got a gradient.
+    pub fn is_empty(&self) -> bool {
+        self.by_leaf.is_empty()
+    }
+
+    pub(crate) fn arena(&self, layout: &Arc<ArenaLayout>) -> Option<&Arc<Buffer>> {
+        self.arenas.get(&Arc::as_ptr(layout)).map(|a| {
+            debug_assert!(Arc::ptr_eq(&a.layout, layout));
+            &a.buffer
+        })
+    }
+}
+
+impl Grads {
+    /// These gradients and `other`'s, added leaf by leaf: of the micro-batches of one step, for instance. A leaf that only one of
+    /// them has keeps that one's.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor, optim::{Group, Sgd, SgdConfig}};
+    /// # let gpu = Gpu::open()?;
+    /// let w = Tensor::from_slice(&gpu, &[1f32, 2.0], [2]).requires_grad();
+    /// let mut sgd = Sgd::new(&gpu, vec![Group::new([("w", &w)])], SgdConfig::default())?;
+    /// let first = w.sum_all().backward()?;
+    /// let both = first.add(&w.scale(2.0).sum_all().backward()?);
+    /// sgd.step(&both.scale(0.5), 0.1)?; // their mean, 1.5
+    /// assert_eq!(w.to_vec::<f32>()?, [0.85, 1.85]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    /// When the two are of different devices.
+    #[track_caller]
+    pub fn add(&self, other: &Grads) -> Grads {
+        if let (Some(a), Some(b)) = (self.by_leaf.values().next(), other.by_leaf.values().next()) {
+            same_gpu("gradients", &[a, b]);
+        }
+        Grads::made_of(&[self, other], |parts| match parts {
+            [a, b] => a.add(b),
+            one => one[0].clone(),
+        })
+    }
+
+    /// These gradients times `factor`.
+    pub fn scale(&self, factor: f32) -> Grads {
+        Grads::made_of(&[self], |parts| parts[0].scale(factor))
+    }
+
+    /// What `make` gives for each leaf of `sources`, from the gradients that it has there; where an optimizer wants them.
+    fn made_of(sources: &[&Grads], make: impl Fn(&[&Tensor]) -> Tensor) -> Grads {
+        let mut all = Grads::default();
+        let ids: BTreeSet<u64> = sources.iter().flat_map(|grads| grads.by_leaf.keys().copied()).collect();
+        for id in ids {
+            let parts: Vec<&Tensor> = sources.iter().filter_map(|grads| grads.by_leaf.get(&id)).collect();
+            let made = make(&parts);
+            let home = sources.iter().find_map(|grads| all.home_as_in(grads, parts[0], id));
+            let gradient = match home {
+                Some(home) => {
+                    made.write_to("gradient", &home, false);
+                    home
+                }
+                None => {
+                    made.evaluate();
+                    made
+                }
+            };
+            all.by_leaf.insert(id, gradient);
+        }
+        all
+    }
+
+    /// The place that the gradient of leaf `id` has in an arena of `other`, in an arena of this.
+    fn home_as_in(&mut self, other: &Grads, like: &Tensor, id: u64) -> Option<Tensor> {
+        let place = other.by_leaf.get(&id)?.value.computed()?;
+        let arena = other.arenas.values().find(|arena| Arc::ptr_eq(&arena.buffer, &place.buffer))?;
+        let layout = &arena.layout;
+        let own = self.arenas.entry(Arc::as_ptr(layout)).or_insert_with(|| layout.arena());
+        let place = Place { buffer: own.buffer.clone(), offset: place.offset };
+        Some(Tensor::from_place(like.gpu(), *like.shape(), DType::F32, place))
+    }
+}
+
+impl Tensor {
+    /// Gradients of this scalar with respect to every leaf that it depends on.
+    ///
+    /// This uses the graph up: what its ops saved is freed as the walk passes, and the tensor that is kept, such as a loss for a
+    /// curve, holds its one element. To walk a graph, or a part that another loss shares, once more, use
+    /// [`Tensor::backward_retain_graph`] first.
+    ///
+    /// # Errors
+    /// What this tensor or one of the gradients carries ([`Tensor::check`]); the device's fault, if one stands.
+    ///
+    /// # Panics
+    /// When this is not a single element (use [`Tensor::backward_with`]), depends on no leaf, or its graph is used up.
+    #[track_caller]
+    pub fn backward(&self) -> Result<Grads> {
+        self.backward_from(&self.seed(), false)
+    }
+
+    /// As [`Tensor::backward`], and the graph stays: PyTorch's `retain_graph`.
+    ///
+    /// # Errors
+    /// As [`Tensor::backward`].
+    ///
+    /// # Panics
+    /// As [`Tensor::backward`].
+    #[track_caller]
+    pub fn backward_retain_graph(&self) -> Result<Grads> {
+        self.backward_from(&self.seed(), true)
+    }
+
+    /// Gradients of `sum(self * seed)`; uses the graph up, as [`Tensor::backward`].
+    ///
+    /// # Errors
+    /// As [`Tensor::backward`].
+    ///
+    /// # Panics
+    /// When `seed` has another shape, is not f32 or lives on another device, this tensor depends on no leaf, or its graph is used
+    /// up.
+    #[track_caller]
+    pub fn backward_with(&self, seed: &Tensor) -> Result<Grads> {
+        self.backward_from(seed, false)
+    }
+
+    /// As [`Tensor::backward_with`], and the graph stays.
+    ///
+    /// # Errors
+    /// As [`Tensor::backward`].
+    ///
+    /// # Panics
+    /// As [`Tensor::backward_with`].
+    #[track_caller]
+    pub fn backward_with_retain_graph(&self, seed: &Tensor) -> Result<Grads> {
+        self.backward_from(seed, true)
+    }
+
+    #[track_caller]
+    fn seed(&self) -> Tensor {
+        assert!(
+            self.count() == 1,
+            "backward: shape {} is not a scalar; reduce it to a loss or give a seed with backward_with",
+            self.shape()
+        );
+        Tensor::full(self.gpu(), self.shape(), 1.0)
+    }
+
+    #[track_caller]
+    fn backward_from(&self, seed: &Tensor, retain: bool) -> Result<Grads> {
+        assert!(seed.shape() == self.shape(), "backward: seed {} for output {}", seed.shape(), self.shape());
+        assert!(seed.dtype() == DType::F32, "backward: a seed of {}; gradients are f32", seed.dtype());
+        same_gpu("backward", &[self, seed]);
+        let Some(edge) = &self.edge else {
+            panic!("backward: this tensor depends on no leaf; mark one with requires_grad, outside no_grad")
+        };
+        self.gpu().check()?;
+        self.check()?;
+        seed.check()?;
+        let mut walk = Walk { retain, ..Walk::default() };
+        no_grad(|| {
+            walk.add(edge, seed.detach());
+            walk.run(0);
+        });
+        assert!(
+            !walk.used_up,
+            "backward: an earlier backward has used up this graph or a part of it; call backward_retain_graph there"
+        );
+        let by_leaf: HashMap<u64, Tensor> = walk
+            .leaves
+            .keys()
+            .filter_map(|&id| walk.slots.remove(&(id, 0)).map(|slot| (id, slot.sum)))
+            .collect();
+        self.gpu().check()?;
+        by_leaf.values().try_for_each(Tensor::check)?;
+        Ok(Grads { by_leaf, arenas: walk.arenas })
+    }
+}
