@@ -33,7 +33,9 @@ fn main() {
     let args = Arguments::from_args();
     let long = std::env::var_os("TIEBEAM_LONG").is_some_and(|v| v != "0");
     let mut trials = Vec::new();
-    for Long { name, bytes, run } in turns::all(long).into_iter().chain(drift::all(long)).chain(threads::all(long)) {
+    for Long { name, bytes, run } in
+        turns::all(long).into_iter().chain(drift::all(long)).chain(threads::all(long))
+    {
         let (adapter, have) = (gpu().adapter(), gpu().adapter().max_binding.min(gpu().adapter().max_buffer));
         if bytes as u64 > have {
             let name = format!("{name} (ignored: {} binds {have} bytes, this takes {bytes})", adapter.name);

@@ -63,7 +63,12 @@ fn a_step_is_put_back_with_its_generator() {
     let got: Vec<_> = step.run(&[&x]).unwrap().iter().map(mask).collect();
     assert!(got == [want[1].clone(), want[3].clone()], "another seed, another place");
     assert_eq!(rng.state(), [11, 4]);
-    let inside = panic_of(|| Step::record(&gpu, &[], |_| { rng.set_state([1, 1]); Ok(vec![]) }));
+    let inside = panic_of(|| {
+        Step::record(&gpu, &[], |_| {
+            rng.set_state([1, 1]);
+            Ok(vec![])
+        })
+    });
     assert!(inside.starts_with("rng: set_state inside a recorded step"), "{inside}");
 }
 

@@ -189,7 +189,8 @@ fn outputs_are_fed_back_as_inputs() {
         let last: Vec<Tensor> = order.iter().map(|&i| step.outputs()[i].clone()).collect();
         step.run(&last.iter().collect::<Vec<_>>()).unwrap();
     };
-    let mut sum = Step::record(&gpu, &[&one(1.0), &one(1.0)], |x| Ok(vec![x[0].add(&x[1]), x[0].clone()])).unwrap();
+    let mut sum =
+        Step::record(&gpu, &[&one(1.0), &one(1.0)], |x| Ok(vec![x[0].add(&x[1]), x[0].clone()])).unwrap();
     for want in [[3.0, 2.0], [5.0, 3.0], [8.0, 5.0]] {
         feed(&mut sum, &[0, 1]);
         assert_eq!(read(&sum), want);
@@ -304,7 +305,10 @@ fn every_optimizer_of_a_step_has_its_rate() {
         assert!(said.is_err(), "the refused rate of before still stands");
     }
     let few = run(&mut |step| {
-        assert_eq!(step.set_lrs(&[0.5]).unwrap_err().to_string(), "Step: 1 learning rates for 2 optimizer steps");
+        assert_eq!(
+            step.set_lrs(&[0.5]).unwrap_err().to_string(),
+            "Step: 1 learning rates for 2 optimizer steps"
+        );
         step.set_lr(0.5);
     });
     assert_eq!(few, (Ok(()), -1.625, 0.1875));
@@ -315,7 +319,10 @@ fn every_optimizer_of_a_step_has_its_rate() {
 fn an_output_of_another_device_is_named() {
     let (gpu, other) = (own(), own());
     let (x, far) = (drawn(&gpu, 1, &[4]), drawn(&other, 1, &[4]));
-    let said = Step::record(&gpu, &[&x], |x| Ok(vec![x[0].exp(), far.scale(3.0)])).err().expect("an error").to_string();
+    let said = Step::record(&gpu, &[&x], |x| Ok(vec![x[0].exp(), far.scale(3.0)]))
+        .err()
+        .expect("an error")
+        .to_string();
     assert!(said.starts_with("Step: output 1 [4] is on "), "{said}");
 }
 

@@ -26,7 +26,12 @@ fn others_pending_work_is_no_part_of_a_recording() {
     let alone = {
         let v = Tensor::from_slice(&gpu, &[10f32], [1]).requires_grad();
         let mut train = sgd(&gpu, &v);
-        let record = |train: &mut Sgd| Step::record(&gpu, &[], |_| { down(train, &v, 1.0); Ok(vec![]) });
+        let record = |train: &mut Sgd| {
+            Step::record(&gpu, &[], |_| {
+                down(train, &v, 1.0);
+                Ok(vec![])
+            })
+        };
         record(&mut train).unwrap().dispatches()
     };
     let (ask, asked) = channel::<()>();
@@ -102,10 +107,12 @@ fn what_comes_from_another_thread_is_an_input() {
     let w = Tensor::from_slice(&gpu, &[10f32], [1]).requires_grad();
     let mut train = sgd(&gpu, &w);
     let made = std::thread::scope(|s| {
-        let hand = || Step::record(&gpu, &[], |_| {
-            let given = s.spawn(|| w.detach().scale(10.0)).join().unwrap();
-            Ok(vec![given.affine(1.0, 1.0)])
-        });
+        let hand = || {
+            Step::record(&gpu, &[], |_| {
+                let given = s.spawn(|| w.detach().scale(10.0)).join().unwrap();
+                Ok(vec![given.affine(1.0, 1.0)])
+            })
+        };
         hand().unwrap()
     });
     let mut step = made;
@@ -117,8 +124,9 @@ fn what_comes_from_another_thread_is_an_input() {
 #[test]
 fn a_saved_file_holds_one_step() {
     let gpu = own();
-    let params: Vec<(String, Tensor)> =
-        (0..6).map(|i| (format!("w{i}"), Tensor::from_slice(&gpu, &[0f32; 512], [512]).requires_grad())).collect();
+    let params: Vec<(String, Tensor)> = (0..6)
+        .map(|i| (format!("w{i}"), Tensor::from_slice(&gpu, &[0f32; 512], [512]).requires_grad()))
+        .collect();
     // Two arenas and more: a step is several kernels.
     let config = SgdConfig { arena_limit: Some(4096), ..SgdConfig::default() };
     let group = Group::new(params.iter().map(|(name, w)| (name.as_str(), w)));
@@ -149,7 +157,8 @@ fn a_saved_file_holds_one_step() {
         for _ in 0..12 {
             save_checkpoint(&path, &params, &Checkpoint::default()).unwrap();
             let file = File::open(&path).unwrap();
-            let saved: Vec<f32> = params.iter().flat_map(|(name, _)| file.tensor_f32(name).unwrap()).collect();
+            let saved: Vec<f32> =
+                params.iter().flat_map(|(name, _)| file.tensor_f32(name).unwrap()).collect();
             assert!(saved.iter().all(|x| *x == saved[0]), "{saved:?}");
             let tensors: Vec<&Tensor> = params.iter().map(|(_, w)| w).collect();
             let now = gpu.snapshot(&tensors).unwrap();
@@ -173,7 +182,8 @@ fn an_optimizer_is_made_while_others_read_the_leaf() {
     for round in 0..200 {
         let w = Tensor::ones(&gpu, [256]).requires_grad();
         let start = Barrier::new(3);
-        let want = |x: &Tensor, want: f32| assert!(x.to_vec::<f32>().unwrap().iter().all(|x| *x == want), "{round}");
+        let want =
+            |x: &Tensor, want: f32| assert!(x.to_vec::<f32>().unwrap().iter().all(|x| *x == want), "{round}");
         std::thread::scope(|s| {
             for scale in [2.0, 3.0] {
                 let (w, start) = (&w, &start);
@@ -201,7 +211,8 @@ fn a_fault_beside_a_step_costs_no_weight() {
     let w = Tensor::from_slice(&gpu, &[0f32; 8], [8]).requires_grad();
     let other = drawn(&gpu, 1, &[8]);
     let group = vec![Group::new([("w", &w)])];
-    let mut adamw = AdamW::new(&gpu, group, AdamWConfig { arena_limit: Some(64), ..AdamWConfig::default() }).unwrap();
+    let mut adamw =
+        AdamW::new(&gpu, group, AdamWConfig { arena_limit: Some(64), ..AdamWConfig::default() }).unwrap();
     let stop = AtomicBool::new(false);
     let (mut taken, mut refused) = (0, 0);
     std::thread::scope(|s| {

@@ -10,7 +10,9 @@ use tiebeam::{Error, Gpu, Result, Rng, Step, Tensor, ops::cache::KvCache};
 /// 2, 8 and 16 threads, for some seconds or a minute each.
 pub fn all(long: bool) -> Vec<Long> {
     let time = Duration::from_secs_f64(if long { 30.0 } else { 1.0 });
-    let one = |threads| Long::new(format!("{threads} threads share a device"), 1 << 16, move |gpu| share(gpu, threads, time));
+    let one = |threads| {
+        Long::new(format!("{threads} threads share a device"), 1 << 16, move |gpu| share(gpu, threads, time))
+    };
     [2, 8, 16].map(one).into()
 }
 
