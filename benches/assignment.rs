@@ -149,10 +149,7 @@ fn run(args: &Args) -> Result<()> {
         }
     }
     match &args.json {
-        Some(path) => {
-            let before = std::fs::read_to_string(path).unwrap_or_default();
-            files::replace_with(path, before + &lines)
-        }
+        Some(path) => files::append(path, lines),
         None => Ok(()),
     }
 }

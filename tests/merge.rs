@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use support::within;
+use tiebeam::files::MANIFEST;
 use tiebeam::merge::job::PART;
 use tiebeam::merge::run::CONFIG;
 use tiebeam::merge::{Shards, Weights};
@@ -56,7 +57,7 @@ parameters: {normalize: false}
         [0, 1, 2, 3]
     );
     let files: Vec<String> = folder.contents("out").into_keys().collect();
-    assert_eq!(files, ["config.json", "model.safetensors", CONFIG, "tokenizer.json"]);
+    assert_eq!(files, [MANIFEST, "config.json", "model.safetensors", CONFIG, "tokenizer.json"]);
     let normalized = "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 1}}\n- {model: b, parameters: {weight: 3}}";
     expect(&folder.merge(normalized).unwrap(), &[&a, &b], |_, x| (x[0] + 3.0 * x[1]) / 4.0);
 }
@@ -331,6 +332,14 @@ fn command_line() {
     let run = tiebeam(&folder, &["merge", "merges/m.yaml", "--out", "out", "--shard-size", "1KB"]);
     assert!(run.status.success(), "{}", text(&run.stderr));
     assert!(Shards::open(folder.0.join("out")).unwrap().names().len() == 15);
+    let readme = folder.write("out/README.md", "mine");
+    let again = || tiebeam(&folder, &["merge", "merges/m.yaml", "--out", "out"]);
+    assert!(again().status.success());
+    assert_eq!(std::fs::read_to_string(&readme).unwrap(), "mine");
+    let changed = folder.write("out/tokenizer.json", "changed");
+    let run = again();
+    assert!(!run.status.success() && text(&run.stderr).contains("tokenizer.json is not as it was written"));
+    assert_eq!(std::fs::read_to_string(&changed).unwrap(), "changed");
     for args in [
         &["merge", "merges/m.yaml"][..],
         &["merge", "merges/m.yaml", "--out", "x", "--shard-size", "0"],

@@ -6,8 +6,10 @@ mod support;
 
 use merges::*;
 use std::path::Path;
-use support::gpu;
+use support::{folder, gpu};
 use tiebeam::Error;
+use tiebeam::files::MANIFEST;
+use tiebeam::merge::run::CONFIG;
 use tiebeam::merge::{Config, Job, yaml};
 use tiebeam::store::FileDType;
 
@@ -192,6 +194,47 @@ fn stopped_runs_and_foreign_folders() {
     run("empty", usize::MAX).unwrap();
     assert_eq!(folder.contents("empty"), before);
     assert_eq!(folder.names(), ["a", "b", "c", "empty", "out"]);
+}
+
+/// What a user puts into the folder of a merge, or changes there, outlives the next merge into it or stops it.
+#[test]
+fn a_second_merge_keeps_what_is_somebodys() {
+    let folder = Folder::new("second");
+    three(&folder);
+    let config = "merge_method: average\nmodels: [{model: a}, {model: b}]";
+    // Shards and their index first, one file then: what is ours goes.
+    folder.merge_into("out", config, 700).unwrap();
+    assert!(folder.contents("out").len() > 6);
+    let theirs = ["README.md", "adapters/adapter_model.safetensors", "model-q4.gguf"];
+    theirs.iter().for_each(|name| drop(folder.write(&format!("out/{name}"), "mine")));
+    let adapters = folder.0.join("out/adapters");
+    let names = || folder::names(&folder.0.join("out"));
+    folder.merge(config).unwrap();
+    let ours = [MANIFEST, "config.json", "model.safetensors", CONFIG, "tokenizer.json"];
+    let mut want: Vec<&str> = ours.into_iter().chain(["README.md", "adapters", "model-q4.gguf"]).collect();
+    want.sort();
+    assert_eq!(names(), want);
+    assert_eq!(folder::names(&adapters), ["adapter_model.safetensors"]);
+    for (name, text) in [("tokenizer.json", "[]"), ("model.safetensors.index.json", "{}")] {
+        let path = folder.0.join("out").join(name);
+        let before = std::fs::read(&path).ok();
+        folder.write(&format!("out/{name}"), text);
+        // Before the first tensor is read.
+        let job = Job::open(Config::from_value(&yaml::parse(config).unwrap(), &folder.0).unwrap()).unwrap();
+        let run = |out| {
+            job.run(gpu(), &job.sources(), out, 5 << 30, config, &mut |_| panic!("nothing is worked on"))
+        };
+        let message = run(&folder.0.join("out")).unwrap_err().to_string();
+        assert!(message.contains(&format!("{name} is not as it was written here")), "{message}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        match before {
+            Some(bytes) => std::fs::write(&path, bytes).unwrap(),
+            None => std::fs::remove_file(&path).unwrap(),
+        }
+    }
+    folder.merge(config).unwrap();
+    assert_eq!(names(), want);
+    assert_eq!(folder.names(), ["a", "b", "c", "out"]);
 }
 
 #[test]

@@ -218,19 +218,13 @@ struct Measured {
 impl Measured {
     fn record(&self, gpu: &Gpu, args: &Args, conversion: &Conversion) -> Result<()> {
         let Some(path) = &args.json else { return Ok(()) };
-        let fault = |e: std::io::Error| Error::Io { path: path.clone(), message: e.to_string() };
         let line = json!({"conversion": conversion.to_string(), "lora": args.lora, "groups": args.groups,
             "stored_share": self.stored, "output_error": self.output_error, "perplexity_before": self.before,
             "perplexity_after": self.after, "perplexity_trained": self.trained, "steps": args.steps,
             "distilled": args.distill, "windows": args.windows, "lr": args.lr, "prompt": args.prompt,
             "model": args.model.file_name().map(|n| n.to_string_lossy()), "adapter": gpu.adapter().name,
             "driver": gpu.adapter().driver, "version": env!("CARGO_PKG_VERSION")});
-        let earlier = match std::fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(e) => return Err(fault(e)),
-        };
-        files::replace_with(path, format!("{earlier}{line}\n"))
+        files::append(path, format!("{line}\n"))
     }
 }
 

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-/// What a folder must hold to be replaced: the configuration that it was made by.
+/// The configuration that a folder was made by, in the folder.
 pub const CONFIG: &str = "tiebeam_merge.yaml";
 
 /// Told how many more bytes of the output have been worked on, of [`Job::bytes`] times [`Job::passes`]; an error stops the
@@ -52,11 +52,12 @@ impl Job {
     /// Merges into the folder `out`, reading tensors from `sources`, in the order of [`Job::models`]: [`Job::sources`] or
     /// aligned ones. Shards are filled up to `shard_bytes`; `config` is kept beside them as text.
     ///
-    /// The folder appears when it is complete; one that an earlier merge made is replaced, any other is refused. The same
-    /// inputs give the same bytes.
+    /// The folder appears when it is complete. One that an earlier merge made is replaced, what others put or changed there is moved
+    /// into the new one, and any other folder is refused: [`files::replace_folder`] has the rules. The same inputs give the
+    /// same bytes.
     ///
     /// # Errors
-    /// [`Job::check`]; NaN or infinity in a model (the message names the tensor and the index) or in the result; what files,
+    /// [`Job::check`] and [`Job::check_out`]; NaN or infinity in a model (the message names the tensor and the index) or in the result; what files,
     /// disk and device have, and what `progress` returns. Then `out` is as it was.
     pub fn run(
         &self,
@@ -68,7 +69,8 @@ impl Job {
         progress: &mut Progress,
     ) -> Result<()> {
         self.check()?;
-        files::replace_folder(out, CONFIG, |folder| {
+        self.check_out(out, shard_bytes)?;
+        files::replace_folder(out, |folder| {
             let shards = self.shards(shard_bytes);
             let order = |o: &usize| (std::cmp::Reverse(self.outputs[*o].dtype), &self.outputs[*o].name);
             let (mut queue, mut sequence) = (Vec::new(), Vec::new());
@@ -112,6 +114,17 @@ impl Job {
         })
     }
 
+    /// What is in the way of [`Job::run`] into the folder `out`: for other long work to know before it begins.
+    ///
+    /// # Errors
+    /// When `out` is not ours to replace, or a file that is not ours has the name of one to be written there.
+    pub fn check_out(&self, out: &Path, shard_bytes: u64) -> Result<()> {
+        let shards = self.shards(shard_bytes).into_iter().map(|(file, _)| file);
+        // Somebody's index would speak of other shards than ours, even where we write none.
+        let others = [INDEX, CONFIG].map(String::from);
+        files::check_folder(out, shards.chain(others).chain(self.settings()?))
+    }
+
     /// The index of shards, with sorted keys.
     fn index(&self, shards: &[(String, Vec<usize>)]) -> String {
         let places = shards.iter().flat_map(|(file, all)| all.iter().map(move |&i| (i, file)));
@@ -120,19 +133,29 @@ impl Job {
         format!("{:#}\n", json!({"metadata": {"total_size": self.bytes()}, "weight_map": map}))
     }
 
-    /// Copies the leading model's settings and tokenizer, with the number of layers and the type set to the output's.
-    fn copy_settings(&self, folder: &Path) -> Result<()> {
+    /// The folder of the leading model.
+    fn leading_folder(&self) -> &Path {
         let from = &self.leader().path;
         let parent = from.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let from = if from.is_dir() { from } else { parent };
+        if from.is_dir() { from } else { parent }
+    }
+
+    /// The names of the leading model's settings and tokenizer.
+    fn settings(&self) -> Result<Vec<String>> {
+        let from = self.leading_folder();
         let mut names: Vec<_> = std::fs::read_dir(from)
             .map_err(|e| Error::io(from, e))?
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
             .filter(|name| is_setting(name) && from.join(name).is_file())
             .collect();
         names.sort();
-        for name in names {
-            let path = from.join(&name);
+        Ok(names)
+    }
+
+    /// Copies the leading model's settings and tokenizer, with the number of layers and the type set to the output's.
+    fn copy_settings(&self, folder: &Path) -> Result<()> {
+        for name in self.settings()? {
+            let path = self.leading_folder().join(&name);
             let mut bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
             if name == "config.json" {
                 bytes = self.changed(&path, bytes)?;

@@ -1,7 +1,7 @@
 //! What the tests of `tiebeam merge` share: folders, small models, runs in this process.
 #![allow(dead_code)]
 
-use crate::support::{gpu, within};
+use crate::support::{folder, gpu, within};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tiebeam::merge::job::PART;
@@ -10,14 +10,12 @@ use tiebeam::store::{Entry, FileDType, save};
 use tiebeam::{Result, Rng};
 
 /// A folder of a test's own, removed at the end.
-pub struct Folder(pub PathBuf);
+pub struct Folder(pub PathBuf, folder::Folder);
 
 impl Folder {
     pub fn new(test: &str) -> Folder {
-        let path = std::env::temp_dir().join(format!("tiebeam-merge-{test}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).unwrap();
-        Folder(path)
+        let folder = folder::Folder::new(test);
+        Folder(folder.to_path_buf(), folder)
     }
 
     pub fn write(&self, name: &str, text: &str) -> PathBuf {
@@ -62,18 +60,7 @@ impl Folder {
     }
 
     pub fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = std::fs::read_dir(&self.0)
-            .unwrap()
-            .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
-            .collect();
-        names.sort();
-        names
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        self.1.names()
     }
 }
 

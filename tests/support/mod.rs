@@ -1,6 +1,8 @@
 //! What the tests share: the device, comparison under a derived bound, numerical gradients of f64 references.
 #![allow(dead_code)]
 
+pub mod folder;
+
 use std::sync::OnceLock;
 use tiebeam::ops::case::{Array, Case, Input};
 use tiebeam::{DType, Gpu, Rng, Tensor};

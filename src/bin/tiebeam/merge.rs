@@ -10,16 +10,15 @@ use tiebeam::merge::align::Aligned;
 use tiebeam::merge::config::Align;
 use tiebeam::merge::evaluate::Data;
 use tiebeam::merge::job::{Job, size};
-use tiebeam::merge::run::CONFIG;
 use tiebeam::merge::{Config, Shards, Weights, yaml};
-use tiebeam::{Error, Gpu, Options, Result, files};
+use tiebeam::{Error, Gpu, Options, Result};
 
 /// Merge models as a configuration in mergekit's format says.
 #[derive(Parser)]
 pub struct Args {
     /// A YAML file; its paths are relative to its own folder
     config: PathBuf,
-    /// The folder to write, complete or not at all
+    /// The folder to write, complete or not at all; what others put into one that an earlier merge made is kept
     #[arg(long, required_unless_present = "dry_run")]
     out: Option<PathBuf>,
     /// Print what would be done and what is in the way, and do nothing
@@ -67,7 +66,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     job.check()?;
     let (false, Some(out)) = (args.dry_run, &args.out) else { return Ok(()) };
-    files::refuse_foreign(out, CONFIG)?;
+    job.check_out(out, args.shard_size)?;
     let gpu = Gpu::open_with(Options { adapter: args.adapter.clone(), ..Options::default() })?;
     println!("{}", gpu.adapter());
     // What the result is evaluated on must be there before anything is merged.

@@ -1,0 +1,68 @@
+//! Folders for what tests write, all in `target/tmp/tests`: no killed test leaves one anywhere else, and the next test that runs
+//! removes those.
+//!
+//! The library's own tests include this file too.
+#![allow(dead_code)]
+
+use std::fs::File;
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::Once;
+use tempfile::TempDir;
+
+/// A folder of a test's own, removed at the end.
+pub struct Folder {
+    folder: TempDir,
+    /// Locked for as long as the test lives: the system frees the locks of killed processes.
+    _lock: Option<File>,
+}
+
+impl Folder {
+    pub fn new(test: &str) -> Folder {
+        static SWEEP: Once = Once::new();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tmp/tests");
+        std::fs::create_dir_all(&root).expect("a folder for tests");
+        SWEEP.call_once(|| remove_leftovers(&root));
+        loop {
+            let folder =
+                tempfile::Builder::new().prefix(&format!("{test}-")).tempdir_in(&root).expect("a folder");
+            // Windows opens no folders like this; there nothing is locked and nothing removed.
+            let lock = File::open(folder.path()).ok();
+            // Otherwise another process took it for a leftover in between.
+            if lock.as_ref().is_none_or(|lock| lock.try_lock().is_ok()) && folder.path().is_dir() {
+                return Folder { folder, _lock: lock };
+            }
+        }
+    }
+
+    /// The names in it, sorted.
+    pub fn names(&self) -> Vec<String> {
+        names(self)
+    }
+}
+
+impl Deref for Folder {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// The names in a folder, sorted.
+pub fn names(folder: &Path) -> Vec<String> {
+    let entries = folder.read_dir().expect("a folder").map(|entry| entry.expect("an entry").file_name());
+    let mut names: Vec<String> = entries.map(|name| name.to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+fn remove_leftovers(root: &Path) {
+    for entry in root.read_dir().into_iter().flatten().flatten() {
+        if let Ok(folder) = File::open(entry.path())
+            && folder.try_lock().is_ok()
+        {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
