@@ -6,6 +6,7 @@ mod support;
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use support::folder::Folder;
 use support::gpu;
 use tiebeam::Rng;
 use tiebeam::geometry::elements::Vec3;
@@ -70,8 +71,7 @@ fn model(path: &Path) -> tiebeam::Result<Calculator> {
 }
 
 fn program_agrees(compiler: &str) -> Result<(), Failed> {
-    let folder = std::env::temp_dir().join(format!("tiebeam-capi-{}", std::process::id()));
-    std::fs::create_dir_all(&folder)?;
+    let folder = Folder::new("capi");
     let (program, weights) = (folder.join("program"), folder.join("model.safetensors"));
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let libraries = library()?;
@@ -87,7 +87,7 @@ fn program_agrees(compiler: &str) -> Result<(), Failed> {
     run(&mut compile)?;
     let calculator = model(&weights).map_err(|e| e.to_string())?;
     let said = run(Command::new(&program).arg(&weights))?;
-    let _ = std::fs::remove_dir_all(&folder);
+    drop(folder);
 
     let free = calculator.energy_forces(&POSITIONS, &SPECIES, None).map_err(|e| e.to_string())?;
     let periodic = calculator.energy_forces(&POSITIONS, &SPECIES, Some(CELL)).map_err(|e| e.to_string())?;

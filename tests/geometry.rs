@@ -4,6 +4,7 @@
 mod neighbours;
 mod support;
 
+use support::folder::Folder;
 use support::gpu;
 use tiebeam::geometry::{Cell, Clouds, Graph, Grid, Ponita, PonitaConfig, PonitaInput, Route};
 use tiebeam::nn::Parameters;
@@ -387,8 +388,7 @@ fn forces_are_slopes() {
 
 #[test]
 fn files_hold_all_or_are_refused() {
-    let folder = std::env::temp_dir().join(format!("tiebeam-geometry-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
+    let folder = Folder::new("geometry");
     let path = folder.join("net.safetensors");
     let net = network(Grid::dodecahedron(), None);
     net.save(&path).unwrap();
@@ -428,7 +428,6 @@ fn files_hold_all_or_are_refused() {
     assert!(Ponita::from_torch(gpu(), &path, Grid::dodecahedron(), 9, 1, None, false).is_err());
     assert!(Ponita::from_torch(gpu(), &path, Grid::circle(4), 1, 1, None, false).is_err());
     assert!(Ponita::load(gpu(), &path).is_err(), "no config");
-    std::fs::remove_dir_all(&folder).unwrap();
     let bad = PonitaConfig { channels: 0, ..PonitaConfig::default() };
     assert!(Ponita::new(gpu(), bad, Grid::cube(), &mut Rng::new(1)).is_err());
     assert!(PonitaConfig::from_json("{\"channels\": \"many\"}").is_err());

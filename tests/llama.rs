@@ -4,6 +4,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use support::folder::Folder;
 use support::{download, gpu};
 use tiebeam::models::convert::{low_rank, low_rank_seen};
 use tiebeam::models::llama::{Config, Llama};
@@ -54,12 +55,11 @@ fn file(name: &str, without: &str) -> Result<File, Error> {
             values
         })
         .collect();
-    let path = std::env::temp_dir().join(format!("tiebeam-llama-{name}-{}", std::process::id()));
+    let folder = Folder::new("llama");
+    let path = folder.join(name);
     let entries = all.iter().zip(&data).map(|((name, shape), data)| Entry::f32(name, shape, data));
     save(&path, entries, &BTreeMap::new())?;
-    let file = File::from_bytes(&path, std::fs::read(&path).expect("just written"));
-    std::fs::remove_file(&path).expect("just written");
-    file
+    File::from_bytes(&path, std::fs::read(&path).expect("just written"))
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod trained;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use support::folder::Folder;
 use support::{download, gpu};
 use tiebeam::merge::{
     ActivationMatching, Layer, MatchOptions, Matching, Mlp, Permutation, Shards, Similarity, Spec,
@@ -132,23 +133,6 @@ fn llama(seed: u64) -> Model {
     drawn(&all, seed)
 }
 
-/// A file that goes away.
-struct Temporary(PathBuf);
-
-impl Temporary {
-    fn new(name: &str) -> Temporary {
-        Temporary(
-            std::env::temp_dir().join(format!("tiebeam-matching-{name}-{}.safetensors", std::process::id())),
-        )
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
 fn llama_logits(weights: &dyn Weights) -> Tensor {
     let model = Llama::from_weights(gpu(), weights, LLAMA).unwrap();
     let tokens: Vec<u32> = (0..20).map(|i| i * 7 % LLAMA.vocab as u32).collect();
@@ -184,9 +168,10 @@ fn permutation_files_apply_and_invert() {
     let model = llama(5);
     let spec = Spec::llama(&model, LLAMA.heads, LLAMA.kv_heads).unwrap();
     let permutation = planted(&spec, &model, 3);
-    let path = Temporary::new("file");
-    permutation.save(&path.0, &BTreeMap::from([("objective".to_string(), "1".to_string())])).unwrap();
-    let read = Permutation::load(&path.0).unwrap();
+    let folder = Folder::new("matching");
+    let path = folder.join("file.safetensors");
+    permutation.save(&path, &BTreeMap::from([("objective".to_string(), "1".to_string())])).unwrap();
+    let read = Permutation::load(&path).unwrap();
     assert_eq!(read, permutation);
     assert_eq!(read.then(&read.inverse()).unwrap(), Permutation::identity(&spec, &model).unwrap());
     let (forth, back) = (noisy(&read.permuted(&model), 0.0, 0), read.inverse());
@@ -196,8 +181,8 @@ fn permutation_files_apply_and_invert() {
         assert_eq!(most_apart(x, &again.read(gpu(), name).unwrap()), 0.0, "{name}");
     }
     // Files that are something else, and orders that are none.
-    save_tensors(&path.0, &model, &BTreeMap::new()).unwrap();
-    assert!(Permutation::load(&path.0).unwrap_err().to_string().contains("no file of permutations"));
+    save_tensors(&path, &model, &BTreeMap::new()).unwrap();
+    assert!(Permutation::load(&path).unwrap_err().to_string().contains("no file of permutations"));
     let broken = |change: &Change| {
         let mut orders = permutation.orders().clone();
         change(&mut orders);
@@ -353,10 +338,11 @@ fn checkpoints_on_disk_are_matched_too() {
     let model = mlp(&[5, 8, 3], 4);
     let spec = mlp_spec(&model);
     let planted = planted(&spec, &model, 1);
-    let paths = ["a", "b"].map(|name| Temporary::new(&format!("disk-{name}")));
-    save_tensors(&paths[0].0, &model, &BTreeMap::new()).unwrap();
-    save_tensors(&paths[1].0, &noisy(&planted.permuted(&model), 0.0, 0), &BTreeMap::new()).unwrap();
-    let [a, b] = paths.each_ref().map(|path| Shards::open(&path.0).unwrap());
+    let folder = Folder::new("disk");
+    let paths = ["a", "b"].map(|name| folder.join(name));
+    save_tensors(&paths[0], &model, &BTreeMap::new()).unwrap();
+    save_tensors(&paths[1], &noisy(&planted.permuted(&model), 0.0, 0), &BTreeMap::new()).unwrap();
+    let [a, b] = paths.each_ref().map(|path| Shards::open(path).unwrap());
     let matching = match_weights(gpu(), &spec, &a, &b, &MatchOptions::default()).unwrap();
     assert_eq!(matching.permutation, planted.inverse());
     assert!(matching.distance < 1e-3 * matching.distance_before && matching.distance_ratio() > 0.999);

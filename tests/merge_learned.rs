@@ -3,6 +3,7 @@
 mod support;
 
 use std::collections::BTreeMap;
+use support::folder::Folder;
 use support::{download, gpu, within};
 use tiebeam::merge::learned::{Atlas, fisher_diagonal};
 use tiebeam::merge::methods::{average, fisher};
@@ -305,10 +306,10 @@ fn signatures_add_and_come_off() {
             within(&format!("{name}, {bits} bits"), &got, want, |i| 0.5001 * step(i) + 1e-7);
         }
         assert_eq!(signature.bytes(), (48 * bits as usize).div_ceil(8) + 8 * 4 + bits as usize + 4);
-        let path = std::env::temp_dir().join(format!("tiebeam-signature-{bits}-{}", std::process::id()));
+        let folder = Folder::new("signature");
+        let path = folder.join("signature");
         signature.save(&path).unwrap();
         assert_eq!(Signature::load(&path).unwrap(), signature);
-        std::fs::remove_file(path).unwrap();
     }
     let all = |_: &str| true;
     let [first, second] = [&robust, &other].map(|r| Signature::extract(gpu(), &clean, r, all, 8).unwrap());

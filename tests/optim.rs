@@ -7,6 +7,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use support::folder::Folder;
 use support::*;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, Sgd, SgdConfig, StepInfo};
 use tiebeam::store::{Checkpoint, load_checkpoint, load_tensors, save_checkpoint, save_tensors};
@@ -323,23 +324,6 @@ fn misuse_panics_with_the_name() {
     assert!(second.step(&again.sum_all().backward().unwrap(), f32::NAN).is_err());
 }
 
-/// A folder of this test's own, removed at the end.
-struct Folder(std::path::PathBuf);
-
-impl Folder {
-    fn new(test: &str) -> Folder {
-        let path = std::env::temp_dir().join(format!("tiebeam-optim-{test}-{}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Folder(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 /// A small regression with noise from the run's generator: what resuming must get right is all in it.
 struct Run {
     params: Vec<(String, Tensor)>,
@@ -402,7 +386,7 @@ impl Run {
 fn a_resumed_run_has_the_same_bits() {
     let gpu = gpu();
     let folder = Folder::new("resume");
-    let path = folder.0.join("run.safetensors");
+    let path = folder.join("run.safetensors");
     let mut whole = Run::new(gpu, 1);
     for step in 0..12 {
         if step == 7 {
@@ -429,7 +413,7 @@ fn a_resumed_run_has_the_same_bits() {
 fn another_models_checkpoint_is_refused() {
     let gpu = gpu();
     let folder = Folder::new("refuse");
-    let path = folder.0.join("run.safetensors");
+    let path = folder.join("run.safetensors");
     let run = Run::new(gpu, 1);
     run.save(&path);
     let refusal = |params: &[(&str, &[usize], DType)]| {
@@ -477,7 +461,7 @@ fn another_models_checkpoint_is_refused() {
 fn tensors_are_read_as_saved() {
     let gpu = gpu();
     let folder = Folder::new("tensors");
-    let path = folder.0.join("t.safetensors");
+    let path = folder.join("t.safetensors");
     let x = Tensor::from_slice(gpu, &[1.5f32, -0.0, 3e38, 4.0, 5.0, 6.0], [2, 3]);
     let half = x.slice(0, 1..2).cast(DType::F16);
     let index = Tensor::from_slice(gpu, &[7u32, u32::MAX], [2]);

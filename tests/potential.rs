@@ -5,6 +5,7 @@ mod support;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use support::folder::Folder;
 use support::gpu;
 use tiebeam::geometry::dynamics::Verlet;
 use tiebeam::geometry::elements::{atomic_number, mass, symbol};
@@ -14,12 +15,6 @@ use tiebeam::geometry::{Atoms, Calculator, Cell, Grid, Ponita, PonitaConfig, Pot
 use tiebeam::nn::Parameters;
 use tiebeam::optim::{Group, Sgd, SgdConfig};
 use tiebeam::{Rng, Tensor};
-
-fn scratch(name: &str) -> PathBuf {
-    let folder = std::env::temp_dir().join(format!("tiebeam-potential-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).expect("a folder for scratch files");
-    folder.join(name)
-}
 
 /// Atoms of two species near a lattice of this spacing, with some energy and forces.
 fn frame(seed: u64, side: usize, spacing: f64) -> Frame {
@@ -68,7 +63,8 @@ fn frames_read_back_as_the_same_bits() {
     let values = [("config_type", "bulk"), ("note", r#"two words, \"quoted\" and {braces}"#), ("empty", "")];
     periodic.other = values.map(|(k, v)| (k.to_string(), v.to_string())).into();
     let frames = [periodic, frame(5, 1, 1.0), Frame { forces: None, ..frame(6, 2, 1e-9) }, Frame::default()];
-    let path = scratch("round.xyz");
+    let folder = Folder::new("round");
+    let path = folder.join("round.xyz");
     xyz::write(&path, &frames).expect("written");
     assert_eq!(xyz::read(&path).expect("read"), frames);
 }
@@ -133,7 +129,8 @@ fn malformed_frames_are_refused_by_line() {
     }
     let (at, message) = xyz::parse(&format!("{good}\n{good}")).expect_err("a blank line between frames");
     assert!(at == 5 && message.contains("blank line 4"), "{at}: {message}");
-    let path = scratch("bad.xyz");
+    let folder = Folder::new("bad");
+    let path = folder.join("bad.xyz");
     std::fs::write(&path, "1\n\nH 0 0\n").expect("written");
     let message = xyz::read(&path).expect_err("a short line").to_string();
     assert!(message.contains("bad.xyz: line 3: "), "{message}");
@@ -419,7 +416,8 @@ fn bad_input_is_refused_in_words() {
 
 #[test]
 fn a_file_keeps_the_potential() {
-    let path = scratch("model.safetensors");
+    let folder = Folder::new("model");
+    let path = folder.join("model.safetensors");
     let own = calculator().potential();
     own.save(&path).expect("saved");
     let again = Potential::load(gpu(), &path).expect("loaded");
@@ -517,7 +515,8 @@ mod command {
 
     #[test]
     fn predict_writes_what_the_calculator_gives() {
-        let [model, input, output] = ["cli.safetensors", "cli-in.xyz", "cli-out.xyz"].map(scratch);
+        let folder = Folder::new("predict");
+        let [model, input, output] = ["model.safetensors", "in.xyz", "out.xyz"].map(|name| folder.join(name));
         calculator().potential().save(&model).expect("saved");
         let (_, cell) = crystal();
         let mut second = frame(9, 1, 1.0);
@@ -544,14 +543,16 @@ mod command {
 
     #[test]
     fn predict_says_what_is_wrong_and_leaves_the_output() {
-        let [model, input, output] = ["bad-cli.safetensors", "bad-cli.xyz", "bad-cli-out.xyz"].map(scratch);
+        let own = Folder::new("refusals");
+        let scratch = |name: &str| own.join(name);
+        let [model, input, output] = ["model.safetensors", "in.xyz", "out.xyz"].map(scratch);
         calculator().potential().save(&model).expect("saved");
         std::fs::write(&output, "as it was").expect("written");
         let hydrogen = Frame { species: vec![1], positions: vec![[0.0; 3]], ..Frame::default() };
         xyz::write(&input, &[frame(7, 2, 2.4), hydrogen]).expect("written");
         let missing = scratch("nothing.xyz");
         // What is known beforehand comes first: before a frame that only the network refuses, and before the model is opened.
-        let [far, unwritable] = ["far-cli.xyz", "unwritable-cli.xyz"].map(scratch);
+        let [far, unwritable] = ["far.xyz", "unwritable.xyz"].map(scratch);
         let apart =
             Frame { species: vec![8, 29], positions: vec![[0.0; 3], [1e300, 0.0, 0.0]], ..Frame::default() };
         let flat = Cell { vectors: [[0.0; 3]; 3], periodic: [true; 3] };
@@ -563,8 +564,8 @@ mod command {
         for (arguments, reason) in [
             ([&model, &input, &output], "frame 1: potential: atom 0 is H"),
             ([&model, &missing, &output], "nothing.xyz"),
-            ([&input, &input, &output], "bad-cli.xyz"),
-            ([&model, &far, &output], "far-cli.xyz: frame 1: neighbours: the cell"),
+            ([&input, &input, &output], "in.xyz: "),
+            ([&model, &far, &output], "far.xyz: frame 1: neighbours: the cell"),
             ([&missing, &unwritable, &output], "frame 0: the value of `note` has a quote"),
             ([&missing, &input, &nowhere], "no-folder is not there; make it first"),
             ([&missing, &input, &folder], "this is a folder; name a file"),

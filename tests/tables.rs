@@ -2,6 +2,7 @@
 
 mod support;
 
+use support::folder::Folder;
 use support::gpu;
 use tiebeam::geometry::xyz::Frame;
 use tiebeam::geometry::{
@@ -246,11 +247,11 @@ fn no_gradient_of_a_basis() {
 
 #[test]
 fn a_file_holds_the_parameters() {
-    let path = std::env::temp_dir().join(format!("tiebeam-tables-{}.safetensors", std::process::id()));
+    let folder = Folder::new("tables");
+    let path = folder.join("tables.safetensors");
     let (full, frame) = (potential(), frame(4));
     full.tabulate(9).unwrap().save(&path).unwrap();
     let again = Potential::load(gpu(), &path).unwrap();
-    std::fs::remove_file(&path).unwrap();
     assert_eq!(found(&again, &frame), found(&full, &frame));
     let named = |potential: &Potential| Parameters::of(&potential.net).named().len();
     assert_eq!(named(&again), named(&full));
@@ -265,8 +266,7 @@ fn a_file_holds_the_parameters() {
 fn predict_by_tables() {
     use std::process::Command;
     use tiebeam::geometry::xyz;
-    let folder = std::env::temp_dir().join(format!("tiebeam-tables-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
+    let folder = Folder::new("tables-cli");
     let [model, input, output] = ["model.safetensors", "in.xyz", "out.xyz"].map(|name| folder.join(name));
     let full = potential();
     full.save(&model).unwrap();
@@ -280,5 +280,4 @@ fn predict_by_tables() {
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     let calculator = Calculator::new(full.tabulate(Ponita::TABLE_POINTS).unwrap());
     assert_eq!(xyz::read(&output).unwrap(), [calculator.predict(&frame(4)).unwrap()]);
-    std::fs::remove_dir_all(&folder).unwrap();
 }

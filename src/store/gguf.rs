@@ -387,6 +387,7 @@ impl Gguf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::scratch::Folder;
 
     fn text(s: &str) -> Vec<u8> {
         [&(s.len() as u64).to_le_bytes()[..], s.as_bytes()].concat()
@@ -432,13 +433,10 @@ mod tests {
     }
 
     fn open(bytes: &[u8]) -> Result<Gguf> {
-        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("tiebeam-gguf-{}-{count}", std::process::id()));
+        let folder = Folder::new("gguf");
+        let path = folder.join("model.gguf");
         std::fs::write(&path, bytes).unwrap();
-        let file = Gguf::open(&path);
-        std::fs::remove_file(&path).unwrap();
-        file
+        Gguf::open(&path)
     }
 
     #[test]

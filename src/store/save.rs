@@ -101,11 +101,12 @@ impl fmt::Debug for Entry<'_> {
     }
 }
 
-/// Writes a safetensors file: to a temporary file beside `path`, synced to the disk and then renamed over it.
+/// Writes a safetensors file: to a temporary file beside it, synced to the disk and then renamed over it.
 ///
 /// On any error (disk full, a tensor that could not be produced) the old file is as it was and the temporary
 /// file is gone. A program that has the old file mapped keeps reading the old file (on Windows the rename
-/// fails instead). A `path` that is a symbolic link is replaced by the file.
+/// fails instead). Links are followed, mode and owner stay, devices and pipes are written through: the rules are those
+/// of [`files::replace`].
 ///
 /// The bytes depend on tensors and metadata only, not on the order of `tensors`: metadata is sorted by key,
 /// tensors by alignment, then name, as the reference implementation does, so that each tensor is aligned in
@@ -194,34 +195,10 @@ fn write(path: &Path, out: impl Write, header: &str, tensors: Vec<Entry<'_>>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::scratch::Folder;
     use crate::store::File;
     use safetensors::tensor::TensorView;
-    use std::ffi::OsString;
     use std::path::PathBuf;
-
-    /// A folder of this test's own, removed at the end.
-    struct Folder(PathBuf);
-
-    impl Folder {
-        fn new(test: &str) -> Folder {
-            let path = std::env::temp_dir().join(format!("tiebeam-{test}-{}", std::process::id()));
-            std::fs::create_dir_all(&path).unwrap();
-            Folder(path)
-        }
-
-        fn files(&self) -> Vec<OsString> {
-            let mut names: Vec<_> =
-                std::fs::read_dir(&self.0).unwrap().map(|f| f.unwrap().file_name()).collect();
-            names.sort();
-            names
-        }
-    }
-
-    impl Drop for Folder {
-        fn drop(&mut self) {
-            let _ = std::fs::remove_dir_all(&self.0);
-        }
-    }
 
     fn notes() -> BTreeMap<String, String> {
         ["step", "name", "a\"b"].map(|k| (k.to_string(), format!("{k} of\nit"))).into()
@@ -230,7 +207,7 @@ mod tests {
     #[test]
     fn what_is_saved_is_read() {
         let folder = Folder::new("save-read");
-        let path = folder.0.join("m.safetensors");
+        let path = folder.join("m.safetensors");
         let (floats, halves) = ([1.5, -0.0, 3.0e38], [f16::MAX, f16::NEG_ONE]);
         let entries = || {
             [
@@ -260,7 +237,7 @@ mod tests {
         save(&path, entries().into_iter().rev(), &notes()).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), first);
         assert_eq!(file.tensor_f16("h").unwrap(), halves);
-        assert_eq!(folder.files(), ["m.safetensors"]);
+        assert_eq!(folder.names(), ["m.safetensors"]);
     }
 
     trait MapBits {
@@ -278,7 +255,7 @@ mod tests {
     #[test]
     fn bytes_match_the_reference() {
         let folder = Folder::new("save-reference");
-        let path = folder.0.join("m");
+        let path = folder.join("m");
         let data = [1u8, 2, 3, 4, 5, 6, 7, 8];
         let tensors = [
             ("b", FileDType::F16, vec![2usize, 2]),
@@ -299,7 +276,7 @@ mod tests {
     #[test]
     fn failure_leaves_the_old_file() {
         let folder = Folder::new("save-failure");
-        let path = folder.0.join("m");
+        let path = folder.join("m");
         save(&path, [Entry::u32("u", &[1], &[7])], &BTreeMap::new()).unwrap();
         let old = std::fs::read(&path).unwrap();
         let device = || Err(Error::device("lost"));
@@ -317,19 +294,19 @@ mod tests {
         assert!(save(&path, [twice(), twice()], &notes()).unwrap_err().to_string().contains("named `u`"));
         assert!(save(&path, [Entry::u32(METADATA, &[1], &[7])], &notes()).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), old);
-        assert_eq!(folder.files(), ["m"]);
+        assert_eq!(folder.names(), ["m"]);
         // The rename fails on a folder, which stays; a missing folder and a path without a name fail before
         // that.
-        let taken = folder.0.join("taken");
+        let taken = folder.join("taken");
         std::fs::create_dir_all(taken.join("inner")).unwrap();
-        for target in [taken.clone(), folder.0.join("no/such/m"), PathBuf::from(".."), PathBuf::new()] {
+        for target in [taken.clone(), folder.join("no/such/m"), PathBuf::from(".."), PathBuf::new()] {
             assert!(
                 matches!(save(&target, [twice()], &notes()), Err(Error::Io { .. })),
                 "{}",
                 target.display()
             );
         }
-        assert_eq!(folder.files(), ["m", "taken"]);
+        assert_eq!(folder.names(), ["m", "taken"]);
     }
 
     /// A disk that fills up after any number of bytes is an error, at the header, in a tensor, or in the last

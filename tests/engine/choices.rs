@@ -1,25 +1,10 @@
 //! Measured choices of kernels: kept, read again, and left out where they cannot be trusted.
 
+use super::folder::Folder;
 use super::*;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tiebeam::Options;
 use tiebeam::gpu::Tuning;
-
-/// A folder of this test's own, removed at the end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(test: &str) -> Folder {
-        let path = std::env::temp_dir().join(format!("tiebeam-choices-{test}-{}", std::process::id()));
-        Folder(path)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 fn with(tuning: Tuning, folder: &Path) -> Gpu {
     let options = Options { tuning: Some(tuning), cache: Some(folder.to_path_buf()), ..Options::default() };
@@ -35,27 +20,31 @@ fn product(gpu: &Gpu) -> Vec<f32> {
 
 #[test]
 fn what_is_measured_is_kept_and_read_again() {
-    let folder = Folder::new("kept");
-    let tuned = with(Tuning::On, &folder.0);
+    let scratch = Folder::new("kept");
+    // Made by the first save.
+    let folder = scratch.join("cache");
+    let tuned = with(Tuning::On, &folder);
     let want = product(&own());
     assert_eq!(product(&tuned), want);
     let choices = tuned.choices();
     assert_eq!(choices.len(), 1, "{choices:?}");
-    let again = with(Tuning::Read, &folder.0);
+    let again = with(Tuning::Read, &folder);
     assert_eq!(again.choices(), choices);
     assert_eq!(product(&again), want);
-    assert!(with(Tuning::Off, &folder.0).choices().is_empty());
+    assert!(with(Tuning::Off, &folder).choices().is_empty());
     // A choice that another process kept meanwhile stays.
-    let other = with(Tuning::On, &folder.0);
+    let other = with(Tuning::On, &folder);
     let x = Tensor::ones(&other, [16, 32]);
     x.matmul(&x.t()).to_vec::<f32>().unwrap();
-    assert_eq!(with(Tuning::Read, &folder.0).choices().len(), 2);
+    assert_eq!(with(Tuning::Read, &folder).choices().len(), 2);
 }
 
 #[test]
 fn a_file_that_cannot_be_trusted_is_left_out() {
-    let folder = Folder::new("broken");
-    let tuned = with(Tuning::On, &folder.0);
+    let scratch = Folder::new("broken");
+    // Made by the first save.
+    let folder = scratch.join("cache");
+    let tuned = with(Tuning::On, &folder);
     let want = product(&tuned);
     let file = tuned.choices_file().expect("the folder was given").to_path_buf();
     let text = std::fs::read_to_string(&file).unwrap();
@@ -70,17 +59,17 @@ fn a_file_that_cannot_be_trusted_is_left_out() {
     ];
     for bytes in broken {
         std::fs::write(&file, &bytes).unwrap();
-        let gpu = with(Tuning::Read, &folder.0);
+        let gpu = with(Tuning::Read, &folder);
         assert!(gpu.choices().is_empty(), "{:?}", String::from_utf8_lossy(&bytes));
         assert_eq!(product(&gpu), want);
     }
     // Kernels that do not exist, or would divide by zero, are not run.
     for choice in ["direct 0x0x0 of 0x0", "tiled 7x7 of 3x3", "nothing"] {
         std::fs::write(&file, format!("{head}\n{key} = {choice}\n")).unwrap();
-        assert_eq!(product(&with(Tuning::Read, &folder.0)), want, "{choice}");
+        assert_eq!(product(&with(Tuning::Read, &folder)), want, "{choice}");
     }
     // Measuring again replaces the broken file.
     std::fs::write(&file, [0xff; 100]).unwrap();
-    product(&with(Tuning::On, &folder.0));
-    assert_eq!(with(Tuning::Read, &folder.0).choices().len(), 1);
+    product(&with(Tuning::On, &folder));
+    assert_eq!(with(Tuning::Read, &folder).choices().len(), 1);
 }

@@ -1,5 +1,6 @@
 //! Memory over time, faults and configuration.
 
+use super::folder::Folder;
 use super::*;
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
 use tiebeam::{Error, Options, Step};
@@ -209,7 +210,8 @@ fn a_step_and_a_file_refuse_what_carries_an_error() {
     // Nothing was run, nothing was written.
     assert_eq!(bits(&step.outputs()[0]), bits(&x.add(&x)));
     assert_eq!(bits(&step.run(&[&y, &x]).unwrap()[0]), bits(&x.add(&y)));
-    let path = std::env::temp_dir().join(format!("tiebeam-carried-{}.safetensors", std::process::id()));
+    let folder = Folder::new("carried");
+    let path = folder.join("carried.safetensors");
     is_limit("saved", tiebeam::store::save_tensors(&path, [("bad", &bad())], &Default::default()));
     assert!(!path.exists());
     gpu.synchronize().expect("the device has no fault");

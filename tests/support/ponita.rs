@@ -1,6 +1,7 @@
 //! The `ponita` family: grids, separable convolutions, networks with forces, and charged particles. Formulas and gates:
 //! `tests/vectors/ponita/README.md`.
 
+use crate::support::folder::Folder;
 use crate::support::{download, gpu, within};
 use crate::tying::{open, values};
 use std::collections::BTreeMap;
@@ -201,8 +202,7 @@ fn features(file: &File, grid: &Grid, graph: &Graph, degree: usize, radius: Opti
 /// The network of a file, and its leaves.
 fn network<'a>(file: &'a File) -> (Ponita, Leaves<'a>) {
     let config = PonitaConfig::from_json(&file.metadata()["config"]).unwrap();
-    let folder = std::env::temp_dir().join(format!("tiebeam-ponita-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
+    let folder = Folder::new("ponita");
     // Through a file of our own, so that saving and loading are under the same gates.
     let name = file.path().file_name().unwrap();
     let path = folder.join(name);
@@ -218,7 +218,6 @@ fn network<'a>(file: &'a File) -> (Ponita, Leaves<'a>) {
     net = Ponita::load(gpu(), &path).unwrap();
     net.save(&path).unwrap();
     net = Ponita::load(gpu(), &path).unwrap();
-    std::fs::remove_file(&path).unwrap();
     let made = Parameters::of(&net).named().iter().cloned().collect();
     (net, Leaves { file, made })
 }

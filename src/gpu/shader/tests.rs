@@ -256,14 +256,14 @@ fn keys_tell_sources_apart_and_forget_the_order() {
 
 #[test]
 fn the_dump_is_what_the_device_gets() {
-    let folder = std::env::temp_dir().join(format!("tiebeam-dump-{}", std::process::id()));
+    let own = crate::files::scratch::Folder::new("dump");
+    let folder = own.join("made");
     let source = Source::text("a kernel", "#unroll i 2\n// $i\nx$i\n#end\n");
     let assembled = assemble(source.clone());
     let path = source.dump(&assembled, &folder).expect("written");
     assert_eq!(std::fs::read_to_string(&path).expect("readable"), assembled.text());
     assert!(path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("a_kernel-")));
     assert!(source.dump(&assembled, &path).is_err(), "a file is no folder");
-    std::fs::remove_dir_all(&folder).expect("removed");
 }
 
 #[test]
