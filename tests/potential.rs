@@ -3,7 +3,6 @@
 
 mod support;
 
-use std::path::PathBuf;
 use std::sync::OnceLock;
 use support::folder::Folder;
 use support::gpu;
@@ -506,6 +505,7 @@ fn dynamics_keep_the_energy() {
 #[cfg(feature = "cli")]
 mod command {
     use super::*;
+    use std::path::PathBuf;
     use std::process::{Command, Output};
 
     fn predict(arguments: &[&std::path::Path]) -> Output {

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 ///   `write` made something of the same name, nothing is replaced, and the error names it.
 ///
 /// A folder without a list may be all somebody's and is refused, one that an older version made among them. A symbolic link stays one:
-/// the folder that it points to is replaced. Mode and owner of a replaced folder stay as they do for [`replace`](super::replace).
+/// the folder that it points to is replaced. Mode and owner of a replaced folder stay as they do for [`replace`](super::replace()).
 ///
 /// On any error the old folder is as it was and the new one is gone. A killed process leaves `.NAME.PID.tmp`, the new folder, and
 /// perhaps `.NAME.PID.old`, the old one; the next call for the same `path` removes the first and restores the second, or moves

@@ -80,6 +80,9 @@ impl Manifest {
                 return Err(Error::format(&path, "a listed file needs a name in UTF-8"));
             };
             let name = join(below, &name);
+            if name == MANIFEST {
+                continue;
+            }
             if entry.file_type().map_err(failed)?.is_dir() {
                 self.add(folder, &name)?;
                 continue;

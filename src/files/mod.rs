@@ -1,6 +1,6 @@
 //! Files and folders written whole or not at all.
 //!
-//! [`replace`] and [`replace_folder`] are what every writer of this crate goes through; [`check`] and [`check_folder`] say
+//! [`replace()`] and [`replace_folder`] are what every writer of this crate goes through; [`check`] and [`check_folder`] say
 //! before long work what they would refuse.
 
 mod folder;

@@ -282,7 +282,7 @@ impl Temporary {
             };
             // Between the two calls another process may have taken the file for a leftover. Where there are no locks, nobody
             // can.
-            if !matches!(file.try_lock(), Err(TryLockError::WouldBlock)) && names(&path, &file) {
+            if !matches!(file.try_lock(), Err(TryLockError::WouldBlock)) && path.exists() {
                 return Ok((Temporary(Some(path)), file));
             }
         }

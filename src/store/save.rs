@@ -106,7 +106,7 @@ impl fmt::Debug for Entry<'_> {
 /// On any error (disk full, a tensor that could not be produced) the old file is as it was and the temporary
 /// file is gone. A program that has the old file mapped keeps reading the old file (on Windows the rename
 /// fails instead). Links are followed, mode and owner stay, devices and pipes are written through: the rules are those
-/// of [`files::replace`].
+/// of [`files::replace()`].
 ///
 /// The bytes depend on tensors and metadata only, not on the order of `tensors`: metadata is sorted by key,
 /// tensors by alignment, then name, as the reference implementation does, so that each tensor is aligned in
