@@ -42,8 +42,6 @@ pub struct Step {
     /// Where the recorded kernels read their inputs.
     inputs: Vec<Tensor>,
     outputs: Vec<Tensor>,
-    /// Where the runs write outputs; those that only give out a tensor from outside are not among them.
-    written: Vec<Arc<Buffer>>,
     /// What optimizers step at from the next run on.
     rates: Vec<f32>,
 }
@@ -72,7 +70,7 @@ impl Step {
             })
             .collect();
         copy(gpu, inputs, &fixed)?;
-        let (outputs, capture) = gpu.capture((number, pool.clone()), || {
+        let (outputs, mut capture) = gpu.capture((number, pool.clone()), || {
             let made = work(&fixed)?;
             if let Some(i) = made.iter().position(|y| y.gpu() != gpu) {
                 return Err(elsewhere("output", i, gpu, &made[i]));
@@ -94,12 +92,12 @@ impl Step {
         let inputs: Vec<Tensor> = fixed.iter().map(&mut inherit).collect();
         let handed: Vec<Tensor> = outputs.iter().map(&mut inherit).collect();
         let ours = heirs.drain(..).skip(inputs.len()).filter(|(old, heir)| !Arc::ptr_eq(old, heir));
-        let written = ours.map(|(_, heir)| heir).collect();
+        capture.set_results(ours.map(|(_, heir)| heir).collect());
         // What is held beyond these two lists is the code's own.
         drop((fixed, outputs));
         gpu.close(&pool);
         let rates = capture.rates().to_vec();
-        Ok(Step { gpu: gpu.clone(), capture, inputs, outputs: handed, written, rates })
+        Ok(Step { gpu: gpu.clone(), capture, inputs, outputs: handed, rates })
     }
 
     /// Runs the step on new inputs; gives [`Step::outputs`].
@@ -129,10 +127,9 @@ impl Step {
         self.rates.iter().try_for_each(|rate| check_rate(*rate))?;
         self.gpu.check()?;
         // What is pending on the last results wants those and not the next.
-        self.gpu.settle(&self.written);
+        self.gpu.settle(self.capture.results());
         copy(&self.gpu, inputs, &self.inputs)?;
         self.capture.replay(&self.rates)?;
-        self.written.iter().for_each(|buffer| buffer.touch());
         Ok(&self.outputs)
     }
 

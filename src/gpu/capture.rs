@@ -56,6 +56,8 @@ pub(crate) struct Capture {
     outside: Vec<Arc<Buffer>>,
     /// Tensors that replays change in place.
     changed: Vec<Arc<Buffer>>,
+    /// Where replays write the step's outputs.
+    results: Vec<Arc<Buffer>>,
     refused: Option<Error>,
     /// The learning rates of optimizer steps, in order.
     rates: Vec<f32>,
@@ -205,6 +207,7 @@ impl Gpu {
             pool,
             outside: vec![],
             changed: vec![],
+            results: vec![],
             refused: None,
             rates: vec![],
             conditions: vec![],
@@ -224,6 +227,16 @@ impl Gpu {
 }
 
 impl Capture {
+    /// Tells where replays write the step's outputs.
+    pub fn set_results(&mut self, results: Vec<Arc<Buffer>>) {
+        self.results = results;
+    }
+
+    /// Where replays write the step's outputs; those that only give out a tensor from outside are not among them.
+    pub fn results(&self) -> &[Arc<Buffer>] {
+        &self.results
+    }
+
     /// The rates of the recorded run.
     pub fn rates(&self) -> &[f32] {
         &self.rates
@@ -256,7 +269,7 @@ impl Capture {
             self.conditions.iter().try_for_each(|condition| condition())?;
             gpu.settle(&self.changed);
             self.encode(rates);
-            self.changed.iter().for_each(|buffer| buffer.touch());
+            self.changed.iter().chain(&self.results).for_each(|buffer| buffer.touch());
             gpu.check()
         })
     }
@@ -272,8 +285,8 @@ impl Capture {
                     texel::copy(recorder.encoder(gpu), from, *offset, *bytes, *texel, texture);
                 }
                 Command::Dispatch { pipeline, group, params, grid, live } => {
-                    if recorder.changed.is_empty() {
-                        recorder.changed.extend_from_slice(&self.changed);
+                    if !recorder.writes_any() {
+                        recorder.writes(self.changed.iter().chain(&self.results));
                     }
                     let pass = recorder.pass(gpu);
                     pass.set_pipeline(&pipeline.raw);

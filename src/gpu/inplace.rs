@@ -101,7 +101,7 @@ impl Gpu {
         self.settle(changed);
         for ((launch, live), pipeline) in launches.iter().zip(&ready) {
             // Before each, because any of them may fill its batch and hand it over.
-            lock(&self.0.recorder).changed.extend_from_slice(changed);
+            lock(&self.0.recorder).writes(changed);
             self.encode(launch, pipeline, live.clone());
         }
         capture::changes(self, changed);
@@ -146,6 +146,7 @@ impl Gpu {
         match (from.buffer.data(), to.buffer.memory()) {
             (Ok(a), Ok(b)) if bytes > 0 => {
                 let mut recorder = lock(&self.0.recorder);
+                recorder.writes([&to.buffer]);
                 recorder.encoder(self).copy_buffer_to_buffer(a, from.offset, b, to.offset, bytes);
             }
             (Err(error), _) | (_, Err(error)) => to.buffer.fail(&error),

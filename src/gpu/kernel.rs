@@ -217,6 +217,7 @@ impl Gpu {
         } else {
             make()
         };
+        recorder.writes(launch.binds.iter().filter(|bind| bind.write).map(|bind| &bind.buffer));
         let pass = recorder.pass(self);
         pass.set_pipeline(&pipeline.raw);
         pass.set_bind_group(0, &group, &[]);

@@ -4,8 +4,8 @@ use super::buffer::Buffer;
 use super::{Gpu, lock};
 use crate::error::{Error, Result};
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 /// Dispatches in one submit. Large enough that submits cost nothing, small enough for a driver's watchdog.
 const BATCH: usize = 256;
@@ -25,8 +25,8 @@ pub(crate) struct Recorder {
     total: u64,
     uploaded: u64,
     pub(super) groups: super::kernel::Groups,
-    /// What the open batch changes in place.
-    pub(super) changed: Vec<Arc<Buffer>>,
+    /// What the open batch writes.
+    written: Vec<Weak<Buffer>>,
     /// Errors of the driver that were seen at the last submit.
     losses: u64,
     flights: VecDeque<wgpu::SubmissionIndex>,
@@ -92,17 +92,27 @@ impl Recorder {
 }
 
 impl Recorder {
-    /// Where the driver refused something of this batch, nobody knows how far its changes came.
+    /// Notes that the command that follows writes these.
+    pub fn writes<'a>(&mut self, buffers: impl IntoIterator<Item = &'a Arc<Buffer>>) {
+        self.written.extend(buffers.into_iter().map(Arc::downgrade));
+    }
+
+    pub fn writes_any(&self) -> bool {
+        !self.written.is_empty()
+    }
+
+    /// Where the driver refused something of this batch, nobody knows how far it came.
     fn look_for_losses(&mut self, gpu: &Gpu) {
         let losses = gpu.0.losses.load(Ordering::Acquire);
         if self.losses != losses {
             self.losses = losses;
             let why = gpu.check().err().map_or("an error of the driver".into(), |error| error.to_string());
-            let error =
-                Error::device(format!("the batch that was to change this was lost; load it anew ({why})"));
-            self.changed.iter().for_each(|buffer| buffer.fail(&error));
+            let error = Error::device(format!(
+                "the batch that was to write this was lost; compute or load it anew ({why})"
+            ));
+            self.written.iter().filter_map(Weak::upgrade).for_each(|buffer| buffer.fail(&error));
         }
-        self.changed.clear();
+        self.written.clear();
     }
 }
 

@@ -104,3 +104,41 @@ impl Arenas {
         Ok(words[0].into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::gpu::{Gpu, lock};
+    use crate::optim::{AdamW, AdamWConfig, Group};
+    use crate::tensor::Tensor;
+
+    /// What the driver refused may have changed all, some or nothing of it: it says so until it is loaded anew.
+    #[test]
+    fn a_lost_batch_is_known_by_what_it_wrote() {
+        let gpu = Gpu::open().unwrap();
+        let [w, v] = [1f32, 2.0].map(|x| Tensor::from_slice(&gpu, &[x, x], [2]).requires_grad());
+        let mut adamw =
+            AdamW::new(&gpu, vec![Group::new([("w", &w), ("v", &v)])], AdamWConfig::default()).unwrap();
+        let state = adamw.state_dict().unwrap();
+        let grads = w.sum_all().backward().unwrap();
+        adamw.step(&grads, 0.5).unwrap();
+        gpu.synchronize().unwrap();
+        adamw.step(&grads, 0.5).unwrap();
+        let sum = w.detach().sum_all();
+        sum.evaluate();
+        // A copy onto itself: wgpu refuses it, and with it the whole batch.
+        let raw = w.place().buffer.data().unwrap().clone();
+        lock(&gpu.0.recorder).encoder(&gpu).copy_buffer_to_buffer(&raw, 0, &raw, 0, 4);
+        assert!(gpu.synchronize().is_err());
+        gpu.take_fault().expect("the driver's refusal");
+        let lost = |error: crate::Error| assert!(error.to_string().contains("was lost"), "{error}");
+        lost(w.to_vec::<f32>().unwrap_err());
+        lost(sum.item().unwrap_err());
+        lost(adamw.state_dict().unwrap_err());
+        lost(adamw.step(&grads, 0.5).map(drop).unwrap_err());
+        assert_eq!(v.to_vec::<f32>().unwrap(), [2.0; 2], "beside it in the same arena");
+        gpu.overwrite(&[(w.place(), bytemuck::cast_slice(&[3f32, 4.0]))]).unwrap();
+        adamw.load_state(0, &state).unwrap();
+        adamw.step(&w.sum_all().backward().unwrap(), 0.5).unwrap();
+        assert_eq!(w.to_vec::<f32>().unwrap(), [2.5, 3.5]);
+    }
+}

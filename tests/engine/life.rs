@@ -1,5 +1,6 @@
 //! What a long run holds on to, and what a fault costs it.
 
+use super::folder::Folder;
 use super::*;
 use tiebeam::ops::cache::KvCache;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, Sgd, SgdConfig};
@@ -21,7 +22,8 @@ fn a_step_that_fails_changes_nothing() {
     let gpu = own();
     let w = drawn(&gpu, 1, &[4]).requires_grad();
     let mut adamw = AdamW::new(&gpu, vec![Group::new([("w", &w)])], AdamWConfig::default()).unwrap();
-    let path = std::env::temp_dir().join(format!("tiebeam-life-{}.safetensors", std::process::id()));
+    let folder = Folder::new("life");
+    let path = folder.join("run.safetensors");
     let params = [("w".to_string(), w.clone())];
     let run = Checkpoint { optimizer: adamw.state_dict().unwrap(), ..Checkpoint::default() };
     save_checkpoint(&path, &params, &run).unwrap();
@@ -46,7 +48,6 @@ fn a_step_that_fails_changes_nothing() {
     assert!(matches!(wide.to_vec::<f32>(), Err(Error::Limit { .. })));
     load_checkpoint(&path, &params).unwrap();
     assert_eq!(w.to_vec::<f32>().unwrap(), normal(1, 4));
-    std::fs::remove_file(path).unwrap();
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Threads that share a device: none gets into another's recording, and nobody sees half of a change. `tests/long/threads.rs`
 //! holds many of them at once.
 
+use super::folder::Folder;
 use super::*;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::channel;
@@ -131,7 +132,8 @@ fn a_saved_file_holds_one_step() {
     let config = SgdConfig { arena_limit: Some(4096), ..SgdConfig::default() };
     let group = Group::new(params.iter().map(|(name, w)| (name.as_str(), w)));
     let mut sgd = Sgd::new(&gpu, vec![group], config).unwrap();
-    let path = std::env::temp_dir().join(format!("tiebeam-one-step-{}.safetensors", std::process::id()));
+    let folder = Folder::new("one-step");
+    let path = folder.join("run.safetensors");
     let stop = AtomicBool::new(false);
     let (mut seen, mut last) = (0, -1.0);
     std::thread::scope(|s| {
@@ -173,7 +175,6 @@ fn a_saved_file_holds_one_step() {
         stop.store(true, Relaxed);
     });
     assert!(seen > 2, "the training went on meanwhile");
-    std::fs::remove_file(path).unwrap();
 }
 
 #[test]
