@@ -96,6 +96,8 @@ pub struct Buffer {
     moved: OnceLock<Memory>,
     /// The buffer that this is a part of, whose memory it is.
     whole: Option<Arc<Buffer>>,
+    /// Whether a lost batch leaves no mark here: its parts have marks of their own, or a count may be off by one.
+    spared: AtomicBool,
     /// Why it has no memory.
     refused: Option<Error>,
     /// Why a write to it was skipped or lost. What an operand carries comes before what the size of the result would say.
@@ -114,6 +116,7 @@ impl Buffer {
             memory,
             moved: OnceLock::new(),
             whole: None,
+            spared: AtomicBool::new(false),
             refused: None,
             failed: Mutex::default(),
             size,
@@ -127,7 +130,17 @@ impl Buffer {
     pub(crate) fn part(self: &Arc<Buffer>, gpu: &Gpu, size: u64) -> Arc<Buffer> {
         let mut part = Buffer::new(gpu, size, None);
         part.whole = Some(self.clone());
+        self.spare();
         Arc::new(part)
+    }
+
+    /// From here on a lost batch leaves no mark here.
+    pub(crate) fn spare(&self) {
+        self.spared.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_spared(&self) -> bool {
+        self.spared.load(Ordering::Relaxed)
     }
 
     /// The memory, or why what should be in it was never written.

@@ -94,7 +94,8 @@ impl Recorder {
 impl Recorder {
     /// Notes that the command that follows writes these.
     pub fn writes<'a>(&mut self, buffers: impl IntoIterator<Item = &'a Arc<Buffer>>) {
-        self.written.extend(buffers.into_iter().map(Arc::downgrade));
+        let whole = buffers.into_iter().filter(|buffer| !buffer.is_spared());
+        self.written.extend(whole.map(Arc::downgrade));
     }
 
     pub fn writes_any(&self) -> bool {

@@ -144,6 +144,7 @@ impl Arenas {
         };
         let arenas: Vec<Arena> = sizes.into_iter().map(arena).collect();
         let skipped = zeros(op, gpu, 16);
+        skipped.spare();
         // Before any parameter moves in: one that carries an error would be lost, and what moves is somebody's only copy.
         for arena in &arenas {
             arena.buffers().try_for_each(|buffer| buffer.data().map(drop))?;
