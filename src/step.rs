@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::gpu::buffer::Buffer;
-use crate::gpu::capture::Capture;
+use crate::gpu::capture::{self, Capture};
 use crate::gpu::value::Place;
 use crate::gpu::{Gpu, lock};
 use crate::tensor::Tensor;
@@ -82,12 +82,15 @@ impl Step {
         // Handed over once each, so that two outputs of one tensor stay one.
         let mut heirs: Vec<(Arc<Buffer>, Arc<Buffer>)> = Vec::new();
         let mut inherit = |x: &Tensor| {
-            let Place { buffer, offset } = x.value.place();
+            let Place { buffer, offset } = x.place();
             let known = heirs.iter().find(|(old, _)| Arc::ptr_eq(old, &buffer));
             let heir = known.map_or_else(|| gpu.heir(&buffer, &pool), |(_, heir)| heir.clone());
             heirs.push((buffer, heir.clone()));
-            let whole = Tensor::from_place(gpu, *x.shape(), x.dtype(), Place { buffer: heir, offset });
-            Tensor { offset: x.offset, strides: x.strides, ..whole }
+            if Arc::ptr_eq(&heirs[heirs.len() - 1].0, &heir) {
+                // A tensor from outside, which follows where an optimizer moves it.
+                return x.clone();
+            }
+            Tensor::from_place(gpu, *x.shape(), x.dtype(), Place { buffer: heir, offset })
         };
         let inputs: Vec<Tensor> = fixed.iter().map(&mut inherit).collect();
         let handed: Vec<Tensor> = outputs.iter().map(&mut inherit).collect();
@@ -106,6 +109,7 @@ impl Step {
     /// When an input differs in shape or dtype from the recorded one or is on another device, which is named; what an input
     /// carries, or a tensor that the step uses. Then nothing is run. The device's fault.
     pub fn run(&mut self, inputs: &[&Tensor]) -> Result<&[Tensor]> {
+        capture::refuse(&self.gpu, "a step run")?;
         if inputs.len() != self.inputs.len() {
             let (got, want) = (inputs.len(), self.inputs.len());
             return Err(Error::config(format!("Step: {got} inputs, recorded with {want}")));
@@ -143,7 +147,7 @@ impl Step {
     /// recorded ratio to it. [`Step::set_lrs`] sets each by itself.
     ///
     /// A rate that is negative or not finite is refused by the next run, as an optimizer refuses it, and so is a ratio to a
-    /// recorded rate of 0.
+    /// recorded rate of 0. A step without optimizers takes no rate.
     pub fn set_lr(&mut self, lr: f32) {
         let recorded = self.capture.rates();
         let first = recorded.first().copied().unwrap_or_default();

@@ -399,12 +399,12 @@ impl Gpu {
         }
         let copies: Vec<Tensor> = tensors.iter().map(|x| x.room_for_copy()).collect();
         copies.iter().try_for_each(Tensor::check)?;
-        self.fill_snapshot(tensors, &copies)?;
+        self.fill_snapshot(tensors, &copies.iter().collect::<Vec<_>>())?;
         Ok(copies)
     }
 
     /// Writes the elements of `tensors` at one moment to `copies` of the same shapes and dtypes.
-    pub(crate) fn fill_snapshot(&self, tensors: &[&Tensor], copies: &[Tensor]) -> Result<()> {
+    pub(crate) fn fill_snapshot(&self, tensors: &[&Tensor], copies: &[&Tensor]) -> Result<()> {
         self.check()?;
         self.unchanged(|| {
             for (x, copy) in tensors.iter().zip(copies) {
@@ -412,7 +412,7 @@ impl Gpu {
             }
         });
         self.check()?;
-        copies.iter().try_for_each(Tensor::check)
+        copies.iter().try_for_each(|copy| copy.check())
     }
 }
 

@@ -244,3 +244,19 @@ fn parameters_that_part_are_refused_by_a_replay() -> Result<()> {
     close("a, recorded again", &a, &[f64::from(before[0]) - 0.2], 1e-5);
     Ok(())
 }
+
+/// Nothing in SGD counts steps: its recorded updates go on whatever happened in between.
+#[test]
+fn parameters_of_sgd_may_part() -> Result<()> {
+    let gpu = gpu();
+    let [a, b] = [(); 2].map(|()| Tensor::ones(gpu, [1]).requires_grad());
+    let mut sgd = Sgd::new(gpu, vec![Group::new([("a", &a), ("b", &b)])], SgdConfig::default())?;
+    let mut step = Step::record(gpu, &[], |_| {
+        sgd.step(&a.add(&b).sum_all().backward()?, 0.25)?;
+        Ok(vec![])
+    })?;
+    sgd.step(&a.sum_all().backward()?, 0.25)?;
+    step.run(&[])?;
+    assert_eq!([a.item()?, b.item()?], [0.25, 0.5]);
+    Ok(())
+}

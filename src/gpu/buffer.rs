@@ -299,11 +299,21 @@ impl Gpu {
 
     /// A new buffer, `None` when the device has no memory for it.
     fn create(&self, op: &str, bytes: u64) -> Option<wgpu::Buffer> {
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
+        self.create_for(op, bytes, usage)
+    }
+
+    /// A new buffer that the host can read, `None` when there is no memory for it.
+    pub(super) fn create_readable(&self, op: &str, bytes: u64) -> Option<wgpu::Buffer> {
+        self.create_for(op, bytes, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST)
+    }
+
+    fn create_for(&self, op: &str, bytes: u64, usage: wgpu::BufferUsages) -> Option<wgpu::Buffer> {
         let scope = self.0.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let raw = self.0.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some(op),
             size: bytes,
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
+            usage,
             mapped_at_creation: false,
         });
         pollster::block_on(scope.pop()).is_none().then_some(raw)
@@ -340,6 +350,8 @@ impl Gpu {
         let mut stats = lock(&self.0.pool).stats;
         stats.used += held;
         stats.steps = held;
+        stats.most_used = stats.most_used.max(stats.used);
+        stats.peak = stats.peak.max(stats.used + stats.free);
         stats
     }
 
@@ -392,7 +404,10 @@ impl Gpu {
             match self.try_take("step", buffer.size, u64::MAX, &self.0.pool) {
                 Ok(raw) => {
                     let bytes = buffer.size.next_multiple_of(4).min(old.size());
-                    lock(&self.0.recorder).encoder(self).copy_buffer_to_buffer(old, 0, &raw, 0, bytes);
+                    let mut recorder = lock(&self.0.recorder);
+                    recorder.writes([&buffer]);
+                    recorder.encoder(self).copy_buffer_to_buffer(old, 0, &raw, 0, bytes);
+                    drop(recorder);
                     let _ = buffer.moved.set(Memory { raw, home: Arc::downgrade(&self.0.pool) });
                 }
                 Err(error) => buffer.fail(&error),
@@ -419,7 +434,7 @@ impl Gpu {
         self.check()?;
         buffer.data()?;
         let padded = bytes.div_ceil(4) * 4;
-        let staging = self.take_staging(padded.max(4));
+        let staging = self.take_staging(padded.max(4))?;
         let index = self.submit_with_findings(|recorder| {
             if padded > 0
                 && let Ok(raw) = buffer.data()
@@ -435,17 +450,17 @@ impl Gpu {
         Ok(Reading { gpu: self.clone(), staging: Some(staging), index, bytes, receiver })
     }
 
-    fn take_staging(&self, bytes: u64) -> wgpu::Buffer {
+    fn take_staging(&self, bytes: u64) -> Result<wgpu::Buffer> {
         let mut ring = lock(&self.0.staging);
         if let Some(at) = ring.iter().position(|b| b.size() >= bytes && b.size() <= bytes.max(4096) * 4) {
-            return ring.swap_remove(at);
+            return Ok(ring.swap_remove(at));
         }
         drop(ring);
-        self.0.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("readback"),
-            size: size_class(bytes).min(self.limits().max_buffer_size / 4 * 4).max(bytes),
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
+        let class = size_class(bytes).min(self.limits().max_buffer_size / 4 * 4).max(bytes);
+        // Known before anything is recorded: a buffer without memory would take the open batch with it.
+        self.create_readable("readback", class).ok_or_else(|| {
+            let stats = self.memory_stats();
+            Error::device(format!("a readback: out of memory asking for {class} bytes; {stats:?}"))
         })
     }
 }

@@ -12,6 +12,7 @@ use super::{Gpu, lock};
 use crate::error::{Error, Result};
 use crate::rng;
 use std::cell::RefCell;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 /// The numbers of a kernel at the rates that a step has now.
@@ -157,7 +158,12 @@ pub(super) fn dispatch(
 
 /// The kernels just captured change these tensors, and will at every replay.
 pub(super) fn changes(gpu: &Gpu, changed: &[Arc<Buffer>]) {
-    with(gpu, |capture| changed.iter().for_each(|buffer| push_once(&mut capture.changed, buffer)));
+    with(gpu, |capture| {
+        // What the step made itself is no tensor's any more in a replay.
+        for buffer in changed.iter().filter(|buffer| !buffer.is_of(&capture.pool)) {
+            push_once(&mut capture.changed, buffer);
+        }
+    });
 }
 
 fn push_once(list: &mut Vec<Arc<Buffer>>, buffer: &Arc<Buffer>) {
@@ -256,8 +262,10 @@ impl Capture {
         let gpu = &self.gpu;
         gpu.unchanged(|| {
             gpu.check()?;
-            for buffer in &self.outside {
+            for buffer in self.outside.iter().chain(&self.changed) {
                 buffer.data()?;
+            }
+            for buffer in self.outside.iter().chain(&self.changed).chain(&self.results) {
                 if buffer.is_left() {
                     return Err(Error::config(
                         "Step: a parameter that it uses was taken by an optimizer after the recording and has its elements \
@@ -265,12 +273,13 @@ impl Capture {
                     ));
                 }
             }
-            self.changed.iter().try_for_each(|buffer| buffer.data().map(drop))?;
             self.conditions.iter().try_for_each(|condition| condition())?;
             gpu.settle(&self.changed);
+            // Written whole, whatever became of the last run.
+            self.results.iter().for_each(|buffer| buffer.heal());
             self.encode(rates);
             self.changed.iter().chain(&self.results).for_each(|buffer| buffer.touch());
-            gpu.check()
+            Ok(())
         })
     }
 
@@ -278,6 +287,8 @@ impl Capture {
         let gpu = &self.gpu;
         let shifts = self.draws.again();
         let mut recorder = lock(&gpu.0.recorder);
+        // The batch in which it is noted what replays write; a long step is several.
+        let mut noted = None;
         for command in &self.commands {
             match command {
                 Command::Hook(hook) => hook(),
@@ -285,8 +296,10 @@ impl Capture {
                     texel::copy(recorder.encoder(gpu), from, *offset, *bytes, *texel, texture);
                 }
                 Command::Dispatch { pipeline, group, params, grid, live } => {
-                    if !recorder.writes_any() {
+                    let epoch = gpu.0.epoch.load(Ordering::Acquire);
+                    if noted != Some(epoch) {
                         recorder.writes(self.changed.iter().chain(&self.results));
+                        noted = Some(epoch);
                     }
                     let pass = recorder.pass(gpu);
                     pass.set_pipeline(&pipeline.raw);

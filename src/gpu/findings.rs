@@ -51,7 +51,11 @@ impl Gpu {
         });
         let (table, slot) = (at / SLOTS, at % SLOTS);
         // Uploaded, because an upload never lies in the memory of a recorded step, whose replays write it.
-        let fresh = || self.upload("check_ids", &[0; TABLE_BYTES as usize], TABLE_BYTES);
+        let fresh = || {
+            let table = self.upload("check_ids", &[0; TABLE_BYTES as usize], TABLE_BYTES);
+            table.spare();
+            table
+        };
         match findings.tables.get(table) {
             None => findings.tables.push(fresh()),
             Some(old) if old.data().is_err() => findings.tables[table] = fresh(),
@@ -76,7 +80,11 @@ impl Gpu {
         let tables = if written { lock(&self.0.findings).tables.clone() } else { vec![] };
         let mut recorder = lock(&self.0.recorder);
         work(&mut recorder);
-        let staging = (!tables.is_empty()).then(|| self.copy_findings(&mut recorder, &tables));
+        let staging = (!tables.is_empty()).then(|| self.copy_findings(&mut recorder, &tables)).flatten();
+        if written && staging.is_none() {
+            // No memory for the copy now: the next readback tries again.
+            self.0.findings_written.store(true, std::sync::atomic::Ordering::Release);
+        }
         let index = recorder.submit(self);
         drop(recorder);
         if let Some(staging) = staging {
@@ -89,13 +97,8 @@ impl Gpu {
         index
     }
 
-    fn copy_findings(&self, recorder: &mut Recorder, tables: &[Arc<Buffer>]) -> wgpu::Buffer {
-        let staging = self.0.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("findings"),
-            size: tables.len() as u64 * TABLE_BYTES,
-            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
+    fn copy_findings(&self, recorder: &mut Recorder, tables: &[Arc<Buffer>]) -> Option<wgpu::Buffer> {
+        let staging = self.create_readable("findings", tables.len() as u64 * TABLE_BYTES)?;
         let encoder = recorder.encoder(self);
         for (at, table) in tables.iter().enumerate() {
             if let Ok(raw) = table.data() {
@@ -103,7 +106,7 @@ impl Gpu {
                 encoder.clear_buffer(raw, 0, Some(TABLE_BYTES));
             }
         }
-        staging
+        Some(staging)
     }
 
     /// The first finding that has come to the host, as `Err`; then it is forgotten.

@@ -82,8 +82,18 @@ impl Gpu {
     ///
     /// # Errors
     /// What a buffer of the launches carries, a limit, a pipeline that cannot be made, the device's fault. Then nothing is
-    /// written, and nothing is marked: who asked knows, and the old elements stay good.
+    /// written, and nothing is marked: who asked knows, and the old elements stay good. Only where the driver loses a batch
+    /// between two of the launches the change is half done, and `changed` says so.
     pub(crate) fn change(&self, changed: &[Arc<Buffer>], launches: &[(Launch, Option<Live>)]) -> Result<()> {
+        self.unchanged(|| self.change_now(changed, launches))
+    }
+
+    /// The same for who holds others off already.
+    pub(crate) fn change_now(
+        &self,
+        changed: &[Arc<Buffer>],
+        launches: &[(Launch, Option<Live>)],
+    ) -> Result<()> {
         let done = self.try_change(changed, launches);
         if let Err(error) = &done {
             capture::failed(self, error);
@@ -92,31 +102,32 @@ impl Gpu {
     }
 
     fn try_change(&self, changed: &[Arc<Buffer>], launches: &[(Launch, Option<Live>)]) -> Result<()> {
-        let _changing = lock(&self.0.changing);
         self.check()?;
         for buffer in changed {
             buffer.data()?;
         }
         let ready = launches.iter().map(|(launch, _)| self.prepare(launch)).collect::<Result<Vec<_>>>()?;
         self.settle(changed);
-        for ((launch, live), pipeline) in launches.iter().zip(&ready) {
+        for (i, ((launch, live), pipeline)) in launches.iter().zip(&ready).enumerate() {
             // Before each, because any of them may fill its batch and hand it over.
             lock(&self.0.recorder).writes(changed);
-            self.encode(launch, pipeline, live.clone());
+            if let Err(error) = self.encode(launch, pipeline, live.clone()) {
+                changed.iter().filter(|_| i > 0).for_each(|buffer| buffer.fail(&error));
+                return Err(error);
+            }
         }
         capture::changes(self, changed);
         changed.iter().for_each(|buffer| buffer.touch());
         Ok(())
     }
 
-    /// Writes bytes at places of buffers in use, all of them at one moment: what is recorded or pending sees the old elements,
-    /// what comes later the new ones. A tensor that was lost is good again.
+    /// Writes bytes at places of buffers in use, for who holds others off ([`Gpu::unchanged`]): what is recorded or pending sees the
+    /// old elements, what comes later the new ones. A tensor that was lost is good again.
     ///
     /// # Errors
     /// That a buffer has no memory; the device's fault, if one stands. Then nothing is written.
-    pub(crate) fn overwrite(&self, writes: &[(Place, &[u8])]) -> Result<()> {
+    pub(crate) fn overwrite_now(&self, writes: &[(Place, &[u8])]) -> Result<()> {
         capture::refuse(self, "a write from the host")?;
-        let _changing = lock(&self.0.changing);
         let buffers: Vec<_> = writes.iter().map(|(place, _)| place.buffer.clone()).collect();
         // Before what is pending is computed: under a fault it would be lost.
         self.check()?;
@@ -126,13 +137,13 @@ impl Gpu {
         // The queue runs writes before every command of the next submit: the open batch must go first, and nothing
         // may be recorded in between.
         recorder.submit(self);
+        self.check()?;
         for (raw, (place, bytes)) in raws.iter().zip(writes) {
             self.write_words(raw, place.offset, bytes);
             place.buffer.heal();
             place.buffer.touch();
         }
-        drop(recorder);
-        self.check()
+        Ok(())
     }
 
     /// Runs `work` while nobody changes a tensor in place: what it copies is of one moment.

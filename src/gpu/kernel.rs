@@ -44,7 +44,8 @@ pub(crate) struct Launch<'a> {
 impl Launch<'_> {
     /// Its results carry the error.
     fn fail(&self, error: &Error) {
-        self.binds.iter().filter(|bind| bind.write).for_each(|bind| bind.buffer.fail(error));
+        let written = self.binds.iter().filter(|bind| bind.write && !bind.buffer.is_spared());
+        written.for_each(|bind| bind.buffer.fail(error));
     }
 }
 
@@ -129,12 +130,10 @@ impl Gpu {
         if launch.grid.contains(&0) {
             return;
         }
-        match self.check().and_then(|()| self.prepare(&launch)) {
-            Ok(pipeline) => self.encode(&launch, &pipeline, live),
-            Err(error) => {
-                capture::failed(self, &error);
-                launch.fail(&error);
-            }
+        let prepared = self.check().and_then(|()| self.prepare(&launch));
+        if let Err(error) = prepared.and_then(|pipeline| self.encode(&launch, &pipeline, live)) {
+            capture::failed(self, &error);
+            launch.fail(&error);
         }
     }
 
@@ -158,15 +157,11 @@ impl Gpu {
         self.pipeline(launch).map_err(|error| self.raise(error))
     }
 
-    /// Records a dispatch that was prepared.
-    pub(super) fn encode(&self, launch: &Launch, pipeline: &Arc<Pipeline>, live: Option<Live>) {
+    /// Records a dispatch that was prepared; fails where an operand was lost since.
+    pub(super) fn encode(&self, launch: &Launch, pipeline: &Arc<Pipeline>, live: Option<Live>) -> Result<()> {
         let mut recorder = lock(&self.0.recorder);
         // Only now: a recorded step's end may have moved what somebody holds of it.
-        let raws: Result<Vec<_>> = launch.binds.iter().map(|bind| bind.buffer.data()).collect();
-        let raws = match raws {
-            Ok(raws) => raws,
-            Err(error) => return launch.fail(&error),
-        };
+        let raws = launch.binds.iter().map(|bind| bind.buffer.data()).collect::<Result<Vec<_>>>()?;
         let mut views: Vec<Option<wgpu::TextureView>> = Vec::with_capacity(raws.len());
         for (i, (bind, raw)) in launch.binds.iter().zip(&raws).enumerate() {
             let place = pipeline.texels.iter().position(|(binding, _)| *binding == bind.binding);
@@ -230,6 +225,7 @@ impl Gpu {
         drop(recorder);
         capture::dispatch(self, pipeline, &group, &launch.binds, launch.params, launch.grid, live);
         self.profiled(launch);
+        Ok(())
     }
 
     fn pipeline(&self, launch: &Launch) -> Result<Arc<Pipeline>> {

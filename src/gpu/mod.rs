@@ -191,7 +191,8 @@ impl Gpu {
 
     /// Keeps the first fault of the device; later ops do nothing until it is taken.
     ///
-    /// For what the device lost: memory, a pipeline, itself. A limit known beforehand is no fault: the op's results carry it.
+    /// For what the device lost: a pipeline, a batch of work, itself. A limit known beforehand, or no memory for one buffer, is no
+    /// fault: the op's results carry it.
     #[doc(hidden)]
     pub fn raise(&self, error: Error) -> Error {
         tracing::error!(%error, "fault");
@@ -209,9 +210,13 @@ impl Gpu {
 
     /// Takes the device's standing fault away, so that work may go on with tensors made from here on.
     ///
-    /// A fault is what the device itself lost: memory, a pipeline, the device. While it stands every op is skipped. Tensors
+    /// A fault is what the device itself lost: a pipeline, a batch of work, the device. While it stands every op is skipped. Tensors
     /// made by the ops that were skipped carry it from then on, and so does what is made of them; it does not come back to
-    /// the device. A limit that an op would pass is no fault: only its results and what depends on them carry that.
+    /// the device. What was there before stays: parameters, optimizer state and caches are not changed by a step that was
+    /// skipped. Where a batch was lost on its way, what it was to write carries that, until it is loaded or computed anew.
+    ///
+    /// A limit that an op would pass, or a tensor that finds no memory, is no fault: only its results and what depends on them
+    /// carry that.
     pub fn take_fault(&self) -> Option<Error> {
         lock(&self.0.fault).take()
     }

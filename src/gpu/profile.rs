@@ -47,7 +47,7 @@ impl Gpu {
         Ok(all)
     }
 
-    /// Called behind every dispatch, with no lock held.
+    /// Called behind every dispatch, with neither the recorder nor a pool locked.
     pub(crate) fn profiled(&self, launch: &Launch) {
         if lock(&self.0.profile).idle.is_none() || self.wait_idle().is_err() {
             return;

@@ -94,12 +94,7 @@ impl Recorder {
 impl Recorder {
     /// Notes that the command that follows writes these.
     pub fn writes<'a>(&mut self, buffers: impl IntoIterator<Item = &'a Arc<Buffer>>) {
-        let whole = buffers.into_iter().filter(|buffer| !buffer.is_spared());
-        self.written.extend(whole.map(Arc::downgrade));
-    }
-
-    pub fn writes_any(&self) -> bool {
-        !self.written.is_empty()
+        self.written.extend(buffers.into_iter().map(Arc::downgrade));
     }
 
     /// Where the driver refused something of this batch, nobody knows how far it came.
@@ -111,7 +106,8 @@ impl Recorder {
             let error = Error::device(format!(
                 "the batch that was to write this was lost; compute or load it anew ({why})"
             ));
-            self.written.iter().filter_map(Weak::upgrade).for_each(|buffer| buffer.fail(&error));
+            let written = self.written.iter().filter_map(Weak::upgrade);
+            written.filter(|buffer| !buffer.is_spared()).for_each(|buffer| buffer.fail(&error));
         }
         self.written.clear();
     }

@@ -182,7 +182,14 @@ impl Value {
 
     /// Whether there is nothing to compute any more, on any thread.
     pub(super) fn is_settled(&self) -> bool {
-        matches!(&*lock(&self.state), State::Ready(..))
+        let mut state = lock(&self.state);
+        // A recording that is over asks for no kernel any more.
+        if let State::Ahead(place, _) = &*state
+            && !self.gpu.is_recording(self.recording)
+        {
+            *state = State::made(place.clone());
+        }
+        matches!(&*state, State::Ready(..))
     }
 
     /// How often the elements were changed in place since they were made; what is pending was not.

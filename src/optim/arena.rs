@@ -163,11 +163,14 @@ impl Arenas {
                 leaf.name
             );
         }
-        for leaf in &mut leaves {
-            let part = arenas[leaf.arena].params.part(gpu, DType::F32.buffer_bytes(leaf.tensor.count()));
-            leaf.tensor.value.move_to(&Place { buffer: part.clone(), offset: leaf.offset });
-            leaf.part = Some(part);
-        }
+        // Not in the middle of another thread's replay, which may still change the parameters where they are.
+        gpu.unchanged(|| {
+            for leaf in &mut leaves {
+                let part = arenas[leaf.arena].params.part(gpu, DType::F32.buffer_bytes(leaf.tensor.count()));
+                leaf.tensor.value.move_to(&Place { buffer: part.clone(), offset: leaf.offset });
+                leaf.part = Some(part);
+            }
+        });
         let counts = leaves.iter().map(|_| AtomicU64::new(0)).collect();
         Ok(Arenas {
             op,
@@ -207,6 +210,18 @@ impl Arenas {
             self.op,
             present.len()
         );
+        // Counts and kernels are of one moment, also beside replays of steps that take this optimizer's.
+        gpu.unchanged(|| self.step_now(present, grads, clip, kernel))
+    }
+
+    fn step_now(
+        &mut self,
+        present: Vec<bool>,
+        grads: &Grads,
+        clip: Option<f32>,
+        kernel: &Kernel,
+    ) -> Result<StepInfo> {
+        let gpu = self.gpu.clone();
         let groups = self.groups(&present, kernel.counts);
         let table = self.table(groups);
         // Nothing is changed by an update that could not be made whole.
@@ -234,16 +249,16 @@ impl Arenas {
         for part in &table.parts {
             changed.extend(self.arenas[part.arena].moments.iter().cloned());
         }
-        gpu.change(&changed, &launches)?;
+        gpu.change_now(&changed, &launches)?;
         drop(launches);
-        self.count(present);
+        self.count(present, kernel.counts);
         let norm = Tensor::from_place(&gpu, Shape::new(&[]), DType::F32, Place { buffer: norm, offset: 0 });
         Ok(StepInfo { norm })
     }
 
     /// The parameters of a part's update.
     fn params(&self, part: &Part, kernel: &Kernel) -> Vec<u32> {
-        let numbers = (kernel.numbers)(kernel.lr, self.counts[part.leaf].load(Relaxed) + 1);
+        let numbers = (kernel.numbers)(kernel.lr, self.counts[part.leaf].load(Relaxed).saturating_add(1));
         let sizes = [grid(part.chunks)[0], part.chunks as u32];
         sizes.into_iter().chain(numbers.iter().map(|x| x.to_bits())).collect()
     }
@@ -251,7 +266,7 @@ impl Arenas {
     /// What changes in them from one replay of a recorded step to the next.
     fn live(&self, part: &Part, kernel: &Kernel, rate: usize) -> Live {
         let (numbers, counts, leaf) = (kernel.numbers.clone(), self.counts.clone(), part.leaf);
-        let make = move |rates: &[f32]| numbers(rates[rate], counts[leaf].load(Relaxed) + 1);
+        let make = move |rates: &[f32]| numbers(rates[rate], counts[leaf].load(Relaxed).saturating_add(1));
         Live::Numbers { at: 2, make: Arc::new(make) }
     }
 
@@ -284,12 +299,14 @@ impl Arenas {
     }
 
     /// Counts a step of these leaves, and of every replay.
-    fn count(&mut self, present: Vec<bool>) {
+    fn count(&mut self, present: Vec<bool>, counts_matter: bool) {
         let number = capture::number(&self.gpu);
-        if number != 0 && self.recording.0 != number {
-            self.recording = (number, self.counts.iter().map(|count| count.load(Relaxed)).collect());
+        if number != 0 && counts_matter {
+            if self.recording.0 != number {
+                self.recording = (number, self.counts.iter().map(|count| count.load(Relaxed)).collect());
+            }
+            self.hold_together(&present);
         }
-        self.hold_together(&present);
         let (steps, counts) = (self.steps.clone(), self.counts.clone());
         let count = move || {
             steps.fetch_add(1, Relaxed);

@@ -1,8 +1,8 @@
 //! Optimizers: parameters, gradients and moments in parallel arenas, one kernel a step and arena.
 //!
 //! An optimizer moves its parameters into memory of its own; every handle on them sees that. Backward passes then write
-//! gradients where the optimizer reads them, and a step is three dispatches whatever the number of tensors. Nothing is
-//! read back: the gradients' norm stays on the device until somebody asks.
+//! gradients where the optimizer reads them, and a step is three dispatches whatever the number of tensors (two more where they fill
+//! another arena, or joined late). Nothing is read back: the gradients' norm stays on the device until somebody asks.
 //!
 //! ```no_run
 //! use tiebeam::optim::{AdamW, AdamWConfig, Group, Schedule};
@@ -26,7 +26,7 @@
 //!
 //! A step changes all its parameters or none: one that returns an error has changed nothing. Parameters belong to one optimizer
 //! at a time; when it is dropped, or could not be made, they are free for another, and go on from the values that they have.
-//! Recorded steps over them must be recorded again then, and say so.
+//! Once another has taken them, steps recorded before must be recorded again, and say so.
 
 mod adamw;
 mod arena;

@@ -20,7 +20,11 @@ impl Arenas {
             let start = |arena: &Arena| self.gpu.start_read(&arena.moments[index], 0, arena.layout.bytes);
             self.arenas.iter().map(start).collect()
         };
-        let readings: Result<Vec<_>> = self.gpu.unchanged(|| (0..self.moments.len()).map(read).collect());
+        let (readings, taken, steps) = self.gpu.unchanged(|| {
+            let readings: Result<Vec<_>> = (0..self.moments.len()).map(read).collect();
+            let taken: Vec<u64> = self.counts.iter().map(|count| count.load(Relaxed)).collect();
+            (readings, taken, self.steps())
+        });
         let mut state = Vec::new();
         for (moment, readings) in self.moments.iter().zip(readings?) {
             let elements: Vec<Vec<f32>> = readings
@@ -32,9 +36,8 @@ impl Arenas {
                 (format!("{moment}/{}", leaf.name), *leaf.tensor.shape(), data)
             }));
         }
-        for (leaf, count) in self.leaves.iter().zip(self.counts.iter()).filter(|_| counts) {
-            let count = count.load(Relaxed);
-            if count != self.steps() {
+        for (leaf, count) in self.leaves.iter().zip(taken).filter(|_| counts) {
+            if count != steps {
                 state.push((format!("{COUNT}/{}", leaf.name), Shape::new(&[]), vec![count as f32]));
             }
         }
@@ -90,12 +93,15 @@ impl Arenas {
         let arenas = |index: usize| self.arenas.iter().map(move |arena| arena.moments[index].clone());
         let places = (0..images.len()).flat_map(arenas).map(|buffer| Place { buffer, offset: 0 });
         let bytes = images.iter().flatten().map(|elements| bytemuck::cast_slice(elements));
-        self.gpu.overwrite(&places.zip(bytes).collect::<Vec<_>>())?;
-        self.steps.store(steps, Relaxed);
-        for (count, new) in self.counts.iter().zip(counts) {
-            count.store(new, Relaxed);
-        }
-        Ok(())
+        let writes: Vec<_> = places.zip(bytes).collect();
+        self.gpu.unchanged(|| {
+            self.gpu.overwrite_now(&writes)?;
+            self.steps.store(steps, Relaxed);
+            for (count, new) in self.counts.iter().zip(counts) {
+                count.store(new, Relaxed);
+            }
+            Ok(())
+        })
     }
 
     /// Steps that changed nothing because the gradients had no finite norm. Waits for the device.
@@ -109,6 +115,7 @@ impl Arenas {
 mod tests {
     use crate::gpu::{Gpu, lock};
     use crate::optim::{AdamW, AdamWConfig, Group};
+    use crate::step::Step;
     use crate::tensor::Tensor;
 
     /// What the driver refused may have changed all, some or nothing of it: it says so until it is loaded anew.
@@ -121,8 +128,15 @@ mod tests {
         let state = adamw.state_dict().unwrap();
         let grads = w.sum_all().backward().unwrap();
         adamw.step(&grads, 0.5).unwrap();
+        let mut step = Step::record(&gpu, &[], |_| {
+            adamw.step(&w.scale(2.0).sum_all().backward()?, 0.5)?;
+            Ok(vec![v.sum_all()])
+        })
+        .unwrap();
         gpu.synchronize().unwrap();
-        adamw.step(&grads, 0.5).unwrap();
+        // Work of others in the same batch comes first.
+        v.detach().scale(2.0).evaluate();
+        step.run(&[]).unwrap();
         let sum = w.detach().sum_all();
         sum.evaluate();
         // A copy onto itself: wgpu refuses it, and with it the whole batch.
@@ -133,12 +147,35 @@ mod tests {
         let lost = |error: crate::Error| assert!(error.to_string().contains("was lost"), "{error}");
         lost(w.to_vec::<f32>().unwrap_err());
         lost(sum.item().unwrap_err());
+        lost(step.outputs()[0].item().unwrap_err());
+        lost(step.run(&[]).map(drop).unwrap_err());
         lost(adamw.state_dict().unwrap_err());
         lost(adamw.step(&grads, 0.5).map(drop).unwrap_err());
         assert_eq!(v.to_vec::<f32>().unwrap(), [2.0; 2], "beside it in the same arena");
-        gpu.overwrite(&[(w.place(), bytemuck::cast_slice(&[3f32, 4.0]))]).unwrap();
+        gpu.unchanged(|| gpu.overwrite_now(&[(w.place(), bytemuck::cast_slice(&[3f32, 4.0]))])).unwrap();
         adamw.load_state(0, &state).unwrap();
         adamw.step(&w.sum_all().backward().unwrap(), 0.5).unwrap();
         assert_eq!(w.to_vec::<f32>().unwrap(), [2.5, 3.5]);
+        step.run(&[]).unwrap();
+        assert!(w.to_vec::<f32>().unwrap()[0] < 2.1 && step.outputs()[0].item().unwrap() == 4.0);
+    }
+
+    /// Loading parameters and state heals an optimizer that was made in the lost batch itself.
+    #[test]
+    fn an_optimizer_made_in_a_lost_batch_can_be_loaded() {
+        let gpu = Gpu::open().unwrap();
+        let w = Tensor::from_slice(&gpu, &[1f32, 2.0], [2]).requires_grad();
+        gpu.synchronize().unwrap();
+        let mut adamw = AdamW::new(&gpu, vec![Group::new([("w", &w)])], AdamWConfig::default()).unwrap();
+        let raw = w.place().buffer.data().unwrap().clone();
+        lock(&gpu.0.recorder).encoder(&gpu).copy_buffer_to_buffer(&raw, 0, &raw, 0, 4);
+        assert!(gpu.synchronize().is_err());
+        gpu.take_fault();
+        assert!(w.to_vec::<f32>().is_err() && adamw.state_dict().is_err());
+        gpu.unchanged(|| gpu.overwrite_now(&[(w.place(), bytemuck::cast_slice(&[3f32, 4.0]))])).unwrap();
+        let zeros = |moment: &str| (format!("{moment}/w"), *w.shape(), vec![0.0; 2]);
+        adamw.load_state(0, &[zeros("m"), zeros("v")]).unwrap();
+        adamw.step(&w.sum_all().backward().unwrap(), 0.5).unwrap();
+        assert_eq!((w.to_vec::<f32>().unwrap(), adamw.skipped().unwrap()), (vec![2.5, 3.5], 0));
     }
 }

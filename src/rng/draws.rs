@@ -49,10 +49,12 @@ impl Counter {
 
     /// Takes the number of the next draw, with the seed.
     pub fn next(self: &Arc<Counter>) -> [u64; 2] {
-        recording(|notes| notes.origin(self));
+        let origin = recording(|notes| notes.origin(self));
         let mut state = self.lock();
         let now = *state;
-        state[1] += 1;
+        state[1] = now[1].wrapping_add(1);
+        drop(state);
+        recording(|notes| notes.drawn(origin, self, now[1]));
         now
     }
 
@@ -75,7 +77,7 @@ struct Root {
     counter: Arc<Counter>,
     /// Draws before the step's first.
     first: u64,
-    /// Draws of one run.
+    /// Draws of one run: up to its last, where other threads draw in between.
     count: u64,
 }
 
@@ -94,12 +96,22 @@ impl Drawn {
         })
     }
 
+    /// Notes that draw `id` was taken.
+    fn drawn(&mut self, origin: Option<Origin>, counter: &Counter, id: u64) {
+        if let Some(Origin::Root(root)) = origin
+            && let root = &mut self.roots[root]
+            && root.counter.number == counter.number
+        {
+            root.count = id.wrapping_sub(root.first).wrapping_add(1);
+        }
+    }
+
     /// Takes from every generator what one more run takes.
     pub fn again(&self) -> Shifts<'_> {
         let take = |root: &Root| {
             let mut state = root.counter.lock();
             let now = *state;
-            state[1] += root.count;
+            state[1] = now[1].wrapping_add(root.count);
             (now[0], now[1].wrapping_sub(root.first))
         };
         Shifts { drawn: self, roots: self.roots.iter().map(take).collect() }
@@ -114,15 +126,12 @@ pub(crate) struct Shifts<'a> {
 }
 
 impl Shifts<'_> {
-    /// The stream that stands for the recorded draw `id` of this generator; `None` where every run draws the same.
+    /// The stream that stands for the recorded draw `id` of this generator; `None` where every run draws the same, as from a seed
+    /// in the code, or what was drawn before it, such as the mask of a graph from outside.
     pub fn stream(&self, generator: u64, id: u64) -> Option<Stream> {
-        match self.drawn.origins.get(&generator) {
-            Some(&Origin::Root(root)) => {
-                let (seed, shift) = self.roots[root];
-                Some(Stream::numbered(seed, id.wrapping_add(shift)))
-            }
-            Some(Origin::Here) | None => None,
-        }
+        let Some(&Origin::Root(root)) = self.drawn.origins.get(&generator) else { return None };
+        let (seed, shift) = self.roots[root];
+        (id >= self.drawn.roots[root].first).then(|| Stream::numbered(seed, id.wrapping_add(shift)))
     }
 }
 
@@ -130,8 +139,8 @@ thread_local! {
     static NOTES: RefCell<Option<Drawn>> = const { RefCell::new(None) };
 }
 
-fn recording<T>(note: impl FnOnce(&mut Drawn) -> T) {
-    NOTES.with_borrow_mut(|notes| notes.as_mut().map(note));
+fn recording<T>(note: impl FnOnce(&mut Drawn) -> T) -> Option<T> {
+    NOTES.with_borrow_mut(|notes| notes.as_mut().map(note))
 }
 
 /// Whether this thread records a step.
@@ -146,9 +155,5 @@ pub(crate) fn draw_from_here() {
 
 /// Ends the notes.
 pub(crate) fn drawn() -> Drawn {
-    let mut drawn = NOTES.take().unwrap_or_default();
-    for root in &mut drawn.roots {
-        root.count = root.counter.state()[1].wrapping_sub(root.first);
-    }
-    drawn
+    NOTES.take().unwrap_or_default()
 }

@@ -118,10 +118,12 @@ pub fn load_checkpoint(path: impl AsRef<Path>, params: &[(String, Tensor)]) -> R
     let file = File::open(path)?;
     let run = run(&file)?;
     check(&file, params)?;
-    for params in params.chunk_by(|(_, a), (_, b)| a.gpu() == b.gpu()) {
-        let write = |(name, tensor): &(String, Tensor)| Ok((tensor.place(), file.bytes(name)?));
-        let writes = params.iter().map(write).collect::<Result<Vec<_>>>()?;
-        params[0].1.gpu().overwrite(&writes)?;
+    for gpu in devices(params.iter().map(|(_, tensor)| tensor)) {
+        gpu.unchanged(|| {
+            let own = params.iter().filter(|(_, tensor)| tensor.gpu() == gpu);
+            let writes = own.map(|(name, tensor)| Ok((tensor.place(), file.bytes(name)?)));
+            gpu.overwrite_now(&writes.collect::<Result<Vec<_>>>()?)
+        })?;
     }
     Ok(run)
 }
@@ -208,28 +210,23 @@ fn of_one_moment(tensors: &[&Tensor], write: impl FnOnce(Vec<Tensor>) -> Result<
     let copies: Vec<Tensor> = tensors.iter().map(|tensor| tensor.room_for_copy()).collect();
     if copies.iter().any(|copy| copy.check().is_err()) {
         drop(copies);
-        let mut gpus: Vec<&Gpu> = Vec::new();
-        for tensor in tensors {
-            if !gpus.contains(&tensor.gpu()) {
-                gpus.push(tensor.gpu());
-            }
-        }
+        let gpus = devices(tensors.iter().copied());
         return holding(&gpus, || write(tensors.iter().map(|&tensor| tensor.clone()).collect()));
     }
-    for at in chunks(tensors) {
-        tensors[at.start].gpu().fill_snapshot(&tensors[at.clone()], &copies[at])?;
+    for gpu in devices(tensors.iter().copied()) {
+        let own = tensors.iter().zip(&copies).filter(|(tensor, _)| tensor.gpu() == gpu);
+        let (tensors, copies): (Vec<&Tensor>, Vec<&Tensor>) = own.unzip();
+        gpu.fill_snapshot(&tensors, &copies)?;
     }
     write(copies)
 }
 
-/// Runs of tensors of one device.
-fn chunks(tensors: &[&Tensor]) -> Vec<std::ops::Range<usize>> {
-    let mut start = 0;
-    let run = |run: &[&Tensor]| {
-        start += run.len();
-        start - run.len()..start
-    };
-    tensors.chunk_by(|a, b| a.gpu() == b.gpu()).map(run).collect()
+/// The devices of some tensors, in an order that all threads keep.
+fn devices<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<&'a Gpu> {
+    let mut all: Vec<&Gpu> = tensors.map(Tensor::gpu).collect();
+    all.sort_by_key(|gpu| gpu.0.id);
+    all.dedup();
+    all
 }
 
 /// Runs `work` while nobody changes a tensor of these devices in place.

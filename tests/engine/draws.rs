@@ -125,3 +125,55 @@ fn a_run_saved_between_replays_resumes_to_the_same_bits() {
     assert_eq!(train(&half, &mut Rng::from_state(rng.state()), 3), whole);
     assert_ne!(train(&half, &mut Rng::new(3), 3), whole);
 }
+
+/// A mask drawn before the recording stays the mask of its graph.
+#[test]
+fn what_was_drawn_before_is_not_drawn_again() {
+    let gpu = own();
+    let x = ones(&gpu).requires_grad();
+    let mut rng = Rng::new(4);
+    let early = x.dropout(0.5, &mut rng);
+    let want = mask(&early);
+    let mut step = Step::record(&gpu, &[], |_| {
+        let own = ones(&gpu).dropout(0.5, &mut rng);
+        Ok(vec![early.sum_all().backward_retain_graph()?.get(&x).unwrap().clone(), own])
+    })
+    .unwrap();
+    for run in 1..4 {
+        assert!(mask(&step.outputs()[0]) == want, "run {run}");
+        assert_eq!(rng.state(), [4, 1 + run]);
+        step.run(&[]).unwrap();
+    }
+}
+
+/// Another thread that draws from a shared generator takes streams of its own.
+#[test]
+fn draws_of_other_threads_are_no_part_of_a_step() {
+    let gpu = own();
+    let x = ones(&gpu);
+    let shared = std::sync::Mutex::new(Rng::new(6));
+    let draw = || shared.lock().unwrap().next_stream();
+    let mut seen = Vec::new();
+    let mut step = std::thread::scope(|s| {
+        let masks = |x: &Tensor| x.dropout(0.5, &mut shared.lock().unwrap());
+        Step::record(&gpu, &[&x], |x| {
+            let first = masks(&x[0]);
+            seen.push(s.spawn(draw).join().unwrap());
+            let second = masks(&x[0]);
+            seen.push(s.spawn(draw).join().unwrap());
+            Ok(vec![first, second])
+        })
+        .unwrap()
+    });
+    let mut all: Vec<_> = step.outputs().iter().map(mask).collect();
+    for _ in 0..3 {
+        all.extend(step.run(&[&x]).unwrap().iter().map(mask));
+        let mut host = vec![0.0; 64];
+        draw().fill_uniform(&mut host);
+        all.push(host.iter().map(|u| *u >= 0.5).collect());
+    }
+    let count = all.len();
+    all.sort();
+    all.dedup();
+    assert_eq!(all.len(), count, "no two masks are equal");
+}

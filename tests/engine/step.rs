@@ -377,3 +377,73 @@ fn a_step_over_parameters_that_moved_is_refused() {
     let said = inside.err().expect("an error").to_string();
     assert!(said.contains("an optimizer made inside a recorded step"), "{said}");
 }
+
+/// An output may be part of what the code made; views of it walk its own elements.
+#[test]
+fn an_output_that_is_a_view_is_one_of_its_own_elements() {
+    let gpu = own();
+    let (x, y) = (drawn(&gpu, 1, &[256]), drawn(&gpu, 2, &[256]));
+    let work = |x: &Tensor| x.scale(2.0).slice(0, 64..128);
+    let mut step = Step::record(&gpu, &[&x], |x| Ok(vec![work(&x[0])])).unwrap();
+    for x in [&x, &y] {
+        step.run(&[x]).unwrap();
+        let (got, want) = (&step.outputs()[0], work(x));
+        assert_eq!(bits(got), bits(&want));
+        for view in
+            [|x: &Tensor| x.unsqueeze(1).expand([64, 2]), |x: &Tensor| x.reshape([8, 8]).t().contiguous()]
+        {
+            assert_eq!(bits(&view(got)), bits(&view(&want)));
+        }
+    }
+}
+
+#[test]
+fn a_step_run_inside_a_recording_is_refused() {
+    let gpu = own();
+    let x = drawn(&gpu, 1, &[4]);
+    let mut inner = Step::record(&gpu, &[&x], |x| Ok(vec![x[0].exp()])).unwrap();
+    let outer = Step::record(&gpu, &[&x], |x| Ok(inner.run(&[&x[0]])?.to_vec()));
+    let said = outer.err().expect("an error").to_string();
+    assert!(said.contains("a step run inside a recorded step"), "{said}");
+    assert_eq!(bits(&inner.run(&[&x]).unwrap()[0]), bits(&x.exp()));
+}
+
+/// A step that only gives out a parameter has no kernel there: it follows where the parameter goes. Its own results stay its own.
+#[test]
+fn what_a_step_gives_out_may_be_taken_by_an_optimizer() {
+    let gpu = own();
+    let w = drawn(&gpu, 1, &[4]).requires_grad();
+    let mut look = Step::record(&gpu, &[], |_| Ok(vec![w.clone()])).unwrap();
+    let mut sgd = Sgd::new(&gpu, vec![Group::new([("w", &w)])], SgdConfig::default()).unwrap();
+    sgd.step(&w.sum_all().backward().unwrap(), 1.0).unwrap();
+    look.run(&[]).unwrap();
+    assert_eq!(bits(&look.outputs()[0]), bits(&w));
+    let mut make = Step::record(&gpu, &[&w], |x| Ok(vec![x[0].scale(2.0)])).unwrap();
+    let taken = make.outputs()[0].requires_grad();
+    let _other = Sgd::new(&gpu, vec![Group::new([("taken", &taken)])], SgdConfig::default()).unwrap();
+    let (before, said) = (bits(&taken), make.run(&[&w]).map(drop).unwrap_err().to_string());
+    assert!(said.starts_with("Step: a parameter that it uses was taken by an optimizer"), "{said}");
+    assert_eq!(bits(&taken), before);
+}
+
+/// A cache that the code makes is the recorded run's; nothing of it is changed by replays.
+#[test]
+fn a_cache_made_in_the_code_is_the_recorded_runs() {
+    let gpu = own();
+    let list = |v: u32| Tensor::from_slice(&gpu, &[v], [1]);
+    let (x, q) = (drawn(&gpu, 1, &[1, 3, 1, 4]), drawn(&gpu, 2, &[1, 1, 1, 4]));
+    let (rows, start, length) = (list(0), list(0), list(3));
+    let mut kept = None;
+    let mut step = Step::record(&gpu, &[&x], |x| {
+        let mut cache = tiebeam::ops::cache::KvCache::new(&gpu, 1, 1, 8, 4);
+        cache.append(&x[0], &x[0], &rows, &start)?;
+        let y = cache.attend(&q, &rows, &length);
+        kept = Some(cache);
+        Ok(vec![y])
+    })
+    .unwrap();
+    let (kept, first) = (kept.unwrap(), bits(&step.outputs()[0]));
+    step.run(&[&x.scale(3.0)]).unwrap();
+    assert_ne!(bits(&step.outputs()[0]), first);
+    assert_eq!(bits(&kept.attend(&q, &rows, &length)), first);
+}
