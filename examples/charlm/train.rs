@@ -224,7 +224,7 @@ impl Run<'_> {
         let run = load_checkpoint(&path, all.named())?;
         self.optimizer.load_state(run.step, &run.optimizer)?;
         if let Some(rng) = run.rng {
-            self.rng = rng;
+            self.rng.set_state(rng.state());
         }
         self.step = run.step as usize;
         let losses = metadata.get("losses").map_or("", String::as_str);

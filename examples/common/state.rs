@@ -54,7 +54,7 @@ impl<const N: usize> State<N> {
         let run = load_checkpoint(path, Parameters::of(net).named())?;
         self.optimizer.load_state(run.step, &run.optimizer)?;
         if let Some(rng) = run.rng {
-            self.rng = rng;
+            self.rng.set_state(rng.state());
         }
         println!("resumed    {} after epoch {}", path.display(), self.curve.len());
         Ok(())

@@ -77,7 +77,8 @@ impl AdamW {
     /// after this.
     ///
     /// # Errors
-    /// For a learning rate that is negative or not finite; the device's fault, if one stands.
+    /// For a learning rate that is negative or not finite; what a gradient carries; the device's fault, if one stands. Then no
+    /// parameter and no state is changed, and the step is not counted.
     ///
     /// # Panics
     /// When no parameter has a gradient in `grads`, or one that was computed before this optimizer was made.

@@ -54,15 +54,16 @@ pub struct Checkpoint {
 /// let run = Checkpoint {
 ///     step: optimizer.steps(),
 ///     optimizer: optimizer.state_dict()?,
-///     rng: Some(rng),
+///     rng: Some(rng.clone()),
 ///     ..Checkpoint::default()
 /// };
 /// save_checkpoint("run.safetensors", &params, &run)?;
 /// // Later, with the same model and optimizer made anew:
 /// let run = load_checkpoint("run.safetensors", &params)?;
 /// optimizer.load_state(run.step, &run.optimizer)?;
-/// rng = run.rng.unwrap_or(rng);
-/// # let _ = rng;
+/// if let Some(saved) = run.rng {
+///     rng.set_state(saved.state());
+/// }
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
 ///
