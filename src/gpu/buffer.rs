@@ -102,6 +102,8 @@ pub struct Buffer {
     refused: Option<Error>,
     /// Why a write to it was skipped or lost. What an operand carries comes before what the size of the result would say.
     failed: Mutex<Option<Error>>,
+    /// Whether there is such a reason: every launch asks each of its operands.
+    has_failed: AtomicBool,
     pub(crate) size: u64,
     /// Counts writes after the first: a saved value whose version moved was changed in place.
     pub(crate) version: AtomicU64,
@@ -119,6 +121,7 @@ impl Buffer {
             spared: AtomicBool::new(false),
             refused: None,
             failed: Mutex::default(),
+            has_failed: AtomicBool::new(false),
             size,
             version: AtomicU64::new(0),
             left: AtomicBool::new(false),
@@ -145,7 +148,12 @@ impl Buffer {
 
     /// The memory, or why what should be in it was never written.
     pub(crate) fn data(&self) -> Result<&wgpu::Buffer> {
-        if let Some(error) = lock(&self.failed).as_ref().or(self.refused.as_ref()) {
+        if self.has_failed.load(Ordering::Acquire)
+            && let Some(error) = &*lock(&self.failed)
+        {
+            return Err(error.clone());
+        }
+        if let Some(error) = &self.refused {
             return Err(error.clone());
         }
         match &self.whole {
@@ -170,11 +178,13 @@ impl Buffer {
     /// Notes why a write to this buffer was skipped or lost: what it holds now is left from earlier. The first reason stays.
     pub(crate) fn fail(&self, error: &Error) {
         lock(&self.failed).get_or_insert_with(|| error.clone());
+        self.has_failed.store(true, Ordering::Release);
     }
 
     /// Notes that all of it was written anew.
     pub(super) fn heal(&self) {
         *lock(&self.failed) = None;
+        self.has_failed.store(false, Ordering::Release);
     }
 
     /// Whether it came from this pool.
