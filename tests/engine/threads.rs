@@ -241,3 +241,13 @@ fn a_fault_beside_a_step_costs_no_weight() {
     }
     assert_eq!(adamw.state_dict().unwrap().len(), 2);
 }
+
+/// A server records on one thread and runs on another.
+#[test]
+fn a_step_goes_to_another_thread() {
+    let gpu = own();
+    let x = drawn(&gpu, 1, &[4]);
+    let mut step = Step::record(&gpu, &[&x], |x| Ok(vec![x[0].scale(2.0)])).unwrap();
+    let got = std::thread::spawn(move || bits(&step.run(&[&x.scale(3.0)]).unwrap()[0])).join().unwrap();
+    assert_eq!(got, bits(&drawn(&gpu, 1, &[4]).scale(3.0).scale(2.0)));
+}
