@@ -185,7 +185,7 @@ impl Step {
 
 fn elsewhere(what: &str, i: usize, gpu: &Gpu, tensor: &Tensor) -> Error {
     Error::config(format!(
-        "Step: {what} {i} {} is on {:?}, the step on {gpu:?}; copy it over with to_vec and from_slice",
+        "Step: {what} {i} {} is of another Gpu than the step: {:?} and {gpu:?}; copy it over with to_vec and from_slice",
         tensor.shape(),
         tensor.gpu()
     ))

@@ -173,10 +173,10 @@ fn an_input_of_another_device_is_named() {
     let (x, far) = (drawn(&gpu, 1, &[4]), drawn(&other, 1, &[4]));
     let said = |e: Option<Error>| e.expect("an error").to_string();
     let recorded = said(Step::record(&gpu, &[&x, &far], |x| Ok(vec![x[0].exp()])).err());
-    assert!(recorded.starts_with("Step: input 1 [4] is on "), "{recorded}");
+    assert!(recorded.starts_with("Step: input 1 [4] is of another Gpu than the step: "), "{recorded}");
     let mut step = Step::record(&gpu, &[&x, &x], |x| Ok(vec![x[0].exp()])).unwrap();
     let run = said(step.run(&[&far, &x]).err());
-    assert!(run.starts_with("Step: input 0 [4] is on "), "{run}");
+    assert!(run.starts_with("Step: input 0 [4] is of another Gpu than the step: "), "{run}");
 }
 
 /// Inputs may be the last outputs, whichever they are.
@@ -323,7 +323,7 @@ fn an_output_of_another_device_is_named() {
         .err()
         .expect("an error")
         .to_string();
-    assert!(said.starts_with("Step: output 1 [4] is on "), "{said}");
+    assert!(said.starts_with("Step: output 1 [4] is of another Gpu than the step: "), "{said}");
 }
 
 /// A replay that only reads a tensor, or gives it out, changes nothing; what it changes, it says.
