@@ -5,10 +5,10 @@
 //! on the generators that it is drawn from.
 
 use crate::error::{Error, Result};
+use crate::gpu::Gpu;
 use crate::gpu::buffer::Buffer;
 use crate::gpu::capture::{self, Capture};
 use crate::gpu::value::Place;
-use crate::gpu::{Gpu, lock};
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
@@ -220,11 +220,7 @@ fn copy(gpu: &Gpu, inputs: &[&Tensor], fixed: &[Tensor]) -> Result<()> {
     from.iter().chain(&to).try_for_each(|place| place.buffer.data().map(drop))?;
     for ((x, from), to) in dense.iter().zip(&from).zip(&to) {
         let bytes = x.dtype().buffer_bytes(x.count());
-        if x.count() > 0 {
-            let (a, b) = (from.buffer.data()?, to.buffer.data()?);
-            let mut recorder = lock(&gpu.0.recorder);
-            recorder.encoder(gpu).copy_buffer_to_buffer(a, from.offset, b, to.offset, bytes);
-        }
+        gpu.copy(from, to, if x.count() > 0 { bytes } else { 0 });
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use crate::dtype::{DType, Element};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::gpu::buffer::Reading;
-use crate::gpu::fuse::{Arg, Scalar};
+use crate::gpu::fuse::{Arg, Expr, Scalar};
 use crate::gpu::kernel::Bind;
 use crate::gpu::transpose::Transpose;
 use crate::gpu::value::{Place, Value};
@@ -80,7 +80,8 @@ impl Tensor {
     pub fn full(gpu: &Gpu, shape: impl Into<Shape>, value: f32) -> Tensor {
         let shape = shape.into();
         let arg = Arg::Scalar(Scalar::F32(value));
-        Tensor::from_value(Value::pending_op(gpu, "full", "$0", DType::F32, shape, vec![arg]), shape)
+        let expr = Expr::new(gpu, "full", "$0", shape, vec![arg]);
+        Tensor::from_value(Value::later(gpu, DType::F32, expr), shape)
     }
 
     /// All elements 0, in f32.
@@ -292,7 +293,8 @@ impl Tensor {
         same_gpu(op, args);
         let operands = args.iter().map(|t| t.operand(op, &shape));
         let all = operands.chain(scalars.iter().map(|&s| Arg::Scalar(s))).collect();
-        Tensor::from_value(Value::pending_op(args[0].gpu(), op, template, dtype, shape, all), shape)
+        let expr = Expr::new(args[0].gpu(), op, template, shape, all);
+        Tensor::from_value(Value::later(args[0].gpu(), dtype, expr), shape)
     }
 
     /// These elements as an argument of an elementwise op over `shape`.
@@ -316,11 +318,12 @@ impl Tensor {
             self.shape,
             target.shape
         );
-        let (shape, place) = (self.shape, target.place());
-        let args = vec![self.operand(op, &shape)];
+        let args = vec![self.operand(op, &self.shape)];
+        let shape = self.shape;
         // The expression is the only holder left, so that nothing is stored twice.
         drop(self);
-        Value::write_op(target.gpu(), op, target.dtype(), shape, args, &place, accumulate);
+        let expr = Expr::new(target.gpu(), op, "$0", shape, args);
+        Value::write(target.gpu(), target.dtype(), expr, &target.place(), accumulate);
     }
 
     /// Records `op` as the maker of this tensor.

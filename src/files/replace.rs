@@ -6,6 +6,7 @@ use std::fs::{File, Metadata, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use twox_hash::XxHash3_128;
 
 /// Has `write` write a temporary file beside `path`, syncs it to the disk and renames it over `path`.
 ///
@@ -205,8 +206,7 @@ pub(super) fn stem(name: &OsStr) -> String {
         Some(name) if name.len() <= 64 => name.to_string(),
         _ => {
             let start: String = name.to_string_lossy().chars().take(10).collect();
-            let fnv = |h: u64, b: &u8| (h ^ u64::from(*b)).wrapping_mul(0x100000001b3);
-            format!("{start}~{:016x}", name.as_encoded_bytes().iter().fold(0xcbf29ce484222325, fnv))
+            format!("{start}~{:032x}", XxHash3_128::oneshot(name.as_encoded_bytes()))
         }
     }
 }

@@ -9,7 +9,7 @@ use super::record::Recorder;
 use super::{Gpu, lock};
 use crate::error::{Error, Result};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::AcqRel;
+use std::sync::atomic::Ordering::{AcqRel, Release};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
 /// Slots of one table.
@@ -66,9 +66,9 @@ impl Gpu {
 
     /// Notes that a kernel which writes findings was recorded; every replay of it notes so again.
     pub(crate) fn findings_written(&self) {
-        self.0.findings_written.store(true, std::sync::atomic::Ordering::Release);
+        self.0.findings_written.store(true, Release);
         let written = self.0.findings_written.clone();
-        self.each_replay(move || written.store(true, std::sync::atomic::Ordering::Release));
+        self.each_replay(move || written.store(true, Release));
     }
 
     /// Records `work` and submits everything, with a copy of the findings if there may be new ones.
@@ -83,7 +83,7 @@ impl Gpu {
         let staging = (!tables.is_empty()).then(|| self.copy_findings(&mut recorder, &tables)).flatten();
         if written && staging.is_none() {
             // No memory for the copy now: the next readback tries again.
-            self.0.findings_written.store(true, std::sync::atomic::Ordering::Release);
+            self.0.findings_written.store(true, Release);
         }
         let index = recorder.submit(self);
         drop(recorder);

@@ -5,10 +5,10 @@
 //! computed twice; those that only the chain held are never stored. Arithmetic is four lanes wide and in f32, u32 or
 //! i32; f16 is unpacked as it is read and rounded to nearest even as it is written.
 
-use super::Gpu;
 use super::kernel::{Bind, Launch, grid};
 use super::shader::Source;
 use super::value::{Place, Value};
+use super::{Gpu, capture};
 use crate::dtype::DType;
 use crate::shape::{Shape, Strides, collapse};
 use std::collections::HashMap;
@@ -59,16 +59,10 @@ impl Scalar {
 }
 
 impl Expr {
-    /// An expression that fits one kernel: what does not is computed first. `recording` is the step's, or 0, in whose code it
-    /// is made; a value from elsewhere is no part of the kernels made here, so that no step repeats it.
-    pub fn new(
-        gpu: &Gpu,
-        op: &'static str,
-        template: &'static str,
-        shape: Shape,
-        args: Vec<Arg>,
-        recording: u64,
-    ) -> Expr {
+    /// An expression that fits one kernel: what does not is computed first, and so is a value from outside the step whose
+    /// code this thread runs, so that no replay repeats it.
+    pub fn new(gpu: &Gpu, op: &'static str, template: &'static str, shape: Shape, args: Vec<Arg>) -> Expr {
+        let recording = capture::number(gpu);
         let most = gpu.max_bindings() - 1;
         for arg in &args {
             if let Arg::Operand { value, .. } = arg
@@ -93,6 +87,10 @@ impl Expr {
 
     pub fn op(&self) -> &'static str {
         self.op
+    }
+
+    pub fn shape(&self) -> &Shape {
+        &self.shape
     }
 
     pub fn operands(&self) -> impl Iterator<Item = &Arc<Value>> {

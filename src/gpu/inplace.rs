@@ -153,7 +153,7 @@ impl Gpu {
     }
 
     /// Copies `bytes` from one place to another; no part of a recorded step.
-    pub(super) fn copy(&self, from: &Place, to: &Place, bytes: u64) {
+    pub(crate) fn copy(&self, from: &Place, to: &Place, bytes: u64) {
         match (from.buffer.data(), to.buffer.memory()) {
             (Ok(a), Ok(b)) if bytes > 0 => {
                 let mut recorder = lock(&self.0.recorder);

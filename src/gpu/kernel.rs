@@ -142,8 +142,8 @@ impl Gpu {
     pub(super) fn prepare(&self, launch: &Launch) -> Result<Arc<Pipeline>> {
         debug_assert!(launch.params.len() <= 128 && launch.params.len().is_multiple_of(4));
         // An operand's error is the cause, whatever the result's size would say.
-        let (read, written): (Vec<&Bind>, Vec<_>) = launch.binds.iter().partition(|bind| !bind.write);
-        read.iter().chain(&written).try_for_each(|bind| bind.buffer.data().map(drop))?;
+        let those = |write: bool| launch.binds.iter().filter(move |bind| bind.write == write);
+        those(false).chain(those(true)).try_for_each(|bind| bind.buffer.data().map(drop))?;
         let within = |what: &str, need: u64, have: u32| match need > have as u64 {
             true => Err(Error::Limit { what: format!("{}: {what}", launch.op), need, have: have as u64 }),
             false => Ok(()),

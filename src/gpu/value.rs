@@ -5,11 +5,10 @@
 //! thread had to compute it ahead, because it was about to change what the expression reads.
 
 use super::buffer::Buffer;
-use super::fuse::{Arg, Expr};
+use super::fuse::Expr;
 use super::{Gpu, capture, lock};
 use crate::dtype::DType;
 use crate::error::Error;
-use crate::shape::Shape;
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
@@ -61,47 +60,22 @@ impl Value {
     }
 
     /// The value of an elementwise operation, computed later.
-    pub fn pending_op(
-        gpu: &Gpu,
-        op: &'static str,
-        template: &'static str,
-        dtype: DType,
-        shape: Shape,
-        args: Vec<Arg>,
-    ) -> Arc<Value> {
-        let value = Arc::new(Value::unlisted(gpu, op, template, dtype, shape, args));
+    pub fn later(gpu: &Gpu, dtype: DType, expr: Expr) -> Arc<Value> {
+        let value = Arc::new(Value::of(gpu, dtype, &Arc::new(expr)));
         lock(&gpu.0.pending).push(&value);
         value
     }
 
-    fn unlisted(
-        gpu: &Gpu,
-        op: &'static str,
-        template: &'static str,
-        dtype: DType,
-        shape: Shape,
-        args: Vec<Arg>,
-    ) -> Value {
-        let recording = capture::number(gpu);
-        let expr = Expr::new(gpu, op, template, shape, args, recording);
-        let state = Mutex::new(State::Pending(Arc::new(expr)));
-        Value { gpu: gpu.clone(), dtype, count: shape.count(), recording, state }
+    fn of(gpu: &Gpu, dtype: DType, expr: &Arc<Expr>) -> Value {
+        let (recording, count) = (capture::number(gpu), expr.shape().count());
+        Value { gpu: gpu.clone(), dtype, count, recording, state: Mutex::new(State::Pending(expr.clone())) }
     }
 
-    /// Writes the one argument's elements to `place`, or adds them to what is there. No other thread meets the operation.
-    pub fn write_op(
-        gpu: &Gpu,
-        op: &'static str,
-        dtype: DType,
-        shape: Shape,
-        args: Vec<Arg>,
-        place: &Place,
-        accumulate: bool,
-    ) {
-        let value = Value::unlisted(gpu, op, "$0", dtype, shape, args);
-        if let Some(expr) = value.expr() {
-            expr.run(&value, place, accumulate);
-        }
+    /// Writes the elements of an elementwise operation to `place`, or adds them to what is there. No other thread meets the
+    /// operation.
+    pub fn write(gpu: &Gpu, dtype: DType, expr: Expr, place: &Place, accumulate: bool) {
+        let expr = Arc::new(expr);
+        expr.run(&Value::of(gpu, dtype, &expr), place, accumulate);
     }
 
     /// Whether this thread runs the code in which the value was made.

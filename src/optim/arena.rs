@@ -224,13 +224,6 @@ impl Arenas {
         let gpu = self.gpu.clone();
         let groups = self.groups(&present, kernel.counts);
         let table = self.table(groups);
-        // Nothing is changed by an update that could not be made whole.
-        for part in &table.parts {
-            part.table.data()?;
-            let arena = &self.arenas[part.arena];
-            let gradients = arena.gradients(2, grads).buffer;
-            arena.buffers().chain([&gradients]).try_for_each(|buffer| buffer.data().map(drop))?;
-        }
         let partials = self.partials(grads, &table)?;
         let norm = gpu.alloc("grad_norm", 16);
         let last = [1, table.chunks as u32, 0, clip.unwrap_or(0.0).to_bits()];

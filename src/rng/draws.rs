@@ -33,7 +33,7 @@ impl Counter {
     pub fn copy(self: &Arc<Counter>) -> Arc<Counter> {
         let copy = Counter::new(self.state());
         recording(|notes| {
-            let origin = notes.origin(self);
+            let origin = notes.origin(self, copy.state()[1]);
             notes.origins.insert(copy.number, origin)
         });
         copy
@@ -49,12 +49,11 @@ impl Counter {
 
     /// Takes the number of the next draw, with the seed.
     pub fn next(self: &Arc<Counter>) -> [u64; 2] {
-        let origin = recording(|notes| notes.origin(self));
         let mut state = self.lock();
         let now = *state;
         state[1] = now[1].wrapping_add(1);
         drop(state);
-        recording(|notes| notes.drawn(origin, self, now[1]));
+        recording(|notes| notes.draw(self, now[1]));
         now
     }
 
@@ -89,16 +88,17 @@ pub(crate) struct Drawn {
 }
 
 impl Drawn {
-    fn origin(&mut self, counter: &Arc<Counter>) -> Origin {
+    /// Where the draws of a generator begin that is at draw `now`.
+    fn origin(&mut self, counter: &Arc<Counter>, now: u64) -> Origin {
         *self.origins.entry(counter.number).or_insert_with(|| {
-            self.roots.push(Root { counter: counter.clone(), first: counter.state()[1], count: 0 });
+            self.roots.push(Root { counter: counter.clone(), first: now, count: 0 });
             Origin::Root(self.roots.len() - 1)
         })
     }
 
     /// Notes that draw `id` was taken.
-    fn drawn(&mut self, origin: Option<Origin>, counter: &Counter, id: u64) {
-        if let Some(Origin::Root(root)) = origin
+    fn draw(&mut self, counter: &Arc<Counter>, id: u64) {
+        if let Origin::Root(root) = self.origin(counter, id)
             && let root = &mut self.roots[root]
             && root.counter.number == counter.number
         {

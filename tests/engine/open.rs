@@ -37,7 +37,7 @@ fn every_feature_can_be_left_alone() {
 
 /// Opens the device as the environment says; run by the tests below in a process of its own.
 #[test]
-#[ignore = "a child of other tests"]
+#[ignore = "the tests below run it, each in a process of its own"]
 fn child_opens() {
     let gpu = Gpu::open().unwrap_or_else(|error| {
         println!("error: {error}");
