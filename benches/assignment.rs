@@ -126,7 +126,7 @@ fn run(args: &Args) -> Result<()> {
                 let found = assign(&cost, [n, n], goal)?;
                 Ok((started.elapsed().as_secs_f64(), found))
             })?;
-            let device = match args.device || !gpu.is_software() || n <= 1024 {
+            let device = match args.device || !gpu.class().is_cpu() || n <= 1024 {
                 false => None,
                 true => Some(least(|| {
                     let started = Instant::now();

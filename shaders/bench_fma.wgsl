@@ -3,6 +3,7 @@
 
 const CHAINS: u32 = 4u;
 const ROUNDS: u32 = 256u;
+const THREADS: u32 = 64u;
 alias Elem = f32;
 
 struct Params {
@@ -13,7 +14,7 @@ var<immediate> p: Params;
 
 @group(0) @binding(0) var<storage, read_write> y: array<f32>;
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(THREADS)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let m = vec4<Elem>(Elem(p.m));
     let b = vec4<Elem>(Elem(p.b));

@@ -175,7 +175,7 @@ fn same_bits(gpu: &Gpu, case: &Case, arrays: &[Array]) -> Result<(), Failed> {
         |all: Vec<Vec<f64>>| all.into_iter().map(|x| x.into_iter().map(f64::to_bits).collect()).collect();
     let first: Vec<Vec<u64>> = bits(outputs(gpu, case, arrays));
     // On the drivers that they are for; elsewhere compilers may contract the other text differently.
-    let textures = (gpu.is_software() && self::gpu() == gpu)
+    let textures = (gpu.adapter().is_software() && self::gpu() == gpu)
         .then(|| ("a run that reads operands through textures", texel_gpu()));
     for (what, gpu) in [("a second run", gpu)].into_iter().chain(textures) {
         if bits(outputs(gpu, case, arrays)) != first {

@@ -92,7 +92,7 @@ pub struct Sizes {
 
 fn sizes(args: &Args, gpu: &Gpu) -> Sizes {
     let (width, context, batch, steps) =
-        if gpu.is_software() { (96, 64, 12, 350) } else { (256, 128, 32, 2000) };
+        if gpu.class().is_cpu() { (96, 64, 12, 350) } else { (256, 128, 32, 2000) };
     let width = args.width.map_or(width, |w| w as usize);
     let sharing = match args.sharing {
         SharingArg::None => Sharing::None,

@@ -3,7 +3,7 @@
 use super::measure;
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::kernel::{Launch, grid, Work};
 use crate::gpu::shader::Source;
 use crate::gpu::{Gpu, lock};
 use crate::tensor::Tensor;
@@ -102,7 +102,7 @@ impl Ceilings {
 
 /// Bytes a second of a kernel's copy and of the driver's, arrays far larger than any cache where memory allows.
 fn copies(gpu: &Gpu, budget: Duration) -> Result<(f64, f64)> {
-    let most = gpu.adapter().max_binding.min(if gpu.is_software() { 64 << 20 } else { 512 << 20 });
+    let most = gpu.adapter().max_binding.min(if gpu.adapter().is_software() { 64 << 20 } else { 512 << 20 });
     let (mut kernel, mut driver) = (0.0f64, 0.0f64);
     for bytes in [most / 4, most] {
         let bytes = bytes / 4096 * 4096;
@@ -128,7 +128,7 @@ fn copies(gpu: &Gpu, budget: Duration) -> Result<(f64, f64)> {
 /// Operations a second of `CHAINS` independent chains of vec4 multiply-adds in each of many threads.
 fn fma_rate(gpu: &Gpu, element: &str, chains: u32, budget: Duration) -> Result<f64> {
     let source = fma(element, chains);
-    let groups = if gpu.is_software() { 256 } else { 16384 };
+    let groups = if gpu.adapter().is_software() { 256 } else { 16384 };
     let y = Tensor::empty(gpu, "fma", [groups * 64], DType::F32);
     let params: [f32; 2] = [0.999, 0.001];
     let stats = measure(gpu, budget, |_| {
@@ -141,6 +141,7 @@ fn fma_rate(gpu: &Gpu, element: &str, chains: u32, budget: Duration) -> Result<f
             grid: grid(groups),
             turns: ROUNDS as usize,
             reuse: 0,
+            work: Work::MOVES,
         });
     })?;
     let flops = 2.0 * 4.0 * (chains * ROUNDS * 4) as f64 * (groups * 64) as f64;
@@ -150,7 +151,7 @@ fn fma_rate(gpu: &Gpu, element: &str, chains: u32, budget: Duration) -> Result<f
 /// Operations a second of independent chains of cooperative multiply-adds, a subgroup to a workgroup.
 fn coop_rate(gpu: &Gpu, budget: Duration) -> Result<Option<f64>> {
     let Some(matrices) = gpu.coop_matrices() else { return Ok(None) };
-    let (size, groups) = (matrices.size, if gpu.is_software() { 64 } else { 8192 });
+    let (size, groups) = (matrices.size, if gpu.adapter().is_software() { 64 } else { 8192 });
     let mut best = 0.0f64;
     for chains in [1, 4, 8] {
         let source = coop(size, gpu.lanes(), chains);
@@ -168,6 +169,7 @@ fn coop_rate(gpu: &Gpu, budget: Duration) -> Result<Option<f64>> {
                 grid,
                 turns,
                 reuse: 0,
+                work: Work::MOVES,
             });
         })?;
         let flops = 2.0 * (size as f64).powi(3) * (chains * ROUNDS * 4) as f64 * groups as f64;
@@ -199,6 +201,7 @@ fn dispatches(gpu: &Gpu) -> Result<[f64; 3]> {
                     grid: [1, 1, 1],
                     turns: 0,
                     reuse: 0,
+                    work: Work::MOVES,
                 });
                 match between {
                     1 => drop(lock(&gpu.0.recorder).encoder(gpu)),

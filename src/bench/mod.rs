@@ -139,7 +139,7 @@ pub fn measure(gpu: &Gpu, budget: Duration, mut call: impl FnMut(usize)) -> Resu
         Ok(started.elapsed().as_secs_f64() / calls as f64)
     };
     // On a CPU driver host and device share the cores, so only the wall says what a call costs.
-    let clock = if gpu.is_software() || !gpu.has_timestamps() { "wall" } else { "timestamps" };
+    let clock = if gpu.adapter().is_software() || !gpu.has_timestamps() { "wall" } else { "timestamps" };
     sample(1, "wall")?;
     let once = sample(2, "wall")?.min(sample(2, "wall")?);
     let inner = ((0.02 / once) as usize).clamp(1, 1000);

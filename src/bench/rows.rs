@@ -42,7 +42,7 @@ impl Inputs {
         let first: Vec<Tensor> =
             host.iter().zip(shapes).map(|(x, s)| Tensor::from_slice(gpu, x, *s)).collect();
         let bytes: usize = host.iter().map(|x| 4 * x.len()).sum();
-        let beyond_caches = if gpu.is_software() { 64 << 20 } else { 256 << 20 };
+        let beyond_caches = if gpu.adapter().is_software() { 64 << 20 } else { 256 << 20 };
         let copy = |x: &Tensor| {
             let y = x.affine(1.0, 0.0);
             y.evaluate();
@@ -365,7 +365,7 @@ type Make<'a> = Box<dyn FnOnce() -> Row + 'a>;
 
 /// The rows for this adapter, each made when its turn comes: names to choose by, without the sizes.
 pub fn rows(gpu: &Gpu, suite: Suite) -> Vec<(&'static str, Make<'_>)> {
-    let (cpu, full) = (gpu.is_software(), suite == Suite::Full);
+    let (cpu, full) = (gpu.adapter().is_software(), suite == Suite::Full);
     let mut all: Vec<(&'static str, Make)> = Vec::new();
     let mut matmuls =
         vec![[1, 256, 256, 256], [1, 512, 512, 512], [1, 1024, 1024, 1024], [1, 2048, 768, 768]];

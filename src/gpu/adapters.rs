@@ -15,6 +15,8 @@ pub struct AdapterSummary {
     pub backend: String,
     /// Discrete, integrated, virtual, software or other.
     pub kind: &'static str,
+    /// The vendor's number: PCI's, or Vulkan's for those that have none there; 0 where the interface names none.
+    pub vendor: u32,
     /// Driver name and version.
     pub driver: String,
     /// Largest single buffer in bytes.
@@ -23,6 +25,14 @@ pub struct AdapterSummary {
     pub max_binding: u64,
     /// Optional features that the engine uses and this adapter has.
     pub features: Vec<&'static str>,
+}
+
+impl AdapterSummary {
+    /// Whether the driver computes on the host's own cores, whatever class of devices kernels are chosen for: then only the
+    /// wall's clock tells what work costs.
+    pub fn is_software(&self) -> bool {
+        self.kind == "software"
+    }
 }
 
 impl fmt::Display for AdapterSummary {
@@ -60,6 +70,7 @@ pub(super) fn summarize(index: usize, adapter: &wgpu::Adapter, without: &[Featur
         name: info.name.clone(),
         backend: format!("{:?}", info.backend),
         kind: kind(info.device_type),
+        vendor: info.vendor,
         driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
         max_buffer: limits.max_buffer_size,
         max_binding: limits.max_storage_buffer_binding_size,

@@ -6,7 +6,7 @@
 //! part of it: that runs [`aside`].
 
 use super::buffer::{Buffer, Pool};
-use super::kernel::{Bind, Pipeline};
+use super::kernel::{Bind, Launch, Pipeline};
 use super::texel::{self, Texel};
 use super::{Gpu, lock};
 use crate::error::{Error, Result};
@@ -33,6 +33,8 @@ enum Command {
         group: wgpu::BindGroup,
         params: Vec<u8>,
         grid: [u32; 3],
+        /// How long it should take.
+        seconds: f64,
         live: Option<Live>,
     },
     /// What the host does at this place.
@@ -142,17 +144,17 @@ pub(super) fn dispatch(
     gpu: &Gpu,
     pipeline: &Arc<Pipeline>,
     group: &wgpu::BindGroup,
-    binds: &[Bind],
-    params: &[u8],
-    grid: [u32; 3],
+    launch: &Launch,
+    seconds: f64,
     live: Option<Live>,
 ) {
     with(gpu, |capture| {
-        for bind in binds.iter().filter(|bind| !bind.buffer.is_of(&capture.pool)) {
+        for bind in launch.binds.iter().filter(|bind| !bind.buffer.is_of(&capture.pool)) {
             push_once(&mut capture.outside, &bind.buffer);
         }
-        let (pipeline, group, params) = (pipeline.clone(), group.clone(), params.to_vec());
-        capture.commands.push(Command::Dispatch { pipeline, group, params, grid, live });
+        let (pipeline, group, params) = (pipeline.clone(), group.clone(), launch.params.to_vec());
+        let grid = launch.grid;
+        capture.commands.push(Command::Dispatch { pipeline, group, params, grid, seconds, live });
     });
 }
 
@@ -295,7 +297,7 @@ impl Capture {
                 Command::Texels { from, offset, bytes, texel, texture } => {
                     texel::copy(recorder.encoder(gpu), from, *offset, *bytes, *texel, texture);
                 }
-                Command::Dispatch { pipeline, group, params, grid, live } => {
+                Command::Dispatch { pipeline, group, params, grid, seconds, live } => {
                     let epoch = gpu.0.epoch.load(Ordering::Acquire);
                     if noted != Some(epoch) {
                         recorder.writes(self.changed.iter().chain(&self.results));
@@ -310,7 +312,7 @@ impl Capture {
                         None => pass.set_immediates(0, params),
                     }
                     pass.dispatch_workgroups(grid[0], grid[1], grid[2]);
-                    recorder.dispatched(gpu);
+                    recorder.dispatched(gpu, *seconds);
                 }
             }
         }

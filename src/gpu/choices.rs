@@ -1,14 +1,16 @@
-//! Kernels chosen by measurement, on disk: one small text file an adapter, which later runs read.
+//! What was measured here, on disk: kernels by class of problems, and numbers of the device's class. One small text file an adapter,
+//! which later runs read; a program may bring such a file along.
 //!
 //! ```text
-//! tiebeam 1 <adapter, driver and kernels>
+//! tiebeam 2 <adapter>; <backend>; <driver>; <class of the device>; <kernels>
+//! device width = 132
 //! matmul f32 lhs_plain rhs_plain 1024x1024x1024 1 = tiled 64x64 of 8x8
 //! ```
 //!
 //! A file of another adapter, driver or version of the kernels is not looked at; one that cannot be read is left out
-//! with a warning.
+//! with a warning. A file that a program brings may hold several such sections.
 
-use super::{AdapterSummary, Gpu, lock};
+use super::{AdapterSummary, DeviceClass, Gpu, Options, lock};
 use crate::error::{Error, Result};
 use crate::files;
 use std::collections::BTreeMap;
@@ -18,10 +20,15 @@ use std::sync::Mutex;
 /// A number that changes whenever a kernel's text does, as hexadecimal.
 pub(crate) const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.txt"));
 
+/// How a section begins.
+const MARK: &str = "tiebeam 2 ";
+/// How the key of a number of the device's class begins.
+const DEVICE: &str = "device ";
+
 /// What measured choices do in this process (`TIEBEAM_TUNE`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tuning {
-    /// Kernels are chosen by the built-in table alone: the same bits whatever was measured on this machine.
+    /// Kernels are chosen by the built-in tables alone: the same bits whatever was measured on this machine.
     Off,
     /// Choices made by an earlier `tiebeam tune` are used.
     #[default]
@@ -41,29 +48,38 @@ impl Tuning {
     }
 }
 
+type Known = BTreeMap<String, String>;
+
 /// The choices of one device.
 pub(crate) struct Choices {
     tuning: Tuning,
     file: Option<PathBuf>,
     head: String,
-    known: Mutex<BTreeMap<String, String>>,
+    known: Mutex<Known>,
 }
 
 impl Choices {
-    pub fn open(tuning: Tuning, folder: Option<PathBuf>, adapter: &AdapterSummary) -> Choices {
-        let head = format!("tiebeam 1 {}; {}; {}; {KERNELS}", adapter.name, adapter.backend, adapter.driver);
-        let folder = folder.or_else(folder_of_user);
+    /// Those of an adapter that is taken for a device of `class`.
+    ///
+    /// # Errors
+    /// Where the file that the program brings cannot be read: somebody asked for it.
+    pub fn open(options: Options, adapter: &AdapterSummary, class: &str) -> Result<Choices> {
+        let AdapterSummary { name, backend, driver, .. } = adapter;
+        let head = format!("{MARK}{name}; {backend}; {driver}; {class}; {KERNELS}");
+        let folder = options.cache.or_else(folder_of_user);
         let file = folder.map(|folder| folder.join(format!("kernels-{:016x}.txt", hash(&head))));
-        let mut known = BTreeMap::new();
-        if tuning != Tuning::Off
-            && let Some(path) = &file
-        {
-            match read(path, &head) {
-                Ok(found) => known = found,
-                Err(why) => tracing::warn!(file = %path.display(), why, "measured choices left out"),
+        let tuning = options.tuning.unwrap_or_default();
+        let mut known = Known::new();
+        if tuning != Tuning::Off {
+            if let Some(path) = &options.choices {
+                known = shipped(path, &head, class)?;
+            }
+            match file.as_deref().map_or(Ok(Known::new()), |path| read(path, &head)) {
+                Ok(found) => known.extend(found),
+                Err(why) => tracing::warn!(?file, why, "measured choices left out"),
             }
         }
-        Choices { tuning, file, head, known: Mutex::new(known) }
+        Ok(Choices { tuning, file, head, known: Mutex::new(known) })
     }
 
     /// Choices in memory only, none so far.
@@ -71,16 +87,41 @@ impl Choices {
         Choices { tuning: Tuning::Read, file: None, head: String::new(), known: Mutex::default() }
     }
 
+    /// Puts the numbers that were measured in place of the table's.
+    pub fn refine(&self, class: &mut DeviceClass) {
+        for (key, text) in lock(&self.known).iter() {
+            if let (Some(name), Ok(number)) = (key.strip_prefix(DEVICE), text.parse()) {
+                refine(class, name, number);
+            }
+        }
+    }
+
+    fn text(&self, all: &Known) -> String {
+        let lines: Vec<String> = all.iter().map(|(key, choice)| format!("{key} = {choice}\n")).collect();
+        format!("{}\n{}", self.head, lines.concat())
+    }
+
     fn save(&self) -> Result<()> {
         let Some(path) = &self.file else { return Ok(()) };
         // What another process measured meanwhile stays.
         let mut all = read(path, &self.head).unwrap_or_default();
         all.extend(lock(&self.known).clone());
-        let lines: Vec<String> = all.iter().map(|(key, choice)| format!("{key} = {choice}\n")).collect();
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
         }
-        files::replace_with(path, format!("{}\n{}", self.head, lines.concat()))
+        files::replace_with(path, self.text(&all))
+    }
+}
+
+/// Puts a measured number in its place; what cannot be one is left out.
+pub(super) fn refine(class: &mut DeviceClass, name: &str, number: f64) {
+    let sensible = number > 0.0 && number.is_finite();
+    match name {
+        "width" if sensible => class.width = (number as u32).clamp(1, 1 << 16),
+        "dispatch" if sensible => class.dispatch = number.clamp(1e-7, 1e-2),
+        "bytes_s" if sensible => class.bytes_s = number,
+        "flops_s" if sensible => class.flops_s = number,
+        _ => tracing::warn!(name, number, "no number of a device's class"),
     }
 }
 
@@ -105,21 +146,48 @@ fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf29ce484222325, |h, b| (h ^ b as u64).wrapping_mul(0x100000001b3))
 }
 
-fn read(path: &Path, head: &str) -> Result<BTreeMap<String, String>, String> {
+/// The sections of a file: each head and what was measured there.
+fn sections(text: &str) -> Result<Vec<(&str, Known)>, String> {
+    let mut all: Vec<(&str, Known)> = Vec::new();
+    for (i, line) in (1..).zip(text.lines()) {
+        if line.starts_with(MARK) {
+            all.push((line, Known::new()));
+            continue;
+        }
+        let (_, known) = all.last_mut().ok_or("it does not begin with an adapter's line")?;
+        let (key, choice) = line.split_once(" = ").ok_or(format!("line {i} is no 'key = choice'"))?;
+        known.insert(key.to_string(), choice.to_string());
+    }
+    Ok(all)
+}
+
+fn read(path: &Path, head: &str) -> Result<Known, String> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Known::new()),
         Err(e) => return Err(e.to_string()),
     };
-    let mut lines = text.lines();
-    if lines.next() != Some(head) {
-        return Err("it does not begin with this adapter's line".into());
+    match &mut sections(&text)?[..] {
+        [(first, known)] if *first == head => Ok(std::mem::take(known)),
+        _ => Err("it does not begin with this adapter's line".into()),
     }
-    let pair = |(i, line): (usize, &str)| {
-        let (key, choice) = line.split_once(" = ").ok_or(format!("line {} is no 'key = choice'", i + 2))?;
-        Ok((key.to_string(), choice.to_string()))
-    };
-    lines.enumerate().map(pair).collect()
+}
+
+/// What a program brings for this adapter: the section with its own line, else kernels (but no numbers of the device) of those
+/// for its class and this version of the kernels, the last one first.
+fn shipped(path: &Path, head: &str, class: &str) -> Result<Known> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    let all = sections(&text).map_err(|why| {
+        let words = "give a file that 'tiebeam tune --export' wrote";
+        Error::config(format!("{}: {why}; {words}", path.display()))
+    })?;
+    if let Some((_, known)) = all.iter().find(|(first, _)| *first == head) {
+        return Ok(known.clone());
+    }
+    let end = format!("; {class}; {KERNELS}");
+    let of_class = all.iter().filter(|(first, _)| first.ends_with(&end)).flat_map(|(_, known)| known);
+    let kernels = of_class.filter(|(key, _)| !key.starts_with(DEVICE));
+    Ok(kernels.map(|(key, choice)| (key.clone(), choice.clone())).collect())
 }
 
 impl Gpu {
@@ -149,12 +217,26 @@ impl Gpu {
         lock(&self.0.choices.known).insert(key, choice);
     }
 
+    /// Keeps a measured number of this device's class; it counts from the next time that the adapter is opened.
+    pub(crate) fn note_device(&self, name: &str, number: f64) {
+        self.choose(format!("{DEVICE}{name}"), format!("{number}"));
+    }
+
     /// Writes the choices of this process, with those already in the file, for later runs.
     ///
     /// # Errors
     /// [`Error::Io`]; the old file is then as it was.
     pub fn save_choices(&self) -> Result<()> {
         self.0.choices.save()
+    }
+
+    /// Writes what was measured on this adapter to a file that a program can bring along ([`Options::choices`]).
+    ///
+    /// # Errors
+    /// [`Error::Io`]; an older file is then as it was.
+    pub fn export_choices(&self, path: &Path) -> Result<()> {
+        let choices = &self.0.choices;
+        files::replace_with(path, choices.text(&lock(&choices.known)))
     }
 
     /// The file of measured choices for this adapter, driver and version of the kernels; `None` where the system has no

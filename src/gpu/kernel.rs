@@ -39,9 +39,44 @@ pub(crate) struct Launch<'a> {
     pub turns: usize,
     /// Times that each element of an operand is loaded, roughly; 0 when most of a large operand is not.
     pub reuse: u32,
+    /// What it computes, beside moving its operands.
+    pub work: Work,
+}
+
+/// What a dispatch computes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Work {
+    /// Floating-point operations where they may take longer than moving the operands; else 0.
+    pub flops: f64,
+    /// Pieces of a summed axis that it leaves for a later pass to join.
+    pub parts: usize,
+}
+
+impl Work {
+    /// Nothing that takes longer than moving the operands.
+    pub const MOVES: Work = Work { flops: 0.0, parts: 1 };
+
+    /// So many operations, with whole results.
+    pub fn flops(flops: f64) -> Work {
+        Work { flops, parts: 1 }
+    }
 }
 
 impl Launch<'_> {
+    /// Bytes of its operands and results, each once.
+    pub fn bytes(&self) -> f64 {
+        self.binds.iter().map(|bind| bind.size as f64).sum()
+    }
+
+    /// How long it should take on this device.
+    fn seconds(&self, gpu: &Gpu) -> f64 {
+        // Where the op does not say: some operations a turn of each thread's loops.
+        const EACH: f64 = 4.0 * 64.0;
+        let groups: f64 = self.grid.iter().map(|&n| n as f64).product();
+        let flops = if self.work.flops > 0.0 { self.work.flops } else { EACH * self.turns as f64 * groups };
+        gpu.class().seconds(self.bytes(), flops)
+    }
+
     /// Its results carry the error.
     fn fail(&self, error: &Error) {
         let written = self.binds.iter().filter(|bind| bind.write && !bind.buffer.is_spared());
@@ -221,9 +256,11 @@ impl Gpu {
         }
         let [x, y, z] = launch.grid;
         pass.dispatch_workgroups(x, y, z);
-        recorder.dispatched(self);
+        let seconds = launch.seconds(self);
+        recorder.dispatched(self, seconds);
         drop(recorder);
-        capture::dispatch(self, pipeline, &group, &launch.binds, launch.params, launch.grid, live);
+        capture::dispatch(self, pipeline, &group, launch, seconds, live);
+        self.note_pass(launch);
         self.profiled(launch);
         Ok(())
     }

@@ -4,11 +4,15 @@ mod adapters;
 pub mod buffer;
 pub(crate) mod capture;
 mod choices;
+mod class;
 mod findings;
 pub mod fuse;
 pub mod inplace;
 pub mod kernel;
+mod measure;
 mod open;
+#[doc(hidden)]
+pub mod plan;
 mod profile;
 pub mod record;
 pub mod shader;
@@ -26,6 +30,7 @@ use std::time::Duration;
 pub use adapters::AdapterSummary;
 pub use buffer::MemoryStats;
 pub use choices::Tuning;
+pub use class::{DeviceClass, DeviceKind, Tiles};
 pub use open::{Feature, Options};
 pub use profile::Profiled;
 
@@ -55,10 +60,8 @@ pub(crate) struct Inner {
     /// The longest wait for the device, if there is a limit.
     wait: Option<Duration>,
     summary: AdapterSummary,
-    software: bool,
+    class: DeviceClass,
     texels: texel::Policy,
-    /// The most lanes that a subgroup may have.
-    lanes: u32,
     coop: Option<CoopMatrices>,
     /// Whether cooperative matrices passed their test on this device.
     pub coop_proven: OnceLock<bool>,
@@ -79,6 +82,8 @@ pub(crate) struct Inner {
     /// Errors that the driver has told, ever.
     losses: Arc<AtomicU64>,
     pub profile: Mutex<profile::Profile>,
+    /// Dispatches seen since [`Gpu::planned`] began, while it runs.
+    pub planned: Mutex<Option<Vec<plan::Pass>>>,
     findings: Mutex<findings::Findings>,
     /// Whether the device may hold findings that no readback copied.
     findings_written: Arc<AtomicBool>,
@@ -103,7 +108,7 @@ impl Gpu {
         let inner = &self.0;
         Gpu::on(Inner {
             id: 0,
-            software: inner.software,
+            class: inner.class.clone(),
             device: inner.device.clone(),
             queue: inner.queue.clone(),
             limits: inner.limits.clone(),
@@ -111,7 +116,6 @@ impl Gpu {
             checked: inner.checked,
             wait: inner.wait,
             texels: inner.texels,
-            lanes: inner.lanes,
             coop: inner.coop,
             coop_proven: inner.coop_proven.clone(),
             round_products: inner.round_products,
@@ -128,6 +132,7 @@ impl Gpu {
             steps: Mutex::default(),
             losses: Arc::default(),
             profile: Mutex::default(),
+            planned: Mutex::default(),
             findings: Mutex::default(),
             findings_written: Arc::default(),
             normal_table: Mutex::default(),
@@ -139,9 +144,9 @@ impl Gpu {
         &self.0.summary
     }
 
-    /// Whether kernels run on the CPU: then large register tiles beat workgroup memory.
-    pub fn is_software(&self) -> bool {
-        self.0.software
+    /// What kernels are chosen by: the adapter's own class, or the one that [`Options::device`] names.
+    pub fn class(&self) -> &DeviceClass {
+        &self.0.class
     }
 
     /// Whether [`Gpu::time`] works here.
@@ -161,7 +166,7 @@ impl Gpu {
 
     /// The most lanes that a subgroup may have.
     pub(crate) fn lanes(&self) -> u32 {
-        self.0.lanes
+        self.0.class.lanes
     }
 
     /// Matrix units that multiply f16 and sum f32, whether or not they passed their test.

@@ -1,7 +1,7 @@
 //! Which adapter is opened, and with what: options, the environment, the list of adapters, features.
 
 use super::adapters::{AdapterSummary, choose, list, summarize};
-use super::{CoopMatrices, Gpu, Inner, Tuning, choices, lock, texel};
+use super::{CoopMatrices, DeviceClass, Gpu, Inner, Tuning, choices, lock, texel};
 use crate::error::{Error, Result};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -29,15 +29,20 @@ pub struct Options {
     pub tuning: Option<Tuning>,
     /// Folder of measured choices (`TIEBEAM_CACHE`, by default in the user's cache folder).
     pub cache: Option<std::path::PathBuf>,
+    /// A file of measured choices that comes with the program, as `tiebeam tune --export` writes it: those of exactly this adapter
+    /// and driver, else those of its class of devices. What was measured on this machine goes before.
+    pub choices: Option<std::path::PathBuf>,
     /// Whether matrix products may round f32 operands to f16, on adapters with cooperative matrices: several times faster,
     /// relative errors near 2^-11 an operand (`TIEBEAM_ROUND_PRODUCTS=1`). Sums stay f32. Off by default.
     pub round_products: bool,
     /// How long to wait for the device before it counts as hung (`TIEBEAM_WAIT`, in seconds; `0` or `off` for no limit); by default
     /// 600 s. `Duration::MAX` is no limit.
     pub wait: Option<Duration>,
-    /// Whether to choose kernels as for a driver that runs on the CPU; by default as the adapter says. For tests.
-    #[doc(hidden)]
-    pub software: Option<bool>,
+    /// The class of devices whose kernels are chosen (`TIEBEAM_DEVICE`): a kind (`cpu`, `integrated`, `discrete`, `virtual`) or
+    /// a finer row of the table, such as `h200` ([`DeviceClass::all`](super::DeviceClass::all)). By default the adapter's own, as
+    /// measured where `tiebeam tune` did so; one that is named here is as in the table. It changes choices only: limits, features
+    /// and lanes stay the adapter's.
+    pub device: Option<String>,
 }
 
 /// What the engine uses where an adapter has it, and can do without.
@@ -247,6 +252,7 @@ impl Gpu {
         if options.tuning.is_none() {
             options.tuning = variable("TIEBEAM_TUNE").map(|word| Tuning::parse(&word)).transpose()?;
         }
+        options.device = options.device.take().or_else(|| variable("TIEBEAM_DEVICE"));
         options.without = without(options.without)?;
         let wait = wait(options.wait)?;
         let adapters = list(backend.as_deref(), wanted.as_deref())?;
@@ -271,6 +277,8 @@ impl Gpu {
         options: Options,
         wait: Option<Duration>,
     ) -> Result<Gpu> {
+        let (checked, round_products) = (options.checked, options.round_products);
+        let named = options.device.as_deref().map(DeviceClass::named).transpose()?;
         let mut summary = summarize(index, adapter, &options.without);
         let texels = match options.texels {
             Some(true) => texel::Policy::Always,
@@ -304,22 +312,28 @@ impl Gpu {
                     .get_or_insert(Error::device(format!("the device was lost ({message}); open it again")));
             }
         });
-        let info = adapter.get_info();
+        let mut class = named.clone().unwrap_or_else(|| DeviceClass::of(&summary));
+        let choices = choices::Choices::open(options, &summary, class.name)?;
+        if named.is_none() {
+            choices.refine(&mut class);
+        }
+        let limits = adapter.limits();
+        class.lanes = adapter.get_info().subgroup_max_size;
+        class.workgroup_memory = limits.max_compute_workgroup_storage_size;
         Ok(Gpu::on(Inner {
             id: 0,
-            software: options.software.unwrap_or(info.device_type == wgpu::DeviceType::Cpu),
+            class,
             device,
             queue,
-            limits: adapter.limits(),
+            limits,
             features: required(&features),
-            checked: options.checked,
+            checked,
             wait,
             texels,
-            lanes: info.subgroup_max_size,
             coop: coop_matrices(adapter, &features),
             coop_proven: OnceLock::new(),
-            round_products: options.round_products,
-            choices: choices::Choices::open(options.tuning.unwrap_or_default(), options.cache, &summary),
+            round_products,
+            choices,
             summary,
             fault,
             epoch: AtomicU64::new(0),
@@ -332,6 +346,7 @@ impl Gpu {
             steps: Mutex::default(),
             losses,
             profile: Mutex::default(),
+            planned: Mutex::default(),
             findings: Mutex::default(),
             findings_written: Arc::default(),
             normal_table: Mutex::default(),

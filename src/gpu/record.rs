@@ -7,8 +7,6 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
-/// Dispatches in one submit. Large enough that submits cost nothing, small enough for a driver's watchdog.
-const BATCH: usize = 256;
 /// Submits that the host may run ahead of the device.
 const IN_FLIGHT: usize = 4;
 /// Uploaded bytes in one submit: wgpu keeps a copy of each until then, and their buffers wait too.
@@ -20,8 +18,9 @@ pub(crate) struct Recorder {
     // Declared before the encoder: a pass must end first.
     pass: Option<wgpu::ComputePass<'static>>,
     encoder: Option<wgpu::CommandEncoder>,
-    dispatches: usize,
-    /// Of all batches.
+    /// How long the open batch should take on this device.
+    seconds: f64,
+    /// Dispatches of all batches.
     total: u64,
     uploaded: u64,
     pub(super) groups: super::kernel::Groups,
@@ -53,11 +52,12 @@ impl Recorder {
         self.pass.as_mut().expect("opened above")
     }
 
-    /// Counts a dispatch; hands the batch over when it is full.
-    pub fn dispatched(&mut self, gpu: &Gpu) {
-        self.dispatches += 1;
+    /// Counts a dispatch that should take so long; hands the batch over when there is enough work in it to hide what a submit costs,
+    /// and long before a driver's watchdog takes it for hung.
+    pub fn dispatched(&mut self, gpu: &Gpu, seconds: f64) {
+        self.seconds += seconds;
         self.total += 1;
-        if self.dispatches >= BATCH {
+        if self.seconds >= gpu.class().submit {
             self.submit(gpu);
         }
     }
@@ -73,7 +73,7 @@ impl Recorder {
     /// Hands the batch to the device, if there is anything in it.
     pub fn submit(&mut self, gpu: &Gpu) -> Option<wgpu::SubmissionIndex> {
         self.pass = None;
-        self.dispatches = 0;
+        self.seconds = 0.0;
         self.uploaded = 0;
         let commands = self.encoder.take().map(|e| e.finish());
         let index = gpu.0.queue.submit(commands);

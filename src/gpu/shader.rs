@@ -162,6 +162,12 @@ impl Source {
         &self.name
     }
 
+    /// The whole numbers that the host writes, by name: tiles, lanes and the like.
+    pub fn numbers(&self) -> impl Iterator<Item = (&str, &str)> {
+        let whole = self.constants.iter().filter(|(_, value)| value.kind == "u32");
+        whole.map(|(name, value)| (&**name, value.wgsl.trim_end_matches('u')))
+    }
+
     /// A text that two sources share only if they assemble to the same code. Reads no file.
     pub fn key(&self) -> String {
         let mut key = self.name.to_string();

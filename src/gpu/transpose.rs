@@ -1,6 +1,6 @@
 //! Copies whose fastest axis changes, by blocks: element by element one side would touch a memory line for each element.
 
-use super::kernel::{Bind, Launch};
+use super::kernel::{Bind, Launch, Work};
 use super::shader::Source;
 use super::value::{Place, Value};
 use crate::dtype::DType;
@@ -60,6 +60,7 @@ impl Transpose {
             grid: [groups(self.rows), groups(self.cols), self.batch as u32],
             turns: 0,
             reuse: 1,
+            work: Work::MOVES,
         });
     }
 }

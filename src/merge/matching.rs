@@ -259,7 +259,7 @@ pub(super) fn solve(unit: &Unit, costs: &[Cost], prices: Option<&[f64]>) -> Resu
     let best = match (prices, device) {
         (Some(prices), _) => assign_from(values, [n, n], Goal::Maximize, prices)?,
         // Without prices of an earlier sweep a GPU finds some.
-        (None, Some(cost)) if !cost.gpu().is_software() => cost.assignment(Goal::Maximize)?,
+        (None, Some(cost)) if !cost.gpu().class().is_cpu() => cost.assignment(Goal::Maximize)?,
         (None, _) => assign(values, [n, n], Goal::Maximize)?,
     };
     let orders = vec![columns(&best).into_iter().map(|column| column as u32).collect::<Vec<u32>>()];

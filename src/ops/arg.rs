@@ -3,7 +3,7 @@
 use super::case::{Array, Case, Fill, Input};
 use super::words;
 use crate::dtype::DType;
-use crate::gpu::kernel::{Launch, MOST_TURNS, grid};
+use crate::gpu::kernel::{Launch, MOST_TURNS, grid, Work};
 use crate::gpu::shader::Source;
 use crate::shape;
 use crate::tensor::Tensor;
@@ -37,6 +37,7 @@ fn search(op: &'static str, x: &Tensor, axis: usize, smallest: bool) -> Tensor {
             grid,
             turns,
             reuse: 1,
+            work: Work::MOVES,
         });
     };
     let y = Tensor::empty(gpu, op, [outer, parts, inner], DType::U32);

@@ -6,7 +6,7 @@ use super::words;
 use crate::dtype::{DType, Element};
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::gpu::kernel::{Launch, MOST_TURNS, grid};
+use crate::gpu::kernel::{Launch, MOST_TURNS, grid, Work};
 use crate::gpu::shader::Source;
 use crate::linalg::assignment::{Assignment, Cost, Goal, assign, assign_from};
 use crate::tensor::Tensor;
@@ -31,7 +31,7 @@ fn source() -> Source {
 /// kind to be worth a dispatch and a readback. A driver that runs on the CPU never gains: llvmpipe took 20 to 260 times as
 /// long as the host.
 fn worthwhile(gpu: &Gpu, batch: Option<usize>, n: usize) -> bool {
-    !gpu.is_software()
+    !gpu.class().is_cpu()
         && match batch {
             Some(batch) if n <= SMALL => batch >= 64,
             _ => n > 512,
@@ -155,6 +155,7 @@ fn small(cost: &Tensor, flip: u32) -> Result<Vec<f32>> {
             grid,
             turns: around + now * round,
             reuse: 64,
+            work: Work::MOVES,
         });
     }
     price.to_vec()
@@ -181,6 +182,7 @@ fn large(cost: &Tensor, n: usize, flip: u32) -> Result<Option<Vec<f32>>> {
             turns: n,
             // Most rounds read few rows.
             reuse: 0,
+            work: Work::MOVES,
         });
     };
     let each = n.div_ceil(64);

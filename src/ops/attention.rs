@@ -4,12 +4,14 @@ mod cases;
 
 use super::words;
 use crate::dtype::DType;
-use crate::gpu::Gpu;
-use crate::gpu::kernel::{Bind, Launch, MOST_TURNS, grid};
+use crate::gpu::{DeviceClass, Gpu};
+use crate::gpu::kernel::{Bind, Launch, MOST_TURNS, grid, Work};
+use crate::gpu::plan::Pass;
 use crate::gpu::shader::Source;
 use crate::shape::{self, Shape};
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
+use std::ops::Range;
 
 pub(super) use cases::cases;
 
@@ -51,6 +53,12 @@ impl Sizes {
         self.group * self.tokens_q
     }
 
+    /// How many of the `size` keys or queries that a pass of so many products walks it should walk in one launch.
+    fn longest(&self, class: &DeviceClass, products: f64, size: usize) -> usize {
+        let seconds = self.flops(products) / class.flops_s;
+        if seconds > LONGEST { (size as f64 * LONGEST / seconds) as usize } else { usize::MAX }
+    }
+
     /// With the keys in `splits` parts.
     fn cut(self, splits: usize) -> Sizes {
         let chunk = self.tokens_k.div_ceil(splits).next_multiple_of(4);
@@ -58,12 +66,19 @@ impl Sizes {
     }
 
     /// With as many parts as it takes to keep the device busy where rows are few.
-    fn cut_for(self, gpu: &Gpu, forward: Split) -> Sizes {
+    fn cut_for(self, class: &DeviceClass, forward: Split) -> Sizes {
         let threads = self.pairs * self.rows().div_ceil(forward.each as usize) * forward.parts as usize;
-        // Eight workgroups for the cores of a CPU, a few hundred for a GPU.
-        let busy = 64 * if gpu.is_software() { 8 } else { 256 };
-        let wanted = (busy / threads).clamp(1, (self.tokens_k / LEAST_KEYS).max(1));
+        let busy = class.in_flight();
+        // Written and read, the parts' results are at most a quarter of the operands.
+        let rows = self.pairs * self.rows();
+        let affordable = (rows + 2 * self.pairs * self.tokens_k) / (8 * rows);
+        let wanted = (busy / threads).min(affordable).clamp(1, (self.tokens_k / LEAST_KEYS).max(1));
         self.cut(wanted.max(self.tokens_k.div_ceil(forward.most())))
+    }
+
+    /// Operations of so many products over all pairs of a query and a key; half of them may be masked.
+    fn flops(&self, products: f64) -> f64 {
+        2.0 * products * (self.pairs * self.rows()) as f64 * (self.tokens_k * self.head_dim) as f64
     }
 
     /// The kernels' `Params` for a grid of `blocks` workgroups a pair.
@@ -79,6 +94,12 @@ impl Sizes {
         all
     }
 
+    /// Workgroups of a pair, and of all, over `items` rows or keys.
+    fn grid(&self, items: usize, split: Split) -> (usize, [u32; 3]) {
+        let blocks = items.div_ceil((64 / split.parts * split.each) as usize);
+        (blocks, grid(blocks * self.pairs))
+    }
+
     /// One dispatch over the `items` rows or keys of every pair, of which a thread walks so many keys or queries.
     fn launch(
         &self,
@@ -88,10 +109,10 @@ impl Sizes {
         binds: Vec<Bind>,
         (items, walked): (usize, usize),
         split: Split,
+        work: Work,
     ) {
         let row_blocks = self.rows().div_ceil(split.each as usize);
-        let blocks = items.div_ceil((64 / split.parts * split.each) as usize);
-        let grid = grid(blocks * self.pairs);
+        let (blocks, grid) = self.grid(items, split);
         gpu.launch(Launch {
             op: "attention",
             source,
@@ -101,9 +122,13 @@ impl Sizes {
             grid,
             turns: split.turns(walked),
             reuse: 16,
+            work,
         });
     }
 }
+
+/// Seconds that one dispatch should not be above: some drivers end one of two.
+const LONGEST: f64 = 0.5;
 
 /// Keys below which a part of them is not worth the pass that joins the parts.
 const LEAST_KEYS: usize = 64;
@@ -149,8 +174,8 @@ impl Tile {
         }
     }
 
-    fn of(gpu: &Gpu, head_dim: usize, rows: usize, keys: usize) -> Tile {
-        if !gpu.is_software() {
+    fn of(class: &DeviceClass, head_dim: usize, rows: usize, keys: usize) -> Tile {
+        if !class.has_many_registers() {
             // One row, or part of one, fills a GPU thread's registers.
             return Tile::of_splits(match head_dim {
                 0..=32 => [[1, 1], [1, 1], [1, 1]],
@@ -229,7 +254,43 @@ impl Tensor {
         // Sizes that do not fit are found below, with a sentence.
         let size = |x: &Tensor, axis: usize| x.shape().get(axis).copied().unwrap_or(1);
         let rows = size(self, 2) * (size(self, 1) / size(k, 1).max(1)).max(1);
-        attend([self, k, v], mask, scale, Tile::of(self.gpu(), head_dim, rows, size(k, 2)), None)
+        let pairs = (self.count() * size(k, 2)) as f64;
+        if 4.0 * pairs / self.gpu().class().flops_s > LONGEST && self.shape().len() == 4 && k.shape().len() == 4 {
+            // A dispatch of seconds would end in a driver's watchdog: one half after the other.
+            let [batch, kv_heads] = [size(k, 0), size(k, 1)];
+            let axis = if batch > 1 { 0 } else { 1 };
+            if self.shape()[0] == batch && (batch > 1 || kv_heads > 1 && self.shape()[1].is_multiple_of(kv_heads)) {
+                return self.attention_in_halves([k, v], mask, scale, axis);
+            }
+        }
+        attend([self, k, v], mask, scale, Tile::of(self.gpu().class(), head_dim, rows, size(k, 2)), None)
+    }
+}
+
+impl Tensor {
+    /// Half of the batch's entries or of the key heads, then the others.
+    #[track_caller]
+    fn attention_in_halves(&self, [k, v]: [&Tensor; 2], mask: &Mask, scale: f32, axis: usize) -> Tensor {
+        let size = k.shape()[axis];
+        let half = |own: Range<usize>| {
+            let of = |x: &Tensor| {
+                let each = x.shape()[axis] / size;
+                x.slice(axis as isize, own.start * each..own.end * each)
+            };
+            let mask = match mask {
+                Mask::Additive(mask) => {
+                    // Axes that a mask leaves out, or has once, are the same for all.
+                    let at = (mask.shape().len() + axis).checked_sub(4);
+                    let whole = at.is_none_or(|at| mask.shape()[at] == 1);
+                    let each = at.map_or(0, |at| mask.shape()[at] / size);
+                    let part = || mask.slice(at.unwrap_or(0) as isize, own.start * each..own.end * each);
+                    Mask::Additive(if whole { mask.clone() } else { part() })
+                }
+                other => other.clone(),
+            };
+            of(self).attention_scaled(&of(k), &of(v), &mask, scale)
+        };
+        Tensor::concat(&[&half(0..size / 2), &half(size / 2..size)], axis as isize)
     }
 }
 
@@ -287,7 +348,7 @@ fn attend([q, k, v]: [&Tensor; 3], mask: &Mask, scale: f32, tile: Tile, splits: 
         walk: [0; 2],
     };
     let sizes = sizes.cut(1);
-    let cut = splits.map_or_else(|| sizes.cut_for(q.gpu(), tile.forward), |splits| sizes.cut(splits));
+    let cut = splits.map_or_else(|| sizes.cut_for(q.gpu().class(), tile.forward), |splits| sizes.cut(splits));
     let [y, lse] = forward([&q, &k, &v], mask.as_ref(), None, cut, tile.forward);
     let saved = y.clone();
     let y = y.made_by(&[&q, &k, &v], || {
@@ -311,7 +372,7 @@ pub(super) fn cached(q: &Tensor, [k, v]: [&Tensor; 2], listed: [&Tensor; 2], sca
     let ([batch, heads, tokens_q, head_dim], [cache_rows, kv_heads, context, _]) =
         (four(q.shape()), four(k.shape()));
     let group = heads / kv_heads;
-    let tile = Tile::of(q.gpu(), head_dim, group * tokens_q, context);
+    let tile = Tile::of(q.gpu().class(), head_dim, group * tokens_q, context);
     debug_assert!(head_dim.is_multiple_of(4 * tile.forward.parts as usize));
     let sizes = Sizes {
         pairs: batch * kv_heads,
@@ -328,7 +389,7 @@ pub(super) fn cached(q: &Tensor, [k, v]: [&Tensor; 2], listed: [&Tensor; 2], sca
         cache_rows,
         walk: [0; 2],
     };
-    let [y, _] = forward([q, k, v], None, Some(listed), sizes.cut_for(q.gpu(), tile.forward), tile.forward);
+    let [y, _] = forward([q, k, v], None, Some(listed), sizes.cut_for(q.gpu().class(), tile.forward), tile.forward);
     y
 }
 
@@ -368,7 +429,7 @@ fn forward(
         source = source.slot("keys", "keys_listed");
     }
     let items = sizes.rows().next_multiple_of(split.each as usize) * splits;
-    sizes.launch(gpu, &source, "forward", binds, (items, sizes.cut[1].min(sizes.tokens_k)), split);
+    sizes.launch(gpu, &source, "forward", binds, (items, sizes.cut[1].min(sizes.tokens_k)), split, Work { flops: sizes.flops(2.0), parts: splits });
     if splits == 1 {
         return [y.reshape(*q.shape()), lse];
     }
@@ -385,8 +446,51 @@ fn forward(
         grid,
         turns: 2 * splits,
         reuse: 1,
+        work: Work::MOVES,
     });
     [whole.reshape(*q.shape()), whole_lse]
+}
+
+/// The passes of attention of `[batch, heads, tokens_q, head_dim]` to `kv_heads` heads of `tokens_k` keys without a mask: forward, the
+/// gradient of the queries, that of keys and values. What a driver's watchdog would cut is not.
+#[doc(hidden)]
+pub fn plan(class: &DeviceClass, [batch, heads, kv_heads, tokens_q, tokens_k, head_dim]: [usize; 6]) -> [Vec<Pass>; 3] {
+    let sizes = Sizes {
+        pairs: batch * kv_heads,
+        kv_heads,
+        group: heads / kv_heads,
+        tokens_q,
+        tokens_k,
+        head_dim,
+        shift: 0,
+        scale: 1.0,
+        mask: [0; 4],
+        cut: [1, 0],
+        cache_rows: 0,
+        walk: [0; 2],
+    };
+    let tile = Tile::of(class, head_dim, sizes.rows(), tokens_k);
+    let sizes = sizes.cut_for(class, tile.forward);
+    let (rows, keys, splits) = (sizes.pairs * sizes.rows(), sizes.pairs * tokens_k, sizes.cut[0]);
+    let pass = |source, entry: &str, (items, split): (usize, Split), parts, products: f64, elements: usize| {
+        let ((_, grid), entry, bytes) = (sizes.grid(items, split), entry.to_string(), 4.0 * elements as f64);
+        Pass { op: "attention".into(), source, entry, grid, parts, bytes, flops: sizes.flops(products) }
+    };
+    let items = sizes.rows().next_multiple_of(tile.forward.each as usize) * splits;
+    let elements = (rows + 2 * keys + splits * rows) * head_dim + splits * rows;
+    let source = tile.forward.forward(head_dim, false);
+    let mut forward = vec![pass(source, "forward", (items, tile.forward), splits, 2.0, elements)];
+    if splits > 1 {
+        let (op, source, entry) = ("attention".into(), Source::file("attention_combine"), "main".into());
+        let (grid, elements) = (grid((rows * head_dim / 4).div_ceil(64)), (splits + 1) * rows * (head_dim + 1));
+        forward.push(Pass { op, source, entry, grid, parts: 1, bytes: 4.0 * elements as f64, flops: 0.0 });
+    }
+    let inputs = 2 * (rows + keys) * head_dim + 2 * rows;
+    let (queries, source) = (tile.queries, tile.queries.queries(head_dim, false));
+    let queries = pass(source, "queries", (sizes.rows(), queries), 1, 3.0, inputs + rows * head_dim);
+    let source = tile.keys.keys(head_dim, false);
+    let keys = pass(source, "keys", (tokens_k, tile.keys), 1, 4.0, inputs + 2 * keys * head_dim);
+    [forward, vec![queries], vec![keys]]
 }
 
 /// Attention without queries or keys, with the shapes of its inputs.
@@ -438,6 +542,7 @@ impl Op for Attention {
             grid: flat,
             turns: sizes.head_dim / 4,
             reuse: 1,
+            work: Work::MOVES,
         });
         let inputs = || {
             let mut binds = vec![q.bind(0), k.bind(1), v.bind(2), dy.bind(3), stats.bind(4)];
@@ -447,11 +552,13 @@ impl Op for Attention {
         if sink.needs(0) {
             let dq = Tensor::empty(gpu, op, *q.shape(), DType::F32);
             let split = self.tile.queries;
-            for walk in pieces(sizes.tokens_k, split.most()) {
+            let most = sizes.longest(gpu.class(), 3.0, sizes.tokens_k).min(split.most());
+            for walk in pieces(sizes.tokens_k, most) {
                 let mut binds = inputs();
                 binds.push(dq.bind_mut(5));
                 let sizes = Sizes { walk, ..*sizes };
-                sizes.launch(gpu, &source, "queries", binds, (sizes.rows(), walk[1] - walk[0]), split);
+                let work = Work::flops(sizes.flops(3.0) * (walk[1] - walk[0]) as f64 / sizes.tokens_k as f64);
+                sizes.launch(gpu, &source, "queries", binds, (sizes.rows(), walk[1] - walk[0]), split, work);
             }
             sink.add(0, dq);
         }
@@ -459,13 +566,15 @@ impl Op for Attention {
             let [dk, dv] = [(); 2].map(|()| Tensor::empty(gpu, op, *k.shape(), DType::F32));
             let split = self.tile.keys;
             let source = split.keys(sizes.head_dim, mask.is_some());
-            for walk in pieces(sizes.tokens_q, split.most() / sizes.group) {
+            let most = sizes.longest(gpu.class(), 4.0, sizes.tokens_q).min(split.most() / sizes.group);
+            for walk in pieces(sizes.tokens_q, most) {
                 let mut binds = inputs();
                 binds.extend([dk.bind_mut(6), dv.bind_mut(7)]);
                 let sizes = Sizes { walk, ..*sizes };
                 // Every head of the group begins with a turn of its own.
                 let walked = (walk[1] - walk[0] + 4) * sizes.group;
-                sizes.launch(gpu, &source, "keys", binds, (sizes.tokens_k, walked), split);
+                let work = Work::flops(sizes.flops(4.0) * (walk[1] - walk[0]) as f64 / sizes.tokens_q as f64);
+                sizes.launch(gpu, &source, "keys", binds, (sizes.tokens_k, walked), split, work);
             }
             sink.add(1, dk);
             sink.add(2, dv);

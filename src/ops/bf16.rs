@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::gpu::buffer::Reading;
 use crate::gpu::value::Place;
-use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::kernel::{Launch, grid, Work};
 use crate::gpu::shader::Source;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -23,7 +23,7 @@ fn launch(entry: &str, n: usize, x: &Tensor, y: &Tensor) {
     let grid = grid(n.div_ceil(8).div_ceil(64));
     let (source, params) = (&source(), &[grid[0], n as u32]);
     let binds = vec![x.bind(0), y.bind_mut(1)];
-    x.gpu().launch(Launch { op: "bf16", source, entry, binds, params: words(params), grid, turns: 0, reuse: 1 });
+    x.gpu().launch(Launch { op: "bf16", source, entry, binds, params: words(params), grid, turns: 0, reuse: 1, work: Work::MOVES });
 }
 
 /// f32 elements from the words that hold them in pairs.

@@ -5,7 +5,7 @@ use super::{attention, words};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::kernel::{Launch, grid, Work};
 use crate::gpu::shader::Source;
 use crate::tensor::{Tensor, same_gpu};
 
@@ -92,6 +92,7 @@ impl KvCache {
                 grid,
                 turns: 0,
                 reuse: 1,
+                work: Work::MOVES,
             };
             (launch, None)
         });

@@ -3,7 +3,7 @@
 use super::case::Case;
 use super::words;
 use crate::dtype::DType;
-use crate::gpu::kernel::{Bind, Launch, MOST_TURNS};
+use crate::gpu::kernel::{Bind, Launch, MOST_TURNS, Work};
 use crate::gpu::shader::Source;
 use crate::tape::no_grad;
 use crate::tensor::Tensor;
@@ -43,6 +43,7 @@ pub(super) fn check_ids(op: &'static str, ids: &Tensor, size: usize, ignored: Op
             grid: [1, 1, 1],
             turns: (end - first).div_ceil(256),
             reuse: 1,
+            work: Work::MOVES,
         });
     }
     gpu.findings_written();

@@ -3,7 +3,8 @@
 use super::case::{Array, Case, Input};
 use super::words;
 use crate::dtype::DType;
-use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::kernel::{Launch, grid, Work};
+use crate::gpu::DeviceClass;
 use crate::gpu::shader::Source;
 use crate::shape::Shape;
 use crate::tape::{self, Op, Saved, Sink};
@@ -47,17 +48,26 @@ impl Sizes {
             grid,
             turns: self.layers,
             reuse: 1,
+            work: Work::MOVES,
         });
         w
+    }
+
+    /// Workgroups of the backward pass. Each thread leaves one number for every coefficient, to be added up: twice what keeps the device
+    /// busy, for the memory's latency, but no more than a quarter of the operands' bytes.
+    fn groups(&self, class: &DeviceClass) -> usize {
+        let width = self.size / 4;
+        let bytes = (4 * (self.atoms + self.layers) * self.size) as f64;
+        let affordable = bytes / 4.0 / (64 * 8 * self.layers * self.atoms) as f64;
+        let busy = (2 * class.in_flight() / 64).min(affordable as usize).max(1);
+        width.div_ceil(64).min(busy.max(width.div_ceil(64 * SPAN)))
     }
 
     /// Gradients of the atoms, into `dd`, and of the coefficients.
     fn backward(&self, d: &Tensor, c: &Tensor, dw: &Tensor, dd: &Tensor, accumulate: bool) -> Tensor {
         let gpu = d.gpu();
         let width = self.size / 4;
-        // Each thread leaves one number for every coefficient: few threads, but enough for the memory's latency.
-        let most = (if gpu.is_software() { 16 } else { 256 }).max(width.div_ceil(64 * SPAN));
-        let groups = width.div_ceil(64).min(most);
+        let groups = self.groups(gpu.class());
         let threads = groups * 64;
         let at_once = (SUMS / self.atoms).max(1);
         let mut sums = Vec::new();
@@ -73,6 +83,7 @@ impl Sizes {
                 grid: grid(groups),
                 turns: width.div_ceil(threads),
                 reuse: 1,
+                work: Work::MOVES,
             });
             sums.push(dc.sum(1));
         }

@@ -3,7 +3,7 @@
 use super::case::{Array, Case, Input};
 use super::words;
 use crate::dtype::DType;
-use crate::gpu::kernel::{Launch, MOST_TURNS, grid};
+use crate::gpu::kernel::{Launch, MOST_TURNS, grid, Work};
 use crate::gpu::shader::Source;
 use crate::shape::Shape;
 use crate::tape::{Into, Op, Saved, Sink};
@@ -160,8 +160,14 @@ impl Sizes {
                 grid,
                 turns,
                 reuse: 8,
+                work: self.work(),
             });
         }
+    }
+
+    /// The same both ways.
+    fn work(&self) -> Work {
+        Work::flops(2.0 * self.y.count() as f64 * (self.w.count() / self.w[0].max(1)) as f64)
     }
 
     fn weights(&self, x: &Tensor, dy: &Tensor, into: Into) -> Tensor {
@@ -185,7 +191,7 @@ impl Sizes {
             params.push(accumulate as u32);
             let source = &weights_source(out, input);
             let params = words(&params);
-            gpu.launch(Launch { op: "conv2d", source, entry, binds, params, grid, turns, reuse: 8 });
+            gpu.launch(Launch { op: "conv2d", source, entry, binds, params, grid, turns, reuse: 8, work: self.work() });
         };
         let first = vec![x.bind(0), dy.bind(1), partial.as_ref().unwrap_or(&dw).bind_mut(2)];
         // A thread's share of a part, a turn for each block of it, and the sums of the other threads.

@@ -5,7 +5,7 @@ use super::check_ids::check_ids;
 use super::softmax::{LANES, by_pieces, groups, lanes, log_softmax64, piece, turns, walks};
 use super::words;
 use crate::dtype::DType;
-use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::kernel::{Launch, grid, Work};
 use crate::gpu::shader::Source;
 use crate::shape::Shape;
 use crate::tape::{Op, Saved, Sink};
@@ -39,11 +39,11 @@ impl Plan {
         let launch = |entry, lanes, grid, turns, statistics| {
             let binds = vec![x.bind(0), targets.bind(1), losses.bind_mut(2), statistics];
             let (source, params) = (source(lanes, piece), self.params(grid));
-            gpu.launch(Launch { op: OP, source: &source, entry, binds, params: words(&params), grid, turns, reuse: 2 });
+            gpu.launch(Launch { op: OP, source: &source, entry, binds, params: words(&params), grid, turns, reuse: 2, work: Work::MOVES });
         };
         if walks(self.classes / piece) {
             let statistics = Tensor::empty(gpu, OP, [rows, 2], DType::F32);
-            let lanes = lanes(gpu, self.classes / piece, 1, rows);
+            let lanes = lanes(gpu.class(), self.classes / piece, 1, rows);
             let turns = turns(self.classes / piece, lanes, 1);
             launch("forward", lanes, groups(rows, lanes), turns, statistics.bind_mut(3));
             return [losses, statistics];
@@ -94,6 +94,7 @@ impl Op for CrossEntropy {
             grid,
             turns: 0,
             reuse: 2,
+            work: Work::MOVES,
         });
         sink.add(0, dx);
     }

@@ -3,7 +3,7 @@
 use super::case::{Array, Case, Input};
 use super::words;
 use crate::dtype::DType;
-use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::kernel::{Launch, grid, Work};
 use crate::gpu::shader::Source;
 use crate::shape;
 use crate::tape::{Op, Sink};
@@ -43,7 +43,7 @@ fn scan(op: &'static str, x: &Tensor, axis: usize, reverse: bool) -> Tensor {
         // A round has six steps over the lanes; a thread's elements come in blocks.
         let turns = if rows { span.div_ceil(256) * 8 } else { span + span / 32 + 1 };
         let (source, params) = (source(x.dtype()), words(&params));
-        gpu.launch(Launch { op, source: &source, entry, binds, params, grid, turns, reuse: 1 });
+        gpu.launch(Launch { op, source: &source, entry, binds, params, grid, turns, reuse: 1, work: Work::MOVES });
     };
     let [total, run] = if rows { ["row_totals", "rows"] } else { ["column_totals", "columns"] };
     // `x` stands in for the totals, which a single piece does not read.

@@ -4,7 +4,7 @@ use super::case::{Array, Case, Fill, Input};
 use super::words;
 use crate::dtype::DType;
 use crate::gpu::capture::Live;
-use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::kernel::{Launch, grid, Work};
 use crate::gpu::shader::Source;
 use crate::rng::{Draw, Rng};
 use crate::tape::{Op, Sink};
@@ -35,6 +35,7 @@ impl Dropout {
             grid,
             turns: 0,
             reuse: 1,
+            work: Work::MOVES,
         };
         x.gpu().launch_live(launch, Some(Live::Stream { at: 4, generator: self.draw.generator }));
         y

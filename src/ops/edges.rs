@@ -5,7 +5,7 @@ use super::words;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::gpu::kernel::{Launch, MOST_TURNS, grid};
+use crate::gpu::kernel::{Launch, MOST_TURNS, grid, Work};
 use crate::gpu::shader::Source;
 use crate::tape::{Op, Sink};
 use crate::tensor::{Tensor, same_gpu};
@@ -182,6 +182,7 @@ fn launch(entry: &str, width: usize, walk: Range<usize>, to: &Tensor, mut binds:
         grid,
         turns: 2 * walk.len(),
         reuse: 1,
+        work: Work::MOVES,
     });
 }
 

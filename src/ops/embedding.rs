@@ -4,7 +4,8 @@ use super::case::{Array, Case, Fill, Input};
 use super::check_ids::check_ids;
 use super::words;
 use crate::dtype::DType;
-use crate::gpu::kernel::{Bind, Launch, grid};
+use crate::gpu::kernel::{Bind, Launch, grid, Work};
+use crate::gpu::plan::Pass;
 use crate::gpu::shader::Source;
 use crate::shape::{self, Shape};
 use crate::tape::{Into, Op, Saved, Sink};
@@ -58,7 +59,7 @@ impl Sizes {
         // Rows are taken from tables of any size.
         let reuse = (entry != "select_rows") as u32;
         let params = words(&params);
-        to.gpu().launch(Launch { op, source, entry, binds, params, grid, turns: CHUNK, reuse });
+        to.gpu().launch(Launch { op, source, entry, binds, params, grid, turns: CHUNK, reuse, work: Work::MOVES });
     }
 }
 
@@ -123,6 +124,32 @@ fn sum_runs(dy: &Tensor, axis: usize, shape: Shape, (ids, order): (&Tensor, &Ten
         (ids, dy, folded) = (found, rest, true);
     }
     dx
+}
+
+/// The passes of the gradient of `count` rows of a table `[rows, width]`: cleared, then chunk by chunk of the sorted places, and what
+/// runs over the ends of chunks again.
+#[doc(hidden)]
+pub fn plan_sum([rows, width, count]: [usize; 3]) -> Vec<Pass> {
+    let wide = width.is_multiple_of(4);
+    let vectors = if wide { width / 4 } else { width };
+    let pass = |source, entry: &str, threads: usize, elements: usize| {
+        let (grid, entry) = (grid(threads.div_ceil(64)), entry.to_string());
+        Pass { op: "embedding".into(), source, entry, grid, parts: 1, bytes: 4.0 * elements as f64, flops: 0.0 }
+    };
+    let mut all = vec![pass(source(wide), "clear", rows * vectors, rows * width)];
+    let (mut count, mut folded) = (count, false);
+    while count > 0 {
+        let chunks = count.div_ceil(CHUNK);
+        let lists = if folded { count } else { 2 * count } + 2 * chunks;
+        // Of the table only rows that somebody took.
+        let elements = (count + count.min(rows) + 2 * chunks) * width + lists;
+        all.push(pass(runs(wide, folded, false), "sum_runs", chunks * vectors, elements));
+        if chunks == 1 {
+            break;
+        }
+        (count, folded) = (2 * chunks, true);
+    }
+    all
 }
 
 struct Select {

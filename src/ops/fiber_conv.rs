@@ -4,7 +4,7 @@ use super::case::{Array, Case, Input};
 use super::words;
 use crate::dtype::DType;
 use crate::gpu::Gpu;
-use crate::gpu::kernel::{Bind, Launch, grid};
+use crate::gpu::kernel::{Bind, Launch, grid, Work};
 use crate::gpu::shader::Source;
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
@@ -41,7 +41,8 @@ impl Sizes {
         let source = source(turned);
         // Orientations, or the nodes of a part and a turn for each block of them.
         let turns = self.o + rest.0 + rest.0 / 64;
-        gpu.launch(Launch { op: OP, source: &source, entry, binds, params: words(&params), grid, turns, reuse: 4 });
+        let work = Work::flops(2.0 * (self.nodes * self.c) as f64 * (self.o * self.o) as f64);
+        gpu.launch(Launch { op: OP, source: &source, entry, binds, params: words(&params), grid, turns, reuse: 4, work });
     }
 }
 

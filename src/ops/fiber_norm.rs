@@ -6,7 +6,7 @@ use super::norm::{self, Plan, unit64};
 use super::softmax::{LANES, groups, lanes};
 use super::words;
 use crate::dtype::DType;
-use crate::gpu::kernel::Launch;
+use crate::gpu::kernel::{Launch, Work};
 use crate::gpu::shader::Source;
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
@@ -55,7 +55,7 @@ impl Tensor {
         let blocks = o.div_ceil(TILE[1]);
         let count = nodes.div_ceil(TILE[0]) * blocks;
         // Sums of a thread are one chain each: at most 64 terms.
-        let lanes = if c / 4 > 64 { 64 } else { lanes(self.gpu(), c / 4, 1, count) };
+        let lanes = if c / 4 > 64 { 64 } else { lanes(self.gpu().class(), c / 4, 1, count) };
         let turns = (c / 4).div_ceil(lanes as usize) * (o + 3);
         let grid = groups(count, lanes);
         let sizes = [count, nodes, o, c / 4, blocks].map(|v| v as u32);
@@ -66,7 +66,7 @@ impl Tensor {
         binds.extend([y.bind_mut(5), statistics.bind_mut(6)]);
         let source = source(lanes);
         let params = words(&params);
-        self.gpu().launch(Launch { op: OP, source: &source, entry: "forward", binds, params, grid, turns, reuse: 4 });
+        self.gpu().launch(Launch { op: OP, source: &source, entry: "forward", binds, params, grid, turns, reuse: 4, work: Work::MOVES });
         y.made_by(&inputs, || {
             let saved = own.each_ref().map(Saved::new);
             Box::new(FiberNorm { saved, statistics: Saved::new(&statistics), eps })

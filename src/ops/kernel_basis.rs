@@ -6,7 +6,7 @@ use super::matmul::{gelu_layer, product, product_slope};
 use super::unary::erf64;
 use super::words;
 use crate::dtype::DType;
-use crate::gpu::kernel::{Bind, Launch, grid};
+use crate::gpu::kernel::{Bind, Launch, grid, Work};
 use crate::gpu::shader::Source;
 use crate::tape::{Into, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
@@ -84,6 +84,7 @@ impl Sight {
             grid,
             turns: self.count(),
             reuse: 1,
+            work: Work::MOVES,
         });
     }
 }
@@ -274,7 +275,7 @@ fn windowed(x: &Tensor, window: &Tensor) -> Tensor {
 /// Edges whose rows are in memory together: enough to keep a device busy, and whole blocks of 64 so that parts of arrays can be
 /// bound.
 pub(crate) fn run(gpu: &crate::Gpu, orientations: usize) -> usize {
-    let rows = if gpu.is_software() { 4 << 10 } else { 128 << 10 };
+    let rows = gpu.class().chunk as usize >> 10;
     (rows / orientations / 64 * 64).max(64)
 }
 

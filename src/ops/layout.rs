@@ -3,7 +3,7 @@
 use super::case::{Array, Case, Input};
 use super::words;
 use crate::dtype::DType;
-use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::kernel::{Launch, grid, Work};
 use crate::gpu::shader::Source;
 use crate::shape::{self, MAX_AXES, Shape};
 use crate::tape::{Op, Sink};
@@ -188,6 +188,7 @@ impl Tensor {
             grid,
             turns: 0,
             reuse: 1,
+            work: Work::MOVES,
         });
         if half && into.is_none() { y.cast(DType::F16) } else { y }
     }

@@ -16,8 +16,7 @@ const OP: &str = "mlp";
 /// Rows of a run: the middle of a run fits a CPU's cache, or is little of a GPU's memory; whole blocks of 64, so that parts of
 /// arrays can be bound.
 fn run(gpu: &Gpu, hidden: usize) -> usize {
-    let bytes = if gpu.is_software() { 4 << 20 } else { 64 << 20 };
-    (bytes / (4 * hidden.max(1)) / 64 * 64).clamp(64, 1 << 20)
+    (gpu.class().chunk as usize / (4 * hidden.max(1)) / 64 * 64).clamp(64, 1 << 20)
 }
 
 impl Tensor {

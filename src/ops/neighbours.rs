@@ -5,7 +5,7 @@ use super::words;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::gpu::kernel::{Launch, MOST_TURNS, grid};
+use crate::gpu::kernel::{Launch, MOST_TURNS, grid, Work};
 use crate::gpu::shader::Source;
 use crate::tensor::Tensor;
 use std::ops::Range;
@@ -92,7 +92,7 @@ impl Cells {
             let params = [&[grid[0], queries.len() as u32, (radius * radius).to_bits()][..], &range].concat();
             let turns = lines.len() * turns * (1 + 2 * members.len());
             let (source, params) = (source(fill), words(&params));
-            gpu.launch(Launch { op: OP, source: &source, entry: "search", binds, params, grid, turns, reuse: 0 });
+            gpu.launch(Launch { op: OP, source: &source, entry: "search", binds, params, grid, turns, reuse: 0, work: Work::MOVES });
         };
         // What every query finds in each part.
         let mut found_by: Vec<([Range<usize>; 2], Vec<u32>)> = Vec::new();

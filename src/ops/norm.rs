@@ -4,8 +4,11 @@ use super::case::{Array, Case, Fill, Input};
 use super::softmax::{LANES, WALK, groups, lanes, turns, walks};
 use super::words;
 use crate::dtype::DType;
-use crate::gpu::kernel::{Bind, Launch, grid};
+use crate::gpu::kernel::{Bind, Launch, grid, Work};
+use crate::gpu::DeviceClass;
+use crate::gpu::plan::Pass;
 use crate::gpu::shader::Source;
+use crate::ops::reduce;
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
@@ -49,8 +52,22 @@ impl Plan {
     /// Launches over rows, `LANES` threads each.
     fn rows(&self, x: &Tensor, entry: &'static str, binds: Vec<Bind>) {
         let pieces = self.width / self.piece();
-        let lanes = lanes(x.gpu(), pieces, 1, self.rows);
-        self.launch(x, entry, lanes, (groups(self.rows, lanes), turns(pieces, lanes, 3)), binds, 0);
+        let lanes = lanes(x.gpu().class(), pieces, 1, self.rows);
+        self.launch(x, entry, lanes, (groups(self.rows, lanes), turns(pieces, lanes, 3)), binds, (0, 1));
+    }
+
+    /// Workgroups side by side over the columns.
+    fn across(&self) -> usize {
+        (self.width / self.piece()).div_ceil(64)
+    }
+
+    /// Parts of the rows for the sums over them, and rows of a part: as many as keep the device busy, but long enough that the second
+    /// pass is small beside the first, and not longer than a thread walks.
+    fn parts(&self, class: &DeviceClass) -> [usize; 2] {
+        let wanted = class.wanted(64, 8.0 * (self.rows * self.width) as f64, 0.0);
+        let busy = wanted.div_ceil(self.across().max(1)).min(self.rows.div_ceil(16));
+        let span = self.rows.div_ceil(busy.max(self.rows.div_ceil(WALK)).max(1)).max(1);
+        [self.rows.div_ceil(span), span]
     }
 
     /// Whether kernels walk the rows; longer ones are made of other ops.
@@ -120,16 +137,12 @@ impl Plan {
 
     /// `[2, width]`: the sums over rows of `dy x^` and `dy`, the gradients of gain and shift.
     pub(super) fn sums(&self, x: &Tensor, statistics: &Tensor, dy: &Tensor) -> Tensor {
-        let Plan { kind, rows, width, .. } = *self;
-        // Enough threads for a large device, and parts long enough that the second pass is small beside the first, but not
-        // longer than a thread walks.
-        let parts = (65_536 / width).clamp(1, 256).min(rows.div_ceil(16)).max(rows.div_ceil(WALK));
-        let span = rows.div_ceil(parts.max(1)).max(1);
-        let parts = rows.div_ceil(span);
+        let Plan { kind, width, .. } = *self;
+        let [parts, span] = self.parts(x.gpu().class());
         let partial = Tensor::empty(x.gpu(), kind.name(), [parts, 2, width], DType::F32);
-        let grid = grid(parts * (width / self.piece()).div_ceil(64));
+        let grid = grid(parts * self.across());
         let binds = vec![x.bind(0), statistics.bind(5), dy.bind(6), partial.bind_mut(8)];
-        self.launch(x, "columns", 64, (grid, turns(span, 1, 1)), binds, span as u32);
+        self.launch(x, "columns", 64, (grid, turns(span, 1, 1)), binds, (span as u32, parts));
         partial.sum(0)
     }
 
@@ -140,7 +153,7 @@ impl Plan {
         lanes: u32,
         (grid, turns): ([u32; 3], usize),
         binds: Vec<Bind>,
-        span: u32,
+        (span, parts): (u32, usize),
     ) {
         let params = [
             grid[0],
@@ -161,8 +174,28 @@ impl Plan {
             grid,
             turns,
             reuse: 2,
+            work: Work { flops: 0.0, parts },
         });
     }
+}
+
+/// The passes of a layer norm of `[rows, width]`: forward, and the sums over rows for the gradients of gain and shift.
+#[doc(hidden)]
+pub fn plan(class: &DeviceClass, [rows, width]: [usize; 2]) -> [Vec<Pass>; 2] {
+    let plan = Plan::layer(rows, width, 1e-5);
+    let lanes = lanes(class, width / plan.piece(), 1, rows);
+    let [parts, _] = plan.parts(class);
+    let pass = |entry: &str, lanes, grid, parts: usize, elements: usize| {
+        let source = plan.kind.source(lanes, plan.piece());
+        let (entry, bytes) = (entry.to_string(), 4.0 * elements as f64);
+        Pass { op: "layer_norm".into(), source, entry, grid, parts, bytes, flops: 0.0 }
+    };
+    let elements = 2 * rows * width + 2 * width + 3 * rows;
+    let forward = vec![pass("forward", lanes, groups(rows, lanes), 1, elements)];
+    let elements = 2 * rows * width + 3 * rows + 2 * parts * width;
+    let mut sums = vec![pass("columns", 64, grid(parts * plan.across()), parts, elements)];
+    sums.extend(reduce::plan(class, [1, parts, 2 * width]));
+    [forward, sums]
 }
 
 /// Which of the sums over rows is whose gradient.

@@ -4,7 +4,7 @@ use super::case::{Array, Case, Fill, Input};
 use super::reduce::max64;
 use super::words;
 use crate::dtype::DType;
-use crate::gpu::kernel::{Bind, Launch, MOST_TURNS, grid};
+use crate::gpu::kernel::{Bind, Launch, MOST_TURNS, grid, Work};
 use crate::gpu::shader::Source;
 use crate::shape::Shape;
 use crate::tape::{self, Op, Saved, Sink};
@@ -55,7 +55,7 @@ impl Pool {
         let gpu = result.gpu();
         let params = words(&params);
         let turns = self.turns();
-        gpu.launch(Launch { op: self.op, source: &source(), entry, binds, params, grid, turns, reuse: 2 });
+        gpu.launch(Launch { op: self.op, source: &source(), entry, binds, params, grid, turns, reuse: 2, work: Work::MOVES });
     }
 
     /// A window's elements, or the windows that hold an element, and two turns for each row of them.

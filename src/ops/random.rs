@@ -5,7 +5,7 @@ use super::words;
 use crate::dtype::DType;
 use crate::gpu::buffer::Buffer;
 use crate::gpu::capture::Live;
-use crate::gpu::kernel::{Bind, Launch, grid};
+use crate::gpu::kernel::{Bind, Launch, grid, Work};
 use crate::gpu::shader::Source;
 use crate::gpu::{Gpu, lock};
 use crate::rng::{Draw, Rng, normal_table};
@@ -42,7 +42,7 @@ fn fill(gpu: &Gpu, op: &'static str, entry: &str, shape: Shape, draw: Draw) -> T
     let [s0, s1] = draw.stream.id;
     let params = [n as u32, grid[0], k0, k1, s0, s1, 1f32.to_bits(), 0f32.to_bits()];
     let source = Source::file("random");
-    let launch = Launch { op, source: &source, entry, binds, params: words(&params), grid, turns: 0, reuse: 4 };
+    let launch = Launch { op, source: &source, entry, binds, params: words(&params), grid, turns: 0, reuse: 4, work: Work::MOVES };
     gpu.launch_live(launch, Some(Live::Stream { at: 4, generator: draw.generator }));
     y
 }

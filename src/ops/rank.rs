@@ -6,7 +6,7 @@ use super::case::{Array, Case, Fill, Input};
 use super::words;
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::gpu::kernel::{Bind, Launch, grid};
+use crate::gpu::kernel::{Bind, Launch, grid, Work};
 use crate::gpu::shader::Source;
 use crate::tensor::Tensor;
 use std::ops::Range;
@@ -63,7 +63,7 @@ impl Params {
         let (source, params) = (&source(), words(&all));
         // The bins twice, and the fours of a span.
         let turns = 2 * BINS / 64 + self.span / 256;
-        on.gpu().launch(Launch { op: "rank", source, entry, binds, params, grid, turns, reuse: 1 });
+        on.gpu().launch(Launch { op: "rank", source, entry, binds, params, grid, turns, reuse: 1, work: Work::MOVES });
     }
 
     /// Adds the counts of one digit of `x` to a row of `counts`.

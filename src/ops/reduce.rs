@@ -4,7 +4,9 @@ use super::case::{Array, Case, Fill, Input};
 use super::words;
 use crate::dtype::DType;
 use crate::gpu::fuse::Scalar;
-use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::kernel::{Launch, grid, Work};
+use crate::gpu::DeviceClass;
+use crate::gpu::plan::Pass;
 use crate::gpu::shader::Source;
 use crate::shape::{self, Shape};
 use crate::tape::{Op, Saved, Sink};
@@ -48,26 +50,39 @@ fn source_columns(kind: Kind) -> Source {
 }
 
 /// As many passes over `[outer, axis, inner]` as it takes until one element of the axis is left, divided by `divisor` then.
-fn reduce(op: &'static str, x: &Tensor, axis: usize, kind: Kind, divisor: f32) -> Tensor {
-    let (outer, size, inner) = x.shape().split_at_axis(axis);
-    let to = x.shape().without(axis);
-    let shared = inner == 1 && outer >= MANY && !x.gpu().is_software();
-    let parts = size.div_ceil(if shared { SHARED_SPAN } else { SPAN });
-    if parts <= 1 {
-        return pass(op, x, [outer, size, inner], 1, kind, divisor).reshape(to);
-    }
-    let partial = pass(op, x, [outer, size, inner], parts, kind, 1.0);
-    reduce(op, &partial, 1, kind, divisor).reshape(to)
+/// Elements of a column, at least, that a part has.
+const LEAST: usize = 32;
+
+/// Parts of the axis in one pass: as many as a thread's walk demands, or more where results are few for the device.
+fn parts(class: &DeviceClass, [outer, size, inner]: [usize; 3]) -> usize {
+    let shared = inner == 1 && outer >= MANY && !class.has_dear_barriers();
+    let walked = size.div_ceil(if shared { SHARED_SPAN } else { SPAN });
+    let threads = match inner {
+        1 => 64 * outer,
+        _ if inner.is_multiple_of(4) => outer * inner / 4,
+        _ => outer * inner,
+    };
+    let wanted = class.wanted(64, 4.0 * (outer * size * inner) as f64, 0.0);
+    // Parts are written and read again: LEAST terms in each make that a sixteenth of what is summed.
+    let filling = if threads.div_ceil(64) < wanted { (64 * wanted).div_ceil(threads.max(1)) } else { 1 };
+    walked.max(filling.min(size / LEAST))
 }
 
-fn pass(op: &'static str, x: &Tensor, [outer, size, inner]: [usize; 3], parts: usize, kind: Kind, divisor: f32) -> Tensor {
-    let gpu = x.gpu();
-    let x = x.contiguous();
+/// A pass: its kernel, and what it walks.
+struct Plan {
+    source: Source,
+    entry: &'static str,
+    grid: [u32; 3],
+    /// Groups along x, results, the axis, inner elements, parts, elements of a part.
+    params: [u32; 6],
+    turns: usize,
+}
+
+fn plan_pass(class: &DeviceClass, [outer, size, inner]: [usize; 3], parts: usize, kind: Kind) -> Plan {
     let results = outer * parts * inner;
-    let y = Tensor::empty(gpu, op, [outer, parts, inner], x.dtype());
     let by_vectors = inner == 1 && size.is_multiple_of(4) && size >= 16;
-    // A barrier costs a CPU driver as much as a hundred elements; a GPU wants neighbours to read neighbours.
-    let lanes = if gpu.is_software() && results >= 16 { 1 } else { 64 };
+    // A GPU wants neighbours to read neighbours, whatever a barrier costs.
+    let lanes = if class.has_dear_barriers() && results >= 16 { 1 } else { 64 };
     let (source, entry, groups, threads) = match inner {
         1 if by_vectors => (source_rows(kind, lanes), "rows", results.div_ceil(64 / lanes as usize), lanes as usize),
         1 => (source(kind), "rows", results, 64),
@@ -77,23 +92,53 @@ fn pass(op: &'static str, x: &Tensor, [outer, size, inner]: [usize; 3], parts: u
     };
     let size = if by_vectors { size / 4 } else { size };
     let (results, inner) = if inner.is_multiple_of(4) { (results / 4, inner / 4) } else { (results, inner) };
-    let grid = grid(groups);
-    let span = size.div_ceil(parts);
+    let (grid, span) = (grid(groups), size.div_ceil(parts));
     let params = [grid[0] as usize, results, size, inner, parts, span].map(|v| v as u32);
+    // Its elements, and a turn for each block of them.
+    Plan { source, entry, grid, params, turns: span.div_ceil(threads) + SPAN / 32 }
+}
+
+/// The passes of a sum over the middle one of these axes.
+#[doc(hidden)]
+pub fn plan(class: &DeviceClass, sizes: [usize; 3]) -> Vec<Pass> {
+    let ([outer, size, inner], parts) = (sizes, parts(class, sizes));
+    let Plan { source, entry, grid, .. } = plan_pass(class, sizes, parts, Kind::Sum);
+    let bytes = 4.0 * (outer * inner * (size + parts)) as f64;
+    let first = Pass { op: "sum".into(), source, entry: entry.into(), grid, parts, bytes, flops: 0.0 };
+    let rest = if parts > 1 { plan(class, [outer, parts, inner]) } else { vec![] };
+    std::iter::once(first).chain(rest).collect()
+}
+
+fn reduce(op: &'static str, x: &Tensor, axis: usize, kind: Kind, divisor: f32) -> Tensor {
+    let y = Tensor::empty(x.gpu(), op, x.shape().without(axis), x.dtype());
+    reduce_into(op, x, axis, kind, divisor, &y);
+    y
+}
+
+fn reduce_into(op: &'static str, x: &Tensor, axis: usize, kind: Kind, divisor: f32, y: &Tensor) {
+    let (outer, size, inner) = x.shape().split_at_axis(axis);
+    let (gpu, sizes) = (x.gpu(), [outer, size, inner]);
+    let parts = parts(gpu.class(), sizes);
+    if parts <= 1 {
+        return pass(op, x, sizes, 1, kind, divisor, y);
+    }
+    let partial = Tensor::empty(gpu, op, [outer, parts, inner], x.dtype());
+    pass(op, x, sizes, parts, kind, 1.0, &partial);
+    reduce_into(op, &partial, 1, kind, divisor, y);
+}
+
+/// The sum of `x` over its first axis, into `y`.
+pub(super) fn sum_parts(op: &'static str, x: &Tensor, y: &Tensor) {
+    reduce_into(op, x, 0, Kind::Sum, 1.0, y);
+}
+
+fn pass(op: &'static str, x: &Tensor, sizes: [usize; 3], parts: usize, kind: Kind, divisor: f32, y: &Tensor) {
+    let x = x.contiguous();
+    let Plan { source, entry, grid, params, turns } = plan_pass(x.gpu().class(), sizes, parts, kind);
     let mut all = params.to_vec();
     all.push(divisor.to_bits());
-    gpu.launch(Launch {
-        op,
-        source: &source,
-        entry,
-        binds: vec![x.bind(0), y.bind_mut(1)],
-        params: words(&all),
-        grid,
-        // Its elements, and a turn for each block of them.
-        turns: span.div_ceil(threads) + SPAN / 32,
-        reuse: 1,
-    });
-    y
+    let (binds, params, work) = (vec![x.bind(0), y.bind_mut(1)], words(&all), Work { flops: 0.0, parts });
+    x.gpu().launch(Launch { op, source: &source, entry, binds, params, grid, turns, reuse: 1, work });
 }
 
 struct Sum {

@@ -5,7 +5,7 @@ use super::check_ids::check_ids;
 use super::words;
 use crate::dtype::DType;
 use crate::gpu::Gpu;
-use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::kernel::{Launch, grid, Work};
 use crate::gpu::shader::Source;
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
@@ -85,6 +85,7 @@ impl Rope {
             grid,
             turns: 0,
             reuse: 1,
+            work: Work::MOVES,
         });
         y
     }

@@ -7,7 +7,7 @@
 use super::case::Case;
 use super::matmul::outer;
 use super::words;
-use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::kernel::{Launch, grid, Work};
 use crate::gpu::shader::Source;
 use crate::dtype::DType;
 use crate::tape::{Into, Sink};
@@ -88,6 +88,7 @@ pub trait Site: Send + Sync {
             grid,
             turns: load.turns,
             reuse: 2,
+            work: Work::MOVES,
         });
         y
     }

@@ -3,8 +3,9 @@
 use super::case::{Array, Case, Fill, Input};
 use super::words;
 use crate::dtype::DType;
-use crate::gpu::Gpu;
-use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::DeviceClass;
+use crate::gpu::plan::Pass;
+use crate::gpu::kernel::{Launch, grid, Work};
 use crate::gpu::shader::Source;
 use crate::shape;
 use crate::tape::{Op, Saved, Sink};
@@ -28,9 +29,9 @@ pub(super) fn turns(pieces: usize, lanes: u32, times: usize) -> usize {
 }
 
 /// How many threads share a row of `axis` elements that lie `inner` apart, when there are `rows` of them.
-pub(super) fn lanes(gpu: &Gpu, axis: usize, inner: usize, rows: usize) -> u32 {
+pub(super) fn lanes(class: &DeviceClass, axis: usize, inner: usize, rows: usize) -> u32 {
     // Measured on llvmpipe: a barrier costs as much as a hundred elements, so lanes only pay where rows are few and long.
-    if gpu.is_software() && axis <= WALK && (axis < 128 || rows >= 128) {
+    if class.has_dear_barriers() && axis <= WALK && (axis < 128 || rows >= 128) {
         return 1;
     }
     match axis {
@@ -82,15 +83,26 @@ struct Plan {
 }
 
 /// `None` for rows that no kernel walks.
-fn plan(gpu: &Gpu, log: bool, shape: &shape::Shape, axis: usize) -> Option<Plan> {
+fn plan(class: &DeviceClass, log: bool, shape: &shape::Shape, axis: usize) -> Option<Plan> {
     let (outer, size, inner) = shape.split_at_axis(axis);
     let rows = outer * inner;
     let piece = if inner == 1 { piece(size) } else { 1 };
-    let lanes = lanes(gpu, size / piece, inner, rows);
+    let lanes = lanes(class, size / piece, inner, rows);
     let grid = groups(rows, lanes);
     let params = [grid[0], rows as u32, size as u32, inner as u32];
     let turns = turns(size / piece, lanes, 2);
     walks(size / piece).then(|| Plan { source: source(log, lanes, piece), grid, params, turns })
+}
+
+/// The pass of a softmax over the last axis of `[rows, width]`; none where it is made of other ops.
+#[doc(hidden)]
+pub fn plan_rows(class: &DeviceClass, [rows, width]: [usize; 2]) -> Vec<Pass> {
+    let plan = plan(class, false, &shape::Shape::new(&[rows, width]), 1);
+    let bytes = 8.0 * (rows * width) as f64;
+    let pass = |Plan { source, grid, .. }| {
+        Pass { op: "softmax".into(), source, entry: "forward".into(), grid, parts: 1, bytes, flops: 0.0 }
+    };
+    plan.map(pass).into_iter().collect()
 }
 
 /// The same values by other ops, for rows that no kernel walks.
@@ -113,7 +125,7 @@ impl Op for Softmax {
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
         let (op, y, dy) = (name(self.log), self.y.get(name(self.log)), dy.contiguous());
-        let Some(plan) = plan(y.gpu(), self.log, y.shape(), self.axis) else {
+        let Some(plan) = plan(y.gpu().class(), self.log, y.shape(), self.axis) else {
             return sink.add(0, long_backward(self.log, y, &dy, self.axis as isize));
         };
         let dx = Tensor::empty(y.gpu(), op, y.shape(), DType::F32);
@@ -126,6 +138,7 @@ impl Op for Softmax {
             grid: plan.grid,
             turns: plan.turns,
             reuse: 2,
+            work: Work::MOVES,
         });
         sink.add(0, dx);
     }
@@ -137,7 +150,7 @@ impl Tensor {
         let op = name(log);
         let axis = shape::axis(op, axis, self.shape());
         let x = super::float(op, self).detach().contiguous();
-        let y = match plan(x.gpu(), log, x.shape(), axis) {
+        let y = match plan(x.gpu().class(), log, x.shape(), axis) {
             None => long(log, &x, axis as isize),
             Some(plan) => {
                 let y = Tensor::empty(x.gpu(), op, x.shape(), DType::F32);
@@ -150,6 +163,7 @@ impl Tensor {
                     grid: plan.grid,
                     turns: plan.turns,
                     reuse: 2,
+                    work: Work::MOVES,
                 });
                 y
             }

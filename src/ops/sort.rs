@@ -4,7 +4,7 @@ use super::arg::order64;
 use super::case::{Array, Case, Fill, Input};
 use super::words;
 use crate::dtype::DType;
-use crate::gpu::kernel::{Bind, Launch, grid};
+use crate::gpu::kernel::{Bind, Launch, grid, Work};
 use crate::gpu::shader::Source;
 use crate::shape::{self, Shape};
 use crate::tape::{Op, Saved, Sink};
@@ -53,7 +53,7 @@ impl Params {
         let (steps, each) = (tile.ilog2() as usize, tile / 64);
         let turns = steps * (steps + 1) / 2 * (each / 2 + 1) + 2 * each;
         let params = words(&all);
-        x.gpu().launch(Launch { op, source: &source(tile), entry, binds, params, grid, turns, reuse: 1 });
+        x.gpu().launch(Launch { op, source: &source(tile), entry, binds, params, grid, turns, reuse: 1, work: Work::MOVES });
     }
 }
 

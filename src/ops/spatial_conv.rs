@@ -11,8 +11,8 @@ use super::matmul::gathered::Outer;
 use super::matmul::product;
 use super::words;
 use crate::dtype::DType;
-use crate::gpu::Gpu;
-use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::DeviceClass;
+use crate::gpu::kernel::{Launch, grid, Work};
 use crate::gpu::shader::Source;
 use crate::tape::{Into, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
@@ -30,8 +30,8 @@ struct Tile {
 
 impl Tile {
     /// CPU drivers pay for loads and keep sums in the cache near them; a GPU has about 100 registers to spend.
-    fn of(gpu: &Gpu, orientations: usize, channels: usize) -> Tile {
-        let (rows, most) = if gpu.is_software() { (16, 4) } else { (8, 2) };
+    fn of(class: &DeviceClass, orientations: usize, channels: usize) -> Tile {
+        let (rows, most) = if class.has_many_registers() { (16, 4) } else { (8, 2) };
         let whole = [4, 5, 3, 2].into_iter().find(|n| orientations.is_multiple_of(*n));
         let own = whole.unwrap_or(orientations.min(4));
         Tile { edges: rows / own, orientations: own, channels: channels.min(most) }
@@ -52,8 +52,8 @@ fn plain(paired: bool, [o, c]: [usize; 2], own: usize) -> Source {
 }
 
 /// Vectors of a thread there: a CPU driver pays for each thread's places, a GPU wants neighbours to read neighbours.
-fn own(gpu: &Gpu, c: usize) -> usize {
-    c.min(if gpu.is_software() { 4 } else { 1 })
+fn own(class: &DeviceClass, c: usize) -> usize {
+    c.min(if class.has_many_registers() { 4 } else { 1 })
 }
 
 /// `y[n] += sum over the uses of n: (basis w)[row] v[other]` of a run.
@@ -65,12 +65,12 @@ fn convolve(basis: &Tensor, w: &Tensor, v: &Tensor, (run, uses): (&Run, &Uses), 
     // Of each edge that a thread takes at a time, the products with the basis are a loop inside.
     let (entry, source, blocks, turns) = match bonds.opposite() {
         Some(opposite) => {
-            let own = own(y.gpu(), c);
+            let own = own(y.gpu().class(), c);
             binds.extend([product(OP, basis, w, Into::New).bind(9), opposite.bind(7)]);
             ("messages", plain(true, [o, c], own), [o, c.div_ceil(own)], 1)
         }
         None => {
-            let tile = Tile::of(y.gpu(), o, c);
+            let tile = Tile::of(y.gpu().class(), o, c);
             binds.extend([basis.bind(0), w.bind(1)]);
             let blocks = [o.div_ceil(tile.orientations), c.div_ceil(tile.channels)];
             ("forward", tile.source(), blocks, 2 + w.shape()[0] / 4)
@@ -78,11 +78,14 @@ fn convolve(basis: &Tensor, w: &Tensor, v: &Tensor, (run, uses): (&Run, &Uses), 
     };
     let threads = nodes * blocks[0] * blocks[1];
     let grid = grid(threads.div_ceil(64));
+    // Of all edges, an overestimate where they are walked in several launches.
+    let terms = if bonds.opposite().is_some() { 1 } else { w.shape()[0] };
+    let work = Work::flops(2.0 * (uses.pairs.count() * o) as f64 * (4 * c * terms) as f64);
     for walk in walks(uses.most, turns) {
         let sizes = [threads, o, c, w.shape()[0] / 4, blocks[0], blocks[1], walk.start, walk.end];
         let params: Vec<u32> = std::iter::once(grid[0]).chain(sizes.map(|v| v as u32)).collect();
         let (binds, turns) = (binds.clone(), turns * walk.len());
-        let launch = Launch { op: OP, source: &source, entry, binds, params: words(&params), grid, turns, reuse: 8 };
+        let launch = Launch { op: OP, source: &source, entry, binds, params: words(&params), grid, turns, reuse: 8, work };
         y.gpu().launch(launch);
     }
 }
@@ -92,7 +95,7 @@ fn products(g: &Tensor, h: &Tensor, run: &Run, bonds: &Bonds) -> Tensor {
     let [g, h] = [g, h].map(|x| part(x, &run.nodes));
     let [o, c] = [h.shape()[1], h.shape()[2]];
     let m = Tensor::empty(h.gpu(), OP, [run.rows.len() * o, c], DType::F32);
-    let own = own(h.gpu(), c / 4);
+    let own = own(h.gpu().class(), c / 4);
     let threads = run.rows.len() * o * (c / 4).div_ceil(own);
     let grid = grid(threads.div_ceil(64));
     // Something must be bound where no opposite is read.
@@ -107,6 +110,7 @@ fn products(g: &Tensor, h: &Tensor, run: &Run, bonds: &Bonds) -> Tensor {
         grid,
         turns: 0,
         reuse: 1,
+        work: Work::MOVES,
     });
     m
 }

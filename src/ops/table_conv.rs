@@ -4,7 +4,7 @@ use super::case::{Array, Case, Fill, Input};
 use super::edges::{Edges, Rows, walks};
 use super::words;
 use crate::dtype::DType;
-use crate::gpu::kernel::{Bind, Launch, grid};
+use crate::gpu::kernel::{Bind, Launch, grid, Work};
 use crate::gpu::shader::Source;
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
@@ -76,7 +76,7 @@ impl Kind {
     fn of(table: &SplineTable, backward: bool) -> Kind {
         // A GPU has about 100 registers to spend, and 5 vectors a channel to hold in the backward pass; a wide block there keeps
         // the parts few.
-        let most = if backward || table.coefficients.gpu().is_software() { 4 } else { 2 };
+        let most = if backward || table.coefficients.gpu().class().has_many_registers() { 4 } else { 2 };
         Kind { rows: table.rows(), channels: (table.channels() / 4).clamp(1, most) }
     }
 
@@ -124,6 +124,7 @@ fn launch(
         // The edges, or the blocks whose parts are gathered.
         turns: walk.len().max(pass.len()),
         reuse: reuse.min(1 << 16) as u32,
+        work: Work::MOVES,
     });
 }
 

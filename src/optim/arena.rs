@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::buffer::Buffer;
 use crate::gpu::capture::{self, Live};
-use crate::gpu::kernel::{Bind, Launch, grid};
+use crate::gpu::kernel::{Bind, Launch, grid, Work};
 use crate::gpu::shader::Source;
 use crate::gpu::value::Place;
 use crate::shape::Shape;
@@ -288,6 +288,7 @@ impl Arenas {
             grid: grid(part.chunks),
             turns: CHUNK / 256,
             reuse: 1,
+            work: Work::MOVES,
         }
     }
 
@@ -496,6 +497,7 @@ fn norm_launch<'a>(entry: &'a str, binds: Vec<Bind>, params: &'a [u32; 4], chunk
         grid: if finishes { [1, 1, 1] } else { grid(chunks) },
         turns: if finishes { chunks / 1024 + 4 } else { CHUNK / 256 },
         reuse: 1,
+        work: Work::MOVES,
     }
 }
 

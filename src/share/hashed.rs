@@ -7,7 +7,7 @@
 use super::tied::dense;
 use super::{LeafGrads, Load, Site};
 use crate::gpu::Gpu;
-use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::kernel::{Launch, grid, Work};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Input};
 use crate::ops::embedding::sum_by_index;
@@ -234,6 +234,7 @@ impl Site for Hashed {
                     grid: grid(m.div_ceil(64)),
                     turns: MOST_RUNS + MOST_RUNS / 64,
                     reuse: 1,
+                    work: Work::MOVES,
                 });
             }
             domega

@@ -29,7 +29,8 @@ pub fn texel_gpu() -> &'static Gpu {
 /// A handle that takes the kernels meant for GPUs where the adapter is a software driver, and the other way round.
 pub fn other_kernels() -> &'static Gpu {
     static GPU: OnceLock<Gpu> = OnceLock::new();
-    let options = || tiebeam::Options { software: Some(!gpu().is_software()), ..Default::default() };
+    let other = if gpu().class().is_cpu() { "discrete" } else { "cpu" };
+    let options = || tiebeam::Options { device: Some(other.into()), ..Default::default() };
     GPU.get_or_init(|| Gpu::open_with(options()).expect("the adapter opened before"))
 }
 

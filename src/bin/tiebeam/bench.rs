@@ -75,7 +75,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
 
 fn one(gpu: &Gpu, args: &Args) -> Result<Run> {
     println!("{}", gpu.adapter());
-    if gpu.is_software() {
+    if gpu.adapter().is_software() {
         println!("a software driver: these numbers are this CPU's, not a GPU's");
     }
     let (suite, budget) = match args.suite {

@@ -59,7 +59,7 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
                     None if causal => Mask::Causal,
                     None => Mask::None,
                 };
-                let tile = tile.unwrap_or_else(|| Tile::of(x[0].gpu(), d, x[0].shape()[2], x[1].shape()[2]));
+                let tile = tile.unwrap_or_else(|| Tile::of(x[0].gpu().class(), d, x[0].shape()[2], x[1].shape()[2]));
                 attend([&x[0], &x[1], &x[2]], &mask, scale, tile, splits)
             },
             move |x| attention64(x, causal, scale as f64),

@@ -1,6 +1,6 @@
 //! Which kernel makes a product, and the choice among them.
 
-use crate::gpu::Gpu;
+use crate::gpu::{DeviceClass, Gpu, Tiles};
 use crate::gpu::kernel::MOST_TURNS;
 use crate::gpu::shader::Source;
 use std::fmt;
@@ -46,9 +46,29 @@ pub(crate) struct Problem {
     pub right: &'static str,
     /// The operands are f16, or may be rounded to it.
     pub half: bool,
+    /// The size of cooperative matrices, where they may do it.
+    pub coop: Option<usize>,
 }
 
 impl Problem {
+    /// The problem on this device, whose matrix units are asked for where they would be used.
+    pub fn on(self, gpu: &Gpu) -> Problem {
+        let large = self.half && self.m.min(self.n) >= 64 && self.k >= 32;
+        let coop = if large { gpu.coop().map(|matrices| matrices.size as usize) } else { None };
+        Problem { coop, ..self }
+    }
+
+    /// Bytes of the operands, each once.
+    pub fn operand_bytes(&self) -> f64 {
+        let size = if self.half { 2.0 } else { 4.0 };
+        size * self.batch as f64 * (self.m * self.k + self.k * self.n) as f64
+    }
+
+    /// Operations, a multiply-add being two.
+    pub fn flops(&self) -> f64 {
+        2.0 * self.batch as f64 * self.m as f64 * self.n as f64 * self.k as f64
+    }
+
     /// The class of products that share a measured choice.
     pub fn key(&self) -> String {
         let [m, n, k, batch] = [self.m, self.n, self.k, self.batch].map(|v| v.max(1).next_power_of_two());
@@ -63,8 +83,9 @@ const THIN: usize = 8;
 const LARGE: usize = 1 << 21;
 /// Lanes of a subgroup that lie side by side in `matmul_direct` on CPU drivers.
 const DIRECT_LANES: usize = 32;
-/// Workgroups that keep a GPU busy.
-const BUSY: usize = 64;
+
+/// The share of a device that must be busy: an eighth less leaves no multiprocessor idle.
+pub(super) const FULL: f64 = 0.875;
 
 const fn tiled(m: usize, n: usize, thread: usize) -> Core {
     Core::Tiled { tile: [m, n], thread }
@@ -91,6 +112,26 @@ impl Core {
             Core::Direct { high, wide, thread: [tm, tn], .. } => [high * tm, wide * tn],
             Core::Tiled { tile, .. } | Core::Coop { tile, .. } => tile,
         }
+    }
+
+    /// Threads of a workgroup, for subgroups of at most `lanes`.
+    pub fn threads(&self, lanes: u32) -> usize {
+        match *self {
+            Core::Direct { high, wide, deep, .. } => high * wide * deep,
+            Core::Tiled { tile: [m, n], thread } => m / thread * (n / thread),
+            // Four subgroups: see HIGH and WIDE in matmul_coop.wgsl.
+            Core::Coop { .. } => 4 * lanes as usize,
+        }
+    }
+
+    /// Workgroups along columns, rows and batches.
+    pub fn grid(&self, problem: &Problem) -> [usize; 3] {
+        let [tm, tn] = self.tile();
+        [problem.n.div_ceil(tn), problem.m.div_ceil(tm), problem.batch]
+    }
+
+    pub fn groups(&self, problem: &Problem) -> usize {
+        self.grid(problem).iter().product()
     }
 
     /// The kernel, for subgroups of at most `lanes`.
@@ -165,26 +206,29 @@ impl Core {
     }
 
     /// The choice without measurements: needs no time, and is the same in every run.
-    pub fn by_table(gpu: &Gpu, problem: &Problem) -> Core {
-        let Problem { m, n, k, batch, half, .. } = *problem;
-        if gpu.is_software() {
+    pub fn by_table(class: &DeviceClass, problem: &Problem) -> Core {
+        let Problem { m, n, k, .. } = *problem;
+        if class.tiles == Tiles::Registers {
             return direct(m, n, k);
         }
         if m.min(n) <= THIN && fits_grid(&thin(problem), problem) {
             return thin(problem);
         }
-        let tiles = |core: &Core| m.div_ceil(core.tile()[0]) * n.div_ceil(core.tile()[1]) * batch;
-        if half && m.min(n) >= 64 && k >= 32 && let Some(matrices) = gpu.coop() {
-            let [large, small] = coop(matrices.size as usize);
-            return if tiles(&large) >= BUSY { large } else { small };
+        let busy = |core: &Core| (core.groups(problem) * core.threads(class.lanes)) as f64;
+        let full = |core: &Core| busy(core) >= FULL * class.in_flight() as f64;
+        if let Some(size) = problem.coop {
+            let [large, small] = coop(size);
+            return if full(&large) { large } else { small };
         }
-        TILES.into_iter().find(|core| tiles(core) >= BUSY).unwrap_or(TILES[3])
+        // The largest that fills the device, and that the result fills by more than a half; else the smallest.
+        let fits = |core: &Core| core.tile()[0] < 2 * m && core.tile()[1] < 2 * n;
+        TILES.into_iter().filter(fits).find(full).unwrap_or(TILES[3])
     }
 
     /// Every kernel worth measuring for this problem, the table's choice first.
-    pub fn candidates(gpu: &Gpu, problem: &Problem) -> Vec<Core> {
-        let mut all = vec![Core::by_table(gpu, problem)];
-        if gpu.is_software() {
+    pub fn candidates(class: &DeviceClass, problem: &Problem) -> Vec<Core> {
+        let mut all = vec![Core::by_table(class, problem)];
+        if class.tiles == Tiles::Registers {
             for wide in [4, 8, 32] {
                 let high = DIRECT_LANES / wide;
                 let threads = [[16, 16], [16, 8], [8, 16], [8, 8], [4, 16], [4, 8]];
@@ -198,9 +242,9 @@ impl Core {
             // Parts of the registers of a GPU's thread: the large tile of a CPU driver would spill.
             all.push(Core::Direct { high: 4, wide: 16, deep: 1, thread: [4, 4] });
         }
-        if problem.half && let Some(matrices) = gpu.coop() {
+        if let Some(size) = problem.coop {
             // A CPU driver takes minutes to compile the large tile.
-            all.extend(&coop(matrices.size as usize)[gpu.is_software() as usize..]);
+            all.extend(&coop(size)[class.slow_compiler as usize..]);
         }
         // Tiles of which most would be empty cannot win.
         let fits = |core: &Core| {
@@ -223,7 +267,8 @@ pub(super) fn all() -> Vec<Core> {
     let mut all = TILES.to_vec();
     all.extend([16, 8].into_iter().flat_map(coop));
     all.extend([(1, 96), (6, 40), (16, 3), (96, 96), (128, 128)].map(|(m, n)| direct(m, n, 4096)));
-    let problem = Problem { m: 1, n: 96, k: 96, batch: 1, left: "lhs_plain", right: "rhs_plain", half: false };
+    let (left, right) = ("lhs_plain", "rhs_plain");
+    let problem = Problem { m: 1, n: 96, k: 96, batch: 1, left, right, half: false, coop: None };
     for (m, n) in [(1, 96), (96, 7)] {
         for (left, right) in [("lhs_plain", "rhs_plain"), ("lhs_transposed", "rhs_transposed")] {
             all.push(thin(&Problem { m, n, left, right, ..problem }));
@@ -287,12 +332,12 @@ pub(crate) fn choose(gpu: &Gpu, problem: &Problem) -> Core {
         let key = problem.key();
         if let Some(name) = gpu.choice(&key) {
             // A class has many sizes; where the choice does not suit this one, the table's does.
-            let usable = Core::candidates(gpu, problem).into_iter().find(|core| core.to_string() == name);
-            return usable.unwrap_or_else(|| Core::by_table(gpu, problem));
+            let usable = Core::candidates(gpu.class(), problem).into_iter().find(|core| core.to_string() == name);
+            return usable.unwrap_or_else(|| Core::by_table(gpu.class(), problem));
         }
         if gpu.tunes() && super::tune::measurable(problem) {
             return super::tune::measure(gpu, problem);
         }
     }
-    Core::by_table(gpu, problem)
+    Core::by_table(gpu.class(), problem)
 }

@@ -1,7 +1,8 @@
 //! Gradients of a layer's weight and bias that arrive a run of rows at a time.
 
+use super::core::Problem;
+use super::parts::Cut;
 use super::product::{Product, Right};
-use super::split;
 use crate::dtype::DType;
 use crate::tensor::Tensor;
 
@@ -14,17 +15,23 @@ impl Outer {
     /// Adds `a^T b` of `[rows, m]` and `[rows, n]`.
     pub fn add(&mut self, op: &'static str, a: &Tensor, b: &Tensor) {
         let ([rows, m], n) = ([a.shape()[0], a.shape()[1]], b.shape()[1]);
-        let parts = split(a.gpu(), m, n, rows).unwrap_or(1);
-        let new = || Tensor::empty(a.gpu(), op, [parts, m, n], DType::F32);
-        let (to, accumulate, parts) = match self.0.take() {
-            None => (new(), false, parts),
-            Some(sum) if sum.shape()[0] == parts => (sum, true, parts),
+        if rows == 0 {
+            return;
+        }
+        let (left, right) = ("lhs_transposed", "rhs_plain");
+        let problem = Problem { m, n, k: rows, batch: 1, left, right, half: a.gpu().rounds_products(), coop: None };
+        let whole = Cut { parts: 1, len: rows };
+        let cut = Cut::of(a.gpu().class(), &problem.on(a.gpu())).unwrap_or(whole);
+        let new = || Tensor::empty(a.gpu(), op, [cut.parts, m, n], DType::F32);
+        let (to, accumulate, cut) = match self.0.take() {
+            None => (new(), false, cut),
+            Some(sum) if sum.shape()[0] == cut.parts => (sum, true, cut),
             // A last run that is short: into the first part alone.
-            Some(sum) => (sum, true, 1),
+            Some(sum) => (sum, true, whole),
         };
-        let cut = |x: &Tensor| x.contiguous().reshape([parts, rows / parts, x.shape()[1]]);
-        let (turned, b) = (cut(a).transpose(1, 2), cut(b));
-        Product { accumulate, ..Product::new(op, &turned, Right::Tensor(&b)) }.write(&to.slice(0, 0..parts));
+        let (turned, b) = (a.contiguous().t(), b.contiguous());
+        let own = to.slice(0, 0..cut.parts);
+        Product::new(op, &turned, Right::Tensor(&b)).write_parts(&b, cut, &own, accumulate);
         self.0 = Some(to);
     }
 

@@ -6,16 +6,17 @@
 mod core;
 pub(crate) mod gathered;
 mod operand;
+mod parts;
+pub mod plan;
 mod product;
 pub(crate) mod routed;
 pub mod tune;
 
-use self::core::{Core, Problem};
+use self::core::Core;
 use self::product::{Product, Right};
 use super::case::{Array, Case, Fill, Input};
 use super::site::{LeafGrads, Site};
 use crate::dtype::DType;
-use crate::gpu::Gpu;
 use crate::gpu::shader::Source;
 use crate::shape::{self, Shape};
 use crate::tape::{self, Into, Op, Saved, Sink};
@@ -62,36 +63,10 @@ pub struct Epilogue<'a> {
     pub residual: Option<&'a Tensor>,
 }
 
-/// Parts of a long inner axis that become products of their own, added up in order by a second pass: where the result's
-/// tiles alone would leave the device idle.
-fn split(gpu: &Gpu, m: usize, n: usize, k: usize) -> Option<usize> {
-    // What the operands look like does not change a tile by much.
-    let (left, right) = ("lhs_plain", "rhs_transposed");
-    let [tm, tn] = Core::by_table(gpu, &Problem { m, n, k, batch: 1, left, right, half: false }).tile();
-    let tiles = m.div_ceil(tm) * n.div_ceil(tn);
-    let busy = if gpu.is_software() { 4 } else { 128 };
-    // The second pass reads the parts once more: a part must be long beside that.
-    let fits = |parts: &usize| k.is_multiple_of(4 * parts) && k / parts >= 256;
-    [2, 4, 8, 16].into_iter().filter(fits).take_while(|parts| tiles * parts <= busy).last()
-}
-
 /// Batched product of tensors into a new f32 tensor, or where `into` says.
 fn multiply(op: &'static str, lhs: &Tensor, rhs: &Tensor, into: Into) -> Tensor {
     let to = shape::matmul(op, lhs.shape(), rhs.shape());
     let (y, accumulate) = into.output(lhs.gpu(), op, to);
-    if let [m, n] = *to
-        && let Some(parts) = split(lhs.gpu(), m, n, lhs.shape()[1])
-    {
-        let k = lhs.shape()[1] / parts;
-        // A turned matrix, as in the gradient of a weight, is cut along its rows: no copy.
-        let lhs = match lhs.t().is_contiguous() {
-            true => lhs.t().reshape([parts, k, m]).transpose(1, 2),
-            false => lhs.reshape([m, parts, k]).permute(&[1, 0, 2]),
-        };
-        let sum = multiply(op, &lhs, &rhs.reshape([parts, k, n]), Into::New).sum(0);
-        sum.write_to(op, &y, accumulate);
-        return y;
-    }
     Product { accumulate, ..Product::new(op, lhs, Right::Tensor(rhs)) }.write(&y);
     y
 }

@@ -36,6 +36,28 @@ impl Layout {
     }
 }
 
+impl Layout {
+    /// The slot that reads it.
+    fn fragment(&self, right: bool) -> &'static str {
+        match (right, self.vectors, self.by_rows) {
+            (false, true, true) => "lhs_plain",
+            (false, true, false) => "lhs_transposed",
+            (false, false, _) => "lhs_any",
+            (true, true, true) => "rhs_plain",
+            (true, true, false) => "rhs_transposed",
+            (true, false, _) => "rhs_any",
+        }
+    }
+}
+
+/// The slot that will read a matrix, and whether as f16; without making the copy that some need.
+pub(super) fn slot(x: &Tensor, right: bool) -> (&'static str, bool) {
+    let scattered = x.strides[0] != 1 && x.strides[1] != 1;
+    let dense = Tensor { strides: x.shape().strides(), offset: 0, edge: None, ..x.clone() };
+    let layout = Layout::of(if scattered { &dense } else { x }, [0, 0]);
+    (layout.fragment(right), x.dtype() == DType::F16 && layout.vectors)
+}
+
 /// `x` as `[batch.., rows, cols]` for the left side (`cols` = k), or with `right`, for the right side (`rows` = k).
 pub(super) fn operand(x: &Tensor, batch: &Shape, right: bool) -> Operand {
     let mut x = x.clone();
@@ -57,14 +79,7 @@ pub(super) fn operand(x: &Tensor, batch: &Shape, right: bool) -> Operand {
     if half && !layout.vectors {
         return operand(&x.cast(DType::F32), batch, right);
     }
-    let fragment = match (right, layout.vectors, layout.by_rows) {
-        (false, true, true) => "lhs_plain",
-        (false, true, false) => "lhs_transposed",
-        (false, false, _) => "lhs_any",
-        (true, true, true) => "rhs_plain",
-        (true, true, false) => "rhs_transposed",
-        (true, false, _) => "rhs_any",
-    };
+    let fragment = layout.fragment(right);
     let Layout { mut words, mut any, .. } = layout;
     if !layout.vectors {
         // In `*_any` the first stride is that of m or n, the other that of k.

@@ -1,12 +1,13 @@
 //! One product: its slots, bindings and parameters, launched.
 
 use super::core::{Problem, choose};
-use super::operand::{Operand, operand};
+use super::operand::{self, Operand, operand};
+use super::parts::Cut;
 use super::{Activation, Epilogue};
 use crate::dtype::DType;
-use crate::gpu::kernel::{Bind, Launch, MOST_TURNS};
+use crate::gpu::kernel::{Bind, Launch, MOST_TURNS, Work};
 use crate::ops::site::{Load, Site};
-use crate::ops::words;
+use crate::ops::{reduce, words};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
@@ -21,6 +22,9 @@ pub(super) enum Right<'a> {
 /// anew: with more than a few tiles that costs more than writing `[out, in]` once and reading it back as vectors.
 const FUSED_ROWS: usize = 64;
 
+/// Seconds that one dispatch should not be above: some drivers end one of two, and screens stand still before that.
+const LONGEST: f64 = 0.5;
+
 /// A right side as the kernel reads it.
 struct Read {
     fragment: &'static str,
@@ -34,6 +38,11 @@ struct Read {
 }
 
 impl Right<'_> {
+    /// Whether a weight that is not stored is made in the product's own loads.
+    fn is_fused(self, rows: usize) -> bool {
+        matches!(self, Right::Weight { site, .. } if rows <= FUSED_ROWS && site.stored().is_none())
+    }
+
     /// The right side as a tensor, of a weight that is not stored made now.
     fn made(self) -> Tensor {
         match self {
@@ -47,7 +56,7 @@ impl Right<'_> {
 
     fn read(self, rows: usize, batch: &Shape) -> Read {
         let (site, transposed) = match self {
-            Right::Weight { site, transposed } if rows <= FUSED_ROWS && site.stored().is_none() => (site, transposed),
+            Right::Weight { site, transposed } if self.is_fused(rows) => (site, transposed),
             _ => return Read::tensor(&self.made(), batch),
         };
         let load = site.load();
@@ -94,25 +103,30 @@ pub(super) struct Product<'a> {
     pub before: Option<&'a Tensor>,
     /// The result is multiplied by GELU's derivative there; with nothing else.
     pub slope: Option<&'a Tensor>,
+    /// Batches that are parts of one product's inner axis.
+    pub parts: usize,
 }
 
 impl<'a> Product<'a> {
     pub fn new(op: &'static str, lhs: &'a Tensor, rhs: Right<'a>) -> Product<'a> {
         let epilogue = Epilogue::default();
-        Product { op, lhs, rhs, rows: Rows::All, epilogue, accumulate: false, before: None, slope: None }
+        Product { op, lhs, rhs, rows: Rows::All, epilogue, accumulate: false, before: None, slope: None, parts: 1 }
     }
 
-    /// Launches it, `y` its result.
-    pub fn write(self, y: &Tensor) {
-        let (gpu, axes) = (y.gpu(), y.shape().len());
-        let batch = Shape::new(&y.shape()[..axes - 2]);
-        let k = self.lhs.shape()[self.lhs.shape().len() - 1];
+    /// `m`, `n` and `k` of the product whose result is `y`.
+    fn sizes(&self, y: &Tensor) -> [usize; 3] {
+        let axes = y.shape().len();
         let m = match self.rows {
             Rows::All => y.shape()[axes - 2],
             Rows::Gathered(list) | Rows::Scattered { list, .. } => list.count(),
         };
-        let n = y.shape()[axes - 1];
-        if y.count() == 0 || m == 0 {
+        [m, y.shape()[axes - 1], self.lhs.shape()[self.lhs.shape().len() - 1]]
+    }
+
+    /// Makes it, `y` its result: in one dispatch, or in parts of the inner axis where tiles are few.
+    pub fn write(self, y: &Tensor) {
+        let [m, n, k] = self.sizes(y);
+        if m * n == 0 || y.count() == 0 {
             return;
         }
         if k == 0 {
@@ -121,6 +135,54 @@ impl<'a> Product<'a> {
             }
             return;
         }
+        if self.rhs.is_fused(m) {
+            return self.launch(y);
+        }
+        let right = self.rhs.made();
+        let product = Product { rhs: Right::Tensor(&right), ..self };
+        let scattered = matches!(product.rows, Rows::Scattered { .. });
+        match product.cut(y, &right).filter(|_| !scattered) {
+            Some(cut) => product.in_parts(y, &right, cut),
+            None => product.launch(y),
+        }
+    }
+
+    /// How to cut the inner axis of two matrices.
+    fn cut(&self, y: &Tensor, right: &Tensor) -> Option<Cut> {
+        if y.shape().len() > 2 {
+            return None;
+        }
+        let [m, n, k] = self.sizes(y);
+        let ((left, left_half), (right, right_half)) = (operand::slot(self.lhs, false), operand::slot(right, true));
+        let half = left_half && right_half || y.gpu().rounds_products();
+        let problem = Problem { m, n, k, batch: 1, left, right, half, coop: None };
+        Cut::of(y.gpu().class(), &problem.on(y.gpu()))
+    }
+
+    /// Part by part of the inner axis, then their sum.
+    fn in_parts(self, y: &Tensor, right: &Tensor, cut: Cut) {
+        let [m, n, _] = self.sizes(y);
+        let parts = Tensor::empty(y.gpu(), self.op, [cut.parts, m, n], DType::F32);
+        self.write_parts(right, cut, &parts, false);
+        if self.is_plain() && !self.accumulate {
+            return reduce::sum_parts(self.op, &parts, y);
+        }
+        let sum = parts.sum(0);
+        if self.is_plain() { sum.write_to(self.op, y, true) } else { self.finish(sum, y) }
+    }
+
+    /// Whether results are stored as they are.
+    fn is_plain(&self) -> bool {
+        let Epilogue { bias, activation, residual } = self.epilogue;
+        let plain = bias.is_none() && activation == Activation::None && residual.is_none();
+        plain && self.before.is_none() && self.slope.is_none()
+    }
+
+    /// Launches it, `y` its result.
+    pub fn launch(self, y: &Tensor) {
+        let (gpu, axes) = (y.gpu(), y.shape().len());
+        let batch = Shape::new(&y.shape()[..axes - 2]);
+        let [m, n, k] = self.sizes(y);
         let mut left = operand(self.lhs, &batch, false);
         let mut binds = vec![y.bind_mut(4)];
         let mut slots = vec![];
@@ -130,7 +192,7 @@ impl<'a> Product<'a> {
             Rows::Gathered(list) => {
                 debug_assert_eq!(left.fragment, "lhs_plain");
                 left.fragment = "lhs_gathered";
-                listed = self.lhs.shape()[0];
+                listed = self.lhs.shape()[self.lhs.shape().len() - 2];
                 binds.push(list.bind(7));
             }
             Rows::Scattered { list, gate } => {
@@ -160,8 +222,12 @@ impl<'a> Product<'a> {
 
         let half = left.half && right.half || gpu.rounds_products();
         let problem =
-            Problem { m, n, k, batch: batch.count(), left: left.fragment, right: right.fragment, half };
+            Problem { m, n, k, batch: batch.count(), left: left.fragment, right: right.fragment, half, coop: None };
+        let problem = problem.on(gpu);
         let core = choose(gpu, &problem);
+        if gpu.class().seconds(problem.operand_bytes(), problem.flops()) > LONGEST && self.can_be_halved(y) {
+            return self.in_halves(y);
+        }
         let load = right.load.as_ref().map_or(0, |load| load.turns);
         let most = core.longest(load);
         if k > most {
@@ -178,7 +244,7 @@ impl<'a> Product<'a> {
             source = source.bool("BLOCKED", true);
         }
         // Another text to compile: only where many tiles gain from it.
-        if !gpu.is_software() && core.fits(&problem) {
+        if !gpu.class().slow_compiler && core.fits(&problem) {
             source = source.bool("EDGES", false);
         }
         let inner = if batch.is_empty() { 1 } else { batch[batch.len() - 1] };
@@ -190,32 +256,72 @@ impl<'a> Product<'a> {
             .map(|&v| v as u32)
             .chain(right.site)
             .collect();
-        let [tm, tn] = core.tile();
-        let grid = [n.div_ceil(tn), m.div_ceil(tm), batch.count()].map(|v| v as u32);
+        let grid = core.grid(&problem).map(|v| v as u32);
         let reuse = (m.min(n) / 8).max(1) as u32;
         let (op, params) = (self.op, words(&params));
         // As many as it may make for an axis as long as it may be, and of this one its share.
         let turns = k * MOST_TURNS / most;
-        gpu.launch(Launch { op, source: &source, entry: "main", binds, params, grid, turns, reuse });
+        let work = Work { flops: problem.flops(), parts: self.parts };
+        gpu.launch(Launch { op, source: &source, entry: "main", binds, params, grid, turns, reuse, work });
     }
 
     /// Piece by piece of an inner axis that is too long for one launch, each adding to the ones before.
     fn in_pieces(self, y: &Tensor, batch: &Shape, most: usize) {
         let k = self.lhs.shape()[self.lhs.shape().len() - 1];
         let right = self.rhs.made();
-        let Epilogue { bias, activation, residual } = self.epilogue;
-        let plain = bias.is_none() && activation == Activation::None && residual.is_none();
-        let plain = plain && self.before.is_none() && self.slope.is_none();
+        let plain = self.is_plain();
         let sum = if plain { y.clone() } else { Tensor::empty(y.gpu(), self.op, y.shape(), DType::F32) };
         debug_assert_eq!(batch.len() + 2, sum.shape().len());
         for first in (0..k).step_by(most) {
             let piece = first..k.min(first + most);
             let (lhs, rhs) = (self.lhs.slice(-1, piece.clone()), right.slice(-2, piece));
             let accumulate = self.accumulate || first > 0;
-            Product { rows: self.rows, accumulate, ..Product::new(self.op, &lhs, Right::Tensor(&rhs)) }.write(&sum);
+            Product { rows: self.rows, accumulate, ..Product::new(self.op, &lhs, Right::Tensor(&rhs)) }.launch(&sum);
         }
         if !plain {
             self.finish(sum, y);
+        }
+    }
+
+    /// Whether its rows, or its batches, can be made one half after the other.
+    fn can_be_halved(&self, y: &Tensor) -> bool {
+        match y.shape().len() {
+            2 => self.sizes(y)[0] >= 256,
+            _ => y.shape()[0] > 1 && matches!(self.rows, Rows::All) && self.is_plain(),
+        }
+    }
+
+    /// In two halves: a dispatch that takes seconds ends in a driver's watchdog.
+    fn in_halves(self, y: &Tensor) {
+        let axes = y.shape().len();
+        let right = self.rhs.made();
+        let size = if axes == 2 { self.sizes(y)[0] } else { y.shape()[0] };
+        let half = if axes == 2 { (size / 2).next_multiple_of(128) } else { size / 2 };
+        for own in [0..half, half..size] {
+            let of = |x: &Tensor| x.slice(0, own.clone());
+            let [list, gate] = match self.rows {
+                Rows::All => [None, None],
+                Rows::Gathered(list) => [Some(of(list)), None],
+                Rows::Scattered { list, gate } => [Some(of(list)), Some(of(gate))],
+            };
+            let rows = match (&list, &gate) {
+                (None, _) => Rows::All,
+                (Some(list), None) => Rows::Gathered(list),
+                (Some(list), Some(gate)) => Rows::Scattered { list, gate },
+            };
+            // A broadcast operand has no part of its own in a half of the batches.
+            let batches = |x: &Tensor| if x.shape().len() == axes && x.shape()[0] > 1 { of(x) } else { x.clone() };
+            let (lhs, rhs) = match (axes, &gate) {
+                (2, _) if matches!(rows, Rows::Gathered(_)) => (self.lhs.clone(), right.clone()),
+                (2, _) => (of(self.lhs), right.clone()),
+                _ => (batches(self.lhs), batches(&right)),
+            };
+            let [residual, before, slope] = [self.epilogue.residual, self.before, self.slope].map(|x| x.map(of));
+            let epilogue = Epilogue { residual: residual.as_ref(), ..self.epilogue };
+            let (before, slope) = (before.as_ref(), slope.as_ref());
+            let (lhs, rhs) = (&lhs, Right::Tensor(&rhs));
+            let to = if gate.is_some() { y.clone() } else { of(y) };
+            Product { lhs, rhs, rows, epilogue, before, slope, ..self }.launch(&to);
         }
     }
 

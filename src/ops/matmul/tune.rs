@@ -2,6 +2,8 @@
 
 use super::core::{Core, Problem, choose, coop};
 use super::operand::operand;
+use super::parts::Cut;
+use super::product::{Product, Right};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{CoopMatrices, Gpu};
@@ -11,15 +13,17 @@ use crate::tape::no_grad;
 use crate::tensor::Tensor;
 use std::time::{Duration, Instant};
 
-/// Time for all candidates of one class together.
-const BUDGET: Duration = Duration::from_millis(400);
+/// Time for all candidates of one class together, in one round.
+const BUDGET: Duration = Duration::from_millis(250);
+/// A kernel must take so much less time than the table's, in each round, to be chosen in its place.
+const GAIN: f64 = 1.03;
 
 /// Whether the problem can be made again from its class: products of tensors, of a size that does not take long.
 pub(super) fn measurable(problem: &Problem) -> bool {
     let operand = |name: &str| name.ends_with("_plain") || name.ends_with("_transposed");
     operand(problem.left)
         && operand(problem.right)
-        && problem.m * problem.n * problem.k * problem.batch < 1 << 34
+        && problem.m * problem.n * problem.k * problem.batch < 1 << 37
 }
 
 /// Operands of a problem, laid out as it says.
@@ -37,34 +41,82 @@ fn operands(gpu: &Gpu, problem: &Problem) -> [Tensor; 2] {
     [make(m, k, problem.left == "lhs_transposed"), make(k, n, problem.right == "rhs_transposed")]
 }
 
-/// Seconds of a product with this kernel: the best of several, after one that also compiles. One that is twice as slow as
-/// `rival` is not tried for long.
-fn seconds(
-    gpu: &Gpu,
-    problem: &Problem,
-    core: Core,
-    [a, b]: &[Tensor; 2],
-    budget: Duration,
-    rival: f64,
-) -> Result<f64> {
-    gpu.choose(problem.key(), core.to_string());
-    let run = || no_grad(|| a.matmul(b)).compute();
-    // What this kernel cannot do is carried by its result, and would take no time.
-    let first = no_grad(|| a.matmul(b));
-    first.compute();
-    first.check()?;
-    gpu.synchronize()?;
-    let started = Instant::now();
-    let mut best = f64::INFINITY;
-    while best == f64::INFINITY || (started.elapsed() < budget && best < 2.0 * rival) {
-        let start = Instant::now();
-        // Several to a submit, so that its cost does not hide the kernel's.
-        let count = if best < 2e-3 { 4 } else { 1 };
-        (0..count).for_each(|_| run());
-        gpu.synchronize()?;
-        best = best.min(start.elapsed().as_secs_f64() / count as f64);
+/// A product as one dispatch, whatever its inner axis: what is chosen is the kernel of a part.
+fn whole(a: &Tensor, b: &Tensor) -> Tensor {
+    let [batch, m, n] = [a.shape()[0], a.shape()[1], b.shape()[2]];
+    let y = Tensor::empty(a.gpu(), "matmul", [batch, m, n], DType::F32);
+    Product::new("matmul", a, Right::Tensor(b)).launch(&y);
+    y
+}
+
+/// Measures kernels of one problem on a device of its own.
+struct Trial<'a> {
+    gpu: &'a Gpu,
+    problem: &'a Problem,
+    inputs: [Tensor; 2],
+}
+
+impl Trial<'_> {
+    fn run(&self, core: Core) -> Tensor {
+        self.gpu.choose(self.problem.key(), core.to_string());
+        no_grad(|| whole(&self.inputs[0], &self.inputs[1]))
     }
-    Ok(best)
+
+    /// Compiles the kernel and runs it once; what it cannot do is carried by its result, and would take no time.
+    fn first(&self, core: Core) -> Result<()> {
+        self.run(core).check()?;
+        self.gpu.synchronize()
+    }
+
+    /// Seconds of a call among `count`.
+    fn sample(&self, core: Core, count: usize) -> Result<f64> {
+        let work = || (0..count).for_each(|_| drop(self.run(core)));
+        if self.gpu.has_timestamps() && !self.gpu.adapter().is_software() {
+            return Ok(self.gpu.time(work)? / count as f64);
+        }
+        self.gpu.synchronize()?;
+        let start = Instant::now();
+        work();
+        self.gpu.synchronize()?;
+        Ok(start.elapsed().as_secs_f64() / count as f64)
+    }
+
+    /// The least seconds of a call of each kernel, taken in turn so that a clock that rises or falls is the same for all; what is
+    /// twice as slow as the fastest is not tried for long.
+    fn round(&self, cores: &[Core], budget: Duration) -> Result<Vec<f64>> {
+        let mut best = vec![f64::INFINITY; cores.len()];
+        let started = Instant::now();
+        for turn in 0.. {
+            let fastest = best.iter().copied().fold(f64::INFINITY, f64::min);
+            for (core, best) in cores.iter().zip(&mut best) {
+                if turn == 0 || *best < 2.0 * fastest {
+                    // Several to a submit, so that its cost does not hide the kernel's.
+                    let count = if *best < 2e-3 { 4 } else { 1 };
+                    *best = best.min(self.sample(*core, count)?);
+                }
+            }
+            if started.elapsed() >= budget {
+                break;
+            }
+        }
+        Ok(best)
+    }
+
+    /// Runs until the clock has come up: a GPU that was idle runs at a fifth of its rate at first. Ends where two stretches of time in
+    /// a row take the same, or after two seconds.
+    fn warm_up(&self, core: Core) -> Result<()> {
+        let started = Instant::now();
+        let count = (2e-2 / self.sample(core, 1)?.max(1e-6)).clamp(1.0, 1000.0) as usize;
+        let mut last = f64::INFINITY;
+        while started.elapsed() < Duration::from_secs(2) {
+            let now = self.sample(core, count)?;
+            if (now / last - 1.0).abs() < 0.02 {
+                break;
+            }
+            last = now;
+        }
+        Ok(())
+    }
 }
 
 /// What measuring a class of products found.
@@ -74,70 +126,108 @@ pub struct Tuned {
     pub class: String,
     /// The kernel that the table would choose.
     pub table: String,
-    /// The fastest kernel.
+    /// The kernel to take: the table's, unless another one was clearly faster.
     pub best: String,
-    /// Time of the table's kernel over that of the fastest.
+    /// Time of the table's kernel over that of the one to take.
     pub gain: f64,
 }
 
-/// Measures the kernels of this class and keeps the fastest for this process and for later ones.
+/// The one to take of kernels whose times, in each of several rounds, these are; the first is the table's. Another one must have been
+/// faster by [`GAIN`] in every round.
+fn best_of(rounds: &[Vec<f64>]) -> (usize, f64) {
+    let gain = |i: usize| rounds.iter().map(|round| round[0] / round[i]).fold(f64::INFINITY, f64::min);
+    let others = (1..rounds[0].len()).map(|i| (i, gain(i))).filter(|(_, gain)| *gain >= GAIN);
+    others.max_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or((0, 1.0))
+}
+
+/// Measures the kernels of this class and keeps the one to take for this process and for later ones.
 fn tune(gpu: &Gpu, problem: &Problem) -> (Core, Tuned) {
     let beside = gpu.beside();
-    let inputs = operands(&beside, problem);
-    let candidates = Core::candidates(gpu, problem);
-    let budget = BUDGET / candidates.len() as u32;
-    let table = candidates[0];
-    let mut best = (f64::INFINITY, table);
-    let mut first = f64::INFINITY;
-    for core in candidates {
-        match seconds(&beside, problem, core, &inputs, budget, best.0) {
-            Ok(time) => {
-                tracing::debug!(class = problem.key(), %core, ms = time * 1e3, "measured");
-                if core == table {
-                    first = time;
-                }
-                if time < best.0 {
-                    best = (time, core);
-                }
-            }
+    let trial = Trial { gpu: &beside, problem, inputs: operands(&beside, problem) };
+    let mut cores = Vec::new();
+    let all = Core::candidates(gpu.class(), problem);
+    let table = all[0];
+    for core in all {
+        match trial.first(core) {
+            Ok(()) => cores.push(core),
             Err(error) => {
                 tracing::warn!(%core, %error, "left out");
                 beside.take_fault();
             }
         }
     }
-    gpu.choose(problem.key(), best.1.to_string());
+    let measured = || -> Result<(usize, f64)> {
+        if cores.first() != Some(&table) || cores.len() < 2 {
+            return Ok((0, 1.0));
+        }
+        trial.warm_up(table)?;
+        let rounds = [trial.round(&cores, BUDGET)?, trial.round(&cores, BUDGET)?];
+        tracing::debug!(class = problem.key(), ?cores, ?rounds, "measured");
+        Ok(best_of(&rounds))
+    };
+    let (at, gain) = measured().unwrap_or_else(|error| {
+        tracing::warn!(class = problem.key(), %error, "not measured");
+        beside.take_fault();
+        (0, 1.0)
+    });
+    let best = cores.get(at).copied().unwrap_or(table);
+    gpu.choose(problem.key(), best.to_string());
     if let Err(error) = gpu.save_choices() {
         tracing::warn!(%error, "the choice is not kept");
     }
-    let [table, name] = [table, best.1].map(|core| core.to_string());
-    (best.1, Tuned { class: problem.key(), table, best: name, gain: first / best.0 })
+    let [table, name] = [table, best].map(|core| core.to_string());
+    (best, Tuned { class: problem.key(), table, best: name, gain })
 }
 
-/// The fastest kernel for this class.
+/// The kernel to take for this class.
 pub(super) fn measure(gpu: &Gpu, problem: &Problem) -> Core {
     tune(gpu, problem).0
 }
 
-/// The classes that `tiebeam tune` measures: linear layers forward and backward, from one row to many.
+/// Products that the benchmark measures: batch, m, n, k.
+#[doc(hidden)]
+pub const BENCHED: [[usize; 4]; 11] = [
+    [1, 256, 256, 256],
+    [1, 512, 512, 512],
+    [1, 1024, 1024, 1024],
+    [1, 2048, 768, 768],
+    [32, 128, 128, 64],
+    [1, 1, 2048, 2048],
+    [1, 8, 2048, 2048],
+    [1, 2048, 8, 2048],
+    [1, 64, 64, 16384],
+    [1, 2048, 2048, 2048],
+    [1, 4096, 4096, 4096],
+];
+
+/// The classes that `tiebeam tune` measures: what the benchmark does, then linear layers forward and backward, from one row to many.
 fn classes(gpu: &Gpu) -> Vec<Problem> {
     let (lp, lt, rp, rt) = ("lhs_plain", "lhs_transposed", "rhs_plain", "rhs_transposed");
+    let cpu = gpu.class().is_cpu();
+    let halves: &[bool] = if gpu.coop_matrices().is_some() { &[false, true] } else { &[false] };
     let mut all = Vec::new();
-    let rows: &[usize] = if gpu.is_software() { &[1024, 128, 1, 8] } else { &[4096, 1024, 128, 1, 8] };
-    for &tokens in rows {
-        for (width, inner) in [(1024, 1024), (256, 256), (4096, 1024), (1024, 4096)] {
-            for half in [false, true] {
-                let class = |m, n, k, left, right| Problem { m, n, k, batch: 1, left, right, half };
-                if half && gpu.coop().is_none() {
-                    continue;
-                }
+    for &half in halves {
+        let class = |batch, [m, n, k]: [usize; 3], left, right| {
+            Problem { m, n, k, batch, left, right, half, coop: None }.on(gpu)
+        };
+        let benched = BENCHED.iter().filter(|size| !cpu || size[1..].iter().product::<usize>() < 1 << 34);
+        all.extend(benched.map(|&[batch, m, n, k]| class(batch, [m, n, k], lp, rp)));
+        let rows: &[usize] = if cpu { &[1024, 128, 1, 8] } else { &[4096, 1024, 128, 1, 8] };
+        for &tokens in rows {
+            for (width, inner) in [(1024, 1024), (256, 256), (4096, 1024), (1024, 4096)] {
                 // y = x W^T, dx = dy W, dW = dy^T x
-                all.push(class(tokens, width, inner, lp, rt));
-                all.push(class(tokens, inner, width, lp, rp));
+                all.push(class(1, [tokens, width, inner], lp, rt));
+                all.push(class(1, [tokens, inner, width], lp, rp));
                 if tokens > 8 {
-                    all.push(class(width, inner, tokens, lt, rp));
+                    all.push(class(1, [width, inner, tokens], lt, rp));
                 }
             }
+        }
+    }
+    // What runs is a part where the inner axis is cut.
+    for problem in &mut all {
+        if let Some(cut) = Cut::of(gpu.class(), problem).filter(|_| problem.batch == 1) {
+            *problem = Problem { k: cut.len, batch: problem.k / cut.len, ..*problem };
         }
     }
     let mut seen = std::collections::HashSet::new();
@@ -146,17 +236,19 @@ fn classes(gpu: &Gpu) -> Vec<Problem> {
 }
 
 /// Measures class after class until all are done or `budget` is spent, the common ones first; `each` hears of the class at
-/// hand (its place, how many there are) and, behind it, of what was found. What was found before an end is kept.
+/// hand (its place, how many there are) and, behind it, of what was found. What was found before an end is kept. The first to be
+/// measured is the device itself ([`Gpu::measure_class`]).
 ///
 /// # Errors
-/// [`crate::Error::Io`] when the choices cannot be written.
+/// [`crate::Error::Io`] when the choices cannot be written, or the device's fault.
 pub fn tune_all(
     gpu: &Gpu,
     budget: Duration,
     mut each: impl FnMut(usize, usize, Option<&Tuned>),
 ) -> Result<usize> {
-    let classes = classes(gpu);
     let started = Instant::now();
+    gpu.measure_class()?;
+    let classes = classes(gpu);
     let mut done = 0;
     for problem in &classes {
         if started.elapsed() >= budget {
@@ -181,7 +273,7 @@ impl Gpu {
             // The kernels may be chosen there while they are on trial.
             let _ = beside.0.coop_proven.set(true);
             let passed = right(&beside, matrices.size as usize)
-                .and_then(|right| Ok(right && (self.is_software() || fast(&beside, matrices.size as usize)?)));
+                .and_then(|right| Ok(right && (self.class().is_cpu() || fast(&beside, matrices.size as usize)?)));
             match &passed {
                 Ok(true) => tracing::info!("cooperative matrices passed their test"),
                 Ok(false) => tracing::warn!("cooperative matrices are wrong or slow here and not used"),
@@ -191,6 +283,11 @@ impl Gpu {
         });
         proven.then_some(matrices)
     }
+}
+
+/// A product of f16 that cooperative matrices are tried on.
+fn trial_of(m: usize, n: usize, k: usize, size: usize) -> Problem {
+    Problem { m, n, k, batch: 1, left: "lhs_plain", right: "rhs_plain", half: true, coop: Some(size) }
 }
 
 const PLAIN: Core = Core::Tiled { tile: [32, 32], thread: 4 };
@@ -206,11 +303,11 @@ fn right(gpu: &Gpu, size: usize) -> Result<bool> {
             Tensor::from_slice(gpu, &data, [rows, cols]).cast(DType::F16)
         };
         let (a, b) = (whole(m, k), whole(k, n));
-        let problem = Problem { m, n, k, batch: 1, left: "lhs_plain", right: "rhs_plain", half: true };
+        let problem = trial_of(m, n, k, size);
         let mut results = Vec::new();
-        for core in [PLAIN].iter().chain(&coop(size)[gpu.is_software() as usize..]) {
+        for core in [PLAIN].iter().chain(&coop(size)[gpu.class().slow_compiler as usize..]) {
             gpu.choose(problem.key(), core.to_string());
-            results.push(no_grad(|| a.matmul(&b)).to_vec::<f32>()?);
+            results.push(no_grad(|| self::whole(&a.unsqueeze(0), &b.unsqueeze(0))).to_vec::<f32>()?);
         }
         if results.iter().any(|result| result != &results[0]) {
             return Ok(false);
@@ -222,13 +319,16 @@ fn right(gpu: &Gpu, size: usize) -> Result<bool> {
 /// Whether they beat the plain kernel at 1024^3, by so much that it comes out the same in every run: the two round differently.
 fn fast(gpu: &Gpu, size: usize) -> Result<bool> {
     let [m, n, k] = [1024; 3];
-    let problem = Problem { m, n, k, batch: 1, left: "lhs_plain", right: "rhs_plain", half: true };
-    let inputs = operands(gpu, &problem);
-    let time = |core| seconds(gpu, &problem, core, &inputs, Duration::from_millis(20), f64::INFINITY);
-    Ok(1.5 * time(coop(size)[1])? < time(Core::Tiled { tile: [64, 64], thread: 8 })?)
+    let problem = trial_of(m, n, k, size);
+    let trial = Trial { gpu, problem: &problem, inputs: operands(gpu, &problem) };
+    let cores = [coop(size)[1], Core::Tiled { tile: [64, 64], thread: 8 }];
+    cores.iter().try_for_each(|core| trial.first(*core))?;
+    trial.warm_up(cores[1])?;
+    let times = trial.round(&cores, Duration::from_millis(40))?;
+    Ok(1.5 * times[0] < times[1])
 }
 
-/// The kernel that [`Tensor::matmul`] takes for these operands, before a long inner axis is split; for the benchmark.
+/// The kernel that [`Tensor::matmul`] takes for these operands, and the parts of the inner axis; for the benchmark.
 #[doc(hidden)]
 pub fn chosen(a: &Tensor, b: &Tensor) -> String {
     let axes = a.shape().len();
@@ -237,7 +337,11 @@ pub fn chosen(a: &Tensor, b: &Tensor) -> String {
     let [m, n, k] = [a.shape()[axes - 2], b.shape()[axes - 1], a.shape()[axes - 1]];
     let half = left.half && right.half || a.gpu().rounds_products();
     let (left, right) = (left.fragment, right.fragment);
-    choose(a.gpu(), &Problem { m, n, k, batch: batch.count(), left, right, half }).to_string()
+    let problem = Problem { m, n, k, batch: batch.count(), left, right, half, coop: None }.on(a.gpu());
+    let cut = Cut::of(a.gpu().class(), &problem).filter(|_| axes == 2);
+    let Some(cut) = cut else { return choose(a.gpu(), &problem).to_string() };
+    let part = Problem { k: cut.len, batch: k / cut.len, ..problem };
+    format!("{}, {} parts", choose(a.gpu(), &part), cut.parts)
 }
 
 /// The product by every kernel that could make it, for the tests: name and result.
@@ -250,7 +354,8 @@ pub fn by_each_kernel(a: &Tensor, b: &Tensor) -> Vec<(String, Tensor)> {
     let left = if plain(a) { "lhs_plain" } else { "lhs_transposed" };
     let right = if plain(b) { "rhs_plain" } else { "rhs_transposed" };
     let [m, n, k] = [a.shape()[0], b.shape()[1], a.shape()[1]];
-    let problem = Problem { m, n, k, batch: 1, left, right, half };
+    let coop = beside.coop_matrices().map(|matrices| matrices.size as usize).filter(|_| half);
+    let problem = Problem { m, n, k, batch: 1, left, right, half, coop };
     let copy = |x: &Tensor| {
         let from = if plain(x) { x.clone() } else { x.t() };
         let data = from.cast(DType::F32).to_vec::<f32>().expect("a tensor of the test");
@@ -260,7 +365,7 @@ pub fn by_each_kernel(a: &Tensor, b: &Tensor) -> Vec<(String, Tensor)> {
     let (a, b) = (copy(a), copy(b));
     let product = |core: &Core| {
         beside.choose(problem.key(), core.to_string());
-        (core.to_string(), no_grad(|| a.matmul(&b)))
+        (core.to_string(), no_grad(|| whole(&a.unsqueeze(0), &b.unsqueeze(0)).squeeze(0)))
     };
-    Core::candidates(&beside, &problem).iter().map(product).collect()
+    Core::candidates(beside.class(), &problem).iter().map(product).collect()
 }

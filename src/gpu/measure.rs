@@ -1,0 +1,162 @@
+//! The numbers of a device's class that can be measured: how wide it is, how fast, and what a dispatch costs.
+
+use super::buffer::Buffer;
+use super::kernel::{Bind, Launch, Work, grid};
+use super::shader::Source;
+use super::{DeviceClass, Gpu, choices, lock};
+use crate::error::Result;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Threads of a workgroup that fills a multiprocessor alone.
+const THREADS: u32 = 256;
+/// Independent chains of a thread: as many multiply-adds as hide their own latency.
+const CHAINS: u32 = 8;
+const ROUNDS: u32 = 2048;
+/// No device that we know is wider.
+const WIDEST: usize = 4096;
+
+/// The most workgroups that take hardly longer than one: from one more on, some wait for others, and it takes twice as long. `None`
+/// where as many as `most` take no longer.
+fn knee(most: usize, mut seconds: impl FnMut(usize) -> Result<f64>) -> Result<Option<usize>> {
+    let one = seconds(1)?;
+    let mut waits = |groups: usize| Ok(seconds(groups)? > 1.5 * one);
+    let mut fits = 1;
+    while !waits(2 * fits)? {
+        fits *= 2;
+        if 2 * fits > most {
+            return Ok(None);
+        }
+    }
+    let mut too_many = 2 * fits;
+    while too_many - fits > 1 {
+        let middle = (fits + too_many) / 2;
+        if waits(middle)? { too_many = middle } else { fits = middle }
+    }
+    Ok(Some(fits))
+}
+
+/// What measures on one device.
+struct Bench<'a> {
+    gpu: &'a Gpu,
+    source: Source,
+    y: Arc<Buffer>,
+}
+
+impl Bench<'_> {
+    fn bind(&self) -> Bind {
+        Bind { binding: 0, buffer: self.y.clone(), offset: 0, size: self.y.size, write: true }
+    }
+
+    fn launch(&self, entry: &str, groups: usize) {
+        let params: [f32; 2] = [0.999, 0.001];
+        let turns = if entry == "main" { ROUNDS as usize } else { 0 };
+        self.gpu.launch(Launch {
+            op: "fma",
+            source: &self.source,
+            entry,
+            binds: vec![self.bind()],
+            params: bytemuck::cast_slice(&params),
+            grid: grid(groups),
+            turns,
+            reuse: 0,
+            work: Work::MOVES,
+        });
+    }
+
+    /// The least seconds of several calls.
+    fn least(&self, work: impl Fn()) -> Result<f64> {
+        let mut best = f64::INFINITY;
+        for _ in 0..5 {
+            let seconds = if self.gpu.has_timestamps() && !self.gpu.adapter().is_software() {
+                self.gpu.time(&work)?
+            } else {
+                self.gpu.synchronize()?;
+                let started = Instant::now();
+                work();
+                self.gpu.synchronize()?;
+                started.elapsed().as_secs_f64()
+            };
+            best = best.min(seconds);
+        }
+        Ok(best)
+    }
+
+    /// Works until a GPU's clock has come up: at least for so long.
+    fn warm_up(&self) -> Result<()> {
+        let started = Instant::now();
+        while started.elapsed().as_secs_f64() < 0.5 {
+            (0..16).for_each(|_| self.launch("main", 64));
+            self.gpu.synchronize()?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes that no cache holds, where the adapter has room for them.
+fn copied(gpu: &Gpu) -> u64 {
+    let most = if gpu.class().is_cpu() { 64 << 20 } else { 256 << 20 };
+    gpu.adapter().max_binding.min(most) / 4096 * 4096
+}
+
+fn copy(gpu: &Gpu, from: &Buffer, to: &Buffer, bytes: u64) {
+    if let (Ok(from), Ok(to)) = (from.data(), to.data()) {
+        lock(&gpu.0.recorder).encoder(gpu).copy_buffer_to_buffer(from, 0, to, 0, bytes);
+    }
+}
+
+impl Gpu {
+    /// Measures this device's width, rates and cost of a dispatch, keeps them with the choices of kernels and gives the class with
+    /// them in place of the table's. They count from the next time that the adapter is opened. A CPU's width is not measured: how work
+    /// is cut, and so the bits, should not depend on how many of its cores are free.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn measure_class(&self) -> Result<DeviceClass> {
+        let source = Source::file("bench_fma").u32("CHAINS", CHAINS).u32("THREADS", THREADS).u32("ROUNDS", ROUNDS);
+        let beside = self.beside();
+        let y = beside.alloc("fma", 4 * WIDEST as u64 * THREADS as u64);
+        let bench = Bench { gpu: &beside, source, y };
+        bench.warm_up()?;
+        let mut class = self.class().clone();
+        let note = |class: &mut DeviceClass, name: &str, number: f64| {
+            self.note_device(name, number);
+            choices::refine(class, name, number);
+        };
+        if !self.class().is_cpu()
+            && let Some(width) = knee(WIDEST, |groups| bench.least(|| bench.launch("main", groups)))?
+        {
+            note(&mut class, "width", width as f64);
+        }
+        let groups = if class.is_cpu() { 16 } else { (8 * class.width as usize).min(WIDEST) };
+        let flops = 2.0 * 4.0 * 4.0 * (CHAINS * ROUNDS * THREADS) as f64 * groups as f64;
+        note(&mut class, "flops_s", (flops / bench.least(|| bench.launch("main", groups))?).round());
+        let count = 500;
+        let many = bench.least(|| (0..count).for_each(|_| bench.launch("nothing", 1)))?;
+        note(&mut class, "dispatch", many / count as f64);
+        let (bytes, times) = (copied(&beside), 4);
+        let [from, to] = [(); 2].map(|()| beside.alloc("copy", bytes));
+        let seconds = bench.least(|| (0..times).for_each(|_| copy(&beside, &from, &to, bytes)))?;
+        note(&mut class, "bytes_s", (2.0 * (times * bytes) as f64 / seconds).round());
+        Ok(class)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_knee_is_the_width() {
+        for width in [1, 2, 3, 7, 8, 36, 132, 1000] {
+            // One workgroup a multiprocessor at a time, with a tenth of noise that differs from call to call.
+            let mut calls = 0;
+            let seconds = |groups: usize| {
+                calls += 1;
+                Ok(groups.div_ceil(width) as f64 * (1.0 + 0.1 * (calls % 2) as f64))
+            };
+            assert_eq!(knee(WIDEST, seconds).unwrap(), Some(width));
+        }
+        assert_eq!(knee(64, |_| Ok(1.0)).unwrap(), None, "no end in sight");
+    }
+}

@@ -1,0 +1,101 @@
+//! What a dispatch will be, known before there is a device: plans are pure functions of sizes and of the device's class.
+
+use super::kernel::Launch;
+use super::shader::Source;
+use super::{Gpu, lock};
+use crate::error::Result;
+use std::fmt;
+
+/// One dispatch of a plan.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pass {
+    /// The op that launches it.
+    pub op: String,
+    /// The kernel with its constants.
+    pub source: Source,
+    /// The kernel's entry.
+    pub entry: String,
+    /// Workgroups along each axis.
+    pub grid: [u32; 3],
+    /// Pieces of the axis that is summed or walked, each with a result of its own that a later pass joins.
+    pub parts: usize,
+    /// Bytes of operands and results, each once.
+    pub bytes: f64,
+    /// Floating-point operations.
+    pub flops: f64,
+}
+
+impl Pass {
+    /// Workgroups in all.
+    pub fn workgroups(&self) -> usize {
+        self.grid.iter().map(|&n| n as usize).product()
+    }
+
+    /// Threads of a workgroup, by the kernel's own text.
+    ///
+    /// # Errors
+    /// When the kernel does not assemble.
+    pub fn threads(&self) -> Result<usize> {
+        let (module, _) = self.source.assemble()?.check(naga::valid::Capabilities::all())?;
+        let entry = module.entry_points.iter().find(|entry| entry.name == self.entry);
+        Ok(entry.map_or(0, |entry| entry.workgroup_size.iter().map(|&n| n as usize).product()))
+    }
+}
+
+/// Bytes or operations with three digits, such as `16.8 M`.
+fn count(x: f64) -> String {
+    match x {
+        1e9.. => format!("{:.1} G", x * 1e-9),
+        1e6.. => format!("{:.1} M", x * 1e-6),
+        1e3.. => format!("{:.1} k", x * 1e-3),
+        _ => format!("{x} "),
+    }
+}
+
+impl fmt::Display for Pass {
+    /// `matmul main TILE_M=64 TILE_N=64: 256 workgroups of 64, 8 parts, 16.8 MB, 8.4 MFLOP`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.source.name(), self.entry)?;
+        for (name, value) in self.source.numbers() {
+            write!(f, " {name}={value}")?;
+        }
+        let threads = self.threads().unwrap_or(0);
+        write!(f, ": {} workgroups of {threads}", self.workgroups())?;
+        if self.parts > 1 {
+            write!(f, ", {} parts", self.parts)?;
+        }
+        write!(f, ", {}B", count(self.bytes))?;
+        if self.flops > 0.0 { write!(f, ", {}FLOP", count(self.flops)) } else { Ok(()) }
+    }
+}
+
+impl Gpu {
+    /// The dispatches that `work` makes, in order, as their plans have them; it also runs. Replayed steps are not seen.
+    ///
+    /// # Errors
+    /// The device's fault.
+    #[doc(hidden)]
+    pub fn planned(&self, work: impl FnOnce()) -> Result<Vec<Pass>> {
+        self.synchronize()?;
+        *lock(&self.0.planned) = Some(Vec::new());
+        work();
+        let seen = lock(&self.0.planned).take();
+        self.synchronize()?;
+        Ok(seen.unwrap_or_default())
+    }
+
+    /// Called behind every dispatch.
+    pub(super) fn note_pass(&self, launch: &Launch) {
+        if let Some(seen) = &mut *lock(&self.0.planned) {
+            seen.push(Pass {
+                op: launch.op.into(),
+                source: launch.source.clone(),
+                entry: launch.entry.into(),
+                grid: launch.grid,
+                parts: launch.work.parts,
+                bytes: launch.bytes(),
+                flops: launch.work.flops,
+            });
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! What a product will launch, without a device.
+
+use super::core::{Core, Problem};
+use super::parts::Cut;
+use crate::gpu::DeviceClass;
+use crate::gpu::plan::Pass;
+use crate::ops::reduce;
+
+/// A product of two tensors, for [`plan`].
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Products side by side.
+    pub batch: usize,
+    /// Rows of the result.
+    pub m: usize,
+    /// Columns of the result.
+    pub n: usize,
+    /// The inner axis.
+    pub k: usize,
+    /// Whether the left and the right operand are stored transposed.
+    pub turned: [bool; 2],
+    /// The size of cooperative matrices, where both operands are f16 and the adapter has such matrices.
+    pub coop: Option<usize>,
+}
+
+/// The passes of a product, by the table and not by what was measured.
+#[doc(hidden)]
+pub fn plan(class: &DeviceClass, sizes: Sizes) -> Vec<Pass> {
+    let Sizes { batch, m, n, k, turned: [left, right], coop } = sizes;
+    let left = if left { "lhs_transposed" } else { "lhs_plain" };
+    let right = if right { "rhs_transposed" } else { "rhs_plain" };
+    let problem = Problem { m, n, k, batch, left, right, half: coop.is_some(), coop };
+    let one = |problem: &Problem, parts: usize| {
+        let core = Core::by_table(class, problem);
+        let bytes = problem.operand_bytes() + 4.0 * (problem.batch * m * n) as f64;
+        let (grid, source) = (core.grid(problem).map(|v| v as u32), core.source(class.lanes));
+        Pass { op: "matmul".into(), source, entry: "main".into(), grid, parts, bytes, flops: problem.flops() }
+    };
+    let cut = Cut::of(class, &problem).filter(|_| batch == 1);
+    let Some(Cut { parts, len }) = cut else { return vec![one(&problem, 1)] };
+    let equal = k / len;
+    let mut all = vec![one(&Problem { k: len, batch: equal, ..problem }, equal)];
+    if equal < parts {
+        all.push(one(&Problem { k: k % len, ..problem }, 1));
+    }
+    all.extend(reduce::plan(class, [1, parts, m * n]));
+    all
+}
