@@ -7,6 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+/// Held while the driver is asked for adapters or a device, so that a process opens one device at a time: NVIDIA's driver starts
+/// threads for each, and 37 tests on 16 threads that all opened devices at once waited in it for good. Whoever holds it may take
+/// the lock of `without_panic`, never the other way round.
+static OPENING: Mutex<()> = Mutex::new(());
+
 /// How to choose an adapter; the environment (`TIEBEAM_ADAPTER`, `TIEBEAM_BACKEND`, `TIEBEAM_OFF`, ...) fills what is left
 /// open.
 #[derive(Clone, Debug, Default)]
@@ -230,7 +235,7 @@ fn without_panic<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, Strin
 }
 
 impl Gpu {
-    /// Opens the best adapter: discrete, then integrated, virtual, software.
+    /// Opens the best adapter: discrete, then integrated, virtual, software. A process opens one at a time; other threads wait.
     ///
     /// # Errors
     /// [`Error::NoAdapter`] where there is none, [`Error::Unsupported`] where it lacks immediates,
@@ -255,6 +260,8 @@ impl Gpu {
         options.device = options.device.take().or_else(|| variable("TIEBEAM_DEVICE"));
         options.without = without(options.without)?;
         let wait = wait(options.wait)?;
+        // Before `adapters`, so that those are given back to the driver under it, too.
+        let _one = lock(&OPENING);
         let adapters = list(backend.as_deref(), wanted.as_deref())?;
         let index = choose(&adapters, wanted.as_deref(), &options.without)?;
         Gpu::from_adapter(index, &adapters[index], options, wait)
@@ -267,6 +274,7 @@ impl Gpu {
     /// When `TIEBEAM_BACKEND` names no backend or `TIEBEAM_OFF` no feature.
     pub fn adapters() -> Result<Vec<AdapterSummary>> {
         let without = without(vec![])?;
+        let _one = lock(&OPENING);
         let adapters = list(variable("TIEBEAM_BACKEND").as_deref(), None)?;
         Ok(adapters.iter().enumerate().map(|(i, a)| summarize(i, a, &without)).collect())
     }
