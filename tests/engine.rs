@@ -1,6 +1,7 @@
 //! The engine itself: transfers, recording, fusion, the tape, memory, faults and threads. Ops are in `ops.rs`.
 //!
-//! Tests that count dispatches or bytes, or raise faults, open a device of their own: the shared one is busy.
+//! Tests that count dispatches or bytes, or raise faults, take turns on a quiet device: the shared one is busy. Only where a device
+//! must be fresh does a test open its own.
 
 #[path = "engine/choices.rs"]
 mod choices;
@@ -31,7 +32,7 @@ use tiebeam::ops::matmul::Epilogue;
 use tiebeam::share::{Site, Tied};
 use tiebeam::{DType, Gpu, Rng, Tensor, no_grad};
 
-/// A device that no other test uses.
+/// A fresh device, that no other test uses: with no kernels yet, and marks of memory from the start.
 fn own() -> Gpu {
     Gpu::open().expect("these tests need an adapter")
 }
@@ -144,7 +145,7 @@ fn a_read_can_be_polled() {
 
 #[test]
 fn uploads_do_not_overtake_recorded_work() {
-    let gpu = own();
+    let gpu = quiet();
     let mut sums = Vec::new();
     for i in 0..700u32 {
         // Its buffer is free again at once, while the sum that reads it is still unsubmitted.
@@ -196,7 +197,7 @@ fn a_long_chain_equals_the_host() {
 
 #[test]
 fn a_chain_is_one_kernel() {
-    let gpu = own();
+    let gpu = quiet();
     let [x, y, z] = [1, 2, 3].map(|seed| drawn(&gpu, seed, &[33, 65]));
     let count = |work: &dyn Fn() -> Tensor| {
         let before = gpu.dispatches();
@@ -298,17 +299,17 @@ fn program(gpu: &Gpu, seed: u64) -> Vec<u32> {
 
 #[test]
 fn the_same_program_gives_the_same_bits() {
-    let gpu = own();
-    let first = program(&gpu, 3);
-    assert_ne!(first, program(&gpu, 4));
-    assert_eq!(first, program(&gpu, 3), "again on this device");
-    assert_eq!(first, program(&own(), 3), "on a second device of this adapter");
+    let gpu = gpu();
+    let first = program(gpu, 3);
+    assert_ne!(first, program(gpu, 4));
+    assert_eq!(first, program(gpu, 3), "again on this device");
+    assert_eq!(first, program(&quiet(), 3), "on a second device of this adapter");
 }
 
 #[test]
 fn two_threads_get_what_each_gets_alone() {
-    let gpu = own();
-    let alone = [program(&gpu, 1), program(&gpu, 2)];
+    let gpu = gpu();
+    let alone = [program(gpu, 1), program(gpu, 2)];
     for round in 0..2 {
         // A fresh device in the second round: both also compile every kernel at once.
         let gpu = if round == 0 { gpu.clone() } else { own() };

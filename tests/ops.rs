@@ -7,10 +7,10 @@
 mod support;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::Arc;
 use support::*;
 use tiebeam::ops::case::{Array, Case, Input};
-use tiebeam::{DType, Error, Gpu, Options, Rng, Shape, Tensor};
+use tiebeam::{DType, Error, Gpu, Rng, Shape, Tensor};
 
 /// Above this many reference evaluations a case's Jacobian is left out and the bound uses the output's scale alone.
 const MOST: usize = 300_000_000;
@@ -77,17 +77,6 @@ fn every_kernel(dtype: DType, gpus: &[&Gpu]) -> Result<(), Failed> {
         }
     }
     Ok(())
-}
-
-/// A device that looks at ids. What it finds comes out at anybody's readback, so cases have it one after the other.
-fn checked_gpu() -> MutexGuard<'static, Gpu> {
-    static GPU: OnceLock<Mutex<Gpu>> = OnceLock::new();
-    let options = || Options { checked: true, ..Options::default() };
-    let open = || Mutex::new(Gpu::open_with(options()).expect("the adapter opened before"));
-    let gpu = GPU.get_or_init(open).lock().unwrap_or_else(PoisonError::into_inner);
-    // What a failed case left.
-    let _ = gpu.synchronize();
-    gpu
 }
 
 /// The values of the reference everywhere; a device that checks says besides what is wrong with the ids, each time and once.

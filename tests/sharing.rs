@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::{download, gpu};
+use support::{download, gpu, quiet};
 use tiebeam::decode::{DepthBatch, Emitted, Exit, Request, Scheduling};
 use tiebeam::models::convert::{Selection, low_rank, untied_names};
 use tiebeam::models::foldgpt::{Gated, tail_distillation};
@@ -13,7 +13,7 @@ use tiebeam::models::widenet::{Experts, WideNet};
 use tiebeam::nn::{Mask, Parameters};
 use tiebeam::ops::cache::KvCache;
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
-use tiebeam::{Gpu, Rng, Tensor};
+use tiebeam::{Rng, Tensor};
 
 fn config(depth: usize, sharing: Sharing) -> Config {
     Config { vocab: 11, width: 16, heads: 2, hidden: 24, context: 8, depth, sharing }
@@ -151,8 +151,7 @@ fn dictionaries_store_what_the_published_count_says() {
 
 #[test]
 fn one_pass_moves_the_bytes_that_it_must() {
-    // A device of its own: what other tests record would be counted too.
-    let gpu = Gpu::open().unwrap();
+    let gpu = quiet();
     let (layers, atoms, size) = (12, 4, 64 * 64);
     let draw = |shape: &[usize]| Tensor::randn(&gpu, shape, &mut Rng::new(1)).contiguous();
     let d = draw(&[atoms, 64, 64]).requires_grad();
@@ -185,7 +184,7 @@ fn one_pass_moves_the_bytes_that_it_must() {
 #[test]
 fn gradients_take_the_memory_of_what_is_stored() {
     let bytes = |sharing| {
-        let gpu = Gpu::open().unwrap();
+        let gpu = quiet();
         let config = Config { vocab: 64, width: 128, heads: 4, hidden: 512, context: 32, depth: 6, sharing };
         let m = Recursive::new(&gpu, config, &mut Rng::new(1));
         let ids: Vec<u32> = (0..32).map(|i| i * 7 % 64).collect();

@@ -24,7 +24,7 @@ fn what_is_measured_is_kept_and_read_again() {
     // Made by the first save.
     let folder = scratch.join("cache");
     let tuned = with(Tuning::On, &folder);
-    let want = product(&own());
+    let want = product(gpu());
     assert_eq!(product(&tuned), want);
     let choices = tuned.choices();
     assert_eq!(choices.len(), 1, "{choices:?}");

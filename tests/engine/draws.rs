@@ -21,10 +21,10 @@ fn masks(gpu: &Gpu, seed: u64, n: usize) -> Vec<Vec<bool>> {
 
 #[test]
 fn replays_steps_and_the_host_share_one_order_of_draws() {
-    let gpu = own();
-    let (x, want) = (ones(&gpu), masks(&gpu, 7, 9));
+    let gpu = gpu();
+    let (x, want) = (ones(gpu), masks(gpu, 7, 9));
     let mut rng = Rng::new(7);
-    let mut record = || Step::record(&gpu, &[&x], |x| Ok(vec![x[0].dropout(0.5, &mut rng)])).unwrap();
+    let mut record = || Step::record(gpu, &[&x], |x| Ok(vec![x[0].dropout(0.5, &mut rng)])).unwrap();
     let (mut a, mut b) = (record(), record());
     let mut got = vec![mask(&a.outputs()[0]), mask(&b.outputs()[0])];
     assert_eq!(rng.state(), [7, 2]);
@@ -48,10 +48,10 @@ fn replays_steps_and_the_host_share_one_order_of_draws() {
 
 #[test]
 fn a_step_is_put_back_with_its_generator() {
-    let gpu = own();
-    let (x, want) = (ones(&gpu), masks(&gpu, 11, 4));
+    let gpu = gpu();
+    let (x, want) = (ones(gpu), masks(gpu, 11, 4));
     let mut rng = Rng::new(3);
-    let mut step = Step::record(&gpu, &[&x], |x| {
+    let mut step = Step::record(gpu, &[&x], |x| {
         let first = x[0].dropout(0.5, &mut rng);
         // A draw of the host counts, too.
         rng.below(10);
@@ -64,7 +64,7 @@ fn a_step_is_put_back_with_its_generator() {
     assert!(got == [want[1].clone(), want[3].clone()], "another seed, another place");
     assert_eq!(rng.state(), [11, 4]);
     let inside = panic_of(|| {
-        Step::record(&gpu, &[], |_| {
+        Step::record(gpu, &[], |_| {
             rng.set_state([1, 1]);
             Ok(vec![])
         })
@@ -75,8 +75,8 @@ fn a_step_is_put_back_with_its_generator() {
 /// What each run of the code would draw: a copy begins where its original is then, a seed in the code at the same place always.
 #[test]
 fn copies_and_seeds_in_the_code_draw_as_the_code_would() {
-    let gpu = own();
-    let x = ones(&gpu);
+    let gpu = gpu();
+    let x = ones(gpu);
     let work = |rng: &mut Rng, still: &Rng, x: &Tensor| {
         let (mut copy, mut frozen, mut seeded) = (rng.clone(), still.clone(), Rng::new(5));
         let same = x.dropout(0.5, &mut copy);
@@ -87,7 +87,7 @@ fn copies_and_seeds_in_the_code_draw_as_the_code_would() {
     let [mut a, mut b] = [(); 2].map(|()| Rng::new(9));
     let still = Rng::from_state([9, 40]);
     let want: Vec<Vec<_>> = (0..3).map(|_| work(&mut a, &still, &x).iter().map(mask).collect()).collect();
-    let mut step = Step::record(&gpu, &[&x], |x| Ok(work(&mut b, &still, &x[0]).to_vec())).unwrap();
+    let mut step = Step::record(gpu, &[&x], |x| Ok(work(&mut b, &still, &x[0]).to_vec())).unwrap();
     for (i, want) in want.iter().enumerate() {
         if i > 0 {
             step.run(&[&x]).unwrap();
@@ -99,12 +99,12 @@ fn copies_and_seeds_in_the_code_draw_as_the_code_would() {
 
 #[test]
 fn a_run_saved_between_replays_resumes_to_the_same_bits() {
-    let gpu = own();
+    let gpu = gpu();
     let train = |w: &[f32], rng: &mut Rng, steps: usize| {
-        let x = ones(&gpu);
-        let w = Tensor::from_slice(&gpu, w, [64]).requires_grad();
-        let mut sgd = Sgd::new(&gpu, vec![Group::new([("w", &w)])], SgdConfig::default()).unwrap();
-        let mut step = Step::record(&gpu, &[&x], |x| {
+        let x = ones(gpu);
+        let w = Tensor::from_slice(gpu, w, [64]).requires_grad();
+        let mut sgd = Sgd::new(gpu, vec![Group::new([("w", &w)])], SgdConfig::default()).unwrap();
+        let mut step = Step::record(gpu, &[&x], |x| {
             let (w, x, seed) = (w.clone(), x[0].clone(), rng.clone());
             rng.next_stream();
             let hidden = checkpoint(&[&w, &x], move |t| t[0].mul(&t[1]).dropout(0.5, &mut seed.clone()));
@@ -129,13 +129,13 @@ fn a_run_saved_between_replays_resumes_to_the_same_bits() {
 /// A mask drawn before the recording stays the mask of its graph.
 #[test]
 fn what_was_drawn_before_is_not_drawn_again() {
-    let gpu = own();
-    let x = ones(&gpu).requires_grad();
+    let gpu = gpu();
+    let x = ones(gpu).requires_grad();
     let mut rng = Rng::new(4);
     let early = x.dropout(0.5, &mut rng);
     let want = mask(&early);
-    let mut step = Step::record(&gpu, &[], |_| {
-        let own = ones(&gpu).dropout(0.5, &mut rng);
+    let mut step = Step::record(gpu, &[], |_| {
+        let own = ones(gpu).dropout(0.5, &mut rng);
         Ok(vec![early.sum_all().backward_retain_graph()?.get(&x).unwrap().clone(), own])
     })
     .unwrap();
@@ -149,14 +149,14 @@ fn what_was_drawn_before_is_not_drawn_again() {
 /// Another thread that draws from a shared generator takes streams of its own.
 #[test]
 fn draws_of_other_threads_are_no_part_of_a_step() {
-    let gpu = own();
-    let x = ones(&gpu);
+    let gpu = gpu();
+    let x = ones(gpu);
     let shared = std::sync::Mutex::new(Rng::new(6));
     let draw = || shared.lock().unwrap().next_stream();
     let mut seen = Vec::new();
     let mut step = std::thread::scope(|s| {
         let masks = |x: &Tensor| x.dropout(0.5, &mut shared.lock().unwrap());
-        Step::record(&gpu, &[&x], |x| {
+        Step::record(gpu, &[&x], |x| {
             let first = masks(&x[0]);
             seen.push(s.spawn(draw).join().unwrap());
             let second = masks(&x[0]);

@@ -2,13 +2,7 @@
 
 use super::*;
 use tiebeam::ops::rope::{Pairing, Rope};
-use tiebeam::{Error, Options, Step};
-
-fn checked() -> Gpu {
-    let gpu = Gpu::open_with(Options { checked: true, ..Options::default() }).unwrap();
-    assert!(gpu.is_checked());
-    gpu
-}
+use tiebeam::{Error, Step};
 
 fn ids(gpu: &Gpu, ids: &[u32]) -> Tensor {
     Tensor::from_slice(gpu, ids, [ids.len()])
@@ -26,7 +20,8 @@ fn said<T>(result: tiebeam::Result<T>) -> String {
 
 #[test]
 fn ids_outside_a_table_are_told_once() {
-    let gpu = checked();
+    let gpu = checked_gpu();
+    assert!(gpu.is_checked());
     let table = drawn(&gpu, 1, &[50, 4]);
     let good = table.sum_all();
     let y = table.embedding(&ids(&gpu, &[3, 49, 50, 7, 70_000, 50]));
@@ -59,7 +54,7 @@ fn ids_outside_a_table_are_told_once() {
 
 #[test]
 fn an_ignored_target_is_no_mistake() {
-    let gpu = checked();
+    let gpu = checked_gpu();
     let logits = drawn(&gpu, 1, &[4, 5]).requires_grad();
     let loss = |targets: &Tensor, ignore| logits.cross_entropy(targets, ignore);
     assert!(loss(&signed(&gpu, &[0, -100, 4, -100]), Some(-100)).item().unwrap().is_finite());
@@ -72,7 +67,7 @@ fn an_ignored_target_is_no_mistake() {
 
 #[test]
 fn many_ids_and_many_tables() {
-    let gpu = checked();
+    let gpu = checked_gpu();
     // More than one workgroup walks at once, and more tables than a page of findings has slots.
     let mut many = vec![1u32; 100_000];
     many[70_001] = 9;
@@ -93,7 +88,7 @@ fn many_ids_and_many_tables() {
 
 #[test]
 fn a_replay_tells_like_the_code() {
-    let gpu = checked();
+    let gpu = checked_gpu();
     let table = drawn(&gpu, 1, &[5, 2]);
     let inside = ids(&gpu, &[0, 4]);
     let mut step = Step::record(&gpu, &[&inside], |x| Ok(vec![table.embedding(&x[0])])).unwrap();
@@ -114,7 +109,7 @@ fn a_replay_tells_like_the_code() {
 
 #[test]
 fn nothing_is_launched_where_nothing_checks() {
-    let gpu = own();
+    let gpu = quiet();
     let table = drawn(&gpu, 1, &[5, 2]);
     let outside = ids(&gpu, &[0, 5]);
     let before = gpu.dispatches();

@@ -19,7 +19,7 @@ fn raise(gpu: &Gpu) {
 
 #[test]
 fn a_step_that_fails_changes_nothing() {
-    let gpu = own();
+    let gpu = quiet();
     let w = drawn(&gpu, 1, &[4]).requires_grad();
     let mut adamw = AdamW::new(&gpu, vec![Group::new([("w", &w)])], AdamWConfig::default()).unwrap();
     let folder = Folder::new("life");
@@ -52,7 +52,7 @@ fn a_step_that_fails_changes_nothing() {
 
 #[test]
 fn an_optimizer_that_cannot_be_made_takes_nothing() {
-    let gpu = own();
+    let gpu = quiet();
     let (a, b) = (drawn(&gpu, 1, &[4]).requires_grad(), Tensor::ones(&gpu, [4]).requires_grad());
     a.evaluate();
     raise(&gpu);
@@ -75,7 +75,7 @@ fn an_optimizer_that_cannot_be_made_takes_nothing() {
 
 #[test]
 fn a_cache_keeps_its_rows_through_a_fault() {
-    let gpu = own();
+    let gpu = quiet();
     let list = |v: u32| Tensor::from_slice(&gpu, &[v], [1]);
     let mut cache = KvCache::new(&gpu, 2, 1, 8, 4);
     let (x, q) = (drawn(&gpu, 1, &[1, 3, 1, 4]), drawn(&gpu, 2, &[1, 1, 1, 4]));
@@ -96,7 +96,7 @@ fn a_cache_keeps_its_rows_through_a_fault() {
 
 #[test]
 fn a_kept_loss_holds_its_element() {
-    let gpu = own();
+    let gpu = quiet();
     let w = drawn(&gpu, 1, &[64, 64]).requires_grad();
     let mut losses = Vec::new();
     let mut used = 0;
@@ -124,7 +124,7 @@ fn a_kept_loss_holds_its_element() {
 
 #[test]
 fn gradients_add_and_scale() {
-    let gpu = own();
+    let gpu = quiet();
     let [a, b, c] = [1, 2, 3].map(|seed| drawn(&gpu, seed, &[6]).requires_grad());
     // `a` and `b` in arenas of their own, `c` in none.
     let config = SgdConfig { arena_limit: Some(32), ..SgdConfig::default() };
@@ -159,28 +159,28 @@ fn gradients_add_and_scale() {
 
 #[test]
 fn a_copy_stays_and_a_clone_follows() {
-    let gpu = own();
-    let w = drawn(&gpu, 1, &[6]).requires_grad();
-    let mut sgd = sgd(&gpu, &[("w", &w)]).unwrap();
+    let gpu = gpu();
+    let w = drawn(gpu, 1, &[6]).requires_grad();
+    let mut sgd = sgd(gpu, &[("w", &w)]).unwrap();
     let (copy, clone) = (w.copy(), w.clone());
     assert!(copy.is_tracked() && !copy.is_leaf());
     sgd.step(&copy.scale(2.0).sum_all().backward().unwrap(), 0.25).unwrap();
     assert_eq!(copy.to_vec::<f32>().unwrap(), normal(1, 6));
     assert_eq!(bits(&clone), bits(&w));
     assert_eq!(clone.to_vec::<f32>().unwrap(), normal(1, 6).iter().map(|x| x - 0.5).collect::<Vec<_>>());
-    let mut step = Step::record(&gpu, &[&w], |x| Ok(vec![x[0].scale(2.0)])).unwrap();
+    let mut step = Step::record(gpu, &[&w], |x| Ok(vec![x[0].scale(2.0)])).unwrap();
     let (kept, want) = (step.outputs()[0].copy(), bits(&step.outputs()[0]));
-    step.run(&[&Tensor::ones(&gpu, [6])]).unwrap();
+    step.run(&[&Tensor::ones(gpu, [6])]).unwrap();
     assert_eq!(bits(&kept), want);
 }
 
 #[test]
 fn a_leaf_is_its_own_leaf() {
-    let gpu = own();
-    let w = drawn(&gpu, 1, &[6]).requires_grad();
+    let gpu = gpu();
+    let w = drawn(gpu, 1, &[6]).requires_grad();
     assert_eq!(w.requires_grad().leaf_id(), w.leaf_id());
     assert_ne!(w.detach().requires_grad().leaf_id(), w.leaf_id());
-    let mut sgd = sgd(&gpu, &[("w", &w.requires_grad())]).unwrap();
+    let mut sgd = sgd(gpu, &[("w", &w.requires_grad())]).unwrap();
     sgd.step(&w.sum_all().backward().unwrap(), 1.0).unwrap();
     assert_eq!(w.to_vec::<f32>().unwrap(), normal(1, 6).iter().map(|x| x - 1.0).collect::<Vec<_>>());
 }

@@ -30,7 +30,7 @@ impl Training {
 
 #[test]
 fn replays_have_the_bits_of_the_code() {
-    let gpu = own();
+    let gpu = quiet();
     let inputs: Vec<Tensor> = (0..8).map(|i| drawn(&gpu, 10 + i, &[8, 24])).collect();
     let rate = |i: usize| if i < 4 { 0.01 } else { 0.003 };
     let mut eager = Training::new(&gpu);
@@ -67,15 +67,15 @@ fn replays_have_the_bits_of_the_code() {
 
 #[test]
 fn two_updates_in_a_step_count_as_two() {
-    let gpu = own();
-    let x = drawn(&gpu, 10, &[8, 24]);
+    let gpu = gpu();
+    let x = drawn(gpu, 10, &[8, 24]);
     let twice = |training: &mut Training, x: &Tensor| -> tiebeam::Result<Vec<Tensor>> {
         Ok(vec![training.step(x, 0.01)?, training.step(x, 0.01)?])
     };
-    let [mut eager, mut recorded] = [(); 2].map(|()| Training::new(&gpu));
+    let [mut eager, mut recorded] = [(); 2].map(|()| Training::new(gpu));
     let want: Vec<_> =
         (0..3).map(|_| twice(&mut eager, &x).unwrap().iter().map(bits).collect::<Vec<_>>()).collect();
-    let mut step = Step::record(&gpu, &[&x], |x| twice(&mut recorded, &x[0])).unwrap();
+    let mut step = Step::record(gpu, &[&x], |x| twice(&mut recorded, &x[0])).unwrap();
     for (i, want) in want.iter().enumerate() {
         if i > 0 {
             step.run(&[&x]).unwrap();
@@ -89,7 +89,7 @@ fn two_updates_in_a_step_count_as_two() {
 /// What is uploaded inside a step stays: a replay writes its temporaries, and uploads nothing.
 #[test]
 fn a_late_upload_is_not_written_over() {
-    let gpu = own();
+    let gpu = quiet();
     let x = drawn(&gpu, 5, &[64]);
     let table: Vec<f32> = (0..64).map(|i| i as f32).collect();
     let evaluated = |x: Tensor| {
@@ -117,9 +117,9 @@ fn a_late_upload_is_not_written_over() {
 
 #[test]
 fn what_is_pending_on_outputs_keeps_their_elements() {
-    let gpu = own();
-    let (x, y) = (drawn(&gpu, 1, &[32]), drawn(&gpu, 2, &[32]));
-    let mut step = Step::record(&gpu, &[&x], |x| Ok(vec![x[0].scale(3.0)])).unwrap();
+    let gpu = gpu();
+    let (x, y) = (drawn(gpu, 1, &[32]), drawn(gpu, 2, &[32]));
+    let mut step = Step::record(gpu, &[&x], |x| Ok(vec![x[0].scale(3.0)])).unwrap();
     let pending = step.outputs()[0].affine(1.0, 1.0);
     step.run(&[&y]).unwrap();
     assert_eq!(bits(&pending), bits(&x.scale(3.0).affine(1.0, 1.0)));
@@ -128,21 +128,21 @@ fn what_is_pending_on_outputs_keeps_their_elements() {
 
 #[test]
 fn a_step_refuses_what_it_cannot_replay() {
-    let gpu = own();
-    let x = drawn(&gpu, 1, &[4, 6]);
+    let gpu = gpu();
+    let x = drawn(gpu, 1, &[4, 6]);
     let message = |error: Option<Error>| error.expect("an error").to_string();
-    let inside = Step::record(&gpu, &[&x], |x| {
+    let inside = Step::record(gpu, &[&x], |x| {
         let _ = x[0].to_vec::<f32>();
         Ok(vec![x[0].exp()])
     });
     assert!(message(inside.err()).contains("readback inside a recorded step"));
-    let nested = Step::record(&gpu, &[&x], |_| Step::record(&gpu, &[], |_| Ok(vec![])).map(|_| vec![]));
+    let nested = Step::record(gpu, &[&x], |_| Step::record(gpu, &[], |_| Ok(vec![])).map(|_| vec![]));
     assert!(message(nested.err()).contains("a step recorded inside a step"));
     // A panic in the code ends the capture too.
-    let panicked = catch_unwind(AssertUnwindSafe(|| Step::record(&gpu, &[], |_| panic!("in the code"))));
+    let panicked = catch_unwind(AssertUnwindSafe(|| Step::record(gpu, &[], |_| panic!("in the code"))));
     assert!(panicked.is_err());
-    let mut step = Step::record(&gpu, &[&x], |x| Ok(vec![x[0].exp()])).unwrap();
-    let wrong = message(step.run(&[&drawn(&gpu, 1, &[6, 4])]).err());
+    let mut step = Step::record(gpu, &[&x], |x| Ok(vec![x[0].exp()])).unwrap();
+    let wrong = message(step.run(&[&drawn(gpu, 1, &[6, 4])]).err());
     assert!(wrong.contains("input 0 is [6, 4] f32 and was recorded as [4, 6] f32"), "{wrong}");
     assert!(message(step.run(&[]).err()).contains("0 inputs, recorded with 1"));
     assert_eq!(bits(&step.run(&[&x]).unwrap()[0]), bits(&x.exp()));
@@ -150,7 +150,7 @@ fn a_step_refuses_what_it_cannot_replay() {
 
 #[test]
 fn what_is_pending_outside_is_no_part_of_the_replays() {
-    let gpu = own();
+    let gpu = quiet();
     let x = drawn(&gpu, 1, &[4, 6]);
     let w = drawn(&gpu, 2, &[4, 6]).requires_grad();
     let mut sgd = Sgd::new(&gpu, vec![Group::new([("w", &w)])], SgdConfig::default()).unwrap();
@@ -169,12 +169,12 @@ fn what_is_pending_outside_is_no_part_of_the_replays() {
 
 #[test]
 fn an_input_of_another_device_is_named() {
-    let (gpu, other) = (own(), own());
-    let (x, far) = (drawn(&gpu, 1, &[4]), drawn(&other, 1, &[4]));
+    let (gpu, other) = (gpu(), quiet());
+    let (x, far) = (drawn(gpu, 1, &[4]), drawn(&other, 1, &[4]));
     let said = |e: Option<Error>| e.expect("an error").to_string();
-    let recorded = said(Step::record(&gpu, &[&x, &far], |x| Ok(vec![x[0].exp()])).err());
+    let recorded = said(Step::record(gpu, &[&x, &far], |x| Ok(vec![x[0].exp()])).err());
     assert!(recorded.starts_with("Step: input 1 [4] is of another Gpu than the step: "), "{recorded}");
-    let mut step = Step::record(&gpu, &[&x, &x], |x| Ok(vec![x[0].exp()])).unwrap();
+    let mut step = Step::record(gpu, &[&x, &x], |x| Ok(vec![x[0].exp()])).unwrap();
     let run = said(step.run(&[&far, &x]).err());
     assert!(run.starts_with("Step: input 0 [4] is of another Gpu than the step: "), "{run}");
 }
@@ -182,28 +182,28 @@ fn an_input_of_another_device_is_named() {
 /// Inputs may be the last outputs, whichever they are.
 #[test]
 fn outputs_are_fed_back_as_inputs() {
-    let gpu = own();
-    let one = |x: f32| Tensor::from_slice(&gpu, &[x], [1]);
+    let gpu = gpu();
+    let one = |x: f32| Tensor::from_slice(gpu, &[x], [1]);
     let read = |step: &Step| step.outputs().iter().map(|y| y.item().unwrap()).collect::<Vec<_>>();
     let feed = |step: &mut Step, order: &[usize]| {
         let last: Vec<Tensor> = order.iter().map(|&i| step.outputs()[i].clone()).collect();
         step.run(&last.iter().collect::<Vec<_>>()).unwrap();
     };
     let mut sum =
-        Step::record(&gpu, &[&one(1.0), &one(1.0)], |x| Ok(vec![x[0].add(&x[1]), x[0].clone()])).unwrap();
+        Step::record(gpu, &[&one(1.0), &one(1.0)], |x| Ok(vec![x[0].add(&x[1]), x[0].clone()])).unwrap();
     for want in [[3.0, 2.0], [5.0, 3.0], [8.0, 5.0]] {
         feed(&mut sum, &[0, 1]);
         assert_eq!(read(&sum), want);
     }
     let swapped = |x: &[Tensor]| Ok(vec![x[1].clone(), x[0].clone()]);
-    let mut swap = Step::record(&gpu, &[&one(1.0), &one(2.0)], swapped).unwrap();
+    let mut swap = Step::record(gpu, &[&one(1.0), &one(2.0)], swapped).unwrap();
     for want in [[2.0, 1.0], [1.0, 2.0], [2.0, 1.0]] {
         assert_eq!(read(&swap), want);
         feed(&mut swap, &[0, 1]);
     }
     // One output twice, a view of an input, an input of two places.
-    let four = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0, 4.0], [2, 2]);
-    let mut views = Step::record(&gpu, &[&four, &four], |x| {
+    let four = Tensor::from_slice(gpu, &[1f32, 2.0, 3.0, 4.0], [2, 2]);
+    let mut views = Step::record(gpu, &[&four, &four], |x| {
         let y = x[0].add(&x[1]);
         Ok(vec![y.clone(), x[1].t(), y, x[0].slice(0, 0..1)])
     })
@@ -215,7 +215,7 @@ fn outputs_are_fed_back_as_inputs() {
     assert_eq!(views.outputs()[2].to_vec::<f32>().unwrap(), [3.0, 7.0, 8.0, 12.0]);
     assert_eq!(views.outputs()[3].to_vec::<f32>().unwrap(), [1.0, 3.0]);
     // A copy onto itself is no error that then stands on the device.
-    let mut same = Step::record(&gpu, &[&one(1.0)], |x| Ok(vec![x[0].clone(), x[0].scale(2.0)])).unwrap();
+    let mut same = Step::record(gpu, &[&one(1.0)], |x| Ok(vec![x[0].clone(), x[0].scale(2.0)])).unwrap();
     feed(&mut same, &[0]);
     assert_eq!(read(&same), [1.0, 2.0]);
     assert_eq!(one(5.0).scale(2.0).item().unwrap(), 10.0);
@@ -224,10 +224,10 @@ fn outputs_are_fed_back_as_inputs() {
 /// What the code keeps, other than by returning it, is the recorded run's for good: computed, pending, an input, an output.
 #[test]
 fn what_the_code_keeps_is_the_recorded_runs() {
-    let gpu = own();
-    let (x, y) = (drawn(&gpu, 1, &[32]), drawn(&gpu, 2, &[32]));
+    let gpu = gpu();
+    let (x, y) = (drawn(gpu, 1, &[32]), drawn(gpu, 2, &[32]));
     let mut kept = Vec::new();
-    let mut step = Step::record(&gpu, &[&x], |x| {
+    let mut step = Step::record(gpu, &[&x], |x| {
         let h = x[0].scale(3.0);
         h.evaluate();
         let out = h.affine(1.0, 1.0);
@@ -254,7 +254,7 @@ fn what_the_code_keeps_is_the_recorded_runs() {
 
 #[test]
 fn memory_stats_count_what_a_step_holds() {
-    let gpu = own();
+    let gpu = quiet();
     let x = drawn(&gpu, 1, &[1 << 18]);
     let before = gpu.memory_stats();
     let work = |x: &[Tensor]| {
@@ -276,12 +276,12 @@ fn memory_stats_count_what_a_step_holds() {
 
 #[test]
 fn every_optimizer_of_a_step_has_its_rate() {
-    let gpu = own();
-    let leaf = || Tensor::from_slice(&gpu, &[1f32], [1]).requires_grad();
-    let sgd = |w: &Tensor| Sgd::new(&gpu, vec![Group::new([("w", w)])], SgdConfig::default()).unwrap();
+    let gpu = gpu();
+    let leaf = || Tensor::from_slice(gpu, &[1f32], [1]).requires_grad();
+    let sgd = |w: &Tensor| Sgd::new(gpu, vec![Group::new([("w", w)])], SgdConfig::default()).unwrap();
     let (a, b) = (leaf(), leaf());
     let (mut first, mut second) = (sgd(&a), sgd(&b));
-    let mut step = Step::record(&gpu, &[], |_| {
+    let mut step = Step::record(gpu, &[], |_| {
         first.step(&a.sum_all().backward()?, 0.5)?;
         second.step(&b.sum_all().backward()?, 0.25)?;
         Ok(vec![])
@@ -317,9 +317,9 @@ fn every_optimizer_of_a_step_has_its_rate() {
 
 #[test]
 fn an_output_of_another_device_is_named() {
-    let (gpu, other) = (own(), own());
-    let (x, far) = (drawn(&gpu, 1, &[4]), drawn(&other, 1, &[4]));
-    let said = Step::record(&gpu, &[&x], |x| Ok(vec![x[0].exp(), far.scale(3.0)]))
+    let (gpu, other) = (gpu(), quiet());
+    let (x, far) = (drawn(gpu, 1, &[4]), drawn(&other, 1, &[4]));
+    let said = Step::record(gpu, &[&x], |x| Ok(vec![x[0].exp(), far.scale(3.0)]))
         .err()
         .expect("an error")
         .to_string();
@@ -329,12 +329,12 @@ fn an_output_of_another_device_is_named() {
 /// A replay that only reads a tensor, or gives it out, changes nothing; what it changes, it says.
 #[test]
 fn only_what_a_replay_writes_is_changed() {
-    let gpu = own();
-    let [read, written] = [1, 2].map(|seed| drawn(&gpu, seed, &[4]).requires_grad());
+    let gpu = gpu();
+    let [read, written] = [1, 2].map(|seed| drawn(gpu, seed, &[4]).requires_grad());
     let groups = vec![Group::new([("read", &read), ("written", &written)])];
-    let mut sgd = Sgd::new(&gpu, groups, SgdConfig::default()).unwrap();
-    let mut look = Step::record(&gpu, &[], |_| Ok(vec![read.clone(), read.scale(2.0)])).unwrap();
-    let mut train = Step::record(&gpu, &[], |_| {
+    let mut sgd = Sgd::new(gpu, groups, SgdConfig::default()).unwrap();
+    let mut look = Step::record(gpu, &[], |_| Ok(vec![read.clone(), read.scale(2.0)])).unwrap();
+    let mut train = Step::record(gpu, &[], |_| {
         sgd.step(&written.mul(&read.detach()).sum_all().backward()?, 0.5)?;
         Ok(vec![read.detach(), written.detach()])
     })
@@ -351,14 +351,14 @@ fn only_what_a_replay_writes_is_changed() {
 /// A step reads its parameters where they were; a replay there would train memory that nobody sees.
 #[test]
 fn a_step_over_parameters_that_moved_is_refused() {
-    let gpu = own();
-    let w = drawn(&gpu, 1, &[4]).requires_grad();
-    let sgd = || Sgd::new(&gpu, vec![Group::new([("w", &w)])], SgdConfig::default()).unwrap();
-    let mut early = Step::record(&gpu, &[], |_| Ok(vec![w.scale(2.0)])).unwrap();
+    let gpu = gpu();
+    let w = drawn(gpu, 1, &[4]).requires_grad();
+    let sgd = || Sgd::new(gpu, vec![Group::new([("w", &w)])], SgdConfig::default()).unwrap();
+    let mut early = Step::record(gpu, &[], |_| Ok(vec![w.scale(2.0)])).unwrap();
     let mut first = sgd();
     let said = early.run(&[]).map(drop).unwrap_err().to_string();
     assert!(said.starts_with("Step: a parameter that it uses was taken by an optimizer"), "{said}");
-    let mut train = Step::record(&gpu, &[], |_| {
+    let mut train = Step::record(gpu, &[], |_| {
         first.step(&w.sum_all().backward()?, 1.0)?;
         Ok(vec![])
     })
@@ -370,9 +370,9 @@ fn a_step_over_parameters_that_moved_is_refused() {
     let said = train.run(&[]).map(drop).unwrap_err().to_string();
     assert!(said.starts_with("Step: a parameter that it uses was taken by an optimizer"), "{said}");
     assert_eq!(bits(&w), before);
-    let inside = Step::record(&gpu, &[], |_| {
-        let v = Tensor::zeros(&gpu, [4]).requires_grad();
-        Sgd::new(&gpu, vec![Group::new([("v", &v)])], SgdConfig::default()).map(|_| vec![])
+    let inside = Step::record(gpu, &[], |_| {
+        let v = Tensor::zeros(gpu, [4]).requires_grad();
+        Sgd::new(gpu, vec![Group::new([("v", &v)])], SgdConfig::default()).map(|_| vec![])
     });
     let said = inside.err().expect("an error").to_string();
     assert!(said.contains("an optimizer made inside a recorded step"), "{said}");
@@ -381,10 +381,10 @@ fn a_step_over_parameters_that_moved_is_refused() {
 /// An output may be part of what the code made; views of it walk its own elements.
 #[test]
 fn an_output_that_is_a_view_is_one_of_its_own_elements() {
-    let gpu = own();
-    let (x, y) = (drawn(&gpu, 1, &[256]), drawn(&gpu, 2, &[256]));
+    let gpu = gpu();
+    let (x, y) = (drawn(gpu, 1, &[256]), drawn(gpu, 2, &[256]));
     let work = |x: &Tensor| x.scale(2.0).slice(0, 64..128);
-    let mut step = Step::record(&gpu, &[&x], |x| Ok(vec![work(&x[0])])).unwrap();
+    let mut step = Step::record(gpu, &[&x], |x| Ok(vec![work(&x[0])])).unwrap();
     for x in [&x, &y] {
         step.run(&[x]).unwrap();
         let (got, want) = (&step.outputs()[0], work(x));
@@ -399,10 +399,10 @@ fn an_output_that_is_a_view_is_one_of_its_own_elements() {
 
 #[test]
 fn a_step_run_inside_a_recording_is_refused() {
-    let gpu = own();
-    let x = drawn(&gpu, 1, &[4]);
-    let mut inner = Step::record(&gpu, &[&x], |x| Ok(vec![x[0].exp()])).unwrap();
-    let outer = Step::record(&gpu, &[&x], |x| Ok(inner.run(&[&x[0]])?.to_vec()));
+    let gpu = gpu();
+    let x = drawn(gpu, 1, &[4]);
+    let mut inner = Step::record(gpu, &[&x], |x| Ok(vec![x[0].exp()])).unwrap();
+    let outer = Step::record(gpu, &[&x], |x| Ok(inner.run(&[&x[0]])?.to_vec()));
     let said = outer.err().expect("an error").to_string();
     assert!(said.contains("a step run inside a recorded step"), "{said}");
     assert_eq!(bits(&inner.run(&[&x]).unwrap()[0]), bits(&x.exp()));
@@ -411,16 +411,16 @@ fn a_step_run_inside_a_recording_is_refused() {
 /// A step that only gives out a parameter has no kernel there: it follows where the parameter goes. Its own results stay its own.
 #[test]
 fn what_a_step_gives_out_may_be_taken_by_an_optimizer() {
-    let gpu = own();
-    let w = drawn(&gpu, 1, &[4]).requires_grad();
-    let mut look = Step::record(&gpu, &[], |_| Ok(vec![w.clone()])).unwrap();
-    let mut sgd = Sgd::new(&gpu, vec![Group::new([("w", &w)])], SgdConfig::default()).unwrap();
+    let gpu = gpu();
+    let w = drawn(gpu, 1, &[4]).requires_grad();
+    let mut look = Step::record(gpu, &[], |_| Ok(vec![w.clone()])).unwrap();
+    let mut sgd = Sgd::new(gpu, vec![Group::new([("w", &w)])], SgdConfig::default()).unwrap();
     sgd.step(&w.sum_all().backward().unwrap(), 1.0).unwrap();
     look.run(&[]).unwrap();
     assert_eq!(bits(&look.outputs()[0]), bits(&w));
-    let mut make = Step::record(&gpu, &[&w], |x| Ok(vec![x[0].scale(2.0)])).unwrap();
+    let mut make = Step::record(gpu, &[&w], |x| Ok(vec![x[0].scale(2.0)])).unwrap();
     let taken = make.outputs()[0].requires_grad();
-    let _other = Sgd::new(&gpu, vec![Group::new([("taken", &taken)])], SgdConfig::default()).unwrap();
+    let _other = Sgd::new(gpu, vec![Group::new([("taken", &taken)])], SgdConfig::default()).unwrap();
     let (before, said) = (bits(&taken), make.run(&[&w]).map(drop).unwrap_err().to_string());
     assert!(said.starts_with("Step: a parameter that it uses was taken by an optimizer"), "{said}");
     assert_eq!(bits(&taken), before);
@@ -429,13 +429,13 @@ fn what_a_step_gives_out_may_be_taken_by_an_optimizer() {
 /// A cache that the code makes is the recorded run's; nothing of it is changed by replays.
 #[test]
 fn a_cache_made_in_the_code_is_the_recorded_runs() {
-    let gpu = own();
-    let list = |v: u32| Tensor::from_slice(&gpu, &[v], [1]);
-    let (x, q) = (drawn(&gpu, 1, &[1, 3, 1, 4]), drawn(&gpu, 2, &[1, 1, 1, 4]));
+    let gpu = gpu();
+    let list = |v: u32| Tensor::from_slice(gpu, &[v], [1]);
+    let (x, q) = (drawn(gpu, 1, &[1, 3, 1, 4]), drawn(gpu, 2, &[1, 1, 1, 4]));
     let (rows, start, length) = (list(0), list(0), list(3));
     let mut kept = None;
-    let mut step = Step::record(&gpu, &[&x], |x| {
-        let mut cache = tiebeam::ops::cache::KvCache::new(&gpu, 1, 1, 8, 4);
+    let mut step = Step::record(gpu, &[&x], |x| {
+        let mut cache = tiebeam::ops::cache::KvCache::new(gpu, 1, 1, 8, 4);
         cache.append(&x[0], &x[0], &rows, &start)?;
         let y = cache.attend(&q, &rows, &length);
         kept = Some(cache);

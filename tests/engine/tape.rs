@@ -176,9 +176,9 @@ fn a_pending_value_changed_in_place_panics() {
 
 #[test]
 fn tensors_of_two_devices_panic() {
-    let (a, b) = (gpu(), own());
-    assert!(*a != b && b == b.clone());
-    let [x, y] = [a, &b].map(|gpu| drawn(gpu, 1, &[3, 3]).requires_grad());
+    let (a, b) = (gpu(), quiet());
+    assert!(*a != *b && *b == b.clone());
+    let [x, y] = [a, &*b].map(|gpu| drawn(gpu, 1, &[3, 3]).requires_grad());
     type Use<'a> = (&'static str, Box<dyn Fn() + 'a>);
     let uses: [Use; 8] = [
         ("add", Box::new(|| drop(x.add(&y)))),
@@ -204,9 +204,9 @@ fn tensors_of_two_devices_panic() {
 
 #[test]
 fn zero_sized_tensors_pass_through() {
-    let gpu = own();
-    let none = Tensor::from_slice::<f32>(&gpu, &[], [0, 3]).requires_grad();
-    let w = drawn(&gpu, 1, &[4, 3]).requires_grad();
+    let gpu = gpu();
+    let none = Tensor::from_slice::<f32>(gpu, &[], [0, 3]).requires_grad();
+    let w = drawn(gpu, 1, &[4, 3]).requires_grad();
     let gone = |x: &Tensor| assert!(x.to_vec::<f32>().unwrap().is_empty());
     let y = linear(&none, &w);
     assert_eq!(**y.shape(), [0, 4]);
@@ -220,12 +220,12 @@ fn zero_sized_tensors_pass_through() {
     assert_eq!(none.sum(0).to_vec::<f32>().unwrap(), [0.0; 3]);
     // A product over nothing is zero, whichever way it is asked for.
     assert_eq!(none.t().matmul(&none).to_vec::<f32>().unwrap(), [0.0; 9]);
-    let thin = Tensor::from_slice::<f32>(&gpu, &[], [2, 5, 0]);
-    let nothing = Tensor::from_slice::<f32>(&gpu, &[], [0, 4]);
+    let thin = Tensor::from_slice::<f32>(gpu, &[], [2, 5, 0]);
+    let nothing = Tensor::from_slice::<f32>(gpu, &[], [0, 4]);
     assert_eq!(thin.matmul(&nothing).to_vec::<f32>().unwrap(), [0.0; 40]);
     assert_eq!(linear(&thin, &nothing.t()).to_vec::<f32>().unwrap(), [0.0; 40]);
     // 64 floats are 256 bytes: the empty rest starts just past the buffer's end.
-    let full = drawn(&gpu, 2, &[64]);
+    let full = drawn(gpu, 2, &[64]);
     let rest = full.slice(0, 64..64);
     assert_eq!(
         Tensor::concat(&[&rest, &full, &rest], 0).to_vec::<f32>().unwrap(),

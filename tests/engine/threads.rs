@@ -21,14 +21,14 @@ fn down(sgd: &mut Sgd, w: &Tensor, lr: f32) {
 /// What another thread has pending on a weight is computed before the weight changes, and not again by replays.
 #[test]
 fn others_pending_work_is_no_part_of_a_recording() {
-    let gpu = own();
-    let w = Tensor::from_slice(&gpu, &[10f32], [1]).requires_grad();
-    let mut train = sgd(&gpu, &w);
+    let gpu = gpu();
+    let w = Tensor::from_slice(gpu, &[10f32], [1]).requires_grad();
+    let mut train = sgd(gpu, &w);
     let alone = {
-        let v = Tensor::from_slice(&gpu, &[10f32], [1]).requires_grad();
-        let mut train = sgd(&gpu, &v);
+        let v = Tensor::from_slice(gpu, &[10f32], [1]).requires_grad();
+        let mut train = sgd(gpu, &v);
         let record = |train: &mut Sgd| {
-            Step::record(&gpu, &[], |_| {
+            Step::record(gpu, &[], |_| {
                 down(train, &v, 1.0);
                 Ok(vec![])
             })
@@ -44,7 +44,7 @@ fn others_pending_work_is_no_part_of_a_recording() {
             answer.send(w.detach().scale(10.0)).unwrap();
         });
         let mut late = None;
-        let mut step = Step::record(&gpu, &[], |_| {
+        let mut step = Step::record(gpu, &[], |_| {
             ask.send(()).unwrap();
             late = Some(answered.recv().unwrap());
             down(&mut train, &w, 1.0);
@@ -66,9 +66,9 @@ fn others_pending_work_is_no_part_of_a_recording() {
 /// What a thread records stays in its step, even where another thread had to compute it, because it changed what it reads.
 #[test]
 fn a_recording_keeps_what_others_compute_for_it() {
-    let gpu = own();
-    let w = Tensor::from_slice(&gpu, &[10f32], [1]).requires_grad();
-    let mut train = sgd(&gpu, &w);
+    let gpu = gpu();
+    let w = Tensor::from_slice(gpu, &[10f32], [1]).requires_grad();
+    let mut train = sgd(gpu, &w);
     let (ask, asked) = channel::<()>();
     let (answer, answered) = channel::<()>();
     let train = std::thread::scope(|s| {
@@ -79,7 +79,7 @@ fn a_recording_keeps_what_others_compute_for_it() {
             answer.send(()).unwrap();
             train
         });
-        let mut step = Step::record(&gpu, &[], |_| {
+        let mut step = Step::record(gpu, &[], |_| {
             let inner = w.detach().scale(10.0);
             let y = inner.affine(1.0, 1.0);
             ask.send(()).unwrap();
@@ -104,12 +104,12 @@ fn a_recording_keeps_what_others_compute_for_it() {
 /// A pending value that another thread hands over is read, not recorded.
 #[test]
 fn what_comes_from_another_thread_is_an_input() {
-    let gpu = own();
-    let w = Tensor::from_slice(&gpu, &[10f32], [1]).requires_grad();
-    let mut train = sgd(&gpu, &w);
+    let gpu = gpu();
+    let w = Tensor::from_slice(gpu, &[10f32], [1]).requires_grad();
+    let mut train = sgd(gpu, &w);
     let made = std::thread::scope(|s| {
         let hand = || {
-            Step::record(&gpu, &[], |_| {
+            Step::record(gpu, &[], |_| {
                 let given = s.spawn(|| w.detach().scale(10.0)).join().unwrap();
                 Ok(vec![given.affine(1.0, 1.0)])
             })
@@ -124,14 +124,14 @@ fn what_comes_from_another_thread_is_an_input() {
 
 #[test]
 fn a_saved_file_holds_one_step() {
-    let gpu = own();
+    let gpu = gpu();
     let params: Vec<(String, Tensor)> = (0..6)
-        .map(|i| (format!("w{i}"), Tensor::from_slice(&gpu, &[0f32; 512], [512]).requires_grad()))
+        .map(|i| (format!("w{i}"), Tensor::from_slice(gpu, &[0f32; 512], [512]).requires_grad()))
         .collect();
     // Two arenas and more: a step is several kernels.
     let config = SgdConfig { arena_limit: Some(4096), ..SgdConfig::default() };
     let group = Group::new(params.iter().map(|(name, w)| (name.as_str(), w)));
-    let mut sgd = Sgd::new(&gpu, vec![group], config).unwrap();
+    let mut sgd = Sgd::new(gpu, vec![group], config).unwrap();
     let folder = Folder::new("one-step");
     let path = folder.join("run.safetensors");
     let stop = AtomicBool::new(false);
@@ -144,7 +144,7 @@ fn a_saved_file_holds_one_step() {
                 Ok(vec![])
             };
             work(&mut sgd).unwrap();
-            let mut step = Step::record(&gpu, &[], |_| work(&mut sgd)).unwrap();
+            let mut step = Step::record(gpu, &[], |_| work(&mut sgd)).unwrap();
             for i in 0.. {
                 match i % 3 {
                     0 => work(&mut sgd).map(drop),
@@ -179,9 +179,9 @@ fn a_saved_file_holds_one_step() {
 
 #[test]
 fn an_optimizer_is_made_while_others_read_the_leaf() {
-    let gpu = own();
+    let gpu = gpu();
     for round in 0..200 {
-        let w = Tensor::ones(&gpu, [256]).requires_grad();
+        let w = Tensor::ones(gpu, [256]).requires_grad();
         let start = Barrier::new(3);
         let want =
             |x: &Tensor, want: f32| assert!(x.to_vec::<f32>().unwrap().iter().all(|x| *x == want), "{round}");
@@ -194,7 +194,7 @@ fn an_optimizer_is_made_while_others_read_the_leaf() {
                 });
             }
             start.wait();
-            let mut sgd = sgd(&gpu, &w);
+            let mut sgd = sgd(gpu, &w);
             let grads = w.scale(2.0).sum_all().backward().unwrap();
             std::thread::sleep(Duration::from_micros(200));
             // The readers want what was there before: they may still be at it.
@@ -208,7 +208,7 @@ fn an_optimizer_is_made_while_others_read_the_leaf() {
 /// Faults of one thread's requests cost another's training nothing but the steps that say so.
 #[test]
 fn a_fault_beside_a_step_costs_no_weight() {
-    let gpu = own();
+    let gpu = quiet();
     let w = Tensor::from_slice(&gpu, &[0f32; 8], [8]).requires_grad();
     let other = drawn(&gpu, 1, &[8]);
     let group = vec![Group::new([("w", &w)])];
@@ -245,9 +245,9 @@ fn a_fault_beside_a_step_costs_no_weight() {
 /// A server records on one thread and runs on another.
 #[test]
 fn a_step_goes_to_another_thread() {
-    let gpu = own();
-    let x = drawn(&gpu, 1, &[4]);
-    let mut step = Step::record(&gpu, &[&x], |x| Ok(vec![x[0].scale(2.0)])).unwrap();
+    let gpu = gpu();
+    let x = drawn(gpu, 1, &[4]);
+    let mut step = Step::record(gpu, &[&x], |x| Ok(vec![x[0].scale(2.0)])).unwrap();
     let got = std::thread::spawn(move || bits(&step.run(&[&x.scale(3.0)]).unwrap()[0])).join().unwrap();
-    assert_eq!(got, bits(&drawn(&gpu, 1, &[4]).scale(3.0).scale(2.0)));
+    assert_eq!(got, bits(&drawn(gpu, 1, &[4]).scale(3.0).scale(2.0)));
 }

@@ -3,9 +3,9 @@
 
 pub mod folder;
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use tiebeam::ops::case::{Array, Case, Input};
-use tiebeam::{DType, Gpu, Rng, Tensor};
+use tiebeam::{DType, Gpu, Options, Rng, Tensor};
 
 /// f32 unit roundoff.
 pub const U: f64 = 1.0 / (1u64 << 24) as f64;
@@ -22,7 +22,7 @@ pub fn gpu() -> &'static Gpu {
 /// A second handle to the adapter, which reads every operand through textures.
 pub fn texel_gpu() -> &'static Gpu {
     static GPU: OnceLock<Gpu> = OnceLock::new();
-    let options = || tiebeam::Options { texels: Some(true), ..Default::default() };
+    let options = || Options { texels: Some(true), ..Default::default() };
     GPU.get_or_init(|| Gpu::open_with(options()).expect("the adapter opened before"))
 }
 
@@ -30,8 +30,31 @@ pub fn texel_gpu() -> &'static Gpu {
 pub fn other_kernels() -> &'static Gpu {
     static GPU: OnceLock<Gpu> = OnceLock::new();
     let other = if gpu().class().is_cpu() { "discrete" } else { "cpu" };
-    let options = || tiebeam::Options { device: Some(other.into()), ..Default::default() };
+    let options = || Options { device: Some(other.into()), ..Default::default() };
     GPU.get_or_init(|| Gpu::open_with(options()).expect("the adapter opened before"))
+}
+
+/// A device for tests that count what it does, raise faults on it, or want another than the shared one. They take turns on it, so
+/// that nobody else is at it meanwhile; to take it twice in one thread waits for good.
+pub fn quiet() -> MutexGuard<'static, Gpu> {
+    static GPU: OnceLock<Mutex<Gpu>> = OnceLock::new();
+    turn(&GPU, Options::default())
+}
+
+/// A device that looks at ids, taken in turns too: what it finds comes out at anybody's readback.
+pub fn checked_gpu() -> MutexGuard<'static, Gpu> {
+    static GPU: OnceLock<Mutex<Gpu>> = OnceLock::new();
+    turn(&GPU, Options { checked: true, ..Options::default() })
+}
+
+fn turn(device: &'static OnceLock<Mutex<Gpu>>, options: Options) -> MutexGuard<'static, Gpu> {
+    let open = || Mutex::new(Gpu::open_with(options).expect("these tests need an adapter"));
+    let gpu = device.get_or_init(open).lock().unwrap_or_else(PoisonError::into_inner);
+    // What a failed test left, and memory that the last one let go.
+    gpu.take_fault();
+    let _ = gpu.synchronize();
+    gpu.trim();
+    gpu
 }
 
 /// Uploads an array as its input says.
