@@ -6,7 +6,7 @@ mod support;
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use support::folder::Folder;
+use support::folder::{Folder, root};
 use support::gpu;
 use tiebeam::Rng;
 use tiebeam::geometry::elements::Vec3;
@@ -43,7 +43,7 @@ fn library() -> Result<PathBuf, Failed> {
     let profile = own.ancestors().nth(2).ok_or("the test is not in a folder of targets")?;
     let target = profile.parent().ok_or("no folder of targets")?;
     let mut command = Command::new(env!("CARGO"));
-    command.current_dir(env!("CARGO_MANIFEST_DIR")).args(["rustc", "--lib", "--crate-type", "cdylib"]);
+    command.current_dir(root()).args(["rustc", "--lib", "--crate-type", "cdylib"]);
     command.args(["--features", "capi", "--target-dir"]).arg(target);
     if !cfg!(debug_assertions) {
         command.arg("--release");
@@ -73,7 +73,7 @@ fn model(path: &Path) -> tiebeam::Result<Calculator> {
 fn program_agrees(compiler: &str) -> Result<(), Failed> {
     let folder = Folder::new("capi");
     let (program, weights) = (folder.join("program"), folder.join("model.safetensors"));
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = root();
     let libraries = library()?;
     let mut compile = Command::new(compiler);
     compile.args(["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-I"]).arg(root.join("include"));

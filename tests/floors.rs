@@ -1,5 +1,8 @@
 //! Holds the floors of the house: a file uses only modules on floors below its own. Reads source text, needs no device.
 
+#[path = "support/folder.rs"]
+mod folder;
+
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
@@ -121,7 +124,7 @@ fn walk(folder: &Path, name: &str, all: &mut Vec<(String, String)>) {
 #[test]
 fn every_file_uses_only_lower_floors() {
     let mut files = Vec::new();
-    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), "", &mut files);
+    walk(&folder::root().join("src"), "", &mut files);
     assert!(files.len() > 20, "only {} files found", files.len());
     let lib = &files.iter().find(|(name, _)| name == "lib.rs").expect("src/lib.rs").1;
     let exports = exports(lib);

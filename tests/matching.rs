@@ -7,9 +7,8 @@ mod support;
 mod trained;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use support::folder::Folder;
-use support::{download, gpu};
+use support::{download, gpu, matching_vectors};
 use tiebeam::merge::{
     ActivationMatching, Layer, MatchOptions, Matching, Mlp, Permutation, Shards, Similarity, Spec,
     VisitOrder, Weights, group_costs, match_weights, reset_statistics,

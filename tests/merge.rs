@@ -6,8 +6,7 @@ mod support;
 
 use merges::*;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 use support::within;
 use tiebeam::files::MANIFEST;
 use tiebeam::merge::job::PART;
@@ -194,9 +193,7 @@ fn dare_drops_by_seed_and_name() {
 /// The reference vectors through configurations.
 #[test]
 fn methods_by_configuration() {
-    let vectors = std::env::var_os("TIEBEAM_VECTORS")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors"), PathBuf::from);
-    let path = vectors.join("matching/merge.safetensors");
+    let path = support::vectors().join("matching/merge.safetensors");
     let Ok(file) = File::open(&path) else { panic!("{} is missing", path.display()) };
     let folder = Folder::new("vectors");
     for model in ["base", "m0", "m1", "m2", "fisher0", "fisher1", "fisher2"] {
@@ -307,7 +304,7 @@ fn output_types_round_to_nearest_even() {
 }
 
 fn tiebeam(folder: &Folder, args: &[&str]) -> Output {
-    let run = Command::new(env!("CARGO_BIN_EXE_tiebeam")).args(args).current_dir(&folder.0).output();
+    let run = support::command().args(args).current_dir(&folder.0).output();
     run.expect("the binary runs")
 }
 
@@ -361,9 +358,7 @@ fn command_line() {
 /// Two networks that were trained apart: averaged as they are they fail, aligned they do not; the reference vectors know both.
 #[test]
 fn aligned_and_evaluated() {
-    let file =
-        File::open(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/matching/wm_mlp.safetensors"))
-            .unwrap();
+    let file = File::open(support::matching_vectors("wm_mlp.safetensors")).unwrap();
     let folder = Folder::new("align");
     let entry = |from: &str, to: &str| {
         let info = file.info(from).unwrap();

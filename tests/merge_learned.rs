@@ -4,7 +4,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use support::folder::Folder;
-use support::{download, gpu, within};
+use support::{download, gpu, matching_vectors, within};
 use tiebeam::merge::learned::{Atlas, fisher_diagonal};
 use tiebeam::merge::methods::{average, fisher};
 use tiebeam::merge::pareto::{Link, Search, Surrogate, front, hypervolume, samples};
@@ -326,5 +326,5 @@ fn signatures_add_and_come_off() {
     let mut wide = clean.clone();
     wide.insert("fc0.bias".into(), Tensor::zeros(gpu(), [9]));
     assert!(Patched { weights: &wide, signatures: vec![(&first, 1.0)] }.read(gpu(), "fc0.bias").is_err());
-    assert!(Signature::load("tests/vectors/matching/pleas_ls.safetensors").is_err());
+    assert!(Signature::load(matching_vectors("pleas_ls.safetensors")).is_err());
 }

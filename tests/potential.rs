@@ -506,11 +506,10 @@ fn dynamics_keep_the_energy() {
 mod command {
     use super::*;
     use std::path::PathBuf;
-    use std::process::{Command, Output};
+    use std::process::Output;
 
     fn predict(arguments: &[&std::path::Path]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tiebeam"));
-        command.arg("predict").args(arguments).output().expect("the command runs")
+        support::command().arg("predict").args(arguments).output().expect("the command runs")
     }
 
     #[test]

@@ -264,19 +264,14 @@ fn a_file_holds_the_parameters() {
 #[cfg(feature = "cli")]
 #[test]
 fn predict_by_tables() {
-    use std::process::Command;
     use tiebeam::geometry::xyz;
     let folder = Folder::new("tables-cli");
     let [model, input, output] = ["model.safetensors", "in.xyz", "out.xyz"].map(|name| folder.join(name));
     let full = potential();
     full.save(&model).unwrap();
     xyz::write(&input, &[frame(4)]).unwrap();
-    let run = Command::new(env!("CARGO_BIN_EXE_tiebeam"))
-        .arg("predict")
-        .args([&model, &input, &output])
-        .arg("--tables")
-        .output()
-        .unwrap();
+    let run =
+        support::command().arg("predict").args([&model, &input, &output]).arg("--tables").output().unwrap();
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     let calculator = Calculator::new(full.tabulate(Ponita::TABLE_POINTS).unwrap());
     assert_eq!(xyz::read(&output).unwrap(), [calculator.predict(&frame(4)).unwrap()]);

@@ -20,15 +20,6 @@ mod support;
 mod tying;
 
 use libtest_mimic::{Arguments, Trial};
-use std::path::PathBuf;
-
-/// The folder of vectors.
-fn folder() -> PathBuf {
-    match std::env::var_os("TIEBEAM_VECTORS") {
-        Some(dir) => dir.into(),
-        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/vectors"),
-    }
-}
 
 /// Checks one file. Each module of a family lists its files in `FILES`.
 type Check = fn(&std::path::Path);
@@ -50,7 +41,7 @@ fn main() {
     let files = families.iter().flat_map(|&(family, files)| files.iter().map(move |f| (family, f.0, f.1)));
     let trials = files
         .map(|(family, file, check)| {
-            let dir = folder().join(family);
+            let dir = support::vectors().join(family);
             let present = dir.is_dir();
             let path = dir.join(format!("{file}.safetensors"));
             let name = format!("{family}_{file}");

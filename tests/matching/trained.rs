@@ -10,8 +10,7 @@ use tiebeam::store::{File, FileDType};
 
 /// Two trained networks of the reference vectors, with data; see `tests/vectors/matching/README.md`.
 fn trained(file: &str, prefix: &str) -> Model {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/matching").join(file);
-    let file = File::open(path).unwrap();
+    let file = File::open(matching_vectors(file)).unwrap();
     let own = |full: &str| Some((full.strip_prefix(prefix)?.to_string(), full.to_string()));
     let floats: Vec<_> =
         file.names().filter(|n| file.info(n).unwrap().dtype == FileDType::F32).filter_map(own).collect();
@@ -23,8 +22,7 @@ fn trained(file: &str, prefix: &str) -> Model {
 }
 
 fn digits() -> (Tensor, Vec<u32>) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/matching/wm_mlp.safetensors");
-    let file = File::open(path).unwrap();
+    let file = File::open(matching_vectors("wm_mlp.safetensors")).unwrap();
     let shape = &file.info("x").unwrap().shape;
     (Tensor::from_slice(gpu(), &file.tensor_f32("x").unwrap(), &shape[..]), file.tensor_u32("y").unwrap())
 }

@@ -6,9 +6,15 @@
 
 use std::fs::File;
 use std::ops::Deref;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Once;
 use tempfile::TempDir;
+
+/// The repository, with the reference vectors in it: `TIEBEAM_ROOT`, so that tests which were built elsewhere find it, else where they
+/// were built.
+pub fn root() -> PathBuf {
+    std::env::var_os("TIEBEAM_ROOT").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
 
 /// A folder of a test's own, removed at the end.
 pub struct Folder {
@@ -20,8 +26,10 @@ pub struct Folder {
 impl Folder {
     pub fn new(test: &str) -> Folder {
         static SWEEP: Once = Once::new();
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tmp/tests");
-        std::fs::create_dir_all(&root).expect("a folder for tests");
+        let root = root().join("target/tmp/tests");
+        std::fs::create_dir_all(&root).unwrap_or_else(|e| {
+            panic!("{}: {e}; tests built elsewhere need TIEBEAM_ROOT, the repository here", root.display())
+        });
         SWEEP.call_once(|| remove_leftovers(&root));
         loop {
             let folder =

@@ -3,6 +3,9 @@
 
 pub mod folder;
 
+use folder::root;
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use tiebeam::ops::case::{Array, Case, Input};
 use tiebeam::{DType, Gpu, Options, Rng, Tensor};
@@ -55,6 +58,31 @@ fn turn(device: &'static OnceLock<Mutex<Gpu>>, options: Options) -> MutexGuard<'
     let _ = gpu.synchronize();
     gpu.trim();
     gpu
+}
+
+/// The `tiebeam` command: what `TIEBEAM_BIN` names, so that tests can run where they were not built, else the one that cargo built
+/// with them.
+pub fn command() -> Command {
+    let built = option_env!("CARGO_BIN_EXE_tiebeam").map(PathBuf::from);
+    let named = std::env::var_os("TIEBEAM_BIN").map(PathBuf::from);
+    let path = named.or(built).expect("tests of the command are built with feature `cli`");
+    assert!(
+        path.is_file(),
+        "{} is no file: set TIEBEAM_BIN to the command that `cargo build --release --features cli` makes",
+        path.display()
+    );
+    // Some tests run it in another folder.
+    Command::new(std::path::absolute(&path).expect("a path"))
+}
+
+/// The folder of reference vectors.
+pub fn vectors() -> PathBuf {
+    std::env::var_os("TIEBEAM_VECTORS").map_or_else(|| root().join("tests/vectors"), PathBuf::from)
+}
+
+/// A file of the `matching` vectors in the repository: what tests say of these holds for no others.
+pub fn matching_vectors(file: &str) -> PathBuf {
+    root().join("tests/vectors/matching").join(file)
 }
 
 /// Uploads an array as its input says.
