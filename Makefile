@@ -3,7 +3,10 @@
 
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help demo smollm test test-long bench lint docs vulkan components
+.PHONY: help demo smollm test test-long bench lint cross docs vulkan components targets
+
+# What `make cross` checks beside this machine's own system.
+CROSS = x86_64-pc-windows-msvc aarch64-apple-darwin
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +33,9 @@ lint: components ## formatting, clippy with and without features, documentation;
 	$(CARGO) clippy --release --all-targets --no-default-features -- -D warnings
 	$(MAKE) --no-print-directory docs
 
+cross: targets ## check that library and command compile for Windows and macOS; nothing is linked or run
+	RUSTFLAGS="-D warnings" $(CARGO) check --release --lib --bins --features cli,capi $(CROSS:%=--target %)
+
 docs: ## the documentation, to target/doc/tiebeam/index.html
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --no-deps --all-features
 
@@ -40,3 +46,11 @@ vulkan:
 components:
 	@$(CARGO) fmt --version >/dev/null 2>&1 || { echo "rustfmt is missing: rustup component add rustfmt" >&2; exit 1; }
 	@$(CARGO) clippy --version >/dev/null 2>&1 || { echo "clippy is missing: rustup component add clippy" >&2; exit 1; }
+
+# Checking needs the other systems' standard library, but no linker.
+targets:
+	@for target in $(CROSS); do \
+		[ -d "$$(rustc --print target-libdir --target $$target)" ] || rustup target add $$target || { \
+			echo "Rust's standard library for $$target is missing: rustup target add $$target" \
+				"needs rustup and the network" >&2; exit 1; }; \
+	done

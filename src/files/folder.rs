@@ -31,6 +31,7 @@ pub fn replace_folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> R
     let place = Place::take(path)?;
     let ours = place.ours(&Ours::new())?;
     let new = TemporaryFolder(place.beside("tmp"));
+    #[cfg_attr(not(unix), expect(unused_mut, reason = "only there has a folder a mode"))]
     let mut builder = std::fs::DirBuilder::new();
     #[cfg(unix)]
     if place.exists() {
