@@ -15,6 +15,8 @@ mod ids;
 mod life;
 #[path = "engine/open.rs"]
 mod open;
+#[path = "engine/plans.rs"]
+mod plans;
 #[path = "engine/step.rs"]
 mod step;
 mod support;

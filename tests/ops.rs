@@ -15,9 +15,23 @@ use tiebeam::{DType, Error, Gpu, Rng, Shape, Tensor};
 /// Above this many reference evaluations a case's Jacobian is left out and the bound uses the output's scale alone.
 const MOST: usize = 300_000_000;
 
-/// Families that have kernels of their own for CPU drivers.
-const CHOOSES: [&str; 8] =
-    ["tied", "routed", "matmul", "attention", "norm", "softmax", "cross_entropy", "reduce"];
+/// Families whose kernels, or how they cut their work, depend on the device's class.
+const CHOOSES: [&str; 14] = [
+    "tied",
+    "routed",
+    "matmul",
+    "attention",
+    "norm",
+    "softmax",
+    "cross_entropy",
+    "reduce",
+    "combine",
+    "mlp",
+    "kernel_basis",
+    "spatial_conv",
+    "table_conv",
+    "fiber_norm",
+];
 
 fn main() {
     let args = Arguments::from_args();

@@ -3,7 +3,7 @@
 use super::measure;
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::gpu::kernel::{Launch, grid, Work};
+use crate::gpu::kernel::{Launch, Work, grid};
 use crate::gpu::shader::Source;
 use crate::gpu::{Gpu, lock};
 use crate::tensor::Tensor;

@@ -121,7 +121,10 @@ impl DeviceClass {
         let row = TABLE.iter().find(|row| row.class.name.eq_ignore_ascii_case(name.trim()));
         row.map(|row| row.class.clone()).ok_or_else(|| {
             let all: Vec<&str> = TABLE.iter().map(|row| row.class.name).collect();
-            Error::config(format!("TIEBEAM_DEVICE: '{name}' is no class of devices; there are {}", all.join(", ")))
+            Error::config(format!(
+                "TIEBEAM_DEVICE: '{name}' is no class of devices; there are {}",
+                all.join(", ")
+            ))
         })
     }
 
@@ -221,7 +224,14 @@ static TABLE: [Row; 13] = [
         NVIDIA,
         "h200",
         "",
-        DeviceClass { name: "h200", width: 132, dispatch: 3e-6, bytes_s: 3.3e12, flops_s: 6.4e13, ..DISCRETE },
+        DeviceClass {
+            name: "h200",
+            width: 132,
+            dispatch: 3e-6,
+            bytes_s: 3.3e12,
+            flops_s: 6.4e13,
+            ..DISCRETE
+        },
     ),
     row(
         NVIDIA,
@@ -307,13 +317,19 @@ mod tests {
             assert_eq!(all.iter().filter(|other| other.name == class.name).count(), 1, "{}", class.name);
         }
         let said = DeviceClass::named("h 200").unwrap_err().to_string();
-        assert!(said.starts_with("TIEBEAM_DEVICE: 'h 200' is no class of devices; there are h200, nvidia, "), "{said}");
+        assert!(
+            said.starts_with("TIEBEAM_DEVICE: 'h 200' is no class of devices; there are h200, nvidia, "),
+            "{said}"
+        );
     }
 
     #[test]
     fn work_is_cut_until_the_device_is_full_or_a_workgroup_has_little() {
         let h200 = DeviceClass::named("h200").unwrap();
         assert_eq!([h200.wanted(256, 1e12, 0.0), h200.wanted(64, 1e12, 0.0)], [264, 1056]);
-        assert_eq!([h200.wanted(64, 65_536.0 * 9.5, 0.0), h200.wanted(64, 0.0, 7.9e6), h200.wanted(64, 1.0, 1.0)], [9, 7, 1]);
+        assert_eq!(
+            [h200.wanted(64, 65_536.0 * 9.5, 0.0), h200.wanted(64, 0.0, 7.9e6), h200.wanted(64, 1.0, 1.0)],
+            [9, 7, 1]
+        );
     }
 }

@@ -5,7 +5,7 @@
 //! computed twice; those that only the chain held are never stored. Arithmetic is four lanes wide and in f32, u32 or
 //! i32; f16 is unpacked as it is read and rounded to nearest even as it is written.
 
-use super::kernel::{Bind, Launch, grid, Work};
+use super::kernel::{Bind, Launch, Work, grid};
 use super::shader::Source;
 use super::value::{Place, Value};
 use super::{Gpu, capture};

@@ -113,7 +113,8 @@ impl Gpu {
     /// # Errors
     /// The device's fault.
     pub fn measure_class(&self) -> Result<DeviceClass> {
-        let source = Source::file("bench_fma").u32("CHAINS", CHAINS).u32("THREADS", THREADS).u32("ROUNDS", ROUNDS);
+        let source =
+            Source::file("bench_fma").u32("CHAINS", CHAINS).u32("THREADS", THREADS).u32("ROUNDS", ROUNDS);
         let beside = self.beside();
         let y = beside.alloc("fma", 4 * WIDEST as u64 * THREADS as u64);
         let bench = Bench { gpu: &beside, source, y };

@@ -120,6 +120,12 @@ impl Gpu {
         lock(&self.0.recorder).total
     }
 
+    /// Submits since this device was opened.
+    #[doc(hidden)]
+    pub fn submits(&self) -> u64 {
+        self.0.epoch.load(Ordering::Acquire)
+    }
+
     /// Submits everything recorded so far, without waiting.
     ///
     /// # Errors

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::buffer::Buffer;
 use crate::gpu::capture::{self, Live};
-use crate::gpu::kernel::{Bind, Launch, grid, Work};
+use crate::gpu::kernel::{Bind, Launch, Work, grid};
 use crate::gpu::shader::Source;
 use crate::gpu::value::Place;
 use crate::shape::Shape;

@@ -7,7 +7,7 @@
 use super::tied::dense;
 use super::{LeafGrads, Load, Site};
 use crate::gpu::Gpu;
-use crate::gpu::kernel::{Launch, grid, Work};
+use crate::gpu::kernel::{Launch, Work, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Input};
 use crate::ops::embedding::sum_by_index;

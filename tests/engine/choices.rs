@@ -73,3 +73,41 @@ fn a_file_that_cannot_be_trusted_is_left_out() {
     product(&with(Tuning::On, &folder));
     assert_eq!(with(Tuning::Read, &folder).choices().len(), 1);
 }
+
+#[test]
+fn choices_come_with_a_program_by_adapter_or_by_class() {
+    let scratch = Folder::new("shipped");
+    let folder = scratch.join("cache");
+    let tuned = with(Tuning::On, &folder);
+    product(&tuned);
+    let (mine, export) = (tuned.choices(), scratch.join("choices.txt"));
+    tuned.export_choices(&export).expect("a folder of the test");
+    let open = |cache: &str, tuning| {
+        let (cache, choices) = (Some(scratch.join(cache)), Some(export.clone()));
+        Gpu::open_with(Options { tuning: Some(tuning), cache, choices, ..Options::default() })
+    };
+    let empty = |tuning| open("empty", tuning).expect("a whole file").choices();
+    assert_eq!(empty(Tuning::Read), mine);
+    assert!(empty(Tuning::Off).is_empty(), "off is off");
+    // Another adapter of the same class: its kernels count, the width that was measured there does not.
+    let text = std::fs::read_to_string(&export).unwrap();
+    let (head, rest) = text.split_once('\n').unwrap();
+    let (_, of_class) = head.split_once("; ").unwrap();
+    let other = format!("tiebeam 2 another card; {of_class}\ndevice width = 99\n{rest}");
+    std::fs::write(&export, &other).unwrap();
+    assert_eq!(empty(Tuning::Read), mine);
+    // Its own section goes before that of its class, and what was measured on this machine before both.
+    let key = mine.keys().next().unwrap();
+    std::fs::write(&export, format!("{other}{head}\n{key} = tiled 32x32 of 4x4\n")).unwrap();
+    assert_eq!(empty(Tuning::Read)[key], "tiled 32x32 of 4x4");
+    assert_eq!(open("cache", Tuning::Read).unwrap().choices(), mine);
+    // Of another class or other kernels nothing is taken.
+    std::fs::write(&export, "tiebeam 2 another card; Vulkan; 1; another class; 0\nx = y\n").unwrap();
+    assert!(empty(Tuning::Read).is_empty());
+    // Somebody asked for this file: what is wrong with it is said.
+    std::fs::write(&export, "no section\n").unwrap();
+    let said = open("empty", Tuning::Read).expect_err("no such file").to_string();
+    assert!(said.contains("give a file that 'tiebeam tune --export' wrote"), "{said}");
+    std::fs::remove_file(&export).unwrap();
+    assert!(open("empty", Tuning::Read).is_err());
+}

@@ -1,0 +1,163 @@
+//! What is planned is what runs; classes of devices; work that is cut because it would take too long.
+
+use super::folder::Folder;
+use super::*;
+use tiebeam::Options;
+use tiebeam::gpu::Tuning;
+use tiebeam::gpu::plan::Pass;
+use tiebeam::nn::Mask;
+use tiebeam::ops::matmul::plan::Sizes;
+use tiebeam::ops::{attention, embedding, matmul, norm, reduce, softmax};
+
+fn of_class(name: &str) -> Gpu {
+    let options = Options { device: Some(name.into()), ..Options::default() };
+    Gpu::open_with(options).expect("these tests need an adapter")
+}
+
+fn normal(gpu: &Gpu, shape: &[usize]) -> Tensor {
+    let mut data = vec![0.0; shape.iter().product()];
+    Rng::new(5).fill_normal(&mut data);
+    let x = Tensor::from_slice(gpu, &data, shape);
+    x.evaluate();
+    x
+}
+
+/// The dispatches of `work`, of the kernels whose names begin with one of `words`.
+fn seen(gpu: &Gpu, words: &[&str], work: impl FnOnce() -> Tensor) -> Vec<String> {
+    let passes = gpu.planned(|| work().evaluate()).expect("no fault");
+    let named =
+        passes.iter().map(Pass::to_string).filter(|name| words.iter().any(|word| name.starts_with(word)));
+    named.collect()
+}
+
+/// Lines without what stands behind workgroups and parts.
+fn kernels(all: &[String]) -> Vec<&str> {
+    all.iter().map(|line| line.split("B,").next().unwrap_or(line).rsplit_once(", ").map_or("", |x| x.0)).collect()
+}
+
+#[test]
+fn what_is_planned_is_what_runs() {
+    for name in ["h200", "integrated", "cpu"] {
+        let gpu = of_class(name);
+        // An adapter may have fewer lanes and less memory than the row says.
+        let class = gpu.class().clone();
+        let lines = |passes: &[Pass]| -> Vec<String> { passes.iter().map(Pass::to_string).collect() };
+        for [m, k, n] in [[8, 2048, 256], [64, 4096, 64], [60, 1000, 36], [128, 128, 128], [3, 5, 7]] {
+            let (a, b) = (normal(&gpu, &[m, k]), normal(&gpu, &[k, n]));
+            let sizes = Sizes { batch: 1, m, n, k, turned: [false; 2], coop: None };
+            let want = lines(&matmul::plan::plan(&class, sizes));
+            let got = seen(&gpu, &["matmul", "reduce"], || a.matmul(&b));
+            // Other loads than whole vectors, and a last part that is shorter, are bound otherwise than planned.
+            let even = k.is_multiple_of(64) && n.is_multiple_of(4);
+            let same = if even { got == want } else { kernels(&got) == kernels(&want) };
+            assert!(same, "{name} {m}x{k}x{n}: {got:?}, planned {want:?}");
+        }
+        for [outer, size, inner] in [[1, 4096, 64], [1, 100_000, 1], [300, 64, 1], [2, 5000, 3]] {
+            let x = normal(&gpu, &[outer, size, inner]);
+            let got = seen(&gpu, &["reduce"], || x.sum(1));
+            assert_eq!(got, lines(&reduce::plan(&class, [outer, size, inner])), "{name}: sum");
+        }
+        let x = normal(&gpu, &[300, 64]);
+        let want = lines(&softmax::plan_rows(&class, [300, 64]));
+        assert_eq!(seen(&gpu, &["softmax"], || x.softmax(-1)), want, "{name}: softmax");
+        let ones = normal(&gpu, &[64]);
+        let got = seen(&gpu, &["norm"], || x.layer_norm(Some(&ones), Some(&ones), 1e-5));
+        assert_eq!(got, lines(&norm::plan(&class, [300, 64])[0]), "{name}: layer norm");
+        let (q, kv) = (normal(&gpu, &[2, 4, 1, 64]), normal(&gpu, &[2, 2, 512, 64]));
+        let got = seen(&gpu, &["attention"], || q.attention(&kv, &kv, &Mask::None));
+        // Keys and values are one tensor here, bound twice.
+        assert_eq!(got, lines(&attention::plan(&class, [2, 4, 2, 1, 512, 64])[0]), "{name}: attention");
+        let ids: Vec<u32> = (0..300).map(|i| i * 7 % 50).collect();
+        let (ids, dy) = (Tensor::from_slice(&gpu, &ids, [300]), normal(&gpu, &[300, 8]));
+        let got = seen(&gpu, &["embedding"], || dy.index_sum(0, &ids, 50));
+        // How many rows of the table are touched is not planned for.
+        assert_eq!(kernels(&got), kernels(&lines(&embedding::plan_sum([50, 8, 300]))), "{name}: embedding");
+    }
+}
+
+#[test]
+fn a_class_is_named_by_options_and_unknown_ones_are_refused() {
+    let class = of_class("Integrated").class().clone();
+    assert_eq!((class.name, class.width), ("integrated", 8));
+    // Choices only: what the adapter is stays.
+    assert_eq!(class.lanes, gpu().class().lanes);
+    let options = Options { device: Some("mainframe".into()), ..Options::default() };
+    let said = Gpu::open_with(options).expect_err("no such class").to_string();
+    assert!(said.contains("'mainframe' is no class of devices; there are h200"), "{said}");
+}
+
+#[test]
+fn what_would_take_too_long_in_one_dispatch_is_cut() {
+    // A device of a million operations a second, as far as this file says.
+    let scratch = Folder::new("slow");
+    let open = || {
+        let cache = Some(scratch.to_path_buf());
+        Gpu::open_with(Options { cache, tuning: Some(Tuning::Read), ..Options::default() })
+            .expect("an adapter")
+    };
+    let file = open().choices_file().expect("the folder was given").to_path_buf();
+    open().save_choices().expect("a folder of the test");
+    let head = std::fs::read_to_string(&file).expect("saved");
+    std::fs::write(&file, format!("{head}device flops_s = 10000000\n")).expect("a folder of the test");
+    let slow = open();
+    if std::env::var_os("TIEBEAM_DEVICE").is_some() {
+        // A class that is named is as the table has it.
+        assert_ne!(slow.class().flops_s, 1e7);
+        return;
+    }
+    assert_eq!(slow.class().flops_s, 1e7);
+    let both = |work: &dyn Fn(&Gpu) -> Tensor| {
+        let [want, got] = [gpu(), &slow].map(|gpu| work(gpu).to_vec::<f32>().expect("no fault"));
+        for (i, (want, got)) in want.iter().zip(&got).enumerate() {
+            assert!((want - got).abs() <= 1e-4 * want.abs().max(1.0), "element {i}: {got}, not {want}");
+        }
+    };
+    let launches = |word: &str, work: &dyn Fn(&Gpu) -> Tensor| {
+        let passes = slow.planned(|| work(&slow).evaluate()).expect("no fault");
+        let named = passes.iter().filter(|pass| pass.source.name().starts_with(word));
+        let most = named.clone().map(|pass| pass.flops).fold(0.0, f64::max);
+        (named.count(), most)
+    };
+    let product = |gpu: &Gpu| normal(gpu, &[1000, 64]).matmul(&normal(gpu, &[64, 300]));
+    both(&product);
+    let (count, most) = launches("matmul", &product);
+    assert!(count >= 4 && most <= 1.3e7, "{count} launches of up to {most} operations");
+    // Batches, with an operand that all share.
+    let batches = |gpu: &Gpu| normal(gpu, &[8, 3, 100, 64]).matmul(&normal(gpu, &[3, 64, 100]));
+    both(&batches);
+    assert!(launches("matmul", &batches).0 >= 4);
+    // With a bias, a residual and rows from a list.
+    let linear = |gpu: &Gpu| {
+        let weight: Arc<dyn Site> = Arc::new(Tied::new(&normal(gpu, &[64, 128])));
+        let (bias, residual) = (normal(gpu, &[64]), normal(gpu, &[1000, 64]));
+        let rows: Vec<u32> = (0..1000).rev().collect();
+        let rows = Tensor::from_slice(gpu, &rows, [1000]);
+        let x = normal(gpu, &[1000, 128]);
+        let epilogue = Epilogue { bias: Some(&bias), residual: Some(&residual), ..Default::default() };
+        let y = x.linear(&weight, epilogue);
+        let gate = normal(gpu, &[1000]);
+        y.add_linear_scattered(&x, &rows, &gate, &weight).add(&x.linear_gathered(&rows, &weight))
+    };
+    both(&linear);
+    let attention = |gpu: &Gpu| {
+        let [q, k, v] = [4, 2, 2].map(|heads| normal(gpu, &[3, heads, 96, 32]).requires_grad());
+        let mask = Mask::Additive(normal(gpu, &[4, 96, 96]));
+        let y = q.attention(&k, &v, &mask);
+        let grads = y.sum_all().backward().expect("no fault");
+        let all = [&q, &k, &v].map(|leaf| grads.get(leaf).expect("a gradient").reshape([leaf.count()]));
+        Tensor::concat(&[&y.reshape([y.count()]), &all[0], &all[1], &all[2]], 0)
+    };
+    both(&attention);
+    let (count, most) = launches("attention", &attention);
+    assert!(count >= 20 && most <= 6e6, "{count} launches of up to {most} operations");
+    // Half a million operations each: a twentieth of a second here, and as long as a submit should be.
+    let x = normal(&slow, &[64, 64]);
+    let before = slow.submits();
+    (0..20).for_each(|_| x.matmul(&x).evaluate());
+    assert!(slow.submits() - before >= 19, "{} submits for 20 products", slow.submits() - before);
+    let quick = quiet();
+    let y = normal(&quick, &[64, 64]);
+    let before = quick.submits();
+    (0..20).for_each(|_| y.matmul(&y).evaluate());
+    assert!(quick.submits() - before <= 1, "{} submits for 20 short products", quick.submits() - before);
+}
