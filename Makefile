@@ -3,13 +3,13 @@
 
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help demo smollm test test-long bench lint cross docs vulkan components targets
+.PHONY: help demo smollm test test-discrete test-long bench lint cross docs vulkan components targets
 
 # What `make cross` checks beside this machine's own system.
 CROSS = x86_64-pc-windows-msvc aarch64-apple-darwin
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: vulkan ## train a small language model with tied layers and write its results to out/demo
 	$(CARGO) run --release --features cli --example charlm -- --out out/demo
@@ -20,8 +20,12 @@ smollm: vulkan ## a real 135M-parameter model: obtain it (98 MB, outside the rep
 test: vulkan ## every test and doctest; needs an adapter, a software one will do
 	$(CARGO) test --release --features cli,capi
 
+test-discrete: vulkan ## ops, sharing, geometry and training with the kernels that a GPU would get, on whatever is here
+	TIEBEAM_DEVICE=discrete $(CARGO) test --release --features cli,capi --test ops --test sharing --test geometry --test training
+
 test-long: vulkan ## long walks, sums of up to 2^26 terms, threads for minutes, 3000 random graphs: up to an hour
 	TIEBEAM_LONG=1 $(CARGO) test --release --features cli,capi --test long
+	TIEBEAM_DEVICE=discrete $(CARGO) test --release --features cli,capi
 	TIEBEAM_GRAPHS=3000 $(CARGO) test --release --features cli,capi --test graphs
 
 bench: vulkan ## every benchmark on this machine's adapter

@@ -2,11 +2,12 @@
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
+use std::path::PathBuf;
 use std::time::Duration;
 use tiebeam::ops::matmul::tune::tune_all;
 use tiebeam::{Gpu, Options, Result};
 
-/// Measure which kernels are fastest here and keep the choices for later runs (see TIEBEAM_TUNE).
+/// Measure this device, and which kernels are fastest on it, and keep that for later runs (see TIEBEAM_TUNE).
 #[derive(Parser)]
 pub struct Args {
     /// Index or part of the name of the adapter [default: the best]
@@ -15,11 +16,23 @@ pub struct Args {
     /// Minutes after which no further class of problems is begun
     #[arg(long, default_value_t = 5.0)]
     minutes: f64,
+    /// Also write what was measured there, to ship with a program (Options::choices)
+    #[arg(long)]
+    export: Option<PathBuf>,
 }
 
 pub fn run(args: &Args) -> Result<()> {
     let gpu = Gpu::open_with(Options { adapter: args.adapter.clone(), ..Options::default() })?;
     println!("{}", gpu.adapter());
+    let class = gpu.measure_class()?;
+    println!(
+        "as {}: {} multiprocessors, {:.1} GFLOP/s, {:.1} GB/s, a dispatch {:.1} us",
+        class.name,
+        class.width,
+        class.flops_s * 1e-9,
+        class.bytes_s * 1e-9,
+        class.dispatch * 1e6
+    );
     let bar = ProgressBar::new(1);
     let style = "{spinner} {pos}/{len} {wide_msg} {elapsed} so far, about {eta} to go";
     bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
@@ -35,6 +48,10 @@ pub fn run(args: &Args) -> Result<()> {
         }
     })?;
     bar.finish_and_clear();
+    if let Some(path) = &args.export {
+        gpu.export_choices(path)?;
+        println!("exported to {}", path.display());
+    }
     match gpu.choices_file() {
         Some(file) => println!("{done} classes measured; kept in {}", file.display()),
         None => {

@@ -28,8 +28,15 @@ pub struct Sizes {
 #[doc(hidden)]
 pub fn plan(class: &DeviceClass, sizes: Sizes) -> Vec<Pass> {
     let Sizes { batch, m, n, k, turned: [left, right], coop } = sizes;
-    let left = if left { "lhs_transposed" } else { "lhs_plain" };
-    let right = if right { "rhs_transposed" } else { "rhs_plain" };
+    // As vectors where rows are whole ones, else element by element.
+    let left = match (if left { m } else { k }).is_multiple_of(4) {
+        true => if left { "lhs_transposed" } else { "lhs_plain" },
+        false => "lhs_any",
+    };
+    let right = match (if right { k } else { n }).is_multiple_of(4) {
+        true => if right { "rhs_transposed" } else { "rhs_plain" },
+        false => "rhs_any",
+    };
     let problem = Problem { m, n, k, batch, left, right, half: coop.is_some(), coop };
     let one = |problem: &Problem, parts: usize| {
         let core = Core::by_table(class, problem);

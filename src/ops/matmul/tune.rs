@@ -236,8 +236,7 @@ fn classes(gpu: &Gpu) -> Vec<Problem> {
 }
 
 /// Measures class after class until all are done or `budget` is spent, the common ones first; `each` hears of the class at
-/// hand (its place, how many there are) and, behind it, of what was found. What was found before an end is kept. The first to be
-/// measured is the device itself ([`Gpu::measure_class`]).
+/// hand (its place, how many there are) and, behind it, of what was found. What was found before an end is kept.
 ///
 /// # Errors
 /// [`crate::Error::Io`] when the choices cannot be written, or the device's fault.
@@ -247,7 +246,6 @@ pub fn tune_all(
     mut each: impl FnMut(usize, usize, Option<&Tuned>),
 ) -> Result<usize> {
     let started = Instant::now();
-    gpu.measure_class()?;
     let classes = classes(gpu);
     let mut done = 0;
     for problem in &classes {
