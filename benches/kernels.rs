@@ -10,15 +10,15 @@ fn main() {
     let gpu = Gpu::open().unwrap_or_else(|error| panic!("the benchmark needs an adapter: {error}"));
     println!("{}", gpu.adapter());
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let wanted = |name: &str| words.is_empty() || words.iter().any(|w| name.contains(w.as_str()));
     let mut criterion = Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(2));
-    for (_, make) in rows(&gpu, Suite::Quick).into_iter().filter(|(name, _)| wanted(name)) {
-        let row = make();
-        row.check(&gpu).unwrap_or_else(|error| panic!("{error}"));
-        criterion.bench_function(&row.name(), |bencher| {
+    for case in rows(&gpu, Suite::Quick).into_iter().filter(|case| case.is_wanted(&words)) {
+        let name = case.name();
+        let row = (case.make)(&gpu).unwrap_or_else(|error| panic!("{name}: {error}"));
+        row.check(&gpu).unwrap_or_else(|error| panic!("{name}: {error}"));
+        criterion.bench_function(&name, |bencher| {
             bencher.iter_custom(|count| {
                 gpu.synchronize().expect("no fault");
                 let started = Instant::now();

@@ -1,43 +1,289 @@
-//! What the benchmark refuses: a wrong result has no time, and no row is above its ceiling.
+//! What the benchmark promises: a wrong result has no time, a failing row stops no other, no line is lost.
 
 mod support;
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+use support::folder::Folder;
 use support::gpu;
-use tiebeam::Tensor;
-use tiebeam::bench::{Ceilings, Check, Row, time};
+use tiebeam::bench::{
+    Baseline, Case, Ceilings, Check, Event, Part, Row, Run, Settings, markdown, page, read_runs, run,
+};
+use tiebeam::{Error, Gpu, Result, Tensor};
 
-fn row(want: f64) -> Row {
-    let x = Tensor::ones(gpu(), [1 << 16]);
-    let run = Box::new(move |_| x.affine(2.0, 0.0));
-    let checks = vec![Check { at: 7, want, bound: 0.0 }];
-    Row { checks, ..Row::new("double", "65536".into(), [8.0 * 65536.0, 0.0], run) }
+/// Doubles 65536 ones.
+fn double(name: &str, want: f64) -> Case {
+    Case::new("double", name, move |gpu| {
+        let x = Tensor::ones(gpu, [1 << 16]);
+        let checks = vec![Check { at: 7, want, bound: 0.0 }];
+        Ok(Row { checks, ..Row::new([8.0 * 65536.0, 0.0], move |_| x.affine(2.0, 0.0)) })
+    })
 }
 
 /// Ceilings that nothing reaches.
 fn far() -> Ceilings {
-    Ceilings { copy: 1e18, kernel_copy: 1e18, fma32: 1e18, ..Ceilings::default() }
+    Ceilings { copy: Some(1e18), kernel_copy: Some(1e18), fma32: Some(1e18), ..Ceilings::default() }
+}
+
+fn settings(ceilings: Ceilings) -> Settings {
+    Settings { ceilings: Some(ceilings), ..Settings::new(Duration::ZERO) }
+}
+
+/// A run and the lines that it would write.
+fn went(gpu: &Gpu, cases: Vec<Case>, settings: &Settings) -> (Run, Vec<String>) {
+    let mut lines = Vec::new();
+    let run = run(gpu.clone(), cases, settings, &mut |event| {
+        lines.extend(event.to_json().map(|line| line.to_string()));
+        Ok(())
+    });
+    (run.expect("the loop ends whatever a row does"), lines)
+}
+
+/// The lines as a file, read again.
+fn again(folder: &Folder, lines: &[String]) -> Vec<Run> {
+    let path = folder.join("run.jsonl");
+    std::fs::write(&path, lines.join("\n") + "\n").expect("a file");
+    read_runs(&path).expect("our own lines")
+}
+
+fn names(run: &Run) -> Vec<String> {
+    run.records.iter().map(|record| record.name()).collect()
 }
 
 #[test]
 fn a_right_result_has_a_time() {
-    let record = time(gpu(), &row(2.0), &far(), Duration::ZERO).expect("right and below its ceiling");
+    let (run, _) = went(gpu(), vec![double("a", 2.0)], &settings(far()));
+    let record = &run.records[0];
     assert!(record.median_ms > 0.0 && record.min_ms <= record.median_ms && record.median_ms <= record.max_ms);
     assert!(record.fraction.is_some_and(|f| f > 0.0 && f < 1.0), "{:?}", record.fraction);
+    assert!(run.verdict().is_ok() && run.remark().is_none());
 }
 
 #[test]
-fn a_wrong_result_has_no_time() {
-    let error =
-        time(gpu(), &row(2.5), &far(), Duration::ZERO).expect_err("the result is 2, not 2.5").to_string();
-    assert!(error.contains("double 65536: element 7 is 2, want 2.5"), "{error}");
-    let nan = time(gpu(), &row(f64::NAN), &far(), Duration::ZERO);
-    assert!(nan.is_err(), "nothing equals a reference that is no number");
+fn failing_rows_are_told_and_the_others_run() {
+    let gpu = Gpu::open().expect("the adapter opened before");
+    let cases = vec![
+        double("wrong", 2.5),
+        double("no number", f64::NAN),
+        Case::new("panics", "while made", |_| panic!("no such row")),
+        Case::new("panics", "while run", |_| Ok(Row::new([8.0, 0.0], |_| panic!("in a call")))),
+        Case::new("refuses", "to be made", |_| Err(Error::Config { message: "not here".into() })),
+        Case::new("faults", "the device", |gpu| {
+            let other = gpu.clone();
+            Ok(Row::new([8.0, 0.0], move |_| {
+                other.raise(Error::Device { message: "a fault of this row".into() });
+                Tensor::ones(&other, [2]).affine(2.0, 0.0)
+            }))
+        }),
+        Case::new("exceeds", "a limit", |gpu| {
+            let x = Tensor::ones(gpu, [1]);
+            Ok(Row::new([8.0, 0.0], move |_| x.expand([1 << 20, 1 << 20]).contiguous()))
+        }),
+        double("right", 2.0),
+    ];
+    let (run, lines) = went(&gpu, cases, &settings(far()));
+    assert_eq!(names(&run), ["double right"]);
+    let words = [
+        "element 7 is 2, want 2.5",
+        "want NaN",
+        "no such row",
+        "in a call",
+        "not here",
+        "a fault of this row",
+        "",
+    ];
+    assert_eq!(run.failed.len(), words.len(), "{:?}", run.failed);
+    for (failed, word) in run.failed.iter().zip(words) {
+        assert!(failed.error.contains(word), "{}: {}", failed.name(), failed.error);
+        assert!(failed.line().contains("FAILED"), "{}", failed.line());
+    }
+    let verdict = run.verdict().expect_err("seven have no time").to_string();
+    assert!(verdict.contains("7 of 8 rows failed") && verdict.contains("double wrong"), "{verdict}");
+    let wrong =
+        lines.iter().find(|line| line.contains("\"double\"") && line.contains("\"wrong\"")).expect("a line");
+    assert!(wrong.contains("\"line\":\"failed\"") && !wrong.contains("median_ms"), "{wrong}");
+
+    let folder = Folder::new("bench_failed");
+    let read = again(&folder, &lines);
+    assert_eq!(read[0].failed, run.failed);
+    assert!(markdown(&read).contains("| double wrong | failed: "), "{}", markdown(&read));
+    assert!(page(&read).contains("Failed: double wrong"), "the page tells it");
 }
 
 #[test]
-fn a_row_above_its_ceiling_fails_the_run() {
-    let low = Ceilings { copy: 1.0, ..far() };
-    let error = time(gpu(), &row(2.0), &low, Duration::ZERO).expect_err("a byte a second").to_string();
-    assert!(error.contains("of its ceiling (copy)"), "{error}");
+fn a_device_that_is_lost_is_opened_again() {
+    let lose = || {
+        Case::new("loses", "the device", |gpu| {
+            let gpu = gpu.clone();
+            Ok(Row::new([8.0, 0.0], move |_| {
+                gpu.lose();
+                Tensor::ones(&gpu, [2]).affine(2.0, 0.0)
+            }))
+        })
+    };
+    let cases = || vec![lose(), double("behind", 2.0), double("last", 2.0)];
+    let gpu = || Gpu::open().expect("the adapter opened before");
+    let reopening = Settings { reopen: Box::new(Gpu::open), ..settings(far()) };
+    let mut lost = 0;
+    let opened = run(gpu(), cases(), &reopening, &mut |event| {
+        lost += matches!(event, Event::Lost(Ok(()))) as usize;
+        Ok(())
+    })
+    .expect("the loop ends");
+    assert_eq!((names(&opened).len(), lost), (2, 1), "{:?}", opened.failed);
+
+    let mut lost = 0;
+    let closed = run(gpu(), cases(), &settings(far()), &mut |event| {
+        lost += matches!(event, Event::Lost(Err(_))) as usize;
+        Ok(())
+    })
+    .expect("the loop ends");
+    assert_eq!((names(&closed).len(), lost), (0, 1), "told once");
+    assert!(closed.failed[1].error.contains("not run"), "{:?}", closed.failed);
+}
+
+#[test]
+fn a_row_above_its_ceiling_has_it_measured_again() {
+    let low = Ceilings { copy: Some(1.0), ..far() };
+    let (run, lines) = went(gpu(), vec![double("a", 2.0), double("b", 2.0)], &settings(low));
+    assert_eq!(names(&run), ["double a", "double b"]);
+    assert!(run.ceilings.copy.is_some_and(|copy| copy > 1e6), "a byte a second was not kept");
+    let ceilings = lines.iter().filter(|line| line.contains("\"line\":\"ceilings\"")).count();
+    assert!(ceilings >= 2, "the new ones are a line");
+    // Of the last ceilings of the file, whatever the lines of the rows say.
+    let read = again(&Folder::new("bench_above"), &lines);
+    for record in read[0].records.iter().chain(&run.records) {
+        let want = 8.0 * 65536.0 / run.ceilings.copy.expect("measured") / (record.median_ms * 1e-3);
+        assert!(record.fraction.is_some_and(|f| (f - want).abs() < 1e-9 * want), "{:?}", record.fraction);
+    }
+}
+
+#[test]
+fn a_row_that_stays_above_is_marked_everywhere() {
+    // More bytes than any memory moves, so that no measured ceiling allows the time.
+    let case = Case::new("boasts", "of bytes", |gpu| {
+        let x = Tensor::ones(gpu, [1 << 10]);
+        Ok(Row::new([1e15, 0.0], move |_| x.affine(2.0, 0.0)))
+    });
+    let (run, lines) = went(gpu(), vec![case], &settings(Ceilings { copy: Some(1.0), ..far() }));
+    assert!(run.verdict().is_ok(), "above a ceiling is no failure");
+    assert!(run.records[0].line().contains("copy (!)"), "{}", run.records[0].line());
+    assert!(lines.iter().any(|line| line.contains("\"above\":true")), "{lines:?}");
+    let remark = run.remark().expect("what the mark says");
+    let runs = [run];
+    assert!(markdown(&runs).contains("(!)") && markdown(&runs).contains(remark));
+    assert!(page(&runs).contains("copy (!)") && page(&runs).contains(remark));
+}
+
+fn results(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results").join(name)
+}
+
+#[test]
+fn files_of_earlier_versions_are_read() {
+    // Keys in order and a space behind the colon, as another program wrote them.
+    let h200 = read_runs(&results("h200-d082107.jsonl")).expect("a file that we show");
+    assert_eq!((h200.len(), h200[0].records.len()), (1, 31));
+    let record = |name: &str| h200[0].records.iter().find(|r| r.name() == name).expect("it is there");
+    assert_eq!(record("matmul f16 4096x4096x4096").ceiling, "coop f16");
+    let adamw = record("adamw 4194304").fraction.expect("held against copy");
+    assert!((adamw - 0.8338799605193904).abs() < 1e-9, "{adamw}");
+    let lavapipe = read_runs(&results("lavapipe-22.3.6-epyc-2-cores.jsonl")).expect("a file that we show");
+    assert_eq!((lavapipe.len(), lavapipe[0].records.len()), (1, 37));
+}
+
+#[test]
+fn a_file_of_several_runs_is_split_at_its_hosts() -> Result<()> {
+    let folder = Folder::new("bench_runs");
+    let (_, lines) = went(gpu(), vec![double("a", 2.0)], &settings(far()));
+    let read = again(&folder, &[lines.clone(), lines.clone()].concat());
+    assert_eq!(read.iter().map(|run| run.records.len()).collect::<Vec<_>>(), [1, 1]);
+    // A run that was killed among its ceilings.
+    assert_eq!(again(&folder, &lines[..1])[0].ceilings, Ceilings::default());
+
+    let path = folder.join("broken.jsonl");
+    for (text, what) in [("{\"line\":\"row\"}", ":1: no host"), ("\n{", ":2: not JSON"), ("", "no run")] {
+        std::fs::write(&path, text).expect("a file");
+        let error = read_runs(&path).expect_err(text).to_string();
+        assert!(error.contains(what) && error.contains("broken.jsonl"), "{error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_killed_run_leaves_whole_lines_and_the_earlier_file() -> Result<()> {
+    let folder = Folder::new("bench_part");
+    let path = folder.join("mine.jsonl");
+    std::fs::write(&path, "earlier").expect("a file");
+    let mut part = Part::create(&path)?;
+    let mut rows = 0;
+    let stopped =
+        run(gpu().clone(), vec![double("a", 2.0), double("b", 2.0)], &settings(far()), &mut |event| {
+            if let Some(line) = event.to_json() {
+                part.line(&line.to_string())?;
+            }
+            rows += matches!(event, Event::Turn(_)) as usize;
+            if rows < 2 { Ok(()) } else { Err(Error::Config { message: "killed".into() }) }
+        });
+    assert!(stopped.is_err(), "what the listener returns ends the loop");
+    drop(part);
+    assert_eq!(std::fs::read_to_string(&path).expect("it stays"), "earlier");
+    let left = read_runs(&Part::beside(&path))?;
+    assert_eq!(names(&left[0]), ["double a"]);
+
+    let mut whole = Part::create(&path)?;
+    whole.line("{}")?;
+    whole.finish()?;
+    assert_eq!(std::fs::read_to_string(&path).expect("it was replaced"), "{}\n");
+    assert!(!Part::beside(&path).exists());
+    Ok(())
+}
+
+#[test]
+fn a_baseline_stands_beside_the_rows_of_its_names() -> Result<()> {
+    let run = &read_runs(&results("h200-d082107.jsonl"))?[0];
+    let torch = Baseline::read(&results("h200-d082107-torch.jsonl"))?.matches(run);
+    let row = |name: &str| torch.rows.iter().find(|row| row.name == name).expect("both have it");
+    let product = row("matmul 1024x1024x1024");
+    assert_eq!((product.theirs_ms, product.lines), (0.06187, 1));
+    assert!(product.who.contains("torch") && product.who.contains("NVIDIA H200"), "{}", product.who);
+    let table = torch.table();
+    let line = table.lines().find(|line| line.starts_with("matmul 1024x1024x1024")).expect("a line");
+    assert!(line.contains("0.132     0.0619         2.14  torch"), "{line}");
+    assert!(torch.ours.contains(&"adds in a chain 1000 of 1024".into()), "{:?}", torch.ours);
+    assert!(torch.theirs.contains(&"copy 1 GiB".into()), "{:?}", torch.theirs);
+    assert!(table.contains("only from us: ") && table.contains("only from them: "), "{table}");
+    // 'op' for 'family', and another word for layer_norm.
+    let burn = Baseline::read(&results("h200-d082107-burn.jsonl"))?.matches(run);
+    assert!(burn.rows.iter().any(|row| row.name == "layer_norm 4096x768"), "{:?}", burn.rows);
+    // Our own file beside itself.
+    let own = Baseline::read(&results("h200-d082107.jsonl"))?.matches(run);
+    assert!(own.ours.is_empty() && own.theirs.is_empty() && own.rows.len() == 31);
+    Ok(())
+}
+
+#[test]
+fn of_lines_of_one_name_the_fastest_counts() -> Result<()> {
+    let folder = Folder::new("bench_baseline");
+    let path = folder.join("theirs.jsonl");
+    let line = |ms: f64| format!("{{\"op\":\"double\",\"shape\":\"a\",\"median_ms\":{ms},\"peer\":\"p\"}}\n");
+    std::fs::write(&path, [line(3.0), line(2.0), line(4.0)].concat()).expect("a file");
+    let (run, _) = went(gpu(), vec![double("a", 2.0)], &settings(far()));
+    let found = Baseline::read(&path)?.matches(&run);
+    assert_eq!((found.rows[0].theirs_ms, found.rows[0].lines), (2.0, 3));
+    assert!(found.table().contains("p, the fastest of 3 lines"), "{}", found.table());
+
+    for (text, what) in [
+        (line(1.0) + "{\"op\":\"x\"}\n", ":2: no text 'shape'"),
+        ("{\"shape\":\"x\"}".into(), ":1: no text 'family' or 'op'"),
+        ("{\"op\":\"x\",\"shape\":\"y\"}".into(), ":1: no number 'median_ms'"),
+        (line(0.0), ":1: 'median_ms' is not above 0"),
+        ("[]".into(), ":1: no JSON object"),
+        (String::new(), "no line with a time"),
+    ] {
+        std::fs::write(&path, &text).expect("a file");
+        let error = Baseline::read(&path).expect_err(&text).to_string();
+        assert!(error.contains(what) && error.contains("theirs.jsonl"), "{error}");
+    }
+    Ok(())
 }

@@ -1,40 +1,77 @@
 //! What this adapter reaches when nothing but one thing is asked of it.
 
-use super::measure;
+use super::{copy, measure};
 use crate::dtype::DType;
-use crate::error::Result;
-use crate::gpu::kernel::{Launch, Work, grid};
+use crate::error::{Error, Result};
+use crate::gpu::kernel::{Launch, grid, Work};
 use crate::gpu::shader::Source;
 use crate::gpu::{Gpu, lock};
 use crate::tensor::Tensor;
 use std::time::{Duration, Instant};
 
-/// Measured rates and costs of an adapter.
+/// Measured rates and costs of an adapter; `None` for what it does not have, or what could not be measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Ceilings {
-    /// Bytes read and written in a second by the best copy of large arrays: a kernel's or the driver's own.
-    pub copy: f64,
+    /// Bytes read and written in a second by the best copy of large arrays: of several kernels and the driver's own.
+    pub copy: Option<f64>,
     /// The same by the engine's elementwise kernel alone.
-    pub kernel_copy: f64,
+    pub kernel_copy: Option<f64>,
     /// f32 operations in a second, a fused multiply-add being two, on registers alone.
-    pub fma32: f64,
+    pub fma32: Option<f64>,
     /// The same in f16, where the adapter has it.
     pub fma16: Option<f64>,
     /// Operations in a second of cooperative matrices, f16 in and f32 out, where the adapter has them.
     pub coop: Option<f64>,
     /// Seconds of a dispatch among many in one pass.
-    pub dispatch: f64,
+    pub dispatch: Option<f64>,
     /// Seconds of a dispatch in a pass of its own.
-    pub pass: f64,
+    pub pass: Option<f64>,
     /// Seconds of a dispatch in a submit of its own.
-    pub submit: f64,
+    pub submit: Option<f64>,
     /// Seconds until four bytes are on the host.
-    pub readback: f64,
+    pub readback: Option<f64>,
+}
+
+/// One of the measurements behind [`Ceilings`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ceiling {
+    /// Copies of large arrays.
+    Copy,
+    /// Multiply-adds in f32.
+    Fma32,
+    /// Multiply-adds in f16.
+    Fma16,
+    /// Cooperative matrices.
+    Coop,
+    /// Dispatches in a pass, with a pass each, with a submit each.
+    Dispatch,
+    /// Four bytes to the host.
+    Readback,
+}
+
+impl Ceiling {
+    /// All, in the order in which they are measured.
+    pub const ALL: [Ceiling; 6] =
+        [Ceiling::Copy, Ceiling::Fma32, Ceiling::Fma16, Ceiling::Coop, Ceiling::Dispatch, Ceiling::Readback];
+
+    /// The word for it in tables and files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Ceiling::Copy => "copy",
+            Ceiling::Fma32 => "fma f32",
+            Ceiling::Fma16 => "fma f16",
+            Ceiling::Coop => "coop f16",
+            Ceiling::Dispatch => "dispatch",
+            Ceiling::Readback => "readback",
+        }
+    }
 }
 
 /// Chains of dependent multiply-adds a thread: how many fill an adapter differs.
 const CHAINS: [u32; 4] = [1, 2, 4, 8];
 const ROUNDS: u32 = 256;
+/// Time for one of the kernels of a ceiling.
+const BUDGET: Duration = Duration::from_millis(400);
 
 fn fma(element: &str, chains: u32) -> Source {
     let source = Source::file("bench_fma").u32("CHAINS", chains);
@@ -45,6 +82,7 @@ fn fma(element: &str, chains: u32) -> Source {
 pub fn shader_variants() -> Vec<Source> {
     let mut all: Vec<Source> = CHAINS.iter().flat_map(|&c| ["f32", "f16"].map(|e| fma(e, c))).collect();
     all.extend([8, 16].map(|size| coop(size, 32, 4)));
+    all.extend(copy::shader_variants());
     all
 }
 
@@ -61,77 +99,71 @@ fn coop(size: u32, lanes: u32, chains: u32) -> Source {
         .enable("wgpu_cooperative_matrix")
 }
 
-impl Ceilings {
-    /// Measures; a few seconds.
-    ///
-    /// # Errors
-    /// The device's fault.
-    pub fn measure(gpu: &Gpu, mut done: impl FnMut(&str)) -> Result<Ceilings> {
-        let budget = Duration::from_millis(400);
-        let (kernel_copy, driver_copy) = copies(gpu, budget)?;
-        done("copy");
-        let best = |element: &str| -> Result<f64> {
-            let rates: Result<Vec<f64>> = CHAINS.iter().map(|&c| fma_rate(gpu, element, c, budget)).collect();
-            Ok(rates?.into_iter().fold(0.0, f64::max))
-        };
-        let fma32 = best("f32")?;
-        done("fma f32");
-        let fma16 = if gpu.has_f16() { Some(best("f16")?) } else { None };
-        done("fma f16");
-        let coop = coop_rate(gpu, budget)?;
-        done("cooperative matrices");
-        let [dispatch, pass, submit] = dispatches(gpu)?;
-        done("dispatch");
-        let readback = readback(gpu)?;
-        done("readback");
-        let copy = driver_copy.max(kernel_copy);
-        Ok(Ceilings { copy, kernel_copy, fma32, fma16, coop, dispatch, pass, submit, readback })
-    }
-
-    /// The least seconds for moving `bytes` and doing `flops`, and which of the two it is. `half` says that operands are
-    /// f16: then matrix units may do it.
-    pub fn least(&self, bytes: f64, flops: f64, half: bool) -> (f64, &'static str) {
-        let (rate, name) = match self.coop {
-            Some(coop) if half && coop > self.fma32 => (coop, "coop f16"),
-            _ => (self.fma32, "fma f32"),
-        };
-        let (moving, computing) = (bytes / self.copy, flops / rate);
-        if moving >= computing { (moving, "copy") } else { (computing, name) }
-    }
+/// The greater of two rates.
+fn best(a: Option<f64>, b: Option<f64>) -> Option<f64> {
+    a.into_iter().chain(b).reduce(f64::max)
 }
 
-/// Bytes a second of a kernel's copy and of the driver's, arrays far larger than any cache where memory allows.
-fn copies(gpu: &Gpu, budget: Duration) -> Result<(f64, f64)> {
-    let most = gpu.adapter().max_binding.min(if gpu.adapter().is_software() { 64 << 20 } else { 512 << 20 });
-    let (mut kernel, mut driver) = (0.0f64, 0.0f64);
-    for bytes in [most / 4, most] {
-        let bytes = bytes / 4096 * 4096;
-        let x = Tensor::ones(gpu, [bytes as usize / 4]);
-        x.evaluate();
-        let rate = |seconds: f64| 2.0 * bytes as f64 / seconds;
-        kernel = kernel.max(rate(measure(gpu, budget, |_| x.affine(1.0, 0.0).evaluate())?.min));
-        let to = Tensor::empty(gpu, "copy", [bytes as usize / 4], DType::F32);
-        let (from, to) = (x.place(), to.place());
-        driver = driver.max(rate(
-            measure(gpu, budget, |_| {
-                if let (Ok(a), Ok(b)) = (from.buffer.data(), to.buffer.data()) {
-                    let mut recorder = lock(&gpu.0.recorder);
-                    recorder.encoder(gpu).copy_buffer_to_buffer(a, from.offset, b, to.offset, bytes);
-                }
-            })?
-            .min,
-        ));
+impl Ceilings {
+    /// Measures all; a few seconds. What cannot be measured counts as absent: `done` hears why.
+    pub fn measure(gpu: &Gpu, mut done: impl FnMut(Ceiling, Option<Error>)) -> Ceilings {
+        let mut all = Ceilings::default();
+        for ceiling in Ceiling::ALL {
+            let error = super::caught(|| all.update(gpu, ceiling)).err();
+            if error.is_some() {
+                gpu.take_fault();
+            }
+            done(ceiling, error);
+            gpu.trim();
+        }
+        all
     }
-    Ok((kernel, driver))
+
+    /// Measures one again. A rate stays where it was higher before: a ceiling is the most that was ever seen.
+    ///
+    /// # Errors
+    /// The device's fault, or that it has no memory for it.
+    pub fn update(&mut self, gpu: &Gpu, ceiling: Ceiling) -> Result<()> {
+        let chains = |element: &str| -> Result<Option<f64>> {
+            let rates: Result<Vec<f64>> = CHAINS.iter().map(|&c| fma_rate(gpu, element, c)).collect();
+            Ok(rates?.into_iter().reduce(f64::max))
+        };
+        match ceiling {
+            Ceiling::Copy => {
+                let (all, kernel) = copy::rates(gpu)?;
+                self.copy = best(self.copy, Some(all));
+                self.kernel_copy = best(self.kernel_copy, Some(kernel));
+            }
+            Ceiling::Fma32 => self.fma32 = best(self.fma32, chains("f32")?),
+            Ceiling::Fma16 if gpu.has_f16() => self.fma16 = best(self.fma16, chains("f16")?),
+            Ceiling::Fma16 => {}
+            Ceiling::Coop => self.coop = best(self.coop, coop_rate(gpu)?),
+            Ceiling::Dispatch => [self.dispatch, self.pass, self.submit] = dispatches(gpu)?.map(Some),
+            Ceiling::Readback => self.readback = Some(readback(gpu)?),
+        }
+        Ok(())
+    }
+
+    /// The least seconds for moving `bytes` and doing `flops`, and which of the two it is; `None` where there is nothing to do or
+    /// no ceiling for it. `half` says that operands are f16: then matrix units may do it.
+    pub fn least(&self, bytes: f64, flops: f64, half: bool) -> Option<(f64, Ceiling)> {
+        let computing = match (self.fma32, self.coop) {
+            (fma, Some(coop)) if half && fma.is_none_or(|fma| coop > fma) => Some((coop, Ceiling::Coop)),
+            (fma, _) => fma.map(|rate| (rate, Ceiling::Fma32)),
+        };
+        let moving = self.copy.map(|rate| (bytes / rate, Ceiling::Copy)).filter(|_| bytes > 0.0);
+        let computing = computing.map(|(rate, which)| (flops / rate, which)).filter(|_| flops > 0.0);
+        moving.into_iter().chain(computing).max_by(|a, b| a.0.total_cmp(&b.0))
+    }
 }
 
 /// Operations a second of `CHAINS` independent chains of vec4 multiply-adds in each of many threads.
-fn fma_rate(gpu: &Gpu, element: &str, chains: u32, budget: Duration) -> Result<f64> {
+fn fma_rate(gpu: &Gpu, element: &str, chains: u32) -> Result<f64> {
     let source = fma(element, chains);
     let groups = if gpu.adapter().is_software() { 256 } else { 16384 };
     let y = Tensor::empty(gpu, "fma", [groups * 64], DType::F32);
     let params: [f32; 2] = [0.999, 0.001];
-    let stats = measure(gpu, budget, |_| {
+    let stats = measure(gpu, BUDGET, |_| {
         gpu.launch(Launch {
             op: "fma",
             source: &source,
@@ -144,12 +176,14 @@ fn fma_rate(gpu: &Gpu, element: &str, chains: u32, budget: Duration) -> Result<f
             work: Work::MOVES,
         });
     })?;
+    // What was skipped took no time.
+    y.check()?;
     let flops = 2.0 * 4.0 * (chains * ROUNDS * 4) as f64 * (groups * 64) as f64;
     Ok(flops / stats.min)
 }
 
 /// Operations a second of independent chains of cooperative multiply-adds, a subgroup to a workgroup.
-fn coop_rate(gpu: &Gpu, budget: Duration) -> Result<Option<f64>> {
+fn coop_rate(gpu: &Gpu) -> Result<Option<f64>> {
     let Some(matrices) = gpu.coop_matrices() else { return Ok(None) };
     let (size, groups) = (matrices.size, if gpu.adapter().is_software() { 64 } else { 8192 });
     let mut best = 0.0f64;
@@ -157,7 +191,7 @@ fn coop_rate(gpu: &Gpu, budget: Duration) -> Result<Option<f64>> {
         let source = coop(size, gpu.lanes(), chains);
         let y = Tensor::empty(gpu, "coop", [groups * (chains * size * size) as usize], DType::F32);
         let params: [f32; 2] = [0.5, 0.25];
-        let stats = measure(gpu, budget, |_| {
+        let stats = measure(gpu, BUDGET, |_| {
             let (params, grid, turns) = (bytemuck::cast_slice(&params), grid(groups), ROUNDS as usize + 16);
             let binds = vec![y.bind_mut(0)];
             gpu.launch(Launch {
@@ -172,6 +206,7 @@ fn coop_rate(gpu: &Gpu, budget: Duration) -> Result<Option<f64>> {
                 work: Work::MOVES,
             });
         })?;
+        y.check()?;
         let flops = 2.0 * (size as f64).powi(3) * (chains * ROUNDS * 4) as f64 * groups as f64;
         best = best.max(flops / stats.min);
     }

@@ -2,25 +2,37 @@
 //!
 //! A row is checked against an f64 reference on a sample of elements before it is timed; a wrong result has no time. Its
 //! time stands beside the least time that the measured ceilings allow, `max(bytes / copy, flops / fma)`: the roofline.
+//! [`run`] goes through all rows whatever happens to one of them.
 
+mod baseline;
 pub mod ceilings;
+mod copy;
+mod kernels;
+mod lines;
 mod page;
+mod part;
 mod report;
 mod rows;
-mod train;
+mod run;
 
-pub use ceilings::Ceilings;
+pub use baseline::{Baseline, Match, Matches};
+pub use ceilings::{Ceiling, Ceilings};
+pub use kernels::{Kernels, kernels};
+pub use lines::read_runs;
 pub use page::{markdown, page};
-pub use report::{Host, Record, Run, read_runs};
+pub use part::Part;
+pub use report::{Failed, Host, Record, Run};
 pub use rows::{Suite, rows};
+pub use run::{Event, Settings, run, time};
 
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::tape::no_grad;
 use crate::tensor::Tensor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 /// An element of a row's result and what it must be.
+#[derive(Clone, Copy, Debug)]
 pub struct Check {
     /// Position in the result.
     pub at: usize,
@@ -30,12 +42,45 @@ pub struct Check {
     pub bound: f64,
 }
 
-/// One kernel at one size.
-pub struct Row {
+/// Makes a row on a device.
+pub type Make = Box<dyn FnOnce(&Gpu) -> Result<Row>>;
+
+/// A row by its name, before anything is made for it.
+pub struct Case {
     /// The op, the same word as its file.
     pub family: &'static str,
     /// Sizes, and what is special.
     pub shape: String,
+    /// Whether it takes so long here that it runs only where a word of the command line selects it.
+    pub asked: bool,
+    /// Makes its inputs and reference on a device.
+    pub make: Make,
+}
+
+impl Case {
+    /// A row that is always measured.
+    pub fn new(
+        family: &'static str,
+        shape: impl Into<String>,
+        make: impl FnOnce(&Gpu) -> Result<Row> + 'static,
+    ) -> Case {
+        Case { family, shape: shape.into(), asked: false, make: Box::new(make) }
+    }
+
+    /// `matmul 512x512x512`.
+    pub fn name(&self) -> String {
+        format!("{} {}", self.family, self.shape)
+    }
+
+    /// Whether these words select it: one is part of its name. No words select all that need not be asked for.
+    pub fn is_wanted(&self, words: &[String]) -> bool {
+        let name = self.name();
+        words.iter().any(|w| name.contains(w.as_str())) || words.is_empty() && !self.asked
+    }
+}
+
+/// One kernel at one size.
+pub struct Row {
     /// Bytes that must move, each operand and result once.
     pub bytes: f64,
     /// Floating-point operations that must happen; 0 where moving is all.
@@ -57,20 +102,10 @@ pub struct Row {
 }
 
 impl Row {
-    /// A row of f32 operands that moves and computes this much; what else it is follows.
-    pub fn new(
-        family: &'static str,
-        shape: String,
-        [bytes, flops]: [f64; 2],
-        run: Box<dyn Fn(usize) -> Tensor>,
-    ) -> Row {
-        let (constants, checks) = (String::new(), Vec::new());
-        Row { family, shape, bytes, flops, half: false, constants, ops: 1, sets: 1, run, before: 0, checks }
-    }
-
-    /// `matmul 512x512x512`.
-    pub fn name(&self) -> String {
-        format!("{} {}", self.family, self.shape)
+    /// A row of f32 operands that moves `bytes` and does `flops`; what else it is follows.
+    pub fn new([bytes, flops]: [f64; 2], run: impl Fn(usize) -> Tensor + 'static) -> Row {
+        let (constants, checks, run) = (String::new(), Vec::new(), Box::new(run));
+        Row { bytes, flops, half: false, constants, ops: 1, sets: 1, run, before: 0, checks }
     }
 
     /// Seconds of the first call, shader compilation and readback included.
@@ -88,15 +123,24 @@ impl Row {
             let value = got.get(check.at).copied().map_or(f64::NAN, f64::from);
             let off = (value - check.want).abs();
             if off.is_nan() || off > check.bound {
-                let (name, adapter) = (self.name(), gpu.adapter());
+                let adapter = gpu.adapter();
                 return Err(Error::device(format!(
-                    "{name}: element {} is {value}, want {} within {:.1e}, on {adapter}; no time for a wrong result",
+                    "element {} is {value}, want {} within {:.1e}, on {adapter}; no time for a wrong result",
                     check.at, check.want, check.bound
                 )));
             }
         }
         Ok(first)
     }
+}
+
+/// `work`, its panics as errors.
+fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|s| s.to_string());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        Err(Error::device(format!("panicked: {}", text.unwrap_or_else(|| "without a text".into()))))
+    })
 }
 
 /// Times of one row, in seconds a call.
@@ -115,6 +159,9 @@ pub struct Stats {
     /// `timestamps` of the device, or `wall` time around many calls.
     pub clock: &'static str,
 }
+
+/// Work before the first sample on a GPU, whose clock rises from idle under load.
+const WARM: Duration = Duration::from_millis(100);
 
 /// Times `call(i)`, which records work for the `i`-th time.
 ///
@@ -140,37 +187,23 @@ pub fn measure(gpu: &Gpu, budget: Duration, mut call: impl FnMut(usize)) -> Resu
     };
     // On a CPU driver host and device share the cores, so only the wall says what a call costs.
     let clock = if gpu.adapter().is_software() || !gpu.has_timestamps() { "wall" } else { "timestamps" };
-    sample(1, "wall")?;
-    let once = sample(2, "wall")?.min(sample(2, "wall")?);
+    let mut once = sample(1, "wall")?;
+    // A call of seconds is steady enough by itself.
+    let least = if once > 2.0 { 3 } else { 5 };
+    if once <= 2.0 {
+        once = sample(2, "wall")?.min(sample(2, "wall")?);
+    }
+    let started = Instant::now();
+    while !gpu.adapter().is_software() && started.elapsed() < WARM {
+        once = once.min(sample(2, "wall")?);
+    }
     let inner = ((0.02 / once) as usize).clamp(1, 1000);
     let started = Instant::now();
     let mut times = Vec::new();
-    while times.len() < 5 || (times.len() < 25 && started.elapsed() < budget) {
+    while times.len() < least || (times.len() < 25 && started.elapsed() < budget) {
         times.push(sample(inner, clock)?);
     }
     times.sort_by(f64::total_cmp);
     let (samples, median) = (times.len(), times[times.len() / 2]);
     Ok(Stats { median, min: times[0], max: times[samples - 1], samples, inner, clock })
-}
-
-/// Checks and times a row.
-///
-/// # Errors
-/// [`Row::check`]'s, the device's, or a row above its ceiling: then the ceiling was measured badly.
-pub fn time(gpu: &Gpu, row: &Row, ceilings: &Ceilings, budget: Duration) -> Result<Record> {
-    let first = row.check(gpu)?;
-    let stats = measure(gpu, budget, |i| {
-        let y = (row.run)(i % row.sets);
-        no_grad(|| y.contiguous().evaluate());
-    })?;
-    let record = Record::new(row, ceilings, first, stats);
-    match record.fraction {
-        Some(fraction) if fraction > 1.0 => Err(Error::device(format!(
-            "{}: {:.0}% of its ceiling ({}): the ceiling was measured badly, on a busy machine perhaps; run it again",
-            row.name(),
-            100.0 * fraction,
-            record.ceiling
-        ))),
-        _ => Ok(record),
-    }
 }

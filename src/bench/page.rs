@@ -1,5 +1,6 @@
 //! Runs side by side as one HTML file without scripts or outside resources: it opens offline and prints.
 
+use super::report::digits;
 use super::{Record, Run};
 use std::fmt::Write;
 
@@ -28,11 +29,20 @@ pub fn page(runs: &[Run]) -> String {
     for (run, colour) in runs.iter().zip(COLOURS.iter().cycle()) {
         let _ = writeln!(out, "<h2>Roofline: {}</h2>", escape(&run.host.adapter));
         roofline(run, colour, &mut out);
+        failed(run, &mut out);
     }
     out += "<h2>Kernels</h2>\n<p class=\"note\">Bars: share of the ceiling that bounds the kernel on its own adapter, \
             max(bytes / copy, operations / fma). Numbers: median time and rate.</p>\n";
     bars(runs, &mut out);
+    if let Some(remark) = runs.iter().find_map(Run::remark) {
+        let _ = writeln!(out, "<p class=\"note\">{}.</p>", escape(remark));
+    }
     out + "</html>\n"
+}
+
+/// A rate in units of 10^9, or a dash.
+fn giga(rate: Option<f64>, digits: usize) -> String {
+    rate.map_or("-".into(), |rate| format!("{:.digits$}", rate * 1e-9))
 }
 
 /// The runs as Markdown, a table for each.
@@ -41,24 +51,43 @@ pub fn markdown(runs: &[Run]) -> String {
     for run in runs {
         let (h, c) = (&run.host, &run.ceilings);
         let kind = if h.kind == "software" { "a software driver on the CPU" } else { h.kind.as_str() };
+        let coop =
+            c.coop.map_or(String::new(), |f| format!(", cooperative matrices {:.0} GFLOP/s", f * 1e-9));
         let _ = write!(
             out,
-            "{} ({kind}, {} cores), {}, {}. Measured ceilings: copy {:.1} GB/s, fma f32 {:.0} GFLOP/s.\n\n\
+            "{} ({kind}, {} cores), {}, {}. Measured ceilings: copy {} GB/s, fma f32 {} GFLOP/s{coop}.\n\n\
              | kernel | median ms | rate | of ceiling |\n|---|---|---|---|\n",
             h.adapter,
             h.cores,
             h.driver,
             h.date(),
-            c.copy * 1e-9,
-            c.fma32 * 1e-9
+            giga(c.copy, 1),
+            giga(c.fma32, 0)
         );
         for r in &run.records {
-            let fraction = r.fraction.map_or("".into(), |f| format!("{:.0}% {}", 100.0 * f, r.ceiling));
-            let _ = writeln!(out, "| {} | {:.3} | {} | {fraction} |", r.name(), r.median_ms, r.rate());
+            let _ =
+                writeln!(out, "| {} | {} | {} | {} |", r.name(), digits(r.median_ms), r.rate(), r.share());
+        }
+        for f in &run.failed {
+            let _ = writeln!(
+                out,
+                "| {} | failed: {} | | |",
+                f.name(),
+                f.error.replace('|', "/").replace('\n', " ")
+            );
+        }
+        if let Some(remark) = run.remark() {
+            let _ = writeln!(out, "\n{remark}.");
         }
         out.push('\n');
     }
     out
+}
+
+fn failed(run: &Run, out: &mut String) {
+    for f in &run.failed {
+        let _ = writeln!(out, "<p>Failed: {}: {}</p>", escape(&f.name()), escape(&f.error));
+    }
 }
 
 fn adapters(runs: &[Run], out: &mut String) {
@@ -67,16 +96,16 @@ fn adapters(runs: &[Run], out: &mut String) {
              <th>readback</th></tr>\n";
     for (run, colour) in runs.iter().zip(COLOURS.iter().cycle()) {
         let (h, c) = (&run.host, &run.ceilings);
-        let us = |s: f64| format!("{:.1}", s * 1e6);
+        let us = |s: Option<f64>| s.map_or("-".into(), |s| format!("{:.1}", s * 1e6));
         let cells = [
             format!("<b style=\"color:{colour}\">&#9632;</b> {}", escape(&h.adapter)),
             if h.kind == "software" { "software (CPU)".into() } else { h.kind.clone() },
             escape(&format!("{}, {}; tiebeam {}", h.backend, h.driver, h.version)),
             h.date(),
-            format!("{:.1}", c.copy * 1e-9),
-            format!("{:.0}", c.fma32 * 1e-9),
-            c.fma16.map_or("-".into(), |f| format!("{:.0}", f * 1e-9)),
-            c.coop.map_or("-".into(), |f| format!("{:.0}", f * 1e-9)),
+            giga(c.copy, 1),
+            giga(c.fma32, 0),
+            giga(c.fma16, 0),
+            giga(c.coop, 0),
             us(c.dispatch),
             us(c.pass),
             us(c.submit),
@@ -125,12 +154,19 @@ fn roofline(run: &Run, colour: &str, out: &mut String) {
         *out += "<p class=\"note\">No row of this run counts operations.</p>\n";
         return;
     }
-    let c = &run.ceilings;
+    let (Some(copy), Some(fma)) = (run.ceilings.copy, run.ceilings.fma32) else {
+        *out += "<p class=\"note\">Its ceilings could not be measured.</p>\n";
+        return;
+    };
     let intensity = |r: &Record| r.flops / r.bytes;
     let rate = |r: &Record| r.flops / r.median_ms * 1e-6;
-    let ridge = c.fma32 / c.copy;
+    let ridge = fma / copy;
     let x = Axis::new(points.iter().map(|r| intensity(r)).chain([ridge]), 60.0, 700.0);
-    let y = Axis::new(points.iter().map(|r| rate(r)).chain([c.fma32 * 1e-9]), 300.0, 20.0);
+    let y = Axis::new(
+        points.iter().map(|r| rate(r)).chain([fma, run.ceilings.coop.unwrap_or(fma)].map(|f| f * 1e-9)),
+        300.0,
+        20.0,
+    );
     *out += "<svg viewBox=\"0 0 740 350\" role=\"img\">\n";
     for v in x.decades() {
         let at = x.at(v);
@@ -150,9 +186,9 @@ fn roofline(run: &Run, colour: &str, out: &mut String) {
         );
     }
     // The slanted part enters where it crosses the picture's left or lower edge.
-    let left = 10f64.powf(x.low).max(10f64.powf(y.low) * 1e9 / c.copy).min(ridge);
-    let start = (x.at(left), y.at(left * c.copy * 1e-9));
-    let (top, corner) = (y.at(c.fma32 * 1e-9), x.at(ridge));
+    let left = 10f64.powf(x.low).max(10f64.powf(y.low) * 1e9 / copy).min(ridge);
+    let start = (x.at(left), y.at(left * copy * 1e-9));
+    let (top, corner) = (y.at(fma * 1e-9), x.at(ridge));
     let _ = writeln!(
         out,
         "<path d=\"M{:.1} {:.1}L{corner:.1} {top:.1}H700\" fill=\"none\" stroke=\"#222\" stroke-width=\"1.5\"/>\
@@ -160,9 +196,19 @@ fn roofline(run: &Run, colour: &str, out: &mut String) {
         start.0,
         start.1,
         top - 5.0,
-        c.fma32 * 1e-9,
-        c.copy * 1e-9
+        fma * 1e-9,
+        copy * 1e-9
     );
+    if let Some(coop) = run.ceilings.coop {
+        let at = y.at(coop * 1e-9);
+        let _ = writeln!(
+            out,
+            "<path d=\"M60 {at:.1}H700\" stroke=\"#222\" stroke-dasharray=\"4 4\"/>\
+             <text x=\"694\" y=\"{:.1}\" text-anchor=\"end\">matrices f16 {:.0} GFLOP/s</text>",
+            at - 5.0,
+            coop * 1e-9
+        );
+    }
     for r in &points {
         let (px, py) = (x.at(intensity(r)), y.at(rate(r)));
         let title = escape(&format!("{}: {}", r.name(), r.rate()));
@@ -175,9 +221,6 @@ fn roofline(run: &Run, colour: &str, out: &mut String) {
              <text transform=\"translate(14 160)rotate(-90)\" text-anchor=\"middle\">GFLOP/s</text></svg>\n";
 }
 
-/// Where bars begin, behind the longest name.
-const BARS: usize = 350;
-
 fn bars(runs: &[Run], out: &mut String) {
     let mut names: Vec<String> = Vec::new();
     for name in runs.iter().flat_map(|run| run.records.iter().map(Record::name)) {
@@ -186,9 +229,11 @@ fn bars(runs: &[Run], out: &mut String) {
         }
     }
     let step = 15 * runs.len() + 9;
-    let _ = writeln!(out, "<svg viewBox=\"0 0 960 {}\" role=\"img\">", names.len() * step + 24);
+    // Bars begin behind the longest name, seven units a letter.
+    let left = 24 + 7 * names.iter().map(String::len).max().unwrap_or(0);
+    let _ = writeln!(out, "<svg viewBox=\"0 0 {} {}\" role=\"img\">", left + 640, names.len() * step + 24);
     for percent in [0, 25, 50, 75, 100] {
-        let at = BARS + percent * 3;
+        let at = left + percent * 3;
         let bottom = names.len() * step + 8;
         let _ = write!(
             out,
@@ -201,7 +246,7 @@ fn bars(runs: &[Run], out: &mut String) {
         let _ = writeln!(
             out,
             "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>",
-            BARS - 8,
+            left - 8,
             top + 11,
             escape(name)
         );
@@ -210,13 +255,13 @@ fn bars(runs: &[Run], out: &mut String) {
             let y = top + 15 * j;
             let width = 300.0 * r.fraction.unwrap_or(0.0).min(1.0);
             let label = match r.fraction {
-                Some(f) => format!("{:.3} ms, {}, {:.0}% of {}", r.median_ms, r.rate(), 100.0 * f, r.ceiling),
-                None => format!("{:.3} ms, {}", r.median_ms, r.rate()),
+                Some(_) => format!("{} ms, {}, {}", digits(r.median_ms), r.rate(), r.share()),
+                None => format!("{} ms, {}", digits(r.median_ms), r.rate()),
             };
-            let text = BARS as f64 + 6.0 + width;
+            let text = left as f64 + 6.0 + width;
             let _ = writeln!(
                 out,
-                "<rect x=\"{BARS}\" y=\"{y}\" width=\"{width:.1}\" height=\"12\" fill=\"{colour}\"/><text x=\"{text:.1}\" y=\"{}\">{}</text>",
+                "<rect x=\"{left}\" y=\"{y}\" width=\"{width:.1}\" height=\"12\" fill=\"{colour}\"/><text x=\"{text:.1}\" y=\"{}\">{}</text>",
                 y + 10,
                 escape(&label)
             );

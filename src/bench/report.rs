@@ -1,10 +1,8 @@
-//! What a run leaves: JSON lines, one object each, and a table for people.
+//! What a run leaves: where it was, what it could reach, what it reached; lines of a table for people.
 
 use super::{Ceilings, Row, Stats};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use serde_json::{Value, json};
-use std::path::Path;
 
 /// Where a run took place.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,6 +79,8 @@ pub struct Record {
     pub bytes: f64,
     /// See `bytes`.
     pub flops: f64,
+    /// Whether operands are f16.
+    pub half: bool,
     /// See `bytes`.
     pub ops: u64,
     /// The kernel chosen and its constants, where there is a choice.
@@ -93,13 +93,9 @@ pub struct Record {
 
 impl Record {
     pub(super) fn new(row: &Row, ceilings: &Ceilings, first: f64, stats: Stats) -> Record {
-        let (least, ceiling) = ceilings.least(row.bytes, row.flops, row.half);
-        // Many small ops may be fused into any number of dispatches: no ceiling then.
-        let (fraction, ceiling) =
-            if row.ops == 1 { (Some(least / stats.median), ceiling) } else { (None, "none") };
-        Record {
-            family: row.family.into(),
-            shape: row.shape.clone(),
+        let mut record = Record {
+            family: String::new(),
+            shape: String::new(),
             median_ms: stats.median * 1e3,
             min_ms: stats.min * 1e3,
             max_ms: stats.max * 1e3,
@@ -109,11 +105,34 @@ impl Record {
             clock: stats.clock.into(),
             bytes: row.bytes,
             flops: row.flops,
+            half: row.half,
             ops: row.ops as u64,
             constants: row.constants.clone(),
-            ceiling: ceiling.into(),
-            fraction,
-        }
+            ceiling: String::new(),
+            fraction: None,
+        };
+        record.hold(ceilings);
+        record
+    }
+
+    /// Holds it against these ceilings.
+    pub fn hold(&mut self, ceilings: &Ceilings) {
+        let least = ceilings.least(self.bytes, self.flops, self.half);
+        // Many small ops may be fused into any number of dispatches: no ceiling then.
+        let least = least.filter(|_| self.ops == 1);
+        self.fraction = least.map(|(seconds, _)| seconds / (self.median_ms * 1e-3));
+        self.ceiling = least.map_or("none", |(_, which)| which.name()).into();
+    }
+
+    /// Whether it is faster than its ceiling allows: its arrays stayed in a cache, or the ceiling is too low.
+    pub fn is_above(&self) -> bool {
+        self.fraction.is_some_and(|f| f > 1.0)
+    }
+
+    /// `43% fma f32`, with a mark where it is above the ceiling.
+    pub fn share(&self) -> String {
+        let mark = if self.is_above() { " (!)" } else { "" };
+        self.fraction.map_or(String::new(), |f| format!("{:.0}% {}{mark}", 100.0 * f, self.ceiling))
     }
 
     /// `matmul 512x512x512`.
@@ -126,23 +145,57 @@ impl Record {
         let seconds = self.median_ms * 1e-3;
         if self.ops > 1 {
             format!("{:.2} us each", seconds / self.ops as f64 * 1e6)
-        } else if self.ceiling == "copy" {
+        } else if self.ceiling == "copy" || self.flops == 0.0 {
             format!("{:.2} GB/s", self.bytes / seconds * 1e-9)
         } else {
-            format!("{:.2} GFLOP/s", self.flops / seconds * 1e-9)
+            match self.flops / seconds {
+                rate if rate < 1e13 => format!("{:.2} GFLOP/s", rate * 1e-9),
+                rate => format!("{:.2} TFLOP/s", rate * 1e-12),
+            }
         }
     }
 
     /// A line of the table under [`Record::HEAD`].
     pub fn line(&self) -> String {
-        let fraction = self.fraction.map_or("-".into(), |f| format!("{:.0}% {}", 100.0 * f, self.ceiling));
-        let spread = format!("{:.3} - {:.3}", self.min_ms, self.max_ms);
-        let (name, rate) = (self.name(), self.rate());
-        format!("{name:<40} {:>10.3} {spread:>21} {rate:>16} {fraction:>13}", self.median_ms)
+        let share = if self.fraction.is_some() { self.share() } else { "-".into() };
+        let spread = format!("{} - {}", digits(self.min_ms), digits(self.max_ms));
+        let (name, median, rate) = (self.name(), digits(self.median_ms), self.rate());
+        format!("{name:<44} {median:>10} {spread:>21} {rate:>18} {share:>15}")
     }
 
     /// The table's head.
-    pub const HEAD: &str = "kernel                                    median ms          min - max ms             rate    of ceiling";
+    pub const HEAD: &str = "kernel                                        median ms          min - max ms               rate      of ceiling";
+}
+
+/// What stands behind tables with a marked row.
+pub(super) const MARK: &str = "(!): faster than its ceiling, which was measured again and kept; its arrays stayed in a cache, or no copy of ours is as fast";
+
+/// Milliseconds with three digits behind the point, more for what is short.
+pub(super) fn digits(ms: f64) -> String {
+    if ms < 0.1 { format!("{ms:.4}") } else { format!("{ms:.3}") }
+}
+
+/// A row without a time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Failed {
+    /// The op.
+    pub family: String,
+    /// Sizes.
+    pub shape: String,
+    /// Why.
+    pub error: String,
+}
+
+impl Failed {
+    /// `matmul 512x512x512`.
+    pub fn name(&self) -> String {
+        format!("{} {}", self.family, self.shape)
+    }
+
+    /// A line of the table under [`Record::HEAD`].
+    pub fn line(&self) -> String {
+        format!("{:<44}     FAILED: {}", self.name(), self.error)
+    }
 }
 
 /// A run: where, what it could reach, what it reached.
@@ -154,101 +207,26 @@ pub struct Run {
     pub ceilings: Ceilings,
     /// What the kernels reached.
     pub records: Vec<Record>,
+    /// Those without a time.
+    pub failed: Vec<Failed>,
 }
 
 impl Run {
-    /// JSON lines: the host, the ceilings, a line for each row.
-    pub fn to_json(&self) -> String {
-        let (h, c) = (&self.host, &self.ceilings);
-        let mut lines = vec![
-            json!({"line": "host", "adapter": h.adapter, "kind": h.kind, "backend": h.backend, "driver": h.driver,
-                "version": h.version, "unix_time": h.unix_time, "date": h.date(), "cores": h.cores}),
-            json!({"line": "ceilings", "copy_bytes_s": c.copy, "kernel_copy_bytes_s": c.kernel_copy,
-                "fma32_flops": c.fma32, "fma16_flops": c.fma16, "coop_flops": c.coop, "dispatch_s": c.dispatch, "pass_s": c.pass,
-                "submit_s": c.submit, "readback_s": c.readback}),
-        ];
-        lines.extend(self.records.iter().map(|r| {
-            json!({"line": "row", "family": r.family, "shape": r.shape, "median_ms": r.median_ms, "min_ms": r.min_ms,
-                "max_ms": r.max_ms, "first_ms": r.first_ms, "samples": r.samples, "inner": r.inner, "clock": r.clock,
-                "bytes": r.bytes, "flops": r.flops, "ops": r.ops, "constants": r.constants, "ceiling": r.ceiling, "fraction": r.fraction})
-        }));
-        lines.into_iter().map(|line| line.to_string() + "\n").collect()
+    /// A sentence on the rows above their ceilings, where there are any.
+    pub fn remark(&self) -> Option<&'static str> {
+        self.records.iter().any(Record::is_above).then_some(MARK)
     }
 
-    fn from_json(path: &Path, text: &str) -> Result<Run> {
-        let bad = |at: usize, what: &str| {
-            let path = path.display();
-            Error::config(format!("{path}:{at}: {what}; give a file that 'tiebeam bench --json' wrote"))
-        };
-        let (mut host, mut ceilings, mut records) = (None, None, Vec::new());
-        for (at, line) in (1..).zip(text.lines()).filter(|(_, l)| !l.trim().is_empty()) {
-            let v: Value = serde_json::from_str(line).map_err(|e| bad(at, &format!("not JSON ({e})")))?;
-            let number = |k: &str| v[k].as_f64().ok_or_else(|| bad(at, &format!("no number '{k}'")));
-            let text =
-                |k: &str| v[k].as_str().map(str::to_string).ok_or_else(|| bad(at, &format!("no text '{k}'")));
-            match v["line"].as_str() {
-                Some("host") => {
-                    host = Some(Host {
-                        adapter: text("adapter")?,
-                        kind: text("kind")?,
-                        backend: text("backend")?,
-                        driver: text("driver")?,
-                        version: text("version")?,
-                        unix_time: number("unix_time")? as u64,
-                        cores: number("cores")? as usize,
-                    });
-                }
-                Some("ceilings") => {
-                    ceilings = Some(Ceilings {
-                        copy: number("copy_bytes_s")?,
-                        kernel_copy: number("kernel_copy_bytes_s")?,
-                        fma32: number("fma32_flops")?,
-                        fma16: v["fma16_flops"].as_f64(),
-                        coop: v["coop_flops"].as_f64(),
-                        dispatch: number("dispatch_s")?,
-                        pass: number("pass_s")?,
-                        submit: number("submit_s")?,
-                        readback: number("readback_s")?,
-                    });
-                }
-                Some("row") => records.push(Record {
-                    family: text("family")?,
-                    shape: text("shape")?,
-                    median_ms: number("median_ms")?,
-                    min_ms: number("min_ms")?,
-                    max_ms: number("max_ms")?,
-                    first_ms: number("first_ms")?,
-                    samples: number("samples")? as u64,
-                    inner: number("inner")? as u64,
-                    clock: text("clock")?,
-                    bytes: number("bytes")?,
-                    flops: number("flops")?,
-                    ops: number("ops")? as u64,
-                    constants: v["constants"].as_str().unwrap_or_default().to_string(),
-                    ceiling: text("ceiling")?,
-                    fraction: v["fraction"].as_f64(),
-                }),
-                _ => return Err(bad(at, "neither host, ceilings nor row")),
-            }
+    /// Whether all rows have a time.
+    ///
+    /// # Errors
+    /// How many have none, and which.
+    pub fn verdict(&self) -> Result<()> {
+        if self.failed.is_empty() {
+            return Ok(());
         }
-        match (host, ceilings) {
-            (Some(host), Some(ceilings)) => Ok(Run { host, ceilings, records }),
-            _ => Err(bad(1, "no host or no ceilings")),
-        }
+        let (failed, all) = (self.failed.len(), self.records.len() + self.failed.len());
+        let names: Vec<String> = self.failed.iter().map(Failed::name).collect();
+        Err(Error::device(format!("{failed} of {all} rows failed, as told above: {}", names.join("; "))))
     }
-}
-
-/// Reads files that [`Run::to_json`] wrote; one file may hold several runs, each from its `host` line on.
-///
-/// # Errors
-/// [`Error::Io`], or [`Error::Config`] with file and line of what is no run.
-pub fn read_runs(path: &Path) -> Result<Vec<Run>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    let mut starts: Vec<usize> = text.match_indices("\"line\":\"host\"").map(|(at, _)| at).collect();
-    starts.iter_mut().for_each(|at| *at = text[..*at].rfind('\n').map_or(0, |n| n + 1));
-    let ends = starts.iter().skip(1).copied().chain([text.len()]);
-    if starts.is_empty() {
-        return Run::from_json(path, &text).map(|run| vec![run]);
-    }
-    starts.iter().zip(ends).map(|(&start, end)| Run::from_json(path, &text[start..end])).collect()
 }

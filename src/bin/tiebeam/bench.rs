@@ -4,7 +4,10 @@ use clap::{Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tiebeam::bench::{Ceilings, Host, Record, Run, Suite, markdown, page, read_runs, rows, time};
+use tiebeam::bench::{
+    self, Baseline, Case, Ceilings, Event, Part, Record, Run, Settings, Suite, markdown, page, read_runs,
+    rows,
+};
 use tiebeam::{Error, Gpu, Options, Result, files};
 
 /// Measure an adapter's ceilings and how near each kernel comes.
@@ -17,10 +20,18 @@ pub struct Args {
     /// How much to measure
     #[arg(long, value_enum, default_value = "quick")]
     suite: SuiteArg,
-    /// Also write the results there, as JSON lines
-    #[arg(long)]
+    /// Also write the results there, as JSON lines. Until the run ends they stand in FILE.part, each as soon as it is measured;
+    /// 'bench compare' reads what a killed run leaves of it
+    #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Only kernels whose name contains one of these words
+    /// Also show each time beside that of the same row in this file: another engine's JSON lines (family or op, shape,
+    /// median_ms), or what --json wrote
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
+    /// Time nothing: show the kernels inside a call of the rows whose name contains the word, with their share of the time
+    #[arg(long, value_name = "WORD", conflicts_with_all = ["json", "baseline", "words"])]
+    kernels: Option<String>,
+    /// Only rows whose name contains one of these words; rows that take long on a CPU driver run there only when selected
     words: Vec<String>,
     #[command(subcommand)]
     compare: Option<Sub>,
@@ -34,11 +45,14 @@ enum Sub {
         #[arg(required = true)]
         files: Vec<PathBuf>,
         /// Write a page with pictures there
-        #[arg(long, required_unless_present = "readme")]
+        #[arg(long, required_unless_present_any = ["readme", "baseline"])]
         html: Option<PathBuf>,
         /// Put tables between the lines '<!-- bench -->' and '<!-- end of bench -->' of this file
         #[arg(long)]
         readme: Option<PathBuf>,
+        /// Show each time beside that of the same row in this file, as 'bench --baseline' does
+        #[arg(long, value_name = "FILE")]
+        baseline: Option<PathBuf>,
     },
 }
 
@@ -49,21 +63,169 @@ enum SuiteArg {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    if let Some(Sub::Compare { files, html, readme }) = &args.compare {
-        return compare(files, html.as_deref(), readme.as_deref());
+    if let Some(Sub::Compare { files, html, readme, baseline }) = &args.compare {
+        return compare(files, html.as_deref(), readme.as_deref(), baseline.as_deref());
     }
+    // What is wrong with the files is known before anything is measured.
+    let baseline = args.baseline.as_deref().map(Baseline::read).transpose()?;
+    let mut part = args.json.as_deref().map(part).transpose()?;
     let adapters = match args.adapter.as_deref() {
         Some("all") => Gpu::adapters()?.iter().map(|a| Some(a.index.to_string())).collect(),
         other => vec![other.map(str::to_string)],
     };
-    let mut json = String::new();
+    let mut outcome = Ok(());
     for adapter in adapters {
-        let gpu = Gpu::open_with(Options { adapter, ..Options::default() })?;
-        json += &one(&gpu, args)?.to_json();
+        let done = one(&Options { adapter, ..Options::default() }, args, &mut part, baseline.as_ref());
+        if let (Some("all"), Err(error)) = (args.adapter.as_deref(), &done) {
+            eprintln!("error: {error}");
+        }
+        outcome = outcome.and(done);
     }
-    match &args.json {
-        Some(path) => write(path, &json),
-        None => Ok(()),
+    if let (Some(part), Some(path)) = (part, &args.json) {
+        part.finish()?;
+        println!("wrote {}", path.display());
+    }
+    outcome
+}
+
+fn part(path: &Path) -> Result<Part> {
+    let beside = Part::beside(path);
+    if beside.exists() {
+        println!("replacing {}, which a run left that did not end", beside.display());
+    }
+    Part::create(path)
+}
+
+/// One adapter, to the end.
+fn one(options: &Options, args: &Args, part: &mut Option<Part>, baseline: Option<&Baseline>) -> Result<()> {
+    let gpu = Gpu::open_with(options.clone())?;
+    println!("{}", gpu.adapter());
+    if gpu.adapter().is_software() {
+        println!("a software driver: these numbers are this CPU's, not a GPU's");
+    }
+    let (suite, budget) = match args.suite {
+        SuiteArg::Quick => (Suite::Quick, Duration::from_millis(700)),
+        SuiteArg::Full => (Suite::Full, Duration::from_secs(3)),
+    };
+    let cases = rows(&gpu, suite);
+    if let Some(word) = &args.kernels {
+        return kernels(&gpu, cases, word);
+    }
+    let cases: Vec<Case> = cases.into_iter().filter(|case| case.is_wanted(&args.words)).collect();
+    let options = options.clone();
+    let reopen = Box::new(move || Gpu::open_with(options.clone()));
+    let settings = Settings { reopen, ..Settings::new(budget) };
+    let bar = bar(cases.len() + 6);
+    let mut ready = false;
+    let run = bench::run(gpu, cases, &settings, &mut |event| {
+        if let (Some(line), Some(part)) = (event.to_json(), part.as_mut()) {
+            part.line(&line.to_string())?;
+        }
+        show(&event, &bar, ready);
+        ready |= matches!(event, Event::Ceilings(_));
+        Ok(())
+    });
+    bar.finish_and_clear();
+    let run = run?;
+    if let Some(remark) = run.remark() {
+        println!("{remark}");
+    }
+    if let Some(baseline) = baseline {
+        print!("\n{}", baseline.matches(&run).table());
+    }
+    run.verdict()
+}
+
+fn bar(count: usize) -> ProgressBar {
+    let style = "{spinner} {pos}/{len} {wide_msg} {elapsed} so far, about {eta} to go";
+    let bar = ProgressBar::new(count as u64);
+    bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
+    bar.set_message("ceilings");
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+/// One event as people see it; `ready` once all ceilings were measured.
+fn show(event: &Event, bar: &ProgressBar, ready: bool) {
+    match event {
+        Event::Host(_) => {}
+        Event::Measured(which, error) => {
+            if let Some(error) = error {
+                bar.suspend(|| println!("no ceiling '{}': {error}", which.name()));
+            } else if ready {
+                bar.suspend(|| println!("above its ceiling; '{}' was measured again:", which.name()));
+            }
+            bar.inc(!ready as u64);
+        }
+        Event::Ceilings(ceilings) => bar.suspend(|| show_ceilings(ceilings, ready)),
+        Event::Turn(name) => bar.set_message(name.to_string()),
+        Event::Row(record) => {
+            bar.suspend(|| println!("{}", record.line()));
+            bar.inc(1);
+        }
+        Event::Failed(failed) => {
+            bar.suspend(|| println!("{}", failed.line()));
+            bar.inc(1);
+        }
+        Event::Lost(Ok(())) => bar.suspend(|| println!("the device was lost; it is open again")),
+        Event::Lost(Err(error)) => {
+            bar.suspend(|| println!("the device was lost and does not open again: {error}"))
+        }
+    }
+}
+
+fn show_ceilings(c: &Ceilings, again: bool) {
+    let rate = |unit: f64, of: Option<f64>| of.map_or("-".into(), |f| format!("{:.1}", f * unit));
+    println!(
+        "ceilings: copy {} GB/s ({} by our kernel), fma f32 {} GFLOP/s, f16 {}, cooperative matrices {}",
+        rate(1e-9, c.copy),
+        rate(1e-9, c.kernel_copy),
+        rate(1e-9, c.fma32),
+        rate(1e-9, c.fma16),
+        rate(1e-9, c.coop)
+    );
+    if again {
+        return;
+    }
+    println!(
+        "costs: dispatch {} us in a pass, {} us with a pass each, {} us with a submit each; readback {} us",
+        rate(1e6, c.dispatch),
+        rate(1e6, c.pass),
+        rate(1e6, c.submit),
+        rate(1e6, c.readback)
+    );
+    println!("{}", Record::HEAD);
+}
+
+/// What the calls of some rows dispatch.
+fn kernels(gpu: &Gpu, cases: Vec<Case>, word: &str) -> Result<()> {
+    let cases: Vec<Case> = cases.into_iter().filter(|case| case.name().contains(word)).collect();
+    if cases.is_empty() {
+        return Err(Error::Config {
+            message: format!(
+                "--kernels {word}: no row's name contains it; 'tiebeam bench' shows their names"
+            ),
+        });
+    }
+    let (bar, count) = (bar(cases.len()), cases.len());
+    let mut failed = 0;
+    for case in cases {
+        let name = case.name();
+        bar.set_message(name.clone());
+        let text = match bench::kernels(gpu, case) {
+            Ok(found) => found.table(),
+            Err(error) => {
+                failed += 1;
+                format!("  FAILED: {error}\n")
+            }
+        };
+        bar.suspend(|| print!("{name}\n{text}"));
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    match failed {
+        0 => Ok(()),
+        _ => Err(Error::Device { message: format!("{failed} of {count} rows failed") }),
     }
 }
 
@@ -73,63 +235,20 @@ fn write(path: &Path, text: &str) -> Result<()> {
     Ok(())
 }
 
-fn one(gpu: &Gpu, args: &Args) -> Result<Run> {
-    println!("{}", gpu.adapter());
-    if gpu.adapter().is_software() {
-        println!("a software driver: these numbers are this CPU's, not a GPU's");
-    }
-    let (suite, budget) = match args.suite {
-        SuiteArg::Quick => (Suite::Quick, Duration::from_millis(700)),
-        SuiteArg::Full => (Suite::Full, Duration::from_secs(3)),
-    };
-    let chosen: Vec<_> = rows(gpu, suite)
-        .into_iter()
-        .filter(|(name, _)| args.words.is_empty() || args.words.iter().any(|w| name.contains(w.as_str())))
-        .collect();
-    let style = "{spinner} {pos}/{len} {wide_msg} {elapsed} so far, about {eta} to go";
-    let bar = ProgressBar::new(chosen.len() as u64 + 6);
-    bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
-    bar.set_message("ceilings");
-    bar.enable_steady_tick(Duration::from_millis(200));
-    let ceilings = Ceilings::measure(gpu, |_| bar.inc(1))?;
-    let host = Host::new(gpu);
-    bar.suspend(|| show(&ceilings));
-    let mut records = Vec::new();
-    for (name, make) in chosen {
-        bar.set_message(name);
-        let record = time(gpu, &make(), &ceilings, budget)?;
-        bar.suspend(|| println!("{}", record.line()));
-        records.push(record);
-        gpu.trim();
-        bar.inc(1);
-    }
-    bar.finish_and_clear();
-    Ok(Run { host, ceilings, records })
-}
-
-fn show(c: &Ceilings) {
-    let half = c.fma16.map_or("no f16".into(), |f| format!("f16 {:.1} GFLOP/s", f * 1e-9));
-    let coop = c.coop.map_or(String::new(), |f| format!(", cooperative matrices {:.1} GFLOP/s", f * 1e-9));
-    println!(
-        "ceilings: copy {:.2} GB/s ({:.2} by our kernel), fma f32 {:.1} GFLOP/s, {half}{coop}",
-        c.copy * 1e-9,
-        c.kernel_copy * 1e-9,
-        c.fma32 * 1e-9
-    );
-    println!(
-        "costs: dispatch {:.1} us in a pass, {:.1} us with a pass each, {:.1} us with a submit each; readback {:.0} us",
-        c.dispatch * 1e6,
-        c.pass * 1e6,
-        c.submit * 1e6,
-        c.readback * 1e6
-    );
-    println!("{}", Record::HEAD);
-}
-
-fn compare(files: &[PathBuf], html: Option<&Path>, readme: Option<&Path>) -> Result<()> {
-    let mut runs = Vec::new();
+fn compare(
+    files: &[PathBuf],
+    html: Option<&Path>,
+    readme: Option<&Path>,
+    baseline: Option<&Path>,
+) -> Result<()> {
+    let mut runs: Vec<Run> = Vec::new();
     for file in files {
         runs.extend(read_runs(file)?);
+    }
+    if let Some(baseline) = baseline.map(Baseline::read).transpose()? {
+        for run in &runs {
+            println!("{}, {}\n{}", run.host.adapter, run.host.date(), baseline.matches(run).table());
+        }
     }
     if let Some(html) = html {
         write(html, &page(&runs))?;

@@ -1,0 +1,145 @@
+//! Times of another engine, or of an earlier run, beside those of a run.
+
+use super::lines::Line;
+use super::report::digits;
+use super::{Failed, Record, Run};
+use crate::error::{Error, Result};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+
+/// One time of the other's.
+#[derive(Clone, Debug, PartialEq)]
+struct Time {
+    median_ms: f64,
+    /// Who and where: `torch 2.11.0+cu130, NVIDIA H200`.
+    who: String,
+    /// Lines of this name in the file; the fastest is kept.
+    lines: usize,
+}
+
+/// The fastest time of every row in a file of JSON lines.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Baseline(BTreeMap<String, Time>);
+
+/// What other programs call a family of ours.
+const FAMILIES: [(&str, &str); 2] =
+    [("layernorm", "layer_norm"), ("se3conv fwd+bwd (geometry+basis+layer)", "ponita")];
+
+impl Baseline {
+    /// Reads another program's lines, which have `family` or `op`, `shape`, `median_ms` and perhaps `peer` and `adapter`, or ours.
+    ///
+    /// # Errors
+    /// [`Error::Io`], or [`Error::Config`] with file and line of what is neither.
+    pub fn read(path: &Path) -> Result<Baseline> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        let mut all = BTreeMap::new();
+        let (mut peer, mut adapter) = (String::new(), String::new());
+        let lines = Line::all(path, &text)?;
+        for line in &lines {
+            match line.kind() {
+                Some("host") => {
+                    peer = format!("tiebeam {}", line.text("version")?);
+                    adapter = line.text("adapter")?;
+                    continue;
+                }
+                Some("ceilings" | "failed") => continue,
+                _ => {}
+            }
+            let family = line.text("family").or_else(|_| line.text("op"));
+            let family = family.map_err(|_| line.bad("no text 'family' or 'op'"))?;
+            let family = FAMILIES.iter().find(|f| f.0 == family).map_or(family.as_str(), |f| f.1);
+            let name = format!("{family} {}", line.text("shape")?);
+            let median_ms = line.number("median_ms")?;
+            if median_ms <= 0.0 {
+                return Err(line.bad("'median_ms' is not above 0"));
+            }
+            let of = |key: &str, otherwise: &str| line.value[key].as_str().unwrap_or(otherwise).to_string();
+            let who: Vec<String> = [of("peer", &peer), of("adapter", &adapter)].into();
+            let who = who.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ");
+            let time = all.entry(name).or_insert(Time { median_ms, who: who.clone(), lines: 0 });
+            time.lines += 1;
+            if median_ms < time.median_ms {
+                (time.median_ms, time.who) = (median_ms, who);
+            }
+        }
+        match all.is_empty() {
+            true => {
+                Err(Error::config(format!("{}: no line with a time; give a file with some", path.display())))
+            }
+            false => Ok(Baseline(all)),
+        }
+    }
+
+    /// The rows of a run beside theirs.
+    pub fn matches(&self, run: &Run) -> Matches {
+        let mut found = Matches { rows: Vec::new(), ours: Vec::new(), theirs: Vec::new() };
+        for record in &run.records {
+            match self.0.get(&record.name()) {
+                Some(time) => found.rows.push(Match {
+                    name: record.name(),
+                    ours_ms: record.median_ms,
+                    theirs_ms: time.median_ms,
+                    who: time.who.clone(),
+                    lines: time.lines,
+                }),
+                None => found.ours.push(record.name()),
+            }
+        }
+        found.ours.extend(run.failed.iter().map(Failed::name));
+        let has = |name: &String| run.records.iter().map(Record::name).any(|ours| ours == *name);
+        found.theirs = self.0.keys().filter(|name| !has(name)).cloned().collect();
+        found
+    }
+}
+
+/// A row that both have.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Match {
+    /// `matmul 512x512x512`.
+    pub name: String,
+    /// Median.
+    pub ours_ms: f64,
+    /// Median, the least where the file has several lines of the name.
+    pub theirs_ms: f64,
+    /// Who they are and on what adapter.
+    pub who: String,
+    /// Lines of the name in the file.
+    pub lines: usize,
+}
+
+/// A run beside a [`Baseline`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Matches {
+    /// What both have.
+    pub rows: Vec<Match>,
+    /// Rows that only the run has; those that failed are here too.
+    pub ours: Vec<String>,
+    /// Rows that only the other has.
+    pub theirs: Vec<String>,
+}
+
+impl Matches {
+    /// For people.
+    pub fn table(&self) -> String {
+        let head = ["kernel", "ours ms", "theirs ms", "ours/theirs", "who"];
+        let mut out =
+            format!("{:<44} {:>10} {:>10} {:>12}  {}\n", head[0], head[1], head[2], head[3], head[4]);
+        for row in &self.rows {
+            let ratio = format!("{:.2}", row.ours_ms / row.theirs_ms);
+            let (ours, theirs) = (digits(row.ours_ms), digits(row.theirs_ms));
+            let several = match row.lines {
+                1 => String::new(),
+                n => format!(", the fastest of {n} lines"),
+            };
+            let _ =
+                writeln!(out, "{:<44} {ours:>10} {theirs:>10} {ratio:>12}  {}{several}", row.name, row.who);
+        }
+        for (who, names) in [("us", &self.ours), ("them", &self.theirs)] {
+            if !names.is_empty() {
+                let _ = writeln!(out, "only from {who}: {}", names.join("; "));
+            }
+        }
+        out
+    }
+}

@@ -1,0 +1,93 @@
+//! The copy ceiling: the best of several kernels and of the driver's own copy.
+
+use super::measure;
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::gpu::kernel::{Launch, grid, Work};
+use crate::gpu::shader::Source;
+use crate::gpu::{Gpu, lock};
+use crate::tensor::Tensor;
+use std::time::Duration;
+
+/// vec4 that a thread copies: how many loads in flight fill an adapter differs.
+const SPANS: [u32; 4] = [1, 2, 4, 8];
+/// Time for one copy at one size.
+const BUDGET: Duration = Duration::from_millis(200);
+
+fn kernel(span: u32, lanes: u32) -> Source {
+    Source::file("bench_copy").u32("SPAN", span).u32("LANES", lanes)
+}
+
+pub(super) fn shader_variants() -> Vec<Source> {
+    SPANS.iter().map(|&span| kernel(span, 256)).collect()
+}
+
+/// Bytes read and written a second by the best of all copies, and by the engine's elementwise kernel.
+///
+/// Arrays are larger than any cache where binding limits and memory allow; a size that finds no memory is left out.
+pub(super) fn rates(gpu: &Gpu) -> Result<(f64, f64)> {
+    let most = gpu.adapter().max_binding.min(if gpu.adapter().is_software() { 64 << 20 } else { 1 << 30 });
+    let (mut all, mut elementwise) = (0.0f64, 0.0f64);
+    let mut failed = None;
+    for bytes in [most / 4, most] {
+        match at(gpu, bytes / ALIGNED * ALIGNED) {
+            Ok(found) => (all, elementwise) = (all.max(found.0), elementwise.max(found.1)),
+            Err(error) => {
+                gpu.take_fault();
+                failed = Some(error);
+            }
+        }
+        gpu.trim();
+    }
+    match failed {
+        Some(error) if all == 0.0 => Err(error),
+        _ if all == 0.0 => Err(Error::device("copy: no array is large enough to be measured")),
+        _ => Ok((all, elementwise)),
+    }
+}
+
+/// Bytes that the workgroups of every kernel divide.
+const ALIGNED: u64 = 16 * 256 * 8;
+
+/// The two rates at arrays of so many bytes.
+fn at(gpu: &Gpu, bytes: u64) -> Result<(f64, f64)> {
+    let count = bytes as usize / 4;
+    let x = Tensor::ones(gpu, [count]);
+    x.evaluate();
+    let y = Tensor::empty(gpu, "copy", [count], DType::F32);
+    let rate = |call: &mut dyn FnMut()| -> Result<f64> {
+        let stats = measure(gpu, BUDGET, |_| call())?;
+        // What was skipped for want of memory took no time.
+        x.check()?;
+        y.check()?;
+        Ok(2.0 * bytes as f64 / stats.min)
+    };
+    let (from, to) = (x.place(), y.place());
+    let mut best = rate(&mut || {
+        if let (Ok(a), Ok(b)) = (from.buffer.data(), to.buffer.data()) {
+            lock(&gpu.0.recorder).encoder(gpu).copy_buffer_to_buffer(a, from.offset, b, to.offset, bytes);
+        }
+    })?;
+    let lanes = gpu.limits().max_compute_invocations_per_workgroup.clamp(1, 256);
+    for span in SPANS {
+        let (source, groups) = (kernel(span, lanes), count / (4 * span * lanes) as usize);
+        let grid = grid(groups);
+        let params = [grid[0], count as u32 / 4];
+        best = best.max(rate(&mut || {
+            let (params, binds) = (bytemuck::cast_slice(&params), vec![x.bind(0), y.bind_mut(1)]);
+            let (op, entry) = ("copy", "main");
+            gpu.launch(Launch { op, source: &source, entry, binds, params, grid, turns: 1, reuse: 0, work: Work::MOVES });
+        })?);
+    }
+    // The engine's own makes an array of its own.
+    drop((to, y));
+    let mut made = Ok(());
+    let stats = measure(gpu, BUDGET, |_| {
+        let z = x.affine(1.0, 0.0);
+        z.evaluate();
+        made = std::mem::replace(&mut made, Ok(())).and(z.check());
+    })?;
+    made?;
+    let elementwise = 2.0 * bytes as f64 / stats.min;
+    Ok((best.max(elementwise), elementwise))
+}

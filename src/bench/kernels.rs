@@ -1,0 +1,47 @@
+//! The kernels inside one call of a row.
+
+use super::{Case, caught};
+use crate::error::Result;
+use crate::gpu::{Gpu, Profiled};
+use crate::tape::no_grad;
+
+/// What a call of a row dispatched, from the longest to the shortest.
+pub struct Kernels(pub Vec<Profiled>);
+
+/// Makes a row, checks it, and looks at one more call with [`Gpu::profile`].
+///
+/// # Errors
+/// The row's, a panic in it included, or the device's.
+pub fn kernels(gpu: &Gpu, case: Case) -> Result<Kernels> {
+    let found = caught(|| {
+        let row = (case.make)(gpu)?;
+        // Compiles the kernels too, which would count.
+        row.check(gpu)?;
+        gpu.profile(|| {
+            let y = (row.run)(0);
+            no_grad(|| y.contiguous().evaluate());
+        })
+    });
+    if found.is_err() {
+        gpu.take_fault();
+        // A panic may have left the profile open.
+        let _ = gpu.profile(|| ());
+    }
+    gpu.trim();
+    found.map(Kernels)
+}
+
+impl Kernels {
+    /// A line a kernel: how often, its share of the time, the bytes that it binds.
+    pub fn table(&self) -> String {
+        let total: f64 = self.0.iter().map(|k| k.seconds).sum();
+        let mut out = String::from("  count  share          MB  op: kernel entry\n");
+        for k in &self.0 {
+            let share = 100.0 * k.seconds / total;
+            out += &format!("{:>7} {share:>5.1}% {:>11.3}  {}\n", k.count, k.bytes as f64 * 1e-6, k.kernel);
+        }
+        let count: usize = self.0.iter().map(|k| k.count).sum();
+        let bytes: u64 = self.0.iter().map(|k| k.bytes).sum();
+        out + &format!("{count:>7}   all  {:>11.3}\n", bytes as f64 * 1e-6)
+    }
+}
