@@ -1,7 +1,9 @@
 //! The case list: every kernel family at sizes that grow, with an f64 reference of a few elements each.
 
 mod moves;
+mod points;
 mod products;
+mod serve;
 mod train;
 mod wise;
 
@@ -87,5 +89,7 @@ pub fn rows(gpu: &Gpu, suite: Suite) -> Vec<Case> {
     all.extend(products::attentions(cpu));
     all.extend(wise::adds());
     all.extend(train::cases(cpu));
+    all.extend(points::cases(cpu));
+    all.push(serve::depths());
     all
 }

@@ -1,0 +1,202 @@
+//! A layer of PONITA with gradients, by fused kernels.
+
+use super::U;
+use crate::bench::{Case, Check, Row};
+use crate::error::Result;
+use crate::geometry::{Graph, Grid, Ponita, PonitaConfig};
+use crate::ops::unary::erf64;
+use crate::rng::Rng;
+use crate::tensor::Tensor;
+
+/// Features of a node and orientation, functions of the basis, and its hidden width.
+const WIDTH: usize = 64;
+/// Polynomials of two attributes up to the third degree.
+const FEATURES: usize = 14;
+
+/// Batches of charged particles and of molecules, on the grid that other engines were timed with, and on one whose orientations
+/// have opposites, so that an edge and its reverse share kernels.
+pub(super) fn cases(cpu: bool) -> Vec<Case> {
+    vec![
+        layer(100, 5, false),
+        Case { asked: cpu, ..layer(100, 18, false) },
+        Case { asked: cpu, ..layer(100, 18, true) },
+    ]
+}
+
+/// Geometry, basis, convolution, norm and MLP of graphs of so many points, forward and backward; the result is the gradient of the
+/// mean square of the layer's output for its features.
+fn layer(graphs: usize, points: usize, dodecahedron: bool) -> Case {
+    let edges = graphs * points * (points - 1);
+    let suffix = if dodecahedron { ", dodecahedron" } else { "" };
+    let shape = format!("{graphs} graphs x {points}, E={edges}, O20 C{WIDTH} K{WIDTH}{suffix}");
+    Case::new("ponita", shape, move |gpu| {
+        let grid = if dodecahedron { Grid::dodecahedron() } else { Grid::fibonacci(20) };
+        let config = PonitaConfig {
+            channels: WIDTH,
+            hidden: WIDTH,
+            basis: WIDTH,
+            layers: 1,
+            ..PonitaConfig::default()
+        };
+        let net = Ponita::new(gpu, config, grid.clone(), &mut Rng::new(1))?;
+        let nodes = graphs * points;
+        let mut positions = vec![0.0f32; 3 * nodes];
+        Rng::new(2).fill_normal(&mut positions);
+        let graph = Graph::full(gpu, &positions, 3, &vec![points; graphs], false)?;
+        let h = super::normal(nodes * grid.len() * WIDTH, 3);
+        // The last graph stands at the end of every array.
+        let first = nodes - points;
+        let host = Host::new(&net, &positions[3 * first..], &h[first * grid.len() * WIDTH..])?;
+        let checks = [(0, 0, 0), (points / 2, 7, 21), (points - 1, grid.len() - 1, WIDTH - 1)]
+            .map(|(node, orientation, channel)| {
+                let at = (node * grid.len() + orientation) * WIDTH + channel;
+                // In units of the mean's denominator, where sums of some hundred terms of size 1 are rounded.
+                let (count, bound) = (h.len() as f64, 1000.0 * U);
+                let want = host.slope(at) / count;
+                Check { at: first * grid.len() * WIDTH + at, want, bound: bound / count }
+            })
+            .to_vec();
+        let h = Tensor::from_slice(gpu, &h, [nodes, grid.len(), WIDTH]).requires_grad();
+        let nothing = Tensor::full(gpu, [1], f32::NAN);
+        let work = work(nodes, edges, grid.len(), if dodecahedron { 2 } else { 1 });
+        let run = move |_| {
+            let y = net.layers[0].forward(&net.field(&graph), &h);
+            // A fault stays on the device and comes out where the result is read.
+            let grads = y.square().mean_all().backward().ok();
+            grads.and_then(|g| g.get(&h).cloned()).unwrap_or(nothing.clone())
+        };
+        Ok(Row { checks, ..Row::new(work, run) })
+    })
+}
+
+/// Bytes and operations: `edges_of` edges share a row of kernels. A product has two of its size backward, the first of the basis
+/// one, because positions have no gradient here.
+fn work(nodes: usize, edges: usize, grid: usize, edges_of: usize) -> [f64; 2] {
+    let kernels = edges / edges_of * grid * (2 * FEATURES * WIDTH + 6 * WIDTH * WIDTH);
+    let messages = 3 * edges * grid * WIDTH;
+    let fiber = 3 * nodes * grid * grid * WIDTH;
+    let mlp = 3 * nodes * grid * 8 * WIDTH * WIDTH;
+    [8.0 * (nodes * grid * WIDTH) as f64, 2.0 * (kernels + messages + fiber + mlp) as f64]
+}
+
+/// One graph's layer in f64, loop by loop.
+struct Host {
+    points: usize,
+    grid: usize,
+    h: Vec<f64>,
+    /// `[receiver, sender, orientation, channel]`, 0 from a point to itself.
+    spatial: Vec<f64>,
+    /// `[to, from, channel]`
+    fiber: Vec<f64>,
+    bias: Vec<f64>,
+    /// Gain and shift of the norm, weight and bias of both linear layers.
+    rest: [Vec<f64>; 6],
+}
+
+fn wide(x: &Tensor) -> Result<Vec<f64>> {
+    Ok(x.to_vec::<f32>()?.into_iter().map(f64::from).collect())
+}
+
+fn gelu(x: f64) -> f64 {
+    0.5 * x * (1.0 + erf64(x * std::f64::consts::FRAC_1_SQRT_2))
+}
+
+/// `W x + b`, `W` row by row.
+fn linear(x: &[f64], w: &[f64], b: Option<&[f64]>) -> Vec<f64> {
+    let dot = |row: &[f64]| row.iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
+    w.chunks(x.len()).enumerate().map(|(i, row)| dot(row) + b.map_or(0.0, |b| b[i])).collect()
+}
+
+impl Host {
+    fn new(net: &Ponita, positions: &[f32], h: &[f32]) -> Result<Host> {
+        let (points, o) = (positions.len() / 3, net.grid.vectors());
+        let layer = &net.layers[0];
+        let missing = || crate::error::Error::config("ponita: the benchmark's grids have orientations");
+        let kernel_of = |basis: &crate::geometry::Basis, kernel: &Tensor| -> Result<_> {
+            let [w1, b1, w2, b2] = [wide(&basis.w1)?, wide(&basis.b1)?, wide(&basis.w2)?, wide(&basis.b2)?];
+            let kernel = wide(kernel)?;
+            Ok(move |attributes: &[f64]| {
+                let mut all = attributes.to_vec();
+                let mut last = attributes.to_vec();
+                for _ in 1..3 {
+                    last = last.iter().flat_map(|l| attributes.iter().map(move |a| l * a)).collect();
+                    all.extend(&last);
+                }
+                let z: Vec<f64> = linear(&all, &w1, Some(&b1)).into_iter().map(gelu).collect();
+                let z: Vec<f64> = linear(&z, &w2, Some(&b2)).into_iter().map(gelu).collect();
+                linear(&z, &kernel, None)
+            })
+        };
+        let dot = |a: &[f64; 3], b: &[f64; 3]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let kernel = kernel_of(&net.basis, &layer.conv.kernel)?;
+        let place = |i: usize| [0, 1, 2].map(|k| positions[3 * i + k] as f64);
+        let mut spatial = Vec::with_capacity(points * points * o.len() * WIDTH);
+        for (to, from) in (0..points).flat_map(|to| (0..points).map(move |from| (to, from))) {
+            let (a, b) = (place(to), place(from));
+            let d = [0, 1, 2].map(|k| b[k] - a[k]);
+            for o in o {
+                let along = dot(&d, o);
+                let across = [0, 1, 2].map(|k| d[k] - along * o[k]);
+                let values = kernel(&[along, dot(&across, &across).sqrt()]);
+                spatial.extend(values.into_iter().map(|v| if to == from { 0.0 } else { v }));
+            }
+        }
+        let (basis, kernel) =
+            net.fiber_basis.as_ref().zip(layer.conv.fiber_kernel.as_ref()).ok_or_else(missing)?;
+        let kernel = kernel_of(basis, kernel)?;
+        let fiber = o.iter().flat_map(|to| o.iter().map(move |from| (to, from)));
+        let fiber = fiber.flat_map(|(to, from)| kernel(&[dot(to, from)])).collect();
+        let [[gain, shift], [w1, b1], [w2, b2]] = [&layer.norm, &layer.linear1, &layer.linear2];
+        Ok(Host {
+            points,
+            grid: o.len(),
+            h: h.iter().map(|&v| v as f64).collect(),
+            spatial,
+            fiber,
+            bias: wide(&layer.conv.bias)?,
+            rest: [wide(gain)?, wide(shift)?, wide(w1)?, wide(b1)?, wide(w2)?, wide(b2)?],
+        })
+    }
+
+    /// The sum of squares of the layer's output at features `h`.
+    fn loss(&self, h: &[f64]) -> f64 {
+        let (c, row) = (WIDTH, self.grid * WIDTH);
+        let [gain, shift, w1, b1, w2, b2] = &self.rest;
+        let mut sum = 0.0;
+        for to in 0..self.points {
+            let mut seen = vec![0.0; row];
+            for from in 0..self.points {
+                let kernel = &self.spatial[(to * self.points + from) * row..][..row];
+                let terms = kernel.iter().zip(&h[from * row..]);
+                seen.iter_mut().zip(terms).for_each(|(s, (k, h))| *s += k * h);
+            }
+            for o in 0..self.grid {
+                let mean = |i: usize| {
+                    let term = |from: usize| seen[from * c + i] * self.fiber[(o * self.grid + from) * c + i];
+                    (0..self.grid).map(term).sum::<f64>() / self.grid as f64 + self.bias[i]
+                };
+                let x: Vec<f64> = (0..c).map(mean).collect();
+                let middle = x.iter().sum::<f64>() / c as f64;
+                let variance = x.iter().map(|v| (v - middle).powi(2)).sum::<f64>() / c as f64;
+                let normed = |i: usize| (x[i] - middle) / (variance + 1e-5).sqrt() * gain[i] + shift[i];
+                let normed: Vec<f64> = (0..c).map(normed).collect();
+                let hidden: Vec<f64> = linear(&normed, w1, Some(b1)).into_iter().map(gelu).collect();
+                let own = &h[to * row + o * c..];
+                sum +=
+                    linear(&hidden, w2, Some(b2)).iter().zip(own).map(|(y, h)| (y + h).powi(2)).sum::<f64>();
+            }
+        }
+        sum
+    }
+
+    /// Its derivative for one feature, by a central difference.
+    fn slope(&self, at: usize) -> f64 {
+        let step = 1e-4;
+        let moved = |by: f64| {
+            let mut h = self.h.clone();
+            h[at] += by;
+            self.loss(&h)
+        };
+        (moved(step) - moved(-step)) / (2.0 * step)
+    }
+}
