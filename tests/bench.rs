@@ -143,6 +143,27 @@ fn a_device_that_is_lost_is_opened_again() {
 }
 
 #[test]
+fn ceilings_that_cannot_be_measured_are_absent() {
+    let gpu = Gpu::open().expect("the adapter opened before");
+    gpu.lose();
+    let settings = Settings { ceilings: None, reopen: Box::new(Gpu::open), ..settings(far()) };
+    let mut told = Vec::new();
+    let run = run(gpu, vec![double("a", 2.0), double("b", 2.0)], &settings, &mut |event| {
+        if let Event::Measured(which, Some(_)) = event {
+            told.push(which.name());
+        }
+        Ok(())
+    })
+    .expect("the loop ends");
+    assert!(told.contains(&"copy") && told.contains(&"fma f32") && told.contains(&"readback"), "{told:?}");
+    assert_eq!(run.ceilings, Ceilings::default());
+    assert_eq!(names(&run), ["double b"], "the first finds the device lost");
+    assert_eq!((run.records[0].fraction, run.records[0].ceiling.as_str()), (None, "none"));
+    assert!(page(std::slice::from_ref(&run)).contains("No row of this run counts operations"));
+    assert!(markdown(&[run]).contains("copy - GB/s"));
+}
+
+#[test]
 fn a_row_above_its_ceiling_has_it_measured_again() {
     let low = Ceilings { copy: Some(1.0), ..far() };
     let (run, lines) = went(gpu(), vec![double("a", 2.0), double("b", 2.0)], &settings(low));

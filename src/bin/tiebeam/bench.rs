@@ -111,7 +111,17 @@ fn one(options: &Options, args: &Args, part: &mut Option<Part>, baseline: Option
     if let Some(word) = &args.kernels {
         return kernels(&gpu, cases, word);
     }
-    let cases: Vec<Case> = cases.into_iter().filter(|case| case.is_wanted(&args.words)).collect();
+    let (cases, others): (Vec<Case>, Vec<Case>) =
+        cases.into_iter().partition(|case| case.is_wanted(&args.words));
+    if cases.is_empty() {
+        let names: Vec<String> = others.iter().map(Case::name).collect();
+        let message = format!("no row's name contains one of these words; there are {}", names.join("; "));
+        return Err(Error::Config { message });
+    }
+    let long: Vec<String> = others.iter().filter(|case| case.asked).map(Case::name).collect();
+    if args.words.is_empty() && !long.is_empty() {
+        println!("left out here unless a word selects them, because they take minutes: {}", long.join("; "));
+    }
     let options = options.clone();
     let reopen = Box::new(move || Gpu::open_with(options.clone()));
     let settings = Settings { reopen, ..Settings::new(budget) };
