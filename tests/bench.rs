@@ -287,12 +287,16 @@ fn a_baseline_stands_beside_the_rows_of_its_names() -> Result<()> {
 fn of_lines_of_one_name_the_fastest_counts() -> Result<()> {
     let folder = Folder::new("bench_baseline");
     let path = folder.join("theirs.jsonl");
-    let line = |ms: f64| format!("{{\"op\":\"double\",\"shape\":\"a\",\"median_ms\":{ms},\"peer\":\"p\"}}\n");
+    let line = |ms: f64| {
+        format!(
+            "{{\"op\":\"double\",\"shape\":\"a\",\"median_ms\":{ms},\"peer\":\"p\",\"precision\":\"{ms} bits\"}}\n"
+        )
+    };
     std::fs::write(&path, [line(3.0), line(2.0), line(4.0)].concat()).expect("a file");
     let (run, _) = went(gpu(), vec![double("a", 2.0)], &settings(far()));
     let found = Baseline::read(&path)?.matches(&run);
     assert_eq!((found.rows[0].theirs_ms, found.rows[0].lines), (2.0, 3));
-    assert!(found.table().contains("p, the fastest of 3 lines"), "{}", found.table());
+    assert!(found.table().contains("p, 2 bits, the fastest of 3 lines"), "{}", found.table());
 
     for (text, what) in [
         (line(1.0) + "{\"op\":\"x\"}\n", ":2: no text 'shape'"),

@@ -27,7 +27,8 @@ const FAMILIES: [(&str, &str); 2] =
     [("layernorm", "layer_norm"), ("se3conv fwd+bwd (geometry+basis+layer)", "ponita")];
 
 impl Baseline {
-    /// Reads another program's lines, which have `family` or `op`, `shape`, `median_ms` and perhaps `peer` and `adapter`, or ours.
+    /// Reads another program's lines, which have `family` or `op`, `shape`, `median_ms` and perhaps `peer`, `adapter` and
+    /// `precision`, or ours.
     ///
     /// # Errors
     /// [`Error::Io`], or [`Error::Config`] with file and line of what is neither.
@@ -55,7 +56,7 @@ impl Baseline {
                 return Err(line.bad("'median_ms' is not above 0"));
             }
             let of = |key: &str, otherwise: &str| line.value[key].as_str().unwrap_or(otherwise).to_string();
-            let who: Vec<String> = [of("peer", &peer), of("adapter", &adapter)].into();
+            let who: Vec<String> = [of("peer", &peer), of("adapter", &adapter), of("precision", "")].into();
             let who = who.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ");
             let time = all.entry(name).or_insert(Time { median_ms, who: who.clone(), lines: 0 });
             time.lines += 1;
