@@ -2,12 +2,14 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use support::folder::Folder;
-use support::gpu;
+use support::{gpu, other_kernels};
 use tiebeam::bench::{
-    Baseline, Case, Ceilings, Check, Event, Part, Row, Run, Settings, markdown, page, read_runs, run,
+    Baseline, Case, Ceilings, Check, Event, Part, Row, Run, Settings, Suite, markdown, page, read_runs, rows,
+    run,
 };
 use tiebeam::{Error, Gpu, Result, Tensor};
 
@@ -281,6 +283,38 @@ fn a_baseline_stands_beside_the_rows_of_its_names() -> Result<()> {
     let own = Baseline::read(&results("h200-d082107.jsonl"))?.matches(run);
     assert!(own.ours.is_empty() && own.theirs.is_empty() && own.rows.len() == 31);
     Ok(())
+}
+
+#[test]
+fn rows_have_names_of_their_own_which_other_engines_use() -> Result<()> {
+    // Of a CPU driver and of a GPU, whichever this is.
+    for gpu in [gpu(), other_kernels()] {
+        let names: Vec<String> = rows(gpu, Suite::Full).iter().map(Case::name).collect();
+        let distinct: BTreeSet<&String> = names.iter().collect();
+        assert_eq!(distinct.len(), names.len(), "{names:?}");
+        let real = |case: &Case| case.name() == "train_step d768 T1024 B8 tied x12";
+        let asked = rows(gpu, Suite::Quick).into_iter().find(real).map(|case| case.asked);
+        assert_eq!(asked, Some(gpu.is_software()), "minutes on a CPU driver");
+        if gpu.is_software() {
+            continue;
+        }
+        let run = Run { records: Vec::new(), ..read_runs(&results("h200-d082107.jsonl"))?.remove(0) };
+        let torch = Baseline::read(&results("h200-d082107-torch.jsonl"))?.matches(&run).theirs;
+        let only: Vec<&String> = torch.iter().filter(|name| !names.contains(name)).collect();
+        assert_eq!(only, ["copy 1 GiB", "gelu(x*y+z) compiled 4096x1024", "matmul tf32 4096"]);
+    }
+    Ok(())
+}
+
+#[test]
+fn words_select_rows() {
+    let case = double("a", 2.0);
+    let words = |words: &[&str]| words.iter().map(|w| w.to_string()).collect::<Vec<_>>();
+    assert!(
+        case.is_wanted(&[]) && case.is_wanted(&words(&["x", "ble a"])) && !case.is_wanted(&words(&["x"]))
+    );
+    let long = Case { asked: true, ..case };
+    assert!(!long.is_wanted(&[]) && long.is_wanted(&words(&["double"])));
 }
 
 #[test]

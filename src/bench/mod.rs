@@ -2,7 +2,7 @@
 //!
 //! A row is checked against an f64 reference on a sample of elements before it is timed; a wrong result has no time. Its
 //! time stands beside the least time that the measured ceilings allow, `max(bytes / copy, flops / fma)`: the roofline.
-//! [`run`] goes through all rows whatever happens to one of them.
+//! [`run()`] goes through all rows whatever happens to one of them.
 
 mod baseline;
 pub mod ceilings;

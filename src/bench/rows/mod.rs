@@ -17,7 +17,7 @@ use crate::tensor::Tensor;
 /// How much to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Suite {
-    /// Under three minutes on two cores.
+    /// Some minutes on two cores.
     Quick,
     /// Every size.
     Full,
