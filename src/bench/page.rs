@@ -143,8 +143,14 @@ impl Axis {
     }
 }
 
+/// A power of ten in the room that there is beside an axis.
 fn plain(value: f64) -> String {
-    if value >= 1.0 { format!("{value:.0}") } else { format!("{value}") }
+    match value {
+        v if v >= 1e6 => format!("{:.0}M", v * 1e-6),
+        v if v >= 1e4 => format!("{:.0}k", v * 1e-3),
+        v if v >= 1.0 => format!("{v:.0}"),
+        v => format!("{v}"),
+    }
 }
 
 /// GFLOP/s over operations a byte, both by powers of ten, under the two ceilings.
