@@ -3,7 +3,7 @@
 use super::{copy, measure};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::gpu::kernel::{Launch, grid, Work};
+use crate::gpu::kernel::{Launch, Work, grid};
 use crate::gpu::shader::Source;
 use crate::gpu::{Gpu, lock};
 use crate::tensor::Tensor;

@@ -3,7 +3,7 @@
 use super::measure;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::gpu::kernel::{Launch, grid, Work};
+use crate::gpu::kernel::{Launch, Work, grid};
 use crate::gpu::shader::Source;
 use crate::gpu::{Gpu, lock};
 use crate::tensor::Tensor;
@@ -76,7 +76,17 @@ fn at(gpu: &Gpu, bytes: u64) -> Result<(f64, f64)> {
         best = best.max(rate(&mut || {
             let (params, binds) = (bytemuck::cast_slice(&params), vec![x.bind(0), y.bind_mut(1)]);
             let (op, entry) = ("copy", "main");
-            gpu.launch(Launch { op, source: &source, entry, binds, params, grid, turns: 1, reuse: 0, work: Work::MOVES });
+            gpu.launch(Launch {
+                op,
+                source: &source,
+                entry,
+                binds,
+                params,
+                grid,
+                turns: 1,
+                reuse: 0,
+                work: Work::MOVES,
+            });
         })?);
     }
     // The engine's own makes an array of its own.

@@ -1,4 +1,4 @@
-//! The kernels inside one call of a row.
+//! The kernels inside one call of a row, as they were timed or as they are planned.
 
 use super::{Case, caught};
 use crate::error::Result;
@@ -29,6 +29,37 @@ pub fn kernels(gpu: &Gpu, case: Case) -> Result<Kernels> {
     }
     gpu.trim();
     found.map(Kernels)
+}
+
+/// The dispatches that a call of a row plans on this device, each with how often, in the order of their first: kernel, constants,
+/// workgroups, parts, bytes and operations.
+///
+/// # Errors
+/// As [`kernels`].
+pub fn plan(gpu: &Gpu, case: Case) -> Result<Vec<(String, usize)>> {
+    let found = caught(|| {
+        let row = (case.make)(gpu)?;
+        // What is made once, such as an optimizer's state, is there behind the first call.
+        (row.run)(0).check()?;
+        gpu.planned(|| {
+            let y = (row.run)(0);
+            no_grad(|| y.contiguous().evaluate());
+        })
+    });
+    if found.is_err() {
+        gpu.take_fault();
+        let _ = gpu.planned(|| ());
+    }
+    gpu.trim();
+    let mut all: Vec<(String, usize)> = Vec::new();
+    for pass in found? {
+        let line = format!("{}: {pass}", pass.op);
+        match all.iter_mut().find(|(known, _)| *known == line) {
+            Some((_, count)) => *count += 1,
+            None => all.push((line, 1)),
+        }
+    }
+    Ok(all)
 }
 
 impl Kernels {

@@ -17,7 +17,7 @@ mod run;
 
 pub use baseline::{Baseline, Match, Matches};
 pub use ceilings::{Ceiling, Ceilings};
-pub use kernels::{Kernels, kernels};
+pub use kernels::{Kernels, kernels, plan};
 pub use lines::read_runs;
 pub use page::{markdown, page};
 pub use part::Part;

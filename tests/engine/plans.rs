@@ -32,7 +32,9 @@ fn seen(gpu: &Gpu, words: &[&str], work: impl FnOnce() -> Tensor) -> Vec<String>
 
 /// Lines without what stands behind workgroups and parts.
 fn kernels(all: &[String]) -> Vec<&str> {
-    all.iter().map(|line| line.split("B,").next().unwrap_or(line).rsplit_once(", ").map_or("", |x| x.0)).collect()
+    all.iter()
+        .map(|line| line.split("B,").next().unwrap_or(line).rsplit_once(", ").map_or("", |x| x.0))
+        .collect()
 }
 
 #[test]

@@ -3,28 +3,16 @@
 use super::{Inputs, U, gradient};
 use crate::bench::{Case, Check, Row};
 use crate::nn::Mask;
-use crate::ops::matmul::tune::chosen;
+use crate::ops::matmul::tune::{BENCHED, chosen};
 
-/// `[batch, m, n, k]` each.
+/// Of the sizes that `tiebeam tune` measures too.
 pub(super) fn matmuls(cpu: bool, full: bool) -> Vec<Case> {
-    let mut sizes = vec![
-        [1, 256, 256, 256],
-        [1, 512, 512, 512],
-        [1, 1024, 1024, 1024],
-        [1, 2048, 768, 768],
-        [32, 128, 128, 64],
-        [1, 1, 2048, 2048],
-        [1, 8, 2048, 2048],
-        [1, 2048, 8, 2048],
-        [1, 64, 64, 16384],
-    ];
-    if full || !cpu {
-        sizes.push([1, 2048, 2048, 2048]);
-    }
-    if full && !cpu {
-        sizes.push([1, 4096, 4096, 4096]);
-    }
-    let mut all: Vec<Case> = sizes.into_iter().map(|size| matmul(size, false)).collect();
+    let wanted = |size: &[usize; 4]| match size[1].min(size[2]) {
+        2048 => full || !cpu,
+        4096 => full && !cpu,
+        _ => true,
+    };
+    let mut all: Vec<Case> = BENCHED.into_iter().filter(wanted).map(|size| matmul(size, false)).collect();
     let half = if cpu { &[1024][..] } else { &[1024, 4096] };
     all.extend(half.iter().map(|&size| matmul([1, size, size, size], true)));
     all

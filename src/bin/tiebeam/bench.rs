@@ -31,6 +31,10 @@ pub struct Args {
     /// Time nothing: show the kernels inside a call of the rows whose name contains the word, with their share of the time
     #[arg(long, value_name = "WORD", conflicts_with_all = ["json", "baseline", "words"])]
     kernels: Option<String>,
+    /// Time nothing: show the dispatches that the rows plan for this device, or for the one that TIEBEAM_DEVICE names: kernel,
+    /// constants, workgroups, parts of summed axes, bytes and operations
+    #[arg(long, conflicts_with_all = ["json", "baseline", "kernels"])]
+    plan: bool,
     /// Only rows whose name contains one of these words; rows that take long on a CPU driver run there only when selected
     words: Vec<String>,
     #[command(subcommand)]
@@ -109,7 +113,12 @@ fn one(options: &Options, args: &Args, part: &mut Option<Part>, baseline: Option
     };
     let cases = rows(&gpu, suite);
     if let Some(word) = &args.kernels {
-        return kernels(&gpu, cases, word);
+        let table = |case| bench::kernels(&gpu, case).map(|found| found.table());
+        return each(cases, &format!("--kernels {word}"), |case| case.name().contains(word), table);
+    }
+    if args.plan {
+        println!("planned for the class '{}' of devices", gpu.class().name);
+        return each(cases, "--plan", |case| case.is_wanted(&args.words), |case| planned(&gpu, case));
     }
     let (cases, others): (Vec<Case>, Vec<Case>) =
         cases.into_iter().partition(|case| case.is_wanted(&args.words));
@@ -207,14 +216,25 @@ fn show_ceilings(c: &Ceilings, again: bool) {
     println!("{}", Record::HEAD);
 }
 
-/// What the calls of some rows dispatch.
-fn kernels(gpu: &Gpu, cases: Vec<Case>, word: &str) -> Result<()> {
-    let cases: Vec<Case> = cases.into_iter().filter(|case| case.name().contains(word)).collect();
+fn planned(gpu: &Gpu, case: Case) -> Result<String> {
+    let line = |(pass, count): (String, usize)| match count {
+        1 => format!("  {pass}\n"),
+        _ => format!("  {pass} ({count} times)\n"),
+    };
+    Ok(bench::plan(gpu, case)?.into_iter().map(line).collect())
+}
+
+/// Shows a text for each row that is wanted.
+fn each(
+    cases: Vec<Case>,
+    option: &str,
+    wanted: impl Fn(&Case) -> bool,
+    text: impl Fn(Case) -> Result<String>,
+) -> Result<()> {
+    let cases: Vec<Case> = cases.into_iter().filter(wanted).collect();
     if cases.is_empty() {
         return Err(Error::Config {
-            message: format!(
-                "--kernels {word}: no row's name contains it; 'tiebeam bench' shows their names"
-            ),
+            message: format!("{option}: no such row; 'tiebeam bench' shows their names"),
         });
     }
     let (bar, count) = (bar(cases.len()), cases.len());
@@ -222,13 +242,10 @@ fn kernels(gpu: &Gpu, cases: Vec<Case>, word: &str) -> Result<()> {
     for case in cases {
         let name = case.name();
         bar.set_message(name.clone());
-        let text = match bench::kernels(gpu, case) {
-            Ok(found) => found.table(),
-            Err(error) => {
-                failed += 1;
-                format!("  FAILED: {error}\n")
-            }
-        };
+        let text = text(case).unwrap_or_else(|error| {
+            failed += 1;
+            format!("  FAILED: {error}\n")
+        });
         bar.suspend(|| print!("{name}\n{text}"));
         bar.inc(1);
     }
