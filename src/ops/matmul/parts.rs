@@ -6,7 +6,7 @@ use super::product::{Product, Right};
 use crate::gpu::DeviceClass;
 use crate::tensor::Tensor;
 
-/// An inner axis in parts of `len`; the last one may be shorter.
+/// An inner axis in parts of `len`; what is left behind them goes to the first one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Cut {
     pub parts: usize,
@@ -26,8 +26,8 @@ impl Cut {
         let (bytes, flops) = (problem.operand_bytes(), problem.flops());
         let part = |parts: usize| {
             // Whole steps of every kernel.
-            let len = k.div_ceil(parts).next_multiple_of(16);
-            Cut { parts: k.div_ceil(len), len }
+            let len = (k / parts / 16 * 16).max(16);
+            Cut { parts: k / len, len }
         };
         let affordable = |cut: &Cut| {
             let cost = 8.0 * (cut.parts * problem.batch * m * n) as f64;
@@ -69,14 +69,13 @@ fn view(x: &Tensor, axis: usize, first: usize, Cut { parts, len }: Cut) -> Tenso
 impl Product<'_> {
     /// The product of each part, into `to [parts, m, n]`.
     pub fn write_parts(&self, right: &Tensor, cut: Cut, to: &Tensor, accumulate: bool) {
-        let k = right.shape()[0];
-        let equal = k / cut.len;
-        // Those of equal length in one dispatch; what is left is shorter, and has one of its own.
-        let pieces = [(0, Cut { parts: equal, ..cut }), (equal, Cut { parts: 1, len: k % cut.len })];
-        for (first, piece) in pieces.into_iter().filter(|(_, piece)| piece.parts * piece.len > 0) {
-            let of = |x: &Tensor, axis: usize| view(x, axis, first * cut.len, piece);
+        let whole = cut.parts * cut.len;
+        // Those of equal length in one dispatch. What is left is added to the first: a place that every adapter can bind.
+        let left = Cut { parts: 1, len: right.shape()[0] - whole };
+        for (first, piece) in [(0, cut), (whole, left)].into_iter().filter(|(_, piece)| piece.len > 0) {
+            let of = |x: &Tensor, axis: usize| view(x, axis, first, piece);
             let (lhs, rhs) = (of(self.lhs, 1), of(right, 0));
-            let own = to.slice(0, first..first + piece.parts);
+            let (own, accumulate) = (to.slice(0, 0..piece.parts), accumulate || first > 0);
             let new = Product::new(self.op, &lhs, Right::Tensor(&rhs));
             let one = Product { rows: self.rows, accumulate, parts: piece.parts, ..new };
             one.launch(&own);

@@ -46,10 +46,9 @@ pub fn plan(class: &DeviceClass, sizes: Sizes) -> Vec<Pass> {
     };
     let cut = Cut::of(class, &problem).filter(|_| batch == 1);
     let Some(Cut { parts, len }) = cut else { return vec![one(&problem, 1)] };
-    let equal = k / len;
-    let mut all = vec![one(&Problem { k: len, batch: equal, ..problem }, equal)];
-    if equal < parts {
-        all.push(one(&Problem { k: k % len, ..problem }, 1));
+    let mut all = vec![one(&Problem { k: len, batch: parts, ..problem }, parts)];
+    if parts * len < k {
+        all.push(one(&Problem { k: k - parts * len, ..problem }, 1));
     }
     all.extend(reduce::plan(class, [1, parts, m * n]));
     all

@@ -227,7 +227,7 @@ fn classes(gpu: &Gpu) -> Vec<Problem> {
     // What runs is a part where the inner axis is cut.
     for problem in &mut all {
         if let Some(cut) = Cut::of(gpu.class(), problem).filter(|_| problem.batch == 1) {
-            *problem = Problem { k: cut.len, batch: problem.k / cut.len, ..*problem };
+            *problem = Problem { k: cut.len, batch: cut.parts, ..*problem };
         }
     }
     let mut seen = std::collections::HashSet::new();
@@ -338,7 +338,7 @@ pub fn chosen(a: &Tensor, b: &Tensor) -> String {
     let problem = Problem { m, n, k, batch: batch.count(), left, right, half, coop: None }.on(a.gpu());
     let cut = Cut::of(a.gpu().class(), &problem).filter(|_| axes == 2);
     let Some(cut) = cut else { return choose(a.gpu(), &problem).to_string() };
-    let part = Problem { k: cut.len, batch: k / cut.len, ..problem };
+    let part = Problem { k: cut.len, batch: cut.parts, ..problem };
     format!("{}, {} parts", choose(a.gpu(), &part), cut.parts)
 }
 
