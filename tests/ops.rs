@@ -1,4 +1,5 @@
-//! Walks the op list: forward and gradient of every case against its f64 reference, the same bits twice, accumulation.
+//! Walks the op list: forward and gradient of every case against its f64 reference, the same bits twice, accumulation. `make test-discrete`
+//! does so with the kernels of a GPU's class of devices.
 //!
 //! Forward bound per element: `ulps u |ref| + 4 u sqrt(K) s`, where `s` is the root of the sum of squares of the terms
 //! `x_j dy/dx_j` and K their number: for a dot product exactly `4 u sqrt(K) ||a*b||_2`. f16 adds its output rounding.
@@ -15,24 +16,6 @@ use tiebeam::{DType, Error, Gpu, Rng, Shape, Tensor};
 /// Above this many reference evaluations a case's Jacobian is left out and the bound uses the output's scale alone.
 const MOST: usize = 300_000_000;
 
-/// Families whose kernels, or how they cut their work, depend on the device's class.
-const CHOOSES: [&str; 14] = [
-    "tied",
-    "routed",
-    "matmul",
-    "attention",
-    "norm",
-    "softmax",
-    "cross_entropy",
-    "reduce",
-    "combine",
-    "mlp",
-    "kernel_basis",
-    "spatial_conv",
-    "table_conv",
-    "fiber_norm",
-];
-
 fn main() {
     let args = Arguments::from_args();
     let mut trials = Vec::new();
@@ -40,13 +23,6 @@ fn main() {
         for case in cases {
             let name = format!("{op}::{}", case.name.replace(' ', "_"));
             let case = Arc::new(case);
-            // What an adapter picks by itself is only one of the kernels that must be right.
-            if CHOOSES.contains(&op) {
-                let case = case.clone();
-                trials.push(Trial::test(format!("{name}::other_kernels"), move || {
-                    check(other_kernels(), &case)
-                }));
-            }
             trials.push(Trial::test(name, move || check(gpu(), &case)));
         }
     }

@@ -205,7 +205,8 @@ const CPU: DeviceClass = DeviceClass {
     slow_compiler: true,
     bytes_s: 8e9,
     flops_s: 6e10,
-    submit: 5e-2,
+    // lavapipe takes no second submit before the first is done: few, but well below a second.
+    submit: 0.25,
     ..DISCRETE
 };
 

@@ -152,8 +152,8 @@ fn what_would_take_too_long_in_one_dispatch_is_cut() {
     both(&attention);
     let (count, most) = launches("attention", &attention);
     assert!(count >= 20 && most <= 6e6, "{count} launches of up to {most} operations");
-    // Half a million operations each: a twentieth of a second here, and as long as a submit should be.
-    let x = normal(&slow, &[64, 64]);
+    // Four million operations each: nearly half a second here, and longer than a submit should be.
+    let x = normal(&slow, &[128, 128]);
     let before = slow.submits();
     (0..20).for_each(|_| x.matmul(&x).evaluate());
     assert!(slow.submits() - before >= 19, "{} submits for 20 products", slow.submits() - before);
