@@ -73,6 +73,9 @@ const LEAST_BYTES: f64 = 65_536.0;
 const LEAST_FLOPS: f64 = 1e6;
 
 impl DeviceClass {
+    /// Seconds that one dispatch should not be above: some drivers end one of two, and screens stand still before that.
+    pub(crate) const LONGEST: f64 = 0.5;
+
     /// Threads that keep the whole device busy.
     pub fn in_flight(&self) -> usize {
         self.width as usize * self.threads as usize

@@ -56,7 +56,7 @@ impl Sizes {
     /// How many of the `size` keys or queries that a pass of so many products walks it should walk in one launch.
     fn longest(&self, class: &DeviceClass, products: f64, size: usize) -> usize {
         let seconds = self.flops(products) / class.flops_s;
-        if seconds > LONGEST { (size as f64 * LONGEST / seconds) as usize } else { usize::MAX }
+        if seconds > DeviceClass::LONGEST { (size as f64 * DeviceClass::LONGEST / seconds) as usize } else { usize::MAX }
     }
 
     /// With the keys in `splits` parts.
@@ -108,8 +108,7 @@ impl Sizes {
         entry: &str,
         binds: Vec<Bind>,
         (items, walked): (usize, usize),
-        split: Split,
-        work: Work,
+        (split, work): (Split, Work),
     ) {
         let row_blocks = self.rows().div_ceil(split.each as usize);
         let (blocks, grid) = self.grid(items, split);
@@ -126,9 +125,6 @@ impl Sizes {
         });
     }
 }
-
-/// Seconds that one dispatch should not be above: some drivers end one of two.
-const LONGEST: f64 = 0.5;
 
 /// Keys below which a part of them is not worth the pass that joins the parts.
 const LEAST_KEYS: usize = 64;
@@ -255,7 +251,7 @@ impl Tensor {
         let size = |x: &Tensor, axis: usize| x.shape().get(axis).copied().unwrap_or(1);
         let rows = size(self, 2) * (size(self, 1) / size(k, 1).max(1)).max(1);
         let pairs = (self.count() * size(k, 2)) as f64;
-        if 4.0 * pairs / self.gpu().class().flops_s > LONGEST && self.shape().len() == 4 && k.shape().len() == 4 {
+        if 4.0 * pairs / self.gpu().class().flops_s > DeviceClass::LONGEST && self.shape().len() == 4 && k.shape().len() == 4 && k.shape() == v.shape() {
             // A dispatch of seconds would end in a driver's watchdog: one half after the other.
             let [batch, kv_heads] = [size(k, 0), size(k, 1)];
             let axis = if batch > 1 { 0 } else { 1 };
@@ -429,7 +425,7 @@ fn forward(
         source = source.slot("keys", "keys_listed");
     }
     let items = sizes.rows().next_multiple_of(split.each as usize) * splits;
-    sizes.launch(gpu, &source, "forward", binds, (items, sizes.cut[1].min(sizes.tokens_k)), split, Work { flops: sizes.flops(2.0), parts: splits });
+    sizes.launch(gpu, &source, "forward", binds, (items, sizes.cut[1].min(sizes.tokens_k)), (split, Work { flops: sizes.flops(2.0), parts: splits }));
     if splits == 1 {
         return [y.reshape(*q.shape()), lse];
     }
@@ -558,7 +554,7 @@ impl Op for Attention {
                 binds.push(dq.bind_mut(5));
                 let sizes = Sizes { walk, ..*sizes };
                 let work = Work::flops(sizes.flops(3.0) * (walk[1] - walk[0]) as f64 / sizes.tokens_k as f64);
-                sizes.launch(gpu, &source, "queries", binds, (sizes.rows(), walk[1] - walk[0]), split, work);
+                sizes.launch(gpu, &source, "queries", binds, (sizes.rows(), walk[1] - walk[0]), (split, work));
             }
             sink.add(0, dq);
         }
@@ -574,7 +570,7 @@ impl Op for Attention {
                 // Every head of the group begins with a turn of its own.
                 let walked = (walk[1] - walk[0] + 4) * sizes.group;
                 let work = Work::flops(sizes.flops(4.0) * (walk[1] - walk[0]) as f64 / sizes.tokens_q as f64);
-                sizes.launch(gpu, &source, "keys", binds, (sizes.tokens_k, walked), split, work);
+                sizes.launch(gpu, &source, "keys", binds, (sizes.tokens_k, walked), (split, work));
             }
             sink.add(1, dk);
             sink.add(2, dv);

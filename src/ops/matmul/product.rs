@@ -5,6 +5,7 @@ use super::operand::{self, Operand, operand};
 use super::parts::Cut;
 use super::{Activation, Epilogue};
 use crate::dtype::DType;
+use crate::gpu::DeviceClass;
 use crate::gpu::kernel::{Bind, Launch, MOST_TURNS, Work};
 use crate::ops::site::{Load, Site};
 use crate::ops::{reduce, words};
@@ -21,9 +22,6 @@ pub(super) enum Right<'a> {
 /// Rows above which a site's weight is made once instead of in every tile's load. Fused, a tile of rows makes each weight
 /// anew: with more than a few tiles that costs more than writing `[out, in]` once and reading it back as vectors.
 const FUSED_ROWS: usize = 64;
-
-/// Seconds that one dispatch should not be above: some drivers end one of two, and screens stand still before that.
-const LONGEST: f64 = 0.5;
 
 /// A right side as the kernel reads it.
 struct Read {
@@ -225,7 +223,7 @@ impl<'a> Product<'a> {
             Problem { m, n, k, batch: batch.count(), left: left.fragment, right: right.fragment, half, coop: None };
         let problem = problem.on(gpu);
         let core = choose(gpu, &problem);
-        if gpu.class().seconds(problem.operand_bytes(), problem.flops()) > LONGEST && self.can_be_halved(y) {
+        if gpu.class().seconds(problem.operand_bytes(), problem.flops()) > DeviceClass::LONGEST && self.can_be_halved(y) {
             return self.in_halves(y);
         }
         let load = right.load.as_ref().map_or(0, |load| load.turns);
