@@ -48,6 +48,20 @@ impl Part {
         written.map_err(|e| Error::io(self.part.as_ref().unwrap_or(&self.path), e))
     }
 
+    /// Leaves the lines where they are, of a run that did not come to its end; whether there are any. Without one nothing is left.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where an empty one cannot be taken away.
+    pub fn leave(self) -> Result<bool> {
+        let Some(part) = self.part else { return Ok(true) };
+        let empty = self.file.metadata().is_ok_and(|found| found.len() == 0);
+        drop(self.file);
+        if empty {
+            std::fs::remove_file(&part).map_err(|e| Error::io(&part, e))?;
+        }
+        Ok(!empty)
+    }
+
     /// Gives the file its name.
     ///
     /// # Errors

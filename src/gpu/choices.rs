@@ -56,6 +56,8 @@ pub(crate) struct Choices {
     file: Option<PathBuf>,
     head: String,
     known: Mutex<Known>,
+    /// What the program brings: asked where nothing was measured here, and not saved.
+    shipped: Known,
 }
 
 impl Choices {
@@ -69,31 +71,39 @@ impl Choices {
         let folder = options.cache.or_else(folder_of_user);
         let file = folder.map(|folder| folder.join(format!("kernels-{:016x}.txt", hash(&head))));
         let tuning = options.tuning.unwrap_or_default();
-        let mut known = Known::new();
+        let (mut known, mut brought) = (Known::new(), Known::new());
         if tuning != Tuning::Off {
             if let Some(path) = &options.choices {
-                known = shipped(path, &head, class)?;
+                brought = shipped(path, &head, class)?;
             }
             match file.as_deref().map_or(Ok(Known::new()), |path| read(path, &head)) {
-                Ok(found) => known.extend(found),
+                Ok(found) => known = found,
                 Err(why) => tracing::warn!(?file, why, "measured choices left out"),
             }
         }
-        Ok(Choices { tuning, file, head, known: Mutex::new(known) })
+        Ok(Choices { tuning, file, head, known: Mutex::new(known), shipped: brought })
     }
 
     /// Choices in memory only, none so far.
     pub fn none() -> Choices {
-        Choices { tuning: Tuning::Read, file: None, head: String::new(), known: Mutex::default() }
+        let (head, known) = (String::new(), Mutex::default());
+        Choices { tuning: Tuning::Read, file: None, head, known, shipped: Known::new() }
     }
 
     /// Puts the numbers that were measured in place of the table's.
     pub fn refine(&self, class: &mut DeviceClass) {
-        for (key, text) in lock(&self.known).iter() {
+        for (key, text) in self.all() {
             if let (Some(name), Ok(number)) = (key.strip_prefix(DEVICE), text.parse()) {
                 refine(class, name, number);
             }
         }
+    }
+
+    /// What was measured here, before what the program brings.
+    fn all(&self) -> Known {
+        let mut all = self.shipped.clone();
+        all.extend(lock(&self.known).clone());
+        all
     }
 
     fn text(&self, all: &Known) -> String {
@@ -193,7 +203,8 @@ fn shipped(path: &Path, head: &str, class: &str) -> Result<Known> {
 impl Gpu {
     /// Whether anything may have been measured: without, kernels come from the table.
     pub(crate) fn has_choices(&self) -> bool {
-        self.tunes() || !lock(&self.0.choices.known).is_empty()
+        let choices = &self.0.choices;
+        self.tunes() || !choices.shipped.is_empty() || !lock(&choices.known).is_empty()
     }
 
     /// Whether what has no choice yet is measured when it first runs.
@@ -203,13 +214,14 @@ impl Gpu {
 
     /// The kernel measured to be best for a class of problems.
     pub(crate) fn choice(&self, key: &str) -> Option<String> {
-        lock(&self.0.choices.known).get(key).cloned()
+        let choices = &self.0.choices;
+        lock(&choices.known).get(key).or_else(|| choices.shipped.get(key)).cloned()
     }
 
     /// Every measured choice at hand, by class.
     #[doc(hidden)]
     pub fn choices(&self) -> BTreeMap<String, String> {
-        lock(&self.0.choices.known).clone()
+        self.0.choices.all()
     }
 
     /// Keeps a choice for this process.

@@ -4,7 +4,7 @@ use super::buffer::Buffer;
 use super::kernel::{Bind, Launch, Work, grid};
 use super::shader::Source;
 use super::{DeviceClass, Gpu, choices, lock};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -65,7 +65,11 @@ impl Bench<'_> {
     }
 
     /// The least seconds of several calls.
+    ///
+    /// # Errors
+    /// Where the device has a fault or found no memory for what is measured, or its clock stood still.
     fn least(&self, work: impl Fn()) -> Result<f64> {
+        self.y.data()?;
         let mut best = f64::INFINITY;
         for _ in 0..5 {
             let seconds = if self.gpu.has_timestamps() && !self.gpu.adapter().is_software() {
@@ -79,7 +83,12 @@ impl Bench<'_> {
             };
             best = best.min(seconds);
         }
-        Ok(best)
+        self.gpu.check()?;
+        if best > 0.0 {
+            Ok(best)
+        } else {
+            Err(Error::device("the device's clock stands still; nothing can be measured"))
+        }
     }
 
     /// Works until a GPU's clock has come up: at least for so long.
@@ -107,8 +116,8 @@ fn copy(gpu: &Gpu, from: &Buffer, to: &Buffer, bytes: u64) {
 
 impl Gpu {
     /// Measures this device's width, rates and cost of a dispatch, keeps them with the choices of kernels and gives the class with
-    /// them in place of the table's. They count from the next time that the adapter is opened. A CPU's width is not measured: how work
-    /// is cut, and so the bits, should not depend on how many of its cores are free.
+    /// them in place of the table's. They count from the next time that the adapter is opened. A CPU's width is not measured, since it
+    /// would depend on how many of its cores are free.
     ///
     /// # Errors
     /// The device's fault.
@@ -137,6 +146,7 @@ impl Gpu {
         note(&mut class, "dispatch", many / count as f64);
         let (bytes, times) = (copied(&beside), 4);
         let [from, to] = [(); 2].map(|()| beside.alloc("copy", bytes));
+        from.data().and(to.data())?;
         let seconds = bench.least(|| (0..times).for_each(|_| copy(&beside, &from, &to, bytes)))?;
         note(&mut class, "bytes_s", (2.0 * (times * bytes) as f64 / seconds).round());
         Ok(class)

@@ -7,6 +7,8 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
+/// Dispatches in one submit, however short they are: the driver holds them all.
+const MOST: usize = 4096;
 /// Submits that the host may run ahead of the device.
 const IN_FLIGHT: usize = 4;
 /// Uploaded bytes in one submit: wgpu keeps a copy of each until then, and their buffers wait too.
@@ -20,6 +22,7 @@ pub(crate) struct Recorder {
     encoder: Option<wgpu::CommandEncoder>,
     /// How long the open batch should take on this device.
     seconds: f64,
+    dispatches: usize,
     /// Dispatches of all batches.
     total: u64,
     uploaded: u64,
@@ -57,7 +60,8 @@ impl Recorder {
     pub fn dispatched(&mut self, gpu: &Gpu, seconds: f64) {
         self.seconds += seconds;
         self.total += 1;
-        if self.seconds >= gpu.class().submit {
+        self.dispatches += 1;
+        if self.seconds >= gpu.class().submit || self.dispatches >= MOST {
             self.submit(gpu);
         }
     }
@@ -74,6 +78,7 @@ impl Recorder {
     pub fn submit(&mut self, gpu: &Gpu) -> Option<wgpu::SubmissionIndex> {
         self.pass = None;
         self.seconds = 0.0;
+        self.dispatches = 0;
         self.uploaded = 0;
         let commands = self.encoder.take().map(|e| e.finish());
         let index = gpu.0.queue.submit(commands);

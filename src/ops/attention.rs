@@ -70,9 +70,9 @@ impl Sizes {
         let threads = self.pairs * self.rows().div_ceil(forward.each as usize) * forward.parts as usize;
         let busy = class.in_flight();
         // Written and read, the parts' results are at most a quarter of the operands.
-        let rows = self.pairs * self.rows();
+        let rows = (self.pairs * self.rows()).max(1);
         let affordable = (rows + 2 * self.pairs * self.tokens_k) / (8 * rows);
-        let wanted = (busy / threads).min(affordable).clamp(1, (self.tokens_k / LEAST_KEYS).max(1));
+        let wanted = (busy / threads.max(1)).min(affordable).clamp(1, (self.tokens_k / LEAST_KEYS).max(1));
         self.cut(wanted.max(self.tokens_k.div_ceil(forward.most())))
     }
 
@@ -368,6 +368,9 @@ pub(super) fn cached(q: &Tensor, [k, v]: [&Tensor; 2], listed: [&Tensor; 2], sca
     let ([batch, heads, tokens_q, head_dim], [cache_rows, kv_heads, context, _]) =
         (four(q.shape()), four(k.shape()));
     let group = heads / kv_heads;
+    if q.count() == 0 {
+        return Tensor::zeros(q.gpu(), *q.shape());
+    }
     let tile = Tile::of(q.gpu().class(), head_dim, group * tokens_q, context);
     debug_assert!(head_dim.is_multiple_of(4 * tile.forward.parts as usize));
     let sizes = Sizes {
@@ -466,6 +469,8 @@ pub fn plan(class: &DeviceClass, [batch, heads, kv_heads, tokens_q, tokens_k, he
         walk: [0; 2],
     };
     let tile = Tile::of(class, head_dim, sizes.rows(), tokens_k);
+    let head_dim = head_dim.next_multiple_of(tile.step());
+    let sizes = Sizes { head_dim, ..sizes };
     let sizes = sizes.cut_for(class, tile.forward);
     let (rows, keys, splits) = (sizes.pairs * sizes.rows(), sizes.pairs * tokens_k, sizes.cut[0]);
     let pass = |source, entry: &str, (items, split): (usize, Split), parts, products: f64, elements: usize| {

@@ -60,7 +60,7 @@ impl Sizes {
         let bytes = (4 * (self.atoms + self.layers) * self.size) as f64;
         let affordable = bytes / 4.0 / (64 * 8 * self.layers * self.atoms) as f64;
         let busy = (2 * class.in_flight() / 64).min(affordable as usize).max(1);
-        width.div_ceil(64).min(busy.max(width.div_ceil(64 * SPAN)))
+        width.div_ceil(64).min(busy.max(width.div_ceil(64 * SPAN))).min(65535)
     }
 
     /// Gradients of the atoms, into `dd`, and of the coefficients.

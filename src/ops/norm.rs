@@ -191,7 +191,8 @@ pub fn plan(class: &DeviceClass, [rows, width]: [usize; 2]) -> [Vec<Pass>; 2] {
         Pass { op: "layer_norm".into(), source, entry, grid, parts, bytes, flops: 0.0 }
     };
     let elements = 2 * rows * width + 2 * width + 3 * rows;
-    let forward = vec![pass("forward", lanes, groups(rows, lanes), 1, elements)];
+    // Longer rows are made of other ops.
+    let forward = if !plan.walks() { vec![] } else { vec![pass("forward", lanes, groups(rows, lanes), 1, elements)] };
     let elements = 2 * rows * width + 3 * rows + 2 * parts * width;
     let mut sums = vec![pass("columns", 64, grid(parts * plan.across()), parts, elements)];
     sums.extend(reduce::plan(class, [1, parts, 2 * width]));

@@ -49,7 +49,6 @@ fn source_columns(kind: Kind) -> Source {
     source(kind).alias("Elem", "vec4<f32>").alias("Bits", "vec4<u32>")
 }
 
-/// As many passes over `[outer, axis, inner]` as it takes until one element of the axis is left, divided by `divisor` then.
 /// Elements of a column, at least, that a part has.
 const LEAST: usize = 32;
 
@@ -109,6 +108,7 @@ pub fn plan(class: &DeviceClass, sizes: [usize; 3]) -> Vec<Pass> {
     std::iter::once(first).chain(rest).collect()
 }
 
+/// As many passes over `[outer, axis, inner]` as it takes until one element of the axis is left, divided by `divisor` then.
 fn reduce(op: &'static str, x: &Tensor, axis: usize, kind: Kind, divisor: f32) -> Tensor {
     let y = Tensor::empty(x.gpu(), op, x.shape().without(axis), x.dtype());
     reduce_into(op, x, axis, kind, divisor, &y);

@@ -54,7 +54,7 @@ fn what_is_planned_is_what_runs() {
             let same = if even { got == want } else { kernels(&got) == kernels(&want) };
             assert!(same, "{name} {m}x{k}x{n}: {got:?}, planned {want:?}");
         }
-        for [outer, size, inner] in [[1, 4096, 64], [1, 100_000, 1], [300, 64, 1], [2, 5000, 3]] {
+        for [outer, size, inner] in [[1, 4096, 64], [4, 100_000, 1], [300, 64, 1], [4, 5000, 3]] {
             let x = normal(&gpu, &[outer, size, inner]);
             let got = seen(&gpu, &["reduce"], || x.sum(1));
             assert_eq!(got, lines(&reduce::plan(&class, [outer, size, inner])), "{name}: sum");
@@ -90,7 +90,7 @@ fn a_class_is_named_by_options_and_unknown_ones_are_refused() {
 
 #[test]
 fn what_would_take_too_long_in_one_dispatch_is_cut() {
-    // A device of a million operations a second, as far as this file says.
+    // A device of ten million operations a second, as far as this file says.
     let scratch = Folder::new("slow");
     let open = || {
         let cache = Some(scratch.to_path_buf());
@@ -124,19 +124,19 @@ fn what_would_take_too_long_in_one_dispatch_is_cut() {
     both(&product);
     let (count, most) = launches("matmul", &product);
     assert!(count >= 4 && most <= 1.3e7, "{count} launches of up to {most} operations");
-    // Batches, with an operand that all share.
-    let batches = |gpu: &Gpu| normal(gpu, &[8, 3, 100, 64]).matmul(&normal(gpu, &[3, 64, 100]));
+    // Batches, with an operand that all share; halves of which begin where not every adapter can bind.
+    let batches = |gpu: &Gpu| normal(gpu, &[70, 3, 15, 64]).matmul(&normal(gpu, &[3, 64, 25]));
     both(&batches);
-    assert!(launches("matmul", &batches).0 >= 4);
+    assert!(launches("matmul", &batches).0 >= 2);
     // With a bias, a residual and rows from a list.
     let linear = |gpu: &Gpu| {
         let weight: Arc<dyn Site> = Arc::new(Tied::new(&normal(gpu, &[64, 128])));
-        let (bias, residual) = (normal(gpu, &[64]), normal(gpu, &[1000, 64]));
+        let (bias, residual) = (normal(gpu, &[64]), normal(gpu, &[8, 125, 64]));
         let rows: Vec<u32> = (0..1000).rev().collect();
         let rows = Tensor::from_slice(gpu, &rows, [1000]);
-        let x = normal(gpu, &[1000, 128]);
+        let (x, tokens) = (normal(gpu, &[1000, 128]), normal(gpu, &[8, 125, 128]));
         let epilogue = Epilogue { bias: Some(&bias), residual: Some(&residual), ..Default::default() };
-        let y = x.linear(&weight, epilogue);
+        let y = tokens.linear(&weight, epilogue).reshape([1000, 64]);
         let gate = normal(gpu, &[1000]);
         y.add_linear_scattered(&x, &rows, &gate, &weight).add(&x.linear_gathered(&rows, &weight))
     };

@@ -77,17 +77,23 @@ pub fn run(args: &Args) -> Result<()> {
         Some("all") => Gpu::adapters()?.iter().map(|a| Some(a.index.to_string())).collect(),
         other => vec![other.map(str::to_string)],
     };
-    let mut outcome = Ok(());
+    let (mut outcome, mut whole) = (Ok(()), true);
     for adapter in adapters {
-        let done = one(&Options { adapter, ..Options::default() }, args, &mut part, baseline.as_ref());
+        let ended = one(&Options { adapter, ..Options::default() }, args, &mut part, baseline.as_ref());
+        whole &= ended.is_ok();
+        let done = ended.and_then(|verdict| verdict);
         if let (Some("all"), Err(error)) = (args.adapter.as_deref(), &done) {
             eprintln!("error: {error}");
         }
         outcome = outcome.and(done);
     }
     if let (Some(part), Some(path)) = (part, &args.json) {
-        part.finish()?;
-        println!("wrote {}", path.display());
+        if whole {
+            part.finish()?;
+            println!("wrote {}", path.display());
+        } else if part.leave()? {
+            println!("lines so far are in {}", Part::beside(path).display());
+        }
     }
     outcome
 }
@@ -100,8 +106,13 @@ fn part(path: &Path) -> Result<Part> {
     Part::create(path)
 }
 
-/// One adapter, to the end.
-fn one(options: &Options, args: &Args, part: &mut Option<Part>, baseline: Option<&Baseline>) -> Result<()> {
+/// One adapter, to the end: then whether all rows were right. An error is what kept it from the end.
+fn one(
+    options: &Options,
+    args: &Args,
+    part: &mut Option<Part>,
+    baseline: Option<&Baseline>,
+) -> Result<Result<()>> {
     let gpu = Gpu::open_with(options.clone())?;
     println!("{}", gpu.adapter());
     if gpu.adapter().is_software() {
@@ -114,11 +125,11 @@ fn one(options: &Options, args: &Args, part: &mut Option<Part>, baseline: Option
     let cases = rows(&gpu, suite);
     if let Some(word) = &args.kernels {
         let table = |case| bench::kernels(&gpu, case).map(|found| found.table());
-        return each(cases, &format!("--kernels {word}"), |case| case.name().contains(word), table);
+        return each(cases, &format!("--kernels {word}"), |case| case.name().contains(word), table).map(Ok);
     }
     if args.plan {
         println!("planned for the class '{}' of devices", gpu.class().name);
-        return each(cases, "--plan", |case| case.is_wanted(&args.words), |case| planned(&gpu, case));
+        return each(cases, "--plan", |case| case.is_wanted(&args.words), |case| planned(&gpu, case)).map(Ok);
     }
     let (cases, others): (Vec<Case>, Vec<Case>) =
         cases.into_iter().partition(|case| case.is_wanted(&args.words));
@@ -152,7 +163,7 @@ fn one(options: &Options, args: &Args, part: &mut Option<Part>, baseline: Option
     if let Some(baseline) = baseline {
         print!("\n{}", baseline.matches(&run).table());
     }
-    run.verdict()
+    Ok(run.verdict())
 }
 
 fn bar(count: usize) -> ProgressBar {

@@ -79,6 +79,8 @@ impl Problem {
 
 /// The side of a product up to which it is bound by reading the other operand.
 const THIN: usize = 8;
+/// Workgroups that every adapter has along an axis.
+pub(super) const MOST_GROUPS: usize = 65535;
 /// Multiply-adds from which a CPU driver's product is worth a text that takes long to compile.
 const LARGE: usize = 1 << 21;
 /// Lanes of a subgroup that lie side by side in `matmul_direct` on CPU drivers.
@@ -221,8 +223,11 @@ impl Core {
             return if full(&large) { large } else { small };
         }
         // The largest that fills the device, and that the result fills by more than a half; else the smallest.
-        let fits = |core: &Core| core.tile()[0] < 2 * m && core.tile()[1] < 2 * n;
-        TILES.into_iter().filter(fits).find(full).unwrap_or(TILES[3])
+        let fits = |core: &Core| {
+            fits_grid(core, problem) && core.tile()[0] < 2 * m && core.tile()[1] < 2 * n
+        };
+        let smallest = TILES.into_iter().rev().find(|core| fits_grid(core, problem)).unwrap_or(TILES[0]);
+        TILES.into_iter().filter(fits).find(full).unwrap_or(smallest)
     }
 
     /// Every kernel worth measuring for this problem, the table's choice first.
@@ -280,7 +285,7 @@ pub(super) fn all() -> Vec<Core> {
 /// Whether a launch stays within the workgroups that every adapter has along an axis.
 fn fits_grid(core: &Core, problem: &Problem) -> bool {
     let [tm, tn] = core.tile();
-    problem.m.div_ceil(tm).max(problem.n.div_ceil(tn)) <= 65535
+    problem.m.div_ceil(tm).max(problem.n.div_ceil(tn)) <= MOST_GROUPS
 }
 
 /// Large and small tiles of cooperative matrices.
@@ -335,7 +340,7 @@ pub(crate) fn choose(gpu: &Gpu, problem: &Problem) -> Core {
             let usable = Core::candidates(gpu.class(), problem).into_iter().find(|core| core.to_string() == name);
             return usable.unwrap_or_else(|| Core::by_table(gpu.class(), problem));
         }
-        if gpu.tunes() && super::tune::measurable(problem) {
+        if gpu.tunes() && super::tune::measurable(gpu.class(), problem) {
             return super::tune::measure(gpu, problem);
         }
     }

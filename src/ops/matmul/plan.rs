@@ -24,7 +24,8 @@ pub struct Sizes {
     pub coop: Option<usize>,
 }
 
-/// The passes of a product, by the table and not by what was measured.
+/// The passes of a product of two matrices, or of batches; by the table and not by what was measured. Where an inner axis is longer
+/// than one launch may walk, or a dispatch would take seconds, more of them run.
 #[doc(hidden)]
 pub fn plan(class: &DeviceClass, sizes: Sizes) -> Vec<Pass> {
     let Sizes { batch, m, n, k, turned: [left, right], coop } = sizes;

@@ -1,6 +1,6 @@
 //! One product: its slots, bindings and parameters, launched.
 
-use super::core::{Problem, choose};
+use super::core::{Core, MOST_GROUPS, Problem, choose};
 use super::operand::{self, Operand, operand};
 use super::parts::Cut;
 use super::{Activation, Epilogue};
@@ -222,10 +222,13 @@ impl<'a> Product<'a> {
         let problem =
             Problem { m, n, k, batch: batch.count(), left: left.fragment, right: right.fragment, half, coop: None };
         let problem = problem.on(gpu);
-        let core = choose(gpu, &problem);
-        if gpu.class().seconds(problem.operand_bytes(), problem.flops()) > DeviceClass::LONGEST && self.can_be_halved(y) {
-            return self.in_halves(y);
+        let long = gpu.class().seconds(problem.operand_bytes(), problem.flops()) > DeviceClass::LONGEST;
+        if long || Core::by_table(gpu.class(), &problem).grid(&problem).iter().any(|&n| n > MOST_GROUPS) {
+            if let Some(middle) = self.middle(y) {
+                return self.in_halves(y, middle);
+            }
         }
+        let core = choose(gpu, &problem);
         let load = right.load.as_ref().map_or(0, |load| load.turns);
         let most = core.longest(load);
         if k > most {
@@ -281,20 +284,25 @@ impl<'a> Product<'a> {
         }
     }
 
-    /// Whether its rows, or its batches, can be made one half after the other.
-    fn can_be_halved(&self, y: &Tensor) -> bool {
-        match y.shape().len() {
-            2 => self.sizes(y)[0] >= 256,
-            _ => y.shape()[0] > 1 && matches!(self.rows, Rows::All) && self.is_plain(),
+    /// Where its rows, or the entries of its first axis, can be made one half after the other: at a place that every adapter can bind,
+    /// which is a multiple of 64 elements of what is written, of lists and of gates.
+    fn middle(&self, y: &Tensor) -> Option<usize> {
+        if y.shape().len() == 2 {
+            let rows = self.sizes(y)[0];
+            return (rows >= 256).then(|| (rows / 2).next_multiple_of(128));
         }
+        let (size, step) = (y.shape()[0], y.count() / y.shape()[0].max(1));
+        let plain = matches!(self.rows, Rows::All) && self.is_plain();
+        // The nearest to the middle of those places.
+        let aligned = |at: &usize| (at * step).is_multiple_of(64);
+        (1..size).filter(aligned).min_by_key(|at| at.abs_diff(size / 2)).filter(|_| plain)
     }
 
-    /// In two halves: a dispatch that takes seconds ends in a driver's watchdog.
-    fn in_halves(self, y: &Tensor) {
+    /// In two halves: a dispatch that takes seconds ends in a driver's watchdog, and one of too many workgroups is refused.
+    fn in_halves(self, y: &Tensor, half: usize) {
         let axes = y.shape().len();
         let right = self.rhs.made();
         let size = if axes == 2 { self.sizes(y)[0] } else { y.shape()[0] };
-        let half = if axes == 2 { (size / 2).next_multiple_of(128) } else { size / 2 };
         for own in [0..half, half..size] {
             let of = |x: &Tensor| x.slice(0, own.clone());
             let [list, gate] = match self.rows {
@@ -314,7 +322,9 @@ impl<'a> Product<'a> {
                 (2, _) => (of(self.lhs), right.clone()),
                 _ => (batches(self.lhs), batches(&right)),
             };
-            let [residual, before, slope] = [self.epilogue.residual, self.before, self.slope].map(|x| x.map(of));
+            // A layer's residual comes in the shape of its caller.
+            let residual = self.epilogue.residual.map(|r| of(&r.detach().reshape(*y.shape())));
+            let [before, slope] = [self.before, self.slope].map(|x| x.map(of));
             let epilogue = Epilogue { residual: residual.as_ref(), ..self.epilogue };
             let (before, slope) = (before.as_ref(), slope.as_ref());
             let (lhs, rhs) = (&lhs, Right::Tensor(&rhs));

@@ -6,7 +6,7 @@ use super::parts::Cut;
 use super::product::{Product, Right};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::gpu::{CoopMatrices, Gpu};
+use crate::gpu::{CoopMatrices, DeviceClass, Gpu};
 use crate::rng::Rng;
 use crate::shape::Shape;
 use crate::tape::no_grad;
@@ -18,12 +18,14 @@ const BUDGET: Duration = Duration::from_millis(250);
 /// A kernel must take so much less time than the table's, in each round, to be chosen in its place.
 const GAIN: f64 = 1.03;
 
-/// Whether the problem can be made again from its class: products of tensors, of a size that does not take long.
-pub(super) fn measurable(problem: &Problem) -> bool {
+/// Seconds that a product may take at the device's rate: its worst kernel takes some times as long.
+const LONGEST: f64 = 0.1;
+
+/// Whether the problem can be made again from its class: products of tensors, of a size that does not take long here.
+pub(super) fn measurable(class: &DeviceClass, problem: &Problem) -> bool {
     let operand = |name: &str| name.ends_with("_plain") || name.ends_with("_transposed");
-    operand(problem.left)
-        && operand(problem.right)
-        && problem.m * problem.n * problem.k * problem.batch < 1 << 37
+    let short = class.seconds(problem.operand_bytes(), problem.flops()) < LONGEST;
+    operand(problem.left) && operand(problem.right) && short
 }
 
 /// Operands of a problem, laid out as it says.
@@ -141,13 +143,17 @@ fn best_of(rounds: &[Vec<f64>]) -> (usize, f64) {
 }
 
 /// Measures the kernels of this class and keeps the one to take for this process and for later ones.
-fn tune(gpu: &Gpu, problem: &Problem) -> (Core, Tuned) {
+///
+/// # Errors
+/// The device's fault, or what a measurement met: then nothing is kept.
+fn tune(gpu: &Gpu, problem: &Problem) -> Result<(Core, Tuned)> {
     let beside = gpu.beside();
     let trial = Trial { gpu: &beside, problem, inputs: operands(&beside, problem) };
-    let mut cores = Vec::new();
     let all = Core::candidates(gpu.class(), problem);
     let table = all[0];
-    for core in all {
+    trial.first(table)?;
+    let mut cores = vec![table];
+    for &core in &all[1..] {
         match trial.first(core) {
             Ok(()) => cores.push(core),
             Err(error) => {
@@ -156,32 +162,25 @@ fn tune(gpu: &Gpu, problem: &Problem) -> (Core, Tuned) {
             }
         }
     }
-    let measured = || -> Result<(usize, f64)> {
-        if cores.first() != Some(&table) || cores.len() < 2 {
-            return Ok((0, 1.0));
-        }
-        trial.warm_up(table)?;
-        let rounds = [trial.round(&cores, BUDGET)?, trial.round(&cores, BUDGET)?];
-        tracing::debug!(class = problem.key(), ?cores, ?rounds, "measured");
-        Ok(best_of(&rounds))
-    };
-    let (at, gain) = measured().unwrap_or_else(|error| {
-        tracing::warn!(class = problem.key(), %error, "not measured");
-        beside.take_fault();
-        (0, 1.0)
-    });
-    let best = cores.get(at).copied().unwrap_or(table);
+    trial.warm_up(table)?;
+    let rounds = [trial.round(&cores, BUDGET)?, trial.round(&cores, BUDGET)?];
+    tracing::debug!(class = problem.key(), ?cores, ?rounds, "measured");
+    let (at, gain) = best_of(&rounds);
+    let best = cores[at];
     gpu.choose(problem.key(), best.to_string());
     if let Err(error) = gpu.save_choices() {
         tracing::warn!(%error, "the choice is not kept");
     }
     let [table, name] = [table, best].map(|core| core.to_string());
-    (best, Tuned { class: problem.key(), table, best: name, gain })
+    Ok((best, Tuned { class: problem.key(), table, best: name, gain }))
 }
 
-/// The kernel to take for this class.
+/// The kernel to take for this class; the table's where it cannot be measured.
 pub(super) fn measure(gpu: &Gpu, problem: &Problem) -> Core {
-    tune(gpu, problem).0
+    tune(gpu, problem).map(|(core, _)| core).unwrap_or_else(|error| {
+        tracing::warn!(class = problem.key(), %error, "not measured");
+        Core::by_table(gpu.class(), problem)
+    })
 }
 
 /// Products that the benchmark measures: batch, m, n, k.
@@ -210,8 +209,7 @@ fn classes(gpu: &Gpu) -> Vec<Problem> {
         let class = |batch, [m, n, k]: [usize; 3], left, right| {
             Problem { m, n, k, batch, left, right, half, coop: None }.on(gpu)
         };
-        let benched = BENCHED.iter().filter(|size| !cpu || size[1..].iter().product::<usize>() < 1 << 34);
-        all.extend(benched.map(|&[batch, m, n, k]| class(batch, [m, n, k], lp, rp)));
+        all.extend(BENCHED.iter().map(|&[batch, m, n, k]| class(batch, [m, n, k], lp, rp)));
         let rows: &[usize] = if cpu { &[1024, 128, 1, 8] } else { &[4096, 1024, 128, 1, 8] };
         for &tokens in rows {
             for (width, inner) in [(1024, 1024), (256, 256), (4096, 1024), (1024, 4096)] {
@@ -231,7 +229,7 @@ fn classes(gpu: &Gpu) -> Vec<Problem> {
         }
     }
     let mut seen = std::collections::HashSet::new();
-    all.retain(|problem| measurable(problem) && seen.insert(problem.key()));
+    all.retain(|problem| measurable(gpu.class(), problem) && seen.insert(problem.key()));
     all
 }
 
@@ -253,7 +251,7 @@ pub fn tune_all(
             break;
         }
         each(done, classes.len(), None);
-        let (_, tuned) = tune(gpu, problem);
+        let (_, tuned) = tune(gpu, problem)?;
         done += 1;
         each(done, classes.len(), Some(&tuned));
     }
