@@ -185,8 +185,7 @@ pub fn measure(gpu: &Gpu, budget: Duration, mut call: impl FnMut(usize)) -> Resu
         gpu.synchronize()?;
         Ok(started.elapsed().as_secs_f64() / calls as f64)
     };
-    // On a CPU driver host and device share the cores, so only the wall says what a call costs.
-    let clock = if gpu.adapter().is_software() || !gpu.has_timestamps() { "wall" } else { "timestamps" };
+    let clock = if gpu.has_own_clock() { "timestamps" } else { "wall" };
     let mut once = sample(1, "wall")?;
     // A call of seconds is steady enough by itself.
     let least = if once > 2.0 { 3 } else { 5 };

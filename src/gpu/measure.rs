@@ -72,7 +72,7 @@ impl Bench<'_> {
         self.y.data()?;
         let mut best = f64::INFINITY;
         for _ in 0..5 {
-            let seconds = if self.gpu.has_timestamps() && !self.gpu.adapter().is_software() {
+            let seconds = if self.gpu.has_own_clock() {
                 self.gpu.time(&work)?
             } else {
                 self.gpu.synchronize()?;

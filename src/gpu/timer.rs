@@ -4,6 +4,11 @@ use super::{Gpu, lock};
 use crate::error::{Error, Result};
 
 impl Gpu {
+    /// Whether [`Gpu::time`] says what work costs: on a CPU driver host and device share the cores, so only the wall's clock does.
+    pub(crate) fn has_own_clock(&self) -> bool {
+        self.has_timestamps() && !self.adapter().is_software()
+    }
+
     /// Seconds that the device spends on what `work` records, by timestamps written around it.
     ///
     /// Work recorded before is submitted first and does not count.

@@ -73,7 +73,7 @@ impl Trial<'_> {
     /// Seconds of a call among `count`.
     fn sample(&self, core: Core, count: usize) -> Result<f64> {
         let work = || (0..count).for_each(|_| drop(self.run(core)));
-        if self.gpu.has_timestamps() && !self.gpu.adapter().is_software() {
+        if self.gpu.has_own_clock() {
             return Ok(self.gpu.time(work)? / count as f64);
         }
         self.gpu.synchronize()?;
