@@ -222,11 +222,11 @@ impl<'a> Product<'a> {
         let problem =
             Problem { m, n, k, batch: batch.count(), left: left.fragment, right: right.fragment, half, coop: None };
         let problem = problem.on(gpu);
-        let long = gpu.class().seconds(problem.operand_bytes(), problem.flops()) > DeviceClass::LONGEST;
-        if long || Core::by_table(gpu.class(), &problem).grid(&problem).iter().any(|&n| n > MOST_GROUPS) {
-            if let Some(middle) = self.middle(y) {
-                return self.in_halves(y, middle);
-            }
+        let class = gpu.class();
+        let long = class.seconds(problem.operand_bytes(), problem.flops()) > DeviceClass::LONGEST;
+        let many = || Core::by_table(class, &problem).grid(&problem).iter().any(|&n| n > MOST_GROUPS);
+        if (long || many()) && let Some(middle) = self.middle(y) {
+            return self.in_halves(y, middle);
         }
         let core = choose(gpu, &problem);
         let load = right.load.as_ref().map_or(0, |load| load.turns);
