@@ -7,8 +7,8 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
-/// Dispatches in one submit, however short they are: the driver holds them all.
-const MOST: usize = 4096;
+/// Dispatches in one submit, however short they are: small uploads for them keep their buffers until then.
+const MOST: usize = 256;
 /// Submits that the host may run ahead of the device.
 const IN_FLIGHT: usize = 4;
 /// Uploaded bytes in one submit: wgpu keeps a copy of each until then, and their buffers wait too.
