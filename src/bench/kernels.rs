@@ -1,6 +1,6 @@
 //! The kernels inside one call of a row, as they were timed or as they are planned.
 
-use super::{Case, caught};
+use super::{Case, Row, caught};
 use crate::error::Result;
 use crate::gpu::{Gpu, Profiled};
 use crate::tape::no_grad;
@@ -8,49 +8,49 @@ use crate::tape::no_grad;
 /// What a call of a row dispatched, from the longest to the shortest.
 pub struct Kernels(pub Vec<Profiled>);
 
-/// Makes a row, checks it, and looks at one more call with [`Gpu::profile`].
-///
-/// # Errors
-/// The row's, a panic in it included, or the device's.
-pub fn kernels(gpu: &Gpu, case: Case) -> Result<Kernels> {
+/// Makes a row, prepares it, and watches one more call. A panic may leave the watch on: `end` ends it.
+fn watched<T>(
+    gpu: &Gpu,
+    case: Case,
+    prepare: impl FnOnce(&Row) -> Result<()>,
+    watch: impl FnOnce(&dyn Fn()) -> Result<T>,
+    end: impl FnOnce(),
+) -> Result<T> {
     let found = caught(|| {
         let row = (case.make)(gpu)?;
-        // Compiles the kernels too, which would count.
-        row.check(gpu)?;
-        gpu.profile(|| {
+        prepare(&row)?;
+        watch(&|| {
             let y = (row.run)(0);
             no_grad(|| y.contiguous().evaluate());
         })
     });
     if found.is_err() {
         gpu.take_fault();
-        // A panic may have left the profile open.
-        let _ = gpu.profile(|| ());
+        end();
     }
     gpu.trim();
-    found.map(Kernels)
+    found
+}
+
+/// Makes a row, checks it, and looks at one more call with [`Gpu::profile`].
+///
+/// # Errors
+/// The row's, a panic in it included, or the device's.
+pub fn kernels(gpu: &Gpu, case: Case) -> Result<Kernels> {
+    // The check compiles the kernels too, which would count.
+    let check = |row: &Row| row.check(gpu).map(drop);
+    watched(gpu, case, check, |call| gpu.profile(call), || drop(gpu.profile(|| ()))).map(Kernels)
 }
 
 /// The dispatches that a call of a row plans on this device, each with how often, in the order of their first: kernel, constants,
 /// workgroups, parts, bytes and operations.
 ///
 /// # Errors
-/// As [`kernels`].
+/// As [`kernels`], but for wrong values: those are not looked at.
 pub fn plan(gpu: &Gpu, case: Case) -> Result<Vec<(String, usize)>> {
-    let found = caught(|| {
-        let row = (case.make)(gpu)?;
-        // What is made once, such as an optimizer's state, is there behind the first call.
-        (row.run)(0).check()?;
-        gpu.planned(|| {
-            let y = (row.run)(0);
-            no_grad(|| y.contiguous().evaluate());
-        })
-    });
-    if found.is_err() {
-        gpu.take_fault();
-        let _ = gpu.planned(|| ());
-    }
-    gpu.trim();
+    // What is made once, such as an optimizer's state, is there behind the first call.
+    let first = |row: &Row| (row.run)(0).check();
+    let found = watched(gpu, case, first, |call| gpu.planned(call), || drop(gpu.planned(|| ())));
     let mut all: Vec<(String, usize)> = Vec::new();
     for pass in found? {
         let line = format!("{}: {pass}", pass.op);

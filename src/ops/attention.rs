@@ -1,12 +1,12 @@
 //! Scaled dot-product attention with grouped key heads, by online softmax: no `[tokens, tokens]` array either way.
 
 mod cases;
+mod plan;
 
 use super::words;
 use crate::dtype::DType;
 use crate::gpu::{DeviceClass, Gpu};
 use crate::gpu::kernel::{Bind, Launch, MOST_TURNS, grid, Work};
-use crate::gpu::plan::Pass;
 use crate::gpu::shader::Source;
 use crate::shape::{self, Shape};
 use crate::tape::{Op, Saved, Sink};
@@ -14,6 +14,7 @@ use crate::tensor::{Tensor, same_gpu};
 use std::ops::Range;
 
 pub(super) use cases::cases;
+pub use plan::plan;
 
 /// Which keys a query sees.
 #[derive(Clone, Debug)]
@@ -49,6 +50,25 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
+    /// Of `[batch, heads, key heads, queries, keys, head]`, where every query sees every key, in one part.
+    fn new([batch, heads, kv_heads, tokens_q, tokens_k, head_dim]: [usize; 6], scale: f32) -> Sizes {
+        let sizes = Sizes {
+            pairs: batch * kv_heads,
+            kv_heads,
+            group: heads / kv_heads,
+            tokens_q,
+            tokens_k,
+            head_dim,
+            shift: tokens_k as i32,
+            scale,
+            mask: [0; 4],
+            cut: [1, 0],
+            cache_rows: 0,
+            walk: [0; 2],
+        };
+        sizes.cut(1)
+    }
+
     fn rows(&self) -> usize {
         self.group * self.tokens_q
     }
@@ -329,21 +349,11 @@ fn attend([q, k, v]: [&Tensor; 3], mask: &Mask, scale: f32, tile: Tile, splits: 
     // Zeros change no score, and the columns that they add to the result are cut off.
     let extra = head_dim.next_multiple_of(tile.step()) - head_dim;
     let [q, k, v] = [q, k, v].map(|x| super::float(op, x).pad(3, 0, extra).contiguous());
-    let sizes = Sizes {
-        pairs: batch * kv_heads,
-        kv_heads,
-        group: heads / kv_heads,
-        tokens_q,
-        tokens_k,
-        head_dim: head_dim + extra,
-        shift: if causal { tokens_k as i32 - tokens_q as i32 } else { tokens_k as i32 },
-        scale,
-        mask: [strides[0], strides[1], strides[2], strides[3]],
-        cut: [1, 0],
-        cache_rows: 0,
-        walk: [0; 2],
-    };
-    let sizes = sizes.cut(1);
+    let mut sizes = Sizes::new([batch, heads, kv_heads, tokens_q, tokens_k, head_dim + extra], scale);
+    if causal {
+        sizes.shift -= tokens_q as i32;
+    }
+    sizes.mask.copy_from_slice(&strides[..4]);
     let cut = splits.map_or_else(|| sizes.cut_for(q.gpu().class(), tile.forward), |splits| sizes.cut(splits));
     let [y, lse] = forward([&q, &k, &v], mask.as_ref(), None, cut, tile.forward);
     let saved = y.clone();
@@ -373,21 +383,8 @@ pub(super) fn cached(q: &Tensor, [k, v]: [&Tensor; 2], listed: [&Tensor; 2], sca
     }
     let tile = Tile::of(q.gpu().class(), head_dim, group * tokens_q, context);
     debug_assert!(head_dim.is_multiple_of(4 * tile.forward.parts as usize));
-    let sizes = Sizes {
-        pairs: batch * kv_heads,
-        kv_heads,
-        group,
-        tokens_q,
-        tokens_k: context,
-        head_dim,
-        // Every key is in reach: the lengths say which are there.
-        shift: context as i32,
-        scale,
-        mask: [0; 4],
-        cut: [1, 0],
-        cache_rows,
-        walk: [0; 2],
-    };
+    // Every key is in reach: the lengths say which are there.
+    let sizes = Sizes { cache_rows, ..Sizes::new([batch, heads, kv_heads, tokens_q, context, head_dim], scale) };
     let [y, _] = forward([q, k, v], None, Some(listed), sizes.cut_for(q.gpu().class(), tile.forward), tile.forward);
     y
 }
@@ -448,50 +445,6 @@ fn forward(
         work: Work::MOVES,
     });
     [whole.reshape(*q.shape()), whole_lse]
-}
-
-/// The passes of attention of `[batch, heads, tokens_q, head_dim]` to `kv_heads` heads of `tokens_k` keys without a mask: forward, the
-/// gradient of the queries, that of keys and values. What a driver's watchdog would cut is not.
-#[doc(hidden)]
-pub fn plan(class: &DeviceClass, [batch, heads, kv_heads, tokens_q, tokens_k, head_dim]: [usize; 6]) -> [Vec<Pass>; 3] {
-    let sizes = Sizes {
-        pairs: batch * kv_heads,
-        kv_heads,
-        group: heads / kv_heads,
-        tokens_q,
-        tokens_k,
-        head_dim,
-        shift: 0,
-        scale: 1.0,
-        mask: [0; 4],
-        cut: [1, 0],
-        cache_rows: 0,
-        walk: [0; 2],
-    };
-    let tile = Tile::of(class, head_dim, sizes.rows(), tokens_k);
-    let head_dim = head_dim.next_multiple_of(tile.step());
-    let sizes = Sizes { head_dim, ..sizes };
-    let sizes = sizes.cut_for(class, tile.forward);
-    let (rows, keys, splits) = (sizes.pairs * sizes.rows(), sizes.pairs * tokens_k, sizes.cut[0]);
-    let pass = |source, entry: &str, (items, split): (usize, Split), parts, products: f64, elements: usize| {
-        let ((_, grid), entry, bytes) = (sizes.grid(items, split), entry.to_string(), 4.0 * elements as f64);
-        Pass { op: "attention".into(), source, entry, grid, parts, bytes, flops: sizes.flops(products) }
-    };
-    let items = sizes.rows().next_multiple_of(tile.forward.each as usize) * splits;
-    let elements = (rows + 2 * keys + splits * rows) * head_dim + splits * rows;
-    let source = tile.forward.forward(head_dim, false);
-    let mut forward = vec![pass(source, "forward", (items, tile.forward), splits, 2.0, elements)];
-    if splits > 1 {
-        let (op, source, entry) = ("attention".into(), Source::file("attention_combine"), "main".into());
-        let (grid, elements) = (grid((rows * head_dim / 4).div_ceil(64)), (splits + 1) * rows * (head_dim + 1));
-        forward.push(Pass { op, source, entry, grid, parts: 1, bytes: 4.0 * elements as f64, flops: 0.0 });
-    }
-    let inputs = 2 * (rows + keys) * head_dim + 2 * rows;
-    let (queries, source) = (tile.queries, tile.queries.queries(head_dim, false));
-    let queries = pass(source, "queries", (sizes.rows(), queries), 1, 3.0, inputs + rows * head_dim);
-    let source = tile.keys.keys(head_dim, false);
-    let keys = pass(source, "keys", (tokens_k, tile.keys), 1, 4.0, inputs + 2 * keys * head_dim);
-    [forward, vec![queries], vec![keys]]
 }
 
 /// Attention without queries or keys, with the shapes of its inputs.
