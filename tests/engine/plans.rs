@@ -6,8 +6,9 @@ use tiebeam::Options;
 use tiebeam::gpu::Tuning;
 use tiebeam::gpu::plan::Pass;
 use tiebeam::nn::Mask;
-use tiebeam::ops::matmul::plan::Sizes;
+use tiebeam::ops::matmul::plan::{Kind, Sizes};
 use tiebeam::ops::{attention, embedding, matmul, norm, reduce, softmax};
+use tiebeam::share::LowRank;
 
 fn of_class(name: &str) -> Gpu {
     let options = Options { device: Some(name.into()), ..Options::default() };
@@ -46,13 +47,29 @@ fn what_is_planned_is_what_runs() {
         let lines = |passes: &[Pass]| -> Vec<String> { passes.iter().map(Pass::to_string).collect() };
         for [m, k, n] in [[8, 2048, 256], [64, 4096, 64], [60, 1000, 36], [128, 128, 128], [3, 5, 7]] {
             let (a, b) = (normal(&gpu, &[m, k]), normal(&gpu, &[k, n]));
-            let sizes = Sizes { batch: 1, m, n, k, turned: [false; 2], coop: None };
+            let sizes = Sizes { batch: 1, m, n, k, turned: [false; 2], coop: None, kind: Kind::Tensors };
             let want = lines(&matmul::plan::plan(&class, sizes));
             let got = seen(&gpu, &["matmul", "reduce"], || a.matmul(&b));
             // Other loads than whole vectors, and a last part that is shorter, are bound otherwise than planned.
             let even = k.is_multiple_of(64) && n.is_multiple_of(4);
             let same = if even { got == want } else { kernels(&got) == kernels(&want) };
             assert!(same, "{name} {m}x{k}x{n}: {got:?}, planned {want:?}");
+        }
+        // A weight that the loads make, and rows that are added to where a list says.
+        let theta = normal(&gpu, &[256, 128]);
+        let site: Arc<dyn Site> =
+            Arc::new(LowRank::new(&theta, &normal(&gpu, &[4, 128]), &normal(&gpu, &[256, 4]), 0.5));
+        for rows in [4, 40] {
+            let sizes = |kind| Sizes { batch: 1, m: rows, n: 256, k: 128, turned: [false, true], coop: None, kind };
+            let planned = |kind| lines(&matmul::plan::plan(&class, sizes(kind)));
+            let (x, y) = (normal(&gpu, &[rows, 128]), normal(&gpu, &[64, 256]));
+            let got = seen(&gpu, &["matmul", "reduce"], || x.linear(&site, Epilogue::default()));
+            assert_eq!(kernels(&got), kernels(&planned(Kind::Site)), "{name}: {rows} rows by a site");
+            let list = Tensor::from_slice(&gpu, &(0..rows as u32).collect::<Vec<_>>(), [rows]);
+            let (gate, weight) = (normal(&gpu, &[rows]), tied(&theta));
+            let got =
+                seen(&gpu, &["matmul", "reduce"], || y.add_linear_scattered(&x, &list, &gate, &weight));
+            assert_eq!(kernels(&got), kernels(&planned(Kind::Scattered)), "{name}: {rows} rows scattered");
         }
         for [outer, size, inner] in [[1, 4096, 64], [4, 100_000, 1], [300, 64, 1], [4, 5000, 3]] {
             let x = normal(&gpu, &[outer, size, inner]);

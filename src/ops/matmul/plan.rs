@@ -22,19 +22,35 @@ pub struct Sizes {
     pub turned: [bool; 2],
     /// The size of cooperative matrices, where both operands are f16 and the adapter has such matrices.
     pub coop: Option<usize>,
+    /// What the right side and the result are.
+    pub kind: Kind,
+}
+
+/// Where a product's right side comes from and its result goes to.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// Tensors, from and to. Only here may the inner axis be cut.
+    #[default]
+    Tensors,
+    /// A weight that the loads make: its bytes are counted as if it were stored, the most that they can be.
+    Site,
+    /// Rows are added to those of the result that a list names.
+    Scattered,
 }
 
 /// The passes of a product of two matrices, or of batches; by the table and not by what was measured. Where an inner axis is longer
 /// than one launch may walk, or a dispatch would take seconds, more of them run.
 #[doc(hidden)]
 pub fn plan(class: &DeviceClass, sizes: Sizes) -> Vec<Pass> {
-    let Sizes { batch, m, n, k, turned: [left, right], coop } = sizes;
+    let Sizes { batch, m, n, k, turned: [left, right], coop, kind } = sizes;
     // As vectors where rows are whole ones, else element by element.
     let left = match (if left { m } else { k }).is_multiple_of(4) {
         true => if left { "lhs_transposed" } else { "lhs_plain" },
         false => "lhs_any",
     };
     let right = match (if right { k } else { n }).is_multiple_of(4) {
+        _ if kind == Kind::Site => if right { "rhs_site_transposed" } else { "rhs_site" },
         true => if right { "rhs_transposed" } else { "rhs_plain" },
         false => "rhs_any",
     };
@@ -45,7 +61,7 @@ pub fn plan(class: &DeviceClass, sizes: Sizes) -> Vec<Pass> {
         let (grid, source) = (core.grid(problem).map(|v| v as u32), core.source(class.lanes));
         Pass { op: "matmul".into(), source, entry: "main".into(), grid, parts, bytes, flops: problem.flops() }
     };
-    let cut = Cut::of(class, &problem).filter(|_| batch == 1);
+    let cut = Cut::of(class, &problem).filter(|_| batch == 1 && kind == Kind::Tensors);
     let Some(Cut { parts, len }) = cut else { return vec![one(&problem, 1)] };
     let mut all = vec![one(&Problem { k: len, batch: parts, ..problem }, parts)];
     if parts * len < k {
