@@ -274,9 +274,9 @@ pub(super) fn all() -> Vec<Core> {
     all.extend([(1, 96), (6, 40), (16, 3), (96, 96), (128, 128)].map(|(m, n)| direct(m, n, 4096)));
     let (left, right) = ("lhs_plain", "rhs_plain");
     let problem = Problem { m: 1, n: 96, k: 96, batch: 1, left, right, half: false, coop: None };
-    for (m, n) in [(1, 96), (96, 7)] {
+    for (m, k, n) in [(1, 8, 96), (1, 96, 96), (1, 4096, 96), (96, 8, 7), (96, 96, 7), (96, 4096, 7)] {
         for (left, right) in [("lhs_plain", "rhs_plain"), ("lhs_transposed", "rhs_transposed")] {
-            all.push(thin(&Problem { m, n, left, right, ..problem }));
+            all.push(thin(&Problem { m, n, k, left, right, ..problem }));
         }
     }
     all
@@ -314,21 +314,20 @@ pub(super) fn direct(m: usize, n: usize, k: usize) -> Core {
 }
 
 /// A GPU's product with a short side. The long operand is read once, so lanes lie along its contiguous axis: along the
-/// inner axis, which they share out, or along the long side, with four lanes for the inner axis.
+/// inner axis, which they share out, or along the long side, with up to four lanes for the inner axis. A lane of the inner axis has
+/// two steps of four terms or more: in short ones the others take further rows.
 pub(super) fn thin(problem: &Problem) -> Core {
     let short = |size: usize| if size <= 4 { 4 } else { 8 };
+    let deep = |most: usize| (problem.k / 8).next_power_of_two().min(most);
     if problem.m <= problem.n {
-        let thread = [short(problem.m), 4];
-        return match problem.right {
-            "rhs_plain" | "rhs_site" => Core::Direct { high: 1, wide: 16, deep: 4, thread },
-            _ => Core::Direct { high: 1, wide: 1, deep: 64, thread },
+        let deep = match problem.right {
+            "rhs_plain" | "rhs_site" => deep(4),
+            _ => deep(64),
         };
+        return Core::Direct { high: 1, wide: 64 / deep, deep, thread: [short(problem.m), 4] };
     }
-    let thread = [4, short(problem.n)];
-    match problem.left {
-        "lhs_transposed" => Core::Direct { high: 16, wide: 1, deep: 4, thread },
-        _ => Core::Direct { high: 1, wide: 1, deep: 64, thread },
-    }
+    let deep = if problem.left == "lhs_transposed" { deep(4) } else { deep(64) };
+    Core::Direct { high: 64 / deep, wide: 1, deep, thread: [4, short(problem.n)] }
 }
 
 /// The kernel for a product: as measured, else by the table.

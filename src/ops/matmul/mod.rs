@@ -366,7 +366,7 @@ pub(super) fn cases() -> Vec<Case> {
         all.push(Case::new(format!("f16 operands {m} {n} {k}"), vec![half([m, k]), half([k, n])], |x| x[0].matmul(&x[1]), |x| matmul64(&x[0], &x[1])));
         all.push(Case::new(format!("f16 transposed {m} {n} {k}"), vec![half([m, k]), half([k, n])], move |x| cast(&x[0]).matmul(&cast(&x[1])), |x| matmul64(&x[0], &x[1])));
     }
-    for (m, n, k) in [(1, 68, 260), (7, 132, 516), (68, 5, 260), (132, 8, 36)] {
+    for (m, n, k) in [(1, 68, 260), (7, 132, 516), (68, 5, 260), (132, 8, 36), (3, 132, 12), (200, 8, 8)] {
         let whole = |shape: [usize; 2]| Input::integers(shape, DType::F32, -60, 61);
         let inputs = vec![whole([m, k]), whole([k, n])];
         all.push(Case::new(format!("thin {m} {n} {k}"), inputs.clone(), |x| x[0].matmul(&x[1]), |x| matmul64(&x[0], &x[1])).exact());
