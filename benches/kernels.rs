@@ -14,7 +14,9 @@ fn main() {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(2));
-    for case in rows(&gpu, Suite::Quick).into_iter().filter(|case| case.is_wanted(&words)) {
+    for case in
+        rows(gpu.adapter().is_software(), Suite::Quick).into_iter().filter(|case| case.is_wanted(&words))
+    {
         let name = case.name();
         let row = (case.make)(&gpu).unwrap_or_else(|error| panic!("{name}: {error}"));
         row.check(&gpu).unwrap_or_else(|error| panic!("{name}: {error}"));

@@ -3,13 +3,13 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
-use support::folder::Folder;
-use support::{gpu, other_kernels};
+use support::folder::{Folder, root};
+use support::{command, gpu};
 use tiebeam::bench::{
-    Baseline, Case, Ceilings, Check, Event, Part, Row, Run, Settings, Suite, markdown, page, read_runs, rows,
-    run,
+    Baseline, Case, Ceilings, Check, Event, Part, Row, Run, Settings, Suite, kernels, markdown, page, plan,
+    read_runs, rows, run,
 };
 use tiebeam::{Error, Gpu, Result, Tensor};
 
@@ -199,7 +199,7 @@ fn a_row_that_stays_above_is_marked_everywhere() {
 }
 
 fn results(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results").join(name)
+    root().join("benches/results").join(name)
 }
 
 #[test]
@@ -287,15 +287,14 @@ fn a_baseline_stands_beside_the_rows_of_its_names() -> Result<()> {
 
 #[test]
 fn rows_have_names_of_their_own_which_other_engines_use() -> Result<()> {
-    // Of a CPU driver and of a GPU, whichever this is.
-    for gpu in [gpu(), other_kernels()] {
-        let names: Vec<String> = rows(gpu, Suite::Full).iter().map(Case::name).collect();
+    for cpu in [true, false] {
+        let names: Vec<String> = rows(cpu, Suite::Full).iter().map(Case::name).collect();
         let distinct: BTreeSet<&String> = names.iter().collect();
         assert_eq!(distinct.len(), names.len(), "{names:?}");
         let real = |case: &Case| case.name() == "train_step d768 T1024 B8 tied x12";
-        let asked = rows(gpu, Suite::Quick).into_iter().find(real).map(|case| case.asked);
-        assert_eq!(asked, Some(gpu.adapter().is_software()), "minutes on a CPU driver");
-        if gpu.adapter().is_software() {
+        let asked = rows(cpu, Suite::Quick).into_iter().find(real).map(|case| case.asked);
+        assert_eq!(asked, Some(cpu), "minutes on a CPU driver");
+        if cpu {
             continue;
         }
         let run = Run { records: Vec::new(), ..read_runs(&results("h200-d082107.jsonl"))?.remove(0) };
@@ -345,4 +344,50 @@ fn of_lines_of_one_name_the_fastest_counts() -> Result<()> {
         assert!(error.contains(what) && error.contains("theirs.jsonl"), "{error}");
     }
     Ok(())
+}
+
+#[test]
+fn a_row_can_be_planned_and_taken_apart() -> Result<()> {
+    // Runs nothing: a call that cannot be right is planned all the same.
+    assert_eq!(plan(gpu(), double("a", 3.0))?.len(), 1);
+    assert!(kernels(gpu(), double("a", 3.0)).is_err(), "a wrong value");
+    let table = kernels(gpu(), double("a", 2.0))?.table();
+    assert!(table.contains("100.0%") && table.contains("elementwise main"), "{table}");
+    // Of a step of training, whose optimizer changes parameters in place.
+    let step = |case: &Case| case.name() == "train_step d256 T128 B2 tied x4";
+    let step = rows(false, Suite::Full).into_iter().find(step).expect("a row");
+    let planned = plan(gpu(), step)?;
+    assert!(planned.iter().any(|(line, _)| line.starts_with("adamw: ")), "{planned:?}");
+    // Work behind it runs.
+    let (run, _) = went(gpu(), vec![double("a", 2.0)], &settings(far()));
+    run.verdict()
+}
+
+#[test]
+fn the_command_writes_what_it_measures_and_says_what_chose_the_kernels() {
+    let folder = Folder::new("bench_command");
+    let (json, cache) = (folder.join("mine.jsonl"), folder.join("cache"));
+    let run = |words: &[&str]| {
+        let mut command = command();
+        command.args(words).env("TIEBEAM_CACHE", &cache);
+        command.output().expect("the command")
+    };
+    let json = json.to_str().expect("a path of the test");
+    let done = run(&["bench", "sum 1048576", "--json", json]);
+    assert!(done.status.success(), "{done:?}");
+    let measured = read_runs(json.as_ref()).expect("lines");
+    assert_eq!(names(&measured[0]), ["sum 1048576"]);
+    assert!(!measured[0].host.tuned && !measured[0].host.class.is_empty(), "{:?}", measured[0].host);
+    assert!(!Part::beside(json.as_ref()).exists());
+    // A first class of products, and the device itself, are kept and exported.
+    let export = folder.join("choices.txt");
+    let done = run(&["tune", "--minutes", "1e-9", "--export", export.to_str().expect("a path of the test")]);
+    let said = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success() && said.contains("--minutes gives it more"), "{done:?}");
+    let choices = std::fs::read_to_string(&export).expect("exported");
+    let named = std::env::var_os("TIEBEAM_DEVICE").is_some();
+    assert!(named || choices.contains("\ndevice flops_s = "), "{choices}");
+    let done = run(&["bench", "no such row", "--json", json]);
+    assert!(!done.status.success(), "no row has this name");
+    assert_eq!(read_runs(json.as_ref()).expect("the older lines").len(), 1);
 }

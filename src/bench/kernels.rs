@@ -42,15 +42,18 @@ pub fn kernels(gpu: &Gpu, case: Case) -> Result<Kernels> {
     watched(gpu, case, check, |call| gpu.profile(call), || drop(gpu.profile(|| ()))).map(Kernels)
 }
 
-/// The dispatches that a call of a row plans on this device, each with how often, in the order of their first: kernel, constants,
-/// workgroups, parts, bytes and operations.
+/// The dispatches that a call of a row plans for the class of this device, each with how often, in the order of their first: kernel,
+/// constants, workgroups, parts, bytes and operations. Its inputs are made; of the call itself nothing runs.
 ///
 /// # Errors
-/// As [`kernels`], but for wrong values: those are not looked at.
+/// As [`kernels`], but for wrong values: there are none.
 pub fn plan(gpu: &Gpu, case: Case) -> Result<Vec<(String, usize)>> {
     // What is made once, such as an optimizer's state, is there behind the first call.
-    let first = |row: &Row| (row.run)(0).check();
-    let found = watched(gpu, case, first, |call| gpu.planned(call), || drop(gpu.planned(|| ())));
+    let first = |row: &Row| {
+        let mut possible = Ok(());
+        gpu.only_planned(|| possible = (row.run)(0).check()).and(possible)
+    };
+    let found = watched(gpu, case, first, |call| gpu.only_planned(call), || drop(gpu.only_planned(|| ())));
     let mut all: Vec<(String, usize)> = Vec::new();
     for pass in found? {
         let line = format!("{}: {pass}", pass.op);

@@ -24,7 +24,8 @@ impl Event<'_> {
 impl Host {
     fn to_json(&self) -> Value {
         json!({"line": "host", "adapter": self.adapter, "kind": self.kind, "backend": self.backend, "driver": self.driver,
-            "version": self.version, "unix_time": self.unix_time, "date": self.date(), "cores": self.cores})
+            "version": self.version, "unix_time": self.unix_time, "date": self.date(), "cores": self.cores,
+            "class": self.class, "tuned": self.tuned})
     }
 
     fn from_json(line: &Line) -> Result<Host> {
@@ -36,6 +37,9 @@ impl Host {
             version: line.text("version")?,
             unix_time: line.number("unix_time")? as u64,
             cores: line.number("cores")? as usize,
+            // Version 0.1.0 did not write these.
+            class: line.value["class"].as_str().unwrap_or_default().to_string(),
+            tuned: line.value["tuned"].as_bool().unwrap_or(false),
         })
     }
 }

@@ -55,12 +55,13 @@ pub fn markdown(runs: &[Run]) -> String {
             c.coop.map_or(String::new(), |f| format!(", cooperative matrices {:.0} GFLOP/s", f * 1e-9));
         let _ = write!(
             out,
-            "{} ({kind}, {} cores), {}, {}. Measured ceilings: copy {} GB/s, fma f32 {} GFLOP/s{coop}.\n\n\
+            "{} ({kind}, {} cores), {}, {}{}. Measured ceilings: copy {} GB/s, fma f32 {} GFLOP/s{coop}.\n\n\
              | kernel | median ms | rate | of ceiling |\n|---|---|---|---|\n",
             h.adapter,
             h.cores,
             h.driver,
             h.date(),
+            h.kernels(),
             giga(c.copy, 1),
             giga(c.fma32, 0)
         );
@@ -100,7 +101,7 @@ fn adapters(runs: &[Run], out: &mut String) {
         let cells = [
             format!("<b style=\"color:{colour}\">&#9632;</b> {}", escape(&h.adapter)),
             if h.kind == "software" { "software (CPU)".into() } else { h.kind.clone() },
-            escape(&format!("{}, {}; tiebeam {}", h.backend, h.driver, h.version)),
+            escape(&format!("{}, {}; tiebeam {}{}", h.backend, h.driver, h.version, h.kernels())),
             h.date(),
             giga(c.copy, 1),
             giga(c.fma32, 0),

@@ -21,6 +21,10 @@ pub struct Host {
     pub unix_time: u64,
     /// The machine's processors.
     pub cores: usize,
+    /// The class of devices whose kernels ran ([`DeviceClass::name`](crate::gpu::DeviceClass::name)); empty in lines that are older.
+    pub class: String,
+    /// Whether kernels or numbers of the class were as `tiebeam tune` measured them.
+    pub tuned: bool,
 }
 
 impl Host {
@@ -36,6 +40,18 @@ impl Host {
             version: env!("CARGO_PKG_VERSION").into(),
             unix_time: since.map_or(0, |d| d.as_secs()),
             cores: std::thread::available_parallelism().map_or(1, |n| n.get()),
+            class: gpu.class().name.into(),
+            tuned: !gpu.choices().is_empty(),
+        }
+    }
+
+    /// What chose the kernels, in words; empty where the lines do not say.
+    pub fn kernels(&self) -> String {
+        let tuned = if self.tuned { ", tuned" } else { "" };
+        if self.class.is_empty() {
+            String::new()
+        } else {
+            format!(", kernels of the class '{}'{tuned}", self.class)
         }
     }
 

@@ -125,7 +125,7 @@ impl DeviceClass {
         row.map(|row| row.class.clone()).ok_or_else(|| {
             let all: Vec<&str> = TABLE.iter().map(|row| row.class.name).collect();
             Error::config(format!(
-                "TIEBEAM_DEVICE: '{name}' is no class of devices; there are {}",
+                "'{name}' is no class of devices (Options::device, TIEBEAM_DEVICE); there are auto, {}",
                 all.join(", ")
             ))
         })
@@ -322,7 +322,7 @@ mod tests {
         }
         let said = DeviceClass::named("h 200").unwrap_err().to_string();
         assert!(
-            said.starts_with("TIEBEAM_DEVICE: 'h 200' is no class of devices; there are h200, nvidia, "),
+            said.contains("'h 200' is no class of devices (Options::device, TIEBEAM_DEVICE); there are auto, h200, nvidia, "),
             "{said}"
         );
     }

@@ -106,6 +106,11 @@ impl Gpu {
         for buffer in changed {
             buffer.data()?;
         }
+        if self.only_plans() {
+            launches.iter().try_for_each(|(launch, _)| self.possible(launch))?;
+            launches.iter().for_each(|(launch, _)| self.note_pass(launch));
+            return Ok(());
+        }
         let ready = launches.iter().map(|(launch, _)| self.prepare(launch)).collect::<Result<Vec<_>>>()?;
         self.settle(changed);
         for (i, ((launch, live), pipeline)) in launches.iter().zip(&ready).enumerate() {

@@ -63,9 +63,13 @@ impl Work {
 }
 
 impl Launch<'_> {
-    /// Bytes of its operands and results, each once.
+    /// Bytes of its operands and results, each once; of an operand that is mostly not read as many as the results have.
     pub fn bytes(&self) -> f64 {
-        self.binds.iter().map(|bind| bind.size as f64).sum()
+        let of = |write: bool| -> f64 {
+            self.binds.iter().filter(|bind| bind.write == write).map(|bind| bind.size as f64).sum()
+        };
+        let (read, written) = (of(false), of(true));
+        written + if self.reuse == 0 { read.min(written) } else { read }
     }
 
     /// How long it should take on this device.
@@ -165,16 +169,30 @@ impl Gpu {
         if launch.grid.contains(&0) {
             return;
         }
-        let prepared = self.check().and_then(|()| self.prepare(&launch));
+        let possible = self.check().and_then(|()| self.possible(&launch));
+        if possible.is_ok() && self.only_plans() {
+            return self.note_pass(&launch);
+        }
+        let prepared = possible.and_then(|()| self.prepared(&launch));
         if let Err(error) = prepared.and_then(|pipeline| self.encode(&launch, &pipeline, live)) {
             capture::failed(self, &error);
             launch.fail(&error);
         }
     }
 
-    /// The pipeline of a launch whose operands all have data and where nothing is above this adapter's limits: then nothing
-    /// stands in the way of [`Gpu::encode`]. What fails before is only this op's, a pipeline the device's fault.
+    /// The pipeline of a launch that is possible: then nothing stands in the way of [`Gpu::encode`]. What fails before is only
+    /// this op's, a pipeline the device's fault.
     pub(super) fn prepare(&self, launch: &Launch) -> Result<Arc<Pipeline>> {
+        self.possible(launch)?;
+        self.prepared(launch)
+    }
+
+    fn prepared(&self, launch: &Launch) -> Result<Arc<Pipeline>> {
+        self.pipeline(launch).map_err(|error| self.raise(error))
+    }
+
+    /// Whether the operands all have data and nothing is above this adapter's limits.
+    pub(super) fn possible(&self, launch: &Launch) -> Result<()> {
         debug_assert!(launch.params.len() <= 128 && launch.params.len().is_multiple_of(4));
         // An operand's error is the cause, whatever the result's size would say.
         let those = |write: bool| launch.binds.iter().filter(move |bind| bind.write == write);
@@ -188,8 +206,7 @@ impl Gpu {
             within("workgroups along one axis", n as u64, limits.max_compute_workgroups_per_dimension)?;
         }
         within("turns of a thread's loops", launch.turns as u64, MOST_TURNS as u32)?;
-        within("bytes of parameters", launch.params.len() as u64, limits.max_immediate_size)?;
-        self.pipeline(launch).map_err(|error| self.raise(error))
+        within("bytes of parameters", launch.params.len() as u64, limits.max_immediate_size)
     }
 
     /// Records a dispatch that was prepared; fails where an operand was lost since.

@@ -116,12 +116,15 @@ fn copy(gpu: &Gpu, from: &Buffer, to: &Buffer, bytes: u64) {
 
 impl Gpu {
     /// Measures this device's width, rates and cost of a dispatch, keeps them with the choices of kernels and gives the class with
-    /// them in place of the table's. They count from the next time that the adapter is opened. A CPU's width is not measured, since it
-    /// would depend on how many of its cores are free.
+    /// them in place of the table's: what the adapter is taken for from the next time that it is opened. A CPU's width is not
+    /// measured, since it would depend on how many of its cores are free. A class that somebody named is given as it is.
     ///
     /// # Errors
     /// The device's fault.
     pub fn measure_class(&self) -> Result<DeviceClass> {
+        if self.0.class_named {
+            return Ok(self.class().clone());
+        }
         let source =
             Source::file("bench_fma").u32("CHAINS", CHAINS).u32("THREADS", THREADS).u32("ROUNDS", ROUNDS);
         let beside = self.beside();

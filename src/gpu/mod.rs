@@ -61,6 +61,8 @@ pub(crate) struct Inner {
     wait: Option<Duration>,
     summary: AdapterSummary,
     class: DeviceClass,
+    /// Whether somebody named the class: then it is as in the table, whatever was measured.
+    class_named: bool,
     texels: texel::Policy,
     coop: Option<CoopMatrices>,
     /// Whether cooperative matrices passed their test on this device.
@@ -82,8 +84,8 @@ pub(crate) struct Inner {
     /// Errors that the driver has told, ever.
     losses: Arc<AtomicU64>,
     pub profile: Mutex<profile::Profile>,
-    /// Dispatches seen since [`Gpu::planned`] began, while it runs.
-    pub planned: Mutex<Option<Vec<plan::Pass>>>,
+    /// While [`Gpu::planned`] or [`Gpu::only_planned`] runs.
+    pub planned: Mutex<Option<plan::Watch>>,
     findings: Mutex<findings::Findings>,
     /// Whether the device may hold findings that no readback copied.
     findings_written: Arc<AtomicBool>,
@@ -109,6 +111,7 @@ impl Gpu {
         Gpu::on(Inner {
             id: 0,
             class: inner.class.clone(),
+            class_named: inner.class_named,
             device: inner.device.clone(),
             queue: inner.queue.clone(),
             limits: inner.limits.clone(),

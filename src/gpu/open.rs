@@ -44,9 +44,9 @@ pub struct Options {
     /// 600 s. `Duration::MAX` is no limit.
     pub wait: Option<Duration>,
     /// The class of devices whose kernels are chosen (`TIEBEAM_DEVICE`): a kind (`cpu`, `integrated`, `discrete`, `virtual`) or
-    /// a finer row of the table, such as `h200` ([`DeviceClass::all`](super::DeviceClass::all)). By default the adapter's own, as
-    /// measured where `tiebeam tune` did so; one that is named here is as in the table. It changes choices only: limits, features
-    /// and lanes stay the adapter's.
+    /// a finer row of the table, such as `h200` ([`DeviceClass::all`](super::DeviceClass::all)). By default, and with `auto` here
+    /// whatever the variable says, the adapter's own, as measured where `tiebeam tune` did so; one that is named is as in the table.
+    /// It changes choices only: limits, features and lanes stay the adapter's.
     pub device: Option<String>,
 }
 
@@ -286,7 +286,8 @@ impl Gpu {
         wait: Option<Duration>,
     ) -> Result<Gpu> {
         let (checked, round_products) = (options.checked, options.round_products);
-        let named = options.device.as_deref().map(DeviceClass::named).transpose()?;
+        let named = options.device.as_deref().filter(|name| !name.eq_ignore_ascii_case("auto"));
+        let named = named.map(DeviceClass::named).transpose()?;
         let mut summary = summarize(index, adapter, &options.without);
         let texels = match options.texels {
             Some(true) => texel::Policy::Always,
@@ -320,9 +321,10 @@ impl Gpu {
                     .get_or_insert(Error::device(format!("the device was lost ({message}); open it again")));
             }
         });
-        let mut class = named.clone().unwrap_or_else(|| DeviceClass::of(&summary));
+        let class_named = named.is_some();
+        let mut class = named.unwrap_or_else(|| DeviceClass::of(&summary));
         let choices = choices::Choices::open(options, &summary, class.name)?;
-        if named.is_none() {
+        if !class_named {
             choices.refine(&mut class);
         }
         let limits = adapter.limits();
@@ -331,6 +333,7 @@ impl Gpu {
         Ok(Gpu::on(Inner {
             id: 0,
             class,
+            class_named,
             device,
             queue,
             limits,

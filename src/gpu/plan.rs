@@ -40,6 +40,23 @@ impl Pass {
         let entry = module.entry_points.iter().find(|entry| entry.name == self.entry);
         Ok(entry.map_or(0, |entry| entry.workgroup_size.iter().map(|&n| n as usize).product()))
     }
+
+    /// Bytes of workgroup memory that the kernel's file declares, whichever of its entries use them.
+    ///
+    /// # Errors
+    /// When the kernel does not assemble.
+    pub fn workgroup_memory(&self) -> Result<usize> {
+        let (module, _) = self.source.assemble()?.check(naga::valid::Capabilities::all())?;
+        let shared = module.global_variables.iter().filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
+        Ok(shared.map(|(_, v)| module.types[v.ty].inner.size(module.to_ctx()) as usize).sum())
+    }
+}
+
+/// Dispatches as they are made, or only planned.
+pub(crate) struct Watch {
+    seen: Vec<Pass>,
+    /// Nothing runs.
+    only: bool,
 }
 
 /// Bytes or operations with three digits, such as `16.8 M`.
@@ -76,18 +93,35 @@ impl Gpu {
     /// The device's fault.
     #[doc(hidden)]
     pub fn planned(&self, work: impl FnOnce()) -> Result<Vec<Pass>> {
-        self.synchronize()?;
-        *lock(&self.0.planned) = Some(Vec::new());
-        work();
-        let seen = lock(&self.0.planned).take();
-        self.synchronize()?;
-        Ok(seen.unwrap_or_default())
+        self.watch(work, false)
     }
 
-    /// Called behind every dispatch.
+    /// The same, but nothing runs: results hold anything, so no `work` whose course depends on values.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub(crate) fn only_planned(&self, work: impl FnOnce()) -> Result<Vec<Pass>> {
+        self.watch(work, true)
+    }
+
+    fn watch(&self, work: impl FnOnce(), only: bool) -> Result<Vec<Pass>> {
+        self.synchronize()?;
+        *lock(&self.0.planned) = Some(Watch { seen: Vec::new(), only });
+        work();
+        let watch = lock(&self.0.planned).take();
+        self.synchronize()?;
+        Ok(watch.map_or(vec![], |watch| watch.seen))
+    }
+
+    /// Whether dispatches are only to be planned.
+    pub(super) fn only_plans(&self) -> bool {
+        lock(&self.0.planned).as_ref().is_some_and(|watch| watch.only)
+    }
+
+    /// Called behind every dispatch, or in its place.
     pub(super) fn note_pass(&self, launch: &Launch) {
-        if let Some(seen) = &mut *lock(&self.0.planned) {
-            seen.push(Pass {
+        if let Some(watch) = &mut *lock(&self.0.planned) {
+            watch.seen.push(Pass {
                 op: launch.op.into(),
                 source: launch.source.clone(),
                 entry: launch.entry.into(),

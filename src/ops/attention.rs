@@ -287,6 +287,11 @@ impl Tensor {
     /// Half of the batch's entries or of the key heads, then the others.
     #[track_caller]
     fn attention_in_halves(&self, [k, v]: [&Tensor; 2], mask: &Mask, scale: f32, axis: usize) -> Tensor {
+        if let Mask::Additive(mask) = mask {
+            // Before it is cut: what does not fit may seem to, in halves.
+            let scores = Shape::new(&[self.shape()[0], self.shape()[1], self.shape()[2], k.shape()[2]]);
+            shape::expand_strides("attention", mask.shape(), &mask.shape().strides(), &scores);
+        }
         let size = k.shape()[axis];
         let half = |own: Range<usize>| {
             let of = |x: &Tensor| {

@@ -31,8 +31,8 @@ pub struct Args {
     /// Time nothing: show the kernels inside a call of the rows whose name contains the word, with their share of the time
     #[arg(long, value_name = "WORD", conflicts_with_all = ["json", "baseline", "words"])]
     kernels: Option<String>,
-    /// Time nothing: show the dispatches that the rows plan for this device, or for the one that TIEBEAM_DEVICE names: kernel,
-    /// constants, workgroups, parts of summed axes, bytes and operations
+    /// Run nothing: show the dispatches that the rows plan for this device, or for the class that TIEBEAM_DEVICE names: kernel,
+    /// constants, workgroups, parts of summed axes, bytes and operations. Lanes and matrix units are the adapter's
     #[arg(long, conflicts_with_all = ["json", "baseline", "kernels"])]
     plan: bool,
     /// Only rows whose name contains one of these words; rows that take long on a CPU driver run there only when selected
@@ -77,18 +77,22 @@ pub fn run(args: &Args) -> Result<()> {
         Some("all") => Gpu::adapters()?.iter().map(|a| Some(a.index.to_string())).collect(),
         other => vec![other.map(str::to_string)],
     };
-    let (mut outcome, mut whole) = (Ok(()), true);
+    let (mut outcome, mut whole, mut any) = (Ok(()), true, false);
     for adapter in adapters {
-        let ended = one(&Options { adapter, ..Options::default() }, args, &mut part, baseline.as_ref());
-        whole &= ended.is_ok();
-        let done = ended.and_then(|verdict| verdict);
+        let options = Options { adapter, ..Options::default() };
+        // One that does not open leaves the others' lines whole.
+        let done = Gpu::open_with(options.clone()).and_then(|gpu| {
+            let ended = one(gpu, options, args, &mut part, baseline.as_ref());
+            (whole, any) = (whole && ended.is_ok(), true);
+            ended?
+        });
         if let (Some("all"), Err(error)) = (args.adapter.as_deref(), &done) {
             eprintln!("error: {error}");
         }
         outcome = outcome.and(done);
     }
     if let (Some(part), Some(path)) = (part, &args.json) {
-        if whole {
+        if whole && any {
             part.finish()?;
             println!("wrote {}", path.display());
         } else if part.leave()? {
@@ -106,14 +110,14 @@ fn part(path: &Path) -> Result<Part> {
     Part::create(path)
 }
 
-/// One adapter, to the end: then whether all rows were right. An error is what kept it from the end.
+/// One adapter, opened with `options`, to the end: then whether all rows were right. An error is what kept it from the end.
 fn one(
-    options: &Options,
+    gpu: Gpu,
+    options: Options,
     args: &Args,
     part: &mut Option<Part>,
     baseline: Option<&Baseline>,
 ) -> Result<Result<()>> {
-    let gpu = Gpu::open_with(options.clone())?;
     println!("{}", gpu.adapter());
     if gpu.adapter().is_software() {
         println!("a software driver: these numbers are this CPU's, not a GPU's");
@@ -122,7 +126,9 @@ fn one(
         SuiteArg::Quick => (Suite::Quick, Duration::from_millis(700)),
         SuiteArg::Full => (Suite::Full, Duration::from_secs(3)),
     };
-    let cases = rows(&gpu, suite);
+    // Plans are for the class that somebody named, measurements for what is here.
+    let cpu = if args.plan { gpu.class().is_cpu() } else { gpu.adapter().is_software() };
+    let cases = rows(cpu, suite);
     if let Some(word) = &args.kernels {
         let table = |case| bench::kernels(&gpu, case).map(|found| found.table());
         return each(cases, &format!("--kernels {word}"), |case| case.name().contains(word), table).map(Ok);
@@ -142,7 +148,6 @@ fn one(
     if args.words.is_empty() && !long.is_empty() {
         println!("left out here unless a word selects them, because they take minutes: {}", long.join("; "));
     }
-    let options = options.clone();
     let reopen = Box::new(move || Gpu::open_with(options.clone()));
     let settings = Settings { reopen, ..Settings::new(budget) };
     let bar = bar(cases.len() + 6);
@@ -285,7 +290,9 @@ fn compare(
     }
     if let Some(baseline) = baseline.map(Baseline::read).transpose()? {
         for run in &runs {
-            println!("{}, {}\n{}", run.host.adapter, run.host.date(), baseline.matches(run).table());
+            let host = &run.host;
+            let (date, kernels) = (host.date(), host.kernels());
+            println!("{}, {date}{kernels}\n{}", host.adapter, baseline.matches(run).table());
         }
     }
     if let Some(html) = html {

@@ -4,7 +4,7 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 use std::time::Duration;
-use tiebeam::ops::matmul::tune::tune_all;
+use tiebeam::ops::matmul::tune::{Progress, tune_all};
 use tiebeam::{Gpu, Options, Result};
 
 /// Measure this device, and which kernels are fastest on it, and keep that for later runs (see TIEBEAM_TUNE).
@@ -39,9 +39,9 @@ pub fn run(args: &Args) -> Result<()> {
     bar.enable_steady_tick(Duration::from_millis(200));
     println!("{:<58} {:<28} over the table's", "class", "fastest");
     let budget = Duration::try_from_secs_f64(args.minutes * 60.0).unwrap_or(Duration::MAX);
-    let done = tune_all(&gpu, budget, |at, all, tuned| {
-        bar.set_length(all as u64);
-        bar.set_position(at as u64);
+    let Progress { done, failed, of } = tune_all(&gpu, &class, budget, |at, tuned| {
+        bar.set_length(at.of as u64);
+        bar.set_position((at.done + at.failed) as u64);
         if let Some(t) = tuned {
             let gain = if t.best == t.table { "the same".into() } else { format!("{:.2}x", t.gain) };
             bar.suspend(|| println!("{:<58} {:<28} {gain}", t.class, t.best));
@@ -52,11 +52,16 @@ pub fn run(args: &Args) -> Result<()> {
         gpu.export_choices(path)?;
         println!("exported to {}", path.display());
     }
-    match gpu.choices_file() {
-        Some(file) => println!("{done} classes measured; kept in {}", file.display()),
-        None => {
-            println!("{done} classes measured; this system has no folder to keep them in: set TIEBEAM_CACHE")
-        }
+    let kept = match gpu.choices_file() {
+        Some(file) => format!("kept in {}", file.display()),
+        None => "this system has no folder to keep them in: set TIEBEAM_CACHE".into(),
+    };
+    println!("{done} of {of} classes measured; {kept}");
+    if failed > 0 {
+        println!("{failed} could not be measured here; the table's kernels stay for them");
+    }
+    if done + failed < of {
+        println!("the time was up: --minutes gives it more");
     }
     Ok(())
 }

@@ -51,11 +51,15 @@ pub(crate) struct Problem {
 }
 
 impl Problem {
-    /// The problem on this device, whose matrix units are asked for where they would be used.
-    pub fn on(self, gpu: &Gpu) -> Problem {
+    /// The problem where matrix units of some size may be had: they are asked for only where they would be used.
+    pub fn with(self, coop: impl FnOnce() -> Option<usize>) -> Problem {
         let large = self.half && self.m.min(self.n) >= 64 && self.k >= 32;
-        let coop = if large { gpu.coop().map(|matrices| matrices.size as usize) } else { None };
-        Problem { coop, ..self }
+        Problem { coop: if large { coop() } else { None }, ..self }
+    }
+
+    /// The problem on this device.
+    pub fn on(self, gpu: &Gpu) -> Problem {
+        self.with(|| gpu.coop().map(|matrices| matrices.size as usize))
     }
 
     /// Bytes of the operands, each once.

@@ -20,7 +20,9 @@ pub struct Sizes {
     pub k: usize,
     /// Whether the left and the right operand are stored transposed.
     pub turned: [bool; 2],
-    /// The size of cooperative matrices, where both operands are f16 and the adapter has such matrices.
+    /// Whether both operands are f16.
+    pub half: bool,
+    /// The size of the adapter's cooperative matrices, where it has any.
     pub coop: Option<usize>,
     /// What the right side and the result are.
     pub kind: Kind,
@@ -43,7 +45,7 @@ pub enum Kind {
 /// than one launch may walk, or a dispatch would take seconds, more of them run.
 #[doc(hidden)]
 pub fn plan(class: &DeviceClass, sizes: Sizes) -> Vec<Pass> {
-    let Sizes { batch, m, n, k, turned: [left, right], coop, kind } = sizes;
+    let Sizes { batch, m, n, k, turned: [left, right], half, coop, kind } = sizes;
     // As vectors where rows are whole ones, else element by element.
     let left = match (if left { m } else { k }).is_multiple_of(4) {
         true => if left { "lhs_transposed" } else { "lhs_plain" },
@@ -54,7 +56,7 @@ pub fn plan(class: &DeviceClass, sizes: Sizes) -> Vec<Pass> {
         true => if right { "rhs_transposed" } else { "rhs_plain" },
         false => "rhs_any",
     };
-    let problem = Problem { m, n, k, batch, left, right, half: coop.is_some(), coop };
+    let problem = Problem { m, n, k, batch, left, right, half, coop: None }.with(|| coop);
     let one = |problem: &Problem, parts: usize| {
         let core = Core::by_table(class, problem);
         let bytes = problem.operand_bytes() + 4.0 * (problem.batch * m * n) as f64;

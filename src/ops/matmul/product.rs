@@ -90,6 +90,11 @@ pub(super) enum Rows<'a> {
 }
 
 /// `y [batch, m, n] = lhs rhs` and what comes with it.
+///
+/// [`Product::write`] is where ops come in: it cuts the inner axis into parts ([`Cut`]) where the device would be idle otherwise, or
+/// hands the whole to [`Product::launch`]. That is one dispatch, unless a limit stands in the way: of time or workgroups (then in two
+/// halves of rows or batches), or of a thread's loops (then in pieces of the inner axis), each of which is launched again. It never
+/// cuts into parts. All of these are decided by the table's kernel; the dispatch itself takes the one that was measured.
 pub(super) struct Product<'a> {
     pub op: &'static str,
     pub lhs: &'a Tensor,
@@ -292,7 +297,7 @@ impl<'a> Product<'a> {
             return (rows >= 256).then(|| (rows / 2).next_multiple_of(128));
         }
         let (size, step) = (y.shape()[0], y.count() / y.shape()[0].max(1));
-        let plain = matches!(self.rows, Rows::All) && self.is_plain();
+        let plain = !matches!(self.rows, Rows::Scattered { .. }) && self.is_plain();
         // The nearest to the middle of those places.
         let aligned = |at: &usize| (at * step).is_multiple_of(64);
         (1..size).filter(aligned).min_by_key(|at| at.abs_diff(size / 2)).filter(|_| plain)
@@ -307,7 +312,8 @@ impl<'a> Product<'a> {
             let of = |x: &Tensor| x.slice(0, own.clone());
             let [list, gate] = match self.rows {
                 Rows::All => [None, None],
-                Rows::Gathered(list) => [Some(of(list)), None],
+                // Parts of an inner axis all have the same rows.
+                Rows::Gathered(list) => [Some(if axes == 2 { of(list) } else { list.clone() }), None],
                 Rows::Scattered { list, gate } => [Some(of(list)), Some(of(gate))],
             };
             let rows = match (&list, &gate) {

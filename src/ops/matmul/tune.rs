@@ -18,6 +18,10 @@ const BUDGET: Duration = Duration::from_millis(250);
 /// A kernel must take so much less time than the table's, in each round, to be chosen in its place.
 const GAIN: f64 = 1.03;
 
+/// Time for a clock that is idle to come up, and for one that fell while kernels were compiled.
+const WARM_FIRST: Duration = Duration::from_secs(2);
+const WARM: Duration = Duration::from_millis(500);
+
 /// Seconds that a product may take at the device's rate: its worst kernel takes some times as long.
 const LONGEST: f64 = 0.1;
 
@@ -105,12 +109,12 @@ impl Trial<'_> {
     }
 
     /// Runs until the clock has come up: a GPU that was idle runs at a fifth of its rate at first. Ends where two stretches of time in
-    /// a row take the same, or after two seconds.
-    fn warm_up(&self, core: Core) -> Result<()> {
+    /// a row take the same, or after `most`.
+    fn warm_up(&self, core: Core, most: Duration) -> Result<()> {
         let started = Instant::now();
         let count = (2e-2 / self.sample(core, 1)?.max(1e-6)).clamp(1.0, 1000.0) as usize;
         let mut last = f64::INFINITY;
-        while started.elapsed() < Duration::from_secs(2) {
+        while started.elapsed() < most {
             let now = self.sample(core, count)?;
             if (now / last - 1.0).abs() < 0.02 {
                 break;
@@ -146,10 +150,10 @@ fn best_of(rounds: &[Vec<f64>]) -> (usize, f64) {
 ///
 /// # Errors
 /// The device's fault, or what a measurement met: then nothing is kept.
-fn tune(gpu: &Gpu, problem: &Problem) -> Result<(Core, Tuned)> {
+fn tune(gpu: &Gpu, class: &DeviceClass, problem: &Problem) -> Result<(Core, Tuned)> {
     let beside = gpu.beside();
     let trial = Trial { gpu: &beside, problem, inputs: operands(&beside, problem) };
-    let all = Core::candidates(gpu.class(), problem);
+    let all = Core::candidates(class, problem);
     let table = all[0];
     trial.first(table)?;
     let mut cores = vec![table];
@@ -162,7 +166,7 @@ fn tune(gpu: &Gpu, problem: &Problem) -> Result<(Core, Tuned)> {
             }
         }
     }
-    trial.warm_up(table)?;
+    trial.warm_up(table, WARM)?;
     let rounds = [trial.round(&cores, BUDGET)?, trial.round(&cores, BUDGET)?];
     tracing::debug!(class = problem.key(), ?cores, ?rounds, "measured");
     let (at, gain) = best_of(&rounds);
@@ -177,7 +181,7 @@ fn tune(gpu: &Gpu, problem: &Problem) -> Result<(Core, Tuned)> {
 
 /// The kernel to take for this class; the table's where it cannot be measured.
 pub(super) fn measure(gpu: &Gpu, problem: &Problem) -> Core {
-    tune(gpu, problem).map(|(core, _)| core).unwrap_or_else(|error| {
+    tune(gpu, gpu.class(), problem).map(|(core, _)| core).unwrap_or_else(|error| {
         tracing::warn!(class = problem.key(), %error, "not measured");
         Core::by_table(gpu.class(), problem)
     })
@@ -200,15 +204,19 @@ pub const BENCHED: [[usize; 4]; 11] = [
 ];
 
 /// The classes that `tiebeam tune` measures: what the benchmark does, then linear layers forward and backward, from one row to many.
-fn classes(gpu: &Gpu) -> Vec<Problem> {
+fn classes(class: &DeviceClass, coop: Option<usize>) -> Vec<Problem> {
     let (lp, lt, rp, rt) = ("lhs_plain", "lhs_transposed", "rhs_plain", "rhs_transposed");
-    let cpu = gpu.class().is_cpu();
-    let halves: &[bool] = if gpu.coop_matrices().is_some() { &[false, true] } else { &[false] };
+    let (cpu, device) = (class.is_cpu(), class);
     let mut all = Vec::new();
-    for &half in halves {
+    for half in [false, true] {
         let class = |batch, [m, n, k]: [usize; 3], left, right| {
-            Problem { m, n, k, batch, left, right, half, coop: None }.on(gpu)
+            Problem { m, n, k, batch, left, right, half, coop: None }.with(|| coop)
         };
+        if half && coop.is_none() {
+            // Without matrix units f16 only saves bytes: no more than the benchmark has.
+            all.extend([1024, 4096].map(|size| class(1, [size; 3], lp, rp)));
+            continue;
+        }
         all.extend(BENCHED.iter().map(|&[batch, m, n, k]| class(batch, [m, n, k], lp, rp)));
         let rows: &[usize] = if cpu { &[1024, 128, 1, 8] } else { &[4096, 1024, 128, 1, 8] };
         for &tokens in rows {
@@ -224,39 +232,60 @@ fn classes(gpu: &Gpu) -> Vec<Problem> {
     }
     // What runs is a part where the inner axis is cut.
     for problem in &mut all {
-        if let Some(cut) = Cut::of(gpu.class(), problem).filter(|_| problem.batch == 1) {
+        if let Some(cut) = Cut::of(device, problem).filter(|_| problem.batch == 1) {
             *problem = Problem { k: cut.len, batch: cut.parts, ..*problem };
         }
     }
     let mut seen = std::collections::HashSet::new();
-    all.retain(|problem| measurable(gpu.class(), problem) && seen.insert(problem.key()));
+    all.retain(|problem| measurable(device, problem) && seen.insert(problem.key()));
     all
 }
 
-/// Measures class after class until all are done or `budget` is spent, the common ones first; `each` hears of the class at
-/// hand (its place, how many there are) and, behind it, of what was found. What was found before an end is kept.
+/// How far [`tune_all`] is, or came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Classes of products that were measured.
+    pub done: usize,
+    /// Those that could not be, each with a warning.
+    pub failed: usize,
+    /// All that there are.
+    pub of: usize,
+}
+
+/// Measures class after class until all are done or `budget` is spent, the common ones first; `each` hears when a class begins and,
+/// with what was found, when it is done. What was found before an end is kept. `class` is what later runs take the device for, such
+/// as [`Gpu::measure_class`] gives it: it decides into which parts a product is cut, and so what is measured.
 ///
 /// # Errors
 /// [`crate::Error::Io`] when the choices cannot be written, or the device's fault.
 pub fn tune_all(
     gpu: &Gpu,
+    class: &DeviceClass,
     budget: Duration,
-    mut each: impl FnMut(usize, usize, Option<&Tuned>),
-) -> Result<usize> {
+    mut each: impl FnMut(Progress, Option<&Tuned>),
+) -> Result<Progress> {
     let started = Instant::now();
-    let classes = classes(gpu);
-    let mut done = 0;
+    let classes = classes(class, gpu.coop().map(|matrices| matrices.size as usize));
+    let mut at = Progress { done: 0, failed: 0, of: classes.len() };
     for problem in &classes {
         if started.elapsed() >= budget {
             break;
         }
-        each(done, classes.len(), None);
-        let (_, tuned) = tune(gpu, problem)?;
-        done += 1;
-        each(done, classes.len(), Some(&tuned));
+        each(at, None);
+        match tune(gpu, class, problem) {
+            Ok((_, tuned)) => {
+                at.done += 1;
+                each(at, Some(&tuned));
+            }
+            Err(error) => {
+                gpu.check()?;
+                tracing::warn!(class = problem.key(), %error, "not measured");
+                at.failed += 1;
+            }
+        }
     }
     gpu.save_choices()?;
-    Ok(done)
+    Ok(at)
 }
 
 impl Gpu {
@@ -319,7 +348,7 @@ fn fast(gpu: &Gpu, size: usize) -> Result<bool> {
     let trial = Trial { gpu, problem: &problem, inputs: operands(gpu, &problem) };
     let cores = [coop(size)[1], Core::Tiled { tile: [64, 64], thread: 8 }];
     cores.iter().try_for_each(|core| trial.first(*core))?;
-    trial.warm_up(cores[1])?;
+    trial.warm_up(cores[1], WARM_FIRST)?;
     let times = trial.round(&cores, Duration::from_millis(40))?;
     Ok(1.5 * times[0] < times[1])
 }
@@ -364,4 +393,25 @@ pub fn by_each_kernel(a: &Tensor, b: &Tensor) -> Vec<(String, Tensor)> {
         (core.to_string(), no_grad(|| whole(&a.unsqueeze(0), &b.unsqueeze(0)).squeeze(0)))
     };
     Core::candidates(beside.class(), &problem).iter().map(product).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A device is measured first, and found to be wider than its row says: what later runs ask for must have been measured.
+    #[test]
+    fn what_is_measured_is_what_the_measured_class_will_ask_for() {
+        let row = DeviceClass::named("nvidia").unwrap();
+        for class in [row.clone(), DeviceClass { width: 128, ..row.clone() }, DeviceClass { width: 16, ..row }] {
+            let known: Vec<String> = classes(&class, None).iter().map(Problem::key).collect();
+            for [batch, m, n, k] in BENCHED {
+                let (left, right) = ("lhs_plain", "rhs_plain");
+                let problem = Problem { m, n, k, batch, left, right, half: false, coop: None };
+                let cut = Cut::of(&class, &problem).filter(|_| batch == 1);
+                let part = cut.map_or(problem, |cut| Problem { k: cut.len, batch: cut.parts, ..problem });
+                assert!(!measurable(&class, &part) || known.contains(&part.key()), "{}", part.key());
+            }
+        }
+    }
 }
