@@ -100,7 +100,8 @@ impl Gpu {
     ///
     /// # Errors
     /// The device's fault.
-    pub(crate) fn only_planned(&self, work: impl FnOnce()) -> Result<Vec<Pass>> {
+    #[doc(hidden)]
+    pub fn only_planned(&self, work: impl FnOnce()) -> Result<Vec<Pass>> {
         self.watch(work, true)
     }
 
