@@ -8,7 +8,7 @@ use crate::tape::no_grad;
 /// What a call of a row dispatched, from the longest to the shortest.
 pub struct Kernels(pub Vec<Profiled>);
 
-/// Makes a row, prepares it, and watches one more call. A panic may leave the watch on: `end` ends it.
+/// Makes a row, prepares it, and watches one more call. What a panic leaves on, `end` ends.
 fn watched<T>(
     gpu: &Gpu,
     case: Case,
@@ -53,7 +53,7 @@ pub fn plan(gpu: &Gpu, case: Case) -> Result<Vec<(String, usize)>> {
         let mut possible = Ok(());
         gpu.only_planned(|| possible = (row.run)(0).check()).and(possible)
     };
-    let found = watched(gpu, case, first, |call| gpu.only_planned(call), || drop(gpu.only_planned(|| ())));
+    let found = watched(gpu, case, first, |call| gpu.only_planned(call), || ());
     let mut all: Vec<(String, usize)> = Vec::new();
     for pass in found? {
         let line = format!("{}: {pass}", pass.op);

@@ -84,8 +84,6 @@ pub(crate) struct Inner {
     /// Errors that the driver has told, ever.
     losses: Arc<AtomicU64>,
     pub profile: Mutex<profile::Profile>,
-    /// While [`Gpu::planned`] or [`Gpu::only_planned`] runs.
-    pub planned: Mutex<Option<plan::Watch>>,
     findings: Mutex<findings::Findings>,
     /// Whether the device may hold findings that no readback copied.
     findings_written: Arc<AtomicBool>,
@@ -135,7 +133,6 @@ impl Gpu {
             steps: Mutex::default(),
             losses: Arc::default(),
             profile: Mutex::default(),
-            planned: Mutex::default(),
             findings: Mutex::default(),
             findings_written: Arc::default(),
             normal_table: Mutex::default(),

@@ -357,7 +357,6 @@ impl Gpu {
             steps: Mutex::default(),
             losses,
             profile: Mutex::default(),
-            planned: Mutex::default(),
             findings: Mutex::default(),
             findings_written: Arc::default(),
             normal_table: Mutex::default(),

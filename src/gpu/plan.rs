@@ -2,8 +2,9 @@
 
 use super::kernel::Launch;
 use super::shader::Source;
-use super::{Gpu, lock};
+use super::Gpu;
 use crate::error::Result;
+use std::cell::RefCell;
 use std::fmt;
 
 /// One dispatch of a plan.
@@ -52,11 +53,25 @@ impl Pass {
     }
 }
 
-/// Dispatches as they are made, or only planned.
-pub(crate) struct Watch {
+/// The dispatches that a thread makes on one device, or only plans.
+struct Watch {
+    gpu: u64,
     seen: Vec<Pass>,
     /// Nothing runs.
     only: bool,
+}
+
+thread_local! {
+    static WATCH: RefCell<Option<Watch>> = const { RefCell::new(None) };
+}
+
+/// Ends the watch, also where the work panics.
+struct Ended;
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        WATCH.take();
+    }
 }
 
 /// Bytes or operations with three digits, such as `16.8 M`.
@@ -87,7 +102,7 @@ impl fmt::Display for Pass {
 }
 
 impl Gpu {
-    /// The dispatches that `work` makes, in order, as their plans have them; it also runs. Replayed steps are not seen.
+    /// The dispatches that `work` makes in this thread, in order, as their plans have them; it also runs. Replayed steps are not seen.
     ///
     /// # Errors
     /// The device's fault.
@@ -107,21 +122,24 @@ impl Gpu {
 
     fn watch(&self, work: impl FnOnce(), only: bool) -> Result<Vec<Pass>> {
         self.synchronize()?;
-        *lock(&self.0.planned) = Some(Watch { seen: Vec::new(), only });
+        WATCH.set(Some(Watch { gpu: self.0.id, seen: Vec::new(), only }));
+        let ended = Ended;
         work();
-        let watch = lock(&self.0.planned).take();
+        let seen = WATCH.take().map_or(vec![], |watch| watch.seen);
+        drop(ended);
         self.synchronize()?;
-        Ok(watch.map_or(vec![], |watch| watch.seen))
+        Ok(seen)
     }
 
     /// Whether dispatches are only to be planned.
     pub(super) fn only_plans(&self) -> bool {
-        lock(&self.0.planned).as_ref().is_some_and(|watch| watch.only)
+        WATCH.with_borrow(|watch| watch.as_ref().is_some_and(|watch| watch.only && watch.gpu == self.0.id))
     }
 
     /// Called behind every dispatch, or in its place.
     pub(super) fn note_pass(&self, launch: &Launch) {
-        if let Some(watch) = &mut *lock(&self.0.planned) {
+        WATCH.with_borrow_mut(|watch| {
+            let Some(watch) = watch.as_mut().filter(|watch| watch.gpu == self.0.id) else { return };
             watch.seen.push(Pass {
                 op: launch.op.into(),
                 source: launch.source.clone(),
@@ -131,6 +149,6 @@ impl Gpu {
                 bytes: launch.bytes(),
                 flops: launch.work.flops,
             });
-        }
+        });
     }
 }
