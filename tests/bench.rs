@@ -379,9 +379,9 @@ fn the_command_writes_what_it_measures_and_says_what_chose_the_kernels() {
     assert_eq!(names(&measured[0]), ["sum 1048576"]);
     assert!(!measured[0].host.tuned && !measured[0].host.class.is_empty(), "{:?}", measured[0].host);
     assert!(!Part::beside(json.as_ref()).exists());
-    // A first class of products, and the device itself, are kept and exported.
+    // The device's own numbers are kept and exported; a class of products would take a minute to compile on a CPU driver.
     let export = folder.join("choices.txt");
-    let done = run(&["tune", "--minutes", "1e-9", "--export", export.to_str().expect("a path of the test")]);
+    let done = run(&["tune", "--minutes", "0", "--export", export.to_str().expect("a path of the test")]);
     let said = String::from_utf8_lossy(&done.stdout);
     assert!(done.status.success() && said.contains("--minutes gives it more"), "{done:?}");
     let choices = std::fs::read_to_string(&export).expect("exported");
