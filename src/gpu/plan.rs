@@ -1,8 +1,8 @@
 //! What a dispatch will be, known before there is a device: plans are pure functions of sizes and of the device's class.
 
+use super::Gpu;
 use super::kernel::Launch;
 use super::shader::Source;
-use super::Gpu;
 use crate::error::Result;
 use std::cell::RefCell;
 use std::fmt;
