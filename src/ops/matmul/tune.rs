@@ -206,38 +206,37 @@ pub const BENCHED: [[usize; 4]; 11] = [
 /// The classes that `tiebeam tune` measures: what the benchmark does, then linear layers forward and backward, from one row to many.
 fn classes(class: &DeviceClass, coop: Option<usize>) -> Vec<Problem> {
     let (lp, lt, rp, rt) = ("lhs_plain", "lhs_transposed", "rhs_plain", "rhs_transposed");
-    let (cpu, device) = (class.is_cpu(), class);
-    let mut all = Vec::new();
+        let mut all = Vec::new();
     for half in [false, true] {
-        let class = |batch, [m, n, k]: [usize; 3], left, right| {
+        let of = |batch, [m, n, k]: [usize; 3], left, right| {
             Problem { m, n, k, batch, left, right, half, coop: None }.with(|| coop)
         };
         if half && coop.is_none() {
             // Without matrix units f16 only saves bytes: no more than the benchmark has.
-            all.extend([1024, 4096].map(|size| class(1, [size; 3], lp, rp)));
+            all.extend([1024, 4096].map(|size| of(1, [size; 3], lp, rp)));
             continue;
         }
-        all.extend(BENCHED.iter().map(|&[batch, m, n, k]| class(batch, [m, n, k], lp, rp)));
-        let rows: &[usize] = if cpu { &[1024, 128, 1, 8] } else { &[4096, 1024, 128, 1, 8] };
+        all.extend(BENCHED.iter().map(|&[batch, m, n, k]| of(batch, [m, n, k], lp, rp)));
+        let rows: &[usize] = if class.is_cpu() { &[1024, 128, 1, 8] } else { &[4096, 1024, 128, 1, 8] };
         for &tokens in rows {
             for (width, inner) in [(1024, 1024), (256, 256), (4096, 1024), (1024, 4096)] {
                 // y = x W^T, dx = dy W, dW = dy^T x
-                all.push(class(1, [tokens, width, inner], lp, rt));
-                all.push(class(1, [tokens, inner, width], lp, rp));
+                all.push(of(1, [tokens, width, inner], lp, rt));
+                all.push(of(1, [tokens, inner, width], lp, rp));
                 if tokens > 8 {
-                    all.push(class(1, [width, inner, tokens], lt, rp));
+                    all.push(of(1, [width, inner, tokens], lt, rp));
                 }
             }
         }
     }
     // What runs is a part where the inner axis is cut.
     for problem in &mut all {
-        if let Some(cut) = Cut::of(device, problem).filter(|_| problem.batch == 1) {
+        if let Some(cut) = Cut::of(class, problem).filter(|_| problem.batch == 1) {
             *problem = Problem { k: cut.len, batch: cut.parts, ..*problem };
         }
     }
     let mut seen = std::collections::HashSet::new();
-    all.retain(|problem| measurable(device, problem) && seen.insert(problem.key()));
+    all.retain(|problem| measurable(class, problem) && seen.insert(problem.key()));
     all
 }
 
