@@ -1,44 +1,50 @@
 //! Lists `shaders/` in a table of embedded texts, so that a new kernel needs no Rust edit.
+//!
+//! A kernel is found by its file's name, whichever room it is in; a fragment, in a room's `lib/` or in `shaders/lib/`, as `lib/NAME`.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 use std::{env, fs};
 
 fn main() {
     println!("cargo::rerun-if-changed=shaders");
+    // Sorted: the table must not depend on the order in which the disk lists files.
+    let mut found = BTreeMap::new();
+    collect(Path::new("shaders"), "shaders", &mut found);
     let mut table = String::from("&[\n");
     // FNV-1a over all texts: measured choices of kernels are only good for the kernels that were measured.
     let mut hash = 0xcbf29ce484222325u64;
-    for folder in ["", "lib/"] {
-        for name in wgsl_in(&Path::new("shaders").join(folder)) {
-            // The root comes from the compiler's environment: no absolute path is written into the table.
-            writeln!(
-                table,
-                r#"    ("{folder}{name}", include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/{folder}{name}.wgsl"))),"#
-            )
-            .expect("writing to a string");
-            let file = Path::new("shaders").join(folder).join(format!("{name}.wgsl"));
-            let text = fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-            for byte in name.bytes().chain(text) {
-                hash = (hash ^ byte as u64).wrapping_mul(0x100000001b3);
-            }
+    for (name, file) in &found {
+        // The root comes from the compiler's environment: no absolute path is written into the table.
+        let text = format!(r#"include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/{file}"))"#);
+        writeln!(table, r#"    ("{name}", "{file}", {text}),"#).expect("writing to a string");
+        let text = fs::read(file).unwrap_or_else(|e| panic!("{file}: {e}"));
+        for byte in name.bytes().chain(text) {
+            hash = (hash ^ byte as u64).wrapping_mul(0x100000001b3);
         }
     }
     table.push_str("]\n");
     let out = env::var("OUT_DIR").expect("cargo sets OUT_DIR");
-    let path = Path::new(&out).join("shaders.rs");
-    let kernels = Path::new(&out).join("kernels.txt");
-    fs::write(&kernels, format!("{hash:016x}")).unwrap_or_else(|e| panic!("{}: {e}", kernels.display()));
-    fs::write(&path, table).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    for (name, text) in [("shaders.rs", table), ("kernels.txt", format!("{hash:016x}"))] {
+        let path = Path::new(&out).join(name);
+        fs::write(&path, text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    }
 }
 
-/// Names without `.wgsl`, sorted: the table must not depend on the order in which the disk lists files.
-fn wgsl_in(folder: &Path) -> Vec<String> {
-    let entries = fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
-    let mut names: Vec<String> = entries
-        .filter_map(|entry| entry.expect("a readable folder").file_name().into_string().ok())
-        .filter_map(|file| file.strip_suffix(".wgsl").map(String::from))
-        .collect();
-    names.sort();
-    names
+/// The kernels and fragments of a folder and those in it, by name; `path` is the folder with slashes on every system.
+fn collect(folder: &Path, path: &str, found: &mut BTreeMap<String, String>) {
+    for entry in fs::read_dir(folder).unwrap_or_else(|e| panic!("{path}: {e}")) {
+        let entry = entry.expect("a readable folder");
+        let Ok(file) = entry.file_name().into_string() else { continue };
+        let inner = format!("{path}/{file}");
+        if entry.path().is_dir() {
+            collect(&entry.path(), &inner, found);
+        } else if let Some(name) = file.strip_suffix(".wgsl") {
+            let name = if path.ends_with("/lib") { format!("lib/{name}") } else { name.to_string() };
+            if let Some(other) = found.insert(name, inner.clone()) {
+                panic!("{inner} and {other} have one name: imports and launches would not know which");
+            }
+        }
+    }
 }

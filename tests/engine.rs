@@ -30,7 +30,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 use support::*;
-use tiebeam::ops::matmul::Epilogue;
+use tiebeam::ops::product::matmul::Epilogue;
 use tiebeam::share::{Site, Tied};
 use tiebeam::{DType, Gpu, Rng, Tensor, no_grad};
 

@@ -10,7 +10,7 @@ use tiebeam::models::convert::{low_rank, low_rank_seen};
 use tiebeam::models::llama::{Config, Llama};
 use tiebeam::models::masa::{Plan, drift, groups};
 use tiebeam::nn::{Parameters, distillation};
-use tiebeam::ops::rope::Pairing;
+use tiebeam::ops::sequence::rope::Pairing;
 use tiebeam::share::Tied;
 use tiebeam::store::{Entry, File, save};
 use tiebeam::{Error, Rng, Tensor};

@@ -14,7 +14,7 @@ use tiebeam::merge::{
     VisitOrder, Weights, group_costs, match_weights, reset_statistics,
 };
 use tiebeam::models::llama::{Config, Llama};
-use tiebeam::ops::rope::Pairing;
+use tiebeam::ops::sequence::rope::Pairing;
 use tiebeam::store::save_tensors;
 use tiebeam::{Rng, Tensor};
 

@@ -50,7 +50,7 @@ fn every_kernel(dtype: DType, gpus: &[&Gpu]) -> Result<(), Failed> {
             for turns in [0, 3] {
                 let (a, b) = (whole(m, k, turns & 1 > 0), whole(k, n, turns & 2 > 0));
                 let [a64, b64] = [&a, &b].map(|x| x.cast(DType::F32).to_vec::<f32>().expect("readable"));
-                for (name, y) in tiebeam::ops::matmul::tune::by_each_kernel(&a, &b) {
+                for (name, y) in tiebeam::ops::product::matmul::tune::by_each_kernel(&a, &b) {
                     let y = y.to_vec::<f32>().map_err(|e| format!("{name}: {e}"))?;
                     for (i, &got) in y.iter().enumerate() {
                         let want: f32 = (0..k).map(|q| a64[i / n * k + q] * b64[q * n + i % n]).sum();

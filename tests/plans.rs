@@ -3,8 +3,11 @@
 
 use tiebeam::gpu::DeviceClass;
 use tiebeam::gpu::plan::Pass;
-use tiebeam::ops::matmul::plan::{Kind, Sizes};
-use tiebeam::ops::{attention, embedding, matmul, norm, reduce, softmax};
+use tiebeam::ops::moves::embedding;
+use tiebeam::ops::product::matmul;
+use tiebeam::ops::product::matmul::plan::{Kind, Sizes};
+use tiebeam::ops::reduction::{norm, reduce, softmax};
+use tiebeam::ops::sequence::attention;
 
 /// Kernels of one pass over rows: a row is a subgroup's or a workgroup's, however few there are.
 const ROW_KERNELS: [&str; 2] = ["norm forward", "softmax forward"];

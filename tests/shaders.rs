@@ -10,7 +10,7 @@ use naga::{AddressSpace, Module, ShaderStage};
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use tiebeam::gpu::shader::{Assembled, Source, fragments, names};
+use tiebeam::gpu::shader::{Assembled, Source, file, fragments, names};
 
 /// A writer of one entry point; `checked` asks for the checks that debug builds run with.
 type Write = fn(&Module, &ModuleInfo, entry: &str, checked: bool) -> Result<(), String>;
@@ -200,9 +200,9 @@ fn every_variant_translates_to_every_target() {
     let kernels = names()
         .into_iter()
         .filter(|name| cfg!(feature = "cli") || !name.starts_with("bench_"))
-        .map(|name| format!("shaders/{name}.wgsl"));
-    let parts = fragments().into_iter().map(|name| format!("shaders/lib/{name}.wgsl"));
-    let unused = kernels.chain(parts).filter(|file| !files.contains(file));
+        .filter_map(file);
+    let parts = fragments().into_iter().filter_map(|name| file(&format!("lib/{name}")));
+    let unused = kernels.chain(parts).filter(|file| !files.contains(*file));
     problems.extend(unused.map(|file| format!("{file}\n  no variant in ops::shader_variants() uses it")));
     println!("{} variants, {entries} entry points, {} files", variants.len(), files.len());
     assert!(problems.is_empty(), "{} problems:\n{}", problems.len(), problems.join("\n"));

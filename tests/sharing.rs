@@ -11,7 +11,7 @@ use tiebeam::models::recursive::{Config, Recursive, Sharing};
 use tiebeam::models::sret::Sliced;
 use tiebeam::models::widenet::{Experts, WideNet};
 use tiebeam::nn::{Mask, Parameters};
-use tiebeam::ops::cache::KvCache;
+use tiebeam::ops::sequence::cache::KvCache;
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
 use tiebeam::{Rng, Tensor};
 

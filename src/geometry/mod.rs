@@ -4,33 +4,21 @@
 //! [`invariants`] of the pair, with no spherical harmonics. Orientations are sampled on a [`Grid`]; a [`Graph`] says which
 //! points see each other.
 
-mod calculator;
-mod config;
-mod conv;
-pub mod dynamics;
-pub mod elements;
-mod forces;
-mod graph;
-mod grid;
-mod import;
-pub mod invariants;
-pub mod nbody;
-mod neighbours;
-mod ponita;
-mod potential;
-mod tables;
-pub mod vectors;
-pub mod xyz;
+mod atoms;
+mod network;
+mod space;
 
-pub use crate::ops::bonds::Bonds;
-pub use crate::ops::edges::Edges;
-pub use calculator::{Calculator, Properties};
-pub use config::PonitaConfig;
-pub use conv::{Basis, Conv, Field, FieldConfig, Route};
-pub use forces::EnergyForces;
-pub use graph::Graph;
-pub use grid::Grid;
-pub use neighbours::{Cell, Clouds};
-pub use ponita::{Layer, Ponita, PonitaInput, PonitaOutput};
-pub use potential::{Atoms, Batch, Potential, PotentialLoss};
-pub use tables::Tables;
+pub use crate::ops::points::bonds::Bonds;
+pub use crate::ops::points::edges::Edges;
+pub use atoms::calculator::{Calculator, Properties};
+pub use atoms::forces::EnergyForces;
+pub use atoms::potential::{Atoms, Batch, Potential, PotentialLoss};
+pub use atoms::{dynamics, elements, nbody, xyz};
+pub use network::config::PonitaConfig;
+pub use network::conv::{Basis, Conv, Field, FieldConfig, Route};
+pub use network::ponita::{Layer, Ponita, PonitaInput, PonitaOutput};
+pub use network::tables::Tables;
+pub use space::graph::Graph;
+pub use space::grid::Grid;
+pub use space::neighbours::{Cell, Clouds};
+pub use space::{invariants, vectors};

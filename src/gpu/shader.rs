@@ -3,7 +3,7 @@
 //! A file is plain WGSL but for lines that start with `#` and for `$`, neither of which WGSL uses:
 //!
 //! ```wgsl
-//! #import lhs = lhs_plain                  // a slot and its default, shaders/lib/lhs_plain.wgsl
+//! #import lhs = lhs_plain                  // a slot and its default, lib/lhs_plain.wgsl
 //! #import activation                       // the same without a choice
 //! const ROWS: u32 = 8u;                    // in column 0, on one line: the host may replace the value
 //! alias Elem = f32;                        // likewise
@@ -33,8 +33,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// `shaders/` when the crate was built, by names such as `matmul` and `lib/lhs_plain`.
-static EMBEDDED: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/shaders.rs"));
+/// `shaders/` when the crate was built: names such as `matmul` and `lib/lhs_plain`, files, texts.
+static EMBEDDED: &[(&str, &str, &str)] = include!(concat!(env!("OUT_DIR"), "/shaders.rs"));
 
 /// What the host may replace.
 const KINDS: [&str; 5] = ["u32", "i32", "f32", "bool", "alias"];
@@ -74,7 +74,7 @@ struct Value {
 
 #[derive(Clone, Debug, PartialEq)]
 enum Fragment {
-    /// `shaders/lib/NAME.wgsl`.
+    /// The file `NAME.wgsl` of a folder `lib`.
     File(Name),
     /// Code made by the host, and what errors call it.
     Text(Name, String),
@@ -92,7 +92,7 @@ fn get<'a, T>(list: &'a [(Name, T)], name: &str) -> Option<&'a T> {
 }
 
 impl Source {
-    /// The kernel `shaders/NAME.wgsl`.
+    /// The kernel of the file `NAME.wgsl`, whichever room of `shaders/` it is in.
     pub fn file(name: impl Into<Name>) -> Source {
         Source { name: name.into(), text: None, constants: vec![], slots: vec![], enables: vec![] }
     }
@@ -134,7 +134,7 @@ impl Source {
         self.set(name, "alias", ty.into())
     }
 
-    /// Fills a slot with `shaders/lib/FRAGMENT.wgsl` instead of its default.
+    /// Fills a slot with the fragment of the file `lib/FRAGMENT.wgsl`, of any room, instead of its default.
     pub fn slot(mut self, slot: impl Into<Name>, fragment: impl Into<Name>) -> Source {
         put(&mut self.slots, slot.into(), Fragment::File(fragment.into()));
         self
@@ -219,9 +219,8 @@ impl Source {
         let root = match &self.text {
             Some(text) => Unit::new(self.name.to_string(), text, true),
             None => {
-                let file = format!("shaders/{}.wgsl", self.name);
-                let text = load(&self.name).map_err(fault(&file, 0))?;
-                Unit::new(file, &text, true)
+                let (file, text) = load(&self.name).map_err(fault(&format!("{}.wgsl", self.name), 0))?;
+                Unit::new(file.into_owned(), &text, true)
             }
         };
         let whole = fault(&root.file, 0);
@@ -253,29 +252,41 @@ impl Source {
     }
 }
 
-/// Where texts come from: `matmul` or `lib/lhs_plain` to the file's content.
-type Load = dyn Fn(&str) -> Result<Cow<'static, str>, String>;
+/// A text and the file that it is in.
+type Loaded = (Cow<'static, str>, Cow<'static, str>);
 
-fn load(name: &str) -> Result<Cow<'static, str>, String> {
-    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders"));
-    if cfg!(debug_assertions) && folder.is_dir() {
-        let text = std::fs::read_to_string(folder.join(format!("{name}.wgsl")));
-        return text.map(Cow::Owned).map_err(|e| e.to_string());
-    }
-    let found = EMBEDDED.iter().find(|(n, _)| *n == name);
-    found.map(|(_, text)| Cow::Borrowed(*text)).ok_or_else(|| "no such file".into())
+/// Where texts come from: `matmul` or `lib/lhs_plain` to the file and its content.
+type Load = dyn Fn(&str) -> Result<Loaded, String>;
+
+fn load(name: &str) -> Result<Loaded, String> {
+    let found = EMBEDDED.binary_search_by(|(n, _, _)| (*n).cmp(name));
+    let (_, file, text) = found.map(|at| EMBEDDED[at]).map_err(|_| "no such file in shaders/")?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = match cfg!(debug_assertions) && root.join("shaders").is_dir() {
+        true => {
+            std::fs::read_to_string(root.join(file)).map(Cow::Owned).map_err(|e| format!("{file}: {e}"))?
+        }
+        false => Cow::Borrowed(text),
+    };
+    Ok((Cow::Borrowed(file), text))
 }
 
 /// Every kernel file, fragments excluded, for the test that translates them all.
 #[doc(hidden)]
 pub fn names() -> Vec<&'static str> {
-    EMBEDDED.iter().map(|(name, _)| *name).filter(|name| !name.contains('/')).collect()
+    EMBEDDED.iter().map(|(name, _, _)| *name).filter(|name| !name.contains('/')).collect()
 }
 
 /// Every fragment, without its folder, for the same test.
 #[doc(hidden)]
 pub fn fragments() -> Vec<&'static str> {
-    EMBEDDED.iter().filter_map(|(name, _)| name.strip_prefix("lib/")).collect()
+    EMBEDDED.iter().filter_map(|(name, _, _)| name.strip_prefix("lib/")).collect()
+}
+
+/// The file of a kernel, or of a fragment as `lib/NAME`.
+#[doc(hidden)]
+pub fn file(name: &str) -> Option<&'static str> {
+    EMBEDDED.iter().find(|(n, _, _)| *n == name).map(|(_, file, _)| *file)
 }
 
 /// A maker of errors at one line; 0 means the whole file.
@@ -446,9 +457,9 @@ impl Assembly<'_> {
         self.seen.push(fragment.clone());
         self.queue.push_back(match fragment {
             Fragment::File(name) => {
-                let file = format!("shaders/lib/{name}.wgsl");
-                let text = (self.load)(&format!("lib/{name}")).map_err(|e| format!("{file}: {e}"))?;
-                Unit::new(file, &text, false)
+                let (file, text) =
+                    (self.load)(&format!("lib/{name}")).map_err(|e| format!("{name}.wgsl: {e}"))?;
+                Unit::new(file.into_owned(), &text, false)
             }
             Fragment::Text(name, text) => Unit::new(name.into(), &text, true),
         });

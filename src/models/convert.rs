@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::linalg;
 use crate::models::recursive::{Config, Recursive, Sharing};
 use crate::nn::{Block, Linear, Norm, Parameters};
-use crate::ops::site::Site;
+use crate::ops::product::site::Site;
 use crate::share::{LowRank, Tied};
 use crate::tensor::Tensor;
 use std::sync::Arc;

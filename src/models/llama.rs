@@ -7,9 +7,9 @@
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::nn::{Activation, Embedding, Linear, Mask, Module, Norm, Parameters, join};
-use crate::ops::cache::KvCache;
-use crate::ops::rope::{Pairing, Rope};
-use crate::ops::site::Site;
+use crate::ops::product::site::Site;
+use crate::ops::sequence::cache::KvCache;
+use crate::ops::sequence::rope::{Pairing, Rope};
 use crate::share::{Dictionary, LowRank, Tied};
 use crate::store::Weights;
 use crate::store::gguf::Gguf;

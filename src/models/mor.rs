@@ -8,7 +8,7 @@
 use crate::dtype::DType;
 use crate::gpu::Gpu;
 use crate::nn::{Block, Init, Linear, Mask, Module, Parameters, join};
-use crate::ops::site::Site;
+use crate::ops::product::site::Site;
 use crate::rng::Rng;
 use crate::share::Tied;
 use crate::tensor::Tensor;

@@ -8,7 +8,7 @@ use crate::gpu::Gpu;
 use crate::nn::{
     Activation, Attention, Block, Embedding, Init, Linear, Mask, Mlp, Module, Norm, Parameters, join,
 };
-use crate::ops::site::Site;
+use crate::ops::product::site::Site;
 use crate::rng::Rng;
 use crate::share::{Dictionary, Factored, LowRank, Tied};
 use crate::tensor::Tensor;

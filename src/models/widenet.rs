@@ -5,7 +5,7 @@
 use crate::dtype::DType;
 use crate::gpu::Gpu;
 use crate::nn::{Activation, Attention, Init, Linear, Mask, Module, Norm, Parameters, join};
-use crate::ops::site::Site;
+use crate::ops::product::site::Site;
 use crate::rng::Rng;
 use crate::share::Tied;
 use crate::tensor::Tensor;

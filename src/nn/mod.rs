@@ -6,13 +6,13 @@
 mod distill;
 mod init;
 
-pub use crate::ops::attention::Mask;
-pub use crate::ops::matmul::{Activation, Epilogue};
+pub use crate::ops::product::matmul::{Activation, Epilogue};
+pub use crate::ops::sequence::attention::Mask;
 pub use distill::distillation;
 pub use init::Init;
 
 use crate::gpu::Gpu;
-use crate::ops::site::Site;
+use crate::ops::product::site::Site;
 use crate::rng::Rng;
 use crate::share::Tied;
 use crate::tensor::Tensor;

@@ -1,38 +1,66 @@
 //! The ops: one file a family, with shapes, launch, gradient, f64 reference and test cases together.
 //!
 //! # To add an op
-//! 1. `shaders/NAME.wgsl`: header with the formula and its derivative; constants with defaults.
-//! 2. `src/ops/NAME.rs`: the method on [`Tensor`], `impl Op`, `variants()`, `cases()` with an f64 reference.
-//! 3. One line in the list below. Tests, shader checks and benches walk it.
+//! 1. `shaders/ROOM/NAME.wgsl`: header with the formula and its derivative; constants with defaults.
+//! 2. `src/ops/ROOM/NAME.rs`: the method on [`Tensor`], `impl Op`, `variants()`, `cases()` with an f64 reference.
+//! 3. `src/ops/ROOM/mod.rs`: the module, and its name in the room's list. Tests, shader checks and benches walk it.
 
-pub mod bonds;
 pub mod case;
+pub mod elementwise;
+pub mod moves;
+pub mod order;
+pub mod points;
+pub mod product;
+pub mod reduction;
+pub mod sequence;
 
 use crate::gpu::shader::Source;
 use crate::tensor::Tensor;
 use case::Case;
 
-macro_rules! ops {
+/// The list of a room's ops: their test cases, with the op's name, and the variants of their kernels.
+macro_rules! listed {
     ($($name:ident),* $(,)?) => {
-        $(pub mod $name;)*
-
-        /// Every test case of every op, with the op's name.
-        #[doc(hidden)]
-        pub fn cases() -> Vec<(&'static str, Vec<Case>)> {
+        pub(super) fn cases() -> Vec<(&'static str, Vec<crate::ops::case::Case>)> {
             vec![$((stringify!($name), $name::cases())),*]
         }
 
-        /// Every variant of every kernel file, for the shader checks.
-        #[doc(hidden)]
-        pub fn shader_variants() -> Vec<Source> {
-            let mut all = Vec::new();
-            $(all.extend($name::variants());)*
-            all
+        pub(super) fn variants() -> Vec<crate::gpu::shader::Source> {
+            [$($name::variants()),*].concat()
         }
     };
 }
+use listed;
 
-ops! { unary, binary, layout, reduce, matmul, site, combine, softmax, cross_entropy, norm, attention, cache, rope, embedding, sort, rank, bf16, arg, cumsum, conv, pool, random, dropout, edges, kernel_basis, spatial_conv, fiber_conv, fiber_norm, table_conv, mlp, neighbours, assignment, check_ids }
+/// Every test case of every op, with the op's name.
+#[doc(hidden)]
+pub fn cases() -> Vec<(&'static str, Vec<Case>)> {
+    let rooms = [
+        elementwise::cases(),
+        moves::cases(),
+        reduction::cases(),
+        product::cases(),
+        sequence::cases(),
+        order::cases(),
+        points::cases(),
+    ];
+    rooms.into_iter().flatten().collect()
+}
+
+/// Every variant of every kernel file, for the shader checks.
+#[doc(hidden)]
+pub fn shader_variants() -> Vec<Source> {
+    let rooms = [
+        elementwise::variants(),
+        moves::variants(),
+        reduction::variants(),
+        product::variants(),
+        sequence::variants(),
+        order::variants(),
+        points::variants(),
+    ];
+    rooms.concat()
+}
 
 /// The bytes of a kernel's parameters.
 pub(crate) fn words(params: &[u32]) -> &[u8] {

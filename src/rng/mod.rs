@@ -542,7 +542,7 @@ mod tests {
 
     #[test]
     fn kernel_validates() {
-        let kernel = include_str!("../../shaders/random.wgsl");
+        let kernel = include_str!("../../shaders/elementwise/random.wgsl");
         let library = include_str!("../../shaders/lib/rng.wgsl");
         let body: String =
             kernel.lines().filter(|l| !l.starts_with("#import")).flat_map(|l| [l, "\n"]).collect();

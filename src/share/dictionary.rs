@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::linalg;
 use crate::ops::case::{Array, Case, Input};
-use crate::ops::matmul::Epilogue;
+use crate::ops::product::matmul::Epilogue;
 use crate::rng::Rng;
 use crate::tensor::Tensor;
 use std::sync::Arc;

@@ -10,8 +10,8 @@ use crate::gpu::Gpu;
 use crate::gpu::kernel::{Launch, Work, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Input};
-use crate::ops::embedding::sum_by_index;
-use crate::ops::matmul::Epilogue;
+use crate::ops::moves::embedding::sum_by_index;
+use crate::ops::product::matmul::Epilogue;
 use crate::ops::words;
 use crate::tensor::Tensor;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ fn mix(mut x: u32) -> u32 {
     x ^ (x >> 16)
 }
 
-/// The hash of a number under a seed, the same as `shaders/lib/hash.wgsl`.
+/// The hash of a number under a seed, the same as `shaders/share/lib/hash.wgsl`.
 pub fn hash(x: u32, seed: u32) -> u32 {
     mix(x.wrapping_add(seed.wrapping_mul(0x9e37_79b9)))
 }
@@ -77,7 +77,7 @@ impl Draw {
         }
     }
 
-    /// The constants of `shaders/lib/site_hashed.wgsl`.
+    /// The constants of `shaders/share/lib/site_hashed.wgsl`.
     fn constants(&self) -> Vec<(&'static str, u32)> {
         let (kind, own) = match self.mapping {
             Mapping::Element => (0, vec![]),

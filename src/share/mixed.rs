@@ -3,7 +3,7 @@
 use super::Site;
 use crate::dtype::DType;
 use crate::ops::case::{Array, Case, Fill, Input};
-use crate::ops::matmul::Epilogue;
+use crate::ops::product::matmul::Epilogue;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 

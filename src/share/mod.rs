@@ -19,7 +19,7 @@ pub mod mixed;
 pub mod shards;
 pub mod tied;
 
-pub use crate::ops::site::{LeafGrads, Load, Site};
+pub use crate::ops::product::site::{LeafGrads, Load, Site};
 pub use dictionary::{CoefficientNet, Dictionary, matrix_pca};
 pub use hashed::{Draw, Hashed, Mapping, UnifiedEmbedding};
 pub use mixed::DepthLora;
@@ -34,7 +34,7 @@ pub fn cases() -> Vec<(&'static str, Vec<Case>)> {
     let tied = |w: &crate::Tensor| std::sync::Arc::new(Tied::new(w)) as std::sync::Arc<dyn Site>;
     vec![
         ("tied", tied::cases()),
-        ("routed", crate::ops::matmul::routed::cases(tied)),
+        ("routed", crate::ops::product::matmul::routed::cases(tied)),
         ("dictionary", dictionary::cases()),
         ("hashed", hashed::cases()),
         ("shards", shards::cases()),

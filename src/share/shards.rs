@@ -9,7 +9,7 @@
 use super::tied::dense;
 use super::{LeafGrads, Load, LowRank, Site};
 use crate::ops::case::{Array, Case, Input};
-use crate::ops::matmul::Epilogue;
+use crate::ops::product::matmul::Epilogue;
 use crate::rng::Rng;
 use crate::tensor::Tensor;
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 
 use super::{LeafGrads, Load, Site};
 use crate::ops::case::{Array, Case, Input};
-use crate::ops::matmul::{Activation, Epilogue};
+use crate::ops::product::matmul::{Activation, Epilogue};
 use crate::tensor::Tensor;
 use std::sync::Arc;
 

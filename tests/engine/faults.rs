@@ -224,7 +224,7 @@ fn a_step_and_a_file_refuse_what_carries_an_error() {
 fn a_cache_refuses_what_carries_an_error() {
     let gpu = gpu();
     let list = |v: u32| Tensor::from_slice(gpu, &[v], [1]);
-    let mut cache = tiebeam::ops::cache::KvCache::new(gpu, 2, 1, 8, 4);
+    let mut cache = tiebeam::ops::sequence::cache::KvCache::new(gpu, 2, 1, 8, 4);
     let good = drawn(gpu, 1, &[1, 3, 1, 4]);
     cache.append(&good, &good, &list(0), &list(0)).unwrap();
     let spoilt = Tensor::ones(gpu, [too_many(gpu).0]).slice(0, 0..12).reshape([1, 3, 1, 4]);

@@ -1,7 +1,7 @@
 //! Ids outside a table: silent where nothing checks, told once where the device does.
 
 use super::*;
-use tiebeam::ops::rope::{Pairing, Rope};
+use tiebeam::ops::sequence::rope::{Pairing, Rope};
 use tiebeam::{Error, Step};
 
 fn ids(gpu: &Gpu, ids: &[u32]) -> Tensor {

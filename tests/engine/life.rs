@@ -2,7 +2,7 @@
 
 use super::folder::Folder;
 use super::*;
-use tiebeam::ops::cache::KvCache;
+use tiebeam::ops::sequence::cache::KvCache;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, Sgd, SgdConfig};
 use tiebeam::store::{Checkpoint, load_checkpoint, save_checkpoint};
 use tiebeam::{Error, Step};

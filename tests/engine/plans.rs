@@ -6,8 +6,11 @@ use tiebeam::Options;
 use tiebeam::gpu::Tuning;
 use tiebeam::gpu::plan::Pass;
 use tiebeam::nn::Mask;
-use tiebeam::ops::matmul::plan::{Kind, Sizes};
-use tiebeam::ops::{attention, embedding, matmul, norm, reduce, softmax};
+use tiebeam::ops::moves::embedding;
+use tiebeam::ops::product::matmul;
+use tiebeam::ops::product::matmul::plan::{Kind, Sizes};
+use tiebeam::ops::reduction::{norm, reduce, softmax};
+use tiebeam::ops::sequence::attention;
 use tiebeam::share::LowRank;
 
 fn of_class(name: &str) -> Gpu {

@@ -435,7 +435,7 @@ fn a_cache_made_in_the_code_is_the_recorded_runs() {
     let (rows, start, length) = (list(0), list(0), list(3));
     let mut kept = None;
     let mut step = Step::record(gpu, &[&x], |x| {
-        let mut cache = tiebeam::ops::cache::KvCache::new(gpu, 1, 1, 8, 4);
+        let mut cache = tiebeam::ops::sequence::cache::KvCache::new(gpu, 1, 1, 8, 4);
         cache.append(&x[0], &x[0], &rows, &start)?;
         let y = cache.attend(&q, &rows, &length);
         kept = Some(cache);

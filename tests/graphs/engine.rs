@@ -4,7 +4,7 @@ use super::EPS;
 use super::program::{Ids, Line, Map, Op, Program, Sees, Weight, Zip};
 use std::sync::Arc;
 use tiebeam::nn::Mask;
-use tiebeam::ops::matmul::Epilogue;
+use tiebeam::ops::product::matmul::Epilogue;
 use tiebeam::share::{Dictionary, Factored, Hashed, LowRank, Site, Tied};
 use tiebeam::{DType, Gpu, Tensor};
 

@@ -5,7 +5,7 @@ use super::Long;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tiebeam::optim::{AdamW, AdamWConfig, Group, Sgd, SgdConfig};
-use tiebeam::{Error, Gpu, Result, Rng, Step, Tensor, ops::cache::KvCache};
+use tiebeam::{Error, Gpu, Result, Rng, Step, Tensor, ops::sequence::cache::KvCache};
 
 /// 2, 8 and 16 threads, for some seconds or a minute each.
 pub fn all(long: bool) -> Vec<Long> {

@@ -5,10 +5,10 @@ use crate::support::download;
 use std::sync::Arc;
 use tiebeam::geometry::{Clouds, Graph};
 use tiebeam::nn::Mask;
-use tiebeam::ops::conv::Conv2d;
-use tiebeam::ops::edges::Edges;
-use tiebeam::ops::matmul::Epilogue;
-use tiebeam::ops::table_conv::SplineTable;
+use tiebeam::ops::points::edges::Edges;
+use tiebeam::ops::points::table_conv::SplineTable;
+use tiebeam::ops::product::conv::Conv2d;
+use tiebeam::ops::product::matmul::Epilogue;
 use tiebeam::share::{Dictionary, Draw, Hashed, LowRank, Mapping, Site};
 use tiebeam::{Gpu, Grads, Tensor};
 

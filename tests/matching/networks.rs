@@ -1,7 +1,7 @@
 //! Convolutions, residual networks: channels move with their norms, and as blocks behind a flatten.
 
 use super::*;
-use tiebeam::ops::conv::Conv2d;
+use tiebeam::ops::product::conv::Conv2d;
 
 /// conv - conv (depthwise) - pool - flatten - dense - dense: channels move as blocks behind the flatten.
 #[test]

@@ -9,7 +9,7 @@ use tiebeam::merge::{
     group_costs, match_weights,
 };
 use tiebeam::nn::Mask;
-use tiebeam::ops::conv::Conv2d;
+use tiebeam::ops::product::conv::Conv2d;
 use tiebeam::store::{File, FileDType};
 use tiebeam::{DType, Tensor};
 

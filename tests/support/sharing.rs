@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use tiebeam::models::mor::{Keys, Mor, Routing, capacities};
 use tiebeam::nn::{Activation, Attention, Block, Linear, Mask, Mlp, Norm};
-use tiebeam::ops::matmul::Epilogue;
+use tiebeam::ops::product::matmul::Epilogue;
 use tiebeam::share::{
     CoefficientNet, DepthLora, Dictionary, Draw, Hashed, Mapping, ShardPool, Site, Tied, hashed, matrix_pca,
 };

@@ -4,7 +4,7 @@ use super::U;
 use crate::bench::{Case, Check, Row};
 use crate::error::Result;
 use crate::geometry::{Graph, Grid, Ponita, PonitaConfig};
-use crate::ops::unary::erf64;
+use crate::ops::elementwise::unary::erf64;
 use crate::rng::Rng;
 use crate::tensor::Tensor;
 

@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tiebeam::merge::align::Aligned;
+use tiebeam::merge::aligned::Aligned;
 use tiebeam::merge::config::Align;
 use tiebeam::merge::evaluate::Data;
 use tiebeam::merge::job::{Job, size};

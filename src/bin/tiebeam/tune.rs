@@ -4,7 +4,7 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 use std::time::Duration;
-use tiebeam::ops::matmul::tune::{Progress, tune_all};
+use tiebeam::ops::product::matmul::tune::{Progress, tune_all};
 use tiebeam::{Gpu, Options, Result};
 
 /// Measure this device, and which kernels are fastest on it, and keep that for later runs (see TIEBEAM_TUNE).

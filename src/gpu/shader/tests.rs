@@ -2,7 +2,7 @@ use super::*;
 use naga::valid::Capabilities;
 
 /// A small `shaders/` that no disk has.
-fn files(name: &str) -> Result<Cow<'static, str>, String> {
+fn files(name: &str) -> Result<Loaded, String> {
     let text = match name {
         "kernel" => {
             "#import lhs = plain // the left operand\n#import scale\nconst ROWS: u32 = 8u;\n\
@@ -13,9 +13,9 @@ fn files(name: &str) -> Result<Cow<'static, str>, String> {
         "lib/scale" => "fn scale() -> f32 { return 2.0; }\n",
         "lib/nested" => "\n#import plain\n",
         "lib/broken" => "\nfn scale() -> f32 {\n    return 1u;\n}\n",
-        _ => return Err("no such file".into()),
+        _ => return Err("no such file in shaders/".into()),
     };
-    Ok(text.into())
+    Ok((format!("shaders/{name}.wgsl").into(), text.into()))
 }
 
 fn assemble(source: Source) -> Assembled {
@@ -116,8 +116,8 @@ fn slots_are_exchanged_and_their_constants_replaced() {
 
 #[test]
 fn wrong_imports_are_refused() {
-    assert_eq!(refuse(Source::file("missing")).0, "shaders/missing.wgsl");
-    refuse_text("\n#import missing", 2, "shaders/lib/missing.wgsl: no such file");
+    assert_eq!(refuse(Source::file("missing")).0, "missing.wgsl");
+    refuse_text("\n#import missing", 2, "missing.wgsl: no such file");
     refuse_text("#import", 1, "write '#import name' or '#import slot = name'");
     refuse_text("#import a b", 1, "cannot read '#import a b'");
     refuse_text("#import a = ", 1, "cannot read");
@@ -269,7 +269,7 @@ fn the_dump_is_what_the_device_gets() {
 #[test]
 fn every_embedded_file_is_loaded_by_name() {
     for name in names().into_iter().map(String::from).chain(fragments().iter().map(|f| format!("lib/{f}"))) {
-        assert!(!load(&name).expect("loads").is_empty(), "{name} is empty");
+        assert!(!load(&name).expect("loads").1.is_empty(), "{name} is empty");
     }
     assert!(fragments().contains(&"elementwise"));
     assert!(load("no_such_kernel").is_err());

@@ -1,0 +1,110 @@
+//! Molecular dynamics at constant energy, in f64 on the host around any source of forces.
+
+use super::elements::mass;
+use crate::error::{Error, Result};
+use crate::geometry::space::vectors::{Vec3, dot};
+use crate::rng::Rng;
+
+/// Acceleration in angstrom per fs^2 of one dalton under one eV per angstrom.
+const ACCELERATION: f64 = 9.648_533_212e-3;
+/// Boltzmann's constant in eV per kelvin.
+const BOLTZMANN: f64 = 8.617_333_262e-5;
+
+/// Atoms in motion under velocity Verlet: `v += dt/2 F/m; x += dt v; F = F(x); v += dt/2 F/m`, which keeps
+/// time reversal and phase-space volume, so that the energy of a smooth potential stays within a band that
+/// falls with `dt^2`. Source: Swope, Andersen, Berens, Wilson 1982, "A computer simulation method for the
+/// calculation of equilibrium constants".
+///
+/// Units: angstrom, fs, eV, daltons.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verlet {
+    /// Where the atoms are.
+    pub positions: Vec<Vec3>,
+    /// In angstrom per fs.
+    pub velocities: Vec<Vec3>,
+    /// In daltons.
+    pub masses: Vec<f64>,
+    /// The potential energy at these positions.
+    pub potential: f64,
+    forces: Vec<Vec3>,
+}
+
+impl Verlet {
+    /// Atoms at rest; `field` gives energy and forces.
+    ///
+    /// # Errors
+    /// For a species that is no element and lists that do not fit; the field's own.
+    pub fn new(
+        positions: &[Vec3],
+        species: &[u8],
+        field: impl FnOnce(&[Vec3]) -> Result<(f64, Vec<Vec3>)>,
+    ) -> Result<Verlet> {
+        let unknown =
+            |&z: &u8| mass(z).ok_or_else(|| Error::config(format!("dynamics: no element has number {z}")));
+        let masses: Vec<f64> = species.iter().map(unknown).collect::<Result<_>>()?;
+        let (potential, forces) = field(positions)?;
+        let n = positions.len();
+        if masses.len() != n || forces.len() != n {
+            let (m, f) = (masses.len(), forces.len());
+            return Err(Error::config(format!("dynamics: {n} positions, {m} species, {f} forces")));
+        }
+        Ok(Verlet { positions: positions.to_vec(), velocities: vec![[0.0; 3]; n], masses, potential, forces })
+    }
+
+    /// Draws velocities of this temperature in kelvin, with the total momentum taken out.
+    pub fn heat(&mut self, temperature: f64, rng: &mut Rng) {
+        let mut draws = vec![0.0f32; 3 * self.masses.len()];
+        rng.fill_normal(&mut draws);
+        for ((v, m), z) in self.velocities.iter_mut().zip(&self.masses).zip(draws.chunks_exact(3)) {
+            let spread = (BOLTZMANN * temperature * ACCELERATION / m).sqrt();
+            *v = std::array::from_fn(|k| spread * z[k] as f64);
+        }
+        let total: f64 = self.masses.iter().sum();
+        let momentum =
+            |k: usize| self.velocities.iter().zip(&self.masses).map(|(v, m)| m * v[k]).sum::<f64>();
+        let drift: Vec3 = std::array::from_fn(|k| if total > 0.0 { momentum(k) / total } else { 0.0 });
+        self.velocities.iter_mut().for_each(|v| (0..3).for_each(|k| v[k] -= drift[k]));
+    }
+
+    /// Goes on by `dt` fs; on an error of the field nothing has changed.
+    ///
+    /// # Errors
+    /// The field's own; an energy or force that is not finite.
+    pub fn step(&mut self, dt: f64, field: impl FnOnce(&[Vec3]) -> Result<(f64, Vec<Vec3>)>) -> Result<()> {
+        let mut velocities = self.velocities.clone();
+        self.kick(&mut velocities, &self.forces, 0.5 * dt);
+        let moved = |(x, v): (&Vec3, &Vec3)| std::array::from_fn(|k| x[k] + dt * v[k]);
+        let positions: Vec<Vec3> = self.positions.iter().zip(&velocities).map(moved).collect();
+        let (potential, forces) = field(&positions)?;
+        if !potential.is_finite() || forces.iter().flatten().any(|f| !f.is_finite()) {
+            return Err(Error::config(format!(
+                "dynamics: the energy is {potential}; use a smaller step or a start nearer to what the potential knows"
+            )));
+        }
+        self.kick(&mut velocities, &forces, 0.5 * dt);
+        *self = Verlet { positions, velocities, potential, forces, masses: std::mem::take(&mut self.masses) };
+        Ok(())
+    }
+
+    fn kick(&self, velocities: &mut [Vec3], forces: &[Vec3], dt: f64) {
+        for ((v, f), m) in velocities.iter_mut().zip(forces).zip(&self.masses) {
+            (0..3).for_each(|k| v[k] += dt * ACCELERATION * f[k] / m);
+        }
+    }
+
+    /// In eV.
+    pub fn kinetic(&self) -> f64 {
+        let one = |(v, m): (&Vec3, &f64)| 0.5 * m * dot(*v, *v) / ACCELERATION;
+        self.velocities.iter().zip(&self.masses).map(one).sum()
+    }
+
+    /// Kinetic and potential energy, in eV.
+    pub fn total(&self) -> f64 {
+        self.kinetic() + self.potential
+    }
+
+    /// In kelvin, without the three degrees of freedom of the total momentum.
+    pub fn temperature(&self) -> f64 {
+        2.0 * self.kinetic() / (BOLTZMANN * (3 * self.masses.len()).saturating_sub(3).max(1) as f64)
+    }
+}

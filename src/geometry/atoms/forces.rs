@@ -1,0 +1,89 @@
+//! Energies with forces as their exact gradient, and training on forces by a first-order tape.
+
+use crate::error::Result;
+use crate::geometry::network::ponita::{Ponita, PonitaInput};
+use crate::geometry::space::graph::Graph;
+use crate::tape::Grads;
+use crate::tensor::Tensor;
+
+/// Energies and forces of a batch of graphs, on the host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EnergyForces {
+    /// Of each graph: the sum of its nodes' energies, added in f64.
+    pub energies: Vec<f64>,
+    /// Of each node.
+    pub node_energies: Vec<f32>,
+    /// `[nodes, D]` row-major: the negative gradient of the energy.
+    pub forces: Vec<f32>,
+    /// `[D, D]` row-major: the derivative of the sum of all energies with respect to the strain of a [`Graph::strained`].
+    pub strain: Option<Vec<f32>>,
+}
+
+impl Ponita {
+    /// The first output scalar as an energy, and `F = -dE/dx` of it. Whether the network pools does not matter.
+    ///
+    /// # Errors
+    /// The device's fault.
+    ///
+    /// # Panics
+    /// As [`Ponita::forward`], and when no scalar comes out.
+    #[track_caller]
+    pub fn energy_forces(&self, graph: &Graph, input: &PonitaInput) -> Result<EnergyForces> {
+        // Gradients of weights are not asked for.
+        let fixed = self.mapped(&Tensor::detach);
+        let graph = graph.track();
+        let each = fixed.node_energies(&graph, input);
+        let node_energies = each.to_vec::<f32>()?;
+        let mut energies = vec![0.0; graph.graphs()];
+        for (&g, &e) in graph.batch().iter().zip(&node_energies) {
+            energies[g as usize] += e as f64;
+        }
+        // Without edges nothing depends on the positions.
+        let grads = if each.is_tracked() { each.sum_all().backward()? } else { Grads::default() };
+        let read = |leaf: &Tensor, sign: f32| match grads.get(leaf) {
+            Some(d) => d.scale(sign).to_vec::<f32>(),
+            None => Ok(vec![0.0; leaf.count()]),
+        };
+        let forces = read(graph.positions(), -1.0)?;
+        let strain = graph.strain.as_ref().map(|strain| read(strain, 1.0)).transpose()?;
+        Ok(EnergyForces { energies, node_energies, forces, strain })
+    }
+
+    #[track_caller]
+    pub(in crate::geometry) fn node_energies(&self, graph: &Graph, input: &PonitaInput) -> Tensor {
+        assert!(self.config.out_scalars > 0, "energy_forces: the network has no scalar output");
+        self.per_node(graph, input).scalars.slice(1, 0..1).squeeze(1)
+    }
+
+    /// A scalar whose gradient with respect to the parameters is that of `sum(F . u)`, for any `u [nodes, D]`: add it to a loss and
+    /// call `backward` once. With `u = dL/dF` it is what training on forces needs. Its value is `sum(F . u)`, approximately.
+    ///
+    /// `sum(F . u) = -(E(x + step v) - E(x - step v)) / (2 step) s` with `v = u / s` and `s` the root mean square of `u`: a central
+    /// difference along one direction, so that a first-order tape gives a second-order gradient for two passes. `step` is in units
+    /// of the positions: 1e-3 to 3e-3 of a bond's length gives gradients right to about 1e-3 in f32, see [`Ponita::FORCE_STEP`].
+    /// Positions take no gradient from it.
+    ///
+    /// # Panics
+    /// When `u` has another shape than the positions; for a network by tables, see [`Ponita::tabulate`]; as
+    /// [`Ponita::energy_forces`].
+    #[track_caller]
+    pub fn force_product(&self, graph: &Graph, input: &PonitaInput, u: &Tensor, step: f32) -> Tensor {
+        self.trainable("force_product").unwrap_or_else(|e| panic!("{e}"));
+        let positions = graph.positions().detach();
+        assert!(
+            u.shape() == positions.shape(),
+            "force_product: u {} for positions {}",
+            u.shape(),
+            positions.shape()
+        );
+        let u = u.detach();
+        let scale = u.square().mean_all().sqrt().clamp(1e-30, f32::MAX);
+        let shift = u.div(&scale).scale(step);
+        let energy = |positions: &Tensor| self.node_energies(&graph.at(positions), input).sum_all();
+        let difference = energy(&positions.add(&shift)).sub(&energy(&positions.sub(&shift)));
+        difference.mul(&scale).scale(-0.5 / step)
+    }
+
+    /// A step for [`Ponita::force_product`] where distances are of the order of 1.
+    pub const FORCE_STEP: f32 = 2e-3;
+}

@@ -1,0 +1,9 @@
+//! Atoms: elements and files of them, a potential with forces, a calculator for simulations, dynamics.
+
+pub(super) mod calculator;
+pub mod dynamics;
+pub mod elements;
+pub(super) mod forces;
+pub mod nbody;
+pub(super) mod potential;
+pub mod xyz;

@@ -1,0 +1,189 @@
+//! The settings of a network, as JSON in a file's metadata.
+
+use crate::error::{Error, Result};
+use crate::geometry::space::invariants::polynomial_size;
+use serde_json::{Value, json};
+
+/// The sizes and choices of a [`crate::geometry::Ponita`]; the grid is beside them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PonitaConfig {
+    /// Scalars of a node that go in.
+    pub in_scalars: usize,
+    /// Vectors of a node that go in.
+    pub in_vectors: usize,
+    /// Scalars of a node or graph that come out.
+    pub out_scalars: usize,
+    /// Vectors of a node or graph that come out.
+    pub out_vectors: usize,
+    /// Features of a node and orientation.
+    pub channels: usize,
+    /// Hidden width of the kernels' bases.
+    pub hidden: usize,
+    /// Functions in the kernels' bases.
+    pub basis: usize,
+    /// Blocks.
+    pub layers: usize,
+    /// The MLP of a block is this many times as wide as `channels`.
+    pub widening: usize,
+    /// Of the polynomial features.
+    pub degree: usize,
+    /// Where the window ends; none for graphs that are joined in full.
+    pub radius: Option<f32>,
+    /// What the residual branches are scaled by at the start, if they are.
+    pub layer_scale: Option<f32>,
+    /// Whether every block is read out, and the mean taken, or the last alone.
+    pub every_readout: bool,
+    /// Whether outputs are summed over the nodes of a graph.
+    pub pool: bool,
+}
+
+impl Default for PonitaConfig {
+    /// One scalar in and out, 128 channels, 256 basis functions, 5 layers, pooled: the published networks' sizes.
+    fn default() -> PonitaConfig {
+        PonitaConfig {
+            in_scalars: 1,
+            in_vectors: 0,
+            out_scalars: 1,
+            out_vectors: 0,
+            channels: 128,
+            hidden: 128,
+            basis: 256,
+            layers: 5,
+            widening: 4,
+            degree: 3,
+            radius: None,
+            layer_scale: None,
+            every_readout: true,
+            pool: true,
+        }
+    }
+}
+
+impl PonitaConfig {
+    /// Checks the settings against each other.
+    ///
+    /// # Errors
+    /// For sizes that cannot work, with the name of the setting.
+    pub fn check(&self, oriented: bool) -> Result<()> {
+        const MOST: usize = 1 << 20;
+        let sizes = [
+            ("channels", self.channels),
+            ("hidden", self.hidden),
+            ("basis_dim", self.basis),
+            ("layers", self.layers),
+            ("widening", self.widening),
+            ("degree", self.degree),
+            ("in_scalar + in_vec", self.in_scalars.saturating_add(self.in_vectors)),
+            ("out_scalar + out_vec", self.out_scalars.saturating_add(self.out_vectors)),
+        ];
+        if let Some((name, size)) = sizes.iter().find(|(_, size)| !(1..=MOST).contains(size)) {
+            return Err(Error::config(format!("ponita: `{name}` is {size}; it must be 1 to {MOST}")));
+        }
+        if self.degree > 6 {
+            return Err(Error::config(format!("ponita: `degree` is {}; 6 is the most", self.degree)));
+        }
+        if self.radius.is_some_and(|r| !(r.is_finite() && r > 0.0)) {
+            return Err(Error::config(format!(
+                "ponita: `radius` is {:?}; it must be above 0, or null",
+                self.radius
+            )));
+        }
+        if !oriented && self.in_vectors + self.out_vectors > 0 {
+            return Err(Error::config(
+                "ponita: vectors go in and out through orientations; this grid has none",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Every parameter with its shape, and the number of inputs that one of its outputs sums: 0 for norms and scales.
+    pub(in crate::geometry) fn parameters(&self, oriented: bool) -> Vec<(String, Vec<usize>, usize)> {
+        let (c, h, k) = (self.channels, self.hidden, self.basis);
+        let mut all = vec![];
+        let mut add = |name: String, shape: &[usize], fan: usize| all.push((name, shape.to_vec(), fan));
+        let ins = self.in_scalars + self.in_vectors;
+        add("embed.weight".into(), &[c, ins], ins);
+        for (name, attributes) in [("basis", 1 + oriented as usize), ("fiber_basis", 1)] {
+            let f = polynomial_size(attributes, self.degree);
+            if name == "basis" || oriented {
+                add(format!("{name}.w1"), &[h, f], f);
+                add(format!("{name}.b1"), &[h], f);
+                add(format!("{name}.w2"), &[k, h], h);
+                add(format!("{name}.b2"), &[k], h);
+            }
+        }
+        let outs = self.out_scalars + self.out_vectors;
+        for l in 0..self.layers {
+            let wide = self.widening * c;
+            add(format!("layer{l}.conv.kernel"), &[c, k], k);
+            if oriented {
+                add(format!("layer{l}.conv.fiber_kernel"), &[c, k], k);
+            }
+            add(format!("layer{l}.conv.bias"), &[c], 0);
+            add(format!("layer{l}.norm.weight"), &[c], 0);
+            add(format!("layer{l}.norm.bias"), &[c], 0);
+            add(format!("layer{l}.linear1.weight"), &[wide, c], c);
+            add(format!("layer{l}.linear1.bias"), &[wide], c);
+            add(format!("layer{l}.linear2.weight"), &[c, wide], wide);
+            add(format!("layer{l}.linear2.bias"), &[c], wide);
+            if self.layer_scale.is_some() {
+                add(format!("layer{l}.layer_scale"), &[c], 0);
+            }
+            if self.every_readout || l + 1 == self.layers {
+                add(format!("readout{l}.weight"), &[outs, c], c);
+                add(format!("readout{l}.bias"), &[outs], c);
+            }
+        }
+        all
+    }
+
+    /// As JSON, under the names of the reference vectors.
+    pub fn to_json(&self) -> String {
+        json!({
+            "in_scalar": self.in_scalars, "in_vec": self.in_vectors,
+            "out_scalar": self.out_scalars, "out_vec": self.out_vectors,
+            "channels": self.channels, "hidden": self.hidden, "basis_dim": self.basis,
+            "layers": self.layers, "widening": self.widening, "degree": self.degree,
+            "radius": self.radius, "layer_scale": self.layer_scale,
+            "multiple_readouts": self.every_readout, "pool": self.pool,
+        })
+        .to_string()
+    }
+
+    /// From JSON as [`PonitaConfig::to_json`] writes it; `layer_scale` may also be true or false. Other keys are left alone.
+    ///
+    /// # Errors
+    /// For text that is no JSON object, and a setting that is missing or of another kind, which is named.
+    pub fn from_json(text: &str) -> Result<PonitaConfig> {
+        let all: Value =
+            serde_json::from_str(text).map_err(|e| Error::config(format!("ponita: config: {e}")))?;
+        let wrong = |name: &str, want: &str| {
+            Error::config(format!("ponita: config: `{name}` is {}, not {want}", all[name]))
+        };
+        let size = |name: &str| {
+            all[name].as_u64().and_then(|n| usize::try_from(n).ok()).ok_or_else(|| wrong(name, "a size"))
+        };
+        let flag = |name: &str| all[name].as_bool().ok_or_else(|| wrong(name, "true or false"));
+        let number = |name: &str| match &all[name] {
+            Value::Null | Value::Bool(false) => Ok(None),
+            Value::Bool(true) => Ok(Some(1.0)),
+            value => value.as_f64().map(|x| Some(x as f32)).ok_or_else(|| wrong(name, "a number or null")),
+        };
+        Ok(PonitaConfig {
+            in_scalars: size("in_scalar")?,
+            in_vectors: size("in_vec")?,
+            out_scalars: size("out_scalar")?,
+            out_vectors: size("out_vec")?,
+            channels: size("channels")?,
+            hidden: size("hidden")?,
+            basis: size("basis_dim")?,
+            layers: size("layers")?,
+            widening: size("widening")?,
+            degree: size("degree")?,
+            radius: number("radius")?,
+            layer_scale: number("layer_scale")?,
+            every_readout: flag("multiple_readouts")?,
+            pool: flag("pool")?,
+        })
+    }
+}

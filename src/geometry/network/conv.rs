@@ -1,0 +1,321 @@
+//! The separable convolution on positions and orientations.
+//!
+//! `x1[n,a,c] = sum over edges e into n of k[e,a,c] h[s_e,a,c]`, then `x2[n,p,c] = 1/O sum_a f[p,a,c] x1[n,a,c]`, with
+//! kernels `k = B Wk^T` and `f = F Wf^T` from bases that all layers share: `B [E,O,K]` is a small network of the invariants of
+//! an edge, times the window; `F [O,O,K]` one of `o_p . o_a`.
+
+use super::tables::{Seen, Tables};
+use crate::geometry::space::graph::Graph;
+use crate::geometry::space::grid::Grid;
+use crate::geometry::space::invariants;
+use crate::nn::{Activation, Epilogue};
+use crate::ops::points::bonds::Bonds;
+pub use crate::ops::points::kernel_basis::Basis;
+use crate::ops::points::kernel_basis::Sight;
+use crate::ops::product::site::Site;
+use crate::share::Tied;
+use crate::tensor::Tensor;
+use std::sync::Arc;
+
+/// How the convolution is computed. The first two give the same numbers up to rounding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Route {
+    /// Ops of the engine one after the other, with arrays of edges x orientations x channels: the oracle.
+    Plain,
+    /// Kernels of their own, whose memory does not grow with edges x orientations x channels.
+    #[default]
+    Fused,
+    /// From tables of the kernels, set by [`super::Ponita::tabulate`]: for inference, and approximate. A network without tables
+    /// panics by it.
+    Tabulated,
+}
+
+impl Basis {
+    /// `f [.., features] -> [.., basis]`
+    ///
+    /// # Panics
+    /// When the last axis is not the features.
+    #[track_caller]
+    pub fn forward(&self, f: &Tensor) -> Tensor {
+        let z = linear(f, &self.w1, Some(&self.b1), Activation::Gelu, None);
+        linear(&z, &self.w2, Some(&self.b2), Activation::Gelu, None)
+    }
+}
+
+/// `act(x W^T + b) + residual`, with a stored weight.
+#[track_caller]
+pub(in crate::geometry) fn linear(
+    x: &Tensor,
+    w: &Tensor,
+    bias: Option<&Tensor>,
+    activation: Activation,
+    residual: Option<&Tensor>,
+) -> Tensor {
+    let site: Arc<dyn Site> = Arc::new(Tied::new(w));
+    x.linear(&site, Epilogue { bias, activation, residual })
+}
+
+/// How a [`Field`] is made.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct FieldConfig {
+    /// Of the polynomial features.
+    pub degree: usize,
+    /// Where the window ends, if there is one.
+    pub radius: Option<f32>,
+    /// Layers that will use it: what only one uses is not kept.
+    pub layers: usize,
+    /// By which kernels.
+    pub route: Route,
+}
+
+/// What all layers of a network see of a graph: edges, and the bases of the kernels on them.
+pub struct Field {
+    bonds: Bonds,
+    spatial: Spatial,
+    /// `[O, O, K]`; none without orientations.
+    fiber: Option<Tensor>,
+}
+
+enum Spatial {
+    /// `[E, O, K]`, with the window, of every edge; ops of the engine go on from there.
+    Plain(Tensor),
+    /// `[R, O, K]` of the rows of the bonds, for the fused kernels: K is whole vectors.
+    Stored(Tensor),
+    /// Made anew for each run of rows.
+    Remade(Box<Remade>),
+    /// Where each edge lies in the kernels' tables.
+    Tabulated(Seen),
+}
+
+struct Remade {
+    d: Tensor,
+    window: Option<Tensor>,
+    sight: Sight,
+    basis: Basis,
+}
+
+/// The largest basis, in bytes, that is made once for all layers: it saves half of the arithmetic of a network of many layers.
+/// Above, memory does not depend on the number of edges.
+const STORED: usize = 16 << 20;
+
+impl Field {
+    /// The bases of `graph` on `grid`.
+    ///
+    /// # Panics
+    /// When the graph's dimension is not the grid's, or a basis has another number of features; when the grid has orientations
+    /// and there is no fiber basis; by tables, when a gradient of the basis is wanted.
+    #[track_caller]
+    pub fn new(
+        graph: &Graph,
+        grid: &Grid,
+        basis: &Basis,
+        fiber: Option<&Basis>,
+        config: FieldConfig,
+    ) -> Field {
+        let FieldConfig { degree, radius, layers, route } = config;
+        let gpu = graph.gpu();
+        let bonds = match route {
+            Route::Plain | Route::Tabulated => graph.single(),
+            Route::Fused => graph.bonds(grid),
+        };
+        let d = bonds.select(&graph.vectors());
+        assert!(
+            graph.dimension() == grid.dimension(),
+            "ponita: positions in {} dimensions, the grid in {}",
+            graph.dimension(),
+            grid.dimension()
+        );
+        let ori = grid.is_oriented().then(|| grid.tensor(gpu));
+        assert!(ori.is_none() || fiber.is_some(), "ponita: orientations need a fiber basis");
+        let window = radius.map(|radius| invariants::window(&invariants::norm(&d), radius));
+        let fiber = ori
+            .as_ref()
+            .zip(fiber.filter(|_| route != Route::Tabulated))
+            .map(|(ori, basis)| basis.forward(&invariants::polynomial(&invariants::fiber(ori), degree)));
+        let spatial = match route {
+            Route::Plain => {
+                let attributes = match &ori {
+                    Some(ori) => invariants::spatial(&d, ori),
+                    None => invariants::distance(&d).unsqueeze(1),
+                };
+                let b = basis.forward(&invariants::polynomial(&attributes, degree));
+                let wide = [bonds.len(), 1, 1];
+                Spatial::Plain(window.map_or(b.clone(), |window| b.mul(&window.reshape(wide))))
+            }
+            Route::Fused => {
+                let (sight, basis) = (Sight { orientations: ori, degree }, basis.whole());
+                let bytes = 4 * bonds.len() * grid.len() * basis.b2.count();
+                match layers > 1 && bytes <= STORED {
+                    true => Spatial::Stored(d.kernel_basis(window.as_ref(), &sight, &basis)),
+                    false => Spatial::Remade(Box::new(Remade { d, window, sight, basis })),
+                }
+            }
+            Route::Tabulated => Spatial::Tabulated(Seen::new(&d, ori, window.as_ref(), basis)),
+        };
+        Field { bonds, spatial, fiber }
+    }
+
+    pub(in crate::geometry) fn is_fused(&self) -> bool {
+        !matches!(self.spatial, Spatial::Plain(_))
+    }
+}
+
+/// `x` with zeros up to a multiple of 4 along an axis: kernels move whole vectors.
+pub(in crate::geometry) fn whole(x: &Tensor, axis: usize) -> Tensor {
+    let size = x.shape()[axis];
+    match size.next_multiple_of(4) - size {
+        0 => x.clone(),
+        more => x.pad(axis as isize, 0, more),
+    }
+}
+
+impl Basis {
+    /// These weights with widths of whole vectors. What is added stays zero: `gelu(0) = 0`.
+    fn whole(&self) -> Basis {
+        Basis {
+            w1: whole(&whole(&self.w1, 0), 1),
+            b1: whole(&self.b1, 0),
+            w2: whole(&whole(&self.w2, 0), 1),
+            b2: whole(&self.b2, 0),
+        }
+    }
+}
+
+/// Added to the variance in a block's norm.
+const EPS: f32 = 1e-5;
+
+/// One depthwise separable convolution.
+#[derive(Clone)]
+pub struct Conv {
+    /// `[channels, basis]`
+    pub kernel: Tensor,
+    /// `[channels, basis]`; none without orientations.
+    pub fiber_kernel: Option<Tensor>,
+    /// `[channels]`
+    pub bias: Tensor,
+    /// The kernels of a network for inference.
+    pub tables: Option<Tables>,
+}
+
+impl Conv {
+    /// `h [N, O, C] -> [N, O, C]`
+    ///
+    /// # Panics
+    /// When the shapes do not fit the field.
+    #[track_caller]
+    pub fn forward(&self, field: &Field, h: &Tensor) -> Tensor {
+        self.mix(field, &self.spatial(field, h), Some(&self.bias))
+    }
+
+    /// [`Conv::forward`] and the layer norm that follows it in a block, in one kernel where that is there.
+    #[track_caller]
+    pub(in crate::geometry) fn normed(
+        &self,
+        field: &Field,
+        h: &Tensor,
+        [gain, shift]: [&Tensor; 2],
+    ) -> Tensor {
+        let x1 = self.spatial(field, h);
+        match self.fiber_weights(field) {
+            // A norm over channels that were added to fill up vectors would be another.
+            Some(kernel) if field.is_fused() && h.shape()[2].is_multiple_of(4) => {
+                x1.fiber_norm(&kernel, &self.bias, [gain, shift], EPS)
+            }
+            _ => self.mix(field, &x1, Some(&self.bias)).layer_norm(Some(gain), Some(shift), EPS),
+        }
+    }
+
+    /// `f [O, O, C]`, where there are orientations.
+    fn fiber_weights(&self, field: &Field) -> Option<Tensor> {
+        if let (Spatial::Tabulated(_), Some(kernel)) = (&field.spatial, self.table_of_fiber()) {
+            return Some(kernel.clone());
+        }
+        let (basis, kernel) = field.fiber.as_ref().zip(self.fiber_kernel.as_ref())?;
+        Some(linear(basis, kernel, None, Activation::None, None))
+    }
+
+    /// The sum over neighbours, `x1 [N, O, C]`.
+    ///
+    /// # Panics
+    /// As [`Conv::forward`].
+    #[track_caller]
+    pub fn spatial(&self, field: &Field, h: &Tensor) -> Tensor {
+        let bonds = &field.bonds;
+        let wide = || (whole(h, 2), whole(&whole(&self.kernel, 0), 1));
+        let y = match &field.spatial {
+            Spatial::Plain(basis) => {
+                let edges = bonds.edges();
+                let kernel = linear(basis, &self.kernel, None, Activation::None, None);
+                let messages = h.index_select(0, edges.source_ids()).mul(&kernel);
+                return messages.index_sum(0, edges.destination_ids(), edges.nodes());
+            }
+            Spatial::Stored(basis) => {
+                let (h, kernel) = wide();
+                h.edge_conv(basis, &kernel, bonds)
+            }
+            Spatial::Remade(of) => {
+                let (h, kernel) = wide();
+                h.spatial_conv(&of.d, of.window.as_ref(), &of.sight, &of.basis, &kernel, bonds)
+            }
+            Spatial::Tabulated(seen) => seen.conv(&whole(h, 2), self, bonds.edges()),
+        };
+        y.slice(2, 0..h.shape()[2])
+    }
+
+    /// The mean over orientations with the fiber kernel, `x2 [N, O, C]`, before the bias; `x1` itself without orientations.
+    ///
+    /// # Panics
+    /// As [`Conv::forward`].
+    #[track_caller]
+    pub fn fiber(&self, field: &Field, x1: &Tensor) -> Tensor {
+        self.mix(field, x1, None)
+    }
+
+    #[track_caller]
+    fn mix(&self, field: &Field, x1: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        let with_bias = |x2: Tensor| bias.map_or(x2.clone(), |bias| x2.add(bias));
+        let Some(kernel) = self.fiber_weights(field) else { return with_bias(x1.clone()) };
+        if !field.is_fused() {
+            let scale = 1.0 / kernel.shape()[0] as f32;
+            return with_bias(x1.unsqueeze(1).mul(&kernel.unsqueeze(0)).sum(2).scale(scale));
+        }
+        let bias = bias.map(|bias| whole(bias, 0));
+        whole(x1, 2).fiber_conv(&whole(&kernel, 2), bias.as_ref()).slice(2, 0..x1.shape()[2])
+    }
+
+    /// Scales both kernels so that `x1` and `x2` have the standard deviation of `h`, as measured on this batch; gives the three
+    /// deviations from before. Data-dependent initialisation: without it two layers of default weights all but erase a signal.
+    ///
+    /// # Errors
+    /// The device's fault; a deviation that is 0 or not finite, which no factor can mend; a convolution by tables.
+    pub fn calibrate(&mut self, field: &Field, h: &Tensor) -> crate::Result<[f32; 3]> {
+        self.trainable("calibrate")?;
+        crate::no_grad(|| {
+            let x1 = self.spatial(field, h);
+            let x2 = self.fiber(field, &x1);
+            let deviations = [deviation(h)?, deviation(&x1)?, deviation(&x2)?];
+            if deviations.iter().any(|s| !s.is_finite() || *s == 0.0) {
+                let message = format!(
+                    "calibrate: the standard deviations before, between and after are {deviations:?}; use a batch with \
+                     more than one node and features that differ"
+                );
+                return Err(crate::Error::Config { message });
+            }
+            let [before, between, after] = deviations;
+            self.kernel = self.kernel.detach().scale(before / between).contiguous().requires_grad();
+            if let Some(kernel) = &mut self.fiber_kernel {
+                *kernel = kernel.detach().scale(between / after).contiguous().requires_grad();
+            }
+            Ok(deviations)
+        })
+    }
+}
+
+/// The standard deviation of all elements, divisor count - 1, in f64.
+fn deviation(x: &Tensor) -> crate::Result<f32> {
+    let data = x.detach().to_vec::<f32>()?;
+    let n = data.len() as f64;
+    let mean = data.iter().map(|&v| v as f64).sum::<f64>() / n;
+    let square = data.iter().map(|&v| (v as f64 - mean).powi(2)).sum::<f64>();
+    Ok((square / (n - 1.0)).sqrt() as f32)
+}

@@ -1,0 +1,259 @@
+//! Point clouds: positions, edges between them, and which graph of a batch each point is in.
+
+use super::grid::Grid;
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::ops::points::bonds::{Bonds, List, reverses};
+use crate::ops::points::edges::Edges;
+use crate::tensor::Tensor;
+use std::sync::{Arc, OnceLock};
+
+/// A batch of disjoint graphs of points in space or in the plane. Lists on the device belong to it: after a device's fault make it
+/// anew.
+///
+/// Positions may be tracked: [`Graph::track`] makes them a leaf whose gradient is the negative force.
+#[derive(Clone, Debug)]
+pub struct Graph {
+    pub(crate) edges: Edges,
+    /// `[nodes, D]`
+    pub(crate) positions: Tensor,
+    /// `[edges, D]`, added to the source's position less the destination's.
+    pub(crate) shifts: Option<Tensor>,
+    /// `[D, D]`, by which all differences of positions are multiplied.
+    pub(crate) strain: Option<Tensor>,
+    /// Which graph each node is in.
+    batch: Vec<u32>,
+    pub(crate) batch_ids: Tensor,
+    graphs: usize,
+    lists: Arc<Lists>,
+}
+
+/// Which edges share kernels: found once for a graph, where somebody asks.
+#[derive(Default)]
+struct Lists {
+    /// As those of the graph, on the host.
+    shifts: Vec<f32>,
+    single: OnceLock<Arc<List>>,
+    paired: OnceLock<Arc<List>>,
+}
+
+impl std::fmt::Debug for Lists {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Lists")
+    }
+}
+
+impl Graph {
+    /// A graph with these edges, in any order: `positions [nodes, dimension]` row-major, `batch` the graph of each node, empty
+    /// where all are in one.
+    ///
+    /// # Errors
+    /// For lists that do not fit, positions that are not finite, edges to nodes that are not there or between two graphs.
+    pub fn new(
+        gpu: &Gpu,
+        positions: &[f32],
+        dimension: usize,
+        sources: &[u32],
+        destinations: &[u32],
+        batch: &[u32],
+    ) -> Result<Graph> {
+        let nodes = checked(positions, dimension)?;
+        let batch = if batch.is_empty() { vec![0; nodes] } else { batch.to_vec() };
+        if batch.len() != nodes {
+            return Err(Error::config(format!(
+                "graph: {} entries of `batch` for {nodes} nodes",
+                batch.len()
+            )));
+        }
+        let edges = Edges::new(gpu, nodes, sources, destinations)?;
+        let graph_of = |n: u32| batch[n as usize];
+        let crosses =
+            edges.sources().iter().zip(edges.destinations()).find(|&(&s, &d)| graph_of(s) != graph_of(d));
+        if let Some((s, d)) = crosses {
+            return Err(Error::config(format!("graph: the edge {s} -> {d} joins two graphs of the batch")));
+        }
+        let graphs = batch.iter().max().map_or(0, |&g| g as usize + 1);
+        Ok(Graph {
+            positions: Tensor::from_slice(gpu, positions, [nodes, dimension]),
+            batch_ids: Tensor::from_slice(gpu, &batch, [nodes]),
+            edges,
+            shifts: None,
+            strain: None,
+            batch,
+            graphs,
+            lists: Arc::default(),
+        })
+    }
+
+    /// Every node of a graph joined to every other, and to itself where `self_loops`: `sizes` are the nodes of each graph, which
+    /// lie one after the other.
+    ///
+    /// # Errors
+    /// As [`Graph::new`]; when the sizes do not add up to the positions.
+    pub fn full(
+        gpu: &Gpu,
+        positions: &[f32],
+        dimension: usize,
+        sizes: &[usize],
+        self_loops: bool,
+    ) -> Result<Graph> {
+        let batch = batch_of(checked(positions, dimension)?, sizes)?;
+        let count = sizes.iter().try_fold(0usize, |sum, &n| sum.checked_add(n.checked_mul(n)?));
+        let have = gpu.limits().max_storage_buffer_binding_size;
+        let count = count.filter(|&n| n as u64 <= have / 8).ok_or_else(|| Error::Limit {
+            what: "full graph: bytes of one list of edges".into(),
+            need: count.map_or(u64::MAX, |n| (n as u64).saturating_mul(8)),
+            have,
+        })?;
+        let (mut from, mut to) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        let mut first = 0;
+        for &n in sizes {
+            for (i, j) in (0..n).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                if self_loops || i != j {
+                    to.push((first + i) as u32);
+                    from.push((first + j) as u32);
+                }
+            }
+            first += n;
+        }
+        Graph::new(gpu, positions, dimension, &from, &to, &batch)
+    }
+
+    /// This graph with `shifts [edges, D]` added to the difference of positions along each edge, in the order in which edges
+    /// were given: an edge to a periodic image.
+    ///
+    /// # Errors
+    /// When there is not one finite shift an edge.
+    pub fn with_shifts(mut self, shifts: &[f32]) -> Result<Graph> {
+        let width = self.dimension();
+        if shifts.len() != width * self.edges.len() || shifts.iter().any(|x| !x.is_finite()) {
+            let (got, need) = (shifts.len(), width * self.edges.len());
+            return Err(Error::config(format!("graph: {got} numbers of shifts, need {need}, all finite")));
+        }
+        let ordered = self.edges.order().iter().flat_map(|&e| &shifts[e as usize * width..][..width]);
+        let ordered: Vec<f32> = ordered.copied().collect();
+        self.shifts = Some(Tensor::from_slice(self.gpu(), &ordered, [self.edges.len(), width]));
+        self.lists = Arc::new(Lists { shifts: ordered, ..Lists::default() });
+        Ok(self)
+    }
+
+    /// The same edges at other positions `[nodes, D]`, which may be tracked.
+    ///
+    /// # Panics
+    /// When the shape is another.
+    #[track_caller]
+    pub fn at(&self, positions: &Tensor) -> Graph {
+        let (old, new) = (self.positions.shape(), positions.shape());
+        assert!(old == new, "graph: positions {new} for a graph of {old}");
+        Graph { positions: positions.clone(), ..self.clone() }
+    }
+
+    /// The same graph, its positions a leaf.
+    pub fn track(&self) -> Graph {
+        self.at(&self.positions.detach().requires_grad())
+    }
+
+    /// The same graph under a strain that is a leaf, at present none: the gradient with respect to it is volume times stress.
+    pub fn strained(&self) -> Graph {
+        let n = self.dimension();
+        let one: Vec<f32> = (0..n * n).map(|i| if i % (n + 1) == 0 { 1.0 } else { 0.0 }).collect();
+        Graph { strain: Some(Tensor::from_slice(self.gpu(), &one, [n, n]).requires_grad()), ..self.clone() }
+    }
+
+    /// `d [E, D]`: source less destination along every edge, by the image that the edge means.
+    pub fn vectors(&self) -> Tensor {
+        let d = self.positions.edge_vectors(&self.edges);
+        let d = self.shifts.as_ref().map_or(d.clone(), |shift| d.add(shift));
+        self.strain.as_ref().map_or(d.clone(), |strain| d.matmul(strain))
+    }
+
+    /// Which rows of kernels the edges use on this grid: an edge and its reverse share one where every orientation has an
+    /// opposite and a quarter of the rows or more is saved.
+    pub fn bonds(&self, grid: &Grid) -> Bonds {
+        let Lists { shifts, paired, .. } = &*self.lists;
+        if let Some(opposite) = grid.antipodes() {
+            let pairs = || List::paired(&self.edges, &reverses(&self.edges, shifts, self.dimension()));
+            let list = paired.get_or_init(pairs);
+            if 4 * list.len() <= 3 * self.edges.len() {
+                let opposite: Vec<u32> = opposite.into_iter().map(|a| a as u32).collect();
+                return Bonds::of(list.clone(), Some(&opposite));
+            }
+        }
+        self.single()
+    }
+
+    /// A row of kernels for every edge.
+    pub(in crate::geometry) fn single(&self) -> Bonds {
+        Bonds::of(self.lists.single.get_or_init(|| List::single(&self.edges)).clone(), None)
+    }
+
+    /// `x [nodes, ..]` summed over the nodes of each graph: `[graphs, ..]`, zero for a graph without nodes.
+    ///
+    /// # Panics
+    /// When the first axis is not the nodes.
+    #[track_caller]
+    pub fn pool(&self, x: &Tensor) -> Tensor {
+        x.index_sum(0, &self.batch_ids, self.graphs)
+    }
+
+    /// The edges, in the order of the sums.
+    pub fn edges(&self) -> &Edges {
+        &self.edges
+    }
+
+    /// `[nodes, D]`
+    pub fn positions(&self) -> &Tensor {
+        &self.positions
+    }
+
+    /// Number of nodes.
+    pub fn nodes(&self) -> usize {
+        self.edges.nodes()
+    }
+
+    /// Number of graphs: one above the largest entry of `batch`.
+    pub fn graphs(&self) -> usize {
+        self.graphs
+    }
+
+    /// The graph of each node.
+    pub fn batch(&self) -> &[u32] {
+        &self.batch
+    }
+
+    /// Of space.
+    pub fn dimension(&self) -> usize {
+        self.positions.shape()[1]
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Gpu {
+        self.positions.gpu()
+    }
+}
+
+/// The number of points in a list of coordinates.
+pub(in crate::geometry) fn checked(positions: &[f32], dimension: usize) -> Result<usize> {
+    if !(2..=3).contains(&dimension) || !positions.len().is_multiple_of(dimension) {
+        let n = positions.len();
+        return Err(Error::config(format!(
+            "graph: {n} coordinates in {dimension} dimensions; use 2 or 3 a point"
+        )));
+    }
+    if let Some(i) = positions.iter().position(|x| !x.is_finite()) {
+        return Err(Error::config(format!(
+            "graph: the position of node {} is {}",
+            i / dimension,
+            positions[i]
+        )));
+    }
+    Ok(positions.len() / dimension)
+}
+
+/// The graph of each node, for graphs of these sizes one after the other.
+pub(in crate::geometry) fn batch_of(nodes: usize, sizes: &[usize]) -> Result<Vec<u32>> {
+    if sizes.iter().try_fold(0usize, |sum, &n| sum.checked_add(n)) != Some(nodes) {
+        return Err(Error::config(format!("graph: sizes {sizes:?} do not add up to {nodes} nodes")));
+    }
+    Ok(sizes.iter().enumerate().flat_map(|(g, &n)| std::iter::repeat_n(g as u32, n)).collect())
+}

@@ -1,0 +1,392 @@
+//! Which points see each other: within a radius or the nearest, with periodic images.
+
+use super::graph::{Graph, batch_of, checked};
+use super::vectors::{Mat3, Vec3, cross, determinant, dot, norm, times, times_transposed, unit};
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::ops::points::neighbours::{Cells, Found};
+
+/// A periodic cell: three lattice vectors, and along which of them space repeats.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cell {
+    /// Rows are the vectors. Those along which nothing repeats may be zero.
+    pub vectors: Mat3,
+    /// Along which space repeats.
+    pub periodic: [bool; 3],
+}
+
+impl Cell {
+    /// A box with these sides, periodic along all.
+    pub fn cuboid(sides: [f64; 3]) -> Cell {
+        let [x, y, z] = sides;
+        Cell { vectors: [[x, 0.0, 0.0], [0.0, y, 0.0], [0.0, 0.0, z]], periodic: [true; 3] }
+    }
+}
+
+/// Point clouds one after the other, each in a cell of its own or in free space.
+#[derive(Clone, Copy, Debug)]
+pub struct Clouds<'a> {
+    /// `[nodes, dimension]` row-major.
+    pub positions: &'a [f32],
+    /// 2 or 3.
+    pub dimension: usize,
+    /// Nodes of each graph.
+    pub sizes: &'a [usize],
+    /// One a graph, or none at all.
+    pub cells: &'a [Option<Cell>],
+}
+
+/// Cells that a search may look at from one point.
+const MOST_VISITS: f64 = 1e6;
+/// The farthest image along one vector: images are packed in 10 bits.
+const MOST_IMAGES: f64 = 500.0;
+
+/// One graph's axes: a full set of vectors, its inverse, and where they repeat.
+struct Frame {
+    vectors: Mat3,
+    /// `fraction[i] = x . inverse[i]`
+    inverse: Mat3,
+    periodic: [bool; 3],
+}
+
+impl Frame {
+    fn new(cell: Option<Cell>) -> Result<Frame> {
+        let cell = cell.unwrap_or(Cell { vectors: [[0.0; 3]; 3], periodic: [false; 3] });
+        let (mut v, periodic) = (cell.vectors, cell.periodic);
+        if v.iter().flatten().any(|x| !x.is_finite()) {
+            return Err(Error::config(format!("neighbours: the cell {v:?} is not finite")));
+        }
+        // Where nothing repeats any direction will do that the others leave free: unit vectors, at right angles to them.
+        for i in (0..3).filter(|&i| !periodic[i]) {
+            let (a, b) = (v[(i + 1) % 3], v[(i + 2) % 3]);
+            let known: Vec<Vec3> = [(i + 1) % 3, (i + 2) % 3]
+                .into_iter()
+                .filter(|&j| periodic[j] || j < i)
+                .map(|j| v[j])
+                .collect();
+            let free = match known[..] {
+                [_, _] => cross(a, b),
+                [one] => {
+                    let least = (0..3).min_by(|&p, &q| one[p].abs().total_cmp(&one[q].abs())).unwrap_or(0);
+                    let mut axis = [0.0; 3];
+                    axis[least] = 1.0;
+                    cross(one, axis)
+                }
+                _ => [1.0, 0.0, 0.0],
+            };
+            v[i] = if norm(free) > 0.0 { unit(free) } else { free };
+        }
+        let volume = determinant(&v);
+        let lengths = v.map(norm);
+        // Relative to a box of the same sides: a flat cell is flat in any unit.
+        if volume.abs() <= 1e-9 * lengths.iter().product::<f64>() || volume == 0.0 {
+            return Err(Error::config(format!(
+                "neighbours: the cell {:?} has no volume; give periodic axes vectors that are not in one plane",
+                cell.vectors
+            )));
+        }
+        let inverse = [0, 1, 2].map(|i| cross(v[(i + 1) % 3], v[(i + 2) % 3]).map(|x| x / volume));
+        Ok(Frame { vectors: v, inverse, periodic })
+    }
+}
+
+impl Cell {
+    /// Positions moved by whole periods to where the cell's fractions are from 0 to 1, along the axes that repeat.
+    ///
+    /// # Errors
+    /// For a cell without volume, or positions that are not finite.
+    pub(in crate::geometry) fn wrapped(self, positions: &[Vec3]) -> Result<Vec<Vec3>> {
+        let frame = Frame::new(Some(self))?;
+        let one = |x: &Vec3| {
+            let down: Vec3 = std::array::from_fn(|i| match frame.periodic[i] {
+                true => dot(*x, frame.inverse[i]).floor(),
+                false => 0.0,
+            });
+            let shift = times_transposed(&frame.vectors, down);
+            std::array::from_fn(|k| x[k] - shift[k])
+        };
+        let all: Vec<Vec3> = positions.iter().map(one).collect();
+        match positions.iter().flatten().all(|x| x.is_finite()) {
+            true => Ok(all),
+            false => Err(Error::config("neighbours: a position is not finite")),
+        }
+    }
+}
+
+/// All graphs' frames and points in f64, before they are sorted into cells of some radius.
+struct Prepared {
+    frames: Vec<Frame>,
+    batch: Vec<u32>,
+    sizes: Vec<usize>,
+    positions: Vec<Vec3>,
+    /// In units of the frame, moved into the cell along periodic axes.
+    fractions: Vec<Vec3>,
+    /// By how many periods each point was moved.
+    moves: Vec<[i64; 3]>,
+}
+
+impl Prepared {
+    fn new(of: &Clouds) -> Result<Prepared> {
+        let nodes = checked(of.positions, of.dimension)?;
+        let batch = batch_of(nodes, of.sizes)?;
+        if !of.cells.is_empty() && of.cells.len() != of.sizes.len() {
+            let (cells, graphs) = (of.cells.len(), of.sizes.len());
+            return Err(Error::config(format!(
+                "neighbours: {cells} cells for {graphs} graphs; give one each, or none"
+            )));
+        }
+        let frames: Vec<Frame> = (0..of.sizes.len())
+            .map(|g| Frame::new(of.cells.get(g).copied().flatten()))
+            .collect::<Result<_>>()?;
+        let leaves_plane =
+            |frame: &Frame| (0..3).any(|i| frame.periodic[i] && (i == 2 || frame.vectors[i][2] != 0.0));
+        if of.dimension == 2 && frames.iter().any(leaves_plane) {
+            return Err(Error::config(
+                "neighbours: points of the plane in a cell that is periodic out of it; make the third vector not periodic",
+            ));
+        }
+        let points = of.positions.chunks(of.dimension);
+        let positions: Vec<Vec3> =
+            points.map(|p| [p[0] as f64, p[1] as f64, p.get(2).map_or(0.0, |&z| z as f64)]).collect();
+        let (mut fractions, mut moves) = (Vec::with_capacity(nodes), Vec::with_capacity(nodes));
+        for (x, &g) in positions.iter().zip(&batch) {
+            let frame = &frames[g as usize];
+            let s = times(&frame.inverse, *x);
+            let down: Vec3 = std::array::from_fn(|i| if frame.periodic[i] { s[i].floor() } else { 0.0 });
+            if down.iter().any(|x| x.abs() > 1e9) {
+                return Err(Error::config(
+                    "neighbours: a position is more than 1e9 periods away; wrap it into the cell",
+                ));
+            }
+            fractions.push(std::array::from_fn(|i| s[i] - down[i]));
+            moves.push(down.map(|x| x as i64));
+        }
+        Ok(Prepared { frames, batch, sizes: of.sizes.to_vec(), positions, fractions, moves })
+    }
+
+    /// The points in cells no narrower than they must be, for this radius; graphs that nobody asks about reach nowhere.
+    fn cells(&self, radius: f64, asked: impl Fn(usize) -> bool) -> Result<Cells> {
+        let mut all = Cells { starts: vec![0], ..Cells::default() };
+        let mut first = 0;
+        for (g, (frame, &size)) in self.frames.iter().zip(&self.sizes).enumerate() {
+            let own = first..first + size;
+            let fractions = &self.fractions[own.clone()];
+            // Free axes reach from the lowest point to the highest.
+            let bounds: [[f64; 2]; 3] = std::array::from_fn(|i| match frame.periodic[i] {
+                true => [0.0, 1.0],
+                false => extent(fractions, i),
+            });
+            let low = bounds.map(|b| b[0]);
+            let span = bounds.map(|b| b[1] - b[0]);
+            // The distance between opposite sides.
+            let height: Vec3 = std::array::from_fn(|i| span[i] / norm(frame.inverse[i]));
+            let most = (4.0 * size as f64 + 64.0).cbrt().ceil();
+            let counts = height.map(|h| (h / radius).floor().clamp(1.0, most));
+            let reach: Vec3 = std::array::from_fn(|i| match frame.periodic[i] {
+                true => (radius * counts[i] / height[i]).ceil(),
+                // More than all there is would be in vain.
+                false => (radius * counts[i] / height[i].max(f64::MIN_POSITIVE)).ceil().min(counts[i]),
+            });
+            let visits: f64 = reach.iter().map(|r| 2.0 * r + 1.0).product();
+            let images = (0..3).map(|i| reach[i] / counts[i]).fold(0.0, f64::max);
+            if asked(g) && (visits > MOST_VISITS || images > MOST_IMAGES) {
+                return Err(Error::config(format!(
+                    "neighbours: a radius of {radius} reaches over {images:.0} images of a cell {height:?} high; use a smaller \
+                     radius or a larger cell"
+                )));
+            }
+            let n = counts.map(|c| c as usize);
+            let place = |s: &Vec3| -> [usize; 3] {
+                std::array::from_fn(|i| {
+                    let at = (s[i] - low[i]) / span[i].max(f64::MIN_POSITIVE) * counts[i];
+                    (at.max(0.0) as usize).min(n[i] - 1)
+                })
+            };
+            let periodic = (0..3).map(|i| (frame.periodic[i] as u32) << i).sum::<u32>();
+            let first_cell = all.starts.len() - 1;
+            all.grids.extend(n.map(|n| n as u32).into_iter().chain([first_cell as u32]));
+            // Nobody asks: no query there, and no launch for what it would look at.
+            let reach = if asked(g) { reach } else { [0.0; 3] };
+            all.grids.extend(reach.map(|r| r as u32).into_iter().chain([periodic]));
+            let graph = all.lattice.len() as u32 / 12;
+            for v in &frame.vectors {
+                all.lattice.extend(v.map(|x| x as f32).into_iter().chain([0.0]));
+            }
+            // Relative to the lowest corner, so that f32 keeps its digits wherever the cloud is.
+            let corner = times_transposed(&frame.vectors, low);
+            let mut lists = vec![Vec::new(); n.iter().product()];
+            for (i, s) in own.zip(fractions) {
+                let (c, x) = (place(s), times_transposed(&frame.vectors, *s));
+                all.points.extend((0..3).map(|k| (x[k] - corner[k]) as f32).chain([0.0]));
+                all.places.extend(c.map(|c| c as u32).into_iter().chain([graph]));
+                lists[(c[2] * n[1] + c[1]) * n[0] + c[0]].push(i as u32);
+            }
+            for list in lists {
+                all.members.extend(&list);
+                all.starts.push(all.members.len() as u32);
+            }
+            first += size;
+        }
+        Ok(all)
+    }
+
+    /// The period between the image that was found and the points as they were given.
+    fn image(&self, own: usize, other: usize, image: [i32; 3]) -> [i64; 3] {
+        std::array::from_fn(|i| image[i] as i64 - self.moves[other][i] + self.moves[own][i])
+    }
+
+    fn shift(&self, own: usize, image: [i64; 3]) -> Vec3 {
+        times_transposed(&self.frames[self.batch[own] as usize].vectors, image.map(|n| n as f64))
+    }
+}
+
+/// The lowest and the highest of the points along one axis.
+fn extent(points: &[Vec3], axis: usize) -> [f64; 2] {
+    let Some(first) = points.first() else { return [0.0; 2] };
+    points.iter().fold([first[axis]; 2], |b, s| [b[0].min(s[axis]), b[1].max(s[axis])])
+}
+
+/// Edges into each point, before they are a graph.
+#[derive(Default)]
+struct List {
+    sources: Vec<u32>,
+    destinations: Vec<u32>,
+    shifts: Vec<f32>,
+}
+
+impl List {
+    fn push(&mut self, of: &Prepared, own: usize, other: u32, image: [i64; 3], dimension: usize) {
+        self.sources.push(other);
+        self.destinations.push(own as u32);
+        self.shifts.extend(of.shift(own, image)[..dimension].iter().map(|&x| x as f32));
+    }
+
+    fn graph(self, gpu: &Gpu, of: &Clouds, prepared: &Prepared) -> Result<Graph> {
+        let graph =
+            Graph::new(gpu, of.positions, of.dimension, &self.sources, &self.destinations, &prepared.batch)?;
+        let periodic = prepared.frames.iter().any(|frame| frame.periodic.contains(&true));
+        if periodic { graph.with_shifts(&self.shifts) } else { Ok(graph) }
+    }
+}
+
+/// Neighbours of one query in an order that the search has no part in.
+fn row(of: &Prepared, found: &Found, at: usize, own: usize) -> Vec<(u32, [i64; 3])> {
+    let range = found.starts[at]..found.starts[at + 1];
+    let image = |i: usize| of.image(own, found.points[i] as usize, found.images[i]);
+    let mut row: Vec<_> = range.map(|i| (found.points[i], image(i))).collect();
+    row.sort_unstable();
+    row
+}
+
+impl Graph {
+    /// An edge into every point from every point, or periodic image of one, nearer than `radius`, images of itself included; and
+    /// from the point itself where `self_loops`. A radius longer than a period is answered with more images.
+    ///
+    /// Points are sorted into cells on the host; the device looks for neighbours, in time linear in their number.
+    ///
+    /// # Errors
+    /// For positions that are not finite, a cell without volume, sizes or cells that do not fit, a radius that is not above 0 or
+    /// reaches over more images than can be meant, more edges than the device's memory takes.
+    pub fn radius(gpu: &Gpu, of: &Clouds, radius: f32, self_loops: bool) -> Result<Graph> {
+        if !(radius.is_finite() && radius > 0.0) {
+            return Err(Error::config(format!("neighbours: the radius is {radius}; it must be above 0")));
+        }
+        let prepared = Prepared::new(of)?;
+        let queries: Vec<u32> = (0..prepared.positions.len() as u32).collect();
+        let found = prepared.cells(radius as f64, |_| true)?.search(gpu, &queries, radius)?;
+        let mut list = List::default();
+        for own in 0..prepared.positions.len() {
+            if self_loops {
+                list.push(&prepared, own, own as u32, [0; 3], of.dimension);
+            }
+            for (other, image) in row(&prepared, &found, own, own) {
+                list.push(&prepared, own, other, image, of.dimension);
+            }
+        }
+        list.graph(gpu, of, &prepared)
+    }
+
+    /// An edge into every point from the `k` nearest others of its graph (fewer where there are fewer), periodic images counted
+    /// as points; at equal distance those of lower number; and from the point itself where `self_loops`.
+    ///
+    /// # Errors
+    /// As [`Graph::radius`].
+    pub fn nearest(gpu: &Gpu, of: &Clouds, k: usize, self_loops: bool) -> Result<Graph> {
+        let prepared = Prepared::new(of)?;
+        let mut chosen: Vec<Vec<(u32, [i64; 3])>> = vec![Vec::new(); prepared.positions.len()];
+        let mut radius = prepared.guess(k);
+        let mut queries: Vec<u32> = if k == 0 { vec![] } else { (0..chosen.len() as u32).collect() };
+        // A point whose sphere holds k others has its nearest among them; the rest look further.
+        while !queries.is_empty() {
+            if !(radius as f32 * radius as f32).is_finite() {
+                return Err(Error::config(
+                    "neighbours: points are too far from each other to square their distance in f32; scale the positions",
+                ));
+            }
+            let mut asked = vec![false; prepared.sizes.len()];
+            queries.iter().for_each(|&q| asked[prepared.batch[q as usize] as usize] = true);
+            let found = prepared.cells(radius, |g| asked[g])?.search(gpu, &queries, radius as f32)?;
+            let mut rest = Vec::new();
+            for (at, &query) in queries.iter().enumerate() {
+                let own = query as usize;
+                let row = row(&prepared, &found, at, own);
+                let graph = prepared.batch[own] as usize;
+                let free = !prepared.frames[graph].periodic.contains(&true);
+                if row.len() < k && !(free && row.len() + 1 >= prepared.sizes[graph]) {
+                    rest.push(query);
+                    continue;
+                }
+                let far = |&(other, image): &(u32, [i64; 3])| {
+                    let (x, y, s) = (
+                        prepared.positions[other as usize],
+                        prepared.positions[own],
+                        prepared.shift(own, image),
+                    );
+                    let d: Vec3 = std::array::from_fn(|i| x[i] - y[i] + s[i]);
+                    dot(d, d)
+                };
+                let mut row: Vec<_> = row.into_iter().map(|edge| (far(&edge), edge)).collect();
+                row.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+                row.truncate(k);
+                chosen[own] = row.into_iter().map(|(_, edge)| edge).collect();
+            }
+            queries = rest;
+            radius *= 1.7;
+        }
+        let mut list = List::default();
+        for (own, mut row) in chosen.into_iter().enumerate() {
+            if self_loops {
+                row.push((own as u32, [0; 3]));
+            }
+            row.sort_unstable();
+            row.into_iter().for_each(|(other, image)| list.push(&prepared, own, other, image, of.dimension));
+        }
+        list.graph(gpu, of, &prepared)
+    }
+}
+
+impl Prepared {
+    /// A radius whose sphere holds about `k` points of the densest graph, were they spread evenly.
+    fn guess(&self, k: usize) -> f64 {
+        let mut first = 0;
+        let mut least = f64::INFINITY;
+        for (frame, &size) in self.frames.iter().zip(&self.sizes) {
+            let own = &self.fractions[first..first + size];
+            first += size;
+            let side = |i: usize| {
+                let [low, high] = if frame.periodic[i] { [0.0, 1.0] } else { extent(own, i) };
+                (high - low) / norm(frame.inverse[i])
+            };
+            let sides = [0, 1, 2].map(side);
+            let longest = sides.iter().copied().fold(0.0, f64::max);
+            // A flat cloud has no volume: as if each side were at least a tenth of the longest.
+            let volume: f64 = sides.iter().map(|s| s.max(0.1 * longest)).product();
+            if size > 1 && volume > 0.0 {
+                least = least.min((volume * (k + 1) as f64 / size as f64).cbrt());
+            } else if frame.periodic.contains(&true) && size > 0 {
+                least = least.min((volume * (k + 1) as f64).cbrt());
+            }
+        }
+        if least.is_finite() && least > 0.0 { least } else { 1.0 }
+    }
+}

@@ -1,0 +1,352 @@
+//! Attention heads: an assignment on two levels, heads among each other and elements inside a head.
+
+use super::plan::HeadSizes;
+use crate::error::Result;
+use crate::linalg::assignment::{Assignment, Goal, assign};
+use crate::rng::Rng;
+
+/// An order of heads: which old head each new one is, and its elements' order.
+#[derive(Clone, Debug, PartialEq)]
+pub(in crate::merge) struct HeadOrder {
+    /// Old key and value head of each new one.
+    kv: Vec<usize>,
+    /// Old query head of each new one.
+    heads: Vec<usize>,
+    /// Order of elements in queries and keys, by new key head.
+    qk: Vec<Vec<u32>>,
+    /// Order of elements in values and output columns, by new value head.
+    vo: Vec<Vec<u32>>,
+}
+
+impl HeadOrder {
+    /// The head order behind flat orders of `q k v o` rows; `None` where they are none.
+    pub fn parse(sizes: &HeadSizes, [q, k, v, o]: [&[u32]; 4]) -> Option<HeadOrder> {
+        let &HeadSizes { heads, kv_heads, dim, rotary } = sizes;
+        let lengths = [heads, kv_heads, kv_heads, heads].map(|n| n * dim);
+        if dim == 0 || kv_heads == 0 || heads % kv_heads != 0 || [q, k, v, o].map(<[u32]>::len) != lengths {
+            return None;
+        }
+        let first = |flat: &[u32]| flat.chunks(dim).map(|head| head[0] as usize / dim).collect::<Vec<_>>();
+        let inner = |flat: &[u32]| -> Vec<Vec<u32>> {
+            flat.chunks(dim).map(|head| head.iter().map(|&i| i % dim as u32).collect()).collect()
+        };
+        let order = HeadOrder { kv: first(k), heads: first(q), qk: inner(k), vo: inner(v) };
+        let set = heads / kv_heads;
+        let together = order.heads.iter().enumerate().all(|(h, old)| old / set == order.kv[h / set]);
+        let in_place = !rotary || order.qk.iter().all(|head| head.iter().zip(0..).all(|(&i, e)| i == e));
+        let rebuilt = order.flat(sizes);
+        (together && in_place && rebuilt.iter().zip([q, k, v, o]).all(|(a, b)| a == b)).then_some(order)
+    }
+
+    /// An order drawn at random.
+    pub fn random(sizes: &HeadSizes, rng: &mut Rng) -> HeadOrder {
+        let set = sizes.heads / sizes.kv_heads;
+        let mut shuffled = |n: usize| {
+            let mut order: Vec<usize> = (0..n).collect();
+            rng.shuffle(&mut order);
+            order
+        };
+        let kv = shuffled(sizes.kv_heads);
+        let heads = kv.iter().flat_map(|old| shuffled(set).into_iter().map(move |h| old * set + h)).collect();
+        let mut inner = |still: bool| -> Vec<Vec<u32>> {
+            let one = |_: usize| if still { (0..sizes.dim).collect() } else { shuffled(sizes.dim) };
+            (0..sizes.kv_heads).map(one).map(|order| order.into_iter().map(|e| e as u32).collect()).collect()
+        };
+        HeadOrder { qk: inner(sizes.rotary), vo: inner(false), kv, heads }
+    }
+
+    /// Orders of the rows or columns of `q k v o`, new -> old.
+    pub fn flat(&self, sizes: &HeadSizes) -> [Vec<u32>; 4] {
+        let set = sizes.heads / sizes.kv_heads;
+        let rows = |from: &[usize], per: usize, inner: &[Vec<u32>]| -> Vec<u32> {
+            let head = |(new, old): (usize, &usize)| {
+                let start = (old * sizes.dim) as u32;
+                inner[new / per].iter().map(move |i| start + i).collect::<Vec<_>>()
+            };
+            from.iter().enumerate().flat_map(head).collect()
+        };
+        [
+            rows(&self.heads, set, &self.qk),
+            rows(&self.kv, 1, &self.qk),
+            rows(&self.kv, 1, &self.vo),
+            rows(&self.heads, set, &self.vo),
+        ]
+    }
+}
+
+/// What a visit to heads found.
+pub(in crate::merge) struct HeadSolution {
+    pub order: HeadOrder,
+    /// Gap of the certificates of all assignments behind it.
+    pub gap: f64,
+    /// Whether no better order exists.
+    pub exact: bool,
+    /// Value of each pair of key heads, new times old.
+    pub pairs: Vec<f64>,
+}
+
+/// Costs of two sets of heads against each other.
+struct Costs<'a> {
+    sizes: &'a HeadSizes,
+    /// `q k v o`, new times old.
+    of: [&'a [f32]; 4],
+}
+
+/// One set of query heads with its key and value head against another: the best way to lay it over it.
+struct Pair {
+    value: f64,
+    /// Old query head, counted in its set, of each new one.
+    heads: Vec<usize>,
+    qk: Vec<u32>,
+    vo: Vec<u32>,
+    gap: f64,
+    exact: bool,
+}
+
+/// Query heads a key head for which all their orders are tried; above, orders of heads and elements improve in turn.
+const ENUMERATED: usize = 4;
+
+/// The order of heads and elements with the largest sum of costs.
+///
+/// With as many key heads as query heads, and up to four query heads a key head, exact: each pair of key heads is solved for its
+/// elements (and for every order of its query heads), then the heads by what the pairs are worth. With more query heads a key
+/// head, heads and elements are solved in turn for each pair until neither improves.
+pub(in crate::merge) fn solve(sizes: &HeadSizes, costs: [&[f32]; 4]) -> Result<HeadSolution> {
+    let costs = Costs { sizes, of: costs };
+    let n = sizes.kv_heads;
+    let mut pairs = Vec::with_capacity(n * n);
+    for new in 0..n {
+        for old in 0..n {
+            pairs.push(costs.pair(new, old)?);
+        }
+    }
+    let values: Vec<f64> = pairs.iter().map(|pair| pair.value).collect();
+    let outer = assign(&values, [n, n], Goal::Maximize)?;
+    let kv = columns(&outer);
+    let chosen: Vec<&Pair> = kv.iter().enumerate().map(|(new, old)| &pairs[new * n + old]).collect();
+    let set = sizes.heads / n;
+    let heads = kv.iter().zip(&chosen).flat_map(|(old, pair)| pair.heads.iter().map(move |h| old * set + h));
+    Ok(HeadSolution {
+        gap: outer.gap + chosen.iter().map(|pair| pair.gap).sum::<f64>(),
+        exact: outer.exact && pairs.iter().all(|pair| pair.exact),
+        order: HeadOrder {
+            heads: heads.collect(),
+            qk: chosen.iter().map(|pair| pair.qk.clone()).collect(),
+            vo: chosen.iter().map(|pair| pair.vo.clone()).collect(),
+            kv,
+        },
+        pairs: values,
+    })
+}
+
+/// The column of every row of a square assignment.
+pub(in crate::merge) fn columns(assignment: &Assignment) -> Vec<usize> {
+    // A finite square cost leaves no row free.
+    assignment.columns.iter().map(|column| column.expect("every row of a square cost is assigned")).collect()
+}
+
+impl Costs<'_> {
+    fn set(&self) -> usize {
+        self.sizes.heads / self.sizes.kv_heads
+    }
+
+    /// Adds the elements of heads `new` and `old` in `q k v o`'s matrix `part`.
+    fn add(&self, sum: &mut [f64], part: usize, new: usize, old: usize) {
+        let dim = self.sizes.dim;
+        let width = if part == 0 || part == 3 { self.sizes.heads } else { self.sizes.kv_heads } * dim;
+        for (row, sum) in sum.chunks_mut(dim).enumerate() {
+            let start = (new * dim + row) * width + old * dim;
+            let from = &self.of[part][start..start + dim];
+            sum.iter_mut().zip(from).for_each(|(sum, &c)| *sum += f64::from(c));
+        }
+    }
+
+    /// Elements of key head `new` against `old`, with those of the query heads laid over each other as `heads` says.
+    fn elements(&self, parts: [usize; 2], new: usize, old: usize, heads: &[usize]) -> Vec<f64> {
+        let (set, dim) = (self.set(), self.sizes.dim);
+        let mut sum = vec![0.0; dim * dim];
+        let [single, many] = parts;
+        self.add(&mut sum, single, new, old);
+        heads.iter().enumerate().for_each(|(i, h)| self.add(&mut sum, many, new * set + i, old * set + h));
+        sum
+    }
+
+    /// The best orders of elements for an order of query heads.
+    fn inner(&self, new: usize, old: usize, heads: &[usize]) -> Result<Pair> {
+        let dim = self.sizes.dim;
+        let still: Vec<u32> = (0..dim as u32).collect();
+        let mut pair =
+            Pair { value: 0.0, heads: heads.to_vec(), qk: still, vo: Vec::new(), gap: 0.0, exact: true };
+        let qk = self.elements([1, 0], new, old, heads);
+        if self.sizes.rotary {
+            pair.value += (0..dim).map(|e| qk[e * dim + e]).sum::<f64>();
+        } else {
+            pair.qk = pair.take(assign(&qk, [dim, dim], Goal::Maximize)?);
+        }
+        let vo = self.elements([2, 3], new, old, heads);
+        pair.vo = pair.take(assign(&vo, [dim, dim], Goal::Maximize)?);
+        Ok(pair)
+    }
+
+    fn pair(&self, new: usize, old: usize) -> Result<Pair> {
+        let set = self.set();
+        if set > ENUMERATED {
+            return self.alternate(new, old);
+        }
+        let mut best: Option<Pair> = None;
+        for heads in orders(set) {
+            let pair = self.inner(new, old, &heads)?;
+            if best.as_ref().is_none_or(|best| pair.value > best.value) {
+                best = Some(pair);
+            }
+        }
+        Ok(best.expect("there is at least one order of heads"))
+    }
+
+    /// Heads and elements in turn, from heads in their places, until neither improves.
+    fn alternate(&self, new: usize, old: usize) -> Result<Pair> {
+        let set = self.set();
+        let mut best = self.inner(new, old, &(0..set).collect::<Vec<_>>())?;
+        loop {
+            let mut costs = vec![0.0; set * set];
+            for (place, cost) in costs.iter_mut().enumerate() {
+                for (part, inner) in [(0, &best.qk), (3, &best.vo)] {
+                    *cost += self.along(part, new * set + place / set, old * set + place % set, inner);
+                }
+            }
+            let heads = columns(&assign(&costs, [set, set], Goal::Maximize)?);
+            let next = self.inner(new, old, &heads)?;
+            if next.value <= best.value + 1e-9 * best.value.abs() {
+                return Ok(Pair { exact: false, ..best });
+            }
+            best = next;
+        }
+    }
+
+    /// What two heads are worth under an order of their elements.
+    fn along(&self, part: usize, new: usize, old: usize, inner: &[u32]) -> f64 {
+        let (dim, width) = (self.sizes.dim, self.sizes.heads * self.sizes.dim);
+        let cost = |(e, &i): (usize, &u32)| self.of[part][(new * dim + e) * width + old * dim + i as usize];
+        inner.iter().enumerate().map(cost).map(f64::from).sum()
+    }
+}
+
+impl Pair {
+    /// Adds an assignment to the account and gives its order.
+    fn take(&mut self, assignment: Assignment) -> Vec<u32> {
+        self.value += assignment.value;
+        self.gap += assignment.gap;
+        self.exact &= assignment.exact;
+        columns(&assignment).into_iter().map(|c| c as u32).collect()
+    }
+}
+
+/// All orders of `n` things, the one that moves nothing first.
+fn orders(n: usize) -> Vec<Vec<usize>> {
+    let mut all = vec![vec![]];
+    for _ in 0..n {
+        let longer = |order: &Vec<usize>| {
+            let order = order.clone();
+            (0..n)
+                .filter(|i| !order.contains(i))
+                .map(|i| [order.clone(), vec![i]].concat())
+                .collect::<Vec<_>>()
+        };
+        all = all.iter().flat_map(longer).collect();
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZES: HeadSizes = HeadSizes { heads: 6, kv_heads: 2, dim: 3, rotary: false };
+
+    #[test]
+    fn flat_orders_and_back() {
+        let order = HeadOrder {
+            kv: vec![1, 0],
+            heads: vec![5, 3, 4, 0, 2, 1],
+            qk: vec![vec![2, 0, 1], vec![0, 1, 2]],
+            vo: vec![vec![0, 2, 1], vec![1, 0, 2]],
+        };
+        let flat = order.flat(&SIZES);
+        let parse = |flat: &[Vec<u32>; 4]| HeadOrder::parse(&SIZES, [&flat[0], &flat[1], &flat[2], &flat[3]]);
+        assert_eq!(flat[1], [5, 3, 4, 0, 1, 2]);
+        assert_eq!(parse(&flat), Some(order));
+        // Two elements of different heads; a query head of another set; values and outputs apart.
+        for (part, [a, b]) in [(0, [0, 3]), (0, [0, 9]), (2, [0, 1]), (3, [1, 2])] {
+            let mut bad = flat.clone();
+            bad[part].swap(a, b);
+            assert_eq!(parse(&bad), None, "{part} {a} {b}");
+        }
+        assert_eq!(
+            HeadOrder::parse(&HeadSizes { rotary: true, ..SIZES }, flat.each_ref().map(|f| &f[..])),
+            None
+        );
+    }
+
+    /// Against every order of a small case, one by one.
+    #[test]
+    fn exact_for_grouped_queries() {
+        let sizes = HeadSizes { heads: 4, kv_heads: 2, dim: 2, rotary: false };
+        let mut rng = Rng::new(5);
+        for case in 0..20 {
+            let costs = [64, 16, 16, 64].map(|n| {
+                let mut x = vec![0.0; n];
+                rng.fill_normal(&mut x);
+                x
+            });
+            let views = costs.each_ref().map(|c| &c[..]);
+            let value = |order: &HeadOrder| -> f64 {
+                let flat = order.flat(&sizes);
+                let sum = |(f, c): (&Vec<u32>, &[f32])| {
+                    let n = f.len();
+                    f.iter().enumerate().map(|(i, &j)| f64::from(c[i * n + j as usize])).sum::<f64>()
+                };
+                flat.iter().zip(views).map(sum).sum()
+            };
+            let solution = solve(&sizes, views).unwrap();
+            let mut best = f64::MIN;
+            let two = || orders(2).into_iter().map(|o| o.into_iter().map(|i| i as u32).collect::<Vec<u32>>());
+            for kv in orders(2) {
+                for sets in 0..4 {
+                    let heads =
+                        [0, 1].map(|new| [0, 1].map(|i| kv[new] * 2 + (i ^ (sets >> new & 1)))).concat();
+                    for inner in 0..16usize {
+                        let pick = |bit: usize| two().nth(inner >> bit & 1).unwrap();
+                        let order = HeadOrder {
+                            kv: kv.clone(),
+                            heads: heads.clone(),
+                            qk: vec![pick(0), pick(1)],
+                            vo: vec![pick(2), pick(3)],
+                        };
+                        best = best.max(value(&order));
+                    }
+                }
+            }
+            assert!(solution.exact && (value(&solution.order) - best).abs() < 1e-5, "case {case}");
+        }
+    }
+
+    #[test]
+    fn many_query_heads_a_key_head_find_what_was_planted() {
+        let sizes = HeadSizes { heads: 10, kv_heads: 2, dim: 3, rotary: true };
+        let planted = HeadOrder {
+            kv: vec![1, 0],
+            heads: vec![7, 9, 5, 6, 8, 3, 1, 0, 4, 2],
+            qk: vec![vec![0, 1, 2]; 2],
+            vo: vec![vec![2, 0, 1], vec![1, 0, 2]],
+        };
+        let costs = planted.flat(&sizes).map(|order| {
+            let n = order.len();
+            let mut cost = vec![0.0f32; n * n];
+            order.iter().enumerate().for_each(|(i, &j)| cost[i * n + j as usize] = 1.0);
+            cost
+        });
+        let solution = solve(&sizes, costs.each_ref().map(|c| &c[..])).unwrap();
+        assert_eq!(solution.order, planted);
+        assert!(!solution.exact);
+    }
+}

@@ -1,0 +1,7 @@
+//! What a merged model is worth: losses on data and along the segment between two models.
+
+pub(super) mod barrier;
+pub mod evaluate;
+pub(super) mod mlp;
+#[cfg(feature = "cli")]
+pub mod plot;

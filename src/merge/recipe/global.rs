@@ -1,0 +1,158 @@
+//! Methods that look at a model as one vector: a pass over all tensors first measures what the merge of each tensor needs, so
+//! that no more than one tensor of each model is in memory.
+//!
+//! `each` hands the tensors over one after the other: for every tensor of the model, the base's and then, in the order of
+//! the models, the others'.
+
+use super::methods::{sign_consensus, task_vectors};
+use crate::error::Result;
+use crate::ops::order::rank::{self, Cut, Order};
+use crate::tensor::Tensor;
+
+/// Calls its argument with every tensor of the base and of the models: `(base, models)`.
+pub type Each<'a> = dyn FnMut(&mut dyn FnMut(&Tensor, &[Tensor]) -> Result<()>) -> Result<()> + 'a;
+
+/// TIES as in its paper: trimmed over the whole vector, no weights, `base + lambda mean` of what agrees with the sign of the
+/// sum and is not 0. Source: Yadav et al., arXiv 2306.01708.
+#[derive(Debug)]
+pub struct TiesGlobal {
+    cuts: Vec<Option<Cut>>,
+}
+
+impl TiesGlobal {
+    /// Finds where each model's `floor(density n)` largest magnitudes begin, `n` the elements of a model. Three passes.
+    ///
+    /// # Errors
+    /// What `each` returns; the device's fault.
+    pub fn measure(models: usize, n: u64, density: f64, each: &mut Each) -> Result<TiesGlobal> {
+        let rank = n - ((density * n as f64) as u64).clamp(1, n.max(1)).min(n);
+        if rank == 0 {
+            return Ok(TiesGlobal { cuts: vec![None; models] });
+        }
+        let ranks = vec![vec![rank]; models];
+        let cuts = rank::select(Order::Magnitude, &ranks, |visit| {
+            each(&mut |base, models| visit(&task_vectors(base, models)))
+        })?;
+        Ok(TiesGlobal { cuts: cuts.into_iter().map(|cuts| cuts.first().copied()).collect() })
+    }
+
+    /// Merges the next tensor; every tensor must come once.
+    ///
+    /// # Errors
+    /// The device's fault.
+    ///
+    /// # Panics
+    /// When there is another number of models than was measured.
+    #[track_caller]
+    pub fn merge(&mut self, base: &Tensor, models: &[Tensor], lambda: f32) -> Result<Tensor> {
+        assert!(models.len() == self.cuts.len(), "ties_global: {} models measured", self.cuts.len());
+        let deltas = task_vectors(base, models);
+        let kept = deltas.iter().zip(&mut self.cuts).map(|(d, cut)| match cut {
+            Some(cut) => rank::keep_between(d, Some(cut), None),
+            None => Ok(d.clone()),
+        });
+        let kept = kept.collect::<Result<Vec<Tensor>>>()?;
+        Ok(sign_consensus(base, &kept, &vec![1.0; kept.len()], true, lambda))
+    }
+}
+
+/// Parameter competition balancing. Per model, on the whole vector: `A` is `|tau|` clamped to its values at the ranks
+/// `1e-4 n` and `(1 - 1e-4) n - 1`, `v = sign(tau) A`; `b = exp(N norm(A)^2) tanh(tau sum_i tau_i)` with `norm` the min-max
+/// norm and N the number of models; `s` is the min-max norm of `b` clamped from below to its value at rank `(1 - ratio) n`.
+/// Then `base + lambda sum s_i v_i / max(sum s_i, 1e-12)`. Source: Du et al., arXiv 2410.02396, by its reference code, which
+/// has `exp` and `tanh` where the paper has softmaxes.
+#[derive(Debug)]
+pub struct Pcb {
+    /// Ends of the magnitudes of each model.
+    magnitudes: Vec<[f32; 2]>,
+    /// Ends of the balance of each model.
+    balances: Vec<[f32; 2]>,
+}
+
+const OUTLIERS: f64 = 1e-4;
+
+impl Pcb {
+    /// Measures the ends of each model's magnitudes and balances; `n` are the elements of a model. Six passes.
+    ///
+    /// # Errors
+    /// What `each` returns; the device's fault.
+    pub fn measure(models: usize, n: u64, ratio: f64, each: &mut Each) -> Result<Pcb> {
+        if n == 0 {
+            let none = vec![[0.0; 2]; models];
+            return Ok(Pcb { magnitudes: none.clone(), balances: none });
+        }
+        let at = |rank: f64| (rank as u64).min(n.saturating_sub(1));
+        let ends = |cuts: Vec<Vec<Cut>>| cuts.iter().map(|c| [c[0].value(), c[1].value()]).collect();
+        let size = n as f64;
+        let ranks = vec![vec![at(size * OUTLIERS), at(size * (1.0 - OUTLIERS) - 1.0)]; models];
+        let cuts = rank::select(Order::Magnitude, &ranks, |visit| {
+            each(&mut |base, models| visit(&task_vectors(base, models)))
+        })?;
+        let mut measured = Pcb { magnitudes: ends(cuts), balances: Vec::new() };
+        let ranks = vec![vec![at(size * (1.0 - ratio)), n.saturating_sub(1)]; models];
+        let cuts = rank::select(Order::Value, &ranks, |visit| {
+            each(&mut |base, models| visit(&measured.balance(&task_vectors(base, models))))
+        })?;
+        measured.balances = ends(cuts);
+        Ok(measured)
+    }
+
+    /// `b` of each model.
+    fn balance(&self, deltas: &[Tensor]) -> Vec<Tensor> {
+        let sum = deltas[1..].iter().fold(deltas[0].clone(), |sum, d| sum.add(d));
+        let one = |(d, ends): (&Tensor, &[f32; 2])| {
+            let within = norm(&d.abs(), ends).square().scale(deltas.len() as f32).exp();
+            within.mul(&d.mul(&sum).tanh())
+        };
+        deltas.iter().zip(&self.magnitudes).map(one).collect()
+    }
+
+    /// Merges one tensor.
+    ///
+    /// # Panics
+    /// When there is another number of models than was measured.
+    #[track_caller]
+    pub fn merge(&self, base: &Tensor, models: &[Tensor], lambda: f32) -> Tensor {
+        assert!(models.len() == self.balances.len(), "pcb: {} models measured", self.balances.len());
+        let deltas = task_vectors(base, models);
+        let zero = Tensor::scalar(base.gpu(), 0.0);
+        let [mut sum, mut total] = [zero.clone(), zero.clone()];
+        for ((d, b), (ends, [low, high])) in
+            deltas.iter().zip(self.balance(&deltas)).zip(self.balances.iter().zip(&self.magnitudes))
+        {
+            let scale = norm(&b, ends);
+            let size = d.abs().clamp(*low, *high);
+            let signed = size.where_mask(&d.gt(&zero), &size.neg());
+            let value = zero.where_mask(&d.eq(&zero), &signed);
+            sum = sum.add(&scale.mul(&value));
+            total = total.add(&scale);
+        }
+        let total = total.maximum(&Tensor::scalar(base.gpu(), 1e-12));
+        base.add(&sum.div(&total).scale(lambda))
+    }
+}
+
+/// `(clamp(x, low, high) - low) / (high - low)`; 0 where the ends meet.
+fn norm(x: &Tensor, &[low, high]: &[f32; 2]) -> Tensor {
+    let width = high - low;
+    let scale = if width > 0.0 { width.recip() } else { 0.0 };
+    x.clamp(low, high.max(low)).affine(1.0, -low).scale(scale)
+}
+
+/// The L2 norm of each model's whole vector, in f64 over f32 sums of single tensors.
+///
+/// # Errors
+/// What `each` returns; the device's fault.
+pub fn l2_norms(
+    models: usize,
+    mut each: impl FnMut(&mut dyn FnMut(&[Tensor]) -> Result<()>) -> Result<()>,
+) -> Result<Vec<f64>> {
+    let mut squares = vec![0.0; models];
+    each(&mut |tensors| {
+        let sums: Vec<Tensor> = tensors.iter().map(|x| x.square().sum_all().reshape([1])).collect();
+        let sums = Tensor::concat(&sums.iter().collect::<Vec<_>>(), 0).to_vec::<f32>()?;
+        squares.iter_mut().zip(sums).for_each(|(all, one)| *all += f64::from(one));
+        Ok(())
+    })?;
+    Ok(squares.into_iter().map(f64::sqrt).collect())
+}

@@ -1,0 +1,426 @@
+//! A merge as a list of output tensors: what each is made of, what is missing, what it will take.
+
+use super::config::{Config, Scalar, Slice, Source};
+use super::method::Arguments;
+use crate::error::{Error, Result};
+use crate::merge::Shards;
+use crate::merge::Weights;
+use crate::store::FileDType;
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// Where a tensor of the output comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Input {
+    /// Which of [`Job::models`].
+    pub model: usize,
+    /// The tensor's name there.
+    pub name: String,
+}
+
+/// One tensor of the output.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Output {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its type in the file.
+    pub dtype: FileDType,
+    /// The base's tensor, where the configuration has a base.
+    pub base: Option<Input>,
+    /// The models' tensors.
+    pub models: Vec<Input>,
+    /// The Fisher diagonals of the models.
+    pub fishers: Vec<Input>,
+    /// The method's parameters; without them the first model's bytes are copied: integers are not merged.
+    pub arguments: Option<Arguments>,
+}
+
+/// Elements of a tensor that are merged at a time unless told otherwise: 16 MiB in f32, less than any adapter's largest binding.
+pub const PART: usize = 1 << 22;
+
+impl Output {
+    /// Elements.
+    pub fn count(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Bytes in the file.
+    pub fn bytes(&self) -> u64 {
+        (self.count() * self.dtype.bitsize() / 8) as u64
+    }
+
+    /// Every tensor that is read for this one.
+    pub fn inputs(&self) -> impl Iterator<Item = &Input> {
+        self.base.iter().chain(&self.models).chain(&self.fishers)
+    }
+}
+
+/// A model that is read.
+#[derive(Debug)]
+pub struct Model {
+    /// As configured.
+    pub path: PathBuf,
+    /// Its tensors.
+    pub checkpoint: Shards,
+}
+
+/// A configuration held against the models' files.
+#[derive(Debug)]
+pub struct Job {
+    /// How to merge.
+    pub config: Config,
+    /// The models, each once.
+    pub models: Vec<Model>,
+    /// The output's tensors, by name.
+    pub outputs: Vec<Output>,
+    /// Elements of a tensor that are merged at a time, [`PART`]; DARE's draws depend on it.
+    pub part: usize,
+    /// What stands in the way, each a sentence; a job runs when there is nothing.
+    pub problems: Vec<String>,
+}
+
+/// The place of a tensor in a model's depth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Before,
+    Layer(usize),
+    After,
+}
+
+impl Stage {
+    /// The first part of a name that is a number is its layer; embeddings of tokens and positions stand before all layers.
+    fn of(name: &str) -> Stage {
+        let mut parts = name.split('.');
+        if let Some(layer) = parts.find_map(|part| part.parse().ok()) {
+            return Stage::Layer(layer);
+        }
+        let first = |part: &str| part.contains("embed") || part == "wte" || part == "wpe";
+        if name.split('.').any(first) { Stage::Before } else { Stage::After }
+    }
+}
+
+/// `name` with its layer's number replaced.
+fn with_layer(name: &str, layer: usize) -> String {
+    let mut parts: Vec<String> = name.split('.').map(String::from).collect();
+    if let Some(part) = parts.iter_mut().find(|part| part.parse::<usize>().is_ok()) {
+        *part = layer.to_string();
+    }
+    parts.join(".")
+}
+
+fn is_float(dtype: FileDType) -> bool {
+    matches!(dtype, FileDType::F64 | FileDType::F32 | FileDType::F16 | FileDType::BF16)
+}
+
+impl Job {
+    /// Opens the models and lists the output's tensors. What does not fit is in [`Job::problems`], all of it.
+    ///
+    /// # Errors
+    /// A model that cannot be opened; a parameter that is missing or out of range.
+    pub fn open(config: Config) -> Result<Job> {
+        let mut job =
+            Job { config, models: Vec::new(), outputs: Vec::new(), part: PART, problems: Vec::new() };
+        let sources = job.config.slices.iter().flat_map(|s| s.sources.iter().map(|s| s.model.clone()));
+        let paths: Vec<PathBuf> = job.config.base.iter().cloned().chain(sources).collect();
+        for path in paths {
+            job.model(&path)?;
+        }
+        let slices = job.config.slices.clone();
+        let mut first = 0;
+        for (i, slice) in slices.iter().enumerate() {
+            first += job.add_slice(slice, first, [i == 0, i + 1 == slices.len()])?;
+        }
+        job.outputs.sort_by(|a, b| a.name.cmp(&b.name));
+        job.find_strangers();
+        Ok(job)
+    }
+
+    /// The number of a model, opened if it is new.
+    fn model(&mut self, path: &Path) -> Result<usize> {
+        if let Some(i) = self.models.iter().position(|m| m.path == path) {
+            return Ok(i);
+        }
+        let checkpoint = Shards::open(path)?;
+        self.models.push(Model { path: path.to_path_buf(), checkpoint });
+        Ok(self.models.len() - 1)
+    }
+
+    /// The model whose names and types lead: the base, or the first.
+    pub fn leader(&self) -> &Model {
+        &self.models[0]
+    }
+
+    /// Adds a slice whose layers begin at `first` in the output, with what stands before or after all layers at the `ends`;
+    /// returns how many layers it has.
+    fn add_slice(&mut self, slice: &Slice, first: usize, ends: [bool; 2]) -> Result<usize> {
+        let sources: Vec<&Source> = slice.sources.iter().filter(|s| !self.config.is_base_only(s)).collect();
+        let lead = self.model(&sources[0].model)?;
+        let names = self.models[lead].checkpoint.names();
+        let there = names.iter().filter_map(|n| match Stage::of(n) {
+            Stage::Layer(layer) => Some(layer),
+            _ => None,
+        });
+        let there = there.max().map_or(0, |most| most.saturating_add(1));
+        let range = sources[0].layers.clone().unwrap_or(0..there);
+        if range.end > there {
+            let path = self.models[lead].path.display();
+            self.problems.push(format!("{path} has {there} layers; layer_range asks for {range:?}"));
+            return Ok(range.len());
+        }
+        for name in names {
+            let (stage, depth) = match Stage::of(&name) {
+                Stage::Before if ends[0] => (Stage::Before, 0.0),
+                Stage::After if ends[1] => (Stage::After, 1.0),
+                Stage::Layer(layer) if range.contains(&layer) => {
+                    let place = layer - range.start;
+                    let depth = if range.len() > 1 { place as f64 / (range.len() - 1) as f64 } else { 1.0 };
+                    (Stage::Layer(place), depth)
+                }
+                _ => continue,
+            };
+            let at = |source: &Source| match (stage, &source.layers) {
+                (Stage::Layer(place), Some(layers)) => with_layer(&name, layers.start + place),
+                _ => name.clone(),
+            };
+            let output = match stage {
+                Stage::Layer(place) if slice.sources[0].layers.is_some() => with_layer(&name, first + place),
+                _ => name.clone(),
+            };
+            self.add_output(slice, &sources, output, depth, &at)?;
+        }
+        Ok(range.len())
+    }
+
+    /// Adds one output; `at` gives the tensor's name in a source.
+    fn add_output(
+        &mut self,
+        slice: &Slice,
+        sources: &[&Source],
+        name: String,
+        depth: f64,
+        at: &dyn Fn(&Source) -> String,
+    ) -> Result<()> {
+        let mut models = Vec::new();
+        for source in sources {
+            models.push(Input { model: self.model(&source.model)?, name: at(source) });
+        }
+        let base = match self.config.base.clone() {
+            Some(path) => {
+                let listed = slice.sources.iter().find(|s| s.model == path);
+                Some(Input { model: self.model(&path)?, name: at(listed.unwrap_or(sources[0])) })
+            }
+            None => None,
+        };
+        let get = |key: &str, model: Option<usize>| {
+            self.config.parameter(key, slice, model.map(|i| sources[i]), &name, depth)
+        };
+        let arguments = self.config.method.arguments(models.len(), &get);
+        let arguments = arguments.map_err(|e| Error::config(format!("{e} (for tensor `{name}`)")))?;
+        let mut fishers = Vec::new();
+        if self.config.method == super::method::Method::Fisher {
+            for (source, input) in sources.iter().zip(&models) {
+                let path = self.config.parameter("fisher", slice, Some(source), &name, depth);
+                let Some(Scalar::Text(path)) = path else {
+                    let path = source.model.display();
+                    return Err(Error::config(format!(
+                        "{path}: `fisher` must be the file of its Fisher diagonal"
+                    )));
+                };
+                fishers.push(Input { model: self.model(Path::new(&path))?, name: input.name.clone() });
+            }
+        }
+        let mut output =
+            Output { name, shape: Vec::new(), dtype: FileDType::F32, base, models, fishers, arguments: None };
+        if let Some(dtype) = self.resolve(&mut output)? {
+            if is_float(dtype) {
+                output.arguments = Some(arguments);
+                let own = if dtype == FileDType::F64 { FileDType::F32 } else { dtype };
+                output.dtype = self.config.dtype.unwrap_or(own);
+            }
+            self.outputs.push(output);
+        }
+        Ok(())
+    }
+
+    /// Fills in the output's shape and type from the leading input, and returns that type; notes what does not fit.
+    fn resolve(&mut self, output: &mut Output) -> Result<Option<FileDType>> {
+        let mut problems = Vec::new();
+        let mut lead: Option<(Input, Vec<usize>, FileDType)> = None;
+        for input in output.inputs() {
+            let model = &self.models[input.model];
+            let path = model.path.display();
+            let Ok(info) = model.checkpoint.info(&input.name) else {
+                problems.push(format!("{path} has no tensor `{}`", input.name));
+                continue;
+            };
+            match &lead {
+                None => lead = Some((input.clone(), info.shape.clone(), info.dtype)),
+                Some((first, shape, dtype)) => {
+                    let other = self.models[first.model].path.display();
+                    if *shape != info.shape {
+                        let (a, b) = (&info.shape, shape);
+                        problems.push(format!("`{}` is {a:?} in {path} and {b:?} in {other}", input.name));
+                    } else if is_float(*dtype) != is_float(info.dtype) {
+                        let (a, b) = (info.dtype, dtype);
+                        problems.push(format!("`{}` is {a} in {path} and {b} in {other}", input.name));
+                    }
+                }
+            }
+        }
+        let fits = problems.is_empty();
+        self.problems.append(&mut problems);
+        let Some((_, shape, dtype)) = lead.filter(|_| fits) else { return Ok(None) };
+        if dtype.bitsize() < 8 || format!("{dtype}").starts_with("F8") {
+            self.problems.push(format!(
+                "`{}` is {dtype}, which cannot be merged; convert the model first",
+                output.name
+            ));
+            return Ok(None);
+        }
+        (output.shape, output.dtype) = (shape, dtype);
+        Ok(Some(dtype))
+    }
+
+    /// Notes tensors that only some models have.
+    fn find_strangers(&mut self) {
+        if self.config.slices.len() > 1 || self.config.slices[0].sources[0].layers.is_some() {
+            return;
+        }
+        let used: BTreeSet<(usize, &str)> =
+            self.outputs.iter().flat_map(|o| o.inputs().map(|i| (i.model, i.name.as_str()))).collect();
+        let known: BTreeSet<usize> = used.iter().map(|u| u.0).collect();
+        let mut strangers = Vec::new();
+        for &i in &known {
+            let Model { path, checkpoint } = &self.models[i];
+            for name in checkpoint.names() {
+                let noted = self.problems.iter().any(|p| p.contains(&format!("`{name}`")));
+                if !noted && !used.contains(&(i, name.as_str())) {
+                    strangers.push(format!("only {} has a tensor `{name}`", path.display()));
+                }
+            }
+        }
+        self.problems.append(&mut strangers);
+    }
+
+    /// An error that lists every problem, where there is one.
+    ///
+    /// # Errors
+    /// That.
+    pub fn check(&self) -> Result<()> {
+        match self.problems.len() {
+            0 if self.outputs.is_empty() => Err(Error::config("the models have no tensors")),
+            0 => Ok(()),
+            n => {
+                Err(Error::config(format!("the models do not fit ({n}):\n  {}", self.problems.join("\n  "))))
+            }
+        }
+    }
+
+    /// The models as what tensors are read from, in the order of [`Job::models`].
+    pub fn sources(&self) -> Vec<&dyn Weights> {
+        self.models.iter().map(|m| &m.checkpoint as &dyn Weights).collect()
+    }
+
+    /// The parts that an output is merged in.
+    pub fn parts(&self, output: usize) -> Vec<Range<usize>> {
+        let (n, size) = (self.outputs[output].count(), self.part);
+        (0..n.div_ceil(size).max(1)).map(|i| i * size..((i + 1) * size).min(n)).collect()
+    }
+
+    /// Bytes of the output.
+    pub fn bytes(&self) -> u64 {
+        self.outputs.iter().map(Output::bytes).sum()
+    }
+
+    /// Passes over all tensors, the one that writes among them.
+    pub fn passes(&self) -> u64 {
+        let first = self.outputs.iter().find_map(|o| o.arguments.as_ref());
+        1 + first.map_or(0, |a| self.config.method.passes(a))
+    }
+
+    /// Bytes of memory that a run needs at the most, beside the driver's own: two parts' inputs and one's other tensors on the
+    /// device, whose pool keeps as much again, the bytes that cross, and two of the output's tensors on the host. Aligning adds
+    /// its cost matrices.
+    pub fn memory(&self) -> u64 {
+        let of = |o: &Output| {
+            let part = 4 * o.count().min(self.part) as u64;
+            let live = 3 * o.inputs().count() + self.config.method.temporaries(o.models.len()) + 3;
+            2 * part * live as u64 + 2 * o.bytes()
+        };
+        // Moved tensors are kept whole while their parts are asked for, with a copy on the way.
+        let moved = match self.config.align {
+            Some(_) => self
+                .outputs
+                .iter()
+                .map(|o| 8 * o.count() as u64 * o.inputs().count() as u64)
+                .max()
+                .unwrap_or(0),
+            None => 0,
+        };
+        self.outputs.iter().map(of).max().unwrap_or(0) + moved
+    }
+
+    /// Which outputs go into which file: by name, filled up to `shard_bytes`.
+    pub fn shards(&self, shard_bytes: u64) -> Vec<(String, Vec<usize>)> {
+        let (mut shards, mut size) = (vec![Vec::new()], 0);
+        for (i, output) in self.outputs.iter().enumerate() {
+            if size > 0 && size + output.bytes() > shard_bytes {
+                shards.push(Vec::new());
+                size = 0;
+            }
+            size += output.bytes();
+            shards.last_mut().expect("never empty").push(i);
+        }
+        let n = shards.len();
+        let name = |i: usize| match n {
+            1 => "model.safetensors".to_string(),
+            _ => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
+        };
+        shards.into_iter().enumerate().map(|(i, all)| (name(i), all)).collect()
+    }
+
+    /// The plan in words: models, output, every tensor, memory, problems.
+    pub fn describe(&self, shard_bytes: u64) -> String {
+        let mut text = String::new();
+        let mut line = |words: String| text.write_str(&(words + "\n")).expect("a String takes everything");
+        line(format!("method  {}", self.config.method.name()));
+        for model in &self.models {
+            let names = model.checkpoint.names();
+            let bytes = |n: &String| model.checkpoint.file(n).and_then(|f| f.bytes(n)).map_or(0, |b| b.len());
+            let bytes: usize = names.iter().map(bytes).sum();
+            line(format!(
+                "reads   {}: {} tensors, {}",
+                model.path.display(),
+                names.len(),
+                size(bytes as u64)
+            ));
+        }
+        let shards = self.shards(shard_bytes);
+        let files = if shards.len() == 1 { "one file".into() } else { format!("{} files", shards.len()) };
+        line(format!("writes  {} tensors, {}, {files}", self.outputs.len(), size(self.bytes())));
+        line(format!("memory  {} at the most, on the device and the host together", size(self.memory())));
+        line(format!("passes  {}", self.passes()));
+        for o in &self.outputs {
+            let what = if o.arguments.is_some() { "merged" } else { "copied from the first" };
+            line(format!("  {} {} {:?} {what}", o.name, o.dtype, o.shape));
+        }
+        for problem in &self.problems {
+            line(format!("problem {problem}"));
+        }
+        text
+    }
+}
+
+/// Bytes for people.
+pub fn size(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..0x10_0000 => format!("{:.1} KiB", bytes as f64 / 1024.0),
+        0x10_0000..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
+        _ => format!("{:.2} GiB", bytes as f64 / 1_073_741_824.0),
+    }
+}

@@ -1,0 +1,546 @@
+//! The methods by name: what each takes, and how it merges one tensor.
+
+use super::config::Scalar;
+use super::global::{Each, Pcb, TiesGlobal};
+use super::methods::{self, Rescale};
+use crate::error::{Error, Result};
+use crate::ops::order::rank::{self, Kept};
+use crate::store::nearest;
+use crate::tensor::Tensor;
+
+/// A method of merging.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// [`methods::average`]
+    Average,
+    /// [`methods::linear`]
+    Linear,
+    /// [`methods::slerp`] from the base to the other model
+    Slerp,
+    /// [`methods::slerp`] of two models by their weights; of task vectors where there is a base
+    NuSlerp,
+    /// [`methods::task_arithmetic`]
+    TaskArithmetic,
+    /// [`methods::trim`], then [`methods::sign_consensus`]
+    Ties,
+    /// [`TiesGlobal`]
+    TiesGlobal,
+    /// [`methods::dare`], then the sum
+    DareLinear,
+    /// [`methods::dare`], then [`methods::sign_consensus`]
+    DareTies,
+    /// [`methods::breadcrumbs`], then the sum
+    Breadcrumbs,
+    /// [`methods::breadcrumbs`], then [`methods::sign_consensus`]
+    BreadcrumbsTies,
+    /// [`Pcb`]
+    Pcb,
+    /// [`methods::model_stock`]
+    ModelStock,
+    /// [`methods::fisher`]
+    Fisher,
+    /// [`methods::linear`] by [`methods::loss_weights`] or [`methods::step_weights`]
+    MetricsWeighted,
+    /// The one model's tensor, scaled
+    Passthrough,
+}
+
+/// Name, whether the method needs a base, least and most models beside it, parameters.
+type Row = (Method, &'static str, bool, (usize, usize), &'static [&'static str]);
+
+const MANY: usize = usize::MAX;
+
+const TABLE: [Row; 16] = [
+    (Method::Average, "average", false, (1, MANY), &[]),
+    (Method::Linear, "linear", false, (1, MANY), &["weight", "normalize"]),
+    (Method::Slerp, "slerp", true, (1, 1), &["t"]),
+    (Method::NuSlerp, "nuslerp", false, (2, 2), &["weight"]),
+    (
+        Method::TaskArithmetic,
+        "task_arithmetic",
+        true,
+        (1, MANY),
+        &["weight", "normalize", "lambda", "int8_mask"],
+    ),
+    (Method::Ties, "ties", true, (1, MANY), &["weight", "density", "normalize", "lambda", "int8_mask"]),
+    (Method::TiesGlobal, "ties_global", true, (1, MANY), &["density", "lambda"]),
+    (
+        Method::DareLinear,
+        "dare_linear",
+        true,
+        (1, MANY),
+        &["weight", "density", "normalize", "lambda", "rescale", "seed", "int8_mask"],
+    ),
+    (
+        Method::DareTies,
+        "dare_ties",
+        true,
+        (1, MANY),
+        &["weight", "density", "normalize", "lambda", "rescale", "seed", "int8_mask"],
+    ),
+    (
+        Method::Breadcrumbs,
+        "breadcrumbs",
+        true,
+        (1, MANY),
+        &["weight", "density", "gamma", "normalize", "lambda", "int8_mask"],
+    ),
+    (
+        Method::BreadcrumbsTies,
+        "breadcrumbs_ties",
+        true,
+        (1, MANY),
+        &["weight", "density", "gamma", "normalize", "lambda", "int8_mask"],
+    ),
+    (Method::Pcb, "pcb", true, (1, MANY), &["ratio", "lambda"]),
+    (Method::ModelStock, "model_stock", true, (2, MANY), &[]),
+    (Method::Fisher, "fisher", false, (1, MANY), &["weight", "fisher", "floor", "normalize"]),
+    (Method::MetricsWeighted, "metrics_weighted", false, (1, MANY), &["loss", "step", "power"]),
+    (Method::Passthrough, "passthrough", false, (1, 1), &["scale"]),
+];
+
+/// Methods that mergekit has and this crate has not.
+const ELSEWHERE: [&str; 10] = [
+    "multislerp",
+    "karcher",
+    "della",
+    "della_linear",
+    "sce",
+    "ram",
+    "ramplus_tl",
+    "nearswap",
+    "arcee_fusion",
+    "model_breadcrumbs",
+];
+
+/// What a method needs to know for one tensor.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Arguments {
+    weights: Vec<f32>,
+    densities: Vec<f64>,
+    gammas: Vec<f64>,
+    t: f32,
+    lambda: f32,
+    normalize: bool,
+    rescale: Option<Rescale>,
+    seed: u64,
+    ratio: f64,
+    floor: f32,
+    scale: f32,
+}
+
+/// Looks a parameter up, of a model or of all.
+pub type Lookup<'a> = dyn Fn(&str, Option<usize>) -> Option<Scalar> + 'a;
+
+/// Calls its argument with every one of some inputs.
+pub type EachInputs<'a> = dyn FnMut(&mut dyn FnMut(&Inputs) -> Result<()>) -> Result<()> + 'a;
+
+/// What a pass over all tensors found out, where the method needs one.
+#[derive(Debug)]
+pub enum Measured {
+    /// Nothing.
+    None,
+    /// Cuts of the whole task vectors.
+    Ties(TiesGlobal),
+    /// Ends of magnitudes and balances.
+    Pcb(Pcb),
+    /// L2 norms of the Fisher diagonals.
+    Norms(Vec<f64>),
+}
+
+/// What is known of one whole tensor.
+#[derive(Debug)]
+pub enum Statistics {
+    /// Nothing.
+    None,
+    /// What two tensors are multiplied by.
+    Mix([f32; 2]),
+    /// The models' share beside the base.
+    Share(f32),
+    /// Which elements of each task vector stay.
+    Kept(Vec<Kept>),
+    /// What each thinned task vector is multiplied by.
+    Scales(Vec<f32>),
+}
+
+/// The tensors that one output is made of, or the same part of each.
+#[derive(Debug)]
+pub struct Inputs {
+    /// The base's, where the configuration has one.
+    pub base: Option<Tensor>,
+    /// The models', without the base where the method merges task vectors.
+    pub models: Vec<Tensor>,
+    /// Their Fisher diagonals, for [`Method::Fisher`].
+    pub fishers: Vec<Tensor>,
+}
+
+impl Method {
+    fn row(self) -> &'static Row {
+        TABLE.iter().find(|row| row.0 == self).expect("every method has a row")
+    }
+
+    /// The method of this name.
+    ///
+    /// # Errors
+    /// The nearest names where there is none.
+    pub fn parse(name: &str) -> Result<Method, String> {
+        if let Some(row) = TABLE.iter().find(|row| row.1 == name) {
+            return Ok(row.0);
+        }
+        let near = nearest(name, TABLE.iter().map(|row| row.1));
+        let whose = if ELSEWHERE.contains(&name) { "is not implemented here" } else { "is no method" };
+        Err(format!("`{name}` {whose}; near: {near}"))
+    }
+
+    /// The name that [`Method::parse`] takes.
+    pub fn name(self) -> &'static str {
+        self.row().1
+    }
+
+    /// Whether there must be a base.
+    pub fn needs_base(self) -> bool {
+        self.row().2
+    }
+
+    /// Least and most models beside the base.
+    pub fn models(self) -> (usize, usize) {
+        self.row().3
+    }
+
+    /// The parameters that it takes.
+    pub fn parameters(self) -> &'static [&'static str] {
+        self.row().4
+    }
+
+    /// Whether each model may have a value of its own for this parameter.
+    pub fn is_per_model(self, key: &str) -> bool {
+        matches!(key, "weight" | "gamma" | "loss" | "step" | "fisher" | "scale" | "int8_mask")
+            || key == "density" && self != Method::TiesGlobal
+    }
+
+    /// Whether this parameter is about all tensors at once, so that it cannot differ from one to another.
+    pub fn is_global(self, key: &str) -> bool {
+        matches!(
+            (self, key),
+            (Method::TiesGlobal, "density") | (Method::Pcb, "ratio") | (Method::Fisher, "normalize")
+        )
+    }
+
+    /// Whether a model that is the base adds nothing, so that it is left out.
+    pub fn has_task_vectors(self) -> bool {
+        self.needs_base() || self == Method::NuSlerp
+    }
+
+    /// Passes over all tensors before the first one can be merged.
+    pub fn passes(self, arguments: &Arguments) -> u64 {
+        match self {
+            Method::TiesGlobal => 3,
+            Method::Pcb => 6,
+            Method::Fisher if arguments.normalize => 1,
+            _ => 0,
+        }
+    }
+
+    /// Reads the parameters of one tensor.
+    ///
+    /// # Errors
+    /// A parameter that is missing, of another type or out of range.
+    pub fn arguments(self, models: usize, get: &Lookup) -> Result<Arguments> {
+        let takes = |key: &str| self.parameters().contains(&key);
+        let all = |key: &'static str, default: Option<f64>, range: Limits| {
+            if !takes(key) {
+                return Ok(Vec::new());
+            }
+            (0..models).map(|i| number(key, get(key, Some(i)), default, range)).collect::<Result<Vec<f64>>>()
+        };
+        let one = |key: &'static str, default: f64, range: Limits| {
+            number(key, get(key, None), Some(default), range)
+        };
+        let normalize = matches!(self, Method::Linear | Method::Ties);
+        let weights = match self {
+            Method::MetricsWeighted => self.metric_weights(models, get)?,
+            _ => all("weight", None, Limits::Any)?.into_iter().map(|w| w as f32).collect(),
+        };
+        let density = |key| all(key, Some(1.0), Limits::Share);
+        Ok(Arguments {
+            weights,
+            densities: match self {
+                Method::TiesGlobal => vec![one("density", 1.0, Limits::Share)?],
+                _ => density("density")?,
+            },
+            gammas: all("gamma", Some(0.01), Limits::Share)?,
+            t: if takes("t") { number("t", get("t", None), None, Limits::Any)? as f32 } else { 0.0 },
+            lambda: one("lambda", 1.0, Limits::Any)? as f32,
+            normalize: flag("normalize", get("normalize", None), normalize)?,
+            rescale: rescale(get("rescale", None))?,
+            seed: one("seed", 0.0, Limits::Whole)? as u64,
+            ratio: one("ratio", 0.1, Limits::Share)?,
+            floor: one("floor", 1e-6, Limits::Positive)? as f32,
+            scale: all("scale", Some(1.0), Limits::Any)?.first().map_or(1.0, |&x| x as f32),
+        })
+    }
+
+    fn metric_weights(self, models: usize, get: &Lookup) -> Result<Vec<f32>> {
+        let power = number("power", get("power", None), Some(1.0), Limits::Any)?;
+        let of = |key: &'static str| {
+            let one = |i| number(key, get(key, Some(i)), None, Limits::Positive);
+            (0..models).map(one).collect::<Result<Vec<f64>>>()
+        };
+        match (get("loss", Some(0)), get("step", Some(0))) {
+            (Some(_), None) => Ok(methods::loss_weights(&of("loss")?, power)),
+            (None, Some(_)) => Ok(methods::step_weights(&of("step")?, power)),
+            _ => Err(Error::config("metrics_weighted: each model needs `loss`, or each `step`")),
+        }
+    }
+
+    /// The passes over all tensors: `each` hands over every tensor's base and models, or its Fisher diagonals.
+    ///
+    /// # Errors
+    /// What `each` returns; the device's fault.
+    pub fn measure(
+        self,
+        arguments: &Arguments,
+        models: usize,
+        elements: u64,
+        each: &mut EachInputs,
+    ) -> Result<Measured> {
+        let deltas: &mut Each = &mut |visit| {
+            each(&mut |inputs| match &inputs.base {
+                Some(base) => visit(base, &inputs.models),
+                None => Ok(()),
+            })
+        };
+        match self {
+            Method::TiesGlobal => {
+                let density = arguments.densities[0];
+                TiesGlobal::measure(models, elements, density, deltas).map(Measured::Ties)
+            }
+            Method::Pcb => Pcb::measure(models, elements, arguments.ratio, deltas).map(Measured::Pcb),
+            Method::Fisher if arguments.normalize => {
+                let norms =
+                    super::global::l2_norms(models, |visit| each(&mut |inputs| visit(&inputs.fishers)));
+                norms.map(Measured::Norms)
+            }
+            _ => Ok(Measured::None),
+        }
+    }
+
+    /// What must be known of a whole tensor before its parts can be merged: `each` hands over its parts, in order; it is called
+    /// up to three times.
+    ///
+    /// # Errors
+    /// What `each` returns; the device's fault.
+    pub fn statistics(
+        self,
+        name: &str,
+        count: usize,
+        a: &Arguments,
+        models: usize,
+        each: &mut EachInputs,
+    ) -> Result<Statistics> {
+        let counts = vec![count; models];
+        match self {
+            Method::Slerp | Method::NuSlerp | Method::ModelStock => {
+                let mut sums = Vec::new();
+                each(&mut |x| add_to(&mut sums, methods::products(&self.compared(x))?))?;
+                Ok(match self {
+                    Method::ModelStock => Statistics::Share(methods::stock_share(&sums, models)),
+                    Method::Slerp => Statistics::Mix(methods::slerp_weights(&sums, a.t)),
+                    _ => Statistics::Mix(methods::slerp_weights(&sums, second_share(&a.weights))),
+                })
+            }
+            Method::Ties | Method::Breadcrumbs | Method::BreadcrumbsTies => {
+                let range = |(i, &share): (usize, &f64)| match self {
+                    Method::Ties => methods::trimmed(count, share),
+                    _ => methods::middle(count, share, a.gammas[i]),
+                };
+                let ranks: Vec<_> = a.densities.iter().enumerate().map(range).collect();
+                let kept = rank::ranges(&counts, &ranks, |visit| each(&mut |x| visit(&x.deltas())))?;
+                Ok(Statistics::Kept(kept))
+            }
+            Method::DareLinear | Method::DareTies => {
+                let scales = a.densities.iter().map(|&share| match a.rescale {
+                    Some(Rescale::None) => 1.0 - methods::drop_rate(share),
+                    _ => 1.0,
+                });
+                let mut scales: Vec<f32> = scales.collect();
+                if matches!(a.rescale, None | Some(Rescale::L1)) {
+                    let (mut sums, mut part) = (Vec::new(), 0);
+                    each(&mut |x| {
+                        let deltas = x.deltas();
+                        let kept = a.dropped(name, part, &deltas);
+                        part += 1;
+                        let sizes: Vec<Tensor> =
+                            deltas.iter().chain(&kept).map(|d| d.abs().sum_all().reshape([1])).collect();
+                        let sizes = Tensor::concat(&sizes.iter().collect::<Vec<_>>(), 0).to_vec::<f32>()?;
+                        add_to(&mut sums, sizes.into_iter().map(f64::from).collect())
+                    })?;
+                    let (all, kept) = sums.split_at(models);
+                    let ratio =
+                        |(all, kept): (&f64, &f64)| if *kept > 0.0 { (all / kept) as f32 } else { 1.0 };
+                    scales = all.iter().zip(kept).map(ratio).collect();
+                }
+                Ok(Statistics::Scales(scales))
+            }
+            _ => Ok(Statistics::None),
+        }
+    }
+
+    /// The tensors whose angles matter.
+    fn compared(self, x: &Inputs) -> Vec<Tensor> {
+        match (self, &x.base) {
+            (Method::Slerp, Some(base)) => vec![base.clone(), x.models[0].clone()],
+            (_, Some(_)) => x.deltas(),
+            (_, None) => x.models.clone(),
+        }
+    }
+
+    /// Merges the part number `part` of a tensor; parts come in order.
+    ///
+    /// # Errors
+    /// The device's fault, where something is read back on the way.
+    pub fn merge(
+        self,
+        name: &str,
+        part: usize,
+        a: &Arguments,
+        x: &Inputs,
+        statistics: &mut Statistics,
+        measured: &mut Measured,
+    ) -> Result<Tensor> {
+        let models = &x.models[..];
+        let base = x.base.as_ref().filter(|_| self.has_task_vectors());
+        let Some(base) = base else { return Ok(self.merge_models(a, x, statistics, measured)) };
+        let deltas = match statistics {
+            Statistics::Kept(kept) => {
+                let all = x.deltas();
+                kept.iter_mut().zip(&all).map(|(kept, d)| kept.keep(d)).collect::<Result<_>>()?
+            }
+            Statistics::Scales(scales) => {
+                let dropped = a.dropped(name, part, &x.deltas());
+                dropped.iter().zip(scales).map(|(d, &mut s)| d.scale(s)).collect()
+            }
+            _ => x.deltas(),
+        };
+        let (weights, normalize, lambda) = (&a.weights[..], a.normalize, a.lambda);
+        Ok(match (self, statistics, measured) {
+            (Method::Slerp, Statistics::Mix(mix), _) => {
+                methods::weighted(&[base.clone(), models[0].clone()], &mix[..])
+            }
+            (Method::NuSlerp, Statistics::Mix(mix), _) => base.add(&methods::weighted(&deltas, &mix[..])),
+            (Method::ModelStock, Statistics::Share(t), _) => methods::stock(base, models, *t),
+            (Method::TiesGlobal, _, Measured::Ties(ties)) => ties.merge(base, models, lambda)?,
+            (Method::Pcb, _, Measured::Pcb(pcb)) => pcb.merge(base, models, lambda),
+            (Method::Ties | Method::DareTies | Method::BreadcrumbsTies, ..) => {
+                methods::sign_consensus(base, &deltas, weights, normalize, lambda)
+            }
+            _ => methods::task_arithmetic(base, &deltas, weights, normalize, lambda),
+        })
+    }
+
+    fn merge_models(self, a: &Arguments, x: &Inputs, statistics: &Statistics, measured: &Measured) -> Tensor {
+        let models = &x.models[..];
+        match (self, statistics) {
+            (Method::Average, _) => methods::average(models),
+            (Method::NuSlerp, Statistics::Mix(mix)) => methods::weighted(models, &mix[..]),
+            (Method::Fisher, _) => {
+                let mut weights = a.weights.clone();
+                if let Measured::Norms(norms) = measured {
+                    weights.iter_mut().zip(norms).for_each(|(w, n)| *w = (f64::from(*w) / n) as f32);
+                }
+                methods::fisher(models, &x.fishers, &weights, a.floor)
+            }
+            (Method::Passthrough, _) => models[0].scale(a.scale),
+            (Method::MetricsWeighted, _) => methods::linear(models, &a.weights, false),
+            _ => methods::linear(models, &a.weights, a.normalize),
+        }
+    }
+
+    /// Tensors of a part's size that a merge holds at once beside its inputs.
+    pub fn temporaries(self, models: usize) -> usize {
+        match self {
+            Method::Ties | Method::BreadcrumbsTies | Method::DareTies | Method::TiesGlobal | Method::Pcb => {
+                3 * models + 4
+            }
+            Method::Breadcrumbs | Method::DareLinear | Method::ModelStock => 2 * models + 2,
+            _ => 3,
+        }
+    }
+}
+
+impl Inputs {
+    /// The task vectors; none without a base.
+    fn deltas(&self) -> Vec<Tensor> {
+        self.base.as_ref().map(|base| methods::task_vectors(base, &self.models)).unwrap_or_default()
+    }
+}
+
+impl Arguments {
+    /// Each delta with elements dropped, the others divided by its density.
+    fn dropped(&self, name: &str, part: usize, deltas: &[Tensor]) -> Vec<Tensor> {
+        let one = |(i, d)| methods::drop_part(d, self.densities[i], self.seed, name, [i, part]);
+        deltas.iter().enumerate().map(one).collect()
+    }
+}
+
+/// Adds numbers to running sums.
+fn add_to(sums: &mut Vec<f64>, numbers: Vec<f64>) -> Result<()> {
+    sums.resize(numbers.len(), 0.0);
+    sums.iter_mut().zip(numbers).for_each(|(sum, x)| *sum += x);
+    Ok(())
+}
+
+/// The second of two weights as a share of both.
+fn second_share(weights: &[f32]) -> f32 {
+    let sum = weights[0] + weights[1];
+    if sum == 0.0 { 0.5 } else { weights[1] / sum }
+}
+
+/// What a number may be.
+#[derive(Clone, Copy)]
+enum Limits {
+    Any,
+    Share,
+    Positive,
+    Whole,
+}
+
+fn number(key: &str, value: Option<Scalar>, default: Option<f64>, limits: Limits) -> Result<f64> {
+    let wrong = |what: &str| Error::config(format!("parameter `{key}` {what}"));
+    let x = match (value, default) {
+        (Some(Scalar::Number(x)), _) => x,
+        (Some(other), _) => return Err(wrong(&format!("must be a number, not {other:?}"))),
+        (None, Some(default)) => default,
+        (None, None) => return Err(wrong("is missing")),
+    };
+    let (fits, want) = match limits {
+        Limits::Any => (x.is_finite(), "a finite number"),
+        Limits::Share => ((0.0..=1.0).contains(&x), "in [0, 1]"),
+        Limits::Positive => (x > 0.0 && x.is_finite(), "above 0"),
+        Limits::Whole => (x >= 0.0 && x.fract() == 0.0 && x < 2f64.powi(53), "a whole number"),
+    };
+    if fits { Ok(x) } else { Err(wrong(&format!("is {x}; it must be {want}"))) }
+}
+
+fn flag(key: &str, value: Option<Scalar>, default: bool) -> Result<bool> {
+    match value {
+        None => Ok(default),
+        Some(Scalar::Flag(flag)) => Ok(flag),
+        // mergekit's examples write 0 and 1 too.
+        Some(Scalar::Number(x)) if x == 0.0 || x == 1.0 => Ok(x == 1.0),
+        Some(other) => Err(Error::config(format!("parameter `{key}` must be true or false, not {other:?}"))),
+    }
+}
+
+fn rescale(value: Option<Scalar>) -> Result<Option<Rescale>> {
+    match value {
+        None => Ok(None),
+        Some(Scalar::Flag(true)) => Ok(Some(Rescale::L1)),
+        Some(Scalar::Flag(false)) => Ok(Some(Rescale::None)),
+        Some(Scalar::Text(word)) if word == "density" => Ok(Some(Rescale::Density)),
+        Some(Scalar::Text(word)) if word == "l1" => Ok(Some(Rescale::L1)),
+        Some(other) => Err(Error::config(format!(
+            "parameter `rescale` must be true, false, l1 or density, not {other:?}"
+        ))),
+    }
+}

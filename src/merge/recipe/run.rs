@@ -1,0 +1,339 @@
+//! Runs a merge: one tensor at a time from the models' files to the output's.
+
+use super::job::{Input, Job, Output};
+use super::method::{Inputs, Measured, Statistics};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::gpu::Gpu;
+use crate::gpu::buffer::Reading;
+use crate::merge::Weights;
+use crate::store::{Entry, FileDType, INDEX, save};
+use crate::tensor::Tensor;
+use half::f16;
+use serde_json::{Value, json};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
+
+/// The configuration that a folder was made by, in the folder.
+pub const CONFIG: &str = "tiebeam_merge.yaml";
+
+/// Told how many more bytes of the output have been worked on, of [`Job::bytes`] times [`Job::passes`]; an error stops the
+/// run and leaves what was there.
+pub type Progress<'a> = dyn FnMut(u64) -> Result<()> + 'a;
+
+/// A part of an output under way: its bytes, and for each input how many elements are not finite.
+struct Pending {
+    merged: Reading,
+    finite: Vec<(Input, Reading)>,
+}
+
+/// An output and a part of it.
+type Unit = (usize, usize);
+
+struct Stream<'a> {
+    gpu: &'a Gpu,
+    job: &'a Job,
+    sources: &'a [&'a dyn Weights],
+    measured: Measured,
+    /// What is known of the output whose parts are being started.
+    statistics: Option<(usize, Statistics)>,
+    /// Units to come, last first.
+    queue: Vec<Unit>,
+    /// All outputs, in the order in which they are written.
+    sequence: Vec<usize>,
+    pending: Option<(Unit, Pending)>,
+    progress: &'a mut Progress<'a>,
+}
+
+impl Job {
+    /// Merges into the folder `out`, reading tensors from `sources`, in the order of [`Job::models`]: [`Job::sources`] or
+    /// aligned ones. Shards are filled up to `shard_bytes`; `config` is kept beside them as text.
+    ///
+    /// The folder appears when it is complete. One that an earlier merge made is replaced, what others put or changed there is moved
+    /// into the new one, and any other folder is refused: [`files::replace_folder`] has the rules. The same inputs give the
+    /// same bytes.
+    ///
+    /// # Errors
+    /// [`Job::check`] and [`Job::check_out`]; NaN or infinity in a model (the message names the tensor and the index) or in the result; what files,
+    /// disk and device have, and what `progress` returns. Then `out` is as it was.
+    pub fn run(
+        &self,
+        gpu: &Gpu,
+        sources: &[&dyn Weights],
+        out: &Path,
+        shard_bytes: u64,
+        config: &str,
+        progress: &mut Progress,
+    ) -> Result<()> {
+        self.check()?;
+        self.check_out(out, shard_bytes)?;
+        files::replace_folder(out, |folder| {
+            let shards = self.shards(shard_bytes);
+            let order = |o: &usize| (std::cmp::Reverse(self.outputs[*o].dtype), &self.outputs[*o].name);
+            let (mut queue, mut sequence) = (Vec::new(), Vec::new());
+            for (_, outputs) in &shards {
+                // As `store::save` orders a file, so that what is computed ahead is what is asked for next.
+                let mut outputs = outputs.clone();
+                outputs.sort_by(|a, b| order(a).cmp(&order(b)));
+                sequence.extend(&outputs);
+                // What is copied is no work for the device.
+                let parts =
+                    |i: usize| if self.outputs[i].arguments.is_some() { self.parts(i).len() } else { 1 };
+                queue.extend(outputs.into_iter().flat_map(|i| (0..parts(i)).map(move |p| (i, p))));
+            }
+            queue.reverse();
+            let mut stream = Stream {
+                gpu,
+                job: self,
+                sources,
+                measured: Measured::None,
+                statistics: None,
+                queue,
+                sequence,
+                pending: None,
+                progress: &mut *progress,
+            };
+            stream.measure()?;
+            let stream = &RefCell::new(stream);
+            let notes = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+            for (file, outputs) in &shards {
+                let entry = |&i: &usize| {
+                    let Output { name, dtype, shape, .. } = &self.outputs[i];
+                    Entry::lazy(name.clone(), *dtype, shape, move || stream.borrow_mut().produce(i))
+                };
+                save(folder.join(file), outputs.iter().map(entry), &notes)?;
+            }
+            if shards.len() > 1 {
+                files::replace_with(&folder.join(INDEX), self.index(&shards))?;
+            }
+            self.copy_settings(folder)?;
+            files::replace_with(&folder.join(CONFIG), config)
+        })
+    }
+
+    /// What is in the way of [`Job::run`] into the folder `out`: for other long work to know before it begins.
+    ///
+    /// # Errors
+    /// When `out` is not ours to replace, or a file that is not ours has the name of one to be written there.
+    pub fn check_out(&self, out: &Path, shard_bytes: u64) -> Result<()> {
+        let shards = self.shards(shard_bytes).into_iter().map(|(file, _)| file);
+        // Somebody's index would speak of other shards than ours, even where we write none.
+        let others = [INDEX, CONFIG].map(String::from);
+        files::check_folder(out, shards.chain(others).chain(self.settings()?))
+    }
+
+    /// The index of shards, with sorted keys.
+    fn index(&self, shards: &[(String, Vec<usize>)]) -> String {
+        let places = shards.iter().flat_map(|(file, all)| all.iter().map(move |&i| (i, file)));
+        let map: BTreeMap<&str, &String> =
+            places.map(|(i, file)| (self.outputs[i].name.as_str(), file)).collect();
+        format!("{:#}\n", json!({"metadata": {"total_size": self.bytes()}, "weight_map": map}))
+    }
+
+    /// The folder of the leading model.
+    fn leading_folder(&self) -> &Path {
+        let from = &self.leader().path;
+        let parent = from.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if from.is_dir() { from } else { parent }
+    }
+
+    /// The names of the leading model's settings and tokenizer.
+    fn settings(&self) -> Result<Vec<String>> {
+        let from = self.leading_folder();
+        let mut names: Vec<_> = std::fs::read_dir(from)
+            .map_err(|e| Error::io(from, e))?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| is_setting(name) && from.join(name).is_file())
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Copies the leading model's settings and tokenizer, with the number of layers and the type set to the output's.
+    fn copy_settings(&self, folder: &Path) -> Result<()> {
+        for name in self.settings()? {
+            let path = self.leading_folder().join(&name);
+            let mut bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+            if name == "config.json" {
+                bytes = self.changed(&path, bytes)?;
+            }
+            files::replace_with(&folder.join(name), bytes)?;
+        }
+        Ok(())
+    }
+
+    /// A model's settings as the output's.
+    fn changed(&self, path: &Path, bytes: Vec<u8>) -> Result<Vec<u8>> {
+        let mut settings: Value =
+            serde_json::from_slice(&bytes).map_err(|e| Error::format(path, e.to_string()))?;
+        let before = settings.clone();
+        let ranges = self.config.slices.iter().map(|s| s.sources[0].layers.as_ref().map(|l| l.len()));
+        if let Some(layers) = ranges.sum::<Option<usize>>() {
+            let keys = ["num_hidden_layers", "n_layer"].into_iter().filter(|k| before.get(k).is_some());
+            keys.for_each(|key| settings[key] = json!(layers));
+        }
+        if let Some(dtype) = self.config.dtype {
+            let word = match dtype {
+                FileDType::BF16 => "bfloat16",
+                FileDType::F16 => "float16",
+                _ => "float32",
+            };
+            let keys = ["torch_dtype", "dtype"].into_iter().filter(|k| before.get(k).is_some());
+            keys.for_each(|key| settings[key] = json!(word));
+        }
+        Ok(if settings == before { bytes } else { format!("{settings:#}\n").into_bytes() })
+    }
+}
+
+/// Files of a model's folder that are no weights and belong to every copy of it.
+fn is_setting(name: &str) -> bool {
+    let tokenizer = name.starts_with("tokenizer") || name.starts_with("vocab") || name == "merges.txt";
+    let json = ["config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json"];
+    tokenizer || json.contains(&name) || name.starts_with("chat_template")
+}
+
+impl Stream<'_> {
+    fn read(&self, input: &Input, range: &Range<usize>) -> Result<Tensor> {
+        self.sources[input.model].read_range(self.gpu, &input.name, range.clone())
+    }
+
+    fn inputs(&self, output: &Output, range: &Range<usize>) -> Result<Inputs> {
+        let all =
+            |inputs: &[Input]| inputs.iter().map(|input| self.read(input, range)).collect::<Result<_>>();
+        Ok(Inputs {
+            base: output.base.as_ref().map(|base| self.read(base, range)).transpose()?,
+            models: all(&output.models)?,
+            fishers: all(&output.fishers)?,
+        })
+    }
+
+    /// The passes over all tensors that some methods need first.
+    fn measure(&mut self) -> Result<()> {
+        let merged: Vec<&Output> = self.job.outputs.iter().filter(|o| o.arguments.is_some()).collect();
+        let Some((first, arguments)) = merged.first().and_then(|o| Some((o, o.arguments.as_ref()?))) else {
+            return Ok(());
+        };
+        let elements = merged.iter().map(|o| o.count() as u64).sum();
+        let method = self.job.config.method;
+        let measured = method.measure(arguments, first.models.len(), elements, &mut |visit| {
+            // In the order in which they are merged: of equal elements at a cut those stay that come last.
+            for &i in &self.sequence {
+                let output = &self.job.outputs[i];
+                let parts = if output.arguments.is_some() { self.job.parts(i) } else { Vec::new() };
+                for range in parts {
+                    let inputs = self.inputs(output, &range)?;
+                    check_finite(self.job, start_finite(output, &inputs)?, range.start)?;
+                    visit(&inputs)?;
+                }
+                (self.progress)(output.bytes())?;
+            }
+            Ok(())
+        })?;
+        self.measured = measured;
+        Ok(())
+    }
+
+    /// The bytes of an output; what comes next is set going before each wait.
+    fn produce(&mut self, i: usize) -> Result<Vec<u8>> {
+        let output = &self.job.outputs[i];
+        let mut all = Vec::with_capacity(output.bytes() as usize);
+        for (part, range) in self.job.parts(i).into_iter().enumerate() {
+            if self.queue.last() == Some(&(i, part)) {
+                self.queue.pop();
+            }
+            let pending = match self.pending.take() {
+                Some((unit, pending)) if unit == (i, part) => Some(pending),
+                _ => self.start((i, part))?,
+            };
+            if let Some(&next) = self.queue.last() {
+                self.pending = self.start(next)?.map(|pending| (next, pending));
+            }
+            let Some(pending) = pending else {
+                let from = output.inputs().next().expect("an output has an input");
+                all.extend(self.job.models[from.model].checkpoint.file(&from.name)?.bytes(&from.name)?);
+                break;
+            };
+            check_finite(self.job, pending.finite, range.start)?;
+            let bytes = pending.merged.wait()?;
+            check_encoded(output, range.start, &bytes)?;
+            all.extend(bytes);
+        }
+        (self.progress)(output.bytes())?;
+        Ok(all)
+    }
+
+    /// Sets a part going; `None` where the output's bytes are copied.
+    fn start(&mut self, (i, part): Unit) -> Result<Option<Pending>> {
+        let output = &self.job.outputs[i];
+        let Some(arguments) = &output.arguments else { return Ok(None) };
+        let (method, name, parts) = (self.job.config.method, &output.name, self.job.parts(i));
+        let inputs = self.inputs(output, &parts[part])?;
+        let mut statistics = match self.statistics.take() {
+            Some((of, statistics)) if of == i && part > 0 => statistics,
+            _ => method.statistics(name, output.count(), arguments, output.models.len(), &mut |visit| {
+                match parts.len() {
+                    1 => visit(&inputs),
+                    _ => parts.iter().try_for_each(|range| visit(&self.inputs(output, range)?)),
+                }
+            })?,
+        };
+        let finite = start_finite(output, &inputs)?;
+        let merged = method.merge(name, part, arguments, &inputs, &mut statistics, &mut self.measured)?;
+        self.statistics = Some((i, statistics));
+        let merged = match output.dtype {
+            FileDType::BF16 => merged.read_bf16()?,
+            FileDType::F16 => merged.cast(DType::F16).read::<f16>()?,
+            _ => merged.read::<f32>()?,
+        };
+        Ok(Some(Pending { merged, finite }))
+    }
+}
+
+fn start_finite(output: &Output, inputs: &Inputs) -> Result<Vec<(Input, Reading)>> {
+    let tensors = inputs.base.iter().chain(&inputs.models).chain(&inputs.fishers);
+    let one = |(input, x): (&Input, &Tensor)| Ok((input.clone(), x.non_finite().read::<u32>()?));
+    output.inputs().zip(tensors).map(one).collect()
+}
+
+/// An error that names the first NaN or infinity of a part that begins at `start`, and how many there are.
+fn check_finite(job: &Job, readings: Vec<(Input, Reading)>, start: usize) -> Result<()> {
+    for (input, reading) in readings {
+        let words: Vec<u32> = bytemuck::pod_collect_to_vec(&reading.wait()?);
+        if words[0] > 0 {
+            let model = &job.models[input.model];
+            let (first, more) = (start + (u32::MAX - words[1]) as usize, words[0] - 1);
+            let message =
+                format!("tensor `{}` has NaN or infinity at element {first}, and {more} more", input.name);
+            return Err(Error::format(&model.path, message));
+        }
+    }
+    Ok(())
+}
+
+/// An error where a part that begins at `start` has a value that is no number of the output's type: NaN, or rounded to infinity.
+fn check_encoded(output: &Output, start: usize, bytes: &[u8]) -> Result<()> {
+    /// The first element whose exponent has all bits set.
+    fn first<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool) -> Option<usize> {
+        let elements = bytes.as_chunks::<N>().0;
+        // Counted first: that runs at memory speed, a search with an early end does not.
+        let count: usize = elements.iter().map(|&e| usize::from(bad(e))).sum();
+        (count > 0).then(|| elements.iter().position(|&e| bad(e))).flatten()
+    }
+    let at = match output.dtype {
+        FileDType::BF16 => first(bytes, |e| u16::from_le_bytes(e) & 0x7f80 == 0x7f80),
+        FileDType::F16 => first(bytes, |e| u16::from_le_bytes(e) & 0x7c00 == 0x7c00),
+        _ => first(bytes, |e| u32::from_le_bytes(e) & 0x7f80_0000 == 0x7f80_0000),
+    };
+    match at {
+        None => Ok(()),
+        Some(i) => Err(Error::config(format!(
+            "merged tensor `{}`: element {} is no number of {}; look at the parameters, or choose a wider `dtype`",
+            output.name,
+            start + i,
+            output.dtype
+        ))),
+    }
+}

@@ -1,0 +1,146 @@
+//! Merging by what models do on data: Fisher diagonals, and learned coefficients of task vectors.
+
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::gpu::Gpu;
+use crate::rng::Rng;
+use crate::tensor::Tensor;
+use std::collections::BTreeMap;
+
+/// The diagonal of the Fisher matrix, `F = 1/n sum_x sum_y p(y|x) (d log p(y|x) / d theta)^2`, exact over the classes.
+///
+/// `logits` gives `[classes]` for a sample, made of `leaves`; there is one backward pass for each sample and class.
+/// Source: Matena & Raffel, arXiv 2111.09832. For [`fisher`](crate::merge::recipe::methods::fisher).
+///
+/// # Errors
+/// The device's fault.
+///
+/// # Panics
+/// When there are no samples, the logits have another shape, or no leaf is part of them.
+#[track_caller]
+pub fn fisher_diagonal(
+    leaves: &BTreeMap<String, Tensor>,
+    samples: usize,
+    mut logits: impl FnMut(usize) -> Tensor,
+) -> Result<BTreeMap<String, Tensor>> {
+    assert!(samples > 0, "fisher_diagonal: there are no samples");
+    let mut sums: BTreeMap<String, Tensor> =
+        leaves.iter().map(|(name, x)| (name.clone(), Tensor::zeros(x.gpu(), *x.shape()))).collect();
+    for sample in 0..samples {
+        let logits = logits(sample);
+        assert!(
+            logits.shape().len() == 1,
+            "fisher_diagonal: logits {}; they must be [classes]",
+            logits.shape()
+        );
+        let classes = logits.count();
+        let logs = logits.log_softmax(0);
+        let p = logs.detach().exp();
+        let places = Tensor::positions(logits.gpu(), classes);
+        for class in 0..classes {
+            let here =
+                places.eq(&Tensor::scalar(logits.gpu(), class as f32).cast(DType::U32)).cast(DType::F32);
+            let grads = logs.backward_with_retain_graph(&here)?;
+            let share = p.slice(0, class..class + 1).scale(1.0 / samples as f32).reshape([]);
+            for (name, leaf) in leaves {
+                let Some(gradient) = grads.get(leaf) else { continue };
+                let sum = sums[name].add(&gradient.square().mul(&share));
+                sum.evaluate();
+                sums.insert(name.clone(), sum);
+            }
+        }
+    }
+    Ok(sums)
+}
+
+/// aTLAS: `theta_b = base_b + sum_i c[i, b, k] tau_ib`, with a learned coefficient for each task vector `i`, tensor `b` and, where
+/// a tensor is divided, part `k`; all else is frozen. Coefficients begin at 0, so that the model begins as the base.
+///
+/// Source: Zhang et al., arXiv 2407.02880.
+#[derive(Clone, Debug)]
+pub struct Atlas {
+    base: BTreeMap<String, Tensor>,
+    /// By tensor, in the order of names.
+    deltas: Vec<Vec<Tensor>>,
+    /// The leaf `[tasks, tensors, parts]`.
+    coefficients: Tensor,
+    /// By tensor, which part an element belongs to; for more than one.
+    parts: Vec<Option<Tensor>>,
+}
+
+impl Atlas {
+    /// Task vectors of `models` about `base`. With `parts` above 1 each element of a tensor belongs at random to one of so many
+    /// parts that have coefficients of their own.
+    ///
+    /// # Panics
+    /// When there are no models, a model lacks a tensor of the base or has it in another shape, or `parts` is 0.
+    #[track_caller]
+    pub fn new(
+        gpu: &Gpu,
+        base: &BTreeMap<String, Tensor>,
+        models: &[BTreeMap<String, Tensor>],
+        parts: usize,
+        rng: &mut Rng,
+    ) -> Atlas {
+        assert!(!models.is_empty() && parts > 0, "atlas: {} models, {parts} parts", models.len());
+        let delta = |name: &String, base: &Tensor, model: &BTreeMap<String, Tensor>| {
+            let x = model.get(name).unwrap_or_else(|| panic!("atlas: a model has no tensor `{name}`"));
+            assert!(x.shape() == base.shape(), "atlas: `{name}` is {} and {}", x.shape(), base.shape());
+            let delta = x.detach().sub(&base.detach());
+            delta.evaluate();
+            delta
+        };
+        let deltas =
+            base.iter().map(|(name, b)| models.iter().map(|m| delta(name, b, m)).collect()).collect();
+        let part = |b: &Tensor| {
+            (parts > 1)
+                .then(|| Tensor::rand(gpu, *b.shape(), rng).scale(parts as f32).cast(DType::U32).contiguous())
+        };
+        Atlas {
+            parts: base.values().map(part).collect(),
+            base: base.iter().map(|(name, b)| (name.clone(), b.detach())).collect(),
+            deltas,
+            coefficients: Tensor::zeros(gpu, [models.len(), base.len(), parts]).contiguous().requires_grad(),
+        }
+    }
+
+    /// The coefficients `[tasks, tensors, parts]`: the only leaf, for an optimizer.
+    pub fn coefficients(&self) -> &Tensor {
+        &self.coefficients
+    }
+
+    /// The model's tensors under the coefficients, in the graph.
+    pub fn weights(&self) -> BTreeMap<String, Tensor> {
+        self.weights_under(&self.coefficients)
+    }
+
+    /// The model's tensors under other coefficients that broadcast to `[tasks, tensors, parts]`, such as one number a task,
+    /// `[tasks, 1, 1]`.
+    ///
+    /// # Panics
+    /// When they do not.
+    #[track_caller]
+    pub fn weights_under(&self, coefficients: &Tensor) -> BTreeMap<String, Tensor> {
+        let c = coefficients.expand(*self.coefficients.shape());
+        let number = |i: usize, b: usize, k: usize| {
+            c.slice(0, i..i + 1).slice(1, b..b + 1).slice(2, k..k + 1).reshape([])
+        };
+        let one = |(b, (name, base)): (usize, (&String, &Tensor))| {
+            let mut sum = base.clone();
+            for (i, delta) in self.deltas[b].iter().enumerate() {
+                let scale = match &self.parts[b] {
+                    None => number(i, b, 0),
+                    Some(parts) => {
+                        (0..c.shape()[2]).fold(Tensor::zeros(base.gpu(), *base.shape()), |scale, k| {
+                            let here = parts.eq(&Tensor::scalar(base.gpu(), k as f32).cast(DType::U32));
+                            number(i, b, k).where_mask(&here, &scale)
+                        })
+                    }
+                };
+                sum = sum.add(&delta.mul(&scale));
+            }
+            (name.clone(), sum)
+        };
+        self.base.iter().enumerate().map(one).collect()
+    }
+}

@@ -1,0 +1,113 @@
+//! bf16 to and from the device: half the bytes cross, and the host converts nothing.
+
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::gpu::Gpu;
+use crate::gpu::buffer::Reading;
+use crate::gpu::kernel::{Launch, Work, grid};
+use crate::gpu::shader::Source;
+use crate::gpu::value::Place;
+use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::words;
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+
+fn source() -> Source {
+    Source::file("bf16")
+}
+
+fn launch(entry: &str, n: usize, x: &Tensor, y: &Tensor) {
+    if n == 0 {
+        return;
+    }
+    let grid = grid(n.div_ceil(8).div_ceil(64));
+    let (source, params) = (&source(), &[grid[0], n as u32]);
+    let binds = vec![x.bind(0), y.bind_mut(1)];
+    x.gpu().launch(Launch {
+        op: "bf16",
+        source,
+        entry,
+        binds,
+        params: words(params),
+        grid,
+        turns: 0,
+        reuse: 1,
+        work: Work::MOVES,
+    });
+}
+
+/// f32 elements from the words that hold them in pairs.
+fn unpack(words: &Tensor, shape: Shape) -> Tensor {
+    let y = Tensor::empty(words.gpu(), "bf16", shape, DType::F32);
+    launch("unpack", shape.count(), words, &y);
+    y
+}
+
+/// The words that hold the elements in pairs, each rounded to nearest even.
+fn pack(x: &Tensor) -> Tensor {
+    let x = crate::ops::float("bf16", x).detach().contiguous();
+    let y = Tensor::empty(x.gpu(), "bf16", [x.count().div_ceil(2)], DType::U32);
+    launch("pack", x.count(), &x, &y);
+    y
+}
+
+impl Tensor {
+    /// A tensor of f32 from the little-endian bytes of bf16 elements, row-major.
+    ///
+    /// # Panics
+    /// When there are not two bytes for each element of `shape`.
+    #[track_caller]
+    pub fn from_bf16(gpu: &Gpu, bytes: &[u8], shape: impl Into<Shape>) -> Tensor {
+        let shape = shape.into();
+        let n = shape.count();
+        assert!(bytes.len() == 2 * n, "from_bf16: {} bytes for shape {shape}", bytes.len());
+        let buffer = gpu.upload("from_bf16", bytes, DType::F16.buffer_bytes(n));
+        let place = Place { buffer, offset: 0 };
+        unpack(&Tensor::from_place(gpu, Shape::new(&[n.div_ceil(2)]), DType::U32, place), shape)
+    }
+
+    /// Starts reading the elements as the bytes of bf16, each rounded to nearest even, without waiting for them.
+    ///
+    /// # Errors
+    /// The device's fault, if one stands.
+    ///
+    /// # Panics
+    /// When the elements are integers.
+    #[track_caller]
+    pub fn read_bf16(&self) -> Result<Reading> {
+        let words = pack(self);
+        let place = words.place();
+        self.gpu().start_read(&place.buffer, place.offset, 2 * self.count() as u64)
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    vec![source()]
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let bits = |x: u32| f64::from(f32::from_bits(x));
+    // Ties to both sides, the largest, the smallest, a carry into the exponent, what rounds to infinity.
+    let edges = [
+        0x3f80_8000,
+        0x3f81_8000,
+        0x3f80_8001,
+        0x3f80_7fff,
+        0x7f7f_0000,
+        1,
+        0x8000_ffff,
+        0x3fff_8000,
+        0x7f7f_ffff,
+    ];
+    let edges = Fill::Values(edges.map(bits).into_iter().chain([-0.0, f64::INFINITY, f64::NAN]).collect());
+    let reference =
+        |x: &[Array]| Array::from_fn(x[0].shape, |i| half::bf16::from_f32(x[0].data[i] as f32).to_f64());
+    [(&[1][..], Fill::Normal(1.0)), (&[7, 13], Fill::Normal(1.0)), (&[36], edges.clone()), (&[131], edges)]
+        .into_iter()
+        .map(|(shape, fill)| {
+            let input = vec![Input::normal(shape).fill(fill).fixed()];
+            let forward = |x: &[Tensor]| unpack(&pack(&x[0]), *x[0].shape());
+            Case::new(format!("and back {shape:?}"), input, forward, reference).exact()
+        })
+        .collect()
+}

@@ -1,0 +1,463 @@
+//! Functions of two elements, broadcasting like NumPy, and `where`. Pending expressions, like [`unary`](super::unary).
+
+use crate::dtype::DType;
+use crate::gpu::fuse::Scalar;
+use crate::gpu::shader::Source;
+use crate::ops::case::{Array, Case, Fill, Input};
+use crate::shape::{self, Shape};
+use crate::tape::{Op, Saved, Sink};
+use crate::tensor::{Tensor, same_gpu};
+
+/// `y = f(a, b)`; the derivatives' templates read `$0 = a`, `$1 = b`, `$2 = dy`.
+struct Binary {
+    name: &'static str,
+    da: &'static str,
+    db: &'static str,
+    a: Saved,
+    b: Saved,
+}
+
+impl Op for Binary {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        let (a, b) = (self.a.get(self.name), self.b.get(self.name));
+        for (i, (template, to)) in [(self.da, a.shape()), (self.db, b.shape())].into_iter().enumerate() {
+            if sink.needs(i) {
+                let dx = if template == "$2" {
+                    dy.clone()
+                } else {
+                    Tensor::lazy(self.name, template, DType::F32, *dy.shape(), &[a, b, dy])
+                };
+                sink.add(i, dx.sum_to(*to));
+            }
+        }
+    }
+}
+
+/// The template for integers where it is another than for floats.
+fn of_integers(name: &str, dtype: DType) -> Option<&'static str> {
+    match (name, dtype) {
+        ("div", DType::U32) => Some("quotient_u32($0, $1)"),
+        ("div", _) => Some("quotient_i32($0, $1)"),
+        ("maximum", _) => Some("max($0, $1)"),
+        ("minimum", _) => Some("min($0, $1)"),
+        _ => None,
+    }
+}
+
+impl Tensor {
+    #[track_caller]
+    fn binary(
+        &self,
+        rhs: &Tensor,
+        name: &'static str,
+        template: &'static str,
+        d: [&'static str; 2],
+    ) -> Tensor {
+        same_gpu(name, &[self, rhs]);
+        let dtype = self.common(rhs, name);
+        assert!(name != "pow" || dtype.is_float(), "pow: needs floats, got {dtype}; cast first");
+        let template = if dtype.is_float() { template } else { of_integers(name, dtype).unwrap_or(template) };
+        let shape = shape::broadcast(name, self.shape(), rhs.shape());
+        let y = Tensor::lazy(name, template, dtype, shape, &[self, rhs]);
+        if !dtype.is_float() {
+            return y;
+        }
+        y.made_by(&[self, rhs], || {
+            Box::new(Binary { name, da: d[0], db: d[1], a: Saved::new(self), b: Saved::new(rhs) })
+        })
+    }
+
+    /// The result's type: equal types keep theirs, f16 with f32 gives f32.
+    #[track_caller]
+    fn common(&self, rhs: &Tensor, name: &str) -> DType {
+        match (self.dtype(), rhs.dtype()) {
+            (a, b) if a == b => a,
+            (a, b) if a.is_float() && b.is_float() => DType::F32,
+            (a, b) => panic!("{name}: dtypes differ: lhs {a}, rhs {b}; cast one"),
+        }
+    }
+
+    #[track_caller]
+    fn compare(&self, rhs: &Tensor, name: &'static str, [floats, integers]: [&'static str; 2]) -> Tensor {
+        let template = if self.common(rhs, name).is_float() { floats } else { integers };
+        let shape = shape::broadcast(name, self.shape(), rhs.shape());
+        Tensor::lazy(name, template, DType::U32, shape, &[self, rhs])
+    }
+
+    /// `x * scale`, one number for all elements.
+    #[track_caller]
+    pub fn scale(&self, scale: f32) -> Tensor {
+        self.affine(scale, 0.0)
+    }
+
+    /// `x * scale + shift`, one pair of numbers for all elements.
+    #[track_caller]
+    pub fn affine(&self, scale: f32, shift: f32) -> Tensor {
+        assert!(self.dtype().is_float(), "affine: needs floats, got {}", self.dtype());
+        let numbers = [Scalar::F32(scale), Scalar::F32(shift)];
+        let y = match shift {
+            0.0 => Tensor::lazy_with("scale", "$0 * $1", self.dtype(), *self.shape(), &[self], &numbers[..1]),
+            _ => Tensor::lazy_with("affine", "$0 * $1 + $2", self.dtype(), *self.shape(), &[self], &numbers),
+        };
+        y.made_by(&[self], || Box::new(Affine { scale }))
+    }
+
+    /// `self` where `mask` is not 0, else `other`; all three broadcast. The gradient goes to the chosen side.
+    ///
+    /// # Panics
+    /// When the shapes do not broadcast or `mask` is not an integer tensor.
+    #[track_caller]
+    pub fn where_mask(&self, mask: &Tensor, other: &Tensor) -> Tensor {
+        same_gpu("where", &[self, mask, other]);
+        assert!(!mask.dtype().is_float(), "where: the mask must be u32 or i32, got {}", mask.dtype());
+        let dtype = self.common(other, "where");
+        let shape = shape::broadcast("where", self.shape(), other.shape());
+        let shape = shape::broadcast("where", &shape, mask.shape());
+        let mask = mask.cast(DType::U32);
+        let template = match dtype.is_float() {
+            true => "pick4($2, $1, $0 != vec4<u32>(0u))",
+            false => "select($2, $1, $0 != vec4<u32>(0u))",
+        };
+        let y = Tensor::lazy("where", template, dtype, shape, &[&mask, self, other]);
+        if !dtype.is_float() {
+            return y;
+        }
+        y.made_by(&[self, other], || {
+            Box::new(Where { mask: Saved::new(&mask), shapes: [*self.shape(), *other.shape()] })
+        })
+    }
+}
+
+struct Affine {
+    scale: f32,
+}
+
+impl Op for Affine {
+    fn name(&self) -> &'static str {
+        "affine"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        if let Some(dy) = &dy[0] {
+            let scale = [Scalar::F32(self.scale)];
+            sink.add(0, Tensor::lazy_with("scale", "$0 * $1", DType::F32, *dy.shape(), &[dy], &scale));
+        }
+    }
+}
+
+struct Where {
+    mask: Saved,
+    shapes: [Shape; 2],
+}
+
+impl Op for Where {
+    fn name(&self) -> &'static str {
+        "where"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        let mask = self.mask.get("where");
+        let chosen = [
+            "pick4(vec4<f32>(0.0), $1, $0 != vec4<u32>(0u))",
+            "pick4(vec4<f32>(0.0), $1, $0 == vec4<u32>(0u))",
+        ];
+        for (i, template) in chosen.into_iter().enumerate() {
+            if sink.needs(i) {
+                let dx = Tensor::lazy("where", template, DType::F32, *dy.shape(), &[mask, dy]);
+                sink.add(i, dx.sum_to(self.shapes[i]));
+            }
+        }
+    }
+}
+
+macro_rules! binary {
+    ($($(#[$doc:meta])* $name:ident: $value:literal, [$da:literal, $db:literal];)*) => {
+        impl Tensor {
+            $($(#[$doc])*
+            ///
+            /// # Panics
+            /// When the shapes do not broadcast or the dtypes differ.
+            #[track_caller]
+            pub fn $name(&self, rhs: &Tensor) -> Tensor {
+                self.binary(rhs, stringify!($name), $value, [$da, $db])
+            })*
+        }
+    };
+}
+
+binary! {
+    /// `a + b`
+    add: "$0 + $1", ["$2", "$2"];
+    /// `a - b`
+    sub: "$0 - $1", ["$2", "-$2"];
+    /// `a * b`
+    mul: "$0 * $1", ["$2 * $1", "$2 * $0"];
+    /// `a / b`, within 2.5 ulp for `|b|` from 2^-126 to 2^126, beyond as the adapter divides. Gradients `dy/b` and
+    /// `-(dy/b)(a/b)`: b^2, which may be 0 or infinite in f32, is not formed. Integers truncate; `x / 0 = 0`, and the least i32
+    /// divided by -1 is itself.
+    div: "$0 / $1", ["($2 / $1)", "(-kept($2 / $1, vec4<u32>(p.groups_x >> 31u)) * ($0 / $1))"];
+    /// `a ^ b`, as IEEE 754: `x^0` and `1^x` are 1 for NaN too, a negative base needs a whole exponent, else NaN, and zeros and
+    /// infinities follow their limits. Floats only.
+    ///
+    /// Within `4 + 0.15 |b ln a|` roundoffs (2^-24 of the result) on every adapter, so 17 at most. Gradients: `b a^(b-1)`, 0 for
+    /// exponent 0; `a^b ln a`, 0 at base 0 with an exponent of at least 0, NaN for a negative base.
+    pow: "power($0, $1)", ["dpower_base($0, $1, $2)", "dpower_exponent($0, $1, $2)"];
+    /// The larger, NaN where either is; at a tie the gradient is halved between both.
+    maximum: "max_nan($0, $1)", ["dmax($0, $1, $2)", "dmax($1, $0, $2)"];
+    /// The smaller, NaN where either is; at a tie the gradient is halved between both.
+    minimum: "min_nan($0, $1)", ["dmax($1, $0, $2)", "dmax($0, $1, $2)"];
+}
+
+macro_rules! compare {
+    ($($name:ident $sign:literal $nan:literal: $floats:literal, $integers:literal;)*) => {
+        impl Tensor {
+            $(#[doc = concat!("1 where `a ", $sign, " b`, else 0, as u32: a mask for [`Tensor::where_mask`]. ", $nan, " where either is NaN.")]
+            #[track_caller]
+            pub fn $name(&self, rhs: &Tensor) -> Tensor {
+                let templates = [concat!("vec4<u32>(", $floats, ")"), concat!("vec4<u32>(", $integers, ")")];
+                self.compare(rhs, stringify!($name), templates)
+            })*
+        }
+    };
+}
+
+compare! {
+    eq "==" 0: "is_equal($0, $1)", "$0 == $1";
+    ne "!=" 1: "!is_equal($0, $1)", "$0 != $1";
+    lt "<" 0: "is_less($0, $1)", "$0 < $1";
+    le "<=" 0: "is_most($0, $1)", "$0 <= $1";
+    gt ">" 0: "is_less($1, $0)", "$0 > $1";
+    ge ">=" 0: "is_most($1, $0)", "$0 >= $1";
+}
+
+macro_rules! operator {
+    ($($trait:ident $method:ident;)*) => {
+        $(impl std::ops::$trait<&Tensor> for &Tensor {
+            type Output = Tensor;
+            #[track_caller]
+            fn $method(self, rhs: &Tensor) -> Tensor {
+                Tensor::$method(self, rhs)
+            }
+        }
+        impl std::ops::$trait<Tensor> for Tensor {
+            type Output = Tensor;
+            #[track_caller]
+            fn $method(self, rhs: Tensor) -> Tensor {
+                Tensor::$method(&self, &rhs)
+            }
+        }
+        impl std::ops::$trait<&Tensor> for Tensor {
+            type Output = Tensor;
+            #[track_caller]
+            fn $method(self, rhs: &Tensor) -> Tensor {
+                Tensor::$method(&self, rhs)
+            }
+        }
+        impl std::ops::$trait<Tensor> for &Tensor {
+            type Output = Tensor;
+            #[track_caller]
+            fn $method(self, rhs: Tensor) -> Tensor {
+                Tensor::$method(self, &rhs)
+            }
+        })*
+    };
+}
+
+operator! { Add add; Sub sub; Mul mul; Div div; }
+
+pub(super) fn variants() -> Vec<Source> {
+    Vec::new()
+}
+
+/// `f` over two arrays broadcast against each other.
+pub(crate) fn broadcast64(a: &Array, b: &Array, f: impl Fn(f64, f64) -> f64) -> Array {
+    let shape = shape::broadcast("reference", &a.shape, &b.shape);
+    let index = |x: &Array, flat: usize| {
+        let strides = shape::expand_strides("reference", &x.shape, &x.shape.strides(), &shape);
+        let plain = shape.strides();
+        (0..shape.len()).map(|axis| flat / plain[axis] % shape[axis] * strides[axis]).sum::<usize>()
+    };
+    Array::from_fn(shape, |i| f(a.data[index(a, i)], b.data[index(b, i)]))
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    type Both = (&'static str, fn(&Tensor, &Tensor) -> Tensor, fn(f64, f64) -> f64, Fill, f64);
+    let table: Vec<Both> = vec![
+        ("add", Tensor::add, |a, b| a + b, Fill::Normal(1.0), 1.0),
+        ("sub", Tensor::sub, |a, b| a - b, Fill::Normal(1.0), 1.0),
+        ("mul", Tensor::mul, |a, b| a * b, Fill::Normal(1.0), 1.0),
+        ("div", Tensor::div, |a, b| a / b, Fill::Uniform(0.4, 3.0), 5.0),
+        ("pow", Tensor::pow, f64::powf, Fill::Uniform(0.4, 3.0), 8.0),
+        (
+            "maximum",
+            Tensor::maximum,
+            |a, b| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) },
+            Fill::Distinct(0.07),
+            1.0,
+        ),
+        (
+            "minimum",
+            Tensor::minimum,
+            |a, b| if a.is_nan() || b.is_nan() { f64::NAN } else { a.min(b) },
+            Fill::Distinct(0.05),
+            1.0,
+        ),
+    ];
+    let mut all = Vec::new();
+    let shapes: [(&[usize], &[usize]); 6] = [
+        (&[1], &[1]),
+        (&[7, 13], &[7, 13]),
+        (&[5, 68], &[68]),
+        (&[3, 1, 5], &[4, 1]),
+        (&[9], &[2, 3, 1]),
+        (&[6, 4], &[6, 1]),
+    ];
+    for (name, forward, reference, fill, ulps) in table {
+        for (a, b) in shapes {
+            let second = match &fill {
+                Fill::Distinct(spacing) => Fill::Distinct(spacing * 1.37),
+                other => other.clone(),
+            };
+            let inputs = vec![Input::normal(a).fill(fill.clone()), Input::normal(b).fill(second)];
+            let case = Case::new(
+                format!("{name} {a:?} {b:?}"),
+                inputs,
+                move |x| forward(&x[0], &x[1]),
+                move |x| broadcast64(&x[0], &x[1], reference),
+            );
+            all.push(case.ulps(ulps, 2.0 * ulps + 4.0));
+        }
+    }
+    type Test = (&'static str, fn(&Tensor, &Tensor) -> Tensor, fn(&f64, &f64) -> bool);
+    let tests: [Test; 6] = [
+        ("eq", Tensor::eq, f64::eq),
+        ("ne", Tensor::ne, f64::ne),
+        ("lt", Tensor::lt, f64::lt),
+        ("le", Tensor::le, f64::le),
+        ("gt", Tensor::gt, f64::gt),
+        ("ge", Tensor::ge, f64::ge),
+    ];
+    for (name, forward, reference) in tests {
+        let inputs =
+            vec![Input::integers([5, 7], DType::F32, -3, 3), Input::integers([7], DType::F32, -3, 3)];
+        all.push(
+            Case::new(
+                name,
+                inputs,
+                move |x| forward(&x[0], &x[1]),
+                move |x| broadcast64(&x[0], &x[1], |a, b| reference(&a, &b) as u8 as f64),
+            )
+            .exact(),
+        );
+    }
+    all.extend(special_powers());
+    all.extend(quotients());
+    let inputs = vec![Input::integers([5, 1], DType::U32, 0, 2), Input::normal([5, 9]), Input::normal([9])];
+    all.push(Case::new(
+        "where",
+        inputs,
+        |x| x[1].where_mask(&x[0], &x[2]),
+        |x| {
+            let other = broadcast64(&x[1], &x[2], |_, b| b);
+            let mask = broadcast64(&x[1], &x[0], |_, m| m);
+            Array::from_fn(x[1].shape, |i| if mask.data[i] != 0.0 { x[1].data[i] } else { other.data[i] })
+        },
+    ));
+    let chain = |x: &[Tensor]| x[0].mul(&x[1]).add(&x[2]).gelu();
+    let inputs = vec![Input::normal([6, 10]), Input::normal([6, 10]), Input::normal([10])];
+    all.push(
+        Case::new("gelu(x*y+z)", inputs, chain, |x| {
+            let sum = broadcast64(&broadcast64(&x[0], &x[1], |a, b| a * b), &x[2], |a, b| a + b);
+            Array::from_fn(sum.shape, |i| {
+                0.5 * sum.data[i] * (1.0 + super::unary::erf64(sum.data[i] * std::f64::consts::FRAC_1_SQRT_2))
+            })
+        })
+        .ulps(256.0, 256.0),
+    );
+    let inputs = vec![Input::normal([6, 10])];
+    all.push(Case::new(
+        "affine",
+        inputs,
+        |x| x[0].affine(0.5, -3.0),
+        |x| Array::from_fn(x[0].shape, |i| 0.5 * x[0].data[i] - 3.0),
+    ));
+    all
+}
+
+/// Each of the values that IEEE 754 names for pow to each of them; then negative bases, with gradients, and far results.
+fn special_powers() -> Vec<Case> {
+    let inf = f64::INFINITY;
+    let special = vec![
+        f64::NAN,
+        inf,
+        -inf,
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        2.0,
+        -2.0,
+        0.5,
+        -0.5,
+        3.0,
+        -3.0,
+        1e38,
+        16777215.0,
+        33554432.0,
+    ];
+    let n = special.len();
+    let pow = |name: &str, a: Input, b: Input| {
+        let reference = |x: &[Array]| broadcast64(&x[0], &x[1], |a, b| a.powf(b));
+        // 1e38^2 is infinite in f32.
+        let stored = move |x: &[Array]| {
+            let y = reference(x);
+            Array::from_fn(y.shape, |i| {
+                if y.data[i].abs() > 3.5e38 { y.data[i].signum() * inf } else { y.data[i] }
+            })
+        };
+        Case::new(name, vec![a, b], |x| x[0].pow(&x[1]), stored).ulps(18.0, 36.0)
+    };
+    let values = |shape: &[usize], values: &[f64]| Input::normal(shape).fill(Fill::Values(values.to_vec()));
+    vec![
+        pow("pow of specials", values(&[n, 1], &special).fixed(), values(&[n], &special).fixed()),
+        pow(
+            "pow of negatives",
+            values(&[3, 1], &[-0.7, -1.3, -2.1]),
+            values(&[6], &[-3.0, -1.0, 0.0, 1.0, 2.0, 5.0]).fixed(),
+        ),
+        pow(
+            "pow far",
+            values(&[6, 1], &[1.0001, 0.999, 1e-40, 1e-20, 3e38, 2.5]).fixed(),
+            values(&[6], &[800.0, -700.0, 0.9, -0.9, 1.9, 0.001]).fixed(),
+        ),
+    ]
+}
+
+/// Integer quotients with a zero, and the one that overflows.
+fn quotients() -> Vec<Case> {
+    let case = |name: &str, dtype: DType, a: &[f64], b: &[f64], low: f64| {
+        let values = |shape: &[usize], values: &[f64]| {
+            Input::normal(shape).fill(Fill::Values(values.to_vec())).dtype(dtype).fixed()
+        };
+        let inputs = vec![values(&[a.len(), 1], a), values(&[b.len()], b)];
+        let quotient = move |a: f64, b: f64| match b == 0.0 {
+            true => 0.0,
+            // The least number's opposite is itself.
+            false => {
+                if a / b == -low {
+                    low
+                } else {
+                    (a / b).trunc()
+                }
+            }
+        };
+        Case::new(name, inputs, |x| x[0].div(&x[1]), move |x| broadcast64(&x[0], &x[1], quotient)).exact()
+    };
+    let low = i32::MIN as f64;
+    let (a, b) = ([low, low + 1.0, -7.0, 0.0, 9.0, 2147483647.0], [0.0, -1.0, 1.0, 2.0, -3.0, low]);
+    let large = [0.0, 1.0, 7.0, 4294967295.0];
+    vec![case("div i32", DType::I32, &a, &b, low), case("div u32", DType::U32, &large, &large, f64::NAN)]
+}

@@ -1,0 +1,98 @@
+//! Dropout whose mask is a counter: drawn again in the backward pass, never stored.
+
+use crate::dtype::DType;
+use crate::gpu::capture::Live;
+use crate::gpu::kernel::{Launch, Work, grid};
+use crate::gpu::shader::Source;
+use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::words;
+use crate::rng::{Draw, Rng};
+use crate::tape::{Op, Sink};
+use crate::tensor::Tensor;
+
+#[derive(Clone, Copy)]
+struct Dropout {
+    rate: f32,
+    draw: Draw,
+}
+
+impl Dropout {
+    fn apply(&self, x: &Tensor) -> Tensor {
+        let x = x.contiguous();
+        let y = Tensor::empty(x.gpu(), "dropout", x.shape(), DType::F32);
+        let n = x.count();
+        let grid = grid(n.div_ceil(4).div_ceil(64));
+        let ([k0, k1], [s0, s1]) = (self.draw.stream.key, self.draw.stream.id);
+        // At rate 1 nothing is kept, and nothing is scaled.
+        let scale = if self.rate == 1.0 { 0.0 } else { 1.0 / (1.0 - self.rate) };
+        let params = [n as u32, grid[0], k0, k1, s0, s1, self.rate.to_bits(), scale.to_bits()];
+        let launch = Launch {
+            op: "dropout",
+            source: &Source::file("dropout"),
+            entry: "forward",
+            binds: vec![x.bind(0), y.bind_mut(1)],
+            params: words(&params),
+            grid,
+            turns: 0,
+            reuse: 1,
+            work: Work::MOVES,
+        };
+        x.gpu().launch_live(launch, Some(Live::Stream { at: 4, generator: self.draw.generator }));
+        y
+    }
+}
+
+impl Op for Dropout {
+    fn name(&self) -> &'static str {
+        "dropout"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        if let Some(dy) = &dy[0] {
+            sink.add(0, self.apply(dy));
+        }
+    }
+}
+
+impl Tensor {
+    /// Each element 0 with probability `p`, else `x / (1 - p)`, of this shape, in f32; what is dropped is 0 whatever it was.
+    ///
+    /// Takes one stream of `rng`, whatever `p` is, and keeps element `i` where that stream's uniform draw `i` is at
+    /// least `p`. With `p = 0` nothing is done; with `p = 1` all is 0, and the gradient. Source: Srivastava et al. 2014, "Dropout".
+    ///
+    /// # Panics
+    /// When `p` is outside `[0, 1]` or the elements are integers.
+    #[track_caller]
+    pub fn dropout(&self, p: f32, rng: &mut Rng) -> Tensor {
+        assert!((0.0..=1.0).contains(&p), "dropout: probability {p} is outside [0, 1]");
+        let x = crate::ops::float("dropout", self);
+        let op = Dropout { rate: p, draw: rng.draw() };
+        if p == 0.0 {
+            return x;
+        }
+        op.apply(&x.detach()).made_by(&[&x], || Box::new(op))
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    vec![Source::file("dropout")]
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    let sizes = [(&[1][..], 0.5f32), (&[7, 13], 0.1), (&[257], 0.9), (&[5, 67], 0.0), (&[5, 67], 1.0)];
+    for (shape, p) in sizes {
+        let forward = move |x: &[Tensor]| x[0].dropout(p, &mut Rng::new(23));
+        let reference = move |x: &[Array]| {
+            let mut draws = vec![0.0; x[0].data.len()];
+            Rng::new(23).fill_uniform(&mut draws);
+            Array::from_fn(x[0].shape, |i| if draws[i] >= p { x[0].data[i] / (1.0 - p as f64) } else { 0.0 })
+        };
+        all.push(Case::new(format!("{shape:?} at {p}"), vec![Input::normal(shape)], forward, reference));
+    }
+    let odd =
+        Input::normal([67]).fill(Fill::Values(vec![f64::NAN, f64::INFINITY, 1.0, f64::NEG_INFINITY])).fixed();
+    let nothing = |x: &[Array]| Array::from_fn(x[0].shape, |_| 0.0);
+    let all_dropped = |x: &[Tensor]| x[0].dropout(1.0, &mut Rng::new(23));
+    all.push(Case::new("of what is not finite at 1", vec![odd], all_dropped, nothing).exact());
+    all
+}

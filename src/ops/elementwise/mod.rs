@@ -1,0 +1,9 @@
+//! One result for each element: functions of one and of two tensors, conversions, random numbers.
+
+pub mod bf16;
+pub mod binary;
+pub mod dropout;
+pub mod random;
+pub mod unary;
+
+crate::ops::listed!(unary, binary, bf16, random, dropout);

@@ -1,0 +1,105 @@
+//! Tensors filled with random numbers on the device, the same bits as [`crate::rng`] on the host.
+
+use crate::dtype::DType;
+use crate::gpu::buffer::Buffer;
+use crate::gpu::capture::Live;
+use crate::gpu::kernel::{Bind, Launch, Work, grid};
+use crate::gpu::shader::Source;
+use crate::gpu::{Gpu, lock};
+use crate::ops::case::{Array, Case, Input};
+use crate::ops::words;
+use crate::rng::{Draw, Rng, normal_table};
+use crate::shape::Shape;
+use crate::tensor::Tensor;
+use std::sync::Arc;
+
+/// The normal table on `gpu`, uploaded once.
+fn table(gpu: &Gpu) -> Arc<Buffer> {
+    let mut kept = lock(&gpu.0.normal_table);
+    if let Some(buffer) = &*kept {
+        return buffer.clone();
+    }
+    let words = normal_table();
+    let buffer = gpu.upload("randn", bytemuck::cast_slice(words), size_of_val(words) as u64);
+    // A buffer without memory is no table: the next call tries again.
+    *kept = buffer.data().is_ok().then(|| buffer.clone());
+    buffer
+}
+
+/// Launches `entry` of `random.wgsl` on a new tensor: draws times 1 plus 0.
+fn fill(gpu: &Gpu, op: &'static str, entry: &str, shape: Shape, draw: Draw) -> Tensor {
+    let y = Tensor::empty(gpu, op, shape, DType::F32);
+    let n = shape.count();
+    // A thread makes four elements.
+    let grid = grid(n.div_ceil(4).div_ceil(64));
+    let mut binds = vec![y.bind_mut(0)];
+    if entry == "normal" {
+        let buffer = table(gpu);
+        let size = buffer.size;
+        binds.push(Bind { binding: 1, buffer, offset: 0, size, write: false });
+    }
+    let [k0, k1] = draw.stream.key;
+    let [s0, s1] = draw.stream.id;
+    let params = [n as u32, grid[0], k0, k1, s0, s1, 1f32.to_bits(), 0f32.to_bits()];
+    let source = Source::file("random");
+    let launch = Launch {
+        op,
+        source: &source,
+        entry,
+        binds,
+        params: words(&params),
+        grid,
+        turns: 0,
+        reuse: 4,
+        work: Work::MOVES,
+    };
+    gpu.launch_live(launch, Some(Live::Stream { at: 4, generator: draw.generator }));
+    y
+}
+
+impl Tensor {
+    /// Uniform draws in `[0, 1)` from the generator's next stream, in f32: the same bits on every device and as
+    /// [`Rng::fill_uniform`] on the host.
+    pub fn rand(gpu: &Gpu, shape: impl Into<Shape>, rng: &mut Rng) -> Tensor {
+        fill(gpu, "rand", "uniform", shape.into(), rng.draw())
+    }
+
+    /// Standard normal draws from the generator's next stream, in f32: the same bits on every device and as
+    /// [`Rng::fill_normal`] on the host.
+    pub fn randn(gpu: &Gpu, shape: impl Into<Shape>, rng: &mut Rng) -> Tensor {
+        fill(gpu, "randn", "normal", shape.into(), rng.draw())
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    vec![Source::file("random")]
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    type Draw = fn(&Gpu, Shape, &mut Rng) -> Tensor;
+    type Host = fn(&mut Rng, &mut [f32]);
+    let table: [(&str, Draw, Host); 2] =
+        [("rand", Tensor::rand, Rng::fill_uniform), ("randn", Tensor::randn, Rng::fill_normal)];
+    let mut all = Vec::new();
+    for (name, draw, host) in table {
+        for shape in [&[1][..], &[7, 13], &[257], &[4, 64, 9]] {
+            // The input only brings the device.
+            let inputs = vec![Input::integers([1], DType::U32, 0, 1)];
+            let shape = Shape::new(shape);
+            all.push(
+                Case::new(
+                    format!("{name} {shape:?}"),
+                    inputs,
+                    move |x| draw(x[0].gpu(), shape, &mut Rng::new(17)),
+                    move |_| {
+                        let mut data = vec![0.0; shape.count()];
+                        host(&mut Rng::new(17), &mut data);
+                        Array::from_fn(shape, |i| data[i] as f64)
+                    },
+                )
+                .exact(),
+            );
+        }
+    }
+    all
+}

@@ -1,0 +1,304 @@
+//! Functions of one element: pending expressions, so a chain of them is one kernel.
+
+use crate::dtype::DType;
+use crate::gpu::fuse::Scalar;
+use crate::gpu::shader::Source;
+use crate::ops::case::{Array, Case, Fill, Input};
+use crate::tape::{Op, Saved, Sink};
+use crate::tensor::{Tensor, same_gpu};
+
+/// `y = f(x)` with `dx = dy * f'`, where the derivative's template reads `$0 = x`, `$1 = dy`.
+struct Unary {
+    name: &'static str,
+    derivative: &'static str,
+    x: Saved,
+}
+
+impl Op for Unary {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        let x = self.x.get(self.name);
+        sink.add(0, Tensor::lazy(self.name, self.derivative, DType::F32, *x.shape(), &[x, dy]));
+    }
+}
+
+impl Tensor {
+    #[track_caller]
+    fn unary(&self, name: &'static str, template: &'static str, derivative: &'static str) -> Tensor {
+        assert!(self.dtype().is_float(), "{name}: needs floats, got {}; cast first", self.dtype());
+        let y = Tensor::lazy(name, template, self.dtype(), *self.shape(), &[self]);
+        y.made_by(&[self], || Box::new(Unary { name, derivative, x: Saved::new(self) }))
+    }
+}
+
+struct ScaleGradient {
+    factor: Saved,
+}
+
+impl Op for ScaleGradient {
+    fn name(&self) -> &'static str {
+        "scale_gradient"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        if let Some(dy) = &dy[0] {
+            sink.add(0, dy.mul(self.factor.get(self.name())));
+        }
+    }
+}
+
+struct Cast;
+
+impl Op for Cast {
+    fn name(&self) -> &'static str {
+        "cast"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        // Gradients are f32 whatever the storage.
+        if let Some(dy) = &dy[0] {
+            sink.add(0, dy.clone());
+        }
+    }
+}
+
+impl Tensor {
+    /// This tensor, with its gradient times `factor`, of the same shape or one that broadcasts to it: for parameters whose
+    /// steps must be of another size than their gradients, see [`crate::share::hashed::Draw::stabilizer`].
+    ///
+    /// # Panics
+    /// When the shapes do not fit, for integers, or when the tensors are on different devices.
+    #[track_caller]
+    pub fn scale_gradient(&self, factor: &Tensor) -> Tensor {
+        same_gpu("scale_gradient", &[self, factor]);
+        let fits = factor.expand(*self.shape()).shape() == self.shape();
+        assert!(fits && self.dtype().is_float(), "scale_gradient: {} of {}", self.shape(), self.dtype());
+        self.detach().made_by(&[self], || Box::new(ScaleGradient { factor: Saved::new(factor) }))
+    }
+
+    /// The elements in another type: floats to integers truncate towards zero and saturate, NaN gives 0; f32 to f16 rounds to
+    /// nearest even. The gradient passes between floats.
+    pub fn cast(&self, dtype: DType) -> Tensor {
+        if dtype == self.dtype() {
+            return self.clone();
+        }
+        let template = match (self.dtype(), dtype) {
+            (a, b) if a.is_float() && b.is_float() => "$0",
+            (a, DType::U32) if a.is_float() => "u32_saturated($0)",
+            (a, DType::I32) if a.is_float() => "i32_saturated($0)",
+            (_, DType::F32 | DType::F16) => "vec4<f32>($0)",
+            (_, DType::U32) => "vec4<u32>($0)",
+            (_, DType::I32) => "vec4<i32>($0)",
+        };
+        let y = Tensor::lazy("cast", template, dtype, *self.shape(), &[self]);
+        if !(self.dtype().is_float() && dtype.is_float()) {
+            return y;
+        }
+        y.made_by(&[self], || Box::new(Cast))
+    }
+}
+
+/// Name, docs, WGSL of the value, WGSL of `dx` from `$0 = x` and `$1 = dy`, the same two in f64, and the test inputs.
+macro_rules! unary {
+    ($($(#[$doc:meta])* $name:ident: $value:literal, $dx:literal, |$x:ident| $reference:expr, $fill:expr, $ulps:expr;)*) => {
+        impl Tensor {
+            $($(#[$doc])*
+            #[track_caller]
+            pub fn $name(&self) -> Tensor {
+                self.unary(stringify!($name), $value, $dx)
+            })*
+        }
+
+        fn table() -> Vec<(&'static str, fn(&Tensor) -> Tensor, fn(f64) -> f64, Fill, f64)> {
+            vec![$((stringify!($name), Tensor::$name, |$x: f64| $reference, $fill, $ulps)),*]
+        }
+    };
+}
+
+// The last column is the allowance in roundoffs (2^-24 of the result). What WGSL leaves looser is computed by our own functions
+// in shaders/lib; NaN gives NaN in all of them.
+unary! {
+    /// `-x`
+    neg: "-$0", "-$1", |x| -x, Fill::Normal(1.0), 1.0;
+    /// `e^x`, within 3 roundoffs (2^-24 of the result) on every adapter. Infinite above 88.72; below -87.33 subnormal, or 0 where
+    /// the adapter flushes those.
+    exp: "exp_of($0)", "$1 * exp_of($0)", |x| x.exp(), Fill::Normal(2.0), 3.0;
+    /// Natural logarithm, within 2 roundoffs on every adapter, of subnormal numbers too; -infinity at 0 and -0, NaN below.
+    log: "log_of($0)", "$1 / $0", |x| x.ln(), Fill::Uniform(0.05, 8.0), 2.0;
+    /// Square root, within 2 roundoffs on every adapter, of subnormal numbers too; -0 stays, NaN below. Derivative
+    /// `0.5 / sqrt(x)`, infinite at 0.
+    sqrt: "sqrt_of($0)", "0.5 * $1 * rsqrt_of($0)", |x| x.sqrt(), Fill::Uniform(0.05, 8.0), 2.0;
+    /// `1 / sqrt(x)`, within 2 ulp (4 roundoffs); infinite at 0, -infinity at -0, NaN below. Derivative `-0.5 x^(-3/2)`.
+    rsqrt: "rsqrt_of($0)", "-0.5 * $1 * rsqrt_of($0) * rsqrt_of($0) * rsqrt_of($0)", |x| 1.0 / x.sqrt(), Fill::Uniform(0.05, 8.0), 4.0;
+    /// `1 / x`, within 2.5 ulp for `|x|` from 2^-126 to 2^126, beyond as the adapter divides. Derivative `-1/x / x`: x^2, which
+    /// may be 0 or infinite in f32, is not formed.
+    recip: "(1.0 / $0)", "(-kept($1 / $0, vec4<u32>(p.groups_x >> 31u)) / $0)", |x| 1.0 / x, Fill::Uniform(0.3, 4.0), 5.0;
+    /// `x^2`
+    square: "$0 * $0", "2.0 * $0 * $1", |x| x * x, Fill::Normal(1.0), 2.0;
+    /// Hyperbolic tangent, within 12 roundoffs. Derivative `4 e / (1 + e)^2` with `e = e^(-2|x|)`.
+    tanh: "tanh_of($0)", "$1 * dtanh($0)", |x| x.tanh(), Fill::Normal(1.0), 12.0;
+    /// `1 / (1 + e^-x)`, within 12 roundoffs. Derivative `e / (1 + e)^2` with `e = e^-|x|`.
+    sigmoid: "sigmoid($0)", "$1 * dsigmoid($0)", |x| 1.0 / (1.0 + (-x).exp()), Fill::Normal(2.0), 12.0;
+    /// Error function, within 12 roundoffs. Derivative `2/sqrt(pi) e^(-x^2)`.
+    erf: "erf($0)", "$1 * 1.1283791670955126 * exp_of(-$0 * $0)", |x| erf64(x), Fill::Normal(1.0), 12.0;
+    /// Gaussian error linear unit, exact: `x Phi(x)`; its left tail comes from erfc, not from `1 + erf`. NaN at -infinity, as
+    /// the formula has it. Source: Hendrycks & Gimpel 2016.
+    gelu: "gelu($0)", "$1 * dgelu($0)", |x| 0.5 * x * (1.0 + erf64(x * std::f64::consts::FRAC_1_SQRT_2)), Fill::Normal(1.0), 64.0;
+    /// GELU's tanh form: `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`; NaN at -infinity.
+    gelu_tanh: "gelu_tanh($0)", "$1 * dgelu_tanh($0)",
+        |x| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh()), Fill::Normal(1.0), 64.0;
+    /// `x sigmoid(x)`; NaN at -infinity.
+    silu: "silu($0)", "$1 * dsilu($0)", |x| x / (1.0 + (-x).exp()), Fill::Normal(2.0), 16.0;
+    /// `max(x, 0)`; derivative 0 at 0. NaN gives NaN, for the derivative too.
+    relu: "relu($0)", "drelu($0, $1)", |x| if x.is_nan() { x } else { x.max(0.0) }, Fill::Distinct(0.05), 1.0;
+    /// Sine, x in radians: within 4 roundoffs of the result for every x and on every adapter, near the zeros too. NaN at infinity.
+    sin: "sin_of($0)", "$1 * cos_of($0)", |x| x.sin(), Fill::Normal(2.0), 4.0;
+    /// Cosine, x in radians: within 4 roundoffs of the result for every x and on every adapter, near the zeros too. NaN at
+    /// infinity.
+    cos: "cos_of($0)", "-$1 * sin_of($0)", |x| x.cos(), Fill::Normal(2.0), 4.0;
+    /// `|x|`; derivative 0 at 0, NaN at NaN.
+    abs: "magnitude($0)", "dmagnitude($0, $1)", |x| x.abs(), Fill::Distinct(0.05), 1.0;
+}
+
+impl Tensor {
+    /// Each element limited to `[low, high]`; the gradient passes strictly inside and at the ends. NaN gives NaN, for the gradient
+    /// too.
+    ///
+    /// # Panics
+    /// When `low > high` or for integers.
+    #[track_caller]
+    pub fn clamp(&self, low: f32, high: f32) -> Tensor {
+        assert!(low <= high, "clamp: low {low} is above high {high}");
+        assert!(self.dtype().is_float(), "clamp: needs floats, got {}", self.dtype());
+        let limits = [Scalar::F32(low), Scalar::F32(high)];
+        let y =
+            Tensor::lazy_with("clamp", "limited($0, $1, $2)", self.dtype(), *self.shape(), &[self], &limits);
+        y.made_by(&[self], || Box::new(Clamp { low, high, x: Saved::new(self) }))
+    }
+}
+
+struct Clamp {
+    low: f32,
+    high: f32,
+    x: Saved,
+}
+
+impl Op for Clamp {
+    fn name(&self) -> &'static str {
+        "clamp"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        let x = self.x.get("clamp");
+        let template = "dlimited($0, $1, $2, $3)";
+        let limits = [Scalar::F32(self.low), Scalar::F32(self.high)];
+        sink.add(0, Tensor::lazy_with("clamp", template, DType::F32, *x.shape(), &[x, dy], &limits));
+    }
+}
+
+/// erf in f64 to about 1e-15: its series below 3, a continued fraction of erfc above.
+pub(crate) fn erf64(x: f64) -> f64 {
+    let a = x.abs();
+    if a > 6.0 {
+        return x.signum();
+    }
+    if a < 3.0 {
+        let (mut term, mut sum) = (x, x);
+        for n in 1..200 {
+            term *= -x * x / n as f64;
+            sum += term / (2 * n + 1) as f64;
+        }
+        return sum * 2.0 / std::f64::consts::PI.sqrt();
+    }
+    let mut f = a;
+    for n in (1..200).rev() {
+        f = a + n as f64 / 2.0 / f;
+    }
+    x.signum() * (1.0 - (-a * a).exp() / f / std::f64::consts::PI.sqrt())
+}
+
+/// A kernel like the generated ones, with all that they may call.
+pub(super) fn variants() -> Vec<Source> {
+    let text = "struct Params { n: u32, groups_x: u32 }\nvar<immediate> p: Params;\n#import elementwise\n#import exp_log\n\
+        #import nan\n#import power\n#import trig\n@group(0) @binding(0) var<storage, read_write> y0: array<vec4<f32>>;\n\
+        @compute @workgroup_size(64) fn main(@builtin(global_invocation_id) id: vec3<u32>) {\n\
+        if id.x * 4u >= p.n { return; }\nlet x = y0[id.x];\n\
+        y0[id.x] = power(sin_of(x), cos_of(x)) + dgelu_tanh(x) + rsqrt_of(sqrt_of(x)) + vec4<f32>(quotient_i32(i32_saturated(x), \
+        bitcast<vec4<i32>>(half_bits(x)))) + dmax(x, -x, dlimited(x, x, x, x)) + min_nan(x, max_nan(x, drelu(x, log_of(x))));\n}\n";
+    vec![Source::text("elementwise", text)]
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let map = |f: fn(f64) -> f64| move |x: &[Array]| Array::from_fn(x[0].shape, |i| f(x[0].data[i]));
+    let mut all = Vec::new();
+    for (name, forward, reference, fill, ulps) in table() {
+        for shape in [[1, 1], [7, 13], [3, 67]] {
+            let input = Input::normal(shape).fill(fill.clone());
+            let case =
+                Case::new(format!("{name} {shape:?}"), vec![input], move |x| forward(&x[0]), map(reference));
+            all.push(case.ulps(ulps, 2.0 * ulps));
+        }
+        let input = Input::normal([5, 9]).fill(fill).dtype(DType::F16).fixed();
+        let case = Case::new(format!("{name} f16"), vec![input], move |x| forward(&x[0]), map(reference));
+        all.push(case.ulps(ulps, ulps));
+    }
+    all.extend(far_cases());
+    let input = vec![Input::normal([4, 11]).fill(Fill::Distinct(0.1))];
+    all.push(Case::new(
+        "clamp",
+        input,
+        |x| x[0].clamp(-0.93, 1.07),
+        map(|x| x.clamp(-0.93f32 as f64, 1.07f32 as f64)),
+    ));
+    let values = vec![
+        0.0, 1e-8, 5.96e-8, 6.1e-5, 0.333, 1.0, 2049.0, 2051.0, 65504.0, 65519.0, 65520.0, 1e30, -0.1,
+        -3.5e-7,
+    ];
+    let input = vec![Input::normal([14]).fill(Fill::Values(values)).fixed()];
+    let half = |x: &[Array]| Array::from_fn(x[0].shape, |i| half::f16::from_f64(x[0].data[i]).to_f64());
+    all.push(
+        Case::new("cast to f16 and back", input, |x| x[0].cast(DType::F16).cast(DType::F32), half).exact(),
+    );
+    all
+}
+
+/// Arguments where range reduction, overflow and underflow decide.
+fn far_cases() -> Vec<Case> {
+    use std::f64::consts::{FRAC_PI_2, PI};
+    let turns = [1.0, -1.0, 2.0, 3.0, -7.0, 161.0, 1000.0, 2607.0, 1e6].map(|k| k * FRAC_PI_2);
+    let large = [4095.9, 4096.0, -1e4, 1e5, 1e6, -1e8, 1e10, 1e20, 1e30, -3.4e38, PI, 1e-30];
+    let exponents =
+        vec![88.0, 88.7, -87.3, -87.0, 80.5, -80.5, 0.34657, -0.34658, 1e-6, -1e-10, 104.0, -110.0, 0.0];
+    // Subnormals too; whole octaves.
+    let positive = vec![
+        1e-45,
+        1.2e-44,
+        1e-40,
+        5.9e-39,
+        1.1754942e-38,
+        1.1754944e-38,
+        1e-20,
+        0.99999994,
+        1.0,
+        1.0000001,
+        2.0,
+        3.4e38,
+    ];
+    type Row = (&'static str, fn(&Tensor) -> Tensor, fn(f64) -> f64, Vec<f64>, f64);
+    let rows: [Row; 6] = [
+        ("sin far", Tensor::sin, f64::sin, [&turns[..], &large].concat(), 4.0),
+        ("cos far", Tensor::cos, f64::cos, [&turns[..], &large].concat(), 4.0),
+        // The f32 nearest to the result: infinite above 88.72.
+        ("exp far", Tensor::exp, |x| x.exp() as f32 as f64, exponents, 4.0),
+        ("log far", Tensor::log, f64::ln, positive.clone(), 2.0),
+        ("sqrt far", Tensor::sqrt, f64::sqrt, positive.clone(), 2.0),
+        ("rsqrt far", Tensor::rsqrt, |x| 1.0 / x.sqrt(), positive, 4.0),
+    ];
+    let case = |(name, forward, reference, values, ulps): Row| {
+        let input = vec![Input::normal([values.len()]).fill(Fill::Values(values)).fixed()];
+        let want = move |x: &[Array]| Array::from_fn(x[0].shape, |i| reference(x[0].data[i]));
+        Case::new(name, input, move |x| forward(&x[0]), want).ulps(ulps, ulps)
+    };
+    rows.into_iter().map(case).collect()
+}

@@ -1,0 +1,477 @@
+//! Elements by index: embedding, index_select and gather, and the adjoints that add back in a fixed order.
+
+use super::check_ids::check_ids;
+use crate::dtype::DType;
+use crate::gpu::kernel::{Bind, Launch, Work, grid};
+use crate::gpu::plan::Pass;
+use crate::gpu::shader::Source;
+use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::words;
+use crate::shape::{self, Shape};
+use crate::tape::{Into, Op, Saved, Sink};
+use crate::tensor::{Tensor, same_gpu};
+
+/// Ids as flat u32; a negative one becomes larger than any axis, so that it is outside.
+#[track_caller]
+fn flat(op: &str, ids: &Tensor) -> Tensor {
+    assert!(!ids.dtype().is_float(), "{op}: ids must be u32 or i32, got {}", ids.dtype());
+    ids.detach().cast(DType::U32).reshape([ids.count()]).contiguous()
+}
+
+fn source(wide: bool) -> Source {
+    let [elem, float] = if wide { ["vec4<u32>", "vec4<f32>"] } else { ["u32", "f32"] };
+    Source::file("embedding").alias("Elem", elem).alias("Float", float)
+}
+
+/// Places in `order` that a thread of `sum_runs` walks.
+const CHUNK: usize = 32;
+
+fn runs(wide: bool, folded: bool, accumulate: bool) -> Source {
+    source(wide).u32("CHUNK", CHUNK as u32).bool("FOLDED", folded).bool("ACCUMULATE", accumulate)
+}
+
+/// What the kernels walk: `rows` along the axis of x, `inner` elements behind each, `count` ids.
+#[derive(Clone, Copy)]
+struct Sizes {
+    rows: usize,
+    inner: usize,
+    count: usize,
+}
+
+impl Sizes {
+    fn launch(&self, to: &Tensor, entry: &str, wide: bool, threads: usize, binds: Vec<Bind>) {
+        self.launch_source(to, &source(wide), entry, wide, threads, binds);
+    }
+
+    fn launch_source(
+        &self,
+        to: &Tensor,
+        source: &Source,
+        entry: &str,
+        wide: bool,
+        threads: usize,
+        binds: Vec<Bind>,
+    ) {
+        let grid = grid(threads.div_ceil(64));
+        let inner = if wide { self.inner / 4 } else { self.inner };
+        let params = [grid[0] as usize, threads, self.rows, inner, self.count, self.count.div_ceil(CHUNK)];
+        let (op, params) = ("embedding", params.map(|v| v as u32));
+        // Rows are taken from tables of any size.
+        let reuse = (entry != "select_rows") as u32;
+        let params = words(&params);
+        to.gpu().launch(Launch {
+            op,
+            source,
+            entry,
+            binds,
+            params,
+            grid,
+            turns: CHUNK,
+            reuse,
+            work: Work::MOVES,
+        });
+    }
+}
+
+/// `x` in whole words for `inner` elements at a time, so that a kernel can move it whatever its type.
+fn whole_words(x: &Tensor, inner: usize) -> Tensor {
+    let odd = x.dtype() == DType::F16 && !inner.is_multiple_of(2);
+    if odd { x.cast(DType::F32).contiguous() } else { x.contiguous() }
+}
+
+/// `y[o, i, c] = x[o, ids[i], c]`, not recorded.
+fn select(x: &Tensor, axis: usize, ids: &Tensor) -> Tensor {
+    let (_, rows, inner) = x.shape().split_at_axis(axis);
+    let stored = whole_words(x, inner);
+    let y = Tensor::empty(x.gpu(), "embedding", x.shape().with(axis, ids.count()), stored.dtype());
+    let sizes = Sizes { rows, inner: inner * stored.dtype().size() / 4, count: ids.count() };
+    let wide = sizes.inner.is_multiple_of(4);
+    let words = y.count() * y.dtype().size() / 4;
+    let binds = vec![stored.bind(0), ids.bind(1), y.bind_mut(2)];
+    sizes.launch(&y, "select_rows", wide, if wide { words / 4 } else { words }, binds);
+    y.cast(x.dtype())
+}
+
+/// The adjoint of [`select`]: `dx [shape]` with `dx[.., ids[i], ..] = sum dy[.., i, ..]`, added up in a fixed order.
+pub(crate) fn sum_by_index(dy: &Tensor, axis: usize, shape: Shape, ids: &Tensor, into: Into) -> Tensor {
+    let order = ids.argsort(0, false).contiguous();
+    sum_runs(dy, axis, shape, (ids, &order), into)
+}
+
+/// The same with the order of the ids given.
+fn sum_runs(dy: &Tensor, axis: usize, shape: Shape, (ids, order): (&Tensor, &Tensor), into: Into) -> Tensor {
+    let gpu = dy.gpu();
+    let (outer, rows, inner) = shape.split_at_axis(axis);
+    let wide = inner.is_multiple_of(4);
+    let vectors = if wide { inner / 4 } else { inner };
+    let (dx, accumulate) = into.output(gpu, "embedding", shape);
+    if !accumulate {
+        let sizes = Sizes { rows, inner, count: ids.count() };
+        sizes.launch(&dx, "clear", wide, outer * rows * vectors, vec![dx.bind_mut(7)]);
+    }
+    let (mut ids, mut dy) = (ids.clone(), dy.contiguous());
+    let mut folded = false;
+    while dx.count() > 0 && ids.count() > 0 {
+        let count = ids.count();
+        let chunks = count.div_ceil(CHUNK);
+        let found = Tensor::empty(gpu, "embedding", [2 * chunks], DType::U32);
+        let rest = Tensor::empty(gpu, "embedding", [outer, 2 * chunks, inner], DType::F32);
+        let binds = vec![
+            ids.bind(1),
+            // Not read where places are in order already.
+            if folded { &ids } else { order }.bind(3),
+            found.bind_mut(4),
+            rest.bind_mut(5),
+            dy.bind(6),
+            dx.bind_mut(7),
+        ];
+        let source = runs(wide, folded, accumulate);
+        let sizes = Sizes { rows, inner, count };
+        sizes.launch_source(&dx, &source, "sum_runs", wide, outer * chunks * vectors, binds);
+        if chunks == 1 {
+            break;
+        }
+        (ids, dy, folded) = (found, rest, true);
+    }
+    dx
+}
+
+/// The passes of the gradient of `count` rows of a table `[rows, width]`: cleared, then chunk by chunk of the sorted places, and what
+/// runs over the ends of chunks again.
+#[doc(hidden)]
+pub fn plan_sum([rows, width, count]: [usize; 3]) -> Vec<Pass> {
+    let wide = width.is_multiple_of(4);
+    let vectors = if wide { width / 4 } else { width };
+    let pass = |source, entry: &str, threads: usize, elements: usize| {
+        let (grid, entry) = (grid(threads.div_ceil(64)), entry.to_string());
+        Pass {
+            op: "embedding".into(),
+            source,
+            entry,
+            grid,
+            parts: 1,
+            bytes: 4.0 * elements as f64,
+            flops: 0.0,
+        }
+    };
+    let mut all = vec![pass(source(wide), "clear", rows * vectors, rows * width)];
+    let (mut count, mut folded) = (count, false);
+    while count > 0 {
+        let chunks = count.div_ceil(CHUNK);
+        let lists = if folded { count } else { 2 * count } + 2 * chunks;
+        // Of the table only rows that somebody took.
+        let elements = (count + count.min(rows) + 2 * chunks) * width + lists;
+        all.push(pass(runs(wide, folded, false), "sum_runs", chunks * vectors, elements));
+        if chunks == 1 {
+            break;
+        }
+        (count, folded) = (2 * chunks, true);
+    }
+    all
+}
+
+struct Select {
+    axis: usize,
+    shape: Shape,
+    ids: Saved,
+}
+
+impl Op for Select {
+    fn name(&self) -> &'static str {
+        "index_select"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        let ids = self.ids.get(self.name());
+        sink.add_with(0, |into| sum_by_index(dy, self.axis, self.shape, ids, into));
+    }
+}
+
+struct IndexSum {
+    axis: usize,
+    ids: Saved,
+}
+
+impl Op for IndexSum {
+    fn name(&self) -> &'static str {
+        "index_sum"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        if let Some(dy) = &dy[0] {
+            sink.add(0, select(dy, self.axis, self.ids.get(self.name())));
+        }
+    }
+}
+
+struct Gather {
+    axis: usize,
+    shape: Shape,
+    index: Saved,
+}
+
+impl Op for Gather {
+    fn name(&self) -> &'static str {
+        "gather"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        let index = self.index.get(self.name());
+        let (gpu, n) = (dy.gpu(), index.count());
+        let count = dy.shape()[self.axis];
+        let dy = dy.contiguous();
+        let (_, rows, inner) = self.shape.split_at_axis(self.axis);
+        let cells = Tensor::empty(gpu, "gather", [n], DType::U32);
+        let binds = vec![index.bind(1), cells.bind_mut(4)];
+        Sizes { rows, inner, count }.launch(&cells, "cells", false, n, binds);
+        // A sum by index into single elements.
+        let flat = Shape::new(&[self.shape.count()]);
+        let dx = sum_by_index(&dy.reshape([n]), 0, flat, &cells, Into::New);
+        sink.add(0, dx.reshape(self.shape));
+    }
+}
+
+impl Tensor {
+    /// `y[.., c] = table[ids[..], c]`: this `[rows, width]` looked up by `ids` of any shape, u32 or i32; in f32.
+    ///
+    /// An id outside the table gives zeros and takes no gradient; a checked device says so at the next readback
+    /// ([`Error::Outside`](crate::Error::Outside)). The gradient of a row is the sum over the places that
+    /// used it, in a fixed order: the same bits every time.
+    ///
+    /// # Panics
+    /// When this is not a matrix of floats or `ids` are not integers.
+    #[track_caller]
+    pub fn embedding(&self, ids: &Tensor) -> Tensor {
+        assert!(self.shape().len() == 2, "embedding: the table must be [rows, width], got {}", self.shape());
+        assert!(self.dtype().is_float(), "embedding: needs floats, got {}; cast first", self.dtype());
+        let mut sizes = ids.shape().to_vec();
+        sizes.push(self.shape()[1]);
+        check_ids("embedding", ids, self.shape()[0], None);
+        self.selected("embedding", 0, ids).reshape(&sizes[..]).cast(DType::F32)
+    }
+
+    /// `y[.., i, ..] = x[.., ids[i], ..]` along `axis`, for one axis of u32 or i32 ids; any dtype.
+    ///
+    /// An id outside the axis gives zeros and takes no gradient; a checked device says so at the next readback
+    /// ([`Error::Outside`](crate::Error::Outside)). The gradient adds what went to several places, in a fixed order.
+    ///
+    /// # Panics
+    /// When the axis is out of range, or `ids` are not one axis of integers.
+    #[track_caller]
+    pub fn index_select(&self, axis: isize, ids: &Tensor) -> Tensor {
+        check_ids("index_select", ids, self.shape()[shape::axis("index_select", axis, self.shape())], None);
+        self.index_select_padded(axis, ids)
+    }
+
+    /// [`Tensor::index_select`] of lists that are filled up with ids outside the axis: those are no mistake.
+    #[track_caller]
+    pub(crate) fn index_select_padded(&self, axis: isize, ids: &Tensor) -> Tensor {
+        let axis = shape::axis("index_select", axis, self.shape());
+        assert!(ids.shape().len() == 1, "index_select: ids must have one axis, got {}", ids.shape());
+        self.selected("index_select", axis, ids)
+    }
+
+    #[track_caller]
+    fn selected(&self, op: &'static str, axis: usize, ids: &Tensor) -> Tensor {
+        same_gpu(op, &[self, ids]);
+        let ids = flat(op, ids);
+        let y = select(&self.detach(), axis, &ids);
+        if !self.dtype().is_float() {
+            return y;
+        }
+        y.made_by(&[self], || Box::new(Select { axis, shape: *self.shape(), ids: Saved::new(&ids) }))
+    }
+
+    /// `y[.., r, ..] = sum over i with ids[i] = r of x[.., i, ..]` along `axis`, which becomes `size` long; in f32, added in rising
+    /// order of `i`: the adjoint of [`Tensor::index_select`], whose own adjoint it has. Pools nodes of graphs.
+    ///
+    /// An id outside `size` takes nothing and gives no gradient; a checked device says so at the next readback
+    /// ([`Error::Outside`](crate::Error::Outside)).
+    ///
+    /// # Panics
+    /// When the axis is out of range, `ids` are not one axis of integers of its length, or for integers.
+    #[track_caller]
+    pub fn index_sum(&self, axis: isize, ids: &Tensor, size: usize) -> Tensor {
+        let op = "index_sum";
+        same_gpu(op, &[self, ids]);
+        let axis = shape::axis(op, axis, self.shape());
+        let fits = ids.shape()[..] == [self.shape()[axis]];
+        assert!(fits, "{op}: ids {} for axis {axis} of {}", ids.shape(), self.shape());
+        check_ids(op, ids, size, None);
+        let (ids, x) = (flat(op, ids), crate::ops::float(op, self));
+        let y = sum_by_index(&x.detach(), axis, x.shape().with(axis, size), &ids, Into::New);
+        y.made_by(&[self], || Box::new(IndexSum { axis, ids: Saved::new(&ids) }))
+    }
+
+    /// `y[i, j, k] = x[index[i, j, k], j, k]` for `axis` 0 of three, and likewise along others; any dtype.
+    ///
+    /// `index`, u32 or i32, has as many axes as this and is nowhere longer but along `axis`; its shape is the result's.
+    /// An index outside the axis gives zeros and takes no gradient; a checked device says so at the next readback
+    /// ([`Error::Outside`](crate::Error::Outside)). The gradient adds what went to several places, in a fixed order.
+    ///
+    /// # Panics
+    /// When the axis is out of range, the shapes do not fit, or `index` is not of integers.
+    #[track_caller]
+    pub fn gather(&self, axis: isize, index: &Tensor) -> Tensor {
+        same_gpu("gather", &[self, index]);
+        check_ids("gather", index, self.shape()[shape::axis("gather", axis, self.shape())], None);
+        self.gather_padded(axis, index)
+    }
+
+    /// [`Tensor::gather`] of lists that are filled up with indices outside the axis: those are no mistake.
+    #[track_caller]
+    pub(crate) fn gather_padded(&self, axis: isize, index: &Tensor) -> Tensor {
+        let op = "gather";
+        same_gpu(op, &[self, index]);
+        let axis = shape::axis(op, axis, self.shape());
+        let (from, to) = (*self.shape(), *index.shape());
+        let fits = from.len() == to.len() && (0..from.len()).all(|a| a == axis || to[a] <= from[a]);
+        assert!(fits, "{op}: index {to} does not lie in {from} outside axis {axis}");
+        let shorter = (0..from.len()).filter(|&a| a != axis && to[a] < from[a]);
+        let x = shorter.fold(self.clone(), |x, a| x.slice(a as isize, 0..to[a]));
+        let index = flat(op, index);
+        let (_, rows, inner) = x.shape().split_at_axis(axis);
+        // Single elements are moved, so f16 always goes through f32.
+        let stored = whole_words(&x.detach(), 1);
+        let y = Tensor::empty(x.gpu(), op, to, stored.dtype());
+        let binds = vec![stored.bind(0), index.bind(1), y.bind_mut(2)];
+        Sizes { rows, inner, count: to[axis] }.launch(&y, op, false, y.count(), binds);
+        let y = y.cast(self.dtype());
+        if !self.dtype().is_float() {
+            return y;
+        }
+        y.made_by(&[&x], || Box::new(Gather { axis, shape: *x.shape(), index: Saved::new(&index) }))
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    let kinds = [false, true]
+        .map(|wide| [[false, false], [true, false], [true, true]].map(|k| runs(wide, k[0], k[1])));
+    kinds.into_iter().flatten().collect()
+}
+
+/// `x[outer, rows, inner]` at ids along the middle axis, `id(o, i, c)` of `count`; 0 outside.
+fn look(
+    x: &Array,
+    axis: usize,
+    count: usize,
+    shape: Shape,
+    id: impl Fn(usize, usize, usize) -> f64,
+) -> Array {
+    let (_, rows, inner) = x.shape.split_at_axis(axis);
+    Array::from_fn(shape, |at| {
+        let (o, i, c) = (at / inner / count, at / inner % count, at % inner);
+        let id = id(o, i, c);
+        let inside = id >= 0.0 && id < rows as f64;
+        if inside { x.data[(o * rows + id as usize) * inner + c] } else { 0.0 }
+    })
+}
+
+fn embedding64(x: &[Array]) -> Array {
+    let mut sizes = x[1].shape.to_vec();
+    sizes.push(x[0].shape[1]);
+    look(&x[0], 0, x[1].data.len(), Shape::new(&sizes), |_, i, _| x[1].data[i])
+}
+
+fn select64(x: &[Array], axis: usize) -> Array {
+    let count = x[1].data.len();
+    look(&x[0], axis, count, x[0].shape.with(axis, count), |_, i, _| x[1].data[i])
+}
+
+fn sum64(x: &[Array], axis: usize, size: usize) -> Array {
+    let (_, count, inner) = x[0].shape.split_at_axis(axis);
+    let mut y = Array::from_fn(x[0].shape.with(axis, size), |_| 0.0);
+    for (at, value) in x[0].data.iter().enumerate() {
+        let (o, id, c) = (at / inner / count, x[1].data[at / inner % count], at % inner);
+        if id >= 0.0 && id < size as f64 {
+            y.data[(o * size + id as usize) * inner + c] += value;
+        }
+    }
+    y
+}
+
+/// torch.gather: walks the index' shape.
+fn gather64(x: &[Array], axis: usize) -> Array {
+    let (from, to) = (x[0].shape, x[1].shape);
+    Array::from_fn(to, |at| {
+        let id = x[1].data[at];
+        if !(id >= 0.0 && id < from[axis] as f64) {
+            return 0.0;
+        }
+        let place = |a: usize| at / to[a + 1..].iter().product::<usize>() % to[a];
+        let place = |a: usize| if a == axis { id as usize } else { place(a) };
+        x[0].data[(0..from.len()).fold(0, |flat, a| flat * from[a] + place(a))]
+    })
+}
+
+/// Ids from one below `0..size` to one above, in no order: the first is outside.
+fn around(shape: &[usize], size: usize) -> Input {
+    let ids = (0..2 * size + 3).map(|i| ((5 * i) % (size + 2)) as f64 - 1.0);
+    Input::integers(shape, DType::I32, 0, 1).fill(Fill::Values(ids.collect()))
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for (rows, width, ids) in
+        [(1, 1, &[1][..]), (7, 13, &[3, 5]), (5, 67, &[131]), (3, 8, &[2, 3, 2]), (67, 4, &[])]
+    {
+        let inputs = vec![Input::normal([rows, width]), Input::integers(ids, DType::U32, 0, rows as i64)];
+        let name = format!("{rows} {width} {ids:?}");
+        all.push(Case::new(name, inputs, |x| x[0].embedding(&x[1]), embedding64));
+    }
+    for width in [3, 4] {
+        let inputs = vec![Input::normal([5, width]), Input::integers([40], DType::I32, -3, 9)];
+        let name = format!("ids outside the table, width {width}");
+        all.push(Case::new(name, inputs, |x| x[0].embedding(&x[1]), embedding64).outside());
+    }
+    for width in [5, 6, 8] {
+        let inputs = vec![Input::normal([5, width]).dtype(DType::F16), around(&[7], 5)];
+        let name = format!("f16, width {width}");
+        all.push(Case::new(name, inputs, |x| x[0].embedding(&x[1]), embedding64).outside());
+    }
+    // Beyond one tile of the sort.
+    let many = vec![Input::normal([67, 1]), Input::integers([2500], DType::U32, 0, 67)];
+    all.push(Case::new("gradient of many ids", many, |x| x[0].embedding(&x[1]), embedding64));
+
+    for (shape, axis, count) in
+        [(&[4][..], 0, 9), (&[3, 5, 4], 1, 7), (&[3, 5, 3], 1, 7), (&[2, 13], 1, 67), (&[6, 2, 2], 0, 1)]
+    {
+        let inputs = vec![Input::normal(shape), around(&[count], shape[axis])];
+        let at = axis as isize;
+        let name = format!("index_select {count} of {shape:?} axis {axis}");
+        let forward = move |x: &[Tensor]| x[0].index_select(at, &x[1]);
+        all.push(Case::new(name, inputs, forward, move |x| select64(x, axis)).outside());
+    }
+    for (shape, axis, size) in
+        [(&[9][..], 0, 4), (&[3, 7, 4], 1, 5), (&[3, 7, 3], 1, 1), (&[67, 5], 0, 13), (&[0, 4], 0, 3)]
+    {
+        let inputs = vec![Input::normal(shape), around(&[shape[axis]], size)];
+        let at = axis as isize;
+        let name = format!("index_sum of {shape:?} axis {axis} to {size}");
+        let forward = move |x: &[Tensor]| x[0].index_sum(at, &x[1], size);
+        let case = Case::new(name, inputs, forward, move |x| sum64(x, axis, size));
+        all.push(if shape[axis] > 0 { case.outside() } else { case });
+    }
+    for (shape, axis, index) in [
+        (&[1][..], 0, &[1][..]),
+        (&[5], 0, &[131]),
+        (&[7, 13], 1, &[7, 1]),
+        (&[7, 13], 0, &[3, 11]),
+        (&[3, 5, 4], 1, &[3, 9, 4]),
+        (&[3, 5, 4], 1, &[2, 3, 2]),
+    ] {
+        let inputs = vec![Input::normal(shape), around(index, shape[axis])];
+        let at = axis as isize;
+        let name = format!("gather {index:?} of {shape:?} axis {axis}");
+        let forward = move |x: &[Tensor]| x[0].gather(at, &x[1]);
+        all.push(Case::new(name, inputs, forward, move |x| gather64(x, axis)).outside());
+    }
+    for dtype in [DType::F16, DType::I32] {
+        let input = || vec![Input::integers([5, 3], dtype, -9, 9), Input::integers([5, 2], DType::U32, 0, 3)];
+        let name = format!("gather of {dtype}");
+        all.push(Case::new(name, input(), |x| x[0].gather(1, &x[1]), |x| gather64(x, 1)).exact());
+        let input = vec![Input::integers([5, 3], dtype, -9, 9), Input::integers([8], DType::U32, 0, 5)];
+        let name = format!("index_select of {dtype}");
+        all.push(Case::new(name, input, |x| x[0].index_select(0, &x[1]), |x| select64(x, 0)).exact());
+    }
+    all
+}

@@ -1,0 +1,431 @@
+//! Views (reshape, transpose, slice, expand) that move no element, and concat, stack, split and pad that do.
+
+use crate::dtype::DType;
+use crate::gpu::kernel::{Launch, Work, grid};
+use crate::gpu::shader::Source;
+use crate::ops::case::{Array, Case, Input};
+use crate::ops::words;
+use crate::shape::{self, MAX_AXES, Shape};
+use crate::tape::{Op, Sink};
+use crate::tensor::{Tensor, same_gpu};
+
+/// A view or copy whose gradient is another layout op.
+struct Layout<F> {
+    name: &'static str,
+    back: F,
+}
+
+impl<F: Fn(&Tensor) -> Tensor + Send + Sync> Op for Layout<F> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        if let Some(dy) = &dy[0] {
+            sink.add(0, (self.back)(dy));
+        }
+    }
+}
+
+impl Tensor {
+    fn viewed(
+        &self,
+        name: &'static str,
+        view: Tensor,
+        back: impl Fn(&Tensor) -> Tensor + Send + Sync + 'static,
+    ) -> Tensor {
+        Tensor { edge: None, ..view }.made_by(&[self], || Box::new(Layout { name, back }))
+    }
+
+    /// The same elements in row-major order under another shape; a view where the strides allow, else a copy.
+    ///
+    /// # Panics
+    /// When the element counts differ.
+    #[track_caller]
+    pub fn reshape(&self, shape: impl Into<Shape>) -> Tensor {
+        let (to, from) = (shape.into(), *self.shape());
+        assert!(
+            to.count() == from.count(),
+            "reshape: {from} has {} elements, {to} {}",
+            from.count(),
+            to.count()
+        );
+        let dense = if self.is_contiguous() { self.clone() } else { self.contiguous() };
+        let view = Tensor { shape: to, strides: to.strides(), ..dense.clone() };
+        dense.viewed("reshape", view, move |dy| dy.reshape(from))
+    }
+
+    /// Axes in another order: axis `i` of the result is axis `order[i]` of this. A view.
+    ///
+    /// # Panics
+    /// When `order` is not a permutation of the axes.
+    #[track_caller]
+    pub fn permute(&self, order: &[usize]) -> Tensor {
+        let axes = self.shape().len();
+        let mut inverse = vec![usize::MAX; axes];
+        for (i, &a) in order.iter().enumerate() {
+            assert!(
+                a < axes && inverse[a] == usize::MAX,
+                "permute: {order:?} is no order of {}",
+                self.shape()
+            );
+            inverse[a] = i;
+        }
+        assert!(order.len() == axes, "permute: {order:?} for shape {}", self.shape());
+        let sizes: Vec<usize> = order.iter().map(|&a| self.shape[a]).collect();
+        let mut strides = [0; MAX_AXES];
+        order.iter().enumerate().for_each(|(i, &a)| strides[i] = self.strides[a]);
+        let view = Tensor { shape: Shape::new(&sizes), strides, ..self.clone() };
+        self.viewed("permute", view, move |dy| dy.permute(&inverse))
+    }
+
+    /// Two axes exchanged, counted from the end when negative. A view.
+    ///
+    /// # Panics
+    /// When an axis is out of range.
+    #[track_caller]
+    pub fn transpose(&self, a: isize, b: isize) -> Tensor {
+        let (a, b) = (shape::axis("transpose", a, self.shape()), shape::axis("transpose", b, self.shape()));
+        let mut order: Vec<usize> = (0..self.shape().len()).collect();
+        order.swap(a, b);
+        self.permute(&order)
+    }
+
+    /// The last two axes exchanged. A view.
+    #[track_caller]
+    pub fn t(&self) -> Tensor {
+        self.transpose(-2, -1)
+    }
+
+    /// Elements `start..end` along `axis`. A view; its gradient is zero elsewhere.
+    ///
+    /// # Panics
+    /// When the range does not lie in the axis.
+    #[track_caller]
+    pub fn slice(&self, axis: isize, range: std::ops::Range<usize>) -> Tensor {
+        let axis = shape::axis("slice", axis, self.shape());
+        let size = self.shape[axis];
+        assert!(
+            range.start <= range.end && range.end <= size,
+            "slice: {range:?} is outside axis {axis} of {}",
+            self.shape()
+        );
+        let view = Tensor {
+            shape: self.shape.with(axis, range.len()),
+            offset: self.offset + range.start * self.strides[axis],
+            ..self.clone()
+        };
+        let (before, after) = (range.start, size - range.end);
+        self.viewed("slice", view, move |dy| dy.pad(axis as isize, before, after))
+    }
+
+    /// This tensor repeated along axes of size 1 (and new leading ones) up to `shape`. A view.
+    ///
+    /// # Panics
+    /// When this shape does not broadcast to `shape`.
+    #[track_caller]
+    pub fn expand(&self, shape: impl Into<Shape>) -> Tensor {
+        let (to, from) = (shape.into(), *self.shape());
+        let strides = shape::expand_strides("expand", &from, &self.strides, &to);
+        let view = Tensor { shape: to, strides, ..self.clone() };
+        self.viewed("expand", view, move |dy| dy.sum_to(from))
+    }
+
+    /// A new axis of size 1 at `axis`. A view.
+    ///
+    /// # Panics
+    /// When `axis` is above the number of axes.
+    #[track_caller]
+    pub fn unsqueeze(&self, axis: usize) -> Tensor {
+        let mut sizes = self.shape.to_vec();
+        assert!(axis <= sizes.len(), "unsqueeze: axis {axis} for shape {}", self.shape);
+        sizes.insert(axis, 1);
+        let mut strides = self.strides;
+        strides.copy_within(axis..MAX_AXES - 1, axis + 1);
+        strides[axis] = 0;
+        let from = self.shape;
+        let view = Tensor { shape: Shape::new(&sizes), strides, ..self.clone() };
+        self.viewed("unsqueeze", view, move |dy| dy.reshape(from))
+    }
+
+    /// This tensor without `axis`, which must have size 1. A view.
+    ///
+    /// # Panics
+    /// When the axis is longer.
+    #[track_caller]
+    pub fn squeeze(&self, axis: isize) -> Tensor {
+        let axis = shape::axis("squeeze", axis, self.shape());
+        assert!(self.shape[axis] == 1, "squeeze: axis {axis} of {} is not 1", self.shape);
+        let mut strides = self.strides;
+        strides.copy_within(axis + 1.., axis);
+        let from = self.shape;
+        let view = Tensor { shape: self.shape.without(axis), strides, ..self.clone() };
+        self.viewed("squeeze", view, move |dy| dy.reshape(from))
+    }
+
+    /// `before` and `after` zeros added along `axis`. The gradient is the slice between them.
+    ///
+    /// # Panics
+    /// When `axis` is out of range.
+    #[track_caller]
+    pub fn pad(&self, axis: isize, before: usize, after: usize) -> Tensor {
+        let axis = shape::axis("pad", axis, self.shape());
+        if before == 0 && after == 0 {
+            return self.clone();
+        }
+        let shape = self.shape.with(axis, before + self.shape[axis] + after);
+        let y = self.moved("pad", axis, before, shape, None);
+        let size = self.shape[axis];
+        self.viewed("pad", y, move |dy| dy.slice(axis as isize, before..before + size))
+    }
+
+    /// Launches `concat` into `into`, or `pad` into a new tensor of `shape`.
+    fn moved(
+        &self,
+        entry: &'static str,
+        axis: usize,
+        start: usize,
+        shape: Shape,
+        into: Option<&Tensor>,
+    ) -> Tensor {
+        let gpu = self.gpu();
+        let half = self.dtype() == DType::F16;
+        let x = if half { self.cast(DType::F32).contiguous() } else { self.contiguous() };
+        let y = into.cloned().unwrap_or_else(|| Tensor::empty(gpu, entry, shape, x.dtype()));
+        let inner = shape.split_at_axis(axis).2;
+        let n = if entry == "pad" { shape.count() } else { self.count() };
+        let grid = grid(n.div_ceil(64));
+        let params = [n, grid[0] as usize, self.shape[axis] * inner, shape[axis] * inner, start * inner];
+        gpu.launch(Launch {
+            op: entry,
+            source: &Source::file("concat"),
+            entry,
+            binds: vec![x.bind(0), y.bind_mut(1)],
+            params: words(&params.map(|v| v as u32)),
+            grid,
+            turns: 0,
+            reuse: 1,
+            work: Work::MOVES,
+        });
+        if half && into.is_none() { y.cast(DType::F16) } else { y }
+    }
+
+    /// The tensors one after another along `axis`; all other sizes equal.
+    ///
+    /// # Panics
+    /// When there is none, or shapes or dtypes do not fit.
+    #[track_caller]
+    pub fn concat(tensors: &[&Tensor], axis: isize) -> Tensor {
+        assert!(!tensors.is_empty(), "concat: no tensors");
+        same_gpu("concat", tensors);
+        let first = tensors[0];
+        let axis = shape::axis("concat", axis, first.shape());
+        for t in tensors {
+            assert!(
+                t.shape.len() == first.shape.len() && t.shape.with(axis, 1) == first.shape.with(axis, 1),
+                "concat: {} and {} differ outside axis {axis}",
+                first.shape,
+                t.shape
+            );
+            assert!(t.dtype() == first.dtype(), "concat: dtypes {} and {}", first.dtype(), t.dtype());
+        }
+        let sizes: Vec<usize> = tensors.iter().map(|t| t.shape[axis]).collect();
+        let shape = first.shape.with(axis, sizes.iter().sum());
+        let half = first.dtype() == DType::F16;
+        let stored = if half { DType::F32 } else { first.dtype() };
+        let mut all = Tensor::empty(first.gpu(), "concat", shape, stored);
+        let mut start = 0;
+        for (t, &size) in tensors.iter().zip(&sizes) {
+            t.moved("concat", axis, start, shape, Some(&all));
+            start += size;
+        }
+        if half {
+            all = all.cast(DType::F16);
+        }
+        all.made_by(tensors, || Box::new(Concat { axis, sizes }))
+    }
+
+    /// `0, 1, 2, ..., n - 1` as u32.
+    pub fn positions(gpu: &crate::Gpu, n: usize) -> Tensor {
+        let all: Vec<u32> = (0..n as u32).collect();
+        Tensor::from_slice(gpu, &all, [n])
+    }
+
+    /// The tensors stacked along a new `axis`.
+    ///
+    /// # Panics
+    /// When shapes or dtypes differ.
+    #[track_caller]
+    pub fn stack(tensors: &[&Tensor], axis: usize) -> Tensor {
+        let all: Vec<Tensor> = tensors.iter().map(|t| t.unsqueeze(axis)).collect();
+        Tensor::concat(&all.iter().collect::<Vec<_>>(), axis as isize)
+    }
+
+    /// Views of consecutive pieces of these sizes along `axis`.
+    ///
+    /// # Panics
+    /// When the sizes do not add up to the axis.
+    #[track_caller]
+    pub fn split(&self, axis: isize, sizes: &[usize]) -> Vec<Tensor> {
+        let at = shape::axis("split", axis, self.shape());
+        assert!(
+            sizes.iter().sum::<usize>() == self.shape[at],
+            "split: {sizes:?} do not add up to axis {at} of {}",
+            self.shape
+        );
+        let mut start = 0;
+        sizes
+            .iter()
+            .map(|&size| {
+                start += size;
+                self.slice(axis, start - size..start)
+            })
+            .collect()
+    }
+}
+
+struct Concat {
+    axis: usize,
+    sizes: Vec<usize>,
+}
+
+impl Op for Concat {
+    fn name(&self) -> &'static str {
+        "concat"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        let mut start = 0;
+        for (i, &size) in self.sizes.iter().enumerate() {
+            sink.add(i, dy.slice(self.axis as isize, start..start + size));
+            start += size;
+        }
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    vec![Source::file("concat"), Source::file("transpose")]
+}
+
+/// The reference of any view: element `i` of the result is element `from(i)` of the input.
+fn gathered(shape: impl Into<Shape>, x: &Array, from: impl Fn(usize) -> usize) -> Array {
+    Array::from_fn(shape, |i| x.data[from(i)])
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        // Whole vectors: copied in blocks, or read four at a time.
+        Case::new(
+            "transposed copy",
+            vec![Input::normal([36, 40])],
+            |x| x[0].t().contiguous(),
+            |x| gathered([40, 36], &x[0], |i| i % 36 * 40 + i / 36),
+        ),
+        Case::new(
+            "transposed copies of a part",
+            vec![Input::normal([3, 8, 44])],
+            |x| x[0].slice(2, 4..40).transpose(1, 2).contiguous(),
+            |x| gathered([3, 36, 8], &x[0], |i| i / 288 * 352 + i % 8 * 44 + 4 + i / 8 % 36),
+        ),
+        Case::new(
+            "transposed integers",
+            vec![Input::integers([8, 12], DType::U32, 0, 1 << 20)],
+            |x| x[0].t().contiguous(),
+            |x| gathered([12, 8], &x[0], |i| i % 8 * 12 + i / 8),
+        )
+        .exact(),
+        Case::new(
+            "heads",
+            vec![Input::normal([2, 5, 3, 8])],
+            |x| x[0].transpose(1, 2).contiguous(),
+            |x| gathered([2, 3, 5, 8], &x[0], |i| i / 120 * 120 + i / 8 % 5 * 24 + i / 40 % 3 * 8 + i % 8),
+        ),
+        Case::new(
+            "part in vectors",
+            vec![Input::normal([5, 16])],
+            |x| x[0].slice(1, 4..12).scale(2.0),
+            |x| Array::from_fn([5, 8], |i| 2.0 * x[0].data[i / 8 * 16 + 4 + i % 8]),
+        ),
+        Case::new(
+            "part in vectors of f16",
+            vec![Input::normal([5, 16]).dtype(DType::F16).fixed()],
+            |x| x[0].slice(1, 4..12).scale(2.0),
+            |x| Array::from_fn([5, 8], |i| 2.0 * x[0].data[i / 8 * 16 + 4 + i % 8]),
+        ),
+        Case::new(
+            "reshape of a transpose",
+            vec![Input::normal([5, 7])],
+            |x| x[0].t().reshape([7, 5]).scale(2.0),
+            |x| Array::from_fn([7, 5], |i| 2.0 * x[0].data[i % 5 * 7 + i / 5]),
+        ),
+        Case::new(
+            "permute",
+            vec![Input::normal([2, 3, 5])],
+            |x| x[0].permute(&[2, 0, 1]),
+            |x| gathered([5, 2, 3], &x[0], |i| (i / 3 % 2) * 15 + (i % 3) * 5 + i / 6),
+        ),
+        Case::new(
+            "slice",
+            vec![Input::normal([4, 9])],
+            |x| x[0].slice(1, 2..7),
+            |x| gathered([4, 5], &x[0], |i| i / 5 * 9 + 2 + i % 5),
+        ),
+        Case::new(
+            "slice f16",
+            vec![Input::normal([4, 9]).dtype(DType::F16).fixed()],
+            |x| x[0].slice(1, 1..8),
+            |x| gathered([4, 7], &x[0], |i| i / 7 * 9 + 1 + i % 7),
+        ),
+        Case::new(
+            "expand",
+            vec![Input::normal([3, 1])],
+            |x| x[0].expand([2, 3, 4]),
+            |x| gathered([2, 3, 4], &x[0], |i| i / 4 % 3),
+        )
+        .ulps(4.0, 16.0),
+        Case::new(
+            "unsqueeze and squeeze",
+            vec![Input::normal([3, 5])],
+            |x| x[0].t().unsqueeze(1).squeeze(-2),
+            |x| gathered([5, 3], &x[0], |i| i % 3 * 5 + i / 3),
+        ),
+        Case::new(
+            "pad",
+            vec![Input::normal([3, 5])],
+            |x| x[0].pad(1, 2, 1),
+            |x| {
+                Array::from_fn([3, 8], |i| match i % 8 {
+                    c @ 2..7 => x[0].data[i / 8 * 5 + c - 2],
+                    _ => 0.0,
+                })
+            },
+        ),
+        Case::new(
+            "concat",
+            vec![Input::normal([3, 5]), Input::normal([3, 1]), Input::normal([3, 70])],
+            |x| Tensor::concat(&[&x[0], &x[1], &x[2]], 1),
+            |x| {
+                Array::from_fn([3, 76], |i| match i % 76 {
+                    c @ 0..5 => x[0].data[i / 76 * 5 + c],
+                    5 => x[1].data[i / 76],
+                    c => x[2].data[i / 76 * 70 + c - 6],
+                })
+            },
+        ),
+        Case::new(
+            "stack",
+            vec![Input::integers([7], DType::U32, 0, 99), Input::integers([7], DType::U32, 0, 99)],
+            |x| Tensor::stack(&[&x[0], &x[1]], 1),
+            |x| Array::from_fn([7, 2], |i| x[i % 2].data[i / 2]),
+        )
+        .exact(),
+        Case::new(
+            "split",
+            vec![Input::normal([2, 9])],
+            |x| {
+                let parts = x[0].split(1, &[2, 4, 3]);
+                Tensor::concat(&[&parts[2], &parts[0], &parts[1]], 1)
+            },
+            |x| gathered([2, 9], &x[0], |i| i / 9 * 9 + [6, 7, 8, 0, 1, 2, 3, 4, 5][i % 9]),
+        ),
+    ]
+}

@@ -1,0 +1,300 @@
+//! Linear assignment of a matrix on the device: an auction there finds prices, [`linalg::assignment`](crate::linalg::assignment)
+//! makes them exact and proves it. Not differentiable.
+
+use crate::dtype::{DType, Element};
+use crate::error::Result;
+use crate::gpu::Gpu;
+use crate::gpu::kernel::{Launch, MOST_TURNS, Work, grid};
+use crate::gpu::shader::Source;
+use crate::linalg::assignment::{Assignment, Cost, Goal, assign, assign_from};
+use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::words;
+use crate::tensor::Tensor;
+
+/// Rows and columns of a problem that one workgroup solves: prices and bids fill 7 KiB of its memory.
+const SMALL: usize = 256;
+/// Rounds between two looks at whether the auction has ended.
+const LOOK: usize = 16;
+/// Rounds of an auction at most. Independent entries and products of full rank need 20 to 115 at n = 512..2048. Products of
+/// rank 32, whose last rows outbid each other for long, need 600 to 50000, and prices from fewer leave the host as much to do
+/// as none.
+const MOST: u32 = 160;
+/// The same for a small problem, many of whose rounds are one dispatch.
+const MOST_SMALL: usize = 1024;
+
+fn source() -> Source {
+    Source::file("assignment")
+}
+
+/// Whether the device is asked for prices. It is not where the host alone needs no longer than an auction's some 100 rounds of
+/// four dispatches, a few microseconds each: at n = 512 it takes 0.5 to 11 ms on one core of an EPYC. Small problems need 64 of a
+/// kind to be worth a dispatch and a readback. A driver that runs on the CPU never gains: llvmpipe took 20 to 260 times as
+/// long as the host.
+fn worthwhile(gpu: &Gpu, batch: Option<usize>, n: usize) -> bool {
+    !gpu.class().is_cpu()
+        && match batch {
+            Some(batch) if n <= SMALL => batch >= 64,
+            _ => n > 512,
+        }
+}
+
+impl Tensor {
+    /// The best assignment of this matrix `[n, m]`, `min(n, m)` pairs, with potentials that prove it in f64.
+    ///
+    /// Square matrices of more than 512 rows get their prices from an auction on the device, unless it is a software driver
+    /// or the auction takes long, where the host is faster alone;
+    /// the result is exact with respect to the elements as stored (f16 and f32 as they are, i32 exactly). Waits for the device.
+    ///
+    /// Source: Bertsekas 1988, "The auction algorithm"; the finish is [`assign_from`]'s.
+    ///
+    /// # Errors
+    /// As [`assign`], and the device's fault, if one stands.
+    ///
+    /// # Panics
+    /// When this is no matrix, or of u32.
+    #[track_caller]
+    pub fn assignment(&self, goal: Goal) -> Result<Assignment> {
+        assert!(self.shape().len() == 2, "assignment: needs [n, m], got {}", self.shape());
+        let device = worthwhile(self.gpu(), None, self.shape()[0]);
+        Ok(self.assignments_by(goal, device)?.swap_remove(0))
+    }
+
+    /// The best assignment of each matrix of `[batch, n, m]`, as [`Tensor::assignment`] gives it; where that is worth it, square
+    /// ones of at most 256 rows by one workgroup each, in one dispatch.
+    ///
+    /// # Errors
+    /// As [`Tensor::assignment`].
+    ///
+    /// # Panics
+    /// When this has not three axes, or is of u32.
+    #[track_caller]
+    pub fn assignments(&self, goal: Goal) -> Result<Vec<Assignment>> {
+        assert!(self.shape().len() == 3, "assignments: needs [batch, n, m], got {}", self.shape());
+        let device = worthwhile(self.gpu(), Some(self.shape()[0]), self.shape()[1]);
+        self.assignments_by(goal, device)
+    }
+
+    /// The same for a matrix or a batch, with prices from the device or without.
+    #[doc(hidden)]
+    #[track_caller]
+    pub fn assignments_by(&self, goal: Goal, device: bool) -> Result<Vec<Assignment>> {
+        let cost = self.detach();
+        match self.dtype() {
+            DType::I32 => solve::<i32>(&cost.contiguous(), goal, device),
+            _ => solve::<f32>(&crate::ops::float("assignment", &cost).contiguous(), goal, device),
+        }
+    }
+    /// The device's share of the work: potentials of the columns of each `[n, n]`, `None` where its auction was given up.
+    #[doc(hidden)]
+    pub fn assignment_prices(&self, goal: Goal) -> Result<Vec<Option<Vec<f64>>>> {
+        prices(&self.detach().contiguous(), goal)
+    }
+}
+
+/// Solves each `[rows, columns]` of a contiguous tensor.
+fn solve<E: Cost + Element>(cost: &Tensor, goal: Goal, device: bool) -> Result<Vec<Assignment>> {
+    let axes = cost.shape().len();
+    let size = [cost.shape()[axes - 2], cost.shape()[axes - 1]];
+    let batch = if axes == 3 { cost.shape()[0] } else { 1 };
+    let area = size[0] * size[1];
+    // On its way while the auction runs.
+    let reading = cost.read::<E>()?;
+    let device = device && size[0] == size[1] && area > 0;
+    let prices = if device { prices(cost, goal)? } else { vec![None; batch] };
+    let entries = bytemuck::pod_collect_to_vec::<u8, E>(&reading.wait()?);
+    let one = |b: usize| {
+        let cost = &entries[b * area..][..area];
+        match &prices[b] {
+            Some(prices) => assign_from(cost, size, goal, prices),
+            None => assign(cost, size, goal),
+        }
+    };
+    (0..batch).map(one).collect()
+}
+
+/// Potentials of the columns of each `[n, n]`, from the device; `None` where its auction did not come to an end.
+fn prices(cost: &Tensor, goal: Goal) -> Result<Vec<Option<Vec<f64>>>> {
+    let cost = cost.cast(DType::F32).contiguous();
+    let n = cost.shape()[cost.shape().len() - 1];
+    let batch = cost.count() / (n * n);
+    let flip = if goal == Goal::Minimize { 0 } else { 1 << 31 };
+    let sign = if goal == Goal::Minimize { -1.0 } else { 1.0 };
+    let potentials = |raw: &[f32]| raw.iter().map(|&p| sign * p as f64).collect::<Vec<f64>>();
+    if cost.shape().len() == 3 && n <= SMALL {
+        let raw = small(&cost, flip)?;
+        // Entries that are no numbers, which the host will name, may do anything but this.
+        let sound = |one: &[f32]| one.iter().all(|p| p.abs() < FAR).then(|| potentials(one));
+        return Ok(raw.chunks_exact(n).map(sound).collect());
+    }
+    let all = cost.reshape([batch, n, n]);
+    let one = |b: usize| large(&all.slice(0, b..b + 1).contiguous(), n, flip);
+    (0..batch)
+        .map(|b| Ok(one(b)?.filter(|p| p.iter().all(|p| p.abs() < FAR)).map(|p| potentials(&p))))
+        .collect()
+}
+
+/// What the kernels take for infinite.
+const FAR: f32 = 3e38;
+
+/// A workgroup for each problem of `[batch, n, n]`.
+fn small(cost: &Tensor, flip: u32) -> Result<Vec<f32>> {
+    let (gpu, batch, n) = (cost.gpu(), cost.shape()[0], cost.shape()[1]);
+    let price = Tensor::empty(gpu, "assignment", [batch, n], DType::F32);
+    let held = Tensor::empty(gpu, "assignment", [batch, 3 * n + 4], DType::U32);
+    let grid = grid(batch);
+    // A lane's columns, each of which looks at all rows, and thrice its share of either; before and after, the whole matrix.
+    let each = n.div_ceil(64);
+    let (round, around) = (each * (n + 9) + 12, n * each + each * (n + 8) + n + 64);
+    let now = ((MOST_TURNS - around) / round).min(MOST_SMALL);
+    for launch in 0..MOST_SMALL.div_ceil(now) {
+        let numbers = [n as u32 / 32, MOST_SMALL as u32, batch as u32, now as u32, (launch == 0) as u32];
+        gpu.launch(Launch {
+            op: "assignment",
+            source: &source(),
+            entry: "small",
+            binds: vec![cost.bind(0), price.bind_mut(1), held.bind_mut(5)],
+            params: words(&[&[grid[0], n as u32, flip], &numbers[..]].concat()),
+            grid,
+            turns: around + now * round,
+            reuse: 64,
+            work: Work::MOVES,
+        });
+    }
+    price.to_vec()
+}
+
+/// All rows of one `[n, n]` at once, round after round; the host looks every [`LOOK`] whether it is done.
+fn large(cost: &Tensor, n: usize, flip: u32) -> Result<Option<Vec<f32>>> {
+    let gpu = cost.gpu();
+    let empty = |count: usize, dtype| Tensor::empty(gpu, "assignment", [count], dtype);
+    let price = empty(n, DType::F32);
+    let of = [2 * n, 2 * n, 2 * n, n, 6].map(|count| empty(count, DType::U32));
+    let launch = |entry, groups| {
+        let grid = grid(groups);
+        let mut binds = vec![cost.bind(0), price.bind_mut(1)];
+        binds.extend(of.iter().zip(2..).map(|(x, at)| x.bind_mut(at)));
+        gpu.launch(Launch {
+            op: "assignment",
+            source: &source(),
+            entry,
+            binds,
+            params: words(&[grid[0], n as u32, flip, n as u32 / 32, MOST, 1, 0, 0]),
+            grid,
+            // A thread looks at a column of n, a workgroup at a row of n.
+            turns: n,
+            // Most rounds read few rows.
+            reuse: 0,
+            work: Work::MOVES,
+        });
+    };
+    let each = n.div_ceil(64);
+    launch("columns", each);
+    launch("begin", 1);
+    for _ in 0..(MOST as usize).div_ceil(LOOK) {
+        for _ in 0..LOOK {
+            launch("bid", n);
+            launch("claim", each);
+            launch("resolve", each);
+            launch("step", 1);
+        }
+        let state: Vec<u32> = of[4].to_vec()?;
+        match state[0] {
+            0 => {}
+            1 => return price.to_vec().map(Some),
+            _ => break,
+        }
+    }
+    Ok(None)
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    vec![source()]
+}
+
+/// The least sum of `cost[n, n]`, row after row by shortest augmenting paths over all columns (Kuhn 1955, Munkres 1957).
+fn least64(cost: &[f64], n: usize) -> f64 {
+    // Column 0 stands for "none yet", so rows and columns count from 1.
+    let (mut u, mut v, mut row_of) = (vec![0.0; n + 1], vec![0.0; n + 1], vec![0; n + 1]);
+    for row in 1..=n {
+        let (mut nearest, mut from, mut done) =
+            (vec![f64::INFINITY; n + 1], vec![0; n + 1], vec![false; n + 1]);
+        let mut column = 0;
+        row_of[0] = row;
+        while row_of[column] != 0 {
+            done[column] = true;
+            let (i, mut step, mut next) = (row_of[column], f64::INFINITY, 0);
+            for j in (1..=n).filter(|&j| !done[j]) {
+                let slack = cost[(i - 1) * n + j - 1] - u[i] - v[j];
+                if slack < nearest[j] {
+                    (nearest[j], from[j]) = (slack, column);
+                }
+                if nearest[j] < step {
+                    (step, next) = (nearest[j], j);
+                }
+            }
+            for j in 0..=n {
+                if done[j] {
+                    u[row_of[j]] += step;
+                    v[j] -= step;
+                } else {
+                    nearest[j] -= step;
+                }
+            }
+            column = next;
+        }
+        while column != 0 {
+            row_of[column] = row_of[from[column]];
+            column = from[column];
+        }
+    }
+    (1..=n).map(|j| cost[(row_of[j] - 1) * n + j - 1]).sum()
+}
+
+/// Values of the best assignments, and whether each was proved, against the reference.
+fn case(shape: &[usize], goal: Goal, device: bool, dtype: DType, fill: Fill) -> Case {
+    let sign = if goal == Goal::Minimize { 1.0 } else { -1.0 };
+    let n = shape[shape.len() - 1];
+    let batch = shape.iter().product::<usize>() / (n * n);
+    let by = if device { "device" } else { "host" };
+    Case::new(
+        format!("{goal:?} {shape:?} of {dtype} by the {by}"),
+        vec![Input::normal(shape).dtype(dtype).fill(fill).fixed()],
+        move |x| {
+            let found = x[0].assignments_by(goal, device).expect("every entry is a number");
+            let rows = found.iter().map(|a| [a.value as f32, a.exact as u8 as f32]);
+            Tensor::from_slice(x[0].gpu(), rows.collect::<Vec<_>>().as_flattened(), [batch, 2])
+        },
+        move |x| {
+            let turned: Vec<f64> = x[0].data.iter().map(|c| sign * c).collect();
+            Array::from_fn([batch, 2], |at| match at % 2 {
+                0 => sign * least64(&turned[at / 2 * n * n..][..n * n], n),
+                _ => 1.0,
+            })
+        },
+    )
+    .exact()
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let shapes: [&[usize]; 9] = [
+        &[1, 1],
+        &[7, 7],
+        &[64, 64],
+        &[131, 131],
+        &[1, 1, 1],
+        &[5, 13, 13],
+        &[70, 16, 16],
+        &[3, 65, 65],
+        &[2, 257, 257],
+    ];
+    let mut all = Vec::new();
+    for (k, shape) in shapes.into_iter().enumerate() {
+        let goal = [Goal::Minimize, Goal::Maximize][k % 2];
+        let wide = Fill::Integers(-2000, 2000);
+        all.push(case(shape, goal, true, DType::F32, wide.clone()));
+        // Few values: ties everywhere.
+        all.push(case(shape, goal, true, [DType::I32, DType::F16][k % 2], Fill::Integers(0, 4)));
+        all.push(case(shape, goal, false, DType::F32, wide));
+    }
+    all
+}

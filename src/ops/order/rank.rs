@@ -1,0 +1,390 @@
+//! Elements by their rank without sorting: which element has rank r, and a tensor cut down to a range of ranks. Exact and
+//! stable, over one tensor or over many that are read one after the other.
+
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::gpu::kernel::{Bind, Launch, Work, grid};
+use crate::gpu::shader::Source;
+use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::reduction::arg::order64;
+use crate::ops::words;
+use crate::tensor::Tensor;
+use std::ops::Range;
+
+const BINS: usize = 2048;
+/// Shift and width of the digits, from the highest.
+const DIGITS: [(u32, u32); 3] = [(21, 11), (10, 11), (0, 10)];
+/// Elements that a workgroup counts at least: below, its bins cost more than its elements.
+const SPAN: usize = 16384;
+
+fn source() -> Source {
+    Source::file("rank")
+}
+
+/// What elements are ranked by, from small to large. Equal ones keep their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// By absolute value.
+    Magnitude,
+    /// By value.
+    Value,
+}
+
+/// The parameter struct of the kernel file; words that an entry does not read stay 0.
+#[derive(Clone, Copy, Default)]
+struct Params {
+    n: usize,
+    span: usize,
+    signed: bool,
+    row: usize,
+    shift: u32,
+    digit: u32,
+    mask: u32,
+    prefix: u32,
+    tie: Option<u32>,
+    low: [u32; 2],
+    high: [u32; 2],
+}
+
+impl Params {
+    fn of(x: &Tensor, order: Order) -> Params {
+        let (n, signed) = (x.count(), order == Order::Value);
+        // Whole fours, so that no four is shared by two workgroups.
+        let span = n.div_ceil(4096).next_multiple_of(4).max(SPAN);
+        Params { n, span, signed, ..Params::default() }
+    }
+
+    fn launch(&self, on: &Tensor, entry: &str, groups: usize, binds: Vec<Bind>) {
+        let grid = grid(groups);
+        let mut all = vec![grid[0], self.n as u32, self.span as u32, self.signed as u32, self.row as u32];
+        all.extend([self.shift, self.digit, self.mask, self.prefix]);
+        all.extend([self.tie.is_some() as u32, self.tie.unwrap_or(0)]);
+        all.extend(self.low.into_iter().chain(self.high));
+        let (source, params) = (&source(), words(&all));
+        // The bins twice, and the fours of a span.
+        let turns = 2 * BINS / 64 + self.span / 256;
+        on.gpu().launch(Launch {
+            op: "rank",
+            source,
+            entry,
+            binds,
+            params,
+            grid,
+            turns,
+            reuse: 1,
+            work: Work::MOVES,
+        });
+    }
+
+    /// Adds the counts of one digit of `x` to a row of `counts`.
+    fn count(&self, x: &Tensor, counts: &Tensor) {
+        if self.n > 0 {
+            let binds = vec![x.bind(0), counts.bind_mut(1)];
+            self.launch(x, "count", self.n.div_ceil(self.span), binds);
+        }
+    }
+}
+
+/// Counters at 0.
+fn counters(x: &Tensor, rows: usize, columns: usize) -> Tensor {
+    let counts = Tensor::empty(x.gpu(), "rank", [rows, columns], DType::U32);
+    let n = rows * columns;
+    Params { n, ..Params::default() }.launch(x, "clear", n.div_ceil(64), vec![counts.bind_mut(1)]);
+    counts
+}
+
+/// The element that has some rank: its key, and how many elements with the same key come before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    order: Order,
+    key: u32,
+    ties: u64,
+}
+
+impl Cut {
+    /// The element itself (its magnitude under [`Order::Magnitude`]).
+    pub fn value(&self) -> f32 {
+        let flip = if self.key >= 1 << 31 { 1 << 31 } else { u32::MAX };
+        f32::from_bits(if self.order == Order::Value { self.key ^ flip } else { self.key })
+    }
+
+    /// Key and index at which this cut lies in `x`, the next of the tensors that were ranked together.
+    fn place(&mut self, x: &Tensor) -> Result<[u32; 2]> {
+        let mut index = 0;
+        for (shift, width) in DIGITS {
+            if self.ties == 0 {
+                break;
+            }
+            let counts = counters(x, 1, BINS);
+            let mask = above(shift, width);
+            let pass =
+                Params { shift, digit: digit(width), mask, prefix: index, ..Params::of(x, self.order) };
+            Params { tie: Some(self.key), ..pass }.count(x, &counts);
+            match walk(counts.to_vec::<u32>()?.into_iter().map(u64::from), self.ties) {
+                (Some(bin), before) => (index, self.ties) = (index | bin << shift, self.ties - before),
+                // All of the ties here come before the cut; the rest are in tensors to come.
+                (None, all) => {
+                    self.ties -= all;
+                    return Ok([self.key.saturating_add(1), 0]);
+                }
+            }
+        }
+        self.ties = 0;
+        Ok([self.key, index])
+    }
+}
+
+/// The bits above a digit.
+fn above(shift: u32, width: u32) -> u32 {
+    u32::MAX.checked_shl(shift + width).unwrap_or(0)
+}
+
+fn digit(width: u32) -> u32 {
+    (1 << width) - 1
+}
+
+/// The bin in which the running sum passes `rank`, and the sum before it; without one, the sum of all.
+fn walk(counts: impl Iterator<Item = u64>, rank: u64) -> (Option<u32>, u64) {
+    let mut before = 0;
+    for (bin, count) in counts.enumerate() {
+        if before + count > rank {
+            return (Some(bin as u32), before);
+        }
+        before += count;
+    }
+    (None, before)
+}
+
+/// The elements at `ranks[s]` of each stream `s`, where a stream is many tensors in order, as if concatenated.
+///
+/// `each` is called three times and hands the tensors over one set after the other, the next tensor of every stream in a
+/// set: no more than one set has to be in memory. Costs one pass over the elements a call and rank.
+///
+/// # Errors
+/// What `each` returns; the device's fault.
+///
+/// # Panics
+/// When a rank is not below the stream's count.
+#[track_caller]
+pub fn select(
+    order: Order,
+    ranks: &[Vec<u64>],
+    mut each: impl FnMut(&mut dyn FnMut(&[Tensor]) -> Result<()>) -> Result<()>,
+) -> Result<Vec<Vec<Cut>>> {
+    let mut cuts: Vec<Vec<Cut>> = ranks
+        .iter()
+        .map(|ranks| ranks.iter().map(|&rank| Cut { order, key: 0, ties: rank }).collect())
+        .collect();
+    let rows: Vec<(usize, usize)> =
+        ranks.iter().enumerate().flat_map(|(s, r)| (0..r.len()).map(move |t| (s, t))).collect();
+    if rows.is_empty() {
+        return Ok(cuts);
+    }
+    for (shift, width) in DIGITS {
+        let mut sums = vec![0u64; rows.len() * BINS];
+        each(&mut |xs| {
+            let xs: Vec<Tensor> =
+                xs.iter().map(|x| crate::ops::float("rank", x).detach().contiguous()).collect();
+            let counts = counters(&xs[0], rows.len(), BINS);
+            for (row, &(s, t)) in rows.iter().enumerate() {
+                let (mask, prefix) = (above(shift, width), cuts[s][t].key);
+                let pass =
+                    Params { row, shift, digit: digit(width), mask, prefix, ..Params::of(&xs[s], order) };
+                pass.count(&xs[s], &counts);
+            }
+            for (sum, count) in sums.iter_mut().zip(counts.to_vec::<u32>()?) {
+                *sum += u64::from(count);
+            }
+            Ok(())
+        })?;
+        for (&(s, t), sums) in rows.iter().zip(sums.chunks(BINS)) {
+            let cut = &mut cuts[s][t];
+            let (bin, before) = walk(sums.iter().copied(), cut.ties);
+            let bin = bin.unwrap_or_else(|| panic!("rank: {} of fewer elements", ranks[s][t]));
+            (cut.key, cut.ties) = (cut.key | bin << shift, cut.ties - before);
+        }
+    }
+    Ok(cuts)
+}
+
+/// `x` with 0 in place of what lies below `low` or not below `high`; without one that end is open. `x` is the next of the
+/// tensors that [`select`] saw, and the cuts move on behind it.
+///
+/// # Errors
+/// The device's fault.
+pub fn keep_between(x: &Tensor, low: Option<&mut Cut>, high: Option<&mut Cut>) -> Result<Tensor> {
+    let order = low.as_ref().or(high.as_ref()).map_or(Order::Magnitude, |cut| cut.order);
+    let x = crate::ops::float("rank", x).detach().contiguous();
+    let y = Tensor::empty(x.gpu(), "rank", x.shape(), DType::F32);
+    if y.count() == 0 {
+        return Ok(y);
+    }
+    let low = low.map_or(Ok([0, 0]), |cut| cut.place(&x))?;
+    let high = high.map_or(Ok([u32::MAX, u32::MAX]), |cut| cut.place(&x))?;
+    let params = Params { low, high, ..Params::of(&x, order) };
+    params.launch(&x, "keep", x.count().div_ceil(4).div_ceil(64), vec![x.bind(0), y.bind_mut(2)]);
+    Ok(y)
+}
+
+/// A range of ranks of one stream, found by [`ranges`]: what [`Kept::keep`] leaves of the stream's tensors.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// Both ends, open where there is none; nothing is kept without them.
+    ends: Option<[Option<Cut>; 2]>,
+}
+
+impl Kept {
+    /// The next of the tensors that were ranked, with 0 in place of what is outside the range.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn keep(&mut self, x: &Tensor) -> Result<Tensor> {
+        match &mut self.ends {
+            Some([low, high]) => keep_between(x, low.as_mut(), high.as_mut()),
+            None => Ok(Tensor::zeros(x.gpu(), *x.shape())),
+        }
+    }
+}
+
+/// Where ranges of ranks by magnitude begin and end in streams of `counts[s]` elements; see [`select`] for `each`.
+///
+/// # Errors
+/// As [`select`].
+///
+/// # Panics
+/// When there are not as many ranges as streams.
+#[track_caller]
+pub fn ranges(
+    counts: &[usize],
+    ranks: &[Range<usize>],
+    each: impl FnMut(&mut dyn FnMut(&[Tensor]) -> Result<()>) -> Result<()>,
+) -> Result<Vec<Kept>> {
+    assert!(counts.len() == ranks.len(), "rank: {} ranges for {} streams", ranks.len(), counts.len());
+    // An end outside the stream is open.
+    let ends: Vec<[Option<u64>; 2]> = counts
+        .iter()
+        .zip(ranks)
+        .map(|(&n, r)| [r.start, r.end].map(|end| (end > 0 && end < n).then_some(end as u64)))
+        .collect();
+    let wanted: Vec<Vec<u64>> = ends.iter().map(|pair| pair.iter().flatten().copied().collect()).collect();
+    let cuts = select(Order::Magnitude, &wanted, each)?;
+    let mut kept = Vec::new();
+    for (s, cuts) in cuts.into_iter().enumerate() {
+        let mut cuts = cuts.into_iter();
+        let found = ends[s].map(|end| end.and_then(|_| cuts.next()));
+        kept.push(Kept { ends: (ranks[s].start.min(counts[s]) < ranks[s].end).then_some(found) });
+    }
+    Ok(kept)
+}
+
+/// Each tensor with 0 where the rank of an element's magnitude, from small to large and ties in order of their index, is
+/// outside `ranks`. Exact; nothing is sorted. No gradient.
+///
+/// # Errors
+/// The device's fault.
+///
+/// # Panics
+/// When there are not as many ranges as tensors or the elements are integers.
+#[track_caller]
+pub fn keep_ranks(xs: &[Tensor], ranks: &[Range<usize>]) -> Result<Vec<Tensor>> {
+    let counts: Vec<usize> = xs.iter().map(Tensor::count).collect();
+    let kept = ranges(&counts, ranks, |visit| visit(xs))?;
+    kept.into_iter().zip(xs).map(|(mut kept, x)| kept.keep(x)).collect()
+}
+
+impl Tensor {
+    /// `[how many elements are NaN or infinite, 2^32 - 1 - the first one's index]`, as u32; `[0, 0]` where all are finite.
+    /// Looks at the bits, so that no driver's fast math can hide one.
+    ///
+    /// # Panics
+    /// When the elements are integers.
+    #[track_caller]
+    pub fn non_finite(&self) -> Tensor {
+        let x = crate::ops::float("non_finite", self).detach().contiguous();
+        let counts = counters(&x, 1, 2);
+        let params = Params::of(&x, Order::Magnitude);
+        if params.n > 0 {
+            let binds = vec![x.bind(0), counts.bind_mut(1)];
+            params.launch(&x, "non_finite", params.n.div_ceil(params.span), binds);
+        }
+        counts.reshape([2])
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    vec![source()]
+}
+
+/// `x` with 0 outside a range of ranks, by the standard library's stable sort.
+fn keep64(x: &Array, ranks: Range<usize>) -> Array {
+    let mut order: Vec<usize> = (0..x.data.len()).collect();
+    order.sort_by(|&a, &b| order64(x.data[a].abs(), x.data[b].abs()));
+    let mut y = Array::from_fn(x.shape, |_| 0.0);
+    for &i in &order[ranks.start.min(order.len())..ranks.end.min(order.len())] {
+        y.data[i] = x.data[i];
+    }
+    y
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let specials = Fill::Values(vec![-0.0, 0.0, 1.5, -1.5, -2.0, 1e-41, 3e38, -1e-41, 0.25]);
+    let few = Fill::Integers(-3, 4);
+    let mut all = Vec::new();
+    for (shape, ranks, fill) in [
+        (&[1][..], 0..1, &few),
+        (&[1], 0..0, &few),
+        (&[7, 13], 40..91, &few),
+        (&[7, 13], 0..40, &Fill::Normal(1.0)),
+        (&[31], 5..17, &specials),
+        (&[3, 2049], 1000..6000, &few),
+        (&[40009], 39000..40009, &Fill::Normal(1.0)),
+        (&[40009], 13..31007, &few),
+        (&[40009], 500..99999, &Fill::Values(vec![2.0])),
+    ] {
+        let name = format!("keep {ranks:?} of {shape:?}");
+        let input = vec![Input::normal(shape).fill(fill.clone()).fixed()];
+        let of = ranks.clone();
+        let forward =
+            move |x: &[Tensor]| keep_ranks(x, std::slice::from_ref(&of)).expect("a device").remove(0);
+        all.push(Case::new(name, input, forward, move |x| keep64(&x[0], ranks.clone())).exact());
+    }
+    for order in [Order::Magnitude, Order::Value] {
+        // Two streams of two tensors each; the ranks of all their elements.
+        let inputs = vec![Input::normal([3, 700]).fixed(), Input::normal([257]).fill(few.clone()).fixed()];
+        let forward = move |x: &[Tensor]| {
+            let ranks: Vec<u64> = (0..2357).step_by(131).collect();
+            let each = |visit: &mut dyn FnMut(&[Tensor]) -> Result<()>| {
+                visit(&[x[0].clone(), x[1].clone()])?;
+                visit(&[x[1].clone(), x[0].clone()])
+            };
+            let cuts = select(order, &[ranks.clone(), ranks], each).expect("a device");
+            let values: Vec<f32> = cuts.iter().flatten().map(Cut::value).collect();
+            Tensor::from_slice(x[0].gpu(), &values, [2, values.len() / 2])
+        };
+        let reference = move |x: &[Array]| {
+            let mut all: Vec<f64> = x[0].data.iter().chain(&x[1].data).copied().collect();
+            if order == Order::Magnitude {
+                all.iter_mut().for_each(|v| *v = v.abs());
+            }
+            all.sort_by(f64::total_cmp);
+            let at: Vec<f64> = all.into_iter().step_by(131).collect();
+            Array::from_fn([2, at.len()], |i| at[i % at.len()])
+        };
+        all.push(Case::new(format!("select by {order:?}"), inputs, forward, reference).exact());
+    }
+    let values = Fill::Values(vec![0.0, 1.0, f64::INFINITY, 3.0, f64::NAN, -1.0, f64::NEG_INFINITY]);
+    for (shape, fill) in [(&[2][..], values.clone()), (&[40007], values), (&[40007], Fill::Normal(1.0))] {
+        let input = vec![Input::normal(shape).fill(fill).fixed()];
+        let reference = |x: &[Array]| {
+            let bad = |v: &&f64| !v.is_finite();
+            let first = x[0].data.iter().position(|v| !v.is_finite());
+            let found = x[0].data.iter().filter(bad).count() as f64;
+            let last = first.map_or(0.0, |i| f64::from(u32::MAX - i as u32));
+            Array::from_fn([2], |i| [found, last][i])
+        };
+        all.push(
+            Case::new(format!("non finite of {shape:?}"), input, |x| x[0].non_finite(), reference).exact(),
+        );
+    }
+    all
+}

@@ -1,0 +1,366 @@
+//! Order along an axis: argsort, sort, and the largest k. Stable, and the same bits every time.
+
+use crate::dtype::DType;
+use crate::gpu::kernel::{Bind, Launch, Work, grid};
+use crate::gpu::shader::Source;
+use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::reduction::arg::order64;
+use crate::ops::words;
+use crate::shape::{self, Shape};
+use crate::tape::{Op, Saved, Sink};
+use crate::tensor::Tensor;
+use std::cmp::Ordering;
+
+/// Elements that fit in 16 KiB of workgroup memory as pairs of key and index.
+const TILE: usize = 2048;
+/// The smallest tile: one exchange a thread and step.
+const LEAST: usize = 128;
+/// Up to here the largest k of long rows are found by keeping each tile's best, which at least halves the pairs.
+const MOST_KEPT: usize = TILE / 2;
+
+fn source(tile: usize) -> Source {
+    Source::file("sort").u32("TILE", tile as u32)
+}
+
+/// The parameter struct of the kernel file; sizes that an entry does not read stay 0.
+#[derive(Clone, Copy, Default)]
+struct Params {
+    rows: usize,
+    size: usize,
+    inner: usize,
+    k: usize,
+    in_row: usize,
+    out_row: usize,
+    keep: usize,
+    tiles: usize,
+    pad: usize,
+    flip: bool,
+    kind: u32,
+    run: usize,
+    accumulate: bool,
+}
+
+impl Params {
+    fn launch(&self, x: &Tensor, op: &str, entry: &str, tile: usize, groups: usize, binds: Vec<Bind>) {
+        let grid = grid(groups);
+        let mut all = vec![grid[0]];
+        let sizes =
+            [self.rows, self.size, self.inner, self.k, self.in_row, self.out_row, self.keep, self.tiles];
+        all.extend(sizes.map(|v| v as u32));
+        let flip = if self.flip { u32::MAX } else { 0 };
+        all.extend([self.pad as u32, flip, self.kind, self.run as u32, self.accumulate as u32]);
+        // Log^2 steps over the tile, and what is read and written of it.
+        let (steps, each) = (tile.ilog2() as usize, tile / 64);
+        let turns = steps * (steps + 1) / 2 * (each / 2 + 1) + 2 * each;
+        let params = words(&all);
+        x.gpu().launch(Launch {
+            op,
+            source: &source(tile),
+            entry,
+            binds,
+            params,
+            grid,
+            turns,
+            reuse: 1,
+            work: Work::MOVES,
+        });
+    }
+}
+
+/// Keys and indices, `[rows, row]`.
+struct Pairs {
+    keys: Tensor,
+    ids: Tensor,
+    row: usize,
+}
+
+impl Pairs {
+    fn empty(x: &Tensor, op: &'static str, rows: usize, row: usize) -> Pairs {
+        let array = || Tensor::empty(x.gpu(), op, [rows, row], DType::U32);
+        Pairs { keys: array(), ids: array(), row }
+    }
+}
+
+/// The first `k` elements along `axis` of a contiguous `x` in order, and their indices.
+fn first(op: &'static str, x: &Tensor, axis: usize, k: usize, descending: bool) -> (Tensor, Tensor) {
+    let gpu = x.gpu();
+    let (outer, size, inner) = x.shape().split_at_axis(axis);
+    let shape = x.shape().with(axis, k);
+    let values = Tensor::empty(gpu, op, shape, x.dtype());
+    let indices = Tensor::empty(gpu, op, shape, DType::U32);
+    if shape.count() == 0 {
+        return (values, indices);
+    }
+    let rows = outer * inner;
+    let kind = match x.dtype() {
+        DType::U32 => 1,
+        DType::I32 => 2,
+        DType::F32 | DType::F16 => 0,
+    };
+    let all = Params { rows, size, inner, k, pad: TILE, flip: descending, kind, ..Params::default() };
+    if size <= TILE {
+        let pad = size.next_power_of_two();
+        let tile = pad.max(LEAST);
+        let binds = vec![x.bind(0), values.bind_mut(3), indices.bind_mut(4)];
+        Params { pad, ..all }.launch(x, op, "rows", tile, rows.div_ceil(tile / pad), binds);
+        return (values, indices);
+    }
+
+    let best_only = k <= MOST_KEPT;
+    let tiles = size.div_ceil(TILE);
+    let keep = if best_only { k } else { TILE };
+    let mut pairs = Pairs::empty(x, op, rows, if best_only { tiles * k } else { size });
+    let binds = vec![x.bind(0), pairs.keys.bind_mut(3), pairs.ids.bind_mut(4)];
+    Params { tiles, keep, out_row: pairs.row, ..all }.launch(x, op, "tiles", TILE, rows * tiles, binds);
+
+    let step = |entry, pairs: &Pairs, next: Pairs, params: Params, groups| {
+        let reads = [pairs.keys.bind(1), pairs.ids.bind(2)];
+        let binds = reads.into_iter().chain([next.keys.bind_mut(3), next.ids.bind_mut(4)]).collect();
+        Params { in_row: pairs.row, out_row: next.row, ..params }.launch(x, op, entry, TILE, groups, binds);
+        next
+    };
+    if best_only {
+        while pairs.row > k {
+            let tiles = pairs.row.div_ceil(TILE);
+            let next = Pairs::empty(x, op, rows, tiles * k);
+            pairs = step("again", &pairs, next, Params { tiles, keep, ..all }, rows * tiles);
+        }
+    } else {
+        let mut run = TILE;
+        while run < size {
+            let next = Pairs::empty(x, op, rows, size);
+            pairs = step("merge", &pairs, next, Params { run, ..all }, (rows * size).div_ceil(64));
+            run *= 2;
+        }
+    }
+    let binds = vec![x.bind(0), pairs.ids.bind(2), values.bind_mut(3), indices.bind_mut(4)];
+    let groups = shape.count().div_ceil(64);
+    Params { in_row: pairs.row, ..all }.launch(x, op, "finish", TILE, groups, binds);
+    (values, indices)
+}
+
+struct Sorted {
+    name: &'static str,
+    axis: usize,
+    shape: Shape,
+    indices: Saved,
+}
+
+impl Op for Sorted {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        let dy = dy.contiguous();
+        let indices = self.indices.get(self.name);
+        let (outer, size, inner) = self.shape.split_at_axis(self.axis);
+        let k = dy.shape()[self.axis];
+        sink.add_with(0, |into| {
+            let (dx, accumulate) = into.output(dy.gpu(), self.name, self.shape);
+            let params = Params { rows: outer * inner, size, inner, k, accumulate, ..Params::default() };
+            // A full sort writes every element by itself.
+            if !accumulate && k < size {
+                let groups = dx.count().div_ceil(64);
+                params.launch(&dx, self.name, "clear", TILE, groups, vec![dx.bind_mut(5)]);
+            }
+            let binds = vec![dy.bind(0), indices.bind(2), dx.bind_mut(5)];
+            params.launch(&dx, self.name, "scatter", TILE, dy.count().div_ceil(64), binds);
+            dx
+        });
+    }
+}
+
+impl Tensor {
+    #[track_caller]
+    fn ordered(&self, op: &'static str, axis: usize, k: usize, descending: bool) -> (Tensor, Tensor) {
+        let x = if self.dtype().is_float() { crate::ops::float(op, self) } else { self.clone() };
+        let (values, indices) = first(op, &x.detach().contiguous(), axis, k, descending);
+        if !self.dtype().is_float() {
+            return (values, indices);
+        }
+        let saved = indices.clone();
+        let values = values.made_by(&[self], || {
+            Box::new(Sorted { name: op, axis, shape: *self.shape(), indices: Saved::new(&saved) })
+        });
+        (values, indices)
+    }
+
+    /// The indices that put `axis` in order, as u32 of this shape: `x[argsort(x)[i]]` is the i-th element.
+    ///
+    /// Stable in both directions: equal elements keep their order. NaN counts as larger than infinity, `-0` ties with
+    /// `+0`. Any dtype. Rows up to 2048 are sorted in workgroup memory in one pass, longer ones by merging such runs.
+    /// Source: Batcher 1968, "Sorting networks and their applications" (bitonic sort).
+    ///
+    /// # Panics
+    /// When the axis is out of range.
+    #[track_caller]
+    pub fn argsort(&self, axis: isize, descending: bool) -> Tensor {
+        let axis = shape::axis("argsort", axis, self.shape());
+        self.detach().ordered("argsort", axis, self.shape()[axis], descending).1
+    }
+
+    /// The elements along `axis` in order, and their indices as [`Tensor::argsort`] gives them.
+    ///
+    /// f16 comes back as f32. The gradient of a value goes to the element that it came from.
+    ///
+    /// # Panics
+    /// When the axis is out of range.
+    #[track_caller]
+    pub fn sort(&self, axis: isize, descending: bool) -> (Tensor, Tensor) {
+        let axis = shape::axis("sort", axis, self.shape());
+        self.ordered("sort", axis, self.shape()[axis], descending)
+    }
+
+    /// The `k` largest elements along `axis`, largest first, and their indices as u32; both with `k` in the axis' place.
+    ///
+    /// Ties go to the lower index. NaN counts as larger than infinity. f16 comes back as f32. The gradient of a value
+    /// goes to the element that it came from.
+    ///
+    /// # Panics
+    /// When the axis is out of range or shorter than `k`.
+    #[track_caller]
+    pub fn topk(&self, k: usize, axis: isize) -> (Tensor, Tensor) {
+        let axis = shape::axis("topk", axis, self.shape());
+        assert!(k <= self.shape()[axis], "topk: {k} of axis {axis} of {}", self.shape());
+        self.ordered("topk", axis, k, true)
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    let mut tile = LEAST;
+    std::iter::from_fn(|| {
+        let one = (tile <= TILE).then(|| source(tile));
+        tile *= 2;
+        one
+    })
+    .collect()
+}
+
+/// Values and indices of the first `k` along `axis`, by the standard library's stable sort.
+fn first64(x: &Array, axis: usize, k: usize, order: fn(f64, f64) -> Ordering) -> (Array, Array) {
+    let (outer, size, inner) = x.shape.split_at_axis(axis);
+    let shape = x.shape.with(axis, k);
+    let mut values = Array::from_fn(shape, |_| 0.0);
+    let mut indices = values.clone();
+    for row in 0..outer * inner {
+        let at = |i: usize| row / inner * size * inner + i * inner + row % inner;
+        let mut all: Vec<usize> = (0..size).collect();
+        all.sort_by(|&a, &b| order(x.data[at(a)], x.data[at(b)]));
+        for (i, &id) in all[..k].iter().enumerate() {
+            let to = row / inner * k * inner + i * inner + row % inner;
+            (values.data[to], indices.data[to]) = (x.data[at(id)], id as f64);
+        }
+    }
+    (values, indices)
+}
+
+fn descending(a: f64, b: f64) -> Ordering {
+    order64(b, a)
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let specials =
+        Fill::Values(vec![-0.0, 0.0, 1.5, f64::INFINITY, -2.0, f64::NAN, f64::NEG_INFINITY, 1e-41, 0.0]);
+    let few = Fill::Integers(-3, 3);
+    let mut all = Vec::new();
+    // One element, primes, around the sizes of the tiles, one and two merges, merges of runs without a partner.
+    for (shape, axis, fill) in [
+        (&[1][..], 0, &few),
+        (&[300, 3], 1, &few),
+        (&[31, 7], 1, &specials),
+        (&[7, 31], 0, &few),
+        (&[3, 128], 1, &few),
+        (&[3, 129], 1, &Fill::Normal(1.0)),
+        (&[2, 67, 5], 1, &few),
+        (&[2, 2048], 1, &few),
+        (&[2, 2049], 1, &few),
+        (&[4099, 3], 0, &few),
+        (&[3, 10007], 1, &Fill::Normal(1.0)),
+    ] {
+        let at = axis as isize;
+        let name = format!(
+            "{shape:?} axis {axis} of {}",
+            if matches!(fill, Fill::Values(_)) { "specials" } else { "numbers" }
+        );
+        let input = || vec![Input::normal(shape).fill(fill.clone()).fixed()];
+        all.push(Case::new(
+            format!("argsort {name}"),
+            input(),
+            move |x| x[0].argsort(at, false),
+            move |x| first64(&x[0], axis, x[0].shape[axis], order64).1,
+        ));
+        all.push(Case::new(
+            format!("argsort down {name}"),
+            input(),
+            move |x| x[0].argsort(at, true),
+            move |x| first64(&x[0], axis, x[0].shape[axis], descending).1,
+        ));
+        all.push(Case::new(
+            format!("sort {name}"),
+            input(),
+            move |x| x[0].sort(at, false).0,
+            move |x| first64(&x[0], axis, x[0].shape[axis], order64).0,
+        ));
+    }
+    // Small and large k, in one tile, by keeping (once and twice around), by merging.
+    for (shape, axis, k) in [
+        (&[1][..], 0, 1),
+        (&[37, 8], 1, 2),
+        (&[5, 61, 3], 1, 7),
+        (&[2, 5003], 1, 1),
+        (&[4100, 3], 0, 50),
+        (&[2, 9001], 1, 1024),
+        (&[2, 9001], 1, 1025),
+        (&[1, 43000], 1, 900),
+    ] {
+        let at = axis as isize;
+        let input = || vec![Input::normal(shape).fill(Fill::Integers(-2000, 2000)).fixed()];
+        let name = format!("topk {k} of {shape:?} axis {axis}");
+        all.push(Case::new(
+            format!("{name}, indices"),
+            input(),
+            move |x| x[0].topk(k, at).1,
+            move |x| first64(&x[0], axis, k, descending).1,
+        ));
+        all.push(Case::new(
+            format!("{name}, values"),
+            input(),
+            move |x| x[0].topk(k, at).0,
+            move |x| first64(&x[0], axis, k, descending).0,
+        ));
+    }
+    for dtype in [DType::U32, DType::I32] {
+        let low = if dtype == DType::I32 { -70 } else { 0 };
+        let input = vec![Input::integers([3, 301], dtype, low, 70)];
+        all.push(Case::new(
+            format!("argsort of {dtype}"),
+            input,
+            |x| x[0].argsort(1, false),
+            |x| first64(&x[0], 1, 301, order64).1,
+        ));
+    }
+    let mut all: Vec<Case> = all.into_iter().map(Case::exact).collect();
+    // Distinct elements: differences of the reference do not change the order.
+    for (shape, axis, k) in [(&[6, 13][..], 1, 4), (&[13, 6], 0, 5), (&[3, 67], 1, 67)] {
+        let input = vec![Input::normal(shape).fill(Fill::Distinct(0.03))];
+        let at = axis as isize;
+        all.push(Case::new(
+            format!("gradient of topk {k} of {shape:?}"),
+            input,
+            move |x| x[0].topk(k, at).0,
+            move |x| first64(&x[0], axis, k, descending).0,
+        ));
+    }
+    let input = vec![Input::normal([5, 11]).fill(Fill::Distinct(0.03))];
+    all.push(Case::new(
+        "gradient of sort of a transpose",
+        input,
+        |x| x[0].t().sort(0, false).0,
+        |x| {
+            let turned = Array::from_fn([11, 5], |i| x[0].data[i % 5 * 11 + i / 5]);
+            first64(&turned, 0, 11, order64).0
+        },
+    ));
+    all
+}

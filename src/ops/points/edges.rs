@@ -1,0 +1,282 @@
+//! Directed edges between nodes, ordered by destination, and the differences of positions along them.
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::gpu::kernel::{Launch, MOST_TURNS, Work, grid};
+use crate::gpu::shader::Source;
+use crate::ops::case::{Array, Case, Input};
+use crate::ops::words;
+use crate::tape::{Op, Sink};
+use crate::tensor::{Tensor, same_gpu};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Directed edges `source -> destination` of a graph, sorted by destination, then source. Cloning is cheap.
+///
+/// Sums over the edges of a node run in an order that follows from this one, so that results do not depend on the order in which
+/// edges were given; only edges with the same two ends keep theirs.
+#[derive(Clone)]
+pub struct Edges(Arc<Inner>);
+
+struct Inner {
+    gpu: Gpu,
+    nodes: usize,
+    sources: Vec<u32>,
+    destinations: Vec<u32>,
+    order: Vec<u32>,
+    source_ids: Tensor,
+    destination_ids: Tensor,
+    by_destination: Rows,
+    by_source: Rows,
+}
+
+/// For each node the edges that end or start there, and the node at their other end.
+#[derive(Clone)]
+pub(crate) struct Rows {
+    /// `[nodes + 1]`: where each node's entries begin.
+    pub starts: Tensor,
+    /// `[entries, 2]`: edge, other node.
+    pub pairs: Tensor,
+    /// The most entries of a node.
+    pub most: usize,
+}
+
+impl Edges {
+    /// The edges `sources[i] -> destinations[i]` among `nodes` nodes, in any order; self-loops and repeats are edges like others.
+    ///
+    /// # Errors
+    /// When the lists differ in length, name a node that is not there, or are longer than 32 bits can count.
+    pub fn new(gpu: &Gpu, nodes: usize, sources: &[u32], destinations: &[u32]) -> Result<Edges> {
+        if sources.len() != destinations.len() {
+            let (a, b) = (sources.len(), destinations.len());
+            return Err(Error::config(format!(
+                "edges: {a} sources and {b} destinations; give one of each an edge"
+            )));
+        }
+        if let Some(&node) = sources.iter().chain(destinations).find(|&&n| n as usize >= nodes) {
+            return Err(Error::config(format!("edges: node {node} of {nodes}; nodes count from 0")));
+        }
+        let most = gpu.limits().max_storage_buffer_binding_size;
+        if sources.len() as u64 * 8 > most.min(u32::MAX as u64) {
+            let need = sources.len() as u64 * 8;
+            return Err(Error::Limit { what: "edges: bytes of one list".into(), need, have: most });
+        }
+        let mut order: Vec<u32> = (0..sources.len() as u32).collect();
+        order.sort_by_key(|&e| (destinations[e as usize], sources[e as usize]));
+        let take = |from: &[u32]| order.iter().map(|&e| from[e as usize]).collect::<Vec<u32>>();
+        let (sources, destinations) = (take(sources), take(destinations));
+        let list = |ids: &[u32]| Tensor::from_slice(gpu, ids, [ids.len()]);
+        Ok(Edges(Arc::new(Inner {
+            gpu: gpu.clone(),
+            nodes,
+            source_ids: list(&sources),
+            destination_ids: list(&destinations),
+            by_destination: rows(gpu, nodes, &destinations, &sources),
+            by_source: rows(gpu, nodes, &sources, &destinations),
+            sources,
+            destinations,
+            order,
+        })))
+    }
+
+    /// Number of edges.
+    pub fn len(&self) -> usize {
+        self.0.sources.len()
+    }
+
+    /// Whether there is no edge.
+    pub fn is_empty(&self) -> bool {
+        self.0.sources.is_empty()
+    }
+
+    /// Number of nodes.
+    pub fn nodes(&self) -> usize {
+        self.0.nodes
+    }
+
+    /// Where each edge starts, in order.
+    pub fn sources(&self) -> &[u32] {
+        &self.0.sources
+    }
+
+    /// Where each edge ends, in rising order.
+    pub fn destinations(&self) -> &[u32] {
+        &self.0.destinations
+    }
+
+    /// Each edge's place in the lists that were given.
+    pub fn order(&self) -> &[u32] {
+        &self.0.order
+    }
+
+    /// [`Edges::sources`] on the device.
+    pub fn source_ids(&self) -> &Tensor {
+        &self.0.source_ids
+    }
+
+    /// [`Edges::destinations`] on the device.
+    pub fn destination_ids(&self) -> &Tensor {
+        &self.0.destination_ids
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Gpu {
+        &self.0.gpu
+    }
+
+    pub(crate) fn by_destination(&self) -> &Rows {
+        &self.0.by_destination
+    }
+
+    pub(crate) fn by_source(&self) -> &Rows {
+        &self.0.by_source
+    }
+}
+
+/// Edges by the node that `own` names, in order.
+fn rows(gpu: &Gpu, nodes: usize, own: &[u32], other: &[u32]) -> Rows {
+    let mut starts = vec![0u32; nodes + 1];
+    own.iter().for_each(|&n| starts[n as usize + 1] += 1);
+    let most = starts.iter().copied().max().unwrap_or(0) as usize;
+    for i in 0..nodes {
+        starts[i + 1] += starts[i];
+    }
+    let mut next = starts.clone();
+    let mut pairs = vec![0u32; 2 * own.len()];
+    for (edge, (&n, &m)) in own.iter().zip(other).enumerate() {
+        let at = &mut next[n as usize];
+        pairs[2 * *at as usize..][..2].copy_from_slice(&[edge as u32, m]);
+        *at += 1;
+    }
+    let starts = Tensor::from_slice(gpu, &starts, [starts.len()]);
+    Rows { starts, pairs: Tensor::from_slice(gpu, &pairs, [own.len(), 2]), most }
+}
+
+/// The entries of each node's list that a launch walks, for lists of up to `most` of which an entry takes `turns`: the first launch
+/// writes, the others add, so that none walks too far. There is always a first.
+pub(crate) fn walks(most: usize, turns: usize) -> impl Iterator<Item = Range<usize>> {
+    let span = (MOST_TURNS / turns.max(1)).max(1);
+    (0..most.max(1)).step_by(span).map(move |first| first..most.min(first + span))
+}
+
+impl std::fmt::Debug for Edges {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Edges({} among {} nodes)", self.len(), self.nodes())
+    }
+}
+
+fn source() -> Source {
+    Source::file("edges")
+}
+
+/// `walk` is the part of each node's lists that a launch walks.
+fn launch(
+    entry: &str,
+    width: usize,
+    walk: Range<usize>,
+    to: &Tensor,
+    mut binds: Vec<crate::gpu::kernel::Bind>,
+) {
+    let threads = to.count();
+    let grid = grid(threads.div_ceil(64));
+    binds.push(to.bind_mut(4));
+    to.gpu().launch(Launch {
+        op: "edge_vectors",
+        source: &source(),
+        entry,
+        binds,
+        params: words(&[grid[0], threads as u32, width as u32, walk.start as u32, walk.end as u32]),
+        grid,
+        turns: 2 * walk.len(),
+        reuse: 1,
+        work: Work::MOVES,
+    });
+}
+
+impl Tensor {
+    /// `d[e] = x[source of e] - x[destination of e]`, `[E, D]`, of positions `x [N, D]`: differences first, so that where the
+    /// origin lies changes nothing but the rounding of the input. The gradient of a node is that of the edges that start there
+    /// less that of those that end there, in order.
+    ///
+    /// # Panics
+    /// When this is not `[nodes, D]` in f32.
+    #[track_caller]
+    pub fn edge_vectors(&self, edges: &Edges) -> Tensor {
+        let op = "edge_vectors";
+        same_gpu(op, &[self, edges.source_ids()]);
+        let fits = self.shape().len() == 2 && self.shape()[0] == edges.nodes() && self.dtype() == DType::F32;
+        assert!(
+            fits,
+            "{op}: {} of {} for {edges:?}; positions must be [nodes, D] in f32",
+            self.shape(),
+            self.dtype()
+        );
+        let (x, width) = (self.detach().contiguous(), self.shape()[1]);
+        let y = Tensor::empty(self.gpu(), op, [edges.len(), width], DType::F32);
+        let (from, to) = (&edges.0.source_ids, &edges.0.destination_ids);
+        launch("forward", width, 0..0, &y, vec![x.bind(0), from.bind(1), to.bind(2)]);
+        y.made_by(&[self], || Box::new(EdgeVectors { edges: edges.clone(), width }))
+    }
+}
+
+struct EdgeVectors {
+    edges: Edges,
+    width: usize,
+}
+
+impl Op for EdgeVectors {
+    fn name(&self) -> &'static str {
+        "edge_vectors"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        let (dy, inner) = (dy.contiguous(), &self.edges.0);
+        let dx = Tensor::empty(dy.gpu(), self.name(), [inner.nodes, self.width], DType::F32);
+        let (out, into) = (&inner.by_source, &inner.by_destination);
+        for walk in walks(out.most.max(into.most), 2) {
+            let binds = vec![
+                dy.bind(0),
+                out.starts.bind(1),
+                into.starts.bind(2),
+                out.pairs.bind(3),
+                into.pairs.bind(5),
+            ];
+            launch("backward", self.width, walk, &dx, binds);
+        }
+        sink.add(0, dx);
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    vec![source()]
+}
+
+/// Made-up edges for tests: some nodes have none, some pairs go one way, node 0 has a self-loop.
+pub(crate) fn example(nodes: usize, count: usize) -> [Vec<u32>; 2] {
+    let pick =
+        |i: usize, step: usize| (i * step % nodes.max(2).next_multiple_of(2) / 2 * 2 % nodes.max(1)) as u32;
+    [(0..count).map(|i| pick(i, 7)).collect(), (0..count).map(|i| (i * 5 % nodes.max(1)) as u32).collect()]
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for (nodes, width, count) in [(1, 3, 1), (5, 2, 13), (7, 3, 0), (67, 3, 200), (3, 1, 300)] {
+        let [from, to] = example(nodes, count);
+        let lists = [from.clone(), to.clone()];
+        let forward = move |x: &[Tensor]| {
+            x[0].edge_vectors(&Edges::new(x[0].gpu(), nodes, &lists[0], &lists[1]).expect("edges in range"))
+        };
+        let reference = move |x: &[Array]| {
+            let mut ends: Vec<[u32; 2]> = to.iter().zip(&from).map(|(&d, &s)| [d, s]).collect();
+            ends.sort_unstable();
+            Array::from_fn([count, width], |i| {
+                let [d, s] = ends[i / width].map(|n| n as usize * width + i % width);
+                x[0].data[s] - x[0].data[d]
+            })
+        };
+        let name = format!("vectors of {count} edges among {nodes} nodes, {width} wide");
+        all.push(Case::new(name, vec![Input::normal([nodes, width])], forward, reference));
+    }
+    all
+}

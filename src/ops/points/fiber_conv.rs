@@ -1,0 +1,183 @@
+//! The orientation half of a separable convolution: a depthwise mix of the few orientations of each node.
+
+use crate::dtype::DType;
+use crate::gpu::Gpu;
+use crate::gpu::kernel::{Bind, Launch, Work, grid};
+use crate::gpu::shader::Source;
+use crate::ops::case::{Array, Case, Input};
+use crate::ops::words;
+use crate::tape::{Op, Saved, Sink};
+use crate::tensor::{Tensor, same_gpu};
+
+const OP: &str = "fiber_conv";
+/// Nodes and orientations of a thread.
+const TILE: [usize; 2] = [4, 4];
+/// Nodes of a part of the kernel's gradient at most.
+const SPAN: usize = 4096;
+
+fn source(turned: bool) -> Source {
+    Source::file(OP).u32("NODES", TILE[0] as u32).u32("POINTS", TILE[1] as u32).bool("TURNED", turned)
+}
+
+#[derive(Clone, Copy)]
+struct Sizes {
+    nodes: usize,
+    o: usize,
+    c: usize,
+}
+
+impl Sizes {
+    fn of(x: &Tensor) -> Sizes {
+        Sizes { nodes: x.shape()[0], o: x.shape()[1], c: x.shape()[2] }
+    }
+
+    /// `rest` is the nodes of a part, and whether there is a bias.
+    fn launch(
+        self,
+        gpu: &Gpu,
+        entry: &str,
+        turned: bool,
+        threads: usize,
+        rest: (usize, bool),
+        binds: Vec<Bind>,
+    ) {
+        let grid = grid(threads.div_ceil(64));
+        let sizes = [threads, self.nodes, self.o, self.c / 4, self.o.div_ceil(TILE[1]), rest.0];
+        let mut params = vec![grid[0]];
+        params.extend(sizes.map(|v| v as u32));
+        params.extend([(1.0 / self.o as f32).to_bits(), rest.1 as u32]);
+        let source = source(turned);
+        // Orientations, or the nodes of a part and a turn for each block of them.
+        let turns = self.o + rest.0 + rest.0 / 64;
+        let work = Work::flops(2.0 * (self.nodes * self.c) as f64 * (self.o * self.o) as f64);
+        gpu.launch(Launch {
+            op: OP,
+            source: &source,
+            entry,
+            binds,
+            params: words(&params),
+            grid,
+            turns,
+            reuse: 4,
+            work,
+        });
+    }
+}
+
+/// Checks the shapes of a mix and of what joins it.
+#[track_caller]
+pub(in crate::ops) fn check(op: &str, x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>) {
+    let (x, k) = (x.shape(), kernel.shape());
+    let fits = x.len() == 3 && k[..] == [x[1], x[1], x[2]] && x[2].is_multiple_of(4) && x[1] > 0;
+    let fits = fits && bias.is_none_or(|b| b.shape()[..] == [x[2]]);
+    assert!(
+        fits,
+        "{op}: features {x}, kernel {k}, bias {:?}; they must be [N, O, C], [O, O, C] and [C], C a multiple of 4",
+        bias.map(|b| b.shape())
+    );
+}
+
+/// `y [N, O, C]` of `x`, with the kernel's two orientations exchanged where `turned`.
+pub(in crate::ops) fn mix(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, turned: bool) -> Tensor {
+    let sizes = Sizes::of(x);
+    let y = Tensor::empty(x.gpu(), OP, x.shape(), DType::F32);
+    let threads = sizes.nodes.div_ceil(TILE[0]) * sizes.o.div_ceil(TILE[1]) * sizes.c / 4;
+    let binds = vec![x.bind(0), kernel.bind(1), bias.unwrap_or(kernel).bind(2), y.bind_mut(3)];
+    sizes.launch(x.gpu(), "forward", turned, threads, (0, bias.is_some()), binds);
+    y
+}
+
+pub(in crate::ops) fn kernel_gradient(x: &Tensor, dy: &Tensor) -> Tensor {
+    let sizes = Sizes::of(x);
+    let Sizes { nodes, o, c } = sizes;
+    let blocks = o.div_ceil(TILE[1]);
+    let tiles = blocks * blocks * c / 4;
+    // Enough threads for a large device, and parts long enough that adding them up is small beside making them.
+    let parts = (16384 / tiles.max(1)).clamp(1, nodes.div_ceil(32).max(1)).max(nodes.div_ceil(SPAN));
+    let span = nodes.div_ceil(parts);
+    let dk = Tensor::empty(x.gpu(), OP, [parts, o, o, c], DType::F32);
+    let binds = vec![x.bind(0), dy.bind(4), dk.bind_mut(5)];
+    sizes.launch(x.gpu(), "weights", false, parts * tiles, (span, false), binds);
+    dk.sum(0)
+}
+
+impl Tensor {
+    /// `y[n,p,c] = 1/O sum_a kernel[p,a,c] x[n,a,c] + bias[c]`: this is `x [N, O, C]`, `kernel [O, O, C]`, `bias [C]`.
+    ///
+    /// Derivatives: `dx` is the same with the kernel's orientations exchanged, `dkernel[p,a,c] = 1/O sum_n dy[n,p,c] x[n,a,c]`, added
+    /// up in a fixed order. Source: Bekkers et al. 2024, arXiv 2310.02970.
+    ///
+    /// # Panics
+    /// When the shapes do not fit, C is no multiple of 4, or for types other than f32.
+    #[track_caller]
+    pub fn fiber_conv(&self, kernel: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        check(OP, self, kernel, bias);
+        let mut inputs = vec![self, kernel];
+        inputs.extend(bias);
+        same_gpu(OP, &inputs);
+        assert!(inputs.iter().all(|x| x.dtype() == DType::F32), "{OP}: needs f32");
+        let [x, k] = [self, kernel].map(|x| x.detach().contiguous());
+        let y = mix(&x, &k, bias.map(|b| b.detach().contiguous()).as_ref(), false);
+        y.made_by(&inputs, || {
+            Box::new(FiberConv { x: Saved::new(&x), kernel: Saved::new(&k), bias: bias.is_some() })
+        })
+    }
+}
+
+struct FiberConv {
+    x: Saved,
+    kernel: Saved,
+    bias: bool,
+}
+
+impl Op for FiberConv {
+    fn name(&self) -> &'static str {
+        OP
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = dy[0].as_ref().map(Tensor::contiguous) else { return };
+        if sink.needs(0) {
+            sink.add(0, mix(&dy, self.kernel.get(OP), None, true));
+        }
+        if sink.needs(1) {
+            sink.add(1, kernel_gradient(self.x.get(OP), &dy));
+        }
+        if self.bias && sink.needs(2) {
+            let c = dy.shape()[2];
+            sink.add(2, dy.reshape([dy.count() / c.max(1), c]).sum(0));
+        }
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    [false, true].map(source).to_vec()
+}
+
+/// The mix in f64.
+pub(in crate::ops) fn mix64(x: &Array, kernel: &Array, bias: Option<&Array>) -> Array {
+    let [o, c] = [x.shape[1], x.shape[2]];
+    Array::from_fn(x.shape, |i| {
+        let (n, p, c1) = (i / (o * c), i / c % o, i % c);
+        let term = |a: usize| kernel.data[(p * o + a) * c + c1] * x.data[(n * o + a) * c + c1];
+        (0..o).map(term).sum::<f64>() / o as f64 + bias.map_or(0.0, |b| b.data[c1])
+    })
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for (nodes, o, c, biased) in [
+        (1, 1, 4, true),
+        (5, 3, 8, false),
+        (7, 5, 4, true),
+        (67, 2, 4, true),
+        (2, 13, 4, false),
+        (0, 3, 4, true),
+    ] {
+        let mut inputs = vec![Input::normal([nodes, o, c]), Input::normal([o, o, c])];
+        inputs.extend(biased.then(|| Input::normal([c])));
+        let reference = |x: &[Array]| mix64(&x[0], &x[1], x.get(2));
+        let name = format!("{nodes} nodes, {o} orientations, {c} channels, bias {biased}");
+        all.push(Case::new(name, inputs, |x| x[0].fiber_conv(&x[1], x.get(2)), reference).ulps(8.0, 16.0));
+    }
+    all
+}

@@ -1,0 +1,552 @@
+//! The functions that spatial kernels are combinations of: a small network of an edge's invariants, for runs of edges.
+
+use crate::dtype::DType;
+use crate::gpu::kernel::{Bind, Launch, Work, grid};
+use crate::gpu::shader::Source;
+use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::elementwise::unary::erf64;
+use crate::ops::product::matmul::gathered::LayerSums;
+use crate::ops::product::matmul::{gelu_layer, product, product_slope};
+use crate::ops::words;
+use crate::tape::{Into, Op, Saved, Sink};
+use crate::tensor::{Tensor, same_gpu};
+use std::ops::Range;
+
+/// The number of monomials up to `degree` of so many attributes, `sum over k of attributes^k`: see
+/// [`crate::geometry::invariants::polynomial`].
+pub fn polynomial_size(attributes: usize, degree: usize) -> usize {
+    (1..=degree as u32).map(|k| attributes.pow(k)).sum()
+}
+
+/// From where edges are seen, and in how many products of attributes.
+#[derive(Clone, Debug)]
+pub struct Sight {
+    /// `[O, D]` unit vectors; without them an edge is its length.
+    pub orientations: Option<Tensor>,
+    /// Of the polynomial, 1 to 6.
+    pub degree: usize,
+}
+
+impl Sight {
+    /// Orientations, 1 where there are none.
+    pub fn count(&self) -> usize {
+        self.orientations.as_ref().map_or(1, |o| o.shape()[0])
+    }
+
+    fn attributes(&self) -> usize {
+        1 + self.orientations.is_some() as usize
+    }
+
+    /// Features of an edge and orientation, with the zeros that fill up the last vector.
+    pub fn features(&self) -> usize {
+        polynomial_size(self.attributes(), self.degree).next_multiple_of(4)
+    }
+
+    fn kind(&self, dimension: usize) -> Kind {
+        Kind { dimension, oriented: self.orientations.is_some(), degree: self.degree }
+    }
+
+    #[track_caller]
+    pub(crate) fn check(&self, op: &str, d: &Tensor) {
+        let seen =
+            self.orientations.as_ref().is_none_or(|o| o.shape().len() == 2 && o.shape()[1] == d.shape()[1]);
+        let fits = d.shape().len() == 2 && (2..=3).contains(&d.shape()[1]) && d.dtype() == DType::F32 && seen;
+        let from = self.orientations.as_ref().map(|o| o.shape());
+        assert!(
+            fits,
+            "{op}: edges {} of {} seen from {from:?}; both [.., D], D 2 or 3",
+            d.shape(),
+            d.dtype()
+        );
+        assert!((1..=6).contains(&self.degree), "{op}: degree {}; it must be 1 to 6", self.degree);
+    }
+
+    /// `[edges * O, features]` of `d [edges, D]`.
+    fn forward(&self, d: &Tensor) -> Tensor {
+        let rows = d.shape()[0] * self.count();
+        let f = Tensor::empty(d.gpu(), "edge_features", [rows, self.features()], DType::F32);
+        self.launch(d, "forward", rows, vec![f.bind_mut(2)]);
+        f
+    }
+
+    /// `dd [edges, D]` of `df [edges * O, features]`.
+    fn backward(&self, d: &Tensor, df: &Tensor) -> Tensor {
+        let dd = Tensor::empty(d.gpu(), "edge_features", d.shape(), DType::F32);
+        self.launch(d, "backward", d.shape()[0], vec![df.bind(3), dd.bind_mut(4)]);
+        dd
+    }
+
+    fn launch(&self, d: &Tensor, entry: &str, threads: usize, mut binds: Vec<Bind>) {
+        // Something must be bound where no orientation is read.
+        let o = self.orientations.as_ref().map_or(d.clone(), |o| o.detach().contiguous());
+        binds.extend([d.bind(0), o.bind(1)]);
+        let grid = grid(threads.div_ceil(64));
+        d.gpu().launch(Launch {
+            op: "edge_features",
+            source: &self.kind(d.shape()[1]).source(),
+            entry,
+            binds,
+            params: words(&[grid[0], threads as u32, self.count() as u32]),
+            grid,
+            turns: self.count(),
+            reuse: 1,
+            work: Work::MOVES,
+        });
+    }
+}
+
+/// What the kernel's text depends on.
+#[derive(Clone, Copy)]
+struct Kind {
+    dimension: usize,
+    oriented: bool,
+    degree: usize,
+}
+
+impl Kind {
+    fn source(self) -> Source {
+        let attributes = 1 + self.oriented as usize;
+        let count = polynomial_size(attributes, self.degree);
+        Source::file("kernel_basis")
+            .u32("KIND", if self.oriented { self.dimension as u32 - 1 } else { 0 })
+            .u32("DIMENSION", self.dimension as u32)
+            .u32("DEGREE", self.degree as u32)
+            .u32("WIDTH", count.div_ceil(4) as u32)
+            .u32("ATTRIBUTES", attributes as u32)
+    }
+}
+
+/// `gelu(gelu(f w1^T + b1) w2^T + b2)`, the functions that kernels are combinations of: two matrices `[out, in]` and two biases.
+/// The ops of this module and of [`crate::ops::points::spatial_conv`] need widths that are multiples of 4.
+#[derive(Clone)]
+pub struct Basis {
+    /// `[hidden, features]`
+    pub w1: Tensor,
+    /// `[hidden]`
+    pub b1: Tensor,
+    /// `[basis, hidden]`
+    pub w2: Tensor,
+    /// `[basis]`
+    pub b2: Tensor,
+}
+
+impl Basis {
+    pub(crate) fn all(&self) -> [&Tensor; 4] {
+        [&self.w1, &self.b1, &self.w2, &self.b2]
+    }
+
+    #[track_caller]
+    pub(crate) fn check(&self, op: &str, sight: &Sight) {
+        let (w1, w2) = (self.w1.shape(), self.w2.shape());
+        let fits = w1.len() == 2 && w2.len() == 2 && w1[1] == sight.features() && w2[1] == w1[0];
+        let fits = fits && self.b1.shape()[..] == [w1[0]] && self.b2.shape()[..] == [w2[0]];
+        let whole = w1.len() == 2 && w2.len() == 2 && w1[0].is_multiple_of(4) && w2[0].is_multiple_of(4);
+        assert!(
+            fits && whole && self.all().iter().all(|w| w.dtype() == DType::F32),
+            "{op}: weights {w1}, {}, {w2}, {} for {} features; they must be [H, F], [H], [K, H], [K] in f32, H and K \
+             multiples of 4",
+            self.b1.shape(),
+            self.b2.shape(),
+            sight.features()
+        );
+    }
+}
+
+/// The network on a run of edges, outside any graph.
+pub(crate) struct Network {
+    pub sight: Sight,
+    weights: [Tensor; 4],
+}
+
+/// What the gradient needs of a run's forward pass.
+pub(crate) struct Kept {
+    f: Tensor,
+    before: [Tensor; 2],
+    z: Tensor,
+    raw: Tensor,
+    /// `[rows, basis]`, with the window.
+    pub basis: Tensor,
+}
+
+/// Gradients gathered over runs: weights' added up, those of edges and windows one after the other.
+#[derive(Default)]
+pub(crate) struct Sums {
+    layers: [LayerSums; 2],
+    edges: Vec<Tensor>,
+    windows: Vec<Tensor>,
+}
+
+const OP: &str = "kernel_basis";
+
+impl Network {
+    pub fn new(sight: &Sight, weights: &Basis) -> Network {
+        Network { sight: sight.clone(), weights: weights.all().map(|w| w.detach().contiguous()) }
+    }
+
+    pub fn width(&self) -> usize {
+        self.weights[3].count()
+    }
+
+    /// The basis `[edges * O, K]` of edges `d`, written to `into` where given.
+    pub fn forward(&self, d: &Tensor, window: Option<&Tensor>, into: Option<&Tensor>) -> Tensor {
+        let [w1, b1, w2, b2] = &self.weights;
+        let z = gelu_layer(OP, &self.sight.forward(d), [w1, b1], None, None);
+        let Some(window) = window else { return gelu_layer(OP, &z, [w2, b2], into, None) };
+        let basis = windowed(&gelu_layer(OP, &z, [w2, b2], None, None), window);
+        let Some(into) = into else {
+            basis.evaluate();
+            return basis;
+        };
+        basis.write_to(OP, into, false);
+        into.clone()
+    }
+
+    pub fn keep(&self, d: &Tensor, window: Option<&Tensor>) -> Kept {
+        let [w1, b1, w2, b2] = &self.weights;
+        let f = self.sight.forward(d);
+        let before = [w1, w2].map(|w| Tensor::empty(d.gpu(), OP, [f.shape()[0], w.shape()[0]], DType::F32));
+        let z = gelu_layer(OP, &f, [w1, b1], None, Some(&before[0]));
+        let raw = gelu_layer(OP, &z, [w2, b2], None, Some(&before[1]));
+        let basis = window.map_or(raw.clone(), |window| windowed(&raw, window));
+        basis.evaluate();
+        Kept { f, before, z, raw, basis }
+    }
+
+    /// Adds to `sums` what is wanted, from what comes in.
+    pub fn backward(
+        &self,
+        kept: &Kept,
+        d: &Tensor,
+        window: Option<&Tensor>,
+        incoming: Incoming,
+        wants: &Wants,
+        sums: &mut Sums,
+    ) {
+        let [w1, _, w2, _] = &self.weights;
+        let deeper = wants.edges || wants.weights.contains(&true);
+        let (dsecond, dwindow) = match incoming {
+            Incoming::Kernel { m, kernel } if window.is_none() => {
+                (product_slope(OP, m, kernel, &kept.before[1]), None)
+            }
+            _ => {
+                let dbasis = match incoming {
+                    Incoming::Basis(dbasis) => dbasis.clone(),
+                    Incoming::Kernel { m, kernel } => product(OP, m, kernel, Into::New),
+                };
+                let dwindow = window.filter(|_| wants.window).map(|window| {
+                    let edges = window.count();
+                    kept.raw.mul(&dbasis).reshape([edges, dbasis.count() / edges.max(1)]).sum(1)
+                });
+                let draw = window.map_or(dbasis.clone(), |window| windowed(&dbasis, window));
+                let at = &kept.before[1];
+                let dsecond = Tensor::lazy("gelu", "$1 * dgelu($0)", DType::F32, *at.shape(), &[at, &draw]);
+                (dsecond, dwindow)
+            }
+        };
+        sums.windows.extend(dwindow);
+        if !deeper {
+            return;
+        }
+        dsecond.evaluate();
+        sums.layers[1].add(OP, &dsecond, &kept.z, &wants.weights[2..]);
+        let dfirst = product_slope(OP, &dsecond, w2, &kept.before[0]);
+        sums.layers[0].add(OP, &dfirst, &kept.f, &wants.weights[..2]);
+        if wants.edges {
+            sums.edges.push(self.sight.backward(d, &product(OP, &dfirst, w1, Into::New)));
+        }
+    }
+}
+
+/// Where the gradient of a run's basis comes from.
+pub(crate) enum Incoming<'a> {
+    /// It is there: `[edges * O, K]`.
+    Basis(&'a Tensor),
+    /// `m kernel`, of the kernels' gradient `m [edges * O, C]` and `kernel [C, K]`.
+    Kernel { m: &'a Tensor, kernel: &'a Tensor },
+}
+
+/// Which gradients somebody asked for.
+pub(crate) struct Wants {
+    pub edges: bool,
+    pub window: bool,
+    pub weights: [bool; 4],
+}
+
+/// `x [edges * O, K]` times the window of each edge.
+fn windowed(x: &Tensor, window: &Tensor) -> Tensor {
+    let edges = window.count();
+    x.reshape([edges, x.count() / edges.max(1)]).mul(&window.reshape([edges, 1])).reshape(*x.shape())
+}
+
+/// Edges whose rows are in memory together: enough to keep a device busy, and whole blocks of 64 so that parts of arrays can be
+/// bound.
+pub(crate) fn run(gpu: &crate::Gpu, orientations: usize) -> usize {
+    let rows = gpu.class().chunk as usize >> 10;
+    (rows / orientations / 64 * 64).max(64)
+}
+
+pub(crate) fn runs(edges: usize, run: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..edges).step_by(run).map(move |first| first..edges.min(first + run))
+}
+
+/// A run's part of an array over edges.
+pub(crate) fn part(x: &Tensor, edges: &Range<usize>) -> Tensor {
+    x.slice(0, edges.clone()).contiguous()
+}
+
+/// The pieces one after the other, or a first axis of 0 where there are none.
+pub(crate) fn joined(pieces: &[Tensor], like: &Tensor) -> Tensor {
+    match pieces {
+        [] => Tensor::zeros(like.gpu(), *like.shape()),
+        _ => Tensor::concat(&pieces.iter().collect::<Vec<_>>(), 0),
+    }
+}
+
+impl Tensor {
+    /// Products of up to `degree` invariants of edges `d [E, D]` seen from every orientation, `[E, O, F]`: the attributes of
+    /// [`crate::geometry::invariants::spatial`] (or `|d|` without orientations) in the order of
+    /// [`crate::geometry::invariants::polynomial`], then zeros up to a multiple of 4.
+    ///
+    /// # Panics
+    /// When shapes do not fit, D is not 2 or 3, or the degree is not 1 to 6.
+    #[track_caller]
+    pub fn edge_features(&self, sight: &Sight) -> Tensor {
+        sight.check("edge_features", self);
+        let d = self.detach().contiguous();
+        let f = sight.forward(&d).reshape([d.shape()[0], sight.count(), sight.features()]);
+        f.made_by(&[self], || Box::new(Features { sight: sight.clone(), d: Saved::new(&d) }))
+    }
+
+    /// The basis `B [E, O, K] = window(e) gelu(gelu(f w1^T + b1) w2^T + b2)` of the features of edges `d [E, D]`, `window [E]`.
+    ///
+    /// Beside the result nothing of its size is kept or made: edges go through the network in runs, in the backward pass again.
+    ///
+    /// # Panics
+    /// When shapes do not fit; widths must be multiples of 4.
+    #[track_caller]
+    pub fn kernel_basis(&self, window: Option<&Tensor>, sight: &Sight, weights: &Basis) -> Tensor {
+        sight.check(OP, self);
+        weights.check(OP, sight);
+        let edges = self.shape()[0];
+        assert!(window.is_none_or(|w| w.shape()[..] == [edges]), "{OP}: a window that is not [{edges}]");
+        let mut inputs = vec![self];
+        inputs.extend(weights.all());
+        inputs.extend(window);
+        same_gpu(OP, &inputs);
+        let (d, network) = (self.detach().contiguous(), Network::new(sight, weights));
+        let window = window.map(|w| w.detach().contiguous());
+        let (o, k) = (sight.count(), network.width());
+        let all = Tensor::empty(self.gpu(), OP, [edges, o, k], DType::F32);
+        for run in runs(edges, run(self.gpu(), o)) {
+            let into = all.slice(0, run.clone()).reshape([run.len() * o, k]);
+            network.forward(&part(&d, &run), window.as_ref().map(|w| part(w, &run)).as_ref(), Some(&into));
+        }
+        all.made_by(&inputs, || {
+            let saved = weights.all().map(Saved::new);
+            Box::new(KernelBasis {
+                network,
+                saved,
+                d: Saved::new(&d),
+                window: window.map(|w| Saved::new(&w)),
+            })
+        })
+    }
+}
+
+struct Features {
+    sight: Sight,
+    d: Saved,
+}
+
+impl Op for Features {
+    fn name(&self) -> &'static str {
+        "edge_features"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        if let Some(dy) = &dy[0] {
+            sink.add(0, self.sight.backward(self.d.get(self.name()), &dy.contiguous()));
+        }
+    }
+}
+
+struct KernelBasis {
+    network: Network,
+    /// Checks that nobody changed the weights meanwhile.
+    saved: [Saved; 4],
+    d: Saved,
+    window: Option<Saved>,
+}
+
+impl Op for KernelBasis {
+    fn name(&self) -> &'static str {
+        OP
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        self.saved.iter().for_each(|w| {
+            w.get(OP);
+        });
+        let (d, dy, window) = (self.d.get(OP), dy.contiguous(), self.window.as_ref().map(|w| w.get(OP)));
+        let wants = Wants {
+            edges: sink.needs(0),
+            window: window.is_some() && sink.needs(5),
+            weights: std::array::from_fn(|i| sink.needs(1 + i)),
+        };
+        let mut sums = Sums::default();
+        let [edges, o, k] = [0, 1, 2].map(|axis| dy.shape()[axis]);
+        for run in runs(edges, run(d.gpu(), o)) {
+            let (d, window) = (part(d, &run), window.map(|w| part(w, &run)));
+            let kept = self.network.keep(&d, window.as_ref());
+            let dy = part(&dy, &run).reshape([run.len() * o, k]);
+            self.network.backward(&kept, &d, window.as_ref(), Incoming::Basis(&dy), &wants, &mut sums);
+        }
+        sums.hand_over(sink, [0, 1, 5], &self.network, d, window);
+    }
+}
+
+impl Sums {
+    /// Gives the sink what was gathered: at these places the edges, the first of four weights, the window.
+    pub fn hand_over(
+        self,
+        sink: &mut Sink,
+        [edges, weights, windows]: [usize; 3],
+        network: &Network,
+        d: &Tensor,
+        window: Option<&Tensor>,
+    ) {
+        if sink.needs(edges) {
+            sink.add(edges, joined(&self.edges, d));
+        }
+        for (i, sum) in self.layers.into_iter().flat_map(LayerSums::sums).enumerate() {
+            if sink.needs(weights + i) {
+                let none = || Tensor::zeros(d.gpu(), *network.weights[i].shape());
+                sink.add(weights + i, sum.unwrap_or_else(none));
+            }
+        }
+        if let Some(window) = window
+            && sink.needs(windows)
+        {
+            sink.add(windows, joined(&self.windows, window));
+        }
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    let mut all = Vec::new();
+    for (dimension, oriented) in [(2, false), (3, false), (2, true), (3, true)] {
+        all.extend([1, 3].map(|degree| Kind { dimension, oriented, degree }.source()));
+    }
+    all
+}
+
+/// Features of one edge and orientation, without the zeros.
+fn features64(d: &[f64], o: Option<&[f64]>, degree: usize) -> Vec<f64> {
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
+    let a = match o {
+        None => vec![dot(d, d).sqrt()],
+        Some(o) if d.len() == 2 => vec![dot(d, o), d[1] * o[0] - d[0] * o[1]],
+        Some(o) => {
+            let along = dot(d, o);
+            let rest: Vec<f64> = d.iter().zip(o).map(|(d, o)| d - along * o).collect();
+            vec![along, dot(&rest, &rest).sqrt()]
+        }
+    };
+    let (mut all, mut last) = (a.clone(), a.clone());
+    for _ in 1..degree {
+        last = last.iter().flat_map(|f| a.iter().map(move |a| f * a)).collect();
+        all.extend(&last);
+    }
+    all
+}
+
+/// `[edges, O, F]`, filled up with zeros.
+fn all_features64(d: &Array, o: Option<&Array>, degree: usize) -> Array {
+    let [edges, width] = [d.shape[0], d.shape[1]];
+    let count = o.map_or(1, |o| o.shape[0]);
+    let rows: Vec<Vec<f64>> = (0..edges * count)
+        .map(|row| {
+            let own = |x: &'_ Array, i: usize| x.data[i * width..(i + 1) * width].to_vec();
+            features64(&own(d, row / count), o.map(|o| own(o, row % count)).as_deref(), degree)
+        })
+        .collect();
+    let f = polynomial_size(1 + o.is_some() as usize, degree).next_multiple_of(4);
+    Array::from_fn([edges, count, f], |i| rows[i / f].get(i % f).copied().unwrap_or(0.0))
+}
+
+/// `x [.., in]` through one layer.
+fn layer64(x: &Array, w: &Array, b: &Array) -> Array {
+    let [out, inner] = [w.shape[0], w.shape[1]];
+    let rows = x.data.len() / inner;
+    Array::from_fn([rows, out], |i| {
+        let (row, j) = (i / out, i % out);
+        let y = (0..inner).map(|q| x.data[row * inner + q] * w.data[j * inner + q]).sum::<f64>() + b.data[j];
+        0.5 * y * (1.0 + erf64(y * std::f64::consts::FRAC_1_SQRT_2))
+    })
+}
+
+/// The reference of the whole: `x` is edges, orientations, w1, b1, w2, b2 and the window.
+pub(crate) fn basis64(x: &[Array], degree: usize) -> Array {
+    let (edges, o) = (x[0].shape[0], x[1].shape[0]);
+    let f = all_features64(&x[0], Some(&x[1]), degree);
+    let b = layer64(&layer64(&f, &x[2], &x[3]), &x[4], &x[5]);
+    let k = b.shape[1];
+    Array::from_fn([edges, o, k], |i| b.data[i] * x.get(6).map_or(1.0, |w| w.data[i / (o * k)]))
+}
+
+/// Unit vectors that are exact neither in f32 nor alike.
+pub(crate) fn directions(count: usize, dimension: usize) -> Input {
+    let one = |i: usize| {
+        let angle = 0.7 + 2.1 * i as f64;
+        let z = if dimension == 3 { 0.8 - 1.3 * (i % 5) as f64 / 4.0 } else { 0.0 };
+        let r = (1.0 - z * z).sqrt();
+        [r * angle.cos(), r * angle.sin(), z][..dimension].to_vec()
+    };
+    Input::normal([count, dimension]).fill(Fill::Values((0..count).flat_map(one).collect())).fixed()
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for (edges, count, dimension, degree) in
+        [(1, 1, 3, 1), (7, 5, 3, 3), (67, 2, 3, 2), (13, 3, 2, 3), (3, 4, 2, 4)]
+    {
+        let inputs = vec![Input::normal([edges, dimension]), directions(count, dimension)];
+        let forward =
+            move |x: &[Tensor]| x[0].edge_features(&Sight { orientations: Some(x[1].clone()), degree });
+        let reference = move |x: &[Array]| all_features64(&x[0], Some(&x[1]), degree);
+        let name = format!("features of {edges} edges from {count} sides in {dimension}-D, degree {degree}");
+        all.push(Case::new(name, inputs, forward, reference).ulps(64.0, 128.0).grad_floor(64.0));
+    }
+    for (edges, dimension, degree) in [(9, 3, 3), (5, 2, 5)] {
+        let inputs = vec![Input::normal([edges, dimension])];
+        let forward = move |x: &[Tensor]| x[0].edge_features(&Sight { orientations: None, degree });
+        let name = format!("lengths of {edges} edges in {dimension}-D, degree {degree}");
+        let reference = move |x: &[Array]| all_features64(&x[0], None, degree);
+        all.push(Case::new(name, inputs, forward, reference).ulps(64.0, 128.0).grad_floor(64.0));
+    }
+    for (edges, count, h, k, window) in [(5, 3, 8, 4, false), (3, 2, 4, 12, true), (0, 2, 4, 4, true)] {
+        let degree = 2;
+        let mut inputs = vec![Input::normal([edges, 3]), directions(count, 3)];
+        inputs.extend(small([&[h, 8], &[h], &[k, h], &[k]]));
+        inputs.extend(window.then(|| Input::normal([edges])));
+        let forward = move |x: &[Tensor]| x[0].kernel_basis(x.get(6), &sight(x, degree), &weights(x));
+        let name =
+            format!("basis of {edges} edges from {count} sides, {h} hidden, {k} functions, window {window}");
+        let case = Case::new(name, inputs, forward, move |x| basis64(x, degree));
+        all.push(case.ulps(256.0, 512.0).grad_floor(1024.0));
+    }
+    all
+}
+
+/// Weights that keep the network where GELU is no rounding of its own: far below 0 it is a difference of nearly equal numbers.
+pub(crate) fn small<const N: usize>(shapes: [&[usize]; N]) -> [Input; N] {
+    shapes.map(|shape| Input::normal(shape).fill(Fill::Normal(0.3)))
+}
+
+/// Sight and weights of the inputs of [`basis64`].
+pub(crate) fn sight(x: &[Tensor], degree: usize) -> Sight {
+    Sight { orientations: Some(x[1].clone()), degree }
+}
+
+pub(crate) fn weights(x: &[Tensor]) -> Basis {
+    Basis { w1: x[2].clone(), b1: x[3].clone(), w2: x[4].clone(), b2: x[5].clone() }
+}

@@ -1,0 +1,183 @@
+//! Two layers with a GELU between them, whose wide middle is never there for more than a run of rows.
+
+use super::kernel_basis::{part, runs};
+use crate::dtype::DType;
+use crate::gpu::Gpu;
+use crate::gpu::shader::Source;
+use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::elementwise::unary::erf64;
+use crate::ops::product::matmul::gathered::LayerSums;
+use crate::ops::product::matmul::{biased, gelu_layer, product, product_slope};
+use crate::tape::{Into, Op, Saved, Sink};
+use crate::tensor::{Tensor, same_gpu};
+
+const OP: &str = "mlp";
+
+/// Rows of a run: the middle of a run fits a CPU's cache, or is little of a GPU's memory; whole blocks of 64, so that parts of
+/// arrays can be bound.
+fn run(gpu: &Gpu, hidden: usize) -> usize {
+    (gpu.class().chunk as usize / (4 * hidden.max(1)) / 64 * 64).clamp(64, 1 << 20)
+}
+
+impl Tensor {
+    /// `y = gelu(x w1^T + b1) w2^T + b2 + residual`: this is `x [.., C]`, and `weights` are `w1 [H, C]`, `b1 [H]`, `w2 [D, H]` and
+    /// `b2 [D]`; `residual [.., D]`.
+    ///
+    /// Of `gelu(x w1^T + b1)`, which is wide, only a run of rows is there at a time; the backward pass makes it again: seven
+    /// products in both passes in place of six. Kept for it: `x`.
+    ///
+    /// # Panics
+    /// When the shapes do not fit, or for types other than f32.
+    #[track_caller]
+    pub fn mlp(&self, weights: [&Tensor; 4], residual: Option<&Tensor>) -> Tensor {
+        self.mlp_by(run(self.gpu(), weights[1].count()), weights, residual)
+    }
+
+    #[track_caller]
+    fn mlp_by(&self, run: usize, weights: [&Tensor; 4], residual: Option<&Tensor>) -> Tensor {
+        let [w1, b1, w2, b2] = weights;
+        let axes = self.shape().len();
+        let matrices = axes > 0 && w1.shape().len() == 2 && w2.shape().len() == 2;
+        let fits = matrices
+            && self.shape()[axes - 1] == w1.shape()[1]
+            && w1.shape()[1] > 0
+            && b1.shape()[..] == [w1.shape()[0]]
+            && w2.shape()[1] == w1.shape()[0]
+            && b2.shape()[..] == [w2.shape()[0]];
+        assert!(
+            fits,
+            "{OP}: x {}, weights {}, {}, {}, {}; they must be [.., C], [H, C], [H], [D, H], [D], C above 0",
+            self.shape(),
+            w1.shape(),
+            b1.shape(),
+            w2.shape(),
+            b2.shape()
+        );
+        let shape = self.shape().with(axes - 1, w2.shape()[0]);
+        assert!(residual.is_none_or(|r| *r.shape() == shape), "{OP}: a residual that is not {shape}");
+        let mut inputs = vec![self, w1, b1, w2, b2];
+        inputs.extend(residual);
+        same_gpu(OP, &inputs);
+        assert!(inputs.iter().all(|x| x.dtype() == DType::F32), "{OP}: needs f32");
+        let (x, own) = (rows(self), weights.map(|w| w.detach().contiguous()));
+        let residual = residual.map(rows);
+        let y = Tensor::empty(self.gpu(), OP, [x.shape()[0], shape[axes - 1]], DType::F32);
+        for run in runs(x.shape()[0], run) {
+            let z = gelu_layer(OP, &part(&x, &run), [&own[0], &own[1]], None, None);
+            let residual = residual.as_ref().map(|r| part(r, &run));
+            biased(OP, &z, [&own[2], &own[3]], residual.as_ref(), &y.slice(0, run));
+        }
+        y.reshape(shape).made_by(&inputs, || {
+            let weights = own.each_ref().map(Saved::new);
+            Box::new(Mlp { x: Saved::new(&x), weights, residual: residual.is_some(), run })
+        })
+    }
+}
+
+/// As a matrix of rows, not recorded.
+fn rows(x: &Tensor) -> Tensor {
+    let width = x.shape()[x.shape().len() - 1];
+    let rows = x.shape()[..x.shape().len() - 1].iter().product::<usize>();
+    x.detach().contiguous().reshape([rows, width])
+}
+
+struct Mlp {
+    x: Saved,
+    weights: [Saved; 4],
+    residual: bool,
+    run: usize,
+}
+
+impl Op for Mlp {
+    fn name(&self) -> &'static str {
+        OP
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(full) = &dy[0] else { return };
+        let (x, dy) = (self.x.get(OP), rows(full));
+        let [w1, b1, w2, _] = [0, 1, 2, 3].map(|i| self.weights[i].get(OP));
+        let wants: [bool; 4] = std::array::from_fn(|i| sink.needs(1 + i));
+        let deeper = sink.needs(0) || wants[0] || wants[1];
+        let dx = sink.needs(0).then(|| Tensor::empty(x.gpu(), OP, *x.shape(), DType::F32));
+        let mut layers: [LayerSums; 2] = Default::default();
+        for run in runs(x.shape()[0], self.run) {
+            let (x, dy) = (part(x, &run), part(&dy, &run));
+            let before = Tensor::empty(x.gpu(), OP, [run.len(), b1.count()], DType::F32);
+            // Forces of fixed weights ask for `dx` alone: that needs what goes into the GELU, and not what comes out.
+            let z = wants[2].then(|| gelu_layer(OP, &x, [w1, b1], None, Some(&before)));
+            if z.is_none() {
+                biased(OP, &x, [w1, b1], None, &before);
+            }
+            layers[1].add(OP, &dy, z.as_ref().unwrap_or(&before), &wants[2..]);
+            if deeper {
+                let dz = product_slope(OP, &dy, w2, &before);
+                layers[0].add(OP, &dz, &x, &wants[..2]);
+                if let Some(dx) = &dx {
+                    product(OP, &dz, w1, Into::Write(dx.slice(0, run)));
+                }
+            }
+        }
+        if let Some(dx) = dx {
+            let axes = full.shape().len();
+            sink.add(0, dx.reshape(full.shape().with(axes - 1, x.shape()[1])));
+        }
+        for (i, sum) in layers.into_iter().flat_map(LayerSums::sums).enumerate() {
+            if wants[i] {
+                sink.add(
+                    1 + i,
+                    sum.unwrap_or_else(|| Tensor::zeros(x.gpu(), *self.weights[i].get(OP).shape())),
+                );
+            }
+        }
+        if self.residual {
+            sink.add(5, full.clone());
+        }
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    Vec::new()
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    // By runs of 64 rows: the last one is short.
+    for (shape, h, d, residual) in [
+        (&[1, 1][..], 1, 1, false),
+        (&[5, 4], 8, 4, true),
+        (&[2, 3, 7], 13, 5, true),
+        (&[131, 4], 5, 4, true),
+        (&[0, 4], 8, 4, true),
+    ] {
+        let (axes, rows) = (shape.len(), shape[..shape.len() - 1].iter().product::<usize>());
+        let (c, mut to) = (shape[axes - 1], shape.to_vec());
+        to[axes - 1] = d;
+        // GELU far below 0 is a difference of nearly equal numbers: weights that keep away from there.
+        let scale = 1.0 / (h as f64).sqrt();
+        let small = |shape: &[usize], s: f64| Input::normal(shape).fill(Fill::Normal(s));
+        let mut inputs = vec![Input::normal(shape), small(&[h, c], 0.3), small(&[h], 0.3)];
+        inputs.extend([small(&[d, h], scale), small(&[d], 0.3)]);
+        inputs.extend(residual.then(|| Input::normal(to.as_slice())));
+        let reference = move |x: &[Array]| {
+            let layer = |from: &[f64], w: &Array, b: &Array, i: usize| {
+                let k = w.shape[1];
+                b.data[i] + (0..k).map(|q| from[q] * w.data[i * k + q]).sum::<f64>()
+            };
+            let gelu = |v: f64| 0.5 * v * (1.0 + erf64(v * std::f64::consts::FRAC_1_SQRT_2));
+            let mut y = Vec::with_capacity(rows * d);
+            for row in 0..rows {
+                let own = &x[0].data[row * c..(row + 1) * c];
+                let z: Vec<f64> = (0..h).map(|i| gelu(layer(own, &x[1], &x[2], i))).collect();
+                y.extend(
+                    (0..d)
+                        .map(|i| layer(&z, &x[3], &x[4], i) + x.get(5).map_or(0.0, |r| r.data[row * d + i])),
+                );
+            }
+            Array::from_fn(to.as_slice(), |i| y[i])
+        };
+        let name = format!("{shape:?} through {h} to {d}, residual {residual}");
+        let forward = |x: &[Tensor]| x[0].mlp_by(64, [&x[1], &x[2], &x[3], &x[4]], x.get(5));
+        all.push(Case::new(name, inputs, forward, reference).ulps(128.0, 256.0).grad_floor(512.0));
+    }
+    all
+}

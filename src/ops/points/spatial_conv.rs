@@ -1,0 +1,507 @@
+//! The spatial half of a separable convolution on positions and orientations: sums over neighbours with kernels that exist in
+//! registers only, or for a run of rows where two edges share them.
+
+use super::bonds::{Bonds, Run, Uses};
+use super::edges::{Edges, walks};
+use super::kernel_basis::{
+    Basis, Incoming, Network, Sight, Sums, Wants, basis64, directions, part, run, sight, small, weights,
+};
+use crate::dtype::DType;
+use crate::gpu::DeviceClass;
+use crate::gpu::kernel::{Launch, Work, grid};
+use crate::gpu::shader::Source;
+use crate::ops::case::{Array, Case, Input};
+use crate::ops::product::matmul::gathered::Outer;
+use crate::ops::product::matmul::product;
+use crate::ops::words;
+use crate::tape::{Into, Op, Saved, Sink};
+use crate::tensor::{Tensor, same_gpu};
+
+const OP: &str = "spatial_conv";
+
+/// What a thread of the kernel owns.
+#[derive(Clone, Copy)]
+struct Tile {
+    edges: usize,
+    orientations: usize,
+    /// In vectors.
+    channels: usize,
+}
+
+impl Tile {
+    /// CPU drivers pay for loads and keep sums in the cache near them; a GPU has about 100 registers to spend.
+    fn of(class: &DeviceClass, orientations: usize, channels: usize) -> Tile {
+        let (rows, most) = if class.has_many_registers() { (16, 4) } else { (8, 2) };
+        let whole = [4, 5, 3, 2].into_iter().find(|n| orientations.is_multiple_of(*n));
+        let own = whole.unwrap_or(orientations.min(4));
+        Tile { edges: rows / own, orientations: own, channels: channels.min(most) }
+    }
+
+    fn source(self) -> Source {
+        Source::file(OP)
+            .u32("EDGES", self.edges as u32)
+            .u32("ORIENTATIONS", self.orientations as u32)
+            .u32("CHANNELS", self.channels as u32)
+    }
+}
+
+/// The kernels of which a thread owns `own` vectors of one orientation: `o` orientations, `c` vectors of channels.
+fn plain(paired: bool, [o, c]: [usize; 2], own: usize) -> Source {
+    let source = Tile { edges: 1, orientations: 1, channels: own }.source();
+    source.bool("PAIRED", paired).u32("SIDES", o as u32).u32("WIDTH", c as u32)
+}
+
+/// Vectors of a thread there: a CPU driver pays for each thread's places, a GPU wants neighbours to read neighbours.
+fn own(class: &DeviceClass, c: usize) -> usize {
+    c.min(if class.has_many_registers() { 4 } else { 1 })
+}
+
+/// `y[n] += sum over the uses of n: (basis w)[row] v[other]` of a run.
+fn convolve(basis: &Tensor, w: &Tensor, v: &Tensor, (run, uses): (&Run, &Uses), bonds: &Bonds, y: &Tensor) {
+    let (v, y) = (part(v, &run.nodes), y.slice(0, run.nodes.clone()));
+    let [o, c] = [y.shape()[1], y.shape()[2] / 4];
+    let nodes = uses.nodes.shape()[0] - 1;
+    let mut binds = vec![v.bind(2), uses.nodes.bind(3), uses.pairs.bind(4), y.bind_mut(5)];
+    // Of each edge that a thread takes at a time, the products with the basis are a loop inside.
+    let (entry, source, blocks, turns) = match bonds.opposite() {
+        Some(opposite) => {
+            let own = own(y.gpu().class(), c);
+            binds.extend([product(OP, basis, w, Into::New).bind(9), opposite.bind(7)]);
+            ("messages", plain(true, [o, c], own), [o, c.div_ceil(own)], 1)
+        }
+        None => {
+            let tile = Tile::of(y.gpu().class(), o, c);
+            binds.extend([basis.bind(0), w.bind(1)]);
+            let blocks = [o.div_ceil(tile.orientations), c.div_ceil(tile.channels)];
+            ("forward", tile.source(), blocks, 2 + w.shape()[0] / 4)
+        }
+    };
+    let threads = nodes * blocks[0] * blocks[1];
+    let grid = grid(threads.div_ceil(64));
+    // Of all edges, an overestimate where they are walked in several launches.
+    let terms = if bonds.opposite().is_some() { 1 } else { w.shape()[0] };
+    let work = Work::flops(2.0 * (uses.pairs.count() * o) as f64 * (4 * c * terms) as f64);
+    for walk in walks(uses.most, turns) {
+        let sizes = [threads, o, c, w.shape()[0] / 4, blocks[0], blocks[1], walk.start, walk.end];
+        let params: Vec<u32> = std::iter::once(grid[0]).chain(sizes.map(|v| v as u32)).collect();
+        let (binds, turns) = (binds.clone(), turns * walk.len());
+        let launch = Launch {
+            op: OP,
+            source: &source,
+            entry,
+            binds,
+            params: words(&params),
+            grid,
+            turns,
+            reuse: 8,
+            work,
+        };
+        y.gpu().launch(launch);
+    }
+}
+
+/// `m = g[destination] h[source]` of the edges of a run's rows: `[rows * O, C]`.
+fn products(g: &Tensor, h: &Tensor, run: &Run, bonds: &Bonds) -> Tensor {
+    let [g, h] = [g, h].map(|x| part(x, &run.nodes));
+    let [o, c] = [h.shape()[1], h.shape()[2]];
+    let m = Tensor::empty(h.gpu(), OP, [run.rows.len() * o, c], DType::F32);
+    let own = own(h.gpu().class(), c / 4);
+    let threads = run.rows.len() * o * (c / 4).div_ceil(own);
+    let grid = grid(threads.div_ceil(64));
+    // Something must be bound where no opposite is read.
+    let back = bonds.opposite().unwrap_or(run.ends()).bind(7);
+    let binds = vec![g.bind(6), h.bind(2), run.ends().bind(8), m.bind_mut(5), back];
+    h.gpu().launch(Launch {
+        op: OP,
+        source: &plain(bonds.opposite().is_some(), [o, c / 4], own),
+        entry: "products",
+        binds,
+        params: words(&[grid[0], threads as u32, o as u32, c as u32 / 4, 0, 0, 0, 0, 0]),
+        grid,
+        turns: 0,
+        reuse: 1,
+        work: Work::MOVES,
+    });
+    m
+}
+
+/// A run's share of the backward pass: adds to `dh` and `dkernel`, and gives `m = dk [rows, C]` for the basis' gradient.
+struct Halves<'a> {
+    h: &'a Tensor,
+    /// Gradient of the result.
+    g: &'a Tensor,
+    /// `[K, C]`
+    turned: &'a Tensor,
+    bonds: &'a Bonds,
+    dh: Option<Tensor>,
+    dkernel: Outer,
+    kernel: bool,
+}
+
+impl Halves<'_> {
+    fn add(&mut self, basis: &Tensor, run: &Run) -> Tensor {
+        if let Some(dh) = &self.dh {
+            convolve(basis, self.turned, self.g, (run, run.from()), self.bonds, dh);
+        }
+        let m = products(self.g, self.h, run, self.bonds);
+        if self.kernel {
+            self.dkernel.add(OP, &m, basis);
+        }
+        m
+    }
+}
+
+/// A tensor of zeros with memory of its own, to be added to.
+fn zeros(like: &Tensor) -> Tensor {
+    let zeros = Tensor::zeros(like.gpu(), *like.shape());
+    zeros.evaluate();
+    zeros
+}
+
+#[track_caller]
+fn check(h: &Tensor, kernel: &Tensor, [rows, o, k]: [usize; 3], bonds: &Bonds) {
+    let (hs, ks) = (h.shape(), kernel.shape());
+    let fits = hs.len() == 3
+        && ks.len() == 2
+        && hs[0] == bonds.edges().nodes()
+        && hs[1] == o
+        && ks[..] == [hs[2], k];
+    let whole =
+        hs.len() == 3 && hs[2] > 0 && hs[2].is_multiple_of(4) && k > 0 && k.is_multiple_of(4) && o > 0;
+    let floats = h.dtype() == DType::F32 && kernel.dtype() == DType::F32;
+    let sides = bonds.opposite().is_none_or(|opposite| opposite.count() == o);
+    assert!(
+        fits && whole && floats && rows == bonds.len() && sides,
+        "{OP}: features {hs}, kernel {ks}, basis [{rows}, {o}, {k}] for {bonds:?}; they must be [nodes, O, C], [C, K] and \
+         [rows, O, K] in f32, C and K multiples of 4"
+    );
+}
+
+impl Tensor {
+    /// `y[n,a,c] = sum over edges e into n of k[e,a,c] h[s_e,a,c]`, `k = basis kernel^T`: this is `h [N, O, C]`, `basis [R, O, K]`
+    /// of the rows of `bonds`, `kernel [C, K]`, and `y` has the shape of `h`. The kernels `k` are never stored but for a run of
+    /// rows.
+    ///
+    /// Derivatives: `dh` is the same sum over outgoing edges; with `m = dy[t_e] h[s_e]`, summed over the edges of a row, for a
+    /// run of rows at a time, `dkernel = m^T basis` and `dbasis = m kernel`. Sums run in the order of `bonds`: the same bits
+    /// every time. Source: Bekkers et al. 2024, arXiv 2310.02970.
+    ///
+    /// # Panics
+    /// When the shapes do not fit, or C or K is no multiple of 4.
+    #[track_caller]
+    pub fn edge_conv(&self, basis: &Tensor, kernel: &Tensor, bonds: &Bonds) -> Tensor {
+        same_gpu(OP, &[self, basis, kernel, bonds.edges().source_ids()]);
+        assert!(basis.shape().len() == 3, "{OP}: the basis must be [rows, O, K], got {}", basis.shape());
+        check(self, kernel, [0, 1, 2].map(|axis| basis.shape()[axis]), bonds);
+        let [h, b, w] = [self, basis, kernel].map(|x| x.detach().contiguous());
+        let (y, turned) = (zeros(&h), w.t().contiguous());
+        for run in bonds.runs(most(&h, bonds)).iter() {
+            convolve(&rows(&b, run), &turned, &h, (run, run.into()), bonds, &y);
+        }
+        y.made_by(&[self, basis, kernel], || {
+            Box::new(EdgeConv { bonds: bonds.clone(), saved: [&h, &b, &w].map(Saved::new) })
+        })
+    }
+
+    /// [`Tensor::edge_conv`] with the basis of [`Tensor::kernel_basis`], of the rows' edges `d [R, D]`, made again for each run
+    /// of rows in both passes: memory does not grow with edges x orientations x K.
+    ///
+    /// # Panics
+    /// As those two.
+    #[track_caller]
+    pub fn spatial_conv(
+        &self,
+        d: &Tensor,
+        window: Option<&Tensor>,
+        sight: &Sight,
+        basis: &Basis,
+        kernel: &Tensor,
+        bonds: &Bonds,
+    ) -> Tensor {
+        basis.check(OP, sight);
+        sight.check(OP, d);
+        check(self, kernel, [d.shape()[0], sight.count(), basis.b2.count()], bonds);
+        assert!(
+            window.is_none_or(|w| w.shape()[..] == [bonds.len()]),
+            "{OP}: a window that is not [{}]",
+            bonds.len()
+        );
+        let mut inputs = vec![self, d];
+        inputs.extend(basis.all());
+        inputs.push(kernel);
+        inputs.extend(window);
+        same_gpu(OP, &inputs);
+        same_gpu(OP, &[self, sight.orientations.as_ref().unwrap_or(d)]);
+        let [h, d, w] = [self, d, kernel].map(|x| x.detach().contiguous());
+        let window = window.map(|w| w.detach().contiguous());
+        let (network, turned) = (Network::new(sight, basis), w.t().contiguous());
+        let y = zeros(&h);
+        for run in bonds.runs(run(h.gpu(), sight.count())).iter() {
+            let window = window.as_ref().map(|w| part(w, &run.rows));
+            let basis = network.forward(&part(&d, &run.rows), window.as_ref(), None);
+            convolve(&basis, &turned, &h, (run, run.into()), bonds, &y);
+        }
+        y.made_by(&inputs, || {
+            Box::new(SpatialConv {
+                bonds: bonds.clone(),
+                network,
+                weights: basis.all().map(Saved::new),
+                saved: [&h, &d, &w].map(Saved::new),
+                window: window.as_ref().map(Saved::new),
+            })
+        })
+    }
+}
+
+/// Rows of a run where the basis is there: all of them where kernels are in registers only.
+fn most(h: &Tensor, bonds: &Bonds) -> usize {
+    if bonds.opposite().is_none() { bonds.len() } else { run(h.gpu(), h.shape()[1]) }
+}
+
+/// `[rows * O, K]` of a run.
+fn rows(basis: &Tensor, run: &Run) -> Tensor {
+    let [o, k] = [1, 2].map(|axis| basis.shape()[axis]);
+    part(basis, &run.rows).reshape([run.rows.len() * o, k])
+}
+
+struct EdgeConv {
+    bonds: Bonds,
+    /// Features, basis, kernel.
+    saved: [Saved; 3],
+}
+
+impl Op for EdgeConv {
+    fn name(&self) -> &'static str {
+        OP
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(g) = dy[0].as_ref().map(Tensor::contiguous) else { return };
+        let [h, basis, kernel] = [0, 1, 2].map(|i| self.saved[i].get(OP));
+        let (turned, wants) = (kernel.t().contiguous(), [0, 1, 2].map(|i| sink.needs(i)));
+        let dh = wants[0].then(|| zeros(h));
+        let mut halves = Halves {
+            h,
+            g: &g,
+            turned: &turned,
+            bonds: &self.bonds,
+            dh,
+            dkernel: Outer::default(),
+            kernel: wants[2],
+        };
+        let [o, k] = [basis.shape()[1], basis.shape()[2]];
+        let runs = self.bonds.runs(run(h.gpu(), o));
+        let mut walk = |dbasis: Option<(&Tensor, bool)>| {
+            for run in runs.iter() {
+                let m = halves.add(&rows(basis, run), run);
+                if let Some((dbasis, accumulate)) = dbasis {
+                    let own = dbasis.slice(0, run.rows.clone()).reshape([run.rows.len() * o, k]);
+                    product(OP, &m, kernel, if accumulate { Into::Add(own) } else { Into::Write(own) });
+                }
+            }
+        };
+        if wants[1] {
+            sink.add_with(1, |into| {
+                let (dbasis, accumulate) = into.output(h.gpu(), OP, *basis.shape());
+                walk(Some((&dbasis, accumulate)));
+                dbasis
+            });
+        } else {
+            walk(None);
+        }
+        let Halves { dh, dkernel, .. } = halves;
+        for (i, d) in [(0, dh), (2, dkernel.sum())] {
+            if wants[i] {
+                sink.add(i, d.unwrap_or_else(|| zeros(self.saved[i].get(OP))));
+            }
+        }
+    }
+}
+
+struct SpatialConv {
+    bonds: Bonds,
+    network: Network,
+    /// Checks that nobody changed them meanwhile.
+    weights: [Saved; 4],
+    /// Features, edge vectors, kernel.
+    saved: [Saved; 3],
+    window: Option<Saved>,
+}
+
+impl Op for SpatialConv {
+    fn name(&self) -> &'static str {
+        OP
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(g) = dy[0].as_ref().map(Tensor::contiguous) else { return };
+        let [h, d, kernel] = [0, 1, 2].map(|i| self.saved[i].get(OP));
+        self.weights.iter().for_each(|w| {
+            w.get(OP);
+        });
+        let window = self.window.as_ref().map(|w| w.get(OP));
+        let wants = Wants {
+            edges: sink.needs(1),
+            window: window.is_some() && sink.needs(7),
+            weights: std::array::from_fn(|i| sink.needs(2 + i)),
+        };
+        let basis = wants.edges || wants.window || wants.weights.contains(&true);
+        let turned = kernel.t().contiguous();
+        let dh = sink.needs(0).then(|| zeros(h));
+        let mut halves = Halves {
+            h,
+            g: &g,
+            turned: &turned,
+            bonds: &self.bonds,
+            dh,
+            dkernel: Outer::default(),
+            kernel: sink.needs(6),
+        };
+        let mut sums = Sums::default();
+        for run in self.bonds.runs(run(h.gpu(), self.network.sight.count())).iter() {
+            let (d, window) = (part(d, &run.rows), window.map(|w| part(w, &run.rows)));
+            let kept = self.network.keep(&d, window.as_ref());
+            let m = halves.add(&kept.basis, run);
+            if basis {
+                let incoming = Incoming::Kernel { m: &m, kernel };
+                self.network.backward(&kept, &d, window.as_ref(), incoming, &wants, &mut sums);
+            }
+        }
+        let Halves { dh, dkernel, .. } = halves;
+        sums.hand_over(sink, [1, 2, 7], &self.network, d, window);
+        if let Some(dh) = dh {
+            sink.add(0, dh);
+        }
+        if sink.needs(6) {
+            sink.add(6, dkernel.sum().unwrap_or_else(|| zeros(kernel)));
+        }
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    let tiles = [(4, 4, 4), (3, 5, 4), (16, 1, 4), (5, 3, 1), (8, 2, 2), (2, 4, 2), (8, 1, 2), (1, 1, 1)];
+    tiles
+        .into_iter()
+        .map(|(edges, orientations, channels)| Tile { edges, orientations, channels }.source())
+        .chain([plain(true, [12, 16], 1), plain(false, [5, 3], 2)])
+        .collect()
+}
+
+/// Who uses which row of kernels: row, whether from the other side, source, destination.
+type Use = (usize, bool, usize, usize);
+
+/// `h [N, O, C]`, `basis [R, O, K]`, `kernel [C, K]`, rows used by edges in any order.
+fn conv64(h: &Array, basis: &Array, kernel: &Array, uses: &[Use]) -> Array {
+    let [o, c, k] = [h.shape[1], h.shape[2], kernel.shape[1]];
+    let mut y = Array::from_fn(h.shape, |_| 0.0);
+    for &(row, turned, s, t) in uses {
+        for (a, c1) in (0..o).flat_map(|a| (0..c).map(move |c1| (a, c1))) {
+            let side = if turned { opposite(o)[a] as usize } else { a };
+            let value: f64 =
+                (0..k).map(|q| basis.data[(row * o + side) * k + q] * kernel.data[c1 * k + q]).sum();
+            y.data[(t * o + a) * c + c1] += value * h.data[(s * o + a) * c + c1];
+        }
+    }
+    y
+}
+
+/// Opposites as a test may name them: neighbours in pairs, a last one its own.
+fn opposite(o: usize) -> Vec<u32> {
+    (0..o as u32).map(|a| (a ^ 1).min(o as u32 - 1)).collect()
+}
+
+/// Edges for a case, with their reverses where `paired`: the ends as [`Bonds`] of them are made, and who uses which row.
+fn example(nodes: usize, count: usize, paired: bool) -> ([Vec<u32>; 2], Vec<Use>) {
+    // Many nodes are a chain: its runs touch few of them, not from the first on.
+    let chain = || [(0..count as u32).collect(), (1..=count as u32).collect()];
+    let [from, to] = if nodes > 100 { chain() } else { super::edges::example(nodes, count) };
+    let mut ends: Vec<(u32, u32)> = to.iter().copied().zip(from.iter().copied()).collect();
+    if paired {
+        // The first edge keeps to one direction.
+        ends.extend(from.into_iter().zip(to).skip(1).filter(|(s, t)| s != t));
+    }
+    ends.sort_unstable();
+    let mut uses: Vec<Use> = Vec::new();
+    let mut waiting: Vec<(usize, (u32, u32))> = Vec::new();
+    let mut rows = 0;
+    for &(t, s) in &ends {
+        let found = waiting.iter().position(|w| paired && w.1 == (s, t));
+        let row = found.map_or(rows, |at| waiting.remove(at).0);
+        if found.is_none() {
+            waiting.push((rows, (t, s)));
+            rows += 1;
+        }
+        uses.push((row, found.is_some(), s as usize, t as usize));
+    }
+    ([ends.iter().map(|e| e.1).collect(), ends.iter().map(|e| e.0).collect()], uses)
+}
+
+fn bonds(x: &Tensor, [from, to]: &[Vec<u32>; 2], o: usize, paired: bool) -> Bonds {
+    let edges = Edges::new(x.gpu(), x.shape()[0], from, to).expect("edges in range");
+    match paired {
+        true => Bonds::paired(&edges, &super::bonds::reverses(&edges, &[], 0), &opposite(o)).expect("pairs"),
+        false => Bonds::single(&edges),
+    }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for (nodes, count, o, c, k, paired) in [
+        (1, 1, 1, 4, 4, false),
+        (5, 13, 3, 4, 8, false),
+        (4, 7, 7, 8, 4, false),
+        (3, 0, 2, 4, 4, false),
+        (2, 67, 1, 4, 4, false),
+        (2, 5, 4, 20, 4, false),
+        (2, 3, 5, 4, 8, false),
+        (1, 1, 2, 4, 4, true),
+        (5, 7, 4, 4, 8, true),
+        (3, 5, 3, 20, 4, true),
+        (3, 0, 2, 4, 4, true),
+    ] {
+        let (ends, uses) = example(nodes, count, paired);
+        let rows = uses.iter().map(|u| u.0 + 1).max().unwrap_or(0);
+        let inputs = vec![Input::normal([nodes, o, c]), Input::normal([rows, o, k]), Input::normal([c, k])];
+        let forward = move |x: &[Tensor]| x[0].edge_conv(&x[1], &x[2], &bonds(&x[0], &ends, o, paired));
+        let reference = move |x: &[Array]| conv64(&x[0], &x[1], &x[2], &uses);
+        let pairs = if paired { " and their reverses" } else { "" };
+        let name =
+            format!("{count} edges{pairs} among {nodes} nodes, {o} orientations, {c} channels, basis {k}");
+        // Sums of products of three: the last product's rounding acts on each term.
+        all.push(Case::new(name, inputs, forward, reference).ulps(32.0, 64.0).grad_floor(64.0));
+    }
+    // Runs that end among the edges of a node, and a last one that is short.
+    for (nodes, count, o, window, run, paired) in [
+        (3, 7, 2, false, 64, false),
+        (4, 67, 1, true, 5, false),
+        (5, 13, 2, false, 3, false),
+        (2, 0, 2, false, 64, false),
+        (5, 13, 2, true, 3, true),
+        (140, 139, 1, false, 5, false),
+        (140, 139, 1, true, 5, true),
+    ] {
+        let (ends, uses) = example(nodes, count, paired);
+        let rows = uses.iter().map(|u| u.0 + 1).max().unwrap_or(0);
+        let (h, k, c) = (4, 4, 4);
+        let mut inputs = vec![Input::normal([rows, 3]), directions(o, 3)];
+        inputs.extend(small([&[h, 4], &[h], &[k, h], &[k]]));
+        inputs.extend(window.then(|| Input::normal([rows])));
+        inputs.extend([Input::normal([nodes, o, c]), Input::normal([c, k])]);
+        let forward = move |x: &[Tensor]| {
+            let n = x.len();
+            let (sight, weights, window) = (sight(x, 1), weights(x), window.then(|| &x[6]));
+            let bonds = bonds(&x[n - 2], &ends, o, paired);
+            bonds.limit_runs(run);
+            x[n - 2].spatial_conv(&x[0], window, &sight, &weights, &x[n - 1], &bonds)
+        };
+        let reference = move |x: &[Array]| {
+            let n = x.len();
+            let basis = basis64(&x[..n - 2], 1);
+            conv64(&x[n - 2], &basis, &x[n - 1], &uses)
+        };
+        let pairs = if paired { " and their reverses" } else { "" };
+        let name = format!(
+            "basis made again, {count} edges{pairs} by {run} among {nodes} nodes, {o} orientations, window {window}"
+        );
+        all.push(Case::new(name, inputs, forward, reference).ulps(256.0, 512.0).grad_floor(2048.0));
+    }
+    all
+}

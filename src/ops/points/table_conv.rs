@@ -1,0 +1,316 @@
+//! The spatial half of a separable convolution with kernels that are read from a table: for networks whose weights are fixed.
+
+use super::edges::{Edges, Rows, walks};
+use crate::dtype::DType;
+use crate::gpu::kernel::{Bind, Launch, Work, grid};
+use crate::gpu::shader::Source;
+use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::words;
+use crate::tape::{Op, Saved, Sink};
+use crate::tensor::{Tensor, same_gpu};
+use std::ops::Range;
+
+const OP: &str = "table_conv";
+
+/// A function of one or two numbers for each channel, as a uniform cubic B-spline: twice continuously differentiable.
+///
+/// `S_c(x, r) = sum_ij b(x / step - i) b(r / step - j) T[i,j,c]`, from `low` on. Beyond its cells a table is constant.
+#[derive(Clone, Debug)]
+pub struct SplineTable {
+    coefficients: Tensor,
+    low: [f32; 2],
+    step: [f32; 2],
+    /// Numbers of the parts that the backward pass adds up at a time, unless one block has more.
+    parts: usize,
+}
+
+impl SplineTable {
+    /// A table of coefficients `[cells + 3, cells + 3, C]`, `[cells + 3, 1, C]` of one number: `low` is where the first cell
+    /// begins, at the second coefficient, and `step` its size. No gradient goes to the coefficients.
+    ///
+    /// # Panics
+    /// When the shape is another, C is 0 or no multiple of 4, or a number is not finite or a step not above 0.
+    pub fn new(coefficients: &Tensor, low: [f32; 2], step: [f32; 2]) -> SplineTable {
+        let shape = coefficients.shape();
+        let fits = shape.len() == 3 && shape[0] > 3 && (shape[1] > 3 || shape[1] == 1);
+        assert!(
+            fits && shape[2] > 0 && shape[2].is_multiple_of(4) && coefficients.dtype() == DType::F32,
+            "{OP}: a table {shape} of {}; it must be [cells + 3, cells + 3 or 1, C] in f32, C a multiple of 4 above 0",
+            coefficients.dtype()
+        );
+        let finite = low.iter().chain(&step).all(|x| x.is_finite()) && step.iter().all(|s| *s > 0.0);
+        assert!(finite, "{OP}: a table from {low:?} in steps of {step:?}");
+        SplineTable { coefficients: coefficients.detach().contiguous(), low, step, parts: 16 << 20 }
+    }
+
+    /// `[cells + 3, cells + 3 or 1, C]`
+    pub fn coefficients(&self) -> &Tensor {
+        &self.coefficients
+    }
+
+    /// Channels.
+    pub fn channels(&self) -> usize {
+        self.coefficients.shape()[2]
+    }
+
+    /// Blocks of channels whose parts are in memory together, each of `count` numbers.
+    fn passes(&self, blocks: usize, count: usize) -> Vec<Range<usize>> {
+        let most = (self.parts / count.max(1)).max(1);
+        (0..blocks).step_by(most).map(|first| first..blocks.min(first + most)).collect()
+    }
+
+    /// Coefficients along the second number that a cell needs.
+    fn rows(&self) -> usize {
+        if self.coefficients.shape()[1] == 1 { 1 } else { 4 }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Kind {
+    rows: usize,
+    /// Vectors of a thread.
+    channels: usize,
+}
+
+impl Kind {
+    fn of(table: &SplineTable, backward: bool) -> Kind {
+        // A GPU has about 100 registers to spend, and 5 vectors a channel to hold in the backward pass; a wide block there keeps
+        // the parts few.
+        let most = if backward || table.coefficients.gpu().class().has_many_registers() { 4 } else { 2 };
+        Kind { rows: table.rows(), channels: (table.channels() / 4).clamp(1, most) }
+    }
+
+    fn source(self, [accumulate, features, seen]: [bool; 3]) -> Source {
+        Source::file(OP)
+            .u32("ROWS", self.rows as u32)
+            .u32("CHANNELS", self.channels as u32)
+            .bool("ACCUMULATE", accumulate)
+            .bool("FEATURES", features)
+            .bool("SEEN", seen)
+    }
+
+    fn blocks(self, channels: usize) -> usize {
+        (channels / 4).div_ceil(self.channels)
+    }
+}
+
+/// One launch on `seen [E, O, 4]` for the blocks of `pass`, over so many threads, each of which takes the edges `walk` of its node.
+fn launch(
+    table: &SplineTable,
+    seen: &Tensor,
+    kind: Kind,
+    flags: [bool; 3],
+    (entry, pass): (&str, &Range<usize>),
+    (threads, walk): (usize, Range<usize>),
+    binds: Vec<Bind>,
+) {
+    let (shape, [rows, o]) = (table.coefficients.shape(), [seen.count() / 4, seen.shape()[1]]);
+    let grid = grid(threads.div_ceil(64));
+    let cells = [shape[0] - 3, shape[1].saturating_sub(3).max(1)];
+    let sizes = [threads, o, shape[2] / 4, kind.blocks(shape[2]), rows, cells[0], cells[1]];
+    let mut params: Vec<u32> = std::iter::once(grid[0]).chain(sizes.map(|v| v as u32)).collect();
+    let per = table.step.map(|step| (1.0 / step as f64) as f32);
+    params.extend(table.low.iter().chain(&per).map(|x| x.to_bits()));
+    params.extend([pass.start, pass.len(), walk.start, walk.end].map(|v| v as u32));
+    // How often a coefficient is read on average: few edges leave most of a table alone.
+    let reuse = rows * 4 * table.rows() / (shape[0] * shape[1]);
+    table.coefficients.gpu().launch(Launch {
+        op: OP,
+        source: &kind.source(flags),
+        entry,
+        binds,
+        params: words(&params),
+        grid,
+        // The edges, or the blocks whose parts are gathered.
+        turns: walk.len().max(pass.len()),
+        reuse: reuse.min(1 << 16) as u32,
+        work: Work::MOVES,
+    });
+}
+
+/// What all entries that walk edges are bound to.
+fn walked_binds(table: &SplineTable, seen: &Tensor, v: &Tensor, rows: &Rows, y: &Tensor) -> Vec<Bind> {
+    let inputs = [seen, &table.coefficients, v, &rows.starts, &rows.pairs];
+    let mut binds: Vec<Bind> = inputs.iter().enumerate().map(|(i, x)| x.bind(i as u32)).collect();
+    binds.push(y.bind_mut(5));
+    binds
+}
+
+impl Tensor {
+    /// `y[n,a,c] = sum over edges e into n of w_ea S_c(x_ea, r_ea) h[s_e,a,c]`: this is `h [N, O, C]`, `seen [E, O, 4]` holds
+    /// `x, r, w` and one number that is not read, in the order of `edges`; `S` is a table, which does not read `r` where it has
+    /// one number only. `y` has the shape of `h`. This is for inference: the table gets no gradient.
+    ///
+    /// Derivatives: `dh` is the same sum over outgoing edges; with `m = dy[t_e] h[s_e]` and sums over channels,
+    /// `dx = w sum m dS/dx`, `dr = w sum m dS/dr`, `dw = sum m S`. Sums run in the order of `edges`: the same bits every time.
+    /// The backward pass holds as much as `seen` or 64 MiB beside its results, whichever is more.
+    ///
+    /// # Panics
+    /// When the shapes do not fit, or for types other than f32.
+    #[track_caller]
+    pub fn table_conv(&self, seen: &Tensor, table: &SplineTable, edges: &Edges) -> Tensor {
+        same_gpu(OP, &[self, seen, &table.coefficients, edges.source_ids()]);
+        let (h, s) = (self.shape(), seen.shape());
+        let fits = h.len() == 3 && h[0] == edges.nodes() && h[1] > 0 && h[2] == table.channels();
+        let fits = fits && s[..] == [edges.len(), h[1], 4];
+        assert!(
+            fits && self.dtype() == DType::F32 && seen.dtype() == DType::F32,
+            "{OP}: features {h}, seen {s}, {} channels for {edges:?}; they must be [nodes, O, C], [edges, O, 4] and C, in f32",
+            table.channels()
+        );
+        let [h, seen_] = [self, seen].map(|x| x.detach().contiguous());
+        let y = Tensor::empty(self.gpu(), OP, self.shape(), DType::F32);
+        let kind = Kind::of(table, false);
+        let blocks = kind.blocks(table.channels());
+        let binds = walked_binds(table, &seen_, &h, edges.by_destination(), &y);
+        let threads = h.shape()[0] * h.shape()[1] * blocks;
+        for walk in walks(edges.by_destination().most, 1) {
+            let (flags, what) = ([false, true, true], ("forward", &(0..blocks)));
+            launch(table, &seen_, kind, flags, what, (threads, walk), binds.clone());
+        }
+        y.made_by(&[self, seen], || {
+            let saved = [&h, &seen_].map(Saved::new);
+            Box::new(TableConv { edges: edges.clone(), table: table.clone(), saved })
+        })
+    }
+}
+
+struct TableConv {
+    edges: Edges,
+    table: SplineTable,
+    /// Features, and what is seen.
+    saved: [Saved; 2],
+}
+
+impl Op for TableConv {
+    fn name(&self) -> &'static str {
+        OP
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(g) = dy[0].as_ref().map(Tensor::contiguous) else { return };
+        let ([h, seen], table) = ([0, 1].map(|i| self.saved[i].get(OP)), &self.table);
+        let (kind, wants) = (Kind::of(table, true), [0, 1].map(|i| sink.needs(i)));
+        let passes = table.passes(kind.blocks(table.channels()), seen.count());
+        // Something of its own must be bound where nothing is written.
+        let or_little = |wanted: bool, shape: &[usize]| {
+            let shape = if wanted { shape } else { &[4] };
+            Tensor::empty(h.gpu(), OP, shape, DType::F32)
+        };
+        let dh = or_little(wants[0], h.shape());
+        let walked = |dseen: Option<(&Tensor, bool)>| {
+            for (i, pass) in passes.iter().enumerate() {
+                let parts = or_little(wants[1], &[pass.len(), seen.count()]);
+                let rows = self.edges.by_source();
+                let mut binds = walked_binds(table, seen, &g, rows, &dh);
+                binds.extend([h.bind(6), parts.bind_mut(7)]);
+                let threads = h.shape()[0] * h.shape()[1] * pass.len();
+                let flags = [false, wants[0], wants[1]];
+                for walk in walks(rows.most, 1) {
+                    launch(table, seen, kind, flags, ("backward", pass), (threads, walk), binds.clone());
+                }
+                if let Some((dseen, accumulate)) = dseen {
+                    let (flags, binds) =
+                        ([accumulate || i > 0, true, true], vec![parts.bind(2), dseen.bind_mut(5)]);
+                    launch(table, seen, kind, flags, ("gather", pass), (seen.count() / 4, 0..0), binds);
+                }
+            }
+        };
+        if wants[1] {
+            sink.add_with(1, |into| {
+                let (dseen, accumulate) = into.output(h.gpu(), OP, *seen.shape());
+                walked(Some((&dseen, accumulate)));
+                dseen
+            });
+        } else {
+            walked(None);
+        }
+        if wants[0] {
+            sink.add(0, dh);
+        }
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    let mut all = Vec::new();
+    for (rows, channels) in [(4, 4), (4, 2), (1, 4), (1, 1)] {
+        let kind = Kind { rows, channels };
+        all.extend(
+            [[false, true, true], [true, true, true], [false, false, true], [false, true, false]]
+                .map(|f| kind.source(f)),
+        );
+    }
+    all
+}
+
+/// The cubic B-spline about 0, which is 0 from 2 on.
+fn bell(x: f64) -> f64 {
+    let third = |y: f64| y.max(0.0).powi(3) / 6.0;
+    let x = x.abs();
+    third(2.0 - x) - 4.0 * third(1.0 - x)
+}
+
+/// `h [N, O, C]`, `seen [E, O, 4]`, `table [X, Y, C]` and the edges' ends; a sum over all coefficients.
+fn table64(x: &[Array], low: [f64; 2], step: [f64; 2], from: &[u32], to: &[u32]) -> Array {
+    let (h, seen, table) = (&x[0], &x[1], &x[2]);
+    let ([o, c], [nx, ny]) = ([h.shape[1], h.shape[2]], [table.shape[0], table.shape[1]]);
+    let weight = |value: f64, axis: usize, size: usize, i: usize| {
+        if size == 1 {
+            return 1.0;
+        }
+        let u = ((value - low[axis]) / step[axis]).clamp(0.0, (size - 3) as f64);
+        bell(u + 1.0 - i as f64)
+    };
+    let mut y = Array::from_fn(h.shape, |_| 0.0);
+    for (e, (&s, &t)) in from.iter().zip(to).enumerate() {
+        for a in 0..o {
+            let own = &seen.data[(e * o + a) * 4..][..4];
+            for (i, j) in (0..nx).flat_map(|i| (0..ny).map(move |j| (i, j))) {
+                let w = own[2] * weight(own[0], 0, nx, i) * weight(own[1], 1, ny, j);
+                for c1 in 0..c {
+                    let term = w * table.data[(i * ny + j) * c + c1] * h.data[(s as usize * o + a) * c + c1];
+                    y.data[(t as usize * o + a) * c + c1] += term;
+                }
+            }
+        }
+    }
+    y
+}
+
+/// Made-up edges, sources and destinations, in the order in which [`Edges`] keeps them.
+fn sorted(nodes: usize, count: usize) -> [Vec<u32>; 2] {
+    let [from, to] = super::edges::example(nodes, count);
+    let mut ends: Vec<(u32, u32)> = to.into_iter().zip(from).collect();
+    ends.sort_unstable();
+    [ends.iter().map(|e| e.1).collect(), ends.iter().map(|e| e.0).collect()]
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for (nodes, count, o, c, cells) in [
+        (1, 1, 1, 4, [1, 1]),
+        (5, 13, 3, 8, [5, 3]),
+        (4, 7, 7, 4, [3, 0]),
+        (3, 0, 2, 4, [2, 2]),
+        (2, 67, 1, 20, [2, 5]),
+        (3, 5, 2, 36, [4, 0]),
+    ] {
+        let [from, to] = sorted(nodes, count);
+        let ends = [from.clone(), to.clone()];
+        let table = [cells[0] + 3, if cells[1] == 0 { 1 } else { cells[1] + 3 }, c];
+        let (low, step) = ([-1.5, -0.25], [0.75, 0.5]);
+        // Some lie beyond the cells, none so near a corner of the clamp that rounding decides.
+        let seen = Input::normal([count, o, 4]).fill(Fill::Normal(1.1));
+        let inputs = vec![Input::normal([nodes, o, c]), seen, Input::normal(table).fixed()];
+        let forward = move |x: &[Tensor]| {
+            let edges = Edges::new(x[0].gpu(), nodes, &ends[0], &ends[1]).expect("edges in range");
+            let table = SplineTable::new(&x[2], [-1.5, -0.25], [0.75, 0.5]);
+            // In passes where there are three blocks.
+            x[0].table_conv(&x[1], &SplineTable { parts: 2 * x[1].count(), ..table }, &edges)
+        };
+        let reference = move |x: &[Array]| table64(x, low, step, &from, &to);
+        let name =
+            format!("{count} edges among {nodes} nodes, {o} orientations, {c} channels, cells {cells:?}");
+        all.push(Case::new(name, inputs, forward, reference).ulps(64.0, 128.0).grad_floor(256.0));
+    }
+    all
+}

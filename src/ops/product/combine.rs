@@ -1,0 +1,223 @@
+//! Weights of many layers from one dictionary of atoms, in one pass each way.
+
+use crate::dtype::DType;
+use crate::gpu::DeviceClass;
+use crate::gpu::kernel::{Launch, Work, grid};
+use crate::gpu::shader::Source;
+use crate::ops::case::{Array, Case, Input};
+use crate::ops::words;
+use crate::shape::Shape;
+use crate::tape::{self, Op, Saved, Sink};
+use crate::tensor::{Tensor, same_gpu};
+
+/// Sums of `dc` that a thread keeps in registers.
+const SUMS: usize = 64;
+/// Vectors that a thread of the backward pass walks at most.
+const SPAN: usize = 4096;
+/// Atoms that a thread keeps in registers; beyond, the products are matmuls.
+const MOST_ATOMS: usize = 32;
+
+fn source(atoms: usize, layers: usize, accumulate: bool) -> Source {
+    let sizes = Source::file("combine").u32("ATOMS", atoms as u32).u32("LAYERS", layers as u32);
+    sizes.bool("ACCUMULATE", accumulate)
+}
+
+#[derive(Clone, Copy)]
+struct Sizes {
+    layers: usize,
+    atoms: usize,
+    /// Elements of an atom.
+    size: usize,
+}
+
+impl Sizes {
+    fn kernel(&self) -> bool {
+        self.atoms <= MOST_ATOMS && self.size.is_multiple_of(4)
+    }
+
+    fn forward(&self, atoms: &Tensor, coefficients: &Tensor) -> Tensor {
+        let w = Tensor::empty(atoms.gpu(), "combine", [self.layers, self.size], DType::F32);
+        let width = self.size / 4;
+        let grid = grid(width.div_ceil(64));
+        atoms.gpu().launch(Launch {
+            op: "combine",
+            source: &source(self.atoms, 1, false),
+            entry: "forward",
+            binds: vec![atoms.bind(0), coefficients.bind(1), w.bind_mut(2)],
+            params: words(&[width as u32, self.layers as u32, 0, 0, grid[0]]),
+            grid,
+            turns: self.layers,
+            reuse: 1,
+            work: Work::MOVES,
+        });
+        w
+    }
+
+    /// Workgroups of the backward pass. Each thread leaves one number for every coefficient, to be added up: twice what keeps the device
+    /// busy, for the memory's latency, but no more than a quarter of the operands' bytes.
+    fn groups(&self, class: &DeviceClass) -> usize {
+        let width = self.size / 4;
+        let bytes = (4 * (self.atoms + self.layers) * self.size) as f64;
+        let affordable = bytes / 4.0 / (64 * 8 * self.layers * self.atoms) as f64;
+        let busy = (2 * class.in_flight() / 64).min(affordable as usize).max(1);
+        width.div_ceil(64).min(busy.max(width.div_ceil(64 * SPAN))).min(65535)
+    }
+
+    /// Gradients of the atoms, into `dd`, and of the coefficients.
+    fn backward(&self, d: &Tensor, c: &Tensor, dw: &Tensor, dd: &Tensor, accumulate: bool) -> Tensor {
+        let gpu = d.gpu();
+        let width = self.size / 4;
+        let groups = self.groups(gpu.class());
+        let threads = groups * 64;
+        let at_once = (SUMS / self.atoms).max(1);
+        let mut sums = Vec::new();
+        for first in (0..self.layers).step_by(at_once) {
+            let layers = at_once.min(self.layers - first);
+            let dc = Tensor::empty(gpu, "combine", [layers * self.atoms, threads], DType::F32);
+            gpu.launch(Launch {
+                op: "combine",
+                source: &source(self.atoms, layers, accumulate || first > 0),
+                entry: "backward",
+                binds: vec![d.bind(0), c.bind(1), dw.bind(3), dd.bind_mut(4), dc.bind_mut(5)],
+                params: words(&[width, self.layers, first, threads, 0].map(|v| v as u32)),
+                grid: grid(groups),
+                turns: width.div_ceil(threads),
+                reuse: 1,
+                work: Work::MOVES,
+            });
+            sums.push(dc.sum(1));
+        }
+        let all = if sums.len() == 1 {
+            sums.remove(0)
+        } else {
+            Tensor::concat(&sums.iter().collect::<Vec<_>>(), 0)
+        };
+        all.reshape([self.layers, self.atoms])
+    }
+}
+
+impl Tensor {
+    /// `w[l] = sum_s c[l, s] atoms[s]` for every layer `l`: this is `atoms [S, ..]`, `coefficients` is `[L, S]`, and the `L`
+    /// results have the shape of an atom. One pass reads `S` atoms and writes `L` weights.
+    ///
+    /// Derivatives, in one pass as well: `datoms[s] = sum_l c[l, s] dw[l]`, `dc[l, s] = <dw[l], atoms[s]>`.
+    /// Source: MASA, arXiv 2508.04581.
+    ///
+    /// # Panics
+    /// When the shapes do not fit, or for types other than f32.
+    #[track_caller]
+    pub fn combine(&self, coefficients: &Tensor) -> Vec<Tensor> {
+        same_gpu("combine", &[self, coefficients]);
+        let (d, c) = (self.shape(), coefficients.shape());
+        assert!(
+            d.len() >= 2 && c.len() == 2 && c[1] == d[0] && d.count() > 0 && c[0] > 0,
+            "combine: atoms {d}, coefficients {c}; they must be [S, ..] and [L, S]"
+        );
+        assert!(
+            self.dtype() == DType::F32 && coefficients.dtype() == DType::F32,
+            "combine: needs f32, got {} and {}",
+            self.dtype(),
+            coefficients.dtype()
+        );
+        let shape = Shape::new(&d[1..]);
+        let sizes = Sizes { layers: c[0], atoms: d[0], size: shape.count() };
+        let part = |w: &Tensor, l: usize| w.slice(0, l..l + 1).reshape(shape);
+        if !sizes.kernel() {
+            let w = coefficients.matmul(&self.reshape([sizes.atoms, sizes.size]));
+            return (0..sizes.layers).map(|l| part(&w, l)).collect();
+        }
+        let (atoms, coefficients_now) = (self.detach().contiguous(), coefficients.detach().contiguous());
+        let w = sizes.forward(&atoms, &coefficients_now);
+        let mut layers: Vec<Tensor> = (0..sizes.layers).map(|l| part(&w, l)).collect();
+        let op = || {
+            let (atoms, coefficients) = (Saved::new(&atoms), Saved::new(&coefficients_now));
+            Box::new(Combine { sizes, atoms, coefficients }) as Box<dyn Op>
+        };
+        tape::record_parts(&mut layers, &[self, coefficients], op);
+        layers
+    }
+}
+
+struct Combine {
+    sizes: Sizes,
+    atoms: Saved,
+    coefficients: Saved,
+}
+
+impl Op for Combine {
+    fn name(&self) -> &'static str {
+        "combine"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let (d, c) = (self.atoms.get("combine"), self.coefficients.get("combine"));
+        let sizes = &self.sizes;
+        let Some(any) = dy.iter().flatten().next() else { return };
+        let dw = sink.joined(dy, sizes.layers).unwrap_or_else(|| {
+            let zeros = Tensor::zeros(any.gpu(), *any.shape());
+            let all: Vec<&Tensor> =
+                (0..sizes.layers).map(|l| dy.get(l).and_then(Option::as_ref).unwrap_or(&zeros)).collect();
+            Tensor::stack(&all, 0)
+        });
+        let mut dc = None;
+        if sink.needs(0) {
+            sink.add_with(0, |into| {
+                let (dd, accumulate) = into.output(d.gpu(), "combine", *d.shape());
+                dc = Some(sizes.backward(d, c, &dw, &dd, accumulate));
+                dd
+            });
+        } else {
+            let dd = Tensor::empty(d.gpu(), "combine", *d.shape(), DType::F32);
+            dc = Some(sizes.backward(d, c, &dw, &dd, false));
+        }
+        if let Some(dc) = dc.filter(|_| sink.needs(1)) {
+            sink.add(1, dc);
+        }
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    [(1, 1), (4, 12), (2, 6), (8, 8)]
+        .into_iter()
+        .flat_map(|(atoms, layers)| [false, true].map(|accumulate| source(atoms, layers, accumulate)))
+        .collect()
+}
+
+fn combine64(atoms: &Array, c: &Array) -> Array {
+    let [layers, count] = [c.shape[0], c.shape[1]];
+    let size = atoms.data.len() / count;
+    let mut shape = atoms.shape.to_vec();
+    shape[0] = layers;
+    Array::from_fn(&shape[..], |i| {
+        (0..count).map(|s| c.data[i / size * count + s] * atoms.data[s * size + i % size]).sum()
+    })
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let stack = |x: &[Tensor]| Tensor::stack(&x[0].combine(&x[1]).iter().collect::<Vec<_>>(), 0);
+    let mut all = Vec::new();
+    for (layers, atoms, a, b) in [
+        (1, 1, 1, 4),
+        (6, 2, 3, 4),
+        (5, 3, 7, 5),
+        (12, 8, 4, 8),
+        (3, 33, 2, 4),
+        (4, 2, 64, 4),
+        (2, 2, 17, 68),
+    ] {
+        let inputs = vec![Input::normal([atoms, a, b]), Input::normal([layers, atoms])];
+        all.push(Case::new(format!("{layers} layers of {atoms} atoms {a} {b}"), inputs, stack, |x| {
+            combine64(&x[0], &x[1])
+        }));
+    }
+    // Not every layer is used: its part of the gradient is zero.
+    let inputs = vec![Input::normal([2, 16, 4]), Input::normal([4, 2])];
+    let some = |x: &[Tensor]| {
+        let w = x[0].combine(&x[1]);
+        w[1].mul(&w[3])
+    };
+    all.push(Case::new("two layers of four", inputs, some, |x| {
+        let w = combine64(&x[0], &x[1]);
+        Array::from_fn([16, 4], |i| w.data[64 + i] * w.data[192 + i])
+    }));
+    all
+}

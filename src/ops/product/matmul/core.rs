@@ -1,0 +1,347 @@
+//! Which kernel makes a product, and the choice among them.
+
+use crate::gpu::kernel::MOST_TURNS;
+use crate::gpu::shader::Source;
+use crate::gpu::{DeviceClass, Gpu, Tiles};
+use std::fmt;
+
+/// A kernel and its constants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Core {
+    /// `matmul_direct`: no workgroup memory; lanes along columns, rows and the inner axis, rows and columns of a thread.
+    Direct { high: usize, wide: usize, deep: usize, thread: [usize; 2] },
+    /// `matmul`: tiles in workgroup memory.
+    Tiled { tile: [usize; 2], thread: usize },
+    /// `matmul_coop`: cooperative matrices of this size.
+    Coop { size: usize, tile: [usize; 2], depth: usize },
+}
+
+impl fmt::Display for Core {
+    /// The name in the file of measured choices.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Core::Direct { high, wide, deep, thread: [tm, tn] } => {
+                write!(f, "direct {high}x{wide}x{deep} of {tm}x{tn}")
+            }
+            Core::Tiled { tile: [m, n], thread } => write!(f, "tiled {m}x{n} of {thread}x{thread}"),
+            Core::Coop { size, tile: [m, n], depth } => write!(f, "coop{size} {m}x{n}x{depth}"),
+        }
+    }
+}
+
+/// What the choice may depend on.
+#[derive(Clone, Copy)]
+pub(crate) struct Problem {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub batch: usize,
+    /// The slots of the operands.
+    pub left: &'static str,
+    pub right: &'static str,
+    /// The operands are f16, or may be rounded to it.
+    pub half: bool,
+    /// The size of cooperative matrices, where they may do it.
+    pub coop: Option<usize>,
+}
+
+impl Problem {
+    /// The problem where matrix units of some size may be had: they are asked for only where they would be used.
+    pub fn with(self, coop: impl FnOnce() -> Option<usize>) -> Problem {
+        let large = self.half && self.m.min(self.n) >= 64 && self.k >= 32;
+        Problem { coop: if large { coop() } else { None }, ..self }
+    }
+
+    /// The problem on this device.
+    pub fn on(self, gpu: &Gpu) -> Problem {
+        self.with(|| gpu.coop().map(|matrices| matrices.size as usize))
+    }
+
+    /// Bytes of the operands, each once.
+    pub fn operand_bytes(&self) -> f64 {
+        let size = if self.half { 2.0 } else { 4.0 };
+        size * self.batch as f64 * (self.m * self.k + self.k * self.n) as f64
+    }
+
+    /// Operations, a multiply-add being two.
+    pub fn flops(&self) -> f64 {
+        2.0 * self.batch as f64 * self.m as f64 * self.n as f64 * self.k as f64
+    }
+
+    /// The class of products that share a measured choice.
+    pub fn key(&self) -> String {
+        let [m, n, k, batch] = [self.m, self.n, self.k, self.batch].map(|v| v.max(1).next_power_of_two());
+        let half = if self.half { "f16" } else { "f32" };
+        format!("matmul {half} {} {} {m}x{k}x{n} {batch}", self.left, self.right)
+    }
+}
+
+/// The side of a product up to which it is bound by reading the other operand.
+const THIN: usize = 8;
+/// Workgroups that every adapter has along an axis.
+pub(super) const MOST_GROUPS: usize = 65535;
+/// Multiply-adds from which a CPU driver's product is worth a text that takes long to compile.
+const LARGE: usize = 1 << 21;
+/// Lanes of a subgroup that lie side by side in `matmul_direct` on CPU drivers.
+const DIRECT_LANES: usize = 32;
+
+/// The share of a device that must be busy: an eighth less leaves no multiprocessor idle.
+pub(super) const FULL: f64 = 0.875;
+
+const fn tiled(m: usize, n: usize, thread: usize) -> Core {
+    Core::Tiled { tile: [m, n], thread }
+}
+
+/// Lanes of a subgroup, for the shader checks.
+pub(super) const DEFAULT_LANES: u32 = 32;
+
+/// From large to small.
+const TILES: [Core; 4] = [tiled(128, 128, 8), tiled(128, 64, 8), tiled(64, 64, 8), tiled(32, 32, 4)];
+
+impl Core {
+    /// One of each kind.
+    pub const KINDS: [Core; 4] = [
+        TILES[2],
+        Core::Direct { high: 4, wide: 8, deep: 1, thread: [8, 8] },
+        Core::Direct { high: 1, wide: 16, deep: 4, thread: [8, 4] },
+        Core::Coop { size: 16, tile: [64, 64], depth: 32 },
+    ];
+
+    /// Rows and columns of a workgroup.
+    pub fn tile(&self) -> [usize; 2] {
+        match *self {
+            Core::Direct { high, wide, thread: [tm, tn], .. } => [high * tm, wide * tn],
+            Core::Tiled { tile, .. } | Core::Coop { tile, .. } => tile,
+        }
+    }
+
+    /// Threads of a workgroup, for subgroups of at most `lanes`.
+    pub fn threads(&self, lanes: u32) -> usize {
+        match *self {
+            Core::Direct { high, wide, deep, .. } => high * wide * deep,
+            Core::Tiled { tile: [m, n], thread } => m / thread * (n / thread),
+            // Four subgroups: see HIGH and WIDE in matmul_coop.wgsl.
+            Core::Coop { .. } => 4 * lanes as usize,
+        }
+    }
+
+    /// Workgroups along columns, rows and batches.
+    pub fn grid(&self, problem: &Problem) -> [usize; 3] {
+        let [tm, tn] = self.tile();
+        [problem.n.div_ceil(tn), problem.m.div_ceil(tm), problem.batch]
+    }
+
+    pub fn groups(&self, problem: &Problem) -> usize {
+        self.grid(problem).iter().product()
+    }
+
+    /// The kernel, for subgroups of at most `lanes`.
+    pub fn source(&self, lanes: u32) -> Source {
+        let set = |file, constants: &[(&'static str, usize)]| {
+            constants.iter().fold(Source::file(file), |s, (name, v)| s.u32(*name, *v as u32))
+        };
+        match *self {
+            Core::Direct { high, wide, deep, thread: [tm, tn] } => {
+                let constants =
+                    [("THREAD_M", tm), ("THREAD_N", tn), ("WIDE", wide), ("HIGH", high), ("DEEP", deep)];
+                let source = set("matmul_direct", &constants);
+                if deep > 1 { source.slot("deep", "deep_many") } else { source }
+            }
+            Core::Tiled { tile: [m, n], thread } => {
+                set("matmul", &[("TILE_M", m), ("TILE_N", n), ("THREAD_M", thread), ("THREAD_N", thread)])
+            }
+            Core::Coop { size, tile: [m, n], depth } => {
+                let constants = [
+                    ("SIZE", size),
+                    ("TILE_M", m),
+                    ("TILE_N", n),
+                    ("TILE_K", depth),
+                    ("LANES", lanes as usize),
+                ];
+                let matrix = |of: &str| format!("coop_mat{size}x{size}<{of}>");
+                set("matmul_coop", &constants)
+                    .alias("MatrixA", matrix("f16, A"))
+                    .alias("MatrixB", matrix("f16, B"))
+                    .alias("MatrixC", matrix("f32, C"))
+                    .enable("f16")
+                    .enable("wgpu_cooperative_matrix")
+            }
+        }
+    }
+
+    /// The longest inner axis of one launch, for a right side each of whose loads makes `load` turns: what a thread may walk, and
+    /// as many sums of 64 terms as may be added up in a row. Longer products take several launches.
+    pub fn longest(&self, load: usize) -> usize {
+        const BLOCKS: usize = 256;
+        // A loop in a load takes one more to end.
+        let load = if load > 0 { load + 1 } else { 0 };
+        // Of a thread, for so many steps along the inner axis.
+        let (steps, turns) = match *self {
+            // Blocks take two turns in sixteen.
+            Core::Direct { deep, thread: [_, tn], .. } => (4 * deep, 2 + tn * load),
+            Core::Tiled { tile: [tm, tn], thread } => {
+                let fills = |side: usize| (4 * side).div_ceil(tm * tn / thread / thread * 4);
+                (16, 20 + fills(tm) + fills(tn) * (1 + 4 * load))
+            }
+            // The matrix units sum 16 products before they round to f32: a chain of 128.
+            Core::Coop { depth, .. } => return 64 * depth,
+        };
+        let deep = if let Core::Direct { deep, .. } = self { *deep } else { 1 };
+        (MOST_TURNS / turns * steps).min(BLOCKS * 64 * deep) / 16 * 16
+    }
+
+    /// Whether a running sum over this inner axis is cut into blocks.
+    pub fn is_blocked(&self, k: usize) -> bool {
+        match self {
+            Core::Direct { deep, .. } => k > 64 * deep,
+            Core::Tiled { .. } => k > 64,
+            Core::Coop { .. } => false,
+        }
+    }
+
+    /// Whether the sizes are multiples of the tile's, so that no load can miss.
+    pub fn fits(&self, problem: &Problem) -> bool {
+        let [tm, tn] = self.tile();
+        let depth = if let Core::Coop { depth, .. } = self { *depth } else { 16 };
+        problem.m.is_multiple_of(tm) && problem.n.is_multiple_of(tn) && problem.k.is_multiple_of(depth)
+    }
+
+    /// The choice without measurements: needs no time, and is the same in every run.
+    pub fn by_table(class: &DeviceClass, problem: &Problem) -> Core {
+        let Problem { m, n, k, .. } = *problem;
+        if class.tiles == Tiles::Registers {
+            return direct(m, n, k);
+        }
+        if m.min(n) <= THIN && fits_grid(&thin(problem), problem) {
+            return thin(problem);
+        }
+        let busy = |core: &Core| (core.groups(problem) * core.threads(class.lanes)) as f64;
+        let full = |core: &Core| busy(core) >= FULL * class.in_flight() as f64;
+        if let Some(size) = problem.coop {
+            let [large, small] = coop(size);
+            return if full(&large) { large } else { small };
+        }
+        // The largest that fills the device, and that the result fills by more than a half; else the smallest.
+        let fits = |core: &Core| fits_grid(core, problem) && core.tile()[0] < 2 * m && core.tile()[1] < 2 * n;
+        let smallest = TILES.into_iter().rev().find(|core| fits_grid(core, problem)).unwrap_or(TILES[0]);
+        TILES.into_iter().filter(fits).find(full).unwrap_or(smallest)
+    }
+
+    /// Every kernel worth measuring for this problem, the table's choice first.
+    pub fn candidates(class: &DeviceClass, problem: &Problem) -> Vec<Core> {
+        let mut all = vec![Core::by_table(class, problem)];
+        if class.tiles == Tiles::Registers {
+            for wide in [4, 8, 32] {
+                let high = DIRECT_LANES / wide;
+                let threads = [[16, 16], [16, 8], [8, 16], [8, 8], [4, 16], [4, 8]];
+                all.extend(threads.map(|thread| Core::Direct { high, wide, deep: 1, thread }));
+            }
+            all.extend(&TILES[2..]);
+        } else {
+            all.extend(TILES);
+            all.push(thin(problem));
+            all.push(Core::Direct { high: 4, wide: 16, deep: 1, thread: [8, 8] });
+            // Parts of the registers of a GPU's thread: the large tile of a CPU driver would spill.
+            all.push(Core::Direct { high: 4, wide: 16, deep: 1, thread: [4, 4] });
+        }
+        if let Some(size) = problem.coop {
+            // A CPU driver takes minutes to compile the large tile.
+            all.extend(&coop(size)[class.slow_compiler as usize..]);
+        }
+        // Tiles of which most would be empty cannot win.
+        let fits = |core: &Core| {
+            let [tm, tn] = core.tile();
+            fits_grid(core, problem)
+                && tm < 4 * problem.m.next_multiple_of(4)
+                && tn < 4 * problem.n.next_multiple_of(4)
+        };
+        let table = all[0];
+        let mut kept = Vec::new();
+        for core in all.into_iter().filter(|core| *core == table || fits(core)) {
+            if !kept.contains(&core) {
+                kept.push(core);
+            }
+        }
+        kept
+    }
+}
+
+/// Every kernel that a table may choose, for the shader checks.
+pub(super) fn all() -> Vec<Core> {
+    let mut all = TILES.to_vec();
+    all.extend([16, 8].into_iter().flat_map(coop));
+    all.extend([(1, 96), (6, 40), (16, 3), (96, 96), (128, 128)].map(|(m, n)| direct(m, n, 4096)));
+    let (left, right) = ("lhs_plain", "rhs_plain");
+    let problem = Problem { m: 1, n: 96, k: 96, batch: 1, left, right, half: false, coop: None };
+    for (m, k, n) in [(1, 8, 96), (1, 96, 96), (1, 4096, 96), (96, 8, 7), (96, 96, 7), (96, 4096, 7)] {
+        for (left, right) in [("lhs_plain", "rhs_plain"), ("lhs_transposed", "rhs_transposed")] {
+            all.push(thin(&Problem { m, n, k, left, right, ..problem }));
+        }
+    }
+    all
+}
+
+/// Whether a launch stays within the workgroups that every adapter has along an axis.
+fn fits_grid(core: &Core, problem: &Problem) -> bool {
+    let [tm, tn] = core.tile();
+    problem.m.div_ceil(tm).max(problem.n.div_ceil(tn)) <= MOST_GROUPS
+}
+
+/// Large and small tiles of cooperative matrices.
+pub(super) fn coop(size: usize) -> [Core; 2] {
+    [128, 64].map(|tile| Core::Coop { size, tile: [tile, tile], depth: 32 })
+}
+
+/// Registers of a CPU driver are wide: the largest thread tile that pads the matrix least. Lanes lie along a row of
+/// `y`, but not past its end, and all of them where there are few rows.
+pub(super) fn direct(m: usize, n: usize, k: usize) -> Core {
+    let wide = match m {
+        0..=4 => 32,
+        5..=8 => 16,
+        // Measured: threads of 16 columns gain more here than a row of lanes.
+        _ if n <= 64 && m * n * k >= LARGE => n.div_ceil(16).next_power_of_two(),
+        _ => n.div_ceil(4).next_power_of_two().min(8),
+    };
+    let high = DIRECT_LANES / wide;
+    let thread = |size: usize, lanes: usize| {
+        let padded = |t: usize| size.div_ceil(lanes * t) * lanes * t;
+        // A tile of 16 by 16 is a quarter faster than 8 by 8 and takes four times as long to compile: not for small products.
+        let most = if m * n * k < LARGE { 8 } else { 16 };
+        [16, 12, 8, 4].into_iter().filter(|&t| t <= most).min_by_key(|&t| padded(t)).unwrap_or(4)
+    };
+    Core::Direct { high, wide, deep: 1, thread: [thread(m, high), thread(n, wide)] }
+}
+
+/// A GPU's product with a short side. The long operand is read once, so lanes lie along its contiguous axis: along the
+/// inner axis, which they share out, or along the long side, with up to four lanes for the inner axis. A lane of the inner axis has
+/// two steps of four terms or more: in short ones the others take further rows.
+pub(super) fn thin(problem: &Problem) -> Core {
+    let short = |size: usize| if size <= 4 { 4 } else { 8 };
+    let deep = |most: usize| (problem.k / 8).next_power_of_two().min(most);
+    if problem.m <= problem.n {
+        let deep = match problem.right {
+            "rhs_plain" | "rhs_site" => deep(4),
+            _ => deep(64),
+        };
+        return Core::Direct { high: 1, wide: 64 / deep, deep, thread: [short(problem.m), 4] };
+    }
+    let deep = if problem.left == "lhs_transposed" { deep(4) } else { deep(64) };
+    Core::Direct { high: 64 / deep, wide: 1, deep, thread: [4, short(problem.n)] }
+}
+
+/// The kernel for a product: as measured, else by the table.
+pub(crate) fn choose(gpu: &Gpu, problem: &Problem) -> Core {
+    if gpu.has_choices() {
+        let key = problem.key();
+        if let Some(name) = gpu.choice(&key) {
+            // A class has many sizes; where the choice does not suit this one, the table's does.
+            let usable =
+                Core::candidates(gpu.class(), problem).into_iter().find(|core| core.to_string() == name);
+            return usable.unwrap_or_else(|| Core::by_table(gpu.class(), problem));
+        }
+        if gpu.tunes() && super::tune::measurable(gpu.class(), problem) {
+            return super::tune::measure(gpu, problem);
+        }
+    }
+    Core::by_table(gpu.class(), problem)
+}

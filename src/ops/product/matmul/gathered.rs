@@ -1,0 +1,96 @@
+//! Gradients of a layer's weight and bias that arrive a run of rows at a time.
+
+use super::core::Problem;
+use super::parts::Cut;
+use super::product::{Product, Right};
+use crate::dtype::DType;
+use crate::tensor::Tensor;
+
+/// The sum of `a^T b` over runs of rows. Where one product would leave the device idle it is in parts of the rows, each with a sum
+/// of its own, and those are added up once, at the end.
+#[derive(Default)]
+pub(crate) struct Outer(Option<Tensor>);
+
+impl Outer {
+    /// Adds `a^T b` of `[rows, m]` and `[rows, n]`.
+    pub fn add(&mut self, op: &'static str, a: &Tensor, b: &Tensor) {
+        let ([rows, m], n) = ([a.shape()[0], a.shape()[1]], b.shape()[1]);
+        if rows == 0 {
+            return;
+        }
+        let (left, right) = ("lhs_transposed", "rhs_plain");
+        let problem =
+            Problem { m, n, k: rows, batch: 1, left, right, half: a.gpu().rounds_products(), coop: None };
+        let whole = Cut { parts: 1, len: rows };
+        let cut = Cut::of(a.gpu().class(), &problem.on(a.gpu())).unwrap_or(whole);
+        let new = || Tensor::empty(a.gpu(), op, [cut.parts, m, n], DType::F32);
+        let (to, accumulate, cut) = match self.0.take() {
+            None => (new(), false, cut),
+            Some(sum) if sum.shape()[0] == cut.parts => (sum, true, cut),
+            // A last run that is short: into the first part alone.
+            Some(sum) => (sum, true, whole),
+        };
+        let (turned, b) = (a.contiguous().t(), b.contiguous());
+        let own = to.slice(0, 0..cut.parts);
+        Product::new(op, &turned, Right::Tensor(&b)).write_parts(&b, cut, &own, accumulate);
+        self.0 = Some(to);
+    }
+
+    /// `[m, n]`; none where nothing was added.
+    pub fn sum(self) -> Option<Tensor> {
+        self.0.map(|parts| if parts.shape()[0] == 1 { parts.squeeze(0) } else { parts.sum(0) })
+    }
+}
+
+/// The sum of rows over runs.
+#[derive(Default)]
+struct Columns(Vec<Tensor>);
+
+impl Columns {
+    /// Sums that wait before they are added up.
+    const MOST: usize = 32;
+
+    fn add(&mut self, x: &Tensor) {
+        let own = x.sum(0).unsqueeze(0);
+        own.evaluate();
+        self.0.push(own);
+        if self.0.len() == Columns::MOST {
+            let all = std::mem::take(self).sum().map(|sum| sum.unsqueeze(0));
+            self.0.extend(all);
+        }
+    }
+
+    fn sum(self) -> Option<Tensor> {
+        let sum = match &self.0[..] {
+            [] => return None,
+            [one] => one.squeeze(0),
+            all => Tensor::concat(&all.iter().collect::<Vec<_>>(), 0).sum(0),
+        };
+        sum.evaluate();
+        Some(sum)
+    }
+}
+
+/// The gradients of `w` and `bias` of a layer `x w^T + bias` over runs of rows: `dw = sum dy^T x`, `dbias = sum dy`.
+#[derive(Default)]
+pub(crate) struct LayerSums {
+    weight: Outer,
+    bias: Columns,
+}
+
+impl LayerSums {
+    /// Adds a run's share of what is wanted of the two.
+    pub fn add(&mut self, op: &'static str, dy: &Tensor, x: &Tensor, wants: &[bool]) {
+        if wants[0] {
+            self.weight.add(op, dy, x);
+        }
+        if wants[1] {
+            self.bias.add(dy);
+        }
+    }
+
+    /// Both; none where nothing was added.
+    pub fn sums(self) -> [Option<Tensor>; 2] {
+        [self.weight.sum(), self.bias.sum()]
+    }
+}

@@ -1,0 +1,445 @@
+//! Matrix products: 2-D and batched with broadcasting, any strides, and linear layers whose weight is a [`Site`].
+//!
+//! One core with a slot for each operand and one for the store (`shaders/product/matmul.wgsl`, and `matmul_direct.wgsl` for CPU
+//! drivers). Gradients are the same core: `dx = dy W`, `dW = dy^T x`, the latter added into the weight's one buffer.
+
+mod core;
+pub(crate) mod gathered;
+mod operand;
+mod parts;
+pub mod plan;
+mod product;
+pub(crate) mod routed;
+pub mod tune;
+
+use self::core::Core;
+use self::product::{Product, Right};
+use super::site::{LeafGrads, Site};
+use crate::dtype::DType;
+use crate::gpu::shader::Source;
+use crate::ops::case::{Array, Case, Fill, Input};
+use crate::shape::{self, Shape};
+use crate::tape::{self, Into, Op, Saved, Sink};
+use crate::tensor::{Tensor, same_gpu};
+use std::sync::Arc;
+
+/// What a linear layer applies to `x W^T + bias` as it stores it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    #[default]
+    None,
+    /// `max(x, 0)`
+    Relu,
+    /// Exact GELU.
+    Gelu,
+    /// GELU's tanh form.
+    GeluTanh,
+    /// `x sigmoid(x)`
+    Silu,
+}
+
+impl Activation {
+    /// The activation as an op of its own.
+    pub fn apply(self, x: &Tensor) -> Tensor {
+        match self {
+            Activation::None => x.clone(),
+            Activation::Relu => x.relu(),
+            Activation::Gelu => x.gelu(),
+            Activation::GeluTanh => x.gelu_tanh(),
+            Activation::Silu => x.silu(),
+        }
+    }
+}
+
+/// What follows a product inside its kernel.
+#[derive(Clone, Copy, Default)]
+pub struct Epilogue<'a> {
+    /// Added to every row: `[n]`.
+    pub bias: Option<&'a Tensor>,
+    /// Applied after the bias.
+    pub activation: Activation,
+    /// Added last: the shape of the result. Not together with an activation.
+    pub residual: Option<&'a Tensor>,
+}
+
+/// Batched product of tensors into a new f32 tensor, or where `into` says.
+fn multiply(op: &'static str, lhs: &Tensor, rhs: &Tensor, into: Into) -> Tensor {
+    let to = shape::matmul(op, lhs.shape(), rhs.shape());
+    let (y, accumulate) = into.output(lhs.gpu(), op, to);
+    Product { accumulate, ..Product::new(op, lhs, Right::Tensor(rhs)) }.write(&y);
+    y
+}
+
+/// `a^T b` of `[rows, m]` and `[rows, n]`: the gradient of a weight.
+pub(crate) fn outer(op: &'static str, a: &Tensor, b: &Tensor, into: Into) -> Tensor {
+    multiply(op, &a.t(), b, into)
+}
+
+/// `gelu(x w^T + bias)` of `[rows, k]` and `[n, k]`, not recorded: a layer inside another op, written to `y` where given. `before`
+/// takes what the activation is applied to.
+pub(crate) fn gelu_layer(
+    op: &'static str,
+    x: &Tensor,
+    [w, bias]: [&Tensor; 2],
+    y: Option<&Tensor>,
+    before: Option<&Tensor>,
+) -> Tensor {
+    let new = || Tensor::empty(x.gpu(), op, [x.shape()[0], w.shape()[0]], DType::F32);
+    let y = y.cloned().unwrap_or_else(new);
+    let epilogue = Epilogue { bias: Some(bias), activation: Activation::Gelu, residual: None };
+    Product { epilogue, before, ..Product::new(op, x, Right::Tensor(&w.t())) }.write(&y);
+    y
+}
+
+/// `(a b) gelu'(before)`, element by element: the gradient before a GELU.
+pub(crate) fn product_slope(op: &'static str, a: &Tensor, b: &Tensor, before: &Tensor) -> Tensor {
+    let y = Tensor::empty(a.gpu(), op, before.shape(), DType::F32);
+    Product { slope: Some(before), ..Product::new(op, a, Right::Tensor(b)) }.write(&y);
+    y
+}
+
+/// `a b` of `[rows, k]` and `[k, n]`, where `into` says.
+pub(crate) fn product(op: &'static str, a: &Tensor, b: &Tensor, into: Into) -> Tensor {
+    multiply(op, a, b, into)
+}
+
+/// `x w^T + bias + residual` of `[rows, k]` and `[n, k]`, not recorded, into `y`.
+pub(crate) fn biased(
+    op: &'static str,
+    x: &Tensor,
+    [w, bias]: [&Tensor; 2],
+    residual: Option<&Tensor>,
+    y: &Tensor,
+) {
+    let epilogue = Epilogue { bias: Some(bias), activation: Activation::None, residual };
+    Product { epilogue, ..Product::new(op, x, Right::Tensor(&w.t())) }.write(y);
+}
+
+struct Matmul {
+    lhs: Saved,
+    rhs: Saved,
+}
+
+impl Op for Matmul {
+    fn name(&self) -> &'static str {
+        "matmul"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        let (a, b) = (self.lhs.get("matmul"), self.rhs.get("matmul"));
+        if sink.needs(0) {
+            gradient(sink, 0, a.shape(), dy, &b.t());
+        }
+        if sink.needs(1) {
+            gradient(sink, 1, b.shape(), &a.t(), dy);
+        }
+    }
+}
+
+/// Adds `lhs rhs`, summed over broadcast batches, to the gradient of input `i`.
+fn gradient(sink: &mut Sink, i: usize, shape: &Shape, lhs: &Tensor, rhs: &Tensor) {
+    if shape::matmul("matmul", lhs.shape(), rhs.shape()) == *shape {
+        sink.add_with(i, |into| multiply("matmul", lhs, rhs, into));
+    } else {
+        sink.add(i, multiply("matmul", lhs, rhs, Into::New).sum_to(shape));
+    }
+}
+
+impl Tensor {
+    /// Matrix product `[.., m, k] x [.., k, n] -> [.., m, n]`; leading axes broadcast.
+    ///
+    /// Transposed views are read in place. f16 operands are multiplied and summed in f32, and the result is f32.
+    /// Derivatives: `da = dy b^T`, `db = a^T dy`.
+    ///
+    /// # Panics
+    /// With fewer than two axes a side, when the inner sizes differ or for integers.
+    ///
+    /// ```no_run
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let a = Tensor::from_slice(&gpu, &[1.0f32, 2.0, 3.0, 4.0], [2, 2]);
+    /// assert_eq!(a.matmul(&a.t()).to_vec::<f32>()?, [5.0, 11.0, 11.0, 25.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn matmul(&self, rhs: &Tensor) -> Tensor {
+        same_gpu("matmul", &[self, rhs]);
+        let to = shape::matmul("matmul", self.shape(), rhs.shape());
+        // One matrix on the right: the batch is only more rows, and the weight's gradient is one product.
+        if rhs.shape().len() == 2 && self.shape().len() > 2 {
+            let k = self.shape()[self.shape().len() - 1];
+            let rows: usize = to[..to.len() - 1].iter().product();
+            return self.reshape([rows, k]).matmul(rhs).reshape(to);
+        }
+        for x in [self, rhs] {
+            assert!(x.dtype().is_float(), "matmul: needs floats, got {}; cast first", x.dtype());
+        }
+        let y = multiply("matmul", &self.detach(), &rhs.detach(), Into::New);
+        y.made_by(&[self, rhs], || Box::new(Matmul { lhs: Saved::new(self), rhs: Saved::new(rhs) }))
+    }
+
+    /// `y = act(x W^T + bias) + residual` with `x [.., in]`, `W [out, in]` from any [`Site`]: for few rows the
+    /// sharing kind's load is fused into the product, above 64 rows `W` is made once for this product and let go.
+    ///
+    /// Derivatives: `dx = dy W` with the same load, `dbias` the sum over rows, and the site's own rule for what it
+    /// stores. While a graph is recorded the activation runs as its own op, because its derivative needs its input.
+    ///
+    /// # Panics
+    /// When the sizes do not fit, for integers, or with both an activation and a residual.
+    #[track_caller]
+    pub fn linear(&self, weight: &Arc<dyn Site>, epilogue: Epilogue) -> Tensor {
+        let [n, k] = weight.size();
+        let axes = self.shape().len();
+        assert!(
+            axes >= 1 && self.shape()[axes - 1] == k,
+            "linear: input {} for a weight [{n}, {k}]",
+            self.shape()
+        );
+        assert!(
+            epilogue.residual.is_none() || epilogue.activation == Activation::None,
+            "linear: a residual is added after the layer, an activation comes before it: use one"
+        );
+        let to = self.shape().with(axes - 1, n);
+        if let Some(bias) = epilogue.bias {
+            assert!(**bias.shape() == [n], "linear: bias {} for {n} outputs", bias.shape());
+        }
+        if let Some(residual) = epilogue.residual {
+            assert!(*residual.shape() == to, "linear: residual {} for output {to}", residual.shape());
+        }
+        let leaves = weight.leaves();
+        let mut inputs: Vec<&Tensor> = vec![self];
+        inputs.extend(epilogue.bias);
+        inputs.extend(epilogue.residual);
+        inputs.extend(&leaves);
+        same_gpu("linear", &inputs);
+        let tracked = tape::tracks(&inputs);
+        let fused =
+            Epilogue { activation: if tracked { Activation::None } else { epilogue.activation }, ..epilogue };
+        let rows: usize = self.shape()[..axes - 1].iter().product();
+        assert!(self.dtype().is_float(), "linear: needs floats, got {}; cast first", self.dtype());
+        let x = self.reshape([rows, k]);
+        let y = Tensor::empty(self.gpu(), "linear", [x.shape()[0], n], DType::F32);
+        let right = Right::Weight { site: &**weight, transposed: true };
+        Product { epilogue: fused, ..Product::new("linear", &x.detach(), right) }.write(&y);
+        let y = y.reshape(to).made_by(&inputs, || {
+            Box::new(Linear {
+                x: Saved::new(&x),
+                shape: *self.shape(),
+                leaves: leaves.iter().map(Saved::new).collect(),
+                weight: weight.clone(),
+                bias: epilogue.bias.is_some(),
+                residual: epilogue.residual.is_some(),
+            })
+        });
+        if tracked { epilogue.activation.apply(&y) } else { y }
+    }
+}
+
+struct Linear {
+    x: Saved,
+    shape: Shape,
+    leaves: Vec<Saved>,
+    weight: Arc<dyn Site>,
+    bias: bool,
+    residual: bool,
+}
+
+impl Op for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(full) = &dy[0] else { return };
+        let x = self.x.get("linear");
+        // The site reads its leaves itself: this only checks that they are what they were.
+        for leaf in &self.leaves {
+            leaf.get("linear");
+        }
+        let [n, k] = self.weight.size();
+        let dy = full.reshape([x.shape()[0], n]).contiguous();
+        if sink.needs(0) {
+            let dx = Tensor::empty(dy.gpu(), "linear", [x.shape()[0], k], DType::F32);
+            Product::new("linear", &dy, Right::Weight { site: &*self.weight, transposed: false }).write(&dx);
+            sink.add(0, dx.reshape(self.shape));
+        }
+        let mut next = 1;
+        if self.bias {
+            if sink.needs(next) {
+                sink.add(next, dy.sum(0));
+            }
+            next += 1;
+        }
+        if self.residual {
+            sink.add(next, full.clone());
+            next += 1;
+        }
+        if (0..self.leaves.len()).any(|i| sink.needs(next + i)) {
+            self.weight.backward(x, &dy, &mut LeafGrads::new(sink, next));
+        }
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    let left = ["lhs_plain", "lhs_transposed", "lhs_any"];
+    let right = ["rhs_plain", "rhs_transposed", "rhs_any"];
+    let stores = [
+        "store_plain",
+        "store_accumulate",
+        "store_bias",
+        "store_activation",
+        "store_residual",
+        "store_bias_residual",
+        "store_bias_both",
+        "store_slope",
+    ];
+    let mut all = Vec::new();
+    for core in Core::KINDS {
+        let source = core.source(core::DEFAULT_LANES);
+        for l in left {
+            all.extend(right.map(|r| source.clone().slot("lhs", l).slot("rhs", r)));
+        }
+        for pieces in ["pieces_of_1", "pieces_of_4"] {
+            all.extend(stores.map(|s| source.clone().slot("store", s).slot("pieces", pieces)));
+        }
+        for site in super::site::FRAGMENTS {
+            for r in ["rhs_site", "rhs_site_transposed"] {
+                all.push(source.clone().slot("rhs", r).slot("site", site));
+            }
+        }
+        all.push(source.clone().bool("EDGES", false));
+        all.push(source.clone().slot("lhs", "lhs_gathered"));
+        all.push(source.clone().slot("place", "place_scattered").slot("store", "store_accumulate"));
+        all.push(source.clone().slot("lhs_word", "lhs_f16").slot("rhs_word", "rhs_f16"));
+        all.push(source.slot("lhs", "lhs_transposed").slot("lhs_word", "lhs_f16"));
+    }
+    all.extend(core::all().iter().map(|core| core.source(core::DEFAULT_LANES)));
+    all
+}
+
+/// The reference: three loops a batch, in f64.
+pub(crate) fn matmul64(a: &Array, b: &Array) -> Array {
+    let to = shape::matmul("reference", &a.shape, &b.shape);
+    let (m, n, k) = (to[to.len() - 2], to[to.len() - 1], a.shape[a.shape.len() - 1]);
+    let batch = Shape::new(&to[..to.len() - 2]);
+    let start = |x: &Array, flat: usize| {
+        let own = Shape::new(&x.shape[..x.shape.len() - 2]);
+        let strides = shape::expand_strides("reference", &own, &own.strides(), &batch);
+        let plain = batch.strides();
+        let at: usize = (0..batch.len()).map(|axis| flat / plain[axis] % batch[axis] * strides[axis]).sum();
+        at * x.shape[x.shape.len() - 2] * x.shape[x.shape.len() - 1]
+    };
+    Array::from_fn(to, |i| {
+        let (b0, row, col) = (i / (m * n), i / n % m, i % n);
+        let (a0, b0) = (start(a, b0), start(b, b0));
+        (0..k).map(|q| a.data[a0 + row * k + q] * b.data[b0 + q * n + col]).sum()
+    })
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    let shapes: [(&[usize], &[usize]); 8] = [
+        (&[1, 1], &[1, 1]),
+        (&[4, 8], &[8, 12]),
+        (&[7, 13], &[13, 5]),
+        (&[67, 5], &[5, 3]),
+        (&[2, 3, 5], &[5, 7]),
+        (&[2, 1, 3, 4], &[5, 4, 8]),
+        (&[3, 5, 6], &[3, 6, 4]),
+        (&[2, 2, 2, 3, 2], &[2, 1, 2, 2, 3]),
+    ];
+    for (a, b) in shapes {
+        let inputs = vec![Input::normal(a), Input::normal(b)];
+        all.push(Case::new(
+            format!("{a:?} {b:?}"),
+            inputs,
+            |x| x[0].matmul(&x[1]),
+            |x| matmul64(&x[0], &x[1]),
+        ));
+    }
+    // Stored transposed: the views are read in place, vectors along the other axis.
+    let t64 = |x: &Array| {
+        Array::from_fn([x.shape[1], x.shape[0]], |i| x.data[i % x.shape[0] * x.shape[1] + i / x.shape[0]])
+    };
+    for (m, n, k) in [(8, 12, 4), (9, 7, 5), (68, 36, 20)] {
+        let fixed = |x: Input| if m > 60 { x.fixed() } else { x };
+        let inputs = vec![fixed(Input::normal([k, m])), fixed(Input::normal([n, k]))];
+        all.push(Case::new(
+            format!("transposed {m} {n} {k}"),
+            inputs,
+            |x| x[0].t().matmul(&x[1].t()),
+            move |x| matmul64(&t64(&x[0]), &t64(&x[1])),
+        ));
+    }
+    // Above every tile, whole numbers whose sums need 20 bits: equality shows that no term is lost and none is f16.
+    for (m, n, k) in [(130, 140, 68), (129, 133, 67), (200, 3, 500), (20, 24, 2048), (7, 5, 1540)] {
+        let whole = |shape: [usize; 2]| Input::integers(shape, DType::F32, -60, 61);
+        let inputs = vec![whole([m, k]), whole([k, n])];
+        all.push(
+            Case::new(
+                format!("integers {m} {n} {k}"),
+                inputs,
+                |x| x[0].matmul(&x[1]),
+                |x| matmul64(&x[0], &x[1]),
+            )
+            .exact(),
+        );
+    }
+    let inputs = vec![
+        Input::normal([5, 12]).dtype(DType::F16).fixed(),
+        Input::normal([12, 9]).dtype(DType::F16).fixed(),
+    ];
+    all.push(Case::new("f16 operands", inputs, |x| x[0].matmul(&x[1]), |x| matmul64(&x[0], &x[1])));
+    // In vectors, so that the kernel unpacks them as it loads; and products with a short side.
+    for (m, n, k) in [(12, 20, 8), (36, 68, 20), (4, 72, 132), (72, 8, 132)] {
+        let half = |shape: [usize; 2]| Input::normal(shape).dtype(DType::F16).fixed();
+        let cast = |x: &Tensor| x.transpose(0, 1).contiguous().t();
+        all.push(Case::new(
+            format!("f16 operands {m} {n} {k}"),
+            vec![half([m, k]), half([k, n])],
+            |x| x[0].matmul(&x[1]),
+            |x| matmul64(&x[0], &x[1]),
+        ));
+        all.push(Case::new(
+            format!("f16 transposed {m} {n} {k}"),
+            vec![half([m, k]), half([k, n])],
+            move |x| cast(&x[0]).matmul(&cast(&x[1])),
+            |x| matmul64(&x[0], &x[1]),
+        ));
+    }
+    for (m, n, k) in [(1, 68, 260), (7, 132, 516), (68, 5, 260), (132, 8, 36), (3, 132, 12), (200, 8, 8)] {
+        let whole = |shape: [usize; 2]| Input::integers(shape, DType::F32, -60, 61);
+        let inputs = vec![whole([m, k]), whole([k, n])];
+        all.push(
+            Case::new(
+                format!("thin {m} {n} {k}"),
+                inputs.clone(),
+                |x| x[0].matmul(&x[1]),
+                |x| matmul64(&x[0], &x[1]),
+            )
+            .exact(),
+        );
+        let cast = |x: &Tensor| x.transpose(0, 1).contiguous().t();
+        all.push(
+            Case::new(
+                format!("thin transposed {m} {n} {k}"),
+                inputs,
+                move |x| cast(&x[0]).matmul(&cast(&x[1])),
+                |x| matmul64(&x[0], &x[1]),
+            )
+            .exact(),
+        );
+    }
+    let slices = vec![Input::normal([9, 10]).fill(Fill::Normal(1.0)), Input::normal([4, 6])];
+    all.push(Case::new(
+        "slices",
+        slices,
+        |x| x[0].slice(1, 3..7).matmul(&x[1].slice(1, 1..6)),
+        |x| {
+            let a = Array::from_fn([9, 4], |i| x[0].data[i / 4 * 10 + 3 + i % 4]);
+            let b = Array::from_fn([4, 5], |i| x[1].data[i / 5 * 6 + 1 + i % 5]);
+            matmul64(&a, &b)
+        },
+    ));
+    all
+}

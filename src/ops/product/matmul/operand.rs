@@ -1,0 +1,115 @@
+//! How a product reads its operands: in place where the layout allows vectors, else element by element or from a copy.
+
+use crate::dtype::DType;
+use crate::gpu::kernel::Bind;
+use crate::shape::{self, Shape};
+use crate::tensor::Tensor;
+
+/// One operand as the kernel reads it.
+pub(super) struct Operand {
+    pub fragment: &'static str,
+    pub half: bool,
+    pub bind: Bind,
+    /// Offset, stride of the axis that is not contiguous, outer batch step, inner batch step.
+    pub words: [usize; 4],
+    /// Stride of the other axis, for `*_any`.
+    pub any: usize,
+}
+
+/// Sizes and steps of a tensor `[batch.., rows, cols]` in a product whose batches are (outer, inner).
+struct Layout {
+    words: [usize; 4],
+    any: usize,
+    by_rows: bool,
+    vectors: bool,
+}
+
+impl Layout {
+    fn of(x: &Tensor, [outer, inner]: [usize; 2]) -> Layout {
+        let axes = x.shape().len();
+        let (rows, cols) = (x.shape()[axes - 2], x.shape()[axes - 1]);
+        let (row_step, col_step) = (x.strides[axes - 2], x.strides[axes - 1]);
+        let by_rows = col_step == 1 || cols == 1;
+        let (along, step, unit) =
+            if by_rows { (cols, row_step, col_step) } else { (rows, col_step, row_step) };
+        let vectors = unit == 1 && [along, step, outer, inner, x.offset].iter().all(|v| v % 4 == 0);
+        Layout { words: [x.offset, step, outer, inner], any: col_step, by_rows, vectors }
+    }
+}
+
+impl Layout {
+    /// The slot that reads it.
+    fn fragment(&self, right: bool) -> &'static str {
+        match (right, self.vectors, self.by_rows) {
+            (false, true, true) => "lhs_plain",
+            (false, true, false) => "lhs_transposed",
+            (false, false, _) => "lhs_any",
+            (true, true, true) => "rhs_plain",
+            (true, true, false) => "rhs_transposed",
+            (true, false, _) => "rhs_any",
+        }
+    }
+}
+
+/// The slot that will read a matrix, and whether as f16; without making the copy that some need.
+pub(super) fn slot(x: &Tensor, right: bool) -> (&'static str, bool) {
+    let scattered = x.strides[0] != 1 && x.strides[1] != 1;
+    let dense = Tensor { strides: x.shape().strides(), offset: 0, edge: None, ..x.clone() };
+    let layout = Layout::of(if scattered { &dense } else { x }, [0, 0]);
+    (layout.fragment(right), x.dtype() == DType::F16 && layout.vectors)
+}
+
+/// `x` as `[batch.., rows, cols]` for the left side (`cols` = k), or with `right`, for the right side (`rows` = k).
+pub(super) fn operand(x: &Tensor, batch: &Shape, right: bool) -> Operand {
+    let mut x = x.clone();
+    let axes = x.shape().len();
+    let mut steps = steps(&x, batch);
+    if steps.is_none() || (x.strides[axes - 1] != 1 && x.strides[axes - 2] != 1 && x.count() > 0) {
+        x = x.contiguous();
+        steps = self::steps(&x, batch);
+    }
+    if steps.is_none() {
+        // Batch axes that do not merge into two: spelled out in memory.
+        let mut sizes = batch.to_vec();
+        sizes.extend(&x.shape()[axes - 2..]);
+        x = x.expand(&sizes[..]).contiguous();
+        steps = self::steps(&x, batch);
+    }
+    let layout = Layout::of(&x, steps.expect("contiguous batches merge"));
+    let half = x.dtype() == DType::F16;
+    if half && !layout.vectors {
+        return operand(&x.cast(DType::F32), batch, right);
+    }
+    let fragment = layout.fragment(right);
+    let Layout { mut words, mut any, .. } = layout;
+    if !layout.vectors {
+        // In `*_any` the first stride is that of m or n, the other that of k.
+        let (row_step, col_step) = (x.strides[x.shape().len() - 2], any);
+        (words[1], any) = if right { (col_step, row_step) } else { (row_step, col_step) };
+    }
+    let place = x.value.place();
+    let size = x.dtype().buffer_bytes(x.value.count);
+    let bind = Bind { binding: right as u32, buffer: place.buffer, offset: place.offset, size, write: false };
+    Operand { fragment, half, bind, words, any }
+}
+
+/// Steps of the outer and inner batch, when the batch axes merge into two.
+fn steps(x: &Tensor, batch: &Shape) -> Option<[usize; 2]> {
+    let axes = x.shape().len();
+    let own = Shape::new(&x.shape()[..axes - 2]);
+    let strides = shape::expand_strides("matmul", &own, &x.strides, batch);
+    match batch.len() {
+        0 => Some([0, 0]),
+        1 => Some([0, strides[0]]),
+        2 => Some([strides[0], strides[1]]),
+        _ => {
+            let last = strides[batch.len() - 1];
+            let (sizes, merged) = shape::collapse(&Shape::new(&batch[..batch.len() - 1]), &[strides]);
+            match sizes.len() {
+                0 => Some([0, last]),
+                1 => Some([merged[0][0], last]),
+                _ => None,
+            }
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Linear layers of some rows only, as routed models need: rows gathered as the product reads its left side, or results
+//! scattered, each times its gate, as they are stored.
+
+use super::product::{Product, Right, Rows};
+use crate::dtype::DType;
+use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::product::site::{LeafGrads, Site};
+use crate::tape::{Op, Saved, Sink};
+use crate::tensor::{Tensor, same_gpu};
+use std::sync::Arc;
+
+#[track_caller]
+fn check(op: &str, x: &Tensor, list: &Tensor, sizes: [usize; 2]) {
+    let x_fits = x.shape().len() == 2 && x.shape()[1] == sizes[1];
+    assert!(x_fits, "{op}: input {} for a weight [{}, {}]", x.shape(), sizes[0], sizes[1]);
+    assert!(x.dtype().is_float(), "{op}: needs floats, got {}; cast first", x.dtype());
+    let list_fits = list.shape().len() == 1 && list.dtype() == DType::U32;
+    assert!(list_fits, "{op}: rows must be a list of u32, got {} of {}", list.shape(), list.dtype());
+}
+
+impl Tensor {
+    /// `y[i] = x[rows[i]] W^T` with `x [all, in]`, `rows [some]` of u32, `W [out, in]`: the rows are gathered as the
+    /// product reads them.
+    ///
+    /// Derivatives: `dx[rows[i]] = dy[i] W`, zero elsewhere, and the site's own rule. The rows must differ: of equal
+    /// ones only one would reach `dx`. A row that `x` does not have is zero
+    /// and takes no gradient.
+    ///
+    /// # Panics
+    /// When the sizes or types do not fit.
+    #[track_caller]
+    pub fn linear_gathered(&self, rows: &Tensor, weight: &Arc<dyn Site>) -> Tensor {
+        let op = "linear_gathered";
+        let [n, k] = weight.size();
+        check(op, self, rows, [n, k]);
+        let leaves = weight.leaves();
+        let mut inputs = vec![self];
+        inputs.extend(&leaves);
+        same_gpu(op, &inputs);
+        same_gpu(op, &[self, rows]);
+        let (x, rows) = (self.detach().contiguous(), rows.contiguous());
+        let y = Tensor::empty(x.gpu(), op, [rows.count(), n], DType::F32);
+        // Rows that are no whole vectors are gathered by a pass of their own.
+        let whole = k.is_multiple_of(4) && x.offset.is_multiple_of(4) && x.shape()[0] > 0;
+        let narrow = if whole { x.clone() } else { x.index_select_padded(0, &rows) };
+        let which = if whole { Rows::Gathered(&rows) } else { Rows::All };
+        let right = Right::Weight { site: &**weight, transposed: true };
+        Product { rows: which, ..Product::new(op, &narrow, right) }.write(&y);
+        y.made_by(&inputs, || {
+            Box::new(Gathered {
+                x: Saved::new(self),
+                rows: Saved::new(&rows),
+                leaves: leaves.iter().map(Saved::new).collect(),
+                weight: weight.clone(),
+            })
+        })
+    }
+
+    /// `y = base`, then `y[rows[i]] += gate[i] x[i] W^T`, with `base [all, out]` (this tensor), `x [some, in]`,
+    /// `rows [some]` of u32 and `gate [some]`: the results are scattered as the product stores them.
+    ///
+    /// Derivatives: `dbase = dy`, `t = dy[rows] W`, `dx = gate t`, `dgate[i] = <t[i], x[i]>`, and the site's own rule on
+    /// `gate dy[rows]`. The rows must differ: of equal ones only one would be added. A row that `base` does not have is
+    /// left out.
+    ///
+    /// # Panics
+    /// When the sizes or types do not fit.
+    #[track_caller]
+    pub fn add_linear_scattered(
+        &self,
+        x: &Tensor,
+        rows: &Tensor,
+        gate: &Tensor,
+        weight: &Arc<dyn Site>,
+    ) -> Tensor {
+        let op = "add_linear_scattered";
+        let [n, k] = weight.size();
+        check(op, x, rows, [n, k]);
+        assert!(
+            self.shape().len() == 2 && self.shape()[1] == n && self.dtype() == DType::F32,
+            "{op}: base {} of {} for {n} outputs",
+            self.shape(),
+            self.dtype()
+        );
+        let some = rows.count();
+        assert!(
+            **gate.shape() == [some] && x.shape()[0] == some && gate.dtype() == DType::F32,
+            "{op}: {some} rows, gate {} of {}, input {}",
+            gate.shape(),
+            gate.dtype(),
+            x.shape()
+        );
+        let leaves = weight.leaves();
+        let mut inputs = vec![self, x, gate];
+        inputs.extend(&leaves);
+        same_gpu(op, &inputs);
+        same_gpu(op, &[self, rows]);
+        let (list, scale) = (rows.contiguous(), gate.detach().contiguous());
+        let y = Tensor::empty(self.gpu(), op, *self.shape(), DType::F32);
+        // The base is written where the products are then added; what is still pending is computed there.
+        self.detach().write_to(op, &y, false);
+        let rows = Rows::Scattered { list: &list, gate: &scale };
+        let right = Right::Weight { site: &**weight, transposed: true };
+        Product { rows, accumulate: true, ..Product::new(op, &x.detach(), right) }.write(&y);
+        y.made_by(&inputs, || {
+            Box::new(Scattered {
+                x: Saved::new(x),
+                rows: Saved::new(&list),
+                gate: Saved::new(gate),
+                leaves: leaves.iter().map(Saved::new).collect(),
+                weight: weight.clone(),
+            })
+        })
+    }
+}
+
+struct Gathered {
+    x: Saved,
+    rows: Saved,
+    leaves: Vec<Saved>,
+    weight: Arc<dyn Site>,
+}
+
+impl Op for Gathered {
+    fn name(&self) -> &'static str {
+        "linear_gathered"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        let [x, rows] = [&self.x, &self.rows].map(|saved| saved.get(self.name()));
+        // The site reads its leaves itself: this only checks that they are what they were.
+        for leaf in &self.leaves {
+            leaf.get(self.name());
+        }
+        let dy = dy.contiguous();
+        if sink.needs(0) {
+            let dx = Tensor::zeros(dy.gpu(), *x.shape()).contiguous();
+            let ones = Tensor::ones(dy.gpu(), *rows.shape()).contiguous();
+            dx.compute();
+            let rows = Rows::Scattered { list: rows, gate: &ones };
+            let right = Right::Weight { site: &*self.weight, transposed: false };
+            Product { rows, accumulate: true, ..Product::new(self.name(), &dy, right) }.write(&dx);
+            sink.add(0, dx);
+        }
+        if (0..self.leaves.len()).any(|i| sink.needs(1 + i)) {
+            let x = crate::ops::float(self.name(), &x.detach()).index_select_padded(0, rows);
+            self.weight.backward(&x, &dy, &mut LeafGrads::new(sink, 1));
+        }
+    }
+}
+
+struct Scattered {
+    x: Saved,
+    rows: Saved,
+    gate: Saved,
+    leaves: Vec<Saved>,
+    weight: Arc<dyn Site>,
+}
+
+impl Op for Scattered {
+    fn name(&self) -> &'static str {
+        "add_linear_scattered"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        let op = self.name();
+        let [x, rows, gate] = [&self.x, &self.rows, &self.gate].map(|saved| saved.get(op));
+        for leaf in &self.leaves {
+            leaf.get(op);
+        }
+        let (x, gate) = (crate::ops::float(op, &x.detach()), gate.detach().reshape([rows.count(), 1]));
+        let own = dy.contiguous().index_select_padded(0, rows);
+        if sink.needs(1) || sink.needs(2) {
+            let through = Tensor::empty(dy.gpu(), op, *x.shape(), DType::F32);
+            Product::new(op, &own, Right::Weight { site: &*self.weight, transposed: false }).write(&through);
+            if sink.needs(1) {
+                sink.add(1, through.mul(&gate));
+            }
+            if sink.needs(2) {
+                sink.add(2, through.mul(&x).sum(1));
+            }
+        }
+        if (0..self.leaves.len()).any(|i| sink.needs(3 + i)) {
+            self.weight.backward(&x, &own.mul(&gate), &mut LeafGrads::new(sink, 3));
+        }
+        sink.add(0, dy.clone());
+    }
+}
+
+fn routed64(x: &Array, rows: &Array, w: &Array) -> Array {
+    let (n, k) = (w.shape[0], w.shape[1]);
+    Array::from_fn([rows.data.len(), n], |i| {
+        let (from, col) = (rows.data[i / n] as usize, i % n);
+        let x = (from < x.shape[0]).then(|| &x.data[from * k..][..k]);
+        x.map_or(0.0, |x| x.iter().zip(&w.data[col * k..]).map(|(a, b)| a * b).sum())
+    })
+}
+
+/// For weights that are made by `weight` from a stored matrix: the kinds of sharing are on a floor above.
+pub(crate) fn cases(weight: fn(&Tensor) -> Arc<dyn Site>) -> Vec<Case> {
+    let list = |values: &[f64]| {
+        Input::integers([values.len()], DType::U32, 0, 1).fill(Fill::Values(values.to_vec()))
+    };
+    let mut all = Vec::new();
+    // The last list has a row that is not there.
+    for (count, n, k, rows) in
+        [(5, 8, 12, vec![3., 0., 4.]), (7, 3, 5, vec![6.]), (40, 9, 16, vec![39., 3., 17., 99., 0., 1.])]
+    {
+        let inputs = vec![Input::normal([count, k]), list(&rows), Input::normal([n, k])];
+        all.push(Case::new(
+            format!("gathered {count} {n} {k}"),
+            inputs,
+            move |x| x[0].linear_gathered(&x[1], &weight(&x[2])),
+            |x| routed64(&x[0], &x[1], &x[2]),
+        ));
+        let some = rows.len();
+        let inputs = vec![
+            Input::normal([count, n]),
+            Input::normal([some, k]),
+            list(&rows),
+            Input::normal([some]),
+            Input::normal([n, k]),
+        ];
+        all.push(Case::new(
+            format!("scattered {count} {n} {k}"),
+            inputs,
+            move |x| x[0].add_linear_scattered(&x[1], &x[2], &x[3], &weight(&x[4])),
+            move |x| {
+                let mut y = x[0].clone();
+                for i in 0..some * n {
+                    let (row, col, to) = (i / n, i % n, x[2].data[i / n] as usize);
+                    let dot: f64 = (0..k).map(|q| x[1].data[row * k + q] * x[4].data[col * k + q]).sum();
+                    if to < count {
+                        y.data[to * n + col] += x[3].data[row] * dot;
+                    }
+                }
+                y
+            },
+        ));
+    }
+    all
+}

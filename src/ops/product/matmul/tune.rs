@@ -1,0 +1,419 @@
+//! Measuring the kernels of a class of products, and the test that cooperative matrices must pass.
+
+use super::core::{Core, Problem, choose, coop};
+use super::operand::operand;
+use super::parts::Cut;
+use super::product::{Product, Right};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::gpu::{CoopMatrices, DeviceClass, Gpu};
+use crate::rng::Rng;
+use crate::shape::Shape;
+use crate::tape::no_grad;
+use crate::tensor::Tensor;
+use std::time::{Duration, Instant};
+
+/// Time for all candidates of one class together, in one round.
+const BUDGET: Duration = Duration::from_millis(250);
+/// A kernel must take so much less time than the table's, in each round, to be chosen in its place.
+const GAIN: f64 = 1.03;
+
+/// Time for a clock that is idle to come up, and for one that fell while kernels were compiled.
+const WARM_FIRST: Duration = Duration::from_secs(2);
+const WARM: Duration = Duration::from_millis(500);
+
+/// Seconds that a product may take at the device's rate: its worst kernel takes some times as long.
+const LONGEST: f64 = 0.1;
+
+/// Whether the problem can be made again from its class: products of tensors, of a size that does not take long here.
+pub(super) fn measurable(class: &DeviceClass, problem: &Problem) -> bool {
+    let operand = |name: &str| name.ends_with("_plain") || name.ends_with("_transposed");
+    let short = class.seconds(problem.operand_bytes(), problem.flops()) < LONGEST;
+    operand(problem.left) && operand(problem.right) && short
+}
+
+/// Operands of a problem, laid out as it says.
+fn operands(gpu: &Gpu, problem: &Problem) -> [Tensor; 2] {
+    let Problem { m, n, k, batch, .. } = *problem;
+    let mut rng = Rng::new(7);
+    let mut make = |rows: usize, cols: usize, transposed: bool| {
+        let size = if transposed { [batch, cols, rows] } else { [batch, rows, cols] };
+        let mut data = vec![0.0f32; batch * rows * cols];
+        rng.fill_normal(&mut data);
+        let x = Tensor::from_slice(gpu, &data, size);
+        let x = if problem.half { x.cast(DType::F16) } else { x };
+        if transposed { x.transpose(1, 2) } else { x }
+    };
+    [make(m, k, problem.left == "lhs_transposed"), make(k, n, problem.right == "rhs_transposed")]
+}
+
+/// A product as one dispatch, whatever its inner axis: what is chosen is the kernel of a part.
+fn whole(a: &Tensor, b: &Tensor) -> Tensor {
+    let [batch, m, n] = [a.shape()[0], a.shape()[1], b.shape()[2]];
+    let y = Tensor::empty(a.gpu(), "matmul", [batch, m, n], DType::F32);
+    Product::new("matmul", a, Right::Tensor(b)).launch(&y);
+    y
+}
+
+/// Measures kernels of one problem on a device of its own.
+struct Trial<'a> {
+    gpu: &'a Gpu,
+    problem: &'a Problem,
+    inputs: [Tensor; 2],
+}
+
+impl Trial<'_> {
+    fn run(&self, core: Core) -> Tensor {
+        self.gpu.choose(self.problem.key(), core.to_string());
+        no_grad(|| whole(&self.inputs[0], &self.inputs[1]))
+    }
+
+    /// Compiles the kernel and runs it once; what it cannot do is carried by its result, and would take no time.
+    fn first(&self, core: Core) -> Result<()> {
+        self.run(core).check()?;
+        self.gpu.synchronize()
+    }
+
+    /// Seconds of a call among `count`.
+    fn sample(&self, core: Core, count: usize) -> Result<f64> {
+        let work = || (0..count).for_each(|_| drop(self.run(core)));
+        if self.gpu.has_own_clock() {
+            return Ok(self.gpu.time(work)? / count as f64);
+        }
+        self.gpu.synchronize()?;
+        let start = Instant::now();
+        work();
+        self.gpu.synchronize()?;
+        Ok(start.elapsed().as_secs_f64() / count as f64)
+    }
+
+    /// The least seconds of a call of each kernel, taken in turn so that a clock that rises or falls is the same for all; what is
+    /// twice as slow as the fastest is not tried for long.
+    fn round(&self, cores: &[Core], budget: Duration) -> Result<Vec<f64>> {
+        let mut best = vec![f64::INFINITY; cores.len()];
+        let started = Instant::now();
+        for turn in 0.. {
+            let fastest = best.iter().copied().fold(f64::INFINITY, f64::min);
+            for (core, best) in cores.iter().zip(&mut best) {
+                if turn == 0 || *best < 2.0 * fastest {
+                    // Several to a submit, so that its cost does not hide the kernel's.
+                    let count = if *best < 2e-3 { 4 } else { 1 };
+                    *best = best.min(self.sample(*core, count)?);
+                }
+            }
+            if started.elapsed() >= budget {
+                break;
+            }
+        }
+        Ok(best)
+    }
+
+    /// Runs until the clock has come up: a GPU that was idle runs at a fifth of its rate at first. Ends where two stretches of time in
+    /// a row take the same, or after `most`.
+    fn warm_up(&self, core: Core, most: Duration) -> Result<()> {
+        let started = Instant::now();
+        let count = (2e-2 / self.sample(core, 1)?.max(1e-6)).clamp(1.0, 1000.0) as usize;
+        let mut last = f64::INFINITY;
+        while started.elapsed() < most {
+            let now = self.sample(core, count)?;
+            if (now / last - 1.0).abs() < 0.02 {
+                break;
+            }
+            last = now;
+        }
+        Ok(())
+    }
+}
+
+/// What measuring a class of products found.
+#[derive(Clone, Debug)]
+pub struct Tuned {
+    /// The class: types, layouts, sizes up to the next power of two, batches.
+    pub class: String,
+    /// The kernel that the table would choose.
+    pub table: String,
+    /// The kernel to take: the table's, unless another one was clearly faster.
+    pub best: String,
+    /// Time of the table's kernel over that of the one to take.
+    pub gain: f64,
+}
+
+/// The one to take of kernels whose times, in each of several rounds, these are; the first is the table's. Another one must have been
+/// faster by [`GAIN`] in every round.
+fn best_of(rounds: &[Vec<f64>]) -> (usize, f64) {
+    let gain = |i: usize| rounds.iter().map(|round| round[0] / round[i]).fold(f64::INFINITY, f64::min);
+    let others = (1..rounds[0].len()).map(|i| (i, gain(i))).filter(|(_, gain)| *gain >= GAIN);
+    others.max_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or((0, 1.0))
+}
+
+/// Measures the kernels of this class and keeps the one to take for this process and for later ones.
+///
+/// # Errors
+/// The device's fault, or what a measurement met: then nothing is kept.
+fn tune(gpu: &Gpu, class: &DeviceClass, problem: &Problem) -> Result<(Core, Tuned)> {
+    let beside = gpu.beside();
+    let trial = Trial { gpu: &beside, problem, inputs: operands(&beside, problem) };
+    let all = Core::candidates(class, problem);
+    let table = all[0];
+    trial.first(table)?;
+    let mut cores = vec![table];
+    for &core in &all[1..] {
+        match trial.first(core) {
+            Ok(()) => cores.push(core),
+            Err(error) => {
+                tracing::warn!(%core, %error, "left out");
+                beside.take_fault();
+            }
+        }
+    }
+    trial.warm_up(table, WARM)?;
+    let rounds = [trial.round(&cores, BUDGET)?, trial.round(&cores, BUDGET)?];
+    tracing::debug!(class = problem.key(), ?cores, ?rounds, "measured");
+    let (at, gain) = best_of(&rounds);
+    let best = cores[at];
+    gpu.choose(problem.key(), best.to_string());
+    if let Err(error) = gpu.save_choices() {
+        tracing::warn!(%error, "the choice is not kept");
+    }
+    let [table, name] = [table, best].map(|core| core.to_string());
+    Ok((best, Tuned { class: problem.key(), table, best: name, gain }))
+}
+
+/// The kernel to take for this class; the table's where it cannot be measured.
+pub(super) fn measure(gpu: &Gpu, problem: &Problem) -> Core {
+    tune(gpu, gpu.class(), problem).map(|(core, _)| core).unwrap_or_else(|error| {
+        tracing::warn!(class = problem.key(), %error, "not measured");
+        Core::by_table(gpu.class(), problem)
+    })
+}
+
+/// Products that the benchmark measures: batch, m, n, k.
+#[doc(hidden)]
+pub const BENCHED: [[usize; 4]; 11] = [
+    [1, 256, 256, 256],
+    [1, 512, 512, 512],
+    [1, 1024, 1024, 1024],
+    [1, 2048, 768, 768],
+    [32, 128, 128, 64],
+    [1, 1, 2048, 2048],
+    [1, 8, 2048, 2048],
+    [1, 2048, 8, 2048],
+    [1, 64, 64, 16384],
+    [1, 2048, 2048, 2048],
+    [1, 4096, 4096, 4096],
+];
+
+/// The classes that `tiebeam tune` measures: what the benchmark does, then linear layers forward and backward, from one row to many.
+fn classes(class: &DeviceClass, coop: Option<usize>) -> Vec<Problem> {
+    let (lp, lt, rp, rt) = ("lhs_plain", "lhs_transposed", "rhs_plain", "rhs_transposed");
+    let mut all = Vec::new();
+    for half in [false, true] {
+        let of = |batch, [m, n, k]: [usize; 3], left, right| {
+            Problem { m, n, k, batch, left, right, half, coop: None }.with(|| coop)
+        };
+        if half && coop.is_none() {
+            // Without matrix units f16 only saves bytes: no more than the benchmark has.
+            all.extend([1024, 4096].map(|size| of(1, [size; 3], lp, rp)));
+            continue;
+        }
+        all.extend(BENCHED.iter().map(|&[batch, m, n, k]| of(batch, [m, n, k], lp, rp)));
+        let rows: &[usize] = if class.is_cpu() { &[1024, 128, 1, 8] } else { &[4096, 1024, 128, 1, 8] };
+        for &tokens in rows {
+            for (width, inner) in [(1024, 1024), (256, 256), (4096, 1024), (1024, 4096)] {
+                // y = x W^T, dx = dy W, dW = dy^T x
+                all.push(of(1, [tokens, width, inner], lp, rt));
+                all.push(of(1, [tokens, inner, width], lp, rp));
+                if tokens > 8 {
+                    all.push(of(1, [width, inner, tokens], lt, rp));
+                }
+            }
+        }
+    }
+    // What runs is a part where the inner axis is cut.
+    for problem in &mut all {
+        if let Some(cut) = Cut::of(class, problem).filter(|_| problem.batch == 1) {
+            *problem = Problem { k: cut.len, batch: cut.parts, ..*problem };
+        }
+    }
+    let mut seen = std::collections::HashSet::new();
+    all.retain(|problem| measurable(class, problem) && seen.insert(problem.key()));
+    all
+}
+
+/// How far [`tune_all`] is, or came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Classes of products that were measured.
+    pub done: usize,
+    /// Those that could not be, each with a warning.
+    pub failed: usize,
+    /// All that there are.
+    pub of: usize,
+}
+
+/// Measures class after class until all are done or `budget` is spent, the common ones first; `each` hears when a class begins and,
+/// with what was found, when it is done. What was found before an end is kept. `class` is what later runs take the device for, such
+/// as [`Gpu::measure_class`] gives it: it decides into which parts a product is cut, and so what is measured.
+///
+/// # Errors
+/// [`crate::Error::Io`] when the choices cannot be written, or the device's fault.
+pub fn tune_all(
+    gpu: &Gpu,
+    class: &DeviceClass,
+    budget: Duration,
+    mut each: impl FnMut(Progress, Option<&Tuned>),
+) -> Result<Progress> {
+    let started = Instant::now();
+    let classes = classes(class, gpu.coop().map(|matrices| matrices.size as usize));
+    let mut at = Progress { done: 0, failed: 0, of: classes.len() };
+    for problem in &classes {
+        if started.elapsed() >= budget {
+            break;
+        }
+        each(at, None);
+        match tune(gpu, class, problem) {
+            Ok((_, tuned)) => {
+                at.done += 1;
+                each(at, Some(&tuned));
+            }
+            Err(error) => {
+                gpu.check()?;
+                tracing::warn!(class = problem.key(), %error, "not measured");
+                at.failed += 1;
+            }
+        }
+    }
+    gpu.save_choices()?;
+    Ok(at)
+}
+
+impl Gpu {
+    /// The matrix units, once they have shown on this device that they multiply as the plain kernel does, and on a GPU
+    /// faster: tested at the first call, not in the course of what is being recorded.
+    pub(crate) fn coop(&self) -> Option<CoopMatrices> {
+        let matrices = self.coop_matrices()?;
+        let proven = *self.0.coop_proven.get_or_init(|| {
+            let beside = self.beside();
+            // The kernels may be chosen there while they are on trial.
+            let _ = beside.0.coop_proven.set(true);
+            let passed = right(&beside, matrices.size as usize).and_then(|right| {
+                Ok(right && (self.class().is_cpu() || fast(&beside, matrices.size as usize)?))
+            });
+            match &passed {
+                Ok(true) => tracing::info!("cooperative matrices passed their test"),
+                Ok(false) => tracing::warn!("cooperative matrices are wrong or slow here and not used"),
+                Err(error) => tracing::warn!(%error, "cooperative matrices failed and are not used"),
+            }
+            passed.unwrap_or(false)
+        });
+        proven.then_some(matrices)
+    }
+}
+
+/// A product of f16 that cooperative matrices are tried on.
+fn trial_of(m: usize, n: usize, k: usize, size: usize) -> Problem {
+    Problem { m, n, k, batch: 1, left: "lhs_plain", right: "rhs_plain", half: true, coop: Some(size) }
+}
+
+const PLAIN: Core = Core::Tiled { tile: [32, 32], thread: 4 };
+
+/// Whole numbers whose products and sums are exact both ways, at sizes with and without edges: every bit must agree.
+fn right(gpu: &Gpu, size: usize) -> Result<bool> {
+    let mut rng = Rng::new(3);
+    for [m, n, k] in [[128, 128, 128], [132, 72, 100]] {
+        let mut whole = |rows: usize, cols: usize| {
+            let mut data = vec![0.0f32; rows * cols];
+            rng.fill_uniform(&mut data);
+            data.iter_mut().for_each(|x| *x = (*x * 33.0).floor() - 16.0);
+            Tensor::from_slice(gpu, &data, [rows, cols]).cast(DType::F16)
+        };
+        let (a, b) = (whole(m, k), whole(k, n));
+        let problem = trial_of(m, n, k, size);
+        let mut results = Vec::new();
+        for core in [PLAIN].iter().chain(&coop(size)[gpu.class().slow_compiler as usize..]) {
+            gpu.choose(problem.key(), core.to_string());
+            results.push(no_grad(|| self::whole(&a.unsqueeze(0), &b.unsqueeze(0))).to_vec::<f32>()?);
+        }
+        if results.iter().any(|result| result != &results[0]) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether they beat the plain kernel at 1024^3, by so much that it comes out the same in every run: the two round differently.
+fn fast(gpu: &Gpu, size: usize) -> Result<bool> {
+    let [m, n, k] = [1024; 3];
+    let problem = trial_of(m, n, k, size);
+    let trial = Trial { gpu, problem: &problem, inputs: operands(gpu, &problem) };
+    let cores = [coop(size)[1], Core::Tiled { tile: [64, 64], thread: 8 }];
+    cores.iter().try_for_each(|core| trial.first(*core))?;
+    trial.warm_up(cores[1], WARM_FIRST)?;
+    let times = trial.round(&cores, Duration::from_millis(40))?;
+    Ok(1.5 * times[0] < times[1])
+}
+
+/// The kernel that [`Tensor::matmul`] takes for these operands, and the parts of the inner axis; for the benchmark.
+#[doc(hidden)]
+pub fn chosen(a: &Tensor, b: &Tensor) -> String {
+    let axes = a.shape().len();
+    let batch = Shape::new(&a.shape()[..axes - 2]);
+    let (left, right) = (operand(a, &batch, false), operand(b, &batch, true));
+    let [m, n, k] = [a.shape()[axes - 2], b.shape()[axes - 1], a.shape()[axes - 1]];
+    let half = left.half && right.half || a.gpu().rounds_products();
+    let (left, right) = (left.fragment, right.fragment);
+    let problem = Problem { m, n, k, batch: batch.count(), left, right, half, coop: None }.on(a.gpu());
+    let cut = Cut::of(a.gpu().class(), &problem).filter(|_| axes == 2);
+    let Some(cut) = cut else { return choose(a.gpu(), &problem).to_string() };
+    let part = Problem { k: cut.len, batch: cut.parts, ..problem };
+    format!("{}, {} parts", choose(a.gpu(), &part), cut.parts)
+}
+
+/// The product by every kernel that could make it, for the tests: name and result.
+#[doc(hidden)]
+pub fn by_each_kernel(a: &Tensor, b: &Tensor) -> Vec<(String, Tensor)> {
+    let beside = a.gpu().beside();
+    let _ = beside.0.coop_proven.set(true);
+    let half = a.dtype() == DType::F16 && b.dtype() == DType::F16;
+    let plain = |x: &Tensor| x.strides[1] == 1;
+    let left = if plain(a) { "lhs_plain" } else { "lhs_transposed" };
+    let right = if plain(b) { "rhs_plain" } else { "rhs_transposed" };
+    let [m, n, k] = [a.shape()[0], b.shape()[1], a.shape()[1]];
+    let coop = beside.coop_matrices().map(|matrices| matrices.size as usize).filter(|_| half);
+    let problem = Problem { m, n, k, batch: 1, left, right, half, coop };
+    let copy = |x: &Tensor| {
+        let from = if plain(x) { x.clone() } else { x.t() };
+        let data = from.cast(DType::F32).to_vec::<f32>().expect("a tensor of the test");
+        let y = Tensor::from_slice(&beside, &data, *from.shape()).cast(x.dtype());
+        if plain(x) { y } else { y.t() }
+    };
+    let (a, b) = (copy(a), copy(b));
+    let product = |core: &Core| {
+        beside.choose(problem.key(), core.to_string());
+        (core.to_string(), no_grad(|| whole(&a.unsqueeze(0), &b.unsqueeze(0)).squeeze(0)))
+    };
+    Core::candidates(beside.class(), &problem).iter().map(product).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A device is measured first, and found to be wider than its row says: what later runs ask for must have been measured.
+    #[test]
+    fn what_is_measured_is_what_the_measured_class_will_ask_for() {
+        let row = DeviceClass::named("nvidia").unwrap();
+        for class in
+            [row.clone(), DeviceClass { width: 128, ..row.clone() }, DeviceClass { width: 16, ..row }]
+        {
+            let known: Vec<String> = classes(&class, None).iter().map(Problem::key).collect();
+            for [batch, m, n, k] in BENCHED {
+                let (left, right) = ("lhs_plain", "rhs_plain");
+                let problem = Problem { m, n, k, batch, left, right, half: false, coop: None };
+                let cut = Cut::of(&class, &problem).filter(|_| batch == 1);
+                let part = cut.map_or(problem, |cut| Problem { k: cut.len, batch: cut.parts, ..problem });
+                assert!(!measurable(&class, &part) || known.contains(&part.key()), "{}", part.key());
+            }
+        }
+    }
+}

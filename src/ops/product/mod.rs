@@ -1,0 +1,9 @@
+//! Sums of products: matrices, the weights of sharing sites, combinations of atoms, convolutions and the windows of images.
+
+pub mod combine;
+pub mod conv;
+pub mod matmul;
+pub mod pool;
+pub mod site;
+
+crate::ops::listed!(matmul, site, combine, conv, pool);

@@ -1,0 +1,138 @@
+//! The trait by which a sharing kind stands in for a weight.
+//!
+//! A site is a place where a weight `W_s = S_s(theta)` is used; `S_s` is linear in what is stored. A kind supplies one
+//! WGSL function that returns four weights from what is stored. Put into matmul's load, it is the fused kernel that
+//! never stores `W_s`; put into a copy kernel, it is [`Site::expand`]. Its adjoint is [`Site::reduce`].
+
+use super::matmul::outer;
+use crate::dtype::DType;
+use crate::gpu::kernel::{Launch, Work, grid};
+use crate::gpu::shader::Source;
+use crate::ops::case::Case;
+use crate::ops::words;
+use crate::tape::{Into, Sink};
+use crate::tensor::Tensor;
+
+/// The load fragments that exist, for the shader checks; every one defines `load_site(row, col) -> vec4<f32>`.
+pub(crate) const FRAGMENTS: [&str; 5] =
+    ["site_tied", "site_low_rank", "site_atoms", "site_hashed", "site_miss"];
+
+/// How a kernel reads a site's weight.
+pub struct Load {
+    /// The file `lib/FRAGMENT.wgsl`, which defines `load_site(row, col)`: columns `col .. col + 3` of one row, 0 outside.
+    pub fragment: &'static str,
+    /// What is stored, bound at 1, 2, 3 in this order; contiguous f32.
+    pub tensors: Vec<Tensor>,
+    /// The kernel's `p.site`: rows, columns and two numbers of the kind's own.
+    pub params: [u32; 4],
+    /// Turns of the loops in one `load_site`.
+    pub turns: usize,
+    /// Values of the fragment's `const NAME: u32`.
+    pub constants: Vec<(&'static str, u32)>,
+}
+
+impl Load {
+    pub(crate) fn set(&self, source: Source) -> Source {
+        let source = source.slot("site", self.fragment);
+        self.constants.iter().fold(source, |source, (name, value)| source.u32(*name, *value))
+    }
+}
+
+/// A weight `[out, in]` that is made from stored leaves.
+pub trait Site: Send + Sync {
+    /// The kind's name, for errors.
+    fn name(&self) -> &'static str;
+
+    /// `[out, in]`.
+    fn size(&self) -> [usize; 2];
+
+    /// What is stored. Gradients are addressed by position in this list.
+    fn leaves(&self) -> Vec<Tensor>;
+
+    /// Names of the leaves, for files: `weight` first.
+    fn leaf_names(&self) -> &'static [&'static str];
+
+    /// How kernels read the weight.
+    fn load(&self) -> Load;
+
+    /// The weight itself where it is stored as it is used: then there is nothing to make.
+    fn stored(&self) -> Option<Tensor> {
+        None
+    }
+
+    /// The adjoint: adds `S^T dW` to the leaves' gradients.
+    fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads);
+
+    /// Gradients from a product `y = x W^T`: the adjoint of `dW = dy^T x`. Kinds that can avoid storing `dW` do.
+    fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut LeafGrads) {
+        self.reduce(&outer(self.name(), dy, x, Into::New), grads);
+    }
+
+    /// The weight, stored. Not differentiable: [`Tensor::linear`] is.
+    fn expand(&self) -> Tensor {
+        let load = self.load();
+        let [rows, columns] = self.size();
+        let gpu = load.tensors[0].gpu();
+        let y = Tensor::empty(gpu, self.name(), [rows, columns], DType::F32);
+        let grid = grid((rows * columns.div_ceil(4)).div_ceil(64));
+        let mut params = vec![grid[0], 0, 0, 0];
+        params.extend(load.params);
+        let mut binds: Vec<_> = load.tensors.iter().zip(1..).map(|(t, binding)| t.bind(binding)).collect();
+        binds.push(y.bind_mut(4));
+        gpu.launch(Launch {
+            op: self.name(),
+            source: &load.set(Source::file("site_expand")),
+            entry: "main",
+            binds,
+            params: words(&params),
+            grid,
+            turns: load.turns,
+            reuse: 2,
+            work: Work::MOVES,
+        });
+        y
+    }
+}
+
+/// Takes the gradients of a site's leaves.
+pub struct LeafGrads<'a, 'b> {
+    sink: &'a mut Sink<'b>,
+    first: usize,
+}
+
+impl<'a, 'b> LeafGrads<'a, 'b> {
+    pub(crate) fn new(sink: &'a mut Sink<'b>, first: usize) -> Self {
+        LeafGrads { sink, first }
+    }
+
+    /// Whether leaf `i` wants a gradient.
+    pub fn needs(&self, i: usize) -> bool {
+        self.sink.needs(self.first + i)
+    }
+
+    /// Adds `d` to the gradient of leaf `i`.
+    pub fn add(&mut self, i: usize, d: Tensor) {
+        self.sink.add(self.first + i, d);
+    }
+
+    /// Lets `write` put the gradient of leaf `i` where it belongs.
+    pub(crate) fn add_with(&mut self, i: usize, write: impl FnOnce(Into) -> Tensor) {
+        self.sink.add_with(self.first + i, write);
+    }
+
+    /// Adds `a^T b` to the gradient of leaf `i`, accumulating in its buffer: `a [rows, m]`, `b [rows, n]`, leaf `[m, n]`.
+    pub fn add_outer(&mut self, i: usize, a: &Tensor, b: &Tensor) {
+        if self.needs(i) {
+            self.sink.add_with(self.first + i, |into| outer("linear", a, b, into));
+        }
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    FRAGMENTS.map(|fragment| Source::file("site_expand").slot("site", fragment)).to_vec()
+}
+
+/// The kinds of sharing bring their cases: see [`crate::share`].
+pub(super) fn cases() -> Vec<Case> {
+    Vec::new()
+}

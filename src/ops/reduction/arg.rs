@@ -1,0 +1,144 @@
+//! Where along an axis the largest or smallest element is. Integer keys and a total order: no rounding, no ties left open.
+
+use crate::dtype::DType;
+use crate::gpu::kernel::{Launch, MOST_TURNS, Work, grid};
+use crate::gpu::shader::Source;
+use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::words;
+use crate::shape;
+use crate::tensor::Tensor;
+use std::cmp::Ordering;
+
+/// Axes longer than this, with few results or too long for a thread's loop, are searched in two passes.
+const SPAN: usize = 4096;
+
+fn source() -> Source {
+    Source::file("arg")
+}
+
+fn search(op: &'static str, x: &Tensor, axis: usize, smallest: bool) -> Tensor {
+    let gpu = x.gpu();
+    let (outer, size, inner) = x.shape().split_at_axis(axis);
+    let to = x.shape().without(axis);
+    let cut = size > SPAN && (outer * inner < 4096 || size > MOST_TURNS);
+    let parts = if cut { size.div_ceil(SPAN) } else { 1 };
+    let launch = |entry, pieces: &Tensor, y: &Tensor, groups, turns| {
+        let grid = grid(groups);
+        let params =
+            [grid[0] as usize, y.count(), size, inner, parts, size.div_ceil(parts)].map(|v| v as u32);
+        let mut all = params.to_vec();
+        all.push(if smallest { u32::MAX } else { 0 });
+        gpu.launch(Launch {
+            op,
+            source: &source(),
+            entry,
+            binds: vec![x.bind(0), pieces.bind(1), y.bind_mut(2)],
+            params: words(&all),
+            grid,
+            turns,
+            reuse: 1,
+            work: Work::MOVES,
+        });
+    };
+    let y = Tensor::empty(gpu, op, [outer, parts, inner], DType::U32);
+    let results = y.count();
+    let (entry, groups) = if inner == 1 { ("rows", results) } else { ("columns", results.div_ceil(64)) };
+    // `x` stands in for the pieces, which the first pass does not read.
+    launch(entry, x, &y, groups, size.div_ceil(parts));
+    if parts == 1 {
+        return y.reshape(to);
+    }
+    let best = Tensor::empty(gpu, op, to, DType::U32);
+    launch("finish", &y, &best, best.count().div_ceil(64), parts);
+    best
+}
+
+impl Tensor {
+    #[track_caller]
+    fn arg(&self, op: &'static str, axis: isize, smallest: bool) -> Tensor {
+        let axis = shape::axis(op, axis, self.shape());
+        assert!(self.shape()[axis] > 0, "{op}: axis {axis} of {} is empty", self.shape());
+        search(op, &crate::ops::float(op, self).detach().contiguous(), axis, smallest)
+    }
+
+    /// The index of the largest element along `axis`, which disappears, as u32; the first at ties.
+    ///
+    /// NaN counts as larger than infinity, so the first NaN is found where there is one. `-0` ties with `+0`.
+    ///
+    /// # Panics
+    /// When the axis is out of range or empty, or the elements are integers.
+    #[track_caller]
+    pub fn argmax(&self, axis: isize) -> Tensor {
+        self.arg("argmax", axis, false)
+    }
+
+    /// The index of the smallest element along `axis`, which disappears, as u32; the first at ties.
+    ///
+    /// NaN counts as larger than infinity, so a NaN is found only where all are NaN. `-0` ties with `+0`.
+    ///
+    /// # Panics
+    /// When the axis is out of range or empty, or the elements are integers.
+    #[track_caller]
+    pub fn argmin(&self, axis: isize) -> Tensor {
+        self.arg("argmin", axis, true)
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    vec![source()]
+}
+
+/// The order that arg and sort keep: NaN above infinity, `-0` equal to `+0`.
+pub(crate) fn order64(a: f64, b: f64) -> Ordering {
+    a.partial_cmp(&b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
+}
+
+fn arg64(x: &Array, axis: usize, better: Ordering) -> Array {
+    let (_, size, inner) = x.shape.split_at_axis(axis);
+    Array::from_fn(x.shape.without(axis), |i| {
+        let at = |a: usize| x.data[i / inner * size * inner + a * inner + i % inner];
+        (1..size).fold(0, |best, a| if order64(at(a), at(best)) == better { a } else { best }) as f64
+    })
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let specials =
+        || Fill::Values(vec![-0.0, 0.0, 1.5, f64::INFINITY, -2.0, f64::NAN, f64::NEG_INFINITY, 1e-41]);
+    let mut all = Vec::new();
+    for (shape, axis, fill) in [
+        (&[1, 1][..], 0, Fill::Normal(1.0)),
+        (&[7, 13], 1, Fill::Normal(1.0)),
+        (&[3, 65], 1, Fill::Normal(1.0)),
+        (&[65, 3], 0, Fill::Normal(1.0)),
+        (&[5, 67, 3], 1, Fill::Integers(-3, 3)),
+        (&[11, 300], 1, Fill::Integers(-3, 3)),
+        (&[3, 8197], 1, Fill::Normal(1.0)),
+        (&[2, 8197, 3], 1, Fill::Integers(-9, 9)),
+        (&[9, 7], 1, specials()),
+        (&[9, 2], 1, specials()),
+        (&[7, 9], 0, specials()),
+    ] {
+        let at = axis as isize;
+        let input = || vec![Input::normal(shape).fill(fill.clone()).fixed()];
+        let name = format!("{shape:?} axis {axis} of {fill:?}").chars().take(60).collect::<String>();
+        all.push(Case::new(
+            format!("argmax {name}"),
+            input(),
+            move |x| x[0].argmax(at),
+            move |x| arg64(&x[0], axis, Ordering::Greater),
+        ));
+        all.push(Case::new(
+            format!("argmin {name}"),
+            input(),
+            move |x| x[0].argmin(at),
+            move |x| arg64(&x[0], axis, Ordering::Less),
+        ));
+    }
+    all.push(Case::new(
+        "argmax of f16 transposed",
+        vec![Input::normal([19, 5]).dtype(DType::F16).fixed()],
+        |x| x[0].t().argmax(1),
+        |x| arg64(&x[0], 0, Ordering::Greater),
+    ));
+    all.into_iter().map(Case::exact).collect()
+}

@@ -1,0 +1,255 @@
+//! Cross-entropy of logits against class indices, fused: no probability is ever stored.
+
+use super::softmax::{LANES, by_pieces, groups, lanes, log_softmax64, piece, turns, walks};
+use crate::dtype::DType;
+use crate::gpu::kernel::{Launch, Work, grid};
+use crate::gpu::shader::Source;
+use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::moves::check_ids::check_ids;
+use crate::ops::words;
+use crate::shape::Shape;
+use crate::tape::{Op, Saved, Sink};
+use crate::tensor::{Tensor, same_gpu};
+
+const OP: &str = "cross_entropy";
+
+fn source(lanes: u32, piece: usize) -> Source {
+    by_pieces(Source::file("cross_entropy").u32("LANES", lanes), piece)
+}
+
+/// The kernels' parameters but for the grid.
+#[derive(Clone, Copy)]
+struct Plan {
+    rows: usize,
+    classes: usize,
+    /// The ignored target's bits.
+    ignored: Option<u32>,
+}
+
+impl Plan {
+    fn params(&self, grid: [u32; 3]) -> [u32; 6] {
+        let (ignores, ignored) = (self.ignored.is_some() as u32, self.ignored.unwrap_or(0));
+        [grid[0], self.rows as u32, self.classes as u32, ignores, ignored, f32::NAN.to_bits()]
+    }
+
+    /// `[2, rows]`, losses and 1 or 0 for the count, and the statistics that backward reads.
+    fn forward(&self, x: &Tensor, targets: &Tensor) -> [Tensor; 2] {
+        let (gpu, rows, piece) = (x.gpu(), self.rows, piece(self.classes));
+        let losses = Tensor::empty(gpu, OP, [2, rows], DType::F32);
+        let launch = |entry, lanes, grid, turns, statistics| {
+            let binds = vec![x.bind(0), targets.bind(1), losses.bind_mut(2), statistics];
+            let (source, params) = (source(lanes, piece), self.params(grid));
+            gpu.launch(Launch {
+                op: OP,
+                source: &source,
+                entry,
+                binds,
+                params: words(&params),
+                grid,
+                turns,
+                reuse: 2,
+                work: Work::MOVES,
+            });
+        };
+        if walks(self.classes / piece) {
+            let statistics = Tensor::empty(gpu, OP, [rows, 2], DType::F32);
+            let lanes = lanes(gpu.class(), self.classes / piece, 1, rows);
+            let turns = turns(self.classes / piece, lanes, 1);
+            launch("forward", lanes, groups(rows, lanes), turns, statistics.bind_mut(3));
+            return [losses, statistics];
+        }
+        let all = x.reshape([rows, self.classes]);
+        let most = all.max(1);
+        let sum = all.sub(&most.unsqueeze(1)).exp().sum(1);
+        let pairs = |second: &Tensor| Tensor::stack(&[&most, second], 1).contiguous();
+        launch("long_rows", 1, grid(rows.div_ceil(64)), 0, pairs(&sum).bind(4));
+        [losses, pairs(&sum.recip())]
+    }
+}
+
+struct CrossEntropy {
+    plan: Plan,
+    /// As given: f16 logits are kept in half the memory and converted again.
+    logits: Saved,
+    targets: Saved,
+    /// `[rows, 2]`: the largest logit and `1 / sum exp(x - it)`.
+    statistics: Saved,
+    /// Sum of losses and count of rows.
+    totals: Saved,
+}
+
+impl Op for CrossEntropy {
+    fn name(&self) -> &'static str {
+        OP
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        let (logits, dy) = (self.logits.get(OP), dy.contiguous());
+        let x = logits.cast(DType::F32).contiguous();
+        let dx = Tensor::empty(x.gpu(), OP, x.shape(), DType::F32);
+        let grid = grid(x.count().div_ceil(64));
+        x.gpu().launch(Launch {
+            op: OP,
+            source: &source(64, 1),
+            entry: "backward",
+            binds: vec![
+                x.bind(0),
+                self.targets.get(OP).bind(1),
+                self.statistics.get(OP).bind(4),
+                self.totals.get(OP).bind(5),
+                dy.bind(6),
+                dx.bind_mut(7),
+            ],
+            params: words(&self.plan.params(grid)),
+            grid,
+            turns: 0,
+            reuse: 2,
+            work: Work::MOVES,
+        });
+        sink.add(0, dx);
+    }
+}
+
+impl Tensor {
+    /// The mean over all rows of `-log softmax(logits)[target]`, a scalar; logits are `[.., classes]`, targets `[..]`.
+    ///
+    /// Rows whose target is `ignore` count neither in the sum nor in the mean; when all are, the mean is NaN. Any other
+    /// target outside `0..classes` makes the loss and that row's gradient NaN and reads nothing out of bounds; a checked device
+    /// says so at the next readback ([`Error::Outside`](crate::Error::Outside)). An
+    /// `ignore` that the targets' type cannot hold never matches. f16 logits are read in f32.
+    ///
+    /// ```no_run
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let logits = Tensor::from_slice(&gpu, &[2.0f32, 0.0, -1.0, 0.0, 3.0, 0.0], [2, 3]).requires_grad();
+    /// let targets = Tensor::from_slice(&gpu, &[0i32, -100], [2]);
+    /// let loss = logits.cross_entropy(&targets, Some(-100));
+    /// let grads = loss.backward()?;
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    /// When the targets are floats or their shape is not the logits' without the last axis, the logits are integers, or
+    /// there is no class.
+    #[track_caller]
+    pub fn cross_entropy(&self, targets: &Tensor, ignore: Option<i64>) -> Tensor {
+        same_gpu(OP, &[self, targets]);
+        let axes = self.shape().len();
+        assert!(axes > 0, "{OP}: logits of shape {} have no axis of classes", self.shape());
+        let classes = self.shape()[axes - 1];
+        assert!(
+            *targets.shape() == self.shape().without(axes - 1),
+            "{OP}: targets must have the logits' shape without the last axis: logits {}, targets {}",
+            self.shape(),
+            targets.shape()
+        );
+        let ignored = match targets.dtype() {
+            DType::U32 => ignore.and_then(|i| u32::try_from(i).ok()),
+            DType::I32 => ignore.and_then(|i| i32::try_from(i).ok()).map(i32::cast_unsigned),
+            other => panic!("{OP}: targets must be u32 or i32, got {other}"),
+        };
+        // A negative i32 is a large u32: one comparison in the kernel tells both ways of being out of range.
+        assert!(classes > 0 && classes <= i32::MAX as usize, "{OP}: {classes} classes in {}", self.shape());
+        let x = crate::ops::float(OP, self).detach().contiguous();
+        let rows = targets.count();
+        let plan = Plan { rows, classes, ignored };
+        let targets = targets.contiguous();
+        check_ids(OP, &targets, classes, ignored);
+        let [losses, statistics] = plan.forward(&x, &targets);
+        let totals = losses.sum(1);
+        let y = totals.slice(0, 0..1).div(&totals.slice(0, 1..2)).reshape(Shape::new(&[]));
+        y.made_by(&[self], || {
+            Box::new(CrossEntropy {
+                plan,
+                logits: Saved::new(if self.dtype() == DType::F32 { &x } else { self }),
+                targets: Saved::new(&targets),
+                statistics: Saved::new(&statistics),
+                totals: Saved::new(&totals),
+            })
+        })
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    LANES.iter().flat_map(|&lanes| [1, 4].map(|piece| source(lanes, piece))).collect()
+}
+
+fn reference(x: &[Array], ignored: Option<f64>) -> Array {
+    let log = log_softmax64(&x[0], x[0].shape.len() - 1);
+    let classes = x[0].shape[x[0].shape.len() - 1];
+    let (mut sum, mut count) = (0.0, 0.0);
+    for (row, &target) in x[1].data.iter().enumerate().filter(|(_, t)| Some(**t) != ignored) {
+        let inside = target >= 0.0 && target < classes as f64;
+        sum -= if inside { log.data[row * classes + target as usize] } else { f64::NAN };
+        count += 1.0;
+    }
+    Array::from_fn([], |_| sum / count)
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let case = |name: String, logits: Input, targets: Input, ignore: Option<i64>| {
+        Case::new(
+            name,
+            vec![logits, targets],
+            move |x| x[0].cross_entropy(&x[1], ignore),
+            move |x| reference(x, ignore.map(|i| i as f64)),
+        )
+        .ulps(16.0, 32.0)
+    };
+    let values = |shape: &[usize], dtype, values: &[f64]| {
+        Input::integers(shape, dtype, 0, 1).fill(Fill::Values(values.to_vec()))
+    };
+    let mut all = Vec::new();
+    for (rows, classes) in [
+        (1, 1),
+        (1, 2),
+        (67, 7),
+        (65, 17),
+        (3, 67),
+        (9, 131),
+        (5, 257),
+        (2, 1031),
+        (3, 4),
+        (5, 132),
+        (2, 1028),
+    ] {
+        let targets = Input::integers([rows], DType::U32, 0, classes as i64);
+        all.push(case(format!("{rows} rows of {classes}"), Input::normal([rows, classes]), targets, None));
+    }
+    let shape = [2, 3, 19];
+    let logits = || Input::normal(shape);
+    let some = |dtype, ignored: f64| values(&[2, 3], dtype, &[3.0, ignored, 18.0, 0.0, ignored, ignored]);
+    all.push(case("ignore -100".into(), logits(), some(DType::I32, -100.0), Some(-100)));
+    all.push(case("ignore 5".into(), logits(), some(DType::U32, 5.0), Some(5)));
+    all.push(case("ignore past the classes".into(), logits(), some(DType::U32, 4e9), Some(4_000_000_000)));
+    all.push(case("ignore what u32 cannot hold".into(), logits(), some(DType::U32, 1.0), Some(-100)));
+    all.push(case("f16".into(), logits().dtype(DType::F16), some(DType::U32, 5.0), None));
+    let far = Input::normal([3, 70]).fill(Fill::Uniform(400.0, 500.0));
+    all.push(case("far".into(), far, values(&[3], DType::U32, &[0.0, 69.0, 35.0]), None).ulps(16.0, 300.0));
+    // NaN, and nothing read out of bounds: one past the end, negative, and every row ignored.
+    let fixed = || logits().fixed();
+    all.push(
+        case("target past the end".into(), fixed(), values(&[2, 3], DType::U32, &[19.0, 3.0]), None)
+            .outside(),
+    );
+    all.push(
+        case("target negative".into(), fixed(), values(&[2, 3], DType::I32, &[3.0, -1.0]), Some(-100))
+            .outside(),
+    );
+    all.push(case("all ignored".into(), fixed(), values(&[2, 3], DType::I32, &[-100.0]), Some(-100)));
+    // Strided logits, and a gradient that arrives scaled.
+    all.push(
+        Case::new(
+            "transposed and scaled",
+            vec![Input::normal([9, 5]), Input::integers([5], DType::U32, 0, 9)],
+            |x| x[0].t().cross_entropy(&x[1], None).scale(-3.0),
+            |x| {
+                let turned = Array::from_fn([5, 9], |i| x[0].data[i % 9 * 5 + i / 9]);
+                let loss = reference(&[turned, x[1].clone()], None);
+                Array::from_fn([], |_| -3.0 * loss.data[0])
+            },
+        )
+        .ulps(16.0, 32.0),
+    );
+    all
+}

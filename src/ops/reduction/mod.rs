@@ -1,0 +1,10 @@
+//! Rows that are walked as a whole: sums and extremes, scans, softmax, losses and norms.
+
+pub mod arg;
+pub mod cross_entropy;
+pub mod cumsum;
+pub mod norm;
+pub mod reduce;
+pub mod softmax;
+
+crate::ops::listed!(reduce, arg, cumsum, softmax, cross_entropy, norm);

@@ -1,0 +1,424 @@
+//! Layer norm and RMS norm over the last axis.
+
+use super::softmax::{LANES, WALK, groups, lanes, turns, walks};
+use crate::dtype::DType;
+use crate::gpu::DeviceClass;
+use crate::gpu::kernel::{Bind, Launch, Work, grid};
+use crate::gpu::plan::Pass;
+use crate::gpu::shader::Source;
+use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::reduction::reduce;
+use crate::ops::words;
+use crate::tape::{Op, Saved, Sink};
+use crate::tensor::{Tensor, same_gpu};
+
+#[derive(Clone, Copy, PartialEq)]
+pub(in crate::ops) enum Kind {
+    Layer,
+    Rms,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Layer => "layer_norm",
+            Kind::Rms => "rms_norm",
+        }
+    }
+
+    fn source(self, lanes: u32, piece: usize) -> Source {
+        let source = Source::file("norm").bool("CENTRED", self == Kind::Layer).u32("LANES", lanes);
+        source.slot("piece", if piece == 4 { "piece_4" } else { "piece_1" })
+    }
+}
+
+/// What every kernel of one call has in common.
+#[derive(Clone, Copy)]
+pub(in crate::ops) struct Plan {
+    kind: Kind,
+    rows: usize,
+    width: usize,
+    eps: f32,
+    weighted: bool,
+    biased: bool,
+}
+
+impl Plan {
+    /// Elements that a load brings.
+    fn piece(&self) -> usize {
+        super::softmax::piece(self.width)
+    }
+
+    /// Launches over rows, `LANES` threads each.
+    fn rows(&self, x: &Tensor, entry: &'static str, binds: Vec<Bind>) {
+        let pieces = self.width / self.piece();
+        let lanes = lanes(x.gpu().class(), pieces, 1, self.rows);
+        self.launch(x, entry, lanes, (groups(self.rows, lanes), turns(pieces, lanes, 3)), binds, (0, 1));
+    }
+
+    /// Workgroups side by side over the columns.
+    fn across(&self) -> usize {
+        (self.width / self.piece()).div_ceil(64)
+    }
+
+    /// Parts of the rows for the sums over them, and rows of a part: as many as keep the device busy, but long enough that the second
+    /// pass is small beside the first, and not longer than a thread walks.
+    fn parts(&self, class: &DeviceClass) -> [usize; 2] {
+        let wanted = class.wanted(64, 8.0 * (self.rows * self.width) as f64, 0.0);
+        let busy = wanted.div_ceil(self.across().max(1)).min(self.rows.div_ceil(16));
+        let span = self.rows.div_ceil(busy.max(self.rows.div_ceil(WALK)).max(1)).max(1);
+        [self.rows.div_ceil(span), span]
+    }
+
+    /// Whether kernels walk the rows; longer ones are made of other ops.
+    fn walks(&self) -> bool {
+        walks(self.width / self.piece())
+    }
+
+    /// The result and the statistics, by other ops.
+    fn long(&self, x: &Tensor, g: &Tensor, b: &Tensor) -> [Tensor; 2] {
+        let x = x.reshape([self.rows, self.width]);
+        let mean = match self.kind {
+            Kind::Layer => x.mean(1),
+            Kind::Rms => Tensor::zeros(x.gpu(), [self.rows]),
+        };
+        let d = x.sub(&mean.unsqueeze(1));
+        let variance = d.square().mean(1).affine(1.0, self.eps);
+        // Where it overflows, 1 / sqrt(infinity) would make calm zeros of the row.
+        let (root, op) = (variance.rsqrt(), self.kind.name());
+        let r = match self.kind {
+            Kind::Layer => {
+                Tensor::lazy(op, "finite_or_nan4($0, $1)", DType::F32, *root.shape(), &[&root, &variance])
+            }
+            // What is beside an infinity is 0, as in norm.wgsl.
+            Kind::Rms => {
+                let seen = x.scale(2f32.powi(-100)).sum(1);
+                let template = "pick4(finite_or_nan4($0, $1), $0, !finite4($2))";
+                Tensor::lazy(op, template, DType::F32, *root.shape(), &[&root, &variance, &seen])
+            }
+        };
+        let unit = d.mul(&r.unsqueeze(1));
+        let scaled = if self.weighted { unit.mul(g) } else { unit };
+        let y = if self.biased { scaled.add(b) } else { scaled };
+        let rest = Tensor::zeros(x.gpu(), [self.rows]);
+        [y, Tensor::stack(&[&mean, &r, &rest], 1).contiguous()]
+    }
+
+    fn long_gradient(&self, x: &Tensor, weight: Option<&Tensor>, statistics: &Tensor, dy: &Tensor) -> Tensor {
+        let [x, dy] = [x, dy].map(|t| t.reshape([self.rows, self.width]));
+        let of_row = |i: usize| statistics.slice(1, i..i + 1);
+        let unit = x.sub(&of_row(0)).mul(&of_row(1)).add(&of_row(2));
+        let h = weight.map_or(dy.clone(), |g| dy.mul(g));
+        let along = h.sub(&unit.mul(&h.mul(&unit).mean(1).unsqueeze(1)));
+        let centred = if self.kind == Kind::Layer { along.sub(&h.mean(1).unsqueeze(1)) } else { along };
+        centred.mul(&of_row(1))
+    }
+
+    /// A layer norm with gain and shift, for ops that have one inside.
+    pub(in crate::ops) fn layer(rows: usize, width: usize, eps: f32) -> Plan {
+        Plan { kind: Kind::Layer, rows, width, eps, weighted: true, biased: true }
+    }
+
+    /// `dx` from the input, the weight, the statistics of the forward pass and `dy`.
+    pub(in crate::ops) fn gradient(
+        &self,
+        x: &Tensor,
+        weight: Option<&Tensor>,
+        statistics: &Tensor,
+        dy: &Tensor,
+    ) -> Tensor {
+        if !self.walks() {
+            return self.long_gradient(x, weight, statistics, dy).reshape(*x.shape());
+        }
+        let dx = Tensor::empty(x.gpu(), self.kind.name(), x.shape(), DType::F32);
+        let weight = weight.unwrap_or(x).cast(DType::F32).contiguous();
+        let binds = vec![x.bind(0), weight.bind(1), statistics.bind(5), dy.bind(6), dx.bind_mut(7)];
+        self.rows(x, "backward", binds);
+        dx
+    }
+
+    /// `[2, width]`: the sums over rows of `dy x^` and `dy`, the gradients of gain and shift.
+    pub(in crate::ops) fn sums(&self, x: &Tensor, statistics: &Tensor, dy: &Tensor) -> Tensor {
+        let Plan { kind, width, .. } = *self;
+        let [parts, span] = self.parts(x.gpu().class());
+        let partial = Tensor::empty(x.gpu(), kind.name(), [parts, 2, width], DType::F32);
+        let grid = grid(parts * self.across());
+        let binds = vec![x.bind(0), statistics.bind(5), dy.bind(6), partial.bind_mut(8)];
+        self.launch(x, "columns", 64, (grid, turns(span, 1, 1)), binds, (span as u32, parts));
+        partial.sum(0)
+    }
+
+    fn launch(
+        &self,
+        x: &Tensor,
+        entry: &str,
+        lanes: u32,
+        (grid, turns): ([u32; 3], usize),
+        binds: Vec<Bind>,
+        (span, parts): (u32, usize),
+    ) {
+        let params = [
+            grid[0],
+            self.rows as u32,
+            self.width as u32,
+            self.eps.to_bits(),
+            self.weighted as u32,
+            self.biased as u32,
+            span,
+        ];
+        let source = self.kind.source(lanes, self.piece());
+        x.gpu().launch(Launch {
+            op: self.kind.name(),
+            source: &source,
+            entry,
+            binds,
+            params: words(&params),
+            grid,
+            turns,
+            reuse: 2,
+            work: Work { flops: 0.0, parts },
+        });
+    }
+}
+
+/// The passes of a layer norm of `[rows, width]`: forward, and the sums over rows for the gradients of gain and shift.
+#[doc(hidden)]
+pub fn plan(class: &DeviceClass, [rows, width]: [usize; 2]) -> [Vec<Pass>; 2] {
+    let plan = Plan::layer(rows, width, 1e-5);
+    let lanes = lanes(class, width / plan.piece(), 1, rows);
+    let [parts, _] = plan.parts(class);
+    let pass = |entry: &str, lanes, grid, parts: usize, elements: usize| {
+        let source = plan.kind.source(lanes, plan.piece());
+        let (entry, bytes) = (entry.to_string(), 4.0 * elements as f64);
+        Pass { op: "layer_norm".into(), source, entry, grid, parts, bytes, flops: 0.0 }
+    };
+    let elements = 2 * rows * width + 2 * width + 3 * rows;
+    // Longer rows are made of other ops.
+    let forward =
+        if !plan.walks() { vec![] } else { vec![pass("forward", lanes, groups(rows, lanes), 1, elements)] };
+    let elements = 2 * rows * width + 3 * rows + 2 * parts * width;
+    let mut sums = vec![pass("columns", 64, grid(parts * plan.across()), parts, elements)];
+    sums.extend(reduce::plan(class, [1, parts, 2 * width]));
+    [forward, sums]
+}
+
+/// Which of the sums over rows is whose gradient.
+pub(in crate::ops) const GAIN: usize = 0;
+pub(in crate::ops) const SHIFT: usize = 1;
+
+/// One of the two rows of [`Plan::sums`].
+pub(in crate::ops) fn row_of(sums: &Tensor, i: usize) -> Tensor {
+    sums.slice(0, i..i + 1).squeeze(0)
+}
+
+struct Norm {
+    plan: Plan,
+    /// As given: f16 is kept in half the memory and converted again.
+    x: Saved,
+    weight: Option<Saved>,
+    /// `[rows, 3]`: mean, reciprocal deviation, and what the mean's rounding left.
+    statistics: Saved,
+    /// Which inputs of the node are the weight and the bias.
+    weight_input: usize,
+    bias_input: usize,
+}
+
+impl Op for Norm {
+    fn name(&self) -> &'static str {
+        self.plan.kind.name()
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        let op = self.name();
+        let (x, dy) = (self.x.get(op).cast(DType::F32).contiguous(), dy.contiguous());
+        let (plan, statistics) = (self.plan, self.statistics.get(op));
+        if sink.needs(0) {
+            let weight = self.weight.as_ref().map(|w| w.get(op));
+            sink.add(0, plan.gradient(&x, weight, statistics, &dy));
+        }
+        let wants: Vec<(usize, usize)> =
+            [(plan.weighted, self.weight_input, GAIN), (plan.biased, self.bias_input, SHIFT)]
+                .into_iter()
+                .filter(|&(given, input, _)| given && sink.needs(input))
+                .map(|(_, input, part)| (input, part))
+                .collect();
+        if wants.is_empty() {
+            return;
+        }
+        let sums = plan.sums(&x, statistics, &dy);
+        for (input, part) in wants {
+            sink.add(input, row_of(&sums, part));
+        }
+    }
+}
+
+impl Tensor {
+    #[track_caller]
+    fn normed(&self, kind: Kind, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f32) -> Tensor {
+        let op = kind.name();
+        let axes = self.shape().len();
+        assert!(axes > 0, "{op}: a scalar has no axis to normalise");
+        let width = self.shape()[axes - 1];
+        assert!(width > 0, "{op}: the last axis of {} is empty", self.shape());
+        let mut inputs = vec![self];
+        for (name, part) in [("weight", weight), ("bias", bias)] {
+            let Some(part) = part else { continue };
+            assert!(
+                part.shape()[..] == [width],
+                "{op}: the {name} must have shape [{width}] for x {}, got {}",
+                self.shape(),
+                part.shape()
+            );
+            inputs.push(part);
+        }
+        same_gpu(op, &inputs);
+        let x = crate::ops::float(op, self).detach().contiguous();
+        let float = |part: Option<&Tensor>| {
+            part.map_or(x.clone(), |t| crate::ops::float(op, t).detach().contiguous())
+        };
+        let (g, b) = (float(weight), float(bias));
+        let rows = x.count() / width;
+        let plan = Plan { kind, rows, width, eps, weighted: weight.is_some(), biased: bias.is_some() };
+        let [y, statistics] = if plan.walks() {
+            let y = Tensor::empty(x.gpu(), op, x.shape(), DType::F32);
+            let statistics = Tensor::empty(x.gpu(), op, [rows, 3], DType::F32);
+            let binds = vec![x.bind(0), g.bind(1), b.bind(2), y.bind_mut(3), statistics.bind_mut(4)];
+            plan.rows(&x, "forward", binds);
+            [y, statistics]
+        } else {
+            let [y, statistics] = plan.long(&x, &g, &b);
+            [y.reshape(*x.shape()), statistics]
+        };
+        y.made_by(&inputs, || {
+            Box::new(Norm {
+                plan,
+                x: Saved::new(if self.dtype() == DType::F32 { &x } else { self }),
+                weight: weight.map(Saved::new),
+                statistics: Saved::new(&statistics),
+                weight_input: 1,
+                bias_input: inputs.len() - 1,
+            })
+        })
+    }
+
+    /// `y = (x - mean) / sqrt(var + eps) * weight + bias` over the last axis, of this shape, in f32; `var` is the mean
+    /// of `(x - mean)^2`. `weight` and `bias` have the last axis' size; without them 1 and 0. A row whose `var` is beyond f32 is NaN.
+    ///
+    /// Source: Ba, Kiros & Hinton 2016, "Layer Normalization".
+    ///
+    /// # Panics
+    /// When the last axis is missing or empty, `weight` or `bias` has another size, or any of the three is of integers.
+    #[track_caller]
+    pub fn layer_norm(&self, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f32) -> Tensor {
+        self.normed(Kind::Layer, weight, bias, eps)
+    }
+
+    /// `y = x / sqrt(mean(x^2) + eps) * weight` over the last axis, of this shape, in f32. `weight` has the last axis'
+    /// size; without it 1. A row whose mean square is beyond f32 is NaN.
+    ///
+    /// Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization".
+    ///
+    /// # Panics
+    /// When the last axis is missing or empty, `weight` has another size, or one of the two is of integers.
+    #[track_caller]
+    pub fn rms_norm(&self, weight: Option<&Tensor>, eps: f32) -> Tensor {
+        self.normed(Kind::Rms, weight, None, eps)
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    let both = |lanes| {
+        [1, 4].into_iter().flat_map(move |piece| [Kind::Layer, Kind::Rms].map(|k| k.source(lanes, piece)))
+    };
+    LANES.iter().flat_map(|&lanes| both(lanes)).collect()
+}
+
+/// `(x - mean) / sqrt(var + eps)` of every row, with mean 0 for RMS norm.
+pub(in crate::ops) fn unit64(x: &Array, kind: Kind, eps: f32) -> Array {
+    let width = x.shape[x.shape.len() - 1];
+    let mut y = x.clone();
+    for row in y.data.chunks_mut(width) {
+        let mean = if kind == Kind::Layer { row.iter().sum::<f64>() / width as f64 } else { 0.0 };
+        let var = row.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / width as f64;
+        row.iter_mut().for_each(|v| *v = (*v - mean) / (var + eps as f64).sqrt());
+    }
+    y
+}
+
+const EPS: f32 = 1e-5;
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    let case = |name: String, x: Input, kind: Kind, weighted: bool, biased: bool| {
+        let width = x.shape[x.shape.len() - 1];
+        // One element is its own mean square: without a large eps its gradient is nothing but rounding.
+        let eps = if width == 1 { 0.5 } else { EPS };
+        let mut inputs = vec![x];
+        inputs.extend((0..weighted as usize + biased as usize).map(|_| Input::normal([width])));
+        Case::new(
+            format!("{} {name}", kind.name()),
+            inputs,
+            move |x| {
+                let (weight, bias) = (weighted.then(|| &x[1]), biased.then(|| &x[x.len() - 1]));
+                match kind {
+                    Kind::Layer => x[0].layer_norm(weight, bias, eps),
+                    Kind::Rms => x[0].rms_norm(weight, eps),
+                }
+            },
+            move |x| {
+                let unit = unit64(&x[0], kind, eps);
+                Array::from_fn(unit.shape, |i| {
+                    let weight = if weighted { x[1].data[i % width] } else { 1.0 };
+                    unit.data[i] * weight + if biased { x[x.len() - 1].data[i % width] } else { 0.0 }
+                })
+            },
+        )
+        .ulps(16.0, 32.0)
+    };
+    for kind in [Kind::Layer, Kind::Rms] {
+        let layer = kind == Kind::Layer;
+        let shapes: [&[usize]; 11] = [
+            &[5, 4],
+            &[67, 8],
+            &[3, 68],
+            &[2, 1],
+            &[1, 7],
+            &[7, 13],
+            &[67, 5],
+            &[3, 67],
+            &[9, 131],
+            &[2, 3, 65],
+            &[2, 263],
+        ];
+        for shape in shapes {
+            all.push(case(format!("{shape:?}"), Input::normal(shape), kind, true, layer));
+        }
+        all.push(case("bare".into(), Input::normal([5, 33]), kind, false, false));
+        all.push(case("f16".into(), Input::normal([5, 33]).dtype(DType::F16), kind, true, layer));
+        // Blocks of rows in the weight gradient: several, the last one short.
+        all.push(case("many rows".into(), Input::normal([323, 9]), kind, true, layer));
+        // A mean far above the deviation: E[x^2] - mean^2 in f32 would lose the variance.
+        for mean in [100.0, 1000.0] {
+            let x = Input::normal([3, 77]).fill(Fill::Uniform(mean - 2.0, mean + 2.0));
+            // Steps of central differences grow with x: at 1000 they are too long for the gradient of x.
+            let x = if mean > 100.0 { x.fixed() } else { x };
+            all.push(case(format!("mean {mean}"), x, kind, true, layer));
+        }
+    }
+    all.push(case("weight only".into(), Input::normal([5, 33]), Kind::Layer, true, false));
+    all.push(case("bias only".into(), Input::normal([5, 33]), Kind::Layer, false, true));
+    // One weight at two places: its gradient accumulates in the kernel.
+    all.push(
+        Case::new(
+            "tied weight",
+            vec![Input::normal([4, 21]), Input::normal([21])],
+            |x| x[0].rms_norm(Some(&x[1]), EPS).rms_norm(Some(&x[1]), EPS),
+            |x| {
+                let scaled = |a: Array| Array::from_fn(a.shape, |i| a.data[i] * x[1].data[i % 21]);
+                scaled(unit64(&scaled(unit64(&x[0], Kind::Rms, EPS)), Kind::Rms, EPS))
+            },
+        )
+        .ulps(64.0, 128.0),
+    );
+    all
+}

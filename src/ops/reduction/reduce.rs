@@ -1,0 +1,387 @@
+//! Sum, mean, max and min along an axis, in an order that the sizes fix: same bits every time.
+
+use crate::dtype::DType;
+use crate::gpu::DeviceClass;
+use crate::gpu::fuse::Scalar;
+use crate::gpu::kernel::{Launch, Work, grid};
+use crate::gpu::plan::Pass;
+use crate::gpu::shader::Source;
+use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::words;
+use crate::shape::{self, Shape};
+use crate::tape::{Op, Saved, Sink};
+use crate::tensor::Tensor;
+
+/// Elements of an axis that a thread adds up: at most 1024 in each of its four running sums, in blocks of 32. Longer axes are
+/// reduced in passes, whose results are a tree.
+const SPAN: usize = 4096;
+/// Fewer results than these take more passes than they need, so that a device is busy.
+const MANY: usize = 4096;
+/// The same for a workgroup, of which each thread has a 64th.
+const SHARED_SPAN: usize = 16 * SPAN;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Sum,
+    Max,
+    Min,
+}
+
+impl Kind {
+    fn fragment(self) -> &'static str {
+        match self {
+            Kind::Sum => "reduce_sum",
+            Kind::Max => "reduce_max",
+            Kind::Min => "reduce_min",
+        }
+    }
+}
+
+fn source(kind: Kind) -> Source {
+    Source::file("reduce").slot("combine", kind.fragment())
+}
+
+fn source_rows(kind: Kind, lanes: u32) -> Source {
+    Source::file("reduce_rows").u32("LANES", lanes).slot("combine", kind.fragment())
+}
+
+fn source_columns(kind: Kind) -> Source {
+    source(kind).alias("Elem", "vec4<f32>").alias("Bits", "vec4<u32>")
+}
+
+/// Elements of a column, at least, that a part has.
+const LEAST: usize = 32;
+
+/// Parts of the axis in one pass: as many as a thread's walk demands, or more where results are few for the device.
+fn parts(class: &DeviceClass, [outer, size, inner]: [usize; 3]) -> usize {
+    let shared = inner == 1 && outer >= MANY && !class.has_dear_barriers();
+    let walked = size.div_ceil(if shared { SHARED_SPAN } else { SPAN });
+    let threads = match inner {
+        1 => 64 * outer,
+        _ if inner.is_multiple_of(4) => outer * inner / 4,
+        _ => outer * inner,
+    };
+    let wanted = class.wanted(64, 4.0 * (outer * size * inner) as f64, 0.0);
+    // Parts are written and read again: LEAST terms in each make that a sixteenth of what is summed.
+    let filling = if threads.div_ceil(64) < wanted { (64 * wanted).div_ceil(threads.max(1)) } else { 1 };
+    walked.max(filling.min(size / LEAST))
+}
+
+/// A pass: its kernel, and what it walks.
+struct Plan {
+    source: Source,
+    entry: &'static str,
+    grid: [u32; 3],
+    /// Groups along x, results, the axis, inner elements, parts, elements of a part.
+    params: [u32; 6],
+    turns: usize,
+}
+
+fn plan_pass(class: &DeviceClass, [outer, size, inner]: [usize; 3], parts: usize, kind: Kind) -> Plan {
+    let results = outer * parts * inner;
+    let by_vectors = inner == 1 && size.is_multiple_of(4) && size >= 16;
+    // A GPU wants neighbours to read neighbours, whatever a barrier costs.
+    let lanes = if class.has_dear_barriers() && results >= 16 { 1 } else { 64 };
+    let (source, entry, groups, threads) = match inner {
+        1 if by_vectors => {
+            (source_rows(kind, lanes), "rows", results.div_ceil(64 / lanes as usize), lanes as usize)
+        }
+        1 => (source(kind), "rows", results, 64),
+        // Four columns a thread.
+        _ if inner.is_multiple_of(4) => (source_columns(kind), "columns", (results / 4).div_ceil(64), 1),
+        _ => (source(kind), "columns", results.div_ceil(64), 1),
+    };
+    let size = if by_vectors { size / 4 } else { size };
+    let (results, inner) = if inner.is_multiple_of(4) { (results / 4, inner / 4) } else { (results, inner) };
+    let (grid, span) = (grid(groups), size.div_ceil(parts));
+    let params = [grid[0] as usize, results, size, inner, parts, span].map(|v| v as u32);
+    // Its elements, and a turn for each block of them.
+    Plan { source, entry, grid, params, turns: span.div_ceil(threads) + SPAN / 32 }
+}
+
+/// The passes of a sum over the middle one of these axes.
+#[doc(hidden)]
+pub fn plan(class: &DeviceClass, sizes: [usize; 3]) -> Vec<Pass> {
+    let ([outer, size, inner], parts) = (sizes, parts(class, sizes));
+    let Plan { source, entry, grid, .. } = plan_pass(class, sizes, parts, Kind::Sum);
+    let bytes = 4.0 * (outer * inner * (size + parts)) as f64;
+    let first = Pass { op: "sum".into(), source, entry: entry.into(), grid, parts, bytes, flops: 0.0 };
+    let rest = if parts > 1 { plan(class, [outer, parts, inner]) } else { vec![] };
+    std::iter::once(first).chain(rest).collect()
+}
+
+/// As many passes over `[outer, axis, inner]` as it takes until one element of the axis is left, divided by `divisor` then.
+fn reduce(op: &'static str, x: &Tensor, axis: usize, kind: Kind, divisor: f32) -> Tensor {
+    let y = Tensor::empty(x.gpu(), op, x.shape().without(axis), x.dtype());
+    reduce_into(op, x, axis, kind, divisor, &y);
+    y
+}
+
+fn reduce_into(op: &'static str, x: &Tensor, axis: usize, kind: Kind, divisor: f32, y: &Tensor) {
+    let (outer, size, inner) = x.shape().split_at_axis(axis);
+    let (gpu, sizes) = (x.gpu(), [outer, size, inner]);
+    let parts = parts(gpu.class(), sizes);
+    if parts <= 1 {
+        return pass(op, x, sizes, 1, kind, divisor, y);
+    }
+    let partial = Tensor::empty(gpu, op, [outer, parts, inner], x.dtype());
+    pass(op, x, sizes, parts, kind, 1.0, &partial);
+    reduce_into(op, &partial, 1, kind, divisor, y);
+}
+
+/// The sum of `x` over its first axis, into `y`.
+pub(in crate::ops) fn sum_parts(op: &'static str, x: &Tensor, y: &Tensor) {
+    reduce_into(op, x, 0, Kind::Sum, 1.0, y);
+}
+
+fn pass(op: &'static str, x: &Tensor, sizes: [usize; 3], parts: usize, kind: Kind, divisor: f32, y: &Tensor) {
+    let x = x.contiguous();
+    let Plan { source, entry, grid, params, turns } = plan_pass(x.gpu().class(), sizes, parts, kind);
+    let mut all = params.to_vec();
+    all.push(divisor.to_bits());
+    let (binds, params, work) = (vec![x.bind(0), y.bind_mut(1)], words(&all), Work { flops: 0.0, parts });
+    x.gpu().launch(Launch { op, source: &source, entry, binds, params, grid, turns, reuse: 1, work });
+}
+
+struct Sum {
+    axis: usize,
+    shape: Shape,
+    /// 1, or the count of a mean.
+    divisor: f32,
+}
+
+impl Op for Sum {
+    fn name(&self) -> &'static str {
+        "sum"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        if let Some(dy) = &dy[0] {
+            let count = [Scalar::F32(self.divisor)];
+            let dy = match self.divisor {
+                1.0 => dy.clone(),
+                _ => Tensor::lazy_with("mean", "$0 / $1", DType::F32, *dy.shape(), &[dy], &count),
+            };
+            sink.add(0, dy.unsqueeze(self.axis).expand(self.shape));
+        }
+    }
+}
+
+struct Extreme {
+    axis: usize,
+    x: Saved,
+    y: Saved,
+}
+
+impl Op for Extreme {
+    fn name(&self) -> &'static str {
+        "max"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        let x = self.x.get("max");
+        let hits = x.eq(&self.y.get("max").unsqueeze(self.axis)).cast(DType::F32);
+        // Ties share the gradient equally.
+        let share = dy.div(&hits.sum(self.axis as isize)).unsqueeze(self.axis);
+        sink.add(0, hits.mul(&share));
+    }
+}
+
+impl Tensor {
+    #[track_caller]
+    fn sum_divided(&self, name: &'static str, axis: isize, divisor: f32) -> Tensor {
+        let axis = shape::axis(name, axis, self.shape());
+        let shape = *self.shape();
+        if shape.count() == 0 {
+            let zeros = Tensor::zeros(self.gpu(), shape.without(axis));
+            return zeros.made_by(&[self], || Box::new(Sum { axis, shape, divisor }));
+        }
+        let y = reduce(name, &crate::ops::float(name, self).detach(), axis, Kind::Sum, divisor);
+        y.made_by(&[self], || Box::new(Sum { axis, shape, divisor }))
+    }
+
+    /// `y = sum over axis of x`; the axis disappears. f16 is summed and returned in f32.
+    ///
+    /// # Panics
+    /// When the axis is out of range or the elements are integers.
+    #[track_caller]
+    pub fn sum(&self, axis: isize) -> Tensor {
+        self.sum_divided("sum", axis, 1.0)
+    }
+
+    /// The mean over `axis`, which disappears.
+    ///
+    /// # Panics
+    /// When the axis is out of range or empty, or the elements are integers.
+    #[track_caller]
+    pub fn mean(&self, axis: isize) -> Tensor {
+        let at = shape::axis("mean", axis, self.shape());
+        assert!(self.shape()[at] > 0, "mean: axis {at} of {} is empty", self.shape());
+        self.sum_divided("mean", axis, self.shape()[at] as f32)
+    }
+
+    /// The sum of all elements, a scalar.
+    #[track_caller]
+    pub fn sum_all(&self) -> Tensor {
+        self.reshape([self.count()]).sum(0)
+    }
+
+    /// The mean of all elements, a scalar.
+    #[track_caller]
+    pub fn mean_all(&self) -> Tensor {
+        self.reshape([self.count()]).mean(0)
+    }
+
+    #[track_caller]
+    fn extreme(&self, name: &'static str, axis: isize, kind: Kind) -> Tensor {
+        let axis = shape::axis(name, axis, self.shape());
+        assert!(self.shape()[axis] > 0, "{name}: axis {axis} of {} is empty", self.shape());
+        let y = reduce(name, &crate::ops::float(name, self).detach(), axis, kind, 1.0);
+        let saved = y.clone();
+        y.made_by(&[self], || Box::new(Extreme { axis, x: Saved::new(self), y: Saved::new(&saved) }))
+    }
+
+    /// The largest element along `axis`, which disappears; NaN where one of them is. Ties share the gradient.
+    ///
+    /// # Panics
+    /// When the axis is out of range or empty, or the elements are integers.
+    #[track_caller]
+    pub fn max(&self, axis: isize) -> Tensor {
+        self.extreme("max", axis, Kind::Max)
+    }
+
+    /// The smallest element along `axis`, which disappears; NaN where one of them is. Ties share the gradient.
+    ///
+    /// # Panics
+    /// When the axis is out of range or empty, or the elements are integers.
+    #[track_caller]
+    pub fn min(&self, axis: isize) -> Tensor {
+        self.extreme("min", axis, Kind::Min)
+    }
+
+    /// Summed down to `shape`, from which this shape was broadcast: the adjoint of [`Tensor::expand`].
+    ///
+    /// # Panics
+    /// When `shape` does not broadcast to this shape.
+    #[track_caller]
+    pub fn sum_to(&self, shape: impl Into<Shape>) -> Tensor {
+        let to = shape.into();
+        if to == *self.shape() {
+            return self.clone();
+        }
+        shape::expand_strides("sum_to", &to, &to.strides(), self.shape());
+        let shift = self.shape().len() - to.len();
+        let mut y = self.clone();
+        // Runs of repeated axes go together: bias gradients of [batch, tokens, width] are one reduction.
+        let repeated: Vec<bool> = (0..self.shape().len())
+            .map(|a| a < shift || (to[a - shift] == 1 && self.shape()[a] != 1))
+            .collect();
+        let mut axis = self.shape().len();
+        while axis > 0 {
+            let end = axis;
+            while axis > 0 && repeated[axis - 1] {
+                axis -= 1;
+            }
+            if axis < end {
+                let mut sizes = y.shape()[..axis].to_vec();
+                sizes.push(y.shape()[axis..end].iter().product());
+                sizes.extend(&y.shape()[end..]);
+                y = y.reshape(&sizes[..]).sum(axis as isize);
+            } else {
+                axis -= 1;
+            }
+        }
+        y.reshape(to)
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    let kinds = [Kind::Sum, Kind::Max, Kind::Min];
+    let by_vectors = kinds.into_iter().flat_map(|kind| [1, 64].map(|lanes| source_rows(kind, lanes)));
+    kinds.map(source).into_iter().chain(kinds.map(source_columns)).chain(by_vectors).collect()
+}
+
+/// The reference of every reduction: `fold` over the axis, then `done` with the axis' size.
+pub(crate) fn reduce64(
+    x: &Array,
+    axis: usize,
+    first: f64,
+    fold: fn(f64, f64) -> f64,
+    done: fn(f64, usize) -> f64,
+) -> Array {
+    let (_, size, inner) = x.shape.split_at_axis(axis);
+    Array::from_fn(x.shape.without(axis), |i| {
+        let base = i / inner * size * inner + i % inner;
+        done((0..size).fold(first, |s, a| fold(s, x.data[base + a * inner])), size)
+    })
+}
+
+/// The larger, or NaN where one of them is.
+pub(in crate::ops) fn max64(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for (shape, axis) in [
+        (&[1, 1][..], 0),
+        (&[7, 13], 1),
+        (&[7, 13], 0),
+        (&[3, 67, 5], 1),
+        (&[2, 4801], 1),
+        (&[4801, 2], 0),
+        (&[20, 68], 1),
+        (&[3, 16], 1),
+        (&[2, 4804], 1),
+        (&[3, 67, 8], 1),
+        (&[601, 12], 0),
+    ] {
+        let big = shape.iter().product::<usize>() > 1000;
+        let input = |fill: Fill| {
+            let input = Input::normal(shape).fill(fill);
+            vec![if big { input.fixed() } else { input }]
+        };
+        let at = axis as isize;
+        all.push(Case::new(
+            format!("sum {shape:?} axis {axis}"),
+            input(Fill::Normal(1.0)),
+            move |x| x[0].sum(at),
+            move |x| reduce64(&x[0], axis, 0.0, |a, b| a + b, |s, _| s),
+        ));
+        all.push(Case::new(
+            format!("mean {shape:?} axis {axis}"),
+            input(Fill::Normal(1.0)),
+            move |x| x[0].mean(at),
+            move |x| reduce64(&x[0], axis, 0.0, |a, b| a + b, |s, n| s / n as f64),
+        ));
+        all.push(Case::new(
+            format!("max {shape:?} axis {axis}"),
+            input(Fill::Distinct(0.03)),
+            move |x| x[0].max(at),
+            move |x| reduce64(&x[0], axis, f64::NEG_INFINITY, max64, |s, _| s),
+        ));
+        all.push(Case::new(
+            format!("min {shape:?} axis {axis}"),
+            input(Fill::Distinct(0.03)),
+            move |x| x[0].min(at),
+            move |x| reduce64(&x[0], axis, f64::INFINITY, |a, b| -max64(-a, -b), |s, _| s),
+        ));
+    }
+    // Partial sums need up to 23 bits: equality shows that no term is lost or rounded.
+    let whole = vec![Input::integers([3, 8200], DType::F32, 0, 1000)];
+    all.push(
+        Case::new(
+            "sum of integers",
+            whole,
+            |x| x[0].sum(1),
+            |x| reduce64(&x[0], 1, 0.0, |a, b| a + b, |s, _| s),
+        )
+        .exact(),
+    );
+    all.push(Case::new(
+        "sum_to",
+        vec![Input::normal([3, 4, 5])],
+        |x| x[0].sum_to([4, 1]),
+        |x| Array::from_fn([4, 1], |i| (0..15).map(|j| x[0].data[j / 5 * 20 + i * 5 + j % 5]).sum()),
+    ));
+    all
+}

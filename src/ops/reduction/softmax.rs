@@ -1,0 +1,304 @@
+//! Softmax and log-softmax along any axis, with gradients from the result alone.
+
+use crate::dtype::DType;
+use crate::gpu::DeviceClass;
+use crate::gpu::kernel::{Launch, Work, grid};
+use crate::gpu::plan::Pass;
+use crate::gpu::shader::Source;
+use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::words;
+use crate::shape;
+use crate::tape::{Op, Saved, Sink};
+use crate::tensor::Tensor;
+
+/// Threads that share one row, for kernels that walk rows: the widths that `variants` of those kernels list.
+pub(in crate::ops) const LANES: [u32; 3] = [1, 8, 64];
+
+/// Turns of a thread that walks its part of a row, in blocks of 64: longer rows are shared by more threads, and those too long for
+/// 64 of them are made of other ops.
+pub(in crate::ops) const WALK: usize = 4096;
+
+/// Whether a kernel can walk rows of so many pieces.
+pub(in crate::ops) fn walks(pieces: usize) -> bool {
+    pieces <= 64 * WALK
+}
+
+/// Turns of a thread that walks a row of so many pieces `times` over.
+pub(in crate::ops) fn turns(pieces: usize, lanes: u32, times: usize) -> usize {
+    times * (pieces.div_ceil(lanes as usize) + WALK / 64 + 1)
+}
+
+/// How many threads share a row of `axis` elements that lie `inner` apart, when there are `rows` of them.
+pub(in crate::ops) fn lanes(class: &DeviceClass, axis: usize, inner: usize, rows: usize) -> u32 {
+    // Measured on llvmpipe: a barrier costs as much as a hundred elements, so lanes only pay where rows are few and long.
+    if class.has_dear_barriers() && axis <= WALK && (axis < 128 || rows >= 128) {
+        return 1;
+    }
+    match axis {
+        0..16 => 1,
+        // Neighbouring threads on neighbouring rows read whole lines; too few rows would leave the device idle.
+        _ if inner > 1 && rows >= 1024 && axis <= WALK => 1,
+        16..256 => 8,
+        _ => 64,
+    }
+}
+
+/// Workgroups for `rows` at that many lanes each.
+pub(in crate::ops) fn groups(rows: usize, lanes: u32) -> [u32; 3] {
+    grid(rows.div_ceil(64 / lanes as usize))
+}
+
+/// Elements that a load of a row of neighbours brings.
+pub(in crate::ops) fn piece(size: usize) -> usize {
+    if size.is_multiple_of(4) { 4 } else { 1 }
+}
+
+/// The fragments for loads of that many elements.
+pub(in crate::ops) fn by_pieces(source: Source, piece: usize) -> Source {
+    source
+        .slot("piece", if piece == 4 { "piece_4" } else { "piece_1" })
+        .slot("row", if piece == 4 { "row_4" } else { "row_1" })
+}
+
+fn source(log: bool, lanes: u32, piece: usize) -> Source {
+    by_pieces(Source::file("softmax").bool("LOG", log).u32("LANES", lanes), piece)
+}
+
+fn name(log: bool) -> &'static str {
+    if log { "log_softmax" } else { "softmax" }
+}
+
+struct Softmax {
+    log: bool,
+    axis: usize,
+    y: Saved,
+}
+
+/// A kernel's file, its grid, its parameters and its turns.
+struct Plan {
+    source: Source,
+    grid: [u32; 3],
+    params: [u32; 4],
+    turns: usize,
+}
+
+/// `None` for rows that no kernel walks.
+fn plan(class: &DeviceClass, log: bool, shape: &shape::Shape, axis: usize) -> Option<Plan> {
+    let (outer, size, inner) = shape.split_at_axis(axis);
+    let rows = outer * inner;
+    let piece = if inner == 1 { piece(size) } else { 1 };
+    let lanes = lanes(class, size / piece, inner, rows);
+    let grid = groups(rows, lanes);
+    let params = [grid[0], rows as u32, size as u32, inner as u32];
+    let turns = turns(size / piece, lanes, 2);
+    walks(size / piece).then(|| Plan { source: source(log, lanes, piece), grid, params, turns })
+}
+
+/// The pass of a softmax over the last axis of `[rows, width]`; none where it is made of other ops.
+#[doc(hidden)]
+pub fn plan_rows(class: &DeviceClass, [rows, width]: [usize; 2]) -> Vec<Pass> {
+    let plan = plan(class, false, &shape::Shape::new(&[rows, width]), 1);
+    let bytes = 8.0 * (rows * width) as f64;
+    let pass = |Plan { source, grid, .. }| Pass {
+        op: "softmax".into(),
+        source,
+        entry: "forward".into(),
+        grid,
+        parts: 1,
+        bytes,
+        flops: 0.0,
+    };
+    plan.map(pass).into_iter().collect()
+}
+
+/// The same values by other ops, for rows that no kernel walks.
+fn long(log: bool, x: &Tensor, axis: isize) -> Tensor {
+    let d = x.sub(&x.max(axis).unsqueeze(axis as usize));
+    let e = d.exp();
+    let sum = e.sum(axis).unsqueeze(axis as usize);
+    if log { d.sub(&sum.log()) } else { e.div(&sum) }
+}
+
+fn long_backward(log: bool, y: &Tensor, dy: &Tensor, axis: isize) -> Tensor {
+    let total = |terms: &Tensor| terms.sum(axis).unsqueeze(axis as usize);
+    if log { dy.sub(&y.exp().mul(&total(dy))) } else { y.mul(&dy.sub(&total(&y.mul(dy)))) }
+}
+
+impl Op for Softmax {
+    fn name(&self) -> &'static str {
+        name(self.log)
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        let (op, y, dy) = (name(self.log), self.y.get(name(self.log)), dy.contiguous());
+        let Some(plan) = plan(y.gpu().class(), self.log, y.shape(), self.axis) else {
+            return sink.add(0, long_backward(self.log, y, &dy, self.axis as isize));
+        };
+        let dx = Tensor::empty(y.gpu(), op, y.shape(), DType::F32);
+        y.gpu().launch(Launch {
+            op,
+            source: &plan.source,
+            entry: "backward",
+            binds: vec![y.bind(2), dy.bind(3), dx.bind_mut(4)],
+            params: words(&plan.params),
+            grid: plan.grid,
+            turns: plan.turns,
+            reuse: 2,
+            work: Work::MOVES,
+        });
+        sink.add(0, dx);
+    }
+}
+
+impl Tensor {
+    #[track_caller]
+    fn softmaxed(&self, log: bool, axis: isize) -> Tensor {
+        let op = name(log);
+        let axis = shape::axis(op, axis, self.shape());
+        let x = crate::ops::float(op, self).detach().contiguous();
+        let y = match plan(x.gpu().class(), log, x.shape(), axis) {
+            None => long(log, &x, axis as isize),
+            Some(plan) => {
+                let y = Tensor::empty(x.gpu(), op, x.shape(), DType::F32);
+                x.gpu().launch(Launch {
+                    op,
+                    source: &plan.source,
+                    entry: "forward",
+                    binds: vec![x.bind(0), y.bind_mut(1)],
+                    params: words(&plan.params),
+                    grid: plan.grid,
+                    turns: plan.turns,
+                    reuse: 2,
+                    work: Work::MOVES,
+                });
+                y
+            }
+        };
+        let saved = y.clone();
+        y.made_by(&[self], || Box::new(Softmax { log, axis, y: Saved::new(&saved) }))
+    }
+
+    /// `y = exp(x) / sum over axis of exp(x)`, of this shape, in f32; the maximum is subtracted first, so nothing
+    /// overflows.
+    ///
+    /// Elements of -inf get 0; a row of nothing else is NaN, as is one that holds NaN or +inf, all of it, with its gradient.
+    ///
+    /// # Panics
+    /// When the axis is out of range or the elements are integers.
+    #[track_caller]
+    pub fn softmax(&self, axis: isize) -> Tensor {
+        self.softmaxed(false, axis)
+    }
+
+    /// `y = x - log(sum over axis of exp(x))`, of this shape, in f32: the logarithm of [`Tensor::softmax`] without its
+    /// underflow.
+    ///
+    /// # Panics
+    /// When the axis is out of range or the elements are integers.
+    #[track_caller]
+    pub fn log_softmax(&self, axis: isize) -> Tensor {
+        self.softmaxed(true, axis)
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    let both =
+        |lanes| [false, true].into_iter().flat_map(move |log| [1, 4].map(|piece| source(log, lanes, piece)));
+    LANES.iter().flat_map(|&lanes| both(lanes)).collect()
+}
+
+/// `log softmax` in f64; its exponential is softmax.
+pub(crate) fn log_softmax64(x: &Array, axis: usize) -> Array {
+    let (outer, size, inner) = x.shape.split_at_axis(axis);
+    let mut y = x.clone();
+    for row in 0..outer * inner {
+        let at = |i: usize| row / inner * size * inner + i * inner + row % inner;
+        let most = (0..size).map(|i| x.data[at(i)]).fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = (0..size).map(|i| (x.data[at(i)] - most).exp()).sum();
+        for i in 0..size {
+            y.data[at(i)] = x.data[at(i)] - most - sum.ln();
+        }
+    }
+    y
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let softmax64 = |x: &Array, axis: usize| {
+        let log = log_softmax64(x, axis);
+        Array::from_fn(log.shape, |i| log.data[i].exp())
+    };
+    let mut all = Vec::new();
+    let shapes: [(&[usize], usize); 15] = [
+        (&[5, 4], 1),
+        (&[3, 68], 1),
+        (&[2, 1028], 1),
+        (&[1, 1], 1),
+        (&[7, 13], 1),
+        (&[3, 67], 1),
+        (&[9, 131], 1),
+        (&[2, 263], 1),
+        (&[2, 523], 1),
+        (&[7, 13], 0),
+        (&[3, 67, 5], 1),
+        (&[300, 2], 0),
+        (&[2, 17, 33], 1),
+        (&[2, 3, 5, 65], 2),
+        (&[1100, 2], 1),
+    ];
+    for (shape, axis) in shapes {
+        let input = |fill| {
+            let input = Input::normal(shape).fill(fill);
+            vec![if input.shape.count() > 1000 { input.fixed() } else { input }]
+        };
+        let at = axis as isize;
+        let name = format!("softmax {shape:?} axis {axis}");
+        let case = Case::new(
+            name,
+            input(Fill::Normal(1.0)),
+            move |x| x[0].softmax(at),
+            move |x| softmax64(&x[0], axis),
+        );
+        all.push(case.ulps(16.0, 32.0));
+        // Within 2 of each other, so that no result is near 0: there only the absolute error is small.
+        let name = format!("log_softmax {shape:?} axis {axis}");
+        let case = Case::new(
+            name,
+            input(Fill::Uniform(-1.0, 1.0)),
+            move |x| x[0].log_softmax(at),
+            move |x| log_softmax64(&x[0], axis),
+        );
+        all.push(case.ulps(16.0, 32.0));
+    }
+    let half = || vec![Input::normal([5, 70]).dtype(DType::F16)];
+    all.push(
+        Case::new("softmax f16", half(), |x| x[0].softmax(-1), move |x| softmax64(&x[0], 1)).ulps(16.0, 32.0),
+    );
+    // Logits that exp alone would turn into 0 and inf. The argument's rounding is |x| roundoffs of the result.
+    let far = || vec![Input::normal([5, 70]).fill(Fill::Uniform(400.0, 500.0)).fixed()];
+    all.push(
+        Case::new("softmax far", far(), |x| x[0].softmax(-1), move |x| softmax64(&x[0], 1)).ulps(300.0, 0.0),
+    );
+    all.push(
+        Case::new("log_softmax far", far(), |x| x[0].log_softmax(-1), |x| log_softmax64(&x[0], 1))
+            .ulps(16.0, 0.0),
+    );
+    // Masked: -inf gets exactly 0 and the rest are as if it were not there.
+    for (rows, width) in [(3, 7), (3, 69), (2, 301)] {
+        let inputs = vec![
+            Input::normal([rows, width]),
+            Input::integers([rows, width], DType::U32, 0, 2)
+                .fill(Fill::Values(vec![0.0, 0.0, 1.0, 0.0, 1.0])),
+        ];
+        let masked = Case::new(
+            format!("softmax masked {width}"),
+            inputs,
+            |x| x[0].where_mask(&x[1], &Tensor::full(x[0].gpu(), [], f32::NEG_INFINITY)).softmax(-1),
+            move |x| {
+                let kept = |i: usize| if x[1].data[i] != 0.0 { x[0].data[i] } else { f64::NEG_INFINITY };
+                softmax64(&Array::from_fn(x[0].shape, kept), 1)
+            },
+        );
+        all.push(masked.ulps(16.0, 32.0));
+    }
+    all
+}

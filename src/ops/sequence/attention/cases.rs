@@ -1,0 +1,172 @@
+//! The reference of attention and its cases.
+
+use super::*;
+use crate::ops::case::{Array, Case, Fill, Input};
+
+/// `q, k, v` and possibly a mask broadcast over `[batch, heads, tokens_q, tokens_k]`, two passes over the keys.
+fn attention64(x: &[Array], causal: bool, scale: f64) -> Array {
+    let (q, k, v) = (&x[0], &x[1], &x[2]);
+    let [heads, tokens_q, head_dim] = [q.shape[1], q.shape[2], q.shape[3]];
+    let (kv_heads, tokens_k) = (k.shape[1], k.shape[2]);
+    let mut y = Array::from_fn(q.shape, |_| 0.0);
+    for row in 0..q.shape[0] * heads * tokens_q {
+        let (b, h, i) = (row / tokens_q / heads, row / tokens_q % heads, row % tokens_q);
+        let pair = b * kv_heads + h / (heads / kv_heads);
+        let at = |j: usize| (pair * tokens_k + j) * head_dim;
+        let scores: Vec<f64> = (0..tokens_k)
+            .map(|j| {
+                let dot: f64 = (0..head_dim).map(|d| q.data[row * head_dim + d] * k.data[at(j) + d]).sum();
+                let bias = x.get(3).map_or(0.0, |m| {
+                    let place = [b, h, i, j];
+                    m.data[(0..4).fold(0, |at, a| at * m.shape[a] + place[a] % m.shape[a])]
+                });
+                let seen = !causal || j + tokens_q <= i + tokens_k;
+                if seen { dot * scale + bias } else { f64::NEG_INFINITY }
+            })
+            .collect();
+        let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        if most <= -1e30 && !scores.iter().any(|s| s.is_nan()) {
+            continue;
+        }
+        let total: f64 = scores.iter().map(|s| (s - most).exp()).sum();
+        for (j, s) in scores.iter().enumerate() {
+            let p = (s - most).exp() / total;
+            (0..head_dim).for_each(|d| y.data[row * head_dim + d] += p * v.data[at(j) + d]);
+        }
+    }
+    y
+}
+
+pub(in crate::ops) fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    // [batch, heads, kv_heads, tokens_q, tokens_k, head_dim]
+    let mut add = |name: &str,
+                   [b, h, g, tq, tk, d]: [usize; 6],
+                   mask: Option<Input>,
+                   causal: bool,
+                   tile: Option<Tile>,
+                   splits: Option<usize>| {
+        let mut inputs =
+            vec![Input::normal([b, h, tq, d]), Input::normal([b, g, tk, d]), Input::normal([b, g, tk, d])];
+        inputs.extend(mask);
+        let scale = 1.0 / (d as f32).sqrt();
+        let case = Case::new(
+            format!("{name} {:?}", [b, h, g, tq, tk, d]),
+            inputs,
+            move |x| {
+                let mask = match x.get(3) {
+                    Some(mask) => Mask::Additive(mask.clone()),
+                    None if causal => Mask::Causal,
+                    None => Mask::None,
+                };
+                let tile =
+                    tile.unwrap_or_else(|| Tile::of(x[0].gpu().class(), d, x[0].shape()[2], x[1].shape()[2]));
+                attend([&x[0], &x[1], &x[2]], &mask, scale, tile, splits)
+            },
+            move |x| attention64(x, causal, scale as f64),
+        );
+        // ds = p (dp - delta): both are dots of length d that nearly cancel, so their rounding is absolute.
+        all.push(case.ulps(64.0, 64.0).grad_floor(4.0 * (d as f64).sqrt()));
+    };
+    let (single, several, shared, both) = (Some(SINGLE), Some(SEVERAL), Some(SHARED), Some(BOTH));
+    add("one token", [1, 1, 1, 1, 1, 4], None, true, None, None);
+    add("all keys", [2, 2, 2, 7, 7, 8], None, false, None, None);
+    add("all keys", [1, 2, 1, 5, 13, 3], None, false, None, None);
+    add("causal", [2, 1, 1, 11, 11, 5], None, true, None, None);
+    add("causal over the tile", [1, 1, 1, 67, 67, 4], None, true, single, None);
+    add("all keys over the tile", [1, 1, 1, 67, 67, 4], None, false, several, None);
+    add("causal grouped", [1, 6, 2, 7, 7, 8], None, true, single, None);
+    add("causal grouped", [2, 4, 2, 13, 13, 4], None, true, several, None);
+    add("causal, earlier keys", [1, 2, 1, 3, 17, 8], None, true, None, None);
+    add("causal, one query", [2, 4, 1, 1, 19, 8], None, true, None, None);
+    add("causal, rows that see nothing", [1, 2, 2, 9, 4, 8], None, true, None, None);
+    add("causal, shared rows", [1, 1, 1, 67, 67, 4], None, true, shared, None);
+    add("causal grouped, shared rows", [2, 6, 2, 11, 13, 8], None, true, shared, None);
+    add("causal, rows that see nothing, shared", [1, 2, 2, 9, 4, 8], None, true, shared, None);
+    add("causal grouped, several shared rows", [2, 6, 2, 23, 27, 16], None, true, both, None);
+    add("all keys, several shared rows", [1, 1, 1, 67, 71, 4], None, false, both, None);
+    add(
+        "mask, several shared rows",
+        [2, 4, 2, 5, 7, 4],
+        Some(Input::normal([2, 4, 5, 7]).fixed()),
+        false,
+        both,
+        None,
+    );
+    let four = Some(4);
+    add("one query, keys in parts", [2, 4, 1, 1, 67, 8], None, true, single, four);
+    add("queries, keys in parts", [1, 6, 2, 3, 37, 8], None, true, single, four);
+    add("queries, keys in parts", [1, 4, 2, 11, 27, 8], None, true, several, four);
+    add("queries that see nothing, keys in parts", [1, 2, 2, 13, 6, 4], None, true, single, Some(2));
+    add("shared rows, keys in parts", [2, 6, 2, 5, 43, 16], None, true, both, four);
+    let mask = Some(Input::normal([2, 1, 5, 39]).fixed());
+    add("mask, keys in parts", [2, 4, 2, 5, 39, 8], mask, false, shared, four);
+    add("one query, many keys", [1, 3, 1, 1, 260, 8], None, true, None, None);
+    add(
+        "mask, shared rows",
+        [2, 4, 2, 5, 7, 4],
+        Some(Input::normal([2, 4, 5, 7]).fixed()),
+        false,
+        shared,
+        None,
+    );
+    add("causal head_dim", [1, 1, 1, 3, 5, 64], None, true, None, None);
+    add("wide head_dim", [1, 1, 1, 3, 4, 96], None, false, None, None);
+    add("widest head_dim", [1, 1, 1, 3, 7, 254], None, false, None, None);
+    for shape in [[2, 4, 5, 7], [1, 4, 5, 7], [2, 1, 1, 7], [1, 1, 5, 1]] {
+        add(
+            &format!("mask {shape:?}"),
+            [2, 4, 2, 5, 7, 4],
+            Some(Input::normal(shape).fixed()),
+            false,
+            single,
+            None,
+        );
+        add(
+            &format!("mask {shape:?}"),
+            [2, 4, 2, 5, 7, 8],
+            Some(Input::normal(shape).fixed()),
+            false,
+            several,
+            None,
+        );
+    }
+    // Row 0 sees keys 1 and 2, row 1 nothing, row 2 key 0.
+    let low = f64::NEG_INFINITY;
+    let hidden = vec![low, 0.5, -1.0, low, low, low, 0.25, -1e32, low];
+    let hidden = Input::normal([1, 1, 3, 3]).fill(Fill::Values(hidden)).fixed();
+    add("mask of minus infinity", [2, 2, 1, 3, 3, 4], Some(hidden), false, None, None);
+    let views = vec![Input::normal([2, 5, 4, 8]), Input::normal([2, 7, 2, 8]), Input::normal([2, 7, 2, 8])];
+    all.push(
+        Case::new(
+            "permuted views, own scale",
+            views,
+            |x| {
+                let [q, k, v] = [0, 1, 2].map(|i| x[i].transpose(1, 2));
+                q.attention_scaled(&k, &v, &Mask::Causal, 0.7).transpose(1, 2)
+            },
+            |x| {
+                let turn = |x: &Array| {
+                    let [b, t, h, d] = [x.shape[0], x.shape[1], x.shape[2], x.shape[3]];
+                    let from =
+                        move |i: usize| ((i / d / t / h * t + i / d % t) * h + i / d / t % h) * d + i % d;
+                    Array::from_fn([b, h, t, d], |i| x.data[from(i)])
+                };
+                turn(&attention64(&[turn(&x[0]), turn(&x[1]), turn(&x[2])], true, 0.7f32 as f64))
+            },
+        )
+        .ulps(64.0, 64.0)
+        .grad_floor(16.0),
+    );
+    let half = [[1, 2, 5, 8], [1, 1, 6, 8], [1, 1, 6, 8]].map(|s| Input::normal(s).dtype(DType::F16));
+    all.push(
+        Case::new(
+            "f16",
+            half.to_vec(),
+            |x| x[0].attention(&x[1], &x[2], &Mask::None),
+            |x| attention64(x, false, (1.0 / 8f32.sqrt()) as f64),
+        )
+        .ulps(64.0, 64.0),
+    );
+    all
+}

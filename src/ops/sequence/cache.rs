@@ -1,0 +1,202 @@
+//! Keys and values of earlier tokens, kept for decoding: rows of a cache, each filled as far as its own length.
+
+use super::attention;
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::gpu::Gpu;
+use crate::gpu::kernel::{Launch, Work, grid};
+use crate::gpu::shader::Source;
+use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::words;
+use crate::tensor::{Tensor, same_gpu};
+
+/// Keys and values of `rows` sequences (or sequences at one depth each), up to `context` tokens.
+pub struct KvCache {
+    k: Tensor,
+    v: Tensor,
+    head_dim: usize,
+}
+
+impl KvCache {
+    /// An empty cache of `[rows, kv_heads, context, head_dim]` twice.
+    ///
+    /// # Panics
+    /// When `head_dim` is above 256, or a size is 0.
+    #[track_caller]
+    pub fn new(gpu: &Gpu, rows: usize, kv_heads: usize, context: usize, head_dim: usize) -> KvCache {
+        let sizes = [rows, kv_heads, context, attention::cache_width(head_dim)];
+        assert!(
+            ![rows, kv_heads, context, head_dim].contains(&0) && head_dim <= 256,
+            "kv cache: [{rows}, {kv_heads}, {context}, {head_dim}]; heads are 1 to 256 wide, no size is 0"
+        );
+        let [k, v] = [(); 2].map(|()| {
+            let zeros = Tensor::zeros(gpu, sizes);
+            zeros.evaluate();
+            zeros
+        });
+        KvCache { k, v, head_dim }
+    }
+
+    /// Most tokens of a row.
+    pub fn context(&self) -> usize {
+        self.k.shape()[2]
+    }
+
+    /// Bytes of keys and values.
+    pub fn bytes(&self) -> usize {
+        8 * self.k.count()
+    }
+
+    /// Puts `k` and `v [batch, tokens, kv_heads, head_dim]` into the rows `rows [batch]` from the places `places [batch]` on; both
+    /// of u32, rows all different. What would lie past a row's end is left out.
+    ///
+    /// # Errors
+    /// What one of them carries; the cache then stays as it is, for the other rows' sake.
+    ///
+    /// # Panics
+    /// When the sizes do not fit.
+    #[track_caller]
+    pub fn append(&mut self, k: &Tensor, v: &Tensor, rows: &Tensor, places: &Tensor) -> Result<()> {
+        let [count, heads, context, width] = [0, 1, 2, 3].map(|i| self.k.shape()[i]);
+        let (shape, batch) = (k.shape(), rows.count());
+        assert!(
+            shape.len() == 4
+                && shape == v.shape()
+                && [shape[0], shape[2], shape[3]] == [batch, heads, self.head_dim],
+            "kv cache: k {shape}, v {} for {batch} rows of [{heads}, {context}, {}]",
+            v.shape(),
+            self.head_dim
+        );
+        assert!(
+            [rows, places].iter().all(|x| x.dtype() == DType::U32 && **x.shape() == [batch]),
+            "kv cache: rows {} and places {} must be lists of u32",
+            rows.shape(),
+            places.shape()
+        );
+        let parts = [k, v, rows, places];
+        same_gpu("kv cache", &[&self.k, k, v, rows, places]);
+        parts.iter().try_for_each(|part| part.check())?;
+        let tokens = shape[1];
+        let threads = batch * tokens * heads * width / 4;
+        let grid = grid(threads.div_ceil(64));
+        let params = [grid[0] as usize, threads, tokens, heads, width / 4, count, context].map(|v| v as u32);
+        let [rows, places] = [rows, places].map(Tensor::contiguous);
+        let source = Source::file("cache");
+        let launches = [(&self.k, k), (&self.v, v)].map(|(cache, x)| {
+            let x = crate::ops::float("kv cache", &x.detach()).pad(3, 0, width - self.head_dim).contiguous();
+            let launch = Launch {
+                op: "kv cache",
+                source: &source,
+                entry: "main",
+                binds: vec![x.bind(0), rows.bind(1), places.bind(2), cache.bind_mut(3)],
+                params: words(&params),
+                grid,
+                turns: 0,
+                reuse: 1,
+                work: Work::MOVES,
+            };
+            (launch, None)
+        });
+        self.k.gpu().change(&[self.k.place().buffer, self.v.place().buffer], &launches)
+    }
+
+    /// Attention of `q [batch, heads, tokens, head_dim]` to the first `lengths [batch]` tokens of the rows `rows [batch]`: the last
+    /// query sees them all, each one before it one less. Query head `j` reads key head `j / (heads / kv_heads)`.
+    ///
+    /// # Panics
+    /// When the sizes do not fit.
+    #[track_caller]
+    pub fn attend(&self, q: &Tensor, rows: &Tensor, lengths: &Tensor) -> Tensor {
+        let (shape, cache, batch) = (q.shape(), self.k.shape(), rows.count());
+        assert!(
+            shape.len() == 4
+                && shape[0] == batch
+                && shape[3] == self.head_dim
+                && shape[1].is_multiple_of(cache[1]),
+            "kv cache: q {shape} for {batch} rows of {cache}"
+        );
+        assert!(
+            [rows, lengths].iter().all(|x| x.dtype() == DType::U32 && **x.shape() == [batch]),
+            "kv cache: rows {} and lengths {} must be lists of u32",
+            rows.shape(),
+            lengths.shape()
+        );
+        same_gpu("kv cache", &[&self.k, q, rows, lengths]);
+        let extra = cache[3] - self.head_dim;
+        let q = crate::ops::float("kv cache", &q.detach()).pad(3, 0, extra).contiguous();
+        let [rows, lengths] = [rows, lengths].map(Tensor::contiguous);
+        let scale = 1.0 / (self.head_dim as f32).sqrt();
+        let y = attention::cached(&q, [&self.k, &self.v], [&rows, &lengths], scale);
+        if extra == 0 { y } else { y.slice(3, 0..self.head_dim) }
+    }
+}
+
+pub(super) fn variants() -> Vec<Source> {
+    vec![Source::file("cache")]
+}
+
+/// Two rows of different lengths, filled in two steps; then queries of several tokens.
+pub(super) fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    // Batch 2, 4 query heads on 2 key heads.
+    for (before, tokens, head_dim, context) in [
+        ([5usize, 2], 1usize, 8usize, 16usize),
+        ([0, 3], 4, 4, 9),
+        ([70, 3], 2, 32, 96),
+        ([9, 4], 3, 90, 24),
+        ([6, 0], 1, 6, 8),
+    ] {
+        let most = before[0].max(before[1]);
+        let list = |values: [usize; 2]| {
+            Input::integers([2], DType::U32, 0, 1).fill(Fill::Values(values.map(|v| v as f64).to_vec()))
+        };
+        let inputs = vec![
+            Input::normal([2, 4, tokens, head_dim]).fixed(),
+            Input::normal([2, most.max(1), 2, head_dim]).fixed(),
+            Input::normal([2, tokens, 2, head_dim]).fixed(),
+            list([2, 0]),
+            list(before),
+        ];
+        let forward = move |x: &[Tensor]| {
+            let gpu = x[0].gpu();
+            let mut cache = KvCache::new(gpu, 3, 2, context, head_dim);
+            let start = Tensor::from_slice(gpu, &[0u32, 0], [2]);
+            // More than a row keeps: its length hides the rest until the new tokens lie over it.
+            let keep = |kept: Result<()>| kept.expect("inputs of the case");
+            keep(cache.append(&x[1], &x[1].scale(0.5), &x[3], &start));
+            keep(cache.append(&x[2], &x[2].scale(0.5), &x[3], &x[4]));
+            let lengths: Vec<u32> = before.iter().map(|b| (b + tokens) as u32).collect();
+            cache.attend(&x[0], &x[3], &Tensor::from_slice(gpu, &lengths, [2]))
+        };
+        let reference = move |x: &[Array]| {
+            Array::from_fn([2, 4, tokens, head_dim], |i| {
+                let (d, t, h, b) = (
+                    i % head_dim,
+                    i / head_dim % tokens,
+                    i / head_dim / tokens % 4,
+                    i / head_dim / tokens / 4,
+                );
+                let key = |j: usize, d: usize| {
+                    if j < before[b] {
+                        x[1].data[((b * most.max(1) + j) * 2 + h / 2) * head_dim + d]
+                    } else {
+                        x[2].data[((b * tokens + j - before[b]) * 2 + h / 2) * head_dim + d]
+                    }
+                };
+                let q = &x[0].data[((b * 4 + h) * tokens + t) * head_dim..][..head_dim];
+                let scale = (1.0 / (head_dim as f32).sqrt()) as f64;
+                let seen = before[b] + t + 1;
+                let scores: Vec<f64> =
+                    (0..seen).map(|j| (0..head_dim).map(|d| q[d] * key(j, d)).sum::<f64>() * scale).collect();
+                let top = scores.iter().copied().fold(f64::MIN, f64::max);
+                let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+                (0..seen).map(|j| (scores[j] - top).exp() / total * 0.5 * key(j, d)).sum()
+            })
+        };
+        all.push(
+            Case::new(format!("{before:?} and {tokens} of {head_dim}"), inputs, forward, reference)
+                .ulps(64.0, 64.0),
+        );
+    }
+    all
+}
