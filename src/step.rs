@@ -7,7 +7,8 @@
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::buffer::Buffer;
-use crate::gpu::capture::{self, Capture};
+use crate::gpu::capture::Capture;
+use crate::gpu::recording;
 use crate::gpu::value::Place;
 use crate::tensor::Tensor;
 use std::sync::Arc;
@@ -109,7 +110,7 @@ impl Step {
     /// When an input differs in shape or dtype from the recorded one or is on another device, which is named; what an input
     /// carries, or a tensor that the step uses. Then nothing is run. The device's fault.
     pub fn run(&mut self, inputs: &[&Tensor]) -> Result<&[Tensor]> {
-        capture::refuse(&self.gpu, "a step run")?;
+        recording::refuse(&self.gpu, "a step run")?;
         if inputs.len() != self.inputs.len() {
             let (got, want) = (inputs.len(), self.inputs.len());
             return Err(Error::config(format!("Step: {got} inputs, recorded with {want}")));

@@ -3,10 +3,10 @@
 use crate::dtype::{DType, Element};
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::gpu::buffer::Reading;
-use crate::gpu::fuse::{Arg, Expr, Scalar};
-use crate::gpu::kernel::Bind;
+use crate::gpu::kernel::Part;
+use crate::gpu::readback::Reading;
 use crate::gpu::transpose::Transpose;
+use crate::gpu::value::fuse::{Arg, Expr, Scalar};
 use crate::gpu::value::{Place, Value};
 use crate::shape::{self, Shape, Strides};
 use crate::tape::{self, Edge, Node, Op};
@@ -349,22 +349,13 @@ impl Tensor {
     pub(crate) fn compute(&self) {
         self.value.place();
     }
+}
 
-    /// This tensor as a kernel's read-only binding; it must be [`contiguous`](Tensor::contiguous).
-    pub(crate) fn bind(&self, binding: u32) -> Bind {
-        self.binding(binding, false)
-    }
-
-    /// This tensor as a kernel's output; it must be contiguous and its own.
-    pub(crate) fn bind_mut(&self, binding: u32) -> Bind {
-        self.binding(binding, true)
-    }
-
-    fn binding(&self, binding: u32, write: bool) -> Bind {
-        debug_assert!(self.is_contiguous(), "bind: {} is strided", self.shape);
-        let place = self.place();
-        let size = self.dtype().buffer_bytes(self.count());
-        Bind { binding, buffer: place.buffer, offset: place.offset, size, write }
+/// The elements, for a kernel that reads or writes them; the tensor must be [`contiguous`](Tensor::contiguous).
+impl From<&Tensor> for Part {
+    fn from(x: &Tensor) -> Part {
+        debug_assert!(x.is_contiguous(), "bind: {} is strided", x.shape);
+        x.place().part(x.dtype().buffer_bytes(x.count()))
     }
 }
 

@@ -128,7 +128,7 @@ impl Run<'_> {
         let schedule = self.schedule();
         let per_step = self.sizes.batch * self.sizes.model.context;
         // The loss is read one step late, so that the device never waits for the host.
-        let mut late: Option<(usize, tiebeam::gpu::buffer::Reading)> = None;
+        let mut late: Option<(usize, tiebeam::gpu::readback::Reading)> = None;
         while self.step < steps && !stop.load(Ordering::SeqCst) {
             let (tokens, targets) =
                 self.text.batch(self.sizes.batch, self.sizes.model.context, &mut self.rng);
@@ -165,7 +165,7 @@ impl Run<'_> {
     }
 
     /// Keeps a loss that arrived; one that is no number ends the run before anything bad is saved.
-    fn note(&mut self, (step, reading): (usize, tiebeam::gpu::buffer::Reading)) -> Result<()> {
+    fn note(&mut self, (step, reading): (usize, tiebeam::gpu::readback::Reading)) -> Result<()> {
         let loss: f32 = bytemuck::pod_read_unaligned(&reading.wait()?);
         if !loss.is_finite() {
             let path = self.checkpoint();

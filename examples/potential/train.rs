@@ -11,7 +11,7 @@ use tiebeam::geometry::vectors::{Mat3, Vec3, orthogonal, times};
 use tiebeam::geometry::xyz::Frame;
 use tiebeam::geometry::{Calculator, Cell, Ponita, Potential};
 use tiebeam::gpu::AdapterSummary;
-use tiebeam::gpu::buffer::Reading;
+use tiebeam::gpu::readback::Reading;
 use tiebeam::nn::Parameters;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, Schedule};
 use tiebeam::{Error, Result, Rng};

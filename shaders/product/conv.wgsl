@@ -36,7 +36,7 @@ struct Params {
     first_c: u32,       // channels
     last_c: u32,
 }
-var<immediate> p: Params;
+@group(0) @binding(4) var<uniform> p: Params;
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read> w: array<f32>;

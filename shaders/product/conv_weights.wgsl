@@ -30,7 +30,7 @@ struct Params {
     span: u32,          // positions in a piece
     accumulate: u32,
 }
-var<immediate> p: Params;
+@group(0) @binding(3) var<uniform> p: Params;
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;
 @group(0) @binding(1) var<storage, read> dy: array<f32>;

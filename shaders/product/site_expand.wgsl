@@ -2,11 +2,11 @@
 
 struct Params {
     groups_x: u32,
-    pad: u32,
-    pad2: vec2<u32>,
-    site: vec4<u32>,
+    site: vec4<u32>,    // the sharing kind's own numbers
 }
 var<immediate> p: Params;
+
+fn site_numbers() -> vec4<u32> { return p.site; }
 
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;
 

@@ -3,7 +3,7 @@
 use super::{copy, measure};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::gpu::kernel::{Launch, Work, grid};
+use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::gpu::{Gpu, lock};
 use crate::tensor::Tensor;
@@ -162,19 +162,9 @@ fn fma_rate(gpu: &Gpu, element: &str, chains: u32) -> Result<f64> {
     let source = fma(element, chains);
     let groups = if gpu.adapter().is_software() { 256 } else { 16384 };
     let y = Tensor::empty(gpu, "fma", [groups * 64], DType::F32);
-    let params: [f32; 2] = [0.999, 0.001];
     let stats = measure(gpu, BUDGET, |_| {
-        gpu.launch(Launch {
-            op: "fma",
-            source: &source,
-            entry: "main",
-            binds: vec![y.bind_mut(0)],
-            params: bytemuck::cast_slice(&params),
-            grid: grid(groups),
-            turns: ROUNDS as usize,
-            reuse: 0,
-            work: Work::MOVES,
-        });
+        let launch = Launch::new("fma", &source, "main", grid(groups)).bind_mut("y", &y);
+        gpu.launch(launch.set("m", 0.999f32).set("b", 0.001f32).turns(ROUNDS as usize).reuse(0));
     })?;
     // What was skipped took no time.
     y.check()?;
@@ -190,21 +180,9 @@ fn coop_rate(gpu: &Gpu) -> Result<Option<f64>> {
     for chains in [1, 4, 8] {
         let source = coop(size, gpu.lanes(), chains);
         let y = Tensor::empty(gpu, "coop", [groups * (chains * size * size) as usize], DType::F32);
-        let params: [f32; 2] = [0.5, 0.25];
         let stats = measure(gpu, BUDGET, |_| {
-            let (params, grid, turns) = (bytemuck::cast_slice(&params), grid(groups), ROUNDS as usize + 16);
-            let binds = vec![y.bind_mut(0)];
-            gpu.launch(Launch {
-                op: "coop",
-                source: &source,
-                entry: "main",
-                binds,
-                params,
-                grid,
-                turns,
-                reuse: 0,
-                work: Work::MOVES,
-            });
+            let launch = Launch::new("coop", &source, "main", grid(groups)).bind_mut("y", &y);
+            gpu.launch(launch.set("a", 0.5f32).set("b", 0.25f32).turns(ROUNDS as usize + 16).reuse(0));
         })?;
         y.check()?;
         let flops = 2.0 * (size as f64).powi(3) * (chains * ROUNDS * 4) as f64 * groups as f64;
@@ -217,7 +195,6 @@ fn coop_rate(gpu: &Gpu) -> Result<Option<f64>> {
 fn dispatches(gpu: &Gpu) -> Result<[f64; 3]> {
     let y = Tensor::empty(gpu, "dispatch", [64], DType::F32);
     let source = fma("f32", 1);
-    let params: [f32; 2] = [0.0, 0.0];
     let mut times = [f64::MAX; 3];
     for (between, time) in times.iter_mut().enumerate() {
         for _ in 0..4 {
@@ -225,19 +202,8 @@ fn dispatches(gpu: &Gpu) -> Result<[f64; 3]> {
             let started = Instant::now();
             let count = if between == 2 { 200 } else { 1000 };
             for _ in 0..count {
-                let (op, entry, binds) = ("dispatch", "nothing", vec![y.bind_mut(0)]);
-                let params = bytemuck::cast_slice(&params);
-                gpu.launch(Launch {
-                    op,
-                    source: &source,
-                    entry,
-                    binds,
-                    params,
-                    grid: [1, 1, 1],
-                    turns: 0,
-                    reuse: 0,
-                    work: Work::MOVES,
-                });
+                let launch = Launch::new("dispatch", &source, "nothing", [1, 1, 1]).bind_mut("y", &y);
+                gpu.launch(launch.set("m", 0.0f32).set("b", 0.0f32).turns(0).reuse(0));
                 match between {
                     1 => drop(lock(&gpu.0.recorder).encoder(gpu)),
                     2 => gpu.flush()?,

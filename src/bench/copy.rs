@@ -3,7 +3,7 @@
 use super::measure;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
-use crate::gpu::kernel::{Launch, Work, grid};
+use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::gpu::{Gpu, lock};
 use crate::tensor::Tensor;
@@ -71,22 +71,9 @@ fn at(gpu: &Gpu, bytes: u64) -> Result<(f64, f64)> {
     let lanes = gpu.limits().max_compute_invocations_per_workgroup.clamp(1, 256);
     for span in SPANS {
         let (source, groups) = (kernel(span, lanes), count / (4 * span * lanes) as usize);
-        let grid = grid(groups);
-        let params = [grid[0], count as u32 / 4];
         best = best.max(rate(&mut || {
-            let (params, binds) = (bytemuck::cast_slice(&params), vec![x.bind(0), y.bind_mut(1)]);
-            let (op, entry) = ("copy", "main");
-            gpu.launch(Launch {
-                op,
-                source: &source,
-                entry,
-                binds,
-                params,
-                grid,
-                turns: 1,
-                reuse: 0,
-                work: Work::MOVES,
-            });
+            let launch = Launch::new("copy", &source, "main", grid(groups)).bind("x", &x).bind_mut("y", &y);
+            gpu.launch(launch.set("count", count / 4).turns(1).reuse(0));
         })?);
     }
     // The engine's own makes an array of its own.

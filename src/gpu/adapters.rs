@@ -1,6 +1,6 @@
 //! The adapters that this machine offers, and which of them is taken.
 
-use super::open::{Feature, used};
+use super::options::{Feature, used};
 use crate::error::{Error, Result};
 use std::fmt;
 

@@ -10,7 +10,7 @@
 //! A file of another adapter, driver or version of the kernels is not looked at; one that cannot be read is left out
 //! with a warning. A file that a program brings may hold several such sections.
 
-use super::{AdapterSummary, DeviceClass, Gpu, Options, lock};
+use super::{AdapterSummary, DeviceClass, Gpu, Options, Tuning, lock};
 use crate::error::{Error, Result};
 use crate::files;
 use std::collections::BTreeMap;
@@ -24,18 +24,6 @@ pub(crate) const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels
 const MARK: &str = "tiebeam 2 ";
 /// How the key of a number of the device's class begins.
 const DEVICE: &str = "device ";
-
-/// What measured choices do in this process (`TIEBEAM_TUNE`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Tuning {
-    /// Kernels are chosen by the built-in tables alone: the same bits whatever was measured on this machine.
-    Off,
-    /// Choices made by an earlier `tiebeam tune` are used.
-    #[default]
-    Read,
-    /// What has no choice yet is measured when it first runs, and kept.
-    On,
-}
 
 impl Tuning {
     pub(super) fn parse(word: &str) -> Result<Tuning> {

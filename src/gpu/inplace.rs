@@ -5,10 +5,9 @@
 //! lock of its own, so that a snapshot holds the tensors of one moment.
 
 use super::buffer::Buffer;
-use super::capture::Live;
 use super::kernel::Launch;
 use super::value::{Place, Value};
-use super::{Gpu, capture, lock};
+use super::{Gpu, lock, recording};
 use crate::error::Result;
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
@@ -84,44 +83,40 @@ impl Gpu {
     /// What a buffer of the launches carries, a limit, a pipeline that cannot be made, the device's fault. Then nothing is
     /// written, and nothing is marked: who asked knows, and the old elements stay good. Only where the driver loses a batch
     /// between two of the launches the change is half done, and `changed` says so.
-    pub(crate) fn change(&self, changed: &[Arc<Buffer>], launches: &[(Launch, Option<Live>)]) -> Result<()> {
+    pub(crate) fn change(&self, changed: &[Arc<Buffer>], launches: &[Launch]) -> Result<()> {
         self.unchanged(|| self.change_now(changed, launches))
     }
 
     /// The same for who holds others off already.
-    pub(crate) fn change_now(
-        &self,
-        changed: &[Arc<Buffer>],
-        launches: &[(Launch, Option<Live>)],
-    ) -> Result<()> {
+    pub(crate) fn change_now(&self, changed: &[Arc<Buffer>], launches: &[Launch]) -> Result<()> {
         let done = self.try_change(changed, launches);
         if let Err(error) = &done {
-            capture::failed(self, error);
+            recording::failed(self, error);
         }
         done
     }
 
-    fn try_change(&self, changed: &[Arc<Buffer>], launches: &[(Launch, Option<Live>)]) -> Result<()> {
+    fn try_change(&self, changed: &[Arc<Buffer>], launches: &[Launch]) -> Result<()> {
         self.check()?;
         for buffer in changed {
             buffer.data()?;
         }
         if self.only_plans() {
-            launches.iter().try_for_each(|(launch, _)| self.possible(launch))?;
-            launches.iter().for_each(|(launch, _)| self.note_pass(launch));
+            launches.iter().try_for_each(|launch| self.possible(launch))?;
+            launches.iter().for_each(|launch| self.note_pass(launch));
             return Ok(());
         }
-        let ready = launches.iter().map(|(launch, _)| self.prepare(launch)).collect::<Result<Vec<_>>>()?;
+        let ready = launches.iter().map(|launch| self.prepare(launch)).collect::<Result<Vec<_>>>()?;
         self.settle(changed);
-        for (i, ((launch, live), pipeline)) in launches.iter().zip(&ready).enumerate() {
+        for (i, (launch, prepared)) in launches.iter().zip(ready).enumerate() {
             // Before each, because any of them may fill its batch and hand it over.
             lock(&self.0.recorder).writes(changed);
-            if let Err(error) = self.encode(launch, pipeline, live.clone()) {
+            if let Err(error) = self.encode(launch, prepared) {
                 changed.iter().filter(|_| i > 0).for_each(|buffer| buffer.fail(&error));
                 return Err(error);
             }
         }
-        capture::changes(self, changed);
+        recording::changes(self, changed);
         changed.iter().for_each(|buffer| buffer.touch());
         Ok(())
     }
@@ -132,7 +127,7 @@ impl Gpu {
     /// # Errors
     /// That a buffer has no memory; the device's fault, if one stands. Then nothing is written.
     pub(crate) fn overwrite_now(&self, writes: &[(Place, &[u8])]) -> Result<()> {
-        capture::refuse(self, "a write from the host")?;
+        recording::refuse(self, "a write from the host")?;
         let buffers: Vec<_> = writes.iter().map(|(place, _)| place.buffer.clone()).collect();
         // Before what is pending is computed: under a fault it would be lost.
         self.check()?;

@@ -1,7 +1,7 @@
 //! The numbers of a device's class that can be measured: how wide it is, how fast, and what a dispatch costs.
 
 use super::buffer::Buffer;
-use super::kernel::{Bind, Launch, Work, grid};
+use super::kernel::{Launch, Part, grid};
 use super::shader::Source;
 use super::{DeviceClass, Gpu, choices, lock};
 use crate::error::{Error, Result};
@@ -44,24 +44,17 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    fn bind(&self) -> Bind {
-        Bind { binding: 0, buffer: self.y.clone(), offset: 0, size: self.y.size, write: true }
-    }
-
     fn launch(&self, entry: &str, groups: usize) {
-        let params: [f32; 2] = [0.999, 0.001];
         let turns = if entry == "main" { ROUNDS as usize } else { 0 };
-        self.gpu.launch(Launch {
-            op: "fma",
-            source: &self.source,
-            entry,
-            binds: vec![self.bind()],
-            params: bytemuck::cast_slice(&params),
-            grid: grid(groups),
-            turns,
-            reuse: 0,
-            work: Work::MOVES,
-        });
+        let y = Part { buffer: self.y.clone(), offset: 0, size: self.y.size };
+        self.gpu.launch(
+            Launch::new("fma", &self.source, entry, grid(groups))
+                .bind_mut("y", y)
+                .set("m", 0.999f32)
+                .set("b", 0.001f32)
+                .turns(turns)
+                .reuse(0),
+        );
     }
 
     /// The least seconds of several calls.

@@ -5,16 +5,23 @@ pub mod buffer;
 pub(crate) mod capture;
 mod choices;
 mod class;
+mod command;
 mod findings;
-pub mod fuse;
 pub mod inplace;
+mod interface;
 pub mod kernel;
+mod launch;
 mod measure;
+mod memory;
 mod open;
+mod options;
+mod pipeline;
 #[doc(hidden)]
 pub mod plan;
 mod profile;
+pub mod readback;
 pub mod record;
+pub(crate) mod recording;
 pub mod shader;
 mod texel;
 pub mod timer;
@@ -29,9 +36,8 @@ use std::time::Duration;
 
 pub use adapters::AdapterSummary;
 pub use buffer::MemoryStats;
-pub use choices::Tuning;
 pub use class::{DeviceClass, DeviceKind, Tiles};
-pub use open::{Feature, Options};
+pub use options::{Feature, Options, Tuning};
 pub use profile::Profiled;
 
 /// A handle to one device. Cloning is cheap, every clone is the same device, threads may share it.
@@ -74,7 +80,7 @@ pub(crate) struct Inner {
     pub epoch: AtomicU64,
     pub pool: Arc<Mutex<buffer::Pool>>,
     pub staging: Mutex<Vec<wgpu::Buffer>>,
-    pub kernels: Mutex<kernel::Cache>,
+    pub kernels: Mutex<pipeline::Cache>,
     pub recorder: Mutex<record::Recorder>,
     pub pending: Mutex<inplace::Pending>,
     /// Held while tensors are changed in place. Taken before every other lock of the device.

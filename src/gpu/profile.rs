@@ -57,7 +57,7 @@ impl Gpu {
         let new = || Profiled { kernel: kernel.clone(), count: 0, bytes: 0, seconds: 0.0 };
         let entry = kernels.entry(kernel.clone()).or_insert_with(new);
         entry.count += 1;
-        entry.bytes += launch.binds.iter().map(|bind| bind.size).sum::<u64>();
+        entry.bytes += launch.binds.iter().map(|bind| bind.part.size).sum::<u64>();
         entry.seconds += idle.elapsed().as_secs_f64();
         *idle = Instant::now();
     }

@@ -1,6 +1,9 @@
 //! Record now, submit late: one open encoder and compute pass that every op writes into.
 
 use super::buffer::Buffer;
+use super::command::{Command, Dispatch, Groups, Now};
+use super::interface::MOST_UNIFORM;
+use super::texel::Scratches;
 use super::{Gpu, lock};
 use crate::error::{Error, Result};
 use std::collections::VecDeque;
@@ -9,6 +12,8 @@ use std::sync::{Arc, Weak};
 
 /// Dispatches in one submit, however short they are: small uploads for them keep their buffers until then.
 const MOST: usize = 256;
+/// Bytes between the parameters of two dispatches in the buffer of uniforms, which is every adapter's alignment.
+const UNIFORM: usize = MOST_UNIFORM as usize;
 /// Submits that the host may run ahead of the device.
 const IN_FLIGHT: usize = 4;
 /// Uploaded bytes in one submit: wgpu keeps a copy of each until then, and their buffers wait too.
@@ -26,14 +31,18 @@ pub(crate) struct Recorder {
     /// Dispatches of all batches.
     total: u64,
     uploaded: u64,
-    pub(super) groups: super::kernel::Groups,
+    pub(super) groups: Groups,
+    /// Where kernels whose parameters are too many for immediates find them; one place a dispatch of the batch.
+    uniforms: Option<wgpu::Buffer>,
+    /// What goes there with the open batch.
+    staged: Vec<u8>,
     /// What the open batch writes.
     written: Vec<Weak<Buffer>>,
     /// Errors of the driver that were seen at the last submit.
     losses: u64,
     flights: VecDeque<wgpu::SubmissionIndex>,
     /// Operands as textures, where those are faster to read.
-    pub(super) scratch: Vec<super::texel::Scratch>,
+    pub(super) scratch: Scratches,
 }
 
 impl Recorder {
@@ -55,9 +64,51 @@ impl Recorder {
         self.pass.as_mut().expect("opened above")
     }
 
+    /// Encodes a command: the one place where this is done. Replays give what they go by `now`, and run hooks.
+    pub(super) fn encode(&mut self, gpu: &Gpu, command: &Command, now: Option<&Now>) {
+        match command {
+            Command::Dispatch(dispatch) => self.dispatch(gpu, dispatch, now),
+            Command::Texels(copy) => copy.encode(self.encoder(gpu)),
+            Command::Hook(hook) => hook(),
+        }
+    }
+
+    fn dispatch(&mut self, gpu: &Gpu, dispatch: &Dispatch, now: Option<&Now>) {
+        let params = dispatch.params(now);
+        let interface = &dispatch.pipeline.interface;
+        let in_uniform = interface.params.as_ref().is_some_and(|params| params.uniform.is_some());
+        let place = in_uniform.then(|| {
+            let place = self.staged.len();
+            self.staged.extend_from_slice(&params);
+            self.staged.resize(place + params.len().next_multiple_of(UNIFORM), 0);
+            place as u32
+        });
+        let pass = self.pass(gpu);
+        pass.set_pipeline(&dispatch.pipeline.raw);
+        pass.set_bind_group(0, &dispatch.group, place.as_slice());
+        if !in_uniform && !params.is_empty() {
+            pass.set_immediates(0, &params);
+        }
+        let [x, y, z] = dispatch.grid;
+        pass.dispatch_workgroups(x, y, z);
+        self.dispatched(gpu, dispatch.seconds);
+    }
+
+    /// The buffer of uniforms.
+    pub(super) fn uniforms(&mut self, gpu: &Gpu) -> &wgpu::Buffer {
+        self.uniforms.get_or_insert_with(|| {
+            gpu.0.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("parameters"),
+                size: (MOST * UNIFORM) as u64,
+                usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            })
+        })
+    }
+
     /// Counts a dispatch that should take so long; hands the batch over when there is enough work in it to hide what a submit costs,
     /// and long before a driver's watchdog takes it for hung.
-    pub fn dispatched(&mut self, gpu: &Gpu, seconds: f64) {
+    fn dispatched(&mut self, gpu: &Gpu, seconds: f64) {
         self.seconds += seconds;
         self.total += 1;
         self.dispatches += 1;
@@ -81,6 +132,11 @@ impl Recorder {
         self.dispatches = 0;
         self.uploaded = 0;
         let commands = self.encoder.take().map(|e| e.finish());
+        if let Some(uniforms) = self.uniforms.as_ref().filter(|_| !self.staged.is_empty()) {
+            // Before this batch's commands and after those of the last: the queue is in order.
+            gpu.0.queue.write_buffer(uniforms, 0, &self.staged);
+            self.staged.clear();
+        }
         let index = gpu.0.queue.submit(commands);
         self.look_for_losses(gpu);
         // After the submit: an upload that sees the new number may overwrite what the submitted commands read.

@@ -43,7 +43,7 @@ const KINDS: [&str; 5] = ["u32", "i32", "f32", "bool", "alias"];
 const MOST_LINES: usize = 100_000;
 
 /// A name that the host writes: nearly always a literal.
-type Name = Cow<'static, str>;
+pub(crate) type Name = Cow<'static, str>;
 
 /// A kernel before assembly: a file or a generated text, and the host's choices for it.
 ///

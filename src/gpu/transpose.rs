@@ -1,6 +1,6 @@
 //! Copies whose fastest axis changes, by blocks: element by element one side would touch a memory line for each element.
 
-use super::kernel::{Bind, Launch, Work};
+use super::kernel::Launch;
 use super::shader::Source;
 use super::value::{Place, Value};
 use crate::dtype::DType;
@@ -41,26 +41,20 @@ impl Transpose {
         let from = x.place();
         let bytes = x.dtype.buffer_bytes(x.count);
         let to = x.dtype.buffer_bytes(self.batch * self.rows * self.cols);
-        let bind = |binding, place: &Place, size, write| Bind {
-            binding,
-            buffer: place.buffer.clone(),
-            offset: place.offset,
-            size,
-            write,
-        };
-        let [offset, batch_step, row_step] = self.steps;
-        let params = [self.rows, self.cols, offset, batch_step, row_step].map(|v| v as u32 / 4);
+        let [rows, cols, offset, batch_step, row_step] =
+            [self.rows, self.cols, self.steps[0], self.steps[1], self.steps[2]].map(|v| v / 4);
         let groups = |size: usize| size.div_ceil(32) as u32;
-        x.gpu.launch(Launch {
-            op: "transpose",
-            source: &Source::file("transpose"),
-            entry: "main",
-            binds: vec![bind(0, &from, bytes, false), bind(1, y, to, true)],
-            params: bytemuck::cast_slice(&params),
-            grid: [groups(self.rows), groups(self.cols), self.batch as u32],
-            turns: 0,
-            reuse: 1,
-            work: Work::MOVES,
-        });
+        let grid = [groups(self.rows), groups(self.cols), self.batch as u32];
+        x.gpu.launch(
+            Launch::new("transpose", &Source::file("transpose"), "main", grid)
+                .bind("x", from.part(bytes))
+                .bind_mut("y", y.part(to))
+                .set("rows", rows)
+                .set("cols", cols)
+                .set("offset", offset)
+                .set("batch_step", batch_step)
+                .set("row_step", row_step)
+                .turns(0),
+        );
     }
 }

@@ -62,11 +62,6 @@ pub fn shader_variants() -> Vec<Source> {
     rooms.concat()
 }
 
-/// The bytes of a kernel's parameters.
-pub(crate) fn words(params: &[u32]) -> &[u8] {
-    bytemuck::cast_slice(params)
-}
-
 /// A float tensor as f32, for kernels that read only that.
 pub(crate) fn float(op: &str, x: &Tensor) -> Tensor {
     assert!(x.dtype().is_float(), "{op}: needs floats, got {}; cast first", x.dtype());

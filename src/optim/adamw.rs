@@ -89,17 +89,18 @@ impl AdamW {
         let numbers = Arc::new(move |lr: f32, step: u64| {
             let (s, (b1, b2)) = (step as f64, config.betas);
             vec![
-                lr,
-                config.eps,
-                b1 as f32,
-                b2 as f32,
-                (1.0 - b1) as f32,
-                (1.0 - b2) as f32,
-                (1.0 / (1.0 - b1.powf(s))) as f32,
-                (1.0 / (1.0 - b2.powf(s))) as f32,
+                ("lr", lr),
+                ("eps", config.eps),
+                ("beta1", b1 as f32),
+                ("beta2", b2 as f32),
+                ("rest1", (1.0 - b1) as f32),
+                ("rest2", (1.0 - b2) as f32),
+                ("unbias1", (1.0 / (1.0 - b1.powf(s))) as f32),
+                ("unbias2", (1.0 / (1.0 - b2.powf(s))) as f32),
             ]
         });
-        let kernel = Kernel { source: &source(), entry: "update", lr, numbers, counts: true };
+        let kernel =
+            Kernel { source: &source(), entry: "update", moments: &["m", "v"], lr, numbers, counts: true };
         self.arenas.step(grads, self.config.clip, &kernel)
     }
 

@@ -6,8 +6,8 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::buffer::Buffer;
-use crate::gpu::capture::{self, Live};
-use crate::gpu::kernel::{Bind, Launch, Work, grid};
+use crate::gpu::kernel::{self, Launch, Live, grid};
+use crate::gpu::recording;
 use crate::gpu::shader::Source;
 use crate::gpu::value::Place;
 use crate::shape::Shape;
@@ -86,12 +86,14 @@ struct Part {
 }
 
 /// The numbers of an update at a learning rate and at the step that it is for its parameters, counted from 1.
-pub(super) type Numbers = Arc<dyn Fn(f32, u64) -> Vec<f32> + Send + Sync>;
+pub(super) type Numbers = Arc<dyn Fn(f32, u64) -> Vec<(&'static str, f32)> + Send + Sync>;
 
-/// The update of one optimizer: its numbers follow the grid's width and the count of chunks in the parameters.
+/// The update of one optimizer.
 pub(super) struct Kernel<'a> {
     pub source: &'a Source,
     pub entry: &'a str,
+    /// What the kernel calls the arrays of moments.
+    pub moments: &'a [&'static str],
     pub lr: f32,
     pub numbers: Numbers,
     /// Whether the numbers depend on the step.
@@ -108,7 +110,7 @@ impl Arenas {
         limit: Option<u64>,
     ) -> Result<Arenas> {
         gpu.check()?;
-        capture::refuse(gpu, "an optimizer made")?;
+        recording::refuse(gpu, "an optimizer made")?;
         let device = gpu.limits().max_storage_buffer_binding_size.min(gpu.limits().max_buffer_size);
         let most = limit.unwrap_or(MOST).min(MOST).min(device);
         let mut leaves: Vec<Leaf> = Vec::new();
@@ -226,15 +228,12 @@ impl Arenas {
         let table = self.table(groups);
         let partials = self.partials(grads, &table)?;
         let norm = gpu.alloc("grad_norm", 16);
-        let last = [1, table.chunks as u32, 0, clip.unwrap_or(0.0).to_bits()];
-        let binds = vec![partials, bind(3, &norm, 16, true), bind(4, &self.skipped, 16, true)];
-        let mut launches = vec![(norm_launch("finish", binds, &last, table.chunks), None)];
+        let finish = norm_launch("finish", table.chunks, 0, clip.unwrap_or(0.0))
+            .bind_mut("partials", whole(&partials));
+        let finish = finish.bind_mut("y", whole(&norm)).bind_mut("skipped", whole(&self.skipped));
         let rate = gpu.note_rate(kernel.lr);
-        let params: Vec<Vec<u32>> = table.parts.iter().map(|part| self.params(part, kernel)).collect();
-        for (part, params) in table.parts.iter().zip(&params) {
-            launches
-                .push((self.update(part, grads, &norm, kernel, params), Some(self.live(part, kernel, rate))));
-        }
+        let updates = table.parts.iter().map(|part| self.update(part, grads, &norm, kernel, rate));
+        let launches: Vec<Launch> = std::iter::once(finish).chain(updates).collect();
         let mut changed: Vec<Arc<Buffer>> = Vec::new();
         for (leaf, _) in self.leaves.iter().zip(&present).filter(|(_, here)| **here) {
             changed.extend(leaf.part.clone());
@@ -249,18 +248,11 @@ impl Arenas {
         Ok(StepInfo { norm })
     }
 
-    /// The parameters of a part's update.
-    fn params(&self, part: &Part, kernel: &Kernel) -> Vec<u32> {
-        let numbers = (kernel.numbers)(kernel.lr, self.counts[part.leaf].load(Relaxed).saturating_add(1));
-        let sizes = [grid(part.chunks)[0], part.chunks as u32];
-        sizes.into_iter().chain(numbers.iter().map(|x| x.to_bits())).collect()
-    }
-
-    /// What changes in them from one replay of a recorded step to the next.
+    /// What changes in a part's parameters from one replay of a recorded step to the next.
     fn live(&self, part: &Part, kernel: &Kernel, rate: usize) -> Live {
         let (numbers, counts, leaf) = (kernel.numbers.clone(), self.counts.clone(), part.leaf);
         let make = move |rates: &[f32]| numbers(rates[rate], counts[leaf].load(Relaxed).saturating_add(1));
-        Live::Numbers { at: 2, make: Arc::new(make) }
+        Live::Numbers(Arc::new(make))
     }
 
     fn update<'a>(
@@ -269,32 +261,27 @@ impl Arenas {
         grads: &Grads,
         norm: &Arc<Buffer>,
         kernel: &'a Kernel,
-        params: &'a [u32],
+        rate: usize,
     ) -> Launch<'a> {
         let arena = &self.arenas[part.arena];
-        let mut binds = vec![
-            part.bind(0),
-            bind(1, norm, 16, false),
-            arena.gradients(2, grads),
-            arena.bind(3, &arena.params),
-        ];
-        binds.extend((4..).zip(&arena.moments).map(|(binding, buffer)| arena.bind(binding, buffer)));
-        Launch {
-            op: self.op,
-            source: kernel.source,
-            entry: kernel.entry,
-            binds,
-            params: bytemuck::cast_slice(params),
-            grid: grid(part.chunks),
-            turns: CHUNK / 256,
-            reuse: 1,
-            work: Work::MOVES,
+        let mut launch = Launch::new(self.op, kernel.source, kernel.entry, grid(part.chunks))
+            .bind("chunks", part.rows())
+            .bind("norm", whole(norm))
+            .bind("g", arena.gradients(grads))
+            .bind_mut("w", arena.whole(&arena.params))
+            .set("count", part.chunks)
+            .turns(CHUNK / 256)
+            .live(self.live(part, kernel, rate));
+        for (name, buffer) in kernel.moments.iter().zip(&arena.moments) {
+            launch = launch.bind_mut(*name, arena.whole(buffer));
         }
+        let step = self.counts[part.leaf].load(Relaxed).saturating_add(1);
+        (kernel.numbers)(kernel.lr, step).into_iter().fold(launch, |launch, (name, x)| launch.set(name, x))
     }
 
     /// Counts a step of these leaves, and of every replay.
     fn count(&mut self, present: Vec<bool>, counts_matter: bool) {
-        let number = capture::number(&self.gpu);
+        let number = recording::number(&self.gpu);
         if number != 0 && counts_matter {
             if self.recording.0 != number {
                 self.recording = (number, self.counts.iter().map(|count| count.load(Relaxed)).collect());
@@ -374,15 +361,14 @@ impl Arenas {
     }
 
     /// The sums of squares of all chunks.
-    fn partials(&self, grads: &Grads, table: &Table) -> Result<Bind> {
-        let bytes = DType::F32.buffer_bytes(table.chunks);
-        let partials = bind(2, &self.gpu.alloc("grad_norm", bytes), bytes, true);
+    fn partials(&self, grads: &Grads, table: &Table) -> Result<Arc<Buffer>> {
+        let partials = self.gpu.alloc("grad_norm", DType::F32.buffer_bytes(table.chunks));
         for part in &table.parts {
-            let binds = vec![part.bind(0), self.arenas[part.arena].gradients(1, grads), partials.clone()];
-            let params = [grid(part.chunks)[0], part.chunks as u32, part.first as u32, 0];
-            self.gpu.launch(norm_launch("sum_chunks", binds, &params, part.chunks));
+            let launch = norm_launch("sum_chunks", part.chunks, part.first, 0.0).bind("chunks", part.rows());
+            let launch = launch.bind("g", self.arenas[part.arena].gradients(grads));
+            self.gpu.launch(launch.bind_mut("partials", whole(&partials)));
         }
-        partials.buffer.data()?;
+        partials.data()?;
         Ok(partials)
     }
 
@@ -424,19 +410,20 @@ impl Arena {
         std::iter::once(&self.params).chain(&self.moments)
     }
 
-    fn bind(&self, binding: u32, buffer: &Arc<Buffer>) -> Bind {
-        bind(binding, buffer, self.layout.bytes, true)
+    /// A buffer of this arena's size.
+    fn whole(&self, buffer: &Arc<Buffer>) -> kernel::Part {
+        kernel::Part { buffer: buffer.clone(), offset: 0, size: self.layout.bytes }
     }
 
-    fn gradients(&self, binding: u32, grads: &Grads) -> Bind {
-        let buffer = grads.arena(&self.layout).expect("a leaf of this arena has a gradient");
-        bind(binding, buffer, self.layout.bytes, false)
+    fn gradients(&self, grads: &Grads) -> kernel::Part {
+        self.whole(grads.arena(&self.layout).expect("a leaf of this arena has a gradient"))
     }
 }
 
 impl Part {
-    fn bind(&self, binding: u32) -> Bind {
-        bind(binding, &self.table, 16 * self.chunks as u64, false)
+    /// The chunks' places and settings.
+    fn rows(&self) -> kernel::Part {
+        kernel::Part { buffer: self.table.clone(), offset: 0, size: 16 * self.chunks as u64 }
     }
 }
 
@@ -457,8 +444,9 @@ impl Leaf {
     }
 }
 
-fn bind(binding: u32, buffer: &Arc<Buffer>, size: u64, write: bool) -> Bind {
-    Bind { binding, buffer: buffer.clone(), offset: 0, size, write }
+/// All that a buffer holds.
+fn whole(buffer: &Arc<Buffer>) -> kernel::Part {
+    kernel::Part { buffer: buffer.clone(), offset: 0, size: buffer.size }
 }
 
 #[track_caller]
@@ -486,19 +474,13 @@ fn zeros(op: &'static str, gpu: &Gpu, bytes: u64) -> Arc<Buffer> {
 }
 
 /// A launch of `grad_norm`, over all chunks of a part or, to finish, of all parts.
-fn norm_launch<'a>(entry: &'a str, binds: Vec<Bind>, params: &'a [u32; 4], chunks: usize) -> Launch<'a> {
+fn norm_launch(entry: &str, chunks: usize, first: usize, clip: f32) -> Launch<'_> {
     let finishes = entry == "finish";
-    Launch {
-        op: "grad_norm",
-        source: norm_source(),
-        entry,
-        binds,
-        params: bytemuck::cast_slice(params),
-        grid: if finishes { [1, 1, 1] } else { grid(chunks) },
-        turns: if finishes { chunks / 1024 + 4 } else { CHUNK / 256 },
-        reuse: 1,
-        work: Work::MOVES,
-    }
+    Launch::new("grad_norm", norm_source(), entry, if finishes { [1, 1, 1] } else { grid(chunks) })
+        .set("count", chunks)
+        .set("first", first)
+        .set("clip", clip)
+        .turns(if finishes { chunks / 1024 + 4 } else { CHUNK / 256 })
 }
 
 fn norm_source() -> &'static Source {

@@ -87,8 +87,10 @@ impl Sgd {
         at_least_zero(OP, "the learning rate", lr.into())?;
         let momentum = self.config.momentum;
         let entry = if momentum > 0.0 { "momentum" } else { "plain" };
-        let numbers = Arc::new(move |lr: f32, _| vec![lr, momentum]);
-        let kernel = Kernel { source: &source(self.config.nesterov), entry, lr, numbers, counts: false };
+        let numbers = Arc::new(move |lr: f32, _| vec![("lr", lr), ("mu", momentum)]);
+        let moments: &[&str] = if momentum > 0.0 { &["b"] } else { &[] };
+        let source = source(self.config.nesterov);
+        let kernel = Kernel { source: &source, entry, moments, lr, numbers, counts: false };
         self.arenas.step(grads, self.config.clip, &kernel)
     }
 

@@ -3,7 +3,7 @@
 use super::StateTensor;
 use super::arena::{Arena, Arenas};
 use crate::error::{Error, Result};
-use crate::gpu::buffer::Reading;
+use crate::gpu::readback::Reading;
 use crate::gpu::value::Place;
 use crate::shape::Shape;
 use std::collections::HashMap;

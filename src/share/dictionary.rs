@@ -209,7 +209,10 @@ impl Site for Atoms {
         let ([rows, columns], atoms) = (self.size(), self.dictionary.atoms.shape()[0]);
         Load {
             fragment: "site_atoms",
-            tensors: vec![dense(&self.dictionary.atoms), dense(&self.dictionary.coefficients)],
+            tensors: vec![
+                ("theta", dense(&self.dictionary.atoms)),
+                ("coefficients", dense(&self.dictionary.coefficients)),
+            ],
             params: [rows, columns, atoms, self.layer].map(|v| v as u32),
             turns: atoms,
             constants: vec![],

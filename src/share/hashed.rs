@@ -7,12 +7,11 @@
 use super::tied::dense;
 use super::{LeafGrads, Load, Site};
 use crate::gpu::Gpu;
-use crate::gpu::kernel::{Launch, Work, grid};
+use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Input};
 use crate::ops::moves::embedding::sum_by_index;
 use crate::ops::product::matmul::Epilogue;
-use crate::ops::words;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
@@ -196,7 +195,7 @@ impl Site for Hashed {
         let [rows, columns] = size.map(|v| v as u32);
         Load {
             fragment: "site_hashed",
-            tensors: vec![dense(&self.omega)],
+            tensors: vec![("theta", dense(&self.omega))],
             params: [rows, columns, offset as u32, scale.to_bits()],
             turns: 0,
             constants: self.draw.constants(),
@@ -220,22 +219,21 @@ impl Site for Hashed {
             let (domega, accumulate) = into.output(gpu, "hashed", *self.omega.shape());
             let runs = (draw.offset + dw.count() - 1) / m - draw.offset / m + 1;
             for skip in (0..runs).step_by(MOST_RUNS) {
-                gpu.launch(Launch {
-                    op: "hashed",
-                    source: &reduce(draw, accumulate || skip > 0),
-                    entry: "main",
-                    binds: vec![dw.bind(0), domega.bind_mut(1)],
-                    params: words(&[
-                        dw.count() as u32,
-                        draw.offset as u32,
-                        draw.scale.to_bits(),
-                        skip as u32,
-                    ]),
-                    grid: grid(m.div_ceil(64)),
-                    turns: MOST_RUNS + MOST_RUNS / 64,
-                    reuse: 1,
-                    work: Work::MOVES,
-                });
+                gpu.launch(
+                    Launch::new(
+                        "hashed",
+                        &reduce(draw, accumulate || skip > 0),
+                        "main",
+                        grid(m.div_ceil(64)),
+                    )
+                    .bind("dw", &dw)
+                    .bind_mut("domega", &domega)
+                    .set("count", dw.count())
+                    .set("offset", draw.offset)
+                    .set("scale", draw.scale)
+                    .set("skip", skip)
+                    .turns(MOST_RUNS + MOST_RUNS / 64),
+                );
             }
             domega
         });

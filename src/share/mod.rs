@@ -34,7 +34,7 @@ pub fn cases() -> Vec<(&'static str, Vec<Case>)> {
     let tied = |w: &crate::Tensor| std::sync::Arc::new(Tied::new(w)) as std::sync::Arc<dyn Site>;
     vec![
         ("tied", tied::cases()),
-        ("routed", crate::ops::product::matmul::routed::cases(tied)),
+        ("routed", crate::ops::product::routed::cases(tied)),
         ("dictionary", dictionary::cases()),
         ("hashed", hashed::cases()),
         ("shards", shards::cases()),

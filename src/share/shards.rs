@@ -137,7 +137,7 @@ impl Site for Miss {
         let [rows, columns] = self.size().map(|v| v as u32);
         Load {
             fragment: "site_miss",
-            tensors: vec![dense(&self.weight), dense(&self.shard)],
+            tensors: vec![("theta", dense(&self.weight)), ("shard", dense(&self.shard))],
             params: [rows, columns, self.shard.shape()[0] as u32, 0],
             turns: 0,
             constants: vec![],

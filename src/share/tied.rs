@@ -50,7 +50,7 @@ impl Site for Tied {
         let [rows, columns] = self.size();
         Load {
             fragment: "site_tied",
-            tensors: vec![dense(&self.theta)],
+            tensors: vec![("theta", dense(&self.theta))],
             params: [rows as u32, columns as u32, 0, 0],
             turns: 0,
             constants: vec![],
@@ -118,7 +118,11 @@ impl Site for LowRank {
         let [rows, columns] = self.size();
         Load {
             fragment: "site_low_rank",
-            tensors: vec![dense(&self.theta), dense(&self.a), dense(&self.b)],
+            tensors: vec![
+                ("theta", dense(&self.theta)),
+                ("lora_a", dense(&self.a)),
+                ("lora_b", dense(&self.b)),
+            ],
             params: [rows as u32, columns as u32, self.a.shape()[0] as u32, self.scale.to_bits()],
             turns: self.a.shape()[0],
             constants: vec![],

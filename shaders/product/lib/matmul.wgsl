@@ -6,11 +6,9 @@ struct Params {
     k: u32,
     batch_inner: u32,   // batches are (outer, inner): operands step by lhs.z, rhs.z and lhs.w, rhs.w elements
     lhs: vec4<u32>,     // offset, stride of the axis that is not contiguous, outer step, inner step
-    rhs: vec4<u32>,
+    rhs: vec4<u32>,     // likewise; of a weight that is made in the load, the sharing kind's own numbers
     any: vec2<u32>,     // strides of the other axis, for loads with any strides
     rows: u32,          // rows that a list of rows chooses from
-    pad: u32,
-    site: vec4<u32>,    // the sharing kind's own numbers
 }
 var<immediate> p: Params;
 

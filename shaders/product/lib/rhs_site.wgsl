@@ -1,4 +1,6 @@
 // w is a site's matrix [k, n], made as it is read: dx = dy W.
+fn site_numbers() -> vec4<u32> { return p.rhs; }
+
 fn load_rhs(base: u32, k: u32, col: u32) -> mat4x4<f32> {
     return mat4x4<f32>(
         load_site(k, col),

@@ -22,7 +22,7 @@ struct Params {
     first: u32,         // backward: the keys, or queries of a head, that a launch walks
     end: u32,
 }
-var<immediate> p: Params;
+@group(0) @binding(13) var<uniform> p: Params;
 
 // Stands for minus infinity: below every score.
 const HIDDEN: f32 = -3.0e38;

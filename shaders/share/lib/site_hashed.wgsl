@@ -1,5 +1,5 @@
 // W[i] = scale * sign(i) * omega[position(i)] for the flat index i = offset + row * columns + col, read from STORED stored
-// numbers. p.site = (rows, columns, offset, bits of scale). Zero outside.
+// numbers. site_numbers() = (rows, columns, offset, bits of scale). Zero outside.
 // Source: STABLE-RPS and ROAST, arXiv 2310.11611.
 const MAPPING: u32 = 3u;   // 0 element, 1 chunk, 2 tile, 3 stable
 const STORED: u32 = 64u;
@@ -26,14 +26,14 @@ fn position(i: u32, row: u32, col: u32) -> u32 {
 }
 
 fn weight(row: u32, col: u32) -> f32 {
-    if col >= p.site.y { return 0.0; }
-    let i = p.site.z + row * p.site.y + col;
+    if col >= site_numbers().y { return 0.0; }
+    let i = site_numbers().z + row * site_numbers().y + col;
     let value = theta[position(i, row, col)];
     return select(value, -value, (hash(i, SIGN_SEED) & 1u) == 1u);
 }
 
 fn load_site(row: u32, col: u32) -> vec4<f32> {
-    if row >= p.site.x { return vec4<f32>(0.0); }
+    if row >= site_numbers().x { return vec4<f32>(0.0); }
     let four = vec4<f32>(weight(row, col), weight(row, col + 1u), weight(row, col + 2u), weight(row, col + 3u));
-    return bitcast<f32>(p.site.w) * four;
+    return bitcast<f32>(site_numbers().w) * four;
 }

@@ -1,11 +1,11 @@
-// W[row, col .. col + 3] of a stored matrix: the identity map. p.site = (rows, columns, _, _).
+// W[row, col .. col + 3] of a stored matrix: the identity map. site_numbers() = (rows, columns, _, _).
 // Zero outside, so that the matmul's last step of k needs no care.
 @group(0) @binding(1) var<storage, read> theta: array<f32>;
 
 fn load_site(row: u32, col: u32) -> vec4<f32> {
-    if row >= p.site.x { return vec4<f32>(0.0); }
-    let at = row * p.site.y;
-    let last = p.site.y - 1u;
+    if row >= site_numbers().x { return vec4<f32>(0.0); }
+    let at = row * site_numbers().y;
+    let last = site_numbers().y - 1u;
     let four = vec4<f32>(
         theta[at + min(col, last)],
         theta[at + min(col + 1u, last)],

@@ -3,7 +3,8 @@
 use super::{Inputs, U, gradient};
 use crate::bench::{Case, Check, Row};
 use crate::nn::Mask;
-use crate::ops::product::matmul::tune::{BENCHED, chosen};
+use crate::ops::product::matmul::choose::chosen;
+use crate::ops::product::matmul::tune::BENCHED;
 
 /// Of the sizes that `tiebeam tune` measures too.
 pub(super) fn matmuls(cpu: bool, full: bool) -> Vec<Case> {

@@ -5,6 +5,7 @@
 //! an edge, times the window; `F [O,O,K]` one of `o_p . o_a`.
 
 use super::tables::{Seen, Tables};
+use crate::error::{Error, Result};
 use crate::geometry::space::graph::Graph;
 use crate::geometry::space::grid::Grid;
 use crate::geometry::space::invariants;
@@ -257,7 +258,10 @@ impl Conv {
                 let (h, kernel) = wide();
                 h.spatial_conv(&of.d, of.window.as_ref(), &of.sight, &of.basis, &kernel, bonds)
             }
-            Spatial::Tabulated(seen) => seen.conv(&whole(h, 2), self, bonds.edges()),
+            Spatial::Tabulated(seen) => {
+                let kernels = [Some(&self.kernel), self.fiber_kernel.as_ref()];
+                seen.conv(&whole(h, 2), kernels, self.tables.as_ref(), bonds.edges())
+            }
         };
         y.slice(2, 0..h.shape()[2])
     }
@@ -308,6 +312,21 @@ impl Conv {
             }
             Ok(deviations)
         })
+    }
+
+    pub(in crate::geometry) fn table_of_fiber(&self) -> Option<&Tensor> {
+        self.tables.as_ref()?.fiber.as_ref()
+    }
+
+    /// # Errors
+    /// For a convolution by tables.
+    pub(in crate::geometry) fn trainable(&self, what: &str) -> Result<()> {
+        match self.tables {
+            None => Ok(()),
+            Some(_) => Err(Error::config(format!(
+                "{what}: this network is a copy by tables, for inference; use the one that it was made of"
+            ))),
+        }
     }
 }
 

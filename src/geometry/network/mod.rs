@@ -5,3 +5,4 @@ pub(super) mod conv;
 mod import;
 pub(super) mod ponita;
 pub(super) mod tables;
+mod tabulate;

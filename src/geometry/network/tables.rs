@@ -1,17 +1,12 @@
-//! Tables of a trained network's kernels: for inference, where weights are fixed.
+//! Tables of a trained network's kernels, and the convolution by them: for inference, where weights are fixed.
 //!
 //! A spatial kernel is a function of two numbers for each channel, `x = o.d` and `r = |d - (o.d) o|` (in the plane the signed
 //! second one, without orientations `|d|` alone), whatever network makes it. A cubic B-spline through its values on a grid takes
 //! 16 multiply-adds an edge, orientation and channel, for any width of the basis. It has two continuous derivatives, so that
 //! forces, its exact gradient, are smooth. The window is not in the table: messages still end at the radius exactly.
 
-use super::conv::{Basis, Conv, Route, linear, whole};
-use super::ponita::Ponita;
-use crate::error::{Error, Result};
-use crate::geometry::space::invariants;
-use crate::nn::Activation;
 use crate::ops::points::edges::Edges;
-use crate::ops::points::kernel_basis::Sight;
+use crate::ops::points::kernel_basis::{Basis, Sight};
 use crate::ops::points::table_conv::SplineTable;
 use crate::tensor::Tensor;
 
@@ -44,10 +39,14 @@ impl Seen {
 
     /// The sum over neighbours of `h [N, O, C]`, C a multiple of 4.
     #[track_caller]
-    pub fn conv(&self, h: &Tensor, conv: &Conv, edges: &Edges) -> Tensor {
-        let kernels = [Some(&conv.kernel), conv.fiber_kernel.as_ref()];
+    pub fn conv(
+        &self,
+        h: &Tensor,
+        kernels: [Option<&Tensor>; 2],
+        tables: Option<&Tables>,
+        edges: &Edges,
+    ) -> Tensor {
         assert!(!kernels.iter().flatten().any(|w| w.is_tracked()), "{REFUSED}");
-        let tables = conv.tables.as_ref();
         let tables = tables.expect("ponita: a network by tables has none; make it with Ponita::tabulate");
         h.table_conv(&self.0, &tables.spatial, edges)
     }
@@ -55,223 +54,3 @@ impl Seen {
 
 const REFUSED: &str =
     "ponita: tables give kernels and bases no gradient; train the network that they were made of";
-
-impl Conv {
-    pub(in crate::geometry) fn table_of_fiber(&self) -> Option<&Tensor> {
-        self.tables.as_ref()?.fiber.as_ref()
-    }
-
-    /// # Errors
-    /// For a convolution by tables.
-    pub(in crate::geometry) fn trainable(&self, what: &str) -> Result<()> {
-        match self.tables {
-            None => Ok(()),
-            Some(_) => Err(Error::config(format!(
-                "{what}: this network is a copy by tables, for inference; use the one that it was made of"
-            ))),
-        }
-    }
-}
-
-/// Cells that a table is sampled beyond its range: what is assumed at the end has died down there to `(2 - sqrt 3)^15`, 3e-9.
-const MARGIN: usize = 16;
-/// Rows of samples in memory together, times the widest array of a row.
-const CHUNK: usize = 4 << 20;
-
-/// Samples along one attribute: `points` of them from `low` on, with [`MARGIN`] more at both ends.
-#[derive(Clone, Copy)]
-struct Axis {
-    low: f64,
-    step: f64,
-    points: usize,
-}
-
-impl Axis {
-    /// From `-radius` or 0 to `radius`, by steps of `radius / (points - 1)`.
-    fn new(radius: f64, points: usize, signed: bool) -> Axis {
-        let (low, points_) = if signed { (-radius, points.saturating_mul(2) - 1) } else { (0.0, points) };
-        Axis { low, step: radius / (points - 1) as f64, points: points_ }
-    }
-
-    fn sampled(&self) -> usize {
-        self.points.saturating_add(2 * MARGIN)
-    }
-
-    fn at(&self, i: usize) -> f64 {
-        self.low + (i as f64 - MARGIN as f64) * self.step
-    }
-}
-
-impl Ponita {
-    /// Points of a table from 0 to the radius that are enough for most networks: 257 x 129 in space. Measured errors are 1e-6 of a
-    /// kernel's largest value at a radius of 4 without training, and 4e-5 at 6 of a trained potential, whose kernels bend most near
-    /// the radius. The error falls with the fourth power of the points.
-    pub const TABLE_POINTS: usize = 129;
-
-    /// A copy for inference whose spatial kernels are cubic splines with `points` points from 0 to the radius (see
-    /// [`Ponita::TABLE_POINTS`]): outputs, forces and stress are those of one function with two continuous derivatives, close to
-    /// this network's. Fiber kernels are made once.
-    ///
-    /// A layer's table takes `4 (2 points + 1) (points + 2) channels` bytes in space, 8.7 MB at 64 channels and 129 points; in the
-    /// plane both sides are `2 points + 1`, and without orientations it is `4 (points + 2) channels`.
-    ///
-    /// No tensor of the copy takes a gradient, so that it has no [`crate::nn::Parameters`] and cannot be trained or calibrated;
-    /// positions can be tracked as before. Saving it saves the parameters.
-    ///
-    /// ```
-    /// use tiebeam::geometry::{Graph, Grid, Ponita, PonitaConfig, PonitaInput};
-    /// use tiebeam::{Gpu, Rng, Tensor};
-    ///
-    /// let gpu = Gpu::open()?;
-    /// let config = PonitaConfig { channels: 4, hidden: 4, basis: 8, layers: 1, radius: Some(2.0), ..PonitaConfig::default() };
-    /// let net = Ponita::new(&gpu, config, Grid::octahedron(), &mut Rng::new(1))?;
-    /// let fast = net.tabulate(33)?;
-    /// let graph = Graph::full(&gpu, &[0.0, 0.0, 0.0, 1.0, 0.5, 0.0], 3, &[2], true)?;
-    /// let input = PonitaInput::scalars(&Tensor::ones(&gpu, [2, 1]));
-    /// let [a, b] = [&net, &fast].map(|net| net.energy_forces(&graph, &input).map(|found| found.energies[0]));
-    /// assert!((a? - b?).abs() < 1e-4);
-    /// # Ok::<(), tiebeam::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// When the network has no radius or is such a copy itself, there are fewer than 5 points, or a table is larger than one binding; the device's fault.
-    pub fn tabulate(&self, points: usize) -> Result<Ponita> {
-        self.trainable("tabulate")?;
-        let radius = self.config.radius.ok_or_else(|| {
-            Error::config(
-                "tabulate: this network has no radius, so that a table has no end; train one with a radius",
-            )
-        })?;
-        if points < 5 {
-            return Err(Error::config(format!(
-                "tabulate: {points} points from 0 to the radius; use 5 or more"
-            )));
-        }
-        let axis = |signed| Axis::new(radius as f64, points, signed);
-        let axes = match (self.grid.is_oriented(), self.grid.dimension()) {
-            (false, _) => vec![axis(false)],
-            (true, 2) => vec![axis(true), axis(true)],
-            (true, _) => vec![axis(true), axis(false)],
-        };
-        let channels = self.config.channels.next_multiple_of(4);
-        let sampled = axes.iter().fold(4 * channels, |n, axis| n.saturating_mul(axis.sampled())) as u64;
-        let have = self.embed.gpu().limits().max_storage_buffer_binding_size;
-        if sampled > have {
-            return Err(Error::Limit { what: "tabulate: bytes of a table".into(), need: sampled, have });
-        }
-        crate::no_grad(|| {
-            let mut copy = self.mapped(&Tensor::detach);
-            for at in 0..copy.layers.len() {
-                let tables = copy.tables(at, &axes)?;
-                copy.layers[at].conv.tables = Some(tables);
-            }
-            copy.route = Route::Tabulated;
-            Ok(copy)
-        })
-    }
-
-    /// A layer's tables.
-    fn tables(&self, layer: usize, axes: &[Axis]) -> Result<Tables> {
-        let (conv, gpu) = (&self.layers[layer].conv, self.embed.gpu());
-        let kernel = whole(&conv.kernel, 0);
-        let (low, step) = (axes[0].low as f32, axes[0].step as f32);
-        let lows = [low, axes.get(1).map_or(0.0, |axis| axis.low as f32)];
-        let (shape, coefficients) = coefficients(self.samples(&kernel, axes)?, axes, kernel.shape()[0]);
-        let coefficients = Tensor::from_slice(gpu, &coefficients, shape);
-        let fiber = self.fiber_basis.as_ref().zip(conv.fiber_kernel.as_ref()).map(|(basis, kernel)| {
-            let seen = invariants::polynomial(&invariants::fiber(&self.grid.tensor(gpu)), self.config.degree);
-            let made = linear(&basis.forward(&seen), kernel, None, Activation::None, None);
-            let made = whole(&made, 2).contiguous();
-            made.evaluate();
-            made
-        });
-        Ok(Tables { spatial: SplineTable::new(&coefficients, lows, [step; 2]), fiber })
-    }
-
-    /// The kernel `[C, K]` on all points, first axis slowest, channels fastest.
-    fn samples(&self, kernel: &Tensor, axes: &[Axis]) -> Result<Vec<f64>> {
-        let (gpu, config) = (kernel.gpu(), &self.config);
-        let across = axes.get(1).map_or(1, Axis::sampled);
-        let widest = [config.hidden, config.basis, config.channels].into_iter().max().unwrap_or(1);
-        let (count, rows) = (axes[0].sampled() * across, (CHUNK / widest).max(64));
-        let mut all = Vec::with_capacity(count * kernel.shape()[0]);
-        for first in (0..count).step_by(rows) {
-            let run = first..count.min(first + rows);
-            let point = |i: usize| {
-                let second = axes.get(1).map(|axis| axis.at(i % across) as f32);
-                std::iter::once(axes[0].at(i / across) as f32).chain(second)
-            };
-            let attributes: Vec<f32> = run.clone().flat_map(point).collect();
-            let attributes = Tensor::from_slice(gpu, &attributes, [run.len(), axes.len()]);
-            let basis = self.basis.forward(&invariants::polynomial(&attributes, config.degree));
-            let values = linear(&basis, kernel, None, Activation::None, None).to_vec::<f32>()?;
-            all.extend(values.into_iter().map(f64::from));
-        }
-        Ok(all)
-    }
-
-    /// # Errors
-    /// For a network by tables.
-    pub(in crate::geometry) fn trainable(&self, what: &str) -> Result<()> {
-        self.layers.iter().try_for_each(|layer| layer.conv.trainable(what))
-    }
-
-    /// The spatial kernel of a layer as its convolution sees it, `[rows, channels]`, of attributes `[rows, 2]` (or 1) within the
-    /// radius, without the window: by the table where there is one.
-    ///
-    /// # Errors
-    /// The device's fault.
-    #[doc(hidden)]
-    pub fn kernel_at(&self, layer: usize, attributes: &[f32]) -> Result<Vec<f32>> {
-        let (conv, gpu) = (&self.layers[layer].conv, self.embed.gpu());
-        let width = 1 + self.grid.is_oriented() as usize;
-        let rows = attributes.len() / width;
-        let Some(tables) = &conv.tables else {
-            let attributes = Tensor::from_slice(gpu, attributes, [rows, width]);
-            let basis = self.basis.forward(&invariants::polynomial(&attributes, self.config.degree));
-            return linear(&basis, &conv.kernel, None, Activation::None, None).to_vec();
-        };
-        // An edge from one node to another for each row, with features of 1.
-        let ids: Vec<u32> = (0..rows as u32).collect();
-        let edges = Edges::new(gpu, rows, &ids, &ids)?;
-        let row = |a: &[f32]| [a[0], a.get(1).copied().unwrap_or(0.0), 1.0, 0.0];
-        let seen: Vec<f32> = attributes.chunks_exact(width).flat_map(row).collect();
-        let ones = Tensor::ones(gpu, [rows, 1, tables.spatial.channels()]);
-        let kernel = ones.table_conv(&Tensor::from_slice(gpu, &seen, [rows, 1, 4]), &tables.spatial, &edges);
-        kernel.reshape([rows, tables.spatial.channels()]).slice(1, 0..self.config.channels).to_vec()
-    }
-}
-
-/// Coefficients of the spline through samples, and their shape: those that cells within the range need.
-fn coefficients(mut data: Vec<f64>, axes: &[Axis], channels: usize) -> ([usize; 3], Vec<f32>) {
-    let [n, m] = [axes[0].sampled(), axes.get(1).map_or(1, Axis::sampled)];
-    interpolate(&mut data, n, m * channels);
-    if axes.len() > 1 {
-        data.chunks_exact_mut(m * channels).for_each(|line| interpolate(line, m, channels));
-    }
-    // One more than the points at each end.
-    let kept = |axis: &Axis| MARGIN - 1..MARGIN + axis.points + 1;
-    let (first, second) = (kept(&axes[0]), axes.get(1).map_or(0..1, kept));
-    let shape = [first.len(), second.len(), channels];
-    let rows = first.flat_map(|i| second.clone().map(move |j| (i * m + j) * channels));
-    (shape, rows.flat_map(|at| &data[at..at + channels]).map(|&c| c as f32).collect())
-}
-
-/// Turns `n` samples, each of `width` numbers, into coefficients of a cubic B-spline through them: `c[i-1] + 4 c[i] + c[i+1] =
-/// 6 s[i]`, with no curvature at the ends. Source: Unser 1999, "Splines: a perfect fit for signal and image processing".
-fn interpolate(data: &mut [f64], n: usize, width: usize) {
-    let mut factors = vec![0.0; n];
-    for i in 1..n - 1 {
-        factors[i] = 1.0 / (4.0 - factors[i - 1]);
-        let (before, own) = data.split_at_mut(i * width);
-        for (own, before) in own[..width].iter_mut().zip(&before[(i - 1) * width..]) {
-            *own = (6.0 * *own - before) * factors[i];
-        }
-    }
-    for i in (1..n - 1).rev() {
-        let (own, after) = data.split_at_mut((i + 1) * width);
-        for (own, after) in own[i * width..].iter_mut().zip(after.iter()) {
-            *own -= factors[i] * after;
-        }
-    }
-}

@@ -1,9 +1,17 @@
 //! Attention heads: an assignment on two levels, heads among each other and elements inside a head.
 
-use super::plan::HeadSizes;
 use crate::error::Result;
 use crate::linalg::assignment::{Assignment, Goal, assign};
 use crate::rng::Rng;
+
+/// Heads by numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(in crate::merge) struct HeadSizes {
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub dim: usize,
+    pub rotary: bool,
+}
 
 /// An order of heads: which old head each new one is, and its elements' order.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,7 +1,7 @@
 //! Permutations of a model's units: applied lazily, inverted, composed, written to a file.
 
-use super::heads::HeadOrder;
-use super::plan::{HeadSizes, Plan};
+use super::heads::{HeadOrder, HeadSizes};
+use super::plan::Plan;
 use super::spec::{Kind, Spec};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;

@@ -1,6 +1,6 @@
 //! A spec held against models: every permutation's size, every tensor's moves, and all that is wrong, at once.
 
-use super::heads::HeadOrder;
+use super::heads::{HeadOrder, HeadSizes};
 use super::spec::{Axis, Heads, Kind, Spec, fits};
 use crate::error::{Error, Result};
 use crate::rng::Rng;
@@ -23,15 +23,6 @@ pub(in crate::merge) struct Placed {
     pub moves: Vec<Move>,
     /// Whether it counts when models are compared.
     pub compared: bool,
-}
-
-/// Heads by numbers.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(in crate::merge) struct HeadSizes {
-    pub heads: usize,
-    pub kv_heads: usize,
-    pub dim: usize,
-    pub rotary: bool,
 }
 
 /// What is solved at one visit: a group with the places of its permutations in [`Plan::orders`].

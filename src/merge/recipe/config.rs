@@ -5,58 +5,12 @@
 //! counts whose filter is part of the tensor's name.
 
 use super::method::Method;
+pub use super::setting::{Parameters, Scalar, Setting};
 use crate::error::{Error, Result};
 use crate::store::{FileDType, nearest};
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-
-/// A value of a parameter for one tensor.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Scalar {
-    /// A number.
-    Number(f64),
-    /// `true` or `false`.
-    Flag(bool),
-    /// A word or path.
-    Text(String),
-}
-
-/// A parameter as it was written.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Setting {
-    /// The same for all tensors.
-    Same(Scalar),
-    /// Numbers at equal distances over the depth of the model.
-    Gradient(Vec<f64>),
-    /// The first whose filter is part of the tensor's name; no filter is part of every name.
-    Filters(Vec<(Option<String>, Setting)>),
-}
-
-impl Setting {
-    /// The value for a tensor at a depth in `[0, 1]`; `None` where no filter fits.
-    pub fn at(&self, name: &str, depth: f64) -> Option<Scalar> {
-        match self {
-            Setting::Same(value) => Some(value.clone()),
-            Setting::Gradient(values) => {
-                let place = depth * (values.len() - 1) as f64;
-                let low = (place as usize).min(values.len() - 1);
-                let high = (low + 1).min(values.len() - 1);
-                let part = place - low as f64;
-                Some(Scalar::Number((1.0 - part) * values[low] + part * values[high]))
-            }
-            Setting::Filters(all) => {
-                let fits =
-                    |filter: &Option<String>| filter.as_ref().is_none_or(|f| f == "*" || name.contains(f));
-                all.iter().find(|(filter, _)| fits(filter)).and_then(|(_, setting)| setting.at(name, depth))
-            }
-        }
-    }
-}
-
-/// Parameters by name.
-pub type Parameters = BTreeMap<String, Setting>;
 
 /// A model, or a range of its layers.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,8 +1,8 @@
 //! The methods by name: what each takes, and how it merges one tensor.
 
-use super::config::Scalar;
 use super::global::{Each, Pcb, TiesGlobal};
 use super::methods::{self, Rescale};
+use super::setting::Scalar;
 use crate::error::{Error, Result};
 use crate::ops::order::rank::{self, Kept};
 use crate::store::nearest;

@@ -7,5 +7,6 @@ pub mod job;
 pub mod method;
 pub mod methods;
 pub mod run;
+mod setting;
 #[cfg(feature = "cli")]
 pub mod yaml;

@@ -6,7 +6,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::gpu::Gpu;
-use crate::gpu::buffer::Reading;
+use crate::gpu::readback::Reading;
 use crate::merge::Weights;
 use crate::store::{Entry, FileDType, INDEX, save};
 use crate::tensor::Tensor;

@@ -3,12 +3,11 @@
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::gpu::buffer::Reading;
-use crate::gpu::kernel::{Launch, Work, grid};
+use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::readback::Reading;
 use crate::gpu::shader::Source;
 use crate::gpu::value::Place;
 use crate::ops::case::{Array, Case, Fill, Input};
-use crate::ops::words;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
@@ -21,19 +20,8 @@ fn launch(entry: &str, n: usize, x: &Tensor, y: &Tensor) {
         return;
     }
     let grid = grid(n.div_ceil(8).div_ceil(64));
-    let (source, params) = (&source(), &[grid[0], n as u32]);
-    let binds = vec![x.bind(0), y.bind_mut(1)];
-    x.gpu().launch(Launch {
-        op: "bf16",
-        source,
-        entry,
-        binds,
-        params: words(params),
-        grid,
-        turns: 0,
-        reuse: 1,
-        work: Work::MOVES,
-    });
+    let (source, gpu) = (source(), x.gpu());
+    gpu.launch(Launch::new("bf16", &source, entry, grid).bind("x", x).bind_mut("y", y).set("n", n).turns(0));
 }
 
 /// f32 elements from the words that hold them in pairs.

@@ -1,8 +1,8 @@
 //! Functions of two elements, broadcasting like NumPy, and `where`. Pending expressions, like [`unary`](super::unary).
 
 use crate::dtype::DType;
-use crate::gpu::fuse::Scalar;
 use crate::gpu::shader::Source;
+use crate::gpu::value::fuse::Scalar;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::shape::{self, Shape};
 use crate::tape::{Op, Saved, Sink};

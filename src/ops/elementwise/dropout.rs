@@ -1,11 +1,9 @@
 //! Dropout whose mask is a counter: drawn again in the backward pass, never stored.
 
 use crate::dtype::DType;
-use crate::gpu::capture::Live;
-use crate::gpu::kernel::{Launch, Work, grid};
+use crate::gpu::kernel::{Launch, Live, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
-use crate::ops::words;
 use crate::rng::{Draw, Rng};
 use crate::tape::{Op, Sink};
 use crate::tensor::Tensor;
@@ -22,22 +20,20 @@ impl Dropout {
         let y = Tensor::empty(x.gpu(), "dropout", x.shape(), DType::F32);
         let n = x.count();
         let grid = grid(n.div_ceil(4).div_ceil(64));
-        let ([k0, k1], [s0, s1]) = (self.draw.stream.key, self.draw.stream.id);
         // At rate 1 nothing is kept, and nothing is scaled.
         let scale = if self.rate == 1.0 { 0.0 } else { 1.0 / (1.0 - self.rate) };
-        let params = [n as u32, grid[0], k0, k1, s0, s1, self.rate.to_bits(), scale.to_bits()];
-        let launch = Launch {
-            op: "dropout",
-            source: &Source::file("dropout"),
-            entry: "forward",
-            binds: vec![x.bind(0), y.bind_mut(1)],
-            params: words(&params),
-            grid,
-            turns: 0,
-            reuse: 1,
-            work: Work::MOVES,
-        };
-        x.gpu().launch_live(launch, Some(Live::Stream { at: 4, generator: self.draw.generator }));
+        x.gpu().launch(
+            Launch::new("dropout", &Source::file("dropout"), "forward", grid)
+                .bind("x", &x)
+                .bind_mut("y", &y)
+                .set("n", n)
+                .set("key", self.draw.stream.key)
+                .set("stream", self.draw.stream.id)
+                .set("rate", self.rate)
+                .set("scale", scale)
+                .turns(0)
+                .live(Live::Stream { generator: self.draw.generator }),
+        );
         y
     }
 }

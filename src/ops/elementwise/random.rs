@@ -2,12 +2,10 @@
 
 use crate::dtype::DType;
 use crate::gpu::buffer::Buffer;
-use crate::gpu::capture::Live;
-use crate::gpu::kernel::{Bind, Launch, Work, grid};
+use crate::gpu::kernel::{Launch, Live, Part, grid};
 use crate::gpu::shader::Source;
 use crate::gpu::{Gpu, lock};
 use crate::ops::case::{Array, Case, Input};
-use crate::ops::words;
 use crate::rng::{Draw, Rng, normal_table};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -32,28 +30,23 @@ fn fill(gpu: &Gpu, op: &'static str, entry: &str, shape: Shape, draw: Draw) -> T
     let n = shape.count();
     // A thread makes four elements.
     let grid = grid(n.div_ceil(4).div_ceil(64));
-    let mut binds = vec![y.bind_mut(0)];
+    let source = Source::file("random");
+    let mut launch = Launch::new(op, &source, entry, grid)
+        .bind_mut("out", &y)
+        .set("n", n)
+        .set("key", draw.stream.key)
+        .set("stream", draw.stream.id)
+        .set("scale", 1.0f32)
+        .set("offset", 0.0f32)
+        .turns(0)
+        .reuse(4)
+        .live(Live::Stream { generator: draw.generator });
     if entry == "normal" {
         let buffer = table(gpu);
         let size = buffer.size;
-        binds.push(Bind { binding: 1, buffer, offset: 0, size, write: false });
+        launch = launch.bind("normal_table", Part { buffer, offset: 0, size });
     }
-    let [k0, k1] = draw.stream.key;
-    let [s0, s1] = draw.stream.id;
-    let params = [n as u32, grid[0], k0, k1, s0, s1, 1f32.to_bits(), 0f32.to_bits()];
-    let source = Source::file("random");
-    let launch = Launch {
-        op,
-        source: &source,
-        entry,
-        binds,
-        params: words(&params),
-        grid,
-        turns: 0,
-        reuse: 4,
-        work: Work::MOVES,
-    };
-    gpu.launch_live(launch, Some(Live::Stream { at: 4, generator: draw.generator }));
+    gpu.launch(launch);
     y
 }
 

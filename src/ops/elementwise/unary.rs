@@ -1,8 +1,8 @@
 //! Functions of one element: pending expressions, so a chain of them is one kernel.
 
 use crate::dtype::DType;
-use crate::gpu::fuse::Scalar;
 use crate::gpu::shader::Source;
+use crate::gpu::value::fuse::Scalar;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};

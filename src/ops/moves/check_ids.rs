@@ -1,10 +1,9 @@
 //! The look at ids before an op that takes them, on devices that check: what is outside a table is safe to run and still a mistake.
 
 use crate::dtype::DType;
-use crate::gpu::kernel::{Bind, Launch, MOST_TURNS, Work};
+use crate::gpu::kernel::{Launch, MOST_TURNS, Part};
 use crate::gpu::shader::Source;
 use crate::ops::case::Case;
-use crate::ops::words;
 use crate::tape::no_grad;
 use crate::tensor::Tensor;
 
@@ -27,24 +26,23 @@ pub(in crate::ops) fn check_ids(op: &'static str, ids: &Tensor, size: usize, ign
         return;
     }
     let (table, slot) = gpu.findings_slot(op, size as u64, signed);
-    let rest = [size as u32, slot, ignored.is_some() as u32, ignored.unwrap_or_default()];
     // As many as the loops of one workgroup's 256 threads may see.
     const SPAN: usize = 256 * (MOST_TURNS / 2);
     for first in (0..ids.count()).step_by(SPAN) {
         let end = ids.count().min(first + SPAN);
-        let params = [&[first as u32, end as u32], &rest[..]].concat();
-        let bind = Bind { binding: 1, size: table.size, buffer: table.clone(), offset: 0, write: true };
-        gpu.launch(Launch {
-            op: "check_ids",
-            source: &source(),
-            entry: "main",
-            binds: vec![ids.bind(0), bind],
-            params: words(&params),
-            grid: [1, 1, 1],
-            turns: (end - first).div_ceil(256),
-            reuse: 1,
-            work: Work::MOVES,
-        });
+        let found = Part { buffer: table.clone(), offset: 0, size: table.size };
+        gpu.launch(
+            Launch::new("check_ids", &source(), "main", [1, 1, 1])
+                .bind("ids", &ids)
+                .bind_mut("found", found)
+                .set("first", first)
+                .set("n", end)
+                .set("size", size)
+                .set("slot", slot)
+                .set("ignores", ignored.is_some())
+                .set("ignored", ignored.unwrap_or_default())
+                .turns((end - first).div_ceil(256)),
+        );
     }
     gpu.findings_written();
 }

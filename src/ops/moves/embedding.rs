@@ -2,11 +2,10 @@
 
 use super::check_ids::check_ids;
 use crate::dtype::DType;
-use crate::gpu::kernel::{Bind, Launch, Work, grid};
+use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::plan::Pass;
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
-use crate::ops::words;
 use crate::shape::{self, Shape};
 use crate::tape::{Into, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
@@ -39,37 +38,15 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn launch(&self, to: &Tensor, entry: &str, wide: bool, threads: usize, binds: Vec<Bind>) {
-        self.launch_source(to, &source(wide), entry, wide, threads, binds);
-    }
-
-    fn launch_source(
-        &self,
-        to: &Tensor,
-        source: &Source,
-        entry: &str,
-        wide: bool,
-        threads: usize,
-        binds: Vec<Bind>,
-    ) {
-        let grid = grid(threads.div_ceil(64));
-        let inner = if wide { self.inner / 4 } else { self.inner };
-        let params = [grid[0] as usize, threads, self.rows, inner, self.count, self.count.div_ceil(CHUNK)];
-        let (op, params) = ("embedding", params.map(|v| v as u32));
-        // Rows are taken from tables of any size.
-        let reuse = (entry != "select_rows") as u32;
-        let params = words(&params);
-        to.gpu().launch(Launch {
-            op,
-            source,
-            entry,
-            binds,
-            params,
-            grid,
-            turns: CHUNK,
-            reuse,
-            work: Work::MOVES,
-        });
+    /// A launch of so many threads, each with an element or, where the source is `wide`, four.
+    fn launch<'a>(&self, source: &'a Source, entry: &'a str, wide: bool, threads: usize) -> Launch<'a> {
+        Launch::new("embedding", source, entry, grid(threads.div_ceil(64)))
+            .set("n", threads)
+            .set("rows", self.rows)
+            .set("inner", if wide { self.inner / 4 } else { self.inner })
+            .set("count", self.count)
+            .set("chunks", self.count.div_ceil(CHUNK))
+            .turns(CHUNK)
     }
 }
 
@@ -87,8 +64,10 @@ fn select(x: &Tensor, axis: usize, ids: &Tensor) -> Tensor {
     let sizes = Sizes { rows, inner: inner * stored.dtype().size() / 4, count: ids.count() };
     let wide = sizes.inner.is_multiple_of(4);
     let words = y.count() * y.dtype().size() / 4;
-    let binds = vec![stored.bind(0), ids.bind(1), y.bind_mut(2)];
-    sizes.launch(&y, "select_rows", wide, if wide { words / 4 } else { words }, binds);
+    let source = source(wide);
+    let launch = sizes.launch(&source, "select_rows", wide, if wide { words / 4 } else { words });
+    // Rows are taken from tables of any size.
+    y.gpu().launch(launch.bind("x", &stored).bind("ids", ids).bind_mut("y", &y).reuse(0));
     y.cast(x.dtype())
 }
 
@@ -107,7 +86,8 @@ fn sum_runs(dy: &Tensor, axis: usize, shape: Shape, (ids, order): (&Tensor, &Ten
     let (dx, accumulate) = into.output(gpu, "embedding", shape);
     if !accumulate {
         let sizes = Sizes { rows, inner, count: ids.count() };
-        sizes.launch(&dx, "clear", wide, outer * rows * vectors, vec![dx.bind_mut(7)]);
+        let source = source(wide);
+        gpu.launch(sizes.launch(&source, "clear", wide, outer * rows * vectors).bind_mut("dx", &dx));
     }
     let (mut ids, mut dy) = (ids.clone(), dy.contiguous());
     let mut folded = false;
@@ -116,18 +96,19 @@ fn sum_runs(dy: &Tensor, axis: usize, shape: Shape, (ids, order): (&Tensor, &Ten
         let chunks = count.div_ceil(CHUNK);
         let found = Tensor::empty(gpu, "embedding", [2 * chunks], DType::U32);
         let rest = Tensor::empty(gpu, "embedding", [outer, 2 * chunks, inner], DType::F32);
-        let binds = vec![
-            ids.bind(1),
-            // Not read where places are in order already.
-            if folded { &ids } else { order }.bind(3),
-            found.bind_mut(4),
-            rest.bind_mut(5),
-            dy.bind(6),
-            dx.bind_mut(7),
-        ];
         let source = runs(wide, folded, accumulate);
         let sizes = Sizes { rows, inner, count };
-        sizes.launch_source(&dx, &source, "sum_runs", wide, outer * chunks * vectors, binds);
+        gpu.launch(
+            sizes
+                .launch(&source, "sum_runs", wide, outer * chunks * vectors)
+                .bind("ids", &ids)
+                // Not read where places are in order already.
+                .bind("order", if folded { &ids } else { order })
+                .bind("dy", &dy)
+                .bind_mut("found", &found)
+                .bind_mut("rest", &rest)
+                .bind_mut("dx", &dx),
+        );
         if chunks == 1 {
             break;
         }
@@ -221,8 +202,8 @@ impl Op for Gather {
         let dy = dy.contiguous();
         let (_, rows, inner) = self.shape.split_at_axis(self.axis);
         let cells = Tensor::empty(gpu, "gather", [n], DType::U32);
-        let binds = vec![index.bind(1), cells.bind_mut(4)];
-        Sizes { rows, inner, count }.launch(&cells, "cells", false, n, binds);
+        let (source, sizes) = (source(false), Sizes { rows, inner, count });
+        gpu.launch(sizes.launch(&source, "cells", false, n).bind("ids", index).bind_mut("found", &cells));
         // A sum by index into single elements.
         let flat = Shape::new(&[self.shape.count()]);
         let dx = sum_by_index(&dy.reshape([n]), 0, flat, &cells, Into::New);
@@ -333,8 +314,9 @@ impl Tensor {
         // Single elements are moved, so f16 always goes through f32.
         let stored = whole_words(&x.detach(), 1);
         let y = Tensor::empty(x.gpu(), op, to, stored.dtype());
-        let binds = vec![stored.bind(0), index.bind(1), y.bind_mut(2)];
-        Sizes { rows, inner, count: to[axis] }.launch(&y, op, false, y.count(), binds);
+        let (source, sizes) = (source(false), Sizes { rows, inner, count: to[axis] });
+        let launch = sizes.launch(&source, op, false, y.count()).bind("x", &stored);
+        y.gpu().launch(launch.bind("ids", &index).bind_mut("y", &y));
         let y = y.cast(self.dtype());
         if !self.dtype().is_float() {
             return y;

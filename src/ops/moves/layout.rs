@@ -1,10 +1,9 @@
 //! Views (reshape, transpose, slice, expand) that move no element, and concat, stack, split and pad that do.
 
 use crate::dtype::DType;
-use crate::gpu::kernel::{Launch, Work, grid};
+use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Input};
-use crate::ops::words;
 use crate::shape::{self, MAX_AXES, Shape};
 use crate::tape::{Op, Sink};
 use crate::tensor::{Tensor, same_gpu};
@@ -194,18 +193,16 @@ impl Tensor {
         let inner = shape.split_at_axis(axis).2;
         let n = if entry == "pad" { shape.count() } else { self.count() };
         let grid = grid(n.div_ceil(64));
-        let params = [n, grid[0] as usize, self.shape[axis] * inner, shape[axis] * inner, start * inner];
-        gpu.launch(Launch {
-            op: entry,
-            source: &Source::file("concat"),
-            entry,
-            binds: vec![x.bind(0), y.bind_mut(1)],
-            params: words(&params.map(|v| v as u32)),
-            grid,
-            turns: 0,
-            reuse: 1,
-            work: Work::MOVES,
-        });
+        gpu.launch(
+            Launch::new(entry, &Source::file("concat"), entry, grid)
+                .bind("x", &x)
+                .bind_mut("y", &y)
+                .set("n", n)
+                .set("x_row", self.shape[axis] * inner)
+                .set("y_row", shape[axis] * inner)
+                .set("start", start * inner)
+                .turns(0),
+        );
         if half && into.is_none() { y.cast(DType::F16) } else { y }
     }
 

@@ -4,11 +4,10 @@
 use crate::dtype::{DType, Element};
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::gpu::kernel::{Launch, MOST_TURNS, Work, grid};
+use crate::gpu::kernel::{Launch, MOST_TURNS, grid};
 use crate::gpu::shader::Source;
 use crate::linalg::assignment::{Assignment, Cost, Goal, assign, assign_from};
 use crate::ops::case::{Array, Case, Fill, Input};
-use crate::ops::words;
 use crate::tensor::Tensor;
 
 /// Rows and columns of a problem that one workgroup solves: prices and bids fill 7 KiB of its memory.
@@ -18,7 +17,7 @@ const LOOK: usize = 16;
 /// Rounds of an auction at most. Independent entries and products of full rank need 20 to 115 at n = 512..2048. Products of
 /// rank 32, whose last rows outbid each other for long, need 600 to 50000, and prices from fewer leave the host as much to do
 /// as none.
-const MOST: u32 = 160;
+const MOST: usize = 160;
 /// The same for a small problem, many of whose rounds are one dispatch.
 const MOST_SMALL: usize = 1024;
 
@@ -136,29 +135,44 @@ fn prices(cost: &Tensor, goal: Goal) -> Result<Vec<Option<Vec<f64>>>> {
 /// What the kernels take for infinite.
 const FAR: f32 = 3e38;
 
+/// A launch for `problems` matrices `[n, n]`, with `rounds` of the auction at most.
+fn launch<'a>(
+    source: &'a Source,
+    entry: &'a str,
+    groups: usize,
+    n: usize,
+    flip: u32,
+    (problems, rounds): (usize, usize),
+) -> Launch<'a> {
+    Launch::new("assignment", source, entry, grid(groups))
+        .set("n", n)
+        .set("flip", flip)
+        .set("leave", n / 32)
+        .set("rounds", rounds)
+        .set("problems", problems)
+}
+
 /// A workgroup for each problem of `[batch, n, n]`.
 fn small(cost: &Tensor, flip: u32) -> Result<Vec<f32>> {
     let (gpu, batch, n) = (cost.gpu(), cost.shape()[0], cost.shape()[1]);
     let price = Tensor::empty(gpu, "assignment", [batch, n], DType::F32);
     let held = Tensor::empty(gpu, "assignment", [batch, 3 * n + 4], DType::U32);
-    let grid = grid(batch);
+    let source = source();
     // A lane's columns, each of which looks at all rows, and thrice its share of either; before and after, the whole matrix.
     let each = n.div_ceil(64);
     let (round, around) = (each * (n + 9) + 12, n * each + each * (n + 8) + n + 64);
     let now = ((MOST_TURNS - around) / round).min(MOST_SMALL);
-    for launch in 0..MOST_SMALL.div_ceil(now) {
-        let numbers = [n as u32 / 32, MOST_SMALL as u32, batch as u32, now as u32, (launch == 0) as u32];
-        gpu.launch(Launch {
-            op: "assignment",
-            source: &source(),
-            entry: "small",
-            binds: vec![cost.bind(0), price.bind_mut(1), held.bind_mut(5)],
-            params: words(&[&[grid[0], n as u32, flip], &numbers[..]].concat()),
-            grid,
-            turns: around + now * round,
-            reuse: 64,
-            work: Work::MOVES,
-        });
+    for i in 0..MOST_SMALL.div_ceil(now) {
+        gpu.launch(
+            launch(&source, "small", batch, n, flip, (batch, MOST_SMALL))
+                .bind("cost", cost)
+                .bind_mut("price", &price)
+                .bind_mut("held", &held)
+                .set("now", now)
+                .set("begins", i == 0)
+                .turns(around + now * round)
+                .reuse(64),
+        );
     }
     price.to_vec()
 }
@@ -166,41 +180,31 @@ fn small(cost: &Tensor, flip: u32) -> Result<Vec<f32>> {
 /// All rows of one `[n, n]` at once, round after round; the host looks every [`LOOK`] whether it is done.
 fn large(cost: &Tensor, n: usize, flip: u32) -> Result<Option<Vec<f32>>> {
     let gpu = cost.gpu();
-    let empty = |count: usize, dtype| Tensor::empty(gpu, "assignment", [count], dtype);
-    let price = empty(n, DType::F32);
-    let of = [2 * n, 2 * n, 2 * n, n, 6].map(|count| empty(count, DType::U32));
-    let launch = |entry, groups| {
-        let grid = grid(groups);
-        let mut binds = vec![cost.bind(0), price.bind_mut(1)];
-        binds.extend(of.iter().zip(2..).map(|(x, at)| x.bind_mut(at)));
-        gpu.launch(Launch {
-            op: "assignment",
-            source: &source(),
-            entry,
-            binds,
-            params: words(&[grid[0], n as u32, flip, n as u32 / 32, MOST, 1, 0, 0]),
-            grid,
-            // A thread looks at a column of n, a workgroup at a row of n.
-            turns: n,
-            // Most rounds read few rows.
-            reuse: 0,
-            work: Work::MOVES,
-        });
+    let empty =
+        |name: &'static str, count: usize, dtype| (name, Tensor::empty(gpu, "assignment", [count], dtype));
+    let [bids, top, owner] = ["bids", "top", "owner"].map(|name| empty(name, 2 * n, DType::U32));
+    let (held, state) = (empty("held", n, DType::U32), empty("state", 6, DType::U32));
+    let price = empty("price", n, DType::F32);
+    let source = source();
+    let run = |entry: &str, groups: usize, cost: Option<&Tensor>, uses: &[&(&'static str, Tensor)]| {
+        let launch = launch(&source, entry, groups, n, flip, (1, MOST)).bind_some("cost", cost);
+        let launch = uses.iter().fold(launch, |launch, (name, x)| launch.bind_mut(*name, x));
+        // A thread looks at a column of n, a workgroup at a row of n. Most rounds read few rows.
+        gpu.launch(launch.set("now", 0u32).set("begins", false).turns(n).reuse(0));
     };
     let each = n.div_ceil(64);
-    launch("columns", each);
-    launch("begin", 1);
-    for _ in 0..(MOST as usize).div_ceil(LOOK) {
+    run("columns", each, Some(cost), &[&bids]);
+    run("begin", 1, None, &[&price, &bids, &top, &owner, &held, &state]);
+    for _ in 0..MOST.div_ceil(LOOK) {
         for _ in 0..LOOK {
-            launch("bid", n);
-            launch("claim", each);
-            launch("resolve", each);
-            launch("step", 1);
+            run("bid", n, Some(cost), &[&price, &bids, &top, &held, &state]);
+            run("claim", each, None, &[&bids, &top]);
+            run("resolve", each, None, &[&price, &top, &owner, &held, &state]);
+            run("step", 1, None, &[&state]);
         }
-        let state: Vec<u32> = of[4].to_vec()?;
-        match state[0] {
+        match state.1.to_vec::<u32>()?[0] {
             0 => {}
-            1 => return price.to_vec().map(Some),
+            1 => return price.1.to_vec().map(Some),
             _ => break,
         }
     }

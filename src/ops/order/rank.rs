@@ -3,11 +3,10 @@
 
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::gpu::kernel::{Bind, Launch, Work, grid};
+use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::ops::reduction::arg::order64;
-use crate::ops::words;
 use crate::tensor::Tensor;
 use std::ops::Range;
 
@@ -30,7 +29,7 @@ pub enum Order {
     Value,
 }
 
-/// The parameter struct of the kernel file; words that an entry does not read stay 0.
+/// The kernel's parameters; those that an entry does not read stay 0.
 #[derive(Clone, Copy, Default)]
 struct Params {
     n: usize,
@@ -54,42 +53,46 @@ impl Params {
         Params { n, span, signed, ..Params::default() }
     }
 
-    fn launch(&self, on: &Tensor, entry: &str, groups: usize, binds: Vec<Bind>) {
-        let grid = grid(groups);
-        let mut all = vec![grid[0], self.n as u32, self.span as u32, self.signed as u32, self.row as u32];
-        all.extend([self.shift, self.digit, self.mask, self.prefix]);
-        all.extend([self.tie.is_some() as u32, self.tie.unwrap_or(0)]);
-        all.extend(self.low.into_iter().chain(self.high));
-        let (source, params) = (&source(), words(&all));
-        // The bins twice, and the fours of a span.
-        let turns = 2 * BINS / 64 + self.span / 256;
-        on.gpu().launch(Launch {
-            op: "rank",
-            source,
-            entry,
-            binds,
-            params,
-            grid,
-            turns,
-            reuse: 1,
-            work: Work::MOVES,
-        });
+    fn launch<'a>(&self, source: &'a Source, entry: &'a str, groups: usize) -> Launch<'a> {
+        Launch::new("rank", source, entry, grid(groups))
+            .set("n", self.n)
+            .set("span", self.span)
+            .set("signed", self.signed)
+            .set("row", self.row)
+            .set("shift", self.shift)
+            .set("digit", self.digit)
+            .set("mask", self.mask)
+            .set("prefix", self.prefix)
+            .set("of_index", self.tie.is_some())
+            .set("tie", self.tie.unwrap_or(0))
+            .set("low_key", self.low[0])
+            .set("low_index", self.low[1])
+            .set("high_key", self.high[0])
+            .set("high_index", self.high[1])
+            // The bins twice, and the fours of a span.
+            .turns(2 * BINS / 64 + self.span / 256)
+    }
+
+    /// Over spans of `x`, into `counts`.
+    fn over_spans(&self, x: &Tensor, entry: &str, counts: &Tensor) {
+        if self.n > 0 {
+            let (source, groups) = (source(), self.n.div_ceil(self.span));
+            x.gpu().launch(self.launch(&source, entry, groups).bind("x", x).bind_mut("counts", counts));
+        }
     }
 
     /// Adds the counts of one digit of `x` to a row of `counts`.
     fn count(&self, x: &Tensor, counts: &Tensor) {
-        if self.n > 0 {
-            let binds = vec![x.bind(0), counts.bind_mut(1)];
-            self.launch(x, "count", self.n.div_ceil(self.span), binds);
-        }
+        self.over_spans(x, "count", counts);
     }
 }
 
 /// Counters at 0.
 fn counters(x: &Tensor, rows: usize, columns: usize) -> Tensor {
     let counts = Tensor::empty(x.gpu(), "rank", [rows, columns], DType::U32);
-    let n = rows * columns;
-    Params { n, ..Params::default() }.launch(x, "clear", n.div_ceil(64), vec![counts.bind_mut(1)]);
+    let (n, source) = (rows * columns, source());
+    let launch = Params { n, ..Params::default() }.launch(&source, "clear", n.div_ceil(64));
+    x.gpu().launch(launch.bind_mut("counts", &counts));
     counts
 }
 
@@ -221,8 +224,9 @@ pub fn keep_between(x: &Tensor, low: Option<&mut Cut>, high: Option<&mut Cut>) -
     }
     let low = low.map_or(Ok([0, 0]), |cut| cut.place(&x))?;
     let high = high.map_or(Ok([u32::MAX, u32::MAX]), |cut| cut.place(&x))?;
-    let params = Params { low, high, ..Params::of(&x, order) };
-    params.launch(&x, "keep", x.count().div_ceil(4).div_ceil(64), vec![x.bind(0), y.bind_mut(2)]);
+    let (params, source) = (Params { low, high, ..Params::of(&x, order) }, source());
+    let launch = params.launch(&source, "keep", x.count().div_ceil(4).div_ceil(64));
+    x.gpu().launch(launch.bind("x", &x).bind_mut("y", &y));
     Ok(y)
 }
 
@@ -302,11 +306,7 @@ impl Tensor {
     pub fn non_finite(&self) -> Tensor {
         let x = crate::ops::float("non_finite", self).detach().contiguous();
         let counts = counters(&x, 1, 2);
-        let params = Params::of(&x, Order::Magnitude);
-        if params.n > 0 {
-            let binds = vec![x.bind(0), counts.bind_mut(1)];
-            params.launch(&x, "non_finite", params.n.div_ceil(params.span), binds);
-        }
+        Params::of(&x, Order::Magnitude).over_spans(&x, "non_finite", &counts);
         counts.reshape([2])
     }
 }

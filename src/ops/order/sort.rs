@@ -1,11 +1,10 @@
 //! Order along an axis: argsort, sort, and the largest k. Stable, and the same bits every time.
 
 use crate::dtype::DType;
-use crate::gpu::kernel::{Bind, Launch, Work, grid};
+use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::ops::reduction::arg::order64;
-use crate::ops::words;
 use crate::shape::{self, Shape};
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::Tensor;
@@ -22,7 +21,7 @@ fn source(tile: usize) -> Source {
     Source::file("sort").u32("TILE", tile as u32)
 }
 
-/// The parameter struct of the kernel file; sizes that an entry does not read stay 0.
+/// The kernel's parameters; sizes that an entry does not read stay 0.
 #[derive(Clone, Copy, Default)]
 struct Params {
     rows: usize,
@@ -41,29 +40,32 @@ struct Params {
 }
 
 impl Params {
-    fn launch(&self, x: &Tensor, op: &str, entry: &str, tile: usize, groups: usize, binds: Vec<Bind>) {
-        let grid = grid(groups);
-        let mut all = vec![grid[0]];
-        let sizes =
-            [self.rows, self.size, self.inner, self.k, self.in_row, self.out_row, self.keep, self.tiles];
-        all.extend(sizes.map(|v| v as u32));
-        let flip = if self.flip { u32::MAX } else { 0 };
-        all.extend([self.pad as u32, flip, self.kind, self.run as u32, self.accumulate as u32]);
+    /// A launch of an entry of the `source` with this tile.
+    fn launch<'a>(
+        &self,
+        op: &'a str,
+        (source, tile): (&'a Source, usize),
+        entry: &'a str,
+        groups: usize,
+    ) -> Launch<'a> {
         // Log^2 steps over the tile, and what is read and written of it.
         let (steps, each) = (tile.ilog2() as usize, tile / 64);
         let turns = steps * (steps + 1) / 2 * (each / 2 + 1) + 2 * each;
-        let params = words(&all);
-        x.gpu().launch(Launch {
-            op,
-            source: &source(tile),
-            entry,
-            binds,
-            params,
-            grid,
-            turns,
-            reuse: 1,
-            work: Work::MOVES,
-        });
+        Launch::new(op, source, entry, grid(groups))
+            .set("rows", self.rows)
+            .set("size", self.size)
+            .set("inner", self.inner)
+            .set("k", self.k)
+            .set("in_row", self.in_row)
+            .set("out_row", self.out_row)
+            .set("keep", self.keep)
+            .set("tiles", self.tiles)
+            .set("pad", self.pad)
+            .set("flip", if self.flip { u32::MAX } else { 0 })
+            .set("kind", self.kind)
+            .set("run", self.run)
+            .set("accumulate", self.accumulate)
+            .turns(turns)
     }
 }
 
@@ -101,22 +103,26 @@ fn first(op: &'static str, x: &Tensor, axis: usize, k: usize, descending: bool) 
     if size <= TILE {
         let pad = size.next_power_of_two();
         let tile = pad.max(LEAST);
-        let binds = vec![x.bind(0), values.bind_mut(3), indices.bind_mut(4)];
-        Params { pad, ..all }.launch(x, op, "rows", tile, rows.div_ceil(tile / pad), binds);
+        let source = source(tile);
+        let launch = Params { pad, ..all }.launch(op, (&source, tile), "rows", rows.div_ceil(tile / pad));
+        gpu.launch(launch.bind("x", x).bind_mut("y", &values).bind_mut("ids", &indices));
         return (values, indices);
     }
 
+    let source = source(TILE);
     let best_only = k <= MOST_KEPT;
     let tiles = size.div_ceil(TILE);
     let keep = if best_only { k } else { TILE };
     let mut pairs = Pairs::empty(x, op, rows, if best_only { tiles * k } else { size });
-    let binds = vec![x.bind(0), pairs.keys.bind_mut(3), pairs.ids.bind_mut(4)];
-    Params { tiles, keep, out_row: pairs.row, ..all }.launch(x, op, "tiles", TILE, rows * tiles, binds);
+    let params = Params { tiles, keep, out_row: pairs.row, ..all };
+    let launch = params.launch(op, (&source, TILE), "tiles", rows * tiles);
+    gpu.launch(launch.bind("x", x).bind_mut("y", &pairs.keys).bind_mut("ids", &pairs.ids));
 
-    let step = |entry, pairs: &Pairs, next: Pairs, params: Params, groups| {
-        let reads = [pairs.keys.bind(1), pairs.ids.bind(2)];
-        let binds = reads.into_iter().chain([next.keys.bind_mut(3), next.ids.bind_mut(4)]).collect();
-        Params { in_row: pairs.row, out_row: next.row, ..params }.launch(x, op, entry, TILE, groups, binds);
+    let step = |entry: &str, pairs: &Pairs, next: Pairs, params: Params, groups: usize| {
+        let params = Params { in_row: pairs.row, out_row: next.row, ..params };
+        let launch = params.launch(op, (&source, TILE), entry, groups);
+        let launch = launch.bind("keys_in", &pairs.keys).bind("ids_in", &pairs.ids);
+        gpu.launch(launch.bind_mut("y", &next.keys).bind_mut("ids", &next.ids));
         next
     };
     if best_only {
@@ -133,9 +139,9 @@ fn first(op: &'static str, x: &Tensor, axis: usize, k: usize, descending: bool) 
             run *= 2;
         }
     }
-    let binds = vec![x.bind(0), pairs.ids.bind(2), values.bind_mut(3), indices.bind_mut(4)];
-    let groups = shape.count().div_ceil(64);
-    Params { in_row: pairs.row, ..all }.launch(x, op, "finish", TILE, groups, binds);
+    let (params, groups) = (Params { in_row: pairs.row, ..all }, shape.count().div_ceil(64));
+    let launch = params.launch(op, (&source, TILE), "finish", groups).bind("x", x).bind("ids_in", &pairs.ids);
+    gpu.launch(launch.bind_mut("y", &values).bind_mut("ids", &indices));
     (values, indices)
 }
 
@@ -159,13 +165,15 @@ impl Op for Sorted {
         sink.add_with(0, |into| {
             let (dx, accumulate) = into.output(dy.gpu(), self.name, self.shape);
             let params = Params { rows: outer * inner, size, inner, k, accumulate, ..Params::default() };
+            let source = source(TILE);
+            let launch = |entry: &'static str, threads: usize| {
+                params.launch(self.name, (&source, TILE), entry, threads.div_ceil(64)).bind_mut("dx", &dx)
+            };
             // A full sort writes every element by itself.
             if !accumulate && k < size {
-                let groups = dx.count().div_ceil(64);
-                params.launch(&dx, self.name, "clear", TILE, groups, vec![dx.bind_mut(5)]);
+                dx.gpu().launch(launch("clear", dx.count()));
             }
-            let binds = vec![dy.bind(0), indices.bind(2), dx.bind_mut(5)];
-            params.launch(&dx, self.name, "scatter", TILE, dy.count().div_ceil(64), binds);
+            dx.gpu().launch(launch("scatter", dy.count()).bind("x", &dy).bind("ids_in", indices));
             dx
         });
     }

@@ -3,10 +3,9 @@
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::gpu::kernel::{Launch, MOST_TURNS, Work, grid};
+use crate::gpu::kernel::{Launch, MOST_TURNS, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Input};
-use crate::ops::words;
 use crate::tape::{Op, Sink};
 use crate::tensor::{Tensor, same_gpu};
 use std::ops::Range;
@@ -170,28 +169,17 @@ fn source() -> Source {
     Source::file("edges")
 }
 
-/// `walk` is the part of each node's lists that a launch walks.
-fn launch(
-    entry: &str,
-    width: usize,
-    walk: Range<usize>,
-    to: &Tensor,
-    mut binds: Vec<crate::gpu::kernel::Bind>,
-) {
-    let threads = to.count();
-    let grid = grid(threads.div_ceil(64));
-    binds.push(to.bind_mut(4));
-    to.gpu().launch(Launch {
-        op: "edge_vectors",
-        source: &source(),
-        entry,
-        binds,
-        params: words(&[grid[0], threads as u32, width as u32, walk.start as u32, walk.end as u32]),
-        grid,
-        turns: 2 * walk.len(),
-        reuse: 1,
-        work: Work::MOVES,
-    });
+/// A launch that makes `y` of `x`; `walk` is the part of each node's lists that it walks.
+fn launch<'a>(source: &'a Source, entry: &'a str, walk: Range<usize>, x: &Tensor, y: &Tensor) -> Launch<'a> {
+    let threads = y.count();
+    Launch::new("edge_vectors", source, entry, grid(threads.div_ceil(64)))
+        .bind("x", x)
+        .bind_mut("y", y)
+        .set("n", threads)
+        .set("width", y.shape()[1])
+        .set("first", walk.start)
+        .set("last", walk.end)
+        .turns(2 * walk.len())
 }
 
 impl Tensor {
@@ -214,8 +202,8 @@ impl Tensor {
         );
         let (x, width) = (self.detach().contiguous(), self.shape()[1]);
         let y = Tensor::empty(self.gpu(), op, [edges.len(), width], DType::F32);
-        let (from, to) = (&edges.0.source_ids, &edges.0.destination_ids);
-        launch("forward", width, 0..0, &y, vec![x.bind(0), from.bind(1), to.bind(2)]);
+        let (source, from, to) = (source(), edges.source_ids(), edges.destination_ids());
+        self.gpu().launch(launch(&source, "forward", 0..0, &x, &y).bind("s", from).bind("t", to));
         y.made_by(&[self], || Box::new(EdgeVectors { edges: edges.clone(), width }))
     }
 }
@@ -234,15 +222,15 @@ impl Op for EdgeVectors {
         let (dy, inner) = (dy.contiguous(), &self.edges.0);
         let dx = Tensor::empty(dy.gpu(), self.name(), [inner.nodes, self.width], DType::F32);
         let (out, into) = (&inner.by_source, &inner.by_destination);
+        let source = source();
         for walk in walks(out.most.max(into.most), 2) {
-            let binds = vec![
-                dy.bind(0),
-                out.starts.bind(1),
-                into.starts.bind(2),
-                out.pairs.bind(3),
-                into.pairs.bind(5),
-            ];
-            launch("backward", self.width, walk, &dx, binds);
+            dy.gpu().launch(
+                launch(&source, "backward", walk, &dy, &dx)
+                    .bind("s", &out.starts)
+                    .bind("t", &into.starts)
+                    .bind("outgoing", &out.pairs)
+                    .bind("incoming", &into.pairs),
+            );
         }
         sink.add(0, dx);
     }

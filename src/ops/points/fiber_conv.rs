@@ -1,11 +1,9 @@
 //! The orientation half of a separable convolution: a depthwise mix of the few orientations of each node.
 
 use crate::dtype::DType;
-use crate::gpu::Gpu;
-use crate::gpu::kernel::{Bind, Launch, Work, grid};
+use crate::gpu::kernel::{Launch, Work, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Input};
-use crate::ops::words;
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
@@ -31,36 +29,28 @@ impl Sizes {
         Sizes { nodes: x.shape()[0], o: x.shape()[1], c: x.shape()[2] }
     }
 
-    /// `rest` is the nodes of a part, and whether there is a bias.
-    fn launch(
+    /// `span` is the nodes of a part.
+    fn launch<'a>(
         self,
-        gpu: &Gpu,
-        entry: &str,
-        turned: bool,
+        source: &'a Source,
+        entry: &'a str,
         threads: usize,
-        rest: (usize, bool),
-        binds: Vec<Bind>,
-    ) {
-        let grid = grid(threads.div_ceil(64));
-        let sizes = [threads, self.nodes, self.o, self.c / 4, self.o.div_ceil(TILE[1]), rest.0];
-        let mut params = vec![grid[0]];
-        params.extend(sizes.map(|v| v as u32));
-        params.extend([(1.0 / self.o as f32).to_bits(), rest.1 as u32]);
-        let source = source(turned);
-        // Orientations, or the nodes of a part and a turn for each block of them.
-        let turns = self.o + rest.0 + rest.0 / 64;
-        let work = Work::flops(2.0 * (self.nodes * self.c) as f64 * (self.o * self.o) as f64);
-        gpu.launch(Launch {
-            op: OP,
-            source: &source,
-            entry,
-            binds,
-            params: words(&params),
-            grid,
-            turns,
-            reuse: 4,
-            work,
-        });
+        span: usize,
+        biased: bool,
+    ) -> Launch<'a> {
+        Launch::new(OP, source, entry, grid(threads.div_ceil(64)))
+            .set("n", threads)
+            .set("nodes", self.nodes)
+            .set("o", self.o)
+            .set("c", self.c / 4)
+            .set("blocks", self.o.div_ceil(TILE[1]))
+            .set("span", span)
+            .set("scale", 1.0 / self.o as f32)
+            .set("biased", biased)
+            // Orientations, or the nodes of a part and a turn for each block of them.
+            .turns(self.o + span + span / 64)
+            .reuse(4)
+            .work(Work::flops(2.0 * (self.nodes * self.c) as f64 * (self.o * self.o) as f64))
     }
 }
 
@@ -82,8 +72,11 @@ pub(in crate::ops) fn mix(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, tu
     let sizes = Sizes::of(x);
     let y = Tensor::empty(x.gpu(), OP, x.shape(), DType::F32);
     let threads = sizes.nodes.div_ceil(TILE[0]) * sizes.o.div_ceil(TILE[1]) * sizes.c / 4;
-    let binds = vec![x.bind(0), kernel.bind(1), bias.unwrap_or(kernel).bind(2), y.bind_mut(3)];
-    sizes.launch(x.gpu(), "forward", turned, threads, (0, bias.is_some()), binds);
+    let source = source(turned);
+    let launch = sizes.launch(&source, "forward", threads, 0, bias.is_some());
+    // Something must be bound where no bias is read.
+    let launch = launch.bind("x", x).bind("k", kernel).bind("bias", bias.unwrap_or(kernel));
+    x.gpu().launch(launch.bind_mut("y", &y));
     y
 }
 
@@ -96,8 +89,9 @@ pub(in crate::ops) fn kernel_gradient(x: &Tensor, dy: &Tensor) -> Tensor {
     let parts = (16384 / tiles.max(1)).clamp(1, nodes.div_ceil(32).max(1)).max(nodes.div_ceil(SPAN));
     let span = nodes.div_ceil(parts);
     let dk = Tensor::empty(x.gpu(), OP, [parts, o, o, c], DType::F32);
-    let binds = vec![x.bind(0), dy.bind(4), dk.bind_mut(5)];
-    sizes.launch(x.gpu(), "weights", false, parts * tiles, (span, false), binds);
+    let source = source(false);
+    let launch = sizes.launch(&source, "weights", parts * tiles, span, false);
+    x.gpu().launch(launch.bind("x", x).bind("dy", dy).bind_mut("dk", &dk));
     dk.sum(0)
 }
 

@@ -2,12 +2,11 @@
 
 use super::fiber_conv::{self, kernel_gradient, mix};
 use crate::dtype::DType;
-use crate::gpu::kernel::{Launch, Work};
+use crate::gpu::kernel::Launch;
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Input};
 use crate::ops::reduction::norm::{self, Plan, unit64};
 use crate::ops::reduction::softmax::{LANES, groups, lanes};
-use crate::ops::words;
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
@@ -63,26 +62,26 @@ impl Tensor {
         // Sums of a thread are one chain each: at most 64 terms.
         let lanes = if c / 4 > 64 { 64 } else { lanes(self.gpu().class(), c / 4, 1, count) };
         let turns = (c / 4).div_ceil(lanes as usize) * (o + 3);
-        let grid = groups(count, lanes);
-        let sizes = [count, nodes, o, c / 4, blocks].map(|v| v as u32);
-        let mut params = vec![grid[0]];
-        params.extend(sizes);
-        params.extend([(1.0 / o as f32).to_bits(), eps.to_bits()]);
-        let mut binds: Vec<_> = own.iter().zip(0..).map(|(x, at)| x.bind(at)).collect();
-        binds.extend([y.bind_mut(5), statistics.bind_mut(6)]);
-        let source = source(lanes);
-        let params = words(&params);
-        self.gpu().launch(Launch {
-            op: OP,
-            source: &source,
-            entry: "forward",
-            binds,
-            params,
-            grid,
-            turns,
-            reuse: 4,
-            work: Work::MOVES,
-        });
+        let [x, kernel, bias, gain, shift] = &own;
+        self.gpu().launch(
+            Launch::new(OP, &source(lanes), "forward", groups(count, lanes))
+                .bind("x", x)
+                .bind("k", kernel)
+                .bind("bias", bias)
+                .bind("gain", gain)
+                .bind("shift", shift)
+                .bind_mut("y", &y)
+                .bind_mut("made", &statistics)
+                .set("n", count)
+                .set("nodes", nodes)
+                .set("o", o)
+                .set("c", c / 4)
+                .set("blocks", blocks)
+                .set("scale", 1.0 / o as f32)
+                .set("eps", eps)
+                .turns(turns)
+                .reuse(4),
+        );
         y.made_by(&inputs, || {
             let saved = own.each_ref().map(Saved::new);
             Box::new(FiberNorm { saved, statistics: Saved::new(&statistics), eps })

@@ -1,13 +1,12 @@
 //! The functions that spatial kernels are combinations of: a small network of an edge's invariants, for runs of edges.
 
 use crate::dtype::DType;
-use crate::gpu::kernel::{Bind, Launch, Work, grid};
+use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::ops::elementwise::unary::erf64;
 use crate::ops::product::matmul::gathered::LayerSums;
 use crate::ops::product::matmul::{gelu_layer, product, product_slope};
-use crate::ops::words;
 use crate::tape::{Into, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 use std::ops::Range;
@@ -65,33 +64,29 @@ impl Sight {
     fn forward(&self, d: &Tensor) -> Tensor {
         let rows = d.shape()[0] * self.count();
         let f = Tensor::empty(d.gpu(), "edge_features", [rows, self.features()], DType::F32);
-        self.launch(d, "forward", rows, vec![f.bind_mut(2)]);
+        let source = self.kind(d.shape()[1]).source();
+        d.gpu().launch(self.launch(&source, "forward", d, rows).bind_mut("f", &f));
         f
     }
 
     /// `dd [edges, D]` of `df [edges * O, features]`.
     fn backward(&self, d: &Tensor, df: &Tensor) -> Tensor {
         let dd = Tensor::empty(d.gpu(), "edge_features", d.shape(), DType::F32);
-        self.launch(d, "backward", d.shape()[0], vec![df.bind(3), dd.bind_mut(4)]);
+        let source = self.kind(d.shape()[1]).source();
+        let launch = self.launch(&source, "backward", d, d.shape()[0]);
+        d.gpu().launch(launch.bind("df", df).bind_mut("dd", &dd));
         dd
     }
 
-    fn launch(&self, d: &Tensor, entry: &str, threads: usize, mut binds: Vec<Bind>) {
+    fn launch<'a>(&self, source: &'a Source, entry: &'a str, d: &Tensor, threads: usize) -> Launch<'a> {
         // Something must be bound where no orientation is read.
         let o = self.orientations.as_ref().map_or(d.clone(), |o| o.detach().contiguous());
-        binds.extend([d.bind(0), o.bind(1)]);
-        let grid = grid(threads.div_ceil(64));
-        d.gpu().launch(Launch {
-            op: "edge_features",
-            source: &self.kind(d.shape()[1]).source(),
-            entry,
-            binds,
-            params: words(&[grid[0], threads as u32, self.count() as u32]),
-            grid,
-            turns: self.count(),
-            reuse: 1,
-            work: Work::MOVES,
-        });
+        Launch::new("edge_features", source, entry, grid(threads.div_ceil(64)))
+            .bind("d", d)
+            .bind("o", &o)
+            .set("n", threads)
+            .set("orientations", self.count())
+            .turns(self.count())
     }
 }
 

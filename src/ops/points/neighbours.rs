@@ -3,10 +3,9 @@
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::gpu::kernel::{Launch, MOST_TURNS, Work, grid};
+use crate::gpu::kernel::{Launch, MOST_TURNS, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::Case;
-use crate::ops::words;
 use crate::tensor::Tensor;
 use std::ops::Range;
 
@@ -78,31 +77,31 @@ impl Cells {
         }
         let vectors = |x: &[f32]| Tensor::from_slice(gpu, x, [x.len() / 4, 4]);
         let list = |x: &[u32]| Tensor::from_slice(gpu, x, [x.len()]);
-        let inputs = [vectors(&self.points), list(&self.places), list(&self.members), list(&self.starts)];
-        let inputs = inputs.into_iter().chain([list(&self.grids), vectors(&self.lattice)]);
-        let inputs: Vec<Tensor> = inputs.collect();
+        let (points, lattice) = (vectors(&self.points), vectors(&self.lattice));
+        let (places, members) = (list(&self.places), list(&self.members));
+        let (cells, grids) = (list(&self.starts), list(&self.grids));
         let turns = self.lines()[1];
-        let run = |fill: bool, [lines, members]: &[Range<usize>; 2], starts: &[usize], found: &Tensor| {
-            let grid = grid(queries.len().div_ceil(64));
+        let run = |fill: bool, [lines, span]: &[Range<usize>; 2], starts: &[usize], found: &Tensor| {
             let pairs: Vec<u32> = queries.iter().zip(starts).flat_map(|(&q, &at)| [q, at as u32]).collect();
-            let queries_at = list(&pairs);
-            let binds = inputs.iter().chain([&queries_at]).zip(0..).map(|(x, at)| x.bind(at));
-            let binds = binds.chain([found.bind_mut(7)]).collect();
-            let range = [lines.start, lines.end, members.start, members.end].map(|v| v as u32);
-            let params = [&[grid[0], queries.len() as u32, (radius * radius).to_bits()][..], &range].concat();
-            let turns = lines.len() * turns * (1 + 2 * members.len());
-            let (source, params) = (source(fill), words(&params));
-            gpu.launch(Launch {
-                op: OP,
-                source: &source,
-                entry: "search",
-                binds,
-                params,
-                grid,
-                turns,
-                reuse: 0,
-                work: Work::MOVES,
-            });
+            gpu.launch(
+                Launch::new(OP, &source(fill), "search", grid(queries.len().div_ceil(64)))
+                    .bind("points", &points)
+                    .bind("places", &places)
+                    .bind("members", &members)
+                    .bind("cells", &cells)
+                    .bind("grids", &grids)
+                    .bind("lattice", &lattice)
+                    .bind("queries", &list(&pairs))
+                    .bind_mut("found", found)
+                    .set("n", queries.len())
+                    .set("square", radius * radius)
+                    .set("line", lines.start)
+                    .set("lines", lines.end)
+                    .set("first", span.start)
+                    .set("last", span.end)
+                    .turns(lines.len() * turns * (1 + 2 * span.len()))
+                    .reuse(0),
+            );
         };
         // What every query finds in each part.
         let mut found_by: Vec<([Range<usize>; 2], Vec<u32>)> = Vec::new();

@@ -13,9 +13,9 @@ use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Input};
 use crate::ops::product::matmul::gathered::Outer;
 use crate::ops::product::matmul::product;
-use crate::ops::words;
 use crate::tape::{Into, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
+use std::ops::Range;
 
 const OP: &str = "spatial_conv";
 
@@ -56,47 +56,61 @@ fn own(class: &DeviceClass, c: usize) -> usize {
     c.min(if class.has_many_registers() { 4 } else { 1 })
 }
 
+/// A launch of so many threads, on `o` orientations and `c` vectors of channels; of `basis` vectors, blocks of orientations and of
+/// channels, and the part of each node's edges that it walks, where it sums over edges.
+fn launch<'a>(
+    (source, entry): (&'a Source, &'a str),
+    threads: usize,
+    [o, c]: [usize; 2],
+    basis: usize,
+    blocks: [usize; 2],
+    walk: Range<usize>,
+) -> Launch<'a> {
+    Launch::new(OP, source, entry, grid(threads.div_ceil(64)))
+        .set("n", threads)
+        .set("orientations", o)
+        .set("channels", c)
+        .set("basis", basis)
+        .set("blocks_o", blocks[0])
+        .set("blocks_c", blocks[1])
+        .set("first", walk.start)
+        .set("last", walk.end)
+}
+
 /// `y[n] += sum over the uses of n: (basis w)[row] v[other]` of a run.
 fn convolve(basis: &Tensor, w: &Tensor, v: &Tensor, (run, uses): (&Run, &Uses), bonds: &Bonds, y: &Tensor) {
     let (v, y) = (part(v, &run.nodes), y.slice(0, run.nodes.clone()));
     let [o, c] = [y.shape()[1], y.shape()[2] / 4];
     let nodes = uses.nodes.shape()[0] - 1;
-    let mut binds = vec![v.bind(2), uses.nodes.bind(3), uses.pairs.bind(4), y.bind_mut(5)];
+    let paired = bonds.opposite().map(|opposite| (product(OP, basis, w, Into::New), opposite));
     // Of each edge that a thread takes at a time, the products with the basis are a loop inside.
-    let (entry, source, blocks, turns) = match bonds.opposite() {
-        Some(opposite) => {
+    let (entry, source, blocks, turns) = match paired {
+        Some(_) => {
             let own = own(y.gpu().class(), c);
-            binds.extend([product(OP, basis, w, Into::New).bind(9), opposite.bind(7)]);
             ("messages", plain(true, [o, c], own), [o, c.div_ceil(own)], 1)
         }
         None => {
             let tile = Tile::of(y.gpu().class(), o, c);
-            binds.extend([basis.bind(0), w.bind(1)]);
             let blocks = [o.div_ceil(tile.orientations), c.div_ceil(tile.channels)];
             ("forward", tile.source(), blocks, 2 + w.shape()[0] / 4)
         }
     };
     let threads = nodes * blocks[0] * blocks[1];
-    let grid = grid(threads.div_ceil(64));
     // Of all edges, an overestimate where they are walked in several launches.
-    let terms = if bonds.opposite().is_some() { 1 } else { w.shape()[0] };
+    let terms = if paired.is_some() { 1 } else { w.shape()[0] };
     let work = Work::flops(2.0 * (uses.pairs.count() * o) as f64 * (4 * c * terms) as f64);
     for walk in walks(uses.most, turns) {
-        let sizes = [threads, o, c, w.shape()[0] / 4, blocks[0], blocks[1], walk.start, walk.end];
-        let params: Vec<u32> = std::iter::once(grid[0]).chain(sizes.map(|v| v as u32)).collect();
-        let (binds, turns) = (binds.clone(), turns * walk.len());
-        let launch = Launch {
-            op: OP,
-            source: &source,
-            entry,
-            binds,
-            params: words(&params),
-            grid,
-            turns,
-            reuse: 8,
-            work,
+        let turns = turns * walk.len();
+        let launch = launch((&source, entry), threads, [o, c], w.shape()[0] / 4, blocks, walk)
+            .bind("v", &v)
+            .bind("nodes", &uses.nodes)
+            .bind("pairs", &uses.pairs)
+            .bind_mut("y", &y);
+        let launch = match &paired {
+            Some((k, opposite)) => launch.bind("k", k).bind("opposite", *opposite),
+            None => launch.bind("basis", basis).bind("w", w),
         };
-        y.gpu().launch(launch);
+        y.gpu().launch(launch.turns(turns).reuse(8).work(work));
     }
 }
 
@@ -107,21 +121,17 @@ fn products(g: &Tensor, h: &Tensor, run: &Run, bonds: &Bonds) -> Tensor {
     let m = Tensor::empty(h.gpu(), OP, [run.rows.len() * o, c], DType::F32);
     let own = own(h.gpu().class(), c / 4);
     let threads = run.rows.len() * o * (c / 4).div_ceil(own);
-    let grid = grid(threads.div_ceil(64));
-    // Something must be bound where no opposite is read.
-    let back = bonds.opposite().unwrap_or(run.ends()).bind(7);
-    let binds = vec![g.bind(6), h.bind(2), run.ends().bind(8), m.bind_mut(5), back];
-    h.gpu().launch(Launch {
-        op: OP,
-        source: &plain(bonds.opposite().is_some(), [o, c / 4], own),
-        entry: "products",
-        binds,
-        params: words(&[grid[0], threads as u32, o as u32, c as u32 / 4, 0, 0, 0, 0, 0]),
-        grid,
-        turns: 0,
-        reuse: 1,
-        work: Work::MOVES,
-    });
+    let source = plain(bonds.opposite().is_some(), [o, c / 4], own);
+    h.gpu().launch(
+        launch((&source, "products"), threads, [o, c / 4], 0, [0, 0], 0..0)
+            .bind("g", &g)
+            .bind("v", &h)
+            .bind("ends", run.ends())
+            // Something must be bound where no opposite is read.
+            .bind("opposite", bonds.opposite().unwrap_or(run.ends()))
+            .bind_mut("y", &m)
+            .turns(0),
+    );
     m
 }
 

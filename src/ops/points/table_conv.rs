@@ -2,10 +2,9 @@
 
 use super::edges::{Edges, Rows, walks};
 use crate::dtype::DType;
-use crate::gpu::kernel::{Bind, Launch, Work, grid};
+use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
-use crate::ops::words;
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 use std::ops::Range;
@@ -94,46 +93,51 @@ impl Kind {
     }
 }
 
-/// One launch on `seen [E, O, 4]` for the blocks of `pass`, over so many threads, each of which takes the edges `walk` of its node.
-fn launch(
+/// A launch for the blocks of `pass` and what is `seen [E, O, 4]`, over so many threads, each of which takes the edges `walk` of
+/// its node.
+fn launch<'a>(
     table: &SplineTable,
     seen: &Tensor,
     kind: Kind,
-    flags: [bool; 3],
-    (entry, pass): (&str, &Range<usize>),
+    (source, entry): (&'a Source, &'a str),
+    pass: &Range<usize>,
     (threads, walk): (usize, Range<usize>),
-    binds: Vec<Bind>,
-) {
+) -> Launch<'a> {
     let (shape, [rows, o]) = (table.coefficients.shape(), [seen.count() / 4, seen.shape()[1]]);
-    let grid = grid(threads.div_ceil(64));
-    let cells = [shape[0] - 3, shape[1].saturating_sub(3).max(1)];
-    let sizes = [threads, o, shape[2] / 4, kind.blocks(shape[2]), rows, cells[0], cells[1]];
-    let mut params: Vec<u32> = std::iter::once(grid[0]).chain(sizes.map(|v| v as u32)).collect();
-    let per = table.step.map(|step| (1.0 / step as f64) as f32);
-    params.extend(table.low.iter().chain(&per).map(|x| x.to_bits()));
-    params.extend([pass.start, pass.len(), walk.start, walk.end].map(|v| v as u32));
+    let ([low_x, low_r], per) = (table.low, table.step.map(|step| (1.0 / step as f64) as f32));
     // How often a coefficient is read on average: few edges leave most of a table alone.
     let reuse = rows * 4 * table.rows() / (shape[0] * shape[1]);
-    table.coefficients.gpu().launch(Launch {
-        op: OP,
-        source: &kind.source(flags),
-        entry,
-        binds,
-        params: words(&params),
-        grid,
+    Launch::new(OP, source, entry, grid(threads.div_ceil(64)))
+        .set("n", threads)
+        .set("orientations", o)
+        .set("channels", shape[2] / 4)
+        .set("blocks", kind.blocks(shape[2]))
+        .set("rows", rows)
+        .set("cells_x", shape[0] - 3)
+        .set("cells_r", shape[1].saturating_sub(3).max(1))
+        .set("low_x", low_x)
+        .set("low_r", low_r)
+        .set("per_x", per[0])
+        .set("per_r", per[1])
+        .set("first", pass.start)
+        .set("span", pass.len())
+        .set("begin", walk.start)
+        .set("end", walk.end)
         // The edges, or the blocks whose parts are gathered.
-        turns: walk.len().max(pass.len()),
-        reuse: reuse.min(1 << 16) as u32,
-        work: Work::MOVES,
-    });
+        .turns(walk.len().max(pass.len()))
+        .reuse(reuse.min(1 << 16) as u32)
 }
 
-/// What all entries that walk edges are bound to.
-fn walked_binds(table: &SplineTable, seen: &Tensor, v: &Tensor, rows: &Rows, y: &Tensor) -> Vec<Bind> {
-    let inputs = [seen, &table.coefficients, v, &rows.starts, &rows.pairs];
-    let mut binds: Vec<Bind> = inputs.iter().enumerate().map(|(i, x)| x.bind(i as u32)).collect();
-    binds.push(y.bind_mut(5));
-    binds
+/// Binds what all entries that walk edges use: what is seen along them, what comes along them, and its sums.
+fn walking<'a>(
+    launch: Launch<'a>,
+    table: &SplineTable,
+    [seen, v]: [&Tensor; 2],
+    rows: &Rows,
+    y: &Tensor,
+) -> Launch<'a> {
+    let launch = launch.bind("seen", seen).bind("table", &table.coefficients).bind("v", v);
+    launch.bind("starts", &rows.starts).bind("pairs", &rows.pairs).bind_mut("y", y)
 }
 
 impl Tensor {
@@ -162,11 +166,11 @@ impl Tensor {
         let y = Tensor::empty(self.gpu(), OP, self.shape(), DType::F32);
         let kind = Kind::of(table, false);
         let blocks = kind.blocks(table.channels());
-        let binds = walked_binds(table, &seen_, &h, edges.by_destination(), &y);
+        let (source, rows) = (kind.source([false, true, true]), edges.by_destination());
         let threads = h.shape()[0] * h.shape()[1] * blocks;
-        for walk in walks(edges.by_destination().most, 1) {
-            let (flags, what) = ([false, true, true], ("forward", &(0..blocks)));
-            launch(table, &seen_, kind, flags, what, (threads, walk), binds.clone());
+        for walk in walks(rows.most, 1) {
+            let launch = launch(table, &seen_, kind, (&source, "forward"), &(0..blocks), (threads, walk));
+            self.gpu().launch(walking(launch, table, [&seen_, &h], rows, &y));
         }
         y.made_by(&[self, seen], || {
             let saved = [&h, &seen_].map(Saved::new);
@@ -201,17 +205,18 @@ impl Op for TableConv {
             for (i, pass) in passes.iter().enumerate() {
                 let parts = or_little(wants[1], &[pass.len(), seen.count()]);
                 let rows = self.edges.by_source();
-                let mut binds = walked_binds(table, seen, &g, rows, &dh);
-                binds.extend([h.bind(6), parts.bind_mut(7)]);
                 let threads = h.shape()[0] * h.shape()[1] * pass.len();
-                let flags = [false, wants[0], wants[1]];
+                let source = kind.source([false, wants[0], wants[1]]);
                 for walk in walks(rows.most, 1) {
-                    launch(table, seen, kind, flags, ("backward", pass), (threads, walk), binds.clone());
+                    let launch = launch(table, seen, kind, (&source, "backward"), pass, (threads, walk));
+                    let launch = walking(launch, table, [seen, &g], rows, &dh);
+                    h.gpu().launch(launch.bind("own", h).bind_mut("parts", &parts));
                 }
                 if let Some((dseen, accumulate)) = dseen {
-                    let (flags, binds) =
-                        ([accumulate || i > 0, true, true], vec![parts.bind(2), dseen.bind_mut(5)]);
-                    launch(table, seen, kind, flags, ("gather", pass), (seen.count() / 4, 0..0), binds);
+                    let source = kind.source([accumulate || i > 0, true, true]);
+                    let threads = (seen.count() / 4, 0..0);
+                    let launch = launch(table, seen, kind, (&source, "gather"), pass, threads);
+                    h.gpu().launch(launch.bind("v", &parts).bind_mut("y", dseen));
                 }
             }
         };

@@ -2,10 +2,9 @@
 
 use crate::dtype::DType;
 use crate::gpu::DeviceClass;
-use crate::gpu::kernel::{Launch, Work, grid};
+use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Input};
-use crate::ops::words;
 use crate::shape::Shape;
 use crate::tape::{self, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
@@ -35,21 +34,29 @@ impl Sizes {
         self.atoms <= MOST_ATOMS && self.size.is_multiple_of(4)
     }
 
+    /// A launch for layers from `first` on; `backward` has so many threads.
+    fn launch<'a>(
+        &self,
+        source: &'a Source,
+        entry: &'a str,
+        grid: [u32; 3],
+        first: usize,
+        threads: usize,
+    ) -> Launch<'a> {
+        Launch::new("combine", source, entry, grid)
+            .set("width", self.size / 4)
+            .set("layers", self.layers)
+            .set("first", first)
+            .set("threads", threads)
+    }
+
     fn forward(&self, atoms: &Tensor, coefficients: &Tensor) -> Tensor {
         let w = Tensor::empty(atoms.gpu(), "combine", [self.layers, self.size], DType::F32);
         let width = self.size / 4;
         let grid = grid(width.div_ceil(64));
-        atoms.gpu().launch(Launch {
-            op: "combine",
-            source: &source(self.atoms, 1, false),
-            entry: "forward",
-            binds: vec![atoms.bind(0), coefficients.bind(1), w.bind_mut(2)],
-            params: words(&[width as u32, self.layers as u32, 0, 0, grid[0]]),
-            grid,
-            turns: self.layers,
-            reuse: 1,
-            work: Work::MOVES,
-        });
+        let source = source(self.atoms, 1, false);
+        let launch = self.launch(&source, "forward", grid, 0, 0).bind("d", atoms).bind("c", coefficients);
+        atoms.gpu().launch(launch.bind_mut("w", &w).turns(self.layers));
         w
     }
 
@@ -74,17 +81,10 @@ impl Sizes {
         for first in (0..self.layers).step_by(at_once) {
             let layers = at_once.min(self.layers - first);
             let dc = Tensor::empty(gpu, "combine", [layers * self.atoms, threads], DType::F32);
-            gpu.launch(Launch {
-                op: "combine",
-                source: &source(self.atoms, layers, accumulate || first > 0),
-                entry: "backward",
-                binds: vec![d.bind(0), c.bind(1), dw.bind(3), dd.bind_mut(4), dc.bind_mut(5)],
-                params: words(&[width, self.layers, first, threads, 0].map(|v| v as u32)),
-                grid: grid(groups),
-                turns: width.div_ceil(threads),
-                reuse: 1,
-                work: Work::MOVES,
-            });
+            let source = source(self.atoms, layers, accumulate || first > 0);
+            let launch = self.launch(&source, "backward", grid(groups), first, threads).bind("d", d);
+            let launch = launch.bind("c", c).bind("dw", dw).bind_mut("dd", dd).bind_mut("dc", &dc);
+            gpu.launch(launch.turns(width.div_ceil(threads)));
             sums.push(dc.sum(1));
         }
         let all = if sums.len() == 1 {

@@ -4,7 +4,6 @@ use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, MOST_TURNS, Work, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Input};
-use crate::ops::words;
 use crate::shape::Shape;
 use crate::tape::{Into, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
@@ -109,10 +108,22 @@ impl Sizes {
         Sizes { conv, x, w, y: [x[0], w[0], out[0], out[1]].into() }
     }
 
-    /// Kernel sizes and the walk, as both kernels' parameters have them.
-    fn walk(&self) -> [usize; 8] {
-        let Conv2d { stride, padding, dilation, .. } = self.conv;
-        [self.w[2], self.w[3], stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1]]
+    /// A launch with what both kernels' parameters have: the sizes of the weight and of the walk.
+    fn launch<'a>(&self, source: &'a Source, entry: &'a str, grid: [u32; 3]) -> Launch<'a> {
+        let Conv2d { stride, padding, dilation, groups } = self.conv;
+        Launch::new("conv2d", source, entry, grid)
+            .set("groups", groups)
+            .set("kernel_y", self.w[2])
+            .set("kernel_x", self.w[3])
+            // Signed: the kernels reckon with places before the image.
+            .set("stride_y", stride[0] as i32)
+            .set("stride_x", stride[1] as i32)
+            .set("pad_y", padding[0] as i32)
+            .set("pad_x", padding[1] as i32)
+            .set("dilation_y", dilation[0] as i32)
+            .set("dilation_x", dilation[1] as i32)
+            .reuse(8)
+            .work(self.work())
     }
 
     /// The forward pass from x to y, or, `spread`, from dy to dx.
@@ -132,36 +143,35 @@ impl Sizes {
         let strides = if spread { [self.w[1] * taps, taps] } else { [taps, self.w[1] * taps] };
         let positions = b[0] * b[2] * b[3];
         let grid = grid(positions.div_ceil(256) * groups * to_channels.div_ceil(block(to_channels)));
-        let mut all = vec![
-            grid[0] as usize,
-            positions,
-            b[2] * b[3],
-            b[3],
-            a[2],
-            a[3],
-            from_channels,
-            to_channels,
-            groups,
-        ];
-        all.extend(strides);
-        all.extend(self.walk());
+        let source = source(to_channels, spread);
         for (i, (window, turns)) in windows([self.w[2], self.w[3]], from_channels).into_iter().enumerate() {
-            let mut all = all.clone();
-            all.extend([(bias.is_some() && i == 0) as usize, (accumulate || i > 0) as usize]);
-            all.extend(window.iter().flat_map(|range| [range.start, range.end]));
-            let params: Vec<u32> = all.into_iter().map(|v| v as u32).collect();
-            to.gpu().launch(Launch {
-                op: "conv2d",
-                source: &source(to_channels, spread),
-                entry: "forward",
-                // The weight stands in for a bias that is not there and not read.
-                binds: vec![from.bind(0), w.bind(1), bias.unwrap_or(w).bind(2), to.bind_mut(3)],
-                params: words(&params),
-                grid,
-                turns,
-                reuse: 8,
-                work: self.work(),
-            });
+            let [u, v, c] = window;
+            to.gpu().launch(
+                self.launch(&source, "forward", grid)
+                    .bind("x", from)
+                    .bind("w", w)
+                    // The weight stands in for a bias that is not there and not read.
+                    .bind("bias", bias.unwrap_or(w))
+                    .bind_mut("y", to)
+                    .set("positions", positions)
+                    .set("plane", b[2] * b[3])
+                    .set("width", b[3])
+                    .set("x_height", a[2])
+                    .set("x_width", a[3])
+                    .set("x_channels", from_channels)
+                    .set("y_channels", to_channels)
+                    .set("w_x", strides[0])
+                    .set("w_y", strides[1])
+                    .set("has_bias", bias.is_some() && i == 0)
+                    .set("accumulate", accumulate || i > 0)
+                    .set("first_u", u.start)
+                    .set("last_u", u.end)
+                    .set("first_v", v.start)
+                    .set("last_v", v.end)
+                    .set("first_c", c.start)
+                    .set("last_c", c.end)
+                    .turns(turns),
+            );
         }
     }
 
@@ -180,39 +190,31 @@ impl Sizes {
         // Few weights over many positions: enough pieces to fill a device, each worth a workgroup's sum.
         let parts = (1024 / blocks.max(1)).min(positions / 512).max(positions.div_ceil(64 * SPAN)).max(1);
         let partial = (parts > 1).then(|| Tensor::empty(gpu, "conv2d", [parts, self.w.count()], DType::F32));
-        let mut all =
-            vec![0, positions, self.y[2] * self.y[3], self.y[3], self.x[2], self.x[3], input, out, groups];
-        all.extend(self.walk());
-        all.extend([self.w.count(), parts, positions.div_ceil(parts)]);
-        let launch = |entry, binds, accumulate: bool, groups, turns| {
-            let grid = grid(groups);
-            let mut params: Vec<u32> = all.iter().map(|&v| v as u32).collect();
-            params[0] = grid[0];
-            params.push(accumulate as u32);
-            let source = &weights_source(out, input);
-            let params = words(&params);
-            gpu.launch(Launch {
-                op: "conv2d",
-                source,
-                entry,
-                binds,
-                params,
-                grid,
-                turns,
-                reuse: 8,
-                work: self.work(),
-            });
+        let source = weights_source(out, input);
+        let launch = |entry, accumulate: bool, groups| {
+            self.launch(&source, entry, grid(groups))
+                .set("positions", positions)
+                .set("plane", self.y[2] * self.y[3])
+                .set("width", self.y[3])
+                .set("x_height", self.x[2])
+                .set("x_width", self.x[3])
+                .set("x_channels", input)
+                .set("y_channels", out)
+                .set("count", self.w.count())
+                .set("parts", parts)
+                .set("span", positions.div_ceil(parts))
+                .set("accumulate", accumulate)
         };
-        let first = vec![x.bind(0), dy.bind(1), partial.as_ref().unwrap_or(&dw).bind_mut(2)];
         // A thread's share of a part, a turn for each block of it, and the sums of the other threads.
         let turns = positions.div_ceil(parts * 64) + SPAN / 64 + 64;
-        launch("weights", first, accumulate && parts == 1, blocks * parts, turns);
+        let first = launch("weights", accumulate && parts == 1, blocks * parts).bind("x", x).bind("dy", dy);
+        gpu.launch(first.bind_mut("dw", partial.as_ref().unwrap_or(&dw)).turns(turns));
         match partial {
             None => dw,
             // Few parts are added up where they lie, many as a tree.
             Some(partial) if parts <= 64 => {
-                let binds = vec![partial.bind(0), dw.bind_mut(2)];
-                launch("fold", binds, accumulate, dw.count().div_ceil(64), parts);
+                let fold = launch("fold", accumulate, dw.count().div_ceil(64)).bind("x", &partial);
+                gpu.launch(fold.bind_mut("dw", &dw).turns(parts));
                 dw
             }
             Some(partial) => {

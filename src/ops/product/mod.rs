@@ -2,8 +2,10 @@
 
 pub mod combine;
 pub mod conv;
+pub mod linear;
 pub mod matmul;
 pub mod pool;
+pub(crate) mod routed;
 pub mod site;
 
 crate::ops::listed!(matmul, site, combine, conv, pool);

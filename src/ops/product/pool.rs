@@ -1,11 +1,10 @@
 //! Pooling over windows of images: the largest element or the mean.
 
 use crate::dtype::DType;
-use crate::gpu::kernel::{Bind, Launch, MOST_TURNS, Work, grid};
+use crate::gpu::kernel::{Launch, MOST_TURNS, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::ops::reduction::reduce::max64;
-use crate::ops::words;
 use crate::shape::Shape;
 use crate::tape::{self, Op, Saved, Sink};
 use crate::tensor::Tensor;
@@ -45,27 +44,28 @@ impl Pool {
         Pool { op, x, y: [x[0], x[1], out[0], out[1]].into(), kernel, stride, padding }
     }
 
-    fn launch(&self, entry: &str, result: &Tensor, accumulate: bool, binds: Vec<Bind>) {
-        let grid = grid(result.count().div_ceil(64));
-        let pairs = [self.kernel, self.stride, self.padding];
-        let mut all = vec![grid[0] as usize, result.count(), self.x[2], self.x[3], self.y[2], self.y[3]];
-        all.extend(pairs.as_flattened());
-        all.push(accumulate as usize);
-        let params: Vec<u32> = all.into_iter().map(|v| v as u32).collect();
-        let gpu = result.gpu();
-        let params = words(&params);
-        let turns = self.turns();
-        gpu.launch(Launch {
-            op: self.op,
-            source: &source(),
-            entry,
-            binds,
-            params,
-            grid,
-            turns,
-            reuse: 2,
-            work: Work::MOVES,
-        });
+    fn launch<'a>(
+        &'a self,
+        source: &'a Source,
+        entry: &'a str,
+        result: &Tensor,
+        accumulate: bool,
+    ) -> Launch<'a> {
+        Launch::new(self.op, source, entry, grid(result.count().div_ceil(64)))
+            .set("n", result.count())
+            .set("height", self.x[2])
+            .set("width", self.x[3])
+            .set("out_height", self.y[2])
+            .set("out_width", self.y[3])
+            .set("kernel_y", self.kernel[0])
+            .set("kernel_x", self.kernel[1])
+            .set("stride_y", self.stride[0])
+            .set("stride_x", self.stride[1])
+            .set("pad_y", self.padding[0])
+            .set("pad_x", self.padding[1])
+            .set("accumulate", accumulate)
+            .turns(self.turns())
+            .reuse(2)
     }
 
     /// A window's elements, or the windows that hold an element, and two turns for each row of them.
@@ -101,15 +101,11 @@ impl Op for Pooled {
         let dy = dy.contiguous();
         sink.add_with(0, |into| {
             let (dx, accumulate) = into.output(dy.gpu(), self.pool.op, self.pool.x);
-            let mut binds = vec![dy.bind(0), dx.bind_mut(2)];
-            let entry = match &self.winners {
-                Some(winners) => {
-                    binds.push(winners.get(self.pool.op).bind(1));
-                    "max_backward"
-                }
-                None => "avg_backward",
-            };
-            self.pool.launch(entry, &dx, accumulate, binds);
+            let winners = self.winners.as_ref().map(|winners| winners.get(self.pool.op));
+            let entry = if winners.is_some() { "max_backward" } else { "avg_backward" };
+            let source = source();
+            let launch = self.pool.launch(&source, entry, &dx, accumulate).bind_some("winners", winners);
+            dy.gpu().launch(launch.bind("x", &dy).bind_mut("y", &dx));
             dx
         });
     }
@@ -133,14 +129,14 @@ impl Tensor {
         }
         let x = crate::ops::float(pool.op, self).detach().contiguous();
         let y = pool.output(&x, DType::F32);
-        let mut binds = vec![x.bind(0), y.bind_mut(2)];
+        let (gpu, source) = (x.gpu(), source());
         if !tape::tracks(&[self]) {
-            pool.launch("max_forward", &y, false, binds);
+            gpu.launch(pool.launch(&source, "max_forward", &y, false).bind("x", &x).bind_mut("y", &y));
             return y;
         }
         let winners = pool.output(&x, DType::U32);
-        binds.push(winners.bind_mut(3));
-        pool.launch("max_chosen", &y, false, binds);
+        let launch = pool.launch(&source, "max_chosen", &y, false).bind("x", &x).bind_mut("y", &y);
+        gpu.launch(launch.bind_mut("chosen", &winners));
         y.made_by(&[self], || Box::new(Pooled { pool, winners: Some(Saved::new(&winners)) }))
     }
 
@@ -161,7 +157,9 @@ impl Tensor {
         }
         let x = crate::ops::float(pool.op, self).detach().contiguous();
         let y = pool.output(&x, DType::F32);
-        pool.launch("avg_forward", &y, false, vec![x.bind(0), y.bind_mut(2)]);
+        let source = source();
+        let launch = pool.launch(&source, "avg_forward", &y, false);
+        x.gpu().launch(launch.bind("x", &x).bind_mut("y", &y));
         y.made_by(&[self], || Box::new(Pooled { pool, winners: None }))
     }
 

@@ -4,39 +4,13 @@
 //! WGSL function that returns four weights from what is stored. Put into matmul's load, it is the fused kernel that
 //! never stores `W_s`; put into a copy kernel, it is [`Site::expand`]. Its adjoint is [`Site::reduce`].
 
+use super::matmul::load::FRAGMENTS;
+pub use super::matmul::load::Load;
 use super::matmul::outer;
-use crate::dtype::DType;
-use crate::gpu::kernel::{Launch, Work, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::Case;
-use crate::ops::words;
 use crate::tape::{Into, Sink};
 use crate::tensor::Tensor;
-
-/// The load fragments that exist, for the shader checks; every one defines `load_site(row, col) -> vec4<f32>`.
-pub(crate) const FRAGMENTS: [&str; 5] =
-    ["site_tied", "site_low_rank", "site_atoms", "site_hashed", "site_miss"];
-
-/// How a kernel reads a site's weight.
-pub struct Load {
-    /// The file `lib/FRAGMENT.wgsl`, which defines `load_site(row, col)`: columns `col .. col + 3` of one row, 0 outside.
-    pub fragment: &'static str,
-    /// What is stored, bound at 1, 2, 3 in this order; contiguous f32.
-    pub tensors: Vec<Tensor>,
-    /// The kernel's `p.site`: rows, columns and two numbers of the kind's own.
-    pub params: [u32; 4],
-    /// Turns of the loops in one `load_site`.
-    pub turns: usize,
-    /// Values of the fragment's `const NAME: u32`.
-    pub constants: Vec<(&'static str, u32)>,
-}
-
-impl Load {
-    pub(crate) fn set(&self, source: Source) -> Source {
-        let source = source.slot("site", self.fragment);
-        self.constants.iter().fold(source, |source, (name, value)| source.u32(*name, *value))
-    }
-}
 
 /// A weight `[out, in]` that is made from stored leaves.
 pub trait Site: Send + Sync {
@@ -70,27 +44,7 @@ pub trait Site: Send + Sync {
 
     /// The weight, stored. Not differentiable: [`Tensor::linear`] is.
     fn expand(&self) -> Tensor {
-        let load = self.load();
-        let [rows, columns] = self.size();
-        let gpu = load.tensors[0].gpu();
-        let y = Tensor::empty(gpu, self.name(), [rows, columns], DType::F32);
-        let grid = grid((rows * columns.div_ceil(4)).div_ceil(64));
-        let mut params = vec![grid[0], 0, 0, 0];
-        params.extend(load.params);
-        let mut binds: Vec<_> = load.tensors.iter().zip(1..).map(|(t, binding)| t.bind(binding)).collect();
-        binds.push(y.bind_mut(4));
-        gpu.launch(Launch {
-            op: self.name(),
-            source: &load.set(Source::file("site_expand")),
-            entry: "main",
-            binds,
-            params: words(&params),
-            grid,
-            turns: load.turns,
-            reuse: 2,
-            work: Work::MOVES,
-        });
-        y
+        self.load().expand(self.name(), self.size())
     }
 }
 

@@ -1,10 +1,9 @@
 //! Where along an axis the largest or smallest element is. Integer keys and a total order: no rounding, no ties left open.
 
 use crate::dtype::DType;
-use crate::gpu::kernel::{Launch, MOST_TURNS, Work, grid};
+use crate::gpu::kernel::{Launch, MOST_TURNS, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
-use crate::ops::words;
 use crate::shape;
 use crate::tensor::Tensor;
 use std::cmp::Ordering;
@@ -22,34 +21,31 @@ fn search(op: &'static str, x: &Tensor, axis: usize, smallest: bool) -> Tensor {
     let to = x.shape().without(axis);
     let cut = size > SPAN && (outer * inner < 4096 || size > MOST_TURNS);
     let parts = if cut { size.div_ceil(SPAN) } else { 1 };
-    let launch = |entry, pieces: &Tensor, y: &Tensor, groups, turns| {
-        let grid = grid(groups);
-        let params =
-            [grid[0] as usize, y.count(), size, inner, parts, size.div_ceil(parts)].map(|v| v as u32);
-        let mut all = params.to_vec();
-        all.push(if smallest { u32::MAX } else { 0 });
-        gpu.launch(Launch {
-            op,
-            source: &source(),
-            entry,
-            binds: vec![x.bind(0), pieces.bind(1), y.bind_mut(2)],
-            params: words(&all),
-            grid,
-            turns,
-            reuse: 1,
-            work: Work::MOVES,
-        });
+    let launch = |entry: &str, pieces: Option<&Tensor>, y: &Tensor, groups, turns| {
+        let flip = if smallest { u32::MAX } else { 0 };
+        gpu.launch(
+            Launch::new(op, &source(), entry, grid(groups))
+                .bind("x", x)
+                .bind_some("pieces", pieces)
+                .bind_mut("y", y)
+                .set("results", y.count())
+                .set("axis", size)
+                .set("inner", inner)
+                .set("parts", parts)
+                .set("span", size.div_ceil(parts))
+                .set("flip", flip)
+                .turns(turns),
+        );
     };
     let y = Tensor::empty(gpu, op, [outer, parts, inner], DType::U32);
     let results = y.count();
     let (entry, groups) = if inner == 1 { ("rows", results) } else { ("columns", results.div_ceil(64)) };
-    // `x` stands in for the pieces, which the first pass does not read.
-    launch(entry, x, &y, groups, size.div_ceil(parts));
+    launch(entry, None, &y, groups, size.div_ceil(parts));
     if parts == 1 {
         return y.reshape(to);
     }
     let best = Tensor::empty(gpu, op, to, DType::U32);
-    launch("finish", &y, &best, best.count().div_ceil(64), parts);
+    launch("finish", Some(&y), &best, best.count().div_ceil(64), parts);
     best
 }
 

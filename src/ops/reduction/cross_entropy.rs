@@ -2,11 +2,10 @@
 
 use super::softmax::{LANES, by_pieces, groups, lanes, log_softmax64, piece, turns, walks};
 use crate::dtype::DType;
-use crate::gpu::kernel::{Launch, Work, grid};
+use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::ops::moves::check_ids::check_ids;
-use crate::ops::words;
 use crate::shape::Shape;
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
@@ -27,42 +26,38 @@ struct Plan {
 }
 
 impl Plan {
-    fn params(&self, grid: [u32; 3]) -> [u32; 6] {
-        let (ignores, ignored) = (self.ignored.is_some() as u32, self.ignored.unwrap_or(0));
-        [grid[0], self.rows as u32, self.classes as u32, ignores, ignored, f32::NAN.to_bits()]
+    fn launch<'a>(&self, source: &'a Source, entry: &'a str, grid: [u32; 3]) -> Launch<'a> {
+        Launch::new(OP, source, entry, grid)
+            .set("rows", self.rows)
+            .set("classes", self.classes)
+            .set("ignores", self.ignored.is_some())
+            .set("ignored", self.ignored.unwrap_or(0))
+            .set("nan", f32::NAN)
+            .reuse(2)
     }
 
     /// `[2, rows]`, losses and 1 or 0 for the count, and the statistics that backward reads.
     fn forward(&self, x: &Tensor, targets: &Tensor) -> [Tensor; 2] {
         let (gpu, rows, piece) = (x.gpu(), self.rows, piece(self.classes));
         let losses = Tensor::empty(gpu, OP, [2, rows], DType::F32);
-        let launch = |entry, lanes, grid, turns, statistics| {
-            let binds = vec![x.bind(0), targets.bind(1), losses.bind_mut(2), statistics];
-            let (source, params) = (source(lanes, piece), self.params(grid));
-            gpu.launch(Launch {
-                op: OP,
-                source: &source,
-                entry,
-                binds,
-                params: words(&params),
-                grid,
-                turns,
-                reuse: 2,
-                work: Work::MOVES,
-            });
-        };
         if walks(self.classes / piece) {
             let statistics = Tensor::empty(gpu, OP, [rows, 2], DType::F32);
             let lanes = lanes(gpu.class(), self.classes / piece, 1, rows);
+            let source = source(lanes, piece);
+            let launch = self.launch(&source, "forward", groups(rows, lanes));
+            let launch = launch.bind("x", x).bind("targets", targets).bind_mut("losses", &losses);
             let turns = turns(self.classes / piece, lanes, 1);
-            launch("forward", lanes, groups(rows, lanes), turns, statistics.bind_mut(3));
+            gpu.launch(launch.bind_mut("made", &statistics).turns(turns));
             return [losses, statistics];
         }
         let all = x.reshape([rows, self.classes]);
         let most = all.max(1);
         let sum = all.sub(&most.unsqueeze(1)).exp().sum(1);
         let pairs = |second: &Tensor| Tensor::stack(&[&most, second], 1).contiguous();
-        launch("long_rows", 1, grid(rows.div_ceil(64)), 0, pairs(&sum).bind(4));
+        let source = source(1, piece);
+        let launch = self.launch(&source, "long_rows", grid(rows.div_ceil(64)));
+        let launch = launch.bind("x", x).bind("targets", targets).bind_mut("losses", &losses);
+        gpu.launch(launch.bind("statistics", &pairs(&sum)).turns(0));
         [losses, pairs(&sum.recip())]
     }
 }
@@ -88,24 +83,18 @@ impl Op for CrossEntropy {
         let x = logits.cast(DType::F32).contiguous();
         let dx = Tensor::empty(x.gpu(), OP, x.shape(), DType::F32);
         let grid = grid(x.count().div_ceil(64));
-        x.gpu().launch(Launch {
-            op: OP,
-            source: &source(64, 1),
-            entry: "backward",
-            binds: vec![
-                x.bind(0),
-                self.targets.get(OP).bind(1),
-                self.statistics.get(OP).bind(4),
-                self.totals.get(OP).bind(5),
-                dy.bind(6),
-                dx.bind_mut(7),
-            ],
-            params: words(&self.plan.params(grid)),
-            grid,
-            turns: 0,
-            reuse: 2,
-            work: Work::MOVES,
-        });
+        let source = source(64, 1);
+        x.gpu().launch(
+            self.plan
+                .launch(&source, "backward", grid)
+                .bind("x", &x)
+                .bind("targets", self.targets.get(OP))
+                .bind("statistics", self.statistics.get(OP))
+                .bind("totals", self.totals.get(OP))
+                .bind("dy", &dy)
+                .bind_mut("dx", &dx)
+                .turns(0),
+        );
         sink.add(0, dx);
     }
 }

@@ -1,10 +1,9 @@
 //! Cumulative sums along an axis, from either end, in an order that the sizes fix: same bits every time.
 
 use crate::dtype::DType;
-use crate::gpu::kernel::{Launch, Work, grid};
+use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Input};
-use crate::ops::words;
 use crate::shape;
 use crate::tape::{Op, Sink};
 use crate::tensor::Tensor;
@@ -36,24 +35,21 @@ fn scan(op: &'static str, x: &Tensor, axis: usize, reverse: bool) -> Tensor {
     let parts = pieces(size, outer * inner, rows);
     let results = outer * parts * inner;
     let grid = grid(if rows { results } else { results.div_ceil(64) });
-    let params = [grid[0] as usize, results, size, inner, parts, size.div_ceil(parts), reverse as usize];
-    let launch = |entry, binds| {
-        let params = params.map(|v| v as u32);
+    let source = source(x.dtype());
+    let launch = |entry: &'static str, y: &Tensor| {
         let span = size.div_ceil(parts);
         // A round has six steps over the lanes; a thread's elements come in blocks.
         let turns = if rows { span.div_ceil(256) * 8 } else { span + span / 32 + 1 };
-        let (source, params) = (source(x.dtype()), words(&params));
-        gpu.launch(Launch {
-            op,
-            source: &source,
-            entry,
-            binds,
-            params,
-            grid,
-            turns,
-            reuse: 1,
-            work: Work::MOVES,
-        });
+        Launch::new(op, &source, entry, grid)
+            .bind("x", &x)
+            .bind_mut("y", y)
+            .set("results", results)
+            .set("axis", size)
+            .set("inner", inner)
+            .set("parts", parts)
+            .set("span", span)
+            .set("reverse", reverse)
+            .turns(turns)
     };
     let [total, run] = if rows { ["row_totals", "rows"] } else { ["column_totals", "columns"] };
     // `x` stands in for the totals, which a single piece does not read.
@@ -61,10 +57,10 @@ fn scan(op: &'static str, x: &Tensor, axis: usize, reverse: bool) -> Tensor {
     if parts > 1 {
         // In the order of summation, so their own sum goes forward.
         let totals = Tensor::empty(gpu, op, [outer, parts, inner], x.dtype());
-        launch(total, vec![x.bind(0), totals.bind_mut(2)]);
+        gpu.launch(launch(total, &totals));
         before = scan(op, &totals, 1, false);
     }
-    launch(run, vec![x.bind(0), before.bind(1), y.bind_mut(2)]);
+    gpu.launch(launch(run, &y).bind("totals", &before));
     y
 }
 

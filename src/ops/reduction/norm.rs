@@ -3,12 +3,11 @@
 use super::softmax::{LANES, WALK, groups, lanes, turns, walks};
 use crate::dtype::DType;
 use crate::gpu::DeviceClass;
-use crate::gpu::kernel::{Bind, Launch, Work, grid};
+use crate::gpu::kernel::{Launch, Work, grid};
 use crate::gpu::plan::Pass;
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::ops::reduction::reduce;
-use crate::ops::words;
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
@@ -49,11 +48,22 @@ impl Plan {
         super::softmax::piece(self.width)
     }
 
-    /// Launches over rows, `LANES` threads each.
-    fn rows(&self, x: &Tensor, entry: &'static str, binds: Vec<Bind>) {
-        let pieces = self.width / self.piece();
-        let lanes = lanes(x.gpu().class(), pieces, 1, self.rows);
-        self.launch(x, entry, lanes, (groups(self.rows, lanes), turns(pieces, lanes, 3)), binds, (0, 1));
+    /// Lanes that share a row where rows are walked, and the grid.
+    fn over_rows(&self, class: &DeviceClass) -> (u32, [u32; 3]) {
+        let lanes = lanes(class, self.width / self.piece(), 1, self.rows);
+        (lanes, groups(self.rows, lanes))
+    }
+
+    /// A launch over rows of `x`; of `columns`, over `span` rows a part.
+    fn launch<'a>(&self, source: &'a Source, entry: &'a str, grid: [u32; 3], span: usize) -> Launch<'a> {
+        Launch::new(self.kind.name(), source, entry, grid)
+            .set("rows", self.rows)
+            .set("width", self.width)
+            .set("eps", self.eps)
+            .set("weighted", self.weighted)
+            .set("biased", self.biased)
+            .set("span", span)
+            .reuse(2)
     }
 
     /// Workgroups side by side over the columns.
@@ -132,8 +142,11 @@ impl Plan {
         }
         let dx = Tensor::empty(x.gpu(), self.kind.name(), x.shape(), DType::F32);
         let weight = weight.unwrap_or(x).cast(DType::F32).contiguous();
-        let binds = vec![x.bind(0), weight.bind(1), statistics.bind(5), dy.bind(6), dx.bind_mut(7)];
-        self.rows(x, "backward", binds);
+        let (lanes, grid) = self.over_rows(x.gpu().class());
+        let source = self.kind.source(lanes, self.piece());
+        let launch = self.launch(&source, "backward", grid, 0).bind("x", x).bind("weight", &weight);
+        let launch = launch.bind("statistics", statistics).bind("dy", dy).bind_mut("dx", &dx);
+        x.gpu().launch(launch.turns(turns(self.width / self.piece(), lanes, 3)));
         dx
     }
 
@@ -143,41 +156,11 @@ impl Plan {
         let [parts, span] = self.parts(x.gpu().class());
         let partial = Tensor::empty(x.gpu(), kind.name(), [parts, 2, width], DType::F32);
         let grid = grid(parts * self.across());
-        let binds = vec![x.bind(0), statistics.bind(5), dy.bind(6), partial.bind_mut(8)];
-        self.launch(x, "columns", 64, (grid, turns(span, 1, 1)), binds, (span as u32, parts));
+        let source = kind.source(64, self.piece());
+        let launch = self.launch(&source, "columns", grid, span).bind("x", x).bind("statistics", statistics);
+        let launch = launch.bind("dy", dy).bind_mut("partial", &partial);
+        x.gpu().launch(launch.turns(turns(span, 1, 1)).work(Work { flops: 0.0, parts }));
         partial.sum(0)
-    }
-
-    fn launch(
-        &self,
-        x: &Tensor,
-        entry: &str,
-        lanes: u32,
-        (grid, turns): ([u32; 3], usize),
-        binds: Vec<Bind>,
-        (span, parts): (u32, usize),
-    ) {
-        let params = [
-            grid[0],
-            self.rows as u32,
-            self.width as u32,
-            self.eps.to_bits(),
-            self.weighted as u32,
-            self.biased as u32,
-            span,
-        ];
-        let source = self.kind.source(lanes, self.piece());
-        x.gpu().launch(Launch {
-            op: self.kind.name(),
-            source: &source,
-            entry,
-            binds,
-            params: words(&params),
-            grid,
-            turns,
-            reuse: 2,
-            work: Work { flops: 0.0, parts },
-        });
     }
 }
 
@@ -282,8 +265,11 @@ impl Tensor {
         let [y, statistics] = if plan.walks() {
             let y = Tensor::empty(x.gpu(), op, x.shape(), DType::F32);
             let statistics = Tensor::empty(x.gpu(), op, [rows, 3], DType::F32);
-            let binds = vec![x.bind(0), g.bind(1), b.bind(2), y.bind_mut(3), statistics.bind_mut(4)];
-            plan.rows(&x, "forward", binds);
+            let (lanes, grid) = plan.over_rows(x.gpu().class());
+            let source = plan.kind.source(lanes, plan.piece());
+            let launch = plan.launch(&source, "forward", grid, 0).bind("x", &x).bind("weight", &g);
+            let launch = launch.bind("bias", &b).bind_mut("y", &y).bind_mut("made", &statistics);
+            x.gpu().launch(launch.turns(turns(width / plan.piece(), lanes, 3)));
             [y, statistics]
         } else {
             let [y, statistics] = plan.long(&x, &g, &b);

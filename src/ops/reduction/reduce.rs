@@ -2,12 +2,11 @@
 
 use crate::dtype::DType;
 use crate::gpu::DeviceClass;
-use crate::gpu::fuse::Scalar;
 use crate::gpu::kernel::{Launch, Work, grid};
 use crate::gpu::plan::Pass;
 use crate::gpu::shader::Source;
+use crate::gpu::value::fuse::Scalar;
 use crate::ops::case::{Array, Case, Fill, Input};
-use crate::ops::words;
 use crate::shape::{self, Shape};
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::Tensor;
@@ -72,8 +71,12 @@ struct Plan {
     source: Source,
     entry: &'static str,
     grid: [u32; 3],
-    /// Groups along x, results, the axis, inner elements, parts, elements of a part.
-    params: [u32; 6],
+    results: usize,
+    /// Elements, or vectors, of the axis, and of what is inside of it.
+    axis: usize,
+    inner: usize,
+    /// Of the axis in a part.
+    span: usize,
     turns: usize,
 }
 
@@ -94,9 +97,9 @@ fn plan_pass(class: &DeviceClass, [outer, size, inner]: [usize; 3], parts: usize
     let size = if by_vectors { size / 4 } else { size };
     let (results, inner) = if inner.is_multiple_of(4) { (results / 4, inner / 4) } else { (results, inner) };
     let (grid, span) = (grid(groups), size.div_ceil(parts));
-    let params = [grid[0] as usize, results, size, inner, parts, span].map(|v| v as u32);
     // Its elements, and a turn for each block of them.
-    Plan { source, entry, grid, params, turns: span.div_ceil(threads) + SPAN / 32 }
+    let turns = span.div_ceil(threads) + SPAN / 32;
+    Plan { source, entry, grid, results, axis: size, inner, span, turns }
 }
 
 /// The passes of a sum over the middle one of these axes.
@@ -136,11 +139,20 @@ pub(in crate::ops) fn sum_parts(op: &'static str, x: &Tensor, y: &Tensor) {
 
 fn pass(op: &'static str, x: &Tensor, sizes: [usize; 3], parts: usize, kind: Kind, divisor: f32, y: &Tensor) {
     let x = x.contiguous();
-    let Plan { source, entry, grid, params, turns } = plan_pass(x.gpu().class(), sizes, parts, kind);
-    let mut all = params.to_vec();
-    all.push(divisor.to_bits());
-    let (binds, params, work) = (vec![x.bind(0), y.bind_mut(1)], words(&all), Work { flops: 0.0, parts });
-    x.gpu().launch(Launch { op, source: &source, entry, binds, params, grid, turns, reuse: 1, work });
+    let plan = plan_pass(x.gpu().class(), sizes, parts, kind);
+    x.gpu().launch(
+        Launch::new(op, &plan.source, plan.entry, plan.grid)
+            .bind("x", &x)
+            .bind_mut("y", y)
+            .set("results", plan.results)
+            .set("axis", plan.axis)
+            .set("inner", plan.inner)
+            .set("parts", parts)
+            .set("span", plan.span)
+            .set("divisor", divisor)
+            .turns(plan.turns)
+            .work(Work { flops: 0.0, parts }),
+    );
 }
 
 struct Sum {

@@ -2,11 +2,10 @@
 
 use crate::dtype::DType;
 use crate::gpu::DeviceClass;
-use crate::gpu::kernel::{Launch, Work, grid};
+use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::plan::Pass;
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
-use crate::ops::words;
 use crate::shape;
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::Tensor;
@@ -74,11 +73,13 @@ struct Softmax {
     y: Saved,
 }
 
-/// A kernel's file, its grid, its parameters and its turns.
+/// A kernel's file, its grid, its sizes and its turns.
 struct Plan {
     source: Source,
     grid: [u32; 3],
-    params: [u32; 4],
+    rows: usize,
+    axis: usize,
+    inner: usize,
     turns: usize,
 }
 
@@ -89,9 +90,26 @@ fn plan(class: &DeviceClass, log: bool, shape: &shape::Shape, axis: usize) -> Op
     let piece = if inner == 1 { piece(size) } else { 1 };
     let lanes = lanes(class, size / piece, inner, rows);
     let grid = groups(rows, lanes);
-    let params = [grid[0], rows as u32, size as u32, inner as u32];
     let turns = turns(size / piece, lanes, 2);
-    walks(size / piece).then(|| Plan { source: source(log, lanes, piece), grid, params, turns })
+    walks(size / piece).then(|| Plan {
+        source: source(log, lanes, piece),
+        grid,
+        rows,
+        axis: size,
+        inner,
+        turns,
+    })
+}
+
+impl Plan {
+    fn launch<'a>(&'a self, op: &'a str, entry: &'a str) -> Launch<'a> {
+        Launch::new(op, &self.source, entry, self.grid)
+            .set("rows", self.rows)
+            .set("axis", self.axis)
+            .set("inner", self.inner)
+            .turns(self.turns)
+            .reuse(2)
+    }
 }
 
 /// The pass of a softmax over the last axis of `[rows, width]`; none where it is made of other ops.
@@ -135,17 +153,7 @@ impl Op for Softmax {
             return sink.add(0, long_backward(self.log, y, &dy, self.axis as isize));
         };
         let dx = Tensor::empty(y.gpu(), op, y.shape(), DType::F32);
-        y.gpu().launch(Launch {
-            op,
-            source: &plan.source,
-            entry: "backward",
-            binds: vec![y.bind(2), dy.bind(3), dx.bind_mut(4)],
-            params: words(&plan.params),
-            grid: plan.grid,
-            turns: plan.turns,
-            reuse: 2,
-            work: Work::MOVES,
-        });
+        y.gpu().launch(plan.launch(op, "backward").bind("out", y).bind("dy", &dy).bind_mut("dx", &dx));
         sink.add(0, dx);
     }
 }
@@ -160,17 +168,7 @@ impl Tensor {
             None => long(log, &x, axis as isize),
             Some(plan) => {
                 let y = Tensor::empty(x.gpu(), op, x.shape(), DType::F32);
-                x.gpu().launch(Launch {
-                    op,
-                    source: &plan.source,
-                    entry: "forward",
-                    binds: vec![x.bind(0), y.bind_mut(1)],
-                    params: words(&plan.params),
-                    grid: plan.grid,
-                    turns: plan.turns,
-                    reuse: 2,
-                    work: Work::MOVES,
-                });
+                x.gpu().launch(plan.launch(op, "forward").bind("x", &x).bind_mut("y", &y));
                 y
             }
         };

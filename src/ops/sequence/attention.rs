@@ -4,10 +4,9 @@ mod cases;
 mod plan;
 
 use crate::dtype::DType;
-use crate::gpu::kernel::{Bind, Launch, MOST_TURNS, Work, grid};
+use crate::gpu::DeviceClass;
+use crate::gpu::kernel::{Launch, MOST_TURNS, Work, grid};
 use crate::gpu::shader::Source;
-use crate::gpu::{DeviceClass, Gpu};
-use crate::ops::words;
 use crate::shape::{self, Shape};
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
@@ -105,48 +104,47 @@ impl Sizes {
         2.0 * products * (self.pairs * self.rows()) as f64 * (self.tokens_k * self.head_dim) as f64
     }
 
-    /// The kernels' `Params` for a grid of `blocks` workgroups a pair.
-    fn params(&self, grid: [u32; 3], blocks: usize, row_blocks: usize) -> Vec<u32> {
-        let sizes =
-            [self.pairs, blocks, self.rows(), self.tokens_q, self.tokens_k, self.group, self.kv_heads];
-        let mut all = vec![grid[0]];
-        all.extend(sizes.map(|v| v as u32));
-        all.extend([self.shift as u32, self.scale.to_bits()]);
-        all.extend(self.mask.map(|v| v as u32));
-        all.extend([row_blocks, self.cut[0], self.cut[1], self.cache_rows].map(|v| v as u32));
-        all.extend(self.walk.map(|v| v as u32));
-        all
-    }
-
     /// Workgroups of a pair, and of all, over `items` rows or keys.
     fn grid(&self, items: usize, split: Split) -> (usize, [u32; 3]) {
         let blocks = items.div_ceil((64 / split.parts * split.each) as usize);
         (blocks, grid(blocks * self.pairs))
     }
 
-    /// One dispatch over the `items` rows or keys of every pair, of which a thread walks so many keys or queries.
-    fn launch(
+    /// A launch over `grid`, with `blocks` workgroups a pair.
+    fn launch<'a>(&self, source: &'a Source, entry: &'a str, grid: [u32; 3], blocks: usize) -> Launch<'a> {
+        Launch::new("attention", source, entry, grid)
+            .set("pairs", self.pairs)
+            .set("blocks", blocks)
+            .set("rows", self.rows())
+            .set("tokens_q", self.tokens_q)
+            .set("tokens_k", self.tokens_k)
+            .set("group", self.group)
+            .set("kv_heads", self.kv_heads)
+            .set("shift", self.shift)
+            .set("scale", self.scale)
+            .set("mask_batch", self.mask[0])
+            .set("mask_head", self.mask[1])
+            .set("mask_query", self.mask[2])
+            .set("mask_key", self.mask[3])
+            .set("splits", self.cut[0])
+            .set("chunk", self.cut[1])
+            .set("cache_rows", self.cache_rows)
+            .set("first", self.walk[0])
+            .set("end", self.walk[1])
+    }
+
+    /// A launch over the `items` rows or keys of every pair, of which a thread walks so many keys or queries.
+    fn launch_over<'a>(
         &self,
-        gpu: &Gpu,
-        source: &Source,
-        entry: &str,
-        binds: Vec<Bind>,
+        source: &'a Source,
+        entry: &'a str,
         (items, walked): (usize, usize),
-        (split, work): (Split, Work),
-    ) {
-        let row_blocks = self.rows().div_ceil(split.each as usize);
+        split: Split,
+    ) -> Launch<'a> {
         let (blocks, grid) = self.grid(items, split);
-        gpu.launch(Launch {
-            op: "attention",
-            source,
-            entry,
-            binds,
-            params: words(&self.params(grid, blocks, row_blocks)),
-            grid,
-            turns: split.turns(walked),
-            reuse: 16,
-            work,
-        });
+        let launch = self.launch(source, entry, grid, blocks);
+        let row_blocks = self.rows().div_ceil(split.each as usize);
+        launch.set("row_blocks", row_blocks).turns(split.turns(walked)).reuse(16)
     }
 }
 
@@ -434,21 +432,24 @@ fn forward(
         [y, Tensor::empty(gpu, op, [splits * rows], DType::F32)]
     };
     let [y, lse] = make(splits);
-    let mut binds = vec![q.bind(0), k.bind(1), v.bind(2), y.bind_mut(3), lse.bind_mut(4)];
-    binds.extend(mask.map(|m| m.bind(10)));
     let mut source = split.forward(sizes.head_dim, mask.is_some());
-    if let Some([rows, lengths]) = listed {
-        binds.extend([rows.bind(11), lengths.bind(12)]);
+    if listed.is_some() {
         source = source.slot("keys", "keys_listed");
     }
     let items = sizes.rows().next_multiple_of(split.each as usize) * splits;
-    sizes.launch(
-        gpu,
-        &source,
-        "forward",
-        binds,
-        (items, sizes.cut[1].min(sizes.tokens_k)),
-        (split, Work { flops: sizes.flops(2.0), parts: splits }),
+    let walked = sizes.cut[1].min(sizes.tokens_k);
+    let launch = sizes.launch_over(&source, "forward", (items, walked), split);
+    gpu.launch(
+        launch
+            .bind("q", q)
+            .bind("k", k)
+            .bind("v", v)
+            .bind_some("mask", mask)
+            .bind_some("rows", listed.map(|[rows, _]| rows))
+            .bind_some("lengths", listed.map(|[_, lengths]| lengths))
+            .bind_mut("y", &y)
+            .bind_mut("lse", &lse)
+            .work(Work { flops: sizes.flops(2.0), parts: splits }),
     );
     if splits == 1 {
         return [y.reshape(*q.shape()), lse];
@@ -456,18 +457,18 @@ fn forward(
     let [whole, whole_lse] = make(1);
     let width = sizes.head_dim / 4;
     let grid = grid((rows * width).div_ceil(64));
-    let params = [grid[0] as usize, sizes.pairs, sizes.rows(), splits, width].map(|v| v as u32);
-    gpu.launch(Launch {
-        op,
-        source: &Source::file("attention_combine"),
-        entry: "main",
-        binds: vec![y.bind(0), lse.bind(1), whole.bind_mut(2), whole_lse.bind_mut(3)],
-        params: words(&params),
-        grid,
-        turns: 2 * splits,
-        reuse: 1,
-        work: Work::MOVES,
-    });
+    gpu.launch(
+        Launch::new(op, &Source::file("attention_combine"), "main", grid)
+            .bind("parts", &y)
+            .bind("logs", &lse)
+            .bind_mut("y", &whole)
+            .bind_mut("lse", &whole_lse)
+            .set("pairs", sizes.pairs)
+            .set("rows", sizes.rows())
+            .set("splits", splits)
+            .set("width", width)
+            .turns(2 * splits),
+    );
     [whole.reshape(*q.shape()), whole_lse]
 }
 
@@ -511,39 +512,20 @@ impl Op for Attention {
         let stats = Tensor::empty(gpu, op, [all, 2], DType::F32);
         // Rows of all pairs in one go: as many workgroups as the pairs' sizes make, each of 64 rows.
         let flat = grid(all.div_ceil(64));
-        gpu.launch(Launch {
-            op,
-            source: &source,
-            entry: "delta",
-            binds: vec![y.bind(0), self.lse.bind(1), stats.bind_mut(2), dy.bind(3)],
-            params: words(&sizes.params(flat, 1, 0)),
-            grid: flat,
-            turns: sizes.head_dim / 4,
-            reuse: 1,
-            work: Work::MOVES,
-        });
-        let inputs = || {
-            let mut binds = vec![q.bind(0), k.bind(1), v.bind(2), dy.bind(3), stats.bind(4)];
-            binds.extend(mask.iter().map(|m| m.bind(10)));
-            binds
-        };
+        let delta = sizes.launch(&source, "delta", flat, 1).set("row_blocks", 0u32);
+        let delta = delta.bind("y", y).bind("lse", &self.lse).bind("dy", &dy).bind_mut("row_stats", &stats);
+        gpu.launch(delta.turns(sizes.head_dim / 4));
+        let inputs = [q, k, v, &dy, &stats];
         if sink.needs(0) {
             let dq = Tensor::empty(gpu, op, *q.shape(), DType::F32);
             let split = self.tile.queries;
             let most = sizes.longest(gpu.class(), 3.0, sizes.tokens_k).min(split.most());
             for walk in pieces(sizes.tokens_k, most) {
-                let mut binds = inputs();
-                binds.push(dq.bind_mut(5));
                 let sizes = Sizes { walk, ..*sizes };
                 let work = Work::flops(sizes.flops(3.0) * (walk[1] - walk[0]) as f64 / sizes.tokens_k as f64);
-                sizes.launch(
-                    gpu,
-                    &source,
-                    "queries",
-                    binds,
-                    (sizes.rows(), walk[1] - walk[0]),
-                    (split, work),
-                );
+                let over = (sizes.rows(), walk[1] - walk[0]);
+                let launch = bind_inputs(sizes.launch_over(&source, "queries", over, split), inputs, mask);
+                gpu.launch(launch.bind_mut("dq", &dq).work(work));
             }
             sink.add(0, dq);
         }
@@ -553,18 +535,28 @@ impl Op for Attention {
             let source = split.keys(sizes.head_dim, mask.is_some());
             let most = sizes.longest(gpu.class(), 4.0, sizes.tokens_q).min(split.most() / sizes.group);
             for walk in pieces(sizes.tokens_q, most) {
-                let mut binds = inputs();
-                binds.extend([dk.bind_mut(6), dv.bind_mut(7)]);
                 let sizes = Sizes { walk, ..*sizes };
                 // Every head of the group begins with a turn of its own.
                 let walked = (walk[1] - walk[0] + 4) * sizes.group;
                 let work = Work::flops(sizes.flops(4.0) * (walk[1] - walk[0]) as f64 / sizes.tokens_q as f64);
-                sizes.launch(gpu, &source, "keys", binds, (sizes.tokens_k, walked), (split, work));
+                let launch = sizes.launch_over(&source, "keys", (sizes.tokens_k, walked), split);
+                let launch = bind_inputs(launch, inputs, mask);
+                gpu.launch(launch.bind_mut("dk", &dk).bind_mut("dv", &dv).work(work));
             }
             sink.add(1, dk);
             sink.add(2, dv);
         }
     }
+}
+
+/// Binds what both gradients read.
+fn bind_inputs<'a>(
+    launch: Launch<'a>,
+    [q, k, v, dy, stats]: [&Tensor; 5],
+    mask: Option<&Tensor>,
+) -> Launch<'a> {
+    let launch = launch.bind("q", q).bind("k", k).bind("v", v).bind("dy", dy).bind("stats", stats);
+    launch.bind_some("mask", mask)
 }
 
 /// Where pieces of `size` begin and end, each a multiple of 4 long and at most `most`.

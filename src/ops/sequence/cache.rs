@@ -4,10 +4,9 @@ use super::attention;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::gpu::kernel::{Launch, Work, grid};
+use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
-use crate::ops::words;
 use crate::tensor::{Tensor, same_gpu};
 
 /// Keys and values of `rows` sequences (or sequences at one depth each), up to `context` tokens.
@@ -79,23 +78,22 @@ impl KvCache {
         let tokens = shape[1];
         let threads = batch * tokens * heads * width / 4;
         let grid = grid(threads.div_ceil(64));
-        let params = [grid[0] as usize, threads, tokens, heads, width / 4, count, context].map(|v| v as u32);
         let [rows, places] = [rows, places].map(Tensor::contiguous);
         let source = Source::file("cache");
         let launches = [(&self.k, k), (&self.v, v)].map(|(cache, x)| {
             let x = crate::ops::float("kv cache", &x.detach()).pad(3, 0, width - self.head_dim).contiguous();
-            let launch = Launch {
-                op: "kv cache",
-                source: &source,
-                entry: "main",
-                binds: vec![x.bind(0), rows.bind(1), places.bind(2), cache.bind_mut(3)],
-                params: words(&params),
-                grid,
-                turns: 0,
-                reuse: 1,
-                work: Work::MOVES,
-            };
-            (launch, None)
+            Launch::new("kv cache", &source, "main", grid)
+                .bind("x", &x)
+                .bind("rows", &rows)
+                .bind("places", &places)
+                .bind_mut("cache", cache)
+                .set("count", threads)
+                .set("tokens", tokens)
+                .set("heads", heads)
+                .set("width", width / 4)
+                .set("rows", count)
+                .set("context", context)
+                .turns(0)
         });
         self.k.gpu().change(&[self.k.place().buffer, self.v.place().buffer], &launches)
     }

@@ -2,11 +2,10 @@
 
 use crate::dtype::DType;
 use crate::gpu::Gpu;
-use crate::gpu::kernel::{Launch, Work, grid};
+use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::ops::moves::check_ids::check_ids;
-use crate::ops::words;
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
@@ -70,23 +69,23 @@ impl Rope {
             Places::Given(all) => (0, if all.shape().len() == 2 { tokens } else { 0 }, Some(all)),
         };
         let grid = grid(pairs.div_ceil(64));
-        let sizes = [pairs, half, tokens, heads * tokens, step, offset, self.positions()];
-        let mut params = vec![grid[0]];
-        params.extend(sizes.map(|v| v as u32));
-        params.push(if back { -1.0f32 } else { 1.0 }.to_bits());
-        let mut binds = vec![x.bind(0), self.table.bind(1), y.bind_mut(2)];
-        binds.extend(given.map(|all| all.bind(3)));
-        gpu.launch(Launch {
-            op: "rope",
-            source: &source(wide, given.is_some()),
-            entry: if self.pairing == Pairing::Halves { "halves" } else { "neighbours" },
-            binds,
-            params: words(&params),
-            grid,
-            turns: 0,
-            reuse: 1,
-            work: Work::MOVES,
-        });
+        let entry = if self.pairing == Pairing::Halves { "halves" } else { "neighbours" };
+        gpu.launch(
+            Launch::new("rope", &source(wide, given.is_some()), entry, grid)
+                .bind("x", x)
+                .bind("table", &self.table)
+                .bind_some("given", given)
+                .bind_mut("y", &y)
+                .set("pairs", pairs)
+                .set("half", half)
+                .set("tokens", tokens)
+                .set("batch_rows", heads * tokens)
+                .set("batch_step", step)
+                .set("offset", offset)
+                .set("positions", self.positions())
+                .set("turn", if back { -1.0f32 } else { 1.0 })
+                .turns(0),
+        );
         y
     }
 }

@@ -328,20 +328,3 @@ pub(super) fn thin(problem: &Problem) -> Core {
     let deep = if problem.left == "lhs_transposed" { deep(4) } else { deep(64) };
     Core::Direct { high: 64 / deep, wide: 1, deep, thread: [4, short(problem.n)] }
 }
-
-/// The kernel for a product: as measured, else by the table.
-pub(crate) fn choose(gpu: &Gpu, problem: &Problem) -> Core {
-    if gpu.has_choices() {
-        let key = problem.key();
-        if let Some(name) = gpu.choice(&key) {
-            // A class has many sizes; where the choice does not suit this one, the table's does.
-            let usable =
-                Core::candidates(gpu.class(), problem).into_iter().find(|core| core.to_string() == name);
-            return usable.unwrap_or_else(|| Core::by_table(gpu.class(), problem));
-        }
-        if gpu.tunes() && super::tune::measurable(gpu.class(), problem) {
-            return super::tune::measure(gpu, problem);
-        }
-    }
-    Core::by_table(gpu.class(), problem)
-}

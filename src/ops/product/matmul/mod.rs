@@ -1,27 +1,27 @@
-//! Matrix products: 2-D and batched with broadcasting, any strides, and linear layers whose weight is a [`Site`].
+//! Matrix products: 2-D and batched with broadcasting, any strides. Linear layers stand above, in `linear.rs`.
 //!
 //! One core with a slot for each operand and one for the store (`shaders/product/matmul.wgsl`, and `matmul_direct.wgsl` for CPU
 //! drivers). Gradients are the same core: `dx = dy W`, `dW = dy^T x`, the latter added into the weight's one buffer.
 
+pub(crate) mod choose;
 mod core;
 pub(crate) mod gathered;
+pub mod load;
 mod operand;
 mod parts;
 pub mod plan;
-mod product;
-pub(crate) mod routed;
+pub(super) mod product;
 pub mod tune;
+mod write;
 
 use self::core::Core;
 use self::product::{Product, Right};
-use super::site::{LeafGrads, Site};
 use crate::dtype::DType;
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::shape::{self, Shape};
-use crate::tape::{self, Into, Op, Saved, Sink};
+use crate::tape::{Into, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
-use std::sync::Arc;
 
 /// What a linear layer applies to `x W^T + bias` as it stores it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -178,106 +178,6 @@ impl Tensor {
         let y = multiply("matmul", &self.detach(), &rhs.detach(), Into::New);
         y.made_by(&[self, rhs], || Box::new(Matmul { lhs: Saved::new(self), rhs: Saved::new(rhs) }))
     }
-
-    /// `y = act(x W^T + bias) + residual` with `x [.., in]`, `W [out, in]` from any [`Site`]: for few rows the
-    /// sharing kind's load is fused into the product, above 64 rows `W` is made once for this product and let go.
-    ///
-    /// Derivatives: `dx = dy W` with the same load, `dbias` the sum over rows, and the site's own rule for what it
-    /// stores. While a graph is recorded the activation runs as its own op, because its derivative needs its input.
-    ///
-    /// # Panics
-    /// When the sizes do not fit, for integers, or with both an activation and a residual.
-    #[track_caller]
-    pub fn linear(&self, weight: &Arc<dyn Site>, epilogue: Epilogue) -> Tensor {
-        let [n, k] = weight.size();
-        let axes = self.shape().len();
-        assert!(
-            axes >= 1 && self.shape()[axes - 1] == k,
-            "linear: input {} for a weight [{n}, {k}]",
-            self.shape()
-        );
-        assert!(
-            epilogue.residual.is_none() || epilogue.activation == Activation::None,
-            "linear: a residual is added after the layer, an activation comes before it: use one"
-        );
-        let to = self.shape().with(axes - 1, n);
-        if let Some(bias) = epilogue.bias {
-            assert!(**bias.shape() == [n], "linear: bias {} for {n} outputs", bias.shape());
-        }
-        if let Some(residual) = epilogue.residual {
-            assert!(*residual.shape() == to, "linear: residual {} for output {to}", residual.shape());
-        }
-        let leaves = weight.leaves();
-        let mut inputs: Vec<&Tensor> = vec![self];
-        inputs.extend(epilogue.bias);
-        inputs.extend(epilogue.residual);
-        inputs.extend(&leaves);
-        same_gpu("linear", &inputs);
-        let tracked = tape::tracks(&inputs);
-        let fused =
-            Epilogue { activation: if tracked { Activation::None } else { epilogue.activation }, ..epilogue };
-        let rows: usize = self.shape()[..axes - 1].iter().product();
-        assert!(self.dtype().is_float(), "linear: needs floats, got {}; cast first", self.dtype());
-        let x = self.reshape([rows, k]);
-        let y = Tensor::empty(self.gpu(), "linear", [x.shape()[0], n], DType::F32);
-        let right = Right::Weight { site: &**weight, transposed: true };
-        Product { epilogue: fused, ..Product::new("linear", &x.detach(), right) }.write(&y);
-        let y = y.reshape(to).made_by(&inputs, || {
-            Box::new(Linear {
-                x: Saved::new(&x),
-                shape: *self.shape(),
-                leaves: leaves.iter().map(Saved::new).collect(),
-                weight: weight.clone(),
-                bias: epilogue.bias.is_some(),
-                residual: epilogue.residual.is_some(),
-            })
-        });
-        if tracked { epilogue.activation.apply(&y) } else { y }
-    }
-}
-
-struct Linear {
-    x: Saved,
-    shape: Shape,
-    leaves: Vec<Saved>,
-    weight: Arc<dyn Site>,
-    bias: bool,
-    residual: bool,
-}
-
-impl Op for Linear {
-    fn name(&self) -> &'static str {
-        "linear"
-    }
-    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
-        let Some(full) = &dy[0] else { return };
-        let x = self.x.get("linear");
-        // The site reads its leaves itself: this only checks that they are what they were.
-        for leaf in &self.leaves {
-            leaf.get("linear");
-        }
-        let [n, k] = self.weight.size();
-        let dy = full.reshape([x.shape()[0], n]).contiguous();
-        if sink.needs(0) {
-            let dx = Tensor::empty(dy.gpu(), "linear", [x.shape()[0], k], DType::F32);
-            Product::new("linear", &dy, Right::Weight { site: &*self.weight, transposed: false }).write(&dx);
-            sink.add(0, dx.reshape(self.shape));
-        }
-        let mut next = 1;
-        if self.bias {
-            if sink.needs(next) {
-                sink.add(next, dy.sum(0));
-            }
-            next += 1;
-        }
-        if self.residual {
-            sink.add(next, full.clone());
-            next += 1;
-        }
-        if (0..self.leaves.len()).any(|i| sink.needs(next + i)) {
-            self.weight.backward(x, &dy, &mut LeafGrads::new(sink, next));
-        }
-    }
 }
 
 pub(super) fn variants() -> Vec<Source> {
@@ -302,7 +202,7 @@ pub(super) fn variants() -> Vec<Source> {
         for pieces in ["pieces_of_1", "pieces_of_4"] {
             all.extend(stores.map(|s| source.clone().slot("store", s).slot("pieces", pieces)));
         }
-        for site in super::site::FRAGMENTS {
+        for site in load::FRAGMENTS {
             for r in ["rhs_site", "rhs_site_transposed"] {
                 all.push(source.clone().slot("rhs", r).slot("site", site));
             }

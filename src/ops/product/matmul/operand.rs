@@ -1,7 +1,7 @@
 //! How a product reads its operands: in place where the layout allows vectors, else element by element or from a copy.
 
 use crate::dtype::DType;
-use crate::gpu::kernel::Bind;
+use crate::gpu::kernel::Part;
 use crate::shape::{self, Shape};
 use crate::tensor::Tensor;
 
@@ -9,7 +9,7 @@ use crate::tensor::Tensor;
 pub(super) struct Operand {
     pub fragment: &'static str,
     pub half: bool,
-    pub bind: Bind,
+    pub part: Part,
     /// Offset, stride of the axis that is not contiguous, outer batch step, inner batch step.
     pub words: [usize; 4],
     /// Stride of the other axis, for `*_any`.
@@ -87,10 +87,8 @@ pub(super) fn operand(x: &Tensor, batch: &Shape, right: bool) -> Operand {
         let (row_step, col_step) = (x.strides[x.shape().len() - 2], any);
         (words[1], any) = if right { (col_step, row_step) } else { (row_step, col_step) };
     }
-    let place = x.value.place();
-    let size = x.dtype().buffer_bytes(x.value.count);
-    let bind = Bind { binding: right as u32, buffer: place.buffer, offset: place.offset, size, write: false };
-    Operand { fragment, half, bind, words, any }
+    let part = x.value.place().part(x.dtype().buffer_bytes(x.value.count));
+    Operand { fragment, half, part, words, any }
 }
 
 /// Steps of the outer and inner batch, when the batch axes merge into two.

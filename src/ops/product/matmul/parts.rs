@@ -2,9 +2,7 @@
 //! alone would leave the device idle.
 
 use super::core::{Core, FULL, Problem};
-use super::product::{Product, Right};
 use crate::gpu::DeviceClass;
-use crate::tensor::Tensor;
 
 /// An inner axis in parts of `len`; what is left behind them goes to the first one.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -53,32 +51,5 @@ impl Cut {
             }
         }
         (best.1.parts > 1).then_some(best.1)
-    }
-}
-
-/// `x` of two axes as a view `[parts, ..]`: parts of `len` along `axis`, from `first` on.
-fn view(x: &Tensor, axis: usize, first: usize, Cut { parts, len }: Cut) -> Tensor {
-    let mut sizes = [parts, x.shape()[0], x.shape()[1]];
-    let mut strides = x.strides;
-    (strides[0], strides[1], strides[2]) = (len * x.strides[axis], x.strides[0], x.strides[1]);
-    sizes[axis + 1] = len;
-    let offset = x.offset + first * x.strides[axis];
-    Tensor { shape: sizes.into(), strides, offset, edge: None, ..x.clone() }
-}
-
-impl Product<'_> {
-    /// The product of each part, into `to [parts, m, n]`.
-    pub fn write_parts(&self, right: &Tensor, cut: Cut, to: &Tensor, accumulate: bool) {
-        let whole = cut.parts * cut.len;
-        // Those of equal length in one dispatch. What is left is added to the first: a place that every adapter can bind.
-        let left = Cut { parts: 1, len: right.shape()[0] - whole };
-        for (first, piece) in [(0, cut), (whole, left)].into_iter().filter(|(_, piece)| piece.len > 0) {
-            let of = |x: &Tensor, axis: usize| view(x, axis, first, piece);
-            let (lhs, rhs) = (of(self.lhs, 1), of(right, 0));
-            let (own, accumulate) = (to.slice(0, 0..piece.parts), accumulate || first > 0);
-            let new = Product::new(self.op, &lhs, Right::Tensor(&rhs));
-            let one = Product { rows: self.rows, accumulate, parts: piece.parts, ..new };
-            one.launch(&own);
-        }
     }
 }

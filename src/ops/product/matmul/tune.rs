@@ -1,14 +1,12 @@
 //! Measuring the kernels of a class of products, and the test that cooperative matrices must pass.
 
-use super::core::{Core, Problem, choose, coop};
-use super::operand::operand;
+use super::core::{Core, Problem, coop};
 use super::parts::Cut;
 use super::product::{Product, Right};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{CoopMatrices, DeviceClass, Gpu};
 use crate::rng::Rng;
-use crate::shape::Shape;
 use crate::tape::no_grad;
 use crate::tensor::Tensor;
 use std::time::{Duration, Instant};
@@ -47,25 +45,24 @@ fn operands(gpu: &Gpu, problem: &Problem) -> [Tensor; 2] {
     [make(m, k, problem.left == "lhs_transposed"), make(k, n, problem.right == "rhs_transposed")]
 }
 
-/// A product as one dispatch, whatever its inner axis: what is chosen is the kernel of a part.
-fn whole(a: &Tensor, b: &Tensor) -> Tensor {
+/// A product as one dispatch of a kernel, whatever its inner axis: what is chosen is the kernel of a part.
+fn whole(a: &Tensor, b: &Tensor, core: Core) -> Tensor {
     let [batch, m, n] = [a.shape()[0], a.shape()[1], b.shape()[2]];
     let y = Tensor::empty(a.gpu(), "matmul", [batch, m, n], DType::F32);
-    Product::new("matmul", a, Right::Tensor(b)).launch(&y);
+    let product = Product::new("matmul", a, Right::Tensor(b));
+    product.dispatch(&y, &product.prepare(&y), core);
     y
 }
 
 /// Measures kernels of one problem on a device of its own.
 struct Trial<'a> {
     gpu: &'a Gpu,
-    problem: &'a Problem,
     inputs: [Tensor; 2],
 }
 
 impl Trial<'_> {
     fn run(&self, core: Core) -> Tensor {
-        self.gpu.choose(self.problem.key(), core.to_string());
-        no_grad(|| whole(&self.inputs[0], &self.inputs[1]))
+        no_grad(|| whole(&self.inputs[0], &self.inputs[1], core))
     }
 
     /// Compiles the kernel and runs it once; what it cannot do is carried by its result, and would take no time.
@@ -152,7 +149,7 @@ fn best_of(rounds: &[Vec<f64>]) -> (usize, f64) {
 /// The device's fault, or what a measurement met: then nothing is kept.
 fn tune(gpu: &Gpu, class: &DeviceClass, problem: &Problem) -> Result<(Core, Tuned)> {
     let beside = gpu.beside();
-    let trial = Trial { gpu: &beside, problem, inputs: operands(&beside, problem) };
+    let trial = Trial { gpu: &beside, inputs: operands(&beside, problem) };
     let all = Core::candidates(class, problem);
     let table = all[0];
     trial.first(table)?;
@@ -328,11 +325,9 @@ fn right(gpu: &Gpu, size: usize) -> Result<bool> {
             Tensor::from_slice(gpu, &data, [rows, cols]).cast(DType::F16)
         };
         let (a, b) = (whole(m, k), whole(k, n));
-        let problem = trial_of(m, n, k, size);
         let mut results = Vec::new();
         for core in [PLAIN].iter().chain(&coop(size)[gpu.class().slow_compiler as usize..]) {
-            gpu.choose(problem.key(), core.to_string());
-            results.push(no_grad(|| self::whole(&a.unsqueeze(0), &b.unsqueeze(0))).to_vec::<f32>()?);
+            results.push(no_grad(|| self::whole(&a.unsqueeze(0), &b.unsqueeze(0), *core)).to_vec::<f32>()?);
         }
         if results.iter().any(|result| result != &results[0]) {
             return Ok(false);
@@ -345,28 +340,12 @@ fn right(gpu: &Gpu, size: usize) -> Result<bool> {
 fn fast(gpu: &Gpu, size: usize) -> Result<bool> {
     let [m, n, k] = [1024; 3];
     let problem = trial_of(m, n, k, size);
-    let trial = Trial { gpu, problem: &problem, inputs: operands(gpu, &problem) };
+    let trial = Trial { gpu, inputs: operands(gpu, &problem) };
     let cores = [coop(size)[1], Core::Tiled { tile: [64, 64], thread: 8 }];
     cores.iter().try_for_each(|core| trial.first(*core))?;
     trial.warm_up(cores[1], WARM_FIRST)?;
     let times = trial.round(&cores, Duration::from_millis(40))?;
     Ok(1.5 * times[0] < times[1])
-}
-
-/// The kernel that [`Tensor::matmul`] takes for these operands, and the parts of the inner axis; for the benchmark.
-#[doc(hidden)]
-pub fn chosen(a: &Tensor, b: &Tensor) -> String {
-    let axes = a.shape().len();
-    let batch = Shape::new(&a.shape()[..axes - 2]);
-    let (left, right) = (operand(a, &batch, false), operand(b, &batch, true));
-    let [m, n, k] = [a.shape()[axes - 2], b.shape()[axes - 1], a.shape()[axes - 1]];
-    let half = left.half && right.half || a.gpu().rounds_products();
-    let (left, right) = (left.fragment, right.fragment);
-    let problem = Problem { m, n, k, batch: batch.count(), left, right, half, coop: None }.on(a.gpu());
-    let cut = Cut::of(a.gpu().class(), &problem).filter(|_| axes == 2);
-    let Some(cut) = cut else { return choose(a.gpu(), &problem).to_string() };
-    let part = Problem { k: cut.len, batch: cut.parts, ..problem };
-    format!("{}, {} parts", choose(a.gpu(), &part), cut.parts)
 }
 
 /// The product by every kernel that could make it, for the tests: name and result.
@@ -389,8 +368,7 @@ pub fn by_each_kernel(a: &Tensor, b: &Tensor) -> Vec<(String, Tensor)> {
     };
     let (a, b) = (copy(a), copy(b));
     let product = |core: &Core| {
-        beside.choose(problem.key(), core.to_string());
-        (core.to_string(), no_grad(|| whole(&a.unsqueeze(0), &b.unsqueeze(0)).squeeze(0)))
+        (core.to_string(), no_grad(|| whole(&a.unsqueeze(0), &b.unsqueeze(0), *core).squeeze(0)))
     };
     Core::candidates(beside.class(), &problem).iter().map(product).collect()
 }

@@ -4,11 +4,14 @@
 //! outside of it, whoever asks; what is pending in a step's code is computed by a kernel of that step, even where another
 //! thread had to compute it ahead, because it was about to change what the expression reads.
 
+pub mod fuse;
+
 use super::buffer::Buffer;
-use super::fuse::Expr;
-use super::{Gpu, capture, lock};
+use super::kernel::Part;
+use super::{Gpu, lock, recording};
 use crate::dtype::DType;
 use crate::error::Error;
+use fuse::Expr;
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
@@ -22,6 +25,11 @@ pub(crate) struct Place {
 }
 
 impl Place {
+    /// `size` bytes from here on, for a kernel.
+    pub fn part(&self, size: u64) -> Part {
+        Part { buffer: self.buffer.clone(), offset: self.offset, size }
+    }
+
     fn is(&self, other: &Place) -> bool {
         Arc::ptr_eq(&self.buffer, &other.buffer) && self.offset == other.offset
     }
@@ -55,7 +63,7 @@ impl State {
 
 impl Value {
     pub fn ready(gpu: &Gpu, dtype: DType, count: usize, place: Place) -> Arc<Value> {
-        let recording = capture::number(gpu);
+        let recording = recording::number(gpu);
         Arc::new(Value { gpu: gpu.clone(), dtype, count, recording, state: Mutex::new(State::made(place)) })
     }
 
@@ -67,7 +75,7 @@ impl Value {
     }
 
     fn of(gpu: &Gpu, dtype: DType, expr: &Arc<Expr>) -> Value {
-        let (recording, count) = (capture::number(gpu), expr.shape().count());
+        let (recording, count) = (recording::number(gpu), expr.shape().count());
         Value { gpu: gpu.clone(), dtype, count, recording, state: Mutex::new(State::Pending(expr.clone())) }
     }
 
@@ -80,7 +88,7 @@ impl Value {
 
     /// Whether this thread runs the code in which the value was made.
     fn is_here(&self) -> bool {
-        capture::number(&self.gpu) == self.recording
+        recording::number(&self.gpu) == self.recording
     }
 
     /// The place of this value's elements, computing them now if they are pending.
@@ -97,7 +105,7 @@ impl Value {
             expr.run(self, &place, false);
             place
         };
-        let place = if self.is_here() { compute() } else { capture::aside(compute) };
+        let place = if self.is_here() { compute() } else { recording::aside(compute) };
         *state = self.computed_as(&state, place.clone(), expr);
         place
     }

@@ -1,10 +1,10 @@
 //! Linear layers of some rows only, as routed models need: rows gathered as the product reads its left side, or results
 //! scattered, each times its gate, as they are stored.
 
-use super::product::{Product, Right, Rows};
+use super::matmul::product::{Product, Rows};
+use super::site::{LeafGrads, Site};
 use crate::dtype::DType;
 use crate::ops::case::{Array, Case, Fill, Input};
-use crate::ops::product::site::{LeafGrads, Site};
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 use std::sync::Arc;
@@ -44,8 +44,9 @@ impl Tensor {
         let whole = k.is_multiple_of(4) && x.offset.is_multiple_of(4) && x.shape()[0] > 0;
         let narrow = if whole { x.clone() } else { x.index_select_padded(0, &rows) };
         let which = if whole { Rows::Gathered(&rows) } else { Rows::All };
-        let right = Right::Weight { site: &**weight, transposed: true };
-        Product { rows: which, ..Product::new(op, &narrow, right) }.write(&y);
+        weight.multiply(true, |right| {
+            Product { rows: which, ..Product::new(op, &narrow, right) }.write(&y);
+        });
         y.made_by(&inputs, || {
             Box::new(Gathered {
                 x: Saved::new(self),
@@ -100,8 +101,9 @@ impl Tensor {
         // The base is written where the products are then added; what is still pending is computed there.
         self.detach().write_to(op, &y, false);
         let rows = Rows::Scattered { list: &list, gate: &scale };
-        let right = Right::Weight { site: &**weight, transposed: true };
-        Product { rows, accumulate: true, ..Product::new(op, &x.detach(), right) }.write(&y);
+        weight.multiply(true, |right| {
+            Product { rows, accumulate: true, ..Product::new(op, &x.detach(), right) }.write(&y);
+        });
         y.made_by(&inputs, || {
             Box::new(Scattered {
                 x: Saved::new(x),
@@ -138,8 +140,9 @@ impl Op for Gathered {
             let ones = Tensor::ones(dy.gpu(), *rows.shape()).contiguous();
             dx.compute();
             let rows = Rows::Scattered { list: rows, gate: &ones };
-            let right = Right::Weight { site: &*self.weight, transposed: false };
-            Product { rows, accumulate: true, ..Product::new(self.name(), &dy, right) }.write(&dx);
+            self.weight.multiply(false, |right| {
+                Product { rows, accumulate: true, ..Product::new(self.name(), &dy, right) }.write(&dx);
+            });
             sink.add(0, dx);
         }
         if (0..self.leaves.len()).any(|i| sink.needs(1 + i)) {
@@ -172,7 +175,7 @@ impl Op for Scattered {
         let own = dy.contiguous().index_select_padded(0, rows);
         if sink.needs(1) || sink.needs(2) {
             let through = Tensor::empty(dy.gpu(), op, *x.shape(), DType::F32);
-            Product::new(op, &own, Right::Weight { site: &*self.weight, transposed: false }).write(&through);
+            self.weight.multiply(false, |right| Product::new(op, &own, right).write(&through));
             if sink.needs(1) {
                 sink.add(1, through.mul(&gate));
             }

@@ -5,11 +5,11 @@
 //! computed twice; those that only the chain held are never stored. Arithmetic is four lanes wide and in f32, u32 or
 //! i32; f16 is unpacked as it is read and rounded to nearest even as it is written.
 
-use super::kernel::{Bind, Launch, Work, grid};
-use super::shader::Source;
-use super::value::{Place, Value};
-use super::{Gpu, capture};
+use super::{Place, Value};
 use crate::dtype::DType;
+use crate::gpu::kernel::{Launch, Param, grid};
+use crate::gpu::shader::Source;
+use crate::gpu::{Gpu, recording};
 use crate::shape::{Shape, Strides, collapse};
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -19,8 +19,15 @@ use std::sync::Arc;
 const MAX_NODES: usize = 40;
 /// Pending values above one another, through views too, which no kernel merges: bounds the walk's recursion.
 const MAX_DEPTH: usize = 64;
-/// Scalars, sizes and strides that fit the immediates beside `n` and the grid's width.
+/// Scalars, sizes and strides of one kernel, beside `n` and the grid's width.
 const MAX_WORDS: usize = 30;
+/// Words of parameters that are immediates; more are a uniform.
+const IMMEDIATE_WORDS: usize = 16;
+/// What a kernel calls the arrays that it reads, and those that it writes: as many as an adapter binds at most.
+const X: [&str; 16] =
+    ["x0", "x1", "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13", "x14", "x15"];
+const Y: [&str; 16] =
+    ["y0", "y1", "y2", "y3", "y4", "y5", "y6", "y7", "y8", "y9", "y10", "y11", "y12", "y13", "y14", "y15"];
 const THREADS: u32 = 64;
 
 /// One elementwise operation. `$0`, `$1`, ... in the template stand for the arguments as `vec4`s.
@@ -51,9 +58,9 @@ pub(crate) enum Scalar {
 }
 
 impl Scalar {
-    fn bits(self) -> u32 {
+    fn param(self) -> Param {
         match self {
-            Scalar::F32(x) => x.to_bits(),
+            Scalar::F32(x) => x.into(),
         }
     }
 }
@@ -62,7 +69,7 @@ impl Expr {
     /// An expression that fits one kernel: what does not is computed first, and so is a value from outside the step whose
     /// code this thread runs, so that no replay repeats it.
     pub fn new(gpu: &Gpu, op: &'static str, template: &'static str, shape: Shape, args: Vec<Arg>) -> Expr {
-        let recording = capture::number(gpu);
+        let recording = recording::number(gpu);
         let most = gpu.max_bindings() - 1;
         for arg in &args {
             if let Arg::Operand { value, .. } = arg
@@ -239,7 +246,7 @@ impl<'a> Program<'a> {
                 self.scalars.push(*scalar);
                 let i = self.scalars.len() - 1;
                 match scalar {
-                    Scalar::F32(_) => format!("vec4<f32>(bitcast<f32>(p.s{i}))"),
+                    Scalar::F32(_) => format!("vec4<f32>(p.s{i})"),
                 }
             }
             Arg::Operand { value, strides, offset } => {
@@ -298,45 +305,33 @@ impl<'a> Program<'a> {
         }
         let source = self.source(&outputs, accumulate, &sizes, &strides, &strided);
 
-        let vectors = self.root.count.div_ceil(4);
-        let grid = grid(vectors.div_ceil(THREADS as usize));
-        let mut params: Vec<u32> = vec![self.root.count as u32, grid[0]];
+        let grid = grid(self.root.count.div_ceil(4).div_ceil(THREADS as usize));
+        let mut launch = Launch::new(self.op, &source, "main", grid).turns(0).set("n", self.root.count);
         if !strided.is_empty() {
-            params.extend(sizes.iter().map(|&s| s as u32));
+            launch = sizes.iter().enumerate().fold(launch, |l, (a, &size)| l.set(format!("size{a}"), size));
         }
-        for (at, &leaf) in strided.iter().enumerate() {
-            params.extend(strides[at].iter().map(|&s| s as u32));
-            params.push(self.leaves[leaf].start as u32);
-        }
-        params.extend(self.scalars.iter().map(|s| s.bits()));
-
-        let mut binds: Vec<Bind> = Vec::new();
-        for leaf in &self.leaves {
-            binds.push(bind(binds.len(), &leaf.place, leaf.value.dtype, leaf.value.count, false));
-        }
-        for (leaf, bound) in self.leaves.iter().zip(&mut binds) {
-            if leaf.walk == Walk::Plain {
-                bound.size = leaf.value.dtype.buffer_bytes(self.root.count);
+        for (&leaf, strides) in strided.iter().zip(&strides) {
+            for (a, &step) in strides.iter().enumerate() {
+                launch = launch.set(format!("t{leaf}_{a}"), step);
             }
+            launch = launch.set(format!("o{leaf}"), self.leaves[leaf].start);
         }
-        binds.push(bind(binds.len(), place, self.root.dtype, self.root.count, true));
+        for (i, scalar) in self.scalars.iter().enumerate() {
+            launch = launch.set(format!("s{i}"), scalar.param());
+        }
+        for (i, Leaf { value, place, walk, .. }) in self.leaves.iter().enumerate() {
+            let count = if *walk == Walk::Plain { self.root.count } else { value.count };
+            launch = launch.bind(X[i], place.part(value.dtype.buffer_bytes(count)));
+        }
+        launch = launch.bind_mut(Y[0], place.part(self.root.dtype.buffer_bytes(self.root.count)));
         let mut places = Vec::new();
-        for (value, _) in &outputs {
-            let made = Place { buffer: gpu.alloc(self.op, value.dtype.buffer_bytes(value.count)), offset: 0 };
-            binds.push(bind(binds.len(), &made, value.dtype, value.count, true));
+        for (i, (value, _)) in outputs.iter().enumerate() {
+            let bytes = value.dtype.buffer_bytes(value.count);
+            let made = Place { buffer: gpu.alloc(self.op, bytes), offset: 0 };
+            launch = launch.bind_mut(Y[i + 1], made.part(bytes));
             places.push(made);
         }
-        gpu.launch(Launch {
-            op: self.op,
-            source: &source,
-            entry: "main",
-            binds,
-            params: bytemuck::cast_slice(&params),
-            grid,
-            turns: 0,
-            reuse: 1,
-            work: Work::MOVES,
-        });
+        gpu.launch(launch);
         for ((value, _), made) in outputs.iter().zip(places) {
             value.store(made);
         }
@@ -388,9 +383,15 @@ impl<'a> Program<'a> {
             (0..axes).for_each(|a| write!(s, " t{leaf}_{a}: u32,").unwrap());
             write!(s, " o{leaf}: u32,").unwrap();
         }
-        (0..self.scalars.len()).for_each(|i| write!(s, " s{i}: u32,").unwrap());
-        s.push_str(" }\nvar<immediate> p: Params;\n#import elementwise\n#import exp_log\n#import nan\n#import power\n#import trig\n");
-
+        (0..self.scalars.len()).for_each(|i| write!(s, " s{i}: f32,").unwrap());
+        let axes_told = if strided.is_empty() { 0 } else { axes };
+        let words = 2 + axes_told + strided.len() * (axes + 1) + self.scalars.len();
+        let last = self.leaves.len() + 1 + outputs.len();
+        match words <= IMMEDIATE_WORDS {
+            true => s.push_str(" }\nvar<immediate> p: Params;\n"),
+            false => writeln!(s, " }}\n@group(0) @binding({last}) var<uniform> p: Params;").unwrap(),
+        }
+        s.push_str("#import elementwise\n#import exp_log\n#import nan\n#import power\n#import trig\n");
         for (i, leaf) in self.leaves.iter().enumerate() {
             let element = stored(leaf.value.dtype, leaf.walk == Walk::Plain || leaf.whole);
             writeln!(s, "@group(0) @binding({i}) var<storage, read> x{i}: array<{element}>;").unwrap();
@@ -489,9 +490,4 @@ fn stored(dtype: DType, vector: bool) -> &'static str {
 
 fn packed(dtype: DType, value: &str) -> String {
     if dtype == DType::F16 { format!("pack_half4({value})") } else { value.to_string() }
-}
-
-fn bind(binding: usize, place: &Place, dtype: DType, count: usize, write: bool) -> Bind {
-    let size = dtype.buffer_bytes(count);
-    Bind { binding: binding as u32, buffer: place.buffer.clone(), offset: place.offset, size, write }
 }

@@ -1,0 +1,106 @@
+//! Commands as values: what is recorded once and encoded as often as a step is replayed.
+
+use super::kernel::{Bind, Live, Param};
+use super::pipeline::Pipeline;
+use super::texel;
+use crate::rng;
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// What a recorder encodes.
+pub(super) enum Command {
+    Dispatch(Dispatch),
+    /// An operand goes into the texture that the next dispatch reads it from.
+    Texels(texel::Copy),
+    /// What the host does at this place of a replay.
+    Hook(Box<dyn Fn() + Send>),
+}
+
+/// A pipeline with all that it takes to run it.
+pub(super) struct Dispatch {
+    pub pipeline: Arc<Pipeline>,
+    pub group: wgpu::BindGroup,
+    /// The bytes of its parameters at the recording.
+    pub params: Vec<u8>,
+    pub grid: [u32; 3],
+    /// How long it should take on this device.
+    pub seconds: f64,
+    pub live: Option<Live>,
+}
+
+/// What replays go by: the optimizers' rates, and how far random generators have gone on.
+pub(super) struct Now<'a> {
+    pub rates: &'a [f32],
+    pub shifts: &'a rng::Shifts<'a>,
+}
+
+impl Dispatch {
+    /// Its parameters as they are now, or as they were recorded.
+    pub fn params(&self, now: Option<&Now>) -> Cow<'_, [u8]> {
+        let (Some(live), Some(now), Some(layout)) = (&self.live, now, &self.pipeline.interface.params) else {
+            return Cow::Borrowed(&self.params);
+        };
+        let mut bytes = self.params.clone();
+        let mut replace = |name: &str, param: Param| {
+            layout.replace(&mut bytes, name, &param).expect("the launch has set the same parameters");
+        };
+        match live {
+            Live::Stream { generator } => {
+                let [low, high] = layout.words(&self.params, "stream").expect("the launch has set it");
+                if let Some(stream) = now.shifts.stream(*generator, low as u64 | (high as u64) << 32) {
+                    replace("key", stream.key.into());
+                    replace("stream", stream.id.into());
+                }
+            }
+            Live::Numbers(make) => {
+                make(now.rates).into_iter().for_each(|(name, number)| replace(name, number.into()));
+            }
+        }
+        Cow::Owned(bytes)
+    }
+}
+
+/// What a bind group depends on.
+#[derive(PartialEq, Eq, Hash)]
+pub(super) struct GroupKey {
+    pipeline: u64,
+    binds: Vec<(u32, wgpu::Buffer, u64, u64)>,
+}
+
+impl GroupKey {
+    pub fn new(pipeline: &Pipeline, binds: &[Bind], numbers: &[u32], raws: &[&wgpu::Buffer]) -> GroupKey {
+        let bind = |((bind, number), raw): ((&Bind, &u32), &&wgpu::Buffer)| {
+            (*number, (*raw).clone(), bind.part.offset, bind.part.size)
+        };
+        GroupKey { pipeline: pipeline.id, binds: binds.iter().zip(numbers).zip(raws).map(bind).collect() }
+    }
+}
+
+/// Bind groups of the steady state, where the pool hands the same buffers to the same kernels again. They keep their
+/// buffers alive, so all go when the pool gives buffers back, or when they are many.
+#[derive(Default)]
+pub(super) struct Groups {
+    made: HashMap<GroupKey, wgpu::BindGroup>,
+    trims: u64,
+}
+
+impl Groups {
+    pub fn clear(&mut self) {
+        self.made.clear();
+    }
+
+    pub fn get(
+        &mut self,
+        trims: u64,
+        key: GroupKey,
+        make: impl FnOnce() -> wgpu::BindGroup,
+    ) -> wgpu::BindGroup {
+        const MOST: usize = 2048;
+        if self.trims != trims || self.made.len() >= MOST {
+            self.made.clear();
+            self.trims = trims;
+        }
+        self.made.entry(key).or_insert_with(make).clone()
+    }
+}

@@ -1,0 +1,182 @@
+//! The one way to launch a kernel: names and limits are checked, the pipeline is found, the commands are recorded.
+
+use super::command::{Command, Dispatch, GroupKey};
+use super::kernel::{Bind, Launch, MOST_TURNS};
+use super::pipeline::Pipeline;
+use super::record::Recorder;
+use super::{Gpu, lock, recording, texel};
+use crate::error::{Error, Result};
+use std::num::NonZeroU64;
+use std::sync::Arc;
+
+impl Gpu {
+    /// Records one dispatch. After a fault of the device, above a limit, or on a buffer that carries an error, it only marks its
+    /// outputs with the reason.
+    pub(crate) fn launch(&self, launch: Launch) {
+        if launch.grid.contains(&0) {
+            return;
+        }
+        let possible = self.check().and_then(|()| self.possible(&launch));
+        if possible.is_ok() && self.only_plans() {
+            return self.note_pass(&launch);
+        }
+        let prepared = possible.and_then(|()| self.prepared(&launch));
+        if let Err(error) = prepared.and_then(|prepared| self.encode(&launch, prepared)) {
+            recording::failed(self, &error);
+            launch.fail(&error);
+        }
+    }
+
+    /// The pipeline and parameters of a launch that is possible: then nothing stands in the way of [`Gpu::encode`]. What fails
+    /// before is only this op's, a pipeline the device's fault.
+    pub(super) fn prepare(&self, launch: &Launch) -> Result<Prepared> {
+        self.possible(launch)?;
+        self.prepared(launch)
+    }
+
+    fn prepared(&self, launch: &Launch) -> Result<Prepared> {
+        let pipeline = self.pipeline(launch).map_err(|error| self.raise(error))?;
+        let named = |message: String| {
+            let (file, entry) = (launch.source.name(), launch.entry);
+            let message = format!("{}: the launch of {entry} {message}", launch.op);
+            self.raise(Error::Shader { file: format!("{file}.wgsl"), line: 0, message })
+        };
+        let numbers = pipeline.interface.numbers(&launch.binds).map_err(named)?;
+        let params = match &pipeline.interface.params {
+            Some(params) => params.pack(&launch.params, launch.grid[0]).map_err(named)?,
+            None if launch.params.is_empty() => Vec::new(),
+            None => return Err(named(format!("sets {}, but it has no parameters", launch.params[0].0))),
+        };
+        Ok(Prepared { pipeline, numbers, params })
+    }
+
+    /// Whether the operands all have data and nothing is above this adapter's limits.
+    pub(super) fn possible(&self, launch: &Launch) -> Result<()> {
+        // An operand's error is the cause, whatever the result's size would say.
+        let those = |write: bool| launch.binds.iter().filter(move |bind| bind.write == write);
+        those(false).chain(those(true)).try_for_each(|bind| bind.part.buffer.data().map(drop))?;
+        let within = |what: &str, need: u64, have: u32| match need > have as u64 {
+            true => Err(Error::Limit { what: format!("{}: {what}", launch.op), need, have: have as u64 }),
+            false => Ok(()),
+        };
+        let limits = self.limits();
+        for n in launch.grid {
+            within("workgroups along one axis", n as u64, limits.max_compute_workgroups_per_dimension)?;
+        }
+        if let Some((name, size)) = launch.too_large() {
+            within(name, size, u32::MAX)?;
+        }
+        debug_assert!(launch.turns.is_some(), "{}: a launch states the turns of its loops", launch.op);
+        within("turns of a thread's loops", launch.turns.unwrap_or(usize::MAX) as u64, MOST_TURNS as u32)
+    }
+
+    /// Records a dispatch that was prepared; fails where an operand was lost since.
+    pub(super) fn encode(&self, launch: &Launch, prepared: Prepared) -> Result<()> {
+        let Prepared { pipeline, numbers, params } = prepared;
+        let mut recorder = lock(&self.0.recorder);
+        // Only now: a recorded step's end may have moved what somebody holds of it.
+        let raws = launch.binds.iter().map(|bind| bind.part.buffer.data()).collect::<Result<Vec<_>>>()?;
+        let (views, copies) = self.textures(&mut recorder, &pipeline, &launch.binds, &numbers, &raws);
+        let group = self.group(&mut recorder, launch, &pipeline, &numbers, &raws, &views);
+        recorder.writes(launch.written());
+        let (grid, seconds, live) = (launch.grid, launch.seconds(self), launch.live.clone());
+        let dispatch = Command::Dispatch(Dispatch { pipeline, group, params, grid, seconds, live });
+        for command in copies.into_iter().map(Command::Texels).chain([dispatch]) {
+            recorder.encode(self, &command, None);
+            recording::command(self, command);
+        }
+        drop(recorder);
+        recording::binds(self, launch.binds.iter().map(|bind| &bind.part.buffer));
+        self.note_pass(launch);
+        self.profiled(launch);
+        Ok(())
+    }
+
+    /// The textures that operands are read as, with the copies that fill them.
+    fn textures(
+        &self,
+        recorder: &mut Recorder,
+        pipeline: &Pipeline,
+        binds: &[Bind],
+        numbers: &[u32],
+        raws: &[&wgpu::Buffer],
+    ) -> (Vec<Option<wgpu::TextureView>>, Vec<texel::Copy>) {
+        let mut views: Vec<Option<wgpu::TextureView>> = vec![None; binds.len()];
+        let mut copies = Vec::new();
+        let place = |i: usize| pipeline.texels.iter().position(|(number, _)| *number == numbers[i]);
+        let texel = |i: usize| place(i).map(|place| pipeline.texels[place].1);
+        for i in (0..binds.len()).filter(|_| !pipeline.texels.is_empty()) {
+            let (Some(at), Some(texel_of)) = (place(i), texel(i)) else { continue };
+            let part = &binds[i].part;
+            // An operand that stands in for another is copied once.
+            let twin = (0..i).find(|&other| {
+                let same = &binds[other].part;
+                Arc::ptr_eq(&same.buffer, &part.buffer)
+                    && (same.offset, same.size) == (part.offset, part.size)
+                    && texel(other) == texel(i)
+            });
+            views[i] = match twin {
+                Some(twin) => views[twin].clone(),
+                None => {
+                    let (texture, view) = recorder.scratch.get(self, part.size, texel_of, at);
+                    let (from, offset, bytes) = (raws[i].clone(), part.offset, part.size);
+                    copies.push(texel::Copy { from, offset, bytes, texel: texel_of, texture });
+                    Some(view)
+                }
+            };
+        }
+        (views, copies)
+    }
+
+    fn group(
+        &self,
+        recorder: &mut Recorder,
+        launch: &Launch,
+        pipeline: &Pipeline,
+        numbers: &[u32],
+        raws: &[&wgpu::Buffer],
+        views: &[Option<wgpu::TextureView>],
+    ) -> wgpu::BindGroup {
+        let uniform =
+            pipeline.interface.params.as_ref().and_then(|params| Some((params.uniform?, params.bytes)));
+        let uniforms = uniform.map(|_| recorder.uniforms(self).clone());
+        let range = |buffer, offset, size| {
+            wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size: NonZeroU64::new(size) })
+        };
+        let make = || {
+            let mut entries = Vec::with_capacity(raws.len() + 1);
+            for (i, bind) in launch.binds.iter().enumerate() {
+                let resource = match &views[i] {
+                    Some(view) => wgpu::BindingResource::TextureView(view),
+                    None => range(raws[i], bind.part.offset, bind.part.size),
+                };
+                entries.push(wgpu::BindGroupEntry { binding: numbers[i], resource });
+            }
+            if let (Some((binding, bytes)), Some(buffer)) = (uniform, &uniforms) {
+                entries.push(wgpu::BindGroupEntry { binding, resource: range(buffer, 0, bytes as u64) });
+            }
+            self.0.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(launch.op),
+                layout: &pipeline.layout,
+                entries: &entries,
+            })
+        };
+        // A recorded step has buffers of its own, and keeps its groups.
+        let steady = launch.binds.iter().all(|bind| bind.part.buffer.is_of(&self.0.pool));
+        if pipeline.texels.is_empty() && steady {
+            let trims = lock(&self.0.pool).trims();
+            recorder.groups.get(trims, GroupKey::new(pipeline, &launch.binds, numbers, raws), make)
+        } else {
+            make()
+        }
+    }
+}
+
+/// What a launch becomes before it is recorded.
+pub(super) struct Prepared {
+    pipeline: Arc<Pipeline>,
+    /// The bindings, in the launch's order.
+    numbers: Vec<u32>,
+    /// The bytes of its parameters.
+    params: Vec<u8>,
+}

@@ -1,0 +1,219 @@
+//! Memory of the device: buffers by size classes, uploads that respect the open batch, what recorded steps keep.
+
+use super::buffer::{Buffer, Memory, MemoryStats, Pool};
+use super::{Gpu, lock, recording};
+use crate::error::{Error, Result};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+/// Four classes to an octave: at most a quarter is wasted, and near sizes share buffers.
+pub(super) fn size_class(bytes: u64) -> u64 {
+    let bytes = bytes.max(256);
+    let step = (bytes.next_power_of_two() / 8).max(256);
+    bytes.div_ceil(step) * step
+}
+
+impl Gpu {
+    /// A buffer of at least `bytes`, contents arbitrary. One that cannot be made has no memory and carries the error.
+    pub(crate) fn alloc(&self, op: &str, bytes: u64) -> Arc<Buffer> {
+        self.alloc_in(op, bytes, &recording::pool(self))
+    }
+
+    pub(crate) fn alloc_in(&self, op: &str, bytes: u64, pool: &Arc<Mutex<Pool>>) -> Arc<Buffer> {
+        let buffer = self.take_buffer(op, bytes, u64::MAX, pool);
+        let mut pool = lock(pool);
+        if pool.of_step {
+            // Those that are gone are forgotten when they are many: a long step has many temporaries.
+            if pool.lent.len() == pool.lent.capacity() {
+                pool.lent.retain(|buffer| buffer.strong_count() > 0);
+            }
+            pool.lent.push(Arc::downgrade(&buffer));
+        }
+        buffer
+    }
+
+    fn take_buffer(&self, op: &str, bytes: u64, newest_epoch: u64, pool: &Arc<Mutex<Pool>>) -> Arc<Buffer> {
+        let mut buffer = Buffer::new(self, bytes, None);
+        match self.try_take(op, bytes, newest_epoch, pool) {
+            Ok(raw) => buffer.memory = Some(Memory { raw, home: Arc::downgrade(pool) }),
+            Err(error) => buffer.refused = Some(error),
+        }
+        Arc::new(buffer)
+    }
+
+    /// Whether one tensor may have so many bytes.
+    pub(super) fn fits(&self, op: &str, bytes: u64) -> Result<()> {
+        let have = self.most_bytes();
+        if bytes > have {
+            return Err(Error::Limit { what: format!("{op}: bytes of one tensor"), need: bytes, have });
+        }
+        Ok(())
+    }
+
+    fn most_bytes(&self) -> u64 {
+        self.limits().max_storage_buffer_binding_size.min(self.limits().max_buffer_size)
+    }
+
+    fn try_take(&self, op: &str, bytes: u64, newest_epoch: u64, from: &Mutex<Pool>) -> Result<wgpu::Buffer> {
+        self.fits(op, bytes)?;
+        let limit = self.most_bytes();
+        let class = size_class(bytes).min(limit / 4 * 4).max(bytes);
+        let mut pool = lock(from);
+        if let Some(free) = pool.free.get_mut(&class)
+            && let Some(at) = free.iter().rposition(|(epoch, _)| *epoch < newest_epoch)
+        {
+            let (_, raw) = free.remove(at);
+            pool.stats.free -= class;
+            pool.take(class);
+            return Ok(raw);
+        }
+        drop(pool);
+        let raw = match self.create(op, class) {
+            Some(raw) => raw,
+            // What waits in the pool may be of other sizes: it goes back to the driver once work on it is done.
+            None => {
+                let _ = self.wait_idle();
+                self.trim();
+                // The device is whole and others may go on: only what needs this buffer cannot be computed.
+                self.create(op, class).ok_or_else(|| {
+                    let stats = self.memory_stats();
+                    Error::device(format!("{op}: out of device memory asking for {class} bytes; {stats:?}"))
+                })?
+            }
+        };
+        lock(from).take(class);
+        let held = self.held_by_steps();
+        let mut pool = lock(&self.0.pool);
+        let stats = &mut pool.stats;
+        stats.created += 1;
+        stats.most_used = stats.most_used.max(stats.used + held);
+        stats.peak = stats.peak.max(stats.used + stats.free + held);
+        Ok(raw)
+    }
+
+    /// A new buffer, `None` when the device has no memory for it.
+    fn create(&self, op: &str, bytes: u64) -> Option<wgpu::Buffer> {
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
+        self.create_for(op, bytes, usage)
+    }
+
+    /// A new buffer that the host can read, `None` when there is no memory for it.
+    pub(super) fn create_readable(&self, op: &str, bytes: u64) -> Option<wgpu::Buffer> {
+        self.create_for(op, bytes, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST)
+    }
+
+    fn create_for(&self, op: &str, bytes: u64, usage: wgpu::BufferUsages) -> Option<wgpu::Buffer> {
+        let scope = self.0.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let raw = self.0.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(op),
+            size: bytes,
+            usage,
+            mapped_at_creation: false,
+        });
+        pollster::block_on(scope.pop()).is_none().then_some(raw)
+    }
+
+    /// A buffer with these bytes in it.
+    pub(crate) fn upload(&self, op: &str, bytes: &[u8], padded: u64) -> Arc<Buffer> {
+        // `write_buffer` runs before every command of the next submit, so a buffer that the open batch still reads
+        // must not be its target: only buffers let go in earlier batches qualify.
+        let epoch = self.0.epoch.load(Ordering::Acquire);
+        // Never from a recorded step's own memory: a replay writes the temporaries that lived there before, but uploads nothing.
+        let buffer = self.take_buffer(op, padded, epoch, &self.0.pool);
+        if let Ok(raw) = buffer.data() {
+            self.write_words(raw, 0, bytes);
+            lock(&self.0.recorder).uploaded(self, padded);
+        }
+        buffer
+    }
+
+    /// Writes before the next submit; the last word is filled up with zeros.
+    pub(super) fn write_words(&self, raw: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
+        let whole = bytes.len() / 4 * 4;
+        self.0.queue.write_buffer(raw, offset, &bytes[..whole]);
+        if whole < bytes.len() {
+            let mut tail = [0u8; 4];
+            tail[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+            self.0.queue.write_buffer(raw, offset + whole as u64, &tail);
+        }
+    }
+
+    /// Bytes held by tensors, by recorded steps and by the pool.
+    pub fn memory_stats(&self) -> MemoryStats {
+        let held = self.held_by_steps();
+        let mut stats = lock(&self.0.pool).stats;
+        stats.used += held;
+        stats.steps = held;
+        stats.most_used = stats.most_used.max(stats.used);
+        stats.peak = stats.peak.max(stats.used + stats.free);
+        stats
+    }
+
+    fn held_by_steps(&self) -> u64 {
+        lock(&self.0.steps).iter().filter_map(|(_, pool)| pool.upgrade()).map(|pool| lock(&pool).held()).sum()
+    }
+
+    /// A pool for a step that will be recorded, with the recording's number, which is above 0.
+    pub(crate) fn step_pool(&self) -> (u64, Arc<Mutex<Pool>>) {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let pool = Arc::new(Mutex::new(Pool { of_step: true, ..Pool::default() }));
+        let mut steps = lock(&self.0.steps);
+        steps.retain(|(_, pool)| pool.strong_count() > 0);
+        steps.push((number, Arc::downgrade(&pool)));
+        (number, pool)
+    }
+
+    /// Whether some thread is recording the step of this number now.
+    pub(super) fn is_recording(&self, number: u64) -> bool {
+        let steps = lock(&self.0.steps);
+        let pool = steps.iter().find(|step| step.0 == number).and_then(|(_, pool)| pool.upgrade());
+        drop(steps);
+        pool.is_some_and(|pool| !lock(&pool).is_closed())
+    }
+
+    /// Another buffer over the same memory, which replays will go on writing and which is a tensor's from here on; what holds
+    /// `buffer` itself gets a copy when the pool is closed. One of another pool is its own heir.
+    pub(crate) fn heir(&self, buffer: &Arc<Buffer>, pool: &Arc<Mutex<Pool>>) -> Arc<Buffer> {
+        let Some(memory) = buffer.held().filter(|_| buffer.is_of(pool) && buffer.whole.is_none()) else {
+            return buffer.clone();
+        };
+        let (raw, home) = (memory.raw.clone(), Arc::downgrade(&self.0.pool));
+        lock(&self.0.pool).take(raw.size());
+        lock(pool).inherited += raw.size();
+        Arc::new(Buffer::new(self, buffer.size, Some(Memory { raw, home })))
+    }
+
+    /// Ends the recording of a step: its pool's memory is the replays' from here on. What the step's code made and somebody
+    /// still holds keeps the elements of the recorded run, in memory of its own.
+    pub(crate) fn close(&self, pool: &Arc<Mutex<Pool>>) {
+        let lent = {
+            let mut pool = lock(pool);
+            pool.free.clear();
+            pool.closed = true;
+            std::mem::take(&mut pool.lent)
+        };
+        for buffer in lent.iter().filter_map(Weak::upgrade) {
+            let Ok(old) = buffer.data() else { continue };
+            match self.try_take("step", buffer.size, u64::MAX, &self.0.pool) {
+                Ok(raw) => {
+                    let bytes = buffer.size.next_multiple_of(4).min(old.size());
+                    let mut recorder = lock(&self.0.recorder);
+                    recorder.writes([&buffer]);
+                    recorder.encoder(self).copy_buffer_to_buffer(old, 0, &raw, 0, bytes);
+                    drop(recorder);
+                    let _ = buffer.moved.set(Memory { raw, home: Arc::downgrade(&self.0.pool) });
+                }
+                Err(error) => buffer.fail(&error),
+            }
+        }
+    }
+
+    /// Gives the pool's free buffers back to the driver; returns their bytes.
+    pub fn trim(&self) -> u64 {
+        lock(&self.0.recorder).groups.clear();
+        let mut pool = lock(&self.0.pool);
+        pool.free.clear();
+        std::mem::take(&mut pool.stats.free)
+    }
+}

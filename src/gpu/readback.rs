@@ -1,0 +1,113 @@
+//! Readback through kept staging buffers.
+
+use super::buffer::Buffer;
+use super::memory::size_class;
+use super::{Gpu, lock, recording};
+use crate::error::{Error, Result};
+use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
+
+impl Gpu {
+    /// Copies `bytes` at `offset` of `buffer` to the host; waits for all recorded work.
+    pub(crate) fn read(&self, buffer: &Buffer, offset: u64, bytes: u64) -> Result<Vec<u8>> {
+        let reading = self.start_read(buffer, offset, bytes)?;
+        reading.wait()
+    }
+
+    pub(crate) fn start_read(&self, buffer: &Buffer, offset: u64, bytes: u64) -> Result<Reading> {
+        recording::refuse(self, "a readback")?;
+        self.check()?;
+        buffer.data()?;
+        let padded = bytes.div_ceil(4) * 4;
+        let staging = self.take_staging(padded.max(4))?;
+        let index = self.submit_with_findings(|recorder| {
+            if padded > 0
+                && let Ok(raw) = buffer.data()
+            {
+                recorder.encoder(self).copy_buffer_to_buffer(raw, offset, &staging, 0, padded);
+            }
+        });
+        self.check()?;
+        let (sender, receiver) = std::sync::mpsc::channel();
+        staging.map_async(wgpu::MapMode::Read, .., move |result| {
+            let _ = sender.send(result);
+        });
+        Ok(Reading { gpu: self.clone(), staging: Some(staging), index, bytes, receiver })
+    }
+
+    fn take_staging(&self, bytes: u64) -> Result<wgpu::Buffer> {
+        let mut ring = lock(&self.0.staging);
+        if let Some(at) = ring.iter().position(|b| b.size() >= bytes && b.size() <= bytes.max(4096) * 4) {
+            return Ok(ring.swap_remove(at));
+        }
+        drop(ring);
+        let class = size_class(bytes).min(self.limits().max_buffer_size / 4 * 4).max(bytes);
+        // Known before anything is recorded: a buffer without memory would take the open batch with it.
+        self.create_readable("readback", class).ok_or_else(|| {
+            let stats = self.memory_stats();
+            Error::device(format!("a readback: out of memory asking for {class} bytes; {stats:?}"))
+        })
+    }
+}
+
+/// A readback under way: commands are submitted, [`wait`](Reading::wait) blocks, [`poll`](Reading::poll) does not.
+pub struct Reading {
+    gpu: Gpu,
+    staging: Option<wgpu::Buffer>,
+    index: Option<wgpu::SubmissionIndex>,
+    bytes: u64,
+    receiver: std::sync::mpsc::Receiver<Result<(), wgpu::BufferAsyncError>>,
+}
+
+impl Reading {
+    /// Blocks until the bytes are here, at most as long as `Options::wait`.
+    ///
+    /// # Errors
+    /// The device's fault, if one stands; [`Error::Device`] when it takes too long. [`Error::Outside`] where the device checks
+    /// ids and found some in work recorded before: once, and whether or not these bytes depend on them.
+    pub fn wait(mut self) -> Result<Vec<u8>> {
+        const WHAT: &str = "a readback";
+        self.gpu.wait_for(self.index.take(), WHAT)?;
+        // The map is announced while polling: here, or by another thread at this moment.
+        let mapped = match self.gpu.0.wait {
+            Some(limit) => self.receiver.recv_timeout(limit).map_err(|error| match error {
+                RecvTimeoutError::Timeout => self.gpu.waited(WHAT),
+                RecvTimeoutError::Disconnected => Error::device("a readback was dropped by the driver"),
+            })?,
+            None => {
+                self.receiver.recv().map_err(|_| Error::device("a readback was dropped by the driver"))?
+            }
+        };
+        self.take(mapped)
+    }
+
+    /// The bytes if they are here, else `None`; never blocks.
+    ///
+    /// # Errors
+    /// As [`Reading::wait`].
+    pub fn poll(&mut self) -> Result<Option<Vec<u8>>> {
+        let polled = self.gpu.0.device.poll(wgpu::PollType::Poll);
+        polled.map_err(|e| Error::device(format!("polling a readback: {e}")))?;
+        match self.receiver.try_recv() {
+            Ok(mapped) => self.take(mapped).map(Some),
+            Err(TryRecvError::Empty) => self.gpu.check().map(|()| None),
+            // The sender spoke once and is gone: a second take.
+            Err(TryRecvError::Disconnected) => Err(Error::device("this readback was already taken")),
+        }
+    }
+
+    fn take(&mut self, mapped: Result<(), wgpu::BufferAsyncError>) -> Result<Vec<u8>> {
+        self.gpu.check()?;
+        self.gpu.findings()?;
+        mapped.map_err(|e| Error::device(format!("mapping a readback: {e}")))?;
+        let staging = self.staging.take().ok_or_else(|| Error::device("this readback was already taken"))?;
+        let view = staging.get_mapped_range(..).map_err(|e| Error::device(e.to_string()))?;
+        let bytes = view[..self.bytes as usize].to_vec();
+        drop(view);
+        staging.unmap();
+        let mut ring = lock(&self.gpu.0.staging);
+        if ring.len() < 8 {
+            ring.push(staging);
+        }
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,123 @@
+//! Linear layers whose weight is any [`Site`].
+
+use super::matmul::product::{Product, Right};
+use super::matmul::{Activation, Epilogue};
+use super::site::{LeafGrads, Site};
+use crate::dtype::DType;
+use crate::shape::Shape;
+use crate::tape::{self, Op, Saved, Sink};
+use crate::tensor::{Tensor, same_gpu};
+use std::sync::Arc;
+
+impl dyn Site {
+    /// Runs `work` with this weight, or its transpose, as the right side of a product.
+    pub(in crate::ops) fn multiply(&self, transposed: bool, work: impl FnOnce(Right)) {
+        match self.stored() {
+            Some(w) => work(Right::Tensor(&if transposed { w.t() } else { w })),
+            None => work(Right::Made { load: &|| self.load(), whole: &|| self.expand(), transposed }),
+        }
+    }
+}
+
+impl Tensor {
+    /// `y = act(x W^T + bias) + residual` with `x [.., in]`, `W [out, in]` from any [`Site`]: for few rows the
+    /// sharing kind's load is fused into the product, above 64 rows `W` is made once for this product and let go.
+    ///
+    /// Derivatives: `dx = dy W` with the same load, `dbias` the sum over rows, and the site's own rule for what it
+    /// stores. While a graph is recorded the activation runs as its own op, because its derivative needs its input.
+    ///
+    /// # Panics
+    /// When the sizes do not fit, for integers, or with both an activation and a residual.
+    #[track_caller]
+    pub fn linear(&self, weight: &Arc<dyn Site>, epilogue: Epilogue) -> Tensor {
+        let [n, k] = weight.size();
+        let axes = self.shape().len();
+        assert!(
+            axes >= 1 && self.shape()[axes - 1] == k,
+            "linear: input {} for a weight [{n}, {k}]",
+            self.shape()
+        );
+        assert!(
+            epilogue.residual.is_none() || epilogue.activation == Activation::None,
+            "linear: a residual is added after the layer, an activation comes before it: use one"
+        );
+        let to = self.shape().with(axes - 1, n);
+        if let Some(bias) = epilogue.bias {
+            assert!(**bias.shape() == [n], "linear: bias {} for {n} outputs", bias.shape());
+        }
+        if let Some(residual) = epilogue.residual {
+            assert!(*residual.shape() == to, "linear: residual {} for output {to}", residual.shape());
+        }
+        let leaves = weight.leaves();
+        let mut inputs: Vec<&Tensor> = vec![self];
+        inputs.extend(epilogue.bias);
+        inputs.extend(epilogue.residual);
+        inputs.extend(&leaves);
+        same_gpu("linear", &inputs);
+        let tracked = tape::tracks(&inputs);
+        let fused =
+            Epilogue { activation: if tracked { Activation::None } else { epilogue.activation }, ..epilogue };
+        let rows: usize = self.shape()[..axes - 1].iter().product();
+        assert!(self.dtype().is_float(), "linear: needs floats, got {}; cast first", self.dtype());
+        let x = self.reshape([rows, k]);
+        let y = Tensor::empty(self.gpu(), "linear", [x.shape()[0], n], DType::F32);
+        weight.multiply(true, |right| {
+            Product { epilogue: fused, ..Product::new("linear", &x.detach(), right) }.write(&y);
+        });
+        let y = y.reshape(to).made_by(&inputs, || {
+            Box::new(Linear {
+                x: Saved::new(&x),
+                shape: *self.shape(),
+                leaves: leaves.iter().map(Saved::new).collect(),
+                weight: weight.clone(),
+                bias: epilogue.bias.is_some(),
+                residual: epilogue.residual.is_some(),
+            })
+        });
+        if tracked { epilogue.activation.apply(&y) } else { y }
+    }
+}
+
+struct Linear {
+    x: Saved,
+    shape: Shape,
+    leaves: Vec<Saved>,
+    weight: Arc<dyn Site>,
+    bias: bool,
+    residual: bool,
+}
+
+impl Op for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(full) = &dy[0] else { return };
+        let x = self.x.get("linear");
+        // The site reads its leaves itself: this only checks that they are what they were.
+        for leaf in &self.leaves {
+            leaf.get("linear");
+        }
+        let [n, k] = self.weight.size();
+        let dy = full.reshape([x.shape()[0], n]).contiguous();
+        if sink.needs(0) {
+            let dx = Tensor::empty(dy.gpu(), "linear", [x.shape()[0], k], DType::F32);
+            self.weight.multiply(false, |right| Product::new("linear", &dy, right).write(&dx));
+            sink.add(0, dx.reshape(self.shape));
+        }
+        let mut next = 1;
+        if self.bias {
+            if sink.needs(next) {
+                sink.add(next, dy.sum(0));
+            }
+            next += 1;
+        }
+        if self.residual {
+            sink.add(next, full.clone());
+            next += 1;
+        }
+        if (0..self.leaves.len()).any(|i| sink.needs(next + i)) {
+            self.weight.backward(x, &dy, &mut LeafGrads::new(sink, next));
+        }
+    }
+}

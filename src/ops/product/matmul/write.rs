@@ -1,0 +1,195 @@
+//! From a product to its dispatches: the inner axis in parts where the device would be idle otherwise, in pieces where a thread would
+//! walk too far, rows or batches in halves where a dispatch would take too long.
+
+use super::Epilogue;
+use super::choose::choose;
+use super::core::{Core, MOST_GROUPS, Problem};
+use super::operand;
+use super::parts::Cut;
+use super::product::{Product, Right, Rows};
+use crate::dtype::DType;
+use crate::gpu::DeviceClass;
+use crate::ops::reduction::reduce;
+use crate::tensor::Tensor;
+
+/// `x` of two axes as a view `[parts, ..]`: parts of `len` along `axis`, from `first` on.
+fn view(x: &Tensor, axis: usize, first: usize, Cut { parts, len }: Cut) -> Tensor {
+    let mut sizes = [parts, x.shape()[0], x.shape()[1]];
+    let mut strides = x.strides;
+    (strides[0], strides[1], strides[2]) = (len * x.strides[axis], x.strides[0], x.strides[1]);
+    sizes[axis + 1] = len;
+    let offset = x.offset + first * x.strides[axis];
+    Tensor { shape: sizes.into(), strides, offset, edge: None, ..x.clone() }
+}
+
+impl Product<'_> {
+    /// Makes it, `y` its result: in one dispatch, or in parts of the inner axis where tiles are few.
+    pub fn write(self, y: &Tensor) {
+        let [m, n, k] = self.sizes(y);
+        if m * n == 0 || y.count() == 0 {
+            return;
+        }
+        if k == 0 {
+            if !self.accumulate {
+                self.finish(Tensor::zeros(y.gpu(), y.shape()), y);
+            }
+            return;
+        }
+        if self.rhs.is_fused(m) {
+            return self.launch(y);
+        }
+        let right = self.rhs.made();
+        let product = Product { rhs: Right::Tensor(&right), ..self };
+        let scattered = matches!(product.rows, Rows::Scattered { .. });
+        match product.cut(y, &right).filter(|_| !scattered) {
+            Some(cut) => product.in_parts(y, &right, cut),
+            None => product.launch(y),
+        }
+    }
+
+    /// How to cut the inner axis of two matrices.
+    fn cut(&self, y: &Tensor, right: &Tensor) -> Option<Cut> {
+        if y.shape().len() > 2 {
+            return None;
+        }
+        let [m, n, k] = self.sizes(y);
+        let ((left, left_half), (right, right_half)) =
+            (operand::slot(self.lhs, false), operand::slot(right, true));
+        let half = left_half && right_half || y.gpu().rounds_products();
+        let problem = Problem { m, n, k, batch: 1, left, right, half, coop: None };
+        Cut::of(y.gpu().class(), &problem.on(y.gpu()))
+    }
+
+    /// Part by part of the inner axis, then their sum.
+    fn in_parts(self, y: &Tensor, right: &Tensor, cut: Cut) {
+        let [m, n, _] = self.sizes(y);
+        let parts = Tensor::empty(y.gpu(), self.op, [cut.parts, m, n], DType::F32);
+        self.write_parts(right, cut, &parts, false);
+        if self.is_plain() && !self.accumulate {
+            return reduce::sum_parts(self.op, &parts, y);
+        }
+        let sum = parts.sum(0);
+        if self.is_plain() { sum.write_to(self.op, y, true) } else { self.finish(sum, y) }
+    }
+
+    /// The product of each part, into `to [parts, m, n]`.
+    pub fn write_parts(&self, right: &Tensor, cut: Cut, to: &Tensor, accumulate: bool) {
+        let whole = cut.parts * cut.len;
+        // Those of equal length in one dispatch. What is left is added to the first: a place that every adapter can bind.
+        let left = Cut { parts: 1, len: right.shape()[0] - whole };
+        for (first, piece) in [(0, cut), (whole, left)].into_iter().filter(|(_, piece)| piece.len > 0) {
+            let of = |x: &Tensor, axis: usize| view(x, axis, first, piece);
+            let (lhs, rhs) = (of(self.lhs, 1), of(right, 0));
+            let (own, accumulate) = (to.slice(0, 0..piece.parts), accumulate || first > 0);
+            let new = Product::new(self.op, &lhs, Right::Tensor(&rhs));
+            let one = Product { rows: self.rows, accumulate, parts: piece.parts, ..new };
+            one.launch(&own);
+        }
+    }
+
+    /// Makes it by the kernel that is chosen for it, in one dispatch unless a limit stands in the way.
+    pub fn launch(self, y: &Tensor) {
+        let gpu = y.gpu();
+        let prepared = self.prepare(y);
+        let problem = &prepared.problem;
+        let class = gpu.class();
+        let long = class.seconds(problem.operand_bytes(), problem.flops()) > DeviceClass::LONGEST;
+        let many = || Core::by_table(class, problem).grid(problem).iter().any(|&n| n > MOST_GROUPS);
+        if (long || many())
+            && let Some(middle) = self.middle(y)
+        {
+            return self.in_halves(y, middle);
+        }
+        let core = choose(gpu, problem);
+        let load = prepared.load.as_ref().map_or(0, |load| load.turns);
+        let most = core.longest(load);
+        if problem.k > most {
+            return self.in_pieces(y, if load > 0 { core.longest(0) } else { most });
+        }
+        self.dispatch(y, &prepared, core);
+    }
+
+    /// Piece by piece of an inner axis that is too long for one launch, each adding to the ones before.
+    fn in_pieces(self, y: &Tensor, most: usize) {
+        let k = self.lhs.shape()[self.lhs.shape().len() - 1];
+        let right = self.rhs.made();
+        let plain = self.is_plain();
+        let sum = if plain { y.clone() } else { Tensor::empty(y.gpu(), self.op, y.shape(), DType::F32) };
+        for first in (0..k).step_by(most) {
+            let piece = first..k.min(first + most);
+            let (lhs, rhs) = (self.lhs.slice(-1, piece.clone()), right.slice(-2, piece));
+            let accumulate = self.accumulate || first > 0;
+            Product { rows: self.rows, accumulate, ..Product::new(self.op, &lhs, Right::Tensor(&rhs)) }
+                .launch(&sum);
+        }
+        if !plain {
+            self.finish(sum, y);
+        }
+    }
+
+    /// Where its rows, or the entries of its first axis, can be made one half after the other: at a place that every adapter can bind,
+    /// which is a multiple of 64 elements of what is written, of lists and of gates.
+    fn middle(&self, y: &Tensor) -> Option<usize> {
+        if y.shape().len() == 2 {
+            let rows = self.sizes(y)[0];
+            return (rows >= 256).then(|| (rows / 2).next_multiple_of(128));
+        }
+        let (size, step) = (y.shape()[0], y.count() / y.shape()[0].max(1));
+        let plain = !matches!(self.rows, Rows::Scattered { .. }) && self.is_plain();
+        // The nearest to the middle of those places.
+        let aligned = |at: &usize| (at * step).is_multiple_of(64);
+        (1..size).filter(aligned).min_by_key(|at| at.abs_diff(size / 2)).filter(|_| plain)
+    }
+
+    /// In two halves: a dispatch that takes seconds ends in a driver's watchdog, and one of too many workgroups is refused.
+    fn in_halves(self, y: &Tensor, half: usize) {
+        let axes = y.shape().len();
+        let right = self.rhs.made();
+        let size = if axes == 2 { self.sizes(y)[0] } else { y.shape()[0] };
+        for own in [0..half, half..size] {
+            let of = |x: &Tensor| x.slice(0, own.clone());
+            let [list, gate] = match self.rows {
+                Rows::All => [None, None],
+                // Parts of an inner axis all have the same rows.
+                Rows::Gathered(list) => [Some(if axes == 2 { of(list) } else { list.clone() }), None],
+                Rows::Scattered { list, gate } => [Some(of(list)), Some(of(gate))],
+            };
+            let rows = match (&list, &gate) {
+                (None, _) => Rows::All,
+                (Some(list), None) => Rows::Gathered(list),
+                (Some(list), Some(gate)) => Rows::Scattered { list, gate },
+            };
+            // A broadcast operand has no part of its own in a half of the batches.
+            let batches =
+                |x: &Tensor| if x.shape().len() == axes && x.shape()[0] > 1 { of(x) } else { x.clone() };
+            let (lhs, rhs) = match (axes, &gate) {
+                (2, _) if matches!(rows, Rows::Gathered(_)) => (self.lhs.clone(), right.clone()),
+                (2, _) => (of(self.lhs), right.clone()),
+                _ => (batches(self.lhs), batches(&right)),
+            };
+            // A layer's residual comes in the shape of its caller.
+            let residual = self.epilogue.residual.map(|r| of(&r.detach().reshape(*y.shape())));
+            let [before, slope] = [self.before, self.slope].map(|x| x.map(of));
+            let epilogue = Epilogue { residual: residual.as_ref(), ..self.epilogue };
+            let (before, slope) = (before.as_ref(), slope.as_ref());
+            let (lhs, rhs) = (&lhs, Right::Tensor(&rhs));
+            let to = if gate.is_some() { y.clone() } else { of(y) };
+            Product { lhs, rhs, rows, epilogue, before, slope, ..self }.launch(&to);
+        }
+    }
+
+    /// The epilogue alone, as elementwise ops on a sum that is there.
+    fn finish(&self, sum: Tensor, y: &Tensor) {
+        let Epilogue { bias, activation, residual } = self.epilogue;
+        let sum = bias.map_or(sum.clone(), |bias| sum.add(&bias.detach()));
+        if let Some(before) = self.before {
+            sum.clone().write_to(self.op, before, false);
+        }
+        let sum = match self.slope {
+            Some(at) => Tensor::lazy("slope", "$0 * dgelu($1)", DType::F32, *y.shape(), &[&sum, at]),
+            None => activation.apply(&sum),
+        };
+        let last = residual.map_or(sum.clone(), |r| sum.add(&r.detach().reshape(*y.shape())));
+        last.write_to(self.op, y, false);
+    }
+}
