@@ -37,7 +37,7 @@ fn fill(gpu: &Gpu, op: &'static str, entry: &str, shape: Shape, draw: Draw) -> T
         .set("key", draw.stream.key)
         .set("stream", draw.stream.id)
         .set("scale", 1.0f32)
-        .set("offset", 0.0f32)
+        .set("shift", 0.0f32)
         .turns(0)
         .reuse(4)
         .live(Live::Stream { generator: draw.generator });
