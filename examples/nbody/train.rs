@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tiebeam::geometry::Graph;
 use tiebeam::geometry::vectors::{Mat3, orthogonal, times, times_transposed};
-use tiebeam::gpu::buffer::Reading;
+use tiebeam::gpu::readback::Reading;
 use tiebeam::nn::Parameters;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, Schedule};
 use tiebeam::{Error, Gpu, Result, Rng, Step, Tensor, no_grad};
