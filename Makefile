@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help demo smollm test test-discrete test-long bench lint cross docs vulkan components targets
+.PHONY: help demo smollm test test-discrete test-listed test-long variants bench lint cross docs vulkan components targets
 
 # What `make cross` checks beside this machine's own system.
 CROSS = x86_64-pc-windows-msvc aarch64-apple-darwin
@@ -27,6 +27,21 @@ test-long: vulkan ## long walks, sums of up to 2^26 terms, threads for minutes, 
 	TIEBEAM_LONG=1 $(CARGO) test --release --features cli,capi --test long
 	TIEBEAM_DEVICE=discrete $(CARGO) test --release --features cli,capi
 	TIEBEAM_GRAPHS=3000 $(CARGO) test --release --features cli,capi --test graphs
+
+# Held to the list, so that what runs here has been seen by every target's compiler: a kernel outside of it fails.
+test-listed: export TIEBEAM_VARIANTS = $(CURDIR)/shaders/variants.txt
+test-listed: test test-discrete
+
+# From nothing, so that a kernel which nobody makes any more leaves the list.
+variants: export TIEBEAM_VARIANTS = $(CURDIR)/shaders/variants.txt
+variants: export TIEBEAM_RECORD_VARIANTS = 1
+variants: vulkan ## make shaders/variants.txt anew: every kernel that suite and benchmark compile; half an hour
+	rm -f $(TIEBEAM_VARIANTS)
+	$(CARGO) test --release --features cli,capi --no-fail-fast -- --skip every_variant_translates --skip lines_are_read_back
+	TIEBEAM_DEVICE=discrete $(CARGO) test --release --features cli,capi --test ops --test sharing --test geometry --test training
+	$(CARGO) run --release --features cli --bin tiebeam -- bench --suite full
+	$(CARGO) test --release --features cli,capi --test plans
+	LC_ALL=C sort -u -o $(TIEBEAM_VARIANTS) $(TIEBEAM_VARIANTS)
 
 bench: vulkan ## every benchmark on this machine's adapter
 	$(CARGO) bench --features cli

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
-use tiebeam::models::recursive::{Config, Recursive, Sharing};
+use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
 use tiebeam::nn::Parameters;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, Schedule};
 use tiebeam::{Error, Gpu, Result, Rng, Tensor, files, no_grad};
@@ -151,7 +151,7 @@ fn train(
     steps: u32,
     bar: &ProgressBar,
 ) -> Result<Value> {
-    let config = Config {
+    let config = RecursiveConfig {
         vocab: text.vocab,
         width: WIDTH,
         heads: 4,

@@ -7,15 +7,15 @@ use std::sync::Arc;
 use support::folder::Folder;
 use support::{download, gpu};
 use tiebeam::models::convert::{low_rank, low_rank_seen};
-use tiebeam::models::llama::{Config, Llama};
-use tiebeam::models::masa::{Plan, drift, groups};
+use tiebeam::models::llama::{Llama, LlamaConfig};
+use tiebeam::models::masa::{MasaPlan, drift, groups};
 use tiebeam::nn::{Parameters, distillation};
 use tiebeam::ops::sequence::rope::Pairing;
 use tiebeam::share::Tied;
 use tiebeam::store::{Entry, File, save};
 use tiebeam::{Error, Rng, Tensor};
 
-const CONFIG: Config = Config {
+const CONFIG: LlamaConfig = LlamaConfig {
     vocab: 23,
     width: 16,
     heads: 4,
@@ -104,11 +104,13 @@ fn what_does_not_fit_is_named() {
     let error = refused(Llama::from_weights(gpu(), &lacking, CONFIG));
     assert!(error.contains("model.layers.1.mlp.up_proj.weight"), "{error}");
     let whole = file("other", "").unwrap();
-    let error = refused(Llama::from_weights(gpu(), &whole, Config { hidden: 32, ..CONFIG }));
+    let error = refused(Llama::from_weights(gpu(), &whole, LlamaConfig { hidden: 32, ..CONFIG }));
     assert!(error.contains("mlp.gate_proj"), "{error}");
-    for wrong in
-        [Config { heads: 3, ..CONFIG }, Config { kv_heads: 3, ..CONFIG }, Config { layers: 0, ..CONFIG }]
-    {
+    for wrong in [
+        LlamaConfig { heads: 3, ..CONFIG },
+        LlamaConfig { kv_heads: 3, ..CONFIG },
+        LlamaConfig { layers: 0, ..CONFIG },
+    ] {
         let error = refused(Llama::from_weights(gpu(), &whole, wrong));
         assert!(error.contains("no Llama model"), "{error}");
     }
@@ -122,24 +124,24 @@ fn settings_come_from_config_json() {
             "intermediate_size": 24, "num_hidden_layers": 2, "max_position_embeddings": 12, "rms_norm_eps": 1e-5{extra}}}"#
         )
     };
-    assert_eq!(Config::from_json(&text(r#", "rope_theta": 10000.0"#)).unwrap(), CONFIG);
+    assert_eq!(LlamaConfig::from_json(&text(r#", "rope_theta": 10000.0"#)).unwrap(), CONFIG);
     let newer = text(r#", "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}"#);
-    assert_eq!(Config::from_json(&newer).unwrap().rope_base, 500.0);
+    assert_eq!(LlamaConfig::from_json(&newer).unwrap().rope_base, 500.0);
     let null = text(r#", "rope_parameters": null, "rope_theta": 500.0"#);
-    assert_eq!(Config::from_json(&null).unwrap().rope_base, 500.0);
+    assert_eq!(LlamaConfig::from_json(&null).unwrap().rope_base, 500.0);
     for (extra, word) in [
         (r#", "rope_scaling": {"type": "linear"}"#, "rotary"),
         (r#", "attention_bias": true"#, "biases"),
         (r#", "head_dim": 8"#, "heads of 8"),
         (r#", "rope_parameters": {"rope_type": "llama3"}"#, "rotary"),
     ] {
-        let error = Config::from_json(&text(extra)).expect_err(extra).to_string();
+        let error = LlamaConfig::from_json(&text(extra)).expect_err(extra).to_string();
         assert!(error.contains(word), "{extra}: {error}");
     }
     for (from, to, word) in
         [("llama", "gpt2", "'gpt2'"), ("vocab_size", "words", "vocab_size"), ("{", "", "config.json")]
     {
-        let error = Config::from_json(&text("").replacen(from, to, 1)).expect_err(word).to_string();
+        let error = LlamaConfig::from_json(&text("").replacen(from, to, 1)).expect_err(word).to_string();
         assert!(error.contains(word), "{error}");
     }
 }
@@ -156,19 +158,19 @@ fn apart(a: &Tensor, b: &Tensor) -> f64 {
 #[test]
 fn a_model_from_dictionaries_is_the_model_when_nothing_is_left_out() {
     let model = Llama::from_weights(gpu(), &file("masa", "").unwrap(), CONFIG).unwrap();
-    let (x, plan) = (sample(), Plan { atoms: 2, groups: 1, rank: 0 });
+    let (x, plan) = (sample(), MasaPlan { atoms: 2, groups: 1, rank: 0 });
     let want = model.forward(&x);
     let whole = model.masa(plan, &x, |_| {}).unwrap();
     assert!(apart(&whole.forward(&x), &want) < 1e-4, "as many atoms as layers");
     // One atom: what it lacks is in the low-rank parts, all of it at full rank.
-    let one = |rank| model.masa(Plan { atoms: 1, groups: 1, rank }, &x, |_| {}).unwrap();
+    let one = |rank| model.masa(MasaPlan { atoms: 1, groups: 1, rank }, &x, |_| {}).unwrap();
     let errors = [0, 4, 16].map(|rank| apart(&one(rank).forward(&x), &want));
     assert!(errors[0] > errors[1] && errors[1] > errors[2] && errors[2] < 1e-4, "{errors:?}");
     // Again, from a model that is made already.
     let again = one(16).masa(plan, &x, |_| {}).unwrap();
     assert!(again.made.len() == 4 && apart(&again.forward(&x), &want) < 2e-4);
     // A group of one block each: an atom is the block's own weight.
-    let apart_groups = model.masa(Plan { atoms: 2, groups: 2, rank: 0 }, &x, |_| {}).unwrap();
+    let apart_groups = model.masa(MasaPlan { atoms: 2, groups: 2, rank: 0 }, &x, |_| {}).unwrap();
     assert_eq!(apart_groups.made.len(), 8);
     assert!(apart(&apart_groups.forward(&x), &want) < 1e-4);
     // What is stored, and what learns.
@@ -231,7 +233,7 @@ fn the_whitened_residual_errs_least_on_what_was_seen() {
 fn plans_that_do_not_fit_are_refused() {
     let model = Llama::from_weights(gpu(), &file("plan", "").unwrap(), CONFIG).unwrap();
     let refused = |atoms, groups, rank| {
-        let made = model.masa(Plan { atoms, groups, rank }, &sample(), |_| {});
+        let made = model.masa(MasaPlan { atoms, groups, rank }, &sample(), |_| {});
         made.err().expect("refused").to_string()
     };
     for (plan, words) in [

@@ -10,10 +10,10 @@ use std::collections::BTreeMap;
 use support::folder::Folder;
 use support::{download, gpu, matching_vectors};
 use tiebeam::merge::{
-    ActivationMatching, Layer, MatchOptions, Matching, Mlp, Permutation, Shards, Similarity, Spec,
+    ActivationMatching, LayerNames, MatchOptions, Matching, MlpModel, Permutation, Shards, Similarity, Spec,
     VisitOrder, Weights, group_costs, match_weights, reset_statistics,
 };
-use tiebeam::models::llama::{Config, Llama};
+use tiebeam::models::llama::{Llama, LlamaConfig};
 use tiebeam::ops::sequence::rope::Pairing;
 use tiebeam::store::save_tensors;
 use tiebeam::{Rng, Tensor};
@@ -43,7 +43,7 @@ fn mlp(sizes: &[usize], seed: u64) -> Model {
 }
 
 fn mlp_spec(model: &Model) -> Spec {
-    Spec::mlp(model, &Mlp::of(model).expect("an MLP").layers()).expect("a spec")
+    Spec::mlp(model, &MlpModel::of(model).expect("an MLP").layers()).expect("a spec")
 }
 
 fn found(spec: &Spec, a: &Model, b: &dyn Weights, options: &MatchOptions) -> Matching {
@@ -92,7 +92,7 @@ fn most_apart(a: &Tensor, b: &Tensor) -> f64 {
     download(a).iter().zip(download(b)).fold(0.0, |most, (x, y)| most.max((x - y).abs()))
 }
 
-const LLAMA: Config = Config {
+const LLAMA: LlamaConfig = LlamaConfig {
     vocab: 40,
     width: 48,
     heads: 6,
@@ -351,7 +351,7 @@ fn checkpoints_on_disk_are_matched_too() {
 fn activations_find_what_was_planted() {
     let model = mlp(&[16, 24, 20, 5], 8);
     let spec = mlp_spec(&model);
-    let net = Mlp::of(&model).unwrap();
+    let net = MlpModel::of(&model).unwrap();
     let x = Tensor::randn(gpu(), [200, 16], &mut Rng::new(3));
     for similarity in [Similarity::InnerProduct, Similarity::Correlation] {
         let planted = planted(&spec, &model, 4);

@@ -10,7 +10,7 @@ use support::{folder, gpu};
 use tiebeam::Error;
 use tiebeam::files::MANIFEST;
 use tiebeam::merge::run::CONFIG;
-use tiebeam::merge::{Config, Job, yaml};
+use tiebeam::merge::{Job, MergeConfig, yaml};
 use tiebeam::store::FileDType;
 
 #[test]
@@ -125,7 +125,7 @@ fn models_that_do_not_fit_are_listed_all_at_once() {
         assert!(message.contains(words), "{words}: {message}");
     }
     // The plan shows the same, and what there is.
-    let job = Job::open(Config::from_value(&yaml::parse(config).unwrap(), &folder.0).unwrap()).unwrap();
+    let job = Job::open(MergeConfig::from_value(&yaml::parse(config).unwrap(), &folder.0).unwrap()).unwrap();
     let plan = job.describe(1 << 30);
     assert!(
         plan.contains("problem ") && plan.contains("model.layers.3.norm.weight F32 [6] merged"),
@@ -173,7 +173,7 @@ fn stopped_runs_and_foreign_folders() {
     let folder = Folder::new("stopped");
     three(&folder);
     let config = "merge_method: average\nmodels: [{model: a}, {model: b}]";
-    let job = Job::open(Config::from_value(&yaml::parse(config).unwrap(), &folder.0).unwrap()).unwrap();
+    let job = Job::open(MergeConfig::from_value(&yaml::parse(config).unwrap(), &folder.0).unwrap()).unwrap();
     let run = |out: &str, stop_after: usize| {
         let mut calls = 0;
         job.run(gpu(), &job.sources(), &folder.0.join(out), 700, config, &mut |_| {
@@ -220,7 +220,8 @@ fn a_second_merge_keeps_what_is_somebodys() {
         let before = std::fs::read(&path).ok();
         folder.write(&format!("out/{name}"), text);
         // Before the first tensor is read.
-        let job = Job::open(Config::from_value(&yaml::parse(config).unwrap(), &folder.0).unwrap()).unwrap();
+        let job =
+            Job::open(MergeConfig::from_value(&yaml::parse(config).unwrap(), &folder.0).unwrap()).unwrap();
         let run = |out| {
             job.run(gpu(), &job.sources(), out, 5 << 30, config, &mut |_| panic!("nothing is worked on"))
         };
@@ -277,7 +278,7 @@ proptest::proptest! {
             }
         }
         if let Ok(value) = yaml::parse(&text) {
-            let _ = Config::from_value(&value, Path::new("."));
+            let _ = MergeConfig::from_value(&value, Path::new("."));
         }
     }
 }

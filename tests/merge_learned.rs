@@ -11,7 +11,7 @@ use tiebeam::merge::pareto::{Link, Search, Surrogate, front, hypervolume, sample
 use tiebeam::merge::pleas::{Split, flops_factor, least_squares, merge_bias, merge_layer, targets};
 use tiebeam::merge::reversible::Reversible;
 use tiebeam::merge::signature::{Patched, Signature};
-use tiebeam::merge::{Mlp, Weights};
+use tiebeam::merge::{MlpModel, Weights};
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
 use tiebeam::{Rng, Tensor};
 
@@ -222,7 +222,7 @@ fn pleas_between_the_average_and_both_models() {
     let mut rng = Rng::new(21);
     let (a, b) = (network(&mut rng), network(&mut rng));
     let x = normal(&[64, 6], &mut rng);
-    let outputs = |w: &BTreeMap<String, Tensor>| Mlp::of(w).unwrap().outputs(gpu(), w, &x).unwrap();
+    let outputs = |w: &BTreeMap<String, Tensor>| MlpModel::of(w).unwrap().outputs(gpu(), w, &x).unwrap();
     let merged = |ratio: f64| {
         let agreement: Vec<f64> = (0..8).map(|i| ((i * 5) % 8) as f64).collect();
         let hidden = Split::by_agreement(&agreement, ratio);

@@ -1,11 +1,15 @@
 //! What the ops will launch on devices that are not here: plans are pure functions of sizes and of the device's class. No device
 //! needed. `tiebeam bench --plan` prints the same for the device that is here.
 
+#[path = "support/folder.rs"]
+mod folder;
+
+use std::collections::BTreeSet;
 use tiebeam::gpu::DeviceClass;
 use tiebeam::gpu::plan::Pass;
 use tiebeam::ops::moves::embedding;
 use tiebeam::ops::product::matmul;
-use tiebeam::ops::product::matmul::plan::{Kind, Sizes};
+use tiebeam::ops::product::matmul::plan::{ProductKind, Sizes};
 use tiebeam::ops::reduction::{norm, reduce, softmax};
 use tiebeam::ops::sequence::attention;
 
@@ -20,7 +24,7 @@ const UNTIL_11: bool = true;
 const FULL: bool = false;
 
 fn product(batch: usize, [m, k, n]: [usize; 3], turned: [bool; 2]) -> Sizes {
-    Sizes { batch, m, n, k, turned, half: false, coop: None, kind: Kind::Tensors }
+    Sizes { batch, m, n, k, turned, half: false, coop: None, kind: ProductKind::Tensors }
 }
 
 /// What a name in [`EXPECTED`] stands for.
@@ -45,9 +49,9 @@ fn plan(class: &DeviceClass, name: &str) -> Vec<Pass> {
             matmul::plan::plan(class, product(1, [m, k, n], [true, false]))
         }
         // The same two sides of a layer whose weight is made in the loads, and rows added to where a list says.
-        ("linear of a site", &[m, k, n]) => of_kind(Kind::Site, [m, k, n], [false, true]),
-        ("gradient through a site", &[m, k, n]) => of_kind(Kind::Site, [m, k, n], [false; 2]),
-        ("scattered linear", &[m, k, n]) => of_kind(Kind::Scattered, [m, k, n], [false, true]),
+        ("linear of a site", &[m, k, n]) => of_kind(ProductKind::Site, [m, k, n], [false, true]),
+        ("gradient through a site", &[m, k, n]) => of_kind(ProductKind::Site, [m, k, n], [false; 2]),
+        ("scattered linear", &[m, k, n]) => of_kind(ProductKind::Scattered, [m, k, n], [false, true]),
         // Over the middle axis.
         ("sum", &[outer, size, inner]) => reduce::plan(class, [outer, size, inner]),
         ("layer_norm", _) => norm::plan(class, two())[0].clone(),
@@ -77,6 +81,30 @@ fn plans_are_as_expected() {
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
+}
+
+/// Kernels for devices that no machine here has: those of every class' plans, and those for matrix units.
+#[test]
+fn planned_kernels_are_in_the_list_of_variants() {
+    let classes = DeviceClass::all();
+    let rows = EXPECTED.iter().map(|(_, name, ..)| *name);
+    let planned = rows.flat_map(|name| classes.iter().flat_map(move |class| plan(class, name)));
+    let sources = planned.map(|pass| pass.source).chain(matmul::core::for_matrix_units());
+    let lines: BTreeSet<String> = sources.flat_map(|source| source.lines()).collect();
+    let path = folder::root().join("shaders/variants.txt");
+    let list = std::fs::read_to_string(&path).unwrap_or_default();
+    let known: BTreeSet<&str> = list.lines().collect();
+    let missing: Vec<&str> = lines.iter().map(String::as_str).filter(|line| !known.contains(line)).collect();
+    if std::env::var_os("TIEBEAM_RECORD_VARIANTS").is_some() {
+        let all: BTreeSet<&str> = known.into_iter().chain(missing).collect();
+        let text = all.into_iter().map(|line| format!("{line}\n")).collect::<String>();
+        return std::fs::write(&path, text).expect("the list is writable");
+    }
+    assert!(
+        missing.is_empty(),
+        "not in shaders/variants.txt; run `make variants` or add:\n{}",
+        missing.join("\n")
+    );
 }
 
 /// Whether a dispatch keeps a device busy: two workgroups of 256 threads (or eight of 64) a multiprocessor, unless in one half as

@@ -1,5 +1,7 @@
 //! Every kernel in every variant, as Vulkan, Metal and DX12 would get it. Needs no GPU.
 
+#[path = "support/folder.rs"]
+mod folder;
 #[path = "shaders/lint.rs"]
 mod lint;
 
@@ -11,6 +13,7 @@ use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tiebeam::gpu::shader::{Assembled, Source, file, fragments, names};
+use tiebeam::gpu::variants::from_line;
 
 /// A writer of one entry point; `checked` asks for the checks that debug builds run with.
 type Write = fn(&Module, &ModuleInfo, entry: &str, checked: bool) -> Result<(), String>;
@@ -183,29 +186,42 @@ fn translate_all(variants: &[Source]) -> (Vec<String>, BTreeSet<String>, usize) 
     (problems, files, entries)
 }
 
+/// The list of what suite and benchmark have made, one a line.
+fn variants() -> Vec<Source> {
+    let path = folder::root().join("shaders/variants.txt");
+    let list = std::fs::read_to_string(&path)
+        .unwrap_or_else(|e| panic!("{}: {e}; run `make variants`", path.display()));
+    let source = |line: &str| from_line(line).unwrap_or_else(|| panic!("no kernel has the line: {line}"));
+    list.lines().map(source).collect()
+}
+
 #[test]
 fn every_variant_translates_to_every_target() {
-    #[cfg(feature = "cli")]
-    let bench = tiebeam::bench::ceilings::shader_variants();
-    #[cfg(not(feature = "cli"))]
-    let bench = Vec::new();
-    let variants = [
-        tiebeam::ops::shader_variants(),
-        tiebeam::share::shader_variants(),
-        tiebeam::optim::shader_variants(),
-        bench,
-    ]
-    .concat();
+    let variants = variants();
     let (mut problems, files, entries) = translate_all(&variants);
-    let kernels = names()
-        .into_iter()
-        .filter(|name| cfg!(feature = "cli") || !name.starts_with("bench_"))
-        .filter_map(file);
+    let kernels = names().into_iter().filter_map(file);
     let parts = fragments().into_iter().filter_map(|name| file(&format!("lib/{name}")));
     let unused = kernels.chain(parts).filter(|file| !files.contains(*file));
-    problems.extend(unused.map(|file| format!("{file}\n  no variant in ops::shader_variants() uses it")));
+    problems.extend(unused.map(|file| format!("{file}\n  no variant in shaders/variants.txt uses it")));
     println!("{} variants, {entries} entry points, {} files", variants.len(), files.len());
+    assert!(!variants.is_empty() && entries > 0, "the list of variants is empty");
     assert!(problems.is_empty(), "{} problems:\n{}", problems.len(), problems.join("\n"));
+}
+
+/// What a line says is what it was written from: nothing of a kernel is lost in the list.
+#[test]
+fn lines_are_read_back() {
+    let source =
+        Source::file("softmax").u32("LANES", 8).bool("LOG", true).f32("SCALE", -1.5).i32("SHIFT", i32::MIN);
+    let source = source.alias("Elem", "vec4<f32>").slot("piece", "piece_4").enable("f16");
+    let lines = source.lines();
+    assert_eq!(lines.len(), 1);
+    assert_eq!(Source::from_line(&lines[0]).expect("a kernel").key(), source.key());
+    for source in variants() {
+        for line in source.lines() {
+            assert!(from_line(&line).is_some_and(|again| again.lines().contains(&line)), "{line}");
+        }
+    }
 }
 
 /// Problems of a text, one a line.

@@ -7,7 +7,7 @@ use tiebeam::decode::{DepthBatch, Emitted, Exit, Request, Scheduling};
 use tiebeam::models::convert::{Selection, low_rank, untied_names};
 use tiebeam::models::foldgpt::{Gated, tail_distillation};
 use tiebeam::models::mor::{Keys, Mor, Routing, capacities};
-use tiebeam::models::recursive::{Config, Recursive, Sharing};
+use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
 use tiebeam::models::sret::Sliced;
 use tiebeam::models::widenet::{Experts, WideNet};
 use tiebeam::nn::{Mask, Parameters};
@@ -15,8 +15,8 @@ use tiebeam::ops::sequence::cache::KvCache;
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
 use tiebeam::{Rng, Tensor};
 
-fn config(depth: usize, sharing: Sharing) -> Config {
-    Config { vocab: 11, width: 16, heads: 2, hidden: 24, context: 8, depth, sharing }
+fn config(depth: usize, sharing: Sharing) -> RecursiveConfig {
+    RecursiveConfig { vocab: 11, width: 16, heads: 2, hidden: 24, context: 8, depth, sharing }
 }
 
 fn model(depth: usize, sharing: Sharing) -> Recursive {
@@ -139,7 +139,8 @@ fn untying_takes_the_optimizer_along() {
 #[test]
 fn dictionaries_store_what_the_published_count_says() {
     let sizes = |sharing| {
-        let config = Config { vocab: 63, width: 128, heads: 4, hidden: 512, context: 64, depth: 6, sharing };
+        let config =
+            RecursiveConfig { vocab: 63, width: 128, heads: 4, hidden: 512, context: 64, depth: 6, sharing };
         Parameters::of(&Recursive::new(gpu(), config, &mut Rng::new(1))).stored()
     };
     assert_eq!(sizes(Sharing::None), 1_197_568);
@@ -185,7 +186,8 @@ fn one_pass_moves_the_bytes_that_it_must() {
 fn gradients_take_the_memory_of_what_is_stored() {
     let bytes = |sharing| {
         let gpu = quiet();
-        let config = Config { vocab: 64, width: 128, heads: 4, hidden: 512, context: 32, depth: 6, sharing };
+        let config =
+            RecursiveConfig { vocab: 64, width: 128, heads: 4, hidden: 512, context: 32, depth: 6, sharing };
         let m = Recursive::new(&gpu, config, &mut Rng::new(1));
         let ids: Vec<u32> = (0..32).map(|i| i * 7 % 64).collect();
         let x = Tensor::from_slice(&gpu, &ids, [1, 32]);

@@ -13,7 +13,7 @@ use clap::Parser;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use text::Text;
-use tiebeam::models::recursive::{Config, Sharing};
+use tiebeam::models::recursive::{RecursiveConfig, Sharing};
 use tiebeam::{Gpu, Result};
 
 /// The default text: a frozen snapshot of this repository's sources and documentation (`examples/data/README.md`).
@@ -84,7 +84,7 @@ fn width(text: &str) -> std::result::Result<u32, String> {
 
 /// A run's sizes: chosen, or by what the adapter can do in about two minutes.
 pub struct Sizes {
-    pub model: Config,
+    pub model: RecursiveConfig,
     pub batch: usize,
     pub steps: usize,
     pub lr: f32,
@@ -99,7 +99,7 @@ fn sizes(args: &Args, gpu: &Gpu) -> Sizes {
         SharingArg::Tied => Sharing::Tied,
         SharingArg::TiedLora => Sharing::TiedLora { rank: args.rank as usize, scale: 1.0 },
     };
-    let model = Config {
+    let model = RecursiveConfig {
         vocab: 256,
         width,
         heads: width / 32,

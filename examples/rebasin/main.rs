@@ -18,7 +18,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tiebeam::merge::plot::{Curve, Panel, svg};
 use tiebeam::merge::{
-    ActivationMatching, Barrier, Evaluation, LossPath, MatchOptions, Matching, Mean, Mlp, Permutation,
+    ActivationMatching, Barrier, Evaluation, LossPath, MatchOptions, Matching, Mean, MlpModel, Permutation,
     Similarity, Spec, Weights, match_many, match_weights, singular_alignment,
 };
 use tiebeam::store::{Entry, save, save_tensors};
@@ -68,14 +68,14 @@ struct Args {
 }
 
 /// Loss and accuracy of a network on a set.
-fn evaluate(gpu: &Gpu, net: &Mlp, weights: &dyn Weights, set: &Set) -> Result<Evaluation> {
+fn evaluate(gpu: &Gpu, net: &MlpModel, weights: &dyn Weights, set: &Set) -> Result<Evaluation> {
     Evaluation::of(&no_grad(|| net.logits(gpu, weights, &set.x))?, &set.labels)
 }
 
 /// The permutation that makes hidden units answer alike on the training set.
 fn by_activations(
     gpu: &Gpu,
-    net: &Mlp,
+    net: &MlpModel,
     spec: &Spec,
     [a, b]: [&dyn Weights; 2],
     set: &Set,
@@ -105,7 +105,7 @@ struct Study<'a> {
 }
 
 impl Study<'_> {
-    fn way(&self, name: &'static str, net: &Mlp, a: &dyn Weights, b: &dyn Weights) -> Result<Way> {
+    fn way(&self, name: &'static str, net: &MlpModel, a: &dyn Weights, b: &dyn Weights) -> Result<Way> {
         let points = self.args.points as usize;
         let train = LossPath::between(a, b, points, |weights| match self.stop.load(Ordering::Relaxed) {
             true => Err(Error::Config { message: "stopped".into() }),
@@ -132,7 +132,7 @@ impl Study<'_> {
             models.push(model);
         }
         let (a, b) = (&models[0], &models[1]);
-        let net = Mlp::of(a)?;
+        let net = MlpModel::of(a)?;
         let spec = Spec::mlp(a, &net.layers())?;
         let matching = match_weights(self.gpu, &spec, a, b, &MatchOptions::default())?;
         let activations = by_activations(self.gpu, &net, &spec, [a, b], &self.data.train)?;
@@ -164,7 +164,7 @@ impl Study<'_> {
     fn report(
         &self,
         width: usize,
-        net: &Mlp,
+        net: &MlpModel,
         models: &[BTreeMap<String, Tensor>],
         matching: &Matching,
         ways: &[Way],
@@ -198,7 +198,7 @@ impl Study<'_> {
     }
 
     /// Averages all networks as they are, each matched to the first, and all matched together.
-    fn many(&self, net: &Mlp, spec: &Spec, models: &[BTreeMap<String, Tensor>]) -> Result<()> {
+    fn many(&self, net: &MlpModel, spec: &Spec, models: &[BTreeMap<String, Tensor>]) -> Result<()> {
         let all: Vec<&dyn Weights> = models.iter().map(|model| model as &dyn Weights).collect();
         let options = MatchOptions::default();
         let together = match_many(self.gpu, spec, &all, &options)?;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use tiebeam::models::convert::{Selection, recursive_sites};
 use tiebeam::models::llama::{LINEARS, Llama};
-use tiebeam::models::masa::Plan;
+use tiebeam::models::masa::MasaPlan;
 use tiebeam::{Gpu, Result, Tensor, no_grad};
 
 /// How to share.
@@ -58,7 +58,7 @@ impl Conversion {
             bar.inc(1);
         };
         if let Conversion::Masa(atoms) = *self {
-            let plan = Plan { atoms, groups, rank };
+            let plan = MasaPlan { atoms, groups, rank };
             let new = model.masa(plan, sample, step);
             bar.finish_and_clear();
             return new;

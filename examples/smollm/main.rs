@@ -15,7 +15,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
-use tiebeam::models::llama::{Config, Llama};
+use tiebeam::models::llama::{Llama, LlamaConfig};
 use tiebeam::nn::{Parameters, distillation};
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
 use tiebeam::store::gguf::Gguf;
@@ -197,8 +197,8 @@ fn open(gpu: &Gpu, path: &Path, context: usize) -> Result<(Llama, Words, usize)>
     let settings = path.join("config.json");
     let text = std::fs::read_to_string(&settings)
         .map_err(|e| Error::Io { path: settings, message: format!("{e}; a model folder needs its sizes") })?;
-    let config = Config::from_json(&text)?;
-    let config = Config { context: config.context.min(context), ..config };
+    let config = LlamaConfig::from_json(&text)?;
+    let config = LlamaConfig { context: config.context.min(context), ..config };
     let (words, weights) = (Words::in_folder(path, &text)?, Shards::open(path)?);
     let bytes: Result<Vec<usize>> =
         weights.names().iter().map(|n| Ok(weights.file(n)?.bytes(n)?.len())).collect();

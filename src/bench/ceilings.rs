@@ -78,14 +78,6 @@ fn fma(element: &str, chains: u32) -> Source {
     if element == "f16" { source.alias("Elem", "f16").enable("f16") } else { source }
 }
 
-/// Every kernel that only the benchmark uses.
-pub fn shader_variants() -> Vec<Source> {
-    let mut all: Vec<Source> = CHAINS.iter().flat_map(|&c| ["f32", "f16"].map(|e| fma(e, c))).collect();
-    all.extend([8, 16].map(|size| coop(size, 32, 4)));
-    all.extend(copy::shader_variants());
-    all
-}
-
 fn coop(size: u32, lanes: u32, chains: u32) -> Source {
     let matrix = |of: &str| format!("coop_mat{size}x{size}<{of}>");
     Source::file("bench_coop")

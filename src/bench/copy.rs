@@ -18,10 +18,6 @@ fn kernel(span: u32, lanes: u32) -> Source {
     Source::file("bench_copy").u32("SPAN", span).u32("LANES", lanes)
 }
 
-pub(super) fn shader_variants() -> Vec<Source> {
-    SPANS.iter().map(|&span| kernel(span, 256)).collect()
-}
-
 /// Bytes read and written a second by the best of all copies, and by the engine's elementwise kernel.
 ///
 /// Arrays are larger than any cache where binding limits and memory allow; a size that finds no memory is left out.

@@ -59,7 +59,7 @@ pub enum Exit {
 }
 
 /// One linear layer of all depths: the matrix they share, and the low-rank parts of each, if any.
-struct Layer {
+struct DepthwiseLayer {
     weight: Arc<dyn Site>,
     own: Option<DepthLora>,
 }
@@ -75,9 +75,9 @@ impl Exit {
     }
 }
 
-impl Layer {
+impl DepthwiseLayer {
     /// From the layer of every depth, low-rank parts times `scale`.
-    fn of(layers: &[&Linear], scale: f32) -> Layer {
+    fn of(layers: &[&Linear], scale: f32) -> DepthwiseLayer {
         let leaves: Vec<Vec<Tensor>> = layers.iter().map(|l| l.weight.leaves()).collect();
         let weight = Arc::new(Tied::new(&leaves[0][0].detach()));
         let stack = |i: usize| {
@@ -85,7 +85,7 @@ impl Layer {
             Tensor::stack(&all.iter().collect::<Vec<_>>(), 0)
         };
         let own = (leaves[0].len() == 3).then(|| DepthLora::new(&stack(1), &stack(2), scale));
-        Layer { weight, own }
+        DepthwiseLayer { weight, own }
     }
 
     fn forward(&self, x: &Tensor, depths: &Tensor) -> Tensor {
@@ -148,7 +148,7 @@ pub struct DepthBatch<'a> {
     model: &'a Recursive,
     norms: [Norms; 2],
     /// `q k v o up down`
-    layers: [Layer; 6],
+    layers: [DepthwiseLayer; 6],
     cache: KvCache,
     slots: Vec<Option<Slot>>,
     waiting: VecDeque<Request>,
@@ -197,7 +197,8 @@ impl<'a> DepthBatch<'a> {
             );
             return Err(Error::Config { message });
         }
-        let layers = linear.map(|of| Layer::of(&model.blocks.iter().map(of).collect::<Vec<_>>(), scale));
+        let layers =
+            linear.map(|of| DepthwiseLayer::of(&model.blocks.iter().map(of).collect::<Vec<_>>(), scale));
         let norms = [
             Norms::of(&model.blocks.iter().map(|b| &b.norm1).collect::<Vec<_>>()),
             Norms::of(&model.blocks.iter().map(|b| &b.norm2).collect::<Vec<_>>()),

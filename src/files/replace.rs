@@ -79,7 +79,7 @@ pub fn check(path: &Path) -> Result<()> {
 enum Target {
     /// To this regular file, behind all links, there or not.
     File(PathBuf),
-    /// Into a device or a pipe.
+    /// Destination a device or a pipe.
     Through,
 }
 

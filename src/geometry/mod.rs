@@ -16,7 +16,7 @@ pub use atoms::potential::{Atoms, Batch, Potential, PotentialLoss};
 pub use atoms::{dynamics, elements, nbody, xyz};
 pub use network::config::PonitaConfig;
 pub use network::conv::{Basis, Conv, Field, FieldConfig, Route};
-pub use network::ponita::{Layer, Ponita, PonitaInput, PonitaOutput};
+pub use network::ponita::{Ponita, PonitaInput, PonitaLayer, PonitaOutput};
 pub use network::tables::Tables;
 pub use space::graph::Graph;
 pub use space::grid::Grid;

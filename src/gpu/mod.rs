@@ -27,6 +27,8 @@ mod texel;
 pub mod timer;
 pub(crate) mod transpose;
 pub mod value;
+#[doc(hidden)]
+pub mod variants;
 
 use crate::error::{Error, Result};
 use std::fmt;

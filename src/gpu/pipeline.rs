@@ -6,6 +6,7 @@ use super::kernel::Launch;
 use super::lock;
 use super::shader::Name;
 use super::texel::{self, Texel};
+use super::variants;
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -62,6 +63,7 @@ impl Gpu {
 
     fn compile(&self, launch: &Launch, as_textures: &[Name]) -> Result<Pipeline> {
         let started = std::time::Instant::now();
+        variants::check(launch.source)?;
         let assembled = launch.source.assemble()?;
         let interface = Interface::of(&assembled, launch.entry)?;
         let (text, texels) = texel::rewrite(assembled.text(), as_textures);

@@ -8,21 +8,21 @@ mod research;
 pub use crate::store::{Shards, Weights};
 pub use align::activations::{ActivationMatch, ActivationMatching, Similarity};
 pub use align::analysis::singular_alignment;
-pub use align::builders::{Builder, Layer, TransformerNames};
+pub use align::builders::{Builder, LayerNames, TransformerNames};
 pub use align::many::{ManyMatching, Mean, match_many};
 pub use align::matching::{
     GroupCosts, MatchOptions, Matching, Visit, VisitOrder, group_costs, match_weights, match_weights_with,
 };
 pub use align::permutation::{Permutation, Permuted};
 pub use align::repair::{Outputs, repair, reset_statistics};
-pub use align::spec::{Axis, Group, Heads, Kind, Spec};
+pub use align::spec::{Axis, Group, GroupKind, Heads, Spec};
 pub use align::straight_through::{MidpointLoss, StraightThrough, StraightThroughOptions, straight_through};
 pub use evaluation::barrier::{Barrier, Evaluation, Interpolated, LossPath, distance};
 pub use evaluation::evaluate;
-pub use evaluation::mlp::Mlp;
+pub use evaluation::mlp::MlpModel;
 #[cfg(feature = "cli")]
 pub use evaluation::plot;
 #[cfg(feature = "cli")]
 pub use recipe::yaml;
-pub use recipe::{aligned, config, config::Config, global, job, job::Job, method, methods, run};
+pub use recipe::{aligned, config, config::MergeConfig, global, job, job::Job, method, methods, run};
 pub use research::{learned, pareto, pleas, reversible, signature};

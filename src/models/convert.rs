@@ -6,7 +6,7 @@
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::linalg;
-use crate::models::recursive::{Config, Recursive, Sharing};
+use crate::models::recursive::{Recursive, RecursiveConfig, Sharing};
 use crate::nn::{Block, Linear, Norm, Parameters};
 use crate::ops::product::site::Site;
 use crate::share::{LowRank, Tied};
@@ -219,7 +219,7 @@ impl Recursive {
         let mut embedding = self.embedding.clone();
         embedding.table = copy(&embedding.table);
         Recursive {
-            config: Config { depth: blocks.len(), sharing, ..self.config },
+            config: RecursiveConfig { depth: blocks.len(), sharing, ..self.config },
             dictionaries: Vec::new(),
             embedding,
             positions: copy(&self.positions),

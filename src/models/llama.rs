@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 /// Sizes and constants.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Config {
+pub struct LlamaConfig {
     /// Distinct tokens.
     pub vocab: usize,
     /// Width of the residual stream.
@@ -43,7 +43,7 @@ pub struct Config {
     pub pairing: Pairing,
 }
 
-impl Config {
+impl LlamaConfig {
     fn head_dim(&self) -> usize {
         self.width / self.heads
     }
@@ -53,7 +53,7 @@ impl Config {
     /// # Errors
     /// [`Error::Config`] for another kind of model, a setting that changes what is computed and is not known here, or a number
     /// that is missing.
-    pub fn from_json(text: &str) -> Result<Config> {
+    pub fn from_json(text: &str) -> Result<LlamaConfig> {
         let wrong = |message: String| Error::config(format!("config.json: {message}"));
         let json: serde_json::Value = serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
         let kind = json["model_type"].as_str().unwrap_or("missing");
@@ -81,7 +81,7 @@ impl Config {
             n.ok_or_else(|| wrong(format!("there is no whole number `{key}`")))
         };
         let heads = number("num_attention_heads")?;
-        let config = Config {
+        let config = LlamaConfig {
             vocab: number("vocab_size")?,
             width: number("hidden_size")?,
             heads,
@@ -124,7 +124,7 @@ impl Config {
 
 /// One block.
 #[derive(Clone)]
-pub struct Layer {
+pub struct LlamaLayer {
     /// Before attention.
     pub norm1: Norm,
     /// `q k v o`
@@ -138,7 +138,7 @@ pub struct Layer {
 /// Names of a block's linear layers, attention's first.
 pub const LINEARS: [&str; 7] = ["q", "k", "v", "o", "gate", "up", "down"];
 
-impl Layer {
+impl LlamaLayer {
     /// The linear layer of this place in [`LINEARS`].
     pub fn linear(&self, i: usize) -> &Linear {
         if i < 4 { &self.attention[i] } else { &self.mlp[i - 4] }
@@ -189,11 +189,11 @@ pub struct Llama {
     /// Layers whose weights are made anew in every pass, in place of those in `layers`.
     pub made: Vec<Made>,
     /// Sizes and constants.
-    pub config: Config,
+    pub config: LlamaConfig,
     /// Token vectors; the output head too where there is no other.
     pub embedding: Embedding,
     /// In order.
-    pub layers: Vec<Layer>,
+    pub layers: Vec<LlamaLayer>,
     /// Before the head.
     pub norm: Norm,
     /// The output head where it is not the table of token vectors.
@@ -202,7 +202,7 @@ pub struct Llama {
 }
 
 /// What [`Llama::hidden_with`] shows of a block, each `[batch, tokens, width]`.
-pub struct Seen<'a> {
+pub struct BlockOutputs<'a> {
     /// What q, k and v read.
     pub normed: &'a Tensor,
     /// What o reads.
@@ -259,7 +259,7 @@ const HUGGING_FACE: Names = Names {
 };
 
 /// `[out, in]` of each linear layer, in the order of [`LINEARS`].
-fn sizes(c: &Config) -> [[usize; 2]; 7] {
+fn sizes(c: &LlamaConfig) -> [[usize; 2]; 7] {
     let kv = c.kv_heads * c.head_dim();
     let (d, f) = (c.width, c.hidden);
     [[d, d], [kv, d], [kv, d], [d, d], [f, d], [f, d], [d, f]]
@@ -287,7 +287,7 @@ impl Llama {
         }
         let number = |key: &str| file.number(&format!("llama.{key}"));
         let heads = number("attention.head_count")?;
-        let config = Config {
+        let config = LlamaConfig {
             vocab: file.shape(GGUF.embedding)?.first().copied().unwrap_or(0),
             width: number("embedding_length")?,
             heads,
@@ -308,11 +308,11 @@ impl Llama {
     }
 
     /// Reads weights with the names of Hugging Face's Llama models, such as [`crate::store::Shards`]; `config` says what they do
-    /// not ([`Config::from_json`]).
+    /// not ([`LlamaConfig::from_json`]).
     ///
     /// # Errors
     /// [`Error::Format`] when a tensor is missing, [`Error::Config`] when it has another shape; the device's fault.
-    pub fn from_weights(gpu: &Gpu, weights: &dyn Weights, config: Config) -> Result<Llama> {
+    pub fn from_weights(gpu: &Gpu, weights: &dyn Weights, config: LlamaConfig) -> Result<Llama> {
         let read = |name: &str, shape: &[usize]| -> Result<Tensor> {
             fits(name, &weights.shape(name)?, shape)?;
             weights.read(gpu, name)
@@ -321,7 +321,7 @@ impl Llama {
         Llama::read(gpu, config, &HUGGING_FACE, own_head, &read)
     }
 
-    fn read(gpu: &Gpu, c: Config, names: &Names, own_head: bool, read: &Read) -> Result<Llama> {
+    fn read(gpu: &Gpu, c: LlamaConfig, names: &Names, own_head: bool, read: &Read) -> Result<Llama> {
         c.check("llama")?;
         let leaf = |name: &str, shape: &[usize]| -> Result<Tensor> {
             let x = read(name, shape)?;
@@ -344,7 +344,7 @@ impl Llama {
             }
             let mlp = all.split_off(4);
             let count = |_| Error::config("a block has seven linear layers");
-            layers.push(Layer {
+            layers.push(LlamaLayer {
                 norm1: norm(&format!("{prefix}{}", names.norms[0]))?,
                 attention: all.try_into().map_err(|all: Vec<Linear>| count(all.len()))?,
                 norm2: norm(&format!("{prefix}{}", names.norms[1]))?,
@@ -378,7 +378,7 @@ impl Llama {
         };
         let norm = |n: &Norm| Norm { gain: copy(&n.gain), bias: n.bias.as_ref().map(copy), eps: n.eps };
         let layers = no_grad(|| self.layers_now());
-        let layer = |l: &Layer| Layer {
+        let layer = |l: &LlamaLayer| LlamaLayer {
             norm1: norm(&l.norm1),
             attention: std::array::from_fn(|i| linear(&l.attention[i])),
             norm2: norm(&l.norm2),
@@ -395,7 +395,7 @@ impl Llama {
     }
 
     /// The blocks with the weights that dictionaries make now, each dictionary in one pass.
-    pub fn layers_now(&self) -> Vec<Layer> {
+    pub fn layers_now(&self) -> Vec<LlamaLayer> {
         let mut layers = self.layers.clone();
         for made in &self.made {
             for (layer, site) in layers[made.layers.clone()].iter_mut().zip(made.sites()) {
@@ -419,7 +419,7 @@ impl Llama {
     /// # Panics
     /// As [`Llama::hidden`].
     #[track_caller]
-    pub fn hidden_with(&self, tokens: &Tensor, mut see: impl FnMut(usize, Seen)) -> Tensor {
+    pub fn hidden_with(&self, tokens: &Tensor, mut see: impl FnMut(usize, BlockOutputs)) -> Tensor {
         let c = &self.config;
         let (batch, length) = (tokens.shape()[0], tokens.shape()[1]);
         assert!(length <= c.context, "llama: {length} tokens, context {}", c.context);
@@ -436,7 +436,7 @@ impl Llama {
             let y =
                 q.attention(&k, &v, &Mask::Causal).permute(&[0, 2, 1, 3]).reshape([batch, length, c.width]);
             x = layer.mlp(&o.forward_with(&y, Activation::None, Some(&x)));
-            see(l, Seen { normed: &normed, mixed: &y, stream: &x });
+            see(l, BlockOutputs { normed: &normed, mixed: &y, stream: &x });
         }
         x
     }
@@ -497,7 +497,7 @@ impl Llama {
 /// One sequence and the keys and values of what it has so far.
 pub struct Session<'a> {
     model: &'a Llama,
-    layers: Vec<Layer>,
+    layers: Vec<LlamaLayer>,
     caches: Vec<KvCache>,
     length: usize,
 }

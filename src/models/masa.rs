@@ -20,7 +20,7 @@ use std::ops::Range;
 
 /// What to make of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub struct MasaPlan {
     /// Atoms of each projection in all groups together: shared out in proportion to their blocks, one at least.
     pub atoms: usize,
     /// Groups of neighbouring blocks.
@@ -104,8 +104,8 @@ impl Llama {
     ///
     /// # Errors
     /// [`Error::Config`] when the plan does not fit the model; the device's fault.
-    pub fn masa(&self, plan: Plan, tokens: &Tensor, mut step: impl FnMut(&str)) -> Result<Llama> {
-        let (c, Plan { atoms, groups: count, rank }) = (&self.config, plan);
+    pub fn masa(&self, plan: MasaPlan, tokens: &Tensor, mut step: impl FnMut(&str)) -> Result<Llama> {
+        let (c, MasaPlan { atoms, groups: count, rank }) = (&self.config, plan);
         let most = (c.kv_heads * c.width / c.heads).min(c.width);
         if count == 0 || atoms < count || atoms > c.layers || rank.div_ceil(2) > most || rank > c.width {
             return Err(Error::config(format!(
@@ -128,7 +128,7 @@ impl Llama {
         for (range, atoms) in ranges.into_iter().zip(own) {
             for linear in 0..4 {
                 step(crate::models::llama::LINEARS[linear]);
-                let made = new.made_of(&range, linear, Plan { atoms, ..plan }, &seen)?;
+                let made = new.made_of(&range, linear, MasaPlan { atoms, ..plan }, &seen)?;
                 for (l, layer) in new.layers[range.clone()].iter_mut().enumerate() {
                     layer.linear_mut(linear).weight = made.dictionary.site(l);
                 }
@@ -139,7 +139,13 @@ impl Llama {
     }
 
     /// The dictionary of one projection of one group, and what each block has beside it.
-    fn made_of(&self, range: &Range<usize>, linear: usize, plan: Plan, seen: &[[Tensor; 2]]) -> Result<Made> {
+    fn made_of(
+        &self,
+        range: &Range<usize>,
+        linear: usize,
+        plan: MasaPlan,
+        seen: &[[Tensor; 2]],
+    ) -> Result<Made> {
         let weights: Vec<Tensor> = no_grad(|| {
             let layers = self.layers[range.clone()].iter();
             layers.map(|l| l.linear(linear).weight.expand().cast(DType::F32)).collect()

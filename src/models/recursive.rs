@@ -58,7 +58,7 @@ pub enum Sharing {
 
 /// Sizes and kinds.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Config {
+pub struct RecursiveConfig {
     /// Distinct tokens.
     pub vocab: usize,
     /// Width of the residual stream.
@@ -75,7 +75,7 @@ pub struct Config {
     pub sharing: Sharing,
 }
 
-impl Config {
+impl RecursiveConfig {
     /// The settings as text, for a checkpoint's metadata: two models fit when these are equal.
     pub fn metadata(&self) -> BTreeMap<String, String> {
         let sharing = match self.sharing {
@@ -107,7 +107,7 @@ pub struct Recursive {
     /// Of q, k, v and o where attention comes from dictionaries: the blocks' sites read them as they are, a pass makes all weights at once.
     pub dictionaries: Vec<Dictionary>,
     /// Sizes and kinds.
-    pub config: Config,
+    pub config: RecursiveConfig,
     /// Token vectors; also the output head.
     pub embedding: Embedding,
     /// `[context, width]`, added to the token vectors.
@@ -123,12 +123,12 @@ type Matrices = [Tensor; 6];
 
 /// Standard deviations at the start, of most matrices and of those whose result is added to the stream. GPT-2's: 0.02-like
 /// for width 768, scaled with width; what is added shrinks with the stream's length.
-fn stds(c: &Config) -> [f32; 2] {
+fn stds(c: &RecursiveConfig) -> [f32; 2] {
     let std = (0.4 / c.width as f32).sqrt();
     [std, std / (2.0 * c.depth as f32).sqrt()]
 }
 
-fn matrices(gpu: &Gpu, c: &Config, rng: &mut Rng) -> Matrices {
+fn matrices(gpu: &Gpu, c: &RecursiveConfig, rng: &mut Rng) -> Matrices {
     let [std, added] = stds(c);
     let (d, f) = (c.width, c.hidden);
     [
@@ -157,7 +157,7 @@ fn factored(gpu: &Gpu, theta: &Tensor, std: f32, rank: usize, rng: &mut Rng) -> 
     Arc::new(Factored::new(&a, &b))
 }
 
-fn block(gpu: &Gpu, c: &Config, stored: &Matrices, rng: &mut Rng) -> Block {
+fn block(gpu: &Gpu, c: &RecursiveConfig, stored: &Matrices, rng: &mut Rng) -> Block {
     let mut site = |i: usize| -> Linear {
         let theta = &stored[i];
         let site: Arc<dyn Site> = match c.sharing {
@@ -177,7 +177,7 @@ fn block(gpu: &Gpu, c: &Config, stored: &Matrices, rng: &mut Rng) -> Block {
     }
 }
 
-fn dictionaries(gpu: &Gpu, c: &Config, rng: &mut Rng) -> Vec<Dictionary> {
+fn dictionaries(gpu: &Gpu, c: &RecursiveConfig, rng: &mut Rng) -> Vec<Dictionary> {
     let Sharing::Dictionary { atoms, output } = c.sharing else { return Vec::new() };
     let [std, added] = stds(c);
     let scales = [std, std, std, added];
@@ -191,7 +191,7 @@ impl Recursive {
     /// # Panics
     /// When `heads` does not divide `width`, or a size is 0.
     #[track_caller]
-    pub fn new(gpu: &Gpu, config: Config, rng: &mut Rng) -> Recursive {
+    pub fn new(gpu: &Gpu, config: RecursiveConfig, rng: &mut Rng) -> Recursive {
         let c = &config;
         assert!(
             c.heads > 0 && c.width.is_multiple_of(c.heads),

@@ -2,8 +2,9 @@
 //!
 //! # To add an op
 //! 1. `shaders/ROOM/NAME.wgsl`: header with the formula and its derivative; constants with defaults.
-//! 2. `src/ops/ROOM/NAME.rs`: the method on [`Tensor`], `impl Op`, `variants()`, `cases()` with an f64 reference.
-//! 3. `src/ops/ROOM/mod.rs`: the module, and its name in the room's list. Tests, shader checks and benches walk it.
+//! 2. `src/ops/ROOM/NAME.rs`: the method on [`Tensor`], `impl Op`, `cases()` with an f64 reference.
+//! 3. `src/ops/ROOM/mod.rs`: the module, and its name in the room's list. Tests and benches walk it. The kernel's variants
+//!    are recorded: `make variants`.
 
 pub mod case;
 pub mod elementwise;
@@ -14,19 +15,14 @@ pub mod product;
 pub mod reduction;
 pub mod sequence;
 
-use crate::gpu::shader::Source;
 use crate::tensor::Tensor;
 use case::Case;
 
-/// The list of a room's ops: their test cases, with the op's name, and the variants of their kernels.
+/// The list of a room's ops: their test cases, with the op's name.
 macro_rules! listed {
     ($($name:ident),* $(,)?) => {
         pub(super) fn cases() -> Vec<(&'static str, Vec<crate::ops::case::Case>)> {
             vec![$((stringify!($name), $name::cases())),*]
-        }
-
-        pub(super) fn variants() -> Vec<crate::gpu::shader::Source> {
-            [$($name::variants()),*].concat()
         }
     };
 }
@@ -45,21 +41,6 @@ pub fn cases() -> Vec<(&'static str, Vec<Case>)> {
         points::cases(),
     ];
     rooms.into_iter().flatten().collect()
-}
-
-/// Every variant of every kernel file, for the shader checks.
-#[doc(hidden)]
-pub fn shader_variants() -> Vec<Source> {
-    let rooms = [
-        elementwise::variants(),
-        moves::variants(),
-        reduction::variants(),
-        product::variants(),
-        sequence::variants(),
-        order::variants(),
-        points::variants(),
-    ];
-    rooms.concat()
 }
 
 /// A float tensor as f32, for kernels that read only that.

@@ -148,7 +148,3 @@ impl AdamW {
 fn source() -> Source {
     Source::file("adamw")
 }
-
-pub(super) fn variants() -> Vec<Source> {
-    vec![source()]
-}

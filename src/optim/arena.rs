@@ -11,7 +11,7 @@ use crate::gpu::recording;
 use crate::gpu::shader::Source;
 use crate::gpu::value::Place;
 use crate::shape::Shape;
-use crate::tape::{ArenaLayout, Grads, Home};
+use crate::tape::{ArenaLayout, ArenaPlace, Grads};
 use crate::tensor::Tensor;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -157,7 +157,7 @@ impl Arenas {
             leaf.tensor.check()?;
         }
         for leaf in &leaves {
-            let home = Home { arena: arenas[leaf.arena].layout.clone(), offset: leaf.offset, step: 0 };
+            let home = ArenaPlace { arena: arenas[leaf.arena].layout.clone(), offset: leaf.offset, step: 0 };
             assert!(
                 leaf.tensor.edge.as_ref().is_some_and(|edge| edge.node.settle(home)),
                 "{op}: `{}` belongs to another optimizer; drop that one first, or make a new leaf with \
@@ -486,8 +486,4 @@ fn norm_launch(entry: &str, chunks: usize, first: usize, clip: f32) -> Launch<'_
 fn norm_source() -> &'static Source {
     static SOURCE: LazyLock<Source> = LazyLock::new(|| Source::file("grad_norm"));
     &SOURCE
-}
-
-pub(super) fn variants() -> Vec<Source> {
-    vec![norm_source().clone()]
 }

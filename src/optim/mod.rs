@@ -39,7 +39,6 @@ pub use schedule::Schedule;
 pub use sgd::{Sgd, SgdConfig};
 
 use crate::error::{Error, Result};
-use crate::gpu::shader::Source;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
@@ -105,10 +104,4 @@ fn check_clip(op: &str, clip: Option<f32>) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// Every variant of every kernel file, for the shader checks.
-#[doc(hidden)]
-pub fn shader_variants() -> Vec<Source> {
-    [adamw::variants(), sgd::variants(), arena::variants()].concat()
 }

@@ -137,7 +137,3 @@ impl Sgd {
 fn source(nesterov: bool) -> Source {
     Source::file("sgd").bool("NESTEROV", nesterov)
 }
-
-pub(super) fn variants() -> Vec<Source> {
-    vec![source(false), source(true)]
-}

@@ -252,16 +252,6 @@ fn reduce(draw: &Draw, accumulate: bool) -> Source {
 /// Runs of the stored numbers that one launch of the adjoint adds up.
 const MOST_RUNS: usize = 4096;
 
-pub(super) fn variants() -> Vec<Source> {
-    let (scale, mapping, seeds) = (1.0, Mapping::Stable, SEEDS);
-    let draw = Draw { stored: 64, size: [8, 8], offset: 0, layer: 0, scale, mapping, seeds };
-    let mut all = [false, true].map(|accumulate| reduce(&draw, accumulate)).to_vec();
-    for mapping in 0..4 {
-        all.push(Source::file("site_expand").slot("site", "site_hashed").u32("MAPPING", mapping));
-    }
-    all
-}
-
 /// One table that many features share: each value of each feature reads `chunks` pieces of rows at hashed places, and its
 /// vector is these pieces one after the other.
 ///

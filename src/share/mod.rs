@@ -41,9 +41,3 @@ pub fn cases() -> Vec<(&'static str, Vec<Case>)> {
         ("mixed", mixed::cases()),
     ]
 }
-
-/// Every variant of the kernels that only kinds of sharing use.
-#[doc(hidden)]
-pub fn shader_variants() -> Vec<crate::gpu::shader::Source> {
-    hashed::variants()
-}

@@ -33,7 +33,7 @@ impl Value {
 
 /// A tensor's type, by its number in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum TensorType {
     F32,
     F16,
     Q4_0,
@@ -68,15 +68,15 @@ const OTHER_KINDS: [(u32, &str); 22] = [
     (28, "F64"),
 ];
 
-impl Kind {
-    fn of(number: u32) -> Result<Kind, String> {
+impl TensorType {
+    fn of(number: u32) -> Result<TensorType, String> {
         Ok(match number {
-            0 => Kind::F32,
-            1 => Kind::F16,
-            2 => Kind::Q4_0,
-            3 => Kind::Q4_1,
-            8 => Kind::Q8_0,
-            30 => Kind::Bf16,
+            0 => TensorType::F32,
+            1 => TensorType::F16,
+            2 => TensorType::Q4_0,
+            3 => TensorType::Q4_1,
+            8 => TensorType::Q8_0,
+            30 => TensorType::Bf16,
             other => {
                 let name = OTHER_KINDS.iter().find(|k| k.0 == other).map_or("unknown", |k| k.1);
                 return Err(format!(
@@ -89,11 +89,11 @@ impl Kind {
     /// Elements and bytes of a block.
     fn block(self) -> [usize; 2] {
         match self {
-            Kind::F32 => [1, 4],
-            Kind::F16 | Kind::Bf16 => [1, 2],
-            Kind::Q4_0 => [32, 18],
-            Kind::Q4_1 => [32, 20],
-            Kind::Q8_0 => [32, 34],
+            TensorType::F32 => [1, 4],
+            TensorType::F16 | TensorType::Bf16 => [1, 2],
+            TensorType::Q4_0 => [32, 18],
+            TensorType::Q4_1 => [32, 20],
+            TensorType::Q8_0 => [32, 34],
         }
     }
 
@@ -105,12 +105,12 @@ impl Kind {
             bytes.clone().map(|b| b & 15).chain(bytes.map(|b| b >> 4))
         };
         match self {
-            Kind::F32 => out.push(f32::from_le_bytes([block[0], block[1], block[2], block[3]])),
-            Kind::F16 => out.push(half(0)),
-            Kind::Bf16 => out.push(bf16::from_le_bytes([block[0], block[1]]).to_f32()),
-            Kind::Q4_0 => out.extend(nibbles(2).map(|q| half(0) * (q as f32 - 8.0))),
-            Kind::Q4_1 => out.extend(nibbles(4).map(|q| half(0) * q as f32 + half(2))),
-            Kind::Q8_0 => out.extend(block[2..34].iter().map(|&q| half(0) * (q as i8) as f32)),
+            TensorType::F32 => out.push(f32::from_le_bytes([block[0], block[1], block[2], block[3]])),
+            TensorType::F16 => out.push(half(0)),
+            TensorType::Bf16 => out.push(bf16::from_le_bytes([block[0], block[1]]).to_f32()),
+            TensorType::Q4_0 => out.extend(nibbles(2).map(|q| half(0) * (q as f32 - 8.0))),
+            TensorType::Q4_1 => out.extend(nibbles(4).map(|q| half(0) * q as f32 + half(2))),
+            TensorType::Q8_0 => out.extend(block[2..34].iter().map(|&q| half(0) * (q as i8) as f32)),
         }
     }
 }
@@ -121,7 +121,7 @@ type Tensors = BTreeMap<String, Info>;
 struct Info {
     /// From the outermost.
     shape: Vec<usize>,
-    kind: Kind,
+    kind: TensorType,
     start: usize,
     bytes: usize,
 }
@@ -265,7 +265,7 @@ fn info(cursor: &mut Cursor) -> Result<Info, String> {
         shape.push(usize::try_from(size).map_err(|_| format!("an axis of {size}"))?);
     }
     shape.reverse();
-    let kind = Kind::of(cursor.u32("the type")?)?;
+    let kind = TensorType::of(cursor.u32("the type")?)?;
     let start = u64::from_le_bytes(cursor.number("the offset")?);
     let start = usize::try_from(start).map_err(|_| format!("offset {start}"))?;
     let count = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));

@@ -36,7 +36,7 @@ pub(crate) struct Node {
     /// What a backward pass needs, until one has used it up; a leaf has none.
     work: Mutex<Option<Arc<Work>>>,
     /// Where an optimizer wants this leaf's gradient, or an op those of its outputs.
-    home: Mutex<Option<Home>>,
+    home: Mutex<Option<ArenaPlace>>,
 }
 
 /// An op with what it saved, and where its gradients go.
@@ -59,7 +59,7 @@ pub(crate) struct Edge {
 
 /// A leaf's part of a gradient arena, or the arena of an op's outputs.
 #[derive(Clone)]
-pub(crate) struct Home {
+pub(crate) struct ArenaPlace {
     pub arena: Arc<ArenaLayout>,
     /// Of the first output, in bytes.
     pub offset: u64,
@@ -150,7 +150,7 @@ impl Node {
     }
 
     /// Gives this leaf's gradients a home; false if it has one already that somebody wants.
-    pub fn settle(&self, home: Home) -> bool {
+    pub fn settle(&self, home: ArenaPlace) -> bool {
         let mut now = lock(&self.home);
         if now.as_ref().is_some_and(|now| !now.arena.left.load(Ordering::Acquire)) {
             return false;
@@ -159,7 +159,7 @@ impl Node {
         true
     }
 
-    fn home(&self) -> Option<Home> {
+    fn home(&self) -> Option<ArenaPlace> {
         lock(&self.home).clone().filter(|home| !home.arena.left.load(Ordering::Acquire))
     }
 
@@ -206,7 +206,7 @@ pub(crate) fn record_parts(outputs: &mut [Tensor], inputs: &[&Tensor], op: impl 
         && step.is_multiple_of(gpu.limits().min_storage_buffer_offset_alignment as u64)
     {
         let arena = ArenaLayout::new(&gpu, step * outputs.len() as u64);
-        edge.node.settle(Home { arena, offset: 0, step });
+        edge.node.settle(ArenaPlace { arena, offset: 0, step });
     }
 }
 
@@ -243,7 +243,7 @@ impl Saved {
 }
 
 /// Where a kernel writes an input's gradient.
-pub(crate) enum Into {
+pub(crate) enum Destination {
     /// A new tensor.
     New,
     /// This tensor, whose contents are arbitrary.
@@ -252,13 +252,13 @@ pub(crate) enum Into {
     Add(Tensor),
 }
 
-impl Into {
+impl Destination {
     /// The f32 tensor to write and whether to add.
     pub fn output(self, gpu: &Gpu, op: &'static str, shape: Shape) -> (Tensor, bool) {
         match self {
-            Into::New => (Tensor::empty(gpu, op, shape, DType::F32), false),
-            Into::Write(tensor) => (tensor, false),
-            Into::Add(tensor) => (tensor, true),
+            Destination::New => (Tensor::empty(gpu, op, shape, DType::F32), false),
+            Destination::Write(tensor) => (tensor, false),
+            Destination::Add(tensor) => (tensor, true),
         }
     }
 }
@@ -329,7 +329,7 @@ impl Sink<'_> {
     }
 
     /// Lets `write` put input `i`'s gradient where it belongs: accumulating kernels save a buffer and a pass.
-    pub fn add_with(&mut self, i: usize, write: impl FnOnce(Into) -> Tensor) {
+    pub fn add_with(&mut self, i: usize, write: impl FnOnce(Destination) -> Tensor) {
         let input = &self.inputs[i];
         if let Some(edge) = &input.edge {
             self.walk.add_with(edge, &input.shape, write);
@@ -425,23 +425,23 @@ impl Walk {
         }
     }
 
-    fn add_with(&mut self, edge: &Edge, shape: &Shape, make: impl FnOnce(Into) -> Tensor) {
+    fn add_with(&mut self, edge: &Edge, shape: &Shape, make: impl FnOnce(Destination) -> Tensor) {
         self.queue(&edge.node);
         let key = (edge.node.id, edge.output);
         match self.slots.remove(&key) {
             None => {
                 let into = match self.home(&edge.node, edge.output, shape) {
-                    Some(home) => Into::Write(home),
-                    None => Into::New,
+                    Some(home) => Destination::Write(home),
+                    None => Destination::New,
                 };
                 self.slots.insert(key, Slot { sum: make(into), owned: true });
             }
             Some(slot) if slot.owned => {
-                let sum = make(Into::Add(slot.sum));
+                let sum = make(Destination::Add(slot.sum));
                 self.slots.insert(key, Slot { sum, owned: true });
             }
             Some(slot) => {
-                let dx = make(Into::New);
+                let dx = make(Destination::New);
                 self.slots.insert(key, slot);
                 self.add(edge, dx);
             }

@@ -8,7 +8,7 @@ use tiebeam::gpu::plan::Pass;
 use tiebeam::nn::Mask;
 use tiebeam::ops::moves::embedding;
 use tiebeam::ops::product::matmul;
-use tiebeam::ops::product::matmul::plan::{Kind, Sizes};
+use tiebeam::ops::product::matmul::plan::{ProductKind, Sizes};
 use tiebeam::ops::reduction::{norm, reduce, softmax};
 use tiebeam::ops::sequence::attention;
 use tiebeam::share::LowRank;
@@ -50,8 +50,16 @@ fn what_is_planned_is_what_runs() {
         let lines = |passes: &[Pass]| -> Vec<String> { passes.iter().map(Pass::to_string).collect() };
         for [m, k, n] in [[8, 2048, 256], [64, 4096, 64], [60, 1000, 36], [128, 128, 128], [3, 5, 7]] {
             let (a, b) = (normal(&gpu, &[m, k]), normal(&gpu, &[k, n]));
-            let sizes =
-                Sizes { batch: 1, m, n, k, turned: [false; 2], half: false, coop: None, kind: Kind::Tensors };
+            let sizes = Sizes {
+                batch: 1,
+                m,
+                n,
+                k,
+                turned: [false; 2],
+                half: false,
+                coop: None,
+                kind: ProductKind::Tensors,
+            };
             let want = lines(&matmul::plan::plan(&class, sizes));
             let got = seen(&gpu, &["matmul", "reduce"], || a.matmul(&b));
             // Other loads than whole vectors, and a last part that is shorter, are bound otherwise than planned.
@@ -69,11 +77,15 @@ fn what_is_planned_is_what_runs() {
             let planned = |kind| lines(&matmul::plan::plan(&class, sizes(kind)));
             let (x, y) = (normal(&gpu, &[rows, 128]), normal(&gpu, &[64, 256]));
             let got = seen(&gpu, &["matmul", "reduce"], || x.linear(&site, Epilogue::default()));
-            assert_eq!(kernels(&got), kernels(&planned(Kind::Site)), "{name}: {rows} rows by a site");
+            assert_eq!(kernels(&got), kernels(&planned(ProductKind::Site)), "{name}: {rows} rows by a site");
             let list = Tensor::from_slice(&gpu, &(0..rows as u32).collect::<Vec<_>>(), [rows]);
             let (gate, weight) = (normal(&gpu, &[rows]), tied(&theta));
             let got = seen(&gpu, &["matmul", "reduce"], || y.add_linear_scattered(&x, &list, &gate, &weight));
-            assert_eq!(kernels(&got), kernels(&planned(Kind::Scattered)), "{name}: {rows} rows scattered");
+            assert_eq!(
+                kernels(&got),
+                kernels(&planned(ProductKind::Scattered)),
+                "{name}: {rows} rows scattered"
+            );
         }
         for [outer, size, inner] in [[1, 4096, 64], [4, 100_000, 1], [300, 64, 1], [4, 5000, 3]] {
             let x = normal(&gpu, &[outer, size, inner]);

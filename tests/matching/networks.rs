@@ -24,11 +24,11 @@ fn flattened_channels_move_as_blocks() {
         3,
     );
     let layers = [
-        Layer::normed("c0", "n0"),
-        Layer::plain("depth"),
-        Layer::plain("c1"),
-        Layer::plain("f0"),
-        Layer::plain("f1"),
+        LayerNames::normed("c0", "n0"),
+        LayerNames::plain("depth"),
+        LayerNames::plain("c1"),
+        LayerNames::plain("f0"),
+        LayerNames::plain("f1"),
     ];
     // The engine has no depthwise convolution: an equal full one has zeros elsewhere.
     let forward = |w: &dyn Weights, x: &Tensor| {

@@ -86,7 +86,7 @@ fn orders_seeds_and_runs() {
 
 fn evaluate(weights: &dyn Weights) -> tiebeam::Result<Evaluation> {
     let (x, y) = digits();
-    Evaluation::of(&Mlp::of(weights)?.logits(gpu(), weights, &x)?, &y)
+    Evaluation::of(&MlpModel::of(weights)?.logits(gpu(), weights, &x)?, &y)
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::tying::{close, open, values};
 use std::collections::BTreeMap;
 use std::path::Path;
 use tiebeam::merge::{
-    Builder, MatchOptions, Matching, Mlp, Permutation, Spec, TransformerNames, VisitOrder, Weights,
+    Builder, MatchOptions, Matching, MlpModel, Permutation, Spec, TransformerNames, VisitOrder, Weights,
     group_costs, match_weights,
 };
 use tiebeam::nn::Mask;
@@ -80,8 +80,8 @@ fn first_costs(file: &File, spec: &Spec, [a, b]: [&Model; 2], known: &[(&str, Ve
     close(&what, &got, &values(file, &what), 1e-5, 0.0);
 }
 
-fn layers(model: &Model) -> Mlp {
-    Mlp::of(model).unwrap()
+fn layers(model: &Model) -> MlpModel {
+    MlpModel::of(model).unwrap()
 }
 
 fn mlp_spec(model: &Model) -> Spec {
@@ -90,7 +90,7 @@ fn mlp_spec(model: &Model) -> Spec {
 
 /// Mean cross-entropy and accuracy.
 fn evaluate(weights: &dyn Weights, x: &Tensor, y: &[u32]) -> [f64; 2] {
-    let logits = Mlp::of(weights).unwrap().logits(gpu(), weights, x).unwrap();
+    let logits = MlpModel::of(weights).unwrap().logits(gpu(), weights, x).unwrap();
     let targets = Tensor::from_slice(gpu(), y, [y.len()]);
     let loss = f64::from(logits.cross_entropy(&targets, None).item().unwrap());
     let best = logits.argmax(-1).cast(DType::U32).to_vec::<u32>().unwrap();

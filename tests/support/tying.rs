@@ -5,7 +5,7 @@ use crate::support::{download, gpu, within};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use tiebeam::models::recursive::{Config, Recursive, Sharing};
+use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
 use tiebeam::nn::{Activation, Attention, Block, Embedding, Linear, Mlp, Norm};
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
 use tiebeam::share::{LowRank, Site};
@@ -110,7 +110,7 @@ fn model(file: &File, prefix: &str) -> Model {
             }
         })
         .collect();
-    let config = Config {
+    let config = RecursiveConfig {
         vocab: need(file, "V"),
         width: need(file, "d"),
         heads,

@@ -4,7 +4,7 @@ use crate::bench::{Case, Check, Row};
 use crate::decode::{DepthBatch, Exit, Request, Scheduling};
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::models::recursive::{Config, Recursive, Sharing};
+use crate::models::recursive::{Recursive, RecursiveConfig, Sharing};
 use crate::rng::Rng;
 use crate::tensor::Tensor;
 
@@ -25,7 +25,7 @@ fn exit(id: usize, i: usize) -> usize {
 pub(super) fn depths() -> Case {
     let shape = format!("{ANSWERS}x{COUNT} d{WIDTH}, exit 1.5 of {DEPTH}, {SLOTS} slots");
     Case::new("depth_batch", shape, |gpu| {
-        let sizes = Config {
+        let sizes = RecursiveConfig {
             vocab: VOCAB,
             width: WIDTH,
             heads: HEADS,

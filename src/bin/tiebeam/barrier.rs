@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use tiebeam::merge::plot::{Curve, Panel, svg};
 use tiebeam::merge::{
-    Barrier, Evaluation, LossPath, MatchOptions, Matching, Mlp, Permutation, Shards, Spec, Weights, distance,
-    match_weights, singular_alignment,
+    Barrier, Evaluation, LossPath, MatchOptions, Matching, MlpModel, Permutation, Shards, Spec, Weights,
+    distance, match_weights, singular_alignment,
 };
 use tiebeam::{Error, Gpu, Result, files, no_grad};
 
@@ -60,8 +60,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let gpu = Gpu::open()?;
     let [a, b] = [Shards::open(&args.a)?, Shards::open(&args.b)?];
-    let net = Mlp::of(&a)?;
-    if Mlp::of(&b)? != net {
+    let net = MlpModel::of(&a)?;
+    if MlpModel::of(&b)? != net {
         let message =
             format!("{} and {} are networks of different layers", args.a.display(), args.b.display());
         return Err(Error::Config { message });
@@ -91,12 +91,18 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-fn matched(gpu: &Gpu, net: &Mlp, a: &Shards, b: &Shards) -> Result<Matching> {
+fn matched(gpu: &Gpu, net: &MlpModel, a: &Shards, b: &Shards) -> Result<Matching> {
     let spec = Spec::mlp(a, &net.layers())?;
     match_weights(gpu, &spec, a, b, &MatchOptions::default())
 }
 
-fn evaluate(gpu: &Gpu, args: &Args, net: &Mlp, ends: [&dyn Weights; 3], data: &[Data]) -> Result<Vec<Table>> {
+fn evaluate(
+    gpu: &Gpu,
+    args: &Args,
+    net: &MlpModel,
+    ends: [&dyn Weights; 3],
+    data: &[Data],
+) -> Result<Vec<Table>> {
     let stop = on_interrupt()?;
     let points = args.points as usize;
     let bar = ProgressBar::new((2 * points * data.len()) as u64);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tiebeam::merge::Mlp;
+use tiebeam::merge::MlpModel;
 use tiebeam::store::File;
 use tiebeam::{Error, Gpu, Result, Tensor};
 
@@ -15,7 +15,7 @@ pub struct Data {
 }
 
 impl Data {
-    pub fn read(gpu: &Gpu, path: &Path, net: &Mlp) -> Result<Data> {
+    pub fn read(gpu: &Gpu, path: &Path, net: &MlpModel) -> Result<Data> {
         let file = File::open(path)?;
         let wrong = |message: String| Error::Format { path: path.to_path_buf(), message };
         let shape = &file.info("x")?.shape;

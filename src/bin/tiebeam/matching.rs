@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tiebeam::merge::{
-    MatchOptions, Matching, Mlp, Permutation, Shards, Spec, VisitOrder, Weights, match_weights_with,
+    MatchOptions, Matching, MlpModel, Permutation, Shards, Spec, VisitOrder, Weights, match_weights_with,
 };
 use tiebeam::store::{Entry, FileDType, bf16_bytes, save};
 use tiebeam::{Error, Gpu, Result, files};
@@ -171,7 +171,7 @@ fn report(matching: &Matching, took: Duration) {
 
 /// The permuted network must answer as the plain one does.
 fn check(gpu: &Gpu, matching: &Matching, b: &Shards, path: &Path) -> Result<()> {
-    let net = Mlp::of(b)?;
+    let net = MlpModel::of(b)?;
     let data = Data::read(gpu, path, &net)?;
     let permuted = matching.permuted(b);
     let plain = net.logits(gpu, b, &data.x)?.to_vec::<f32>()?;

@@ -10,7 +10,7 @@ use tiebeam::merge::aligned::Aligned;
 use tiebeam::merge::config::Align;
 use tiebeam::merge::evaluate::Data;
 use tiebeam::merge::job::{Job, size};
-use tiebeam::merge::{Config, Shards, Weights, yaml};
+use tiebeam::merge::{MergeConfig, Shards, Weights, yaml};
 use tiebeam::{Error, Gpu, Options, Result};
 
 /// Merge models as a configuration in mergekit's format says.
@@ -59,7 +59,7 @@ pub fn run(args: &Args) -> Result<()> {
     let text = std::fs::read_to_string(path)
         .map_err(|e| Error::Io { path: path.clone(), message: e.to_string() })?;
     let folder = path.parent().unwrap_or(Path::new("."));
-    let config = yaml::parse(&text).and_then(|value| Config::from_value(&value, folder));
+    let config = yaml::parse(&text).and_then(|value| MergeConfig::from_value(&value, folder));
     let job = Job::open(config.map_err(|e| failed(e.to_string()))?)?;
     if args.dry_run {
         print!("{}", job.describe(args.shard_size));

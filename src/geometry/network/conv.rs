@@ -4,7 +4,7 @@
 //! kernels `k = B Wk^T` and `f = F Wf^T` from bases that all layers share: `B [E,O,K]` is a small network of the invariants of
 //! an edge, times the window; `F [O,O,K]` one of `o_p . o_a`.
 
-use super::tables::{Seen, Tables};
+use super::tables::{TablePlaces, Tables};
 use crate::error::{Error, Result};
 use crate::geometry::space::graph::Graph;
 use crate::geometry::space::grid::Grid;
@@ -12,7 +12,7 @@ use crate::geometry::space::invariants;
 use crate::nn::{Activation, Epilogue};
 use crate::ops::points::bonds::Bonds;
 pub use crate::ops::points::kernel_basis::Basis;
-use crate::ops::points::kernel_basis::Sight;
+use crate::ops::points::kernel_basis::EdgeFeatures;
 use crate::ops::product::site::Site;
 use crate::share::Tied;
 use crate::tensor::Tensor;
@@ -83,15 +83,15 @@ enum Spatial {
     /// `[R, O, K]` of the rows of the bonds, for the fused kernels: K is whole vectors.
     Stored(Tensor),
     /// Made anew for each run of rows.
-    Remade(Box<Remade>),
+    Recomputed(Box<Recomputed>),
     /// Where each edge lies in the kernels' tables.
-    Tabulated(Seen),
+    Tabulated(TablePlaces),
 }
 
-struct Remade {
+struct Recomputed {
     d: Tensor,
     window: Option<Tensor>,
-    sight: Sight,
+    sight: EdgeFeatures,
     basis: Basis,
 }
 
@@ -144,14 +144,14 @@ impl Field {
                 Spatial::Plain(window.map_or(b.clone(), |window| b.mul(&window.reshape(wide))))
             }
             Route::Fused => {
-                let (sight, basis) = (Sight { orientations: ori, degree }, basis.whole());
+                let (sight, basis) = (EdgeFeatures { orientations: ori, degree }, basis.whole());
                 let bytes = 4 * bonds.len() * grid.len() * basis.b2.count();
                 match layers > 1 && bytes <= STORED {
                     true => Spatial::Stored(d.kernel_basis(window.as_ref(), &sight, &basis)),
-                    false => Spatial::Remade(Box::new(Remade { d, window, sight, basis })),
+                    false => Spatial::Recomputed(Box::new(Recomputed { d, window, sight, basis })),
                 }
             }
-            Route::Tabulated => Spatial::Tabulated(Seen::new(&d, ori, window.as_ref(), basis)),
+            Route::Tabulated => Spatial::Tabulated(TablePlaces::new(&d, ori, window.as_ref(), basis)),
         };
         Field { bonds, spatial, fiber }
     }
@@ -254,7 +254,7 @@ impl Conv {
                 let (h, kernel) = wide();
                 h.edge_conv(basis, &kernel, bonds)
             }
-            Spatial::Remade(of) => {
+            Spatial::Recomputed(of) => {
                 let (h, kernel) = wide();
                 h.spatial_conv(&of.d, of.window.as_ref(), &of.sight, &of.basis, &kernel, bonds)
             }

@@ -15,7 +15,7 @@ use std::path::Path;
 
 /// One block: `h + s linear2(gelu(linear1(layer_norm(conv(h)))))`. Source of the shape: Liu et al. 2022, "A ConvNet for the 2020s".
 #[derive(Clone)]
-pub struct Layer {
+pub struct PonitaLayer {
     /// The convolution.
     pub conv: Conv,
     /// Gain and bias of the norm, `[channels]`.
@@ -30,7 +30,7 @@ pub struct Layer {
     pub readout: Option<[Tensor; 2]>,
 }
 
-impl Layer {
+impl PonitaLayer {
     /// `h [N, O, C] -> [N, O, C]`
     ///
     /// # Panics
@@ -114,7 +114,7 @@ pub struct Ponita {
     /// `[channels, in_scalars + in_vectors]`
     pub embed: Tensor,
     /// The blocks.
-    pub layers: Vec<Layer>,
+    pub layers: Vec<PonitaLayer>,
     /// How the convolutions are computed.
     pub route: Route,
 }
@@ -174,7 +174,7 @@ impl Ponita {
             let read = config.every_readout || l + 1 == config.layers;
             let mut out = |name: &str| take(format!("readout{l}.{name}"));
             let readout = read.then(|| Ok::<_, Error>([out("weight")?, out("bias")?])).transpose()?;
-            layers.push(Layer { conv, norm, linear1, linear2, scale, readout });
+            layers.push(PonitaLayer { conv, norm, linear1, linear2, scale, readout });
         }
         Ok(Ponita { config, grid, basis: spatial, fiber_basis, embed, layers, route: Route::default() })
     }
@@ -183,7 +183,7 @@ impl Ponita {
     pub(in crate::geometry) fn mapped(&self, f: &dyn Fn(&Tensor) -> Tensor) -> Ponita {
         let basis = |b: &Basis| Basis { w1: f(&b.w1), b1: f(&b.b1), w2: f(&b.w2), b2: f(&b.b2) };
         let pair = |p: &[Tensor; 2]| [f(&p[0]), f(&p[1])];
-        let layer = |l: &Layer| Layer {
+        let layer = |l: &PonitaLayer| PonitaLayer {
             conv: Conv {
                 kernel: f(&l.conv.kernel),
                 fiber_kernel: l.conv.fiber_kernel.as_ref().map(f),
@@ -273,7 +273,7 @@ impl Ponita {
             hidden.len(),
             self.layers.len()
         );
-        let read = |(layer, h): (&Layer, &Tensor)| {
+        let read = |(layer, h): (&PonitaLayer, &Tensor)| {
             layer.readout.as_ref().map(|[w, b]| linear(h, w, Some(b), Activation::None, None))
         };
         let all: Vec<Tensor> = self.layers.iter().zip(&hidden[1..]).filter_map(read).collect();

@@ -6,7 +6,7 @@
 //! forces, its exact gradient, are smooth. The window is not in the table: messages still end at the radius exactly.
 
 use crate::ops::points::edges::Edges;
-use crate::ops::points::kernel_basis::{Basis, Sight};
+use crate::ops::points::kernel_basis::{Basis, EdgeFeatures};
 use crate::ops::points::table_conv::SplineTable;
 use crate::tensor::Tensor;
 
@@ -20,21 +20,26 @@ pub struct Tables {
 }
 
 /// Where edges lie in a table, `[E, O, 4]`: attributes, window, nothing.
-pub(in crate::geometry) struct Seen(Tensor);
+pub(in crate::geometry) struct TablePlaces(Tensor);
 
-impl Seen {
+impl TablePlaces {
     /// # Panics
     /// When somebody wants a gradient of the basis, which is not used.
     #[track_caller]
-    pub fn new(d: &Tensor, orientations: Option<Tensor>, window: Option<&Tensor>, basis: &Basis) -> Seen {
+    pub fn new(
+        d: &Tensor,
+        orientations: Option<Tensor>,
+        window: Option<&Tensor>,
+        basis: &Basis,
+    ) -> TablePlaces {
         let weights = [&basis.w1, &basis.b1, &basis.w2, &basis.b2];
         assert!(!weights.iter().any(|w| w.is_tracked()), "{REFUSED}");
-        let attributes = d.edge_features(&Sight { orientations, degree: 1 });
+        let attributes = d.edge_features(&EdgeFeatures { orientations, degree: 1 });
         let place = Tensor::from_slice(d.gpu(), &[0.0f32, 0.0, 1.0, 0.0], [1, 1, 4]);
         let window = window.map_or(place.clone(), |w| w.reshape([w.count(), 1, 1]).mul(&place));
         let seen = attributes.add(&window);
         seen.evaluate();
-        Seen(seen)
+        TablePlaces(seen)
     }
 
     /// The sum over neighbours of `h [N, O, C]`, C a multiple of 4.

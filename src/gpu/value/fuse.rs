@@ -5,6 +5,7 @@
 //! computed twice; those that only the chain held are never stored. Arithmetic is four lanes wide and in f32, u32 or
 //! i32; f16 is unpacked as it is read and rounded to nearest even as it is written.
 
+use super::text::{Operation, THREADS, Term, Text, Walk};
 use super::{Place, Value};
 use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, Param, grid};
@@ -12,7 +13,6 @@ use crate::gpu::shader::Source;
 use crate::gpu::{Gpu, recording};
 use crate::shape::{Shape, Strides, collapse};
 use std::collections::HashMap;
-use std::fmt::Write;
 use std::sync::Arc;
 
 /// Operations in one expression: bounds the generated kernel.
@@ -21,14 +21,11 @@ const MAX_NODES: usize = 40;
 const MAX_DEPTH: usize = 64;
 /// Scalars, sizes and strides of one kernel, beside `n` and the grid's width.
 const MAX_WORDS: usize = 30;
-/// Words of parameters that are immediates; more are a uniform.
-const IMMEDIATE_WORDS: usize = 16;
 /// What a kernel calls the arrays that it reads, and those that it writes: as many as an adapter binds at most.
 const X: [&str; 16] =
     ["x0", "x1", "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13", "x14", "x15"];
 const Y: [&str; 16] =
     ["y0", "y1", "y2", "y3", "y4", "y5", "y6", "y7", "y8", "y9", "y10", "y11", "y12", "y13", "y14", "y15"];
-const THREADS: u32 = 64;
 
 /// One elementwise operation. `$0`, `$1`, ... in the template stand for the arguments as `vec4`s.
 pub(crate) struct Expr {
@@ -159,13 +156,6 @@ impl Expr {
     }
 }
 
-/// How a leaf is read: four elements at once, one for all, or lane by lane.
-#[derive(Clone, Copy, PartialEq)]
-enum Walk {
-    Plain,
-    Strided,
-}
-
 struct Leaf {
     value: Arc<Value>,
     place: Place,
@@ -174,9 +164,7 @@ struct Leaf {
     offset: usize,
     /// What the kernel adds to its indices: 0 where the place already begins at the view's first element.
     start: usize,
-    walk: Walk,
-    /// Strided, but every four elements of the walk are a vector in memory.
-    whole: bool,
+    strided: bool,
 }
 
 impl Leaf {
@@ -194,12 +182,11 @@ struct Program<'a> {
     op: &'static str,
     leaves: Vec<Leaf>,
     scalars: Vec<Scalar>,
-    body: String,
+    operations: Vec<Operation>,
     /// Variable of each inlined value, by address, with the arguments that named it.
     inlined: HashMap<*const Value, (usize, usize)>,
     /// Inlined values in order of computation.
     order: Vec<(Arc<Value>, usize)>,
-    variables: usize,
 }
 
 impl<'a> Program<'a> {
@@ -210,58 +197,41 @@ impl<'a> Program<'a> {
             op: expr.op,
             leaves: Vec::new(),
             scalars: Vec::new(),
-            body: String::new(),
+            operations: Vec::new(),
             inlined: HashMap::new(),
             order: Vec::new(),
-            variables: 0,
         };
         let last = program.emit(expr, root.dtype);
-        debug_assert_eq!(last + 1, program.variables);
+        debug_assert_eq!(last + 1, program.operations.len());
         program
     }
 
-    /// Writes the statements of `expr`; returns its variable's number.
+    /// Adds the operations of `expr`; returns the last one's number.
     fn emit(&mut self, expr: &Expr, dtype: DType) -> usize {
-        let names: Vec<String> = expr.args.iter().map(|arg| self.argument(expr, arg)).collect();
-        let mut text = String::new();
-        let mut rest = expr.template;
-        while let Some(at) = rest.find('$') {
-            text.push_str(&rest[..at]);
-            let index = (rest.as_bytes()[at + 1] - b'0') as usize;
-            text.push_str(&names[index]);
-            rest = &rest[at + 2..];
-        }
-        text.push_str(rest);
-        let variable = self.variables;
-        self.variables += 1;
-        // What is f16 when stored is f16 inside a chain too: fusion must not change bits.
-        let text = if dtype == DType::F16 { format!("round_half4({text})") } else { text };
-        let _ = writeln!(self.body, "    let v{variable} = {text};");
-        variable
+        let terms = expr.args.iter().map(|arg| self.term(expr, arg)).collect();
+        self.operations.push(Operation { template: expr.template.into(), dtype, terms });
+        self.operations.len() - 1
     }
 
-    fn argument(&mut self, expr: &Expr, arg: &Arg) -> String {
+    fn term(&mut self, expr: &Expr, arg: &Arg) -> Term {
         match arg {
             Arg::Scalar(scalar) => {
                 self.scalars.push(*scalar);
-                let i = self.scalars.len() - 1;
-                match scalar {
-                    Scalar::F32(_) => format!("vec4<f32>(p.s{i})"),
-                }
+                Term::Number(self.scalars.len() - 1)
             }
             Arg::Operand { value, strides, offset } => {
-                if let Some(inner) = expr.inlines(value, strides, *offset) {
-                    let key = Arc::as_ptr(value);
-                    if let Some((variable, uses)) = self.inlined.get_mut(&key) {
-                        *uses += 1;
-                        return format!("v{variable}");
-                    }
-                    let variable = self.emit(&inner, value.dtype);
-                    self.inlined.insert(key, (variable, 1));
-                    self.order.push((value.clone(), variable));
-                    return format!("v{variable}");
+                let Some(inner) = expr.inlines(value, strides, *offset) else {
+                    return Term::Read(self.leaf(value, strides, *offset));
+                };
+                let key = Arc::as_ptr(value);
+                if let Some((variable, uses)) = self.inlined.get_mut(&key) {
+                    *uses += 1;
+                    return Term::Made(*variable);
                 }
-                format!("l{}", self.leaf(value, strides, *offset))
+                let variable = self.emit(&inner, value.dtype);
+                self.inlined.insert(key, (variable, 1));
+                self.order.push((value.clone(), variable));
+                Term::Made(variable)
             }
         }
     }
@@ -276,20 +246,17 @@ impl<'a> Program<'a> {
             let bytes = (offset * value.dtype.size()) as u64;
             let plain = *strides == self.shape.strides() && bytes.is_multiple_of(align);
             let mut place = value.place();
-            let (walk, start) = if plain {
+            if plain {
                 place.offset += bytes;
-                (Walk::Plain, 0)
-            } else {
-                (Walk::Strided, offset)
-            };
+            }
+            let start = if plain { 0 } else { offset };
             self.leaves.push(Leaf {
                 value: value.clone(),
                 place,
                 strides: *strides,
                 offset,
                 start,
-                walk,
-                whole: false,
+                strided: !plain,
             });
             self.leaves.len() - 1
         })
@@ -300,11 +267,7 @@ impl<'a> Program<'a> {
         let room = gpu.max_bindings().saturating_sub(self.leaves.len() + 1);
         let outputs = self.held_elsewhere(room);
         let (sizes, strides, strided) = self.walks();
-        for (at, &leaf) in strided.iter().enumerate() {
-            self.leaves[leaf].whole = self.leaves[leaf].is_whole(&sizes, &strides[at]);
-        }
         let source = self.source(&outputs, accumulate, &sizes, &strides, &strided);
-
         let grid = grid(self.root.count.div_ceil(4).div_ceil(THREADS as usize));
         let mut launch = Launch::new(self.op, &source, "main", grid).turns(0).set("n", self.root.count);
         if !strided.is_empty() {
@@ -319,8 +282,8 @@ impl<'a> Program<'a> {
         for (i, scalar) in self.scalars.iter().enumerate() {
             launch = launch.set(format!("s{i}"), scalar.param());
         }
-        for (i, Leaf { value, place, walk, .. }) in self.leaves.iter().enumerate() {
-            let count = if *walk == Walk::Plain { self.root.count } else { value.count };
+        for (i, Leaf { value, place, strided, .. }) in self.leaves.iter().enumerate() {
+            let count = if *strided { value.count } else { self.root.count };
             launch = launch.bind(X[i], place.part(value.dtype.buffer_bytes(count)));
         }
         launch = launch.bind_mut(Y[0], place.part(self.root.dtype.buffer_bytes(self.root.count)));
@@ -355,8 +318,7 @@ impl<'a> Program<'a> {
 
     /// The merged sizes, each strided leaf's merged strides, and which leaves are strided.
     fn walks(&self) -> (Vec<usize>, Vec<Vec<usize>>, Vec<usize>) {
-        let strided: Vec<usize> =
-            (0..self.leaves.len()).filter(|&i| self.leaves[i].walk == Walk::Strided).collect();
+        let strided: Vec<usize> = (0..self.leaves.len()).filter(|&i| self.leaves[i].strided).collect();
         let operands: Vec<Strides> = strided.iter().map(|&i| self.leaves[i].strides).collect();
         let (mut sizes, mut strides) = collapse(&self.shape, &operands);
         if sizes.is_empty() {
@@ -367,127 +329,33 @@ impl<'a> Program<'a> {
     }
 
     fn source(
-        &self,
+        &mut self,
         outputs: &[(Arc<Value>, usize)],
         accumulate: bool,
         sizes: &[usize],
         strides: &[Vec<usize>],
         strided: &[usize],
     ) -> Source {
-        let mut s = String::from("struct Params { n: u32, groups_x: u32,");
-        let axes = sizes.len();
-        if !strided.is_empty() {
-            (0..axes).for_each(|a| write!(s, " size{a}: u32,").unwrap());
-        }
-        for &leaf in strided {
-            (0..axes).for_each(|a| write!(s, " t{leaf}_{a}: u32,").unwrap());
-            write!(s, " o{leaf}: u32,").unwrap();
-        }
-        (0..self.scalars.len()).for_each(|i| write!(s, " s{i}: f32,").unwrap());
-        let axes_told = if strided.is_empty() { 0 } else { axes };
-        let words = 2 + axes_told + strided.len() * (axes + 1) + self.scalars.len();
-        let last = self.leaves.len() + 1 + outputs.len();
-        match words <= IMMEDIATE_WORDS {
-            true => s.push_str(" }\nvar<immediate> p: Params;\n"),
-            false => writeln!(s, " }}\n@group(0) @binding({last}) var<uniform> p: Params;").unwrap(),
-        }
-        s.push_str("#import elementwise\n#import exp_log\n#import nan\n#import power\n#import trig\n");
-        for (i, leaf) in self.leaves.iter().enumerate() {
-            let element = stored(leaf.value.dtype, leaf.walk == Walk::Plain || leaf.whole);
-            writeln!(s, "@group(0) @binding({i}) var<storage, read> x{i}: array<{element}>;").unwrap();
-        }
-        let first = self.leaves.len();
-        let written = std::iter::once(self.root.dtype).chain(outputs.iter().map(|(v, _)| v.dtype));
-        for (i, dtype) in written.enumerate() {
-            let element = stored(dtype, true);
-            let at = first + i;
-            writeln!(s, "@group(0) @binding({at}) var<storage, read_write> y{i}: array<{element}>;").unwrap();
-        }
-        // Rows of whole vectors: the four lanes share every coordinate but the last.
-        let together = sizes[axes - 1].is_multiple_of(4);
-        for (at, &leaf) in strided.iter().enumerate() {
-            self.reader(&mut s, leaf, axes, together, strides[at][axes - 1]);
-        }
-        writeln!(
-            s,
-            "@compute @workgroup_size({THREADS})\nfn main(@builtin(workgroup_id) group: vec3<u32>, \
-             @builtin(local_invocation_index) lane: u32) {{\n    \
-             let i = (group.y * p.groups_x + group.x) * {THREADS}u + lane;\n    if i * 4u >= p.n {{ return; }}"
-        )
-        .unwrap();
-        for (i, leaf) in self.leaves.iter().enumerate() {
-            let read = match (leaf.walk, leaf.value.dtype) {
-                (Walk::Plain, DType::F16) => {
-                    format!("vec4<f32>(unpack2x16float(x{i}[i].x), unpack2x16float(x{i}[i].y))")
-                }
-                (Walk::Plain, _) => format!("x{i}[i]"),
-                (Walk::Strided, _) => format!("read{i}(i * 4u)"),
+        let mut walks = vec![Walk::Plain; self.leaves.len()];
+        for (&leaf, strides) in strided.iter().zip(strides) {
+            walks[leaf] = match strides[strides.len() - 1] {
+                _ if self.leaves[leaf].is_whole(sizes, strides) => Walk::Whole,
+                0 => Walk::Repeated,
+                _ => Walk::Strided,
             };
-            writeln!(s, "    let l{i} = {read};").unwrap();
         }
-        s.push_str(&self.body);
-        let root = format!("v{}", self.variables - 1);
-        let sum = if accumulate { format!("y0[i] + {root}") } else { root };
-        writeln!(s, "    y0[i] = {};", packed(self.root.dtype, &sum)).unwrap();
-        for (i, (value, variable)) in outputs.iter().enumerate() {
-            writeln!(s, "    y{}[i] = {};", i + 1, packed(value.dtype, &format!("v{variable}"))).unwrap();
-        }
-        s.push_str("}\n");
-        Source::text("elementwise", s)
-    }
-
-    /// A function that reads four elements of a strided leaf, starting at element `e` of the walk.
-    fn reader(&self, s: &mut String, leaf: usize, axes: usize, together: bool, inner: usize) {
-        let ty = self.leaves[leaf].value.dtype.wgsl();
-        let element = |index: &str| match self.leaves[leaf].value.dtype {
-            DType::F16 => format!("half_at(x{leaf}[({index}) / 2u], ({index}) % 2u)"),
-            _ => format!("x{leaf}[{index}]"),
+        let operations = std::mem::take(&mut self.operations);
+        let text = Text {
+            reads: self.leaves.iter().map(|leaf| leaf.value.dtype).zip(walks).collect(),
+            numbers: self.scalars.len(),
+            writes: std::iter::once(operations.len() - 1)
+                .chain(outputs.iter().map(|(_, made)| *made))
+                .collect(),
+            operations,
+            accumulate,
+            axes: sizes.len(),
+            together: sizes[sizes.len() - 1].is_multiple_of(4),
         };
-        writeln!(s, "fn index{leaf}(e: u32) -> u32 {{\n    var rest = e;\n    var at = p.o{leaf};").unwrap();
-        for a in (1..axes).rev() {
-            writeln!(s, "    at += (rest % p.size{a}) * p.t{leaf}_{a};\n    rest = rest / p.size{a};")
-                .unwrap();
-        }
-        writeln!(s, "    return at + rest * p.t{leaf}_0;\n}}").unwrap();
-        write!(s, "fn read{leaf}(e: u32) -> vec4<{ty}> {{\n    ").unwrap();
-        let step = format!("p.t{leaf}_{}", axes - 1);
-        if self.leaves[leaf].whole {
-            let vector = format!("x{leaf}[index{leaf}(e) / 4u]");
-            let value = match self.leaves[leaf].value.dtype {
-                DType::F16 => {
-                    format!("vec4<f32>(unpack2x16float({vector}.x), unpack2x16float({vector}.y))")
-                }
-                _ => vector,
-            };
-            writeln!(s, "return {value};\n}}").unwrap();
-        } else if together && inner == 0 {
-            writeln!(s, "let a = index{leaf}(e);\n    return vec4<{ty}>({});\n}}", element("a")).unwrap();
-        } else if together {
-            let lanes: Vec<String> = (0..4).map(|j| element(&format!("a + {j}u * {step}"))).collect();
-            writeln!(s, "let a = index{leaf}(e);\n    return vec4<{ty}>({});\n}}", lanes.join(", ")).unwrap();
-        } else {
-            s.push_str("let last = p.n - 1u;\n");
-            for j in 0..4 {
-                writeln!(s, "    let a{j} = index{leaf}(min(e + {j}u, last));").unwrap();
-            }
-            let lanes: Vec<String> = (0..4).map(|j| element(&format!("a{j}"))).collect();
-            writeln!(s, "    return vec4<{ty}>({});\n}}", lanes.join(", ")).unwrap();
-        }
+        text.source()
     }
-}
-
-fn stored(dtype: DType, vector: bool) -> &'static str {
-    match (dtype, vector) {
-        (DType::F16, true) => "vec2<u32>",
-        (DType::F32, true) => "vec4<f32>",
-        (DType::U32, true) => "vec4<u32>",
-        (DType::I32, true) => "vec4<i32>",
-        (DType::F16 | DType::U32, false) => "u32",
-        (DType::F32, false) => "f32",
-        (DType::I32, false) => "i32",
-    }
-}
-
-fn packed(dtype: DType, value: &str) -> String {
-    if dtype == DType::F16 { format!("pack_half4({value})") } else { value.to_string() }
 }

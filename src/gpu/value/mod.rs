@@ -5,6 +5,7 @@
 //! thread had to compute it ahead, because it was about to change what the expression reads.
 
 pub mod fuse;
+pub(super) mod text;
 
 use super::buffer::Buffer;
 use super::kernel::Part;

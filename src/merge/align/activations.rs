@@ -3,7 +3,7 @@
 use super::matching::{Solved, solve};
 use super::pairing::Cost;
 use super::permutation::Permutation;
-use super::plan::Plan;
+use super::plan::CheckedSpec;
 use super::spec::Spec;
 use crate::error::{Error, Result};
 use crate::store::Weights;
@@ -34,7 +34,7 @@ struct Sums {
 /// groups do not depend on each other. Groups without activations stay as they are.
 pub struct ActivationMatching {
     spec: Spec,
-    plan: Plan,
+    plan: CheckedSpec,
     similarity: Similarity,
     sums: BTreeMap<usize, Sums>,
 }
@@ -61,7 +61,7 @@ impl ActivationMatching {
         b: &dyn Weights,
         similarity: Similarity,
     ) -> Result<ActivationMatching> {
-        let plan = Plan::new(spec, &[a, b])?;
+        let plan = CheckedSpec::new(spec, &[a, b])?;
         Ok(ActivationMatching { spec: spec.clone(), plan, similarity, sums: BTreeMap::new() })
     }
 

@@ -1,9 +1,9 @@
 //! Specs of common architectures, made from a model's own tensor names and shapes.
 
-use super::spec::{Axis, Group, Heads, Kind, Spec};
+use super::spec::{Axis, Group, GroupKind, Heads, Spec};
 use crate::error::{Error, Result};
 use crate::merge::Shards;
-use crate::merge::evaluation::mlp::Mlp;
+use crate::merge::evaluation::mlp::MlpModel;
 use crate::store::Weights;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -58,9 +58,9 @@ impl<'a> Builder<'a> {
         }
         let place = *self.groups.entry(group.to_string()).or_insert(self.spec.groups.len());
         if place == self.spec.groups.len() {
-            self.spec.groups.push(Group { name: group.to_string(), kind: Kind::Units(Vec::new()) });
+            self.spec.groups.push(Group { name: group.to_string(), kind: GroupKind::Units(Vec::new()) });
         }
-        if let Kind::Units(axes) = &mut self.spec.groups[place].kind {
+        if let GroupKind::Units(axes) = &mut self.spec.groups[place].kind {
             axes.push(Axis { repeat, ..Axis::new(tensor, axis) });
         }
         self
@@ -110,7 +110,7 @@ impl<'a> Builder<'a> {
         let [heads, kv_heads] = sizes;
         let o = vec![Axis::new(format!("{o}.weight"), 1)];
         let heads = Heads { heads, kv_heads, rotary, q: rows(q), k: rows(k), v: rows(v), o };
-        self.spec.groups.push(Group { name: group.to_string(), kind: Kind::Heads(heads) });
+        self.spec.groups.push(Group { name: group.to_string(), kind: GroupKind::Heads(heads) });
         self
     }
 
@@ -130,22 +130,22 @@ impl<'a> Builder<'a> {
 
 /// A layer of a network without branches, and the norm behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layer {
+pub struct LayerNames {
     /// Dense `[out, in]` or convolution `[out, in, height, width]`.
     pub name: String,
     /// The norm over its output, if there is one.
     pub norm: Option<String>,
 }
 
-impl Layer {
+impl LayerNames {
     /// A layer without a norm.
-    pub fn plain(name: impl Into<String>) -> Layer {
-        Layer { name: name.into(), norm: None }
+    pub fn plain(name: impl Into<String>) -> LayerNames {
+        LayerNames { name: name.into(), norm: None }
     }
 
     /// A layer with a norm behind it.
-    pub fn normed(name: impl Into<String>, norm: impl Into<String>) -> Layer {
-        Layer { name: name.into(), norm: Some(norm.into()) }
+    pub fn normed(name: impl Into<String>, norm: impl Into<String>) -> LayerNames {
+        LayerNames { name: name.into(), norm: Some(norm.into()) }
     }
 }
 
@@ -181,7 +181,7 @@ impl Spec {
     pub fn named(name: &str, model: &Shards) -> Result<Spec> {
         let mut parts = name.split(':');
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
-            (Some("mlp"), None, ..) => Spec::mlp(model, &Mlp::of(model)?.layers()),
+            (Some("mlp"), None, ..) => Spec::mlp(model, &MlpModel::of(model)?.layers()),
             (Some("resnet"), None, ..) => Spec::resnet(model),
             (Some("llama"), None, ..) => {
                 let [heads, kv_heads] = config_heads(&model.path().with_file_name("config.json"))?;
@@ -202,7 +202,7 @@ impl Spec {
     /// # Errors
     /// When a layer is missing or does not fit the one before.
     pub fn mlp(weights: &dyn Weights, layers: &[&str]) -> Result<Spec> {
-        let layers: Vec<Layer> = layers.iter().map(|name| Layer::plain(*name)).collect();
+        let layers: Vec<LayerNames> = layers.iter().map(|name| LayerNames::plain(*name)).collect();
         Spec::cnn(weights, &layers)
     }
 
@@ -211,7 +211,7 @@ impl Spec {
     ///
     /// # Errors
     /// As [`Spec::mlp`].
-    pub fn cnn(weights: &dyn Weights, layers: &[Layer]) -> Result<Spec> {
+    pub fn cnn(weights: &dyn Weights, layers: &[LayerNames]) -> Result<Spec> {
         let mut spec = Builder::new(weights)?;
         let mut group: Option<(String, usize)> = None;
         let mut made = 0;

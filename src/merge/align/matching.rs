@@ -8,7 +8,7 @@
 use super::heads::{self, columns};
 use super::pairing::{Cost, Nearness, Pairing};
 use super::permutation::{Permutation, Permuted};
-use super::plan::{Plan, Unit};
+use super::plan::{CheckedSpec, Unit};
 use super::spec::Spec;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -146,7 +146,7 @@ pub fn match_weights_with(
     if options.start.as_ref().is_some_and(|start| start.spec() != spec) {
         return Err(Error::config("match: the permutation to start from belongs to another spec"));
     }
-    let pairing = Pairing::new(gpu, Plan::new(spec, &[a, b])?, a, b, options.cache_bytes);
+    let pairing = Pairing::new(gpu, CheckedSpec::new(spec, &[a, b])?, a, b, options.cache_bytes);
     pairing.check_finite()?;
     let before = pairing.nearness(&pairing.plan.identity())?;
     let mut rng = Rng::new(options.seed);
@@ -202,7 +202,7 @@ pub fn group_costs(
     permutation: &Permutation,
     group: &str,
 ) -> Result<GroupCosts> {
-    let plan = Plan::new(permutation.spec(), &[a, b])?;
+    let plan = CheckedSpec::new(permutation.spec(), &[a, b])?;
     let orders = permutation.in_plan(&plan)?;
     let unit = plan.units.iter().find(|unit| unit.name == group).cloned();
     let unit = unit.ok_or_else(|| Error::config(format!("the permutation spec has no group `{group}`")))?;
@@ -226,7 +226,7 @@ pub(in crate::merge) fn inner_product(
     a: &dyn Weights,
     b: &dyn Weights,
 ) -> Result<f64> {
-    let plan = Plan::new(spec, &[a, b])?;
+    let plan = CheckedSpec::new(spec, &[a, b])?;
     let identity = plan.identity();
     Ok(Pairing::new(gpu, plan, a, b, 0).nearness(&identity)?.objective)
 }

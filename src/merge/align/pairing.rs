@@ -1,12 +1,12 @@
 //! Two models on the device, tensor by tensor: what a visit costs, and how near the models are.
 
 use super::permutation::reorder;
-use super::plan::{Placed, Plan, Unit};
+use super::plan::{CheckedSpec, Placed, Unit};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::ops::product::matmul::outer;
 use crate::store::Weights;
-use crate::tape::{Into, no_grad};
+use crate::tape::{Destination, no_grad};
 use crate::tensor::Tensor;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -64,7 +64,7 @@ pub(in crate::merge) struct Cost {
 /// Models `a` and `b` with a plan that fits both.
 pub(in crate::merge) struct Pairing<'a> {
     gpu: &'a Gpu,
-    pub plan: Plan,
+    pub plan: CheckedSpec,
     a: Kept<'a>,
     b: Kept<'a>,
     /// By order: the cost's part from tensors that nothing else moves.
@@ -73,7 +73,13 @@ pub(in crate::merge) struct Pairing<'a> {
 
 impl<'a> Pairing<'a> {
     /// `bytes`: how much of the two models may stay on the device.
-    pub fn new(gpu: &'a Gpu, plan: Plan, a: &'a dyn Weights, b: &'a dyn Weights, bytes: u64) -> Pairing<'a> {
+    pub fn new(
+        gpu: &'a Gpu,
+        plan: CheckedSpec,
+        a: &'a dyn Weights,
+        b: &'a dyn Weights,
+        bytes: u64,
+    ) -> Pairing<'a> {
         let [a, b] = [a, b].map(|weights| Kept::new(weights, bytes / 2));
         Pairing { gpu, plan, a, b, constant: RefCell::default() }
     }
@@ -184,7 +190,7 @@ impl<'a> Pairing<'a> {
             let a = self.a.read(self.gpu, name)?;
             let b = self.moved(name, placed, orders, Some(own.axis))?;
             let [a, b] = [a, b].map(|x| unfold(&x, own.axis, own.repeat));
-            let into = sum.take().map_or(Into::New, Into::Add);
+            let into = sum.take().map_or(Destination::New, Destination::Add);
             sum = Some(no_grad(|| outer("match", &a, &b, into)));
         }
         Ok(sum)

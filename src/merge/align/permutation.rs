@@ -1,8 +1,8 @@
 //! Permutations of a model's units: applied lazily, inverted, composed, written to a file.
 
 use super::heads::{HeadOrder, HeadSizes};
-use super::plan::Plan;
-use super::spec::{Kind, Spec};
+use super::plan::CheckedSpec;
+use super::spec::{GroupKind, Spec};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::store::Weights;
@@ -48,7 +48,7 @@ impl Permutation {
             Ok(order)
         };
         for group in &spec.groups {
-            let Kind::Heads(heads) = &group.kind else {
+            let GroupKind::Heads(heads) = &group.kind else {
                 take(&group.name)?;
                 continue;
             };
@@ -72,12 +72,12 @@ impl Permutation {
     /// # Errors
     /// What is wrong with the spec, held against `weights`.
     pub fn identity(spec: &Spec, weights: &dyn Weights) -> Result<Permutation> {
-        let plan = Plan::new(spec, &[weights])?;
+        let plan = CheckedSpec::new(spec, &[weights])?;
         Ok(Permutation::of(spec, &plan, plan.identity()))
     }
 
     /// Orders in the sequence of a plan's, known to be valid.
-    pub(in crate::merge) fn of(spec: &Spec, plan: &Plan, orders: Vec<Vec<u32>>) -> Permutation {
+    pub(in crate::merge) fn of(spec: &Spec, plan: &CheckedSpec, orders: Vec<Vec<u32>>) -> Permutation {
         let names = plan.orders.iter().map(|(name, _)| name.clone());
         Permutation { spec: spec.clone(), orders: names.zip(orders).collect() }
     }
@@ -86,7 +86,7 @@ impl Permutation {
     ///
     /// # Errors
     /// When this belongs to another spec or to models of other sizes.
-    pub(in crate::merge) fn in_plan(&self, plan: &Plan) -> Result<Vec<Vec<u32>>> {
+    pub(in crate::merge) fn in_plan(&self, plan: &CheckedSpec) -> Result<Vec<Vec<u32>>> {
         let find = |(name, size): &(String, usize)| match self.orders.get(name) {
             Some(order) if order.len() == *size => Ok(order.clone()),
             Some(order) => Err(fault(name, &format!("has {} indices, the models {size}", order.len()))),
@@ -116,8 +116,8 @@ impl Permutation {
     pub fn touches(&self, tensor: &str) -> bool {
         let has = |axes: &[super::spec::Axis]| axes.iter().any(|axis| axis.tensor == tensor);
         self.spec.groups.iter().any(|group| match &group.kind {
-            Kind::Units(axes) => has(axes),
-            Kind::Heads(heads) => heads.parts().iter().any(|(_, axes)| has(axes)),
+            GroupKind::Units(axes) => has(axes),
+            GroupKind::Heads(heads) => heads.parts().iter().any(|(_, axes)| has(axes)),
         })
     }
 
@@ -149,7 +149,7 @@ impl Permutation {
     /// # Errors
     /// Everything that does not fit, listed.
     pub fn check(&self, weights: &dyn Weights) -> Result<()> {
-        self.in_plan(&Plan::new(&self.spec, &[weights])?).map(|_| ())
+        self.in_plan(&CheckedSpec::new(&self.spec, &[weights])?).map(|_| ())
     }
 
     /// A model's weights under this permutation, each moved on the device when it is read.
@@ -163,8 +163,8 @@ impl Permutation {
         };
         for group in &self.spec.groups {
             match &group.kind {
-                Kind::Units(axes) => add(&group.name, axes),
-                Kind::Heads(heads) => {
+                GroupKind::Units(axes) => add(&group.name, axes),
+                GroupKind::Heads(heads) => {
                     heads.parts().iter().for_each(|(part, axes)| add(&format!("{}.{part}", group.name), axes))
                 }
             }

@@ -1,7 +1,7 @@
 //! A spec held against models: every permutation's size, every tensor's moves, and all that is wrong, at once.
 
 use super::heads::{HeadOrder, HeadSizes};
-use super::spec::{Axis, Heads, Kind, Spec, fits};
+use super::spec::{Axis, GroupKind, Heads, Spec, fits};
 use crate::error::{Error, Result};
 use crate::rng::Rng;
 use crate::store::Weights;
@@ -25,7 +25,7 @@ pub(in crate::merge) struct Placed {
     pub compared: bool,
 }
 
-/// What is solved at one visit: a group with the places of its permutations in [`Plan::orders`].
+/// What is solved at one visit: a group with the places of its permutations in [`CheckedSpec::orders`].
 #[derive(Clone, Debug)]
 pub(in crate::merge) struct Unit {
     pub name: String,
@@ -36,7 +36,7 @@ pub(in crate::merge) struct Unit {
 
 /// A checked spec.
 #[derive(Clone, Debug)]
-pub(in crate::merge) struct Plan {
+pub(in crate::merge) struct CheckedSpec {
     /// Name and length of every permutation.
     pub orders: Vec<(String, usize)>,
     pub units: Vec<Unit>,
@@ -56,26 +56,26 @@ fn listed(all: &[String]) -> String {
     text
 }
 
-impl Plan {
+impl CheckedSpec {
     /// Holds `spec` against models that must have the same tensors.
     ///
     /// # Errors
     /// Lists every tensor that is missing or of another shape in one of the models, or everything that is wrong with the spec.
-    pub fn new(spec: &Spec, models: &[&dyn Weights]) -> Result<Plan> {
+    pub fn new(spec: &Spec, models: &[&dyn Weights]) -> Result<CheckedSpec> {
         let shapes = same_shapes(spec, models)?;
         let mut faults = Vec::new();
-        let mut plan = Plan { orders: Vec::new(), units: Vec::new(), tensors: BTreeMap::new() };
+        let mut plan = CheckedSpec { orders: Vec::new(), units: Vec::new(), tensors: BTreeMap::new() };
         for (name, shape) in shapes {
             let compared = !spec.statistics.iter().any(|p| fits(p, &name));
             plan.tensors.insert(name, Placed { shape, moves: Vec::new(), compared });
         }
         for group in &spec.groups {
             match &group.kind {
-                Kind::Units(axes) => {
+                GroupKind::Units(axes) => {
                     let order = plan.order(&group.name, axes, &mut faults);
                     plan.units.push(Unit { name: group.name.clone(), orders: vec![order], heads: None });
                 }
-                Kind::Heads(heads) => plan.heads(&group.name, heads, &mut faults),
+                GroupKind::Heads(heads) => plan.heads(&group.name, heads, &mut faults),
             }
         }
         plan.names(&mut faults);

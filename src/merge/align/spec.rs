@@ -85,12 +85,12 @@ pub struct Group {
     /// Its name, by which its permutation is stored; that of heads as `name.q`, `name.k`, `name.v` and `name.o`.
     pub name: String,
     /// What moves.
-    pub kind: Kind,
+    pub kind: GroupKind,
 }
 
 /// What moves in a [`Group`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum GroupKind {
     /// One permutation of units: neurons, channels, places of a residual stream.
     Units(Vec<Axis>),
     /// Attention heads.
@@ -112,8 +112,8 @@ impl TryFrom<GroupFile> for Group {
 
     fn try_from(GroupFile { name, axes, heads }: GroupFile) -> Result<Group, String> {
         match (axes, heads) {
-            (Some(axes), None) => Ok(Group { name, kind: Kind::Units(axes) }),
-            (None, Some(heads)) => Ok(Group { name, kind: Kind::Heads(heads) }),
+            (Some(axes), None) => Ok(Group { name, kind: GroupKind::Units(axes) }),
+            (None, Some(heads)) => Ok(Group { name, kind: GroupKind::Heads(heads) }),
             _ => Err(format!("group `{name}` needs either `axes` or `heads`")),
         }
     }
@@ -122,8 +122,8 @@ impl TryFrom<GroupFile> for Group {
 impl From<Group> for GroupFile {
     fn from(Group { name, kind }: Group) -> GroupFile {
         match kind {
-            Kind::Units(axes) => GroupFile { name, axes: Some(axes), heads: None },
-            Kind::Heads(heads) => GroupFile { name, axes: None, heads: Some(heads) },
+            GroupKind::Units(axes) => GroupFile { name, axes: Some(axes), heads: None },
+            GroupKind::Heads(heads) => GroupFile { name, axes: None, heads: Some(heads) },
         }
     }
 }
@@ -228,7 +228,7 @@ mod tests {
         let spec = Spec::from_json(text).unwrap();
         assert_eq!(
             spec.groups[0].kind,
-            Kind::Units(vec![Axis::new("a", 0), Axis { repeat: 4, ..Axis::new("b", 1) }])
+            GroupKind::Units(vec![Axis::new("a", 0), Axis { repeat: 4, ..Axis::new("b", 1) }])
         );
         assert_eq!(Spec::from_json(&spec.to_json()).unwrap(), spec);
         for (bad, words) in [

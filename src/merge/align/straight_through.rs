@@ -2,7 +2,7 @@
 
 use super::matching::{MatchOptions, match_weights};
 use super::permutation::Permutation;
-use super::plan::Plan;
+use super::plan::CheckedSpec;
 use super::spec::Spec;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -65,7 +65,7 @@ pub fn straight_through(
     options: &StraightThroughOptions,
     loss: &mut MidpointLoss,
 ) -> Result<StraightThrough> {
-    let plan = Plan::new(spec, &[a, b])?;
+    let plan = CheckedSpec::new(spec, &[a, b])?;
     let names: Vec<&String> = plan.tensors.keys().collect();
     let ends: BTreeMap<String, Tensor> =
         names.iter().map(|name| Ok(((*name).clone(), a.read(gpu, name)?))).collect::<Result<_>>()?;

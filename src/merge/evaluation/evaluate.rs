@@ -1,7 +1,7 @@
-//! What a merged model is worth beside its inputs, on data: classifying networks that [`Mlp`] knows.
+//! What a merged model is worth beside its inputs, on data: classifying networks that [`MlpModel`] knows.
 
 use super::barrier::Evaluation;
-use super::mlp::Mlp;
+use super::mlp::MlpModel;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::merge::Weights;
@@ -52,7 +52,7 @@ impl Data {
     /// # Errors
     /// When the weights are none, or none for these inputs and labels; what files and device have.
     pub fn evaluate(&self, gpu: &Gpu, weights: &dyn Weights) -> Result<Evaluation> {
-        let network = Mlp::of(weights)?;
+        let network = MlpModel::of(weights)?;
         let (want, have) = (network.sizes()[0], self.inputs.shape()[1]);
         if want != have {
             return Err(Error::config(format!("evaluate: the network has {want} inputs, the data {have}")));

@@ -10,19 +10,19 @@ use std::sync::Arc;
 
 /// The layers of a ReLU network: `h = relu(h W^T + b)` for all but the last, which has no ReLU.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mlp {
+pub struct MlpModel {
     layers: Vec<String>,
     /// Inputs, then outputs of each layer.
     sizes: Vec<usize>,
 }
 
-impl Mlp {
+impl MlpModel {
     /// Finds the layers: every tensor is `NAME.weight` `[out, in]` or `NAME.bias` `[out]`; in the order of their names, numbers
     /// by value, each layer reads what the one before writes.
     ///
     /// # Errors
     /// When the weights are no such network; the message names what does not fit.
-    pub fn of(weights: &dyn Weights) -> Result<Mlp> {
+    pub fn of(weights: &dyn Weights) -> Result<MlpModel> {
         let no = |message: String| Error::config(format!("not a plain multilayer perceptron: {message}"));
         let mut layers = Vec::new();
         for name in weights.names() {
@@ -50,7 +50,7 @@ impl Mlp {
             }
             sizes.push(*out);
         }
-        Ok(Mlp { layers: layers.into_iter().map(|(layer, ..)| layer).collect(), sizes })
+        Ok(MlpModel { layers: layers.into_iter().map(|(layer, ..)| layer).collect(), sizes })
     }
 
     /// Names of the layers, in order.
@@ -90,10 +90,10 @@ impl Mlp {
     /// The logits for `x [batch, inputs]`.
     ///
     /// # Errors
-    /// As [`Mlp::outputs`].
+    /// As [`MlpModel::outputs`].
     ///
     /// # Panics
-    /// As [`Mlp::outputs`].
+    /// As [`MlpModel::outputs`].
     #[track_caller]
     pub fn logits(&self, gpu: &Gpu, weights: &dyn Weights, x: &Tensor) -> Result<Tensor> {
         Ok(self.outputs(gpu, weights, x)?.pop().expect("a network has a layer"))
@@ -138,8 +138,8 @@ mod tests {
         }
     }
 
-    fn of(shapes: &[(&'static str, &[usize])]) -> Result<Mlp> {
-        Mlp::of(&Shapes(shapes.iter().map(|(name, shape)| (*name, shape.to_vec())).collect()))
+    fn of(shapes: &[(&'static str, &[usize])]) -> Result<MlpModel> {
+        MlpModel::of(&Shapes(shapes.iter().map(|(name, shape)| (*name, shape.to_vec())).collect()))
     }
 
     #[test]

@@ -58,7 +58,7 @@ pub struct Evaluate {
 
 /// A merge.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Config {
+pub struct MergeConfig {
     /// How.
     pub method: Method,
     /// The model that the others were trained from.
@@ -91,12 +91,12 @@ const KEYS: [&str; 9] = [
 const ELSEWHERE: [&str; 5] =
     ["modules", "tokenizer_source", "tokenizer", "chat_template", "input_model_parameters"];
 
-impl Config {
+impl MergeConfig {
     /// A configuration from its JSON values; relative paths are relative to `folder`.
     ///
     /// # Errors
     /// Unknown keys, methods and parameters, with the nearest that there are; what is missing or does not fit the method.
-    pub fn from_value(value: &Value, folder: &Path) -> Result<Config> {
+    pub fn from_value(value: &Value, folder: &Path) -> Result<MergeConfig> {
         let root = Node { at: String::new(), value };
         let map = root.map()?;
         if let Some(key) = map.keys().find(|key| ELSEWHERE.contains(&key.as_str())) {
@@ -108,7 +108,7 @@ impl Config {
         let path = |node: Node| Ok::<_, Error>(folder.join(node.text()?));
         let types = ["out_dtype", "dtype"].map(|key| root.get(key).map(|n| dtype(&n)).transpose());
         let [out, computed] = types;
-        let config = Config {
+        let config = MergeConfig {
             method,
             base: root.get("base_model").map(path).transpose()?,
             slices: slices(&root, method, folder)?,

@@ -1,6 +1,6 @@
 //! A merge as a list of output tensors: what each is made of, what is missing, what it will take.
 
-use super::config::{Config, Scalar, Slice, Source};
+use super::config::{MergeConfig, Scalar, Slice, Source};
 use super::method::Arguments;
 use crate::error::{Error, Result};
 use crate::merge::Shards;
@@ -72,7 +72,7 @@ pub struct Model {
 #[derive(Debug)]
 pub struct Job {
     /// How to merge.
-    pub config: Config,
+    pub config: MergeConfig,
     /// The models, each once.
     pub models: Vec<Model>,
     /// The output's tensors, by name.
@@ -121,7 +121,7 @@ impl Job {
     ///
     /// # Errors
     /// A model that cannot be opened; a parameter that is missing or out of range.
-    pub fn open(config: Config) -> Result<Job> {
+    pub fn open(config: MergeConfig) -> Result<Job> {
         let mut job =
             Job { config, models: Vec::new(), outputs: Vec::new(), part: PART, problems: Vec::new() };
         let sources = job.config.slices.iter().flat_map(|s| s.sources.iter().map(|s| s.model.clone()));

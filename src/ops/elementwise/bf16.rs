@@ -69,10 +69,6 @@ impl Tensor {
     }
 }
 
-pub(super) fn variants() -> Vec<Source> {
-    vec![source()]
-}
-
 pub(super) fn cases() -> Vec<Case> {
     let bits = |x: u32| f64::from(f32::from_bits(x));
     // Ties to both sides, the largest, the smallest, a carry into the exponent, what rounds to infinity.

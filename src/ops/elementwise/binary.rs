@@ -1,7 +1,6 @@
 //! Functions of two elements, broadcasting like NumPy, and `where`. Pending expressions, like [`unary`](super::unary).
 
 use crate::dtype::DType;
-use crate::gpu::shader::Source;
 use crate::gpu::value::fuse::Scalar;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::shape::{self, Shape};
@@ -267,10 +266,6 @@ macro_rules! operator {
 }
 
 operator! { Add add; Sub sub; Mul mul; Div div; }
-
-pub(super) fn variants() -> Vec<Source> {
-    Vec::new()
-}
 
 /// `f` over two arrays broadcast against each other.
 pub(crate) fn broadcast64(a: &Array, b: &Array, f: impl Fn(f64, f64) -> f64) -> Array {

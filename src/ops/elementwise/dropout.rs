@@ -69,10 +69,6 @@ impl Tensor {
     }
 }
 
-pub(super) fn variants() -> Vec<Source> {
-    vec![Source::file("dropout")]
-}
-
 pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     let sizes = [(&[1][..], 0.5f32), (&[7, 13], 0.1), (&[257], 0.9), (&[5, 67], 0.0), (&[5, 67], 1.0)];

@@ -64,10 +64,6 @@ impl Tensor {
     }
 }
 
-pub(super) fn variants() -> Vec<Source> {
-    vec![Source::file("random")]
-}
-
 pub(super) fn cases() -> Vec<Case> {
     type Draw = fn(&Gpu, Shape, &mut Rng) -> Tensor;
     type Host = fn(&mut Rng, &mut [f32]);

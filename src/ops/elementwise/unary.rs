@@ -1,7 +1,6 @@
 //! Functions of one element: pending expressions, so a chain of them is one kernel.
 
 use crate::dtype::DType;
-use crate::gpu::shader::Source;
 use crate::gpu::value::fuse::Scalar;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::tape::{Op, Saved, Sink};
@@ -216,17 +215,6 @@ pub(crate) fn erf64(x: f64) -> f64 {
         f = a + n as f64 / 2.0 / f;
     }
     x.signum() * (1.0 - (-a * a).exp() / f / std::f64::consts::PI.sqrt())
-}
-
-/// A kernel like the generated ones, with all that they may call.
-pub(super) fn variants() -> Vec<Source> {
-    let text = "struct Params { n: u32, groups_x: u32 }\nvar<immediate> p: Params;\n#import elementwise\n#import exp_log\n\
-        #import nan\n#import power\n#import trig\n@group(0) @binding(0) var<storage, read_write> y0: array<vec4<f32>>;\n\
-        @compute @workgroup_size(64) fn main(@builtin(global_invocation_id) id: vec3<u32>) {\n\
-        if id.x * 4u >= p.n { return; }\nlet x = y0[id.x];\n\
-        y0[id.x] = power(sin_of(x), cos_of(x)) + dgelu_tanh(x) + rsqrt_of(sqrt_of(x)) + vec4<f32>(quotient_i32(i32_saturated(x), \
-        bitcast<vec4<i32>>(half_bits(x)))) + dmax(x, -x, dlimited(x, x, x, x)) + min_nan(x, max_nan(x, drelu(x, log_of(x))));\n}\n";
-    vec![Source::text("elementwise", text)]
 }
 
 pub(super) fn cases() -> Vec<Case> {

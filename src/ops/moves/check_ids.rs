@@ -47,10 +47,6 @@ pub(in crate::ops) fn check_ids(op: &'static str, ids: &Tensor, size: usize, ign
     gpu.findings_written();
 }
 
-pub(super) fn variants() -> Vec<Source> {
-    vec![source()]
-}
-
 /// None of its own: cases of the ops that call it hold ids outside their tables.
 pub(super) fn cases() -> Vec<Case> {
     Vec::new()

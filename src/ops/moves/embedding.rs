@@ -7,7 +7,7 @@ use crate::gpu::plan::Pass;
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::shape::{self, Shape};
-use crate::tape::{Into, Op, Saved, Sink};
+use crate::tape::{Destination, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
 /// Ids as flat u32; a negative one becomes larger than any axis, so that it is outside.
@@ -72,13 +72,25 @@ fn select(x: &Tensor, axis: usize, ids: &Tensor) -> Tensor {
 }
 
 /// The adjoint of [`select`]: `dx [shape]` with `dx[.., ids[i], ..] = sum dy[.., i, ..]`, added up in a fixed order.
-pub(crate) fn sum_by_index(dy: &Tensor, axis: usize, shape: Shape, ids: &Tensor, into: Into) -> Tensor {
+pub(crate) fn sum_by_index(
+    dy: &Tensor,
+    axis: usize,
+    shape: Shape,
+    ids: &Tensor,
+    into: Destination,
+) -> Tensor {
     let order = ids.argsort(0, false).contiguous();
     sum_runs(dy, axis, shape, (ids, &order), into)
 }
 
 /// The same with the order of the ids given.
-fn sum_runs(dy: &Tensor, axis: usize, shape: Shape, (ids, order): (&Tensor, &Tensor), into: Into) -> Tensor {
+fn sum_runs(
+    dy: &Tensor,
+    axis: usize,
+    shape: Shape,
+    (ids, order): (&Tensor, &Tensor),
+    into: Destination,
+) -> Tensor {
     let gpu = dy.gpu();
     let (outer, rows, inner) = shape.split_at_axis(axis);
     let wide = inner.is_multiple_of(4);
@@ -206,7 +218,7 @@ impl Op for Gather {
         gpu.launch(sizes.launch(&source, "cells", false, n).bind("ids", index).bind_mut("found", &cells));
         // A sum by index into single elements.
         let flat = Shape::new(&[self.shape.count()]);
-        let dx = sum_by_index(&dy.reshape([n]), 0, flat, &cells, Into::New);
+        let dx = sum_by_index(&dy.reshape([n]), 0, flat, &cells, Destination::New);
         sink.add(0, dx.reshape(self.shape));
     }
 }
@@ -279,7 +291,7 @@ impl Tensor {
         assert!(fits, "{op}: ids {} for axis {axis} of {}", ids.shape(), self.shape());
         check_ids(op, ids, size, None);
         let (ids, x) = (flat(op, ids), crate::ops::float(op, self));
-        let y = sum_by_index(&x.detach(), axis, x.shape().with(axis, size), &ids, Into::New);
+        let y = sum_by_index(&x.detach(), axis, x.shape().with(axis, size), &ids, Destination::New);
         y.made_by(&[self], || Box::new(IndexSum { axis, ids: Saved::new(&ids) }))
     }
 
@@ -323,12 +335,6 @@ impl Tensor {
         }
         y.made_by(&[&x], || Box::new(Gather { axis, shape: *x.shape(), index: Saved::new(&index) }))
     }
-}
-
-pub(super) fn variants() -> Vec<Source> {
-    let kinds = [false, true]
-        .map(|wide| [[false, false], [true, false], [true, true]].map(|k| runs(wide, k[0], k[1])));
-    kinds.into_iter().flatten().collect()
 }
 
 /// `x[outer, rows, inner]` at ids along the middle axis, `id(o, i, c)` of `count`; 0 outside.

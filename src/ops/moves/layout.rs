@@ -299,10 +299,6 @@ impl Op for Concat {
     }
 }
 
-pub(super) fn variants() -> Vec<Source> {
-    vec![Source::file("concat"), Source::file("transpose")]
-}
-
 /// The reference of any view: element `i` of the result is element `from(i)` of the input.
 fn gathered(shape: impl Into<Shape>, x: &Array, from: impl Fn(usize) -> usize) -> Array {
     Array::from_fn(shape, |i| x.data[from(i)])

@@ -211,10 +211,6 @@ fn large(cost: &Tensor, n: usize, flip: u32) -> Result<Option<Vec<f32>>> {
     Ok(None)
 }
 
-pub(super) fn variants() -> Vec<Source> {
-    vec![source()]
-}
-
 /// The least sum of `cost[n, n]`, row after row by shortest augmenting paths over all columns (Kuhn 1955, Munkres 1957).
 fn least64(cost: &[f64], n: usize) -> f64 {
     // Column 0 stands for "none yet", so rows and columns count from 1.

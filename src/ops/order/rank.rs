@@ -311,10 +311,6 @@ impl Tensor {
     }
 }
 
-pub(super) fn variants() -> Vec<Source> {
-    vec![source()]
-}
-
 /// `x` with 0 outside a range of ranks, by the standard library's stable sort.
 fn keep64(x: &Array, ranks: Range<usize>) -> Array {
     let mut order: Vec<usize> = (0..x.data.len()).collect();

@@ -235,16 +235,6 @@ impl Tensor {
     }
 }
 
-pub(super) fn variants() -> Vec<Source> {
-    let mut tile = LEAST;
-    std::iter::from_fn(|| {
-        let one = (tile <= TILE).then(|| source(tile));
-        tile *= 2;
-        one
-    })
-    .collect()
-}
-
 /// Values and indices of the first `k` along `axis`, by the standard library's stable sort.
 fn first64(x: &Array, axis: usize, k: usize, order: fn(f64, f64) -> Ordering) -> (Array, Array) {
     let (outer, size, inner) = x.shape.split_at_axis(axis);

@@ -28,13 +28,13 @@ pub(crate) struct List {
     /// Each row's edge, on the device; none where every edge has a row.
     ids: Option<Tensor>,
     /// By rows of a run.
-    runs: Mutex<BTreeMap<usize, Arc<Vec<Run>>>>,
+    runs: Mutex<BTreeMap<usize, Arc<Vec<Chunk>>>>,
     /// The most rows of a run, for tests of what happens at its ends.
     most: OnceLock<usize>,
 }
 
 /// Rows whose kernels are in memory together.
-pub(crate) struct Run {
+pub(crate) struct Chunk {
     pub rows: Range<usize>,
     /// All nodes that its edges touch lie here, and lists count from the first: with nodes in an order that keeps neighbours
     /// together, little of an array over nodes has to be bound. Parts of such arrays begin at whole blocks of 64.
@@ -42,12 +42,12 @@ pub(crate) struct Run {
     gpu: Gpu,
     list: Vec<[u32; 3]>,
     ends: OnceLock<Tensor>,
-    into: OnceLock<Uses>,
-    from: OnceLock<Uses>,
+    into: OnceLock<Incidence>,
+    from: OnceLock<Incidence>,
 }
 
 /// The nodes at which edges of a run end, or start, and no others.
-pub(crate) struct Uses {
+pub(crate) struct Incidence {
     /// `[nodes + 1, 2]`: node, where its entries begin.
     pub nodes: Tensor,
     /// `[entries, 2]`: twice the edge's row, counted from the run's first, plus 1 for the reverse; the node at its other end.
@@ -179,14 +179,14 @@ impl Bonds {
     }
 
     /// Runs of at most `most` rows, in order.
-    pub(crate) fn runs(&self, most: usize) -> Arc<Vec<Run>> {
+    pub(crate) fn runs(&self, most: usize) -> Arc<Vec<Chunk>> {
         let most = self.list.most.get().map_or(most, |&least| least.min(most));
         let mut made = self.list.runs.lock().unwrap_or_else(PoisonError::into_inner);
         let ranges = || (0..self.len()).step_by(most.max(1)).map(|first| first..self.len().min(first + most));
         made.entry(most).or_insert_with(|| Arc::new(ranges().map(|rows| self.run(rows)).collect())).clone()
     }
 
-    fn run(&self, rows: Range<usize>) -> Run {
+    fn run(&self, rows: Range<usize>) -> Chunk {
         let (from, to) = (self.edges().sources(), self.edges().destinations());
         let own = &self.list.rows[rows.clone()];
         let touched = || own.iter().flat_map(|&(e, _)| [to[e as usize], from[e as usize]]);
@@ -200,11 +200,11 @@ impl Bonds {
         let list = uses.map(|[e, code]| [code, to(e), from(e)]).collect();
         let nodes = first as usize..last as usize;
         let gpu = self.edges().gpu().clone();
-        Run { rows, nodes, gpu, list, ends: OnceLock::new(), into: OnceLock::new(), from: OnceLock::new() }
+        Chunk { rows, nodes, gpu, list, ends: OnceLock::new(), into: OnceLock::new(), from: OnceLock::new() }
     }
 }
 
-impl Run {
+impl Chunk {
     /// `[rows, 4]`: destination and source of each row's edge, and 1 where its reverse shares the row.
     pub fn ends(&self) -> &Tensor {
         self.ends.get_or_init(|| {
@@ -221,16 +221,16 @@ impl Run {
     }
 
     /// By the nodes where edges end, which a forward pass sums over.
-    pub fn into(&self) -> &Uses {
+    pub fn into(&self) -> &Incidence {
         self.into.get_or_init(|| self.uses(1, 2))
     }
 
     /// By the nodes where edges start: only a backward pass asks.
-    pub fn from(&self) -> &Uses {
+    pub fn from(&self) -> &Incidence {
         self.from.get_or_init(|| self.uses(2, 1))
     }
 
-    fn uses(&self, own: usize, other: usize) -> Uses {
+    fn uses(&self, own: usize, other: usize) -> Incidence {
         let mut list: Vec<[u32; 3]> =
             self.list.iter().map(|use_| [use_[own], use_[other], use_[0]]).collect();
         list.sort_unstable();
@@ -245,7 +245,7 @@ impl Run {
         let starts = || nodes.chunks_exact(2).map(|node| node[1]);
         let most = starts().zip(starts().skip(1)).map(|(a, b)| b - a).max().unwrap_or(0) as usize;
         let gpu = &self.gpu;
-        Uses {
+        Incidence {
             nodes: Tensor::from_slice(gpu, &nodes, [nodes.len() / 2, 2]),
             pairs: Tensor::from_slice(gpu, &pairs, [list.len(), 2]),
             most,

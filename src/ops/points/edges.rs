@@ -236,10 +236,6 @@ impl Op for EdgeVectors {
     }
 }
 
-pub(super) fn variants() -> Vec<Source> {
-    vec![source()]
-}
-
 /// Made-up edges for tests: some nodes have none, some pairs go one way, node 0 has a self-loop.
 pub(crate) fn example(nodes: usize, count: usize) -> [Vec<u32>; 2] {
     let pick =

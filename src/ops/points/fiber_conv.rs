@@ -143,10 +143,6 @@ impl Op for FiberConv {
     }
 }
 
-pub(super) fn variants() -> Vec<Source> {
-    [false, true].map(source).to_vec()
-}
-
 /// The mix in f64.
 pub(in crate::ops) fn mix64(x: &Array, kernel: &Array, bias: Option<&Array>) -> Array {
     let [o, c] = [x.shape[1], x.shape[2]];

@@ -5,8 +5,8 @@ use crate::dtype::DType;
 use crate::gpu::kernel::Launch;
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Input};
-use crate::ops::reduction::norm::{self, Plan, unit64};
-use crate::ops::reduction::softmax::{LANES, groups, lanes};
+use crate::ops::reduction::norm::{self, NormPlan, unit64};
+use crate::ops::reduction::softmax::{groups, lanes};
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
@@ -105,7 +105,7 @@ impl Op for FiberNorm {
         let [x, kernel, bias, gain, _] = [0, 1, 2, 3, 4].map(|i| self.saved[i].get(OP));
         let statistics = self.statistics.get(OP);
         let c = x.shape()[2];
-        let plan = Plan::layer(x.count() / c, c, self.eps);
+        let plan = NormPlan::layer(x.count() / c, c, self.eps);
         let between = mix(x, kernel, Some(bias), false);
         let wants = [3, 4].map(|i| sink.needs(i));
         if wants != [false; 2] {
@@ -133,10 +133,6 @@ impl Op for FiberNorm {
     }
 }
 
-pub(super) fn variants() -> Vec<Source> {
-    LANES.map(source).to_vec()
-}
-
 pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for (nodes, o, c) in [(1, 1, 4), (5, 3, 8), (7, 5, 12), (67, 2, 4), (2, 13, 4), (0, 3, 4), (1, 1, 576)] {
@@ -145,7 +141,7 @@ pub(super) fn cases() -> Vec<Case> {
             vec![Input::normal([nodes, o, c]), Input::normal([o, o, c]), vector(), vector(), vector()];
         let reference = move |x: &[Array]| {
             let between = fiber_conv::mix64(&x[0], &x[1], Some(&x[2]));
-            let unit = unit64(&between, norm::Kind::Layer, 1e-2);
+            let unit = unit64(&between, norm::NormKind::Layer, 1e-2);
             Array::from_fn(unit.shape, |i| unit.data[i] * x[3].data[i % c] + x[4].data[i % c])
         };
         let name = format!("{nodes} nodes, {o} orientations, {c} channels");

@@ -7,7 +7,7 @@ use crate::ops::case::{Array, Case, Fill, Input};
 use crate::ops::elementwise::unary::erf64;
 use crate::ops::product::matmul::gathered::LayerSums;
 use crate::ops::product::matmul::{gelu_layer, product, product_slope};
-use crate::tape::{Into, Op, Saved, Sink};
+use crate::tape::{Destination, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 use std::ops::Range;
 
@@ -19,14 +19,14 @@ pub fn polynomial_size(attributes: usize, degree: usize) -> usize {
 
 /// From where edges are seen, and in how many products of attributes.
 #[derive(Clone, Debug)]
-pub struct Sight {
+pub struct EdgeFeatures {
     /// `[O, D]` unit vectors; without them an edge is its length.
     pub orientations: Option<Tensor>,
     /// Of the polynomial, 1 to 6.
     pub degree: usize,
 }
 
-impl Sight {
+impl EdgeFeatures {
     /// Orientations, 1 where there are none.
     pub fn count(&self) -> usize {
         self.orientations.as_ref().map_or(1, |o| o.shape()[0])
@@ -41,8 +41,8 @@ impl Sight {
         polynomial_size(self.attributes(), self.degree).next_multiple_of(4)
     }
 
-    fn kind(&self, dimension: usize) -> Kind {
-        Kind { dimension, oriented: self.orientations.is_some(), degree: self.degree }
+    fn kind(&self, dimension: usize) -> Variant {
+        Variant { dimension, oriented: self.orientations.is_some(), degree: self.degree }
     }
 
     #[track_caller]
@@ -92,13 +92,13 @@ impl Sight {
 
 /// What the kernel's text depends on.
 #[derive(Clone, Copy)]
-struct Kind {
+struct Variant {
     dimension: usize,
     oriented: bool,
     degree: usize,
 }
 
-impl Kind {
+impl Variant {
     fn source(self) -> Source {
         let attributes = 1 + self.oriented as usize;
         let count = polynomial_size(attributes, self.degree);
@@ -131,7 +131,7 @@ impl Basis {
     }
 
     #[track_caller]
-    pub(crate) fn check(&self, op: &str, sight: &Sight) {
+    pub(crate) fn check(&self, op: &str, sight: &EdgeFeatures) {
         let (w1, w2) = (self.w1.shape(), self.w2.shape());
         let fits = w1.len() == 2 && w2.len() == 2 && w1[1] == sight.features() && w2[1] == w1[0];
         let fits = fits && self.b1.shape()[..] == [w1[0]] && self.b2.shape()[..] == [w2[0]];
@@ -149,7 +149,7 @@ impl Basis {
 
 /// The network on a run of edges, outside any graph.
 pub(crate) struct Network {
-    pub sight: Sight,
+    pub sight: EdgeFeatures,
     weights: [Tensor; 4],
 }
 
@@ -174,7 +174,7 @@ pub(crate) struct Sums {
 const OP: &str = "kernel_basis";
 
 impl Network {
-    pub fn new(sight: &Sight, weights: &Basis) -> Network {
+    pub fn new(sight: &EdgeFeatures, weights: &Basis) -> Network {
         Network { sight: sight.clone(), weights: weights.all().map(|w| w.detach().contiguous()) }
     }
 
@@ -226,7 +226,7 @@ impl Network {
             _ => {
                 let dbasis = match incoming {
                     Incoming::Basis(dbasis) => dbasis.clone(),
-                    Incoming::Kernel { m, kernel } => product(OP, m, kernel, Into::New),
+                    Incoming::Kernel { m, kernel } => product(OP, m, kernel, Destination::New),
                 };
                 let dwindow = window.filter(|_| wants.window).map(|window| {
                     let edges = window.count();
@@ -247,7 +247,7 @@ impl Network {
         let dfirst = product_slope(OP, &dsecond, w2, &kept.before[0]);
         sums.layers[0].add(OP, &dfirst, &kept.f, &wants.weights[..2]);
         if wants.edges {
-            sums.edges.push(self.sight.backward(d, &product(OP, &dfirst, w1, Into::New)));
+            sums.edges.push(self.sight.backward(d, &product(OP, &dfirst, w1, Destination::New)));
         }
     }
 }
@@ -305,7 +305,7 @@ impl Tensor {
     /// # Panics
     /// When shapes do not fit, D is not 2 or 3, or the degree is not 1 to 6.
     #[track_caller]
-    pub fn edge_features(&self, sight: &Sight) -> Tensor {
+    pub fn edge_features(&self, sight: &EdgeFeatures) -> Tensor {
         sight.check("edge_features", self);
         let d = self.detach().contiguous();
         let f = sight.forward(&d).reshape([d.shape()[0], sight.count(), sight.features()]);
@@ -319,7 +319,7 @@ impl Tensor {
     /// # Panics
     /// When shapes do not fit; widths must be multiples of 4.
     #[track_caller]
-    pub fn kernel_basis(&self, window: Option<&Tensor>, sight: &Sight, weights: &Basis) -> Tensor {
+    pub fn kernel_basis(&self, window: Option<&Tensor>, sight: &EdgeFeatures, weights: &Basis) -> Tensor {
         sight.check(OP, self);
         weights.check(OP, sight);
         let edges = self.shape()[0];
@@ -349,7 +349,7 @@ impl Tensor {
 }
 
 struct Features {
-    sight: Sight,
+    sight: EdgeFeatures,
     d: Saved,
 }
 
@@ -426,14 +426,6 @@ impl Sums {
     }
 }
 
-pub(super) fn variants() -> Vec<Source> {
-    let mut all = Vec::new();
-    for (dimension, oriented) in [(2, false), (3, false), (2, true), (3, true)] {
-        all.extend([1, 3].map(|degree| Kind { dimension, oriented, degree }.source()));
-    }
-    all
-}
-
 /// Features of one edge and orientation, without the zeros.
 fn features64(d: &[f64], o: Option<&[f64]>, degree: usize) -> Vec<f64> {
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
@@ -505,15 +497,16 @@ pub(super) fn cases() -> Vec<Case> {
         [(1, 1, 3, 1), (7, 5, 3, 3), (67, 2, 3, 2), (13, 3, 2, 3), (3, 4, 2, 4)]
     {
         let inputs = vec![Input::normal([edges, dimension]), directions(count, dimension)];
-        let forward =
-            move |x: &[Tensor]| x[0].edge_features(&Sight { orientations: Some(x[1].clone()), degree });
+        let forward = move |x: &[Tensor]| {
+            x[0].edge_features(&EdgeFeatures { orientations: Some(x[1].clone()), degree })
+        };
         let reference = move |x: &[Array]| all_features64(&x[0], Some(&x[1]), degree);
         let name = format!("features of {edges} edges from {count} sides in {dimension}-D, degree {degree}");
         all.push(Case::new(name, inputs, forward, reference).ulps(64.0, 128.0).grad_floor(64.0));
     }
     for (edges, dimension, degree) in [(9, 3, 3), (5, 2, 5)] {
         let inputs = vec![Input::normal([edges, dimension])];
-        let forward = move |x: &[Tensor]| x[0].edge_features(&Sight { orientations: None, degree });
+        let forward = move |x: &[Tensor]| x[0].edge_features(&EdgeFeatures { orientations: None, degree });
         let name = format!("lengths of {edges} edges in {dimension}-D, degree {degree}");
         let reference = move |x: &[Array]| all_features64(&x[0], None, degree);
         all.push(Case::new(name, inputs, forward, reference).ulps(64.0, 128.0).grad_floor(64.0));
@@ -537,9 +530,9 @@ pub(crate) fn small<const N: usize>(shapes: [&[usize]; N]) -> [Input; N] {
     shapes.map(|shape| Input::normal(shape).fill(Fill::Normal(0.3)))
 }
 
-/// Sight and weights of the inputs of [`basis64`].
-pub(crate) fn sight(x: &[Tensor], degree: usize) -> Sight {
-    Sight { orientations: Some(x[1].clone()), degree }
+/// EdgeFeatures and weights of the inputs of [`basis64`].
+pub(crate) fn sight(x: &[Tensor], degree: usize) -> EdgeFeatures {
+    EdgeFeatures { orientations: Some(x[1].clone()), degree }
 }
 
 pub(crate) fn weights(x: &[Tensor]) -> Basis {

@@ -3,12 +3,11 @@
 use super::kernel_basis::{part, runs};
 use crate::dtype::DType;
 use crate::gpu::Gpu;
-use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::ops::elementwise::unary::erf64;
 use crate::ops::product::matmul::gathered::LayerSums;
 use crate::ops::product::matmul::{biased, gelu_layer, product, product_slope};
-use crate::tape::{Into, Op, Saved, Sink};
+use crate::tape::{Destination, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
 const OP: &str = "mlp";
@@ -69,7 +68,7 @@ impl Tensor {
         }
         y.reshape(shape).made_by(&inputs, || {
             let weights = own.each_ref().map(Saved::new);
-            Box::new(Mlp { x: Saved::new(&x), weights, residual: residual.is_some(), run })
+            Box::new(MlpOp { x: Saved::new(&x), weights, residual: residual.is_some(), run })
         })
     }
 }
@@ -81,14 +80,14 @@ fn rows(x: &Tensor) -> Tensor {
     x.detach().contiguous().reshape([rows, width])
 }
 
-struct Mlp {
+struct MlpOp {
     x: Saved,
     weights: [Saved; 4],
     residual: bool,
     run: usize,
 }
 
-impl Op for Mlp {
+impl Op for MlpOp {
     fn name(&self) -> &'static str {
         OP
     }
@@ -113,7 +112,7 @@ impl Op for Mlp {
                 let dz = product_slope(OP, &dy, w2, &before);
                 layers[0].add(OP, &dz, &x, &wants[..2]);
                 if let Some(dx) = &dx {
-                    product(OP, &dz, w1, Into::Write(dx.slice(0, run)));
+                    product(OP, &dz, w1, Destination::Write(dx.slice(0, run)));
                 }
             }
         }
@@ -133,10 +132,6 @@ impl Op for Mlp {
             sink.add(5, full.clone());
         }
     }
-}
-
-pub(super) fn variants() -> Vec<Source> {
-    Vec::new()
 }
 
 pub(super) fn cases() -> Vec<Case> {

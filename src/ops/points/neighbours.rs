@@ -139,10 +139,6 @@ impl Cells {
     }
 }
 
-pub(super) fn variants() -> Vec<Source> {
-    [false, true].map(source).to_vec()
-}
-
 /// A list is no function of its inputs that has a gradient: `tests/geometry.rs` holds it against all pairs.
 pub(super) fn cases() -> Vec<Case> {
     Vec::new()

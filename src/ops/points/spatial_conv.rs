@@ -1,10 +1,11 @@
 //! The spatial half of a separable convolution on positions and orientations: sums over neighbours with kernels that exist in
 //! registers only, or for a run of rows where two edges share them.
 
-use super::bonds::{Bonds, Run, Uses};
+use super::bonds::{Bonds, Chunk, Incidence};
 use super::edges::{Edges, walks};
 use super::kernel_basis::{
-    Basis, Incoming, Network, Sight, Sums, Wants, basis64, directions, part, run, sight, small, weights,
+    Basis, EdgeFeatures, Incoming, Network, Sums, Wants, basis64, directions, part, run, sight, small,
+    weights,
 };
 use crate::dtype::DType;
 use crate::gpu::DeviceClass;
@@ -13,7 +14,7 @@ use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Input};
 use crate::ops::product::matmul::gathered::Outer;
 use crate::ops::product::matmul::product;
-use crate::tape::{Into, Op, Saved, Sink};
+use crate::tape::{Destination, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 use std::ops::Range;
 
@@ -78,11 +79,18 @@ fn launch<'a>(
 }
 
 /// `y[n] += sum over the uses of n: (basis w)[row] v[other]` of a run.
-fn convolve(basis: &Tensor, w: &Tensor, v: &Tensor, (run, uses): (&Run, &Uses), bonds: &Bonds, y: &Tensor) {
+fn convolve(
+    basis: &Tensor,
+    w: &Tensor,
+    v: &Tensor,
+    (run, uses): (&Chunk, &Incidence),
+    bonds: &Bonds,
+    y: &Tensor,
+) {
     let (v, y) = (part(v, &run.nodes), y.slice(0, run.nodes.clone()));
     let [o, c] = [y.shape()[1], y.shape()[2] / 4];
     let nodes = uses.nodes.shape()[0] - 1;
-    let paired = bonds.opposite().map(|opposite| (product(OP, basis, w, Into::New), opposite));
+    let paired = bonds.opposite().map(|opposite| (product(OP, basis, w, Destination::New), opposite));
     // Of each edge that a thread takes at a time, the products with the basis are a loop inside.
     let (entry, source, blocks, turns) = match paired {
         Some(_) => {
@@ -115,7 +123,7 @@ fn convolve(basis: &Tensor, w: &Tensor, v: &Tensor, (run, uses): (&Run, &Uses), 
 }
 
 /// `m = g[destination] h[source]` of the edges of a run's rows: `[rows * O, C]`.
-fn products(g: &Tensor, h: &Tensor, run: &Run, bonds: &Bonds) -> Tensor {
+fn products(g: &Tensor, h: &Tensor, run: &Chunk, bonds: &Bonds) -> Tensor {
     let [g, h] = [g, h].map(|x| part(x, &run.nodes));
     let [o, c] = [h.shape()[1], h.shape()[2]];
     let m = Tensor::empty(h.gpu(), OP, [run.rows.len() * o, c], DType::F32);
@@ -149,7 +157,7 @@ struct Halves<'a> {
 }
 
 impl Halves<'_> {
-    fn add(&mut self, basis: &Tensor, run: &Run) -> Tensor {
+    fn add(&mut self, basis: &Tensor, run: &Chunk) -> Tensor {
         if let Some(dh) = &self.dh {
             convolve(basis, self.turned, self.g, (run, run.from()), self.bonds, dh);
         }
@@ -223,7 +231,7 @@ impl Tensor {
         &self,
         d: &Tensor,
         window: Option<&Tensor>,
-        sight: &Sight,
+        sight: &EdgeFeatures,
         basis: &Basis,
         kernel: &Tensor,
         bonds: &Bonds,
@@ -269,7 +277,7 @@ fn most(h: &Tensor, bonds: &Bonds) -> usize {
 }
 
 /// `[rows * O, K]` of a run.
-fn rows(basis: &Tensor, run: &Run) -> Tensor {
+fn rows(basis: &Tensor, run: &Chunk) -> Tensor {
     let [o, k] = [1, 2].map(|axis| basis.shape()[axis]);
     part(basis, &run.rows).reshape([run.rows.len() * o, k])
 }
@@ -305,7 +313,12 @@ impl Op for EdgeConv {
                 let m = halves.add(&rows(basis, run), run);
                 if let Some((dbasis, accumulate)) = dbasis {
                     let own = dbasis.slice(0, run.rows.clone()).reshape([run.rows.len() * o, k]);
-                    product(OP, &m, kernel, if accumulate { Into::Add(own) } else { Into::Write(own) });
+                    product(
+                        OP,
+                        &m,
+                        kernel,
+                        if accumulate { Destination::Add(own) } else { Destination::Write(own) },
+                    );
                 }
             }
         };
@@ -384,15 +397,6 @@ impl Op for SpatialConv {
             sink.add(6, dkernel.sum().unwrap_or_else(|| zeros(kernel)));
         }
     }
-}
-
-pub(super) fn variants() -> Vec<Source> {
-    let tiles = [(4, 4, 4), (3, 5, 4), (16, 1, 4), (5, 3, 1), (8, 2, 2), (2, 4, 2), (8, 1, 2), (1, 1, 1)];
-    tiles
-        .into_iter()
-        .map(|(edges, orientations, channels)| Tile { edges, orientations, channels }.source())
-        .chain([plain(true, [12, 16], 1), plain(false, [5, 3], 2)])
-        .collect()
 }
 
 /// Who uses which row of kernels: row, whether from the other side, source, destination.

@@ -65,18 +65,18 @@ impl SplineTable {
 }
 
 #[derive(Clone, Copy)]
-struct Kind {
+struct Variant {
     rows: usize,
     /// Vectors of a thread.
     channels: usize,
 }
 
-impl Kind {
-    fn of(table: &SplineTable, backward: bool) -> Kind {
+impl Variant {
+    fn of(table: &SplineTable, backward: bool) -> Variant {
         // A GPU has about 100 registers to spend, and 5 vectors a channel to hold in the backward pass; a wide block there keeps
         // the parts few.
         let most = if backward || table.coefficients.gpu().class().has_many_registers() { 4 } else { 2 };
-        Kind { rows: table.rows(), channels: (table.channels() / 4).clamp(1, most) }
+        Variant { rows: table.rows(), channels: (table.channels() / 4).clamp(1, most) }
     }
 
     fn source(self, [accumulate, features, seen]: [bool; 3]) -> Source {
@@ -98,7 +98,7 @@ impl Kind {
 fn launch<'a>(
     table: &SplineTable,
     seen: &Tensor,
-    kind: Kind,
+    kind: Variant,
     (source, entry): (&'a Source, &'a str),
     pass: &Range<usize>,
     (threads, walk): (usize, Range<usize>),
@@ -164,7 +164,7 @@ impl Tensor {
         );
         let [h, seen_] = [self, seen].map(|x| x.detach().contiguous());
         let y = Tensor::empty(self.gpu(), OP, self.shape(), DType::F32);
-        let kind = Kind::of(table, false);
+        let kind = Variant::of(table, false);
         let blocks = kind.blocks(table.channels());
         let (source, rows) = (kind.source([false, true, true]), edges.by_destination());
         let threads = h.shape()[0] * h.shape()[1] * blocks;
@@ -193,7 +193,7 @@ impl Op for TableConv {
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(g) = dy[0].as_ref().map(Tensor::contiguous) else { return };
         let ([h, seen], table) = ([0, 1].map(|i| self.saved[i].get(OP)), &self.table);
-        let (kind, wants) = (Kind::of(table, true), [0, 1].map(|i| sink.needs(i)));
+        let (kind, wants) = (Variant::of(table, true), [0, 1].map(|i| sink.needs(i)));
         let passes = table.passes(kind.blocks(table.channels()), seen.count());
         // Something of its own must be bound where nothing is written.
         let or_little = |wanted: bool, shape: &[usize]| {
@@ -233,18 +233,6 @@ impl Op for TableConv {
             sink.add(0, dh);
         }
     }
-}
-
-pub(super) fn variants() -> Vec<Source> {
-    let mut all = Vec::new();
-    for (rows, channels) in [(4, 4), (4, 2), (1, 4), (1, 1)] {
-        let kind = Kind { rows, channels };
-        all.extend(
-            [[false, true, true], [true, true, true], [false, false, true], [false, true, false]]
-                .map(|f| kind.source(f)),
-        );
-    }
-    all
 }
 
 /// The cubic B-spline about 0, which is 0 from 2 on.

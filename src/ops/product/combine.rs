@@ -175,13 +175,6 @@ impl Op for Combine {
     }
 }
 
-pub(super) fn variants() -> Vec<Source> {
-    [(1, 1), (4, 12), (2, 6), (8, 8)]
-        .into_iter()
-        .flat_map(|(atoms, layers)| [false, true].map(|accumulate| source(atoms, layers, accumulate)))
-        .collect()
-}
-
 fn combine64(atoms: &Array, c: &Array) -> Array {
     let [layers, count] = [c.shape[0], c.shape[1]];
     let size = atoms.data.len() / count;

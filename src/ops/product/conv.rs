@@ -5,7 +5,7 @@ use crate::gpu::kernel::{Launch, MOST_TURNS, Work, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Input};
 use crate::shape::Shape;
-use crate::tape::{Into, Op, Saved, Sink};
+use crate::tape::{Destination, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 use std::ops::Range;
 
@@ -180,7 +180,7 @@ impl Sizes {
         Work::flops(2.0 * self.y.count() as f64 * (self.w.count() / self.w[0].max(1)) as f64)
     }
 
-    fn weights(&self, x: &Tensor, dy: &Tensor, into: Into) -> Tensor {
+    fn weights(&self, x: &Tensor, dy: &Tensor, into: Destination) -> Tensor {
         let gpu = x.gpu();
         let (dw, accumulate) = into.output(gpu, "conv2d", self.w);
         let groups = self.conv.groups;
@@ -282,12 +282,6 @@ impl Tensor {
         let has_bias = bias.is_some();
         y.made_by(&inputs, || Box::new(Conv { sizes, x: Saved::new(self), w: Saved::new(weight), has_bias }))
     }
-}
-
-pub(super) fn variants() -> Vec<Source> {
-    let forward = [1, 4].into_iter().flat_map(|c| [false, true].map(|spread| source(c, spread)));
-    let weights = [1, 4].into_iter().flat_map(|o| [1, 4].map(|i| weights_source(o, i)));
-    forward.chain(weights).collect()
 }
 
 /// Calls `f` with the flat indices of y, x and w of every product that the convolution sums.

@@ -177,10 +177,6 @@ impl Tensor {
     }
 }
 
-pub(super) fn variants() -> Vec<Source> {
-    vec![source()]
-}
-
 /// Calls `fold` on every element of each window, in order, starting at `first`.
 fn pool64(x: &Array, pool: Pool, first: f64, fold: fn(f64, f64) -> f64) -> Array {
     let Pool { y, kernel, stride, padding, .. } = pool;

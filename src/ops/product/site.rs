@@ -4,12 +4,10 @@
 //! WGSL function that returns four weights from what is stored. Put into matmul's load, it is the fused kernel that
 //! never stores `W_s`; put into a copy kernel, it is [`Site::expand`]. Its adjoint is [`Site::reduce`].
 
-use super::matmul::load::FRAGMENTS;
 pub use super::matmul::load::Load;
 use super::matmul::outer;
-use crate::gpu::shader::Source;
 use crate::ops::case::Case;
-use crate::tape::{Into, Sink};
+use crate::tape::{Destination, Sink};
 use crate::tensor::Tensor;
 
 /// A weight `[out, in]` that is made from stored leaves.
@@ -39,7 +37,7 @@ pub trait Site: Send + Sync {
 
     /// Gradients from a product `y = x W^T`: the adjoint of `dW = dy^T x`. Kinds that can avoid storing `dW` do.
     fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut LeafGrads) {
-        self.reduce(&outer(self.name(), dy, x, Into::New), grads);
+        self.reduce(&outer(self.name(), dy, x, Destination::New), grads);
     }
 
     /// The weight, stored. Not differentiable: [`Tensor::linear`] is.
@@ -70,7 +68,7 @@ impl<'a, 'b> LeafGrads<'a, 'b> {
     }
 
     /// Lets `write` put the gradient of leaf `i` where it belongs.
-    pub(crate) fn add_with(&mut self, i: usize, write: impl FnOnce(Into) -> Tensor) {
+    pub(crate) fn add_with(&mut self, i: usize, write: impl FnOnce(Destination) -> Tensor) {
         self.sink.add_with(self.first + i, write);
     }
 
@@ -80,10 +78,6 @@ impl<'a, 'b> LeafGrads<'a, 'b> {
             self.sink.add_with(self.first + i, |into| outer("linear", a, b, into));
         }
     }
-}
-
-pub(super) fn variants() -> Vec<Source> {
-    FRAGMENTS.map(|fragment| Source::file("site_expand").slot("site", fragment)).to_vec()
 }
 
 /// The kinds of sharing bring their cases: see [`crate::share`].

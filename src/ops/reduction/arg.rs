@@ -80,10 +80,6 @@ impl Tensor {
     }
 }
 
-pub(super) fn variants() -> Vec<Source> {
-    vec![source()]
-}
-
 /// The order that arg and sort keep: NaN above infinity, `-0` equal to `+0`.
 pub(crate) fn order64(a: f64, b: f64) -> Ordering {
     a.partial_cmp(&b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))

@@ -1,6 +1,6 @@
 //! Cross-entropy of logits against class indices, fused: no probability is ever stored.
 
-use super::softmax::{LANES, by_pieces, groups, lanes, log_softmax64, piece, turns, walks};
+use super::softmax::{by_pieces, groups, lanes, log_softmax64, piece, turns, walks};
 use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
@@ -18,14 +18,14 @@ fn source(lanes: u32, piece: usize) -> Source {
 
 /// The kernels' parameters but for the grid.
 #[derive(Clone, Copy)]
-struct Plan {
+struct CrossEntropyPlan {
     rows: usize,
     classes: usize,
     /// The ignored target's bits.
     ignored: Option<u32>,
 }
 
-impl Plan {
+impl CrossEntropyPlan {
     fn launch<'a>(&self, source: &'a Source, entry: &'a str, grid: [u32; 3]) -> Launch<'a> {
         Launch::new(OP, source, entry, grid)
             .set("rows", self.rows)
@@ -63,7 +63,7 @@ impl Plan {
 }
 
 struct CrossEntropy {
-    plan: Plan,
+    plan: CrossEntropyPlan,
     /// As given: f16 logits are kept in half the memory and converted again.
     logits: Saved,
     targets: Saved,
@@ -141,7 +141,7 @@ impl Tensor {
         assert!(classes > 0 && classes <= i32::MAX as usize, "{OP}: {classes} classes in {}", self.shape());
         let x = crate::ops::float(OP, self).detach().contiguous();
         let rows = targets.count();
-        let plan = Plan { rows, classes, ignored };
+        let plan = CrossEntropyPlan { rows, classes, ignored };
         let targets = targets.contiguous();
         check_ids(OP, &targets, classes, ignored);
         let [losses, statistics] = plan.forward(&x, &targets);
@@ -157,10 +157,6 @@ impl Tensor {
             })
         })
     }
-}
-
-pub(super) fn variants() -> Vec<Source> {
-    LANES.iter().flat_map(|&lanes| [1, 4].map(|piece| source(lanes, piece))).collect()
 }
 
 fn reference(x: &[Array], ignored: Option<f64>) -> Array {

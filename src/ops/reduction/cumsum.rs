@@ -16,7 +16,7 @@ fn source(dtype: DType) -> Source {
     Source::file("cumsum").alias("Elem", if dtype.is_float() { "f32" } else { "u32" })
 }
 
-/// Into how many pieces to cut an axis: enough to fill a device, each long enough to be worth its own pass, but no longer than
+/// Destination how many pieces to cut an axis: enough to fill a device, each long enough to be worth its own pass, but no longer than
 /// a workgroup's 16 rounds or a thread's 32 blocks.
 fn pieces(size: usize, results: usize, rows: bool) -> usize {
     let (enough, least, most) = if rows { (256, 4096, 16 * 256) } else { (4096, 256, 32 * 32) };
@@ -109,10 +109,6 @@ impl Tensor {
     pub fn cumsum_reverse(&self, axis: isize) -> Tensor {
         self.cumulative("cumsum_reverse", axis, true)
     }
-}
-
-pub(super) fn variants() -> Vec<Source> {
-    vec![source(DType::F32), source(DType::U32)]
 }
 
 fn cumsum64(x: &Array, axis: usize, reverse: bool) -> Array {

@@ -1,6 +1,6 @@
 //! Layer norm and RMS norm over the last axis.
 
-use super::softmax::{LANES, WALK, groups, lanes, turns, walks};
+use super::softmax::{WALK, groups, lanes, turns, walks};
 use crate::dtype::DType;
 use crate::gpu::DeviceClass;
 use crate::gpu::kernel::{Launch, Work, grid};
@@ -12,29 +12,29 @@ use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
 #[derive(Clone, Copy, PartialEq)]
-pub(in crate::ops) enum Kind {
+pub(in crate::ops) enum NormKind {
     Layer,
     Rms,
 }
 
-impl Kind {
+impl NormKind {
     fn name(self) -> &'static str {
         match self {
-            Kind::Layer => "layer_norm",
-            Kind::Rms => "rms_norm",
+            NormKind::Layer => "layer_norm",
+            NormKind::Rms => "rms_norm",
         }
     }
 
     fn source(self, lanes: u32, piece: usize) -> Source {
-        let source = Source::file("norm").bool("CENTRED", self == Kind::Layer).u32("LANES", lanes);
+        let source = Source::file("norm").bool("CENTRED", self == NormKind::Layer).u32("LANES", lanes);
         source.slot("piece", if piece == 4 { "piece_4" } else { "piece_1" })
     }
 }
 
 /// What every kernel of one call has in common.
 #[derive(Clone, Copy)]
-pub(in crate::ops) struct Plan {
-    kind: Kind,
+pub(in crate::ops) struct NormPlan {
+    kind: NormKind,
     rows: usize,
     width: usize,
     eps: f32,
@@ -42,7 +42,7 @@ pub(in crate::ops) struct Plan {
     biased: bool,
 }
 
-impl Plan {
+impl NormPlan {
     /// Elements that a load brings.
     fn piece(&self) -> usize {
         super::softmax::piece(self.width)
@@ -89,19 +89,19 @@ impl Plan {
     fn long(&self, x: &Tensor, g: &Tensor, b: &Tensor) -> [Tensor; 2] {
         let x = x.reshape([self.rows, self.width]);
         let mean = match self.kind {
-            Kind::Layer => x.mean(1),
-            Kind::Rms => Tensor::zeros(x.gpu(), [self.rows]),
+            NormKind::Layer => x.mean(1),
+            NormKind::Rms => Tensor::zeros(x.gpu(), [self.rows]),
         };
         let d = x.sub(&mean.unsqueeze(1));
         let variance = d.square().mean(1).affine(1.0, self.eps);
         // Where it overflows, 1 / sqrt(infinity) would make calm zeros of the row.
         let (root, op) = (variance.rsqrt(), self.kind.name());
         let r = match self.kind {
-            Kind::Layer => {
+            NormKind::Layer => {
                 Tensor::lazy(op, "finite_or_nan4($0, $1)", DType::F32, *root.shape(), &[&root, &variance])
             }
             // What is beside an infinity is 0, as in norm.wgsl.
-            Kind::Rms => {
+            NormKind::Rms => {
                 let seen = x.scale(2f32.powi(-100)).sum(1);
                 let template = "pick4(finite_or_nan4($0, $1), $0, !finite4($2))";
                 Tensor::lazy(op, template, DType::F32, *root.shape(), &[&root, &variance, &seen])
@@ -120,13 +120,13 @@ impl Plan {
         let unit = x.sub(&of_row(0)).mul(&of_row(1)).add(&of_row(2));
         let h = weight.map_or(dy.clone(), |g| dy.mul(g));
         let along = h.sub(&unit.mul(&h.mul(&unit).mean(1).unsqueeze(1)));
-        let centred = if self.kind == Kind::Layer { along.sub(&h.mean(1).unsqueeze(1)) } else { along };
+        let centred = if self.kind == NormKind::Layer { along.sub(&h.mean(1).unsqueeze(1)) } else { along };
         centred.mul(&of_row(1))
     }
 
     /// A layer norm with gain and shift, for ops that have one inside.
-    pub(in crate::ops) fn layer(rows: usize, width: usize, eps: f32) -> Plan {
-        Plan { kind: Kind::Layer, rows, width, eps, weighted: true, biased: true }
+    pub(in crate::ops) fn layer(rows: usize, width: usize, eps: f32) -> NormPlan {
+        NormPlan { kind: NormKind::Layer, rows, width, eps, weighted: true, biased: true }
     }
 
     /// `dx` from the input, the weight, the statistics of the forward pass and `dy`.
@@ -152,7 +152,7 @@ impl Plan {
 
     /// `[2, width]`: the sums over rows of `dy x^` and `dy`, the gradients of gain and shift.
     pub(in crate::ops) fn sums(&self, x: &Tensor, statistics: &Tensor, dy: &Tensor) -> Tensor {
-        let Plan { kind, width, .. } = *self;
+        let NormPlan { kind, width, .. } = *self;
         let [parts, span] = self.parts(x.gpu().class());
         let partial = Tensor::empty(x.gpu(), kind.name(), [parts, 2, width], DType::F32);
         let grid = grid(parts * self.across());
@@ -167,7 +167,7 @@ impl Plan {
 /// The passes of a layer norm of `[rows, width]`: forward, and the sums over rows for the gradients of gain and shift.
 #[doc(hidden)]
 pub fn plan(class: &DeviceClass, [rows, width]: [usize; 2]) -> [Vec<Pass>; 2] {
-    let plan = Plan::layer(rows, width, 1e-5);
+    let plan = NormPlan::layer(rows, width, 1e-5);
     let lanes = lanes(class, width / plan.piece(), 1, rows);
     let [parts, _] = plan.parts(class);
     let pass = |entry: &str, lanes, grid, parts: usize, elements: usize| {
@@ -189,13 +189,13 @@ pub fn plan(class: &DeviceClass, [rows, width]: [usize; 2]) -> [Vec<Pass>; 2] {
 pub(in crate::ops) const GAIN: usize = 0;
 pub(in crate::ops) const SHIFT: usize = 1;
 
-/// One of the two rows of [`Plan::sums`].
+/// One of the two rows of [`NormPlan::sums`].
 pub(in crate::ops) fn row_of(sums: &Tensor, i: usize) -> Tensor {
     sums.slice(0, i..i + 1).squeeze(0)
 }
 
 struct Norm {
-    plan: Plan,
+    plan: NormPlan,
     /// As given: f16 is kept in half the memory and converted again.
     x: Saved,
     weight: Option<Saved>,
@@ -237,7 +237,7 @@ impl Op for Norm {
 
 impl Tensor {
     #[track_caller]
-    fn normed(&self, kind: Kind, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f32) -> Tensor {
+    fn normed(&self, kind: NormKind, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f32) -> Tensor {
         let op = kind.name();
         let axes = self.shape().len();
         assert!(axes > 0, "{op}: a scalar has no axis to normalise");
@@ -261,7 +261,7 @@ impl Tensor {
         };
         let (g, b) = (float(weight), float(bias));
         let rows = x.count() / width;
-        let plan = Plan { kind, rows, width, eps, weighted: weight.is_some(), biased: bias.is_some() };
+        let plan = NormPlan { kind, rows, width, eps, weighted: weight.is_some(), biased: bias.is_some() };
         let [y, statistics] = if plan.walks() {
             let y = Tensor::empty(x.gpu(), op, x.shape(), DType::F32);
             let statistics = Tensor::empty(x.gpu(), op, [rows, 3], DType::F32);
@@ -296,7 +296,7 @@ impl Tensor {
     /// When the last axis is missing or empty, `weight` or `bias` has another size, or any of the three is of integers.
     #[track_caller]
     pub fn layer_norm(&self, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f32) -> Tensor {
-        self.normed(Kind::Layer, weight, bias, eps)
+        self.normed(NormKind::Layer, weight, bias, eps)
     }
 
     /// `y = x / sqrt(mean(x^2) + eps) * weight` over the last axis, of this shape, in f32. `weight` has the last axis'
@@ -308,23 +308,16 @@ impl Tensor {
     /// When the last axis is missing or empty, `weight` has another size, or one of the two is of integers.
     #[track_caller]
     pub fn rms_norm(&self, weight: Option<&Tensor>, eps: f32) -> Tensor {
-        self.normed(Kind::Rms, weight, None, eps)
+        self.normed(NormKind::Rms, weight, None, eps)
     }
 }
 
-pub(super) fn variants() -> Vec<Source> {
-    let both = |lanes| {
-        [1, 4].into_iter().flat_map(move |piece| [Kind::Layer, Kind::Rms].map(|k| k.source(lanes, piece)))
-    };
-    LANES.iter().flat_map(|&lanes| both(lanes)).collect()
-}
-
 /// `(x - mean) / sqrt(var + eps)` of every row, with mean 0 for RMS norm.
-pub(in crate::ops) fn unit64(x: &Array, kind: Kind, eps: f32) -> Array {
+pub(in crate::ops) fn unit64(x: &Array, kind: NormKind, eps: f32) -> Array {
     let width = x.shape[x.shape.len() - 1];
     let mut y = x.clone();
     for row in y.data.chunks_mut(width) {
-        let mean = if kind == Kind::Layer { row.iter().sum::<f64>() / width as f64 } else { 0.0 };
+        let mean = if kind == NormKind::Layer { row.iter().sum::<f64>() / width as f64 } else { 0.0 };
         let var = row.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / width as f64;
         row.iter_mut().for_each(|v| *v = (*v - mean) / (var + eps as f64).sqrt());
     }
@@ -335,7 +328,7 @@ const EPS: f32 = 1e-5;
 
 pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    let case = |name: String, x: Input, kind: Kind, weighted: bool, biased: bool| {
+    let case = |name: String, x: Input, kind: NormKind, weighted: bool, biased: bool| {
         let width = x.shape[x.shape.len() - 1];
         // One element is its own mean square: without a large eps its gradient is nothing but rounding.
         let eps = if width == 1 { 0.5 } else { EPS };
@@ -347,8 +340,8 @@ pub(super) fn cases() -> Vec<Case> {
             move |x| {
                 let (weight, bias) = (weighted.then(|| &x[1]), biased.then(|| &x[x.len() - 1]));
                 match kind {
-                    Kind::Layer => x[0].layer_norm(weight, bias, eps),
-                    Kind::Rms => x[0].rms_norm(weight, eps),
+                    NormKind::Layer => x[0].layer_norm(weight, bias, eps),
+                    NormKind::Rms => x[0].rms_norm(weight, eps),
                 }
             },
             move |x| {
@@ -361,8 +354,8 @@ pub(super) fn cases() -> Vec<Case> {
         )
         .ulps(16.0, 32.0)
     };
-    for kind in [Kind::Layer, Kind::Rms] {
-        let layer = kind == Kind::Layer;
+    for kind in [NormKind::Layer, NormKind::Rms] {
+        let layer = kind == NormKind::Layer;
         let shapes: [&[usize]; 11] = [
             &[5, 4],
             &[67, 8],
@@ -391,8 +384,8 @@ pub(super) fn cases() -> Vec<Case> {
             all.push(case(format!("mean {mean}"), x, kind, true, layer));
         }
     }
-    all.push(case("weight only".into(), Input::normal([5, 33]), Kind::Layer, true, false));
-    all.push(case("bias only".into(), Input::normal([5, 33]), Kind::Layer, false, true));
+    all.push(case("weight only".into(), Input::normal([5, 33]), NormKind::Layer, true, false));
+    all.push(case("bias only".into(), Input::normal([5, 33]), NormKind::Layer, false, true));
     // One weight at two places: its gradient accumulates in the kernel.
     all.push(
         Case::new(
@@ -401,7 +394,7 @@ pub(super) fn cases() -> Vec<Case> {
             |x| x[0].rms_norm(Some(&x[1]), EPS).rms_norm(Some(&x[1]), EPS),
             |x| {
                 let scaled = |a: Array| Array::from_fn(a.shape, |i| a.data[i] * x[1].data[i % 21]);
-                scaled(unit64(&scaled(unit64(&x[0], Kind::Rms, EPS)), Kind::Rms, EPS))
+                scaled(unit64(&scaled(unit64(&x[0], NormKind::Rms, EPS)), NormKind::Rms, EPS))
             },
         )
         .ulps(64.0, 128.0),

@@ -20,31 +20,31 @@ const MANY: usize = 4096;
 const SHARED_SPAN: usize = 16 * SPAN;
 
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+enum Reduction {
     Sum,
     Max,
     Min,
 }
 
-impl Kind {
+impl Reduction {
     fn fragment(self) -> &'static str {
         match self {
-            Kind::Sum => "reduce_sum",
-            Kind::Max => "reduce_max",
-            Kind::Min => "reduce_min",
+            Reduction::Sum => "reduce_sum",
+            Reduction::Max => "reduce_max",
+            Reduction::Min => "reduce_min",
         }
     }
 }
 
-fn source(kind: Kind) -> Source {
+fn source(kind: Reduction) -> Source {
     Source::file("reduce").slot("combine", kind.fragment())
 }
 
-fn source_rows(kind: Kind, lanes: u32) -> Source {
+fn source_rows(kind: Reduction, lanes: u32) -> Source {
     Source::file("reduce_rows").u32("LANES", lanes).slot("combine", kind.fragment())
 }
 
-fn source_columns(kind: Kind) -> Source {
+fn source_columns(kind: Reduction) -> Source {
     source(kind).alias("Elem", "vec4<f32>").alias("Bits", "vec4<u32>")
 }
 
@@ -67,7 +67,7 @@ fn parts(class: &DeviceClass, [outer, size, inner]: [usize; 3]) -> usize {
 }
 
 /// A pass: its kernel, and what it walks.
-struct Plan {
+struct ReducePlan {
     source: Source,
     entry: &'static str,
     grid: [u32; 3],
@@ -80,7 +80,12 @@ struct Plan {
     turns: usize,
 }
 
-fn plan_pass(class: &DeviceClass, [outer, size, inner]: [usize; 3], parts: usize, kind: Kind) -> Plan {
+fn plan_pass(
+    class: &DeviceClass,
+    [outer, size, inner]: [usize; 3],
+    parts: usize,
+    kind: Reduction,
+) -> ReducePlan {
     let results = outer * parts * inner;
     let by_vectors = inner == 1 && size.is_multiple_of(4) && size >= 16;
     // A GPU wants neighbours to read neighbours, whatever a barrier costs.
@@ -99,14 +104,14 @@ fn plan_pass(class: &DeviceClass, [outer, size, inner]: [usize; 3], parts: usize
     let (grid, span) = (grid(groups), size.div_ceil(parts));
     // Its elements, and a turn for each block of them.
     let turns = span.div_ceil(threads) + SPAN / 32;
-    Plan { source, entry, grid, results, axis: size, inner, span, turns }
+    ReducePlan { source, entry, grid, results, axis: size, inner, span, turns }
 }
 
 /// The passes of a sum over the middle one of these axes.
 #[doc(hidden)]
 pub fn plan(class: &DeviceClass, sizes: [usize; 3]) -> Vec<Pass> {
     let ([outer, size, inner], parts) = (sizes, parts(class, sizes));
-    let Plan { source, entry, grid, .. } = plan_pass(class, sizes, parts, Kind::Sum);
+    let ReducePlan { source, entry, grid, .. } = plan_pass(class, sizes, parts, Reduction::Sum);
     let bytes = 4.0 * (outer * inner * (size + parts)) as f64;
     let first = Pass { op: "sum".into(), source, entry: entry.into(), grid, parts, bytes, flops: 0.0 };
     let rest = if parts > 1 { plan(class, [outer, parts, inner]) } else { vec![] };
@@ -114,13 +119,13 @@ pub fn plan(class: &DeviceClass, sizes: [usize; 3]) -> Vec<Pass> {
 }
 
 /// As many passes over `[outer, axis, inner]` as it takes until one element of the axis is left, divided by `divisor` then.
-fn reduce(op: &'static str, x: &Tensor, axis: usize, kind: Kind, divisor: f32) -> Tensor {
+fn reduce(op: &'static str, x: &Tensor, axis: usize, kind: Reduction, divisor: f32) -> Tensor {
     let y = Tensor::empty(x.gpu(), op, x.shape().without(axis), x.dtype());
     reduce_into(op, x, axis, kind, divisor, &y);
     y
 }
 
-fn reduce_into(op: &'static str, x: &Tensor, axis: usize, kind: Kind, divisor: f32, y: &Tensor) {
+fn reduce_into(op: &'static str, x: &Tensor, axis: usize, kind: Reduction, divisor: f32, y: &Tensor) {
     let (outer, size, inner) = x.shape().split_at_axis(axis);
     let (gpu, sizes) = (x.gpu(), [outer, size, inner]);
     let parts = parts(gpu.class(), sizes);
@@ -134,10 +139,18 @@ fn reduce_into(op: &'static str, x: &Tensor, axis: usize, kind: Kind, divisor: f
 
 /// The sum of `x` over its first axis, into `y`.
 pub(in crate::ops) fn sum_parts(op: &'static str, x: &Tensor, y: &Tensor) {
-    reduce_into(op, x, 0, Kind::Sum, 1.0, y);
+    reduce_into(op, x, 0, Reduction::Sum, 1.0, y);
 }
 
-fn pass(op: &'static str, x: &Tensor, sizes: [usize; 3], parts: usize, kind: Kind, divisor: f32, y: &Tensor) {
+fn pass(
+    op: &'static str,
+    x: &Tensor,
+    sizes: [usize; 3],
+    parts: usize,
+    kind: Reduction,
+    divisor: f32,
+    y: &Tensor,
+) {
     let x = x.contiguous();
     let plan = plan_pass(x.gpu().class(), sizes, parts, kind);
     x.gpu().launch(
@@ -207,7 +220,7 @@ impl Tensor {
             let zeros = Tensor::zeros(self.gpu(), shape.without(axis));
             return zeros.made_by(&[self], || Box::new(Sum { axis, shape, divisor }));
         }
-        let y = reduce(name, &crate::ops::float(name, self).detach(), axis, Kind::Sum, divisor);
+        let y = reduce(name, &crate::ops::float(name, self).detach(), axis, Reduction::Sum, divisor);
         y.made_by(&[self], || Box::new(Sum { axis, shape, divisor }))
     }
 
@@ -244,7 +257,7 @@ impl Tensor {
     }
 
     #[track_caller]
-    fn extreme(&self, name: &'static str, axis: isize, kind: Kind) -> Tensor {
+    fn extreme(&self, name: &'static str, axis: isize, kind: Reduction) -> Tensor {
         let axis = shape::axis(name, axis, self.shape());
         assert!(self.shape()[axis] > 0, "{name}: axis {axis} of {} is empty", self.shape());
         let y = reduce(name, &crate::ops::float(name, self).detach(), axis, kind, 1.0);
@@ -258,7 +271,7 @@ impl Tensor {
     /// When the axis is out of range or empty, or the elements are integers.
     #[track_caller]
     pub fn max(&self, axis: isize) -> Tensor {
-        self.extreme("max", axis, Kind::Max)
+        self.extreme("max", axis, Reduction::Max)
     }
 
     /// The smallest element along `axis`, which disappears; NaN where one of them is. Ties share the gradient.
@@ -267,7 +280,7 @@ impl Tensor {
     /// When the axis is out of range or empty, or the elements are integers.
     #[track_caller]
     pub fn min(&self, axis: isize) -> Tensor {
-        self.extreme("min", axis, Kind::Min)
+        self.extreme("min", axis, Reduction::Min)
     }
 
     /// Summed down to `shape`, from which this shape was broadcast: the adjoint of [`Tensor::expand`].
@@ -304,12 +317,6 @@ impl Tensor {
         }
         y.reshape(to)
     }
-}
-
-pub(super) fn variants() -> Vec<Source> {
-    let kinds = [Kind::Sum, Kind::Max, Kind::Min];
-    let by_vectors = kinds.into_iter().flat_map(|kind| [1, 64].map(|lanes| source_rows(kind, lanes)));
-    kinds.map(source).into_iter().chain(kinds.map(source_columns)).chain(by_vectors).collect()
 }
 
 /// The reference of every reduction: `fold` over the axis, then `done` with the axis' size.

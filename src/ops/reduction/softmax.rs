@@ -10,9 +10,6 @@ use crate::shape;
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::Tensor;
 
-/// Threads that share one row, for kernels that walk rows: the widths that `variants` of those kernels list.
-pub(in crate::ops) const LANES: [u32; 3] = [1, 8, 64];
-
 /// Turns of a thread that walks its part of a row, in blocks of 64: longer rows are shared by more threads, and those too long for
 /// 64 of them are made of other ops.
 pub(in crate::ops) const WALK: usize = 4096;
@@ -74,7 +71,7 @@ struct Softmax {
 }
 
 /// A kernel's file, its grid, its sizes and its turns.
-struct Plan {
+struct SoftmaxPlan {
     source: Source,
     grid: [u32; 3],
     rows: usize,
@@ -84,14 +81,14 @@ struct Plan {
 }
 
 /// `None` for rows that no kernel walks.
-fn plan(class: &DeviceClass, log: bool, shape: &shape::Shape, axis: usize) -> Option<Plan> {
+fn plan(class: &DeviceClass, log: bool, shape: &shape::Shape, axis: usize) -> Option<SoftmaxPlan> {
     let (outer, size, inner) = shape.split_at_axis(axis);
     let rows = outer * inner;
     let piece = if inner == 1 { piece(size) } else { 1 };
     let lanes = lanes(class, size / piece, inner, rows);
     let grid = groups(rows, lanes);
     let turns = turns(size / piece, lanes, 2);
-    walks(size / piece).then(|| Plan {
+    walks(size / piece).then(|| SoftmaxPlan {
         source: source(log, lanes, piece),
         grid,
         rows,
@@ -101,7 +98,7 @@ fn plan(class: &DeviceClass, log: bool, shape: &shape::Shape, axis: usize) -> Op
     })
 }
 
-impl Plan {
+impl SoftmaxPlan {
     fn launch<'a>(&'a self, op: &'a str, entry: &'a str) -> Launch<'a> {
         Launch::new(op, &self.source, entry, self.grid)
             .set("rows", self.rows)
@@ -117,7 +114,7 @@ impl Plan {
 pub fn plan_rows(class: &DeviceClass, [rows, width]: [usize; 2]) -> Vec<Pass> {
     let plan = plan(class, false, &shape::Shape::new(&[rows, width]), 1);
     let bytes = 8.0 * (rows * width) as f64;
-    let pass = |Plan { source, grid, .. }| Pass {
+    let pass = |SoftmaxPlan { source, grid, .. }| Pass {
         op: "softmax".into(),
         source,
         entry: "forward".into(),
@@ -197,12 +194,6 @@ impl Tensor {
     pub fn log_softmax(&self, axis: isize) -> Tensor {
         self.softmaxed(true, axis)
     }
-}
-
-pub(super) fn variants() -> Vec<Source> {
-    let both =
-        |lanes| [false, true].into_iter().flat_map(move |log| [1, 4].map(|piece| source(log, lanes, piece)));
-    LANES.iter().flat_map(|&lanes| both(lanes)).collect()
 }
 
 /// `log softmax` in f64; its exponential is softmax.

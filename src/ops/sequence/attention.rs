@@ -571,18 +571,3 @@ const SINGLE: Tile = Tile::of_splits([[1, 1], [1, 1], [1, 1]]);
 const SEVERAL: Tile = Tile::of_splits([[4, 1], [2, 1], [2, 1]]);
 const SHARED: Tile = Tile::of_splits([[1, 2], [1, 4], [1, 8]]);
 const BOTH: Tile = Tile::of_splits([[4, 4], [2, 2], [2, 4]]);
-
-pub(super) fn variants() -> Vec<Source> {
-    let mut all = vec![Source::file("attention_combine")];
-    for masked in [false, true] {
-        for (tile, head_dim) in
-            [(SINGLE, 4), (SINGLE, 64), (SEVERAL, 64), (SHARED, 128), (SHARED, 256), (BOTH, 256)]
-        {
-            all.push(tile.forward.forward(head_dim, masked));
-            all.push(tile.forward.forward(head_dim, masked).slot("keys", "keys_listed"));
-            all.push(tile.queries.queries(head_dim, masked));
-            all.push(tile.keys.keys(head_dim, masked));
-        }
-    }
-    all
-}

@@ -129,10 +129,6 @@ impl KvCache {
     }
 }
 
-pub(super) fn variants() -> Vec<Source> {
-    vec![Source::file("cache")]
-}
-
 /// Two rows of different lengths, filled in two steps; then queries of several tokens.
 pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();

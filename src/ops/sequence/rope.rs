@@ -184,12 +184,6 @@ impl Tensor {
     }
 }
 
-pub(super) fn variants() -> Vec<Source> {
-    [(false, false), (false, true), (true, false), (true, true)]
-        .map(|(wide, given)| source(wide, given))
-        .to_vec()
-}
-
 /// `x[batch, heads, tokens, head_dim]` with `place(batch, token)`; positions of `limit` and above give zeros.
 fn rope64(
     x: &Array,

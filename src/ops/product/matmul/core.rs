@@ -92,21 +92,10 @@ const fn tiled(m: usize, n: usize, thread: usize) -> Core {
     Core::Tiled { tile: [m, n], thread }
 }
 
-/// Lanes of a subgroup, for the shader checks.
-pub(super) const DEFAULT_LANES: u32 = 32;
-
 /// From large to small.
 const TILES: [Core; 4] = [tiled(128, 128, 8), tiled(128, 64, 8), tiled(64, 64, 8), tiled(32, 32, 4)];
 
 impl Core {
-    /// One of each kind.
-    pub const KINDS: [Core; 4] = [
-        TILES[2],
-        Core::Direct { high: 4, wide: 8, deep: 1, thread: [8, 8] },
-        Core::Direct { high: 1, wide: 16, deep: 4, thread: [8, 4] },
-        Core::Coop { size: 16, tile: [64, 64], depth: 32 },
-    ];
-
     /// Rows and columns of a workgroup.
     pub fn tile(&self) -> [usize; 2] {
         match *self {
@@ -266,17 +255,29 @@ impl Core {
     }
 }
 
-/// Every kernel that a table may choose, for the shader checks.
-pub(super) fn all() -> Vec<Core> {
-    let mut all = TILES.to_vec();
-    all.extend([16, 8].into_iter().flat_map(coop));
-    all.extend([(1, 96), (6, 40), (16, 3), (96, 96), (128, 128)].map(|(m, n)| direct(m, n, 4096)));
-    let (left, right) = ("lhs_plain", "rhs_plain");
-    let problem = Problem { m: 1, n: 96, k: 96, batch: 1, left, right, half: false, coop: None };
-    for (m, k, n) in [(1, 8, 96), (1, 96, 96), (1, 4096, 96), (96, 8, 7), (96, 96, 7), (96, 4096, 7)] {
-        for (left, right) in [("lhs_plain", "rhs_plain"), ("lhs_transposed", "rhs_transposed")] {
-            all.push(thin(&Problem { m, n, k, left, right, ..problem }));
+/// The kernels for matrix units, with all that a layer may ask of them: for the list of variants, where no adapter of ours makes
+/// them.
+#[doc(hidden)]
+pub fn for_matrix_units() -> Vec<Source> {
+    let stores = [
+        "store_plain",
+        "store_accumulate",
+        "store_bias",
+        "store_activation",
+        "store_residual",
+        "store_bias_residual",
+        "store_bias_both",
+        "store_slope",
+    ];
+    let mut all = Vec::new();
+    for core in [16, 8].into_iter().flat_map(coop) {
+        let source = core.source(32).slot("lhs_word", "lhs_f16").slot("rhs_word", "rhs_f16");
+        for (left, right) in
+            [("lhs_plain", "rhs_plain"), ("lhs_plain", "rhs_transposed"), ("lhs_transposed", "rhs_plain")]
+        {
+            all.push(source.clone().slot("lhs", left).slot("rhs", right));
         }
+        all.extend(stores.map(|store| source.clone().slot("store", store)));
     }
     all
 }

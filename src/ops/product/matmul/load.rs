@@ -5,10 +5,6 @@ use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::tensor::Tensor;
 
-/// The load fragments that exist, for the shader checks; every one defines `load_site(row, col) -> vec4<f32>`.
-pub(crate) const FRAGMENTS: [&str; 5] =
-    ["site_tied", "site_low_rank", "site_atoms", "site_hashed", "site_miss"];
-
 /// How a kernel reads a site's weight.
 pub struct Load {
     /// The file `lib/FRAGMENT.wgsl`, which defines `load_site(row, col)`: columns `col .. col + 3` of one row, 0 outside.

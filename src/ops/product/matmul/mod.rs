@@ -4,7 +4,7 @@
 //! drivers). Gradients are the same core: `dx = dy W`, `dW = dy^T x`, the latter added into the weight's one buffer.
 
 pub(crate) mod choose;
-mod core;
+pub mod core;
 pub(crate) mod gathered;
 pub mod load;
 mod operand;
@@ -14,13 +14,11 @@ pub(super) mod product;
 pub mod tune;
 mod write;
 
-use self::core::Core;
 use self::product::{Product, Right};
 use crate::dtype::DType;
-use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::shape::{self, Shape};
-use crate::tape::{Into, Op, Saved, Sink};
+use crate::tape::{Destination, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
 /// What a linear layer applies to `x W^T + bias` as it stores it.
@@ -64,7 +62,7 @@ pub struct Epilogue<'a> {
 }
 
 /// Batched product of tensors into a new f32 tensor, or where `into` says.
-fn multiply(op: &'static str, lhs: &Tensor, rhs: &Tensor, into: Into) -> Tensor {
+fn multiply(op: &'static str, lhs: &Tensor, rhs: &Tensor, into: Destination) -> Tensor {
     let to = shape::matmul(op, lhs.shape(), rhs.shape());
     let (y, accumulate) = into.output(lhs.gpu(), op, to);
     Product { accumulate, ..Product::new(op, lhs, Right::Tensor(rhs)) }.write(&y);
@@ -72,7 +70,7 @@ fn multiply(op: &'static str, lhs: &Tensor, rhs: &Tensor, into: Into) -> Tensor 
 }
 
 /// `a^T b` of `[rows, m]` and `[rows, n]`: the gradient of a weight.
-pub(crate) fn outer(op: &'static str, a: &Tensor, b: &Tensor, into: Into) -> Tensor {
+pub(crate) fn outer(op: &'static str, a: &Tensor, b: &Tensor, into: Destination) -> Tensor {
     multiply(op, &a.t(), b, into)
 }
 
@@ -100,7 +98,7 @@ pub(crate) fn product_slope(op: &'static str, a: &Tensor, b: &Tensor, before: &T
 }
 
 /// `a b` of `[rows, k]` and `[k, n]`, where `into` says.
-pub(crate) fn product(op: &'static str, a: &Tensor, b: &Tensor, into: Into) -> Tensor {
+pub(crate) fn product(op: &'static str, a: &Tensor, b: &Tensor, into: Destination) -> Tensor {
     multiply(op, a, b, into)
 }
 
@@ -142,7 +140,7 @@ fn gradient(sink: &mut Sink, i: usize, shape: &Shape, lhs: &Tensor, rhs: &Tensor
     if shape::matmul("matmul", lhs.shape(), rhs.shape()) == *shape {
         sink.add_with(i, |into| multiply("matmul", lhs, rhs, into));
     } else {
-        sink.add(i, multiply("matmul", lhs, rhs, Into::New).sum_to(shape));
+        sink.add(i, multiply("matmul", lhs, rhs, Destination::New).sum_to(shape));
     }
 }
 
@@ -175,46 +173,9 @@ impl Tensor {
         for x in [self, rhs] {
             assert!(x.dtype().is_float(), "matmul: needs floats, got {}; cast first", x.dtype());
         }
-        let y = multiply("matmul", &self.detach(), &rhs.detach(), Into::New);
+        let y = multiply("matmul", &self.detach(), &rhs.detach(), Destination::New);
         y.made_by(&[self, rhs], || Box::new(Matmul { lhs: Saved::new(self), rhs: Saved::new(rhs) }))
     }
-}
-
-pub(super) fn variants() -> Vec<Source> {
-    let left = ["lhs_plain", "lhs_transposed", "lhs_any"];
-    let right = ["rhs_plain", "rhs_transposed", "rhs_any"];
-    let stores = [
-        "store_plain",
-        "store_accumulate",
-        "store_bias",
-        "store_activation",
-        "store_residual",
-        "store_bias_residual",
-        "store_bias_both",
-        "store_slope",
-    ];
-    let mut all = Vec::new();
-    for core in Core::KINDS {
-        let source = core.source(core::DEFAULT_LANES);
-        for l in left {
-            all.extend(right.map(|r| source.clone().slot("lhs", l).slot("rhs", r)));
-        }
-        for pieces in ["pieces_of_1", "pieces_of_4"] {
-            all.extend(stores.map(|s| source.clone().slot("store", s).slot("pieces", pieces)));
-        }
-        for site in load::FRAGMENTS {
-            for r in ["rhs_site", "rhs_site_transposed"] {
-                all.push(source.clone().slot("rhs", r).slot("site", site));
-            }
-        }
-        all.push(source.clone().bool("EDGES", false));
-        all.push(source.clone().slot("lhs", "lhs_gathered"));
-        all.push(source.clone().slot("place", "place_scattered").slot("store", "store_accumulate"));
-        all.push(source.clone().slot("lhs_word", "lhs_f16").slot("rhs_word", "rhs_f16"));
-        all.push(source.slot("lhs", "lhs_transposed").slot("lhs_word", "lhs_f16"));
-    }
-    all.extend(core::all().iter().map(|core| core.source(core::DEFAULT_LANES)));
-    all
 }
 
 /// The reference: three loops a batch, in f64.

@@ -25,13 +25,13 @@ pub struct Sizes {
     /// The size of the adapter's cooperative matrices, where it has any.
     pub coop: Option<usize>,
     /// What the right side and the result are.
-    pub kind: Kind,
+    pub kind: ProductKind,
 }
 
 /// Where a product's right side comes from and its result goes to.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Kind {
+pub enum ProductKind {
     /// Tensors, from and to. Only here may the inner axis be cut.
     #[default]
     Tensors,
@@ -58,7 +58,7 @@ pub fn plan(class: &DeviceClass, sizes: Sizes) -> Vec<Pass> {
         false => "lhs_any",
     };
     let right = match (if right { k } else { n }).is_multiple_of(4) {
-        _ if kind == Kind::Site => {
+        _ if kind == ProductKind::Site => {
             if right {
                 "rhs_site_transposed"
             } else {
@@ -81,7 +81,7 @@ pub fn plan(class: &DeviceClass, sizes: Sizes) -> Vec<Pass> {
         let (grid, source) = (core.grid(problem).map(|v| v as u32), core.source(class.lanes));
         Pass { op: "matmul".into(), source, entry: "main".into(), grid, parts, bytes, flops: problem.flops() }
     };
-    let cut = Cut::of(class, &problem).filter(|_| batch == 1 && kind == Kind::Tensors);
+    let cut = Cut::of(class, &problem).filter(|_| batch == 1 && kind == ProductKind::Tensors);
     let Some(Cut { parts, len }) = cut else { return vec![one(&problem, 1)] };
     let mut all = vec![one(&Problem { k: len, batch: parts, ..problem }, parts)];
     if parts * len < k {
