@@ -21,12 +21,13 @@ test: vulkan ## every test and doctest; needs an adapter, a software one will do
 	$(CARGO) test --release --features cli,capi
 
 test-discrete: vulkan ## ops, sharing, geometry and training with the kernels that a GPU would get, on whatever is here
-	TIEBEAM_DEVICE=discrete $(CARGO) test --release --features cli,capi --test ops --test sharing --test geometry --test training
+	TIEBEAM_DEVICE=discrete $(CARGO) test --release --features cli,capi --test ops
+	TIEBEAM_DEVICE=discrete $(CARGO) test --release --features cli,capi --test engine --test systems -- sharing:: training:: geometry::
 
 test-long: vulkan ## long walks, sums of up to 2^26 terms, threads for minutes, 3000 random graphs: up to an hour
 	TIEBEAM_LONG=1 $(CARGO) test --release --features cli,capi --test long
 	TIEBEAM_DEVICE=discrete $(CARGO) test --release --features cli,capi
-	TIEBEAM_GRAPHS=3000 $(CARGO) test --release --features cli,capi --test graphs
+	TIEBEAM_GRAPHS=3000 $(CARGO) test --release --features cli,capi --test engine -- graphs::
 
 # Held to the list, so that what runs here has been seen by every target's compiler: a kernel outside of it fails.
 test-listed: export TIEBEAM_VARIANTS = $(CURDIR)/shaders/variants.txt
@@ -37,10 +38,10 @@ variants: export TIEBEAM_VARIANTS = $(CURDIR)/shaders/variants.txt
 variants: export TIEBEAM_RECORD_VARIANTS = 1
 variants: vulkan ## make shaders/variants.txt anew: every kernel that suite and benchmark compile; half an hour
 	rm -f $(TIEBEAM_VARIANTS)
-	$(CARGO) test --release --features cli,capi --no-fail-fast -- --skip every_variant_translates --skip lines_are_read_back
-	TIEBEAM_DEVICE=discrete $(CARGO) test --release --features cli,capi --test ops --test sharing --test geometry --test training
+	$(CARGO) test --release --features cli,capi -- --skip every_variant_translates --skip lines_are_read_back --skip planned_kernels
+	$(MAKE) --no-print-directory test-discrete
 	$(CARGO) run --release --features cli --bin tiebeam -- bench --suite full
-	$(CARGO) test --release --features cli,capi --test plans
+	$(CARGO) test --release --features cli,capi --test house -- planned_kernels
 	LC_ALL=C sort -u -o $(TIEBEAM_VARIANTS) $(TIEBEAM_VARIANTS)
 
 bench: vulkan ## every benchmark on this machine's adapter

@@ -1,0 +1,13 @@
+//! The engine: device, tensors, tape, recorded steps, optimizers, sharing, files.
+
+mod assignment;
+mod device;
+mod files;
+mod folders;
+mod graphs;
+mod optim;
+mod random;
+mod sharing;
+#[path = "../support/mod.rs"]
+mod support;
+mod training;

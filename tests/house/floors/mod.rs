@@ -1,0 +1,202 @@
+//! Holds the floors of the house: a file uses only modules on floors below its own, and files of one room do not go round in
+//! circles. Reads source text, needs no device.
+
+mod circles;
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+
+/// Each floor's modules. `gpu` is the device; the files below it are one floor up and are known to it.
+const FLOORS: [&[&str]; 10] = [
+    &["error", "files", "shape", "dtype", "rng", "linalg"],
+    &["gpu"],
+    &[],
+    &["tensor", "tape"],
+    &["ops", "step"],
+    &["share"],
+    &["nn", "optim", "store"],
+    &["models"],
+    // Serving serves models.
+    &["decode", "merge", "geometry"],
+    &["bench", "capi"],
+];
+/// Floors whose modules may know each other.
+const SIBLINGS: [usize; 2] = [0, 3];
+
+fn floor(module: &str) -> Option<usize> {
+    FLOORS.iter().position(|modules| modules.contains(&module))
+}
+
+/// The file's text without comments, whose links are not uses, and with runs of blanks as one blank.
+fn code(text: &str) -> String {
+    let lines = text.lines().map(|line| line.split("//").next().unwrap_or(""));
+    lines.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ")
+}
+
+/// The first name of every path that starts at the crate's root, `{a::X, b::Y}` included; `up` are the `super`s to it.
+fn roots(code: &str, up: usize) -> Vec<String> {
+    let name =
+        |s: &str| s.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut found = Vec::new();
+    for prefix in ["crate::".to_string(), "super::".repeat(up)] {
+        for (at, _) in code.match_indices(&prefix) {
+            let before = code[..at].chars().next_back();
+            let part_of_longer = before.is_some_and(|c| c.is_alphanumeric() || "_$:".contains(c));
+            if prefix.is_empty() || part_of_longer {
+                continue;
+            }
+            let rest = &code[at + prefix.len()..];
+            let Some(group) = rest.strip_prefix('{') else {
+                found.push(name(rest));
+                continue;
+            };
+            let (mut depth, mut item) = (0, String::new());
+            for c in group.chars().take_while(|&c| c != ';') {
+                depth += (c == '{') as i32 - (c == '}') as i32;
+                if depth < 0 || depth == 0 && c == ',' {
+                    found.push(name(&std::mem::take(&mut item)));
+                }
+                if depth < 0 {
+                    break;
+                }
+                item.extend((c != ',').then_some(c));
+            }
+        }
+    }
+    found.retain(|n| !n.is_empty() && n != "super");
+    found
+}
+
+/// What `file` (`ops/matmul.rs`) uses from its own floor or above, given the names that the root re-exports.
+fn violations(file: &str, text: &str, exports: &HashMap<String, String>) -> Vec<String> {
+    let path: Vec<&str> = file.trim_end_matches(".rs").split('/').filter(|part| *part != "mod").collect();
+    let own = path[0];
+    if own == "lib" || own == "bin" {
+        return Vec::new();
+    }
+    let Some(mine) = floor(own) else { return vec![format!("{file}: module '{own}' has no floor: add it")] };
+    let mut wrong = Vec::new();
+    for used in roots(&code(text), path.len()) {
+        let module = exports.get(&used).unwrap_or(&used).as_str();
+        match floor(module) {
+            _ if module == own => {}
+            Some(theirs) if theirs < mine || theirs == mine && SIBLINGS.contains(&mine) => {}
+            Some(theirs) => {
+                wrong.push(format!("{file} (floor {mine}) uses {used} of '{module}' (floor {theirs})"))
+            }
+            None => wrong.push(format!("{file} uses crate::{used}, which has no floor")),
+        }
+    }
+    if mine != 1 && code(text).contains("wgpu::") {
+        wrong.push(format!("{file} talks to wgpu; only gpu does"));
+    }
+    wrong
+}
+
+/// `Gpu -> gpu` and the like, from `pub use gpu::{Gpu, Options};` in lib.rs.
+fn exports(lib: &str) -> HashMap<String, String> {
+    let code = code(lib);
+    let uses = code.split(';').filter_map(|statement| statement.trim().strip_prefix("pub use "));
+    uses.filter_map(|path| path.trim_start_matches("crate::").split_once("::"))
+        .flat_map(|(module, names)| {
+            let module = module.to_string();
+            let names = names.trim_matches(['{', '}']).split(',');
+            names.map(move |n| (n.rsplit("::").next().unwrap_or(n).trim().to_string(), module.clone()))
+        })
+        .collect()
+}
+
+fn walk(folder: &Path, name: &str, all: &mut Vec<(String, String)>) {
+    let mut entries: Vec<_> =
+        fs::read_dir(folder).expect("src").map(|e| e.expect("an entry").path()).collect();
+    entries.sort();
+    for path in entries {
+        let name = format!("{name}{}", path.file_name().expect("a name").to_string_lossy());
+        if path.is_dir() {
+            walk(&path, &format!("{name}/"), all);
+        } else if name.ends_with(".rs") {
+            all.push((name, fs::read_to_string(&path).expect("a readable file")));
+        }
+    }
+}
+
+#[test]
+fn every_file_uses_only_lower_floors() {
+    let mut files = Vec::new();
+    walk(&crate::support::folder::root().join("src"), "", &mut files);
+    assert!(files.len() > 20, "only {} files found", files.len());
+    let lib = &files.iter().find(|(name, _)| name == "lib.rs").expect("src/lib.rs").1;
+    let exports = exports(lib);
+    assert_eq!(exports.get("Gpu").map(String::as_str), Some("gpu"), "lib.rs is read");
+    let wrong: Vec<String> = files.iter().flat_map(|(name, text)| violations(name, text, &exports)).collect();
+    assert!(
+        wrong.is_empty(),
+        "{} of {} uses break the floors:\n{}",
+        wrong.len(),
+        files.len(),
+        wrong.join("\n")
+    );
+}
+
+/// Files that know each other, each pair with its reason.
+const ONE_THING: [[&str; 2]; 1] = [
+    // A tensor holds its edge of the graph, an edge of the graph holds tensors.
+    ["tape", "tensor"],
+];
+
+#[test]
+fn no_file_is_above_and_below_another() {
+    let mut files = Vec::new();
+    walk(&crate::support::folder::root().join("src"), "", &mut files);
+    files.retain(|(name, _)| !name.starts_with("bin/"));
+    let found = circles::circles(&files);
+    let wrong: Vec<String> = found
+        .iter()
+        .filter(|circle| !ONE_THING.iter().any(|pair| circle.iter().eq(pair.iter())))
+        .map(|circle| circle.join(", "))
+        .collect();
+    assert!(
+        wrong.is_empty(),
+        "these files use each other: give what both need a file below them:\n{}",
+        wrong.join("\n")
+    );
+    // What is excused must be there still.
+    assert_eq!(found.len(), ONE_THING.len());
+}
+
+#[test]
+fn violations_are_seen() {
+    let exports = exports("pub use gpu::{Gpu, Options};\npub use tensor::Tensor;\n");
+    let count = |file: &str, text: &str| violations(file, text, &exports).len();
+    let bad = [
+        ("tensor.rs", "use crate::ops::case::Case;"),
+        ("tape.rs", "fn f() { crate::nn::Linear::new(); }"),
+        ("gpu/fuse.rs", "use crate::tensor::Tensor;"),
+        ("gpu/fuse.rs", "use super::super::tape::record;"),
+        ("gpu/fuse.rs", "use crate::Tensor;"),
+        ("shape.rs", "fn f(gpu: &crate::Gpu) {}"),
+        ("shape.rs", "use super::gpu::Gpu;"),
+        ("ops/matmul.rs", "use crate::{\n    dtype::DType, // here\n    share::{Tied, LowRank},\n};"),
+        ("ops/matmul.rs", "pub use crate::share::Tied as Kind;"),
+        ("store/file.rs", "use crate::nn::Module;"),
+        ("ops/matmul.rs", "use wgpu::Limits;"),
+        ("ops/matmul.rs", "use crate::unheard_of::Thing;"),
+        ("attic.rs", ""),
+    ];
+    for (file, text) in bad {
+        assert_eq!(count(file, text), 1, "{file}: {text}: {:?}", violations(file, text, &exports));
+    }
+    let good = [
+        ("shape.rs", "use crate::dtype::DType; mod tests { use super::*; }"),
+        ("tape.rs", "use crate::tensor::Tensor; use crate::gpu::{Gpu, buffer::Buffer};"),
+        ("gpu/mod.rs", "use crate::gpu::kernel::Cache; use crate::error::Result; use wgpu::Limits;"),
+        ("gpu/shader/tests.rs", "use super::super::kernel::grid;"),
+        ("share/tied.rs", "use super::Site; use crate::{Tensor, Gpu, ops::site::Load};"),
+        ("ops/site.rs", "//! See [`crate::share`].\nuse super::super::rng::Rng;"),
+        ("bin/tune.rs", "use crate::models::Anything;"),
+    ];
+    for (file, text) in good {
+        assert_eq!(count(file, text), 0, "{file}: {text}: {:?}", violations(file, text, &exports));
+    }
+}

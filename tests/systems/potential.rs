@@ -1,0 +1,577 @@
+//! Potentials from end to end: frames as text, forces and stress against differences of the energy, periodic
+//! cells against explicit images, dynamics, the command.
+
+use crate::support::folder::Folder;
+use crate::support::gpu;
+use std::sync::OnceLock;
+use tiebeam::geometry::dynamics::Verlet;
+use tiebeam::geometry::elements::{atomic_number, mass, symbol};
+use tiebeam::geometry::vectors::{Mat3, Vec3, determinant, rotation, times, times_transposed};
+use tiebeam::geometry::xyz::{self, Frame};
+use tiebeam::geometry::{Atoms, Calculator, Cell, Grid, Ponita, PonitaConfig, Potential};
+use tiebeam::nn::Parameters;
+use tiebeam::optim::{Group, Sgd, SgdConfig};
+use tiebeam::{Rng, Tensor};
+
+/// Atoms of two species near a lattice of this spacing, with some energy and forces.
+fn frame(seed: u64, side: usize, spacing: f64) -> Frame {
+    let mut rng = Rng::new(seed);
+    let n = side * side * side;
+    let mut draws = vec![0.0f32; 6 * n];
+    rng.fill_normal(&mut draws);
+    let at = |i: usize| -> Vec3 {
+        let place = [i % side, i / side % side, i / side / side];
+        std::array::from_fn(|k| spacing * (place[k] as f64 + 0.12 * draws[6 * i + k] as f64))
+    };
+    let force = |i: usize| -> Vec3 { std::array::from_fn(|k| draws[6 * i + 3 + k] as f64) };
+    let species: Vec<u8> = (0..n).map(|i| if i % 3 == 0 { 8 } else { 29 }).collect();
+    Frame {
+        energy: Some(-3.0 * n as f64 + draws[0] as f64),
+        positions: (0..n).map(at).collect(),
+        forces: Some((0..n).map(force).collect()),
+        species,
+        ..Frame::default()
+    }
+}
+
+fn potential(radius: Option<f32>, layers: usize) -> Potential {
+    let config = PonitaConfig { channels: 8, hidden: 8, basis: 8, layers, radius, ..PonitaConfig::default() };
+    let frames = [frame(1, 2, 2.4), frame(2, 2, 2.4)];
+    let mut potential =
+        Potential::new(gpu(), &frames, config, Grid::icosahedron(), &mut Rng::new(3)).expect("a potential");
+    let batch = potential.batch(&frames.iter().collect::<Vec<_>>()).expect("a batch");
+    potential.net.calibrate(&batch.graph, &batch.input).expect("frames that differ");
+    potential
+}
+
+fn calculator() -> &'static Calculator {
+    static ONE: OnceLock<Calculator> = OnceLock::new();
+    ONE.get_or_init(|| Calculator::new(potential(Some(4.0), 2)))
+}
+
+#[test]
+fn frames_read_back_as_the_same_bits() {
+    let mut periodic = frame(4, 2, 1.0 / 3.0);
+    periodic.cell = Some(Cell {
+        vectors: [[5.1, 0.0, 0.0], [1e-17, 6.2, 0.0], [0.1, -0.3, 1e9 / 7.0]],
+        periodic: [true, true, false],
+    });
+    periodic.stress = Some([[0.1, -0.2, 0.3], [-0.2, 1.0 / 3.0, 0.5], [0.3, 0.5, -1e-300]]);
+    let values = [("config_type", "bulk"), ("note", r#"two words, \"quoted\" and {braces}"#), ("empty", "")];
+    periodic.other = values.map(|(k, v)| (k.to_string(), v.to_string())).into();
+    let frames = [periodic, frame(5, 1, 1.0), Frame { forces: None, ..frame(6, 2, 1e-9) }, Frame::default()];
+    let folder = Folder::new("round");
+    let path = folder.join("round.xyz");
+    xyz::write(&path, &frames).expect("written");
+    assert_eq!(xyz::read(&path).expect("read"), frames);
+}
+
+#[test]
+fn other_programs_frames_are_read() {
+    let text = "2\nLattice=\"4 0 0 0 5 0 0 0 6\" Properties=id:I:1:species:S:1:tags:R:2:pos:R:3:force:R:3:fixed:L:1 energy=-1.5D+1 \
+                pbc=\"T F T\" virial={1 2 3} tensor=[[1, 2], [3, 4]] converged\n\
+                1 Cu 0.5 1 0.0 0.5 1.0 1 2 3 T\n2 8 0 0 1e-1 1 2 -1 -2 -3 F\n";
+    let frames = xyz::parse(text).expect("a frame");
+    let [frame] = &frames[..] else { panic!("{} frames", frames.len()) };
+    assert_eq!(frame.species, [29, 8]);
+    assert_eq!(frame.positions, [[0.0, 0.5, 1.0], [0.1, 1.0, 2.0]]);
+    assert_eq!(frame.forces.as_deref(), Some(&[[1.0, 2.0, 3.0], [-1.0, -2.0, -3.0]][..]));
+    let vectors = [[4.0, 0.0, 0.0], [0.0, 5.0, 0.0], [0.0, 0.0, 6.0]];
+    assert_eq!(frame.cell, Some(Cell { vectors, periodic: [true, false, true] }));
+    assert_eq!(frame.energy, Some(-15.0));
+    assert_eq!((frame.other["converged"].as_str(), frame.other["tensor"].as_str()), ("T", "[1, 2], [3, 4]"));
+    // Plain XYZ: a comment that is words, no Properties.
+    assert_eq!(xyz::parse("1\nmade by hand\nH 0 0 0\n\n").expect("plain")[0].species, [1]);
+    assert_eq!(xyz::parse("").expect("no frame"), []);
+}
+
+#[test]
+fn malformed_frames_are_refused_by_line() {
+    let good = "1\nProperties=species:S:1:pos:R:3\nH 0 0 0\n";
+    let cases = [
+        ("x\n\n", 1, "no number of atoms"),
+        ("-1\n\n", 1, "no number of atoms"),
+        ("1\n", 2, "ends before the line of keys"),
+        ("2\n\nH 0 0 0\n", 4, "ends after 1 of 2 atoms"),
+        ("99999999999999\n\nH 0 0 0\n", 4, "ends after 1 of"),
+        ("1\n\nH 0 0\n", 3, "3 columns, `Properties` names 4"),
+        ("1\n\nH 0 0 0 0\n", 3, "5 columns"),
+        ("1\n\nQq 0 0 0\n", 3, "`Qq` is no element"),
+        ("1\n\n119 0 0 0\n", 3, "`119` is no element"),
+        ("1\n\nH 0 nan 0\n", 3, "no finite number"),
+        ("1\n\nH 0 1e999 0\n", 3, "no finite number"),
+        ("1\n\nH 0 abc 0\n", 3, "`abc`"),
+        ("1\nLattice=\"1 0 0 0 1 0 0 0\"\nH 0 0 0\n", 2, "8 numbers; it needs 9"),
+        ("1\nLattice=\"1 0 0 0 1 0 0 0 x\"\nH 0 0 0\n", 2, "`x`"),
+        ("1\nLattice=\"1 0 0\nH 0 0 0\n", 2, "no closing"),
+        ("1\npbc=\"T T T\"\nH 0 0 0\n", 2, "without `Lattice`"),
+        ("1\nLattice=\"1 0 0 0 1 0 0 0 1\" pbc=\"T T\"\nH 0 0 0\n", 2, "three of T and F"),
+        ("1\nenergy=low\nH 0 0 0\n", 2, "`energy` is `low`"),
+        ("1\nenergy=1 energy=2\nH 0 0 0\n", 2, "comes twice"),
+        ("1\n=5\nH 0 0 0\n", 2, "without a key"),
+        ("1\nProperties=species:S:1\nH\n", 2, "no `pos`"),
+        ("1\nProperties=pos:R:3\n0 0 0\n", 2, "no `species`"),
+        ("1\nProperties=species:S:1:pos:R\nH 0 0 0\n", 2, "name:kind:width"),
+        ("1\nProperties=species:S:1:pos:R:2\nH 0 0\n", 2, "must be 3 of R"),
+        ("1\nProperties=species:S:1:pos:R:3:x:R:0\nH 0 0 0\n", 2, "1 to 1024"),
+        ("1\nProperties=species:S:1:pos:R:3:x:R:99999999999999999999\nH 0 0 0\n", 2, "1 to 1024"),
+        ("1\nProperties=species:S:1:pos:R:3:pos:R:3\nH 0 0 0 0 0 0\n", 2, "comes twice"),
+    ];
+    for (text, line, reason) in cases {
+        for (before, lines) in [("", 0), (good, 3)] {
+            let (at, message) = xyz::parse(&format!("{before}{text}")).expect_err(text);
+            assert_eq!(at, line + lines, "{text:?}: {message}");
+            assert!(message.contains(reason), "{text:?}: {message}");
+        }
+    }
+    let (at, message) = xyz::parse(&format!("{good}\n{good}")).expect_err("a blank line between frames");
+    assert!(at == 5 && message.contains("blank line 4"), "{at}: {message}");
+    let folder = Folder::new("bad");
+    let path = folder.join("bad.xyz");
+    std::fs::write(&path, "1\n\nH 0 0\n").expect("written");
+    let message = xyz::read(&path).expect_err("a short line").to_string();
+    assert!(message.contains("bad.xyz: line 3: "), "{message}");
+    let frame = Frame { species: vec![1], ..Frame::default() };
+    let message = xyz::write(&path, &[frame]).expect_err("lists that differ").to_string();
+    assert!(message.contains("1 species, 0 positions"), "{message}");
+    assert_eq!(std::fs::read_to_string(&path).expect("as it was"), "1\n\nH 0 0\n");
+}
+
+#[test]
+fn elements_are_known_both_ways() {
+    for z in 1..=118 {
+        assert_eq!(atomic_number(symbol(z)), Some(z));
+        assert_eq!(atomic_number(&z.to_string()), Some(z));
+        // Weights grow with the number but for the few pairs that are known for it.
+        let known = [18, 27, 52, 90, 92, 94, 95, 97, 101, 106, 108, 110, 112, 114, 116, 117];
+        let grows = z == 1 || mass(z) > mass(z - 1) || known.contains(&(z - 1)) || known.contains(&z);
+        assert!(grows, "{} {:?} after {:?}", symbol(z), mass(z), mass(z - 1));
+    }
+    assert_eq!((mass(0), mass(119), atomic_number("Xy")), (None, None, None));
+}
+
+/// `|got - want| <= relative max |want|`
+fn close(what: &str, got: &[f64], want: &[f64], relative: f64) {
+    let most = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+    assert!(most > 1e-3, "{what}: nothing to compare with, {most}");
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!(
+            (g - w).abs() <= relative * most,
+            "{what}: element {i} is {g}, not {w}; the largest is {most}"
+        );
+    }
+    assert_eq!(got.len(), want.len(), "{what}");
+}
+
+/// Minus the central difference of the energy in every coordinate.
+fn slopes(positions: &[Vec3], energy: impl Fn(&[Vec3]) -> f64) -> Vec<f64> {
+    let step = 4e-3;
+    let slope = |at: usize| {
+        let moved = |by: f64| {
+            let mut x = positions.to_vec();
+            x[at / 3][at % 3] += by;
+            energy(&x)
+        };
+        -(moved(step) - moved(-step)) / (2.0 * step)
+    };
+    (0..3 * positions.len()).map(slope).collect()
+}
+
+#[test]
+fn forces_are_the_gradient_of_the_energy() {
+    let frame = frame(7, 2, 2.4);
+    let energy = |x: &[Vec3]| calculator().energy_forces(x, &frame.species, None).expect("finite").energy;
+    let found = calculator().energy_forces(&frame.positions, &frame.species, None).expect("finite");
+    let sum: f64 = found.atom_energies.iter().sum();
+    assert!((found.energy - sum).abs() < 1e-9 * sum.abs(), "{} {sum}", found.energy);
+    close("forces", found.forces.as_flattened(), &slopes(&frame.positions, energy), 2e-3);
+    for k in 0..3 {
+        let total: f64 = found.forces.iter().map(|f| f[k]).sum();
+        assert!(total.abs() < 1e-5, "the forces sum to {total}");
+    }
+}
+
+#[test]
+fn rotations_average_what_a_rotation_changes() {
+    let frame = frame(7, 2, 2.4);
+    let average = |count: usize| Calculator::new(calculator().potential().clone()).rotations(count);
+    let found = |c: &Calculator, x: &[Vec3]| c.energy_forces(x, &frame.species, None).expect("finite");
+    assert_eq!(found(&average(1), &frame.positions), found(calculator(), &frame.positions), "the same bits");
+    // What turning the input changes: the root mean square over some turns of energies, and of forces turned back.
+    let mut rng = Rng::new(11);
+    let turns: Vec<Mat3> = (0..8).map(|_| rotation(&mut rng)).collect();
+    let change = |count: usize| {
+        let calculator = average(count);
+        let plain = found(&calculator, &frame.positions);
+        let (mut energy, mut force) = (0.0f64, 0.0f64);
+        for r in &turns {
+            let turned: Vec<Vec3> = frame.positions.iter().map(|&x| times(r, x)).collect();
+            let found = found(&calculator, &turned);
+            energy += (found.energy - plain.energy).powi(2);
+            for (f, want) in found.forces.iter().zip(&plain.forces) {
+                let back = times_transposed(r, *f);
+                force += (0..3).map(|k| (back[k] - want[k]).powi(2)).sum::<f64>();
+            }
+        }
+        [energy.sqrt(), force.sqrt()]
+    };
+    let all = [1, 8, 64].map(change);
+    println!("changes by rotations, energy and forces, of 1, 8 and 64: {all:?}");
+    for part in 0..2 {
+        let [one, some, many] = all.map(|of| of[part]);
+        // Expected are 1/sqrt(8) and 1/8; draws of a few turns scatter about that.
+        assert!(some < 0.6 * one && many < 0.3 * one, "part {part}: {one}, {some}, {many}");
+    }
+}
+
+#[test]
+fn averaged_forces_are_the_gradient_of_the_averaged_energy() {
+    let frame = frame(7, 2, 2.4);
+    let average = Calculator::new(calculator().potential().clone()).rotations(5);
+    let found = |x: &[Vec3]| average.energy_forces(x, &frame.species, None).expect("finite");
+    let plain = found(&frame.positions);
+    let own: f64 = plain.atom_energies.iter().sum();
+    assert!((plain.energy - own).abs() < 1e-9 * own.abs(), "{} {own}", plain.energy);
+    close("forces", plain.forces.as_flattened(), &slopes(&frame.positions, |x| found(x).energy), 2e-3);
+    // They are not those of the input as given: the test would pass without an average otherwise.
+    let other = calculator().energy_forces(&frame.positions, &frame.species, None).expect("finite");
+    let apart = other.forces.as_flattened().iter().zip(plain.forces.as_flattened());
+    assert!(apart.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) > 1e-3);
+}
+
+fn crystal() -> (Frame, Cell) {
+    let vectors = [[3.6, 0.0, 0.0], [0.7, 4.1, 0.0], [-0.4, 0.5, 4.4]];
+    (frame(8, 1, 1.0), Cell { vectors, periodic: [true; 3] })
+}
+
+fn strained(x: &Vec3, a: usize, b: usize, by: f64) -> Vec3 {
+    let mut y = *x;
+    y[a] += by * x[b];
+    y
+}
+
+#[test]
+fn stress_is_the_derivative_with_respect_to_strain() {
+    stress_is_a_derivative(calculator());
+    let (frame, slab) = pair(Cell { periodic: [true, true, false], ..crystal().1 });
+    let found = calculator().energy_forces(&frame.positions, &frame.species, Some(slab)).expect("finite");
+    assert_eq!(found.stress, None, "a slab has no volume");
+}
+
+/// Positions and cell turn together, and the stress turns back.
+#[test]
+fn averaged_stress_is_the_derivative_with_respect_to_strain() {
+    let average = Calculator::new(calculator().potential().clone()).rotations(3);
+    stress_is_a_derivative(&average);
+    let (frame, cell) = pair(crystal().1);
+    let [s, other] = [&average, calculator()].map(|c| {
+        let found = c.energy_forces(&frame.positions, &frame.species, Some(cell)).expect("finite");
+        found.stress.expect("periodic along all")
+    });
+    assert!((0..9).all(|i| s[i / 3][i % 3] == s[i % 3][i / 3]), "symmetric: {s:?}");
+    assert_ne!(s, other);
+}
+
+fn pair(cell: Cell) -> (Frame, Cell) {
+    let positions = vec![[0.1, 0.2, 0.3], [1.9, 1.7, 2.2]];
+    (Frame { positions, species: vec![8, 29], ..Frame::default() }, cell)
+}
+
+fn stress_is_a_derivative(calculator: &Calculator) {
+    let (frame, cell) = pair(crystal().1);
+    let volume = determinant(&cell.vectors);
+    let found = calculator.energy_forces(&frame.positions, &frame.species, Some(cell)).expect("finite");
+    let stress = found.stress.expect("periodic along all");
+    let step = 1e-3;
+    let mut want = Vec::new();
+    for (a, b) in (0..3).flat_map(|a| (0..3).map(move |b| (a, b))) {
+        // Half of the strain in each of the two elements keeps it symmetric.
+        let energy = |by: f64| {
+            let both = |x: &Vec3| {
+                let (p, q) = (strained(x, a, b, 0.5 * by), strained(x, b, a, 0.5 * by));
+                std::array::from_fn(|k| p[k] + q[k] - x[k])
+            };
+            let x: Vec<Vec3> = frame.positions.iter().map(both).collect();
+            let cell = Cell { vectors: cell.vectors.each_ref().map(both), ..cell };
+            calculator.energy_forces(&x, &frame.species, Some(cell)).expect("finite").energy
+        };
+        want.push((energy(step) - energy(-step)) / (2.0 * step) / volume);
+    }
+    close("stress", stress.as_flattened(), &want, 2e-3);
+}
+
+/// A cell shorter than the radius: an atom sees several images of itself.
+#[test]
+fn periodic_cells_are_explicit_images() {
+    let one = Calculator::new(potential(Some(4.0), 1));
+    let (_, cell) = crystal();
+    let (positions, species) = (vec![[0.1, 0.2, 0.3], [1.9, 1.7, 2.2]], vec![8, 29]);
+    let found = one.energy_forces(&positions, &species, Some(cell)).expect("finite");
+    let (mut all, mut kinds) = (positions.clone(), species.clone());
+    let images = -2..=2;
+    for n in images.clone().flat_map(|a| images.clone().flat_map(move |b| (-2..=2).map(move |c| [a, b, c]))) {
+        if n == [0, 0, 0] {
+            continue;
+        }
+        let shift: Vec3 = std::array::from_fn(|k| (0..3).map(|i| n[i] as f64 * cell.vectors[i][k]).sum());
+        all.extend(positions.iter().map(|x| -> Vec3 { std::array::from_fn(|k| x[k] + shift[k]) }));
+        kinds.extend(&species);
+    }
+    let open = one.energy_forces(&all, &kinds, None).expect("finite");
+    // One layer of messages: an atom's own energy sees one radius.
+    close("energies", &found.atom_energies, &open.atom_energies[..2], 1e-5);
+    // A whole cell moved by its vectors is the same crystal.
+    let moved: Vec<Vec3> = vec![positions[0], std::array::from_fn(|k| positions[1][k] + cell.vectors[0][k])];
+    let again = one.energy_forces(&moved, &species, Some(cell)).expect("finite");
+    close("forces of wrapped atoms", again.forces.as_flattened(), found.forces.as_flattened(), 1e-4);
+    assert!((again.energy - found.energy).abs() < 1e-5, "{} {}", again.energy, found.energy);
+    // However many periods away: f32 would keep no digit of where the atom is within its cell.
+    let far = |k: usize| positions[1][k] + 1e6 * cell.vectors[0][k];
+    let away: Vec<Vec3> = vec![positions[0], std::array::from_fn(far)];
+    let again = one.energy_forces(&away, &species, Some(cell)).expect("finite");
+    close("forces of atoms far away", again.forces.as_flattened(), found.forces.as_flattened(), 1e-4);
+}
+
+#[test]
+fn a_refused_system_does_not_end_the_calculator() {
+    let all = Calculator::new(potential(None, 1));
+    let (positions, species) = (vec![[0.1, 0.2, 0.3], [1.9, 1.7, 2.2]], vec![8u8, 29]);
+    let before = all.energy_forces(&positions, &species, None).expect("finite");
+    // All pairs of these would be 320 GB.
+    let many = vec![[0.0; 3]; 200_000];
+    let error = all.energy_forces(&many, &vec![8; many.len()], None).expect_err("too many").to_string();
+    assert!(error.contains("bytes of one list of edges"), "{error}");
+    assert_eq!(all.energy_forces(&positions, &species, None).expect("finite"), before);
+    // A part of a system may hold no atom.
+    let cell = Cell::cuboid([5.0; 3]);
+    let none = Calculator::new(potential(Some(4.0), 1)).energy_forces(&[], &[], Some(cell)).expect("nothing");
+    assert_eq!((none.energy, none.stress), (0.0, Some([[0.0; 3]; 3])));
+}
+
+/// Frames in cells of their own and in free space, side by side in one graph.
+#[test]
+fn a_batch_is_its_frames() {
+    let (_, cell) = crystal();
+    let (pair, kinds) = ([[0.1, 0.2, 0.3], [1.9, 1.7, 2.2]], [8, 29]);
+    let frame = frame(9, 2, 2.4);
+    let all = [
+        Atoms { positions: &pair, species: &kinds, cell: Some(cell) },
+        Atoms::of(&frame),
+        Atoms { positions: &pair, species: &kinds, cell: None },
+    ];
+    let potential = calculator().potential();
+    let (graph, input) = potential.graph(&all).expect("a graph");
+    let together = potential.net.energy_forces(&graph, &input).expect("finite");
+    for (i, of) in all.iter().enumerate() {
+        let alone = calculator().energy_forces(of.positions, of.species, of.cell).expect("finite");
+        let reference = potential.reference_energy(of.species).expect("known species");
+        let energy = reference + potential.scale * together.energies[i];
+        assert!((energy - alone.energy).abs() < 1e-5, "frame {i}: {energy}, alone {}", alone.energy);
+    }
+}
+
+/// Turning axes into each other and back to front permutes the icosahedron's vertices.
+#[test]
+fn the_grids_own_motions_are_exact() {
+    let frame = frame(9, 2, 2.4);
+    let found = calculator().energy_forces(&frame.positions, &frame.species, None).expect("finite");
+    let turn = |x: &Vec3| [x[1], -x[2], -x[0]];
+    let turned: Vec<Vec3> = frame.positions.iter().map(|x| turn(x).map(|x| x + 1000.0)).collect();
+    let again = calculator().energy_forces(&turned, &frame.species, None).expect("finite");
+    assert!((again.energy - found.energy).abs() < 2e-5, "{} {}", again.energy, found.energy);
+    let want: Vec<f64> = found.forces.iter().flat_map(turn).collect();
+    close("forces", again.forces.as_flattened(), &want, 1e-4);
+    // The same input gives the same bits.
+    let twice = calculator().energy_forces(&frame.positions, &frame.species, None).expect("finite");
+    assert_eq!(twice, found);
+}
+
+#[test]
+fn bad_input_is_refused_in_words() {
+    let refused = |calculator: &Calculator, x: &[Vec3], z: &[u8], cell: Option<Cell>, reason: &str| {
+        let message = calculator.energy_forces(x, z, cell).expect_err(reason).to_string();
+        assert!(message.contains(reason), "{message}");
+    };
+    let (x, z) = ([[0.0; 3], [0.0, 0.0, 2.0]], [29, 8]);
+    refused(calculator(), &x, &[29, 1], None, "atom 1 is H (number 1); this one was trained on O, Cu");
+    refused(calculator(), &x, &[29], None, "2 positions for 1 species");
+    refused(calculator(), &[[0.0; 3], [f64::NAN, 0.0, 0.0]], &z, None, "is NaN");
+    refused(calculator(), &[[0.0; 3], [1e300, 0.0, 0.0]], &z, None, "inf");
+    let flat = Cell { vectors: [[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [3.0, 3.0, 0.0]], periodic: [true; 3] };
+    refused(calculator(), &x, &z, Some(flat), "no volume");
+    refused(calculator(), &x, &z, Some(Cell::cuboid([f64::INFINITY, 1.0, 1.0])), "not finite");
+    refused(calculator(), &x, &z, Some(Cell::cuboid([1e-4; 3])), "smaller radius or a larger cell");
+    let endless = Calculator::new(potential(None, 1));
+    refused(&endless, &x, &z, Some(Cell::cuboid([5.0; 3])), "no radius");
+    let nothing = calculator().energy_forces(&[], &[], None).expect("no atoms");
+    assert_eq!((nothing.energy, nothing.forces.len()), (0.0, 0));
+    let frames = [Frame { forces: None, ..frame(1, 2, 2.4) }];
+    let made = Potential::new(gpu(), &frames, PonitaConfig::default(), Grid::octahedron(), &mut Rng::new(1));
+    let message = made.err().expect("no forces").to_string();
+    assert!(message.contains("frame 0 has no forces"), "{message}");
+}
+
+#[test]
+fn a_file_keeps_the_potential() {
+    let folder = Folder::new("model");
+    let path = folder.join("model.safetensors");
+    let own = calculator().potential();
+    own.save(&path).expect("saved");
+    let again = Potential::load(gpu(), &path).expect("loaded");
+    assert_eq!((&again.species, &again.reference, again.scale), (&own.species, &own.reference, own.scale));
+    let frame = frame(7, 2, 2.4);
+    let bits = |c: &Calculator| c.energy_forces(&frame.positions, &frame.species, None).expect("finite");
+    assert_eq!(bits(&Calculator::new(again)), bits(calculator()));
+    own.net.save(&path).expect("saved");
+    let message = Potential::load(gpu(), &path).err().expect("a network alone").to_string();
+    assert!(message.contains("no `potential`"), "{message}");
+}
+
+/// A small step against the gradient lowers the loss by step times the gradient's squared norm: energies and
+/// forces, their weights and signs are all in that number.
+#[test]
+fn the_objectives_gradient_is_the_losss() {
+    let frames = [frame(1, 2, 2.4), frame(2, 2, 2.4)];
+    for weight in [0.0, 5.0] {
+        let potential = potential(Some(4.0), 2);
+        let batch = potential.batch(&frames.iter().collect::<Vec<_>>()).expect("a batch");
+        let all = Parameters::of(&potential.net);
+        let group = Group::new(all.named().iter().map(|(name, p)| (name.clone(), p)));
+        let mut descent = Sgd::new(gpu(), vec![group], SgdConfig::default()).expect("an optimizer");
+        let loss = || {
+            let errors = potential.loss(&batch, weight, Ponita::FORCE_STEP).expect("a loss");
+            let mean = |x: &Tensor| {
+                let x = crate::support::download(x);
+                x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64
+            };
+            (weight as f64 * mean(&errors.energy_errors) + mean(&errors.force_errors), errors.objective)
+        };
+        let (before, objective) = loss();
+        let grads = objective.backward().expect("gradients");
+        let square: f64 = all
+            .named()
+            .iter()
+            .filter_map(|(_, p)| grads.get(p))
+            .map(|g| crate::support::download(g).iter().map(|x| x * x).sum::<f64>())
+            .sum();
+        let lr = 1e-3 * before / square;
+        descent.step(&grads, lr as f32).expect("a step");
+        let after = loss().0;
+        let ratio = (before - after) / (lr * square);
+        assert!(
+            (ratio - 1.0).abs() < 0.03,
+            "weight {weight}: {before} to {after} is {ratio} of what was promised"
+        );
+    }
+}
+
+/// Any smooth potential keeps its energy: the error of velocity Verlet is of second order in the step and
+/// does not grow.
+#[test]
+fn dynamics_keep_the_energy() {
+    let frame = frame(7, 2, 2.4);
+    let field = |x: &[Vec3]| {
+        let found = calculator().energy_forces(x, &frame.species, None)?;
+        Ok((found.energy, found.forces))
+    };
+    let worst = |dt: f64, steps: usize| {
+        let mut atoms = Verlet::new(&frame.positions, &frame.species, field).expect("finite");
+        atoms.heat(300.0, &mut Rng::new(5));
+        let (first, mut worst, mut moved) = (atoms.total(), 0.0f64, 0.0f64);
+        let momentum = |a: &Verlet| (0..8).map(|i| a.masses[i] * a.velocities[i][0]).sum::<f64>();
+        assert!(momentum(&atoms).abs() < 1e-12 && (100.0..900.0).contains(&atoms.temperature()));
+        let start = atoms.kinetic();
+        for _ in 0..steps {
+            atoms.step(dt, field).expect("finite");
+            worst = worst.max((atoms.total() - first).abs());
+            moved = moved.max((atoms.kinetic() - start).abs());
+        }
+        assert!(momentum(&atoms).abs() < 1e-4, "{}", momentum(&atoms));
+        (worst, moved)
+    };
+    let (fine, moved) = worst(1.0, 200);
+    assert!(moved > 0.05, "the potential does no work: {moved} eV");
+    assert!(fine < 0.01 * moved, "{fine} eV of {moved}");
+    let (coarse, _) = worst(4.0, 50);
+    assert!(coarse > 4.0 * fine, "{coarse} at four times the step, {fine} before: not of second order");
+    let species = [0u8, 29];
+    let message =
+        Verlet::new(&[[0.0; 3]; 2], &species, |_| Ok((0.0, vec![[0.0; 3]; 2]))).expect_err("X has no mass");
+    assert!(message.to_string().contains("no element has number 0"), "{message}");
+}
+
+#[cfg(feature = "cli")]
+mod command {
+    use super::*;
+    use std::path::PathBuf;
+    use std::process::Output;
+
+    fn predict(arguments: &[&std::path::Path]) -> Output {
+        crate::support::command().arg("predict").args(arguments).output().expect("the command runs")
+    }
+
+    #[test]
+    fn predict_writes_what_the_calculator_gives() {
+        let folder = Folder::new("predict");
+        let [model, input, output] = ["model.safetensors", "in.xyz", "out.xyz"].map(|name| folder.join(name));
+        calculator().potential().save(&model).expect("saved");
+        let (_, cell) = crystal();
+        let mut second = frame(9, 1, 1.0);
+        (second.cell, second.energy, second.forces) = (Some(cell), None, None);
+        second.other = [("name".to_string(), "a crystal".to_string())].into();
+        let frames = [frame(7, 2, 2.4), second];
+        xyz::write(&input, &frames).expect("written");
+        let run = predict(&[&model, &input, &output]);
+        let text = String::from_utf8_lossy(&run.stdout).into_owned();
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        assert!(text.contains("2 frames") && text.contains("MAE"), "{text}");
+        let want: Vec<Frame> = frames.iter().map(|f| calculator().predict(f).expect("finite")).collect();
+        assert_eq!(xyz::read(&output).expect("read"), want);
+        assert!(want[1].stress.is_some() && want[0].stress.is_none());
+        let average = Calculator::new(calculator().potential().clone()).rotations(2);
+        let want: Vec<Frame> = frames.iter().map(|f| average.predict(f).expect("finite")).collect();
+        let options = ["--rotations", "2"].map(std::path::Path::new);
+        let run = predict(&[&model, &input, &output, options[0], options[1]]);
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        assert_eq!(xyz::read(&output).expect("read"), want);
+        let run = predict(&[&model, &input, &output, options[0], "0".as_ref()]);
+        assert!(!run.status.success(), "an average of none");
+    }
+
+    #[test]
+    fn predict_says_what_is_wrong_and_leaves_the_output() {
+        let own = Folder::new("refusals");
+        let scratch = |name: &str| own.join(name);
+        let [model, input, output] = ["model.safetensors", "in.xyz", "out.xyz"].map(scratch);
+        calculator().potential().save(&model).expect("saved");
+        std::fs::write(&output, "as it was").expect("written");
+        let hydrogen = Frame { species: vec![1], positions: vec![[0.0; 3]], ..Frame::default() };
+        xyz::write(&input, &[frame(7, 2, 2.4), hydrogen]).expect("written");
+        let missing = scratch("nothing.xyz");
+        // What is known beforehand comes first: before a frame that only the network refuses, and before the model is opened.
+        let [far, unwritable] = ["far.xyz", "unwritable.xyz"].map(scratch);
+        let apart =
+            Frame { species: vec![8, 29], positions: vec![[0.0; 3], [1e300, 0.0, 0.0]], ..Frame::default() };
+        let flat = Cell { vectors: [[0.0; 3]; 3], periodic: [true; 3] };
+        let flat = Frame { cell: Some(flat), ..frame(7, 1, 2.4) };
+        xyz::write(&far, &[apart, flat]).expect("written");
+        std::fs::write(&unwritable, "1\nvirial={a \"} note={a \"quote}\nCu 0 0 0\n").expect("written");
+        let nowhere = scratch("no-folder").join("out.xyz");
+        let folder = scratch("");
+        for (arguments, reason) in [
+            ([&model, &input, &output], "frame 1: potential: atom 0 is H"),
+            ([&model, &missing, &output], "nothing.xyz"),
+            ([&input, &input, &output], "in.xyz: "),
+            ([&model, &far, &output], "far.xyz: frame 1: neighbours: the cell"),
+            ([&missing, &unwritable, &output], "frame 0: the value of `note` has a quote"),
+            ([&missing, &input, &nowhere], "no-folder is not there; make it first"),
+            ([&missing, &input, &folder], "this is a folder; name a file"),
+        ] {
+            let run = predict(&arguments.map(PathBuf::as_path));
+            let text = String::from_utf8_lossy(&run.stderr).into_owned();
+            assert!(!run.status.success() && text.contains(reason), "{text}");
+            assert!(!text.contains("panicked"), "{text}");
+        }
+        assert_eq!(std::fs::read_to_string(&output).expect("as it was"), "as it was");
+    }
+}
