@@ -1,33 +1,34 @@
-//! Small dense linear algebra in f64 on the host, by nalgebra. Matrices are row-major slices.
+//! Small dense linear algebra in f64 on the host. Matrices are row-major slices; the same input gives the same bits.
 
 pub mod assignment;
+mod eigen;
+mod svd;
 
-use nalgebra::{DMatrix, SVD, SymmetricEigen};
+pub use eigen::symmetric_eigen;
+pub use svd::{Svd, singular_values};
 
-/// Eigenvalues from large to small, and the eigenvectors, one a row, of a symmetric matrix `[n, n]`.
-///
-/// # Panics
-/// When `a` has not `n * n` elements.
-#[track_caller]
-pub fn symmetric_eigen(a: &[f64], n: usize) -> (Vec<f64>, Vec<f64>) {
-    assert!(a.len() == n * n, "symmetric_eigen: {} elements for [{n}, {n}]", a.len());
-    let SymmetricEigen { eigenvectors, eigenvalues } = DMatrix::from_row_slice(n, n, a).symmetric_eigen();
-    let mut order: Vec<usize> = (0..n).collect();
-    order.sort_by(|&i, &j| eigenvalues[j].total_cmp(&eigenvalues[i]));
-    let vectors = order.iter().flat_map(|&i| eigenvectors.column(i).iter().copied().collect::<Vec<_>>());
-    (order.iter().map(|&i| eigenvalues[i]).collect(), vectors.collect())
-}
-
-/// The lower triangle `L` of `a = L L^T`, `a [n, n]` symmetric; `None` where `a` is not positive definite.
+/// The lower triangle `L` of `a = L L^T`, `a [n, n]` symmetric, of which the lower triangle is read; `None` where `a` is not
+/// positive definite. Source: Golub and Van Loan, Matrix Computations, 4th edition, section 4.2.
 ///
 /// # Panics
 /// When `a` has not `n * n` elements.
 #[track_caller]
 pub fn cholesky(a: &[f64], n: usize) -> Option<Vec<f64>> {
     assert!(a.len() == n * n, "cholesky: {} elements for [{n}, {n}]", a.len());
-    let lower = DMatrix::from_row_slice(n, n, a).cholesky()?.unpack();
-    // nalgebra stores columns: those of the transpose are the rows.
-    Some(lower.transpose().as_slice().to_vec())
+    let mut lower = vec![0.0; n * n];
+    for i in 0..n {
+        let (above, row) = lower.split_at_mut(i * n);
+        for j in 0..i {
+            row[j] = (a[i * n + j] - dot(&row[..j], &above[j * n..][..j])) / above[j * n + j];
+        }
+        let square = a[i * n + i] - dot(&row[..i], &row[..i]);
+        // NaN is refused too.
+        if !(square > 0.0) {
+            return None;
+        }
+        row[i] = square.sqrt();
+    }
+    Some(lower)
 }
 
 /// The solution `x [n, columns]` of `a x = b`, `a [n, n]` symmetric and positive definite, by Cholesky; `None` where it is not.
@@ -42,53 +43,78 @@ pub fn solve_positive(a: &[f64], n: usize, b: &[f64], columns: usize) -> Option<
         a.len(),
         b.len()
     );
-    let x = DMatrix::from_row_slice(n, n, a).cholesky()?.solve(&DMatrix::from_row_slice(n, columns, b));
-    Some(x.transpose().as_slice().to_vec())
-}
-
-/// Singular values of `a [rows, columns]` from large to small, with `min(rows, columns)` vectors of each side, one a row.
-pub struct Svd {
-    /// From large to small.
-    pub values: Vec<f64>,
-    /// Of length `rows` each.
-    pub left: Vec<f64>,
-    /// Of length `columns` each.
-    pub right: Vec<f64>,
-}
-
-/// The singular value decomposition `a = sum_i values[i] left[i] right[i]^T` of a matrix `[rows, columns]`.
-///
-/// # Panics
-/// When `a` has not `rows * columns` elements.
-#[track_caller]
-pub fn singular_values(a: &[f64], rows: usize, columns: usize) -> Svd {
-    assert!(a.len() == rows * columns, "singular_values: {} elements for [{rows}, {columns}]", a.len());
-    if a.is_empty() {
-        return Svd { values: Vec::new(), left: Vec::new(), right: Vec::new() };
+    let lower = cholesky(a, n)?;
+    let mut x = b.to_vec();
+    // L y = b from the first row down, then L^T x = y from the last row up.
+    for i in 0..n {
+        let (before, rest) = x.split_at_mut(i * columns);
+        for j in 0..i {
+            add_scaled(&mut rest[..columns], -lower[i * n + j], &before[j * columns..][..columns]);
+        }
+        rest[..columns].iter_mut().for_each(|x| *x /= lower[i * n + i]);
     }
-    let SVD { u, v_t, singular_values, .. } = DMatrix::from_row_slice(rows, columns, a).svd(true, true);
-    let (u, v_t) = (u.expect("asked for"), v_t.expect("asked for"));
-    // nalgebra stores columns: those of `u` and of `v` are the vectors.
-    let (left, right) = (u.as_slice().to_vec(), v_t.transpose().as_slice().to_vec());
-    Svd { values: singular_values.as_slice().to_vec(), left, right }
+    for i in (0..n).rev() {
+        let (before, rest) = x.split_at_mut(i * columns);
+        rest[..columns].iter_mut().for_each(|x| *x /= lower[i * n + i]);
+        for j in 0..i {
+            add_scaled(&mut before[j * columns..][..columns], -lower[i * n + j], &rest[..columns]);
+        }
+    }
+    Some(x)
+}
+
+/// `x . y`, summed in eight lanes and then in order.
+fn dot(x: &[f64], y: &[f64]) -> f64 {
+    let ((x, x_rest), (y, y_rest)) = (x.as_chunks::<8>(), y.as_chunks::<8>());
+    let mut lanes = [0.0; 8];
+    for (x, y) in x.iter().zip(y) {
+        (0..8).for_each(|i| lanes[i] += x[i] * y[i]);
+    }
+    let rest: f64 = x_rest.iter().zip(y_rest).map(|(x, y)| x * y).sum();
+    lanes.iter().sum::<f64>() + rest
+}
+
+/// `to += s from`
+fn add_scaled(to: &mut [f64], s: f64, from: &[f64]) {
+    to.iter_mut().zip(from).for_each(|(to, from)| *to += s * from);
+}
+
+/// Rows `x` and `y` of length `n`, of numbers `i < j` in `a`, become `c x - s y` and `s x + c y`.
+fn rotate(a: &mut [f64], n: usize, [i, j]: [usize; 2], [c, s]: [f64; 2]) {
+    let (first, second) = a.split_at_mut(j * n);
+    for (x, y) in first[i * n..][..n].iter_mut().zip(&mut second[..n]) {
+        (*x, *y) = (c * *x - s * *y, s * *x + c * *y);
+    }
+}
+
+/// Divides by the power of two that takes the largest element below 1, so that squares do not overflow, and returns it.
+fn scale_below_one(a: &mut [f64]) -> f64 {
+    let largest = a.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+    if largest == 0.0 {
+        return 1.0;
+    }
+    // No further than where the power, and 1 over it, are ordinary numbers.
+    let scale = 2f64.powi(largest.log2().floor().clamp(-1022.0, 1022.0) as i32 + 1);
+    a.iter_mut().for_each(|x| *x /= scale);
+    scale
+}
+
+/// The order that sorts `values` from large to small.
+fn descending(values: &[f64]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&i, &j| values[j].total_cmp(&values[i]));
+    order
+}
+
+/// The rows of these numbers, of length `n` each.
+fn picked(rows: &[f64], n: usize, order: &[usize]) -> Vec<f64> {
+    order.iter().flat_map(|&i| &rows[i * n..][..n]).copied().collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn eigenvectors_rebuild_the_matrix() {
-        let a = [4.0, 1.0, -2.0, 1.0, 3.0, 0.5, -2.0, 0.5, -1.0];
-        let (values, vectors) = symmetric_eigen(&a, 3);
-        assert!(values[0] >= values[1] && values[1] >= values[2]);
-        for i in 0..3 {
-            for j in 0..3 {
-                let sum: f64 = (0..3).map(|s| values[s] * vectors[s * 3 + i] * vectors[s * 3 + j]).sum();
-                assert!((sum - a[i * 3 + j]).abs() < 1e-12, "{i} {j}: {sum}");
-            }
-        }
-    }
+    use crate::rng::Rng;
 
     #[test]
     fn cholesky_rebuilds_the_matrix_and_solves() {
@@ -109,17 +135,47 @@ mod tests {
     }
 
     #[test]
-    fn singular_vectors_rebuild_the_matrix() {
-        let a = [1.0, 2.0, -1.0, 0.5, 3.0, 0.0, 2.0, -2.0, 1.0, 1.0, 4.0, -0.5];
-        for (rows, columns) in [(3, 4), (4, 3)] {
-            let svd = singular_values(&a, rows, columns);
-            assert!(svd.values.windows(2).all(|pair| pair[0] >= pair[1]));
-            for (e, x) in a.iter().enumerate() {
-                let (i, j) = (e / columns, e % columns);
-                let term = |s: usize| svd.values[s] * svd.left[s * rows + i] * svd.right[s * columns + j];
-                let sum: f64 = (0..3).map(term).sum();
-                assert!((sum - x).abs() < 1e-12, "{i} {j}: {sum}");
-            }
+    fn what_is_not_positive_definite_is_refused() {
+        for a in
+            [[0.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0], [f64::NAN, 0.0, 0.0, 1.0], [1.0, 0.0, f64::NAN, 1.0]]
+        {
+            assert!(cholesky(&a, 2).is_none() && solve_positive(&a, 2, &[1.0; 2], 1).is_none(), "{a:?}");
         }
+        assert!(cholesky(&[], 0).is_some_and(|lower| lower.is_empty()));
+    }
+
+    /// Evenly drawn between -1/2 and 1/2.
+    pub(super) fn drawn(count: usize, seed: u64) -> Vec<f64> {
+        let mut draws = vec![0.0f32; count];
+        Rng::new(seed).fill_uniform(&mut draws);
+        draws.into_iter().map(|x| f64::from(x) - 0.5).collect()
+    }
+
+    /// `x y^T` of `x [n, k]` and `y [m, k]`.
+    pub(super) fn by_transposed(x: &[f64], y: &[f64], k: usize) -> Vec<f64> {
+        let row = |x: &[f64]| y.chunks_exact(k).map(|y| dot(x, y)).collect::<Vec<_>>();
+        x.chunks_exact(k).flat_map(row).collect()
+    }
+
+    /// The largest element by size.
+    pub(super) fn largest(a: &[f64]) -> f64 {
+        a.iter().fold(0.0, |most, x| most.max(x.abs()))
+    }
+
+    /// How far rows of length `n` are from orthonormal.
+    pub(super) fn skew(rows: &[f64], n: usize) -> f64 {
+        let mut products = by_transposed(rows, rows, n);
+        products.iter_mut().step_by(rows.len() / n + 1).for_each(|x| *x -= 1.0);
+        largest(&products)
+    }
+
+    /// How far `sum_i values[i] left[i] right[i]^T` is from `a`.
+    pub(super) fn miss(a: &[f64], values: &[f64], [left, right]: [&[f64]; 2], columns: usize) -> f64 {
+        let mut rest = a.to_vec();
+        for (i, value) in values.iter().enumerate() {
+            let (u, v) = (&left[i * a.len() / columns..], &right[i * columns..][..columns]);
+            rest.chunks_exact_mut(columns).zip(u).for_each(|(row, u)| add_scaled(row, -value * u, v));
+        }
+        largest(&rest)
     }
 }
