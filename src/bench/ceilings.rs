@@ -164,6 +164,12 @@ fn fma_rate(gpu: &Gpu, element: &str, chains: u32) -> Result<f64> {
     Ok(flops / stats.min)
 }
 
+/// The kernels of [`coop_rate`], for the list of variants, where no adapter of ours makes them.
+#[doc(hidden)]
+pub fn for_matrix_units() -> Vec<Source> {
+    [16, 8].into_iter().flat_map(|size| [1, 4, 8].map(|chains| coop(size, 32, chains))).collect()
+}
+
 /// Operations a second of independent chains of cooperative multiply-adds, a subgroup to a workgroup.
 fn coop_rate(gpu: &Gpu) -> Result<Option<f64>> {
     let Some(matrices) = gpu.coop_matrices() else { return Ok(None) };

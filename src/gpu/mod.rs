@@ -27,8 +27,7 @@ mod texel;
 pub mod timer;
 pub(crate) mod transpose;
 pub mod value;
-#[doc(hidden)]
-pub mod variants;
+mod variants;
 
 use crate::error::{Error, Result};
 use std::fmt;
@@ -60,6 +59,8 @@ pub(crate) struct CoopMatrices {
 
 pub(crate) struct Inner {
     pub id: u64,
+    /// Whether kernels are on trial here: which of them depends on how long they take.
+    on_trial: bool,
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,
     pub limits: wgpu::Limits,
@@ -99,6 +100,13 @@ pub(crate) struct Inner {
     pub normal_table: Mutex<Option<Arc<buffer::Buffer>>>,
 }
 
+/// The kernel of a line of `shaders/variants.txt`, for the test that translates them all; of a line that names a piece of generated
+/// kernels, one with that piece. `None` for any other line.
+#[doc(hidden)]
+pub fn variant(line: &str) -> Option<shader::Source> {
+    value::text::example(line).or_else(|| shader::Source::from_line(line))
+}
+
 /// A lock whose data stays usable after a panic elsewhere: what we guard is consistent between statements.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -116,6 +124,7 @@ impl Gpu {
         let inner = &self.0;
         Gpu::on(Inner {
             id: 0,
+            on_trial: true,
             class: inner.class.clone(),
             class_named: inner.class_named,
             device: inner.device.clone(),

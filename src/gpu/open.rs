@@ -240,6 +240,7 @@ impl Gpu {
         class.workgroup_memory = limits.max_compute_workgroup_storage_size;
         Ok(Gpu::on(Inner {
             id: 0,
+            on_trial: false,
             class,
             class_named,
             device,

@@ -134,7 +134,8 @@ impl Source {
 
     /// Replaces the type behind `alias NAME`.
     pub fn alias(self, name: impl Into<Name>, ty: impl Into<String>) -> Source {
-        self.set(name, "alias", ty.into())
+        // Without blanks, so that a line of the list of variants can be cut at them.
+        self.set(name, "alias", ty.into().replace(' ', ""))
     }
 
     /// Fills a slot with the fragment of the file `lib/FRAGMENT.wgsl`, of any room, instead of its default.

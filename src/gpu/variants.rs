@@ -5,8 +5,8 @@
 //! With `TIEBEAM_VARIANTS=FILE` a kernel whose line is not in the file fails when it is compiled and says the line to add; with
 //! `TIEBEAM_RECORD_VARIANTS=1` beside it the line is added instead.
 
+use super::lock;
 use super::shader::Source;
-use super::{lock, value};
 use crate::error::{Error, Result};
 use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
@@ -83,10 +83,4 @@ pub(super) fn check(source: &Source) -> Result<()> {
         Some(Ok(held)) => held.check(source),
         Some(Err(error)) => Err(error.clone()),
     }
-}
-
-/// The kernel of a line of the list, for the test that translates all.
-#[doc(hidden)]
-pub fn from_line(line: &str) -> Option<Source> {
-    value::text::example(line).or_else(|| Source::from_line(line))
 }

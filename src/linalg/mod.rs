@@ -23,7 +23,7 @@ pub fn cholesky(a: &[f64], n: usize) -> Option<Vec<f64>> {
         }
         let square = a[i * n + i] - dot(&row[..i], &row[..i]);
         // NaN is refused too.
-        if !(square > 0.0) {
+        if square.is_nan() || square <= 0.0 {
             return None;
         }
         row[i] = square.sqrt();

@@ -87,6 +87,8 @@ fn planned_kernels_are_in_the_list_of_variants() {
     let rows = EXPECTED.iter().map(|(_, name, ..)| *name);
     let planned = rows.flat_map(|name| classes.iter().flat_map(move |class| plan(class, name)));
     let sources = planned.map(|pass| pass.source).chain(matmul::core::for_matrix_units());
+    #[cfg(feature = "cli")]
+    let sources = sources.chain(tiebeam::bench::ceilings::for_matrix_units());
     let lines: BTreeSet<String> = sources.flat_map(|source| source.lines()).collect();
     let path = crate::support::folder::root().join("shaders/variants.txt");
     let list = std::fs::read_to_string(&path).unwrap_or_default();

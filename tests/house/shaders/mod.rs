@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tiebeam::gpu::shader::{Assembled, Source, file, fragments, names};
-use tiebeam::gpu::variants::from_line;
+use tiebeam::gpu::variant;
 
 /// A writer of one entry point; `checked` asks for the checks that debug builds run with.
 type Write = fn(&Module, &ModuleInfo, entry: &str, checked: bool) -> Result<(), String>;
@@ -188,7 +188,7 @@ fn variants() -> Vec<Source> {
     let path = crate::support::folder::root().join("shaders/variants.txt");
     let list = std::fs::read_to_string(&path)
         .unwrap_or_else(|e| panic!("{}: {e}; run `make variants`", path.display()));
-    let source = |line: &str| from_line(line).unwrap_or_else(|| panic!("no kernel has the line: {line}"));
+    let source = |line: &str| variant(line).unwrap_or_else(|| panic!("no kernel has the line: {line}"));
     list.lines().map(source).collect()
 }
 
@@ -216,7 +216,7 @@ fn lines_are_read_back() {
     assert_eq!(Source::from_line(&lines[0]).expect("a kernel").key(), source.key());
     for source in variants() {
         for line in source.lines() {
-            assert!(from_line(&line).is_some_and(|again| again.lines().contains(&line)), "{line}");
+            assert!(variant(&line).is_some_and(|again| again.lines().contains(&line)), "{line}");
         }
     }
 }
