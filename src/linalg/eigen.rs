@@ -117,7 +117,7 @@ fn diagonalise(d: &mut [f64], e: &mut [f64], vectors: &mut [f64]) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{by_transposed, drawn, miss, skew};
+    use crate::linalg::tests::{by_transposed, drawn, miss, skew};
     use super::*;
 
     /// Against the promise: rebuilt, orthonormal, in order.

@@ -137,7 +137,7 @@ fn complete(a: &mut [f64], columns: usize, known: usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{by_transposed, drawn, miss, skew};
+    use crate::linalg::tests::{by_transposed, drawn, miss, skew};
     use super::*;
 
     /// Against the promise: rebuilt, orthonormal, in order, the same for the transposed matrix.
