@@ -7,7 +7,7 @@ use std::time::Duration;
 /// open.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Index in [`Gpu::adapters`], or part of the adapter's name, any case.
+    /// Index in [`Gpu::adapters`](super::Gpu::adapters), or part of the adapter's name, any case.
     pub adapter: Option<String>,
     /// `vulkan`, `metal`, `dx12` or `gl`; comma separated for several. By default the first three, and OpenGL where those
     /// offer no adapter or none of the wanted name.
@@ -60,7 +60,7 @@ pub enum Feature {
     F16,
     /// Sums over the lanes that run together.
     Subgroups,
-    /// Device time, for [`Gpu::time`].
+    /// Device time, for [`Gpu::time`](super::Gpu::time).
     Timestamps,
     /// Matrix units, for products of f16.
     CooperativeMatrix,
@@ -70,7 +70,7 @@ impl Feature {
     pub(super) const ALL: [Feature; 4] =
         [Feature::F16, Feature::Subgroups, Feature::Timestamps, Feature::CooperativeMatrix];
 
-    /// The word for it in `TIEBEAM_OFF` and in [`AdapterSummary::features`].
+    /// The word for it in `TIEBEAM_OFF` and in [`AdapterSummary::features`](super::AdapterSummary::features).
     pub fn name(self) -> &'static str {
         match self {
             Feature::F16 => "f16",

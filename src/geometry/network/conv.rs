@@ -26,7 +26,7 @@ pub enum Route {
     /// Kernels of their own, whose memory does not grow with edges x orientations x channels.
     #[default]
     Fused,
-    /// From tables of the kernels, set by [`super::Ponita::tabulate`]: for inference, and approximate. A network without tables
+    /// From tables of the kernels, set by [`crate::geometry::Ponita::tabulate`]: for inference, and approximate. A network without tables
     /// panics by it.
     Tabulated,
 }

@@ -54,7 +54,7 @@ impl ActivationMatching {
     /// Nothing collected yet, for models that fit `spec`.
     ///
     /// # Errors
-    /// As [`super::match_weights`].
+    /// As [`crate::merge::match_weights`].
     pub fn new(
         spec: &Spec,
         a: &dyn Weights,

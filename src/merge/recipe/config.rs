@@ -35,7 +35,7 @@ pub struct Slice {
 /// How models are aligned before they are merged.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Align {
-    /// What [`Spec::named`](super::Spec::named) takes: `llama`, `resnet`, `mlp` or the path of a permutation spec.
+    /// What [`Spec::named`](crate::merge::Spec::named) takes: `llama`, `resnet`, `mlp` or the path of a permutation spec.
     pub spec: String,
     /// The model that the others are aligned to; by default the base, or the first.
     pub target: Option<PathBuf>,
