@@ -117,8 +117,8 @@ fn diagonalise(d: &mut [f64], e: &mut [f64], vectors: &mut [f64]) {
 
 #[cfg(test)]
 mod tests {
-    use crate::linalg::tests::{by_transposed, drawn, miss, skew};
     use super::*;
+    use crate::linalg::tests::{by_transposed, drawn, miss, skew};
 
     /// Against the promise: rebuilt, orthonormal, in order.
     fn holds(what: &str, a: &[f64], n: usize) -> Vec<f64> {

@@ -137,8 +137,8 @@ fn complete(a: &mut [f64], columns: usize, known: usize) {
 
 #[cfg(test)]
 mod tests {
-    use crate::linalg::tests::{by_transposed, drawn, miss, skew};
     use super::*;
+    use crate::linalg::tests::{by_transposed, drawn, miss, skew};
 
     /// Against the promise: rebuilt, orthonormal, in order, the same for the transposed matrix.
     fn holds(what: &str, a: &[f64], rows: usize, columns: usize) -> Vec<f64> {

@@ -3,7 +3,7 @@
 //! One core with a slot for each operand and one for the store (`shaders/product/matmul.wgsl`, and `matmul_direct.wgsl` for CPU
 //! drivers). Gradients are the same core: `dx = dy W`, `dW = dy^T x`, the latter added into the weight's one buffer.
 
-pub(crate) mod choose;
+pub mod choose;
 pub mod core;
 pub(crate) mod gathered;
 pub mod load;
