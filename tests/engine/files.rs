@@ -100,7 +100,7 @@ fn a_killed_writer_leaves_nothing_for_long() {
     replace_with(&path, "old").unwrap();
     for _ in 0..3 {
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["a_killed_writer_leaves_nothing_for_long", "--exact", "--nocapture"])
+            .args(["files::a_killed_writer_leaves_nothing_for_long", "--exact", "--nocapture"])
             .env(CHILD, &path)
             .stdout(std::process::Stdio::piped())
             .spawn()

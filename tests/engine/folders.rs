@@ -402,7 +402,7 @@ fn killed_at_any_moment() {
     let mut states = std::collections::BTreeSet::new();
     for kill in 0..60u64 {
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["killed_at_any_moment", "--exact", "--nocapture"])
+            .args(["folders::killed_at_any_moment", "--exact", "--nocapture"])
             .env(CHILD, &out)
             .stdout(std::process::Stdio::piped())
             .spawn()

@@ -51,7 +51,7 @@ fn child_opens() {
 /// What a child that opens the device under this environment writes to stdout and stderr.
 fn child(set: &[(&str, &str)], unset: &[&str]) -> (String, String) {
     let mut command = Command::new(std::env::current_exe().expect("this test"));
-    command.args(["--exact", "open::child_opens", "--ignored", "--nocapture"]);
+    command.args(["--exact", "device::open::child_opens", "--ignored", "--nocapture"]);
     for name in unset {
         command.env_remove(name);
     }
@@ -79,7 +79,7 @@ fn words_that_name_no_feature_are_refused() {
 /// What a child says that cannot open.
 fn child_error(name: &str, value: &str) -> String {
     let mut command = Command::new(std::env::current_exe().expect("this test"));
-    command.args(["--exact", "open::child_opens", "--ignored", "--nocapture"]);
+    command.args(["--exact", "device::open::child_opens", "--ignored", "--nocapture"]);
     let done = command.env(name, value).output().expect("a child");
     String::from_utf8_lossy(&done.stdout).into_owned()
 }

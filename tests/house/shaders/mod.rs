@@ -165,6 +165,23 @@ fn translate(assembled: &Assembled) -> (Vec<String>, usize) {
 
 /// Translates all variants: every problem with its variant's key, the files used, the entry points seen.
 fn translate_all(variants: &[Source]) -> (Vec<String>, BTreeSet<String>, usize) {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let chunks = variants.chunks(variants.len().div_ceil(threads).max(1));
+    let (mut problems, mut files, mut entries) = (Vec::new(), BTreeSet::new(), 0);
+    std::thread::scope(|scope| {
+        let all: Vec<_> = chunks.map(|chunk| scope.spawn(move || translate_each(chunk))).collect();
+        for (own, used, count) in
+            all.into_iter().map(|thread| thread.join().expect("panics are caught inside"))
+        {
+            problems.extend(own);
+            files.extend(used);
+            entries += count;
+        }
+    });
+    (problems, files, entries)
+}
+
+fn translate_each(variants: &[Source]) -> (Vec<String>, BTreeSet<String>, usize) {
     let (mut problems, mut files, mut entries) = (Vec::new(), BTreeSet::new(), 0);
     for source in variants {
         let variant = source.key().replace('\n', ", ");
