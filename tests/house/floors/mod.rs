@@ -3,7 +3,8 @@
 
 mod circles;
 
-use std::collections::HashMap;
+use circles::code;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 
@@ -28,44 +29,16 @@ fn floor(module: &str) -> Option<usize> {
     FLOORS.iter().position(|modules| modules.contains(&module))
 }
 
-/// The file's text without comments, whose links are not uses, and with runs of blanks as one blank.
-fn code(text: &str) -> String {
-    let lines = text.lines().map(|line| line.split("//").next().unwrap_or(""));
-    lines.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ")
-}
-
-/// The first name of every path that starts at the crate's root, `{a::X, b::Y}` included; `up` are the `super`s to it.
-fn roots(code: &str, up: usize) -> Vec<String> {
-    let name =
-        |s: &str| s.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
-    let mut found = Vec::new();
-    for prefix in ["crate::".to_string(), "super::".repeat(up)] {
-        for (at, _) in code.match_indices(&prefix) {
-            let before = code[..at].chars().next_back();
-            let part_of_longer = before.is_some_and(|c| c.is_alphanumeric() || "_$:".contains(c));
-            if prefix.is_empty() || part_of_longer {
-                continue;
-            }
-            let rest = &code[at + prefix.len()..];
-            let Some(group) = rest.strip_prefix('{') else {
-                found.push(name(rest));
-                continue;
-            };
-            let (mut depth, mut item) = (0, String::new());
-            for c in group.chars().take_while(|&c| c != ';') {
-                depth += (c == '{') as i32 - (c == '}') as i32;
-                if depth < 0 || depth == 0 && c == ',' {
-                    found.push(name(&std::mem::take(&mut item)));
-                }
-                if depth < 0 {
-                    break;
-                }
-                item.extend((c != ',').then_some(c));
-            }
-        }
-    }
-    found.retain(|n| !n.is_empty() && n != "super");
-    found
+/// The first name of every path that starts at the crate's root, each once; `up` are the `super`s to it.
+fn roots(code: &str, up: usize) -> BTreeSet<String> {
+    let (uses, inline) = circles::paths(code);
+    let above = "super::".repeat(up);
+    let first = |path: String| {
+        let inner = path.strip_prefix("crate::").or_else(|| path.strip_prefix(&above).filter(|_| up > 0))?;
+        let name: String = inner.trim().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+        (!name.is_empty() && name != "super").then_some(name)
+    };
+    uses.into_iter().map(|(_, path)| path).chain(inline).filter_map(first).collect()
 }
 
 /// What `file` (`ops/matmul.rs`) uses from its own floor or above, given the names that the root re-exports.
