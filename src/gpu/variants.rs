@@ -70,15 +70,25 @@ fn without_data(line: &str) -> String {
     line.split(' ').map(word).collect::<Vec<_>>().join(" ")
 }
 
-/// Holds a kernel that is about to be compiled to the list, if there is one.
-pub(super) fn check(source: &Source) -> Result<()> {
+/// The list that this process is held to, if there is one.
+fn held() -> Option<&'static Result<Held>> {
     static HELD: OnceLock<Option<Result<Held>>> = OnceLock::new();
-    let held = HELD.get_or_init(|| {
+    let open = || {
         let path = std::env::var_os("TIEBEAM_VARIANTS").filter(|path| !path.is_empty()).map(PathBuf::from)?;
         let record = std::env::var_os("TIEBEAM_RECORD_VARIANTS").is_some_and(|v| !v.is_empty() && v != "0");
         Some(Held::open(path.clone(), record).map_err(|e| Error::io(&path, e)))
-    });
-    match held {
+    };
+    HELD.get_or_init(open).as_ref()
+}
+
+/// Whether sources should bring their lines.
+pub(super) fn is_held() -> bool {
+    held().is_some()
+}
+
+/// Holds a kernel that is about to be compiled to the list, if there is one.
+pub(super) fn check(source: &Source) -> Result<()> {
+    match held() {
         None => Ok(()),
         Some(Ok(held)) => held.check(source),
         Some(Err(error)) => Err(error.clone()),

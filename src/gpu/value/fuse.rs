@@ -10,7 +10,7 @@ use super::{Place, Value};
 use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, Param, grid};
 use crate::gpu::shader::Source;
-use crate::gpu::{Gpu, recording};
+use crate::gpu::{Gpu, recording, variants};
 use crate::shape::{Shape, Strides, collapse};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -356,6 +356,6 @@ impl<'a> Program<'a> {
             axes: sizes.len(),
             together: sizes[sizes.len() - 1].is_multiple_of(4),
         };
-        text.source()
+        if variants::is_held() { text.listed() } else { text.source() }
     }
 }

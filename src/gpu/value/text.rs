@@ -6,6 +6,7 @@
 
 use crate::dtype::DType;
 use crate::gpu::shader::Source;
+use std::borrow::Cow;
 use std::fmt::Write;
 
 /// Threads of a workgroup.
@@ -54,7 +55,7 @@ pub(super) enum Term {
 
 /// One operation: `$0`, `$1`, ... of its template are the terms, as vectors of four.
 pub(super) struct Operation {
-    pub template: String,
+    pub template: Cow<'static, str>,
     pub dtype: DType,
     pub terms: Vec<Term>,
 }
@@ -105,7 +106,7 @@ impl Text {
         (0..self.reads.len()).filter(|&i| self.reads[i].1.is_strided())
     }
 
-    /// The kernel, with the lines of its pieces.
+    /// The kernel.
     pub fn source(&self) -> Source {
         let mut s = self.params();
         s.push_str("#import elementwise\n#import exp_log\n#import nan\n#import power\n#import trig\n");
@@ -138,7 +139,12 @@ impl Text {
             let _ = writeln!(s, "    y{i}[i] = {};", packed(self.operations[made].dtype, &value));
         }
         s.push_str("}\n");
-        Source::text(NAME, s).with_lines(self.lines())
+        Source::text(NAME, s)
+    }
+
+    /// The kernel with the lines of its pieces: for the list of variants, not for every launch.
+    pub fn listed(&self) -> Source {
+        self.source().with_lines(self.lines())
     }
 
     fn params(&self) -> String {
@@ -265,7 +271,11 @@ pub(in crate::gpu) fn example(line: &str) -> Option<Source> {
                     text.reads.push((of(name)?, Walk::Plain));
                 }
             }
-            text.operations.push(Operation { template: template.into(), dtype: of(dtype)?, terms });
+            text.operations.push(Operation {
+                template: template.to_string().into(),
+                dtype: of(dtype)?,
+                terms,
+            });
         }
         "reads" => {
             let mut words = rest.split_whitespace();
@@ -287,7 +297,7 @@ pub(in crate::gpu) fn example(line: &str) -> Option<Source> {
         }
         _ => return None,
     }
-    Some(text.source())
+    Some(text.listed())
 }
 
 #[cfg(test)]
