@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help demo smollm test test-discrete test-listed test-long variants bench lint cross docs vulkan components targets
+.PHONY: help demo smollm test test-discrete test-listed test-long variants bench lint cross check-shaders docs vulkan components targets
 
 # What `make cross` checks beside this machine's own system.
 CROSS = x86_64-pc-windows-msvc aarch64-apple-darwin
@@ -55,6 +55,14 @@ lint: components ## formatting, clippy with and without features, documentation;
 
 cross: targets ## check that library and command compile for Windows and macOS; nothing is linked or run
 	RUSTFLAGS="-D warnings" $(CARGO) check --release --lib --bins --features cli,capi $(CROSS:%=--target %)
+
+# The compilers' tools and the kernels' texts stay in one folder of target/.
+CHECKED = $(abspath $(or $(CARGO_TARGET_DIR),target))/check-shaders
+
+check-shaders: ## every kernel through the compilers of DX12, Vulkan, OpenGL ES and WebGPU: docs/drivers.md
+	rm -rf $(CHECKED)/kernels
+	TIEBEAM_DUMP_SHADERS=$(CHECKED)/kernels $(CARGO) test --release --features cli --test house -- shaders::every_variant
+	python3 scripts/check-shaders.py $(CHECKED)/kernels $(CHECK_SHADERS)
 
 docs: ## the documentation, to target/doc/tiebeam/index.html
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --no-deps --all-features

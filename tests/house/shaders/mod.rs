@@ -1,5 +1,6 @@
 //! Every kernel in every variant, as Vulkan, Metal and DX12 would get it. Needs no GPU.
 
+mod dump;
 mod lint;
 
 use naga::back::{hlsl, msl, spv};
@@ -7,19 +8,27 @@ use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ModuleInfo};
 use naga::{AddressSpace, Module, ShaderStage};
 use std::collections::BTreeSet;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tiebeam::gpu::shader::{Assembled, Source, file, fragments, names};
 use tiebeam::gpu::variant;
 
+/// What a target's compiler gets, and what the entry point is called in it.
+struct Written {
+    bytes: Vec<u8>,
+    entry: String,
+}
+
 /// A writer of one entry point; `checked` asks for the checks that debug builds run with.
-type Write = fn(&Module, &ModuleInfo, entry: &str, checked: bool) -> Result<(), String>;
+type Write = fn(&Module, &ModuleInfo, entry: &str, checked: bool) -> Result<Written, String>;
 
 /// Each target with what it can do. Validating against all capabilities instead would pass code that naga then
 /// translates wrongly without a word: `atomicAdd` of floats becomes one of integers in HLSL.
 fn targets() -> [(&'static str, Capabilities, Write); 3] {
     [
-        ("SPIR-V", spv::supported_capabilities(), write_spirv),
+        // What wgpu asks for on Vulkan 1.1, the oldest with subgroups.
+        ("SPIR-V", spv::supported_capabilities(), |m, i, entry, checked| {
+            write_spirv((1, 3), m, i, entry, checked)
+        }),
         ("MSL", msl::supported_capabilities(), write_msl),
         ("HLSL", hlsl::supported_capabilities(), write_hlsl),
     ]
@@ -30,25 +39,34 @@ fn policies(checked: bool) -> BoundsCheckPolicies {
     BoundsCheckPolicies { index: policy, buffer: policy, ..BoundsCheckPolicies::default() }
 }
 
-fn write_spirv(module: &Module, info: &ModuleInfo, entry: &str, checked: bool) -> Result<(), String> {
+fn write_spirv(
+    lang_version: (u8, u8),
+    module: &Module,
+    info: &ModuleInfo,
+    entry: &str,
+    checked: bool,
+) -> Result<Written, String> {
     let zeroed = match checked {
         true => spv::ZeroInitializeWorkgroupMemoryMode::Polyfill,
         false => spv::ZeroInitializeWorkgroupMemoryMode::None,
     };
     let options = spv::Options {
-        // What wgpu asks for on Vulkan 1.1, the oldest with subgroups.
-        lang_version: (1, 3),
+        lang_version,
         bounds_check_policies: policies(checked),
         zero_initialize_workgroup_memory: zeroed,
         force_loop_bounding: checked,
+        emit_int_div_checks: checked,
         ..spv::Options::default()
     };
     let pipeline = spv::PipelineOptions { shader_stage: ShaderStage::Compute, entry_point: entry.into() };
     let words = spv::write_vec(module, info, &options, Some(&pipeline)).map_err(|e| e.to_string())?;
-    if words.len() > 5 { Ok(()) } else { Err("nothing but a header came out".into()) }
+    if words.len() <= 5 {
+        return Err("nothing but a header came out".into());
+    }
+    Ok(Written { bytes: words.iter().flat_map(|word| word.to_le_bytes()).collect(), entry: entry.into() })
 }
 
-fn write_msl(module: &Module, info: &ModuleInfo, entry: &str, checked: bool) -> Result<(), String> {
+fn write_msl(module: &Module, info: &ModuleInfo, entry: &str, checked: bool) -> Result<Written, String> {
     let options = msl::Options {
         // 2.3 is the oldest with matrices of a SIMD group, 2.1 with SIMD groups.
         lang_version: (2, 3),
@@ -64,10 +82,10 @@ fn write_msl(module: &Module, info: &ModuleInfo, entry: &str, checked: bool) -> 
         ..msl::PipelineOptions::default()
     };
     let (text, made) = msl::write_string(module, info, &options, &pipeline).map_err(|e| e.to_string())?;
-    one_entry(&text, made.entry_point_names)
+    one_entry(text, made.entry_point_names)
 }
 
-fn write_hlsl(module: &Module, info: &ModuleInfo, entry: &str, checked: bool) -> Result<(), String> {
+fn write_hlsl(module: &Module, info: &ModuleInfo, entry: &str, checked: bool) -> Result<Written, String> {
     let register = |register| Some(hlsl::BindTarget { register, ..hlsl::BindTarget::default() });
     let options = hlsl::Options {
         // The oldest with 16-bit floats.
@@ -84,25 +102,17 @@ fn write_hlsl(module: &Module, info: &ModuleInfo, entry: &str, checked: bool) ->
     let mut text = String::new();
     let made = hlsl::Writer::new(&mut text, &options, &pipeline).write(module, info, None);
     let names = made.map_err(|e| e.to_string())?.entry_point_names;
-    if let (Some(folder), false, [Ok(name)]) = (std::env::var_os("TIEBEAM_DUMP_HLSL"), checked, &names[..]) {
-        keep(folder.as_ref(), name, &text);
-    }
-    one_entry(&text, names)
-}
-
-/// Writes a kernel to a folder, for DX12's own compiler: `scripts/check-hlsl.py`.
-fn keep(folder: &std::path::Path, entry: &str, text: &str) {
-    let mut hash = DefaultHasher::new();
-    text.hash(&mut hash);
-    std::fs::create_dir_all(folder).expect("TIEBEAM_DUMP_HLSL names a folder");
-    std::fs::write(folder.join(format!("{:016x}@{entry}.hlsl", hash.finish())), text).expect("a file in it");
+    one_entry(text, names)
 }
 
 /// The writers report a failed entry point inside a success.
-fn one_entry<E: ToString>(text: &str, made: Vec<Result<String, E>>) -> Result<(), String> {
+fn one_entry<E: ToString>(text: String, made: Vec<Result<String, E>>) -> Result<Written, String> {
     let [made] = <[_; 1]>::try_from(made).map_err(|m| format!("{} entry points, not one", m.len()))?;
-    let name = made.map_err(|e| e.to_string())?;
-    if text.contains(&name) { Ok(()) } else { Err(format!("{name} is not in the text")) }
+    let entry = made.map_err(|e| e.to_string())?;
+    if !text.contains(&entry) {
+        return Err(format!("{entry} is not in the text"));
+    }
+    Ok(Written { bytes: text.into_bytes(), entry })
 }
 
 /// Storage buffers of one kernel that every adapter has.
@@ -151,7 +161,7 @@ fn translate(assembled: &Assembled) -> (Vec<String>, usize) {
             for checked in [false, true] {
                 let written = catch_unwind(AssertUnwindSafe(|| write(&module, &info, &point.name, checked)));
                 let problem = match written {
-                    Ok(Ok(())) => continue,
+                    Ok(Ok(_)) => continue,
                     Ok(Err(words)) => words,
                     Err(_) => "naga panicked, see above".into(),
                 };
@@ -220,6 +230,9 @@ fn every_variant_translates_to_every_target() {
     println!("{} variants, {entries} entry points, {} files", variants.len(), files.len());
     assert!(!variants.is_empty() && entries > 0, "the list of variants is empty");
     assert!(problems.is_empty(), "{} problems:\n{}", problems.len(), problems.join("\n"));
+    if let Some(folder) = std::env::var_os("TIEBEAM_DUMP_SHADERS") {
+        dump::all(&variants, folder.as_ref());
+    }
 }
 
 /// What a line says is what it was written from: nothing of a kernel is lost in the list.
