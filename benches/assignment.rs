@@ -112,8 +112,7 @@ fn run(args: &Args) -> Result<()> {
             let cost: Vec<f32> = x.to_vec()?;
             let goal = if family == "uni" { Goal::Minimize } else { Goal::Maximize };
             if let Some(folder) = &args.write {
-                std::fs::create_dir_all(folder)
-                    .map_err(|e| Error::Io { path: folder.clone(), message: e.to_string() })?;
+                std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
                 let notes = [("maximize".into(), (goal == Goal::Maximize).to_string())].into();
                 save(
                     folder.join(format!("{family}-{n}.safetensors")),

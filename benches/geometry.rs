@@ -36,13 +36,7 @@ impl Step {
     fn new(part: &str, graphs: usize, atoms: usize, grid: &Grid, route: Route) -> Result<Step> {
         let gpu = Gpu::open()?;
         let nodes = graphs * atoms;
-        let config = PonitaConfig {
-            channels: CHANNELS,
-            hidden: CHANNELS,
-            basis: CHANNELS,
-            layers: 1,
-            ..PonitaConfig::default()
-        };
+        let config = PonitaConfig::default().channels(CHANNELS).hidden(CHANNELS).basis(CHANNELS).layers(1);
         let mut net = Ponita::new(&gpu, config, grid.clone(), &mut Rng::new(1))?;
         net.route = route;
         let mut positions = vec![0.0f32; 3 * nodes];
@@ -175,14 +169,12 @@ const ATOMS: usize = 125;
 /// costs as much to load as to use, as on llvmpipe. The network of the basis goes as well, norm and MLP stay.
 fn tables(gpu: &Gpu, name: &str, basis: usize) -> Result<Value> {
     let (radius, side) = (2.0f32, 5.0f32);
-    let config = PonitaConfig {
-        channels: CHANNELS,
-        hidden: CHANNELS,
-        basis,
-        layers: 3,
-        radius: Some(radius),
-        ..PonitaConfig::default()
-    };
+    let config = PonitaConfig::default()
+        .channels(CHANNELS)
+        .hidden(CHANNELS)
+        .basis(basis)
+        .layers(3)
+        .radius(Some(radius));
     let full = Ponita::new(gpu, config, Grid::icosahedron(), &mut Rng::new(1))?;
     let mut positions = vec![0.0f32; 3 * ATOMS];
     Rng::new(2).fill_uniform(&mut positions);

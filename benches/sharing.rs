@@ -152,8 +152,14 @@ fn masa_step(gpu: &Gpu) -> Result<Vec<Row>> {
     let ids: Vec<u32> = (0..4096).map(|i| i * 7 % 64).collect();
     let [x, y] = [&ids[..], &ids[..]].map(|ids| Tensor::from_slice(gpu, ids, [64, 64]));
     let step = |sharing| -> Result<_> {
-        let config =
-            RecursiveConfig { vocab: 64, width: 128, heads: 4, hidden: 512, context: 64, depth: 6, sharing };
+        let config = RecursiveConfig::default()
+            .vocab(64)
+            .width(128)
+            .heads(4)
+            .hidden(512)
+            .context(64)
+            .depth(6)
+            .sharing(sharing);
         let model = Recursive::new(gpu, config, &mut Rng::new(1));
         let all = Parameters::of(&model);
         let group = Group::new(all.named().iter().map(|(n, p)| (n.clone(), p)));
@@ -170,14 +176,15 @@ fn masa_step(gpu: &Gpu) -> Result<Vec<Row>> {
 
 /// A served batch with three depths and answers that leave at 1.5 of 3 on average.
 fn depthwise(gpu: &Gpu) -> Result<Vec<Row>> {
-    let sizes = |width| RecursiveConfig {
-        vocab: 256,
-        width,
-        heads: 4,
-        hidden: 4 * width,
-        context: 64,
-        depth: 3,
-        sharing: Sharing::Tied,
+    let sizes = |width| {
+        RecursiveConfig::default()
+            .vocab(256)
+            .width(width)
+            .heads(4)
+            .hidden(4 * width)
+            .context(64)
+            .depth(3)
+            .sharing(Sharing::Tied)
     };
     let mut all = Vec::new();
     for width in [64, 256] {
@@ -203,15 +210,14 @@ fn depthwise(gpu: &Gpu) -> Result<Vec<Row>> {
 
 /// A step of Mixture-of-Recursions against the same block on all tokens three times.
 fn mor(gpu: &Gpu) -> Result<Vec<Row>> {
-    let config = RecursiveConfig {
-        vocab: 8,
-        width: 512,
-        heads: 8,
-        hidden: 2048,
-        context: 8,
-        depth: 1,
-        sharing: Sharing::None,
-    };
+    let config = RecursiveConfig::default()
+        .vocab(8)
+        .width(512)
+        .heads(8)
+        .hidden(2048)
+        .context(8)
+        .depth(1)
+        .sharing(Sharing::None);
     let block = Recursive::new(gpu, config, &mut Rng::new(1)).blocks.remove(0);
     let model = Mor::new(gpu, block.clone(), 3, Routing::Expert, Keys::Recursion, &mut Rng::new(2));
     let x = normal(gpu, &[1, 1024, 512], 3);

@@ -346,7 +346,7 @@ fn train(gpu: &Gpu, args: &Args, group: Group, view: View, stop: &AtomicBool) ->
     let net = Net::new(gpu, group, view, &mut rng);
     let parameters = Parameters::of(&net);
     let leaves = Leaves::new(parameters.named().iter().map(|(name, p)| (name.clone(), p)));
-    let config = AdamWConfig { clip: Some(1.0), ..AdamWConfig::default() };
+    let config = AdamWConfig::default().clip(Some(1.0));
     let mut optimizer = AdamW::new(gpu, vec![leaves], config)?;
     let steps = args.steps as u64;
     let schedule = Schedule::WarmupCosine { warmup: steps / 10, total: steps, floor: 0.0 };

@@ -87,7 +87,7 @@ struct Corpus {
 
 impl Corpus {
     fn read(path: &Path) -> Result<Corpus> {
-        let fault = |message: String| Error::Io { path: path.to_path_buf(), message };
+        let fault = |message: String| Error::io(path, std::io::Error::other(message));
         let text = std::fs::read_to_string(path)
             .map_err(|e| fault(format!("{e}; --text names the text to train on, as UTF-8")))?;
         let mut letters: Vec<char> = text.chars().collect();
@@ -138,7 +138,7 @@ fn optimizer(gpu: &Gpu, all: &Parameters) -> Result<AdamW> {
         Group { params: matrices, weight_decay: 0.1, lr_scale: 1.0 },
         Group { params: vectors, weight_decay: 0.0, lr_scale: 1.0 },
     ];
-    let config = AdamWConfig { betas: (0.9, 0.95), eps: 1e-8, clip: Some(1.0), ..AdamWConfig::default() };
+    let config = AdamWConfig::default().betas((0.9, 0.95)).eps(1e-8).clip(Some(1.0));
     AdamW::new(gpu, groups, config)
 }
 
@@ -151,15 +151,14 @@ fn train(
     steps: u32,
     bar: &ProgressBar,
 ) -> Result<Value> {
-    let config = RecursiveConfig {
-        vocab: text.vocab,
-        width: WIDTH,
-        heads: 4,
-        hidden: 4 * WIDTH,
-        context: CONTEXT,
-        depth: DEPTH,
-        sharing,
-    };
+    let config = RecursiveConfig::default()
+        .vocab(text.vocab)
+        .width(WIDTH)
+        .heads(4)
+        .hidden(4 * WIDTH)
+        .context(CONTEXT)
+        .depth(DEPTH)
+        .sharing(sharing);
     let model = Recursive::new(gpu, config, &mut Rng::new(seed));
     let parameters = Parameters::of(&model);
     let mut optimizer = optimizer(gpu, &parameters)?;
@@ -178,9 +177,7 @@ fn train(
             last = loss.item()?;
             bar.set_message(format!("{name} seed {seed}: step {}, loss {last:.3}", step + 1));
             if !last.is_finite() {
-                return Err(Error::Config {
-                    message: format!("{name} seed {seed}: the loss is {last} at step {step}"),
-                });
+                return Err(Error::config(format!("{name} seed {seed}: the loss is {last} at step {step}")));
             }
         }
         bar.inc(1);
@@ -270,9 +267,7 @@ fn run(args: &Args) -> Result<()> {
         .iter()
         .map(|name| {
             let found = VARIANTS.iter().find(|v| v.0 == name);
-            found.ok_or_else(|| Error::Config {
-                message: format!("--variants: '{name}' is none of {}", known()),
-            })
+            found.ok_or_else(|| Error::config(format!("--variants: '{name}' is none of {}", known())))
         })
         .collect();
     let (chosen, text) = (chosen?, Corpus::read(&args.text)?);
@@ -283,8 +278,7 @@ fn run(args: &Args) -> Result<()> {
         text.train.len() + text.held_out.len(),
         text.vocab
     );
-    std::fs::create_dir_all(&args.out)
-        .map_err(|e| Error::Io { path: args.out.clone(), message: e.to_string() })?;
+    std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
     let file = args.out.join("results.jsonl");
     let mut records: Vec<Value> = match std::fs::read_to_string(&file) {
         Ok(lines) => lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect(),
@@ -335,7 +329,7 @@ fn run(args: &Args) -> Result<()> {
         );
     }
     let picture = args.out.join("zoo.svg");
-    draw(&picture, &all).map_err(|e| Error::Io { path: picture.clone(), message: e.to_string() })?;
+    draw(&picture, &all).map_err(|e| Error::io(&picture, std::io::Error::other(e.to_string())))?;
     println!("\npicture {}\nresults {}", picture.display(), file.display());
     Ok(())
 }

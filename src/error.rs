@@ -2,26 +2,52 @@
 //!
 //! Misused shapes and dtypes are not here: they are bugs of the caller and panic at the caller's line.
 
+use std::error::Error as StdError;
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// An error of a library or of the system, which one of ours came from.
+pub type Cause = Arc<dyn StdError + Send + Sync>;
+
 /// Everything that can fail through no fault of the program: adapter, memory, limits, files, the device.
+///
+/// Its text is a whole sentence that says what to do, with the words of what caused it. [`Error::kind`] is what a program decides
+/// by; the variants say more. [`source`](std::error::Error::source) is the library's or the system's error behind it, where there
+/// is one, such as an [`io::Error`].
+///
+/// ```
+/// use std::error::Error as _;
+/// use std::io;
+/// use tiebeam::error::ErrorKind;
+///
+/// let error = tiebeam::store::File::open("no/such/model.safetensors").err().unwrap();
+/// assert_eq!(error.kind(), ErrorKind::Io);
+/// let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>()).unwrap();
+/// assert_eq!(cause.kind(), io::ErrorKind::NotFound);
+/// assert!(error.to_string().starts_with("no/such/model.safetensors: "));
+/// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Error {
     /// No adapter, or none that matches what was asked for.
+    #[non_exhaustive]
     NoAdapter {
         /// What was asked for and what there is instead.
         message: String,
     },
     /// The adapter lacks something that the engine cannot work without.
+    #[non_exhaustive]
     Unsupported {
         /// What is needed, and by whom.
         need: String,
     },
     /// Something is larger than the adapter allows; nothing was dispatched.
+    #[non_exhaustive]
     Limit {
         /// The op and the quantity, such as `matmul: bytes of one binding`.
         what: String,
@@ -30,8 +56,19 @@ pub enum Error {
         /// What the adapter has.
         have: u64,
     },
+    /// The device has no memory for one buffer. Everything else goes on.
+    #[non_exhaustive]
+    OutOfMemory {
+        /// The op that asked.
+        op: String,
+        /// The buffer's size.
+        bytes: u64,
+        /// What is in use.
+        message: String,
+    },
     /// Ids are outside the table that they index. Found only where the device checks (`Options::checked`, `TIEBEAM_CHECKED=1`,
     /// debug builds), and told once, by the next readback. The op's result is as its documentation says.
+    #[non_exhaustive]
     Outside {
         /// The op.
         op: String,
@@ -45,6 +82,7 @@ pub enum Error {
         count: u64,
     },
     /// A shader failed to assemble, parse, validate or become a pipeline.
+    #[non_exhaustive]
     Shader {
         /// The kernel's file or generated name.
         file: String,
@@ -52,48 +90,163 @@ pub enum Error {
         line: u32,
         /// The compiler's words.
         message: String,
+        /// The driver's error, where it was the driver's compiler that refused.
+        cause: Option<Cause>,
     },
-    /// The device was lost, ran out of memory or reported an error.
+    /// The device was lost: the driver took it away, or it was unplugged. It must be opened again.
+    #[non_exhaustive]
+    Lost {
+        /// The driver's words.
+        message: String,
+    },
+    /// The device did not answer within [`Options::wait`](crate::Options::wait). Its work goes on, and a later call may find it done.
+    #[non_exhaustive]
+    Timeout {
+        /// How long was waited, and for what.
+        message: String,
+    },
+    /// The device reported another error.
+    #[non_exhaustive]
     Device {
         /// The op that was running, if known, and the driver's words.
         message: String,
+        /// The driver's error, where there is one.
+        cause: Option<Cause>,
     },
     /// A file could not be read or written.
+    #[non_exhaustive]
     Io {
         /// The file.
         path: PathBuf,
         /// The system's words, or ours.
         message: String,
+        /// The system's [`io::Error`], where there is one.
+        cause: Option<Cause>,
     },
     /// A file was read and its content is wrong: a lying header, a missing tensor, another model's checkpoint.
+    #[non_exhaustive]
     Format {
         /// The file.
         path: PathBuf,
         /// What is wrong, naming the tensor where there is one.
         message: String,
+        /// The parser's error, where a library read the file.
+        cause: Option<Cause>,
     },
     /// A setting that the user chose cannot work.
+    #[non_exhaustive]
     Config {
         /// The setting, and values that would work.
         message: String,
     },
+    /// The user, or a caller's own function, asked for an end before the work was done.
+    #[non_exhaustive]
+    Stopped {
+        /// What was kept, and how to go on.
+        message: String,
+    },
+}
+
+/// What kind of [`Error`] it is: one word a variant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// [`Error::NoAdapter`]
+    NoAdapter,
+    /// [`Error::Unsupported`]
+    Unsupported,
+    /// [`Error::Limit`]
+    Limit,
+    /// [`Error::OutOfMemory`]
+    OutOfMemory,
+    /// [`Error::Outside`]
+    Outside,
+    /// [`Error::Shader`]
+    Shader,
+    /// [`Error::Lost`]
+    Lost,
+    /// [`Error::Timeout`]
+    Timeout,
+    /// [`Error::Device`]
+    Device,
+    /// [`Error::Io`]
+    Io,
+    /// [`Error::Format`]
+    Format,
+    /// [`Error::Config`]
+    Config,
+    /// [`Error::Stopped`]
+    Stopped,
 }
 
 impl Error {
-    pub(crate) fn io(path: impl AsRef<Path>, error: std::io::Error) -> Self {
-        Error::Io { path: path.as_ref().to_path_buf(), message: error.to_string() }
+    /// What a program decides by.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Error::NoAdapter { .. } => ErrorKind::NoAdapter,
+            Error::Unsupported { .. } => ErrorKind::Unsupported,
+            Error::Limit { .. } => ErrorKind::Limit,
+            Error::OutOfMemory { .. } => ErrorKind::OutOfMemory,
+            Error::Outside { .. } => ErrorKind::Outside,
+            Error::Shader { .. } => ErrorKind::Shader,
+            Error::Lost { .. } => ErrorKind::Lost,
+            Error::Timeout { .. } => ErrorKind::Timeout,
+            Error::Device { .. } => ErrorKind::Device,
+            Error::Io { .. } => ErrorKind::Io,
+            Error::Format { .. } => ErrorKind::Format,
+            Error::Config { .. } => ErrorKind::Config,
+            Error::Stopped { .. } => ErrorKind::Stopped,
+        }
     }
 
-    pub(crate) fn format(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
-        Error::Format { path: path.as_ref().to_path_buf(), message: message.into() }
+    /// An [`Error::Io`] with the system's error as its cause; `io::Error::other` makes one of a sentence.
+    pub fn io(path: impl AsRef<Path>, error: io::Error) -> Self {
+        Error::Io {
+            path: path.as_ref().to_path_buf(),
+            message: error.to_string(),
+            cause: Some(Arc::new(error)),
+        }
     }
 
-    pub(crate) fn config(message: impl Into<String>) -> Self {
+    /// An [`Error::Format`].
+    pub fn format(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
+        Error::Format { path: path.as_ref().to_path_buf(), message: message.into(), cause: None }
+    }
+
+    /// An [`Error::Config`].
+    pub fn config(message: impl Into<String>) -> Self {
         Error::Config { message: message.into() }
     }
 
-    pub(crate) fn device(message: impl Into<String>) -> Self {
-        Error::Device { message: message.into() }
+    /// An [`Error::Stopped`].
+    pub fn stopped(message: impl Into<String>) -> Self {
+        Error::Stopped { message: message.into() }
+    }
+
+    /// An [`Error::Device`].
+    pub fn device(message: impl Into<String>) -> Self {
+        Error::Device { message: message.into(), cause: None }
+    }
+
+    pub(crate) fn no_adapter(message: impl Into<String>) -> Self {
+        Error::NoAdapter { message: message.into() }
+    }
+
+    pub(crate) fn shader(file: impl Into<String>, line: u32, message: impl Into<String>) -> Self {
+        Error::Shader { file: file.into(), line, message: message.into(), cause: None }
+    }
+
+    /// The same with what it came from, in variants that have room for it.
+    #[must_use]
+    pub fn because_of(mut self, error: impl StdError + Send + Sync + 'static) -> Self {
+        match &mut self {
+            Error::Shader { cause, .. }
+            | Error::Device { cause, .. }
+            | Error::Io { cause, .. }
+            | Error::Format { cause, .. } => *cause = Some(Arc::new(error)),
+            _ => {}
+        }
+        self
     }
 }
 
@@ -108,19 +261,35 @@ impl fmt::Display for Error {
                     "{what}: need {need}, this adapter has {have}; use smaller sizes or another adapter"
                 )
             }
+            Error::OutOfMemory { op, bytes, message } => {
+                write!(f, "{op}: out of device memory asking for {bytes} bytes; {message}")
+            }
             Error::Outside { op, place, id, size, count } => {
                 let ids = if *count == 1 { "id" } else { "ids" };
                 write!(f, "{op}: id {id} at place {place} is outside 0..{size}; {count} such {ids}")
             }
-            Error::Shader { file, line: 0, message } => write!(f, "shader {file}: {message}"),
-            Error::Shader { file, line, message } => write!(f, "shader {file}:{line}: {message}"),
-            Error::Device { message } => write!(f, "device: {message}"),
-            Error::Io { path, message } | Error::Format { path, message } => {
+            Error::Shader { file, line: 0, message, .. } => write!(f, "shader {file}: {message}"),
+            Error::Shader { file, line, message, .. } => write!(f, "shader {file}:{line}: {message}"),
+            Error::Lost { message } => write!(f, "the device was lost ({message}); open it again"),
+            Error::Device { message, .. } | Error::Timeout { message } => write!(f, "device: {message}"),
+            Error::Io { path, message, .. } | Error::Format { path, message, .. } => {
                 write!(f, "{}: {message}", path.display())
             }
-            Error::Config { message } => f.write_str(message),
+            Error::Config { message } | Error::Stopped { message } => f.write_str(message),
         }
     }
 }
 
-impl std::error::Error for Error {}
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Error::Shader { cause, .. }
+            | Error::Device { cause, .. }
+            | Error::Io { cause, .. }
+            | Error::Format { cause, .. } => {
+                cause.as_ref().map(|cause| &**cause as &(dyn StdError + 'static))
+            }
+            _ => None,
+        }
+    }
+}

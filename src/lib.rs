@@ -27,6 +27,7 @@ pub mod nn;
 pub mod ops;
 pub mod optim;
 pub mod rng;
+mod setters;
 pub mod shape;
 pub mod share;
 pub mod step;

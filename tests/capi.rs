@@ -53,8 +53,7 @@ fn library() -> Result<PathBuf, Failed> {
 }
 
 fn model(path: &Path) -> tiebeam::Result<Calculator> {
-    let config =
-        PonitaConfig { channels: 8, hidden: 8, basis: 8, layers: 2, radius: Some(4.0), ..Default::default() };
+    let config = PonitaConfig::default().channels(8).hidden(8).basis(8).layers(2).radius(Some(4.0));
     let frame = Frame {
         species: SPECIES.to_vec(),
         positions: POSITIONS.to_vec(),

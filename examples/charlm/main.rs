@@ -99,15 +99,14 @@ fn sizes(args: &Args, gpu: &Gpu) -> Sizes {
         SharingArg::Tied => Sharing::Tied,
         SharingArg::TiedLora => Sharing::TiedLora { rank: args.rank as usize, scale: 1.0 },
     };
-    let model = RecursiveConfig {
-        vocab: 256,
-        width,
-        heads: width / 32,
-        hidden: 4 * width,
-        context: args.context.map_or(context, |c| c as usize),
-        depth: args.depth as usize,
-        sharing,
-    };
+    let model = RecursiveConfig::default()
+        .vocab(256)
+        .width(width)
+        .heads(width / 32)
+        .hidden(4 * width)
+        .context(args.context.map_or(context, |c| c as usize))
+        .depth(args.depth as usize)
+        .sharing(sharing);
     Sizes {
         model,
         batch: args.batch.map_or(batch, |b| b as usize),

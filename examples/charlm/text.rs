@@ -15,20 +15,18 @@ impl Text {
         let cut = bytes.len() - bytes.len() / 10;
         let shortest = cut.min(bytes.len() - cut);
         if shortest < context + 1 {
-            return Err(Error::Config {
-                message: format!(
-                    "{name}: {} bytes are too few: the held-out tenth must exceed one context of {context} bytes; \
+            return Err(Error::config(format!(
+                "{name}: {} bytes are too few: the held-out tenth must exceed one context of {context} bytes; \
                      give a text of at least {} bytes or a smaller --context",
-                    bytes.len(),
-                    10 * (context + 2)
-                ),
-            });
+                bytes.len(),
+                10 * (context + 2)
+            )));
         }
         Ok(Text { held_out: bytes[cut..].to_vec(), train: bytes[..cut].to_vec() })
     }
 
     pub fn read(path: &Path, context: usize) -> Result<Text> {
-        let failed = |message: String| Error::Io { path: path.to_path_buf(), message };
+        let failed = |message: String| Error::io(path, std::io::Error::other(message));
         let bytes =
             std::fs::read(path).map_err(|e| failed(format!("{e}; --text names the file to train on")))?;
         if bytes.is_empty() {

@@ -53,7 +53,7 @@ pub fn run(args: &Args, sizes: &Sizes, gpu: &Gpu, text: &Text) -> Result<()> {
     let title =
         format!("{} bytes, width {}, depth {} ({})", text.train.len(), c.width, c.depth, gpu.adapter().name);
     let lines = Lines { unigram, bigram, validation };
-    plot::loss_curve(&picture, &run.losses, &lines, &title).map_err(|message| Error::Config { message })?;
+    plot::loss_curve(&picture, &run.losses, &lines, &title).map_err(|message| Error::config(message))?;
     println!("picture    {}", picture.display());
     println!("checkpoint {}", run.checkpoint().display());
     let sample = run.sample(b"\nfn ", 400)?;
@@ -62,7 +62,7 @@ pub fn run(args: &Args, sizes: &Sizes, gpu: &Gpu, text: &Text) -> Result<()> {
 }
 
 fn io(path: &Path, error: std::io::Error) -> Error {
-    Error::Io { path: path.to_path_buf(), message: error.to_string() }
+    Error::io(path, error)
 }
 
 /// Matrices decay, vectors (norms) do not.
@@ -74,7 +74,7 @@ fn optimizer(gpu: &Gpu, model: &Recursive) -> Result<AdamW> {
         Group { params: matrices, weight_decay: 0.1, lr_scale: 1.0 },
         Group { params: vectors, weight_decay: 0.0, lr_scale: 1.0 },
     ];
-    let config = AdamWConfig { betas: (0.9, 0.95), eps: 1e-8, clip: Some(1.0), ..AdamWConfig::default() };
+    let config = AdamWConfig::default().betas((0.9, 0.95)).eps(1e-8).clip(Some(1.0));
     AdamW::new(gpu, groups, config)
 }
 
@@ -115,7 +115,7 @@ impl Run<'_> {
                 std::process::exit(130);
             }
         })
-        .map_err(|e| Error::Config { message: format!("Ctrl-C cannot be caught: {e}") })?;
+        .map_err(|e| Error::config(format!("Ctrl-C cannot be caught: {e}")))?;
 
         let steps = self.sizes.steps;
         let bar = ProgressBar::new(steps as u64);
@@ -174,7 +174,7 @@ impl Run<'_> {
             } else {
                 "no checkpoint was saved yet; start again with a smaller --lr".into()
             };
-            return Err(Error::Config { message: format!("the loss is {loss} at step {step}; {last}") });
+            return Err(Error::config(format!("the loss is {loss} at step {step}; {last}")));
         }
         self.losses.push((step, loss));
         Ok(())
@@ -199,12 +199,11 @@ impl Run<'_> {
         let mut metadata = self.settings();
         let losses: Vec<String> = self.losses.iter().map(|(_, loss)| loss.to_bits().to_string()).collect();
         metadata.insert("losses".into(), losses.join(" "));
-        let run = Checkpoint {
-            step: self.optimizer.steps(),
-            optimizer: self.optimizer.state_dict()?,
-            rng: Some(self.rng.clone()),
-            metadata,
-        };
+        let run = Checkpoint::default()
+            .step(self.optimizer.steps())
+            .optimizer(self.optimizer.state_dict()?)
+            .rng(Some(self.rng.clone()))
+            .metadata(metadata);
         save_checkpoint(self.checkpoint(), all.named(), &run)
     }
 
@@ -217,7 +216,7 @@ impl Run<'_> {
             if have != want {
                 let message =
                     format!("this checkpoint is of another run: {name} is {have} there, {want} here");
-                return Err(Error::Format { path, message });
+                return Err(Error::format(path, message));
             }
         }
         let all = Parameters::of(&self.model);

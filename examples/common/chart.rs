@@ -50,7 +50,7 @@ pub fn picture(path: &Path, size: (u32, u32), draw: impl FnOnce(&Area) -> Drawin
         let drawn = root.fill(&WHITE).map_err(Into::into).and_then(|()| draw(&root));
         drawn
             .and_then(|()| root.present().map_err(Into::into))
-            .map_err(|e| Error::Io { path: path.into(), message: e.to_string() })?;
+            .map_err(|e| Error::io(path, std::io::Error::other(e.to_string())))?;
     }
     files::replace_with(path, svg)
 }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use tiebeam::error::ErrorKind;
 use tiebeam::{Error, Result};
 
 /// Runs an example's body with logs on; an error becomes a sentence and a failure.
@@ -15,7 +16,8 @@ pub fn main(body: impl FnOnce() -> Result<()>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
-            ExitCode::FAILURE
+            // What a shell expects of a program that Ctrl-C ended.
+            if error.kind() == ErrorKind::Stopped { ExitCode::from(130) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -30,6 +32,6 @@ pub fn interruptible() -> Result<Arc<AtomicBool>> {
         }
     };
     let caught = ctrlc::set_handler(handler);
-    caught.map_err(|e| Error::Config { message: format!("Ctrl-C cannot be caught: {e}") })?;
+    caught.map_err(|e| Error::config(format!("Ctrl-C cannot be caught: {e}")))?;
     Ok(stop)
 }

@@ -9,7 +9,7 @@ use tiebeam::{Error, Result, Rng};
 
 /// A folder, made if it is not there.
 pub fn folder(path: &Path) -> Result<()> {
-    std::fs::create_dir_all(path).map_err(|e| Error::Io { path: path.into(), message: e.to_string() })
+    std::fs::create_dir_all(path).map_err(|e| Error::io(path, e))
 }
 
 /// A training run: what its checkpoint holds beside the parameters.
@@ -31,15 +31,18 @@ impl<const N: usize> State<N> {
         ]
         .into();
         let optimizer = self.optimizer.state_dict()?;
-        let run =
-            Checkpoint { step: self.optimizer.steps(), optimizer, rng: Some(self.rng.clone()), metadata };
+        let run = Checkpoint::default()
+            .step(self.optimizer.steps())
+            .optimizer(optimizer)
+            .rng(Some(self.rng.clone()))
+            .metadata(metadata);
         save_checkpoint(path, Parameters::of(net).named(), &run)
     }
 
     /// Takes everything from a checkpoint; `net`'s parameters are the optimizer's.
     pub fn load(&mut self, path: &Path, net: &impl Module) -> Result<()> {
         let metadata = File::open(path)?.metadata().clone();
-        let wrong = |message: String| Error::Format { path: path.into(), message };
+        let wrong = |message: String| Error::format(path, message);
         let have = metadata.get("settings").map_or("nothing", String::as_str);
         if have != self.settings {
             let want = &self.settings;

@@ -128,8 +128,7 @@ fn settings(systems: usize, seed: u64) -> BTreeMap<String, String> {
 fn read(path: &Path, systems: usize, seed: u64) -> Result<Split> {
     let file = File::open(path)?;
     if *file.metadata() != settings(systems, seed) {
-        let message = "data of other settings; remove it or choose another --out".into();
-        return Err(Error::Format { path: path.into(), message });
+        return Err(Error::format(path, "data of other settings; remove it or choose another --out"));
     }
     let count = systems + 2 * HELD_OUT;
     let take = |name: &str, width: usize| {

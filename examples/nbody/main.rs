@@ -67,7 +67,7 @@ pub struct Args {
 fn body(args: &Args) -> Result<()> {
     if args.batch > args.systems {
         let message = format!("--batch {} is more than --systems {}", args.batch, args.systems);
-        return Err(Error::Config { message });
+        return Err(Error::config(message));
     }
     let gpu = Gpu::open()?;
     println!("adapter    {}", gpu.adapter());
@@ -106,14 +106,12 @@ fn body(args: &Args) -> Result<()> {
 
 fn config(args: &Args) -> PonitaConfig {
     let channels = args.channels as usize;
-    PonitaConfig {
-        channels,
-        hidden: channels,
-        basis: channels,
-        layers: args.layers as usize,
-        pool: false,
-        ..PonitaConfig::default()
-    }
+    PonitaConfig::default()
+        .channels(channels)
+        .hidden(channels)
+        .basis(channels)
+        .layers(args.layers as usize)
+        .pool(false)
 }
 
 fn grid(orientations: usize) -> Grid {

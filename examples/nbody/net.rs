@@ -22,10 +22,10 @@ pub enum Net {
 impl Net {
     pub fn new(gpu: &Gpu, name: &str, sizes: &PonitaConfig, grid: Grid, rng: &mut Rng) -> Result<Net> {
         if name == "oriented" {
-            let config = PonitaConfig { in_vectors: 1, out_scalars: 0, out_vectors: 1, ..sizes.clone() };
+            let config = sizes.clone().in_vectors(1).out_scalars(0).out_vectors(1);
             return Ok(Net::Oriented(Ponita::new(gpu, config, grid, rng)?));
         }
-        let config = PonitaConfig { in_scalars: 2, ..sizes.clone() };
+        let config = sizes.clone().in_scalars(2);
         let (shape, bound) = ([config.channels, config.basis], 1.0 / (config.basis as f32).sqrt());
         let net = Ponita::new(gpu, config, Grid::positions(3), rng)?;
         Ok(Net::Distances { net, pair: Init::Uniform(bound).leaf(gpu, shape, rng) })

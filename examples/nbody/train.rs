@@ -65,7 +65,7 @@ impl<'a> Run<'a> {
         net.calibrate(&graph, &charge, &velocity)?;
         let parameters = Parameters::of(&net);
         let group = Group::new(parameters.named().iter().map(|(name, p)| (name.clone(), p)));
-        let config = AdamWConfig { clip: Some(0.5), ..AdamWConfig::default() };
+        let config = AdamWConfig::default().clip(Some(0.5));
         let optimizer = AdamW::new(gpu, vec![group], config)?;
         // Batches do not follow the weights' draws: the two networks see the same ones.
         let rng = Rng::new(args.seed ^ 0xba7c4);
@@ -225,7 +225,7 @@ fn number(reading: Reading) -> Result<f64> {
     }
     let message =
         format!("the loss is {loss}; go on from the last epoch with --resume, or start with a smaller --lr");
-    Err(Error::Config { message })
+    Err(Error::config(message))
 }
 
 impl Split {

@@ -98,7 +98,7 @@ fn body(args: &Args) -> Result<()> {
     let held_out = args.held_out as usize;
     if frames.len() <= held_out {
         let message = format!("{} frames, {held_out} of them held out; lower --held-out", frames.len());
-        return Err(Error::Config { message });
+        return Err(Error::config(message));
     }
     let (training, validation) = frames.split_at(frames.len() - held_out);
     println!("frames     {} to train on, {held_out} held out", training.len());
@@ -136,7 +136,7 @@ fn frames(args: &Args) -> Result<Vec<Frame>> {
     match frames.iter().position(|f| f.energy.is_none() || f.forces.is_none()) {
         Some(i) => {
             let message = format!("frame {i} lacks an energy or forces; take it out");
-            Err(Error::Format { path: path.clone(), message })
+            Err(Error::format(path, message))
         }
         None => Ok(frames),
     }
@@ -144,14 +144,12 @@ fn frames(args: &Args) -> Result<Vec<Frame>> {
 
 fn potential(args: &Args, gpu: &Gpu, training: &[Frame]) -> Result<Potential> {
     let channels = args.channels as usize;
-    let config = PonitaConfig {
-        channels,
-        hidden: channels,
-        basis: channels,
-        layers: args.layers as usize,
-        radius: args.radius,
-        ..PonitaConfig::default()
-    };
+    let config = PonitaConfig::default()
+        .channels(channels)
+        .hidden(channels)
+        .basis(channels)
+        .layers(args.layers as usize)
+        .radius(args.radius);
     let grid = match args.orientations as usize {
         12 => Grid::icosahedron(),
         20 => Grid::dodecahedron(),

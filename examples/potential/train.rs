@@ -31,8 +31,7 @@ pub fn train(
     let gpu = potential.net.embed.gpu().clone();
     let parameters = Parameters::of(&potential.net);
     let group = Group::new(parameters.named().iter().map(|(name, p)| (name.clone(), p)));
-    let optimizer =
-        AdamW::new(&gpu, vec![group], AdamWConfig { clip: Some(10.0), ..AdamWConfig::default() })?;
+    let optimizer = AdamW::new(&gpu, vec![group], AdamWConfig::default().clip(Some(10.0)))?;
     let rng = Rng::new(args.seed ^ 0xba7c4);
     let mut state = State { optimizer, rng, curve: Vec::new(), settings: settings(args, training) };
     let path = args.out.join("checkpoint.safetensors");
@@ -125,8 +124,9 @@ impl Errors {
             }
         }
         if self.0.iter().any(|e| !e.0.is_finite()) {
-            let message = "an error is not finite; go on with --resume, or start with a smaller --lr".into();
-            return Err(Error::Config { message });
+            return Err(Error::config(
+                "an error is not finite; go on with --resume, or start with a smaller --lr",
+            ));
         }
         Ok(())
     }

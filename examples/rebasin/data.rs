@@ -41,7 +41,7 @@ impl Data {
             let (labels, values) = idx(folder, &format!("{name}-labels"), 1)?;
             if images[0] != labels[0] || images[0] == 0 {
                 let message = format!("{name}: {} images and {} labels", images[0], labels[0]);
-                return Err(Error::Format { path: folder.to_path_buf(), message });
+                return Err(Error::format(folder, message));
             }
             let (n, size) = (images[0].min(limit), images[1] * images[2]);
             let x: Vec<f32> = pixels[..n * size].iter().map(|&p| f32::from(p) / 255.0).collect();
@@ -62,8 +62,8 @@ fn idx(folder: &Path, name: &str, axes: usize) -> Result<(Vec<usize>, Vec<u8>)> 
     let names = ["-", "."].map(|dot| format!("{name}{dot}idx{axes}-ubyte"));
     let paths: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).collect();
     let path = paths.iter().find(|path| path.is_file()).unwrap_or(&paths[0]);
-    let bytes = std::fs::read(path).map_err(|e| Error::Io { path: path.clone(), message: e.to_string() })?;
-    let wrong = |message: String| Error::Format { path: path.clone(), message };
+    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let wrong = |message: String| Error::format(path, message);
     let header = 4 + 4 * axes;
     if bytes.len() < header || bytes[..4] != [0, 0, 8, axes as u8] {
         return Err(wrong(format!("no IDX file of bytes with {axes} axes; is it still packed (gunzip)?")));

@@ -108,7 +108,7 @@ impl Study<'_> {
     fn way(&self, name: &'static str, net: &MlpModel, a: &dyn Weights, b: &dyn Weights) -> Result<Way> {
         let points = self.args.points as usize;
         let train = LossPath::between(a, b, points, |weights| match self.stop.load(Ordering::Relaxed) {
-            true => Err(Error::Config { message: "stopped".into() }),
+            true => Err(Error::stopped("stopped")),
             false => evaluate(self.gpu, net, weights, &self.data.train),
         })?;
         let test = evaluate(self.gpu, net, &Mean(vec![a, b]), &self.data.test)?;
@@ -190,7 +190,7 @@ impl Study<'_> {
         for way in ways {
             let rows = [(way.name.to_string(), way.train.losses()), tempered(way)];
             for (name, losses) in rows.iter().filter(|(name, _)| !name.is_empty()) {
-                let Barrier { above_mean, above_line } = Barrier::of(losses);
+                let Barrier { above_mean, above_line, .. } = Barrier::of(losses);
                 println!("  {name:<28} {above_mean:>10.4} {above_line:>10.4} {:>12.4}", way.test.accuracy);
             }
         }
@@ -261,10 +261,9 @@ fn body(args: &Args) -> Result<()> {
     if data.train.labels.len() < args.batch as usize {
         let message =
             format!("--batch {} is more than the {} training images", args.batch, data.train.labels.len());
-        return Err(Error::Config { message });
+        return Err(Error::config(message));
     }
-    std::fs::create_dir_all(&args.out)
-        .map_err(|e| Error::Io { path: args.out.clone(), message: e.to_string() })?;
+    std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
     for (name, set) in [("train", &data.train), ("test", &data.test)] {
         save_set(&args.out.join(format!("{name}.safetensors")), set)?;
     }
@@ -277,7 +276,7 @@ fn body(args: &Args) -> Result<()> {
     }
     let picture = args.out.join("curves.svg");
     let text = svg(&panels, "from the first network to the second")
-        .map_err(|message| Error::Io { path: picture.clone(), message })?;
+        .map_err(|message| Error::io(&picture, std::io::Error::other(message)))?;
     files::replace_with(&picture, text)?;
     println!("wrote {}", picture.display());
     Ok(())

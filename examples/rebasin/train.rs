@@ -48,7 +48,7 @@ pub fn train(
         .map(|pair| Linear::from_site(Arc::new(Tied::new(&pair[0].1)), Some(pair[1].1.clone())))
         .collect();
     let group = Group::new(leaves.iter().map(|(name, leaf)| (name.clone(), leaf)));
-    let config = SgdConfig { lr: recipe.lr, momentum: MOMENTUM, ..SgdConfig::default() };
+    let config = SgdConfig::default().lr(recipe.lr).momentum(MOMENTUM);
     let mut optimizer = Sgd::new(gpu, vec![group], config)?;
     let labels = Tensor::from_slice(gpu, &set.labels, [set.labels.len()]);
     let batches = set.labels.len() / recipe.batch;
@@ -88,7 +88,7 @@ pub fn train(
         }
         bar.inc(1);
         if stop.load(Ordering::Relaxed) {
-            return Err(Error::Config { message: "stopped before the networks were trained".into() });
+            return Err(Error::stopped("stopped before the networks were trained"));
         }
     }
     bar.finish_and_clear();

@@ -84,7 +84,7 @@ fn bar(count: u64) -> ProgressBar {
 fn generate(model: &Llama, words: &Words, args: &Args) -> Result<()> {
     let prompt = words.encode(&args.prompt)?;
     if prompt.is_empty() {
-        return Err(Error::Config { message: "--prompt is empty; give at least one word".into() });
+        return Err(Error::config("--prompt is empty; give at least one word"));
     }
     let mut session = model.session(args.context as usize)?;
     let mut scores = session.push(&prompt)?;
@@ -121,7 +121,7 @@ struct Text {
 
 impl Text {
     fn read(path: &Path, words: &Words, windows: usize) -> Result<Text> {
-        let fault = |message: String| Error::Io { path: path.to_path_buf(), message };
+        let fault = |message: String| Error::io(path, std::io::Error::other(message));
         let text = std::fs::read_to_string(path).map_err(|e| fault(e.to_string()))?;
         let tokens = words.encode(&text)?;
         let need = windows * WINDOW + 1;
@@ -155,13 +155,11 @@ fn perplexity(gpu: &Gpu, model: &Llama, text: &Text, what: &str) -> Result<f64> 
 /// Training on random windows of the text: on its next tokens, or on the scores of `teacher`.
 fn uptrain(gpu: &Gpu, model: &Llama, teacher: Option<&Llama>, text: &Text, args: &Args) -> Result<()> {
     if text.train.len() <= WINDOW {
-        return Err(Error::Config {
-            message: "the text has nothing to train on before its last windows".into(),
-        });
+        return Err(Error::config("the text has nothing to train on before its last windows"));
     }
     let all = Parameters::of(model);
     let group = Group::new(all.named().iter().map(|(name, leaf)| (name.clone(), leaf)));
-    let config = AdamWConfig { clip: Some(1.0), ..AdamWConfig::default() };
+    let config = AdamWConfig::default().clip(Some(1.0));
     let mut optimizer = AdamW::new(gpu, vec![group], config)?;
     let (bar, mut rng) = (bar(args.steps as u64), Rng::new(1));
     for step in 0..args.steps {
@@ -195,10 +193,11 @@ fn open(gpu: &Gpu, path: &Path, context: usize) -> Result<(Llama, Words, usize)>
         return Ok((model, Words::of(&file)?, bytes?.iter().sum()));
     }
     let settings = path.join("config.json");
-    let text = std::fs::read_to_string(&settings)
-        .map_err(|e| Error::Io { path: settings, message: format!("{e}; a model folder needs its sizes") })?;
+    let text = std::fs::read_to_string(&settings).map_err(|e| {
+        Error::io(&settings, std::io::Error::other(format!("{e}; a model folder needs its sizes")))
+    })?;
     let config = LlamaConfig::from_json(&text)?;
-    let config = LlamaConfig { context: config.context.min(context), ..config };
+    let config = config.context(config.context.min(context));
     let (words, weights) = (Words::in_folder(path, &text)?, Shards::open(path)?);
     let bytes: Result<Vec<usize>> =
         weights.names().iter().map(|n| Ok(weights.file(n)?.bytes(n)?.len())).collect();

@@ -20,9 +20,11 @@ class Row(NamedTuple):
     def bad(self):
         return [result for result in self.results if result.state in ("refused", "crashed")]
 
-    def reasons(self):
-        """Why kernels are not for the target, the most frequent first."""
-        return Counter(result.said for result in self.results if result.state == "not for").most_common()
+    def notes(self):
+        """Why kernels are not for the target, and what was set aside for those that are ok; the most frequent first."""
+        words = {"not for": "not for this target", "ok": "ok apart from"}
+        said = Counter((words[r.state], r.said) for r in self.results if r.state in words and r.said)
+        return [f"{self.target}: {count} {state}: {what}" for (state, what), count in said.most_common()]
 
 
 def show(rows):
@@ -32,8 +34,7 @@ def show(rows):
     for line in table:
         print("  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))).rstrip())
     for row in rows:
-        for reason, count in row.reasons():
-            print(f"{row.target}: {count} not for this target: {reason}")
+        print(*row.notes(), sep="\n", end="\n" if row.notes() else "")
     for row in rows:
         for state, record, said in ((r.state, r.record, r.said) for r in row.bad()):
             where = f"{record.get('file', record['kernel'])} {record['point']}"
@@ -44,8 +45,8 @@ def write(rows, path):
     """Puts the table between the two marks of a Markdown file."""
     lines = [f"Of {datetime.date.today()}, in kernels (entry points of all variants):", ""]
     lines += ["| " + " | ".join(cells) + " |" for cells in [HEAD, ["---"] * 2 + ["---:"] * 4, *(row.cells() for row in rows)]]
-    lines += [""] if any(row.reasons() for row in rows) else []
-    lines += [f"- {row.target}, not for this target: {count} for {reason}" for row in rows for reason, count in row.reasons()]
+    notes = [f"- {note}" for row in rows for note in row.notes()]
+    lines += ["", *notes] if notes else []
     text = path.read_text()
     if BEGIN not in text or END not in text.split(BEGIN, 1)[1]:
         raise SystemExit(f"check-shaders: {path} has no lines {BEGIN} and {END}")

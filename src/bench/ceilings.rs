@@ -34,6 +34,7 @@ pub struct Ceilings {
 
 /// One of the measurements behind [`Ceilings`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Ceiling {
     /// Copies of large arrays.
     Copy,

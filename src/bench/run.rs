@@ -26,6 +26,7 @@ impl Settings {
 }
 
 /// What happened, as a run goes on.
+#[non_exhaustive]
 pub enum Event<'a> {
     /// Where it takes place; the first.
     Host(&'a Host),

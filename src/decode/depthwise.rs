@@ -29,6 +29,7 @@ pub struct Request {
 
 /// A token of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Emitted {
     /// The request.
     pub id: u64,
@@ -40,6 +41,7 @@ pub struct Emitted {
 
 /// When slots take their next token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Scheduling {
     /// As soon as their own is out.
     Continuous,
@@ -51,6 +53,7 @@ pub enum Scheduling {
 pub type Oracle = Box<dyn Fn(u64, usize) -> usize + Send>;
 
 /// When a token of an answer leaves.
+#[non_exhaustive]
 pub enum Exit {
     /// At the first depth where its probability is this or more; above 1, at the last.
     Confidence(f32),
@@ -177,7 +180,7 @@ impl<'a> DepthBatch<'a> {
             Sharing::Cycle { blocks: 1, .. } => 1.0,
             other => {
                 let message = format!("depth-wise batching: the depths must share one block, not {other:?}");
-                return Err(Error::Config { message });
+                return Err(Error::config(message));
             }
         };
         let plain = model.blocks.iter().all(|b| b.norm1.bias.is_none() && b.norm2.bias.is_none());
@@ -195,7 +198,7 @@ impl<'a> DepthBatch<'a> {
             let message = format!(
                 "depth-wise batching: {slots} slots, heads of {head_dim}; heads above 256, norms and layers with biases are not served"
             );
-            return Err(Error::Config { message });
+            return Err(Error::config(message));
         }
         let layers =
             linear.map(|of| DepthwiseLayer::of(&model.blocks.iter().map(of).collect::<Vec<_>>(), scale));
@@ -228,16 +231,14 @@ impl<'a> DepthBatch<'a> {
         let length = request.prompt.len() + request.count;
         let known = request.prompt.iter().all(|&t| (t as usize) < c.vocab);
         if request.prompt.is_empty() || !known || length > c.context + 1 {
-            return Err(Error::Config {
-                message: format!(
-                    "request {}: a prompt of {} tokens below {} and {} more must fit the context of {}",
-                    request.id,
-                    request.prompt.len(),
-                    c.vocab,
-                    request.count,
-                    c.context
-                ),
-            });
+            return Err(Error::config(format!(
+                "request {}: a prompt of {} tokens below {} and {} more must fit the context of {}",
+                request.id,
+                request.prompt.len(),
+                c.vocab,
+                request.count,
+                c.context
+            )));
         }
         if request.count > 0 {
             self.waiting.push_back(request);

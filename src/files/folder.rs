@@ -95,7 +95,7 @@ impl Place {
         let parent = folder_of(&target);
         if !parent.is_dir() {
             let message = format!("the folder {} is not there; make it first", parent.display());
-            return Err(Error::Io { path: path.into(), message });
+            return Err(Error::io(path, std::io::Error::new(std::io::ErrorKind::NotFound, message)));
         }
         let stem = stem(name);
         let lock = Lock::take(path, target.with_file_name(format!(".{stem}.tiebeam-lock")))?;
@@ -165,7 +165,7 @@ impl Place {
             moved.map_err(|e| {
                 let message =
                     format!("{e}; the new folder is in place, and this belongs to {}", to.display());
-                Error::Io { path: from.clone(), message }
+                Error::io(&from, std::io::Error::new(e.kind(), message))
             })?;
         }
         if let (Ok(old), Ok(new)) = (old.metadata(), File::open(&self.target)) {

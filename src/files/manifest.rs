@@ -56,8 +56,8 @@ impl Manifest {
         let mut manifest = Manifest { files: BTreeMap::new(), written: None };
         manifest.add(folder, "")?;
         let path = folder.join(MANIFEST);
-        let text =
-            serde_json::to_string_pretty(&manifest).map_err(|e| Error::format(&path, e.to_string()))?;
+        let text = serde_json::to_string_pretty(&manifest)
+            .map_err(|e| Error::format(&path, e.to_string()).because_of(e))?;
         replace_with(&path, text + "\n")?;
         // Whole seconds, and even ones, are what every file system and archive keeps; and no later change falls on them by chance.
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

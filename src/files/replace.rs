@@ -94,17 +94,18 @@ impl Target {
         };
         if let Some(found) = found.as_ref().filter(|found| !found.is_file()) {
             let Some(what) = unwritable(found) else { return Ok(Target::Through) };
-            return Err(Error::Io { path: path.into(), message: format!("this is a {what}; name a file") });
+            return Err(failed(io::Error::other(format!("this is a {what}; name a file"))));
         }
         let target = behind_links(path).map_err(failed)?;
         let folder = folder_of(&target);
         if !folder.is_dir() {
             let message = format!("the folder {} is not there; make it first", folder.display());
-            return Err(Error::Io { path: path.into(), message });
+            return Err(failed(io::Error::new(io::ErrorKind::NotFound, message)));
         }
         if found.is_some() && !target.exists() {
-            let message = "the file behind this link has no name any more; name a file".into();
-            return Err(Error::Io { path: path.into(), message });
+            return Err(failed(io::Error::other(
+                "the file behind this link has no name any more; name a file",
+            )));
         }
         Ok(Target::File(target))
     }
@@ -140,9 +141,8 @@ fn open_through(path: &Path) -> Result<File> {
     let opened = File::options().write(true).custom_flags(flags.bits() as i32).open(path);
     let file = opened.map_err(|e| match e.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
         Some(rustix::io::Errno::NXIO) => {
-            let message =
-                "nobody reads from there; start the reader of this pipe first, or name a file".into();
-            Error::Io { path: path.into(), message }
+            let message = "nobody reads from there; start the reader of this pipe first, or name a file";
+            failed(io::Error::new(e.kind(), message))
         }
         _ => failed(e),
     })?;

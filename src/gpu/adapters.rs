@@ -6,6 +6,7 @@ use std::fmt;
 
 /// One adapter that this machine offers.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct AdapterSummary {
     /// Position in [`Gpu::adapters`](super::Gpu::adapters), usable as `TIEBEAM_ADAPTER`.
     pub index: usize,
@@ -183,11 +184,10 @@ pub(super) fn choose(adapters: &[wgpu::Adapter], wanted: Option<&str>, without: 
         lines.join("\n")
     };
     if adapters.is_empty() {
-        return Err(Error::NoAdapter {
-            message: "this machine offers none. Install your GPU's Vulkan driver, or a software one: \
-                      'make test' does that, or install mesa-vulkan-drivers (Debian, Fedora) by hand"
-                .into(),
-        });
+        return Err(Error::no_adapter(
+            "this machine offers none. Install your GPU's Vulkan driver, or a software one: \
+                      'make test' does that, or install mesa-vulkan-drivers (Debian, Fedora) by hand",
+        ));
     }
     let Some(wanted) = wanted else {
         return Ok((0..adapters.len()).min_by_key(|&i| rank(&adapters[i])).unwrap_or(0));
@@ -196,13 +196,13 @@ pub(super) fn choose(adapters: &[wgpu::Adapter], wanted: Option<&str>, without: 
         return if index < adapters.len() {
             Ok(index)
         } else {
-            Err(Error::NoAdapter { message: format!("index {index} is not in the list:\n{}", names()) })
+            Err(Error::no_adapter(format!("index {index} is not in the list:\n{}", names())))
         };
     }
     (0..adapters.len())
         .filter(|&i| is_named(&adapters[i], wanted))
         .min_by_key(|&i| rank(&adapters[i]))
-        .ok_or_else(|| Error::NoAdapter {
-            message: format!("no adapter's name contains '{wanted}'. There are:\n{}", names()),
+        .ok_or_else(|| {
+            Error::no_adapter(format!("no adapter's name contains '{wanted}'. There are:\n{}", names()))
         })
 }

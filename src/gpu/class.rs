@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 
 /// Where a device's processors and memory are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DeviceKind {
     /// The host's own processor, by a driver that compiles kernels for it.
     Cpu,
@@ -22,6 +23,7 @@ pub enum DeviceKind {
 
 /// Which set of tiles makes products here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Tiles {
     /// Large tiles in the registers of a thread, operands straight from storage: for CPU drivers, where workgroup memory is
     /// only memory.
@@ -34,6 +36,7 @@ pub enum Tiles {
 ///
 /// They change which kernel runs and how work is cut, and so the order of sums and the last bits; not what is allowed.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct DeviceClass {
     /// The row of the table, usable as `TIEBEAM_DEVICE`.
     pub name: &'static str,

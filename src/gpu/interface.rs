@@ -211,7 +211,7 @@ fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
 }
 
 fn fault(assembled: &Assembled, message: String) -> Error {
-    Error::Shader { file: assembled.locate(0).0.to_string(), line: 0, message }
+    Error::shader(assembled.locate(0).0, 0, message)
 }
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ impl Gpu {
         let named = |message: String| {
             let (file, entry) = (launch.source.name(), launch.entry);
             let message = format!("{}: the launch of {entry} {message}", launch.op);
-            self.raise(Error::Shader { file: format!("{file}.wgsl"), line: 0, message })
+            self.raise(Error::shader(format!("{file}.wgsl"), 0, message))
         };
         let numbers = pipeline.interface.numbers(&launch.binds).map_err(named)?;
         let params = match &pipeline.interface.params {

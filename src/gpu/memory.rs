@@ -76,8 +76,8 @@ impl Gpu {
                 self.trim();
                 // The device is whole and others may go on: only what needs this buffer cannot be computed.
                 self.create(op, class).ok_or_else(|| {
-                    let stats = self.memory_stats();
-                    Error::device(format!("{op}: out of device memory asking for {class} bytes; {stats:?}"))
+                    let message = format!("{:?}", self.memory_stats());
+                    Error::OutOfMemory { op: op.into(), bytes: class, message }
                 })?
             }
         };

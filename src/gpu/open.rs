@@ -218,15 +218,14 @@ impl Gpu {
         let losses: Arc<AtomicU64> = Arc::default();
         let (slot, count) = (fault.clone(), losses.clone());
         device.on_uncaptured_error(Arc::new(move |e| {
-            lock(&slot).get_or_insert(Error::device(e.to_string()));
+            lock(&slot).get_or_insert(Error::device(e.to_string()).because_of(e));
             count.fetch_add(1, Ordering::AcqRel);
         }));
         let slot = fault.clone();
         device.set_device_lost_callback(move |reason, message| {
             // Dropping the last handle also arrives here; nobody is left to ask then.
             if reason != wgpu::DeviceLostReason::Destroyed {
-                lock(&slot)
-                    .get_or_insert(Error::device(format!("the device was lost ({message}); open it again")));
+                lock(&slot).get_or_insert(Error::Lost { message });
             }
         });
         let class_named = named.is_some();

@@ -1,11 +1,13 @@
 //! How a device is chosen: the options, and the features that the engine uses where an adapter has them.
 
 use crate::error::{Error, Result};
+use crate::setters::setters;
 use std::time::Duration;
 
 /// How to choose an adapter; the environment (`TIEBEAM_ADAPTER`, `TIEBEAM_BACKEND`, `TIEBEAM_OFF`, ...) fills what is left
 /// open.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Options {
     /// Index in [`Gpu::adapters`](super::Gpu::adapters), or part of the adapter's name, any case.
     pub adapter: Option<String>,
@@ -41,8 +43,23 @@ pub struct Options {
     pub device: Option<String>,
 }
 
+setters!(Options {
+    adapter: Option<String>,
+    backend: Option<String>,
+    without: Vec<Feature>,
+    checked: bool,
+    texels: Option<bool>,
+    tuning: Option<Tuning>,
+    cache: Option<std::path::PathBuf>,
+    choices: Option<std::path::PathBuf>,
+    round_products: bool,
+    wait: Option<Duration>,
+    device: Option<String>,
+});
+
 /// What measured choices do in this process (`TIEBEAM_TUNE`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Tuning {
     /// Kernels are chosen by the built-in tables alone: the same bits whatever was measured on this machine.
     Off,
@@ -55,6 +72,7 @@ pub enum Tuning {
 
 /// What the engine uses where an adapter has it, and can do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Feature {
     /// Arithmetic in half precision.
     F16,

@@ -107,7 +107,7 @@ impl Gpu {
         if let Some(error) = error {
             // Naga's own report, which has line numbers in the file's terms, found nothing: these are the driver's words.
             let file = format!("{} ({})", assembled.name(), launch.op);
-            return Err(Error::Shader { file, line: 0, message: error.to_string() });
+            return Err(Error::shader(file, 0, error.to_string()).because_of(error));
         }
         tracing::debug!(op = launch.op, entry = launch.entry, ms = started.elapsed().as_millis(), "compiled");
         static NEXT: AtomicU64 = AtomicU64::new(0);

@@ -9,6 +9,7 @@ use std::fmt;
 
 /// One dispatch of a plan.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Pass {
     /// The op that launches it.
     pub op: String,

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 /// Calls of one kernel in [`Gpu::profile`].
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Profiled {
     /// The op, the kernel's file and its entry.
     pub kernel: String,

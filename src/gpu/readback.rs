@@ -43,8 +43,8 @@ impl Gpu {
         let class = size_class(bytes).min(self.limits().max_buffer_size / 4 * 4).max(bytes);
         // Known before anything is recorded: a buffer without memory would take the open batch with it.
         self.create_readable("readback", class).ok_or_else(|| {
-            let stats = self.memory_stats();
-            Error::device(format!("a readback: out of memory asking for {class} bytes; {stats:?}"))
+            let message = format!("{:?}", self.memory_stats());
+            Error::OutOfMemory { op: "a readback".into(), bytes: class, message }
         })
     }
 }
@@ -62,7 +62,7 @@ impl Reading {
     /// Blocks until the bytes are here, at most as long as `Options::wait`.
     ///
     /// # Errors
-    /// The device's fault, if one stands; [`Error::Device`] when it takes too long. [`Error::Outside`] where the device checks
+    /// The device's fault, if one stands; [`Error::Timeout`] when it takes too long. [`Error::Outside`] where the device checks
     /// ids and found some in work recorded before: once, and whether or not these bytes depend on them.
     pub fn wait(mut self) -> Result<Vec<u8>> {
         const WHAT: &str = "a readback";
@@ -86,7 +86,7 @@ impl Reading {
     /// As [`Reading::wait`].
     pub fn poll(&mut self) -> Result<Option<Vec<u8>>> {
         let polled = self.gpu.0.device.poll(wgpu::PollType::Poll);
-        polled.map_err(|e| Error::device(format!("polling a readback: {e}")))?;
+        polled.map_err(|e| Error::device(format!("polling a readback: {e}")).because_of(e))?;
         match self.receiver.try_recv() {
             Ok(mapped) => self.take(mapped).map(Some),
             Err(TryRecvError::Empty) => self.gpu.check().map(|()| None),
@@ -98,7 +98,7 @@ impl Reading {
     fn take(&mut self, mapped: Result<(), wgpu::BufferAsyncError>) -> Result<Vec<u8>> {
         self.gpu.check()?;
         self.gpu.findings()?;
-        mapped.map_err(|e| Error::device(format!("mapping a readback: {e}")))?;
+        mapped.map_err(|e| Error::device(format!("mapping a readback: {e}")).because_of(e))?;
         let staging = self.staging.take().ok_or_else(|| Error::device("this readback was already taken"))?;
         let view = staging.get_mapped_range(..).map_err(|e| Error::device(e.to_string()))?;
         let bytes = view[..self.bytes as usize].to_vec();

@@ -199,7 +199,7 @@ impl Gpu {
     /// Submits everything and waits until the device is idle.
     ///
     /// # Errors
-    /// The device's fault, if one stands; not the errors that single tensors carry. [`Error::Device`] when the device takes
+    /// The device's fault, if one stands; not the errors that single tensors carry. [`Error::Timeout`] when the device takes
     /// longer than `Options::wait`: its work goes on, and a later call may find it done.
     /// [`Error::Outside`] where the device checks ids and found some.
     pub fn synchronize(&self) -> Result<()> {
@@ -222,16 +222,17 @@ impl Gpu {
         match self.0.device.poll(wait) {
             Ok(_) => Ok(()),
             Err(wgpu::PollError::Timeout) => Err(self.waited(what)),
-            Err(error) => Err(Error::device(format!("waiting for {what}: {error}"))),
+            Err(error) => Err(Error::device(format!("waiting for {what}: {error}")).because_of(error)),
         }
     }
 
     /// That the device did not answer in time.
     pub(super) fn waited(&self, what: &str) -> Error {
         let seconds = self.0.wait.unwrap_or_default().as_secs_f64();
-        Error::device(format!(
+        let message = format!(
             "waited {seconds} s for {what} and stopped: the driver hangs, or the work takes longer. Allow more by TIEBEAM_WAIT \
              (seconds, 0 for no limit), or do less between readbacks"
-        ))
+        );
+        Error::Timeout { message }
     }
 }

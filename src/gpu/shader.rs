@@ -297,7 +297,7 @@ pub fn file(name: &str) -> Option<&'static str> {
 /// A maker of errors at one line; 0 means the whole file.
 fn fault(file: &str, line: usize) -> impl Fn(String) -> Error + use<> {
     let file = file.to_string();
-    move |message| Error::Shader { file: file.clone(), line: line as u32, message }
+    move |message| Error::shader(file.clone(), line as u32, message)
 }
 
 /// One text on its way through the rules.
@@ -564,6 +564,6 @@ impl Assembled {
         }
         words.extend(notes.into_iter().map(|note| format!("\n    note: {note}")));
         let message = words.join(": ").replace(": \n", "\n");
-        Error::Shader { file: place.0, line: place.1, message }
+        Error::shader(place.0, place.1, message)
     }
 }

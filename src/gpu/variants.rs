@@ -46,7 +46,7 @@ impl Held {
                      `make variants`",
                     self.path.display()
                 );
-                return Err(Error::Shader { file: source.name().to_string(), line: 0, message });
+                return Err(Error::shader(source.name(), 0, message));
             };
             // In one write: other processes add to the same file.
             lock(file).write_all(format!("{line}\n").as_bytes()).map_err(|e| Error::io(&self.path, e))?;

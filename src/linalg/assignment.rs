@@ -63,6 +63,7 @@ impl Cost for i32 {
 
 /// A solution and its proof.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Assignment {
     /// The column of each row; None where a row stays free (more rows than columns).
     pub columns: Vec<Option<usize>>,

@@ -3,6 +3,7 @@
 use super::{add_scaled, descending, dot, picked, rotate, scale_below_one, symmetric_eigen};
 
 /// Singular values of `a [rows, columns]` from large to small, with `min(rows, columns)` vectors of each side, one a row.
+#[non_exhaustive]
 pub struct Svd {
     /// From large to small, none below 0.
     pub values: Vec<f64>,

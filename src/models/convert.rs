@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 /// Which layers the stored blocks start from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Selection {
     /// Layers at even distances, the first and the last among them. Best without low-rank parts.
     Stepwise,

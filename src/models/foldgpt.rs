@@ -14,6 +14,7 @@ use crate::nn::{Block, Linear, Mask, Module, Parameters, distillation, join};
 use crate::tensor::Tensor;
 
 /// A model whose blocks have gates.
+#[non_exhaustive]
 pub struct Gated {
     /// The model; its blocks must be their own.
     pub model: Recursive,
@@ -77,7 +78,7 @@ impl Gated {
             let message = format!(
                 "fold: {removed:?} removed of {depth} blocks, groups of {group}; keep a block, group 1 or more"
             );
-            return Err(Error::Config { message });
+            return Err(Error::config(message));
         }
         let mut folded = self.model.untied(&kept)?;
         for i in 0..folded.blocks.len() {

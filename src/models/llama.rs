@@ -10,6 +10,7 @@ use crate::nn::{Activation, Embedding, Linear, Mask, Module, Norm, Parameters, j
 use crate::ops::product::site::Site;
 use crate::ops::sequence::cache::KvCache;
 use crate::ops::sequence::rope::{Pairing, Rope};
+use crate::setters::setters;
 use crate::share::{Dictionary, LowRank, Tied};
 use crate::store::Weights;
 use crate::store::gguf::Gguf;
@@ -20,6 +21,7 @@ use std::sync::Arc;
 
 /// Sizes and constants.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct LlamaConfig {
     /// Distinct tokens.
     pub vocab: usize,
@@ -41,6 +43,37 @@ pub struct LlamaConfig {
     pub eps: f32,
     /// Which elements of a head turn together.
     pub pairing: Pairing,
+}
+
+setters!(LlamaConfig {
+    vocab: usize,
+    width: usize,
+    heads: usize,
+    kv_heads: usize,
+    hidden: usize,
+    layers: usize,
+    context: usize,
+    rope_base: f64,
+    eps: f32,
+    pairing: Pairing,
+});
+
+impl Default for LlamaConfig {
+    /// SmolLM 135M's sizes (<https://huggingface.co/HuggingFaceTB/SmolLM-135M>); a model's own come from its file.
+    fn default() -> LlamaConfig {
+        LlamaConfig {
+            vocab: 49152,
+            width: 576,
+            heads: 9,
+            kv_heads: 3,
+            hidden: 1536,
+            layers: 30,
+            context: 2048,
+            rope_base: 10000.0,
+            eps: 1e-5,
+            pairing: Pairing::Halves,
+        }
+    }
 }
 
 impl LlamaConfig {
@@ -159,6 +192,7 @@ impl LlamaLayer {
 
 /// One linear layer of neighbouring blocks, made from a dictionary (MASA).
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct Made {
     /// Its place in [`LINEARS`].
     pub linear: usize,
@@ -202,6 +236,7 @@ pub struct Llama {
 }
 
 /// What [`Llama::hidden_with`] shows of a block, each `[batch, tokens, width]`.
+#[non_exhaustive]
 pub struct BlockOutputs<'a> {
     /// What q, k and v read.
     pub normed: &'a Tensor,

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 /// Who chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Routing {
     /// Each recursion takes the best of the tokens that the one before it took: [`capacities`] of them.
     Expert,
@@ -25,6 +26,7 @@ pub enum Routing {
 
 /// Which keys and values a token sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Keys {
     /// Those of the tokens active at the same recursion: the cache shrinks with depth.
     Recursion,

@@ -10,6 +10,7 @@ use crate::nn::{
 };
 use crate::ops::product::site::Site;
 use crate::rng::Rng;
+use crate::setters::setters;
 use crate::share::{Dictionary, Factored, LowRank, Tied};
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 /// What the depths have in common.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Sharing {
     /// Nothing: an ordinary transformer.
     None,
@@ -58,6 +60,7 @@ pub enum Sharing {
 
 /// Sizes and kinds.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct RecursiveConfig {
     /// Distinct tokens.
     pub vocab: usize,
@@ -73,6 +76,24 @@ pub struct RecursiveConfig {
     pub depth: usize,
     /// What the depths share.
     pub sharing: Sharing,
+}
+
+setters!(RecursiveConfig {
+    vocab: usize,
+    width: usize,
+    heads: usize,
+    hidden: usize,
+    context: usize,
+    depth: usize,
+    sharing: Sharing,
+});
+
+impl Default for RecursiveConfig {
+    /// A small model of bytes: width 128, 4 heads, an MLP of 512, 64 bytes of context, one block used at 6 depths.
+    fn default() -> RecursiveConfig {
+        let sharing = Sharing::Tied;
+        RecursiveConfig { vocab: 256, width: 128, heads: 4, hidden: 512, context: 64, depth: 6, sharing }
+    }
 }
 
 impl RecursiveConfig {

@@ -8,6 +8,7 @@ use crate::tensor::Tensor;
 /// A distribution for a new parameter. Fan-in is the product of all axes but the first, fan-out the first axis times
 /// the product of those after the second: `[out, in]` and `[out, in, kh, kw]` as PyTorch counts them.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Init {
     /// All 0.
     Zeros,

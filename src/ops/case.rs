@@ -24,6 +24,7 @@ impl Array {
 
 /// How an input is filled.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Fill {
     /// Normal with this standard deviation.
     Normal(f64),

@@ -5,6 +5,7 @@ use super::{Group, StateTensor, StepInfo, at_least_zero, below_one, check_clip};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::shader::Source;
+use crate::setters::setters;
 use crate::tape::Grads;
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ const OP: &str = "adamw";
 
 /// Settings of [`AdamW`]; weight decay and rate scale are in its [`Group`]s.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct AdamWConfig {
     /// The base learning rate, which [`AdamW::lr`] gives to a schedule.
     pub lr: f32,
@@ -25,6 +27,14 @@ pub struct AdamWConfig {
     #[doc(hidden)]
     pub arena_limit: Option<u64>,
 }
+
+setters!(AdamWConfig {
+    lr: f32,
+    betas: (f64, f64),
+    eps: f32,
+    clip: Option<f32>,
+    arena_limit: Option<u64>,
+});
 
 impl Default for AdamWConfig {
     fn default() -> Self {

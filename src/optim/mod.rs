@@ -73,6 +73,7 @@ impl Group {
 
 /// What a step leaves to look at.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct StepInfo {
     /// `sqrt` of the sum of all squared gradients, before clipping: a scalar on the device, to be read when it is of
     /// interest and not each step.

@@ -4,6 +4,7 @@ use std::f64::consts::PI;
 
 /// How the learning rate of a step follows from the base rate.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Schedule {
     /// The base rate at every step.
     Constant,

@@ -5,6 +5,7 @@ use super::{Group, StateTensor, StepInfo, at_least_zero, below_one, check_clip};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::shader::Source;
+use crate::setters::setters;
 use crate::tape::Grads;
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ const OP: &str = "sgd";
 
 /// Settings of [`Sgd`]; weight decay and rate scale are in its [`Group`]s.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct SgdConfig {
     /// The base learning rate, which [`Sgd::lr`] gives to a schedule.
     pub lr: f32,
@@ -25,6 +27,14 @@ pub struct SgdConfig {
     #[doc(hidden)]
     pub arena_limit: Option<u64>,
 }
+
+setters!(SgdConfig {
+    lr: f32,
+    momentum: f32,
+    nesterov: bool,
+    clip: Option<f32>,
+    arena_limit: Option<u64>,
+});
 
 impl Default for SgdConfig {
     fn default() -> Self {

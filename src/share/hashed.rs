@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 /// Which stored number a weight reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Mapping {
     /// Each weight its own hash.
     Element,

@@ -12,6 +12,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::rng::Rng;
+use crate::setters::setters;
 use crate::shape::{MAX_AXES, Shape};
 use crate::tensor::Tensor;
 
@@ -24,6 +25,7 @@ const VERSION: &str = "1";
 
 /// Everything of a run that is not a parameter.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Checkpoint {
     /// Optimizer steps taken.
     pub step: u64,
@@ -34,6 +36,13 @@ pub struct Checkpoint {
     /// Free text; keys do not begin with `tiebeam.`.
     pub metadata: BTreeMap<String, String>,
 }
+
+setters!(Checkpoint {
+    step: u64,
+    optimizer: Vec<(String, Shape, Vec<f32>)>,
+    rng: Option<Rng>,
+    metadata: BTreeMap<String, String>,
+});
 
 /// Writes parameters and run state, whole or not at all.
 ///

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 /// A metadata value.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Value {
     /// Any whole number.
     Integer(i128),

@@ -37,7 +37,7 @@ fn errors_leave_the_old_file() {
     replace_with(&path, "old").unwrap();
     let stop = |mut file: &File| {
         file.write_all(b"half").unwrap();
-        Err(Error::Config { message: "stopped".into() })
+        Err(Error::stopped("stopped"))
     };
     assert_eq!(refused(replace(&path, stop)), "stopped");
     assert_eq!((read_to_string(&path).unwrap().as_str(), folder.names()), ("old", vec!["m".to_string()]));

@@ -190,7 +190,7 @@ fn errors_leave_the_old_folder() {
     let out = folder.join("out");
     let stop = |new: &Path| {
         write(new.join("half"), "x").unwrap();
-        Err(Error::Config { message: "stopped".into() })
+        Err(Error::stopped("stopped"))
     };
     assert_eq!(refused(replace_folder(&out, stop)), "stopped");
     assert!(folder.names().is_empty());

@@ -138,7 +138,7 @@ fn check_adamw(name: &str, clip: Option<f32>, arena_limit: Option<u64>) {
     let problem = Problem::new(3);
     let leaves = problem.leaves(gpu);
     // An eps large enough to show where it is added.
-    let config = AdamWConfig { betas: (0.9, 0.95), eps: 1e-3, clip, arena_limit, ..AdamWConfig::default() };
+    let config = AdamWConfig::default().betas((0.9, 0.95)).eps(1e-3).clip(clip).arena_limit(arena_limit);
     let (b1, b2, eps) = (0.9f64, 0.95f64, f64::from(config.eps));
     let mut optimizer = AdamW::new(gpu, groups(&leaves), config).expect("adamw");
     let elements = SIZES.iter().sum();
@@ -203,7 +203,8 @@ fn sgd_follows_the_formula() {
     ] {
         let problem = Problem::new(4);
         let leaves = problem.leaves(gpu);
-        let config = SgdConfig { momentum, nesterov, clip, arena_limit, ..SgdConfig::default() };
+        let config =
+            SgdConfig::default().momentum(momentum).nesterov(nesterov).clip(clip).arena_limit(arena_limit);
         let mut optimizer = Sgd::new(gpu, groups(&leaves), config).expect("sgd");
         let mut velocity = vec![0.0; SIZES.iter().sum()];
         follow(
@@ -236,7 +237,7 @@ fn a_step_without_a_finite_norm_changes_nothing() {
         let mut adamw =
             AdamW::new(gpu, vec![Group::new([("w", &w)]).weight_decay(0.5)], AdamWConfig::default()).unwrap();
         let u = Tensor::from_slice(gpu, &[1.0f32, 2.0, 3.0], [3]).requires_grad();
-        let config = SgdConfig { momentum: 0.5, clip: Some(1.0), ..SgdConfig::default() };
+        let config = SgdConfig::default().momentum(0.5).clip(Some(1.0));
         let mut sgd = Sgd::new(gpu, vec![Group::new([("u", &u)])], config).unwrap();
         let c = Tensor::from_slice(gpu, &[0.5f32, bad, 0.5], [3]);
         let grads = w.add(&u).mul(&c).sum_all().backward().unwrap();
@@ -313,9 +314,9 @@ fn misuse_panics_with_the_name() {
     assert_eq!(w.to_vec::<f32>().unwrap(), [0.5; 6]);
     assert!(panics(|| drop(first.step(&grads, 0.1))).contains("another optimizer has taken"));
     for config in [
-        AdamWConfig { eps: 0.0, ..AdamWConfig::default() },
-        AdamWConfig { betas: (0.9, 1.0), ..AdamWConfig::default() },
-        AdamWConfig { clip: Some(f32::NAN), ..AdamWConfig::default() },
+        AdamWConfig::default().eps(0.0),
+        AdamWConfig::default().betas((0.9, 1.0)),
+        AdamWConfig::default().clip(Some(f32::NAN)),
     ] {
         assert!(AdamW::new(gpu, vec![Group::new([("w", &leaf())])], config).is_err());
     }
@@ -339,7 +340,7 @@ impl Run {
         };
         let (w, b) = (Tensor::from_slice(gpu, &draw(67), [67]), Tensor::from_slice(gpu, &draw(1), [1]));
         let params = vec![("w".to_string(), w.requires_grad()), ("b".to_string(), b.requires_grad())];
-        let config = AdamWConfig { clip: Some(1.0), arena_limit: Some(300), ..AdamWConfig::default() };
+        let config = AdamWConfig::default().clip(Some(1.0)).arena_limit(Some(300));
         let group = Group::new(params.iter().map(|(name, t)| (name, t))).weight_decay(0.01);
         Run { optimizer: AdamW::new(gpu, vec![group], config).unwrap(), params, rng }
     }
@@ -356,12 +357,11 @@ impl Run {
     }
 
     fn save(&self, path: &std::path::Path) {
-        let run = Checkpoint {
-            step: self.optimizer.steps(),
-            optimizer: self.optimizer.state_dict().unwrap(),
-            rng: Some(self.rng.clone()),
-            metadata: [("note".to_string(), "half way".to_string())].into(),
-        };
+        let run = Checkpoint::default()
+            .step(self.optimizer.steps())
+            .optimizer(self.optimizer.state_dict().unwrap())
+            .rng(Some(self.rng.clone()))
+            .metadata([("note".to_string(), "half way".to_string())].into());
         save_checkpoint(path, &self.params, &run).unwrap();
     }
 
@@ -479,12 +479,7 @@ fn tensors_are_read_as_saved() {
     }
     // In place, in a type whose elements do not fill words.
     let target = Tensor::full(gpu, [1, 3], 0.0).cast(DType::F16);
-    save_checkpoint(
-        &path,
-        &[("half".to_string(), half.clone())],
-        &Checkpoint { step: 3, ..Checkpoint::default() },
-    )
-    .unwrap();
+    save_checkpoint(&path, &[("half".to_string(), half.clone())], &Checkpoint::default().step(3)).unwrap();
     assert_eq!(load_checkpoint(&path, &[("half".to_string(), target.clone())]).unwrap().step, 3);
     assert_eq!(download(&target), [4.0, 5.0, 6.0]);
 }

@@ -14,7 +14,14 @@ use tiebeam::optim::{AdamW, AdamWConfig, Group};
 use tiebeam::{Rng, Tensor};
 
 fn config(depth: usize, sharing: Sharing) -> RecursiveConfig {
-    RecursiveConfig { vocab: 11, width: 16, heads: 2, hidden: 24, context: 8, depth, sharing }
+    RecursiveConfig::default()
+        .vocab(11)
+        .width(16)
+        .heads(2)
+        .hidden(24)
+        .context(8)
+        .depth(depth)
+        .sharing(sharing)
 }
 
 fn model(depth: usize, sharing: Sharing) -> Recursive {
@@ -137,8 +144,14 @@ fn untying_takes_the_optimizer_along() {
 #[test]
 fn dictionaries_store_what_the_published_count_says() {
     let sizes = |sharing| {
-        let config =
-            RecursiveConfig { vocab: 63, width: 128, heads: 4, hidden: 512, context: 64, depth: 6, sharing };
+        let config = RecursiveConfig::default()
+            .vocab(63)
+            .width(128)
+            .heads(4)
+            .hidden(512)
+            .context(64)
+            .depth(6)
+            .sharing(sharing);
         Parameters::of(&Recursive::new(gpu(), config, &mut Rng::new(1))).stored()
     };
     assert_eq!(sizes(Sharing::None), 1_197_568);
@@ -184,8 +197,14 @@ fn one_pass_moves_the_bytes_that_it_must() {
 fn gradients_take_the_memory_of_what_is_stored() {
     let bytes = |sharing| {
         let gpu = quiet();
-        let config =
-            RecursiveConfig { vocab: 64, width: 128, heads: 4, hidden: 512, context: 32, depth: 6, sharing };
+        let config = RecursiveConfig::default()
+            .vocab(64)
+            .width(128)
+            .heads(4)
+            .hidden(512)
+            .context(32)
+            .depth(6)
+            .sharing(sharing);
         let m = Recursive::new(&gpu, config, &mut Rng::new(1));
         let ids: Vec<u32> = (0..32).map(|i| i * 7 % 64).collect();
         let x = Tensor::from_slice(&gpu, &ids, [1, 32]);

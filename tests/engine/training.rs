@@ -130,7 +130,7 @@ impl Late {
     fn new(gpu: &Gpu) -> Late {
         let leaves: Vec<Tensor> = (0..3).map(|i| Tensor::full(gpu, [3], i as f32).requires_grad()).collect();
         let group = Group::new(leaves.iter().enumerate().map(|(i, leaf)| (format!("w{i}"), leaf)));
-        let config = AdamWConfig { betas: BETAS, eps: 1e-6, ..AdamWConfig::default() };
+        let config = AdamWConfig::default().betas(BETAS).eps(1e-6);
         Late { adamw: AdamW::new(gpu, vec![group], config).unwrap(), leaves }
     }
 
@@ -189,7 +189,7 @@ fn the_counts_are_saved_where_they_differ() {
             *new = Tensor::from_slice(gpu, &old, [3]).requires_grad();
         }
         let group = Group::new(resumed.leaves.iter().enumerate().map(|(i, leaf)| (format!("w{i}"), leaf)));
-        let config = AdamWConfig { betas: BETAS, eps: 1e-6, ..AdamWConfig::default() };
+        let config = AdamWConfig::default().betas(BETAS).eps(1e-6);
         resumed.adamw = AdamW::new(gpu, vec![group], config).unwrap();
         resumed.adamw.load_state(4, state)
     };

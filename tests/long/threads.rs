@@ -109,7 +109,7 @@ impl Watched {
     fn train(&self, end: Instant, stop: &AtomicBool) {
         let gpu = self.weights[0].gpu();
         // An arena for every weight: a step is several kernels.
-        let config = SgdConfig { arena_limit: Some(256), ..SgdConfig::default() };
+        let config = SgdConfig::default().arena_limit(Some(256));
         let group = Group::new(self.names.iter().zip(&self.weights));
         let mut sgd = Sgd::new(gpu, vec![group], config).unwrap();
         let mut work = || -> Result<Vec<Tensor>> {

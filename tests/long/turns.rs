@@ -104,7 +104,7 @@ fn products(n: usize, tests: &mut Vec<Long>) {
         let w = ones(gpu, &[4, 8]).requires_grad();
         let bias = ones(gpu, &[4]).requires_grad();
         let site: Arc<dyn Site> = Arc::new(tiebeam::share::Tied::new(&w));
-        let epilogue = Epilogue { bias: Some(&bias), ..Epilogue::default() };
+        let epilogue = Epilogue::default().bias(Some(&bias));
         let grads = ones(gpu, &[n, 8]).linear(&site, epilogue).sum_all().backward().unwrap();
         equal("weight", gradient(&grads, &w), n as f64);
         equal("bias", gradient(&grads, &bias), n as f64);
@@ -119,7 +119,7 @@ fn products(n: usize, tests: &mut Vec<Long>) {
         for (name, site, each) in sites {
             equal(name, &x.linear(&site, Epilogue::default()), (each * n) as f64);
             let bias = ones(gpu, &[4]);
-            let with_bias = Epilogue { bias: Some(&bias), ..Epilogue::default() };
+            let with_bias = Epilogue::default().bias(Some(&bias));
             equal(name, &x.linear(&site, with_bias), (each * n) as f64 + 1.0);
         }
     }));

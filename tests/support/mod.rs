@@ -25,7 +25,7 @@ pub fn gpu() -> &'static Gpu {
 /// A second handle to the adapter, which reads every operand through textures.
 pub fn texel_gpu() -> &'static Gpu {
     static GPU: OnceLock<Gpu> = OnceLock::new();
-    let options = || Options { texels: Some(true), ..Default::default() };
+    let options = || Options::default().texels(Some(true));
     GPU.get_or_init(|| Gpu::open_with(options()).expect("the adapter opened before"))
 }
 
@@ -33,7 +33,7 @@ pub fn texel_gpu() -> &'static Gpu {
 pub fn other_kernels() -> &'static Gpu {
     static GPU: OnceLock<Gpu> = OnceLock::new();
     let other = if gpu().class().is_cpu() { "discrete" } else { "cpu" };
-    let options = || Options { device: Some(other.into()), ..Default::default() };
+    let options = || Options::default().device(Some(other.into()));
     GPU.get_or_init(|| Gpu::open_with(options()).expect("the adapter opened before"))
 }
 
@@ -47,7 +47,7 @@ pub fn quiet() -> MutexGuard<'static, Gpu> {
 /// A device that looks at ids, taken in turns too: what it finds comes out at anybody's readback.
 pub fn checked_gpu() -> MutexGuard<'static, Gpu> {
     static GPU: OnceLock<Mutex<Gpu>> = OnceLock::new();
-    turn(&GPU, Options { checked: true, ..Options::default() })
+    turn(&GPU, Options::default().checked(true))
 }
 
 fn turn(device: &'static OnceLock<Mutex<Gpu>>, options: Options) -> MutexGuard<'static, Gpu> {
@@ -97,6 +97,7 @@ pub fn upload(gpu: &Gpu, array: &Array, dtype: DType) -> Tensor {
         ),
         DType::U32 => Tensor::from_slice(gpu, &x.iter().map(|&v| v as u32).collect::<Vec<_>>(), array.shape),
         DType::I32 => Tensor::from_slice(gpu, &x.iter().map(|&v| v as i32).collect::<Vec<_>>(), array.shape),
+        other => panic!("no test knows how to upload {other:?}"),
     }
 }
 
@@ -108,6 +109,7 @@ pub fn download(x: &Tensor) -> Vec<f64> {
         DType::F16 => x.to_vec::<half::f16>().expect(ok).into_iter().map(f64::from).collect(),
         DType::U32 => x.to_vec::<u32>().expect(ok).into_iter().map(f64::from).collect(),
         DType::I32 => x.to_vec::<i32>().expect(ok).into_iter().map(f64::from).collect(),
+        other => panic!("no test knows how to read {other:?}"),
     }
 }
 

@@ -67,11 +67,11 @@ fn failing_rows_are_told_and_the_others_run() {
         double("no number", f64::NAN),
         Case::new("panics", "while made", |_| panic!("no such row")),
         Case::new("panics", "while run", |_| Ok(Row::new([8.0, 0.0], |_| panic!("in a call")))),
-        Case::new("refuses", "to be made", |_| Err(Error::Config { message: "not here".into() })),
+        Case::new("refuses", "to be made", |_| Err(Error::config("not here"))),
         Case::new("faults", "the device", |gpu| {
             let other = gpu.clone();
             Ok(Row::new([8.0, 0.0], move |_| {
-                other.raise(Error::Device { message: "a fault of this row".into() });
+                other.raise(Error::device("a fault of this row"));
                 Tensor::ones(&other, [2]).affine(2.0, 0.0)
             }))
         }),
@@ -244,7 +244,7 @@ fn a_killed_run_leaves_whole_lines_and_the_earlier_file() -> Result<()> {
                 part.line(&line.to_string())?;
             }
             rows += matches!(event, Event::Turn(_)) as usize;
-            if rows < 2 { Ok(()) } else { Err(Error::Config { message: "killed".into() }) }
+            if rows < 2 { Ok(()) } else { Err(Error::config("killed")) }
         });
     assert!(stopped.is_err(), "what the listener returns ends the loop");
     drop(part);

@@ -13,18 +13,19 @@ use tiebeam::share::Tied;
 use tiebeam::store::{Entry, File, save};
 use tiebeam::{Error, Rng, Tensor};
 
-const CONFIG: LlamaConfig = LlamaConfig {
-    vocab: 23,
-    width: 16,
-    heads: 4,
-    kv_heads: 2,
-    hidden: 24,
-    layers: 2,
-    context: 12,
-    rope_base: 10000.0,
-    eps: 1e-5,
-    pairing: Pairing::Halves,
-};
+fn config() -> LlamaConfig {
+    LlamaConfig::default()
+        .vocab(23)
+        .width(16)
+        .heads(4)
+        .kv_heads(2)
+        .hidden(24)
+        .layers(2)
+        .context(12)
+        .rope_base(10000.0)
+        .eps(1e-5)
+        .pairing(Pairing::Halves)
+}
 
 /// A file of random weights with the names of Hugging Face; `without` is left out.
 fn file(name: &str, without: &str) -> Result<File, Error> {
@@ -62,7 +63,7 @@ fn file(name: &str, without: &str) -> Result<File, Error> {
 
 #[test]
 fn a_session_says_what_the_model_says() {
-    let model = Llama::from_weights(gpu(), &file("session", "").unwrap(), CONFIG).unwrap();
+    let model = Llama::from_weights(gpu(), &file("session", "").unwrap(), config()).unwrap();
     let tokens: Vec<u32> = (0..9).map(|i| (i * 5 + 2) % 23).collect();
     let all = model.forward(&Tensor::from_slice(gpu(), &tokens, [1, 9]));
     let want = download(&all);
@@ -86,7 +87,7 @@ fn a_session_says_what_the_model_says() {
 
 #[test]
 fn every_leaf_learns() {
-    let model = Llama::from_weights(gpu(), &file("leaves", "").unwrap(), CONFIG).unwrap();
+    let model = Llama::from_weights(gpu(), &file("leaves", "").unwrap(), config()).unwrap();
     let ids: Vec<u32> = (0..16).map(|i| i * 3 % 23).collect();
     let [x, y] = [&ids[..], &ids[..]].map(|ids| Tensor::from_slice(gpu(), ids, [2, 8]));
     let grads = model.loss(&x, &y).backward().unwrap();
@@ -99,16 +100,12 @@ fn every_leaf_learns() {
 fn what_does_not_fit_is_named() {
     let refused = |result: Result<Llama, Error>| result.err().expect("refused").to_string();
     let lacking = file("lacking", "model.layers.1.mlp.up_proj.weight").unwrap();
-    let error = refused(Llama::from_weights(gpu(), &lacking, CONFIG));
+    let error = refused(Llama::from_weights(gpu(), &lacking, config()));
     assert!(error.contains("model.layers.1.mlp.up_proj.weight"), "{error}");
     let whole = file("other", "").unwrap();
-    let error = refused(Llama::from_weights(gpu(), &whole, LlamaConfig { hidden: 32, ..CONFIG }));
+    let error = refused(Llama::from_weights(gpu(), &whole, config().hidden(32)));
     assert!(error.contains("mlp.gate_proj"), "{error}");
-    for wrong in [
-        LlamaConfig { heads: 3, ..CONFIG },
-        LlamaConfig { kv_heads: 3, ..CONFIG },
-        LlamaConfig { layers: 0, ..CONFIG },
-    ] {
+    for wrong in [config().heads(3), config().kv_heads(3), config().layers(0)] {
         let error = refused(Llama::from_weights(gpu(), &whole, wrong));
         assert!(error.contains("no Llama model"), "{error}");
     }
@@ -122,7 +119,7 @@ fn settings_come_from_config_json() {
             "intermediate_size": 24, "num_hidden_layers": 2, "max_position_embeddings": 12, "rms_norm_eps": 1e-5{extra}}}"#
         )
     };
-    assert_eq!(LlamaConfig::from_json(&text(r#", "rope_theta": 10000.0"#)).unwrap(), CONFIG);
+    assert_eq!(LlamaConfig::from_json(&text(r#", "rope_theta": 10000.0"#)).unwrap(), config());
     let newer = text(r#", "rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}"#);
     assert_eq!(LlamaConfig::from_json(&newer).unwrap().rope_base, 500.0);
     let null = text(r#", "rope_parameters": null, "rope_theta": 500.0"#);
@@ -155,7 +152,7 @@ fn apart(a: &Tensor, b: &Tensor) -> f64 {
 
 #[test]
 fn a_model_from_dictionaries_is_the_model_when_nothing_is_left_out() {
-    let model = Llama::from_weights(gpu(), &file("masa", "").unwrap(), CONFIG).unwrap();
+    let model = Llama::from_weights(gpu(), &file("masa", "").unwrap(), config()).unwrap();
     let (x, plan) = (sample(), MasaPlan { atoms: 2, groups: 1, rank: 0 });
     let want = model.forward(&x);
     let whole = model.masa(plan, &x, |_| {}).unwrap();
@@ -188,7 +185,7 @@ fn a_model_from_dictionaries_is_the_model_when_nothing_is_left_out() {
 
 #[test]
 fn a_copy_learns_alone() {
-    let model = Llama::from_weights(gpu(), &file("copy", "").unwrap(), CONFIG).unwrap();
+    let model = Llama::from_weights(gpu(), &file("copy", "").unwrap(), config()).unwrap();
     let (x, copy) = (sample(), model.copied());
     assert_eq!(apart(&copy.forward(&x), &model.forward(&x)), 0.0);
     let ids =
@@ -203,7 +200,7 @@ fn groups_are_cut_where_the_output_drifts() {
     assert_eq!(groups(&[0.1, 0.9, 0.2, 0.5], 3), [0..2, 2..4, 4..5]);
     assert_eq!(groups(&[0.3, 0.3], 2), [0..1, 1..3]);
     assert_eq!(groups(&[], 1).len(), 1);
-    let model = Llama::from_weights(gpu(), &file("drift", "").unwrap(), CONFIG).unwrap();
+    let model = Llama::from_weights(gpu(), &file("drift", "").unwrap(), config()).unwrap();
     let all = drift(&model, &sample()).unwrap();
     assert!(all.len() == 1 && all[0] > 0.0, "{all:?}");
     // A block that adds nothing is no drift.
@@ -229,7 +226,7 @@ fn the_whitened_residual_errs_least_on_what_was_seen() {
 
 #[test]
 fn plans_that_do_not_fit_are_refused() {
-    let model = Llama::from_weights(gpu(), &file("plan", "").unwrap(), CONFIG).unwrap();
+    let model = Llama::from_weights(gpu(), &file("plan", "").unwrap(), config()).unwrap();
     let refused = |atoms, groups, rank| {
         let made = model.masa(MasaPlan { atoms, groups, rank }, &sample(), |_| {});
         made.err().expect("refused").to_string()

@@ -174,7 +174,7 @@ fn stopped_runs_and_foreign_folders() {
         let mut calls = 0;
         job.run(gpu(), &job.sources(), &folder.0.join(out), 700, config, &mut |_| {
             calls += 1;
-            if calls > stop_after { Err(Error::Config { message: "stopped".into() }) } else { Ok(()) }
+            if calls > stop_after { Err(Error::stopped("stopped")) } else { Ok(()) }
         })
     };
     assert_eq!(run("out", 9).unwrap_err().to_string(), "stopped");

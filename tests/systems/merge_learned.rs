@@ -189,7 +189,7 @@ fn surrogates_find_the_front() {
             fit
         })
         .collect();
-    let search = Search { bounds, population: 40, generations: 40 };
+    let search = Search::default().bounds(bounds).population(40).generations(40);
     let predicted = |c: &[f64]| surrogates.iter().map(|s| s.value(c)).collect::<Vec<f64>>();
     let found = front(&predicted, 2, &search, &mut Rng::new(9));
     assert!(found.len() > 10, "{} points", found.len());

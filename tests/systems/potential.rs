@@ -35,7 +35,7 @@ fn frame(seed: u64, side: usize, spacing: f64) -> Frame {
 }
 
 fn potential(radius: Option<f32>, layers: usize) -> Potential {
-    let config = PonitaConfig { channels: 8, hidden: 8, basis: 8, layers, radius, ..PonitaConfig::default() };
+    let config = PonitaConfig::default().channels(8).hidden(8).basis(8).layers(layers).radius(radius);
     let frames = [frame(1, 2, 2.4), frame(2, 2, 2.4)];
     let mut potential =
         Potential::new(gpu(), &frames, config, Grid::icosahedron(), &mut Rng::new(3)).expect("a potential");

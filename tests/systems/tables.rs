@@ -20,16 +20,14 @@ fn normal(n: usize, seed: u64, scale: f32) -> Vec<f32> {
 
 /// Odd widths, kernels that bend a few times within the radius.
 fn network(grid: Grid, radius: f32) -> Ponita {
-    let config = PonitaConfig {
-        channels: 10,
-        hidden: 13,
-        basis: 17,
-        layers: 2,
-        widening: 2,
-        radius: Some(radius),
-        pool: false,
-        ..PonitaConfig::default()
-    };
+    let config = PonitaConfig::default()
+        .channels(10)
+        .hidden(13)
+        .basis(17)
+        .layers(2)
+        .widening(2)
+        .radius(Some(radius))
+        .pool(false);
     let mut net = Ponita::new(gpu(), config, grid, &mut Rng::new(11)).unwrap();
     let (graph, input) = cloud(net.grid.dimension(), 40, 3);
     net.calibrate(&graph, &input).unwrap();
@@ -139,14 +137,7 @@ fn frame(seed: u64) -> Frame {
 }
 
 fn potential() -> Potential {
-    let config = PonitaConfig {
-        channels: 8,
-        hidden: 8,
-        basis: 8,
-        layers: 2,
-        radius: Some(RADIUS),
-        ..PonitaConfig::default()
-    };
+    let config = PonitaConfig::default().channels(8).hidden(8).basis(8).layers(2).radius(Some(RADIUS));
     let frames = [frame(1), frame(2)];
     let mut potential =
         Potential::new(gpu(), &frames, config, Grid::icosahedron(), &mut Rng::new(3)).unwrap();
@@ -214,7 +205,7 @@ fn what_cannot_be_trained_says_so() {
     refused(fast.loss(&batch, 1.0, 1e-3).err().unwrap().to_string());
     refused(fast.net.calibrate(&batch.graph, &batch.input).unwrap_err().to_string());
     refused(fast.tabulate(9).err().unwrap().to_string());
-    let endless = PonitaConfig { channels: 4, hidden: 4, basis: 4, layers: 1, ..PonitaConfig::default() };
+    let endless = PonitaConfig::default().channels(4).hidden(4).basis(4).layers(1);
     let endless = Ponita::new(gpu(), endless, Grid::cube(), &mut Rng::new(1)).unwrap();
     for (net, points, word) in [
         (&endless, 129, "no radius"),

@@ -16,6 +16,7 @@ use crate::tensor::Tensor;
 
 /// How much to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Suite {
     /// Some minutes on two cores.
     Quick,

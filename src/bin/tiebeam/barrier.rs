@@ -56,7 +56,7 @@ pub fn run(args: &Args) -> Result<()> {
         && !["svg", "html"].iter().any(|kind| out.extension().is_some_and(|e| e == *kind))
     {
         let message = format!("--out {}: the name must end in .svg or .html", out.display());
-        return Err(Error::Config { message });
+        return Err(Error::config(message));
     }
     let gpu = Gpu::open()?;
     let [a, b] = [Shards::open(&args.a)?, Shards::open(&args.b)?];
@@ -64,7 +64,7 @@ pub fn run(args: &Args) -> Result<()> {
     if MlpModel::of(&b)? != net {
         let message =
             format!("{} and {} are networks of different layers", args.a.display(), args.b.display());
-        return Err(Error::Config { message });
+        return Err(Error::config(message));
     }
     let data = args.data.iter().map(|path| Data::read(&gpu, path, &net)).collect::<Result<Vec<_>>>()?;
     let permutation = match &args.permutation {
@@ -115,7 +115,7 @@ fn evaluate(
             LossPath::between(a, end, points, |weights| {
                 bar.inc(1);
                 match stop.load(Ordering::SeqCst) {
-                    true => Err(Error::Config { message: "stopped".into() }),
+                    true => Err(Error::stopped("stopped")),
                     false => Evaluation::of(&no_grad(|| net.logits(gpu, weights, &data.x))?, &data.labels),
                 }
             })
@@ -146,7 +146,7 @@ fn show(table: &Table) {
     );
     println!("  {:<26} {:>10} {:>10} {:>14}", "barrier above the", "ends' mean", "line", "middle correct");
     for row in &table.rows {
-        let Barrier { above_mean, above_line } = Barrier::of(&row.losses);
+        let Barrier { above_mean, above_line, .. } = Barrier::of(&row.losses);
         println!("  {:<26} {above_mean:>10.4} {above_line:>10.4} {:>14.4}", row.name, row.middle.accuracy);
     }
 }
@@ -166,7 +166,7 @@ fn draw(path: &Path, tables: &[Table]) -> Result<()> {
     };
     let panels: Vec<Panel> = tables.iter().map(panel).collect();
     let picture = svg(&panels, "from the first model to the second")
-        .map_err(|message| Error::Io { path: path.to_path_buf(), message })?;
+        .map_err(|message| Error::io(path, std::io::Error::other(message)))?;
     let text = if path.extension().is_some_and(|e| e == "html") { page(&picture, tables) } else { picture };
     files::replace_with(path, text)?;
     println!("\nwrote {}", path.display());
@@ -179,7 +179,7 @@ fn page(picture: &str, tables: &[Table]) -> String {
     for table in tables {
         let name = table.name.replace('&', "&amp;").replace('<', "&lt;");
         for row in &table.rows {
-            let Barrier { above_mean, above_line } = Barrier::of(&row.losses);
+            let Barrier { above_mean, above_line, .. } = Barrier::of(&row.losses);
             rows += &format!(
                 "<tr><td>{name}<td>{}<td>{above_mean:.4}<td>{above_line:.4}<td>{:.4}\n",
                 row.name, row.middle.accuracy

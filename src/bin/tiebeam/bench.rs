@@ -79,7 +79,7 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let (mut outcome, mut whole, mut any) = (Ok(()), true, false);
     for adapter in adapters {
-        let options = Options { adapter, ..Options::default() };
+        let options = Options::default().adapter(adapter);
         // One that does not open leaves the others' lines whole.
         let done = Gpu::open_with(options.clone()).and_then(|gpu| {
             let ended = one(gpu, options, args, &mut part, baseline.as_ref());
@@ -142,7 +142,7 @@ fn one(
     if cases.is_empty() {
         let names: Vec<String> = others.iter().map(Case::name).collect();
         let message = format!("no row's name contains one of these words; there are {}", names.join("; "));
-        return Err(Error::Config { message });
+        return Err(Error::config(message));
     }
     let long: Vec<String> = others.iter().filter(|case| case.asked).map(Case::name).collect();
     if args.words.is_empty() && !long.is_empty() {
@@ -206,6 +206,8 @@ fn show(event: &Event, bar: &ProgressBar, ready: bool) {
         Event::Lost(Err(error)) => {
             bar.suspend(|| println!("the device was lost and does not open again: {error}"))
         }
+        // What a later version of the library tells besides is not shown.
+        _ => {}
     }
 }
 
@@ -249,9 +251,7 @@ fn each(
 ) -> Result<()> {
     let cases: Vec<Case> = cases.into_iter().filter(wanted).collect();
     if cases.is_empty() {
-        return Err(Error::Config {
-            message: format!("{option}: no such row; 'tiebeam bench' shows their names"),
-        });
+        return Err(Error::config(format!("{option}: no such row; 'tiebeam bench' shows their names")));
     }
     let (bar, count) = (bar(cases.len()), cases.len());
     let mut failed = 0;
@@ -268,7 +268,7 @@ fn each(
     bar.finish_and_clear();
     match failed {
         0 => Ok(()),
-        _ => Err(Error::Device { message: format!("{failed} of {count} rows failed") }),
+        _ => Err(Error::device(format!("{failed} of {count} rows failed"))),
     }
 }
 
@@ -299,7 +299,7 @@ fn compare(
         write(html, &page(&runs))?;
     }
     let Some(readme) = readme else { return Ok(()) };
-    let fault = |message: String| Error::Io { path: readme.to_path_buf(), message };
+    let fault = |message: String| Error::io(readme, std::io::Error::other(message));
     let text = std::fs::read_to_string(readme).map_err(|e| fault(e.to_string()))?;
     let [start, end] = ["<!-- bench -->\n", "<!-- end of bench -->"];
     match (text.find(start), text.find(end)) {

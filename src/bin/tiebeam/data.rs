@@ -17,7 +17,7 @@ pub struct Data {
 impl Data {
     pub fn read(gpu: &Gpu, path: &Path, net: &MlpModel) -> Result<Data> {
         let file = File::open(path)?;
-        let wrong = |message: String| Error::Format { path: path.to_path_buf(), message };
+        let wrong = |message: String| Error::format(path, message);
         let shape = &file.info("x")?.shape;
         let (x, labels) = (file.tensor_f32("x")?, file.tensor_u32("y")?);
         let (rows, inputs) = (labels.len(), net.sizes()[0]);
@@ -52,6 +52,6 @@ pub fn on_interrupt() -> Result<Arc<AtomicBool>> {
             std::process::exit(130);
         }
     })
-    .map_err(|e| Error::Config { message: format!("Ctrl-C cannot be caught: {e}") })?;
+    .map_err(|e| Error::config(format!("Ctrl-C cannot be caught: {e}")))?;
     Ok(stop)
 }

@@ -11,6 +11,7 @@ mod tune;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+use tiebeam::error::ErrorKind;
 use tiebeam::{Gpu, Result};
 
 /// A GPU tensor engine for models that store fewer weights than they use.
@@ -63,7 +64,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
-            ExitCode::FAILURE
+            // What a shell expects of a program that Ctrl-C ended.
+            if error.kind() == ErrorKind::Stopped { ExitCode::from(130) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -127,7 +127,7 @@ fn search(gpu: &Gpu, args: &Args, spec: &Spec, a: &Shards, b: &Shards) -> Result
         OrderArg::Shuffled => VisitOrder::Shuffled,
     };
     let (runs, sweeps) = (args.runs as usize, args.sweeps as usize);
-    let options = MatchOptions { order, seed: args.seed, runs, sweeps, start, ..MatchOptions::default() };
+    let options = MatchOptions::default().order(order).seed(args.seed).runs(runs).sweeps(sweeps).start(start);
     let stop = on_interrupt()?;
     let bar = ProgressBar::new_spinner();
     bar.set_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("a valid template"));
@@ -178,18 +178,16 @@ fn check(gpu: &Gpu, matching: &Matching, b: &Shards, path: &Path) -> Result<()> 
     let moved = net.logits(gpu, &permuted, &data.x)?.to_vec::<f32>()?;
     let most = |values: &mut dyn Iterator<Item = f32>| values.fold(0.0f32, f32::max);
     if plain.iter().chain(&moved).any(|x| !x.is_finite()) {
-        return Err(Error::Config { message: "the network's answers are not finite on these data".into() });
+        return Err(Error::config("the network's answers are not finite on these data"));
     }
     let apart = most(&mut plain.iter().zip(&moved).map(|(x, y)| (x - y).abs()));
     let size = most(&mut plain.iter().map(|x| x.abs()));
     println!("outputs     differ by {apart:.1e} at most, of {size:.1}, on {} rows", data.labels.len());
     match apart <= 1e-5 * size.max(1.0) {
         true => Ok(()),
-        false => Err(Error::Config {
-            message: format!(
-                "the permuted network answers otherwise (by {apart}): the spec does not fit this model"
-            ),
-        }),
+        false => Err(Error::config(format!(
+            "the permuted network answers otherwise (by {apart}): the spec does not fit this model"
+        ))),
     }
 }
 

@@ -55,9 +55,8 @@ fn bytes(text: &str) -> Result<u64, String> {
 
 pub fn run(args: &Args) -> Result<()> {
     let path = &args.config;
-    let failed = |message: String| Error::Format { path: path.clone(), message };
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| Error::Io { path: path.clone(), message: e.to_string() })?;
+    let failed = |message: String| Error::format(path, message);
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
     let folder = path.parent().unwrap_or(Path::new("."));
     let config = yaml::parse(&text).and_then(|value| MergeConfig::from_value(&value, folder));
     let job = Job::open(config.map_err(|e| failed(e.to_string()))?)?;
@@ -67,7 +66,7 @@ pub fn run(args: &Args) -> Result<()> {
     job.check()?;
     let (false, Some(out)) = (args.dry_run, &args.out) else { return Ok(()) };
     job.check_out(out, args.shard_size)?;
-    let gpu = Gpu::open_with(Options { adapter: args.adapter.clone(), ..Options::default() })?;
+    let gpu = Gpu::open_with(Options::default().adapter(args.adapter.clone()))?;
     println!("{}", gpu.adapter());
     // What the result is evaluated on must be there before anything is merged.
     let data =
@@ -118,7 +117,7 @@ fn align(gpu: &Gpu, job: &Job, settings: &Align, stopped: &AtomicBool) -> Result
 
 fn unless_stopped(stopped: &AtomicBool) -> Result<()> {
     match stopped.load(Ordering::Relaxed) {
-        true => Err(Error::Config { message: "stopped; nothing was written".into() }),
+        true => Err(Error::stopped("stopped; nothing was written")),
         false => Ok(()),
     }
 }

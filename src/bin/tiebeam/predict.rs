@@ -31,9 +31,7 @@ pub fn run(args: &Args) -> Result<()> {
     xyz::check(&args.output, frames.iter().map(Frame::without_results))?;
     let potential = Potential::load(&Gpu::open()?, &args.model)?;
     let named = |i: usize, error: Error| match error {
-        Error::Config { message } => {
-            Error::Format { path: args.input.clone(), message: format!("frame {i}: {message}") }
-        }
+        Error::Config { message, .. } => Error::format(&args.input, format!("frame {i}: {message}")),
         other => other,
     };
     for (i, frame) in frames.iter().enumerate() {

@@ -22,7 +22,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let gpu = Gpu::open_with(Options { adapter: args.adapter.clone(), ..Options::default() })?;
+    let gpu = Gpu::open_with(Options::default().adapter(args.adapter.clone()))?;
     println!("{}", gpu.adapter());
     let class = gpu.measure_class()?;
     println!(
@@ -39,7 +39,7 @@ pub fn run(args: &Args) -> Result<()> {
     bar.enable_steady_tick(Duration::from_millis(200));
     println!("{:<58} {:<28} over the table's", "class", "fastest");
     let budget = Duration::try_from_secs_f64(args.minutes * 60.0).unwrap_or(Duration::MAX);
-    let Progress { done, failed, of } = tune_all(&gpu, &class, budget, |at, tuned| {
+    let Progress { done, failed, of, .. } = tune_all(&gpu, &class, budget, |at, tuned| {
         bar.set_length(at.of as u64);
         bar.set_position((at.done + at.failed) as u64);
         if let Some(t) = tuned {

@@ -40,6 +40,7 @@ const SEED: u64 = 0x0074_7572_6e73;
 
 /// What a calculator gives, in the units of its potential: eV and angstrom.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Properties {
     /// The total energy.
     pub energy: f64,

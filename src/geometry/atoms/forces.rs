@@ -8,6 +8,7 @@ use crate::tensor::Tensor;
 
 /// Energies and forces of a batch of graphs, on the host.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct EnergyForces {
     /// Of each graph: the sum of its nodes' energies, added in f64.
     pub energies: Vec<f64>,

@@ -47,6 +47,7 @@ pub struct Batch {
 }
 
 /// A batch's loss, in the network's units.
+#[non_exhaustive]
 pub struct PotentialLoss {
     /// Its gradient is the loss's; its value is not.
     pub objective: Tensor,

@@ -2,10 +2,12 @@
 
 use crate::error::{Error, Result};
 use crate::geometry::space::invariants::polynomial_size;
+use crate::setters::setters;
 use serde_json::{Value, json};
 
 /// The sizes and choices of a [`crate::geometry::Ponita`]; the grid is beside them.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct PonitaConfig {
     /// Scalars of a node that go in.
     pub in_scalars: usize,
@@ -36,6 +38,23 @@ pub struct PonitaConfig {
     /// Whether outputs are summed over the nodes of a graph.
     pub pool: bool,
 }
+
+setters!(PonitaConfig {
+    in_scalars: usize,
+    in_vectors: usize,
+    out_scalars: usize,
+    out_vectors: usize,
+    channels: usize,
+    hidden: usize,
+    basis: usize,
+    layers: usize,
+    widening: usize,
+    degree: usize,
+    radius: Option<f32>,
+    layer_scale: Option<f32>,
+    every_readout: bool,
+    pool: bool,
+});
 
 impl Default for PonitaConfig {
     /// One scalar in and out, 128 channels, 256 basis functions, 5 layers, pooled: the published networks' sizes.

@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 /// How the convolution is computed. The first two give the same numbers up to rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Route {
     /// Ops of the engine one after the other, with arrays of edges x orientations x channels: the oracle.
     Plain,

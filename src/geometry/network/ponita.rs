@@ -74,6 +74,7 @@ impl PonitaInput {
 
 /// What comes out: of each node, or of each graph where the network pools.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct PonitaOutput {
     /// `[nodes or graphs, out_scalars]`
     pub scalars: Tensor,

@@ -31,7 +31,7 @@ fn text(text: &str) -> String {
 /// File, line and words of the error that a source must give.
 fn refuse(source: Source) -> (String, u32, String) {
     match source.assemble_with(&files) {
-        Err(Error::Shader { file, line, message }) => (file, line, message),
+        Err(Error::Shader { file, line, message, .. }) => (file, line, message),
         other => panic!("{other:?}"),
     }
 }
@@ -209,7 +209,7 @@ fn enables_stand_on_line_one() {
 
 fn check(source: Source) -> (String, u32, String) {
     match assemble(source).check(Capabilities::all()) {
-        Err(Error::Shader { file, line, message }) => (file, line, message),
+        Err(Error::Shader { file, line, message, .. }) => (file, line, message),
         other => panic!("{other:?}"),
     }
 }

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 
 /// What makes two units alike.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Similarity {
     /// `sum over data of z_a z_b`, of activations as they are (Ainsworth et al. 2022, section 3.1).
     #[default]
@@ -41,6 +42,7 @@ pub struct ActivationMatching {
 
 /// A permutation from activations.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ActivationMatch {
     /// What moves where; apply it to `b`.
     pub permutation: Permutation,

@@ -369,7 +369,7 @@ impl Spec {
 fn config_heads(path: &Path) -> Result<[usize; 2]> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
     let config: serde_json::Value =
-        serde_json::from_str(&text).map_err(|e| Error::format(path, e.to_string()))?;
+        serde_json::from_str(&text).map_err(|e| Error::format(path, e.to_string()).because_of(e))?;
     let whole = |key: &str| config[key].as_u64().filter(|&n| n > 0).map(|n| n as usize);
     let heads = whole("num_attention_heads")
         .ok_or_else(|| Error::format(path, "`num_attention_heads` is no number above 0"))?;

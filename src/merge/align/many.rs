@@ -43,6 +43,7 @@ impl Weights for Mean<'_> {
 
 /// Permutations that bring all models together, in the units of the first.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct ManyMatching {
     /// One a model; the first moves nothing.
     pub permutations: Vec<Permutation>,

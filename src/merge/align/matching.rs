@@ -14,11 +14,13 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::linalg::assignment::{Goal, assign, assign_from};
 use crate::rng::Rng;
+use crate::setters::setters;
 use crate::store::Weights;
 use std::ops::ControlFlow;
 
 /// In which order groups are visited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum VisitOrder {
     /// As the spec lists them, in every sweep.
     Given,
@@ -29,6 +31,7 @@ pub enum VisitOrder {
 
 /// Settings of [`match_weights`].
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct MatchOptions {
     /// In which order groups are visited.
     pub order: VisitOrder,
@@ -46,6 +49,16 @@ pub struct MatchOptions {
     pub cache_bytes: u64,
 }
 
+setters!(MatchOptions {
+    order: VisitOrder,
+    seed: u64,
+    runs: usize,
+    sweeps: usize,
+    tolerance: f64,
+    start: Option<Permutation>,
+    cache_bytes: u64,
+});
+
 impl Default for MatchOptions {
     fn default() -> Self {
         MatchOptions {
@@ -62,6 +75,7 @@ impl Default for MatchOptions {
 
 /// What happened at one group in one sweep.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Visit {
     /// Run, from 0.
     pub run: usize,
@@ -79,6 +93,7 @@ pub struct Visit {
 
 /// A permutation of `b`, and how near it brings `b` to `a`.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Matching {
     /// What moves where.
     pub permutation: Permutation,
@@ -185,6 +200,7 @@ pub fn match_weights_with(
 /// What a group's visit would solve: `C[i, j] = sum_k <slice i of a_k, slice j of b_k>`, `b` under all permutations but the
 /// group's own.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct GroupCosts {
     /// Name of the permutation and its square matrix, row-major: one, or for heads `q k v o`.
     pub matrices: Vec<(String, Vec<f32>)>,

@@ -90,6 +90,7 @@ pub struct Group {
 
 /// What moves in a [`Group`].
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum GroupKind {
     /// One permutation of units: neurons, channels, places of a residual stream.
     Units(Vec<Axis>),
@@ -187,7 +188,7 @@ impl Spec {
     pub fn read(path: impl AsRef<Path>) -> Result<Spec> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-        Spec::from_json(&text).map_err(|e| Error::format(path, e.to_string()))
+        Spec::from_json(&text).map_err(|e| Error::format(path, e.to_string()).because_of(e))
     }
 }
 

@@ -7,6 +7,7 @@ use super::spec::Spec;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::optim::{Group, Sgd, SgdConfig};
+use crate::setters::setters;
 use crate::store::Weights;
 use crate::tape::no_grad;
 use crate::tensor::Tensor;
@@ -14,6 +15,7 @@ use std::collections::BTreeMap;
 
 /// Settings of [`straight_through`].
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct StraightThroughOptions {
     /// Steps, with a matching each.
     pub steps: usize,
@@ -24,6 +26,8 @@ pub struct StraightThroughOptions {
     /// Of each step's matching, which starts from the permutation of the one before.
     pub matching: MatchOptions,
 }
+
+setters!(StraightThroughOptions { steps: usize, lr: f32, momentum: f32, matching: MatchOptions });
 
 impl Default for StraightThroughOptions {
     fn default() -> Self {
@@ -36,6 +40,7 @@ pub type MidpointLoss<'a> = dyn FnMut(&BTreeMap<String, Tensor>, usize) -> Resul
 
 /// What was found.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct StraightThrough {
     /// The permutation of `b` with the least loss.
     pub permutation: Permutation,

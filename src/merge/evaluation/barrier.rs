@@ -7,6 +7,7 @@ use crate::tape::no_grad;
 use crate::tensor::Tensor;
 
 /// `(1 - t) a + t b`, tensor by tensor as they are read.
+#[non_exhaustive]
 pub struct Interpolated<'a> {
     /// At `t` 0.
     pub a: &'a dyn Weights,
@@ -56,6 +57,7 @@ fn unlike(name: &str, x: &Tensor, y: &Tensor) -> Error {
 
 /// What a model achieves on some data.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Evaluation {
     /// Mean loss.
     pub loss: f64,
@@ -146,6 +148,7 @@ fn temper(rows: &[f64], classes: usize) -> (f64, f64) {
 
 /// Evaluations at even distances from one model to the other.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct LossPath {
     /// From 0 to 1.
     pub lambdas: Vec<f64>,
@@ -190,6 +193,7 @@ impl LossPath {
 
 /// How far losses along a path rise above its ends, by both definitions in use.
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Barrier {
     /// `max_l L(l) - (L(0) + L(1)) / 2` (Re-Basin). Ends of unequal loss alone give half their difference.
     pub above_mean: f64,

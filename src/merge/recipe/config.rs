@@ -58,6 +58,7 @@ pub struct Evaluate {
 
 /// A merge.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct MergeConfig {
     /// How.
     pub method: Method,

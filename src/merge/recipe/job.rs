@@ -61,6 +61,7 @@ impl Output {
 
 /// A model that is read.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Model {
     /// As configured.
     pub path: PathBuf,

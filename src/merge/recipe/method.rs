@@ -10,6 +10,7 @@ use crate::tensor::Tensor;
 
 /// A method of merging.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Method {
     /// [`methods::average`]
     Average,
@@ -137,6 +138,7 @@ pub type EachInputs<'a> = dyn FnMut(&mut dyn FnMut(&Inputs) -> Result<()>) -> Re
 
 /// What a pass over all tensors found out, where the method needs one.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Measured {
     /// Nothing.
     None,
@@ -150,6 +152,7 @@ pub enum Measured {
 
 /// What is known of one whole tensor.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Statistics {
     /// Nothing.
     None,

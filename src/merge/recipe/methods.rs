@@ -218,6 +218,7 @@ pub fn breadcrumbs(deltas: &[Tensor], densities: &[f64], gammas: &[f64]) -> Resu
 
 /// What DARE multiplies the elements that it kept by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Rescale {
     /// `1 / density`, as the paper.
     Density,

@@ -168,7 +168,7 @@ impl Job {
     /// A model's settings as the output's.
     fn changed(&self, path: &Path, bytes: Vec<u8>) -> Result<Vec<u8>> {
         let mut settings: Value =
-            serde_json::from_slice(&bytes).map_err(|e| Error::format(path, e.to_string()))?;
+            serde_json::from_slice(&bytes).map_err(|e| Error::format(path, e.to_string()).because_of(e))?;
         let before = settings.clone();
         let ranges = self.config.slices.iter().map(|s| s.sources[0].layers.as_ref().map(|l| l.len()));
         if let Some(layers) = ranges.sum::<Option<usize>>() {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 /// A value of a parameter for one tensor.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Scalar {
     /// A number.
     Number(f64),
@@ -15,6 +16,7 @@ pub enum Scalar {
 
 /// A parameter as it was written.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Setting {
     /// The same for all tensors.
     Same(Scalar),

@@ -6,9 +6,11 @@
 use crate::error::{Error, Result};
 use crate::linalg;
 use crate::rng::Rng;
+use crate::setters::setters;
 
 /// Between the quadratic and the metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Link {
     /// The metric is the quadratic: losses.
     Identity,
@@ -110,6 +112,7 @@ pub struct Point {
 
 /// Settings of [`front`].
 #[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Search {
     /// Least and largest coefficient.
     pub bounds: [f64; 2],
@@ -118,6 +121,8 @@ pub struct Search {
     /// Rounds.
     pub generations: usize,
 }
+
+setters!(Search { bounds: [f64; 2], population: usize, generations: usize });
 
 impl Default for Search {
     /// As the paper's code: within 3, 100 points, 150 rounds.

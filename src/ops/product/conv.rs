@@ -4,6 +4,7 @@ use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, MOST_TURNS, Work, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Input};
+use crate::setters::setters;
 use crate::shape::Shape;
 use crate::tape::{Destination, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
@@ -14,6 +15,7 @@ const SPAN: usize = 4096;
 
 /// How a kernel walks over the image; rows before columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Conv2d {
     /// Steps between windows.
     pub stride: [usize; 2],
@@ -24,6 +26,8 @@ pub struct Conv2d {
     /// Equal parts of the channels that do not mix; as many as channels is a depthwise convolution.
     pub groups: usize,
 }
+
+setters!(Conv2d { stride: [usize; 2], padding: [usize; 2], dilation: [usize; 2], groups: usize });
 
 impl Default for Conv2d {
     /// Stride 1, no padding, no dilation, one group.

@@ -17,6 +17,7 @@ pub use plan::plan;
 
 /// Which keys a query sees.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Mask {
     /// All.
     None,

@@ -11,6 +11,7 @@ use crate::tensor::{Tensor, same_gpu};
 
 /// Which elements of a head turn together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Pairing {
     /// Element `i` with `i + head_dim / 2`: GPT-NeoX, Llama.
     Halves,

@@ -7,7 +7,7 @@ use tiebeam::Options;
 use tiebeam::gpu::Tuning;
 
 fn with(tuning: Tuning, folder: &Path) -> Gpu {
-    let options = Options { tuning: Some(tuning), cache: Some(folder.to_path_buf()), ..Options::default() };
+    let options = Options::default().tuning(Some(tuning)).cache(Some(folder.to_path_buf()));
     Gpu::open_with(options).expect("these tests need an adapter")
 }
 
@@ -84,7 +84,7 @@ fn choices_come_with_a_program_by_adapter_or_by_class() {
     tuned.export_choices(&export).expect("a folder of the test");
     let open = |cache: &str, tuning| {
         let (cache, choices) = (Some(scratch.join(cache)), Some(export.clone()));
-        Gpu::open_with(Options { tuning: Some(tuning), cache, choices, ..Options::default() })
+        Gpu::open_with(Options::default().tuning(Some(tuning)).cache(cache).choices(choices))
     };
     let empty = |tuning| open("empty", tuning).expect("a whole file").choices();
     assert_eq!(empty(Tuning::Read), mine);

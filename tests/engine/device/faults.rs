@@ -2,6 +2,7 @@
 
 use super::folder::Folder;
 use super::*;
+use tiebeam::error::ErrorKind;
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
 use tiebeam::{Error, Options, Step};
 
@@ -47,8 +48,7 @@ fn an_empty_sum_leaves_the_epilogue() {
     let gpu = gpu();
     let (x, w) = (Tensor::zeros(gpu, [2, 0]), Tensor::zeros(gpu, [3, 0]));
     let (bias, residual) = (drawn(gpu, 1, &[3]), drawn(gpu, 2, &[2, 3]));
-    let y =
-        x.linear(&tied(&w), Epilogue { bias: Some(&bias), residual: Some(&residual), ..Epilogue::default() });
+    let y = x.linear(&tied(&w), Epilogue::default().bias(Some(&bias)).residual(Some(&residual)));
     assert_eq!(bits(&y), bits(&bias.add(&residual)));
 }
 
@@ -108,7 +108,7 @@ fn a_tensor_above_the_limit_fails_what_depends_on_it() {
     let before = good.sum_all();
     let large = Tensor::ones(&gpu, [n]);
     gpu.flush().expect("nothing was asked of it yet");
-    let Err(Error::Limit { what, need, have: limit }) = large.to_vec::<f32>() else {
+    let Err(Error::Limit { what, need, have: limit, .. }) = large.to_vec::<f32>() else {
         panic!("above the limit")
     };
     assert!(what.starts_with("full: "), "names the op: {what}");
@@ -239,10 +239,10 @@ fn a_fault_of_the_device_is_sticky() {
     let good = drawn(&gpu, 1, &[64]);
     let before = good.sum_all();
     before.evaluate();
-    gpu.raise(Error::Device { message: "out of device memory".into() });
+    gpu.raise(Error::device("out of device memory"));
     let is_fault = |e: Option<Error>| {
         assert!(
-            matches!(&e, Some(Error::Device { message }) if message.contains("out of device memory")),
+            matches!(&e, Some(Error::Device { message, .. }) if message.contains("out of device memory")),
             "{e:?}"
         );
     };
@@ -272,7 +272,7 @@ fn a_fault_of_the_device_is_sticky() {
 #[test]
 fn a_wait_has_a_limit() {
     let wait = Some(Duration::from_millis(2));
-    let gpu = Gpu::open_with(Options { wait, ..Options::default() }).unwrap();
+    let gpu = Gpu::open_with(Options::default().wait(wait)).unwrap();
     let later = |work: &dyn Fn() -> Result<(), Error>| {
         for _ in 0..3000 {
             match work() {
@@ -287,7 +287,9 @@ fn a_wait_has_a_limit() {
     // Less than a batch, so that nobody but the call below waits: lavapipe takes no second batch before the first is done.
     let work = || (0..8).fold(x.clone(), |y, _| y.matmul(&x));
     let y = work();
-    let said = gpu.synchronize().expect_err("2 ms are too few").to_string();
+    let error = gpu.synchronize().expect_err("2 ms are too few");
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    let said = error.to_string();
     let want = "device: waited 0.002 s for all submitted work and stopped: the driver hangs, or the work takes longer.";
     assert!(said.starts_with(want) && said.contains("TIEBEAM_WAIT"), "{said}");
     assert!(gpu.take_fault().is_none(), "not a fault that stays");
@@ -309,24 +311,24 @@ fn a_wait_has_a_limit() {
 #[test]
 fn wrong_settings_say_what_there_is() {
     let open = |adapter: Option<&str>, backend: Option<&str>| {
-        Gpu::open_with(Options {
-            adapter: adapter.map(String::from),
-            backend: backend.map(String::from),
-            ..Options::default()
-        })
+        Gpu::open_with(
+            Options::default().adapter(adapter.map(String::from)).backend(backend.map(String::from)),
+        )
     };
     let adapters = Gpu::adapters().unwrap();
-    let Err(Error::NoAdapter { message }) = open(Some("no such gpu"), None) else { panic!("there is none") };
+    let Err(Error::NoAdapter { message, .. }) = open(Some("no such gpu"), None) else {
+        panic!("there is none")
+    };
     assert!(message.contains("'no such gpu'"), "{message}");
     for adapter in &adapters {
         assert!(message.contains(&adapter.name), "{message} lacks {}", adapter.name);
     }
-    let Err(Error::NoAdapter { message }) = open(Some("999"), None) else { panic!("there are fewer") };
+    let Err(Error::NoAdapter { message, .. }) = open(Some("999"), None) else { panic!("there are fewer") };
     assert!(
         message.starts_with("index 999 is not in the list") && message.contains(&adapters[0].name),
         "{message}"
     );
-    let Err(Error::Config { message }) = open(None, Some("vulkan,cuda")) else {
+    let Err(Error::Config { message, .. }) = open(None, Some("vulkan,cuda")) else {
         panic!("cuda is no backend")
     };
     assert!(message.contains("'cuda' is no backend; use vulkan, metal, dx12 or gl"), "{message}");

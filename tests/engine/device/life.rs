@@ -12,7 +12,7 @@ fn sgd(gpu: &Gpu, all: &[(&str, &Tensor)]) -> tiebeam::Result<Sgd> {
 }
 
 fn raise(gpu: &Gpu) {
-    gpu.raise(Error::Device { message: "made by a test".into() });
+    gpu.raise(Error::device("made by a test"));
 }
 
 // Faults
@@ -25,7 +25,7 @@ fn a_step_that_fails_changes_nothing() {
     let folder = Folder::new("life");
     let path = folder.join("run.safetensors");
     let params = [("w".to_string(), w.clone())];
-    let run = Checkpoint { optimizer: adamw.state_dict().unwrap(), ..Checkpoint::default() };
+    let run = Checkpoint::default().optimizer(adamw.state_dict().unwrap());
     save_checkpoint(&path, &params, &run).unwrap();
     let mut step = Step::record(&gpu, &[], |_| {
         adamw.step(&w.sum_all().backward()?, 0.1)?;
@@ -127,7 +127,7 @@ fn gradients_add_and_scale() {
     let gpu = quiet();
     let [a, b, c] = [1, 2, 3].map(|seed| drawn(&gpu, seed, &[6]).requires_grad());
     // `a` and `b` in arenas of their own, `c` in none.
-    let config = SgdConfig { arena_limit: Some(32), ..SgdConfig::default() };
+    let config = SgdConfig::default().arena_limit(Some(32));
     let mut sgd = Sgd::new(&gpu, vec![Group::new([("a", &a), ("b", &b)])], config).unwrap();
     let first = a.mul(&b).sum_all().backward().unwrap();
     let second = a.scale(3.0).add(&c.scale(2.0)).sum_all().backward().unwrap();

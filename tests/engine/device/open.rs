@@ -17,7 +17,7 @@ fn some_ops(gpu: &Gpu) -> Vec<f32> {
 fn every_feature_can_be_left_alone() {
     let want = some_ops(gpu());
     for off in [Feature::F16, Feature::Subgroups, Feature::Timestamps, Feature::CooperativeMatrix] {
-        let gpu = Gpu::open_with(Options { without: vec![off], ..Options::default() }).unwrap();
+        let gpu = Gpu::open_with(Options::default().without(vec![off])).unwrap();
         let features = &gpu.adapter().features;
         assert!(!features.contains(&off.name()), "{off:?}: {features:?}");
         let kept = |feature: Feature| features.contains(&feature.name());

@@ -14,7 +14,7 @@ use tiebeam::ops::sequence::attention;
 use tiebeam::share::LowRank;
 
 fn of_class(name: &str) -> Gpu {
-    let options = Options { device: Some(name.into()), ..Options::default() };
+    let options = Options::default().device(Some(name.into()));
     Gpu::open_with(options).expect("these tests need an adapter")
 }
 
@@ -132,7 +132,7 @@ fn a_class_is_named_by_options_and_unknown_ones_are_refused() {
     assert_eq!((class.name, class.width), ("integrated", 8));
     // Choices only: what the adapter is stays.
     assert_eq!(class.lanes, gpu().class().lanes);
-    let options = Options { device: Some("mainframe".into()), ..Options::default() };
+    let options = Options::default().device(Some("mainframe".into()));
     let said = Gpu::open_with(options).expect_err("no such class").to_string();
     assert!(said.contains("'mainframe' is no class of devices"), "{said}");
     assert!(said.contains("there are auto, h200, "), "{said}");
@@ -144,7 +144,7 @@ fn what_would_take_too_long_in_one_dispatch_is_cut() {
     let scratch = Folder::new("slow");
     let open = || {
         let (cache, device) = (Some(scratch.to_path_buf()), Some("auto".into()));
-        Gpu::open_with(Options { cache, device, tuning: Some(Tuning::Read), ..Options::default() })
+        Gpu::open_with(Options::default().cache(cache).device(device).tuning(Some(Tuning::Read)))
             .expect("an adapter")
     };
     let file = open().choices_file().expect("the folder was given").to_path_buf();
@@ -189,7 +189,7 @@ fn what_would_take_too_long_in_one_dispatch_is_cut() {
         let rows: Vec<u32> = (0..1000).rev().collect();
         let rows = Tensor::from_slice(gpu, &rows, [1000]);
         let (x, tokens) = (normal(gpu, &[1000, 128]), normal(gpu, &[8, 125, 128]));
-        let epilogue = Epilogue { bias: Some(&bias), residual: Some(&residual), ..Default::default() };
+        let epilogue = Epilogue::default().bias(Some(&bias)).residual(Some(&residual));
         let y = tokens.linear(&weight, epilogue).reshape([1000, 64]);
         let gate = normal(gpu, &[1000]);
         y.add_linear_scattered(&x, &rows, &gate, &weight).add(&x.linear_gathered(&rows, &weight))

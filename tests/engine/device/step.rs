@@ -14,7 +14,7 @@ struct Training {
 impl Training {
     fn new(gpu: &Gpu) -> Training {
         let theta = drawn(gpu, 1, &[24, 24]).scale(0.2).requires_grad();
-        let config = AdamWConfig { clip: Some(0.5), ..AdamWConfig::default() };
+        let config = AdamWConfig::default().clip(Some(0.5));
         let optimizer = AdamW::new(gpu, vec![Group::new([("theta", &theta)])], config).unwrap();
         Training { theta, optimizer, rng: Rng::new(7) }
     }

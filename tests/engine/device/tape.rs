@@ -190,7 +190,7 @@ fn tensors_of_two_devices_panic() {
         ("linear", {
             let bias = drawn(&b, 1, &[3]);
             let (x, theta) = (x.clone(), tied(&x));
-            Box::new(move || drop(x.linear(&theta, Epilogue { bias: Some(&bias), ..Epilogue::default() })))
+            Box::new(move || drop(x.linear(&theta, Epilogue::default().bias(Some(&bias)))))
         }),
         ("backward", Box::new(|| drop(x.scale(1.0).backward_with(&y)))),
     ];

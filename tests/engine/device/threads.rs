@@ -129,7 +129,7 @@ fn a_saved_file_holds_one_step() {
         .map(|i| (format!("w{i}"), Tensor::from_slice(gpu, &[0f32; 512], [512]).requires_grad()))
         .collect();
     // Two arenas and more: a step is several kernels.
-    let config = SgdConfig { arena_limit: Some(4096), ..SgdConfig::default() };
+    let config = SgdConfig::default().arena_limit(Some(4096));
     let group = Group::new(params.iter().map(|(name, w)| (name.as_str(), w)));
     let mut sgd = Sgd::new(gpu, vec![group], config).unwrap();
     let folder = Folder::new("one-step");
@@ -212,14 +212,13 @@ fn a_fault_beside_a_step_costs_no_weight() {
     let w = Tensor::from_slice(&gpu, &[0f32; 8], [8]).requires_grad();
     let other = drawn(&gpu, 1, &[8]);
     let group = vec![Group::new([("w", &w)])];
-    let mut adamw =
-        AdamW::new(&gpu, group, AdamWConfig { arena_limit: Some(64), ..AdamWConfig::default() }).unwrap();
+    let mut adamw = AdamW::new(&gpu, group, AdamWConfig::default().arena_limit(Some(64))).unwrap();
     let stop = AtomicBool::new(false);
     let (mut taken, mut refused) = (0, 0);
     std::thread::scope(|s| {
         s.spawn(|| {
             while !stop.load(Relaxed) {
-                gpu.raise(Error::Device { message: "made by a test".into() });
+                gpu.raise(Error::device("made by a test"));
                 drop(other.scale(2.0).to_vec::<f32>());
                 gpu.take_fault();
                 std::thread::sleep(Duration::from_micros(50));

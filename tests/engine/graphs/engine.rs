@@ -159,7 +159,7 @@ fn apply(line: &Line, args: &[&Tensor], constant: Option<&Tensor>) -> Tensor {
         Op::Linear(weight, bias) => {
             let site = site(*weight, &args[1..], [to[to.len() - 1], x.shape()[to.len() - 1]]);
             let bias = bias.then(|| args[args.len() - 1]);
-            x.linear(&site, Epilogue { bias, ..Epilogue::default() })
+            x.linear(&site, Epilogue::default().bias(bias))
         }
         Op::Attention(sees) => {
             let mask = match sees {

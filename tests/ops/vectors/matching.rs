@@ -41,7 +41,7 @@ fn order(file: &File, name: &str) -> Vec<u32> {
 }
 
 fn given() -> MatchOptions {
-    MatchOptions { order: VisitOrder::Given, ..MatchOptions::default() }
+    MatchOptions::default().order(VisitOrder::Given)
 }
 
 fn aligned(spec: &Spec, a: &Model, b: &Model) -> Matching {
@@ -196,7 +196,7 @@ fn conv_net(w: &dyn Weights, x: &Tensor) -> Tensor {
         let scaled = x.sub(&part("running_mean")).mul(&part("running_var").affine(1.0, 1e-5).rsqrt());
         scaled.mul(&part("weight")).add(&part("bias"))
     };
-    let same = Conv2d { padding: [1, 1], ..Conv2d::default() };
+    let same = Conv2d::default().padding([1, 1]);
     let h = norm(&x.conv2d(&read("stem.weight"), Some(&read("stem.bias")), same), "norm0").relu();
     let z = norm(&h.conv2d(&read("block.conv1.weight"), None, same), "block.norm1").relu();
     let h = h.add(&z.conv2d(&read("block.conv2.weight"), None, same)).relu();

@@ -110,15 +110,14 @@ fn model(file: &File, prefix: &str) -> Model {
             }
         })
         .collect();
-    let config = RecursiveConfig {
-        vocab: need(file, "V"),
-        width: need(file, "d"),
-        heads,
-        hidden: need(file, "f"),
-        context: need(file, "T"),
-        depth,
-        sharing: Sharing::TiedLora { rank: need(file, "r"), scale },
-    };
+    let config = RecursiveConfig::default()
+        .vocab(need(file, "V"))
+        .width(need(file, "d"))
+        .heads(heads)
+        .hidden(need(file, "f"))
+        .context(need(file, "T"))
+        .depth(depth)
+        .sharing(Sharing::TiedLora { rank: need(file, "r"), scale });
     let net = Recursive {
         dictionaries: Vec::new(),
         config,
@@ -232,12 +231,10 @@ pub fn adamw_tied(path: &Path) {
         Group { params: decayed, weight_decay: need(&file, "weight_decay"), lr_scale: 1.0 },
         Group { params: undecayed, weight_decay: 0.0, lr_scale: 1.0 },
     ];
-    let config = AdamWConfig {
-        betas: (need(&file, "beta1"), need(&file, "beta2")),
-        eps: need(&file, "eps"),
-        clip: Some(need(&file, "clip")),
-        ..AdamWConfig::default()
-    };
+    let config = AdamWConfig::default()
+        .betas((need(&file, "beta1"), need(&file, "beta2")))
+        .eps(need(&file, "eps"))
+        .clip(Some(need(&file, "clip")));
     let mut optimizer = AdamW::new(gpu(), groups, config).unwrap();
     let shape = file.info("in.tokens").unwrap().shape.clone();
     let (all_tokens, all_targets) =

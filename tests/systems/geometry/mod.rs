@@ -30,21 +30,18 @@ fn edges(graph: &Graph) -> Vec<(u32, u32, Vec<f32>)> {
 }
 
 fn network(grid: Grid, radius: Option<f32>) -> Ponita {
-    let config = PonitaConfig {
-        in_vectors: if grid.is_oriented() { 1 } else { 0 },
-        out_vectors: if grid.is_oriented() { 1 } else { 0 },
-        channels: 10,
-        hidden: 9,
-        basis: 7,
-        layers: 2,
-        widening: 2,
-        radius,
-        pool: false,
-        ..PonitaConfig::default()
-    };
+    let config = PonitaConfig::default()
+        .in_vectors(if grid.is_oriented() { 1 } else { 0 })
+        .out_vectors(if grid.is_oriented() { 1 } else { 0 })
+        .channels(10)
+        .hidden(9)
+        .basis(7)
+        .layers(2)
+        .widening(2)
+        .radius(radius)
+        .pool(false);
     // Without vectors where a test has none: they are zeros then.
-    let config =
-        if radius.is_some() { PonitaConfig { in_vectors: 0, out_vectors: 0, ..config } } else { config };
+    let config = if radius.is_some() { config.in_vectors(0).out_vectors(0) } else { config };
     Ponita::new(gpu(), config, grid, &mut Rng::new(11)).unwrap()
 }
 
@@ -426,7 +423,7 @@ fn files_hold_all_or_are_refused() {
     assert!(Ponita::from_torch(gpu(), &path, Grid::dodecahedron(), 9, 1, None, false).is_err());
     assert!(Ponita::from_torch(gpu(), &path, Grid::circle(4), 1, 1, None, false).is_err());
     assert!(Ponita::load(gpu(), &path).is_err(), "no config");
-    let bad = PonitaConfig { channels: 0, ..PonitaConfig::default() };
+    let bad = PonitaConfig::default().channels(0);
     assert!(Ponita::new(gpu(), bad, Grid::cube(), &mut Rng::new(1)).is_err());
     assert!(PonitaConfig::from_json("{\"channels\": \"many\"}").is_err());
 }

@@ -49,7 +49,7 @@ fn found(spec: &Spec, a: &Model, b: &dyn Weights, options: &MatchOptions) -> Mat
 
 /// A random permutation of a model, heads as such, drawn by a run of no sweeps from a random start.
 fn planted(spec: &Spec, model: &Model, seed: u64) -> Permutation {
-    let options = MatchOptions { seed, runs: 6, sweeps: 0, ..MatchOptions::default() };
+    let options = MatchOptions::default().seed(seed).runs(6).sweeps(0);
     let mut other = model.clone();
     // Towards a negative copy the identity is the worst, so that a random start is kept.
     other.values_mut().for_each(|x| *x = x.scale(-1.0));
@@ -76,7 +76,7 @@ fn recovers(spec: &Spec, model: &Model, noise: f32) {
     for seed in 0..3 {
         let planted = planted(spec, model, seed);
         let away = noisy(&planted.permuted(model), noise, seed);
-        let matching = found(spec, model, &away, &MatchOptions { seed, ..MatchOptions::default() });
+        let matching = found(spec, model, &away, &MatchOptions::default().seed(seed));
         assert_eq!(matching.permutation, planted.inverse(), "noise {noise}, seed {seed}");
         assert!(
             matching.objective > matching.objective_before && matching.distance < matching.distance_before
@@ -89,21 +89,22 @@ fn most_apart(a: &Tensor, b: &Tensor) -> f64 {
     download(a).iter().zip(download(b)).fold(0.0, |most, (x, y)| most.max((x - y).abs()))
 }
 
-const LLAMA: LlamaConfig = LlamaConfig {
-    vocab: 40,
-    width: 48,
-    heads: 6,
-    kv_heads: 2,
-    hidden: 56,
-    layers: 2,
-    context: 12,
-    rope_base: 10000.0,
-    eps: 1e-5,
-    pairing: Pairing::Halves,
-};
+fn small_llama() -> LlamaConfig {
+    LlamaConfig::default()
+        .vocab(40)
+        .width(48)
+        .heads(6)
+        .kv_heads(2)
+        .hidden(56)
+        .layers(2)
+        .context(12)
+        .rope_base(10000.0)
+        .eps(1e-5)
+        .pairing(Pairing::Halves)
+}
 
 fn llama(seed: u64) -> Model {
-    let c = LLAMA;
+    let c = small_llama();
     let kv = c.width / c.heads * c.kv_heads;
     let mut all = shapes(&[
         ("model.embed_tokens.weight", &[c.vocab, c.width]),
@@ -130,8 +131,8 @@ fn llama(seed: u64) -> Model {
 }
 
 fn llama_logits(weights: &dyn Weights) -> Tensor {
-    let model = Llama::from_weights(gpu(), weights, LLAMA).unwrap();
-    let tokens: Vec<u32> = (0..20).map(|i| i * 7 % LLAMA.vocab as u32).collect();
+    let model = Llama::from_weights(gpu(), weights, small_llama()).unwrap();
+    let tokens: Vec<u32> = (0..20).map(|i| i * 7 % small_llama().vocab as u32).collect();
     model.forward(&Tensor::from_slice(gpu(), &tokens, [2, 10]))
 }
 
@@ -146,7 +147,7 @@ fn planted_permutations_of_an_mlp_are_found() {
 #[test]
 fn planted_permutations_of_a_transformer_are_found_and_change_nothing() {
     let model = llama(2);
-    let spec = Spec::llama(&model, LLAMA.heads, LLAMA.kv_heads).unwrap();
+    let spec = Spec::llama(&model, small_llama().heads, small_llama().kv_heads).unwrap();
     for noise in [0.0, 0.5] {
         recovers(&spec, &model, noise);
     }
@@ -162,7 +163,7 @@ type Change = dyn Fn(&mut BTreeMap<String, Vec<u32>>);
 #[test]
 fn permutation_files_apply_and_invert() {
     let model = llama(5);
-    let spec = Spec::llama(&model, LLAMA.heads, LLAMA.kv_heads).unwrap();
+    let spec = Spec::llama(&model, small_llama().heads, small_llama().kv_heads).unwrap();
     let permutation = planted(&spec, &model, 3);
     let folder = Folder::new("matching");
     let path = folder.join("file.safetensors");
@@ -204,8 +205,7 @@ fn what_was_not_proved_is_not_claimed() {
     let settled = found(&spec, &a, &b, &MatchOptions::default());
     assert!(settled.exact && settled.sweeps > 1);
     // Ended in the middle: the first group's proof is of what its neighbour was before.
-    let cut =
-        found(&spec, &a, &b, &MatchOptions { sweeps: 1, order: VisitOrder::Given, ..Default::default() });
+    let cut = found(&spec, &a, &b, &MatchOptions::default().sweeps(1).order(VisitOrder::Given));
     assert!(!cut.exact, "{cut:?}");
     // A permutation of another model is refused, whole or in part.
     settled.permutation.check(&b).unwrap();
@@ -277,7 +277,7 @@ fn what_does_not_fit_is_named() {
         match_weights(gpu(), &text(heads, ""), &square, &square, &MatchOptions::default()).unwrap_err();
     assert!(message.to_string().contains("3 heads do not share 2"), "{message}");
     let start = Permutation::identity(&mlp_spec(&mlp(&[4, 6, 3], 1)), &mlp(&[4, 6, 3], 1)).unwrap();
-    let options = MatchOptions { start: Some(start), ..MatchOptions::default() };
+    let options = MatchOptions::default().start(Some(start));
     let message = match_weights(gpu(), &spec, &a, &b, &options).unwrap_err().to_string();
     assert!(message.contains("belongs to another spec"), "{message}");
     for bad in [f32::NAN, f32::INFINITY] {

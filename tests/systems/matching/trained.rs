@@ -50,7 +50,7 @@ fn the_objective_only_rises_and_the_end_is_a_fixed_point() {
     }
     let whole = whole.expect("the loop ran");
     assert!(whole.visits.last().is_some_and(|visit| !visit.accepted));
-    let again = MatchOptions { start: Some(whole.permutation.clone()), ..MatchOptions::default() };
+    let again = MatchOptions::default().start(Some(whole.permutation.clone()));
     let next = found(&spec, &a, &b, &again);
     assert_eq!(next.permutation, whole.permutation);
     assert_eq!(next.sweeps, 1);
@@ -58,7 +58,7 @@ fn the_objective_only_rises_and_the_end_is_a_fixed_point() {
     let moved: Model = noisy(&whole.permuted(&b), 0.0, 0);
     assert_eq!(found(&spec, &a, &moved, &MatchOptions::default()).permutation.moved(), 0);
     // Twice the same settings, twice the same result, whatever stays on the device.
-    let small = MatchOptions { cache_bytes: 0, ..MatchOptions::default() };
+    let small = MatchOptions::default().cache_bytes(0);
     let twice = found(&spec, &a, &b, &small);
     assert_eq!((twice.permutation, twice.objective), (whole.permutation, whole.objective));
 }
@@ -68,20 +68,18 @@ fn orders_seeds_and_runs() {
     let [a, b] = ["a.", "b."].map(|prefix| trained("wm_mlp.safetensors", prefix));
     let spec = mlp_spec(&a);
     let one = |options: MatchOptions| found(&spec, &a, &b, &options);
-    let given = one(MatchOptions { order: VisitOrder::Given, ..MatchOptions::default() });
+    let given = one(MatchOptions::default().order(VisitOrder::Given));
     let groups: Vec<&str> = given.visits.iter().map(|visit| visit.group.as_str()).collect();
     assert!(groups.chunks(2).all(|pair| pair == ["P0", "P1"]), "{groups:?}");
     let first = one(MatchOptions::default());
-    let many = one(MatchOptions { runs: 8, ..MatchOptions::default() });
+    let many = one(MatchOptions::default().runs(8));
     assert!(many.objective >= first.objective);
     let orders: std::collections::BTreeSet<Vec<String>> = (0..8)
-        .map(|seed| one(MatchOptions { seed, ..MatchOptions::default() }))
+        .map(|seed| one(MatchOptions::default().seed(seed)))
         .map(|m| m.visits.iter().take(2).map(|visit| visit.group.clone()).collect())
         .collect();
     assert_eq!(orders.len(), 2, "eight seeds begin with either group");
-    assert!(
-        match_weights(gpu(), &spec, &a, &b, &MatchOptions { runs: 0, ..MatchOptions::default() }).is_err()
-    );
+    assert!(match_weights(gpu(), &spec, &a, &b, &MatchOptions::default().runs(0)).is_err());
 }
 
 fn evaluate(weights: &dyn Weights) -> tiebeam::Result<Evaluation> {
@@ -121,7 +119,7 @@ fn straight_through_is_no_worse_at_the_midpoint() {
     let spec = mlp_spec(&a);
     let (x, y) = digits();
     let targets = Tensor::from_slice(gpu(), &y, [y.len()]);
-    let options = StraightThroughOptions { steps: 12, ..StraightThroughOptions::default() };
+    let options = StraightThroughOptions::default().steps(12);
     let found = straight_through(gpu(), &spec, &a, &b, &options, &mut |weights, _| {
         let mut h = x.clone();
         for layer in ["fc0", "fc1", "fc2"] {

@@ -17,12 +17,14 @@ mod write;
 use self::product::{Product, Right};
 use crate::dtype::DType;
 use crate::ops::case::{Array, Case, Fill, Input};
+use crate::setters::setters;
 use crate::shape::{self, Shape};
 use crate::tape::{Destination, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
 /// What a linear layer applies to `x W^T + bias` as it stores it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Activation {
     /// Nothing.
     #[default]
@@ -52,6 +54,7 @@ impl Activation {
 
 /// What follows a product inside its kernel.
 #[derive(Clone, Copy, Default)]
+#[non_exhaustive]
 pub struct Epilogue<'a> {
     /// Added to every row: `[n]`.
     pub bias: Option<&'a Tensor>,
@@ -60,6 +63,12 @@ pub struct Epilogue<'a> {
     /// Added last: the shape of the result. Not together with an activation.
     pub residual: Option<&'a Tensor>,
 }
+
+setters!(Epilogue<'a> {
+    bias: Option<&'a Tensor>,
+    activation: Activation,
+    residual: Option<&'a Tensor>,
+});
 
 /// Batched product of tensors into a new f32 tensor, or where `into` says.
 fn multiply(op: &'static str, lhs: &Tensor, rhs: &Tensor, into: Destination) -> Tensor {

@@ -124,6 +124,7 @@ impl Trial<'_> {
 
 /// What measuring a class of products found.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Tuned {
     /// The class: types, layouts, sizes up to the next power of two, batches.
     pub class: String,
@@ -239,6 +240,7 @@ fn classes(class: &DeviceClass, coop: Option<usize>) -> Vec<Problem> {
 
 /// How far [`tune_all`] is, or came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Progress {
     /// Classes of products that were measured.
     pub done: usize,
