@@ -1,7 +1,7 @@
 use super::*;
 use naga::valid::Capabilities;
 
-/// A small `shaders/` that no disk has.
+/// A small `shaders/` that exists in memory only.
 fn files(name: &str) -> Result<Loaded, String> {
     let text = match name {
         "kernel" => {
@@ -28,7 +28,7 @@ fn text(text: &str) -> String {
     assemble(Source::text("t", text)).text
 }
 
-/// File, line and words of the error that a source must give.
+/// The file, line and message of the error that a source must give.
 fn refuse(source: Source) -> (String, u32, String) {
     match source.assemble_with(&files) {
         Err(Error::Shader { file, line, message }) => (file, line, message),
