@@ -38,7 +38,7 @@ impl DType {
         }
     }
 
-    /// The WGSL type in which this type is computed: f16 computes as f32.
+    /// The WGSL type in which this type is computed. f16 is computed in f32.
     pub(crate) const fn wgsl(self) -> &'static str {
         match self {
             DType::F32 | DType::F16 => "f32",

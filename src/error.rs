@@ -1,6 +1,6 @@
-//! What the outside world can get wrong, each as a sentence that says what to do.
+//! Errors that the program cannot prevent, each with a message that says what to do.
 //!
-//! Misused shapes and dtypes are not here: they are bugs of the caller and panic at the caller's line.
+//! Misuse of shapes and dtypes is not included. It is a bug of the caller and panics at the caller's line.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,9 +11,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Everything that can fail through no fault of the program: adapter, memory, limits, files, the device.
 #[derive(Clone, Debug)]
 pub enum Error {
-    /// No adapter, or none that matches what was asked for.
+    /// There is no adapter, or none that matches the request.
     NoAdapter {
-        /// What was asked for and what there is instead.
+        /// What was asked for, and which adapters there are.
         message: String,
     },
     /// The adapter lacks something that the engine cannot work without.
@@ -30,18 +30,19 @@ pub enum Error {
         /// What the adapter has.
         have: u64,
     },
-    /// Ids are outside the table that they index. Found only where the device checks (`Options::checked`, `TIEBEAM_CHECKED=1`,
-    /// debug builds), and told once, by the next readback. The op's result is as its documentation says.
+    /// Ids are outside the table that they index. This is only found if the device checks ids (`Options::checked`,
+    /// `TIEBEAM_CHECKED=1`, debug builds), and the next readback reports it once. The op's documentation says what its
+    /// result is.
     Outside {
         /// The op.
         op: String,
-        /// Where the first of them is among the ids, row-major.
+        /// The row-major index of the first such id among the ids.
         place: u64,
         /// The id there.
         id: i64,
         /// Ids must be in `0..size`.
         size: u64,
-        /// How many are outside.
+        /// How many ids are outside.
         count: u64,
     },
     /// A shader failed to assemble, parse, validate or become a pipeline.
@@ -65,11 +66,12 @@ pub enum Error {
         /// The system's words, or ours.
         message: String,
     },
-    /// A file was read and its content is wrong: a lying header, a missing tensor, another model's checkpoint.
+    /// A file's content is wrong, such as a header that does not match the data, a missing tensor, or the checkpoint of
+    /// another model.
     Format {
         /// The file.
         path: PathBuf,
-        /// What is wrong, naming the tensor where there is one.
+        /// What is wrong, with the name of the tensor if there is one.
         message: String,
     },
     /// A setting that the user chose cannot work.
