@@ -68,7 +68,7 @@ pub unsafe extern "C" fn tiebeam_open(path: *const c_char) -> *mut Calculator {
 /// Frees a calculator.
 ///
 /// # Safety
-/// `calculator` is null or came from [`tiebeam_open`] and was not closed; no other thread uses it.
+/// `calculator` is null or came from [`tiebeam_open`] and was not closed, and no other thread uses it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tiebeam_close(calculator: *mut Calculator) {
     if !calculator.is_null() {
@@ -106,7 +106,7 @@ pub unsafe extern "C" fn tiebeam_layers(calculator: *const Calculator) -> u32 {
 /// Makes results averages over this many rotations. Returns 0, or 1 after an error.
 ///
 /// # Safety
-/// `calculator` is null or open; no other thread uses it.
+/// `calculator` is null or open, and no other thread uses it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tiebeam_set_rotations(calculator: *mut Calculator, count: u32) -> c_int {
     let set = guarded(|| {
@@ -144,7 +144,7 @@ unsafe fn list<'a, T>(name: &str, at: *const T, count: usize) -> Result<&'a [T]>
 /// `to` is null or has room for as many elements as `from`.
 unsafe fn write(to: *mut f64, from: &[f64]) {
     if !to.is_null() {
-        // SAFETY: the caller's promise; ours and theirs do not overlap.
+        // SAFETY: the caller's promise, and the two ranges do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) }
     }
 }

@@ -7,7 +7,7 @@ use std::fmt;
 pub enum DType {
     /// 32-bit float, the default.
     F32,
-    /// 16-bit float: a storage format, two to a word; all arithmetic is in f32.
+    /// 16-bit float. This is a storage format with two elements per word. All arithmetic is in f32.
     F16,
     /// 32-bit unsigned integer: indices and masks.
     U32,

@@ -21,7 +21,7 @@ pub enum Error {
         /// What is needed, and by whom.
         need: String,
     },
-    /// Something is larger than the adapter allows; nothing was dispatched.
+    /// Something is larger than the adapter allows. Nothing was dispatched.
     Limit {
         /// The op and the quantity, such as `matmul: bytes of one binding`.
         what: String,
@@ -49,21 +49,21 @@ pub enum Error {
     Shader {
         /// The kernel's file or generated name.
         file: String,
-        /// Line in that file, 1-based; 0 when unknown.
+        /// Line in that file, counted from 1. 0 means unknown.
         line: u32,
-        /// The compiler's words.
+        /// The compiler's message.
         message: String,
     },
     /// The device was lost, ran out of memory or reported an error.
     Device {
-        /// The op that was running, if known, and the driver's words.
+        /// The op that was running, if known, and the driver's message.
         message: String,
     },
     /// A file could not be read or written.
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's words, or ours.
+        /// The system's message, or ours.
         message: String,
     },
     /// A file's content is wrong, such as a header that does not match the data, a missing tensor, or the checkpoint of

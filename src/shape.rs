@@ -70,7 +70,7 @@ impl Shape {
     }
 }
 
-/// Strides in elements, one for each axis of the shape beside it; the rest are zero.
+/// Strides in elements, one for each axis of the shape that they belong to. The rest are zero.
 pub type Strides = [usize; MAX_AXES];
 
 impl Deref for Shape {

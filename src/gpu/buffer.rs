@@ -20,7 +20,7 @@ pub struct MemoryStats {
     pub peak: u64,
     /// The most that `used` has been.
     pub most_used: u64,
-    /// Buffers ever created on the device; constant in a steady loop.
+    /// Buffers created since the device was opened. This number is constant in a steady loop.
     pub created: u64,
 }
 

@@ -75,7 +75,7 @@ type Opened = (wgpu::Device, wgpu::Queue);
 
 fn request(adapter: &wgpu::Adapter, features: &[Feature]) -> Result<Opened, String> {
     let experimental = if features.contains(&Feature::CooperativeMatrix) {
-        // SAFETY: only promises that we know the feature may misbehave; its kernels are gated by a self-test.
+        // SAFETY: the call only promises that we know the feature may misbehave. Its kernels are gated by a self-test.
         unsafe { wgpu::ExperimentalFeatures::enabled() }
     } else {
         wgpu::ExperimentalFeatures::disabled()

@@ -1,4 +1,4 @@
-//! Where a piece of work spends its time, kernel by kernel.
+//! Profiles: where a piece of work spends its time, kernel by kernel.
 
 use super::kernel::Launch;
 use super::{Gpu, lock};

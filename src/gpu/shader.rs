@@ -101,7 +101,7 @@ impl Source {
         Source { name: name.into(), text: None, constants, slots, enables, pieces }
     }
 
-    /// A generated kernel, under the same rules as a file; `name` is what errors call it.
+    /// A generated kernel, under the same rules as a file. Errors call it `name`.
     pub fn text(name: impl Into<Name>, text: impl Into<String>) -> Source {
         Source { text: Some(text.into()), ..Source::file(name) }
     }
@@ -123,7 +123,7 @@ impl Source {
         self.set(name, "i32", wgsl)
     }
 
-    /// Replaces the value of `const NAME: f32`; WGSL has no constants that are not finite.
+    /// Replaces the value of `const NAME: f32`. WGSL has no constants that are not finite.
     pub fn f32(self, name: impl Into<Name>, value: f32) -> Source {
         self.set(name, "f32", format!("{value:?}f"))
     }
@@ -145,7 +145,7 @@ impl Source {
         self
     }
 
-    /// Fills a slot with generated code, which may import fragments; `name` is what errors call it.
+    /// Fills a slot with generated code, which may import fragments. Errors call it `name`.
     pub fn slot_text(
         mut self,
         slot: impl Into<Name>,
@@ -201,7 +201,7 @@ impl Source {
     /// Assembles the kernel's text. With `TIEBEAM_DUMP_SHADERS=DIR` the result is also written to that folder.
     ///
     /// # Errors
-    /// [`Error::Shader`] with the line at fault; [`Error::Io`] when the dump cannot be written.
+    /// [`Error::Shader`] with the line at fault. [`Error::Io`] if the dump cannot be written.
     pub fn assemble(&self) -> Result<Assembled> {
         let assembled = self.assemble_with(&load)?;
         if let Some(folder) = std::env::var_os("TIEBEAM_DUMP_SHADERS").filter(|v| !v.is_empty()) {

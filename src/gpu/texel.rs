@@ -22,9 +22,9 @@ const WORTH: u64 = 64 << 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Policy {
     Never,
-    /// Where the copy pays.
+    /// If the copy pays.
     Worth,
-    /// Wherever it can be done, for tests.
+    /// Whenever possible, for tests.
     Always,
 }
 

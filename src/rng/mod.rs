@@ -529,7 +529,7 @@ mod tests {
         assert_eq!(orders.len(), 24);
         assert!(orders.values().all(|&c: &i32| (c - 1000).abs() < 160), "{orders:?}");
         rng.shuffle::<u8>(&mut []);
-        // Half of all words are rejected at this size; the result must still be in range.
+        // Half of all words are rejected at this size, and the result must still be in range.
         assert!((0..100).all(|_| rng.below((1 << 63) + 1) <= 1 << 63));
     }
 

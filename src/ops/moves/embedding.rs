@@ -50,8 +50,7 @@ impl Sizes {
     }
 }
 
-/// Returns `x` in a type in which `inner` elements fill whole words, so that a kernel can move them whatever their
-/// type.
+/// Returns `x` in a type in which `inner` elements fill whole words, so that a kernel can move them as words.
 fn whole_words(x: &Tensor, inner: usize) -> Tensor {
     let odd = x.dtype() == DType::F16 && !inner.is_multiple_of(2);
     if odd { x.cast(DType::F32).contiguous() } else { x.contiguous() }

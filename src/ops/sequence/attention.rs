@@ -76,7 +76,7 @@ impl Sizes {
     }
 
     /// Returns how many of `size` keys or queries one launch should walk, in a pass with this many products, so that it
-    /// does not take longer than [`DeviceClass::LONGEST`].
+    /// does not take longer than `DeviceClass::LONGEST`.
     fn longest(&self, class: &DeviceClass, products: f64, size: usize) -> usize {
         let seconds = self.flops(products) / class.flops_s;
         if seconds > DeviceClass::LONGEST {
