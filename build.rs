@@ -1,6 +1,7 @@
 //! Lists `shaders/` in a table of embedded texts, so that a new kernel needs no Rust edit.
 //!
-//! A kernel is found by its file's name, whichever room it is in; a fragment, in a room's `lib/` or in `shaders/lib/`, as `lib/NAME`.
+//! A kernel is found by its file's name, in whichever folder it is. A fragment, which is in a folder's `lib/` or in
+//! `shaders/lib/`, is found as `lib/NAME`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -13,7 +14,7 @@ fn main() {
     let mut found = BTreeMap::new();
     collect(Path::new("shaders"), "shaders", &mut found);
     let mut table = String::from("&[\n");
-    // FNV-1a over all texts: measured choices of kernels are only good for the kernels that were measured.
+    // FNV-1a over all texts, because measured choices of kernels are only valid for the kernels that were measured.
     let mut hash = 0xcbf29ce484222325u64;
     for (name, file) in &found {
         // The root comes from the compiler's environment: no absolute path is written into the table.
@@ -32,7 +33,8 @@ fn main() {
     }
 }
 
-/// The kernels and fragments of a folder and those in it, by name; `path` is the folder with slashes on every system.
+/// Collects the kernels and fragments of a folder and its subfolders, by name. `path` is the folder with slashes on
+/// every system.
 fn collect(folder: &Path, path: &str, found: &mut BTreeMap<String, String>) {
     for entry in fs::read_dir(folder).unwrap_or_else(|e| panic!("{path}: {e}")) {
         let entry = entry.expect("a readable folder");

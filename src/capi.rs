@@ -1,7 +1,7 @@
 //! The C ABI of a calculator (feature `capi`); `include/tiebeam.h` is its documentation for C.
 //!
-//! No panic crosses the boundary: it becomes an error with its message. Nothing is written unless all
-//! succeeded.
+//! No panic crosses the boundary: it becomes an error with the panic's message. No result is written unless the whole
+//! call succeeds.
 
 use crate::error::{Error, Result};
 use crate::geometry::vectors::Vec3;
@@ -19,7 +19,7 @@ thread_local! {
     static LAST: RefCell<CString> = RefCell::default();
 }
 
-/// Runs `work`; what goes wrong in it is kept for [`tiebeam_error`].
+/// Runs `work` and keeps the message of its error or panic for [`tiebeam_error`].
 fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Option<T> {
     let message = match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(value)) => return Some(value),
@@ -41,13 +41,13 @@ pub extern "C" fn tiebeam_abi() -> u32 {
     ABI
 }
 
-/// The last failing call's reason on this thread.
+/// The message of the last call that failed on this thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn tiebeam_error() -> *const c_char {
     LAST.with(|last| last.borrow().as_ptr())
 }
 
-/// Reads a potential; null after an error.
+/// Reads a potential. Returns null after an error.
 ///
 /// # Safety
 /// `path` is null or ends in a zero byte.
@@ -65,10 +65,10 @@ pub unsafe extern "C" fn tiebeam_open(path: *const c_char) -> *mut Calculator {
     opened.map_or(std::ptr::null_mut(), |calculator| Box::into_raw(Box::new(calculator)))
 }
 
-/// Ends a calculator.
+/// Frees a calculator.
 ///
 /// # Safety
-/// `calculator` is null or came from [`tiebeam_open`] and was not closed; no other thread uses it.
+/// `calculator` is null or came from [`tiebeam_open`] and was not closed, and no other thread uses it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tiebeam_close(calculator: *mut Calculator) {
     if !calculator.is_null() {
@@ -81,7 +81,7 @@ pub unsafe extern "C" fn tiebeam_close(calculator: *mut Calculator) {
     }
 }
 
-/// How far atoms see; 0 where all see all.
+/// The cutoff radius of the potential. 0 if it has none, and after an error.
 ///
 /// # Safety
 /// `calculator` is null or open.
@@ -92,7 +92,7 @@ pub unsafe extern "C" fn tiebeam_radius(calculator: *const Calculator) -> f64 {
     calculator.and_then(|c| c.potential().net.config.radius).map_or(0.0, f64::from)
 }
 
-/// Radii that a message travels.
+/// The number of layers, which is the number of radii that a message travels.
 ///
 /// # Safety
 /// `calculator` is null or open.
@@ -103,10 +103,10 @@ pub unsafe extern "C" fn tiebeam_layers(calculator: *const Calculator) -> u32 {
     calculator.map_or(0, |c| c.potential().net.config.layers as u32)
 }
 
-/// Results become averages over this many rotations; 0, or 1 after an error.
+/// Makes results averages over this many rotations. Returns 0, or 1 after an error.
 ///
 /// # Safety
-/// `calculator` is null or open; no other thread uses it.
+/// `calculator` is null or open, and no other thread uses it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tiebeam_set_rotations(calculator: *mut Calculator, count: u32) -> c_int {
     let set = guarded(|| {
@@ -123,10 +123,10 @@ pub unsafe extern "C" fn tiebeam_set_rotations(calculator: *mut Calculator, coun
     set.is_none() as c_int
 }
 
-/// `count` elements at `at`, or an error that names it.
+/// Returns the `count` elements at `at`, or an error that names the argument.
 ///
 /// # Safety
-/// `at` is null or points to so many elements, which nobody changes meanwhile.
+/// `at` is null or points to `count` elements, which nobody changes in the meantime.
 unsafe fn list<'a, T>(name: &str, at: *const T, count: usize) -> Result<&'a [T]> {
     if count == 0 {
         return Ok(&[]);
@@ -141,18 +141,18 @@ unsafe fn list<'a, T>(name: &str, at: *const T, count: usize) -> Result<&'a [T]>
 }
 
 /// # Safety
-/// `to` is null or has room for so many elements.
+/// `to` is null or has room for as many elements as `from`.
 unsafe fn write(to: *mut f64, from: &[f64]) {
     if !to.is_null() {
-        // SAFETY: the caller's promise; ours and theirs do not overlap.
+        // SAFETY: the caller's promise, and the two ranges do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) }
     }
 }
 
-/// Energy, forces and stress; 0, or 1 after an error.
+/// Computes energy, forces and stress. Returns 0, or 1 after an error.
 ///
 /// # Safety
-/// `calculator` is null or open. The others are null or point to as many elements as the header says.
+/// `calculator` is null or open. The other pointers are null or point to as many elements as the header says.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tiebeam_compute(
     calculator: *const Calculator,

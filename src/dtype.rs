@@ -8,7 +8,7 @@ use std::fmt;
 pub enum DType {
     /// 32-bit float, the default.
     F32,
-    /// 16-bit float: a storage format, two to a word; all arithmetic is in f32.
+    /// 16-bit float. This is a storage format with two elements per word. All arithmetic is in f32.
     F16,
     /// 32-bit unsigned integer: indices and masks.
     U32,
@@ -39,7 +39,7 @@ impl DType {
         }
     }
 
-    /// The WGSL type in which this type is computed: f16 computes as f32.
+    /// The WGSL type in which this type is computed. f16 is computed in f32.
     pub(crate) const fn wgsl(self) -> &'static str {
         match self {
             DType::F32 | DType::F16 => "f32",

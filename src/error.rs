@@ -1,6 +1,6 @@
-//! What the outside world can get wrong, each as a sentence that says what to do.
+//! Errors that the program cannot prevent, each with a message that says what to do.
 //!
-//! Misused shapes and dtypes are not here: they are bugs of the caller and panic at the caller's line.
+//! Misuse of shapes and dtypes is not included. It is a bug of the caller and panics at the caller's line.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -11,14 +11,14 @@ use std::sync::Arc;
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// An error of a library or of the system, which one of ours came from.
+/// The error of a library or of the system that caused one of ours.
 pub type Cause = Arc<dyn StdError + Send + Sync>;
 
 /// Everything that can fail through no fault of the program: adapter, memory, limits, files, the device.
 ///
-/// Its text is a whole sentence that says what to do, with the words of what caused it. [`Error::kind`] is what a program decides
-/// by; the variants say more. [`source`](std::error::Error::source) is the library's or the system's error behind it, where there
-/// is one, such as an [`io::Error`].
+/// The text (`Display`) is a sentence that says what to do, and contains the words of the cause. Programs decide by
+/// [`Error::kind`], or match the variants for details. [`source`](StdError::source) returns the error of a library or of the
+/// system that caused this one, if there is one, such as an [`io::Error`].
 ///
 /// ```
 /// use std::error::Error as _;
@@ -34,10 +34,10 @@ pub type Cause = Arc<dyn StdError + Send + Sync>;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// No adapter, or none that matches what was asked for.
+    /// There is no adapter, or none that matches the request.
     #[non_exhaustive]
     NoAdapter {
-        /// What was asked for and what there is instead.
+        /// What was asked for, and which adapters there are.
         message: String,
     },
     /// The adapter lacks something that the engine cannot work without.
@@ -46,7 +46,7 @@ pub enum Error {
         /// What is needed, and by whom.
         need: String,
     },
-    /// Something is larger than the adapter allows; nothing was dispatched.
+    /// Something is larger than the adapter allows. Nothing was dispatched.
     #[non_exhaustive]
     Limit {
         /// The op and the quantity, such as `matmul: bytes of one binding`.
@@ -56,7 +56,7 @@ pub enum Error {
         /// What the adapter has.
         have: u64,
     },
-    /// The device has no memory for one buffer. Everything else goes on.
+    /// The device has no memory for one buffer. The device itself works on.
     #[non_exhaustive]
     OutOfMemory {
         /// The op that asked.
@@ -66,19 +66,20 @@ pub enum Error {
         /// What is in use.
         message: String,
     },
-    /// Ids are outside the table that they index. Found only where the device checks (`Options::checked`, `TIEBEAM_CHECKED=1`,
-    /// debug builds), and told once, by the next readback. The op's result is as its documentation says.
+    /// Ids are outside the table that they index. This is only found if the device checks ids (`Options::checked`,
+    /// `TIEBEAM_CHECKED=1`, debug builds), and the next readback reports it once. The op's documentation says what its
+    /// result is.
     #[non_exhaustive]
     Outside {
         /// The op.
         op: String,
-        /// Where the first of them is among the ids, row-major.
+        /// The row-major index of the first such id among the ids.
         place: u64,
         /// The id there.
         id: i64,
         /// Ids must be in `0..size`.
         size: u64,
-        /// How many are outside.
+        /// How many ids are outside.
         count: u64,
     },
     /// A shader failed to assemble, parse, validate or become a pipeline.
@@ -86,31 +87,31 @@ pub enum Error {
     Shader {
         /// The kernel's file or generated name.
         file: String,
-        /// Line in that file, 1-based; 0 when unknown.
+        /// Line in that file, counted from 1. 0 means unknown.
         line: u32,
-        /// The compiler's words.
+        /// The compiler's message.
         message: String,
-        /// The driver's error, where it was the driver's compiler that refused.
+        /// The driver's error, if the driver's compiler refused the shader.
         cause: Option<Cause>,
     },
     /// The device was lost: the driver took it away, or it was unplugged. It must be opened again.
     #[non_exhaustive]
     Lost {
-        /// The driver's words.
+        /// The driver's message.
         message: String,
     },
     /// The device did not answer within [`Options::wait`](crate::Options::wait). Its work goes on, and a later call may find it done.
     #[non_exhaustive]
     Timeout {
-        /// How long was waited, and for what.
+        /// How long the program waited, and for what.
         message: String,
     },
     /// The device reported another error.
     #[non_exhaustive]
     Device {
-        /// The op that was running, if known, and the driver's words.
+        /// The op that was running, if known, and the driver's message.
         message: String,
-        /// The driver's error, where there is one.
+        /// The driver's error, if there is one.
         cause: Option<Cause>,
     },
     /// A file could not be read or written.
@@ -118,19 +119,20 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// The system's words, or ours.
+        /// The system's message, or ours.
         message: String,
-        /// The system's [`io::Error`], where there is one.
+        /// The system's [`io::Error`], if there is one.
         cause: Option<Cause>,
     },
-    /// A file was read and its content is wrong: a lying header, a missing tensor, another model's checkpoint.
+    /// A file's content is wrong, such as a header that does not match the data, a missing tensor, or the checkpoint of
+    /// another model.
     #[non_exhaustive]
     Format {
         /// The file.
         path: PathBuf,
-        /// What is wrong, naming the tensor where there is one.
+        /// What is wrong, with the name of the tensor if there is one.
         message: String,
-        /// The parser's error, where a library read the file.
+        /// The parser's error, if a library read the file.
         cause: Option<Cause>,
     },
     /// A setting that the user chose cannot work.
@@ -147,7 +149,7 @@ pub enum Error {
     },
 }
 
-/// What kind of [`Error`] it is: one word a variant.
+/// The kind of an [`Error`]: one word per variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -180,7 +182,7 @@ pub enum ErrorKind {
 }
 
 impl Error {
-    /// What a program decides by.
+    /// Returns the kind, which programs decide by.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Error::NoAdapter { .. } => ErrorKind::NoAdapter,
@@ -199,7 +201,7 @@ impl Error {
         }
     }
 
-    /// An [`Error::Io`] with the system's error as its cause; `io::Error::other` makes one of a sentence.
+    /// Returns an [`Error::Io`] with the system's error as its cause. `io::Error::other` makes such an error from a sentence.
     pub fn io(path: impl AsRef<Path>, error: io::Error) -> Self {
         Error::Io {
             path: path.as_ref().to_path_buf(),
@@ -208,22 +210,22 @@ impl Error {
         }
     }
 
-    /// An [`Error::Format`].
+    /// Returns an [`Error::Format`].
     pub fn format(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
         Error::Format { path: path.as_ref().to_path_buf(), message: message.into(), cause: None }
     }
 
-    /// An [`Error::Config`].
+    /// Returns an [`Error::Config`].
     pub fn config(message: impl Into<String>) -> Self {
         Error::Config { message: message.into() }
     }
 
-    /// An [`Error::Stopped`].
+    /// Returns an [`Error::Stopped`].
     pub fn stopped(message: impl Into<String>) -> Self {
         Error::Stopped { message: message.into() }
     }
 
-    /// An [`Error::Device`].
+    /// Returns an [`Error::Device`].
     pub fn device(message: impl Into<String>) -> Self {
         Error::Device { message: message.into(), cause: None }
     }
@@ -236,7 +238,7 @@ impl Error {
         Error::Shader { file: file.into(), line, message: message.into(), cause: None }
     }
 
-    /// The same with what it came from, in variants that have room for it.
+    /// Returns this error with its cause. Variants without a field `cause` are returned unchanged.
     #[must_use]
     pub fn because_of(mut self, error: impl StdError + Send + Sync + 'static) -> Self {
         match &mut self {

@@ -1,13 +1,13 @@
 //! Tiebeam: a GPU tensor engine for models that store fewer weights than they use.
 //!
-//! Ops return tensors and not results. One that cannot be made, because it is larger than the adapter allows, carries the
-//! [`Error`] and hands it to what is made of it; everything else goes on. It comes out where elements are asked for
-//! ([`Tensor::to_vec`], [`Tensor::check`]), at [`Tensor::backward`], an optimizer's or a recorded [`Step`], and where a file is
-//! written. What the device itself lost, memory or a pipeline, stands on the [`Gpu`] until [`Gpu::take_fault`], and every op
-//! is skipped meanwhile.
+//! Ops return tensors, not `Result`s. A tensor that cannot be made, because it is larger than the adapter allows,
+//! carries the [`Error`] and passes it to every tensor computed from it. All other work goes on. The error is returned
+//! where elements are needed ([`Tensor::to_vec`], [`Tensor::check`]), by [`Tensor::backward`], by a step of an
+//! optimizer or a recorded [`Step`], and when a file is written. If the device itself fails, such as by losing a batch
+//! of work or a pipeline, the fault stays on the [`Gpu`] until [`Gpu::take_fault`], and every op is skipped until then.
 #![warn(missing_docs)]
 #![deny(unsafe_op_in_unsafe_fn)]
-// rustdoc follows wgpu's types to the bottom to see which are Send and Sync.
+// rustdoc follows wgpu's types all the way down to see which are Send and Sync.
 #![recursion_limit = "256"]
 
 #[cfg(feature = "cli")]

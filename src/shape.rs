@@ -1,6 +1,6 @@
-//! Shapes, strides and the rules that combine them. Pure: no device, no data.
+//! Shapes, strides and the rules that combine them. All functions are pure: they need no device and no data.
 //!
-//! Rules are NumPy's. A misuse is a bug of the caller and panics with the op's name and both shapes.
+//! The rules are NumPy's. Misuse is a bug of the caller and panics with the op's name and both shapes.
 
 use std::fmt;
 use std::ops::Deref;
@@ -8,7 +8,7 @@ use std::ops::Deref;
 /// The most axes that a tensor may have.
 pub const MAX_AXES: usize = 6;
 
-/// The sizes of a tensor's axes, outermost first; at most [`MAX_AXES`], none for a scalar.
+/// The sizes of a tensor's axes, outermost first. There are at most [`MAX_AXES`], and none for a scalar.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shape {
     len: u8,
@@ -19,7 +19,7 @@ impl Shape {
     /// The shape with these sizes.
     ///
     /// # Panics
-    /// With more than [`MAX_AXES`] axes, or when the element count overflows 32 bits.
+    /// With more than [`MAX_AXES`] axes, or if the element count does not fit in 32 bits.
     #[track_caller]
     pub fn new(sizes: &[usize]) -> Self {
         assert!(sizes.len() <= MAX_AXES, "shape: {sizes:?} has more than {MAX_AXES} axes");
@@ -63,13 +63,14 @@ impl Shape {
         Shape::new(&sizes)
     }
 
-    /// Sizes before, at and after `axis`, each side multiplied out: the three numbers that an axis kernel needs.
+    /// The product of the sizes before `axis`, its size, and the product of those after it. A kernel that works along
+    /// an axis needs these three numbers.
     pub fn split_at_axis(&self, axis: usize) -> (usize, usize, usize) {
         (self[..axis].iter().product(), self[axis], self[axis + 1..].iter().product())
     }
 }
 
-/// Strides in elements, one for each axis of the shape beside it; the rest are zero.
+/// Strides in elements, one for each axis of the shape that they belong to. The rest are zero.
 pub type Strides = [usize; MAX_AXES];
 
 impl Deref for Shape {
@@ -154,10 +155,10 @@ pub fn expand_strides(op: &str, from: &Shape, strides: &Strides, to: &Shape) -> 
     out
 }
 
-/// An axis given as Python gives it, negative from the end, as an index.
+/// Returns the index of an axis that is given as in Python, where negative numbers count from the end.
 ///
 /// # Panics
-/// When out of range.
+/// If it is out of range.
 #[track_caller]
 pub fn axis(op: &str, axis: isize, shape: &Shape) -> usize {
     let axes = shape.len() as isize;
@@ -165,10 +166,11 @@ pub fn axis(op: &str, axis: isize, shape: &Shape) -> usize {
     axis.rem_euclid(axes) as usize
 }
 
-/// Output shape of a batched matrix product `[.., m, k] x [.., k, n] -> [.., m, n]`, leading axes broadcast.
+/// Returns the output shape of a batched matrix product `[.., m, k] x [.., k, n] -> [.., m, n]`, where leading axes
+/// broadcast.
 ///
 /// # Panics
-/// With fewer than two axes, or when the inner sizes differ.
+/// With fewer than two axes, or if the inner sizes differ.
 #[track_caller]
 pub fn matmul(op: &str, lhs: &Shape, rhs: &Shape) -> Shape {
     assert!(lhs.len() >= 2 && rhs.len() >= 2, "{op}: both sides need two axes: lhs {lhs}, rhs {rhs}");
@@ -180,9 +182,11 @@ pub fn matmul(op: &str, lhs: &Shape, rhs: &Shape) -> Shape {
     Shape::new(&sizes)
 }
 
-/// Axes of the same walk merged: each operand's strides over the fewest axes that visit the same elements in order.
+/// Merges axes. Returns the sizes of the fewest axes that visit the same elements in the same order, and each operand's
+/// strides over them.
 ///
-/// Size-1 axes vanish; neighbours `(outer, inner)` merge when for every operand `outer = inner stride * inner size`.
+/// Axes of size 1 vanish. Neighbours `(outer, inner)` merge if `outer stride = inner stride * inner size` for every
+/// operand.
 pub(crate) fn collapse(shape: &Shape, operands: &[Strides]) -> (Vec<usize>, Vec<Vec<usize>>) {
     let mut sizes: Vec<usize> = Vec::new();
     let mut strides: Vec<Vec<usize>> = vec![Vec::new(); operands.len()];

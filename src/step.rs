@@ -1,8 +1,8 @@
-//! A step of fixed shapes, recorded once and replayed without running the code that made it.
+//! A step of fixed shapes, which is recorded once and replayed without running the code that made it.
 //!
-//! A replay encodes the same kernels on the same buffers: no shapes are checked, no buffers taken, no graph is built. What
-//! a step changes by itself goes on as if its code had run: an optimizer counts its steps, and what is drawn at random moves
-//! on the generators that it is drawn from.
+//! A replay encodes the same kernels on the same buffers: it checks no shapes, allocates no buffers and builds no
+//! graph. State that a step advances goes on as if its code had run: an optimizer counts its steps, and random
+//! generators move on.
 
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -15,15 +15,16 @@ use std::sync::Arc;
 
 /// A recorded step.
 ///
-/// What is recorded is what the calling thread does with this device. Each run gives what the recorded code would give if it
-/// ran again on these inputs:
+/// The recording holds what the calling thread does with this device. Each run gives what the recorded code would give
+/// if it ran again on these inputs:
 ///
 /// * [`Step::outputs`] are the results of the last run, and may be the next run's inputs, in any order.
-/// * Tensors from outside, such as weights, stay where they are: every run reads and writes the same memory. What was pending
-///   on them before, or is computed for other threads, is no part of the step.
-/// * Tensors that the code makes and keeps, other than by returning them, are those of the recorded run for good; so are numbers
-///   that the host computes in it. `memory_stats` counts what a step holds.
-/// * Random draws move on the generators that they come from: see [`Rng`](crate::Rng).
+/// * Tensors from outside, such as weights, stay where they are: every run reads and writes the same memory. Values
+///   that were pending before, or that are computed for other threads, are not part of the step.
+/// * Tensors that the code makes and keeps, other than by returning them, permanently hold the elements of the recorded
+///   run. Numbers that the host computes in the code stay those of the recorded run too. `memory_stats` counts what a
+///   step holds.
+/// * Random draws advance the generators that they come from: see [`Rng`](crate::Rng).
 /// * Optimizers step at the rates of the recorded run, until [`Step::set_lr`] or [`Step::set_lrs`].
 ///
 /// ```
@@ -43,16 +44,17 @@ pub struct Step {
     /// Where the recorded kernels read their inputs.
     inputs: Vec<Tensor>,
     outputs: Vec<Tensor>,
-    /// What optimizers step at from the next run on.
+    /// The learning rates of optimizers from the next run on.
     rates: Vec<f32>,
 }
 
 impl Step {
-    /// Runs `work` once on copies of `inputs` and keeps what it does. Its results are in [`Step::outputs`].
+    /// Runs `work` once on copies of `inputs` and records what it does. Its results are in [`Step::outputs`].
     ///
     /// # Errors
-    /// `work`'s own, an input or output of another device, what an input or an op inside carries, the device's fault, a readback,
-    /// a write from the host or an optimizer made inside `work`, and a step in a step.
+    /// The error of `work`, an input or output on another device, an error that an input or an op inside carries, or
+    /// the device's fault. Also a readback, a write from the host, an optimizer made inside `work`, or a step recorded
+    /// inside a step.
     pub fn record(
         gpu: &Gpu,
         inputs: &[&Tensor],
@@ -80,7 +82,7 @@ impl Step {
         })?;
         gpu.check()?;
         outputs.iter().try_for_each(Tensor::check)?;
-        // Handed over once each, so that two outputs of one tensor stay one.
+        // Each buffer is handed over once, so that two outputs that share a buffer still do.
         let mut heirs: Vec<(Arc<Buffer>, Arc<Buffer>)> = Vec::new();
         let mut inherit = |x: &Tensor| {
             let Place { buffer, offset } = x.place();
@@ -88,7 +90,7 @@ impl Step {
             let heir = known.map_or_else(|| gpu.heir(&buffer, &pool), |(_, heir)| heir.clone());
             heirs.push((buffer, heir.clone()));
             if Arc::ptr_eq(&heirs[heirs.len() - 1].0, &heir) {
-                // A tensor from outside, which follows where an optimizer moves it.
+                // A tensor from outside. Its handle stays valid if an optimizer moves the elements.
                 return x.clone();
             }
             Tensor::from_place(gpu, *x.shape(), x.dtype(), Place { buffer: heir, offset })
@@ -97,18 +99,19 @@ impl Step {
         let handed: Vec<Tensor> = outputs.iter().map(&mut inherit).collect();
         let ours = heirs.drain(..).skip(inputs.len()).filter(|(old, heir)| !Arc::ptr_eq(old, heir));
         capture.set_results(ours.map(|(_, heir)| heir).collect());
-        // What is held beyond these two lists is the code's own.
+        // Buffers of the pool that are still held after this are held by the recorded code.
         drop((fixed, outputs));
         gpu.close(&pool);
         let rates = capture.rates().to_vec();
         Ok(Step { gpu: gpu.clone(), capture, inputs, outputs: handed, rates })
     }
 
-    /// Runs the step on new inputs; gives [`Step::outputs`].
+    /// Runs the step on new inputs and returns [`Step::outputs`].
     ///
     /// # Errors
-    /// When an input differs in shape or dtype from the recorded one or is on another device, which is named; what an input
-    /// carries, or a tensor that the step uses. Then nothing is run. The device's fault.
+    /// If an input differs from the recorded one in shape or dtype or is on another device (the error names it), if a
+    /// learning rate is negative or not finite, if an input or a tensor that the step uses carries an error, or if the
+    /// device has a fault. Then nothing runs.
     pub fn run(&mut self, inputs: &[&Tensor]) -> Result<&[Tensor]> {
         recording::refuse(&self.gpu, "a step run")?;
         if inputs.len() != self.inputs.len() {
@@ -131,24 +134,24 @@ impl Step {
         }
         self.rates.iter().try_for_each(|rate| check_rate(*rate))?;
         self.gpu.check()?;
-        // What is pending on the last results wants those and not the next.
+        // Values that are pending on the last results need these, not the next ones.
         self.gpu.settle(self.capture.results());
         copy(&self.gpu, inputs, &self.inputs)?;
         self.capture.replay(&self.rates)?;
         Ok(&self.outputs)
     }
 
-    /// The results of the last run, the recorded one included. The next run writes over them: read them first, or take a
-    /// [`Tensor::copy`].
+    /// The results of the last run, which may be the recorded one. The next run overwrites them, so read them first, or
+    /// take a [`Tensor::copy`].
     pub fn outputs(&self) -> &[Tensor] {
         &self.outputs
     }
 
-    /// The learning rate of the first optimizer step inside, from the next run on; the rates of those after it keep their
-    /// recorded ratio to it. [`Step::set_lrs`] sets each by itself.
+    /// Sets the learning rate of the first optimizer step inside, from the next run on. The rates of later optimizer
+    /// steps keep their recorded ratio to it. [`Step::set_lrs`] sets each rate separately.
     ///
-    /// A rate that is negative or not finite is refused by the next run, as an optimizer refuses it, and so is a ratio to a
-    /// recorded rate of 0. A step without optimizers takes no rate.
+    /// The next run refuses a rate that is negative or not finite, as an optimizer does, and a ratio to a recorded rate
+    /// of 0. A step without optimizers has no rates to set.
     pub fn set_lr(&mut self, lr: f32) {
         let recorded = self.capture.rates();
         let first = recorded.first().copied().unwrap_or_default();
@@ -159,10 +162,11 @@ impl Step {
         self.rates = recorded.iter().map(scaled).collect();
     }
 
-    /// The learning rates of the optimizer steps inside, in the order in which the recorded code takes them, from the next run on.
+    /// Sets the learning rates of the optimizer steps inside, in the order in which the recorded code takes them, from
+    /// the next run on.
     ///
     /// # Errors
-    /// When there are not as many as [`Step::lrs`], or one is negative or not finite; then nothing is changed.
+    /// If there are not as many as [`Step::lrs`], or one is negative or not finite. Then nothing is changed.
     pub fn set_lrs(&mut self, lrs: &[f32]) -> Result<()> {
         if lrs.len() != self.rates.len() {
             let (got, have) = (lrs.len(), self.rates.len());
@@ -173,12 +177,12 @@ impl Step {
         Ok(())
     }
 
-    /// The learning rates of the optimizer steps inside that the next run takes.
+    /// The learning rates of the optimizer steps inside, as the next run uses them.
     pub fn lrs(&self) -> &[f32] {
         &self.rates
     }
 
-    /// Kernels of one run.
+    /// The number of dispatches in one run.
     pub fn dispatches(&self) -> usize {
         self.capture.dispatches()
     }
@@ -199,8 +203,8 @@ fn check_rate(rate: f32) -> Result<()> {
     Err(Error::config(format!("Step: the learning rate is {rate}; use a finite number, 0 or more")))
 }
 
-/// An output with its elements in order, and in memory that is no input's: a run writes its inputs first, and they may be the
-/// last run's outputs.
+/// Returns an output with its elements in order, in memory that is not an input's: a run writes its inputs first, and
+/// these may be the last run's outputs.
 fn output(y: &Tensor, inputs: &[Tensor]) -> Tensor {
     let y = y.detach().contiguous();
     let buffer = y.place().buffer;
@@ -212,7 +216,8 @@ fn output(y: &Tensor, inputs: &[Tensor]) -> Tensor {
     copy
 }
 
-/// Copies elements into tensors of the same shapes and dtypes that own their memory; none when one of them carries an error.
+/// Copies elements into tensors of the same shapes and dtypes that own their memory. Copies none if one of the tensors
+/// carries an error.
 fn copy(gpu: &Gpu, inputs: &[&Tensor], fixed: &[Tensor]) -> Result<()> {
     gpu.check()?;
     let dense: Vec<Tensor> = inputs.iter().map(|x| x.contiguous()).collect();

@@ -1,4 +1,4 @@
-//! `Tensor`: a cheap handle on elements, a shape and the place in the graph that made it.
+//! `Tensor`: a cheap handle on elements, with a shape and the op in the graph that made it.
 
 use crate::dtype::{DType, Element};
 use crate::error::Result;
@@ -15,16 +15,17 @@ use std::sync::Arc;
 
 /// An n-dimensional array on one device.
 ///
-/// Cloning copies the handle, not the elements: the clone of a parameter follows its training, [`Tensor::copy`] keeps what it
-/// is now. Tensors are values: ops return new ones. Elementwise ops are recorded as pending expressions and run, fused, when
-/// something needs their elements.
+/// Cloning copies the handle, not the elements: the clone of a parameter follows its training, while [`Tensor::copy`]
+/// keeps the present elements. Tensors are values: ops return new ones. Elementwise ops are recorded as pending
+/// expressions and run, fused, when something needs their elements.
 ///
-/// A tensor that depends on a leaf holds the graph from there to itself, with what each op saved for the backward pass, until
-/// a [`Tensor::backward`] has used that up; a loss kept afterwards holds its one element. [`Tensor::detach`] lets go of the graph.
+/// A tensor that depends on a leaf holds the graph from there to itself, with what each op saved for the backward pass,
+/// until a [`Tensor::backward`] has used that up. A loss kept afterwards holds only its one element. [`Tensor::detach`]
+/// returns a handle without the graph.
 ///
-/// Threads may share tensors. An op reads each operand as it is when the op is called, and a fused chain of elementwise
-/// ops is one op only where nobody changes an operand while the chain is written down. Beside a thread that trains, read
-/// parameters through [`Gpu::snapshot`], which holds all of them at one moment.
+/// Threads may share tensors. An op reads each operand as it is when the op is called. But a chain of elementwise ops
+/// sees operands of one moment only if nobody changes an operand while the chain is written down. While another thread
+/// trains, read parameters through [`Gpu::snapshot`], which copies all of them at one moment.
 ///
 /// ```no_run
 /// use tiebeam::{Gpu, Tensor};
@@ -39,16 +40,16 @@ pub struct Tensor {
     pub(crate) value: Arc<Value>,
     pub(crate) shape: Shape,
     pub(crate) strides: Strides,
-    /// In elements.
+    /// The first element's index in the value.
     pub(crate) offset: usize,
     pub(crate) edge: Option<Edge>,
 }
 
 impl Tensor {
-    /// A tensor with these elements, row-major.
+    /// Makes a tensor of these elements, row-major.
     ///
     /// # Panics
-    /// When `data.len()` is not the shape's element count.
+    /// If `data.len()` is not the shape's element count.
     #[track_caller]
     pub fn from_slice<E: Element>(gpu: &Gpu, data: &[E], shape: impl Into<Shape>) -> Tensor {
         let shape = shape.into();
@@ -58,10 +59,10 @@ impl Tensor {
         Tensor::from_place(gpu, shape, E::DTYPE, Place { buffer, offset: 0 })
     }
 
-    /// A tensor from its elements' bytes, little-endian and row-major, aligned or not.
+    /// Makes a tensor from its elements' bytes, little-endian and row-major, aligned or not.
     ///
     /// # Panics
-    /// When `bytes` are not as many as `shape` takes.
+    /// If the number of `bytes` does not match `shape`.
     #[track_caller]
     pub fn from_bytes(gpu: &Gpu, dtype: DType, bytes: &[u8], shape: impl Into<Shape>) -> Tensor {
         let shape = shape.into();
@@ -76,7 +77,7 @@ impl Tensor {
         Tensor::full(gpu, [], value)
     }
 
-    /// All elements `value`, in f32. Nothing is stored until needed.
+    /// An f32 tensor with all elements `value`. Nothing is stored until needed.
     pub fn full(gpu: &Gpu, shape: impl Into<Shape>, value: f32) -> Tensor {
         let shape = shape.into();
         let arg = Arg::Scalar(Scalar::F32(value));
@@ -84,36 +85,37 @@ impl Tensor {
         Tensor::from_value(Value::later(gpu, DType::F32, expr), shape)
     }
 
-    /// All elements 0, in f32.
+    /// An f32 tensor of zeros.
     pub fn zeros(gpu: &Gpu, shape: impl Into<Shape>) -> Tensor {
         Tensor::full(gpu, shape, 0.0)
     }
 
-    /// All elements 1, in f32.
+    /// An f32 tensor of ones.
     pub fn ones(gpu: &Gpu, shape: impl Into<Shape>) -> Tensor {
         Tensor::full(gpu, shape, 1.0)
     }
 
-    /// The elements on the host, row-major. Waits for the device.
+    /// Reads the elements to the host, row-major. Waits for the device.
     ///
     /// # Errors
-    /// What this tensor carries: a limit that an op would pass on which it depends. The device's fault, if one stands.
+    /// An error that this tensor carries, such as a limit that an op on which it depends would exceed, or the device's
+    /// fault, if one stands.
     ///
     /// # Panics
-    /// When `E` is not this tensor's dtype; [`Tensor::cast`] first.
+    /// If `E` is not this tensor's dtype. Use [`Tensor::cast`] first.
     #[track_caller]
     pub fn to_vec<E: Element>(&self) -> Result<Vec<E>> {
         let reading = self.read::<E>()?;
         Ok(bytemuck::pod_collect_to_vec(&reading.wait()?))
     }
 
-    /// Starts reading the elements' bytes without waiting for them.
+    /// Starts to read the elements' bytes, without waiting for them.
     ///
     /// # Errors
     /// As [`Tensor::to_vec`].
     ///
     /// # Panics
-    /// When `E` is not this tensor's dtype.
+    /// If `E` is not this tensor's dtype.
     #[track_caller]
     pub fn read<E: Element>(&self) -> Result<Reading> {
         assert!(E::DTYPE == self.dtype(), "to_vec: asked for {} of a tensor of {}", E::DTYPE, self.dtype());
@@ -123,13 +125,13 @@ impl Tensor {
         self.gpu().start_read(&place.buffer, place.offset, bytes)
     }
 
-    /// The one element of a single-element f32 tensor.
+    /// Reads the element of a single-element f32 tensor.
     ///
     /// # Errors
     /// As [`Tensor::to_vec`].
     ///
     /// # Panics
-    /// When there is not exactly one element.
+    /// If there is not exactly one element.
     #[track_caller]
     pub fn item(&self) -> Result<f32> {
         assert!(self.count() == 1, "item: shape {} has {} elements", self.shape, self.count());
@@ -156,13 +158,13 @@ impl Tensor {
         &self.value.gpu
     }
 
-    /// Marks this tensor as a leaf: backward passes give its gradient. The elements are shared with `self`.
+    /// Returns this tensor as a leaf, for which backward passes compute a gradient. It shares the elements of `self`.
     ///
-    /// A leaf is its own: the same leaf comes back. What was computed from leaves becomes a new one, with no way back to them;
-    /// `w.detach().requires_grad()` makes another leaf on a leaf's elements.
+    /// For a leaf, the same leaf is returned. A tensor computed from leaves becomes a new leaf, without a path back to
+    /// them. To make another leaf on the elements of a leaf, use `w.detach().requires_grad()`.
     ///
     /// # Panics
-    /// For integer tensors.
+    /// If the tensor has integers.
     #[track_caller]
     pub fn requires_grad(&self) -> Tensor {
         assert!(self.dtype().is_float(), "requires_grad: {} has no gradient", self.dtype());
@@ -172,7 +174,7 @@ impl Tensor {
         Tensor { edge: Some(Edge { node: Node::leaf(), output: 0 }), ..self.clone() }
     }
 
-    /// The same elements outside the graph.
+    /// Returns a handle on the same elements, outside the graph.
     pub fn detach(&self) -> Tensor {
         Tensor { edge: None, ..self.clone() }
     }
@@ -192,7 +194,7 @@ impl Tensor {
         self.compute();
     }
 
-    /// A number that tells this leaf from every other; `None` for tensors that are no leaf.
+    /// A number that is unique to this leaf. `None` if the tensor is not a leaf.
     pub fn leaf_id(&self) -> Option<u64> {
         self.edge.as_ref().filter(|e| e.node.is_leaf()).map(|e| e.node.id())
     }
@@ -203,8 +205,8 @@ impl Tensor {
         (0..self.shape.len()).all(|a| self.shape[a] == 1 || self.strides[a] == plain[a])
     }
 
-    /// This tensor with its elements in row-major order at a place that kernels can bind: itself where that is so
-    /// already, else a copy.
+    /// Returns this tensor with its elements in row-major order, at a place that kernels can bind: the tensor itself if
+    /// it is already so, else a copy.
     pub fn contiguous(&self) -> Tensor {
         let align = self.gpu().limits().min_storage_buffer_offset_alignment as usize;
         if self.is_contiguous() && (self.offset * self.dtype().size()).is_multiple_of(align) {
@@ -224,8 +226,8 @@ impl Tensor {
         copy
     }
 
-    /// The same elements in memory of their own, in the graph as before: what an optimizer or a recorded step does to `self`
-    /// later does not reach them. This is PyTorch's `clone`; [`Clone`] copies the handle.
+    /// Copies the elements to new memory and keeps the graph. An optimizer or a recorded step that changes `self` later
+    /// does not change the copy. This is PyTorch's `clone`, whereas [`Clone`] copies the handle.
     ///
     /// ```
     /// # use tiebeam::{Gpu, Tensor, optim::{Group, Sgd, SgdConfig}};
@@ -242,16 +244,18 @@ impl Tensor {
         Tensor::lazy("copy", "$0", self.dtype(), self.shape, &[self]).made_by(&[self], || Box::new(Identity))
     }
 
-    /// Whether these elements can be computed, as far as is known without waiting for the device; computes nothing.
+    /// Checks whether these elements can be computed, as far as is known without waiting for the device. Computes
+    /// nothing.
     ///
     /// # Errors
-    /// What the tensor carries: an op on which it depends would pass a limit of this adapter, or was skipped because a fault
-    /// stood on the device. Only tensors that depend on that op carry it; everything else goes on.
+    /// The error that the tensor carries: an op on which it depends would exceed a limit of this adapter, or was
+    /// skipped because the device had a fault. Only tensors that depend on that op carry the error. All other work goes
+    /// on.
     pub fn check(&self) -> Result<()> {
         self.value.error().map_or(Ok(()), Err)
     }
 
-    // What ops are made of.
+    // Building blocks of ops.
 
     pub(crate) fn from_value(value: Arc<Value>, shape: Shape) -> Tensor {
         Tensor { value, strides: shape.strides(), shape, offset: 0, edge: None }
@@ -268,7 +272,8 @@ impl Tensor {
         Tensor::from_place(gpu, shape, dtype, Place { buffer, offset: 0 })
     }
 
-    /// A pending elementwise result over `shape`, to which every argument broadcasts. Not recorded.
+    /// Returns a pending elementwise result over `shape`, to which every argument broadcasts. Not recorded in the
+    /// graph.
     #[track_caller]
     pub(crate) fn lazy(
         op: &'static str,
@@ -280,7 +285,7 @@ impl Tensor {
         Tensor::lazy_with(op, template, dtype, shape, args, &[])
     }
 
-    /// As [`Tensor::lazy`], with scalars numbered after the tensors.
+    /// Like [`Tensor::lazy`], with scalars that are numbered after the tensors.
     #[track_caller]
     pub(crate) fn lazy_with(
         op: &'static str,
@@ -309,8 +314,8 @@ impl Tensor {
         Tensor::empty(self.gpu(), "snapshot", self.shape, self.dtype())
     }
 
-    /// Writes these elements to `target`, a contiguous tensor of the same shape, or adds them to what is there; what is
-    /// pending is computed right there.
+    /// Writes these elements to `target`, a contiguous tensor of the same shape, or adds them to its elements. Pending
+    /// elements are computed directly into `target`.
     pub(crate) fn write_to(self, op: &'static str, target: &Tensor, accumulate: bool) {
         debug_assert!(
             self.shape == target.shape && target.is_contiguous(),
@@ -320,13 +325,13 @@ impl Tensor {
         );
         let args = vec![self.operand(op, &self.shape)];
         let shape = self.shape;
-        // The expression is the only holder left, so that nothing is stored twice.
+        // The expression is now the only holder, so that nothing is stored twice.
         drop(self);
         let expr = Expr::new(target.gpu(), op, "$0", shape, args);
         Value::write(target.gpu(), target.dtype(), expr, &target.place(), accumulate);
     }
 
-    /// Records `op` as the maker of this tensor.
+    /// Records `op` as the op that made this tensor.
     pub(crate) fn made_by(self, inputs: &[&Tensor], op: impl FnOnce() -> Box<dyn Op>) -> Tensor {
         let mut outputs = [self];
         tape::record(&mut outputs, inputs, op);
@@ -334,7 +339,7 @@ impl Tensor {
         output
     }
 
-    /// Where the elements are, computed now if pending; only for contiguous tensors.
+    /// Returns the place of the elements, and computes them now if they are pending. Only for contiguous tensors.
     pub(crate) fn place(&self) -> Place {
         let mut place = self.value.place();
         if self.count() == 0 {
@@ -351,7 +356,7 @@ impl Tensor {
     }
 }
 
-/// The elements, for a kernel that reads or writes them; the tensor must be [`contiguous`](Tensor::contiguous).
+/// The elements, for a kernel that reads or writes them. The tensor must be [`contiguous`](Tensor::contiguous).
 impl From<&Tensor> for Part {
     fn from(x: &Tensor) -> Part {
         debug_assert!(x.is_contiguous(), "bind: {} is strided", x.shape);
@@ -360,16 +365,16 @@ impl From<&Tensor> for Part {
 }
 
 impl Clone for Tensor {
-    /// Another handle on the same elements, in the same place of the graph: of a parameter it shows every later step. For
-    /// elements of their own, such as the best weights so far, take [`Tensor::copy`].
+    /// Returns another handle on the same elements, at the same place in the graph. A clone of a parameter shows every
+    /// later step. To keep elements, such as the best weights so far, use [`Tensor::copy`].
     fn clone(&self) -> Tensor {
         Tensor { value: self.value.clone(), edge: self.edge.clone(), ..*self }
     }
 }
 
 impl Gpu {
-    /// Copies of these tensors at one moment, outside the graph: between two optimizer steps or replays of other threads, never
-    /// in the middle of one. The other threads wait for the copies to be recorded, not for the device.
+    /// Copies these tensors at one moment, outside the graph: between two optimizer steps or replays of other threads,
+    /// never in the middle of one. The other threads wait until the copies are recorded, but not for the device.
     ///
     /// ```
     /// # use tiebeam::{Gpu, Tensor};
@@ -382,10 +387,10 @@ impl Gpu {
     /// ```
     ///
     /// # Errors
-    /// What one of them carries, no memory for the copies, the device's fault.
+    /// An error that one of them carries, missing memory for the copies, or the device's fault.
     ///
     /// # Panics
-    /// When a tensor is on another device.
+    /// If a tensor is on another device.
     #[track_caller]
     pub fn snapshot(&self, tensors: &[&Tensor]) -> Result<Vec<Tensor>> {
         for x in tensors {
@@ -411,7 +416,7 @@ impl Gpu {
 }
 
 /// # Panics
-/// When two of the tensors live on different devices.
+/// If two of the tensors live on different devices.
 #[track_caller]
 pub(crate) fn same_gpu(op: &str, tensors: &[&Tensor]) {
     for t in &tensors[1..] {
@@ -424,7 +429,7 @@ pub(crate) fn same_gpu(op: &str, tensors: &[&Tensor]) {
     }
 }
 
-/// The op of copies and of views that keep the shape: its gradient passes through.
+/// The op of copies and of views that keep the shape. Its gradient passes through unchanged.
 pub(crate) struct Identity;
 
 impl Op for Identity {
@@ -452,7 +457,7 @@ impl fmt::Debug for Tensor {
 }
 
 impl fmt::Display for Tensor {
-    /// The elements, rows on lines, long axes shortened in the middle, as NumPy prints them.
+    /// Prints the elements as NumPy does: rows on lines, long axes shortened in the middle.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digits = f.precision().unwrap_or(4);
         let text: Result<Vec<String>> = match self.dtype() {

@@ -1,4 +1,4 @@
-//! The adapters that this machine offers, and which of them is taken.
+//! The adapters that this machine offers, and the choice among them.
 
 use super::options::{Feature, used};
 use crate::error::{Error, Result};
@@ -16,7 +16,7 @@ pub struct AdapterSummary {
     pub backend: String,
     /// Discrete, integrated, virtual, software or other.
     pub kind: &'static str,
-    /// The vendor's number: PCI's, or Vulkan's for those that have none there; 0 where the interface names none.
+    /// The vendor's PCI id, or Vulkan's id for a vendor without one. 0 if the backend reports none.
     pub vendor: u32,
     /// Driver name and version.
     pub driver: String,
@@ -29,8 +29,8 @@ pub struct AdapterSummary {
 }
 
 impl AdapterSummary {
-    /// Whether the driver computes on the host's own cores, whatever class of devices kernels are chosen for: then only the
-    /// wall's clock tells what work costs.
+    /// Whether the driver computes on the host's own cores, whatever class kernels are chosen for. If so, only wall
+    /// time tells what work costs.
     pub fn is_software(&self) -> bool {
         self.kind == "software"
     }
@@ -97,8 +97,9 @@ fn backends(names: &str) -> Result<wgpu::Backends> {
     Ok(all)
 }
 
-/// The adapters of these backends, or else of the native ones. OpenGL is looked at only where those have no adapter, or none
-/// of the wanted name: to look is enough for its libraries to complain on stderr where there is no display.
+/// Lists the adapters of these backends, or of the native ones by default. OpenGL is tried only if those have no
+/// adapter, or none of the wanted name, because listing it is enough to make its libraries complain on stderr without a
+/// display.
 pub(super) fn list(backend: Option<&str>, wanted: Option<&str>) -> Result<Vec<wgpu::Adapter>> {
     if let Some(names) = backend {
         return Ok(enumerate(backends(names)?));
@@ -132,8 +133,9 @@ fn enumerate(mut backends: wgpu::Backends) -> Vec<wgpu::Adapter> {
     adapters
 }
 
-/// Vulkan where no Wayland session can be: with that extension on, Mesa's layer for the choice of devices tries to connect to one,
-/// and libwayland complains on stderr that `XDG_RUNTIME_DIR` is not set. We show nothing, so nothing is lost.
+/// Returns a Vulkan instance without the Wayland extension, if there can be no Wayland session. With that extension,
+/// Mesa's device-selection layer tries to connect to a session, and libwayland complains on stderr that
+/// `XDG_RUNTIME_DIR` is not set. We present nothing on a screen, so nothing is lost.
 #[cfg(all(unix, not(target_vendor = "apple")))]
 fn vulkan_without_wayland() -> Option<wgpu::Instance> {
     use wgpu::hal::api::Vulkan;
@@ -152,8 +154,8 @@ fn vulkan_without_wayland() -> Option<wgpu::Instance> {
     let drop_wayland = |args: CreateInstanceCallbackArgs| {
         args.extensions.retain(|name| name.to_bytes() != b"VK_KHR_wayland_surface");
     };
-    // SAFETY: wgpu-hal wants nothing taken away lest it uses what is not there. It uses this extension only to make a Wayland
-    // surface, which we never do, and looks for it in the list first.
+    // SAFETY: wgpu-hal demands that no extension which it uses is removed. It uses this one only to make a Wayland
+    // surface, which we never do, and it checks that the extension is in the list first.
     let made = unsafe { Instance::init_with_callback(&descriptor, Some(Box::new(drop_wayland))) };
     // SAFETY: the instance was made just now, and nobody else has it.
     made.ok().map(|instance| unsafe { wgpu::Instance::from_hal::<Vulkan>(instance) })
@@ -164,7 +166,8 @@ fn vulkan_without_wayland() -> Option<wgpu::Instance> {
     None
 }
 
-/// Discrete before integrated before virtual before software; a native interface before OpenGL.
+/// The order of preference: discrete, integrated, virtual, other, software, and any native interface before OpenGL on
+/// the same kind.
 fn rank(adapter: &wgpu::Adapter) -> (u8, bool) {
     let info = adapter.get_info();
     let device = match info.device_type {

@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex, OnceLock, Weak};
 pub struct MemoryStats {
     /// Bytes in buffers that tensors and recorded steps hold now.
     pub used: u64,
-    /// Bytes of these that recorded steps keep for what their replays compute on the way; inputs and outputs are tensors.
+    /// The part of `used` that recorded steps keep for intermediate results of their replays. Inputs and outputs are
+    /// tensors.
     pub steps: u64,
     /// Bytes in buffers that wait to be used again.
     pub free: u64,
@@ -20,7 +21,7 @@ pub struct MemoryStats {
     pub peak: u64,
     /// The most that `used` has been.
     pub most_used: u64,
-    /// Buffers ever created on the device; constant in a steady loop.
+    /// Buffers created since the device was opened. This number is constant in a steady loop.
     pub created: u64,
 }
 
@@ -29,20 +30,21 @@ pub struct MemoryStats {
 pub(crate) struct Pool {
     pub(super) free: BTreeMap<u64, Vec<(u64, wgpu::Buffer)>>,
     pub(super) stats: MemoryStats,
-    /// Counts buffers given back to the driver.
+    /// How many free buffers were given back to the driver because there were too many.
     pub(super) trims: u64,
-    /// Whether it is a recorded step's, which keeps all that it takes.
+    /// Whether the pool belongs to a recorded step. Such a pool keeps all buffers that it takes.
     pub(super) of_step: bool,
-    /// What a step's code was given while it is recorded.
+    /// Buffers that a step's code was given while it is recorded.
     pub(super) lent: Vec<Weak<Buffer>>,
-    /// A step's code has run: its memory is what replays write, and nobody else's.
+    /// Whether the step's code has run. The memory then belongs to the replays alone.
     pub(super) closed: bool,
-    /// Bytes of a step's memory that are its inputs' and outputs'.
+    /// Bytes of a step's memory that belong to its inputs and outputs.
     pub(super) inherited: u64,
 }
 
 impl Pool {
-    /// Free buffers are worth as much memory as tensors ever took, and this: beyond it the oldest go.
+    /// The pool keeps as many bytes of free buffers as tensors ever held at once, and at least this many. Beyond that,
+    /// the oldest are given back.
     const SPARE: u64 = 64 << 20;
 
     fn keep(&mut self, epoch: u64, raw: wgpu::Buffer) {
@@ -53,7 +55,7 @@ impl Pool {
         self.stats.free += raw.size();
         self.free.entry(raw.size()).or_default().push((epoch, raw));
         while !self.of_step && self.stats.free > self.stats.most_used.max(Self::SPARE) {
-            // Each class is in order of return.
+            // Each class is sorted by the time of return.
             let oldest = self.free.values_mut().filter(|f| !f.is_empty()).min_by_key(|free| free[0].0);
             let Some(free) = oldest else { return };
             self.stats.free -= free.remove(0).1.size();
@@ -74,7 +76,7 @@ impl Pool {
         self.stats.most_used = self.stats.most_used.max(self.stats.used);
     }
 
-    /// Bytes of a step's pool but for those that became tensors'.
+    /// Bytes of a step's pool, without those that became tensors.
     pub(super) fn held(&self) -> u64 {
         self.stats.used + self.stats.free - self.inherited
     }
@@ -86,28 +88,30 @@ pub(super) struct Memory {
     pub home: Weak<Mutex<Pool>>,
 }
 
-/// A device buffer that goes back to its pool when the last holder lets go.
+/// A device buffer that goes back to its pool when the last holder drops it.
 ///
-/// It has no `data` when it could not be made or the op that writes it was skipped: then it carries the reason, and every op
-/// that meets this buffer is skipped for the same one.
+/// It has no `data` if it could not be made, or if the op that writes it was skipped. It then carries the reason, and
+/// every op that uses the buffer is skipped for the same reason.
 pub struct Buffer {
     pub(super) memory: Option<Memory>,
-    /// Where the elements are since a recorded step kept the memory above for its replays.
+    /// The elements' new memory, if a recorded step has kept `memory` for its replays.
     pub(super) moved: OnceLock<Memory>,
-    /// The buffer that this is a part of, whose memory it is.
+    /// The buffer that this is a part of. A part has no memory of its own.
     pub(super) whole: Option<Arc<Buffer>>,
-    /// Whether a lost batch leaves no mark here: its parts have marks of their own, or a count may be off by one.
+    /// Whether a lost batch does not mark this buffer, either because its parts are marked instead or because it holds
+    /// counts that may be off by one.
     spared: AtomicBool,
     /// Why it has no memory.
     pub(super) refused: Option<Error>,
-    /// Why a write to it was skipped or lost. What an operand carries comes before what the size of the result would say.
+    /// Why a write to it was skipped or lost. This error takes precedence over `refused`: an operand's error is the
+    /// cause, even if the result is too large as well.
     failed: Mutex<Option<Error>>,
-    /// Whether there is such a reason: every launch asks each of its operands.
+    /// Whether `failed` holds an error. Every launch checks this for each of its operands, without a lock.
     has_failed: AtomicBool,
     pub(crate) size: u64,
-    /// Counts writes after the first: a saved value whose version moved was changed in place.
+    /// Counts changes in place. A saved value was changed if its version has moved.
     pub(crate) version: AtomicU64,
-    /// Whether the tensor that was here has its elements elsewhere now.
+    /// Whether the tensor that was in this buffer has its elements elsewhere now.
     left: AtomicBool,
     gpu: Weak<super::Inner>,
 }
@@ -129,7 +133,8 @@ impl Buffer {
         }
     }
 
-    /// A part of this buffer with a count of writes and an error of its own; places in it are counted from the whole's start.
+    /// Returns a part of this buffer with its own version and error. Offsets into a part are counted from the start of
+    /// the whole buffer.
     pub(crate) fn part(self: &Arc<Buffer>, gpu: &Gpu, size: u64) -> Arc<Buffer> {
         let mut part = Buffer::new(gpu, size, None);
         part.whole = Some(self.clone());
@@ -137,7 +142,7 @@ impl Buffer {
         Arc::new(part)
     }
 
-    /// From here on a lost batch leaves no mark here.
+    /// From here on a lost batch does not mark this buffer.
     pub(crate) fn spare(&self) {
         self.spared.store(true, Ordering::Relaxed);
     }
@@ -146,7 +151,7 @@ impl Buffer {
         self.spared.load(Ordering::Relaxed)
     }
 
-    /// The memory, or why what should be in it was never written.
+    /// Returns the memory, or the reason why its contents were never written.
     pub(crate) fn data(&self) -> Result<&wgpu::Buffer> {
         if self.has_failed.load(Ordering::Acquire)
             && let Some(error) = &*lock(&self.failed)
@@ -162,7 +167,7 @@ impl Buffer {
         }
     }
 
-    /// The memory whatever is in it: for who writes it anew.
+    /// Returns the memory even if its contents were lost, for callers that write all of it.
     pub(super) fn memory(&self) -> Result<&wgpu::Buffer> {
         match (&self.whole, self.held()) {
             (Some(whole), _) => whole.memory(),
@@ -175,13 +180,14 @@ impl Buffer {
         self.moved.get().or(self.memory.as_ref())
     }
 
-    /// Notes why a write to this buffer was skipped or lost: what it holds now is left from earlier. The first reason stays.
+    /// Notes why a write to this buffer was skipped or lost, so that its contents are out of date. The first reason is
+    /// kept.
     pub(crate) fn fail(&self, error: &Error) {
         lock(&self.failed).get_or_insert_with(|| error.clone());
         self.has_failed.store(true, Ordering::Release);
     }
 
-    /// Notes that all of it was written anew.
+    /// Removes the error, because all of the buffer is written anew.
     pub(super) fn heal(&self) {
         *lock(&self.failed) = None;
         self.has_failed.store(false, Ordering::Release);
@@ -199,7 +205,8 @@ impl Buffer {
         self.version.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Notes that the tensor which was here has moved: recorded steps that read it here must not go on.
+    /// Notes that the tensor which was in this buffer has moved. Recorded steps that read it here can no longer be
+    /// replayed.
     pub(super) fn leave(&self) {
         self.left.store(true, Ordering::Release);
     }

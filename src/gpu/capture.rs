@@ -1,4 +1,4 @@
-//! A recorded step: what a thread launched, encoded again without the code that launched it.
+//! A recorded step: the commands that a thread launched, which replays encode again without running the code.
 
 use super::buffer::{Buffer, Pool};
 use super::command::{Command, Now};
@@ -15,11 +15,11 @@ pub(crate) struct Capture {
     recording: Recording,
     /// Where replays write the step's outputs.
     results: Vec<Arc<Buffer>>,
-    /// What the step draws from random generators.
+    /// The step's draws from random generators.
     draws: rng::Drawn,
 }
 
-/// Stops noting what is drawn even when the recorded code panics.
+/// Stops noting draws even if the recorded code panics.
 struct Drawing;
 
 impl Drop for Drawing {
@@ -29,10 +29,10 @@ impl Drop for Drawing {
 }
 
 impl Gpu {
-    /// Runs `work` and keeps what it launches on this device, in memory of `pool`.
+    /// Runs `work` and records what it launches on this device. Its buffers come from `pool`.
     ///
     /// # Errors
-    /// `work`'s, a recording inside a recording, or something in `work` that cannot be replayed.
+    /// The error of `work`, a recording inside a recording, or something in `work` that cannot be replayed.
     pub(crate) fn capture<T>(
         &self,
         (number, pool): (u64, Arc<Mutex<Pool>>),
@@ -53,12 +53,12 @@ impl Gpu {
 }
 
 impl Capture {
-    /// Tells where replays write the step's outputs.
+    /// Sets where replays write the step's outputs.
     pub fn set_results(&mut self, results: Vec<Arc<Buffer>>) {
         self.results = results;
     }
 
-    /// Where replays write the step's outputs; those that only give out a tensor from outside are not among them.
+    /// Where replays write the step's outputs. Outputs that only return a tensor from outside are not included.
     pub fn results(&self) -> &[Arc<Buffer>] {
         &self.results
     }
@@ -68,7 +68,7 @@ impl Capture {
         &self.recording.rates
     }
 
-    /// Dispatches of one replay.
+    /// The number of dispatches in one replay.
     pub fn dispatches(&self) -> usize {
         self.recording.commands.iter().filter(|c| matches!(c, Command::Dispatch(_))).count()
     }
@@ -76,8 +76,8 @@ impl Capture {
     /// Encodes all commands again, with optimizers stepping at `rates`.
     ///
     /// # Errors
-    /// What a tensor from outside carries, that one is elsewhere now, a condition that does not hold, the device's fault. Then
-    /// nothing is run, and no generator or optimizer goes on.
+    /// An error that a tensor from outside carries, a tensor from outside whose elements have moved, a condition that
+    /// does not hold, or the device's fault. Then nothing runs, and no generator or optimizer advances.
     pub fn replay(&self, rates: &[f32]) -> Result<()> {
         let (gpu, Recording { outside, changed, conditions, .. }) = (&self.gpu, &self.recording);
         gpu.unchanged(|| {
@@ -95,7 +95,7 @@ impl Capture {
             }
             conditions.iter().try_for_each(|condition| condition())?;
             gpu.settle(changed);
-            // Written whole, whatever became of the last run.
+            // A replay writes all of each output, so errors of the last run no longer count.
             self.results.iter().for_each(|buffer| buffer.heal());
             self.encode(rates);
             changed.iter().chain(&self.results).for_each(|buffer| buffer.touch());
@@ -107,7 +107,7 @@ impl Capture {
         let gpu = &self.gpu;
         let now = Now { rates, shifts: &self.draws.again() };
         let mut recorder = lock(&gpu.0.recorder);
-        // The batch in which it is noted what replays write; a long step is several.
+        // The batch for which the written buffers were last noted. A long step spans several batches.
         let mut noted = None;
         for command in &self.recording.commands {
             let epoch = gpu.0.epoch.load(Ordering::Acquire);

@@ -1,5 +1,5 @@
-//! What was measured here, on disk: kernels by class of problems, and numbers of the device's class. One small text file an adapter,
-//! which later runs read; a program may bring such a file along.
+//! Measurements kept on disk: the best kernel per class of problems, and numbers of the device's class. Each adapter
+//! has one small text file, which later runs read. A program may ship such a file.
 //!
 //! ```text
 //! tiebeam 2 <adapter>; <backend>; <driver>; <class of the device>; <kernels>
@@ -7,8 +7,8 @@
 //! matmul f32 lhs_plain rhs_plain 1024x1024x1024 1 = tiled 64x64 of 8x8
 //! ```
 //!
-//! A file of another adapter, driver or version of the kernels is not looked at; one that cannot be read is left out
-//! with a warning. A file that a program brings may hold several such sections.
+//! A file is used only for the adapter, driver, device class and version of the kernels that it names. A file that
+//! cannot be read is ignored with a warning. A shipped file may hold several such sections.
 
 use super::{AdapterSummary, DeviceClass, Gpu, Options, Tuning, lock};
 use crate::error::{Error, Result};
@@ -17,12 +17,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-/// A number that changes whenever a kernel's text does, as hexadecimal.
+/// A hash of the texts of all kernels, in hexadecimal.
 pub(crate) const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.txt"));
 
-/// How a section begins.
+/// The start of a section's first line.
 const MARK: &str = "tiebeam 2 ";
-/// How the key of a number of the device's class begins.
+/// The start of a key whose value is a number of the device's class.
 const DEVICE: &str = "device ";
 
 impl Tuning {
@@ -44,15 +44,16 @@ pub(crate) struct Choices {
     file: Option<PathBuf>,
     head: String,
     known: Mutex<Known>,
-    /// What the program brings: asked where nothing was measured here, and not saved.
+    /// Choices that the program ships. They are used where nothing was measured on this machine, and they are not
+    /// saved.
     shipped: Known,
 }
 
 impl Choices {
-    /// Those of an adapter that is taken for a device of `class`.
+    /// Opens the choices of an adapter whose device class is `class`.
     ///
     /// # Errors
-    /// Where the file that the program brings cannot be read: somebody asked for it.
+    /// If the file that the program ships cannot be read, because the options ask for it.
     pub fn open(options: Options, adapter: &AdapterSummary, class: &str) -> Result<Choices> {
         let AdapterSummary { name, backend, driver, .. } = adapter;
         let head = format!("{MARK}{name}; {backend}; {driver}; {class}; {KERNELS}");
@@ -72,13 +73,13 @@ impl Choices {
         Ok(Choices { tuning, file, head, known: Mutex::new(known), shipped: brought })
     }
 
-    /// Choices in memory only, none so far.
+    /// Returns empty choices that are kept in memory only.
     pub fn none() -> Choices {
         let (head, known) = (String::new(), Mutex::default());
         Choices { tuning: Tuning::Read, file: None, head, known, shipped: Known::new() }
     }
 
-    /// Puts the numbers that were measured in place of the table's.
+    /// Replaces the table's numbers by those that were measured.
     pub fn refine(&self, class: &mut DeviceClass) {
         for (key, text) in self.all() {
             if let (Some(name), Ok(number)) = (key.strip_prefix(DEVICE), text.parse()) {
@@ -87,7 +88,7 @@ impl Choices {
         }
     }
 
-    /// What was measured here, before what the program brings.
+    /// Returns all choices. Those measured here take precedence over shipped ones.
     fn all(&self) -> Known {
         let mut all = self.shipped.clone();
         all.extend(lock(&self.known).clone());
@@ -101,7 +102,7 @@ impl Choices {
 
     fn save(&self) -> Result<()> {
         let Some(path) = &self.file else { return Ok(()) };
-        // What another process measured meanwhile stays.
+        // Keeps what another process has measured in the meantime.
         let mut all = read(path, &self.head).unwrap_or_default();
         all.extend(lock(&self.known).clone());
         if let Some(folder) = path.parent() {
@@ -111,7 +112,8 @@ impl Choices {
     }
 }
 
-/// Puts a measured number in its place; what cannot be one is left out.
+/// Replaces one number of the class by a measured one. An unknown name or an impossible number is ignored with a
+/// warning.
 pub(super) fn refine(class: &mut DeviceClass, name: &str, number: f64) {
     let sensible = number > 0.0 && number.is_finite();
     match name {
@@ -123,7 +125,7 @@ pub(super) fn refine(class: &mut DeviceClass, name: &str, number: f64) {
     }
 }
 
-/// `$TIEBEAM_CACHE`, else `tiebeam` in the folder that this system has for such files.
+/// Returns `$TIEBEAM_CACHE`, else the folder `tiebeam` in the user's cache folder.
 fn folder_of_user() -> Option<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     if let Some(own) = variable("TIEBEAM_CACHE") {
@@ -139,12 +141,12 @@ fn folder_of_user() -> Option<PathBuf> {
     system.map(|folder| folder.join("tiebeam"))
 }
 
-/// FNV-1a: the same number in every build, which the standard hasher does not promise.
+/// FNV-1a, because it gives the same number in every build, which the standard hasher does not promise.
 fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf29ce484222325, |h, b| (h ^ b as u64).wrapping_mul(0x100000001b3))
 }
 
-/// The sections of a file: each head and what was measured there.
+/// Parses the sections of a file: each section's first line and its choices.
 fn sections(text: &str) -> Result<Vec<(&str, Known)>, String> {
     let mut all: Vec<(&str, Known)> = Vec::new();
     for (i, line) in (1..).zip(text.lines()) {
@@ -171,8 +173,9 @@ fn read(path: &Path, head: &str) -> Result<Known, String> {
     }
 }
 
-/// What a program brings for this adapter: the section with its own line, else kernels (but no numbers of the device) of those
-/// for its class and this version of the kernels, the last one first.
+/// Reads what a program ships for this adapter: the section that begins with exactly its line. Without such a section,
+/// the kernels (but no numbers of the device) of all sections for its class and this version of the kernels, where
+/// later sections override earlier ones.
 fn shipped(path: &Path, head: &str, class: &str) -> Result<Known> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
     let all = sections(&text).map_err(|why| {
@@ -189,24 +192,24 @@ fn shipped(path: &Path, head: &str, class: &str) -> Result<Known> {
 }
 
 impl Gpu {
-    /// Whether anything may have been measured: without, kernels come from the table.
+    /// Whether any kernel may have a measured choice. If not, all kernels come from the table.
     pub(crate) fn has_choices(&self) -> bool {
         let choices = &self.0.choices;
         self.tunes() || !choices.shipped.is_empty() || !lock(&choices.known).is_empty()
     }
 
-    /// Whether what has no choice yet is measured when it first runs.
+    /// Whether a class of problems without a choice is measured when it first runs.
     pub(crate) fn tunes(&self) -> bool {
         self.0.choices.tuning == Tuning::On
     }
 
-    /// The kernel measured to be best for a class of problems.
+    /// Returns the kernel that was measured to be best for a class of problems.
     pub(crate) fn choice(&self, key: &str) -> Option<String> {
         let choices = &self.0.choices;
         lock(&choices.known).get(key).or_else(|| choices.shipped.get(key)).cloned()
     }
 
-    /// Every measured choice at hand, by class.
+    /// Returns every known choice, by class of problems.
     #[doc(hidden)]
     pub fn choices(&self) -> BTreeMap<String, String> {
         self.0.choices.all()
@@ -217,7 +220,7 @@ impl Gpu {
         lock(&self.0.choices.known).insert(key, choice);
     }
 
-    /// Keeps a measured number of this device's class; it counts from the next time that the adapter is opened.
+    /// Keeps a measured number of this device's class. It takes effect when the adapter is next opened.
     pub(crate) fn note_device(&self, name: &str, number: f64) {
         self.choose(format!("{DEVICE}{name}"), format!("{number}"));
     }
@@ -225,22 +228,22 @@ impl Gpu {
     /// Writes the choices of this process, with those already in the file, for later runs.
     ///
     /// # Errors
-    /// [`Error::Io`]; the old file is then as it was.
+    /// [`Error::Io`]. The old file is then unchanged.
     pub fn save_choices(&self) -> Result<()> {
         self.0.choices.save()
     }
 
-    /// Writes what was measured on this adapter to a file that a program can bring along ([`Options::choices`]).
+    /// Writes what was measured on this adapter to a file that a program can ship ([`Options::choices`]).
     ///
     /// # Errors
-    /// [`Error::Io`]; an older file is then as it was.
+    /// [`Error::Io`]. An older file is then unchanged.
     pub fn export_choices(&self, path: &Path) -> Result<()> {
         let choices = &self.0.choices;
         files::replace_with(path, choices.text(&lock(&choices.known)))
     }
 
-    /// The file of measured choices for this adapter, driver and version of the kernels; `None` where the system has no
-    /// folder for it.
+    /// The file of measured choices for this adapter, driver, device class and version of the kernels. `None` if the
+    /// system has no folder for it.
     pub fn choices_file(&self) -> Option<&Path> {
         self.0.choices.file.as_deref()
     }

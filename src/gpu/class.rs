@@ -1,8 +1,8 @@
-//! What kind of device this is, in the numbers that choices of kernels depend on.
+//! The class of a device: the numbers by which kernels are chosen.
 //!
-//! The numbers come from a table by vendor and kind, whose rows a test can ask for without the device ([`DeviceClass::named`]);
-//! `tiebeam tune` measures some of them and keeps them with its choices of kernels. What an adapter offers at all (limits,
-//! features, lanes of a subgroup) is asked of the adapter.
+//! The numbers come from a table by vendor and kind. A test can ask for any row without having such a device
+//! ([`DeviceClass::named`]). `tiebeam tune` measures some of the numbers and keeps them with its choices of kernels.
+//! Limits, features and the lanes of a subgroup are asked of the adapter.
 
 use super::AdapterSummary;
 use crate::error::{Error, Result};
@@ -17,66 +17,69 @@ pub enum DeviceKind {
     Integrated,
     /// A card with memory of its own.
     Discrete,
-    /// A GPU behind a virtual machine's border.
+    /// A GPU that a hypervisor offers to a virtual machine.
     Virtual,
 }
 
-/// Which set of tiles makes products here.
+/// Where matrix products keep their tiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Tiles {
-    /// Large tiles in the registers of a thread, operands straight from storage: for CPU drivers, where workgroup memory is
-    /// only memory.
+    /// Large tiles in a thread's registers, with operands read straight from storage. For CPU drivers, where workgroup
+    /// memory is ordinary memory.
     Registers,
     /// Tiles in workgroup memory that the threads of a workgroup share.
     Workgroup,
 }
 
-/// The numbers that choices of kernels depend on.
+/// The numbers by which kernels are chosen.
 ///
-/// They change which kernel runs and how work is cut, and so the order of sums and the last bits; not what is allowed.
+/// They decide which kernel runs and how work is divided, and so the order of sums and the last bits of results. They
+/// do not decide what is allowed.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct DeviceClass {
-    /// The row of the table, usable as `TIEBEAM_DEVICE`.
+    /// The name of its row in the table, usable as `TIEBEAM_DEVICE`.
     pub name: &'static str,
     /// Where its processors are.
     pub kind: DeviceKind,
-    /// Multiprocessors (NVIDIA), compute units (AMD), cores (Intel's Xe, Apple), or on a CPU as many workgroups as should run
-    /// side by side.
+    /// Multiprocessors (NVIDIA), compute units (AMD) or cores (Intel's Xe, Apple). On a CPU, the number of workgroups
+    /// that should run side by side.
     pub width: u32,
     /// Threads to keep in flight on each of them.
     pub threads: u32,
-    /// Lanes of a subgroup: the row's, or on an open device the most that its adapter has.
+    /// Lanes of a subgroup: as in the table, or on an open device the most that its adapter has.
     pub lanes: u32,
-    /// Bytes of workgroup memory: the row's, or on an open device its adapter's.
+    /// Bytes of workgroup memory: as in the table, or on an open device the adapter's limit.
     pub workgroup_memory: u32,
-    /// 32-bit registers that a thread may use before it costs: on CPUs spilled ones are in the nearest cache.
+    /// 32-bit registers that a thread may use without a penalty. CPUs have a high number, because spilled registers
+    /// stay in the nearest cache.
     pub registers: u32,
     /// Which tiles make products.
     pub tiles: Tiles,
-    /// Bytes of an intermediate result that are in memory at a time, where an op makes one chunk by chunk.
+    /// Bytes of an intermediate result that are in memory at a time, in ops that compute it chunk by chunk.
     pub chunk: u64,
-    /// Seconds of a dispatch that does nothing.
+    /// Seconds that an empty dispatch takes.
     pub dispatch: f64,
-    /// What a workgroup's barrier costs, in elements that a thread could read instead.
+    /// The cost of a workgroup barrier, as the number of elements that a thread could read instead.
     pub barrier: u32,
     /// Whether a large kernel takes seconds to compile.
     pub slow_compiler: bool,
-    /// Bytes read and written in a second.
+    /// Bytes read and written per second.
     pub bytes_s: f64,
-    /// f32 operations in a second, a multiply-add being two.
+    /// f32 operations per second. A multiply-add counts as two.
     pub flops_s: f64,
-    /// Seconds of work in one submit: enough to hide what a submit costs, little enough to keep the device fed.
+    /// Seconds of work in one submit: enough to hide the cost of the submit, and little enough to keep the device fed.
     pub submit: f64,
 }
 
-/// A workgroup of fewer operand bytes, and of fewer operations, is not worth being one more.
+/// A further workgroup is only worthwhile if it has at least this many bytes of operands or this many operations.
 const LEAST_BYTES: f64 = 65_536.0;
 const LEAST_FLOPS: f64 = 1e6;
 
 impl DeviceClass {
-    /// Seconds that one dispatch should not be above: some drivers end one of two, and screens stand still before that.
+    /// The longest that one dispatch should take, in seconds. Some drivers kill a dispatch after two seconds, and
+    /// screens freeze before that.
     pub(crate) const LONGEST: f64 = 0.5;
 
     /// Threads that keep the whole device busy.
@@ -84,20 +87,20 @@ impl DeviceClass {
         self.width as usize * self.threads as usize
     }
 
-    /// Workgroups of so many threads that keep the device busy, but no more than have work: each should have 64 KiB of operands,
-    /// each byte counted once, or a million operations.
+    /// Returns how many workgroups of `threads` threads keep the device busy, but no more than there is work for: each
+    /// should have 64 KiB of operands, with each byte counted once, or a million operations.
     pub fn wanted(&self, threads: usize, bytes: f64, flops: f64) -> usize {
         let busy = self.in_flight().div_ceil(threads.max(1));
         let worth = (bytes / LEAST_BYTES).max(flops / LEAST_FLOPS);
         busy.min(worth as usize).max(1)
     }
 
-    /// Whether a barrier costs so much that lanes only share a row where there is no other way to be busy.
+    /// Whether barriers are so costly that lanes should share a row only if the device cannot be kept busy otherwise.
     pub fn has_dear_barriers(&self) -> bool {
         self.barrier >= 64
     }
 
-    /// Whether threads may hold tiles that a GPU would spill.
+    /// Whether threads may hold tiles so large that a GPU would spill them.
     pub fn has_many_registers(&self) -> bool {
         self.registers >= 256
     }
@@ -107,15 +110,16 @@ impl DeviceClass {
         self.kind == DeviceKind::Cpu
     }
 
-    /// Seconds of a dispatch that moves so many bytes and does so many operations, at these rates.
+    /// Estimates the seconds of a dispatch that moves this many bytes and does this many operations.
     pub fn seconds(&self, bytes: f64, flops: f64) -> f64 {
         self.dispatch + (bytes / self.bytes_s).max(flops / self.flops_s)
     }
 
-    /// The row of this name: a kind (`cpu`, `integrated`, `discrete`, `virtual`) or one of the finer rows, any case.
+    /// Returns the row of this name, in any case: a kind (`cpu`, `integrated`, `discrete`, `virtual`) or one of the
+    /// finer rows.
     ///
     /// # Errors
-    /// [`Error::Config`] with the names that there are.
+    /// [`Error::Config`], which lists the names, if there is no such row.
     ///
     /// ```
     /// use tiebeam::gpu::DeviceClass;
@@ -139,19 +143,19 @@ impl DeviceClass {
         TABLE.iter().map(|row| row.class.clone()).collect()
     }
 
-    /// The first row that an adapter fits: by its vendor, its kind and words in its name.
+    /// Returns the first row that the adapter fits, by its vendor, its kind and a word in its name.
     pub(super) fn of(adapter: &AdapterSummary) -> DeviceClass {
         TABLE.iter().find(|row| row.fits(adapter)).unwrap_or(&TABLE[TABLE.len() - 1]).class.clone()
     }
 }
 
-/// A class, and the adapters that are of it.
+/// A class, and which adapters belong to it.
 struct Row {
-    /// PCI vendors, or the numbers that Vulkan has for others; any where it is empty.
+    /// PCI ids of vendors, or Vulkan's ids for vendors without one. Empty means any vendor.
     vendors: &'static [u32],
     /// Part of the adapter's name, in lower case.
     word: &'static str,
-    /// As [`AdapterSummary::kind`] says it; any where it is empty.
+    /// The adapter's [`AdapterSummary::kind`]. Empty means any kind.
     kind: &'static str,
     class: DeviceClass,
 }
@@ -164,7 +168,7 @@ impl Row {
     }
 }
 
-/// A GPU of unknown size with memory of its own.
+/// A discrete GPU of unknown size.
 const DISCRETE: DeviceClass = DeviceClass {
     name: "discrete",
     kind: DeviceKind::Discrete,
@@ -183,7 +187,7 @@ const DISCRETE: DeviceClass = DeviceClass {
     submit: 2e-3,
 };
 
-/// A small GPU in the host's memory: what is not known is taken for this.
+/// A small GPU that shares the host's memory. Unknown devices count as this class.
 const INTEGRATED: DeviceClass = DeviceClass {
     name: "integrated",
     kind: DeviceKind::Integrated,
@@ -196,7 +200,7 @@ const INTEGRATED: DeviceClass = DeviceClass {
     ..DISCRETE
 };
 
-/// A driver on the host's cores. Its threads are loops over the lanes of wide vectors.
+/// A driver that runs kernels on the host's cores. A workgroup's threads are the lanes of wide vectors, taken in loops.
 const CPU: DeviceClass = DeviceClass {
     name: "cpu",
     kind: DeviceKind::Cpu,
@@ -211,7 +215,7 @@ const CPU: DeviceClass = DeviceClass {
     slow_compiler: true,
     bytes_s: 8e9,
     flops_s: 6e10,
-    // lavapipe takes no second submit before the first is done: few, but well below a second.
+    // lavapipe takes no second submit before the first is done. So submits are few, but well below a second each.
     submit: 0.25,
     ..DISCRETE
 };
@@ -224,9 +228,9 @@ const fn row(vendors: &'static [u32], word: &'static str, kind: &'static str, cl
     Row { vendors, word, kind, class }
 }
 
-/// From the finest to the coarsest: an adapter is of the first row that it fits. A new class of adapter is one more row.
+/// Rows from the finest to the coarsest. An adapter belongs to the first row that it fits.
 static TABLE: [Row; 13] = [
-    // Measured on one: see docs/benchmark.md.
+    // Measured on an H200: see docs/benchmark.md.
     row(
         NVIDIA,
         "h200",
@@ -246,7 +250,7 @@ static TABLE: [Row; 13] = [
         "discrete",
         DeviceClass { name: "nvidia", width: 46, workgroup_memory: 48 << 10, flops_s: 1.2e13, ..DISCRETE },
     ),
-    // Waves of 64, and two of them where a thread has many registers.
+    // Waves have 64 lanes.
     row(AMD, "", "discrete", DeviceClass { name: "amd", width: 60, lanes: 64, flops_s: 1e13, ..DISCRETE }),
     row(
         AMD,
@@ -256,7 +260,7 @@ static TABLE: [Row; 13] = [
     ),
     row(INTEL, "", "discrete", DeviceClass { name: "intel-discrete", width: 28, ..DISCRETE }),
     row(INTEL, "", "integrated", DeviceClass { name: "intel", width: 12, bytes_s: 3e10, ..INTEGRATED }),
-    // Metal names no vendor.
+    // Metal reports no vendor.
     row(
         &[],
         "apple",

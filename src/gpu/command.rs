@@ -1,4 +1,4 @@
-//! Commands as values: what is recorded once and encoded as often as a step is replayed.
+//! Commands as values, which are recorded once and encoded again at every replay of a step.
 
 use super::kernel::{Bind, Live, Param};
 use super::pipeline::Pipeline;
@@ -8,35 +8,35 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// What a recorder encodes.
+/// A command that a recorder encodes.
 pub(super) enum Command {
     Dispatch(Dispatch),
-    /// An operand goes into the texture that the next dispatch reads it from.
+    /// Copies an operand into the texture from which the next dispatch reads it.
     Texels(texel::Copy),
-    /// What the host does at this place of a replay.
+    /// Runs code on the host at this place of a replay.
     Hook(Box<dyn Fn() + Send>),
 }
 
-/// A pipeline with all that it takes to run it.
+/// A pipeline with its bindings, parameters and grid.
 pub(super) struct Dispatch {
     pub pipeline: Arc<Pipeline>,
     pub group: wgpu::BindGroup,
-    /// The bytes of its parameters at the recording.
+    /// The bytes of the parameters as they were recorded.
     pub params: Vec<u8>,
     pub grid: [u32; 3],
-    /// How long it should take on this device.
+    /// Estimated seconds on this device.
     pub seconds: f64,
     pub live: Option<Live>,
 }
 
-/// What replays go by: the optimizers' rates, and how far random generators have gone on.
+/// The values that change between replays: the optimizers' rates, and how far random generators have advanced.
 pub(super) struct Now<'a> {
     pub rates: &'a [f32],
     pub shifts: &'a rng::Shifts<'a>,
 }
 
 impl Dispatch {
-    /// Its parameters as they are now, or as they were recorded.
+    /// Returns the parameters with the values of `now`, or as they were recorded.
     pub fn params(&self, now: Option<&Now>) -> Cow<'_, [u8]> {
         let (Some(live), Some(now), Some(layout)) = (&self.live, now, &self.pipeline.interface.params) else {
             return Cow::Borrowed(&self.params);
@@ -61,7 +61,7 @@ impl Dispatch {
     }
 }
 
-/// What a bind group depends on.
+/// The key of a bind group: everything that it depends on.
 #[derive(PartialEq, Eq, Hash)]
 pub(super) struct GroupKey {
     pipeline: u64,
@@ -77,8 +77,9 @@ impl GroupKey {
     }
 }
 
-/// Bind groups of the steady state, where the pool hands the same buffers to the same kernels again. They keep their
-/// buffers alive, so all go when the pool gives buffers back, or when they are many.
+/// A cache of bind groups, for the steady state in which the pool hands the same buffers to the same kernels again.
+/// Bind groups keep their buffers alive, so the cache is cleared when the pool gives buffers back to the driver, or
+/// when it is full.
 #[derive(Default)]
 pub(super) struct Groups {
     made: HashMap<GroupKey, wgpu::BindGroup>,

@@ -1,8 +1,8 @@
-//! What kernels that look at ids found, from the device to the next readback.
+//! Findings: ids outside their range, which kernels note on the device and the next readback reports.
 //!
-//! Each pair of an op and a size has a slot of 16 bytes in a table on the device: how many ids were outside, the first place,
-//! the id there. A readback copies the tables along and clears them; what they held is told once, by the readback that finds
-//! the copy on the host.
+//! Each pair of an op and a size has a slot of 16 bytes in a table on the device: how many ids were outside, the first
+//! such place, and the id there. A readback copies the tables and clears them. The readback that finds the copy on the
+//! host reports its contents, once.
 
 use super::buffer::Buffer;
 use super::record::Recorder;
@@ -17,7 +17,7 @@ const SLOTS: usize = 64;
 const SLOT_BYTES: u64 = 16;
 const TABLE_BYTES: u64 = SLOTS as u64 * SLOT_BYTES;
 
-/// Whose findings a slot holds.
+/// The op and the size whose findings a slot holds.
 #[derive(Clone, Copy, PartialEq)]
 struct Site {
     op: &'static str,
@@ -41,7 +41,7 @@ pub(crate) struct Findings {
 }
 
 impl Gpu {
-    /// The table and the slot in it for what is found in ids of `op`, which must be in `0..size`.
+    /// Returns the table, and the slot in it, for findings in ids of `op`, which must be in `0..size`.
     pub(crate) fn findings_slot(&self, op: &'static str, size: u64, signed: bool) -> (Arc<Buffer>, u32) {
         let site = Site { op, size, signed };
         let mut findings = lock(&self.0.findings);
@@ -50,7 +50,8 @@ impl Gpu {
             findings.sites.len() - 1
         });
         let (table, slot) = (at / SLOTS, at % SLOTS);
-        // Uploaded, because an upload never lies in the memory of a recorded step, whose replays write it.
+        // Uploaded rather than allocated, because an upload never uses the memory of a recorded step, which replays
+        // overwrite.
         let fresh = || {
             let table = self.upload("check_ids", &[0; TABLE_BYTES as usize], TABLE_BYTES);
             table.spare();
@@ -64,7 +65,7 @@ impl Gpu {
         (findings.tables[table].clone(), slot as u32)
     }
 
-    /// Notes that a kernel which writes findings was recorded; every replay of it notes so again.
+    /// Notes that a kernel which writes findings was recorded. Every replay of it notes this again.
     pub(crate) fn findings_written(&self) {
         self.0.findings_written.store(true, Release);
         let written = self.0.findings_written.clone();
@@ -109,7 +110,7 @@ impl Gpu {
         Some(staging)
     }
 
-    /// The first finding that has come to the host, as `Err`; then it is forgotten.
+    /// Returns the first finding that has arrived on the host, as `Err`. All that have arrived are then forgotten.
     pub(super) fn findings(&self) -> Result<()> {
         let Findings { sites, coming, .. } = &mut *lock(&self.0.findings);
         let mut first = None;
@@ -119,7 +120,7 @@ impl Gpu {
                 first = first.take().or(copy.first(sites));
                 false
             }
-            // A lost device says so itself.
+            // A lost device is reported as its fault.
             Ok(Err(_)) | Err(TryRecvError::Disconnected) => false,
         });
         first.map_or(Ok(()), Err)

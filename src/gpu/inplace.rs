@@ -1,8 +1,8 @@
-//! Changes in place: parameters, optimizer state and caches are the only memory that is written twice.
+//! Changes in place. Parameters, optimizer state and caches are the only memory that is written more than once.
 //!
-//! A pending expression reads its operands when it is computed, not when it was written down. Whoever changes a buffer
-//! that tensors hold computes first what still wants the old elements. A change is recorded whole or not at all, under a
-//! lock of its own, so that a snapshot holds the tensors of one moment.
+//! A pending expression reads its operands when it is computed, not when it was written down. So before a buffer that
+//! tensors hold is changed, all pending values that need the old elements are computed. A change is recorded as a whole
+//! or not at all, under a lock of its own, so that a snapshot sees all tensors at one moment.
 
 use super::buffer::Buffer;
 use super::kernel::Launch;
@@ -28,7 +28,7 @@ impl Pending {
         self.values.push(Arc::downgrade(value));
     }
 
-    /// Those that are pending still; the others are forgotten.
+    /// Returns the values that are still pending, and forgets the others.
     fn live(&mut self) -> Vec<Arc<Value>> {
         let mut live = Vec::new();
         self.values.retain(|value| match value.upgrade() {
@@ -42,10 +42,11 @@ impl Pending {
     }
 }
 
-/// Computes values that were listed in the order of making.
+/// Computes values, which are listed in the order in which they were made.
 fn compute(values: Vec<Weak<Value>>) {
-    // Latest first: an expression computes what it inlines, and what only it held is gone when its turn comes. For
-    // the same reason no handle is kept over the loop: a value that looks held is stored.
+    // Latest first: an expression computes the values that it inlines, and one that only this expression held is gone
+    // when its turn comes. For the same reason the loop keeps no handles: a value that seems to be held elsewhere would
+    // be stored.
     for value in values.iter().rev() {
         if let Some(value) = value.upgrade() {
             value.place();
@@ -62,7 +63,7 @@ impl Gpu {
     fn readers(&self, buffers: &[Arc<Buffer>]) -> Vec<Weak<Value>> {
         let live = lock(&self.0.pending).live();
         let mut known: HashSet<*const Value> = HashSet::new();
-        // In the order of making, so that operands are known before what is made of them.
+        // In the order in which they were made, so that operands come before the values that are made of them.
         for value in &live {
             let reads = value.operands().is_some_and(|operands| {
                 operands.iter().any(|operand| match operand.computed() {
@@ -77,17 +78,19 @@ impl Gpu {
         live.iter().filter(|value| known.contains(&Arc::as_ptr(value))).map(Arc::downgrade).collect()
     }
 
-    /// Launches kernels that change `changed`, all of them or none, after what is pending on the old elements.
+    /// Launches kernels that change the buffers `changed`, all kernels or none. Pending values that need the old
+    /// elements are computed first.
     ///
     /// # Errors
-    /// What a buffer of the launches carries, a limit, a pipeline that cannot be made, the device's fault. Then nothing is
-    /// written, and nothing is marked: who asked knows, and the old elements stay good. Only where the driver loses a batch
-    /// between two of the launches the change is half done, and `changed` says so.
+    /// An error that a buffer of the launches carries, a limit, a pipeline that cannot be made, or the device's fault.
+    /// Then nothing is written and no buffer is marked: the caller knows, and the old elements stay valid. Only if the
+    /// driver loses a batch between two of the launches is the change half done, and then the buffers `changed` carry
+    /// the error.
     pub(crate) fn change(&self, changed: &[Arc<Buffer>], launches: &[Launch]) -> Result<()> {
         self.unchanged(|| self.change_now(changed, launches))
     }
 
-    /// The same for who holds others off already.
+    /// Like `change`, for callers inside [`Gpu::unchanged`].
     pub(crate) fn change_now(&self, changed: &[Arc<Buffer>], launches: &[Launch]) -> Result<()> {
         let done = self.try_change(changed, launches);
         if let Err(error) = &done {
@@ -109,7 +112,7 @@ impl Gpu {
         let ready = launches.iter().map(|launch| self.prepare(launch)).collect::<Result<Vec<_>>>()?;
         self.settle(changed);
         for (i, (launch, prepared)) in launches.iter().zip(ready).enumerate() {
-            // Before each, because any of them may fill its batch and hand it over.
+            // Before each launch, because any of them may fill its batch and submit it.
             lock(&self.0.recorder).writes(changed);
             if let Err(error) = self.encode(launch, prepared) {
                 changed.iter().filter(|_| i > 0).for_each(|buffer| buffer.fail(&error));
@@ -121,21 +124,21 @@ impl Gpu {
         Ok(())
     }
 
-    /// Writes bytes at places of buffers in use, for who holds others off ([`Gpu::unchanged`]): what is recorded or pending sees the
-    /// old elements, what comes later the new ones. A tensor that was lost is good again.
+    /// Writes bytes at places of buffers in use, for callers inside [`Gpu::unchanged`]. Recorded and pending work sees
+    /// the old elements, later work the new ones. A tensor whose contents were lost is valid again.
     ///
     /// # Errors
-    /// That a buffer has no memory; the device's fault, if one stands. Then nothing is written.
+    /// If a buffer has no memory, or the device's fault, if one stands. Then nothing is written.
     pub(crate) fn overwrite_now(&self, writes: &[(Place, &[u8])]) -> Result<()> {
         recording::refuse(self, "a write from the host")?;
         let buffers: Vec<_> = writes.iter().map(|(place, _)| place.buffer.clone()).collect();
-        // Before what is pending is computed: under a fault it would be lost.
+        // Checked before pending values are computed, because a fault would lose them.
         self.check()?;
         self.settle(&buffers);
         let raws = buffers.iter().map(|buffer| buffer.memory()).collect::<Result<Vec<_>>>()?;
         let mut recorder = lock(&self.0.recorder);
-        // The queue runs writes before every command of the next submit: the open batch must go first, and nothing
-        // may be recorded in between.
+        // The queue runs writes before every command of the next submit. So the open batch must be submitted first, and
+        // nothing may be recorded in between.
         recorder.submit(self);
         self.check()?;
         for (raw, (place, bytes)) in raws.iter().zip(writes) {
@@ -146,13 +149,13 @@ impl Gpu {
         Ok(())
     }
 
-    /// Runs `work` while nobody changes a tensor in place: what it copies is of one moment.
+    /// Runs `work` while nobody else changes a tensor in place, so that all that it copies is of one moment.
     pub(crate) fn unchanged<T>(&self, work: impl FnOnce() -> T) -> T {
         let _changing = lock(&self.0.changing);
         work()
     }
 
-    /// Copies `bytes` from one place to another; no part of a recorded step.
+    /// Copies `bytes` bytes from one place to another. The copy is not part of a recorded step.
     pub(crate) fn copy(&self, from: &Place, to: &Place, bytes: u64) {
         match (from.buffer.data(), to.buffer.memory()) {
             (Ok(a), Ok(b)) if bytes > 0 => {

@@ -1,7 +1,8 @@
-//! What a kernel's text says of its bindings and parameters: names, types and places, as naga reads them.
+//! A kernel's bindings and parameters, as naga reads them from its text: names, types, binding numbers and offsets.
 //!
-//! Hosts name what they bind and set; numbers and offsets stand in the WGSL only. A name that is missing, unknown, bound to be
-//! written where the kernel reads it, or set to another type is an error of the launch.
+//! The host binds and sets by name. Binding numbers and offsets are written in the WGSL only. A launch fails if a name
+//! is missing or unknown, if the host writes a binding that the kernel reads or the reverse, or if a parameter has
+//! another type.
 
 use super::kernel::{Bind, Param};
 use super::shader::{Assembled, Name};
@@ -9,9 +10,9 @@ use crate::error::{Error, Result};
 use naga::valid::{Capabilities, FunctionInfo, GlobalUse};
 use naga::{AddressSpace, Module, ScalarKind, StorageAccess, TypeInner};
 
-/// Bytes of immediates that every target has: WebGPU's limit, below those of Vulkan, Metal and DX12.
+/// The most bytes of immediates. This is WebGPU's limit, which is below those of Vulkan, Metal and DX12.
 const MOST_IMMEDIATE: u32 = 64;
-/// Bytes of a uniform with parameters: the place of a dispatch in the recorder's buffer.
+/// The most bytes of parameters in a uniform: the space of one dispatch in the recorder's uniform buffer.
 pub(super) const MOST_UNIFORM: u32 = 256;
 
 /// A storage buffer that an entry uses.
@@ -34,7 +35,7 @@ struct Field {
 /// The struct `p` of an entry's parameters.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Params {
-    /// The binding where they are a uniform; immediates have none.
+    /// The binding number if the parameters are a uniform. `None` for immediates.
     pub uniform: Option<u32>,
     /// Bytes of the struct.
     pub bytes: usize,
@@ -49,7 +50,7 @@ pub(crate) struct Interface {
 }
 
 impl Interface {
-    /// That of the entry with this name.
+    /// Returns the interface of the entry with this name.
     pub fn of(assembled: &Assembled, entry: &str) -> Result<Interface> {
         let (module, info) = assembled.check(Capabilities::all())?;
         let at = module.entry_points.iter().position(|point| point.name == entry).ok_or_else(|| {
@@ -137,12 +138,13 @@ impl Params {
         Ok(Params { uniform, bytes: *span as usize, fields })
     }
 
-    /// Their bytes, each set once; `groups_x` is the grid's width.
+    /// Returns the parameters as bytes. Each must be set exactly once, except `groups_x`, which is the grid's width by
+    /// default.
     pub fn pack(&self, values: &[(Name, Param)], groups_x: u32) -> Result<Vec<u8>, String> {
         let mut bytes = vec![0; self.bytes];
         let mut set = 0u64;
         for (i, (name, param)) in values.iter().enumerate() {
-            // Hosts nearly always set them in the struct's order.
+            // The host nearly always sets them in the struct's order.
             let at = match self.fields.get(i) {
                 Some(field) if field.name == *name => Some(i),
                 _ => self.fields.iter().position(|field| field.name == *name),
@@ -168,7 +170,7 @@ impl Params {
         Ok(bytes)
     }
 
-    /// Writes one of them over what was packed.
+    /// Overwrites one parameter in packed bytes.
     pub fn replace(&self, bytes: &mut [u8], name: &str, param: &Param) -> Result<(), String> {
         match self.fields.iter().find(|field| field.name == name) {
             Some(field) => field.put(bytes, param),
@@ -176,7 +178,7 @@ impl Params {
         }
     }
 
-    /// The words of one of them in what was packed.
+    /// Reads the words of one parameter from packed bytes.
     pub fn words<const N: usize>(&self, bytes: &[u8], name: &str) -> Option<[u32; N]> {
         let field = self.fields.iter().find(|field| field.name == name && field.components == N)?;
         let word = |i: usize| <[u8; 4]>::try_from(&bytes[field.offset + 4 * i..][..4]).expect("four bytes");

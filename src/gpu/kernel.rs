@@ -1,4 +1,5 @@
-//! What an op says of a dispatch: kernel, bindings and parameters by name, grid, and what it costs.
+//! Launches: what an op states about a dispatch. This is the kernel, bindings and parameters by name, the grid and the
+//! cost.
 
 use super::Gpu;
 use super::buffer::Buffer;
@@ -7,7 +8,7 @@ use crate::error::Error;
 use naga::ScalarKind;
 use std::sync::Arc;
 
-/// Part of a buffer that a kernel reads or writes; a tensor stands for its elements.
+/// Part of a buffer that a kernel reads or writes. A tensor converts to the part that holds its elements.
 #[derive(Clone)]
 pub(crate) struct Part {
     pub buffer: Arc<Buffer>,
@@ -17,7 +18,7 @@ pub(crate) struct Part {
     pub size: u64,
 }
 
-/// A part of a buffer under the name that the kernel has for it.
+/// A part of a buffer, with its name in the kernel.
 #[derive(Clone)]
 pub(crate) struct Bind {
     pub name: Name,
@@ -31,7 +32,7 @@ pub(crate) struct Param {
     pub kind: ScalarKind,
     pub words: [u32; 4],
     pub count: usize,
-    /// A size above 32 bits, which no kernel can be told.
+    /// A size above 32 bits, which cannot be passed to a kernel.
     too_large: Option<u64>,
 }
 
@@ -60,7 +61,7 @@ impl From<f32> for Param {
     }
 }
 
-/// As 0 or 1: booleans have no place in memory that host and device share.
+/// As 0 or 1, because WGSL does not share booleans between host and device.
 impl From<bool> for Param {
     fn from(x: bool) -> Param {
         Param::from(x as u32)
@@ -86,26 +87,27 @@ impl<const N: usize> From<[usize; N]> for Param {
     }
 }
 
-/// The values of a kernel's parameters at the rates that a step has now.
+/// Computes the values of a kernel's parameters from the step's current rates.
 pub(crate) type Numbers = Arc<dyn Fn(&[f32]) -> Vec<(&'static str, f32)> + Send + Sync>;
 
-/// What changes in a kernel's parameters from one replay of a recorded step to the next.
+/// The parameters of a kernel that change from one replay of a recorded step to the next.
 #[derive(Clone)]
 pub(crate) enum Live {
-    /// `key` and `stream`, which number a random stream of the generator.
+    /// `key` and `stream`, which identify a random stream of the generator.
     Stream { generator: u64 },
-    /// Those that it makes.
+    /// The parameters that this function computes.
     Numbers(Numbers),
 }
 
-/// Turns that all loops of one thread may make together, where each loop takes one more to end and a turn that may `continue`
-/// counts double; the few of a tree at the end come on top. Mesa's software driver up to 22.3, the one of Debian 12, ends a
-/// thread's loops after 65 535 turns in all, without a word. Plans cut longer walks into several dispatches, on every adapter:
-/// the same bits everywhere, and fewer kernels that run into a driver's watchdog. A launch above it fails with a sentence.
+/// The most turns that all loops of one thread may make together. Each loop takes one more turn to end, and a turn that
+/// may `continue` counts double. The few turns of a reduction tree at the end are not counted. Mesa's software driver
+/// up to 22.3, the version of Debian 12, silently ends a thread's loops after 65 535 turns in all. Plans divide longer
+/// walks into several dispatches on every adapter, so that results have the same bits everywhere and fewer kernels meet
+/// a driver's watchdog. A launch with more turns fails with an error.
 pub(crate) const MOST_TURNS: usize = 60_000;
 
-/// One dispatch: what runs, on what, how wide. Every launch states the turns of its loops; a kernel's parameter `groups_x` is the
-/// grid's width and needs no [`set`](Launch::set).
+/// One dispatch: the kernel, its bindings and parameters, and the grid. Every launch states the turns of its loops. A
+/// kernel's parameter `groups_x` is the grid's width and needs no [`set`](Launch::set).
 #[must_use = "a launch does nothing until Gpu::launch"]
 pub(crate) struct Launch<'a> {
     pub op: &'a str,
@@ -116,28 +118,28 @@ pub(crate) struct Launch<'a> {
     pub grid: [u32; 3],
     /// The most turns that the loops of a thread make, up to [`MOST_TURNS`].
     pub turns: Option<usize>,
-    /// Times that each element of an operand is loaded, roughly; 0 when most of a large operand is not.
+    /// Roughly how often each element of an operand is loaded. 0 means that most of a large operand is not loaded.
     pub reuse: u32,
-    /// What it computes, beside moving its operands.
+    /// What it computes, apart from moving its operands.
     pub work: Work,
-    /// What changes in its parameters when a recorded step is replayed.
+    /// The parameters that change when a recorded step is replayed.
     pub live: Option<Live>,
 }
 
 /// What a dispatch computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Work {
-    /// Floating-point operations where they may take longer than moving the operands; else 0.
+    /// Floating-point operations, if they may take longer than moving the operands, else 0.
     pub flops: f64,
-    /// Pieces of a summed axis that it leaves for a later pass to join.
+    /// Parts of a summed axis, which a later pass joins.
     pub parts: usize,
 }
 
 impl Work {
-    /// Nothing that takes longer than moving the operands.
+    /// Work that takes no longer than moving the operands.
     pub const MOVES: Work = Work { flops: 0.0, parts: 1 };
 
-    /// So many operations, with whole results.
+    /// This many operations, with complete results that no later pass joins.
     pub fn flops(flops: f64) -> Work {
         Work { flops, parts: 1 }
     }
@@ -171,7 +173,7 @@ impl<'a> Launch<'a> {
         self.bound(name.into(), part.into(), false)
     }
 
-    /// Binds it, if it is there: a fragment that reads it was imported for it.
+    /// Binds `part` if there is one. The kernel then has imported a fragment that reads it.
     pub fn bind_some(self, name: &'static str, part: Option<impl Into<Part>>) -> Self {
         match part {
             Some(part) => self.bind(name, part),
@@ -195,22 +197,23 @@ impl<'a> Launch<'a> {
         Launch { turns: Some(turns), ..self }
     }
 
-    /// States how often each element of an operand is loaded; once, unless said.
+    /// States how often each element of an operand is loaded. The default is once.
     pub fn reuse(self, reuse: u32) -> Self {
         Launch { reuse, ..self }
     }
 
-    /// States what it computes beside moving its operands; nothing, unless said.
+    /// States what it computes apart from moving its operands. The default is nothing.
     pub fn work(self, work: Work) -> Self {
         Launch { work, ..self }
     }
 
-    /// States what changes in its parameters when a recorded step is replayed; nothing, unless said.
+    /// States which parameters change when a recorded step is replayed. The default is none.
     pub fn live(self, live: Live) -> Self {
         Launch { live: Some(live), ..self }
     }
 
-    /// Bytes of its operands and results, each once; of an operand that is mostly not read as many as the results have.
+    /// Bytes of its operands and results, each counted once. If most of an operand is not loaded (`reuse` is 0), the
+    /// operands count for no more than the results.
     pub fn bytes(&self) -> f64 {
         let of = |write: bool| -> f64 {
             self.binds.iter().filter(|bind| bind.write == write).map(|bind| bind.part.size as f64).sum()
@@ -219,9 +222,9 @@ impl<'a> Launch<'a> {
         written + if self.reuse == 0 { read.min(written) } else { read }
     }
 
-    /// How long it should take on this device.
+    /// Estimated seconds on this device.
     pub(super) fn seconds(&self, gpu: &Gpu) -> f64 {
-        // Where the op does not say: some operations a turn of each thread's loops.
+        // For an op that does not state its work: operations per turn of a workgroup, as 4 for each of 64 threads.
         const EACH: f64 = 4.0 * 64.0;
         let groups: f64 = self.grid.iter().map(|&n| n as f64).product();
         let turns = self.turns.unwrap_or(0) as f64;
@@ -229,23 +232,24 @@ impl<'a> Launch<'a> {
         gpu.class().seconds(self.bytes(), flops)
     }
 
-    /// What it writes.
+    /// The buffers that it writes.
     pub(super) fn written(&self) -> impl Iterator<Item = &Arc<Buffer>> {
         self.binds.iter().filter(|bind| bind.write).map(|bind| &bind.part.buffer)
     }
 
-    /// A parameter above 32 bits, with its size.
+    /// Returns a parameter above 32 bits, with its value.
     pub(super) fn too_large(&self) -> Option<(&str, u64)> {
         self.params.iter().find_map(|(name, param)| param.too_large.map(|size| (&**name, size)))
     }
 
-    /// Its results carry the error.
+    /// Marks its results with the error.
     pub(super) fn fail(&self, error: &Error) {
         self.written().filter(|buffer| !buffer.is_spared()).for_each(|buffer| buffer.fail(error));
     }
 }
 
-/// `groups` workgroups as a grid within the 65535 per axis that every adapter has: `x` fastest.
+/// Arranges at least `groups` workgroups as a grid within the 65535 per axis that every adapter has. `x` is the fastest
+/// axis.
 pub(crate) fn grid(groups: usize) -> [u32; 3] {
     const MOST: usize = 65535;
     if groups <= MOST {

@@ -10,8 +10,8 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 impl Gpu {
-    /// Records one dispatch. After a fault of the device, above a limit, or on a buffer that carries an error, it only marks its
-    /// outputs with the reason.
+    /// Records one dispatch. If the device has a fault, a limit is exceeded, or a buffer carries an error, it only
+    /// marks the outputs with that error.
     pub(crate) fn launch(&self, launch: Launch) {
         if launch.grid.contains(&0) {
             return;
@@ -27,8 +27,9 @@ impl Gpu {
         }
     }
 
-    /// The pipeline and parameters of a launch that is possible: then nothing stands in the way of [`Gpu::encode`]. What fails
-    /// before is only this op's, a pipeline the device's fault.
+    /// Checks a launch and returns its pipeline and parameters, so that nothing but a lost operand can stop
+    /// [`Gpu::encode`]. A failed check concerns this op only, but a pipeline that cannot be made is a fault of the
+    /// device.
     pub(super) fn prepare(&self, launch: &Launch) -> Result<Prepared> {
         self.possible(launch)?;
         self.prepared(launch)
@@ -50,9 +51,9 @@ impl Gpu {
         Ok(Prepared { pipeline, numbers, params })
     }
 
-    /// Whether the operands all have data and nothing is above this adapter's limits.
+    /// Checks that all operands have data and that nothing exceeds this adapter's limits.
     pub(super) fn possible(&self, launch: &Launch) -> Result<()> {
-        // An operand's error is the cause, whatever the result's size would say.
+        // Operands first: an operand's error is the cause, even if the result is too large as well.
         let those = |write: bool| launch.binds.iter().filter(move |bind| bind.write == write);
         those(false).chain(those(true)).try_for_each(|bind| bind.part.buffer.data().map(drop))?;
         let within = |what: &str, need: u64, have: u32| match need > have as u64 {
@@ -70,11 +71,11 @@ impl Gpu {
         within("turns of a thread's loops", launch.turns.unwrap_or(usize::MAX) as u64, MOST_TURNS as u32)
     }
 
-    /// Records a dispatch that was prepared; fails where an operand was lost since.
+    /// Records a prepared dispatch. Fails if an operand was lost in the meantime.
     pub(super) fn encode(&self, launch: &Launch, prepared: Prepared) -> Result<()> {
         let Prepared { pipeline, numbers, params } = prepared;
         let mut recorder = lock(&self.0.recorder);
-        // Only now: a recorded step's end may have moved what somebody holds of it.
+        // Only now, because the end of a recording may have moved buffers of that step.
         let raws = launch.binds.iter().map(|bind| bind.part.buffer.data()).collect::<Result<Vec<_>>>()?;
         let (views, copies) = self.textures(&mut recorder, &pipeline, &launch.binds, &numbers, &raws);
         let group = self.group(&mut recorder, launch, &pipeline, &numbers, &raws, &views);
@@ -92,7 +93,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// The textures that operands are read as, with the copies that fill them.
+    /// Returns the textures through which operands are read, and the copies that fill them.
     fn textures(
         &self,
         recorder: &mut Recorder,
@@ -108,7 +109,7 @@ impl Gpu {
         for i in (0..binds.len()).filter(|_| !pipeline.texels.is_empty()) {
             let (Some(at), Some(texel_of)) = (place(i), texel(i)) else { continue };
             let part = &binds[i].part;
-            // An operand that stands in for another is copied once.
+            // Two bindings of the same part share one copy.
             let twin = (0..i).find(|&other| {
                 let same = &binds[other].part;
                 Arc::ptr_eq(&same.buffer, &part.buffer)
@@ -161,7 +162,7 @@ impl Gpu {
                 entries: &entries,
             })
         };
-        // A recorded step has buffers of its own, and keeps its groups.
+        // Buffers of a recorded step are not in this pool, and its commands keep their groups anyway.
         let steady = launch.binds.iter().all(|bind| bind.part.buffer.is_of(&self.0.pool));
         if pipeline.texels.is_empty() && steady {
             let trims = lock(&self.0.pool).trims();
@@ -172,11 +173,11 @@ impl Gpu {
     }
 }
 
-/// What a launch becomes before it is recorded.
+/// A launch that is checked and ready to be recorded.
 pub(super) struct Prepared {
     pipeline: Arc<Pipeline>,
-    /// The bindings, in the launch's order.
+    /// The numbers of the bindings, in the launch's order.
     numbers: Vec<u32>,
-    /// The bytes of its parameters.
+    /// The bytes of the parameters.
     params: Vec<u8>,
 }

@@ -1,4 +1,4 @@
-//! The numbers of a device's class that can be measured: how wide it is, how fast, and what a dispatch costs.
+//! Measures numbers of a device's class: its width, its rates and the cost of a dispatch.
 
 use super::buffer::Buffer;
 use super::kernel::{Launch, Part, grid};
@@ -8,16 +8,16 @@ use crate::error::{Error, Result};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Threads of a workgroup that fills a multiprocessor alone.
+/// Threads of a workgroup, enough to fill a multiprocessor alone.
 const THREADS: u32 = 256;
-/// Independent chains of a thread: as many multiply-adds as hide their own latency.
+/// Independent chains of multiply-adds per thread, enough to hide their latency.
 const CHAINS: u32 = 8;
 const ROUNDS: u32 = 2048;
-/// No device that we know is wider.
+/// The most workgroups that are tried. No device that we know is wider.
 const WIDEST: usize = 4096;
 
-/// The most workgroups that take hardly longer than one: from one more on, some wait for others, and it takes twice as long. `None`
-/// where as many as `most` take no longer.
+/// Returns the most workgroups that take hardly longer than one. With one more, some wait for others, and the time
+/// doubles. `None` if even `most` workgroups take no longer.
 fn knee(most: usize, mut seconds: impl FnMut(usize) -> Result<f64>) -> Result<Option<usize>> {
     let one = seconds(1)?;
     let mut waits = |groups: usize| Ok(seconds(groups)? > 1.5 * one);
@@ -36,7 +36,7 @@ fn knee(most: usize, mut seconds: impl FnMut(usize) -> Result<f64>) -> Result<Op
     Ok(Some(fits))
 }
 
-/// What measures on one device.
+/// A measurement on one device.
 struct Bench<'a> {
     gpu: &'a Gpu,
     source: Source,
@@ -57,10 +57,10 @@ impl Bench<'_> {
         );
     }
 
-    /// The least seconds of several calls.
+    /// Returns the seconds of the fastest of five calls of `work`.
     ///
     /// # Errors
-    /// Where the device has a fault or found no memory for what is measured, or its clock stood still.
+    /// If the device has a fault, had no memory for the buffer that the kernels write, or its clock stood still.
     fn least(&self, work: impl Fn()) -> Result<f64> {
         self.y.data()?;
         let mut best = f64::INFINITY;
@@ -84,7 +84,7 @@ impl Bench<'_> {
         }
     }
 
-    /// Works until a GPU's clock has come up: at least for so long.
+    /// Keeps the device busy for half a second, so that a GPU raises its clock rate.
     fn warm_up(&self) -> Result<()> {
         let started = Instant::now();
         while started.elapsed().as_secs_f64() < 0.5 {
@@ -95,7 +95,7 @@ impl Bench<'_> {
     }
 }
 
-/// Bytes that no cache holds, where the adapter has room for them.
+/// Bytes to copy: more than a cache holds, unless the adapter's bindings are smaller.
 fn copied(gpu: &Gpu) -> u64 {
     let most = if gpu.class().is_cpu() { 64 << 20 } else { 256 << 20 };
     gpu.adapter().max_binding.min(most) / 4096 * 4096
@@ -108,12 +108,13 @@ fn copy(gpu: &Gpu, from: &Buffer, to: &Buffer, bytes: u64) {
 }
 
 impl Gpu {
-    /// Measures this device's width, rates and cost of a dispatch, keeps them with the choices of kernels and gives the class with
-    /// them in place of the table's: what the adapter is taken for from the next time that it is opened. A CPU's width is not
-    /// measured, since it would depend on how many of its cores are free. A class that somebody named is given as it is.
+    /// Measures this device's width, rates and cost of a dispatch, and keeps them with the choices of kernels. Returns
+    /// the class with these numbers in place of the table's, which the adapter has from the next time that it is
+    /// opened. A CPU's width is not measured, since it would depend on how many of its cores are free. A class that the
+    /// user named is returned unchanged.
     ///
     /// # Errors
-    /// The device's fault.
+    /// The device's fault, missing memory for what is measured, or a clock that stands still.
     pub fn measure_class(&self) -> Result<DeviceClass> {
         if self.0.class_named {
             return Ok(self.class().clone());
@@ -156,7 +157,7 @@ mod tests {
     #[test]
     fn the_knee_is_the_width() {
         for width in [1, 2, 3, 7, 8, 36, 132, 1000] {
-            // One workgroup a multiprocessor at a time, with a tenth of noise that differs from call to call.
+            // One workgroup per multiprocessor at a time, with noise of a tenth on every other call.
             let mut calls = 0;
             let seconds = |groups: usize| {
                 calls += 1;

@@ -1,4 +1,4 @@
-//! Memory of the device: buffers by size classes, uploads that respect the open batch, what recorded steps keep.
+//! Device memory: buffers by size class, uploads that respect the open batch, and the memory of recorded steps.
 
 use super::buffer::{Buffer, Memory, MemoryStats, Pool};
 use super::{Gpu, lock, recording};
@@ -6,7 +6,8 @@ use crate::error::{Error, Result};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-/// Four classes to an octave: at most a quarter is wasted, and near sizes share buffers.
+/// Rounds a size up to its class. There are four classes per octave, so at most a quarter of a large buffer is wasted,
+/// and similar sizes share buffers.
 pub(super) fn size_class(bytes: u64) -> u64 {
     let bytes = bytes.max(256);
     let step = (bytes.next_power_of_two() / 8).max(256);
@@ -14,7 +15,8 @@ pub(super) fn size_class(bytes: u64) -> u64 {
 }
 
 impl Gpu {
-    /// A buffer of at least `bytes`, contents arbitrary. One that cannot be made has no memory and carries the error.
+    /// Returns a buffer of at least `bytes` bytes, with arbitrary contents. If it cannot be made, it has no memory and
+    /// carries the error.
     pub(crate) fn alloc(&self, op: &str, bytes: u64) -> Arc<Buffer> {
         self.alloc_in(op, bytes, &recording::pool(self))
     }
@@ -23,7 +25,7 @@ impl Gpu {
         let buffer = self.take_buffer(op, bytes, u64::MAX, pool);
         let mut pool = lock(pool);
         if pool.of_step {
-            // Those that are gone are forgotten when they are many: a long step has many temporaries.
+            // Dropped buffers are only removed when the list is full, because a long step has many temporaries.
             if pool.lent.len() == pool.lent.capacity() {
                 pool.lent.retain(|buffer| buffer.strong_count() > 0);
             }
@@ -41,7 +43,7 @@ impl Gpu {
         Arc::new(buffer)
     }
 
-    /// Whether one tensor may have so many bytes.
+    /// Checks that one tensor may have this many bytes.
     pub(super) fn fits(&self, op: &str, bytes: u64) -> Result<()> {
         let have = self.most_bytes();
         if bytes > have {
@@ -70,11 +72,11 @@ impl Gpu {
         drop(pool);
         let raw = match self.create(op, class) {
             Some(raw) => raw,
-            // What waits in the pool may be of other sizes: it goes back to the driver once work on it is done.
+            // The pool's free buffers may be of other sizes. They go back to the driver once the work on them is done.
             None => {
                 let _ = self.wait_idle();
                 self.trim();
-                // The device is whole and others may go on: only what needs this buffer cannot be computed.
+                // This is no fault of the device: only what needs this buffer cannot be computed.
                 self.create(op, class).ok_or_else(|| {
                     let message = format!("{:?}", self.memory_stats());
                     Error::OutOfMemory { op: op.into(), bytes: class, message }
@@ -91,13 +93,13 @@ impl Gpu {
         Ok(raw)
     }
 
-    /// A new buffer, `None` when the device has no memory for it.
+    /// Makes a new buffer. `None` if the device has no memory for it.
     fn create(&self, op: &str, bytes: u64) -> Option<wgpu::Buffer> {
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
         self.create_for(op, bytes, usage)
     }
 
-    /// A new buffer that the host can read, `None` when there is no memory for it.
+    /// Makes a new buffer that the host can read. `None` if there is no memory for it.
     pub(super) fn create_readable(&self, op: &str, bytes: u64) -> Option<wgpu::Buffer> {
         self.create_for(op, bytes, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST)
     }
@@ -113,12 +115,12 @@ impl Gpu {
         pollster::block_on(scope.pop()).is_none().then_some(raw)
     }
 
-    /// A buffer with these bytes in it.
+    /// Returns a buffer of `padded` bytes that begins with `bytes`.
     pub(crate) fn upload(&self, op: &str, bytes: &[u8], padded: u64) -> Arc<Buffer> {
-        // `write_buffer` runs before every command of the next submit, so a buffer that the open batch still reads
-        // must not be its target: only buffers let go in earlier batches qualify.
+        // `write_buffer` runs before every command of the next submit, so a buffer that the open batch still reads must
+        // not be its target. Only buffers that were released in earlier batches qualify.
         let epoch = self.0.epoch.load(Ordering::Acquire);
-        // Never from a recorded step's own memory: a replay writes the temporaries that lived there before, but uploads nothing.
+        // Never from a recorded step's pool, because a replay overwrites the temporaries there but repeats no upload.
         let buffer = self.take_buffer(op, padded, epoch, &self.0.pool);
         if let Ok(raw) = buffer.data() {
             self.write_words(raw, 0, bytes);
@@ -127,7 +129,7 @@ impl Gpu {
         buffer
     }
 
-    /// Writes before the next submit; the last word is filled up with zeros.
+    /// Writes before the commands of the next submit. The last word is padded with zeros.
     pub(super) fn write_words(&self, raw: &wgpu::Buffer, offset: u64, bytes: &[u8]) {
         let whole = bytes.len() / 4 * 4;
         self.0.queue.write_buffer(raw, offset, &bytes[..whole]);
@@ -153,7 +155,7 @@ impl Gpu {
         lock(&self.0.steps).iter().filter_map(|(_, pool)| pool.upgrade()).map(|pool| lock(&pool).held()).sum()
     }
 
-    /// A pool for a step that will be recorded, with the recording's number, which is above 0.
+    /// Returns a pool for a step that will be recorded, and the recording's number, which is above 0.
     pub(crate) fn step_pool(&self) -> (u64, Arc<Mutex<Pool>>) {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -172,8 +174,9 @@ impl Gpu {
         pool.is_some_and(|pool| !lock(&pool).is_closed())
     }
 
-    /// Another buffer over the same memory, which replays will go on writing and which is a tensor's from here on; what holds
-    /// `buffer` itself gets a copy when the pool is closed. One of another pool is its own heir.
+    /// Returns another buffer over the same memory, for a tensor that outlives the recording and that replays write.
+    /// Those who hold `buffer` itself get a copy when the pool is closed. A buffer of another pool is returned
+    /// unchanged.
     pub(crate) fn heir(&self, buffer: &Arc<Buffer>, pool: &Arc<Mutex<Pool>>) -> Arc<Buffer> {
         let Some(memory) = buffer.held().filter(|_| buffer.is_of(pool) && buffer.whole.is_none()) else {
             return buffer.clone();
@@ -184,8 +187,8 @@ impl Gpu {
         Arc::new(Buffer::new(self, buffer.size, Some(Memory { raw, home })))
     }
 
-    /// Ends the recording of a step: its pool's memory is the replays' from here on. What the step's code made and somebody
-    /// still holds keeps the elements of the recorded run, in memory of its own.
+    /// Ends the recording of a step: from here on, its pool's memory belongs to the replays. Buffers that the step's
+    /// code made and somebody still holds keep the elements of the recorded run, in memory of the device's pool.
     pub(crate) fn close(&self, pool: &Arc<Mutex<Pool>>) {
         let lent = {
             let mut pool = lock(pool);
@@ -209,7 +212,7 @@ impl Gpu {
         }
     }
 
-    /// Gives the pool's free buffers back to the driver; returns their bytes.
+    /// Gives the pool's free buffers back to the driver and returns their size in bytes.
     pub fn trim(&self) -> u64 {
         lock(&self.0.recorder).groups.clear();
         let mut pool = lock(&self.0.pool);

@@ -41,7 +41,7 @@ pub use class::{DeviceClass, DeviceKind, Tiles};
 pub use options::{Feature, Options, Tuning};
 pub use profile::Profiled;
 
-/// A handle to one device. Cloning is cheap, every clone is the same device, threads may share it.
+/// A handle to one device. Clones are cheap and refer to the same device, and threads may share it.
 ///
 /// ```no_run
 /// let gpu = tiebeam::Gpu::open()?;
@@ -51,7 +51,7 @@ pub use profile::Profiled;
 #[derive(Clone)]
 pub struct Gpu(pub(crate) Arc<Inner>);
 
-/// Matrices that a subgroup multiplies together: `size` x `size` of f16, summed in f32.
+/// Cooperative matrices, which a subgroup multiplies together: `size` x `size` of f16, summed in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CoopMatrices {
     pub size: u32,
@@ -59,7 +59,8 @@ pub(crate) struct CoopMatrices {
 
 pub(crate) struct Inner {
     pub id: u64,
-    /// Whether kernels are on trial here: which of them depends on how long they take.
+    /// Whether this handle only measures candidate kernels (`Gpu::beside`). Which candidates are compiled then depends
+    /// on timing, so they are not checked against the list of variants.
     on_trial: bool,
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,
@@ -70,7 +71,7 @@ pub(crate) struct Inner {
     wait: Option<Duration>,
     summary: AdapterSummary,
     class: DeviceClass,
-    /// Whether somebody named the class: then it is as in the table, whatever was measured.
+    /// Whether the class was named by the user. Then all its numbers come from the table, whatever was measured.
     class_named: bool,
     texels: texel::Policy,
     coop: Option<CoopMatrices>,
@@ -90,24 +91,25 @@ pub(crate) struct Inner {
     changing: Mutex<()>,
     /// Pools of recorded steps, with the numbers of their recordings.
     steps: Mutex<Vec<(u64, Weak<Mutex<buffer::Pool>>)>>,
-    /// Errors that the driver has told, ever.
+    /// How many errors the driver has reported since the device was opened.
     losses: Arc<AtomicU64>,
     pub profile: Mutex<profile::Profile>,
     findings: Mutex<findings::Findings>,
-    /// Whether the device may hold findings that no readback copied.
+    /// Whether the device may hold findings that no readback has copied yet.
     findings_written: Arc<AtomicBool>,
-    /// What `randn` reads, uploaded at its first call.
+    /// The table that `randn` reads, uploaded at its first call.
     pub normal_table: Mutex<Option<Arc<buffer::Buffer>>>,
 }
 
-/// The kernel of a line of `shaders/variants.txt`, for the test that translates them all; of a line that names a piece of generated
-/// kernels, one with that piece. `None` for any other line.
+/// Returns the kernel of a line of `shaders/variants.txt`, for the test that translates them all. For a line that names
+/// a piece of generated kernels, this is a kernel that contains the piece. `None` for any other line.
 #[doc(hidden)]
 pub fn variant(line: &str) -> Option<shader::Source> {
     value::text::example(line).or_else(|| shader::Source::from_line(line))
 }
 
-/// A lock whose data stays usable after a panic elsewhere: what we guard is consistent between statements.
+/// Locks a mutex even if another thread panicked while holding it: the data that we guard is consistent between
+/// statements.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -118,8 +120,9 @@ impl Gpu {
         Gpu(Arc::new(Inner { id: NEXT.fetch_add(1, Ordering::Relaxed), ..inner }))
     }
 
-    /// The same device with nothing recorded, measured or at fault: for work that must not mix with this one's, such as
-    /// measuring kernels while a step is recorded. Tensors of the two do not meet.
+    /// Returns a handle to the same device with its own recorder, memory pools, choices and faults. It is for work that
+    /// must not mix with this handle's, such as measuring kernels while a step is recorded. Tensors of the two handles
+    /// cannot be combined.
     pub(crate) fn beside(&self) -> Gpu {
         let inner = &self.0;
         Gpu::on(Inner {
@@ -161,12 +164,12 @@ impl Gpu {
         &self.0.summary
     }
 
-    /// What kernels are chosen by: the adapter's own class, or the one that [`Options::device`] names.
+    /// The class by which kernels are chosen: the adapter's own, or the one that [`Options::device`] names.
     pub fn class(&self) -> &DeviceClass {
         &self.0.class
     }
 
-    /// Whether [`Gpu::time`] works here.
+    /// Whether [`Gpu::time`] works on this device.
     pub fn has_timestamps(&self) -> bool {
         self.0.features.contains(wgpu::Features::TIMESTAMP_QUERY)
     }
@@ -176,7 +179,7 @@ impl Gpu {
         self.0.features.contains(wgpu::Features::SHADER_F16)
     }
 
-    /// Whether kernels run with bounds checks, and ids are looked at before they are used ([`Error::Outside`]).
+    /// Whether kernels run with bounds checks and ids are checked before they are used ([`Error::Outside`]).
     pub fn is_checked(&self) -> bool {
         self.0.checked
     }
@@ -186,7 +189,7 @@ impl Gpu {
         self.0.class.lanes
     }
 
-    /// Matrix units that multiply f16 and sum f32, whether or not they passed their test.
+    /// The cooperative matrices of this adapter (f16 operands, f32 sums), whether or not they passed their test.
     pub(crate) fn coop_matrices(&self) -> Option<CoopMatrices> {
         self.0.coop
     }
@@ -206,15 +209,17 @@ impl Gpu {
         &self.0.limits
     }
 
-    /// Storage buffers that one kernel may bind; Metal spends one argument slot on buffer sizes.
+    /// The most storage buffers that one kernel may bind. One slot of the limit stays free, because Metal spends it on
+    /// buffer sizes.
     pub(crate) fn max_bindings(&self) -> usize {
         (self.0.limits.max_storage_buffers_per_shader_stage as usize - 1).min(16)
     }
 
-    /// Keeps the first fault of the device; later ops do nothing until it is taken.
+    /// Records a fault of the device and returns it. Only the first fault is kept. Later ops do nothing until it is
+    /// taken.
     ///
-    /// For what the device lost: a pipeline, a batch of work, itself. A limit known beforehand, or no memory for one buffer, is no
-    /// fault: the op's results carry it.
+    /// A fault is the loss of a pipeline, of a batch of work, or of the device itself. A limit that is known
+    /// beforehand, or missing memory for one buffer, is not a fault: the op's results carry that error.
     #[doc(hidden)]
     pub fn raise(&self, error: Error) -> Error {
         tracing::error!(%error, "fault");
@@ -222,7 +227,7 @@ impl Gpu {
         error
     }
 
-    /// The device's fault that stands, if any, as `Err`.
+    /// Returns the device's standing fault, if any, as `Err`.
     pub(crate) fn check(&self) -> Result<()> {
         match &*lock(&self.0.fault) {
             Some(error) => Err(error.clone()),
@@ -230,15 +235,16 @@ impl Gpu {
         }
     }
 
-    /// Takes the device's standing fault away, so that work may go on with tensors made from here on.
+    /// Removes and returns the device's standing fault, so that work may go on with tensors made from now on.
     ///
-    /// A fault is what the device itself lost: a pipeline, a batch of work, the device. While it stands every op is skipped. Tensors
-    /// made by the ops that were skipped carry it from then on, and so does what is made of them; it does not come back to
-    /// the device. What was there before stays: parameters, optimizer state and caches are not changed by a step that was
-    /// skipped. Where a batch was lost on its way, what it was to write carries that, until it is loaded or computed anew.
+    /// A fault is the loss of a pipeline, of a batch of work, or of the device itself. While it stands, every op is
+    /// skipped. The results of skipped ops carry the fault from then on, and so does everything computed from them, but
+    /// they do not put it back on the device. Tensors that existed before keep their elements: a skipped step changes
+    /// no parameter, optimizer state or cache. If a batch was lost on its way, the tensors that it was to write carry
+    /// the error until they are loaded or computed anew.
     ///
-    /// A limit that an op would pass, or a tensor that finds no memory, is no fault: only its results and what depends on them
-    /// carry that.
+    /// An op above a limit, or a tensor that finds no memory, raises no fault: only the op's results and what depends
+    /// on them carry that error.
     pub fn take_fault(&self) -> Option<Error> {
         lock(&self.0.fault).take()
     }

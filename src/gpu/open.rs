@@ -1,4 +1,4 @@
-//! Which adapter is opened, and with what: options, the environment, the list of adapters, features.
+//! Opens a device: reads options and environment, lists the adapters, chooses one, and enables its features.
 
 use super::adapters::{AdapterSummary, choose, list, summarize};
 use super::options::{Feature, Options, used};
@@ -8,22 +8,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-/// Held while the driver is asked for adapters or a device, so that a process opens one device at a time: NVIDIA's driver starts
-/// threads for each, and 37 tests on 16 threads that all opened devices at once waited in it for good. Whoever holds it may take
-/// the lock of `without_panic`, never the other way round.
+/// Held while the driver is asked for adapters or a device, so that a process opens one device at a time. NVIDIA's
+/// driver starts threads for each device, and 37 tests on 16 threads that opened devices at once waited in it forever.
+/// The lock of `without_panic` may be taken while this one is held, but never the reverse.
 static OPENING: Mutex<()> = Mutex::new(());
 
-/// The device features of a list, with what every kernel needs.
+/// Returns the wgpu features of a list, together with what every kernel needs.
 fn required(features: &[Feature]) -> wgpu::Features {
     features.iter().fold(wgpu::Features::IMMEDIATES, |all, feature| all | feature.bits())
 }
 
-/// The setting in the environment, if it is not empty.
+/// Returns the setting in the environment, if it is not empty.
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// How long to wait for the device: as given, else as `TIEBEAM_WAIT` says; `None` for no limit.
+/// Returns how long to wait for the device: as given, else as `TIEBEAM_WAIT` says. `None` means no limit.
 fn wait(given: Option<Duration>) -> Result<Option<Duration>> {
     const DEFAULT: Duration = Duration::from_secs(600);
     let limit = match (given, variable("TIEBEAM_WAIT")) {
@@ -47,7 +47,7 @@ fn seconds(text: &str) -> Result<Duration> {
     Ok(if seconds == 0.0 { Duration::MAX } else { limit })
 }
 
-/// What is left alone: as given, and as `TIEBEAM_OFF` says.
+/// Returns the features that must not be used: those given and those that `TIEBEAM_OFF` lists.
 fn without(mut given: Vec<Feature>) -> Result<Vec<Feature>> {
     if let Some(words) = variable("TIEBEAM_OFF") {
         given.extend(Feature::parse_list(&words)?);
@@ -55,7 +55,7 @@ fn without(mut given: Vec<Feature>) -> Result<Vec<Feature>> {
     Ok(given)
 }
 
-/// The largest square matrices of f16 with f32 sums, where the adapter has any: WGSL has only these two sizes.
+/// Returns the largest square f16 matrices with f32 sums that the adapter has. WGSL has only these two sizes.
 fn coop_matrices(adapter: &wgpu::Adapter, features: &[Feature]) -> Option<CoopMatrices> {
     if !features.contains(&Feature::CooperativeMatrix) {
         return None;
@@ -75,7 +75,7 @@ type Opened = (wgpu::Device, wgpu::Queue);
 
 fn request(adapter: &wgpu::Adapter, features: &[Feature]) -> Result<Opened, String> {
     let experimental = if features.contains(&Feature::CooperativeMatrix) {
-        // SAFETY: only promises that we know the feature may misbehave; its kernels are gated by a self-test.
+        // SAFETY: the call only promises that we know the feature may misbehave. Its kernels are gated by a self-test.
         unsafe { wgpu::ExperimentalFeatures::enabled() }
     } else {
         wgpu::ExperimentalFeatures::disabled()
@@ -91,11 +91,11 @@ fn request(adapter: &wgpu::Adapter, features: &[Feature]) -> Result<Opened, Stri
     pollster::block_on(adapter.request_device(&descriptor)).map_err(|e| e.to_string())
 }
 
-/// Opens with these features, or without the experimental one where that fails; and which it was.
+/// Opens with these features, or without the experimental one if that fails. Returns the features that were used.
 ///
-/// wgpu-hal 30 believes that a driver which lists cooperative matrices has the feature, and panics in `vkCreateDevice`
-/// (`ERROR_FEATURE_NOT_PRESENT`) where its feature bit is off: lavapipe of Mesa 26 with narrow vectors is such a one. The bit
-/// itself cannot be asked for through wgpu.
+/// wgpu-hal 30 assumes that a driver which lists cooperative matrices has the feature. If the driver's feature bit is
+/// off, wgpu-hal panics in `vkCreateDevice` (`ERROR_FEATURE_NOT_PRESENT`). lavapipe of Mesa 26 with narrow vectors is
+/// such a driver. wgpu offers no way to query the bit itself.
 fn first_that_opens<T>(
     mut features: Vec<Feature>,
     open: impl Fn(&[Feature]) -> Result<T, String>,
@@ -112,9 +112,9 @@ fn first_that_opens<T>(
     Ok((open(&features)?, features))
 }
 
-/// What `work` gives, or what it panics with; such a panic prints nothing.
+/// Returns the result of `work`, or the message of its panic as `Err`. The panic prints nothing.
 fn without_panic<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    // One at a time: each puts back the hook that it found.
+    // One at a time, because each call restores the hook that it found.
     static HOOK: Mutex<()> = Mutex::new(());
     let _one = lock(&HOOK);
     let kept = (!std::thread::panicking()).then(|| Arc::new(std::panic::take_hook()));
@@ -131,7 +131,7 @@ fn without_panic<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, Strin
         drop(std::panic::take_hook());
         match Arc::try_unwrap(kept) {
             Ok(hook) => std::panic::set_hook(hook),
-            // Another thread panics this moment and still holds it.
+            // Another thread is panicking at this moment and still holds the hook.
             Err(kept) => std::panic::set_hook(Box::new(move |info| kept(info))),
         }
     }
@@ -143,11 +143,12 @@ fn without_panic<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, Strin
 }
 
 impl Gpu {
-    /// Opens the best adapter: discrete, then integrated, virtual, software. A process opens one at a time; other threads wait.
+    /// Opens the best adapter: discrete, then integrated, virtual, software. A process opens one device at a time, and
+    /// other threads wait.
     ///
     /// # Errors
-    /// [`Error::NoAdapter`] where there is none, [`Error::Unsupported`] where it lacks immediates,
-    /// [`Error::Device`] where the driver refuses.
+    /// [`Error::NoAdapter`] if there is none, [`Error::Unsupported`] if it lacks immediates, [`Error::Device`] if the
+    /// driver refuses.
     pub fn open() -> Result<Gpu> {
         Gpu::open_with(Options::default())
     }
@@ -155,7 +156,8 @@ impl Gpu {
     /// Opens the adapter that `options` name.
     ///
     /// # Errors
-    /// As [`Gpu::open`]; a name that matches nothing lists the adapters that there are.
+    /// As for [`Gpu::open`], and [`Error::Config`] for a setting that cannot be understood. If a name matches no
+    /// adapter, the error lists the adapters.
     pub fn open_with(mut options: Options) -> Result<Gpu> {
         let flag = |name| variable(name).is_some_and(|v| v != "0");
         let backend = options.backend.take().or_else(|| variable("TIEBEAM_BACKEND"));
@@ -168,18 +170,18 @@ impl Gpu {
         options.device = options.device.take().or_else(|| variable("TIEBEAM_DEVICE"));
         options.without = without(options.without)?;
         let wait = wait(options.wait)?;
-        // Before `adapters`, so that those are given back to the driver under it, too.
+        // Declared before `adapters`, so that the adapters are dropped while the lock is still held.
         let _one = lock(&OPENING);
         let adapters = list(backend.as_deref(), wanted.as_deref())?;
         let index = choose(&adapters, wanted.as_deref(), &options.without)?;
         Gpu::from_adapter(index, &adapters[index], options, wait)
     }
 
-    /// Every adapter that this machine offers, in the order that `TIEBEAM_ADAPTER` counts. Those of OpenGL are listed where there
-    /// are no others, or `TIEBEAM_BACKEND` names it.
+    /// Lists every adapter of this machine, in the order that `TIEBEAM_ADAPTER` counts. OpenGL's adapters are listed
+    /// only if there are no others, or if `TIEBEAM_BACKEND` names OpenGL.
     ///
     /// # Errors
-    /// When `TIEBEAM_BACKEND` names no backend or `TIEBEAM_OFF` no feature.
+    /// If `TIEBEAM_BACKEND` names an unknown backend or `TIEBEAM_OFF` an unknown feature.
     pub fn adapters() -> Result<Vec<AdapterSummary>> {
         let without = without(vec![])?;
         let _one = lock(&OPENING);
@@ -223,7 +225,7 @@ impl Gpu {
         }));
         let slot = fault.clone();
         device.set_device_lost_callback(move |reason, message| {
-            // Dropping the last handle also arrives here; nobody is left to ask then.
+            // Dropping the last handle also calls this, but then nobody is left to ask for a fault.
             if reason != wgpu::DeviceLostReason::Destroyed {
                 lock(&slot).get_or_insert(Error::Lost { message });
             }
@@ -287,7 +289,7 @@ mod tests {
             };
             assert_eq!(first_that_opens(wanted.clone(), open), Ok((1, vec![Feature::F16])));
         }
-        // What fails without it too is an error, with the words of the second try; other features are not given up.
+        // If opening fails without it too, the error is that of the second attempt. Other features are not given up.
         let never = |features: &[Feature]| Err::<(), _>(format!("{} features", features.len()));
         assert_eq!(first_that_opens(wanted.clone(), never), Err("1 features".into()));
         assert_eq!(first_that_opens(vec![Feature::F16], never), Err("1 features".into()));

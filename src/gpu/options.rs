@@ -1,45 +1,50 @@
-//! How a device is chosen: the options, and the features that the engine uses where an adapter has them.
+//! Options for opening a device, and the optional features that the engine uses if an adapter has them.
 
 use crate::error::{Error, Result};
 use crate::setters::setters;
 use std::time::Duration;
 
-/// How to choose an adapter; the environment (`TIEBEAM_ADAPTER`, `TIEBEAM_BACKEND`, `TIEBEAM_OFF`, ...) fills what is left
-/// open.
+/// Options for opening a device. The environment (`TIEBEAM_ADAPTER`, `TIEBEAM_BACKEND`, `TIEBEAM_OFF`, ...) fills in
+/// what is not set here.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Options {
-    /// Index in [`Gpu::adapters`](super::Gpu::adapters), or part of the adapter's name, any case.
+    /// Index in [`Gpu::adapters`](super::Gpu::adapters), or part of the adapter's name, in any case.
     pub adapter: Option<String>,
-    /// `vulkan`, `metal`, `dx12` or `gl`; comma separated for several. By default the first three, and OpenGL where those
-    /// offer no adapter or none of the wanted name.
+    /// `vulkan`, `metal`, `dx12` or `gl`, or several separated by commas. By default the first three, and OpenGL if
+    /// those offer no adapter, or none of the wanted name.
     pub backend: Option<String>,
-    /// Features to leave alone though the adapter has them, beside those that `TIEBEAM_OFF` lists (`f16,subgroups,timestamps,
-    /// cooperative-matrix`): for a driver whose feature is broken. Cooperative matrices need f16.
+    /// Features not to use although the adapter has them, in addition to those that `TIEBEAM_OFF` lists
+    /// (`f16,subgroups,timestamps,cooperative-matrix`). For drivers in which a feature is broken. Cooperative matrices
+    /// need f16.
     pub without: Vec<Feature>,
-    /// Runs kernels with bounds checks and bounded loops even in release builds (`TIEBEAM_CHECKED=1`), and looks at ids before
-    /// they are used: those outside a table come out as [`Error::Outside`].
+    /// Runs kernels with bounds checks and bounded loops even in release builds (`TIEBEAM_CHECKED=1`), and checks ids
+    /// before they are used. An id outside its table is reported as [`Error::Outside`].
     pub checked: bool,
-    /// Whether to read operands through textures: never, or wherever it can be done. By default on llvmpipe where it pays:
-    /// its loads from storage buffers are ten times slower. The bits do not depend on it.
+    /// Whether to read operands through textures: never, or wherever possible. By default only on llvmpipe, and only
+    /// where it pays, because llvmpipe's loads from storage buffers are ten times slower. Results have the same bits
+    /// either way.
     pub texels: Option<bool>,
     /// Whether measured choices of kernels are used (`TIEBEAM_TUNE`, by default `read`).
     pub tuning: Option<Tuning>,
     /// Folder of measured choices (`TIEBEAM_CACHE`, by default in the user's cache folder).
     pub cache: Option<std::path::PathBuf>,
-    /// A file of measured choices that comes with the program, as `tiebeam tune --export` writes it: those of exactly this adapter
-    /// and driver, else those of its class of devices. What was measured on this machine goes before.
+    /// A file of measured choices that the program ships, as `tiebeam tune --export` writes it. The section for exactly
+    /// this adapter and driver is used, else those for its class of devices. Choices measured on this machine take
+    /// precedence.
     pub choices: Option<std::path::PathBuf>,
-    /// Whether matrix products may round f32 operands to f16, on adapters with cooperative matrices: several times faster,
-    /// relative errors near 2^-11 an operand (`TIEBEAM_ROUND_PRODUCTS=1`). Sums stay f32. Off by default.
+    /// Whether matrix products may round f32 operands to f16 on adapters with cooperative matrices
+    /// (`TIEBEAM_ROUND_PRODUCTS=1`). This is several times faster, with relative errors near 2^-11 per operand. Sums
+    /// stay f32. Off by default.
     pub round_products: bool,
-    /// How long to wait for the device before it counts as hung (`TIEBEAM_WAIT`, in seconds; `0` or `off` for no limit); by default
-    /// 600 s. `Duration::MAX` is no limit.
+    /// How long to wait for the device before it counts as hung (`TIEBEAM_WAIT`, in seconds; `0` or `off` for no
+    /// limit). 600 s by default. `Duration::MAX` means no limit.
     pub wait: Option<Duration>,
-    /// The class of devices whose kernels are chosen (`TIEBEAM_DEVICE`): a kind (`cpu`, `integrated`, `discrete`, `virtual`) or
-    /// a finer row of the table, such as `h200` ([`DeviceClass::all`](super::DeviceClass::all)). By default, and with `auto` here
-    /// whatever the variable says, the adapter's own, as measured where `tiebeam tune` did so; one that is named is as in the table.
-    /// It changes choices only: limits, features and lanes stay the adapter's.
+    /// The class of devices for which kernels are chosen (`TIEBEAM_DEVICE`): a kind (`cpu`, `integrated`, `discrete`,
+    /// `virtual`) or a finer row of the table, such as `h200` ([`DeviceClass::all`](super::DeviceClass::all)). The
+    /// default is the adapter's own class, with the numbers that `tiebeam tune` measured, if any. `auto` here means the
+    /// default too, whatever the variable says. A named class has the numbers of the table. The class changes choices
+    /// only: limits, features and lanes stay the adapter's.
     pub device: Option<String>,
 }
 
@@ -57,26 +62,27 @@ setters!(Options {
     device: Option<String>,
 });
 
-/// What measured choices do in this process (`TIEBEAM_TUNE`).
+/// How this process uses measured choices (`TIEBEAM_TUNE`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Tuning {
-    /// Kernels are chosen by the built-in tables alone: the same bits whatever was measured on this machine.
+    /// Kernels are chosen by the built-in tables alone. Results then have the same bits whatever was measured on this
+    /// machine.
     Off,
     /// Choices made by an earlier `tiebeam tune` are used.
     #[default]
     Read,
-    /// What has no choice yet is measured when it first runs, and kept.
+    /// A class of problems without a choice is measured when it first runs, and the choice is kept.
     On,
 }
 
-/// What the engine uses where an adapter has it, and can do without.
+/// A feature that the engine uses if the adapter has it, and can do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Feature {
     /// Arithmetic in half precision.
     F16,
-    /// Sums over the lanes that run together.
+    /// Sums over the lanes of a subgroup.
     Subgroups,
     /// Device time, for [`Gpu::time`](super::Gpu::time).
     Timestamps,
@@ -88,7 +94,7 @@ impl Feature {
     pub(super) const ALL: [Feature; 4] =
         [Feature::F16, Feature::Subgroups, Feature::Timestamps, Feature::CooperativeMatrix];
 
-    /// The word for it in `TIEBEAM_OFF` and in [`AdapterSummary::features`](super::AdapterSummary::features).
+    /// Its name in `TIEBEAM_OFF` and in [`AdapterSummary::features`](super::AdapterSummary::features).
     pub fn name(self) -> &'static str {
         match self {
             Feature::F16 => "f16",
@@ -119,7 +125,7 @@ impl Feature {
     }
 }
 
-/// What of the adapter's features is used.
+/// Returns the optional features to use: those that the adapter has, except `without`.
 pub(super) fn used(have: wgpu::Features, without: &[Feature]) -> Vec<Feature> {
     let on = |feature: Feature| have.contains(feature.bits()) && !without.contains(&feature);
     let with = |feature| on(feature) && (feature != Feature::CooperativeMatrix || on(Feature::F16));

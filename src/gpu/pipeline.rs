@@ -1,4 +1,4 @@
-//! Pipelines by source and entry: compiled once, with the interface that the text has.
+//! Pipelines by source and entry. Each is compiled once, with the interface that its text declares.
 
 use super::Gpu;
 use super::interface::Interface;
@@ -30,7 +30,7 @@ pub(super) struct Pipeline {
     pub texels: Vec<(u32, Texel)>,
 }
 
-/// Pipelines made so far; a failed one is kept too, so that it is compiled once and fails every time.
+/// Pipelines made so far. A failed one is kept too, so that it is compiled once and fails every time.
 #[derive(Default)]
 pub(crate) struct Cache(HashMap<Key, Result<Arc<Pipeline>>>);
 
@@ -38,7 +38,7 @@ impl Gpu {
     /// The pipeline of a launch.
     ///
     /// # Errors
-    /// A kernel that does not assemble, has no such entry, or is refused by the driver.
+    /// If the kernel does not assemble, has no such entry, or is refused by the driver.
     pub(super) fn pipeline(&self, launch: &Launch) -> Result<Arc<Pipeline>> {
         let key = Key {
             source: launch.source.key(),
@@ -79,7 +79,8 @@ impl Gpu {
         let module = if self.0.checked {
             device.create_shader_module(descriptor)
         } else {
-            // SAFETY: our own kernels, which the tests run with checks on; every loop is bounded by its parameters.
+            // SAFETY: these are our own kernels, which the tests run with checks on. Every loop is bounded by its
+            // parameters.
             unsafe { device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) }
         };
         let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
@@ -105,7 +106,7 @@ impl Gpu {
         });
         let error = pollster::block_on(internal.pop()).or(pollster::block_on(scope.pop()));
         if let Some(error) = error {
-            // Naga's own report, which has line numbers in the file's terms, found nothing: these are the driver's words.
+            // Naga's own check, which reports lines of the file, found nothing. This message is the driver's.
             let file = format!("{} ({})", assembled.name(), launch.op);
             return Err(Error::shader(file, 0, error.to_string()).because_of(error));
         }
@@ -115,7 +116,7 @@ impl Gpu {
     }
 }
 
-/// What is bound where.
+/// Returns the layout: which bindings are buffers, textures and the uniform.
 fn entries(interface: &Interface, texels: &[(u32, Texel)]) -> Vec<wgpu::BindGroupLayoutEntry> {
     let entry = |binding, ty| wgpu::BindGroupLayoutEntry {
         binding,

@@ -1,4 +1,5 @@
-//! What a dispatch will be, known before there is a device: plans are pure functions of sizes and of the device's class.
+//! Plans: the dispatches that an op will make. They are pure functions of sizes and of the device's class, so they are
+//! known before there is a device.
 
 use super::Gpu;
 use super::kernel::Launch;
@@ -19,9 +20,9 @@ pub struct Pass {
     pub entry: String,
     /// Workgroups along each axis.
     pub grid: [u32; 3],
-    /// Pieces of the axis that is summed or walked, each with a result of its own that a later pass joins.
+    /// Parts of the axis that is summed or walked. Each part has its own result, and a later pass joins them.
     pub parts: usize,
-    /// Bytes of operands and results, each once.
+    /// Bytes of operands and results, each counted once.
     pub bytes: f64,
     /// Floating-point operations.
     pub flops: f64,
@@ -33,7 +34,7 @@ impl Pass {
         self.grid.iter().map(|&n| n as usize).product()
     }
 
-    /// Threads of a workgroup, by the kernel's own text.
+    /// Threads of a workgroup, as the kernel's text declares them.
     ///
     /// # Errors
     /// When the kernel does not assemble.
@@ -54,11 +55,11 @@ impl Pass {
     }
 }
 
-/// The dispatches that a thread makes on one device, or only plans.
+/// The dispatches that a thread makes, or only plans, on one device.
 struct Watch {
     gpu: u64,
     seen: Vec<Pass>,
-    /// Nothing runs.
+    /// Whether dispatches are only planned, and none runs.
     only: bool,
 }
 
@@ -66,7 +67,7 @@ thread_local! {
     static WATCH: RefCell<Option<Watch>> = const { RefCell::new(None) };
 }
 
-/// Ends the watch, also where the work panics.
+/// Ends the watch even if the work panics.
 struct Ended;
 
 impl Drop for Ended {
@@ -75,7 +76,7 @@ impl Drop for Ended {
     }
 }
 
-/// Bytes or operations with three digits, such as `16.8 M`.
+/// Formats bytes or operations with a unit prefix, such as `16.8 M`.
 fn count(x: f64) -> String {
     match x {
         1e9.. => format!("{:.1} G", x * 1e-9),
@@ -103,7 +104,7 @@ impl fmt::Display for Pass {
 }
 
 impl Gpu {
-    /// The dispatches that `work` makes in this thread, in order, as their plans have them; it also runs. Replayed steps are not seen.
+    /// Runs `work` and returns the dispatches that it makes in this thread, in order. Replayed steps are not seen.
     ///
     /// # Errors
     /// The device's fault.
@@ -112,7 +113,7 @@ impl Gpu {
         self.watch(work, false)
     }
 
-    /// The same, but nothing runs: results hold anything, so no `work` whose course depends on values.
+    /// Like `planned`, but no dispatch runs. Results have arbitrary contents, so `work` must not depend on values.
     ///
     /// # Errors
     /// The device's fault.
@@ -137,7 +138,7 @@ impl Gpu {
         WATCH.with_borrow(|watch| watch.as_ref().is_some_and(|watch| watch.only && watch.gpu == self.0.id))
     }
 
-    /// Called behind every dispatch, or in its place.
+    /// Called after every dispatch, or in its place if dispatches are only planned.
     pub(super) fn note_pass(&self, launch: &Launch) {
         WATCH.with_borrow_mut(|watch| {
             let Some(watch) = watch.as_mut().filter(|watch| watch.gpu == self.0.id) else { return };

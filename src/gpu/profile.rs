@@ -1,4 +1,4 @@
-//! Where a piece of work spends its time, kernel by kernel.
+//! Profiles: where a piece of work spends its time, kernel by kernel.
 
 use super::kernel::Launch;
 use super::{Gpu, lock};
@@ -10,30 +10,31 @@ use std::time::Instant;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Profiled {
-    /// The op, the kernel's file and its entry.
+    /// The op, the kernel's name and its entry.
     pub kernel: String,
-    /// Dispatches.
+    /// Number of dispatches.
     pub count: usize,
-    /// Bytes of operands and results, each once a dispatch.
+    /// Bytes of operands and results, each counted once per dispatch.
     pub bytes: u64,
-    /// Seconds of all of them.
+    /// Seconds of all these dispatches together.
     pub seconds: f64,
 }
 
-/// What was seen so far.
+/// What a profile has seen so far.
 #[derive(Default)]
 pub(crate) struct Profile {
     kernels: BTreeMap<String, Profiled>,
-    /// When the device was last idle; `None` while nothing is watched.
+    /// When the device was last idle. `None` while no profile runs.
     idle: Option<Instant>,
 }
 
 impl Gpu {
-    /// Runs `work` with the device waiting behind every kernel; the kernels it used, from the longest to the shortest.
+    /// Runs `work` and waits for the device after every kernel. Returns the kernels that it used, from the longest
+    /// total time to the shortest.
     ///
-    /// Waiting costs some microseconds a dispatch, and what the host does between two kernels counts for the second: the sums
-    /// say where to look, [`Gpu::time`] how long it takes. Kernels that are compiled meanwhile count too, so run `work` once
-    /// before. Replayed steps are not seen.
+    /// Waiting costs some microseconds per dispatch, and what the host does between two kernels counts for the second.
+    /// So the totals say where to look, and [`Gpu::time`] says how long the work takes. Compilation counts too, so run
+    /// `work` once before. Replayed steps are not seen.
     ///
     /// # Errors
     /// The device's fault.
@@ -48,7 +49,7 @@ impl Gpu {
         Ok(all)
     }
 
-    /// Called behind every dispatch, with neither the recorder nor a pool locked.
+    /// Called after every dispatch, while neither the recorder nor a pool is locked.
     pub(crate) fn profiled(&self, launch: &Launch) {
         if lock(&self.0.profile).idle.is_none() || self.wait_idle().is_err() {
             return;

@@ -1,4 +1,4 @@
-//! Readback through kept staging buffers.
+//! Readback through staging buffers, which are kept for reuse.
 
 use super::buffer::Buffer;
 use super::memory::size_class;
@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
 
 impl Gpu {
-    /// Copies `bytes` at `offset` of `buffer` to the host; waits for all recorded work.
+    /// Copies `bytes` bytes from `offset` of `buffer` to the host. Waits for all recorded work.
     pub(crate) fn read(&self, buffer: &Buffer, offset: u64, bytes: u64) -> Result<Vec<u8>> {
         let reading = self.start_read(buffer, offset, bytes)?;
         reading.wait()
@@ -41,7 +41,8 @@ impl Gpu {
         }
         drop(ring);
         let class = size_class(bytes).min(self.limits().max_buffer_size / 4 * 4).max(bytes);
-        // Known before anything is recorded: a buffer without memory would take the open batch with it.
+        // Created before anything is recorded, because a copy to a buffer without memory would lose the whole open
+        // batch.
         self.create_readable("readback", class).ok_or_else(|| {
             let message = format!("{:?}", self.memory_stats());
             Error::OutOfMemory { op: "a readback".into(), bytes: class, message }
@@ -49,7 +50,7 @@ impl Gpu {
     }
 }
 
-/// A readback under way: commands are submitted, [`wait`](Reading::wait) blocks, [`poll`](Reading::poll) does not.
+/// A readback under way. Its commands are submitted. [`wait`](Reading::wait) blocks, [`poll`](Reading::poll) does not.
 pub struct Reading {
     gpu: Gpu,
     staging: Option<wgpu::Buffer>,
@@ -62,12 +63,13 @@ impl Reading {
     /// Blocks until the bytes are here, at most as long as `Options::wait`.
     ///
     /// # Errors
-    /// The device's fault, if one stands; [`Error::Timeout`] when it takes too long. [`Error::Outside`] where the device checks
-    /// ids and found some in work recorded before: once, and whether or not these bytes depend on them.
+    /// The device's fault, if one stands. [`Error::Timeout`] if it takes too long. [`Error::Outside`] if the device
+    /// checks ids and found some outside their range in work recorded before. This is reported once, whether or not
+    /// these bytes depend on those ids.
     pub fn wait(mut self) -> Result<Vec<u8>> {
         const WHAT: &str = "a readback";
         self.gpu.wait_for(self.index.take(), WHAT)?;
-        // The map is announced while polling: here, or by another thread at this moment.
+        // The callback runs in the poll above, or in another thread that is polling at this moment.
         let mapped = match self.gpu.0.wait {
             Some(limit) => self.receiver.recv_timeout(limit).map_err(|error| match error {
                 RecvTimeoutError::Timeout => self.gpu.waited(WHAT),
@@ -80,17 +82,17 @@ impl Reading {
         self.take(mapped)
     }
 
-    /// The bytes if they are here, else `None`; never blocks.
+    /// Returns the bytes if they have arrived, else `None`. Never blocks.
     ///
     /// # Errors
-    /// As [`Reading::wait`].
+    /// As for [`Reading::wait`].
     pub fn poll(&mut self) -> Result<Option<Vec<u8>>> {
         let polled = self.gpu.0.device.poll(wgpu::PollType::Poll);
         polled.map_err(|e| Error::device(format!("polling a readback: {e}")).because_of(e))?;
         match self.receiver.try_recv() {
             Ok(mapped) => self.take(mapped).map(Some),
             Err(TryRecvError::Empty) => self.gpu.check().map(|()| None),
-            // The sender spoke once and is gone: a second take.
+            // The sender is dropped after it has sent once, so the bytes were taken before.
             Err(TryRecvError::Disconnected) => Err(Error::device("this readback was already taken")),
         }
     }

@@ -10,43 +10,45 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
-/// Dispatches in one submit, however short they are: small uploads for them keep their buffers until then.
+/// The most dispatches in one submit, however short they are, because small uploads keep their buffers until the
+/// submit.
 const MOST: usize = 256;
-/// Bytes between the parameters of two dispatches in the buffer of uniforms, which is every adapter's alignment.
+/// Bytes between the parameters of two dispatches in the uniform buffer. Every adapter's alignment divides this number.
 const UNIFORM: usize = MOST_UNIFORM as usize;
 /// Submits that the host may run ahead of the device.
 const IN_FLIGHT: usize = 4;
-/// Uploaded bytes in one submit: wgpu keeps a copy of each until then, and their buffers wait too.
+/// The most uploaded bytes in one submit. Until the submit, wgpu keeps a copy of each upload, and buffers that were
+/// released in this batch cannot be uploaded to.
 const UPLOADS: u64 = 64 << 20;
 
-/// The open batch. One a device, behind a mutex: each op's commands go in as a whole.
+/// The open batch of commands. Each device has one, behind a mutex, so that each op's commands stay together.
 #[derive(Default)]
 pub(crate) struct Recorder {
-    // Declared before the encoder: a pass must end first.
+    // Declared before the encoder, because the pass must end first.
     pass: Option<wgpu::ComputePass<'static>>,
     encoder: Option<wgpu::CommandEncoder>,
-    /// How long the open batch should take on this device.
+    /// Estimated seconds of the open batch on this device.
     seconds: f64,
     dispatches: usize,
     /// Dispatches of all batches.
     total: u64,
     uploaded: u64,
     pub(super) groups: Groups,
-    /// Where kernels whose parameters are too many for immediates find them; one place a dispatch of the batch.
+    /// The parameters of kernels that have too many for immediates, with one place per dispatch of the batch.
     uniforms: Option<wgpu::Buffer>,
-    /// What goes there with the open batch.
+    /// The bytes that the open batch's submit writes to `uniforms`.
     staged: Vec<u8>,
-    /// What the open batch writes.
+    /// The buffers that the open batch writes.
     written: Vec<Weak<Buffer>>,
-    /// Errors of the driver that were seen at the last submit.
+    /// The number of driver errors at the last submit.
     losses: u64,
     flights: VecDeque<wgpu::SubmissionIndex>,
-    /// Operands as textures, where those are faster to read.
+    /// Textures for operands that are faster to read that way.
     pub(super) scratch: Scratches,
 }
 
 impl Recorder {
-    /// The encoder with no pass open: for copies.
+    /// Returns the encoder with no pass open, for copies.
     pub fn encoder(&mut self, gpu: &Gpu) -> &mut wgpu::CommandEncoder {
         self.pass = None;
         self.encoder.get_or_insert_with(|| {
@@ -64,7 +66,8 @@ impl Recorder {
         self.pass.as_mut().expect("opened above")
     }
 
-    /// Encodes a command: the one place where this is done. Replays give what they go by `now`, and run hooks.
+    /// Encodes a command. All commands go through here. Replays pass the values that have changed as `now`, and run
+    /// hooks.
     pub(super) fn encode(&mut self, gpu: &Gpu, command: &Command, now: Option<&Now>) {
         match command {
             Command::Dispatch(dispatch) => self.dispatch(gpu, dispatch, now),
@@ -106,8 +109,8 @@ impl Recorder {
         })
     }
 
-    /// Counts a dispatch that should take so long; hands the batch over when there is enough work in it to hide what a submit costs,
-    /// and long before a driver's watchdog takes it for hung.
+    /// Counts a dispatch of this many estimated seconds. Submits the batch when it has enough work to hide the cost of
+    /// a submit, long before a driver's watchdog takes it for hung.
     fn dispatched(&mut self, gpu: &Gpu, seconds: f64) {
         self.seconds += seconds;
         self.total += 1;
@@ -117,7 +120,7 @@ impl Recorder {
         }
     }
 
-    /// Counts bytes uploaded for this batch; hands it over when they are many.
+    /// Counts bytes uploaded for this batch, and submits it when they are many.
     pub fn uploaded(&mut self, gpu: &Gpu, bytes: u64) {
         self.uploaded += bytes;
         if self.uploaded >= UPLOADS {
@@ -125,7 +128,7 @@ impl Recorder {
         }
     }
 
-    /// Hands the batch to the device, if there is anything in it.
+    /// Submits the open batch to the device. It may be empty.
     pub fn submit(&mut self, gpu: &Gpu) -> Option<wgpu::SubmissionIndex> {
         self.pass = None;
         self.seconds = 0.0;
@@ -133,7 +136,7 @@ impl Recorder {
         self.uploaded = 0;
         let commands = self.encoder.take().map(|e| e.finish());
         if let Some(uniforms) = self.uniforms.as_ref().filter(|_| !self.staged.is_empty()) {
-            // Before this batch's commands and after those of the last: the queue is in order.
+            // The queue is in order, so this write comes after the last batch's commands and before this one's.
             gpu.0.queue.write_buffer(uniforms, 0, &self.staged);
             self.staged.clear();
         }
@@ -153,12 +156,13 @@ impl Recorder {
 }
 
 impl Recorder {
-    /// Notes that the command that follows writes these.
+    /// Notes that the next command writes these buffers.
     pub fn writes<'a>(&mut self, buffers: impl IntoIterator<Item = &'a Arc<Buffer>>) {
         self.written.extend(buffers.into_iter().map(Arc::downgrade));
     }
 
-    /// Where the driver refused something of this batch, nobody knows how far it came.
+    /// If the driver has reported an error since the last submit, marks all buffers that this batch writes: nobody
+    /// knows how far the batch came.
     fn look_for_losses(&mut self, gpu: &Gpu) {
         let losses = gpu.0.losses.load(Ordering::Acquire);
         if self.losses != losses {
@@ -175,13 +179,13 @@ impl Recorder {
 }
 
 impl Gpu {
-    /// Kernels recorded since this device was opened: what fusion saves shows here.
+    /// Returns the number of dispatches since this device was opened, which shows what fusion saves.
     #[doc(hidden)]
     pub fn dispatches(&self) -> u64 {
         lock(&self.0.recorder).total
     }
 
-    /// Submits since this device was opened.
+    /// Returns the number of submits since this device was opened.
     #[doc(hidden)]
     pub fn submits(&self) -> u64 {
         self.0.epoch.load(Ordering::Acquire)
@@ -190,7 +194,7 @@ impl Gpu {
     /// Submits everything recorded so far, without waiting.
     ///
     /// # Errors
-    /// The device's fault, if one stands; not the errors that single tensors carry.
+    /// The device's fault, if one stands. The errors that single tensors carry are not reported.
     pub fn flush(&self) -> Result<()> {
         lock(&self.0.recorder).submit(self);
         self.check()
@@ -199,9 +203,9 @@ impl Gpu {
     /// Submits everything and waits until the device is idle.
     ///
     /// # Errors
-    /// The device's fault, if one stands; not the errors that single tensors carry. [`Error::Timeout`] when the device takes
-    /// longer than `Options::wait`: its work goes on, and a later call may find it done.
-    /// [`Error::Outside`] where the device checks ids and found some.
+    /// The device's fault, if one stands. The errors that single tensors carry are not reported. [`Error::Timeout`] if
+    /// the device takes longer than `Options::wait`: its work goes on, and a later call may find it done.
+    /// [`Error::Outside`] if the device checks ids and found some outside their range.
     pub fn synchronize(&self) -> Result<()> {
         let index = self.submit_with_findings(|_| ());
         self.wait_for(index, "all submitted work")?;
@@ -209,14 +213,14 @@ impl Gpu {
         self.findings()
     }
 
-    /// The same, but leaves what was found in ids for the next readback.
+    /// Like `synchronize`, but leaves findings about ids to the next readback.
     pub(super) fn wait_idle(&self) -> Result<()> {
         let index = lock(&self.0.recorder).submit(self);
         self.wait_for(index, "all submitted work")?;
         self.check()
     }
 
-    /// Waits for a submit, at most as long as the options say.
+    /// Waits for a submit, at most as long as `Options::wait`.
     pub(super) fn wait_for(&self, index: Option<wgpu::SubmissionIndex>, what: &str) -> Result<()> {
         let wait = wgpu::PollType::Wait { submission_index: index, timeout: self.0.wait };
         match self.0.device.poll(wait) {
@@ -226,7 +230,7 @@ impl Gpu {
         }
     }
 
-    /// That the device did not answer in time.
+    /// Returns the error for a device that did not answer in time.
     pub(super) fn waited(&self, what: &str) -> Error {
         let seconds = self.0.wait.unwrap_or_default().as_secs_f64();
         let message = format!(

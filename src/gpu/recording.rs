@@ -1,9 +1,9 @@
-//! The recorded step whose code a thread runs: which it is, where its memory comes from, what it has launched.
+//! The recording of a thread that runs a step's code: its number, its memory and the commands launched so far.
 //!
-//! While a thread records, its commands run as ever and are kept too. What kernels write comes from a pool of the step's own,
-//! so that nobody else is given memory that a replay writes; uploads come from the device's pool, because a replay does
-//! not repeat them. What is bound from outside the own pool is held. What the thread computes for others, or made before, is no
-//! part of it: that runs [`aside`].
+//! While a thread records, its commands run as usual and are also kept. The buffers that kernels write come from the
+//! step's own pool, so that nobody else is given memory that a replay writes. Uploads come from the device's pool,
+//! because a replay does not repeat them. Buffers from outside the step's pool are kept alive. A value that was made
+//! outside the step is computed outside the recording too ([`aside`]).
 
 use super::Gpu;
 use super::buffer::{Buffer, Pool};
@@ -15,18 +15,18 @@ use std::sync::{Arc, Mutex};
 /// What a thread has launched since it began to record.
 pub(super) struct Recording {
     gpu: Gpu,
-    /// Which recording it is, above 0.
+    /// The recording's number, above 0.
     number: u64,
     pub commands: Vec<Command>,
     pool: Arc<Mutex<Pool>>,
-    /// Buffers of other pools that replays read or write: from before, or uploaded in between.
+    /// Buffers of other pools that replays read or write: made before the recording, or uploaded during it.
     pub outside: Vec<Arc<Buffer>>,
     /// Tensors that replays change in place.
     pub changed: Vec<Arc<Buffer>>,
     pub refused: Option<Error>,
     /// The learning rates of optimizer steps, in order.
     pub rates: Vec<f32>,
-    /// What must hold before a replay.
+    /// Conditions that must hold before a replay.
     pub conditions: Vec<Condition>,
 }
 
@@ -45,10 +45,10 @@ impl Drop for Guard {
     }
 }
 
-/// Begins a recording of this thread, in memory of `pool`.
+/// Begins a recording on this thread, with memory from `pool`.
 ///
 /// # Errors
-/// When the thread records already.
+/// If the thread records already.
 pub(super) fn begin(gpu: &Gpu, number: u64, pool: Arc<Mutex<Pool>>) -> Result<Guard> {
     if RECORDING.with_borrow(Option::is_some) {
         return Err(Error::config(
@@ -69,12 +69,12 @@ pub(super) fn begin(gpu: &Gpu, number: u64, pool: Arc<Mutex<Pool>>) -> Result<Gu
     Ok(Guard)
 }
 
-/// Ends it, with what it holds.
+/// Ends the recording and returns it.
 pub(super) fn end(_guard: Guard) -> Option<Recording> {
     RECORDING.take()
 }
 
-/// Puts the thread's recording back.
+/// Restores the thread's recording when dropped.
 struct Aside(Option<Recording>);
 
 impl Drop for Aside {
@@ -94,7 +94,7 @@ pub(crate) fn number(gpu: &Gpu) -> u64 {
     with(gpu, |recording| recording.number).unwrap_or(0)
 }
 
-/// The thread's recording on this device, if it records.
+/// Runs `work` on the thread's recording, if it records on this device.
 fn with<T>(gpu: &Gpu, work: impl FnOnce(&mut Recording) -> T) -> Option<T> {
     RECORDING.with_borrow_mut(|recording| recording.as_mut().filter(|r| r.gpu == *gpu).map(work))
 }
@@ -104,7 +104,8 @@ pub(super) fn pool(gpu: &Gpu) -> Arc<Mutex<Pool>> {
     with(gpu, |recording| recording.pool.clone()).unwrap_or_else(|| gpu.0.pool.clone())
 }
 
-/// Fails while recording: what the host does once in the middle of a step would be missing from its replays.
+/// Fails if this thread records, because what the host does once in the middle of a step would be missing from its
+/// replays.
 pub(crate) fn refuse(gpu: &Gpu, what: &str) -> Result<()> {
     let error = || Error::config(format!("Step: {what} inside a recorded step; do it before or after"));
     match with(gpu, |recording| recording.refused.get_or_insert_with(error).clone()) {
@@ -113,7 +114,7 @@ pub(crate) fn refuse(gpu: &Gpu, what: &str) -> Result<()> {
     }
 }
 
-/// A launch of this thread was skipped: its replays would lack it, so a recording must not go on.
+/// Notes that a launch of this thread was skipped. Replays would lack it, so the recording is refused.
 pub(super) fn failed(gpu: &Gpu, error: &Error) {
     with(gpu, |recording| {
         recording.refused.get_or_insert_with(|| error.clone());
@@ -125,7 +126,7 @@ pub(super) fn command(gpu: &Gpu, command: Command) {
     with(gpu, |recording| recording.commands.push(command));
 }
 
-/// Holds what the kernels just recorded bind from outside.
+/// Keeps the buffers alive that the kernels just recorded bind from outside.
 pub(super) fn binds<'a>(gpu: &Gpu, buffers: impl Iterator<Item = &'a Arc<Buffer>>) {
     with(gpu, |recording| {
         for buffer in buffers.filter(|buffer| !buffer.is_of(&recording.pool)) {
@@ -134,10 +135,10 @@ pub(super) fn binds<'a>(gpu: &Gpu, buffers: impl Iterator<Item = &'a Arc<Buffer>
     });
 }
 
-/// The kernels just recorded change these tensors, and will at every replay.
+/// Notes that the kernels just recorded change these tensors, and that every replay will.
 pub(super) fn changes(gpu: &Gpu, changed: &[Arc<Buffer>]) {
     with(gpu, |recording| {
-        // What the step made itself is no tensor's any more in a replay.
+        // Buffers of the step's own pool belong to no tensor in a replay.
         for buffer in changed.iter().filter(|buffer| !buffer.is_of(&recording.pool)) {
             push_once(&mut recording.changed, buffer);
         }
@@ -151,17 +152,19 @@ fn push_once(list: &mut Vec<Arc<Buffer>>, buffer: &Arc<Buffer>) {
 }
 
 impl Gpu {
-    /// Every replay of what this thread records now runs `hook` at this place; nothing when it does not record.
+    /// Makes every replay of this thread's recording run `hook` at this place. Does nothing if the thread does not
+    /// record.
     pub(crate) fn each_replay(&self, hook: impl Fn() + Send + 'static) {
         command(self, Command::Hook(Box::new(hook)));
     }
 
-    /// Before every replay of what this thread records now, `condition` is asked; where it fails nothing is run.
+    /// Makes every replay of this thread's recording check `condition` first. If it fails, nothing runs.
     pub(crate) fn before_replays(&self, condition: impl Fn() -> Result<()> + Send + 'static) {
         with(self, |recording| recording.conditions.push(Box::new(condition)));
     }
 
-    /// The place among a step's rates of an optimizer that steps at `rate` now; 0 when this thread records nothing.
+    /// Notes the rate of an optimizer's step, and returns its index among the rates of the recorded step. 0 if this
+    /// thread does not record.
     pub(crate) fn note_rate(&self, rate: f32) -> usize {
         let note = |recording: &mut Recording| {
             recording.rates.push(rate);

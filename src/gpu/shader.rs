@@ -16,9 +16,9 @@
 //! }
 //! ```
 //!
-//! Fragments are appended behind the file, once each (order is free at module scope), so line numbers stay
-//! true up to the file's first `#unroll`; [`Assembled::locate`] knows the way back from those behind it.
-//! Debug builds read `shaders/` from the disk, release builds carry it.
+//! Fragments are appended after the file, once each (order is free at module scope). So line numbers stay the same up
+//! to the file's first `#unroll`, and [`Assembled::locate`] maps later lines back to the files. Debug builds read
+//! `shaders/` from the disk, release builds embed it.
 
 mod expression;
 mod lines;
@@ -34,10 +34,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// `shaders/` when the crate was built: names such as `matmul` and `lib/lhs_plain`, files, texts.
+/// The files of `shaders/` when the crate was built: names such as `matmul` and `lib/lhs_plain`, paths, texts.
 static EMBEDDED: &[(&str, &str, &str)] = include!(concat!(env!("OUT_DIR"), "/shaders.rs"));
 
-/// What the host may replace.
+/// The kinds of declarations whose value the host may replace.
 const KINDS: [&str; 5] = ["u32", "i32", "f32", "bool", "alias"];
 
 /// More lines than this are a mistake in a count, not a kernel.
@@ -64,7 +64,7 @@ pub struct Source {
     constants: Vec<(Name, Value)>,
     slots: Vec<(Name, Fragment)>,
     enables: Vec<(Name, ())>,
-    /// Of a generated text: its pieces in the list of variants.
+    /// For a generated text, the lines of its pieces in the list of variants.
     pieces: Vec<String>,
 }
 
@@ -101,7 +101,7 @@ impl Source {
         Source { name: name.into(), text: None, constants, slots, enables, pieces }
     }
 
-    /// A generated kernel, under the same rules as a file; `name` is what errors call it.
+    /// A generated kernel, under the same rules as a file. Errors call it `name`.
     pub fn text(name: impl Into<Name>, text: impl Into<String>) -> Source {
         Source { text: Some(text.into()), ..Source::file(name) }
     }
@@ -123,7 +123,7 @@ impl Source {
         self.set(name, "i32", wgsl)
     }
 
-    /// Replaces the value of `const NAME: f32`; WGSL has no constants that are not finite.
+    /// Replaces the value of `const NAME: f32`. WGSL has no constants that are not finite.
     pub fn f32(self, name: impl Into<Name>, value: f32) -> Source {
         self.set(name, "f32", format!("{value:?}f"))
     }
@@ -145,7 +145,7 @@ impl Source {
         self
     }
 
-    /// Fills a slot with generated code, which may import fragments; `name` is what errors call it.
+    /// Fills a slot with generated code, which may import fragments. Errors call it `name`.
     pub fn slot_text(
         mut self,
         slot: impl Into<Name>,
@@ -167,7 +167,7 @@ impl Source {
         &self.name
     }
 
-    /// The whole numbers that the host writes, by name: tiles, lanes and the like.
+    /// The `u32` constants that the host sets, by name: tiles, lanes and the like.
     pub fn numbers(&self) -> impl Iterator<Item = (&str, &str)> {
         let whole = self.constants.iter().filter(|(_, value)| value.kind == "u32");
         whole.map(|(name, value)| (&**name, value.wgsl.trim_end_matches('u')))
@@ -177,7 +177,7 @@ impl Source {
     pub fn key(&self) -> String {
         let mut key = self.name.to_string();
         let mut add = |mark: char, name: &str, value: &str| {
-            // The length keeps a text from posing as the fields behind it.
+            // The length keeps a text from imitating the fields after it.
             let _ = write!(key, "\n{mark} {name} {} {value}", value.len());
         };
         if let Some(text) = &self.text {
@@ -198,10 +198,10 @@ impl Source {
         key
     }
 
-    /// Applies the rules. With `TIEBEAM_DUMP_SHADERS=DIR` the result is also written to that folder.
+    /// Assembles the kernel's text. With `TIEBEAM_DUMP_SHADERS=DIR` the result is also written to that folder.
     ///
     /// # Errors
-    /// [`Error::Shader`] with the line at fault; [`Error::Io`] when the dump cannot be written.
+    /// [`Error::Shader`] with the line at fault. [`Error::Io`] if the dump cannot be written.
     pub fn assemble(&self) -> Result<Assembled> {
         let assembled = self.assemble_with(&load)?;
         if let Some(folder) = std::env::var_os("TIEBEAM_DUMP_SHADERS").filter(|v| !v.is_empty()) {
@@ -257,10 +257,10 @@ impl Source {
     }
 }
 
-/// A text and the file that it is in.
+/// A file's path and its text.
 type Loaded = (Cow<'static, str>, Cow<'static, str>);
 
-/// Where texts come from: `matmul` or `lib/lhs_plain` to the file and its content.
+/// Finds the file and text of a name such as `matmul` or `lib/lhs_plain`.
 type Load = dyn Fn(&str) -> Result<Loaded, String>;
 
 fn load(name: &str) -> Result<Loaded, String> {
@@ -294,18 +294,18 @@ pub fn file(name: &str) -> Option<&'static str> {
     EMBEDDED.iter().find(|(n, _, _)| *n == name).map(|(_, file, _)| *file)
 }
 
-/// A maker of errors at one line; 0 means the whole file.
+/// Returns a function that makes errors at one line. Line 0 means the whole file.
 fn fault(file: &str, line: usize) -> impl Fn(String) -> Error + use<> {
     let file = file.to_string();
     move |message| Error::shader(file.clone(), line as u32, message)
 }
 
-/// One text on its way through the rules.
+/// One text that is being assembled.
 struct Unit {
     file: String,
     lines: Vec<String>,
     imports: bool,
-    /// Lines of `#unroll` without an `#end` so far, and of those with one.
+    /// Lines of `#unroll` whose `#end` has not been found yet. `ends` has the others, with their `#end`.
     open: Vec<usize>,
     ends: HashMap<usize, usize>,
 }
@@ -320,7 +320,7 @@ impl Unit {
         let mut i = lines.start;
         while i < lines.end {
             let at = fault(&self.file, i + 1);
-            // The scan left no directive but balanced unrolls.
+            // After the scan, the only directives left are balanced unrolls.
             let Some((_, what)) = directive(&self.lines[i]) else {
                 if out.lines.len() == MOST_LINES {
                     return Err(at(format!("unrolls to more than {MOST_LINES} lines")));
@@ -350,7 +350,7 @@ impl Unit {
     }
 }
 
-/// `("import", "lhs = lhs_plain")` of a line that starts with `#`.
+/// Parses a line that starts with `#`, such as into `("import", "lhs = lhs_plain")`.
 fn directive(line: &str) -> Option<(&str, &str)> {
     let line = line.trim_start().strip_prefix('#')?;
     let line = line.split("//").next().unwrap_or(line).trim();
@@ -363,7 +363,7 @@ fn is_word(s: &str) -> bool {
         && s.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
-/// Name, kind and the value's place of `const NAME: u32 = 1u;` or `alias NAME = f32;`, in column 0.
+/// Parses `const NAME: u32 = 1u;` or `alias NAME = f32;`, in column 0, into name, kind and the range of the value.
 fn knob(line: &str) -> Option<(&str, &'static str, Range<usize>)> {
     let start = line.find('=')? + 1;
     let end = start + line[start..].find(';')?;
@@ -392,7 +392,7 @@ struct Assembly<'a> {
 impl Assembly<'_> {
     fn scan(&mut self, unit: &mut Unit, i: usize) -> Result<(), String> {
         let Some((word, what)) = directive(&unit.lines[i]) else {
-            // Inside an unroll the line stands for many.
+            // A line inside an unroll is repeated, so no constant can be declared there.
             return if unit.open.is_empty() { self.replace(&mut unit.lines[i]) } else { Ok(()) };
         };
         match word {
@@ -471,7 +471,8 @@ impl Assembly<'_> {
         Ok(())
     }
 
-    /// What the host chose and no line asked for.
+    /// Returns an error message if the host set a constant or slot that no line declares, or an extension whose name is
+    /// invalid.
     fn left_over(&self) -> Option<String> {
         let Source { constants, slots, enables, .. } = self.source;
         let have = |names: &[String]| if names.is_empty() { "none".into() } else { names.join(", ") };
@@ -493,7 +494,7 @@ pub struct Assembled {
     name: String,
     text: String,
     files: Vec<String>,
-    /// File and line behind each line of the text.
+    /// The file and the line that each line of the text came from.
     lines: Vec<(u32, u32)>,
 }
 
@@ -513,7 +514,7 @@ impl Assembled {
         &self.files
     }
 
-    /// File and line behind a line of the text, both counted from 1; line 0 stands for unknown.
+    /// The file and the line that a line of the text came from, both counted from 1. Line 0 means unknown.
     pub fn locate(&self, line: u32) -> (&str, u32) {
         match self.lines.get((line as usize).wrapping_sub(1)) {
             Some(&(file, line)) => (&self.files[file as usize], line),
@@ -542,14 +543,15 @@ impl Assembled {
                 cause = inner.source();
             }
             let mut labels: Vec<_> = e.spans().cloned().collect();
-            // An expression says more than the function around it.
+            // An expression, whose span is shorter, says more than the function around it.
             labels.sort_by_key(|(span, _)| span.to_range().map_or(usize::MAX, |r| r.len()));
             self.report(words, &labels, vec![])
         })?;
         Ok((module, info))
     }
 
-    /// Naga's words, each label with its own place, the first label's place as the error's.
+    /// Makes an error of naga's message. Each label is shown with its own place, and the first label's place is the
+    /// error's.
     fn report(&self, mut words: Vec<String>, labels: &[(naga::Span, String)], notes: Vec<String>) -> Error {
         let mut place = (self.locate(0).0.to_string(), 0);
         for (i, (span, label)) in labels.iter().filter(|(span, _)| span.is_defined()).enumerate() {

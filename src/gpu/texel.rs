@@ -1,33 +1,34 @@
 //! Operands read through textures, for drivers whose loads from storage buffers are slow.
 //!
 //! llvmpipe (Mesa 22.3) compiles a load from a storage buffer to a loop over lanes that writes and reads back a whole
-//! vector for every element: about 260 ns for eight lanes of `vec4<f32>` on a Zen 4 core, 24 ns through a texture of
-//! the same content. A copy from buffer to texture moves 5 GB/s there, so that it pays even for arrays that are read
-//! once. Kernels know nothing of this: [`rewrite`] turns `x[i]` into `textureLoad` in the assembled text, and a launch
-//! copies the operands first. The bits are the same.
+//! vector for every element. On a Zen 4 core, eight lanes of `vec4<f32>` take about 260 ns, but 24 ns through a texture
+//! of the same content. A copy from buffer to texture moves 5 GB/s there, so it pays even for arrays that are read
+//! once. Kernels need no change: [`rewrite`] turns `x[i]` into `textureLoad` in the assembled text, and a launch copies
+//! the operands first. The results have the same bits.
 
 mod rewrite;
 
 use super::Gpu;
 pub(super) use rewrite::rewrite;
 
-/// Texels in a row of a texture: with llvmpipe's 16384 rows, more than its largest binding holds.
+/// Texels per row of a texture. With llvmpipe's 16384 rows, a texture holds more than llvmpipe's largest binding.
 const WIDTH: u32 = 4096;
 
-/// Bytes that loads must move through an operand before a copy and the pass that it ends pay: about 40 us.
+/// The bytes that must be loaded from an operand before a copy pays. The copy and the pass that it ends cost about 40
+/// us.
 const WORTH: u64 = 64 << 10;
 
 /// When operands are read through textures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Policy {
     Never,
-    /// Where the copy pays.
+    /// If the copy pays.
     Worth,
-    /// Wherever it can be done, for tests.
+    /// Whenever possible, for tests.
     Always,
 }
 
-/// What a texel of an array's element is.
+/// The texture format for an array's element type, and the WGSL to read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Texel {
     pub format: wgpu::TextureFormat,
@@ -51,7 +52,7 @@ impl Texel {
         }
     }
 
-    /// Bytes.
+    /// Bytes of a texel.
     fn size(self) -> u64 {
         match self.suffix {
             ".x" => 4,
@@ -70,8 +71,9 @@ impl Texel {
 }
 
 impl Policy {
-    /// Which of the operands, given by their bytes, a kernel should see as textures when each is loaded `reuse` times. All or none: a
-    /// small operand beside a large one, such as a norm's weight, is loaded as often.
+    /// Returns a test of an operand's bytes: whether a kernel that loads each element `reuse` times should read it as a
+    /// texture. All operands that fit a texture are, or none: a small operand beside a large one, such as a norm's
+    /// weight, is loaded as often.
     pub fn chooses(
         self,
         gpu: &Gpu,
@@ -89,7 +91,7 @@ impl Policy {
     }
 }
 
-/// A scratch texture; commands run in order, so one a place in the kernel is enough.
+/// A scratch texture. Commands run in order, so one per texel format and place in the kernel is enough.
 struct Scratch {
     texture: wgpu::Texture,
     view: wgpu::TextureView,
@@ -102,7 +104,7 @@ struct Scratch {
 pub(super) struct Scratches(Vec<Scratch>);
 
 impl Scratches {
-    /// The texture for the operand at `place` among a kernel's textures, with room for so many bytes.
+    /// Returns the texture for the operand at `place` among a kernel's textures, with room for this many bytes.
     pub fn get(
         &mut self,
         gpu: &Gpu,
@@ -128,7 +130,7 @@ impl Scratches {
     }
 }
 
-/// The copy of an operand into its texture.
+/// A copy of an operand into its texture.
 pub(super) struct Copy {
     pub from: wgpu::Buffer,
     pub offset: u64,

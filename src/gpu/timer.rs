@@ -4,17 +4,18 @@ use super::{Gpu, lock};
 use crate::error::{Error, Result};
 
 impl Gpu {
-    /// Whether [`Gpu::time`] says what work costs: on a CPU driver host and device share the cores, so only the wall's clock does.
+    /// Whether [`Gpu::time`] tells what work costs. With a CPU driver, host and device share the cores, so only wall
+    /// time does.
     pub(crate) fn has_own_clock(&self) -> bool {
         self.has_timestamps() && !self.adapter().is_software()
     }
 
-    /// Seconds that the device spends on what `work` records, by timestamps written around it.
+    /// Returns the seconds that the device spends on what `work` records, measured by timestamps around it.
     ///
     /// Work recorded before is submitted first and does not count.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] on adapters without timestamps, else the standing fault.
+    /// [`Error::Unsupported`] on adapters without timestamps, else the device's fault.
     pub fn time(&self, work: impl FnOnce()) -> Result<f64> {
         if !self.0.features.contains(wgpu::Features::TIMESTAMP_QUERY) {
             let need = format!("{} has no timestamp queries; measure wall time instead", self.adapter().name);
@@ -50,7 +51,8 @@ impl Gpu {
         Ok(ticks[1].saturating_sub(ticks[0]) as f64 * self.0.queue.get_timestamp_period() as f64 * 1e-9)
     }
 
-    /// An empty pass whose timestamp marks this place in the order of commands; works where encoders cannot stamp.
+    /// Records an empty pass whose timestamp marks this place in the commands. This also works on adapters whose
+    /// encoders cannot write timestamps.
     fn stamp(&self, set: &wgpu::QuerySet, index: u32) {
         let mut recorder = lock(&self.0.recorder);
         let writes = wgpu::ComputePassTimestampWrites {

@@ -1,4 +1,5 @@
-//! Copies whose fastest axis changes, by blocks: element by element one side would touch a memory line for each element.
+//! Copies that change the fastest axis, block by block. Element by element, one side would touch a cache line per
+//! element.
 
 use super::kernel::Launch;
 use super::shader::Source;
@@ -11,12 +12,13 @@ pub(crate) struct Transpose {
     batch: usize,
     rows: usize,
     cols: usize,
-    /// Of the array: where it begins, from batch to batch, from column to column.
+    /// Offsets in the array: of its first element, between batches, and between columns.
     steps: [usize; 3],
 }
 
 impl Transpose {
-    /// The copy that makes `shape` contiguous, where it is one of these and all sizes and steps are whole vectors.
+    /// Returns the copy that makes `shape` contiguous, if it is such a transpose of 32-bit elements and all sizes and
+    /// steps are multiples of four.
     pub fn of(dtype: DType, shape: &Shape, strides: &Strides, offset: usize) -> Option<Transpose> {
         let (sizes, merged) = collapse(shape, std::slice::from_ref(strides));
         let (sizes, steps) = (&sizes[..], &merged[0][..]);

@@ -1,9 +1,9 @@
-//! The list of variants: every kernel with its constants and imports that the suite and the benchmark make, in
-//! `shaders/variants.txt`, a line each. A test translates the whole list for every target without a device, so that what has run
-//! on one driver has been seen by every compiler.
+//! The list of variants, `shaders/variants.txt`. It has a line for every kernel, with its constants and fragments, that
+//! the test suite and the benchmark compile. A test translates the whole list for every target without a device, so
+//! that every compiler has seen what has run on one driver.
 //!
-//! With `TIEBEAM_VARIANTS=FILE` a kernel whose line is not in the file fails when it is compiled and says the line to add; with
-//! `TIEBEAM_RECORD_VARIANTS=1` beside it the line is added instead.
+//! With `TIEBEAM_VARIANTS=FILE`, compiling a kernel whose line is not in the file fails, and the error says which line
+//! to add. With `TIEBEAM_RECORD_VARIANTS=1` as well, the line is added to the file instead.
 
 use super::lock;
 use super::shader::Source;
@@ -14,11 +14,11 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock};
 
-/// The list that this process is held to.
+/// The list that this process checks its kernels against.
 struct Held {
     path: PathBuf,
     lines: Mutex<HashSet<String>>,
-    /// Where new lines go.
+    /// The file that new lines are appended to.
     record: Option<Mutex<File>>,
 }
 
@@ -35,7 +35,7 @@ impl Held {
 
     fn check(&self, source: &Source) -> Result<()> {
         for line in source.lines() {
-            // A number of the data, not of the code: one stands for all.
+            // Numbers that come from a model's data are replaced, so that one line covers all of them.
             let line = without_data(&line);
             if lock(&self.lines).contains(&line) {
                 continue;
@@ -48,7 +48,7 @@ impl Held {
                 );
                 return Err(Error::shader(source.name(), 0, message));
             };
-            // In one write: other processes add to the same file.
+            // In one write, because other processes append to the same file.
             lock(file).write_all(format!("{line}\n").as_bytes()).map_err(|e| Error::io(&self.path, e))?;
             lock(&self.lines).insert(line);
         }
@@ -56,7 +56,8 @@ impl Held {
     }
 }
 
-/// Constants that come from a model's data, as a hash's seed does: any other value makes the same text but for the number.
+/// Constants that come from a model's data, such as the seed of a hash. Texts for two values differ in that number
+/// only.
 const DATA: [&str; 3] = ["SEED", "SIGN_SEED", "STORED"];
 
 fn without_data(line: &str) -> String {
@@ -70,7 +71,7 @@ fn without_data(line: &str) -> String {
     line.split(' ').map(word).collect::<Vec<_>>().join(" ")
 }
 
-/// The list that this process is held to, if there is one.
+/// The list that this process checks its kernels against, if there is one.
 fn held() -> Option<&'static Result<Held>> {
     static HELD: OnceLock<Option<Result<Held>>> = OnceLock::new();
     let open = || {
@@ -81,12 +82,12 @@ fn held() -> Option<&'static Result<Held>> {
     HELD.get_or_init(open).as_ref()
 }
 
-/// Whether sources should bring their lines.
+/// Whether there is a list, so that generated sources need their lines.
 pub(super) fn is_held() -> bool {
     held().is_some()
 }
 
-/// Holds a kernel that is about to be compiled to the list, if there is one.
+/// Checks a kernel that is about to be compiled against the list, if there is one.
 pub(super) fn check(source: &Source) -> Result<()> {
     match held() {
         None => Ok(()),

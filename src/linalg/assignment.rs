@@ -1,15 +1,16 @@
-//! Linear assignment: one column for each row so that the chosen entries of a matrix sum to the least, or the most.
+//! Linear assignment: one column for each row, such that the chosen entries of a matrix have the smallest or largest
+//! sum.
 //!
 //! ```text
 //! minimise  sum_i c[i, s(i)]  over one-to-one s     =     maximise  sum_i u[i] + sum_j v[j]  where  u[i] + v[j] <= c[i, j]
 //! ```
 //!
-//! Any `u, v` that satisfy the right-hand side bound the left-hand side from below, so a solution comes with proof: the gap
-//! between the two sums, computed in f64 from the entries as given. Rows or columns that stay free have `u <= 0` or `v <= 0`.
-//! For the largest sum all signs turn: `u[i] + v[j] >= c[i, j]`, free ones `>= 0`.
+//! Any `u, v` that satisfy the right-hand side bound the left-hand side from below. So a solution comes with a proof:
+//! the gap between the two sums, computed in f64 from the entries as given. Rows or columns that stay free have `u <=
+//! 0` or `v <= 0`. For the largest sum all signs are reversed: `u[i] + v[j] >= c[i, j]`, and free ones are `>= 0`.
 //!
-//! Square problems first reduce columns and rows; where that leaves much to do, an auction with falling `eps` finds prices.
-//! Shortest augmenting paths then make any start exact. Sources are named at each phase.
+//! Square problems first reduce columns and rows. If that leaves many rows free, an auction with falling `eps` finds
+//! prices. Shortest augmenting paths then make the result exact from any start. Each phase names its source.
 
 mod path;
 mod phases;
@@ -19,12 +20,12 @@ use crate::error::{Error, Result};
 use phases::{Found, square, warm, wide};
 use solver::NONE;
 
-/// Which sum is wanted.
+/// Which sum to find.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Goal {
-    /// The smallest; `+inf` marks entries that must not be chosen.
+    /// The smallest. `+inf` marks entries that must not be chosen.
     Minimize,
-    /// The largest; `-inf` marks entries that must not be chosen.
+    /// The largest. `-inf` marks entries that must not be chosen.
     Maximize,
 }
 
@@ -37,9 +38,9 @@ impl Goal {
     }
 }
 
-/// An entry of a cost matrix; every value is exact in f64.
+/// An entry of a cost matrix. Every value must be exact in f64.
 pub trait Cost: Copy {
-    /// The same value.
+    /// The same value in f64.
     fn to_f64(self) -> f64;
 }
 
@@ -61,11 +62,11 @@ impl Cost for i32 {
     }
 }
 
-/// A solution and its proof.
+/// A solution and its proof of optimality.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Assignment {
-    /// The column of each row; None where a row stays free (more rows than columns).
+    /// The column of each row. `None` if a row stays free, because there are more rows than columns.
     pub columns: Vec<Option<usize>>,
     /// Sum of the chosen entries.
     pub value: f64,
@@ -73,15 +74,15 @@ pub struct Assignment {
     pub dual_u: Vec<f64>,
     /// Potentials of the columns.
     pub dual_v: Vec<f64>,
-    /// How far `value` can be from the best at most: its distance from the sum of the potentials.
+    /// The most that `value` can differ from the optimum: its distance from the sum of the potentials.
     pub gap: f64,
-    /// Whether the gap, with what rounding of the potentials may hide, is nothing but rounding: at most
-    /// `64 eps max(rows, columns) max|c|` with f64's `eps`, forbidden entries left out. With whole numbers a gap below 1 means
-    /// that no assignment is better.
+    /// Whether the gap is nothing but rounding. The gap plus the rounding error of the potentials is then at most `64
+    /// eps max(rows, columns) max|c|`, with f64's `eps` and without forbidden entries. For whole numbers, a gap below 1
+    /// means that no assignment is better.
     pub exact: bool,
 }
 
-/// The best assignment of `cost`, row-major with `size = [rows, columns]`: `min(rows, columns)` pairs.
+/// Finds the best assignment of `cost`, row-major with `size = [rows, columns]`. It has `min(rows, columns)` pairs.
 ///
 /// ```
 /// use tiebeam::linalg::assignment::{Goal, assign};
@@ -92,26 +93,26 @@ pub struct Assignment {
 /// ```
 ///
 /// # Errors
-/// [`Error::Config`] for an entry that is NaN or infinite on the wrong side, entries that f64 cannot sum, and where
+/// [`Error::Config`] for an entry that is NaN or infinite with the wrong sign, for entries that f64 cannot sum, and if
 /// forbidden entries leave no assignment.
 ///
 /// # Panics
-/// When `cost` has not `rows * columns` elements.
+/// If `cost` does not have `rows * columns` elements.
 #[track_caller]
 pub fn assign<C: Cost>(cost: &[C], size: [usize; 2], goal: Goal) -> Result<Assignment> {
     let scale = Scale::of(cost, size, goal)?;
     solve(cost, size, goal, &scale, None)
 }
 
-/// As [`assign`], from the column potentials (`dual_v`) of an earlier, similar problem with the same goal.
+/// Like [`assign`], starting from the column potentials (`dual_v`) of an earlier, similar problem with the same goal.
 ///
-/// The result is as good whatever the prices; good ones save time. Only square problems use them.
+/// The result is equally good for any prices. Good prices save time. Only square problems use them.
 ///
 /// # Errors
-/// As [`assign`], and for a price that is not finite.
+/// As for [`assign`], and for a price that is not finite.
 ///
 /// # Panics
-/// When `cost` has not `rows * columns` elements or `prices` not `columns`.
+/// If `cost` does not have `rows * columns` elements or `prices` does not have `columns`.
 #[track_caller]
 pub fn assign_from<C: Cost>(cost: &[C], size: [usize; 2], goal: Goal, prices: &[f64]) -> Result<Assignment> {
     check_prices(size, prices)?;
@@ -119,16 +120,18 @@ pub fn assign_from<C: Cost>(cost: &[C], size: [usize; 2], goal: Goal, prices: &[
     solve(cost, size, goal, &scale, Some(prices))
 }
 
-/// What an assignment is worth, with the proof that these column potentials give. It is `exact` only if they prove it.
+/// Returns the value of an assignment, with the proof that these column potentials give. It is `exact` only if they
+/// prove it.
 ///
-/// Potentials that break the sign rule of free columns are moved to 0; those of rows are the best that go with the columns'.
+/// Potentials that break the sign rule of free columns are moved to 0. Those of the rows are the best for these column
+/// potentials.
 ///
 /// # Errors
-/// As [`assign`], for a price that is not finite, and for `columns` that are no assignment: one used twice or past the
-/// end, too few, or a forbidden entry.
+/// As for [`assign`], for a price that is not finite, and if `columns` is not an assignment: a column is used twice or
+/// out of range, there are too few, or an entry is forbidden.
 ///
 /// # Panics
-/// As [`assign_from`], and when `columns` has not `rows` elements.
+/// As for [`assign_from`], and if `columns` does not have `rows` elements.
 #[track_caller]
 pub fn certify<C: Cost>(
     cost: &[C],
@@ -168,13 +171,13 @@ fn check_prices(size: [usize; 2], prices: &[f64]) -> Result<()> {
     }
 }
 
-/// What the entries are like, forbidden ones left out.
+/// The magnitudes of the entries, without forbidden ones.
 struct Scale {
     /// Largest `|c|`.
     most: f64,
     /// Largest difference of two entries.
     range: f64,
-    /// Smallest entry of each column, as minimised.
+    /// Smallest entry of each column, with the sign of the minimisation.
     least: Vec<f64>,
 }
 
@@ -247,12 +250,12 @@ fn solve<C: Cost>(
         return Ok(prove(&wide(&turned, [columns, rows], sign, scale.range, "column")?, true));
     }
     if let Some(prices) = prices {
-        // What all prices have in common means nothing and costs digits.
+        // A constant that all prices share has no meaning and costs digits, so it is removed.
         let (low, high) =
             prices.iter().fold((f64::MAX, f64::MIN), |(low, high), &v| (low.min(v), high.max(v)));
         let start = prices.iter().map(|v| sign * (low / 2.0 + high / 2.0 - v)).collect();
         let found = warm(cost, rows, sign, scale.range, start)?.map(|found| prove(&found, false));
-        // Prices far larger than the entries leave too few digits for these.
+        // Prices that are far larger than the entries leave too few digits for the entries.
         if let Some(found) = found.filter(|found| found.exact) {
             return Ok(found);
         }
@@ -261,7 +264,7 @@ fn solve<C: Cost>(
     Ok(prove(&square(cost, rows, sign, scale.range, start)?, false))
 }
 
-/// The value and its gap. `columns` is a complete assignment without forbidden entries.
+/// Computes the value and its gap. `columns` is a complete assignment without forbidden entries.
 fn proof<C: Cost>(
     cost: &[C],
     [rows, width]: [usize; 2],
@@ -271,7 +274,7 @@ fn proof<C: Cost>(
     prices: &[f64],
 ) -> Assignment {
     let sign = goal.sign();
-    // As minimised; with columns to spare, all `v <= 0`.
+    // With the sign of the minimisation. If columns stay free, all `v <= 0`.
     let bound = if width > rows { 0.0 } else { f64::INFINITY };
     let v: Vec<f64> = prices.iter().map(|p| (sign * p).min(bound)).collect();
     let (mut value, mut gap, mut rounding) = (0.0, 0.0, 0.0);
@@ -279,7 +282,7 @@ fn proof<C: Cost>(
     let mut free: Vec<bool> = vec![true; width];
     for (i, &column) in columns.iter().enumerate() {
         let row = &cost[i * width..][..width];
-        // With rows to spare, all `u <= 0`.
+        // If rows stay free, all `u <= 0`.
         let least = if rows > width { 0.0 } else { f64::INFINITY };
         let u = least_of(row, &v, sign, least);
         let paid = match column {
@@ -300,7 +303,7 @@ fn proof<C: Cost>(
     Assignment { columns, value, dual_u, dual_v, gap, exact: gap + rounding <= allowed }
 }
 
-/// The smallest of `sign * row - v` and `least`.
+/// Returns the smallest of `sign * row - v` and `least`.
 fn least_of<C: Cost>(row: &[C], v: &[f64], sign: f64, least: f64) -> f64 {
     const LANES: usize = 8;
     let mut lanes = [least; LANES];

@@ -2,15 +2,16 @@
 
 use super::{add_scaled, descending, dot, picked, rotate, scale_below_one};
 
-/// The eigenvalues of a symmetric matrix `a [n, n]` from large to small, and its orthonormal eigenvectors, one a row, so that
-/// `a = sum_i values[i] vectors[i] vectors[i]^T`. The lower triangle of `a` is read.
+/// Returns the eigenvalues of a symmetric matrix `a [n, n]` in descending order, and its orthonormal eigenvectors, one
+/// per row, so that `a = sum_i values[i] vectors[i] vectors[i]^T`. Only the lower triangle of `a` is read.
 ///
-/// Householder reflections make the matrix tridiagonal, then implicit QL steps with Wilkinson's shift make it diagonal. Values
-/// and `a` rebuilt are within a few `2^-53 sqrt(n)` of the largest value. Elements that are not finite give NaN throughout.
-/// Source: Golub and Van Loan, Matrix Computations, 4th edition, sections 8.3.1 and 8.3.3.
+/// Householder reflections make the matrix tridiagonal, then implicit QL steps with Wilkinson's shift make it diagonal.
+/// The errors of the values and of the rebuilt `a` are within a few `2^-53 sqrt(n)` of the largest value. If an element
+/// is not finite, all results are NaN. Source: Golub and Van Loan, Matrix Computations, 4th edition, sections 8.3.1 and
+/// 8.3.3.
 ///
 /// # Panics
-/// When `a` has not `n * n` elements.
+/// If `a` does not have `n * n` elements.
 #[track_caller]
 pub fn symmetric_eigen(a: &[f64], n: usize) -> (Vec<f64>, Vec<f64>) {
     assert!(a.len() == n * n, "symmetric_eigen: {} elements for [{n}, {n}]", a.len());
@@ -25,8 +26,8 @@ pub fn symmetric_eigen(a: &[f64], n: usize) -> (Vec<f64>, Vec<f64>) {
     (order.iter().map(|&i| diagonal[i] * scale).collect(), picked(&vectors, n, &order))
 }
 
-/// `Q^T a Q`, tridiagonal: its diagonal, what is beside the diagonal (element i between i and i + 1, the last 0), and `Q^T`.
-/// Works in the lower triangle of `a`, from the last row up, and leaves the reflections there.
+/// Returns the tridiagonal matrix `Q^T a Q` as its diagonal and its off-diagonal (element i is between i and i + 1, the
+/// last is 0), and `Q^T`. Works in the lower triangle of `a`, from the last row up, and leaves the reflections there.
 fn tridiagonal(a: &mut [f64], n: usize) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
     let (mut diagonal, mut beside, mut betas) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
     let mut w = vec![0.0; n];
@@ -73,11 +74,11 @@ fn tridiagonal(a: &mut [f64], n: usize) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
     (diagonal, beside, turned)
 }
 
-/// QL steps until nothing is beside the diagonal; the rows of `vectors` turn with them.
+/// QL steps until the off-diagonal `e` is 0. The rows of `vectors` are rotated with them.
 fn diagonalise(d: &mut [f64], e: &mut [f64], vectors: &mut [f64]) {
     let n = d.len();
     for l in 0..n {
-        // Two steps an eigenvalue are usual. The bound is for the proof that this ends.
+        // Two steps per eigenvalue are usual. The bound guarantees that the loop ends.
         for _ in 0..60 {
             let small = |i: &usize| e[*i].abs() <= f64::EPSILON * (d[*i].abs() + d[i + 1].abs());
             let m = (l..n - 1).find(small).unwrap_or(n - 1);
@@ -120,7 +121,7 @@ mod tests {
     use super::*;
     use crate::linalg::tests::{by_transposed, drawn, miss, skew};
 
-    /// Against the promise: rebuilt, orthonormal, in order.
+    /// Checks the documented properties: the matrix is rebuilt, the vectors are orthonormal, the values are in order.
     fn holds(what: &str, a: &[f64], n: usize) -> Vec<f64> {
         let (values, vectors) = symmetric_eigen(a, n);
         let most = values.iter().fold(0.0f64, |most, x| most.max(x.abs()));

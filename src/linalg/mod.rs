@@ -1,4 +1,5 @@
-//! Small dense linear algebra in f64 on the host. Matrices are row-major slices; the same input gives the same bits.
+//! Small dense linear algebra in f64 on the host. Matrices are row-major slices. The same input always gives the same
+//! bits.
 
 pub mod assignment;
 mod eigen;
@@ -7,11 +8,11 @@ mod svd;
 pub use eigen::symmetric_eigen;
 pub use svd::{Svd, singular_values};
 
-/// The lower triangle `L` of `a = L L^T`, `a [n, n]` symmetric, of which the lower triangle is read; `None` where `a` is not
-/// positive definite. Source: Golub and Van Loan, Matrix Computations, 4th edition, section 4.2.
+/// Returns the lower triangle `L` of `a = L L^T`, where `a [n, n]` is symmetric and only its lower triangle is read.
+/// `None` if `a` is not positive definite. Source: Golub and Van Loan, Matrix Computations, 4th edition, section 4.2.
 ///
 /// # Panics
-/// When `a` has not `n * n` elements.
+/// If `a` does not have `n * n` elements.
 #[track_caller]
 pub fn cholesky(a: &[f64], n: usize) -> Option<Vec<f64>> {
     assert!(a.len() == n * n, "cholesky: {} elements for [{n}, {n}]", a.len());
@@ -31,10 +32,11 @@ pub fn cholesky(a: &[f64], n: usize) -> Option<Vec<f64>> {
     Some(lower)
 }
 
-/// The solution `x [n, columns]` of `a x = b`, `a [n, n]` symmetric and positive definite, by Cholesky; `None` where it is not.
+/// Returns the solution `x [n, columns]` of `a x = b`, where `a [n, n]` is symmetric and positive definite, by
+/// Cholesky. `None` if `a` is not positive definite.
 ///
 /// # Panics
-/// When `a` has not `n * n` elements or `b` not `n * columns`.
+/// If `a` does not have `n * n` elements or `b` does not have `n * columns`.
 #[track_caller]
 pub fn solve_positive(a: &[f64], n: usize, b: &[f64], columns: usize) -> Option<Vec<f64>> {
     assert!(
@@ -79,7 +81,7 @@ fn add_scaled(to: &mut [f64], s: f64, from: &[f64]) {
     to.iter_mut().zip(from).for_each(|(to, from)| *to += s * from);
 }
 
-/// Rows `x` and `y` of length `n`, of numbers `i < j` in `a`, become `c x - s y` and `s x + c y`.
+/// Rotates the rows `x` and `y` with indices `i < j` in `a`, of length `n`, to `c x - s y` and `s x + c y`.
 fn rotate(a: &mut [f64], n: usize, [i, j]: [usize; 2], [c, s]: [f64; 2]) {
     let (first, second) = a.split_at_mut(j * n);
     for (x, y) in first[i * n..][..n].iter_mut().zip(&mut second[..n]) {
@@ -87,13 +89,14 @@ fn rotate(a: &mut [f64], n: usize, [i, j]: [usize; 2], [c, s]: [f64; 2]) {
     }
 }
 
-/// Divides by the power of two that takes the largest element below 1, so that squares do not overflow, and returns it.
+/// Divides by the power of two that brings the largest element below 1, so that squares do not overflow, and returns
+/// it.
 fn scale_below_one(a: &mut [f64]) -> f64 {
     let largest = a.iter().fold(0.0f64, |most, x| most.max(x.abs()));
     if largest == 0.0 {
         return 1.0;
     }
-    // No further than where the power, and 1 over it, are ordinary numbers.
+    // Clamped so that the power and its reciprocal are normal numbers.
     let scale = 2f64.powi(largest.log2().floor().clamp(-1022.0, 1022.0) as i32 + 1);
     a.iter_mut().for_each(|x| *x /= scale);
     scale
@@ -106,7 +109,7 @@ fn descending(values: &[f64]) -> Vec<usize> {
     order
 }
 
-/// The rows of these numbers, of length `n` each.
+/// Returns the rows with these indices, of length `n` each.
 fn picked(rows: &[f64], n: usize, order: &[usize]) -> Vec<f64> {
     order.iter().flat_map(|&i| &rows[i * n..][..n]).copied().collect()
 }
@@ -144,7 +147,7 @@ mod tests {
         assert!(cholesky(&[], 0).is_some_and(|lower| lower.is_empty()));
     }
 
-    /// Evenly drawn between -1/2 and 1/2.
+    /// Uniform draws between -1/2 and 1/2.
     pub(super) fn drawn(count: usize, seed: u64) -> Vec<f64> {
         let mut draws = vec![0.0f32; count];
         Rng::new(seed).fill_uniform(&mut draws);
@@ -157,7 +160,7 @@ mod tests {
         x.chunks_exact(k).flat_map(row).collect()
     }
 
-    /// The largest element by size.
+    /// The largest element by magnitude.
     pub(super) fn largest(a: &[f64]) -> f64 {
         a.iter().fold(0.0, |most, x| most.max(x.abs()))
     }

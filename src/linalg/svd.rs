@@ -2,10 +2,11 @@
 
 use super::{add_scaled, descending, dot, picked, rotate, scale_below_one, symmetric_eigen};
 
-/// Singular values of `a [rows, columns]` from large to small, with `min(rows, columns)` vectors of each side, one a row.
+/// Singular values of `a [rows, columns]` in descending order, with `min(rows, columns)` vectors for each side, one per
+/// row.
 #[non_exhaustive]
 pub struct Svd {
-    /// From large to small, none below 0.
+    /// In descending order, none below 0.
     pub values: Vec<f64>,
     /// Orthonormal, of length `rows` each.
     pub left: Vec<f64>,
@@ -15,14 +16,15 @@ pub struct Svd {
 
 /// The singular value decomposition `a = sum_i values[i] left[i] right[i]^T` of a matrix `[rows, columns]`.
 ///
-/// One-sided Jacobi: rotations make the rows of `a` (its columns, where those are fewer) orthogonal two by two; their lengths
-/// are the singular values. The eigenvectors of `a a^T` are the first rotation, so that few more are needed; what squaring loses,
-/// those give back. Values and `a` rebuilt are within a few `2^-53 sqrt(n)` of the largest value, n the longer side.
-/// Elements that are not finite give NaN throughout. Source: Golub and Van Loan, Matrix Computations, 4th edition, section 8.6.3;
-/// a first rotation of this kind: Drmač and Veselić, New fast and accurate Jacobi SVD algorithm, 2008.
+/// One-sided Jacobi: rotations make the rows of `a` (or its columns, if those are fewer) pairwise orthogonal. Their
+/// lengths are then the singular values. The eigenvectors of `a a^T` give the first rotation, so that few further ones
+/// are needed. These recover the digits that squaring loses. The errors of the values and of the rebuilt `a` are within
+/// a few `2^-53 sqrt(n)` of the largest value, where n is the longer side. If an element is not finite, all results are
+/// NaN. Source: Golub and Van Loan, Matrix Computations, 4th edition, section 8.6.3. A first rotation of this kind:
+/// Drmač and Veselić, New fast and accurate Jacobi SVD algorithm, 2008.
 ///
 /// # Panics
-/// When `a` has not `rows * columns` elements.
+/// If `a` does not have `rows * columns` elements.
 #[track_caller]
 pub fn singular_values(a: &[f64], rows: usize, columns: usize) -> Svd {
     assert!(a.len() == rows * columns, "singular_values: {} elements for [{rows}, {columns}]", a.len());
@@ -40,7 +42,7 @@ pub fn singular_values(a: &[f64], rows: usize, columns: usize) -> Svd {
     Svd { values, left, right }
 }
 
-/// Values, left and right vectors of a matrix with at least as many columns as rows.
+/// Returns values, left and right vectors of a matrix with at least as many columns as rows.
 fn by_rows(mut a: Vec<f64>, rows: usize, columns: usize) -> [Vec<f64>; 3] {
     if a.is_empty() {
         return [Vec::new(), Vec::new(), Vec::new()];
@@ -71,11 +73,12 @@ fn by_rows(mut a: Vec<f64>, rows: usize, columns: usize) -> [Vec<f64>; 3] {
     [lengths.iter().map(|length| length * scale).collect(), left, right]
 }
 
-/// Turns the rows of `a`, and those of `with` alike, until those of `a` are orthogonal. Rows below `2^-104` of the longest become 0.
+/// Rotates the rows of `a` until they are orthogonal, and the rows of `with` by the same rotations. Rows shorter than
+/// `2^-104` of the longest become 0.
 fn orthogonalise(a: &mut [f64], with: &mut [f64], rows: usize, columns: usize) {
     // The cosine that rounding leaves between orthogonal rows.
     let bound = f64::EPSILON * (columns as f64).sqrt();
-    // Two or three sweeps are usual. The bound is for the proof that this ends.
+    // Two or three sweeps are usual. The bound guarantees that the loop ends.
     for _ in 0..60 {
         let mut squares: Vec<f64> = a.chunks_exact(columns).map(|x| dot(x, x)).collect();
         let least = squares.iter().copied().fold(0.0, f64::max) * f64::EPSILON.powi(4);
@@ -112,11 +115,12 @@ fn orthogonalise(a: &mut [f64], with: &mut [f64], rows: usize, columns: usize) {
     }
 }
 
-/// Replaces the rows from `known` on by some that are orthonormal to all before them.
+/// Replaces the rows from `known` on by vectors that are orthonormal to each other and to all rows before.
 fn complete(a: &mut [f64], columns: usize, known: usize) {
     for i in known..a.len() / columns {
         let (before, rest) = a.split_at_mut(i * columns);
-        // The axis of which the rows before hold least: of the room that is left, it has at least its share.
+        // The axis that lies least in the span of the rows before. Its part outside that span is at least as long as
+        // the average.
         let mut held = vec![0.0; columns];
         for x in before.chunks_exact(columns) {
             held.iter_mut().zip(x).for_each(|(held, x)| *held += x * x);
@@ -125,7 +129,7 @@ fn complete(a: &mut [f64], columns: usize, known: usize) {
         let x = &mut rest[..columns];
         x.fill(0.0);
         x[axis] = 1.0;
-        // Once more for what rounding leaves.
+        // Twice, because rounding leaves a little.
         for _ in 0..2 {
             for other in before.chunks_exact(columns) {
                 add_scaled(x, -dot(x, other), other);
@@ -141,7 +145,8 @@ mod tests {
     use super::*;
     use crate::linalg::tests::{by_transposed, drawn, miss, skew};
 
-    /// Against the promise: rebuilt, orthonormal, in order, the same for the transposed matrix.
+    /// Checks the documented properties: the matrix is rebuilt, the vectors are orthonormal, the values are in order,
+    /// and they are the same for the transposed matrix.
     fn holds(what: &str, a: &[f64], rows: usize, columns: usize) -> Vec<f64> {
         let svd = singular_values(a, rows, columns);
         let bound = 8.0 * f64::EPSILON * (rows.max(columns) as f64).sqrt();
@@ -182,7 +187,7 @@ mod tests {
             for scale in [1e-300, 1e300] {
                 holds("far from 1", &x.iter().map(|x| x * scale).collect::<Vec<_>>(), rows, columns);
             }
-            // Rows that are the same, but for what rounding sees.
+            // Rows that are equal up to rounding.
             let twins: Vec<f64> = (0..x.len()).map(|e| x[e % columns] + 1e-15 * x[e]).collect();
             holds("twins", &twins, rows, columns);
         }
@@ -193,7 +198,7 @@ mod tests {
         assert_eq!(holds("zero", &[0.0; 12], 3, 4), [0.0; 3]);
         assert_eq!(holds("diagonal", &[0.0, -2.0, 0.0, 0.0, 0.0, 5.0], 2, 3), [5.0, 2.0]);
         assert!(singular_values(&[], 0, 4).values.is_empty());
-        // Hilbert's matrix of size 8: its largest and least singular value, condition 1.5e10.
+        // Hilbert's matrix of size 8: its largest and smallest singular value. The condition number is 1.5e10.
         let hilbert: Vec<f64> = (0..64).map(|e| 1.0 / (e / 8 + e % 8 + 1) as f64).collect();
         let values = holds("Hilbert", &hilbert, 8, 8);
         for (value, want) in [(values[0], 1.695_938_996_921_949_4), (values[7], 1.111_538_966_372_442e-10)] {

@@ -1,11 +1,11 @@
-//! What an op says about itself so that one harness can test and time it: inputs, call, f64 reference, bound.
+//! Test cases: inputs, call, f64 reference and error bound of an op, so that one harness can test and time every op.
 
 use crate::dtype::DType;
 use crate::rng::Rng;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
-/// A host array in f64: what references compute with. Integers are stored as their values.
+/// A host array in f64, with which references compute. Integers are stored as their values.
 #[derive(Clone, Debug)]
 pub struct Array {
     /// Sizes of the axes.
@@ -34,7 +34,8 @@ pub enum Fill {
     Integers(i64, i64),
     /// These values, repeated as needed.
     Values(Vec<f64>),
-    /// A permutation of `0, spacing, 2 spacing, ...` about zero: no two elements closer than `spacing`, none at 0.
+    /// A permutation of `0, spacing, 2 spacing, ...`, centred about zero: no two elements are closer than `spacing`,
+    /// and none is 0.
     Distinct(f64),
 }
 
@@ -62,19 +63,19 @@ impl Input {
         Input { shape: shape.into(), dtype, fill: Fill::Integers(low, high), grad: false }
     }
 
-    /// This input filled otherwise.
+    /// Returns this input with another filling.
     pub fn fill(mut self, fill: Fill) -> Input {
         self.fill = fill;
         self
     }
 
-    /// This input stored otherwise.
+    /// Returns this input with another stored type.
     pub fn dtype(mut self, dtype: DType) -> Input {
         self.dtype = dtype;
         self
     }
 
-    /// This input without a gradient.
+    /// Returns this input without a gradient.
     pub fn fixed(mut self) -> Input {
         self.grad = false;
         self
@@ -117,33 +118,35 @@ impl Input {
 
 /// The call under test.
 pub type Forward = Box<dyn Fn(&[Tensor]) -> Tensor + Send + Sync>;
-/// The same in f64, plain loops.
+/// The same in f64, by plain loops.
 pub type Reference = Box<dyn Fn(&[Array]) -> Array + Send + Sync>;
 
 /// One test of one op.
 pub struct Case {
-    /// What is special about it, such as the sizes.
+    /// What distinguishes the case, such as its sizes.
     pub name: String,
     /// The inputs, in order.
     pub inputs: Vec<Input>,
     /// The op.
     pub forward: Forward,
-    /// The oracle.
+    /// The reference that the op is compared with.
     pub reference: Reference,
-    /// Allowed error of the forward pass in units of f32 roundoff, relative to the result: what WGSL leaves loose.
+    /// Allowed error of the forward pass, relative to the result, in units of f32 roundoff. It covers what WGSL leaves
+    /// open.
     pub ulps: f64,
     /// The same for gradients.
     pub grad_ulps: f64,
-    /// Allowed absolute error of gradients in units of f32 roundoff: the scale of intermediate sums that cancel.
+    /// Allowed absolute error of gradients, in units of f32 roundoff: the scale of intermediate sums that cancel.
     pub grad_floor: f64,
-    /// The result must equal the reference exactly.
+    /// Whether the result must equal the reference exactly.
     pub exact: bool,
-    /// Some ids are outside their table: a device that checks says so, any other gives the values of the reference.
+    /// Whether some ids are outside their table. A device that checks ids reports them, any other gives the reference's
+    /// values.
     pub outside: bool,
 }
 
 impl Case {
-    /// A case with the default allowance of 4 roundoffs.
+    /// A case with the default bounds: 4 roundoffs for values, 8 for gradients.
     pub fn new(
         name: impl Into<String>,
         inputs: Vec<Input>,
@@ -163,25 +166,25 @@ impl Case {
         }
     }
 
-    /// This case with another allowance for values and gradients.
+    /// Returns this case with other bounds for values and gradients.
     pub fn ulps(mut self, ulps: f64, grad_ulps: f64) -> Case {
         (self.ulps, self.grad_ulps) = (ulps, grad_ulps);
         self
     }
 
-    /// This case with an absolute allowance for gradients.
+    /// Returns this case with an absolute bound for gradients.
     pub fn grad_floor(mut self, roundoffs: f64) -> Case {
         self.grad_floor = roundoffs;
         self
     }
 
-    /// This case with ids outside their table.
+    /// Returns this case, marked as having ids outside their table.
     pub fn outside(mut self) -> Case {
         self.outside = true;
         self
     }
 
-    /// This case with equality demanded.
+    /// Returns this case, with exact equality required.
     pub fn exact(mut self) -> Case {
         self.exact = true;
         self

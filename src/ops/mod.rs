@@ -1,10 +1,10 @@
-//! The ops: one file a family, with shapes, launch, gradient, f64 reference and test cases together.
+//! The ops. Each family has one file with its shapes, launch, gradient, f64 reference and test cases.
 //!
 //! # To add an op
-//! 1. `shaders/ROOM/NAME.wgsl`: header with the formula and its derivative; constants with defaults.
+//! 1. `shaders/ROOM/NAME.wgsl`: a header with the formula and its derivative, and constants with defaults.
 //! 2. `src/ops/ROOM/NAME.rs`: the method on [`Tensor`], `impl Op`, `cases()` with an f64 reference.
-//! 3. `src/ops/ROOM/mod.rs`: the module, and its name in the room's list. Tests and benches walk it. The kernel's variants
-//!    are recorded: `make variants`.
+//! 3. `src/ops/ROOM/mod.rs`: the module, and its name in the room's list, which tests and benches walk. Then record the
+//!    kernel's variants: `make variants`.
 
 pub mod case;
 pub mod elementwise;
@@ -18,7 +18,7 @@ pub mod sequence;
 use crate::tensor::Tensor;
 use case::Case;
 
-/// The list of a room's ops: their test cases, with the op's name.
+/// Lists a room's ops: their test cases, with the op's name.
 macro_rules! listed {
     ($($name:ident),* $(,)?) => {
         pub(super) fn cases() -> Vec<(&'static str, Vec<crate::ops::case::Case>)> {
@@ -43,7 +43,7 @@ pub fn cases() -> Vec<(&'static str, Vec<Case>)> {
     rooms.into_iter().flatten().collect()
 }
 
-/// A float tensor as f32, for kernels that read only that.
+/// Converts a float tensor to f32, for kernels that read only f32.
 pub(crate) fn float(op: &str, x: &Tensor) -> Tensor {
     assert!(x.dtype().is_float(), "{op}: needs floats, got {}; cast first", x.dtype());
     x.cast(crate::DType::F32)

@@ -1,8 +1,8 @@
 //! Generators that recorded steps draw from.
 //!
-//! A replay draws what the step's code would draw if it ran again: from each generator as it is then. For that a recording
-//! notes on its thread which generators are drawn from, which are copies of others made on the way, and which begin in the
-//! recorded code itself and so give the same streams in every run.
+//! A replay draws what the step's code would draw if it ran again, from each generator in its present state. For this,
+//! a recording notes on its thread which generators are drawn from, which are copies of others made in the recorded
+//! code, and which are made in the recorded code from a seed, and so give the same streams in every run.
 
 use super::Stream;
 use std::cell::RefCell;
@@ -22,14 +22,14 @@ impl Counter {
         Arc::new(Counter { number: NEXT.fetch_add(1, Ordering::Relaxed), state: Mutex::new(state) })
     }
 
-    /// A generator that begins at a state.
+    /// Makes a generator that begins at a state.
     pub fn begin(state: [u64; 2]) -> Arc<Counter> {
         let counter = Counter::new(state);
         recording(|notes| notes.origins.insert(counter.number, Origin::Here));
         counter
     }
 
-    /// Another generator at the same state, independent from here on.
+    /// Makes another generator at the same state, which is independent from here on.
     pub fn copy(self: &Arc<Counter>) -> Arc<Counter> {
         let copy = Counter::new(self.state());
         recording(|notes| {
@@ -47,7 +47,7 @@ impl Counter {
         *self.lock() = state;
     }
 
-    /// Takes the number of the next draw, with the seed.
+    /// Takes the number of the next draw, and returns it with the seed.
     pub fn next(self: &Arc<Counter>) -> [u64; 2] {
         let mut state = self.lock();
         let now = *state;
@@ -65,22 +65,22 @@ impl Counter {
 /// Where a generator's draws begin.
 #[derive(Clone, Copy)]
 enum Origin {
-    /// At a generator from before the recording, by its place among the roots.
+    /// At a generator that was made before the recording, given by its index among the roots.
     Root(usize),
     /// In the recorded code.
     Here,
 }
 
-/// A generator from before the recording.
+/// A generator that was made before the recording.
 struct Root {
     counter: Arc<Counter>,
-    /// Draws before the step's first.
+    /// The number of the step's first draw.
     first: u64,
-    /// Draws of one run: up to its last, where other threads draw in between.
+    /// The number of draws in one run, up to the step's last one, including those of other threads in between.
     count: u64,
 }
 
-/// What a step draws from random generators.
+/// The draws of a step from random generators.
 #[derive(Default)]
 pub(crate) struct Drawn {
     roots: Vec<Root>,
@@ -88,7 +88,7 @@ pub(crate) struct Drawn {
 }
 
 impl Drawn {
-    /// Where the draws of a generator begin that is at draw `now`.
+    /// Returns the origin of a generator whose next draw has the number `now`.
     fn origin(&mut self, counter: &Arc<Counter>, now: u64) -> Origin {
         *self.origins.entry(counter.number).or_insert_with(|| {
             self.roots.push(Root { counter: counter.clone(), first: now, count: 0 });
@@ -106,7 +106,7 @@ impl Drawn {
         }
     }
 
-    /// Takes from every generator what one more run takes.
+    /// Advances every generator by the draws of one more run.
     pub fn again(&self) -> Shifts<'_> {
         let take = |root: &Root| {
             let mut state = root.counter.lock();
@@ -118,16 +118,17 @@ impl Drawn {
     }
 }
 
-/// How far the streams of a replay are from the recorded ones.
+/// How far the streams of a replay are ahead of the recorded ones.
 pub(crate) struct Shifts<'a> {
     drawn: &'a Drawn,
-    /// The seed now, and the draws since the recorded run.
+    /// For each root: its present seed, and by how many draws it is ahead of the recorded run.
     roots: Vec<(u64, u64)>,
 }
 
 impl Shifts<'_> {
-    /// The stream that stands for the recorded draw `id` of this generator; `None` where every run draws the same, as from a seed
-    /// in the code, or what was drawn before it, such as the mask of a graph from outside.
+    /// Returns the stream that replaces the recorded draw `id` of this generator. `None` if every run uses the same
+    /// stream: the generator is made from a seed in the recorded code, or the draw was made before the recording, as
+    /// for the mask of a graph from outside.
     pub fn stream(&self, generator: u64, id: u64) -> Option<Stream> {
         let Some(&Origin::Root(root)) = self.drawn.origins.get(&generator) else { return None };
         let (seed, shift) = self.roots[root];
@@ -148,12 +149,12 @@ pub(super) fn is_recording() -> bool {
     NOTES.with_borrow(Option::is_some)
 }
 
-/// Notes what this thread draws from here on.
+/// Begins to note the draws of this thread.
 pub(crate) fn draw_from_here() {
     NOTES.set(Some(Drawn::default()));
 }
 
-/// Ends the notes.
+/// Ends the notes and returns them.
 pub(crate) fn drawn() -> Drawn {
     NOTES.take().unwrap_or_default()
 }

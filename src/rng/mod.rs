@@ -1,7 +1,7 @@
 //! Random numbers that are the same bits on the host and on every adapter.
 //!
-//! Counter based: a draw is a pure function of a seed, a stream and an element index, so the order in which
-//! threads (or machines) fill a tensor cannot matter, and a checkpoint needs two words of state.
+//! The generator is counter based: a draw is a pure function of a seed, a stream and an element index. So the order in
+//! which threads (or machines) fill a tensor does not matter, and a checkpoint needs two words of state.
 //!
 //! ```text
 //! element i of stream s under seed k  =  philox(counter = [i/4, s.lo, s.hi, 0], key = k)[i % 4]
@@ -9,10 +9,10 @@
 //! normal  = -Phi^-1(p), p = (word' + 1/2) * 2^-32       word' = the low 31 bits; the top bit is the sign
 //! ```
 //!
-//! `log`, `cos`, division and fused multiply-add differ between adapters, so the normal draw is integers to
-//! the last bit: a table holds the quantile function as quadratics in fixed point, [`normal_from_bits`]
-//! evaluates one and packs the f32 by hand. The table is computed with `+ - * / sqrt` only, for which IEEE
-//! 754 has one answer everywhere. `shaders/lib/rng.wgsl` is this file again in WGSL.
+//! `log`, `cos`, division and fused multiply-add differ between adapters, so the normal draw uses integers to the last
+//! bit: a table holds the quantile function as quadratics in fixed point, and [`normal_from_bits`] evaluates one of
+//! them and packs the f32 by hand. The table is computed with `+ - * / sqrt` only, for which IEEE 754 has one answer
+//! everywhere. `shaders/lib/rng.wgsl` is a copy of this file in WGSL.
 //!
 //! Philox 4x32-10: Salmon, Moraes, Dror, Shaw, *Parallel random numbers: as easy as 1, 2, 3* (SC 2011).
 
@@ -50,20 +50,20 @@ pub fn uniform_from_bits(x: u32) -> f32 {
     (x >> 8) as f32 * STEP
 }
 
-/// Cells in one octave of the tail probability; the error falls with the cube of it (`2^-25` at 64).
+/// Cells in one octave of the tail probability. The error falls with the cube of this number (`2^-25` at 64).
 const CELLS: usize = 64;
-/// Octaves: the leading-zero counts of a nonzero 32-bit word.
+/// Octaves: the possible leading-zero counts of a nonzero 32-bit word.
 const OCTAVES: usize = 32;
-/// Fraction bits of the fixed-point quantiles; the largest, `6.34 * 2^28`, still fits an `i32`.
+/// Fraction bits of the fixed-point quantiles. The largest quantile, `6.34 * 2^28`, still fits an `i32`.
 const FRACTION: u32 = 28;
 
-/// A standard normal draw from one random word, by inversion; odd in the top bit, so the mean over all words
-/// is 0.
+/// A standard normal draw from one random word, by inversion. It is odd in the top bit, so the mean over all words is
+/// 0.
 ///
-/// The tail probability is `p = u 2^-33` with `u = 2 (x mod 2^31) + 1`. Leading zeros of `u` pick an octave
-/// of `p`, the 6 bits after the leading one a cell, the other 25 a fraction `f` in it; the table holds `a, b,
-/// c` of `z = a - (b - c f) f`. Draws are within `2^-25 + 2^-24 |z|` of the quantile, never 0, and reach `|z|
-/// = 6.34`.
+/// The tail probability is `p = u 2^-33` with `u = 2 (x mod 2^31) + 1`. The leading zeros of `u` select an octave of
+/// `p`, the 6 bits after the leading one select a cell, and the other 25 are a fraction `f` of the cell. The table
+/// holds `a, b, c` of `z = a - (b - c f) f`. Draws are within `2^-25 + 2^-24 |z|` of the quantile, never 0, and reach
+/// `|z| = 6.34`.
 pub fn normal_from_bits(x: u32) -> f32 {
     let table = normal_table();
     let u = x << 1 | 1;
@@ -72,16 +72,16 @@ pub fn normal_from_bits(x: u32) -> f32 {
     let high = |a: u32, b: u32| ((u64::from(a) * u64::from(b)) >> 32) as u32;
     let f = n << 7;
     let (a, b, c) = (table[cell], table[cell + 1], table[cell + 2]);
-    // Where the quantile ends in 0 the truncated products may pass it by a unit: hence signed, and at least
-    // one unit.
+    // Near a quantile of 0, rounding of the truncated products may make `z` 0 or negative. Hence it is signed, and at
+    // least one unit.
     let z = a.wrapping_sub(high(b.wrapping_sub(high(c, f)), f)).cast_signed().max(1).cast_unsigned();
-    // Pack the f32: 24 bits rounded half up; a carry out of them rightly lands in the exponent.
+    // Pack the f32: 24 bits rounded half up. A carry out of them correctly increments the exponent.
     let s = z.leading_zeros();
     let mantissa = (((z << s) >> 7) + 1) >> 1;
     f32::from_bits((x & 0x8000_0000) | (((157 - FRACTION - s) << 23) + mantissa))
 }
 
-/// Where the three words of the cell of `x` begin in [`normal_table`].
+/// Returns the index of the first of three words for the cell of `x` in [`normal_table`].
 fn normal_cell(x: u32) -> usize {
     let u = x << 1 | 1;
     let octave = u.leading_zeros();
@@ -92,8 +92,8 @@ fn normal_cell(x: u32) -> usize {
 /// The table behind [`normal_from_bits`], 24 KiB: `a, b, c` of cell `i` of octave `o` at `3 * (64 o + i)`,
 /// times `2^28`.
 ///
-/// The cell covers `p = 2^-(2+o) (1 + (i + f)/64)`, `f` in `[0, 1)`; its quadratic goes through the quantiles
-/// at `f = 0, 1/2, 1`. Kernels that draw normals bind it.
+/// The cell covers `p = 2^-(2+o) (1 + (i + f)/64)`, `f` in `[0, 1)`. Its quadratic goes through the quantiles at `f =
+/// 0, 1/2, 1`. Kernels that draw normals bind the table.
 pub(crate) fn normal_table() -> &'static [u32] {
     static TABLE: OnceLock<Vec<u32>> = OnceLock::new();
     TABLE.get_or_init(|| {
@@ -112,8 +112,8 @@ pub(crate) fn normal_table() -> &'static [u32] {
     })
 }
 
-/// `z` with `P(N(0,1) > z) = p`, for `p` in `[1e-11, 1/2]`: algorithm AS 241 (Wichura 1988), relative error
-/// `1e-16`.
+/// Returns `z` with `P(N(0,1) > z) = p`, for `p` in `[1e-11, 1/2]`, by algorithm AS 241 (Wichura 1988), with a relative
+/// error of `1e-16`.
 fn upper_quantile(p: f64) -> f64 {
     const CENTRE: [[f64; 8]; 2] = [
         [
@@ -167,7 +167,7 @@ fn upper_quantile(p: f64) -> f64 {
     if q <= 0.425 { q * ratio(&CENTRE, 0.180625 - q * q) } else { ratio(&TAIL, (-ln(p)).sqrt() - 1.6) }
 }
 
-/// Natural logarithm of a positive normal number from `+ - * /` alone: libm's differs between platforms.
+/// Natural logarithm of a positive normal number from `+ - * /` alone, because libm's differs between platforms.
 ///
 /// `x = m 2^e` with `m` in `[3/4, 3/2)`, and `ln m = 2 (s + s^3/3 + s^5/5 + ...)`, `s = (m-1)/(m+1)`, `|s| <=
 /// 1/5`.
@@ -183,8 +183,7 @@ fn ln(x: f64) -> f64 {
     2.0 * s * series + f64::from(e) * std::f64::consts::LN_2
 }
 
-/// One stream of draws: what a kernel that fills a tensor gets, and what the host needs to make the same
-/// tensor.
+/// One stream of draws. A kernel that fills a tensor gets it, and the host can make the same tensor from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Stream {
     /// The Philox key: the seed, low word first.
@@ -194,22 +193,22 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Draw `id` of the generator of this seed.
+    /// The stream of draw `id` of the generator with this seed.
     const fn numbered(seed: u64, id: u64) -> Stream {
         Stream { key: words(seed), id: words(id) }
     }
 
-    /// Four random words: those of elements `4 index .. 4 index + 4`.
+    /// Returns four random words, for the elements `4 index .. 4 index + 4`.
     pub fn block(&self, index: u64) -> [u32; 4] {
         philox([index as u32, self.id[0], self.id[1], (index >> 32) as u32], self.key)
     }
 
-    /// Fills `out` with uniform draws in `[0, 1)`; element `i` depends on the stream and `i` only.
+    /// Fills `out` with uniform draws in `[0, 1)`. Element `i` depends on the stream and `i` only.
     pub fn fill_uniform(&self, out: &mut [f32]) {
         self.fill(out, uniform_from_bits);
     }
 
-    /// Fills `out` with standard normal draws; element `i` depends on the stream and `i` only.
+    /// Fills `out` with standard normal draws. Element `i` depends on the stream and `i` only.
     pub fn fill_normal(&self, out: &mut [f32]) {
         self.fill(out, normal_from_bits);
     }
@@ -222,10 +221,10 @@ impl Stream {
         }
     }
 
-    /// An unbiased number below `n` from the blocks that `index` counts through: Lemire's multiply and reject
-    /// (2019).
+    /// Returns an unbiased number below `n` from the blocks from `index` on, which it advances, by Lemire's multiply
+    /// and reject (2019).
     fn below(&self, index: &mut u64, n: u64) -> u64 {
-        // The low half of word * n is uneven over 2^64 mod n values: reject those.
+        // The low half of word * n is not uniform over its smallest 2^64 mod n values, so those are rejected.
         let uneven = n.wrapping_neg() % n;
         loop {
             let [low, high, ..] = self.block(*index);
@@ -240,14 +239,14 @@ impl Stream {
 
 /// A source of random streams: a seed and the number of draws so far.
 ///
-/// Each fill, shuffle or number takes a stream of its own, so what one draw consumes never shifts the next. A clone is a
-/// generator of its own: it gives the streams that this one would give next, and moves on by itself.
+/// Each fill, shuffle or number takes its own stream, so what one draw consumes never shifts the next. A clone gives
+/// the streams that this generator would give next, and advances independently.
 ///
-/// A recorded [`Step`](crate::Step) keeps the generators that its code draws from. Each of its runs takes from them what the
-/// code would take, in that order among the host's own draws and those of other steps, so that [`Rng::state`] is true at any
-/// moment and a checkpoint between two runs resumes to the same bits. A generator that the recorded code itself makes from a
-/// seed gives the same streams in every run, as that code does. To put a generator that steps draw from back to a saved state, use
-/// [`Rng::set_state`]: a new one would be unknown to them.
+/// A recorded [`Step`](crate::Step) keeps the generators that its code draws from. Each of its runs takes from them
+/// what the code would take, in order among the draws of the host and of other steps. So [`Rng::state`] is correct at
+/// any moment, and a checkpoint between two runs resumes to the same bits. A generator that the recorded code itself
+/// makes from a seed gives the same streams in every run, as it would if the code ran again. To restore a saved state
+/// of a generator that steps draw from, use [`Rng::set_state`], because the steps would not know a new generator.
 ///
 /// ```
 /// use tiebeam::rng::Rng;
@@ -261,7 +260,7 @@ impl Stream {
 /// ```
 pub struct Rng(Arc<Counter>);
 
-/// A stream and the number of the generator that gave it, by which recorded steps know it.
+/// A stream, and the number of its generator, by which recorded steps identify the generator.
 #[derive(Clone, Copy)]
 pub(crate) struct Draw {
     pub stream: Stream,
@@ -269,7 +268,7 @@ pub(crate) struct Draw {
 }
 
 impl Rng {
-    /// A generator that has drawn nothing yet.
+    /// Makes a generator that has drawn nothing yet.
     pub fn new(seed: u64) -> Self {
         Rng::from_state([seed, 0])
     }
@@ -279,27 +278,27 @@ impl Rng {
         self.0.state()
     }
 
-    /// The generator that [`Rng::state`] described.
+    /// Makes a generator with the state that [`Rng::state`] returned.
     pub fn from_state(state: [u64; 2]) -> Self {
         Rng(Counter::begin(state))
     }
 
-    /// Puts this generator back to a state, also for the recorded steps that draw from it.
+    /// Sets this generator to a state, also for the recorded steps that draw from it.
     ///
     /// # Panics
-    /// Inside a recorded step, whose replays could not do so.
+    /// Inside a recorded step, because its replays could not repeat this.
     #[track_caller]
     pub fn set_state(&mut self, state: [u64; 2]) {
         assert!(!draws::is_recording(), "rng: set_state inside a recorded step; do it before or after");
         self.0.set(state);
     }
 
-    /// The next stream, never handed out before by this generator.
+    /// Returns the next stream, which this generator has not given before.
     pub fn next_stream(&mut self) -> Stream {
         self.draw().stream
     }
 
-    /// The next stream, for a kernel.
+    /// Returns the next stream, for a kernel.
     pub(crate) fn draw(&mut self) -> Draw {
         let [seed, id] = self.0.next();
         Draw { stream: Stream::numbered(seed, id), generator: self.0.number }
@@ -315,14 +314,14 @@ impl Rng {
         self.next_stream().fill_normal(out);
     }
 
-    /// An unbiased draw from `0..n`; panics if `n` is 0.
+    /// Returns an unbiased draw from `0..n`. Panics if `n` is 0.
     #[track_caller]
     pub fn below(&mut self, n: usize) -> usize {
         assert!(n > 0, "rng: below(0) has no values to draw from");
         self.next_stream().below(&mut 0, n as u64) as usize
     }
 
-    /// Puts `items` into an order drawn evenly from all orders (Fisher and Yates).
+    /// Shuffles `items`, with every order equally likely (Fisher and Yates).
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         let (stream, mut index) = (self.next_stream(), 0);
         for last in (1..items.len()).rev() {
@@ -344,7 +343,7 @@ impl fmt::Debug for Rng {
     }
 }
 
-/// Whether both give the same streams from here on.
+/// Two generators are equal if they give the same streams from here on.
 impl PartialEq for Rng {
     fn eq(&self, other: &Rng) -> bool {
         self.state() == other.state()
@@ -401,7 +400,7 @@ mod tests {
         }
     }
 
-    /// A platform that computes another table draws other tensors: the table is pinned by its FNV-1a hash.
+    /// The table is pinned by its FNV-1a hash, because a platform that computed another table would draw other tensors.
     #[test]
     fn normal_table_is_the_same_everywhere() {
         let hash = normal_table()
@@ -425,8 +424,8 @@ mod tests {
         }
     }
 
-    /// Every octave and cell edge, and words between: the draw is the quantile within the documented bound,
-    /// and is monotone to that bound; the top bit is the sign.
+    /// For words at every octave and cell edge and between, the draw is the quantile within the documented bound and
+    /// monotone within that bound, and the top bit is the sign.
     #[test]
     fn normal_inverts_the_distribution() {
         let edges = (0..31).flat_map(|o| (0..64).map(move |c| ((64u64 + c) << o >> 6) as u32));
@@ -448,7 +447,7 @@ mod tests {
         assert!(normal_from_bits(0) > 6.3 && normal_from_bits(0x7fff_ffff) < 1e-8);
     }
 
-    /// Moments over an even comb of all words carry no sampling noise: any error of the table would show.
+    /// Moments over an evenly spaced subset of all words have no sampling noise, so any error of the table would show.
     #[test]
     fn normal_moments_are_exact_over_all_words() {
         let (mut second, mut fourth, n) = (0.0, 0.0, 1 << 21);
@@ -530,7 +529,7 @@ mod tests {
         assert_eq!(orders.len(), 24);
         assert!(orders.values().all(|&c: &i32| (c - 1000).abs() < 160), "{orders:?}");
         rng.shuffle::<u8>(&mut []);
-        // Half of all words are rejected at this size; the result must still be in range.
+        // Half of all words are rejected at this size, and the result must still be in range.
         assert!((0..100).all(|_| rng.below((1 << 63) + 1) <= 1 << 63));
     }
 
@@ -554,7 +553,7 @@ mod tests {
         validator.validate(&module).unwrap_or_else(|e| panic!("{}", e.emit_to_string(&source)));
         let entries: Vec<_> = module.entry_points.iter().map(|e| e.name.as_str()).collect();
         assert_eq!(entries, ["uniform", "normal"]);
-        // The library alone is a module too: it names no binding, so kernels import it without the table.
+        // The library alone is a module too. It declares no binding, so kernels can import it without the table.
         naga::front::wgsl::parse_str(library).expect("rng.wgsl stands alone");
     }
 }

@@ -1,4 +1,4 @@
-//! Activations that are computed again instead of kept.
+//! Checkpointing: activations that the backward pass recomputes instead of keeping them.
 
 use super::{Edge, Node, Op, Saved, Sink, is_recording, next_id, no_grad, set_paused};
 use crate::tensor::Tensor;
@@ -35,11 +35,10 @@ impl<F: Fn(&[Tensor]) -> Tensor + Send + Sync> Op for Checkpoint<F> {
     }
 }
 
-/// Runs `work` on `inputs` without keeping what lies between; the backward pass runs it again.
+/// Runs `work` on `inputs` without keeping its intermediate results. The backward pass runs it again.
 ///
-/// Memory for activations falls from the whole closure to its inputs, at the price of a second forward. `work` must
-/// give the same result both times: random draws inside it come from a generator that it copies.
-/// Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
+/// Instead of the activations of the whole closure, only its inputs are kept, at the price of a second forward pass.
+/// `work` must give the same result both times, so random draws inside it must come from a generator that it copies.
 pub fn checkpoint<F>(inputs: &[&Tensor], work: F) -> Tensor
 where
     F: Fn(&[Tensor]) -> Tensor + Send + Sync + 'static,
@@ -54,7 +53,7 @@ where
         tracked: inputs.iter().map(|t| t.is_tracked()).collect(),
         work,
     };
-    // Recorded even where no input is tracked: the closure may capture leaves.
+    // Recorded even if no input is tracked, because the closure may capture leaves.
     let node = Node::of(Box::new(node), inputs);
     Tensor { edge: Some(Edge { node, output: 0 }), ..output }
 }

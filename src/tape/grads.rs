@@ -1,4 +1,4 @@
-//! What a backward pass gives.
+//! The gradients that a backward pass returns.
 
 use super::{Arena, ArenaLayout, Walk, no_grad};
 use crate::dtype::DType;
@@ -9,20 +9,20 @@ use crate::tensor::{Tensor, same_gpu};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-/// Gradients of a backward pass, asked by leaf.
+/// Gradients of a backward pass, by leaf.
 #[derive(Default)]
 pub struct Grads {
     by_leaf: HashMap<u64, Tensor>,
     arenas: HashMap<*const ArenaLayout, Arena>,
 }
 
-// SAFETY: the raw pointers are keys only, never followed; the `Arc` beside each keeps the address taken.
+// SAFETY: the raw pointers are only keys and never followed. The `Arc` beside each keeps its address in use.
 unsafe impl Send for Grads {}
 // SAFETY: as above.
 unsafe impl Sync for Grads {}
 
 impl Grads {
-    /// The gradient of `leaf`, in f32 and of its shape; `None` when the result does not depend on it.
+    /// The gradient of `leaf`, in f32 and of the leaf's shape. `None` if the result does not depend on it.
     pub fn get(&self, leaf: &Tensor) -> Option<&Tensor> {
         self.by_leaf.get(&leaf.edge.as_ref()?.node.id)
     }
@@ -46,8 +46,8 @@ impl Grads {
 }
 
 impl Grads {
-    /// These gradients and `other`'s, added leaf by leaf: of the micro-batches of one step, for instance. A leaf that only one of
-    /// them has keeps that one's.
+    /// Adds these gradients and `other`'s, leaf by leaf, such as those of the micro-batches of one step. A leaf that
+    /// only one of the two has keeps that gradient.
     ///
     /// ```
     /// # use tiebeam::{Gpu, Tensor, optim::{Group, Sgd, SgdConfig}};
@@ -62,7 +62,7 @@ impl Grads {
     /// ```
     ///
     /// # Panics
-    /// When the two are of different devices.
+    /// If the two are on different devices.
     #[track_caller]
     pub fn add(&self, other: &Grads) -> Grads {
         if let (Some(a), Some(b)) = (self.by_leaf.values().next(), other.by_leaf.values().next()) {
@@ -74,12 +74,13 @@ impl Grads {
         })
     }
 
-    /// These gradients times `factor`.
+    /// Returns these gradients times `factor`.
     pub fn scale(&self, factor: f32) -> Grads {
         Grads::made_of(&[self], |parts| parts[0].scale(factor))
     }
 
-    /// What `make` gives for each leaf of `sources`, from the gradients that it has there; where an optimizer wants them.
+    /// Applies `make` to the gradients that each leaf has in `sources`. Where an optimizer wants gradients in an arena,
+    /// the results are written to an arena.
     fn made_of(sources: &[&Grads], make: impl Fn(&[&Tensor]) -> Tensor) -> Grads {
         let mut all = Grads::default();
         let ids: BTreeSet<u64> = sources.iter().flat_map(|grads| grads.by_leaf.keys().copied()).collect();
@@ -102,7 +103,7 @@ impl Grads {
         all
     }
 
-    /// The place that the gradient of leaf `id` has in an arena of `other`, in an arena of this.
+    /// If the gradient of leaf `id` lies in an arena of `other`, returns the same place in an arena of `self`.
     fn home_as_in(&mut self, other: &Grads, like: &Tensor, id: u64) -> Option<Tensor> {
         let place = other.by_leaf.get(&id)?.value.computed()?;
         let arena = other.arenas.values().find(|arena| Arc::ptr_eq(&arena.buffer, &place.buffer))?;
@@ -114,23 +115,24 @@ impl Grads {
 }
 
 impl Tensor {
-    /// Gradients of this scalar with respect to every leaf that it depends on.
+    /// Returns the gradients of this scalar with respect to every leaf that it depends on.
     ///
-    /// This uses the graph up: what its ops saved is freed as the walk passes, and the tensor that is kept, such as a loss for a
-    /// curve, holds its one element. To walk a graph, or a part that another loss shares, once more, use
-    /// [`Tensor::backward_retain_graph`] first.
+    /// This uses the graph up: the tensors that its ops saved are freed during the walk. A tensor that is kept
+    /// afterwards, such as a loss for a learning curve, holds only its one element. To walk a graph, or a part that
+    /// another loss shares, once more, use [`Tensor::backward_retain_graph`] first.
     ///
     /// # Errors
-    /// What this tensor or one of the gradients carries ([`Tensor::check`]); the device's fault, if one stands.
+    /// An error that this tensor or one of the gradients carries ([`Tensor::check`]), or the device's fault, if one
+    /// stands.
     ///
     /// # Panics
-    /// When this is not a single element (use [`Tensor::backward_with`]), depends on no leaf, or its graph is used up.
+    /// If this is not a single element (use [`Tensor::backward_with`]), depends on no leaf, or its graph is used up.
     #[track_caller]
     pub fn backward(&self) -> Result<Grads> {
         self.backward_from(&self.seed(), false)
     }
 
-    /// As [`Tensor::backward`], and the graph stays: PyTorch's `retain_graph`.
+    /// Like [`Tensor::backward`], but keeps the graph, as PyTorch's `retain_graph` does.
     ///
     /// # Errors
     /// As [`Tensor::backward`].
@@ -142,20 +144,20 @@ impl Tensor {
         self.backward_from(&self.seed(), true)
     }
 
-    /// Gradients of `sum(self * seed)`; uses the graph up, as [`Tensor::backward`].
+    /// Returns the gradients of `sum(self * seed)`. Uses the graph up, like [`Tensor::backward`].
     ///
     /// # Errors
     /// As [`Tensor::backward`].
     ///
     /// # Panics
-    /// When `seed` has another shape, is not f32 or lives on another device, this tensor depends on no leaf, or its graph is used
-    /// up.
+    /// If `seed` has another shape, is not f32 or lives on another device, if this tensor depends on no leaf, or if its
+    /// graph is used up.
     #[track_caller]
     pub fn backward_with(&self, seed: &Tensor) -> Result<Grads> {
         self.backward_from(seed, false)
     }
 
-    /// As [`Tensor::backward_with`], and the graph stays.
+    /// Like [`Tensor::backward_with`], but keeps the graph.
     ///
     /// # Errors
     /// As [`Tensor::backward`].

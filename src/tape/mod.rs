@@ -1,8 +1,8 @@
-//! Reverse-mode differentiation: a graph of nodes made as ops run, walked backwards once.
+//! Reverse-mode differentiation: ops record a graph of nodes as they run, and a backward pass walks it once.
 //!
-//! The tape knows the trait `Op` and no op. A gradient adds: an op hands its input gradients to a `Sink`, which
-//! either lets the op's own kernel accumulate into the buffer that is there, or adds as a pending expression. A weight
-//! used R times has one gradient buffer, not R.
+//! The tape knows the trait `Op`, but no particular op. The gradients of a tensor that is used several times add up: an
+//! op hands its input gradients to a `Sink`, which either lets the op's own kernel accumulate into the existing buffer,
+//! or adds by a pending expression. So a weight used R times has one gradient buffer, not R.
 
 mod checkpoint;
 mod grads;
@@ -24,22 +24,22 @@ use std::sync::{Arc, Mutex};
 /// The backward half of an op: what it saved, and how gradients of its outputs become gradients of its inputs.
 pub(crate) trait Op: Send + Sync {
     fn name(&self) -> &'static str;
-    /// `dy` has one entry an output, `None` where no gradient arrived.
+    /// `dy` has one entry per output, `None` if no gradient arrived there.
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink);
 }
 
-/// A step of the recorded graph, or a leaf.
+/// An op of the recorded graph, or a leaf.
 pub(crate) struct Node {
-    /// Rises with every node, so descending ids are a topological order.
+    /// Increases with every node, so descending ids are a topological order.
     id: u64,
     leaf: bool,
-    /// What a backward pass needs, until one has used it up; a leaf has none.
+    /// What a backward pass needs, until one has used it up. A leaf has none.
     work: Mutex<Option<Arc<Work>>>,
-    /// Where an optimizer wants this leaf's gradient, or an op those of its outputs.
+    /// The place in an arena where an optimizer wants this leaf's gradient, or an op the gradients of its outputs.
     home: Mutex<Option<ArenaPlace>>,
 }
 
-/// An op with what it saved, and where its gradients go.
+/// An op with what it saved, and the inputs that its gradients go to.
 struct Work {
     op: Box<dyn Op>,
     inputs: Vec<Input>,
@@ -61,17 +61,17 @@ pub(crate) struct Edge {
 #[derive(Clone)]
 pub(crate) struct ArenaPlace {
     pub arena: Arc<ArenaLayout>,
-    /// Of the first output, in bytes.
+    /// Offset of the first output, in bytes.
     pub offset: u64,
-    /// From output to output.
+    /// Bytes from output to output.
     pub step: u64,
 }
 
-/// The size of one gradient arena; each backward pass takes its buffer from the pool.
+/// The layout of one gradient arena. Each backward pass takes its buffer from the pool.
 pub(crate) struct ArenaLayout {
     gpu: Gpu,
     pub bytes: u64,
-    /// Whether nobody wants gradients there any more.
+    /// Whether the arena's owner is gone, so that nobody wants gradients there.
     left: AtomicBool,
 }
 
@@ -84,7 +84,7 @@ impl ArenaLayout {
         Arena { layout: self.clone(), buffer: self.gpu.alloc("gradients", self.bytes) }
     }
 
-    /// Frees the leaves that have their home here: the optimizer is gone, or was never made.
+    /// Releases the leaves that have their home here, because the optimizer is gone or was never made.
     pub fn leave(&self) {
         self.left.store(true, Ordering::Release);
     }
@@ -100,7 +100,7 @@ thread_local! {
     static PAUSED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `work` without recording: nothing in it can be differentiated, nothing is kept for a backward pass.
+/// Runs `work` without recording. Nothing in it can be differentiated, and nothing is kept for a backward pass.
 ///
 /// ```no_run
 /// # use tiebeam::{Gpu, Tensor, no_grad};
@@ -149,7 +149,7 @@ impl Node {
         self.id
     }
 
-    /// Gives this leaf's gradients a home; false if it has one already that somebody wants.
+    /// Gives this leaf's gradients a home. Returns false if they already have one that is still in use.
     pub fn settle(&self, home: ArenaPlace) -> bool {
         let mut now = lock(&self.home);
         if now.as_ref().is_some_and(|now| !now.arena.left.load(Ordering::Acquire)) {
@@ -163,7 +163,7 @@ impl Node {
         lock(&self.home).clone().filter(|home| !home.arena.left.load(Ordering::Acquire))
     }
 
-    /// What the op saved; where `retain` is false it is gone when the caller lets go.
+    /// Returns the op and what it saved. Unless `retain` is set, they are freed when the caller drops them.
     fn work(&self, retain: bool) -> Option<Arc<Work>> {
         let mut work = lock(&self.work);
         if retain { work.clone() } else { work.take() }
@@ -171,9 +171,9 @@ impl Node {
 }
 
 impl Drop for Work {
-    /// Takes the graph apart without recursion: a chain of a hundred thousand ops must not overflow the stack.
+    /// Drops the graph without recursion, because a chain of a hundred thousand ops must not overflow the stack.
     fn drop(&mut self) {
-        // What ops saved holds tensors outside the graph; the graph is in the edges.
+        // The tensors that ops saved are detached. The graph is in the edges.
         let nodes =
             |inputs: &mut Vec<Input>| inputs.drain(..).filter_map(|i| Some(i.edge?.node)).collect::<Vec<_>>();
         let mut rest = nodes(&mut self.inputs);
@@ -186,7 +186,7 @@ impl Drop for Work {
     }
 }
 
-/// Records `op` as the maker of `outputs`, if recording is on and an input is tracked.
+/// Records `op` as the op that made `outputs`, if recording is on and an input is tracked.
 pub(crate) fn record(outputs: &mut [Tensor], inputs: &[&Tensor], op: impl FnOnce() -> Box<dyn Op>) {
     if !tracks(inputs) {
         return;
@@ -197,8 +197,8 @@ pub(crate) fn record(outputs: &mut [Tensor], inputs: &[&Tensor], op: impl FnOnce
     }
 }
 
-/// The same for outputs of one shape whose gradients shall lie side by side, so that the op's backward half reads them as
-/// one array: see [`Sink::joined`].
+/// Like `record`, for outputs of one shape whose gradients should lie side by side, so that the op's backward half can
+/// read them as one array: see [`Sink::joined`].
 pub(crate) fn record_parts(outputs: &mut [Tensor], inputs: &[&Tensor], op: impl FnOnce() -> Box<dyn Op>) {
     record(outputs, inputs, op);
     let (gpu, step) = (outputs[0].gpu().clone(), DType::F32.buffer_bytes(outputs[0].count()));
@@ -210,15 +210,15 @@ pub(crate) fn record_parts(outputs: &mut [Tensor], inputs: &[&Tensor], op: impl 
     }
 }
 
-/// Whether an op on these inputs will be recorded: kernels that can skip saving ask this first.
+/// Whether an op on these inputs will be recorded. Ops that can skip saving ask this first.
 pub(crate) fn tracks(inputs: &[&Tensor]) -> bool {
     is_recording() && inputs.iter().any(|t| t.edge.is_some())
 }
 
-/// A tensor kept for the backward pass, with a check that nobody changed it in place meanwhile.
+/// A tensor kept for the backward pass, with a check that nobody has changed it in place in the meantime.
 pub(crate) struct Saved {
     tensor: Tensor,
-    /// Changes in place before.
+    /// The number of changes in place before it was saved.
     changes: u64,
 }
 
@@ -230,7 +230,7 @@ impl Saved {
     }
 
     /// # Panics
-    /// When the value was changed in place since.
+    /// If the value was changed in place since.
     pub fn get(&self, op: &str) -> &Tensor {
         assert!(
             self.changes == self.tensor.value.changes(),
@@ -246,14 +246,14 @@ impl Saved {
 pub(crate) enum Destination {
     /// A new tensor.
     New,
-    /// This tensor, whose contents are arbitrary.
+    /// This tensor, whose contents are overwritten.
     Write(Tensor),
     /// This tensor, adding to what it holds.
     Add(Tensor),
 }
 
 impl Destination {
-    /// The f32 tensor to write and whether to add.
+    /// Returns the f32 tensor to write, and whether to add to it.
     pub fn output(self, gpu: &Gpu, op: &'static str, shape: Shape) -> (Tensor, bool) {
         match self {
             Destination::New => (Tensor::empty(gpu, op, shape, DType::F32), false),
@@ -265,7 +265,7 @@ impl Destination {
 
 struct Slot {
     sum: Tensor,
-    /// Nobody else holds this memory: kernels may accumulate into it.
+    /// Whether nobody else holds this memory, so that kernels may accumulate into it.
     owned: bool,
 }
 
@@ -273,7 +273,7 @@ struct Slot {
 struct Walk {
     /// Whether the graph can be walked again.
     retain: bool,
-    /// An op that an earlier walk used up.
+    /// Whether the walk met an op that an earlier walk has used up.
     used_up: bool,
     heap: BinaryHeap<Entry>,
     queued: HashSet<u64>,
@@ -328,7 +328,8 @@ impl Sink<'_> {
         }
     }
 
-    /// Lets `write` put input `i`'s gradient where it belongs: accumulating kernels save a buffer and a pass.
+    /// Lets `write` put the gradient of input `i` where it belongs. A kernel that accumulates saves a buffer and a
+    /// pass.
     pub fn add_with(&mut self, i: usize, write: impl FnOnce(Destination) -> Tensor) {
         let input = &self.inputs[i];
         if let Some(edge) = &input.edge {
@@ -336,8 +337,8 @@ impl Sink<'_> {
         }
     }
 
-    /// The gradients of all `count` outputs as one array `[count, ..]`, where [`record_parts`] could place them so; zeros for
-    /// those that did not arrive.
+    /// Returns the gradients of all `count` outputs as one array `[count, ..]`, if [`record_parts`] could place them
+    /// so. Those that did not arrive are zeros.
     pub fn joined(&mut self, dy: &[Option<Tensor>], count: usize) -> Option<Tensor> {
         let shape = *dy.iter().flatten().next()?.shape();
         let arena = self.node.home()?.arena;
@@ -353,7 +354,7 @@ impl Sink<'_> {
         Some(Tensor::from_place(&arena.gpu, Shape::new(&sizes), DType::F32, first))
     }
 
-    /// Differentiates a graph recorded just now, inside this backward pass, and returns the gradients of `leaves`.
+    /// Differentiates a graph that was just recorded inside this backward pass, and returns the gradients of `leaves`.
     fn inner(
         &mut self,
         outputs: &[Tensor],
@@ -366,7 +367,7 @@ impl Sink<'_> {
                 self.walk.add(edge, dy.clone());
             }
         }
-        // Nobody else has this graph.
+        // Nobody else has this graph, so it is not retained.
         let retain = std::mem::replace(&mut self.walk.retain, false);
         self.walk.run(floor);
         self.walk.retain = retain;
@@ -416,7 +417,8 @@ impl Walk {
             }
             Some(slot) => {
                 let sum = Tensor::lazy("add", "$0 + $1", DType::F32, *dx.shape(), &[&slot.sum, &dx]);
-                // A leaf may get many: its sum becomes one buffer that later arrivals accumulate into.
+                // A leaf may get many gradients, so its sum is materialised in one buffer that later arrivals
+                // accumulate into.
                 if leaf {
                     sum.compute();
                 }
@@ -461,7 +463,7 @@ impl Walk {
             };
             let _span = tracing::trace_span!("backward", op = work.op.name()).entered();
             work.op.backward(&dy, &mut Sink { walk: self, node: &node, inputs: &work.inputs });
-            // The gradients of an op's outputs are done with.
+            // The gradients of the op's outputs are no longer needed.
             if let Some(home) = node.home() {
                 self.arenas.remove(&Arc::as_ptr(&home.arena));
             }
@@ -471,8 +473,8 @@ impl Walk {
 
 /// Writes `dx` into `home`, or adds it there.
 fn write(dx: &Tensor, home: Tensor, accumulate: bool) -> Tensor {
-    // A copy of its own, never `dx` itself: the same gradient may go to another leaf of the same arena, and one buffer
-    // cannot be read and written by one kernel. A pending `dx` is inlined, so nothing is computed twice.
+    // Always a copy, never `dx` itself: the same gradient may go to another leaf of the same arena, and one kernel
+    // cannot read and write one buffer. A pending `dx` is inlined, so nothing is computed twice.
     dx.clone().write_to("gradient", &home, accumulate);
     home
 }

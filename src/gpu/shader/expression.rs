@@ -1,9 +1,9 @@
-//! The `$` of unrolled lines: names and small integer expressions.
+//! The `$` expressions of unrolled lines: names and integer arithmetic.
 
 use super::is_word;
 use std::collections::HashMap;
 
-/// What a name in `${..}` or behind `#unroll` can mean.
+/// What a name in `${..}` or after `#unroll` can refer to.
 #[derive(Default)]
 pub(super) struct Scope {
     pub constants: HashMap<String, String>,
@@ -15,7 +15,7 @@ impl Scope {
         self.variables.iter().find(|(n, _)| n == name).map(|(_, value)| *value)
     }
 
-    /// A line with its `$name`, `${expression}` and `$xyzw{expression}` replaced; a comment stays as it is.
+    /// Returns a line with its `$name`, `${expression}` and `$xyzw{expression}` replaced. A comment is left unchanged.
     pub fn substitute(&self, line: &str) -> Result<String, String> {
         let (mut rest, comment) = line.split_at(line.find("//").unwrap_or(line.len()));
         let mut out = String::with_capacity(line.len());
@@ -43,7 +43,7 @@ impl Scope {
     }
 
     pub fn evaluate(&self, expression: &str) -> Result<u32, String> {
-        // A constant may be made of constants; deeper than this it is made of itself.
+        // A constant may be made of other constants. One that goes deeper than this is made of itself.
         let value = Expression { scope: self, rest: expression, depth: 8 }.whole();
         value.map_err(|e| format!("'{expression}': {e}"))
     }

@@ -1,16 +1,17 @@
-//! A kernel as a line of the list of variants, and back.
+//! Converts a kernel to its line in the list of variants, and back.
 
 use super::{Fragment, Name, Source};
 use std::fmt::Write;
 
 impl Source {
-    /// A generated text made of pieces that have lines of their own in the list of variants.
+    /// Sets the lines that the pieces of a generated text have in the list of variants.
     pub(in crate::gpu) fn with_lines(self, pieces: Vec<String>) -> Source {
         Source { pieces, ..self }
     }
 
-    /// Its lines in the list of variants, `shaders/variants.txt`: name, constants, fragments of slots and extensions, such as
-    /// `softmax LANES=64u LOG=true piece=piece_4 row=row_4`. A generated text has a line for each of its pieces.
+    /// Returns its lines in the list of variants, `shaders/variants.txt`: name, constants, fragments of slots and
+    /// extensions, such as `softmax LANES=64u LOG=true piece=piece_4 row=row_4`. A generated text has a line for each
+    /// of its pieces.
     pub fn lines(&self) -> Vec<String> {
         let generated = |(_, fragment): &(Name, Fragment)| matches!(fragment, Fragment::Text(..));
         if self.text.is_some() || self.slots.iter().any(generated) {
@@ -31,7 +32,7 @@ impl Source {
         vec![line]
     }
 
-    /// The kernel of a line of that list; `None` for a line that no kernel has.
+    /// Returns the kernel of a line of that list. `None` if the line has another form.
     pub fn from_line(line: &str) -> Option<Source> {
         let mut words = line.split_whitespace();
         let mut source = Source::file(words.next()?.to_string());
@@ -46,7 +47,7 @@ impl Source {
                 'i' | ')' if number => source.set(name, "i32", value),
                 'f' if number => source.set(name, "f32", value),
                 _ if value == "true" || value == "false" => source.set(name, "bool", value),
-                // Slots have names of small letters.
+                // Names of slots are in lower case, names of aliases begin with a capital.
                 _ if name.starts_with(|c: char| c.is_ascii_uppercase()) => source.set(name, "alias", value),
                 _ => source.slot(name, value),
             };

@@ -1,7 +1,7 @@
 use super::*;
 use naga::valid::Capabilities;
 
-/// A small `shaders/` that no disk has.
+/// A small `shaders/` that exists in memory only.
 fn files(name: &str) -> Result<Loaded, String> {
     let text = match name {
         "kernel" => {
@@ -28,7 +28,7 @@ fn text(text: &str) -> String {
     assemble(Source::text("t", text)).text
 }
 
-/// File, line and words of the error that a source must give.
+/// The file, line and message of the error that a source must give.
 fn refuse(source: Source) -> (String, u32, String) {
     match source.assemble_with(&files) {
         Err(Error::Shader { file, line, message, .. }) => (file, line, message),
@@ -216,12 +216,12 @@ fn check(source: Source) -> (String, u32, String) {
 
 #[test]
 fn errors_of_naga_carry_the_line_of_the_file() {
-    // Parsing, behind an unroll.
+    // An error in parsing, after an unroll.
     let (file, line, message) =
         check(Source::text("t", "fn f() {\n#unroll i 5\n_ = $i;\n#end\n_ = missing;\n}"));
     assert_eq!((file.as_str(), line), ("t", 5));
     assert!(message.contains("missing") && message.contains("t:5"), "{message}");
-    // Validation, inside a fragment.
+    // An error in validation, inside a fragment.
     let (file, line, message) = check(Source::text("t", "#import broken\n").enable("f16"));
     assert_eq!((file.as_str(), line), ("shaders/lib/broken.wgsl", 3));
     assert!(message.contains("return 1u;"), "{message}");

@@ -1,10 +1,10 @@
-//! A kernel's text with arrays read as textures.
+//! Rewrites a kernel's text so that it reads arrays as textures.
 
 use super::{Texel, WIDTH};
 use crate::gpu::shader::Name;
 use std::borrow::Cow;
 
-/// The binding, name and element type of `@group(0) @binding(1) var<storage, read> x: array<f32>;`.
+/// Parses `@group(0) @binding(1) var<storage, read> x: array<f32>;` into binding, name and element type.
 fn declaration(line: &str) -> Option<(u32, &str, &str)> {
     let rest = line.strip_prefix("@group(0) @binding(")?;
     let (binding, rest) = rest.split_once(") var<storage, read> ")?;
@@ -13,7 +13,7 @@ fn declaration(line: &str) -> Option<(u32, &str, &str)> {
     Some((binding.parse().ok()?, name, element))
 }
 
-/// The type with aliases replaced: a name, or the element of a vector.
+/// Returns the type with aliases replaced, also in the element type of a vector.
 fn resolve(text: &str, name: &str) -> String {
     if let Some((vector, element)) = name.strip_suffix('>').and_then(|rest| rest.split_once('<')) {
         return format!("{vector}<{}>", resolve(text, element));
@@ -26,13 +26,13 @@ fn resolve(text: &str, name: &str) -> String {
     text.lines().find_map(value).unwrap_or_else(|| name.to_string())
 }
 
-/// Whether a parameter or local of a function has the array's name: then `name[i]` is not the array in it.
+/// Whether a parameter or local variable of a function has the array's name, so that `name[i]` there is not the array.
 fn hidden(function: &[&str], name: &str) -> bool {
     let heads = [format!("({name}: "), format!(", {name}: "), format!("let {name} "), format!("var {name} ")];
     function.iter().any(|line| heads.iter().any(|head| line.contains(head)))
 }
 
-/// The lines from `at` on that belong together: a function that starts there, or else one line.
+/// Returns how many lines from `at` on belong together: those of a function that starts there, or else one.
 fn piece(lines: &[&str], at: usize) -> usize {
     if !lines[at].starts_with("fn ") || lines[at].ends_with('}') {
         return 1;
@@ -40,8 +40,8 @@ fn piece(lines: &[&str], at: usize) -> usize {
     lines[at..].iter().position(|line| *line == "}").map_or(1, |end| end + 1)
 }
 
-/// The kernel with those of the `wanted` arrays that can be as textures, and these by their bindings with their texels. Keeps line
-/// numbers.
+/// Rewrites the kernel so that it reads the `wanted` arrays as textures, if their element types have a texel format.
+/// Returns the text, and the texel of each such array by its binding. Line numbers stay the same.
 pub(in crate::gpu) fn rewrite<'a>(text: &'a str, wanted: &[Name]) -> (Cow<'a, str>, Vec<(u32, Texel)>) {
     let mut arrays: Vec<(&str, u32, Texel)> = Vec::new();
     for (binding, name, element) in text.lines().filter_map(declaration) {
@@ -50,7 +50,7 @@ pub(in crate::gpu) fn rewrite<'a>(text: &'a str, wanted: &[Name]) -> (Cow<'a, st
             _ => {}
         }
     }
-    // Two entries of one file may give a binding two types: then it stays a buffer.
+    // Two entries of one file may declare a binding with two types. It then stays a buffer.
     let unlike = |b: u32, t: Texel| arrays.iter().any(|&(_, other, texel)| other == b && texel != t);
     let odd: Vec<u32> = arrays.iter().filter(|a| unlike(a.1, a.2)).map(|a| a.1).collect();
     arrays.retain(|a| !odd.contains(&a.1));
@@ -87,8 +87,8 @@ pub(in crate::gpu) fn rewrite<'a>(text: &'a str, wanted: &[Name]) -> (Cow<'a, st
     (Cow::Owned(out), texels)
 }
 
-/// Copies a line, `x[i]` of an array in the list as `textureLoad(x, texel_at(u32(i)), 0)`. `closing` holds what the
-/// brackets that are still open need.
+/// Copies a line, with `x[i]` of a listed array replaced by `textureLoad(x, texel_at(u32(i)), 0)`. `closing` has an
+/// entry per open bracket: the suffix of a texture load, or `None` for any other bracket.
 fn loads(line: &str, arrays: &[(&str, u32, Texel)], closing: &mut Vec<Option<&str>>, out: &mut String) {
     let (code, comment) = line.split_at(line.find("//").unwrap_or(line.len()));
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';

@@ -2,8 +2,8 @@
 //!
 //! An expression becomes one generated kernel when something needs its elements. Inner values of the chain that
 //! somebody else still holds (a tape that saved them, a variable) are written by the same kernel, so that nothing is
-//! computed twice; those that only the chain held are never stored. Arithmetic is four lanes wide and in f32, u32 or
-//! i32; f16 is unpacked as it is read and rounded to nearest even as it is written.
+//! computed twice. Inner values that nobody else holds are never stored. Arithmetic is four lanes wide and in f32, u32
+//! or i32. f16 is unpacked as it is read and rounded to nearest even as it is written.
 
 use super::text::{Operation, THREADS, Term, Text, Walk};
 use super::{Place, Value};
@@ -15,19 +15,20 @@ use crate::shape::{Shape, Strides, collapse};
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Operations in one expression: bounds the generated kernel.
+/// The most operations in one expression, which bounds the generated kernel.
 const MAX_NODES: usize = 40;
-/// Pending values above one another, through views too, which no kernel merges: bounds the walk's recursion.
+/// The most pending values in a chain of dependencies. Views count too, although no kernel fuses across a view. This
+/// bounds the depth of recursion.
 const MAX_DEPTH: usize = 64;
-/// Scalars, sizes and strides of one kernel, beside `n` and the grid's width.
+/// The most scalars, sizes and strides of one kernel, apart from `n` and the grid's width.
 const MAX_WORDS: usize = 30;
-/// What a kernel calls the arrays that it reads, and those that it writes: as many as an adapter binds at most.
+/// The names of the arrays that a kernel reads (`X`) and writes (`Y`), as many as any adapter binds.
 const X: [&str; 16] =
     ["x0", "x1", "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13", "x14", "x15"];
 const Y: [&str; 16] =
     ["y0", "y1", "y2", "y3", "y4", "y5", "y6", "y7", "y8", "y9", "y10", "y11", "y12", "y13", "y14", "y15"];
 
-/// One elementwise operation. `$0`, `$1`, ... in the template stand for the arguments as `vec4`s.
+/// One elementwise operation. In the template, `$0`, `$1`, ... are the arguments as `vec4`s.
 pub(crate) struct Expr {
     op: &'static str,
     template: &'static str,
@@ -44,11 +45,11 @@ pub(crate) struct Expr {
 pub(crate) enum Arg {
     /// A value walked with these strides over the expression's shape.
     Operand { value: Arc<Value>, strides: Strides, offset: usize },
-    /// A number that is the same for every element; not part of the generated source.
+    /// A number that is the same for every element. It is a parameter, not part of the generated source.
     Scalar(Scalar),
 }
 
-/// A number in the type that the template wants.
+/// A number of the type that the template expects.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Scalar {
     F32(f32),
@@ -63,8 +64,8 @@ impl Scalar {
 }
 
 impl Expr {
-    /// An expression that fits one kernel: what does not is computed first, and so is a value from outside the step whose
-    /// code this thread runs, so that no replay repeats it.
+    /// Returns an expression that fits in one kernel. Arguments that do not fit are computed first. So are pending
+    /// values from outside the step whose code this thread runs, so that no replay repeats them.
     pub fn new(gpu: &Gpu, op: &'static str, template: &'static str, shape: Shape, args: Vec<Arg>) -> Expr {
         let recording = recording::number(gpu);
         let most = gpu.max_bindings() - 1;
@@ -77,7 +78,7 @@ impl Expr {
         }
         let mut expr = Expr { op, template, shape, args, nodes: 1, leaves: 0, words: 0, depth: 1 };
         expr.measure();
-        // Too large for one kernel: the arguments become memory, largest first, until the rest fits.
+        // Too large for one kernel: arguments are materialised, largest first, until the rest fits.
         while expr.nodes > MAX_NODES || expr.leaves > most || expr.words > MAX_WORDS {
             let largest = expr.pending_args().max_by_key(|(_, inner)| inner.words * 64 + inner.nodes);
             match largest {
@@ -104,14 +105,15 @@ impl Expr {
         })
     }
 
-    /// Launches the kernel that computes `root`, which this is the expression of, into `place`.
+    /// Launches the kernel that computes `root`, the value of this expression, into `place`.
     pub fn run(self: &Arc<Expr>, root: &Value, place: &Place, accumulate: bool) {
         if root.count > 0 {
             Program::new(root, self).run(place, accumulate);
         }
     }
 
-    /// The arguments that would become part of this expression's kernel: pending and walked in their own order.
+    /// The arguments that would become part of this expression's kernel, because they are pending and walked in their
+    /// own order.
     fn pending_args(&self) -> impl Iterator<Item = (&Arc<Value>, Arc<Expr>)> {
         self.args.iter().filter_map(|arg| match arg {
             Arg::Operand { value, strides, offset } => {
@@ -123,11 +125,11 @@ impl Expr {
 
     fn inlines(&self, value: &Value, strides: &Strides, offset: usize) -> Option<Arc<Expr>> {
         let same_walk = offset == 0 && value.count == self.shape.count() && *strides == self.shape.strides();
-        // A pending value of the same elements but another shape has leaves that walk differently.
+        // A pending value with the same elements but another shape has operands that are walked differently.
         value.pending().filter(|inner| same_walk && inner.shape == self.shape)
     }
 
-    /// Counts what the generated kernel would hold, without regard to repeats: an upper bound.
+    /// Counts what the generated kernel would hold. Repeated values count each time, so this is an upper bound.
     fn measure(&mut self) {
         let (mut nodes, mut leaves, mut words, mut depth) = (1, 0, 0, 1);
         // The walk of a scalar has one axis of size 1.
@@ -139,7 +141,7 @@ impl Expr {
                     depth = depth.max(value.expr().map_or(0, |inner| inner.depth) + 1);
                     if let Some(inner) = self.inlines(value, strides, *offset) {
                         nodes += inner.nodes;
-                        // Computed meanwhile by somebody else, it is a leaf itself.
+                        // If somebody else computes it in the meantime, it becomes a leaf itself.
                         leaves += inner.leaves.max(1);
                         words += inner.words;
                     } else {
@@ -160,9 +162,9 @@ struct Leaf {
     value: Arc<Value>,
     place: Place,
     strides: Strides,
-    /// The view's, by which another use of it is known.
+    /// The offset of the view. A use of the same value with the same strides and offset is the same leaf.
     offset: usize,
-    /// What the kernel adds to its indices: 0 where the place already begins at the view's first element.
+    /// What the kernel adds to its indices. 0 if the place already begins at the view's first element.
     start: usize,
     strided: bool,
 }
@@ -183,7 +185,7 @@ struct Program<'a> {
     leaves: Vec<Leaf>,
     scalars: Vec<Scalar>,
     operations: Vec<Operation>,
-    /// Variable of each inlined value, by address, with the arguments that named it.
+    /// The variable of each inlined value, by the value's address, and how many arguments refer to it.
     inlined: HashMap<*const Value, (usize, usize)>,
     /// Inlined values in order of computation.
     order: Vec<(Arc<Value>, usize)>,
@@ -206,7 +208,7 @@ impl<'a> Program<'a> {
         program
     }
 
-    /// Adds the operations of `expr`; returns the last one's number.
+    /// Adds the operations of `expr`, and returns the number of the last one.
     fn emit(&mut self, expr: &Expr, dtype: DType) -> usize {
         let terms = expr.args.iter().map(|arg| self.term(expr, arg)).collect();
         self.operations.push(Operation { template: expr.template.into(), dtype, terms });
@@ -300,14 +302,15 @@ impl<'a> Program<'a> {
         }
     }
 
-    /// Inlined values that somebody outside this expression holds: they are stored too, latest first, up to `room`.
+    /// Returns the inlined values that somebody outside this expression holds, latest first, at most `room` of them.
+    /// The kernel stores them too.
     fn held_elsewhere(&mut self, room: usize) -> Vec<(Arc<Value>, usize)> {
         let order = std::mem::take(&mut self.order);
         let mut held: Vec<_> = order
             .into_iter()
             .filter(|(value, _)| {
                 let (_, uses) = self.inlined[&Arc::as_ptr(value)];
-                // One count is ours, in `order`.
+                // One reference is ours, in `order`.
                 Arc::strong_count(value) > uses + 1
             })
             .collect();
@@ -316,7 +319,7 @@ impl<'a> Program<'a> {
         held
     }
 
-    /// The merged sizes, each strided leaf's merged strides, and which leaves are strided.
+    /// Returns the merged sizes, each strided leaf's merged strides, and which leaves are strided.
     fn walks(&self) -> (Vec<usize>, Vec<Vec<usize>>, Vec<usize>) {
         let strided: Vec<usize> = (0..self.leaves.len()).filter(|&i| self.leaves[i].strided).collect();
         let operands: Vec<Strides> = strided.iter().map(|&i| self.leaves[i].strides).collect();

@@ -1,8 +1,9 @@
-//! Values: elements at a place in memory, or a pending expression over other values.
+//! Values: a value is either elements at a place in memory, or a pending expression over other values.
 //!
-//! A value belongs to the recorded step in whose code it was made, or to none. What is pending outside a step is computed
-//! outside of it, whoever asks; what is pending in a step's code is computed by a kernel of that step, even where another
-//! thread had to compute it ahead, because it was about to change what the expression reads.
+//! A value belongs to the recorded step in whose code it was made, or to none. A pending value of no step is computed
+//! outside of steps, even if a step's code needs it. A pending value of a step is computed by a kernel of that step.
+//! This holds even if another thread had to compute it ahead, because that thread was about to change what the
+//! expression reads.
 
 pub mod fuse;
 pub(super) mod text;
@@ -21,12 +22,12 @@ use std::sync::{Arc, Mutex};
 #[derive(Clone)]
 pub(crate) struct Place {
     pub buffer: Arc<Buffer>,
-    /// In bytes; a multiple of every adapter's binding alignment.
+    /// In bytes. A multiple of the adapter's binding alignment.
     pub offset: u64,
 }
 
 impl Place {
-    /// `size` bytes from here on, for a kernel.
+    /// Returns the `size` bytes from here on, for a kernel to bind.
     pub fn part(&self, size: u64) -> Part {
         Part { buffer: self.buffer.clone(), offset: self.offset, size }
     }
@@ -41,21 +42,22 @@ pub(crate) struct Value {
     pub gpu: Gpu,
     pub dtype: DType,
     pub count: usize,
-    /// The step in whose code it was made, 0 for none.
+    /// The number of the step in whose code it was made, 0 for none.
     pub recording: u64,
     state: Mutex<State>,
 }
 
 enum State {
-    /// With the buffer's count of writes from which changes of these elements are counted.
+    /// The elements' place, and the buffer's version from which changes of these elements are counted.
     Ready(Place, u64),
     Pending(Arc<Expr>),
-    /// Computed by another thread while the step of this value is recorded, whose kernel is still to come.
+    /// Another thread has computed the elements while this value's step is recorded. The step's own kernel is still to
+    /// come.
     Ahead(Place, Arc<Expr>),
 }
 
 impl State {
-    /// Elements just written.
+    /// The state of elements that were just written.
     fn made(place: Place) -> State {
         let writes = place.buffer.version.load(Relaxed);
         State::Ready(place, writes)
@@ -68,7 +70,7 @@ impl Value {
         Arc::new(Value { gpu: gpu.clone(), dtype, count, recording, state: Mutex::new(State::made(place)) })
     }
 
-    /// The value of an elementwise operation, computed later.
+    /// Returns a pending value, the result of an elementwise operation.
     pub fn later(gpu: &Gpu, dtype: DType, expr: Expr) -> Arc<Value> {
         let value = Arc::new(Value::of(gpu, dtype, &Arc::new(expr)));
         lock(&gpu.0.pending).push(&value);
@@ -80,7 +82,7 @@ impl Value {
         Value { gpu: gpu.clone(), dtype, count, recording, state: Mutex::new(State::Pending(expr.clone())) }
     }
 
-    /// Writes the elements of an elementwise operation to `place`, or adds them to what is there. No other thread meets the
+    /// Computes an elementwise operation into `place`, or adds it to the elements there. No other thread sees the
     /// operation.
     pub fn write(gpu: &Gpu, dtype: DType, expr: Expr, place: &Place, accumulate: bool) {
         let expr = Arc::new(expr);
@@ -92,7 +94,7 @@ impl Value {
         recording::number(&self.gpu) == self.recording
     }
 
-    /// The place of this value's elements, computing them now if they are pending.
+    /// Returns the place of this value's elements. Computes them now if they are pending.
     pub fn place(&self) -> Place {
         let mut state = lock(&self.state);
         let expr = match &*state {
@@ -111,10 +113,11 @@ impl Value {
         place
     }
 
-    /// What this value's state becomes, now that its elements were written at `place`.
+    /// Returns this value's new state, after its elements were written at `place`.
     fn computed_as(&self, old: &State, place: Place, expr: Arc<Expr>) -> State {
         match old {
-            // The kernel just launched is what replays need; this run keeps the elements from before the change.
+            // Replays need the kernel that was just launched. This run needs the elements from before the change in
+            // place, so they overwrite the kernel's result.
             State::Ahead(ahead, _) if self.is_here() => {
                 self.gpu.copy(ahead, &place, self.dtype.buffer_bytes(self.count));
                 State::made(place)
@@ -124,7 +127,8 @@ impl Value {
         }
     }
 
-    /// Takes the elements that another expression's kernel has written at `place`, unless it has some since.
+    /// Takes over the elements that another expression's kernel has written at `place`, unless this value was computed
+    /// in the meantime.
     pub(super) fn store(&self, place: Place) {
         let mut state = lock(&self.state);
         if let State::Pending(expr) = &*state {
@@ -132,7 +136,7 @@ impl Value {
         }
     }
 
-    /// Moves the elements to `place`: every tensor that shares them follows.
+    /// Moves the elements to `place`. Every tensor that shares them follows.
     pub fn move_to(&self, place: &Place) {
         loop {
             let old = self.place();
@@ -154,7 +158,7 @@ impl Value {
         }
     }
 
-    /// The elements' place if, for this thread, they are computed already.
+    /// The elements' place, if they are already computed as far as this thread is concerned.
     pub fn computed(&self) -> Option<Place> {
         match &*lock(&self.state) {
             State::Ready(place, _) => Some(place.clone()),
@@ -163,10 +167,10 @@ impl Value {
         }
     }
 
-    /// Whether there is nothing to compute any more, on any thread.
+    /// Whether no thread has anything left to compute for this value.
     pub(super) fn is_settled(&self) -> bool {
         let mut state = lock(&self.state);
-        // A recording that is over asks for no kernel any more.
+        // A recording that has ended needs no kernel any more.
         if let State::Ahead(place, _) = &*state
             && !self.gpu.is_recording(self.recording)
         {
@@ -175,7 +179,7 @@ impl Value {
         matches!(&*state, State::Ready(..))
     }
 
-    /// How often the elements were changed in place since they were made; what is pending was not.
+    /// How often the elements were changed in place since they were made. A pending value counts as unchanged.
     pub fn changes(&self) -> u64 {
         match &*lock(&self.state) {
             State::Ready(place, made) => place.buffer.version.load(Relaxed).wrapping_sub(*made),
@@ -183,13 +187,14 @@ impl Value {
         }
     }
 
-    /// The error that the elements carry or would carry once computed: that of what they are made of. Computes nothing.
+    /// The error that the elements carry, or that they would carry once computed: an operand's error, or a size above
+    /// the limit. Computes nothing.
     pub fn error(&self) -> Option<Error> {
         let own = || self.gpu.fits(self.pending()?.op(), self.dtype.buffer_bytes(self.count)).err();
         self.operands_error(&mut HashSet::new()).or_else(own)
     }
 
-    /// The first error among what this is made of, through pending values, each of which is looked at once.
+    /// The first error among the operands, through pending values, each of which is visited once.
     fn operands_error(&self, seen: &mut HashSet<*const Value>) -> Option<Error> {
         let expr = match &*lock(&self.state) {
             State::Ready(place, _) | State::Ahead(place, _) => return place.buffer.data().err(),
@@ -199,12 +204,12 @@ impl Value {
         operands.find_map(|value| seen.insert(Arc::as_ptr(value)).then(|| value.operands_error(seen))?)
     }
 
-    /// The values that, for this thread, this one will be computed from; `None` once it is.
+    /// The values from which this thread would compute this one. `None` if it is computed.
     pub(super) fn operands(&self) -> Option<Vec<Arc<Value>>> {
         Some(self.expr()?.operands().cloned().collect())
     }
 
-    /// What this thread would compute the elements by.
+    /// The expression by which this thread would compute the elements. `None` if they are computed.
     pub(super) fn expr(&self) -> Option<Arc<Expr>> {
         match &*lock(&self.state) {
             State::Pending(expr) => Some(expr.clone()),
@@ -213,7 +218,7 @@ impl Value {
         }
     }
 
-    /// What the elements will be computed by, where nobody has computed them yet: another kernel may take it up.
+    /// The expression of the elements, if no thread has computed them yet. Another kernel may then inline it.
     pub(super) fn pending(&self) -> Option<Arc<Expr>> {
         match &*lock(&self.state) {
             State::Pending(expr) => Some(expr.clone()),

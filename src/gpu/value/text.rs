@@ -1,8 +1,8 @@
 //! The text of an elementwise kernel, and the pieces that such texts are made of.
 //!
-//! No list can hold every chain of operations. A chain is made of few kinds of pieces, though: an operation on types, a way to
-//! read an operand, a way to write a result. Each has a line of its own in the list of variants, and a kernel by which every
-//! target's compiler sees it ([`example`]).
+//! No list of variants can hold every chain of operations. But chains are made of few kinds of pieces: an operation on
+//! types, a way to read an operand, a way to write a result. Each piece has its own line in the list of variants, and a
+//! small kernel ([`example`]) that shows it to every target's compiler.
 
 use crate::dtype::DType;
 use crate::gpu::shader::Source;
@@ -11,7 +11,7 @@ use std::fmt::Write;
 
 /// Threads of a workgroup.
 pub(super) const THREADS: u32 = 64;
-/// Words of parameters that are immediates; more are a uniform.
+/// The most words of parameters that are immediates. Kernels with more have a uniform.
 const IMMEDIATE_WORDS: usize = 16;
 /// The kernel's name, for errors and the list of variants.
 pub(super) const NAME: &str = "elementwise";
@@ -21,11 +21,11 @@ pub(super) const NAME: &str = "elementwise";
 pub(super) enum Walk {
     /// Four elements at once, in the order of the results.
     Plain,
-    /// By strides, and every four elements of the walk are a vector in memory.
+    /// By strides, where every four elements of the walk are one vector in memory.
     Whole,
-    /// By strides, the last one 0.
+    /// By strides, where the last stride is 0.
     Repeated,
-    /// By strides, lane by lane.
+    /// By strides, one element at a time.
     Strided,
 }
 
@@ -47,20 +47,20 @@ impl Walk {
 pub(super) enum Term {
     /// An operand.
     Read(usize),
-    /// The result of an operation before.
+    /// The result of an earlier operation.
     Made(usize),
-    /// A number among the parameters.
+    /// A number from the parameters.
     Number(usize),
 }
 
-/// One operation: `$0`, `$1`, ... of its template are the terms, as vectors of four.
+/// One operation. In its template, `$0`, `$1`, ... are the terms, as vectors of four.
 pub(super) struct Operation {
     pub template: Cow<'static, str>,
     pub dtype: DType,
     pub terms: Vec<Term>,
 }
 
-/// A kernel: what it reads, computes and writes.
+/// An elementwise kernel: what it reads, computes and writes.
 #[derive(Default)]
 pub(super) struct Text {
     pub reads: Vec<(DType, Walk)>,
@@ -68,11 +68,11 @@ pub(super) struct Text {
     pub numbers: usize,
     /// The operations whose results are written, the last one first.
     pub writes: Vec<usize>,
-    /// Whether the first result is added to what is there.
+    /// Whether the first result is added to what the output holds.
     pub accumulate: bool,
-    /// Axes of the walk of what is read by strides.
+    /// Axes of the walk of operands that are read by strides.
     pub axes: usize,
-    /// Whether the last axis is whole vectors, so that four lanes share every other coordinate.
+    /// Whether the last axis is a multiple of four, so that four neighbours share all other coordinates.
     pub together: bool,
 }
 
@@ -88,7 +88,7 @@ fn stored(dtype: DType, vector: bool) -> &'static str {
     }
 }
 
-/// A vector as it is stored, as f32 where it is of f16.
+/// Converts a vector from its stored type to the type of the arithmetic: f16 becomes f32.
 fn unpacked(dtype: DType, vector: &str) -> String {
     match dtype {
         DType::F16 => format!("vec4<f32>(unpack2x16float({vector}.x), unpack2x16float({vector}.y))"),
@@ -106,7 +106,7 @@ impl Text {
         (0..self.reads.len()).filter(|&i| self.reads[i].1.is_strided())
     }
 
-    /// The kernel.
+    /// Returns the kernel.
     pub fn source(&self) -> Source {
         let mut s = self.params();
         s.push_str("#import elementwise\n#import exp_log\n#import nan\n#import power\n#import trig\n");
@@ -142,7 +142,7 @@ impl Text {
         Source::text(NAME, s)
     }
 
-    /// The kernel with the lines of its pieces: for the list of variants, not for every launch.
+    /// Returns the kernel with the lines of its pieces, for the list of variants. Not needed at every launch.
     pub fn listed(&self) -> Source {
         self.source().with_lines(self.lines())
     }
@@ -169,7 +169,7 @@ impl Text {
         s + "p: Params;\n"
     }
 
-    /// A function that reads four elements of a strided operand, starting at element `e` of the walk.
+    /// Writes a function that reads four elements of a strided operand, starting at element `e` of the walk.
     fn reader(&self, s: &mut String, i: usize) {
         let ((dtype, walk), axes) = (self.reads[i], self.axes);
         let ty = dtype.wgsl();
@@ -202,7 +202,7 @@ impl Text {
         }
     }
 
-    /// The lines of its pieces in the list of variants.
+    /// Returns the lines of the kernel's pieces in the list of variants.
     fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for Operation { template, dtype, terms } in &self.operations {
@@ -242,18 +242,18 @@ impl Operation {
             rest = &rest[at + 2..];
         }
         text.push_str(rest);
-        // What is f16 when stored is f16 inside a chain too: fusion must not change bits.
+        // An f16 result is rounded to f16 inside a chain too, because fusion must not change bits.
         let text = if self.dtype == DType::F16 { format!("round_half4({text})") } else { text };
         let _ = writeln!(s, "    let v{number} = {text};");
     }
 }
 
-/// A kernel with the piece of this line; `None` for a line that no piece has.
+/// Returns a kernel with the piece of this line. `None` for a line that names no piece.
 pub(in crate::gpu) fn example(line: &str) -> Option<Source> {
     let of = |name: &str| {
         [DType::F32, DType::F16, DType::U32, DType::I32].into_iter().find(|dtype| dtype.to_string() == name)
     };
-    // Three axes, so that a reader has a loop's worth of divisions.
+    // Three axes, so that a reader divides more than once.
     let mut text = Text { writes: vec![0], axes: 3, ..Text::default() };
     let (what, rest) = line.strip_prefix(NAME)?.trim_start().split_once(' ')?;
     let identity = |dtype| Operation { template: "$0".into(), dtype, terms: vec![Term::Read(0)] };

@@ -1,7 +1,8 @@
-//! Shortest augmenting paths in f64: what makes the result exact.
+//! Shortest augmenting paths in f64, which make the result exact.
 //!
-//! Dijkstra over columns, where the distance of a step from row `i` to column `j` is `cost[i, j] + price[j] - level[i] >= 0`.
-//! A row's columns are read block by block, each when its bound is the nearest thing left: most blocks are never read.
+//! Dijkstra's algorithm over columns, where the step from row `i` to column `j` has the length `cost[i, j] + price[j] -
+//! level[i] >= 0`. A row's columns are read block by block, each block only when its bound is the smallest distance
+//! left. Most blocks are never read.
 //!
 //! Source: Tomizawa 1971 and Edmonds, Karp 1972; Crouse 2016, "On implementing 2D rectangular assignment algorithms".
 
@@ -10,14 +11,16 @@ use super::solver::{BLOCK, NONE, Solver};
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-/// Something at a distance: a column, or (from `columns` on) the nearest block that a row has not read.
+/// An entry of the heap: a column, or (ids from `columns` on) a branch, at the distance of its nearest block that is
+/// not read.
 struct Entry {
     distance: f64,
     id: u32,
 }
 
 impl Ord for Entry {
-    /// The nearest is the greatest; at equal distances the lowest id, so that the order is total.
+    /// The nearest entry is the greatest. At equal distances it is the one with the lowest id, so that the order is
+    /// total.
     fn cmp(&self, other: &Entry) -> Ordering {
         other.distance.total_cmp(&self.distance).then(other.id.cmp(&self.id))
     }
@@ -45,7 +48,7 @@ struct Branch {
     nearest: (f64, usize),
 }
 
-/// What searches use again.
+/// The state of a search. The buffers are reused by later searches.
 pub(super) struct Search {
     heap: BinaryHeap<Entry>,
     branches: Vec<Branch>,
@@ -54,10 +57,10 @@ pub(super) struct Search {
     distance: Vec<f64>,
     from: Vec<u32>,
     done: Vec<bool>,
-    /// Columns with a distance, those whose distance is final.
+    /// Columns that have a distance. `closed` holds those whose distance is final.
     seen: Vec<u32>,
     closed: Vec<u32>,
-    /// Blocks read in all searches: the measure of work.
+    /// Blocks read in all searches, as a measure of work.
     pub reads: usize,
 }
 
@@ -77,11 +80,11 @@ impl Search {
     }
 
     /// Assigns a free row, moving others on the way, and raises prices so that every assigned row has a best column.
-    /// `false` where no path leads to a free column.
+    /// Returns `false` if no path leads to a free column.
     pub fn augment<C: Cost>(&mut self, solver: &mut Solver<C>, row: usize) -> bool {
         let bounds = &solver.bound[row * solver.blocks..][..solver.blocks];
         solver.level[row] = bounds.iter().copied().fold(f64::INFINITY, f64::min);
-        // A row whose entries are all forbidden.
+        // All entries of the row are forbidden.
         if solver.level[row] == f64::INFINITY {
             return false;
         }
@@ -116,7 +119,7 @@ impl Search {
         self.closed.clear();
     }
 
-    /// Distance and index of the nearest column that nobody has.
+    /// Returns distance and index of the nearest column that is not assigned.
     fn nearest_free<C: Cost>(&mut self, solver: &mut Solver<C>, start: usize) -> (f64, u32) {
         let (mut limit, mut free) = (f64::INFINITY, NONE);
         self.reach(solver, start, 0.0, limit);
@@ -128,7 +131,7 @@ impl Search {
                 self.read(solver, id as usize - solver.columns, &mut limit, &mut free);
                 continue;
             }
-            // An entry from before the column came nearer.
+            // A stale entry, from before the column had its final distance.
             if std::mem::replace(&mut self.done[id as usize], true) {
                 continue;
             }
@@ -161,7 +164,7 @@ impl Search {
         }
     }
 
-    /// Reads a branch's nearest block: its columns get distances, its bound is renewed.
+    /// Reads a branch's nearest block, which gives its columns distances and renews its bound.
     fn read<C: Cost>(&mut self, solver: &mut Solver<C>, branch: usize, limit: &mut f64, free: &mut u32) {
         let Branch { row, distance, nearest: (_, block) } = self.branches[branch];
         self.reads += 1;
@@ -178,7 +181,7 @@ impl Search {
             if base + value >= self.distance[column].min(*limit) || self.done[column] {
                 continue;
             }
-            // Rounding must not put a column before the row that leads to it.
+            // Rounding must not place a column nearer than the row that leads to it.
             let near = (base + value).max(distance);
             if self.distance[column] == f64::INFINITY {
                 self.seen.push(column as u32);

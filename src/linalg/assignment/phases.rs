@@ -1,21 +1,22 @@
-//! Which phase follows which, for each kind of problem.
+//! The order of the phases for each kind of problem.
 
 use super::Cost;
 use super::path::Search;
 use super::solver::{NONE, Solver};
 use crate::error::{Error, Result};
 
-/// Paths are tried at once where reduction leaves at most one row in `MANY` free. Measured at n = 2048 on independent
-/// entries, where it leaves 8 to 11%: 40 to 60 ms by paths at once, 50 to 90 ms by auction first; on products of rank 32, where
-/// it leaves 98%: 8000 ms and 200 ms.
+/// If reduction leaves at most one row in `MANY` free, paths are tried at once, without an auction. Measured at n =
+/// 2048: on independent entries, reduction leaves 8 to 11% free, and paths at once take 40 to 60 ms, an auction first
+/// 50 to 90 ms. On products of rank 32, it leaves 98% free, and the times are 8000 ms and 200 ms.
 const MANY: usize = 4;
-/// Blocks a row that paths may read from a caller's prices before these are dropped. Good prices need fewer than 20; a third of
-/// what starting without takes is lost at most.
+/// Blocks per row that paths may read from a caller's prices, before these prices are dropped. Good prices need fewer
+/// than 20. Bad ones cost at most a third of the time of a start without prices.
 const EARLIER: usize = 64;
-/// The same from reduced prices, before an auction looks for better ones. Independent entries at n = 4096 need 40 to 110.
+/// Blocks per row that paths may read from reduced prices, before an auction looks for better ones. Independent entries
+/// at n = 4096 need 40 to 110.
 const REDUCED: usize = 400;
 
-/// A solution of the problem as minimised.
+/// A solution of the minimisation.
 pub(super) struct Found {
     pub column_of: Vec<u32>,
     pub row_of: Vec<u32>,
@@ -30,13 +31,13 @@ impl Found {
     }
 }
 
-/// `[n, n]` from prices of its own.
+/// Solves a problem `[n, n]`, starting from prices that were derived from its own entries.
 pub(super) fn square<C: Cost>(cost: &[C], n: usize, sign: f64, range: f64, start: Vec<f64>) -> Result<Found> {
     let mut solver = Solver::new(cost, [n, n], sign, range, start);
     let (price, bound) = (solver.price.clone(), solver.bound.clone());
     solver.reduce(2 * n);
     if solver.free() > n / MANY || !paths(&mut solver, "row", REDUCED * n)? {
-        // Not from the prices of a reduction that failed: its bids were too small to settle anything.
+        // Not from the prices of the reduction that failed, because its bids were too small to settle anything.
         (solver.price, solver.bound) = (price, bound);
         solver.find_prices();
         paths(&mut solver, "row", usize::MAX)?;
@@ -44,7 +45,7 @@ pub(super) fn square<C: Cost>(cost: &[C], n: usize, sign: f64, range: f64, start
     Ok(Found::of(solver))
 }
 
-/// `[n, n]` from a caller's prices; `None` where these are of little use.
+/// Solves a problem `[n, n]` from a caller's prices. `None` if these are of little use.
 pub(super) fn warm<C: Cost>(
     cost: &[C],
     n: usize,
@@ -57,7 +58,7 @@ pub(super) fn warm<C: Cost>(
     Ok(paths(&mut solver, "row", EARLIER * n)?.then(|| Found::of(solver)))
 }
 
-/// Fewer rows than columns. `line` is what the caller calls a row.
+/// Solves a problem with fewer rows than columns. `line` is what the caller calls a row.
 pub(super) fn wide<C: Cost>(
     cost: &[C],
     [rows, columns]: [usize; 2],
@@ -65,15 +66,16 @@ pub(super) fn wide<C: Cost>(
     range: f64,
     line: &str,
 ) -> Result<Found> {
-    // Columns that stay free must keep the lowest price: falling `eps` would not leave it to them, `eps = 0` does.
+    // Columns that stay free must keep the lowest price. An auction with falling `eps` would not ensure this, but
+    // reduction, which has `eps = 0`, does.
     let mut solver = Solver::new(cost, [rows, columns], sign, range, vec![0.0; columns]);
     solver.reduce(2 * rows);
-    // Made square, a flat problem would take far more memory than it has.
+    // A flat problem is never made square, because that would take far more memory than the problem itself.
     let most = if columns <= 2 * rows { REDUCED * rows } else { usize::MAX };
     if paths(&mut solver, line, most)? {
         return Ok(Found::of(solver));
     }
-    // Hard ones are nearly square: rows of zeros make them so, and take what columns are to spare.
+    // A hard problem that is nearly square is made square by rows of zeros, which take the spare columns.
     let mut full: Vec<f64> = cost.iter().map(|c| sign * c.to_f64()).collect();
     full.resize(columns * columns, 0.0);
     let most = full.iter().filter(|c| c.is_finite()).fold(0.0f64, |most, c| most.max(c.abs()));
@@ -83,7 +85,7 @@ pub(super) fn wide<C: Cost>(
     }
     let start = least.into_iter().map(|c| -c).collect();
     let mut found = square(&full, columns, 1.0, 2.0 * most, start)?;
-    // Those that the zeros took have the highest potential: it becomes 0.
+    // The columns that rows of zeros took have the highest potential. A shift makes it 0.
     let top = found.v.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     found.v.iter_mut().for_each(|v| *v -= top);
     found.u.iter_mut().for_each(|u| *u += top);
@@ -93,7 +95,8 @@ pub(super) fn wide<C: Cost>(
     Ok(found)
 }
 
-/// Assigns the rows that are still free, one shortest path each; `false` when that took more than `budget` blocks.
+/// Assigns the rows that are still free, by one shortest path each. Returns `false` if that took more than `budget`
+/// blocks.
 fn paths<C: Cost>(solver: &mut Solver<C>, line: &str, budget: usize) -> Result<bool> {
     let mut search = Search::new(solver.columns);
     for row in 0..solver.rows {

@@ -1,17 +1,18 @@
-//! Prices of columns: bounds of blocks, reduction, the auction.
+//! Prices of columns: bounds of blocks, reduction and the auction.
 //!
-//! A row sees `cost + price` and wants its smallest. Prices only rise while a problem is solved, so the smallest value that
-//! a row once saw in a block of columns stays a lower bound of what is there: most blocks need not be read again.
+//! A row looks for its smallest `cost + price`. Prices only rise while a problem is solved, so the smallest value that
+//! a row once saw in a block of columns stays a lower bound for that block. Most blocks need not be read again.
 
 use super::Cost;
 use std::collections::VecDeque;
 
-/// Columns to a block: near the root of common sizes, so that bounds to compare and columns to read are about as many.
+/// Columns per block. This is near the square root of common sizes, so that a row has about as many bounds to compare
+/// as columns to read.
 pub(super) const BLOCK: usize = 64;
-/// No row, no column.
+/// The index that means no row or no column.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// A problem with at least as many columns as rows, to be minimised, and where its solution stands.
+/// A minimisation with at least as many columns as rows, and the present state of its solution.
 ///
 /// Between phases `level[i] <= cost[i, j] + price[j]` for all `j`, with equality (up to rounding) at the row's own column.
 pub(super) struct Solver<'a, C> {
@@ -19,9 +20,9 @@ pub(super) struct Solver<'a, C> {
     pub rows: usize,
     pub columns: usize,
     pub blocks: usize,
-    /// -1 turns the largest sum into the smallest.
+    /// 1, or -1 to maximise.
     pub sign: f64,
-    /// The largest difference of two entries that are allowed.
+    /// The largest difference of two allowed entries.
     pub range: f64,
     pub price: Vec<f64>,
     /// Lower bounds of `cost + price`, `[rows, blocks]`.
@@ -31,7 +32,7 @@ pub(super) struct Solver<'a, C> {
     pub row_of: Vec<u32>,
 }
 
-/// What a row sees: its best column, and what that and the next one cost.
+/// A row's best column, its `cost + price`, and that of the second best column.
 #[derive(Clone, Copy)]
 struct Choice {
     column: usize,
@@ -39,7 +40,7 @@ struct Choice {
     second: f64,
 }
 
-/// The two smallest of `sign * cost + price`.
+/// Returns the two smallest of `sign * cost + price`.
 #[inline]
 fn two_smallest<C: Cost>(cost: &[C], price: &[f64], sign: f64) -> (f64, f64) {
     const LANES: usize = 8;
@@ -65,14 +66,14 @@ fn two_smallest<C: Cost>(cost: &[C], price: &[f64], sign: f64) -> (f64, f64) {
     })
 }
 
-/// The greatest power of two up to `x`.
+/// Returns the largest power of two up to `x`.
 fn power_of_two(x: f64) -> f64 {
     const EXPONENT: u64 = 0x7ff << 52;
     f64::from_bits(x.to_bits() & EXPONENT)
 }
 
 impl<'a, C: Cost> Solver<'a, C> {
-    /// Starts with these prices and nobody assigned.
+    /// Starts with these prices and no row assigned.
     pub fn new(cost: &'a [C], [rows, columns]: [usize; 2], sign: f64, range: f64, price: Vec<f64>) -> Self {
         let blocks = columns.div_ceil(BLOCK);
         let mut bound = Vec::with_capacity(rows * blocks);
@@ -109,7 +110,7 @@ impl<'a, C: Cost> Solver<'a, C> {
         (&self.cost[row * self.columns..][start..end], &self.price[start..end])
     }
 
-    /// Reads a block again and improves on the best choice so far.
+    /// Reads a block again, renews its bound and updates the best choice so far.
     #[inline]
     fn look(&mut self, row: usize, block: usize, best: &mut (f64, f64, usize)) {
         let (cost, price) = self.part(row, block);
@@ -122,7 +123,7 @@ impl<'a, C: Cost> Solver<'a, C> {
         }
     }
 
-    /// The row's best column at the prices of now; `None` where all are forbidden.
+    /// Returns the row's best column at present prices. `None` if all entries are forbidden.
     fn choose(&mut self, row: usize) -> Option<Choice> {
         let bounds = &self.bound[row * self.blocks..][..self.blocks];
         let (mut low, mut next) = ((f64::INFINITY, 0), (f64::INFINITY, usize::MAX));
@@ -149,7 +150,7 @@ impl<'a, C: Cost> Solver<'a, C> {
         value.is_finite().then_some(Choice { column: block * BLOCK + at, value, second })
     }
 
-    /// A column that nobody has and that costs the row this much.
+    /// Returns a column that is not assigned and has exactly this value for the row.
     fn free_at(&self, row: usize, value: f64) -> Option<usize> {
         (0..self.blocks).filter(|block| self.bound[row * self.blocks + block] <= value).find_map(|block| {
             let (cost, price) = self.part(row, block);
@@ -160,7 +161,7 @@ impl<'a, C: Cost> Solver<'a, C> {
         })
     }
 
-    /// Gives the column to the row; returns who had it.
+    /// Assigns the column to the row. Returns the row that had it before.
     fn take(&mut self, row: usize, column: usize) -> Option<usize> {
         let before = std::mem::replace(&mut self.row_of[column], row as u32);
         self.column_of[row] = column as u32;
@@ -176,13 +177,13 @@ impl<'a, C: Cost> Solver<'a, C> {
         self.row_of.fill(NONE);
     }
 
-    /// How many rows have no column.
+    /// The number of rows without a column.
     pub fn free(&self) -> usize {
         self.column_of.iter().filter(|&&c| c == NONE).count()
     }
 
-    /// Auction with `eps = 0`: each row takes its best column and raises its price until the second best is as good.
-    /// A row that finds only ties that others have stays free. At most `budget` bids.
+    /// An auction with `eps = 0`: each row takes its best column and raises its price until the second best is as good.
+    /// A row whose best columns are all tied and taken stays free. Makes at most `budget` bids.
     ///
     /// Source: "augmenting row reduction" of Jonker and Volgenant 1987, "A shortest augmenting path algorithm for dense and
     /// sparse linear assignment problems".
@@ -209,13 +210,14 @@ impl<'a, C: Cost> Solver<'a, C> {
         }
     }
 
-    /// Prices for a square problem from where it stands, most rows assigned: an auction with falling `eps`, then reduction.
+    /// Finds prices for a square problem, starting from its present ones, by an auction with falling `eps` and then
+    /// reduction, which leaves most rows assigned.
     ///
-    /// `eps` falls from a tenth of the entries' range to a millionth, a quarter each time: on products of rank 32 with
-    /// n = 2048 a last one of 1e-4 leaves half of the rows to the paths and takes 1.8 times as long. It is a power of two, so
-    /// that prices of whole numbers, and of most others in f32, are exact in f64.
+    /// `eps` falls from a tenth of the entries' range to a millionth, to a quarter each time. On products of rank 32
+    /// with n = 2048, stopping at 1e-4 leaves half of the rows to the paths and takes 1.8 times as long. `eps` is a
+    /// power of two, so that prices of whole numbers, and of most others in f32, are exact in f64.
     pub fn find_prices(&mut self) {
-        // Some 70 bids a row are usual. A price war can need any number; paths then do the rest.
+        // About 70 bids per row are usual. A price war can need any number, and then paths do the rest.
         let mut budget = 200 * self.rows;
         let mut eps = power_of_two(0.1 * self.range);
         while eps > 1e-6 * self.range && budget > 0 {
@@ -226,8 +228,8 @@ impl<'a, C: Cost> Solver<'a, C> {
         self.reduce(2 * self.rows);
     }
 
-    /// Forward auction: rows in turn bid for their best column, above the second best by `eps`, until each has one or
-    /// `budget` bids were made. Returns the bids made.
+    /// Forward auction: rows in turn bid for their best column, above the second best by `eps`, until each has a column
+    /// or `budget` bids were made. Returns the number of bids.
     ///
     /// Source: Bertsekas 1988, "The auction algorithm: a distributed relaxation method for the assignment problem".
     fn auction(&mut self, eps: f64, budget: usize) -> usize {

@@ -1,4 +1,4 @@
-//! bf16 to and from the device: half the bytes cross, and the host converts nothing.
+//! Transfers to and from the device as bf16: half as many bytes cross, and the device converts them.
 
 use crate::dtype::DType;
 use crate::error::Result;
@@ -24,14 +24,14 @@ fn launch(entry: &str, n: usize, x: &Tensor, y: &Tensor) {
     gpu.launch(Launch::new("bf16", &source, entry, grid).bind("x", x).bind_mut("y", y).set("n", n).turns(0));
 }
 
-/// f32 elements from the words that hold them in pairs.
+/// Converts words that hold pairs of bf16 elements to f32 elements.
 fn unpack(words: &Tensor, shape: Shape) -> Tensor {
     let y = Tensor::empty(words.gpu(), "bf16", shape, DType::F32);
     launch("unpack", shape.count(), words, &y);
     y
 }
 
-/// The words that hold the elements in pairs, each rounded to nearest even.
+/// Converts elements to words that hold pairs of bf16, each rounded to nearest even.
 fn pack(x: &Tensor) -> Tensor {
     let x = crate::ops::float("bf16", x).detach().contiguous();
     let y = Tensor::empty(x.gpu(), "bf16", [x.count().div_ceil(2)], DType::U32);
@@ -40,10 +40,10 @@ fn pack(x: &Tensor) -> Tensor {
 }
 
 impl Tensor {
-    /// A tensor of f32 from the little-endian bytes of bf16 elements, row-major.
+    /// Makes an f32 tensor from the little-endian bytes of bf16 elements, row-major.
     ///
     /// # Panics
-    /// When there are not two bytes for each element of `shape`.
+    /// If there are not two bytes for each element of `shape`.
     #[track_caller]
     pub fn from_bf16(gpu: &Gpu, bytes: &[u8], shape: impl Into<Shape>) -> Tensor {
         let shape = shape.into();
@@ -54,13 +54,13 @@ impl Tensor {
         unpack(&Tensor::from_place(gpu, Shape::new(&[n.div_ceil(2)]), DType::U32, place), shape)
     }
 
-    /// Starts reading the elements as the bytes of bf16, each rounded to nearest even, without waiting for them.
+    /// Starts to read the elements as bytes of bf16, each rounded to nearest even, without waiting for them.
     ///
     /// # Errors
     /// The device's fault, if one stands.
     ///
     /// # Panics
-    /// When the elements are integers.
+    /// If the elements are integers.
     #[track_caller]
     pub fn read_bf16(&self) -> Result<Reading> {
         let words = pack(self);
@@ -71,7 +71,7 @@ impl Tensor {
 
 pub(super) fn cases() -> Vec<Case> {
     let bits = |x: u32| f64::from(f32::from_bits(x));
-    // Ties to both sides, the largest, the smallest, a carry into the exponent, what rounds to infinity.
+    // Ties to either side, the largest, the smallest, a carry into the exponent, and values that round to infinity.
     let edges = [
         0x3f80_8000,
         0x3f81_8000,

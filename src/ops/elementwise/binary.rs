@@ -1,4 +1,5 @@
-//! Functions of two elements, broadcasting like NumPy, and `where`. Pending expressions, like [`unary`](super::unary).
+//! Functions of two elements, which broadcast like NumPy's, and `where`. They are pending expressions, like
+//! [`unary`](super::unary).
 
 use crate::dtype::DType;
 use crate::gpu::value::fuse::Scalar;
@@ -7,7 +8,7 @@ use crate::shape::{self, Shape};
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
-/// `y = f(a, b)`; the derivatives' templates read `$0 = a`, `$1 = b`, `$2 = dy`.
+/// `y = f(a, b)`. In the templates of the derivatives, `$0 = a`, `$1 = b` and `$2 = dy`.
 struct Binary {
     name: &'static str,
     da: &'static str,
@@ -36,7 +37,7 @@ impl Op for Binary {
     }
 }
 
-/// The template for integers where it is another than for floats.
+/// The template for integers, if it differs from the one for floats.
 fn of_integers(name: &str, dtype: DType) -> Option<&'static str> {
     match (name, dtype) {
         ("div", DType::U32) => Some("quotient_u32($0, $1)"),
@@ -70,7 +71,7 @@ impl Tensor {
         })
     }
 
-    /// The result's type: equal types keep theirs, f16 with f32 gives f32.
+    /// The result's type: equal types are kept, f16 with f32 gives f32.
     #[track_caller]
     fn common(&self, rhs: &Tensor, name: &str) -> DType {
         match (self.dtype(), rhs.dtype()) {
@@ -87,13 +88,13 @@ impl Tensor {
         Tensor::lazy(name, template, DType::U32, shape, &[self, rhs])
     }
 
-    /// `x * scale`, one number for all elements.
+    /// `x * scale`, with one number for all elements.
     #[track_caller]
     pub fn scale(&self, scale: f32) -> Tensor {
         self.affine(scale, 0.0)
     }
 
-    /// `x * scale + shift`, one pair of numbers for all elements.
+    /// `x * scale + shift`, with one pair of numbers for all elements.
     #[track_caller]
     pub fn affine(&self, scale: f32, shift: f32) -> Tensor {
         assert!(self.dtype().is_float(), "affine: needs floats, got {}", self.dtype());
@@ -105,10 +106,10 @@ impl Tensor {
         y.made_by(&[self], || Box::new(Affine { scale }))
     }
 
-    /// `self` where `mask` is not 0, else `other`; all three broadcast. The gradient goes to the chosen side.
+    /// `self` where `mask` is not 0, else `other`. All three broadcast. The gradient goes to the chosen side.
     ///
     /// # Panics
-    /// When the shapes do not broadcast or `mask` is not an integer tensor.
+    /// If the shapes do not broadcast or `mask` is not an integer tensor.
     #[track_caller]
     pub fn where_mask(&self, mask: &Tensor, other: &Tensor) -> Tensor {
         same_gpu("where", &[self, mask, other]);
@@ -178,7 +179,7 @@ macro_rules! binary {
             $($(#[$doc])*
             ///
             /// # Panics
-            /// When the shapes do not broadcast or the dtypes differ.
+            /// If the shapes do not broadcast or the dtypes differ.
             #[track_caller]
             pub fn $name(&self, rhs: &Tensor) -> Tensor {
                 self.binary(rhs, stringify!($name), $value, [$da, $db])
@@ -194,19 +195,20 @@ binary! {
     sub: "$0 - $1", ["$2", "-$2"];
     /// `a * b`
     mul: "$0 * $1", ["$2 * $1", "$2 * $0"];
-    /// `a / b`, within 2.5 ulp for `|b|` from 2^-126 to 2^126, beyond as the adapter divides. Gradients `dy/b` and
-    /// `-(dy/b)(a/b)`: b^2, which may be 0 or infinite in f32, is not formed. Integers truncate; `x / 0 = 0`, and the least i32
-    /// divided by -1 is itself.
+    /// `a / b`, within 2.5 ulp for `|b|` from 2^-126 to 2^126, and outside this range with the adapter's own accuracy.
+    /// The gradients are `dy/b` and `-(dy/b)(a/b)`, which avoid b^2 because it may be 0 or infinite in f32. Integers
+    /// truncate, `x / 0` is 0, and the least i32 divided by -1 is itself.
     div: "$0 / $1", ["($2 / $1)", "(-kept($2 / $1, vec4<u32>(p.groups_x >> 31u)) * ($0 / $1))"];
-    /// `a ^ b`, as IEEE 754: `x^0` and `1^x` are 1 for NaN too, a negative base needs a whole exponent, else NaN, and zeros and
-    /// infinities follow their limits. Floats only.
+    /// `a ^ b`, as in IEEE 754: `x^0` and `1^x` are 1 even for NaN, a negative base needs a whole exponent and is NaN
+    /// otherwise, and zeros and infinities follow their limits. Floats only.
     ///
-    /// Within `4 + 0.15 |b ln a|` roundoffs (2^-24 of the result) on every adapter, so 17 at most. Gradients: `b a^(b-1)`, 0 for
-    /// exponent 0; `a^b ln a`, 0 at base 0 with an exponent of at least 0, NaN for a negative base.
+    /// Within `4 + 0.15 |b ln a|` roundoffs (2^-24 of the result) on every adapter, so within 17. The gradients are `b
+    /// a^(b-1)`, which is 0 for exponent 0, and `a^b ln a`, which is 0 at base 0 with an exponent of at least 0, and
+    /// NaN for a negative base.
     pow: "power($0, $1)", ["dpower_base($0, $1, $2)", "dpower_exponent($0, $1, $2)"];
-    /// The larger, NaN where either is; at a tie the gradient is halved between both.
+    /// The larger element, NaN if either is NaN. At a tie each side gets half of the gradient.
     maximum: "max_nan($0, $1)", ["dmax($0, $1, $2)", "dmax($1, $0, $2)"];
-    /// The smaller, NaN where either is; at a tie the gradient is halved between both.
+    /// The smaller element, NaN if either is NaN. At a tie each side gets half of the gradient.
     minimum: "min_nan($0, $1)", ["dmax($1, $0, $2)", "dmax($0, $1, $2)"];
 }
 
@@ -267,7 +269,7 @@ macro_rules! operator {
 
 operator! { Add add; Sub sub; Mul mul; Div div; }
 
-/// `f` over two arrays broadcast against each other.
+/// Applies `f` to two arrays that are broadcast against each other.
 pub(crate) fn broadcast64(a: &Array, b: &Array, f: impl Fn(f64, f64) -> f64) -> Array {
     let shape = shape::broadcast("reference", &a.shape, &b.shape);
     let index = |x: &Array, flat: usize| {
@@ -382,7 +384,7 @@ pub(super) fn cases() -> Vec<Case> {
     all
 }
 
-/// Each of the values that IEEE 754 names for pow to each of them; then negative bases, with gradients, and far results.
+/// Every pair of the values that IEEE 754 names for pow, then negative bases, with gradients, and extreme results.
 fn special_powers() -> Vec<Case> {
     let inf = f64::INFINITY;
     let special = vec![
@@ -431,7 +433,7 @@ fn special_powers() -> Vec<Case> {
     ]
 }
 
-/// Integer quotients with a zero, and the one that overflows.
+/// Integer quotients with a zero, and the quotient that overflows.
 fn quotients() -> Vec<Case> {
     let case = |name: &str, dtype: DType, a: &[f64], b: &[f64], low: f64| {
         let values = |shape: &[usize], values: &[f64]| {
@@ -440,7 +442,7 @@ fn quotients() -> Vec<Case> {
         let inputs = vec![values(&[a.len(), 1], a), values(&[b.len()], b)];
         let quotient = move |a: f64, b: f64| match b == 0.0 {
             true => 0.0,
-            // The least number's opposite is itself.
+            // The negative of the least number overflows to itself.
             false => {
                 if a / b == -low {
                     low

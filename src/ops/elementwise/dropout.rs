@@ -1,4 +1,4 @@
-//! Dropout whose mask is a counter: drawn again in the backward pass, never stored.
+//! Dropout whose mask is drawn again in the backward pass from a counter, and never stored.
 
 use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, Live, grid};
@@ -20,7 +20,7 @@ impl Dropout {
         let y = Tensor::empty(x.gpu(), "dropout", x.shape(), DType::F32);
         let n = x.count();
         let grid = grid(n.div_ceil(4).div_ceil(64));
-        // At rate 1 nothing is kept, and nothing is scaled.
+        // At rate 1 nothing is kept, and `1 / (1 - rate)` would be infinite.
         let scale = if self.rate == 1.0 { 0.0 } else { 1.0 / (1.0 - self.rate) };
         x.gpu().launch(
             Launch::new("dropout", &Source::file("dropout"), "forward", grid)
@@ -50,13 +50,15 @@ impl Op for Dropout {
 }
 
 impl Tensor {
-    /// Each element 0 with probability `p`, else `x / (1 - p)`, of this shape, in f32; what is dropped is 0 whatever it was.
+    /// Sets each element to 0 with probability `p` and to `x / (1 - p)` otherwise. The result is f32. A dropped element
+    /// is 0 even if it was NaN or infinite.
     ///
-    /// Takes one stream of `rng`, whatever `p` is, and keeps element `i` where that stream's uniform draw `i` is at
-    /// least `p`. With `p = 0` nothing is done; with `p = 1` all is 0, and the gradient. Source: Srivastava et al. 2014, "Dropout".
+    /// Takes one stream of `rng` for any `p`, and keeps element `i` if that stream's uniform draw `i` is at least `p`.
+    /// With `p = 0` the elements are unchanged. With `p = 1` the result and the gradient are 0. Source: Srivastava et
+    /// al. 2014, "Dropout".
     ///
     /// # Panics
-    /// When `p` is outside `[0, 1]` or the elements are integers.
+    /// If `p` is outside `[0, 1]` or the elements are integers.
     #[track_caller]
     pub fn dropout(&self, p: f32, rng: &mut Rng) -> Tensor {
         assert!((0.0..=1.0).contains(&p), "dropout: probability {p} is outside [0, 1]");

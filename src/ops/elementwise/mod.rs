@@ -1,4 +1,4 @@
-//! One result for each element: functions of one and of two tensors, conversions, random numbers.
+//! Elementwise ops: functions of one and of two tensors, conversions, random numbers.
 
 pub mod bf16;
 pub mod binary;

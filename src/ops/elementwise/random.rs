@@ -1,4 +1,4 @@
-//! Tensors filled with random numbers on the device, the same bits as [`crate::rng`] on the host.
+//! Tensors of random numbers, filled on the device with the same bits as [`crate::rng`] gives on the host.
 
 use crate::dtype::DType;
 use crate::gpu::buffer::Buffer;
@@ -11,7 +11,7 @@ use crate::shape::Shape;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
-/// The normal table on `gpu`, uploaded once.
+/// Returns the normal table on `gpu`, which is uploaded once.
 fn table(gpu: &Gpu) -> Arc<Buffer> {
     let mut kept = lock(&gpu.0.normal_table);
     if let Some(buffer) = &*kept {
@@ -19,12 +19,12 @@ fn table(gpu: &Gpu) -> Arc<Buffer> {
     }
     let words = normal_table();
     let buffer = gpu.upload("randn", bytemuck::cast_slice(words), size_of_val(words) as u64);
-    // A buffer without memory is no table: the next call tries again.
+    // A buffer without memory is not kept, so that the next call tries again.
     *kept = buffer.data().is_ok().then(|| buffer.clone());
     buffer
 }
 
-/// Launches `entry` of `random.wgsl` on a new tensor: draws times 1 plus 0.
+/// Launches `entry` of `random.wgsl` on a new tensor, with scale 1 and shift 0.
 fn fill(gpu: &Gpu, op: &'static str, entry: &str, shape: Shape, draw: Draw) -> Tensor {
     let y = Tensor::empty(gpu, op, shape, DType::F32);
     let n = shape.count();
@@ -51,14 +51,14 @@ fn fill(gpu: &Gpu, op: &'static str, entry: &str, shape: Shape, draw: Draw) -> T
 }
 
 impl Tensor {
-    /// Uniform draws in `[0, 1)` from the generator's next stream, in f32: the same bits on every device and as
-    /// [`Rng::fill_uniform`] on the host.
+    /// Makes an f32 tensor of uniform draws in `[0, 1)` from the generator's next stream. They have the same bits on
+    /// every device and as [`Rng::fill_uniform`] on the host.
     pub fn rand(gpu: &Gpu, shape: impl Into<Shape>, rng: &mut Rng) -> Tensor {
         fill(gpu, "rand", "uniform", shape.into(), rng.draw())
     }
 
-    /// Standard normal draws from the generator's next stream, in f32: the same bits on every device and as
-    /// [`Rng::fill_normal`] on the host.
+    /// Makes an f32 tensor of standard normal draws from the generator's next stream. They have the same bits on every
+    /// device and as [`Rng::fill_normal`] on the host.
     pub fn randn(gpu: &Gpu, shape: impl Into<Shape>, rng: &mut Rng) -> Tensor {
         fill(gpu, "randn", "normal", shape.into(), rng.draw())
     }
@@ -72,7 +72,7 @@ pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     for (name, draw, host) in table {
         for shape in [&[1][..], &[7, 13], &[257], &[4, 64, 9]] {
-            // The input only brings the device.
+            // The input only supplies the device.
             let inputs = vec![Input::integers([1], DType::U32, 0, 1)];
             let shape = Shape::new(shape);
             all.push(

@@ -1,4 +1,4 @@
-//! Functions of one element: pending expressions, so a chain of them is one kernel.
+//! Functions of one element. They are pending expressions, so a chain of them is one kernel.
 
 use crate::dtype::DType;
 use crate::gpu::value::fuse::Scalar;
@@ -6,7 +6,7 @@ use crate::ops::case::{Array, Case, Fill, Input};
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
-/// `y = f(x)` with `dx = dy * f'`, where the derivative's template reads `$0 = x`, `$1 = dy`.
+/// `y = f(x)` with `dx = dy * f'`. In the template of the derivative, `$0 = x` and `$1 = dy`.
 struct Unary {
     name: &'static str,
     derivative: &'static str,
@@ -55,7 +55,7 @@ impl Op for Cast {
         "cast"
     }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
-        // Gradients are f32 whatever the storage.
+        // Gradients are f32 for every stored type.
         if let Some(dy) = &dy[0] {
             sink.add(0, dy.clone());
         }
@@ -63,11 +63,11 @@ impl Op for Cast {
 }
 
 impl Tensor {
-    /// This tensor, with its gradient times `factor`, of the same shape or one that broadcasts to it: for parameters whose
-    /// steps must be of another size than their gradients, see [`crate::share::hashed::Draw::stabilizer`].
+    /// Returns this tensor, with its gradient multiplied by `factor`, whose shape is the same or broadcasts to it. For
+    /// parameters whose step size must differ from their gradient's, see [`crate::share::hashed::Draw::stabilizer`].
     ///
     /// # Panics
-    /// When the shapes do not fit, for integers, or when the tensors are on different devices.
+    /// If the shapes do not fit, for integers, or if the tensors are on different devices.
     #[track_caller]
     pub fn scale_gradient(&self, factor: &Tensor) -> Tensor {
         same_gpu("scale_gradient", &[self, factor]);
@@ -76,8 +76,8 @@ impl Tensor {
         self.detach().made_by(&[self], || Box::new(ScaleGradient { factor: Saved::new(factor) }))
     }
 
-    /// The elements in another type: floats to integers truncate towards zero and saturate, NaN gives 0; f32 to f16 rounds to
-    /// nearest even. The gradient passes between floats.
+    /// Converts the elements to another type. Floats to integers truncate towards zero and saturate, and NaN gives 0.
+    /// f32 to f16 rounds to nearest even. The gradient passes between floats.
     pub fn cast(&self, dtype: DType) -> Tensor {
         if dtype == self.dtype() {
             return self.clone();
@@ -98,7 +98,8 @@ impl Tensor {
     }
 }
 
-/// Name, docs, WGSL of the value, WGSL of `dx` from `$0 = x` and `$1 = dy`, the same two in f64, and the test inputs.
+/// Columns: name, docs, WGSL of the value, WGSL of `dx` from `$0 = x` and `$1 = dy`, the value in f64, the test inputs,
+/// and the allowed error.
 macro_rules! unary {
     ($($(#[$doc:meta])* $name:ident: $value:literal, $dx:literal, |$x:ident| $reference:expr, $fill:expr, $ulps:expr;)*) => {
         impl Tensor {
@@ -115,23 +116,25 @@ macro_rules! unary {
     };
 }
 
-// The last column is the allowance in roundoffs (2^-24 of the result). What WGSL leaves looser is computed by our own functions
-// in shaders/lib; NaN gives NaN in all of them.
+// The last column is the allowed error in roundoffs (2^-24 of the result). Functions that WGSL leaves less accurate
+// than this are computed by our own code in shaders/lib. All of them return NaN for NaN.
 unary! {
     /// `-x`
     neg: "-$0", "-$1", |x| -x, Fill::Normal(1.0), 1.0;
-    /// `e^x`, within 3 roundoffs (2^-24 of the result) on every adapter. Infinite above 88.72; below -87.33 subnormal, or 0 where
-    /// the adapter flushes those.
+    /// `e^x`, within 3 roundoffs (2^-24 of the result) on every adapter. It is infinite above 88.72. Below -87.33 it is
+    /// subnormal, or 0 on adapters that flush subnormal numbers.
     exp: "exp_of($0)", "$1 * exp_of($0)", |x| x.exp(), Fill::Normal(2.0), 3.0;
-    /// Natural logarithm, within 2 roundoffs on every adapter, of subnormal numbers too; -infinity at 0 and -0, NaN below.
+    /// Natural logarithm, within 2 roundoffs on every adapter, also for subnormal numbers. -infinity at 0 and -0, NaN
+    /// below.
     log: "log_of($0)", "$1 / $0", |x| x.ln(), Fill::Uniform(0.05, 8.0), 2.0;
-    /// Square root, within 2 roundoffs on every adapter, of subnormal numbers too; -0 stays, NaN below. Derivative
-    /// `0.5 / sqrt(x)`, infinite at 0.
+    /// Square root, within 2 roundoffs on every adapter, also for subnormal numbers. -0 at -0, NaN below. The
+    /// derivative is `0.5 / sqrt(x)`, infinite at 0.
     sqrt: "sqrt_of($0)", "0.5 * $1 * rsqrt_of($0)", |x| x.sqrt(), Fill::Uniform(0.05, 8.0), 2.0;
-    /// `1 / sqrt(x)`, within 2 ulp (4 roundoffs); infinite at 0, -infinity at -0, NaN below. Derivative `-0.5 x^(-3/2)`.
+    /// `1 / sqrt(x)`, within 2 ulp (4 roundoffs). Infinite at 0, -infinity at -0, NaN below. The derivative is `-0.5
+    /// x^(-3/2)`.
     rsqrt: "rsqrt_of($0)", "-0.5 * $1 * rsqrt_of($0) * rsqrt_of($0) * rsqrt_of($0)", |x| 1.0 / x.sqrt(), Fill::Uniform(0.05, 8.0), 4.0;
-    /// `1 / x`, within 2.5 ulp for `|x|` from 2^-126 to 2^126, beyond as the adapter divides. Derivative `-1/x / x`: x^2, which
-    /// may be 0 or infinite in f32, is not formed.
+    /// `1 / x`, within 2.5 ulp for `|x|` from 2^-126 to 2^126, and outside this range with the adapter's own accuracy.
+    /// The derivative is `-1/x / x`, which avoids x^2 because it may be 0 or infinite in f32.
     recip: "(1.0 / $0)", "(-kept($1 / $0, vec4<u32>(p.groups_x >> 31u)) / $0)", |x| 1.0 / x, Fill::Uniform(0.3, 4.0), 5.0;
     /// `x^2`
     square: "$0 * $0", "2.0 * $0 * $1", |x| x * x, Fill::Normal(1.0), 2.0;
@@ -141,31 +144,32 @@ unary! {
     sigmoid: "sigmoid($0)", "$1 * dsigmoid($0)", |x| 1.0 / (1.0 + (-x).exp()), Fill::Normal(2.0), 12.0;
     /// Error function, within 12 roundoffs. Derivative `2/sqrt(pi) e^(-x^2)`.
     erf: "erf($0)", "$1 * 1.1283791670955126 * exp_of(-$0 * $0)", |x| erf64(x), Fill::Normal(1.0), 12.0;
-    /// Gaussian error linear unit, exact: `x Phi(x)`; its left tail comes from erfc, not from `1 + erf`. NaN at -infinity, as
-    /// the formula has it. Source: Hendrycks & Gimpel 2016.
+    /// Gaussian error linear unit, in its exact form `x Phi(x)`. The left tail is computed from erfc, not from `1 +
+    /// erf`. NaN at -infinity, where the formula is 0 times infinity. Source: Hendrycks & Gimpel 2016.
     gelu: "gelu($0)", "$1 * dgelu($0)", |x| 0.5 * x * (1.0 + erf64(x * std::f64::consts::FRAC_1_SQRT_2)), Fill::Normal(1.0), 64.0;
-    /// GELU's tanh form: `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`; NaN at -infinity.
+    /// GELU's tanh form: `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`. NaN at -infinity.
     gelu_tanh: "gelu_tanh($0)", "$1 * dgelu_tanh($0)",
         |x| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh()), Fill::Normal(1.0), 64.0;
-    /// `x sigmoid(x)`; NaN at -infinity.
+    /// `x sigmoid(x)`. NaN at -infinity.
     silu: "silu($0)", "$1 * dsilu($0)", |x| x / (1.0 + (-x).exp()), Fill::Normal(2.0), 16.0;
-    /// `max(x, 0)`; derivative 0 at 0. NaN gives NaN, for the derivative too.
+    /// `max(x, 0)`. The derivative at 0 is 0. NaN gives NaN, also for the derivative.
     relu: "relu($0)", "drelu($0, $1)", |x| if x.is_nan() { x } else { x.max(0.0) }, Fill::Distinct(0.05), 1.0;
-    /// Sine, x in radians: within 4 roundoffs of the result for every x and on every adapter, near the zeros too. NaN at infinity.
+    /// Sine, with x in radians, within 4 roundoffs of the result for every x on every adapter, also near the zeros. NaN
+    /// at infinity.
     sin: "sin_of($0)", "$1 * cos_of($0)", |x| x.sin(), Fill::Normal(2.0), 4.0;
-    /// Cosine, x in radians: within 4 roundoffs of the result for every x and on every adapter, near the zeros too. NaN at
-    /// infinity.
+    /// Cosine, with x in radians, within 4 roundoffs of the result for every x on every adapter, also near the zeros.
+    /// NaN at infinity.
     cos: "cos_of($0)", "-$1 * sin_of($0)", |x| x.cos(), Fill::Normal(2.0), 4.0;
-    /// `|x|`; derivative 0 at 0, NaN at NaN.
+    /// `|x|`. The derivative is 0 at 0 and NaN at NaN.
     abs: "magnitude($0)", "dmagnitude($0, $1)", |x| x.abs(), Fill::Distinct(0.05), 1.0;
 }
 
 impl Tensor {
-    /// Each element limited to `[low, high]`; the gradient passes strictly inside and at the ends. NaN gives NaN, for the gradient
-    /// too.
+    /// Limits each element to `[low, high]`. The gradient passes inside this range and at its ends. NaN gives NaN, also
+    /// for the gradient.
     ///
     /// # Panics
-    /// When `low > high` or for integers.
+    /// If `low > high` or the elements are integers.
     #[track_caller]
     pub fn clamp(&self, low: f32, high: f32) -> Tensor {
         assert!(low <= high, "clamp: low {low} is above high {high}");
@@ -196,7 +200,7 @@ impl Op for Clamp {
     }
 }
 
-/// erf in f64 to about 1e-15: its series below 3, a continued fraction of erfc above.
+/// erf in f64 to about 1e-15: by its series below 3, and by a continued fraction of erfc above.
 pub(crate) fn erf64(x: f64) -> f64 {
     let a = x.abs();
     if a > 6.0 {
@@ -251,14 +255,14 @@ pub(super) fn cases() -> Vec<Case> {
     all
 }
 
-/// Arguments where range reduction, overflow and underflow decide.
+/// Arguments where range reduction, overflow and underflow matter.
 fn far_cases() -> Vec<Case> {
     use std::f64::consts::{FRAC_PI_2, PI};
     let turns = [1.0, -1.0, 2.0, 3.0, -7.0, 161.0, 1000.0, 2607.0, 1e6].map(|k| k * FRAC_PI_2);
     let large = [4095.9, 4096.0, -1e4, 1e5, 1e6, -1e8, 1e10, 1e20, 1e30, -3.4e38, PI, 1e-30];
     let exponents =
         vec![88.0, 88.7, -87.3, -87.0, 80.5, -80.5, 0.34657, -0.34658, 1e-6, -1e-10, 104.0, -110.0, 0.0];
-    // Subnormals too; whole octaves.
+    // Includes subnormal numbers and powers of two.
     let positive = vec![
         1e-45,
         1.2e-44,
@@ -277,7 +281,7 @@ fn far_cases() -> Vec<Case> {
     let rows: [Row; 6] = [
         ("sin far", Tensor::sin, f64::sin, [&turns[..], &large].concat(), 4.0),
         ("cos far", Tensor::cos, f64::cos, [&turns[..], &large].concat(), 4.0),
-        // The f32 nearest to the result: infinite above 88.72.
+        // The reference is rounded to f32, so that it is infinite above 88.72.
         ("exp far", Tensor::exp, |x| x.exp() as f32 as f64, exponents, 4.0),
         ("log far", Tensor::log, f64::ln, positive.clone(), 2.0),
         ("sqrt far", Tensor::sqrt, f64::sqrt, positive.clone(), 2.0),

@@ -1,4 +1,5 @@
-//! The look at ids before an op that takes them, on devices that check: what is outside a table is safe to run and still a mistake.
+//! Checks ids before an op that uses them, on devices that check. An id outside its table is safe to use, but still a
+//! mistake.
 
 use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, MOST_TURNS, Part};
@@ -11,8 +12,8 @@ fn source() -> Source {
     Source::file("check_ids")
 }
 
-/// On a device that checks, the next readback says when some of `ids`, u32 or i32, are not in `0..size`; those whose bits are
-/// `ignored` may be anywhere. Elsewhere nothing is launched.
+/// On a device that checks, makes the next readback report if some of `ids`, u32 or i32, are not in `0..size`. Ids with
+/// the bits `ignored` may have any value. On other devices nothing is launched.
 pub(in crate::ops) fn check_ids(op: &'static str, ids: &Tensor, size: usize, ignored: Option<u32>) {
     let gpu = ids.gpu();
     if !gpu.is_checked() || ids.count() == 0 || ids.dtype().is_float() {
@@ -21,12 +22,12 @@ pub(in crate::ops) fn check_ids(op: &'static str, ids: &Tensor, size: usize, ign
     let signed = ids.dtype() == DType::I32;
     let ids = no_grad(|| ids.detach().contiguous());
     ids.compute();
-    // What was never computed has no ids, and must not spoil the table of findings.
+    // Ids that were never computed have no values, and must not spoil the table of findings.
     if gpu.check().is_err() || ids.check().is_err() {
         return;
     }
     let (table, slot) = gpu.findings_slot(op, size as u64, signed);
-    // As many as the loops of one workgroup's 256 threads may see.
+    // The most ids that the loops of one workgroup's 256 threads may check.
     const SPAN: usize = 256 * (MOST_TURNS / 2);
     for first in (0..ids.count()).step_by(SPAN) {
         let end = ids.count().min(first + SPAN);
@@ -47,7 +48,7 @@ pub(in crate::ops) fn check_ids(op: &'static str, ids: &Tensor, size: usize, ign
     gpu.findings_written();
 }
 
-/// None of its own: cases of the ops that call it hold ids outside their tables.
+/// No cases: those of the ops that call it include ids outside their tables.
 pub(super) fn cases() -> Vec<Case> {
     Vec::new()
 }

@@ -1,4 +1,4 @@
-//! Elements by index: embedding, index_select and gather, and the adjoints that add back in a fixed order.
+//! Elements by index: embedding, index_select and gather, and their adjoints, which add up in a fixed order.
 
 use super::check_ids::check_ids;
 use crate::dtype::DType;
@@ -10,7 +10,7 @@ use crate::shape::{self, Shape};
 use crate::tape::{Destination, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
-/// Ids as flat u32; a negative one becomes larger than any axis, so that it is outside.
+/// Returns the ids as a flat u32 list. A negative id becomes larger than any axis, so that it is outside.
 #[track_caller]
 fn flat(op: &str, ids: &Tensor) -> Tensor {
     assert!(!ids.dtype().is_float(), "{op}: ids must be u32 or i32, got {}", ids.dtype());
@@ -22,14 +22,14 @@ fn source(wide: bool) -> Source {
     Source::file("embedding").alias("Elem", elem).alias("Float", float)
 }
 
-/// Places in `order` that a thread of `sum_runs` walks.
+/// The number of places in `order` that a thread of `sum_runs` walks.
 const CHUNK: usize = 32;
 
 fn runs(wide: bool, folded: bool, accumulate: bool) -> Source {
     source(wide).u32("CHUNK", CHUNK as u32).bool("FOLDED", folded).bool("ACCUMULATE", accumulate)
 }
 
-/// What the kernels walk: `rows` along the axis of x, `inner` elements behind each, `count` ids.
+/// The sizes that the kernels walk: `rows` along the axis of x, `inner` elements per row, `count` ids.
 #[derive(Clone, Copy)]
 struct Sizes {
     rows: usize,
@@ -38,7 +38,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    /// A launch of so many threads, each with an element or, where the source is `wide`, four.
+    /// Makes a launch of this many threads, each with one element, or four if the source is `wide`.
     fn launch<'a>(&self, source: &'a Source, entry: &'a str, wide: bool, threads: usize) -> Launch<'a> {
         Launch::new("embedding", source, entry, grid(threads.div_ceil(64)))
             .set("n", threads)
@@ -50,13 +50,13 @@ impl Sizes {
     }
 }
 
-/// `x` in whole words for `inner` elements at a time, so that a kernel can move it whatever its type.
+/// Returns `x` in a type in which `inner` elements fill whole words, so that a kernel can move them as words.
 fn whole_words(x: &Tensor, inner: usize) -> Tensor {
     let odd = x.dtype() == DType::F16 && !inner.is_multiple_of(2);
     if odd { x.cast(DType::F32).contiguous() } else { x.contiguous() }
 }
 
-/// `y[o, i, c] = x[o, ids[i], c]`, not recorded.
+/// `y[o, i, c] = x[o, ids[i], c]`, not recorded in the graph.
 fn select(x: &Tensor, axis: usize, ids: &Tensor) -> Tensor {
     let (_, rows, inner) = x.shape().split_at_axis(axis);
     let stored = whole_words(x, inner);
@@ -66,12 +66,12 @@ fn select(x: &Tensor, axis: usize, ids: &Tensor) -> Tensor {
     let words = y.count() * y.dtype().size() / 4;
     let source = source(wide);
     let launch = sizes.launch(&source, "select_rows", wide, if wide { words / 4 } else { words });
-    // Rows are taken from tables of any size.
+    // Only some rows of a table are loaded, and the table may be large.
     y.gpu().launch(launch.bind("x", &stored).bind("ids", ids).bind_mut("y", &y).reuse(0));
     y.cast(x.dtype())
 }
 
-/// The adjoint of [`select`]: `dx [shape]` with `dx[.., ids[i], ..] = sum dy[.., i, ..]`, added up in a fixed order.
+/// The adjoint of [`select`]: `dx [shape]` with `dx[.., ids[i], ..] = sum dy[.., i, ..]`, summed in a fixed order.
 pub(crate) fn sum_by_index(
     dy: &Tensor,
     axis: usize,
@@ -83,7 +83,7 @@ pub(crate) fn sum_by_index(
     sum_runs(dy, axis, shape, (ids, &order), into)
 }
 
-/// The same with the order of the ids given.
+/// Like `sum_by_index`, with the sorted order of the ids given.
 fn sum_runs(
     dy: &Tensor,
     axis: usize,
@@ -114,7 +114,7 @@ fn sum_runs(
             sizes
                 .launch(&source, "sum_runs", wide, outer * chunks * vectors)
                 .bind("ids", &ids)
-                // Not read where places are in order already.
+                // Not read if the places are already in order.
                 .bind("order", if folded { &ids } else { order })
                 .bind("dy", &dy)
                 .bind_mut("found", &found)
@@ -129,8 +129,9 @@ fn sum_runs(
     dx
 }
 
-/// The passes of the gradient of `count` rows of a table `[rows, width]`: cleared, then chunk by chunk of the sorted places, and what
-/// runs over the ends of chunks again.
+/// Returns the passes of the gradient of `count` rows that were looked up in a table `[rows, width]`. The first clears
+/// the gradient. The second sums the sorted places chunk by chunk. Further passes sum the parts of rows that cross the
+/// ends of chunks.
 #[doc(hidden)]
 pub fn plan_sum([rows, width, count]: [usize; 3]) -> Vec<Pass> {
     let wide = width.is_multiple_of(4);
@@ -152,7 +153,7 @@ pub fn plan_sum([rows, width, count]: [usize; 3]) -> Vec<Pass> {
     while count > 0 {
         let chunks = count.div_ceil(CHUNK);
         let lists = if folded { count } else { 2 * count } + 2 * chunks;
-        // Of the table only rows that somebody took.
+        // Only the rows of the table that were looked up.
         let elements = (count + count.min(rows) + 2 * chunks) * width + lists;
         all.push(pass(runs(wide, folded, false), "sum_runs", chunks * vectors, elements));
         if chunks == 1 {
@@ -216,7 +217,7 @@ impl Op for Gather {
         let cells = Tensor::empty(gpu, "gather", [n], DType::U32);
         let (source, sizes) = (source(false), Sizes { rows, inner, count });
         gpu.launch(sizes.launch(&source, "cells", false, n).bind("ids", index).bind_mut("found", &cells));
-        // A sum by index into single elements.
+        // This is a sum by index into single elements.
         let flat = Shape::new(&[self.shape.count()]);
         let dx = sum_by_index(&dy.reshape([n]), 0, flat, &cells, Destination::New);
         sink.add(0, dx.reshape(self.shape));
@@ -224,14 +225,15 @@ impl Op for Gather {
 }
 
 impl Tensor {
-    /// `y[.., c] = table[ids[..], c]`: this `[rows, width]` looked up by `ids` of any shape, u32 or i32; in f32.
+    /// `y[.., c] = table[ids[..], c]`: looks up rows of this table `[rows, width]` by u32 or i32 `ids` of any shape.
+    /// The result is f32.
     ///
-    /// An id outside the table gives zeros and takes no gradient; a checked device says so at the next readback
-    /// ([`Error::Outside`](crate::Error::Outside)). The gradient of a row is the sum over the places that
-    /// used it, in a fixed order: the same bits every time.
+    /// An id outside the table gives zeros and gets no gradient, and a checked device reports it at the next readback
+    /// ([`Error::Outside`](crate::Error::Outside)). The gradient of a row is the sum over the places that used it, in a
+    /// fixed order, so its bits are the same every time.
     ///
     /// # Panics
-    /// When this is not a matrix of floats or `ids` are not integers.
+    /// If this is not a matrix of floats or `ids` are not integers.
     #[track_caller]
     pub fn embedding(&self, ids: &Tensor) -> Tensor {
         assert!(self.shape().len() == 2, "embedding: the table must be [rows, width], got {}", self.shape());
@@ -242,20 +244,21 @@ impl Tensor {
         self.selected("embedding", 0, ids).reshape(&sizes[..]).cast(DType::F32)
     }
 
-    /// `y[.., i, ..] = x[.., ids[i], ..]` along `axis`, for one axis of u32 or i32 ids; any dtype.
+    /// `y[.., i, ..] = x[.., ids[i], ..]` along `axis`, for a one-dimensional list of u32 or i32 ids. Any dtype.
     ///
-    /// An id outside the axis gives zeros and takes no gradient; a checked device says so at the next readback
-    /// ([`Error::Outside`](crate::Error::Outside)). The gradient adds what went to several places, in a fixed order.
+    /// An id outside the axis gives zeros and gets no gradient, and a checked device reports it at the next readback
+    /// ([`Error::Outside`](crate::Error::Outside)). If an element is selected several times, its gradients are summed
+    /// in a fixed order.
     ///
     /// # Panics
-    /// When the axis is out of range, or `ids` are not one axis of integers.
+    /// If the axis is out of range, or `ids` are not a one-dimensional list of integers.
     #[track_caller]
     pub fn index_select(&self, axis: isize, ids: &Tensor) -> Tensor {
         check_ids("index_select", ids, self.shape()[shape::axis("index_select", axis, self.shape())], None);
         self.index_select_padded(axis, ids)
     }
 
-    /// [`Tensor::index_select`] of lists that are filled up with ids outside the axis: those are no mistake.
+    /// [`Tensor::index_select`] for lists that are padded with ids outside the axis, which are not a mistake.
     #[track_caller]
     pub(crate) fn index_select_padded(&self, axis: isize, ids: &Tensor) -> Tensor {
         let axis = shape::axis("index_select", axis, self.shape());
@@ -274,14 +277,16 @@ impl Tensor {
         y.made_by(&[self], || Box::new(Select { axis, shape: *self.shape(), ids: Saved::new(&ids) }))
     }
 
-    /// `y[.., r, ..] = sum over i with ids[i] = r of x[.., i, ..]` along `axis`, which becomes `size` long; in f32, added in rising
-    /// order of `i`: the adjoint of [`Tensor::index_select`], whose own adjoint it has. Pools nodes of graphs.
+    /// `y[.., r, ..] = sum over i with ids[i] = r of x[.., i, ..]` along `axis`, whose size becomes `size`. The result
+    /// is f32, summed in increasing order of `i`. This and [`Tensor::index_select`] are each other's adjoints. It pools
+    /// the nodes of graphs, for example.
     ///
-    /// An id outside `size` takes nothing and gives no gradient; a checked device says so at the next readback
-    /// ([`Error::Outside`](crate::Error::Outside)).
+    /// An element whose id is outside `0..size` is not summed and gets no gradient, and a checked device reports the id
+    /// at the next readback ([`Error::Outside`](crate::Error::Outside)).
     ///
     /// # Panics
-    /// When the axis is out of range, `ids` are not one axis of integers of its length, or for integers.
+    /// If the axis is out of range, if `ids` are not a list of integers of the axis' length, or if the elements are
+    /// integers.
     #[track_caller]
     pub fn index_sum(&self, axis: isize, ids: &Tensor, size: usize) -> Tensor {
         let op = "index_sum";
@@ -295,14 +300,15 @@ impl Tensor {
         y.made_by(&[self], || Box::new(IndexSum { axis, ids: Saved::new(&ids) }))
     }
 
-    /// `y[i, j, k] = x[index[i, j, k], j, k]` for `axis` 0 of three, and likewise along others; any dtype.
+    /// `y[i, j, k] = x[index[i, j, k], j, k]` for `axis` 0 of three, and likewise for other axes. Any dtype.
     ///
-    /// `index`, u32 or i32, has as many axes as this and is nowhere longer but along `axis`; its shape is the result's.
-    /// An index outside the axis gives zeros and takes no gradient; a checked device says so at the next readback
-    /// ([`Error::Outside`](crate::Error::Outside)). The gradient adds what went to several places, in a fixed order.
+    /// `index`, u32 or i32, has as many axes as this tensor and the shape of the result. Only along `axis` may it be
+    /// longer than this tensor. An index outside the axis gives zeros and gets no gradient, and a checked device
+    /// reports it at the next readback ([`Error::Outside`](crate::Error::Outside)). If an element is gathered several
+    /// times, its gradients are summed in a fixed order.
     ///
     /// # Panics
-    /// When the axis is out of range, the shapes do not fit, or `index` is not of integers.
+    /// If the axis is out of range, the shapes do not fit, or `index` does not have integers.
     #[track_caller]
     pub fn gather(&self, axis: isize, index: &Tensor) -> Tensor {
         same_gpu("gather", &[self, index]);
@@ -310,7 +316,7 @@ impl Tensor {
         self.gather_padded(axis, index)
     }
 
-    /// [`Tensor::gather`] of lists that are filled up with indices outside the axis: those are no mistake.
+    /// [`Tensor::gather`] for lists that are padded with indices outside the axis, which are not a mistake.
     #[track_caller]
     pub(crate) fn gather_padded(&self, axis: isize, index: &Tensor) -> Tensor {
         let op = "gather";
@@ -323,7 +329,7 @@ impl Tensor {
         let x = shorter.fold(self.clone(), |x, a| x.slice(a as isize, 0..to[a]));
         let index = flat(op, index);
         let (_, rows, inner) = x.shape().split_at_axis(axis);
-        // Single elements are moved, so f16 always goes through f32.
+        // Single elements are moved, so f16 is always converted to f32.
         let stored = whole_words(&x.detach(), 1);
         let y = Tensor::empty(x.gpu(), op, to, stored.dtype());
         let (source, sizes) = (source(false), Sizes { rows, inner, count: to[axis] });
@@ -337,7 +343,7 @@ impl Tensor {
     }
 }
 
-/// `x[outer, rows, inner]` at ids along the middle axis, `id(o, i, c)` of `count`; 0 outside.
+/// Looks up `x[outer, rows, inner]` along the middle axis at `count` ids `id(o, i, c)`. Ids outside give 0.
 fn look(
     x: &Array,
     axis: usize,
@@ -377,7 +383,7 @@ fn sum64(x: &[Array], axis: usize, size: usize) -> Array {
     y
 }
 
-/// torch.gather: walks the index' shape.
+/// The reference of gather, as torch.gather.
 fn gather64(x: &[Array], axis: usize) -> Array {
     let (from, to) = (x[0].shape, x[1].shape);
     Array::from_fn(to, |at| {
@@ -391,7 +397,7 @@ fn gather64(x: &[Array], axis: usize) -> Array {
     })
 }
 
-/// Ids from one below `0..size` to one above, in no order: the first is outside.
+/// Ids from one below `0..size` to one above it, not sorted. The first one is outside.
 fn around(shape: &[usize], size: usize) -> Input {
     let ids = (0..2 * size + 3).map(|i| ((5 * i) % (size + 2)) as f64 - 1.0);
     Input::integers(shape, DType::I32, 0, 1).fill(Fill::Values(ids.collect()))
@@ -416,7 +422,7 @@ pub(super) fn cases() -> Vec<Case> {
         let name = format!("f16, width {width}");
         all.push(Case::new(name, inputs, |x| x[0].embedding(&x[1]), embedding64).outside());
     }
-    // Beyond one tile of the sort.
+    // More ids than one tile of the sort.
     let many = vec![Input::normal([67, 1]), Input::integers([2500], DType::U32, 0, 67)];
     all.push(Case::new("gradient of many ids", many, |x| x[0].embedding(&x[1]), embedding64));
 

@@ -1,4 +1,4 @@
-//! Views (reshape, transpose, slice, expand) that move no element, and concat, stack, split and pad that do.
+//! Views (reshape, permute, slice, expand), which move no element, and concat, stack, split and pad.
 
 use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, grid};
@@ -35,10 +35,10 @@ impl Tensor {
         Tensor { edge: None, ..view }.made_by(&[self], || Box::new(Layout { name, back }))
     }
 
-    /// The same elements in row-major order under another shape; a view where the strides allow, else a copy.
+    /// The same elements, in row-major order, with another shape. A view if this tensor is contiguous, else a copy.
     ///
     /// # Panics
-    /// When the element counts differ.
+    /// If the element counts differ.
     #[track_caller]
     pub fn reshape(&self, shape: impl Into<Shape>) -> Tensor {
         let (to, from) = (shape.into(), *self.shape());
@@ -53,10 +53,10 @@ impl Tensor {
         dense.viewed("reshape", view, move |dy| dy.reshape(from))
     }
 
-    /// Axes in another order: axis `i` of the result is axis `order[i]` of this. A view.
+    /// The axes in another order: axis `i` of the result is axis `order[i]` of this tensor. A view.
     ///
     /// # Panics
-    /// When `order` is not a permutation of the axes.
+    /// If `order` is not a permutation of the axes.
     #[track_caller]
     pub fn permute(&self, order: &[usize]) -> Tensor {
         let axes = self.shape().len();
@@ -77,10 +77,10 @@ impl Tensor {
         self.viewed("permute", view, move |dy| dy.permute(&inverse))
     }
 
-    /// Two axes exchanged, counted from the end when negative. A view.
+    /// Exchanges two axes. Negative ones are counted from the end. A view.
     ///
     /// # Panics
-    /// When an axis is out of range.
+    /// If an axis is out of range.
     #[track_caller]
     pub fn transpose(&self, a: isize, b: isize) -> Tensor {
         let (a, b) = (shape::axis("transpose", a, self.shape()), shape::axis("transpose", b, self.shape()));
@@ -89,16 +89,16 @@ impl Tensor {
         self.permute(&order)
     }
 
-    /// The last two axes exchanged. A view.
+    /// Exchanges the last two axes. A view.
     #[track_caller]
     pub fn t(&self) -> Tensor {
         self.transpose(-2, -1)
     }
 
-    /// Elements `start..end` along `axis`. A view; its gradient is zero elsewhere.
+    /// The elements `start..end` along `axis`. A view. The gradient of all other elements is zero.
     ///
     /// # Panics
-    /// When the range does not lie in the axis.
+    /// If the range does not lie in the axis.
     #[track_caller]
     pub fn slice(&self, axis: isize, range: std::ops::Range<usize>) -> Tensor {
         let axis = shape::axis("slice", axis, self.shape());
@@ -117,10 +117,10 @@ impl Tensor {
         self.viewed("slice", view, move |dy| dy.pad(axis as isize, before, after))
     }
 
-    /// This tensor repeated along axes of size 1 (and new leading ones) up to `shape`. A view.
+    /// Repeats this tensor along axes of size 1 and new leading axes, up to `shape`. A view.
     ///
     /// # Panics
-    /// When this shape does not broadcast to `shape`.
+    /// If this tensor's shape does not broadcast to `shape`.
     #[track_caller]
     pub fn expand(&self, shape: impl Into<Shape>) -> Tensor {
         let (to, from) = (shape.into(), *self.shape());
@@ -129,10 +129,10 @@ impl Tensor {
         self.viewed("expand", view, move |dy| dy.sum_to(from))
     }
 
-    /// A new axis of size 1 at `axis`. A view.
+    /// Inserts an axis of size 1 at `axis`. A view.
     ///
     /// # Panics
-    /// When `axis` is above the number of axes.
+    /// If `axis` is above the number of axes.
     #[track_caller]
     pub fn unsqueeze(&self, axis: usize) -> Tensor {
         let mut sizes = self.shape.to_vec();
@@ -146,10 +146,10 @@ impl Tensor {
         self.viewed("unsqueeze", view, move |dy| dy.reshape(from))
     }
 
-    /// This tensor without `axis`, which must have size 1. A view.
+    /// Removes `axis`, which must have size 1. A view.
     ///
     /// # Panics
-    /// When the axis is longer.
+    /// If the axis has another size.
     #[track_caller]
     pub fn squeeze(&self, axis: isize) -> Tensor {
         let axis = shape::axis("squeeze", axis, self.shape());
@@ -161,10 +161,10 @@ impl Tensor {
         self.viewed("squeeze", view, move |dy| dy.reshape(from))
     }
 
-    /// `before` and `after` zeros added along `axis`. The gradient is the slice between them.
+    /// Adds `before` and `after` zeros along `axis`. The gradient is the slice between them.
     ///
     /// # Panics
-    /// When `axis` is out of range.
+    /// If `axis` is out of range.
     #[track_caller]
     pub fn pad(&self, axis: isize, before: usize, after: usize) -> Tensor {
         let axis = shape::axis("pad", axis, self.shape());
@@ -177,7 +177,7 @@ impl Tensor {
         self.viewed("pad", y, move |dy| dy.slice(axis as isize, before..before + size))
     }
 
-    /// Launches `concat` into `into`, or `pad` into a new tensor of `shape`.
+    /// Launches the kernel `concat`, which writes to `into`, or `pad`, which writes to a new tensor of `shape`.
     fn moved(
         &self,
         entry: &'static str,
@@ -206,10 +206,10 @@ impl Tensor {
         if half && into.is_none() { y.cast(DType::F16) } else { y }
     }
 
-    /// The tensors one after another along `axis`; all other sizes equal.
+    /// Concatenates the tensors along `axis`. All other sizes must be equal.
     ///
     /// # Panics
-    /// When there is none, or shapes or dtypes do not fit.
+    /// If there are no tensors, or shapes or dtypes do not fit.
     #[track_caller]
     pub fn concat(tensors: &[&Tensor], axis: isize) -> Tensor {
         assert!(!tensors.is_empty(), "concat: no tensors");
@@ -247,20 +247,20 @@ impl Tensor {
         Tensor::from_slice(gpu, &all, [n])
     }
 
-    /// The tensors stacked along a new `axis`.
+    /// Stacks the tensors along a new `axis`.
     ///
     /// # Panics
-    /// When shapes or dtypes differ.
+    /// If shapes or dtypes differ.
     #[track_caller]
     pub fn stack(tensors: &[&Tensor], axis: usize) -> Tensor {
         let all: Vec<Tensor> = tensors.iter().map(|t| t.unsqueeze(axis)).collect();
         Tensor::concat(&all.iter().collect::<Vec<_>>(), axis as isize)
     }
 
-    /// Views of consecutive pieces of these sizes along `axis`.
+    /// Returns views of consecutive pieces of these sizes along `axis`.
     ///
     /// # Panics
-    /// When the sizes do not add up to the axis.
+    /// If the sizes do not add up to the axis.
     #[track_caller]
     pub fn split(&self, axis: isize, sizes: &[usize]) -> Vec<Tensor> {
         let at = shape::axis("split", axis, self.shape());
@@ -306,7 +306,7 @@ fn gathered(shape: impl Into<Shape>, x: &Array, from: impl Fn(usize) -> usize) -
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
-        // Whole vectors: copied in blocks, or read four at a time.
+        // Sizes in whole vectors, which are copied in blocks or read four at a time.
         Case::new(
             "transposed copy",
             vec![Input::normal([36, 40])],

@@ -1,4 +1,4 @@
-//! Elements that only move: layouts, gathered rows and the ids that they are gathered by.
+//! Ops that only move elements: layouts, rows gathered by ids, and the check of ids.
 
 pub mod check_ids;
 pub mod embedding;

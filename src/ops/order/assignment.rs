@@ -1,5 +1,5 @@
-//! Linear assignment of a matrix on the device: an auction there finds prices, [`linalg::assignment`](crate::linalg::assignment)
-//! makes them exact and proves it. Not differentiable.
+//! Linear assignment of a matrix on the device. An auction there finds prices, and
+//! [`linalg::assignment`](crate::linalg::assignment) makes the result exact and proves it. Not differentiable.
 
 use crate::dtype::{DType, Element};
 use crate::error::Result;
@@ -10,25 +10,26 @@ use crate::linalg::assignment::{Assignment, Cost, Goal, assign, assign_from};
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::tensor::Tensor;
 
-/// Rows and columns of a problem that one workgroup solves: prices and bids fill 7 KiB of its memory.
+/// The most rows and columns of a problem that one workgroup solves. Its prices and bids fill 7 KiB of workgroup
+/// memory.
 const SMALL: usize = 256;
-/// Rounds between two looks at whether the auction has ended.
+/// Rounds between two checks whether the auction has ended.
 const LOOK: usize = 16;
-/// Rounds of an auction at most. Independent entries and products of full rank need 20 to 115 at n = 512..2048. Products of
-/// rank 32, whose last rows outbid each other for long, need 600 to 50000, and prices from fewer leave the host as much to do
-/// as none.
+/// The most rounds of an auction. Independent entries and products of full rank need 20 to 115 at n = 512..2048.
+/// Products of rank 32, whose last rows outbid each other for a long time, need 600 to 50000, and prices from fewer
+/// rounds save the host nothing.
 const MOST: usize = 160;
-/// The same for a small problem, many of whose rounds are one dispatch.
+/// The most rounds for a small problem, for which many rounds are one dispatch.
 const MOST_SMALL: usize = 1024;
 
 fn source() -> Source {
     Source::file("assignment")
 }
 
-/// Whether the device is asked for prices. It is not where the host alone needs no longer than an auction's some 100 rounds of
-/// four dispatches, a few microseconds each: at n = 512 it takes 0.5 to 11 ms on one core of an EPYC. Small problems need 64 of a
-/// kind to be worth a dispatch and a readback. A driver that runs on the CPU never gains: llvmpipe took 20 to 260 times as
-/// long as the host.
+/// Whether prices should come from the device. An auction takes about 100 rounds of four dispatches, each of a few
+/// microseconds, so for n up to 512 the host alone is as fast: at n = 512 it takes 0.5 to 11 ms on one core of an EPYC.
+/// Small problems are only worth a dispatch and a readback in batches of 64 or more. A driver that runs on the CPU
+/// never gains: llvmpipe took 20 to 260 times as long as the host.
 fn worthwhile(gpu: &Gpu, batch: Option<usize>, n: usize) -> bool {
     !gpu.class().is_cpu()
         && match batch {
@@ -38,19 +39,20 @@ fn worthwhile(gpu: &Gpu, batch: Option<usize>, n: usize) -> bool {
 }
 
 impl Tensor {
-    /// The best assignment of this matrix `[n, m]`, `min(n, m)` pairs, with potentials that prove it in f64.
+    /// Finds the best assignment of this matrix `[n, m]`, which has `min(n, m)` pairs, with potentials that prove it in
+    /// f64.
     ///
-    /// Square matrices of more than 512 rows get their prices from an auction on the device, unless it is a software driver
-    /// or the auction takes long, where the host is faster alone;
-    /// the result is exact with respect to the elements as stored (f16 and f32 as they are, i32 exactly). Waits for the device.
+    /// Square matrices of more than 512 rows get their prices from an auction on the device. With a software driver, or
+    /// if the auction takes long, the host solves the problem alone, which is faster. The result is exact for the
+    /// elements as stored, be they f16, f32 or i32. Waits for the device.
     ///
-    /// Source: Bertsekas 1988, "The auction algorithm"; the finish is [`assign_from`]'s.
+    /// Source: Bertsekas 1988, "The auction algorithm". [`assign_from`] does the rest.
     ///
     /// # Errors
-    /// As [`assign`], and the device's fault, if one stands.
+    /// As for [`assign`], and the device's fault, if one stands.
     ///
     /// # Panics
-    /// When this is no matrix, or of u32.
+    /// If this is not a matrix, or has u32 elements.
     #[track_caller]
     pub fn assignment(&self, goal: Goal) -> Result<Assignment> {
         assert!(self.shape().len() == 2, "assignment: needs [n, m], got {}", self.shape());
@@ -58,14 +60,14 @@ impl Tensor {
         Ok(self.assignments_by(goal, device)?.swap_remove(0))
     }
 
-    /// The best assignment of each matrix of `[batch, n, m]`, as [`Tensor::assignment`] gives it; where that is worth it, square
-    /// ones of at most 256 rows by one workgroup each, in one dispatch.
+    /// Finds the best assignment of each matrix of `[batch, n, m]`, like [`Tensor::assignment`]. If it is worthwhile,
+    /// one workgroup solves each square matrix of at most 256 rows, all in one dispatch.
     ///
     /// # Errors
-    /// As [`Tensor::assignment`].
+    /// As for [`Tensor::assignment`].
     ///
     /// # Panics
-    /// When this has not three axes, or is of u32.
+    /// If this does not have three axes, or has u32 elements.
     #[track_caller]
     pub fn assignments(&self, goal: Goal) -> Result<Vec<Assignment>> {
         assert!(self.shape().len() == 3, "assignments: needs [batch, n, m], got {}", self.shape());
@@ -73,7 +75,7 @@ impl Tensor {
         self.assignments_by(goal, device)
     }
 
-    /// The same for a matrix or a batch, with prices from the device or without.
+    /// Does the same for a matrix or a batch. `device` says whether prices come from the device.
     #[doc(hidden)]
     #[track_caller]
     pub fn assignments_by(&self, goal: Goal, device: bool) -> Result<Vec<Assignment>> {
@@ -83,20 +85,21 @@ impl Tensor {
             _ => solve::<f32>(&crate::ops::float("assignment", &cost).contiguous(), goal, device),
         }
     }
-    /// The device's share of the work: potentials of the columns of each `[n, n]`, `None` where its auction was given up.
+    /// Returns the device's part of the work: the potentials of the columns of each `[n, n]`, or `None` if its auction
+    /// was given up.
     #[doc(hidden)]
     pub fn assignment_prices(&self, goal: Goal) -> Result<Vec<Option<Vec<f64>>>> {
         prices(&self.detach().contiguous(), goal)
     }
 }
 
-/// Solves each `[rows, columns]` of a contiguous tensor.
+/// Solves each matrix `[rows, columns]` of a contiguous tensor.
 fn solve<E: Cost + Element>(cost: &Tensor, goal: Goal, device: bool) -> Result<Vec<Assignment>> {
     let axes = cost.shape().len();
     let size = [cost.shape()[axes - 2], cost.shape()[axes - 1]];
     let batch = if axes == 3 { cost.shape()[0] } else { 1 };
     let area = size[0] * size[1];
-    // On its way while the auction runs.
+    // The entries are read back while the auction runs.
     let reading = cost.read::<E>()?;
     let device = device && size[0] == size[1] && area > 0;
     let prices = if device { prices(cost, goal)? } else { vec![None; batch] };
@@ -111,7 +114,7 @@ fn solve<E: Cost + Element>(cost: &Tensor, goal: Goal, device: bool) -> Result<V
     (0..batch).map(one).collect()
 }
 
-/// Potentials of the columns of each `[n, n]`, from the device; `None` where its auction did not come to an end.
+/// Returns the potentials of the columns of each `[n, n]` from the device. `None` if its auction did not end.
 fn prices(cost: &Tensor, goal: Goal) -> Result<Vec<Option<Vec<f64>>>> {
     let cost = cost.cast(DType::F32).contiguous();
     let n = cost.shape()[cost.shape().len() - 1];
@@ -121,7 +124,7 @@ fn prices(cost: &Tensor, goal: Goal) -> Result<Vec<Option<Vec<f64>>>> {
     let potentials = |raw: &[f32]| raw.iter().map(|&p| sign * p as f64).collect::<Vec<f64>>();
     if cost.shape().len() == 3 && n <= SMALL {
         let raw = small(&cost, flip)?;
-        // Entries that are no numbers, which the host will name, may do anything but this.
+        // Entries that are not finite, which the host will report, may lead to any prices. Such prices are dropped.
         let sound = |one: &[f32]| one.iter().all(|p| p.abs() < FAR).then(|| potentials(one));
         return Ok(raw.chunks_exact(n).map(sound).collect());
     }
@@ -132,10 +135,10 @@ fn prices(cost: &Tensor, goal: Goal) -> Result<Vec<Option<Vec<f64>>>> {
         .collect()
 }
 
-/// What the kernels take for infinite.
+/// The value from which on the kernels treat a number as infinite.
 const FAR: f32 = 3e38;
 
-/// A launch for `problems` matrices `[n, n]`, with `rounds` of the auction at most.
+/// Makes a launch for `problems` matrices `[n, n]`, with at most `rounds` rounds of the auction.
 fn launch<'a>(
     source: &'a Source,
     entry: &'a str,
@@ -152,13 +155,14 @@ fn launch<'a>(
         .set("problems", problems)
 }
 
-/// A workgroup for each problem of `[batch, n, n]`.
+/// Runs the auctions of `[batch, n, n]`, one workgroup per problem.
 fn small(cost: &Tensor, flip: u32) -> Result<Vec<f32>> {
     let (gpu, batch, n) = (cost.gpu(), cost.shape()[0], cost.shape()[1]);
     let price = Tensor::empty(gpu, "assignment", [batch, n], DType::F32);
     let held = Tensor::empty(gpu, "assignment", [batch, 3 * n + 4], DType::U32);
     let source = source();
-    // A lane's columns, each of which looks at all rows, and thrice its share of either; before and after, the whole matrix.
+    // In a round, each of a lane's columns looks at all rows, and the lane walks its share of rows and columns three
+    // times. Before and after the rounds, the whole matrix is walked.
     let each = n.div_ceil(64);
     let (round, around) = (each * (n + 9) + 12, n * each + each * (n + 8) + n + 64);
     let now = ((MOST_TURNS - around) / round).min(MOST_SMALL);
@@ -177,7 +181,8 @@ fn small(cost: &Tensor, flip: u32) -> Result<Vec<f32>> {
     price.to_vec()
 }
 
-/// All rows of one `[n, n]` at once, round after round; the host looks every [`LOOK`] whether it is done.
+/// Runs the auction of one `[n, n]`, with all rows at once in every round. The host checks every [`LOOK`] rounds
+/// whether it has ended.
 fn large(cost: &Tensor, n: usize, flip: u32) -> Result<Option<Vec<f32>>> {
     let gpu = cost.gpu();
     let empty =
@@ -189,7 +194,7 @@ fn large(cost: &Tensor, n: usize, flip: u32) -> Result<Option<Vec<f32>>> {
     let run = |entry: &str, groups: usize, cost: Option<&Tensor>, uses: &[&(&'static str, Tensor)]| {
         let launch = launch(&source, entry, groups, n, flip, (1, MOST)).bind_some("cost", cost);
         let launch = uses.iter().fold(launch, |launch, (name, x)| launch.bind_mut(*name, x));
-        // A thread looks at a column of n, a workgroup at a row of n. Most rounds read few rows.
+        // A thread walks a column of n elements, a workgroup a row of n. Most rounds read few rows.
         gpu.launch(launch.set("now", 0u32).set("begins", false).turns(n).reuse(0));
     };
     let each = n.div_ceil(64);
@@ -211,9 +216,10 @@ fn large(cost: &Tensor, n: usize, flip: u32) -> Result<Option<Vec<f32>>> {
     Ok(None)
 }
 
-/// The least sum of `cost[n, n]`, row after row by shortest augmenting paths over all columns (Kuhn 1955, Munkres 1957).
+/// Returns the least sum of `cost[n, n]`, by a shortest augmenting path over all columns for each row (Kuhn 1955,
+/// Munkres 1957).
 fn least64(cost: &[f64], n: usize) -> f64 {
-    // Column 0 stands for "none yet", so rows and columns count from 1.
+    // Column 0 means "none yet", so rows and columns count from 1.
     let (mut u, mut v, mut row_of) = (vec![0.0; n + 1], vec![0.0; n + 1], vec![0; n + 1]);
     for row in 1..=n {
         let (mut nearest, mut from, mut done) =
@@ -250,7 +256,7 @@ fn least64(cost: &[f64], n: usize) -> f64 {
     (1..=n).map(|j| cost[(row_of[j] - 1) * n + j - 1]).sum()
 }
 
-/// Values of the best assignments, and whether each was proved, against the reference.
+/// Compares the values of the best assignments with the reference, and checks that each was proved.
 fn case(shape: &[usize], goal: Goal, device: bool, dtype: DType, fill: Fill) -> Case {
     let sign = if goal == Goal::Minimize { 1.0 } else { -1.0 };
     let n = shape[shape.len() - 1];
@@ -292,7 +298,7 @@ pub(super) fn cases() -> Vec<Case> {
         let goal = [Goal::Minimize, Goal::Maximize][k % 2];
         let wide = Fill::Integers(-2000, 2000);
         all.push(case(shape, goal, true, DType::F32, wide.clone()));
-        // Few values: ties everywhere.
+        // Few different values, so that there are many ties.
         all.push(case(shape, goal, true, [DType::I32, DType::F16][k % 2], Fill::Integers(0, 4)));
         all.push(case(shape, goal, false, DType::F32, wide));
     }

@@ -1,4 +1,4 @@
-//! What compares elements: sorting, ranks and assignments.
+//! Ops that compare elements: sorting, ranks and assignments.
 
 pub mod assignment;
 pub mod rank;

@@ -1,5 +1,5 @@
-//! Elements by their rank without sorting: which element has rank r, and a tensor cut down to a range of ranks. Exact and
-//! stable, over one tensor or over many that are read one after the other.
+//! Elements by rank, without sorting: finds the element of rank r, and cuts a tensor down to a range of ranks. Exact
+//! and stable, for one tensor or for many that are read one after the other.
 
 use crate::dtype::DType;
 use crate::error::Result;
@@ -11,16 +11,16 @@ use crate::tensor::Tensor;
 use std::ops::Range;
 
 const BINS: usize = 2048;
-/// Shift and width of the digits, from the highest.
+/// Shift and width of the digits of a key, from the highest.
 const DIGITS: [(u32, u32); 3] = [(21, 11), (10, 11), (0, 10)];
-/// Elements that a workgroup counts at least: below, its bins cost more than its elements.
+/// The fewest elements that a workgroup counts. With fewer, its bins cost more than its elements.
 const SPAN: usize = 16384;
 
 fn source() -> Source {
     Source::file("rank")
 }
 
-/// What elements are ranked by, from small to large. Equal ones keep their order.
+/// What elements are ranked by, from small to large. Equal elements keep their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     /// By absolute value.
@@ -29,7 +29,7 @@ pub enum Order {
     Value,
 }
 
-/// The kernel's parameters; those that an entry does not read stay 0.
+/// The kernel's parameters. Those that an entry does not read stay 0.
 #[derive(Clone, Copy, Default)]
 struct Params {
     n: usize,
@@ -48,7 +48,7 @@ struct Params {
 impl Params {
     fn of(x: &Tensor, order: Order) -> Params {
         let (n, signed) = (x.count(), order == Order::Value);
-        // Whole fours, so that no four is shared by two workgroups.
+        // A multiple of four, so that two workgroups never share a vector of four.
         let span = n.div_ceil(4096).next_multiple_of(4).max(SPAN);
         Params { n, span, signed, ..Params::default() }
     }
@@ -69,11 +69,11 @@ impl Params {
             .set("low_index", self.low[1])
             .set("high_key", self.high[0])
             .set("high_index", self.high[1])
-            // The bins twice, and the fours of a span.
+            // The loops walk the bins twice, and the span in vectors of four.
             .turns(2 * BINS / 64 + self.span / 256)
     }
 
-    /// Over spans of `x`, into `counts`.
+    /// Runs an entry over the spans of `x`, with results in `counts`.
     fn over_spans(&self, x: &Tensor, entry: &str, counts: &Tensor) {
         if self.n > 0 {
             let (source, groups) = (source(), self.n.div_ceil(self.span));
@@ -87,7 +87,7 @@ impl Params {
     }
 }
 
-/// Counters at 0.
+/// Returns counters that are set to 0.
 fn counters(x: &Tensor, rows: usize, columns: usize) -> Tensor {
     let counts = Tensor::empty(x.gpu(), "rank", [rows, columns], DType::U32);
     let (n, source) = (rows * columns, source());
@@ -96,7 +96,7 @@ fn counters(x: &Tensor, rows: usize, columns: usize) -> Tensor {
     counts
 }
 
-/// The element that has some rank: its key, and how many elements with the same key come before it.
+/// The element of a given rank: its key, and how many elements with the same key come before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
     order: Order,
@@ -111,7 +111,8 @@ impl Cut {
         f32::from_bits(if self.order == Order::Value { self.key ^ flip } else { self.key })
     }
 
-    /// Key and index at which this cut lies in `x`, the next of the tensors that were ranked together.
+    /// Returns the key and index of this cut in `x`, the next of the tensors that were ranked together, and advances
+    /// the cut past `x`.
     fn place(&mut self, x: &Tensor) -> Result<[u32; 2]> {
         let mut index = 0;
         for (shift, width) in DIGITS {
@@ -125,7 +126,7 @@ impl Cut {
             Params { tie: Some(self.key), ..pass }.count(x, &counts);
             match walk(counts.to_vec::<u32>()?.into_iter().map(u64::from), self.ties) {
                 (Some(bin), before) => (index, self.ties) = (index | bin << shift, self.ties - before),
-                // All of the ties here come before the cut; the rest are in tensors to come.
+                // All ties in this tensor come before the cut. The rest are in later tensors.
                 (None, all) => {
                     self.ties -= all;
                     return Ok([self.key.saturating_add(1), 0]);
@@ -137,7 +138,7 @@ impl Cut {
     }
 }
 
-/// The bits above a digit.
+/// The mask of the bits above a digit.
 fn above(shift: u32, width: u32) -> u32 {
     u32::MAX.checked_shl(shift + width).unwrap_or(0)
 }
@@ -146,7 +147,8 @@ fn digit(width: u32) -> u32 {
     (1 << width) - 1
 }
 
-/// The bin in which the running sum passes `rank`, and the sum before it; without one, the sum of all.
+/// Returns the bin in which the running sum passes `rank`, and the sum before it. If there is none, the second number
+/// is the sum of all.
 fn walk(counts: impl Iterator<Item = u64>, rank: u64) -> (Option<u32>, u64) {
     let mut before = 0;
     for (bin, count) in counts.enumerate() {
@@ -158,16 +160,17 @@ fn walk(counts: impl Iterator<Item = u64>, rank: u64) -> (Option<u32>, u64) {
     (None, before)
 }
 
-/// The elements at `ranks[s]` of each stream `s`, where a stream is many tensors in order, as if concatenated.
+/// Returns the elements of the ranks `ranks[s]` of each stream `s`. A stream is many tensors in order, as if
+/// concatenated.
 ///
-/// `each` is called three times and hands the tensors over one set after the other, the next tensor of every stream in a
-/// set: no more than one set has to be in memory. Costs one pass over the elements a call and rank.
+/// `each` is called three times. Every time it passes the tensors to its argument set by set, where a set has the next
+/// tensor of every stream, so only one set must be in memory. A call costs one pass over the elements per rank.
 ///
 /// # Errors
-/// What `each` returns; the device's fault.
+/// The error that `each` returns, or the device's fault.
 ///
 /// # Panics
-/// When a rank is not below the stream's count.
+/// If a rank is not below the stream's count.
 #[track_caller]
 pub fn select(
     order: Order,
@@ -210,8 +213,8 @@ pub fn select(
     Ok(cuts)
 }
 
-/// `x` with 0 in place of what lies below `low` or not below `high`; without one that end is open. `x` is the next of the
-/// tensors that [`select`] saw, and the cuts move on behind it.
+/// Returns `x` with 0 in place of elements that are below `low` or not below `high`. Without a cut, that end is open.
+/// `x` is the next of the tensors that [`select`] saw, and the cuts are advanced past it.
 ///
 /// # Errors
 /// The device's fault.
@@ -230,15 +233,15 @@ pub fn keep_between(x: &Tensor, low: Option<&mut Cut>, high: Option<&mut Cut>) -
     Ok(y)
 }
 
-/// A range of ranks of one stream, found by [`ranges`]: what [`Kept::keep`] leaves of the stream's tensors.
+/// A range of ranks of one stream, found by [`ranges`]. [`Kept::keep`] applies it to the stream's tensors.
 #[derive(Clone, Debug)]
 pub struct Kept {
-    /// Both ends, open where there is none; nothing is kept without them.
+    /// Both ends of the range, where `None` is an open end. If the whole field is `None`, nothing is kept.
     ends: Option<[Option<Cut>; 2]>,
 }
 
 impl Kept {
-    /// The next of the tensors that were ranked, with 0 in place of what is outside the range.
+    /// Returns the next of the tensors that were ranked, with 0 in place of elements outside the range.
     ///
     /// # Errors
     /// The device's fault.
@@ -250,13 +253,14 @@ impl Kept {
     }
 }
 
-/// Where ranges of ranks by magnitude begin and end in streams of `counts[s]` elements; see [`select`] for `each`.
+/// Finds where ranges of ranks by magnitude begin and end in streams of `counts[s]` elements. For `each`, see
+/// [`select`].
 ///
 /// # Errors
-/// As [`select`].
+/// As for [`select`].
 ///
 /// # Panics
-/// When there are not as many ranges as streams.
+/// If there are not as many ranges as streams.
 #[track_caller]
 pub fn ranges(
     counts: &[usize],
@@ -281,14 +285,14 @@ pub fn ranges(
     Ok(kept)
 }
 
-/// Each tensor with 0 where the rank of an element's magnitude, from small to large and ties in order of their index, is
-/// outside `ranks`. Exact; nothing is sorted. No gradient.
+/// Returns each tensor with 0 in place of elements whose rank is outside `ranks`. Elements are ranked by magnitude,
+/// from small to large, with ties in the order of their index. The result is exact, and nothing is sorted. No gradient.
 ///
 /// # Errors
 /// The device's fault.
 ///
 /// # Panics
-/// When there are not as many ranges as tensors or the elements are integers.
+/// If there are not as many ranges as tensors or the elements are integers.
 #[track_caller]
 pub fn keep_ranks(xs: &[Tensor], ranks: &[Range<usize>]) -> Result<Vec<Tensor>> {
     let counts: Vec<usize> = xs.iter().map(Tensor::count).collect();
@@ -297,8 +301,8 @@ pub fn keep_ranks(xs: &[Tensor], ranks: &[Range<usize>]) -> Result<Vec<Tensor>> 
 }
 
 impl Tensor {
-    /// `[how many elements are NaN or infinite, 2^32 - 1 - the first one's index]`, as u32; `[0, 0]` where all are finite.
-    /// Looks at the bits, so that no driver's fast math can hide one.
+    /// Returns `[how many elements are NaN or infinite, 2^32 - 1 - the first one's index]`, as u32, or `[0, 0]` if all
+    /// are finite. It reads the bits, so that no driver's fast math can hide such an element.
     ///
     /// # Panics
     /// When the elements are integers.
@@ -311,7 +315,7 @@ impl Tensor {
     }
 }
 
-/// `x` with 0 outside a range of ranks, by the standard library's stable sort.
+/// Returns `x` with 0 outside a range of ranks, by the standard library's stable sort.
 fn keep64(x: &Array, ranks: Range<usize>) -> Array {
     let mut order: Vec<usize> = (0..x.data.len()).collect();
     order.sort_by(|&a, &b| order64(x.data[a].abs(), x.data[b].abs()));
@@ -345,7 +349,7 @@ pub(super) fn cases() -> Vec<Case> {
         all.push(Case::new(name, input, forward, move |x| keep64(&x[0], ranks.clone())).exact());
     }
     for order in [Order::Magnitude, Order::Value] {
-        // Two streams of two tensors each; the ranks of all their elements.
+        // Two streams of two tensors each, with ranks over all their elements.
         let inputs = vec![Input::normal([3, 700]).fixed(), Input::normal([257]).fill(few.clone()).fixed()];
         let forward = move |x: &[Tensor]| {
             let ranks: Vec<u64> = (0..2357).step_by(131).collect();

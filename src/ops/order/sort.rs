@@ -1,4 +1,4 @@
-//! Order along an axis: argsort, sort, and the largest k. Stable, and the same bits every time.
+//! Order along an axis: argsort, sort, and the largest k. The order is stable, and the bits are the same every time.
 
 use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, grid};
@@ -10,18 +10,19 @@ use crate::tape::{Op, Saved, Sink};
 use crate::tensor::Tensor;
 use std::cmp::Ordering;
 
-/// Elements that fit in 16 KiB of workgroup memory as pairs of key and index.
+/// The number of elements that fit in 16 KiB of workgroup memory as pairs of key and index.
 const TILE: usize = 2048;
-/// The smallest tile: one exchange a thread and step.
+/// The smallest tile, with one exchange per thread and step.
 const LEAST: usize = 128;
-/// Up to here the largest k of long rows are found by keeping each tile's best, which at least halves the pairs.
+/// The largest k for which long rows keep only the best k of each tile, which at least halves the pairs. For larger k,
+/// whole rows are sorted by merging.
 const MOST_KEPT: usize = TILE / 2;
 
 fn source(tile: usize) -> Source {
     Source::file("sort").u32("TILE", tile as u32)
 }
 
-/// The kernel's parameters; sizes that an entry does not read stay 0.
+/// The kernel's parameters. Sizes that an entry does not read stay 0.
 #[derive(Clone, Copy, Default)]
 struct Params {
     rows: usize,
@@ -40,7 +41,7 @@ struct Params {
 }
 
 impl Params {
-    /// A launch of an entry of the `source` with this tile.
+    /// Makes a launch of an entry of the `source` with this tile.
     fn launch<'a>(
         &self,
         op: &'a str,
@@ -48,7 +49,7 @@ impl Params {
         entry: &'a str,
         groups: usize,
     ) -> Launch<'a> {
-        // Log^2 steps over the tile, and what is read and written of it.
+        // A number of steps over the tile that is quadratic in its logarithm, and loops that read and write the tile.
         let (steps, each) = (tile.ilog2() as usize, tile / 64);
         let turns = steps * (steps + 1) / 2 * (each / 2 + 1) + 2 * each;
         Launch::new(op, source, entry, grid(groups))
@@ -83,7 +84,7 @@ impl Pairs {
     }
 }
 
-/// The first `k` elements along `axis` of a contiguous `x` in order, and their indices.
+/// Returns the first `k` elements along `axis` of a contiguous `x` in order, and their indices.
 fn first(op: &'static str, x: &Tensor, axis: usize, k: usize, descending: bool) -> (Tensor, Tensor) {
     let gpu = x.gpu();
     let (outer, size, inner) = x.shape().split_at_axis(axis);
@@ -169,7 +170,7 @@ impl Op for Sorted {
             let launch = |entry: &'static str, threads: usize| {
                 params.launch(self.name, (&source, TILE), entry, threads.div_ceil(64)).bind_mut("dx", &dx)
             };
-            // A full sort writes every element by itself.
+            // A full sort writes every element, so nothing must be cleared.
             if !accumulate && k < size {
                 dx.gpu().launch(launch("clear", dx.count()));
             }
@@ -194,11 +195,13 @@ impl Tensor {
         (values, indices)
     }
 
-    /// The indices that put `axis` in order, as u32 of this shape: `x[argsort(x)[i]]` is the i-th element.
+    /// Returns the indices that put `axis` in order, as u32 of this tensor's shape: `x[argsort(x)[i]]` is the i-th
+    /// element.
     ///
-    /// Stable in both directions: equal elements keep their order. NaN counts as larger than infinity, `-0` ties with
-    /// `+0`. Any dtype. Rows up to 2048 are sorted in workgroup memory in one pass, longer ones by merging such runs.
-    /// Source: Batcher 1968, "Sorting networks and their applications" (bitonic sort).
+    /// The order is stable in both directions: equal elements keep their order. NaN counts as larger than infinity, and
+    /// `-0` ties with `+0`. Any dtype. Rows of up to 2048 elements are sorted in workgroup memory in one pass, longer
+    /// ones by merging sorted runs of that length. Source: Batcher 1968, "Sorting networks and their applications"
+    /// (bitonic sort).
     ///
     /// # Panics
     /// When the axis is out of range.
@@ -208,9 +211,9 @@ impl Tensor {
         self.detach().ordered("argsort", axis, self.shape()[axis], descending).1
     }
 
-    /// The elements along `axis` in order, and their indices as [`Tensor::argsort`] gives them.
+    /// Returns the elements along `axis` in order, and their indices as [`Tensor::argsort`] gives them.
     ///
-    /// f16 comes back as f32. The gradient of a value goes to the element that it came from.
+    /// f16 is returned as f32. The gradient of a value goes to the element that it came from.
     ///
     /// # Panics
     /// When the axis is out of range.
@@ -220,13 +223,14 @@ impl Tensor {
         self.ordered("sort", axis, self.shape()[axis], descending)
     }
 
-    /// The `k` largest elements along `axis`, largest first, and their indices as u32; both with `k` in the axis' place.
+    /// Returns the `k` largest elements along `axis`, largest first, and their indices as u32. In both results the axis
+    /// has size `k`.
     ///
-    /// Ties go to the lower index. NaN counts as larger than infinity. f16 comes back as f32. The gradient of a value
+    /// Ties go to the lower index. NaN counts as larger than infinity. f16 is returned as f32. The gradient of a value
     /// goes to the element that it came from.
     ///
     /// # Panics
-    /// When the axis is out of range or shorter than `k`.
+    /// If the axis is out of range or shorter than `k`.
     #[track_caller]
     pub fn topk(&self, k: usize, axis: isize) -> (Tensor, Tensor) {
         let axis = shape::axis("topk", axis, self.shape());
@@ -235,7 +239,7 @@ impl Tensor {
     }
 }
 
-/// Values and indices of the first `k` along `axis`, by the standard library's stable sort.
+/// Returns values and indices of the first `k` elements along `axis`, by the standard library's stable sort.
 fn first64(x: &Array, axis: usize, k: usize, order: fn(f64, f64) -> Ordering) -> (Array, Array) {
     let (outer, size, inner) = x.shape.split_at_axis(axis);
     let shape = x.shape.with(axis, k);
@@ -262,7 +266,7 @@ pub(super) fn cases() -> Vec<Case> {
         Fill::Values(vec![-0.0, 0.0, 1.5, f64::INFINITY, -2.0, f64::NAN, f64::NEG_INFINITY, 1e-41, 0.0]);
     let few = Fill::Integers(-3, 3);
     let mut all = Vec::new();
-    // One element, primes, around the sizes of the tiles, one and two merges, merges of runs without a partner.
+    // One element, primes, sizes around those of the tiles, one and two merges, and merges of runs without a partner.
     for (shape, axis, fill) in [
         (&[1][..], 0, &few),
         (&[300, 3], 1, &few),
@@ -301,7 +305,8 @@ pub(super) fn cases() -> Vec<Case> {
             move |x| first64(&x[0], axis, x[0].shape[axis], order64).0,
         ));
     }
-    // Small and large k, in one tile, by keeping (once and twice around), by merging.
+    // Small and large k: in one tile, by keeping the best of each tile (with one and two further passes), and by
+    // merging.
     for (shape, axis, k) in [
         (&[1][..], 0, 1),
         (&[37, 8], 1, 2),
@@ -339,7 +344,7 @@ pub(super) fn cases() -> Vec<Case> {
         ));
     }
     let mut all: Vec<Case> = all.into_iter().map(Case::exact).collect();
-    // Distinct elements: differences of the reference do not change the order.
+    // Distinct elements, so that finite differences of the reference do not change the order.
     for (shape, axis, k) in [(&[6, 13][..], 1, 4), (&[13, 6], 0, 5), (&[3, 67], 1, 67)] {
         let input = vec![Input::normal(shape).fill(Fill::Distinct(0.03))];
         let at = axis as isize;

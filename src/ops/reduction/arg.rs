@@ -1,4 +1,5 @@
-//! Where along an axis the largest or smallest element is. Integer keys and a total order: no rounding, no ties left open.
+//! The index of the largest or smallest element along an axis. Elements are compared by integer keys in a total order,
+//! so there is no rounding and no undefined tie.
 
 use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, MOST_TURNS, grid};
@@ -8,7 +9,7 @@ use crate::shape;
 use crate::tensor::Tensor;
 use std::cmp::Ordering;
 
-/// Axes longer than this, with few results or too long for a thread's loop, are searched in two passes.
+/// Axes longer than this are searched in two passes, if there are few results or a thread's loop would be too long.
 const SPAN: usize = 4096;
 
 fn source() -> Source {
@@ -57,9 +58,9 @@ impl Tensor {
         search(op, &crate::ops::float(op, self).detach().contiguous(), axis, smallest)
     }
 
-    /// The index of the largest element along `axis`, which disappears, as u32; the first at ties.
+    /// The index of the largest element along `axis`, as u32. The axis disappears. At ties it is the first index.
     ///
-    /// NaN counts as larger than infinity, so the first NaN is found where there is one. `-0` ties with `+0`.
+    /// NaN counts as larger than infinity, so the first NaN is found if there is one. `-0` ties with `+0`.
     ///
     /// # Panics
     /// When the axis is out of range or empty, or the elements are integers.
@@ -68,9 +69,9 @@ impl Tensor {
         self.arg("argmax", axis, false)
     }
 
-    /// The index of the smallest element along `axis`, which disappears, as u32; the first at ties.
+    /// The index of the smallest element along `axis`, as u32. The axis disappears. At ties it is the first index.
     ///
-    /// NaN counts as larger than infinity, so a NaN is found only where all are NaN. `-0` ties with `+0`.
+    /// NaN counts as larger than infinity, so a NaN is only found if all elements are NaN. `-0` ties with `+0`.
     ///
     /// # Panics
     /// When the axis is out of range or empty, or the elements are integers.
@@ -80,7 +81,7 @@ impl Tensor {
     }
 }
 
-/// The order that arg and sort keep: NaN above infinity, `-0` equal to `+0`.
+/// The order used by arg and sort: NaN is above infinity, and `-0` equals `+0`.
 pub(crate) fn order64(a: f64, b: f64) -> Ordering {
     a.partial_cmp(&b).unwrap_or_else(|| a.is_nan().cmp(&b.is_nan()))
 }

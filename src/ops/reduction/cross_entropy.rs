@@ -1,4 +1,4 @@
-//! Cross-entropy of logits against class indices, fused: no probability is ever stored.
+//! Cross-entropy of logits against class indices. It is fused, so probabilities are never stored.
 
 use super::softmax::{by_pieces, groups, lanes, log_softmax64, piece, turns, walks};
 use crate::dtype::DType;
@@ -16,7 +16,7 @@ fn source(lanes: u32, piece: usize) -> Source {
     by_pieces(Source::file("cross_entropy").u32("LANES", lanes), piece)
 }
 
-/// The kernels' parameters but for the grid.
+/// The kernels' parameters, without the grid.
 #[derive(Clone, Copy)]
 struct CrossEntropyPlan {
     rows: usize,
@@ -36,7 +36,8 @@ impl CrossEntropyPlan {
             .reuse(2)
     }
 
-    /// `[2, rows]`, losses and 1 or 0 for the count, and the statistics that backward reads.
+    /// Returns `[2, rows]`, which holds the losses and a 1 or 0 per row for the count, and the statistics for the
+    /// backward pass.
     fn forward(&self, x: &Tensor, targets: &Tensor) -> [Tensor; 2] {
         let (gpu, rows, piece) = (x.gpu(), self.rows, piece(self.classes));
         let losses = Tensor::empty(gpu, OP, [2, rows], DType::F32);
@@ -64,12 +65,12 @@ impl CrossEntropyPlan {
 
 struct CrossEntropy {
     plan: CrossEntropyPlan,
-    /// As given: f16 logits are kept in half the memory and converted again.
+    /// The logits as given. f16 logits take half the memory and are converted again in the backward pass.
     logits: Saved,
     targets: Saved,
-    /// `[rows, 2]`: the largest logit and `1 / sum exp(x - it)`.
+    /// `[rows, 2]`: the largest logit `m` and `1 / sum exp(x - m)`.
     statistics: Saved,
-    /// Sum of losses and count of rows.
+    /// The sum of the losses and the count of rows.
     totals: Saved,
 }
 
@@ -100,12 +101,12 @@ impl Op for CrossEntropy {
 }
 
 impl Tensor {
-    /// The mean over all rows of `-log softmax(logits)[target]`, a scalar; logits are `[.., classes]`, targets `[..]`.
+    /// The mean over all rows of `-log softmax(logits)[target]`, a scalar. Logits are `[.., classes]`, targets `[..]`.
     ///
-    /// Rows whose target is `ignore` count neither in the sum nor in the mean; when all are, the mean is NaN. Any other
-    /// target outside `0..classes` makes the loss and that row's gradient NaN and reads nothing out of bounds; a checked device
-    /// says so at the next readback ([`Error::Outside`](crate::Error::Outside)). An
-    /// `ignore` that the targets' type cannot hold never matches. f16 logits are read in f32.
+    /// Rows whose target is `ignore` count neither in the sum nor in the mean. If all rows are ignored, the mean is
+    /// NaN. Any other target outside `0..classes` makes the loss and that row's gradient NaN and reads nothing out of
+    /// bounds. A checked device reports it at the next readback ([`Error::Outside`](crate::Error::Outside)). An
+    /// `ignore` that the targets' type cannot hold never matches. f16 logits are converted to f32.
     ///
     /// ```no_run
     /// # use tiebeam::{Gpu, Tensor};
@@ -118,8 +119,8 @@ impl Tensor {
     /// ```
     ///
     /// # Panics
-    /// When the targets are floats or their shape is not the logits' without the last axis, the logits are integers, or
-    /// there is no class.
+    /// If the targets are floats, if their shape is not the logits' without the last axis, if the logits are integers,
+    /// or if there is no class.
     #[track_caller]
     pub fn cross_entropy(&self, targets: &Tensor, ignore: Option<i64>) -> Tensor {
         same_gpu(OP, &[self, targets]);
@@ -137,7 +138,7 @@ impl Tensor {
             DType::I32 => ignore.and_then(|i| i32::try_from(i).ok()).map(i32::cast_unsigned),
             other => panic!("{OP}: targets must be u32 or i32, got {other}"),
         };
-        // A negative i32 is a large u32: one comparison in the kernel tells both ways of being out of range.
+        // A negative i32 is a large u32, so one comparison in the kernel finds targets outside on either side.
         assert!(classes > 0 && classes <= i32::MAX as usize, "{OP}: {classes} classes in {}", self.shape());
         let x = crate::ops::float(OP, self).detach().contiguous();
         let rows = targets.count();
@@ -211,7 +212,8 @@ pub(super) fn cases() -> Vec<Case> {
     all.push(case("f16".into(), logits().dtype(DType::F16), some(DType::U32, 5.0), None));
     let far = Input::normal([3, 70]).fill(Fill::Uniform(400.0, 500.0));
     all.push(case("far".into(), far, values(&[3], DType::U32, &[0.0, 69.0, 35.0]), None).ulps(16.0, 300.0));
-    // NaN, and nothing read out of bounds: one past the end, negative, and every row ignored.
+    // The loss is NaN, and nothing is read out of bounds: a target one past the end, a negative target, all rows
+    // ignored.
     let fixed = || logits().fixed();
     all.push(
         case("target past the end".into(), fixed(), values(&[2, 3], DType::U32, &[19.0, 3.0]), None)
@@ -222,7 +224,7 @@ pub(super) fn cases() -> Vec<Case> {
             .outside(),
     );
     all.push(case("all ignored".into(), fixed(), values(&[2, 3], DType::I32, &[-100.0]), Some(-100)));
-    // Strided logits, and a gradient that arrives scaled.
+    // Strided logits, and an incoming gradient other than 1.
     all.push(
         Case::new(
             "transposed and scaled",

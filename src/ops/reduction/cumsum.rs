@@ -1,4 +1,5 @@
-//! Cumulative sums along an axis, from either end, in an order that the sizes fix: same bits every time.
+//! Cumulative sums along an axis, from either end. The order of summation depends on the sizes only, so the bits are
+//! the same every time.
 
 use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, grid};
@@ -8,16 +9,16 @@ use crate::shape;
 use crate::tape::{Op, Sink};
 use crate::tensor::Tensor;
 
-/// Rows up to this long are cheaper with one thread each than with a workgroup.
+/// Rows up to this length are cheaper with one thread each than with a workgroup.
 const SHORT: usize = 32;
 
 fn source(dtype: DType) -> Source {
-    // Sums of integers wrap, and then the signed ones have the unsigned ones' bits.
+    // Sums of integers wrap, so signed sums have the same bits as unsigned ones.
     Source::file("cumsum").alias("Elem", if dtype.is_float() { "f32" } else { "u32" })
 }
 
-/// Destination how many pieces to cut an axis: enough to fill a device, each long enough to be worth its own pass, but no longer than
-/// a workgroup's 16 rounds or a thread's 32 blocks.
+/// Returns the number of parts to cut an axis into: enough to fill a device, each long enough to be worth its own pass,
+/// but no longer than a workgroup's 16 rounds or a thread's 32 blocks.
 fn pieces(size: usize, results: usize, rows: bool) -> usize {
     let (enough, least, most) = if rows { (256, 4096, 16 * 256) } else { (4096, 256, 32 * 32) };
     (enough / results.max(1)).min(size / least).max(size.div_ceil(most)).max(1)
@@ -38,7 +39,7 @@ fn scan(op: &'static str, x: &Tensor, axis: usize, reverse: bool) -> Tensor {
     let source = source(x.dtype());
     let launch = |entry: &'static str, y: &Tensor| {
         let span = size.div_ceil(parts);
-        // A round has six steps over the lanes; a thread's elements come in blocks.
+        // A round has six steps over the lanes. A thread's elements come in blocks of 32.
         let turns = if rows { span.div_ceil(256) * 8 } else { span + span / 32 + 1 };
         Launch::new(op, &source, entry, grid)
             .bind("x", &x)
@@ -52,10 +53,10 @@ fn scan(op: &'static str, x: &Tensor, axis: usize, reverse: bool) -> Tensor {
             .turns(turns)
     };
     let [total, run] = if rows { ["row_totals", "rows"] } else { ["column_totals", "columns"] };
-    // `x` stands in for the totals, which a single piece does not read.
+    // `x` is bound in place of the totals, which a single part does not read.
     let mut before = x.clone();
     if parts > 1 {
-        // In the order of summation, so their own sum goes forward.
+        // The totals are in the order of summation, so their own sum goes forward.
         let totals = Tensor::empty(gpu, op, [outer, parts, inner], x.dtype());
         gpu.launch(launch(total, &totals));
         before = scan(op, &totals, 1, false);
@@ -91,7 +92,7 @@ impl Tensor {
         y.made_by(&[self], || Box::new(Cumsum { axis, reverse }))
     }
 
-    /// `y[i] = x[0] + .. + x[i]` along `axis`. f16 is summed and returned in f32; integers wrap.
+    /// `y[i] = x[0] + .. + x[i]` along `axis`. f16 is summed and returned in f32. Integers wrap.
     ///
     /// # Panics
     /// When the axis is out of range.
@@ -101,7 +102,7 @@ impl Tensor {
     }
 
     /// `y[i] = x[i] + .. + x[n - 1]` along `axis`, the adjoint of [`Tensor::cumsum`]. f16 is summed and returned in
-    /// f32; integers wrap.
+    /// f32. Integers wrap.
     ///
     /// # Panics
     /// When the axis is out of range.
@@ -141,7 +142,7 @@ pub(super) fn cases() -> Vec<Case> {
             all.push(Case::new(name, input, call, move |x| cumsum64(&x[0], axis, reverse)));
         }
     }
-    // Sums of up to 24 bits, in one piece and in several: equality shows that no term is lost, doubled or rounded.
+    // Sums of up to 24 bits, in one part and in several. Equality shows that no term is lost, doubled or rounded.
     for (shape, axis) in
         [(&[3, 4000][..], 1), (&[3, 9001], 1), (&[1, 70001], 1), (&[2, 1283, 3], 1), (&[3001, 5], 0)]
     {

@@ -1,4 +1,4 @@
-//! Rows that are walked as a whole: sums and extremes, scans, softmax, losses and norms.
+//! Ops over whole rows: sums and extremes, scans, softmax, losses and norms.
 
 pub mod arg;
 pub mod cross_entropy;

@@ -31,7 +31,7 @@ impl NormKind {
     }
 }
 
-/// What every kernel of one call has in common.
+/// What all kernels of one call have in common.
 #[derive(Clone, Copy)]
 pub(in crate::ops) struct NormPlan {
     kind: NormKind,
@@ -43,18 +43,18 @@ pub(in crate::ops) struct NormPlan {
 }
 
 impl NormPlan {
-    /// Elements that a load brings.
+    /// The number of elements per load.
     fn piece(&self) -> usize {
         super::softmax::piece(self.width)
     }
 
-    /// Lanes that share a row where rows are walked, and the grid.
+    /// Returns the number of lanes that share a row, and the grid, for kernels that walk rows.
     fn over_rows(&self, class: &DeviceClass) -> (u32, [u32; 3]) {
         let lanes = lanes(class, self.width / self.piece(), 1, self.rows);
         (lanes, groups(self.rows, lanes))
     }
 
-    /// A launch over rows of `x`; of `columns`, over `span` rows a part.
+    /// Makes a launch over rows of `x`. For the entry `columns`, a part has `span` rows.
     fn launch<'a>(&self, source: &'a Source, entry: &'a str, grid: [u32; 3], span: usize) -> Launch<'a> {
         Launch::new(self.kind.name(), source, entry, grid)
             .set("rows", self.rows)
@@ -71,8 +71,9 @@ impl NormPlan {
         (self.width / self.piece()).div_ceil(64)
     }
 
-    /// Parts of the rows for the sums over them, and rows of a part: as many as keep the device busy, but long enough that the second
-    /// pass is small beside the first, and not longer than a thread walks.
+    /// For the sums over rows, returns the number of parts and the rows per part. There are as many parts as keep the
+    /// device busy, but each is long enough that the second pass is small beside the first, and short enough for a
+    /// thread to walk.
     fn parts(&self, class: &DeviceClass) -> [usize; 2] {
         let wanted = class.wanted(64, 8.0 * (self.rows * self.width) as f64, 0.0);
         let busy = wanted.div_ceil(self.across().max(1)).min(self.rows.div_ceil(16));
@@ -80,12 +81,12 @@ impl NormPlan {
         [self.rows.div_ceil(span), span]
     }
 
-    /// Whether kernels walk the rows; longer ones are made of other ops.
+    /// Whether a kernel can walk rows of this width. Longer rows are computed by other ops.
     fn walks(&self) -> bool {
         walks(self.width / self.piece())
     }
 
-    /// The result and the statistics, by other ops.
+    /// Computes the result and the statistics by other ops.
     fn long(&self, x: &Tensor, g: &Tensor, b: &Tensor) -> [Tensor; 2] {
         let x = x.reshape([self.rows, self.width]);
         let mean = match self.kind {
@@ -94,13 +95,13 @@ impl NormPlan {
         };
         let d = x.sub(&mean.unsqueeze(1));
         let variance = d.square().mean(1).affine(1.0, self.eps);
-        // Where it overflows, 1 / sqrt(infinity) would make calm zeros of the row.
+        // If the variance overflows, 1 / sqrt(infinity) would silently make the row 0, so it becomes NaN.
         let (root, op) = (variance.rsqrt(), self.kind.name());
         let r = match self.kind {
             NormKind::Layer => {
                 Tensor::lazy(op, "finite_or_nan4($0, $1)", DType::F32, *root.shape(), &[&root, &variance])
             }
-            // What is beside an infinity is 0, as in norm.wgsl.
+            // If the row itself holds an infinity, its finite elements become 0, as in norm.wgsl.
             NormKind::Rms => {
                 let seen = x.scale(2f32.powi(-100)).sum(1);
                 let template = "pick4(finite_or_nan4($0, $1), $0, !finite4($2))";
@@ -124,12 +125,12 @@ impl NormPlan {
         centred.mul(&of_row(1))
     }
 
-    /// A layer norm with gain and shift, for ops that have one inside.
+    /// A layer norm with gain and shift, for ops that contain one.
     pub(in crate::ops) fn layer(rows: usize, width: usize, eps: f32) -> NormPlan {
         NormPlan { kind: NormKind::Layer, rows, width, eps, weighted: true, biased: true }
     }
 
-    /// `dx` from the input, the weight, the statistics of the forward pass and `dy`.
+    /// Computes `dx` from the input, the weight, the statistics of the forward pass and `dy`.
     pub(in crate::ops) fn gradient(
         &self,
         x: &Tensor,
@@ -150,7 +151,8 @@ impl NormPlan {
         dx
     }
 
-    /// `[2, width]`: the sums over rows of `dy x^` and `dy`, the gradients of gain and shift.
+    /// Returns `[2, width]`: the sums over rows of `dy x^` and of `dy`, where `x^` is the normalised `x`. They are the
+    /// gradients of gain and shift.
     pub(in crate::ops) fn sums(&self, x: &Tensor, statistics: &Tensor, dy: &Tensor) -> Tensor {
         let NormPlan { kind, width, .. } = *self;
         let [parts, span] = self.parts(x.gpu().class());
@@ -164,7 +166,8 @@ impl NormPlan {
     }
 }
 
-/// The passes of a layer norm of `[rows, width]`: forward, and the sums over rows for the gradients of gain and shift.
+/// Returns the passes of a layer norm of `[rows, width]`: those of the forward pass, and those of the sums over rows
+/// for the gradients of gain and shift.
 #[doc(hidden)]
 pub fn plan(class: &DeviceClass, [rows, width]: [usize; 2]) -> [Vec<Pass>; 2] {
     let plan = NormPlan::layer(rows, width, 1e-5);
@@ -176,7 +179,7 @@ pub fn plan(class: &DeviceClass, [rows, width]: [usize; 2]) -> [Vec<Pass>; 2] {
         Pass { op: "layer_norm".into(), source, entry, grid, parts, bytes, flops: 0.0 }
     };
     let elements = 2 * rows * width + 2 * width + 3 * rows;
-    // Longer rows are made of other ops.
+    // Longer rows are computed by other ops.
     let forward =
         if !plan.walks() { vec![] } else { vec![pass("forward", lanes, groups(rows, lanes), 1, elements)] };
     let elements = 2 * rows * width + 3 * rows + 2 * parts * width;
@@ -185,21 +188,21 @@ pub fn plan(class: &DeviceClass, [rows, width]: [usize; 2]) -> [Vec<Pass>; 2] {
     [forward, sums]
 }
 
-/// Which of the sums over rows is whose gradient.
+/// The rows of [`NormPlan::sums`] that are the gradients of gain and shift.
 pub(in crate::ops) const GAIN: usize = 0;
 pub(in crate::ops) const SHIFT: usize = 1;
 
-/// One of the two rows of [`NormPlan::sums`].
+/// Returns one of the two rows of [`NormPlan::sums`].
 pub(in crate::ops) fn row_of(sums: &Tensor, i: usize) -> Tensor {
     sums.slice(0, i..i + 1).squeeze(0)
 }
 
 struct Norm {
     plan: NormPlan,
-    /// As given: f16 is kept in half the memory and converted again.
+    /// The input as given. f16 takes half the memory and is converted again in the backward pass.
     x: Saved,
     weight: Option<Saved>,
-    /// `[rows, 3]`: mean, reciprocal deviation, and what the mean's rounding left.
+    /// `[rows, 3]`: mean, reciprocal standard deviation, and a correction for the rounding of the mean.
     statistics: Saved,
     /// Which inputs of the node are the weight and the bias.
     weight_input: usize,
@@ -287,25 +290,27 @@ impl Tensor {
         })
     }
 
-    /// `y = (x - mean) / sqrt(var + eps) * weight + bias` over the last axis, of this shape, in f32; `var` is the mean
-    /// of `(x - mean)^2`. `weight` and `bias` have the last axis' size; without them 1 and 0. A row whose `var` is beyond f32 is NaN.
+    /// `y = (x - mean) / sqrt(var + eps) * weight + bias` over the last axis, in f32, where `var` is the mean of `(x -
+    /// mean)^2`. `weight` and `bias` have the size of the last axis. Their defaults are 1 and 0. A row whose `var`
+    /// overflows f32 is NaN.
     ///
     /// Source: Ba, Kiros & Hinton 2016, "Layer Normalization".
     ///
     /// # Panics
-    /// When the last axis is missing or empty, `weight` or `bias` has another size, or any of the three is of integers.
+    /// If the last axis is missing or empty, if `weight` or `bias` has another size, or if any of the three has
+    /// integers.
     #[track_caller]
     pub fn layer_norm(&self, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f32) -> Tensor {
         self.normed(NormKind::Layer, weight, bias, eps)
     }
 
-    /// `y = x / sqrt(mean(x^2) + eps) * weight` over the last axis, of this shape, in f32. `weight` has the last axis'
-    /// size; without it 1. A row whose mean square is beyond f32 is NaN.
+    /// `y = x / sqrt(mean(x^2) + eps) * weight` over the last axis, in f32. `weight` has the size of the last axis. Its
+    /// default is 1. A row whose mean square overflows f32 is NaN.
     ///
     /// Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization".
     ///
     /// # Panics
-    /// When the last axis is missing or empty, `weight` has another size, or one of the two is of integers.
+    /// If the last axis is missing or empty, if `weight` has another size, or if one of the two has integers.
     #[track_caller]
     pub fn rms_norm(&self, weight: Option<&Tensor>, eps: f32) -> Tensor {
         self.normed(NormKind::Rms, weight, None, eps)
@@ -330,7 +335,8 @@ pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     let case = |name: String, x: Input, kind: NormKind, weighted: bool, biased: bool| {
         let width = x.shape[x.shape.len() - 1];
-        // One element is its own mean square: without a large eps its gradient is nothing but rounding.
+        // For a row of one element and a small eps, `y` hardly depends on `x`, so its gradient would be nothing but
+        // rounding.
         let eps = if width == 1 { 0.5 } else { EPS };
         let mut inputs = vec![x];
         inputs.extend((0..weighted as usize + biased as usize).map(|_| Input::normal([width])));
@@ -374,19 +380,19 @@ pub(super) fn cases() -> Vec<Case> {
         }
         all.push(case("bare".into(), Input::normal([5, 33]), kind, false, false));
         all.push(case("f16".into(), Input::normal([5, 33]).dtype(DType::F16), kind, true, layer));
-        // Blocks of rows in the weight gradient: several, the last one short.
+        // Several parts of rows in the weight gradient, the last one shorter.
         all.push(case("many rows".into(), Input::normal([323, 9]), kind, true, layer));
-        // A mean far above the deviation: E[x^2] - mean^2 in f32 would lose the variance.
+        // A mean far above the standard deviation, where E[x^2] - mean^2 in f32 would lose the variance.
         for mean in [100.0, 1000.0] {
             let x = Input::normal([3, 77]).fill(Fill::Uniform(mean - 2.0, mean + 2.0));
-            // Steps of central differences grow with x: at 1000 they are too long for the gradient of x.
+            // The steps of central differences grow with x. At 1000 they are too large for the gradient of x.
             let x = if mean > 100.0 { x.fixed() } else { x };
             all.push(case(format!("mean {mean}"), x, kind, true, layer));
         }
     }
     all.push(case("weight only".into(), Input::normal([5, 33]), NormKind::Layer, true, false));
     all.push(case("bias only".into(), Input::normal([5, 33]), NormKind::Layer, false, true));
-    // One weight at two places: its gradient accumulates in the kernel.
+    // One weight is used at two places, so its gradient accumulates in the kernel.
     all.push(
         Case::new(
             "tied weight",

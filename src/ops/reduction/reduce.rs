@@ -1,4 +1,5 @@
-//! Sum, mean, max and min along an axis, in an order that the sizes fix: same bits every time.
+//! Sum, mean, max and min along an axis. The order of summation depends on the sizes and the device's class only, so
+//! the bits are the same every time.
 
 use crate::dtype::DType;
 use crate::gpu::DeviceClass;
@@ -11,12 +12,13 @@ use crate::shape::{self, Shape};
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::Tensor;
 
-/// Elements of an axis that a thread adds up: at most 1024 in each of its four running sums, in blocks of 32. Longer axes are
-/// reduced in passes, whose results are a tree.
+/// The most elements of an axis that a thread adds up: 1024 in each of its four running sums, in blocks of 32. Longer
+/// axes are reduced in several passes, so that the sums form a tree.
 const SPAN: usize = 4096;
-/// Fewer results than these take more passes than they need, so that a device is busy.
+/// From this many results on, there are enough workgroups to fill a device, and each may walk a longer axis in one
+/// pass.
 const MANY: usize = 4096;
-/// The same for a workgroup, of which each thread has a 64th.
+/// The most elements of an axis that a workgroup adds up. Each thread has a 64th of them.
 const SHARED_SPAN: usize = 16 * SPAN;
 
 #[derive(Clone, Copy, PartialEq)]
@@ -48,10 +50,11 @@ fn source_columns(kind: Reduction) -> Source {
     source(kind).alias("Elem", "vec4<f32>").alias("Bits", "vec4<u32>")
 }
 
-/// Elements of a column, at least, that a part has.
+/// The fewest elements of the axis in a part.
 const LEAST: usize = 32;
 
-/// Parts of the axis in one pass: as many as a thread's walk demands, or more where results are few for the device.
+/// Returns the number of parts of the axis in one pass: as many as the length of a thread's walk requires, or more if
+/// there are too few results to fill the device.
 fn parts(class: &DeviceClass, [outer, size, inner]: [usize; 3]) -> usize {
     let shared = inner == 1 && outer >= MANY && !class.has_dear_barriers();
     let walked = size.div_ceil(if shared { SHARED_SPAN } else { SPAN });
@@ -61,21 +64,22 @@ fn parts(class: &DeviceClass, [outer, size, inner]: [usize; 3]) -> usize {
         _ => outer * inner,
     };
     let wanted = class.wanted(64, 4.0 * (outer * size * inner) as f64, 0.0);
-    // Parts are written and read again: LEAST terms in each make that a sixteenth of what is summed.
+    // Results of parts are written and read again. With at least LEAST terms in each, this traffic is at most a
+    // sixteenth of what is summed.
     let filling = if threads.div_ceil(64) < wanted { (64 * wanted).div_ceil(threads.max(1)) } else { 1 };
     walked.max(filling.min(size / LEAST))
 }
 
-/// A pass: its kernel, and what it walks.
+/// One pass: its kernel and the sizes that it walks.
 struct ReducePlan {
     source: Source,
     entry: &'static str,
     grid: [u32; 3],
     results: usize,
-    /// Elements, or vectors, of the axis, and of what is inside of it.
+    /// Elements of the axis and of the axes inside it. They are counted in vectors of four if the kernel reads vectors.
     axis: usize,
     inner: usize,
-    /// Of the axis in a part.
+    /// The length of a part along the axis.
     span: usize,
     turns: usize,
 }
@@ -88,26 +92,26 @@ fn plan_pass(
 ) -> ReducePlan {
     let results = outer * parts * inner;
     let by_vectors = inner == 1 && size.is_multiple_of(4) && size >= 16;
-    // A GPU wants neighbours to read neighbours, whatever a barrier costs.
+    // On a GPU, neighbouring threads should read neighbouring elements, whatever a barrier costs.
     let lanes = if class.has_dear_barriers() && results >= 16 { 1 } else { 64 };
     let (source, entry, groups, threads) = match inner {
         1 if by_vectors => {
             (source_rows(kind, lanes), "rows", results.div_ceil(64 / lanes as usize), lanes as usize)
         }
         1 => (source(kind), "rows", results, 64),
-        // Four columns a thread.
+        // Each thread has four columns.
         _ if inner.is_multiple_of(4) => (source_columns(kind), "columns", (results / 4).div_ceil(64), 1),
         _ => (source(kind), "columns", results.div_ceil(64), 1),
     };
     let size = if by_vectors { size / 4 } else { size };
     let (results, inner) = if inner.is_multiple_of(4) { (results / 4, inner / 4) } else { (results, inner) };
     let (grid, span) = (grid(groups), size.div_ceil(parts));
-    // Its elements, and a turn for each block of them.
+    // One turn for each of the thread's elements, and one for each block of them.
     let turns = span.div_ceil(threads) + SPAN / 32;
     ReducePlan { source, entry, grid, results, axis: size, inner, span, turns }
 }
 
-/// The passes of a sum over the middle one of these axes.
+/// Returns the passes of a sum over the middle one of these axes.
 #[doc(hidden)]
 pub fn plan(class: &DeviceClass, sizes: [usize; 3]) -> Vec<Pass> {
     let ([outer, size, inner], parts) = (sizes, parts(class, sizes));
@@ -118,7 +122,7 @@ pub fn plan(class: &DeviceClass, sizes: [usize; 3]) -> Vec<Pass> {
     std::iter::once(first).chain(rest).collect()
 }
 
-/// As many passes over `[outer, axis, inner]` as it takes until one element of the axis is left, divided by `divisor` then.
+/// Reduces `[outer, axis, inner]` in passes until one element of the axis is left, and divides it by `divisor`.
 fn reduce(op: &'static str, x: &Tensor, axis: usize, kind: Reduction, divisor: f32) -> Tensor {
     let y = Tensor::empty(x.gpu(), op, x.shape().without(axis), x.dtype());
     reduce_into(op, x, axis, kind, divisor, &y);
@@ -137,7 +141,7 @@ fn reduce_into(op: &'static str, x: &Tensor, axis: usize, kind: Reduction, divis
     reduce_into(op, &partial, 1, kind, divisor, y);
 }
 
-/// The sum of `x` over its first axis, into `y`.
+/// Writes the sum of `x` over its first axis to `y`.
 pub(in crate::ops) fn sum_parts(op: &'static str, x: &Tensor, y: &Tensor) {
     reduce_into(op, x, 0, Reduction::Sum, 1.0, y);
 }
@@ -171,7 +175,7 @@ fn pass(
 struct Sum {
     axis: usize,
     shape: Shape,
-    /// 1, or the count of a mean.
+    /// 1, or the number of elements for a mean.
     divisor: f32,
 }
 
@@ -224,7 +228,7 @@ impl Tensor {
         y.made_by(&[self], || Box::new(Sum { axis, shape, divisor }))
     }
 
-    /// `y = sum over axis of x`; the axis disappears. f16 is summed and returned in f32.
+    /// `y = sum over axis of x`. The axis disappears. f16 is summed and returned in f32.
     ///
     /// # Panics
     /// When the axis is out of range or the elements are integers.
@@ -265,7 +269,8 @@ impl Tensor {
         y.made_by(&[self], || Box::new(Extreme { axis, x: Saved::new(self), y: Saved::new(&saved) }))
     }
 
-    /// The largest element along `axis`, which disappears; NaN where one of them is. Ties share the gradient.
+    /// The largest element along `axis`, which disappears. NaN if one of the elements is NaN. Ties share the gradient
+    /// equally.
     ///
     /// # Panics
     /// When the axis is out of range or empty, or the elements are integers.
@@ -274,7 +279,8 @@ impl Tensor {
         self.extreme("max", axis, Reduction::Max)
     }
 
-    /// The smallest element along `axis`, which disappears; NaN where one of them is. Ties share the gradient.
+    /// The smallest element along `axis`, which disappears. NaN if one of the elements is NaN. Ties share the gradient
+    /// equally.
     ///
     /// # Panics
     /// When the axis is out of range or empty, or the elements are integers.
@@ -283,10 +289,11 @@ impl Tensor {
         self.extreme("min", axis, Reduction::Min)
     }
 
-    /// Summed down to `shape`, from which this shape was broadcast: the adjoint of [`Tensor::expand`].
+    /// Sums this tensor down to `shape`, from which its own shape was broadcast. This is the adjoint of
+    /// [`Tensor::expand`].
     ///
     /// # Panics
-    /// When `shape` does not broadcast to this shape.
+    /// If `shape` does not broadcast to this tensor's shape.
     #[track_caller]
     pub fn sum_to(&self, shape: impl Into<Shape>) -> Tensor {
         let to = shape.into();
@@ -296,7 +303,8 @@ impl Tensor {
         shape::expand_strides("sum_to", &to, &to.strides(), self.shape());
         let shift = self.shape().len() - to.len();
         let mut y = self.clone();
-        // Runs of repeated axes go together: bias gradients of [batch, tokens, width] are one reduction.
+        // Adjacent repeated axes are summed together, so that a bias gradient of [batch, tokens, width] is one
+        // reduction.
         let repeated: Vec<bool> = (0..self.shape().len())
             .map(|a| a < shift || (to[a - shift] == 1 && self.shape()[a] != 1))
             .collect();
@@ -319,7 +327,7 @@ impl Tensor {
     }
 }
 
-/// The reference of every reduction: `fold` over the axis, then `done` with the axis' size.
+/// The reference of every reduction: applies `fold` along the axis, then `done` with the axis' size.
 pub(crate) fn reduce64(
     x: &Array,
     axis: usize,
@@ -334,7 +342,7 @@ pub(crate) fn reduce64(
     })
 }
 
-/// The larger, or NaN where one of them is.
+/// The larger of two numbers, or NaN if one of them is NaN.
 pub(in crate::ops) fn max64(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
 }
@@ -385,7 +393,7 @@ pub(super) fn cases() -> Vec<Case> {
             move |x| reduce64(&x[0], axis, f64::INFINITY, |a, b| -max64(-a, -b), |s, _| s),
         ));
     }
-    // Partial sums need up to 23 bits: equality shows that no term is lost or rounded.
+    // Partial sums need up to 23 bits. Equality shows that no term is lost or rounded.
     let whole = vec![Input::integers([3, 8200], DType::F32, 0, 1000)];
     all.push(
         Case::new(

@@ -1,4 +1,4 @@
-//! Softmax and log-softmax along any axis, with gradients from the result alone.
+//! Softmax and log-softmax along any axis, with gradients computed from the result alone.
 
 use crate::dtype::DType;
 use crate::gpu::DeviceClass;
@@ -10,46 +10,48 @@ use crate::shape;
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::Tensor;
 
-/// Turns of a thread that walks its part of a row, in blocks of 64: longer rows are shared by more threads, and those too long for
-/// 64 of them are made of other ops.
+/// The most pieces of a row that one thread walks, in blocks of 64. Longer rows are shared by more threads, and rows
+/// that are too long for 64 threads are computed by other ops.
 pub(in crate::ops) const WALK: usize = 4096;
 
-/// Whether a kernel can walk rows of so many pieces.
+/// Whether a kernel can walk rows of this many pieces.
 pub(in crate::ops) fn walks(pieces: usize) -> bool {
     pieces <= 64 * WALK
 }
 
-/// Turns of a thread that walks a row of so many pieces `times` over.
+/// Turns of a thread if `lanes` threads walk a row of this many pieces together, `times` times over.
 pub(in crate::ops) fn turns(pieces: usize, lanes: u32, times: usize) -> usize {
     times * (pieces.div_ceil(lanes as usize) + WALK / 64 + 1)
 }
 
-/// How many threads share a row of `axis` elements that lie `inner` apart, when there are `rows` of them.
+/// Returns how many threads share a row of `axis` elements that lie `inner` apart, if there are `rows` of them.
 pub(in crate::ops) fn lanes(class: &DeviceClass, axis: usize, inner: usize, rows: usize) -> u32 {
-    // Measured on llvmpipe: a barrier costs as much as a hundred elements, so lanes only pay where rows are few and long.
+    // Measured on llvmpipe, a barrier costs as much as a hundred elements, so sharing only pays if rows are few and
+    // long.
     if class.has_dear_barriers() && axis <= WALK && (axis < 128 || rows >= 128) {
         return 1;
     }
     match axis {
         0..16 => 1,
-        // Neighbouring threads on neighbouring rows read whole lines; too few rows would leave the device idle.
+        // Neighbouring threads on neighbouring rows read whole cache lines, but too few rows would leave the device
+        // idle.
         _ if inner > 1 && rows >= 1024 && axis <= WALK => 1,
         16..256 => 8,
         _ => 64,
     }
 }
 
-/// Workgroups for `rows` at that many lanes each.
+/// Returns the grid for `rows` rows with this many lanes each.
 pub(in crate::ops) fn groups(rows: usize, lanes: u32) -> [u32; 3] {
     grid(rows.div_ceil(64 / lanes as usize))
 }
 
-/// Elements that a load of a row of neighbours brings.
+/// The number of elements per load of a contiguous row.
 pub(in crate::ops) fn piece(size: usize) -> usize {
     if size.is_multiple_of(4) { 4 } else { 1 }
 }
 
-/// The fragments for loads of that many elements.
+/// Sets the fragments for loads of this many elements.
 pub(in crate::ops) fn by_pieces(source: Source, piece: usize) -> Source {
     source
         .slot("piece", if piece == 4 { "piece_4" } else { "piece_1" })
@@ -80,7 +82,7 @@ struct SoftmaxPlan {
     turns: usize,
 }
 
-/// `None` for rows that no kernel walks.
+/// Plans the kernel. `None` for rows that are too long for one.
 fn plan(class: &DeviceClass, log: bool, shape: &shape::Shape, axis: usize) -> Option<SoftmaxPlan> {
     let (outer, size, inner) = shape.split_at_axis(axis);
     let rows = outer * inner;
@@ -109,7 +111,7 @@ impl SoftmaxPlan {
     }
 }
 
-/// The pass of a softmax over the last axis of `[rows, width]`; none where it is made of other ops.
+/// Returns the pass of a softmax over the last axis of `[rows, width]`. Empty if it is computed by other ops.
 #[doc(hidden)]
 pub fn plan_rows(class: &DeviceClass, [rows, width]: [usize; 2]) -> Vec<Pass> {
     let plan = plan(class, false, &shape::Shape::new(&[rows, width]), 1);
@@ -126,7 +128,7 @@ pub fn plan_rows(class: &DeviceClass, [rows, width]: [usize; 2]) -> Vec<Pass> {
     plan.map(pass).into_iter().collect()
 }
 
-/// The same values by other ops, for rows that no kernel walks.
+/// Computes the same values by other ops, for rows that are too long for a kernel.
 fn long(log: bool, x: &Tensor, axis: isize) -> Tensor {
     let d = x.sub(&x.max(axis).unsqueeze(axis as usize));
     let e = d.exp();
@@ -173,10 +175,10 @@ impl Tensor {
         y.made_by(&[self], || Box::new(Softmax { log, axis, y: Saved::new(&saved) }))
     }
 
-    /// `y = exp(x) / sum over axis of exp(x)`, of this shape, in f32; the maximum is subtracted first, so nothing
-    /// overflows.
+    /// `y = exp(x) / sum over axis of exp(x)`, in f32. The maximum is subtracted first, so nothing overflows.
     ///
-    /// Elements of -inf get 0; a row of nothing else is NaN, as is one that holds NaN or +inf, all of it, with its gradient.
+    /// Elements of -inf get 0. A row that is all -inf, or that holds NaN or +inf, is NaN throughout, and so is its
+    /// gradient.
     ///
     /// # Panics
     /// When the axis is out of range or the elements are integers.
@@ -185,8 +187,7 @@ impl Tensor {
         self.softmaxed(false, axis)
     }
 
-    /// `y = x - log(sum over axis of exp(x))`, of this shape, in f32: the logarithm of [`Tensor::softmax`] without its
-    /// underflow.
+    /// `y = x - log(sum over axis of exp(x))`, in f32: the logarithm of [`Tensor::softmax`] without its underflow.
     ///
     /// # Panics
     /// When the axis is out of range or the elements are integers.
@@ -196,7 +197,7 @@ impl Tensor {
     }
 }
 
-/// `log softmax` in f64; its exponential is softmax.
+/// `log softmax` in f64. Its exponential is softmax.
 pub(crate) fn log_softmax64(x: &Array, axis: usize) -> Array {
     let (outer, size, inner) = x.shape.split_at_axis(axis);
     let mut y = x.clone();
@@ -248,7 +249,7 @@ pub(super) fn cases() -> Vec<Case> {
             move |x| softmax64(&x[0], axis),
         );
         all.push(case.ulps(16.0, 32.0));
-        // Within 2 of each other, so that no result is near 0: there only the absolute error is small.
+        // Inputs within 2 of each other, so that no result is near 0, where only the absolute error is small.
         let name = format!("log_softmax {shape:?} axis {axis}");
         let case = Case::new(
             name,
@@ -262,7 +263,7 @@ pub(super) fn cases() -> Vec<Case> {
     all.push(
         Case::new("softmax f16", half(), |x| x[0].softmax(-1), move |x| softmax64(&x[0], 1)).ulps(16.0, 32.0),
     );
-    // Logits that exp alone would turn into 0 and inf. The argument's rounding is |x| roundoffs of the result.
+    // Logits that exp alone would turn into infinity. Rounding of the argument x costs |x| roundoffs of the result.
     let far = || vec![Input::normal([5, 70]).fill(Fill::Uniform(400.0, 500.0)).fixed()];
     all.push(
         Case::new("softmax far", far(), |x| x[0].softmax(-1), move |x| softmax64(&x[0], 1)).ulps(300.0, 0.0),
@@ -271,7 +272,7 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("log_softmax far", far(), |x| x[0].log_softmax(-1), |x| log_softmax64(&x[0], 1))
             .ulps(16.0, 0.0),
     );
-    // Masked: -inf gets exactly 0 and the rest are as if it were not there.
+    // Masked: -inf gets exactly 0, and the rest are as if it were not there.
     for (rows, width) in [(3, 7), (3, 69), (2, 301)] {
         let inputs = vec![
             Input::normal([rows, width]),

@@ -1,4 +1,5 @@
-//! Scaled dot-product attention with grouped key heads, by online softmax: no `[tokens, tokens]` array either way.
+//! Scaled dot-product attention with grouped key heads, by online softmax: neither pass stores a `[tokens, tokens]`
+//! array.
 
 mod cases;
 mod plan;
@@ -21,14 +22,16 @@ pub use plan::plan;
 pub enum Mask {
     /// All.
     None,
-    /// Those up to its own place, counted from the end: query `i` sees keys `j <= i + tokens_k - tokens_q`.
+    /// Keys up to the query's own position, where positions are aligned at the end: query `i` sees keys `j <= i +
+    /// tokens_k - tokens_q`.
     Causal,
     /// All, with this tensor added to the scaled scores. Any of its axes `[batch, heads, tokens_q, tokens_k]` may be 1.
-    /// Where the score comes to -1e30 or less (minus infinity is) the key is hidden. It gets no gradient.
+    /// If the sum is -1e30 or less (minus infinity is), the key is hidden. The mask gets no gradient.
     Additive(Tensor),
 }
 
-/// Sizes of one call, with heads that share a key head laid end to end: a pair is one key head of one batch entry.
+/// Sizes of one call. A pair is one key head of one batch entry, and the query heads that share this key head are laid
+/// end to end.
 #[derive(Clone, Copy)]
 pub(in crate::ops) struct Sizes {
     pairs: usize,
@@ -41,16 +44,16 @@ pub(in crate::ops) struct Sizes {
     scale: f32,
     /// Strides over `[batch, heads, tokens_q, tokens_k]`.
     mask: [usize; 4],
-    /// Parts of the keys, each a result of its own, and keys of a part.
+    /// The number of parts of the keys, each with its own result, and the number of keys per part.
     cut: [usize; 2],
-    /// Rows of a cache, where keys are in one.
+    /// Rows of the cache, if the keys are in one.
     cache_rows: usize,
-    /// Of the backward pass, the keys or queries that a launch walks.
+    /// In the backward pass, the first key or query that a launch walks, and the end.
     walk: [usize; 2],
 }
 
 impl Sizes {
-    /// Of `[batch, heads, key heads, queries, keys, head]`, where every query sees every key, in one part.
+    /// Sizes for `[batch, heads, key heads, queries, keys, head]`, where every query sees every key, in one part.
     fn new([batch, heads, kv_heads, tokens_q, tokens_k, head_dim]: [usize; 6], scale: f32) -> Sizes {
         let sizes = Sizes {
             pairs: batch * kv_heads,
@@ -73,7 +76,8 @@ impl Sizes {
         self.group * self.tokens_q
     }
 
-    /// How many of the `size` keys or queries that a pass of so many products walks it should walk in one launch.
+    /// Returns how many of `size` keys or queries one launch should walk, in a pass with this many products, so that it
+    /// does not take longer than `DeviceClass::LONGEST`.
     fn longest(&self, class: &DeviceClass, products: f64, size: usize) -> usize {
         let seconds = self.flops(products) / class.flops_s;
         if seconds > DeviceClass::LONGEST {
@@ -83,35 +87,35 @@ impl Sizes {
         }
     }
 
-    /// With the keys in `splits` parts.
+    /// Divides the keys into at most `splits` parts.
     fn cut(self, splits: usize) -> Sizes {
         let chunk = self.tokens_k.div_ceil(splits).next_multiple_of(4);
         Sizes { cut: [self.tokens_k.div_ceil(chunk), chunk], ..self }
     }
 
-    /// With as many parts as it takes to keep the device busy where rows are few.
+    /// Divides the keys into as many parts as keep the device busy if there are few rows.
     fn cut_for(self, class: &DeviceClass, forward: Split) -> Sizes {
         let threads = self.pairs * self.rows().div_ceil(forward.each as usize) * forward.parts as usize;
         let busy = class.in_flight();
-        // Written and read, the parts' results are at most a quarter of the operands.
+        // The parts' results are written and read again. This traffic is at most a quarter of the operands.
         let rows = (self.pairs * self.rows()).max(1);
         let affordable = (rows + 2 * self.pairs * self.tokens_k) / (8 * rows);
         let wanted = (busy / threads.max(1)).min(affordable).clamp(1, (self.tokens_k / LEAST_KEYS).max(1));
         self.cut(wanted.max(self.tokens_k.div_ceil(forward.most())))
     }
 
-    /// Operations of so many products over all pairs of a query and a key; half of them may be masked.
+    /// Operations of this many products over all pairs of a query and a key. Half of the pairs may be masked.
     fn flops(&self, products: f64) -> f64 {
         2.0 * products * (self.pairs * self.rows()) as f64 * (self.tokens_k * self.head_dim) as f64
     }
 
-    /// Workgroups of a pair, and of all, over `items` rows or keys.
+    /// Returns the number of workgroups per pair, and the grid for all pairs, over `items` rows or keys.
     fn grid(&self, items: usize, split: Split) -> (usize, [u32; 3]) {
         let blocks = items.div_ceil((64 / split.parts * split.each) as usize);
         (blocks, grid(blocks * self.pairs))
     }
 
-    /// A launch over `grid`, with `blocks` workgroups a pair.
+    /// Makes a launch over `grid`, with `blocks` workgroups per pair.
     fn launch<'a>(&self, source: &'a Source, entry: &'a str, grid: [u32; 3], blocks: usize) -> Launch<'a> {
         Launch::new("attention", source, entry, grid)
             .set("pairs", self.pairs)
@@ -134,7 +138,7 @@ impl Sizes {
             .set("end", self.walk[1])
     }
 
-    /// A launch over the `items` rows or keys of every pair, of which a thread walks so many keys or queries.
+    /// Makes a launch over the `items` rows or keys of every pair, where each thread walks `walked` keys or queries.
     fn launch_over<'a>(
         &self,
         source: &'a Source,
@@ -149,10 +153,10 @@ impl Sizes {
     }
 }
 
-/// Keys below which a part of them is not worth the pass that joins the parts.
+/// The fewest keys in a part: with fewer, it is not worth the pass that joins the parts.
 const LEAST_KEYS: usize = 64;
 
-/// How a kernel divides work: a thread has `each` rows (or keys), or `parts` threads have one together.
+/// How a kernel divides work: a thread has `each` rows (or keys), which it shares with `parts - 1` other threads.
 #[derive(Clone, Copy)]
 struct Split {
     each: u32,
@@ -160,7 +164,8 @@ struct Split {
 }
 
 impl Split {
-    /// Turns of a thread for so many keys or queries: four at a time, and where a head is shared two joins for each row.
+    /// Turns of a thread that walks this many keys or queries, four at a time. If several threads share a head, every
+    /// four also take two joins per row.
     fn turns(self, walked: usize) -> usize {
         walked.div_ceil(4) * self.each_four()
     }
@@ -169,7 +174,7 @@ impl Split {
         1 + if self.parts > 1 { 2 * self.each * (self.parts + 1) } else { 0 } as usize
     }
 
-    /// Keys or queries that a thread may walk, a multiple of 4.
+    /// The most keys or queries that a thread may walk, a multiple of 4.
     fn most(self) -> usize {
         MOST_TURNS / self.each_four() * 4
     }
@@ -203,8 +208,8 @@ impl Tile {
                 _ => [[1, 4], [1, 4], [1, 8]],
             });
         }
-        // On a CPU driver a load costs far more than spilled registers, so threads have many rows; more than these take
-        // long to compile. Short sequences would leave lanes without any.
+        // On a CPU driver a load costs far more than spilled registers, so threads have many rows. Even more rows would
+        // take long to compile. For short sequences threads have fewer rows, because some lanes would have none.
         let (forward, backward, parts) = match head_dim {
             0..=64 => (8, 4, 1),
             65..=128 => (4, 2, 2),
@@ -218,7 +223,7 @@ impl Tile {
         ])
     }
 
-    /// Heads are padded to this: every part is made of whole `vec4`s.
+    /// Heads are padded to a multiple of this, so that every part consists of whole `vec4`s.
     fn step(self) -> usize {
         4 * self.forward.parts.max(self.queries.parts).max(self.keys.parts) as usize
     }
@@ -251,12 +256,12 @@ impl Split {
 impl Tensor {
     /// `softmax(q k^T / sqrt(head_dim) + mask) v` for each head, without storing the scores.
     ///
-    /// `self` is q `[batch, heads, tokens_q, head_dim]`; k and v are `[batch, kv_heads, tokens_k, head_dim]`. Head `j`
-    /// reads key head `j / (heads / kv_heads)`. A query that sees no key gives zeros. The result has q's shape, in f32.
-    /// Sources: Dao 2023, "FlashAttention-2"; Ainslie et al. 2023 (grouped queries).
+    /// `self` is q `[batch, heads, tokens_q, head_dim]`, while k and v are `[batch, kv_heads, tokens_k, head_dim]`.
+    /// Head `j` reads key head `j / (heads / kv_heads)`. A query that sees no key gives zeros. The result has q's
+    /// shape, in f32. Sources: Dao 2023, "FlashAttention-2"; Ainslie et al. 2023 (grouped queries).
     ///
     /// # Panics
-    /// When the shapes do not fit, `head_dim` is above 256, or the mask is part of a graph.
+    /// If the shapes do not fit, `head_dim` is above 256, or the mask is part of a graph.
     #[track_caller]
     pub fn attention(&self, k: &Tensor, v: &Tensor, mask: &Mask) -> Tensor {
         let head_dim = self.shape().last().copied().unwrap_or(1).max(1);
@@ -266,11 +271,11 @@ impl Tensor {
     /// [`Tensor::attention`] with scores `scale q k^T + mask`.
     ///
     /// # Panics
-    /// As [`Tensor::attention`].
+    /// As for [`Tensor::attention`].
     #[track_caller]
     pub fn attention_scaled(&self, k: &Tensor, v: &Tensor, mask: &Mask, scale: f32) -> Tensor {
         let head_dim = self.shape().last().copied().unwrap_or(0);
-        // Sizes that do not fit are found below, with a sentence.
+        // Sizes that do not fit are refused below, with a message.
         let size = |x: &Tensor, axis: usize| x.shape().get(axis).copied().unwrap_or(1);
         let rows = size(self, 2) * (size(self, 1) / size(k, 1).max(1)).max(1);
         let pairs = (self.count() * size(k, 2)) as f64;
@@ -279,7 +284,7 @@ impl Tensor {
             && k.shape().len() == 4
             && k.shape() == v.shape()
         {
-            // A dispatch of seconds would end in a driver's watchdog: one half after the other.
+            // A dispatch of seconds would trigger a driver's watchdog, so the halves are computed one after the other.
             let [batch, kv_heads] = [size(k, 0), size(k, 1)];
             let axis = if batch > 1 { 0 } else { 1 };
             if self.shape()[0] == batch
@@ -293,11 +298,11 @@ impl Tensor {
 }
 
 impl Tensor {
-    /// Half of the batch's entries or of the key heads, then the others.
+    /// Computes half of the batch's entries or of the key heads, then the other half.
     #[track_caller]
     fn attention_in_halves(&self, [k, v]: [&Tensor; 2], mask: &Mask, scale: f32, axis: usize) -> Tensor {
         if let Mask::Additive(mask) = mask {
-            // Before it is cut: what does not fit may seem to, in halves.
+            // Checked before the mask is cut, because a mask that does not fit may seem to fit in halves.
             let scores = Shape::new(&[self.shape()[0], self.shape()[1], self.shape()[2], k.shape()[2]]);
             shape::expand_strides("attention", mask.shape(), &mask.shape().strides(), &scores);
         }
@@ -309,7 +314,7 @@ impl Tensor {
             };
             let mask = match mask {
                 Mask::Additive(mask) => {
-                    // Axes that a mask leaves out, or has once, are the same for all.
+                    // An axis that the mask lacks, or that has size 1, is the same for both halves.
                     let at = (mask.shape().len() + axis).checked_sub(4);
                     let whole = at.is_none_or(|at| mask.shape()[at] == 1);
                     let each = at.map_or(0, |at| mask.shape()[at] / size);
@@ -357,10 +362,10 @@ fn attend([q, k, v]: [&Tensor; 3], mask: &Mask, scale: f32, tile: Tile, splits: 
         None => Default::default(),
     };
     if qs.count() == 0 || ks.count() == 0 {
-        // Nobody looks, or there is nothing to see: zeros that depend on nothing.
+        // Without queries or keys, the result is zeros, and so are the gradients.
         return Tensor::zeros(q.gpu(), qs).made_by(&[q, k, v], || Box::new(Nothing([qs, ks, ks])));
     }
-    // Zeros change no score, and the columns that they add to the result are cut off.
+    // Padding with zeros changes no score, and the columns that it adds to the result are cut off.
     let extra = head_dim.next_multiple_of(tile.step()) - head_dim;
     let [q, k, v] = [q, k, v].map(|x| crate::ops::float(op, x).pad(3, 0, extra).contiguous());
     let mut sizes = Sizes::new([batch, heads, kv_heads, tokens_q, tokens_k, head_dim + extra], scale);
@@ -386,8 +391,8 @@ fn attend([q, k, v]: [&Tensor; 3], mask: &Mask, scale: f32, tile: Tile, splits: 
     if extra == 0 { y } else { y.slice(3, 0..head_dim) }
 }
 
-/// Attention of `q [batch, heads, tokens_q, head_dim]` to the filled part of rows of a cache `[rows, kv_heads, context, head_dim]`.
-/// Heads are padded to [`cache_width`].
+/// Computes attention of `q [batch, heads, tokens_q, head_dim]` to the filled part of rows of a cache `[rows, kv_heads,
+/// context, head_dim]`. Heads are padded to [`cache_width`].
 pub(in crate::ops) fn cached(q: &Tensor, [k, v]: [&Tensor; 2], listed: [&Tensor; 2], scale: f32) -> Tensor {
     let ([batch, heads, tokens_q, head_dim], [cache_rows, kv_heads, context, _]) =
         (four(q.shape()), four(k.shape()));
@@ -397,7 +402,7 @@ pub(in crate::ops) fn cached(q: &Tensor, [k, v]: [&Tensor; 2], listed: [&Tensor;
     }
     let tile = Tile::of(q.gpu().class(), head_dim, group * tokens_q, context);
     debug_assert!(head_dim.is_multiple_of(4 * tile.forward.parts as usize));
-    // Every key is in reach: the lengths say which are there.
+    // The sizes hide no key. The lengths say which keys a query sees.
     let sizes =
         Sizes { cache_rows, ..Sizes::new([batch, heads, kv_heads, tokens_q, context, head_dim], scale) };
     let [y, _] =
@@ -405,7 +410,8 @@ pub(in crate::ops) fn cached(q: &Tensor, [k, v]: [&Tensor; 2], listed: [&Tensor;
     y
 }
 
-/// What heads in a cache are padded to: whole vectors for each of the threads that may share one, on every adapter.
+/// Returns the width to which heads in a cache are padded: whole vectors for each of the threads that may share a head,
+/// on every adapter.
 pub(in crate::ops) fn cache_width(head_dim: usize) -> usize {
     head_dim.next_multiple_of(match head_dim {
         0..=64 => 4,
@@ -418,7 +424,7 @@ fn four(shape: &Shape) -> [usize; 4] {
     [shape[0], shape[1], shape[2], shape[3]]
 }
 
-/// `y` and the log-sum-exps of its rows.
+/// Computes `y` and the log-sum-exps of its rows.
 fn forward(
     [q, k, v]: [&Tensor; 3],
     mask: Option<&Tensor>,
@@ -511,7 +517,7 @@ impl Op for Attention {
         let source = self.tile.queries.queries(sizes.head_dim, mask.is_some());
         let all = sizes.pairs * sizes.rows();
         let stats = Tensor::empty(gpu, op, [all, 2], DType::F32);
-        // Rows of all pairs in one go: as many workgroups as the pairs' sizes make, each of 64 rows.
+        // The rows of all pairs together, 64 per workgroup.
         let flat = grid(all.div_ceil(64));
         let delta = sizes.launch(&source, "delta", flat, 1).set("row_blocks", 0u32);
         let delta = delta.bind("y", y).bind("lse", &self.lse).bind("dy", &dy).bind_mut("row_stats", &stats);
@@ -537,7 +543,7 @@ impl Op for Attention {
             let most = sizes.longest(gpu.class(), 4.0, sizes.tokens_q).min(split.most() / sizes.group);
             for walk in pieces(sizes.tokens_q, most) {
                 let sizes = Sizes { walk, ..*sizes };
-                // Every head of the group begins with a turn of its own.
+                // Every head of the group takes one more turn (4 queries).
                 let walked = (walk[1] - walk[0] + 4) * sizes.group;
                 let work = Work::flops(sizes.flops(4.0) * (walk[1] - walk[0]) as f64 / sizes.tokens_q as f64);
                 let launch = sizes.launch_over(&source, "keys", (sizes.tokens_k, walked), split);
@@ -550,7 +556,7 @@ impl Op for Attention {
     }
 }
 
-/// Binds what both gradients read.
+/// Binds the tensors that both gradients read.
 fn bind_inputs<'a>(
     launch: Launch<'a>,
     [q, k, v, dy, stats]: [&Tensor; 5],
@@ -560,14 +566,15 @@ fn bind_inputs<'a>(
     launch.bind_some("mask", mask)
 }
 
-/// Where pieces of `size` begin and end, each a multiple of 4 long and at most `most`.
+/// Cuts `size` into pieces and returns where each begins and ends. All but the last have the same length, a multiple of
+/// 4 and at most `most`.
 fn pieces(size: usize, most: usize) -> impl Iterator<Item = [usize; 2]> {
-    // Two turns are for what comes around the walk.
+    // Leaves two turns (8 keys or queries) for the work around the walk.
     let span = (most.saturating_sub(8) / 4 * 4).max(4);
     (0..size).step_by(span).map(move |first| [first, size.min(first + span)])
 }
 
-/// One of each kind of split, for the tests: what an adapter picks by itself is only one of them.
+/// One tile of each kind, for the tests, because an adapter by itself uses only one of them.
 const SINGLE: Tile = Tile::of_splits([[1, 1], [1, 1], [1, 1]]);
 const SEVERAL: Tile = Tile::of_splits([[4, 1], [2, 1], [2, 1]]);
 const SHARED: Tile = Tile::of_splits([[1, 2], [1, 4], [1, 8]]);

@@ -1,4 +1,4 @@
-//! Keys and values of earlier tokens, kept for decoding: rows of a cache, each filled as far as its own length.
+//! A cache of keys and values of earlier tokens, for decoding. Each of its rows is filled up to its own length.
 
 use super::attention;
 use crate::dtype::DType;
@@ -9,7 +9,8 @@ use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::tensor::{Tensor, same_gpu};
 
-/// Keys and values of `rows` sequences (or sequences at one depth each), up to `context` tokens.
+/// Keys and values of `rows` sequences, each with up to `context` tokens. A model that runs a layer at several depths
+/// has a row per sequence and depth.
 pub struct KvCache {
     k: Tensor,
     v: Tensor,
@@ -17,10 +18,10 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// An empty cache of `[rows, kv_heads, context, head_dim]` twice.
+    /// Makes an empty cache: keys and values of `[rows, kv_heads, context, head_dim]` each.
     ///
     /// # Panics
-    /// When `head_dim` is above 256, or a size is 0.
+    /// If `head_dim` is above 256, or a size is 0.
     #[track_caller]
     pub fn new(gpu: &Gpu, rows: usize, kv_heads: usize, context: usize, head_dim: usize) -> KvCache {
         let sizes = [rows, kv_heads, context, attention::cache_width(head_dim)];
@@ -36,7 +37,7 @@ impl KvCache {
         KvCache { k, v, head_dim }
     }
 
-    /// Most tokens of a row.
+    /// The most tokens in a row.
     pub fn context(&self) -> usize {
         self.k.shape()[2]
     }
@@ -46,11 +47,12 @@ impl KvCache {
         8 * self.k.count()
     }
 
-    /// Puts `k` and `v [batch, tokens, kv_heads, head_dim]` into the rows `rows [batch]` from the places `places [batch]` on; both
-    /// of u32, rows all different. What would lie past a row's end is left out.
+    /// Writes `k` and `v [batch, tokens, kv_heads, head_dim]` to the rows `rows [batch]`, from the positions `places
+    /// [batch]` on. `rows` and `places` are u32, and all rows must differ. Tokens past the end of a row are dropped.
     ///
     /// # Errors
-    /// What one of them carries; the cache then stays as it is, for the other rows' sake.
+    /// An error that one of these tensors carries, or the device's fault. The cache is then unchanged, so that its
+    /// other rows stay valid.
     ///
     /// # Panics
     /// When the sizes do not fit.
@@ -98,8 +100,9 @@ impl KvCache {
         self.k.gpu().change(&[self.k.place().buffer, self.v.place().buffer], &launches)
     }
 
-    /// Attention of `q [batch, heads, tokens, head_dim]` to the first `lengths [batch]` tokens of the rows `rows [batch]`: the last
-    /// query sees them all, each one before it one less. Query head `j` reads key head `j / (heads / kv_heads)`.
+    /// Computes attention of `q [batch, heads, tokens, head_dim]` to the first `lengths [batch]` tokens of the rows
+    /// `rows [batch]`. The last query sees all of these tokens, and each earlier query sees one less. Query head `j`
+    /// reads key head `j / (heads / kv_heads)`.
     ///
     /// # Panics
     /// When the sizes do not fit.
@@ -129,10 +132,10 @@ impl KvCache {
     }
 }
 
-/// Two rows of different lengths, filled in two steps; then queries of several tokens.
+/// Two rows of different lengths are filled in two steps, then several query tokens attend to them.
 pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    // Batch 2, 4 query heads on 2 key heads.
+    // Batch 2, with 4 query heads and 2 key heads.
     for (before, tokens, head_dim, context) in [
         ([5usize, 2], 1usize, 8usize, 16usize),
         ([0, 3], 4, 4, 9),
@@ -155,7 +158,8 @@ pub(super) fn cases() -> Vec<Case> {
             let gpu = x[0].gpu();
             let mut cache = KvCache::new(gpu, 3, 2, context, head_dim);
             let start = Tensor::from_slice(gpu, &[0u32, 0], [2]);
-            // More than a row keeps: its length hides the rest until the new tokens lie over it.
+            // Both rows get the longer length. The surplus of the shorter row is hidden by its length, or overwritten
+            // by the new tokens.
             let keep = |kept: Result<()>| kept.expect("inputs of the case");
             keep(cache.append(&x[1], &x[1].scale(0.5), &x[3], &start));
             keep(cache.append(&x[2], &x[2].scale(0.5), &x[3], &x[4]));

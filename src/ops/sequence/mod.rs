@@ -1,4 +1,4 @@
-//! What transformers do over tokens: attention, its cache of keys and values, rotary positions.
+//! Ops of transformers over tokens: attention, its cache of keys and values, rotary positions.
 
 pub mod attention;
 pub mod cache;

@@ -1,4 +1,4 @@
-//! Rotary position embedding: pairs of head elements turned by angles that grow with the position.
+//! Rotary position embedding: pairs of a head's elements are rotated by angles that grow with the position.
 
 use crate::dtype::DType;
 use crate::gpu::Gpu;
@@ -9,7 +9,7 @@ use crate::ops::moves::check_ids::check_ids;
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
-/// Which elements of a head turn together.
+/// Which elements of a head are rotated together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Pairing {
@@ -19,7 +19,7 @@ pub enum Pairing {
     Neighbours,
 }
 
-/// The cosines and sines of all positions, made once for a model and given to [`Tensor::rope`].
+/// The cosines and sines of all positions, which are computed once for a model and passed to [`Tensor::rope`].
 ///
 /// Angles are computed on the host in f64 and only their cosine and sine are rounded, so position 100000 is as exact as
 /// position 1. The table takes `4 * positions * head_dim` bytes.
@@ -35,10 +35,10 @@ fn angle(position: usize, i: usize, head_dim: usize, base: f64) -> f64 {
 }
 
 impl Rope {
-    /// A table for `positions` places of heads of `head_dim` elements; `base` is 10000 in the paper.
+    /// Makes a table for `positions` positions and heads of `head_dim` elements. `base` is 10000 in the paper.
     ///
     /// # Panics
-    /// When `head_dim` is odd or 0, or `base` is not positive.
+    /// If `head_dim` is odd or 0, or `base` is not positive.
     #[track_caller]
     pub fn new(gpu: &Gpu, positions: usize, head_dim: usize, base: f64, pairing: Pairing) -> Rope {
         assert!(head_dim > 0 && head_dim.is_multiple_of(2), "rope: head_dim {head_dim} must be even");
@@ -57,7 +57,7 @@ impl Rope {
         self.table.shape()[0]
     }
 
-    /// `x` turned, or turned back.
+    /// Returns `x` rotated, or rotated back.
     fn turned(&self, x: &Tensor, places: &Places, back: bool) -> Tensor {
         let gpu = x.gpu();
         let [heads, tokens, head_dim] = [x.shape()[1], x.shape()[2], x.shape()[3]];
@@ -91,12 +91,12 @@ impl Rope {
     }
 }
 
-/// Where the tokens stand.
+/// The positions of the tokens.
 #[derive(Clone)]
 enum Places {
-    /// Counted up from here.
+    /// Consecutive positions from this one on.
     From(usize),
-    /// As u32, `[tokens]` or `[batch, tokens]`, contiguous.
+    /// These positions, as u32 `[tokens]` or `[batch, tokens]`, contiguous.
     Given(Tensor),
 }
 
@@ -108,7 +108,7 @@ fn source(wide: bool, given: bool) -> Source {
 struct Turn {
     rope: Rope,
     places: Places,
-    /// Guards the given positions against changes in place.
+    /// Detects changes in place of the given positions.
     given: Option<Saved>,
 }
 
@@ -126,13 +126,13 @@ impl Op for Turn {
 }
 
 impl Tensor {
-    /// Rotary position embedding of `[batch, heads, tokens, head_dim]`, token `t` standing at position `offset + t`.
+    /// Rotary position embedding of `[batch, heads, tokens, head_dim]`, where token `t` is at position `offset + t`.
     ///
-    /// The pair `i` turns by `position / base^(2 i / head_dim)`. Linear; the gradient turns back. f16 comes back as f32.
-    /// Source: Su et al. 2021, "RoFormer".
+    /// The pair `i` is rotated by the angle `position / base^(2 i / head_dim)`. The op is linear, and its gradient
+    /// rotates back. f16 is returned as f32. Source: Su et al. 2021, "RoFormer".
     ///
     /// # Panics
-    /// When the shape does not have four axes, `head_dim` is not the table's, or the table ends before the last token.
+    /// If the shape does not have four axes, `head_dim` is not the table's, or the table ends before the last token.
     #[track_caller]
     pub fn rope(&self, rope: &Rope, offset: usize) -> Tensor {
         let last = offset + self.shape().get(2).copied().unwrap_or(0);
@@ -146,11 +146,11 @@ impl Tensor {
     }
 
     /// [`Tensor::rope`] with tokens at given positions: u32, `[tokens]`, or `[batch, tokens]` for routed tokens and
-    /// batches of unequal length. A position beyond the table gives zeros; a checked device says so at the next readback
-    /// ([`Error::Outside`](crate::Error::Outside)).
+    /// batches of unequal length. A position beyond the table gives zeros, and a checked device reports it at the next
+    /// readback ([`Error::Outside`](crate::Error::Outside)).
     ///
     /// # Panics
-    /// When shapes do not fit or the positions are not u32.
+    /// If shapes do not fit or the positions are not u32.
     #[track_caller]
     pub fn rope_at(&self, rope: &Rope, positions: &Tensor) -> Tensor {
         same_gpu("rope", &[self, positions]);
@@ -185,7 +185,8 @@ impl Tensor {
     }
 }
 
-/// `x[batch, heads, tokens, head_dim]` with `place(batch, token)`; positions of `limit` and above give zeros.
+/// Rotates `x[batch, heads, tokens, head_dim]` at the positions `place(batch, token)`. Positions of `limit` and above
+/// give zeros.
 fn rope64(
     x: &Array,
     base: f64,
@@ -212,7 +213,7 @@ fn rope64(
 
 pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    // The last one is far out: an angle computed in f32 would be off by 0.004 there.
+    // The last case has large positions, for which an angle computed in f32 would be off by 0.004.
     for (shape, offset) in [
         ([1, 1, 1, 2], 0),
         ([2, 3, 7, 10], 0),
@@ -221,7 +222,7 @@ pub(super) fn cases() -> Vec<Case> {
         ([1, 1, 3, 64], 99_990),
     ] {
         for pairing in [Pairing::Halves, Pairing::Neighbours] {
-            // Another base than the default, so that one forgotten would show.
+            // Not the default base in one case, so that a base that is ignored would be noticed.
             let base = if offset == 3 { 500.0 } else { 10_000.0 };
             all.push(Case::new(
                 format!("{pairing:?} {shape:?} from {offset}"),

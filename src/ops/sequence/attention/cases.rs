@@ -1,9 +1,10 @@
-//! The reference of attention and its cases.
+//! The reference of attention and its test cases.
 
 use super::*;
 use crate::ops::case::{Array, Case, Fill, Input};
 
-/// `q, k, v` and possibly a mask broadcast over `[batch, heads, tokens_q, tokens_k]`, two passes over the keys.
+/// Attention of `q, k, v` and possibly a mask that broadcasts to `[batch, heads, tokens_q, tokens_k]`, in two passes
+/// over the keys.
 fn attention64(x: &[Array], causal: bool, scale: f64) -> Array {
     let (q, k, v) = (&x[0], &x[1], &x[2]);
     let [heads, tokens_q, head_dim] = [q.shape[1], q.shape[2], q.shape[3]];
@@ -65,7 +66,8 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
             },
             move |x| attention64(x, causal, scale as f64),
         );
-        // ds = p (dp - delta): both are dots of length d that nearly cancel, so their rounding is absolute.
+        // ds = p (dp - delta). Both terms are dot products of length d that nearly cancel, so their rounding error is
+        // absolute.
         all.push(case.ulps(64.0, 64.0).grad_floor(4.0 * (d as f64).sqrt()));
     };
     let (single, several, shared, both) = (Some(SINGLE), Some(SEVERAL), Some(SHARED), Some(BOTH));

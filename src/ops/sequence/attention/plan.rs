@@ -1,4 +1,4 @@
-//! What attention will launch, without a device.
+//! The dispatches of attention, known without a device.
 
 use super::{Sizes, Split, Tile};
 use crate::gpu::DeviceClass;
@@ -6,8 +6,9 @@ use crate::gpu::kernel::grid;
 use crate::gpu::plan::Pass;
 use crate::gpu::shader::Source;
 
-/// The passes of attention of `[batch, heads, tokens_q, head_dim]` to `kv_heads` heads of `tokens_k` keys without a mask: forward, the
-/// gradient of the queries, that of keys and values. What a driver's watchdog would cut is not.
+/// Returns the passes of attention of `[batch, heads, tokens_q, head_dim]` to `kv_heads` heads of `tokens_k` keys
+/// without a mask: those of the forward pass, of the gradient of the queries, and of the gradients of keys and values.
+/// Passes that would be divided because of a driver's watchdog are not divided here.
 #[doc(hidden)]
 pub fn plan(
     class: &DeviceClass,
