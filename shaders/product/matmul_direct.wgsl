@@ -40,7 +40,7 @@ const BLOCK: u32 = 64u * DEEP;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = (group.y * HIGH + lane % FLAT / WIDE) * THREAD_M;
     let col = (group.x * WIDE + lane % WIDE) * THREAD_N;
-    // A lane outside y has nothing to compute, but must come to the barriers.
+    // A lane outside y has nothing to compute, but must come to the barriers, if there are any.
     let end = select(0u, p.k, row < p.m && col < p.n);
     // Computed once: a division in the loads would stay in the loop, since compilers may not move what could trap.
     let outer = group.z / p.batch_inner;
