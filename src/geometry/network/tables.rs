@@ -25,8 +25,8 @@ pub struct Tables {
 pub(in crate::geometry) struct TablePlaces(Tensor);
 
 impl TablePlaces {
+    /// # Panics
     /// When a gradient of the basis is wanted, because tables do not use the basis.
-    /// When somebody wants a gradient of the basis, which is not used.
     #[track_caller]
     pub fn new(
         d: &Tensor,

@@ -26,7 +26,7 @@ pub(crate) fn choose(gpu: &Gpu, problem: &Problem) -> Core {
 }
 
 /// Returns the name of the kernel that [`Tensor::matmul`] uses for these operands, and the number of parts of the inner
-/// axis. The benchmark asks.
+/// axis. The benchmark uses it.
 #[doc(hidden)]
 pub fn chosen(a: &Tensor, b: &Tensor) -> String {
     let axes = a.shape().len();
