@@ -1,6 +1,6 @@
 // forward:  d[e] = x[s_e] - x[t_e], edges e from node s_e to node t_e
-// backward: dx[n] (+)= sum over e with s_e = n of dd[e] - sum over e with t_e = n of dd[e], each in order: of a launch the edges
-//           from `first` up to `last` in each node's lists, adding where `first` is not 0
+// backward: dx[n] (+)= sum over e with s_e = n of dd[e] - sum over e with t_e = n of dd[e], each in order.
+//           A launch takes the edges from `first` up to `last` in each node's lists, and adds if `first` is not 0.
 //
 // A thread owns one number of the result.
 

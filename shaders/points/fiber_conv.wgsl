@@ -1,13 +1,13 @@
 // forward: y[n,p,c] = s sum_a k[p,a,c] x[n,a,c] + bias[c]; with TURNED k[a,p,c], the gradient dx[n,a,c] = s sum_p k[p,a,c] dy[n,p,c]
-// weights: dk[p,a,c] = s sum_n dy[n,p,c] x[n,a,c], in parts of the nodes that a second pass adds up in order
+// weights: dk[p,a,c] = s sum_n dy[n,p,c] x[n,a,c], in parts of the nodes, which a second pass adds up in order
 //
-// Orientations are few and channels many: a thread owns 4 channels of NODES x POINTS results, so that each vector of x and k is
-// used several times; k is small enough for the cache.
+// Orientations are few and channels many. A thread owns 4 channels of NODES x POINTS results, so that each vector of x
+// and k is used several times. k is small enough for the cache.
 
 const NODES: u32 = 4u;
 const POINTS: u32 = 4u;
 const TURNED: bool = false;
-const BLOCK: u32 = 64u;    // nodes of a running sum: one for all would drift
+const BLOCK: u32 = 64u;    // nodes per partial sum: in one long sum, rounding errors would grow
 
 struct Params {
     groups_x: u32,
@@ -15,8 +15,8 @@ struct Params {
     nodes: u32,
     o: u32,          // orientations
     c: u32,          // channels, in vectors
-    blocks: u32,     // blocks of POINTS
-    span: u32,       // nodes of a part
+    blocks: u32,     // number of blocks of POINTS
+    span: u32,       // nodes per part
     scale: f32,
     biased: u32,
 }
@@ -24,7 +24,7 @@ var<immediate> p: Params;
 
 @group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;      // [nodes, o, c]
 @group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;      // [o, o, c]
-@group(0) @binding(2) var<storage, read> bias: array<vec4<f32>>;   // [c]; bound to k where there is none
+@group(0) @binding(2) var<storage, read> bias: array<vec4<f32>>;   // [c]; k is bound here if there is no bias
 @group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read> dy: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> dk: array<vec4<f32>>;  // [parts, o, o, c]

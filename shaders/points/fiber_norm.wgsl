@@ -1,8 +1,8 @@
 // x2[n,p,c] = s sum_a k[p,a,c] x[n,a,c] + bias[c], then y = x^ gain + shift with x^ the layer norm of x2 over c, as in norm.wgsl.
 //
-// LANES neighbouring threads share NODES x 4 rows of y, each with channels of its own: like fiber_conv, so that vectors of x and k
-// are used several times. x2 goes to y first and is read back by the thread that wrote it, from the cache: it needs no memory of its
-// own. The backward pass makes x2 again by fiber_conv, which is cheaper than keeping it.
+// LANES neighbouring threads share NODES x 4 rows of y, and each has channels of its own. As in fiber_conv, vectors of x
+// and k are used several times. x2 is written to y first, and the thread that wrote it reads it back from the cache, so
+// it takes no memory of its own. The backward pass recomputes x2 with fiber_conv, which is cheaper than keeping it.
 
 const NODES: u32 = 4u;
 const LANES: u32 = 8u;
@@ -37,7 +37,8 @@ alias Sum = vec4<f32>;
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let block = (group.y * p.groups_x + group.x) * (64u / LANES) + lane / LANES;
     let t = lane % LANES;
-    // Threads past the last block stay for the barriers, with nothing to walk; what lies outside is the last one inside.
+    // Threads past the last block only stay for the barriers. Nodes and orientations outside are replaced by the last one
+    // inside.
     let end = select(0u, p.c, block < p.n);
     let first = block % p.blocks * 4u;
     let node = block / p.blocks * NODES;
@@ -83,7 +84,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     var first$m = vec4<f32>(0.0);
     var second$m = vec4<f32>(0.0);
 #end
-    // The deviations' own mean is what rounding left in the mean, as in norm.wgsl.
+    // The mean of the deviations is the rounding error of the mean, as in norm.wgsl.
     for (var c = t; c < end; c += LANES) {
 #unroll m NODES
 #unroll q 4
@@ -96,7 +97,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #unroll m NODES
     let left$m = row_sum(lane, first$m) / size;
     let square$m = row_sum(lane, second$m) / size;
-    // Rounding may leave a variance below 0, which has its sign; a NaN stays, as in norm.wgsl.
+    // Rounding may make a variance negative: its sign bit tells, and it becomes 0. A NaN stays, as in norm.wgsl.
     let variance$m = square$m - left$m * left$m;
     let bits$m = bitcast<vec4<u32>>(variance$m);
     let below$m = (bits$m >= vec4<u32>(0x80000000u)) & (bits$m <= vec4<u32>(0xff800000u));

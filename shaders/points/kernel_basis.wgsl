@@ -1,16 +1,17 @@
-// Polynomial features of what a rigid motion leaves of an edge d seen from an orientation o:
-// in space a = (o.d, |d - (o.d) o|), in the plane a = (o.d, -d_x o_y + d_y o_x), without orientations a = |d|;
-// features are all products of up to DEGREE of them in the order of f_k = flatten(f_{k-1} a^T), then zeros up to whole vectors.
+// Polynomial features of an edge d seen from an orientation o, made of attributes a that rigid motions do not change:
+// in space a = (o.d, |d - (o.d) o|), in the plane a = (o.d, -d_x o_y + d_y o_x), without orientations a = |d|.
+// Features are all products of up to DEGREE attributes in the order of f_k = flatten(f_{k-1} a^T), then zeros up to whole
+// vectors.
 //
-// Product number i of order k from two attributes is a.x^(k - ones) a.y^ones, `ones` the set bits of i.
-// backward: with q = dL/da by the product rule, dd = sum over o of q.x o + q.y r / |r|, r = d - (o.d) o. The projection in
-// dr/dd is gone because r is orthogonal to o; at r = 0 the derivative is 0. A thread owns an edge and walks the
+// Product number i of order k of two attributes is a.x^(k - ones) a.y^ones, where `ones` is the number of set bits of i.
+// backward: with q = dL/da by the product rule, dd = sum over o of q.x o + q.y r / |r|, r = d - (o.d) o. The projection
+// in dr/dd drops out because r is orthogonal to o. At r = 0 the derivative is 0. A thread owns an edge and loops over the
 // orientations in order.
 
 const KIND: u32 = 2u;       // 0: distance alone, 1: plane, 2: space
 const DEGREE: u32 = 3u;
-const WIDTH: u32 = 4u;      // vectors of a row of features
-const ATTRIBUTES: u32 = 2u; // 1 for distances
+const WIDTH: u32 = 4u;      // vectors per row of features
+const ATTRIBUTES: u32 = 2u; // 1 if there is only the distance
 
 struct Params {
     groups_x: u32,
@@ -24,7 +25,7 @@ var<immediate> p: Params;
 @group(0) @binding(2) var<storage, read_write> f: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> df: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> dd: array<f32>;
-// Numbers of a vector: distances may be of either, so it is not KIND's.
+// Numbers per vector. KIND does not imply it: distances exist in the plane and in space.
 const DIMENSION: u32 = 3u;
 
 fn edge(i: u32) -> vec3<f32> {
@@ -37,7 +38,7 @@ fn orientation(i: u32) -> vec3<f32> {
     return vec3<f32>(o[at], o[at + 1u], select(0.0, o[at + DIMENSION - 1u], DIMENSION == 3u));
 }
 
-// Two attributes, and the derivative of the second by d.
+// Two attributes and their derivatives by d.
 struct Seen { a: vec2<f32>, along: vec3<f32>, across: vec3<f32> }
 
 fn see(v: vec3<f32>, row: u32) -> Seen {

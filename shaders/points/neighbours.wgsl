@@ -1,33 +1,35 @@
-// Points within a radius of each query, by cells: with FILL false their number, with FILL true which and in which image. Points
-// are listed by cell; a query looks at the cells that its sphere can touch, counted in whole cells along the
-// three lattice vectors. A cell beyond a periodic side is the one on the other side, one image further, as often as the reach says:
-// a radius may be longer than the period. A launch looks at some lines of cells, and of each cell at the members from `first` up to
-// `last`. Order: by cell, then as listed; the host brings each row into an order of its own.
+// Finds the points within a radius of each query, by cells: with FILL false how many there are, with FILL true which
+// points in which images. Points are listed by cell. A query looks at the cells that its sphere can touch, counted in
+// whole cells along the three lattice vectors. Beyond a periodic side come the cells of the other side, one image
+// further. This repeats as far as the reach says, as a radius may be longer than the period. A launch looks at some lines
+// of cells, and in each cell at the members from `first` up to `last`. Results are ordered by cell, then as listed. The
+// host sorts them.
 
 const FILL: bool = false;
 
 struct Params {
     groups_x: u32,
     n: u32,           // queries
-    square: f32,      // of the radius
-    line: u32,        // of cells along x, layer after layer: the first that this launch looks at
-    lines: u32,       // and up to where
+    square: f32,      // radius squared
+    line: u32,        // first line of cells of this launch; lines run along x and are counted layer after layer
+    lines: u32,       // end of the lines of this launch
     first: u32,
     last: u32,
 }
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> points: array<vec4<f32>>;     // moved into the cell
-@group(0) @binding(1) var<storage, read> places: array<vec4<u32>>;     // of each point: its cell along three axes, its graph
+@group(0) @binding(0) var<storage, read> points: array<vec4<f32>>;     // wrapped into the periodic cell, relative to its lowest corner
+@group(0) @binding(1) var<storage, read> places: array<vec4<u32>>;     // per point: its cell along three axes, its graph
 @group(0) @binding(2) var<storage, read> members: array<u32>;          // points by cell
 @group(0) @binding(3) var<storage, read> cells: array<u32>;            // where each cell's members begin
-// Of each graph: cells along the axes and the first cell; how many to look at each way, and bits of the periodic axes.
+// Per graph: the cells along the axes and the first cell; then the reach in cells along the axes and bits of the periodic
+// axes.
 @group(0) @binding(4) var<storage, read> grids: array<vec4<u32>>;
-@group(0) @binding(5) var<storage, read> lattice: array<vec4<f32>>;    // of each graph three vectors
-@group(0) @binding(6) var<storage, read> queries: array<vec2<u32>>;    // the point, and where what it finds begins
-@group(0) @binding(7) var<storage, read_write> found: array<u32>;      // counts; or point and image of each
+@group(0) @binding(5) var<storage, read> lattice: array<vec4<f32>>;    // per graph: three vectors
+@group(0) @binding(6) var<storage, read> queries: array<vec2<u32>>;    // the point, and where its results begin
+@group(0) @binding(7) var<storage, read_write> found: array<u32>;      // counts; or the point and the image of each result
 
-// The cell at place c of n, and its image; an image of 1000 where there is none.
+// Returns the cell at place c of n, and its image. An image of 1000 means that there is no cell.
 fn wrapped(c: i32, n: i32, periodic: bool) -> vec2<i32> {
     let image = select(-((n - 1 - c) / n), c / n, c >= 0);
     if !periodic { return vec2<i32>(c, select(1000, 0, image == 0)); }

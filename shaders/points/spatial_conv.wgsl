@@ -1,26 +1,29 @@
 // y[n,a,c] += sum over edges e of n:  k[e,a,c] v[m_e,a,c],   k[e,a,c] = sum_b basis[e,a,b] w[b,c]
 //
-// n and m_e are the ends of an edge: destination and source give the convolution x1 from h, source and destination its gradient
-// dh from dx1. Nodes are listed with their edges, of which a launch takes those from `first` up to `last`, so that nothing is scattered and the same bits come out each time.
+// n and m_e are the ends of an edge. If n is the destination and m_e the source, this is the convolution x1 of h. If n is
+// the source and m_e the destination, it is the gradient dh from dx1. Each node has a list of its edges, of which a
+// launch takes those from `first` up to `last`. Nothing is scattered, so every run gives the same bits.
 //
-// forward: every edge has its own row of kernels, in registers only: a thread owns ORIENTATIONS x 4 CHANNELS numbers
-// of one node and takes EDGES of its edges at a time, in the order of the list: a small matrix product of EDGES x ORIENTATIONS
-// rows, times v, added to the node's sum. Per row of basis that is read, 16 CHANNELS multiply-adds; w comes from the cache.
+// forward: every edge has its own row of kernels, in registers only. A thread owns ORIENTATIONS x 4 CHANNELS numbers of
+// one node and takes EDGES of its edges at a time, in the order of the list: a small matrix product of EDGES x
+// ORIENTATIONS rows, times v, added to the node's sum. Each vector of the basis that is read serves 16 CHANNELS
+// multiply-adds; w comes from the cache.
 //
-// messages: an edge and its reverse share a row, k[reverse,a] = k[e,opposite a], and the two nodes that need it are in different
-// threads: the kernels of a run of rows are made by a matmul and read back. Half of the arithmetic for 8 bytes more an element.
+// messages: an edge and its reverse share a row, k[reverse,a] = k[e,opposite a], but different threads compute the two
+// nodes that need it. So a matmul computes the kernels of a chunk of rows, and they are read back. This halves the
+// arithmetic and costs 8 more bytes of traffic per element.
 //
-// products: m[e,a,c] = g[t_e,a,c] h[s_e,a,c], the gradient dk of a run's rows, plus g[s_e,a',c] h[t_e,a',c] with a' opposite a
-// where the reverse shares the row; dw = m^T basis and dbasis = m w^T are matmuls.
+// products: m[e,a,c] = g[t_e,a,c] h[s_e,a,c], the gradient dk of a chunk's rows, plus g[s_e,a',c] h[t_e,a',c] with a'
+// opposite a if the reverse shares the row. Then dw = m^T basis and dbasis = m w^T are matmuls.
 
 const EDGES: u32 = 4u;
 const ORIENTATIONS: u32 = 4u;
 const CHANNELS: u32 = 4u;       // in vectors
 const PAIRED: bool = false;     // whether an edge and its reverse may share a row
-// Of `messages` and `products`: orientations, and channels in vectors. Division by what is known is cheap.
+// For `messages` and `products`: orientations, and channels in vectors. As constants, they make divisions cheap.
 const SIDES: u32 = 4u;
 const WIDTH: u32 = 4u;
-const BLOCKS: u32 = (WIDTH + CHANNELS - 1u) / CHANNELS;  // threads of a row, each with every BLOCKS-th vector
+const BLOCKS: u32 = (WIDTH + CHANNELS - 1u) / CHANNELS;  // threads per row, each with every BLOCKS-th vector
 
 struct Params {
     groups_x: u32,
@@ -28,8 +31,8 @@ struct Params {
     orientations: u32,
     channels: u32,      // in vectors
     basis: u32,         // in vectors
-    blocks_o: u32,      // blocks of ORIENTATIONS
-    blocks_c: u32,      // blocks of CHANNELS
+    blocks_o: u32,      // number of blocks of ORIENTATIONS
+    blocks_c: u32,      // number of blocks of CHANNELS
     first: u32,
     last: u32,
 }
@@ -38,7 +41,7 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> basis: array<vec4<f32>>;    // [edges, orientations, basis]
 @group(0) @binding(1) var<storage, read> w: array<vec4<f32>>;        // [4 basis, channels]
 @group(0) @binding(2) var<storage, read> v: array<vec4<f32>>;        // [nodes, orientations, channels]
-@group(0) @binding(3) var<storage, read> nodes: array<vec2<u32>>;    // node, where its entries of `pairs` begin; one past the last
+@group(0) @binding(3) var<storage, read> nodes: array<vec2<u32>>;    // node, where its entries of `pairs` begin; the last row marks the end
 @group(0) @binding(4) var<storage, read> pairs: array<vec2<u32>>;    // twice an edge's row, plus 1 for the reverse; other node
 @group(0) @binding(5) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read> g: array<vec4<f32>>;
@@ -53,7 +56,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let node = i / (p.blocks_c * p.blocks_o);
     let a = i / p.blocks_c % p.blocks_o * ORIENTATIONS;
     let channel = i % p.blocks_c * CHANNELS;
-    // What lies outside is computed from the last one inside, and not stored.
+    // Indices outside are replaced by the last one inside: their results are computed, and not stored.
 #unroll o ORIENTATIONS
     let a$o = min(a + ${o}u, p.orientations - 1u);
 #unroll c CHANNELS

@@ -2,36 +2,38 @@
 // backward: dh[n,a,c] = sum over edges e out of n of  w_ea S_c(x_ea, r_ea) dy[t_e,a,c], and with m = dy[t_e,a,c] h[n,a,c]
 //           dx = w sum_c m dS_c/dx,  dr = w sum_c m dS_c/dr,  dw = sum_c m S_c
 //
-// S_c(x, r) = sum over i, j of b_i(x) b_j(r) T[i,j,c] is a uniform cubic B-spline: 4 x 4 coefficients of the cell, 4 of one
-// attribute. What lies beyond the table counts as its edge, with derivative 0.
-// A thread owns CHANNELS vectors of one node and orientation and walks the node's edges in their order: nothing is scattered,
-// and the same bits come out each time. Weights are computed once per edge and thread. Neighbouring threads own neighbouring
-// vectors, so that coefficients of a cell come as whole lines. Per edge, orientation and vector forward reads 16 + 1 vectors
-// and does 20 multiply-adds of vectors, backward reads the same and does 48; in place of K of both. Sums over a thread's
-// channels go to `parts`, and `gather` adds those of all blocks of a pass; passes bound the memory of the parts.
+// S_c(x, r) = sum over i, j of b_i(x) b_j(r) T[i,j,c] is a uniform cubic B-spline: a cell needs 4 x 4 coefficients, or 4
+// if there is one attribute. Beyond the table its value at the edge is taken, with derivative 0.
+//
+// A thread owns CHANNELS vectors of one node and orientation and walks the node's edges in their order. Nothing is
+// scattered, so every run gives the same bits. Spline weights are computed once per edge and thread. Neighbouring threads
+// own neighbouring vectors, so that the coefficients of a cell are read as whole lines. Per edge, orientation and vector,
+// forward reads 16 + 1 vectors and does 20 multiply-adds of vectors; backward reads the same and does 48. A kernel
+// computed from its basis would take K of both. A thread's sums over channels go to `parts`, and `gather` adds those of
+// all blocks of a pass. Passes bound the memory of the parts.
 
 const ROWS: u32 = 4u;            // coefficients along the second attribute; 1 where there is none
-const CHANNELS: u32 = 2u;        // vectors of a thread
-const ACCUMULATE: bool = false;  // of gather
+const CHANNELS: u32 = 2u;        // vectors per thread
+const ACCUMULATE: bool = false;  // whether gather adds to y
 const FEATURES: bool = true;     // whether backward makes dh
-const SEEN: bool = true;         // and the parts of dx, dr, dw
+const SEEN: bool = true;         // whether backward makes the parts of dx, dr, dw
 
 struct Params {
     groups_x: u32,
     n: u32,             // threads
     orientations: u32,
     channels: u32,      // in vectors
-    blocks: u32,        // of CHANNELS vectors, every blocks-th of a row
+    blocks: u32,        // number of blocks of CHANNELS vectors, each with every blocks-th vector of a row
     rows: u32,          // edges times orientations
     cells_x: u32,
     cells_r: u32,
     low_x: f32,
     low_r: f32,
-    per_x: f32,         // cells of one unit
+    per_x: f32,         // cells per unit
     per_r: f32,
-    first: u32,         // block of this pass
+    first: u32,         // first block of this pass
     span: u32,          // blocks of this pass
-    begin: u32,         // of each node's edges those that this launch takes; others add to the first
+    begin: u32,         // the first entry of each node's edges that this launch takes; above 0 it adds
     end: u32,
 }
 var<immediate> p: Params;
@@ -45,7 +47,7 @@ var<immediate> p: Params;
 @group(0) @binding(6) var<storage, read> own: array<vec4<f32>>;      // h in `backward`
 @group(0) @binding(7) var<storage, read_write> parts: array<vec4<f32>>;
 
-// The cell of a number, and where in it.
+// The cell of a number, the place in it, and 1 if the number lies in the table.
 struct Place { cell: u32, at: f32, inside: f32 }
 
 fn place(x: f32, low: f32, per: f32, cells: u32) -> Place {
@@ -69,7 +71,7 @@ fn slopes(t: f32) -> vec4<f32> {
     return vec4<f32>(-0.5 * s * s, t * fma(1.5, t, -2.0), -s * fma(1.5, s, -2.0), 0.5 * t * t);
 }
 
-// Coefficients along the second attribute.
+// Number of coefficients along the second attribute.
 fn line() -> u32 { return select(p.cells_r + 3u, 1u, ROWS == 1u); }
 
 fn row_of(x: Place, r: Place) -> u32 { return x.cell * line() + select(r.cell, 0u, ROWS == 1u); }
@@ -85,7 +87,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let node = i / (p.blocks * p.orientations);
     let a = i / p.blocks % p.orientations;
     let wide = line();
-    // What lies outside is computed from the last one inside, and not stored.
+    // Indices outside are replaced by the last one inside: their results are computed, and not stored.
 #unroll c CHANNELS
     let c$c = min(i % p.blocks + ${c}u * p.blocks, p.channels - 1u);
     var y$c = vec4<f32>(0.0);

@@ -1,19 +1,19 @@
 // Layers from a dictionary, all in one pass: w[l] = sum_s c[l, s] d[s] for L layers and S atoms of `size` elements.
 //
 // Backward in one pass over dw and d:   dd[s] = sum_l c[l, s] dw[l],   dc[l, s] = <dw[l], d[s]>.
-// A thread has four neighbouring elements of every atom in registers. Bytes: forward S read and L written; backward L + S
-// read and S written. Layer by layer the same takes L (S + 1) and 5 S L.
+// A thread keeps four neighbouring elements of every atom in registers. Traffic, in sizes of an atom: forward reads S and
+// writes L, backward reads L + S and writes S. Layer by layer, the same would take L (S + 1) and 5 S L.
 // Source: MASA, arXiv 2508.04581, section 3.
 
 const ATOMS: u32 = 4u;
-const LAYERS: u32 = 4u;    // of one backward pass: their sums of dc are registers
+const LAYERS: u32 = 4u;    // layers per backward pass: their sums of dc are in registers
 const ACCUMULATE: bool = false;
 
 struct Params {
     width: u32,      // elements of an atom, in vectors
-    layers: u32,     // of the forward pass
+    layers: u32,     // number of layers of the forward pass
     first: u32,      // the first layer of this backward pass
-    threads: u32,    // that share out the backward pass
+    threads: u32,    // threads that share the backward pass
     groups_x: u32,
 }
 var<immediate> p: Params;
@@ -23,7 +23,7 @@ var<immediate> p: Params;
 @group(0) @binding(2) var<storage, read_write> w: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read> dw: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> dd: array<vec4<f32>>;
-// [layers of the pass * atoms, threads]: added up by a second pass.
+// [layers of the pass * atoms, threads]; a second pass adds them up.
 @group(0) @binding(5) var<storage, read_write> dc: array<f32>;
 
 @compute @workgroup_size(64)

@@ -1,10 +1,12 @@
 // y[b, o, i, j] = bias[o] + sum over u, v, c of x[b, c, i sy - py + u dy, j sx - px + v dx] w[o, c, u, v], c in o's group.
 // dx is the same sum with the roles of x and y exchanged: only the tap and the strides of w differ.
-// One thread: four positions, 64 apart, of CHANNELS channels. What a tap needs is worked out once for all c.
-// Order: taps, then input channels; fixed by the sizes. Sums are in blocks of channels, then rows of taps: one running sum would
-// drift. A launch takes the taps' rows from `first_u` and the channels from `first_c`; larger windows take several, each adding.
+// One thread computes CHANNELS channels at four positions, 64 apart. The positions that a tap reads are computed once for
+// all c.
+// The sizes fix the order of the sum: taps, then input channels. Sums are in blocks of channels, then in rows of taps,
+// because rounding errors would grow in one long sum. A launch takes a range of the taps' rows and columns and of the
+// channels. Larger windows take several launches, each of which adds to y.
 
-const CHANNELS: u32 = 4u;   // of y, a thread; 1 for depthwise
+const CHANNELS: u32 = 4u;   // channels of y per thread; 1 for depthwise
 const BLOCK: u32 = 64u;
 
 struct Params {
@@ -14,11 +16,11 @@ struct Params {
     width: u32,         // of y
     x_height: u32,
     x_width: u32,
-    x_channels: u32,    // a group
-    y_channels: u32,    // a group
+    x_channels: u32,    // per group
+    y_channels: u32,    // per group
     groups: u32,
     w_x: u32,           // stride of w between channels of x
-    w_y: u32,           // and of y
+    w_y: u32,           // stride of w between channels of y
     kernel_y: u32,
     kernel_x: u32,
     stride_y: i32,
@@ -29,11 +31,11 @@ struct Params {
     dilation_x: i32,
     has_bias: u32,
     accumulate: u32,
-    first_u: u32,       // rows of taps of this launch
+    first_u: u32,       // rows of taps in this launch
     last_u: u32,
-    first_v: u32,       // columns
+    first_v: u32,       // columns of taps
     last_v: u32,
-    first_c: u32,       // channels
+    first_c: u32,       // channels of x
     last_c: u32,
 }
 @group(0) @binding(4) var<uniform> p: Params;
@@ -53,7 +55,7 @@ fn store(at: u32, value: f32) {
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let id = group.y * p.groups_x + group.x;
     let blocks = (p.y_channels + CHANNELS - 1u) / CHANNELS;
-    // Neighbouring workgroups share positions, so x stays in the cache.
+    // Neighbouring workgroups share positions, so that x stays in the cache.
     let first = id / (p.groups * blocks) * 256u + lane;
     if first >= p.positions { return; }
     let side = id / blocks % p.groups;
@@ -68,7 +70,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let base = (image * p.groups + side) * (p.x_channels * x_plane);
     let w_base = side * p.y_channels * p.x_channels * p.kernel_y * p.kernel_x;
 #unroll c CHANNELS
-    // A block may reach over the last channel: those results are not stored.
+    // A block may reach past the last channel. Those results are not stored.
     let w$c = w_base + min(channel + ${c}u, p.y_channels - 1u) * p.w_y;
     var acc$c = vec4(0.0);
 #end

@@ -1,11 +1,11 @@
 // dw[o, c, u, v] = sum over b, i, j of dy[b, o, i, j] x[b, c, i sy - py + u dy, j sx - px + v dx].
-// weights: one workgroup for OUT x IN weights of one tap and one piece of the positions: lanes take neighbouring
-//          positions, then each weight's 64 partial sums are added in lane order.
-// fold:    adds the pieces, in order, where there are several.
+// weights: one workgroup computes OUT x IN weights of one tap over one piece of the positions. Lanes take neighbouring
+//          positions, then each weight's 64 partial sums are added in the order of lanes.
+// fold:    adds the pieces in order, if there are several.
 
 const OUT: u32 = 4u;    // channels of y in a block; 1 for depthwise
 const IN: u32 = 4u;     // channels of x in a block
-const BLOCK: u32 = 64u; // positions of a thread's running sum
+const BLOCK: u32 = 64u; // positions per partial sum of a thread
 
 struct Params {
     groups_x: u32,
@@ -14,8 +14,8 @@ struct Params {
     width: u32,         // of y
     x_height: u32,
     x_width: u32,
-    x_channels: u32,    // a group
-    y_channels: u32,    // a group
+    x_channels: u32,    // per group
+    y_channels: u32,    // per group
     groups: u32,
     kernel_y: u32,
     kernel_x: u32,
@@ -25,9 +25,9 @@ struct Params {
     pad_x: i32,
     dilation_y: i32,
     dilation_x: i32,
-    count: u32,         // weights
-    parts: u32,         // pieces of the positions
-    span: u32,          // positions in a piece
+    count: u32,         // number of weights
+    parts: u32,         // number of pieces of the positions
+    span: u32,          // positions per piece
     accumulate: u32,
 }
 @group(0) @binding(3) var<uniform> p: Params;
@@ -36,7 +36,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read> dy: array<f32>;
 @group(0) @binding(2) var<storage, read_write> dw: array<f32>;
 
-// 65: sums read down a column without all lanes hitting one bank.
+// A row has 65 numbers, so that lanes that read down a column do not all hit one bank.
 var<workgroup> sums: array<f32, OUT * IN * 65u>;
 
 fn store(at: u32, value: f32) {
@@ -54,7 +54,7 @@ fn weights(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let out_first = id / (taps * in_blocks) % out_blocks * OUT;
     let side = id / (taps * in_blocks * out_blocks) % p.groups;
     let part = id / (taps * in_blocks * out_blocks * p.groups);
-    // The same for the whole workgroup, so the barrier below is reached by all or none.
+    // The condition is the same for the whole workgroup, so all or none reach the barrier below.
     if part >= p.parts { return; }
 
     let row_shift = i32(tap / p.kernel_x) * p.dilation_y - p.pad_y;

@@ -1,13 +1,13 @@
-// y[b] = store(x[b] w[b]) for x [m, k], w [k, n]; the gradients are the same product with other loads:
-// dx = dy w^T, dw = x^T dy. Operands arrive as 4 x 4 blocks through the slots, so that a slot decides how memory is
-// laid out (plain, transposed, any strides, a sharing kind) and the core never asks.
+// y[b] = store(x[b] w[b]) for x [m, k], w [k, n]. The gradients are the same product with other loads:
+// dx = dy w^T, dw = x^T dy. Operands arrive as 4 x 4 blocks through the slots. The fragment in a slot knows the memory
+// layout (plain, transposed, any strides, a sharing kind), and the core does not.
 //
-// Tiled: a workgroup makes TILE_M x TILE_N of y from tiles of depth TILE_K in workgroup memory; a thread makes
-// THREAD_M x THREAD_N in named registers. Per workgroup and step of k: (TILE_M + TILE_N) loads for
-// 2 TILE_M TILE_N flops.
+// Tiled: a workgroup computes TILE_M x TILE_N of y from tiles of depth TILE_K in workgroup memory. A thread computes
+// THREAD_M x THREAD_N in named registers. Per workgroup and step of k there are TILE_M + TILE_N loads for 2 TILE_M TILE_N
+// flops.
 //
-// BLOCKED: a running sum ends after 64 terms and is added to a total, since one over a long inner axis would drift: the roundings
-// of equal terms do not cancel.
+// BLOCKED: a running sum ends after 64 terms and is added to a total. In one sum over a long inner axis, rounding errors
+// would grow, because those of equal terms do not cancel.
 
 const TILE_M: u32 = 64u;
 const TILE_N: u32 = 64u;
@@ -45,7 +45,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let col0 = group.x * TILE_N;
     let tx = lane % WIDE;
     let ty = lane / WIDE;
-    // Once: a division in the loads would stay in the loop, since compilers may not move what could trap.
+    // Computed once: a division in the loads would stay in the loop, since compilers may not move what could trap.
     let outer = group.z / p.batch_inner;
     let inner = group.z % p.batch_inner;
     let lhs_base = p.lhs.x + outer * p.lhs.z + inner * p.lhs.w;

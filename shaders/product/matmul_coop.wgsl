@@ -1,18 +1,19 @@
-// y[b] = store(x[b] w[b]) as in matmul.wgsl, by cooperative matrices: the adapter's matrix units, where it has any.
+// y[b] = store(x[b] w[b]) as in matmul.wgsl, with cooperative matrices: the adapter's matrix units, if it has any.
 //
-// Operands are rounded to f16 as a tile is filled and their products summed in f32: exact where they are stored as f16.
-// A workgroup makes TILE_M x TILE_N from tiles of depth TILE_K in workgroup memory; its subgroups stand HIGH x WIDE and
-// each makes its part of the tile by SIZE x SIZE matrices. Results pass through workgroup memory on their way out, since
-// an epilogue cannot reach the elements of a matrix.
-// x lies in its tile as [k, m], w as [k, n]; rows of SKEW more than the tile spread over memory banks.
+// Operands are rounded to f16 as a tile is filled, and their products are summed in f32. This is exact if they are stored
+// as f16. A workgroup computes TILE_M x TILE_N from tiles of depth TILE_K in workgroup memory. Its subgroups form a grid
+// of HIGH x WIDE, and each computes its part of the tile in SIZE x SIZE matrices. Results pass through workgroup memory
+// on their way out, because an epilogue cannot access the elements of a matrix.
+// The tile of x is [k, m], that of w is [k, n]. Their rows are SKEW longer than the tile, which spreads them over memory
+// banks.
 
-const SIZE: u32 = 16u;     // 16 on Vulkan, 8 on Metal: also in the names of the types below
+const SIZE: u32 = 16u;     // 16 on Vulkan, 8 on Metal; the names of the types below have it too
 const TILE_M: u32 = 64u;
 const TILE_N: u32 = 64u;
 const TILE_K: u32 = 32u;
 const HIGH: u32 = 2u;
 const WIDE: u32 = 2u;
-const LANES: u32 = 32u;    // the most that a subgroup may have
+const LANES: u32 = 32u;    // the most lanes that a subgroup may have
 const MATRICES_M: u32 = TILE_M / HIGH / SIZE;
 const MATRICES_N: u32 = TILE_N / WIDE / SIZE;
 const MATRICES_K: u32 = TILE_K / SIZE;
@@ -59,7 +60,8 @@ fn main(
     let inner = group.z % p.batch_inner;
     let lhs_base = p.lhs.x + outer * p.lhs.z + inner * p.lhs.w;
     let rhs_base = p.rhs.x + outer * p.rhs.z + inner * p.rhs.w;
-    // Where subgroups are smaller than LANES there are more than SUBGROUPS: those do the last one's work again.
+    // If subgroups are smaller than LANES, there are more than SUBGROUPS of them. The surplus ones repeat the work of the
+    // last.
     let own = min(subgroup, SUBGROUPS - 1u);
     let own_m = own / WIDE * (TILE_M / HIGH);
     let own_n = own % WIDE * (TILE_N / WIDE);

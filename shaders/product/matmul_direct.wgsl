@@ -1,12 +1,12 @@
-// y[b] = store(x[b] w[b]) for x [m, k], w [k, n]; the gradients are the same product with other loads:
-// dx = dy w^T, dw = x^T dy. Operands arrive as 4 x 4 blocks through the slots, so that a slot decides how memory is
-// laid out (plain, transposed, any strides, a sharing kind) and the core never asks.
+// y[b] = store(x[b] w[b]) for x [m, k], w [k, n]. The gradients are the same product with other loads:
+// dx = dy w^T, dw = x^T dy. Operands arrive as 4 x 4 blocks through the slots. The fragment in a slot knows the memory
+// layout (plain, transposed, any strides, a sharing kind), and the core does not.
 //
-// Direct: a thread makes THREAD_M x THREAD_N in named registers and reads 4 x 4 blocks from storage, each element once
-// for every thread that needs it. The fastest shape on CPU drivers, where registers are wide and workgroup memory is only
-// memory: there the lanes of a subgroup lie along a row of y, so that all read the same block of x. And on GPUs for
-// products with a short side, which are bound by reading the long operand once: there DEEP lanes share the inner
-// axis and slot `deep` adds up what each has.
+// Direct: a thread computes THREAD_M x THREAD_N in named registers and reads 4 x 4 blocks from storage. Each element is
+// read once for every thread that needs it. This is the fastest form on CPU drivers, where registers are wide and
+// workgroup memory is ordinary memory. There the lanes of a subgroup lie along a row of y, so that all of them read the
+// same block of x. On GPUs it serves products with a short side, whose time is that of reading the long operand once.
+// There DEEP lanes share the inner axis, and slot `deep` adds up their sums.
 //
 // BLOCKED: as in matmul.wgsl, a running sum ends after 64 terms of a lane and is added to a total.
 
@@ -40,14 +40,14 @@ const BLOCK: u32 = 64u * DEEP;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = (group.y * HIGH + lane % FLAT / WIDE) * THREAD_M;
     let col = (group.x * WIDE + lane % WIDE) * THREAD_N;
-    // A lane outside y has nothing to do, but may have to come to a barrier.
+    // A lane outside y has nothing to compute, but must come to the barriers, if there are any.
     let end = select(0u, p.k, row < p.m && col < p.n);
-    // Once: a division in the loads would stay in the loop, since compilers may not move what could trap.
+    // Computed once: a division in the loads would stay in the loop, since compilers may not move what could trap.
     let outer = group.z / p.batch_inner;
     let inner = group.z % p.batch_inner;
     let lhs_base = p.lhs.x + outer * p.lhs.z + inner * p.lhs.w;
     let rhs_base = p.rhs.x + outer * p.rhs.z + inner * p.rhs.w;
-    // Once too: a list of rows is read here, not in every step.
+    // Also once: a list of rows is read here and not in every step.
 #unroll i THREAD_M/4
     let rows$i = lhs_rows(lhs_base, row + ${i*4}u);
 #end
@@ -68,7 +68,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let b$j = load_rhs(rhs_base, k, col + ${j*4}u);
 #unroll i THREAD_M
 #unroll q 4
-            // One component four times, spelled so that DX12's compiler takes it of a matrix.
+            // One component four times, in a form that DX12's compiler accepts for a column of a matrix.
             c${i}_${j} = fma(a${i/4}[$q].$xyzw{i}$xyzw{i}$xyzw{i}$xyzw{i}, b$j[$q], c${i}_${j});
 #end
 #end

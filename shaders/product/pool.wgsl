@@ -1,11 +1,13 @@
-// Windows of kernel_y x kernel_x at steps of stride over planes padded by pad.
-// max: y = the largest element of the window, padding left out; NaN counts as largest. Its first place takes the gradient.
-// avg: y = sum of the window / (kernel_y kernel_x), padding counted as zeros; each element takes dy / (kernel_y kernel_x).
-// Backward gathers: an element sums over the windows that hold it, row by row. One thread a result everywhere.
+// Windows of kernel_y x kernel_x at steps of stride, over planes padded by pad.
+// max: y = the largest element of the window without its padding. NaN counts as the largest. The first of equal elements
+// gets the gradient.
+// avg: y = sum of the window / (kernel_y kernel_x), with padding as zeros. Each element gets dy / (kernel_y kernel_x).
+// Backward is a gather: an element sums over the windows that hold it, row by row. Everywhere a thread computes one
+// result.
 
 struct Params {
     groups_x: u32,
-    n: u32,             // results: of y forward, of dx backward
+    n: u32,             // number of results: of y forward, of dx backward
     height: u32,        // of x
     width: u32,
     out_height: u32,    // of y
@@ -22,7 +24,7 @@ var<immediate> p: Params;
 
 // The bits of x forward, of dy backward.
 @group(0) @binding(0) var<storage, read> x: array<u32>;
-// For each window, where in its plane the largest element is.
+// For each window, the place of its largest element in the plane.
 @group(0) @binding(1) var<storage, read> winners: array<u32>;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 @group(0) @binding(3) var<storage, read_write> chosen: array<u32>;
@@ -52,7 +54,7 @@ fn window(at: u32) -> Window {
     );
 }
 
-/// Where in its plane the first largest element of a window is.
+/// Returns the place in its plane of the first largest element of a window.
 fn winner(win: Window) -> u32 {
     var best = 0u;
     var place = win.top * p.width + win.left;
@@ -76,7 +78,7 @@ fn max_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     y[at] = bitcast<f32>(x[win.base + winner(win)]);
 }
 
-/// The same, keeping the winners for the backward pass.
+/// The same, with the winners kept for the backward pass.
 @compute @workgroup_size(64)
 fn max_chosen(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let at = (group.y * p.groups_x + group.x) * 64u + lane;
@@ -106,7 +108,8 @@ fn holders(at: u32) -> Window {
     let plane = p.height * p.width;
     let row = at % plane / p.width + p.pad_y;
     let column = at % p.width + p.pad_x;
-    // Windows start at multiples of the stride, from the first that still reaches here to the last that begins here.
+    // Windows start at multiples of the stride: from the first one that still reaches this element to the last one that
+    // starts at or before it.
     return Window(
         at / plane * (p.out_height * p.out_width),
         (max(row + p.stride_y, p.kernel_y) - p.kernel_y) / p.stride_y,

@@ -1,4 +1,4 @@
-// y = the matrix [rows, columns] that a sharing kind makes from what it stores: the same load that matmul fuses.
+// y = the matrix [rows, columns] of a sharing kind, through the same load that matmul fuses.
 
 struct Params {
     groups_x: u32,

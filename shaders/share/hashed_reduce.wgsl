@@ -1,7 +1,8 @@
 // The adjoint of stable hashing (lib/site_hashed.wgsl): domega[j] += scale * sum of sign(i) dW[i] over the weights i that
-// read omega[j]. Runs of STORED weights are rotations of omega, so run q has exactly one: i = q STORED + (j - shift(q)) mod STORED.
-// A gather, in the order of runs: no atomics, the same bits every time. Bytes: dW once. A launch takes MOST runs from the one that
-// `skip` says, in blocks of BLOCK: one running sum would drift.
+// read omega[j]. Each run of STORED consecutive weights is a rotation of omega, so run q has exactly one such weight: i =
+// q STORED + (j - shift(q)) mod STORED.
+// This is a gather in the order of runs: no atomics, and the same bits every time. It reads dW once. A launch takes MOST
+// runs after the first `skip`, in blocks of BLOCK, because rounding errors would grow in one long sum.
 
 const STORED: u32 = 64u;
 const SEED: u32 = 1u;
@@ -11,10 +12,10 @@ const MOST: u32 = 4096u;
 const BLOCK: u32 = 64u;
 
 struct Params {
-    count: u32,      // weights of this site
-    offset: u32,     // flat index of its first
+    count: u32,      // number of weights of this site
+    offset: u32,     // flat index of its first weight
     scale: f32,
-    skip: u32,       // runs of earlier launches
+    skip: u32,       // number of runs in earlier launches
 }
 var<immediate> p: Params;
 

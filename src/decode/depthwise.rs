@@ -1,8 +1,10 @@
-//! Continuous depth-wise batching: because every depth of a tied model uses the same matrices, tokens at different depths run in
-//! the same products. A slot that has its token early takes the next one at once, whatever depth the others are at.
+//! Continuous depth-wise batching. Every depth of a tied model uses the same matrices, so tokens at different depths can
+//! go through the same products. A slot whose token leaves early takes the next one at once, whatever depth the others
+//! are at.
 //!
-//! Keys and values are kept per (depth, slot): a token that leaves early has none at the depths it did not reach, and later
-//! tokens that go deeper do not see it there. Source: relaxed recursive transformers, arXiv 2410.20672, section 2.4.
+//! Keys and values are kept per (depth, slot). A token that leaves early has none at the depths that it did not reach, so
+//! later tokens that go deeper do not see it there. Source: relaxed recursive transformers, arXiv 2410.20672, section
+//! 2.4.
 
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -16,14 +18,14 @@ use crate::tensor::Tensor;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// A prompt, and how many tokens to add.
+/// A prompt, and the number of tokens to add to it.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// What the caller knows it by.
+    /// The caller's identifier.
     pub id: u64,
-    /// At least one token.
+    /// The prompt: at least one token.
     pub prompt: Vec<u32>,
-    /// Tokens to add.
+    /// Number of tokens to add.
     pub count: usize,
 }
 
@@ -31,11 +33,11 @@ pub struct Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Emitted {
-    /// The request.
+    /// The identifier of the request.
     pub id: u64,
     /// The token.
     pub token: u32,
-    /// Depths that it went through, from 1.
+    /// The depth at which it left, counted from 1.
     pub depth: usize,
 }
 
@@ -43,32 +45,33 @@ pub struct Emitted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Scheduling {
-    /// As soon as their own is out.
+    /// As soon as their own token has left.
     Continuous,
-    /// When all are out: those that left early wait for the deepest. What a framework without shared weights can do.
+    /// When the tokens of all slots have left: those that leave early wait for the deepest. A framework without shared
+    /// weights can do this.
     LockStep,
 }
 
-/// The depth at which answer token `.1` of request `.0` leaves, counted from 1.
+/// Gives the depth, counted from 1, at which answer token `.1` of request `.0` leaves.
 pub type Oracle = Box<dyn Fn(u64, usize) -> usize + Send>;
 
 /// When a token of an answer leaves.
 #[non_exhaustive]
 pub enum Exit {
-    /// At the first depth where its probability is this or more; above 1, at the last.
+    /// At the first depth where its probability is this or more. Above 1, it leaves at the last depth.
     Confidence(f32),
-    /// At a depth known beforehand: to measure what a schedule is worth apart from how it is found.
+    /// At a depth known beforehand. This measures the worth of a schedule apart from how it is found.
     Oracle(Oracle),
 }
 
-/// One linear layer of all depths: the matrix they share, and the low-rank parts of each, if any.
+/// One linear layer of all depths: the matrix that they share, and the low-rank part of each, if any.
 struct DepthwiseLayer {
     weight: Arc<dyn Site>,
     own: Option<DepthLora>,
 }
 
 impl Exit {
-    /// Whether the scores of a token's row are worth computing: only where it may leave. `depth` counts from 1.
+    /// Whether the scores of a token's row must be computed, because the token may leave here. `depth` counts from 1.
     fn asks(&self, slot: &Slot, depth: usize, last: usize) -> bool {
         let asks = match self {
             Exit::Confidence(threshold) => *threshold <= 1.0,
@@ -79,7 +82,7 @@ impl Exit {
 }
 
 impl DepthwiseLayer {
-    /// From the layer of every depth, low-rank parts times `scale`.
+    /// Makes it from the layers of all depths. Low-rank parts are multiplied by `scale`.
     fn of(layers: &[&Linear], scale: f32) -> DepthwiseLayer {
         let leaves: Vec<Vec<Tensor>> = layers.iter().map(|l| l.weight.leaves()).collect();
         let weight = Arc::new(Tied::new(&leaves[0][0].detach()));
@@ -99,7 +102,7 @@ impl DepthwiseLayer {
     }
 }
 
-/// The norms of all depths: `[depths, width]`, one row for each token.
+/// The norms of all depths, with gains `[depths, width]`. Each token uses the gain of its own depth.
 struct Norms {
     gains: Tensor,
     eps: f32,
@@ -116,36 +119,36 @@ impl Norms {
     }
 }
 
-/// A request on its way.
+/// A request that is being served.
 struct Slot {
     request: Request,
-    /// Tokens of prompt and answer that went in so far, the one on its way included.
+    /// Number of tokens of prompt and answer that went in so far, including the current one.
     place: usize,
     depth: usize,
-    /// Tokens that each depth has seen.
+    /// Number of tokens that went through each depth.
     lengths: Vec<usize>,
     answered: usize,
-    /// Its token is out, and it waits for the others (lock-step).
+    /// Its token has left, and the next one has not gone in. In lock-step it waits for the other slots.
     waits: bool,
-    /// The token to go in next.
+    /// The token that goes in next.
     token: u32,
 }
 
 impl Slot {
-    /// What follows its token is given.
+    /// Whether the prompt gives the token after the current one.
     fn in_prompt(&self) -> bool {
         self.place < self.request.prompt.len()
     }
 }
 
-/// The best next token of a row.
+/// The best next token of a slot.
 struct Best {
     slot: usize,
     token: u32,
     confidence: f32,
 }
 
-/// A tied model serving many requests at once.
+/// A tied model that serves many requests at once.
 pub struct DepthBatch<'a> {
     gpu: Gpu,
     model: &'a Recursive,
@@ -163,10 +166,12 @@ pub struct DepthBatch<'a> {
 }
 
 impl<'a> DepthBatch<'a> {
-    /// A batch of `slots` requests at a time, tokens leaving as `exit` says. Tokens of a prompt, whose successors are given, go through all depths.
+    /// Makes a batch that serves `slots` requests at a time. Tokens leave as `exit` says. Tokens of a prompt go through
+    /// all depths, as the tokens after them are given.
     ///
     /// # Errors
-    /// [`Error::Config`] when the model's depths do not all share their matrices, or norms have biases.
+    /// [`Error::Config`] when the model's depths do not all share their matrices, norms or linear layers have biases,
+    /// heads are wider than 256, or there is no slot.
     pub fn new(
         model: &'a Recursive,
         slots: usize,
@@ -221,10 +226,10 @@ impl<'a> DepthBatch<'a> {
         })
     }
 
-    /// Puts a request in line.
+    /// Puts a request into the queue.
     ///
     /// # Errors
-    /// [`Error::Config`] when the prompt is empty, has tokens that are not in the vocabulary, or does not fit the context
+    /// [`Error::Config`] when the prompt is empty, has tokens that are not in the vocabulary, or exceeds the context
     /// together with the answer.
     pub fn push(&mut self, request: Request) -> Result<()> {
         let c = &self.model.config;
@@ -246,15 +251,15 @@ impl<'a> DepthBatch<'a> {
         Ok(())
     }
 
-    /// Ticks so far: passes of the block over all slots.
+    /// Number of ticks so far. A tick is a pass of the block over all slots.
     pub fn ticks(&self) -> u64 {
         self.ticks
     }
 
-    /// Serves until nothing is left; tokens in the order in which they came out.
+    /// Serves until no request is left. Returns the tokens in the order in which they left.
     ///
     /// # Errors
-    /// The device's fault.
+    /// When the device fails.
     pub fn run(&mut self) -> Result<Vec<Emitted>> {
         let mut all = Vec::new();
         while let Some(some) = self.tick()? {
@@ -263,10 +268,11 @@ impl<'a> DepthBatch<'a> {
         Ok(all)
     }
 
-    /// One pass of the block over every slot, each at its own depth; the tokens that came out. `None` when nothing is left.
+    /// Passes the block over every slot, each at its own depth, and returns the tokens that left. `None` if no request is
+    /// left.
     ///
     /// # Errors
-    /// The device's fault.
+    /// When the device fails.
     pub fn tick(&mut self) -> Result<Option<Vec<Emitted>>> {
         self.admit();
         let active: Vec<usize> = (0..self.slots.len())
@@ -305,7 +311,7 @@ impl<'a> DepthBatch<'a> {
         Ok(Some(emitted))
     }
 
-    /// Free slots take requests, and those whose token is out the next token.
+    /// Gives free slots a request, and slots whose token has left the next token.
     fn admit(&mut self) {
         let depth = self.model.config.depth;
         for slot in &mut self.slots {
@@ -345,7 +351,7 @@ impl<'a> DepthBatch<'a> {
         });
     }
 
-    /// The block on the active slots; the best next token of those that may leave here.
+    /// Applies the block to the active slots. Returns the best next token of those that may leave here.
     fn pass(&mut self, active: &[usize]) -> Result<Vec<Best>> {
         let (rows, count) = (active.len(), self.slots.len());
         let c = &self.model.config;
@@ -356,7 +362,7 @@ impl<'a> DepthBatch<'a> {
                 self.exit.asks(slot, slot.depth + 1, c.depth)
             })
             .collect();
-        // Back to their slots; those that rest keep theirs.
+        // Rows go back to their slots. Slots that rest keep their rows.
         let place_of = |s: usize| active.iter().position(|&a| a == s);
         let length = |s: usize| slot(s).lengths[slot(s).depth];
         let own = |of: &dyn Fn(usize) -> usize| active.iter().map(|&s| of(s)).collect::<Vec<_>>();
@@ -390,7 +396,7 @@ impl<'a> DepthBatch<'a> {
         self.x = x.index_select_padded(0, place_of).where_mask(&moved, &self.x);
         self.x.evaluate();
         if asked.is_empty() {
-            // Nothing to wait for: the next tick is recorded behind this one.
+            // Nothing has to be read back, so the next tick is recorded behind this one.
             return Ok(Vec::new());
         }
         let p = self.model.head(&x.index_select(0, asking)).softmax(-1);
@@ -406,7 +412,7 @@ impl<'a> DepthBatch<'a> {
         Ok(best.iter().zip(&token).enumerate().map(row).collect())
     }
 
-    /// Lists of numbers in one upload, each at a place that kernels can bind.
+    /// Uploads lists of numbers together, each at an offset that kernels can bind.
     fn lists<const N: usize>(&self, lists: [Vec<usize>; N]) -> [Tensor; N] {
         let align = self.gpu.limits().min_storage_buffer_offset_alignment as usize / 4;
         let step = self.slots.len().next_multiple_of(align.max(1));

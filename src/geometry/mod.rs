@@ -1,8 +1,8 @@
 //! Point clouds in space: networks on positions and orientations that are equivariant under rigid motions.
 //!
-//! [`Ponita`] shares one kernel over all pairs of points that a motion maps onto each other: the kernel is a function of a few
-//! [`invariants`] of the pair, with no spherical harmonics. Orientations are sampled on a [`Grid`]; a [`Graph`] says which
-//! points see each other.
+//! [`Ponita`] shares one kernel over all pairs of points that a motion maps onto each other: the kernel is a function of
+//! a few [`invariants`] of the pair, without spherical harmonics. Orientations are sampled on a [`Grid`]. A [`Graph`]
+//! lists the pairs of points that exchange messages.
 
 mod atoms;
 mod network;

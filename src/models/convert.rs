@@ -1,4 +1,4 @@
-//! From a stack of layers to shared ones: which layer stands for many, and what each keeps of its own.
+//! Converts a stack of layers to shared ones: which layer replaces many, and what each keeps of its own.
 //!
 //! Sources: relaxed recursive transformers, arXiv 2410.20672 (CYCLE, the three selections, LoRA from truncated SVD); learngene
 //! by stage-wise sharing (SWS), IJCAI 2024 (expansion by a layer map).
@@ -13,19 +13,20 @@ use crate::share::{LowRank, Tied};
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
-/// Which layers the stored blocks start from.
+/// The layers from which the stored blocks are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Selection {
-    /// Layers at even distances, the first and the last among them. Best without low-rank parts.
+    /// Layers at even distances, with the first and the last among them. Best without low-rank parts.
     Stepwise,
-    /// Each block the mean of the layers that will use it. Best with low-rank parts.
+    /// Each block is the mean of the layers that will use it. Best with low-rank parts.
     Average,
     /// The first layers.
     Lower,
 }
 
-/// The layers that block `k` of `blocks` is made from, of `layers` in turn (CYCLE): one, or those that it is the mean of.
+/// Returns the layers from which block `k` of `blocks` is made, if `layers` use the blocks in turn (CYCLE). If there are
+/// several, the block is their mean.
 fn sources(layers: usize, blocks: usize, k: usize, selection: Selection) -> Vec<usize> {
     match selection {
         Selection::Stepwise if blocks == 1 => vec![0],
@@ -35,14 +36,15 @@ fn sources(layers: usize, blocks: usize, k: usize, selection: Selection) -> Vec<
     }
 }
 
-/// Factors `B [out, rank]` and `A [rank, in]` of the best approximation of `w [out, in]` of this rank: `B` orthonormal columns
-/// and `A = B^T w` where `out <= in`, else the other way round. With the rank of the shorter side `B A` is `w` but for rounding.
+/// Returns factors `B [out, rank]` and `A [rank, in]` of the best approximation of `w [out, in]` of this rank. If
+/// `out <= in`, `B` has orthonormal columns and `A = B^T w`. Otherwise `A` has orthonormal rows and `B = w A^T`. At the
+/// rank of the shorter side, `B A` is `w` up to rounding.
 ///
 /// # Errors
-/// The device's fault.
+/// When the device fails.
 ///
 /// # Panics
-/// When `w` is no matrix or the rank is 0 or above its shorter side.
+/// When `w` is not a matrix, or the rank is 0 or above its shorter side.
 #[track_caller]
 pub fn low_rank(w: &Tensor, rank: usize) -> Result<[Tensor; 2]> {
     check_rank("low_rank", w, rank);
@@ -57,13 +59,13 @@ pub fn low_rank(w: &Tensor, rank: usize) -> Result<[Tensor; 2]> {
     Ok([b, a])
 }
 
-/// Factors `B [out, rank]` and `A [rank, in]` whose product errs least on inputs that were seen: they minimise
-/// `||(w - B A) X^T||` for inputs `X` with `seen [in, in]` `= X^T X`. `B` has orthonormal columns, the first eigenvectors of
-/// `w seen w^T`, and `A = B^T w`; a Cholesky factor of `seen`, by which the residual is whitened in MASA (arXiv 2508.04581,
-/// section 3.3), gives the same.
+/// Returns factors `B [out, rank]` and `A [rank, in]` whose product has the least error on inputs that were seen: they
+/// minimise `||(w - B A) X^T||` for inputs `X` with `seen [in, in]` `= X^T X`. `B` has orthonormal columns, the first
+/// eigenvectors of `w seen w^T`, and `A = B^T w`. MASA (arXiv 2508.04581, section 3.3) whitens the residual with a
+/// Cholesky factor of `seen`, which gives the same.
 ///
 /// # Errors
-/// The device's fault.
+/// When the device fails.
 ///
 /// # Panics
 /// When the sizes do not fit, or the rank is 0 or above the shorter side of `w`.
@@ -90,7 +92,7 @@ fn check_rank(op: &str, w: &Tensor, rank: usize) {
     );
 }
 
-/// The first `count` eigenvectors of a symmetric matrix, one a row.
+/// Returns the first `count` eigenvectors of a symmetric matrix, one per row.
 fn eigenvectors(gram: &Tensor, count: usize) -> Result<Tensor> {
     let n = gram.shape()[0];
     let values: Vec<f64> = gram.to_vec::<f32>()?.into_iter().map(f64::from).collect();
@@ -99,12 +101,12 @@ fn eigenvectors(gram: &Tensor, count: usize) -> Result<Tensor> {
     Ok(Tensor::from_slice(gram.gpu(), &first, [count, n]))
 }
 
-/// Sites for the matrices of a stack that use `blocks` stored ones in turn, with a low-rank part of `rank` each (none for 0),
-/// from the truncated SVD of what the stored one lacks. The rank is cut to the matrix's shorter side: then every site makes
-/// the matrix that it replaces.
+/// Makes sites for the matrices of a stack that use `blocks` stored ones in turn. Each has a low-rank part of `rank`
+/// (none for 0), from the truncated SVD of its difference to the stored matrix. The rank is limited to the matrix's
+/// shorter side; then every site gives the matrix that it replaces.
 ///
 /// # Errors
-/// [`Error::Config`] when `blocks` does not divide the layers; the device's fault.
+/// [`Error::Config`] when `blocks` does not divide the number of layers; when the device fails.
 pub fn recursive_sites(
     weights: &[Tensor],
     blocks: usize,
@@ -148,13 +150,13 @@ fn check_cycle(layers: usize, blocks: usize) -> Result<()> {
     Ok(())
 }
 
-/// The six linear layers of a block, in one order.
+/// The six linear layers of a block, in a fixed order.
 fn linears(block: &mut Block) -> [&mut Linear; 6] {
     let Block { attention: a, mlp, .. } = block;
     [&mut a.q, &mut a.k, &mut a.v, &mut a.o, &mut mlp.up, &mut mlp.down]
 }
 
-/// A leaf of its own with the same content.
+/// Makes a new leaf with the same content.
 fn copy(x: &Tensor) -> Tensor {
     let y = x.detach().affine(1.0, 0.0);
     y.evaluate();
@@ -165,7 +167,7 @@ fn own_norm(norm: &Norm) -> Norm {
     Norm { gain: copy(&norm.gain), bias: norm.bias.as_ref().map(copy), eps: norm.eps }
 }
 
-/// A block of its own: every site's weight stored as it is used, norms copied.
+/// Copies a block. Every site's weight is materialised as a leaf of its own, and norms are copied.
 fn own_block(block: &Block) -> Block {
     let mut new = block.clone();
     new.norm1 = own_norm(&block.norm1);
@@ -180,11 +182,12 @@ fn own_block(block: &Block) -> Block {
 }
 
 impl Recursive {
-    /// This model with its matrices tied in turn: `blocks` stored, each depth with a low-rank part of `rank` (0 for none), norms
-    /// kept. With a rank as large as the matrices the result computes what this model does.
+    /// Returns this model with its matrices tied in turn: `blocks` blocks are stored, each depth has a low-rank part of
+    /// `rank` (0 for none), and norms are kept. With a rank as large as the matrices, the result computes what this model
+    /// does.
     ///
     /// # Errors
-    /// [`Error::Config`] when `blocks` does not divide the depth; the device's fault.
+    /// [`Error::Config`] when `blocks` does not divide the depth; when the device fails.
     pub fn recursive(&self, blocks: usize, rank: usize, selection: Selection) -> Result<Recursive> {
         check_cycle(self.blocks.len(), blocks)?;
         let mut new: Vec<Block> = self.blocks_now().iter().map(own_block).collect();
@@ -196,15 +199,15 @@ impl Recursive {
                 linears(block)[i].weight = site;
             }
         }
-        // A rank above the matrices' shorter side was cut to it.
+        // A rank above the matrices' shorter side was reduced to it.
         Ok(self.with(new, Sharing::Cycle { blocks, rank: rank.min(self.config.width) }))
     }
 
-    /// This model with blocks of their own: depth `i` of the result starts from depth `map[i]` of this one. `0..depth` unties;
-    /// a longer map makes a deeper model from the stages of a tied one.
+    /// Returns this model with separate blocks: depth `i` of the result starts from depth `map[i]` of this one.
+    /// `0..depth` unties a model; a longer map makes a deeper model from the stages of a tied one.
     ///
     /// # Errors
-    /// [`Error::Config`] when the map is empty or names a depth that is not there.
+    /// [`Error::Config`] when the map is empty or names a depth that does not exist.
     pub fn untied(&self, map: &[usize]) -> Result<Recursive> {
         let depth = self.blocks.len();
         if map.is_empty() || map.iter().any(|&l| l >= depth) {
@@ -230,8 +233,9 @@ impl Recursive {
     }
 }
 
-/// Where each leaf of an untied model comes from: `(its name, the name in the tied model)`, so that optimizer state can go
-/// along. `tied` must be the model that `untied` was made from by `map`, with every matrix stored as it is used.
+/// Returns where each leaf of an untied model comes from: `(its name, the name in the tied model)`. With this, optimizer
+/// state can be carried over. `tied` must be the model that was untied by `map`, and must store every matrix in the form
+/// in which it is used.
 pub fn untied_names(tied: &Recursive, map: &[usize]) -> Vec<(String, String)> {
     let listed = Parameters::of(tied);
     // A shared leaf is listed under the first depth that uses it.

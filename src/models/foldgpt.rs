@@ -1,10 +1,11 @@
-//! FoldGPT: learned gates tell which blocks matter; the rest goes, and neighbours share one block's matrices.
+//! FoldGPT: learned gates tell which blocks matter. The others are removed, and neighbours share one block's matrices.
 //!
-//! 1. Each block has a gate, `x + g (block(x) - x)`, trained with a polarisation that drives gates to 0 or 1 under a budget; all
-//!    gates learn together, so that a block's gate says what it is worth beside the others (their coupling);
-//! 2. blocks of small gates are removed; neighbours among the rest form groups that use the matrices of the group's first block,
-//!    each place with norms of its own;
-//! 3. a short training with the tail's distillation cures what that broke.
+//! 1. Each block has a gate, `x + g (block(x) - x)`, trained with a polarisation that drives gates to 0 or 1 under a
+//!    budget. All gates are trained together, so a block's gate tells what it is worth beside the others (their
+//!    coupling).
+//! 2. Blocks with small gates are removed. Neighbours among the rest form groups that use the matrices of the group's
+//!    first block, and each depth keeps its own norms.
+//! 3. A short training with distillation of the tail repairs the damage.
 //!
 //! Source: arXiv 2407.00928.
 
@@ -16,21 +17,21 @@ use crate::tensor::Tensor;
 /// A model whose blocks have gates.
 #[non_exhaustive]
 pub struct Gated {
-    /// The model; its blocks must be their own.
+    /// The model. Its blocks must not share weights.
     pub model: Recursive,
-    /// One scalar `[1]` a block, 1 at the start.
+    /// One scalar `[1]` per block, initially 1.
     pub gates: Vec<Tensor>,
 }
 
 impl Gated {
-    /// `model` with gates of 1: it computes what it did.
+    /// Gives `model` gates of 1, with which it computes the same as before.
     pub fn new(model: Recursive) -> Gated {
         let gpu = model.positions.gpu();
         let gates = model.blocks.iter().map(|_| Tensor::ones(gpu, [1]).requires_grad()).collect();
         Gated { gates, model }
     }
 
-    /// Scores of the next token: [`Recursive::forward`] with every block's change times its gate.
+    /// Scores of the next token, as in [`Recursive::forward`], with every block's change multiplied by its gate.
     #[track_caller]
     pub fn forward(&self, tokens: &Tensor) -> Tensor {
         let m = &self.model;
@@ -42,10 +43,10 @@ impl Gated {
         m.head(&x)
     }
 
-    /// What training adds to the loss: `strength * (t mean|g| - mean|g - mean g|) + (mean g - keep)^2`.
+    /// Returns the term that training adds to the loss: `strength * (t mean|g| - mean|g - mean g|) + (mean g - keep)^2`.
     ///
-    /// The first part (the polarisation regulariser of neuron pruning) is least when gates are at the ends of their range; the
-    /// second holds the share of blocks that are kept at `keep`.
+    /// The first part (the polarisation regulariser of neuron pruning) is least when gates are at the ends of their
+    /// range. The second keeps the mean gate, and with it the share of blocks that remain, at `keep`.
     pub fn penalty(&self, strength: f32, t: f32, keep: f32) -> Tensor {
         let all = Tensor::concat(&self.gates.iter().collect::<Vec<_>>(), 0).clamp(0.0, 1.0);
         let mean = all.mean_all();
@@ -54,10 +55,10 @@ impl Gated {
         polar.add(&mean.affine(1.0, -keep).square())
     }
 
-    /// Blocks from the least important to the most, by gate.
+    /// Returns the blocks from the least important to the most, by gate.
     ///
     /// # Errors
-    /// The device's fault.
+    /// When the device fails.
     pub fn ranking(&self) -> Result<Vec<usize>> {
         let values: Result<Vec<f32>> = self.gates.iter().map(|g| g.item()).collect();
         let values = values?;
@@ -66,11 +67,11 @@ impl Gated {
         Ok(order)
     }
 
-    /// The model without the blocks in `removed`, their neighbours in groups of `group` that share the matrices of the first;
-    /// norms are each place's own. The gates that stay are left out: they are near 1.
+    /// Returns the model without the blocks in `removed`. The others form groups of `group` neighbours that share the
+    /// matrices of the first, and each keeps its own norms. Their gates are near 1 and are dropped.
     ///
     /// # Errors
-    /// [`Error::Config`] when nothing would stay, a block is not there, or `group` is 0.
+    /// [`Error::Config`] when no block would remain, a removed block does not exist, or `group` is 0.
     pub fn fold(&self, removed: &[usize], group: usize) -> Result<Recursive> {
         let depth = self.model.blocks.len();
         let kept: Vec<usize> = (0..depth).filter(|l| !removed.contains(l)).collect();
@@ -105,8 +106,8 @@ fn share_matrices(block: &mut Block, first: &Block) {
     }
 }
 
-/// The loss of curing: `KL(teacher || student)` of the scores at temperature `t`, times `t^2`, and the mean squared difference
-/// of the last `tail` hidden states, counted from the end. Nothing flows into the teacher.
+/// Returns the loss of the repair: `KL(teacher || student)` of the scores at temperature `t`, times `t^2`, plus the mean
+/// squared differences of the last `tail` hidden states, counted from the end. The teacher gets no gradient.
 ///
 /// # Panics
 /// When `tail` is more than either model's depth.

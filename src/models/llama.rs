@@ -1,8 +1,8 @@
 //! Llama-type language models: RMS norms, rotary positions, grouped-query attention, a gated MLP.
 //!
-//! `x += attn(norm1(x))`, then `x += down(silu(gate(norm2(x))) * up(norm2(x)))`; every linear layer is a site, so that any kind of
-//! sharing can stand in for its weight. Weights come from llama.cpp's GGUF files or from safetensors with the names of Hugging
-//! Face; the two differ in which elements of a head turn together.
+//! `x += attn(norm1(x))`, then `x += down(silu(gate(norm2(x))) * up(norm2(x)))`. Every linear layer is a site, so any
+//! kind of sharing can supply its weight. Weights come from llama.cpp's GGUF files or from safetensors with the names of
+//! Hugging Face. The two differ in which elements of a head are rotated together.
 
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -23,7 +23,7 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct LlamaConfig {
-    /// Distinct tokens.
+    /// Number of distinct tokens.
     pub vocab: usize,
     /// Width of the residual stream.
     pub width: usize,
@@ -33,15 +33,15 @@ pub struct LlamaConfig {
     pub kv_heads: usize,
     /// Width of the MLP.
     pub hidden: usize,
-    /// Blocks.
+    /// Number of blocks.
     pub layers: usize,
-    /// Most tokens in a sequence.
+    /// The most tokens in a sequence.
     pub context: usize,
     /// Base of the rotary angles.
     pub rope_base: f64,
     /// Added to the variance in norms.
     pub eps: f32,
-    /// Which elements of a head turn together.
+    /// Which elements of a head are rotated together.
     pub pairing: Pairing,
 }
 
@@ -81,11 +81,11 @@ impl LlamaConfig {
         self.width / self.heads
     }
 
-    /// From the text of a Hugging Face `config.json`.
+    /// Reads the text of a Hugging Face `config.json`.
     ///
     /// # Errors
-    /// [`Error::Config`] for another kind of model, a setting that changes what is computed and is not known here, or a number
-    /// that is missing.
+    /// [`Error::Config`] for another kind of model, a setting that changes the computation in a way that is not
+    /// supported, or a missing number.
     pub fn from_json(text: &str) -> Result<LlamaConfig> {
         let wrong = |message: String| Error::config(format!("config.json: {message}"));
         let json: serde_json::Value = serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
@@ -93,7 +93,7 @@ impl LlamaConfig {
         if kind != "llama" {
             return Err(wrong(format!("the kind of model is '{kind}'; only 'llama' is read")));
         }
-        // Newer files keep the rotary settings in an object of their own.
+        // Newer files keep the rotary settings in a separate object.
         let rope = json.get("rope_parameters").filter(|v| v.is_object()).unwrap_or(&json);
         let base = [rope, &json].into_iter().find_map(|of| of["rope_theta"].as_f64());
         let scaling = rope.get("rope_type").and_then(|v| v.as_str()).is_some_and(|t| t != "default");
@@ -137,7 +137,7 @@ impl LlamaConfig {
         }
     }
 
-    /// Sizes that no model has are refused before anything is made of them.
+    /// Refuses sizes that no model has before anything is made of them.
     fn check(&self, name: &str) -> Result<()> {
         let sizes =
             [self.vocab, self.width, self.heads, self.kv_heads, self.hidden, self.layers, self.context];
@@ -172,12 +172,12 @@ pub struct LlamaLayer {
 pub const LINEARS: [&str; 7] = ["q", "k", "v", "o", "gate", "up", "down"];
 
 impl LlamaLayer {
-    /// The linear layer of this place in [`LINEARS`].
+    /// The linear layer at this position in [`LINEARS`].
     pub fn linear(&self, i: usize) -> &Linear {
         if i < 4 { &self.attention[i] } else { &self.mlp[i - 4] }
     }
 
-    /// The same, to exchange its weight.
+    /// The same, mutable, so that its weight can be exchanged.
     pub fn linear_mut(&mut self, i: usize) -> &mut Linear {
         if i < 4 { &mut self.attention[i] } else { &mut self.mlp[i - 4] }
     }
@@ -190,22 +190,22 @@ impl LlamaLayer {
     }
 }
 
-/// One linear layer of neighbouring blocks, made from a dictionary (MASA).
+/// One linear layer of neighbouring blocks, computed from a dictionary (MASA).
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Made {
-    /// Its place in [`LINEARS`].
+    /// Its position in [`LINEARS`].
     pub linear: usize,
     /// The blocks.
     pub layers: Range<usize>,
-    /// One layer of it for each block.
+    /// The dictionary, which has one layer for each block.
     pub dictionary: Dictionary,
-    /// `A [rank, in]` and `B [out, rank]` of each block, whose product is added; none where this is empty.
+    /// `A [rank, in]` and `B [out, rank]` of each block, whose product is added. Empty if there are none.
     pub own: Vec<[Tensor; 2]>,
 }
 
 impl Made {
-    /// The weights, all blocks in one pass.
+    /// Returns the weights of all blocks, computed in one pass.
     fn sites(&self) -> Vec<Arc<dyn Site>> {
         if self.own.is_empty() {
             return self.dictionary.weights();
@@ -220,36 +220,36 @@ impl Made {
 /// The model.
 #[derive(Clone)]
 pub struct Llama {
-    /// Layers whose weights are made anew in every pass, in place of those in `layers`.
+    /// Layers whose weights are computed in every pass and replace those in `layers`.
     pub made: Vec<Made>,
     /// Sizes and constants.
     pub config: LlamaConfig,
-    /// Token vectors; the output head too where there is no other.
+    /// Token vectors, and the output head if `head` is `None`.
     pub embedding: Embedding,
-    /// In order.
+    /// The blocks in order.
     pub layers: Vec<LlamaLayer>,
     /// Before the head.
     pub norm: Norm,
-    /// The output head where it is not the table of token vectors.
+    /// The output head, if it is not the table of token vectors.
     pub head: Option<Linear>,
     rope: Rope,
 }
 
-/// What [`Llama::hidden_with`] shows of a block, each `[batch, tokens, width]`.
+/// The tensors of a block that [`Llama::hidden_with`] shows, each `[batch, tokens, width]`.
 #[non_exhaustive]
 pub struct BlockOutputs<'a> {
-    /// What q, k and v read.
+    /// The input of q, k and v.
     pub normed: &'a Tensor,
-    /// What o reads.
+    /// The input of o.
     pub mixed: &'a Tensor,
-    /// The residual stream behind the block.
+    /// The residual stream after the block.
     pub stream: &'a Tensor,
 }
 
-/// Where weights come from: a tensor by the names of either format, with the shape it must have.
+/// Reads a tensor by its name in a format, and checks that it has this shape.
 type Read<'a> = dyn Fn(&str, &[usize]) -> Result<Tensor> + 'a;
 
-/// How a format calls things.
+/// The names that a format uses.
 struct Names {
     embedding: &'static str,
     norm: &'static str,
@@ -308,11 +308,12 @@ fn fits(name: &str, found: &[usize], shape: &[usize]) -> Result<()> {
 }
 
 impl Llama {
-    /// Reads a GGUF file whose architecture is `llama`, for sequences of up to `context` tokens (its own number where that is
-    /// less). Weights are dequantised to f32 leaves.
+    /// Reads a GGUF file whose architecture is `llama`, for sequences of up to `context` tokens (or the file's own
+    /// number, if that is less). Weights are dequantised to f32 leaves.
     ///
     /// # Errors
-    /// [`Error::Format`] when the file has another architecture or lacks something; the device's fault.
+    /// [`Error::Config`] when the file has another architecture or its sizes do not fit, [`Error::Format`] when something
+    /// is missing; when the device fails.
     pub fn from_gguf(gpu: &Gpu, file: &Gguf, context: usize) -> Result<Llama> {
         let architecture = file.text("general.architecture")?;
         if architecture != "llama" {
@@ -342,11 +343,11 @@ impl Llama {
         Llama::read(gpu, config, &GGUF, own_head, &read)
     }
 
-    /// Reads weights with the names of Hugging Face's Llama models, such as [`crate::store::Shards`]; `config` says what they do
-    /// not ([`LlamaConfig::from_json`]).
+    /// Reads weights with the names of Hugging Face's Llama models, such as [`crate::store::Shards`]. `config` supplies
+    /// what they do not contain ([`LlamaConfig::from_json`]).
     ///
     /// # Errors
-    /// [`Error::Format`] when a tensor is missing, [`Error::Config`] when it has another shape; the device's fault.
+    /// [`Error::Format`] when a tensor is missing, [`Error::Config`] when it has another shape; when the device fails.
     pub fn from_weights(gpu: &Gpu, weights: &dyn Weights, config: LlamaConfig) -> Result<Llama> {
         let read = |name: &str, shape: &[usize]| -> Result<Tensor> {
             fits(name, &weights.shape(name)?, shape)?;
@@ -385,7 +386,7 @@ impl Llama {
                 norm2: norm(&format!("{prefix}{}", names.norms[1]))?,
                 mlp: mlp.try_into().map_err(|all: Vec<Linear>| count(all.len()))?,
             });
-            // What was uploaded leaves the host before the next block comes.
+            // Uploads leave the host before the next block comes.
             gpu.flush()?;
         }
         let head = if own_head { Some(linear(names.head, [c.vocab, c.width])?) } else { None };
@@ -400,8 +401,8 @@ impl Llama {
         })
     }
 
-    /// A model that computes the same and has no leaf in common with this one, every weight stored as it is used: training one
-    /// leaves the other as it is.
+    /// Returns a model that computes the same and has no leaf in common with this one. Every weight is stored in the form
+    /// in which it is used. Training one model does not change the other.
     pub fn copied(&self) -> Llama {
         let copy = |x: &Tensor| {
             let y = x.detach().affine(1.0, 0.0);
@@ -429,7 +430,7 @@ impl Llama {
         }
     }
 
-    /// The blocks with the weights that dictionaries make now, each dictionary in one pass.
+    /// Returns the blocks with weights computed from the dictionaries as they are now, each dictionary in one pass.
     pub fn layers_now(&self) -> Vec<LlamaLayer> {
         let mut layers = self.layers.clone();
         for made in &self.made {
@@ -440,7 +441,7 @@ impl Llama {
         layers
     }
 
-    /// The residual stream before the final norm, for `tokens [batch, tokens]`.
+    /// Returns the residual stream before the final norm, for `tokens [batch, tokens]`.
     ///
     /// # Panics
     /// When there are more tokens than the context.
@@ -449,7 +450,7 @@ impl Llama {
         self.hidden_with(tokens, |_, _| {})
     }
 
-    /// [`Llama::hidden`], which shows `see` what each block works on.
+    /// [`Llama::hidden`], which also shows `see` the inner tensors of each block.
     ///
     /// # Panics
     /// As [`Llama::hidden`].
@@ -497,8 +498,8 @@ impl Llama {
         self.forward(tokens).cross_entropy(targets, None)
     }
 
-    /// An empty conversation with this model, of up to `context` tokens. Weights that are not stored as they are used are
-    /// made once, and stay while the session does.
+    /// Starts an empty conversation with this model, of up to `context` tokens. Weights that are not stored in the form
+    /// in which they are used are materialised once, for as long as the session lives.
     ///
     /// # Errors
     /// [`Error::Config`] when the context is 0 or above the model's.
@@ -512,7 +513,7 @@ impl Llama {
         }
         let gpu = self.embedding.table.gpu();
         let caches = (0..c.layers).map(|_| KvCache::new(gpu, 1, c.kv_heads, context, c.head_dim())).collect();
-        // Made once: as it is read, the weight of a few rows costs more than a stored one.
+        // Materialised once: for few rows, computing a weight as it is read costs more than reading a stored one.
         let layers = no_grad(|| {
             let mut layers = self.layers_now();
             for layer in &mut layers {
@@ -529,7 +530,7 @@ impl Llama {
     }
 }
 
-/// One sequence and the keys and values of what it has so far.
+/// One sequence, with the keys and values of its tokens so far.
 pub struct Session<'a> {
     model: &'a Llama,
     layers: Vec<LlamaLayer>,
@@ -538,15 +539,16 @@ pub struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Tokens so far.
+    /// Number of tokens so far.
     pub fn length(&self) -> usize {
         self.length
     }
 
-    /// Appends tokens; the scores `[vocab]` of what follows the last one.
+    /// Appends tokens, and returns the scores `[vocab]` of the token after the last one.
     ///
     /// # Errors
-    /// [`Error::Config`] when there is no token, one is not in the vocabulary, or the context is full; the device's fault.
+    /// [`Error::Config`] when there is no token, one is not in the vocabulary, or the context is full; when the device
+    /// fails.
     pub fn push(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
         let (model, c) = (self.model, &self.model.config);
         let context = self.caches[0].context();

@@ -1,13 +1,13 @@
-//! MASA for models that were trained without it: attention from dictionaries, one for each group of neighbouring blocks, and
-//! a low-rank part of each block's own for what the dictionary lacks on inputs that occur.
+//! MASA for models that were trained without it: attention weights come from dictionaries, one for each group of
+//! neighbouring blocks. Each block has a low-rank part of its own for what the dictionary lacks on inputs that occur.
 //!
-//! 1. Groups are cut where the model's next-token distribution drifts most from block to block;
-//! 2. per group and projection, matrix PCA ([`matrix_pca`]);
-//! 3. the residual's best low-rank part, seen through the inputs' autocorrelation ([`low_rank_seen`]): the full rank for q and
-//!    o, half of it for k and v.
+//! 1. Groups are cut where the model's next-token distribution drifts most from block to block.
+//! 2. Each projection of each group gets a dictionary by matrix PCA ([`matrix_pca`]).
+//! 3. The residual gets its best low-rank part, measured with the inputs' autocorrelation ([`low_rank_seen`]): of the
+//!    full rank for q and o, of half of it for k and v.
 //!
-//! Source: arXiv 2508.04581, section 3.3. Weights of different blocks of trained models are nearly orthogonal: expect little of
-//! few atoms, and judge by the output, not by the weights.
+//! Source: arXiv 2508.04581, section 3.3. Weights of different blocks of trained models are nearly orthogonal: expect
+//! little of few atoms, and judge by the output, not by the weights.
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -18,22 +18,22 @@ use crate::tape::no_grad;
 use crate::tensor::Tensor;
 use std::ops::Range;
 
-/// What to make of a model.
+/// The sizes of a conversion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MasaPlan {
-    /// Atoms of each projection in all groups together: shared out in proportion to their blocks, one at least.
+    /// Atoms of each projection in all groups together. Groups get them in proportion to their blocks, at least one each.
     pub atoms: usize,
-    /// Groups of neighbouring blocks.
+    /// Number of groups of neighbouring blocks.
     pub groups: usize,
-    /// Rank of each block's own part of q and o, twice that of k and v; 0 for none.
+    /// Rank of each block's own part of q and o. That of k and v is half of it. 0 for none.
     pub rank: usize,
 }
 
-/// `KL(p_l || p_{l+1})` for each pair of neighbouring blocks: `p_l` is the softmax of the output head on the mean over tokens of
-/// the stream behind block `l`. In nats.
+/// Returns `KL(p_l || p_{l+1})` for each pair of neighbouring blocks, in nats. `p_l` is the softmax of the output head on
+/// the mean over tokens of the stream after block `l`.
 ///
 /// # Errors
-/// The device's fault.
+/// When the device fails.
 pub fn drift(model: &Llama, tokens: &Tensor) -> Result<Vec<f64>> {
     let mut means = Vec::new();
     no_grad(|| {
@@ -51,7 +51,7 @@ pub fn drift(model: &Llama, tokens: &Tensor) -> Result<Vec<f64>> {
     })
 }
 
-/// `drift.len() + 1` blocks in `count` groups, cut where the drift is largest; of equal drifts at the earlier one.
+/// Cuts `drift.len() + 1` blocks into `count` groups where the drift is largest, or at the earlier of equal drifts.
 ///
 /// # Panics
 /// When `count` is 0 or above the number of blocks.
@@ -67,11 +67,12 @@ pub fn groups(drift: &[f64], count: usize) -> Vec<Range<usize>> {
     starts.zip(cuts.into_iter().chain([blocks])).map(|(start, end)| start..end).collect()
 }
 
-/// `atoms` over groups of these sizes: one each, then one by one where the most blocks share one (highest averages).
+/// Distributes `atoms` over groups of these sizes: one each, then one by one to the group in which the most blocks share
+/// an atom (highest averages).
 fn shares(atoms: usize, sizes: &[usize]) -> Vec<usize> {
     let mut own = vec![1; sizes.len()];
     for _ in sizes.len()..atoms {
-        // a / b < c / d as a d < c b; of equals the first.
+        // a / b < c / d is compared as a d < c b. The first of equals is taken.
         let open = (0..sizes.len()).filter(|&g| own[g] < sizes[g]);
         let most = open.reduce(|best, g| if sizes[g] * own[best] > sizes[best] * own[g] { g } else { best });
         if let Some(g) = most {
@@ -81,7 +82,7 @@ fn shares(atoms: usize, sizes: &[usize]) -> Vec<usize> {
     own
 }
 
-/// `X^T X` of what q, k, v and of what o reads, of each block, on `tokens`.
+/// Returns `X^T X` of the inputs of q, k and v, and of the inputs of o, for each block on `tokens`.
 fn autocorrelations(model: &Llama, tokens: &Tensor) -> Vec<[Tensor; 2]> {
     let mut all = Vec::new();
     no_grad(|| {
@@ -99,11 +100,12 @@ fn autocorrelations(model: &Llama, tokens: &Tensor) -> Vec<[Tensor; 2]> {
 }
 
 impl Llama {
-    /// This model with q, k, v and o from dictionaries; everything else is the same leaves. `tokens [batch, tokens]` are a sample
-    /// of what the model reads; `step` hears of each projection of each group as it begins.
+    /// Returns this model with q, k, v and o from dictionaries. Everything else has the same leaves.
+    /// `tokens [batch, tokens]` are a sample of what the model reads. `step` is called with the name of each projection
+    /// of each group as it begins.
     ///
     /// # Errors
-    /// [`Error::Config`] when the plan does not fit the model; the device's fault.
+    /// [`Error::Config`] when the plan does not fit the model; when the device fails.
     pub fn masa(&self, plan: MasaPlan, tokens: &Tensor, mut step: impl FnMut(&str)) -> Result<Llama> {
         let (c, MasaPlan { atoms, groups: count, rank }) = (&self.config, plan);
         let most = (c.kv_heads * c.width / c.heads).min(c.width);
@@ -120,7 +122,7 @@ impl Llama {
         let drift = if count > 1 { drift(self, tokens)? } else { vec![0.0; c.layers - 1] };
         let ranges = groups(&drift, count);
         let seen = if rank > 0 { autocorrelations(self, tokens) } else { Vec::new() };
-        // What is made now is what the model computes with, whatever it is made of.
+        // The conversion starts from the weights that the model computes with now, whatever they are made of.
         let mut new = self.clone();
         new.layers = no_grad(|| self.layers_now());
         new.made.clear();
@@ -138,7 +140,7 @@ impl Llama {
         Ok(new)
     }
 
-    /// The dictionary of one projection of one group, and what each block has beside it.
+    /// Makes the dictionary of one projection of one group, and the low-rank part of each block.
     fn made_of(
         &self,
         range: &Range<usize>,
@@ -152,7 +154,7 @@ impl Llama {
         });
         let stack = Tensor::stack(&weights.iter().collect::<Vec<_>>(), 0);
         let (dictionary, _) = matrix_pca(&stack, plan.atoms)?;
-        // q and o are what more rank helps most.
+        // More rank helps q and o most.
         let rank = if matches!(linear, 0 | 3) { plan.rank } else { plan.rank.div_ceil(2) };
         let mut own = Vec::new();
         if rank > 0 {

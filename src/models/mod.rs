@@ -1,4 +1,4 @@
-//! Models made of the floors below.
+//! Models, built of what the floors below provide.
 
 pub mod convert;
 pub mod foldgpt;

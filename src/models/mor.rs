@@ -1,8 +1,8 @@
 //! Mixture-of-Recursions: one block, applied to each token as often as a router decides.
 //!
-//! At recursion `r` the tokens that are still active are scored, some are chosen, the block runs on these alone and each moves
-//! by its gate: `x[t] += gate[t] (block(x)[t] - x[t])`. The rows of chosen tokens are gathered as the block's products read
-//! them and scattered as they are stored, so that what does not take part is neither read nor written by them.
+//! At recursion `r` the tokens that are still active are scored and some of them are chosen. The block runs on these
+//! alone, and each moves by its gate: `x[t] += gate[t] (block(x)[t] - x[t])`. The rows of chosen tokens are gathered as
+//! the block's products read them and scattered as results are stored, so the products neither read nor write other rows.
 //! Source: arXiv 2507.10524.
 
 use crate::dtype::DType;
@@ -14,23 +14,23 @@ use crate::share::Tied;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
-/// Who chooses.
+/// Who chooses the tokens of a recursion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Routing {
-    /// Each recursion takes the best of the tokens that the one before it took: [`capacities`] of them.
+    /// Each recursion chooses the best of the tokens that the one before it chose: [`capacities`] of them.
     Expert,
-    /// Each token takes a depth at the start, by a softmax over depths.
+    /// Each token chooses its depth at the start, by a softmax over depths.
     Token,
 }
 
-/// Which keys and values a token sees.
+/// The keys and values that a token sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Keys {
     /// Those of the tokens active at the same recursion: the cache shrinks with depth.
     Recursion,
-    /// Those of all tokens, made at the first recursion and kept.
+    /// Those of all tokens, computed at the first recursion and kept.
     Shared,
 }
 
@@ -38,27 +38,28 @@ pub enum Keys {
 pub struct Mor {
     /// Applied at every recursion. Its output projections must have no bias.
     pub block: Block,
-    /// Expert: one `[width]` a recursion. Token: one `[width, recursions]`.
+    /// Expert choice: one `[width]` per recursion. Token choice: one `[width, recursions]`.
     pub routers: Vec<Tensor>,
-    /// Most times that the block is applied.
+    /// The most times that the block is applied.
     pub recursions: usize,
-    /// Who chooses.
+    /// Who chooses the tokens of a recursion.
     pub routing: Routing,
-    /// Which keys and values are seen.
+    /// The keys and values that a token sees.
     pub keys: Keys,
 }
 
-/// What one recursion did.
+/// The record of one recursion.
 pub struct Recursion {
     /// Positions that were scored, `[batch, candidates]` of u32.
     pub candidates: Tensor,
     /// Their scores, `[batch, candidates]`.
     pub scores: Tensor,
-    /// Positions that were chosen, ascending, `[batch, chosen]` of u32; a row with fewer ends in places past its tokens.
+    /// Positions that were chosen, ascending, `[batch, chosen]` of u32. A row with fewer tokens is filled up with
+    /// positions past its end.
     pub selected: Tensor,
-    /// By how much each moved, `[batch, chosen]`.
+    /// The gate of each chosen token, `[batch, chosen]`.
     pub gates: Tensor,
-    /// The residual stream `[batch * tokens, width]` with the block's output in the rows that were chosen.
+    /// The residual stream `[batch * tokens, width]`, with the block's output in the rows that were chosen.
     full: Tensor,
     rows: Tensor,
 }
@@ -70,8 +71,8 @@ impl Recursion {
         self.full.index_select_padded(0, &self.rows).reshape([batch, chosen, self.full.shape()[1]])
     }
 
-    /// The auxiliary loss of expert choice: the mean binary cross-entropy of the scores against chosen or not, so that at
-    /// inference a threshold of 1/2 takes the tokens that the ranking would have.
+    /// Returns the auxiliary loss of expert choice: the mean binary cross-entropy between scores and choices. It makes a
+    /// threshold of 1/2 take the tokens at inference that the ranking would take.
     pub fn auxiliary_loss(&self) -> Tensor {
         let chosen = self.candidates.unsqueeze(2).eq(&self.selected.unsqueeze(1)).cast(DType::F32).sum(2);
         let s = self.scores.clamp(1e-6, 1.0 - 1e-6);
@@ -80,16 +81,16 @@ impl Recursion {
     }
 }
 
-/// Tokens kept at each recursion of `recursions`: `ceil(tokens (R - r) / R)`.
+/// Returns the number of tokens kept at each recursion of `recursions`: `ceil(tokens (R - r) / R)`.
 pub fn capacities(tokens: usize, recursions: usize) -> Vec<usize> {
     (0..recursions).map(|r| (tokens * (recursions - r)).div_ceil(recursions)).collect()
 }
 
-/// The chosen tokens of one recursion, as the kernels want them.
+/// The chosen tokens of one recursion, in the form that the kernels need.
 struct Chosen {
     /// Positions `[batch, count]`.
     positions: Tensor,
-    /// Rows of `[batch * tokens, width]`, one past the end for nobody.
+    /// Rows of `[batch * tokens, width]`. Padding names the row past the end.
     rows: Tensor,
     ones: Tensor,
     batch: usize,
@@ -110,7 +111,8 @@ impl Chosen {
     }
 }
 
-/// Zero where a query at one position sees a key at another, minus infinity elsewhere: `[batch, 1, queries, keys]`.
+/// Returns an additive mask by positions, `[batch, 1, queries, keys]`: zero where a query sees a key, minus infinity
+/// elsewhere.
 fn mask(queries: &Tensor, keys: &Tensor) -> Mask {
     let [q, k] = [queries.unsqueeze(2), keys.unsqueeze(1)];
     let seen = k.le(&q);
@@ -118,7 +120,7 @@ fn mask(queries: &Tensor, keys: &Tensor) -> Mask {
     Mask::Additive(Tensor::zeros(queries.gpu(), *seen.shape()).where_mask(&seen, &low).unsqueeze(1))
 }
 
-/// `[rows, heads * size]` to `[batch, heads, rows / batch, size]`.
+/// Reshapes `[rows, heads * size]` to `[batch, heads, rows / batch, size]`.
 fn heads(x: &Tensor, batch: usize, heads: usize) -> Tensor {
     let (rows, width) = (x.shape()[0], x.shape()[1]);
     x.reshape([batch, rows / batch, heads, width / heads]).permute(&[0, 2, 1, 3])
@@ -130,7 +132,7 @@ fn gathered(layer: &Linear, x: &Tensor, rows: &Tensor) -> Tensor {
 }
 
 impl Mor {
-    /// A model around `block`, routers drawn from `rng`.
+    /// Makes a model around `block`, with routers drawn from `rng`.
     ///
     /// # Panics
     /// When the block's output projections have biases, or there is no recursion.
@@ -152,7 +154,7 @@ impl Mor {
         Mor::from_parts(block, routers, recursions, routing, keys)
     }
 
-    /// A model of these parts.
+    /// Makes a model of these parts.
     ///
     /// # Panics
     /// As [`Mor::new`].
@@ -170,16 +172,17 @@ impl Mor {
         Mor { block, routers, recursions, routing, keys }
     }
 
-    /// `x [batch, tokens, width]` after all recursions, and what each did. Expert choice keeps `capacities[r]` tokens at
-    /// recursion `r`; token choice does not look at it.
+    /// Returns `x [batch, tokens, width]` after all recursions, and the record of each. Expert choice keeps
+    /// `capacities[r]` tokens at recursion `r`. Token choice ignores the capacities.
     ///
-    /// Gradients take the choice as constant and flow through the gates.
+    /// Gradients treat the choice as constant and flow through the gates.
     ///
     /// # Errors
-    /// The device's fault, where token choice reads the depths.
+    /// When the device fails, as token choice reads the depths back.
     ///
     /// # Panics
-    /// When expert choice is given another number of capacities than recursions, or one that rises.
+    /// When the number of capacities for expert choice is not that of the recursions, or a capacity is 0, above the
+    /// number of tokens or above the one before.
     #[track_caller]
     pub fn forward(&self, x: &Tensor, capacities: &[usize]) -> crate::Result<(Tensor, Vec<Recursion>)> {
         let [batch, tokens, width] = [x.shape()[0], x.shape()[1], x.shape()[2]];
@@ -221,7 +224,7 @@ impl Mor {
                 shared = Some(self.keys_and_values(&normed, None, batch));
             }
             let full = self.block_on(&x, &normed, &chosen, shared.as_ref(), &all);
-            // Each row's gate, zero for those that rest: a product with a single 1, scattered.
+            // Each row's gate, or zero for rows that rest: a product with a single 1, scattered.
             let one: Arc<dyn Site> = Arc::new(Tied::new(&Tensor::ones(x.gpu(), [1, 1])));
             let column = gates.reshape([batch * chosen.count, 1]);
             let moves = Tensor::zeros(x.gpu(), [batch * tokens, 1]).add_linear_scattered(
@@ -237,7 +240,8 @@ impl Mor {
         Ok((x.reshape([batch, tokens, width]), done))
     }
 
-    /// Expert choice: scores of the active tokens, the best `capacities[r]` in order of position, and their scores.
+    /// Expert choice: returns the scores of the active tokens, the best `capacities[r]` in order of position, and their
+    /// scores.
     fn choose(
         &self,
         x: &Tensor,
@@ -253,7 +257,7 @@ impl Mor {
         (scores.clone(), active.gather(1, &places), scores.gather(1, &places))
     }
 
-    /// Token choice: the depth of every token, and the probability of that depth.
+    /// Token choice: returns the depth of every token, and the probability of that depth.
     fn depths(&self, x: &Tensor, [batch, tokens]: [usize; 2]) -> crate::Result<(Vec<Vec<u32>>, Tensor)> {
         let p = x.matmul(&self.routers[0]).softmax(-1);
         let depth = p.detach().argmax(1);
@@ -262,8 +266,8 @@ impl Mor {
         Ok((depth.chunks(tokens).map(<[u32]>::to_vec).collect(), own))
     }
 
-    /// The balancing loss of token choice, `R sum_r f_r P_r` with `f` the share of tokens that take depth `r` and `P` the mean
-    /// probability: least, 1, when depths are used alike.
+    /// Returns the balancing loss of token choice, `R sum_r f_r P_r`, where `f` is the share of tokens that choose depth
+    /// `r` and `P` its mean probability. When all depths are chosen alike, it is 1, its least value.
     pub fn balance_loss(&self, x: &Tensor) -> Tensor {
         let width = x.shape()[x.shape().len() - 1];
         let p = x.reshape([x.count() / width, width]).matmul(&self.routers[0]).softmax(-1);
@@ -284,7 +288,7 @@ impl Mor {
         })
     }
 
-    /// The residual stream with the chosen rows replaced by the block's output.
+    /// Returns the residual stream with the chosen rows replaced by the block's output.
     fn block_on(
         &self,
         x: &Tensor,
@@ -299,7 +303,7 @@ impl Mor {
             Some([k, v]) => q.attention(k, v, &mask(&chosen.positions, all)),
             None => {
                 let [k, v] = self.keys_and_values(normed, Some(&chosen.rows), chosen.batch);
-                // Positions rise along a row, and rows that are nobody's come last: nothing sees what comes behind it.
+                // Positions rise along a row and padding comes last, so a causal mask hides later tokens and padding.
                 q.attention(&k, &v, &Mask::Causal)
             }
         };
@@ -312,7 +316,7 @@ impl Mor {
     }
 }
 
-/// Positions of the tokens with a depth of at least `r`, row by row, filled up with `tokens`.
+/// Returns the positions of the tokens with a depth of at least `r`, row by row, padded with `tokens`.
 fn listed(gpu: &Gpu, depths: &[Vec<u32>], r: usize, tokens: usize) -> Tensor {
     let rows: Vec<Vec<u32>> = depths
         .iter()

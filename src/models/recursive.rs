@@ -1,5 +1,5 @@
-//! A transformer language model whose depth is a number of uses, not of blocks: one block stored, applied R times, with
-//! norms and low-rank parts of each depth's own.
+//! A transformer language model whose depth counts uses and not blocks: one block is stored and applied R times, and each
+//! depth has its own norms and low-rank parts.
 //!
 //! `x = emb[tokens] + pos`, R times the pre-norm block, `logits = norm(x) emb^T`.
 //! Source: relaxed recursive transformers, arXiv 2410.20672.
@@ -16,7 +16,7 @@ use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// What the depths have in common.
+/// What the depths share.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Sharing {
@@ -24,55 +24,55 @@ pub enum Sharing {
     None,
     /// All matrices.
     Tied,
-    /// All matrices, beside a low-rank part `scale * B A` of each depth's own.
+    /// All matrices. Each depth adds a low-rank part `scale * B A` of its own.
     TiedLora {
-        /// Rows of A.
+        /// Rank of the low-rank parts: the rows of A.
         rank: usize,
         /// Constant factor.
         scale: f32,
     },
-    /// The matrices of `blocks` blocks in turn (CYCLE): depth `t` uses those of block `t mod blocks`. With `rank` above 0, each
-    /// depth has a low-rank part of its own.
+    /// The matrices of `blocks` blocks, used in turn (CYCLE): depth `t` uses those of block `t mod blocks`. With `rank`
+    /// above 0, each depth has a low-rank part of its own.
     Cycle {
-        /// Blocks stored; must divide the depth.
+        /// Number of stored blocks, which must divide the depth.
         blocks: usize,
-        /// Rows of A, or 0.
+        /// Rank of the low-rank parts, or 0 for none.
         rank: usize,
     },
-    /// The matrices of groups of `group` neighbours (FoldGPT): depth `t` uses those of group `t / group`.
+    /// Matrices that groups of `group` neighbouring depths share (FoldGPT): depth `t` uses those of group `t / group`.
     Fold {
-        /// Depths that share; the last group may be smaller.
+        /// Number of depths that share. The last group may be smaller.
         group: usize,
     },
-    /// Attention from a dictionary of `atoms` atoms a projection (MASA); the rest is each depth's own.
+    /// A dictionary of `atoms` atoms for each projection of attention (MASA). Each depth has its own other matrices.
     Dictionary {
         /// Atoms of each projection.
         atoms: usize,
-        /// Whether the output projection is from a dictionary too (QKVO), or each depth's own (QKV).
+        /// Whether the output projection comes from a dictionary too (QKVO), or is each depth's own (QKV).
         output: bool,
     },
-    /// Attention matrices of this rank, each depth's own.
+    /// Nothing, but the attention matrices of each depth have this rank.
     LowRank {
-        /// Inner size.
+        /// Inner size of the two factors.
         rank: usize,
     },
 }
 
-/// Sizes and kinds.
+/// Sizes, and the kind of sharing.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct RecursiveConfig {
-    /// Distinct tokens.
+    /// Number of distinct tokens.
     pub vocab: usize,
     /// Width of the residual stream.
     pub width: usize,
     /// Attention heads; must divide `width`.
     pub heads: usize,
-    /// Width between the MLP's two matrices.
+    /// Hidden width of the MLP.
     pub hidden: usize,
-    /// Most tokens in a sequence.
+    /// The most tokens in a sequence.
     pub context: usize,
-    /// Times that a block is applied.
+    /// Number of times that a block is applied.
     pub depth: usize,
     /// What the depths share.
     pub sharing: Sharing,
@@ -97,7 +97,7 @@ impl Default for RecursiveConfig {
 }
 
 impl RecursiveConfig {
-    /// The settings as text, for a checkpoint's metadata: two models fit when these are equal.
+    /// Returns the settings as text, for a checkpoint's metadata. Two models fit each other if these are equal.
     pub fn metadata(&self) -> BTreeMap<String, String> {
         let sharing = match self.sharing {
             Sharing::None => "none".to_string(),
@@ -123,27 +123,28 @@ impl RecursiveConfig {
     }
 }
 
-/// The model. Blocks of a shared model are handles on the same leaves.
+/// The model. Blocks that share weights hold handles on the same leaves.
 pub struct Recursive {
-    /// Of q, k, v and o where attention comes from dictionaries: the blocks' sites read them as they are, a pass makes all weights at once.
+    /// The dictionaries of q, k, v and o, if attention comes from dictionaries. The sites in `blocks` compute weights as
+    /// they are read; a pass of the model computes all weights at once instead.
     pub dictionaries: Vec<Dictionary>,
-    /// Sizes and kinds.
+    /// Sizes, and the kind of sharing.
     pub config: RecursiveConfig,
     /// Token vectors; also the output head.
     pub embedding: Embedding,
     /// `[context, width]`, added to the token vectors.
     pub positions: Tensor,
-    /// One block a depth.
+    /// One block per depth.
     pub blocks: Vec<Block>,
     /// Before the head.
     pub norm: Norm,
 }
 
-/// `q k v o up down`, as stored once.
+/// `q k v o up down`, as they are stored.
 type Matrices = [Tensor; 6];
 
-/// Standard deviations at the start, of most matrices and of those whose result is added to the stream. GPT-2's: 0.02-like
-/// for width 768, scaled with width; what is added shrinks with the stream's length.
+/// Initial standard deviations of most matrices, and of those whose results are added to the residual stream. As in
+/// GPT-2, the first is about 0.02 at width 768 and scales with the width, and the second also shrinks with the depth.
 fn stds(c: &RecursiveConfig) -> [f32; 2] {
     let std = (0.4 / c.width as f32).sqrt();
     [std, std / (2.0 * c.depth as f32).sqrt()]
@@ -162,7 +163,7 @@ fn matrices(gpu: &Gpu, c: &RecursiveConfig, rng: &mut Rng) -> Matrices {
     ]
 }
 
-/// A low-rank part for `theta`, zero at the start.
+/// Makes a site of `theta` with a low-rank part that is initially zero.
 fn lora(gpu: &Gpu, theta: &Tensor, rank: usize, scale: f32, rng: &mut Rng) -> Arc<dyn Site> {
     let (out, inner) = (theta.shape()[0], theta.shape()[1]);
     let a = Init::Normal((1.0 / inner as f32).sqrt()).leaf(gpu, [rank, inner], rng);
@@ -170,7 +171,7 @@ fn lora(gpu: &Gpu, theta: &Tensor, rank: usize, scale: f32, rng: &mut Rng) -> Ar
     Arc::new(LowRank::new(theta, &a, &b, scale))
 }
 
-/// A product of two factors that starts with the variance of `theta`.
+/// Makes a product of two factors with the initial variance of `theta`.
 fn factored(gpu: &Gpu, theta: &Tensor, std: f32, rank: usize, rng: &mut Rng) -> Arc<dyn Site> {
     let (out, inner) = (theta.shape()[0], theta.shape()[1]);
     let a = Init::Normal((1.0 / inner as f32).sqrt()).leaf(gpu, [rank, inner], rng);
@@ -207,7 +208,7 @@ fn dictionaries(gpu: &Gpu, c: &RecursiveConfig, rng: &mut Rng) -> Vec<Dictionary
 }
 
 impl Recursive {
-    /// A new model with norms of each depth's own, drawn from `rng`.
+    /// Makes a new model, drawn from `rng`. Each depth has its own norms.
     ///
     /// # Panics
     /// When `heads` does not divide `width`, or a size is 0.
@@ -250,7 +251,7 @@ impl Recursive {
             .collect();
         let norm = Norm::rms(gpu, config.width, 1e-5);
         let dictionaries = dictionaries(gpu, c, rng);
-        // The matrices in their place go back to the pool.
+        // The matrices that the dictionaries replace are freed.
         for (i, dictionary) in dictionaries.iter().enumerate() {
             for (layer, block) in blocks.iter_mut().enumerate() {
                 attention_layer(block, i).weight = dictionary.site(layer);
@@ -259,7 +260,7 @@ impl Recursive {
         Recursive { dictionaries, config, embedding, positions, blocks, norm }
     }
 
-    /// The residual stream before the first block: token vectors and positions.
+    /// Returns the residual stream before the first block: token vectors plus positions.
     ///
     /// # Panics
     /// When there are more tokens than the context.
@@ -275,7 +276,7 @@ impl Recursive {
         self.embedding.forward(tokens).add(&positions)
     }
 
-    /// The residual stream after each depth, for `tokens [batch, tokens]`.
+    /// Returns the residual stream after each depth, for `tokens [batch, tokens]`.
     ///
     /// # Panics
     /// As [`Recursive::embed`].
@@ -291,7 +292,7 @@ impl Recursive {
             .collect()
     }
 
-    /// The blocks with the weights that the dictionaries make now, all layers in one pass.
+    /// Returns the blocks with weights computed from the dictionaries as they are now, all layers in one pass.
     pub fn blocks_now(&self) -> Vec<Block> {
         let mut blocks = self.blocks.clone();
         for (i, dictionary) in self.dictionaries.iter().enumerate() {
@@ -321,7 +322,7 @@ impl Recursive {
     }
 }
 
-/// q, k, v or o.
+/// Returns the layer q, k, v or o.
 fn attention_layer(block: &mut Block, i: usize) -> &mut Linear {
     let a = &mut block.attention;
     match i {

@@ -1,43 +1,43 @@
 //! Sliced recursive transformer: a block applied several times, with attention inside groups of tokens.
 //!
-//! Every residual has two learned scalars, `c1 x + c2 f(norm(x))`; after every application follows a small projection of its
-//! own, `a x + b mlp(norm(x))`; attention sees only a group of neighbours, and a random order of the tokens, taken back
-//! afterwards, lets other groups meet on the next application. Source: arXiv 2111.05297.
+//! Every residual has two learned scalars, `c1 x + c2 f(norm(x))`. After every application comes a small projection of
+//! its own, `a x + b mlp(norm(x))`. Attention sees only a group of neighbours. From the second application on, the tokens
+//! are in a random order, which is undone afterwards, so that other tokens meet in a group. Source: arXiv 2111.05297.
 
 use crate::gpu::Gpu;
 use crate::nn::{Activation, Attention, Block, Init, Linear, Mask, Mlp, Module, Norm, Parameters, join};
 use crate::rng::Rng;
 use crate::tensor::Tensor;
 
-/// What follows an application of the block.
+/// The projection that follows an application of the block.
 pub struct Projection {
-    /// `a` and `b`: `[2]`, 1 at the start.
+    /// `a` and `b`: `[2]`, initially 1.
     pub scales: Tensor,
     /// Before the MLP.
     pub norm: Norm,
-    /// Small.
+    /// A small MLP.
     pub mlp: Mlp,
 }
 
-/// One application of the block: scalars and projection of its own.
+/// One application of the block, with its own scalars and projection.
 pub struct Application {
-    /// `c1, c2` of the attention residual, then of the MLP residual: `[4]`, 1 at the start.
+    /// `c1, c2` of the attention residual, then of the MLP residual: `[4]`, initially 1.
     pub scales: Tensor,
-    /// Behind the block.
+    /// Follows the block.
     pub projection: Projection,
-    /// Groups of tokens that attention stays in.
+    /// Number of groups of tokens. Attention stays within a group.
     pub groups: usize,
 }
 
 /// A block and its applications.
 pub struct Sliced {
-    /// The same weights at every application.
+    /// The block, with the same weights at every application.
     pub block: Block,
-    /// In order.
+    /// The applications in order.
     pub applications: Vec<Application>,
 }
 
-/// Element `i` of `scales`, to multiply with.
+/// Returns element `i` of `scales`, in a shape to multiply with.
 fn scalar(scales: &Tensor, i: usize) -> Tensor {
     scales.slice(0, i..i + 1).reshape([1, 1, 1])
 }
@@ -48,7 +48,7 @@ fn residual(scales: &Tensor, i: usize, x: &Tensor, y: &Tensor) -> Tensor {
 }
 
 impl Sliced {
-    /// A block of this width applied once for each entry of `groups`.
+    /// Makes a block of this width that is applied once for each entry of `groups`.
     ///
     /// # Panics
     /// When `heads` does not divide the width, or there is no application.
@@ -92,8 +92,8 @@ impl Sliced {
         Sliced { block, applications }
     }
 
-    /// `x [batch, tokens, width]` after all applications. The first sees the tokens in their order, each later one in a random
-    /// order drawn from `rng`, taken back behind it.
+    /// Returns `x [batch, tokens, width]` after all applications. The first sees the tokens in their order. Each later
+    /// one with several groups sees them in a random order drawn from `rng`, which is undone afterwards.
     ///
     /// # Panics
     /// When an application's groups do not divide the tokens.
@@ -116,7 +116,7 @@ impl Sliced {
         x
     }
 
-    /// One application on tokens in the order given.
+    /// Applies the block once, to tokens in the given order.
     #[track_caller]
     pub fn apply(&self, application: &Application, x: &Tensor) -> Tensor {
         let (block, shape, groups) = (&self.block, *x.shape(), application.groups);
@@ -141,7 +141,7 @@ impl Module for Sliced {
             all.add(join(&path, "projection.scales"), &application.projection.scales);
             application.projection.norm.parameters(&join(&path, "projection.norm"), all);
             application.projection.mlp.parameters(&join(&path, "projection.mlp"), all);
-            // The block's weights, used once more.
+            // The block's weights are used once more.
             if i > 0 {
                 self.block.parameters(&join(&path, "block"), all);
             }

@@ -1,4 +1,4 @@
-//! WideNet: one attention layer and one mixture-of-experts layer for all depths, norms of each depth's own.
+//! WideNet: all depths share one attention layer and one mixture-of-experts layer. Each depth has its own norms.
 //!
 //! Source: "Go Wider Instead of Deeper", arXiv 2107.11817. Balance loss: Switch transformers, arXiv 2101.03961.
 
@@ -11,33 +11,34 @@ use crate::share::Tied;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
-/// Experts of which each token uses the `top` best.
+/// A set of experts. Each token uses the `top` best of them.
 pub struct Experts {
     /// `[experts, width]`
     pub router: Tensor,
-    /// `[hidden, width]` and `[width, hidden]` of each expert.
+    /// `[hidden, width]` and `[width, hidden]` for each expert.
     pub weights: Vec<[Arc<dyn Site>; 2]>,
-    /// Experts a token.
+    /// Number of experts per token.
     pub top: usize,
-    /// Rows that an expert takes, over its even share of `rows * top / experts`; later tokens beyond it pass by.
+    /// Rows that an expert takes, as a multiple of its even share `rows * top / experts`. A full expert skips later
+    /// tokens.
     pub capacity: f32,
-    /// Between an expert's matrices.
+    /// Applied between an expert's matrices.
     pub activation: Activation,
 }
 
-/// What the router did.
+/// The result of routing.
 pub struct Routed {
     /// `[rows, width]`: the gated sum of the experts' results.
     pub output: Tensor,
-    /// `experts * sum_e f_e P_e`, `f` the share of choices and `P` the mean probability of each expert: 1 when all are used
-    /// alike, up to the number of experts when one has everything.
+    /// `experts * sum_e f_e P_e`, where `f` is the share of choices and `P` the mean probability of each expert: 1 if all
+    /// are used alike, up to the number of experts if one is always chosen.
     pub balance_loss: Tensor,
     /// Rows that each expert was given, padded with the number of rows: `[capacity]` of u32.
     pub rows: Vec<Tensor>,
 }
 
 impl Experts {
-    /// `count` experts, drawn from `rng`.
+    /// Makes `count` experts, drawn from `rng`.
     ///
     /// # Panics
     /// When `top` is 0 or above `count`.
@@ -52,11 +53,11 @@ impl Experts {
         Experts { router, weights, top, capacity: 1.25, activation: Activation::GeluTanh }
     }
 
-    /// `x [rows, width]` through the experts. The choice is constant to gradients, which flow through the gates: the chosen
-    /// probabilities, divided by their sum where `top` is above 1.
+    /// Passes `x [rows, width]` through the experts. Gradients treat the choice as constant and flow through the gates:
+    /// the chosen probabilities, divided by their sum if `top` is above 1.
     ///
-    /// While training, `noise` draws what is added to the router's scores, normal with deviation `1 / experts`: experts that
-    /// are nearly as good get tokens too.
+    /// In training, `noise` draws normal numbers of deviation `1 / experts` that are added to the router's scores, so
+    /// that experts that are nearly as good get tokens too.
     #[track_caller]
     pub fn forward(&self, x: &Tensor, noise: Option<&mut Rng>) -> Routed {
         let (gpu, rows, count) = (x.gpu(), x.shape()[0], self.weights.len());
@@ -76,7 +77,7 @@ impl Experts {
 
         let capacity = ((rows * self.top) as f32 / count as f32 * self.capacity).ceil() as usize;
         let capacity = capacity.clamp(1, rows);
-        // Earlier tokens first: their priority is higher, and 0 is nobody's.
+        // Earlier tokens have higher priority. 0 means that a token did not choose the expert.
         let order: Vec<f32> = (0..rows).map(|i| (rows - i) as f32).collect();
         let priority = chosen.mul(&Tensor::from_slice(gpu, &order, [rows, 1]));
         let nobody = Tensor::from_slice(gpu, &vec![rows as u32; capacity], [capacity]);
@@ -105,18 +106,18 @@ impl Module for Experts {
     }
 }
 
-/// The shared layers and every depth's own norms.
+/// The shared layers, and the norms of every depth.
 pub struct WideNet {
-    /// At every depth.
+    /// Used at every depth.
     pub attention: Attention,
-    /// At every depth.
+    /// Used at every depth.
     pub experts: Experts,
-    /// Before attention and before the experts, of each depth.
+    /// The norms before attention and before the experts, for each depth.
     pub norms: Vec<[Norm; 2]>,
 }
 
 impl WideNet {
-    /// `depth` uses of one attention layer of `heads` heads and one layer of experts.
+    /// Makes a model of depth `depth` that uses one attention layer of `heads` heads and one layer of experts.
     ///
     /// # Panics
     /// When `heads` does not divide the width, or a size is 0.
@@ -142,7 +143,8 @@ impl WideNet {
         WideNet { attention, experts, norms }
     }
 
-    /// `x [batch, tokens, width]`, and the balance losses of all depths added up; `noise` as in [`Experts::forward`].
+    /// Returns `x [batch, tokens, width]` after all depths, and the sum of their balance losses. `noise` is as in
+    /// [`Experts::forward`].
     #[track_caller]
     pub fn forward(&self, x: &Tensor, mask: &Mask, mut noise: Option<&mut Rng>) -> (Tensor, Tensor) {
         let shape = *x.shape();

@@ -2,9 +2,9 @@
 
 use crate::tensor::Tensor;
 
-/// `t^2 KL(teacher || student)` of the softmaxes of `scores / t`, mean over rows, in nats: the factor keeps the gradient's size
-/// for every temperature `t`. Nothing flows into the teacher; a class that it excludes by a score of negative infinity has no part.
-/// Source: Hinton et al., arXiv 1503.02531.
+/// Returns `t^2 KL(teacher || student)` of the softmaxes of `scores / t`, averaged over rows, in nats. The factor makes
+/// the size of the gradient independent of the temperature `t`. The teacher gets no gradient. A class that it excludes by
+/// a score of negative infinity does not count. Source: Hinton et al., arXiv 1503.02531.
 ///
 /// # Panics
 /// When the shapes differ.
@@ -20,7 +20,7 @@ pub fn distillation(student: &Tensor, teacher: &Tensor, t: f32) -> Tensor {
     let own = student.scale(1.0 / t).log_softmax(-1);
     let rows = (goal.count() / goal.shape()[goal.shape().len() - 1]) as f32;
     let p = goal.exp();
-    // 0 log 0 = 0: a class that the teacher excludes has no part.
+    // 0 log 0 = 0: a class that the teacher excludes does not count.
     let zero = Tensor::zeros(p.gpu(), [1]);
     let difference = goal.sub(&own).where_mask(&p.gt(&zero), &zero);
     p.mul(&difference).sum_all().scale(t * t / rows)

@@ -1,12 +1,12 @@
-//! How weights start, by the names the field uses.
+//! Initial distributions of weights, by the names that the field uses.
 
 use crate::gpu::Gpu;
 use crate::rng::Rng;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
-/// A distribution for a new parameter. Fan-in is the product of all axes but the first, fan-out the first axis times
-/// the product of those after the second: `[out, in]` and `[out, in, kh, kw]` as PyTorch counts them.
+/// A distribution for a new parameter. Fan-in is the product of all axes but the first, fan-out the first axis times the
+/// product of those after the second. For `[out, in]` and `[out, in, kh, kw]` this is as in PyTorch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Init {
@@ -29,7 +29,7 @@ pub enum Init {
 }
 
 impl Init {
-    /// A leaf of this shape, drawn from `rng` on the host: the same bits on every adapter.
+    /// Makes a leaf of this shape, drawn from `rng` on the host: the same bits on every adapter.
     pub fn leaf(self, gpu: &Gpu, shape: impl Into<Shape>, rng: &mut Rng) -> Tensor {
         let shape = shape.into();
         let mut data = vec![0.0f32; shape.count()];

@@ -1,7 +1,7 @@
-//! Layers. Each is generic over where its weight comes from: any [`Site`] stands in for a matrix.
+//! Layers. Each is generic over the source of its weight: any [`Site`] can take the place of a matrix.
 //!
 //! A layer is a struct of tensors and sites with a `forward`. [`Parameters`] lists the stored leaves once each, however
-//! many sites use them, and counts what is used beside what is stored.
+//! many sites use them, and counts both stored and used elements.
 
 mod distill;
 mod init;
@@ -19,7 +19,7 @@ use crate::tensor::Tensor;
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// The leaves of a model: each once, with a name, and the number of weights that its sites use.
+/// The leaves of a model, each once and with a name, and the number of weight elements that its sites use.
 #[derive(Default)]
 pub struct Parameters {
     named: Vec<(String, Tensor)>,
@@ -35,13 +35,13 @@ impl Parameters {
         all
     }
 
-    /// Adds a leaf under `name`, unless it is there already; its elements count as used each time.
+    /// Adds a leaf under `name`, unless it is listed already. Its elements count as used each time.
     pub fn add(&mut self, name: impl Into<String>, leaf: &Tensor) {
         self.used += leaf.count();
         self.store(name, leaf);
     }
 
-    /// Adds a site's leaves; what counts as used is the matrix that it makes.
+    /// Adds a site's leaves. The elements of the matrix that it makes count as used.
     pub fn add_site(&mut self, path: &str, site: &dyn Site) {
         let [out, inner] = site.size();
         self.used += out * inner;
@@ -50,7 +50,7 @@ impl Parameters {
         }
     }
 
-    /// Adds a leaf that sites make weights of: stored, not used as it is.
+    /// Adds a leaf of which sites make weights. It counts as stored but not as used.
     pub fn store(&mut self, name: impl Into<String>, leaf: &Tensor) {
         let Some(id) = leaf.leaf_id() else { return };
         if self.seen.insert(id) {
@@ -63,12 +63,12 @@ impl Parameters {
         &self.named
     }
 
-    /// Elements stored: every leaf once.
+    /// Number of elements stored: every leaf once.
     pub fn stored(&self) -> usize {
         self.named.iter().map(|(_, leaf)| leaf.count()).sum()
     }
 
-    /// Elements used: every site's weight, however it is stored.
+    /// Number of elements used: every site's weight, however it is stored.
     pub fn used(&self) -> usize {
         self.used
     }
@@ -88,20 +88,20 @@ pub trait Module {
 /// `y = x W^T + b`, `W [out, in]` from any site.
 #[derive(Clone)]
 pub struct Linear {
-    /// Where the weight comes from.
+    /// The source of the weight.
     pub weight: Arc<dyn Site>,
     /// `[out]`.
     pub bias: Option<Tensor>,
 }
 
 impl Linear {
-    /// A layer with a stored weight of its own, drawn by `init`, and a zero bias if `bias`.
+    /// Makes a layer with a stored weight of its own, drawn by `init`, and a zero bias if `bias`.
     pub fn new(gpu: &Gpu, inner: usize, out: usize, bias: bool, init: Init, rng: &mut Rng) -> Linear {
         let weight = init.leaf(gpu, [out, inner], rng);
         Linear::from_site(Arc::new(Tied::new(&weight)), bias.then(|| Init::Zeros.leaf(gpu, [out], rng)))
     }
 
-    /// A layer whose weight is a site.
+    /// Makes a layer whose weight is a site.
     pub fn from_site(weight: Arc<dyn Site>, bias: Option<Tensor>) -> Linear {
         Linear { weight, bias }
     }
@@ -109,7 +109,7 @@ impl Linear {
     /// `x [.., in] -> [.., out]`
     ///
     /// # Panics
-    /// When the last axis is not the layer's input.
+    /// When the last axis of `x` is not the layer's input.
     #[track_caller]
     pub fn forward(&self, x: &Tensor) -> Tensor {
         self.forward_with(x, Activation::None, None)
@@ -258,7 +258,7 @@ pub struct Mlp {
     pub up: Linear,
     /// `[width, hidden]`
     pub down: Linear,
-    /// Between the two.
+    /// Applied between the two.
     pub activation: Activation,
 }
 

@@ -1,4 +1,4 @@
-//! AdamW: moments of the gradient set the step of every element, weight decay apart from both.
+//! AdamW: moments of the gradient set the step of every element, with decoupled weight decay.
 
 use super::arena::{Arenas, Kernel};
 use super::{Group, StateTensor, StepInfo, at_least_zero, below_one, check_clip};
@@ -11,19 +11,19 @@ use std::sync::Arc;
 
 const OP: &str = "adamw";
 
-/// Settings of [`AdamW`]; weight decay and rate scale are in its [`Group`]s.
+/// Settings of [`AdamW`]. Weight decay and rate scale are set per [`Group`].
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct AdamWConfig {
-    /// The base learning rate, which [`AdamW::lr`] gives to a schedule.
+    /// The base learning rate. [`AdamW::lr`] returns it, as the input of a schedule.
     pub lr: f32,
-    /// How much of the mean and of the mean square a step keeps.
+    /// The shares of the running mean and of the running mean square that a step keeps.
     pub betas: (f64, f64),
     /// Added to the root of the mean square.
     pub eps: f32,
     /// Scales all gradients together so that their norm is at most this.
     pub clip: Option<f32>,
-    /// Bytes of one arena, for tests; the adapter's limit holds anyway.
+    /// The most bytes of one arena, for tests. The adapter's limit applies in any case.
     #[doc(hidden)]
     pub arena_limit: Option<u64>,
 }
@@ -51,7 +51,8 @@ impl Default for AdamWConfig {
 /// w -= lr (m / (1 - b1^s)) / (sqrt(v / (1 - b2^s)) + eps)
 /// ```
 ///
-/// `s` counts the steps in which the parameter had a gradient, as in PyTorch: one that joins late starts at 1.
+/// `s` counts the steps in which the parameter had a gradient, as in PyTorch. For a parameter that joins late it starts
+/// at 1.
 /// Source: Loshchilov, Hutter 2019, "Decoupled Weight Decay Regularization".
 pub struct AdamW {
     arenas: Arenas,
@@ -59,14 +60,14 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// Takes the parameters into arenas, with moments of 0.
+    /// Moves the parameters into arenas, with moments of 0.
     ///
     /// # Errors
-    /// For a setting out of range, which it names; the device's fault, if one stands.
+    /// When a setting is out of range, which the message names, or the device has failed.
     ///
     /// # Panics
-    /// When a parameter is no f32 leaf with elements of its own, has another optimizer that is in use, or a name or tensor comes
-    /// twice. The parameters are as they were then, as after an error.
+    /// When a parameter is not an f32 leaf with elements of its own, belongs to another optimizer that is in use, or a
+    /// name or tensor comes twice. The parameters are then unchanged, as after an error.
     #[track_caller]
     pub fn new(gpu: &Gpu, groups: Vec<Group>, config: AdamWConfig) -> Result<AdamW> {
         at_least_zero(OP, "lr", config.lr.into())?;
@@ -81,17 +82,17 @@ impl AdamW {
         Ok(AdamW { arenas, config })
     }
 
-    /// Changes the parameters by one step at learning rate `lr`. Recorded like an op: nothing is read back.
+    /// Changes the parameters by one step at learning rate `lr`. It is recorded like an op, and nothing is read back.
     ///
     /// Pending expressions over the parameters are computed first. A graph that saved a parameter cannot go backward
     /// after this.
     ///
     /// # Errors
-    /// For a learning rate that is negative or not finite; what a gradient carries; the device's fault, if one stands. Then no
-    /// parameter and no state is changed, and the step is not counted.
+    /// When the learning rate is negative or not finite, a gradient carries an error, or the device has failed. Then no
+    /// parameter and no state changes, and the step is not counted.
     ///
     /// # Panics
-    /// When no parameter has a gradient in `grads`, or one that was computed before this optimizer was made.
+    /// When no parameter has a gradient in `grads`, or a gradient was computed before this optimizer was made.
     #[track_caller]
     pub fn step(&mut self, grads: &Grads, lr: f32) -> Result<StepInfo> {
         at_least_zero(OP, "the learning rate", lr.into())?;
@@ -119,37 +120,38 @@ impl AdamW {
         self.config.lr
     }
 
-    /// Bytes of what is kept between steps, beside the parameters.
+    /// Bytes of the state between steps, without the parameters.
     pub fn state_bytes(&self) -> usize {
         self.arenas.state_bytes()
     }
 
-    /// Steps taken, those that changed nothing included.
+    /// Number of steps taken, including those that changed nothing.
     pub fn steps(&self) -> u64 {
         self.arenas.steps()
     }
 
-    /// Steps that changed nothing because the gradients had no finite norm, since this optimizer was made. Waits for the device.
+    /// Number of steps since this optimizer was made that changed nothing, because the norm of the gradients was not
+    /// finite. Waits for the device.
     ///
     /// # Errors
-    /// The device's fault, if one stands.
+    /// When the device has failed.
     pub fn skipped(&self) -> Result<u64> {
         self.arenas.skipped()
     }
 
-    /// The moments `m/NAME` and `v/NAME` of every parameter, and `step/NAME` of those that had no gradient in some steps; with
-    /// [`AdamW::steps`] all that there is to save.
+    /// Returns the moments `m/NAME` and `v/NAME` of every parameter, and `step/NAME` of those that had no gradient in
+    /// some steps. Together with [`AdamW::steps`], this is all that there is to save.
     ///
     /// # Errors
-    /// The device's fault, if one stands.
+    /// When the device has failed.
     pub fn state_dict(&self) -> Result<Vec<StateTensor>> {
         self.arenas.state_dict(true)
     }
 
-    /// Takes the moments and the count of steps that [`AdamW::state_dict`] and [`AdamW::steps`] gave.
+    /// Restores the moments and the count of steps that [`AdamW::state_dict`] and [`AdamW::steps`] returned.
     ///
     /// # Errors
-    /// When a tensor is missing, too many or of another shape, which is named; then nothing is changed.
+    /// When a tensor is missing, superfluous or of another shape. The message names it, and nothing changes.
     pub fn load_state(&mut self, steps: u64, state: &[StateTensor]) -> Result<()> {
         self.arenas.load_state(steps, state)
     }

@@ -1,5 +1,5 @@
-//! Arenas: all parameters one after the other, their gradients and moments at the same offsets of other buffers, and a
-//! table of chunks by which one kernel walks every tensor that has a gradient.
+//! Arenas hold all parameters one after the other, and their gradients and moments at the same offsets of other buffers.
+//! A table of chunks lets one kernel process every tensor that has a gradient.
 
 use super::{Group, StepInfo, at_least_zero};
 use crate::dtype::DType;
@@ -17,13 +17,13 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
 
-/// Alignment of tensors in an arena: enough to bind one on every adapter.
+/// Alignment of tensors in an arena, in bytes. With it, every adapter can bind each of them.
 const ALIGN: u64 = 256;
-/// Elements that one workgroup walks.
+/// Elements per chunk, which one workgroup processes.
 const CHUNK: usize = 1024;
 /// The largest arena: element numbers are 32 bits.
 const MOST: u64 = 1 << 32;
-/// Sets of parameters with a gradient whose tables are kept; a model has few.
+/// The most tables that are kept. There is one for each set of parameters with a gradient, and a model has few such sets.
 const TABLES: usize = 32;
 
 pub(super) struct Arenas {
@@ -32,15 +32,15 @@ pub(super) struct Arenas {
     pub(super) moments: &'static [&'static str],
     pub(super) arenas: Vec<Arena>,
     pub(super) leaves: Vec<Leaf>,
-    /// By the group of every leaf, 0 for those without a gradient.
+    /// The tables, keyed by the group of every leaf, which is 0 for leaves without a gradient.
     tables: HashMap<Vec<u32>, Arc<Table>>,
-    /// Steps of the optimizer. Shared with recorded steps, whose replays count too.
+    /// Number of the optimizer's steps. Recorded steps share it, as their replays count too.
     pub(super) steps: Arc<AtomicU64>,
-    /// Steps that each leaf took part in, likewise.
+    /// Number of steps that each leaf took part in, shared likewise.
     pub(super) counts: Arc<[AtomicU64]>,
-    /// Steps whose gradients had no finite norm, counted on the device.
+    /// Number of steps whose gradients had no finite norm, counted on the device.
     pub(super) skipped: Arc<Buffer>,
-    /// The recording whose code took a step last, and the leaves' counts before it.
+    /// The last recording in which a step was taken, and the leaves' counts before it.
     recording: (u64, Arc<[u64]>),
 }
 
@@ -51,7 +51,7 @@ pub(super) struct Arena {
 }
 
 impl Drop for Arena {
-    /// Another optimizer may have the parameters.
+    /// Lets another optimizer take the parameters.
     fn drop(&mut self) {
         self.layout.leave();
     }
@@ -61,9 +61,9 @@ pub(super) struct Leaf {
     pub name: String,
     pub tensor: Tensor,
     pub arena: usize,
-    /// In bytes.
+    /// Offset in the arena, in bytes.
     offset: u64,
-    /// Its part of the arena's parameters.
+    /// The leaf's part of the arena's parameters.
     part: Option<Arc<Buffer>>,
     lr_scale: f32,
     weight_decay: f32,
@@ -74,25 +74,25 @@ struct Table {
     chunks: usize,
 }
 
-/// The chunks of one arena's leaves that took part in equally many steps.
+/// The chunks of those leaves of one arena that took part in equally many steps.
 struct Part {
     arena: usize,
-    /// One of the leaves.
+    /// One of these leaves.
     leaf: usize,
     chunks: usize,
-    /// Chunks of the parts before this one.
+    /// Number of chunks in the parts before this one.
     first: usize,
     table: Arc<Buffer>,
 }
 
-/// The numbers of an update at a learning rate and at the step that it is for its parameters, counted from 1.
+/// Returns the constants of an update for a learning rate and for the parameters' number of steps, counted from 1.
 pub(super) type Numbers = Arc<dyn Fn(f32, u64) -> Vec<(&'static str, f32)> + Send + Sync>;
 
 /// The update of one optimizer.
 pub(super) struct Kernel<'a> {
     pub source: &'a Source,
     pub entry: &'a str,
-    /// What the kernel calls the arrays of moments.
+    /// The kernel's names for the arrays of moments.
     pub moments: &'a [&'static str],
     pub lr: f32,
     pub numbers: Numbers,
@@ -147,7 +147,8 @@ impl Arenas {
         let arenas: Vec<Arena> = sizes.into_iter().map(arena).collect();
         let skipped = zeros(op, gpu, 16);
         skipped.spare();
-        // Before any parameter moves in: one that carries an error would be lost, and what moves is somebody's only copy.
+        // Errors must show before any parameter moves: one that carries an error would be lost, and it may be the only
+        // copy.
         for arena in &arenas {
             arena.buffers().try_for_each(|buffer| buffer.data().map(drop))?;
         }
@@ -165,7 +166,7 @@ impl Arenas {
                 leaf.name
             );
         }
-        // Not in the middle of another thread's replay, which may still change the parameters where they are.
+        // This must not happen during another thread's replay, which may still change the parameters in their old place.
         gpu.unchanged(|| {
             for leaf in &mut leaves {
                 let part = arenas[leaf.arena].params.part(gpu, DType::F32.buffer_bytes(leaf.tensor.count()));
@@ -188,7 +189,7 @@ impl Arenas {
         })
     }
 
-    /// Of moments, every stored element once each.
+    /// Bytes of the moments, without the gaps between them.
     pub fn state_bytes(&self) -> usize {
         self.moments.len() * self.leaves.iter().map(|leaf| 4 * leaf.tensor.count()).sum::<usize>()
     }
@@ -212,7 +213,7 @@ impl Arenas {
             self.op,
             present.len()
         );
-        // Counts and kernels are of one moment, also beside replays of steps that take this optimizer's.
+        // Counts and kernels must belong together, even while other threads replay steps of this optimizer.
         gpu.unchanged(|| self.step_now(present, grads, clip, kernel))
     }
 
@@ -248,7 +249,7 @@ impl Arenas {
         Ok(StepInfo { norm })
     }
 
-    /// What changes in a part's parameters from one replay of a recorded step to the next.
+    /// Returns the parameters of a part's launch that change from one replay of a recorded step to the next.
     fn live(&self, part: &Part, kernel: &Kernel, rate: usize) -> Live {
         let (numbers, counts, leaf) = (kernel.numbers.clone(), self.counts.clone(), part.leaf);
         let make = move |rates: &[f32]| numbers(rates[rate], counts[leaf].load(Relaxed).saturating_add(1));
@@ -279,7 +280,7 @@ impl Arenas {
         (kernel.numbers)(kernel.lr, step).into_iter().fold(launch, |launch, (name, x)| launch.set(name, x))
     }
 
-    /// Counts a step of these leaves, and of every replay.
+    /// Counts this step of these leaves, and each of its replays.
     fn count(&mut self, present: Vec<bool>, counts_matter: bool) {
         let number = recording::number(&self.gpu);
         if number != 0 && counts_matter {
@@ -299,7 +300,8 @@ impl Arenas {
         self.gpu.each_replay(count);
     }
 
-    /// A recorded kernel takes its leaves' steps to be equally many: where they no longer are, a replay would be wrong.
+    /// A recorded kernel assumes that its leaves have taken part in equally many steps. Once they have not, a replay
+    /// would be wrong, and is refused.
     fn hold_together(&self, present: &[bool]) {
         let mut groups: HashMap<u64, Vec<usize>> = HashMap::new();
         for leaf in (0..present.len()).filter(|leaf| present[*leaf]) {
@@ -318,8 +320,8 @@ impl Arenas {
         });
     }
 
-    /// The group of every leaf, from 1 on: of those that took part in equally many steps, where the kernel asks for that. 0 for
-    /// leaves without a gradient.
+    /// Returns the group of every leaf, from 1 on. If `by_count`, a group has the leaves that took part in equally many
+    /// steps; otherwise there is one group. 0 is for leaves without a gradient.
     fn groups(&self, present: &[bool], by_count: bool) -> Vec<u32> {
         let mut seen: Vec<u64> = Vec::new();
         let mut group = |(leaf, here): (usize, &bool)| {
@@ -360,7 +362,7 @@ impl Arenas {
         true
     }
 
-    /// The sums of squares of all chunks.
+    /// Computes the sums of squares of all chunks.
     fn partials(&self, grads: &Grads, table: &Table) -> Result<Arc<Buffer>> {
         let partials = self.gpu.alloc("grad_norm", DType::F32.buffer_bytes(table.chunks));
         for part in &table.parts {
@@ -396,7 +398,7 @@ impl Arenas {
         if self.tables.len() >= TABLES {
             self.tables.clear();
         }
-        // One that could not be uploaded is tried again.
+        // If an upload failed, the table is made again next time.
         if table.parts.iter().all(|part| part.table.data().is_ok()) {
             self.tables.insert(groups, table.clone());
         }
@@ -405,12 +407,12 @@ impl Arenas {
 }
 
 impl Arena {
-    /// What an update writes.
+    /// The buffers that an update writes.
     fn buffers(&self) -> impl Iterator<Item = &Arc<Buffer>> {
         std::iter::once(&self.params).chain(&self.moments)
     }
 
-    /// A buffer of this arena's size.
+    /// A buffer of this arena, over the arena's whole size.
     fn whole(&self, buffer: &Arc<Buffer>) -> kernel::Part {
         kernel::Part { buffer: buffer.clone(), offset: 0, size: self.layout.bytes }
     }
@@ -421,14 +423,14 @@ impl Arena {
 }
 
 impl Part {
-    /// The chunks' places and settings.
+    /// The table of the chunks' places and settings.
     fn rows(&self) -> kernel::Part {
         kernel::Part { buffer: self.table.clone(), offset: 0, size: 16 * self.chunks as u64 }
     }
 }
 
 impl Leaf {
-    /// Where the elements are in the arena, in elements.
+    /// The range of the leaf's elements in the arena.
     pub(super) fn range(&self) -> std::ops::Range<usize> {
         let start = self.offset as usize / 4;
         start..start + self.tensor.count()
@@ -444,7 +446,7 @@ impl Leaf {
     }
 }
 
-/// All that a buffer holds.
+/// A whole buffer.
 fn whole(buffer: &Arc<Buffer>) -> kernel::Part {
     kernel::Part { buffer: buffer.clone(), offset: 0, size: buffer.size }
 }
@@ -464,7 +466,7 @@ fn check_leaf(op: &str, gpu: &Gpu, name: &str, tensor: &Tensor) {
     );
 }
 
-/// A buffer of zeros: what lies between the tensors of an arena is defined, too.
+/// Makes a buffer of zeros, so that the gaps between the tensors of an arena are defined too.
 fn zeros(op: &'static str, gpu: &Gpu, bytes: u64) -> Arc<Buffer> {
     let buffer = gpu.alloc(op, bytes);
     let shape = Shape::new(&[bytes as usize / 4]);
@@ -473,7 +475,7 @@ fn zeros(op: &'static str, gpu: &Gpu, bytes: u64) -> Arc<Buffer> {
     buffer
 }
 
-/// A launch of `grad_norm`, over all chunks of a part or, to finish, of all parts.
+/// Returns a launch of `grad_norm`, over all chunks of a part or, for `finish`, of all parts.
 fn norm_launch(entry: &str, chunks: usize, first: usize, clip: f32) -> Launch<'_> {
     let finishes = entry == "finish";
     Launch::new("grad_norm", norm_source(), entry, if finishes { [1, 1, 1] } else { grid(chunks) })

@@ -1,8 +1,9 @@
-//! Optimizers: parameters, gradients and moments in parallel arenas, one kernel a step and arena.
+//! Optimizers: parameters, gradients and moments lie in parallel arenas, and one kernel per arena makes a step.
 //!
-//! An optimizer moves its parameters into memory of its own; every handle on them sees that. Backward passes then write
-//! gradients where the optimizer reads them, and a step is three dispatches whatever the number of tensors (two more where they fill
-//! another arena, or joined late). Nothing is read back: the gradients' norm stays on the device until somebody asks.
+//! An optimizer moves its parameters into memory of its own, and all handles on them follow. Backward passes then write
+//! gradients where the optimizer reads them. A step takes three dispatches, whatever the number of tensors (two more for
+//! each further arena, and for parameters that joined late). Nothing is read back: the norm of the gradients stays on the
+//! device until it is read.
 //!
 //! ```no_run
 //! use tiebeam::optim::{AdamW, AdamWConfig, Group, Schedule};
@@ -19,14 +20,14 @@
 //! # Ok::<(), tiebeam::Error>(())
 //! ```
 //!
-//! A step whose gradients have a norm that is not finite (a NaN, an infinity, or squares whose sum overflows f32)
-//! changes nothing on the device, so that the last good parameters stay; the counter of steps moves on, because the
-//! host does not wait to know, and `skipped` tells how many they were. A parameter without a gradient is left alone: not
-//! decayed, its moments as they were.
+//! A step changes nothing on the device if the norm of its gradients is not finite (because of a NaN, an infinity, or
+//! squares whose sum overflows f32), so the last good parameters stay. The counter of steps still moves on, because the
+//! host does not wait for the norm, and `skipped` returns the number of such steps. A parameter without a gradient is
+//! left alone: it does not decay, and its moments stay.
 //!
-//! A step changes all its parameters or none: one that returns an error has changed nothing. Parameters belong to one optimizer
-//! at a time; when it is dropped, or could not be made, they are free for another, and go on from the values that they have.
-//! Once another has taken them, steps recorded before must be recorded again, and say so.
+//! A step changes all its parameters or none: one that returns an error has changed nothing. Parameters belong to one
+//! optimizer at a time. When it is dropped, or could not be made, another one can take them, with the values that they
+//! have. Once another has taken them, steps recorded before return an error and must be recorded again.
 
 mod adamw;
 mod arena;
@@ -47,43 +48,43 @@ use crate::tensor::Tensor;
 pub struct Group {
     /// Leaves by name; the names must be unique over all groups of an optimizer.
     pub params: Vec<(String, Tensor)>,
-    /// Fraction of a weight that a step at learning rate 1 takes away; 0 for norms and biases.
+    /// The fraction of a weight that a step at learning rate 1 removes. Use 0 for norms and biases.
     pub weight_decay: f32,
     /// Multiplies the learning rate of every step.
     pub lr_scale: f32,
 }
 
 impl Group {
-    /// A group without weight decay at the plain learning rate.
+    /// Makes a group without weight decay, at the unscaled learning rate.
     pub fn new<'a, N: Into<String>>(params: impl IntoIterator<Item = (N, &'a Tensor)>) -> Group {
         let params = params.into_iter().map(|(name, tensor)| (name.into(), tensor.clone())).collect();
         Group { params, weight_decay: 0.0, lr_scale: 1.0 }
     }
 
-    /// With this weight decay.
+    /// Sets the weight decay.
     pub fn weight_decay(self, weight_decay: f32) -> Group {
         Group { weight_decay, ..self }
     }
 
-    /// With the learning rate multiplied by this.
+    /// Sets the factor of the learning rate.
     pub fn lr_scale(self, lr_scale: f32) -> Group {
         Group { lr_scale, ..self }
     }
 }
 
-/// What a step leaves to look at.
+/// The result of a step.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct StepInfo {
-    /// `sqrt` of the sum of all squared gradients, before clipping: a scalar on the device, to be read when it is of
-    /// interest and not each step.
+    /// `sqrt` of the sum of all squared gradients, before clipping. It is a scalar on the device; read it when it is of
+    /// interest, and not in each step.
     pub norm: Tensor,
 }
 
 /// A named part of an optimizer's state, such as `m/blocks.wq`.
 pub type StateTensor = (String, Shape, Vec<f32>);
 
-/// The setting `name`, which must be finite and at least 0.
+/// Checks the setting `name`, which must be finite and at least 0.
 fn at_least_zero(op: &str, name: &str, value: f64) -> Result<()> {
     if value.is_finite() && value >= 0.0 {
         return Ok(());

@@ -8,12 +8,12 @@ use std::f64::consts::PI;
 pub enum Schedule {
     /// The base rate at every step.
     Constant,
-    /// A straight line up to the base rate, then half a cosine down.
+    /// A linear rise to the base rate, then half a cosine down.
     /// Source: Loshchilov, Hutter 2017, "SGDR: Stochastic Gradient Descent with Warm Restarts".
     WarmupCosine {
-        /// Steps until the base rate is reached; 0 for none.
+        /// Number of steps until the base rate is reached; 0 for none.
         warmup: u64,
-        /// The step from which on the rate is the lowest.
+        /// The step from which on the rate is lowest.
         total: u64,
         /// The lowest rate, as a fraction of the base rate.
         floor: f32,
@@ -21,7 +21,7 @@ pub enum Schedule {
 }
 
 impl Schedule {
-    /// The learning rate of step `step`, counted from 0: while warming up `base (step + 1) / warmup`, then
+    /// Returns the learning rate of step `step`, counted from 0: while warming up `base (step + 1) / warmup`, then
     /// `base (floor + (1 - floor) (1 + cos(pi t)) / 2)` with `t = (step - warmup) / (total - warmup)`, at most 1.
     pub fn lr(&self, base: f32, step: u64) -> f32 {
         let Schedule::WarmupCosine { warmup, total, floor } = *self else { return base };

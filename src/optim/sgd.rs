@@ -11,19 +11,19 @@ use std::sync::Arc;
 
 const OP: &str = "sgd";
 
-/// Settings of [`Sgd`]; weight decay and rate scale are in its [`Group`]s.
+/// Settings of [`Sgd`]. Weight decay and rate scale are set per [`Group`].
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct SgdConfig {
-    /// The base learning rate, which [`Sgd::lr`] gives to a schedule.
+    /// The base learning rate. [`Sgd::lr`] returns it, as the input of a schedule.
     pub lr: f32,
-    /// How much of the velocity a step keeps; with 0 none is stored.
+    /// The share of the velocity that a step keeps. With 0, no velocity is stored.
     pub momentum: f32,
-    /// Looks ahead by one velocity.
+    /// Whether the gradient looks ahead by one velocity.
     pub nesterov: bool,
     /// Scales all gradients together so that their norm is at most this.
     pub clip: Option<f32>,
-    /// Bytes of one arena, for tests; the adapter's limit holds anyway.
+    /// The most bytes of one arena, for tests. The adapter's limit applies in any case.
     #[doc(hidden)]
     pub arena_limit: Option<u64>,
 }
@@ -51,7 +51,7 @@ impl Default for SgdConfig {
 /// w -= lr b,  or with nesterov  w -= lr (g + momentum b)
 /// ```
 ///
-/// Weight decay is part of the gradient here, as in PyTorch, and so passes through the velocity.
+/// Weight decay is part of the gradient here, as in PyTorch, so it passes through the velocity.
 /// Source: Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning", in the form
 /// of PyTorch's `SGD` without dampening.
 pub struct Sgd {
@@ -60,14 +60,14 @@ pub struct Sgd {
 }
 
 impl Sgd {
-    /// Takes the parameters into arenas, with velocities of 0.
+    /// Moves the parameters into arenas, with velocities of 0.
     ///
     /// # Errors
-    /// For a setting out of range, which it names; the device's fault, if one stands.
+    /// When a setting is out of range, which the message names, or the device has failed.
     ///
     /// # Panics
-    /// When a parameter is no f32 leaf with elements of its own, has another optimizer that is in use, or a name or tensor comes
-    /// twice. The parameters are as they were then, as after an error.
+    /// When a parameter is not an f32 leaf with elements of its own, belongs to another optimizer that is in use, or a
+    /// name or tensor comes twice. The parameters are then unchanged, as after an error.
     #[track_caller]
     pub fn new(gpu: &Gpu, groups: Vec<Group>, config: SgdConfig) -> Result<Sgd> {
         at_least_zero(OP, "lr", config.lr.into())?;
@@ -81,17 +81,17 @@ impl Sgd {
         Ok(Sgd { arenas, config })
     }
 
-    /// Changes the parameters by one step at learning rate `lr`. Recorded like an op: nothing is read back.
+    /// Changes the parameters by one step at learning rate `lr`. It is recorded like an op, and nothing is read back.
     ///
     /// Pending expressions over the parameters are computed first. A graph that saved a parameter cannot go backward
     /// after this.
     ///
     /// # Errors
-    /// For a learning rate that is negative or not finite; what a gradient carries; the device's fault, if one stands. Then no
-    /// parameter and no state is changed, and the step is not counted.
+    /// When the learning rate is negative or not finite, a gradient carries an error, or the device has failed. Then no
+    /// parameter and no state changes, and the step is not counted.
     ///
     /// # Panics
-    /// When no parameter has a gradient in `grads`, or one that was computed before this optimizer was made.
+    /// When no parameter has a gradient in `grads`, or a gradient was computed before this optimizer was made.
     #[track_caller]
     pub fn step(&mut self, grads: &Grads, lr: f32) -> Result<StepInfo> {
         at_least_zero(OP, "the learning rate", lr.into())?;
@@ -109,36 +109,37 @@ impl Sgd {
         self.config.lr
     }
 
-    /// Bytes of what is kept between steps, beside the parameters.
+    /// Bytes of the state between steps, without the parameters.
     pub fn state_bytes(&self) -> usize {
         self.arenas.state_bytes()
     }
 
-    /// Steps taken, those that changed nothing included.
+    /// Number of steps taken, including those that changed nothing.
     pub fn steps(&self) -> u64 {
         self.arenas.steps()
     }
 
-    /// Steps that changed nothing because the gradients had no finite norm, since this optimizer was made. Waits for the device.
+    /// Number of steps since this optimizer was made that changed nothing, because the norm of the gradients was not
+    /// finite. Waits for the device.
     ///
     /// # Errors
-    /// The device's fault, if one stands.
+    /// When the device has failed.
     pub fn skipped(&self) -> Result<u64> {
         self.arenas.skipped()
     }
 
-    /// The velocity `velocity/NAME` of every parameter; nothing without momentum.
+    /// Returns the velocity `velocity/NAME` of every parameter; nothing without momentum.
     ///
     /// # Errors
-    /// The device's fault, if one stands.
+    /// When the device has failed.
     pub fn state_dict(&self) -> Result<Vec<StateTensor>> {
         self.arenas.state_dict(false)
     }
 
-    /// Takes the velocities and the count of steps that [`Sgd::state_dict`] and [`Sgd::steps`] gave.
+    /// Restores the velocities and the count of steps that [`Sgd::state_dict`] and [`Sgd::steps`] returned.
     ///
     /// # Errors
-    /// When a tensor is missing, too many or of another shape, which is named; then nothing is changed.
+    /// When a tensor is missing, superfluous or of another shape. The message names it, and nothing changes.
     pub fn load_state(&mut self, steps: u64, state: &[StateTensor]) -> Result<()> {
         self.arenas.load_state(steps, state)
     }

@@ -1,4 +1,4 @@
-//! What an optimizer keeps between steps, for checkpoints.
+//! The state that an optimizer keeps between steps, for checkpoints.
 
 use super::StateTensor;
 use super::arena::{Arena, Arenas};
@@ -9,12 +9,12 @@ use crate::shape::Shape;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// The state that counts a parameter's steps, where they are not the optimizer's.
+/// Name of the state that counts a parameter's steps, if they differ from the optimizer's.
 const COUNT: &str = "step";
 
 impl Arenas {
-    /// Every moment of every leaf, named `MOMENT/LEAF`, of one moment in time; and where `counts` is set `step/LEAF` of every leaf
-    /// that has not taken part in all steps.
+    /// Returns every moment of every leaf, named `MOMENT/LEAF`, all from the same point in time. If `counts`, also
+    /// returns `step/LEAF` of every leaf that has not taken part in all steps.
     pub fn state_dict(&self, counts: bool) -> Result<Vec<StateTensor>> {
         let read = |index: usize| -> Result<Vec<Reading>> {
             let start = |arena: &Arena| self.gpu.start_read(&arena.moments[index], 0, arena.layout.bytes);
@@ -104,7 +104,7 @@ impl Arenas {
         })
     }
 
-    /// Steps that changed nothing because the gradients had no finite norm. Waits for the device.
+    /// Number of steps that changed nothing, because the norm of the gradients was not finite. Waits for the device.
     pub fn skipped(&self) -> Result<u64> {
         let words: Vec<u32> = bytemuck::pod_collect_to_vec(&self.gpu.read(&self.skipped, 0, 4)?);
         Ok(words[0].into())
@@ -118,7 +118,8 @@ mod tests {
     use crate::step::Step;
     use crate::tensor::Tensor;
 
-    /// What the driver refused may have changed all, some or nothing of it: it says so until it is loaded anew.
+    /// A batch that the driver refused may have changed all, some or none of its tensors' elements. The tensors report
+    /// this until they are loaded again.
     #[test]
     fn a_lost_batch_is_known_by_what_it_wrote() {
         let gpu = Gpu::open().unwrap();
@@ -134,12 +135,12 @@ mod tests {
         })
         .unwrap();
         gpu.synchronize().unwrap();
-        // Work of others in the same batch comes first.
+        // Other work in the same batch comes first.
         v.detach().scale(2.0).evaluate();
         step.run(&[]).unwrap();
         let sum = w.detach().sum_all();
         sum.evaluate();
-        // A copy onto itself: wgpu refuses it, and with it the whole batch.
+        // A copy of a buffer onto itself: wgpu refuses it, and with it the whole batch.
         let raw = w.place().buffer.data().unwrap().clone();
         lock(&gpu.0.recorder).encoder(&gpu).copy_buffer_to_buffer(&raw, 0, &raw, 0, 4);
         assert!(gpu.synchronize().is_err());
@@ -160,7 +161,7 @@ mod tests {
         assert!(w.to_vec::<f32>().unwrap()[0] < 2.1 && step.outputs()[0].item().unwrap() == 4.0);
     }
 
-    /// Loading parameters and state heals an optimizer that was made in the lost batch itself.
+    /// Loading parameters and state repairs an optimizer that was made in the lost batch itself.
     #[test]
     fn an_optimizer_made_in_a_lost_batch_can_be_loaded() {
         let gpu = Gpu::open().unwrap();

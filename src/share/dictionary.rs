@@ -25,7 +25,7 @@ pub struct Dictionary {
 }
 
 impl Dictionary {
-    /// A dictionary of these.
+    /// Makes a dictionary of atoms and coefficients.
     ///
     /// # Panics
     /// When the shapes do not fit.
@@ -37,11 +37,11 @@ impl Dictionary {
         Dictionary { atoms: atoms.clone(), coefficients: coefficients.clone() }
     }
 
-    /// Leaves at their start: atoms normal with variance `scale^2`, rows of coefficients on the unit sphere, so that each
-    /// layer's weight has that variance too.
+    /// Makes initial leaves. Atoms are normal with variance `scale^2` and rows of coefficients lie on the unit sphere, so
+    /// each layer's weight has that variance too.
     ///
     /// # Panics
-    /// When `atoms` is above `layers`: more would be stored than used; or a size is 0.
+    /// When `atoms` exceeds `layers`, which would store more than is used, or a size is 0.
     #[track_caller]
     pub fn random(
         gpu: &Gpu,
@@ -67,32 +67,34 @@ impl Dictionary {
         Dictionary { atoms: d.requires_grad(), coefficients: c.requires_grad() }
     }
 
-    /// Layers.
+    /// Number of layers.
     pub fn layers(&self) -> usize {
         self.coefficients.shape()[0]
     }
 
-    /// The weights of all layers, made now in one pass: for training, once a step. The gradients of all come back in one
+    /// Computes the weights of all layers in one pass: for training, once per step. Their gradients are computed in one
     /// pass too.
     pub fn weights(&self) -> Vec<Arc<dyn Site>> {
         let all = self.atoms.combine(&self.coefficients);
         all.iter().map(|w| Arc::new(Tied::new(w)) as Arc<dyn Site>).collect()
     }
 
-    /// The weight of one layer, made as it is read and never stored: less memory and, from a few tokens on, more time.
+    /// Returns the weight of one layer, which is computed as it is read and never stored. This takes less memory and,
+    /// from a few tokens on, more time.
     ///
     /// # Panics
-    /// When there is no such layer.
+    /// When the layer does not exist.
     #[track_caller]
     pub fn site(&self, layer: usize) -> Arc<dyn Site> {
         assert!(layer < self.layers(), "dictionary: layer {layer} of {}", self.layers());
         Arc::new(Atoms { dictionary: self.clone(), layer })
     }
 
-    /// `y[i] = x[i] W_l^T` with `l = layers[i]`, for rows `x [rows, in]` at different layers: atoms are read once, however
-    /// many layers meet, as `y = sum_s (c[layers, s] x) D_s^T`. `layers [rows]` of u32.
+    /// Returns `y[i] = x[i] W_l^T` with `l = layers[i]`, for rows `x [rows, in]` at different layers; `layers` is
+    /// `[rows]` of u32. It is computed as `y = sum_s (c[layers, s] x) D_s^T`, which reads the atoms once, however many
+    /// layers there are.
     ///
-    /// Costs S times the products of one layer; pays while reading weights is what costs, for few rows.
+    /// This costs S times the products of one layer. It pays for few rows, where reading weights dominates.
     ///
     /// # Panics
     /// When the sizes do not fit.
@@ -113,11 +115,12 @@ impl Dictionary {
     }
 }
 
-/// Coefficients from a small network: `C = C0 + W3 gelu(W2 gelu(W1 e_l + b1) + b2) + b3` for each layer's vector `e_l`.
+/// Coefficients from a small network: `C = C0 + W3 gelu(W2 gelu(W1 e_l + b1) + b2) + b3`, where `e_l` is the vector of
+/// layer l.
 ///
-/// While training the network is what learns; afterwards only C is kept. Without `base` a network at an ordinary start makes
-/// coefficients far too small (arXiv 2508.04581 does not say how it starts): with `C0` on the unit sphere training is that of
-/// direct coefficients.
+/// The network is what is trained; afterwards only C is kept. Without `base`, a network with an ordinary initialisation
+/// gives coefficients that are far too small (arXiv 2508.04581 does not say how to initialise it). With `C0` on the unit
+/// sphere, training starts like that of direct coefficients.
 #[derive(Clone)]
 pub struct CoefficientNet {
     /// `[L, E]`
@@ -129,7 +132,7 @@ pub struct CoefficientNet {
 }
 
 impl CoefficientNet {
-    /// `C [L, S]`
+    /// Returns `C [L, S]`.
     ///
     /// # Panics
     /// When the shapes do not fit.
@@ -143,18 +146,19 @@ impl CoefficientNet {
     }
 }
 
-/// The best approximation of matrices `w [L, out, in]` by combinations of `atoms` orthonormal ones (matrix PCA), from the
-/// `L x L` Gram matrix: `G_ij = <W_i, W_j> = U E U^T`, `D_s = sum_l U_ls W_l / sqrt(E_s)`, `c_ls = <W_l, D_s>`.
+/// Approximates matrices `w [L, out, in]` by combinations of `atoms` orthonormal ones with the least squared error
+/// (matrix PCA), from the `L x L` Gram matrix: `G_ij = <W_i, W_j> = U E U^T`, `D_s = sum_l U_ls W_l / sqrt(E_s)`,
+/// `c_ls = <W_l, D_s>`.
 ///
-/// The dictionary, and the eigenvalues of G from large to small: the squared error is the sum of those behind the first
-/// `atoms`. Source: MASA, arXiv 2508.04581, section 3.3. Weights of different layers of a pretrained model are nearly
-/// orthogonal, so that few atoms keep little of them.
+/// Returns the dictionary, and the eigenvalues of G from large to small. The squared error is the sum of the eigenvalues
+/// after the first `atoms`. Source: MASA, arXiv 2508.04581, section 3.3. The weights of different layers of a pretrained
+/// model are nearly orthogonal, so few atoms keep little of them.
 ///
 /// # Errors
-/// The device's fault.
+/// When the device fails.
 ///
 /// # Panics
-/// When `w` has not three axes, or `atoms` is 0 or above L.
+/// When `w` does not have three axes, or `atoms` is 0 or above L.
 #[track_caller]
 pub fn matrix_pca(w: &Tensor, atoms: usize) -> Result<(Dictionary, Vec<f64>)> {
     let shape = *w.shape();
@@ -164,7 +168,7 @@ pub fn matrix_pca(w: &Tensor, atoms: usize) -> Result<(Dictionary, Vec<f64>)> {
     let flat = w.detach().cast(DType::F32).reshape([layers, shape[1] * shape[2]]);
     let gram: Vec<f64> = flat.matmul(&flat.t()).to_vec::<f32>()?.into_iter().map(f64::from).collect();
     let (values, vectors) = linalg::symmetric_eigen(&gram, layers);
-    // U over sqrt(E), atom by atom; an atom of no weight is zero.
+    // U over sqrt(E), atom by atom. An atom with a negligible eigenvalue becomes zero.
     let floor = values[0].max(0.0) * 1e-12;
     let to_atoms: Vec<f32> = (0..atoms)
         .flat_map(|s| {
@@ -181,7 +185,7 @@ pub fn matrix_pca(w: &Tensor, atoms: usize) -> Result<(Dictionary, Vec<f64>)> {
     Ok((Dictionary::new(&atoms.requires_grad(), &c.requires_grad()), values))
 }
 
-/// One layer of a dictionary, made as it is read.
+/// One layer of a dictionary, computed as it is read.
 struct Atoms {
     dictionary: Dictionary,
     layer: usize,

@@ -1,8 +1,9 @@
-//! Weights drawn at fixed random from a small store: many positions read the same number, with a random sign.
+//! Weights that read fixed pseudo-random positions of a small store: many weights read the same number, each with a
+//! random sign.
 //!
-//! `W[i] = scale * sign(i) * omega[position(i)]`, `i` the flat index over all weights of a model. Four ways to choose
-//! `position`; [`Mapping::Stable`] reads runs in order, uses every number equally often, and its gradient is a gather.
-//! Source: STABLE-RPS and ROAST, arXiv 2310.11611.
+//! `W[i] = scale * sign(i) * omega[position(i)]`, where `i` is the flat index over all weights of a model. There are four
+//! ways to choose `position`. [`Mapping::Stable`] reads the store in order and every number equally often, and its
+//! gradient is a gather. Source: STABLE-RPS and ROAST, arXiv 2310.11611.
 
 use super::tied::dense;
 use super::{LeafGrads, Load, Site};
@@ -19,17 +20,17 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Mapping {
-    /// Each weight its own hash.
+    /// Each weight reads the position of its own hash.
     Element,
-    /// Runs of weights of this length, each at a hashed place.
+    /// Runs of this many consecutive weights, each at a hashed position.
     Chunk(usize),
-    /// Tiles of so many rows and columns, each at a hashed place (ROAST).
+    /// Tiles of this many rows and columns, each at a hashed position (ROAST).
     Tile([usize; 2]),
-    /// Each run of `m` weights is a rotation of the whole store: no two of them collide.
+    /// Each run of `m` weights is a rotation of the store of `m` numbers, so no two weights of a run collide.
     Stable,
 }
 
-/// Of positions and of signs, where nobody chooses others.
+/// The default seeds of positions and of signs.
 pub const SEEDS: [u32; 2] = [1, 2];
 
 fn mix(mut x: u32) -> u32 {
@@ -38,7 +39,7 @@ fn mix(mut x: u32) -> u32 {
     x ^ (x >> 16)
 }
 
-/// The hash of a number under a seed, the same as `shaders/share/lib/hash.wgsl`.
+/// The hash of a number with a seed, as in `shaders/share/lib/hash.wgsl`.
 pub fn hash(x: u32, seed: u32) -> u32 {
     mix(x.wrapping_add(seed.wrapping_mul(0x9e37_79b9)))
 }
@@ -48,27 +49,27 @@ pub fn hash2(a: u32, b: u32, seed: u32) -> u32 {
     hash(hash(a, seed).wrapping_add(b), seed)
 }
 
-/// Which numbers of a store of `stored` a weight `[out, in]` is made of.
+/// The description of the numbers of a store that a weight `[out, in]` reads.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Draw {
-    /// Numbers in the store.
+    /// Size of the store.
     pub stored: usize,
     /// `[out, in]`
     pub size: [usize; 2],
-    /// Flat index of the first weight among all that draw from the store.
+    /// Flat index of this weight's first element among all elements that read the store.
     pub offset: usize,
-    /// Tells the tiles of two weights apart.
+    /// Distinguishes the tiles of different weights.
     pub layer: usize,
-    /// Constant factor, such as the standard deviation at the start over that of the store.
+    /// A constant factor, such as the weight's initial standard deviation divided by the store's.
     pub scale: f32,
     /// How positions are chosen.
     pub mapping: Mapping,
-    /// Of positions and of signs: [`SEEDS`], or others.
+    /// The seeds of positions and of signs: [`SEEDS`], or others.
     pub seeds: [u32; 2],
 }
 
 impl Draw {
-    /// Numbers that a store must have for this mapping.
+    /// The least size of a store for this mapping.
     fn least(&self) -> usize {
         match self.mapping {
             Mapping::Element | Mapping::Stable => 1,
@@ -93,7 +94,7 @@ impl Draw {
         all
     }
 
-    /// The positions in the store of all weights, row by row.
+    /// The positions in the store of all elements of the weight, row by row.
     pub fn positions(&self) -> Vec<u32> {
         let (m, columns) = (self.stored as u32, self.size[1]);
         let [seed, _] = self.seeds;
@@ -116,17 +117,18 @@ impl Draw {
         (0..self.size[0] * columns).map(place).collect()
     }
 
-    /// The signs of all weights, row by row.
+    /// The signs of all elements of the weight, row by row.
     pub fn signs(&self) -> Vec<f32> {
         let sign = |w| 1.0 - 2.0 * (hash((self.offset + w) as u32, self.seeds[1]) & 1) as f32;
         (0..self.size[0] * self.size[1]).map(sign).collect()
     }
 
-    /// `(sum of scales)^2 / count` over the weights of all `draws` that read each stored number, 1 where none does. Dividing
-    /// the gradient by it (see [`Tensor::scale_gradient`]) keeps steps of one size whatever the scales are.
+    /// Returns, for each stored number, `(sum of scales)^2 / count` over the weights of all `draws` that read it, or 1 if
+    /// none does. Dividing the gradient by it (see [`Tensor::scale_gradient`]) makes the size of steps independent of the
+    /// scales.
     ///
     /// # Panics
-    /// When the stores have different sizes, or there is no draw.
+    /// When the stores differ in size, or there is no draw.
     #[track_caller]
     pub fn stabilizer(draws: &[Draw]) -> Vec<f32> {
         let m = draws[0].stored;
@@ -151,11 +153,11 @@ pub struct Hashed {
 }
 
 impl Hashed {
-    /// The weight that `draw` makes of `omega`.
+    /// Makes the weight that `draw` reads from `omega`.
     ///
     /// # Panics
-    /// When `omega` is not one axis of `draw.stored` floats, shorter than a chunk or tile of the mapping; or when indices
-    /// pass 2^32, or sums of them 2^31 numbers stored.
+    /// When `omega` is not one axis of `draw.stored` floats, is shorter than a chunk or tile of the mapping or has 2^31
+    /// numbers or more; or when an index reaches 2^32 or the layer 2^16.
     #[track_caller]
     pub fn new(omega: &Tensor, draw: Draw) -> Hashed {
         let least = draw.least();
@@ -208,7 +210,7 @@ impl Site for Hashed {
         let gpu = dw.gpu();
         let draw = &self.draw;
         if draw.mapping != Mapping::Stable {
-            // As the adjoint of a lookup: sorted by position.
+            // This is the adjoint of a lookup, sorted by position.
             let positions = Tensor::from_slice(gpu, &draw.positions(), [dw.count()]);
             let signs = Tensor::from_slice(gpu, &draw.signs(), [dw.count()]);
             let parts = dw.reshape([dw.count()]).mul(&signs).scale(draw.scale);
@@ -250,26 +252,26 @@ fn reduce(draw: &Draw, accumulate: bool) -> Source {
         .u32("MOST", MOST_RUNS as u32)
 }
 
-/// Runs of the stored numbers that one launch of the adjoint adds up.
+/// The most runs of stored numbers that one launch of the adjoint adds up.
 const MOST_RUNS: usize = 4096;
 
-/// One table that many features share: each value of each feature reads `chunks` pieces of rows at hashed places, and its
-/// vector is these pieces one after the other.
+/// One table that many features share. Each value of each feature reads `chunks` rows at hashed positions, and its vector
+/// is these rows one after the other.
 ///
 /// Source: unified embedding (feature multiplexing), arXiv 2305.12102.
 #[derive(Clone)]
 pub struct UnifiedEmbedding {
     /// `[buckets, width of a piece]`
     pub table: Tensor,
-    /// Pieces of each feature's vector.
+    /// Number of pieces in each feature's vector.
     pub chunks: Vec<usize>,
 }
 
 impl UnifiedEmbedding {
-    /// A table `[buckets, width]` for features of so many pieces each.
+    /// Makes a table `[buckets, width]` for features with these numbers of pieces.
     ///
     /// # Panics
-    /// When the table is not a matrix of floats with rows, or a feature has no piece.
+    /// When the table is not a matrix of floats with at least one element, or a feature has no piece.
     #[track_caller]
     pub fn new(table: &Tensor, chunks: &[usize]) -> UnifiedEmbedding {
         let fits = table.shape().len() == 2 && table.count() > 0 && table.dtype().is_float();
@@ -278,15 +280,15 @@ impl UnifiedEmbedding {
         UnifiedEmbedding { table: table.clone(), chunks: chunks.to_vec() }
     }
 
-    /// The row that piece `chunk` of a value of `feature` reads.
+    /// Returns the row of the table for piece `chunk` of a value of `feature`.
     pub fn bucket(&self, feature: usize, chunk: usize, value: u32) -> u32 {
         hash2(value, (feature * 65536 + chunk) as u32, SEEDS[0]) % self.table.shape()[0] as u32
     }
 
-    /// The vectors of a batch, one after the other: `values [batch][features]` to `[batch, sum of chunks * width]`.
+    /// Returns the vectors of a batch: `values [batch][features]` become `[batch, sum of chunks * width]`.
     ///
     /// # Panics
-    /// When an example has not one value for each feature.
+    /// When an example does not have one value per feature.
     #[track_caller]
     pub fn forward(&self, values: &[Vec<u32>]) -> Tensor {
         let mut ids = Vec::new();

@@ -1,4 +1,5 @@
-//! One product for tokens at different depths: the shared matrix once, and each row's own low-rank part beside it.
+//! One product for tokens at different depths: the shared matrix is read once, and each row adds the low-rank part of its
+//! depth.
 
 use super::Site;
 use crate::dtype::DType;
@@ -14,13 +15,13 @@ pub struct DepthLora {
     into: Tensor,
     /// `[out, depths * rank]`
     back: Tensor,
-    /// The depth of each column between them: `[1, depths * rank]`.
+    /// The depth of each column of the product with `into`: `[1, depths * rank]`.
     columns: Tensor,
     scale: f32,
 }
 
 impl DepthLora {
-    /// From `A [depths, rank, in]` and `B [depths, out, rank]`; `scale` is a constant factor.
+    /// Stacks `A [depths, rank, in]` and `B [depths, out, rank]`; `scale` is a constant factor.
     ///
     /// # Panics
     /// When the shapes do not fit.
@@ -46,10 +47,12 @@ impl DepthLora {
         }
     }
 
-    /// `y[i] = x[i] W^T + scale x[i] A_d^T B_d^T` with `d = depths[i]`: rows `x [rows, in]`, `depths [rows]` of u32.
+    /// Returns `y[i] = x[i] W^T + scale x[i] A_d^T B_d^T` with `d = depths[i]`, for rows `x [rows, in]` and
+    /// `depths [rows]` of u32.
     ///
-    /// The parts of all depths are one product with `depths * rank` columns, of which each row keeps its own; they come back
-    /// through one more, which the shared one adds as it stores: four dispatches, whatever depths meet.
+    /// One product with `depths * rank` columns computes the low-rank parts of all depths, and each row keeps the columns
+    /// of its depth. A second product maps them back, and the shared product adds the result as it stores. This takes
+    /// four dispatches, however many depths there are.
     ///
     /// # Panics
     /// When the sizes do not fit.

@@ -1,17 +1,17 @@
-//! The maps from what is stored to what is used. Each kind is a [`Site`]: one load, one adjoint.
+//! The maps from stored leaves to the weights that are used. Each kind is a [`Site`]: one load, one adjoint.
 //!
 //! | kind | weight | stored |
 //! |---|---|---|
 //! | [`Tied`] | `W_s = theta`, the same at every site | `theta` |
-//! | [`LowRank`] | `W_s = theta + scale * B_s A_s` | `theta`, and `A_s`, `B_s` a site |
+//! | [`LowRank`] | `W_s = theta + scale * B_s A_s` | `theta`, and `A_s`, `B_s` per site |
 //! | [`Factored`] | `W = B A` | `A`, `B` |
 //! | [`Dictionary`] | `W_l = sum_s c[l, s] D_s` | atoms `D`, coefficients `c` |
 //! | [`Hashed`] | `W[i] = scale sign(i) omega[position(i)]` | `omega` |
-//! | [`ShardPool`] | `W + scale B_k A_k`, rows of both laid together from shards | two pools |
+//! | [`ShardPool`] | `W + scale B_k A_k`, with the rows of both assembled from shards | two pools |
 //! | [`Miss`] | `W[i, j] + d[j mod r, i]` | `d` |
 //!
-//! [`DepthLora`] and [`Dictionary::mixed`] multiply rows at different depths together; [`UnifiedEmbedding`] is one table for
-//! many features.
+//! [`DepthLora`] and [`Dictionary::mixed`] multiply rows at different depths in one product. [`UnifiedEmbedding`] is one
+//! table for many features.
 
 pub mod dictionary;
 pub mod hashed;

@@ -1,10 +1,10 @@
-//! Adapters on frozen weights, made of what many layers share.
+//! Adapters on frozen weights, made of parameters that many layers share.
 //!
-//! * [`ShardPool`] (mixture of shards, arXiv 2410.00938): `A_k` and `B_k` of each layer's low-rank part are rows laid together
-//!   from shards of two pools, by fixed random indices.
-//! * [`Miss`] (MiSS, the cheap form of Bone, arXiv 2409.15371): `W' = W + tile(d)`, one matrix `d [r, out]` repeated along the
-//!   inputs, so that `y += (sum over blocks of x) d`.
-//! * [`block_affine`] (Bone): `W' = W + W_blocks B + B`, one `r x r` block a row of blocks.
+//! * [`ShardPool`] (mixture of shards, arXiv 2410.00938): the rows of `A_k` and `B_k` of each layer's low-rank part are
+//!   assembled from shards of two pools, by fixed random indices.
+//! * [`Miss`] (MiSS, the cheap form of Bone, arXiv 2409.15371): `W' = W + tile(d)`, where one matrix `d [r, out]` is
+//!   repeated along the inputs, so that `y += (sum over blocks of x) d`.
+//! * [`block_affine`] (Bone): `W' = W + W_blocks B + B`, with one `r x r` block per row of blocks.
 
 use super::tied::dense;
 use super::{LeafGrads, Load, LowRank, Site};
@@ -14,29 +14,30 @@ use crate::rng::Rng;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
-/// Shards that the low-rank parts of many layers are laid together from.
+/// The shards from which the low-rank parts of many layers are assembled.
 #[derive(Clone)]
 pub struct ShardPool {
     /// `[shards, in / l]`
     pub pool_a: Tensor,
     /// `[shards, out / l]`
     pub pool_b: Tensor,
-    /// Of each layer, `rank * l` rows of `pool_a`.
+    /// For each layer, `rank * l` rows of `pool_a`.
     pub index_a: Vec<Vec<u32>>,
-    /// Of each layer, `rank * l` rows of `pool_b`.
+    /// For each layer, `rank * l` rows of `pool_b`.
     pub index_b: Vec<Vec<u32>>,
-    /// Rows of A.
+    /// Rank of the low-rank parts: the number of rows of A.
     pub rank: usize,
     /// Constant factor.
     pub scale: f32,
 }
 
 impl ShardPool {
-    /// Random indices: `public` shards for all layers, then `private` ones for each, which only it reads. Every vector is
-    /// `shards` long; each layer reads its own private shards once and draws the rest from the public ones.
+    /// Draws random indices. There are `public` shards for all layers, followed by `private` ones for each layer, which
+    /// only it reads. Every vector of the low-rank part consists of `shards` shards. Each layer reads each of its private
+    /// shards once and draws the rest from the public ones.
     ///
     /// # Panics
-    /// When a layer would need fewer shards than its private ones, or there is none to draw from.
+    /// When a layer has more private shards than it needs, or needs public ones and there are none.
     #[track_caller]
     pub fn draw(
         layers: usize,
@@ -62,7 +63,7 @@ impl ShardPool {
         (0..layers).map(layer).collect()
     }
 
-    /// `A [rank, in]` and `B^T [rank, out]` of layer `k`. Gradients of the shards are added in a fixed order.
+    /// Returns `A [rank, in]` and `B^T [rank, out]` of layer `k`. Gradients of the shards are added in a fixed order.
     fn factors(&self, k: usize) -> [Tensor; 2] {
         [(&self.pool_a, &self.index_a[k]), (&self.pool_b, &self.index_b[k])].map(|(pool, index)| {
             let ids = Tensor::from_slice(pool.gpu(), index, [index.len()]);
@@ -70,7 +71,8 @@ impl ShardPool {
         })
     }
 
-    /// The weight `W + scale B_k A_k` of layer `k`. The pools are the leaves; add them to a model's parameters once.
+    /// Returns the weight `W + scale B_k A_k` of layer `k`. The pools are the leaves; add them to a model's parameters
+    /// once.
     ///
     /// # Panics
     /// When the sizes do not fit.
@@ -80,7 +82,7 @@ impl ShardPool {
         Arc::new(LowRank::new(weight, &a, &b.t().contiguous(), self.scale))
     }
 
-    /// Only the low-rank part: `scale (x A_k^T) B_k`.
+    /// Returns the low-rank part alone: `scale (x A_k^T) B_k`.
     #[track_caller]
     pub fn forward(&self, k: usize, x: &Tensor) -> Tensor {
         let [a, b] = self.factors(k);
@@ -96,7 +98,7 @@ pub struct Miss {
 }
 
 impl Miss {
-    /// The site of these.
+    /// Makes the site of a weight and its shard.
     ///
     /// # Panics
     /// When the shapes do not fit.
@@ -108,7 +110,7 @@ impl Miss {
         Miss { weight: weight.clone(), shard: shard.clone() }
     }
 
-    /// `[rows, in]` to the sum of its blocks of r: `[rows, r]`.
+    /// Sums `x [rows, in]` over its blocks of r columns: `[rows, r]`.
     fn blocks(&self, x: &Tensor) -> Tensor {
         let (r, k) = (self.shard.shape()[0], x.shape()[1]);
         let blocks = k.div_ceil(r);
@@ -152,7 +154,7 @@ impl Site for Miss {
         grads.add(0, dw.clone());
     }
 
-    /// Without `dW`: `dd = (sum of blocks of x)^T dy`.
+    /// Avoids storing `dW`: `dd = (sum of blocks of x)^T dy`.
     fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut LeafGrads) {
         if grads.needs(1) {
             let x = self.blocks(&x.cast(crate::DType::F32));
@@ -162,8 +164,8 @@ impl Site for Miss {
     }
 }
 
-/// `W' = W + W_blocks B + B`: `weight [out, in]` in blocks of `r x r`, `blocks [out / r, r, r]` zero at the start, one for each
-/// row of blocks. The result is the weight to use, in the graph of `blocks`.
+/// Returns `W' = W + W_blocks B + B`. `weight [out, in]` is taken in blocks of `r x r`. `blocks [out / r, r, r]`,
+/// initially zero, has one block for each row of blocks. The result is the weight to use, and is tracked if `blocks` is.
 ///
 /// # Panics
 /// When r does not divide both sides of the weight.

@@ -6,14 +6,14 @@ use crate::ops::product::matmul::{Activation, Epilogue};
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
-/// `W = theta`, at as many sites as hold a clone. The gradients of all sites land in one buffer.
+/// `W = theta`, at every site that has a clone. All sites accumulate their gradients in one buffer.
 #[derive(Clone)]
 pub struct Tied {
     theta: Tensor,
 }
 
 impl Tied {
-    /// The site of a stored matrix `[out, in]`.
+    /// Makes the site of a stored matrix `[out, in]`.
     ///
     /// # Panics
     /// When `theta` is not a matrix of floats.
@@ -70,7 +70,8 @@ impl Site for Tied {
     }
 }
 
-/// `W = theta + scale * B A` with `theta [out, in]` shared and `A [rank, in]`, `B [out, rank]` this site's own.
+/// `W = theta + scale * B A`, where `theta [out, in]` is shared, and `A [rank, in]` and `B [out, rank]` belong to this
+/// site.
 ///
 /// Source: relaxed recursive transformers, arXiv 2410.20672, section 2.2; the low-rank form is LoRA, arXiv 2106.09685.
 #[derive(Clone)]
@@ -82,7 +83,7 @@ pub struct LowRank {
 }
 
 impl LowRank {
-    /// The site of these three.
+    /// Makes the site of these three matrices.
     ///
     /// # Panics
     /// When the shapes do not fit.
@@ -139,9 +140,9 @@ impl Site for LowRank {
         grads.add(0, dw.clone());
     }
 
-    /// Without `dW`: `dtheta += dy^T x`, `dA += (scale dy B)^T x`, `dB += (scale dy)^T (x A^T)`.
+    /// Avoids storing `dW`: `dtheta += dy^T x`, `dA += (scale dy B)^T x`, `dB += (scale dy)^T (x A^T)`.
     ///
-    /// For `rows` of x the low-rank parts cost `4 rows rank (in + out)` flops and no `[out, in]` buffer.
+    /// For `rows` of x the low-rank parts cost `4 rows rank (in + out)` flops and need no `[out, in]` buffer.
     fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut LeafGrads) {
         grads.add_outer(0, dy, x);
         if grads.needs(1) {
@@ -163,7 +164,7 @@ pub struct Factored {
 }
 
 impl Factored {
-    /// The site of these two.
+    /// Makes the site of these two matrices.
     ///
     /// # Panics
     /// When the shapes do not fit.
@@ -192,7 +193,7 @@ impl Site for Factored {
         &["a", "b"]
     }
 
-    /// The product itself: a rank as large as it is used would be read anew for every tile.
+    /// Loads the materialised product. Otherwise every tile would read the factors again, and ranks are large here.
     fn load(&self) -> Load {
         Tied::new(&self.expand()).load()
     }
@@ -209,7 +210,7 @@ impl Site for Factored {
         }
     }
 
-    /// Without `dW`: `dA = (dy B)^T x`, `dB = dy^T (x A^T)`.
+    /// Avoids storing `dW`: `dA = (dy B)^T x`, `dB = dy^T (x A^T)`.
     fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut LeafGrads) {
         if grads.needs(0) {
             grads.add_outer(0, &dy.matmul(&self.b.detach()), x);
@@ -220,12 +221,12 @@ impl Site for Factored {
     }
 }
 
-/// What a kernel can bind: f32, in rows, out of the graph.
+/// Returns `x` in a form that a kernel can bind: f32, contiguous, detached from the tape.
 pub(super) fn dense(x: &Tensor) -> Tensor {
     x.detach().cast(crate::DType::F32).contiguous()
 }
 
-/// `x W^T` in f64 with `W = theta + scale b a`.
+/// `x W^T` in f64.
 fn linear64(x: &Array, w: &Array) -> Array {
     let (rows, k, n) = (x.shape[0], x.shape[1], w.shape[0]);
     Array::from_fn([rows, n], |i| (0..k).map(|q| x.data[i / n * k + q] * w.data[i % n * k + q]).sum())
@@ -283,7 +284,7 @@ pub(super) fn cases() -> Vec<Case> {
     let expand = |x: &[Tensor]| LowRank::new(&x[0], &x[1], &x[2], 0.5).expand();
     let fixed: Vec<Input> = inputs.into_iter().map(Input::fixed).collect();
     all.push(Case::new("low rank expand", fixed, expand, |x| low_rank64(&x[0], &x[1], &x[2], 0.5)));
-    // The same matrix at two depths with different private parts: its gradient is the sum of both.
+    // The same matrix at two depths, with a low-rank part at the first: its gradient is the sum of both.
     let inputs =
         vec![Input::normal([5, 6]), Input::normal([6, 6]), Input::normal([2, 6]), Input::normal([6, 2])];
     let twice = move |x: &[Tensor]| {

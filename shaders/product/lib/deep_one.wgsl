@@ -1,3 +1,3 @@
-// deep slot of matmul_direct: a lane has the whole inner axis.
+// deep slot of matmul_direct: one lane takes the whole inner axis.
 
 fn total(sum: vec4<f32>, lane: u32) -> vec4<f32> { return sum; }

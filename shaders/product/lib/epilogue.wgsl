@@ -1,6 +1,6 @@
-// The activation that a store may apply. Each store defines `store_piece`: element `at` of y, in column `col`, both
-// counted in pieces.
-// 0 none, 1 relu, 2 gelu, 3 gelu_tanh, 4 silu. A constant: the compiler keeps one branch.
+// The activation that a store may apply. Each store defines `store_piece`, which stores element `at` of y in column
+// `col`, both counted in pieces.
+// ACTIVATION is 0 none, 1 relu, 2 gelu, 3 gelu_tanh, 4 silu. As it is a constant, the compiler keeps one branch.
 const ACTIVATION: u32 = 0u;
 
 fn activated(x: Stored) -> Stored {

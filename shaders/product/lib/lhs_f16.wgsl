@@ -1,4 +1,4 @@
-// Four elements of a matmul's lhs as stored: f16, two to a word. Unpacking needs no feature of the adapter.
+// Four elements of a matmul's lhs as stored: f16, two per word. Unpacking needs no feature of the adapter.
 alias LhsWord = vec2<u32>;
 
 fn lhs_of(word: LhsWord) -> vec4<f32> {

@@ -12,7 +12,7 @@ fn lhs_rows(base: u32, row: u32) -> vec4<u32> {
         lhs_listed(base, row), lhs_listed(base, row + 1u), lhs_listed(base, row + 2u), lhs_listed(base, row + 3u));
 }
 
-// A row that x does not have is zero; nothing is read outside.
+// A listed row that x does not have is zero, and nothing outside x is read.
 fn lhs_row(at: u32, k: u32) -> vec4<f32> {
     let there = at != NOWHERE;
     return select(vec4<f32>(0.0), lhs_of(lhs[select(0u, at + k, there) / 4u]), there);

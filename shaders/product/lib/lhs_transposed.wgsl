@@ -1,7 +1,7 @@
 // x stored as [k, m]: rows are contiguous and, like every step, m is a multiple of 4. k may be anything.
 @group(0) @binding(0) var<storage, read> lhs: array<LhsWord>;
 
-// The four lie side by side.
+// The four rows lie side by side.
 fn lhs_rows(base: u32, row: u32) -> vec4<u32> {
     return vec4<u32>(base + select(row, min(row, p.m - 4u), EDGES));
 }

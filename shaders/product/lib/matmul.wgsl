@@ -1,4 +1,4 @@
-// What the matmul cores and what fills their slots know of a product: its sizes and where its operands lie.
+// What the matmul cores and the fragments in their slots know of a product: its sizes, and where its operands lie.
 
 struct Params {
     m: u32,
@@ -6,20 +6,21 @@ struct Params {
     k: u32,
     batch_inner: u32,   // batches are (outer, inner): operands step by lhs.z, rhs.z and lhs.w, rhs.w elements
     lhs: vec4<u32>,     // offset, stride of the axis that is not contiguous, outer step, inner step
-    rhs: vec4<u32>,     // likewise; of a weight that is made in the load, the sharing kind's own numbers
+    rhs: vec4<u32>,     // likewise; for a weight that the load computes, the sharing kind's own numbers
     any: vec2<u32>,     // strides of the other axis, for loads with any strides
-    rows: u32,          // rows that a list of rows chooses from
+    rows: u32,          // number of rows from which a list of rows chooses
 }
 var<immediate> p: Params;
 
-// What slot `place` answers for a row that is not stored.
+// What slot `place` returns for a row that is not stored.
 const NOWHERE: u32 = 0xffffffffu;
 
-// Whether tiles may reach past the ends. Without, loads do not look: for sizes that are multiples of the tile's.
+// Whether tiles may reach past the ends. If sizes are multiples of the tile's, they do not, and loads skip the checks.
 const EDGES: bool = true;
 
 fn row_at(row: u32) -> u32 { return select(row, min(row, p.m - 1u), EDGES); }
 fn col_at(col: u32) -> u32 { return select(col, min(col, p.n - 1u), EDGES); }
 fn k_at(k: u32) -> u32 { return select(k, min(k, p.k - 1u), EDGES); }
-// x, or 0 past the end of the inner axis: chosen and not multiplied, for what is repeated there may be infinite.
+// x, or 0 past the end of the inner axis. It is selected rather than multiplied, because the repeated values may be
+// infinite.
 fn in_k(k: u32, x: vec4<f32>) -> vec4<f32> { return select(vec4<f32>(0.0), x, !EDGES || k < p.k); }

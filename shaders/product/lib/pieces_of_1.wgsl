@@ -1,4 +1,4 @@
-// Results leave one at a time, for any n.
+// Results are stored one at a time, for any n.
 alias Stored = f32;
 
 fn widen(x: Stored) -> vec4<f32> { return vec4<f32>(x); }

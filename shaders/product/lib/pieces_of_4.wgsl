@@ -1,4 +1,4 @@
-// Results leave four at a time: n is a multiple of 4.
+// Results are stored four at a time: n is a multiple of 4.
 alias Stored = vec4<f32>;
 
 fn widen(x: Stored) -> vec4<f32> { return x; }

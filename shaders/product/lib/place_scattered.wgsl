@@ -1,5 +1,5 @@
-// place slot of matmul: row i of the product, times gate[i], belongs to row rows[i] of y. A row that y does not have is
-// left out.
+// place slot of matmul: row i of the product, times gate[i], goes to row rows[i] of y. A row that y does not have is left
+// out.
 @group(0) @binding(7) var<storage, read> rows: array<u32>;
 @group(0) @binding(8) var<storage, read> gate: array<f32>;
 

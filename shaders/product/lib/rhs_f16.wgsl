@@ -1,4 +1,4 @@
-// Four elements of a matmul's rhs as stored: f16, two to a word. Unpacking needs no feature of the adapter.
+// Four elements of a matmul's rhs as stored: f16, two per word. Unpacking needs no feature of the adapter.
 alias RhsWord = vec2<u32>;
 
 fn rhs_of(word: RhsWord) -> vec4<f32> {

@@ -1,4 +1,4 @@
-// w is a site's matrix [k, n], made as it is read: dx = dy W.
+// w is a site's matrix [k, n], computed as it is read: dx = dy W.
 fn site_numbers() -> vec4<u32> { return p.rhs; }
 
 fn load_rhs(base: u32, k: u32, col: u32) -> mat4x4<f32> {

@@ -1,4 +1,4 @@
-// y += x w: how a shared weight's gradient lands in one buffer.
+// y += x w: all uses of a shared weight add to one gradient buffer.
 @group(0) @binding(4) var<storage, read_write> y: array<Stored>;
 
 fn store_piece(at: u32, col: u32, value: Stored) {

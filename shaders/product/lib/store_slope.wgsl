@@ -1,4 +1,4 @@
-// y = (x w) gelu'(before): the gradient before a GELU
+// y = (x w) gelu'(before): the gradient of a GELU's input
 @group(0) @binding(4) var<storage, read_write> y: array<Stored>;
 @group(0) @binding(6) var<storage, read> before: array<Stored>;
 

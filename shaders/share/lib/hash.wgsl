@@ -1,4 +1,4 @@
-// Integer hashes for weights and ids that share storage; 32-bit, wrapping. The same as share::hashed on the host.
+// Integer hashes for weights and ids that share storage: 32-bit, wrapping, the same as share::hashed on the host.
 
 fn mix(a: u32) -> u32 {
     var x = a;

@@ -1,4 +1,4 @@
-// W = sum_s c[layer, s] atoms[s] with atoms [S, rows, columns], c [layers, S], made as it is read.
+// W = sum_s c[layer, s] atoms[s] with atoms [S, rows, columns], c [layers, S], computed as it is read.
 // site_numbers() = (rows, columns, S, layer). Zero outside.
 @group(0) @binding(1) var<storage, read> theta: array<f32>;
 @group(0) @binding(2) var<storage, read> coefficients: array<f32>;

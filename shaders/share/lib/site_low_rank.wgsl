@@ -1,4 +1,4 @@
-// W = theta + scale * b a, with theta [rows, columns], b [rows, rank], a [rank, columns], made as it is read.
+// W = theta + scale * b a, with theta [rows, columns], b [rows, rank], a [rank, columns], computed as it is read.
 // site_numbers() = (rows, columns, rank, bits of scale). Zero outside.
 @group(0) @binding(1) var<storage, read> theta: array<f32>;
 @group(0) @binding(2) var<storage, read> lora_a: array<f32>;

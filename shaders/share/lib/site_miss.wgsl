@@ -1,4 +1,4 @@
-// W[row, col] = theta[row, col] + d[col % r, row], with theta [rows, columns], d [r, rows], made as it is read.
+// W[row, col] = theta[row, col] + d[col % r, row], with theta [rows, columns], d [r, rows], computed as it is read.
 // site_numbers() = (rows, columns, r, _). Zero outside.
 // Source: MiSS (Bone), arXiv 2409.15371.
 @group(0) @binding(1) var<storage, read> theta: array<f32>;

@@ -1,5 +1,5 @@
 // W[row, col .. col + 3] of a stored matrix: the identity map. site_numbers() = (rows, columns, _, _).
-// Zero outside, so that the matmul's last step of k needs no care.
+// Zero outside, so that the matmul needs no check in its last step of k.
 @group(0) @binding(1) var<storage, read> theta: array<f32>;
 
 fn load_site(row: u32, col: u32) -> vec4<f32> {

@@ -11,14 +11,14 @@ use crate::gpu::Gpu;
 use crate::rng::Rng;
 use std::path::Path;
 
-/// A potential at work.
+/// Computes energies, forces and stress of atoms with a potential.
 ///
-/// Energies of atoms are f32, their sum is f64. Forces are the exact gradient of that energy (to f32
-/// rounding), so that they sum to zero and do no work around a loop; the same input gives the same bits on
-/// one adapter. Energies are exactly invariant under translations, permutations and the rotations and
-/// reflections that permute the network's grid; under other rotations approximately, so that angular momentum
-/// is not exactly kept. [`Calculator::rotations`] brings the error down by averages, which are then exactly invariant under
-/// translations and permutations only.
+/// Energies of atoms are f32, their sum is f64. Forces are the exact gradient of that energy (to f32 rounding): they sum
+/// to zero and do no work around a loop. The same input gives the same bits on one adapter. Energies are exactly
+/// invariant under translations, permutations and the rotations and reflections that permute the network's grid. Under
+/// other rotations they are approximately invariant, so angular momentum is not exactly conserved.
+/// [`Calculator::rotations`] reduces this error by averages, which are then exactly invariant under translations and
+/// permutations only.
 ///
 /// ```no_run
 /// use tiebeam::Gpu;
@@ -35,20 +35,20 @@ pub struct Calculator {
     rotations: usize,
 }
 
-/// Of the rotations that results are averaged over.
+/// The seed of the rotations over which results are averaged.
 const SEED: u64 = 0x0074_7572_6e73;
 
-/// What a calculator gives, in the units of its potential: eV and angstrom.
+/// The results of a calculator, in the units of its potential: eV and angstrom.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Properties {
     /// The total energy.
     pub energy: f64,
-    /// Of each atom.
+    /// The energy of each atom.
     pub atom_energies: Vec<f64>,
     /// `F = -dE/dx` of each atom.
     pub forces: Vec<Vec3>,
-    /// `1/V dE/dstrain`, symmetric, positive under tension; of cells that are periodic along all three
+    /// `1/V dE/dstrain`, symmetric and positive under tension. `None` unless the cell is periodic along all three
     /// vectors.
     pub stress: Option<Mat3>,
 }
@@ -59,10 +59,11 @@ impl Calculator {
         Calculator { potential, rotations: 1 }
     }
 
-    /// This calculator with results averaged over `count` rotations of the atoms and their cell, `count` times the work:
-    /// `E(x) = 1/k sum_i e(R_i x)`, forces `1/k sum_i R_i^T f(R_i x)` and stress `1/k sum_i R_i^T s(R_i x) R_i`, which stay its
-    /// exact derivatives. `R_1` is the identity, the others are evenly drawn, the same ones every time: what a rotation of
-    /// the input changes falls as `1/sqrt(k)`. 1 is what a calculator starts with; the authors of PONITA test with 5.
+    /// Averages results over `count` rotations of the atoms and their cell, at `count` times the work:
+    /// `E(x) = 1/k sum_i e(R_i x)`, forces `1/k sum_i R_i^T f(R_i x)` and stress `1/k sum_i R_i^T s(R_i x) R_i`. Forces
+    /// and stress remain exact derivatives of the energy. `R_1` is the identity; the others are drawn uniformly and are
+    /// the same every time. The change that a rotation of the input makes falls as `1/sqrt(k)`. A new calculator has 1;
+    /// the authors of PONITA test with 5.
     ///
     /// # Panics
     /// When `count` is 0.
@@ -72,7 +73,7 @@ impl Calculator {
         self
     }
 
-    /// [`Calculator::rotations`] of a calculator at work.
+    /// Sets [`Calculator::rotations`] of an existing calculator.
     ///
     /// # Panics
     /// When `count` is 0.
@@ -85,7 +86,7 @@ impl Calculator {
         self.rotations = count;
     }
 
-    /// A calculator of the potential in a file.
+    /// Makes a calculator of the potential in a file.
     ///
     /// # Errors
     /// As [`Potential::load`].
@@ -98,11 +99,11 @@ impl Calculator {
         &self.potential
     }
 
-    /// Energy and forces of atoms at `positions` with atomic numbers `species`, in free space or a periodic
+    /// Computes energy and forces of atoms at `positions` with atomic numbers `species`, in free space or in a periodic
     /// cell.
     ///
     /// # Errors
-    /// As [`Potential::graph`]; when a result is not finite; the device's fault.
+    /// As [`Potential::graph`]; when a result is not finite or the device fails.
     pub fn energy_forces(
         &self,
         positions: &[Vec3],
@@ -111,7 +112,7 @@ impl Calculator {
     ) -> Result<Properties> {
         let found = self.averaged(positions, species, cell);
         if found.is_err() {
-            // One system that is too large or not finite is no reason to refuse the next: the weights are as they were.
+            // After a system that is too large or not finite the next one may be fine, as the weights have not changed.
             self.potential.net.embed.gpu().take_fault();
         }
         found
@@ -161,7 +162,8 @@ impl Calculator {
         Ok(Properties { energy, atom_energies, forces, stress })
     }
 
-    /// `frame` with its energy, forces and stress put in place of what it had; other words for them go.
+    /// Returns `frame` with this potential's energy, forces and stress. Columns and keys of other programs' names for the
+    /// same quantities are removed.
     ///
     /// # Errors
     /// As [`Calculator::energy_forces`].
@@ -177,7 +179,7 @@ impl Calculator {
 }
 
 impl Properties {
-    /// Adds what was found of atoms that `r` had turned.
+    /// Adds the results for atoms that `r` has rotated.
     fn add(&mut self, found: &Properties, r: &Mat3) {
         self.energy += found.energy;
         self.atom_energies.iter_mut().zip(&found.atom_energies).for_each(|(sum, e)| *sum += e);
@@ -186,7 +188,8 @@ impl Properties {
             (0..3).for_each(|k| sum[k] += back[k]);
         }
         if let Some((sum, stress)) = self.stress.as_mut().zip(found.stress) {
-            // R^T s R, from s R by rows and once more by columns; equal to the last bit above and below the diagonal.
+            // R^T s R: R is applied along rows, then along columns. The average with the transpose makes it symmetric to
+            // the last bit.
             let half: Mat3 = stress.map(|row| times_transposed(r, row));
             let back: Mat3 = transposed(&half).map(|row| times_transposed(r, row));
             (0..9).for_each(|i| sum[i / 3][i % 3] += 0.5 * (back[i / 3][i % 3] + back[i % 3][i / 3]));

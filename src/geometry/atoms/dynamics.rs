@@ -1,4 +1,4 @@
-//! Molecular dynamics at constant energy, in f64 on the host around any source of forces.
+//! Molecular dynamics at constant energy, in f64 on the host, with any source of forces.
 
 use super::elements::mass;
 use crate::error::{Error, Result};
@@ -10,19 +10,19 @@ const ACCELERATION: f64 = 9.648_533_212e-3;
 /// Boltzmann's constant in eV per kelvin.
 const BOLTZMANN: f64 = 8.617_333_262e-5;
 
-/// Atoms in motion under velocity Verlet: `v += dt/2 F/m; x += dt v; F = F(x); v += dt/2 F/m`, which keeps
-/// time reversal and phase-space volume, so that the energy of a smooth potential stays within a band that
-/// falls with `dt^2`. Source: Swope, Andersen, Berens, Wilson 1982, "A computer simulation method for the
-/// calculation of equilibrium constants".
+/// Atoms that move by velocity Verlet: `v += dt/2 F/m; x += dt v; F = F(x); v += dt/2 F/m`. The method is reversible in
+/// time and preserves phase-space volume, so the energy of a smooth potential stays within a band whose width falls with
+/// `dt^2`. Source: Swope, Andersen, Berens, Wilson 1982, "A computer simulation method for the calculation of equilibrium
+/// constants".
 ///
 /// Units: angstrom, fs, eV, daltons.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verlet {
-    /// Where the atoms are.
+    /// Positions of the atoms, in angstrom.
     pub positions: Vec<Vec3>,
-    /// In angstrom per fs.
+    /// Velocities, in angstrom per fs.
     pub velocities: Vec<Vec3>,
-    /// In daltons.
+    /// Masses, in daltons.
     pub masses: Vec<f64>,
     /// The potential energy at these positions.
     pub potential: f64,
@@ -30,10 +30,10 @@ pub struct Verlet {
 }
 
 impl Verlet {
-    /// Atoms at rest; `field` gives energy and forces.
+    /// Makes atoms at rest. `field` returns the energy and forces at given positions.
     ///
     /// # Errors
-    /// For a species that is no element and lists that do not fit; the field's own.
+    /// When a species is not an element or lists do not fit each other, and when `field` fails.
     pub fn new(
         positions: &[Vec3],
         species: &[u8],
@@ -51,7 +51,7 @@ impl Verlet {
         Ok(Verlet { positions: positions.to_vec(), velocities: vec![[0.0; 3]; n], masses, potential, forces })
     }
 
-    /// Draws velocities of this temperature in kelvin, with the total momentum taken out.
+    /// Draws velocities at this temperature in kelvin, and removes the total momentum.
     pub fn heat(&mut self, temperature: f64, rng: &mut Rng) {
         let mut draws = vec![0.0f32; 3 * self.masses.len()];
         rng.fill_normal(&mut draws);
@@ -66,10 +66,10 @@ impl Verlet {
         self.velocities.iter_mut().for_each(|v| (0..3).for_each(|k| v[k] -= drift[k]));
     }
 
-    /// Goes on by `dt` fs; on an error of the field nothing has changed.
+    /// Advances by `dt` fs. If there is an error, nothing changes.
     ///
     /// # Errors
-    /// The field's own; an energy or force that is not finite.
+    /// When `field` fails, or an energy or force is not finite.
     pub fn step(&mut self, dt: f64, field: impl FnOnce(&[Vec3]) -> Result<(f64, Vec<Vec3>)>) -> Result<()> {
         let mut velocities = self.velocities.clone();
         self.kick(&mut velocities, &self.forces, 0.5 * dt);
@@ -92,7 +92,7 @@ impl Verlet {
         }
     }
 
-    /// In eV.
+    /// Kinetic energy, in eV.
     pub fn kinetic(&self) -> f64 {
         let one = |(v, m): (&Vec3, &f64)| 0.5 * m * dot(*v, *v) / ACCELERATION;
         self.velocities.iter().zip(&self.masses).map(one).sum()
@@ -103,7 +103,7 @@ impl Verlet {
         self.kinetic() + self.potential
     }
 
-    /// In kelvin, without the three degrees of freedom of the total momentum.
+    /// Temperature in kelvin. The three degrees of freedom of the total momentum do not count.
     pub fn temperature(&self) -> f64 {
         2.0 * self.kinetic() / (BOLTZMANN * (3 * self.masses.len()).saturating_sub(3).max(1) as f64)
     }

@@ -2,8 +2,8 @@
 
 pub use crate::geometry::space::vectors::Vec3;
 
-/// Symbol and standard atomic weight by atomic number (IUPAC's abridged values; of elements without a stable
-/// isotope the mass number of the longest-lived one). Number 0 is no element.
+/// Symbol and standard atomic weight by atomic number (IUPAC's abridged values; for elements without a stable isotope,
+/// the mass number of the longest-lived one). Number 0 is not an element.
 const ELEMENTS: [(&str, f64); 119] = [
     ("X", 0.0),
     ("H", 1.008),
@@ -126,7 +126,7 @@ const ELEMENTS: [(&str, f64); 119] = [
     ("Og", 294.0),
 ];
 
-/// The symbol of an atomic number; `X` for 0 and for numbers that no element has.
+/// The symbol of an atomic number; `X` for 0 and for numbers without an element.
 pub fn symbol(number: u8) -> &'static str {
     ELEMENTS.get(number as usize).map_or("X", |e| e.0)
 }
@@ -137,7 +137,7 @@ pub fn atomic_number(text: &str) -> Option<u8> {
     found.filter(|&n| n < ELEMENTS.len()).map(|n: usize| n as u8)
 }
 
-/// The standard atomic weight in daltons; `None` for 0 and for numbers that no element has.
+/// The standard atomic weight in daltons; `None` for 0 and for numbers without an element.
 pub fn mass(number: u8) -> Option<f64> {
     ELEMENTS.get(number as usize).map(|e| e.1).filter(|&m| m > 0.0)
 }

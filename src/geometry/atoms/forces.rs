@@ -1,4 +1,4 @@
-//! Energies with forces as their exact gradient, and training on forces by a first-order tape.
+//! Energies with forces as their exact gradient, and training on forces with a first-order tape.
 
 use crate::error::Result;
 use crate::geometry::network::ponita::{Ponita, PonitaInput};
@@ -10,9 +10,9 @@ use crate::tensor::Tensor;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct EnergyForces {
-    /// Of each graph: the sum of its nodes' energies, added in f64.
+    /// The energy of each graph: the sum over its nodes, in f64.
     pub energies: Vec<f64>,
-    /// Of each node.
+    /// The energy of each node.
     pub node_energies: Vec<f32>,
     /// `[nodes, D]` row-major: the negative gradient of the energy.
     pub forces: Vec<f32>,
@@ -21,16 +21,17 @@ pub struct EnergyForces {
 }
 
 impl Ponita {
-    /// The first output scalar as an energy, and `F = -dE/dx` of it. Whether the network pools does not matter.
+    /// Computes the first output scalar of each node as its energy, and the forces `F = -dE/dx` of their sum. It does not
+    /// matter whether the network pools.
     ///
     /// # Errors
-    /// The device's fault.
+    /// When the device fails.
     ///
     /// # Panics
-    /// As [`Ponita::forward`], and when no scalar comes out.
+    /// As [`Ponita::forward`], and when the network has no output scalar.
     #[track_caller]
     pub fn energy_forces(&self, graph: &Graph, input: &PonitaInput) -> Result<EnergyForces> {
-        // Gradients of weights are not asked for.
+        // Weights need no gradients here.
         let fixed = self.mapped(&Tensor::detach);
         let graph = graph.track();
         let each = fixed.node_energies(&graph, input);
@@ -56,16 +57,17 @@ impl Ponita {
         self.per_node(graph, input).scalars.slice(1, 0..1).squeeze(1)
     }
 
-    /// A scalar whose gradient with respect to the parameters is that of `sum(F . u)`, for any `u [nodes, D]`: add it to a loss and
-    /// call `backward` once. With `u = dL/dF` it is what training on forces needs. Its value is `sum(F . u)`, approximately.
+    /// Returns a scalar whose gradient with respect to the parameters is that of `sum(F . u)`, for any `u [nodes, D]`.
+    /// Add it to a loss and call `backward` once. Training on forces needs it with `u = dL/dF`. Its value is
+    /// `sum(F . u)`, approximately.
     ///
-    /// `sum(F . u) = -(E(x + step v) - E(x - step v)) / (2 step) s` with `v = u / s` and `s` the root mean square of `u`: a central
-    /// difference along one direction, so that a first-order tape gives a second-order gradient for two passes. `step` is in units
-    /// of the positions: 1e-3 to 3e-3 of a bond's length gives gradients right to about 1e-3 in f32, see [`Ponita::FORCE_STEP`].
-    /// Positions take no gradient from it.
+    /// `sum(F . u) = -(E(x + step v) - E(x - step v)) / (2 step) s` with `v = u / s` and `s` the root mean square of `u`.
+    /// This is a central difference along one direction: it gives a second-order gradient with a first-order tape, for
+    /// two passes. `step` is in units of the positions: 1e-3 to 3e-3 of a bond length gives gradients right to about 1e-3
+    /// in f32, see [`Ponita::FORCE_STEP`]. Positions get no gradient from it.
     ///
     /// # Panics
-    /// When `u` has another shape than the positions; for a network by tables, see [`Ponita::tabulate`]; as
+    /// When `u` has another shape than the positions, or the network uses tables (see [`Ponita::tabulate`]); as
     /// [`Ponita::energy_forces`].
     #[track_caller]
     pub fn force_product(&self, graph: &Graph, input: &PonitaInput, u: &Tensor, step: f32) -> Tensor {
@@ -85,6 +87,6 @@ impl Ponita {
         difference.mul(&scale).scale(-0.5 / step)
     }
 
-    /// A step for [`Ponita::force_product`] where distances are of the order of 1.
+    /// A step for [`Ponita::force_product`] if distances are of the order of 1.
     pub const FORCE_STEP: f32 = 2e-3;
 }

@@ -1,4 +1,4 @@
-//! Atoms: elements and files of them, a potential with forces, a calculator for simulations, dynamics.
+//! Atoms: elements, files of atoms, a potential with forces, a calculator for simulations, dynamics.
 
 pub(super) mod calculator;
 pub mod dynamics;

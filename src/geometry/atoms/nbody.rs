@@ -23,10 +23,10 @@ pub struct Nbody {
 }
 
 impl Nbody {
-    /// A system at rest in its first moment, `dt` 0.001 and `clip` 100.
+    /// Makes a system that has not advanced yet, with `dt` 0.001 and `clip` 100.
     ///
     /// # Panics
-    /// When the three differ in length.
+    /// When the three lists differ in length.
     #[track_caller]
     pub fn new(charge: Vec<f64>, position: Vec<[f64; 3]>, velocity: Vec<[f64; 3]>) -> Nbody {
         let n = charge.len();
@@ -39,8 +39,8 @@ impl Nbody {
         Nbody { charge, position, velocity, dt: 0.001, clip: 100.0, started: false }
     }
 
-    /// The benchmark's start: charges +-1, normal positions times `(n/5)^(1/3)`, velocities of length 0.5 in uniform
-    /// directions, one reflection into the box `|x| <= 5`.
+    /// The benchmark's initial state: charges +-1, normal positions times `(n/5)^(1/3)`, velocities of length 0.5 in
+    /// uniform directions, and one reflection into the box `|x| <= 5`.
     pub fn random(particles: usize, rng: &mut Rng) -> Nbody {
         let mut signs = vec![0.0f32; particles];
         let [mut x, mut v] = [vec![0.0f32; 3 * particles], vec![0.0f32; 3 * particles]];
@@ -65,7 +65,7 @@ impl Nbody {
         Nbody::new(charge, position, velocity)
     }
 
-    /// Goes on by `steps` updates of the positions.
+    /// Advances by `steps` updates of the positions.
     pub fn advance(&mut self, steps: usize) {
         if !std::mem::replace(&mut self.started, true) {
             self.kick();
@@ -78,7 +78,8 @@ impl Nbody {
         }
     }
 
-    /// The velocities right after the last update of the positions, before the forces there act: what the benchmark records.
+    /// Returns the velocities right after the last update of the positions, before the forces there act. The benchmark
+    /// records these.
     pub fn recorded_velocity(&self) -> Vec<[f64; 3]> {
         if !self.started {
             return self.velocity.clone();
@@ -94,7 +95,7 @@ impl Nbody {
         }
     }
 
-    /// The clipped forces at the present positions.
+    /// Returns the clipped forces at the present positions.
     pub fn forces(&self) -> Vec<[f64; 3]> {
         let n = self.position.len();
         let one = |i: usize| {
@@ -102,7 +103,7 @@ impl Nbody {
             for j in (0..n).filter(|&j| j != i) {
                 let d: [f64; 3] = std::array::from_fn(|k| self.position[i][k] - self.position[j][k]);
                 let square: f64 = d.iter().map(|x| x * x).sum();
-                // Two particles in one place push in no direction.
+                // Two particles in the same place exert no force on each other.
                 let scale =
                     if square > 0.0 { self.charge[i] * self.charge[j] / square.powf(1.5) } else { 0.0 };
                 (0..3).for_each(|k| f[k] += scale * d[k]);

@@ -1,4 +1,4 @@
-//! An interatomic potential: a network with the species that it knows and the units that it learned in.
+//! An interatomic potential: a network, the species that it knows and the units in which it learned.
 
 use super::elements::symbol;
 use super::xyz::Frame;
@@ -17,53 +17,52 @@ use serde_json::{Value, json};
 use std::borrow::Cow;
 use std::path::Path;
 
-/// `E = sum_i (reference[z_i] + scale e_i)`, with `e_i` the network's scalar of atom i and one-hot species
-/// going in.
+/// `E = sum_i (reference[z_i] + scale e_i)`, where `e_i` is the network's output scalar of atom i. The network's inputs
+/// are one-hot species.
 ///
-/// Units are those of the frames that it was made from: eV and angstrom for extended XYZ.
+/// Units are those of the frames from which it was made: eV and angstrom for extended XYZ.
 #[derive(Clone)]
 pub struct Potential {
     /// The network.
     pub net: Ponita,
     /// Atomic numbers, in the order of the network's input scalars.
     pub species: Vec<u8>,
-    /// Energy of an atom of each species, in f64: energies are large and their differences small.
+    /// The energy of one atom of each species. In f64, because energies are large and their differences small.
     pub reference: Vec<f64>,
-    /// What the network's energies are multiplied by: the root mean square of the force components it was
-    /// made from.
+    /// The factor of the network's energies: the root mean square of the force components from which the potential was
+    /// made.
     pub scale: f64,
 }
 
-/// Frames made ready for a network, with what they should come to, in the network's units.
+/// Frames as inputs of a network, with their energies and forces as targets in the network's units.
 pub struct Batch {
     /// The atoms of all frames.
     pub graph: Graph,
-    /// Their species.
+    /// The species of the atoms.
     pub input: PonitaInput,
-    /// `[graphs]`
+    /// `[graphs]`: target energies.
     pub energies: Tensor,
-    /// `[nodes, 3]`
+    /// `[nodes, 3]`: target forces.
     pub forces: Tensor,
 }
 
 /// A batch's loss, in the network's units.
 #[non_exhaustive]
 pub struct PotentialLoss {
-    /// Its gradient is the loss's; its value is not.
+    /// A scalar with the gradient of the loss. Its value is not that of the loss.
     pub objective: Tensor,
-    /// `[graphs]`: predicted less wanted energies.
+    /// `[graphs]`: predicted minus target energies.
     pub energy_errors: Tensor,
-    /// `[nodes, 3]`: predicted less wanted forces.
+    /// `[nodes, 3]`: predicted minus target forces.
     pub force_errors: Tensor,
 }
 
 impl Potential {
-    /// A new network for the species, energies and forces of these frames. References are fitted to the
-    /// energies by least squares. Inputs and outputs of `config` are set here.
+    /// Makes a new network for the species, energies and forces of these frames. Reference energies are fitted by least
+    /// squares. The numbers of inputs and outputs in `config` are overwritten.
     ///
     /// # Errors
-    /// For frames without energy or forces, no frame at all, forces that are all zero; as
-    /// [`PonitaConfig::check`].
+    /// When a frame has no energy or no forces, there is no frame, or all forces are zero; as [`PonitaConfig::check`].
     pub fn new(
         gpu: &Gpu,
         frames: &[Frame],
@@ -98,8 +97,8 @@ impl Potential {
         Ok(Potential { net: Ponita::new(gpu, config, grid, rng)?, species, reference, scale })
     }
 
-    /// This potential by tables of its kernels, for dynamics: see [`Ponita::tabulate`]. Energies, forces and stress are then those
-    /// of one smooth function close to this one.
+    /// Returns this potential with tables of its kernels, for dynamics: see [`Ponita::tabulate`]. Energies, forces and
+    /// stress are then those of one smooth function close to this potential.
     ///
     /// # Errors
     /// As [`Ponita::tabulate`].
@@ -144,10 +143,11 @@ impl Potential {
         Ok(Potential { net, species, reference, scale })
     }
 
-    /// Whether [`Potential::graph`] takes these atoms, as far as can be told without looking for neighbours.
+    /// Checks whether [`Potential::graph`] accepts these atoms, as far as that can be told without looking for
+    /// neighbours.
     ///
     /// # Errors
-    /// As [`Potential::graph`], but for positions that are not finite and more neighbours than memory.
+    /// As [`Potential::graph`], except for positions that are not finite and for neighbours that exceed the memory.
     pub fn check(&self, atoms: &Atoms) -> Result<()> {
         let (p, s) = (atoms.positions.len(), atoms.species.len());
         if p != s {
@@ -163,12 +163,12 @@ impl Potential {
         cell.wrapped(&[]).map(drop)
     }
 
-    /// The atoms of some frames and who sees whom: all pairs of a frame where the network has no radius.
-    /// Positions are moved into the cell and taken about each frame's centre, so that f32 keeps the digits that matter.
+    /// Makes a graph of the atoms of some frames, and the network's input. Without a radius, all pairs of a frame are
+    /// joined. Positions are moved into the cell and centred per frame, so that f32 keeps the digits that matter.
     ///
     /// # Errors
-    /// For a species that the network was not made for, positions that are not finite, a cell without volume
-    /// or without a radius to cut at, more neighbours than memory.
+    /// When the network does not know a species, a position is not finite, a cell has no volume or is periodic while the
+    /// network has no radius, or the neighbours exceed the memory.
     pub fn graph(&self, frames: &[Atoms]) -> Result<(Graph, PonitaInput)> {
         let gpu = self.net.embed.gpu();
         let (mut positions, mut hot, mut sizes, mut cells) = (vec![], vec![], vec![], vec![]);
@@ -179,7 +179,8 @@ impl Potential {
                 hot.extend((0..self.species.len()).map(|s| (s == at) as u8 as f32));
             }
             let n = frame.positions.len();
-            // Atoms that have wandered through many periods would keep few digits in f32.
+            // Atoms that have wandered through many periods would keep few digits in f32, so they are moved into the cell
+            // first.
             let near = match frame.cell {
                 Some(cell) => Cow::Owned(cell.wrapped(frame.positions)?),
                 None => Cow::Borrowed(frame.positions),
@@ -210,10 +211,10 @@ impl Potential {
         ))
     }
 
-    /// The sum of the atoms' reference energies.
+    /// Returns the sum of the atoms' reference energies.
     ///
     /// # Errors
-    /// For a species that the network was not made for.
+    /// When the network was not made for a species.
     pub fn reference_energy(&self, species: &[u8]) -> Result<f64> {
         let one = |(i, z): (usize, &u8)| {
             let at = self.species.iter().position(|s| s == z).ok_or_else(|| self.unknown(i, *z))?;
@@ -222,10 +223,10 @@ impl Potential {
         species.iter().enumerate().map(one).sum()
     }
 
-    /// Frames with their energies and forces in the network's units.
+    /// Makes a batch of frames, with their energies and forces in the network's units.
     ///
     /// # Errors
-    /// As [`Potential::graph`]; for frames without energy or forces.
+    /// As [`Potential::graph`]; when a frame has no energy or no forces.
     pub fn batch(&self, frames: &[&Frame]) -> Result<Batch> {
         let atoms: Vec<Atoms> = frames.iter().map(|f| Atoms::of(f)).collect();
         let (graph, input) = self.graph(&atoms)?;
@@ -249,18 +250,18 @@ impl Potential {
         })
     }
 
-    /// What to call `backward` on for the gradient of `energy_weight mean (E - E*)^2 + mean (F - F*)^2`,
-    /// energies of graphs and components of forces in the network's units. Forces reach the parameters by
-    /// [`Ponita::force_product`] with `step` in units of the positions.
+    /// Returns a scalar on which `backward` gives the gradient of `energy_weight mean (E - E*)^2 + mean (F - F*)^2`, over
+    /// the energies of graphs and the components of forces, in the network's units. Forces reach the parameters through
+    /// [`Ponita::force_product`], with `step` in units of the positions.
     ///
     /// # Errors
-    /// The device's fault; for a potential by tables, see [`Potential::tabulate`].
+    /// When the device fails, or the potential uses tables (see [`Potential::tabulate`]).
     pub fn loss(&self, batch: &Batch, energy_weight: f32, step: f32) -> Result<PotentialLoss> {
         self.net.trainable("potential")?;
         let (graphs, nodes) = (batch.graph.graphs(), batch.graph.nodes());
         let graph = batch.graph.track();
         let forces = {
-            // Gradients of weights are not asked for.
+            // Weights need no gradients here.
             let fixed = self.net.mapped(&Tensor::detach);
             let gradient = fixed.node_energies(&graph, &batch.input).sum_all().backward()?;
             let zeros = || Tensor::zeros(graph.gpu(), [nodes, 3]);
@@ -276,10 +277,10 @@ impl Potential {
     }
 }
 
-/// What a potential sees of a frame.
+/// The part of a frame that a potential uses.
 #[derive(Clone, Copy, Debug)]
 pub struct Atoms<'a> {
-    /// Where the atoms are.
+    /// Positions of the atoms.
     pub positions: &'a [[f64; 3]],
     /// Atomic numbers.
     pub species: &'a [u8],
@@ -300,8 +301,8 @@ fn lacks(frame: usize, what: &str) -> Error {
     Error::config(format!("potential: frame {frame} has no {what}; training needs energy and forces"))
 }
 
-/// The energy of an atom of each species: least squares of `energy = sum of references`, with a ridge that
-/// decides where the frames do not.
+/// Fits the energy of one atom of each species: least squares of `energy = sum of references`. A ridge decides what the
+/// frames leave open.
 fn references(frames: &[Frame], species: &[u8]) -> Result<Vec<f64>> {
     let n = species.len();
     if n == 0 {

@@ -1,12 +1,11 @@
 //! Extended XYZ: frames of atoms as text, with cell, energy, forces and stress.
 //!
-//! A frame is a line with the number of atoms, a line of `key=value` pairs, and one line an atom whose
-//! columns `Properties` names. Read are the keys `Lattice` (nine numbers: the three cell vectors one after
-//! the other), `pbc` (three of T and F; all periodic when there is a lattice and no `pbc`), `energy` and
-//! `stress`, and the columns `species` (symbols or atomic numbers), `pos`, and `forces` or `force`. Other
-//! keys are kept, other columns are read past. Units are those of ASE: angstrom, eV, eV per angstrom, and eV
-//! per cubic angstrom for stress, which is positive under tension. Source of the format:
-//! <https://github.com/libAtoms/extxyz>.
+//! A frame is a line with the number of atoms, a line of `key=value` pairs, and one line per atom whose columns
+//! `Properties` names. The keys that are read are `Lattice` (nine numbers: the three cell vectors one after the other),
+//! `pbc` (three of T and F; all periodic if there is a lattice and no `pbc`), `energy` and `stress`. The columns that are
+//! read are `species` (symbols or atomic numbers), `pos`, and `forces` or `force`. Other keys are kept, other columns are
+//! skipped. Units are those of ASE: angstrom, eV, eV per angstrom, and eV per cubic angstrom for stress, which is
+//! positive under tension. Source of the format: <https://github.com/libAtoms/extxyz>.
 
 use super::elements::{atomic_number, symbol};
 use crate::error::{Error, Result};
@@ -22,34 +21,35 @@ use std::path::Path;
 pub struct Frame {
     /// Atomic numbers; 0 is written `X`.
     pub species: Vec<u8>,
-    /// Where they are.
+    /// Positions of the atoms.
     pub positions: Vec<Vec3>,
-    /// The cell, and where it repeats.
+    /// The cell and its periodic axes.
     pub cell: Option<Cell>,
-    /// Of the whole frame.
+    /// Energy of the whole frame.
     pub energy: Option<f64>,
-    /// Of each atom.
+    /// Force on each atom.
     pub forces: Option<Vec<Vec3>>,
-    /// Derivative of the energy with respect to strain, by volume.
+    /// Derivative of the energy with respect to strain, divided by the volume.
     pub stress: Option<Mat3>,
-    /// Other keys of the comment line, as they stood.
+    /// Other keys of the comment line, with their values as read.
     pub other: BTreeMap<String, String>,
 }
 
-/// Every frame of a file.
+/// Reads every frame of a file.
 ///
 /// # Errors
-/// When the file cannot be read or is no extended XYZ: the message has the line and the reason.
+/// When the file cannot be read or is not extended XYZ. The message has the line and the reason.
 pub fn read(path: impl AsRef<Path>) -> Result<Vec<Frame>> {
     let path = path.as_ref();
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
     parse(&text).map_err(|(line, message)| Error::format(path, format!("line {line}: {message}")))
 }
 
-/// Writes frames, whole or not at all. Numbers are written so that they read back as the same bits.
+/// Writes frames to a file, completely or not at all. Numbers are written so that they read back as the same bits.
 ///
 /// # Errors
-/// When the file cannot be written, a key is no word, or a frame's lists differ in length.
+/// When the file cannot be written, a frame's lists differ in length, a number is not finite, or a key or value cannot be
+/// written so that it reads back.
 pub fn write(path: impl AsRef<Path>, frames: &[Frame]) -> Result<()> {
     let path = path.as_ref();
     let mut text = String::new();
@@ -59,7 +59,8 @@ pub fn write(path: impl AsRef<Path>, frames: &[Frame]) -> Result<()> {
     files::replace_with(path, text)
 }
 
-/// What [`write()`] would say if it wrote these frames now, with nothing written: for long work to know before it begins.
+/// Returns the error that [`write()`] would return for these frames now, and writes nothing. Long computations can check
+/// before they begin.
 ///
 /// # Errors
 /// As [`write()`].
@@ -73,22 +74,22 @@ fn append(path: &Path, i: usize, frame: &Frame, text: &mut String) -> Result<()>
     frame.append(text).map_err(|message| Error::format(path, format!("frame {i}: {message}")))
 }
 
-/// What programs call results besides energy, forces and stress.
+/// Names under which other programs store results, besides energy, forces and stress.
 const RESULTS: [&str; 6] = ["free_energy", "virial", "virials", "total_energy", "energies", "magmom"];
 
-/// What is wrong, with the line that it is in.
+/// The line of an error, and its reason.
 type Wrong = (usize, String);
 
-/// Lines with their numbers.
+/// Lines with their numbers, counted from 0.
 type Lines<'a> = std::iter::Peekable<std::iter::Enumerate<std::str::Lines<'a>>>;
 
-/// Every frame of a text; an error is a line's number and a reason.
+/// Reads every frame of a text. An error is a line number and a reason.
 pub fn parse(text: &str) -> std::result::Result<Vec<Frame>, Wrong> {
     let mut lines = text.lines().enumerate().peekable();
     let mut frames = Vec::new();
     while let Some(&(at, line)) = lines.peek() {
         if line.trim().is_empty() {
-            // Blank lines may end a file; between frames they would be taken for a comment.
+            // Blank lines may end a file. Between frames, one would be taken for a comment line.
             lines.next();
             if let Some((later, text)) = lines.clone().find(|(_, l)| !l.trim().is_empty()) {
                 return Err((
@@ -122,7 +123,7 @@ fn frame(lines: &mut Lines) -> std::result::Result<Frame, Wrong> {
     Ok(frame)
 }
 
-/// What a column holds.
+/// The content of a column.
 #[derive(Clone, Copy, PartialEq)]
 enum Column {
     Species,
@@ -131,7 +132,7 @@ enum Column {
     Other,
 }
 
-/// The frame without its atoms, and the columns with their widths; takes what it knows from `keys`.
+/// Returns the frame without its atoms, and the columns with their widths. Removes the keys that it reads from `keys`.
 fn header(keys: &mut BTreeMap<String, String>) -> std::result::Result<(Frame, Vec<(Column, usize)>), String> {
     let mut frame = Frame::default();
     let periodic = keys.remove("pbc").map(|text| flags(&text)).transpose()?;
@@ -218,7 +219,7 @@ fn atom(frame: &mut Frame, columns: &[(Column, usize)], line: &str) -> std::resu
     Ok(())
 }
 
-/// A finite number; `1d-3` as Fortran writes it, too.
+/// Parses a finite number, also in Fortran's form `1d-3`.
 fn number(name: &str, text: &str) -> std::result::Result<f64, String> {
     let parsed = text.parse().or_else(|_| text.replace(['d', 'D'], "e").parse::<f64>());
     match parsed {
@@ -227,7 +228,7 @@ fn number(name: &str, text: &str) -> std::result::Result<f64, String> {
     }
 }
 
-/// Nine numbers; the three vectors one after the other.
+/// Parses nine numbers: three vectors one after the other.
 fn matrix(name: &str, text: &str) -> std::result::Result<Mat3, String> {
     let words: Vec<&str> = text.split_whitespace().collect();
     if words.len() != 9 {
@@ -250,7 +251,7 @@ fn flags(text: &str) -> std::result::Result<[bool; 3], String> {
     all.and_then(|all| all.try_into().ok()).ok_or_else(|| format!("`pbc` is `{text}`; use three of T and F"))
 }
 
-/// `key=value` pairs, a value with blanks in quotes or braces; a key alone means T.
+/// Parses `key=value` pairs. A value with blanks is in quotes, braces or brackets; a key alone means T.
 fn pairs(line: &str) -> std::result::Result<BTreeMap<String, String>, String> {
     let mut all = BTreeMap::new();
     let mut rest = line.trim_start();
@@ -272,8 +273,7 @@ fn pairs(line: &str) -> std::result::Result<BTreeMap<String, String>, String> {
     Ok(all)
 }
 
-/// A value and what comes after it: a word, or what stands in quotes, braces or brackets, which may be
-/// nested.
+/// Splits a value from the rest of the text: a word, or the content of quotes, braces or brackets, which may be nested.
 fn value<'a>(key: &str, text: &'a str) -> std::result::Result<(&'a str, &'a str), String> {
     let (open, close) = match text.chars().next() {
         Some('"') => ('"', '"'),
@@ -297,7 +297,7 @@ fn value<'a>(key: &str, text: &'a str) -> std::result::Result<(&'a str, &'a str)
     Err(format!("the value of `{key}` has no closing `{close}`"))
 }
 
-/// Whether a value ends where its closing quote stands.
+/// Whether a value in quotes would end exactly at its closing quote.
 fn fits_quotes(text: &str) -> bool {
     let quoted = format!("\"{text}\"");
     !text.contains(['\n', '\r']) && value("", &quoted) == Ok((text, ""))
@@ -314,7 +314,7 @@ impl Frame {
         self.species.is_empty()
     }
 
-    /// The atoms, their cell and other keys, without energy, forces and stress or other words for them.
+    /// Returns the atoms, their cell and other keys, without energy, forces and stress under any name.
     pub fn without_results(&self) -> Frame {
         let Frame { species, positions, cell, .. } = self;
         let kept = self.other.iter().filter(|(key, _)| !RESULTS.contains(&key.as_str()));

@@ -5,35 +5,35 @@ use crate::geometry::space::invariants::polynomial_size;
 use crate::setters::setters;
 use serde_json::{Value, json};
 
-/// The sizes and choices of a [`crate::geometry::Ponita`]; the grid is beside them.
+/// The sizes and choices of a [`crate::geometry::Ponita`]. Its grid is kept separately.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct PonitaConfig {
-    /// Scalars of a node that go in.
+    /// Input scalars per node.
     pub in_scalars: usize,
-    /// Vectors of a node that go in.
+    /// Input vectors per node.
     pub in_vectors: usize,
-    /// Scalars of a node or graph that come out.
+    /// Output scalars per node or graph.
     pub out_scalars: usize,
-    /// Vectors of a node or graph that come out.
+    /// Output vectors per node or graph.
     pub out_vectors: usize,
-    /// Features of a node and orientation.
+    /// Features per node and orientation.
     pub channels: usize,
-    /// Hidden width of the kernels' bases.
+    /// Hidden width of the networks that compute the kernels' bases.
     pub hidden: usize,
-    /// Functions in the kernels' bases.
+    /// Number of functions in each basis of kernels.
     pub basis: usize,
-    /// Blocks.
+    /// Number of blocks.
     pub layers: usize,
-    /// The MLP of a block is this many times as wide as `channels`.
+    /// Hidden width of a block's MLP, as a multiple of `channels`.
     pub widening: usize,
-    /// Of the polynomial features.
+    /// Degree of the polynomial features.
     pub degree: usize,
-    /// Where the window ends; none for graphs that are joined in full.
+    /// Radius at which the envelope ends. `None` for graphs in which all pairs are joined.
     pub radius: Option<f32>,
-    /// What the residual branches are scaled by at the start, if they are.
+    /// Initial value of the factor on each residual branch. `None` if branches have no factor.
     pub layer_scale: Option<f32>,
-    /// Whether every block is read out, and the mean taken, or the last alone.
+    /// Whether the outputs are the mean over all blocks' readouts, or the readout of the last block.
     pub every_readout: bool,
     /// Whether outputs are summed over the nodes of a graph.
     pub pool: bool,
@@ -82,7 +82,7 @@ impl PonitaConfig {
     /// Checks the settings against each other.
     ///
     /// # Errors
-    /// For sizes that cannot work, with the name of the setting.
+    /// When a size cannot work. The message names the setting.
     pub fn check(&self, oriented: bool) -> Result<()> {
         const MOST: usize = 1 << 20;
         let sizes = [
@@ -115,7 +115,8 @@ impl PonitaConfig {
         Ok(())
     }
 
-    /// Every parameter with its shape, and the number of inputs that one of its outputs sums: 0 for norms and scales.
+    /// Returns every parameter with its name, shape and fan-in, which is the number of inputs that one of its outputs
+    /// sums. It is 0 for the bias of a convolution, for norms and for scales.
     pub(in crate::geometry) fn parameters(&self, oriented: bool) -> Vec<(String, Vec<usize>, usize)> {
         let (c, h, k) = (self.channels, self.hidden, self.basis);
         let mut all = vec![];
@@ -156,7 +157,7 @@ impl PonitaConfig {
         all
     }
 
-    /// As JSON, under the names of the reference vectors.
+    /// Returns the settings as JSON, with the names that the reference vectors use.
     pub fn to_json(&self) -> String {
         json!({
             "in_scalar": self.in_scalars, "in_vec": self.in_vectors,
@@ -169,10 +170,11 @@ impl PonitaConfig {
         .to_string()
     }
 
-    /// From JSON as [`PonitaConfig::to_json`] writes it; `layer_scale` may also be true or false. Other keys are left alone.
+    /// Reads settings from JSON as [`PonitaConfig::to_json`] writes it. `layer_scale` may also be true or false. Other
+    /// keys are ignored.
     ///
     /// # Errors
-    /// For text that is no JSON object, and a setting that is missing or of another kind, which is named.
+    /// When the text is not a JSON object, or a setting is missing or of another kind. The message names the setting.
     pub fn from_json(text: &str) -> Result<PonitaConfig> {
         let all: Value =
             serde_json::from_str(text).map_err(|e| Error::config(format!("ponita: config: {e}")))?;

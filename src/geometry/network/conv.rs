@@ -1,8 +1,8 @@
 //! The separable convolution on positions and orientations.
 //!
 //! `x1[n,a,c] = sum over edges e into n of k[e,a,c] h[s_e,a,c]`, then `x2[n,p,c] = 1/O sum_a f[p,a,c] x1[n,a,c]`, with
-//! kernels `k = B Wk^T` and `f = F Wf^T` from bases that all layers share: `B [E,O,K]` is a small network of the invariants of
-//! an edge, times the window; `F [O,O,K]` one of `o_p . o_a`.
+//! kernels `k = B Wk^T` and `f = F Wf^T`. All layers share the bases: `B [E,O,K]` is a small network of the invariants of
+//! an edge, times the envelope, and `F [O,O,K]` is one of `o_p . o_a`.
 
 use super::tables::{TablePlaces, Tables};
 use crate::error::{Error, Result};
@@ -18,25 +18,26 @@ use crate::share::Tied;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
-/// How the convolution is computed. The first two give the same numbers up to rounding.
+/// How the convolution is computed. The first two routes give the same numbers up to rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Route {
-    /// Ops of the engine one after the other, with arrays of edges x orientations x channels: the oracle.
+    /// General ops of the engine one after the other, with arrays of edges x orientations x channels. Tests compare the
+    /// other routes with this one.
     Plain,
-    /// Kernels of their own, whose memory does not grow with edges x orientations x channels.
+    /// Specialised kernels, whose memory does not grow with edges x orientations x channels.
     #[default]
     Fused,
-    /// From tables of the kernels, set by [`crate::geometry::Ponita::tabulate`]: for inference, and approximate. A network without tables
-    /// panics by it.
+    /// Tables of the kernels, made by [`crate::geometry::Ponita::tabulate`]: approximate, and for inference. A network
+    /// without tables panics on this route.
     Tabulated,
 }
 
 impl Basis {
-    /// `f [.., features] -> [.., basis]`
+    /// Applies the network: `f [.., features] -> [.., basis]`.
     ///
     /// # Panics
-    /// When the last axis is not the features.
+    /// When the last axis of `f` does not hold the features.
     #[track_caller]
     pub fn forward(&self, f: &Tensor) -> Tensor {
         let z = linear(f, &self.w1, Some(&self.b1), Activation::Gelu, None);
@@ -44,7 +45,7 @@ impl Basis {
     }
 }
 
-/// `act(x W^T + b) + residual`, with a stored weight.
+/// Returns `act(x W^T + b) + residual`, with a stored weight.
 #[track_caller]
 pub(in crate::geometry) fn linear(
     x: &Tensor,
@@ -57,35 +58,35 @@ pub(in crate::geometry) fn linear(
     x.linear(&site, Epilogue { bias, activation, residual })
 }
 
-/// How a [`Field`] is made.
+/// The settings of a [`Field`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FieldConfig {
-    /// Of the polynomial features.
+    /// Degree of the polynomial features.
     pub degree: usize,
-    /// Where the window ends, if there is one.
+    /// Radius at which the envelope ends, if there is one.
     pub radius: Option<f32>,
-    /// Layers that will use it: what only one uses is not kept.
+    /// Number of layers that will use the field. A basis that only one layer uses is not kept.
     pub layers: usize,
-    /// By which kernels.
+    /// How the convolutions are computed.
     pub route: Route,
 }
 
-/// What all layers of a network see of a graph: edges, and the bases of the kernels on them.
+/// The edges of a graph and the bases of the kernels on them, which all layers of a network share.
 pub struct Field {
     bonds: Bonds,
     spatial: Spatial,
-    /// `[O, O, K]`; none without orientations.
+    /// `[O, O, K]`. `None` without orientations.
     fiber: Option<Tensor>,
 }
 
 enum Spatial {
-    /// `[E, O, K]`, with the window, of every edge; ops of the engine go on from there.
+    /// The basis of every edge, `[E, O, K]`, times the envelope, for general ops.
     Plain(Tensor),
-    /// `[R, O, K]` of the rows of the bonds, for the fused kernels: K is whole vectors.
+    /// The basis of the rows of the bonds, `[R, O, K]`, for the fused kernels. K is a multiple of 4.
     Stored(Tensor),
-    /// Made anew for each run of rows.
+    /// The inputs of the basis, which is recomputed for each chunk of rows.
     Recomputed(Box<Recomputed>),
-    /// Where each edge lies in the kernels' tables.
+    /// The place of each edge in the kernels' tables.
     Tabulated(TablePlaces),
 }
 
@@ -96,16 +97,16 @@ struct Recomputed {
     basis: Basis,
 }
 
-/// The largest basis, in bytes, that is made once for all layers: it saves half of the arithmetic of a network of many layers.
-/// Above, memory does not depend on the number of edges.
+/// The largest basis, in bytes, that is computed once for all layers. This saves half of the arithmetic of a network of
+/// many layers. A larger basis is recomputed, so that memory does not depend on the number of edges.
 const STORED: usize = 16 << 20;
 
 impl Field {
-    /// The bases of `graph` on `grid`.
+    /// Computes the bases of `graph` on `grid`.
     ///
     /// # Panics
-    /// When the graph's dimension is not the grid's, or a basis has another number of features; when the grid has orientations
-    /// and there is no fiber basis; by tables, when a gradient of the basis is wanted.
+    /// When graph and grid differ in dimension, a basis has another number of features, the grid has orientations and
+    /// there is no fiber basis, or a gradient of the basis is wanted while the route uses tables.
     #[track_caller]
     pub fn new(
         graph: &Graph,
@@ -162,7 +163,7 @@ impl Field {
     }
 }
 
-/// `x` with zeros up to a multiple of 4 along an axis: kernels move whole vectors.
+/// Pads `x` with zeros to a multiple of 4 along an axis, because kernels move whole vectors.
 pub(in crate::geometry) fn whole(x: &Tensor, axis: usize) -> Tensor {
     let size = x.shape()[axis];
     match size.next_multiple_of(4) - size {
@@ -172,7 +173,7 @@ pub(in crate::geometry) fn whole(x: &Tensor, axis: usize) -> Tensor {
 }
 
 impl Basis {
-    /// These weights with widths of whole vectors. What is added stays zero: `gelu(0) = 0`.
+    /// Pads the widths of these weights to whole vectors. The added outputs stay zero, as `gelu(0) = 0`.
     fn whole(&self) -> Basis {
         Basis {
             w1: whole(&whole(&self.w1, 0), 1),
@@ -191,11 +192,11 @@ const EPS: f32 = 1e-5;
 pub struct Conv {
     /// `[channels, basis]`
     pub kernel: Tensor,
-    /// `[channels, basis]`; none without orientations.
+    /// `[channels, basis]`. `None` without orientations.
     pub fiber_kernel: Option<Tensor>,
     /// `[channels]`
     pub bias: Tensor,
-    /// The kernels of a network for inference.
+    /// The tables that replace the kernels in a network for inference.
     pub tables: Option<Tables>,
 }
 
@@ -209,7 +210,7 @@ impl Conv {
         self.mix(field, &self.spatial(field, h), Some(&self.bias))
     }
 
-    /// [`Conv::forward`] and the layer norm that follows it in a block, in one kernel where that is there.
+    /// Computes [`Conv::forward`] and the layer norm that follows it in a block, in one kernel where possible.
     #[track_caller]
     pub(in crate::geometry) fn normed(
         &self,
@@ -219,7 +220,7 @@ impl Conv {
     ) -> Tensor {
         let x1 = self.spatial(field, h);
         match self.fiber_weights(field) {
-            // A norm over channels that were added to fill up vectors would be another.
+            // Channels added as padding would change the norm.
             Some(kernel) if field.is_fused() && h.shape()[2].is_multiple_of(4) => {
                 x1.fiber_norm(&kernel, &self.bias, [gain, shift], EPS)
             }
@@ -227,7 +228,7 @@ impl Conv {
         }
     }
 
-    /// `f [O, O, C]`, where there are orientations.
+    /// Returns the fiber kernel `f [O, O, C]`, if there are orientations.
     fn fiber_weights(&self, field: &Field) -> Option<Tensor> {
         if let (Spatial::Tabulated(_), Some(kernel)) = (&field.spatial, self.table_of_fiber()) {
             return Some(kernel.clone());
@@ -236,7 +237,7 @@ impl Conv {
         Some(linear(basis, kernel, None, Activation::None, None))
     }
 
-    /// The sum over neighbours, `x1 [N, O, C]`.
+    /// Returns the sum over neighbours, `x1 [N, O, C]`.
     ///
     /// # Panics
     /// As [`Conv::forward`].
@@ -267,7 +268,8 @@ impl Conv {
         y.slice(2, 0..h.shape()[2])
     }
 
-    /// The mean over orientations with the fiber kernel, `x2 [N, O, C]`, before the bias; `x1` itself without orientations.
+    /// Returns the mean over orientations weighted by the fiber kernel, `x2 [N, O, C]`, without the bias. Without
+    /// orientations it is `x1` itself.
     ///
     /// # Panics
     /// As [`Conv::forward`].
@@ -288,11 +290,12 @@ impl Conv {
         whole(x1, 2).fiber_conv(&whole(&kernel, 2), bias.as_ref()).slice(2, 0..x1.shape()[2])
     }
 
-    /// Scales both kernels so that `x1` and `x2` have the standard deviation of `h`, as measured on this batch; gives the three
-    /// deviations from before. Data-dependent initialisation: without it two layers of default weights all but erase a signal.
+    /// Scales both kernels so that `x1` and `x2` have the standard deviation of `h` on this batch, and returns the three
+    /// deviations from before. Without this data-dependent initialisation, two layers of default weights all but erase a
+    /// signal.
     ///
     /// # Errors
-    /// The device's fault; a deviation that is 0 or not finite, which no factor can mend; a convolution by tables.
+    /// When the device fails, a deviation is 0 or not finite, or the convolution uses tables.
     pub fn calibrate(&mut self, field: &Field, h: &Tensor) -> crate::Result<[f32; 3]> {
         self.trainable("calibrate")?;
         crate::no_grad(|| {
@@ -320,7 +323,7 @@ impl Conv {
     }
 
     /// # Errors
-    /// For a convolution by tables.
+    /// When the convolution uses tables.
     pub(in crate::geometry) fn trainable(&self, what: &str) -> Result<()> {
         match self.tables {
             None => Ok(()),
@@ -331,7 +334,7 @@ impl Conv {
     }
 }
 
-/// The standard deviation of all elements, divisor count - 1, in f64.
+/// The standard deviation of all elements, with divisor count - 1, in f64.
 fn deviation(x: &Tensor) -> crate::Result<f32> {
     let data = x.detach().to_vec::<f32>()?;
     let n = data.len() as f64;

@@ -1,4 +1,4 @@
-//! Networks trained with ponita-torch: their state dict is ours under other names.
+//! Networks trained with ponita-torch: their state dict holds the same parameters under other names.
 
 use super::config::PonitaConfig;
 use super::ponita::Ponita;
@@ -10,7 +10,7 @@ use crate::store::File;
 use crate::tensor::Tensor;
 use std::path::Path;
 
-/// Our name of a parameter as ponita-torch calls it.
+/// Returns the name that ponita-torch has for one of our parameters.
 fn torch_name(name: &str) -> String {
     let (head, rest) = name.split_once('.').unwrap_or((name, ""));
     if head == "basis" || head == "fiber_basis" {
@@ -33,16 +33,17 @@ fn torch_name(name: &str) -> String {
 }
 
 impl Ponita {
-    /// A network from a state dict of ponita-torch (github.com/ebekkers/ponita-torch) that was saved as safetensors. Sizes are read
-    /// off the tensors; `grid` is the network's `ori_grid`, which a state dict does not hold. Of the channels that go in and come
-    /// out, the last `in_vectors` and `out_vectors` are vectors. Whether it had a cutoff `radius`, and whether it pools, the dict
-    /// does not say either.
+    /// Loads a network from a state dict of ponita-torch (github.com/ebekkers/ponita-torch) that was saved as
+    /// safetensors. Sizes are read off the tensors. `grid` is the network's `ori_grid`, which a state dict does not hold.
+    /// Of the input and output channels, the last `in_vectors` and `out_vectors` are vectors. The state dict does not say
+    /// either whether the network had a cutoff `radius` and whether it pools.
     ///
-    /// Its planar second attribute is not the signed distance that we use: networks of the plane do not carry over.
+    /// In the plane, the second attribute of ponita-torch is not the signed distance that we use, so planar networks
+    /// cannot be loaded.
     ///
     /// # Errors
-    /// When the file cannot be read, a tensor is missing or has another shape than the sizes demand, more vectors are asked for
-    /// than there are channels, or the grid is of the plane.
+    /// When the file cannot be read, a tensor is missing or has another shape than the sizes demand, more vectors are
+    /// asked for than there are channels, or the grid has no orientations in space.
     pub fn from_torch(
         gpu: &Gpu,
         path: impl AsRef<Path>,

@@ -1,4 +1,4 @@
-//! PONITA: its settings, its separable convolution, the network, tables of its kernels, files of its authors.
+//! PONITA: its settings, its separable convolution, the network, tables of its kernels, and files of its authors.
 
 pub(super) mod config;
 pub(super) mod conv;

@@ -13,7 +13,8 @@ use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// One block: `h + s linear2(gelu(linear1(layer_norm(conv(h)))))`. Source of the shape: Liu et al. 2022, "A ConvNet for the 2020s".
+/// One block: `h + s linear2(gelu(linear1(layer_norm(conv(h)))))`. Source of the structure: Liu et al. 2022, "A ConvNet
+/// for the 2020s".
 #[derive(Clone)]
 pub struct PonitaLayer {
     /// The convolution.
@@ -26,7 +27,7 @@ pub struct PonitaLayer {
     pub linear2: [Tensor; 2],
     /// `s [channels]`
     pub scale: Option<Tensor>,
-    /// Weight `[outputs, channels]` and bias, where this block is read out.
+    /// Weight `[outputs, channels]` and bias of the readout, if this block has one.
     pub readout: Option<[Tensor; 2]>,
 }
 
@@ -39,7 +40,7 @@ impl PonitaLayer {
     pub fn forward(&self, field: &Field, h: &Tensor) -> Tensor {
         let [gain, bias] = &self.norm;
         let y = self.conv.normed(field, h, [gain, bias]);
-        // The scale goes into the small matrix, so that the residual can join its product.
+        // The scale is multiplied into the small matrix, so that the residual can be added by the kernel of its product.
         let [w2, b2] = match &self.scale {
             Some(s) => [self.linear2[0].mul(&s.unsqueeze(1)), self.linear2[1].mul(s)],
             None => self.linear2.clone(),
@@ -56,7 +57,7 @@ impl PonitaLayer {
 /// Makes a parameter of this name, shape and fan-in.
 pub(in crate::geometry) type Make<'a> = dyn FnMut(&str, &[usize], usize) -> Result<Tensor> + 'a;
 
-/// What goes into a network beside the graph.
+/// The inputs of a network besides the graph.
 #[derive(Clone, Debug)]
 pub struct PonitaInput {
     /// `[nodes, in_scalars]`
@@ -72,7 +73,7 @@ impl PonitaInput {
     }
 }
 
-/// What comes out: of each node, or of each graph where the network pools.
+/// The outputs of a network, per node or, if it pools, per graph.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PonitaOutput {
@@ -84,9 +85,9 @@ pub struct PonitaOutput {
 
 /// A network on positions and orientations. Source: Bekkers et al. 2024, arXiv 2310.02970.
 ///
-/// Exactly equivariant (to f32 rounding) under translations, permutations and the motions that permute its [`Grid`]; under other
-/// rotations and reflections approximately, with an error that falls with the number of orientations. It cannot tell mirror
-/// images apart.
+/// Exactly equivariant (to f32 rounding) under translations, permutations and the motions that permute its [`Grid`].
+/// Under other rotations and reflections it is approximately equivariant, with an error that falls with the number of
+/// orientations. It cannot tell mirror images apart.
 ///
 /// ```
 /// use tiebeam::geometry::{Graph, Grid, Ponita, PonitaConfig, PonitaInput};
@@ -108,9 +109,9 @@ pub struct Ponita {
     pub config: PonitaConfig,
     /// The orientations.
     pub grid: Grid,
-    /// Of the spatial kernels.
+    /// The basis of the spatial kernels.
     pub basis: Basis,
-    /// Of the fiber kernels, where there are orientations.
+    /// The basis of the fiber kernels, if there are orientations.
     pub fiber_basis: Option<Basis>,
     /// `[channels, in_scalars + in_vectors]`
     pub embed: Tensor,
@@ -121,8 +122,8 @@ pub struct Ponita {
 }
 
 impl Ponita {
-    /// A network with weights and biases uniform in `+-1/sqrt(fan in)`, norms and scales as the configuration says. Calibrate it
-    /// on a first batch: see [`Ponita::calibrate`].
+    /// Makes a network. Weights and biases are uniform in `+-1/sqrt(fan in)`, norms start as the identity, biases of
+    /// convolutions at 0, and scales at the configured value. Calibrate it on a first batch: see [`Ponita::calibrate`].
     ///
     /// # Errors
     /// As [`PonitaConfig::check`].
@@ -140,7 +141,7 @@ impl Ponita {
         Ponita::build(config, grid, &mut make)
     }
 
-    /// A network from named tensors; `make` gets name, shape and fan-in of each.
+    /// Builds a network from named tensors. `make` gets the name, shape and fan-in of each.
     pub(in crate::geometry) fn build(config: PonitaConfig, grid: Grid, make: &mut Make) -> Result<Ponita> {
         config.check(grid.is_oriented())?;
         let mut all = BTreeMap::new();
@@ -180,7 +181,7 @@ impl Ponita {
         Ok(Ponita { config, grid, basis: spatial, fiber_basis, embed, layers, route: Route::default() })
     }
 
-    /// The same network with every parameter replaced.
+    /// Returns the same network with `f` applied to every parameter.
     pub(in crate::geometry) fn mapped(&self, f: &dyn Fn(&Tensor) -> Tensor) -> Ponita {
         let basis = |b: &Basis| Basis { w1: f(&b.w1), b1: f(&b.b1), w2: f(&b.w2), b2: f(&b.b2) };
         let pair = |p: &[Tensor; 2]| [f(&p[0]), f(&p[1])];
@@ -208,7 +209,7 @@ impl Ponita {
         }
     }
 
-    /// What all layers see of a graph.
+    /// Computes what all layers share on a graph.
     ///
     /// # Panics
     /// When the graph's dimension is not the grid's.
@@ -219,10 +220,10 @@ impl Ponita {
         Field::new(graph, &self.grid, &self.basis, self.fiber_basis.as_ref(), config)
     }
 
-    /// Scalars on every orientation and vectors as `v . o_a`, embedded: `[nodes, O, channels]`.
+    /// Embeds scalars, the same on every orientation, and vectors as `v . o_a`: `[nodes, O, channels]`.
     ///
     /// # Panics
-    /// When the inputs do not fit graph and configuration.
+    /// When the inputs do not fit the graph and the configuration.
     #[track_caller]
     pub fn lift(&self, graph: &Graph, input: &PonitaInput) -> Tensor {
         let (nodes, count) = (graph.nodes(), self.grid.len());
@@ -248,7 +249,7 @@ impl Ponita {
         linear(&x, &self.embed, None, Activation::None, None)
     }
 
-    /// The features after the lift and after each block, `[nodes, O, channels]` each.
+    /// Returns the features after the lift and after each block, `[nodes, O, channels]` each.
     ///
     /// # Panics
     /// As [`Ponita::forward`].
@@ -262,10 +263,11 @@ impl Ponita {
         all
     }
 
-    /// The mean of what blocks read out, `[nodes, O, out_scalars + out_vectors]`, of the features of [`Ponita::hidden`].
+    /// Returns the mean of the blocks' readouts, `[nodes, O, out_scalars + out_vectors]`, from the features of
+    /// [`Ponita::hidden`].
     ///
     /// # Panics
-    /// When there is not one array for each block and the lift.
+    /// When `hidden` does not have one array for the lift and one for each block.
     #[track_caller]
     pub fn readout(&self, hidden: &[Tensor]) -> Tensor {
         assert!(
@@ -282,7 +284,7 @@ impl Ponita {
         if all.len() == 1 { sum } else { sum.scale(1.0 / all.len() as f32) }
     }
 
-    /// Scalars and vectors of each node, before any pooling.
+    /// Returns the scalars and vectors of each node, before any pooling.
     ///
     /// # Panics
     /// As [`Ponita::forward`].
@@ -302,11 +304,12 @@ impl Ponita {
         PonitaOutput { scalars, vectors }
     }
 
-    /// The network's outputs: `scalar = mean over a of r_a`, `vector = 1/O sum_a r_a o_a`, summed over the nodes of each graph
-    /// where the configuration says so.
+    /// Returns the network's outputs: `scalar = mean over a of r_a`, `vector = 1/O sum_a r_a o_a`, summed over the nodes
+    /// of each graph if the configuration pools.
     ///
     /// # Panics
-    /// When inputs do not fit: scalars `[nodes, in_scalars]`, vectors `[nodes, in_vectors, D]`, positions of the grid's dimension.
+    /// When inputs do not fit: scalars must be `[nodes, in_scalars]`, vectors `[nodes, in_vectors, D]`, and positions of
+    /// the grid's dimension.
     #[track_caller]
     pub fn forward(&self, graph: &Graph, input: &PonitaInput) -> PonitaOutput {
         let each = self.per_node(graph, input);
@@ -316,11 +319,12 @@ impl Ponita {
         PonitaOutput { scalars: graph.pool(&each.scalars), vectors: graph.pool(&each.vectors) }
     }
 
-    /// Scales the kernels of every layer, first to last, so that each convolution keeps the standard deviation of its input on
-    /// this batch. Call it once, on a first batch of training data, before an optimizer is made: kernels become new leaves.
+    /// Scales the kernels of every layer, first to last, so that each convolution preserves the standard deviation of its
+    /// input on this batch. Call it once, on a first batch of training data, before making an optimizer, because the
+    /// kernels become new leaves.
     ///
     /// # Errors
-    /// As [`Conv::calibrate`]; nothing is changed then.
+    /// As [`Conv::calibrate`]. Nothing changes then.
     ///
     /// # Panics
     /// As [`Ponita::forward`].
@@ -342,18 +346,18 @@ impl Ponita {
     /// Writes parameters and grid to a safetensors file with the configuration in its metadata.
     ///
     /// # Errors
-    /// When the file cannot be written: the old one is then as it was.
+    /// When the file cannot be written. An older file is then unchanged.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         self.save_with(path, [])
     }
 
-    /// [`Ponita::save`] with more entries of metadata.
+    /// [`Ponita::save`] with additional metadata.
     pub(in crate::geometry) fn save_with(
         &self,
         path: impl AsRef<Path>,
         more: impl IntoIterator<Item = (String, String)>,
     ) -> Result<()> {
-        // As leaves, which a network for inference has none of.
+        // A network for inference has no leaves, so its parameters are made leaves here.
         let all = Parameters::of(&self.mapped(&|w| w.detach().requires_grad()));
         let grid = self.grid.tensor(self.embed.gpu());
         let tensors = all.named().iter().map(|(n, t)| (n.as_str(), t)).chain([(GRID, &grid)]);
@@ -364,8 +368,8 @@ impl Ponita {
     /// Reads a file that [`Ponita::save`] wrote.
     ///
     /// # Errors
-    /// When the file cannot be read or is no network's: a setting, the grid or a tensor is missing, has another shape or is not
-    /// finite, or there is one too many.
+    /// When the file cannot be read or does not hold a network: a setting, the grid or a tensor is missing, a tensor has
+    /// another shape or is not finite, or a tensor does not belong to the network.
     pub fn load(gpu: &Gpu, path: impl AsRef<Path>) -> Result<Ponita> {
         let file = File::open(path)?;
         let wrong = |message: String| Error::format(file.path(), message);

@@ -1,30 +1,32 @@
-//! Tables of a trained network's kernels, and the convolution by them: for inference, where weights are fixed.
+//! Tables of a trained network's kernels, and the convolution with them: for inference, where weights are fixed.
 //!
-//! A spatial kernel is a function of two numbers for each channel, `x = o.d` and `r = |d - (o.d) o|` (in the plane the signed
-//! second one, without orientations `|d|` alone), whatever network makes it. A cubic B-spline through its values on a grid takes
-//! 16 multiply-adds an edge, orientation and channel, for any width of the basis. It has two continuous derivatives, so that
-//! forces, its exact gradient, are smooth. The window is not in the table: messages still end at the radius exactly.
+//! A spatial kernel is a function of two numbers for each channel, whatever network computes it: `x = o.d` and
+//! `r = |d - (o.d) o|` (in the plane, `r` is the signed second attribute; without orientations there is only `|d|`). A
+//! cubic B-spline through its values on a grid takes 16 multiply-adds per edge, orientation and channel, for any width of
+//! the basis. It has two continuous derivatives, so forces, its exact gradient, are smooth. The envelope is not in the
+//! table: messages still end exactly at the radius.
 
 use crate::ops::points::edges::Edges;
 use crate::ops::points::kernel_basis::{Basis, EdgeFeatures};
 use crate::ops::points::table_conv::SplineTable;
 use crate::tensor::Tensor;
 
-/// What takes the place of a convolution's bases and projections.
+/// The tables that replace a convolution's bases and projections.
 #[derive(Clone, Debug)]
 pub struct Tables {
-    /// Of the spatial kernel; the channels are filled up to a multiple of 4.
+    /// The spatial kernel, with its channels padded to a multiple of 4.
     pub spatial: SplineTable,
-    /// `[O, O, channels]`, filled up likewise; none without orientations. Orientations are fixed, so that this is exact.
+    /// The fiber kernel, `[O, O, channels]`, padded likewise. `None` without orientations. It is exact, because
+    /// orientations are fixed.
     pub fiber: Option<Tensor>,
 }
 
-/// Where edges lie in a table, `[E, O, 4]`: attributes, window, nothing.
+/// The place of each edge in a table, `[E, O, 4]`: two attributes, the envelope, and 0.
 pub(in crate::geometry) struct TablePlaces(Tensor);
 
 impl TablePlaces {
     /// # Panics
-    /// When somebody wants a gradient of the basis, which is not used.
+    /// When a gradient of the basis is wanted, because tables do not use the basis.
     #[track_caller]
     pub fn new(
         d: &Tensor,
@@ -42,7 +44,7 @@ impl TablePlaces {
         TablePlaces(seen)
     }
 
-    /// The sum over neighbours of `h [N, O, C]`, C a multiple of 4.
+    /// Returns the sum over neighbours of `h [N, O, C]`, C a multiple of 4.
     #[track_caller]
     pub fn conv(
         &self,

@@ -1,4 +1,4 @@
-//! A network's kernels, sampled and fitted into tables.
+//! Samples a network's kernels and fits tables to them.
 
 use super::conv::{Route, linear, whole};
 use super::ponita::Ponita;
@@ -10,12 +10,13 @@ use crate::ops::points::edges::Edges;
 use crate::ops::points::table_conv::SplineTable;
 use crate::tensor::Tensor;
 
-/// Cells that a table is sampled beyond its range: what is assumed at the end has died down there to `(2 - sqrt 3)^15`, 3e-9.
+/// A table is sampled this many cells beyond its range. The spline's end condition is a guess, and the error that it
+/// causes shrinks by `2 - sqrt 3` per cell: to `(2 - sqrt 3)^15`, 3e-9, at the edge of the range.
 const MARGIN: usize = 16;
-/// Rows of samples in memory together, times the widest array of a row.
+/// The most samples in memory together, times the widest array that is computed for a sample.
 const CHUNK: usize = 4 << 20;
 
-/// Samples along one attribute: `points` of them from `low` on, with [`MARGIN`] more at both ends.
+/// The sample positions along one attribute: `points` of them from `low` on, with [`MARGIN`] more at both ends.
 #[derive(Clone, Copy)]
 struct Axis {
     low: f64,
@@ -24,7 +25,7 @@ struct Axis {
 }
 
 impl Axis {
-    /// From `-radius` or 0 to `radius`, by steps of `radius / (points - 1)`.
+    /// From `-radius` if `signed`, else from 0, to `radius`, in steps of `radius / (points - 1)`.
     fn new(radius: f64, points: usize, signed: bool) -> Axis {
         let (low, points_) = if signed { (-radius, points.saturating_mul(2) - 1) } else { (0.0, points) };
         Axis { low, step: radius / (points - 1) as f64, points: points_ }
@@ -40,20 +41,22 @@ impl Axis {
 }
 
 impl Ponita {
-    /// Points of a table from 0 to the radius that are enough for most networks: 257 x 129 in space. Measured errors are 1e-6 of a
-    /// kernel's largest value at a radius of 4 without training, and 4e-5 at 6 of a trained potential, whose kernels bend most near
-    /// the radius. The error falls with the fourth power of the points.
+    /// A number of points from 0 to the radius that is enough for most networks: in space, tables then have 257 x 129
+    /// points. Measured errors, relative to a kernel's largest value, are 1e-6 for an untrained network with radius 4,
+    /// and 4e-5 for a trained potential with radius 6, whose kernels curve most near the radius. The error falls with the
+    /// fourth power of the number of points.
     pub const TABLE_POINTS: usize = 129;
 
-    /// A copy for inference whose spatial kernels are cubic splines with `points` points from 0 to the radius (see
-    /// [`Ponita::TABLE_POINTS`]): outputs, forces and stress are those of one function with two continuous derivatives, close to
-    /// this network's. Fiber kernels are made once.
+    /// Returns a copy for inference whose spatial kernels are cubic splines with `points` points from 0 to the radius
+    /// (see [`Ponita::TABLE_POINTS`]). Outputs, forces and stress are those of one function with two continuous
+    /// derivatives, close to this network's. Fiber kernels are computed once.
     ///
-    /// A layer's table takes `4 (2 points + 1) (points + 2) channels` bytes in space, 8.7 MB at 64 channels and 129 points; in the
-    /// plane both sides are `2 points + 1`, and without orientations it is `4 (points + 2) channels`.
+    /// A layer's table takes `4 (2 points + 1) (points + 2) channels` bytes in space, 8.7 MB at 64 channels and 129
+    /// points. In the plane both sides have `2 points + 1` numbers, and without orientations a table takes
+    /// `4 (points + 2) channels` bytes.
     ///
-    /// No tensor of the copy takes a gradient, so that it has no [`crate::nn::Parameters`] and cannot be trained or calibrated;
-    /// positions can be tracked as before. Saving it saves the parameters.
+    /// No tensor of the copy takes a gradient, so it has no [`crate::nn::Parameters`] and cannot be trained or
+    /// calibrated. Positions can be tracked as before. Saving the copy saves the parameters.
     ///
     /// ```
     /// use tiebeam::geometry::{Graph, Grid, Ponita, PonitaConfig, PonitaInput};
@@ -71,7 +74,8 @@ impl Ponita {
     /// ```
     ///
     /// # Errors
-    /// When the network has no radius or is such a copy itself, there are fewer than 5 points, or a table is larger than one binding; the device's fault.
+    /// When the network has no radius or is itself such a copy, there are fewer than 5 points, a table exceeds one
+    /// binding, or the device fails.
     pub fn tabulate(&self, points: usize) -> Result<Ponita> {
         self.trainable("tabulate")?;
         let radius = self.config.radius.ok_or_else(|| {
@@ -107,7 +111,7 @@ impl Ponita {
         })
     }
 
-    /// A layer's tables.
+    /// Makes a layer's tables.
     fn tables(&self, layer: usize, axes: &[Axis]) -> Result<Tables> {
         let (conv, gpu) = (&self.layers[layer].conv, self.embed.gpu());
         let kernel = whole(&conv.kernel, 0);
@@ -125,7 +129,7 @@ impl Ponita {
         Ok(Tables { spatial: SplineTable::new(&coefficients, lows, [step; 2]), fiber })
     }
 
-    /// The kernel `[C, K]` on all points, first axis slowest, channels fastest.
+    /// Returns the values of the kernel `[C, K]` at all sample points, with the first axis slowest and channels fastest.
     fn samples(&self, kernel: &Tensor, axes: &[Axis]) -> Result<Vec<f64>> {
         let (gpu, config) = (kernel.gpu(), &self.config);
         let across = axes.get(1).map_or(1, Axis::sampled);
@@ -148,16 +152,16 @@ impl Ponita {
     }
 
     /// # Errors
-    /// For a network by tables.
+    /// When the network uses tables.
     pub(in crate::geometry) fn trainable(&self, what: &str) -> Result<()> {
         self.layers.iter().try_for_each(|layer| layer.conv.trainable(what))
     }
 
-    /// The spatial kernel of a layer as its convolution sees it, `[rows, channels]`, of attributes `[rows, 2]` (or 1) within the
-    /// radius, without the window: by the table where there is one.
+    /// Returns the spatial kernel of a layer as its convolution sees it, `[rows, channels]`, at attributes `[rows, 2]`
+    /// (or 1) within the radius, without the envelope. It is read from the table if there is one.
     ///
     /// # Errors
-    /// The device's fault.
+    /// When the device fails.
     #[doc(hidden)]
     pub fn kernel_at(&self, layer: usize, attributes: &[f32]) -> Result<Vec<f32>> {
         let (conv, gpu) = (&self.layers[layer].conv, self.embed.gpu());
@@ -168,7 +172,7 @@ impl Ponita {
             let basis = self.basis.forward(&invariants::polynomial(&attributes, self.config.degree));
             return linear(&basis, &conv.kernel, None, Activation::None, None).to_vec();
         };
-        // An edge from one node to another for each row, with features of 1.
+        // Each row becomes the self-loop of a node with features of 1, so that the convolution returns the kernel.
         let ids: Vec<u32> = (0..rows as u32).collect();
         let edges = Edges::new(gpu, rows, &ids, &ids)?;
         let row = |a: &[f32]| [a[0], a.get(1).copied().unwrap_or(0.0), 1.0, 0.0];
@@ -179,14 +183,14 @@ impl Ponita {
     }
 }
 
-/// Coefficients of the spline through samples, and their shape: those that cells within the range need.
+/// Returns the coefficients of the spline through the samples that the cells within the range need, and their shape.
 fn coefficients(mut data: Vec<f64>, axes: &[Axis], channels: usize) -> ([usize; 3], Vec<f32>) {
     let [n, m] = [axes[0].sampled(), axes.get(1).map_or(1, Axis::sampled)];
     interpolate(&mut data, n, m * channels);
     if axes.len() > 1 {
         data.chunks_exact_mut(m * channels).for_each(|line| interpolate(line, m, channels));
     }
-    // One more than the points at each end.
+    // Cells need one coefficient more than the points at each end.
     let kept = |axis: &Axis| MARGIN - 1..MARGIN + axis.points + 1;
     let (first, second) = (kept(&axes[0]), axes.get(1).map_or(0..1, kept));
     let shape = [first.len(), second.len(), channels];
@@ -194,8 +198,9 @@ fn coefficients(mut data: Vec<f64>, axes: &[Axis], channels: usize) -> ([usize; 
     (shape, rows.flat_map(|at| &data[at..at + channels]).map(|&c| c as f32).collect())
 }
 
-/// Turns `n` samples, each of `width` numbers, into coefficients of a cubic B-spline through them: `c[i-1] + 4 c[i] + c[i+1] =
-/// 6 s[i]`, with no curvature at the ends. Source: Unser 1999, "Splines: a perfect fit for signal and image processing".
+/// Replaces `n` samples, each of `width` numbers, by the coefficients of a cubic B-spline through them:
+/// `c[i-1] + 4 c[i] + c[i+1] = 6 s[i]`, with zero curvature at the ends. Source: Unser 1999, "Splines: a perfect fit for
+/// signal and image processing".
 fn interpolate(data: &mut [f64], n: usize, width: usize) {
     let mut factors = vec![0.0; n];
     for i in 1..n - 1 {

@@ -8,30 +8,31 @@ use crate::ops::points::edges::Edges;
 use crate::tensor::Tensor;
 use std::sync::{Arc, OnceLock};
 
-/// A batch of disjoint graphs of points in space or in the plane. Lists on the device belong to it: after a device's fault make it
-/// anew.
+/// A batch of disjoint graphs of points in space or in the plane. Its lists lie in the device's memory, so make it again
+/// after the device has failed.
 ///
-/// Positions may be tracked: [`Graph::track`] makes them a leaf whose gradient is the negative force.
+/// Positions may be tracked: [`Graph::track`] makes them a leaf. The gradient of an energy with respect to it is the
+/// negative force.
 #[derive(Clone, Debug)]
 pub struct Graph {
     pub(crate) edges: Edges,
     /// `[nodes, D]`
     pub(crate) positions: Tensor,
-    /// `[edges, D]`, added to the source's position less the destination's.
+    /// `[edges, D]`: added to the position of the source minus that of the destination.
     pub(crate) shifts: Option<Tensor>,
-    /// `[D, D]`, by which all differences of positions are multiplied.
+    /// `[D, D]`: all differences of positions are multiplied by it.
     pub(crate) strain: Option<Tensor>,
-    /// Which graph each node is in.
+    /// The graph that each node is in.
     batch: Vec<u32>,
     pub(crate) batch_ids: Tensor,
     graphs: usize,
     lists: Arc<Lists>,
 }
 
-/// Which edges share kernels: found once for a graph, where somebody asks.
+/// The lists of edges that share kernels, made once per graph when they are first needed.
 #[derive(Default)]
 struct Lists {
-    /// As those of the graph, on the host.
+    /// The shifts of the graph, on the host.
     shifts: Vec<f32>,
     single: OnceLock<Arc<List>>,
     paired: OnceLock<Arc<List>>,
@@ -44,11 +45,12 @@ impl std::fmt::Debug for Lists {
 }
 
 impl Graph {
-    /// A graph with these edges, in any order: `positions [nodes, dimension]` row-major, `batch` the graph of each node, empty
-    /// where all are in one.
+    /// Makes a graph with these edges, given in any order. `positions` is `[nodes, dimension]` row-major. `batch` is the
+    /// graph of each node, and empty if all are in one graph.
     ///
     /// # Errors
-    /// For lists that do not fit, positions that are not finite, edges to nodes that are not there or between two graphs.
+    /// When lists do not fit each other, a position is not finite, or an edge names a node that does not exist or joins
+    /// two graphs.
     pub fn new(
         gpu: &Gpu,
         positions: &[f32],
@@ -85,11 +87,12 @@ impl Graph {
         })
     }
 
-    /// Every node of a graph joined to every other, and to itself where `self_loops`: `sizes` are the nodes of each graph, which
-    /// lie one after the other.
+    /// Makes graphs in which every node is joined to every other of its graph, and to itself if `self_loops`. `sizes` are
+    /// the numbers of nodes of the graphs, whose nodes lie one after the other.
     ///
     /// # Errors
-    /// As [`Graph::new`]; when the sizes do not add up to the positions.
+    /// As [`Graph::new`]; when the sizes do not add up to the number of positions, or the list of edges exceeds one
+    /// binding.
     pub fn full(
         gpu: &Gpu,
         positions: &[f32],
@@ -119,11 +122,11 @@ impl Graph {
         Graph::new(gpu, positions, dimension, &from, &to, &batch)
     }
 
-    /// This graph with `shifts [edges, D]` added to the difference of positions along each edge, in the order in which edges
-    /// were given: an edge to a periodic image.
+    /// Adds `shifts [edges, D]` to the differences of positions along the edges, in the order in which edges were given:
+    /// an edge with a shift starts at a periodic image.
     ///
     /// # Errors
-    /// When there is not one finite shift an edge.
+    /// When there is not exactly one finite shift per edge.
     pub fn with_shifts(mut self, shifts: &[f32]) -> Result<Graph> {
         let width = self.dimension();
         if shifts.len() != width * self.edges.len() || shifts.iter().any(|x| !x.is_finite()) {
@@ -137,10 +140,10 @@ impl Graph {
         Ok(self)
     }
 
-    /// The same edges at other positions `[nodes, D]`, which may be tracked.
+    /// Returns a graph with the same edges at other positions `[nodes, D]`, which may be tracked.
     ///
     /// # Panics
-    /// When the shape is another.
+    /// When the new positions have another shape.
     #[track_caller]
     pub fn at(&self, positions: &Tensor) -> Graph {
         let (old, new) = (self.positions.shape(), positions.shape());
@@ -148,27 +151,29 @@ impl Graph {
         Graph { positions: positions.clone(), ..self.clone() }
     }
 
-    /// The same graph, its positions a leaf.
+    /// Returns the same graph with its positions as a leaf.
     pub fn track(&self) -> Graph {
         self.at(&self.positions.detach().requires_grad())
     }
 
-    /// The same graph under a strain that is a leaf, at present none: the gradient with respect to it is volume times stress.
+    /// Returns the same graph under a strain that is a leaf. It is the identity matrix, so it deforms nothing. The
+    /// gradient of the energy with respect to it is volume times stress.
     pub fn strained(&self) -> Graph {
         let n = self.dimension();
         let one: Vec<f32> = (0..n * n).map(|i| if i % (n + 1) == 0 { 1.0 } else { 0.0 }).collect();
         Graph { strain: Some(Tensor::from_slice(self.gpu(), &one, [n, n]).requires_grad()), ..self.clone() }
     }
 
-    /// `d [E, D]`: source less destination along every edge, by the image that the edge means.
+    /// Returns `d [E, D]`: source minus destination along every edge, with shifts to periodic images and the strain
+    /// applied.
     pub fn vectors(&self) -> Tensor {
         let d = self.positions.edge_vectors(&self.edges);
         let d = self.shifts.as_ref().map_or(d.clone(), |shift| d.add(shift));
         self.strain.as_ref().map_or(d.clone(), |strain| d.matmul(strain))
     }
 
-    /// Which rows of kernels the edges use on this grid: an edge and its reverse share one where every orientation has an
-    /// opposite and a quarter of the rows or more is saved.
+    /// Returns which rows of kernels the edges use on this grid. An edge and its reverse share a row if every orientation
+    /// has an opposite and sharing saves a quarter of the rows or more.
     pub fn bonds(&self, grid: &Grid) -> Bonds {
         let Lists { shifts, paired, .. } = &*self.lists;
         if let Some(opposite) = grid.antipodes() {
@@ -182,21 +187,21 @@ impl Graph {
         self.single()
     }
 
-    /// A row of kernels for every edge.
+    /// Gives every edge a row of kernels of its own.
     pub(in crate::geometry) fn single(&self) -> Bonds {
         Bonds::of(self.lists.single.get_or_init(|| List::single(&self.edges)).clone(), None)
     }
 
-    /// `x [nodes, ..]` summed over the nodes of each graph: `[graphs, ..]`, zero for a graph without nodes.
+    /// Sums `x [nodes, ..]` over the nodes of each graph: `[graphs, ..]`, zero for a graph without nodes.
     ///
     /// # Panics
-    /// When the first axis is not the nodes.
+    /// When the first axis of `x` does not count the nodes.
     #[track_caller]
     pub fn pool(&self, x: &Tensor) -> Tensor {
         x.index_sum(0, &self.batch_ids, self.graphs)
     }
 
-    /// The edges, in the order of the sums.
+    /// The edges, in the order in which sums take them.
     pub fn edges(&self) -> &Edges {
         &self.edges
     }
@@ -221,7 +226,7 @@ impl Graph {
         &self.batch
     }
 
-    /// Of space.
+    /// Dimension of the space, 2 or 3.
     pub fn dimension(&self) -> usize {
         self.positions.shape()[1]
     }
@@ -232,7 +237,7 @@ impl Graph {
     }
 }
 
-/// The number of points in a list of coordinates.
+/// Checks a list of coordinates and returns the number of its points.
 pub(in crate::geometry) fn checked(positions: &[f32], dimension: usize) -> Result<usize> {
     if !(2..=3).contains(&dimension) || !positions.len().is_multiple_of(dimension) {
         let n = positions.len();
@@ -250,7 +255,7 @@ pub(in crate::geometry) fn checked(positions: &[f32], dimension: usize) -> Resul
     Ok(positions.len() / dimension)
 }
 
-/// The graph of each node, for graphs of these sizes one after the other.
+/// Returns the graph of each node, for graphs of these sizes one after the other.
 pub(in crate::geometry) fn batch_of(nodes: usize, sizes: &[usize]) -> Result<Vec<u32>> {
     if sizes.iter().try_fold(0usize, |sum, &n| sum.checked_add(n)) != Some(nodes) {
         return Err(Error::config(format!("graph: sizes {sizes:?} do not add up to {nodes} nodes")));

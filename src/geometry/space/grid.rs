@@ -7,11 +7,12 @@ use std::f64::consts::{PI, TAU};
 
 /// The orientations of a network: unit vectors in space or in the plane, or none at all.
 ///
-/// The grid does not turn with the input: a network is exactly equivariant under translations, permutations and those
-/// rotations and reflections that permute its grid, and approximately under others; the error falls with the number of points.
+/// The grid does not turn with the input. A network is exactly equivariant under translations, permutations and those
+/// rotations and reflections that permute its grid. Under others it is approximately equivariant, with an error that
+/// falls with the number of points.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Grid {
-    /// Unit vectors, the third number 0 in the plane; the zero vector alone for positions without orientations.
+    /// Unit vectors whose third number is 0 in the plane. A single zero vector means positions without orientations.
     vectors: Vec<Vec3>,
     dimension: usize,
 }
@@ -33,11 +34,13 @@ impl Grid {
         Grid { vectors: (0..n).map(point).collect(), dimension: 3 }
     }
 
-    /// `n` points in opposite pairs: the upper half of the Fibonacci lattice of `n` points, and behind them their opposites. By
-    /// the fused route an edge and its reverse share kernels on it, so that making them costs as much as on half as many other
-    /// points; messages, norm, MLP and memory are those of all `n`. What rotations change, of the outputs' deviation and without
-    /// training: 0.009 at 64 points, 0.017 on the lattice of 32, whose kernels cost the same; at equal numbers of points the lattice
-    /// is mostly better.
+    /// `n` points in opposite pairs: the upper half of the Fibonacci lattice of `n` points, then their opposites.
+    ///
+    /// On the fused route, an edge and its reverse share kernels on this grid, so computing kernels costs as much as on
+    /// another grid of half as many points. Messages, norm, MLP and memory cost as much as for all `n`. Rotating the
+    /// input changes the outputs of an untrained network by 0.009 of their standard deviation at 64 points, and by 0.017
+    /// on the Fibonacci lattice of 32 points, whose kernels cost the same. At equal numbers of points the Fibonacci
+    /// lattice is mostly better.
     ///
     /// # Panics
     /// When `n` is 0 or odd.
@@ -92,18 +95,19 @@ impl Grid {
         Grid { vectors: (0..n).map(|i| [angle(i).cos(), angle(i).sin(), 0.0]).collect(), dimension: 2 }
     }
 
-    /// Positions alone, in 2 or 3 dimensions: kernels see distances only (PNITA).
+    /// Positions without orientations, in 2 or 3 dimensions: kernels depend on distances only (PNITA).
     ///
     /// # Panics
-    /// For another dimension.
+    /// When the dimension is not 2 or 3.
     #[track_caller]
     pub fn positions(dimension: usize) -> Grid {
         assert!((2..=3).contains(&dimension), "Grid::positions: dimension {dimension} is not 2 or 3");
         Grid { vectors: vec![[0.0; 3]], dimension }
     }
 
-    /// These vectors, `[n, dimension]` row-major, made unit; what a model's file stores. `None` unless they are finite, of 2 or
-    /// 3 dimensions and none is zero, or one zero vector, which means [`Grid::positions`].
+    /// Makes a grid of these vectors, `[n, dimension]` row-major as a model's file stores them, scaled to length 1.
+    /// Returns `None` if there are no vectors, the dimension is not 2 or 3, a number is not finite or a vector is zero.
+    /// One zero vector alone means [`Grid::positions`].
     pub fn from_vectors(vectors: &[f32], dimension: usize) -> Option<Grid> {
         let whole = (2..=3).contains(&dimension) && !vectors.is_empty();
         if !whole || !vectors.len().is_multiple_of(dimension) || vectors.iter().any(|x| !x.is_finite()) {
@@ -128,17 +132,17 @@ impl Grid {
         self.vectors.len()
     }
 
-    /// Never: there is at least one point.
+    /// Always false: a grid has at least one point.
     pub fn is_empty(&self) -> bool {
         self.vectors.is_empty()
     }
 
-    /// Of space: 2 or 3.
+    /// Dimension of the space, 2 or 3.
     pub fn dimension(&self) -> usize {
         self.dimension
     }
 
-    /// Whether there are orientations, not positions alone.
+    /// Whether the grid has orientations.
     pub fn is_oriented(&self) -> bool {
         self.vectors.len() > 1 || self.vectors[0] != [0.0; 3]
     }
@@ -148,8 +152,8 @@ impl Grid {
         &self.vectors
     }
 
-    /// For every point the index of the opposite one, where all have one of their own: tetrahedra, odd circles and Fibonacci
-    /// lattices have not, nor has a grid that holds a point twice.
+    /// Returns the index of each point's opposite. `None` if not every point has an opposite of its own: so for
+    /// tetrahedra, odd circles, Fibonacci lattices, grids that hold a point twice, and positions without orientations.
     pub fn antipodes(&self) -> Option<Vec<usize>> {
         let opposite =
             |v: &[f64; 3]| self.vectors.iter().position(|w| (0..3).all(|i| (v[i] + w[i]).abs() < 1e-6));
@@ -170,7 +174,7 @@ fn golden() -> f64 {
     (1.0 + 5f64.sqrt()) / 2.0
 }
 
-/// `v` with every choice of signs of what is not 0.
+/// Returns `v` with every choice of signs of its nonzero elements.
 fn signs(v: Vec3) -> Vec<Vec3> {
     (0..3).fold(vec![v], |all, axis| {
         let both = |v: Vec3| {
@@ -182,7 +186,7 @@ fn signs(v: Vec3) -> Vec<Vec3> {
     })
 }
 
-/// The three cyclic orders of `v`, with every choice of signs.
+/// Returns the three cyclic permutations of `v`, each with every choice of signs.
 fn turns(v: Vec3) -> Vec<Vec3> {
     let [x, y, z] = v;
     [[x, y, z], [y, z, x], [z, x, y]].into_iter().flat_map(signs).collect()
@@ -193,7 +197,8 @@ mod tests {
     use super::*;
     use crate::geometry::space::vectors::dot;
 
-    /// A regular polyhedron's vertices see each other under few different angles, and each vertex under the same ones.
+    /// The vertices of a regular polyhedron see each other under few different angles, and every vertex sees the same
+    /// angles.
     #[test]
     fn polyhedra_are_regular() {
         let grids = [

@@ -1,4 +1,5 @@
-//! Numbers that a motion leaves as they are and that tell classes of point pairs apart, by plain differentiable ops.
+//! Invariants: numbers that no motion changes and that tell classes of point pairs apart, made of plain differentiable
+//! ops.
 //!
 //! With a receiver at `p` with orientation `o`, a sender at `p'` with `o'`, and `d = p' - p`:
 //!
@@ -9,14 +10,15 @@
 //! | R^3 x S^2 | `o.d`, `|d - (o.d) o|`, `o.o'`, optionally `o'.d` | the same |
 //! | SE(3) | `R^T d`, `R^T R'` | [`frames`] |
 //!
-//! Those of R^3 x S^2 are the same for mirror images: a network that sees nothing else is E(3)-equivariant and cannot tell
-//! left from right. Three of them leave a class of pairs with one free number; `o'.d` fixes that.
+//! The attributes of R^3 x S^2 are the same for mirror images: a network that sees only these is E(3)-equivariant and
+//! cannot tell left from right. The first three leave one degree of freedom of a pair undetermined, and `o'.d` determines
+//! it.
 //! Source: Bekkers et al. 2024, "Fast, Expressive SE(n) Equivariant Networks", arXiv 2310.02970.
 
 pub use crate::ops::points::kernel_basis::polynomial_size;
 use crate::tensor::Tensor;
 
-/// Length over the last axis; the gradient at the zero vector is 0, as self-loops need it.
+/// Length over the last axis. At the zero vector the gradient is 0, as self-loops need it.
 ///
 /// # Panics
 /// When `x` is a scalar or of integers.
@@ -25,14 +27,14 @@ pub fn norm(x: &Tensor) -> Tensor {
     let squares = x.square().sum(-1);
     let zero = Tensor::zeros(x.gpu(), *squares.shape());
     let some = squares.gt(&zero).detach();
-    // Where nothing is under the root, 1 is: its derivative is finite, and not used.
+    // Where the sum is 0, the root of 1 is taken instead. Its derivative is finite, and the mask discards it.
     squares.where_mask(&some, &Tensor::ones(x.gpu(), *squares.shape())).sqrt().where_mask(&some, &zero)
 }
 
 /// `|d|` of edges `d [E, D]`: `[E, 1]`.
 ///
 /// # Panics
-/// When `d` is no matrix.
+/// When `d` is not a matrix.
 #[track_caller]
 pub fn distance(d: &Tensor) -> Tensor {
     assert!(d.shape().len() == 2, "distance: edges must be [E, D], got {}", d.shape());
@@ -41,8 +43,8 @@ pub fn distance(d: &Tensor) -> Tensor {
 
 /// `o.d` and the second attribute, `[E, O, 2]`, of edges `d [E, D]` and orientations `o [O, D]`.
 ///
-/// In space the second is the length of `d - (o.d) o`, computed as a vector because `|d|^2 - (o.d)^2` would cancel; in the plane
-/// it is `-d_x o_y + d_y o_x`, with its sign.
+/// In space the second attribute is the length of `d - (o.d) o`, computed as a vector because `|d|^2 - (o.d)^2` would
+/// lose digits to cancellation. In the plane it is `-d_x o_y + d_y o_x`, with its sign.
 ///
 /// # Panics
 /// When the shapes do not fit or D is not 2 or 3.
@@ -72,18 +74,19 @@ fn check(name: &str, d: &Tensor, o: &Tensor) {
     );
 }
 
-/// `o_p . o_a`, `[O, O, 1]`, of orientations `o [O, D]`. Not the angle: its derivative is singular at the ends.
+/// `o_p . o_a`, `[O, O, 1]`, of orientations `o [O, D]`. The angle is not used, because its derivative is singular at
+/// both ends.
 ///
 /// # Panics
-/// When `o` is no matrix.
+/// When `o` is not a matrix.
 #[track_caller]
 pub fn fiber(o: &Tensor) -> Tensor {
     assert!(o.shape().len() == 2, "fiber: orientations must be [O, D], got {}", o.shape());
     o.matmul(&o.t()).unsqueeze(2)
 }
 
-/// All attributes of receiver orientation `a` and sender orientation `b`, `[E, O, O, 3]`, or 4 with `o_b . d` at the end: what
-/// a kernel that is not separable sees.
+/// All attributes of receiver orientation `a` and sender orientation `b`, `[E, O, O, 3]`, or 4 of them with `o_b . d` at
+/// the end if `fourth`. A kernel that is not separable depends on these.
 ///
 /// # Panics
 /// As [`spatial`].
@@ -100,9 +103,9 @@ pub fn pairs(d: &Tensor, o: &Tensor, fourth: bool) -> Tensor {
     Tensor::concat(&all.iter().collect::<Vec<_>>(), 3)
 }
 
-/// `R_a^T d` and the nine elements of `R_a^T R_b`, row-major: `[E, F, F, 12]`, of edges `d [E, 3]` and frames `[F, 3, 3]` whose
-/// columns are the axes. These are all six degrees of freedom that SE(3) leaves to a pair of frames, without a chart's
-/// singularities; mirror images differ.
+/// `R_a^T d` and the nine elements of `R_a^T R_b`, row-major: `[E, F, F, 12]`, of edges `d [E, 3]` and frames `[F, 3, 3]`
+/// whose columns are the axes. They determine all six degrees of freedom that a pair of frames has up to SE(3), without
+/// the singularities of a chart. Mirror images differ.
 ///
 /// # Panics
 /// When the shapes do not fit.
@@ -119,7 +122,7 @@ pub fn frames(d: &Tensor, frames: &Tensor) -> Tensor {
         frames.shape()
     );
     let (edges, count) = (d.shape()[0], frames.shape()[0]);
-    // [F, 3, 3] transposed, as rows: R_a^T d is one product for all frames.
+    // [F, 3, 3] transposed, as rows: one product gives R_a^T d for all frames.
     let rows = frames.t().reshape([3 * count, 3]);
     let offset = d.matmul(&rows.t()).reshape([edges, count, 1, 3]).expand([edges, count, count, 3]);
     // Element (i, j) of R_a^T R_b is the product of columns: [3 F, 3 F] as [a, i, b, j].
@@ -128,8 +131,8 @@ pub fn frames(d: &Tensor, frames: &Tensor) -> Tensor {
     Tensor::concat(&[&offset, &turn], 3)
 }
 
-/// Monomials up to `degree` of the last axis: `f_1 = a`, `f_k = flatten(f_{k-1} a^T)`, all concatenated. From two attributes
-/// and degree 3 come 2 + 4 + 8 numbers.
+/// Monomials up to `degree` of the last axis: `f_1 = a`, `f_k = flatten(f_{k-1} a^T)`, all concatenated. Two attributes
+/// and degree 3 give 2 + 4 + 8 numbers.
 ///
 /// # Panics
 /// When `a` is a scalar or `degree` is 0.
@@ -147,8 +150,8 @@ pub fn polynomial(a: &Tensor, degree: usize) -> Tensor {
     Tensor::concat(&terms.iter().collect::<Vec<_>>(), -1)
 }
 
-/// The polynomial cutoff `1 - 28 u^6 + 48 u^7 - 21 u^8` with `u = distance / radius`, 0 from the radius on. Value and two
-/// derivatives vanish there. Source: Gasteiger et al. 2020, "Directional Message Passing", with p = 6.
+/// The polynomial envelope `1 - 28 u^6 + 48 u^7 - 21 u^8` with `u = distance / radius`, 0 from the radius on. Its value
+/// and first two derivatives vanish there. Source: Gasteiger et al. 2020, "Directional Message Passing", with p = 6.
 pub fn window(distance: &Tensor, radius: f32) -> Tensor {
     let u = distance.scale(1.0 / radius);
     let inside = u.lt(&Tensor::ones(u.gpu(), *u.shape())).detach();

@@ -1,4 +1,4 @@
-//! Space: vectors, orientations, points and which of them see each other, what of a pair no motion changes.
+//! Space: vectors, orientations, points, their neighbours, and invariants of pairs of points.
 
 pub(super) mod graph;
 pub(super) mod grid;

@@ -1,4 +1,4 @@
-//! Which points see each other: within a radius or the nearest, with periodic images.
+//! The neighbours of points: those within a radius, or the nearest, with periodic images.
 
 use super::graph::{Graph, batch_of, checked};
 use super::vectors::{Mat3, Vec3, cross, determinant, dot, norm, times, times_transposed, unit};
@@ -9,14 +9,14 @@ use crate::ops::points::neighbours::{Cells, Found};
 /// A periodic cell: three lattice vectors, and along which of them space repeats.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cell {
-    /// Rows are the vectors. Those along which nothing repeats may be zero.
+    /// The lattice vectors, as rows. Those along which space does not repeat may be zero.
     pub vectors: Mat3,
-    /// Along which space repeats.
+    /// The vectors along which space repeats.
     pub periodic: [bool; 3],
 }
 
 impl Cell {
-    /// A box with these sides, periodic along all.
+    /// A box with these sides, periodic along all three.
     pub fn cuboid(sides: [f64; 3]) -> Cell {
         let [x, y, z] = sides;
         Cell { vectors: [[x, 0.0, 0.0], [0.0, y, 0.0], [0.0, 0.0, z]], periodic: [true; 3] }
@@ -30,18 +30,18 @@ pub struct Clouds<'a> {
     pub positions: &'a [f32],
     /// 2 or 3.
     pub dimension: usize,
-    /// Nodes of each graph.
+    /// Number of nodes of each graph.
     pub sizes: &'a [usize],
-    /// One a graph, or none at all.
+    /// One cell per graph, or none at all.
     pub cells: &'a [Option<Cell>],
 }
 
-/// Cells that a search may look at from one point.
+/// The most cells that the search may look at from one point.
 const MOST_VISITS: f64 = 1e6;
 /// The farthest image along one vector: images are packed in 10 bits.
 const MOST_IMAGES: f64 = 500.0;
 
-/// One graph's axes: a full set of vectors, its inverse, and where they repeat.
+/// The axes of one graph: three independent vectors, their inverse, and which of them are periodic.
 struct Frame {
     vectors: Mat3,
     /// `fraction[i] = x . inverse[i]`
@@ -56,7 +56,8 @@ impl Frame {
         if v.iter().flatten().any(|x| !x.is_finite()) {
             return Err(Error::config(format!("neighbours: the cell {v:?} is not finite")));
         }
-        // Where nothing repeats any direction will do that the others leave free: unit vectors, at right angles to them.
+        // An axis that is not periodic may have any direction that the others leave free: it becomes a unit vector at
+        // right angles to them.
         for i in (0..3).filter(|&i| !periodic[i]) {
             let (a, b) = (v[(i + 1) % 3], v[(i + 2) % 3]);
             let known: Vec<Vec3> = [(i + 1) % 3, (i + 2) % 3]
@@ -78,7 +79,7 @@ impl Frame {
         }
         let volume = determinant(&v);
         let lengths = v.map(norm);
-        // Relative to a box of the same sides: a flat cell is flat in any unit.
+        // The bound is relative to a box with the same sides, so it does not depend on the unit of length.
         if volume.abs() <= 1e-9 * lengths.iter().product::<f64>() || volume == 0.0 {
             return Err(Error::config(format!(
                 "neighbours: the cell {:?} has no volume; give periodic axes vectors that are not in one plane",
@@ -91,10 +92,10 @@ impl Frame {
 }
 
 impl Cell {
-    /// Positions moved by whole periods to where the cell's fractions are from 0 to 1, along the axes that repeat.
+    /// Moves positions by whole periods into the cell, where their fractions along the periodic axes are from 0 to 1.
     ///
     /// # Errors
-    /// For a cell without volume, or positions that are not finite.
+    /// When the cell has no volume, or a position is not finite.
     pub(in crate::geometry) fn wrapped(self, positions: &[Vec3]) -> Result<Vec<Vec3>> {
         let frame = Frame::new(Some(self))?;
         let one = |x: &Vec3| {
@@ -113,15 +114,15 @@ impl Cell {
     }
 }
 
-/// All graphs' frames and points in f64, before they are sorted into cells of some radius.
+/// The frames and points of all graphs in f64, before the points are sorted into cells for some radius.
 struct Prepared {
     frames: Vec<Frame>,
     batch: Vec<u32>,
     sizes: Vec<usize>,
     positions: Vec<Vec3>,
-    /// In units of the frame, moved into the cell along periodic axes.
+    /// The points in units of the frame's vectors, moved into the cell along periodic axes.
     fractions: Vec<Vec3>,
-    /// By how many periods each point was moved.
+    /// The number of periods by which each point was moved.
     moves: Vec<[i64; 3]>,
 }
 
@@ -164,27 +165,28 @@ impl Prepared {
         Ok(Prepared { frames, batch, sizes: of.sizes.to_vec(), positions, fractions, moves })
     }
 
-    /// The points in cells no narrower than they must be, for this radius; graphs that nobody asks about reach nowhere.
+    /// Sorts the points into cells for this radius. Along each axis, cells are at least as wide as the radius, or there
+    /// is only one. Graphs for which `asked` is false get a reach of 0.
     fn cells(&self, radius: f64, asked: impl Fn(usize) -> bool) -> Result<Cells> {
         let mut all = Cells { starts: vec![0], ..Cells::default() };
         let mut first = 0;
         for (g, (frame, &size)) in self.frames.iter().zip(&self.sizes).enumerate() {
             let own = first..first + size;
             let fractions = &self.fractions[own.clone()];
-            // Free axes reach from the lowest point to the highest.
+            // Axes that are not periodic extend from the lowest point to the highest.
             let bounds: [[f64; 2]; 3] = std::array::from_fn(|i| match frame.periodic[i] {
                 true => [0.0, 1.0],
                 false => extent(fractions, i),
             });
             let low = bounds.map(|b| b[0]);
             let span = bounds.map(|b| b[1] - b[0]);
-            // The distance between opposite sides.
+            // The distances between opposite faces.
             let height: Vec3 = std::array::from_fn(|i| span[i] / norm(frame.inverse[i]));
             let most = (4.0 * size as f64 + 64.0).cbrt().ceil();
             let counts = height.map(|h| (h / radius).floor().clamp(1.0, most));
             let reach: Vec3 = std::array::from_fn(|i| match frame.periodic[i] {
                 true => (radius * counts[i] / height[i]).ceil(),
-                // More than all there is would be in vain.
+                // Without periods, there is nothing beyond the last cell.
                 false => (radius * counts[i] / height[i].max(f64::MIN_POSITIVE)).ceil().min(counts[i]),
             });
             let visits: f64 = reach.iter().map(|r| 2.0 * r + 1.0).product();
@@ -205,14 +207,14 @@ impl Prepared {
             let periodic = (0..3).map(|i| (frame.periodic[i] as u32) << i).sum::<u32>();
             let first_cell = all.starts.len() - 1;
             all.grids.extend(n.map(|n| n as u32).into_iter().chain([first_cell as u32]));
-            // Nobody asks: no query there, and no launch for what it would look at.
+            // The reach of a graph without queries must not add launches.
             let reach = if asked(g) { reach } else { [0.0; 3] };
             all.grids.extend(reach.map(|r| r as u32).into_iter().chain([periodic]));
             let graph = all.lattice.len() as u32 / 12;
             for v in &frame.vectors {
                 all.lattice.extend(v.map(|x| x as f32).into_iter().chain([0.0]));
             }
-            // Relative to the lowest corner, so that f32 keeps its digits wherever the cloud is.
+            // Positions are relative to the lowest corner, so that f32 keeps its digits wherever the cloud is.
             let corner = times_transposed(&frame.vectors, low);
             let mut lists = vec![Vec::new(); n.iter().product()];
             for (i, s) in own.zip(fractions) {
@@ -230,7 +232,7 @@ impl Prepared {
         Ok(all)
     }
 
-    /// The period between the image that was found and the points as they were given.
+    /// Converts an image between the moved points into the one between the points as they were given.
     fn image(&self, own: usize, other: usize, image: [i32; 3]) -> [i64; 3] {
         std::array::from_fn(|i| image[i] as i64 - self.moves[other][i] + self.moves[own][i])
     }
@@ -240,13 +242,13 @@ impl Prepared {
     }
 }
 
-/// The lowest and the highest of the points along one axis.
+/// Returns the lowest and the highest coordinate of the points along one axis.
 fn extent(points: &[Vec3], axis: usize) -> [f64; 2] {
     let Some(first) = points.first() else { return [0.0; 2] };
     points.iter().fold([first[axis]; 2], |b, s| [b[0].min(s[axis]), b[1].max(s[axis])])
 }
 
-/// Edges into each point, before they are a graph.
+/// The edges into each point, collected before they become a graph.
 #[derive(Default)]
 struct List {
     sources: Vec<u32>,
@@ -269,7 +271,7 @@ impl List {
     }
 }
 
-/// Neighbours of one query in an order that the search has no part in.
+/// Returns the neighbours of one query, in an order that does not depend on the search.
 fn row(of: &Prepared, found: &Found, at: usize, own: usize) -> Vec<(u32, [i64; 3])> {
     let range = found.starts[at]..found.starts[at + 1];
     let image = |i: usize| of.image(own, found.points[i] as usize, found.images[i]);
@@ -279,14 +281,15 @@ fn row(of: &Prepared, found: &Found, at: usize, own: usize) -> Vec<(u32, [i64; 3
 }
 
 impl Graph {
-    /// An edge into every point from every point, or periodic image of one, nearer than `radius`, images of itself included; and
-    /// from the point itself where `self_loops`. A radius longer than a period is answered with more images.
+    /// Makes an edge into every point from every point, or periodic image of one, that is nearer than `radius`. Images of
+    /// the point itself count, and the point itself does if `self_loops`. If the radius exceeds a period, several images
+    /// of a point may be neighbours.
     ///
-    /// Points are sorted into cells on the host; the device looks for neighbours, in time linear in their number.
+    /// The host sorts the points into cells and the device looks for neighbours, in time linear in the number of points.
     ///
     /// # Errors
-    /// For positions that are not finite, a cell without volume, sizes or cells that do not fit, a radius that is not above 0 or
-    /// reaches over more images than can be meant, more edges than the device's memory takes.
+    /// When a position is not finite, a cell has no volume, sizes or cells do not fit the positions, the radius is not
+    /// above 0 or reaches over too many images, or the edges exceed the device's memory.
     pub fn radius(gpu: &Gpu, of: &Clouds, radius: f32, self_loops: bool) -> Result<Graph> {
         if !(radius.is_finite() && radius > 0.0) {
             return Err(Error::config(format!("neighbours: the radius is {radius}; it must be above 0")));
@@ -306,8 +309,9 @@ impl Graph {
         list.graph(gpu, of, &prepared)
     }
 
-    /// An edge into every point from the `k` nearest others of its graph (fewer where there are fewer), periodic images counted
-    /// as points; at equal distance those of lower number; and from the point itself where `self_loops`.
+    /// Makes an edge into every point from the `k` nearest other points of its graph, or from all if there are fewer, and
+    /// from the point itself if `self_loops`. Periodic images count as points. At equal distance, the point of lower
+    /// number is taken.
     ///
     /// # Errors
     /// As [`Graph::radius`].
@@ -316,7 +320,8 @@ impl Graph {
         let mut chosen: Vec<Vec<(u32, [i64; 3])>> = vec![Vec::new(); prepared.positions.len()];
         let mut radius = prepared.guess(k);
         let mut queries: Vec<u32> = if k == 0 { vec![] } else { (0..chosen.len() as u32).collect() };
-        // A point whose sphere holds k others has its nearest among them; the rest look further.
+        // If a point's sphere holds k others, the nearest are among them. The other points search again with a larger
+        // radius.
         while !queries.is_empty() {
             if !(radius as f32 * radius as f32).is_finite() {
                 return Err(Error::config(
@@ -366,7 +371,7 @@ impl Graph {
 }
 
 impl Prepared {
-    /// A radius whose sphere holds about `k` points of the densest graph, were they spread evenly.
+    /// Returns a radius whose sphere would hold about `k` points of the densest graph if its points were spread evenly.
     fn guess(&self, k: usize) -> f64 {
         let mut first = 0;
         let mut least = f64::INFINITY;
@@ -379,7 +384,7 @@ impl Prepared {
             };
             let sides = [0, 1, 2].map(side);
             let longest = sides.iter().copied().fold(0.0, f64::max);
-            // A flat cloud has no volume: as if each side were at least a tenth of the longest.
+            // A flat cloud has no volume, so each side counts as at least a tenth of the longest.
             let volume: f64 = sides.iter().map(|s| s.max(0.1 * longest)).product();
             if size > 1 && volume > 0.0 {
                 least = least.min((volume * (k + 1) as f64 / size as f64).cbrt());

@@ -6,7 +6,7 @@ use std::array::from_fn;
 /// A vector in space.
 pub type Vec3 = [f64; 3];
 
-/// Three rows.
+/// A matrix as three rows.
 pub type Mat3 = [Vec3; 3];
 
 /// `a . b`
@@ -24,13 +24,13 @@ pub fn norm(a: Vec3) -> f64 {
     dot(a, a).sqrt()
 }
 
-/// `a` at length 1; not finite for the zero vector.
+/// `a` scaled to length 1. The result for the zero vector is not finite.
 pub fn unit(a: Vec3) -> Vec3 {
     let length = norm(a);
     a.map(|x| x / length)
 }
 
-/// `det m`: the volume between the rows, below 0 where they are left-handed.
+/// `det m`: the volume that the rows span, negative if they are left-handed.
 pub fn determinant(m: &Mat3) -> f64 {
     dot(m[0], cross(m[1], m[2]))
 }
@@ -45,18 +45,18 @@ pub fn times(m: &Mat3, x: Vec3) -> Vec3 {
     m.map(|row| dot(row, x))
 }
 
-/// `m^T x`: the sum of the rows of `m`, each times its number in `x`; back again where `m` is orthogonal.
+/// `m^T x`: the sum of the rows of `m`, each times its number in `x`. This undoes `times` if `m` is orthogonal.
 pub fn times_transposed(m: &Mat3, x: Vec3) -> Vec3 {
     from_fn(|k| x[0] * m[0][k] + x[1] * m[1][k] + x[2] * m[2][k])
 }
 
-/// An orthogonal matrix, evenly drawn: two rows of a normal matrix made orthonormal, the third at right angles to them on
-/// the side that a coin says.
+/// Draws a uniformly distributed orthogonal matrix. Two rows of normal draws are made orthonormal (Gram-Schmidt); the
+/// third is their cross product, with a random sign.
 pub fn orthogonal(rng: &mut Rng) -> Mat3 {
     let mut draws = [0.0f32; 10];
     rng.fill_normal(&mut draws);
     let row = |i: usize| -> Vec3 { from_fn(|k| draws[3 * i + k] as f64) };
-    // A row that happens to be zero, or to lie along the other, must not divide by zero.
+    // A row of zeros, or one parallel to the other, must not cause a division by zero.
     let unit = |a: Vec3| a.map(|x| x / norm(a).max(1e-30));
     let a = unit(row(0));
     let b = row(1);
@@ -65,7 +65,7 @@ pub fn orthogonal(rng: &mut Rng) -> Mat3 {
     [a, b, cross(a, b).map(|x| sign * x)]
 }
 
-/// A rotation, evenly drawn: [`orthogonal`], mirrored where its determinant is -1.
+/// Draws a uniformly distributed rotation: [`orthogonal`], times -1 if its determinant is -1.
 pub fn rotation(rng: &mut Rng) -> Mat3 {
     let m = orthogonal(rng);
     let sign = determinant(&m).signum();
@@ -76,7 +76,7 @@ pub fn rotation(rng: &mut Rng) -> Mat3 {
 mod tests {
     use super::*;
 
-    /// Evenly drawn: every element has mean 0 and mean square 1/3, and elements do not go together.
+    /// Of uniform rotations every element has mean 0 and mean square 1/3, and no two elements are correlated.
     #[test]
     fn rotations_are_even_and_proper() {
         let mut rng = Rng::new(1);

@@ -1,4 +1,4 @@
-//! Which edges share a row of kernels, and runs of rows that are in memory together.
+//! Which edges share a row of kernels, and the chunks of rows that are in memory together.
 
 use super::edges::Edges;
 use crate::error::{Error, Result};
@@ -8,36 +8,37 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-/// The rows of kernels of a graph's edges: one for each edge, or one for both directions of a pair.
+/// The rows of kernels of a graph's edges: one row per edge, or one row for both directions of a pair.
 ///
-/// The invariants of an edge `d` seen from `o` are those of `-d` seen from `-o`. On a grid where every orientation has an
-/// opposite, `k[reverse of e, a] = k[e, opposite of a]`: a *bond* is an edge with its reverse, and its kernels are made once.
-/// Cloning is cheap.
+/// The invariants of an edge `d` seen from orientation `o` equal those of `-d` seen from `-o`. On a grid where every
+/// orientation has an opposite, `k[reverse of e, a] = k[e, opposite of a]`. A *bond* is an edge together with its
+/// reverse: its kernels are computed once. Cloning is cheap.
 #[derive(Clone)]
 pub struct Bonds {
     list: Arc<List>,
-    /// `[O]`: the opposite of each orientation; none where each edge has a row of its own.
+    /// `[O]`: the opposite of each orientation. `None` if every edge has a row of its own.
     opposite: Option<Tensor>,
 }
 
-/// What does not depend on the grid.
+/// The part of the bonds that does not depend on the grid of orientations.
 pub(crate) struct List {
     edges: Edges,
-    /// Of each row its edge, and the one that shares it.
+    /// The edge of each row, and its reverse if the reverse shares the row.
     rows: Vec<(u32, Option<u32>)>,
-    /// Each row's edge, on the device; none where every edge has a row.
+    /// The edge of each row, on the device. `None` if every edge has a row of its own.
     ids: Option<Tensor>,
-    /// By rows of a run.
-    runs: Mutex<BTreeMap<usize, Arc<Vec<Chunk>>>>,
-    /// The most rows of a run, for tests of what happens at its ends.
+    /// The chunks made so far, keyed by their number of rows.
+    chunks: Mutex<BTreeMap<usize, Arc<Vec<Chunk>>>>,
+    /// A limit on the rows per chunk, with which tests exercise the ends of chunks.
     most: OnceLock<usize>,
 }
 
 /// Rows whose kernels are in memory together.
 pub(crate) struct Chunk {
     pub rows: Range<usize>,
-    /// All nodes that its edges touch lie here, and lists count from the first: with nodes in an order that keeps neighbours
-    /// together, little of an array over nodes has to be bound. Parts of such arrays begin at whole blocks of 64.
+    /// The range of nodes that the chunk's edges touch. The chunk's lists count nodes from its start. If the order of the
+    /// nodes keeps neighbours together, only a small part of an array over nodes has to be bound. The range starts at a
+    /// multiple of 64, so that such a part can be bound.
     pub nodes: Range<usize>,
     gpu: Gpu,
     list: Vec<[u32; 3]>,
@@ -46,23 +47,24 @@ pub(crate) struct Chunk {
     from: OnceLock<Incidence>,
 }
 
-/// The nodes at which edges of a run end, or start, and no others.
+/// The nodes at which a chunk's edges end (or start), each with these edges. Other nodes are left out.
 pub(crate) struct Incidence {
-    /// `[nodes + 1, 2]`: node, where its entries begin.
+    /// `[nodes + 1, 2]`: the node, and where its entries in `pairs` begin. The last row marks the end of `pairs`.
     pub nodes: Tensor,
-    /// `[entries, 2]`: twice the edge's row, counted from the run's first, plus 1 for the reverse; the node at its other end.
+    /// `[entries, 2]`: twice the edge's row, counted from the chunk's first, plus 1 for a reverse; then the node at its
+    /// other end.
     pub pairs: Tensor,
     /// The most entries of a node.
     pub most: usize,
 }
 
 impl List {
-    /// Every edge has a row of its own.
+    /// Gives every edge a row of its own.
     pub(crate) fn single(edges: &Edges) -> Arc<List> {
         List::new(edges, (0..edges.len() as u32).map(|e| (e, None)).collect())
     }
 
-    /// An edge and its reverse share a row: `reverse[e]` is that of edge `e`, as the edges are ordered.
+    /// Lets an edge and its reverse share a row: `reverse[e]` is the reverse of edge `e`, in the order of `edges`.
     pub(crate) fn paired(edges: &Edges, reverse: &[Option<u32>]) -> Arc<List> {
         let first = |(e, r): (usize, &Option<u32>)| match *r {
             Some(r) if (r as usize) < e => None,
@@ -75,7 +77,7 @@ impl List {
     fn new(edges: &Edges, rows: Vec<(u32, Option<u32>)>) -> Arc<List> {
         let ids: Vec<u32> = rows.iter().map(|row| row.0).collect();
         let ids = (rows.len() < edges.len()).then(|| Tensor::from_slice(edges.gpu(), &ids, [ids.len()]));
-        Arc::new(List { edges: edges.clone(), rows, ids, runs: Mutex::default(), most: OnceLock::new() })
+        Arc::new(List { edges: edges.clone(), rows, ids, chunks: Mutex::default(), most: OnceLock::new() })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -83,19 +85,19 @@ impl List {
     }
 }
 
-/// The reverse of each edge, where there is one: from its destination to its source by the opposite of `shifts [E, width]`, which
-/// are in the order of the edges and may be empty.
+/// Returns the reverse of each edge if it has one: an edge from its destination to its source, with the opposite shift.
+/// `shifts [E, width]` are in the order of the edges and may be empty.
 pub(crate) fn reverses(edges: &Edges, shifts: &[f32], width: usize) -> Vec<Option<u32>> {
     let (from, to) = (edges.sources(), edges.destinations());
     let shift = |e: usize| shifts.get(e * width..(e + 1) * width).unwrap_or(&[]);
-    // -0 and 0 are one shift.
+    // Adding 0 turns -0 into 0, so both are the same shift.
     let bits = |x: f32| (x + 0.0).to_bits();
     let key = |s: u32, t: u32, e: usize, sign: f32| {
         let shift: [u32; 3] = std::array::from_fn(|k| shift(e).get(k).map_or(0, |&x| bits(sign * x)));
         (s, t, shift)
     };
     let mut found = vec![None; edges.len()];
-    // Edges that wait for a reverse, by what it must be; the first in line is served first.
+    // Edges whose reverse has not come yet, keyed by what the reverse must be, first come first served.
     let mut waiting: HashMap<_, VecDeque<u32>> = HashMap::new();
     for e in 0..edges.len() {
         let own = key(from[e], to[e], e, 1.0);
@@ -108,16 +110,18 @@ pub(crate) fn reverses(edges: &Edges, shifts: &[f32], width: usize) -> Vec<Optio
 }
 
 impl Bonds {
-    /// A row of kernels for every edge.
+    /// Gives every edge a row of kernels of its own.
     pub fn single(edges: &Edges) -> Bonds {
         Bonds { list: List::single(edges), opposite: None }
     }
 
-    /// A row of kernels for every edge without a reverse, and for every pair of an edge and its reverse: `reverse[e]` is the
-    /// reverse of edge `e` in the order of [`Edges::sources`], `opposite[a]` the opposite of orientation `a`.
+    /// Gives every edge without a reverse a row of kernels, and every pair of an edge and its reverse one row for both.
+    /// `reverse[e]` is the reverse of edge `e` in the order of [`Edges::sources`], `opposite[a]` is the opposite of
+    /// orientation `a`.
     ///
     /// # Errors
-    /// When the lists do not name each other's reverses, or the ends of a pair do not match.
+    /// When `reverse` has another length than the edges, `reverse` or `opposite` is not its own inverse, or the two edges
+    /// of a pair do not join the same two nodes.
     pub fn paired(edges: &Edges, reverse: &[Option<u32>], opposite: &[u32]) -> Result<Bonds> {
         let (from, to) = (edges.sources(), edges.destinations());
         let mutual = |e: usize| match reverse[e] {
@@ -137,14 +141,14 @@ impl Bonds {
         Ok(Bonds::of(List::paired(edges, reverse), Some(opposite)))
     }
 
-    /// With the opposites where edges share rows.
+    /// Makes bonds of a list. `opposite` is needed where edges share rows.
     pub(crate) fn of(list: Arc<List>, opposite: Option<&[u32]>) -> Bonds {
         let gpu = list.edges.gpu();
         let opposite = opposite.map(|ids| Tensor::from_slice(gpu, ids, [ids.len()]));
         Bonds { list, opposite }
     }
 
-    /// Rows of kernels.
+    /// Number of rows of kernels.
     pub fn len(&self) -> usize {
         self.list.len()
     }
@@ -163,30 +167,30 @@ impl Bonds {
         self.opposite.as_ref()
     }
 
-    /// Of an array over edges, `[E, ..]`, the part that belongs to the rows of kernels.
+    /// Returns the part of `x [E, ..]`, an array over edges, that belongs to the rows of kernels: one edge per row.
     ///
     /// # Panics
-    /// When the first axis is not the edges.
+    /// When the first axis of `x` does not count the edges.
     #[track_caller]
     pub fn select(&self, x: &Tensor) -> Tensor {
         assert!(x.shape()[0] == self.edges().len(), "bonds: {} for {:?}", x.shape(), self.edges());
         self.list.ids.as_ref().map_or(x.clone(), |ids| x.index_select(0, ids))
     }
 
-    /// Makes all runs as short as this.
-    pub(crate) fn limit_runs(&self, most: usize) {
+    /// Limits all chunks to this many rows.
+    pub(crate) fn limit_chunks(&self, most: usize) {
         self.list.most.get_or_init(|| most);
     }
 
-    /// Runs of at most `most` rows, in order.
-    pub(crate) fn runs(&self, most: usize) -> Arc<Vec<Chunk>> {
+    /// Returns the rows in order, in chunks of at most `most` rows.
+    pub(crate) fn chunks(&self, most: usize) -> Arc<Vec<Chunk>> {
         let most = self.list.most.get().map_or(most, |&least| least.min(most));
-        let mut made = self.list.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut made = self.list.chunks.lock().unwrap_or_else(PoisonError::into_inner);
         let ranges = || (0..self.len()).step_by(most.max(1)).map(|first| first..self.len().min(first + most));
-        made.entry(most).or_insert_with(|| Arc::new(ranges().map(|rows| self.run(rows)).collect())).clone()
+        made.entry(most).or_insert_with(|| Arc::new(ranges().map(|rows| self.chunk(rows)).collect())).clone()
     }
 
-    fn run(&self, rows: Range<usize>) -> Chunk {
+    fn chunk(&self, rows: Range<usize>) -> Chunk {
         let (from, to) = (self.edges().sources(), self.edges().destinations());
         let own = &self.list.rows[rows.clone()];
         let touched = || own.iter().flat_map(|&(e, _)| [to[e as usize], from[e as usize]]);
@@ -220,12 +224,12 @@ impl Chunk {
         })
     }
 
-    /// By the nodes where edges end, which a forward pass sums over.
+    /// The edges by the node where they end, over which a forward pass sums.
     pub fn into(&self) -> &Incidence {
         self.into.get_or_init(|| self.uses(1, 2))
     }
 
-    /// By the nodes where edges start: only a backward pass asks.
+    /// The edges by the node where they start, which only a backward pass needs.
     pub fn from(&self) -> &Incidence {
         self.from.get_or_init(|| self.uses(2, 1))
     }

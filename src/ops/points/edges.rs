@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 /// Directed edges `source -> destination` of a graph, sorted by destination, then source. Cloning is cheap.
 ///
-/// Sums over the edges of a node run in an order that follows from this one, so that results do not depend on the order in which
-/// edges were given; only edges with the same two ends keep theirs.
+/// Sums over a node's edges follow this order, so results do not depend on the order in which edges were given. Only
+/// edges with the same two ends keep their given order.
 #[derive(Clone)]
 pub struct Edges(Arc<Inner>);
 
@@ -30,7 +30,7 @@ struct Inner {
     by_source: Rows,
 }
 
-/// For each node the edges that end or start there, and the node at their other end.
+/// For each node, the edges that end (or start) there, and the node at the other end of each.
 #[derive(Clone)]
 pub(crate) struct Rows {
     /// `[nodes + 1]`: where each node's entries begin.
@@ -42,10 +42,11 @@ pub(crate) struct Rows {
 }
 
 impl Edges {
-    /// The edges `sources[i] -> destinations[i]` among `nodes` nodes, in any order; self-loops and repeats are edges like others.
+    /// Makes the edges `sources[i] -> destinations[i]` among `nodes` nodes, given in any order. Self-loops and repeated
+    /// edges are allowed.
     ///
     /// # Errors
-    /// When the lists differ in length, name a node that is not there, or are longer than 32 bits can count.
+    /// When the lists differ in length, name a node outside `0..nodes`, or are too long for one binding.
     pub fn new(gpu: &Gpu, nodes: usize, sources: &[u32], destinations: &[u32]) -> Result<Edges> {
         if sources.len() != destinations.len() {
             let (a, b) = (sources.len(), destinations.len());
@@ -94,17 +95,17 @@ impl Edges {
         self.0.nodes
     }
 
-    /// Where each edge starts, in order.
+    /// The source of each edge, in order.
     pub fn sources(&self) -> &[u32] {
         &self.0.sources
     }
 
-    /// Where each edge ends, in rising order.
+    /// The destination of each edge, in rising order.
     pub fn destinations(&self) -> &[u32] {
         &self.0.destinations
     }
 
-    /// Each edge's place in the lists that were given.
+    /// The position of each edge in the lists that were given.
     pub fn order(&self) -> &[u32] {
         &self.0.order
     }
@@ -133,7 +134,7 @@ impl Edges {
     }
 }
 
-/// Edges by the node that `own` names, in order.
+/// Lists the edges by node. `own[e]` is the node of edge `e` by which it is listed, `other[e]` the node at its other end.
 fn rows(gpu: &Gpu, nodes: usize, own: &[u32], other: &[u32]) -> Rows {
     let mut starts = vec![0u32; nodes + 1];
     own.iter().for_each(|&n| starts[n as usize + 1] += 1);
@@ -152,8 +153,9 @@ fn rows(gpu: &Gpu, nodes: usize, own: &[u32], other: &[u32]) -> Rows {
     Rows { starts, pairs: Tensor::from_slice(gpu, &pairs, [own.len(), 2]), most }
 }
 
-/// The entries of each node's list that a launch walks, for lists of up to `most` of which an entry takes `turns`: the first launch
-/// writes, the others add, so that none walks too far. There is always a first.
+/// Splits the nodes' lists, which have up to `most` entries, into ranges of entries, one per launch, so that no thread
+/// takes too many turns. An entry takes `turns` turns. The first launch writes and the others add. There is always at
+/// least one range.
 pub(crate) fn walks(most: usize, turns: usize) -> impl Iterator<Item = Range<usize>> {
     let span = (MOST_TURNS / turns.max(1)).max(1);
     (0..most.max(1)).step_by(span).map(move |first| first..most.min(first + span))
@@ -169,7 +171,7 @@ fn source() -> Source {
     Source::file("edges")
 }
 
-/// A launch that makes `y` of `x`; `walk` is the part of each node's lists that it walks.
+/// Returns a launch that computes `y` from `x`. `walk` is the range of entries that it takes from each node's lists.
 fn launch<'a>(source: &'a Source, entry: &'a str, walk: Range<usize>, x: &Tensor, y: &Tensor) -> Launch<'a> {
     let threads = y.count();
     Launch::new("edge_vectors", source, entry, grid(threads.div_ceil(64)))
@@ -183,12 +185,13 @@ fn launch<'a>(source: &'a Source, entry: &'a str, walk: Range<usize>, x: &Tensor
 }
 
 impl Tensor {
-    /// `d[e] = x[source of e] - x[destination of e]`, `[E, D]`, of positions `x [N, D]`: differences first, so that where the
-    /// origin lies changes nothing but the rounding of the input. The gradient of a node is that of the edges that start there
-    /// less that of those that end there, in order.
+    /// Returns `d[e] = x[source of e] - x[destination of e]`, `[E, D]`, where `self` is the positions `x [N, D]`. The
+    /// differences are taken before anything else, so the choice of the origin changes only the rounding of the input.
+    /// The gradient of a node is the sum over the edges that start there minus the sum over those that end there, both in
+    /// order.
     ///
     /// # Panics
-    /// When this is not `[nodes, D]` in f32.
+    /// When `self` is not `[nodes, D]` in f32.
     #[track_caller]
     pub fn edge_vectors(&self, edges: &Edges) -> Tensor {
         let op = "edge_vectors";
@@ -236,7 +239,7 @@ impl Op for EdgeVectors {
     }
 }
 
-/// Made-up edges for tests: some nodes have none, some pairs go one way, node 0 has a self-loop.
+/// Makes edges for tests: some nodes have none, some pairs go one way, node 0 has a self-loop.
 pub(crate) fn example(nodes: usize, count: usize) -> [Vec<u32>; 2] {
     let pick =
         |i: usize, step: usize| (i * step % nodes.max(2).next_multiple_of(2) / 2 * 2 % nodes.max(1)) as u32;

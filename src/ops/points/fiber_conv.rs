@@ -8,9 +8,9 @@ use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
 const OP: &str = "fiber_conv";
-/// Nodes and orientations of a thread.
+/// Nodes and orientations per thread.
 const TILE: [usize; 2] = [4, 4];
-/// Nodes of a part of the kernel's gradient at most.
+/// The most nodes in one part of the sum for the kernel's gradient.
 const SPAN: usize = 4096;
 
 fn source(turned: bool) -> Source {
@@ -29,7 +29,7 @@ impl Sizes {
         Sizes { nodes: x.shape()[0], o: x.shape()[1], c: x.shape()[2] }
     }
 
-    /// `span` is the nodes of a part.
+    /// `span` is the number of nodes per part.
     fn launch<'a>(
         self,
         source: &'a Source,
@@ -47,14 +47,15 @@ impl Sizes {
             .set("span", span)
             .set("scale", 1.0 / self.o as f32)
             .set("biased", biased)
-            // Orientations, or the nodes of a part and a turn for each block of them.
+            // A forward thread loops over orientations. A thread of the kernel's gradient loops over the nodes of a part,
+            // with one more turn per block of 64 nodes.
             .turns(self.o + span + span / 64)
             .reuse(4)
             .work(Work::flops(2.0 * (self.nodes * self.c) as f64 * (self.o * self.o) as f64))
     }
 }
 
-/// Checks the shapes of a mix and of what joins it.
+/// Checks the shapes of the features, the kernel and the bias.
 #[track_caller]
 pub(in crate::ops) fn check(op: &str, x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>) {
     let (x, k) = (x.shape(), kernel.shape());
@@ -67,14 +68,14 @@ pub(in crate::ops) fn check(op: &str, x: &Tensor, kernel: &Tensor, bias: Option<
     );
 }
 
-/// `y [N, O, C]` of `x`, with the kernel's two orientations exchanged where `turned`.
+/// Returns the mix `y [N, O, C]` of `x`. If `turned`, the two orientation axes of the kernel are exchanged.
 pub(in crate::ops) fn mix(x: &Tensor, kernel: &Tensor, bias: Option<&Tensor>, turned: bool) -> Tensor {
     let sizes = Sizes::of(x);
     let y = Tensor::empty(x.gpu(), OP, x.shape(), DType::F32);
     let threads = sizes.nodes.div_ceil(TILE[0]) * sizes.o.div_ceil(TILE[1]) * sizes.c / 4;
     let source = source(turned);
     let launch = sizes.launch(&source, "forward", threads, 0, bias.is_some());
-    // Something must be bound where no bias is read.
+    // The binding must be filled even if no bias is read.
     let launch = launch.bind("x", x).bind("k", kernel).bind("bias", bias.unwrap_or(kernel));
     x.gpu().launch(launch.bind_mut("y", &y));
     y
@@ -85,7 +86,7 @@ pub(in crate::ops) fn kernel_gradient(x: &Tensor, dy: &Tensor) -> Tensor {
     let Sizes { nodes, o, c } = sizes;
     let blocks = o.div_ceil(TILE[1]);
     let tiles = blocks * blocks * c / 4;
-    // Enough threads for a large device, and parts long enough that adding them up is small beside making them.
+    // There are enough threads for a large device, and parts are long enough that adding them up is cheap by comparison.
     let parts = (16384 / tiles.max(1)).clamp(1, nodes.div_ceil(32).max(1)).max(nodes.div_ceil(SPAN));
     let span = nodes.div_ceil(parts);
     let dk = Tensor::empty(x.gpu(), OP, [parts, o, o, c], DType::F32);
@@ -96,13 +97,15 @@ pub(in crate::ops) fn kernel_gradient(x: &Tensor, dy: &Tensor) -> Tensor {
 }
 
 impl Tensor {
-    /// `y[n,p,c] = 1/O sum_a kernel[p,a,c] x[n,a,c] + bias[c]`: this is `x [N, O, C]`, `kernel [O, O, C]`, `bias [C]`.
+    /// Returns `y[n,p,c] = 1/O sum_a kernel[p,a,c] x[n,a,c] + bias[c]`, where `self` is `x [N, O, C]`, `kernel` is
+    /// `[O, O, C]` and `bias` is `[C]`.
     ///
-    /// Derivatives: `dx` is the same with the kernel's orientations exchanged, `dkernel[p,a,c] = 1/O sum_n dy[n,p,c] x[n,a,c]`, added
-    /// up in a fixed order. Source: Bekkers et al. 2024, arXiv 2310.02970.
+    /// Derivatives: `dx` is the same mix of `dy` with the kernel's orientations exchanged;
+    /// `dkernel[p,a,c] = 1/O sum_n dy[n,p,c] x[n,a,c]`, added up in a fixed order. Source: Bekkers et al. 2024, arXiv
+    /// 2310.02970.
     ///
     /// # Panics
-    /// When the shapes do not fit, C is no multiple of 4, or for types other than f32.
+    /// When the shapes do not fit, C is not a multiple of 4, or a type is not f32.
     #[track_caller]
     pub fn fiber_conv(&self, kernel: &Tensor, bias: Option<&Tensor>) -> Tensor {
         check(OP, self, kernel, bias);

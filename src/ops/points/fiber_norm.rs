@@ -11,9 +11,9 @@ use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
 const OP: &str = "fiber_norm";
-/// Nodes and orientations of a block of rows.
+/// Nodes and orientations per block of rows.
 const TILE: [usize; 2] = [4, 4];
-/// Above these the two ops run one after the other: a thread would walk too far.
+/// Above these sizes a thread of the fused kernel would take too many turns, so the two ops run one after the other.
 const MOST_CHANNELS: usize = 16_384;
 const MOST_ORIENTATIONS: usize = 512;
 
@@ -22,14 +22,15 @@ fn source(lanes: u32) -> Source {
 }
 
 impl Tensor {
-    /// `y = layer_norm(fiber_conv(x) + bias) gain + shift` over the channels: this is `x [N, O, C]`, `kernel [O, O, C]`, the others
-    /// `[C]`. See [`Tensor::fiber_conv`] and [`Tensor::layer_norm`].
+    /// Returns `y = layer_norm(fiber_conv(x) + bias) gain + shift`, normalised over the channels. `self` is
+    /// `x [N, O, C]`, `kernel` is `[O, O, C]`, the others are `[C]`. See [`Tensor::fiber_conv`] and
+    /// [`Tensor::layer_norm`].
     ///
-    /// What lies between the two is not kept and takes no memory of its own; the backward pass makes it again, as one array of this
-    /// size. Kept for it: `x` and three numbers a row.
+    /// The result of the convolution takes no memory of its own and is not kept. The backward pass recomputes it as one
+    /// array of this size. Of the activations, only `x` and three numbers per row are kept for the backward pass.
     ///
     /// # Panics
-    /// When the shapes do not fit, C is 0 or no multiple of 4, or for types other than f32.
+    /// When the shapes do not fit, C is 0 or not a multiple of 4, or a type is not f32.
     #[track_caller]
     pub fn fiber_norm(
         &self,
@@ -59,7 +60,7 @@ impl Tensor {
         let statistics = Tensor::empty(self.gpu(), OP, [nodes * o, 3], DType::F32);
         let blocks = o.div_ceil(TILE[1]);
         let count = nodes.div_ceil(TILE[0]) * blocks;
-        // Sums of a thread are one chain each: at most 64 terms.
+        // Each thread adds up its vectors in one chain. This choice keeps a chain at 64 vectors or fewer.
         let lanes = if c / 4 > 64 { 64 } else { lanes(self.gpu().class(), c / 4, 1, count) };
         let turns = (c / 4).div_ceil(lanes as usize) * (o + 3);
         let [x, kernel, bias, gain, shift] = &own;

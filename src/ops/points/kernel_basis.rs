@@ -1,4 +1,5 @@
-//! The functions that spatial kernels are combinations of: a small network of an edge's invariants, for runs of edges.
+//! The basis functions of which spatial kernels are linear combinations: a small network of an edge's invariants, applied
+//! to edges in chunks.
 
 use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, grid};
@@ -11,23 +12,23 @@ use crate::tape::{Destination, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 use std::ops::Range;
 
-/// The number of monomials up to `degree` of so many attributes, `sum over k of attributes^k`: see
+/// Returns the number of monomials up to `degree` of this many attributes, `sum over k of attributes^k`: see
 /// [`crate::geometry::invariants::polynomial`].
 pub fn polynomial_size(attributes: usize, degree: usize) -> usize {
     (1..=degree as u32).map(|k| attributes.pow(k)).sum()
 }
 
-/// From where edges are seen, and in how many products of attributes.
+/// The orientations from which edges are seen, and the degree up to which their attributes are multiplied.
 #[derive(Clone, Debug)]
 pub struct EdgeFeatures {
-    /// `[O, D]` unit vectors; without them an edge is its length.
+    /// `[O, D]`: unit vectors. Without them, an edge has its length as its only attribute.
     pub orientations: Option<Tensor>,
-    /// Of the polynomial, 1 to 6.
+    /// Degree of the polynomial, 1 to 6.
     pub degree: usize,
 }
 
 impl EdgeFeatures {
-    /// Orientations, 1 where there are none.
+    /// Number of orientations, 1 if there are none.
     pub fn count(&self) -> usize {
         self.orientations.as_ref().map_or(1, |o| o.shape()[0])
     }
@@ -36,7 +37,7 @@ impl EdgeFeatures {
         1 + self.orientations.is_some() as usize
     }
 
-    /// Features of an edge and orientation, with the zeros that fill up the last vector.
+    /// Number of features per edge and orientation, including the zeros that fill up the last vector.
     pub fn features(&self) -> usize {
         polynomial_size(self.attributes(), self.degree).next_multiple_of(4)
     }
@@ -60,7 +61,7 @@ impl EdgeFeatures {
         assert!((1..=6).contains(&self.degree), "{op}: degree {}; it must be 1 to 6", self.degree);
     }
 
-    /// `[edges * O, features]` of `d [edges, D]`.
+    /// Returns the features `[edges * O, features]` of the edges `d [edges, D]`.
     fn forward(&self, d: &Tensor) -> Tensor {
         let rows = d.shape()[0] * self.count();
         let f = Tensor::empty(d.gpu(), "edge_features", [rows, self.features()], DType::F32);
@@ -69,7 +70,7 @@ impl EdgeFeatures {
         f
     }
 
-    /// `dd [edges, D]` of `df [edges * O, features]`.
+    /// Returns the gradient `dd [edges, D]` for the features' gradient `df [edges * O, features]`.
     fn backward(&self, d: &Tensor, df: &Tensor) -> Tensor {
         let dd = Tensor::empty(d.gpu(), "edge_features", d.shape(), DType::F32);
         let source = self.kind(d.shape()[1]).source();
@@ -79,7 +80,7 @@ impl EdgeFeatures {
     }
 
     fn launch<'a>(&self, source: &'a Source, entry: &'a str, d: &Tensor, threads: usize) -> Launch<'a> {
-        // Something must be bound where no orientation is read.
+        // The binding must be filled even if no orientation is read.
         let o = self.orientations.as_ref().map_or(d.clone(), |o| o.detach().contiguous());
         Launch::new("edge_features", source, entry, grid(threads.div_ceil(64)))
             .bind("d", d)
@@ -90,7 +91,7 @@ impl EdgeFeatures {
     }
 }
 
-/// What the kernel's text depends on.
+/// The constants of the kernel's source.
 #[derive(Clone, Copy)]
 struct Variant {
     dimension: usize,
@@ -111,8 +112,9 @@ impl Variant {
     }
 }
 
-/// `gelu(gelu(f w1^T + b1) w2^T + b2)`, the functions that kernels are combinations of: two matrices `[out, in]` and two biases.
-/// The ops of this module and of [`crate::ops::points::spatial_conv`] need widths that are multiples of 4.
+/// The network `gelu(gelu(f w1^T + b1) w2^T + b2)` whose outputs are the basis functions of the kernels: two matrices
+/// `[out, in]` and two biases. The ops of this module and of [`crate::ops::points::spatial_conv`] need widths that are
+/// multiples of 4.
 #[derive(Clone)]
 pub struct Basis {
     /// `[hidden, features]`
@@ -147,23 +149,24 @@ impl Basis {
     }
 }
 
-/// The network on a run of edges, outside any graph.
+/// The network as it is applied to chunks of edges, without recording on the tape.
 pub(crate) struct Network {
     pub sight: EdgeFeatures,
     weights: [Tensor; 4],
 }
 
-/// What the gradient needs of a run's forward pass.
+/// The results of a chunk's forward pass that the gradient needs.
 pub(crate) struct Kept {
     f: Tensor,
     before: [Tensor; 2],
     z: Tensor,
     raw: Tensor,
-    /// `[rows, basis]`, with the window.
+    /// `[rows, basis]`, multiplied by the envelope.
     pub basis: Tensor,
 }
 
-/// Gradients gathered over runs: weights' added up, those of edges and windows one after the other.
+/// Gradients collected over chunks. Those of the weights are added up, those of edges and envelopes are listed chunk by
+/// chunk.
 #[derive(Default)]
 pub(crate) struct Sums {
     layers: [LayerSums; 2],
@@ -182,7 +185,8 @@ impl Network {
         self.weights[3].count()
     }
 
-    /// The basis `[edges * O, K]` of edges `d`, written to `into` where given.
+    /// Returns the basis `[edges * O, K]` of the edges `d`, written to `into` if given. `window` is the envelope of each
+    /// edge.
     pub fn forward(&self, d: &Tensor, window: Option<&Tensor>, into: Option<&Tensor>) -> Tensor {
         let [w1, b1, w2, b2] = &self.weights;
         let z = gelu_layer(OP, &self.sight.forward(d), [w1, b1], None, None);
@@ -207,7 +211,7 @@ impl Network {
         Kept { f, before, z, raw, basis }
     }
 
-    /// Adds to `sums` what is wanted, from what comes in.
+    /// Adds the wanted gradients of a chunk to `sums`, given the gradient of its basis.
     pub fn backward(
         &self,
         kept: &Kept,
@@ -252,44 +256,44 @@ impl Network {
     }
 }
 
-/// Where the gradient of a run's basis comes from.
+/// The gradient of a chunk's basis.
 pub(crate) enum Incoming<'a> {
-    /// It is there: `[edges * O, K]`.
+    /// The gradient itself, `[edges * O, K]`.
     Basis(&'a Tensor),
-    /// `m kernel`, of the kernels' gradient `m [edges * O, C]` and `kernel [C, K]`.
+    /// The product `m kernel`, not yet computed, of the kernels' gradient `m [edges * O, C]` and `kernel [C, K]`.
     Kernel { m: &'a Tensor, kernel: &'a Tensor },
 }
 
-/// Which gradients somebody asked for.
+/// The gradients that are needed.
 pub(crate) struct Wants {
     pub edges: bool,
     pub window: bool,
     pub weights: [bool; 4],
 }
 
-/// `x [edges * O, K]` times the window of each edge.
+/// Multiplies `x [edges * O, K]` by the envelope of each edge.
 fn windowed(x: &Tensor, window: &Tensor) -> Tensor {
     let edges = window.count();
     x.reshape([edges, x.count() / edges.max(1)]).mul(&window.reshape([edges, 1])).reshape(*x.shape())
 }
 
-/// Edges whose rows are in memory together: enough to keep a device busy, and whole blocks of 64 so that parts of arrays can be
-/// bound.
-pub(crate) fn run(gpu: &crate::Gpu, orientations: usize) -> usize {
+/// Edges per chunk: enough to keep a device busy, and a multiple of 64, so that parts of arrays can be bound.
+pub(crate) fn chunk(gpu: &crate::Gpu, orientations: usize) -> usize {
     let rows = gpu.class().chunk as usize >> 10;
     (rows / orientations / 64 * 64).max(64)
 }
 
-pub(crate) fn runs(edges: usize, run: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..edges).step_by(run).map(move |first| first..edges.min(first + run))
+pub(crate) fn chunks(edges: usize, chunk: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..edges).step_by(chunk).map(move |first| first..edges.min(first + chunk))
 }
 
-/// A run's part of an array over edges.
+/// Returns a chunk's part of an array over edges.
 pub(crate) fn part(x: &Tensor, edges: &Range<usize>) -> Tensor {
     x.slice(0, edges.clone()).contiguous()
 }
 
-/// The pieces one after the other, or a first axis of 0 where there are none.
+/// Concatenates the pieces. Without edges there are no pieces, and the result has the shape of `like`, whose first axis
+/// is 0 then.
 pub(crate) fn joined(pieces: &[Tensor], like: &Tensor) -> Tensor {
     match pieces {
         [] => Tensor::zeros(like.gpu(), *like.shape()),
@@ -298,9 +302,10 @@ pub(crate) fn joined(pieces: &[Tensor], like: &Tensor) -> Tensor {
 }
 
 impl Tensor {
-    /// Products of up to `degree` invariants of edges `d [E, D]` seen from every orientation, `[E, O, F]`: the attributes of
-    /// [`crate::geometry::invariants::spatial`] (or `|d|` without orientations) in the order of
-    /// [`crate::geometry::invariants::polynomial`], then zeros up to a multiple of 4.
+    /// Returns the products of up to `degree` attributes of each edge, seen from every orientation, as `[E, O, F]`.
+    /// `self` is the edges `d [E, D]`. The attributes are those of [`crate::geometry::invariants::spatial`] (or `|d|`
+    /// without orientations), the products are in the order of [`crate::geometry::invariants::polynomial`], and zeros
+    /// fill them up to a multiple of 4.
     ///
     /// # Panics
     /// When shapes do not fit, D is not 2 or 3, or the degree is not 1 to 6.
@@ -312,12 +317,14 @@ impl Tensor {
         f.made_by(&[self], || Box::new(Features { sight: sight.clone(), d: Saved::new(&d) }))
     }
 
-    /// The basis `B [E, O, K] = window(e) gelu(gelu(f w1^T + b1) w2^T + b2)` of the features of edges `d [E, D]`, `window [E]`.
+    /// Returns the basis `B [E, O, K] = window(e) gelu(gelu(f w1^T + b1) w2^T + b2)` of the features `f` of the edges
+    /// `d [E, D]`, which are `self`. `window [E]` is the envelope of each edge.
     ///
-    /// Beside the result nothing of its size is kept or made: edges go through the network in runs, in the backward pass again.
+    /// No other array of the result's size is computed or kept: edges go through the network in chunks, and the backward
+    /// pass recomputes them.
     ///
     /// # Panics
-    /// When shapes do not fit; widths must be multiples of 4.
+    /// When shapes do not fit, or a width is not a multiple of 4.
     #[track_caller]
     pub fn kernel_basis(&self, window: Option<&Tensor>, sight: &EdgeFeatures, weights: &Basis) -> Tensor {
         sight.check(OP, self);
@@ -332,9 +339,13 @@ impl Tensor {
         let window = window.map(|w| w.detach().contiguous());
         let (o, k) = (sight.count(), network.width());
         let all = Tensor::empty(self.gpu(), OP, [edges, o, k], DType::F32);
-        for run in runs(edges, run(self.gpu(), o)) {
-            let into = all.slice(0, run.clone()).reshape([run.len() * o, k]);
-            network.forward(&part(&d, &run), window.as_ref().map(|w| part(w, &run)).as_ref(), Some(&into));
+        for chunk in chunks(edges, chunk(self.gpu(), o)) {
+            let into = all.slice(0, chunk.clone()).reshape([chunk.len() * o, k]);
+            network.forward(
+                &part(&d, &chunk),
+                window.as_ref().map(|w| part(w, &chunk)).as_ref(),
+                Some(&into),
+            );
         }
         all.made_by(&inputs, || {
             let saved = weights.all().map(Saved::new);
@@ -366,7 +377,7 @@ impl Op for Features {
 
 struct KernelBasis {
     network: Network,
-    /// Checks that nobody changed the weights meanwhile.
+    /// Kept to check that the weights have not changed since the forward pass.
     saved: [Saved; 4],
     d: Saved,
     window: Option<Saved>,
@@ -389,10 +400,10 @@ impl Op for KernelBasis {
         };
         let mut sums = Sums::default();
         let [edges, o, k] = [0, 1, 2].map(|axis| dy.shape()[axis]);
-        for run in runs(edges, run(d.gpu(), o)) {
-            let (d, window) = (part(d, &run), window.map(|w| part(w, &run)));
+        for chunk in chunks(edges, chunk(d.gpu(), o)) {
+            let (d, window) = (part(d, &chunk), window.map(|w| part(w, &chunk)));
             let kept = self.network.keep(&d, window.as_ref());
-            let dy = part(&dy, &run).reshape([run.len() * o, k]);
+            let dy = part(&dy, &chunk).reshape([chunk.len() * o, k]);
             self.network.backward(&kept, &d, window.as_ref(), Incoming::Basis(&dy), &wants, &mut sums);
         }
         sums.hand_over(sink, [0, 1, 5], &self.network, d, window);
@@ -400,7 +411,8 @@ impl Op for KernelBasis {
 }
 
 impl Sums {
-    /// Gives the sink what was gathered: at these places the edges, the first of four weights, the window.
+    /// Hands the collected gradients to the sink, given the input numbers of the edges, of the first of four weights, and
+    /// of the envelope.
     pub fn hand_over(
         self,
         sink: &mut Sink,
@@ -426,7 +438,7 @@ impl Sums {
     }
 }
 
-/// Features of one edge and orientation, without the zeros.
+/// The features of one edge and orientation in f64, without the zeros at the end.
 fn features64(d: &[f64], o: Option<&[f64]>, degree: usize) -> Vec<f64> {
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
     let a = match o {
@@ -446,7 +458,7 @@ fn features64(d: &[f64], o: Option<&[f64]>, degree: usize) -> Vec<f64> {
     all
 }
 
-/// `[edges, O, F]`, filled up with zeros.
+/// The features of all edges, `[edges, O, F]`, filled up with zeros.
 fn all_features64(d: &Array, o: Option<&Array>, degree: usize) -> Array {
     let [edges, width] = [d.shape[0], d.shape[1]];
     let count = o.map_or(1, |o| o.shape[0]);
@@ -460,7 +472,7 @@ fn all_features64(d: &Array, o: Option<&Array>, degree: usize) -> Array {
     Array::from_fn([edges, count, f], |i| rows[i / f].get(i % f).copied().unwrap_or(0.0))
 }
 
-/// `x [.., in]` through one layer.
+/// Applies one layer to `x [.., in]`.
 fn layer64(x: &Array, w: &Array, b: &Array) -> Array {
     let [out, inner] = [w.shape[0], w.shape[1]];
     let rows = x.data.len() / inner;
@@ -471,7 +483,7 @@ fn layer64(x: &Array, w: &Array, b: &Array) -> Array {
     })
 }
 
-/// The reference of the whole: `x` is edges, orientations, w1, b1, w2, b2 and the window.
+/// The reference for the basis. `x` holds the edges, the orientations, w1, b1, w2, b2 and, if there is one, the envelope.
 pub(crate) fn basis64(x: &[Array], degree: usize) -> Array {
     let (edges, o) = (x[0].shape[0], x[1].shape[0]);
     let f = all_features64(&x[0], Some(&x[1]), degree);
@@ -480,7 +492,7 @@ pub(crate) fn basis64(x: &[Array], degree: usize) -> Array {
     Array::from_fn([edges, o, k], |i| b.data[i] * x.get(6).map_or(1.0, |w| w.data[i / (o * k)]))
 }
 
-/// Unit vectors that are exact neither in f32 nor alike.
+/// Unit vectors that are all different and not exact in f32.
 pub(crate) fn directions(count: usize, dimension: usize) -> Input {
     let one = |i: usize| {
         let angle = 0.7 + 2.1 * i as f64;
@@ -525,12 +537,13 @@ pub(super) fn cases() -> Vec<Case> {
     all
 }
 
-/// Weights that keep the network where GELU is no rounding of its own: far below 0 it is a difference of nearly equal numbers.
+/// Weights so small that GELU's inputs do not go far below 0, where GELU loses digits as a difference of nearly equal
+/// numbers.
 pub(crate) fn small<const N: usize>(shapes: [&[usize]; N]) -> [Input; N] {
     shapes.map(|shape| Input::normal(shape).fill(Fill::Normal(0.3)))
 }
 
-/// EdgeFeatures and weights of the inputs of [`basis64`].
+/// Returns the `EdgeFeatures` in the inputs of [`basis64`].
 pub(crate) fn sight(x: &[Tensor], degree: usize) -> EdgeFeatures {
     EdgeFeatures { orientations: Some(x[1].clone()), degree }
 }

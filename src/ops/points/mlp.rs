@@ -1,6 +1,6 @@
-//! Two layers with a GELU between them, whose wide middle is never there for more than a run of rows.
+//! Two layers with a GELU between them. The wide hidden layer is materialised for one chunk of rows at a time.
 
-use super::kernel_basis::{part, runs};
+use super::kernel_basis::{chunks, part};
 use crate::dtype::DType;
 use crate::gpu::Gpu;
 use crate::ops::case::{Array, Case, Fill, Input};
@@ -12,28 +12,29 @@ use crate::tensor::{Tensor, same_gpu};
 
 const OP: &str = "mlp";
 
-/// Rows of a run: the middle of a run fits a CPU's cache, or is little of a GPU's memory; whole blocks of 64, so that parts of
-/// arrays can be bound.
-fn run(gpu: &Gpu, hidden: usize) -> usize {
+/// Rows per chunk: the hidden layer of a chunk fits a CPU's cache, or takes little of a GPU's memory. A multiple of 64,
+/// so that parts of arrays can be bound.
+fn chunk(gpu: &Gpu, hidden: usize) -> usize {
     (gpu.class().chunk as usize / (4 * hidden.max(1)) / 64 * 64).clamp(64, 1 << 20)
 }
 
 impl Tensor {
-    /// `y = gelu(x w1^T + b1) w2^T + b2 + residual`: this is `x [.., C]`, and `weights` are `w1 [H, C]`, `b1 [H]`, `w2 [D, H]` and
-    /// `b2 [D]`; `residual [.., D]`.
+    /// Returns `y = gelu(x w1^T + b1) w2^T + b2 + residual`, where `self` is `x [.., C]`, `weights` are `w1 [H, C]`,
+    /// `b1 [H]`, `w2 [D, H]` and `b2 [D]`, and `residual` is `[.., D]`.
     ///
-    /// Of `gelu(x w1^T + b1)`, which is wide, only a run of rows is there at a time; the backward pass makes it again: seven
-    /// products in both passes in place of six. Kept for it: `x`.
+    /// The wide `gelu(x w1^T + b1)` is materialised for one chunk of rows at a time, and the backward pass recomputes it:
+    /// both passes together take seven products instead of six. Of the activations, only `x` is kept for the backward
+    /// pass.
     ///
     /// # Panics
-    /// When the shapes do not fit, or for types other than f32.
+    /// When the shapes do not fit, or a type is not f32.
     #[track_caller]
     pub fn mlp(&self, weights: [&Tensor; 4], residual: Option<&Tensor>) -> Tensor {
-        self.mlp_by(run(self.gpu(), weights[1].count()), weights, residual)
+        self.mlp_by(chunk(self.gpu(), weights[1].count()), weights, residual)
     }
 
     #[track_caller]
-    fn mlp_by(&self, run: usize, weights: [&Tensor; 4], residual: Option<&Tensor>) -> Tensor {
+    fn mlp_by(&self, chunk: usize, weights: [&Tensor; 4], residual: Option<&Tensor>) -> Tensor {
         let [w1, b1, w2, b2] = weights;
         let axes = self.shape().len();
         let matrices = axes > 0 && w1.shape().len() == 2 && w2.shape().len() == 2;
@@ -61,19 +62,19 @@ impl Tensor {
         let (x, own) = (rows(self), weights.map(|w| w.detach().contiguous()));
         let residual = residual.map(rows);
         let y = Tensor::empty(self.gpu(), OP, [x.shape()[0], shape[axes - 1]], DType::F32);
-        for run in runs(x.shape()[0], run) {
-            let z = gelu_layer(OP, &part(&x, &run), [&own[0], &own[1]], None, None);
-            let residual = residual.as_ref().map(|r| part(r, &run));
-            biased(OP, &z, [&own[2], &own[3]], residual.as_ref(), &y.slice(0, run));
+        for chunk in chunks(x.shape()[0], chunk) {
+            let z = gelu_layer(OP, &part(&x, &chunk), [&own[0], &own[1]], None, None);
+            let residual = residual.as_ref().map(|r| part(r, &chunk));
+            biased(OP, &z, [&own[2], &own[3]], residual.as_ref(), &y.slice(0, chunk));
         }
         y.reshape(shape).made_by(&inputs, || {
             let weights = own.each_ref().map(Saved::new);
-            Box::new(MlpOp { x: Saved::new(&x), weights, residual: residual.is_some(), run })
+            Box::new(MlpOp { x: Saved::new(&x), weights, residual: residual.is_some(), chunk })
         })
     }
 }
 
-/// As a matrix of rows, not recorded.
+/// Returns `x` as a matrix of rows, detached from the tape.
 fn rows(x: &Tensor) -> Tensor {
     let width = x.shape()[x.shape().len() - 1];
     let rows = x.shape()[..x.shape().len() - 1].iter().product::<usize>();
@@ -84,7 +85,7 @@ struct MlpOp {
     x: Saved,
     weights: [Saved; 4],
     residual: bool,
-    run: usize,
+    chunk: usize,
 }
 
 impl Op for MlpOp {
@@ -99,10 +100,10 @@ impl Op for MlpOp {
         let deeper = sink.needs(0) || wants[0] || wants[1];
         let dx = sink.needs(0).then(|| Tensor::empty(x.gpu(), OP, *x.shape(), DType::F32));
         let mut layers: [LayerSums; 2] = Default::default();
-        for run in runs(x.shape()[0], self.run) {
-            let (x, dy) = (part(x, &run), part(&dy, &run));
-            let before = Tensor::empty(x.gpu(), OP, [run.len(), b1.count()], DType::F32);
-            // Forces of fixed weights ask for `dx` alone: that needs what goes into the GELU, and not what comes out.
+        for chunk in chunks(x.shape()[0], self.chunk) {
+            let (x, dy) = (part(x, &chunk), part(&dy, &chunk));
+            let before = Tensor::empty(x.gpu(), OP, [chunk.len(), b1.count()], DType::F32);
+            // Forces at fixed weights need `dx` alone, which depends on the inputs of the GELU and not on its outputs.
             let z = wants[2].then(|| gelu_layer(OP, &x, [w1, b1], None, Some(&before)));
             if z.is_none() {
                 biased(OP, &x, [w1, b1], None, &before);
@@ -112,7 +113,7 @@ impl Op for MlpOp {
                 let dz = product_slope(OP, &dy, w2, &before);
                 layers[0].add(OP, &dz, &x, &wants[..2]);
                 if let Some(dx) = &dx {
-                    product(OP, &dz, w1, Destination::Write(dx.slice(0, run)));
+                    product(OP, &dz, w1, Destination::Write(dx.slice(0, chunk)));
                 }
             }
         }
@@ -136,7 +137,7 @@ impl Op for MlpOp {
 
 pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    // By runs of 64 rows: the last one is short.
+    // Chunks have 64 rows here, so the last one is short.
     for (shape, h, d, residual) in [
         (&[1, 1][..], 1, 1, false),
         (&[5, 4], 8, 4, true),
@@ -147,7 +148,7 @@ pub(super) fn cases() -> Vec<Case> {
         let (axes, rows) = (shape.len(), shape[..shape.len() - 1].iter().product::<usize>());
         let (c, mut to) = (shape[axes - 1], shape.to_vec());
         to[axes - 1] = d;
-        // GELU far below 0 is a difference of nearly equal numbers: weights that keep away from there.
+        // Far below 0, GELU is a difference of nearly equal numbers. These weights keep its inputs away from there.
         let scale = 1.0 / (h as f64).sqrt();
         let small = |shape: &[usize], s: f64| Input::normal(shape).fill(Fill::Normal(s));
         let mut inputs = vec![Input::normal(shape), small(&[h, c], 0.3), small(&[h], 0.3)];

@@ -1,4 +1,4 @@
-//! The search for points within a radius, on the device: see [`crate::geometry::Graph::radius`] for what it is for.
+//! The search for points within a radius, on the device. See [`crate::geometry::Graph::radius`], which it serves.
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -18,20 +18,20 @@ fn source(fill: bool) -> Source {
 /// Points sorted into cells, as the kernel reads them.
 #[derive(Default)]
 pub(crate) struct Cells {
-    /// Four numbers a point: where it is, moved into its cell.
+    /// Four numbers per point: its position, wrapped into its periodic cell and relative to the lowest corner, and 0.
     pub points: Vec<f32>,
-    /// Its cell along three axes, and its graph.
+    /// Four numbers per point: its cell along three axes, and its graph.
     pub places: Vec<u32>,
-    /// Points by cell, and where each cell's begin.
+    /// The points sorted by cell, and where the points of each cell begin.
     pub members: Vec<u32>,
     pub starts: Vec<u32>,
-    /// Eight numbers a graph: cells along the axes, the first cell, the reach along the axes, bits of periodic axes.
+    /// Eight numbers per graph: cells along the axes, the first cell, the reach along the axes, bits of periodic axes.
     pub grids: Vec<u32>,
-    /// Twelve numbers a graph: three lattice vectors.
+    /// Twelve numbers per graph: three lattice vectors, each with a fourth number that is 0.
     pub lattice: Vec<f32>,
 }
 
-/// For each query the points found and their images, `starts[i]..starts[i + 1]`.
+/// The points that each query found, and their images: those of query `i` are `starts[i]..starts[i + 1]`.
 pub(crate) struct Found {
     pub starts: Vec<usize>,
     pub points: Vec<u32>,
@@ -39,7 +39,8 @@ pub(crate) struct Found {
 }
 
 impl Cells {
-    /// Lines of cells at which a query looks at most, and the turns for one of them where each cell is empty.
+    /// Returns the most lines of cells that a query looks at, and the turns that one line takes if all its cells are
+    /// empty.
     fn lines(&self) -> [usize; 2] {
         let of_a_graph = |grid: &[u32]| {
             let [x, y, z] = [grid[4], grid[5], grid[6]].map(|reach| 2 * reach as usize + 1);
@@ -49,10 +50,11 @@ impl Cells {
         all.fold([1, 1], |most, one| [most[0].max(one[0]), most[1].max(one[1])])
     }
 
-    /// What each launch looks at: lines of cells, and members of a cell, so many that no thread walks too far.
+    /// Splits the search into launches. Each looks at a range of lines of cells and a range of the members of each cell,
+    /// short enough that no thread takes too many turns.
     fn parts(&self) -> Vec<[Range<usize>; 2]> {
         let ([lines, turns], members) = (self.lines(), self.most_members());
-        // A member that is passed over counts twice.
+        // A member that is skipped counts twice.
         let at_once = (MOST_TURNS / (turns * (1 + 2 * members))).max(1);
         let span = (MOST_TURNS / turns).saturating_sub(1) / 2;
         let pieces = |size: usize, span: usize| {
@@ -67,10 +69,11 @@ impl Cells {
         self.starts.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(0) as usize
     }
 
-    /// Points nearer than `radius` to each query, itself excepted: counted, then listed.
+    /// Finds the points nearer than `radius` to each query, the query itself excepted. They are counted first, then
+    /// listed.
     ///
     /// # Errors
-    /// When there are more than one list can hold; the device's fault.
+    /// When the list is too long for one binding, or the device fails.
     pub fn search(&self, gpu: &Gpu, queries: &[u32], radius: f32) -> Result<Found> {
         if queries.is_empty() {
             return Ok(Found { starts: vec![0], points: vec![], images: vec![] });
@@ -103,7 +106,7 @@ impl Cells {
                     .reuse(0),
             );
         };
-        // What every query finds in each part.
+        // The number of points that each query finds, for each part.
         let mut found_by: Vec<([Range<usize>; 2], Vec<u32>)> = Vec::new();
         for part in self.parts() {
             let counts = Tensor::empty(gpu, OP, [queries.len()], DType::U32);
@@ -139,7 +142,8 @@ impl Cells {
     }
 }
 
-/// A list is no function of its inputs that has a gradient: `tests/geometry.rs` holds it against all pairs.
+/// A list of neighbours has no gradient, so there are no cases here: `tests/systems/geometry/neighbours.rs` compares it
+/// with a search over all pairs.
 pub(super) fn cases() -> Vec<Case> {
     Vec::new()
 }

@@ -1,10 +1,10 @@
-//! The spatial half of a separable convolution on positions and orientations: sums over neighbours with kernels that exist in
-//! registers only, or for a run of rows where two edges share them.
+//! The spatial half of a separable convolution on positions and orientations: sums over neighbours. The kernels exist in
+//! registers only or, where two edges share them, in memory for one chunk of rows.
 
 use super::bonds::{Bonds, Chunk, Incidence};
 use super::edges::{Edges, walks};
 use super::kernel_basis::{
-    Basis, EdgeFeatures, Incoming, Network, Sums, Wants, basis64, directions, part, run, sight, small,
+    Basis, EdgeFeatures, Incoming, Network, Sums, Wants, basis64, chunk, directions, part, sight, small,
     weights,
 };
 use crate::dtype::DType;
@@ -20,17 +20,18 @@ use std::ops::Range;
 
 const OP: &str = "spatial_conv";
 
-/// What a thread of the kernel owns.
+/// The edges that a thread takes at a time, and the orientations and channels of the sums that it owns.
 #[derive(Clone, Copy)]
 struct Tile {
     edges: usize,
     orientations: usize,
-    /// In vectors.
+    /// In vectors of 4 channels.
     channels: usize,
 }
 
 impl Tile {
-    /// CPU drivers pay for loads and keep sums in the cache near them; a GPU has about 100 registers to spend.
+    /// Tiles are larger on CPU drivers, where loads are expensive and sums stay in the nearest cache. A GPU has about 100
+    /// registers to spend.
     fn of(class: &DeviceClass, orientations: usize, channels: usize) -> Tile {
         let (rows, most) = if class.has_many_registers() { (16, 4) } else { (8, 2) };
         let whole = [4, 5, 3, 2].into_iter().find(|n| orientations.is_multiple_of(*n));
@@ -46,19 +47,21 @@ impl Tile {
     }
 }
 
-/// The kernels of which a thread owns `own` vectors of one orientation: `o` orientations, `c` vectors of channels.
+/// The source in which a thread owns `own` vectors of one orientation, for `o` orientations and `c` vectors of channels.
 fn plain(paired: bool, [o, c]: [usize; 2], own: usize) -> Source {
     let source = Tile { edges: 1, orientations: 1, channels: own }.source();
     source.bool("PAIRED", paired).u32("SIDES", o as u32).u32("WIDTH", c as u32)
 }
 
-/// Vectors of a thread there: a CPU driver pays for each thread's places, a GPU wants neighbours to read neighbours.
+/// Vectors per thread in that source. A CPU driver computes addresses once per thread, so a thread takes several vectors.
+/// On a GPU, neighbouring threads should read neighbouring memory.
 fn own(class: &DeviceClass, c: usize) -> usize {
     c.min(if class.has_many_registers() { 4 } else { 1 })
 }
 
-/// A launch of so many threads, on `o` orientations and `c` vectors of channels; of `basis` vectors, blocks of orientations and of
-/// channels, and the part of each node's edges that it walks, where it sums over edges.
+/// Returns a launch of this many threads on `o` orientations and `c` vectors of channels. `basis` is the number of
+/// vectors of the basis, `blocks` the number of blocks of orientations and of channels, and `walk` the range of each
+/// node's edges for entries that sum over edges.
 fn launch<'a>(
     (source, entry): (&'a Source, &'a str),
     threads: usize,
@@ -78,20 +81,20 @@ fn launch<'a>(
         .set("last", walk.end)
 }
 
-/// `y[n] += sum over the uses of n: (basis w)[row] v[other]` of a run.
+/// Adds a chunk's share to the sums: `y[n] += sum over the uses of n: (basis w)[row] v[other]`.
 fn convolve(
     basis: &Tensor,
     w: &Tensor,
     v: &Tensor,
-    (run, uses): (&Chunk, &Incidence),
+    (chunk, uses): (&Chunk, &Incidence),
     bonds: &Bonds,
     y: &Tensor,
 ) {
-    let (v, y) = (part(v, &run.nodes), y.slice(0, run.nodes.clone()));
+    let (v, y) = (part(v, &chunk.nodes), y.slice(0, chunk.nodes.clone()));
     let [o, c] = [y.shape()[1], y.shape()[2] / 4];
     let nodes = uses.nodes.shape()[0] - 1;
     let paired = bonds.opposite().map(|opposite| (product(OP, basis, w, Destination::New), opposite));
-    // Of each edge that a thread takes at a time, the products with the basis are a loop inside.
+    // `turns` counts per edge: `forward` has an inner loop over the basis.
     let (entry, source, blocks, turns) = match paired {
         Some(_) => {
             let own = own(y.gpu().class(), c);
@@ -104,7 +107,7 @@ fn convolve(
         }
     };
     let threads = nodes * blocks[0] * blocks[1];
-    // Of all edges, an overestimate where they are walked in several launches.
+    // All edges are counted. This overestimates a launch that walks only some of them.
     let terms = if paired.is_some() { 1 } else { w.shape()[0] };
     let work = Work::flops(2.0 * (uses.pairs.count() * o) as f64 * (4 * c * terms) as f64);
     for walk in walks(uses.most, turns) {
@@ -122,33 +125,34 @@ fn convolve(
     }
 }
 
-/// `m = g[destination] h[source]` of the edges of a run's rows: `[rows * O, C]`.
-fn products(g: &Tensor, h: &Tensor, run: &Chunk, bonds: &Bonds) -> Tensor {
-    let [g, h] = [g, h].map(|x| part(x, &run.nodes));
+/// Returns `m = g[destination] h[source]` for the edges of a chunk's rows: `[rows * O, C]`.
+fn products(g: &Tensor, h: &Tensor, chunk: &Chunk, bonds: &Bonds) -> Tensor {
+    let [g, h] = [g, h].map(|x| part(x, &chunk.nodes));
     let [o, c] = [h.shape()[1], h.shape()[2]];
-    let m = Tensor::empty(h.gpu(), OP, [run.rows.len() * o, c], DType::F32);
+    let m = Tensor::empty(h.gpu(), OP, [chunk.rows.len() * o, c], DType::F32);
     let own = own(h.gpu().class(), c / 4);
-    let threads = run.rows.len() * o * (c / 4).div_ceil(own);
+    let threads = chunk.rows.len() * o * (c / 4).div_ceil(own);
     let source = plain(bonds.opposite().is_some(), [o, c / 4], own);
     h.gpu().launch(
         launch((&source, "products"), threads, [o, c / 4], 0, [0, 0], 0..0)
             .bind("g", &g)
             .bind("v", &h)
-            .bind("ends", run.ends())
-            // Something must be bound where no opposite is read.
-            .bind("opposite", bonds.opposite().unwrap_or(run.ends()))
+            .bind("ends", chunk.ends())
+            // The binding must be filled even if no opposite is read.
+            .bind("opposite", bonds.opposite().unwrap_or(chunk.ends()))
             .bind_mut("y", &m)
             .turns(0),
     );
     m
 }
 
-/// A run's share of the backward pass: adds to `dh` and `dkernel`, and gives `m = dk [rows, C]` for the basis' gradient.
+/// The backward pass chunk by chunk: `add` adds a chunk's share to `dh` and `dkernel`, and returns
+/// `m = dk [rows * O, C]`, from which the gradient of the basis follows.
 struct Halves<'a> {
     h: &'a Tensor,
     /// Gradient of the result.
     g: &'a Tensor,
-    /// `[K, C]`
+    /// The kernel transposed, `[K, C]`.
     turned: &'a Tensor,
     bonds: &'a Bonds,
     dh: Option<Tensor>,
@@ -157,11 +161,11 @@ struct Halves<'a> {
 }
 
 impl Halves<'_> {
-    fn add(&mut self, basis: &Tensor, run: &Chunk) -> Tensor {
+    fn add(&mut self, basis: &Tensor, chunk: &Chunk) -> Tensor {
         if let Some(dh) = &self.dh {
-            convolve(basis, self.turned, self.g, (run, run.from()), self.bonds, dh);
+            convolve(basis, self.turned, self.g, (chunk, chunk.from()), self.bonds, dh);
         }
-        let m = products(self.g, self.h, run, self.bonds);
+        let m = products(self.g, self.h, chunk, self.bonds);
         if self.kernel {
             self.dkernel.add(OP, &m, basis);
         }
@@ -169,7 +173,7 @@ impl Halves<'_> {
     }
 }
 
-/// A tensor of zeros with memory of its own, to be added to.
+/// Returns zeros in memory of their own, to which results are added.
 fn zeros(like: &Tensor) -> Tensor {
     let zeros = Tensor::zeros(like.gpu(), *like.shape());
     zeros.evaluate();
@@ -196,16 +200,16 @@ fn check(h: &Tensor, kernel: &Tensor, [rows, o, k]: [usize; 3], bonds: &Bonds) {
 }
 
 impl Tensor {
-    /// `y[n,a,c] = sum over edges e into n of k[e,a,c] h[s_e,a,c]`, `k = basis kernel^T`: this is `h [N, O, C]`, `basis [R, O, K]`
-    /// of the rows of `bonds`, `kernel [C, K]`, and `y` has the shape of `h`. The kernels `k` are never stored but for a run of
-    /// rows.
+    /// Returns `y[n,a,c] = sum over edges e into n of k[e,a,c] h[s_e,a,c]` with `k = basis kernel^T`. `self` is
+    /// `h [N, O, C]`, `basis [R, O, K]` belongs to the rows of `bonds`, `kernel` is `[C, K]`, and `y` has the shape of
+    /// `h`. At most one chunk of rows of the kernels `k` is in memory at a time.
     ///
-    /// Derivatives: `dh` is the same sum over outgoing edges; with `m = dy[t_e] h[s_e]`, summed over the edges of a row, for a
-    /// run of rows at a time, `dkernel = m^T basis` and `dbasis = m kernel`. Sums run in the order of `bonds`: the same bits
-    /// every time. Source: Bekkers et al. 2024, arXiv 2310.02970.
+    /// Derivatives: `dh` is the same sum over outgoing edges. With `m = dy[t_e] h[s_e]`, summed over the edges of a row
+    /// and computed for one chunk of rows at a time, `dkernel = m^T basis` and `dbasis = m kernel`. Sums run in the order
+    /// of `bonds`, so every run gives the same bits. Source: Bekkers et al. 2024, arXiv 2310.02970.
     ///
     /// # Panics
-    /// When the shapes do not fit, or C or K is no multiple of 4.
+    /// When the shapes do not fit, or C or K is not a multiple of 4.
     #[track_caller]
     pub fn edge_conv(&self, basis: &Tensor, kernel: &Tensor, bonds: &Bonds) -> Tensor {
         same_gpu(OP, &[self, basis, kernel, bonds.edges().source_ids()]);
@@ -213,19 +217,19 @@ impl Tensor {
         check(self, kernel, [0, 1, 2].map(|axis| basis.shape()[axis]), bonds);
         let [h, b, w] = [self, basis, kernel].map(|x| x.detach().contiguous());
         let (y, turned) = (zeros(&h), w.t().contiguous());
-        for run in bonds.runs(most(&h, bonds)).iter() {
-            convolve(&rows(&b, run), &turned, &h, (run, run.into()), bonds, &y);
+        for chunk in bonds.chunks(most(&h, bonds)).iter() {
+            convolve(&rows(&b, chunk), &turned, &h, (chunk, chunk.into()), bonds, &y);
         }
         y.made_by(&[self, basis, kernel], || {
             Box::new(EdgeConv { bonds: bonds.clone(), saved: [&h, &b, &w].map(Saved::new) })
         })
     }
 
-    /// [`Tensor::edge_conv`] with the basis of [`Tensor::kernel_basis`], of the rows' edges `d [R, D]`, made again for each run
-    /// of rows in both passes: memory does not grow with edges x orientations x K.
+    /// Returns [`Tensor::edge_conv`] with the basis that [`Tensor::kernel_basis`] gives for the rows' edges `d [R, D]`.
+    /// Both passes recompute the basis chunk by chunk, so memory does not grow with edges x orientations x K.
     ///
     /// # Panics
-    /// As those two.
+    /// When [`Tensor::edge_conv`] or [`Tensor::kernel_basis`] would.
     #[track_caller]
     pub fn spatial_conv(
         &self,
@@ -254,10 +258,10 @@ impl Tensor {
         let window = window.map(|w| w.detach().contiguous());
         let (network, turned) = (Network::new(sight, basis), w.t().contiguous());
         let y = zeros(&h);
-        for run in bonds.runs(run(h.gpu(), sight.count())).iter() {
-            let window = window.as_ref().map(|w| part(w, &run.rows));
-            let basis = network.forward(&part(&d, &run.rows), window.as_ref(), None);
-            convolve(&basis, &turned, &h, (run, run.into()), bonds, &y);
+        for chunk in bonds.chunks(chunk(h.gpu(), sight.count())).iter() {
+            let window = window.as_ref().map(|w| part(w, &chunk.rows));
+            let basis = network.forward(&part(&d, &chunk.rows), window.as_ref(), None);
+            convolve(&basis, &turned, &h, (chunk, chunk.into()), bonds, &y);
         }
         y.made_by(&inputs, || {
             Box::new(SpatialConv {
@@ -271,15 +275,15 @@ impl Tensor {
     }
 }
 
-/// Rows of a run where the basis is there: all of them where kernels are in registers only.
+/// Rows per chunk if the basis is given: all of them if kernels exist in registers only.
 fn most(h: &Tensor, bonds: &Bonds) -> usize {
-    if bonds.opposite().is_none() { bonds.len() } else { run(h.gpu(), h.shape()[1]) }
+    if bonds.opposite().is_none() { bonds.len() } else { chunk(h.gpu(), h.shape()[1]) }
 }
 
-/// `[rows * O, K]` of a run.
-fn rows(basis: &Tensor, run: &Chunk) -> Tensor {
+/// Returns a chunk's part of the basis as `[rows * O, K]`.
+fn rows(basis: &Tensor, chunk: &Chunk) -> Tensor {
     let [o, k] = [1, 2].map(|axis| basis.shape()[axis]);
-    part(basis, &run.rows).reshape([run.rows.len() * o, k])
+    part(basis, &chunk.rows).reshape([chunk.rows.len() * o, k])
 }
 
 struct EdgeConv {
@@ -307,12 +311,12 @@ impl Op for EdgeConv {
             kernel: wants[2],
         };
         let [o, k] = [basis.shape()[1], basis.shape()[2]];
-        let runs = self.bonds.runs(run(h.gpu(), o));
+        let chunks = self.bonds.chunks(chunk(h.gpu(), o));
         let mut walk = |dbasis: Option<(&Tensor, bool)>| {
-            for run in runs.iter() {
-                let m = halves.add(&rows(basis, run), run);
+            for chunk in chunks.iter() {
+                let m = halves.add(&rows(basis, chunk), chunk);
                 if let Some((dbasis, accumulate)) = dbasis {
-                    let own = dbasis.slice(0, run.rows.clone()).reshape([run.rows.len() * o, k]);
+                    let own = dbasis.slice(0, chunk.rows.clone()).reshape([chunk.rows.len() * o, k]);
                     product(
                         OP,
                         &m,
@@ -343,7 +347,7 @@ impl Op for EdgeConv {
 struct SpatialConv {
     bonds: Bonds,
     network: Network,
-    /// Checks that nobody changed them meanwhile.
+    /// Kept to check that the weights have not changed since the forward pass.
     weights: [Saved; 4],
     /// Features, edge vectors, kernel.
     saved: [Saved; 3],
@@ -379,10 +383,10 @@ impl Op for SpatialConv {
             kernel: sink.needs(6),
         };
         let mut sums = Sums::default();
-        for run in self.bonds.runs(run(h.gpu(), self.network.sight.count())).iter() {
-            let (d, window) = (part(d, &run.rows), window.map(|w| part(w, &run.rows)));
+        for chunk in self.bonds.chunks(chunk(h.gpu(), self.network.sight.count())).iter() {
+            let (d, window) = (part(d, &chunk.rows), window.map(|w| part(w, &chunk.rows)));
             let kept = self.network.keep(&d, window.as_ref());
-            let m = halves.add(&kept.basis, run);
+            let m = halves.add(&kept.basis, chunk);
             if basis {
                 let incoming = Incoming::Kernel { m: &m, kernel };
                 self.network.backward(&kept, &d, window.as_ref(), incoming, &wants, &mut sums);
@@ -399,10 +403,10 @@ impl Op for SpatialConv {
     }
 }
 
-/// Who uses which row of kernels: row, whether from the other side, source, destination.
+/// How an edge uses a row of kernels: the row, whether the edge is the reverse, its source, its destination.
 type Use = (usize, bool, usize, usize);
 
-/// `h [N, O, C]`, `basis [R, O, K]`, `kernel [C, K]`, rows used by edges in any order.
+/// The convolution in f64 of `h [N, O, C]`, `basis [R, O, K]` and `kernel [C, K]`. The uses may be in any order.
 fn conv64(h: &Array, basis: &Array, kernel: &Array, uses: &[Use]) -> Array {
     let [o, c, k] = [h.shape[1], h.shape[2], kernel.shape[1]];
     let mut y = Array::from_fn(h.shape, |_| 0.0);
@@ -417,19 +421,20 @@ fn conv64(h: &Array, basis: &Array, kernel: &Array, uses: &[Use]) -> Array {
     y
 }
 
-/// Opposites as a test may name them: neighbours in pairs, a last one its own.
+/// Opposites for tests: orientations in pairs, and the last of an odd number is its own opposite.
 fn opposite(o: usize) -> Vec<u32> {
     (0..o as u32).map(|a| (a ^ 1).min(o as u32 - 1)).collect()
 }
 
-/// Edges for a case, with their reverses where `paired`: the ends as [`Bonds`] of them are made, and who uses which row.
+/// Makes edges for a case, with their reverses if `paired`. Returns their ends, of which [`Bonds`] are made, and the row
+/// that each edge uses.
 fn example(nodes: usize, count: usize, paired: bool) -> ([Vec<u32>; 2], Vec<Use>) {
-    // Many nodes are a chain: its runs touch few of them, not from the first on.
+    // Many nodes form a chain, so that a chunk touches few of them and does not start at the first.
     let chain = || [(0..count as u32).collect(), (1..=count as u32).collect()];
     let [from, to] = if nodes > 100 { chain() } else { super::edges::example(nodes, count) };
     let mut ends: Vec<(u32, u32)> = to.iter().copied().zip(from.iter().copied()).collect();
     if paired {
-        // The first edge keeps to one direction.
+        // The first edge has no reverse.
         ends.extend(from.into_iter().zip(to).skip(1).filter(|(s, t)| s != t));
     }
     ends.sort_unstable();
@@ -479,11 +484,11 @@ pub(super) fn cases() -> Vec<Case> {
         let pairs = if paired { " and their reverses" } else { "" };
         let name =
             format!("{count} edges{pairs} among {nodes} nodes, {o} orientations, {c} channels, basis {k}");
-        // Sums of products of three: the last product's rounding acts on each term.
+        // Terms are products of three factors, so the rounding of one product affects every term.
         all.push(Case::new(name, inputs, forward, reference).ulps(32.0, 64.0).grad_floor(64.0));
     }
-    // Runs that end among the edges of a node, and a last one that is short.
-    for (nodes, count, o, window, run, paired) in [
+    // Some chunks end among the edges of a node, and some last chunks are short.
+    for (nodes, count, o, window, chunk, paired) in [
         (3, 7, 2, false, 64, false),
         (4, 67, 1, true, 5, false),
         (5, 13, 2, false, 3, false),
@@ -503,7 +508,7 @@ pub(super) fn cases() -> Vec<Case> {
             let n = x.len();
             let (sight, weights, window) = (sight(x, 1), weights(x), window.then(|| &x[6]));
             let bonds = bonds(&x[n - 2], &ends, o, paired);
-            bonds.limit_runs(run);
+            bonds.limit_chunks(chunk);
             x[n - 2].spatial_conv(&x[0], window, &sight, &weights, &x[n - 1], &bonds)
         };
         let reference = move |x: &[Array]| {
@@ -513,7 +518,7 @@ pub(super) fn cases() -> Vec<Case> {
         };
         let pairs = if paired { " and their reverses" } else { "" };
         let name = format!(
-            "basis made again, {count} edges{pairs} by {run} among {nodes} nodes, {o} orientations, window {window}"
+            "basis made again, {count} edges{pairs} by {chunk} among {nodes} nodes, {o} orientations, window {window}"
         );
         all.push(Case::new(name, inputs, forward, reference).ulps(256.0, 512.0).grad_floor(2048.0));
     }

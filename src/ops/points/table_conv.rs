@@ -11,24 +11,27 @@ use std::ops::Range;
 
 const OP: &str = "table_conv";
 
-/// A function of one or two numbers for each channel, as a uniform cubic B-spline: twice continuously differentiable.
+/// One function of one or two numbers per channel, as a uniform cubic B-spline: twice continuously differentiable.
 ///
-/// `S_c(x, r) = sum_ij b(x / step - i) b(r / step - j) T[i,j,c]`, from `low` on. Beyond its cells a table is constant.
+/// `S_c(x, r) = sum_ij b(x / step - i) b(r / step - j) T[i,j,c]`, with `x` and `r` counted from `low`. Beyond its cells a
+/// table is constant.
 #[derive(Clone, Debug)]
 pub struct SplineTable {
     coefficients: Tensor,
     low: [f32; 2],
     step: [f32; 2],
-    /// Numbers of the parts that the backward pass adds up at a time, unless one block has more.
+    /// The most numbers that the parts of one pass of the backward pass may hold, unless one block alone has more.
     parts: usize,
 }
 
 impl SplineTable {
-    /// A table of coefficients `[cells + 3, cells + 3, C]`, `[cells + 3, 1, C]` of one number: `low` is where the first cell
-    /// begins, at the second coefficient, and `step` its size. No gradient goes to the coefficients.
+    /// Makes a table of coefficients `[cells + 3, cells + 3, C]`, or `[cells + 3, 1, C]` for functions of one number.
+    /// `low` is where the first cell begins, at the second coefficient, and `step` is the size of a cell. The
+    /// coefficients get no gradient.
     ///
     /// # Panics
-    /// When the shape is another, C is 0 or no multiple of 4, or a number is not finite or a step not above 0.
+    /// When the coefficients have another shape or type, C is 0 or not a multiple of 4, a number is not finite, or a step
+    /// is not above 0.
     pub fn new(coefficients: &Tensor, low: [f32; 2], step: [f32; 2]) -> SplineTable {
         let shape = coefficients.shape();
         let fits = shape.len() == 3 && shape[0] > 3 && (shape[1] > 3 || shape[1] == 1);
@@ -47,18 +50,19 @@ impl SplineTable {
         &self.coefficients
     }
 
-    /// Channels.
+    /// Number of channels.
     pub fn channels(&self) -> usize {
         self.coefficients.shape()[2]
     }
 
-    /// Blocks of channels whose parts are in memory together, each of `count` numbers.
+    /// Splits the blocks of channels into passes. The parts of one pass are in memory together, `count` numbers per
+    /// block.
     fn passes(&self, blocks: usize, count: usize) -> Vec<Range<usize>> {
         let most = (self.parts / count.max(1)).max(1);
         (0..blocks).step_by(most).map(|first| first..blocks.min(first + most)).collect()
     }
 
-    /// Coefficients along the second number that a cell needs.
+    /// Number of coefficients along the second axis that a cell needs.
     fn rows(&self) -> usize {
         if self.coefficients.shape()[1] == 1 { 1 } else { 4 }
     }
@@ -67,14 +71,14 @@ impl SplineTable {
 #[derive(Clone, Copy)]
 struct Variant {
     rows: usize,
-    /// Vectors of a thread.
+    /// Vectors of channels per thread.
     channels: usize,
 }
 
 impl Variant {
     fn of(table: &SplineTable, backward: bool) -> Variant {
-        // A GPU has about 100 registers to spend, and 5 vectors a channel to hold in the backward pass; a wide block there keeps
-        // the parts few.
+        // In the forward pass a GPU's thread owns fewer vectors, as it has about 100 registers to spend. In the backward
+        // pass wide blocks are worth 5 registers of vectors for each: they keep the parts few.
         let most = if backward || table.coefficients.gpu().class().has_many_registers() { 4 } else { 2 };
         Variant { rows: table.rows(), channels: (table.channels() / 4).clamp(1, most) }
     }
@@ -93,8 +97,8 @@ impl Variant {
     }
 }
 
-/// A launch for the blocks of `pass` and what is `seen [E, O, 4]`, over so many threads, each of which takes the edges `walk` of
-/// its node.
+/// Returns a launch for the blocks of `pass` and for `seen [E, O, 4]`. Each of the `threads` threads takes the range
+/// `walk` of its node's edges.
 fn launch<'a>(
     table: &SplineTable,
     seen: &Tensor,
@@ -105,7 +109,7 @@ fn launch<'a>(
 ) -> Launch<'a> {
     let (shape, [rows, o]) = (table.coefficients.shape(), [seen.count() / 4, seen.shape()[1]]);
     let ([low_x, low_r], per) = (table.low, table.step.map(|step| (1.0 / step as f64) as f32));
-    // How often a coefficient is read on average: few edges leave most of a table alone.
+    // How often a coefficient is read on average. With few edges, most of a table is not read.
     let reuse = rows * 4 * table.rows() / (shape[0] * shape[1]);
     Launch::new(OP, source, entry, grid(threads.div_ceil(64)))
         .set("n", threads)
@@ -123,12 +127,13 @@ fn launch<'a>(
         .set("span", pass.len())
         .set("begin", walk.start)
         .set("end", walk.end)
-        // The edges, or the blocks whose parts are gathered.
+        // The loop runs over edges or, in `gather`, over the blocks whose parts are added up.
         .turns(walk.len().max(pass.len()))
         .reuse(reuse.min(1 << 16) as u32)
 }
 
-/// Binds what all entries that walk edges use: what is seen along them, what comes along them, and its sums.
+/// Binds what `forward` and `backward` share: the invariants seen along the edges, the values at their other ends, and
+/// the sums `y`.
 fn walking<'a>(
     launch: Launch<'a>,
     table: &SplineTable,
@@ -141,16 +146,17 @@ fn walking<'a>(
 }
 
 impl Tensor {
-    /// `y[n,a,c] = sum over edges e into n of w_ea S_c(x_ea, r_ea) h[s_e,a,c]`: this is `h [N, O, C]`, `seen [E, O, 4]` holds
-    /// `x, r, w` and one number that is not read, in the order of `edges`; `S` is a table, which does not read `r` where it has
-    /// one number only. `y` has the shape of `h`. This is for inference: the table gets no gradient.
+    /// Returns `y[n,a,c] = sum over edges e into n of w_ea S_c(x_ea, r_ea) h[s_e,a,c]`, where `self` is `h [N, O, C]`.
+    /// `seen [E, O, 4]` holds `x, r, w` and one unused number, in the order of `edges`. `S` is the table, which ignores
+    /// `r` if its functions have one argument. `y` has the shape of `h`. This is for inference: the table gets no
+    /// gradient.
     ///
-    /// Derivatives: `dh` is the same sum over outgoing edges; with `m = dy[t_e] h[s_e]` and sums over channels,
-    /// `dx = w sum m dS/dx`, `dr = w sum m dS/dr`, `dw = sum m S`. Sums run in the order of `edges`: the same bits every time.
-    /// The backward pass holds as much as `seen` or 64 MiB beside its results, whichever is more.
+    /// Derivatives: `dh` is the same sum over outgoing edges. With `m = dy[t_e] h[s_e]` and sums over channels,
+    /// `dx = w sum m dS/dx`, `dr = w sum m dS/dr`, `dw = sum m S`. Sums run in the order of `edges`, so every run gives
+    /// the same bits. Beside its results, the backward pass needs as much memory as `seen` or 64 MiB, whichever is more.
     ///
     /// # Panics
-    /// When the shapes do not fit, or for types other than f32.
+    /// When the shapes do not fit, or a type is not f32.
     #[track_caller]
     pub fn table_conv(&self, seen: &Tensor, table: &SplineTable, edges: &Edges) -> Tensor {
         same_gpu(OP, &[self, seen, &table.coefficients, edges.source_ids()]);
@@ -182,7 +188,7 @@ impl Tensor {
 struct TableConv {
     edges: Edges,
     table: SplineTable,
-    /// Features, and what is seen.
+    /// Features and `seen`.
     saved: [Saved; 2],
 }
 
@@ -195,7 +201,7 @@ impl Op for TableConv {
         let ([h, seen], table) = ([0, 1].map(|i| self.saved[i].get(OP)), &self.table);
         let (kind, wants) = (Variant::of(table, true), [0, 1].map(|i| sink.needs(i)));
         let passes = table.passes(kind.blocks(table.channels()), seen.count());
-        // Something of its own must be bound where nothing is written.
+        // An output binding needs a buffer of its own even if nothing is written to it.
         let or_little = |wanted: bool, shape: &[usize]| {
             let shape = if wanted { shape } else { &[4] };
             Tensor::empty(h.gpu(), OP, shape, DType::F32)
@@ -235,14 +241,15 @@ impl Op for TableConv {
     }
 }
 
-/// The cubic B-spline about 0, which is 0 from 2 on.
+/// The cubic B-spline centred at 0, which is 0 from a distance of 2 on.
 fn bell(x: f64) -> f64 {
     let third = |y: f64| y.max(0.0).powi(3) / 6.0;
     let x = x.abs();
     third(2.0 - x) - 4.0 * third(1.0 - x)
 }
 
-/// `h [N, O, C]`, `seen [E, O, 4]`, `table [X, Y, C]` and the edges' ends; a sum over all coefficients.
+/// The convolution in f64 of `h [N, O, C]`, `seen [E, O, 4]` and `table [X, Y, C]`, with the edges' ends, as a sum over
+/// all coefficients.
 fn table64(x: &[Array], low: [f64; 2], step: [f64; 2], from: &[u32], to: &[u32]) -> Array {
     let (h, seen, table) = (&x[0], &x[1], &x[2]);
     let ([o, c], [nx, ny]) = ([h.shape[1], h.shape[2]], [table.shape[0], table.shape[1]]);
@@ -269,7 +276,7 @@ fn table64(x: &[Array], low: [f64; 2], step: [f64; 2], from: &[u32], to: &[u32])
     y
 }
 
-/// Made-up edges, sources and destinations, in the order in which [`Edges`] keeps them.
+/// Makes edges for tests: sources and destinations, in the order in which [`Edges`] keeps them.
 fn sorted(nodes: usize, count: usize) -> [Vec<u32>; 2] {
     let [from, to] = super::edges::example(nodes, count);
     let mut ends: Vec<(u32, u32)> = to.into_iter().zip(from).collect();
@@ -291,13 +298,14 @@ pub(super) fn cases() -> Vec<Case> {
         let ends = [from.clone(), to.clone()];
         let table = [cells[0] + 3, if cells[1] == 0 { 1 } else { cells[1] + 3 }, c];
         let (low, step) = ([-1.5, -0.25], [0.75, 0.5]);
-        // Some lie beyond the cells, none so near a corner of the clamp that rounding decides.
+        // Some numbers lie beyond the cells, but none so near the end of a table that rounding decides on which side it
+        // is.
         let seen = Input::normal([count, o, 4]).fill(Fill::Normal(1.1));
         let inputs = vec![Input::normal([nodes, o, c]), seen, Input::normal(table).fixed()];
         let forward = move |x: &[Tensor]| {
             let edges = Edges::new(x[0].gpu(), nodes, &ends[0], &ends[1]).expect("edges in range");
             let table = SplineTable::new(&x[2], [-1.5, -0.25], [0.75, 0.5]);
-            // In passes where there are three blocks.
+            // A pass takes two blocks, so three blocks need several passes.
             x[0].table_conv(&x[1], &SplineTable { parts: 2 * x[1].count(), ..table }, &edges)
         };
         let reference = move |x: &[Array]| table64(x, low, step, &from, &to);

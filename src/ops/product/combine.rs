@@ -1,4 +1,4 @@
-//! Weights of many layers from one dictionary of atoms, in one pass each way.
+//! Weights of many layers from one dictionary of atoms, in one pass forward and one backward.
 
 use crate::dtype::DType;
 use crate::gpu::DeviceClass;
@@ -9,11 +9,11 @@ use crate::shape::Shape;
 use crate::tape::{self, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
-/// Sums of `dc` that a thread keeps in registers.
+/// The most sums of `dc` that a thread keeps in registers.
 const SUMS: usize = 64;
-/// Vectors that a thread of the backward pass walks at most.
+/// The most vectors that a thread of the backward pass takes.
 const SPAN: usize = 4096;
-/// Atoms that a thread keeps in registers; beyond, the products are matmuls.
+/// The most atoms that a thread keeps in registers. With more atoms, the products are matmuls.
 const MOST_ATOMS: usize = 32;
 
 fn source(atoms: usize, layers: usize, accumulate: bool) -> Source {
@@ -25,7 +25,7 @@ fn source(atoms: usize, layers: usize, accumulate: bool) -> Source {
 struct Sizes {
     layers: usize,
     atoms: usize,
-    /// Elements of an atom.
+    /// Elements per atom.
     size: usize,
 }
 
@@ -34,7 +34,7 @@ impl Sizes {
         self.atoms <= MOST_ATOMS && self.size.is_multiple_of(4)
     }
 
-    /// A launch for layers from `first` on; `backward` has so many threads.
+    /// Returns a launch for the layers from `first` on. `threads` is the number of threads of the backward pass.
     fn launch<'a>(
         &self,
         source: &'a Source,
@@ -60,8 +60,9 @@ impl Sizes {
         w
     }
 
-    /// Workgroups of the backward pass. Each thread leaves one number for every coefficient, to be added up: twice what keeps the device
-    /// busy, for the memory's latency, but no more than a quarter of the operands' bytes.
+    /// Number of workgroups of the backward pass: twice as many as keep the device busy, to hide the memory's latency.
+    /// Each thread leaves one number per coefficient to be added up later, so the number of workgroups is limited to keep
+    /// these below a quarter of the operands' bytes.
     fn groups(&self, class: &DeviceClass) -> usize {
         let width = self.size / 4;
         let bytes = (4 * (self.atoms + self.layers) * self.size) as f64;
@@ -70,7 +71,7 @@ impl Sizes {
         width.div_ceil(64).min(busy.max(width.div_ceil(64 * SPAN))).min(65535)
     }
 
-    /// Gradients of the atoms, into `dd`, and of the coefficients.
+    /// Writes the gradients of the atoms to `dd`, and returns those of the coefficients.
     fn backward(&self, d: &Tensor, c: &Tensor, dw: &Tensor, dd: &Tensor, accumulate: bool) -> Tensor {
         let gpu = d.gpu();
         let width = self.size / 4;
@@ -97,14 +98,14 @@ impl Sizes {
 }
 
 impl Tensor {
-    /// `w[l] = sum_s c[l, s] atoms[s]` for every layer `l`: this is `atoms [S, ..]`, `coefficients` is `[L, S]`, and the `L`
-    /// results have the shape of an atom. One pass reads `S` atoms and writes `L` weights.
+    /// Returns `w[l] = sum_s c[l, s] atoms[s]` for every layer `l`. `self` is the atoms `[S, ..]`, `coefficients` is
+    /// `[L, S]`, and each of the `L` results has the shape of an atom. One pass reads `S` atoms and writes `L` weights.
     ///
     /// Derivatives, in one pass as well: `datoms[s] = sum_l c[l, s] dw[l]`, `dc[l, s] = <dw[l], atoms[s]>`.
     /// Source: MASA, arXiv 2508.04581.
     ///
     /// # Panics
-    /// When the shapes do not fit, or for types other than f32.
+    /// When the shapes do not fit, or a type is not f32.
     #[track_caller]
     pub fn combine(&self, coefficients: &Tensor) -> Vec<Tensor> {
         same_gpu("combine", &[self, coefficients]);
@@ -202,7 +203,7 @@ pub(super) fn cases() -> Vec<Case> {
             combine64(&x[0], &x[1])
         }));
     }
-    // Not every layer is used: its part of the gradient is zero.
+    // Not every layer is used: the gradient of an unused one is zero.
     let inputs = vec![Input::normal([2, 16, 4]), Input::normal([4, 2])];
     let some = |x: &[Tensor]| {
         let w = x[0].combine(&x[1]);

@@ -1,4 +1,4 @@
-//! Convolution over images, direct: every sum in an order that the sizes fix.
+//! Direct convolution over images. The sizes alone determine the order of every sum.
 
 use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, MOST_TURNS, Work, grid};
@@ -10,10 +10,10 @@ use crate::tape::{Destination, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 use std::ops::Range;
 
-/// Positions that a thread of the weights' gradient adds up at most, in blocks of 64.
+/// The most positions that a thread of the weights' gradient adds up, in blocks of 64.
 const SPAN: usize = 4096;
 
-/// How a kernel walks over the image; rows before columns.
+/// How the windows of a convolution lie on an image; rows before columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Conv2d {
@@ -23,7 +23,7 @@ pub struct Conv2d {
     pub padding: [usize; 2],
     /// Distance between the elements of a window.
     pub dilation: [usize; 2],
-    /// Equal parts of the channels that do not mix; as many as channels is a depthwise convolution.
+    /// Number of equal parts of the channels that do not mix. As many groups as channels make a depthwise convolution.
     pub groups: usize,
 }
 
@@ -45,7 +45,8 @@ struct Sizes {
     y: Shape,
 }
 
-/// Channels a thread: a block over the edge wastes the rest of it, so depthwise takes one.
+/// Channels per block. The part of a block beyond the last channel is wasted work, so a single channel is a block by
+/// itself.
 fn block(channels: usize) -> usize {
     if channels == 1 { 1 } else { 4 }
 }
@@ -56,15 +57,16 @@ fn source(channels: usize, spread: bool) -> Source {
         .slot("tap", if spread { "conv_spread" } else { "conv_gather" })
 }
 
-/// Ranges of at most `most` that make up `0..size`; one where there is nothing.
+/// Splits `0..size` into ranges of at most `most`. An empty range is one piece.
 fn pieces(size: usize, most: usize) -> Vec<Range<usize>> {
     (0..size.max(1)).step_by(most.max(1)).map(|first| first..size.min(first + most.max(1))).collect()
 }
 
-/// Rows and columns of taps and channels of each launch, so that no thread walks too far, with its turns.
+/// Returns the ranges of tap rows, tap columns and channels of each launch, so that no thread takes too many turns, with
+/// the turns of the launch.
 fn windows([rows, columns]: [usize; 2], channels: usize) -> Vec<([Range<usize>; 3], usize)> {
-    // A tap takes two turns, since it may be passed over, its channels one each, and with the ends of loops a block of them two, all
-    // blocks one, a row of taps two.
+    // A tap takes two turns, since it may be skipped, and one for its loop over blocks. Each channel takes one, and each
+    // block of 64 channels two for the ends of loops. A row of taps takes two.
     let tap = |channels: usize| 3 + channels + 2 * channels.div_ceil(64);
     let own = channels.min(MOST_TURNS / 2);
     let across = columns.min((MOST_TURNS - 2) / tap(own));
@@ -112,14 +114,14 @@ impl Sizes {
         Sizes { conv, x, w, y: [x[0], w[0], out[0], out[1]].into() }
     }
 
-    /// A launch with what both kernels' parameters have: the sizes of the weight and of the walk.
+    /// Returns a launch with the parameters that both kernels have: groups, the size of the window and how it moves.
     fn launch<'a>(&self, source: &'a Source, entry: &'a str, grid: [u32; 3]) -> Launch<'a> {
         let Conv2d { stride, padding, dilation, groups } = self.conv;
         Launch::new("conv2d", source, entry, grid)
             .set("groups", groups)
             .set("kernel_y", self.w[2])
             .set("kernel_x", self.w[3])
-            // Signed: the kernels reckon with places before the image.
+            // Signed, because the kernels compute with positions before the start of the image.
             .set("stride_y", stride[0] as i32)
             .set("stride_x", stride[1] as i32)
             .set("pad_y", padding[0] as i32)
@@ -130,7 +132,7 @@ impl Sizes {
             .work(self.work())
     }
 
-    /// The forward pass from x to y, or, `spread`, from dy to dx.
+    /// Runs the forward pass from x to y or, if `spread`, the gradient from dy to dx.
     fn run(
         &self,
         spread: bool,
@@ -154,7 +156,7 @@ impl Sizes {
                 self.launch(&source, "forward", grid)
                     .bind("x", from)
                     .bind("w", w)
-                    // The weight stands in for a bias that is not there and not read.
+                    // The binding must be filled even if no bias is read.
                     .bind("bias", bias.unwrap_or(w))
                     .bind_mut("y", to)
                     .set("positions", positions)
@@ -179,7 +181,7 @@ impl Sizes {
         }
     }
 
-    /// The same both ways.
+    /// The arithmetic of the forward pass, which each gradient has too.
     fn work(&self) -> Work {
         Work::flops(2.0 * self.y.count() as f64 * (self.w.count() / self.w[0].max(1)) as f64)
     }
@@ -191,7 +193,8 @@ impl Sizes {
         let [out, input] = [self.w[0] / groups, self.w[1]];
         let positions = self.y[0] * self.y[2] * self.y[3];
         let blocks = groups * out.div_ceil(block(out)) * input.div_ceil(block(input)) * self.w[2] * self.w[3];
-        // Few weights over many positions: enough pieces to fill a device, each worth a workgroup's sum.
+        // If there are few weights and many positions, the positions are cut into enough parts to fill a device, each
+        // worth a workgroup's sum.
         let parts = (1024 / blocks.max(1)).min(positions / 512).max(positions.div_ceil(64 * SPAN)).max(1);
         let partial = (parts > 1).then(|| Tensor::empty(gpu, "conv2d", [parts, self.w.count()], DType::F32));
         let source = weights_source(out, input);
@@ -209,13 +212,14 @@ impl Sizes {
                 .set("span", positions.div_ceil(parts))
                 .set("accumulate", accumulate)
         };
-        // A thread's share of a part, a turn for each block of it, and the sums of the other threads.
+        // A thread takes its share of a part's positions, a turn for each block of them, and the sums of the other
+        // threads.
         let turns = positions.div_ceil(parts * 64) + SPAN / 64 + 64;
         let first = launch("weights", accumulate && parts == 1, blocks * parts).bind("x", x).bind("dy", dy);
         gpu.launch(first.bind_mut("dw", partial.as_ref().unwrap_or(&dw)).turns(turns));
         match partial {
             None => dw,
-            // Few parts are added up where they lie, many as a tree.
+            // A few parts are added up by `fold`, many by a tree.
             Some(partial) if parts <= 64 => {
                 let fold = launch("fold", accumulate, dw.count().div_ceil(64)).bind("x", &partial);
                 gpu.launch(fold.bind_mut("dw", &dw).turns(parts));
@@ -261,15 +265,15 @@ impl Op for Conv {
 }
 
 impl Tensor {
-    /// `y[b, o, i, j] = bias[o] + sum over c, u, v of x[b, c, i s - p + u d, j s - p + v d] weight[o, c, u, v]`, where `c`
-    /// runs over the channels of `o`'s group and elements outside the image are 0: a cross-correlation, as the field's
-    /// convolutions are.
+    /// Returns `y[b, o, i, j] = bias[o] + sum over c, u, v of x[b, c, i s - p + u d, j s - p + v d] weight[o, c, u,
+    /// v]`, where `c` runs over the channels of `o`'s group and elements outside the image are 0. This is a
+    /// cross-correlation, as usual for convolutions in neural networks.
     ///
     /// Image `[batch, in, height, width]`, weight `[out, in / groups, rows, columns]`, bias `[out]`; the result is
     /// `[batch, out, (height + 2 p - d (rows - 1) - 1) / s + 1, ..]`. f16 is computed and returned in f32.
     ///
     /// # Panics
-    /// When shapes, groups or the walk do not fit, or an operand is of integers.
+    /// When shapes, groups or windows do not fit, or an operand has integers.
     #[track_caller]
     pub fn conv2d(&self, weight: &Tensor, bias: Option<&Tensor>, conv: Conv2d) -> Tensor {
         same_gpu("conv2d", &[self, weight]);
@@ -360,7 +364,8 @@ pub(super) fn cases() -> Vec<Case> {
             conv64(&[image, weight], Conv2d::default())
         },
     ));
-    // Larger sizes in integers, gradients too: equality shows that no product is lost or doubled at a block's edge.
+    // Larger sizes with integers, also for gradients. Equality shows that no product is lost or counted twice at a
+    // block's edge.
     for (name, x, w, conv) in [
         ("integers", [3, 9, 17, 19], [13, 9, 3, 3], padded),
         ("integers strided", [2, 8, 23, 31], [6, 4, 3, 5], Conv2d { groups: 2, ..odd }),

@@ -20,14 +20,15 @@ impl dyn Site {
 }
 
 impl Tensor {
-    /// `y = act(x W^T + bias) + residual` with `x [.., in]`, `W [out, in]` from any [`Site`]: for few rows the
-    /// sharing kind's load is fused into the product, above 64 rows `W` is made once for this product and let go.
+    /// Returns `y = act(x W^T + bias) + residual` with `x [.., in]`, and `W [out, in]` from any [`Site`]. Up to 64 rows,
+    /// the sharing kind's load is fused into the product. With more rows, `W` is materialised for this product and then
+    /// freed.
     ///
-    /// Derivatives: `dx = dy W` with the same load, `dbias` the sum over rows, and the site's own rule for what it
-    /// stores. While a graph is recorded the activation runs as its own op, because its derivative needs its input.
+    /// Derivatives: `dx = dy W` with the same load, `dbias` is the sum over rows, and the site has its own rule for its
+    /// leaves. While the tape records, the activation runs as a separate op, because its derivative needs its input.
     ///
     /// # Panics
-    /// When the sizes do not fit, for integers, or with both an activation and a residual.
+    /// When the sizes do not fit, a type is not a float, or there are both an activation and a residual.
     #[track_caller]
     pub fn linear(&self, weight: &Arc<dyn Site>, epilogue: Epilogue) -> Tensor {
         let [n, k] = weight.size();
@@ -94,7 +95,7 @@ impl Op for Linear {
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(full) = &dy[0] else { return };
         let x = self.x.get("linear");
-        // The site reads its leaves itself: this only checks that they are what they were.
+        // The site reads its leaves itself. This only checks that they have not changed.
         for leaf in &self.leaves {
             leaf.get("linear");
         }

@@ -68,13 +68,13 @@ impl Pool {
             .reuse(2)
     }
 
-    /// A window's elements, or the windows that hold an element, and two turns for each row of them.
+    /// A turn per element of the window (or per window that holds the element), and two more per row of them.
     fn turns(&self) -> usize {
         self.kernel[0] * (self.kernel[1] + 2)
     }
 
-    /// Windows too large for one thread, as two poolings, along rows and then along columns: for the largest element, in the
-    /// order of rows, and for the mean the same values.
+    /// Splits a window that is too large for one thread into two poolings, along rows and then along columns. For the
+    /// largest element this keeps the order of rows, and means stay the same.
     fn in_two(&self) -> Option<[[[usize; 2]; 3]; 2]> {
         let [[ky, kx], [sy, sx], [py, px]] = [self.kernel, self.stride, self.padding];
         (self.turns() > MOST_TURNS && ky > 1 && kx > 1)
@@ -88,7 +88,7 @@ impl Pool {
 
 struct Pooled {
     pool: Pool,
-    /// Where each window's largest element is; `None` for means.
+    /// The position of each window's largest element. `None` for means.
     winners: Option<Saved>,
 }
 
@@ -112,13 +112,14 @@ impl Op for Pooled {
 }
 
 impl Tensor {
-    /// The largest element of each window of `[batch, channels, height, width]`; padding is never chosen.
+    /// Returns the largest element of each window of `[batch, channels, height, width]`. Padding is never chosen.
     ///
-    /// The first of equal elements takes the gradient. NaN counts as larger than infinity. The result has
+    /// Among equal elements, the first gets the gradient. NaN counts as larger than infinity. The result has
     /// `(height + 2 padding - kernel) / stride + 1` rows. f16 comes back as f32.
     ///
     /// # Panics
-    /// When this has not four axes, the kernel does not fit, the padding is above half of it, or for integers.
+    /// When `self` does not have four axes, the kernel does not fit, the padding exceeds half of it, or the type is not a
+    /// float.
     #[track_caller]
     pub fn max_pool2d(&self, kernel: [usize; 2], stride: [usize; 2], padding: [usize; 2]) -> Tensor {
         let pool = Pool::new("max_pool2d", *self.shape(), kernel, stride, padding);
@@ -140,13 +141,14 @@ impl Tensor {
         y.made_by(&[self], || Box::new(Pooled { pool, winners: Some(Saved::new(&winners)) }))
     }
 
-    /// The mean of each window of `[batch, channels, height, width]`; padding counts as zeros (PyTorch's
+    /// Returns the mean of each window of `[batch, channels, height, width]`; padding counts as zeros (PyTorch's
     /// `count_include_pad = true`).
     ///
     /// The result has `(height + 2 padding - kernel) / stride + 1` rows. f16 comes back as f32.
     ///
     /// # Panics
-    /// When this has not four axes, the kernel does not fit, the padding is above half of it, or for integers.
+    /// When `self` does not have four axes, the kernel does not fit, the padding exceeds half of it, or the type is not a
+    /// float.
     #[track_caller]
     pub fn avg_pool2d(&self, kernel: [usize; 2], stride: [usize; 2], padding: [usize; 2]) -> Tensor {
         let pool = Pool::new("avg_pool2d", *self.shape(), kernel, stride, padding);
@@ -163,10 +165,10 @@ impl Tensor {
         y.made_by(&[self], || Box::new(Pooled { pool, winners: None }))
     }
 
-    /// The mean over the last two axes, which disappear: `[batch, channels, height, width]` to `[batch, channels]`.
+    /// Returns the mean over the last two axes: `[batch, channels, height, width]` becomes `[batch, channels]`.
     ///
     /// # Panics
-    /// With fewer than two axes, when the last two are empty, or for integers.
+    /// When there are fewer than two axes, the last two are empty, or the type is not a float.
     #[track_caller]
     pub fn global_avg_pool2d(&self) -> Tensor {
         let axes = self.shape().len();
@@ -177,7 +179,7 @@ impl Tensor {
     }
 }
 
-/// Calls `fold` on every element of each window, in order, starting at `first`.
+/// Folds the elements of each window in order, starting with `first`.
 fn pool64(x: &Array, pool: Pool, first: f64, fold: fn(f64, f64) -> f64) -> Array {
     let Pool { y, kernel, stride, padding, .. } = pool;
     Array::from_fn(y, |at| {
@@ -226,7 +228,7 @@ pub(super) fn cases() -> Vec<Case> {
             },
         ));
     }
-    // Without a leaf no winners are kept, which is another entry.
+    // Without a leaf no winners are kept, and another entry point runs.
     all.push(
         Case::new(
             "max of constants, untracked",
@@ -238,7 +240,7 @@ pub(super) fn cases() -> Vec<Case> {
         )
         .exact(),
     );
-    // Every window is a tie: the gradient, itself the result here, goes to each window's first element.
+    // All elements of a window are equal. The result here is the gradient, which goes to each window's first element.
     all.push(
         Case::new(
             "max gradient at ties",

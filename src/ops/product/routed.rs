@@ -1,5 +1,5 @@
-//! Linear layers of some rows only, as routed models need: rows gathered as the product reads its left side, or results
-//! scattered, each times its gate, as they are stored.
+//! Linear layers on some rows only, as routed models need them. Rows are gathered as the product reads its left side, or
+//! results are scattered as they are stored, each times its gate.
 
 use super::matmul::product::{Product, Rows};
 use super::site::{LeafGrads, Site};
@@ -19,12 +19,11 @@ fn check(op: &str, x: &Tensor, list: &Tensor, sizes: [usize; 2]) {
 }
 
 impl Tensor {
-    /// `y[i] = x[rows[i]] W^T` with `x [all, in]`, `rows [some]` of u32, `W [out, in]`: the rows are gathered as the
-    /// product reads them.
+    /// Returns `y[i] = x[rows[i]] W^T`, where `self` is `x [all, in]`, `rows` is `[some]` of u32 and `W` is `[out, in]`.
+    /// The rows are gathered as the product reads them.
     ///
-    /// Derivatives: `dx[rows[i]] = dy[i] W`, zero elsewhere, and the site's own rule. The rows must differ: of equal
-    /// ones only one would reach `dx`. A row that `x` does not have is zero
-    /// and takes no gradient.
+    /// Derivatives: `dx[rows[i]] = dy[i] W`, zero elsewhere, and the site's own rule. The listed rows must all differ: of
+    /// equal ones, only one would reach `dx`. A listed row that `x` does not have counts as zero and gets no gradient.
     ///
     /// # Panics
     /// When the sizes or types do not fit.
@@ -40,7 +39,7 @@ impl Tensor {
         same_gpu(op, &[self, rows]);
         let (x, rows) = (self.detach().contiguous(), rows.contiguous());
         let y = Tensor::empty(x.gpu(), op, [rows.count(), n], DType::F32);
-        // Rows that are no whole vectors are gathered by a pass of their own.
+        // Rows that are not whole vectors are gathered by a separate pass.
         let whole = k.is_multiple_of(4) && x.offset.is_multiple_of(4) && x.shape()[0] > 0;
         let narrow = if whole { x.clone() } else { x.index_select_padded(0, &rows) };
         let which = if whole { Rows::Gathered(&rows) } else { Rows::All };
@@ -57,12 +56,12 @@ impl Tensor {
         })
     }
 
-    /// `y = base`, then `y[rows[i]] += gate[i] x[i] W^T`, with `base [all, out]` (this tensor), `x [some, in]`,
-    /// `rows [some]` of u32 and `gate [some]`: the results are scattered as the product stores them.
+    /// Returns `y = base` with `y[rows[i]] += gate[i] x[i] W^T`, where `self` is `base [all, out]`, `x` is `[some, in]`,
+    /// `rows` is `[some]` of u32 and `gate` is `[some]`. The results are scattered as the product stores them.
     ///
     /// Derivatives: `dbase = dy`, `t = dy[rows] W`, `dx = gate t`, `dgate[i] = <t[i], x[i]>`, and the site's own rule on
-    /// `gate dy[rows]`. The rows must differ: of equal ones only one would be added. A row that `base` does not have is
-    /// left out.
+    /// `gate dy[rows]`. The listed rows must all differ: of equal ones, only one would be added. A listed row that `base`
+    /// does not have is left out.
     ///
     /// # Panics
     /// When the sizes or types do not fit.
@@ -98,7 +97,8 @@ impl Tensor {
         same_gpu(op, &[self, rows]);
         let (list, scale) = (rows.contiguous(), gate.detach().contiguous());
         let y = Tensor::empty(self.gpu(), op, *self.shape(), DType::F32);
-        // The base is written where the products are then added; what is still pending is computed there.
+        // The base is written to the tensor to which the products are then added. If it is still lazy, it is computed
+        // there.
         self.detach().write_to(op, &y, false);
         let rows = Rows::Scattered { list: &list, gate: &scale };
         weight.multiply(true, |right| {
@@ -130,7 +130,7 @@ impl Op for Gathered {
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
         let [x, rows] = [&self.x, &self.rows].map(|saved| saved.get(self.name()));
-        // The site reads its leaves itself: this only checks that they are what they were.
+        // The site reads its leaves itself. This only checks that they have not changed.
         for leaf in &self.leaves {
             leaf.get(self.name());
         }
@@ -199,13 +199,14 @@ fn routed64(x: &Array, rows: &Array, w: &Array) -> Array {
     })
 }
 
-/// For weights that are made by `weight` from a stored matrix: the kinds of sharing are on a floor above.
+/// Cases for weights that `weight` makes of a stored matrix. The sharing kinds are on a floor above, so the caller passes
+/// one.
 pub(crate) fn cases(weight: fn(&Tensor) -> Arc<dyn Site>) -> Vec<Case> {
     let list = |values: &[f64]| {
         Input::integers([values.len()], DType::U32, 0, 1).fill(Fill::Values(values.to_vec()))
     };
     let mut all = Vec::new();
-    // The last list has a row that is not there.
+    // The last list names a row that does not exist.
     for (count, n, k, rows) in
         [(5, 8, 12, vec![3., 0., 4.]), (7, 3, 5, vec![6.]), (40, 9, 16, vec![39., 3., 17., 99., 0., 1.])]
     {

@@ -1,8 +1,8 @@
-//! The trait by which a sharing kind stands in for a weight.
+//! The trait through which a sharing kind takes the place of a weight.
 //!
-//! A site is a place where a weight `W_s = S_s(theta)` is used; `S_s` is linear in what is stored. A kind supplies one
-//! WGSL function that returns four weights from what is stored. Put into matmul's load, it is the fused kernel that
-//! never stores `W_s`; put into a copy kernel, it is [`Site::expand`]. Its adjoint is [`Site::reduce`].
+//! A site is a place where a weight `W_s = S_s(theta)` is used, computed from the stored leaves `theta`. A kind supplies
+//! one WGSL function that returns four elements of the weight. As matmul's load, this function gives a fused kernel that
+//! never stores `W_s`. In a copy kernel, it gives [`Site::expand`]. The adjoint is [`Site::reduce`].
 
 pub use super::matmul::load::Load;
 use super::matmul::outer;
@@ -10,7 +10,7 @@ use crate::ops::case::Case;
 use crate::tape::{Destination, Sink};
 use crate::tensor::Tensor;
 
-/// A weight `[out, in]` that is made from stored leaves.
+/// A weight `[out, in]` that is computed from stored leaves.
 pub trait Site: Send + Sync {
     /// The kind's name, for errors.
     fn name(&self) -> &'static str;
@@ -18,7 +18,7 @@ pub trait Site: Send + Sync {
     /// `[out, in]`.
     fn size(&self) -> [usize; 2];
 
-    /// What is stored. Gradients are addressed by position in this list.
+    /// The stored leaves. Gradients are addressed by position in this list.
     fn leaves(&self) -> Vec<Tensor>;
 
     /// Names of the leaves, for files: `weight` first.
@@ -27,7 +27,7 @@ pub trait Site: Send + Sync {
     /// How kernels read the weight.
     fn load(&self) -> Load;
 
-    /// The weight itself where it is stored as it is used: then there is nothing to make.
+    /// Returns the weight itself if it is stored in the form in which it is used, so that nothing has to be computed.
     fn stored(&self) -> Option<Tensor> {
         None
     }
@@ -35,18 +35,19 @@ pub trait Site: Send + Sync {
     /// The adjoint: adds `S^T dW` to the leaves' gradients.
     fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads);
 
-    /// Gradients from a product `y = x W^T`: the adjoint of `dW = dy^T x`. Kinds that can avoid storing `dW` do.
+    /// Adds the gradients from a product `y = x W^T`: the adjoint for `dW = dy^T x`. Kinds override it if they need not
+    /// store `dW`.
     fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut LeafGrads) {
         self.reduce(&outer(self.name(), dy, x, Destination::New), grads);
     }
 
-    /// The weight, stored. Not differentiable: [`Tensor::linear`] is.
+    /// Materialises the weight. This is not differentiable; [`Tensor::linear`] is.
     fn expand(&self) -> Tensor {
         self.load().expand(self.name(), self.size())
     }
 }
 
-/// Takes the gradients of a site's leaves.
+/// Receives the gradients of a site's leaves.
 pub struct LeafGrads<'a, 'b> {
     sink: &'a mut Sink<'b>,
     first: usize,
@@ -57,7 +58,7 @@ impl<'a, 'b> LeafGrads<'a, 'b> {
         LeafGrads { sink, first }
     }
 
-    /// Whether leaf `i` wants a gradient.
+    /// Whether leaf `i` needs a gradient.
     pub fn needs(&self, i: usize) -> bool {
         self.sink.needs(self.first + i)
     }
@@ -67,7 +68,7 @@ impl<'a, 'b> LeafGrads<'a, 'b> {
         self.sink.add(self.first + i, d);
     }
 
-    /// Lets `write` put the gradient of leaf `i` where it belongs.
+    /// Adds the gradient of leaf `i`, which `write` puts at the given destination.
     pub(crate) fn add_with(&mut self, i: usize, write: impl FnOnce(Destination) -> Tensor) {
         self.sink.add_with(self.first + i, write);
     }
@@ -80,7 +81,7 @@ impl<'a, 'b> LeafGrads<'a, 'b> {
     }
 }
 
-/// The kinds of sharing bring their cases: see [`crate::share`].
+/// The sharing kinds bring their own cases: see [`crate::share`].
 pub(super) fn cases() -> Vec<Case> {
     Vec::new()
 }

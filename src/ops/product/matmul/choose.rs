@@ -1,4 +1,4 @@
-//! Which kernel makes a product.
+//! Chooses the kernel of a product.
 
 use super::core::{Core, Problem};
 use super::operand::operand;
@@ -8,12 +8,12 @@ use crate::gpu::Gpu;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
-/// The kernel for a product: as measured, else by the table.
+/// Returns the kernel for a product: the measured choice if there is one, else the table's.
 pub(crate) fn choose(gpu: &Gpu, problem: &Problem) -> Core {
     if gpu.has_choices() {
         let key = problem.key();
         if let Some(name) = gpu.choice(&key) {
-            // A class has many sizes; where the choice does not suit this one, the table's does.
+            // A class covers many sizes. If its choice does not suit this one, the table's is taken.
             let usable =
                 Core::candidates(gpu.class(), problem).into_iter().find(|core| core.to_string() == name);
             return usable.unwrap_or_else(|| Core::by_table(gpu.class(), problem));
@@ -25,7 +25,8 @@ pub(crate) fn choose(gpu: &Gpu, problem: &Problem) -> Core {
     Core::by_table(gpu.class(), problem)
 }
 
-/// The kernel that [`Tensor::matmul`] takes for these operands, and the parts of the inner axis; for the benchmark.
+/// Returns the name of the kernel that [`Tensor::matmul`] uses for these operands, and the number of parts of the inner
+/// axis. The benchmark uses it.
 #[doc(hidden)]
 pub fn chosen(a: &Tensor, b: &Tensor) -> String {
     let axes = a.shape().len();

@@ -1,4 +1,4 @@
-//! Which kernel makes a product, and the choice among them.
+//! The kernels of products, and the choice among them.
 
 use crate::gpu::kernel::MOST_TURNS;
 use crate::gpu::shader::Source;
@@ -8,9 +8,10 @@ use std::fmt;
 /// A kernel and its constants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Core {
-    /// `matmul_direct`: no workgroup memory; lanes along columns, rows and the inner axis, rows and columns of a thread.
+    /// `matmul_direct`: no workgroup memory. Lanes along rows (`high`), columns (`wide`) and the inner axis (`deep`);
+    /// rows and columns per thread.
     Direct { high: usize, wide: usize, deep: usize, thread: [usize; 2] },
-    /// `matmul`: tiles in workgroup memory.
+    /// `matmul`: tiles in workgroup memory, with `thread x thread` results per thread.
     Tiled { tile: [usize; 2], thread: usize },
     /// `matmul_coop`: cooperative matrices of this size.
     Coop { size: usize, tile: [usize; 2], depth: usize },
@@ -29,46 +30,47 @@ impl fmt::Display for Core {
     }
 }
 
-/// What the choice may depend on.
+/// The properties of a product on which the choice may depend.
 #[derive(Clone, Copy)]
 pub(crate) struct Problem {
     pub m: usize,
     pub n: usize,
     pub k: usize,
     pub batch: usize,
-    /// The slots of the operands.
+    /// The fragments in the operands' slots.
     pub left: &'static str,
     pub right: &'static str,
-    /// The operands are f16, or may be rounded to it.
+    /// Whether the operands are f16, or may be rounded to it.
     pub half: bool,
-    /// The size of cooperative matrices, where they may do it.
+    /// The size of cooperative matrices, if the product may use them.
     pub coop: Option<usize>,
 }
 
 impl Problem {
-    /// The problem where matrix units of some size may be had: they are asked for only where they would be used.
+    /// Returns the problem with the size of the matrix units. `coop` is called only if they would be used, as the first
+    /// call on a device tests them.
     pub fn with(self, coop: impl FnOnce() -> Option<usize>) -> Problem {
         let large = self.half && self.m.min(self.n) >= 64 && self.k >= 32;
         Problem { coop: if large { coop() } else { None }, ..self }
     }
 
-    /// The problem on this device.
+    /// Returns the problem on this device.
     pub fn on(self, gpu: &Gpu) -> Problem {
         self.with(|| gpu.coop().map(|matrices| matrices.size as usize))
     }
 
-    /// Bytes of the operands, each once.
+    /// Bytes of the operands, each counted once.
     pub fn operand_bytes(&self) -> f64 {
         let size = if self.half { 2.0 } else { 4.0 };
         size * self.batch as f64 * (self.m * self.k + self.k * self.n) as f64
     }
 
-    /// Operations, a multiply-add being two.
+    /// Number of operations. A multiply-add counts as two.
     pub fn flops(&self) -> f64 {
         2.0 * self.batch as f64 * self.m as f64 * self.n as f64 * self.k as f64
     }
 
-    /// The class of products that share a measured choice.
+    /// Name of the class of products that share a measured choice.
     pub fn key(&self) -> String {
         let [m, n, k, batch] = [self.m, self.n, self.k, self.batch].map(|v| v.max(1).next_power_of_two());
         let half = if self.half { "f16" } else { "f32" };
@@ -76,27 +78,27 @@ impl Problem {
     }
 }
 
-/// The side of a product up to which it is bound by reading the other operand.
+/// A product with a side up to this size is limited by reading the other operand.
 const THIN: usize = 8;
-/// Workgroups that every adapter has along an axis.
+/// The most workgroups along an axis that every adapter supports.
 pub(super) const MOST_GROUPS: usize = 65535;
-/// Multiply-adds from which a CPU driver's product is worth a text that takes long to compile.
+/// Multiply-adds from which a product on a CPU driver is worth source code that takes long to compile.
 const LARGE: usize = 1 << 21;
-/// Lanes of a subgroup that lie side by side in `matmul_direct` on CPU drivers.
+/// Number of lanes that lie side by side in `matmul_direct` on CPU drivers.
 const DIRECT_LANES: usize = 32;
 
-/// The share of a device that must be busy: an eighth less leaves no multiprocessor idle.
+/// The share of a device that must be busy. At seven eighths, no multiprocessor is idle.
 pub(super) const FULL: f64 = 0.875;
 
 const fn tiled(m: usize, n: usize, thread: usize) -> Core {
     Core::Tiled { tile: [m, n], thread }
 }
 
-/// From large to small.
+/// Tiles from large to small.
 const TILES: [Core; 4] = [tiled(128, 128, 8), tiled(128, 64, 8), tiled(64, 64, 8), tiled(32, 32, 4)];
 
 impl Core {
-    /// Rows and columns of a workgroup.
+    /// Rows and columns per workgroup.
     pub fn tile(&self) -> [usize; 2] {
         match *self {
             Core::Direct { high, wide, thread: [tm, tn], .. } => [high * tm, wide * tn],
@@ -104,7 +106,7 @@ impl Core {
         }
     }
 
-    /// Threads of a workgroup, for subgroups of at most `lanes`.
+    /// Threads per workgroup, for subgroups of at most `lanes`.
     pub fn threads(&self, lanes: u32) -> usize {
         match *self {
             Core::Direct { high, wide, deep, .. } => high * wide * deep,
@@ -124,7 +126,7 @@ impl Core {
         self.grid(problem).iter().product()
     }
 
-    /// The kernel, for subgroups of at most `lanes`.
+    /// The source of the kernel, for subgroups of at most `lanes`.
     pub fn source(&self, lanes: u32) -> Source {
         let set = |file, constants: &[(&'static str, usize)]| {
             constants.iter().fold(Source::file(file), |s, (name, v)| s.u32(*name, *v as u32))
@@ -158,28 +160,29 @@ impl Core {
         }
     }
 
-    /// The longest inner axis of one launch, for a right side each of whose loads makes `load` turns: what a thread may walk, and
-    /// as many sums of 64 terms as may be added up in a row. Longer products take several launches.
+    /// The longest inner axis of one launch, if each load of the right side takes `load` turns. It is limited by the
+    /// turns that a thread may take, and by the number of 64-term sums that may be added up in a row. Longer products
+    /// take several launches.
     pub fn longest(&self, load: usize) -> usize {
         const BLOCKS: usize = 256;
-        // A loop in a load takes one more to end.
+        // A loop in a load takes one more turn to end.
         let load = if load > 0 { load + 1 } else { 0 };
-        // Of a thread, for so many steps along the inner axis.
+        // A number of steps along the inner axis, and the turns that a thread takes for them.
         let (steps, turns) = match *self {
-            // Blocks take two turns in sixteen.
+            // Blocks add two turns to every sixteen.
             Core::Direct { deep, thread: [_, tn], .. } => (4 * deep, 2 + tn * load),
             Core::Tiled { tile: [tm, tn], thread } => {
                 let fills = |side: usize| (4 * side).div_ceil(tm * tn / thread / thread * 4);
                 (16, 20 + fills(tm) + fills(tn) * (1 + 4 * load))
             }
-            // The matrix units sum 16 products before they round to f32: a chain of 128.
+            // The matrix units sum 16 products before they round to f32, so 64 steps of this depth make a chain of 128.
             Core::Coop { depth, .. } => return 64 * depth,
         };
         let deep = if let Core::Direct { deep, .. } = self { *deep } else { 1 };
         (MOST_TURNS / turns * steps).min(BLOCKS * 64 * deep) / 16 * 16
     }
 
-    /// Whether a running sum over this inner axis is cut into blocks.
+    /// Whether a running sum over an inner axis of this length is cut into blocks.
     pub fn is_blocked(&self, k: usize) -> bool {
         match self {
             Core::Direct { deep, .. } => k > 64 * deep,
@@ -188,14 +191,14 @@ impl Core {
         }
     }
 
-    /// Whether the sizes are multiples of the tile's, so that no load can miss.
+    /// Whether the sizes are multiples of the tile's, so that no load is out of range.
     pub fn fits(&self, problem: &Problem) -> bool {
         let [tm, tn] = self.tile();
         let depth = if let Core::Coop { depth, .. } = self { *depth } else { 16 };
         problem.m.is_multiple_of(tm) && problem.n.is_multiple_of(tn) && problem.k.is_multiple_of(depth)
     }
 
-    /// The choice without measurements: needs no time, and is the same in every run.
+    /// The choice without measurements. It takes no time, and is the same every time.
     pub fn by_table(class: &DeviceClass, problem: &Problem) -> Core {
         let Problem { m, n, k, .. } = *problem;
         if class.tiles == Tiles::Registers {
@@ -210,13 +213,13 @@ impl Core {
             let [large, small] = coop(size);
             return if full(&large) { large } else { small };
         }
-        // The largest that fills the device, and that the result fills by more than a half; else the smallest.
+        // The largest tile that fills the device and that the result fills by more than half, else the smallest.
         let fits = |core: &Core| fits_grid(core, problem) && core.tile()[0] < 2 * m && core.tile()[1] < 2 * n;
         let smallest = TILES.into_iter().rev().find(|core| fits_grid(core, problem)).unwrap_or(TILES[0]);
         TILES.into_iter().filter(fits).find(full).unwrap_or(smallest)
     }
 
-    /// Every kernel worth measuring for this problem, the table's choice first.
+    /// Every kernel worth measuring for this problem, with the table's choice first.
     pub fn candidates(class: &DeviceClass, problem: &Problem) -> Vec<Core> {
         let mut all = vec![Core::by_table(class, problem)];
         if class.tiles == Tiles::Registers {
@@ -230,14 +233,14 @@ impl Core {
             all.extend(TILES);
             all.push(thin(problem));
             all.push(Core::Direct { high: 4, wide: 16, deep: 1, thread: [8, 8] });
-            // Parts of the registers of a GPU's thread: the large tile of a CPU driver would spill.
+            // This fits the registers of a GPU's thread, unlike the large tiles for CPU drivers.
             all.push(Core::Direct { high: 4, wide: 16, deep: 1, thread: [4, 4] });
         }
         if let Some(size) = problem.coop {
             // A CPU driver takes minutes to compile the large tile.
             all.extend(&coop(size)[class.slow_compiler as usize..]);
         }
-        // Tiles of which most would be empty cannot win.
+        // Tiles that would be mostly empty cannot win.
         let fits = |core: &Core| {
             let [tm, tn] = core.tile();
             fits_grid(core, problem)
@@ -255,8 +258,8 @@ impl Core {
     }
 }
 
-/// The kernels for matrix units, with all that a layer may ask of them: for the list of variants, where no adapter of ours makes
-/// them.
+/// The kernels for matrix units, with every fragment that a layer may use. The list of variants needs them from here,
+/// because the adapters that it is recorded on have no matrix units.
 #[doc(hidden)]
 pub fn for_matrix_units() -> Vec<Source> {
     let stores = [
@@ -282,40 +285,42 @@ pub fn for_matrix_units() -> Vec<Source> {
     all
 }
 
-/// Whether a launch stays within the workgroups that every adapter has along an axis.
+/// Whether a launch has no more workgroups along an axis than every adapter supports.
 fn fits_grid(core: &Core, problem: &Problem) -> bool {
     let [tm, tn] = core.tile();
     problem.m.div_ceil(tm).max(problem.n.div_ceil(tn)) <= MOST_GROUPS
 }
 
-/// Large and small tiles of cooperative matrices.
+/// The large and the small tile of cooperative matrices.
 pub(super) fn coop(size: usize) -> [Core; 2] {
     [128, 64].map(|tile| Core::Coop { size, tile: [tile, tile], depth: 32 })
 }
 
-/// Registers of a CPU driver are wide: the largest thread tile that pads the matrix least. Lanes lie along a row of
-/// `y`, but not past its end, and all of them where there are few rows.
+/// The kernel of a CPU driver, whose registers are wide: the largest thread tile that pads the matrix least. Lanes lie
+/// along a row of `y`, but not past its end, and all of them do if there are few rows.
 pub(super) fn direct(m: usize, n: usize, k: usize) -> Core {
     let wide = match m {
         0..=4 => 32,
         5..=8 => 16,
-        // Measured: threads of 16 columns gain more here than a row of lanes.
+        // Measured: here, threads of 16 columns gain more than a longer row of lanes.
         _ if n <= 64 && m * n * k >= LARGE => n.div_ceil(16).next_power_of_two(),
         _ => n.div_ceil(4).next_power_of_two().min(8),
     };
     let high = DIRECT_LANES / wide;
     let thread = |size: usize, lanes: usize| {
         let padded = |t: usize| size.div_ceil(lanes * t) * lanes * t;
-        // A tile of 16 by 16 is a quarter faster than 8 by 8 and takes four times as long to compile: not for small products.
+        // A tile of 16 by 16 is a quarter faster than 8 by 8, but takes four times as long to compile. Small products do
+        // without.
         let most = if m * n * k < LARGE { 8 } else { 16 };
         [16, 12, 8, 4].into_iter().filter(|&t| t <= most).min_by_key(|&t| padded(t)).unwrap_or(4)
     };
     Core::Direct { high, wide, deep: 1, thread: [thread(m, high), thread(n, wide)] }
 }
 
-/// A GPU's product with a short side. The long operand is read once, so lanes lie along its contiguous axis: along the
-/// inner axis, which they share out, or along the long side, with up to four lanes for the inner axis. A lane of the inner axis has
-/// two steps of four terms or more: in short ones the others take further rows.
+/// The kernel of a GPU for a product with a short side. The long operand is read once, so lanes lie along its contiguous
+/// axis. If that is the inner axis, the lanes share it. If it is the long side, up to four lanes share the inner axis. A
+/// lane along the inner axis takes two steps of four terms or more; if that axis is short, the remaining lanes take
+/// further rows.
 pub(super) fn thin(problem: &Problem) -> Core {
     let short = |size: usize| if size <= 4 { 4 } else { 8 };
     let deep = |most: usize| (problem.k / 8).next_power_of_two().min(most);

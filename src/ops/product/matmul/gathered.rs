@@ -1,4 +1,4 @@
-//! Gradients of a layer's weight and bias that arrive a run of rows at a time.
+//! Gradients of a layer's weight and bias that arrive one chunk of rows at a time.
 
 use super::core::Problem;
 use super::parts::Cut;
@@ -6,13 +6,13 @@ use super::product::{Product, Right};
 use crate::dtype::DType;
 use crate::tensor::Tensor;
 
-/// The sum of `a^T b` over runs of rows. Where one product would leave the device idle it is in parts of the rows, each with a sum
-/// of its own, and those are added up once, at the end.
+/// The sum of `a^T b` over chunks of rows. If one product would leave the device idle, a chunk's rows are cut into parts,
+/// each with its own sum over chunks. The parts are added up once, at the end.
 #[derive(Default)]
 pub(crate) struct Outer(Option<Tensor>);
 
 impl Outer {
-    /// Adds `a^T b` of `[rows, m]` and `[rows, n]`.
+    /// Adds `a^T b` of `a [rows, m]` and `b [rows, n]`.
     pub fn add(&mut self, op: &'static str, a: &Tensor, b: &Tensor) {
         let ([rows, m], n) = ([a.shape()[0], a.shape()[1]], b.shape()[1]);
         if rows == 0 {
@@ -27,7 +27,7 @@ impl Outer {
         let (to, accumulate, cut) = match self.0.take() {
             None => (new(), false, cut),
             Some(sum) if sum.shape()[0] == cut.parts => (sum, true, cut),
-            // A last run that is short: into the first part alone.
+            // A last chunk that is shorter goes to the first part alone.
             Some(sum) => (sum, true, whole),
         };
         let (turned, b) = (a.contiguous().t(), b.contiguous());
@@ -36,18 +36,18 @@ impl Outer {
         self.0 = Some(to);
     }
 
-    /// `[m, n]`; none where nothing was added.
+    /// Returns the sum `[m, n]`, or `None` if nothing was added.
     pub fn sum(self) -> Option<Tensor> {
         self.0.map(|parts| if parts.shape()[0] == 1 { parts.squeeze(0) } else { parts.sum(0) })
     }
 }
 
-/// The sum of rows over runs.
+/// The sum of the rows of all chunks.
 #[derive(Default)]
 struct Columns(Vec<Tensor>);
 
 impl Columns {
-    /// Sums that wait before they are added up.
+    /// When this many sums have been collected, they are added up.
     const MOST: usize = 32;
 
     fn add(&mut self, x: &Tensor) {
@@ -71,7 +71,8 @@ impl Columns {
     }
 }
 
-/// The gradients of `w` and `bias` of a layer `x w^T + bias` over runs of rows: `dw = sum dy^T x`, `dbias = sum dy`.
+/// The gradients of `w` and `bias` of a layer `x w^T + bias`, summed over chunks of rows: `dw = sum dy^T x`,
+/// `dbias = sum dy`.
 #[derive(Default)]
 pub(crate) struct LayerSums {
     weight: Outer,
@@ -79,7 +80,7 @@ pub(crate) struct LayerSums {
 }
 
 impl LayerSums {
-    /// Adds a run's share of what is wanted of the two.
+    /// Adds a chunk's share to the gradients that are wanted.
     pub fn add(&mut self, op: &'static str, dy: &Tensor, x: &Tensor, wants: &[bool]) {
         if wants[0] {
             self.weight.add(op, dy, x);
@@ -89,7 +90,7 @@ impl LayerSums {
         }
     }
 
-    /// Both; none where nothing was added.
+    /// Returns both gradients, `None` where nothing was added.
     pub fn sums(self) -> [Option<Tensor>; 2] {
         [self.weight.sum(), self.bias.sum()]
     }

@@ -1,4 +1,4 @@
-//! A weight that is made as it is read: what a product knows of a sharing kind.
+//! A weight that is computed as it is read: the part of a sharing kind that a product knows.
 
 use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, grid};
@@ -7,15 +7,16 @@ use crate::tensor::Tensor;
 
 /// How a kernel reads a site's weight.
 pub struct Load {
-    /// The file `lib/FRAGMENT.wgsl`, which defines `load_site(row, col)`: columns `col .. col + 3` of one row, 0 outside.
+    /// The file `lib/FRAGMENT.wgsl`, which defines `load_site(row, col)`: columns `col .. col + 3` of one row, and 0
+    /// outside.
     pub fragment: &'static str,
-    /// What is stored, by the fragment's names, at the bindings 1, 2, 3; contiguous f32.
+    /// The stored tensors, by the fragment's names, at the bindings 1, 2, 3. They are contiguous and f32.
     pub tensors: Vec<(&'static str, Tensor)>,
-    /// The kernel's `p.site`: rows, columns and two numbers of the kind's own.
+    /// The kernel's `p.site`: rows, columns and two numbers that the kind defines.
     pub params: [u32; 4],
-    /// Turns of the loops in one `load_site`.
+    /// Turns of the loops in one call of `load_site`.
     pub turns: usize,
-    /// Values of the fragment's `const NAME: u32`.
+    /// Values for the fragment's `const NAME: u32`.
     pub constants: Vec<(&'static str, u32)>,
 }
 
@@ -29,7 +30,7 @@ impl Load {
         self.tensors.iter().fold(launch, |launch, (name, tensor)| launch.bind(*name, tensor))
     }
 
-    /// The weight `[rows, columns]`, stored.
+    /// Materialises the weight `[rows, columns]`.
     pub(crate) fn expand(&self, op: &'static str, [rows, columns]: [usize; 2]) -> Tensor {
         let gpu = self.tensors[0].1.gpu();
         let y = Tensor::empty(gpu, op, [rows, columns], DType::F32);

@@ -1,7 +1,8 @@
-//! Matrix products: 2-D and batched with broadcasting, any strides. Linear layers stand above, in `linear.rs`.
+//! Matrix products: 2-D and batched with broadcasting, any strides. Linear layers build on them, in `linear.rs`.
 //!
-//! One core with a slot for each operand and one for the store (`shaders/product/matmul.wgsl`, and `matmul_direct.wgsl` for CPU
-//! drivers). Gradients are the same core: `dx = dy W`, `dW = dy^T x`, the latter added into the weight's one buffer.
+//! There is one core with a slot for each operand and one for the store (`shaders/product/matmul.wgsl`, and
+//! `matmul_direct.wgsl` for CPU drivers). Gradients use the same core: `dx = dy W`, and `dW = dy^T x`, which is added
+//! into the weight's one gradient buffer.
 
 pub mod choose;
 pub mod core;
@@ -22,7 +23,7 @@ use crate::shape::{self, Shape};
 use crate::tape::{Destination, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
-/// What a linear layer applies to `x W^T + bias` as it stores it.
+/// The activation that a linear layer applies to `x W^T + bias` as it stores it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Activation {
@@ -40,7 +41,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// The activation as an op of its own.
+    /// Applies the activation as a separate op.
     pub fn apply(self, x: &Tensor) -> Tensor {
         match self {
             Activation::None => x.clone(),
@@ -52,7 +53,7 @@ impl Activation {
     }
 }
 
-/// What follows a product inside its kernel.
+/// The operations that follow a product inside its kernel.
 #[derive(Clone, Copy, Default)]
 #[non_exhaustive]
 pub struct Epilogue<'a> {
@@ -60,7 +61,7 @@ pub struct Epilogue<'a> {
     pub bias: Option<&'a Tensor>,
     /// Applied after the bias.
     pub activation: Activation,
-    /// Added last: the shape of the result. Not together with an activation.
+    /// Added last, in the shape of the result. It cannot be combined with an activation.
     pub residual: Option<&'a Tensor>,
 }
 
@@ -70,7 +71,7 @@ setters!(Epilogue<'a> {
     residual: Option<&'a Tensor>,
 });
 
-/// Batched product of tensors into a new f32 tensor, or where `into` says.
+/// Multiplies batches of matrices into the f32 tensor that `into` says.
 fn multiply(op: &'static str, lhs: &Tensor, rhs: &Tensor, into: Destination) -> Tensor {
     let to = shape::matmul(op, lhs.shape(), rhs.shape());
     let (y, accumulate) = into.output(lhs.gpu(), op, to);
@@ -78,13 +79,13 @@ fn multiply(op: &'static str, lhs: &Tensor, rhs: &Tensor, into: Destination) -> 
     y
 }
 
-/// `a^T b` of `[rows, m]` and `[rows, n]`: the gradient of a weight.
+/// Returns `a^T b` of `a [rows, m]` and `b [rows, n]`: the gradient of a weight.
 pub(crate) fn outer(op: &'static str, a: &Tensor, b: &Tensor, into: Destination) -> Tensor {
     multiply(op, &a.t(), b, into)
 }
 
-/// `gelu(x w^T + bias)` of `[rows, k]` and `[n, k]`, not recorded: a layer inside another op, written to `y` where given. `before`
-/// takes what the activation is applied to.
+/// Returns `gelu(x w^T + bias)` of `x [rows, k]` and `w [n, k]`, written to `y` if given, without recording on the tape:
+/// a layer inside another op. The input of the activation is written to `before` if given.
 pub(crate) fn gelu_layer(
     op: &'static str,
     x: &Tensor,
@@ -99,19 +100,19 @@ pub(crate) fn gelu_layer(
     y
 }
 
-/// `(a b) gelu'(before)`, element by element: the gradient before a GELU.
+/// Returns `(a b) gelu'(before)`, element by element: the gradient of a GELU's input.
 pub(crate) fn product_slope(op: &'static str, a: &Tensor, b: &Tensor, before: &Tensor) -> Tensor {
     let y = Tensor::empty(a.gpu(), op, before.shape(), DType::F32);
     Product { slope: Some(before), ..Product::new(op, a, Right::Tensor(b)) }.write(&y);
     y
 }
 
-/// `a b` of `[rows, k]` and `[k, n]`, where `into` says.
+/// Returns `a b` of `a [rows, k]` and `b [k, n]`, written where `into` says.
 pub(crate) fn product(op: &'static str, a: &Tensor, b: &Tensor, into: Destination) -> Tensor {
     multiply(op, a, b, into)
 }
 
-/// `x w^T + bias + residual` of `[rows, k]` and `[n, k]`, not recorded, into `y`.
+/// Writes `x w^T + bias + residual` of `x [rows, k]` and `w [n, k]` to `y`, without recording on the tape.
 pub(crate) fn biased(
     op: &'static str,
     x: &Tensor,
@@ -160,7 +161,7 @@ impl Tensor {
     /// Derivatives: `da = dy b^T`, `db = a^T dy`.
     ///
     /// # Panics
-    /// With fewer than two axes a side, when the inner sizes differ or for integers.
+    /// When an operand has fewer than two axes, the inner sizes differ, or a type is not a float.
     ///
     /// ```no_run
     /// # use tiebeam::{Gpu, Tensor};
@@ -173,7 +174,7 @@ impl Tensor {
     pub fn matmul(&self, rhs: &Tensor) -> Tensor {
         same_gpu("matmul", &[self, rhs]);
         let to = shape::matmul("matmul", self.shape(), rhs.shape());
-        // One matrix on the right: the batch is only more rows, and the weight's gradient is one product.
+        // With one matrix on the right, a batch merely adds rows, and the weight's gradient is one product.
         if rhs.shape().len() == 2 && self.shape().len() > 2 {
             let k = self.shape()[self.shape().len() - 1];
             let rows: usize = to[..to.len() - 1].iter().product();
@@ -187,7 +188,7 @@ impl Tensor {
     }
 }
 
-/// The reference: three loops a batch, in f64.
+/// The reference: three loops per batch, in f64.
 pub(crate) fn matmul64(a: &Array, b: &Array) -> Array {
     let to = shape::matmul("reference", &a.shape, &b.shape);
     let (m, n, k) = (to[to.len() - 2], to[to.len() - 1], a.shape[a.shape.len() - 1]);
@@ -227,7 +228,7 @@ pub(super) fn cases() -> Vec<Case> {
             |x| matmul64(&x[0], &x[1]),
         ));
     }
-    // Stored transposed: the views are read in place, vectors along the other axis.
+    // Operands that are stored transposed: the views are read in place, in vectors along the other axis.
     let t64 = |x: &Array| {
         Array::from_fn([x.shape[1], x.shape[0]], |i| x.data[i % x.shape[0] * x.shape[1] + i / x.shape[0]])
     };
@@ -241,7 +242,7 @@ pub(super) fn cases() -> Vec<Case> {
             move |x| matmul64(&t64(&x[0]), &t64(&x[1])),
         ));
     }
-    // Above every tile, whole numbers whose sums need 20 bits: equality shows that no term is lost and none is f16.
+    // Sizes above every tile, with integers whose sums need 20 bits. Equality shows that no term is lost and none is f16.
     for (m, n, k) in [(130, 140, 68), (129, 133, 67), (200, 3, 500), (20, 24, 2048), (7, 5, 1540)] {
         let whole = |shape: [usize; 2]| Input::integers(shape, DType::F32, -60, 61);
         let inputs = vec![whole([m, k]), whole([k, n])];
@@ -260,7 +261,7 @@ pub(super) fn cases() -> Vec<Case> {
         Input::normal([12, 9]).dtype(DType::F16).fixed(),
     ];
     all.push(Case::new("f16 operands", inputs, |x| x[0].matmul(&x[1]), |x| matmul64(&x[0], &x[1])));
-    // In vectors, so that the kernel unpacks them as it loads; and products with a short side.
+    // Sizes in whole vectors, for which the kernel unpacks f16 as it loads, and products with a short side.
     for (m, n, k) in [(12, 20, 8), (36, 68, 20), (4, 72, 132), (72, 8, 132)] {
         let half = |shape: [usize; 2]| Input::normal(shape).dtype(DType::F16).fixed();
         let cast = |x: &Tensor| x.transpose(0, 1).contiguous().t();

@@ -38,7 +38,7 @@ impl Layout {
 }
 
 impl Layout {
-    /// The slot that reads it.
+    /// The fragment that reads this layout.
     fn fragment(&self, right: bool) -> &'static str {
         match (right, self.vectors, self.by_rows) {
             (false, true, true) => "lhs_plain",
@@ -51,7 +51,7 @@ impl Layout {
     }
 }
 
-/// The slot that will read a matrix, and whether as f16; without making the copy that some need.
+/// Returns the fragment that will read a matrix, and whether as f16, without making the copy that some layouts need.
 pub(super) fn slot(x: &Tensor, right: bool) -> (&'static str, bool) {
     let scattered = x.strides[0] != 1 && x.strides[1] != 1;
     let dense = Tensor { strides: x.shape().strides(), offset: 0, edge: None, ..x.clone() };
@@ -59,7 +59,8 @@ pub(super) fn slot(x: &Tensor, right: bool) -> (&'static str, bool) {
     (layout.fragment(right), x.dtype() == DType::F16 && layout.vectors)
 }
 
-/// `x` as `[batch.., rows, cols]` for the left side (`cols` = k), or with `right`, for the right side (`rows` = k).
+/// Prepares `x` to be read as `[batch.., rows, cols]`, on the left side (`cols` = k) or, if `right`, on the right side
+/// (`rows` = k).
 pub(super) fn operand(x: &Tensor, batch: &Shape, right: bool) -> Operand {
     let mut x = x.clone();
     let axes = x.shape().len();
@@ -69,7 +70,7 @@ pub(super) fn operand(x: &Tensor, batch: &Shape, right: bool) -> Operand {
         steps = self::steps(&x, batch);
     }
     if steps.is_none() {
-        // Batch axes that do not merge into two: spelled out in memory.
+        // Batch axes that do not merge into two are expanded in memory.
         let mut sizes = batch.to_vec();
         sizes.extend(&x.shape()[axes - 2..]);
         x = x.expand(&sizes[..]).contiguous();
@@ -91,7 +92,7 @@ pub(super) fn operand(x: &Tensor, batch: &Shape, right: bool) -> Operand {
     Operand { fragment, half, part, words, any }
 }
 
-/// Steps of the outer and inner batch, when the batch axes merge into two.
+/// Returns the steps of the outer and inner batch, if the batch axes merge into two.
 fn steps(x: &Tensor, batch: &Shape) -> Option<[usize; 2]> {
     let axes = x.shape().len();
     let own = Shape::new(&x.shape()[..axes - 2]);

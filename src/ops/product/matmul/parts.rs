@@ -1,29 +1,29 @@
-//! A long inner axis in parts: each part a product of its own, added up in order by a second pass, where the tiles of the result
-//! alone would leave the device idle.
+//! A long inner axis in parts, where the tiles of the result alone would leave the device idle. Each part is a product by
+//! itself, and a second pass adds up the parts in order.
 
 use super::core::{Core, FULL, Problem};
 use crate::gpu::DeviceClass;
 
-/// An inner axis in parts of `len`; what is left behind them goes to the first one.
+/// An inner axis in parts of length `len`. The remainder behind them is added to the first part.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Cut {
     pub parts: usize,
     pub len: usize,
 }
 
-/// Shorter parts than this are not worth a pass that adds them up.
+/// Parts shorter than this are not worth a pass that adds them up.
 const LEAST: usize = 256;
-/// More parts than this would be added up for longer than they are made.
+/// More parts than this would take longer to add up than to compute.
 const MOST: usize = 1024;
 
 impl Cut {
-    /// As many parts as keep the device busy, within what adding them up may cost: written and read they are at most a quarter of
-    /// the operands.
+    /// Chooses as many parts as keep the device busy. Writing and reading the parts may cost at most a quarter of the
+    /// operands' bytes. `None` if one part is best.
     pub fn of(class: &DeviceClass, problem: &Problem) -> Option<Cut> {
         let Problem { m, n, k, .. } = *problem;
         let (bytes, flops) = (problem.operand_bytes(), problem.flops());
         let part = |parts: usize| {
-            // Whole steps of every kernel.
+            // A multiple of every kernel's step.
             let len = (k / parts / 16 * 16).max(16);
             Cut { parts: k / len, len }
         };
@@ -39,7 +39,7 @@ impl Cut {
         };
         let whole = Cut { parts: 1, len: k };
         let mut best = (busy(&whole), whole);
-        // By halves of what there is: few steps, and the same for sizes that are near each other.
+        // Numbers of parts are 2, 3, 4, 6, 8, 12 and so on: few to try, and the same for similar sizes.
         for parts in (0..).map(|i| [2, 3][i % 2] << (i / 2)) {
             let cut = part(parts);
             if best.0 >= FULL || !affordable(&cut) {

@@ -1,4 +1,4 @@
-//! What a product will launch, without a device.
+//! The launches of a product, computed without a device.
 
 use super::core::{Core, Problem};
 use super::parts::Cut;
@@ -10,21 +10,21 @@ use crate::ops::reduction::reduce;
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
-    /// Products side by side.
+    /// Number of products in the batch.
     pub batch: usize,
     /// Rows of the result.
     pub m: usize,
     /// Columns of the result.
     pub n: usize,
-    /// The inner axis.
+    /// Length of the inner axis.
     pub k: usize,
     /// Whether the left and the right operand are stored transposed.
     pub turned: [bool; 2],
     /// Whether both operands are f16.
     pub half: bool,
-    /// The size of the adapter's cooperative matrices, where it has any.
+    /// The size of the adapter's cooperative matrices, if it has any.
     pub coop: Option<usize>,
-    /// What the right side and the result are.
+    /// The kind of the right side and of the result.
     pub kind: ProductKind,
 }
 
@@ -32,21 +32,22 @@ pub struct Sizes {
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ProductKind {
-    /// Tensors, from and to. Only here may the inner axis be cut.
+    /// Both are tensors. Only here may the inner axis be cut.
     #[default]
     Tensors,
-    /// A weight that the loads make: its bytes are counted as if it were stored, the most that they can be.
+    /// The right side is a weight that the loads compute. Its bytes are counted as if it were stored, which is an upper
+    /// bound.
     Site,
-    /// Rows are added to those of the result that a list names.
+    /// Rows are added to those rows of the result that a list names.
     Scattered,
 }
 
-/// The passes of a product of two matrices, or of batches; by the table and not by what was measured. Where an inner axis is longer
-/// than one launch may walk, or a dispatch would take seconds, more of them run.
+/// Returns the passes of a product of two matrices or of batches, with the table's kernel and not the measured one. If
+/// the inner axis is longer than one launch may take, or a dispatch would take seconds, more dispatches run.
 #[doc(hidden)]
 pub fn plan(class: &DeviceClass, sizes: Sizes) -> Vec<Pass> {
     let Sizes { batch, m, n, k, turned: [left, right], half, coop, kind } = sizes;
-    // As vectors where rows are whole ones, else element by element.
+    // Operands are read in vectors if their rows are whole vectors, else element by element.
     let left = match (if left { m } else { k }).is_multiple_of(4) {
         true => {
             if left {

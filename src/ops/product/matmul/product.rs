@@ -1,4 +1,4 @@
-//! One product: its slots, bindings and parameters, and the dispatch of a kernel that makes it.
+//! One product: its slots, bindings and parameters, and its dispatch with a given kernel.
 
 use super::core::{Core, Problem};
 use super::load::Load;
@@ -13,7 +13,8 @@ use crate::tensor::Tensor;
 #[derive(Clone, Copy)]
 pub(in crate::ops) enum Right<'a> {
     Tensor(&'a Tensor),
-    /// A weight that is not stored, or its transpose: how kernels read it, and the whole of it. Asked only for what is used.
+    /// A weight that is not stored, or its transpose: `load` tells how kernels read it, `whole` materialises it. Only the
+    /// one that is used is called.
     Made {
         load: &'a dyn Fn() -> Load,
         whole: &'a dyn Fn() -> Tensor,
@@ -21,8 +22,9 @@ pub(in crate::ops) enum Right<'a> {
     },
 }
 
-/// Rows above which a site's weight is made once instead of in every tile's load. Fused, a tile of rows makes each weight
-/// anew: with more than a few tiles that costs more than writing `[out, in]` once and reading it back as vectors.
+/// With more rows than this, a site's weight is materialised once instead of being computed in every tile's load. In a
+/// fused product, each tile of rows computes every weight again. With more than a few tiles, that costs more than writing
+/// `[out, in]` once and reading it back in vectors.
 const FUSED_ROWS: usize = 64;
 
 /// A right side as the kernel reads it.
@@ -32,18 +34,19 @@ struct Read {
     binds: Vec<(&'static str, Part)>,
     slots: Vec<(&'static str, &'static str)>,
     load: Option<Load>,
-    /// Where it lies, as `p.rhs` has it; of a weight that is made, the sharing kind's own numbers.
+    /// The position in memory, as `p.rhs` expects it. For a weight that the loads compute, the sharing kind's own
+    /// numbers.
     words: [u32; 4],
     any: usize,
 }
 
 impl Right<'_> {
-    /// Whether a weight that is not stored is made in the product's own loads.
+    /// Whether a weight that is not stored is computed in the product's own loads.
     pub fn is_fused(self, rows: usize) -> bool {
         matches!(self, Right::Made { .. } if rows <= FUSED_ROWS)
     }
 
-    /// The right side as a tensor, of a weight that is not stored made now.
+    /// Returns the right side as a tensor. A weight that is not stored is materialised now.
     pub fn made(self) -> Tensor {
         match self {
             Right::Tensor(tensor) => tensor.clone(),
@@ -83,36 +86,38 @@ pub(in crate::ops) struct Prepared {
     pub problem: Problem,
     reads: Vec<(&'static str, Part)>,
     slots: Vec<(&'static str, &'static str)>,
-    /// Of a weight that is made in the loads.
+    /// The load of a weight that is computed as it is read.
     pub load: Option<Load>,
     /// `p.lhs` and `p.rhs`.
     words: [[u32; 4]; 2],
     any: [usize; 2],
-    /// Entries of the inner one of two batch axes.
+    /// Size of the inner one of two batch axes.
     inner: usize,
-    /// Rows that a list of rows chooses from.
+    /// Number of rows from which a list of rows chooses.
     listed: usize,
 }
 
-/// Which rows take part, by a list of u32.
+/// Which rows take part, given by a list of u32.
 #[derive(Clone, Copy)]
 pub(in crate::ops) enum Rows<'a> {
     All,
-    /// Row `i` of the product is made from row `list[i]` of the left side.
+    /// Row `i` of the product is computed from row `list[i]` of the left side.
     Gathered(&'a Tensor),
-    /// Row `i` of the product, times `gate[i]`, belongs to row `list[i]` of the result.
+    /// Row `i` of the product, times `gate[i]`, goes to row `list[i]` of the result.
     Scattered {
         list: &'a Tensor,
         gate: &'a Tensor,
     },
 }
 
-/// `y [batch, m, n] = lhs rhs` and what comes with it.
+/// `y [batch, m, n] = lhs rhs` with an epilogue.
 ///
-/// [`Product::write`], in `write.rs`, is where ops come in: it cuts the inner axis into parts ([`Cut`]) where the device would be idle otherwise, or
-/// hands the whole to [`Product::launch`]. That is one dispatch, unless a limit stands in the way: of time or workgroups (then in two
-/// halves of rows or batches), or of a thread's loops (then in pieces of the inner axis), each of which is launched again. It never
-/// cuts into parts. All of these are decided by the table's kernel; the dispatch itself takes the one that was measured.
+/// Ops call [`Product::write`], in `write.rs`. If the device would otherwise be idle, it cuts the inner axis into parts
+/// ([`Cut`]). If not, it hands the whole product to [`Product::launch`]. That is one dispatch unless a limit forbids it.
+/// A dispatch that takes too long or has too many workgroups is split into two halves of rows or batches; if a thread's
+/// loops are too long, the inner axis is split into pieces. Each half or piece is launched in the same way, and is never
+/// cut into parts. The table's kernel decides about parts and halves, the kernel that is dispatched (a measured one, if
+/// there is one) about pieces.
 pub(in crate::ops) struct Product<'a> {
     pub op: &'static str,
     pub lhs: &'a Tensor,
@@ -120,11 +125,11 @@ pub(in crate::ops) struct Product<'a> {
     pub rows: Rows<'a>,
     pub epilogue: Epilogue<'a>,
     pub accumulate: bool,
-    /// Takes what the activation is applied to, beside the result; with a bias.
+    /// Receives the input of the activation, beside the result. Needs a bias.
     pub before: Option<&'a Tensor>,
-    /// The result is multiplied by GELU's derivative there; with nothing else.
+    /// The result is multiplied by GELU's derivative at this input. Not combined with anything else.
     pub slope: Option<&'a Tensor>,
-    /// Batches that are parts of one product's inner axis.
+    /// Number of batches that are parts of one product's inner axis.
     pub parts: usize,
 }
 
@@ -144,7 +149,7 @@ impl<'a> Product<'a> {
         }
     }
 
-    /// `m`, `n` and `k` of the product whose result is `y`.
+    /// Returns `m`, `n` and `k` of the product whose result is `y`.
     pub fn sizes(&self, y: &Tensor) -> [usize; 3] {
         let axes = y.shape().len();
         let m = match self.rows {
@@ -154,14 +159,14 @@ impl<'a> Product<'a> {
         [m, y.shape()[axes - 1], self.lhs.shape()[self.lhs.shape().len() - 1]]
     }
 
-    /// Whether results are stored as they are.
+    /// Whether results are stored without an epilogue.
     pub fn is_plain(&self) -> bool {
         let Epilogue { bias, activation, residual } = self.epilogue;
         let plain = bias.is_none() && activation == Activation::None && residual.is_none();
         plain && self.before.is_none() && self.slope.is_none()
     }
 
-    /// How the kernel will read its operands, and what it is chosen by.
+    /// Determines how the kernel will read its operands, and the problem by which it is chosen.
     pub fn prepare(&self, y: &Tensor) -> Prepared {
         let (gpu, axes) = (y.gpu(), y.shape().len());
         let batch = Shape::new(&y.shape()[..axes - 2]);
@@ -219,7 +224,8 @@ impl<'a> Product<'a> {
         Prepared { problem: problem.on(gpu), reads, slots, load: right.load, words, any, inner, listed }
     }
 
-    /// Makes it by one dispatch of this kernel, whatever its sizes; one that walks too far carries that.
+    /// Computes the product in one dispatch of this kernel, whatever its sizes. If a thread would take too many turns,
+    /// the result carries that error.
     pub fn dispatch(&self, y: &Tensor, prepared: &Prepared, core: Core) {
         let (gpu, Prepared { problem, load, .. }) = (y.gpu(), prepared);
         let Problem { m, n, k, .. } = *problem;
@@ -235,13 +241,13 @@ impl<'a> Product<'a> {
         if core.is_blocked(k) {
             source = source.bool("BLOCKED", true);
         }
-        // Another text to compile: only where many tiles gain from it.
+        // Without edges, a kernel is one more variant to compile, so only drivers with fast compilers get it.
         if !gpu.class().slow_compiler && core.fits(problem) {
             source = source.bool("EDGES", false);
         }
         let grid = core.grid(problem).map(|v| v as u32);
         let reuse = (m.min(n) / 8).max(1) as u32;
-        // As many as it may make for an axis as long as it may be, and of this one its share.
+        // The most turns, in proportion to this inner axis's share of the longest.
         let turns = k * MOST_TURNS / most;
         let launch = Launch::new(self.op, &source, "main", grid)
             .bind_mut("y", y)

@@ -1,4 +1,4 @@
-//! Measuring the kernels of a class of products, and the test that cooperative matrices must pass.
+//! Measures the kernels of a class of products, and tests cooperative matrices.
 
 use super::core::{Core, Problem, coop};
 use super::parts::Cut;
@@ -11,26 +11,26 @@ use crate::tape::no_grad;
 use crate::tensor::Tensor;
 use std::time::{Duration, Instant};
 
-/// Time for all candidates of one class together, in one round.
+/// Time for all candidates of one class together, per round.
 const BUDGET: Duration = Duration::from_millis(250);
-/// A kernel must take so much less time than the table's, in each round, to be chosen in its place.
+/// In each round a kernel must be faster than the table's by this factor to replace it.
 const GAIN: f64 = 1.03;
 
-/// Time for a clock that is idle to come up, and for one that fell while kernels were compiled.
+/// The most time to warm up: for a clock that comes up from idle, and for one that fell while kernels were compiled.
 const WARM_FIRST: Duration = Duration::from_secs(2);
 const WARM: Duration = Duration::from_millis(500);
 
-/// Seconds that a product may take at the device's rate: its worst kernel takes some times as long.
+/// The most seconds that a product may take at the device's rate. Its slowest kernel takes several times as long.
 const LONGEST: f64 = 0.1;
 
-/// Whether the problem can be made again from its class: products of tensors, of a size that does not take long here.
+/// Whether the problem can be rebuilt from its class: a product of tensors that does not take long on this device.
 pub(super) fn measurable(class: &DeviceClass, problem: &Problem) -> bool {
     let operand = |name: &str| name.ends_with("_plain") || name.ends_with("_transposed");
     let short = class.seconds(problem.operand_bytes(), problem.flops()) < LONGEST;
     operand(problem.left) && operand(problem.right) && short
 }
 
-/// Operands of a problem, laid out as it says.
+/// Makes operands of a problem, with the layouts that it names.
 fn operands(gpu: &Gpu, problem: &Problem) -> [Tensor; 2] {
     let Problem { m, n, k, batch, .. } = *problem;
     let mut rng = Rng::new(7);
@@ -45,7 +45,8 @@ fn operands(gpu: &Gpu, problem: &Problem) -> [Tensor; 2] {
     [make(m, k, problem.left == "lhs_transposed"), make(k, n, problem.right == "rhs_transposed")]
 }
 
-/// A product as one dispatch of a kernel, whatever its inner axis: what is chosen is the kernel of a part.
+/// Computes a product in one dispatch of a kernel, whatever its inner axis. Choices are made per part, so nothing is cut
+/// here.
 fn whole(a: &Tensor, b: &Tensor, core: Core) -> Tensor {
     let [batch, m, n] = [a.shape()[0], a.shape()[1], b.shape()[2]];
     let y = Tensor::empty(a.gpu(), "matmul", [batch, m, n], DType::F32);
@@ -54,7 +55,7 @@ fn whole(a: &Tensor, b: &Tensor, core: Core) -> Tensor {
     y
 }
 
-/// Measures kernels of one problem on a device of its own.
+/// Measures kernels on one problem, on a device handle that nothing else uses.
 struct Trial<'a> {
     gpu: &'a Gpu,
     inputs: [Tensor; 2],
@@ -65,13 +66,14 @@ impl Trial<'_> {
         no_grad(|| whole(&self.inputs[0], &self.inputs[1], core))
     }
 
-    /// Compiles the kernel and runs it once; what it cannot do is carried by its result, and would take no time.
+    /// Compiles the kernel and runs it once. If the kernel cannot do it, the result carries the error; measured, it would
+    /// seem to take no time.
     fn first(&self, core: Core) -> Result<()> {
         self.run(core).check()?;
         self.gpu.synchronize()
     }
 
-    /// Seconds of a call among `count`.
+    /// Returns the seconds per call, averaged over `count` calls.
     fn sample(&self, core: Core, count: usize) -> Result<f64> {
         let work = || (0..count).for_each(|_| drop(self.run(core)));
         if self.gpu.has_own_clock() {
@@ -84,8 +86,8 @@ impl Trial<'_> {
         Ok(start.elapsed().as_secs_f64() / count as f64)
     }
 
-    /// The least seconds of a call of each kernel, taken in turn so that a clock that rises or falls is the same for all; what is
-    /// twice as slow as the fastest is not tried for long.
+    /// Returns the least seconds per call of each kernel. Kernels take turns, so that a clock that rises or falls affects
+    /// all of them alike. A kernel that is twice as slow as the fastest is not tried again.
     fn round(&self, cores: &[Core], budget: Duration) -> Result<Vec<f64>> {
         let mut best = vec![f64::INFINITY; cores.len()];
         let started = Instant::now();
@@ -93,7 +95,7 @@ impl Trial<'_> {
             let fastest = best.iter().copied().fold(f64::INFINITY, f64::min);
             for (core, best) in cores.iter().zip(&mut best) {
                 if turn == 0 || *best < 2.0 * fastest {
-                    // Several to a submit, so that its cost does not hide the kernel's.
+                    // Short kernels run several times per submission, so that its cost does not hide theirs.
                     let count = if *best < 2e-3 { 4 } else { 1 };
                     *best = best.min(self.sample(*core, count)?);
                 }
@@ -105,8 +107,8 @@ impl Trial<'_> {
         Ok(best)
     }
 
-    /// Runs until the clock has come up: a GPU that was idle runs at a fifth of its rate at first. Ends where two stretches of time in
-    /// a row take the same, or after `most`.
+    /// Runs until the clock has come up: a GPU that was idle starts at a fifth of its rate. Ends when two samples in a
+    /// row take the same time, or after `most`.
     fn warm_up(&self, core: Core, most: Duration) -> Result<()> {
         let started = Instant::now();
         let count = (2e-2 / self.sample(core, 1)?.max(1e-6)).clamp(1.0, 1000.0) as usize;
@@ -122,7 +124,7 @@ impl Trial<'_> {
     }
 }
 
-/// What measuring a class of products found.
+/// The result of measuring a class of products.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Tuned {
@@ -130,24 +132,24 @@ pub struct Tuned {
     pub class: String,
     /// The kernel that the table would choose.
     pub table: String,
-    /// The kernel to take: the table's, unless another one was clearly faster.
+    /// The kernel to use: the table's, unless another one was clearly faster.
     pub best: String,
-    /// Time of the table's kernel over that of the one to take.
+    /// Time of the table's kernel divided by that of the kernel to use.
     pub gain: f64,
 }
 
-/// The one to take of kernels whose times, in each of several rounds, these are; the first is the table's. Another one must have been
-/// faster by [`GAIN`] in every round.
+/// Returns the index of the kernel to use, and its gain. `rounds` has the times of all kernels in each of several rounds,
+/// the table's kernel first. Another kernel must have been faster by [`GAIN`] in every round.
 fn best_of(rounds: &[Vec<f64>]) -> (usize, f64) {
     let gain = |i: usize| rounds.iter().map(|round| round[0] / round[i]).fold(f64::INFINITY, f64::min);
     let others = (1..rounds[0].len()).map(|i| (i, gain(i))).filter(|(_, gain)| *gain >= GAIN);
     others.max_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or((0, 1.0))
 }
 
-/// Measures the kernels of this class and keeps the one to take for this process and for later ones.
+/// Measures the kernels of this class, and keeps the one to use for this process and for later ones.
 ///
 /// # Errors
-/// The device's fault, or what a measurement met: then nothing is kept.
+/// When the device or a measurement fails. Nothing is kept then.
 fn tune(gpu: &Gpu, class: &DeviceClass, problem: &Problem) -> Result<(Core, Tuned)> {
     let beside = gpu.beside();
     let trial = Trial { gpu: &beside, inputs: operands(&beside, problem) };
@@ -177,7 +179,7 @@ fn tune(gpu: &Gpu, class: &DeviceClass, problem: &Problem) -> Result<(Core, Tune
     Ok((best, Tuned { class: problem.key(), table, best: name, gain }))
 }
 
-/// The kernel to take for this class; the table's where it cannot be measured.
+/// Returns the kernel to use for this class, or the table's if the class cannot be measured.
 pub(super) fn measure(gpu: &Gpu, problem: &Problem) -> Core {
     tune(gpu, gpu.class(), problem).map(|(core, _)| core).unwrap_or_else(|error| {
         tracing::warn!(class = problem.key(), %error, "not measured");
@@ -201,7 +203,8 @@ pub const BENCHED: [[usize; 4]; 11] = [
     [1, 4096, 4096, 4096],
 ];
 
-/// The classes that `tiebeam tune` measures: what the benchmark does, then linear layers forward and backward, from one row to many.
+/// Returns the classes that `tiebeam tune` measures: those of the benchmark, then linear layers forward and backward,
+/// with one row to many.
 fn classes(class: &DeviceClass, coop: Option<usize>) -> Vec<Problem> {
     let (lp, lt, rp, rt) = ("lhs_plain", "lhs_transposed", "rhs_plain", "rhs_transposed");
     let mut all = Vec::new();
@@ -210,7 +213,7 @@ fn classes(class: &DeviceClass, coop: Option<usize>) -> Vec<Problem> {
             Problem { m, n, k, batch, left, right, half, coop: None }.with(|| coop)
         };
         if half && coop.is_none() {
-            // Without matrix units f16 only saves bytes: no more than the benchmark has.
+            // Without matrix units, f16 only saves bytes, so two of the benchmark's sizes are enough.
             all.extend([1024, 4096].map(|size| of(1, [size; 3], lp, rp)));
             continue;
         }
@@ -227,7 +230,7 @@ fn classes(class: &DeviceClass, coop: Option<usize>) -> Vec<Problem> {
             }
         }
     }
-    // What runs is a part where the inner axis is cut.
+    // If the inner axis is cut, the kernel computes a part.
     for problem in &mut all {
         if let Some(cut) = Cut::of(class, problem).filter(|_| problem.batch == 1) {
             *problem = Problem { k: cut.len, batch: cut.parts, ..*problem };
@@ -238,24 +241,25 @@ fn classes(class: &DeviceClass, coop: Option<usize>) -> Vec<Problem> {
     all
 }
 
-/// How far [`tune_all`] is, or came.
+/// The progress of [`tune_all`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
     /// Classes of products that were measured.
     pub done: usize,
-    /// Those that could not be, each with a warning.
+    /// Classes that could not be measured, each with a warning.
     pub failed: usize,
-    /// All that there are.
+    /// Number of classes.
     pub of: usize,
 }
 
-/// Measures class after class until all are done or `budget` is spent, the common ones first; `each` hears when a class begins and,
-/// with what was found, when it is done. What was found before an end is kept. `class` is what later runs take the device for, such
-/// as [`Gpu::measure_class`] gives it: it decides into which parts a product is cut, and so what is measured.
+/// Measures class after class, the common ones first, until all are done or `budget` is spent. `each` is called when a
+/// class begins and, with its result, when it is done. If measuring ends early, the results so far are kept. `class` is
+/// the class that later runs will assume for the device, such as the one from [`Gpu::measure_class`]. It decides into
+/// which parts a product is cut, and therefore what is measured.
 ///
 /// # Errors
-/// [`crate::Error::Io`] when the choices cannot be written, or the device's fault.
+/// [`crate::Error::Io`] when the choices cannot be written; when the device fails.
 pub fn tune_all(
     gpu: &Gpu,
     class: &DeviceClass,
@@ -287,13 +291,13 @@ pub fn tune_all(
 }
 
 impl Gpu {
-    /// The matrix units, once they have shown on this device that they multiply as the plain kernel does, and on a GPU
-    /// faster: tested at the first call, not in the course of what is being recorded.
+    /// Returns the matrix units if they have passed a test on this device: they must give the plain kernel's results and,
+    /// on a GPU, be faster. The test runs at the first call, apart from anything that is being recorded.
     pub(crate) fn coop(&self) -> Option<CoopMatrices> {
         let matrices = self.coop_matrices()?;
         let proven = *self.0.coop_proven.get_or_init(|| {
             let beside = self.beside();
-            // The kernels may be chosen there while they are on trial.
+            // On the handle for the test, the kernels must be available before they have passed.
             let _ = beside.0.coop_proven.set(true);
             let passed = right(&beside, matrices.size as usize).and_then(|right| {
                 Ok(right && (self.class().is_cpu() || fast(&beside, matrices.size as usize)?))
@@ -309,14 +313,15 @@ impl Gpu {
     }
 }
 
-/// A product of f16 that cooperative matrices are tried on.
+/// A product of f16 on which cooperative matrices are tested.
 fn trial_of(m: usize, n: usize, k: usize, size: usize) -> Problem {
     Problem { m, n, k, batch: 1, left: "lhs_plain", right: "rhs_plain", half: true, coop: Some(size) }
 }
 
 const PLAIN: Core = Core::Tiled { tile: [32, 32], thread: 4 };
 
-/// Whole numbers whose products and sums are exact both ways, at sizes with and without edges: every bit must agree.
+/// Compares the kernels on integers whose products and sums are exact in all of them, at sizes with and without edges:
+/// every bit must agree.
 fn right(gpu: &Gpu, size: usize) -> Result<bool> {
     let mut rng = Rng::new(3);
     for [m, n, k] in [[128, 128, 128], [132, 72, 100]] {
@@ -338,7 +343,8 @@ fn right(gpu: &Gpu, size: usize) -> Result<bool> {
     Ok(true)
 }
 
-/// Whether they beat the plain kernel at 1024^3, by so much that it comes out the same in every run: the two round differently.
+/// Whether they beat the plain kernel at 1024^3. The margin is wide, so that the answer is the same every time: the two
+/// kernels round differently.
 fn fast(gpu: &Gpu, size: usize) -> Result<bool> {
     let [m, n, k] = [1024; 3];
     let problem = trial_of(m, n, k, size);
@@ -350,7 +356,7 @@ fn fast(gpu: &Gpu, size: usize) -> Result<bool> {
     Ok(1.5 * times[0] < times[1])
 }
 
-/// The product by every kernel that could make it, for the tests: name and result.
+/// Computes the product with every kernel that can, and returns names and results, for the tests.
 #[doc(hidden)]
 pub fn by_each_kernel(a: &Tensor, b: &Tensor) -> Vec<(String, Tensor)> {
     let beside = a.gpu().beside();
@@ -379,7 +385,8 @@ pub fn by_each_kernel(a: &Tensor, b: &Tensor) -> Vec<(String, Tensor)> {
 mod tests {
     use super::*;
 
-    /// A device is measured first, and found to be wider than its row says: what later runs ask for must have been measured.
+    /// A device is measured first and may be found wider than its row in the table says. What later runs ask for must
+    /// have been measured.
     #[test]
     fn what_is_measured_is_what_the_measured_class_will_ask_for() {
         let row = DeviceClass::named("nvidia").unwrap();

@@ -1,5 +1,5 @@
-//! From a product to its dispatches: the inner axis in parts where the device would be idle otherwise, in pieces where a thread would
-//! walk too far, rows or batches in halves where a dispatch would take too long.
+//! From a product to its dispatches. The inner axis is cut into parts if the device would otherwise be idle, and into
+//! pieces if a thread would take too many turns. Rows or batches are cut into halves if a dispatch would take too long.
 
 use super::Epilogue;
 use super::choose::choose;
@@ -12,7 +12,7 @@ use crate::gpu::DeviceClass;
 use crate::ops::reduction::reduce;
 use crate::tensor::Tensor;
 
-/// `x` of two axes as a view `[parts, ..]`: parts of `len` along `axis`, from `first` on.
+/// Returns the matrix `x` as a view `[parts, ..]`: parts of `len` along `axis`, starting at `first`.
 fn view(x: &Tensor, axis: usize, first: usize, Cut { parts, len }: Cut) -> Tensor {
     let mut sizes = [parts, x.shape()[0], x.shape()[1]];
     let mut strides = x.strides;
@@ -23,7 +23,7 @@ fn view(x: &Tensor, axis: usize, first: usize, Cut { parts, len }: Cut) -> Tenso
 }
 
 impl Product<'_> {
-    /// Makes it, `y` its result: in one dispatch, or in parts of the inner axis where tiles are few.
+    /// Computes the product into `y`, in one dispatch or, if there are few tiles, in parts of the inner axis.
     pub fn write(self, y: &Tensor) {
         let [m, n, k] = self.sizes(y);
         if m * n == 0 || y.count() == 0 {
@@ -47,7 +47,7 @@ impl Product<'_> {
         }
     }
 
-    /// How to cut the inner axis of two matrices.
+    /// Returns how to cut the inner axis of a product of two matrices, if at all.
     fn cut(&self, y: &Tensor, right: &Tensor) -> Option<Cut> {
         if y.shape().len() > 2 {
             return None;
@@ -60,7 +60,7 @@ impl Product<'_> {
         Cut::of(y.gpu().class(), &problem.on(y.gpu()))
     }
 
-    /// Part by part of the inner axis, then their sum.
+    /// Computes the parts of the inner axis, then their sum.
     fn in_parts(self, y: &Tensor, right: &Tensor, cut: Cut) {
         let [m, n, _] = self.sizes(y);
         let parts = Tensor::empty(y.gpu(), self.op, [cut.parts, m, n], DType::F32);
@@ -72,10 +72,11 @@ impl Product<'_> {
         if self.is_plain() { sum.write_to(self.op, y, true) } else { self.finish(sum, y) }
     }
 
-    /// The product of each part, into `to [parts, m, n]`.
+    /// Writes the product of each part to `to [parts, m, n]`.
     pub fn write_parts(&self, right: &Tensor, cut: Cut, to: &Tensor, accumulate: bool) {
         let whole = cut.parts * cut.len;
-        // Those of equal length in one dispatch. What is left is added to the first: a place that every adapter can bind.
+        // All parts of equal length take one dispatch. The remainder is added to the first part, whose address every
+        // adapter can bind.
         let left = Cut { parts: 1, len: right.shape()[0] - whole };
         for (first, piece) in [(0, cut), (whole, left)].into_iter().filter(|(_, piece)| piece.len > 0) {
             let of = |x: &Tensor, axis: usize| view(x, axis, first, piece);
@@ -87,7 +88,7 @@ impl Product<'_> {
         }
     }
 
-    /// Makes it by the kernel that is chosen for it, in one dispatch unless a limit stands in the way.
+    /// Computes the product with the kernel chosen for it, in one dispatch unless a limit forbids it.
     pub fn launch(self, y: &Tensor) {
         let gpu = y.gpu();
         let prepared = self.prepare(y);
@@ -109,7 +110,8 @@ impl Product<'_> {
         self.dispatch(y, &prepared, core);
     }
 
-    /// Piece by piece of an inner axis that is too long for one launch, each adding to the ones before.
+    /// Computes the product in pieces of an inner axis that is too long for one launch. Each piece adds to the ones
+    /// before.
     fn in_pieces(self, y: &Tensor, most: usize) {
         let k = self.lhs.shape()[self.lhs.shape().len() - 1];
         let right = self.rhs.made();
@@ -127,8 +129,8 @@ impl Product<'_> {
         }
     }
 
-    /// Where its rows, or the entries of its first axis, can be made one half after the other: at a place that every adapter can bind,
-    /// which is a multiple of 64 elements of what is written, of lists and of gates.
+    /// Returns where the rows, or the entries of the first axis, can be split in two. Every adapter must be able to bind
+    /// the second half, so it starts at a multiple of 64 elements of the result, of lists and of gates.
     fn middle(&self, y: &Tensor) -> Option<usize> {
         if y.shape().len() == 2 {
             let rows = self.sizes(y)[0];
@@ -136,12 +138,13 @@ impl Product<'_> {
         }
         let (size, step) = (y.shape()[0], y.count() / y.shape()[0].max(1));
         let plain = !matches!(self.rows, Rows::Scattered { .. }) && self.is_plain();
-        // The nearest to the middle of those places.
+        // The aligned position nearest to the middle.
         let aligned = |at: &usize| (at * step).is_multiple_of(64);
         (1..size).filter(aligned).min_by_key(|at| at.abs_diff(size / 2)).filter(|_| plain)
     }
 
-    /// In two halves: a dispatch that takes seconds ends in a driver's watchdog, and one of too many workgroups is refused.
+    /// Computes two halves: a driver's watchdog ends a dispatch that takes seconds, and one with too many workgroups is
+    /// refused.
     fn in_halves(self, y: &Tensor, half: usize) {
         let axes = y.shape().len();
         let right = self.rhs.made();
@@ -150,7 +153,7 @@ impl Product<'_> {
             let of = |x: &Tensor| x.slice(0, own.clone());
             let [list, gate] = match self.rows {
                 Rows::All => [None, None],
-                // Parts of an inner axis all have the same rows.
+                // All parts of an inner axis have the same rows.
                 Rows::Gathered(list) => [Some(if axes == 2 { of(list) } else { list.clone() }), None],
                 Rows::Scattered { list, gate } => [Some(of(list)), Some(of(gate))],
             };
@@ -159,7 +162,7 @@ impl Product<'_> {
                 (Some(list), None) => Rows::Gathered(list),
                 (Some(list), Some(gate)) => Rows::Scattered { list, gate },
             };
-            // A broadcast operand has no part of its own in a half of the batches.
+            // A broadcast operand is the same for both halves of the batches.
             let batches =
                 |x: &Tensor| if x.shape().len() == axes && x.shape()[0] > 1 { of(x) } else { x.clone() };
             let (lhs, rhs) = match (axes, &gate) {
@@ -167,7 +170,7 @@ impl Product<'_> {
                 (2, _) => (of(self.lhs), right.clone()),
                 _ => (batches(self.lhs), batches(&right)),
             };
-            // A layer's residual comes in the shape of its caller.
+            // A layer passes its residual in its own shape.
             let residual = self.epilogue.residual.map(|r| of(&r.detach().reshape(*y.shape())));
             let [before, slope] = [self.before, self.slope].map(|x| x.map(of));
             let epilogue = Epilogue { residual: residual.as_ref(), ..self.epilogue };
@@ -178,7 +181,7 @@ impl Product<'_> {
         }
     }
 
-    /// The epilogue alone, as elementwise ops on a sum that is there.
+    /// Applies the epilogue to a computed sum, as elementwise ops.
     fn finish(&self, sum: Tensor, y: &Tensor) {
         let Epilogue { bias, activation, residual } = self.epilogue;
         let sum = bias.map_or(sum.clone(), |bias| sum.add(&bias.detach()));
