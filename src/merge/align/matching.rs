@@ -92,7 +92,7 @@ pub struct Matching {
     pub distance_before: f64,
     /// The same with `b` permuted.
     pub distance: f64,
-    /// Sweeps of the run that was kept, including the last one, which changed nothing.
+    /// Sweeps of the run that was kept, including a last one that changed nothing.
     pub sweeps: usize,
     /// Visits of the run that was kept.
     pub visits: Vec<Visit>,
