@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tiebeam::optim::{AdamW, AdamWConfig, Group, Sgd, SgdConfig};
 use tiebeam::{Error, Gpu, Result, Rng, Step, Tensor, ops::sequence::cache::KvCache};
 
-/// Tests with 2, 8 and 16 threads, for a few seconds or half a minute each.
+/// Tests with 2, 8 and 16 threads, each for one second, or for half a minute with `long`.
 pub fn all(long: bool) -> Vec<Long> {
     let time = Duration::from_secs_f64(if long { 30.0 } else { 1.0 });
     let one = |threads| {
