@@ -1,4 +1,4 @@
-//! Exact linear assignment on four families of instances, by the host alone and with prices from the device.
+//! Benchmarks exact linear assignment on four families of instances, by the host alone and with prices from the device.
 //!
 //!     cargo bench --features cli --bench assignment [-- WORD...] [-- --sizes N,N] [--write DIR] [--json FILE]
 //!
@@ -7,8 +7,8 @@
 //! plant: the same with Y a permutation of X and noise of 1.5 times its scale.
 //! lowr:  rank 32 with rows of log-normal length: the hard ones, nearest to the costs of weight matching.
 //!
-//! `--write` keeps the instances (safetensors) for `scripts/peer-assignment.py`, which times scipy on the same bytes. A time
-//! of the host is of its thread, so that other load counts little; a time of the device is wall time from a matrix on the
+//! `--write` stores the instances (safetensors) for `scripts/peer-assignment.py`, which times scipy on the same bytes. Times of
+//! the host are thread times, on which other load has little influence. Times of the device are wall times, from a matrix on the
 //! device to the proved result.
 
 use clap::Parser;
@@ -24,7 +24,7 @@ const FAMILIES: [&str; 4] = ["uni", "corr", "plant", "lowr"];
 
 #[derive(Parser)]
 struct Args {
-    /// Families to run; all without.
+    /// Families to run. The default is all.
     words: Vec<String>,
     /// Rows and columns of the instances.
     #[arg(long, value_delimiter = ',', default_values_t = [512, 1024, 2048, 4096])]
@@ -38,7 +38,7 @@ struct Args {
     /// Runs the device's path on software drivers too, where it is slow beyond n = 1024.
     #[arg(long)]
     device: bool,
-    /// cargo passes it.
+    /// Passed by cargo and ignored.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -49,14 +49,14 @@ fn normal(rng: &mut Rng, count: usize) -> Vec<f32> {
     x
 }
 
-/// The rows of a matrix `[n, rank]` scaled by `exp` of a normal draw.
+/// Draws a normal matrix `[n, rank]` and scales each row by `exp` of a normal draw.
 fn uneven(rng: &mut Rng, n: usize, rank: usize) -> Vec<f32> {
     let (mut x, length) = (normal(rng, n * rank), normal(rng, n));
     x.chunks_mut(rank).zip(length).for_each(|(row, l)| row.iter_mut().for_each(|x| *x *= l.exp()));
     x
 }
 
-/// An instance on the device.
+/// Creates an instance on the device.
 fn instance(gpu: &Gpu, family: &str, n: usize) -> Tensor {
     let mut rng = Rng::new(n as u64);
     let product = |x: &[f32], y: &[f32], rank: usize| {
@@ -87,7 +87,8 @@ fn instance(gpu: &Gpu, family: &str, n: usize) -> Tensor {
     }
 }
 
-/// The least seconds of several calls, and the last result: other load only ever adds.
+/// Returns the least time of several calls in seconds, and the last result. The least is taken because other load can only add
+/// time.
 fn least(mut call: impl FnMut() -> Result<(f64, Assignment)>) -> Result<(f64, Assignment)> {
     let started = Instant::now();
     let mut best = call()?;

@@ -1,29 +1,31 @@
-//! One PONITA layer, forward and backward, by fused kernels and by the engine's ops: time and the most memory that tensors held;
-//! energy and forces of a network by fused kernels and by tables.
+//! Benchmarks one PONITA layer, forward and backward, by fused kernels and by the engine's ops: time and peak memory of tensors.
+//! Also benchmarks energy and forces of a network by fused kernels and by tables.
 //!
 //!     cargo bench --features cli --bench geometry [-- [WORD...] [--json FILE]]
 //!
-//! `layer`: geometry, kernel basis, convolution and MLP with gradients of every weight and of the features, as `se3conv fwd+bwd` of
-//! other engines; `conv`: without norm and MLP. Both on 20 orientations: those of a dodecahedron have opposites, so that an edge
-//! and its reverse share kernels; those of a Fibonacci lattice have not, and are what other engines were timed with.
+//! `layer` is geometry, kernel basis, convolution and MLP, with gradients of every weight and of the features, as `se3conv
+//! fwd+bwd` of other engines. `conv` is the same without norm and MLP. Both use 20 orientations. Those of a dodecahedron come in
+//! opposite pairs, so an edge and its reverse share kernels. Those of a Fibonacci lattice do not; other engines were timed with
+//! these.
 //!
-//! Expected from counting multiply-adds a row of kernels (edges x orientations, half as many on the dodecahedron) with F = 16
-//! features and H = K = C: the ops' way takes `(2 F + 6 C) C`, the fused one `(F + 2 C) C` more, for the basis and the kernels that
-//! it makes again. So at the same rate fused kernels would be 0.74 times as fast on the lattice and 1.5 on the dodecahedron. The
-//! ops' way also writes and reads some 14 arrays of a row by C, which runs of a few thousand rows keep in the cache: that is what
-//! is gained beyond. It cannot have the largest shape where a binding is 128 MiB; its memory is scaled from the shape before then.
+//! The expected ratio follows from counting multiply-adds per row of kernels, with F = 16 features and H = K = C. There are edges
+//! x orientations rows, half as many on the dodecahedron. The ops take `(2 F + 6 C) C`, and the fused kernels take `(F + 2 C) C`
+//! more, because they recompute the basis and the kernels. At the same rate, fused kernels would be 0.74 times as fast on the
+//! lattice and 1.5 times as fast on the dodecahedron. They gain more than that because the ops also write and read some 14 arrays
+//! of rows by C, while fused kernels process chunks of a few thousand rows that stay in the cache. Where a binding is at most 128
+//! MiB, the ops cannot run the largest shape, and their memory is scaled from the shape before it.
 
 use serde_json::{Value, json};
 use std::time::Instant;
 use tiebeam::geometry::{Cell, Clouds, Graph, Grid, Ponita, PonitaConfig, PonitaInput, Route};
 use tiebeam::{Gpu, Result, Rng, Tensor, files};
 
-/// Graphs and nodes of each: batches of molecules and of charged particles.
+/// Name, graphs, and nodes per graph, of batches of molecules and of charged particles.
 const SHAPES: [(&str, usize, usize); 4] =
     [("nbody", 100, 5), ("qm9-10", 10, 18), ("qm9-40", 40, 18), ("qm9", 100, 18)];
 const CHANNELS: usize = 64;
 
-/// A step of training of one layer, on a device of its own, so that the peak is this way's.
+/// A training step of one layer. It has its own device, whose peak memory is then that of this step alone.
 struct Step {
     gpu: Gpu,
     net: Ponita,
@@ -45,7 +47,7 @@ impl Step {
         let h = Tensor::randn(&gpu, [nodes, grid.len(), CHANNELS], &mut Rng::new(3)).requires_grad();
         h.evaluate();
         let step = Step { gpu, net, graph, h, whole: part == "layer" };
-        // The first makes pipelines.
+        // The first step compiles pipelines.
         step.seconds()?;
         Ok(step)
     }
@@ -71,7 +73,7 @@ impl Step {
     }
 }
 
-/// A row: both ways in turn, the median of seven.
+/// Times a row: both ways in turn, with the median of seven.
 fn row(
     name: &str,
     edges: usize,
@@ -121,7 +123,7 @@ fn row(
 }
 
 fn run() -> Result<()> {
-    // cargo passes --bench.
+    // cargo passes `--bench`.
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench" && a != "--").collect();
     let json = args.iter().position(|a| a == "--json").and_then(|at| args.get(at + 1));
     let words: Vec<&String> = args.iter().filter(|a| *a != "--json" && Some(*a) != json).collect();
@@ -156,17 +158,18 @@ fn run() -> Result<()> {
     }
 }
 
-/// Widths of the basis that tables are compared at.
+/// Widths of the basis at which tables are compared.
 const BASES: [usize; 2] = [64, 256];
-/// Atoms in a periodic cell, each with about 33 neighbours within the radius: a step of dynamics.
+/// Atoms in a periodic cell, each with about 33 neighbours within the radius, as in a step of dynamics.
 const ATOMS: usize = 125;
 
-/// Energy and forces without gradients of weights, 3 layers, by fused kernels and by tables in turn.
+/// Times energy and forces of 3 layers, without gradients of weights, by fused kernels and by tables in turn.
 ///
-/// Expected from counting multiply-adds an edge, orientation and channel: forward K against 20, backward 2 K (features and basis)
-/// against 48. An icosahedron's fused kernels are made once for an edge and its reverse, tables are read for both: convolutions
-/// should be `3 K / 136` times as fast, 1.4 at K 64 and 5.6 at K 256, where loads keep up, and somewhat less where a coefficient
-/// costs as much to load as to use, as on llvmpipe. The network of the basis goes as well, norm and MLP stay.
+/// The expected ratio follows from counting multiply-adds per edge, orientation and channel: fused kernels take K forward and 2 K
+/// backward (for features and basis), tables take 20 and 48. Fused kernels of an icosahedron are computed once for an edge and
+/// its reverse, but tables are read for both. So tables should make convolutions `3 K / 136` times as fast, 1.4 at K 64 and 5.6
+/// at K 256, if loads keep up. They gain less where loading a coefficient costs as much as using it, as on llvmpipe. Tables also
+/// save the network of the basis. Norm and MLP stay the same.
 fn tables(gpu: &Gpu, name: &str, basis: usize) -> Result<Value> {
     let (radius, side) = (2.0f32, 5.0f32);
     let config = PonitaConfig::default()
@@ -192,7 +195,7 @@ fn tables(gpu: &Gpu, name: &str, basis: usize) -> Result<Value> {
         for (net, times) in [&full, &fast].into_iter().zip(&mut times) {
             let started = Instant::now();
             net.energy_forces(&graph, &input)?;
-            // The first makes pipelines.
+            // The first round compiles pipelines.
             if round > 0 {
                 times.push(started.elapsed().as_secs_f64());
             }

@@ -1,8 +1,10 @@
-//! What sharing costs and saves: each row is two ways to the same end, timed in turn, and the median and quartiles of their ratio.
+//! Benchmarks what sharing costs and saves. Each row times two ways to the same result in turn, and shows the median and
+//! quartiles of their ratio.
 //!
 //!     cargo bench --features cli --bench sharing [-- WORD... --json FILE --profile]
 //!
-//! On a software driver the ratios are this CPU's; they say little about a GPU, where reading memory costs more beside computing.
+//! On a software driver the ratios are those of the CPU. They say little about a GPU, where reading memory costs more relative to
+//! computing.
 
 use serde_json::json;
 use std::sync::Arc;
@@ -17,14 +19,14 @@ use tiebeam::share::hashed::SEEDS;
 use tiebeam::share::{DepthLora, Dictionary, Draw, Hashed, Mapping, Site, Tied};
 use tiebeam::{Gpu, Result, Rng, Tensor, files, nn::Parameters, no_grad};
 
-/// Two ways to one end, as they were timed.
+/// The times of two ways to one result.
 struct Row {
     name: String,
     ours: (&'static str, f64),
     other: (&'static str, f64),
-    /// The other's time over ours in each round, from the least to the most.
+    /// The other's time over ours in each round, sorted.
     ratios: Vec<f64>,
-    /// What the ratio should be, from bytes and operations.
+    /// The ratio that bytes and operations predict.
     expected: String,
 }
 
@@ -42,12 +44,12 @@ fn normal(gpu: &Gpu, shape: &[usize], seed: u64) -> Tensor {
     x
 }
 
-/// Rounds in which both ways run, one after the other, so that what else the machine does meets both.
+/// Number of rounds. Both ways run in each, one after the other, so other load on the machine affects both.
 const ROUNDS: usize = 9;
-/// Calls of one way in a round last about this long.
+/// Seconds that the calls of one way take in a round, about.
 const SLICE: f64 = 0.25;
 
-/// Seconds of a call, by `calls` of them.
+/// Returns the seconds per call, measured over `calls` calls.
 fn seconds(gpu: &Gpu, calls: usize, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
     gpu.synchronize()?;
     let started = Instant::now();
@@ -69,7 +71,7 @@ fn versus(
     let mut ways: [&mut dyn FnMut() -> Result<()>; 2] = [&mut a, &mut b];
     let mut calls = [1; 2];
     for (way, calls) in ways.iter_mut().zip(&mut calls) {
-        // Compiles its kernels.
+        // The first call compiles the kernels.
         seconds(gpu, 1, way)?;
         *calls = ((SLICE / seconds(gpu, 1, way)?) as usize).clamp(1, 200);
         if std::env::args().any(|a| a == "--profile") {
@@ -96,7 +98,7 @@ fn versus(
     Ok(Row { name: name.into(), ours: (ours, a), other: (other, b), ratios, expected: expected.into() })
 }
 
-/// All layers of a dictionary in one pass, against layer by layer; forward, then backward.
+/// Compares combining all layers of a dictionary in one pass with layer by layer, forward and backward.
 fn combine(gpu: &Gpu) -> Result<Vec<Row>> {
     let (layers, atoms, width) = (12usize, 4usize, 768usize);
     let d = normal(gpu, &[atoms, width, width], 1);
@@ -111,7 +113,7 @@ fn combine(gpu: &Gpu) -> Result<Vec<Row>> {
             for l in 0..layers {
                 let row = c.slice(0, l..l + 1).reshape([atoms]);
                 let term = |s: usize| d.slice(0, s..s + 1).mul(&row.slice(0, s..s + 1).reshape([1, 1, 1]));
-                // One kernel for each layer: a framework that fuses elementwise chains does this.
+                // This is one kernel per layer, as in a framework that fuses elementwise chains.
                 (1..atoms).fold(term(0), |sum, s| sum.add(&term(s))).evaluate();
             }
         });
@@ -147,7 +149,7 @@ fn combine(gpu: &Gpu) -> Result<Vec<Row>> {
     Ok(vec![first, second])
 }
 
-/// A training step at 4096 tokens with attention from a dictionary, against the same model untied.
+/// Compares a training step on 4096 tokens, with attention from a dictionary, with one of the same model untied.
 fn masa_step(gpu: &Gpu) -> Result<Vec<Row>> {
     let ids: Vec<u32> = (0..4096).map(|i| i * 7 % 64).collect();
     let [x, y] = [&ids[..], &ids[..]].map(|ids| Tensor::from_slice(gpu, ids, [64, 64]));
@@ -174,7 +176,7 @@ fn masa_step(gpu: &Gpu) -> Result<Vec<Row>> {
     Ok(vec![versus(gpu, name, ("dictionary", masa), ("untied", untied), expected)?])
 }
 
-/// A served batch with three depths and answers that leave at 1.5 of 3 on average.
+/// Compares two schedulings of a served batch with three depths, whose answers exit at depth 1.5 on average.
 fn depthwise(gpu: &Gpu) -> Result<Vec<Row>> {
     let sizes = |width| {
         RecursiveConfig::default()
@@ -190,7 +192,7 @@ fn depthwise(gpu: &Gpu) -> Result<Vec<Row>> {
     for width in [64, 256] {
         let model = Recursive::new(gpu, sizes(width), &mut Rng::new(1));
         let serve = |scheduling| {
-            // 1, 1, 1, 3: mean 1.5.
+            // Exit depths 1, 1, 1 and 3 have mean 1.5.
             let exit = Exit::Oracle(Box::new(|id, i| if (id as usize + i) % 4 == 3 { 3 } else { 1 }));
             let mut batch = DepthBatch::new(&model, 16, exit, scheduling)?;
             for id in 0..32 {
@@ -208,7 +210,7 @@ fn depthwise(gpu: &Gpu) -> Result<Vec<Row>> {
     Ok(all)
 }
 
-/// A step of Mixture-of-Recursions against the same block on all tokens three times.
+/// Compares a step of Mixture-of-Recursions with applying the same block to all tokens three times.
 fn mor(gpu: &Gpu) -> Result<Vec<Row>> {
     let config = RecursiveConfig::default()
         .vocab(8)
@@ -235,7 +237,7 @@ fn mor(gpu: &Gpu) -> Result<Vec<Row>> {
     Ok(vec![versus(gpu, name, ("routed", routed), ("full depth", full), expected)?])
 }
 
-/// A hashed weight against a dense one, many rows.
+/// Compares a hashed weight with a dense one on many rows.
 fn hashed(gpu: &Gpu) -> Result<Vec<Row>> {
     let size = [768, 768];
     let stored = size[0] * size[1] / 8;
@@ -255,7 +257,7 @@ fn linear<'a>(x: &'a Tensor, w: &'a Arc<dyn Site>) -> impl FnMut() -> Result<()>
     }
 }
 
-/// Low-rank parts of each row's own depth, and rows of many layers of a dictionary.
+/// Benchmarks batches of rows at different depths: with a low-rank part per depth, and with a dictionary's layers.
 fn mixed(gpu: &Gpu) -> Result<Vec<Row>> {
     let (width, depths) = (768usize, 12usize);
     let weight: Arc<dyn Site> = Arc::new(Tied::new(&normal(gpu, &[width, width], 1)));
@@ -289,7 +291,7 @@ fn mixed(gpu: &Gpu) -> Result<Vec<Row>> {
         Ok(())
     };
     let grouped = || {
-        // Rows sorted by layer: three of each, one product a layer.
+        // Rows are sorted by layer, three per layer, with one product per layer.
         no_grad(|| {
             made.iter().enumerate().for_each(|(l, w)| x.slice(0, l * 3..l * 3 + 3).matmul(&w.t()).evaluate())
         });
@@ -313,7 +315,7 @@ const FAMILIES: [Family; 6] = [
 ];
 
 fn run() -> Result<()> {
-    // cargo passes --bench.
+    // cargo passes `--bench`.
     let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench" && a != "--profile").collect();
     let json = args.iter().position(|a| a == "--json").and_then(|at| args.get(at + 1));
     let words: Vec<&String> = args.iter().filter(|a| *a != "--json" && Some(*a) != json).collect();

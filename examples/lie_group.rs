@@ -1,23 +1,22 @@
-//! Convolution on the affine groups of the plane: shapes are known however they are turned, stretched and
-//! sheared.
+//! Convolution on the affine groups of the plane, which recognises shapes however they are rotated, stretched and sheared.
 //!
 //!     cargo run --release --features cli --example lie_group
 //!     cargo test --release --features cli --example lie_group
 //!
-//! The relative of PONITA on `GL+(2)` and `SL(2)`: features live on pairs (point, frame `H`). A kernel sees
-//! the offset in the receiver's frame, `H^-1 (x' - x)`, and the relative frame `H^-1 H'` by its polar
-//! decomposition `R exp(S)`: the cosine and sine of the rotation and the symmetric `S`, without its trace on
-//! `SL(2)`. Both stay what they are when points and frames move by one element of the group, so that the
-//! network is exactly equivariant under that. Frames are a random sample of the group: with other frames the
-//! answers change, less with more frames where the map is a rotation; stretches also meet the end of what was
-//! sampled, because the group has no end, and that part does not fall. Source: Mironenco, Forre 2024, "Lie
-//! Group Decompositions for Equivariant Neural Networks", arXiv 2310.11366.
+//! The network is PONITA's relative on `GL+(2)` and `SL(2)`. Features belong to pairs (point, frame `H`). A kernel depends on the
+//! offset in the receiver's frame, `H^-1 (x' - x)`, and on the relative frame `H^-1 H'`. The relative frame enters through its
+//! polar decomposition `R exp(S)`: the cosine and sine of the rotation, and the symmetric `S` (without its trace on `SL(2)`).
+//! Offset and relative frame are invariant when points and frames are moved by the same element of the group, so the network is
+//! exactly invariant under that. Source: Mironenco, Forre 2024, "Lie Group Decompositions for Equivariant Neural Networks", arXiv
+//! 2310.11366.
 //!
-//! Stretches have no end, so that no sample covers them. Frames at the cloud's own covariance `C` do: with `W
-//! = C^(1/2)` the frames `W R` move to `g W R` under `g` up to a rotation, which an even sample of angles
-//! covers. Areas are not kept by `W`; on `SL(2)` it is scaled to determinant 1.
+//! Frames are a random sample of the group, and other frames give other outputs. For rotations this error falls with the number
+//! of frames. For stretches a part of it remains, because the group is not compact and no sample covers it. Frames at the square
+//! root of the cloud's covariance `C` avoid that: with `W = C^(1/2)`, a map `g` moves the frames `W R` to `g W R`, which are
+//! frames of the moved cloud up to a rotation, and an even sample of angles covers rotations. `W` does not preserve areas, so on
+//! `SL(2)` it is scaled to determinant 1.
 //!
-//! The example learns four shapes as they stand and is asked for them under random affine maps, with the
+//! The example trains on four shapes in their own orientation, and tests them under random affine maps. It does so with the
 //! identity as the only frame, with frames drawn from the group, and with frames at the covariance.
 
 #[path = "common/run.rs"]
@@ -33,7 +32,7 @@ use tiebeam::nn::{Activation, Init, Linear, Mlp, Module, Norm, Parameters, join}
 use tiebeam::optim::{AdamW, AdamWConfig, Group as Leaves, Schedule};
 use tiebeam::{Gpu, Result, Rng, Tensor, no_grad};
 
-/// Learn shapes and know them under affine maps.
+/// Learn shapes and recognise them under affine maps.
 #[derive(Parser, Debug)]
 #[command(version)]
 struct Args {
@@ -43,7 +42,7 @@ struct Args {
     /// Frames drawn from the group in each step
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=256))]
     frames: u32,
-    /// Shapes in a step
+    /// Shapes per step
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..=256))]
     batch: u32,
     /// Volume-preserving maps only
@@ -71,12 +70,12 @@ fn inverse(m: &Matrix) -> Matrix {
     [[m[1][1] / det, -m[0][1] / det], [-m[1][0] / det, m[0][0] / det]]
 }
 
-/// A function of a symmetric matrix, on its eigenvalues.
+/// Applies a function to the eigenvalues of a symmetric matrix.
 fn symmetric(m: &Matrix, f: impl Fn(f64) -> f64) -> Matrix {
     let (mean, half) = (0.5 * (m[0][0] + m[1][1]), 0.5 * (m[0][0] - m[1][1]));
     let radius = half.hypot(m[0][1]);
     let (high, low) = (f(mean + radius), f(mean - radius));
-    // Projectors on the eigenvectors; a multiple of the identity has them all.
+    // The cosine and sine of twice the eigenvectors' angle. For a multiple of the identity, any angle is right.
     let (c, s) = if radius > 0.0 { (half / radius, m[0][1] / radius) } else { (1.0, 0.0) };
     let (sum, difference) = (0.5 * (high + low), 0.5 * (high - low));
     [[sum + c * difference, s * difference], [s * difference, sum - c * difference]]
@@ -86,36 +85,36 @@ fn rotation(angle: f64) -> Matrix {
     [[angle.cos(), -angle.sin()], [angle.sin(), angle.cos()]]
 }
 
-/// `m = R exp(S)`: the rotation and the symmetric `S`, for a positive determinant.
+/// Decomposes `m = R exp(S)` into the rotation and the symmetric `S`. The determinant must be positive.
 fn polar(m: &Matrix) -> (Matrix, Matrix) {
-    // The turn that leaves a symmetric rest; its trace is then the largest.
+    // The rotation that leaves a symmetric factor, which is then the one of largest trace.
     let r = rotation((m[1][0] - m[0][1]).atan2(m[0][0] + m[1][1]));
     let rest = times(&[[r[0][0], r[1][0]], [r[0][1], r[1][1]]], m);
     (r, symmetric(&rest, f64::ln))
 }
 
-/// Which maps there are.
+/// A group of linear maps.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Group {
-    /// All that keep the orientation.
+    /// `GL+(2)`, all maps that preserve the orientation.
     General,
-    /// Those that keep areas, too.
+    /// `SL(2)`, those that preserve areas too.
     Special,
 }
 
 impl Group {
-    /// Attributes of a pair of frames.
+    /// Number of attributes of a pair of frames.
     fn size(self) -> usize {
         if self == Group::General { 5 } else { 4 }
     }
 
-    /// `R exp(S)` with an even angle and normal `S` of this spread.
+    /// Draws `R exp(S)` with a uniform angle and a normal `S` of this standard deviation.
     fn draw(self, spread: f64, rng: &mut Rng) -> Matrix {
         self.sample(1, spread, rng)[0]
     }
 
-    /// So many of them. Angles are evenly spaced from a random start, so that each is an even draw and their
-    /// mean is nearer to that of all.
+    /// Draws `count` of them. Angles are evenly spaced from a random start: each is uniform by itself, and averages over the
+    /// sample have less variance.
     fn sample(self, count: usize, spread: f64, rng: &mut Rng) -> Vec<Matrix> {
         let (mut start, mut draws) = ([0.0f32], vec![0.0f32; 3 * count]);
         rng.fill_uniform(&mut start);
@@ -129,7 +128,7 @@ impl Group {
         draws.chunks_exact(3).enumerate().map(one).collect()
     }
 
-    /// What a kernel sees of two frames: cosine and sine of the rotation, and `S`.
+    /// Returns the inputs of a kernel for two frames: cosine and sine of the relative rotation, and `S`.
     fn attributes(self, own: &Matrix, other: &Matrix) -> Vec<f32> {
         let (r, s) = polar(&times(&inverse(own), other));
         let mut all = vec![r[0][0], r[1][0], 0.5 * (s[0][0] - s[1][1]), s[0][1]];
@@ -141,14 +140,14 @@ impl Group {
 }
 
 struct Layer {
-    /// `[channels, basis]` each.
+    /// Both kernels are `[channels, basis]`.
     kernel: Linear,
     fiber_kernel: Linear,
     norm: Norm,
     mlp: Mlp,
 }
 
-/// Point clouds to classes.
+/// A network that classifies point clouds.
 struct Net {
     group: Group,
     view: View,
@@ -159,7 +158,7 @@ struct Net {
     head: Linear,
 }
 
-/// Of the polynomial features of an offset and of a pair of frames.
+/// Degrees of the polynomial features of an offset and of a pair of frames.
 const DEGREES: [usize; 2] = [3, 2];
 
 impl Net {
@@ -196,13 +195,13 @@ impl Net {
         }
     }
 
-    /// Classes of every graph, `[graphs, classes]`: invariant when points and `frames` move together.
+    /// Computes the logits of every graph, `[graphs, classes]`. They are invariant when points and `frames` move together.
     fn forward(&self, graph: &Graph, frames: &[Matrix]) -> Tensor {
         let (gpu, a, edges) = (graph.gpu(), frames.len(), graph.edges());
         let inverses: Vec<f32> = frames.iter().flat_map(inverse).flatten().map(|x| x as f32).collect();
         let inverses = Tensor::from_slice(gpu, &inverses, [2 * a, 2]);
         let offsets = graph.vectors().matmul(&inverses.t()).reshape([edges.len(), a, 2]);
-        // Near and far as the frame sees them.
+        // An envelope of the distance in the receiver's frame.
         let window = offsets.square().sum(2).scale(-0.5).exp().unsqueeze(2);
         let basis = self.basis.forward(&invariants::polynomial(&offsets, DEGREES[0])).mul(&window);
         let pairs = frames.iter().flat_map(|p| frames.iter().flat_map(|q| self.group.attributes(p, q)));
@@ -235,7 +234,7 @@ impl Module for Net {
     }
 }
 
-/// Corners of a shape's outline; many for a circle.
+/// Returns the corners of a shape's outline. A circle has many.
 fn corners(shape: usize) -> Vec<[f64; 2]> {
     let ring = |n: usize, radius: &dyn Fn(usize) -> f64| {
         let at = |i: usize| {
@@ -252,7 +251,7 @@ fn corners(shape: usize) -> Vec<[f64; 2]> {
     }
 }
 
-/// Points spread over an outline about their centre, a little off it, under `map`.
+/// Draws points along an outline, with a little noise, relative to their centre and transformed by `map`.
 fn points(shape: usize, map: &Matrix, rng: &mut Rng) -> Vec<f32> {
     let corners = corners(shape);
     let (mut start, mut noise) = ([0.0f32], [0.0f32; 2 * POINTS]);
@@ -269,7 +268,7 @@ fn points(shape: usize, map: &Matrix, rng: &mut Rng) -> Vec<f32> {
     all
 }
 
-/// Shapes in turn, each under a map of its own, and their classes.
+/// Returns a batch of shapes, each under its own map, and their classes. The shapes take turns.
 fn batch(
     net: &Net,
     size: usize,
@@ -288,18 +287,18 @@ fn batch(
     Ok((graph, classes))
 }
 
-/// Which frames a network looks from.
+/// The frames that a network uses.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum View {
-    /// The identity alone: the plain network.
+    /// Only the identity, which gives a network without equivariance.
     Identity,
-    /// Drawn from the group.
+    /// Frames drawn from the group.
     Sampled,
-    /// Rotations after the square root of the cloud's covariance.
+    /// Frames `W R`: rotations, followed by the square root of the cloud's covariance.
     Covariance,
 }
 
-/// How far frames and test maps stretch: the spread of the logarithm.
+/// How far frames and test maps stretch: the standard deviation of the logarithm.
 const SPREAD: f64 = 0.3;
 
 impl View {
@@ -311,7 +310,7 @@ impl View {
         }
     }
 
-    /// A cloud's coordinates in its own `W`, which is the identity for the other views.
+    /// Returns a cloud's coordinates relative to its own `W`. For the other views, `W` is the identity.
     fn anchored(self, group: Group, points: Vec<f32>) -> Vec<f32> {
         if self != View::Covariance {
             return points;
@@ -324,7 +323,7 @@ impl View {
     }
 }
 
-/// `W`, the square root of the covariance.
+/// Returns `W`, the square root of the covariance.
 fn anchor(group: Group, points: &[f32]) -> Matrix {
     let n = (points.len() / 2) as f64;
     let mean = |k: usize| points.iter().skip(k).step_by(2).map(|&x| x as f64).sum::<f64>() / n;
@@ -340,7 +339,7 @@ fn anchor(group: Group, points: &[f32]) -> Matrix {
     }
 }
 
-/// Trains on shapes as they stand; none when Ctrl-C stopped it.
+/// Trains on shapes in their own orientation. `None` if Ctrl-C stopped it.
 fn train(gpu: &Gpu, args: &Args, group: Group, view: View, stop: &AtomicBool) -> Result<Option<Net>> {
     let mut rng = Rng::new(args.seed);
     let net = Net::new(gpu, group, view, &mut rng);
@@ -370,7 +369,7 @@ fn train(gpu: &Gpu, args: &Args, group: Group, view: View, stop: &AtomicBool) ->
     Ok(Some(net))
 }
 
-/// The fraction of shapes that is known, each under a map of its own.
+/// Returns the fraction of shapes that are classified correctly, each under its own map.
 fn accuracy(net: &Net, count: usize, spread: Option<f64>, rng: &mut Rng) -> Result<f64> {
     const BATCHES: usize = 10;
     let (mut right, mut all) = (0, 0);
@@ -387,8 +386,8 @@ fn accuracy(net: &Net, count: usize, spread: Option<f64>, rng: &mut Rng) -> Resu
     Ok(right as f64 / all as f64)
 }
 
-/// Root mean square change of the answers when points move by `g`, and frames by `moved`, over the answers'
-/// own spread.
+/// Returns the root mean square change of the outputs, relative to their standard deviation, when points are moved by `g` and the
+/// frames `own` are replaced by `moved`.
 fn change(net: &Net, own: &[Matrix], g: &Matrix, moved: &[Matrix]) -> Result<f64> {
     let answers = |map: &Matrix, frames: &[Matrix]| {
         let (graph, _) = batch(net, 8, |_| *map, &mut Rng::new(11))?;
@@ -432,7 +431,7 @@ fn body(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// How much the answers change under a map of the group, with other frames of rising number.
+/// Prints how much the outputs change under a map of the group and new frames, for several numbers of frames.
 fn report(net: &Net, rng: &mut Rng) -> Result<()> {
     let (turn, map) = (rotation(1.0), net.group.draw(SPREAD, rng));
     for count in [4, 16, 64] {
@@ -476,8 +475,8 @@ mod tests {
         }
     }
 
-    /// Frames that move along give the same answers; frames that stay do not. Under rotations more frames
-    /// miss less.
+    /// The outputs are the same if frames move with the points, but not if frames stay. For rotations, the error falls with the
+    /// number of frames.
     #[test]
     fn answers_are_invariant_under_the_group() {
         let gpu = Gpu::open().expect("an adapter");
@@ -504,8 +503,8 @@ mod tests {
         }
     }
 
-    /// At the covariance any map is a rotation of the frames: an even sample of angles takes it up, stretches
-    /// and all.
+    /// With frames at the covariance, any map (also a stretch) amounts to a rotation of the frames, which an even sample of
+    /// angles covers.
     #[test]
     fn frames_at_the_covariance_take_up_stretches() {
         let gpu = Gpu::open().expect("an adapter");

@@ -1,11 +1,11 @@
-//! Trains the same small character model with different kinds of sharing, on the same budget, and shows stored parameters
-//! against validation loss.
+//! Trains the same small character model with different kinds of sharing on the same budget, and compares stored parameters and
+//! validation loss.
 //!
 //!     cargo run --release --features cli --example sharing_zoo -- --text "$(scripts/fetch-kjv.sh)"
 //!
-//! Each finished run is a line of OUT/results.jsonl; a second call goes on with the runs that are not there. The runs so far are
-//! in benches/results/sharing/zoo.jsonl: copied to OUT/results.jsonl, they are not run again. Settings are those
-//! of a published comparison (MASA, arXiv 2508.04581) at a size that one core trains in minutes.
+//! Each finished run adds a line to OUT/results.jsonl, and a second call makes only the runs that are missing there. The runs so
+//! far are in benches/results/sharing/zoo.jsonl. If that file is copied to OUT/results.jsonl, they are not repeated. Settings are
+//! those of a published comparison (MASA, arXiv 2508.04581), at a size that one core trains in minutes.
 
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -23,7 +23,7 @@ use tiebeam::{Error, Gpu, Result, Rng, Tensor, files, no_grad};
 #[derive(Parser, Debug)]
 #[command(version)]
 struct Args {
-    /// Text to train on; scripts/fetch-kjv.sh obtains the one that the numbers in the README are for
+    /// Text to train on; scripts/fetch-kjv.sh obtains the one behind the numbers in the README
     #[arg(long)]
     text: PathBuf,
     /// Variants to train, by name
@@ -48,7 +48,7 @@ const LR: f32 = 2e-3;
 /// Characters of the held-out tenth that are scored.
 const VALIDATION: usize = 65536;
 
-/// Dark enough for text on white.
+/// Colours that are dark enough for text on white.
 const COLOURS: [RGBColor; 9] = [
     RGBColor(31, 97, 168),
     RGBColor(190, 50, 50),
@@ -61,7 +61,7 @@ const COLOURS: [RGBColor; 9] = [
     RGBColor(110, 100, 0),
 ];
 
-/// Name, kind, and what it is.
+/// Name, kind of sharing, and description.
 const VARIANTS: [(&str, Sharing, &str); 9] = [
     ("baseline", Sharing::None, "six blocks"),
     ("tied", Sharing::Tied, "one block, norms of each depth's own"),
@@ -78,7 +78,7 @@ const VARIANTS: [(&str, Sharing, &str); 9] = [
     ("low-rank", Sharing::LowRank { rank: WIDTH / 6 }, "q, k, v, o of rank width / 6"),
 ];
 
-/// Characters as numbers; the last tenth is held out.
+/// Characters as numbers. The last tenth is held out.
 struct Corpus {
     train: Vec<u32>,
     held_out: Vec<u32>,
@@ -113,7 +113,7 @@ impl Corpus {
         batch
     }
 
-    /// Mean nats a character over windows of the held-out part, side by side.
+    /// Returns the mean loss over adjacent windows of the held-out part, in nats per character.
     fn validate(&self, gpu: &Gpu, model: &Recursive) -> Result<f64> {
         let windows: Vec<&[u32]> =
             self.held_out.windows(CONTEXT + 1).step_by(CONTEXT).take(VALIDATION / CONTEXT).collect();
@@ -142,7 +142,7 @@ fn optimizer(gpu: &Gpu, all: &Parameters) -> Result<AdamW> {
     AdamW::new(gpu, groups, config)
 }
 
-/// One run: the settings and what came of them.
+/// Makes one run and returns its settings and results.
 fn train(
     gpu: &Gpu,
     text: &Corpus,
@@ -191,7 +191,7 @@ fn train(
     )
 }
 
-/// What is known of one variant: stored parameters, validation losses.
+/// The results of one variant: stored parameters, validation losses and seconds.
 struct Summary {
     name: String,
     stored: u64,
@@ -222,7 +222,8 @@ fn summaries(records: &[Value], names: &[String]) -> Vec<Summary> {
     names.iter().filter_map(of).collect()
 }
 
-/// Stored parameters against loss: a mark for each seed's run, a line through each variant's range, its name beside it.
+/// Draws stored parameters against loss. Each seed's run is a mark. A line with the variant's name covers the range of its
+/// losses.
 fn draw(path: &Path, all: &[Summary]) -> std::result::Result<(), Box<dyn std::error::Error>> {
     let mut svg = String::new();
     {
@@ -305,12 +306,12 @@ fn run(args: &Args) -> Result<()> {
             )
         });
         records.push(record);
-        // Whole after every run: a run that is cut off costs only itself.
+        // The file is replaced after every run, so an interruption loses only the current run.
         files::replace_with(&file, records.iter().map(|r| r.to_string() + "\n").collect::<String>())?;
         gpu.trim();
     }
     bar.finish_and_clear();
-    // Runs of other lengths or texts stay in the file.
+    // Runs of other lengths or texts stay in the file but are not shown.
     let own: Vec<Value> =
         records.iter().filter(|r| r["steps"] == args.steps && r["characters"] == size).cloned().collect();
     let all = summaries(&own, &args.variants);

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes sure that a Vulkan loader and a driver are installed; installs Mesa's software driver where not.
+# Installs Mesa's software driver unless a Vulkan loader and a driver are installed already.
 # Usage: scripts/ensure-vulkan.sh
 set -eu
 
@@ -11,8 +11,8 @@ fail() {
     exit 1
 }
 
-# Whether the dynamic linker would find library $1; not every system's ldconfig has a list to print.
-# The parentheses make a subshell, so that IFS changes for this function only.
+# Whether the dynamic linker would find library $1. Not every system's ldconfig can print a list, so folders are searched too.
+# The parentheses start a subshell, which keeps the change of IFS local.
 has_library() (
     if PATH="$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null | grep -F "$1" >/dev/null; then
         exit 0
@@ -27,7 +27,7 @@ has_library() (
     exit 1
 )
 
-# Whether manifest $1 exists and its library too: containers often carry a GPU's manifest without its driver.
+# Whether manifest $1 and its library exist. Containers often have a GPU's manifest without its driver.
 has_driver_of() {
     [ -r "$1" ] || return 1
     library=$(sed -n 's/.*"library_path"[^"]*"\([^"]*\)".*/\1/p' "$1" | head -n 1)
@@ -39,7 +39,7 @@ has_driver_of() {
     esac
 }
 
-# Whether one of the colon-separated files and folders $1 holds a usable manifest; $2 is appended to each.
+# Whether one of the colon-separated files and folders $1 is or contains a usable manifest. $2 is appended to each.
 has_driver_in() (
     IFS=:
     for place in $1; do
@@ -54,7 +54,7 @@ has_driver_in() (
 has_driver() {
     chosen=${VK_DRIVER_FILES:-${VK_ICD_FILENAMES:-}}
     if [ -n "$chosen" ]; then
-        # The loader looks nowhere else then.
+        # With these variables, the loader looks nowhere else.
         has_driver_in "$chosen" ""
         return
     fi
@@ -66,7 +66,7 @@ has_driver() {
 
 has_vulkan() { has_library libvulkan.so.1 && has_driver; }
 
-# Runs a command as root, by sudo only where that is needed.
+# Runs a command as root, by sudo if needed.
 as_root() {
     if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi
 }
@@ -101,18 +101,18 @@ if [ "$(id -u)" -ne 0 ] && ! has sudo; then
 fi
 echo "ensure-vulkan: no Vulkan driver found; installing Mesa's software driver by $manager: $packages" >&2
 
-# $packages is a list on purpose.
+# $packages is unquoted because it is a list.
 # shellcheck disable=SC2086
 install() {
     case $manager in
     apt-get)
-        # A broken third-party list must not stop it: the lists on disk may do.
+        # A broken third-party list is not an error, since the lists on disk may suffice.
         as_root apt-get update || echo "ensure-vulkan: apt-get update failed; using the lists there are" >&2
         as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $packages
         ;;
     dnf) as_root dnf install -y $packages ;;
     pacman)
-        # Older releases have the software driver inside mesa.
+        # In older releases, the package mesa contains the software driver.
         as_root pacman -Sy --noconfirm --needed $packages ||
             as_root pacman -S --noconfirm --needed vulkan-icd-loader mesa
         ;;

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Writes the King James Bible, a public-domain text of 4 MB with one verse a line, to a file outside the repository: the
-# text of Debian's package bible-kjv-text, printed by its program bible-kjv.
+# Writes the King James Bible, a public-domain text of 4 MB with one verse per line, to a file outside the repository. The text is
+# that of Debian's package bible-kjv-text, printed by its program bible-kjv.
 # Usage: scripts/fetch-kjv.sh [FILE]   (default: kjv.txt in the cache folder)
 set -eu
 
@@ -26,7 +26,8 @@ apt-get download -qq bible-kjv bible-kjv-text 2>/dev/null || {
 for package in ./*.deb; do dpkg -x "$package" .; done
 program=$PWD/usr/bin/bible
 [ -x "$program" ] && [ -r usr/lib/bible.data ] || fail "the packages do not hold usr/bin/bible and usr/lib/bible.data"
-# With -f one verse a line, each behind its reference (Ge1:1), which is dropped. The data file is looked for here first.
+# -f prints one verse per line after its reference (Ge1:1), which is dropped. The program first looks for its data file in the
+# current folder.
 (cd usr/lib && "$program" -f gen1:1-rev22:21 </dev/null) | cut -d ' ' -f 2- >verses
 [ "$(wc -c <verses)" -gt 4000000 ] || fail "the program printed $(wc -c <verses) bytes, not the whole text"
 mkdir -p "$(dirname "$out")"

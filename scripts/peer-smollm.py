@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Scores of SmolLM2 by an independent implementation (transformers on PyTorch), for tests/vectors/smollm.
+"""Computes scores of SmolLM2 with an independent implementation (transformers on PyTorch), for tests/vectors/smollm.
 
     pip install torch transformers accelerate gguf safetensors      # in a scratch environment
     scripts/peer-smollm.py "$(scripts/fetch-smollm.sh)" tests/vectors/smollm/smollm2_135m.safetensors [--save FOLDER]
 
-Writes the tokens of a fixed sentence, and in f64 behind each token the scores of some of the vocabulary and the logarithm of
-the sum of the exponentials of all. --save also writes the model as Hugging Face does, to try the example on a folder.
+Writes the tokens of a fixed sentence and, after each token, the scores of a part of the vocabulary and the log-sum-exp of all scores,
+in f64. --save also writes the model as a Hugging Face folder, on which the example can be tried.
 """
 import os
 import sys
@@ -25,7 +25,7 @@ def main():
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).eval()
     if "--save" in sys.argv:
         to = sys.argv[sys.argv.index("--save") + 1]
-        # The weights were dequantised as they were read; only the label says otherwise.
+        # The weights were dequantised when they were read. Only this label says that they are still quantised.
         model.hf_quantizer = None
         model.config.__dict__.pop("quantization_config", None)
         model.save_pretrained(to)

@@ -1,5 +1,5 @@
-//! The C ABI from C: builds the shared library and a program against `include/tiebeam.h`, and compares what
-//! the program prints with the calculator called from Rust.
+//! Tests the C ABI from C: builds the shared library and a program against `include/tiebeam.h`, and compares the program's output
+//! with that of the calculator in Rust.
 
 mod support;
 
@@ -18,7 +18,7 @@ const SPECIES: [u8; 3] = [8, 29, 29];
 const CELL: Cell =
     Cell { vectors: [[4.6, 0.0, 0.0], [0.7, 5.1, 0.0], [-0.4, 0.5, 5.4]], periodic: [true; 3] };
 
-/// A compiler that answers, by the usual variable and names.
+/// Finds a working C compiler, by the usual variable and names.
 fn compiler() -> Option<String> {
     let named = std::env::var("CC").ok();
     let names = named.iter().map(String::as_str).chain(["cc", "gcc", "clang"]);
@@ -36,7 +36,7 @@ fn run(command: &mut Command) -> Result<String, Failed> {
     }
 }
 
-/// The shared library, built beside this test into the same folder of targets.
+/// Builds the shared library into the target folder of this test, and returns its path.
 fn library() -> Result<PathBuf, Failed> {
     let own = std::env::current_exe()?;
     // target/PROFILE/deps/capi-...

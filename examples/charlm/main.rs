@@ -1,9 +1,9 @@
-//! Trains a byte-level language model whose one transformer block is used at every depth, and shows what that saves.
+//! Trains a byte-level language model that uses one transformer block at every depth, and shows what that saves.
 //!
 //!     cargo run --release --features cli --example charlm -- --out out/demo
 //!
-//! `--sharing none|tied|tied-lora` chooses what the depths share. Ctrl-C saves a checkpoint; `--resume` goes on from it
-//! and gives the same bits as a run that was never stopped.
+//! `--sharing none|tied|tied-lora` chooses what the depths share. Ctrl-C saves a checkpoint, from which `--resume` continues
+//! with the same bits as a run that was never stopped.
 
 mod plot;
 mod text;
@@ -22,11 +22,11 @@ const CORPUS: &[u8] = include_bytes!("../data/corpus.txt");
 /// What the depths of the model share.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum SharingArg {
-    /// Nothing: every depth has a block of its own.
+    /// Nothing: every depth has its own block.
     None,
-    /// One block, used at every depth; norms are each depth's own.
+    /// One block, used at every depth. Each depth has its own norms.
     Tied,
-    /// As tied, with a low-rank part of each depth's own.
+    /// As tied, with an additional low-rank part for each depth.
     TiedLora,
 }
 
@@ -40,7 +40,7 @@ pub struct Args {
     /// What the depths share
     #[arg(long, value_enum, default_value = "tied")]
     pub sharing: SharingArg,
-    /// Times that a block is applied
+    /// How often a block is applied
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub depth: u32,
     /// Width of the residual stream, a multiple of 32 [default: by adapter]
@@ -49,7 +49,7 @@ pub struct Args {
     /// Bytes in a training window [default: by adapter]
     #[arg(long, value_parser = clap::value_parser!(u32).range(2..=4096))]
     pub context: Option<u32>,
-    /// Windows in a step [default: by adapter]
+    /// Windows per step [default: by adapter]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch: Option<u32>,
     /// Training steps [default: by adapter]
@@ -64,7 +64,7 @@ pub struct Args {
     /// Seed of weights, batches and samples
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Go on from the checkpoint in --out
+    /// Continue from the checkpoint in --out
     #[arg(long)]
     pub resume: bool,
     /// Folder for checkpoint, picture and sample
@@ -82,7 +82,7 @@ fn width(text: &str) -> std::result::Result<u32, String> {
     }
 }
 
-/// A run's sizes: chosen, or by what the adapter can do in about two minutes.
+/// The sizes of a run. Those that the user does not set are chosen so that the adapter takes about two minutes.
 pub struct Sizes {
     pub model: RecursiveConfig,
     pub batch: usize,

@@ -3,14 +3,14 @@
 use plotters::prelude::*;
 use std::path::Path;
 
-/// What the curve is drawn beside.
+/// Losses that are drawn as lines for comparison.
 pub struct Lines {
     pub unigram: f64,
     pub bigram: f64,
     pub validation: f64,
 }
 
-/// Training loss by step (raw, and smoothed over 2% of the run), the baselines and the final validation loss.
+/// Draws the training loss by step (raw, and smoothed over 2% of the run), the baselines and the final validation loss.
 pub fn loss_curve(path: &Path, losses: &[(usize, f32)], lines: &Lines, title: &str) -> Result<(), String> {
     draw(path, losses, lines, title).map_err(|e| format!("{}: {e}", path.display()))
 }

@@ -1,4 +1,4 @@
-//! The text: bytes to train on, bytes held out, and what counting alone predicts of them.
+//! The text: bytes to train on, held-out bytes, and baselines that predict these by counting.
 
 use std::path::Path;
 use tiebeam::{Error, Result, Rng};
@@ -10,7 +10,7 @@ pub struct Text {
 }
 
 impl Text {
-    /// Splits off the last tenth.
+    /// Splits off the last tenth, which is held out.
     pub fn new(bytes: Vec<u8>, name: &str, context: usize) -> Result<Text> {
         let cut = bytes.len() - bytes.len() / 10;
         let shortest = cut.min(bytes.len() - cut);
@@ -35,7 +35,7 @@ impl Text {
         Text::new(bytes, &path.display().to_string(), context)
     }
 
-    /// `batch` random windows of the training part: tokens, and the same one byte later.
+    /// Draws `batch` random windows of the training part. Returns their tokens, and the same one byte later as targets.
     pub fn batch(&self, batch: usize, context: usize, rng: &mut Rng) -> (Vec<u32>, Vec<u32>) {
         let (mut tokens, mut targets) = (Vec::new(), Vec::new());
         for _ in 0..batch {
@@ -48,8 +48,8 @@ impl Text {
     }
 }
 
-/// Nats per byte of the held-out part (all but its first byte) by byte counts and by pair counts of the training part,
-/// add-one smoothing.
+/// Returns the loss of two baselines on the held-out part (without its first byte), in nats per byte. One predicts by counts of
+/// single bytes in the training part, the other by counts of pairs, both with add-one smoothing.
 pub fn baselines(text: &Text) -> (f64, f64) {
     let mut single = vec![1u64; 256];
     let mut pair = vec![1u64; 256 * 256];
@@ -67,7 +67,7 @@ pub fn baselines(text: &Text) -> (f64, f64) {
     (unigram / n, bigram / n)
 }
 
-/// Sampled bytes as text: what is not UTF-8 shows as the replacement character, control characters as dots.
+/// Returns sampled bytes as text. Invalid UTF-8 becomes the replacement character, and control characters become dots.
 pub fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     text.chars().map(|c| if c.is_control() && c != '\n' { '.' } else { c }).collect()

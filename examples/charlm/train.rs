@@ -1,4 +1,4 @@
-//! The training loop: batches in, loss out one step late, checkpoints, evaluation, samples.
+//! The training loop, with checkpoints, evaluation and samples.
 
 use crate::plot::{self, Lines};
 use crate::text::{self, Text};
@@ -15,7 +15,7 @@ use tiebeam::optim::{AdamW, AdamWConfig, Group, Schedule};
 use tiebeam::store::{Checkpoint, File, load_checkpoint, save_checkpoint};
 use tiebeam::{Error, Gpu, Result, Rng, Tensor, no_grad};
 
-/// Everything that a checkpoint holds.
+/// A training run.
 struct Run<'a> {
     args: &'a Args,
     sizes: &'a Sizes,
@@ -65,7 +65,7 @@ fn io(path: &Path, error: std::io::Error) -> Error {
     Error::io(path, error)
 }
 
-/// Matrices decay, vectors (norms) do not.
+/// Creates the optimizer. Matrices have weight decay, vectors (norms) have none.
 fn optimizer(gpu: &Gpu, model: &Recursive) -> Result<AdamW> {
     let all = Parameters::of(model);
     let (matrices, vectors): (Vec<_>, Vec<_>) =
@@ -82,7 +82,7 @@ impl Run<'_> {
     fn print_sizes(&self) {
         let all = Parameters::of(&self.model);
         let (stored, used) = (all.stored(), all.used());
-        // Parameter, gradient and two moments in f32.
+        // Each parameter takes 16 bytes: its value, its gradient and two moments in f32.
         let saved = (used - stored.min(used)) as f64 * 16.0 / (1 << 20) as f64;
         println!(
             "parameters {stored} stored, {used} used ({:.2} times); {saved:.1} MiB of training memory saved",
@@ -105,12 +105,12 @@ impl Run<'_> {
         Schedule::WarmupCosine { warmup: (total / 20).max(1), total, floor: 0.1 }
     }
 
-    /// Trains up to the last step; true when Ctrl-C stopped it.
+    /// Trains up to the last step. Returns true if Ctrl-C stopped it before.
     fn train(&mut self) -> Result<bool> {
         let stop = Arc::new(AtomicBool::new(false));
         let flag = stop.clone();
         ctrlc::set_handler(move || {
-            // A second Ctrl-C does not wait for the step.
+            // A second Ctrl-C exits at once, without waiting for the step.
             if flag.swap(true, Ordering::SeqCst) {
                 std::process::exit(130);
             }
@@ -127,7 +127,7 @@ impl Run<'_> {
         let first = self.step;
         let schedule = self.schedule();
         let per_step = self.sizes.batch * self.sizes.model.context;
-        // The loss is read one step late, so that the device never waits for the host.
+        // The loss is read one step late, so the device never waits for the host.
         let mut late: Option<(usize, tiebeam::gpu::readback::Reading)> = None;
         while self.step < steps && !stop.load(Ordering::SeqCst) {
             let (tokens, targets) =
@@ -164,7 +164,7 @@ impl Run<'_> {
         Ok(stop.load(Ordering::SeqCst) && self.step < steps)
     }
 
-    /// Keeps a loss that arrived; one that is no number ends the run before anything bad is saved.
+    /// Records a loss that was read back. NaN or infinity ends the run before a bad checkpoint is saved.
     fn note(&mut self, (step, reading): (usize, tiebeam::gpu::readback::Reading)) -> Result<()> {
         let loss: f32 = bytemuck::pod_read_unaligned(&reading.wait()?);
         if !loss.is_finite() {
@@ -184,7 +184,7 @@ impl Run<'_> {
         self.args.out.join("checkpoint.safetensors")
     }
 
-    /// What must be equal for a checkpoint to go on as if it had not stopped.
+    /// Settings that must be the same when a run continues from a checkpoint.
     fn settings(&self) -> BTreeMap<String, String> {
         let mut all = self.sizes.model.metadata();
         all.insert("batch".into(), self.sizes.batch.to_string());
@@ -233,7 +233,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Mean loss over every held-out byte but the first, in windows of one context.
+    /// Returns the mean loss over every held-out byte but the first, in windows of one context.
     fn validate(&self) -> Result<f64> {
         let context = self.sizes.model.context;
         let bytes = &self.text.held_out;
@@ -244,7 +244,7 @@ impl Run<'_> {
         let mut sum = 0.0;
         let mut at = 0;
         while at + 1 < bytes.len() {
-            // Whole batches of windows, then what is left as one row.
+            // Batches of whole windows come first. The rest is one shorter row.
             let left = bytes.len() - 1 - at;
             let (rows, length) =
                 if left >= context { ((left / context).min(self.sizes.batch), context) } else { (1, left) };
@@ -260,14 +260,14 @@ impl Run<'_> {
         Ok(sum / (bytes.len() - 1) as f64)
     }
 
-    /// `count` bytes after `prompt`, drawn at temperature 0.8.
+    /// Returns `prompt` and `count` more bytes, sampled at temperature 0.8.
     fn sample(&self, prompt: &[u8], count: usize) -> Result<String> {
         let context = self.sizes.model.context;
         let mut rng = Rng::new(self.args.seed ^ 0x5eed);
         let mut bytes = prompt.to_vec();
         for _ in 0..count {
             let window = &bytes[bytes.len().saturating_sub(context)..];
-            // Always a full context: causal attention never looks at the padding behind.
+            // The window is padded to a full context. Causal attention does not see the padding behind it.
             let mut tokens = vec![0u32; context];
             tokens.iter_mut().zip(window).for_each(|(t, &b)| *t = b as u32);
             let tokens = Tensor::from_slice(self.gpu, &tokens, [1, context]);
@@ -285,7 +285,7 @@ impl Run<'_> {
     }
 }
 
-/// A byte from the softmax of `logits / temperature`.
+/// Draws a byte from the softmax of `logits / temperature`.
 fn draw(logits: &[f32], temperature: f64, rng: &mut Rng) -> u8 {
     let highest = logits.iter().copied().fold(f32::MIN, f32::max) as f64;
     let weights: Vec<f64> = logits.iter().map(|&x| ((x as f64 - highest) / temperature).exp()).collect();

@@ -6,7 +6,7 @@ use tiebeam::{Error, Result, files};
 
 pub type Drawing = std::result::Result<(), Box<dyn std::error::Error>>;
 
-/// Dark enough for text on white.
+/// Colours that are dark enough for text on white.
 pub const COLOURS: [RGBColor; 5] = [
     RGBColor(31, 97, 168),
     RGBColor(190, 50, 50),
@@ -15,7 +15,7 @@ pub const COLOURS: [RGBColor; 5] = [
     RGBColor(110, 60, 160),
 ];
 
-/// A named line; level lines are dashed.
+/// A line with its name in the legend.
 pub struct Line {
     pub name: String,
     pub points: Vec<(f64, f64)>,
@@ -27,14 +27,14 @@ impl Line {
         Line { name: name.into(), points, dashed: false }
     }
 
-    /// A level from one end of the chart to the other.
+    /// A dashed horizontal line from one end of the chart to the other.
     #[allow(dead_code, reason = "each example uses what it draws")]
     pub fn level(name: impl Into<String>, y: f64, ends: [f64; 2]) -> Line {
         Line { name: name.into(), points: ends.map(|x| (x, y)).to_vec(), dashed: true }
     }
 }
 
-/// Captions of a chart, and whether its upward axis is logarithmic.
+/// Captions of a chart, and whether its vertical axis is logarithmic.
 pub struct Frame<'a> {
     pub title: &'a str,
     pub x: &'a str,
@@ -42,7 +42,7 @@ pub struct Frame<'a> {
     pub logarithmic: bool,
 }
 
-/// Writes a picture whole or not at all.
+/// Draws a picture and writes it atomically.
 pub fn picture(path: &Path, size: (u32, u32), draw: impl FnOnce(&Area) -> Drawing) -> Result<()> {
     let mut svg = String::new();
     {
@@ -57,14 +57,14 @@ pub fn picture(path: &Path, size: (u32, u32), draw: impl FnOnce(&Area) -> Drawin
 
 pub type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
-/// Lines over one horizontal axis.
+/// Draws lines over one horizontal axis.
 pub fn lines(path: &Path, frame: &Frame, all: &[Line]) -> Result<()> {
     picture(path, (820, 440), |root| draw(root, frame, all))
 }
 
-/// Three digits that matter.
+/// Formats a number with three significant digits.
 fn significant(x: f64) -> String {
-    // What a chain of additions leaves of 0.
+    // Rounding of a chain of additions can leave this much instead of 0.
     if x.abs() < 1e-12 {
         return "0".into();
     }
@@ -85,7 +85,7 @@ fn draw(root: &Area, frame: &Frame, all: &[Line]) -> Drawing {
         if low < high { (low, high) } else { (low.min(0.0) - 1.0, high.max(0.0) + 1.0) }
     };
     let (x, y) = (range(&|p| p.0), range(&|p| value(p.1)));
-    // What swings about a level needs room for the names above it.
+    // A margin leaves space for the names of lines that oscillate about a constant.
     let margin = 0.06 * (y.1 - y.0);
     let mut chart = ChartBuilder::on(root)
         .caption(frame.title, ("sans-serif", 17))

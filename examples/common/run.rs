@@ -1,4 +1,4 @@
-//! What the examples share: an end in words, and Ctrl-C.
+//! What the examples share: errors as messages, and Ctrl-C.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tiebeam::error::ErrorKind;
 use tiebeam::{Error, Result};
 
-/// Runs an example's body with logs on; an error becomes a sentence and a failure.
+/// Runs an example's body with logging. An error is printed as a message, and the exit code says that it failed.
 pub fn main(body: impl FnOnce() -> Result<()>) -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or("error".into()))
@@ -22,7 +22,7 @@ pub fn main(body: impl FnOnce() -> Result<()>) -> ExitCode {
     }
 }
 
-/// A flag that Ctrl-C raises; a second Ctrl-C ends the process.
+/// Returns a flag that Ctrl-C sets. A second Ctrl-C ends the process.
 pub fn interruptible() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();

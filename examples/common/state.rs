@@ -7,18 +7,18 @@ use tiebeam::optim::AdamW;
 use tiebeam::store::{Checkpoint, File, load_checkpoint, save_checkpoint};
 use tiebeam::{Error, Result, Rng};
 
-/// A folder, made if it is not there.
+/// Creates a folder if it does not exist.
 pub fn folder(path: &Path) -> Result<()> {
     std::fs::create_dir_all(path).map_err(|e| Error::io(path, e))
 }
 
-/// A training run: what its checkpoint holds beside the parameters.
+/// The state of a training run that its checkpoint stores in addition to the parameters.
 pub struct State<const N: usize> {
     pub optimizer: AdamW,
     pub rng: Rng,
     /// Numbers of each epoch so far.
     pub curve: Vec<[f64; N]>,
-    /// What must be equal for a checkpoint to go on as if it had not stopped.
+    /// Settings that must be the same when a run continues from a checkpoint.
     pub settings: String,
 }
 
@@ -39,7 +39,7 @@ impl<const N: usize> State<N> {
         save_checkpoint(path, Parameters::of(net).named(), &run)
     }
 
-    /// Takes everything from a checkpoint; `net`'s parameters are the optimizer's.
+    /// Restores everything from a checkpoint. `net` must have the parameters of the optimizer.
     pub fn load(&mut self, path: &Path, net: &impl Module) -> Result<()> {
         let metadata = File::open(path)?.metadata().clone();
         let wrong = |message: String| Error::format(path, message);

@@ -1,4 +1,4 @@
-//! Systems of charged particles by the published procedure, simulated in f64 and kept in a file.
+//! Systems of charged particles by the published procedure, simulated in f64 and stored in a file.
 
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
@@ -8,21 +8,21 @@ use tiebeam::geometry::nbody::Nbody;
 use tiebeam::store::{Entry, File, save};
 use tiebeam::{Error, Result, Rng};
 
-/// Particles of a system.
+/// Particles per system.
 pub const PARTICLES: usize = 5;
 const WIDTH: usize = 3 * PARTICLES;
-/// The input is the state after this many steps of 0.001, the target the positions [`AHEAD`] steps later.
+/// The input is the state after this many steps of 0.001. The target is the positions [`AHEAD`] steps later.
 const START: usize = 3100;
 pub const AHEAD: usize = 1000;
 /// Validation and test systems.
 const HELD_OUT: usize = 2000;
-/// Streams of random numbers that one system takes.
+/// Random streams per system.
 const STREAMS: u64 = 3;
 
-/// Systems about their centres of mass, row-major.
+/// Systems with positions relative to their centres of mass, row-major.
 #[derive(Clone, Default)]
 pub struct Split {
-    /// Number of the first system under the seed.
+    /// Index of the first system under the seed.
     pub first: u64,
     pub seed: u64,
     pub charge: Vec<f32>,
@@ -37,7 +37,7 @@ pub struct Data {
     pub test: Split,
 }
 
-/// System `index` at its start; any one can be made alone.
+/// Creates system `index` in its initial state. It does not depend on the other systems.
 fn system(seed: u64, index: u64) -> Nbody {
     Nbody::random(PARTICLES, &mut Rng::from_state([seed, STREAMS * index]))
 }
@@ -53,20 +53,21 @@ impl Split {
         self.target.iter().zip(predicted).map(square).sum::<f64>() / self.target.len() as f64
     }
 
-    /// The error of `x + a v`.
+    /// The error of the prediction `x + a v`.
     pub fn error_along(&self, a: f64) -> f64 {
         let moved = |(&x, &v): (&f32, &f32)| (x as f64 + a * v as f64) as f32;
         self.error(&self.position.iter().zip(&self.velocity).map(moved).collect::<Vec<_>>())
     }
 
-    /// The `a` of the smallest such error.
+    /// The `a` with the smallest error of `x + a v`.
     pub fn best_slope(&self) -> f64 {
         let dot = |a: &dyn Fn(usize) -> f64| (0..self.velocity.len()).map(a).sum::<f64>();
         let v = |i: usize| self.velocity[i] as f64;
         dot(&|i| v(i) * (self.target[i] as f64 - self.position[i] as f64)) / dot(&|i| v(i) * v(i))
     }
 
-    /// The true path of a system from input to target, every `every` steps, about the input's centre of mass.
+    /// Simulates the true path of a system from input to target and returns the positions at every `every`th step, relative to
+    /// the input's centre of mass.
     pub fn path(&self, system_index: usize, every: usize) -> Vec<Vec<[f64; 3]>> {
         let mut system = system(self.seed, self.first + system_index as u64);
         system.advance(START);
@@ -86,7 +87,7 @@ fn centre(system: &Nbody) -> [f64; 3] {
     std::array::from_fn(|k| system.position.iter().map(|x| x[k]).sum::<f64>() / n)
 }
 
-/// Charge, position, velocity and target of one system.
+/// Simulates one system and returns its charge, position, velocity and target.
 fn simulate(seed: u64, index: u64) -> [Vec<f32>; 4] {
     let mut system = system(seed, index);
     system.advance(START);
@@ -100,7 +101,7 @@ fn simulate(seed: u64, index: u64) -> [Vec<f32>; 4] {
     [charge, position, velocity, flat(&system.position, centre)]
 }
 
-/// The data in `path`, or made and kept there: `systems` to train on, 2000 to validate with and 2000 to test.
+/// Reads the data from `path`, or creates them there: `systems` for training, 2000 for validation and 2000 for the test.
 pub fn load(path: &Path, systems: usize, seed: u64) -> Result<Data> {
     let all = if path.exists() { read(path, systems, seed)? } else { make(path, systems, seed)? };
     let part = |range: std::ops::Range<usize>| Split {

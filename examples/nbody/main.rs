@@ -1,12 +1,10 @@
-//! Predicts where five charged particles are 1000 steps later: the N-body benchmark, its data made by
-//! simulation.
+//! The N-body benchmark: predicts where five charged particles are 1000 steps later. The data are simulated here.
 //!
 //!     cargo run --release --features cli --example nbody -- --out out/nbody
 //!
-//! A network on positions and orientations is trained beside the same network on distances alone; no motion
-//! and straight lines are scored with them. Every epoch saves a checkpoint; `--resume` goes on from it with
-//! the same bits. Data and settings: Satorras et al. 2021 (arXiv 2102.09844), Bekkers et al. 2024 (arXiv
-//! 2310.02970).
+//! Two networks are trained: one on positions and orientations, and the same one on distances alone. Their baselines are no
+//! motion and straight lines. Every epoch saves a checkpoint, from which `--resume` continues with the same bits. Data and
+//! settings: Satorras et al. 2021 (arXiv 2102.09844), Bekkers et al. 2024 (arXiv 2310.02970).
 
 #[path = "../common/chart.rs"]
 mod chart;
@@ -35,10 +33,10 @@ pub struct Args {
     /// Systems to train on
     #[arg(long, default_value_t = 3000, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
     pub systems: u32,
-    /// Systems in a step
+    /// Systems per step
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(2..=4096))]
     pub batch: u32,
-    /// Features of a particle and orientation, and functions in the kernels' bases
+    /// Features per particle and orientation, and functions in the kernels' bases
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub channels: u32,
     /// Blocks
@@ -56,7 +54,7 @@ pub struct Args {
     /// Leave out the network on distances alone
     #[arg(long)]
     pub oriented_only: bool,
-    /// Go on from the checkpoints in --out
+    /// Continue from the checkpoints in --out
     #[arg(long)]
     pub resume: bool,
     /// Folder for data, checkpoints and pictures

@@ -7,11 +7,11 @@ use tiebeam::{Gpu, Result, Rng, Tensor};
 
 /// A network from charges and velocities to displacements.
 pub enum Net {
-    /// Velocity in and displacement out as vectors on the sphere.
+    /// The input is the velocity and the output the displacement, both as vectors on the sphere.
     Oriented(Ponita),
-    /// Speed in; out `sum_j w_ij (x_j - x_i) + r_i v_i`, with `w_ij` a kernel of the distance on the features
-    /// of j. The kernel is normalised over channels: it holds powers of the distance, which would throw far
-    /// particles out.
+    /// The input is the speed and the output `sum_j w_ij (x_j - x_i) + r_i v_i`, where `w_ij` is a kernel of the distance,
+    /// applied to the features of j. The kernel is normalised over channels, since it contains powers of the distance that would
+    /// otherwise be huge for far particles.
     Distances {
         net: Ponita,
         /// `[channels, basis]`
@@ -43,7 +43,7 @@ impl Net {
         }
     }
 
-    /// Scales the kernels on a first batch.
+    /// Scales the kernels by their outputs on a first batch.
     pub fn calibrate(&mut self, graph: &Graph, charge: &Tensor, velocity: &Tensor) -> Result<()> {
         let input = self.input(charge, velocity);
         match self {
@@ -51,7 +51,7 @@ impl Net {
         }
     }
 
-    /// How far each particle moves, `[nodes, 3]`, from `charge [nodes, 1]` and `velocity [nodes, 3]`.
+    /// Predicts the displacement of each particle, `[nodes, 3]`, from `charge [nodes, 1]` and `velocity [nodes, 3]`.
     pub fn displacement(&self, graph: &Graph, charge: &Tensor, velocity: &Tensor) -> Tensor {
         let input = self.input(charge, velocity);
         match self {

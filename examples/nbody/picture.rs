@@ -9,10 +9,10 @@ use std::path::Path;
 use tiebeam::Result;
 use tiebeam::gpu::AdapterSummary;
 
-/// Systems in the picture, the first ones of the test set.
+/// Number of systems in the picture, the first ones of the test set.
 const SHOWN: usize = 6;
 
-/// True paths in the plane of the first two axes, with where each particle is predicted to end.
+/// Draws true paths in the plane of the first two axes, and the predicted end of each.
 pub fn trajectories(path: &Path, split: &Split, predicted: &[f32]) -> Result<()> {
     chart::picture(path, (930, 660), |root| {
         let (head, rest) = root.split_vertically(34);
@@ -55,7 +55,7 @@ fn particles(panel: &mut Panel, frames: &[Vec<[f64; 3]>], ends: &[(f64, f64)], c
     Ok(())
 }
 
-/// Validation error by epoch, with the final test errors and the best straight line.
+/// Draws the validation error by epoch, the final test errors and the error of the best straight line.
 pub fn curves(
     path: &Path,
     runs: &[(&str, Vec<Epoch>, f64)],

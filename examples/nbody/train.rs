@@ -1,4 +1,4 @@
-//! The training loop: one recorded step, a checkpoint an epoch.
+//! The training loop: one recorded step, which is replayed, and a checkpoint per epoch.
 
 use crate::Args;
 use crate::data::{Data, PARTICLES, Split};
@@ -16,7 +16,7 @@ use tiebeam::nn::Parameters;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, Schedule};
 use tiebeam::{Error, Gpu, Result, Rng, Step, Tensor, no_grad};
 
-/// Of an epoch: mean of the steps' losses, error on all validation systems, seconds.
+/// The numbers of an epoch: mean of the steps' losses, error on all validation systems, seconds.
 pub type Epoch = [f64; 3];
 
 /// A network in training.
@@ -30,7 +30,7 @@ pub struct Run<'a> {
     graph: Graph,
 }
 
-/// The trained network's numbers.
+/// The results of the trained network.
 pub struct Report {
     name: String,
     parameters: usize,
@@ -67,7 +67,7 @@ impl<'a> Run<'a> {
         let group = Group::new(parameters.named().iter().map(|(name, p)| (name.clone(), p)));
         let config = AdamWConfig::default().clip(Some(0.5));
         let optimizer = AdamW::new(gpu, vec![group], config)?;
-        // Batches do not follow the weights' draws: the two networks see the same ones.
+        // Batches have their own generator, so both networks see the same ones.
         let rng = Rng::new(args.seed ^ 0xba7c4);
         let state = State { optimizer, rng, curve: Vec::new(), settings: settings(args) };
         let mut run = Run { args, gpu, name, data, net, state, graph };
@@ -78,7 +78,7 @@ impl<'a> Run<'a> {
         Ok(run)
     }
 
-    /// Trains to the last epoch; false when Ctrl-C stopped it.
+    /// Trains to the last epoch. Returns false if Ctrl-C stopped it before.
     pub fn train(&mut self, stop: &AtomicBool) -> Result<bool> {
         let per_epoch = self.data.train.len() / self.args.batch as usize;
         let (epochs, steps) = (self.args.epochs as usize, self.args.epochs as usize * per_epoch);
@@ -102,7 +102,7 @@ impl<'a> Run<'a> {
                 let lr = schedule.lr(self.args.lr, (self.state.curve.len() * per_epoch + i) as u64);
                 let turned = self.data.train.rows(chosen).turned(|| orthogonal(&mut self.state.rng));
                 let loss = self.step(&mut recorded, &turned, lr)?;
-                // The loss is read one step late, so that the device never waits for the host.
+                // The loss is read one step late, so the device never waits for the host.
                 if let Some(previous) = late.replace(loss.read::<f32>()?) {
                     sum += number(previous)?;
                 }
@@ -129,7 +129,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// One step of the optimizer; gives the loss.
+    /// Makes one step of the optimizer and returns the loss.
     fn step(&mut self, recorded: &mut Option<Step>, batch: &Split, lr: f32) -> Result<Tensor> {
         let inputs = tensors(self.gpu, batch);
         let inputs: Vec<&Tensor> = inputs.iter().collect();
@@ -148,13 +148,13 @@ impl<'a> Run<'a> {
         Ok(recorded.insert(step).outputs()[0].clone())
     }
 
-    /// Positions of all systems of `split`, as it lists them.
+    /// Predicts the final positions of all systems of `split`, in its order.
     pub fn predict(&self, split: &Split) -> Result<Vec<f32>> {
         let batch = self.args.batch as usize;
         let mut all = Vec::with_capacity(split.position.len());
         let order: Vec<usize> = (0..split.len()).collect();
         for chosen in order.chunks(batch) {
-            // The last batch is filled up with its first system; the graph is the same for all.
+            // The last batch is padded with its first system, because the graph has a fixed size.
             let mut filled = chosen.to_vec();
             filled.resize(batch, chosen[0]);
             let [position, velocity, charge, _] = tensors(self.gpu, &split.rows(&filled));
@@ -166,7 +166,7 @@ impl<'a> Run<'a> {
         Ok(all)
     }
 
-    /// Scores the test systems as they are and under random orthogonal matrices.
+    /// Scores the test systems in their own orientation and under random orthogonal matrices.
     pub fn test(&self) -> Result<Report> {
         let test = &self.data.test;
         let plain = self.predict(test)?;
@@ -210,14 +210,14 @@ fn settings(args: &Args) -> String {
     )
 }
 
-/// Position, velocity, charge and target of a batch, one row a particle.
+/// Returns position, velocity, charge and target of a batch, one row per particle.
 fn tensors(gpu: &Gpu, batch: &Split) -> [Tensor; 4] {
     let nodes = batch.charge.len();
     let part = |data: &[f32], width: usize| Tensor::from_slice(gpu, data, [nodes, width]);
     [part(&batch.position, 3), part(&batch.velocity, 3), part(&batch.charge, 1), part(&batch.target, 3)]
 }
 
-/// A loss that arrived; one that is no number ends the run before anything bad is saved.
+/// Returns a loss that was read back. NaN or infinity ends the run before a bad checkpoint is saved.
 fn number(reading: Reading) -> Result<f64> {
     let loss: f32 = bytemuck::pod_read_unaligned(&reading.wait()?);
     if loss.is_finite() {
@@ -229,7 +229,7 @@ fn number(reading: Reading) -> Result<f64> {
 }
 
 impl Split {
-    /// The systems with these numbers.
+    /// Returns the systems with these indices.
     pub fn rows(&self, chosen: &[usize]) -> Split {
         let take = |from: &[f32], width: usize| -> Vec<f32> {
             chosen.iter().flat_map(|&i| from[i * width..][..width].iter().copied()).collect()
@@ -243,7 +243,7 @@ impl Split {
         }
     }
 
-    /// Each system under a matrix of its own.
+    /// Transforms each system by its own matrix.
     fn turned(mut self, mut matrix: impl FnMut() -> Mat3) -> Split {
         for i in 0..self.len() {
             let m = matrix();

@@ -4,9 +4,8 @@
 //!     cargo run --release --features cli --example potential -- --data aspirin.xyz --held-out 50 --out
 //! out/aspirin
 //!
-//! Without --data the frames are of a copper cluster under a Morse potential, made on the spot. Every epoch
-//! saves a checkpoint; `--resume` goes on from it. `tiebeam predict OUT/model.safetensors in.xyz out.xyz`
-//! uses the result.
+//! Without --data, the frames are simulated here, from a copper cluster under a Morse potential. Every epoch saves a checkpoint,
+//! from which `--resume` continues. `tiebeam predict OUT/model.safetensors in.xyz out.xyz` uses the result.
 
 #[path = "../common/chart.rs"]
 mod chart;
@@ -33,8 +32,7 @@ use tiebeam::{Error, Gpu, Result, Rng};
 #[derive(Parser, Debug)]
 #[command(version)]
 pub struct Args {
-    /// Extended XYZ with energies in eV and forces in eV per angstrom [default: a Morse cluster made on the
-    /// spot]
+    /// Extended XYZ with energies in eV and forces in eV per angstrom [default: a simulated Morse cluster]
     #[arg(long)]
     pub data: Option<PathBuf>,
     /// Frames at the end of the data that are not trained on
@@ -43,10 +41,10 @@ pub struct Args {
     /// Passes over the training frames
     #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub epochs: u32,
-    /// Frames in a step
+    /// Frames per step
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub batch: u32,
-    /// Features of an atom and orientation, and functions in the kernels' bases
+    /// Features per atom and orientation, and functions in the kernels' bases
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub channels: u32,
     /// Blocks
@@ -55,16 +53,16 @@ pub struct Args {
     /// Orientations: 12 is an icosahedron, 20 a dodecahedron, others Fibonacci lattices
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(2..=1024))]
     pub orientations: u32,
-    /// How far atoms see, in angstrom [default: all atoms of a frame; periodic frames need a radius]
+    /// Cutoff radius in angstrom [default: none, so all atoms of a frame interact; periodic frames need a radius]
     #[arg(long)]
     pub radius: Option<f32>,
     /// Highest learning rate
     #[arg(long, default_value_t = 2e-3)]
     pub lr: f32,
-    /// What the squared error of energies counts beside that of forces, both in units of the forces
+    /// Weight of the squared error of energies relative to that of forces, both in units of the forces
     #[arg(long, default_value_t = 0.01)]
     pub energy_weight: f32,
-    /// Train on frames as they stand, not turned and mirrored at random
+    /// Train on frames without turning and mirroring them at random
     #[arg(long)]
     pub as_given: bool,
     /// Seed of data, weights and batches
@@ -73,16 +71,16 @@ pub struct Args {
     /// Steps of dynamics with the trained potential
     #[arg(long, default_value_t = 1000)]
     pub md_steps: u32,
-    /// Run dynamics with tables of the trained kernels; needs --radius
+    /// Run dynamics with tables of the trained kernels (needs --radius)
     #[arg(long, requires = "radius")]
     pub tables: bool,
     /// Time of a step, in fs
     #[arg(long, default_value_t = 1.0)]
     pub dt: f64,
-    /// Temperature that the atoms get at the start, in kelvin
+    /// Initial temperature of the atoms, in kelvin
     #[arg(long, default_value_t = 300.0)]
     pub temperature: f64,
-    /// Go on from the checkpoint in --out
+    /// Continue from the checkpoint in --out
     #[arg(long)]
     pub resume: bool,
     /// Folder for checkpoint, model, trajectory and pictures
@@ -162,7 +160,8 @@ fn potential(args: &Args, gpu: &Gpu, training: &[Frame]) -> Result<Potential> {
     Ok(potential)
 }
 
-/// What rotations and reflections change that do not permute the network's grid: those that do change nothing.
+/// Prints how much random rotations and reflections change energies and forces. Only those that permute the network's grid change
+/// nothing.
 fn turned(calculator: &Calculator, frames: &[Frame]) -> Result<()> {
     let (mut rng, mut energy, mut change, mut square) = (Rng::new(7), 0.0, 0.0, 0.0);
     let frames: Vec<&Frame> = frames.iter().filter(|f| f.cell.is_none()).take(10).collect();
@@ -188,7 +187,7 @@ fn turned(calculator: &Calculator, frames: &[Frame]) -> Result<()> {
     Ok(())
 }
 
-/// Dynamics at constant energy from a frame; false when Ctrl-C stopped it.
+/// Runs dynamics at constant energy from a frame. Returns false if Ctrl-C stopped it.
 fn dynamics(args: &Args, calculator: &Calculator, start: &Frame, stop: &AtomicBool) -> Result<bool> {
     let field = |x: &[[f64; 3]]| {
         let found = calculator.energy_forces(x, &start.species, start.cell)?;

@@ -1,4 +1,4 @@
-//! A copper cluster of 13 atoms under a Morse potential: frames with exact energies and forces.
+//! Frames of a copper cluster of 13 atoms under a Morse potential, with exact energies and forces.
 //!
 //! `E = sum over pairs D ((1 - exp(-a (r - r0)))^2 - 1)`. Source of the constants: Girifalco, Weizer 1959,
 //! "Application of the Morse potential function to cubic metals".
@@ -13,11 +13,11 @@ const DEPTH: f64 = 0.3429;
 const WIDTH: f64 = 1.3588;
 const LENGTH: f64 = 2.866;
 const COPPER: u8 = 29;
-/// Runs of dynamics, and frames taken from each.
+/// Number of dynamics runs, and of frames from each.
 const RUNS: usize = 10;
 const EACH: usize = 35;
 
-/// Energy and forces.
+/// Computes energy and forces.
 pub fn field(x: &[Vec3]) -> (f64, Vec<Vec3>) {
     let (mut energy, mut forces) = (0.0, vec![[0.0; 3]; x.len()]);
     for i in 0..x.len() {
@@ -36,11 +36,11 @@ pub fn field(x: &[Vec3]) -> (f64, Vec<Vec3>) {
     (energy, forces)
 }
 
-/// Frames from runs at constant energy, each from a heated icosahedron, 40 fs apart after the first 400;
-/// shuffled, so that what is held out is of all runs.
+/// Returns frames of several runs at constant energy, in random order, so that held-out frames come from all runs. Each run
+/// starts from a heated icosahedron. Its frames begin after 400 fs and are 40 fs apart.
 pub fn frames(seed: u64) -> Result<Vec<Frame>> {
     let mut rng = Rng::new(seed);
-    // The icosahedron of least energy is a little smaller than its bond.
+    // The radius of the icosahedron of least energy is a little smaller than the bond length.
     let shell =
         Grid::icosahedron().vectors().iter().map(|v| v.map(|x| 0.95 * LENGTH * x)).collect::<Vec<_>>();
     let start: Vec<Vec3> = [[0.0; 3]].into_iter().chain(shell).collect();
@@ -48,7 +48,7 @@ pub fn frames(seed: u64) -> Result<Vec<Frame>> {
     let mut frames = Vec::new();
     for run in 0..RUNS {
         let mut atoms = Verlet::new(&start, &species, |x| Ok(field(x)))?;
-        // Half of it becomes potential energy.
+        // About half of this energy becomes potential energy.
         atoms.heat(400.0 + 80.0 * run as f64, &mut rng);
         for taken in 0..EACH {
             let steps = if taken == 0 { 200 } else { 20 };

@@ -1,4 +1,4 @@
-//! Training on energies and forces, one checkpoint an epoch.
+//! Training on energies and forces, with a checkpoint per epoch.
 
 use crate::Args;
 use crate::chart::{self, Frame as Axes, Line};
@@ -16,11 +16,10 @@ use tiebeam::nn::Parameters;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, Schedule};
 use tiebeam::{Error, Result, Rng};
 
-/// Of an epoch: training and validation MAE of energies (meV) and of force components (meV per angstrom),
-/// seconds.
+/// The numbers of an epoch: training and validation MAE of energies (meV) and of force components (meV per angstrom), seconds.
 pub type Epoch = [f64; 5];
 
-/// Trains to the last epoch; none when Ctrl-C stopped it.
+/// Trains to the last epoch. `None` if Ctrl-C stopped it before.
 pub fn train(
     args: &Args,
     potential: &mut Potential,
@@ -65,7 +64,7 @@ pub fn train(
             let batch = potential.batch(&frames.iter().collect::<Vec<_>>())?;
             let loss = potential.loss(&batch, args.energy_weight, Ponita::FORCE_STEP)?;
             state.optimizer.step(&loss.objective.backward()?, lr)?;
-            // Errors are read one step late, so that the device never waits for the host.
+            // Errors are read one step late, so the device never waits for the host.
             let readings = [loss.energy_errors.read::<f32>()?, loss.force_errors.read::<f32>()?];
             if let Some(readings) = late.replace(readings) {
                 errors.add(readings)?;
@@ -86,7 +85,7 @@ pub fn train(
     Ok(Some(state.curve))
 }
 
-/// A frame in another orientation, or a mirror image: energies are the same, forces turn along.
+/// Rotates or mirrors a frame. Its energy stays the same, and its forces are transformed too.
 fn turned(frame: &Frame, matrix: &Mat3) -> Frame {
     let all = |list: &[Vec3]| list.iter().map(|&x| times(matrix, x)).collect();
     Frame {
@@ -114,7 +113,7 @@ fn note(curve: &[Epoch]) {
 struct Errors([(f64, usize); 2]);
 
 impl Errors {
-    /// Takes a step's errors; one that is no number ends the run before anything bad is saved.
+    /// Adds a step's errors. NaN or infinity ends the run before a bad checkpoint is saved.
     fn add(&mut self, readings: [Reading; 2]) -> Result<()> {
         for ((sum, count), reading) in self.0.iter_mut().zip(readings) {
             let bytes = reading.wait()?;
@@ -136,7 +135,7 @@ impl Errors {
     }
 }
 
-/// MAE of energies in meV and of force components in meV per angstrom.
+/// Computes the MAE of energies in meV and of force components in meV per angstrom.
 fn score(potential: &Potential, frames: &[Frame]) -> Result<[f64; 2]> {
     let calculator = Calculator::new(potential.clone());
     let (mut energy, mut force, mut count) = (0.0, 0.0, 0);
@@ -156,7 +155,7 @@ fn settings(args: &Args, training: &[Frame]) -> String {
     let Args {
         epochs, batch, channels, layers, orientations, radius, lr, energy_weight, as_given, seed, ..
     } = args;
-    // FNV-1a: a run must not go on with other frames.
+    // An FNV-1a hash of the frames, because a run must not continue with other frames.
     let numbers = training.iter().flat_map(|f| f.positions.iter().flatten().chain(f.energy.iter()));
     let bits = numbers.fold(0xcbf29ce484222325u64, |h, x| (h ^ x.to_bits()).wrapping_mul(0x100000001b3));
     format!(
@@ -166,7 +165,7 @@ fn settings(args: &Args, training: &[Frame]) -> String {
     )
 }
 
-/// Errors by epoch.
+/// Draws the errors by epoch.
 pub fn draw(path: &Path, curve: &[Epoch], adapter: &AdapterSummary) -> Result<()> {
     let line = |name: &str, unit: &str, column: usize| {
         let points: Vec<_> = curve.iter().enumerate().map(|(i, e)| (i as f64 + 1.0, e[column])).collect();

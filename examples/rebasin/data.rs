@@ -1,10 +1,10 @@
-//! Handwritten digits: those that ship with the repository, or MNIST's own files.
+//! Handwritten digits: those that ship with the repository, or MNIST's files.
 
 use std::path::{Path, PathBuf};
 use tiebeam::store::File;
 use tiebeam::{Error, Gpu, Result, Tensor};
 
-/// `examples/data/README.md` says where they come from.
+/// The digits of the repository. Their source is in `examples/data/README.md`.
 const DIGITS: &[u8] = include_bytes!("../data/digits_8x8.safetensors");
 const TRAIN: usize = 1400;
 
@@ -20,7 +20,7 @@ pub struct Data {
 }
 
 impl Data {
-    /// The 8x8 digits.
+    /// Returns the 8x8 digits of the repository.
     pub fn digits(gpu: &Gpu) -> Result<Data> {
         let file = File::from_bytes("digits_8x8.safetensors", DIGITS.to_vec())?;
         let pixels = file.tensor_u32("images")?;
@@ -34,7 +34,7 @@ impl Data {
         Ok(Data { train: set(0..TRAIN), test: set(TRAIN..labels.len()) })
     }
 
-    /// The four files of MNIST in a folder, unpacked; at most `limit` images for training.
+    /// Reads the four unpacked files of MNIST in a folder, with at most `limit` training images.
     pub fn mnist(gpu: &Gpu, folder: &Path, limit: usize) -> Result<Data> {
         let set = |name: &str, limit: usize| {
             let (images, pixels) = idx(folder, &format!("{name}-images"), 3)?;
@@ -51,13 +51,13 @@ impl Data {
         Ok(Data { train: set("train", limit)?, test: set("t10k", usize::MAX)? })
     }
 
-    /// One more than the largest label.
+    /// Number of classes: one more than the largest label.
     pub fn classes(&self) -> usize {
         self.train.labels.iter().chain(&self.test.labels).max().map_or(0, |&most| most as usize + 1)
     }
 }
 
-/// Sizes and bytes of an IDX file of bytes with this many axes, under either of its usual names.
+/// Reads an IDX file of bytes with this many axes, under either of its usual names. Returns its sizes and its data.
 fn idx(folder: &Path, name: &str, axes: usize) -> Result<(Vec<usize>, Vec<u8>)> {
     let names = ["-", "."].map(|dot| format!("{name}{dot}idx{axes}-ubyte"));
     let paths: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).collect();

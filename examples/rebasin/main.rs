@@ -1,9 +1,9 @@
-//! Trains networks that differ in their seed alone, permutes one towards the other, and shows what lies between them.
+//! Trains networks that differ only in their seed, permutes one towards the other, and shows the losses between them.
 //!
 //!     cargo run --release --features cli --example rebasin
 //!
-//! Writes the networks and the data to OUT, so that `tiebeam match`, `tiebeam barrier` and `tiebeam merge` can be run on them, and
-//! draws the losses. `--models 3` also averages three; `--mnist DIR` reads MNIST's own files.
+//! Writes the networks and the data to OUT, where `tiebeam match`, `tiebeam barrier` and `tiebeam merge` can use them, and draws
+//! the losses. `--models 3` also averages three networks. `--mnist DIR` reads MNIST's files.
 
 mod data;
 #[path = "../common/run.rs"]
@@ -44,10 +44,10 @@ struct Args {
     /// Highest learning rate
     #[arg(long, default_value_t = 0.1)]
     lr: f32,
-    /// Images in a step
+    /// Images per step
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
-    /// Points on each path, both ends among them
+    /// Points on each path, including both ends
     #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(3..=1001))]
     points: u32,
     /// Seed of the first network; the others follow
@@ -56,7 +56,7 @@ struct Args {
     /// Also compare directions of singular vectors (half a minute at width 512)
     #[arg(long)]
     singular: bool,
-    /// Folder with MNIST's four files, unpacked, in place of the digits that ship with the repository
+    /// Folder with MNIST's four files, unpacked, to use instead of the digits of the repository
     #[arg(long)]
     mnist: Option<PathBuf>,
     /// Most training images of MNIST
@@ -67,12 +67,12 @@ struct Args {
     out: PathBuf,
 }
 
-/// Loss and accuracy of a network on a set.
+/// Computes loss and accuracy of a network on a set.
 fn evaluate(gpu: &Gpu, net: &MlpModel, weights: &dyn Weights, set: &Set) -> Result<Evaluation> {
     Evaluation::of(&no_grad(|| net.logits(gpu, weights, &set.x))?, &set.labels)
 }
 
-/// The permutation that makes hidden units answer alike on the training set.
+/// Finds the permutation that makes hidden activations on the training set most similar.
 fn by_activations(
     gpu: &Gpu,
     net: &MlpModel,
@@ -88,12 +88,12 @@ fn by_activations(
     Ok(matching.solve()?.permutation)
 }
 
-/// One way to go from the first network to the second.
+/// A path from the first network to the second.
 struct Way {
     name: &'static str,
-    /// On the training set.
+    /// Losses on the training set.
     train: LossPath,
-    /// The middle on the test set.
+    /// The middle of the path on the test set.
     test: Evaluation,
 }
 
@@ -115,7 +115,7 @@ impl Study<'_> {
         Ok(Way { name, train, test })
     }
 
-    /// Trains, matches and reports one width; the losses as a panel of the picture.
+    /// Trains, matches and reports networks of one width. Returns their losses as a panel of the picture.
     fn width(&self, width: usize) -> Result<Panel> {
         let sizes: Vec<usize> = std::iter::once(self.data.train.x.shape()[1])
             .chain(std::iter::repeat_n(width, self.args.hidden as usize))
@@ -197,7 +197,7 @@ impl Study<'_> {
         Ok(())
     }
 
-    /// Averages all networks as they are, each matched to the first, and all matched together.
+    /// Averages all networks in three ways: unmatched, each matched to the first, and all matched together.
     fn many(&self, net: &MlpModel, spec: &Spec, models: &[BTreeMap<String, Tensor>]) -> Result<()> {
         let all: Vec<&dyn Weights> = models.iter().map(|model| model as &dyn Weights).collect();
         let options = MatchOptions::default();
@@ -223,7 +223,8 @@ impl Study<'_> {
     }
 }
 
-/// The naive path with the best temperature at each point: width and temperature alone connect networks to some degree.
+/// Returns the naive path's losses at the best temperature of each point. Large width and the right temperature already connect
+/// networks to some degree without matching.
 fn tempered(way: &Way) -> (String, Vec<f64>) {
     match way.name {
         "naive" => ("naive, best temperature".into(), way.train.tempered_losses()),

@@ -1,4 +1,4 @@
-//! A multilayer perceptron, trained.
+//! Trains a multilayer perceptron.
 
 use crate::data::Set;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -10,7 +10,7 @@ use tiebeam::optim::{Group, Schedule, Sgd, SgdConfig};
 use tiebeam::share::Tied;
 use tiebeam::{Error, Gpu, Result, Rng, Step, Tensor};
 
-/// How all networks are trained.
+/// Settings of the training, the same for all networks.
 pub struct Recipe {
     pub epochs: usize,
     pub batch: usize,
@@ -19,7 +19,7 @@ pub struct Recipe {
 
 const MOMENTUM: f32 = 0.9;
 
-/// Named leaves of a network with these sizes, drawn uniformly within `1 / sqrt(inputs)`.
+/// Creates the named leaves of a network with these sizes, drawn uniformly within `1 / sqrt(inputs)`.
 fn leaves(gpu: &Gpu, sizes: &[usize], rng: &mut Rng) -> Vec<(String, Tensor)> {
     let layer = |(i, pair): (usize, &[usize])| {
         let bound = Init::Uniform(1.0 / (pair[0] as f32).sqrt());
@@ -29,10 +29,10 @@ fn leaves(gpu: &Gpu, sizes: &[usize], rng: &mut Rng) -> Vec<(String, Tensor)> {
     sizes.windows(2).enumerate().flat_map(layer).collect()
 }
 
-/// A network `sizes` of ReLU layers, trained by SGD with momentum and a cosine schedule.
+/// Trains a ReLU network with these sizes by SGD with momentum and a cosine schedule.
 ///
 /// # Errors
-/// The device's fault, and when it is stopped.
+/// When the device fails, and when `stop` is set.
 pub fn train(
     gpu: &Gpu,
     set: &Set,

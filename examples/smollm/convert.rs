@@ -1,4 +1,4 @@
-//! Conversions of a trained model to shared weights.
+//! Converts a trained model to shared weights.
 
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fmt;
@@ -8,14 +8,14 @@ use tiebeam::models::llama::{LINEARS, Llama};
 use tiebeam::models::masa::MasaPlan;
 use tiebeam::{Gpu, Result, Tensor, no_grad};
 
-/// How to share.
+/// How weights are shared.
 #[derive(Clone, Copy, Debug)]
 pub enum Conversion {
-    /// So many blocks in turn.
+    /// The layers use this many blocks in turn.
     Recursive(usize),
-    /// q, k, v and o from so many atoms each.
+    /// The matrices of q, k, v and o are combined from this many atoms each.
     Masa(usize),
-    /// Groups of so many neighbours use the matrices of the first.
+    /// Groups of this many neighbouring layers use the matrices of the first.
     Fold(usize),
 }
 
@@ -46,8 +46,8 @@ impl fmt::Display for Conversion {
 }
 
 impl Conversion {
-    /// The model with shared weights; norms and token vectors are the same leaves. `sample` is what a dictionary's groups and
-    /// low-rank parts are fitted to.
+    /// Returns the model with shared weights. Its norms and token embeddings are the same leaves as in `model`. A dictionary's
+    /// groups and low-rank parts are fitted to the tokens `sample`.
     pub fn apply(&self, model: &Llama, rank: usize, groups: usize, sample: &Tensor) -> Result<Llama> {
         let count = if matches!(self, Conversion::Masa(_)) { 4 * groups } else { LINEARS.len() };
         let bar = ProgressBar::new(count as u64);
@@ -87,7 +87,7 @@ impl Conversion {
     }
 }
 
-/// The norm of the difference of both models' last hidden states on these tokens, over that of the first model's.
+/// Returns the norm of the difference of both models' last hidden states on these tokens, relative to the norm of the first's.
 pub fn output_error(gpu: &Gpu, before: &Llama, after: &Llama, tokens: &[u32]) -> Result<f64> {
     let x = Tensor::from_slice(gpu, tokens, [1, tokens.len()]);
     let [a, b] = [before, after].map(|model| no_grad(|| model.hidden(&x)));

@@ -1,4 +1,5 @@
-//! Runs a Llama-type model from a GGUF file or a folder of Hugging Face's: generates text, measures perplexity, and shows what sharing its weights costs.
+//! Runs a Llama-type model from a GGUF file or a Hugging Face folder: generates text, measures perplexity, and shows what sharing
+//! its weights costs.
 //!
 //!     make smollm
 //!     cargo run --release --features cli --example smollm -- --model FILE --prompt "The capital of France is"
@@ -31,28 +32,28 @@ struct Args {
     /// safetensors
     #[arg(long)]
     model: PathBuf,
-    /// Text to go on from
+    /// Text to continue
     #[arg(long, default_value = "The capital of France is")]
     prompt: String,
     /// Tokens to add
     #[arg(long, default_value_t = 32)]
     tokens: usize,
-    /// Tokens that a sequence may have
+    /// Most tokens of a sequence
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(2..=8192))]
     context: u32,
     /// Text to measure perplexity on, and to train on after a conversion
     #[arg(long)]
     text: Option<PathBuf>,
-    /// Windows of 256 tokens that perplexity is measured on, from the end of the text
+    /// Windows of 256 tokens at the end of the text, on which perplexity is measured
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
     windows: u32,
     /// recursive:B (B blocks in turn), masa:S (S atoms for q, k, v and o each) or fold:G (groups of G neighbours)
     #[arg(long)]
     convert: Option<Conversion>,
-    /// Rank of each layer's own part in a recursive conversion or beside dictionaries (half of it for k and v there)
+    /// Rank of a low-rank part per layer in recursive and masa conversions (in masa, half of it for k and v)
     #[arg(long, default_value_t = 0)]
     lora: usize,
-    /// Groups of neighbouring blocks with dictionaries of their own, cut where the model's output drifts most
+    /// Groups of neighbouring blocks, each with its own dictionaries, divided where the model's output drifts most
     #[arg(long, default_value_t = 1)]
     groups: usize,
     /// Steps of training after the conversion, on the text before its last windows
@@ -61,16 +62,16 @@ struct Args {
     /// Train towards the original model's scores instead of the text's next tokens
     #[arg(long)]
     distill: bool,
-    /// A file that a line of results is added to
+    /// Append a line of results to this file
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Learning rate of that training
+    /// Learning rate of the training after the conversion
     #[arg(long, default_value_t = 1e-4)]
     lr: f32,
 }
 
 const WINDOW: usize = 256;
-/// Windows from the start of the text that dictionaries are fitted to.
+/// Number of windows, from the start of the text, that dictionaries are fitted to.
 const SAMPLE: usize = 8;
 
 fn bar(count: u64) -> ProgressBar {
@@ -80,7 +81,7 @@ fn bar(count: u64) -> ProgressBar {
     bar
 }
 
-/// Greedy decoding, token by token to the terminal; tokens a second after the prompt.
+/// Decodes greedily and prints each token at once, then the rate in tokens per second (without the prompt).
 fn generate(model: &Llama, words: &Words, args: &Args) -> Result<()> {
     let prompt = words.encode(&args.prompt)?;
     if prompt.is_empty() {
@@ -113,7 +114,7 @@ fn generate(model: &Llama, words: &Words, args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Tokens of the text: what may be trained on, and the windows at its end.
+/// Tokens of the text: a part for training, and the windows at the end.
 struct Text {
     train: Vec<u32>,
     windows: Vec<Vec<u32>>,
@@ -138,7 +139,7 @@ fn pair(gpu: &Gpu, window: &[u32]) -> [Tensor; 2] {
     [0, 1].map(|from| Tensor::from_slice(gpu, &window[from..from + WINDOW], [1, WINDOW]))
 }
 
-/// `exp` of the mean loss in nats a token over the windows.
+/// Returns `exp` of the mean loss over the windows, in nats per token.
 fn perplexity(gpu: &Gpu, model: &Llama, text: &Text, what: &str) -> Result<f64> {
     let bar = bar(text.windows.len() as u64);
     bar.set_message(format!("perplexity {what}"));
@@ -152,7 +153,7 @@ fn perplexity(gpu: &Gpu, model: &Llama, text: &Text, what: &str) -> Result<f64> 
     Ok((sum / text.windows.len() as f64).exp())
 }
 
-/// Training on random windows of the text: on its next tokens, or on the scores of `teacher`.
+/// Trains on random windows of the text, towards its next tokens or the scores of `teacher`.
 fn uptrain(gpu: &Gpu, model: &Llama, teacher: Option<&Llama>, text: &Text, args: &Args) -> Result<()> {
     if text.train.len() <= WINDOW {
         return Err(Error::config("the text has nothing to train on before its last windows"));
@@ -184,7 +185,7 @@ fn uptrain(gpu: &Gpu, model: &Llama, teacher: Option<&Llama>, text: &Text, args:
     Ok(())
 }
 
-/// The model, its tokenizer, and the bytes of its weights on disk.
+/// Opens a model. Returns it with its tokenizer and the size of its weights on disk, in bytes.
 fn open(gpu: &Gpu, path: &Path, context: usize) -> Result<(Llama, Words, usize)> {
     if !path.is_dir() {
         let file = Gguf::open(path)?;
@@ -204,7 +205,7 @@ fn open(gpu: &Gpu, path: &Path, context: usize) -> Result<(Llama, Words, usize)>
     Ok((Llama::from_weights(gpu, &weights, config)?, words, bytes?.iter().sum()))
 }
 
-/// What a conversion did, as it is measured.
+/// Measured effects of a conversion.
 #[derive(Default)]
 struct Measured {
     stored: f64,
@@ -227,7 +228,7 @@ impl Measured {
     }
 }
 
-/// Shares the model's weights, and says what that costs and saves.
+/// Shares the model's weights and prints what that costs and saves.
 fn converted(
     gpu: &Gpu,
     model: &Llama,
@@ -237,7 +238,7 @@ fn converted(
     conversion: &Conversion,
 ) -> Result<Llama> {
     let stored = Parameters::of(model).stored();
-    // A teacher must stay as it is while what was made of it learns.
+    // The conversion shares leaves with its model. A copy is converted if the model is the teacher, which must not change.
     let copy = args.distill.then(|| model.copied());
     let prompt = words.encode(&args.prompt)?;
     let sample = match text {

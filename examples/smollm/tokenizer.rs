@@ -9,10 +9,10 @@ use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::{AddedToken, PreTokenizerWrapper, Tokenizer};
 
-/// Text to tokens and back.
+/// Converts text to tokens and back.
 pub struct Words {
     tokenizer: Tokenizer,
-    /// Ends an answer.
+    /// The token that ends an answer.
     pub end: u32,
 }
 
@@ -21,7 +21,7 @@ fn fault(message: impl ToString) -> Error {
 }
 
 impl Words {
-    /// Reads `tokenizer.ggml.*`.
+    /// Reads the metadata `tokenizer.ggml.*`.
     pub fn of(file: &Gguf) -> Result<Words> {
         let model = file.text("tokenizer.ggml.model")?;
         if model != "gpt2" {
@@ -37,14 +37,14 @@ impl Words {
         let merges = merges.ok_or_else(|| fault("a merge is not two tokens with a blank between"))?;
         let mut tokenizer = Tokenizer::new(BPE::new(vocabulary, merges));
         let bytes = ByteLevel::new(false, false, true);
-        // SmolLM's takes digits one by one.
+        // SmolLM's tokenizer splits numbers into single digits.
         let parts: Vec<PreTokenizerWrapper> = match file.text("tokenizer.ggml.pre").unwrap_or("default") {
             "smollm" => vec![Digits::new(true).into(), bytes.into()],
             _ => vec![bytes.into()],
         };
         tokenizer.with_pre_tokenizer(Some(Sequence::new(parts)));
         tokenizer.with_decoder(Some(bytes));
-        // Kind 3 marks control tokens, which are never made of text.
+        // Kind 3 marks control tokens, which text is never encoded to.
         let Some(Value::List(kinds)) = file.metadata().get("tokenizer.ggml.token_type") else {
             return Err(fault("there is no list tokenizer.ggml.token_type"));
         };
@@ -67,7 +67,7 @@ impl Words {
         }
         let tokenizer = Tokenizer::from_file(&path).map_err(|e| fault(e.to_string()))?;
         let config: serde_json::Value = serde_json::from_str(config).map_err(|e| fault(e.to_string()))?;
-        // One number, or a list of which any ends an answer.
+        // The value is one number or a list, of which the first is taken.
         let end = config["eos_token_id"].as_u64().or(config["eos_token_id"][0].as_u64());
         let end = end.and_then(|id| u32::try_from(id).ok());
         Ok(Words { tokenizer, end: end.ok_or_else(|| fault("config.json has no eos_token_id".into()))? })

@@ -1,5 +1,5 @@
-"""The rows of `tiebeam bench` in PyTorch on CUDA, under the same family and shape: python3 scripts/gpu/torch_rows.py [group...].
-One JSON line each: median ms of device time for kernels, of wall time for steps and dispatches."""
+"""Times the rows of `tiebeam bench` in PyTorch on CUDA, by the same family and shape: python3 scripts/gpu/torch_rows.py [group...].
+Prints one JSON line per row, with the median ms: device time for kernels, wall time for steps and dispatches."""
 import json, math, os, sys, time
 import torch, torch.nn.functional as F
 torch.backends.cuda.matmul.allow_tf32 = False

@@ -1,5 +1,5 @@
-// The adapter's rate of cooperative multiply-adds on registers: CHAINS chains of c = a b + c a subgroup, f16 operands and
-// f32 sums, 4 x ROUNDS steps.
+// Measures the adapter's rate of cooperative multiply-adds on registers: CHAINS chains of c = a b + c per subgroup, with f16
+// operands and f32 sums, 4 x ROUNDS steps each.
 
 const SIZE: u32 = 16u;
 const LANES: u32 = 32u;

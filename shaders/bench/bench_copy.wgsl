@@ -1,12 +1,12 @@
-// The adapter's rate of copying: y = x, SPAN vec4 a thread, LANES apart, so that neighbouring lanes always read and write
-// neighbouring words. A workgroup copies SPAN x LANES vec4; loads come before stores, to have many of them in flight.
+// Measures the adapter's rate of copying, y = x. A thread copies SPAN vec4 that are LANES apart, so neighbouring lanes always
+// read and write neighbouring words. A workgroup copies SPAN x LANES vec4. Loads come before stores, so many are in flight.
 
 const LANES: u32 = 256u;
 const SPAN: u32 = 4u;
 
 struct Params {
     groups_x: u32,
-    count: u32,      // vec4, a multiple of SPAN x LANES
+    count: u32,      // number of vec4, a multiple of SPAN x LANES
 }
 var<immediate> p: Params;
 

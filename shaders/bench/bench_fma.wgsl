@@ -1,5 +1,5 @@
-// The adapter's rate of multiply-adds on registers: CHAINS chains of a = a * m + b a thread, each a vec4, 4 x ROUNDS steps.
-// `nothing` is the smallest dispatch.
+// Measures the adapter's rate of multiply-adds on registers: CHAINS chains of a = a * m + b per thread, each on a vec4, 4 x
+// ROUNDS steps. `nothing` is the smallest dispatch.
 
 const CHAINS: u32 = 4u;
 const ROUNDS: u32 = 256u;

@@ -1,14 +1,15 @@
-// bf16 is the upper half of an f32; two to a word, low half first. Integer work on bits: no driver can flush or round.
+// Conversion between f32 and bf16, which is the upper half of an f32. A word has two bf16, the low half first. All arithmetic is
+// on integers, which no driver can flush or round.
 // unpack: y[2 i] = low half of x[i] << 16, y[2 i + 1] = high half of x[i] << 16
 // pack:   y[i] = round(x[2 i]) | round(x[2 i + 1]) << 16, to nearest, ties to even; NaN stays NaN
 
 struct Params {
     groups_x: u32,
-    n: u32, // elements, not words
+    n: u32, // elements
 }
 var<immediate> p: Params;
 
-// A thread has eight elements; buffers are padded to whole fours of words.
+// A thread converts eight elements. Buffers are padded to a multiple of four words.
 @group(0) @binding(0) var<storage, read> x: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read_write> y: array<vec4<u32>>;
 
@@ -21,7 +22,7 @@ fn round(bits: vec4<u32>) -> vec4<u32> {
 @compute @workgroup_size(64)
 fn unpack(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = (group.y * p.groups_x + group.x) * 64u + lane;
-    // On i, because 8 i wraps for the spare threads near 2^32 elements.
+    // The test is on i, because 8 i wraps for spare threads near 2^32 elements.
     if i > (p.n - 1u) / 8u { return; }
     let words = x[i];
     let low = words << vec4(16u);

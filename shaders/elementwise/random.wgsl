@@ -3,15 +3,15 @@
 //   uniform   draw in [0, 1), steps of 2^-24
 //   normal    standard normal, by inversion of one word
 //
-// Not differentiable. A thread makes one Philox block: elements 4 i .. 4 i + 3. `uniform` has no binding 1.
+// Not differentiable. A thread computes one Philox block: elements 4 i .. 4 i + 3. `uniform` has no binding 1.
 #import rng
 
 struct P {
     n: u32,            // elements of out, at least 1
-    groups_x: u32,     // workgroups along x; at most 65535
+    groups_x: u32,     // workgroups along x, at most 65535
     key: vec2<u32>,    // the seed, low word first
     stream: vec2<u32>, // the stream's number, low word first
-    scale: f32,        // not so small that draw * scale is subnormal: adapters may flush it
+    scale: f32,        // large enough that draw * scale is not subnormal, which adapters may flush
     shift: f32,
 }
 
@@ -23,8 +23,8 @@ fn words(i: u32) -> vec4<u32> {
     return philox(vec4<u32>(i, p.stream.x, p.stream.y, 0u), p.key);
 }
 
-// Two roundings, as on the host. A driver that contracted `draw * scale + shift` to one fma would round once,
-// so the product crosses to integers and meets a zero that the compiler cannot know: the top bit of groups_x.
+// Rounds twice, as the host does. A driver that contracts `draw * scale + shift` to an fma would round only once. To prevent
+// that, the product is converted to integers and combined with a zero that the compiler cannot know: the top bit of groups_x.
 fn place(draw: f32) -> f32 {
     let scaled = bitcast<f32>(bitcast<u32>(draw * p.scale) ^ (p.groups_x >> 31u));
     return scaled + p.shift;
@@ -52,7 +52,7 @@ fn store(i: u32, values: vec4<f32>) {
 @compute @workgroup_size(64)
 fn uniform(@builtin(workgroup_id) wid: vec3<u32>, @builtin(local_invocation_index) lid: u32) {
     let i = (wid.y * p.groups_x + wid.x) * 64u + lid;
-    // On i, not on 4 i, which wraps for the spare threads of a fill near 2^32 elements.
+    // The test is on i, because 4 i wraps for spare threads near 2^32 elements.
     if i > (p.n - 1u) >> 2u {
         return;
     }

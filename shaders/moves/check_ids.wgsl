@@ -1,21 +1,21 @@
-// found[slot] = how many of ids are outside 0..size, the first such place, and the id there; what is found later adds to the
-// count. For devices that check: nothing is written where all ids are inside. No derivative.
+// found[slot] = the number of ids outside 0..size, the index of the first such id, and the id itself. A later launch with the
+// same slot adds to the count. Nothing is written if all ids are inside. Runs on devices that check ids. No derivative.
 //
-// One workgroup walks all ids, so that a slot is written by one thread and needs no atomics of its own; integers, so that
-// the order of the threads does not matter. A negative id comes as a large one.
+// One workgroup walks all ids. A slot is then written by one thread, without atomics. Counts and minima are integers, so the
+// order of the threads does not matter. A negative id is read as a large one.
 
 struct Params {
-    first: u32,     // the ids that this launch looks at: from here
-    n: u32,         // up to here
+    first: u32,     // the first id that this launch checks
+    n: u32,         // the end of the ids that it checks
     size: u32,
     slot: u32,
-    ignores: u32,   // 1 where `ignored` counts
-    ignored: u32,   // the id that may be anywhere, as bits
+    ignores: u32,   // 1 if `ignored` applies
+    ignored: u32,   // an id that is allowed outside, as bits
 }
 var<immediate> p: Params;
 
 @group(0) @binding(0) var<storage, read> ids: array<u32>;
-@group(0) @binding(1) var<storage, read_write> found: array<vec4<u32>>;     // count, place, id, 0
+@group(0) @binding(1) var<storage, read_write> found: array<vec4<u32>>;     // count, index, id, 0
 
 const THREADS: u32 = 256u;
 const NOWHERE: u32 = 0xffffffffu;

@@ -1,12 +1,13 @@
-// concat: y[outer, start + i, inner] = x[outer, i, inner]; one dispatch a part, all parts write the one output.
-// pad:    y[outer, i, inner] = x[outer, i - start, inner] inside, 0 outside. Each is the other's gradient's layout.
-// Elements are moved as 32-bit words, whatever their type.
+// concat: y[outer, start + i, inner] = x[outer, i, inner]. There is one dispatch per input, and all write the same output.
+// pad:    y[outer, i, inner] = x[outer, i - start, inner] inside, 0 outside. The gradient of pad has the layout of concat's
+//         inputs.
+// Elements are moved as 32-bit words of any type.
 
 struct Params {
-    n: u32,         // elements to walk: of x in concat, of y in pad
+    n: u32,         // elements: of x in concat, of y in pad
     groups_x: u32,
-    x_row: u32,     // elements of x for one outer index: its axis times the inner size
-    y_row: u32,     // the same of y
+    x_row: u32,     // elements of x per outer index: its axis times the inner size
+    y_row: u32,     // the same for y
     start: u32,     // elements of y before x in each row
 }
 var<immediate> p: Params;

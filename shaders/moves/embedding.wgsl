@@ -1,17 +1,17 @@
-// select:   y[o, i, c] = x[o, ids[i], c] for x [outer, rows, inner]; an embedding has outer = 1. Words of any type.
-// gather:   y[o, i, c] = x[o, ids[o, i, c], c]; `cells` numbers the element of x behind each id.
-// sum_runs: the adjoint of both, dx[o, r, c] (+)= sum over i with ids[i] = r of dy[o, i, c], in rising order of i.
-// Ids outside the rows give zeros, and take nothing in the adjoints.
+// select:   y[o, i, c] = x[o, ids[i], c] for x [outer, rows, inner]. An embedding has outer = 1. Elements are words of any type.
+// gather:   y[o, i, c] = x[o, ids[o, i, c], c]. `cells` computes the index in x that belongs to each id.
+// sum_runs: the adjoint of both, dx[o, r, c] (+)= sum over i with ids[i] = r of dy[o, i, c], in ascending order of i.
+// Ids outside the rows give zeros in y, and add nothing in the adjoints.
 //
-// The adjoint has no atomics: `order` lists the places sorted by id (stable), so what goes to one row is one run of it. A thread
-// walks CHUNK places of one column. A run that begins and ends there is one row of dx, which nobody else writes. What crosses
-// the chunk's first or last place leaves its sum to the next pass (FOLDED), which walks two of these a chunk, sorted as they
-// are: log(n) / log(CHUNK / 2) passes, however many uses a row has, and sums that are a tree. dy is read once, dx written once
-// and before that by `clear`, unless what is there is added to.
+// The adjoint has no atomics. `order` lists the places sorted by id (stable), so the terms of one row of dx are a contiguous run
+// of it. A thread walks CHUNK places of one column. A run that begins and ends inside the chunk is the whole sum of one row of
+// dx, which no other thread writes. The sum of a run that crosses the chunk's first or last place is left to the next pass
+// (FOLDED). That pass has two such sums per chunk, which are sorted already. It takes log(n) / log(CHUNK / 2) passes, however
+// often a row is used, and the sums are trees. dy is read once. dx is written once, after `clear` unless the kernel accumulates.
 // The sort costs about log2(n / 2048) passes over 16 n bytes.
 
-alias Elem = u32;       // what select moves
-alias Float = f32;      // what sum_runs adds
+alias Elem = u32;       // elements of select
+alias Float = f32;      // elements of sum_runs
 const CHUNK: u32 = 32u;
 const FOLDED: bool = false;
 const ACCUMULATE: bool = false;
@@ -22,7 +22,7 @@ struct Params {
     rows: u32,
     inner: u32,     // in Elem or Float
     count: u32,     // ids along the axis
-    chunks: u32,    // of sum_runs
+    chunks: u32,    // number of chunks in sum_runs
 }
 var<immediate> p: Params;
 
@@ -31,9 +31,9 @@ var<immediate> p: Params;
 @group(0) @binding(2) var<storage, read_write> y: array<Elem>;
 
 @group(0) @binding(3) var<storage, read> order: array<u32>;
-// Cells; or, of each chunk, the rows whose sums its first and last place leave to the next pass.
+// In `cells`, its result. In sum_runs, the two rows per chunk whose sums are left to the next pass, at its first and last place.
 @group(0) @binding(4) var<storage, read_write> found: array<u32>;
-@group(0) @binding(5) var<storage, read_write> rest: array<Float>;    // those sums
+@group(0) @binding(5) var<storage, read_write> rest: array<Float>;    // the sums that are left
 @group(0) @binding(6) var<storage, read> dy: array<Float>;
 @group(0) @binding(7) var<storage, read_write> dx: array<Float>;
 
@@ -54,7 +54,7 @@ fn select_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     y[at] = x[(place / p.count * p.rows + id) * p.inner + at % p.inner];
 }
 
-// No row: what lies between runs.
+// Stands for no row.
 const NOBODY: u32 = 0xffffffffu;
 
 fn place(i: u32) -> u32 {
@@ -72,7 +72,7 @@ fn sum_runs(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let first = chunk * CHUNK;
     let last = min(first + CHUNK, p.count);
     var row = ids[place(first)];
-    // Whether the run began before this chunk.
+    // Whether the present run began before this chunk.
     var open = false;
     if first > 0u { open = ids[place(first - 1u)] == row; }
     var sum = Float(0.0);
@@ -109,7 +109,7 @@ fn sum_runs(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     rest[(to + 1u) * p.inner + column] = sum;
     if column == 0u && outer == 0u {
         found[to] = begun_row;
-        // Between two parts of one run lies nothing of another.
+        // NOBODY, if no run continues in the next chunk. An entry of another row must not separate two parts of one run.
         found[to + 1u] = select(NOBODY, row, goes_on);
     }
 }
@@ -132,7 +132,7 @@ fn gather(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     y[at] = x[(at / (p.count * p.inner) * p.rows + id) * p.inner + at % p.inner];
 }
 
-// The element of x behind each id; outside ones come behind all.
+// The index in x of each id's element. Ids outside get an index beyond all others.
 @compute @workgroup_size(64)
 fn cells(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let at = thread(group, lane);

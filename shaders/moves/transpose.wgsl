@@ -1,12 +1,12 @@
-// y[b, r, c] = x[b, c, r]: a copy whose rows were columns, for sizes and steps that are multiples of 4. Any 32-bit type.
+// y[b, r, c] = x[b, c, r]: a transposed copy, for sizes and strides that are multiples of 4. Any 32-bit type.
 //
-// A thread turns a block of 4 x 4; 8 x 8 threads read and write 128 bytes of each row that they touch, so that neither
-// side wastes memory lines. Bytes: each element once in, once out.
+// A thread transposes a block of 4 x 4. A workgroup of 8 x 8 threads reads and writes 128 bytes of each row, so neither side
+// wastes cache lines. Bytes: each element is read once and written once.
 
 struct Params {
-    rows: u32,       // of y, in blocks of 4
+    rows: u32,       // rows of y, in blocks of 4
     cols: u32,
-    offset: u32,     // of x, in vectors; then the steps of its batches and rows
+    offset: u32,     // offset and strides of x, in vectors
     batch_step: u32,
     row_step: u32,
 }

@@ -1,8 +1,8 @@
-// One step of AdamW over every tensor of an arena, s steps in:
+// One step of AdamW over every tensor of an arena, where s is the number of the step:
 //     g *= factor;  w *= 1 - lr wd;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
 //     w -= lr (m / (1 - b1^s)) / (sqrt(v / (1 - b2^s)) + eps)
-// lr is the step's times the group's scale. Nothing changes where the norm of all gradients is not finite.
-// One workgroup a chunk of at most 1024 elements of one tensor; each array moves once. No derivative: the last word.
+// lr is the step's learning rate times the group's scale. Nothing changes if the norm of all gradients is not finite.
+// One workgroup per chunk of at most 1024 elements of one tensor. Each array is read and written once. No derivative.
 
 struct Params {
     groups_x: u32,
@@ -18,9 +18,9 @@ struct Params {
 }
 var<immediate> p: Params;
 
-// First element (a multiple of 4), length, bits of the group's lr_scale and weight_decay.
+// Per chunk: first element (a multiple of 4), length, bits of the group's lr_scale and weight_decay.
 @group(0) @binding(0) var<storage, read> chunks: array<vec4<u32>>;
-// Norm of all gradients, factor of clipping.
+// The norm of all gradients, then the clipping factor.
 @group(0) @binding(1) var<storage, read> norm: array<f32>;
 @group(0) @binding(2) var<storage, read> g: array<vec4<f32>>;
 @group(0) @binding(3) var<storage, read_write> w: array<vec4<f32>>;

@@ -1,19 +1,19 @@
-// norm = sqrt(sum of g^2 over all chunks);  factor = min(1, clip / (norm + 1e-6)), or 1 where clip is 0.
-// chunks: one workgroup a chunk of at most 1024 elements of one tensor: lane t takes vectors t, t + 64, ... in order,
-//         then a fixed tree of 64. The sum goes to partial[first + chunk].
-// finish: one workgroup adds the partial sums of all arenas, in an order that their number fixes, and counts norms that are
-//         not finite.
-// No derivative: gradients are the input.
+// norm = sqrt(sum of g^2 over all chunks);  factor = min(1, clip / (norm + 1e-6)), or 1 if clip is 0.
+// sum_chunks: one workgroup per chunk of at most 1024 elements of one tensor. Lane t takes vectors t, t + 64, ... in order,
+//             followed by a fixed tree of 64. The sum goes to partials[first + chunk].
+// finish:     one workgroup adds the partial sums of all arenas, in an order that depends only on their number, and counts norms
+//             that are not finite.
+// No derivative.
 
 struct Params {
     groups_x: u32,
-    count: u32,    // chunks of this arena; in `finish`, of all arenas
+    count: u32,    // chunks of this arena, or of all arenas in `finish`
     first: u32,    // chunks of the arenas before this one
     clip: f32,
 }
 var<immediate> p: Params;
 
-// First element (a multiple of 4), length, bits of the group's lr_scale and weight_decay.
+// Per chunk: first element (a multiple of 4), length, bits of the group's lr_scale and weight_decay.
 @group(0) @binding(0) var<storage, read> chunks: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read> g: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read_write> partials: array<f32>;
@@ -27,7 +27,7 @@ var<workgroup> tree: array<f32, 256>;
 @compute @workgroup_size(64)
 fn sum_chunks(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let at = group.y * p.groups_x + group.x;
-    // The same for the whole workgroup, so the barriers below are reached by all or none.
+    // Uniform over the workgroup, so all lanes reach the barriers below or none does.
     if at >= p.count { return; }
     let chunk = chunks[at];
     let vectors = (chunk.y + 3u) / 4u;
@@ -47,7 +47,7 @@ fn sum_chunks(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
 
 @compute @workgroup_size(256)
 fn finish(@builtin(local_invocation_index) lane: u32) {
-    // Four running sums: independent loads, shorter rounding chains.
+    // Four running sums have independent loads and shorter chains of rounding.
     var s0 = 0.0;
     var s1 = 0.0;
     var s2 = 0.0;

@@ -1,62 +1,65 @@
-// Prices v of linear assignment by auction with falling eps; rows want the column of least value(i, j) = c[i, j] + price[j].
-//   a free row i bids  price[j] + (second least - least) + eps  for its best column j
-//   each column goes to the highest bid, the lowest row at ties, and takes the bid as its price; its owner is free again
-// All free rows bid at once (Jacobi). f32: the prices are a start for an exact solver in f64, no proof. No derivative.
-// columns, begin:  prices from the least of each column, everyone free.
-// bid:     one workgroup a row. claim: a thread a row. resolve: a thread a column. step: ends a phase when few rows are free.
-// small:   one workgroup a problem, all its rounds in a few launches, its columns bidding for its rows so that lanes read side by side.
-// Bids compare as bits: prices are not negative. Maxima and minima of integers do not depend on the order of threads.
+// Prices of linear assignment by auction with decreasing eps. Rows want the column of least value(i, j) = c[i, j] + price[j].
+//   A free row i bids  price[j] + (second least - least) + eps  for its best column j.
+//   Each column goes to the highest bid (to the lowest row at ties) and takes the bid as its price. Its former owner is free
+//   again.
+// All free rows bid at once (Jacobi). The prices are f32, the start of an exact solver in f64, and prove nothing. No derivative.
+// columns, begin:  initial prices from the least entry of each column, with all rows free.
+// bid:     one workgroup per row. claim: one thread per row. resolve: one thread per column. step: ends a phase when few rows are
+//          free.
+// small:   one workgroup per problem, with all rounds in a few launches. Columns bid for rows, so that lanes read adjacent
+//          entries.
+// Bids are compared as bits, since prices are not negative. Maxima and minima of integers do not depend on the order of threads.
 
 const MOST: u32 = 256u;     // columns of a small problem
 
 struct Params {
     groups_x: u32,
     n: u32,
-    flip: u32,      // the sign bit where the largest sum is wanted
+    flip: u32,      // the sign bit if the largest sum is wanted, else 0
     leave: u32,     // rows that may stay free at the end of a phase
-    rounds: u32,    // of all phases together at most
-    problems: u32,  // small ones
-    now: u32,       // rounds of one of them in this launch
+    rounds: u32,    // most rounds of all phases together
+    problems: u32,  // number of small problems
+    now: u32,       // rounds of a small problem in this launch
     begins: u32,    // 1 in the first launch
 }
 var<immediate> p: Params;
 
 @group(0) @binding(0) var<storage, read> cost: array<u32>;
 @group(0) @binding(1) var<storage, read_write> price: array<f32>;
-// Of a row: its column and bid. Before the first round, of a column: its least and greatest.
+// Per row: the column that it bids for, and its bid. Before the first round, per column: its least and greatest entry.
 @group(0) @binding(2) var<storage, read_write> bids: array<vec2<u32>>;
-// Of a column: the highest bid, then (from n on) the lowest row that made it.
+// Per column: the highest bid, then (from n on) the lowest row that made it.
 @group(0) @binding(3) var<storage, read_write> top: array<atomic<u32>>;
-// Of a column: its row, and the phase in which it got it.
+// Per column: its row, and the phase in which the row got it.
 @group(0) @binding(4) var<storage, read_write> owner: array<vec2<u32>>;
-// Of a row: the phase in which it has a column.
+// Per row: the phase in which it has a column.
 @group(0) @binding(5) var<storage, read_write> held: array<u32>;
 @group(0) @binding(6) var<storage, read_write> state: State;
 
 struct State {
-    done: u32,      // 1 with prices, 2 without: too many rounds
-    phase: u32,     // from 1
-    rounds: u32,    // so far
+    done: u32,      // 1 when prices are found, 2 after too many rounds
+    phase: u32,     // counted from 1
+    rounds: u32,    // rounds so far
     free: atomic<u32>,
     eps: f32,
-    range: f32,     // of the entries
+    range: f32,     // the greatest minus the least entry
 }
 
 const NOBODY: u32 = 0xffffffffu;
-// Above every value that is allowed.
+// Above every allowed value.
 const FAR: f32 = 3.0e38;
-const FIRST: f32 = 0.1;     // eps over range
+const FIRST: f32 = 0.1;     // first and last eps, relative to the range
 const LAST: f32 = 1.0e-6;
 const FALL: f32 = 0.25;
 
-/// The entry as minimised; FAR where it is forbidden, which no comparison of infinities may decide.
+/// An entry of the minimised cost. A forbidden one is FAR, so that no comparison sees infinities.
 fn entry(at: u32) -> f32 {
     let bits = cost[at];
     if (bits & 0x7f800000u) == 0x7f800000u { return FAR; }
     return bitcast<f32>(bits ^ p.flip);
 }
 
-/// A new price, above the old one whatever rounding does, and finite.
+/// A new price, finite and above the old one even after rounding.
 fn raised(old: f32, least: f32, second: f32, range: f32, eps: f32) -> u32 {
     let to = min(old + min(second - least, range) + eps, FAR);
     return max(bitcast<u32>(to), bitcast<u32>(old) + 1u);
@@ -80,7 +83,8 @@ var<workgroup> lows: array<f32, 64>;
 var<workgroup> tops: array<f32, 64>;
 var<workgroup> highs: array<f32, 64>;
 
-/// Each lane has seen some: all get the least, the greatest least of a line, the greatest. Every lane comes here.
+/// Combines the values of all lanes: the minimum of `low`, the maximum of `top_low` (the least entries of columns), and the maximum
+/// of `high`. Every lane must call this.
 fn extremes(lane: u32, low: f32, top_low: f32, high: f32) -> vec3<f32> {
     lows[lane] = low;
     tops[lane] = top_low;
@@ -94,7 +98,7 @@ fn extremes(lane: u32, low: f32, top_low: f32, high: f32) -> vec3<f32> {
         }
         workgroupBarrier();
     }
-    // The same for all, which only this says: loops with barriers depend on it.
+    // Loops with barriers depend on these values. Only workgroupUniformLoad tells compilers that they are uniform.
     return vec3(workgroupUniformLoad(&lows[0]), workgroupUniformLoad(&tops[0]), workgroupUniformLoad(&highs[0]));
 }
 
@@ -123,7 +127,7 @@ fn begin(@builtin(local_invocation_index) lane: u32) {
         state.eps = FIRST * state.range;
         state.phase = 1u;
         state.rounds = 0u;
-        // Where all entries are the same any prices serve.
+        // If all entries are equal, any prices are right.
         state.done = select(0u, 1u, state.range <= 0.0);
         atomicStore(&state.free, p.n);
     }
@@ -143,7 +147,7 @@ fn bid(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index)
     var least = FAR;
     var second = FAR;
     var at = NOBODY;
-    // Each row starts at a column of its own: rows for which many columns are the same do not all bid for one.
+    // Each row starts at another column, so rows with many equal entries do not all bid for the same column.
     for (var k = lane; k < p.n; k += 64u) {
         let j = select(row + k, row + k - p.n, row + k >= p.n);
         let value = min(entry(row * p.n + j) + price[j], FAR);
@@ -171,7 +175,7 @@ fn bid(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index)
         }
         workgroupBarrier();
     }
-    // A row whose entries are all forbidden bids for nothing.
+    // A row whose entries are all forbidden does not bid.
     if lane != 0u || place[0] == NOBODY { return; }
     let k = place[0];
     let j = select(row + k, row + k - p.n, row + k >= p.n);
@@ -216,12 +220,12 @@ fn step() {
     }
     state.eps *= FALL;
     state.done = select(0u, 1u, state.eps < LAST * state.range);
-    // What the last phase assigned is void: phases are told apart by number.
+    // A new phase number voids all assignments of the last phase.
     state.phase++;
     atomicStore(&state.free, p.n);
 }
 
-// Here the columns of a small problem bid for its rows.
+// In a small problem, the columns bid for the rows.
 var<workgroup> row_price: array<f32, MOST>;
 var<workgroup> row_owner: array<u32, MOST>;
 var<workgroup> row_top: array<atomic<u32>, MOST>;
@@ -232,7 +236,7 @@ var<workgroup> offer: array<u32, MOST>;
 var<workgroup> count: atomic<u32>;
 var<workgroup> waiting: u32;
 
-/// One round; returns how many columns are still free. Every lane comes here.
+/// Makes one round and returns how many columns are still free. Every lane must call this.
 fn trade(base: u32, lane: u32, range: f32, eps: f32) -> u32 {
     for (var j = lane; j < p.n; j += 64u) {
         wants[j] = NOBODY;
@@ -276,8 +280,8 @@ fn trade(base: u32, lane: u32, range: f32, eps: f32) -> u32 {
     return workgroupUniformLoad(&waiting);
 }
 
-// What a small problem keeps between launches: of each row its price and owner, of each column whether it has a row; then the bits of
-// eps and range, the rounds so far, and whether the next round begins a phase.
+// Where `held` has the state of a small problem between launches: prices and owners of rows, whether each column has a row, the
+// bits of eps and range, the rounds so far, and whether the next round begins a phase.
 fn kept_at(problem: u32) -> u32 { return problem * (3u * p.n + 4u); }
 
 var<workgroup> kept: vec4<u32>;
@@ -308,7 +312,7 @@ fn small(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
     var eps = bitcast<f32>(state_now.x);
     var rounds = state_now.z;
     var fresh = state_now.w != 0u;
-    // At its end already: the launch that came to it wrote the prices.
+    // The problem has ended, and the launch that ended it has written the prices.
     if p.begins == 0u && (rounds >= p.rounds || eps <= LAST * range) { return; }
     for (var i = lane; i < p.n; i += 64u) {
         row_price[i] = select(bitcast<f32>(held[own + i]), 0.0, p.begins != 0u);
@@ -318,7 +322,7 @@ fn small(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
         atomicStore(&row_claim[i], NOBODY);
     }
     workgroupBarrier();
-    // How many columns wait is known from who has a row.
+    // Counts the columns without a row.
     if lane == 0u {
         var waiting_now = 0u;
         for (var j = 0u; j < p.n; j++) { waiting_now += select(1u, 0u, has[j] != 0u); }
@@ -351,7 +355,7 @@ fn small(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
         held[at + 2u] = rounds;
         held[at + 3u] = select(0u, 1u, fresh);
     }
-    // What each column pays at best is its potential; too many rounds give none.
+    // The potential of a column is the negated least cost plus price. FAR, after too many rounds, means that there are none.
     for (var j = lane; j < p.n; j += 64u) {
         var least = FAR;
         for (var i = 0u; i < p.n; i++) { least = min(least, entry(base + i * p.n + j) + row_price[i]); }

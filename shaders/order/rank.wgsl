@@ -1,20 +1,21 @@
-// Ranks without sorting. An element's key is an integer that orders as the element does; rank r of a tensor, ties in order of
-// their index, is found digit by digit from the highest: count each value of a digit among the elements whose higher digits
-// are the ones found so far, and take the value at which the running sum passes r. Three passes of 11, 11 and 10 bits.
+// Finds ranks without sorting. An element's key is an integer with the same order as the elements. The element of rank r (ties
+// ordered by index) is found digit by digit, from the highest: count how often each value of a digit occurs among the elements
+// whose higher digits are those found so far, and take the value at which the running sum passes r. There are three passes of 11,
+// 11 and 10 bits.
 //
 //   counts[row, (key >> shift) & digit] += 1   where (key & mask) == prefix
-//   the same of the index instead of the key   where key == tie, once the key is known and not alone
+//   The same for the index instead of the key  where key == tie, once the key is known and occurs more than once.
 // keep:        y[i] = x[i] where low <= (key, i) < high, pairs in lexicographic order, else 0
-// non_finite:  counts[0] = how many are NaN or infinite, counts[1] = 2^32 - 1 - the first one's index
-// Integer atomics: any order of additions gives the same sums. Bytes: x once a pass.
+// non_finite:  counts[0] = the number of NaN and infinities, counts[1] = 2^32 - 1 - the index of the first one
+// Atomic additions of integers give the same sums in any order. Bytes: x once per pass.
 
 const BINS: u32 = 2048u;
 
 struct Params {
     groups_x: u32,
     n: u32,
-    span: u32,      // elements that a workgroup counts, whole fours
-    signed: u32,    // order by value, not by magnitude
+    span: u32,      // elements that a workgroup counts, a multiple of 4
+    signed: u32,    // 1 to order by value, 0 by magnitude
     row: u32,
     shift: u32,
     digit: u32,
@@ -29,7 +30,7 @@ struct Params {
 }
 var<immediate> p: Params;
 
-// Four elements at a time; buffers are padded to whole ones.
+// Elements are read four at a time. Buffers are padded to a multiple of four.
 @group(0) @binding(0) var<storage, read> x: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read_write> counts: array<atomic<u32>>;
 @group(0) @binding(2) var<storage, read_write> y: array<vec4<u32>>;
@@ -89,7 +90,7 @@ fn kept(bits: u32, i: u32) -> u32 {
 fn keep(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let at = (group.y * p.groups_x + group.x) * 64u + lane;
     let i = 4u * at;
-    // On `at`, because 4 at wraps for the spare threads near 2^32 elements.
+    // The test is on `at`, because 4 at wraps for spare threads near 2^32 elements.
     if at > (p.n - 1u) / 4u { return; }
     let four = x[at];
     y[at] = vec4(kept(four.x, i), kept(four.y, i + 1u), kept(four.z, i + 2u), kept(four.w, i + 3u));

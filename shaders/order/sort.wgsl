@@ -1,26 +1,28 @@
-// Stable order along the axis of x[outer, size, inner]: pairs (key, index), ascending; descending flips the keys.
+// Stable sort along the axis of x[outer, size, inner], by pairs (key, index), ascending. For descending order the keys are
+// flipped.
 //   indices[outer, i, inner] = index of the i-th element, values[outer, i, inner] = x[outer, indices[..], inner], i < k
-//   dx[outer, indices[outer, i, inner], inner] = dvalues[outer, i, inner], 0 elsewhere; a row's indices differ, so no races.
-// rows:    rows of at most TILE elements, TILE / pad of them in a workgroup: bitonic sort in workgroup memory.
-// tiles:   pieces of TILE elements of longer rows, of which the first `keep` pairs are kept; again: the same from pairs.
-// merge:   two sorted runs into one, each element finding its place by binary search in the other run.
-// finish:  values and indices of the first k pairs.
-// The pairs are all different, so the order is total and any method gives the same result.
+//   dx[outer, indices[outer, i, inner], inner] = dvalues[outer, i, inner], 0 elsewhere. A row's indices differ, so there are no
+//   races.
+// rows:    sorts rows of at most TILE elements, TILE / pad rows per workgroup, by a bitonic sort in workgroup memory.
+// tiles:   sorts tiles of TILE elements of longer rows and keeps the first `keep` pairs of each. again: the same from pairs.
+// merge:   merges two sorted runs. Each element finds its place by binary search in the other run.
+// finish:  writes values and indices of the first k pairs.
+// All pairs are different, so the order is total and any method gives the same result.
 
 const TILE: u32 = 2048u;    // elements in workgroup memory, 8 bytes each; a power of two, at least 128
 
 struct Params {
     groups_x: u32,
     rows: u32,      // outer * inner
-    size: u32,      // of the axis
+    size: u32,      // elements of the axis
     inner: u32,
-    k: u32,         // results a row
-    in_row: u32,    // pairs in a row that is read
-    out_row: u32,   // pairs in a row that is written
+    k: u32,         // results per row
+    in_row: u32,    // pairs per row that is read
+    out_row: u32,   // pairs per row that is written
     keep: u32,      // pairs that a tile writes
-    tiles: u32,     // in a row
-    pad: u32,       // room for a row in the tile: a power of two
-    flip: u32,      // all bits for descending order
+    tiles: u32,     // tiles per row
+    pad: u32,       // places per row in a tile, a power of two
+    flip: u32,      // all bits for descending order, else 0
     kind: u32,      // elements: 0 float, 1 unsigned, 2 signed
     run: u32,       // elements in a sorted run
     accumulate: u32,
@@ -37,7 +39,7 @@ var<immediate> p: Params;
 
 #import order
 
-// Behind every element, NaN too: the index decides.
+// The key of padding. It sorts behind every element: if a key is equal, as a NaN's may be, the index decides.
 const LAST: u32 = 0xffffffffu;
 
 var<workgroup> tile_key: array<u32, TILE>;
@@ -50,12 +52,12 @@ fn key_of(bits: u32) -> u32 {
     return key ^ p.flip;
 }
 
-/// Where element `i` of a row is, in an array whose rows have `size` elements.
+/// The position of element `i` of a row in an array whose axis has `size` elements.
 fn element(row: u32, i: u32, size: u32) -> u32 {
     return ((row / p.inner) * size + i) * p.inner + row % p.inner;
 }
 
-/// Sorts each `pad` elements of the tile. Every lane of the workgroup comes here.
+/// Sorts every `pad` elements of the tile. Every lane of the workgroup must call this.
 fn sort_tile(lane: u32) {
     workgroupBarrier();
     for (var width = 2u; width <= p.pad; width = width << 1u) {
@@ -63,7 +65,8 @@ fn sort_tile(lane: u32) {
             for (var t = lane; t < TILE / 2u; t += 64u) {
                 let low = 2u * t - (t & (step - 1u));
                 let high = low + step;
-                // Halves in opposite orders make the next width bitonic; the last width ascends in every row.
+                // Neighbouring blocks are sorted in opposite orders, which makes them bitonic for the next width. The last width
+                // ascends in every row.
                 let up = (low & (p.pad - 1u) & width) == 0u;
                 let key = tile_key[low];
                 let other = tile_key[high];
@@ -85,7 +88,7 @@ fn sort_tile(lane: u32) {
 @compute @workgroup_size(64)
 fn rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let first = (group.y * p.groups_x + group.x) * (TILE / p.pad);
-    // The same for the whole workgroup, so the barriers below are reached by all or none.
+    // Uniform over the workgroup, so all lanes reach the barriers below or none does.
     if first >= p.rows { return; }
     for (var t = lane; t < TILE; t += 64u) {
         let row = first + t / p.pad;
@@ -108,7 +111,7 @@ fn rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
 }
 
-/// Writes the tile's first pairs; the last tile of a row may have fewer.
+/// Writes the tile's first pairs. The last tile of a row may have fewer.
 fn keep_tile(row: u32, tile: u32, lane: u32) {
     let start = tile * p.keep;
     let count = min(p.keep, p.out_row - start);
@@ -165,7 +168,7 @@ fn merge(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
     let middle = min(start + p.run, p.in_row);
     let end = min(start + 2u * p.run, p.in_row);
     let key = keys_in[at];
-    // Every index of the left run is below every index of the right one: at equal keys left comes first.
+    // Every index of the left run is below every index of the right one, so the left run comes first at equal keys.
     let left = i < middle;
     var low = select(start, middle, left);
     var high = select(middle, end, left);
@@ -198,7 +201,7 @@ fn clear(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
     dx[at] = 0.0;
 }
 
-/// x holds the bits of dvalues, ids_in the indices.
+/// x has the bits of dvalues, and ids_in has the indices.
 @compute @workgroup_size(64)
 fn scatter(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let at = (group.y * p.groups_x + group.x) * 64u + lane;

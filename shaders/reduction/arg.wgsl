@@ -1,18 +1,18 @@
-// y[outer, inner] = the first index along the axis of the largest x[outer, i, inner]; of the smallest where flipped.
+// y[outer, inner] = the first index along the axis of the largest x[outer, i, inner], or of the smallest if flipped.
 // NaN counts as the largest of all. No derivative.
-// rows:    inner = 1. One workgroup a piece of a row, a fixed tree of 64.
-// columns: inner > 1. One thread a piece of a column.
-// finish:  the best of the pieces that a long axis was cut into; one thread a result.
-// Keys and indices are integers and the order is total: the same result whatever the pieces.
+// rows:    inner = 1. One workgroup per part of a row, with a fixed tree of 64.
+// columns: inner > 1. One thread per part of a column.
+// finish:  the best of all parts of a long axis. One thread per result.
+// Keys and indices are integers and the order is total, so the result does not depend on the parts.
 
 struct Params {
     groups_x: u32,
     results: u32,   // outer * parts * inner
     axis: u32,
     inner: u32,
-    parts: u32,     // pieces of the axis, each its own result
-    span: u32,      // elements of the axis in a piece
-    flip: u32,      // 0 for the largest; all bits for the smallest
+    parts: u32,     // parts of the axis, each with its own result
+    span: u32,      // elements of the axis per part
+    flip: u32,      // 0 for the largest, all bits for the smallest
 }
 var<immediate> p: Params;
 
@@ -27,9 +27,9 @@ const NOBODY: u32 = 0xffffffffu;
 var<workgroup> best_key: array<u32, 64>;
 var<workgroup> best_index: array<u32, 64>;
 
-/// The key that is larger for a better element.
+/// The key of an element. A better one has a larger key.
 fn rank(at: u32) -> u32 {
-    // NaN stays the largest: flipped to 0 it loses to every number.
+    // NaN has the largest key. When the smallest is wanted, the flip makes it the worst.
     return order_key(x[at]) ^ p.flip;
 }
 
@@ -41,7 +41,7 @@ fn beats(key: u32, index: u32, other: u32, other_index: u32) -> bool {
 @compute @workgroup_size(64)
 fn rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let result = group.y * p.groups_x + group.x;
-    // The same for the whole workgroup, so the barriers below are reached by all or none.
+    // Uniform over the workgroup, so all lanes reach the barriers below or none does.
     if result >= p.results { return; }
     let first = (result % p.parts) * p.span;
     let last = min(first + p.span, p.axis);
@@ -96,7 +96,7 @@ fn finish(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     var index = NOBODY;
     for (var part = 0u; part < p.parts; part++) {
         let i = pieces[(outer * p.parts + part) * p.inner + column];
-        // A piece past the end of the axis has no element.
+        // A part beyond the end of the axis has no element.
         if i < p.axis {
             let k = rank((outer * p.axis + i) * p.inner + column);
             if beats(key, index, k, i) { key = k; index = i; }

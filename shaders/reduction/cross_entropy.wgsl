@@ -1,9 +1,9 @@
 // forward:   loss = m + log(s) - x[target], m = max(x), s = sum exp(x - m) over the classes of a row
 // backward:  dx = (exp(x - m) / s - [class = target]) dy / count
-// The loss of the whole is sum(loss) / count over the rows that are not ignored. Ignored rows have loss and gradient 0;
-// a target outside the classes reads nothing and gives NaN. No probability is stored: backward has m and 1 / s of a row.
+// The total loss is sum(loss) / count over the rows that are not ignored. Ignored rows have loss and gradient 0. A target outside
+// the classes reads nothing and gives NaN. Probabilities are not stored: backward recomputes them from m and 1 / s of a row.
 //
-// LANES neighbouring threads share a row in `forward`, as in softmax.wgsl; backward takes one element a thread.
+// LANES neighbouring threads share a row in `forward`, as in softmax.wgsl. `backward` has one thread per element.
 
 #import logsumexp
 #import exp_log
@@ -17,9 +17,9 @@ struct Params {
     groups_x: u32,
     rows: u32,
     classes: u32,
-    ignores: u32,   // 1 where `ignored` counts
+    ignores: u32,   // 1 if `ignored` applies
     ignored: u32,   // the target that marks a row without a loss, as bits
-    nan: f32,       // WGSL cannot write one
+    nan: f32,       // NaN, which WGSL has no constant for
 }
 var<immediate> p: Params;
 
@@ -27,7 +27,7 @@ var<immediate> p: Params;
 @group(0) @binding(1) var<storage, read> targets: array<u32>;
 @group(0) @binding(2) var<storage, read_write> losses: array<f32>;          // [2, rows]: loss, then 1 or 0 for the count
 @group(0) @binding(3) var<storage, read_write> made: array<vec2<f32>>;      // m, 1 / s
-// Of `backward`.
+// Bindings of `backward`.
 @group(0) @binding(4) var<storage, read> statistics: array<vec2<f32>>;
 @group(0) @binding(5) var<storage, read> totals: array<f32>;                // sum of losses, count
 @group(0) @binding(6) var<storage, read> dy: array<f32>;
@@ -41,7 +41,7 @@ fn is_ignored(target_class: u32) -> bool {
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = (group.y * p.groups_x + group.x) * (64u / LANES) + lane / LANES;
     let t = lane % LANES;
-    // Threads past the last row stay for the barriers, with nothing to walk.
+    // Threads beyond the last row walk nothing, but take part in the barriers.
     let n = select(0u, p.classes / PIECE, row < p.rows);
     let all = row_lse(lane, walk(row * (p.classes / PIECE), 1u, t, n));
     if t != 0u || row >= p.rows { return; }
@@ -49,7 +49,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     finish(row, all);
 }
 
-// For rows too long to walk: one thread each, with m and s made by other ops.
+// For rows that are too long to walk. One thread per row, with m and s computed by other ops.
 @compute @workgroup_size(64)
 fn long_rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = (group.y * p.groups_x + group.x) * 64u + lane;
@@ -62,7 +62,7 @@ fn finish(row: u32, all: vec2<f32>) {
     if is_ignored(wanted) {
         loss = 0.0;
     } else if wanted < p.classes {
-        // m - x first: both may be large, their difference is what matters.
+        // m - x is computed first, because both may be large while their difference is small.
         loss = log_of1(all.y) + (all.x - element(row * p.classes + wanted));
     }
     losses[row] = loss;
@@ -79,7 +79,7 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     var d = exp_of1(element(at) - of_row.x) * of_row.y;
     if wanted == at - row * p.classes { d -= 1.0; }
     d *= dy[0] / totals[1];
-    // Chosen and not multiplied: an ignored row may hold anything.
+    // By select, not by multiplication, since an ignored row may contain NaN.
     d = select(d, p.nan, wanted >= p.classes);
     dx[at] = select(d, 0.0, is_ignored(wanted));
 }

@@ -1,31 +1,32 @@
-// y[outer, i, inner] = sum over j <= i of x[outer, j, inner]; reversed: over j >= i. Each is the other's derivative.
-// rows:    inner = 1. One workgroup a piece of a row: four elements a lane, a scan over the lanes, a carry.
-// columns: any inner. One thread a piece of a column, walking it in order.
-// Long axes are cut into pieces, so that a carry is handed on a few dozen times only and few results still fill a device: their totals first, the totals' own cumsum, then each piece with what
-// the pieces before it hold. Order is fixed by the sizes alone: the same bits every time.
+// y[outer, i, inner] = sum over j <= i of x[outer, j, inner], or over j >= i if reversed. Each is the other's derivative.
+// rows:    inner = 1. One workgroup per part of a row: four elements per lane, a scan over the lanes, and a carry.
+// columns: any inner. One thread per part of a column, which it walks in order.
+// Long axes are divided into parts, so that few results still fill a device and a carry passes only a few dozen times. First come
+// the totals of all parts, then the cumsum of the totals, then each part with the total of the parts before it. The order depends
+// only on the sizes, so the bits are the same every time.
 
 alias Elem = f32;
-const BLOCK: u32 = 32u;    // of a thread's running sum: one for all would drift
+const BLOCK: u32 = 32u;    // terms per running sum of a thread, because a single long one would drift
 
 struct Params {
     groups_x: u32,
-    results: u32,   // pieces: outer * parts * inner
+    results: u32,   // outer * parts * inner
     axis: u32,
     inner: u32,
-    parts: u32,     // pieces of the axis
-    span: u32,      // elements of the axis in a piece
+    parts: u32,     // parts of the axis
+    span: u32,      // elements of the axis per part
     reverse: u32,
 }
 var<immediate> p: Params;
 
 @group(0) @binding(0) var<storage, read> x: array<Elem>;
-// Cumulative totals of the pieces [outer, parts, inner]; not read where there is one piece.
+// Cumulative totals of the parts [outer, parts, inner]. Not read if there is only one part.
 @group(0) @binding(1) var<storage, read> totals: array<Elem>;
 @group(0) @binding(2) var<storage, read_write> y: array<Elem>;
 
 var<workgroup> lanes: array<Elem, 128>;
 
-/// Element `i` in the order of summation, counted along the axis.
+/// The position along the axis of element `i` in the order of summation.
 fn along(i: u32) -> u32 {
     return select(i, p.axis - 1u - i, p.reverse != 0u) * p.inner;
 }
@@ -39,7 +40,7 @@ fn row_element(base: u32, i: u32, last: u32) -> Elem {
 @compute @workgroup_size(64)
 fn rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let piece = group.y * p.groups_x + group.x;
-    // The same for the whole workgroup, so the barriers below are reached by all or none.
+    // Uniform over the workgroup, so all lanes reach the barriers below or none does.
     if piece >= p.results { return; }
     let part = piece % p.parts;
     let first = part * p.span;
@@ -53,7 +54,8 @@ fn rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let s1 = s0 + row_element(base, i + 1u, last);
         let s2 = s1 + row_element(base, i + 2u, last);
         let s3 = s2 + row_element(base, i + 3u, last);
-        // Sums over the lanes up to this one, doubling the reach; two halves take turns so that one barrier is enough.
+        // Sums over the lanes up to this one, with a reach that doubles. The two halves of `lanes` take turns, so one barrier per
+        // step is enough.
         lanes[lane] = s3;
         var side = 0u;
         for (var step = 1u; step < 64u; step = step << 1u) {
@@ -71,7 +73,7 @@ fn rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if i + 1u < last { y[base + along(i + 1u)] = before + s1; }
         if i + 2u < last { y[base + along(i + 2u)] = before + s2; }
         if i + 3u < last { y[base + along(i + 3u)] = before + s3; }
-        // The next round overwrites what was just read.
+        // The next round overwrites values that were just read.
         workgroupBarrier();
     }
 }
@@ -98,7 +100,7 @@ fn columns(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     }
 }
 
-/// y[outer, part, inner] = the sum over a piece; one workgroup each, a fixed tree of 64.
+/// y[outer, part, inner] = the sum over a part. One workgroup each, with a fixed tree of 64.
 @compute @workgroup_size(64)
 fn row_totals(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let piece = group.y * p.groups_x + group.x;
@@ -122,7 +124,7 @@ fn row_totals(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
     if lane == 0u { y[piece] = lanes[0]; }
 }
 
-/// The same, one thread each.
+/// The same with one thread per part.
 @compute @workgroup_size(64)
 fn column_totals(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let at = (group.y * p.groups_x + group.x) * 64u + lane;

@@ -1,18 +1,18 @@
 // layer_norm (CENTRED):  y = x^ g + b,  x^ = (x - mean) r,  r = 1 / sqrt(var + eps), var = mean((x - mean)^2)
 // rms_norm:              y = x^ g,      x^ = x r,           r = 1 / sqrt(mean(x^2) + eps)
 // backward:   with h = dy g:  dx = r (h - [mean(h)] - x^ mean(h x^)), [] for layer_norm only
-// weights:    dg = sum over rows of dy x^,  db = sum over rows of dy: partial sums over parts of the rows (`columns`), which
-//             a reduction adds up.
+// weights:    dg = sum over rows of dy x^,  db = sum over rows of dy. `columns` computes partial sums over parts of the rows,
+//             which a reduction adds up.
 //
-// LANES neighbouring threads share a row of `forward` and `backward`, as in softmax.wgsl. The variance takes a second
-// pass over the row, which is in the cache by then: a large mean must not cancel. x^ is kept as (x - mean) r + q, where q
-// is what the rounding of the mean left over. A variance beyond f32 makes the row NaN: 1 / sqrt(infinity) would make it calm
-// zeros. Sums are in blocks of BLOCK terms: one running sum would drift.
+// LANES neighbouring threads share a row of `forward` and `backward`, as in softmax.wgsl. The variance takes a second pass over
+// the row, which is in the cache by then, because a one-pass variance would cancel for a large mean. x^ is (x - mean) r + q,
+// where q corrects the rounding error of the mean. A variance beyond f32 makes the row NaN, since 1 / sqrt(infinity) would hide
+// the overflow as zeros. Sums are in blocks of BLOCK terms, because a single running sum would drift.
 
 const LANES: u32 = 64u;
 const BLOCK: u32 = 64u;
 const CENTRED: bool = true;
-// With it no row's sum overflows, so that one which is not finite has seen an infinity.
+// A scale with which no row's sum overflows. A scaled sum that is not finite then means that the row contains an infinity.
 const SMALL: f32 = 0x1p-100f;
 
 struct Params {
@@ -20,14 +20,14 @@ struct Params {
     rows: u32,
     width: u32,
     eps: f32,
-    weighted: u32,    // 1 where there is a weight
-    biased: u32,      // 1 where there is a bias
-    span: u32,        // rows of a part, in `columns`
+    weighted: u32,    // 1 if there is a weight
+    biased: u32,      // 1 if there is a bias
+    span: u32,        // rows per part, in `columns`
 }
 var<immediate> p: Params;
 
 @group(0) @binding(0) var<storage, read> x: array<Piece>;
-// Bound to x where absent, and then its value is not used; a row of x is long enough.
+// A weight or bias that is absent is bound to x, a row of which is long enough. Its value is then not used.
 @group(0) @binding(1) var<storage, read> weight: array<Piece>;
 @group(0) @binding(2) var<storage, read> bias: array<Piece>;
 @group(0) @binding(3) var<storage, read_write> y: array<Piece>;
@@ -47,7 +47,7 @@ alias Sum = vec2<f32>;
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = (group.y * p.groups_x + group.x) * (64u / LANES) + lane / LANES;
     let t = lane % LANES;
-    // Threads past the last row stay for the barriers, with nothing to walk.
+    // Threads beyond the last row walk nothing, but take part in the barriers.
     let n = select(0u, p.width / PIECE, row < p.rows);
     let base = row * (p.width / PIECE);
     let size = f32(p.width);
@@ -62,7 +62,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         }
         mean = row_sum(lane, vec2<f32>(sum, 0.0)).x / size;
     }
-    // The deviations' own mean is what rounding left in the mean: Chan, Golub & LeVeque's correction takes it out.
+    // The mean of the deviations is the rounding error of the mean, which the correction of Chan, Golub & LeVeque removes.
     var deviations = vec2<f32>(0.0);
     for (var start = t; start < n; start += BLOCK * LANES) {
         let stop = min(start + BLOCK * LANES, n);
@@ -78,10 +78,11 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let moments = row_sum(lane, deviations) / size;
     let left = select(0.0, moments.x, CENTRED);
     let variance = moments.y - left * left;
-    // Rounding may leave it below 0. A NaN must stay, which max would lose; by bits, as a number below 0 has its sign.
+    // Rounding may make the variance negative, which is set to 0. max would lose a NaN, so the test is on the bits, from -0 to
+    // -infinity.
     let below = bitcast<u32>(variance) >= 0x80000000u && bitcast<u32>(variance) <= 0xff800000u;
     let root = inverseSqrt(select(variance, 0.0, below) + p.eps);
-    // Without a mean, what is beside an infinity is 0 as the formula says, and only an overflow is NaN.
+    // In rms_norm, a row with an infinity has 0 at its finite elements, by the formula. Only an overflow is made NaN.
     let r = pick1(finite_or_nan1(root, variance), root, !CENTRED && !finite1(moments.x));
     let q = -left * r;
     for (var i = t; i < n; i += LANES) {
@@ -121,7 +122,8 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     }
     let sums = row_sum(lane, both) / f32(p.width);
     let mean_h = select(0.0, sums.x, CENTRED);
-    // One element is its own mean: what would be left is the rounding of a product that a driver fuses here and not there.
+    // A single element equals its mean, so dx is 0. Without this it would be a rounding error that depends on where a driver
+    // fuses.
     let slope = select(of_row.y, of_row.y * 0.0, CENTRED && p.width == 1u);
     for (var i = t; i < n; i += LANES) {
         let h = dy[base + i] * select(Piece(1.0), weight[i], p.weighted != 0u);
@@ -130,8 +132,8 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     }
 }
 
-// One thread a column (four, by vectors) and part of the rows: neighbouring threads read neighbours, all of them one row's
-// statistics.
+// One thread per column (or per four, with vectors) and part of the rows. Neighbouring threads read neighbouring elements, and
+// all read the statistics of the same row.
 @compute @workgroup_size(64)
 fn columns(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let width = p.width / PIECE;

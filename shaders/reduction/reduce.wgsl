@@ -1,9 +1,9 @@
 // y[outer, inner] = reduction over `axis` of x[outer, axis, inner].
-// rows:    inner = 1. One workgroup a row: lane t takes elements t, t + 64, ... in order, then a fixed tree of 64.
-// columns: inner > 1. One thread a result, walking the axis in order; reads of neighbouring threads are neighbours.
-// Long axes come in passes (`span` elements of the axis each), so that few results still fill the device. A thread adds up
-// blocks of BLOCK first: one running sum would drift, since roundings of equal terms do not cancel.
-// Order is fixed by the sizes alone: the same bits every time.
+// rows:    inner = 1. One workgroup per row: lane t takes elements t, t + 64, ... in order, followed by a fixed tree of 64.
+// columns: inner > 1. One thread per result, which walks the axis in order. Neighbouring threads read neighbouring elements.
+// Long axes are divided into parts of `span` elements, so that few results still fill the device. A thread first adds up blocks of
+// BLOCK terms, because a single running sum would drift: rounding errors of equal terms do not cancel.
+// The order depends only on the sizes, so the bits are the same every time.
 
 alias Elem = f32;
 alias Bits = u32;
@@ -14,9 +14,9 @@ struct Params {
     results: u32,   // outer * parts * inner
     axis: u32,
     inner: u32,
-    parts: u32,     // pieces of the axis, each its own result
-    span: u32,      // elements of the axis in a piece
-    divisor: f32,   // of a mean
+    parts: u32,     // parts of the axis, each with its own result
+    span: u32,      // elements of the axis per part
+    divisor: f32,   // the count of a mean, else 1
 }
 var<immediate> p: Params;
 
@@ -34,7 +34,7 @@ fn finish(at: u32, value: Elem) {
 @compute @workgroup_size(64)
 fn rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = group.y * p.groups_x + group.x;
-    // The same for the whole workgroup, so the barriers below are reached by all or none.
+    // Uniform over the workgroup, so all lanes reach the barriers below or none does.
     if row >= p.results { return; }
     let first = (row % p.parts) * p.span;
     let last = min(first + p.span, p.axis);
@@ -68,7 +68,7 @@ fn columns(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     var i = first;
     while i < last {
         let stop = min(i + 4u * BLOCK, last);
-        // Four running results in a fixed pattern: shorter rounding chains and independent loads.
+        // Four running results in a fixed pattern have shorter chains of rounding and independent loads.
         var s0 = identity();
         var s1 = s0;
         var s2 = s0;

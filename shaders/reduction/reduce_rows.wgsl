@@ -1,7 +1,7 @@
-// reduce.wgsl's `rows`, by vectors: y[result] = reduction over a run of neighbours, a multiple of 4 of them.
-// LANES neighbouring threads share a result: 64 with a tree at the end, or 1 without a barrier, where barriers are dear.
-// A thread takes vectors t, t + LANES, ... in order, in blocks as in reduce.wgsl, and adds its four columns up at the end of
-// each: the same bits every time.
+// reduce.wgsl's `rows` with vectors: y[result] = reduction over adjacent elements, a multiple of 4.
+// LANES neighbouring threads share a result: 64 with a tree at the end, or 1 without barriers where these are slow.
+// A thread takes vectors t, t + LANES, ... in order, in blocks as in reduce.wgsl, and adds up its four columns at the end of each
+// block. The bits are the same every time.
 
 const LANES: u32 = 64u;
 const BLOCK: u32 = 32u;
@@ -11,11 +11,11 @@ alias Bits = u32;
 struct Params {
     groups_x: u32,
     results: u32,   // outer * parts
-    axis: u32,      // here and in `span`: vectors
+    axis: u32,      // vectors of the axis
     inner: u32,     // 1
-    parts: u32,     // pieces of the axis, each its own result
-    span: u32,      // of the axis in a piece
-    divisor: f32,   // of a mean
+    parts: u32,     // parts of the axis, each with its own result
+    span: u32,      // vectors of the axis per part
+    divisor: f32,   // the count of a mean, else 1
 }
 var<immediate> p: Params;
 
@@ -30,7 +30,7 @@ var<workgroup> tree: array<Elem, 64>;
 fn rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = (group.y * p.groups_x + group.x) * (64u / LANES) + lane / LANES;
     let t = lane % LANES;
-    // Threads past the last result stay for the barriers, with nothing to walk.
+    // Threads beyond the last result walk nothing, but take part in the barriers.
     let first = (row % p.parts) * p.span;
     let last = select(first, min(first + p.span, p.axis), row < p.results);
     let base = (row / p.parts) * p.axis;

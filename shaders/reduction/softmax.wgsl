@@ -1,11 +1,11 @@
 // softmax:      y = exp(x - m) / s,        dx = y (dy - sum(y dy))
 // log_softmax:  y = (x - m) - log(s),      dx = dy - exp(y) sum(dy)
-// with m = max(x) and s = sum exp(x - m) along the axis; backward reads y and dy only.
+// with m = max(x) and s = sum exp(x - m) along the axis. Backward reads only y and dy.
 //
-// Arrays are [outer, axis, inner]; a row is the axis at one (outer, inner). LANES neighbouring threads share a row, so a
-// workgroup has 64 / LANES of them: 64 for long rows, 1 where inner > 1, so that neighbouring threads read neighbours.
-// Lane t takes elements t, t + LANES, ... in order, in blocks of BLOCK, then a fixed tree: the same bits every time.
-// A row that holds NaN or infinity is NaN everywhere, and so is its gradient.
+// Arrays are [outer, axis, inner], and a row is the axis at one (outer, inner). LANES neighbouring threads share a row, so a
+// workgroup has 64 / LANES rows. LANES is 64 for long rows, and 1 if inner > 1, where neighbouring threads then read neighbouring
+// elements. Lane t takes elements t, t + LANES, ... in order, in blocks of BLOCK, followed by a fixed tree. The bits are the same
+// every time. A row that contains NaN or infinity is NaN everywhere, and so is its gradient.
 
 #import logsumexp
 #import exp_log
@@ -26,7 +26,7 @@ var<immediate> p: Params;
 
 @group(0) @binding(0) var<storage, read> x: array<Piece>;
 @group(0) @binding(1) var<storage, read_write> y: array<Piece>;
-// Of `backward`: the forward's result, the incoming gradient, the gradient of x.
+// Bindings of `backward`: the forward result, the incoming gradient, the gradient of x.
 @group(0) @binding(2) var<storage, read> out: array<Piece>;
 @group(0) @binding(3) var<storage, read> dy: array<Piece>;
 @group(0) @binding(4) var<storage, read_write> dx: array<Piece>;
@@ -38,11 +38,11 @@ alias Sum = f32;
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = (group.y * p.groups_x + group.x) * (64u / LANES) + lane / LANES;
     let t = lane % LANES;
-    // Threads past the last row stay for the barriers, with nothing to walk.
+    // Threads beyond the last row walk nothing, but take part in the barriers.
     let n = select(0u, p.axis / PIECE, row < p.rows);
     let base = (row / p.inner) * (p.axis / PIECE) * p.inner + row % p.inner;
     let all = row_lse(lane, walk(base, p.inner, t, n));
-    // Subtracting the maximum first and log(s) second keeps the bits that a large maximum would swallow.
+    // The maximum is subtracted first and log(s) second, because their sum would lose bits for a large maximum.
     let factor = select(1.0 / all.y, log_of1(all.y), LOG);
     for (var i = t; i < n; i += LANES) {
         let at = base + i * p.inner;

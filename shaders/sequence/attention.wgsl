@@ -1,20 +1,20 @@
 // y[i] = sum over keys j of p[i, j] v[j],   p[i, .] = softmax over visible j of s[i, j],
 // s[i, j] = scale q[i] . k[j] + mask[i, j].
-// lse[i] = log sum over visible j of exp(s[i, j]), kept for attention_backward.wgsl.
+// lse[i] = log sum over visible j of exp(s[i, j]), stored for attention_backward.wgsl.
 // Source: Milakov & Gimelshein 2018 (online softmax); Dao 2023, "FlashAttention-2".
 //
-// Query heads that share one key head lie next to each other, so a (batch, key head) pair has `group * tokens_q` rows
-// of queries. A thread owns ROWS of them, with q and the sum in registers, and walks the keys four at a time: no score is
-// stored, and K and V are read at addresses that are the same for the whole workgroup. Heads too wide for the registers
-// are split over PARTS threads, which add up their scores in workgroup memory (slot `parts`).
-// Rows see keys j < limit(i); a thread stops at the last limit of its own rows, which skips what causality hides.
-// Few rows and many keys (decoding) leave most threads without work: then the keys are cut into parts as well.
+// Query heads that share one key head are adjacent in memory, so a (batch, key head) pair has `group * tokens_q` rows of queries.
+// A thread owns ROWS of them, with q and the sum in registers, and walks the keys four at a time. No score is stored, and all
+// threads of a workgroup read K and V at the same addresses. Heads that are too wide for the registers are split over PARTS
+// threads, which add up their scores in workgroup memory (slot `parts`).
+// Row i sees keys j < limit(i). A thread stops at the last limit of its rows, which skips keys that causality hides.
+// With few rows and many keys (decoding), most threads would be idle. The keys are then divided into parts as well.
 // Bytes: Q and y once; K and V once per 64 ROWS / PARTS rows of queries, from cache.
 
 const HEAD_DIM: u32 = 64u;
-const ROWS: u32 = 1u;      // rows of queries a thread
-const PARTS: u32 = 1u;     // threads that share rows, each with its part of the head
-const SLOTS: u32 = 2u;     // joins that take turns: 2 ROWS
+const ROWS: u32 = 1u;      // rows of queries per thread
+const PARTS: u32 = 1u;     // threads that share rows, each with a part of the head
+const SLOTS: u32 = 2u;     // slots of workgroup memory for `join`, used in turn: 2 ROWS
 
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;
@@ -33,7 +33,7 @@ const SLOTS: u32 = 2u;     // joins that take turns: 2 ROWS
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let at = group.y * p.groups_x + group.x;
     let pair = at / p.blocks;
-    // The same for the whole workgroup.
+    // Uniform over the workgroup.
     if pair >= p.pairs { return; }
     let block = (at % p.blocks) * (64u / PARTS) * ROWS;
     let item = block / ROWS + lane % (64u / PARTS);
@@ -42,12 +42,12 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let first = select(p.rows, item % p.row_blocks * ROWS, split < p.splits);
     let part = lane / (64u / PARTS) * (HEAD_DIM / PARTS / 4u);
     let keys = first_key(pair);
-    // What lies behind the last key may be anything, and nothing times infinity is no number.
+    // Memory behind the last key may contain anything, and 0 times infinity is NaN. Loads there are clamped to the last key.
     let end = furthest(pair);
     let final_key = max(end, 1u) - 1u;
     var last = 0u;
 #unroll r ROWS
-    // Rows beyond the end repeat the last one.
+    // Rows beyond the end repeat the last row.
     let row$r = min(first + ${r}u, p.rows - 1u);
     let limit$r = visible(pair, row$r);
     let mask$r = mask_row(pair, row$r);
@@ -100,7 +100,8 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     }
     if first >= p.rows { return; }
 #unroll r ROWS
-    // A row that sees nothing has total 0, and no other has: zeros, and no gradient. By bits, for a NaN must stay.
+    // Only a row that sees no key has a total of 0. It gives zeros and no gradient. The test is on the bits, because NaN must
+    // stay.
     let to$r = (pair * p.splits + split) * p.rows + row$r;
     let blind$r = bitcast<u32>(total$r) == 0u;
     let inverse$r = select(1.0 / total$r, 0.0, blind$r);

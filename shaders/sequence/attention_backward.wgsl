@@ -5,18 +5,18 @@
 //   dk[j] = scale sum over i of ds[i, j] q[i],   dv[j] = sum over i of p[i, j] dy[i]
 // Source: Dao 2023, "FlashAttention-2".
 //
-// delta:   one thread a row; stats[i] = (lse, delta).
+// delta:   one thread per row; stats[i] = (lse, delta).
 // queries: dq. A thread owns ROWS rows of queries and walks the keys, as in the forward pass.
-// keys:    dk, dv. A thread owns COLUMNS keys and walks the rows of queries four at a time, the group's heads in order,
-//          starting where causality lets the first of its keys be seen.
-// Every sum has one owner and one order: no atomics, the same bits every time. A launch walks the keys, or the queries of each
-// head, from `first` up to `end`; later ones add to what the first wrote.
+// keys:    dk, dv. A thread owns COLUMNS keys and walks the rows of queries four at a time, the group's heads in order. It starts
+//          at the first query that sees one of its keys under causality.
+// One thread computes each sum in a fixed order, without atomics, so the bits are the same every time. A launch walks the keys,
+// or the queries of each head, from `first` up to `end`. Later launches add to the result of the first.
 
 const HEAD_DIM: u32 = 64u;
 const ROWS: u32 = 1u;
 const COLUMNS: u32 = 1u;
-const PARTS: u32 = 1u;     // threads that share rows or keys, each with its part of the head
-const SLOTS: u32 = 2u;     // joins that take turns: 2 ROWS, or 2 COLUMNS
+const PARTS: u32 = 1u;     // threads that share rows or keys, each with a part of the head
+const SLOTS: u32 = 2u;     // slots of workgroup memory for `join`, used in turn: 2 ROWS, or 2 COLUMNS
 
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;
@@ -27,7 +27,7 @@ const SLOTS: u32 = 2u;     // joins that take turns: 2 ROWS, or 2 COLUMNS
 @group(0) @binding(6) var<storage, read_write> dk: array<vec4<f32>>;
 @group(0) @binding(7) var<storage, read_write> dv: array<vec4<f32>>;
 
-// Of `delta` alone.
+// Bindings of `delta`.
 @group(0) @binding(0) var<storage, read> y: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> lse: array<f32>;
 @group(0) @binding(2) var<storage, read_write> row_stats: array<vec2<f32>>;
@@ -38,7 +38,7 @@ const SLOTS: u32 = 2u;     // joins that take turns: 2 ROWS, or 2 COLUMNS
 #import exp_log
 #import nan
 
-// What a launch stores of a sum.
+// The value that a launch stores: its sum, added to that of the launches before it.
 fn added(sum: vec4<f32>, before: vec4<f32>) -> vec4<f32> {
     return select(sum, before + sum, p.first > 0u);
 }
@@ -66,7 +66,7 @@ fn queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let keys = pair * p.tokens_k;
     var last = 0u;
 #unroll r ROWS
-    // Rows beyond the end repeat the last one.
+    // Rows beyond the end repeat the last row.
     let row$r = min(first + ${r}u, p.rows - 1u);
     let limit$r = limit(row$r);
     let mask$r = mask_row(pair, row$r);
@@ -103,7 +103,7 @@ fn queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         let seen$r = (vec4<u32>(j) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(limit$r)) & shown(s$r);
         let p$r = select(vec4<f32>(0.0), exp_of(s$r - stats$r.x), seen$r);
         let dp$r = join(vec4<f32>(dp${r}_0, dp${r}_1, dp${r}_2, dp${r}_3), lane, ROWS + ${r}u) - stats$r.y;
-        // Chosen and not multiplied: what is hidden may hold anything.
+        // By select, not by multiplication, since hidden keys may contain NaN.
         let ds$r = select(vec4<f32>(0.0), p$r * dp$r, seen$r);
 #end
 #unroll d HEAD_DIM/PARTS/4
@@ -128,10 +128,10 @@ fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let block = (at % p.blocks) * (64u / PARTS) * COLUMNS;
     let first = block + lane % (64u / PARTS) * COLUMNS;
     let part = lane / (64u / PARTS) * (HEAD_DIM / PARTS / 4u);
-    // The first query that sees key `first`; later keys of this thread are hidden from it one by one.
+    // The first query that sees key `first`. The limits hide the thread's later keys from the first queries.
     let start = max(start_of(first, block), p.first);
 #unroll c COLUMNS
-    // Keys beyond the end repeat the last one.
+    // Keys beyond the end repeat the last key.
     let key$c = min(first + ${c}u, p.tokens_k - 1u);
     let at$c = (pair * p.tokens_k + key$c) * (HEAD_DIM / 4u) + part;
 #unroll d HEAD_DIM/PARTS/4

@@ -1,8 +1,8 @@
-// The parts of attention.wgsl joined: of each row's parts s with results y[s] and log-sum-exps l[s],
+// Joins the parts of attention.wgsl. From each row's parts s, with results y[s] and log-sum-exps l[s]:
 //
 //   y = sum_s exp(l[s] - m) y[s] / sum_s exp(l[s] - m),   lse = m + log sum_s exp(l[s] - m),   m = max_s l[s].
 //
-// A thread makes four elements of a row. Bytes: every part once.
+// A thread computes four elements of a row. Bytes: every part once.
 
 struct Params {
     groups_x: u32,
@@ -21,7 +21,7 @@ var<immediate> p: Params;
 #import exp_log
 #import nan
 
-// Below every score: what a part that sees nothing has.
+// Below every score. The log-sum-exp of a part that sees no key is lower still.
 const LOWEST: f32 = -1.0e30;
 
 @compute @workgroup_size(64)
@@ -40,7 +40,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         total += weight;
         sum = fma(vec4<f32>(weight), parts[row * p.width + i % p.width], sum);
     }
-    // By bits, for a NaN must stay.
+    // The test is on the bits, because NaN must stay.
     let blind = bitcast<u32>(total) == 0u;
     y[i] = select(sum * (1.0 / total), vec4<f32>(0.0), blind);
     if i % p.width == 0u { lse[at] = select(most + log_of1(total), 0.0, blind); }

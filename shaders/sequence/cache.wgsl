@@ -1,14 +1,14 @@
-// cache[rows[b], h, places[b] + t, :] = x[b, t, h, :]: new keys or values at the end of what a cache's rows hold. What would lie
-// past a row's end, or in a row that the cache does not have, is left out. A thread moves four elements.
+// cache[rows[b], h, places[b] + t, :] = x[b, t, h, :]: appends new keys or values to rows of a cache. Elements beyond a row's
+// end, or of a row that the cache does not have, are dropped. A thread moves four elements.
 
 struct Params {
     groups_x: u32,
     count: u32,      // vectors of x
     tokens: u32,
     heads: u32,
-    width: u32,      // of a head, in vectors
-    rows: u32,       // of the cache
-    context: u32,    // places of a row
+    width: u32,      // vectors per head
+    rows: u32,       // rows of the cache
+    context: u32,    // places per row
 }
 var<immediate> p: Params;
 

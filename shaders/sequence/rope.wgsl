@@ -1,22 +1,22 @@
-// Rotary position embedding of x[batch, heads, tokens, head_dim]: the pair (a, b) of head element i < head_dim / 2
-// turns by the angle t = position / base^(2 i / head_dim):
+// Rotary position embedding of x[batch, heads, tokens, head_dim]: pair i < head_dim / 2 of a head, (a, b), is rotated by the
+// angle t = position / base^(2 i / head_dim):
 //   a' = a cos t - b sin t,   b' = a sin t + b cos t.
 // halves: the pair is (x[i], x[i + head_dim / 2]); neighbours: (x[2 i], x[2 i + 1]).
-// The gradient is the turn back: `turn` is -1. Source: Su et al. 2021, "RoFormer".
+// The gradient is the inverse rotation, with `turn` = -1. Source: Su et al. 2021, "RoFormer".
 //
-// The table has a row a position: head_dim / 2 cosines, then as many sines. One thread a pair (four where half a head
-// is a multiple of four); x is read once and y written once. Positions beyond the table give zeros.
+// The table has one row per position: head_dim / 2 cosines, then as many sines. One thread computes one pair, or four if half a
+// head is a multiple of four. x is read once and y written once. Positions beyond the table give zeros.
 
 alias Elem = f32;
 
 struct Params {
     groups_x: u32,
     pairs: u32,         // batch * heads * tokens * half
-    half: u32,          // pairs of a head, in Elem
+    half: u32,          // pairs per head, in Elem
     tokens: u32,
     batch_rows: u32,    // heads * tokens
-    batch_step: u32,    // positions a batch entry: tokens, or 0 where all entries share them
-    offset: u32,        // position of token 0 where positions are not given
+    batch_step: u32,    // positions per batch entry: tokens, or 0 if all entries share them
+    offset: u32,        // position of token 0 if positions are not given
     positions: u32,     // rows of the table
     turn: f32,
 }

@@ -1,4 +1,4 @@
-//! A folder.
+//! Replaces a folder atomically.
 
 use super::manifest::{MANIFEST, Manifest, Ours, Stamp, join};
 use super::replace::{behind_links, folder_of, is_number, keep_owner_and_mode, names, stem, sync_folder};
@@ -6,27 +6,27 @@ use crate::error::{Error, Result};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
-/// Has `write` fill a new folder beside `path` and renames it to `path` when it is complete.
+/// Calls `write` to fill a new folder beside `path`, and renames it to `path` when it is complete.
 ///
-/// The new folder lists what `write` put there in a file named [`MANIFEST`], with size and hash. A folder that is there already
-/// is replaced if it is empty or has such a list, and then:
+/// The new folder contains a manifest, a file named [`MANIFEST`] that lists the files of `write` with size and hash. An existing
+/// folder is replaced if it is empty or has a manifest:
 ///
-/// - Files that are as listed go.
-/// - Everything else (what the list does not name, and what was changed since) is somebody's and is moved into the new folder. Where
-///   `write` made something of the same name, nothing is replaced, and the error names it.
+/// - Files that are unchanged since they were listed are removed.
+/// - All other files (not listed, or changed since) belong to the user and are moved into the new folder. If `write` made something
+///   of the same name, nothing is replaced, and the error names the file.
 ///
-/// A folder without a list may be all somebody's and is refused, one that an older version made among them. A symbolic link stays one:
-/// the folder that it points to is replaced. Mode and owner of a replaced folder stay as they do for [`replace`](super::replace()).
+/// A folder that has files but no manifest is refused, since all of it may belong to the user. If `path` is a symbolic link, the
+/// folder that it points to is replaced. Mode and owner of a replaced folder are kept as by [`replace`](super::replace()).
 ///
-/// On any error the old folder is as it was and the new one is gone. A killed process leaves `.NAME.PID.tmp`, the new folder, and
-/// perhaps `.NAME.PID.old`, the old one; the next call for the same `path` removes the first and restores the second, or moves
-/// out of it what was somebody's where the new folder is in place. Of two calls for one `path` at once the second is refused; while one
-/// runs, it holds a lock on `.NAME.tiebeam-lock`.
+/// On any error the old folder is left intact and the new one is removed. A killed process leaves the new folder as
+/// `.NAME.PID.tmp`, and perhaps the old one as `.NAME.PID.old`. The next call for the same `path` removes the first and restores
+/// the second; if the new folder is already in place, it moves the user's files there instead. While a call runs, it holds a lock
+/// on `.NAME.tiebeam-lock`, and another call for the same `path` is refused.
 ///
-/// `write` makes files and folders, no links.
+/// `write` must make only files and folders, not links.
 ///
 /// # Errors
-/// [`Error::Io`] or [`Error::Config`] naming `path` or the file in the way, or what `write` returns.
+/// [`Error::Io`] or [`Error::Config`] that names `path` or the conflicting file, and the errors of `write`.
 pub fn replace_folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let place = Place::take(path)?;
     let ours = place.ours(&Ours::new())?;
@@ -36,19 +36,19 @@ pub fn replace_folder(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> R
     #[cfg(unix)]
     if place.exists() {
         use std::os::unix::fs::DirBuilderExt;
-        // Nobody reads in the new folder what the old one, whose mode it gets at the end, keeps from them.
+        // The new folder gets the old one's mode only at the end. Until then, only the owner may read it.
         builder.mode(0o700);
     }
     builder.create(&new.0).map_err(|e| place.failed(e))?;
     write(&new.0)?;
     Manifest::make(&new.0)?;
-    // Somebody may have filled or changed the folder meanwhile.
+    // The user may have added or changed files meanwhile.
     let ours = place.ours(&ours)?;
     place.swap(&new, &ours)
 }
 
-/// What [`replace_folder`] would say if it replaced `path` by these files now: for long work to know before it begins. What killed
-/// processes left is mended here already.
+/// Checks whether [`replace_folder`] could replace `path` by these files now. Callers use it before long work. It also repairs
+/// what killed processes left.
 ///
 /// # Errors
 /// As [`replace_folder`].
@@ -70,21 +70,21 @@ fn in_the_way(path: &Path) -> Error {
     ))
 }
 
-/// The place of a folder, which nobody else replaces meanwhile.
+/// The locked path of a folder.
 struct Place {
-    /// As the caller named it, for errors.
+    /// The caller's path, for error messages.
     path: PathBuf,
-    /// Where the folder is, behind all links.
+    /// The folder's path with all links resolved.
     target: PathBuf,
     stem: String,
-    /// `None` where the file system has no locks: what others left cannot be told from what they use there, and stays.
+    /// `None` if the file system has no locks. Folders of other processes are then left alone, since these may still be running.
     lock: Option<Lock>,
 }
 
 impl Place {
-    /// Locks the place and mends what killed processes left there.
+    /// Locks the place and repairs what killed processes left there.
     fn take(path: &Path) -> Result<Place> {
-        // Without a slash at the end, which would stand for the folder behind a link.
+        // A trailing slash is removed, since the system would follow a link for it.
         let target = behind_links(&path.components().collect::<PathBuf>()).map_err(|e| Error::io(path, e))?;
         let Some(name) = target.file_name() else {
             return Err(Error::config(format!(
@@ -116,7 +116,7 @@ impl Place {
         self.target.with_file_name(format!(".{}.{}.{kind}", self.stem, std::process::id()))
     }
 
-    /// The files that may go; an error where the folder is not ours to replace.
+    /// Returns the files that may be removed. A folder that must not be replaced is an error.
     fn ours(&self, known: &Ours) -> Result<Ours> {
         if !self.exists() {
             return Ok(Ours::new());
@@ -135,18 +135,18 @@ impl Place {
         )))
     }
 
-    /// Puts `new` where the old folder is, and what is somebody's into it.
+    /// Replaces the old folder by `new` and moves the user's files into it.
     fn swap(&self, new: &TemporaryFolder, ours: &Ours) -> Result<()> {
         if !self.exists() {
             std::fs::rename(&new.0, &self.target).map_err(|e| self.failed(e))?;
             sync_folder(&self.target);
             return Ok(());
         }
-        // First while the old folder is in place: it is not out of sight for an error that can be known.
+        // Checked first with the old folder in place. A conflict that can be found now should not make it disappear for a moment.
         foreign(&self.target, &new.0, ours)?;
         let old = self.beside("old");
         std::fs::rename(&self.target, &old).map_err(|e| self.failed(e))?;
-        // What came since is found now that nobody knows the folder's name.
+        // Checked again for files added since. No more can come now, because the folder has a new name.
         let put = foreign(&old, &new.0, ours)
             .and_then(|_| std::fs::rename(&new.0, &self.target).map_err(|e| self.failed(e)));
         if let Err(e) = put {
@@ -157,7 +157,7 @@ impl Place {
         self.finish(&old, ours)
     }
 
-    /// Moves what is somebody's from the `old` folder into the one in place, and removes the rest.
+    /// Moves the user's files from the `old` folder into the one in place, and removes the rest.
     fn finish(&self, old: &Path, ours: &Ours) -> Result<()> {
         for name in foreign(old, &self.target, ours)? {
             let (from, to) = (old.join(&name), self.target.join(&name));
@@ -171,15 +171,15 @@ impl Place {
         if let (Ok(old), Ok(new)) = (old.metadata(), File::open(&self.target)) {
             keep_owner_and_mode(&old, &new);
         }
-        // By this name it is removed by the next run if this one is killed halfway.
+        // If this process is killed during the removal, the next run removes a folder of this name.
         let rest = self.beside("tmp");
         std::fs::rename(old, &rest).map_err(|e| Error::io(old, e))?;
-        // The new folder is in place: what is left of the old one is no failure.
+        // The new folder is in place, so a failure to remove the old one is not an error.
         let _ = std::fs::remove_dir_all(&rest);
         Ok(())
     }
 
-    /// Removes and restores what killed processes left: they are gone, because the lock is ours.
+    /// Removes or restores folders that killed processes left. This process holds the lock, so no other one is still using them.
     fn mend(&self) -> Result<()> {
         let (mut new, mut old) = (Vec::new(), Vec::new());
         let prefix = format!(".{}.", self.stem);
@@ -203,19 +203,19 @@ impl Place {
                 tracing::warn!(folder = %path.display(), %e, "left by a killed process and cannot be removed");
             }
         }
-        // The last one first, should there ever be several.
+        // The newest first, should there ever be several.
         old.sort_by_key(|path| std::cmp::Reverse(path.metadata().and_then(|found| found.modified()).ok()));
         for path in old {
-            // An empty folder was made since; one that is not empty cannot be removed so.
+            // An empty folder at the path gives way. `remove_dir` fails for any other.
             if !self.exists() || std::fs::remove_dir(&self.target).is_ok() {
                 std::fs::rename(&path, &self.target).map_err(|e| Error::io(&path, e))?;
                 continue;
             }
-            // Nothing is moved into a folder that is not ours: it will be refused.
+            // Nothing is moved into a folder without a manifest, which the caller will refuse.
             if Manifest::read(&self.target)?.is_none() {
                 continue;
             }
-            // What has no list may be all somebody's.
+            // Without a manifest, every file may be the user's.
             let ours = match Manifest::read(&path)? {
                 Some(manifest) => manifest.unchanged(&path, &Ours::new())?,
                 None => Ours::new(),
@@ -226,8 +226,8 @@ impl Place {
     }
 }
 
-/// What is in the folder `old` and is not ours, by path in it: files, and whole folders where `new` has none of the name and none of
-/// our files are below. An error where `new` has something else of the name.
+/// Returns the paths, within the folder `old`, of the user's files. A folder is returned as a whole if `new` has none of its name
+/// and it contains none of our files. It is an error if `new` has something else of the same name.
 fn foreign(old: &Path, new: &Path, ours: &Ours) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     add_foreign(old, new, ours, "", &mut found)?;
@@ -240,7 +240,7 @@ fn add_foreign(old: &Path, new: &Path, ours: &Ours, below: &str, found: &mut Vec
         let entry = entry.map_err(|e| Error::io(&here, e))?;
         let path = Path::new(below).join(entry.file_name());
         let kind = entry.file_type().map_err(|e| Error::io(entry.path(), e))?;
-        // What has no such name is not ours.
+        // Our files have names in UTF-8.
         let name = entry.file_name().into_string().map(|name| join(below, &name)).ok();
         let there = new.join(&path).symlink_metadata().ok();
         if let Some(name) = name.as_ref().filter(|_| kind.is_dir()) {
@@ -266,21 +266,21 @@ fn add_foreign(old: &Path, new: &Path, ours: &Ours, below: &str, found: &mut Vec
     Ok(())
 }
 
-/// A locked file, removed at the end. A killed process leaves it unlocked.
+/// A locked file, which is removed on drop. A killed process leaves the file, unlocked.
 struct Lock {
     path: PathBuf,
     _file: File,
 }
 
 impl Lock {
-    /// An error where another process or thread has it; `None` where there are no locks.
+    /// Takes the lock. It is an error if another process or thread holds it. `None` if the file system has no locks.
     fn take(folder: &Path, path: PathBuf) -> Result<Option<Lock>> {
-        // More than once only where somebody else removes the file at this moment.
+        // A retry is only needed if the previous holder removes the file between opening and locking.
         for _ in 0..100 {
             let opened = File::options().write(true).create(true).truncate(false).open(&path);
             let file = opened.map_err(|e| Error::io(folder, e))?;
             match file.try_lock() {
-                // Otherwise whoever had it before has just removed it.
+                // If the path no longer names this file, its previous holder has just removed it.
                 Ok(()) if names(&path, &file) => return Ok(Some(Lock { path, _file: file })),
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => break,
@@ -300,7 +300,7 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Before the lock is freed, so that whoever takes it next sees that its file is gone.
+        // Removed before the lock is released. Whoever locks this file next then sees that its path is gone, and retries.
         let _ = std::fs::remove_file(&self.path);
     }
 }
@@ -310,7 +310,7 @@ struct TemporaryFolder(PathBuf);
 
 impl Drop for TemporaryFolder {
     fn drop(&mut self) {
-        // As for files: the first error is already on its way.
+        // An error here is ignored, because the error that led here is already being returned.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }

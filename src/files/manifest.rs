@@ -1,4 +1,4 @@
-//! What a program wrote into a folder, so that it later knows its own files from somebody's.
+//! The manifest: a list of the files that this crate wrote into a folder. It tells them later from the user's files.
 
 use super::replace::replace_with;
 use crate::error::{Error, Result};
@@ -10,17 +10,18 @@ use std::path::{Component, Path};
 use std::time::{Duration, SystemTime};
 use twox_hash::XxHash3_128;
 
-/// The file in every folder that [`replace_folder`](super::replace_folder) made, which lists the others with size and hash.
+/// Name of the manifest in every folder of [`replace_folder`](super::replace_folder). It lists the other files with size and
+/// hash.
 pub const MANIFEST: &str = ".tiebeam-files.json";
 
-/// Files of up to so many bytes are hashed whatever their time says: they are what people edit, and quickly read.
+/// Files of up to this many bytes are always hashed, whatever their time. People edit such files, and they are read quickly.
 const HASHED: u64 = 16 << 20;
 
 /// The listed files, by path with `/`.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Manifest {
     files: BTreeMap<String, Entry>,
-    /// When the list was written, which is when all of its files were last changed.
+    /// Modification time of the manifest, which all listed files were given too.
     #[serde(skip)]
     written: Option<SystemTime>,
 }
@@ -28,11 +29,11 @@ pub(super) struct Manifest {
 #[derive(Serialize, Deserialize)]
 struct Entry {
     bytes: u64,
-    /// XXH3 with 128 bits, as hexadecimal: it tells changes by people and programs, not by adversaries.
+    /// XXH3 with 128 bits, as hexadecimal. It detects changes by people and programs, but not by an adversary.
     xxh3: String,
 }
 
-/// What tells cheaply that a file did not change since it was last looked at.
+/// Size and time of a file. If both are the same as at an earlier look, the file is taken as unchanged.
 #[derive(Clone, PartialEq)]
 pub(super) struct Stamp {
     bytes: u64,
@@ -45,13 +46,13 @@ impl Stamp {
     }
 }
 
-/// Files of a folder that are as they were written, by path with `/`.
+/// The unchanged files of a manifest, by path with `/`.
 pub(super) type Ours = BTreeMap<String, Stamp>;
 
 impl Manifest {
-    /// Lists what is in a folder, writes the list into it, and gives all files the time of the list.
+    /// Writes a manifest of all files into a folder, and gives all files the same modification time.
     ///
-    /// The list itself holds no times: equal files make equal folders.
+    /// The manifest contains no times, so equal files give an equal manifest.
     pub(super) fn make(folder: &Path) -> Result<()> {
         let mut manifest = Manifest { files: BTreeMap::new(), written: None };
         manifest.add(folder, "")?;
@@ -59,11 +60,12 @@ impl Manifest {
         let text = serde_json::to_string_pretty(&manifest)
             .map_err(|e| Error::format(&path, e.to_string()).because_of(e))?;
         replace_with(&path, text + "\n")?;
-        // Whole seconds, and even ones, are what every file system and archive keeps; and no later change falls on them by chance.
+        // Every file system and archive can store even whole seconds, and a later change is unlikely to have such a time by
+        // chance.
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let time = SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs() / 2 * 2);
         for name in manifest.files.keys().map(String::as_str).chain([MANIFEST]) {
-            // A file whose time cannot be set is compared by its hash.
+            // If the time cannot be set, the file will later be compared by its hash.
             let options = File::options().read(true).write(cfg!(windows)).open(folder.join(name));
             let _ = options.and_then(|file| file.set_modified(time));
         }
@@ -93,7 +95,7 @@ impl Manifest {
         Ok(())
     }
 
-    /// The list of a folder, if it has one.
+    /// Reads a folder's manifest, if it has one.
     pub(super) fn read(folder: &Path) -> Result<Option<Manifest>> {
         let path = folder.join(MANIFEST);
         let text = match std::fs::read(&path) {
@@ -110,8 +112,8 @@ impl Manifest {
         Ok(Some(manifest))
     }
 
-    /// The listed files that are still as they were written. As rsync does, size and time are taken for the content of large files
-    /// where both are as they were; others of the same size are hashed. What is in `known` with the same stamp was hashed before.
+    /// Returns the listed files that are unchanged. A large file counts as unchanged if its size and time are, as in rsync. All
+    /// other files of the listed size are hashed, unless `known`, the result of an earlier call, has them with the same stamp.
     pub(super) fn unchanged(&self, folder: &Path, known: &Ours) -> Result<Ours> {
         let mut ours = Ours::new();
         for (name, entry) in &self.files {
@@ -135,12 +137,12 @@ impl Manifest {
     }
 }
 
-/// A path below a folder, with `/` everywhere.
+/// Joins a path below a folder and a name with `/`.
 pub(super) fn join(below: &str, name: &str) -> String {
     if below.is_empty() { name.to_string() } else { format!("{below}/{name}") }
 }
 
-/// Read in parts: files are larger than the memory that a merge promises to need.
+/// Hashes a file, read in parts. A whole file can be larger than the memory that a merge promises to need.
 fn hash(path: &Path) -> Result<String> {
     let failed = |e| Error::io(path, e);
     let mut file = File::open(path).map_err(failed)?;

@@ -1,7 +1,7 @@
-//! Files and folders written whole or not at all.
+//! Writes files and folders atomically.
 //!
-//! [`replace()`] and [`replace_folder`] are what every writer of this crate goes through; [`check`] and [`check_folder`] say
-//! before long work what they would refuse.
+//! Every writer of this crate uses [`replace()`] or [`replace_folder`]. [`check`] and [`check_folder`] report before long work
+//! what these would refuse.
 
 mod folder;
 mod manifest;

@@ -1,4 +1,4 @@
-//! One file.
+//! Replaces a single file atomically.
 
 use crate::error::{Error, Result};
 use std::ffi::OsStr;
@@ -8,19 +8,19 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use twox_hash::XxHash3_128;
 
-/// Has `write` write a temporary file beside `path`, syncs it to the disk and renames it over `path`.
+/// Calls `write` to write a temporary file beside `path`, syncs it to the disk and renames it over `path`.
 ///
-/// On any error the old file is as it was and the temporary file is gone; what a killed process left of its own is removed
+/// On any error the old file is left intact and the temporary file is removed. The temporary file of a killed process is removed
 /// by the next replacement of the same file.
 ///
-/// - A symbolic link stays one: the file that it points to is replaced, or made where there is none yet.
-/// - A replaced file keeps its mode, and its owner and group where this process may give files away; without that, set-user-id
-///   and set-group-id bits are dropped. Hard links, access lists and extended attributes stay with the old file.
-/// - A character device or a pipe is written through, as the shell's `>` does: what an error leaves is then half written. A pipe
-///   that nobody reads is refused at once, so are folders, sockets and block devices.
+/// - If `path` is a symbolic link, the file that it points to is replaced, or created if missing.
+/// - A replaced file keeps its mode, and its owner and group if this process may set them. If it may not, set-user-id and
+///   set-group-id bits are dropped. Hard links, access lists and extended attributes are not transferred to the new file.
+/// - A character device or a pipe is written directly, as by the shell's `>`, so an error leaves a part of the data there. A pipe
+///   without a reader is refused at once. Folders, sockets and block devices are refused too.
 ///
 /// # Errors
-/// [`Error::Io`] naming `path`, or what `write` returns.
+/// [`Error::Io`] that names `path`, and the errors of `write`.
 pub fn replace(path: &Path, write: impl FnOnce(&File) -> Result<()>) -> Result<()> {
     let failed = |e| Error::io(path, e);
     let target = match Target::of(path)? {
@@ -33,12 +33,12 @@ pub fn replace(path: &Path, write: impl FnOnce(&File) -> Result<()>) -> Result<(
     if let Ok(old) = target.metadata() {
         keep_owner_and_mode(&old, &file);
     }
-    // On the disk before the name points at it: a crash leaves the old file or the new one.
+    // The data must be on the disk before the name refers to it. A crash then leaves either the old file or the new one.
     file.sync_all().map_err(failed)?;
     temporary.rename(file, &target).map_err(failed)
 }
 
-/// [`replace`] for a text or other bytes at hand.
+/// [`replace`] with text or other bytes as the content.
 ///
 /// # Errors
 /// As [`replace`].
@@ -46,7 +46,7 @@ pub fn replace_with(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
     replace(path, |mut file| file.write_all(bytes.as_ref()).map_err(|e| Error::io(path, e)))
 }
 
-/// [`replace_with`] what a file holds and `bytes` behind it; a file that is missing is made. Devices and pipes get `bytes` alone.
+/// Replaces a file by its content with `bytes` appended. A missing file is created. Only `bytes` is written to devices and pipes.
 ///
 /// # Errors
 /// As [`replace`], and when the file cannot be read.
@@ -63,11 +63,11 @@ pub fn append(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
     replace_with(path, all)
 }
 
-/// What [`replace`] would say if it wrote `path` now: for long work to know before it begins.
+/// Checks whether [`replace`] could write `path` now. Callers use it before long work.
 ///
 /// # Errors
-/// [`Error::Io`] naming `path`, when its folder is missing or takes no new file, or when it is nothing that is written to. A pipe
-/// may lose its reader later, and is not opened here: a reader would take the end of that for the end of the data.
+/// [`Error::Io`] that names `path`, when its folder is missing or not writable, or `path` is of a kind that is refused. A pipe is
+/// not opened: its reader would take the close for the end of the data.
 pub fn check(path: &Path) -> Result<()> {
     match Target::of(path)? {
         Target::File(target) => Temporary::create(&target).map(drop).map_err(|e| Error::io(path, e)),
@@ -75,18 +75,18 @@ pub fn check(path: &Path) -> Result<()> {
     }
 }
 
-/// Where what is written to a path goes.
+/// The kind of a path that is to be written.
 enum Target {
-    /// To this regular file, behind all links, there or not.
+    /// A regular file, existing or not, with all links resolved.
     File(PathBuf),
-    /// Destination a device or a pipe.
+    /// A device or a pipe, which is written directly.
     Through,
 }
 
 impl Target {
     fn of(path: &Path) -> Result<Target> {
         let failed = |e| Error::io(path, e);
-        // Links are followed by the system here: those of /proc, where /dev/stdout points, cannot be read as paths.
+        // The system follows links here, because those in /proc, where /dev/stdout points, cannot be resolved as paths.
         let found = match path.metadata() {
             Ok(found) => Some(found),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
@@ -111,7 +111,7 @@ impl Target {
     }
 }
 
-/// What it is that cannot be written to; `None` for what takes bytes as they come.
+/// Returns the name of a kind of file that cannot be written, or `None` for character devices and pipes.
 fn unwritable(found: &Metadata) -> Option<&'static str> {
     #[cfg(unix)]
     {
@@ -136,7 +136,7 @@ fn open_through(path: &Path) -> Result<File> {
     use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
     use std::os::unix::fs::OpenOptionsExt;
     let failed = |e| Error::io(path, e);
-    // Opening a pipe that nobody reads waits for ever unless it is opened so.
+    // Opening a pipe without a reader would wait for ever. With NONBLOCK it fails.
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
     let opened = File::options().write(true).custom_flags(flags.bits() as i32).open(path);
     let file = opened.map_err(|e| match e.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
@@ -146,7 +146,7 @@ fn open_through(path: &Path) -> Result<File> {
         }
         _ => failed(e),
     })?;
-    // From here on a full pipe is waited for.
+    // Writes to a full pipe should wait, so NONBLOCK is removed again.
     let flags = fcntl_getfl(&file).map_err(|e| failed(e.into()))?;
     fcntl_setfl(&file, flags - OFlags::NONBLOCK).map_err(|e| failed(e.into()))?;
     Ok(file)
@@ -157,10 +157,10 @@ fn open_through(path: &Path) -> Result<File> {
     File::options().write(true).open(path).map_err(|e| Error::io(path, e))
 }
 
-/// The path at the end of a chain of symbolic links, where nothing needs to be.
+/// Returns the path at the end of a chain of symbolic links. Nothing needs to exist there.
 pub(super) fn behind_links(path: &Path) -> io::Result<PathBuf> {
     let mut at = path.to_path_buf();
-    // As many as Linux follows.
+    // Linux follows 40 links.
     for _ in 0..40 {
         match at.symlink_metadata() {
             Ok(found) if found.is_symlink() => at = folder_of(&at).join(at.read_link()?),
@@ -172,14 +172,14 @@ pub(super) fn behind_links(path: &Path) -> io::Result<PathBuf> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, "too many symbolic links follow each other here"))
 }
 
-/// The folder that holds `path`.
+/// Returns the folder that contains `path`.
 pub(super) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Gives `new` the mode of `old`, and its owner and group where that is permitted.
+/// Gives `new` the mode of `old`, and its owner and group if permitted.
 ///
-/// Never an error: the content is more than its owner, and some file systems have neither.
+/// Failures are ignored: the content matters more, and some file systems have neither modes nor owners.
 #[cfg(unix)]
 pub(super) fn keep_owner_and_mode(old: &Metadata, new: &File) {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
@@ -187,20 +187,20 @@ pub(super) fn keep_owner_and_mode(old: &Metadata, new: &File) {
     let given = new.metadata().is_ok_and(|new| owners(&new) == owners(old))
         || fchown(new, Some(old.uid()), Some(old.gid())).is_ok();
     if !given {
-        // A member of the group may still give a file to it.
+        // A member of the old group may still set the group.
         let _ = fchown(new, None, Some(old.gid()));
     }
-    // Set-id bits would lend the rights of another owner than the one who set them.
+    // With another owner, set-id bits would grant that owner's rights, which nobody asked for.
     let mask = if given { 0o7777 } else { 0o1777 };
-    // After the owner, whose change drops set-id bits.
+    // The mode is set after the owner, because a change of the owner drops set-id bits.
     let _ = new.set_permissions(PermissionsExt::from_mode(old.mode() & mask));
 }
 
 #[cfg(not(unix))]
 pub(super) fn keep_owner_and_mode(_: &Metadata, _: &File) {}
 
-/// What a temporary file's name begins with: the name of its target, or the beginning and a hash of a long one, because the
-/// target's name may already be as long as names can be.
+/// Returns the beginning of a temporary file's name: the name of its target, or the start and a hash of a long name. The target's
+/// name may already have the greatest length that the file system allows.
 pub(super) fn stem(name: &OsStr) -> String {
     match name.to_str() {
         Some(name) if name.len() <= 64 => name.to_string(),
@@ -225,12 +225,12 @@ pub(super) fn names(path: &Path, file: &File) -> bool {
     }
 }
 
-/// Removes the temporary files of killed processes beside `target`. The system frees a killed process's locks, so a file that
-/// can be locked is nobody's.
+/// Removes the temporary files of killed processes beside `target`. The system releases a killed process's locks, so a file that
+/// can be locked is not in use.
 fn remove_leftovers(target: &Path) {
     let Some(name) = target.file_name() else { return };
     let prefix = format!(".{}.", stem(name));
-    // What cannot be looked at or removed stays: it is in nobody's way.
+    // Files that cannot be read or removed are left, since they do no harm.
     for entry in folder_of(target).read_dir().into_iter().flatten().flatten() {
         let name = entry.file_name();
         let id = name.to_str().and_then(|name| name.strip_prefix(&prefix)?.strip_suffix(".tmp"));
@@ -253,11 +253,11 @@ pub(super) fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// A file that removes itself unless it is renamed.
+/// A file that is removed on drop unless it was renamed.
 struct Temporary(Option<PathBuf>);
 
 impl Temporary {
-    /// A new, locked file in the folder of `target`, because a rename must not cross file systems.
+    /// Creates a locked file in the folder of `target`, because a rename cannot cross file systems.
     fn create(target: &Path) -> io::Result<(Temporary, File)> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let Some(name) = target.file_name() else {
@@ -268,7 +268,7 @@ impl Temporary {
         #[cfg(unix)]
         if target.exists() {
             use std::os::unix::fs::OpenOptionsExt;
-            // Nobody reads in the new file what the old one, whose mode it gets at the end, keeps from them.
+            // The new file gets the old one's mode only at the end. Until then, only the owner may read it.
             options.mode(0o600);
         }
         loop {
@@ -276,12 +276,12 @@ impl Temporary {
             let path = target.with_file_name(format!(".{}.{}-{count}.tmp", stem(name), std::process::id()));
             let file = match options.open(&path) {
                 Ok(file) => file,
-                // Left by a killed process that had our id, or in use by one that has it on another machine.
+                // A killed process with the same id left it, or a process with that id on another machine uses it.
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => continue,
                 Err(e) => return Err(e),
             };
-            // Between the two calls another process may have taken the file for a leftover. Where there are no locks, nobody
-            // can.
+            // Between creation and locking, another process may have taken the file for a leftover and locked or removed it. A
+            // file system without locks is fine, since no process can do so there.
             if !matches!(file.try_lock(), Err(TryLockError::WouldBlock)) && path.exists() {
                 return Ok((Temporary(Some(path)), file));
             }
@@ -290,7 +290,7 @@ impl Temporary {
 
     fn rename(mut self, file: File, target: &Path) -> io::Result<()> {
         let Some(path) = self.0.take() else { return Ok(()) };
-        // Windows does not rename open files; elsewhere the lock is held until the name is gone.
+        // Windows cannot rename open files. Elsewhere the lock is held until the temporary name is gone.
         #[cfg(not(unix))]
         drop(file);
         if let Err(e) = std::fs::rename(&path, target) {
@@ -304,7 +304,8 @@ impl Temporary {
     }
 }
 
-/// Has a new name reach the disk. What it names is good either way, and not every system can sync a folder.
+/// Syncs the folder of `path`, so that a new name reaches the disk. Failures are ignored: the file is valid in any case, and not
+/// every system can sync a folder.
 pub(super) fn sync_folder(path: &Path) {
     #[cfg(unix)]
     let _ = File::open(folder_of(path)).and_then(|folder| folder.sync_all());
@@ -315,8 +316,7 @@ pub(super) fn sync_folder(path: &Path) {
 impl Drop for Temporary {
     fn drop(&mut self) {
         if let Some(path) = &self.0 {
-            // Nothing more can be done about a file that cannot be removed; the first error is already on its
-            // way.
+            // An error here is ignored, because the error that led here is already being returned.
             let _ = std::fs::remove_file(path);
         }
     }

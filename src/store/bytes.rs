@@ -1,16 +1,15 @@
-//! Conversions between the bytes of a file and numbers; each says which element it cannot carry.
+//! Conversions between the bytes of a file and numbers. An error names the element that cannot be converted.
 
 use half::{bf16, f16};
 
 use super::FileDType;
 
-/// The elements of `bytes` (a whole number of them), converted by `read`.
+/// Converts the elements of `bytes`, which are a whole number, by `read`.
 fn each<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T> {
     bytes.as_chunks().0.iter().map(|&element| read(element)).collect()
 }
 
-/// Floats as f32: F16 and BF16 widen exactly, F64 rounds to nearest even; a finite value too large is
-/// refused.
+/// Converts floats to f32. F16 and BF16 widen exactly, F64 rounds to nearest even. A finite value that is too large is an error.
 pub(super) fn to_f32(dtype: FileDType, bytes: &[u8]) -> Result<Vec<f32>, String> {
     Ok(match dtype {
         FileDType::F32 => each(bytes, f32::from_le_bytes),
@@ -26,7 +25,7 @@ pub(super) fn to_f32(dtype: FileDType, bytes: &[u8]) -> Result<Vec<f32>, String>
     })
 }
 
-/// Floats as f16: F16 as it is, others rounded to nearest even; a finite value above 65504 is refused.
+/// Converts floats to f16, rounded to nearest even. A finite value that rounds beyond 65504 is an error.
 pub(super) fn to_f16(dtype: FileDType, bytes: &[u8]) -> Result<Vec<f16>, String> {
     let (wide, narrow): (Vec<f64>, Vec<f16>) = match dtype {
         FileDType::F16 => return Ok(each(bytes, f16::from_le_bytes)),
@@ -44,20 +43,19 @@ fn finite_stays_finite(mut pairs: impl Iterator<Item = (f64, bool)>, into: &str)
     }
 }
 
-/// Nearest f16, ties to even. `f16::from_f64` drops the low 32 bits first and takes some values for ties that
-/// are not.
+/// Rounds to the nearest f16, ties to even. `f16::from_f64` drops the low 32 bits first, and so mistakes some values for ties.
 fn f16_from_f64(x: f64) -> f16 {
-    // Round to odd at f32's 24 bits: two roundings are then one, because 24 >= 11 + 2 (Boldo, Melquiond
-    // 2008).
+    // Rounding to odd at f32's 24 bits and then to f16's 11 bits is the same as rounding once, because 24 >= 11 + 2
+    // (Boldo, Melquiond 2008).
     let near = x as f32;
     let exact = f64::from(near) == x || x.is_nan();
     let truncated = near.to_bits() - u32::from(f64::from(near).abs() > x.abs());
     f16::from_f32(if exact { near } else { f32::from_bits(truncated | 1) })
 }
 
-/// Any integer type as `T`; a value out of its range is refused. BOOL gives 0 and 1.
+/// Converts any integer type to `T`. A value out of range is an error. BOOL becomes 0 and 1.
 pub(super) fn to_integer<T: TryFrom<i128>>(dtype: FileDType, bytes: &[u8]) -> Result<Vec<T>, String> {
-    // i128 holds every integer type of the format, so one check serves them all.
+    // i128 holds every integer type of the format, so one range check suffices.
     fn fit<const N: usize, T: TryFrom<i128>>(
         bytes: &[u8],
         read: impl Fn([u8; N]) -> i128,
@@ -86,8 +84,7 @@ pub(super) fn to_integer<T: TryFrom<i128>>(dtype: FileDType, bytes: &[u8]) -> Re
     }
 }
 
-/// f32 values as the bytes of a BF16 tensor: the upper half of each, rounded to nearest, ties to even; NaN
-/// stays NaN.
+/// Returns f32 values as the bytes of a BF16 tensor, rounded to nearest, ties to even. NaN stays NaN.
 pub fn bf16_bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect()
 }
@@ -105,7 +102,7 @@ mod tests {
         );
         assert_eq!([0x7f7f_ffff, 0x8000_0000, 0xff80_0000].map(round), [0x7f80, 0x8000, 0xff80]);
         assert!(bf16::from_bits(round(0x7f80_0001)).is_nan());
-        // And back: every pattern is itself, through f32.
+        // Every BF16 pattern survives the conversion to f32 and back.
         let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
         let back = bf16_bytes(&to_f32(FileDType::BF16, &all).unwrap());
         let differ = all.chunks(2).zip(back.chunks(2)).filter(|(a, b)| a != b);
@@ -114,8 +111,7 @@ mod tests {
 
     #[test]
     fn f64_to_f16_rounds_once() {
-        // Just above the tie between 1 and 1 + 2^-10: nearest is the upper; dropped low bits would call it a
-        // tie.
+        // Just above the tie between 1 and 1 + 2^-10, so the upper one is nearest. Without the low bits it would be a tie.
         let above_tie = 1.0 + 2f64.powi(-11) + 2f64.powi(-40);
         assert_eq!(f16_from_f64(above_tie).to_bits(), 0x3c01);
         assert_eq!(f16_from_f64(-above_tie).to_bits(), 0xbc01);

@@ -1,7 +1,7 @@
-//! Checkpoints: a model's parameters, its optimizer's state and where the run stood, in one safetensors file.
+//! Checkpoints: a model's parameters, its optimizer's state and the run's position, in one safetensors file.
 //!
-//! Parameters stand under their own names, so that any program that reads safetensors finds the weights; state stands
-//! under `optimizer/`, the rest in the header's text. A run that is stopped, loaded and resumed has the bits of one
+//! Parameters keep their own names, so any program that reads safetensors finds the weights. The optimizer's state has names
+//! under `optimizer/`, and the rest is in the header's metadata. A run that is stopped and resumed gives the same bits as one
 //! that was not stopped.
 
 use std::collections::{BTreeMap, HashSet};
@@ -23,17 +23,17 @@ const STEP: &str = "tiebeam.step";
 const RNG: &str = "tiebeam.rng";
 const VERSION: &str = "1";
 
-/// Everything of a run that is not a parameter.
+/// The state of a run apart from the parameters.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Checkpoint {
     /// Optimizer steps taken.
     pub step: u64,
-    /// The optimizer's named state: what its `state_dict` gave and its `load_state` takes.
+    /// The optimizer's named state, as its `state_dict` returns it and its `load_state` takes it.
     pub optimizer: Vec<(String, Shape, Vec<f32>)>,
-    /// The generator of the run, if it has one.
+    /// The random generator of the run, if it has one.
     pub rng: Option<Rng>,
-    /// Free text; keys do not begin with `tiebeam.`.
+    /// Free text by key. Keys must not begin with `tiebeam.`.
     pub metadata: BTreeMap<String, String>,
 }
 
@@ -44,12 +44,12 @@ setters!(Checkpoint {
     metadata: BTreeMap<String, String>,
 });
 
-/// Writes parameters and run state, whole or not at all.
+/// Writes parameters and run state. The file is replaced atomically.
 ///
-/// The parameters are those of one moment, between two optimizer steps or replays, also beside a thread that trains them: they
-/// are copied on the device first, and the thread waits for that only; where the device has no room for copies it waits until all
-/// is written. What `run` holds is of the moment when it was read: where the optimizer is shared, call this under the same
-/// lock, or read it together with a [`Gpu::snapshot`] of the parameters and save that.
+/// The parameters are a consistent snapshot between two optimizer steps or replays, even while another thread trains them. They
+/// are first copied on the device, and the other thread waits only for this copy. If the device has no memory for copies, it
+/// waits until everything is written. The contents of `run` date from when they were read. If another thread steps the optimizer,
+/// call this under the lock that guards it, or read the state together with a [`Gpu::snapshot`] of the parameters and save that.
 ///
 /// ```no_run
 /// # use tiebeam::{Gpu, Rng, Tensor, optim::{AdamW, AdamWConfig, Group}};
@@ -77,8 +77,8 @@ setters!(Checkpoint {
 /// ```
 ///
 /// # Errors
-/// When the file cannot be written (the old one is as it was), a name comes twice, a name or key is one that the
-/// format keeps for itself, or a fault stands on the device.
+/// When the file cannot be written (an old file is left intact), a name occurs twice, a name or key is reserved by the format, or
+/// the device has failed.
 pub fn save_checkpoint(path: impl AsRef<Path>, params: &[(String, Tensor)], run: &Checkpoint) -> Result<()> {
     let path = path.as_ref();
     if let Some((name, _)) = params.iter().find(|(name, _)| name.starts_with(STATE)) {
@@ -106,14 +106,14 @@ pub fn save_checkpoint(path: impl AsRef<Path>, params: &[(String, Tensor)], run:
     })
 }
 
-/// Writes the parameters of a checkpoint into `params`, in place, and returns the rest.
+/// Loads the parameters of a checkpoint into `params`, in place, and returns the rest.
 ///
-/// The tensors stay what they are: leaves, in the memory of their optimizer, shared by whoever shares them. Pending
-/// expressions over them are computed first. Nothing is written before everything has been checked.
+/// The tensors keep their memory, so they remain leaves, known to their optimizer and shared as before. Pending expressions over
+/// them are computed first. Nothing is written before everything has been checked.
 ///
 /// # Errors
-/// When the file is no checkpoint, or a parameter is missing, too many, or of another shape or type: the message names
-/// it. The device's fault, if one stands.
+/// When the file is not a checkpoint, or a parameter is missing, unknown, or of another shape or type (the message names it).
+/// Also when the device has failed.
 ///
 /// # Panics
 /// When one of `params` is a view of part of another tensor.
@@ -138,7 +138,7 @@ pub fn load_checkpoint(path: impl AsRef<Path>, params: &[(String, Tensor)]) -> R
     Ok(run)
 }
 
-/// Everything but the parameters.
+/// Reads everything but the parameters.
 fn run(file: &File) -> Result<Checkpoint> {
     let wrong = |message: String| Error::format(file.path(), message);
     let text = |key| file.metadata().get(key).map(String::as_str);
@@ -173,7 +173,7 @@ fn run(file: &File) -> Result<Checkpoint> {
     Ok(Checkpoint { step, optimizer, rng, metadata })
 }
 
-/// Holds names, shapes and types of the file against the model's.
+/// Compares names, shapes and types of the file with the model's.
 fn check(file: &File, params: &[(String, Tensor)]) -> Result<()> {
     let other = |message: String| {
         Error::format(file.path(), format!("{message}: this is another model's checkpoint"))
@@ -200,10 +200,10 @@ fn check(file: &File, params: &[(String, Tensor)]) -> Result<()> {
     }
 }
 
-/// Writes named tensors, each in its own type, all as they are at one moment: see [`save_checkpoint`].
+/// Writes named tensors, each in its own type, as a consistent snapshot: see [`save_checkpoint`].
 ///
 /// # Errors
-/// When the file cannot be written (the old one is as it was), a name comes twice, or a fault stands on the device.
+/// When the file cannot be written (an old file is left intact), a name occurs twice, or the device has failed.
 pub fn save_tensors<'a, N: AsRef<str>>(
     path: impl AsRef<Path>,
     tensors: impl IntoIterator<Item = (N, &'a Tensor)>,
@@ -215,7 +215,7 @@ pub fn save_tensors<'a, N: AsRef<str>>(
     })
 }
 
-/// Hands `write` the tensors as they are at one moment.
+/// Calls `write` with a consistent snapshot of the tensors.
 fn of_one_moment(tensors: &[&Tensor], write: impl FnOnce(Vec<Tensor>) -> Result<()>) -> Result<()> {
     let copies: Vec<Tensor> = tensors.iter().map(|tensor| tensor.room_for_copy()).collect();
     if copies.iter().any(|copy| copy.check().is_err()) {
@@ -231,7 +231,7 @@ fn of_one_moment(tensors: &[&Tensor], write: impl FnOnce(Vec<Tensor>) -> Result<
     write(copies)
 }
 
-/// The devices of some tensors, in an order that all threads keep.
+/// Returns the devices of some tensors, always in the same order. Locks taken in this order cannot deadlock.
 fn devices<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<&'a Gpu> {
     let mut all: Vec<&Gpu> = tensors.map(Tensor::gpu).collect();
     all.sort_by_key(|gpu| gpu.0.id);
@@ -239,7 +239,7 @@ fn devices<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<&'a Gpu> {
     all
 }
 
-/// Runs `work` while nobody changes a tensor of these devices in place.
+/// Runs `work` while no thread changes a tensor of these devices in place.
 fn holding<T>(gpus: &[&Gpu], work: impl FnOnce() -> T) -> T {
     match gpus {
         [] => work(),
@@ -250,7 +250,7 @@ fn holding<T>(gpus: &[&Gpu], work: impl FnOnce() -> T) -> T {
 /// Reads every tensor of a file, by name. F16, U32 and I32 keep their type; other floats become f32.
 ///
 /// # Errors
-/// When the file cannot be read, or holds a tensor of a type that tensors cannot have, which is named.
+/// When the file cannot be read, or has a tensor of an unsupported type (the message names it).
 pub fn load_tensors(gpu: &Gpu, path: impl AsRef<Path>) -> Result<BTreeMap<String, Tensor>> {
     let file = File::open(path)?;
     let mut tensors = BTreeMap::new();
@@ -269,7 +269,7 @@ pub fn load_tensors(gpu: &Gpu, path: impl AsRef<Path>) -> Result<BTreeMap<String
     Ok(tensors)
 }
 
-/// The shape of a tensor in the file, which may have more axes or elements than a tensor here can.
+/// Returns the shape of a tensor in the file. More axes or elements than this crate supports are an error.
 fn shape(file: &File, name: &str) -> Result<Shape> {
     let sizes = &file.info(name)?.shape;
     let count = sizes.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
@@ -290,7 +290,7 @@ fn stored(dtype: DType) -> FileDType {
     }
 }
 
-/// A tensor that is read back when its turn to be written comes.
+/// Returns an entry for a tensor that is read back only when it is written.
 fn entry<'a>(name: &str, tensor: Tensor) -> Entry<'a> {
     let shape = *tensor.shape();
     Entry::lazy(name, stored(tensor.dtype()), &shape, move || {

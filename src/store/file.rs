@@ -1,4 +1,4 @@
-//! Reading: a mapped safetensors file whose header has been held against its bytes.
+//! Reads safetensors files. A file is mapped, and its header is checked against its size.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,9 +22,9 @@ use crate::error::{Error, Result};
 /// # Ok(()) }
 /// ```
 ///
-/// The file is mapped, so opening reads only the header, and a tensor is read from the disk when it is asked
-/// for. Another program that cuts the file short meanwhile ends this one with `SIGBUS`; [`super::save`] never
-/// does, it replaces files.
+/// The file is mapped: opening reads only the header, and a tensor is read from the disk when it is first used. If another
+/// program truncates the file meanwhile, this process is killed by `SIGBUS`. [`super::save`] never truncates files, it replaces
+/// them.
 #[derive(Debug)]
 pub struct File {
     path: PathBuf,
@@ -59,18 +59,17 @@ impl File {
         if !kind.is_file() {
             return Err(Error::format(path, "is no regular file; name a .safetensors file"));
         }
-        // An empty file cannot be mapped on every platform; it is refused below like any short one.
+        // Not every platform can map an empty file. `from_bytes` refuses it as too short.
         if kind.len() == 0 {
             return File::from_bytes(path, Vec::new());
         }
-        // SAFETY: the map is private to this value and only ever read as bytes, of which every pattern is
-        // valid. That nobody else truncates the file while it is mapped cannot be known; the type's
-        // documentation says so.
+        // SAFETY: the map is private to this value and only read as bytes, for which every pattern is valid. Nothing can
+        // keep other programs from truncating the file; the documentation of the type says what happens then.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
         File::new(path, Bytes::Mapped(map))
     }
 
-    /// The same for a file that is already in memory; `path` only names it in errors.
+    /// Checks a file that is already in memory. `path` is only used in error messages.
     pub fn from_bytes(path: impl AsRef<Path>, bytes: Vec<u8>) -> Result<File> {
         File::new(path.as_ref(), Bytes::Owned(bytes))
     }
@@ -92,13 +91,13 @@ impl File {
         };
         let text = std::str::from_utf8(text).map_err(|e| wrong(format!("its header is not UTF-8: {e}")))?;
         let header = Header::parse(text, data.len()).map_err(&wrong)?;
-        // A second opinion: what the reference implementation refuses, other programs could not read.
+        // The reference implementation checks too: a file that it refuses cannot be read by other programs.
         SafeTensors::read_metadata(&bytes).map_err(|e| wrong(e.to_string()))?;
         let data_start = 8 + text.len();
         Ok(File { path: path.to_path_buf(), bytes, data_start, header })
     }
 
-    /// The path that the file was opened by.
+    /// The path with which the file was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -108,7 +107,7 @@ impl File {
         self.header.tensors.keys().map(String::as_str)
     }
 
-    /// The free text of the header.
+    /// The metadata of the header.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.header.metadata
     }
@@ -123,7 +122,7 @@ impl File {
         self.header.tensors.get(name).ok_or_else(|| Error::format(&self.path, self.missing(name)))
     }
 
-    /// [`File::info`] of a tensor that must have this shape.
+    /// Returns [`File::info`] of a tensor, with an error if it has another shape.
     pub fn expect(&self, name: &str, shape: &[usize]) -> Result<&Info> {
         let info = self.info(name)?;
         if info.shape == shape {
@@ -132,29 +131,29 @@ impl File {
         Err(self.wrong(name, format!("wanted shape {shape:?}, the file has {:?}", info.shape)))
     }
 
-    /// The bytes of a tensor as they are in the file; not aligned.
+    /// The bytes of a tensor as stored in the file. They may be unaligned.
     pub fn bytes(&self, name: &str) -> Result<&[u8]> {
         Ok(self.find(name)?.1)
     }
 
-    /// A float tensor as f32. F16 and BF16 widen exactly; F64 is rounded to nearest even, and a finite value
-    /// beyond the range of f32 is an error. Integers and 8-bit floats are refused.
+    /// Reads a float tensor as f32. F16 and BF16 widen exactly. F64 is rounded to nearest even, and a finite value beyond the
+    /// range of f32 is an error. Integers and 8-bit floats are refused.
     pub fn tensor_f32(&self, name: &str) -> Result<Vec<f32>> {
         self.read(name, bytes::to_f32)
     }
 
-    /// A float tensor as f16. F16 is taken as it is; others are rounded once, to nearest even, and a finite
-    /// value beyond the range of f16 (65504) is an error. Integers and 8-bit floats are refused.
+    /// Reads a float tensor as f16. Other types than F16 are rounded once, to nearest even, and a finite value beyond the range
+    /// of f16 (65504) is an error. Integers and 8-bit floats are refused.
     pub fn tensor_f16(&self, name: &str) -> Result<Vec<f16>> {
         self.read(name, bytes::to_f16)
     }
 
-    /// An integer or BOOL tensor as u32; a value out of range is an error that names the element.
+    /// Reads an integer or BOOL tensor as u32. A value out of range is an error that names the element.
     pub fn tensor_u32(&self, name: &str) -> Result<Vec<u32>> {
         self.read(name, bytes::to_integer)
     }
 
-    /// An integer or BOOL tensor as i32; a value out of range is an error that names the element.
+    /// Reads an integer or BOOL tensor as i32. A value out of range is an error that names the element.
     pub fn tensor_i32(&self, name: &str) -> Result<Vec<i32>> {
         self.read(name, bytes::to_integer)
     }
@@ -166,7 +165,7 @@ impl File {
 
     fn find(&self, name: &str) -> Result<(&Info, &[u8])> {
         let info = self.info(name)?;
-        // In range: `Header::parse` held every range against the data.
+        // In range, since `Header::parse` checked every range against the data.
         Ok((info, &self.bytes[self.data_start..][info.range.clone()]))
     }
 
@@ -181,7 +180,7 @@ impl File {
     }
 }
 
-/// The three of `names` nearest to `name`, quoted, for an error's text.
+/// Returns the three of `names` that are most similar to `name`, quoted for an error message.
 pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> String {
     let mut near: Vec<_> = names.map(|other| (distance(name, other), other)).collect();
     near.sort_unstable();
@@ -189,7 +188,7 @@ pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> S
     near.join(", ")
 }
 
-/// Edit distance in bytes: insertions, deletions and substitutions from one name to the other (Levenshtein).
+/// Returns the Levenshtein distance in bytes: the least number of insertions, deletions and substitutions.
 fn distance(from: &str, to: &str) -> usize {
     let mut row: Vec<usize> = (0..=to.len()).collect();
     for (i, a) in from.bytes().enumerate() {
@@ -341,8 +340,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever bytes change, opening and reading every tensor ends, and never in a panic; what is
-        /// accepted here, the reference implementation accepts and reads alike.
+        /// Opening a mutated file and reading its tensors never panics. If the file is accepted, the reference implementation
+        /// accepts it too and reads the same bytes.
         #[test]
         fn mutations_never_panic(
             edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..3u8), 1..6),
@@ -352,7 +351,7 @@ mod tests {
                 let i = at.index(bytes.len());
                 match kind {
                     0 => bytes[i] = byte,
-                    // Digits and brackets break more than random bytes do.
+                    // Digits and brackets damage a header in more ways than random bytes do.
                     1 => bytes[i] = b"0123456789[]{}\",:\\-e"[usize::from(byte) % 20],
                     _ => bytes[i] ^= 1 << (byte % 8),
                 }

@@ -1,8 +1,8 @@
-//! Reading GGUF, the file format of llama.cpp: metadata, tokenizer and quantised weights in one file.
+//! Reads GGUF, the file format of llama.cpp: metadata, tokenizer and quantised weights in one file.
 //!
-//! Layout (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>): magic `GGUF`, version, counts; key-value pairs; tensor
-//! infos (name, sizes from the innermost, type, offset); the data, aligned. Numbers are little-endian. A header that lies about
-//! a size is refused before anything is read by it.
+//! Layout (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>): magic `GGUF`, version and counts, then key-value pairs,
+//! tensor infos (name, sizes from the innermost, type, offset) and the data, aligned. Numbers are little-endian. A header with a
+//! size beyond the end of the file is refused before anything is read or allocated by that size.
 
 use crate::error::{Error, Result};
 use half::{bf16, f16};
@@ -22,7 +22,7 @@ pub enum Value {
     Bool(bool),
     /// UTF-8.
     Text(String),
-    /// Of one type.
+    /// Values of one type.
     List(Vec<Value>),
 }
 
@@ -32,7 +32,7 @@ impl Value {
     }
 }
 
-/// A tensor's type, by its number in the file.
+/// A supported type of tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum TensorType {
     F32,
@@ -43,7 +43,7 @@ enum TensorType {
     Bf16,
 }
 
-/// Numbers and names of types that are not read here, for the error.
+/// Numbers and names of types that are not supported, for error messages.
 const OTHER_KINDS: [(u32, &str); 22] = [
     (6, "Q5_0"),
     (7, "Q5_1"),
@@ -98,7 +98,7 @@ impl TensorType {
         }
     }
 
-    /// The elements of one block. `w = scale q + minimum`; low nibbles are elements 0 to 15, high ones 16 to 31.
+    /// Appends the elements of one block to `out`: `w = scale q + minimum`. Low nibbles are elements 0 to 15, high ones 16 to 31.
     fn expand(self, block: &[u8], out: &mut Vec<f32>) {
         let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
         let nibbles = |from: usize| {
@@ -120,7 +120,7 @@ type Metadata = BTreeMap<String, Value>;
 type Tensors = BTreeMap<String, Info>;
 
 struct Info {
-    /// From the outermost.
+    /// Sizes from the outermost axis.
     shape: Vec<usize>,
     kind: TensorType,
     start: usize,
@@ -135,12 +135,12 @@ pub struct Gguf {
     tensors: Tensors,
 }
 
-/// Axes that a tensor may have in this format.
+/// Most axes of a tensor in this format.
 const MOST_AXES: u32 = 4;
-/// Lists of lists deeper than this are a lie.
+/// Most levels of nested metadata lists. More are refused, because a damaged file could exhaust the stack.
 const MOST_NESTED: usize = 4;
 
-/// Reads from the front of a slice; nothing beyond its end.
+/// Reads a slice from the front, with an error at its end.
 struct Cursor<'a> {
     data: &'a [u8],
     at: usize,
@@ -164,7 +164,7 @@ impl<'a> Cursor<'a> {
         self.number(what).map(u32::from_le_bytes)
     }
 
-    /// A count of things of at least one byte each: never more than bytes are left.
+    /// Reads a count of things that take at least one byte each. More than the bytes that are left is an error.
     fn count(&mut self, what: &str) -> Result<usize, String> {
         let count = self.number(what).map(u64::from_le_bytes)?;
         let left = self.data.len() - self.at;
@@ -205,7 +205,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Metadata and tensors of a file's bytes.
+/// Reads the header of a file: metadata and tensor infos.
 fn parse(data: &[u8]) -> Result<(Metadata, Tensors), String> {
     let mut cursor = Cursor { data, at: 0 };
     if cursor.take(4, "the first four bytes")? != b"GGUF" {
@@ -254,7 +254,7 @@ fn parse(data: &[u8]) -> Result<(Metadata, Tensors), String> {
     Ok((metadata, found))
 }
 
-/// One tensor's sizes, type and place behind the header.
+/// Reads one tensor's sizes, type and offset behind the header.
 fn info(cursor: &mut Cursor) -> Result<Info, String> {
     let axes = cursor.u32("the number of axes")?;
     if axes > MOST_AXES {
@@ -281,12 +281,13 @@ impl Gguf {
     /// Maps the file and reads its header.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Format`] for another format or version, a type that is not supported (named), a header that lies,
-    /// a file cut short.
+    /// [`Error::Io`] when the file cannot be read. [`Error::Format`] for another format or version, an unsupported type (the
+    /// message names it), an inconsistent header or a truncated file.
     pub fn open(path: impl AsRef<Path>) -> Result<Gguf> {
         let path = path.as_ref().to_path_buf();
         let file = std::fs::File::open(&path).map_err(|e| Error::io(&path, e))?;
-        // SAFETY: as for every map, nobody may shorten the file while it is open; its content is checked before use.
+        // SAFETY: the map is only read as bytes, and its content is checked before use. As with every map, no program may
+        // truncate the file while it is open.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(&path, e))?;
         let (metadata, tensors) = parse(&map).map_err(|message| Error::format(&path, message))?;
         Ok(Gguf { path, map, metadata, tensors })
@@ -304,7 +305,7 @@ impl Gguf {
     /// A whole number of the metadata.
     ///
     /// # Errors
-    /// [`Error::Format`] when it is not there, or negative, or no number.
+    /// [`Error::Format`] when the key is missing or its value is not a whole number of 0 or more.
     pub fn number(&self, key: &str) -> Result<usize> {
         match self.metadata.get(key) {
             Some(Value::Integer(n)) => usize::try_from(*n).map_err(|_| self.missing(key, "usable number")),
@@ -315,7 +316,7 @@ impl Gguf {
     /// A float of the metadata.
     ///
     /// # Errors
-    /// [`Error::Format`] when it is not there.
+    /// [`Error::Format`] when the key is missing or its value is not a float.
     pub fn float(&self, key: &str) -> Result<f64> {
         match self.metadata.get(key) {
             Some(Value::Float(x)) => Ok(*x),
@@ -326,7 +327,7 @@ impl Gguf {
     /// A text of the metadata.
     ///
     /// # Errors
-    /// [`Error::Format`] when it is not there.
+    /// [`Error::Format`] when the key is missing or its value is not text.
     pub fn text(&self, key: &str) -> Result<&str> {
         match self.metadata.get(key) {
             Some(Value::Text(text)) => Ok(text),
@@ -337,7 +338,7 @@ impl Gguf {
     /// A list of texts of the metadata.
     ///
     /// # Errors
-    /// [`Error::Format`] when it is not there, or has something else in it.
+    /// [`Error::Format`] when the key is missing or its value is not a list of texts.
     pub fn texts(&self, key: &str) -> Result<Vec<&str>> {
         let Some(Value::List(all)) = self.metadata.get(key) else { return Err(self.missing(key, "list")) };
         all.iter().map(Value::text).collect::<Option<_>>().ok_or_else(|| self.missing(key, "list of texts"))
@@ -357,7 +358,7 @@ impl Gguf {
     /// Sizes of a tensor, from the outermost axis.
     ///
     /// # Errors
-    /// [`Error::Format`] when it is not there.
+    /// [`Error::Format`] when there is no tensor of this name.
     pub fn shape(&self, name: &str) -> Result<&[usize]> {
         self.info(name).map(|info| &info.shape[..])
     }
@@ -365,15 +366,15 @@ impl Gguf {
     /// Bytes that a tensor takes in the file.
     ///
     /// # Errors
-    /// [`Error::Format`] when it is not there.
+    /// [`Error::Format`] when there is no tensor of this name.
     pub fn bytes(&self, name: &str) -> Result<usize> {
         self.info(name).map(|info| info.bytes)
     }
 
-    /// A tensor's elements, dequantised.
+    /// Reads a tensor's elements, dequantised.
     ///
     /// # Errors
-    /// [`Error::Format`] when it is not there.
+    /// [`Error::Format`] when there is no tensor of this name.
     pub fn tensor_f32(&self, name: &str) -> Result<Vec<f32>> {
         let info = self.info(name)?;
         let mut out = Vec::with_capacity(info.shape.iter().product());
@@ -394,7 +395,7 @@ mod tests {
         [&(s.len() as u64).to_le_bytes()[..], s.as_bytes()].concat()
     }
 
-    /// A file with one pair of each interesting kind and these tensors: name, sizes innermost first, type, data.
+    /// Builds a file with three metadata pairs and these tensors: name, sizes innermost first, type, data.
     fn sample(tensors: &[(&str, &[u64], u32, Vec<u8>)]) -> Vec<u8> {
         let mut all = b"GGUF".to_vec();
         all.extend(3u32.to_le_bytes());
@@ -422,7 +423,7 @@ mod tests {
 
     fn tensors() -> Vec<(&'static str, &'static [u64], u32, Vec<u8>)> {
         let half = |x: f32| f16::from_f32(x).to_le_bytes().to_vec();
-        // Nibbles 0 to 15, low and high alike.
+        // Both the low and the high nibbles run from 0 to 15.
         let nibbles: Vec<u8> = (0..16).map(|i| i | i << 4).collect();
         let bytes: Vec<u8> = (0..32).map(|i| (i as i8 - 16) as u8).collect();
         vec![

@@ -1,7 +1,7 @@
-//! The JSON header of a safetensors file: a strict reader that names the tensor at fault, and the writer.
+//! The JSON header of a safetensors file: a strict reader, whose errors name the tensor at fault, and a writer.
 //!
-//! The `safetensors` crate reads headers too, but keeps the last of two tensors of one name and does not say
-//! which tensor has the wrong size. [`super::File`] asks both.
+//! The `safetensors` crate reads headers too, but of two tensors with one name it keeps the last, and it does not say which
+//! tensor has the wrong size. [`super::File`] checks with both.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry::{Occupied, Vacant};
@@ -11,28 +11,28 @@ use super::FileDType;
 
 /// The longest header that readers of this format accept.
 pub(super) const MAX_BYTES: u64 = 100_000_000;
-/// The one key of the header that is not a tensor.
+/// The only key of the header that is not a tensor's name.
 pub(super) const METADATA: &str = "__metadata__";
 
-/// What the header says about one tensor.
+/// The header's entry for one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Info {
     /// The element type in the file.
     pub dtype: FileDType,
-    /// The sizes, outermost first; empty for a scalar.
+    /// The sizes, outermost first. Empty for a scalar.
     pub shape: Vec<usize>,
-    /// Where the bytes are, counted from the end of the header.
+    /// The range of its bytes, counted from the end of the header.
     pub(super) range: Range<usize>,
 }
 
-/// A header: tensors and free text, both by name.
+/// A header: tensors and metadata, both by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Header {
     pub tensors: BTreeMap<String, Info>,
     pub metadata: BTreeMap<String, String>,
 }
 
-/// Every type that the format knows; the crate has names for them but no way from a name to a type.
+/// Every type of the format. The `safetensors` crate can print their names but not parse them.
 const DTYPES: [FileDType; 22] = [
     FileDType::F32,
     FileDType::F16,
@@ -58,7 +58,7 @@ const DTYPES: [FileDType; 22] = [
     FileDType::F4,
 ];
 
-/// Bytes of a tensor, `None` if they overflow or end inside a byte.
+/// Returns the bytes of a tensor, or `None` if they overflow or end inside a byte.
 pub(super) fn tensor_bytes(dtype: FileDType, shape: &[usize]) -> Option<usize> {
     let elements = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size))?;
     let bits = elements.checked_mul(dtype.bitsize())?;
@@ -66,7 +66,7 @@ pub(super) fn tensor_bytes(dtype: FileDType, shape: &[usize]) -> Option<usize> {
 }
 
 impl Header {
-    /// Reads the header of a file with `data_bytes` bytes after it, and holds its claims against each other.
+    /// Reads the header of a file with `data_bytes` bytes after it, and checks it for consistency.
     pub fn parse(text: &str, data_bytes: usize) -> Result<Header, String> {
         let mut reader = Reader { text, at: 0 };
         let mut header = Header::default();
@@ -93,7 +93,7 @@ impl Header {
         Ok(header)
     }
 
-    /// Sizes match shapes, and the tensors in order of offset cover the data without overlap or hole.
+    /// Checks that byte ranges match shapes, and that the tensors cover the data without overlaps or gaps.
     fn check(&self, data_bytes: usize) -> Result<(), String> {
         for (name, Info { dtype, shape, range }) in &self.tensors {
             let Range { start, end } = *range;
@@ -138,8 +138,7 @@ impl Header {
         Ok(())
     }
 
-    /// The header as text, padded with spaces to a multiple of 8 bytes: metadata and then tensors in the
-    /// given order.
+    /// Returns the header as text: metadata, then tensors in the given order, padded with spaces to a multiple of 8 bytes.
     pub fn write<'a>(
         metadata: &BTreeMap<String, String>,
         tensors: impl Iterator<Item = (&'a str, FileDType, &'a [usize], Range<usize>)>,
@@ -161,7 +160,7 @@ impl Header {
     }
 }
 
-/// `text` as a JSON string.
+/// Returns `text` as a JSON string.
 fn quote(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 2);
     quoted.push('"');
@@ -182,7 +181,7 @@ fn quote(text: &str) -> String {
     quoted
 }
 
-/// The part of JSON that a header may use: objects of known form, strings, and lists of natural numbers.
+/// A reader of the part of JSON that a header may use: objects, strings, and lists of natural numbers.
 struct Reader<'a> {
     text: &'a str,
     at: usize,
@@ -203,7 +202,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Skips space and takes `byte` if it is next.
+    /// Skips whitespace, then takes `byte` if it is next. Returns whether it was.
     fn take(&mut self, byte: u8) -> bool {
         self.space();
         let found = self.peek() == Some(byte);
@@ -215,7 +214,7 @@ impl Reader<'_> {
         if self.take(byte) { Ok(()) } else { Err(self.wrong(&format!("expected `{}`", char::from(byte)))) }
     }
 
-    /// `{"name": value, ...}`, with `value` read by `member`.
+    /// Reads `{"name": value, ...}`, with `value` read by `member`.
     fn object(
         &mut self,
         mut member: impl FnMut(&mut Self, String) -> Result<(), String>,
@@ -269,7 +268,7 @@ impl Reader<'_> {
         Ok(Info { dtype, shape, range: start..end })
     }
 
-    /// `[natural, ...]`
+    /// Reads `[natural, ...]`.
     fn naturals(&mut self) -> Result<Vec<usize>, String> {
         let mut numbers = Vec::new();
         self.expect(b'[')?;
@@ -280,7 +279,7 @@ impl Reader<'_> {
             self.space();
             let rest = &self.text[self.at..];
             let digits = &rest[..rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len())];
-            // JSON has no leading zeros. What follows the digits, such as `.5` or `e3`, fails at the comma.
+            // JSON allows no leading zeros. A fraction or exponent behind the digits fails at the comma below.
             let number = digits.parse().ok().filter(|_| digits == "0" || !digits.starts_with('0'));
             numbers.push(number.ok_or_else(|| self.wrong("expected a natural number below 2^64"))?);
             self.at += digits.len();
@@ -313,7 +312,7 @@ impl Reader<'_> {
         }
     }
 
-    /// What follows a backslash.
+    /// Reads the rest of an escape, behind its backslash.
     fn escape(&mut self) -> Result<char, String> {
         let kind = self.peek();
         self.at += 1;
@@ -326,7 +325,7 @@ impl Reader<'_> {
             Some(b'f') => '\u{c}',
             Some(b'u') => {
                 let mut code = self.hex()?;
-                // Above 16 bits JSON writes two surrogates.
+                // A character above 16 bits is written as two surrogates.
                 if (0xd800..0xdc00).contains(&code) && self.text[self.at..].starts_with("\\u") {
                     self.at += 2;
                     let low = self.hex()?;
@@ -345,7 +344,7 @@ impl Reader<'_> {
         })
     }
 
-    /// Four hexadecimal digits.
+    /// Reads four hexadecimal digits.
     fn hex(&mut self) -> Result<u32, String> {
         let digits = self.text.get(self.at..self.at + 4).filter(|d| d.bytes().all(|b| b.is_ascii_hexdigit()));
         let code = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());

@@ -1,13 +1,13 @@
-//! Files: safetensors in and out, at host level.
+//! Reads and writes model files: safetensors, checkpoints and GGUF.
 //!
-//! * [`File`] maps a file, refuses a header that lies, and converts tensors to what the engine computes in.
-//! * [`gguf::Gguf`] reads llama.cpp's files, quantised weights and tokenizer included.
-//! * [`Weights`] is a model's named tensors, read one at a time; [`Shards`] one on disk, in one file or several.
-//! * [`save`] writes a file whole or not at all, the same bytes for the same tensors.
+//! * [`File`] maps a safetensors file, refuses an inconsistent header, and converts tensors to the engine's types.
+//! * [`gguf::Gguf`] reads llama.cpp's files, including quantised weights and the tokenizer.
+//! * [`Weights`] is a model's named tensors, read one at a time. [`Shards`] is a model on disk, in one file or several.
+//! * [`save`] writes a file atomically. Equal tensors give equal bytes.
 //!
-//! The format (<https://github.com/huggingface/safetensors>): a little-endian `u64`, the header's length; the
-//! header, a JSON object `{"__metadata__": {string: string}, name: {"dtype", "shape", "data_offsets": [begin,
-//! end]}, ...}`; the data, little-endian and row-major, which the tensors cover without holes.
+//! The format of safetensors (<https://github.com/huggingface/safetensors>) has three parts. First comes the header's length, a
+//! little-endian `u64`. The header is a JSON object `{"__metadata__": {string: string}, name: {"dtype", "shape", "data_offsets":
+//! [begin, end]}, ...}`. The data are little-endian and row-major, and the tensors cover them without gaps.
 
 mod bytes;
 mod checkpoint;
@@ -26,6 +26,6 @@ pub use save::{Entry, save};
 pub(crate) use weights::INDEX;
 pub use weights::{Shards, Weights};
 
-// Slices of numbers are written as the bytes that they are in memory; every platform with a GPU is
-// little-endian.
+// Slices of numbers are written with their bytes in memory, which must be little-endian as in the file. Every platform with a GPU
+// is.
 const _: () = assert!(cfg!(target_endian = "little"), "tiebeam::store needs a little-endian host");

@@ -1,4 +1,4 @@
-//! Writing: a whole file or none, and the same bytes for the same tensors.
+//! Writes safetensors files atomically, with the same bytes for the same tensors.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -27,7 +27,7 @@ enum Data<'a> {
 }
 
 impl<'a> Entry<'a> {
-    /// An F32 tensor. Panics if `values` does not have the size of `shape`, as do the other constructors.
+    /// An F32 tensor. All constructors panic if the data does not have the size of `shape`.
     #[track_caller]
     pub fn f32(name: impl Into<String>, shape: &[usize], values: &'a [f32]) -> Self {
         Entry::bytes(name, FileDType::F32, shape, bytemuck::cast_slice(values))
@@ -57,7 +57,7 @@ impl<'a> Entry<'a> {
         Entry::bytes(name, FileDType::I32, shape, bytemuck::cast_slice(values))
     }
 
-    /// A tensor of any type from its little-endian bytes, borrowed or owned.
+    /// A tensor of any type, from its little-endian bytes.
     #[track_caller]
     pub fn bytes(
         name: impl Into<String>,
@@ -71,9 +71,8 @@ impl<'a> Entry<'a> {
         Entry { name, dtype, shape: shape.to_vec(), data: Data::Bytes(bytes) }
     }
 
-    /// A tensor whose bytes are produced when its turn comes, so that a model on the device need never be on
-    /// the host at once. An error of `produce`, or another number of bytes than `shape` has, ends [`save`]
-    /// with the old file intact.
+    /// A tensor whose bytes are produced only when it is written, so a model on the device need not be on the host as a whole. If
+    /// `produce` fails or returns another number of bytes than `shape` needs, [`save`] fails and leaves the old file intact.
     #[track_caller]
     pub fn lazy(
         name: impl Into<String>,
@@ -90,7 +89,7 @@ impl<'a> Entry<'a> {
     }
 
     fn len(&self) -> usize {
-        // Every constructor asserts that there is a size.
+        // Every constructor checks that the size is valid.
         tensor_bytes(self.dtype, &self.shape).unwrap_or(0)
     }
 }
@@ -101,16 +100,14 @@ impl fmt::Debug for Entry<'_> {
     }
 }
 
-/// Writes a safetensors file: to a temporary file beside it, synced to the disk and then renamed over it.
+/// Writes a safetensors file: first a temporary file beside it, which is synced to the disk and then renamed over it.
 ///
-/// On any error (disk full, a tensor that could not be produced) the old file is as it was and the temporary
-/// file is gone. A program that has the old file mapped keeps reading the old file (on Windows the rename
-/// fails instead). Links are followed, mode and owner stay, devices and pipes are written through: the rules are those
-/// of [`files::replace()`].
+/// On any error (disk full, a tensor that could not be produced) the old file is left intact and the temporary file is removed. A
+/// program that has the old file mapped continues to read the old content (on Windows the rename fails instead). Links are
+/// followed, mode and owner are kept, and devices and pipes are written directly, by the rules of [`files::replace()`].
 ///
-/// The bytes depend on tensors and metadata only, not on the order of `tensors`: metadata is sorted by key,
-/// tensors by alignment, then name, as the reference implementation does, so that each tensor is aligned in
-/// the file.
+/// The bytes depend only on tensors and metadata, not on the order of `tensors`. Metadata is sorted by key. Tensors are sorted by
+/// alignment, then name, as in the reference implementation, which aligns each tensor in the file.
 ///
 /// ```no_run
 /// # use tiebeam::store::{Entry, save};
@@ -130,7 +127,7 @@ pub fn save<'a>(
     files::replace(path, |file| write(path, file, &header, tensors))
 }
 
-/// The header, and the tensors in the order of their data.
+/// Returns the header, and the tensors in the order of their data.
 fn layout<'a>(
     path: &Path,
     tensors: impl IntoIterator<Item = Entry<'a>>,
@@ -169,7 +166,7 @@ fn layout<'a>(
     Ok((header, tensors))
 }
 
-/// Writes everything to `out`; `path` names it in errors.
+/// Writes header and tensors to `out`. `path` is only used in error messages.
 fn write(path: &Path, out: impl Write, header: &str, tensors: Vec<Entry<'_>>) -> Result<()> {
     let failed = |e: io::Error| Error::io(path, e);
     let mut out = BufWriter::with_capacity(1 << 20, out);
@@ -232,7 +229,7 @@ mod tests {
         assert_eq!(file.tensor_i32("ä\n").unwrap(), [-1, i32::MAX]);
         assert_eq!(file.tensor_f32("late").unwrap(), [2.5]);
         file.expect("none", &[0, 4]).unwrap();
-        // The same bytes in any order, over a file that is mapped; and no temporary file stays.
+        // Entries in reverse order give the same bytes. The old file is mapped meanwhile, and no temporary file remains.
         let first = std::fs::read(&path).unwrap();
         save(&path, entries().into_iter().rev(), &notes()).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), first);
@@ -250,8 +247,8 @@ mod tests {
         }
     }
 
-    /// Byte for byte what the reference implementation writes (which has no order for two or more metadata
-    /// keys).
+    /// Compares with the bytes of the reference implementation. There is only one metadata key, because it has no fixed order for
+    /// more.
     #[test]
     fn bytes_match_the_reference() {
         let folder = Folder::new("save-reference");
@@ -295,8 +292,7 @@ mod tests {
         assert!(save(&path, [Entry::u32(METADATA, &[1], &[7])], &notes()).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), old);
         assert_eq!(folder.names(), ["m"]);
-        // The rename fails on a folder, which stays; a missing folder and a path without a name fail before
-        // that.
+        // A folder as the target fails and is left intact, as do a missing parent folder and a path without a name.
         let taken = folder.join("taken");
         std::fs::create_dir_all(taken.join("inner")).unwrap();
         for target in [taken.clone(), folder.join("no/such/m"), PathBuf::from(".."), PathBuf::new()] {
@@ -309,8 +305,7 @@ mod tests {
         assert_eq!(folder.names(), ["m", "taken"]);
     }
 
-    /// A disk that fills up after any number of bytes is an error, at the header, in a tensor, or in the last
-    /// flush.
+    /// A disk that fills up is an error, whether in the header, in a tensor, or in the last flush.
     #[test]
     fn full_disk_is_an_error() {
         struct Disk(usize);

@@ -1,4 +1,4 @@
-//! Where weights come from: in memory, in one file, or in shards with an index.
+//! Sources of weights: in memory, in one file, or in shards with an index.
 
 use super::{File, FileDType, Info};
 use crate::dtype::DType;
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// Named float tensors that are read one at a time, so that no more than one has to be in memory.
+/// Named float tensors that are read one at a time, so only one has to be in memory.
 pub trait Weights {
     /// All names, sorted.
     fn names(&self) -> Vec<String>;
@@ -20,13 +20,13 @@ pub trait Weights {
     /// When there is no tensor of this name.
     fn shape(&self, name: &str) -> Result<Vec<usize>>;
 
-    /// A tensor as f32 on the device, outside any graph.
+    /// Reads a tensor as f32 on the device, without gradient tracking.
     ///
     /// # Errors
-    /// When there is no tensor of this name or it is no float; what the file or the device has.
+    /// When there is no float tensor of this name, or the file or the device fails.
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor>;
 
-    /// Some elements of a tensor, in row-major order and flat: for tensors that are too large to be read at once.
+    /// Reads a range of a tensor's elements in row-major order, as a flat tensor. Callers use it to read a tensor in parts.
     ///
     /// # Errors
     /// As [`Weights::read`].
@@ -89,13 +89,13 @@ impl Weights for File {
     }
 }
 
-/// A model on disk: one safetensors file, or a folder of shards with `model.safetensors.index.json`. Files are mapped; a tensor
-/// is read when it is asked for.
+/// A model on disk: one safetensors file, or a folder of shards with `model.safetensors.index.json`. Files are mapped, and a
+/// tensor is read from the disk when it is first used.
 #[derive(Debug)]
 pub struct Shards {
     path: PathBuf,
     files: Vec<File>,
-    /// The file that holds each tensor.
+    /// Index of the file that holds each tensor.
     holders: BTreeMap<String, usize>,
 }
 
@@ -107,8 +107,8 @@ impl Shards {
     /// `model.safetensors`.
     ///
     /// # Errors
-    /// A file that is missing, cut short or lies about itself; an index that names a tensor its shard has not, or a file outside
-    /// its own folder.
+    /// When a file is missing, truncated or has an inconsistent header, or the index names a tensor that its shard does not have
+    /// or a file outside its own folder.
     pub fn open(path: impl AsRef<Path>) -> Result<Shards> {
         let path = path.as_ref();
         if path.is_dir() {
@@ -164,7 +164,7 @@ impl Shards {
         Ok(Shards { path: index.to_path_buf(), files, holders })
     }
 
-    /// What was opened.
+    /// The path of the file or index that was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -176,7 +176,7 @@ impl Shards {
     pub fn file(&self, name: &str) -> Result<&File> {
         match self.holders.get(name) {
             Some(&place) => Ok(&self.files[place]),
-            // A name that an index leaves out is missing, even where a shard has it.
+            // A tensor that the index does not list counts as missing, even if a shard has it.
             None => match self.files.first().map(|file| file.info(name)) {
                 Some(Err(error)) => Err(error),
                 _ => Err(Error::format(&self.path, format!("there is no tensor `{name}`"))),
@@ -237,7 +237,7 @@ impl Weights for Shards {
                     narrow.map_err(|e| Error::format(file.path(), format!("tensor `{name}`: {e}")))?;
                 Ok(Tensor::from_slice(gpu, &narrow, [n]))
             }
-            // Others are refused with their name.
+            // `tensor_f32` refuses all other types, with a message that names the type.
             _ => Ok(Tensor::from_slice(gpu, &file.tensor_f32(name)?[range], [n])),
         }
     }

@@ -1,4 +1,5 @@
-//! Linear assignment: against every permutation where these can be counted, by its own proof where they cannot.
+//! Linear assignment. Small problems are compared with the best of all permutations, large ones are checked by their optimality
+//! proof.
 
 use crate::support::{gpu, other_kernels};
 use proptest::prelude::*;
@@ -12,11 +13,12 @@ fn sign(goal: Goal) -> f64 {
     if goal == Goal::Minimize { 1.0 } else { -1.0 }
 }
 
-/// The best value by trying everything: over rows, the best for each set of columns used. `None` where nothing is allowed.
+/// Returns the best value by dynamic programming: row by row, the best value for each set of used columns. `None` if every
+/// assignment has a forbidden entry.
 fn brute<C: Cost>(cost: &[C], [rows, columns]: [usize; 2], goal: Goal) -> Option<f64> {
     let (long, short) = (rows.max(columns), rows.min(columns));
     let at = |i: usize, j: usize| if rows <= columns { i * columns + j } else { j * columns + i };
-    // One line of the short side after the other, sets of the long side as bits.
+    // Iterates over the short side. Sets of the long side are bit masks.
     let mut best = vec![f64::INFINITY; 1 << long];
     best[0] = 0.0;
     for i in 0..short {
@@ -33,7 +35,7 @@ fn brute<C: Cost>(cost: &[C], [rows, columns]: [usize; 2], goal: Goal) -> Option
     best.is_finite().then_some(sign(goal) * best)
 }
 
-/// Holds an assignment and its potentials to the definitions, with nothing of the library's but the entries.
+/// Checks an assignment and its potentials by the definitions, without other code of the library.
 fn check<C: Cost>(cost: &[C], [rows, columns]: [usize; 2], goal: Goal, found: &Assignment) {
     let s = sign(goal);
     let most = cost.iter().map(|c| c.to_f64().abs()).filter(|c| c.is_finite()).fold(0.0, f64::max);
@@ -91,7 +93,7 @@ fn uniform(size: [usize; 2], seed: u64) -> Vec<f32> {
     x
 }
 
-/// A matrix of rank `rank` whose rows differ in length: auctions and paths both have work to do.
+/// Returns a matrix of rank `rank` whose rows differ in length. Both the auction and the augmenting paths have work to do on it.
 fn low_rank(size: [usize; 2], rank: usize, seed: u64) -> Vec<f32> {
     let mut rng = Rng::new(seed);
     let mut side = |count: usize| {
@@ -105,7 +107,7 @@ fn low_rank(size: [usize; 2], rank: usize, seed: u64) -> Vec<f32> {
     (0..size[0] * size[1]).map(|e| dot(e / size[1], e % size[1])).collect()
 }
 
-/// Small matrices: few different values, so that ties are the rule, and now and then a forbidden entry.
+/// Small matrices with few different values, so that ties are frequent, and a few forbidden entries.
 fn small() -> impl Strategy<Value = ([usize; 2], Vec<f64>)> {
     let entry = prop_oneof![
         4 => (-3i32..4).prop_map(f64::from),
@@ -180,16 +182,16 @@ fn larger_problems_of_each_kind_prove_themselves() {
     let turned: Vec<f32> = (0..n * n).map(|e| cost[e % n * n + e / n]).collect();
     let other = solved(&turned, [n, n], Goal::Maximize);
     assert!((found.value - other.value).abs() <= 1e-9 * found.value.abs());
-    // Nearly square and of rank 2: paths alone take so long that the problem is made square.
+    // Nearly square and of rank 2. With paths alone these would take so long that the problem is padded to a square.
     for size in [[n, n + 1], [n + 20, n]] {
         GOALS.iter().for_each(|&goal| drop(solved(&low_rank(size, 2, 9), size, goal)));
     }
-    // (i+1)(j+1): the smallest sum is n(n+1)(n+2)/6, the largest n(n+1)(2n+1)/6.
+    // Entries (i+1)(j+1) have the smallest sum n(n+1)(n+2)/6 and the largest n(n+1)(2n+1)/6.
     let products: Vec<f64> = (0..n * n).map(|e| ((e / n + 1) * (e % n + 1)) as f64).collect();
     let whole = |k: usize| (n * (n + 1) * k / 6) as f64;
     assert_eq!(solved(&products, [n, n], Goal::Minimize).value, whole(n + 2));
     assert_eq!(solved(&products, [n, n], Goal::Maximize).value, whole(2 * n + 1));
-    // All the same; few values.
+    // All entries equal, then few different values.
     assert_eq!(solved(&vec![3; n * n], [n, n], Goal::Minimize).value, 3.0 * n as f64);
     let few: Vec<i32> = uniform([n, n], 4).iter().map(|x| (x * 4.0) as i32).collect();
     assert_eq!(solved(&few, [n, n], Goal::Minimize).value, 0.0);
@@ -213,7 +215,7 @@ fn earlier_prices_give_the_same_value() {
         let warm = assign_from(&near, [n, n], goal, &first.dual_v).expect("solvable");
         check(&near, [n, n], goal, &warm);
         assert!((warm.value - second.value).abs() <= 1e-9 * second.value.abs());
-        // Potentials so large that they leave no digits for the entries.
+        // Potentials so large that entries vanish in their rounding.
         let huge: Vec<f64> = (0..n).map(|j| 1e18 * (j as f64).sin()).collect();
         let warm = assign_from(&near, [n, n], goal, &huge).expect("solvable");
         check(&near, [n, n], goal, &warm);
@@ -243,11 +245,11 @@ fn only_a_proof_makes_it_exact() {
     let wrong = certify(&cost, [n, n], Goal::Minimize, &wrong, &best.dual_v).expect("an assignment");
     let loss = wrong.value - best.value;
     assert!(!wrong.exact && loss > 1e-4 && (wrong.gap - loss).abs() < 1e-12, "{loss} and gap {}", wrong.gap);
-    // The right columns with potentials that prove nothing.
+    // The right columns with potentials that do not prove them.
     let unproved =
         certify(&cost, [n, n], Goal::Minimize, &best.columns, &vec![0.0; n]).expect("an assignment");
     assert!(!unproved.exact && unproved.value == best.value && unproved.gap > 1e-3);
-    // The largest is not the smallest.
+    // The assignment with the smallest sum is not the one with the largest.
     assert!(!certify(&cost, [n, n], Goal::Maximize, &best.columns, &best.dual_v).expect("one").exact);
 }
 
@@ -287,7 +289,7 @@ fn a_size_that_does_not_fit_panics() {
     let _ = assign(&[1.0, 2.0, 3.0], [2, 2], Goal::Minimize);
 }
 
-/// What tells two runs apart.
+/// The complete result as bits, for comparison of two runs.
 fn bits(a: &Assignment) -> (Vec<Option<usize>>, Vec<u64>) {
     let numbers =
         [a.value, a.gap].into_iter().chain(a.dual_u.iter().copied()).chain(a.dual_v.iter().copied());
@@ -313,7 +315,8 @@ fn the_device_gives_the_value_of_the_host_and_the_same_bits_twice() {
     }
 }
 
-/// Whatever the prices, the host makes the result right: so the device's own part is looked at alone.
+/// The host corrects any prices, so a test of the result would not notice bad prices of the device. This one checks the prices
+/// alone.
 #[test]
 fn prices_of_the_device_nearly_prove_the_best_assignment() {
     for (n, shape) in
@@ -365,7 +368,8 @@ fn the_public_methods_choose_a_path_and_prove_the_result() {
         let x = Tensor::from_slice(gpu, &cost, [batch, n, n]);
         let all = x.assignments(Goal::Maximize).expect("solvable");
         all.iter().zip(cost.chunks(n * n)).for_each(|(a, c)| check(c, [n, n], Goal::Maximize, a));
-        // One matrix, as a view that is not contiguous; rows to spare; above the size from which a device may be used.
+        // A matrix above the size from which the device may be used, as a view that is not contiguous. Then one with more rows
+        // than columns.
         let large = low_rank([520, 520], 5, 15);
         let turned: Vec<f32> = (0..520 * 520).map(|e| large[e % 520 * 520 + e / 520]).collect();
         let found =
@@ -415,7 +419,7 @@ fn the_device_meets_ties_forbidden_and_bad_entries() {
 
 #[test]
 fn flat_problems_are_not_made_square() {
-    // Products: each row takes one of the last columns, in order. Square, this would be 3 GB.
+    // With products as entries, the rows take the last columns in order. Padded to a square, this would take 3 GB.
     let (rows, columns) = (40usize, 20_000usize);
     let cost: Vec<i32> =
         (0..rows * columns).map(|e| -(((e / columns + 1) * (e % columns + 1)) as i32)).collect();

@@ -1,4 +1,4 @@
-//! Files written whole or not at all: what is no regular file, links, long names, owner and mode, and what killed processes leave.
+//! Atomic writes of files: special files, links, long names, owner and mode, and leftovers of killed processes.
 
 use crate::support::folder::{Folder, names};
 use std::fs::{File, read, read_to_string, write};
@@ -25,7 +25,7 @@ fn names_as_long_as_names_can_be() {
         assert_eq!(folder.names(), [name]);
         std::fs::remove_file(path).unwrap();
     }
-    // The system's own limit is an error, and leaves nothing.
+    // A name beyond the system's limit is an error, and leaves no file.
     assert!(replace_with(&folder.join("n".repeat(256)), "x").is_err());
     assert!(folder.names().is_empty());
 }
@@ -57,7 +57,7 @@ fn lines_are_added() {
     assert_eq!(read_to_string(&path).unwrap(), "one\ntwo\n");
 }
 
-/// Only what has exactly our names, and only what nobody holds.
+/// Only files with exactly our names are removed, and only if no process has them locked.
 #[test]
 fn leftovers_of_killed_processes_are_removed() {
     let folder = Folder::new("leftovers");
@@ -73,9 +73,9 @@ fn leftovers_of_killed_processes_are_removed() {
     let mut want: Vec<&str> = stay.into_iter().chain(["m", ".m.5-5.tmp"]).collect();
     want.sort();
     assert_eq!(folder.names(), want);
-    // To close it is not enough: a child that another test starts has a copy of it until its program runs.
+    // Closing the file would not be enough, because a child of another test has a copy of it until its program runs.
     held.unlock().unwrap();
-    // One that is written at this moment is held.
+    // A file that is being written is locked, so the inner call leaves it.
     replace(&path, |_| replace_with(&path, "inner")).unwrap();
     want.retain(|name| *name != ".m.7-7.tmp");
     assert_eq!(folder.names(), want);
@@ -83,7 +83,7 @@ fn leftovers_of_killed_processes_are_removed() {
 
 const CHILD: &str = "TIEBEAM_TEST_WRITES";
 
-/// Really killed: the child is this test itself, in the middle of a file.
+/// A child process, which runs this same test, is killed in the middle of writing a file.
 #[test]
 fn a_killed_writer_leaves_nothing_for_long() {
     if let Some(path) = std::env::var_os(CHILD) {
@@ -107,7 +107,7 @@ fn a_killed_writer_leaves_nothing_for_long() {
             .unwrap();
         let said = std::io::BufReader::new(child.stdout.take().unwrap());
         assert!(std::io::BufRead::lines(said).any(|line| line.unwrap() == "writing"));
-        // While it lives, nobody takes its file.
+        // While the child lives, its file is not removed.
         replace_with(&path, "meanwhile").unwrap();
         assert_eq!(folder.names().len(), 2);
         child.kill().unwrap();
@@ -140,14 +140,14 @@ mod unix {
         assert!(made("mkfifo", &[], &path));
         check(&path).unwrap();
         assert!(refused(replace_with(&path, "x")).contains("nobody reads from there"));
-        // More than a pipe holds, so that the writer waits for its reader; through a link, too.
+        // More bytes than a pipe can hold, so the writer must wait for the reader. Also through a link.
         let link = folder.join("link");
         symlink("pipe", &link).unwrap();
         let bytes: Vec<u8> = (0..300_000u32).map(|i| i as u8).collect();
         for to in [&path, &link] {
             let from = path.clone();
             let reader = std::thread::spawn(move || read(from).unwrap());
-            // Until the reader is there the pipe is refused.
+            // The pipe is refused until the reader has opened it.
             while let Err(e) = replace_with(to, &bytes) {
                 assert!(e.to_string().contains("nobody reads"), "{e}");
                 std::thread::yield_now();
@@ -162,11 +162,11 @@ mod unix {
     fn a_device_is_written_through_and_stays_a_device() {
         let folder = Folder::new("device");
         let own = folder.join("full");
-        // A node of our own where we may make one: whoever may not cannot harm the machine's either.
+        // Uses its own node if it may create one. A process that may not cannot damage the machine's node either.
         let ours = made("mknod", &["c", "1", "7"], &own) && File::options().write(true).open(&own).is_ok();
         let path = if ours { own.as_path() } else { Path::new("/dev/full") };
         if !path.exists() {
-            // Linux has it.
+            // Only Linux has this device.
             return;
         }
         check(path).unwrap();
@@ -188,7 +188,7 @@ mod unix {
         let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let mut cases = vec![(path, "s: this is a socket; name a file")];
         let disk = folder.join("disk");
-        // Major 240 is nobody's.
+        // No driver has major number 240.
         if made("mknod", &["b", "240", "0"], &disk) {
             cases.push((disk, "disk: this is a block device; name a file"));
         }
@@ -254,7 +254,7 @@ mod unix {
         for bits in [0o600, 0o644, 0o660, 0o751, 0o444, 0o4755, 0o2755] {
             std::fs::set_permissions(&path, PermissionsExt::from_mode(bits)).unwrap();
             replace(&path, |file| {
-                // What is being written is nobody's to read yet.
+                // Only the owner may read a file that is being written.
                 assert_eq!(file.metadata().unwrap().mode() & 0o7777, 0o600);
                 Ok(())
             })

@@ -1,4 +1,4 @@
-//! Folders replaced whole or not at all: what is somebody's is kept, and what killed processes leave is mended.
+//! Atomic replacement of folders: the user's files are kept, and leftovers of killed processes are repaired.
 
 use crate::support::folder::Folder;
 use std::collections::BTreeMap;
@@ -20,7 +20,7 @@ fn put(out: &Path, files: &[(&str, &str)]) -> Result<()> {
     })
 }
 
-/// Every file below, links included, by path.
+/// All files below a folder, including links, by path.
 fn tree(folder: &Path) -> BTreeMap<String, String> {
     fn add(folder: &Path, below: &str, all: &mut BTreeMap<String, String>) {
         for entry in folder.join(below).read_dir().unwrap().map(Result::unwrap) {
@@ -41,7 +41,7 @@ fn tree(folder: &Path) -> BTreeMap<String, String> {
     all
 }
 
-/// [`tree`] without the list of files.
+/// [`tree`] without the manifest.
 fn content(folder: &Path) -> BTreeMap<String, String> {
     let mut all = tree(folder);
     assert!(all.remove(MANIFEST).is_some(), "{all:?}");
@@ -64,7 +64,7 @@ fn what_is_somebodys_is_kept() {
     let folder = Folder::new("kept");
     let out = folder.join("out");
     put(&out, FIRST).unwrap();
-    // New files, in folders of their own and in ours, and one of ours that was changed and is not written again.
+    // New files of the user, in new folders and in ours, and a file of ours that was changed and is not written again.
     let theirs = [("README.md", "mine"), ("adapters/a/x", "lora"), ("sub/theirs", "t"), ("shard-2", "W2")];
     for (name, text) in theirs {
         create_dir_all(out.join(name).parent().unwrap()).unwrap();
@@ -77,7 +77,7 @@ fn what_is_somebodys_is_kept() {
     let folders = ["adapters/", "adapters/a/", "sub/", "empty/"].map(|name| (name, ""));
     expect(&out, &[&want[..], &folders].concat());
     assert_eq!(folder.names(), ["out"]);
-    // Again: what was carried over is still somebody's.
+    // A second replacement: files that were carried over are still the user's.
     put(&out, FIRST).unwrap_err();
     write(out.join("shard-2"), "w2").unwrap();
     std::fs::remove_file(out.join("shard-2")).unwrap();
@@ -96,7 +96,7 @@ fn links_and_strange_names_are_kept_too() {
     std::os::unix::fs::symlink("../elsewhere", out.join("link")).unwrap();
     let name = std::ffi::OsStr::from_bytes(b"\xff\xfe");
     write(out.join(name), "raw").unwrap();
-    // A file of ours in whose place there is a link now.
+    // A file of ours is replaced by a link.
     std::fs::remove_file(out.join("shard-1")).unwrap();
     std::os::unix::fs::symlink("shard-2", out.join("shard-1")).unwrap();
     put(&out, SECOND).unwrap();
@@ -130,7 +130,7 @@ fn what_is_in_the_way_is_refused_by_name() {
     }
 }
 
-/// What comes while the new folder is written counts as well.
+/// Files that appear while the new folder is written are treated in the same way.
 #[test]
 fn what_comes_meanwhile_is_kept_or_refused() {
     let folder = Folder::new("meanwhile");
@@ -147,7 +147,7 @@ fn what_comes_meanwhile_is_kept_or_refused() {
     expect(&out, &[("config", "two"), ("README.md", "mine")]);
     assert!(refused(during("config")).contains("config is not as it was written here"));
     expect(&out, &[("config", "mine"), ("README.md", "mine")]);
-    // A folder that was not there.
+    // A folder that did not exist before.
     let other = folder.join("other");
     let made = replace_folder(&other, |_| {
         create_dir_all(&other).unwrap();
@@ -167,7 +167,7 @@ fn folders_of_others_are_refused() {
     put(&out, SECOND).unwrap();
     expect(&out, SECOND);
     std::fs::remove_file(out.join(MANIFEST)).unwrap();
-    // As an older version left it: nobody knows what in it is whose.
+    // A folder of an older version has no manifest, so every file in it may be the user's.
     for result in [check_folder(&out, ["x"]), put(&out, FIRST)] {
         let message = refused(result);
         assert!(message.contains("it is not ours to replace; name another folder"), "{message}");
@@ -209,7 +209,7 @@ fn of_two_at_once_the_second_is_refused() {
         for result in [put(&out, SECOND), check_folder(&out, ["x"])] {
             assert!(refused(result).contains("is being written by another run"));
         }
-        // Another folder beside it is another matter.
+        // The lock does not affect another folder beside it.
         put(&folder.join("other"), SECOND)
     })
     .unwrap();
@@ -217,7 +217,7 @@ fn of_two_at_once_the_second_is_refused() {
     assert_eq!(folder.names(), ["other", "out"]);
 }
 
-/// Equal files are equal folders, whenever they were written.
+/// Equal files give equal folders, whenever they were written.
 #[test]
 fn lists_hold_no_times() {
     let folder = Folder::new("equal");
@@ -228,7 +228,7 @@ fn lists_hold_no_times() {
     assert_eq!(tree(&a), tree(&b));
 }
 
-/// Large files whose time is as it was are not read; others are, and only their content counts.
+/// Large files with an unchanged time are not read. All others are read, and only their content counts.
 #[test]
 fn large_files_are_told_by_time_and_content() {
     let folder = Folder::new("large");
@@ -244,7 +244,7 @@ fn large_files_are_told_by_time_and_content() {
     let modified = |name: &str| out.join(name).metadata().unwrap().modified().unwrap();
     assert_eq!(modified("w"), modified(MANIFEST));
     again().unwrap();
-    // As a copy of the folder has it: other times, the same bytes.
+    // A copy of the folder has other times but the same bytes.
     let touch = |name: &str, time| {
         let file = std::fs::File::options().write(true).open(out.join(name)).unwrap();
         file.set_modified(time).unwrap();
@@ -269,7 +269,7 @@ fn links_owner_and_mode_of_a_folder_stay() {
     put(&out, FIRST).unwrap();
     std::fs::set_permissions(&real, PermissionsExt::from_mode(0o2750)).unwrap();
     let owned = chown(&real, Some(4321), Some(8765)).is_ok();
-    // With a slash at the end, as shells complete it.
+    // With a trailing slash, as shells complete it.
     put(&out.join(""), SECOND).unwrap();
     let found = real.metadata().unwrap();
     assert!(out.is_symlink() && !real.is_symlink());
@@ -286,7 +286,7 @@ fn links_owner_and_mode_of_a_folder_stay() {
     expect(&long, SECOND);
 }
 
-/// Each state that a kill can leave, made by hand; the names are those of processes that are gone.
+/// Builds every state that a killed process can leave. The names contain ids of processes that do not exist.
 #[test]
 fn every_state_that_a_kill_leaves_is_mended() {
     let folder = Folder::new("states");
@@ -310,13 +310,13 @@ fn every_state_that_a_kill_leaves_is_mended() {
     };
 
     let behind = || {
-        // Made elsewhere: here the old folder would be restored first.
+        // The new folder is made elsewhere, because a call for `out` would first restore the old folder.
         put(&folder.join("elsewhere"), SECOND).unwrap();
         rename(&out, &old).unwrap();
         rename(folder.join("elsewhere"), &out).unwrap();
     };
 
-    // While the new folder was written, six times, with the lock's file still there.
+    // Six processes were killed while they wrote the new folder. The lock's file is left too.
     fresh();
     for i in 0..6 {
         create_dir_all(folder.join(format!(".out.{}.tmp/sub", 4194300 + i))).unwrap();
@@ -328,7 +328,7 @@ fn every_state_that_a_kill_leaves_is_mended() {
     expect(&out, &[&with(FIRST)[..], &sub].concat());
     ended("writing");
 
-    // Between the two renames: the old folder is restored, before the work and even if that fails.
+    // Killed between the two renames. The old folder is restored before the work begins, even if the work fails.
     fresh();
     rename(&out, &old).unwrap();
     put(&new, SECOND).unwrap();
@@ -336,13 +336,13 @@ fn every_state_that_a_kill_leaves_is_mended() {
     expect(&out, &[&with(FIRST)[..], &sub].concat());
     assert_eq!(folder.names(), ["out"]);
     ended("between the renames");
-    // The same where somebody made the folder anew.
+    // The same, but the user has created the folder again.
     fresh();
     rename(&out, &old).unwrap();
     create_dir_all(&out).unwrap();
     ended("an empty folder");
 
-    // Behind the renames, with nothing, a part or all moved over, and with a part of the rest gone.
+    // Killed after the renames, with none, some or all of the user's files moved, and with a part of the rest removed.
     for moved in 0..4 {
         fresh();
         behind();
@@ -359,7 +359,7 @@ fn every_state_that_a_kill_leaves_is_mended() {
         ended("behind the renames");
     }
 
-    // What cannot be moved is not lost, and is named.
+    // A file that cannot be moved is not lost, and the error names it.
     fresh();
     behind();
     write(out.join("README.md"), "another").unwrap();
@@ -370,7 +370,7 @@ fn every_state_that_a_kill_leaves_is_mended() {
     std::fs::remove_file(out.join("README.md")).unwrap();
     ended("named");
 
-    // Folders that only look like it stay.
+    // Folders with similar names stay.
     fresh();
     let others = [".out.1a.tmp", ".out.1.tmp.x", ".out2.1.tmp", ".out.1-2.tmp", "out.1.tmp"];
     others.iter().for_each(|name| create_dir_all(folder.join(name)).unwrap());
@@ -382,8 +382,8 @@ fn every_state_that_a_kill_leaves_is_mended() {
 
 const CHILD: &str = "TIEBEAM_TEST_FOLDER";
 
-/// Processes that do nothing but replace a folder are killed at any moment: the folder is always whole, and nothing that somebody
-/// put there is lost.
+/// Processes that only replace a folder are killed at random moments. The folder is always complete, and no file of the user is
+/// lost.
 #[test]
 fn killed_at_any_moment() {
     if let Some(out) = std::env::var_os(CHILD) {
@@ -391,7 +391,7 @@ fn killed_at_any_moment() {
             let files: Vec<(String, String)> = (0..6).map(|f| (format!("f{f}"), i.to_string())).collect();
             let files: Vec<(&str, &str)> = files.iter().map(|(n, t)| (n.as_str(), t.as_str())).collect();
             put(Path::new(&out), &files).unwrap();
-            // Ends with its parent, should that be killed.
+            // Ends when its parent has been killed.
             if writeln!(std::io::stdout(), "\nround").is_err() {
                 return;
             }

@@ -1,7 +1,7 @@
-//! Optimizers against f64 loops, resuming against running on, and what a step leaves behind.
+//! Compares optimizers with loops in f64, and resumed runs with uninterrupted ones. Also checks what a step leaves behind.
 //!
-//! Gradients are given exactly: the loss is `sum(w * c)`, whose gradient is `c`. A step then differs from the f64 loop
-//! by the rounding of a dozen operations on numbers no larger than the weight and the learning rate.
+//! Gradients are exact: the loss is `sum(w * c)`, whose gradient is `c`. A step then differs from the f64 loop only by the
+//! rounding of a dozen operations on numbers no larger than the weight and the learning rate.
 
 use crate::support::folder::Folder;
 use crate::support::*;
@@ -11,16 +11,16 @@ use tiebeam::optim::{AdamW, AdamWConfig, Group, Sgd, SgdConfig, StepInfo};
 use tiebeam::store::{Checkpoint, load_checkpoint, load_tensors, save_checkpoint, save_tensors};
 use tiebeam::{DType, Gpu, Grads, Rng, Tensor};
 
-/// One element, odd, one above a chunk, several chunks and a rest; the last of a size that four divides.
+/// One element, an odd number, one above a chunk, several chunks and a rest, and a multiple of four.
 const SIZES: [usize; 5] = [1, 67, 1025, 3 * 1024 + 7, 256];
-/// This leaf never gets a gradient in [`Problem`]'s losses.
+/// The leaf that never gets a gradient in [`Problem`]'s losses.
 const IDLE: usize = 1;
 const STEPS: usize = 5;
 const WD: f32 = 0.1;
 const LR_SCALE: f32 = 0.5;
 const CLIP: f32 = 40.0;
 
-/// Leaves, and for every step the gradient of each.
+/// Initial leaves, and the gradient of each leaf in each step.
 struct Problem {
     start: Vec<Vec<f32>>,
     gradients: Vec<Vec<Vec<f32>>>,
@@ -36,7 +36,7 @@ impl Problem {
             x
         };
         let start = SIZES.map(|n| draw(n, 1.0)).to_vec();
-        // Norms of about 67 times the scale: some steps are clipped at 40, some are not.
+        // The norms are about 67 times the scale, so some steps are clipped at 40 and others are not.
         let gradients =
             (0..STEPS).map(|s| SIZES.map(|n| draw(n, [1.0, 0.1, 2.0, 0.5, 0.8][s])).to_vec()).collect();
         Problem { start, gradients }
@@ -62,7 +62,7 @@ impl Problem {
     }
 }
 
-/// Weight decay on even leaves, half the rate and no decay on odd ones.
+/// Returns weight decay and rate scale: even leaves have decay, odd ones have half the rate and no decay.
 fn settings(leaf: usize) -> (f64, f64) {
     if leaf.is_multiple_of(2) { (f64::from(WD), 1.0) } else { (0.0, f64::from(LR_SCALE)) }
 }
@@ -100,7 +100,7 @@ fn follow(
     for (s, lr) in rates().into_iter().enumerate() {
         let info = step(&problem.backward(gpu, leaves, s), lr);
         let norm = problem.norm(s);
-        // Sums of squares in a tree: the rounding of a handful of additions and of the root.
+        // The sum of squares is a tree, so the error is that of a few additions and of the root.
         within(&format!("{name}: norm {s}"), &[info.norm.item().expect("norm").into()], &[norm], |_| {
             16.0 * U * norm
         });
@@ -120,7 +120,7 @@ fn follow(
         }
         for (i, leaf) in leaves.iter().enumerate() {
             let want = &want[i];
-            // Largest step of either optimizer here: a few learning rates times a gradient of at most 10.
+            // The largest step of either optimizer here is a few learning rates times a gradient of at most 10.
             within(&format!("{name}: w{i} after step {s}"), &download(leaf), want, |e| {
                 if i == IDLE { 0.0 } else { 32.0 * U * (want[e].abs() + f64::from(lr)) }
             });
@@ -137,7 +137,7 @@ fn check_adamw(name: &str, clip: Option<f32>, arena_limit: Option<u64>) {
     let gpu = gpu();
     let problem = Problem::new(3);
     let leaves = problem.leaves(gpu);
-    // An eps large enough to show where it is added.
+    // eps is large enough that its place in the formula matters.
     let config = AdamWConfig::default().betas((0.9, 0.95)).eps(1e-3).clip(clip).arena_limit(arena_limit);
     let (b1, b2, eps) = (0.9f64, 0.95f64, f64::from(config.eps));
     let mut optimizer = AdamW::new(gpu, groups(&leaves), config).expect("adamw");
@@ -171,7 +171,7 @@ fn check_adamw(name: &str, clip: Option<f32>, arena_limit: Option<u64>) {
         let start: usize = SIZES[..i].iter().sum();
         let want = &(if moment == "m" { &m } else { &v })[start..start + SIZES[i]];
         let got: Vec<f64> = data.iter().map(|&x| x.into()).collect();
-        // The terms of a moment are at most the largest gradient seen, 4.5 sigma of 2 (or its square).
+        // The terms of a moment are at most the largest gradient, about 4.5 sigma with sigma 2 (or its square).
         let scale = if moment == "m" { 1.0 } else { 8.0 };
         within(name, &got, want, |e| if i == IDLE { 0.0 } else { 32.0 * U * (want[e].abs() + scale) });
     }
@@ -189,7 +189,7 @@ fn adamw_clips() {
 
 #[test]
 fn adamw_in_several_arenas() {
-    // The leaf of 3079 elements is larger than this and gets an arena of its own.
+    // The leaf of 3079 elements is larger than this limit and gets its own arena.
     check_adamw("adamw in arenas", Some(CLIP), Some(4096));
 }
 
@@ -212,7 +212,7 @@ fn sgd_follows_the_formula() {
             &problem,
             &leaves,
             clip,
-            // A hundredth of the rates: a step is the gradient times the rate here.
+            // The rates are scaled down, because a step of SGD is the gradient times the rate.
             |grads, lr| optimizer.step(grads, lr * 0.0625).expect("step"),
             |_, e, w, g, lr| {
                 let (lr, mu) = (lr * 0.0625, f64::from(momentum));
@@ -265,7 +265,7 @@ fn pending_expressions_see_the_old_parameters() {
     optimizer.step(&grads, 1.0).unwrap();
     assert_eq!(doubled.to_vec::<f32>().unwrap(), [2.0, 4.0, 6.0, 8.0, 10.0, 12.0]);
     assert_eq!(chain.to_vec::<f32>().unwrap(), [30.0, 90.0, 50.0, 110.0, 70.0, 130.0]);
-    // Handles on the parameter itself are not copies.
+    // Handles to the parameter itself are not copies.
     assert_eq!(view.to_vec::<f32>().unwrap(), [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
     assert_eq!(zeros.to_vec::<f32>().unwrap(), [-1.0; 4]);
     assert_eq!(product.item().unwrap(), 91.0);
@@ -306,7 +306,7 @@ fn misuse_panics_with_the_name() {
     assert!(panics(|| drop(first.step(&before, 0.1))).contains("computed before this optimizer"));
     let elsewhere = leaf().sum_all().backward().unwrap();
     assert!(panics(|| drop(first.step(&elsewhere, 0.1))).contains("none of the 1 parameters has a gradient"));
-    // The way out that the message names: the same elements, another leaf.
+    // The solution that the message suggests: another leaf with the same elements.
     let again = w.detach().requires_grad();
     let grads = w.sum_all().backward().unwrap();
     let mut second = Sgd::new(gpu, vec![Group::new([("w", &again)])], SgdConfig::default()).unwrap();
@@ -323,7 +323,7 @@ fn misuse_panics_with_the_name() {
     assert!(second.step(&again.sum_all().backward().unwrap(), f32::NAN).is_err());
 }
 
-/// A small regression with noise from the run's generator: what resuming must get right is all in it.
+/// A small regression with noise from the run's generator. It has everything that resuming must restore.
 struct Run {
     params: Vec<(String, Tensor)>,
     optimizer: AdamW,
@@ -392,7 +392,7 @@ fn a_resumed_run_has_the_same_bits() {
         }
         whole.step(gpu);
     }
-    // Another start, and steps of its own, so that everything must come from the file.
+    // Another start and an extra step, so everything must come from the file.
     let mut resumed = Run::new(gpu, 2);
     resumed.step(gpu);
     let before = resumed.params[0].1.scale(1.0);
@@ -443,7 +443,7 @@ fn another_models_checkpoint_is_refused() {
     wrong[3] = state[3].clone();
     wrong.push(("v/c".into(), [1].into(), vec![1.0]));
     fails(&mut other, &wrong, "state `v/c` belongs to no parameter");
-    // Weights alone are no checkpoint.
+    // A file of weights alone is not a checkpoint.
     save_tensors(&path, [("w", &run.params[0].1)], &BTreeMap::new()).unwrap();
     assert!(load_checkpoint(&path, &run.params).unwrap_err().to_string().contains("no checkpoint"));
     let named = vec![("optimizer/w".to_string(), run.params[0].1.clone())];
@@ -477,7 +477,7 @@ fn tensors_are_read_as_saved() {
             "{name}"
         );
     }
-    // In place, in a type whose elements do not fill words.
+    // Loading in place, in a type whose elements do not fill whole words.
     let target = Tensor::full(gpu, [1, 3], 0.0).cast(DType::F16);
     save_checkpoint(&path, &[("half".to_string(), half.clone())], &Checkpoint::default().step(3)).unwrap();
     assert_eq!(load_checkpoint(&path, &[("half".to_string(), target.clone())]).unwrap().step, 3);

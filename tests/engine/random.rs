@@ -1,9 +1,9 @@
-//! Random fills on the device against the host: the same bits, and the statistics of what they are for.
+//! Random fills on the device: the same bits as on the host, and the right statistics.
 
 use crate::support::gpu;
 use tiebeam::{Rng, Tensor};
 
-/// Sizes about the block of 4, the workgroup of 256 elements and several workgroups.
+/// Sizes around the block of 4 elements, the workgroup of 256, and several workgroups.
 const SIZES: [usize; 8] = [1, 3, 4, 5, 255, 257, 1021, 100_003];
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -15,7 +15,7 @@ fn fills_are_the_hosts_bits() {
     for seed in [0, 7, u64::MAX - 5] {
         for n in SIZES {
             let (mut device, mut host) = (Rng::new(seed), Rng::new(seed));
-            // Several draws from one generator: each takes the next stream.
+            // Each draw from a generator takes its next stream.
             for _ in 0..2 {
                 let mut want = vec![0.0; n];
                 host.fill_uniform(&mut want);
@@ -65,7 +65,7 @@ fn dropout_keeps_the_share_and_the_mean() {
         let deviation = (p as f64 * (1.0 - p as f64) / n as f64).sqrt();
         assert!((kept - (1.0 - p as f64)).abs() < 5.0 * deviation, "rate {p}: kept {kept}");
         assert!(values.iter().all(|&v| v == 0.0 || v == 1.0 / (1.0 - p)));
-        // Of ones, the gradient is the output: the mask drawn again is the same mask.
+        // For an input of ones the gradient equals the output, if backward draws the same mask again.
         let grads = y.sum_all().backward().expect("backward");
         assert_eq!(grads.get(&x).expect("gradient").to_vec::<f32>().expect("gradient"), values);
         // The next call draws another mask.
@@ -90,7 +90,7 @@ fn dropout_of_everything_is_zeros() {
     assert_eq!(y.to_vec::<f32>().unwrap(), [0.0; 5]);
     let grads = y.sum_all().backward().unwrap();
     assert_eq!(grads.get(&x).unwrap().to_vec::<f32>().unwrap(), [0.0; 5]);
-    // It takes its stream like any other.
+    // It takes a stream like any other draw.
     x.dropout(0.5, &mut twin);
     assert_eq!(rng.state(), twin.state());
 }

@@ -1,4 +1,4 @@
-//! The systems of shared weights: for each, the property that makes it what it is.
+//! Systems of shared weights, each tested for its defining property.
 
 use crate::support::{download, gpu, quiet};
 use tiebeam::decode::{DepthBatch, Emitted, Exit, Request, Scheduling};
@@ -91,7 +91,7 @@ fn the_gradient_of_a_cycle_is_the_sum_over_its_uses() {
         assert!(apart(a.get(&shared).unwrap(), &sum) < 1e-6);
         assert!(apart(&uses[0], &uses[1]) > 1e-6, "the uses differ, else the sum shows nothing");
     }
-    // One gradient buffer for all uses of a matrix.
+    // All uses of a matrix share one gradient buffer.
     let stored = Parameters::of(&tied).named().len();
     assert_eq!(a.len(), stored);
     assert!(Parameters::of(&free).named().len() > stored);
@@ -110,7 +110,7 @@ fn untying_takes_the_optimizer_along() {
     for _ in 0..2 {
         old.step(&tied.loss(&x, &y).backward().unwrap(), 1e-2).unwrap();
     }
-    // Deeper than what it is made from: stage by stage.
+    // The untied model may be deeper than the original, as in training stage by stage.
     let map = [0, 0, 1, 2];
     let free = tied.untied(&map).unwrap();
     assert_eq!(free.blocks.len(), 4);
@@ -185,7 +185,7 @@ fn one_pass_moves_the_bytes_that_it_must() {
         assert_eq!(found.count, 1, "one pass");
         found.bytes as usize
     };
-    // Coefficients, and partial sums of their gradients, which do not grow with the weights.
+    // Coefficients and partial sums of their gradients do not grow with the weights.
     let small = 4 * layers * atoms;
     assert_eq!(bytes("forward"), 4 * (layers + atoms) * size + small);
     let partial = bytes("backward") - 4 * (layers + 2 * atoms) * size - small;
@@ -226,7 +226,7 @@ fn gradients_take_the_memory_of_what_is_stored() {
     };
     for sharing in [Sharing::None, Sharing::Tied, Sharing::Dictionary { atoms: 2, output: true }] {
         let (held, stored) = bytes(sharing);
-        // Buffers come in classes of sizes; nothing else is kept, and no dW of a layer outlives the pass.
+        // Apart from rounding of buffer sizes, nothing else is kept, and no layer's dW outlives the pass.
         assert!(held >= stored && held < stored * 5 / 4 + (1 << 16), "{sharing:?}: {held} for {stored}");
     }
 }
@@ -263,7 +263,7 @@ fn tokens_that_are_not_chosen_rest() {
             assert_eq!(moved, chosen[b * 4..][..4].contains(&(t as u32)), "token {t} of {b}");
         }
     }
-    // Each recursion takes from those that the one before it took.
+    // Each recursion selects from the tokens that the one before it selected.
     for pair in done.windows(2) {
         let [wide, narrow] = [0, 1].map(|i| pair[i].selected.to_vec::<u32>().unwrap());
         let (w, n) = (wide.len() / 2, narrow.len() / 2);
@@ -301,7 +301,7 @@ fn the_experts_are_the_gated_sum_that_they_stand_for() {
     let x = normal(&[6, 8], 2);
     let mut experts = Experts::new(gpu(), [8, 12], [3, 3], &mut Rng::new(4));
     experts.capacity = 3.0;
-    // All three: the sum over experts, weighted with the softmax.
+    // With all three experts selected, the result is their sum, weighted by the softmax.
     let p = x.matmul(&experts.router.t()).softmax(-1);
     let want =
         experts.weights.iter().enumerate().fold(Tensor::zeros(gpu(), [6, 8]), |sum, (e, [up, down])| {
@@ -317,7 +317,7 @@ fn the_experts_are_the_gated_sum_that_they_stand_for() {
     let noisy = |seed| experts.forward(&x, Some(&mut Rng::new(seed))).output;
     assert_eq!(apart(&noisy(1), &noisy(1)), 0.0);
     assert!(apart(&noisy(1), &routed.output) > 1e-4 && apart(&noisy(1), &noisy(2)) > 1e-4);
-    // One expert each, and room for one row: every list holds the first token that chose the expert.
+    // With one expert per token and a capacity of one row, every list has the first token that chose the expert.
     experts.top = 1;
     experts.capacity = 0.01;
     let best = p.argmax(1).to_vec::<u32>().unwrap();
@@ -351,8 +351,8 @@ fn widenet_shares_all_but_its_norms() {
 fn sliced_attention_stays_in_its_group_until_the_order_changes() {
     let net = Sliced::new(gpu(), 8, 2, 12, &[4, 4, 4], &mut Rng::new(3));
     let x = normal(&[1, 8, 8], 5);
-    // The last token of group 0 (tokens 0 and 1) changes, by more in some channels than in others: a norm takes away what is
-    // the same in all.
+    // The last token of group 0 (tokens 0 and 1) changes, by different amounts per channel, because a norm would remove an equal
+    // change of all channels.
     let mut data = x.to_vec::<f32>().unwrap();
     data[8..16].iter_mut().zip(1..).for_each(|(v, i)| *v += i as f32 * if i % 2 == 0 { -0.5 } else { 0.5 });
     let moved = Tensor::from_slice(gpu(), &data, [1, 8, 8]);
@@ -360,7 +360,7 @@ fn sliced_attention_stays_in_its_group_until_the_order_changes() {
         let (a, b) = (download(a), download(b));
         (0..8).map(|t| (0..8).map(|c| (a[t * 8 + c] - b[t * 8 + c]).abs()).fold(0.0, f64::max)).collect()
     };
-    // Far above rounding, whatever the adapter.
+    // Far above the rounding of any adapter.
     const SEEN: f64 = 1e-4;
     let first = &net.applications[0];
     let once = change(&net.apply(first, &x), &net.apply(first, &moved));
@@ -387,7 +387,7 @@ fn gates_fold_a_model() {
     let grads =
         gated.forward(&x).cross_entropy(&y, None).add(&gated.penalty(0.1, 1.2, 0.5)).backward().unwrap();
     assert!(gated.gates.iter().all(|g| grads.get(g).is_some()));
-    // Polarised gates are better than gates in the middle.
+    // Gates near 0 and 1 have a smaller penalty than gates in the middle.
     let penalty = |values: [f32; 4], gated: &mut Gated| {
         gated.gates = values.map(|v| Tensor::from_slice(gpu(), &[v], [1]).requires_grad()).to_vec();
         download(&gated.penalty(1.0, 1.0, 0.5))[0]
@@ -395,7 +395,7 @@ fn gates_fold_a_model() {
     assert!(penalty([1.0, 0.0, 1.0, 0.0], &mut gated) < penalty([0.5; 4], &mut gated));
     penalty([0.9, 0.0, 0.7, 1.0], &mut gated);
     assert_eq!(gated.ranking().unwrap(), [1, 2, 0, 3]);
-    // A gate of 0 is a block that is not there.
+    // A gate of 0 removes the block.
     gated.gates = [1.0, 0.0, 1.0, 1.0].map(|v| Tensor::from_slice(gpu(), &[v], [1])).to_vec();
     let folded = gated.fold(&[1], 1).unwrap();
     assert_eq!(folded.blocks.len(), 3);
@@ -410,7 +410,7 @@ fn gates_fold_a_model() {
     assert_eq!(names(&built), names(&pairs), "its config builds a model that its file fits");
     assert_ne!(pairs.blocks[0].norm1.gain.leaf_id(), pairs.blocks[1].norm1.gain.leaf_id());
     assert!(gated.fold(&[0, 1, 2, 3], 1).is_err() && gated.fold(&[9], 1).is_err());
-    // The teacher's own copy has nothing to learn; a folded one has.
+    // A student that equals the teacher has no loss, but a folded one has.
     let same = download(&tail_distillation(&original, &original, &x, 2.0, 2))[0];
     let loss = tail_distillation(&folded, &original, &x, 2.0, 2);
     assert!(same.abs() < 1e-5 && download(&loss)[0] > 1e-3);
@@ -430,7 +430,7 @@ fn served(sharing: Sharing) -> Recursive {
     m
 }
 
-/// Some tokens of the model below pass it early and some never.
+/// An exit threshold that some tokens of the model pass early and some never.
 const THRESHOLD: f32 = 0.35;
 
 fn requests() -> Vec<Request> {
@@ -491,7 +491,7 @@ fn served_at_full_depth_is_the_model_itself() {
 
 #[test]
 fn what_an_earlier_sequence_left_in_a_cache_is_not_read() {
-    // Widths that one thread, two and four threads share; few keys and enough for several parts.
+    // Head widths for one, two and four threads, with few keys and with enough keys for several parts.
     for (head_dim, context) in [(16, 24), (96, 24), (200, 24), (96, 700)] {
         let attend = |left: f32| {
             let list = |v: u32| Tensor::from_slice(gpu(), &[v], [1]);

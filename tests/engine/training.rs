@@ -1,5 +1,5 @@
-//! Values that long trainings meet: classes that a teacher excludes, norms that overflow, steps that are skipped, parameters that
-//! join late.
+//! Special cases of long trainings: classes that a teacher excludes, norms that overflow, skipped steps, and parameters that join
+//! late.
 
 use crate::support::*;
 use tiebeam::nn::distillation;
@@ -18,7 +18,7 @@ fn close(what: &str, got: &Tensor, want: &[f64], bound: f64) {
     }
 }
 
-/// `t^2 sum p (log p - log q)` with `0 log 0 = 0`, and its gradient `t (q - p)`, in f64.
+/// Computes `t^2 sum p (log p - log q)` with `0 log 0 = 0`, and its gradient `t (q - p)`, in f64.
 fn distilled(student: &[f64], teacher: &[f64], t: f64) -> (f64, Vec<f64>) {
     let softmax = |x: &[f64]| {
         let all: Vec<f64> = x.iter().map(|x| (x / t).exp()).collect();
@@ -40,7 +40,7 @@ fn a_class_that_the_teacher_excludes_has_no_part() {
     assert!((want - 2.8247709).abs() < 1e-6);
     close("loss", &loss, &[want], 1e-6);
     close("gradient", loss.backward().unwrap().get(&student).unwrap(), &gradient, 1e-6);
-    // Excluded by both: no part, no gradient. By the student alone: infinitely wrong.
+    // A class that both exclude has no part in the loss and no gradient. If only the student excludes it, the loss is infinite.
     let both = row(gpu, &[1.0, f32::NEG_INFINITY, 0.0]).requires_grad();
     let loss = distillation(&both, &row(gpu, &[0.0, f32::NEG_INFINITY, 1.0]), 1.0);
     let (want, gradient) = distilled(&[1.0, 0.0], &[0.0, 1.0], 1.0);
@@ -49,12 +49,12 @@ fn a_class_that_the_teacher_excludes_has_no_part() {
     close("without the class", got.get(&both).unwrap(), &[gradient[0], 0.0, gradient[1]], 1e-6);
     let alone = distillation(&both.detach(), &row(gpu, &[0.0, 0.0, 0.0]), 1.0);
     assert_eq!(alone.item().unwrap(), f32::INFINITY);
-    // A score that is no number is no excluded class.
+    // A NaN score does not count as an excluded class.
     let lost = distillation(&student, &row(gpu, &[1.0, f32::NAN, 0.0]), 2.0);
     assert!(lost.item().unwrap().is_nan());
 }
 
-/// A variance beyond f32 says so; it does not make zeros that look sound.
+/// A variance beyond f32 gives NaN instead of zeros that look valid.
 #[test]
 fn a_norm_that_overflows_is_nan() {
     let gpu = gpu();
@@ -76,7 +76,7 @@ fn a_norm_that_overflows_is_nan() {
             assert!(download(&dx.get(&x).unwrap().slice(0, 1..2)).iter().all(|x| x.is_finite()), "{what}");
         }
     }
-    // At the edge: a variance that still fits is as good as any.
+    // A large variance within f32 gives the right result.
     let y = row(gpu, &[1e18, -1e18, 0.0, 1e18]).layer_norm(None, None, 1e-5);
     close("within f32", &y, &[0.904534, -1.507557, -0.301511, 0.904534], 1e-5);
 }
@@ -94,12 +94,12 @@ fn skipped_steps_are_counted() -> Result<()> {
     adamw.step(&grads, 0.1)?;
     assert_eq!(adamw.skipped()?, 0);
     let before = w.to_vec::<f32>()?;
-    // No number, and squares whose sum is beyond f32.
+    // NaN gradients, and gradients whose sum of squares is beyond f32.
     for factor in [f32::NAN, 1e20] {
         adamw.step(&grads.scale(factor), 0.1)?;
     }
     assert_eq!((adamw.skipped()?, adamw.steps(), w.to_vec::<f32>()?), (2, 3, before.clone()));
-    // In a recorded step the device counts, too.
+    // The device also counts in a recorded step.
     let one = Tensor::scalar(gpu, 1.0);
     let mut step = Step::record(gpu, &[&one], |x| {
         adamw.step(&w.sum_all().mul(&x[0]).backward()?, 0.1)?;
@@ -113,7 +113,7 @@ fn skipped_steps_are_counted() -> Result<()> {
     Ok(())
 }
 
-/// Three parameters with gradients in steps of their own, against the formula with a count each.
+/// Three parameters that have gradients in different steps, compared with the formula with one step count per parameter.
 struct Late {
     leaves: Vec<Tensor>,
     adamw: AdamW,
@@ -196,7 +196,7 @@ fn the_counts_are_saved_where_they_differ() {
     resume(&mut resumed, &state).unwrap();
     (4..7).for_each(|s| resumed.step(s));
     assert_eq!(resumed.values(), whole.values());
-    // A state from before counts were kept says that all took part in all steps; one that is no count is refused.
+    // In a state of an older version without counts, all parameters have taken part in all steps. An invalid count is refused.
     let old: Vec<StateTensor> =
         state.iter().filter(|(name, ..)| !name.starts_with("step/")).cloned().collect();
     resume(&mut resumed, &old).unwrap();
@@ -207,7 +207,7 @@ fn the_counts_are_saved_where_they_differ() {
     assert_eq!(said, "adamw: state `step/w2` is [0.5], no number of steps");
 }
 
-/// A recorded update has one count for parameters that had one; where eager steps part them, it is not replayed wrongly.
+/// A recorded update has one count for parameters with equal counts. If eager steps make the counts differ, a replay is refused.
 #[test]
 fn parameters_that_part_are_refused_by_a_replay() -> Result<()> {
     let gpu = gpu();
@@ -224,13 +224,13 @@ fn parameters_that_part_are_refused_by_a_replay() -> Result<()> {
     for _ in 0..3 {
         step.run(&[])?;
     }
-    // A constant gradient: a step is the learning rate, whatever the count.
+    // With a constant gradient, a step equals the learning rate for any count.
     close("a", &a, &[1.0 - 0.5], 1e-5);
     close("b", &b, &[1.0 - 0.4], 1e-5);
-    // `a` was a step ahead when this was recorded and has its own kernel: a step of `b` alone parts nobody.
+    // `a` was a step ahead when this was recorded, so it has its own kernel, and a step of `b` alone separates nothing.
     adamw.step(&b.sum_all().backward()?, 0.1)?;
     step.run(&[])?;
-    // Equal now, one kernel takes both; a step of `b` alone parts them.
+    // The counts are equal now, so one kernel updates both, and a step of `b` alone separates them.
     let mut together = record(&mut adamw)?;
     together.run(&[])?;
     adamw.step(&b.sum_all().backward()?, 0.1)?;
@@ -243,7 +243,7 @@ fn parameters_that_part_are_refused_by_a_replay() -> Result<()> {
     Ok(())
 }
 
-/// Nothing in SGD counts steps: its recorded updates go on whatever happened in between.
+/// SGD has no step counts, so its recorded updates can be replayed whatever steps happened in between.
 #[test]
 fn parameters_of_sgd_may_part() -> Result<()> {
     let gpu = gpu();

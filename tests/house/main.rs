@@ -1,5 +1,5 @@
-//! The house itself: floors and circles of its files, its kernels on every target, plans for devices that are not here. No device
-//! needed.
+//! Tests of the code base: the floors and circular uses of its files, its kernels on every target, and plans for devices that are
+//! not present. They need no device.
 
 mod floors;
 mod plans;

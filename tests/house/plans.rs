@@ -1,5 +1,5 @@
-//! What the ops will launch on devices that are not here: plans are pure functions of sizes and of the device's class. No device
-//! needed. `tiebeam bench --plan` prints the same for the device that is here.
+//! The dispatches that ops will make on devices that are not present. Plans are pure functions of sizes and of the device's
+//! class, so these tests need no device. `tiebeam bench --plan` prints the same for the device that is present.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -11,13 +11,13 @@ use tiebeam::ops::product::matmul::plan::{ProductKind, Sizes};
 use tiebeam::ops::reduction::{norm, reduce, softmax};
 use tiebeam::ops::sequence::attention;
 
-/// Kernels of one pass over rows: a row is a subgroup's or a workgroup's, however few there are.
+/// Kernels of one pass over rows. A subgroup or a workgroup has a whole row, so few rows cannot fill a device.
 const ROW_KERNELS: [&str; 2] = ["norm forward", "softmax forward"];
 
-/// Kernels that make one result of parts.
+/// Kernels that join parts to one result.
 const JOIN: [&str; 3] = ["reduce", "reduce_rows", "attention_combine"];
 
-/// Rows whose kernels do not fill the device yet; they hold the numbers that really run.
+/// Marks rows whose kernels do not fill the device yet. Their numbers are those that really run.
 const UNTIL_11: bool = true;
 const FULL: bool = false;
 
@@ -25,7 +25,7 @@ fn product(batch: usize, [m, k, n]: [usize; 3], turned: [bool; 2]) -> Sizes {
     Sizes { batch, m, n, k, turned, half: false, coop: None, kind: ProductKind::Tensors }
 }
 
-/// What a name in [`EXPECTED`] stands for.
+/// Returns the plan that a name in [`EXPECTED`] stands for.
 fn plan(class: &DeviceClass, name: &str) -> Vec<Pass> {
     let (op, sizes) = name.rsplit_once(' ').expect("an op and its sizes");
     let sizes: Vec<usize> = sizes.split('x').map(|size| size.parse().expect("a size")).collect();
@@ -46,11 +46,11 @@ fn plan(class: &DeviceClass, name: &str) -> Vec<Pass> {
         ("gradient of a weight", &[m, k, n]) => {
             matmul::plan::plan(class, product(1, [m, k, n], [true, false]))
         }
-        // The same two sides of a layer whose weight is made in the loads, and rows added to where a list says.
+        // Forward and backward of a layer whose weight is computed in the loads, and rows that are added at the places of a list.
         ("linear of a site", &[m, k, n]) => of_kind(ProductKind::Site, [m, k, n], [false, true]),
         ("gradient through a site", &[m, k, n]) => of_kind(ProductKind::Site, [m, k, n], [false; 2]),
         ("scattered linear", &[m, k, n]) => of_kind(ProductKind::Scattered, [m, k, n], [false, true]),
-        // Over the middle axis.
+        // The sum over the middle axis.
         ("sum", &[outer, size, inner]) => reduce::plan(class, [outer, size, inner]),
         ("layer_norm", _) => norm::plan(class, two())[0].clone(),
         ("gradient of a norm's gain", _) => norm::plan(class, two())[1].clone(),
@@ -81,7 +81,8 @@ fn plans_are_as_expected() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-/// Kernels for devices that no machine here has: those of every class' plans, and those for matrix units.
+/// The list of variants has the kernels for devices that no machine here has: those in the plans of all classes, and those for
+/// matrix units.
 #[test]
 fn planned_kernels_are_in_the_list_of_variants() {
     let record = std::env::var_os("TIEBEAM_RECORD_VARIANTS").is_some();
@@ -110,8 +111,8 @@ fn planned_kernels_are_in_the_list_of_variants() {
     );
 }
 
-/// Whether a dispatch keeps a device busy: two workgroups of 256 threads (or eight of 64) a multiprocessor, unless in one half as
-/// many again a workgroup would have both less than 64 KiB of operands and less than a million operations.
+/// Whether a dispatch keeps a device busy: it has two workgroups of 256 threads (or eight of 64) per multiprocessor. Fewer are
+/// enough if with 1.5 times as many, a workgroup would have less than 64 KiB of operands and less than a million operations.
 fn is_full(class: &DeviceClass, pass: &Pass) -> bool {
     let groups = pass.workgroups() as f64;
     let threads = groups * pass.threads().expect("a kernel of the house") as f64;
@@ -119,7 +120,7 @@ fn is_full(class: &DeviceClass, pass: &Pass) -> bool {
     threads >= class.in_flight() as f64 || little
 }
 
-/// What keeps a plan from filling its device within the rules, if anything.
+/// Returns why a plan does not fill its device within the rules, if it does not.
 fn fault(class: &DeviceClass, passes: &[Pass]) -> Option<String> {
     for (i, pass) in passes.iter().enumerate() {
         let kernel = format!("{} {}", pass.source.name(), pass.entry);
@@ -127,7 +128,7 @@ fn fault(class: &DeviceClass, passes: &[Pass]) -> Option<String> {
             return Some(format!("{pass} leaves {} idle", class.name));
         }
         if pass.parts > 1 {
-            // The pass that joins them reads what this one wrote, and writes one result in place of `parts`.
+            // The pass that joins the parts reads the results of this one, and writes one result instead of `parts`.
             let joins = |next: &&Pass| JOIN.contains(&next.source.name());
             let parts = passes[i + 1..].iter().find(joins).expect("a pass that joins the parts").bytes;
             let share = parts * pass.parts as f64 / (pass.parts + 1) as f64;
@@ -153,7 +154,7 @@ fn plans_fill_the_device_or_are_marked() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-/// What every adapter allows: see `wgpu::Limits::default`.
+/// Plans stay within the limits of every adapter: see `wgpu::Limits::default`.
 #[test]
 fn nothing_is_beyond_a_limit() {
     let sizes = [
@@ -183,7 +184,7 @@ fn nothing_is_beyond_a_limit() {
     }
 }
 
-/// A device, an op and its sizes, the dispatches, and whether they may leave the device idle.
+/// A device, an op with its sizes, the dispatches, and whether these may leave the device idle.
 #[rustfmt::skip]
 const EXPECTED: &[(&str, &str, &[&str], bool)] = &[
     ("h200", "matmul 256x256x256", &[

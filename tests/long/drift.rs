@@ -1,14 +1,14 @@
-//! Sums of up to 2^26 equal, alternating and sorted terms, whose roundings do not cancel: within `(16 + 2 log2 n) u sum|x|` for sums
-//! and prefixes, `(16 + sqrt(K)) u sum|a b|` for products.
+//! Sums of up to 2^26 equal, alternating and sorted terms, whose rounding errors do not cancel. The bound is `(16 + 2 log2 n) u
+//! sum|x|` for sums and prefixes, and `(16 + sqrt(K)) u sum|a b|` for products.
 
 use crate::Long;
 use crate::support::{U, download};
 use tiebeam::{Gpu, Tensor};
 
-/// Inputs whose terms are the same, of which no sum is exact.
+/// Constants for inputs with equal terms, whose sums are not exact.
 const CONSTANTS: [f32; 4] = [0.1, 0.7, 1.9999999, 3.3333333e-5];
 
-/// The kinds of inputs, by name.
+/// Returns the inputs, by name.
 fn inputs(n: usize) -> Vec<(String, Vec<f32>)> {
     let mut all: Vec<(String, Vec<f32>)> =
         CONSTANTS.iter().map(|&c| (format!("all {c}"), vec![c; n])).collect();
@@ -30,7 +30,7 @@ fn check(what: &str, got: f64, want: f64, bound: f64) {
     );
 }
 
-/// `[a, n, b]` whose every sum over the middle is over the same `n` terms.
+/// Returns `[outer, n, inner]` in which every sum over the middle axis has the same `n` terms.
 fn placed(gpu: &Gpu, x: &[f32], [outer, inner]: [usize; 2]) -> Tensor {
     Tensor::from_slice(gpu, x, [1, x.len(), 1]).expand([outer, x.len(), inner]).contiguous()
 }
@@ -65,7 +65,7 @@ fn sums(bits: u32, around: [usize; 2], tests: &mut Vec<Long>) {
     }));
 }
 
-/// Each prefix against its own terms.
+/// Compares each prefix sum with that of its own terms.
 fn prefixes(kind: &str, x: &[f32], all: &Tensor) {
     let inner = all.shape()[2];
     let got = all.cumsum(1).slice(0, 0..1).contiguous().to_vec::<f32>().expect("readback");
@@ -79,7 +79,7 @@ fn prefixes(kind: &str, x: &[f32], all: &Tensor) {
     }
 }
 
-/// The statistics of a row, through what a norm makes of it.
+/// Checks the statistics of a row by the results of norms.
 fn norms(gpu: &Gpu, kind: &str, x: &[f32]) {
     let n = x.len() as f64;
     let row = Tensor::from_slice(gpu, x, [1, x.len()]);
@@ -91,14 +91,14 @@ fn norms(gpu: &Gpu, kind: &str, x: &[f32]) {
     let end = |y: &Tensor| download(&y.slice(1, x.len() - 1..x.len()).contiguous())[0];
     let want = last / square.sqrt();
     check(&format!("rms_norm, {kind}"), end(&row.rms_norm(None, 0.0)), want, relative * want.abs());
-    // Of equal terms nothing but rounding is left; the others have a deviation of their own size.
+    // For equal terms the result is only rounding error. Other inputs have a deviation of their own size.
     let eps = 1e-3;
     let want = (last - mean) / (variance + eps as f64).sqrt();
     let scale = (last.abs() + mean.abs()) / (variance + eps as f64).sqrt();
     check(&format!("layer_norm, {kind}"), end(&row.layer_norm(None, None, eps)), want, relative * scale);
 }
 
-/// `[m, k] x [k, n]` with the same terms everywhere.
+/// Checks `[m, k] x [k, n]` with the same terms for every element.
 fn products(k: usize, [m, n]: [usize; 2], tests: &mut Vec<Long>) {
     tests.push(Long::new(format!("products {m} x {k} x {n}"), k * m.max(n), move |gpu| {
         for (kind, x) in inputs(k) {
@@ -118,7 +118,7 @@ fn products(k: usize, [m, n]: [usize; 2], tests: &mut Vec<Long>) {
     }));
 }
 
-/// Gradients that are sums over rows: of a bias, of a norm's gain and shift, of a weight, of a lookup.
+/// Checks gradients that are sums over rows: of a bias, of a norm's gain and shift, of a weight, of a lookup.
 fn gradients(bits: u32, tests: &mut Vec<Long>) {
     let n = 1usize << bits;
     tests.push(Long::new(format!("gradients over 2^{bits} rows"), 4 * n, move |gpu| {
@@ -127,7 +127,7 @@ fn gradients(bits: u32, tests: &mut Vec<Long>) {
             let (want, bound) = (n as f64 * c as f64, sum_bound(n, n as f64 * c as f64));
             let leaf = || Tensor::ones(gpu, [4]).contiguous().requires_grad();
             let (bias, shift, gain) = (leaf(), leaf(), leaf());
-            // A row of which the first element is all: x^ is the same everywhere, and near 1.
+            // All rows are equal, so x^ is the same in every row.
             let x = Tensor::ones(gpu, [n, 4]).contiguous();
             let y =
                 x.add(&bias).add(&x.rms_norm(Some(&gain), 0.0)).add(&x.layer_norm(None, Some(&shift), 1.0));

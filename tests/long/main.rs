@@ -1,8 +1,8 @@
-//! Long walks: every op that loops, with more turns than the software driver of Debian 12 gives a thread (65 535, and then it ends
-//! the loop without a word), sums so long that a single running sum drifts, and many threads on one device.
+//! Long walks: every op with a loop, with more turns than the software driver of Debian 12 allows per thread (after 65 535 it
+//! silently ends the loop). Also sums that are so long that a single running sum would drift, and many threads on one device.
 //!
-//! `TIEBEAM_LONG=1` (`make test-long`) takes them to 2^20 turns, 2^26 terms and a minute; what an adapter's memory does not hold is
-//! reported as ignored.
+//! `TIEBEAM_LONG=1` (`make test-long`) extends them to 2^20 turns, 2^26 terms and a minute. Tests that do not fit in the
+//! adapter's memory are reported as ignored.
 
 mod drift;
 #[path = "../support/mod.rs"]
@@ -14,7 +14,7 @@ use libtest_mimic::{Arguments, Trial};
 use support::*;
 use tiebeam::Gpu;
 
-/// One test: its name, the bytes of its largest tensor, and what it does on a device.
+/// A test: its name, the bytes of its largest tensor, and the function that runs it on a device.
 pub struct Long {
     pub name: String,
     pub bytes: usize,
@@ -41,9 +41,9 @@ fn main() {
             continue;
         }
         trials.push(Trial::test(name, move || {
-            // What an adapter picks by itself is only one of the kernels that must be right.
+            // All kernels must be right, not only those that the adapter uses by default.
             for gpu in [gpu(), other_kernels()] {
-                // A fault of another test is that test's failure.
+                // A fault of another test must not fail this one.
                 gpu.take_fault();
                 run(gpu);
             }

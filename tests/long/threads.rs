@@ -1,5 +1,5 @@
-//! Threads that share a device for a while: each does its own work, all of it comes out as if it were alone, and nobody is in anybody's
-//! way: trainings, recorded steps, requests above a limit, snapshots and caches.
+//! Threads that share a device for a while, with training, recorded steps, requests above a limit, snapshots and caches. Each
+//! thread's results must be the same as if it were alone.
 
 use super::Long;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tiebeam::optim::{AdamW, AdamWConfig, Group, Sgd, SgdConfig};
 use tiebeam::{Error, Gpu, Result, Rng, Step, Tensor, ops::sequence::cache::KvCache};
 
-/// 2, 8 and 16 threads, for some seconds or a minute each.
+/// Tests with 2, 8 and 16 threads, each for one second, or for half a minute with `long`.
 pub fn all(long: bool) -> Vec<Long> {
     let time = Duration::from_secs_f64(if long { 30.0 } else { 1.0 });
     let one = |threads| {
@@ -36,7 +36,7 @@ fn share(gpu: &Gpu, threads: usize, time: Duration) {
         }
         assert!(rounds > 0);
     };
-    // A failure of one ends the others.
+    // A failure of one thread ends the others.
     struct Stop<'a>(&'a AtomicBool);
     impl Drop for Stop<'_> {
         fn drop(&mut self) {
@@ -62,7 +62,8 @@ fn drawn(gpu: &Gpu, seed: u64, shape: &[usize]) -> Tensor {
     Tensor::from_slice(gpu, &data, shape)
 }
 
-/// Eight steps of a small network with dropout, by its code or recorded; the bits of its weights and of the generator.
+/// Makes eight steps of a small network with dropout, by its code or recorded. Returns the bits of its weights and the
+/// generator's state.
 fn train(gpu: &Gpu, seed: usize, recorded: bool, between: &dyn Fn()) -> Result<(Vec<u32>, [u64; 2])> {
     let w = drawn(gpu, seed as u64, &[16, 16]).scale(0.2).requires_grad();
     let gain = Tensor::ones(gpu, [16]).requires_grad();
@@ -94,7 +95,7 @@ fn train(gpu: &Gpu, seed: usize, recorded: bool, between: &dyn Fn()) -> Result<(
     Ok((bits, rng.state()))
 }
 
-/// Weights that all count the steps of one training, downwards.
+/// Weights that all count the steps of one training run, downwards.
 struct Watched {
     weights: Vec<Tensor>,
     names: Vec<String>,
@@ -108,7 +109,7 @@ impl Watched {
 
     fn train(&self, end: Instant, stop: &AtomicBool) {
         let gpu = self.weights[0].gpu();
-        // An arena for every weight: a step is several kernels.
+        // Every weight has its own arena, so a step is several kernels.
         let config = SgdConfig::default().arena_limit(Some(256));
         let group = Group::new(self.names.iter().zip(&self.weights));
         let mut sgd = Sgd::new(gpu, vec![group], config).unwrap();
@@ -132,7 +133,7 @@ impl Watched {
     }
 }
 
-/// A request above the adapter's limit, beside a sound one.
+/// Makes a request above the adapter's limit, and a valid one.
 fn too_large(gpu: &Gpu) {
     let n = (gpu.adapter().max_binding.min(gpu.adapter().max_buffer) / 4 + 5) as usize;
     let (large, sound) = (Tensor::ones(gpu, [n]), drawn(gpu, 1, &[64]));
@@ -140,7 +141,7 @@ fn too_large(gpu: &Gpu) {
     assert_eq!(sound.scale(2.0).to_vec::<f32>().unwrap()[0], 2.0 * sound.to_vec::<f32>().unwrap()[0]);
 }
 
-/// Keys and values of one sequence, appended token by token, as if all had come at once.
+/// Checks that keys and values appended token by token give the same result as all at once.
 fn decode(gpu: &Gpu, seed: u64) {
     let list = |v: u32| Tensor::from_slice(gpu, &[v], [1]);
     let (x, q) = (drawn(gpu, seed, &[1, 5, 1, 8]), drawn(gpu, seed + 1, &[1, 1, 1, 8]));

@@ -1,4 +1,5 @@
-//! Each op with one walk of `n` turns: whole numbers below 2^24, so that equality shows whether a turn is missing.
+//! Each op with one walk of `n` turns. The sums are whole numbers below 2^24, so an exact comparison shows whether a turn is
+//! missing.
 
 use crate::Long;
 use crate::support::download;
@@ -12,7 +13,7 @@ use tiebeam::ops::product::matmul::Epilogue;
 use tiebeam::share::{Dictionary, Draw, Hashed, LowRank, Mapping, Site};
 use tiebeam::{Gpu, Grads, Tensor};
 
-/// 1, 2, 3, 1, 2, ...: the sum of `n` of them is `2 n` less a little.
+/// Returns 1, 2, 3, 1, 2, ..., of which the sum of `n` is `2 n` or slightly less.
 fn ramp(gpu: &Gpu, shape: &[usize]) -> Tensor {
     let data: Vec<f32> = (0..shape.iter().product()).map(|i| (i % 3 + 1) as f32).collect();
     Tensor::from_slice(gpu, &data, shape)
@@ -30,12 +31,12 @@ fn ids(gpu: &Gpu, n: usize) -> Tensor {
     Tensor::from_slice(gpu, &vec![1u32; n], [n])
 }
 
-/// Every element is `want`, exactly.
+/// Checks that every element is exactly `want`.
 fn equal(what: &str, x: &Tensor, want: f64) {
     near(what, x, want, 0.0);
 }
 
-/// Every element is within `relative` of `want`.
+/// Checks that every element is within `relative` of `want`.
 fn near(what: &str, x: &Tensor, want: f64, relative: f64) {
     for (i, got) in download(x).into_iter().enumerate() {
         assert!((got - want).abs() <= relative * want.abs(), "{what}, element {i}: got {got}, want {want}");
@@ -53,7 +54,7 @@ fn reductions(n: usize, tests: &mut Vec<Long>) {
             let x = ones(gpu, &shape);
             equal("sum", &x.sum(1), shape[1] as f64);
             equal("mean", &x.mean(1), 1.0);
-            // The last one is the largest, and where it is the first is found.
+            // The last element is the largest.
             let last = Tensor::positions(gpu, shape[1])
                 .cast(tiebeam::DType::F32)
                 .reshape([1, shape[1], 1])
@@ -72,7 +73,7 @@ fn reductions(n: usize, tests: &mut Vec<Long>) {
     }
 }
 
-/// Rows of which one thread walked each before, and of which 64 threads walk one.
+/// Tests kernels over rows, with rows that one thread or 64 threads walk.
 fn rows(pieces: usize, count: usize, tests: &mut Vec<Long>) {
     for width in [4 * pieces, 4 * pieces - 3] {
         tests.push(Long::new(format!("rows of {width}"), count * width, move |gpu| {
@@ -84,7 +85,7 @@ fn rows(pieces: usize, count: usize, tests: &mut Vec<Long>) {
             near("cross_entropy", &x.cross_entropy(&targets, None).detach(), log, 1e-6);
             equal("rms_norm", &x.rms_norm(None, 0.0).detach(), 1.0);
             equal("layer_norm", &x.layer_norm(None, None, 1.0).detach(), 0.0);
-            // The gradient of a row's own share is 0 where all shares are one.
+            // The elements of a softmax sum to 1, so the gradient of their sum is 0.
             let y = x.softmax(1).sum_all().backward().unwrap();
             let most = download(&gradient(&y, &x).abs().max(1)).into_iter().fold(0.0, f64::max);
             assert!(most < 4e-6 / width as f64, "softmax gradient: {most:e}");
@@ -123,7 +124,7 @@ fn products(n: usize, tests: &mut Vec<Long>) {
             equal(name, &x.linear(&site, with_bias), (each * n) as f64 + 1.0);
         }
     }));
-    // What every adapter binds: 64 MiB.
+    // Limited to 64 MiB, which every adapter can bind.
     let n = n.min(1 << 18);
     let weights = 64 * n;
     tests.push(Long::new(format!("hashed: {weights} weights from 64 numbers"), weights, move |gpu| {
@@ -131,7 +132,7 @@ fn products(n: usize, tests: &mut Vec<Long>) {
         let (mapping, seeds) = (Mapping::Stable, [1, 2]);
         let draw = Draw { stored: 64, size: [64, n], offset: 0, layer: 0, scale: 1.0, mapping, seeds };
         let site: Arc<dyn Site> = Arc::new(Hashed::new(&omega, draw));
-        // Each number is read n times; signs tell how often with which.
+        // Each number is read about n times, and its gradient is the sum of the signs.
         let mut want = vec![0f64; 64];
         draw.positions().iter().zip(draw.signs()).for_each(|(&at, sign)| want[at as usize] += sign as f64);
         let grads = ones(gpu, &[1, n]).linear(&site, Epilogue::default()).sum_all().backward().unwrap();
@@ -164,7 +165,7 @@ fn windows(side: usize, tests: &mut Vec<Long>) {
         let count = (side * side) as f64;
         let x = ones(gpu, &[1, 1, side, side]).requires_grad();
         let w = ones(gpu, &[1, 1, side, side]).requires_grad();
-        // Without a gradient of x, which would take the square of that many products.
+        // x has no gradient, which would take the square of that many products.
         let y = x.detach().conv2d(&w, None, Conv2d::default());
         equal("conv2d", &y.detach(), count);
         let grads = y.sum_all().backward().unwrap();
@@ -173,7 +174,7 @@ fn windows(side: usize, tests: &mut Vec<Long>) {
         let y = x.avg_pool2d(kernel, [1, 1], [0, 0]);
         equal("avg_pool2d", &y.detach(), 1.0);
         near("avg_pool2d's x", gradient(&y.sum_all().backward().unwrap(), &x), 1.0 / count, 1e-6);
-        // One element is the largest of every window.
+        // One element is the maximum of every window.
         let mut data = vec![0f32; side * side];
         data[side * side - 2] = 7.0;
         let x = Tensor::from_slice(gpu, &data, [1, 1, side, side]).requires_grad();
@@ -200,7 +201,7 @@ fn windows(side: usize, tests: &mut Vec<Long>) {
 
 fn attention(n: usize, tests: &mut Vec<Long>) {
     for (head_dim, group) in [(4, 1), (4, 2), (96, 1)] {
-        // What every adapter binds: fewer of wide heads, whose shared rows take more turns for a key.
+        // As many as every adapter can bind. Wide heads get fewer, and their shared rows take more turns per key.
         let many = 4 * if head_dim > 64 { n.min(1 << 19) / 8 } else { n / group };
         let name = format!("attention over {many}, heads of {head_dim}, {group} to a key head");
         tests.push(Long::new(name, many * head_dim * group, move |gpu| {
@@ -215,7 +216,7 @@ fn attention(n: usize, tests: &mut Vec<Long>) {
             near("many keys", &y.detach(), 1.0, 1e-5);
             let grads = y.sum_all().backward().unwrap();
             near("dv of many keys", gradient(&grads, &v), 3.0 * group as f64 / many as f64, 1e-4);
-            // One key that gets as much as all others together: q has a gradient to which every key contributes.
+            // One key gets as much weight as all others together, so every key contributes to the gradient of q.
             let scale = 1.0 / (head_dim as f64).sqrt();
             let far = (many as f64).ln() / (scale * head_dim as f64);
             let of = |i: usize| if i / head_dim == many - 1 { 1.0 + far as f32 } else { 1.0 };
@@ -223,7 +224,7 @@ fn attention(n: usize, tests: &mut Vec<Long>) {
             let k = Tensor::from_slice(gpu, &data, [1, 1, many, head_dim]);
             let grads = q.attention(&k, &k, &Mask::None).sum_all().backward().unwrap();
             let share = many as f64 / (2.0 * many as f64 - 1.0);
-            // scale times the covariance of k and v, for every pair of channels.
+            // The scale times the covariance of k and v, for every pair of channels.
             let want = scale * head_dim as f64 * share * (1.0 - share) * far * far;
             near("dq of many keys", gradient(&grads, &q), want, 1e-3);
         }));
@@ -242,14 +243,14 @@ fn geometry(n: usize, tests: &mut Vec<Long>) {
             dx[..3].iter().all(|&d| d == -(n as f64)) && dx[3..].iter().all(|&d| d == 1.0),
             "edge_vectors"
         );
-        // A table that is 1 everywhere: the sum of what the neighbours have.
+        // With a table that is 1 everywhere, the result is the sum over the neighbours.
         let table = SplineTable::new(&ones(gpu, &[5, 1, 4]), [0.0, 0.0], [1.0, 1.0]);
         let seen: Vec<f32> = (0..n).flat_map(|_| [0.5, 0.0, 1.0, 0.0]).collect();
         let seen = Tensor::from_slice(gpu, &seen, [n, 1, 4]);
         let h = ones(gpu, &[n + 1, 1, 4]).requires_grad();
         let y = h.table_conv(&seen, &table, &edges);
         near("table_conv", &y.detach().slice(0, 0..1).contiguous(), n as f64, 1e-6);
-        // Edges turned round, their gradient is the sum.
+        // With reversed edges, the gradient is the sum.
         let back = Edges::new(gpu, n + 1, &to, &from).unwrap();
         let grads = h.table_conv(&seen, &table, &back).sum_all().backward().unwrap();
         near("table_conv's h", &gradient(&grads, &h).slice(0, 0..1).contiguous(), n as f64, 1e-6);
@@ -266,7 +267,7 @@ fn geometry(n: usize, tests: &mut Vec<Long>) {
     }));
 }
 
-/// Points in a row, and one so far away that all others share a cell.
+/// Tests points in a row, and one point so far away that all others share a cell of the search.
 fn crowded(count: usize, tests: &mut Vec<Long>) {
     tests.push(Long::new(format!("{count} points in one cell of a search"), 4 * count, move |gpu| {
         let mut positions: Vec<f32> = (0..count).flat_map(|i| [2.0 * i as f32, 0.0, 0.0]).collect();
@@ -274,12 +275,12 @@ fn crowded(count: usize, tests: &mut Vec<Long>) {
         let sizes = [count + 1];
         let clouds = Clouds { positions: &positions, dimension: 3, sizes: &sizes, cells: &[] };
         let graph = Graph::radius(gpu, &clouds, 3.0, false).unwrap();
-        // Each has the one before and the one behind.
+        // Each point has its predecessor and its successor as neighbours.
         assert_eq!(graph.edges().len(), 2 * (count - 1));
     }));
 }
 
-/// All of them, just above what a thread gets on that driver, or far above.
+/// All tests, with walks just above that driver's limit per thread, or far above it.
 pub fn all(long: bool) -> Vec<Long> {
     let n = if long { 1 << 20 } else { 70_000 };
     let mut tests = Vec::new();

@@ -1,9 +1,9 @@
-//! Walks the op list: forward and gradient of every case against its f64 reference, the same bits twice, accumulation. `make test-discrete`
-//! does so with the kernels of a GPU's class of devices.
+//! Tests all cases of the op list: compares forward and gradient with an f64 reference, checks that a second run gives the same
+//! bits, and checks accumulation. `make test-discrete` does the same with the kernels of a GPU's class of devices.
 //!
-//! Forward bound per element: `ulps u |ref| + 4 u sqrt(K) s`, where `s` is the root of the sum of squares of the terms
-//! `x_j dy/dx_j` and K their number: for a dot product exactly `4 u sqrt(K) ||a*b||_2`. f16 adds its output rounding.
-//! Gradient bound: the same with the terms `dy_j dy_j/dx_i`, from central differences of the f64 reference.
+//! The forward bound per element is `ulps u |ref| + 4 u sqrt(K) s`, where `s` is the root of the sum of squares of the terms
+//! `x_j dy/dx_j`, and K is their number. For a dot product this is exactly `4 u sqrt(K) ||a*b||_2`. f16 adds its output rounding.
+//! The gradient bound is the same with the terms `dy_j dy_j/dx_i`, from central differences of the f64 reference.
 
 mod special;
 #[path = "../support/mod.rs"]
@@ -16,7 +16,7 @@ use support::*;
 use tiebeam::ops::case::{Array, Case, Input};
 use tiebeam::{DType, Error, Gpu, Rng, Shape, Tensor};
 
-/// Above this many reference evaluations a case's Jacobian is left out and the bound uses the output's scale alone.
+/// If a case's Jacobian takes more reference evaluations than this, it is omitted, and the bound uses only the output's scale.
 const MOST: usize = 300_000_000;
 
 fn main() {
@@ -31,7 +31,7 @@ fn main() {
     }
     let kernels = "matmul::every_kernel_that_could_make_a_product";
     trials.push(Trial::test(kernels, || every_kernel(DType::F32, &[gpu(), other_kernels()])));
-    // Exact in f16, so that cooperative matrices, where there are any, must agree in every bit.
+    // Exact in f16, so cooperative matrices, if the adapter has them, must agree in every bit.
     let halves = if gpu().has_coop_matrices() { "" } else { "_but_this_adapter_has_no_cooperative_matrices" };
     trials.push(Trial::test(format!("{kernels}_of_f16{halves}"), || {
         every_kernel(DType::F16, &[gpu(), other_kernels()])
@@ -41,7 +41,7 @@ fn main() {
     libtest_mimic::run(&args, trials).exit();
 }
 
-/// Whole numbers whose sums are exact, by each kernel, at sizes with edges and without, in every layout.
+/// Multiplies whole numbers, whose sums are exact, with each kernel, at sizes with and without edges, in every layout.
 fn every_kernel(dtype: DType, gpus: &[&Gpu]) -> Result<(), Failed> {
     for gpu in gpus {
         for [m, n, k] in [[128, 128, 64], [132, 68, 100], [4, 136, 72], [136, 8, 72]] {
@@ -74,7 +74,7 @@ fn every_kernel(dtype: DType, gpus: &[&Gpu]) -> Result<(), Failed> {
     Ok(())
 }
 
-/// The values of the reference everywhere; a device that checks says besides what is wrong with the ids, each time and once.
+/// Checks a case. If it has ids outside the range, a device that checks ids must also report them, once per run.
 fn check(gpu: &Gpu, case: &Case) -> Result<(), Failed> {
     if !case.outside {
         return agrees(gpu, case);
@@ -94,7 +94,7 @@ fn forward(case: &Case, inputs: &[Tensor]) -> Tensor {
 }
 
 fn agrees(gpu: &Gpu, case: &Case) -> Result<(), Failed> {
-    // A fault of another case is that case's failure.
+    // A fault of another case must not fail this one.
     gpu.take_fault();
     let arrays = draw(case);
     let want = (case.reference)(&arrays);
@@ -131,7 +131,7 @@ fn forward_spread(arrays: &[Array], jacobian: &Jacobian, want: &Array) -> Spread
     for (array, columns) in arrays.iter().zip(&jacobian.columns) {
         for (x, column) in array.data.iter().zip(columns.iter().flatten()) {
             for (j, d) in column.iter().enumerate() {
-                // An infinite input (a mask) has no scale to round on.
+                // An infinite input, as in a mask, adds nothing to the scale of rounding.
                 let term = if (x * d).is_finite() { x * d } else { 0.0 };
                 spread.norm[j] += term * term;
                 spread.terms[j] += (term.abs() > 1e-12) as u8 as f64;
@@ -158,7 +158,8 @@ fn same_bits(gpu: &Gpu, case: &Case, arrays: &[Array]) -> Result<(), Failed> {
     let bits =
         |all: Vec<Vec<f64>>| all.into_iter().map(|x| x.into_iter().map(f64::to_bits).collect()).collect();
     let first: Vec<Vec<u64>> = bits(outputs(gpu, case, arrays));
-    // On the drivers that they are for; elsewhere compilers may contract the other text differently.
+    // Texture reads are checked only on software drivers, for which they are meant. Elsewhere compilers may contract the
+    // different source text differently.
     let textures = (gpu.adapter().is_software() && self::gpu() == gpu)
         .then(|| ("a run that reads operands through textures", texel_gpu()));
     for (what, gpu) in [("a second run", gpu)].into_iter().chain(textures) {
@@ -189,7 +190,7 @@ fn gradients(case: &Case, inputs: &[Tensor], y: &Tensor, want: &Array, jacobian:
     let seed = seed(gpu, &want.shape);
     let dy: Vec<f32> = seed.to_vec().expect("readback");
     let grads = y.backward_with(&seed).expect("backward");
-    // Twice through the same graph into one leaf: the sum must arrive as one gradient.
+    // Uses the leaves twice. Their gradients must be accumulated to one sum.
     let twice = forward(case, inputs).add(&forward(case, inputs)).backward_with(&seed).expect("backward");
     for (i, input) in inputs.iter().enumerate().filter(|(i, _)| case.inputs[*i].grad) {
         let columns = jacobian.columns[i].as_ref().expect("differentiated");
@@ -198,7 +199,7 @@ fn gradients(case: &Case, inputs: &[Tensor], y: &Tensor, want: &Array, jacobian:
         let bound = |e: usize| {
             let norm = terms(e).map(|t| t * t).sum::<f64>().sqrt();
             let count = terms(e).filter(|t| t.abs() > 1e-12).count().max(1) as f64;
-            // 1e-9 is what central differences in f64 leave.
+            // Central differences in f64 have an error of about 1e-9.
             case.grad_ulps * U * (want[e].abs() + norm)
                 + 4.0 * U * count.sqrt() * norm
                 + 2e-9 * norm.max(1.0)

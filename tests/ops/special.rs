@@ -1,13 +1,13 @@
-//! NaN, infinities, -0 and subnormals in every op, against the f64 references; and the bounds that the docs of the functions
-//! of one and two elements state, on arguments of all sizes.
+//! Tests every op with NaN, infinities, -0 and subnormals against the f64 references. Also tests the bounds in the docs of
+//! functions of one and two elements, on arguments of all sizes.
 //!
-//! Values: a special number is put at the first, a middle and the last place of each float input. The result is NaN where
-//! the reference is and nowhere else, has the same infinities, and is within the case's bound elsewhere. Adapters may read a
-//! subnormal number as a zero, so the reference there is accepted too.
+//! Values: a special number is put at the first, a middle and the last place of each float input. The result must be NaN exactly
+//! where the reference is, have the same infinities, and be within the case's bound elsewhere. Adapters may read a subnormal
+//! number as zero, so the reference at zero is accepted too.
 //!
-//! Gradients: with NaN at x_s, the gradient at e must be NaN if the reference's derivative by e depends on x_s, and what it
-//! was if it does not; at kinks both are right. At -0 and subnormals it is the reference's derivative where both of its sides
-//! agree.
+//! Gradients: with NaN at x_s, the gradient at e must be NaN if the reference's derivative by e depends on x_s, and unchanged if
+//! it does not. At kinks both are accepted. At -0 and subnormals it must be the reference's derivative if its one-sided
+//! derivatives agree.
 
 use crate::support::*;
 use libtest_mimic::{Failed, Trial};
@@ -19,11 +19,11 @@ const NAN: f64 = f64::NAN;
 const INF: f64 = f64::INFINITY;
 const SPECIAL: [f64; 5] = [NAN, INF, -INF, -0.0, 1e-40];
 
-/// Cases of at most so many elements in and out: small shapes hold every kernel's edges, and the references run often.
+/// Limits on a case's elements. Small shapes suffice to reach every kernel's edges, and the references run often.
 const MOST_INPUTS: usize = 100;
 const MOST_OUTPUTS: usize = 2000;
 
-/// Families that have kernels of their own for CPU drivers: what an adapter picks is only one of those that must be right.
+/// Families that have separate kernels for CPU drivers. They are tested with both, not only with those that the adapter uses.
 const CHOOSES: [&str; 8] =
     ["tied", "routed", "matmul", "attention", "norm", "softmax", "cross_entropy", "reduce"];
 
@@ -32,7 +32,7 @@ const INFINITIES: &[&str] = &["inf", "-inf"];
 const ZEROS: &[&str] = &["-0e0", "1e-40"];
 const ANY: &[&str] = &[""];
 
-/// What differs from its reference: op, the beginning of the case's name, part of the test, special numbers; and why.
+/// An allowed difference from the reference: op, beginning of the case's name, part of the test, special numbers, and the reason.
 type Exception = (&'static str, &'static str, &'static str, &'static [&'static str], &'static str);
 const EXCEPTIONS: &[Exception] = &[
     ("reduce", "max [1, 1]", "gradients", NANS, "NaN goes to the NaN itself; both are right"),
@@ -77,7 +77,7 @@ const EXCEPTIONS: &[Exception] = &[
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
-    // Assignment refuses NaN with an error of its own.
+    // Assignment refuses NaN with an error.
     let families = tiebeam::ops::cases().into_iter().chain(tiebeam::share::cases());
     for (op, cases) in families.filter(|(op, _)| *op != "assignment") {
         for case in cases.into_iter().filter(is_small) {
@@ -126,7 +126,7 @@ fn is_small(case: &Case) -> bool {
     floats && inputs <= MOST_INPUTS && (case.reference)(&draw(case)).data.len() <= MOST_OUTPUTS
 }
 
-/// Input and element of each place that gets a special number.
+/// Returns input and element of each place that gets a special number.
 fn places(case: &Case) -> Vec<(usize, usize)> {
     let mut all = Vec::new();
     for (i, input) in case.inputs.iter().enumerate().filter(|(_, input)| input.dtype.is_float()) {
@@ -144,7 +144,7 @@ fn with(arrays: &[Array], (input, element): (usize, usize), value: f64) -> Vec<A
     changed
 }
 
-/// Puts the arrays on the device; those with gradients are leaves.
+/// Uploads the arrays. Inputs with gradients become leaves.
 fn leaves(gpu: &Gpu, case: &Case, arrays: &[Array]) -> Vec<Tensor> {
     let one = |(array, input): (&Array, &Input)| {
         let x = upload(gpu, array, input.dtype);
@@ -153,7 +153,7 @@ fn leaves(gpu: &Gpu, case: &Case, arrays: &[Array]) -> Vec<Tensor> {
     arrays.iter().zip(&case.inputs).map(one).collect()
 }
 
-/// A number as a type holds it: beyond its largest it is infinite.
+/// Rounds a number to a type. A number beyond its largest becomes infinite.
 fn stored(x: f64, dtype: DType) -> f64 {
     match dtype {
         DType::F32 => x as f32 as f64,
@@ -167,7 +167,7 @@ fn is_same(got: f64, want: f64, bound: f64) -> bool {
     got == want || got.is_nan() && want.is_nan() || (got - want).abs() <= bound
 }
 
-/// The scale of rounding of each output: the root of the sum of squares of `x_j dy/dx_j`, by central differences.
+/// Returns the scale of each output's rounding: the root of the sum of squares of `x_j dy/dx_j`, by central differences.
 fn scales(case: &Case, arrays: &[Array]) -> Vec<f64> {
     let jacobian = jacobian(case, arrays, |input| input.dtype.is_float());
     let outputs = (case.reference)(arrays).data.len();
@@ -234,7 +234,7 @@ fn loss(case: &Case, arrays: &[Array], dy: &[f32]) -> f64 {
         .sum()
 }
 
-/// Derivatives of the loss by every element with a gradient, in order: up, down and central.
+/// Returns the derivatives of the loss by every element with a gradient: forward, backward and central differences.
 fn slopes(case: &Case, arrays: &[Array], dy: &[f32]) -> Vec<[f64; 3]> {
     let middle = loss(case, arrays, dy);
     let mut all = Vec::new();
@@ -281,20 +281,20 @@ fn nan_gradients(case: &Case, arrays: &[Array], dy: &[f32], place: (usize, usize
     let x = arrays[place.0].data[place.1];
     let usual = slopes(case, arrays, dy);
     let scale = usual.iter().map(|s| s[2].abs()).fold(0.0, f64::max);
-    // Near, to see whether the derivative depends on x_s at all; far, to see kinks between.
+    // Small steps show whether the derivative depends on x_s at all, and large ones show kinks in between.
     let moved: Vec<Vec<[f64; 3]>> = [0.004, -0.004, 0.4, -0.3, 5.0, -7.0]
         .into_iter()
         .map(|step| slopes(case, &with(arrays, place, x + step), dy))
         .collect();
     let changed = with(arrays, place, NAN);
     let got = device_slopes(case, &changed, dy);
-    // An op that picks elements may leave the NaN out.
+    // An op that selects elements may not select the NaN.
     let reaches = (case.reference)(&changed).data.iter().any(|y| y.is_nan());
     let mut wrong = Vec::new();
     for (e, &got) in got.iter().enumerate() {
         let change = |s: &Vec<[f64; 3]>| (s[e][2] - usual[e][2]).abs();
         let depends = reaches && change(&moved[0]) > 2e-4 * scale && change(&moved[1]) > 2e-4 * scale;
-        // A derivative of 0 may be a product with a 0, which NaN passes.
+        // A derivative of 0 may be a product with 0, which becomes NaN, so it is not checked.
         let never =
             usual[e][2].abs() > 1e-6 * scale && moved.iter().all(|s| change(s) <= 1e-7 * scale.max(1.0));
         let bound = 1e-4 * scale.max(1e-3);
@@ -323,7 +323,7 @@ fn zero_gradients(case: &Case, arrays: &[Array], dy: &[f32], place: (usize, usiz
     wrong
 }
 
-/// Numbers of all sizes: random bits, so NaN and subnormals too, and numbers near multiples of pi/2.
+/// Returns numbers of all sizes: random bits, which include NaN and subnormals, and numbers near multiples of pi/2.
 fn all_sizes(count: usize) -> Vec<f32> {
     let mut state = 5u64;
     let mut all: Vec<f32> = (0..count)
@@ -334,12 +334,13 @@ fn all_sizes(count: usize) -> Vec<f32> {
         .collect();
     let turns = (0..count as i64 / 4).map(|k| (k as f64 * std::f64::consts::FRAC_PI_2) as f32);
     all.extend(turns.flat_map(|x| [x, f32::from_bits(x.to_bits() + 1), -x]));
-    // And where most numbers are that functions see.
+    // Also the range of most arguments in practice.
     all.extend((0..count as i64).map(|k| (k as f32 / count as f32 - 0.5) * 60.0));
     all
 }
 
-/// Errors in roundoffs of the result, where it is a normal number; elsewhere the same NaN, infinities and small numbers.
+/// Returns all results that are wrong. A normal number may be off by `allowed` roundoffs. NaN, infinities and small numbers must
+/// agree.
 fn errors(
     what: &str,
     got: &[f32],
@@ -350,7 +351,7 @@ fn errors(
     for (i, &got) in got.iter().enumerate() {
         let want = want(i);
         let least = f32::MIN_POSITIVE as f64;
-        // At the ends of the range a rounding decides between two.
+        // Near the limits of the range, rounding may give either of two results.
         let bound = allowed(i) * U * want.abs();
         let is_right = match want.abs() {
             w if w.is_nan() => got.is_nan(),
@@ -372,7 +373,7 @@ fn errors(
     wrong
 }
 
-/// The bounds in the docs of the functions of one element, and of pow.
+/// Tests the error bounds in the docs of functions of one element and of pow.
 fn stated_bounds() -> Vec<Trial> {
     type Row = (&'static str, fn(&Tensor) -> Tensor, fn(f64) -> f64, f64);
     let rows: [Row; 10] = [
@@ -410,7 +411,7 @@ fn pow_errors() -> Vec<String> {
     let mut normal = vec![0.0f32; 1 << 16];
     Rng::new(3).fill_normal(&mut normal);
     for (i, &z) in normal.iter().enumerate() {
-        // Near 1 to large powers, any number to small ones, whole ones.
+        // Numbers near 1 to large powers, numbers of any size to small powers, and whole powers.
         let (x, y) = match i % 3 {
             0 => (1.0 + 0.01 * z, 3000.0 * normal[(i + 7) % normal.len()]),
             1 => ((20.0 * z).exp(), normal[(i + 7) % normal.len()]),
@@ -428,7 +429,7 @@ fn pow_errors() -> Vec<String> {
     errors("pow", &y, |i| (a[i] as f64).powf(b[i] as f64), allowed)
 }
 
-/// Gradients of quotients and roots whose squares leave the range of f32.
+/// Tests gradients of quotients and roots whose squares are outside the range of f32.
 fn quotients_without_overflow() -> Result<(), Failed> {
     let up = |x: &[f32]| Tensor::from_slice(gpu(), x, [x.len()]).requires_grad();
     let (a, b) = ([1e20, 1e-25, 3e30, 1e-20, 0.0, 2.0], [1e20, 1e-25, 1e25, 1e-25, 1e-25, 1e20]);

@@ -1,7 +1,7 @@
-//! Folders for what tests write, all in `target/tmp/tests`: no killed test leaves one anywhere else, and the next test that runs
-//! removes those.
+//! Folders for the files of tests, all in `target/tmp/tests`. Folders of killed tests remain there until the next test run
+//! removes them.
 //!
-//! The library's own tests include this file too.
+//! The library's unit tests include this file too.
 #![allow(dead_code)]
 
 use std::fs::File;
@@ -10,16 +10,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Once;
 use tempfile::TempDir;
 
-/// The repository, with the reference vectors in it: `TIEBEAM_ROOT`, so that tests which were built elsewhere find it, else where they
-/// were built.
+/// The repository, which contains the reference vectors. `TIEBEAM_ROOT` names it for tests that were built elsewhere. Otherwise
+/// it is where the tests were built.
 pub fn root() -> PathBuf {
     std::env::var_os("TIEBEAM_ROOT").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
-/// A folder of a test's own, removed at the end.
+/// A temporary folder of one test.
 pub struct Folder {
     folder: TempDir,
-    /// Locked for as long as the test lives: the system frees the locks of killed processes.
+    /// Locked while the test runs. The system releases the locks of killed processes.
     _lock: Option<File>,
 }
 
@@ -34,16 +34,16 @@ impl Folder {
         loop {
             let folder =
                 tempfile::Builder::new().prefix(&format!("{test}-")).tempdir_in(&root).expect("a folder");
-            // Windows opens no folders like this; there nothing is locked and nothing removed.
+            // Windows cannot open folders like this. Nothing is locked or removed there.
             let lock = File::open(folder.path()).ok();
-            // Otherwise another process took it for a leftover in between.
+            // If this fails, another process has taken the folder for a leftover in between.
             if lock.as_ref().is_none_or(|lock| lock.try_lock().is_ok()) && folder.path().is_dir() {
                 return Folder { folder, _lock: lock };
             }
         }
     }
 
-    /// The names in it, sorted.
+    /// The names in the folder, sorted.
     pub fn names(&self) -> Vec<String> {
         names(self)
     }

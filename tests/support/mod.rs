@@ -1,4 +1,4 @@
-//! What the tests share: the device, comparison under a derived bound, numerical gradients of f64 references.
+//! Shared by the tests: devices, comparison under a derived bound, numerical gradients of f64 references.
 #![allow(dead_code)]
 
 pub mod folder;
@@ -13,7 +13,7 @@ use tiebeam::{DType, Gpu, Options, Rng, Tensor};
 /// f32 unit roundoff.
 pub const U: f64 = 1.0 / (1u64 << 24) as f64;
 
-/// The device under test; one a process. There is no passing without one.
+/// The device under test, one per process. Without an adapter, tests fail.
 pub fn gpu() -> &'static Gpu {
     static GPU: OnceLock<Gpu> = OnceLock::new();
     GPU.get_or_init(|| match Gpu::open() {
@@ -29,7 +29,7 @@ pub fn texel_gpu() -> &'static Gpu {
     GPU.get_or_init(|| Gpu::open_with(options()).expect("the adapter opened before"))
 }
 
-/// A handle that takes the kernels meant for GPUs where the adapter is a software driver, and the other way round.
+/// A device that uses the kernels for GPUs on a software driver, and those for CPUs on a GPU.
 pub fn other_kernels() -> &'static Gpu {
     static GPU: OnceLock<Gpu> = OnceLock::new();
     let other = if gpu().class().is_cpu() { "discrete" } else { "cpu" };
@@ -37,14 +37,14 @@ pub fn other_kernels() -> &'static Gpu {
     GPU.get_or_init(|| Gpu::open_with(options()).expect("the adapter opened before"))
 }
 
-/// A device for tests that count what it does, raise faults on it, or want another than the shared one. They take turns on it, so
-/// that nobody else is at it meanwhile; to take it twice in one thread waits for good.
+/// A device for tests that count its dispatches or bytes, raise faults, or need another device than the shared one. Only one test
+/// uses it at a time. Taking it twice in one thread deadlocks.
 pub fn quiet() -> MutexGuard<'static, Gpu> {
     static GPU: OnceLock<Mutex<Gpu>> = OnceLock::new();
     turn(&GPU, Options::default())
 }
 
-/// A device that looks at ids, taken in turns too: what it finds comes out at anybody's readback.
+/// A device that checks ids. Only one test uses it at a time, because a finding is reported by the next readback of any thread.
 pub fn checked_gpu() -> MutexGuard<'static, Gpu> {
     static GPU: OnceLock<Mutex<Gpu>> = OnceLock::new();
     turn(&GPU, Options::default().checked(true))
@@ -53,15 +53,15 @@ pub fn checked_gpu() -> MutexGuard<'static, Gpu> {
 fn turn(device: &'static OnceLock<Mutex<Gpu>>, options: Options) -> MutexGuard<'static, Gpu> {
     let open = || Mutex::new(Gpu::open_with(options).expect("these tests need an adapter"));
     let gpu = device.get_or_init(open).lock().unwrap_or_else(PoisonError::into_inner);
-    // What a failed test left, and memory that the last one let go.
+    // Clears a fault that a failed test left, and the memory that the last test freed.
     gpu.take_fault();
     let _ = gpu.synchronize();
     gpu.trim();
     gpu
 }
 
-/// The `tiebeam` command: what `TIEBEAM_BIN` names, so that tests can run where they were not built, else the one that cargo built
-/// with them.
+/// The `tiebeam` command. `TIEBEAM_BIN` names it for tests that run where they were not built. Otherwise it is the one that cargo
+/// built with the tests.
 pub fn command() -> Command {
     let built = option_env!("CARGO_BIN_EXE_tiebeam").map(PathBuf::from);
     let named = std::env::var_os("TIEBEAM_BIN").map(PathBuf::from);
@@ -71,7 +71,7 @@ pub fn command() -> Command {
         "{} is no file: set TIEBEAM_BIN to the command that `cargo build --release --features cli` makes",
         path.display()
     );
-    // Some tests run it in another folder.
+    // An absolute path, because some tests run it in another folder.
     Command::new(std::path::absolute(&path).expect("a path"))
 }
 
@@ -80,12 +80,12 @@ pub fn vectors() -> PathBuf {
     std::env::var_os("TIEBEAM_VECTORS").map_or_else(|| root().join("tests/vectors"), PathBuf::from)
 }
 
-/// A file of the `matching` vectors in the repository: what tests say of these holds for no others.
+/// A file of the `matching` vectors in the repository. Tests have expectations that hold only for these.
 pub fn matching_vectors(file: &str) -> PathBuf {
     root().join("tests/vectors/matching").join(file)
 }
 
-/// Uploads an array as its input says.
+/// Uploads an array in the given type.
 pub fn upload(gpu: &Gpu, array: &Array, dtype: DType) -> Tensor {
     let x = &array.data;
     match dtype {
@@ -101,7 +101,7 @@ pub fn upload(gpu: &Gpu, array: &Array, dtype: DType) -> Tensor {
     }
 }
 
-/// The elements as f64, whatever the dtype.
+/// The elements of a tensor of any type as f64.
 pub fn download(x: &Tensor) -> Vec<f64> {
     let ok = "readback";
     match x.dtype() {
@@ -113,20 +113,20 @@ pub fn download(x: &Tensor) -> Vec<f64> {
     }
 }
 
-/// The inputs of a case, drawn from a seed that its name fixes.
+/// Draws the inputs of a case, from a seed that depends on its name.
 pub fn draw(case: &Case) -> Vec<Array> {
     let seed = case.name.bytes().fold(7u64, |h, b| h.wrapping_mul(31).wrapping_add(b as u64));
     let mut rng = Rng::new(seed);
     case.inputs.iter().map(|input| input.draw(&mut rng)).collect()
 }
 
-/// For each output element, the root of the sum of squares of its terms `x_j dy/dx_j`: the scale on which rounding acts.
+/// For each output element, the root of the sum of squares of its terms `x_j dy/dx_j`: the scale of its rounding error.
 ///
-/// A dot product's terms are its products, so this is `||a * b||_2` there; a function of one element has one term.
+/// The terms of a dot product are its products, so the scale is `||a * b||_2`. A function of one element has one term.
 pub struct Spread {
     /// The scale of each element.
     pub norm: Vec<f64>,
-    /// Terms that are not zero.
+    /// The number of terms that are not zero, of each element.
     pub terms: Vec<f64>,
 }
 
@@ -159,7 +159,7 @@ pub fn jacobian(case: &Case, inputs: &[Array], wanted: impl Fn(&Input) -> bool) 
     Jacobian { columns }
 }
 
-/// Panics unless every element is within its bound; names the worst.
+/// Panics unless every element is within its bound. The message names the worst element.
 pub fn within(what: &str, got: &[f64], want: &[f64], bound: impl Fn(usize) -> f64) {
     assert_eq!(got.len(), want.len(), "{what}: {} elements, want {}", got.len(), want.len());
     let excess = |i: usize| {

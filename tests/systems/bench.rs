@@ -1,4 +1,4 @@
-//! What the benchmark promises: a wrong result has no time, a failing row stops no other, no line is lost.
+//! Guarantees of the benchmark: a wrong result has no time, a failing row does not stop others, and no line is lost.
 
 use crate::support::folder::{Folder, root};
 use crate::support::{command, gpu};
@@ -11,7 +11,7 @@ use tiebeam::bench::{
 };
 use tiebeam::{Error, Gpu, Result, Tensor};
 
-/// Doubles 65536 ones.
+/// A row that doubles 65536 ones, with an expected value.
 fn double(name: &str, want: f64) -> Case {
     Case::new("double", name, move |gpu| {
         let x = Tensor::ones(gpu, [1 << 16]);
@@ -20,7 +20,7 @@ fn double(name: &str, want: f64) -> Case {
     })
 }
 
-/// Ceilings that nothing reaches.
+/// Ceilings that no row reaches.
 fn far() -> Ceilings {
     Ceilings { copy: Some(1e18), kernel_copy: Some(1e18), fma32: Some(1e18), ..Ceilings::default() }
 }
@@ -29,7 +29,7 @@ fn settings(ceilings: Ceilings) -> Settings {
     Settings { ceilings: Some(ceilings), ..Settings::new(Duration::ZERO) }
 }
 
-/// A run and the lines that it would write.
+/// Makes a run. Returns it with the lines that it would write.
 fn went(gpu: &Gpu, cases: Vec<Case>, settings: &Settings) -> (Run, Vec<String>) {
     let mut lines = Vec::new();
     let run = run(gpu.clone(), cases, settings, &mut |event| {
@@ -39,7 +39,7 @@ fn went(gpu: &Gpu, cases: Vec<Case>, settings: &Settings) -> (Run, Vec<String>) 
     (run.expect("the loop ends whatever a row does"), lines)
 }
 
-/// The lines as a file, read again.
+/// Writes the lines to a file and reads it.
 fn again(folder: &Folder, lines: &[String]) -> Vec<Run> {
     let path = folder.join("run.jsonl");
     std::fs::write(&path, lines.join("\n") + "\n").expect("a file");
@@ -171,7 +171,7 @@ fn a_row_above_its_ceiling_has_it_measured_again() {
     assert!(run.ceilings.copy.is_some_and(|copy| copy > 1e6), "a byte a second was not kept");
     let ceilings = lines.iter().filter(|line| line.contains("\"line\":\"ceilings\"")).count();
     assert!(ceilings >= 2, "the new ones are a line");
-    // Of the last ceilings of the file, whatever the lines of the rows say.
+    // Fractions are of the last ceilings in the file, whatever the lines of the rows say.
     let read = again(&Folder::new("bench_above"), &lines);
     for record in read[0].records.iter().chain(&run.records) {
         let want = 8.0 * 65536.0 / run.ceilings.copy.expect("measured") / (record.median_ms * 1e-3);
@@ -181,7 +181,7 @@ fn a_row_above_its_ceiling_has_it_measured_again() {
 
 #[test]
 fn a_row_that_stays_above_is_marked_everywhere() {
-    // More bytes than any memory moves, so that no measured ceiling allows the time.
+    // More bytes than any memory can move, so the row is above every measured ceiling.
     let case = Case::new("boasts", "of bytes", |gpu| {
         let x = Tensor::ones(gpu, [1 << 10]);
         Ok(Row::new([1e15, 0.0], move |_| x.affine(2.0, 0.0)))
@@ -202,7 +202,7 @@ fn results(name: &str) -> PathBuf {
 
 #[test]
 fn files_of_earlier_versions_are_read() {
-    // Keys in order and a space behind the colon, as another program wrote them.
+    // Another program wrote these, with sorted keys and a space after the colon.
     let h200 = read_runs(&results("h200-d082107.jsonl")).expect("a file that we show");
     assert_eq!((h200.len(), h200[0].records.len()), (1, 31));
     let record = |name: &str| h200[0].records.iter().find(|r| r.name() == name).expect("it is there");
@@ -219,7 +219,7 @@ fn a_file_of_several_runs_is_split_at_its_hosts() -> Result<()> {
     let (_, lines) = went(gpu(), vec![double("a", 2.0)], &settings(far()));
     let read = again(&folder, &[lines.clone(), lines.clone()].concat());
     assert_eq!(read.iter().map(|run| run.records.len()).collect::<Vec<_>>(), [1, 1]);
-    // A run that was killed among its ceilings.
+    // A run that was killed while it measured ceilings.
     assert_eq!(again(&folder, &lines[..1])[0].ceilings, Ceilings::default());
 
     let path = folder.join("broken.jsonl");
@@ -274,10 +274,10 @@ fn a_baseline_stands_beside_the_rows_of_its_names() -> Result<()> {
     assert!(torch.ours.contains(&"adds in a chain 1000 of 1024".into()), "{:?}", torch.ours);
     assert!(torch.theirs.contains(&"copy 1 GiB".into()), "{:?}", torch.theirs);
     assert!(table.contains("only from us: ") && table.contains("only from them: "), "{table}");
-    // 'op' for 'family', and another word for layer_norm.
+    // This file has 'op' instead of 'family', and another word for layer_norm.
     let burn = Baseline::read(&results("h200-d082107-burn.jsonl"))?.matches(run);
     assert!(burn.rows.iter().any(|row| row.name == "layer_norm 4096x768"), "{:?}", burn.rows);
-    // Our own file beside itself.
+    // Our own file compared with itself.
     let own = Baseline::read(&results("h200-d082107.jsonl"))?.matches(run);
     assert!(own.ours.is_empty() && own.theirs.is_empty() && own.rows.len() == 31);
     Ok(())
@@ -346,17 +346,17 @@ fn of_lines_of_one_name_the_fastest_counts() -> Result<()> {
 
 #[test]
 fn a_row_can_be_planned_and_taken_apart() -> Result<()> {
-    // Runs nothing: a call that cannot be right is planned all the same.
+    // A plan runs nothing, so a row with a wrong expected value can be planned too.
     assert_eq!(plan(gpu(), double("a", 3.0))?.len(), 1);
     assert!(kernels(gpu(), double("a", 3.0)).is_err(), "a wrong value");
     let table = kernels(gpu(), double("a", 2.0))?.table();
     assert!(table.contains("100.0%") && table.contains("elementwise main"), "{table}");
-    // Of a step of training, whose optimizer changes parameters in place.
+    // A training step, whose optimizer changes parameters in place.
     let step = |case: &Case| case.name() == "train_step d256 T128 B2 tied x4";
     let step = rows(false, Suite::Full).into_iter().find(step).expect("a row");
     let planned = plan(gpu(), step)?;
     assert!(planned.iter().any(|(line, _)| line.starts_with("adamw: ")), "{planned:?}");
-    // Work behind it runs.
+    // Work after planning runs as usual.
     let (run, _) = went(gpu(), vec![double("a", 2.0)], &settings(far()));
     run.verdict()
 }
@@ -367,7 +367,7 @@ fn the_command_writes_what_it_measures_and_says_what_chose_the_kernels() {
     let (json, cache) = (folder.join("mine.jsonl"), folder.join("cache"));
     let run = |words: &[&str]| {
         let mut command = command();
-        // A class that is named would not be measured.
+        // With a named class, nothing would be measured.
         command.args(words).env("TIEBEAM_CACHE", &cache).env_remove("TIEBEAM_DEVICE");
         command.output().expect("the command")
     };
@@ -378,7 +378,8 @@ fn the_command_writes_what_it_measures_and_says_what_chose_the_kernels() {
     assert_eq!(names(&measured[0]), ["sum 1048576"]);
     assert!(!measured[0].host.tuned && !measured[0].host.class.is_empty(), "{:?}", measured[0].host);
     assert!(!Part::beside(json.as_ref()).exists());
-    // The device's own numbers are kept and exported; a class of products would take a minute to compile on a CPU driver.
+    // Only the device's own numbers are measured, stored and exported. A class of products would take a minute to compile on a
+    // CPU driver.
     let export = folder.join("choices.txt");
     let done = run(&["tune", "--minutes", "0", "--export", export.to_str().expect("a path of the test")]);
     let said = String::from_utf8_lossy(&done.stdout);

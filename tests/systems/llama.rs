@@ -1,4 +1,4 @@
-//! Llama-type models: cached decoding is the model itself; files that do not fit are refused.
+//! Llama-type models: cached decoding gives the same results as the model, and files that do not fit are refused.
 
 use crate::support::folder::Folder;
 use crate::support::{download, gpu};
@@ -27,7 +27,7 @@ fn config() -> LlamaConfig {
         .pairing(Pairing::Halves)
 }
 
-/// A file of random weights with the names of Hugging Face; `without` is left out.
+/// Writes a file of random weights with the names of Hugging Face, without the tensor `without`.
 fn file(name: &str, without: &str) -> Result<File, Error> {
     let mut all: Vec<(String, Vec<usize>)> =
         vec![("model.embed_tokens.weight".into(), vec![23, 16]), ("model.norm.weight".into(), vec![16])];
@@ -69,7 +69,7 @@ fn a_session_says_what_the_model_says() {
     let want = download(&all);
     let mut session = model.session(12).unwrap();
     let mut at = 0;
-    // A prompt, then token by token, then some at once.
+    // A prompt, then single tokens, then several at once.
     for count in [4, 1, 1, 3] {
         let got = session.push(&tokens[at..at + count]).unwrap();
         at += count;
@@ -157,18 +157,18 @@ fn a_model_from_dictionaries_is_the_model_when_nothing_is_left_out() {
     let want = model.forward(&x);
     let whole = model.masa(plan, &x, |_| {}).unwrap();
     assert!(apart(&whole.forward(&x), &want) < 1e-4, "as many atoms as layers");
-    // One atom: what it lacks is in the low-rank parts, all of it at full rank.
+    // With one atom, the low-rank parts hold the rest. At full rank they hold all of it.
     let one = |rank| model.masa(MasaPlan { atoms: 1, groups: 1, rank }, &x, |_| {}).unwrap();
     let errors = [0, 4, 16].map(|rank| apart(&one(rank).forward(&x), &want));
     assert!(errors[0] > errors[1] && errors[1] > errors[2] && errors[2] < 1e-4, "{errors:?}");
-    // Again, from a model that is made already.
+    // A converted model is converted again.
     let again = one(16).masa(plan, &x, |_| {}).unwrap();
     assert!(again.made.len() == 4 && apart(&again.forward(&x), &want) < 2e-4);
-    // A group of one block each: an atom is the block's own weight.
+    // In groups of one block, an atom is the block's own weight.
     let apart_groups = model.masa(MasaPlan { atoms: 2, groups: 2, rank: 0 }, &x, |_| {}).unwrap();
     assert_eq!(apart_groups.made.len(), 8);
     assert!(apart(&apart_groups.forward(&x), &want) < 1e-4);
-    // What is stored, and what learns.
+    // Stored parameters, and those that get gradients.
     let halved = one(2);
     let all = Parameters::of(&halved);
     let attention = 2 * 256 + 2 * 128;
@@ -176,7 +176,7 @@ fn a_model_from_dictionaries_is_the_model_when_nothing_is_left_out() {
     assert_eq!(all.stored(), Parameters::of(&model).stored() - attention + 4 * 2 + own);
     let grads = halved.loss(&x, &x).backward().unwrap();
     assert_eq!(grads.len(), all.named().len());
-    // Decoding makes the weights once and says the same.
+    // Decoding computes the weights once and gives the same scores.
     let ids = x.slice(0, 0..1).to_vec::<u32>().unwrap();
     let last = download(&halved.forward(&x.slice(0, 0..1)))[11 * 23..].to_vec();
     let got = halved.session(12).unwrap().push(&ids).unwrap();
@@ -203,7 +203,7 @@ fn groups_are_cut_where_the_output_drifts() {
     let model = Llama::from_weights(gpu(), &file("drift", "").unwrap(), config()).unwrap();
     let all = drift(&model, &sample()).unwrap();
     assert!(all.len() == 1 && all[0] > 0.0, "{all:?}");
-    // A block that adds nothing is no drift.
+    // A block that adds nothing causes no drift.
     let mut still = model.clone();
     for i in [3, 6] {
         let size = still.layers[1].linear(i).weight.size();

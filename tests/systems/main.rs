@@ -1,4 +1,4 @@
-//! What stands on the engine: models, point clouds and atoms, matching and merging, the benchmark and its command.
+//! Systems built on the engine: models, point clouds and atoms, matching and merging, the benchmark and its command.
 
 #[cfg(feature = "cli")]
 mod bench;

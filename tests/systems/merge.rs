@@ -34,7 +34,7 @@ parameters: {normalize: false}
 ",
         )
         .unwrap();
-    // Layers 0..4 lie at depths 0, 1/3, 2/3, 1; the embedding at 0, the head at 1.
+    // Layers 0..4 are at depths 0, 1/3, 2/3 and 1, the embedding is at 0 and the head at 1.
     let layer = |name: &str| name.split('.').find_map(|p| p.parse::<f64>().ok());
     expect(&merged, &[&a, &b], |name, x| {
         let depth = layer(name).map_or(f64::from(!name.contains("embed")), |l| l / 3.0);
@@ -46,7 +46,7 @@ parameters: {normalize: false}
         };
         x[0] + weight * x[1]
     });
-    // Integers are the first model's; settings come along, other files do not.
+    // Integers are copied from the first model. Settings are copied too, other files are not.
     assert_eq!(
         merged.file("model.position_ids").unwrap().tensor_u32("model.position_ids").unwrap(),
         [0, 1, 2, 3]
@@ -139,7 +139,7 @@ parameters: {seed: 7}
     drop(sharded);
     folder.merge_into("sharded", config, 500).unwrap();
     assert_eq!(folder.contents("sharded"), files, "a second run");
-    // What was written in shards is read from shards.
+    // A model that was written in shards can be read.
     let again = folder.merge("merge_method: average\nmodels: [{model: sharded}]").unwrap();
     for name in whole.names().iter().filter(|n| !n.contains("position")) {
         assert_eq!(values(&whole, name), values(&again, name), "{name}");
@@ -148,7 +148,7 @@ parameters: {seed: 7}
     assert_eq!(folder.names(), names, "nothing temporary is left");
 }
 
-/// DARE keeps the share that it should, the same elements whichever tensors stand beside; another seed keeps others.
+/// DARE keeps the right fraction of elements. Which ones depends on the seed, but not on what other tensors there are.
 #[test]
 fn dare_drops_by_seed_and_name() {
     let folder = Folder::new("dare");
@@ -254,7 +254,7 @@ fn methods_by_configuration() {
             format!("{}parameters: {{power: {power}}}", three(&|i| format!("step: {}", [s0, s1, s2][i]))),
         ),
     ] {
-        // Whole tensors, and in parts of which several make a tensor.
+        // Merges whole tensors, then tensors in several parts.
         for part in [PART, 37] {
             let config = format!("merge_method: {method}\n{config}");
             let merged = folder.merge_in_parts("out", &config, 1 << 30, part);
@@ -286,7 +286,7 @@ fn output_types_round_to_nearest_even() {
         assert_eq!(values(&half, name), want);
         assert_eq!(half.dtype(name).unwrap(), FileDType::F16);
     }
-    // Without a `dtype` the first model's; `out_dtype` goes before `dtype`.
+    // Without a `dtype`, the output has the first model's type. `out_dtype` has precedence over `dtype`.
     let own = folder.merge(&config("h", "")).unwrap();
     let wide =
         folder.merge_into("wide", &config("h", "dtype: float16\nout_dtype: float32"), 1 << 30).unwrap();
@@ -351,7 +351,8 @@ fn command_line() {
     assert_eq!(folder.names(), ["a", "b", "bad.yaml", "c", "merges", "out"]);
 }
 
-/// Two networks that were trained apart: averaged as they are they fail, aligned they do not; the reference vectors know both.
+/// Two networks that were trained separately: their average fails unless they are aligned. The reference vectors have both
+/// losses.
 #[test]
 fn aligned_and_evaluated() {
     let file = File::open(crate::support::matching_vectors("wm_mlp.safetensors")).unwrap();
@@ -380,7 +381,7 @@ fn aligned_and_evaluated() {
         let numbers: Vec<f64> = row.split_whitespace().take(2).map(|n| n.parse().unwrap()).collect();
         let (loss, accuracy) = (f64s(&format!("loss_{kind}"))[5], f64s(&format!("acc_{kind}"))[5]);
         assert!(row.ends_with(name), "{report}");
-        // Restarts may find a better optimum than the vectors' one run.
+        // Restarts may find a better optimum than the single run of the vectors.
         match kind {
             "naive" => {
                 assert!((numbers[0] - loss).abs() < 1e-3 && (numbers[1] - accuracy).abs() < 1e-4, "{report}")

@@ -1,4 +1,4 @@
-//! Everything that can go wrong in a merge: it is said in full, and what was there stays.
+//! Errors of a merge: they are reported completely, and existing files are left intact.
 
 use crate::merges::*;
 use crate::support::{folder, gpu};
@@ -120,7 +120,7 @@ fn models_that_do_not_fit_are_listed_all_at_once() {
     ] {
         assert!(message.contains(words), "{words}: {message}");
     }
-    // The plan shows the same, and what there is.
+    // The plan shows the same problems, and the tensors that can be merged.
     let job = Job::open(MergeConfig::from_value(&yaml::parse(config).unwrap(), &folder.0).unwrap()).unwrap();
     let plan = job.describe(1 << 30);
     assert!(
@@ -151,7 +151,7 @@ fn what_is_no_number_is_named_and_nothing_is_lost() {
         let global = "merge_method: pcb\nbase_model: a\nmodels: [{model: b}]";
         assert!(folder.refusal(global).contains("at element 17"));
     }
-    // Too large for the type of the output.
+    // A value that is too large for the output's type.
     let mut large = b.clone();
     large.get_mut("lm_head.weight").unwrap().1[5] = 3e38;
     save_model(&folder.0.join("b"), &large, FileDType::F32);
@@ -183,7 +183,7 @@ fn stopped_runs_and_foreign_folders() {
     let before = folder.contents("out");
     assert_eq!(run("out", 3).unwrap_err().to_string(), "stopped");
     assert_eq!(folder.contents("out"), before);
-    // A folder that no merge made stays what it is, an input among them; an empty one may go.
+    // A folder that no merge made is left intact, also if it is an input. An empty one may be replaced.
     assert!(run("a", usize::MAX).unwrap_err().to_string().contains("it is not ours to replace"));
     assert!(run("a/model.safetensors", usize::MAX).is_err() && run("no/such", usize::MAX).is_err());
     std::fs::create_dir(folder.0.join("empty")).unwrap();
@@ -192,13 +192,13 @@ fn stopped_runs_and_foreign_folders() {
     assert_eq!(folder.names(), ["a", "b", "c", "empty", "out"]);
 }
 
-/// What a user puts into the folder of a merge, or changes there, outlives the next merge into it or stops it.
+/// Files that a user adds or changes in the folder of a merge are kept by the next merge into it, or make it fail.
 #[test]
 fn a_second_merge_keeps_what_is_somebodys() {
     let folder = Folder::new("second");
     three(&folder);
     let config = "merge_method: average\nmodels: [{model: a}, {model: b}]";
-    // Shards and their index first, one file then: what is ours goes.
+    // First shards and their index, then one file. The old files of ours are removed.
     folder.merge_into("out", config, 700).unwrap();
     assert!(folder.contents("out").len() > 6);
     let theirs = ["README.md", "adapters/adapter_model.safetensors", "model-q4.gguf"];
@@ -215,7 +215,7 @@ fn a_second_merge_keeps_what_is_somebodys() {
         let path = folder.0.join("out").join(name);
         let before = std::fs::read(&path).ok();
         folder.write(&format!("out/{name}"), text);
-        // Before the first tensor is read.
+        // The merge is refused before the first tensor is read.
         let job =
             Job::open(MergeConfig::from_value(&yaml::parse(config).unwrap(), &folder.0).unwrap()).unwrap();
         let run = |out| {
@@ -253,7 +253,7 @@ fn broken_shards_are_errors() {
 }
 
 proptest::proptest! {
-    /// Whatever is written into a configuration, reading it ends, and never in a panic.
+    /// Reading a mutated configuration never panics.
     #[test]
     fn mutated_configurations_never_panic(
         edits in proptest::collection::vec((0usize..400, 0usize..24), 1..8),

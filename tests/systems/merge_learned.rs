@@ -1,4 +1,4 @@
-//! Merging by data and by bases: the property that defines each method, on small problems whose answer is known.
+//! Merging by data and by bases: the defining property of each method, on small problems with known solutions.
 
 use crate::support::folder::Folder;
 use crate::support::{download, gpu, matching_vectors, within};
@@ -24,7 +24,7 @@ fn squared(x: &Tensor) -> f64 {
 #[test]
 fn reversible_errors_fall_to_nothing() {
     let mut rng = Rng::new(5);
-    // Rows whose models have much in common, and one where all are 0.
+    // Rows in which the models have much in common, and one row in which all are 0.
     let common = normal(&[7, 30], &mut rng);
     let mask = Tensor::from_slice(gpu(), &[1.0f32, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0], [7, 1]);
     let models: Vec<Tensor> =
@@ -35,7 +35,7 @@ fn reversible_errors_fall_to_nothing() {
         let kept = Reversible::new(&models, p).unwrap();
         assert_eq!(kept.stored(), 7 * (p * 30 + 4 * p));
         let error: f64 = models.iter().enumerate().map(|(i, m)| squared(&m.sub(&kept.model(i)))).sum();
-        // The best that p vectors a row can do: the sum of the other eigenvalues.
+        // The least error with p vectors per row is the sum of the other eigenvalues.
         let rest: f64 = (0..7)
             .map(|row| {
                 let rows: Vec<Vec<f64>> =
@@ -82,7 +82,7 @@ fn fisher_of_a_softmax_regression() {
     for (name, want) in [("w", of_w), ("b", of_b)] {
         within(name, &download(&f[name]), &want, |i| 1e-5 * want[i] + 1e-7);
     }
-    // Equal diagonals make the average, and where one model knows nothing the other's weights stand.
+    // Equal diagonals give the average. Where one model's diagonal is 0, the result is the other's weights.
     let models = [normal(&[6], &mut rng), normal(&[6], &mut rng)];
     let same = normal(&[6], &mut rng).square().affine(1.0, 0.1);
     let merged = fisher(&models, &[same.clone(), same.clone()], &[0.5, 0.5], 1e-6);
@@ -94,7 +94,7 @@ fn fisher_of_a_softmax_regression() {
     within("none", &download(&merged), &download(&models[0]), |_| 1e-6);
 }
 
-/// The squared distance of weights to a target.
+/// Computes the squared distance of weights to a target.
 fn loss(weights: &BTreeMap<String, Tensor>, target: &BTreeMap<String, Tensor>) -> Tensor {
     weights
         .iter()
@@ -103,7 +103,7 @@ fn loss(weights: &BTreeMap<String, Tensor>, target: &BTreeMap<String, Tensor>) -
         .expect("there are tensors")
 }
 
-/// The loss after training one leaf of coefficients.
+/// Trains one leaf of coefficients and returns the loss.
 fn trained(atlas: &Atlas, leaf: &Tensor, target: &BTreeMap<String, Tensor>) -> f64 {
     let group = Group::new([("c", leaf)]);
     let mut optimizer = AdamW::new(gpu(), vec![group], AdamWConfig::default()).unwrap();
@@ -123,7 +123,7 @@ fn atlas_learns_more_from_more_coefficients() {
     let (base, models) = (set(), [set(), set()]);
     let taus: Vec<BTreeMap<String, Tensor>> =
         models.iter().map(|m| m.iter().map(|(n, x)| (n.clone(), x.sub(&base[n]))).collect()).collect();
-    // Each tensor wants other shares of the task vectors, and a little of what no coefficient gives.
+    // The target of each tensor has its own coefficients of the task vectors.
     let want = |n: &str| if n == "a" { [0.7, -0.2] } else { [0.1, 0.5] };
     let target: BTreeMap<String, Tensor> = base
         .iter()
@@ -133,7 +133,7 @@ fn atlas_learns_more_from_more_coefficients() {
         })
         .collect();
     let atlas = Atlas::new(gpu(), &base, &models, 1, &mut Rng::new(1));
-    // Coefficients begin at 0: the base.
+    // Coefficients start at 0, where the model is the base.
     for (name, w) in atlas.weights() {
         assert_eq!(download(&w), download(&base[&name]));
     }
@@ -158,7 +158,7 @@ fn atlas_learns_more_from_more_coefficients() {
     let (tasks, blocks) = (trained(&atlas, &tasks, &target), trained(&atlas, atlas.coefficients(), &target));
     assert!(blocks < 1e-3 && blocks < 0.5 * tasks && tasks <= fixed, "{blocks} {tasks} {fixed}");
 
-    // Parts of tensors reach a target that blocks do not.
+    // With coefficients for parts of tensors, a target is reached that coefficients for whole tensors cannot reach.
     let parts = Atlas::new(gpu(), &base, &models, 3, &mut Rng::new(1));
     let ramp: Vec<f32> = (0..12).map(|i| i as f32 / 10.0 - 0.5).collect();
     let mixed = parts.weights_under(&Tensor::from_slice(gpu(), &ramp, [2, 2, 3]));
@@ -168,7 +168,7 @@ fn atlas_learns_more_from_more_coefficients() {
     assert!(divided < 1e-3 && divided < 0.1 * blocks, "{divided} {blocks}");
 }
 
-/// Two tasks whose metrics fall off from different places, with a term that no quadratic has: 30 evaluations find nearly all of
+/// Two tasks whose metrics have maxima at different places, and a term that is not quadratic. 30 evaluations find nearly all of
 /// the front that 441 on a grid find.
 #[test]
 fn surrogates_find_the_front() {
@@ -200,11 +200,11 @@ fn surrogates_find_the_front() {
     let ours = areas(&mut found.iter().map(|p| p.coefficients.clone()));
     let grid = areas(&mut (0..441).map(|i| vec![(i % 21) as f64 / 20.0, (i / 21) as f64 / 20.0]));
     assert!(ours >= 0.95 * grid, "{ours} of {grid}");
-    // The same seed, the same front.
+    // The same seed gives the same front.
     assert_eq!(found, front(&predicted, 2, &search, &mut Rng::new(9)));
 }
 
-/// A network of three layers, `6 -> 8 -> 8 -> 3`.
+/// Creates a network of three layers, `6 -> 8 -> 8 -> 3`.
 fn network(rng: &mut Rng) -> BTreeMap<String, Tensor> {
     let sizes = [6, 8, 8, 3];
     let mut all = BTreeMap::new();
@@ -235,19 +235,19 @@ fn pleas_between_the_average_and_both_models() {
         }
         (all, splits)
     };
-    // Nothing apart: the average.
+    // With nothing kept apart, the result is the average.
     let (none, splits) = merged(0.0);
     for (name, w) in &none {
         within(name, &download(w), &download(&average(&[a[name].clone(), b[name].clone()])), |_| 1e-6);
     }
     assert_eq!(flops_factor(&splits[2], &splits[1]), 1.0);
-    // Everything apart: both models side by side, their logits averaged.
+    // With everything kept apart, it is both models side by side, with averaged logits.
     let (all, splits) = merged(1.0);
     assert_eq!((splits[1].width(), flops_factor(&splits[2], &splits[1])), (16, 2.0));
     let [la, lb] = [&a, &b].map(|w| outputs(w).pop().unwrap());
     let mean = download(&la.add(&lb).scale(0.5));
     within("ensemble", &download(outputs(&all).last().unwrap()), &mean, |_| 1e-5);
-    // Half apart: the agreeing units are merged.
+    // With half kept apart, the units that agree are merged.
     let (_, splits) = merged(0.5);
     assert_eq!((&splits[1].merged[..], &splits[1].apart[..]), (&[1, 3, 4, 6][..], &[0, 2, 5, 7][..]));
     let within_budget = Split::within(&[vec![4.0, 2.0, 1.0], vec![1.0, 0.9, 0.1, 0.8]], 3.0 / 7.0);
@@ -263,11 +263,11 @@ fn pleas_between_the_average_and_both_models() {
         let best = least_squares(&z, &y, 1e-4).unwrap();
         let error = |w: &Tensor| squared(&z.matmul(&w.t()).sub(&y));
         assert!(error(&best) < 0.9 * error(&none[&name]), "{i}: {} {}", error(&best), error(&none[&name]));
-        // Nothing near it is better.
+        // A changed solution is worse.
         let moved = best.add(&normal(&[best.shape()[0], best.shape()[1]], &mut rng).scale(1e-2));
         assert!(error(&best) < error(&moved));
     }
-    // Rows that say nothing about a column leave it open.
+    // Inputs of 0 do not determine the weights.
     assert!(least_squares(&Tensor::zeros(gpu(), [4, 2]), &Tensor::zeros(gpu(), [4, 1]), 0.0).is_err());
 }
 
@@ -320,7 +320,7 @@ fn signatures_add_and_come_off() {
         assert_eq!(download(&patched.read(gpu(), name).unwrap()), download(&sum), "{name}");
         assert_eq!(download(&bare.read(gpu(), name).unwrap()), download(c), "{name}");
     }
-    // A signature of another model is an error, as is a file that is none.
+    // A signature of another model is an error, and so is a file that is not a signature.
     let mut wide = clean.clone();
     wide.insert("fc0.bias".into(), Tensor::zeros(gpu(), [9]));
     assert!(Patched { weights: &wide, signatures: vec![(&first, 1.0)] }.read(gpu(), "fc0.bias").is_err());

@@ -1,4 +1,4 @@
-//! What the tests of `tiebeam merge` share: folders, small models, runs in this process.
+//! Shared by the tests of `tiebeam merge`: folders, small models, runs in this process.
 #![allow(dead_code)]
 
 use crate::support::{folder, gpu, within};
@@ -9,7 +9,7 @@ use tiebeam::merge::{Job, MergeConfig, Shards, yaml};
 use tiebeam::store::{Entry, FileDType, save};
 use tiebeam::{Result, Rng};
 
-/// A folder of a test's own, removed at the end.
+/// A temporary folder of one test.
 pub struct Folder(pub PathBuf, folder::Folder);
 
 impl Folder {
@@ -46,12 +46,12 @@ impl Folder {
         Shards::open(self.0.join(out))
     }
 
-    /// Why a configuration cannot be merged.
+    /// The error message of a configuration that cannot be merged.
     pub fn refusal(&self, config: &str) -> String {
         self.merge(config).expect_err(config).to_string()
     }
 
-    /// Every file below, with its bytes.
+    /// Every file in a subfolder, with its bytes.
     pub fn contents(&self, folder: &str) -> BTreeMap<String, Vec<u8>> {
         let entries = std::fs::read_dir(self.0.join(folder)).unwrap().map(|e| e.unwrap().path());
         entries
@@ -66,7 +66,7 @@ impl Folder {
 
 pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
-/// A small model with names as language models have them.
+/// Creates a small model with the usual names of language models.
 pub fn model(layers: usize, seed: u64) -> Tensors {
     let mut rng = Rng::new(seed);
     let mut tensors = Tensors::new();
@@ -104,7 +104,7 @@ pub fn save_model(path: &Path, tensors: &Tensors, dtype: FileDType) {
     std::fs::write(path.join("notes.txt"), "not copied").unwrap();
 }
 
-/// Models `a`, `b`, `c` of four layers.
+/// Writes models `a`, `b` and `c` of four layers.
 pub fn three(folder: &Folder) -> [Tensors; 3] {
     let all = [1, 2, 3].map(|seed| model(4, seed));
     for (name, tensors) in ["a", "b", "c"].iter().zip(&all) {
@@ -117,7 +117,7 @@ pub fn values(checkpoint: &Shards, name: &str) -> Vec<f32> {
     checkpoint.file(name).and_then(|f| f.tensor_f32(name)).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// Every float tensor of a merge is `f` of the inputs' elements.
+/// Checks that every float tensor of a merge is `f` of the inputs' elements.
 pub fn expect(merged: &Shards, inputs: &[&Tensors], f: impl Fn(&str, &[f64]) -> f64) {
     for name in inputs[0].keys() {
         let wide = |v: Vec<f32>| v.into_iter().map(f64::from).collect::<Vec<f64>>();

@@ -1,5 +1,5 @@
-//! Potentials from end to end: frames as text, forces and stress against differences of the energy, periodic
-//! cells against explicit images, dynamics, the command.
+//! Potentials from end to end: frames as text, forces and stress compared with differences of the energy, periodic cells with
+//! explicit images, dynamics, the command.
 
 use crate::support::folder::Folder;
 use crate::support::gpu;
@@ -13,7 +13,7 @@ use tiebeam::nn::Parameters;
 use tiebeam::optim::{Group, Sgd, SgdConfig};
 use tiebeam::{Rng, Tensor};
 
-/// Atoms of two species near a lattice of this spacing, with some energy and forces.
+/// Creates a frame of two species near a lattice of this spacing, with arbitrary energy and forces.
 fn frame(seed: u64, side: usize, spacing: f64) -> Frame {
     let mut rng = Rng::new(seed);
     let n = side * side * side;
@@ -80,7 +80,7 @@ fn other_programs_frames_are_read() {
     assert_eq!(frame.cell, Some(Cell { vectors, periodic: [true, false, true] }));
     assert_eq!(frame.energy, Some(-15.0));
     assert_eq!((frame.other["converged"].as_str(), frame.other["tensor"].as_str()), ("T", "[1, 2], [3, 4]"));
-    // Plain XYZ: a comment that is words, no Properties.
+    // Plain XYZ has a free comment and no Properties.
     assert_eq!(xyz::parse("1\nmade by hand\nH 0 0 0\n\n").expect("plain")[0].species, [1]);
     assert_eq!(xyz::parse("").expect("no frame"), []);
 }
@@ -142,7 +142,7 @@ fn elements_are_known_both_ways() {
     for z in 1..=118 {
         assert_eq!(atomic_number(symbol(z)), Some(z));
         assert_eq!(atomic_number(&z.to_string()), Some(z));
-        // Weights grow with the number but for the few pairs that are known for it.
+        // Masses grow with the atomic number, except for a few known pairs.
         let known = [18, 27, 52, 90, 92, 94, 95, 97, 101, 106, 108, 110, 112, 114, 116, 117];
         let grows = z == 1 || mass(z) > mass(z - 1) || known.contains(&(z - 1)) || known.contains(&z);
         assert!(grows, "{} {:?} after {:?}", symbol(z), mass(z), mass(z - 1));
@@ -150,7 +150,7 @@ fn elements_are_known_both_ways() {
     assert_eq!((mass(0), mass(119), atomic_number("Xy")), (None, None, None));
 }
 
-/// `|got - want| <= relative max |want|`
+/// Checks `|got - want| <= relative max |want|`.
 fn close(what: &str, got: &[f64], want: &[f64], relative: f64) {
     let most = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
     assert!(most > 1e-3, "{what}: nothing to compare with, {most}");
@@ -163,7 +163,7 @@ fn close(what: &str, got: &[f64], want: &[f64], relative: f64) {
     assert_eq!(got.len(), want.len(), "{what}");
 }
 
-/// Minus the central difference of the energy in every coordinate.
+/// Returns the negated central difference of the energy in every coordinate.
 fn slopes(positions: &[Vec3], energy: impl Fn(&[Vec3]) -> f64) -> Vec<f64> {
     let step = 4e-3;
     let slope = |at: usize| {
@@ -197,7 +197,8 @@ fn rotations_average_what_a_rotation_changes() {
     let average = |count: usize| Calculator::new(calculator().potential().clone()).rotations(count);
     let found = |c: &Calculator, x: &[Vec3]| c.energy_forces(x, &frame.species, None).expect("finite");
     assert_eq!(found(&average(1), &frame.positions), found(calculator(), &frame.positions), "the same bits");
-    // What turning the input changes: the root mean square over some turns of energies, and of forces turned back.
+    // The effect of rotating the input: the root mean square change over several rotations, of energies and of forces rotated
+    // back.
     let mut rng = Rng::new(11);
     let turns: Vec<Mat3> = (0..8).map(|_| rotation(&mut rng)).collect();
     let change = |count: usize| {
@@ -219,7 +220,7 @@ fn rotations_average_what_a_rotation_changes() {
     println!("changes by rotations, energy and forces, of 1, 8 and 64: {all:?}");
     for part in 0..2 {
         let [one, some, many] = all.map(|of| of[part]);
-        // Expected are 1/sqrt(8) and 1/8; draws of a few turns scatter about that.
+        // The expected ratios are 1/sqrt(8) and 1/8, and with few rotations the values scatter around these.
         assert!(some < 0.6 * one && many < 0.3 * one, "part {part}: {one}, {some}, {many}");
     }
 }
@@ -233,7 +234,7 @@ fn averaged_forces_are_the_gradient_of_the_averaged_energy() {
     let own: f64 = plain.atom_energies.iter().sum();
     assert!((plain.energy - own).abs() < 1e-9 * own.abs(), "{} {own}", plain.energy);
     close("forces", plain.forces.as_flattened(), &slopes(&frame.positions, |x| found(x).energy), 2e-3);
-    // They are not those of the input as given: the test would pass without an average otherwise.
+    // The forces differ from those without an average. Otherwise the test would pass without one.
     let other = calculator().energy_forces(&frame.positions, &frame.species, None).expect("finite");
     let apart = other.forces.as_flattened().iter().zip(plain.forces.as_flattened());
     assert!(apart.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) > 1e-3);
@@ -258,7 +259,7 @@ fn stress_is_the_derivative_with_respect_to_strain() {
     assert_eq!(found.stress, None, "a slab has no volume");
 }
 
-/// Positions and cell turn together, and the stress turns back.
+/// Positions and cell are rotated together, and the stress is rotated back.
 #[test]
 fn averaged_stress_is_the_derivative_with_respect_to_strain() {
     let average = Calculator::new(calculator().potential().clone()).rotations(3);
@@ -285,7 +286,7 @@ fn stress_is_a_derivative(calculator: &Calculator) {
     let step = 1e-3;
     let mut want = Vec::new();
     for (a, b) in (0..3).flat_map(|a| (0..3).map(move |b| (a, b))) {
-        // Half of the strain in each of the two elements keeps it symmetric.
+        // Each of the two off-diagonal elements has half of the strain, which keeps it symmetric.
         let energy = |by: f64| {
             let both = |x: &Vec3| {
                 let (p, q) = (strained(x, a, b, 0.5 * by), strained(x, b, a, 0.5 * by));
@@ -300,7 +301,7 @@ fn stress_is_a_derivative(calculator: &Calculator) {
     close("stress", stress.as_flattened(), &want, 2e-3);
 }
 
-/// A cell shorter than the radius: an atom sees several images of itself.
+/// In a cell shorter than the radius, an atom has several images of itself as neighbours.
 #[test]
 fn periodic_cells_are_explicit_images() {
     let one = Calculator::new(potential(Some(4.0), 1));
@@ -318,14 +319,14 @@ fn periodic_cells_are_explicit_images() {
         kinds.extend(&species);
     }
     let open = one.energy_forces(&all, &kinds, None).expect("finite");
-    // One layer of messages: an atom's own energy sees one radius.
+    // With one layer of messages, an atom's energy depends on neighbours within one radius.
     close("energies", &found.atom_energies, &open.atom_energies[..2], 1e-5);
-    // A whole cell moved by its vectors is the same crystal.
+    // An atom moved by a vector of the cell gives the same crystal.
     let moved: Vec<Vec3> = vec![positions[0], std::array::from_fn(|k| positions[1][k] + cell.vectors[0][k])];
     let again = one.energy_forces(&moved, &species, Some(cell)).expect("finite");
     close("forces of wrapped atoms", again.forces.as_flattened(), found.forces.as_flattened(), 1e-4);
     assert!((again.energy - found.energy).abs() < 1e-5, "{} {}", again.energy, found.energy);
-    // However many periods away: f32 would keep no digit of where the atom is within its cell.
+    // Also many periods away, where f32 positions would have no digit left for the place within the cell.
     let far = |k: usize| positions[1][k] + 1e6 * cell.vectors[0][k];
     let away: Vec<Vec3> = vec![positions[0], std::array::from_fn(far)];
     let again = one.energy_forces(&away, &species, Some(cell)).expect("finite");
@@ -337,18 +338,18 @@ fn a_refused_system_does_not_end_the_calculator() {
     let all = Calculator::new(potential(None, 1));
     let (positions, species) = (vec![[0.1, 0.2, 0.3], [1.9, 1.7, 2.2]], vec![8u8, 29]);
     let before = all.energy_forces(&positions, &species, None).expect("finite");
-    // All pairs of these would be 320 GB.
+    // All pairs of these atoms would take 320 GB.
     let many = vec![[0.0; 3]; 200_000];
     let error = all.energy_forces(&many, &vec![8; many.len()], None).expect_err("too many").to_string();
     assert!(error.contains("bytes of one list of edges"), "{error}");
     assert_eq!(all.energy_forces(&positions, &species, None).expect("finite"), before);
-    // A part of a system may hold no atom.
+    // A domain of a system may have no atom.
     let cell = Cell::cuboid([5.0; 3]);
     let none = Calculator::new(potential(Some(4.0), 1)).energy_forces(&[], &[], Some(cell)).expect("nothing");
     assert_eq!((none.energy, none.stress), (0.0, Some([[0.0; 3]; 3])));
 }
 
-/// Frames in cells of their own and in free space, side by side in one graph.
+/// A batch of frames, with different cells and in free space, in one graph.
 #[test]
 fn a_batch_is_its_frames() {
     let (_, cell) = crystal();
@@ -370,7 +371,7 @@ fn a_batch_is_its_frames() {
     }
 }
 
-/// Turning axes into each other and back to front permutes the icosahedron's vertices.
+/// Exchanging axes with sign changes permutes the icosahedron's vertices.
 #[test]
 fn the_grids_own_motions_are_exact() {
     let frame = frame(9, 2, 2.4);
@@ -427,8 +428,8 @@ fn a_file_keeps_the_potential() {
     assert!(message.contains("no `potential`"), "{message}");
 }
 
-/// A small step against the gradient lowers the loss by step times the gradient's squared norm: energies and
-/// forces, their weights and signs are all in that number.
+/// A small step against the gradient lowers the loss by the step times the gradient's squared norm. This number depends on
+/// energies, forces, their weights and signs.
 #[test]
 fn the_objectives_gradient_is_the_losss() {
     let frames = [frame(1, 2, 2.4), frame(2, 2, 2.4)];
@@ -465,8 +466,8 @@ fn the_objectives_gradient_is_the_losss() {
     }
 }
 
-/// Any smooth potential keeps its energy: the error of velocity Verlet is of second order in the step and
-/// does not grow.
+/// Dynamics in a smooth potential conserve the energy: the error of velocity Verlet is of second order in the step and does not
+/// grow.
 #[test]
 fn dynamics_keep_the_energy() {
     let frame = frame(7, 2, 2.4);
@@ -548,7 +549,8 @@ mod command {
         let hydrogen = Frame { species: vec![1], positions: vec![[0.0; 3]], ..Frame::default() };
         xyz::write(&input, &[frame(7, 2, 2.4), hydrogen]).expect("written");
         let missing = scratch("nothing.xyz");
-        // What is known beforehand comes first: before a frame that only the network refuses, and before the model is opened.
+        // Errors that can be found beforehand are reported first: before a frame that only the network refuses, and before the
+        // model is opened.
         let [far, unwritable] = ["far.xyz", "unwritable.xyz"].map(scratch);
         let apart =
             Frame { species: vec![8, 29], positions: vec![[0.0; 3], [1e300, 0.0, 0.0]], ..Frame::default() };

@@ -1,4 +1,4 @@
-//! Networks by tables of their kernels: how near they come, forces as the gradient of what the tables give, what is refused.
+//! Networks that read their kernels from tables: accuracy, forces as the gradient of the tabulated energy, and refusals.
 
 use crate::support::folder::Folder;
 use crate::support::gpu;
@@ -18,7 +18,7 @@ fn normal(n: usize, seed: u64, scale: f32) -> Vec<f32> {
     x
 }
 
-/// Odd widths, kernels that bend a few times within the radius.
+/// Creates a network with odd widths, whose kernels bend a few times within the radius.
 fn network(grid: Grid, radius: f32) -> Ponita {
     let config = PonitaConfig::default()
         .channels(10)
@@ -49,14 +49,14 @@ fn largest<'a>(x: impl IntoIterator<Item = &'a f32>) -> f32 {
     x.into_iter().fold(0.0, |m, x| m.max(x.abs()))
 }
 
-/// The largest difference over the largest value.
+/// Returns the largest difference relative to the largest value.
 fn apart(got: &[f32], want: &[f32]) -> f32 {
     assert_eq!(got.len(), want.len());
     let difference: Vec<f32> = got.iter().zip(want).map(|(a, b)| a - b).collect();
     largest(&difference) / largest(want)
 }
 
-/// Attributes of edges within the radius, two a row where there are orientations.
+/// Draws attributes of edges within the radius, two per row if there are orientations.
 fn attributes(net: &Ponita, rows: usize, radius: f32) -> Vec<f32> {
     let width = 1 + net.grid.is_oriented() as usize;
     let turn = if net.grid.dimension() == 2 { std::f32::consts::TAU } else { std::f32::consts::PI };
@@ -84,7 +84,7 @@ fn tables_are_the_kernels_to_fourth_order() {
         });
         println!("{} in {}-D, radius {radius}: {errors:?}", net.grid.len(), net.grid.dimension());
         assert!(errors[4] <= 1e-5, "{errors:?}");
-        // Where kernels bend little within the coarsest cells, and before rounding is what is left.
+        // Checked if kernels bend little within the coarsest cells, and as long as rounding does not dominate.
         for pair in errors.windows(2).filter(|pair| radius < RADIUS && pair[1] > 2e-6) {
             let ratio = pair[0] / pair[1];
             assert!((8.0..32.0).contains(&ratio), "{errors:?}: {ratio} for half the spacing");
@@ -105,7 +105,7 @@ fn outputs_and_forces_are_the_networks() {
         println!("{} in {}-D: outputs {error}, forces {forces}", net.grid.len(), net.grid.dimension());
         assert!(error < 2e-5 && forces < 1e-4, "{error} {forces}");
         assert_eq!(found, fast.energy_forces(&graph, &input).unwrap(), "the same bits twice");
-        // No node, no edge, and an edge beyond the radius, even far beyond.
+        // Graphs without a node, without an edge, and with edges beyond the radius, also far beyond.
         let one = |n: usize| PonitaInput::scalars(&Tensor::ones(gpu(), [n, 1]));
         let dimension = net.grid.dimension();
         let empty = Graph::full(gpu(), &[], dimension, &[], true).unwrap();
@@ -170,7 +170,7 @@ fn a_calculator_gives_energy_forces_and_stress() {
     assert_eq!(a, found(&fast, &frame));
 }
 
-/// Of a table so coarse that its function is another one: the gradient is that function's.
+/// With a table so coarse that its function differs from the network's, forces are the gradient of the table's function.
 #[test]
 fn forces_are_the_gradient_of_the_table() {
     let (coarse, frame) = (potential().tabulate(7).unwrap(), frame(4));
@@ -244,7 +244,7 @@ fn a_file_holds_the_parameters() {
     assert_eq!(found(&again, &frame), found(&full, &frame));
     let named = |potential: &Potential| Parameters::of(&potential.net).named().len();
     assert_eq!(named(&again), named(&full));
-    // What was tabulated stays as it was.
+    // The network that was tabulated has not changed.
     let (graph, input) = full.graph(&[Atoms::of(&frame)]).unwrap();
     assert!(full.net.forward(&graph, &input).scalars.is_tracked());
     assert!(no_grad(|| full.net.forward(&graph, &input).scalars.item().unwrap()).is_finite());

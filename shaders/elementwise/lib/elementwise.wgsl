@@ -1,23 +1,24 @@
-// What generated elementwise kernels call, with exp_log and nan; trig and power are their own. All work on four lanes.
+// Functions of generated elementwise kernels, which also use exp_log and nan. trig and power are in files of their own. All work
+// on vectors of four.
 
 const SQRT_2_OVER_PI: f32 = 0.7978845608028654;
 const SQRT_HALF: f32 = 0.7071067811865476;
 const INV_SQRT_2PI: f32 = 0.3989422804014327;
 
-/// One half of a packed pair.
+/// Half `which` of a packed pair, as f32.
 fn half_at(word: u32, which: u32) -> f32 {
     return select(unpack2x16float(word).x, unpack2x16float(word).y, which == 1u);
 }
 
-/// f32 to f16 bits, round to nearest even. Integer arithmetic: `pack2x16float` may round either way.
+/// f32 to f16 bits, rounded to nearest even, in integer arithmetic, because `pack2x16float` may round either way.
 fn half_bits(x: vec4<f32>) -> vec4<u32> {
     let u = bitcast<vec4<u32>>(x);
     let sign = (u >> vec4(16u)) & vec4(0x8000u);
     let a = u & vec4(0x7fffffffu);
-    // Normal: rebias the exponent by 112, then round the 13 dropped bits.
+    // A normal result: rebias the exponent by 112, then round off 13 bits.
     let odd = (a >> vec4(13u)) & vec4(1u);
     let normal = (a - vec4(0x38000000u) + vec4(0xfffu) + odd) >> vec4(13u);
-    // Subnormal: the value in units of 2^-24, rounded by hand from the 24-bit significand.
+    // A subnormal result: the value in units of 2^-24, rounded explicitly from the 24-bit significand.
     let shift = clamp(vec4(126u) - (a >> vec4(23u)), vec4(14u), vec4(25u));
     let m = (a & vec4(0x7fffffu)) | vec4(0x800000u);
     let floor_m = m >> shift;
@@ -41,17 +42,17 @@ fn round_half4(x: vec4<f32>) -> vec4<f32> {
     return vec4(unpack2x16float(h.x), unpack2x16float(h.y));
 }
 
-/// tanh through e^(-2|x|), which never overflows. Within 8 roundoffs; -0 stays.
+/// tanh by e^(-2|x|), which never overflows. The error is at most 8 roundoffs, and -0 stays -0.
 fn tanh_of(x: vec4<f32>) -> vec4<f32> {
     let a = abs(x);
     let e = exp_of(-2.0 * a);
-    // Near zero 1 - e cancels: an odd polynomial (Taylor to x^9) is exact to 1 ulp below 0.25.
+    // Near zero 1 - e cancels. Below 0.25, the Taylor polynomial to x^9 has an error of at most 1 ulp.
     let s = x * x;
     let small = x * (1.0 + s * (-0.33333333 + s * (0.13333333 + s * (-0.05396825 + s * 0.02186949))));
     return select(sign(x) * (1.0 - e) / (1.0 + e), small, a < vec4(0.25));
 }
 
-/// tanh' = 4 e / (1 + e)^2 with e = e^(-2|x|): 1 - tanh^2 would cancel in the tails.
+/// tanh' = 4 e / (1 + e)^2 with e = e^(-2|x|), because 1 - tanh^2 would cancel in the tails.
 fn dtanh(x: vec4<f32>) -> vec4<f32> {
     let e = exp_of(-2.0 * abs(x));
     return 4.0 * e / ((1.0 + e) * (1.0 + e));
@@ -62,13 +63,13 @@ fn sigmoid(x: vec4<f32>) -> vec4<f32> {
     return select(e, vec4(1.0), x >= vec4(0.0)) / (1.0 + e);
 }
 
-/// sigmoid' = e / (1 + e)^2 with e = exp(-|x|): no cancellation in the tails.
+/// sigmoid' = e / (1 + e)^2 with e = exp(-|x|), which does not cancel in the tails.
 fn dsigmoid(x: vec4<f32>) -> vec4<f32> {
     let e = exp_of(-abs(x));
     return e / ((1.0 + e) * (1.0 + e));
 }
 
-/// erf for |x| < 1: its Taylor series in x^2.
+/// erf for |x| < 1, by its Taylor series.
 fn erf_small(x: vec4<f32>) -> vec4<f32> {
     let s = x * x;
     var p = vec4(-1.6365844691234924e-7);
@@ -84,8 +85,8 @@ fn erf_small(x: vec4<f32>) -> vec4<f32> {
     return x * p;
 }
 
-/// erfc for a >= 0.5 by the Chebyshev fit of Numerical Recipes (Press et al., section 6.2): relative error below 1.2e-7, and
-/// what rounding a^2 costs.
+/// erfc for a >= 0.5 by the Chebyshev fit of Numerical Recipes (Press et al., section 6.2). The relative error is below 1.2e-7,
+/// plus that from rounding a^2.
 fn erfc_tail(a: vec4<f32>) -> vec4<f32> {
     let t = 1.0 / (1.0 + 0.5 * a);
     var q = vec4(0.17087277);
@@ -106,7 +107,7 @@ fn erf(x: vec4<f32>) -> vec4<f32> {
     return select(sign(x) * (1.0 - erfc_tail(a)), erf_small(x), a < vec4(1.0));
 }
 
-/// Phi(x), the normal distribution; its left tail from erfc, where 1 + erf would cancel.
+/// Phi(x), the normal distribution function. The left tail is computed by erfc, because 1 + erf would cancel.
 fn normal_cdf(x: vec4<f32>) -> vec4<f32> {
     let a = abs(x) * SQRT_HALF;
     let tail = 0.5 * select(erfc_tail(a), 1.0 - erf_small(a), a < vec4(1.0));
@@ -127,7 +128,7 @@ fn gelu_tanh(x: vec4<f32>) -> vec4<f32> {
 }
 
 fn dgelu_tanh(x: vec4<f32>) -> vec4<f32> {
-    // At 20 it is 0 or 1 to the last bit; x^2 of more could be infinite.
+    // Beyond 20 the result is 0 or 1 to the last bit, and x^2 could overflow.
     let c = clamp(x, vec4(-20.0), vec4(20.0));
     let inner = SQRT_2_OVER_PI * (c + 0.044715 * c * c * c);
     let d = 0.5 * (1.0 + tanh_of(inner)) + 0.5 * c * dtanh(inner) * SQRT_2_OVER_PI * (1.0 + 0.134145 * c * c);
@@ -143,7 +144,7 @@ fn dsilu(x: vec4<f32>) -> vec4<f32> {
     return s * (1.0 + x * (1.0 - s));
 }
 
-/// x = 4^k m with m from 1/2 up to 2, for x > 0; right for subnormal x too. The bits of 2^k and m.
+/// x = 4^k m with m from 1/2 up to 2, for x > 0, also subnormal. `k` is shifted to the bits of an exponent.
 struct Square {
     k: vec4<i32>,
     m: vec4<f32>,
@@ -151,18 +152,18 @@ struct Square {
 
 fn square_of(x: vec4<f32>) -> Square {
     let u = bitcast<vec4<u32>>(x);
-    // The bits of a subnormal as a number are the number times 2^149; here times 2^150, a power of 4.
+    // The bits of a subnormal, read as an integer, are its value times 2^149. Doubled, the factor is 2^150, a power of 4.
     let tiny = u < vec4(0x00800000u);
     let v = select(bitcast<vec4<i32>>(u), bitcast<vec4<i32>>(vec4<f32>(bitcast<vec4<i32>>(u << vec4(1u)))), tiny);
     let k = (v - vec4(0x3f000000)) >> vec4(24u);
     return Square(select(k, k - vec4(75), tiny) << vec4(23u), bitcast<vec4<f32>>(v - (k << vec4(24u))));
 }
 
-/// Square root, within 2 roundoffs: WGSL's within a few, and one of Newton's steps. 0, -0, infinity and NaN stay.
+/// Square root within 2 roundoffs: WGSL's, which has a few, improved by one Newton step. 0, -0, infinity and NaN are unchanged.
 fn sqrt_of(x: vec4<f32>) -> vec4<f32> {
     let s = square_of(x);
     let y = sqrt(s.m);
-    // From 0.7 to 1.42: bit 30 is a zero that the compiler does not know, which takes sqrt(m)^2 for m.
+    // Compilers may replace sqrt(m)^2 by m. y is from 0.7 to 1.42, so its bit 30 is a zero that the compiler does not know.
     let known = kept(y, bitcast<vec4<u32>>(y) >> vec4(30u));
     let better = known + (s.m - known * known) * (0.5 / known);
     let u = bitcast<vec4<u32>>(x);
@@ -172,7 +173,7 @@ fn sqrt_of(x: vec4<f32>) -> vec4<f32> {
     return bitcast<vec4<f32>>(select(bits, u, (u & vec4(0x7fffffffu)) == vec4(0u)));
 }
 
-/// 1 / sqrt(x): +-infinity at +-0, 0 at infinity, NaN below 0.
+/// 1 / sqrt(x), which is +-infinity at +-0, 0 at infinity and NaN below 0.
 fn rsqrt_of(x: vec4<f32>) -> vec4<f32> {
     let s = square_of(x);
     let u = bitcast<vec4<u32>>(x);
@@ -202,26 +203,27 @@ fn dlimited(x: vec4<f32>, dy: vec4<f32>, low: vec4<f32>, high: vec4<f32>) -> vec
     return pick4(pick4(vec4(0.0), dy, is_most(low, x) & is_most(x, high)), x, nan4(x));
 }
 
-/// Whole numbers in the order of floats that are not NaN; -0 is 0.
+/// Maps floats that are not NaN to integers of the same order. -0 becomes 0.
 fn ordered(x: vec4<f32>) -> vec4<i32> {
     let i = bitcast<vec4<i32>>(x);
     return select(i, -(i & vec4(0x7fffffff)), i < vec4(0));
 }
 
-/// a == b, a < b, a <= b: false where either is NaN.
+/// a == b, a < b and a <= b, all false if either is NaN.
 fn is_equal(a: vec4<f32>, b: vec4<f32>) -> vec4<bool> { return (ordered(a) == ordered(b)) & !(nan4(a) | nan4(b)); }
 
 fn is_less(a: vec4<f32>, b: vec4<f32>) -> vec4<bool> { return (ordered(a) < ordered(b)) & !(nan4(a) | nan4(b)); }
 
 fn is_most(a: vec4<f32>, b: vec4<f32>) -> vec4<bool> { return (ordered(a) <= ordered(b)) & !(nan4(a) | nan4(b)); }
 
-/// What of dy the larger of a and b sends to a: half at a tie, NaN where either is. With a and b exchanged, of the smaller to b.
+/// The gradient of max(a, b) with respect to a, times dy: half of dy at a tie, NaN if either is NaN. With a and b exchanged, it
+/// is the gradient of min(a, b) with respect to b.
 fn dmax(a: vec4<f32>, b: vec4<f32>, dy: vec4<f32>) -> vec4<f32> {
     let share = pick4(pick4(vec4(0.0), dy, is_less(b, a)), 0.5 * dy, is_equal(a, b));
     return pick4(pick4(share, a, nan4(a)), b, nan4(b));
 }
 
-/// Integer division towards zero. x / 0 = 0, and the least i32 / -1 is itself: some adapters leave both open.
+/// Integer division towards zero. x / 0 is 0, and the least i32 / -1 is itself. Some adapters leave both undefined.
 fn quotient_u32(a: vec4<u32>, b: vec4<u32>) -> vec4<u32> {
     let none = b == vec4(0u);
     return select(a / select(b, vec4(1u), none), vec4(0u), none);
@@ -233,7 +235,7 @@ fn quotient_i32(a: vec4<i32>, b: vec4<i32>) -> vec4<i32> {
     return select(a / select(b, vec4(1), none | wraps), vec4(0), none);
 }
 
-/// Float to integer towards zero; out of range gives the nearest end, NaN gives 0.
+/// Float to integer, towards zero. A value out of range becomes the nearest limit, and NaN becomes 0.
 fn u32_saturated(x: vec4<f32>) -> vec4<u32> {
     let inside = vec4<u32>(clamp(x, vec4(0.0), vec4(4294967040.0)));
     return select(select(inside, vec4(0xffffffffu), x >= vec4(4294967296.0)), vec4(0u), nan4(x));

@@ -1,4 +1,4 @@
-// What a load brings: one element, for rows of any width.
+// A load reads one element, for rows of any width.
 alias Piece = f32;
 const PIECE: u32 = 1u;
 

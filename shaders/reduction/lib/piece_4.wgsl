@@ -1,4 +1,4 @@
-// What a load brings: four elements, for rows whose width is a multiple of 4.
+// A load reads four elements, for rows whose width is a multiple of 4.
 alias Piece = vec4<f32>;
 const PIECE: u32 = 4u;
 

@@ -1,4 +1,4 @@
-// reduce's max. A NaN stays: told by its bits, because drivers may assume that there is none.
+// reduce's max. The result is NaN if any element is, which is tested on the bits, because drivers may assume that there are none.
 const MAGNITUDE: u32 = 0x7fffffffu;
 const INFINITY: u32 = 0x7f800000u;
 fn identity() -> Elem {

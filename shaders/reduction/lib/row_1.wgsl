@@ -1,11 +1,11 @@
-// A row of x for a running log-sum-exp, element by element `step` apart.
+// A row of x for a running log-sum-exp, read by single elements that are `step` apart.
 
 fn exp_piece(x: Piece) -> Piece { return exp_of1(x); }
 
 fn element(at: u32) -> f32 { return x[at]; }
 
-// Of elements t, t + LANES, ... below n of the row at `base`, in blocks of BLOCK turns; four at a time, so that loads do not wait
-// for each other.
+// Log-sum-exp of elements t, t + LANES, ... below n of the row at `base`, in blocks of BLOCK iterations. An iteration takes four
+// elements, whose loads do not depend on each other.
 fn walk(base: u32, step: u32, t: u32, n: u32) -> vec2<f32> {
     var all = lse_start();
     var i = t;
@@ -18,7 +18,7 @@ fn walk(base: u32, step: u32, t: u32, n: u32) -> vec2<f32> {
             a = lse_push4(a, vec4<f32>(x[at], x[at + far], x[at + 2u * far], x[at + 3u * far]));
         }
         for (; i < stop; i += LANES) { a = lse_push(a, x[base + i * step]); }
-        // Short rows are one block, which needs no joining.
+        // The first block needs no merging, which saves short rows the cost.
         if stop <= 4u * BLOCK * LANES { all = a; } else { all = lse_merge(all, a); }
     }
     return all;

@@ -1,4 +1,5 @@
-// The sum over the LANES neighbouring threads that work on the same row or block of rows, for all of them. LANES and the type `Sum` are the kernel's.
+// The sum over the LANES neighbouring threads that work on the same row or block of rows, returned to all of them. The kernel
+// declares LANES and the type `Sum`.
 
 var<workgroup> tree: array<Sum, 64>;
 
@@ -12,7 +13,7 @@ fn row_sum(lane: u32, value: Sum) -> Sum {
         workgroupBarrier();
     }
     let all = tree[lane - t];
-    // The next sum writes here.
+    // The next call writes to `tree`.
     workgroupBarrier();
     return all;
 }

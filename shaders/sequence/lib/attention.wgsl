@@ -1,13 +1,13 @@
-// What forward and backward attention share.
+// Parameters and functions of forward and backward attention.
 
 struct Params {
     groups_x: u32,
     pairs: u32,         // batch * kv_heads
-    blocks: u32,        // workgroups a pair
+    blocks: u32,        // workgroups per pair
     rows: u32,          // group * tokens_q
     tokens_q: u32,
     tokens_k: u32,
-    group: u32,         // query heads a key head
+    group: u32,         // query heads per key head
     kv_heads: u32,
     shift: i32,         // query i sees keys j <= i + shift
     scale: f32,
@@ -15,26 +15,26 @@ struct Params {
     mask_head: u32,
     mask_query: u32,
     mask_key: u32,
-    row_blocks: u32,    // threads' rows a pair: ceil(rows / ROWS)
-    splits: u32,        // parts of the keys, each a result of its own that attention_combine.wgsl joins
-    chunk: u32,         // keys a part, a multiple of 4
-    cache_rows: u32,    // of a cache, where keys are listed
-    first: u32,         // backward: the keys, or queries of a head, that a launch walks
-    end: u32,
+    row_blocks: u32,    // blocks of ROWS rows per pair: ceil(rows / ROWS)
+    splits: u32,        // parts of the keys, whose results attention_combine.wgsl joins
+    chunk: u32,         // keys per part, a multiple of 4
+    cache_rows: u32,    // rows of the cache, in slot keys_listed
+    first: u32,         // backward: a launch walks the keys, or the queries of a head, from here
+    end: u32,           // up to here
 }
 @group(0) @binding(13) var<uniform> p: Params;
 
-// Stands for minus infinity: below every score.
+// Used instead of minus infinity. It is below every score.
 const HIDDEN: f32 = -3.0e38;
-// Scores at or below this are hidden, so a mask may hold minus infinity or any very negative number.
+// Scores at or below this are hidden, so a mask may contain minus infinity or any very negative number.
 const LOWEST: f32 = -1.0e30;
 
-// The number of keys that a row of queries sees. Without causality `shift` is so large that all are seen.
+// The number of keys that a row of queries sees. Without causality, `shift` is so large that it sees all.
 fn limit(row: u32) -> u32 {
     return u32(clamp(i32(row % p.tokens_q) + p.shift + 1i, 0i, i32(p.tokens_k)));
 }
 
-// Whether a score counts: a mask hides by LOWEST or less. A NaN counts, to be seen in the result.
+// Whether a score counts. A mask hides it by a value of LOWEST or less. NaN counts, so that it appears in the result.
 fn shown(s: vec4<f32>) -> vec4<bool> { return (s > vec4<f32>(LOWEST)) | nan4(s); }
 
 fn dot_add(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {

@@ -1,10 +1,10 @@
-// keys slot of attention: the keys of a batch entry lie in a row of a cache, of which `lengths` are filled. The last query of
-// an entry sees them all, each one before it one key less.
+// keys slot of attention: the keys of a batch entry are in a row of a cache, of which the first `lengths` places are filled. The
+// last query of an entry sees all of them, and each query before it one key less than the next.
 @group(0) @binding(11) var<storage, read> rows: array<u32>;
 @group(0) @binding(12) var<storage, read> lengths: array<u32>;
 
 fn first_key(pair: u32) -> u32 {
-    // A row that the cache does not have is its first, of which `visible` shows nothing.
+    // A row that the cache does not have is read as row 0, of which `visible` shows nothing.
     let row = select(0u, rows[pair / p.kv_heads], rows[pair / p.kv_heads] < p.cache_rows);
     return (row * p.kv_heads + pair % p.kv_heads) * p.tokens_k;
 }

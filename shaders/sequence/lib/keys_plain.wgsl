@@ -1,4 +1,4 @@
-// keys slot of attention: each pair has keys of its own.
+// keys slot of attention: each pair has its own keys.
 
 fn first_key(pair: u32) -> u32 { return pair * p.tokens_k; }
 

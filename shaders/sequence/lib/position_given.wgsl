@@ -1,4 +1,4 @@
-// position slot of rope: each token brings its own, of all batch entries or of each.
+// position slot of rope: the position of each token is given, either once for all batch entries or for each.
 
 @group(0) @binding(3) var<storage, read> given: array<u32>;
 

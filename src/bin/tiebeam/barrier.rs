@@ -12,7 +12,7 @@ use tiebeam::merge::{
 };
 use tiebeam::{Error, Gpu, Result, files, no_grad};
 
-/// Evaluate models between two multilayer perceptrons, as they are and matched.
+/// Evaluate models between two multilayer perceptrons, unmatched and matched.
 #[derive(Parser)]
 pub struct Args {
     /// One end: a safetensors file of `NAME.weight` [out, in] and `NAME.bias`, with ReLU between layers
@@ -22,16 +22,16 @@ pub struct Args {
     /// Rows to evaluate on: safetensors with x [rows, inputs] and y [rows]; several files are evaluated one by one
     #[arg(long, required = true)]
     data: Vec<PathBuf>,
-    /// Permutation of B that `tiebeam match --out` wrote [default: found by weight matching]
+    /// Permutation of B, written by `tiebeam match --out` [default: found by weight matching]
     #[arg(long)]
     permutation: Option<PathBuf>,
-    /// Points on each path, both ends among them
+    /// Points on each path, including both ends
     #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u32).range(3..=1001))]
     points: u32,
     /// Compare singular vectors too (half a minute for layers 512 wide)
     #[arg(long)]
     singular: bool,
-    /// Draw the paths there: .svg, or .html with the numbers
+    /// Draw the paths to this file: .svg, or .html with the numbers
     #[arg(long)]
     out: Option<PathBuf>,
 }
@@ -173,7 +173,7 @@ fn draw(path: &Path, tables: &[Table]) -> Result<()> {
     Ok(())
 }
 
-/// The picture with a table of its numbers below.
+/// Returns a page with the picture and a table of its numbers.
 fn page(picture: &str, tables: &[Table]) -> String {
     let mut rows = String::new();
     for table in tables {

@@ -10,7 +10,7 @@ use tiebeam::bench::{
 };
 use tiebeam::{Error, Gpu, Options, Result, files};
 
-/// Measure an adapter's ceilings and how near each kernel comes.
+/// Measure an adapter's ceilings and how near each kernel comes to them.
 #[derive(Parser)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
@@ -20,22 +20,23 @@ pub struct Args {
     /// How much to measure
     #[arg(long, value_enum, default_value = "quick")]
     suite: SuiteArg,
-    /// Also write the results there, as JSON lines. Until the run ends they stand in FILE.part, each as soon as it is measured;
-    /// 'bench compare' reads what a killed run leaves of it
+    /// Also write the results to this file, as JSON lines. During the run, each result is added to FILE.part as soon as it is
+    /// measured; 'bench compare' can read the part file of a killed run
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Also show each time beside that of the same row in this file: another engine's JSON lines (family or op, shape,
-    /// median_ms), or what --json wrote
+    /// Also compare each time with that of the same row in this file: another engine's JSON lines (family or op, shape,
+    /// median_ms), or a file of --json
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
-    /// Time nothing: show the kernels inside a call of the rows whose name contains the word, with their share of the time
+    /// Instead of measuring, show the kernels that a call of each row whose name contains the word runs, with their share of the
+    /// time
     #[arg(long, value_name = "WORD", conflicts_with_all = ["json", "baseline", "words"])]
     kernels: Option<String>,
-    /// Run nothing: show the dispatches that the rows plan for this device, or for the class that TIEBEAM_DEVICE names: kernel,
-    /// constants, workgroups, parts of summed axes, bytes and operations. Lanes and matrix units are the adapter's
+    /// Instead of running, show the dispatches that the rows plan for this device, or for the class that TIEBEAM_DEVICE names:
+    /// kernel, constants, workgroups, parts of summed axes, bytes and operations. Lanes and matrix units are always the adapter's
     #[arg(long, conflicts_with_all = ["json", "baseline", "kernels"])]
     plan: bool,
-    /// Only rows whose name contains one of these words; rows that take long on a CPU driver run there only when selected
+    /// Only rows whose name contains one of these words; on a CPU driver, rows that take minutes run only if selected this way
     words: Vec<String>,
     #[command(subcommand)]
     compare: Option<Sub>,
@@ -45,16 +46,16 @@ pub struct Args {
 enum Sub {
     /// Show results of several runs side by side
     Compare {
-        /// What --json wrote
+        /// Files of --json
         #[arg(required = true)]
         files: Vec<PathBuf>,
-        /// Write a page with pictures there
+        /// Write a page with pictures to this file
         #[arg(long, required_unless_present_any = ["readme", "baseline"])]
         html: Option<PathBuf>,
         /// Put tables between the lines '<!-- bench -->' and '<!-- end of bench -->' of this file
         #[arg(long)]
         readme: Option<PathBuf>,
-        /// Show each time beside that of the same row in this file, as 'bench --baseline' does
+        /// Compare each time with that of the same row in this file, as 'bench --baseline' does
         #[arg(long, value_name = "FILE")]
         baseline: Option<PathBuf>,
     },
@@ -70,7 +71,7 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(Sub::Compare { files, html, readme, baseline }) = &args.compare {
         return compare(files, html.as_deref(), readme.as_deref(), baseline.as_deref());
     }
-    // What is wrong with the files is known before anything is measured.
+    // The files are opened first, so an error in them is reported before anything is measured.
     let baseline = args.baseline.as_deref().map(Baseline::read).transpose()?;
     let mut part = args.json.as_deref().map(part).transpose()?;
     let adapters = match args.adapter.as_deref() {
@@ -80,7 +81,7 @@ pub fn run(args: &Args) -> Result<()> {
     let (mut outcome, mut whole, mut any) = (Ok(()), true, false);
     for adapter in adapters {
         let options = Options::default().adapter(adapter);
-        // One that does not open leaves the others' lines whole.
+        // An adapter that cannot be opened does not make the lines of the others incomplete.
         let done = Gpu::open_with(options.clone()).and_then(|gpu| {
             let ended = one(gpu, options, args, &mut part, baseline.as_ref());
             (whole, any) = (whole && ended.is_ok(), true);
@@ -110,7 +111,8 @@ fn part(path: &Path) -> Result<Part> {
     Part::create(path)
 }
 
-/// One adapter, opened with `options`, to the end: then whether all rows were right. An error is what kept it from the end.
+/// Measures one adapter, opened with `options`. The outer error says why the run did not reach its end. The inner one says that
+/// some rows failed.
 fn one(
     gpu: Gpu,
     options: Options,
@@ -126,7 +128,7 @@ fn one(
         SuiteArg::Quick => (Suite::Quick, Duration::from_millis(700)),
         SuiteArg::Full => (Suite::Full, Duration::from_secs(3)),
     };
-    // Plans are for the class that somebody named, measurements for what is here.
+    // A plan is for the class that TIEBEAM_DEVICE may name, a measurement for the actual adapter.
     let cpu = if args.plan { gpu.class().is_cpu() } else { gpu.adapter().is_software() };
     let cases = rows(cpu, suite);
     if let Some(word) = &args.kernels {
@@ -180,7 +182,7 @@ fn bar(count: usize) -> ProgressBar {
     bar
 }
 
-/// One event as people see it; `ready` once all ceilings were measured.
+/// Shows an event. `ready` says that all ceilings have been measured once.
 fn show(event: &Event, bar: &ProgressBar, ready: bool) {
     match event {
         Event::Host(_) => {}
@@ -242,7 +244,7 @@ fn planned(gpu: &Gpu, case: Case) -> Result<String> {
     Ok(bench::plan(gpu, case)?.into_iter().map(line).collect())
 }
 
-/// Shows a text for each row that is wanted.
+/// Prints a text for each wanted row.
 fn each(
     cases: Vec<Case>,
     option: &str,

@@ -1,5 +1,4 @@
-//! The command line: what this machine's adapters are, how fast they run Tiebeam's kernels, models merged on them,
-//! and trained potentials at work.
+//! The command line: lists adapters, measures and tunes kernels, matches and merges models, and runs trained potentials.
 
 mod barrier;
 mod bench;
@@ -26,17 +25,17 @@ struct Args {
 enum Command {
     /// List the adapters that TIEBEAM_ADAPTER can choose from
     Adapters,
-    /// Evaluate models between two multilayer perceptrons, as they are and matched
+    /// Evaluate models between two multilayer perceptrons, unmatched and matched
     Barrier(barrier::Args),
-    /// Measure an adapter's ceilings and how near each kernel comes
+    /// Measure an adapter's ceilings and how near each kernel comes to them
     Bench(bench::Args),
-    /// Merge models as a YAML file says
+    /// Merge models by a YAML configuration
     Merge(merge::Args),
     /// Find the permutation of a model's units that brings it nearest to another model
     Match(matching::Args),
-    /// Energies, forces and stress of extended XYZ frames by a trained potential
+    /// Predict energies, forces and stress of extended XYZ frames with a trained potential
     Predict(predict::Args),
-    /// Measure which kernels are fastest here, for later runs
+    /// Measure which kernels are fastest on this device, for later runs
     Tune(tune::Args),
 }
 

@@ -24,16 +24,16 @@ pub struct Args {
     /// Model that is permuted
     #[arg(required = true)]
     b: Option<PathBuf>,
-    /// What may move: mlp, resnet, llama (heads from config.json), llama:HEADS:KV_HEADS, or a spec file
+    /// What may be permuted: mlp, resnet, llama (heads from config.json), llama:HEADS:KV_HEADS, or a spec file
     #[arg(long, default_value = "mlp")]
     spec: String,
-    /// Write the permutation there
+    /// Write the permutation to this file
     #[arg(long)]
     out: Option<PathBuf>,
-    /// Write the permuted model there
+    /// Write the permuted model to this file
     #[arg(long)]
     permuted: Option<PathBuf>,
-    /// Write the spec there, to be changed or read
+    /// Write the spec to this file, to be read or changed
     #[arg(long)]
     save_spec: Option<PathBuf>,
     /// Order in which groups are visited
@@ -51,7 +51,7 @@ pub struct Args {
     /// Start from this permutation
     #[arg(long)]
     start: Option<PathBuf>,
-    /// Check on these rows (x, y) that the permuted network, a multilayer perceptron, answers the same
+    /// Check on these rows (x, y) that the permuted network, a multilayer perceptron, has the same outputs
     #[arg(long)]
     data: Option<PathBuf>,
     #[command(subcommand)]
@@ -60,13 +60,13 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Sub {
-    /// Apply a written permutation to a model, or undo it
+    /// Apply a permutation from a file to a model, or undo it
     Apply {
-        /// What --out wrote
+        /// A file of --out
         permutation: PathBuf,
         /// Model to permute
         model: PathBuf,
-        /// Write the permuted model there
+        /// Write the permuted model to this file
         #[arg(long)]
         out: PathBuf,
         /// Undo the permutation
@@ -88,7 +88,7 @@ pub fn run(args: &Args) -> Result<()> {
         let permutation = if *inverse { read.inverse() } else { read };
         return write_permuted(&gpu, &permutation, &Shards::open(model)?, out);
     }
-    // Both are required where there is no subcommand.
+    // Both are required without a subcommand.
     let (Some(a), Some(b)) = (&args.a, &args.b) else { return Ok(()) };
     let [a, b] = [Shards::open(a)?, Shards::open(b)?];
     let spec = Spec::named(&args.spec, &a)?;
@@ -119,7 +119,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// Matches with a line of progress; Ctrl-C ends the search with what it has.
+/// Matches, with a progress line. Ctrl-C ends the search with the permutation found so far.
 fn search(gpu: &Gpu, args: &Args, spec: &Spec, a: &Shards, b: &Shards) -> Result<Matching> {
     let start = args.start.as_ref().map(Permutation::load).transpose()?;
     let order = match args.order {
@@ -169,7 +169,7 @@ fn report(matching: &Matching, took: Duration) {
     println!("certificate gap {:.1e}: {proved}", matching.gap);
 }
 
-/// The permuted network must answer as the plain one does.
+/// Checks that the permuted network has the same outputs as the original one.
 fn check(gpu: &Gpu, matching: &Matching, b: &Shards, path: &Path) -> Result<()> {
     let net = MlpModel::of(b)?;
     let data = Data::read(gpu, path, &net)?;
@@ -191,7 +191,8 @@ fn check(gpu: &Gpu, matching: &Matching, b: &Shards, path: &Path) -> Result<()> 
     }
 }
 
-/// Writes a model under a permutation, tensor by tensor in its own types; what does not move is copied byte by byte.
+/// Writes a permuted model, tensor by tensor. Permuted tensors keep their type (F64 becomes F32); all others are copied byte for
+/// byte.
 fn write_permuted(gpu: &Gpu, permutation: &Permutation, model: &Shards, out: &Path) -> Result<()> {
     permutation.check(model)?;
     let permuted = permutation.permuted(model);

@@ -13,15 +13,15 @@ use tiebeam::merge::job::{Job, size};
 use tiebeam::merge::{MergeConfig, Shards, Weights, yaml};
 use tiebeam::{Error, Gpu, Options, Result};
 
-/// Merge models as a configuration in mergekit's format says.
+/// Merge models by a configuration in mergekit's format.
 #[derive(Parser)]
 pub struct Args {
-    /// A YAML file; its paths are relative to its own folder
+    /// A YAML file; paths in it are relative to its own folder
     config: PathBuf,
-    /// The folder to write, complete or not at all; what others put into one that an earlier merge made is kept
+    /// The folder to write. A folder of an earlier merge is replaced, but files that others put there are kept
     #[arg(long, required_unless_present = "dry_run")]
     out: Option<PathBuf>,
-    /// Print what would be done and what is in the way, and do nothing
+    /// Only print what would be done, and what prevents it
     #[arg(long)]
     dry_run: bool,
     /// Largest file of the output, with a unit: 500MB, 5GB, 4GiB
@@ -32,7 +32,7 @@ pub struct Args {
     adapter: Option<String>,
 }
 
-/// A number of bytes with a unit.
+/// Parses a number of bytes with a unit.
 fn bytes(text: &str) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -68,7 +68,7 @@ pub fn run(args: &Args) -> Result<()> {
     job.check_out(out, args.shard_size)?;
     let gpu = Gpu::open_with(Options::default().adapter(args.adapter.clone()))?;
     println!("{}", gpu.adapter());
-    // What the result is evaluated on must be there before anything is merged.
+    // The data for the evaluation are opened first, so an error in them is reported before anything is merged.
     let data =
         job.config.evaluate.as_ref().map(|e| Data::open(&gpu, &e.data, &e.inputs, &e.labels)).transpose()?;
     let stopped = on_interrupt()?;
@@ -90,7 +90,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// Aligns the models and says how near each came.
+/// Aligns the models and prints how near each came to the target.
 fn align(gpu: &Gpu, job: &Job, settings: &Align, stopped: &AtomicBool) -> Result<Aligned> {
     let bar = ProgressBar::new_spinner();
     bar.set_style(ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}").expect("a valid template"));
@@ -143,10 +143,10 @@ fn write(
     done
 }
 
-/// Loss and accuracy of the inputs and the output.
+/// Prints loss and accuracy of the inputs and the output.
 fn evaluate(gpu: &Gpu, job: &Job, sources: &[&dyn Weights], out: &Path, data: &Data) -> Result<()> {
     let merged = Shards::open(out)?;
-    // Fisher diagonals are read like models and are none.
+    // `job.models` includes the files of Fisher diagonals, which are left out here.
     let slices = job.config.slices.iter().flat_map(|slice| slice.sources.iter().map(|s| &s.model));
     let named: Vec<&PathBuf> = slices.chain(&job.config.base).collect();
     let inputs = job.models.iter().zip(sources).map(|(model, source)| (model.path.as_path(), *source));

@@ -1,4 +1,4 @@
-//! `tiebeam predict`: a trained potential on frames of a file.
+//! `tiebeam predict`: runs a trained potential on the frames of a file.
 
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
@@ -6,28 +6,28 @@ use tiebeam::geometry::xyz::{self, Frame};
 use tiebeam::geometry::{Atoms, Calculator, Ponita, Potential};
 use tiebeam::{Error, Gpu, Result};
 
-/// What to predict, with what.
+/// Predict energies, forces and stress of extended XYZ frames with a trained potential.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A potential, as the example `potential` saves it
+    /// A potential, as saved by the example `potential`
     model: PathBuf,
     /// Frames to read, extended XYZ
     input: PathBuf,
-    /// Where to write them with energy, forces and, in periodic cells, stress: eV and angstrom
+    /// File for the frames with energy, forces and, for periodic cells, stress, in eV and angstrom
     output: PathBuf,
-    /// Average over the frame as it is and random rotations of it, so many in all: what turning a frame changes falls
-    /// with about their square root, the time grows with their number
+    /// Average over K orientations of each frame: its own and K - 1 random ones. The dependence on the orientation falls about
+    /// with the square root of K, and the time grows with K
     #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     rotations: u32,
-    /// Read the kernels from tables made of them once: faster for many frames, and forces right to about 1e-4 of the
-    /// largest; the model needs a radius
+    /// Read the model's kernels from tables that are computed once. This is faster for many frames; forces have an error of about
+    /// 1e-4 of the largest. The model must have a radius
     #[arg(long)]
     tables: bool,
 }
 
 pub fn run(args: &Args) -> Result<()> {
     let frames = xyz::read(&args.input)?;
-    // What can be known to fail is said before the long work.
+    // Checked first, so that errors are reported before the long work.
     xyz::check(&args.output, frames.iter().map(Frame::without_results))?;
     let potential = Potential::load(&Gpu::open()?, &args.model)?;
     let named = |i: usize, error: Error| match error {
@@ -64,14 +64,14 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Mean absolute difference of what both files' frames have, and of how many numbers.
+/// Returns the mean absolute difference between the values that the input has and the predicted ones, and their number.
 fn mean_error(
     frames: &[Frame],
     predicted: &[Frame],
     part: impl Fn(&Frame) -> Vec<f64>,
 ) -> Option<(f64, usize)> {
     let pairs = frames.iter().zip(predicted).flat_map(|(a, b)| {
-        // Where the input has none the zip is empty.
+        // If the input has no values, the zip is empty.
         part(a).into_iter().zip(part(b)).collect::<Vec<_>>()
     });
     let (sum, count) = pairs.fold((0.0, 0), |(sum, count), (a, b)| (sum + (a - b).abs(), count + 1));

@@ -7,16 +7,16 @@ use std::time::Duration;
 use tiebeam::ops::product::matmul::tune::{Progress, tune_all};
 use tiebeam::{Gpu, Options, Result};
 
-/// Measure this device, and which kernels are fastest on it, and keep that for later runs (see TIEBEAM_TUNE).
+/// Measure this device and which kernels are fastest on it, and store the result for later runs (see TIEBEAM_TUNE).
 #[derive(Parser)]
 pub struct Args {
     /// Index or part of the name of the adapter [default: the best]
     #[arg(long)]
     adapter: Option<String>,
-    /// Minutes after which no further class of problems is begun
+    /// Minutes after which no further class of problems is started
     #[arg(long, default_value_t = 5.0)]
     minutes: f64,
-    /// Also write what was measured there, to ship with a program (Options::choices)
+    /// Also write the measurements to this file, to ship with a program (Options::choices)
     #[arg(long)]
     export: Option<PathBuf>,
 }

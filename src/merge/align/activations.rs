@@ -1,4 +1,4 @@
-//! Activation matching: units are matched that answer alike to the same data.
+//! Activation matching: matches units whose activations on the same data are alike.
 
 use super::matching::{Solved, solve};
 use super::pairing::Cost;
@@ -11,18 +11,18 @@ use crate::tape::no_grad;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 
-/// What makes two units alike.
+/// How the similarity of two units is measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Similarity {
-    /// `sum over data of z_a z_b`, of activations as they are (Ainsworth et al. 2022, section 3.1).
+    /// `sum over data of z_a z_b`, of the raw activations (Ainsworth et al. 2022, section 3.1).
     #[default]
     InnerProduct,
-    /// Pearson's correlation (Li et al. 2016). Units that never change have correlation 0.
+    /// Pearson's correlation (Li et al. 2016). A unit with a constant activation has correlation 0.
     Correlation,
 }
 
-/// Sums over the data so far, on the device.
+/// Sums over the data added so far, on the device.
 struct Sums {
     rows: usize,
     /// `z_a^T z_b`
@@ -31,8 +31,8 @@ struct Sums {
     moments: [Tensor; 4],
 }
 
-/// Collects activations of both models on the same data, batch by batch, and solves one assignment a group. There are no sweeps:
-/// groups do not depend on each other. Groups without activations stay as they are.
+/// Collects activations of both models on the same data, batch by batch, and solves one assignment per group. Sweeps are not
+/// needed, since groups do not depend on each other. Groups without activations are not permuted.
 pub struct ActivationMatching {
     spec: Spec,
     plan: CheckedSpec,
@@ -40,20 +40,20 @@ pub struct ActivationMatching {
     sums: BTreeMap<usize, Sums>,
 }
 
-/// A permutation from activations.
+/// The result of activation matching.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ActivationMatch {
-    /// What moves where; apply it to `b`.
+    /// The permutation, to be applied to `b`.
     pub permutation: Permutation,
-    /// By group: the summed similarity of matched units.
+    /// Per group, the summed similarity of the matched units.
     pub values: BTreeMap<String, f64>,
-    /// The largest gap of any certificate.
+    /// The largest optimality gap of any group's assignment.
     pub gap: f64,
 }
 
 impl ActivationMatching {
-    /// Nothing collected yet, for models that fit `spec`.
+    /// Starts with no data, for models that fit `spec`.
     ///
     /// # Errors
     /// As [`crate::merge::match_weights`].
@@ -67,11 +67,11 @@ impl ActivationMatching {
         Ok(ActivationMatching { spec: spec.clone(), plan, similarity, sums: BTreeMap::new() })
     }
 
-    /// Adds what both models' units of a group answer to the same data, `[rows, units]` each: usually behind the nonlinearity.
-    /// Heads take queries, keys, values and inputs of the output layer under `group.q` and so on.
+    /// Adds both models' activations of a group on the same data, `[rows, units]` each, usually taken after the nonlinearity.
+    /// For heads, add queries, keys, values and the inputs of the output layer, as `group.q`, `group.k`, `group.v`, `group.o`.
     ///
     /// # Errors
-    /// When there is no such group, or shapes are not its.
+    /// When the spec has no group of this name, or the shapes do not fit it.
     pub fn add(&mut self, group: &str, a: &Tensor, b: &Tensor) -> Result<()> {
         let order = self.plan.orders.iter().position(|(name, _)| name == group);
         let order =
@@ -101,10 +101,10 @@ impl ActivationMatching {
         Ok(())
     }
 
-    /// The best permutation for what was collected.
+    /// Returns the best permutation for the activations collected.
     ///
     /// # Errors
-    /// For activations that are NaN or infinite, and the device's fault.
+    /// When activations are NaN or infinite, or the device fails.
     pub fn solve(&self) -> Result<ActivationMatch> {
         let mut orders = self.plan.identity();
         let mut values = BTreeMap::new();
@@ -126,7 +126,7 @@ impl ActivationMatching {
         Ok(Cost { values: self.similarities(order)?, device: None })
     }
 
-    /// Similarities of all pairs of an order's units; 0 where nothing was collected.
+    /// Returns the similarities of all pairs of an order's units, all 0 if no activations were collected for it.
     fn similarities(&self, order: usize) -> Result<Vec<f32>> {
         let (name, units) = &self.plan.orders[order];
         let Some(sums) = self.sums.get(&order) else { return Ok(vec![0.0; units * units]) };
@@ -150,7 +150,7 @@ impl ActivationMatching {
         let pair = |at: usize| {
             let ((mean_a, dev_a), (mean_b, dev_b)) = (a[at / units], b[at % units]);
             let covariance = f64::from(products[at]) / rows - mean_a * mean_b;
-            // A deviation that is rounding alone says nothing.
+            // A deviation this small beside the mean is rounding, so the unit counts as constant.
             let still = dev_a <= 1e-3 * mean_a.abs() || dev_b <= 1e-3 * mean_b.abs();
             if still { 0.0 } else { (covariance / (dev_a * dev_b)) as f32 }
         };

@@ -1,21 +1,21 @@
-//! What a permutation changes: directions of singular vectors, not singular values.
+//! How well the singular vectors of two models are aligned. A permutation changes these vectors, but no singular value.
 
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::linalg::singular_values;
 use crate::store::Weights;
 
-/// How far the singular vectors of two models point the same way:
+/// Returns how far the singular vectors of two models point the same way:
 ///
 /// ```text
 /// R(A, B) = sum_l sum_{i,j} (u_i^A . u_j^B) (v_i^A . v_j^B) / sum_l sqrt(n_l^A n_l^B)
 /// ```
 ///
 /// over matrices `l` and their `n_l` singular values of at least `gamma` times the largest. It is 1 for equal models, near 0 for
-/// unrelated ones, and never beyond. Permuting a model changes no singular value, so that matching can only turn vectors; it
-/// turns those of large singular values together. `tensors` are names of matrices; other tensors count as matrices of their first
-/// axis. Source: Ito, Yamada, Kumagai 2024, "Analysis of Linear Mode Connectivity via Permutation-Based Weight Matching", arXiv
-/// 2402.04051 (the normalisation is ours).
+/// unrelated ones, and at most 1 in magnitude. A permutation changes no singular value, so matching can only turn the vectors,
+/// and it aligns mainly those of large singular values. `tensors` are names of matrices; a tensor with more axes is read as a
+/// matrix with its first axis as rows. Source: Ito, Yamada, Kumagai 2024, "Analysis of Linear Mode Connectivity via
+/// Permutation-Based Weight Matching", arXiv 2402.04051 (the normalisation is ours).
 ///
 /// # Errors
 /// When a tensor is missing, has other sizes in the two models or holds NaN or infinity; for a `gamma` outside `[0, 1]`.
@@ -52,8 +52,8 @@ pub fn singular_alignment(gpu: &Gpu, [a, b]: [&dyn Weights; 2], tensors: &[&str]
     Ok(if count == 0.0 { 0.0 } else { sum / count })
 }
 
-/// `sum_i u_i v_i^T` over the singular values that count, and how many those are: the inner product of two such matrices is the
-/// double sum.
+/// Returns `sum_i u_i v_i^T` over the singular values of at least `gamma` times the largest, and their number. The inner product
+/// of two such matrices is the double sum of [`singular_alignment`].
 fn polar(x: &[f64], rows: usize, gamma: f64) -> (Vec<f64>, usize) {
     let columns = x.len() / rows;
     let mut sum = vec![0.0; x.len()];

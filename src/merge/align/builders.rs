@@ -1,4 +1,4 @@
-//! Specs of common architectures, made from a model's own tensor names and shapes.
+//! Builds specs of common architectures from a model's tensor names and shapes.
 
 use super::spec::{Axis, Group, GroupKind, Heads, Spec};
 use crate::error::{Error, Result};
@@ -8,18 +8,18 @@ use crate::store::Weights;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Puts a spec together layer by layer. A layer `fc` has `fc.weight` `[out, in, ..]` and may have `fc.bias`; a norm may have a
-/// gain, a bias and running statistics. Only tensors that the model has are named.
+/// Builds a spec layer by layer. A layer `fc` has `fc.weight` `[out, in, ..]` and may have `fc.bias`; a norm may have a gain, a
+/// bias and running statistics. Tensors that the model does not have are left out of the spec.
 pub struct Builder<'a> {
     shapes: BTreeMap<String, Vec<usize>>,
     spec: Spec,
-    /// Where each group is in the spec.
+    /// Each group's index in the spec.
     groups: BTreeMap<String, usize>,
     weights: &'a dyn Weights,
 }
 
 impl<'a> Builder<'a> {
-    /// A spec without groups for a model with these tensors.
+    /// Starts an empty spec for a model with these tensors.
     ///
     /// # Errors
     /// When a shape cannot be read.
@@ -29,10 +29,10 @@ impl<'a> Builder<'a> {
         Ok(Builder { shapes, spec: Spec::default(), groups: BTreeMap::new(), weights })
     }
 
-    /// The sizes of a layer's weight.
+    /// The shape of a layer's weight.
     ///
     /// # Errors
-    /// When the model has no `layer.weight`; the message says what it has.
+    /// When the model has no `layer.weight`; the message lists the first tensors that it has.
     pub fn weight(&self, layer: &str) -> Result<&[usize]> {
         let name = format!("{layer}.weight");
         self.shapes.get(&name).map(|shape| &shape[..]).ok_or_else(|| {
@@ -66,17 +66,18 @@ impl<'a> Builder<'a> {
         self
     }
 
-    /// A layer writes this group: its weight's rows and its bias.
+    /// Adds the rows of a layer's weight and its bias: the layer's outputs are the group's units.
     pub fn writes(&mut self, group: &str, layer: &str) -> &mut Self {
         self.axis(group, &format!("{layer}.weight"), 0, 1).axis(group, &format!("{layer}.bias"), 0, 1)
     }
 
-    /// A layer reads this group: its weight's second axis, with `repeat` places a unit behind a flatten.
+    /// Adds the second axis of a layer's weight: the layer's inputs are the group's units. Behind a flatten, `repeat` is the
+    /// number of columns per unit.
     pub fn reads(&mut self, group: &str, layer: &str, repeat: usize) -> &mut Self {
         self.axis(group, &format!("{layer}.weight"), 1, repeat)
     }
 
-    /// A norm over this group: gain, bias and running statistics.
+    /// Adds a norm over this group: its gain, bias and running statistics. Its counter of batches becomes `ignored`.
     pub fn norm(&mut self, group: &str, norm: &str) -> &mut Self {
         for part in ["weight", "bias"] {
             self.axis(group, &format!("{norm}.{part}"), 0, 1);
@@ -95,7 +96,8 @@ impl<'a> Builder<'a> {
         self
     }
 
-    /// Attention heads, from layers that make queries, keys and values and one that reads the result.
+    /// Adds attention heads: `q`, `k` and `v` are the layers that compute queries, keys and values, `o` is the output layer.
+    /// `sizes` are the numbers of query heads and of key and value heads.
     pub fn heads(
         &mut self,
         group: &str,
@@ -114,7 +116,7 @@ impl<'a> Builder<'a> {
         self
     }
 
-    /// Tensors that do not move, if the model has them.
+    /// Adds a tensor that does not move, if the model has it.
     pub fn fixed(&mut self, tensor: &str) -> &mut Self {
         if self.has(tensor) {
             self.spec.fixed.push(tensor.to_string());
@@ -128,12 +130,12 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// A layer of a network without branches, and the norm behind it.
+/// A layer of a network without branches, and the norm after it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerNames {
     /// Dense `[out, in]` or convolution `[out, in, height, width]`.
     pub name: String,
-    /// The norm over its output, if there is one.
+    /// The norm over its output, if any.
     pub norm: Option<String>,
 }
 
@@ -143,41 +145,40 @@ impl LayerNames {
         LayerNames { name: name.into(), norm: None }
     }
 
-    /// A layer with a norm behind it.
+    /// A layer with a norm after it.
     pub fn normed(name: impl Into<String>, norm: impl Into<String>) -> LayerNames {
         LayerNames { name: name.into(), norm: Some(norm.into()) }
     }
 }
 
-/// Names of a pre-norm transformer's parts. Layers of a block stand under `block.N.`.
+/// Names of a pre-norm transformer's parts. Names within a block are given without the prefix `block` and the block's number.
 #[derive(Clone, Copy, Debug)]
 pub struct TransformerNames<'a> {
-    /// Tables and layers `[.., width]` that write or read the residual stream by their second axis: token and position vectors,
-    /// the output head.
+    /// Tables and layers `[.., width]` whose second axis is the residual stream: token and position embeddings, the output head.
     pub tables: &'a [&'a str],
-    /// What stands before the block's number, such as `model.layers.`; if no tensor's name has it, there is one block, whose
-    /// layers have no number.
+    /// The prefix before a block's number, such as `model.layers.`. If no tensor's name has it, the model is one block whose
+    /// names have neither prefix nor number.
     pub block: &'a str,
     /// Norms of a block over the residual stream.
     pub norms: &'a [&'a str],
-    /// `q k v o`
+    /// The attention layers `q k v o`.
     pub attention: [&'a str; 4],
-    /// Layers that read the residual stream in the MLP: `up`, and `gate` where there is one.
+    /// The layers of the MLP that read the residual stream: `up`, and `gate` if there is one.
     pub ups: &'a [&'a str],
-    /// The layer that writes it.
+    /// The layer of the MLP that writes the residual stream.
     pub down: &'a str,
     /// The norm before the head.
     pub norm: &'a str,
-    /// Per-head norms of queries and keys; with them give `rotary`, which keeps elements in place.
+    /// Per-head norms of queries and keys. A model with these needs `rotary`, which keeps elements in place inside a head.
     pub head_norms: &'a [&'a str],
 }
 
 impl Spec {
-    /// A spec by what a user calls it: `mlp`, `resnet`, `llama:HEADS:KV_HEADS`, `llama` for a model with a `config.json` beside it,
-    /// or the path of a spec file.
+    /// Returns the spec that a user names: `mlp`, `resnet`, `llama:HEADS:KV_HEADS`, `llama` for a model with a `config.json`
+    /// beside it, or the path of a spec file.
     ///
     /// # Errors
-    /// When the model is none of that kind, or a file cannot be read.
+    /// When the model is not of that kind, or a file cannot be read.
     pub fn named(name: &str, model: &Shards) -> Result<Spec> {
         let mut parts = name.split(':');
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
@@ -197,7 +198,7 @@ impl Spec {
         }
     }
 
-    /// A chain of dense layers, one group a hidden layer (`P0`, `P1`, ..): rows, bias, columns of the next layer.
+    /// A chain of dense layers. Each hidden layer is one group (`P0`, `P1`, ..): its rows, its bias and the next layer's columns.
     ///
     /// # Errors
     /// When a layer is missing or does not fit the one before.
@@ -206,8 +207,8 @@ impl Spec {
         Spec::cnn(weights, &layers)
     }
 
-    /// A chain of convolutions and dense layers with norms. Depthwise convolutions go on with the group before them; a dense layer
-    /// behind a flattened image takes each channel's places as a block.
+    /// A chain of convolutions and dense layers with norms. A depthwise convolution belongs to the group of the layer before it.
+    /// A dense layer behind a flattened image has a block of columns per channel, which moves as one.
     ///
     /// # Errors
     /// As [`Spec::mlp`].
@@ -252,7 +253,8 @@ impl Spec {
     }
 
     /// A ResNet with the names of torchvision: `conv1`, `bn1`, `layerL.B.convN`, `layerL.B.bnN`, `layerL.B.downsample.{0,1}` (or
-    /// `shortcut`), `fc` (or `linear`). One group a stage for what the shortcuts carry, one for each inner layer.
+    /// `shortcut`), `fc` (or `linear`). There is one group per residual stream (every projection shortcut begins a new one) and
+    /// one per inner layer of a block.
     ///
     /// # Errors
     /// When a layer is missing.
@@ -280,7 +282,7 @@ impl Spec {
                 for shortcut in ["downsample", "shortcut"].map(|name| format!("{block}.{name}")) {
                     if spec.has(&format!("{shortcut}.0.weight")) {
                         spec.reads(&stage, &format!("{shortcut}.0"), 1);
-                        // What a projection adds to begins a stream of its own.
+                        // The sum behind a projection is a new residual stream.
                         stage = format!("{block}.stream");
                         spec.writes(&stage, &format!("{shortcut}.0")).norm(&stage, &format!("{shortcut}.1"));
                     }
@@ -294,7 +296,8 @@ impl Spec {
         Ok(spec.build())
     }
 
-    /// A pre-norm transformer: group `res` for the residual stream, and `ffN` and `headsN` for each block.
+    /// A pre-norm transformer: group `res` is the residual stream; each block adds `ffN` and `headsN`. `sizes` are the numbers of
+    /// query heads and of key and value heads.
     ///
     /// # Errors
     /// When a block's layers are missing.
@@ -343,7 +346,7 @@ impl Spec {
         Ok(spec.build())
     }
 
-    /// Llama-type models with the names of Hugging Face (`model.layers.N.self_attn.q_proj`): Llama, Mistral, Qwen, SmolLM.
+    /// A model of the Llama type with Hugging Face's names (`model.layers.N.self_attn.q_proj`): Llama, Mistral, Qwen, SmolLM.
     ///
     /// # Errors
     /// As [`Spec::transformer`].
@@ -365,7 +368,7 @@ impl Spec {
     }
 }
 
-/// Query heads and key heads by a `config.json` of Hugging Face.
+/// Reads the numbers of query heads and of key heads from a `config.json` of Hugging Face.
 fn config_heads(path: &Path) -> Result<[usize; 2]> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
     let config: serde_json::Value =
@@ -376,7 +379,7 @@ fn config_heads(path: &Path) -> Result<[usize; 2]> {
     Ok([heads, whole("num_key_value_heads").unwrap_or(heads)])
 }
 
-/// Stage and block of a name such as `layer2.0.conv1.weight`.
+/// Returns stage and block of a name such as `layer2.0.conv1.weight`.
 fn block_of(name: &str) -> Option<(usize, usize)> {
     let mut parts = name.strip_prefix("layer")?.split('.');
     let stage = parts.next()?.parse().ok()?;

@@ -1,10 +1,10 @@
-//! Attention heads: an assignment on two levels, heads among each other and elements inside a head.
+//! Matches attention heads, an assignment on two levels: heads are permuted, and so are the elements inside each head.
 
 use crate::error::Result;
 use crate::linalg::assignment::{Assignment, Goal, assign};
 use crate::rng::Rng;
 
-/// Heads by numbers.
+/// How many heads a group has, and their size.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(in crate::merge) struct HeadSizes {
     pub heads: usize,
@@ -13,7 +13,7 @@ pub(in crate::merge) struct HeadSizes {
     pub rotary: bool,
 }
 
-/// An order of heads: which old head each new one is, and its elements' order.
+/// An order of heads: the old head that each new one is, and the order of its elements.
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::merge) struct HeadOrder {
     /// Old key and value head of each new one.
@@ -27,7 +27,8 @@ pub(in crate::merge) struct HeadOrder {
 }
 
 impl HeadOrder {
-    /// The head order behind flat orders of `q k v o` rows; `None` where they are none.
+    /// Returns the order of heads that flat orders of `q k v o` amount to. `None` if they move elements out of their head, move
+    /// `q k v o` differently, or move elements that rotary embedding keeps in place.
     pub fn parse(sizes: &HeadSizes, [q, k, v, o]: [&[u32]; 4]) -> Option<HeadOrder> {
         let &HeadSizes { heads, kv_heads, dim, rotary } = sizes;
         let lengths = [heads, kv_heads, kv_heads, heads].map(|n| n * dim);
@@ -46,7 +47,7 @@ impl HeadOrder {
         (together && in_place && rebuilt.iter().zip([q, k, v, o]).all(|(a, b)| a == b)).then_some(order)
     }
 
-    /// An order drawn at random.
+    /// Draws a random order.
     pub fn random(sizes: &HeadSizes, rng: &mut Rng) -> HeadOrder {
         let set = sizes.heads / sizes.kv_heads;
         let mut shuffled = |n: usize| {
@@ -63,7 +64,7 @@ impl HeadOrder {
         HeadOrder { qk: inner(sizes.rotary), vo: inner(false), kv, heads }
     }
 
-    /// Orders of the rows or columns of `q k v o`, new -> old.
+    /// Returns the orders of the rows or columns of `q k v o`, new -> old.
     pub fn flat(&self, sizes: &HeadSizes) -> [Vec<u32>; 4] {
         let set = sizes.heads / sizes.kv_heads;
         let rows = |from: &[usize], per: usize, inner: &[Vec<u32>]| -> Vec<u32> {
@@ -82,28 +83,28 @@ impl HeadOrder {
     }
 }
 
-/// What a visit to heads found.
+/// The best order of a group of heads.
 pub(in crate::merge) struct HeadSolution {
     pub order: HeadOrder,
-    /// Gap of the certificates of all assignments behind it.
+    /// Sum of the optimality gaps of the assignments that it was made of.
     pub gap: f64,
-    /// Whether no better order exists.
+    /// Whether it is proved that no better order exists.
     pub exact: bool,
-    /// Value of each pair of key heads, new times old.
+    /// Value of each pair of key heads, `[new, old]`.
     pub pairs: Vec<f64>,
 }
 
-/// Costs of two sets of heads against each other.
+/// Cost matrices between the heads of both models.
 struct Costs<'a> {
     sizes: &'a HeadSizes,
-    /// `q k v o`, new times old.
+    /// `q k v o`, each `[new, old]`.
     of: [&'a [f32]; 4],
 }
 
-/// One set of query heads with its key and value head against another: the best way to lay it over it.
+/// The best match of one key and value head, with the set of query heads that read it, to another.
 struct Pair {
     value: f64,
-    /// Old query head, counted in its set, of each new one.
+    /// Old query head of each new one, both counted within their sets.
     heads: Vec<usize>,
     qk: Vec<u32>,
     vo: Vec<u32>,
@@ -111,14 +112,14 @@ struct Pair {
     exact: bool,
 }
 
-/// Query heads a key head for which all their orders are tried; above, orders of heads and elements improve in turn.
+/// Up to this many query heads per key head, all their orders are tried. With more, heads and elements are solved in turn.
 const ENUMERATED: usize = 4;
 
-/// The order of heads and elements with the largest sum of costs.
+/// Finds the order of heads and elements with the largest sum of costs.
 ///
-/// With as many key heads as query heads, and up to four query heads a key head, exact: each pair of key heads is solved for its
-/// elements (and for every order of its query heads), then the heads by what the pairs are worth. With more query heads a key
-/// head, heads and elements are solved in turn for each pair until neither improves.
+/// First, every pair of key heads is solved for its elements and query heads. Then the key heads are assigned by the values of
+/// these pairs. This is exact with up to four query heads per key head, where a pair is solved for every order of its query
+/// heads. With more, heads and elements of a pair are solved in turn until neither improves.
 pub(in crate::merge) fn solve(sizes: &HeadSizes, costs: [&[f32]; 4]) -> Result<HeadSolution> {
     let costs = Costs { sizes, of: costs };
     let n = sizes.kv_heads;
@@ -147,9 +148,9 @@ pub(in crate::merge) fn solve(sizes: &HeadSizes, costs: [&[f32]; 4]) -> Result<H
     })
 }
 
-/// The column of every row of a square assignment.
+/// Returns the column of every row of a square assignment.
 pub(in crate::merge) fn columns(assignment: &Assignment) -> Vec<usize> {
-    // A finite square cost leaves no row free.
+    // With a square cost of finite elements, every row has a column.
     assignment.columns.iter().map(|column| column.expect("every row of a square cost is assigned")).collect()
 }
 
@@ -158,7 +159,7 @@ impl Costs<'_> {
         self.sizes.heads / self.sizes.kv_heads
     }
 
-    /// Adds the elements of heads `new` and `old` in `q k v o`'s matrix `part`.
+    /// Adds to `sum` the block of matrix `part` (of `q k v o`) that compares the elements of heads `new` and `old`.
     fn add(&self, sum: &mut [f64], part: usize, new: usize, old: usize) {
         let dim = self.sizes.dim;
         let width = if part == 0 || part == 3 { self.sizes.heads } else { self.sizes.kv_heads } * dim;
@@ -169,7 +170,8 @@ impl Costs<'_> {
         }
     }
 
-    /// Elements of key head `new` against `old`, with those of the query heads laid over each other as `heads` says.
+    /// Returns the costs between the elements of key heads `new` and `old`: those of the key heads' own matrix, plus those of the
+    /// query heads' matrix, with old query head `heads[i]` at new query head `i`. `parts` are the indices of the two matrices.
     fn elements(&self, parts: [usize; 2], new: usize, old: usize, heads: &[usize]) -> Vec<f64> {
         let (set, dim) = (self.set(), self.sizes.dim);
         let mut sum = vec![0.0; dim * dim];
@@ -179,7 +181,7 @@ impl Costs<'_> {
         sum
     }
 
-    /// The best orders of elements for an order of query heads.
+    /// Finds the best orders of elements for an order of query heads.
     fn inner(&self, new: usize, old: usize, heads: &[usize]) -> Result<Pair> {
         let dim = self.sizes.dim;
         let still: Vec<u32> = (0..dim as u32).collect();
@@ -211,7 +213,7 @@ impl Costs<'_> {
         Ok(best.expect("there is at least one order of heads"))
     }
 
-    /// Heads and elements in turn, from heads in their places, until neither improves.
+    /// Solves for elements and heads in turn, starting from unmoved heads, until neither improves.
     fn alternate(&self, new: usize, old: usize) -> Result<Pair> {
         let set = self.set();
         let mut best = self.inner(new, old, &(0..set).collect::<Vec<_>>())?;
@@ -231,7 +233,7 @@ impl Costs<'_> {
         }
     }
 
-    /// What two heads are worth under an order of their elements.
+    /// Returns the value of matching two heads under an order of their elements.
     fn along(&self, part: usize, new: usize, old: usize, inner: &[u32]) -> f64 {
         let (dim, width) = (self.sizes.dim, self.sizes.heads * self.sizes.dim);
         let cost = |(e, &i): (usize, &u32)| self.of[part][(new * dim + e) * width + old * dim + i as usize];
@@ -240,7 +242,7 @@ impl Costs<'_> {
 }
 
 impl Pair {
-    /// Adds an assignment to the account and gives its order.
+    /// Adds an assignment's value, gap and exactness to the pair's and returns its order.
     fn take(&mut self, assignment: Assignment) -> Vec<u32> {
         self.value += assignment.value;
         self.gap += assignment.gap;
@@ -249,7 +251,7 @@ impl Pair {
     }
 }
 
-/// All orders of `n` things, the one that moves nothing first.
+/// Returns all orders of `n` things, the identity first.
 fn orders(n: usize) -> Vec<Vec<usize>> {
     let mut all = vec![vec![]];
     for _ in 0..n {
@@ -283,7 +285,7 @@ mod tests {
         let parse = |flat: &[Vec<u32>; 4]| HeadOrder::parse(&SIZES, [&flat[0], &flat[1], &flat[2], &flat[3]]);
         assert_eq!(flat[1], [5, 3, 4, 0, 1, 2]);
         assert_eq!(parse(&flat), Some(order));
-        // Two elements of different heads; a query head of another set; values and outputs apart.
+        // Swaps two elements of different heads, two of different sets, and elements of only values or only outputs.
         for (part, [a, b]) in [(0, [0, 3]), (0, [0, 9]), (2, [0, 1]), (3, [1, 2])] {
             let mut bad = flat.clone();
             bad[part].swap(a, b);
@@ -295,7 +297,7 @@ mod tests {
         );
     }
 
-    /// Against every order of a small case, one by one.
+    /// Compares with the best of all orders of a small case.
     #[test]
     fn exact_for_grouped_queries() {
         let sizes = HeadSizes { heads: 4, kv_heads: 2, dim: 2, rotary: false };

@@ -1,4 +1,4 @@
-//! Many models at once: each is matched to the mean of the others until none moves.
+//! Matches many models at once: each is matched to the mean of the others until none changes.
 
 use super::matching::{MatchOptions, match_weights};
 use super::permutation::Permutation;
@@ -10,7 +10,7 @@ use crate::store::Weights;
 use crate::tape::no_grad;
 use crate::tensor::Tensor;
 
-/// The mean of several models, tensor by tensor as they are read.
+/// The mean of several models. Each tensor is computed when it is read.
 pub struct Mean<'a>(pub Vec<&'a dyn Weights>);
 
 impl Weights for Mean<'_> {
@@ -41,23 +41,23 @@ impl Weights for Mean<'_> {
     }
 }
 
-/// Permutations that bring all models together, in the units of the first.
+/// Permutations that align all models to the first.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ManyMatching {
-    /// One a model; the first moves nothing.
+    /// One per model. The first is the identity.
     pub permutations: Vec<Permutation>,
-    /// `sum over pairs i < j of sum_k <model i, model j>`, as they are and permuted.
+    /// `sum over pairs i < j of sum_k <model i, model j>`, before and after permuting.
     pub objective: [f64; 2],
-    /// Rounds over all models, the last one without a change included.
+    /// Rounds over all models, including the last one, which changes nothing unless `sweeps` ended the search.
     pub rounds: usize,
 }
 
-/// Matches every model to the mean of the others, in an order drawn anew each round, until a round moves none (MergeMany,
-/// Ainsworth et al. 2022, section 5.4). A model's new place is kept only if it is nearer to the others, so that the summed
-/// inner product of all pairs never falls.
+/// Matches every model to the mean of the others until a round changes none (MergeMany, Ainsworth et al. 2022, section 5.4).
+/// Each round visits the models in a new random order. Each matching starts from the model's present permutation and takes
+/// only better ones, so the summed inner product of all pairs never falls.
 ///
-/// `options` are those of each matching; its `start` is not used.
+/// `options` are those of each matching. Its `start` is not used; its `sweeps` limits the rounds too.
 ///
 /// # Errors
 /// For fewer than two models, and as [`match_weights`].
@@ -96,14 +96,14 @@ pub fn match_many(
             break;
         }
     }
-    // In the units of the first: all move by what undoes its permutation.
+    // Follows every permutation by the inverse of the first, which becomes the identity.
     let back = permutations[0].inverse();
     let permutations = permutations.iter().map(|p| p.then(&back)).collect::<Result<Vec<_>>>()?;
     let objective = [pairs(gpu, spec, models, &start)?, pairs(gpu, spec, models, &permutations)?];
     Ok(ManyMatching { permutations, objective, rounds })
 }
 
-/// The summed inner products of all pairs, from `||sum of all||^2 = sum ||each||^2 + 2 sum over pairs`.
+/// Returns the summed inner products of all pairs, from `||sum of all||^2 = sum ||each||^2 + 2 sum over pairs`.
 fn pairs(gpu: &Gpu, spec: &Spec, models: &[&dyn Weights], permutations: &[Permutation]) -> Result<f64> {
     let placed: Vec<_> = models.iter().zip(permutations).map(|(&model, p)| p.permuted(model)).collect();
     let all: Vec<&dyn Weights> = placed.iter().map(|model| model as &dyn Weights).collect();

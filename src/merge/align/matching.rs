@@ -1,9 +1,10 @@
-//! Weight matching: the permutation of one model that brings its weights nearest to another's.
+//! Weight matching: finds the permutation of one model that brings its weights nearest to another's.
 //!
-//! `max over permutations of sum_k <a_k, permuted b_k>`, the same as the least distance. With all groups but one held fixed it is
-//! a linear assignment, solved exactly; groups take turns until none improves (coordinate descent), so the objective never falls
-//! and the end is a local optimum, which depends on the start and the order. Source: Ainsworth, Hayase, Srinivasa 2022, "Git
-//! Re-Basin: Merging Models modulo Permutation Symmetries", arXiv 2209.04836.
+//! The problem is `max over permutations of sum_k <a_k, permuted b_k>`, which is the same as the least distance. With all groups
+//! but one held fixed it is a linear assignment, which is solved exactly. Groups are solved in turn until none improves
+//! (coordinate descent). The objective never falls, and the result is a local optimum that depends on the start and on the order
+//! of visits. Source: Ainsworth, Hayase, Srinivasa 2022, "Git Re-Basin: Merging Models modulo Permutation Symmetries", arXiv
+//! 2209.04836.
 
 use super::heads::{self, columns};
 use super::pairing::{Cost, Nearness, Pairing};
@@ -18,7 +19,7 @@ use crate::setters::setters;
 use crate::store::Weights;
 use std::ops::ControlFlow;
 
-/// In which order groups are visited.
+/// The order in which groups are visited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum VisitOrder {
@@ -33,19 +34,20 @@ pub enum VisitOrder {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct MatchOptions {
-    /// In which order groups are visited.
+    /// The order in which groups are visited.
     pub order: VisitOrder,
-    /// Of orders and random starts.
+    /// Seed of random orders and random starts.
     pub seed: u64,
-    /// Runs: the first from `start`, the others from random permutations. The one with the largest objective is kept.
+    /// Number of runs. The first starts from `start`, the others from random permutations. The run with the largest objective is
+    /// kept.
     pub runs: usize,
-    /// Most sweeps of a run; 3 to 50 are usual.
+    /// Most sweeps of a run. A run usually ends after 3 to 50.
     pub sweeps: usize,
-    /// A new permutation is taken if its value is higher by more than this share.
+    /// A group's new permutation is taken if its value is higher by more than this fraction of it.
     pub tolerance: f64,
-    /// Where the first run starts; from the order of `b` as it is if `None`.
+    /// The permutation that the first run starts from. `None` is the identity.
     pub start: Option<Permutation>,
-    /// Bytes of both models that stay on the device; tensors beyond are read again at every visit.
+    /// Bytes of both models that may stay on the device. Tensors beyond that are read again at every visit.
     pub cache_bytes: u64,
 }
 
@@ -73,7 +75,7 @@ impl Default for MatchOptions {
     }
 }
 
-/// What happened at one group in one sweep.
+/// The outcome of one visit: one group in one sweep.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Visit {
@@ -87,7 +89,7 @@ pub struct Visit {
     pub value: f64,
     /// Whether a better permutation was found and taken.
     pub accepted: bool,
-    /// Whether nothing was computed because no group that this one depends on has moved.
+    /// Whether nothing was computed, because no group that this one depends on has changed since its last visit.
     pub skipped: bool,
 }
 
@@ -95,44 +97,44 @@ pub struct Visit {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Matching {
-    /// What moves where.
+    /// The permutation, to be applied to `b`.
     pub permutation: Permutation,
-    /// `sum_k <a_k, b_k>` of the models as they are.
+    /// `sum_k <a_k, b_k>` before permuting.
     pub objective_before: f64,
     /// The same with `b` permuted.
     pub objective: f64,
-    /// `||a - b||` of the models as they are.
+    /// `||a - b||` before permuting.
     pub distance_before: f64,
     /// The same with `b` permuted.
     pub distance: f64,
-    /// Sweeps of the run that was kept, the last one without a change included.
+    /// Sweeps of the run that was kept, including a last one that changed nothing.
     pub sweeps: usize,
     /// Visits of the run that was kept.
     pub visits: Vec<Visit>,
-    /// The largest gap of the last certificate of any group: how much more any single group's assignment could be worth.
+    /// The largest optimality gap of the groups' last assignments: a bound on what any single group could still gain.
     pub gap: f64,
-    /// Whether every group's assignment is proved to be the best, the others held fixed as they are now: not where the search was
-    /// ended while one of them could still change.
+    /// Whether every group's assignment is proved optimal (up to the tolerance) while the other groups stay as they are. False if
+    /// the search ended early, by the limit of sweeps or by `watch`, while a group could still improve.
     pub exact: bool,
 }
 
 impl Matching {
-    /// `b` under the permutation, each tensor moved when it is read.
+    /// Returns `b` permuted. Each tensor is permuted when it is read.
     pub fn permuted<'a>(&'a self, b: &'a dyn Weights) -> Permuted<'a> {
         self.permutation.permuted(b)
     }
 
-    /// `1 - ||a - permuted b|| / ||a - b||`, how much of the distance permuting takes away.
+    /// Returns `1 - ||a - permuted b|| / ||a - b||`, the fraction of the distance that permuting removes.
     pub fn distance_ratio(&self) -> f64 {
         if self.distance_before == 0.0 { 0.0 } else { 1.0 - self.distance / self.distance_before }
     }
 }
 
-/// Permutes `b` towards `a`.
+/// Finds the permutation that brings `b` nearest to `a`.
 ///
 /// # Errors
-/// When models or spec do not fit each other (everything that is wrong is listed), a weight is NaN or infinite, or a file or the
-/// device fails.
+/// When the models or the spec do not fit each other (the message lists everything that is wrong), a weight is NaN or infinite,
+/// or a file or the device fails.
 pub fn match_weights(
     gpu: &Gpu,
     spec: &Spec,
@@ -143,7 +145,7 @@ pub fn match_weights(
     match_weights_with(gpu, spec, a, b, options, &mut |_| ControlFlow::Continue(()))
 }
 
-/// As [`match_weights`], telling `watch` of every visit; when it breaks, the permutations so far are the result.
+/// As [`match_weights`], and calls `watch` after every visit. When it breaks, the best permutation so far is the result.
 ///
 /// # Errors
 /// As [`match_weights`].
@@ -197,21 +199,21 @@ pub fn match_weights_with(
     })
 }
 
-/// What a group's visit would solve: `C[i, j] = sum_k <slice i of a_k, slice j of b_k>`, `b` under all permutations but the
-/// group's own.
+/// The assignment problem of a group's visit: `C[i, j] = sum_k <slice i of a_k, slice j of b_k>`, with `b` under all
+/// permutations but the group's own.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct GroupCosts {
-    /// Name of the permutation and its square matrix, row-major: one, or for heads `q k v o`.
+    /// The permutation's name and its square matrix, row-major. Heads have four: `q k v o`.
     pub matrices: Vec<(String, Vec<f32>)>,
-    /// For heads, what each pair of key heads, new times old, is worth with its elements and query heads in their best order.
+    /// For heads, the value of each pair of key heads, `[new, old]`, with its elements and query heads in their best order.
     pub head_pairs: Option<Vec<f64>>,
 }
 
-/// The costs of one group under a permutation of `b`.
+/// Returns the costs of one group under a permutation of `b`.
 ///
 /// # Errors
-/// As [`match_weights`], and when the spec has no such group or the permutation is none of the spec.
+/// As [`match_weights`], and when the permutation's spec has no group of this name or does not fit the models.
 pub fn group_costs(
     gpu: &Gpu,
     [a, b]: [&dyn Weights; 2],
@@ -235,7 +237,7 @@ pub fn group_costs(
     Ok(GroupCosts { matrices, head_pairs })
 }
 
-/// `sum_k <a_k, b_k>` over the tensors that are compared.
+/// Returns `sum_k <a_k, b_k>` over the tensors that are compared.
 pub(in crate::merge) fn inner_product(
     gpu: &Gpu,
     spec: &Spec,
@@ -247,7 +249,7 @@ pub(in crate::merge) fn inner_product(
     Ok(Pairing::new(gpu, plan, a, b, 0).nearness(&identity)?.objective)
 }
 
-/// What is known of a group's last assignment.
+/// The optimality certificate of a group's last assignment.
 pub(in crate::merge) struct Proof {
     pub gap: f64,
     pub exact: bool,
@@ -258,11 +260,11 @@ pub(in crate::merge) struct Solved {
     pub orders: Vec<Vec<u32>>,
     pub value: f64,
     pub proof: Proof,
-    /// Column potentials, to start the next assignment of this unit from.
+    /// Column potentials. The unit's next assignment starts from these.
     pub prices: Option<Vec<f64>>,
 }
 
-/// Solves a unit exactly, from the prices of an earlier, similar problem if there are any.
+/// Solves a unit's assignment, starting from the prices of an earlier, similar problem if given.
 pub(in crate::merge) fn solve(unit: &Unit, costs: &[Cost], prices: Option<&[f64]>) -> Result<Solved> {
     if let (Some(sizes), [q, k, v, o]) = (&unit.heads, costs) {
         let found = heads::solve(sizes, [q, k, v, o].map(|cost| &cost.values[..]))?;
@@ -279,7 +281,7 @@ pub(in crate::merge) fn solve(unit: &Unit, costs: &[Cost], prices: Option<&[f64]
     let n = values.len().isqrt();
     let best = match (prices, device) {
         (Some(prices), _) => assign_from(values, [n, n], Goal::Maximize, prices)?,
-        // Without prices of an earlier sweep a GPU finds some.
+        // In the first sweep there are no prices to start from, and a GPU is faster at finding some.
         (None, Some(cost)) if !cost.gpu().class().is_cpu() => cost.assignment(Goal::Maximize)?,
         (None, _) => assign(values, [n, n], Goal::Maximize)?,
     };
@@ -288,7 +290,7 @@ pub(in crate::merge) fn solve(unit: &Unit, costs: &[Cost], prices: Option<&[f64]
     Ok(Solved { orders, value, proof: Proof { gap: best.gap, exact: best.exact }, prices: Some(best.dual_v) })
 }
 
-/// What orders are worth under costs.
+/// Returns the value of orders under costs.
 pub(in crate::merge) fn value<'a>(costs: &[Cost], orders: impl Iterator<Item = &'a Vec<u32>>) -> f64 {
     let one = |(cost, order): (&Cost, &Vec<u32>)| {
         let n = order.len();
@@ -302,7 +304,7 @@ struct Descent<'a> {
     pairing: &'a Pairing<'a>,
     run: usize,
     orders: Vec<Vec<u32>>,
-    /// By unit: whether its costs changed since it was solved.
+    /// Per unit, whether its costs may have changed since it was last solved.
     stale: Vec<bool>,
     values: Vec<f64>,
     prices: Vec<Option<Vec<f64>>>,
@@ -327,7 +329,7 @@ impl<'a> Descent<'a> {
         }
     }
 
-    /// Sweeps until a whole one changes nothing.
+    /// Sweeps until one changes nothing, `options.sweeps` is reached or `watch` breaks.
     fn run(
         &mut self,
         options: &MatchOptions,
@@ -365,7 +367,7 @@ impl<'a> Descent<'a> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Solves one unit; whether its orders changed.
+    /// Solves one unit. Returns whether its orders changed.
     fn visit(&mut self, at: usize, tolerance: f64) -> Result<bool> {
         let unit = &self.pairing.plan.units[at];
         let costs = self.pairing.costs(unit, &self.orders)?;

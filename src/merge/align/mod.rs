@@ -1,4 +1,5 @@
-//! Aligning models: what may be permuted, the permutation that brings one model nearest to another, and what is repaired after.
+//! Aligns models: the specs of what may be permuted, the search for the permutation that brings one model nearest to another,
+//! and the repair of a merged model's activations.
 
 pub(super) mod activations;
 pub(super) mod analysis;

@@ -1,4 +1,4 @@
-//! Two models on the device, tensor by tensor: what a visit costs, and how near the models are.
+//! Two models on the device, tensor by tensor: computes the cost matrices of a visit and how near the models are.
 
 use super::permutation::reorder;
 use super::plan::{CheckedSpec, Placed, Unit};
@@ -35,7 +35,7 @@ impl<'a> Kept<'a> {
         Ok(x)
     }
 
-    /// Whether `x` still fits; then its place is taken.
+    /// Takes `x`'s size off the remaining room if it fits. Returns whether it does.
     fn has_room(&self, x: &Tensor) -> bool {
         let mut room = self.room.borrow_mut();
         let left = room.checked_sub(4 * x.count() as u64);
@@ -57,7 +57,7 @@ pub(in crate::merge) struct Nearness {
 pub(in crate::merge) struct Cost {
     /// On the host, row-major.
     pub values: Vec<f32>,
-    /// The same on the device, if it is there.
+    /// The same on the device, where it was computed there.
     pub device: Option<Tensor>,
 }
 
@@ -67,12 +67,12 @@ pub(in crate::merge) struct Pairing<'a> {
     pub plan: CheckedSpec,
     a: Kept<'a>,
     b: Kept<'a>,
-    /// By order: the cost's part from tensors that nothing else moves.
+    /// Per order, the part of its cost that comes from tensors that no other order moves. This part never changes.
     constant: RefCell<HashMap<usize, Tensor>>,
 }
 
 impl<'a> Pairing<'a> {
-    /// `bytes`: how much of the two models may stay on the device.
+    /// `bytes` of the two models may stay on the device.
     pub fn new(
         gpu: &'a Gpu,
         plan: CheckedSpec,
@@ -88,10 +88,10 @@ impl<'a> Pairing<'a> {
         self.plan.tensors.iter().filter(|(_, placed)| placed.compared)
     }
 
-    /// Refuses NaN and infinity.
+    /// Checks that all weights are finite.
     ///
     /// # Errors
-    /// Names model, tensor and index of the first.
+    /// At the first NaN or infinity; the message names the model, the tensor and the index.
     pub fn check_finite(&self) -> Result<()> {
         for (which, kept) in [("the first", &self.a), ("the second", &self.b)] {
             let names: Vec<&String> = self.plan.tensors.keys().collect();
@@ -108,7 +108,7 @@ impl<'a> Pairing<'a> {
         Ok(())
     }
 
-    /// `b`'s tensor under all orders but that of axis `except`.
+    /// Returns `b`'s tensor under all orders but that of axis `except`.
     fn moved(
         &self,
         name: &str,
@@ -126,7 +126,7 @@ impl<'a> Pairing<'a> {
         Ok(x)
     }
 
-    /// How near the models are under these orders.
+    /// Computes how near the models are with `b` under these orders.
     pub fn nearness(&self, orders: &[Vec<u32>]) -> Result<Nearness> {
         let mut sums = Vec::new();
         for (name, placed) in self.compared() {
@@ -142,8 +142,8 @@ impl<'a> Pairing<'a> {
         Ok(sums.chunks(2).fold(Nearness::default(), add))
     }
 
-    /// The cost matrix of each of a unit's orders: `C[i, j] = sum_k <slice i of a_k, slice j of b_k>`, `b` under all orders but
-    /// the unit's own.
+    /// Computes the cost matrix of each of a unit's orders: `C[i, j] = sum_k <slice i of a_k, slice j of b_k>`, with `b` under
+    /// all orders but the unit's own.
     pub fn costs(&self, unit: &Unit, orders: &[Vec<u32>]) -> Result<Vec<Cost>> {
         unit.orders.iter().map(|&order| self.cost(order, orders)).collect()
     }
@@ -164,7 +164,7 @@ impl<'a> Pairing<'a> {
         let sum = match (fixed, turning) {
             (Some(fixed), Some(turning)) => no_grad(|| fixed.add(&turning)),
             (Some(sum), None) | (None, Some(sum)) => sum,
-            // Statistics alone follow this order: nothing tells its units apart.
+            // Only statistics follow this order, and these are not compared: every order is worth the same.
             (None, None) => Tensor::zeros(self.gpu, [self.plan.orders[order].1; 2]),
         };
         let values = sum.to_vec::<f32>()?;
@@ -177,7 +177,7 @@ impl<'a> Pairing<'a> {
         }
     }
 
-    /// The sum of the products of the tensors that this order moves and `wanted` takes.
+    /// Returns the summed products of those tensors that this order moves and that satisfy `wanted`, or `None` without any.
     fn products(
         &self,
         order: usize,
@@ -197,7 +197,7 @@ impl<'a> Pairing<'a> {
     }
 }
 
-/// `x` as `[everything else, units]`, with `repeat` consecutive indices of the axis a unit.
+/// Returns `x` as `[everything else, units]`. Each unit is `repeat` consecutive indices of the axis.
 fn unfold(x: &Tensor, axis: usize, repeat: usize) -> Tensor {
     let (before, size, after) = x.shape().split_at_axis(axis);
     let units = size / repeat;
@@ -209,7 +209,7 @@ fn unfold(x: &Tensor, axis: usize, repeat: usize) -> Tensor {
     }
 }
 
-/// The complaint about an element that is no number.
+/// Returns the error about the element at flat index `at`, which is NaN or infinite.
 fn complaint(which: &str, name: &str, x: &Tensor, at: usize) -> Result<Error> {
     let value = x.reshape([x.count()]).slice(0, at..at + 1).to_vec::<f32>()?[0];
     let mut left = at;
@@ -223,7 +223,7 @@ fn complaint(which: &str, name: &str, x: &Tensor, at: usize) -> Result<Error> {
     )))
 }
 
-/// Scalars read back at once.
+/// Reads several scalars in one transfer.
 fn together(scalars: &[Tensor]) -> Result<Vec<f32>> {
     if scalars.is_empty() {
         return Ok(Vec::new());

@@ -1,4 +1,4 @@
-//! Permutations of a model's units: applied lazily, inverted, composed, written to a file.
+//! Permutations of a model's units, which are applied lazily, inverted, composed and stored in files.
 
 use super::heads::{HeadOrder, HeadSizes};
 use super::plan::CheckedSpec;
@@ -19,7 +19,7 @@ const SPEC: &str = "tiebeam.spec";
 
 /// One order for every group of a spec, new -> old: index `i` of a permuted axis is index `order[i]` of the original.
 ///
-/// Applied to every tensor of a model it gives a model that computes the same.
+/// A model that is permuted by it computes the same function.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Permutation {
     spec: Spec,
@@ -27,10 +27,11 @@ pub struct Permutation {
 }
 
 impl Permutation {
-    /// Orders by the names of a spec's groups; heads have four (`name.q`, `name.k`, `name.v`, `name.o`).
+    /// Creates a permutation from orders by the names of a spec's groups. Heads have four (`name.q`, `name.k`, `name.v`,
+    /// `name.o`).
     ///
     /// # Errors
-    /// When an order is missing, belongs to no group, names an index twice or not at all, or moves heads apart.
+    /// When an order is missing, belongs to no group, has an index twice or not at all, or does not keep heads together.
     pub fn new(spec: Spec, orders: BTreeMap<String, Vec<u32>>) -> Result<Permutation> {
         let mut left: Vec<&String> = orders.keys().collect();
         let mut take = |name: &str| {
@@ -67,25 +68,25 @@ impl Permutation {
         }
     }
 
-    /// The permutation that leaves a model as it is.
+    /// The identity, which changes nothing.
     ///
     /// # Errors
-    /// What is wrong with the spec, held against `weights`.
+    /// When the spec does not fit `weights`; the message lists what is wrong.
     pub fn identity(spec: &Spec, weights: &dyn Weights) -> Result<Permutation> {
         let plan = CheckedSpec::new(spec, &[weights])?;
         Ok(Permutation::of(spec, &plan, plan.identity()))
     }
 
-    /// Orders in the sequence of a plan's, known to be valid.
+    /// Creates a permutation from orders in the sequence of `plan.orders`, which are known to be valid.
     pub(in crate::merge) fn of(spec: &Spec, plan: &CheckedSpec, orders: Vec<Vec<u32>>) -> Permutation {
         let names = plan.orders.iter().map(|(name, _)| name.clone());
         Permutation { spec: spec.clone(), orders: names.zip(orders).collect() }
     }
 
-    /// The orders in the sequence of a plan's.
+    /// Returns the orders in the sequence of `plan.orders`.
     ///
     /// # Errors
-    /// When this belongs to another spec or to models of other sizes.
+    /// When this permutation belongs to another spec or to models of other sizes.
     pub(in crate::merge) fn in_plan(&self, plan: &CheckedSpec) -> Result<Vec<Vec<u32>>> {
         let find = |(name, size): &(String, usize)| match self.orders.get(name) {
             Some(order) if order.len() == *size => Ok(order.clone()),
@@ -100,12 +101,12 @@ impl Permutation {
         &self.spec
     }
 
-    /// Every order by name.
+    /// All orders by name.
     pub fn orders(&self) -> &BTreeMap<String, Vec<u32>> {
         &self.orders
     }
 
-    /// Indices that are not in their place.
+    /// Counts the indices that this permutation moves.
     pub fn moved(&self) -> usize {
         let out_of_place =
             |order: &Vec<u32>| order.iter().zip(0..).filter(|(old, new)| **old != *new).count();
@@ -127,10 +128,10 @@ impl Permutation {
         Permutation { spec: self.spec.clone(), orders }
     }
 
-    /// This permutation, and `next` on its result.
+    /// Returns the permutation that applies this one first and then `next`.
     ///
     /// # Errors
-    /// When the two belong to different specs or sizes.
+    /// When the two have different specs or sizes.
     pub fn then(&self, next: &Permutation) -> Result<Permutation> {
         let sizes = |p: &Permutation| p.orders.iter().map(|(n, o)| (n.clone(), o.len())).collect::<Vec<_>>();
         if self.spec != next.spec || sizes(self) != sizes(next) {
@@ -144,15 +145,15 @@ impl Permutation {
         Ok(Permutation { spec: self.spec.clone(), orders: self.orders.iter().map(both).collect() })
     }
 
-    /// Whether this permutation belongs to these weights: every tensor of the spec is there, with axes of the orders' sizes.
+    /// Checks that this permutation fits these weights: they have every tensor of the spec, with axes of the orders' sizes.
     ///
     /// # Errors
-    /// Everything that does not fit, listed.
+    /// When something does not fit; the message lists it.
     pub fn check(&self, weights: &dyn Weights) -> Result<()> {
         self.in_plan(&CheckedSpec::new(&self.spec, &[weights])?).map(|_| ())
     }
 
-    /// A model's weights under this permutation, each moved on the device when it is read.
+    /// Returns a model's weights under this permutation. Each tensor is permuted on the device when it is read.
     pub fn permuted<'a>(&'a self, weights: &'a dyn Weights) -> Permuted<'a> {
         let mut moves: BTreeMap<&str, Vec<Turn>> = BTreeMap::new();
         let mut add = |name: &str, axes: &'a [super::spec::Axis]| {
@@ -172,10 +173,10 @@ impl Permutation {
         Permuted { weights, last: Mutex::default(), moves }
     }
 
-    /// Writes the orders as i32 tensors with the spec and `notes` in the header, whole or not at all.
+    /// Writes the orders as i32 tensors, with the spec and `notes` in the header. The file is replaced atomically.
     ///
     /// # Errors
-    /// When the file cannot be written; the old one is as it was.
+    /// When the file cannot be written; an old file is left intact.
     pub fn save(&self, path: impl AsRef<Path>, notes: &BTreeMap<String, String>) -> Result<()> {
         let mut metadata = notes.clone();
         metadata.insert(FORMAT.into(), VERSION.into());
@@ -187,10 +188,10 @@ impl Permutation {
         save(path, self.orders.iter().map(entry), &metadata)
     }
 
-    /// Reads what [`Permutation::save`] wrote.
+    /// Reads a file of [`Permutation::save`].
     ///
     /// # Errors
-    /// When it cannot be read, is no such file, or its orders are none of its spec.
+    /// When the file cannot be read, is not a file of permutations, or its orders do not fit its spec.
     pub fn load(path: impl AsRef<Path>) -> Result<Permutation> {
         let path = path.as_ref();
         let file = File::open(path)?;
@@ -222,7 +223,7 @@ pub(in crate::merge) fn inverse(order: &[u32]) -> Vec<u32> {
     inverse
 }
 
-/// `x` with one axis in a new order, of which each index stands for `repeat` consecutive ones.
+/// Returns `x` with one axis in a new order. Each index of `order` moves `repeat` consecutive indices of the axis.
 pub(in crate::merge) fn reorder(x: &Tensor, axis: usize, repeat: usize, order: &[u32]) -> Tensor {
     let ids: Vec<u32> = match repeat {
         1 => order.to_vec(),
@@ -231,16 +232,16 @@ pub(in crate::merge) fn reorder(x: &Tensor, axis: usize, repeat: usize, order: &
     x.index_select(axis as isize, &Tensor::from_slice(x.gpu(), &ids, [ids.len()]))
 }
 
-/// Weights under a [`Permutation`]. The tensor that was moved last stays on the device: those who read a tensor in parts ask
-/// for it again and again.
+/// Weights under a [`Permutation`]. The last tensor that was read in parts stays on the device, so it is not permuted again for
+/// each part.
 pub struct Permuted<'a> {
     weights: &'a dyn Weights,
     last: Mutex<Option<(String, Tensor)>>,
-    /// By tensor.
+    /// The permuted axes of each tensor.
     moves: BTreeMap<&'a str, Vec<Turn<'a>>>,
 }
 
-/// A new order of an axis, of which each index stands for `repeat` consecutive ones.
+/// A new order of an axis. Each index of `order` moves `repeat` consecutive indices.
 struct Turn<'a> {
     axis: usize,
     repeat: usize,

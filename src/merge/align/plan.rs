@@ -1,4 +1,4 @@
-//! A spec held against models: every permutation's size, every tensor's moves, and all that is wrong, at once.
+//! Checks a spec against models: finds every permutation's size and every tensor's moves, and reports all faults at once.
 
 use super::heads::{HeadOrder, HeadSizes};
 use super::spec::{Axis, GroupKind, Heads, Spec, fits};
@@ -7,34 +7,34 @@ use crate::rng::Rng;
 use crate::store::Weights;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// How one axis of a tensor moves.
+/// The permutation of one axis of a tensor.
 #[derive(Clone, Debug)]
 pub(in crate::merge) struct Move {
     pub axis: usize,
     pub repeat: usize,
-    /// Which of the plan's orders.
+    /// Index of its order in [`CheckedSpec::orders`].
     pub order: usize,
 }
 
-/// A tensor's part in a plan.
+/// A tensor in a checked spec.
 #[derive(Clone, Debug)]
 pub(in crate::merge) struct Placed {
     pub shape: Vec<usize>,
     pub moves: Vec<Move>,
-    /// Whether it counts when models are compared.
+    /// Whether it counts when models are compared. Running statistics do not.
     pub compared: bool,
 }
 
-/// What is solved at one visit: a group with the places of its permutations in [`CheckedSpec::orders`].
+/// A group as it is solved at one visit, with the indices of its permutations in [`CheckedSpec::orders`].
 #[derive(Clone, Debug)]
 pub(in crate::merge) struct Unit {
     pub name: String,
-    /// One, or `q k v o`.
+    /// One index, or four for heads: `q k v o`.
     pub orders: Vec<usize>,
     pub heads: Option<HeadSizes>,
 }
 
-/// A checked spec.
+/// A spec that fits its models.
 #[derive(Clone, Debug)]
 pub(in crate::merge) struct CheckedSpec {
     /// Name and length of every permutation.
@@ -44,10 +44,10 @@ pub(in crate::merge) struct CheckedSpec {
     pub tensors: BTreeMap<String, Placed>,
 }
 
-/// How many of a kind of fault a message lists.
+/// Most faults that a message lists.
 const LISTED: usize = 20;
 
-/// Joins what was found, with a count of what is left out.
+/// Joins the first faults into a text that ends with the number of those left out.
 fn listed(all: &[String]) -> String {
     let mut text = all[..all.len().min(LISTED)].join("; ");
     if all.len() > LISTED {
@@ -57,10 +57,10 @@ fn listed(all: &[String]) -> String {
 }
 
 impl CheckedSpec {
-    /// Holds `spec` against models that must have the same tensors.
+    /// Checks `spec` against models, which must have the same tensors.
     ///
     /// # Errors
-    /// Lists every tensor that is missing or of another shape in one of the models, or everything that is wrong with the spec.
+    /// When tensors are missing or have other shapes in one of the models, or the spec does not fit. The message lists all faults.
     pub fn new(spec: &Spec, models: &[&dyn Weights]) -> Result<CheckedSpec> {
         let shapes = same_shapes(spec, models)?;
         let mut faults = Vec::new();
@@ -97,7 +97,7 @@ impl CheckedSpec {
         }
     }
 
-    /// Adds a permutation that acts on these axes; its length is what they agree on.
+    /// Adds a permutation of these axes, which must agree on its length. Returns its index.
     fn order(&mut self, name: &str, axes: &[Axis], faults: &mut Vec<String>) -> usize {
         let order = self.orders.len();
         let mut length: Option<(usize, &str)> = None;
@@ -164,7 +164,7 @@ impl CheckedSpec {
         }
     }
 
-    /// No two permutations of one name.
+    /// Checks that every permutation has a name, and no other has the same.
     fn names(&self, faults: &mut Vec<String>) {
         let mut seen = BTreeSet::new();
         for (name, _) in &self.orders {
@@ -174,7 +174,7 @@ impl CheckedSpec {
         }
     }
 
-    /// No axis moves twice, and no group moves two axes of one tensor.
+    /// Checks that no axis is permuted twice and that no group permutes two axes of one tensor.
     fn axes(&self, faults: &mut Vec<String>) {
         for (name, placed) in &self.tensors {
             let mut axes = BTreeSet::new();
@@ -195,12 +195,12 @@ impl CheckedSpec {
         }
     }
 
-    /// The permutations that leave everything in its place.
+    /// Returns identity permutations.
     pub fn identity(&self) -> Vec<Vec<u32>> {
         self.orders.iter().map(|&(_, n)| (0..n as u32).collect()).collect()
     }
 
-    /// Permutations drawn at random, heads as such.
+    /// Draws random permutations. Those of heads keep each head together.
     pub fn random(&self, rng: &mut Rng) -> Vec<Vec<u32>> {
         let mut all = self.identity();
         for unit in &self.units {
@@ -215,7 +215,7 @@ impl CheckedSpec {
         all
     }
 
-    /// For every unit the others whose permutations change its costs.
+    /// Returns, for every unit, the other units whose permutations change its costs.
     pub fn neighbours(&self) -> Vec<BTreeSet<usize>> {
         let mut all = vec![BTreeSet::new(); self.units.len()];
         let unit_of = |order: usize| self.units.iter().position(|u| u.orders.contains(&order));
@@ -229,7 +229,7 @@ impl CheckedSpec {
     }
 }
 
-/// The shapes of all tensors that the spec does not ignore, if they are the same in all models.
+/// Returns the shapes of all tensors that the spec does not ignore, if these are the same in all models.
 fn same_shapes(spec: &Spec, models: &[&dyn Weights]) -> Result<BTreeMap<String, Vec<usize>>> {
     let ignored = |name: &str| spec.ignored.iter().any(|p| fits(p, name));
     let mut all: Vec<BTreeMap<String, Vec<usize>>> = Vec::new();

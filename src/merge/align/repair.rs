@@ -1,4 +1,4 @@
-//! Repairing what averaging does to activations: their variance falls, and norms remember statistics of other weights.
+//! Repairs the activations of averaged models. Averaging lowers their variance, and norms keep statistics of other weights.
 
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -7,8 +7,8 @@ use crate::tape::no_grad;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 
-/// What a closure is asked for: the rows `[rows, units]` that a layer of a model gives for the data, before its nonlinearity.
-/// Positions of a convolution are rows.
+/// A closure that runs a model on the data and returns the outputs `[rows, units]` of the layer with this name, before its
+/// nonlinearity. Each position of a convolution is a row.
 pub type Outputs<'a> = dyn FnMut(&dyn Weights, &str) -> Result<Tensor> + 'a;
 
 /// Mean and variance of each unit.
@@ -39,20 +39,20 @@ fn statistics(x: &Tensor, layer: &str) -> Result<Statistics> {
     })
 }
 
-/// Rescales layers of an interpolated model so that each unit's mean and deviation before the nonlinearity are those of the ends,
-/// interpolated likewise:
+/// Rescales layers of an interpolated model so that each unit's mean and deviation before the nonlinearity are the interpolated
+/// ones of the two ends:
 ///
 /// ```text
 /// W *= s, bias = (bias - mean) s + mean',  s = deviation' / deviation
 /// mean' = (1 - t) mean_a + t mean_b,  deviation' = (1 - t) deviation_a + t deviation_b
 /// ```
 ///
-/// Layers are taken in the order of `layers`, names without `.weight` and `.bias`; `outputs` is asked again for each, because a
-/// repaired layer changes those behind it. `b` must already be permuted. Source: Jordan et al. 2022, "REPAIR: REnormalizing
-/// Permuted Activations for Interpolation Repair", arXiv 2211.08403.
+/// Layers are repaired in the order of `layers` (names without `.weight` and `.bias`). `outputs` is called again for each,
+/// because a repaired layer changes the inputs of later ones. `b` must already be permuted. Source: Jordan et al. 2022, "REPAIR:
+/// REnormalizing Permuted Activations for Interpolation Repair", arXiv 2211.08403.
 ///
 /// # Errors
-/// When a layer has no weight or bias, its outputs are no `[rows, units]`, and what `outputs` returns.
+/// When a layer has no weight or bias or its outputs are not `[rows, units]`, and the errors of `outputs`.
 pub fn repair(
     gpu: &Gpu,
     [a, b]: [&dyn Weights; 2],
@@ -80,7 +80,7 @@ pub fn repair(
             let blend = |a: &Tensor, b: &Tensor| a.scale((1.0 - t) as f32).add(&b.scale(t as f32));
             let deviation = blend(&a.variance.sqrt(), &b.variance.sqrt());
             let own = now.variance.sqrt();
-            // A unit that never changes has nothing to rescale.
+            // A constant unit has no deviation to rescale.
             let still = own.eq(&Tensor::zeros(gpu, [1]));
             let scale = Tensor::ones(gpu, [1]).where_mask(&still, &deviation.div(&own));
             let rest: usize = weight.shape()[1..].iter().product();
@@ -97,13 +97,15 @@ pub fn repair(
     Ok(weights)
 }
 
-/// Sets the running mean and variance (`n / (n - 1)`, as PyTorch keeps it) of batch norms to those of the data, norm by norm.
+/// Sets the running mean and variance of batch norms to those of the data, norm by norm. The variance is the unbiased one
+/// (`n / (n - 1)`), as PyTorch keeps it.
 ///
-/// `inputs` gives what a norm is asked to normalise, `[rows, channels]`; it is asked again for each norm, because one that is reset
-/// changes those behind it. Without this a merged network with batch norm answers nothing sensible.
+/// `inputs` returns the inputs of a norm, `[rows, channels]`. It is called again for each norm, because a norm that is reset
+/// changes the inputs of later ones. Without this, a merged network with batch norm normalises by statistics of other weights, and
+/// its outputs are useless.
 ///
 /// # Errors
-/// When a norm has no running statistics, its inputs are no `[rows, channels]`, and what `inputs` returns.
+/// When a norm has no running statistics or its inputs are not `[rows, channels]`, and the errors of `inputs`.
 pub fn reset_statistics(
     gpu: &Gpu,
     merged: &dyn Weights,

@@ -1,4 +1,4 @@
-//! What may be permuted in a model without changing what it computes, as data.
+//! Describes, as data, what may be permuted in a model without changing what it computes.
 
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ pub struct Axis {
     pub tensor: String,
     /// Which axis, from 0.
     pub axis: usize,
-    /// Consecutive indices that move as one: a dense layer behind a flattened `[channels, height, width]` has `height * width`.
+    /// Consecutive indices that move as one. A dense layer behind a flattened `[channels, height, width]` has `height * width`.
     pub repeat: usize,
 }
 
@@ -46,19 +46,19 @@ impl From<Axis> for AxisFile {
     }
 }
 
-/// Attention heads, which move on two levels: heads among each other, and elements inside a head.
+/// Attention heads, which are permuted on two levels: the heads, and the elements inside each head.
 ///
-/// Key and value heads move with the query heads that read them; these also move among themselves. Elements of queries and
-/// keys move alike in all heads of such a set, and so do elements of values and of the output's columns.
+/// A key and value head moves together with the set of query heads that read it. The query heads of a set may also change places.
+/// Elements of queries and keys have one order in all heads of a set, and so have elements of values and of the output's columns.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Heads {
     /// Query heads.
     pub heads: usize,
-    /// Key and value heads; divides `heads`.
+    /// Key and value heads. Their number divides `heads`.
     pub kv_heads: usize,
-    /// Elements of queries and keys stay in place inside a head: rotary embedding binds each to its frequency, a norm per
-    /// head to its gain.
+    /// Whether elements of queries and keys must keep their places inside a head. They must with rotary embedding, which gives each
+    /// its own frequency, and with per-head norms, which give each its own gain.
     #[serde(default)]
     pub rotary: bool,
     /// Rows that make queries, `heads * head_dim` long.
@@ -82,17 +82,17 @@ impl Heads {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "GroupFile", into = "GroupFile")]
 pub struct Group {
-    /// Its name, by which its permutation is stored; that of heads as `name.q`, `name.k`, `name.v` and `name.o`.
+    /// Its name, under which its permutation is stored. Heads have four: `name.q`, `name.k`, `name.v` and `name.o`.
     pub name: String,
-    /// What moves.
+    /// The axes that move.
     pub kind: GroupKind,
 }
 
-/// What moves in a [`Group`].
+/// The axes of a [`Group`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GroupKind {
-    /// One permutation of units: neurons, channels, places of a residual stream.
+    /// One permutation of units: neurons, channels, or elements of a residual stream.
     Units(Vec<Axis>),
     /// Attention heads.
     Heads(Heads),
@@ -131,8 +131,8 @@ impl From<Group> for GroupFile {
 
 /// Which axes of which tensors may be permuted, and which move together.
 ///
-/// Every tensor of a model is in a group or named by `fixed` or `ignored`: one that is forgotten would make permuted models
-/// compute something else. As a file:
+/// Every tensor of a model must be in a group or named by `fixed` or `ignored`, since a permuted model with a forgotten tensor
+/// would compute something else. As a file:
 ///
 /// ```json
 /// {"groups": [
@@ -144,19 +144,19 @@ impl From<Group> for GroupFile {
 ///  "ignored": ["*.num_batches_tracked"]}
 /// ```
 ///
-/// In the three lists `*` stands for any letters.
+/// In the three lists, `*` matches any characters, or none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Spec {
-    /// Visited in this order where the order is to be fixed.
+    /// The groups. Matching can visit them in this order or in random ones.
     pub groups: Vec<Group>,
-    /// Tensors that move with their group and are not compared: running statistics.
+    /// Tensors that are permuted with their group but not compared, such as running statistics.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub statistics: Vec<String>,
-    /// Tensors without a group that are compared: the output layer's bias.
+    /// Tensors that are compared but not permuted, such as the output layer's bias.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fixed: Vec<String>,
-    /// Tensors that are neither moved nor compared: counters.
+    /// Tensors that are neither permuted nor compared, such as counters.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ignored: Vec<String>,
 }
@@ -165,12 +165,12 @@ impl Spec {
     /// Reads a spec from JSON.
     ///
     /// # Errors
-    /// When it is no JSON, has fields that a spec has not or lacks some that it has; the message names line and column.
+    /// When the text is not JSON, or has unknown or missing fields. The message names line and column.
     pub fn from_json(text: &str) -> Result<Spec> {
         serde_json::from_str(text).map_err(|e| Error::config(format!("no valid permutation spec: {e}")))
     }
 
-    /// The spec as JSON, one line a group.
+    /// Returns the spec as JSON, one line per group.
     pub fn to_json(&self) -> String {
         let groups: Vec<String> = self.groups.iter().map(|group| format!("  {}", line(group))).collect();
         let mut text = format!("{{\"groups\": [\n{}\n ]", groups.join(",\n"));
@@ -196,7 +196,7 @@ fn line(value: impl Serialize) -> String {
     serde_json::to_string(&value).expect("names and numbers always become JSON")
 }
 
-/// Whether a name fits a pattern in which `*` stands for any letters.
+/// Whether a name fits a pattern in which `*` matches any characters.
 pub(in crate::merge) fn fits(pattern: &str, name: &str) -> bool {
     let Some((head, tail)) = pattern.split_once('*') else { return pattern == name };
     let Some(rest) = name.strip_prefix(head) else { return false };

@@ -1,4 +1,4 @@
-//! Straight-through matching: the permutation whose midpoint has the least loss.
+//! Straight-through matching: searches for the permutation whose midpoint has the least loss.
 
 use super::matching::{MatchOptions, match_weights};
 use super::permutation::Permutation;
@@ -17,13 +17,13 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct StraightThroughOptions {
-    /// Steps, with a matching each.
+    /// Training steps. Each includes a weight matching.
     pub steps: usize,
-    /// Learning rate of the free copy.
+    /// Learning rate of `theta`.
     pub lr: f32,
-    /// Momentum of the free copy.
+    /// Momentum of `theta`.
     pub momentum: f32,
-    /// Of each step's matching, which starts from the permutation of the one before.
+    /// Settings of each step's matching. It starts from the permutation of the step before.
     pub matching: MatchOptions,
 }
 
@@ -35,10 +35,10 @@ impl Default for StraightThroughOptions {
     }
 }
 
-/// A scalar from the midpoint's weights, which are tracked, and the step's number.
+/// A closure that computes a scalar loss from the midpoint's weights, which are tracked, and the step's number.
 pub type MidpointLoss<'a> = dyn FnMut(&BTreeMap<String, Tensor>, usize) -> Result<Tensor> + 'a;
 
-/// What was found.
+/// The result of [`straight_through`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct StraightThrough {
@@ -46,22 +46,22 @@ pub struct StraightThrough {
     pub permutation: Permutation,
     /// The midpoint's loss at every step.
     pub losses: Vec<f64>,
-    /// The step with the least one.
+    /// The step with the least loss.
     pub best: usize,
 }
 
-/// Searches a permutation of `b` by training:
+/// Searches for a permutation of `b` by training:
 ///
 /// ```text
 /// pi = weight matching of b to theta            (theta = a at first; warm start)
 /// loss of (a + pi(b)) / 2; its gradient goes to theta as if theta were the midpoint
 /// ```
 ///
-/// It needs labelled data and a matching a step. Weight matching alone is often as good; this one looks at what the network does between the two models.
-/// Source: Ainsworth et al. 2022, section 3.3.
+/// It needs data for the loss, and a weight matching at every step. Weight matching alone is often as good, but this method
+/// minimises the loss between the two models itself. Source: Ainsworth et al. 2022, section 3.3.
 ///
 /// # Errors
-/// As [`match_weights`]; for no steps, a loss that is NaN or infinite, and what `loss` returns.
+/// As [`match_weights`]. Also when `steps` is 0 or a loss is NaN or infinite, and the errors of `loss`.
 pub fn straight_through(
     gpu: &Gpu,
     spec: &Spec,
@@ -74,7 +74,7 @@ pub fn straight_through(
     let names: Vec<&String> = plan.tensors.keys().collect();
     let ends: BTreeMap<String, Tensor> =
         names.iter().map(|name| Ok(((*name).clone(), a.read(gpu, name)?))).collect::<Result<_>>()?;
-    // The optimizer writes into its leaves; `a` stays as it is.
+    // The optimizer writes into its leaves, so these are copies that leave `a` intact.
     let copy = |(name, x): (&String, &Tensor)| (name.clone(), x.scale(1.0).requires_grad());
     let theta: BTreeMap<String, Tensor> = ends.iter().map(copy).collect();
     let config = SgdConfig { lr: options.lr, momentum: options.momentum, ..SgdConfig::default() };

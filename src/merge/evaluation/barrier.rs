@@ -1,4 +1,4 @@
-//! The loss along the segment between two models, and how high it rises above its ends.
+//! The loss along the segment between two models, and how far it rises above the losses at the ends.
 
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -6,14 +6,14 @@ use crate::store::Weights;
 use crate::tape::no_grad;
 use crate::tensor::Tensor;
 
-/// `(1 - t) a + t b`, tensor by tensor as they are read.
+/// The model `(1 - t) a + t b`. Each tensor is computed when it is read.
 #[non_exhaustive]
 pub struct Interpolated<'a> {
-    /// At `t` 0.
+    /// The model at `t = 0`.
     pub a: &'a dyn Weights,
-    /// At `t` 1.
+    /// The model at `t = 1`.
     pub b: &'a dyn Weights,
-    /// Where between them.
+    /// The position between them.
     pub t: f64,
 }
 
@@ -35,7 +35,7 @@ impl Weights for Interpolated<'_> {
     }
 }
 
-/// `||a - b||` over all tensors.
+/// Returns `||a - b||` over all tensors.
 ///
 /// # Errors
 /// When a tensor cannot be read or the two models differ in shapes.
@@ -55,25 +55,25 @@ fn unlike(name: &str, x: &Tensor, y: &Tensor) -> Error {
     Error::config(format!("`{name}` is {} in one model and {} in the other", x.shape(), y.shape()))
 }
 
-/// What a model achieves on some data.
+/// Loss and accuracy of a model on some data.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Evaluation {
     /// Mean loss.
     pub loss: f64,
-    /// Share of right answers.
+    /// Fraction of correct predictions.
     pub accuracy: f64,
-    /// Mean loss with the logits divided by the temperature that makes it least.
+    /// Mean loss with the logits divided by the best temperature.
     pub tempered_loss: f64,
-    /// That temperature.
+    /// The temperature that makes this loss least.
     pub temperature: f64,
 }
 
 impl Evaluation {
-    /// Of logits `[batch, classes]` against labels: cross-entropy in f64 on the host.
+    /// Evaluates logits `[batch, classes]` against labels by cross-entropy, in f64 on the host.
     ///
     /// # Errors
-    /// When labels and logits do not fit each other, and the device's fault.
+    /// When labels and logits do not fit each other, or the device fails.
     pub fn of(logits: &Tensor, labels: &[u32]) -> Result<Evaluation> {
         let &[batch, classes] = &logits.shape()[..] else {
             return Err(Error::config(format!(
@@ -94,7 +94,7 @@ impl Evaluation {
             )));
         }
         let values = logits.to_vec::<f32>()?;
-        // Each row less its own answer: the loss is the log of the sum of exponentials.
+        // The label's logit is subtracted from each row, so the row's loss is the log of its sum of exponentials.
         let rows: Vec<f64> = values
             .chunks(classes)
             .zip(labels)
@@ -114,7 +114,7 @@ impl Evaluation {
     }
 }
 
-/// Mean of `log sum_j exp(x_j / temperature)` over rows.
+/// Returns the mean over rows of `log sum_j exp(x_j / temperature)`.
 fn cross_entropy(rows: &[f64], classes: usize, inverse_temperature: f64) -> f64 {
     let one = |row: &[f64]| {
         let most = row.iter().fold(f64::NEG_INFINITY, |m, x| m.max(x * inverse_temperature));
@@ -123,8 +123,8 @@ fn cross_entropy(rows: &[f64], classes: usize, inverse_temperature: f64) -> f64 
     rows.chunks(classes).map(one).sum::<f64>() / (rows.len() / classes) as f64
 }
 
-/// The temperature from 1/100 to 100 with the least loss, by golden section of its logarithm, and that loss. The loss is convex in
-/// the inverse temperature, so that there is one minimum.
+/// Finds the temperature from 1/100 to 100 with the least loss, by golden section search over its logarithm. Returns it with that
+/// loss. The loss is convex in the inverse temperature, so it has one minimum.
 fn temper(rows: &[f64], classes: usize) -> (f64, f64) {
     let golden = (5f64.sqrt() - 1.0) / 2.0;
     let loss = |log: f64| cross_entropy(rows, classes, log.exp());
@@ -146,21 +146,21 @@ fn temper(rows: &[f64], classes: usize) -> (f64, f64) {
     ((-log).exp(), least)
 }
 
-/// Evaluations at even distances from one model to the other.
+/// Evaluations of evenly spaced models on the segment from one model to another.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct LossPath {
-    /// From 0 to 1.
+    /// Positions on the segment, from 0 to 1.
     pub lambdas: Vec<f64>,
-    /// At each of them.
+    /// The evaluation at each position.
     pub points: Vec<Evaluation>,
 }
 
 impl LossPath {
-    /// Evaluates `points` models from `a` to `b`, both ends among them; 25 are usual.
+    /// Evaluates `points` models from `a` to `b`, including both ends. A usual number is 25.
     ///
     /// # Errors
-    /// For fewer than two points, and what `evaluate` returns.
+    /// For fewer than two points, and the errors of `evaluate`.
     pub fn between(
         a: &dyn Weights,
         b: &dyn Weights,
@@ -185,24 +185,24 @@ impl LossPath {
         self.points.iter().map(|point| point.tempered_loss).collect()
     }
 
-    /// The evaluation in the middle, with an even number of points the first behind it.
+    /// The evaluation in the middle. With an even number of points it is the first one past the middle.
     pub fn middle(&self) -> &Evaluation {
         &self.points[self.points.len() / 2]
     }
 }
 
-/// How far losses along a path rise above its ends, by both definitions in use.
+/// How far the losses along a path rise above those at its ends, by the two definitions in use. Both are NaN if a loss is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Barrier {
-    /// `max_l L(l) - (L(0) + L(1)) / 2` (Re-Basin). Ends of unequal loss alone give half their difference.
+    /// `max_l L(l) - (L(0) + L(1)) / 2` (Re-Basin). It is at least half the difference of the ends' losses.
     pub above_mean: f64,
-    /// `max_l [L(l) - (1 - l) L(0) - l L(1)]` (Frankle et al. 2020); never negative. Both are NaN where a loss is.
+    /// `max_l [L(l) - (1 - l) L(0) - l L(1)]` (Frankle et al. 2020). It is never negative.
     pub above_line: f64,
 }
 
 impl Barrier {
-    /// Of losses at even distances.
+    /// Computes both barriers from losses at evenly spaced points.
     ///
     /// # Panics
     /// When there are fewer than two.
@@ -211,7 +211,7 @@ impl Barrier {
         assert!(losses.len() > 1, "barrier: {} losses; a path has two ends", losses.len());
         let (first, last) = (losses[0], losses[losses.len() - 1]);
         let t = |i: usize| i as f64 / (losses.len() - 1) as f64;
-        // `f64::max` would pass over what is no number.
+        // `f64::max` would ignore a NaN.
         if losses.iter().any(|loss| loss.is_nan()) {
             return Barrier { above_mean: f64::NAN, above_line: f64::NAN };
         }
@@ -238,7 +238,7 @@ mod tests {
         assert!(Barrier::of(&[1.0, f64::NAN, 1.0]).above_mean.is_nan());
     }
 
-    /// Logits that are k times log-probabilities of the labels' own frequencies are best at temperature k.
+    /// Logits that are k times the log-frequencies of the labels have the best temperature k.
     #[test]
     fn temperature_is_found() {
         let p = [0.7f64, 0.2, 0.1];

@@ -1,4 +1,4 @@
-//! What a merged model is worth beside its inputs, on data: classifying networks that [`MlpModel`] knows.
+//! Evaluates a merged model and its inputs on data. The models are classifying networks that [`MlpModel`] knows.
 
 use super::barrier::Evaluation;
 use super::mlp::MlpModel;
@@ -18,7 +18,7 @@ pub struct Data {
 }
 
 impl Data {
-    /// Inputs and labels by their names in a file; integers as inputs are divided by their largest.
+    /// Reads inputs and labels by their names in a file. Inputs of an integer type are divided by their largest.
     ///
     /// # Errors
     /// When a name is missing or the shapes or types do not fit.
@@ -47,10 +47,10 @@ impl Data {
         Ok(Data { inputs: Tensor::from_slice(gpu, &values, &shape[..]), labels })
     }
 
-    /// Loss and accuracy of a multilayer perceptron.
+    /// Computes loss and accuracy of a multilayer perceptron.
     ///
     /// # Errors
-    /// When the weights are none, or none for these inputs and labels; what files and device have.
+    /// When the weights are not a multilayer perceptron or do not fit these inputs and labels, or a file or the device fails.
     pub fn evaluate(&self, gpu: &Gpu, weights: &dyn Weights) -> Result<Evaluation> {
         let network = MlpModel::of(weights)?;
         let (want, have) = (network.sizes()[0], self.inputs.shape()[1]);

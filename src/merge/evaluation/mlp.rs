@@ -1,4 +1,4 @@
-//! Multilayer perceptrons as named weights: what the command line can evaluate without being told how.
+//! Multilayer perceptrons as named weights. The command line can evaluate these without a description of the network.
 
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -8,20 +8,20 @@ use crate::store::Weights;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
-/// The layers of a ReLU network: `h = relu(h W^T + b)` for all but the last, which has no ReLU.
+/// The layers of a ReLU network, each `h = relu(h W^T + b)`. The last layer has no ReLU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MlpModel {
     layers: Vec<String>,
-    /// Inputs, then outputs of each layer.
+    /// Inputs of the network, then outputs of each layer.
     sizes: Vec<usize>,
 }
 
 impl MlpModel {
-    /// Finds the layers: every tensor is `NAME.weight` `[out, in]` or `NAME.bias` `[out]`; in the order of their names, numbers
-    /// by value, each layer reads what the one before writes.
+    /// Finds the layers. Every tensor must be `NAME.weight` `[out, in]` or `NAME.bias` `[out]`. Layers are sorted by name, with
+    /// numbers in names by value, and each must have as many inputs as the one before has outputs.
     ///
     /// # Errors
-    /// When the weights are no such network; the message names what does not fit.
+    /// When the weights are not such a network; the message names what does not fit.
     pub fn of(weights: &dyn Weights) -> Result<MlpModel> {
         let no = |message: String| Error::config(format!("not a plain multilayer perceptron: {message}"));
         let mut layers = Vec::new();
@@ -63,13 +63,13 @@ impl MlpModel {
         &self.sizes
     }
 
-    /// What every layer writes for `x [batch, inputs]`: hidden ones after their ReLU, the last as logits.
+    /// Computes the outputs of every layer for `x [batch, inputs]`: those of hidden layers after their ReLU, then the logits.
     ///
     /// # Errors
     /// When a tensor cannot be read.
     ///
     /// # Panics
-    /// When `x` has other inputs than the network.
+    /// When `x` has another number of inputs than the network.
     #[track_caller]
     pub fn outputs(&self, gpu: &Gpu, weights: &dyn Weights, x: &Tensor) -> Result<Vec<Tensor>> {
         let mut all: Vec<Tensor> = Vec::with_capacity(self.layers.len());
@@ -87,7 +87,7 @@ impl MlpModel {
         Ok(all)
     }
 
-    /// The logits for `x [batch, inputs]`.
+    /// Computes the logits for `x [batch, inputs]`.
     ///
     /// # Errors
     /// As [`MlpModel::outputs`].
@@ -100,7 +100,7 @@ impl MlpModel {
     }
 }
 
-/// A name as words and numbers, so that `fc10` follows `fc9`.
+/// Splits a name into words and numbers. Sorted by these, `fc10` follows `fc9`.
 fn natural(name: &str) -> Vec<(u64, String)> {
     let mut parts: Vec<(u64, String)> = Vec::new();
     let mut rest = name;
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    /// Shapes without elements.
+    /// Weights that have shapes but no elements.
     struct Shapes(BTreeMap<&'static str, Vec<usize>>);
 
     impl Weights for Shapes {

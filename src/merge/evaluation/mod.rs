@@ -1,4 +1,4 @@
-//! What a merged model is worth: losses on data and along the segment between two models.
+//! Evaluates models: losses on data, and along the segment between two models.
 
 pub(super) mod barrier;
 pub mod evaluate;

@@ -1,4 +1,4 @@
-//! Curves of losses between models, as SVG. Needs the feature `cli`.
+//! Draws curves of losses between models as SVG. Needs the feature `cli`.
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
@@ -6,23 +6,23 @@ use std::error::Error;
 
 /// A named line.
 pub struct Curve {
-    /// What it shows.
+    /// Its name in the legend.
     pub label: String,
-    /// `(x, y)` from left to right.
+    /// Points `(x, y)` from left to right.
     pub points: Vec<(f64, f64)>,
 }
 
-/// Lines over one pair of axes.
+/// Curves over one pair of axes.
 pub struct Panel {
-    /// Above it.
+    /// The title above it.
     pub title: String,
-    /// Beside the vertical axis.
+    /// Label of the vertical axis.
     pub y: String,
-    /// Drawn in the order given, which also fixes colours.
+    /// The curves. Their order gives their colours.
     pub curves: Vec<Curve>,
 }
 
-/// Dark enough for text on white, told apart by those who do not see red from green.
+/// Colours that are dark enough on white and differ for people who cannot tell red from green.
 const COLOURS: [RGBColor; 5] = [
     RGBColor(190, 50, 50),
     RGBColor(180, 120, 10),
@@ -34,10 +34,10 @@ const COLOURS: [RGBColor; 5] = [
 /// Height of the legend above the panels.
 const LEGEND: u32 = 28;
 
-/// Panels side by side under one legend, which is that of the first.
+/// Draws panels side by side under one legend, which lists the first panel's curves. `x` labels the horizontal axes.
 ///
 /// # Errors
-/// For panels without points or with numbers that are not finite, and what the drawing library says.
+/// For panels without points or with numbers that are not finite, and the errors of the drawing library.
 pub fn svg(panels: &[Panel], x: &str) -> Result<String, String> {
     for panel in panels {
         let mut points = panel.curves.iter().flat_map(|curve| &curve.points).peekable();

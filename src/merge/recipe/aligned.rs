@@ -1,4 +1,4 @@
-//! Aligning the models of a merge before it: each is permuted towards the target, as it is read.
+//! Aligns the models of a merge: each is permuted towards the target model when it is read.
 
 use super::config::Align;
 use super::job::Job;
@@ -10,20 +10,21 @@ use crate::merge::align::spec::Spec;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-/// What permutes each model of a [`Job`].
+/// The matchings of a [`Job`]'s models.
 #[derive(Clone, Debug)]
 pub struct Aligned {
-    /// By model; none for the target, and for Fisher diagonals, which move as their models do.
+    /// One per model. `None` for the target, and for Fisher diagonals, which are permuted as their models.
     pub matchings: Vec<Option<Matching>>,
-    /// The matching that a model is read through.
+    /// Per model, the index of the matching that it is read through.
     through: Vec<Option<usize>>,
 }
 
 impl Job {
-    /// Matches every model to the target of `align`, telling `watch` the model and each visit; an error of `watch` stops.
+    /// Matches every model to the target of `align`. Calls `watch` with the model's path after each visit; an error of `watch`
+    /// ends the search.
     ///
     /// # Errors
-    /// When spec and models do not fit, a weight is NaN or infinite; what files and device have, and what `watch` returns.
+    /// When spec and models do not fit, a weight is NaN or infinite, or a file or the device fails, and the errors of `watch`.
     pub fn align(
         &self,
         gpu: &Gpu,
@@ -54,7 +55,7 @@ impl Job {
         let options = MatchOptions {
             seed: align.seed,
             runs: align.restarts + 1,
-            // No more than the merge itself will need.
+            // As much as the merge itself will need.
             cache_bytes: self.memory(),
             ..MatchOptions::default()
         };
@@ -79,7 +80,7 @@ impl Job {
 }
 
 impl Aligned {
-    /// The models of `job`, each as it is aligned.
+    /// Returns the models of `job`, aligned.
     pub fn sources<'a>(&'a self, job: &'a Job) -> Vec<Box<dyn Weights + 'a>> {
         let one = |(model, through): (&'a super::job::Model, &Option<usize>)| {
             let matching = through.and_then(|i| self.matchings[i].as_ref());

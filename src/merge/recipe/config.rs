@@ -1,8 +1,8 @@
-//! What a merge is: method, models, parameters, read from mergekit's configuration format.
+//! The configuration of a merge: method, models and parameters, read from mergekit's format.
 //!
-//! A parameter is looked up at the slice's source, then at the slice, then at the top; it is a number for all tensors, a
-//! *gradient* (a list, linear over depth from the first layer to the last), or a list of `{filter, value}` of which the first
-//! counts whose filter is part of the tensor's name.
+//! A parameter is looked up at the slice's source, then at the slice, then at the top. Its value is a number for all tensors, a
+//! *gradient* (a list that is interpolated linearly from the first layer to the last), or a list of `{filter, value}`. Of such a
+//! list, the first entry counts whose filter is part of the tensor's name.
 
 use super::method::Method;
 pub use super::setting::{Parameters, Scalar, Setting};
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 pub struct Source {
     /// The model's file or folder.
     pub model: PathBuf,
-    /// Which layers; all without one.
+    /// The range of layers. `None` is all.
     pub layers: Option<Range<usize>>,
     /// Parameters of this model.
     pub parameters: Parameters,
@@ -35,40 +35,40 @@ pub struct Slice {
 /// How models are aligned before they are merged.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Align {
-    /// What [`Spec::named`](crate::merge::Spec::named) takes: `llama`, `resnet`, `mlp` or the path of a permutation spec.
+    /// A spec's name for [`Spec::named`](crate::merge::Spec::named): `llama`, `resnet`, `mlp` or the path of a permutation spec.
     pub spec: String,
-    /// The model that the others are aligned to; by default the base, or the first.
+    /// The model that the others are aligned to. The default is the base, or the first model without one.
     pub target: Option<PathBuf>,
-    /// Further starts of the search, of which the best counts.
+    /// Additional starts of the search. The best result is used.
     pub restarts: usize,
-    /// Seed of orders and starts.
+    /// Seed of the order of visits and of the starts.
     pub seed: u64,
 }
 
-/// What the inputs and the merged model are evaluated on: a classifying MLP of `relu` layers.
+/// The data that the inputs and the merged model are evaluated on. The models must be classifying MLPs of `relu` layers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluate {
     /// A safetensors file.
     pub data: PathBuf,
-    /// Name of the inputs `[rows, width]`; integers are divided by their largest.
+    /// Name of the inputs `[rows, width]`. Integers are divided by their largest.
     pub inputs: String,
     /// Name of the labels `[rows]`.
     pub labels: String,
 }
 
-/// A merge.
+/// The configuration of a merge.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct MergeConfig {
-    /// How.
+    /// The method.
     pub method: Method,
     /// The model that the others were trained from.
     pub base: Option<PathBuf>,
-    /// Where the output's layers come from; with `models:` one slice of all layers.
+    /// The sources of the output's layers. A configuration with `models:` has one slice of all layers.
     pub slices: Vec<Slice>,
     /// Parameters of all models.
     pub parameters: Parameters,
-    /// Type of the output's floats; by default each tensor's in the base or first model.
+    /// Type of the output's floats. By default each tensor has its type in the base or first model.
     pub dtype: Option<FileDType>,
     /// Alignment before merging.
     pub align: Option<Align>,
@@ -88,15 +88,16 @@ const KEYS: [&str; 9] = [
     "evaluate",
 ];
 
-/// Keys of mergekit's that would change the result, so that ignoring them would be wrong.
+/// Keys of mergekit that are not supported. They would change the result, so they are refused.
 const ELSEWHERE: [&str; 5] =
     ["modules", "tokenizer_source", "tokenizer", "chat_template", "input_model_parameters"];
 
 impl MergeConfig {
-    /// A configuration from its JSON values; relative paths are relative to `folder`.
+    /// Reads a configuration from JSON values. Paths in it are relative to `folder`.
     ///
     /// # Errors
-    /// Unknown keys, methods and parameters, with the nearest that there are; what is missing or does not fit the method.
+    /// For unknown keys, methods and parameters (the message lists similar ones), and when something is missing or does not fit
+    /// the method.
     pub fn from_value(value: &Value, folder: &Path) -> Result<MergeConfig> {
         let root = Node { at: String::new(), value };
         let map = root.map()?;
@@ -122,7 +123,7 @@ impl MergeConfig {
         Ok(config)
     }
 
-    /// What holds whatever the models are.
+    /// Checks what does not depend on the models' files.
     fn check(&self) -> Result<()> {
         let name = self.method.name();
         let wrong = |message: String| Err(Error::config(message));
@@ -155,12 +156,12 @@ impl MergeConfig {
         Ok(())
     }
 
-    /// Whether a source is the base of a method of task vectors, which is 0 for the base itself.
+    /// Whether a source is the base of a method that merges task vectors. Its own task vector is 0, so it is left out.
     pub fn is_base_only(&self, source: &Source) -> bool {
         self.method.has_task_vectors() && self.base.as_ref() == Some(&source.model)
     }
 
-    /// A parameter of a source, for a tensor at a depth.
+    /// Looks up a parameter of a source for a tensor at a depth in `[0, 1]`.
     pub fn parameter(
         &self,
         key: &str,
@@ -202,7 +203,7 @@ fn slices(root: &Node, method: Method, folder: &Path) -> Result<Vec<Slice>> {
     }
 }
 
-/// Parameters of one model.
+/// Reads the parameters of one model.
 fn own_parameters(node: &Node, method: Method, folder: &Path) -> Result<Parameters> {
     let all = parameters(node, method, folder)?;
     match all.keys().find(|key| !method.is_per_model(key)) {
@@ -214,7 +215,7 @@ fn own_parameters(node: &Node, method: Method, folder: &Path) -> Result<Paramete
     }
 }
 
-/// Paths are relative to the configuration's folder.
+/// Resolves paths in a setting, which are relative to the configuration's folder.
 fn placed(setting: &mut Setting, folder: &Path) {
     match setting {
         Setting::Same(Scalar::Text(path)) => *path = folder.join(&*path).to_string_lossy().into_owned(),
@@ -282,7 +283,7 @@ fn evaluate(node: &Node, folder: &Path) -> Result<Evaluate> {
     })
 }
 
-/// A value and where it stands, for errors.
+/// A value and its place in the configuration, which error messages name.
 struct Node<'a> {
     at: String,
     value: &'a Value,
@@ -310,7 +311,7 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// A key's value; none where it is null.
+    /// Returns a key's value, or `None` if it is null.
     fn get(&self, key: &str) -> Option<Node<'a>> {
         let value = self.value.get(key).filter(|v| !v.is_null())?;
         let dot = if self.at.is_empty() { "" } else { "." };
@@ -376,7 +377,7 @@ mod tests {
             Some(Scalar::Number(n)) => n,
             other => panic!("{other:?}"),
         };
-        // Five places: 0, 1/4, 1/2, 3/4, 1.
+        // The five numbers are at depths 0, 1/4, 1/2, 3/4 and 1.
         let at = |depth: f64| number(&gradient, "w", depth);
         assert_eq!([0.0, 0.125, 0.25, 0.75, 1.0].map(at), [0.0, 0.25, 0.5, 0.7, 1.0]);
         assert!((at(0.3) - 0.46).abs() < 1e-12);

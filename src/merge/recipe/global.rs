@@ -1,29 +1,30 @@
-//! Methods that look at a model as one vector: a pass over all tensors first measures what the merge of each tensor needs, so
-//! that no more than one tensor of each model is in memory.
+//! Methods that treat a model as one vector. Passes over all tensors first measure what the merge of each tensor needs, so that
+//! no more than one tensor of each model is in memory.
 //!
-//! `each` hands the tensors over one after the other: for every tensor of the model, the base's and then, in the order of
-//! the models, the others'.
+//! The argument `each` of these functions makes one such pass. It calls its closure with every tensor of the base and the same
+//! tensor of all models.
 
 use super::methods::{sign_consensus, task_vectors};
 use crate::error::Result;
 use crate::ops::order::rank::{self, Cut, Order};
 use crate::tensor::Tensor;
 
-/// Calls its argument with every tensor of the base and of the models: `(base, models)`.
+/// Makes a pass: calls its argument with `(base, models)` for every tensor.
 pub type Each<'a> = dyn FnMut(&mut dyn FnMut(&Tensor, &[Tensor]) -> Result<()>) -> Result<()> + 'a;
 
-/// TIES as in its paper: trimmed over the whole vector, no weights, `base + lambda mean` of what agrees with the sign of the
-/// sum and is not 0. Source: Yadav et al., arXiv 2306.01708.
+/// TIES as in its paper: trims over the whole vector and uses no weights. The result is `base + lambda mean`, where the mean is
+/// over the elements that are not 0 and have the sign of the sum. Source: Yadav et al., arXiv 2306.01708.
 #[derive(Debug)]
 pub struct TiesGlobal {
     cuts: Vec<Option<Cut>>,
 }
 
 impl TiesGlobal {
-    /// Finds where each model's `floor(density n)` largest magnitudes begin, `n` the elements of a model. Three passes.
+    /// Finds the least of each model's `floor(density n)` largest magnitudes, where `n` is the number of elements of a model.
+    /// Takes three passes.
     ///
     /// # Errors
-    /// What `each` returns; the device's fault.
+    /// The errors of `each`, and when the device fails.
     pub fn measure(models: usize, n: u64, density: f64, each: &mut Each) -> Result<TiesGlobal> {
         let rank = n - ((density * n as f64) as u64).clamp(1, n.max(1)).min(n);
         if rank == 0 {
@@ -36,13 +37,13 @@ impl TiesGlobal {
         Ok(TiesGlobal { cuts: cuts.into_iter().map(|cuts| cuts.first().copied()).collect() })
     }
 
-    /// Merges the next tensor; every tensor must come once.
+    /// Merges the next tensor. Every tensor must be merged exactly once.
     ///
     /// # Errors
-    /// The device's fault.
+    /// When the device fails.
     ///
     /// # Panics
-    /// When there is another number of models than was measured.
+    /// When the number of models differs from that in [`TiesGlobal::measure`].
     #[track_caller]
     pub fn merge(&mut self, base: &Tensor, models: &[Tensor], lambda: f32) -> Result<Tensor> {
         assert!(models.len() == self.cuts.len(), "ties_global: {} models measured", self.cuts.len());
@@ -56,26 +57,29 @@ impl TiesGlobal {
     }
 }
 
-/// Parameter competition balancing. Per model, on the whole vector: `A` is `|tau|` clamped to its values at the ranks
-/// `1e-4 n` and `(1 - 1e-4) n - 1`, `v = sign(tau) A`; `b = exp(N norm(A)^2) tanh(tau sum_i tau_i)` with `norm` the min-max
-/// norm and N the number of models; `s` is the min-max norm of `b` clamped from below to its value at rank `(1 - ratio) n`.
-/// Then `base + lambda sum s_i v_i / max(sum s_i, 1e-12)`. Source: Du et al., arXiv 2410.02396, by its reference code, which
-/// has `exp` and `tanh` where the paper has softmaxes.
+/// Parameter competition balancing. For each model, over the whole vector:
+///
+/// - `A` is `|tau|`, clamped to its values at the ranks `1e-4 n` and `(1 - 1e-4) n - 1`, and `v = sign(tau) A`.
+/// - `b = exp(N norm(A)^2) tanh(tau sum_i tau_i)`, with `norm` the min-max normalisation and `N` the number of models.
+/// - `s` is `b`, clamped from below to its value at rank `(1 - ratio) n` and then min-max normalised.
+///
+/// The result is `base + lambda sum s_i v_i / max(sum s_i, 1e-12)`. Source: Du et al., arXiv 2410.02396, by its reference code,
+/// which has `exp` and `tanh` where the paper has softmaxes.
 #[derive(Debug)]
 pub struct Pcb {
-    /// Ends of the magnitudes of each model.
+    /// Least and largest clamped magnitude of each model.
     magnitudes: Vec<[f32; 2]>,
-    /// Ends of the balance of each model.
+    /// Least and largest clamped `b` of each model.
     balances: Vec<[f32; 2]>,
 }
 
 const OUTLIERS: f64 = 1e-4;
 
 impl Pcb {
-    /// Measures the ends of each model's magnitudes and balances; `n` are the elements of a model. Six passes.
+    /// Measures the limits of each model's magnitudes and of `b`. `n` is the number of elements of a model. Takes six passes.
     ///
     /// # Errors
-    /// What `each` returns; the device's fault.
+    /// The errors of `each`, and when the device fails.
     pub fn measure(models: usize, n: u64, ratio: f64, each: &mut Each) -> Result<Pcb> {
         if n == 0 {
             let none = vec![[0.0; 2]; models];
@@ -97,7 +101,7 @@ impl Pcb {
         Ok(measured)
     }
 
-    /// `b` of each model.
+    /// Computes `b` of each model.
     fn balance(&self, deltas: &[Tensor]) -> Vec<Tensor> {
         let sum = deltas[1..].iter().fold(deltas[0].clone(), |sum, d| sum.add(d));
         let one = |(d, ends): (&Tensor, &[f32; 2])| {
@@ -110,7 +114,7 @@ impl Pcb {
     /// Merges one tensor.
     ///
     /// # Panics
-    /// When there is another number of models than was measured.
+    /// When the number of models differs from that in [`Pcb::measure`].
     #[track_caller]
     pub fn merge(&self, base: &Tensor, models: &[Tensor], lambda: f32) -> Tensor {
         assert!(models.len() == self.balances.len(), "pcb: {} models measured", self.balances.len());
@@ -132,17 +136,17 @@ impl Pcb {
     }
 }
 
-/// `(clamp(x, low, high) - low) / (high - low)`; 0 where the ends meet.
+/// Returns `(clamp(x, low, high) - low) / (high - low)`, or 0 if `low` equals `high`.
 fn norm(x: &Tensor, &[low, high]: &[f32; 2]) -> Tensor {
     let width = high - low;
     let scale = if width > 0.0 { width.recip() } else { 0.0 };
     x.clamp(low, high.max(low)).affine(1.0, -low).scale(scale)
 }
 
-/// The L2 norm of each model's whole vector, in f64 over f32 sums of single tensors.
+/// Computes the L2 norm of each model's whole vector. Sums within a tensor are f32, sums over tensors f64.
 ///
 /// # Errors
-/// What `each` returns; the device's fault.
+/// The errors of `each`, and when the device fails.
 pub fn l2_norms(
     models: usize,
     mut each: impl FnMut(&mut dyn FnMut(&[Tensor]) -> Result<()>) -> Result<()>,

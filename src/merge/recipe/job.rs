@@ -1,4 +1,4 @@
-//! A merge as a list of output tensors: what each is made of, what is missing, what it will take.
+//! A merge as a list of output tensors: the inputs of each, what does not fit, and how much memory it takes.
 
 use super::config::{MergeConfig, Scalar, Slice, Source};
 use super::method::Arguments;
@@ -11,10 +11,10 @@ use std::fmt::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// Where a tensor of the output comes from.
+/// A tensor of a model that an output is merged from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Input {
-    /// Which of [`Job::models`].
+    /// Index into [`Job::models`].
     pub model: usize,
     /// The tensor's name there.
     pub name: String,
@@ -29,31 +29,31 @@ pub struct Output {
     pub shape: Vec<usize>,
     /// Its type in the file.
     pub dtype: FileDType,
-    /// The base's tensor, where the configuration has a base.
+    /// The base's tensor, if the configuration has a base.
     pub base: Option<Input>,
     /// The models' tensors.
     pub models: Vec<Input>,
     /// The Fisher diagonals of the models.
     pub fishers: Vec<Input>,
-    /// The method's parameters; without them the first model's bytes are copied: integers are not merged.
+    /// The method's parameters. `None` for integers, which are not merged: the first input's bytes are copied.
     pub arguments: Option<Arguments>,
 }
 
-/// Elements of a tensor that are merged at a time unless told otherwise: 16 MiB in f32, less than any adapter's largest binding.
+/// The default number of elements of a tensor that are merged at a time: 16 MiB in f32, within every adapter's limit on bindings.
 pub const PART: usize = 1 << 22;
 
 impl Output {
-    /// Elements.
+    /// Number of elements.
     pub fn count(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// Bytes in the file.
+    /// Size in the file, in bytes.
     pub fn bytes(&self) -> u64 {
         (self.count() * self.dtype.bitsize() / 8) as u64
     }
 
-    /// Every tensor that is read for this one.
+    /// All tensors that are read for this one.
     pub fn inputs(&self) -> impl Iterator<Item = &Input> {
         self.base.iter().chain(&self.models).chain(&self.fishers)
     }
@@ -63,28 +63,28 @@ impl Output {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Model {
-    /// As configured.
+    /// The path in the configuration.
     pub path: PathBuf,
     /// Its tensors.
     pub checkpoint: Shards,
 }
 
-/// A configuration held against the models' files.
+/// A configuration with the models' files opened, and the list of outputs.
 #[derive(Debug)]
 pub struct Job {
-    /// How to merge.
+    /// The configuration.
     pub config: MergeConfig,
     /// The models, each once.
     pub models: Vec<Model>,
-    /// The output's tensors, by name.
+    /// The output's tensors, sorted by name.
     pub outputs: Vec<Output>,
-    /// Elements of a tensor that are merged at a time, [`PART`]; DARE's draws depend on it.
+    /// Elements of a tensor that are merged at a time, by default [`PART`]. DARE's random draws depend on it.
     pub part: usize,
-    /// What stands in the way, each a sentence; a job runs when there is nothing.
+    /// What does not fit, one sentence each. A job can run only if there are none.
     pub problems: Vec<String>,
 }
 
-/// The place of a tensor in a model's depth.
+/// The position of a tensor in a model's depth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Before,
@@ -93,7 +93,8 @@ enum Stage {
 }
 
 impl Stage {
-    /// The first part of a name that is a number is its layer; embeddings of tokens and positions stand before all layers.
+    /// Derives the position from the name. The first part that is a number is the layer. Without a number, embeddings of tokens
+    /// and positions come before all layers, everything else after them.
     fn of(name: &str) -> Stage {
         let mut parts = name.split('.');
         if let Some(layer) = parts.find_map(|part| part.parse().ok()) {
@@ -104,7 +105,7 @@ impl Stage {
     }
 }
 
-/// `name` with its layer's number replaced.
+/// Returns `name` with its layer's number replaced.
 fn with_layer(name: &str, layer: usize) -> String {
     let mut parts: Vec<String> = name.split('.').map(String::from).collect();
     if let Some(part) = parts.iter_mut().find(|part| part.parse::<usize>().is_ok()) {
@@ -118,10 +119,10 @@ fn is_float(dtype: FileDType) -> bool {
 }
 
 impl Job {
-    /// Opens the models and lists the output's tensors. What does not fit is in [`Job::problems`], all of it.
+    /// Opens the models and lists the output's tensors. Everything that does not fit is listed in [`Job::problems`].
     ///
     /// # Errors
-    /// A model that cannot be opened; a parameter that is missing or out of range.
+    /// When a model cannot be opened, or a parameter is missing or out of range.
     pub fn open(config: MergeConfig) -> Result<Job> {
         let mut job =
             Job { config, models: Vec::new(), outputs: Vec::new(), part: PART, problems: Vec::new() };
@@ -140,7 +141,7 @@ impl Job {
         Ok(job)
     }
 
-    /// The number of a model, opened if it is new.
+    /// Returns the index of a model, and opens it if it is new.
     fn model(&mut self, path: &Path) -> Result<usize> {
         if let Some(i) = self.models.iter().position(|m| m.path == path) {
             return Ok(i);
@@ -150,13 +151,13 @@ impl Job {
         Ok(self.models.len() - 1)
     }
 
-    /// The model whose names and types lead: the base, or the first.
+    /// The model that determines names and types: the base, or the first without one.
     pub fn leader(&self) -> &Model {
         &self.models[0]
     }
 
-    /// Adds a slice whose layers begin at `first` in the output, with what stands before or after all layers at the `ends`;
-    /// returns how many layers it has.
+    /// Adds a slice whose layers begin at `first` in the output, and returns its number of layers. `ends` says whether it is the
+    /// first and the last slice, to which the tensors before and after all layers belong.
     fn add_slice(&mut self, slice: &Slice, first: usize, ends: [bool; 2]) -> Result<usize> {
         let sources: Vec<&Source> = slice.sources.iter().filter(|s| !self.config.is_base_only(s)).collect();
         let lead = self.model(&sources[0].model)?;
@@ -196,7 +197,7 @@ impl Job {
         Ok(range.len())
     }
 
-    /// Adds one output; `at` gives the tensor's name in a source.
+    /// Adds one output. `at` returns the tensor's name in a source.
     fn add_output(
         &mut self,
         slice: &Slice,
@@ -247,7 +248,8 @@ impl Job {
         Ok(())
     }
 
-    /// Fills in the output's shape and type from the leading input, and returns that type; notes what does not fit.
+    /// Sets the output's shape and type from its first input, and returns the type. `None` if the inputs do not fit; the reasons
+    /// are added to the problems.
     fn resolve(&mut self, output: &mut Output) -> Result<Option<FileDType>> {
         let mut problems = Vec::new();
         let mut lead: Option<(Input, Vec<usize>, FileDType)> = None;
@@ -286,7 +288,7 @@ impl Job {
         Ok(Some(dtype))
     }
 
-    /// Notes tensors that only some models have.
+    /// Adds tensors that only some models have to the problems.
     fn find_strangers(&mut self) {
         if self.config.slices.len() > 1 || self.config.slices[0].sources[0].layers.is_some() {
             return;
@@ -307,10 +309,10 @@ impl Job {
         self.problems.append(&mut strangers);
     }
 
-    /// An error that lists every problem, where there is one.
+    /// Checks that the job can run.
     ///
     /// # Errors
-    /// That.
+    /// When there are problems, which the message lists, or nothing to merge.
     pub fn check(&self) -> Result<()> {
         match self.problems.len() {
             0 if self.outputs.is_empty() => Err(Error::config("the models have no tensors")),
@@ -321,38 +323,38 @@ impl Job {
         }
     }
 
-    /// The models as what tensors are read from, in the order of [`Job::models`].
+    /// The models as sources of tensors, in the order of [`Job::models`].
     pub fn sources(&self) -> Vec<&dyn Weights> {
         self.models.iter().map(|m| &m.checkpoint as &dyn Weights).collect()
     }
 
-    /// The parts that an output is merged in.
+    /// The ranges of elements that an output is merged in, one after the other.
     pub fn parts(&self, output: usize) -> Vec<Range<usize>> {
         let (n, size) = (self.outputs[output].count(), self.part);
         (0..n.div_ceil(size).max(1)).map(|i| i * size..((i + 1) * size).min(n)).collect()
     }
 
-    /// Bytes of the output.
+    /// Size of the output in bytes.
     pub fn bytes(&self) -> u64 {
         self.outputs.iter().map(Output::bytes).sum()
     }
 
-    /// Passes over all tensors, the one that writes among them.
+    /// Passes over all tensors, including the one that writes.
     pub fn passes(&self) -> u64 {
         let first = self.outputs.iter().find_map(|o| o.arguments.as_ref());
         1 + first.map_or(0, |a| self.config.method.passes(a))
     }
 
-    /// Bytes of memory that a run needs at the most, beside the driver's own: two parts' inputs and one's other tensors on the
-    /// device, whose pool keeps as much again, the bytes that cross, and two of the output's tensors on the host. Aligning adds
-    /// its cost matrices.
+    /// Bytes of memory that a run needs at most, without those of the driver. On the device these are the inputs of two parts and
+    /// one part's temporaries, all counted twice because the pool may hold as much again. On the host, it is two of the output's
+    /// tensors. Alignment adds whole tensors, but its cost matrices are not counted.
     pub fn memory(&self) -> u64 {
         let of = |o: &Output| {
             let part = 4 * o.count().min(self.part) as u64;
             let live = 3 * o.inputs().count() + self.config.method.temporaries(o.models.len()) + 3;
             2 * part * live as u64 + 2 * o.bytes()
         };
-        // Moved tensors are kept whole while their parts are asked for, with a copy on the way.
+        // A permuted tensor is held whole while its parts are read, with one more copy during permutation.
         let moved = match self.config.align {
             Some(_) => self
                 .outputs
@@ -365,7 +367,7 @@ impl Job {
         self.outputs.iter().map(of).max().unwrap_or(0) + moved
     }
 
-    /// Which outputs go into which file: by name, filled up to `shard_bytes`.
+    /// Distributes the outputs, sorted by name, over files of up to `shard_bytes`. Returns each file's name and outputs.
     pub fn shards(&self, shard_bytes: u64) -> Vec<(String, Vec<usize>)> {
         let (mut shards, mut size) = (vec![Vec::new()], 0);
         for (i, output) in self.outputs.iter().enumerate() {
@@ -384,7 +386,7 @@ impl Job {
         shards.into_iter().enumerate().map(|(i, all)| (name(i), all)).collect()
     }
 
-    /// The plan in words: models, output, every tensor, memory, problems.
+    /// Describes the job as text: models, output, every tensor, memory, problems.
     pub fn describe(&self, shard_bytes: u64) -> String {
         let mut text = String::new();
         let mut line = |words: String| text.write_str(&(words + "\n")).expect("a String takes everything");
@@ -416,7 +418,7 @@ impl Job {
     }
 }
 
-/// Bytes for people.
+/// Formats a number of bytes with a unit.
 pub fn size(bytes: u64) -> String {
     match bytes {
         0..1024 => format!("{bytes} B"),

@@ -1,4 +1,4 @@
-//! The methods by name: what each takes, and how it merges one tensor.
+//! The methods by name: the parameters of each, and how it merges one tensor.
 
 use super::global::{Each, Pcb, TiesGlobal};
 use super::methods::{self, Rescale};
@@ -18,7 +18,7 @@ pub enum Method {
     Linear,
     /// [`methods::slerp`] from the base to the other model
     Slerp,
-    /// [`methods::slerp`] of two models by their weights; of task vectors where there is a base
+    /// [`methods::slerp`] of two models by their weights, or of their task vectors if there is a base
     NuSlerp,
     /// [`methods::task_arithmetic`]
     TaskArithmetic,
@@ -46,7 +46,7 @@ pub enum Method {
     Passthrough,
 }
 
-/// Name, whether the method needs a base, least and most models beside it, parameters.
+/// Method, name, whether it needs a base, least and most models besides the base, parameters.
 type Row = (Method, &'static str, bool, (usize, usize), &'static [&'static str]);
 
 const MANY: usize = usize::MAX;
@@ -100,7 +100,7 @@ const TABLE: [Row; 16] = [
     (Method::Passthrough, "passthrough", false, (1, 1), &["scale"]),
 ];
 
-/// Methods that mergekit has and this crate has not.
+/// Methods of mergekit that are not implemented here.
 const ELSEWHERE: [&str; 10] = [
     "multislerp",
     "karcher",
@@ -114,7 +114,7 @@ const ELSEWHERE: [&str; 10] = [
     "model_breadcrumbs",
 ];
 
-/// What a method needs to know for one tensor.
+/// The parameters of a method for one tensor.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Arguments {
     weights: Vec<f32>,
@@ -130,50 +130,50 @@ pub struct Arguments {
     scale: f32,
 }
 
-/// Looks a parameter up, of a model or of all.
+/// Looks up a parameter, either of one model or of all (`None`).
 pub type Lookup<'a> = dyn Fn(&str, Option<usize>) -> Option<Scalar> + 'a;
 
-/// Calls its argument with every one of some inputs.
+/// Makes a pass: calls its argument with one [`Inputs`] after the other.
 pub type EachInputs<'a> = dyn FnMut(&mut dyn FnMut(&Inputs) -> Result<()>) -> Result<()> + 'a;
 
-/// What a pass over all tensors found out, where the method needs one.
+/// The result of the passes over all tensors, for methods that need any.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Measured {
     /// Nothing.
     None,
-    /// Cuts of the whole task vectors.
+    /// Magnitudes at which the whole task vectors are cut.
     Ties(TiesGlobal),
-    /// Ends of magnitudes and balances.
+    /// Limits of magnitudes and balances.
     Pcb(Pcb),
     /// L2 norms of the Fisher diagonals.
     Norms(Vec<f64>),
 }
 
-/// What is known of one whole tensor.
+/// Statistics of one whole tensor, computed before its parts are merged.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Statistics {
     /// Nothing.
     None,
-    /// What two tensors are multiplied by.
+    /// The factors of two tensors.
     Mix([f32; 2]),
-    /// The models' share beside the base.
+    /// The weight of the models' mean; the base has the rest.
     Share(f32),
-    /// Which elements of each task vector stay.
+    /// Which elements of each task vector are kept.
     Kept(Vec<Kept>),
-    /// What each thinned task vector is multiplied by.
+    /// The factor of each thinned task vector.
     Scales(Vec<f32>),
 }
 
 /// The tensors that one output is made of, or the same part of each.
 #[derive(Debug)]
 pub struct Inputs {
-    /// The base's, where the configuration has one.
+    /// The base's tensor, if the configuration has a base.
     pub base: Option<Tensor>,
-    /// The models', without the base where the method merges task vectors.
+    /// The models' tensors. If the method merges task vectors, the base is not among them.
     pub models: Vec<Tensor>,
-    /// Their Fisher diagonals, for [`Method::Fisher`].
+    /// The models' Fisher diagonals, for [`Method::Fisher`].
     pub fishers: Vec<Tensor>,
 }
 
@@ -182,10 +182,10 @@ impl Method {
         TABLE.iter().find(|row| row.0 == self).expect("every method has a row")
     }
 
-    /// The method of this name.
+    /// Returns the method of this name.
     ///
     /// # Errors
-    /// The nearest names where there is none.
+    /// When there is none; the message lists similar names.
     pub fn parse(name: &str) -> Result<Method, String> {
         if let Some(row) = TABLE.iter().find(|row| row.1 == name) {
             return Ok(row.0);
@@ -200,28 +200,28 @@ impl Method {
         self.row().1
     }
 
-    /// Whether there must be a base.
+    /// Whether it needs a base.
     pub fn needs_base(self) -> bool {
         self.row().2
     }
 
-    /// Least and most models beside the base.
+    /// Least and most models besides the base.
     pub fn models(self) -> (usize, usize) {
         self.row().3
     }
 
-    /// The parameters that it takes.
+    /// Names of its parameters.
     pub fn parameters(self) -> &'static [&'static str] {
         self.row().4
     }
 
-    /// Whether each model may have a value of its own for this parameter.
+    /// Whether each model may have its own value of this parameter.
     pub fn is_per_model(self, key: &str) -> bool {
         matches!(key, "weight" | "gamma" | "loss" | "step" | "fisher" | "scale" | "int8_mask")
             || key == "density" && self != Method::TiesGlobal
     }
 
-    /// Whether this parameter is about all tensors at once, so that it cannot differ from one to another.
+    /// Whether this parameter concerns all tensors at once and so cannot differ between tensors.
     pub fn is_global(self, key: &str) -> bool {
         matches!(
             (self, key),
@@ -229,12 +229,12 @@ impl Method {
         )
     }
 
-    /// Whether a model that is the base adds nothing, so that it is left out.
+    /// Whether it merges task vectors. A model that is the base then adds nothing and is left out.
     pub fn has_task_vectors(self) -> bool {
         self.needs_base() || self == Method::NuSlerp
     }
 
-    /// Passes over all tensors before the first one can be merged.
+    /// Number of passes over all tensors before the first one can be merged.
     pub fn passes(self, arguments: &Arguments) -> u64 {
         match self {
             Method::TiesGlobal => 3,
@@ -244,10 +244,10 @@ impl Method {
         }
     }
 
-    /// Reads the parameters of one tensor.
+    /// Looks up the parameters of one tensor.
     ///
     /// # Errors
-    /// A parameter that is missing, of another type or out of range.
+    /// When a parameter is missing, of another type or out of range.
     pub fn arguments(self, models: usize, get: &Lookup) -> Result<Arguments> {
         let takes = |key: &str| self.parameters().contains(&key);
         let all = |key: &'static str, default: Option<f64>, range: Limits| {
@@ -296,10 +296,10 @@ impl Method {
         }
     }
 
-    /// The passes over all tensors: `each` hands over every tensor's base and models, or its Fisher diagonals.
+    /// Makes the passes over all tensors that come before the merge. `each` makes one pass over the inputs of all tensors.
     ///
     /// # Errors
-    /// What `each` returns; the device's fault.
+    /// The errors of `each`, and when the device fails.
     pub fn measure(
         self,
         arguments: &Arguments,
@@ -328,11 +328,11 @@ impl Method {
         }
     }
 
-    /// What must be known of a whole tensor before its parts can be merged: `each` hands over its parts, in order; it is called
-    /// up to three times.
+    /// Computes the statistics of a whole tensor that the merge of its parts needs. `each` makes one pass over its parts, in
+    /// order, and is called up to three times.
     ///
     /// # Errors
-    /// What `each` returns; the device's fault.
+    /// The errors of `each`, and when the device fails.
     pub fn statistics(
         self,
         name: &str,
@@ -389,7 +389,7 @@ impl Method {
         }
     }
 
-    /// The tensors whose angles matter.
+    /// Returns the tensors whose inner products the method needs.
     fn compared(self, x: &Inputs) -> Vec<Tensor> {
         match (self, &x.base) {
             (Method::Slerp, Some(base)) => vec![base.clone(), x.models[0].clone()],
@@ -398,10 +398,10 @@ impl Method {
         }
     }
 
-    /// Merges the part number `part` of a tensor; parts come in order.
+    /// Merges part number `part` of a tensor. Parts must be merged in order.
     ///
     /// # Errors
-    /// The device's fault, where something is read back on the way.
+    /// When the device fails, for methods that read something back.
     pub fn merge(
         self,
         name: &str,
@@ -459,7 +459,7 @@ impl Method {
         }
     }
 
-    /// Tensors of a part's size that a merge holds at once beside its inputs.
+    /// Number of temporary tensors, each as large as a part, that a merge holds at once in addition to its inputs.
     pub fn temporaries(self, models: usize) -> usize {
         match self {
             Method::Ties | Method::BreadcrumbsTies | Method::DareTies | Method::TiesGlobal | Method::Pcb => {
@@ -472,14 +472,14 @@ impl Method {
 }
 
 impl Inputs {
-    /// The task vectors; none without a base.
+    /// Computes the task vectors; none without a base.
     fn deltas(&self) -> Vec<Tensor> {
         self.base.as_ref().map(|base| methods::task_vectors(base, &self.models)).unwrap_or_default()
     }
 }
 
 impl Arguments {
-    /// Each delta with elements dropped, the others divided by its density.
+    /// Returns each delta with elements dropped at random and the others divided by the density.
     fn dropped(&self, name: &str, part: usize, deltas: &[Tensor]) -> Vec<Tensor> {
         let one = |(i, d)| methods::drop_part(d, self.densities[i], self.seed, name, [i, part]);
         deltas.iter().enumerate().map(one).collect()
@@ -493,13 +493,13 @@ fn add_to(sums: &mut Vec<f64>, numbers: Vec<f64>) -> Result<()> {
     Ok(())
 }
 
-/// The second of two weights as a share of both.
+/// Returns the second of two weights as a fraction of their sum.
 fn second_share(weights: &[f32]) -> f32 {
     let sum = weights[0] + weights[1];
     if sum == 0.0 { 0.5 } else { weights[1] / sum }
 }
 
-/// What a number may be.
+/// The values that a number may have.
 #[derive(Clone, Copy)]
 enum Limits {
     Any,
@@ -529,7 +529,7 @@ fn flag(key: &str, value: Option<Scalar>, default: bool) -> Result<bool> {
     match value {
         None => Ok(default),
         Some(Scalar::Flag(flag)) => Ok(flag),
-        // mergekit's examples write 0 and 1 too.
+        // mergekit's examples also write 0 and 1.
         Some(Scalar::Number(x)) if x == 0.0 || x == 1.0 => Ok(x == 1.0),
         Some(other) => Err(Error::config(format!("parameter `{key}` must be true or false, not {other:?}"))),
     }

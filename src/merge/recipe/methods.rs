@@ -1,9 +1,8 @@
-//! Methods that merge one tensor at a time, on the device in f32. Weights here are those of one tensor: a caller may give each
-//! tensor its own.
+//! Methods that merge one tensor at a time, on the device in f32. A caller may use different weights for each tensor.
 //!
-//! `m_i` are the models' tensors, `base` the model that they were trained from, `tau_i = m_i - base` the task vectors, which
-//! a method may thin out first ([`trim`], [`breadcrumbs`], [`dare`]) and then sums, with ([`sign_consensus`]) or without
-//! ([`task_arithmetic`]) an agreement about signs.
+//! `m_i` are the models' tensors and `base` is the model that they were trained from. The task vectors are `tau_i = m_i - base`.
+//! A method may thin them out first ([`trim`], [`breadcrumbs`], [`dare`]). It then sums them, with ([`sign_consensus`]) or
+//! without ([`task_arithmetic`]) a vote about signs.
 
 use crate::dtype::DType;
 use crate::error::Result;
@@ -12,11 +11,13 @@ use crate::rng::Rng;
 use crate::tensor::Tensor;
 use std::ops::Range;
 
-/// Above this cosine two vectors are taken for parallel.
+/// Two vectors with a cosine above this count as parallel.
 const PARALLEL: f64 = 0.9995;
 
+/// Checks the arguments of a method.
+///
 /// # Panics
-/// When there are no tensors, not one of `numbers` for each, or shapes differ.
+/// When there are no tensors, their number is not `numbers`, or shapes differ.
 #[track_caller]
 fn check(op: &str, tensors: &[Tensor], numbers: Option<usize>) {
     assert!(!tensors.is_empty(), "{op}: there are no models");
@@ -32,20 +33,20 @@ fn check(op: &str, tensors: &[Tensor], numbers: Option<usize>) {
     }
 }
 
-/// `sum w_i x_i`
+/// Returns `sum w_i x_i`.
 pub(in crate::merge) fn weighted(tensors: &[Tensor], weights: &[f32]) -> Tensor {
     let mut terms = tensors.iter().zip(weights).map(|(x, &w)| x.scale(w));
     let first = terms.next().expect("checked: at least one");
     terms.fold(first, |sum, x| sum.add(&x))
 }
 
-/// The sum of weights as a divisor: 1 where it is 0.
+/// Returns the sum of weights, or 1 if it is close to 0.
 fn divisor(weights: &[f32]) -> f32 {
     let sum: f32 = weights.iter().sum();
     if sum.abs() < 1e-8 { 1.0 } else { sum }
 }
 
-/// `1/n sum m_i`
+/// Returns `1/n sum m_i`.
 ///
 /// # Panics
 /// When there are no models or shapes differ, as in every method here.
@@ -54,7 +55,7 @@ pub fn average(models: &[Tensor]) -> Tensor {
     linear(models, &vec![1.0; models.len()], true)
 }
 
-/// `sum w_i m_i`, divided by `sum w_i` where `normalize`. Source: Wortsman et al. 2022, "Model soups".
+/// Returns `sum w_i m_i`, divided by `sum w_i` if `normalize`. Source: Wortsman et al. 2022, "Model soups".
 #[track_caller]
 pub fn linear(models: &[Tensor], weights: &[f32], normalize: bool) -> Tensor {
     check("linear", models, Some(weights.len()));
@@ -63,10 +64,10 @@ pub fn linear(models: &[Tensor], weights: &[f32], normalize: bool) -> Tensor {
 }
 
 /// Spherical interpolation of the flattened tensors: with `c = <x, y> / (|x| |y|)` and `th = acos c`,
-/// `(sin((1 - t) th) x + sin(t th) y) / sin th`; straight where `|c| > 0.9995`. Source: Shoemake 1985.
+/// `(sin((1 - t) th) x + sin(t th) y) / sin th`. It is linear interpolation if `|c| > 0.9995`. Source: Shoemake 1985.
 ///
 /// # Errors
-/// The device's fault: three sums are read back.
+/// When the device fails, since three sums are read back.
 #[track_caller]
 pub fn slerp(x: &Tensor, y: &Tensor, t: f32) -> Result<Tensor> {
     let pair = [x.clone(), y.clone()];
@@ -74,7 +75,7 @@ pub fn slerp(x: &Tensor, y: &Tensor, t: f32) -> Result<Tensor> {
     Ok(weighted(&pair, &slerp_weights(&products(&pair)?, t)))
 }
 
-/// `<x_i, x_j>` for `j <= i`, row by row.
+/// Returns `<x_i, x_j>` for `j <= i`, row by row.
 pub(in crate::merge) fn products(tensors: &[Tensor]) -> Result<Vec<f64>> {
     let pairs = (0..tensors.len()).flat_map(|i| (0..=i).map(move |j| [i, j]));
     let dots = pairs.map(|[i, j]| tensors[i].mul(&tensors[j]).sum_all().reshape([1]));
@@ -83,13 +84,13 @@ pub(in crate::merge) fn products(tensors: &[Tensor]) -> Result<Vec<f64>> {
     Ok(dots.into_iter().map(f64::from).collect())
 }
 
-/// `<x, y> / (|x| |y|)`; 0 where one has no length.
+/// Returns `<x, y> / (|x| |y|)`, or 0 if a vector is 0.
 fn cosine(dot: f64, xx: f64, yy: f64) -> f64 {
     let norms = (xx * yy).sqrt();
     if norms > 0.0 { dot / norms } else { 0.0 }
 }
 
-/// What [`slerp`] multiplies its two tensors by, from their [`products`].
+/// Computes the factors of [`slerp`]'s two tensors from their [`products`].
 pub(in crate::merge) fn slerp_weights(products: &[f64], t: f32) -> [f32; 2] {
     let cosine = cosine(products[1], products[0], products[2]);
     let t = f64::from(t);
@@ -102,7 +103,7 @@ pub(in crate::merge) fn slerp_weights(products: &[f64], t: f32) -> [f32; 2] {
     weights.map(|w| w as f32)
 }
 
-/// `base + slerp(tau_0, tau_1, t)`
+/// Returns `base + slerp(tau_0, tau_1, t)`.
 ///
 /// # Errors
 /// As [`slerp`].
@@ -112,13 +113,14 @@ pub fn slerp_task_vectors(base: &Tensor, models: [&Tensor; 2], t: f32) -> Result
     Ok(base.add(&slerp(&a, &b, t)?))
 }
 
-/// `tau_i = m_i - base`
+/// Returns `tau_i = m_i - base`.
 #[track_caller]
 pub fn task_vectors(base: &Tensor, models: &[Tensor]) -> Vec<Tensor> {
     models.iter().map(|m| m.sub(base)).collect()
 }
 
-/// `base + lambda sum w_i d_i`, the sum divided by `sum w_i` where `normalize`. Source: Ilharco et al., arXiv 2212.04089.
+/// Returns `base + lambda sum w_i d_i`, with the sum divided by `sum w_i` if `normalize`. Source: Ilharco et al., arXiv
+/// 2212.04089.
 #[track_caller]
 pub fn task_arithmetic(
     base: &Tensor,
@@ -132,16 +134,16 @@ pub fn task_arithmetic(
     base.add(&weighted(deltas, weights).scale(scale))
 }
 
-/// `x` where `of` has the sign of `total` (0 counting as positive), else 0.
+/// Returns `x` where `of` is not 0 and has the sign of `total` (a total of 0 counts as positive), else 0.
 fn agreeing(x: &Tensor, of: &Tensor, total: &Tensor) -> Tensor {
     const AGREEING: &str = "select(vec4<f32>(0.0), $0, (($1 > vec4<f32>(0.0)) & ($2 >= vec4<f32>(0.0))) \
         | (($1 < vec4<f32>(0.0)) & ($2 < vec4<f32>(0.0))))";
     Tensor::lazy("sign_consensus", AGREEING, DType::F32, *of.shape(), &[x, of, total])
 }
 
-/// The sum of TIES over deltas that may have been thinned out before: with `d_i = w_i delta_i`, the sign `s = +1` where
-/// `sum d_i >= 0`, else -1, and `m_i = [sign d_i = s]`: `base + lambda sum m_i d_i`, the sum divided by `sum m_i w_i` (1 where
-/// that is 0) where `normalize`. Source: Yadav et al., arXiv 2306.01708.
+/// The sign vote of TIES, over deltas that may have been thinned out before. With `d_i = w_i delta_i`, the sign `s = +1` where
+/// `sum d_i >= 0`, else -1, and `m_i = [sign d_i = s]`, the result is `base + lambda sum m_i d_i`. If `normalize`, the sum is
+/// divided by `sum m_i w_i` where that is not 0. Source: Yadav et al., arXiv 2306.01708.
 #[track_caller]
 pub fn sign_consensus(
     base: &Tensor,
@@ -154,7 +156,7 @@ pub fn sign_consensus(
     let signed: Vec<Tensor> = deltas.iter().zip(weights).map(|(d, &w)| d.scale(w)).collect();
     let ones = vec![1.0; signed.len()];
     let total = weighted(&signed, &ones);
-    // Read once for each delta below.
+    // Every delta below reads the sum, so it is computed now, once.
     total.evaluate();
     let kept: Vec<Tensor> = signed.iter().map(|d| agreeing(d, d, &total)).collect();
     let mut sum = weighted(&kept, &ones);
@@ -168,18 +170,18 @@ pub fn sign_consensus(
     base.add(&sum.scale(lambda))
 }
 
-/// How many of `n` elements a share leaves, as the reference implementations count.
+/// Returns `floor(share n)`, at most `n`, as the reference implementations count.
 fn part(share: f64, n: usize) -> usize {
     ((share * n as f64) as usize).min(n)
 }
 
-/// The ranks of magnitude that TIES keeps: the `max(1, floor(density n))` largest.
+/// Returns the ranks of magnitude that TIES keeps: the `max(1, floor(density n))` largest.
 pub(in crate::merge) fn trimmed(n: usize, density: f64) -> Range<usize> {
     n - part(density, n).max(1).min(n)..n
 }
 
-/// The ranks that breadcrumbs keep: with `T = floor(density n)` and `top = floor(gamma n)`, from
-/// `bottom = max(0, n - T - top)` to `bottom + T`; all at a density of 1.
+/// Returns the ranks of magnitude that breadcrumbs keep: with `T = floor(density n)` and `top = floor(gamma n)`, from
+/// `bottom = max(0, n - T - top)` to `bottom + T`. A density of 1 keeps all.
 pub(in crate::merge) fn middle(n: usize, density: f64, gamma: f64) -> Range<usize> {
     if density >= 1.0 {
         return 0..n;
@@ -189,11 +191,11 @@ pub(in crate::merge) fn middle(n: usize, density: f64, gamma: f64) -> Range<usiz
     bottom..bottom + kept
 }
 
-/// Each delta's largest magnitudes, a share `density_i`, at least one element; the rest 0. Among equals at the end of the
-/// share the last ones stay. Exact, without sorting.
+/// Keeps the fraction `density_i` of each delta with the largest magnitudes, at least one element, and sets the rest to 0. Of
+/// equal magnitudes at the limit, the last ones are kept. The selection is exact, without sorting.
 ///
 /// # Errors
-/// The device's fault.
+/// When the device fails.
 #[track_caller]
 pub fn trim(deltas: &[Tensor], densities: &[f64]) -> Result<Vec<Tensor>> {
     check("trim", deltas, Some(densities.len()));
@@ -201,11 +203,11 @@ pub fn trim(deltas: &[Tensor], densities: &[f64]) -> Result<Vec<Tensor>> {
     rank::keep_ranks(deltas, &ranks)
 }
 
-/// Each delta without its largest magnitudes, a share `gamma_i`, and without so many of the smallest that `density_i` stay.
-/// A density of 1 or more changes nothing. Source: Davari & Belilovsky, arXiv 2312.06795.
+/// Removes from each delta the fraction `gamma_i` with the largest magnitudes, and as many of the smallest ones that the fraction
+/// `density_i` remains. A density of 1 or more changes nothing. Source: Davari & Belilovsky, arXiv 2312.06795.
 ///
 /// # Errors
-/// The device's fault.
+/// When the device fails.
 #[track_caller]
 pub fn breadcrumbs(deltas: &[Tensor], densities: &[f64], gammas: &[f64]) -> Result<Vec<Tensor>> {
     check("breadcrumbs", deltas, Some(densities.len()));
@@ -216,21 +218,21 @@ pub fn breadcrumbs(deltas: &[Tensor], densities: &[f64], gammas: &[f64]) -> Resu
     rank::keep_ranks(deltas, &ranks)
 }
 
-/// What DARE multiplies the elements that it kept by.
+/// The factor of the elements that DARE keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Rescale {
-    /// `1 / density`, as the paper.
+    /// `1 / density`, as in the paper.
     Density,
-    /// `|delta|_1 / |kept|_1`, as mergekit.
+    /// `|delta|_1 / |kept|_1`, as in mergekit.
     L1,
-    /// 1
+    /// 1.
     None,
 }
 
-/// Drop and rescale: each element stays with probability `density`, drawn for the element `i` of the tensor `name` of the
-/// model number `model` under `seed`: the same on every adapter and in any order of tensors.
-/// Source: Yu et al., arXiv 2311.03099.
+/// Drop and rescale: keeps each element with probability `density`. The draw of an element depends only on its index, `name`,
+/// `model` (the model's number) and `seed`, so it is the same on every adapter and in any order of tensors. Source: Yu et al.,
+/// arXiv 2311.03099.
 #[track_caller]
 pub fn dare(delta: &Tensor, density: f64, rescale: Rescale, seed: u64, name: &str, model: usize) -> Tensor {
     let kept = drop_part(delta, density, seed, name, [model, 0]);
@@ -241,12 +243,13 @@ pub fn dare(delta: &Tensor, density: f64, rescale: Rescale, seed: u64, name: &st
     }
 }
 
-/// The probability that [`dare`] drops an element with; below 1, so that there is something to divide by.
+/// The probability with which [`dare`] drops an element. It is below 1, because the kept elements are divided by the rest.
 pub(in crate::merge) fn drop_rate(density: f64) -> f32 {
     (1.0 - density).clamp(0.0, 1.0 - f64::from(f32::EPSILON)) as f32
 }
 
-/// A part of a tensor with elements dropped and the others divided by `density`; the draws are those of the model and part.
+/// Returns a part of a tensor with elements dropped and the others divided by `density`. `place` is the model's and the part's
+/// number, which the draws depend on.
 pub(in crate::merge) fn drop_part(
     delta: &Tensor,
     density: f64,
@@ -254,13 +257,13 @@ pub(in crate::merge) fn drop_part(
     name: &str,
     place: [usize; 2],
 ) -> Tensor {
-    // FNV-1a of the name, then of the place; the top bit stays free for the generator to count on.
+    // FNV-1a of the name, then of the place. The top bit stays 0, which leaves the generator room to count.
     let bytes = name.bytes().chain(place.into_iter().flat_map(|i| (i as u64).to_le_bytes()));
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     delta.dropout(drop_rate(density), &mut Rng::from_state([seed, hash >> 1]))
 }
 
-/// `kept |delta|_1 / |kept|_1`; `kept` where it is all 0.
+/// Returns `kept |delta|_1 / |kept|_1`, or `kept` if it is all 0.
 #[track_caller]
 pub fn rescale_l1(delta: &Tensor, kept: &Tensor) -> Tensor {
     let [all, left] = [delta, kept].map(|x| x.abs().sum_all());
@@ -268,11 +271,11 @@ pub fn rescale_l1(delta: &Tensor, kept: &Tensor) -> Tensor {
     kept.mul(&Tensor::scalar(delta.gpu(), 1.0).where_mask(&none, &all.div(&left)))
 }
 
-/// Model stock: with `c` the mean cosine of all pairs of task vectors and `t = N c / (1 + (N - 1) c)`,
-/// `t mean(m_i) + (1 - t) base`. Source: Jang et al., arXiv 2403.19522.
+/// Model stock: `t mean(m_i) + (1 - t) base` with `t = N c / (1 + (N - 1) c)`, where `c` is the mean cosine of all pairs of task
+/// vectors. Source: Jang et al., arXiv 2403.19522.
 ///
 /// # Errors
-/// The device's fault: the products are read back.
+/// When the device fails, since the inner products are read back.
 ///
 /// # Panics
 /// When there are fewer than two models.
@@ -286,7 +289,7 @@ pub fn model_stock(base: &Tensor, models: &[Tensor]) -> Result<Tensor> {
     Ok(stock(base, models, stock_share(&products(&deltas)?, n)))
 }
 
-/// `t` of [`model_stock`] from the [`products`] of `n` task vectors.
+/// Computes `t` of [`model_stock`] from the [`products`] of `n` task vectors.
 pub(in crate::merge) fn stock_share(products: &[f64], n: usize) -> f32 {
     let dot = |i: usize, j: usize| products[i * (i + 1) / 2 + j];
     let pairs = (0..n).flat_map(|i| (0..i).map(move |j| [i, j]));
@@ -295,14 +298,14 @@ pub(in crate::merge) fn stock_share(products: &[f64], n: usize) -> f32 {
     (n as f64 * c / (1.0 + (n - 1) as f64 * c)) as f32
 }
 
-/// `t mean(m_i) + (1 - t) base`
+/// Returns `t mean(m_i) + (1 - t) base`.
 pub(in crate::merge) fn stock(base: &Tensor, models: &[Tensor], t: f32) -> Tensor {
     weighted(&[average(models), base.clone()], &[t, 1.0 - t])
 }
 
-/// Fisher-weighted average `sum c_i F_i m_i / sum c_i F_i`, `F_i` the diagonals of the models' Fisher matrices
-/// ([`fisher_diagonal`](crate::merge::research::learned::fisher_diagonal)), the first one floored at `floor` so that the target's weights stand
-/// where nobody knows. Source: Matena & Raffel, arXiv 2111.09832.
+/// Fisher-weighted average `sum c_i F_i m_i / sum c_i F_i`, where `F_i` are the diagonals of the models' Fisher matrices
+/// ([`fisher_diagonal`](crate::merge::research::learned::fisher_diagonal)). The first model's is raised to at least `floor`, so
+/// its weights are kept where all Fisher values are 0. Source: Matena & Raffel, arXiv 2111.09832.
 #[track_caller]
 pub fn fisher(models: &[Tensor], fishers: &[Tensor], coefficients: &[f32], floor: f32) -> Tensor {
     check("fisher", models, Some(coefficients.len()));
@@ -313,13 +316,13 @@ pub fn fisher(models: &[Tensor], fishers: &[Tensor], coefficients: &[f32], floor
     weighted(&products, coefficients).div(&weighted(&fishers, coefficients))
 }
 
-/// Weights of metrics-weighted averaging by losses: `(1 / L_i)^p`, normalized. Source: arXiv 2504.18580, with one power for
-/// the penalty.
+/// Returns the weights of metrics-weighted averaging by losses: `(1 / L_i)^p`, normalized. Source: arXiv 2504.18580, with a power
+/// as the only penalty.
 pub fn loss_weights(losses: &[f64], power: f64) -> Vec<f32> {
     normalized(losses.iter().map(|loss| loss.recip().powf(power)).collect())
 }
 
-/// Weights of metrics-weighted averaging by training steps: `s_i^p`, normalized. Source: as [`loss_weights`].
+/// Returns the weights of metrics-weighted averaging by training steps: `s_i^p`, normalized. Source: as [`loss_weights`].
 pub fn step_weights(steps: &[f64], power: f64) -> Vec<f32> {
     normalized(steps.iter().map(|step| step.powf(power)).collect())
 }
@@ -340,10 +343,10 @@ mod tests {
         assert_eq!(trimmed(3, 1.0), 0..3);
         assert_eq!(trimmed(0, 0.5), 0..0);
         assert_eq!(middle(150, 0.6, 0.04), 54..144);
-        // More kept than the top leaves: the top gives way.
+        // Density has precedence: less than `gamma` is removed at the top, because the rest would not be enough.
         assert_eq!(middle(10, 0.95, 0.3), 0..9);
         assert_eq!(middle(10, 1.0, 0.3), 0..10);
-        // Tiny tensors lose nothing at the top.
+        // In tiny tensors, `gamma` rounds down to nothing.
         assert_eq!(middle(24, 0.6, 0.01), 10..24);
     }
 }

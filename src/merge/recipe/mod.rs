@@ -1,4 +1,4 @@
-//! Recipes: a merge as a configuration says it, its methods, and the run from files to a file.
+//! Recipes: the configuration of a merge, the methods, and the run from input files to output files.
 
 pub mod aligned;
 pub mod config;

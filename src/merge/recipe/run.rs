@@ -1,4 +1,4 @@
-//! Runs a merge: one tensor at a time from the models' files to the output's.
+//! Runs a merge, one tensor at a time, from the models' files to the output's.
 
 use super::job::{Input, Job, Output};
 use super::method::{Inputs, Measured, Statistics};
@@ -17,20 +17,20 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-/// The configuration that a folder was made by, in the folder.
+/// Name of the file in an output folder that holds the folder's configuration.
 pub const CONFIG: &str = "tiebeam_merge.yaml";
 
-/// Told how many more bytes of the output have been worked on, of [`Job::bytes`] times [`Job::passes`]; an error stops the
-/// run and leaves what was there.
+/// Called with the number of further bytes of the output that are done, of [`Job::bytes`] times [`Job::passes`] in all. An error
+/// ends the run and leaves the old output intact.
 pub type Progress<'a> = dyn FnMut(u64) -> Result<()> + 'a;
 
-/// A part of an output under way: its bytes, and for each input how many elements are not finite.
+/// A part of an output that the device is working on: its bytes, and for each input the count of elements that are not finite.
 struct Pending {
     merged: Reading,
     finite: Vec<(Input, Reading)>,
 }
 
-/// An output and a part of it.
+/// The numbers of an output and of a part of it.
 type Unit = (usize, usize);
 
 struct Stream<'a> {
@@ -38,9 +38,9 @@ struct Stream<'a> {
     job: &'a Job,
     sources: &'a [&'a dyn Weights],
     measured: Measured,
-    /// What is known of the output whose parts are being started.
+    /// The output whose parts are being started, with its statistics.
     statistics: Option<(usize, Statistics)>,
-    /// Units to come, last first.
+    /// Units that are not yet produced, the next one last.
     queue: Vec<Unit>,
     /// All outputs, in the order in which they are written.
     sequence: Vec<usize>,
@@ -49,16 +49,16 @@ struct Stream<'a> {
 }
 
 impl Job {
-    /// Merges into the folder `out`, reading tensors from `sources`, in the order of [`Job::models`]: [`Job::sources`] or
-    /// aligned ones. Shards are filled up to `shard_bytes`; `config` is kept beside them as text.
+    /// Merges into the folder `out`, with tensors from `sources` in the order of [`Job::models`]: [`Job::sources`], or aligned
+    /// ones. Shards are filled up to `shard_bytes`, and the text `config` is stored with them.
     ///
-    /// The folder appears when it is complete. One that an earlier merge made is replaced, what others put or changed there is moved
-    /// into the new one, and any other folder is refused: [`files::replace_folder`] has the rules. The same inputs give the
-    /// same bytes.
+    /// The folder appears only when it is complete. A folder of an earlier merge is replaced, and files that others added or
+    /// changed there are moved into the new one. Any other folder is refused; [`files::replace_folder`] has the rules. The same
+    /// inputs give the same bytes.
     ///
     /// # Errors
-    /// [`Job::check`] and [`Job::check_out`]; NaN or infinity in a model (the message names the tensor and the index) or in the result; what files,
-    /// disk and device have, and what `progress` returns. Then `out` is as it was.
+    /// Those of [`Job::check`], [`Job::check_out`] and `progress`. Also when a model has NaN or infinity (the message names the
+    /// tensor and the index), the result has, or a file, the disk or the device fails. `out` is then left intact.
     pub fn run(
         &self,
         gpu: &Gpu,
@@ -75,11 +75,12 @@ impl Job {
             let order = |o: &usize| (std::cmp::Reverse(self.outputs[*o].dtype), &self.outputs[*o].name);
             let (mut queue, mut sequence) = (Vec::new(), Vec::new());
             for (_, outputs) in &shards {
-                // As `store::save` orders a file, so that what is computed ahead is what is asked for next.
+                // `store::save` asks for the tensors of a file in this order. What is computed ahead must be what it asks for
+                // next.
                 let mut outputs = outputs.clone();
                 outputs.sort_by(|a, b| order(a).cmp(&order(b)));
                 sequence.extend(&outputs);
-                // What is copied is no work for the device.
+                // An output that is copied has no parts on the device.
                 let parts =
                     |i: usize| if self.outputs[i].arguments.is_some() { self.parts(i).len() } else { 1 };
                 queue.extend(outputs.into_iter().flat_map(|i| (0..parts(i)).map(move |p| (i, p))));
@@ -114,18 +115,18 @@ impl Job {
         })
     }
 
-    /// What is in the way of [`Job::run`] into the folder `out`: for other long work to know before it begins.
+    /// Checks that [`Job::run`] may write to the folder `out`. Callers use it before other long work.
     ///
     /// # Errors
-    /// When `out` is not ours to replace, or a file that is not ours has the name of one to be written there.
+    /// When `out` is not a folder of this crate, or has a foreign file with the name of one to be written.
     pub fn check_out(&self, out: &Path, shard_bytes: u64) -> Result<()> {
         let shards = self.shards(shard_bytes).into_iter().map(|(file, _)| file);
-        // Somebody's index would speak of other shards than ours, even where we write none.
+        // The index is included even if none is written: a foreign index would list other shards than ours.
         let others = [INDEX, CONFIG].map(String::from);
         files::check_folder(out, shards.chain(others).chain(self.settings()?))
     }
 
-    /// The index of shards, with sorted keys.
+    /// Returns the index of shards, with sorted keys.
     fn index(&self, shards: &[(String, Vec<usize>)]) -> String {
         let places = shards.iter().flat_map(|(file, all)| all.iter().map(move |&i| (i, file)));
         let map: BTreeMap<&str, &String> =
@@ -140,7 +141,7 @@ impl Job {
         if from.is_dir() { from } else { parent }
     }
 
-    /// The names of the leading model's settings and tokenizer.
+    /// Returns the file names of the leading model's settings and tokenizer.
     fn settings(&self) -> Result<Vec<String>> {
         let from = self.leading_folder();
         let mut names: Vec<_> = std::fs::read_dir(from)
@@ -165,7 +166,7 @@ impl Job {
         Ok(())
     }
 
-    /// A model's settings as the output's.
+    /// Returns a model's settings with the number of layers and the type of the output.
     fn changed(&self, path: &Path, bytes: Vec<u8>) -> Result<Vec<u8>> {
         let mut settings: Value =
             serde_json::from_slice(&bytes).map_err(|e| Error::format(path, e.to_string()).because_of(e))?;
@@ -188,7 +189,7 @@ impl Job {
     }
 }
 
-/// Files of a model's folder that are no weights and belong to every copy of it.
+/// Whether a file of a model's folder holds settings or the tokenizer, which an output folder needs too.
 fn is_setting(name: &str) -> bool {
     let tokenizer = name.starts_with("tokenizer") || name.starts_with("vocab") || name == "merges.txt";
     let json = ["config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json"];
@@ -210,7 +211,7 @@ impl Stream<'_> {
         })
     }
 
-    /// The passes over all tensors that some methods need first.
+    /// Makes the passes over all tensors that some methods need first.
     fn measure(&mut self) -> Result<()> {
         let merged: Vec<&Output> = self.job.outputs.iter().filter(|o| o.arguments.is_some()).collect();
         let Some((first, arguments)) = merged.first().and_then(|o| Some((o, o.arguments.as_ref()?))) else {
@@ -219,7 +220,7 @@ impl Stream<'_> {
         let elements = merged.iter().map(|o| o.count() as u64).sum();
         let method = self.job.config.method;
         let measured = method.measure(arguments, first.models.len(), elements, &mut |visit| {
-            // In the order in which they are merged: of equal elements at a cut those stay that come last.
+            // In the order of the merge, since of equal elements at a cut the last ones are kept.
             for &i in &self.sequence {
                 let output = &self.job.outputs[i];
                 let parts = if output.arguments.is_some() { self.job.parts(i) } else { Vec::new() };
@@ -236,7 +237,7 @@ impl Stream<'_> {
         Ok(())
     }
 
-    /// The bytes of an output; what comes next is set going before each wait.
+    /// Returns the bytes of an output. Before each wait for a part, the next part is started.
     fn produce(&mut self, i: usize) -> Result<Vec<u8>> {
         let output = &self.job.outputs[i];
         let mut all = Vec::with_capacity(output.bytes() as usize);
@@ -265,7 +266,7 @@ impl Stream<'_> {
         Ok(all)
     }
 
-    /// Sets a part going; `None` where the output's bytes are copied.
+    /// Starts a part on the device. `None` if the output's bytes are copied instead.
     fn start(&mut self, (i, part): Unit) -> Result<Option<Pending>> {
         let output = &self.job.outputs[i];
         let Some(arguments) = &output.arguments else { return Ok(None) };
@@ -298,7 +299,7 @@ fn start_finite(output: &Output, inputs: &Inputs) -> Result<Vec<(Input, Reading)
     output.inputs().zip(tensors).map(one).collect()
 }
 
-/// An error that names the first NaN or infinity of a part that begins at `start`, and how many there are.
+/// Checks the inputs of a part that begins at element `start`. The error names the first NaN or infinity and counts the others.
 fn check_finite(job: &Job, readings: Vec<(Input, Reading)>, start: usize) -> Result<()> {
     for (input, reading) in readings {
         let words: Vec<u32> = bytemuck::pod_collect_to_vec(&reading.wait()?);
@@ -313,12 +314,13 @@ fn check_finite(job: &Job, readings: Vec<(Input, Reading)>, start: usize) -> Res
     Ok(())
 }
 
-/// An error where a part that begins at `start` has a value that is no number of the output's type: NaN, or rounded to infinity.
+/// Checks the result of a part that begins at element `start`. NaN, and values that the output's type rounds to infinity, are
+/// errors.
 fn check_encoded(output: &Output, start: usize, bytes: &[u8]) -> Result<()> {
-    /// The first element whose exponent has all bits set.
+    /// Returns the index of the first element for which `bad` is true.
     fn first<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool) -> Option<usize> {
         let elements = bytes.as_chunks::<N>().0;
-        // Counted first: that runs at memory speed, a search with an early end does not.
+        // Counting first runs at memory speed. A search with an early exit does not, and usually there is nothing to find.
         let count: usize = elements.iter().map(|&e| usize::from(bad(e))).sum();
         (count > 0).then(|| elements.iter().position(|&e| bad(e))).flatten()
     }

@@ -1,4 +1,4 @@
-//! Parameters of a merge as they are written: values that may differ by depth and by tensor.
+//! Parameters of a merge as configured. Their values may differ by depth and by tensor.
 
 use std::collections::BTreeMap;
 
@@ -14,20 +14,20 @@ pub enum Scalar {
     Text(String),
 }
 
-/// A parameter as it was written.
+/// A parameter as configured.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Setting {
     /// The same for all tensors.
     Same(Scalar),
-    /// Numbers at equal distances over the depth of the model.
+    /// Numbers at evenly spaced depths of the model, interpolated linearly.
     Gradient(Vec<f64>),
-    /// The first whose filter is part of the tensor's name; no filter is part of every name.
+    /// The first setting whose filter is part of the tensor's name. `None` and `*` fit every name.
     Filters(Vec<(Option<String>, Setting)>),
 }
 
 impl Setting {
-    /// The value for a tensor at a depth in `[0, 1]`; `None` where no filter fits.
+    /// Returns the value for a tensor at a depth in `[0, 1]`, or `None` if no filter fits.
     pub fn at(&self, name: &str, depth: f64) -> Option<Scalar> {
         match self {
             Setting::Same(value) => Some(value.clone()),

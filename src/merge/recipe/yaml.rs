@@ -1,22 +1,22 @@
-//! YAML to the values that JSON has, for configurations. One document, no aliases, keys once.
+//! Parses YAML configurations into JSON values. A file must be one document without aliases or repeated keys.
 
 use crate::error::{Error, Result};
 use saphyr_parser::{Event, Parser, ScalarStyle};
 use serde_json::{Map, Number, Value};
 
-/// Deeper nesting is no configuration.
+/// Most levels of nesting.
 const DEPTH: usize = 64;
 
-/// A list or map that is still open; a map with the key whose value comes next.
+/// A list or map that is still open. A map has the key whose value comes next.
 enum Open {
     List(Vec<Value>),
     Map(Map<String, Value>, Option<String>),
 }
 
-/// The document as JSON values. Plain scalars are null, booleans or numbers where they read so; everything else is text.
+/// Returns the document as JSON values. Plain scalars that look like null, a boolean or a number become one; all others are text.
 ///
 /// # Errors
-/// Broken YAML, a key twice, a key that is no scalar, an alias, a second document: the message names the line.
+/// For invalid YAML, a repeated key, a key that is not a scalar, an alias or a second document. The message names the line.
 pub fn parse(text: &str) -> Result<Value> {
     let (mut open, mut done): (Vec<Open>, Option<Value>) = (Vec::new(), None);
     for event in Parser::new_from_str(text) {
@@ -64,7 +64,7 @@ pub fn parse(text: &str) -> Result<Value> {
     Ok(done.unwrap_or(Value::Null))
 }
 
-/// YAML's core schema, without infinities and NaN, which no setting takes.
+/// Interprets a scalar by YAML's core schema, without infinities and NaN, which no setting may have.
 fn scalar(text: &str, plain: bool) -> Value {
     if !plain {
         return Value::String(text.into());

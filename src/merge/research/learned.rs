@@ -1,4 +1,4 @@
-//! Merging by what models do on data: Fisher diagonals, and learned coefficients of task vectors.
+//! Merging by the models' behaviour on data: Fisher diagonals, and learned coefficients of task vectors.
 
 use crate::dtype::DType;
 use crate::error::Result;
@@ -7,13 +7,14 @@ use crate::rng::Rng;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 
-/// The diagonal of the Fisher matrix, `F = 1/n sum_x sum_y p(y|x) (d log p(y|x) / d theta)^2`, exact over the classes.
+/// Computes the diagonal of the Fisher matrix, `F = 1/n sum_x sum_y p(y|x) (d log p(y|x) / d theta)^2`, with the exact sum over
+/// classes `y`. [`fisher`](crate::merge::recipe::methods::fisher) merges by it.
 ///
-/// `logits` gives `[classes]` for a sample, made of `leaves`; there is one backward pass for each sample and class.
-/// Source: Matena & Raffel, arXiv 2111.09832. For [`fisher`](crate::merge::recipe::methods::fisher).
+/// `logits` returns the logits `[classes]` of a sample, computed from `leaves`. There is one backward pass per sample and class.
+/// Source: Matena & Raffel, arXiv 2111.09832.
 ///
 /// # Errors
-/// The device's fault.
+/// When the device fails.
 ///
 /// # Panics
 /// When there are no samples, the logits have another shape, or no leaf is part of them.
@@ -53,24 +54,24 @@ pub fn fisher_diagonal(
     Ok(sums)
 }
 
-/// aTLAS: `theta_b = base_b + sum_i c[i, b, k] tau_ib`, with a learned coefficient for each task vector `i`, tensor `b` and, where
-/// a tensor is divided, part `k`; all else is frozen. Coefficients begin at 0, so that the model begins as the base.
+/// aTLAS: `theta_b = base_b + sum_i c[i, b, k] tau_ib`, with a learned coefficient for each task vector `i`, each tensor `b` and,
+/// if tensors are divided, each part `k`. Everything else is frozen. Coefficients start at 0, where the model equals the base.
 ///
 /// Source: Zhang et al., arXiv 2407.02880.
 #[derive(Clone, Debug)]
 pub struct Atlas {
     base: BTreeMap<String, Tensor>,
-    /// By tensor, in the order of names.
+    /// The task vectors of each tensor, in the order of names.
     deltas: Vec<Vec<Tensor>>,
     /// The leaf `[tasks, tensors, parts]`.
     coefficients: Tensor,
-    /// By tensor, which part an element belongs to; for more than one.
+    /// Per tensor, the part that each element belongs to. `None` if there is only one part.
     parts: Vec<Option<Tensor>>,
 }
 
 impl Atlas {
-    /// Task vectors of `models` about `base`. With `parts` above 1 each element of a tensor belongs at random to one of so many
-    /// parts that have coefficients of their own.
+    /// Computes the task vectors of `models` relative to `base`. With `parts` above 1, each element of a tensor is assigned at
+    /// random to one of so many parts, and each part has its own coefficients.
     ///
     /// # Panics
     /// When there are no models, a model lacks a tensor of the base or has it in another shape, or `parts` is 0.
@@ -104,21 +105,21 @@ impl Atlas {
         }
     }
 
-    /// The coefficients `[tasks, tensors, parts]`: the only leaf, for an optimizer.
+    /// The coefficients `[tasks, tensors, parts]`, the only leaf to train.
     pub fn coefficients(&self) -> &Tensor {
         &self.coefficients
     }
 
-    /// The model's tensors under the coefficients, in the graph.
+    /// Computes the model's tensors from the coefficients, tracked for gradients.
     pub fn weights(&self) -> BTreeMap<String, Tensor> {
         self.weights_under(&self.coefficients)
     }
 
-    /// The model's tensors under other coefficients that broadcast to `[tasks, tensors, parts]`, such as one number a task,
-    /// `[tasks, 1, 1]`.
+    /// Computes the model's tensors from other coefficients that broadcast to `[tasks, tensors, parts]`, such as one number per
+    /// task, `[tasks, 1, 1]`.
     ///
     /// # Panics
-    /// When they do not.
+    /// When the coefficients do not broadcast to that shape.
     #[track_caller]
     pub fn weights_under(&self, coefficients: &Tensor) -> BTreeMap<String, Tensor> {
         let c = coefficients.expand(*self.coefficients.shape());

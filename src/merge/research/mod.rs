@@ -1,4 +1,4 @@
-//! Methods that merge by more than weights alone: by data, by trade-offs, reversibly, for robustness.
+//! Research methods of merging: learned from data, by trade-offs between tasks, reversible, and for robustness.
 
 pub mod learned;
 pub mod pareto;

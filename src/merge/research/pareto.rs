@@ -1,5 +1,5 @@
-//! MAP: the trade-offs of merging, from few evaluations: a quadratic surrogate of each task's metric in the scaling
-//! coefficients of the task vectors, and the front of what cannot be bettered for all tasks at once.
+//! MAP finds the trade-offs between tasks from few evaluations. Each task's metric gets a quadratic surrogate in the scaling
+//! coefficients of the task vectors, and a search over the surrogates finds the Pareto front.
 //!
 //! Source: Li et al., arXiv 2406.07529. The search is NSGA-II (Deb et al. 2002).
 
@@ -8,13 +8,13 @@ use crate::linalg;
 use crate::rng::Rng;
 use crate::setters::setters;
 
-/// Between the quadratic and the metric.
+/// The function that maps the quadratic to the metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Link {
-    /// The metric is the quadratic: losses.
+    /// The metric is the quadratic itself. Suits losses.
     Identity,
-    /// The metric is the quadratic's sigmoid: accuracies.
+    /// The metric is the quadratic's sigmoid. Suits accuracies.
     Sigmoid,
 }
 
@@ -37,27 +37,27 @@ impl Link {
     }
 }
 
-/// `link(c^T Q c + b . c + e)`: a task's metric in the coefficients `c`.
+/// A task's metric as a function of the coefficients `c`: `link(c^T Q c + b . c + e)`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Surrogate {
     coefficients: Vec<f64>,
     link: Link,
 }
 
-/// `1`, `c_i`, `c_i c_j`: `(K + 1)(K + 2) / 2` numbers.
+/// Returns `1`, all `c_i` and all `c_i c_j`: `(K + 1)(K + 2) / 2` numbers.
 fn features(c: &[f64]) -> Vec<f64> {
     let products = (0..c.len()).flat_map(|i| (i..c.len()).map(move |j| c[i] * c[j]));
     std::iter::once(1.0).chain(c.iter().copied()).chain(products).collect()
 }
 
 impl Surrogate {
-    /// Least squares through metrics `values` that were measured at the coefficients `points`.
+    /// Fits a surrogate by least squares to metrics `values` that were measured at the coefficients `points`.
     ///
     /// # Errors
     /// When there are fewer than `(K + 1)(K + 2) / 2` points in general position.
     ///
     /// # Panics
-    /// When there is not one value for each point, or points have different lengths.
+    /// When there is not one value per point, or points have different lengths.
     #[track_caller]
     pub fn fit(points: &[Vec<f64>], values: &[f64], link: Link) -> Result<Surrogate> {
         assert!(points.len() == values.len(), "map: {} points, {} values", points.len(), values.len());
@@ -82,12 +82,12 @@ impl Surrogate {
         Ok(Surrogate { coefficients, link })
     }
 
-    /// The metric that it expects at `c`.
+    /// Predicts the metric at `c`.
     pub fn value(&self, c: &[f64]) -> f64 {
         self.link.apply(features(c).iter().zip(&self.coefficients).map(|(f, w)| f * w).sum())
     }
 
-    /// The share of the values' variance that it explains.
+    /// Returns the fraction of the values' variance that the surrogate explains.
     pub fn r_squared(&self, points: &[Vec<f64>], values: &[f64]) -> f64 {
         let mean = values.iter().sum::<f64>() / values.len() as f64;
         let rest: f64 = points.iter().zip(values).map(|(c, v)| (v - self.value(c)).powi(2)).sum();
@@ -95,18 +95,18 @@ impl Surrogate {
     }
 }
 
-/// `n` points to measure at, drawn evenly from a cube.
+/// Draws `n` points to measure at, uniformly from a cube.
 pub fn samples(tasks: usize, n: usize, [low, high]: [f64; 2], rng: &mut Rng) -> Vec<Vec<f64>> {
     let mut draw = Draw::new(rng);
     (0..n).map(|_| (0..tasks).map(|_| low + (high - low) * draw.next()).collect()).collect()
 }
 
-/// A point of a front: coefficients, and what they give for each task.
+/// A point of a front: coefficients, and the objective of each task there.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Point {
     /// Scaling coefficients.
     pub coefficients: Vec<f64>,
-    /// Objectives, the larger the better.
+    /// Objectives. Larger is better.
     pub objectives: Vec<f64>,
 }
 
@@ -116,22 +116,22 @@ pub struct Point {
 pub struct Search {
     /// Least and largest coefficient.
     pub bounds: [f64; 2],
-    /// Points that live at a time; even.
+    /// Points per generation, an even number.
     pub population: usize,
-    /// Rounds.
+    /// Number of generations.
     pub generations: usize,
 }
 
 setters!(Search { bounds: [f64; 2], population: usize, generations: usize });
 
 impl Default for Search {
-    /// As the paper's code: within 3, 100 points, 150 rounds.
+    /// The settings of the paper's code: coefficients from -3 to 3, 100 points, 150 generations.
     fn default() -> Search {
         Search { bounds: [-3.0, 3.0], population: 100, generations: 150 }
     }
 }
 
-/// Points of which none is better than another for all objectives, as far apart as the search finds them.
+/// Searches for the Pareto front: points of which none dominates another, well spread over the front.
 ///
 /// # Panics
 /// When the population is odd or below 4, or there are no tasks.
@@ -168,7 +168,7 @@ pub fn front(
     living.into_iter().zip(ranks).filter(|(_, rank)| *rank == 0).map(|(point, _)| point).collect()
 }
 
-/// Uniform draws one after the other.
+/// A source of single uniform draws.
 struct Draw<'a> {
     rng: &'a mut Rng,
     buffer: Vec<f32>,
@@ -193,12 +193,12 @@ fn dominates(a: &[f64], b: &[f64]) -> bool {
     a.iter().zip(b).all(|(a, b)| a >= b) && a.iter().zip(b).any(|(a, b)| a > b)
 }
 
-/// The front that each point is on: 0 where nothing dominates it, 1 where only those do, and so on.
+/// Returns the front of each point: 0 if no point dominates it, 1 if only points of front 0 do, and so on.
 fn ranks(points: &[Point]) -> Vec<usize> {
     let n = points.len();
     let over = |i: usize, j: usize| dominates(&points[i].objectives, &points[j].objectives);
     let mut above: Vec<usize> = (0..n).map(|j| (0..n).filter(|&i| over(i, j)).count()).collect();
-    // Objectives that are no numbers compare with nothing: such points are on no front.
+    // NaN compares with nothing, so a point with a NaN would dominate all or none. Such points are on no front.
     let known = |i: usize| points[i].objectives.iter().all(|o| !o.is_nan());
     (0..n).filter(|&i| !known(i)).for_each(|i| above[i] = usize::MAX);
     let (mut ranks, mut rank, mut left) = (vec![usize::MAX; n], 0, (0..n).filter(|&i| known(i)).count());
@@ -214,7 +214,7 @@ fn ranks(points: &[Point]) -> Vec<usize> {
     ranks
 }
 
-/// What a point is chosen by, small first: its front, then how crowded it is there.
+/// Returns what points are selected by, smallest first: the front, then the negated crowding distance.
 fn merits(points: &[Point]) -> Vec<(usize, f64)> {
     let ranks = ranks(points);
     let mut room = vec![0.0f64; points.len()];
@@ -235,7 +235,7 @@ fn merits(points: &[Point]) -> Vec<(usize, f64)> {
     ranks.into_iter().zip(room).map(|(rank, room)| (rank, -room)).collect()
 }
 
-/// Simulated binary crossover (Deb & Agrawal 1995), index 15.
+/// Simulated binary crossover (Deb & Agrawal 1995) with distribution index 15.
 fn crossed(a: &[f64], b: &[f64], draw: &mut Draw) -> [Vec<f64>; 2] {
     let mut children = [a.to_vec(), b.to_vec()];
     for i in 0..a.len() {
@@ -248,7 +248,7 @@ fn crossed(a: &[f64], b: &[f64], draw: &mut Draw) -> [Vec<f64>; 2] {
     children
 }
 
-/// Polynomial mutation, index 20, of one coefficient on average, within bounds.
+/// Polynomial mutation with distribution index 20, of one coefficient on average, clamped to the bounds.
 fn mutated(mut c: Vec<f64>, [low, high]: [f64; 2], draw: &mut Draw) -> Vec<f64> {
     let rate = 1.0 / c.len() as f64;
     for x in &mut c {
@@ -265,7 +265,7 @@ fn mutated(mut c: Vec<f64>, [low, high]: [f64; 2], draw: &mut Draw) -> Vec<f64> 
     c
 }
 
-/// The area that points of two objectives dominate above a reference point.
+/// Returns the area that points of two objectives dominate above a reference point.
 pub fn hypervolume(points: &[[f64; 2]], reference: [f64; 2]) -> f64 {
     let mut points: Vec<[f64; 2]> = points.to_vec();
     points.sort_by(|a, b| b[0].total_cmp(&a[0]));
@@ -292,7 +292,7 @@ mod tests {
         assert_eq!(ranks(&points), [0, 0, 1, 2, 0]);
     }
 
-    /// A quadratic comes back from just as many points as it has coefficients, and from fewer it does not.
+    /// A quadratic is recovered from as many points as it has coefficients, and fewer points are refused.
     #[test]
     fn quadratics_are_found() {
         let metric = |c: &[f64]| 1.0 - 0.5 * c[0] + 2.0 * c[0] * c[1] - c[1] * c[1];

@@ -1,26 +1,26 @@
-//! PLeaS: two aligned models merged unit by unit where they agree, kept apart where they do not, then fitted to both models'
-//! outputs by least squares. Source: Nasery et al., arXiv 2407.02447.
+//! PLeaS merges two aligned models. Pairs of units that agree become one, other pairs are both kept, and the merged layers are
+//! then fitted to both models' outputs by least squares. Source: Nasery et al., arXiv 2407.02447.
 //!
-//! Both models are in the same order of units already (see the matching of this module): unit `i` of one stands against unit
-//! `i` of the other. Units kept apart come twice, so that a layer of `n` units with a share `r` apart has `n (1 + r)`.
+//! The two models must be aligned already: unit `i` of one is matched to unit `i` of the other. Of a pair that is kept apart,
+//! both units remain, so a layer of `n` pairs with a fraction `r` kept apart has `n (1 + r)` units.
 
 use crate::error::{Error, Result};
 use crate::linalg;
 use crate::tensor::Tensor;
 
-/// Which units of a group of matched pairs are merged and which are kept apart. The merged network has first the merged
-/// units, then the first model's others, then the second's.
+/// Which matched pairs of units of a group are merged, and which are kept apart. The merged network has first the merged units,
+/// then the first model's units that are kept apart, then the second model's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Split {
-    /// Units that are merged, ascending.
+    /// Pairs that are merged, ascending.
     pub merged: Vec<u32>,
-    /// Units that both models keep, ascending.
+    /// Pairs that are kept apart, ascending.
     pub apart: Vec<u32>,
 }
 
 impl Split {
-    /// Merges the units whose agreement (the matching's cost `C[i, P_i]`) is largest and keeps a share `ratio` of them apart;
-    /// among equals the earlier unit is merged.
+    /// Keeps a fraction `ratio` of the pairs apart, those with the least agreement (the matching's cost `C[i, P_i]`), and merges
+    /// the others. Of pairs that agree equally, earlier ones are merged first.
     ///
     /// # Panics
     /// When `ratio` is outside `[0, 1]`.
@@ -37,8 +37,9 @@ impl Split {
         Split { merged, apart }
     }
 
-    /// One split for each group of units, for a share `budget` of all units apart: those whose agreement, as a share of their
-    /// group's largest, is least. The paper's quadratic program by the greedy way: no group's cost looks at its neighbours'.
+    /// Returns one split per group, with a fraction `budget` of all pairs kept apart: those with the least agreement relative to
+    /// their group's largest. This is a greedy solution of the paper's quadratic program, which ignores that a layer's cost
+    /// depends on two groups.
     ///
     /// # Panics
     /// When `budget` is outside `[0, 1]`.
@@ -63,12 +64,12 @@ impl Split {
         shares.iter().map(&mut split).collect()
     }
 
-    /// `n` units, all merged: the inputs and outputs of a network.
+    /// Merges all of `n` units, as for the inputs and outputs of a network.
     pub fn whole(n: usize) -> Split {
         Split { merged: (0..n as u32).collect(), apart: Vec::new() }
     }
 
-    /// Units of the merged network.
+    /// Number of units in the merged network.
     pub fn width(&self) -> usize {
         self.merged.len() + 2 * self.apart.len()
     }
@@ -81,7 +82,7 @@ impl Split {
     }
 }
 
-/// The matrix `[out.width(), in.width()]` of a merged layer from the aligned `a, b [out, in]`:
+/// Returns the matrix `[out.width(), inner.width()]` of a merged layer from the aligned `a, b [out, in]`:
 ///
 /// ```text
 ///              merged        a's own   b's own
@@ -105,7 +106,7 @@ pub fn merge_layer(a: &Tensor, b: &Tensor, out: &Split, inner: &Split) -> Tensor
     Tensor::concat(&[&merged, &row([&asm, &ass, &zeros]), &row([&bsm, &zeros, &bss])], 0)
 }
 
-/// The bias `[out.width()]` of a merged layer: the mean where units are merged, else each model's own.
+/// Returns the bias `[out.width()]` of a merged layer: the mean for merged units, else each model's own.
 ///
 /// # Panics
 /// When the sizes do not fit.
@@ -115,14 +116,15 @@ pub fn merge_bias(a: &Tensor, b: &Tensor, out: &Split) -> Tensor {
     Tensor::concat(&[&am.add(&bm).scale(0.5), &aa, &ba], 0)
 }
 
-/// How much a layer between two splits costs beside one model's: `(1 + r1)(1 + r2) - 2 r1 r2`, the zero blocks left out.
+/// Returns the cost of a layer between two splits relative to one model's layer: `(1 + r1)(1 + r2) - 2 r1 r2`, without the zero
+/// blocks.
 pub fn flops_factor(out: &Split, inner: &Split) -> f64 {
     let [a, b] = [out, inner].map(|s| s.apart.len() as f64 / (s.merged.len() + s.apart.len()).max(1) as f64);
     (1.0 + a) * (1.0 + b) - 2.0 * a * b
 }
 
-/// Inputs and outputs that a merged unit should have: the mean of the two models' `[rows, units]`, and the own ones of the
-/// units that are apart, as the columns of [`Split`].
+/// Returns the activations `[rows, split.width()]` that the merged network should have, from the two models' `[rows, units]`: the
+/// mean for merged units, else each model's own, in the order of [`Split`].
 ///
 /// # Panics
 /// When the sizes do not fit.
@@ -132,13 +134,13 @@ pub fn targets(a: &Tensor, b: &Tensor, split: &Split) -> Tensor {
     Tensor::concat(&[&am.add(&bm).scale(0.5), &aa, &ba], 1)
 }
 
-/// `argmin_W ||z W^T - y||^2 + ridge ||W||^2`, `[out, in]`, from inputs `z [rows, in]` and outputs `y [rows, out]`.
+/// Solves `argmin_W ||z W^T - y||^2 + ridge ||W||^2` for `W [out, in]`, with inputs `z [rows, in]` and outputs `y [rows, out]`.
 ///
-/// The products are the device's, in f32; the normal equations are solved on the host in f64, and twice again for the
-/// residual, which takes the products' rounding out.
+/// The products are computed on the device in f32, and the normal equations are solved on the host in f64. Two more solves for
+/// the residual remove the effect of the products' rounding.
 ///
 /// # Errors
-/// When the inputs do not determine the weights: use a larger `ridge` or more rows. The device's fault.
+/// When the inputs do not determine the weights (use a larger `ridge` or more rows), or the device fails.
 ///
 /// # Panics
 /// When the numbers of rows differ.

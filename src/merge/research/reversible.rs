@@ -1,14 +1,15 @@
-//! Reversible merging: models kept as a small basis for each row of their task vectors, from which every one of them comes back.
+//! Reversible merging: several models are stored as a small basis for each row of their task vectors, from which every model can
+//! be reconstructed.
 //!
-//! For row `r` of `n` models, `X_r [n, d]`, the best basis of `p` vectors is that of the largest eigenvalues of the Gram matrix
-//! `X_r X_r^T = U E U^T`: `B_r = E^-1/2 U_p^T X_r` and the models' coefficients `C_r = U_p E^1/2`, so that `C_r B_r` is `X_r`
-//! projected; with `p = n` it is `X_r`. Source: arXiv 2510.14163 (low-rank factors); matrix PCA.
+//! For row `r` of `n` models, `X_r [n, d]`, the best basis of `p` vectors belongs to the largest eigenvalues of the Gram matrix
+//! `X_r X_r^T = U E U^T`. The basis is `B_r = E^-1/2 U_p^T X_r` and the models' coefficients are `C_r = U_p E^1/2`. The product
+//! `C_r B_r` is the projection of `X_r`, and equals `X_r` for `p = n`. Source: arXiv 2510.14163 (low-rank factors); matrix PCA.
 
 use crate::error::Result;
 use crate::linalg;
 use crate::tensor::Tensor;
 
-/// One tensor of `n` models: `rows (p d + n p)` numbers in place of `rows n d`.
+/// One tensor of `n` models, stored as `rows (p d + n p)` numbers instead of `rows n d`.
 #[derive(Clone, Debug)]
 pub struct Reversible {
     /// `[rows, p, d]`
@@ -18,13 +19,13 @@ pub struct Reversible {
 }
 
 impl Reversible {
-    /// Keeps `p` vectors for each row of the models' tensors `[rows, d]`.
+    /// Computes a basis of `p` vectors for each row of the models' tensors `[rows, d]`.
     ///
     /// # Errors
-    /// The device's fault.
+    /// When the device fails.
     ///
     /// # Panics
-    /// When there are no models, they are no matrices of one shape, or `p` is not in `1..=n`.
+    /// When there are no models, they are not matrices of one shape, or `p` is not in `1..=n`.
     #[track_caller]
     pub fn new(models: &[Tensor], p: usize) -> Result<Reversible> {
         let n = models.len();
@@ -40,7 +41,7 @@ impl Reversible {
             let gram: Vec<f64> = grams[row * n * n..][..n * n].iter().map(|&g| f64::from(g)).collect();
             let (values, vectors) = linalg::symmetric_eigen(&gram, n);
             for s in 0..p {
-                // Rounding makes what is 0 a little less or more; a vector of length 0 stays 0.
+                // Rounding may make an eigenvalue of 0 slightly negative. Its basis vector is then 0.
                 let length = values[s].max(0.0).sqrt();
                 for i in 0..n {
                     let u = vectors[s * n + i];
@@ -54,10 +55,10 @@ impl Reversible {
         Ok(Reversible { basis, coefficients: Tensor::from_slice(gpu, &coefficients, [rows, n, p]) })
     }
 
-    /// The tensor `[rows, d]` of a model.
+    /// Reconstructs the tensor `[rows, d]` of model `i`.
     ///
     /// # Panics
-    /// When there is no such model.
+    /// When `i` is not the number of a model.
     #[track_caller]
     pub fn model(&self, i: usize) -> Tensor {
         let (rows, n) = (self.coefficients.shape()[0], self.coefficients.shape()[1]);
@@ -66,7 +67,7 @@ impl Reversible {
         y.reshape([rows, self.basis.shape()[2]])
     }
 
-    /// Numbers that are kept.
+    /// How many numbers are stored.
     pub fn stored(&self) -> usize {
         self.basis.count() + self.coefficients.count()
     }

@@ -1,5 +1,5 @@
-//! Robust weight signatures: what training on corrupted data changed, small enough to carry along, to be added, scaled and taken
-//! off again. Source: Cai et al., arXiv 2302.12480; how the difference is projected is our reading of it.
+//! Robust weight signatures: the change of the weights by training on corrupted data, stored in few bits. It can be added to
+//! a model, scaled, and removed. Source: Cai et al., arXiv 2302.12480; the projection is our reading of it.
 
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -9,8 +9,7 @@ use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// `robust - (<robust, clean> / <clean, clean>) clean` for some tensors, each row rounded to whole multiples of a step of its
-/// own.
+/// `robust - (<robust, clean> / <clean, clean>) clean` for some tensors. Each row is rounded to whole multiples of its own step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Signature {
     bits: u32,
@@ -20,17 +19,17 @@ pub struct Signature {
 #[derive(Clone, Debug, PartialEq)]
 struct Part {
     shape: Vec<usize>,
-    /// One a row.
+    /// One step per row.
     steps: Vec<f32>,
-    /// Multiples, `bits` each, offset to be positive, low bits first.
+    /// Multiples of the steps, `bits` each, offset so that none is negative, low bits first.
     packed: Vec<u8>,
 }
 
 impl Signature {
-    /// The signature of the tensors that `keep` names (the shallow layers, where most of it is), at 2 to 8 bits a number.
+    /// Computes the signature of the tensors that `keep` accepts, at 2 to 8 bits per number. The shallow layers hold most of it.
     ///
     /// # Errors
-    /// When a tensor is missing in one of the models or has other shapes; what files and device have.
+    /// When a tensor is missing in one of the models or has another shape there, or a file or the device fails.
     ///
     /// # Panics
     /// When `bits` is outside `2..=8`.
@@ -63,21 +62,21 @@ impl Signature {
         Ok(Signature { bits, parts })
     }
 
-    /// Bytes that it takes.
+    /// Size in bytes.
     pub fn bytes(&self) -> usize {
         self.parts.values().map(|part| part.packed.len() + 4 * part.steps.len()).sum()
     }
 
-    /// A tensor of the signature; none where it keeps nothing of that name.
+    /// Returns a tensor of the signature, or `None` if it has no tensor of this name.
     pub fn tensor(&self, gpu: &Gpu, name: &str) -> Option<Tensor> {
         let part = self.parts.get(name)?;
         Some(Tensor::from_slice(gpu, &part.values(self.bits), &part.shape[..]))
     }
 
-    /// Writes it as safetensors, whole or not at all.
+    /// Writes the signature as safetensors. The file is replaced atomically.
     ///
     /// # Errors
-    /// When the file cannot be written; the old one is as it was.
+    /// When the file cannot be written; an old file is left intact.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let entries = self.parts.iter().flat_map(|(name, part)| {
             let (n, rows) = (part.packed.len(), part.steps.len());
@@ -92,10 +91,10 @@ impl Signature {
         save(path, entries, &notes)
     }
 
-    /// Reads what [`Signature::save`] wrote.
+    /// Reads a file of [`Signature::save`].
     ///
     /// # Errors
-    /// When the file is no signature.
+    /// When the file cannot be read or is not a signature.
     pub fn load(path: impl AsRef<Path>) -> Result<Signature> {
         let file = File::open(path.as_ref())?;
         let wrong = || Error::format(file.path(), "no valid signature");
@@ -145,7 +144,7 @@ impl Part {
             }
             steps.push(step);
         }
-        // An empty tensor has its one step too.
+        // An empty tensor has no rows to iterate over, but `load` expects its steps.
         steps.resize(rows(shape), 0.0);
         Part { shape: shape.to_vec(), steps, packed }
     }
@@ -164,11 +163,11 @@ impl Part {
     }
 }
 
-/// Weights with signatures added, each times its scale, as they are read: leave one out to take it off.
+/// Weights with scaled signatures, which are added when a tensor is read.
 pub struct Patched<'a> {
-    /// What is patched.
+    /// The weights without signatures.
     pub weights: &'a dyn Weights,
-    /// With what.
+    /// The signatures and their scales.
     pub signatures: Vec<(&'a Signature, f32)>,
 }
 

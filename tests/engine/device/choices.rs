@@ -1,4 +1,4 @@
-//! Measured choices of kernels: kept, read again, and left out where they cannot be trusted.
+//! Measured choices of kernels are stored and read again, and ignored if they cannot be trusted.
 
 use super::folder::Folder;
 use super::*;
@@ -11,7 +11,7 @@ fn with(tuning: Tuning, folder: &Path) -> Gpu {
     Gpu::open_with(options).expect("these tests need an adapter")
 }
 
-/// Whole numbers, so that every kernel gives the same bits.
+/// A product of whole numbers, which has the same bits with every kernel.
 fn product(gpu: &Gpu) -> Vec<f32> {
     let whole: Vec<f32> = (0..64 * 64).map(|i| (i * 7 % 31) as f32 - 15.0).collect();
     let x = Tensor::from_slice(gpu, &whole, [64, 64]);
@@ -32,7 +32,7 @@ fn what_is_measured_is_kept_and_read_again() {
     assert_eq!(again.choices(), choices);
     assert_eq!(product(&again), want);
     assert!(with(Tuning::Off, &folder).choices().is_empty());
-    // A choice that another process kept meanwhile stays.
+    // A choice that another process has stored meanwhile stays.
     let other = with(Tuning::On, &folder);
     let x = Tensor::ones(&other, [16, 32]);
     x.matmul(&x.t()).to_vec::<f32>().unwrap();
@@ -50,7 +50,7 @@ fn a_file_that_cannot_be_trusted_is_left_out() {
     let text = std::fs::read_to_string(&file).unwrap();
     let head = text.lines().next().unwrap();
     let key = tuned.choices().into_keys().next().unwrap();
-    // Cut short, not text, of other kernels: nothing is taken from it.
+    // Files that are truncated, are not text, or belong to other kernels are ignored.
     let broken = [
         text.as_bytes()[..head.len() / 2].to_vec(),
         vec![0xff; 100],
@@ -63,7 +63,7 @@ fn a_file_that_cannot_be_trusted_is_left_out() {
         assert!(gpu.choices().is_empty(), "{:?}", String::from_utf8_lossy(&bytes));
         assert_eq!(product(&gpu), want);
     }
-    // Kernels that do not exist, or would divide by zero, are not run.
+    // Kernels that do not exist or would divide by zero are not used.
     for choice in ["direct 0x0x0 of 0x0", "tiled 7x7 of 3x3", "nothing"] {
         std::fs::write(&file, format!("{head}\n{key} = {choice}\n")).unwrap();
         assert_eq!(product(&with(Tuning::Read, &folder)), want, "{choice}");
@@ -89,22 +89,22 @@ fn choices_come_with_a_program_by_adapter_or_by_class() {
     let empty = |tuning| open("empty", tuning).expect("a whole file").choices();
     assert_eq!(empty(Tuning::Read), mine);
     assert!(empty(Tuning::Off).is_empty(), "off is off");
-    // Another adapter of the same class: its kernels count, the width that was measured there does not.
+    // From another adapter of the same class, the choices of kernels are used, but not the measured width.
     let text = std::fs::read_to_string(&export).unwrap();
     let (head, rest) = text.split_once('\n').unwrap();
     let (_, of_class) = head.split_once("; ").unwrap();
     let other = format!("tiebeam 2 another card; {of_class}\ndevice width = 99\n{rest}");
     std::fs::write(&export, &other).unwrap();
     assert_eq!(empty(Tuning::Read), mine);
-    // Its own section goes before that of its class, and what was measured on this machine before both.
+    // The adapter's own section has precedence over that of its class, and measurements on this machine over both.
     let key = mine.keys().next().unwrap();
     std::fs::write(&export, format!("{other}{head}\n{key} = tiled 32x32 of 4x4\n")).unwrap();
     assert_eq!(empty(Tuning::Read)[key], "tiled 32x32 of 4x4");
     assert_eq!(open("cache", Tuning::Read).unwrap().choices(), mine);
-    // Of another class or other kernels nothing is taken.
+    // Sections of another class or of other kernels are ignored.
     std::fs::write(&export, "tiebeam 2 another card; Vulkan; 1; another class; 0\nx = y\n").unwrap();
     assert!(empty(Tuning::Read).is_empty());
-    // Somebody asked for this file: what is wrong with it is said.
+    // The user named this file, so an error in it is reported.
     std::fs::write(&export, "no section\n").unwrap();
     let said = open("empty", Tuning::Read).expect_err("no such file").to_string();
     assert!(said.contains("give a file that 'tiebeam tune --export' wrote"), "{said}");

@@ -1,10 +1,10 @@
-//! Random generators and recorded steps: each run draws what its code would draw, from the generators as they are.
+//! Random generators in recorded steps: each replay draws what its code would draw, from the present state of the generators.
 
 use super::*;
 use tiebeam::optim::{Group, Sgd, SgdConfig};
 use tiebeam::{Step, checkpoint};
 
-/// Which of `x` a mask kept.
+/// The elements of `x` that a mask kept.
 fn mask(x: &Tensor) -> Vec<bool> {
     x.to_vec::<f32>().unwrap().iter().map(|x| *x > 0.0).collect()
 }
@@ -41,7 +41,7 @@ fn replays_steps_and_the_host_share_one_order_of_draws() {
         assert!(got == want, "draw {i}");
     }
     assert_eq!(rng.state(), [7, 9]);
-    // A run that is refused draws nothing.
+    // A refused run draws nothing.
     a.run(&[]).unwrap_err();
     assert_eq!(rng.state(), [7, 9]);
 }
@@ -53,7 +53,7 @@ fn a_step_is_put_back_with_its_generator() {
     let mut rng = Rng::new(3);
     let mut step = Step::record(gpu, &[&x], |x| {
         let first = x[0].dropout(0.5, &mut rng);
-        // A draw of the host counts, too.
+        // A draw on the host counts too.
         rng.below(10);
         Ok(vec![first, x[0].dropout(0.5, &mut rng)])
     })
@@ -72,7 +72,8 @@ fn a_step_is_put_back_with_its_generator() {
     assert!(inside.starts_with("rng: set_state inside a recorded step"), "{inside}");
 }
 
-/// What each run of the code would draw: a copy begins where its original is then, a seed in the code at the same place always.
+/// Replays draw what each run of the code would draw: a copied generator starts from the present state of its original, and one
+/// that the code creates from a seed always starts from that seed.
 #[test]
 fn copies_and_seeds_in_the_code_draw_as_the_code_would() {
     let gpu = gpu();
@@ -146,7 +147,7 @@ fn what_was_drawn_before_is_not_drawn_again() {
     }
 }
 
-/// Another thread that draws from a shared generator takes streams of its own.
+/// Another thread that draws from a shared generator takes its own streams.
 #[test]
 fn draws_of_other_threads_are_no_part_of_a_step() {
     let gpu = gpu();

@@ -68,7 +68,7 @@ fn long_sums_lose_nothing() {
 fn sizes_that_come_once_do_not_pile_up() {
     let gpu = quiet();
     for i in 1..=20usize {
-        // 8 to 160 MiB, no two of one size class.
+        // From 8 to 160 MiB, each in another size class.
         drop(Tensor::zeros(&gpu, [i << 20]).scale(2.0).to_vec::<f32>().map(|x| x.len()));
         let stats = gpu.memory_stats();
         assert!(stats.free <= (3 * 4 * i as u64 + 64) << 20, "after {i}: {stats:?}");
@@ -87,7 +87,7 @@ fn uploads_alone_do_not_pile_up() {
     assert!(stats.peak < 200 * MIB as u64, "800 MiB came one after another, {stats:?}");
 }
 
-/// Elements of a shape that no tensor can have here, and the bytes that one may have.
+/// Returns a number of elements that is too large for a tensor on this adapter, and the limit in bytes.
 fn too_many(gpu: &Gpu) -> (usize, u64) {
     let have = gpu.adapter().max_binding.min(gpu.adapter().max_buffer);
     let n = (have / 4 + 5) as usize;
@@ -113,7 +113,7 @@ fn a_tensor_above_the_limit_fails_what_depends_on_it() {
     };
     assert!(what.starts_with("full: "), "names the op: {what}");
     assert_eq!((need, limit), ((n as u64 * 4).div_ceil(16) * 16, have));
-    // What is made of it carries the first cause, through every sort of op: nothing of it is dispatched.
+    // Results of any op on it carry the first cause, and nothing is dispatched for them.
     let dispatched = gpu.dispatches();
     let sum = large.sum_all();
     let made = [
@@ -130,7 +130,7 @@ fn a_tensor_above_the_limit_fails_what_depends_on_it() {
     }
     assert!(sum.to_string().contains("full: bytes of one tensor"), "{sum}");
     assert_eq!(gpu.dispatches(), dispatched, "nothing was dispatched");
-    // Everything else goes on, in the same batch: before, between and after.
+    // All other work in the same batch succeeds, whether before, between or after.
     let between = good.scale(3.0);
     is_limit("in the batch", large.scale(3.0).to_vec::<f32>());
     gpu.synchronize().expect("the device has no fault");
@@ -139,7 +139,7 @@ fn a_tensor_above_the_limit_fails_what_depends_on_it() {
     assert_eq!(between.to_vec::<f32>().unwrap(), tripled);
     let want: f64 = normal(1, 64).iter().map(|&v| v as f64).sum();
     assert!((before.item().unwrap() as f64 - want).abs() < 1e-4);
-    // An upload above the limit is no different, and names its own op.
+    // An upload above the limit is treated in the same way, with the name of its op.
     let data = vec![0f32; n];
     let Err(Error::Limit { what, .. }) = Tensor::from_slice(&gpu, &data, [n]).sum_all().item() else {
         panic!("above the limit")
@@ -157,7 +157,7 @@ fn training_goes_on_after_a_batch_above_the_limit() {
         AdamW::new(gpu, vec![Group::new([("theta", &theta)])], AdamWConfig::default()).unwrap();
     let x = drawn(gpu, 2, &[8, 24]);
     let start = bits(&theta);
-    // A loss that carries an error, a seed that does, and a gradient that does where the loss is sound.
+    // A loss that carries an error, a seed that does, and a gradient that does although the loss is valid.
     let large = Tensor::ones(gpu, [n]).sum_all();
     let loss = || linear(&x, &theta).square().mean_all();
     is_limit("loss", loss().mul(&large).backward());
@@ -197,7 +197,7 @@ fn a_step_and_a_file_refuse_what_carries_an_error() {
     let bad = || Tensor::ones(gpu, [n]).sum_all().expand([4]);
     is_limit("recorded input", Step::record(gpu, &[&bad()], |x| Ok(vec![x[0].exp()])));
     is_limit("recorded op", Step::record(gpu, &[&x], |x| Ok(vec![x[0].add(&bad())])));
-    // Even where the result does not need it: a replay would leave it out.
+    // Also if the result does not need it, because a replay would omit it.
     is_limit(
         "on the side",
         Step::record(gpu, &[&x], |x| {
@@ -218,8 +218,7 @@ fn a_step_and_a_file_refuse_what_carries_an_error() {
     gpu.synchronize().expect("the device has no fault");
 }
 
-/// What the device itself lost stays on it until it is taken. Raised by hand: no test can take a device's memory away.
-/// One request of a server that is too large costs the others nothing, whose keys are in the same cache.
+/// A request that is too large does not harm other requests whose keys are in the same cache.
 #[test]
 fn a_cache_refuses_what_carries_an_error() {
     let gpu = gpu();
@@ -233,6 +232,8 @@ fn a_cache_refuses_what_carries_an_error() {
     assert!(y.to_vec::<f32>().unwrap().iter().all(|y| y.is_finite()));
 }
 
+/// A fault stays on the device until it is taken. The fault is raised explicitly, because a test cannot exhaust a device's
+/// memory.
 #[test]
 fn a_fault_of_the_device_is_sticky() {
     let gpu = quiet();
@@ -257,18 +258,18 @@ fn a_fault_of_the_device_is_sticky() {
     assert_eq!(gpu.dispatches(), dispatched, "nothing was dispatched");
     is_fault(gpu.take_fault());
     assert!(gpu.take_fault().is_none());
-    // New work goes on; what was computed before or only uploaded is whole.
+    // New work succeeds, and results that were computed before or only uploaded are intact.
     let want: f64 = normal(1, 64).iter().map(|&v| v as f64).sum();
     assert!((before.item().unwrap() as f64 - want).abs() < 1e-4);
     assert_eq!(uploaded.to_vec::<f32>().unwrap(), normal(9, 64));
-    // What was skipped carries the fault and so does what is made of it; it does not come back to the device.
+    // Skipped results and those computed from them carry the fault, but do not put it on the device again.
     is_fault(skipped.to_vec::<f32>().err());
     is_fault(skipped.add(&good).to_vec::<f32>().err());
     assert!(gpu.take_fault().is_none());
     assert_eq!(bits(&good.sum_all()), bits(&before));
 }
 
-/// Work for longer than the limit: an error with a sentence, and the device goes on.
+/// Work that takes longer than the limit is an error with an explanation, and the device remains usable.
 #[test]
 fn a_wait_has_a_limit() {
     let wait = Some(Duration::from_millis(2));
@@ -284,7 +285,7 @@ fn a_wait_has_a_limit() {
     };
     let x = drawn(&gpu, 1, &[512, 512]).scale(0.04);
     later(&|| gpu.synchronize());
-    // Less than a batch, so that nobody but the call below waits: lavapipe takes no second batch before the first is done.
+    // Less than a batch, so that only the call below waits. lavapipe accepts no second batch before the first is done.
     let work = || (0..8).fold(x.clone(), |y, _| y.matmul(&x));
     let y = work();
     let error = gpu.synchronize().expect_err("2 ms are too few");
@@ -293,7 +294,7 @@ fn a_wait_has_a_limit() {
     let want = "device: waited 0.002 s for all submitted work and stopped: the driver hangs, or the work takes longer.";
     assert!(said.starts_with(want) && said.contains("TIEBEAM_WAIT"), "{said}");
     assert!(gpu.take_fault().is_none(), "not a fault that stays");
-    // With time enough the same work is done, and its result whole.
+    // With enough time the same work completes with the right result.
     later(&|| gpu.synchronize());
     let z = work();
     let said = z.to_vec::<f32>().expect_err("2 ms are too few").to_string();

@@ -1,4 +1,4 @@
-//! Ids outside a table: silent where nothing checks, told once where the device does.
+//! Ids outside a table are ignored by default, and reported once by a device that checks ids.
 
 use super::*;
 use tiebeam::ops::sequence::rope::{Pairing, Rope};
@@ -26,19 +26,19 @@ fn ids_outside_a_table_are_told_once() {
     let good = table.sum_all();
     let y = table.embedding(&ids(&gpu, &[3, 49, 50, 7, 70_000, 50]));
     assert_eq!(said(y.to_vec::<f32>()), "embedding: id 50 at place 2 is outside 0..50; 3 such ids");
-    // Once, and the values are the safe ones.
+    // The finding is reported only once, and the values for such ids are 0.
     let rows = y.to_vec::<f32>().unwrap();
     let stored = normal(1, 200);
     assert_eq!(rows[..8], [&stored[12..16], &stored[196..200]].concat());
     assert_eq!((&rows[8..12], &rows[12..16], &rows[16..]), (&[0.0; 4][..], &stored[28..32], &[0.0; 8][..]));
-    // Any readback tells, whatever it reads; a flush does not wait, and does not.
+    // Any readback reports a finding. A flush does not wait, so it does not.
     table.embedding(&signed(&gpu, &[0, -7]));
     gpu.flush().unwrap();
     assert_eq!(said(good.item()), "embedding: id -7 at place 1 is outside 0..50; 1 such id");
     good.item().unwrap();
     table.index_select(0, &signed(&gpu, &[-1, 50])).evaluate();
     assert_eq!(said(gpu.synchronize()), "index_select: id -1 at place 0 is outside 0..50; 2 such ids");
-    // A readback that nobody waited for leaves it to the next.
+    // A readback that is dropped without a wait leaves the finding to the next one.
     table.gather(1, &Tensor::from_slice(&gpu, &[1u32, 4], [1, 2])).evaluate();
     drop(good.read::<f32>().unwrap());
     assert_eq!(said(gpu.synchronize()), "gather: id 4 at place 1 is outside 0..4; 1 such id");
@@ -68,7 +68,7 @@ fn an_ignored_target_is_no_mistake() {
 #[test]
 fn many_ids_and_many_tables() {
     let gpu = checked_gpu();
-    // More than one workgroup walks at once, and more tables than a page of findings has slots.
+    // More ids than one workgroup reads in an iteration, then more tables than a page of findings has slots.
     let mut many = vec![1u32; 100_000];
     many[70_001] = 9;
     many[99_999] = 8;
@@ -81,7 +81,7 @@ fn many_ids_and_many_tables() {
         let want = format!("embedding: id {rows} at place 1 is outside 0..{rows}; 1 such id");
         assert_eq!(said(y.to_vec::<f32>()), want);
     }
-    // Nothing to find, nothing told; ids that were never computed are not looked at.
+    // Valid ids give no finding, and an empty list is not checked.
     small.embedding(&ids(&gpu, &[])).evaluate();
     assert!(small.embedding(&ids(&gpu, &[0, 4])).to_vec::<f32>().is_ok());
 }
@@ -100,7 +100,7 @@ fn a_replay_tells_like_the_code() {
         step.run(&[&inside]).unwrap();
         assert!(step.outputs()[0].to_vec::<f32>().is_ok());
     }
-    // Two replays without a readback between are one finding.
+    // Two replays without a readback in between give one finding.
     for _ in 0..2 {
         step.run(&[&ids(&gpu, &[7, 8])]).unwrap();
     }

@@ -1,4 +1,4 @@
-//! What a long run holds on to, and what a fault costs it.
+//! Memory that a long run holds, and the effects of a fault on it.
 
 use super::folder::Folder;
 use super::*;
@@ -34,7 +34,7 @@ fn a_step_that_fails_changes_nothing() {
     .unwrap();
     let (start, state) = (bits(&w), adamw.state_dict().unwrap());
     let grads = w.square().sum_all().backward().unwrap();
-    // An expression over the weights that nothing can compute does not stand in the way.
+    // An expression over the weights that is too large to compute does not block the step.
     let wide = w.detach().reshape([1, 4]).expand([1 << 29, 4]).scale(2.0);
     raise(&gpu);
     assert!(adamw.step(&grads, 0.1).is_err() && step.run(&[]).is_err());
@@ -63,7 +63,7 @@ fn an_optimizer_that_cannot_be_made_takes_nothing() {
     assert!(said.starts_with("sgd: `b` belongs to another optimizer; drop that one first"), "{said}");
     let mut first = sgd(&gpu, &[("a", &a)]).unwrap();
     first.step(&a.sum_all().backward().unwrap(), 1.0).unwrap();
-    // Stage two: another optimizer goes on where the first stopped.
+    // Stage two: another optimizer continues where the first stopped.
     drop((first, taken));
     let both = vec![Group::new([("a", &a), ("b", &b)])];
     let mut second = AdamW::new(&gpu, both, AdamWConfig::default()).unwrap();
@@ -113,7 +113,7 @@ fn a_kept_loss_holds_its_element() {
     assert!(now <= used + 15 * 1024, "15 losses more hold {now} - {used} bytes");
     let said = panic_of(|| losses[0].backward());
     assert!(said.starts_with("backward: an earlier backward has used up this graph"), "{said}");
-    // A graph that stays gives the same again; a part that another loss used up does not.
+    // A retained graph gives the same gradients again. A part that another loss has used up is refused.
     let trunk = w.square();
     let (one, two) = (trunk.sum_all(), trunk.scale(2.0).sum_all());
     let [first, again] =
@@ -126,7 +126,7 @@ fn a_kept_loss_holds_its_element() {
 fn gradients_add_and_scale() {
     let gpu = quiet();
     let [a, b, c] = [1, 2, 3].map(|seed| drawn(&gpu, seed, &[6]).requires_grad());
-    // `a` and `b` in arenas of their own, `c` in none.
+    // `a` and `b` have their own arenas, `c` has none.
     let config = SgdConfig::default().arena_limit(Some(32));
     let mut sgd = Sgd::new(&gpu, vec![Group::new([("a", &a), ("b", &b)])], config).unwrap();
     let first = a.mul(&b).sum_all().backward().unwrap();
@@ -148,7 +148,7 @@ fn gradients_add_and_scale() {
     want(&a, &|i| of_a[i] - (of_b[i] + 3.0) * 0.5);
     want(&b, &|i| of_b[i] - of_a[i] * 0.5);
     want(&c, &|i| normal(3, 6)[i]);
-    // The gradient of a value that carries an error does not reach the weights.
+    // Gradients that carry an error do not change the weights.
     let before = bits(&a);
     raise(&gpu);
     let spoilt = sum.add(&half);

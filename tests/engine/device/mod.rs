@@ -1,7 +1,7 @@
-//! The engine itself: transfers, recording, fusion, the tape, memory, faults and threads. Ops are in `ops.rs`.
+//! The engine: transfers, recording, fusion, the tape, memory, faults and threads. Ops have their own tests, in `tests/ops`.
 //!
-//! Tests that count dispatches or bytes, or raise faults, take turns on a quiet device: the shared one is busy. Only where a device
-//! must be fresh does a test open its own.
+//! Tests that count dispatches or bytes, or raise faults, take turns on a quiet device, because many tests use the shared one at
+//! once. A test opens its own device only if it needs a fresh one.
 
 mod choices;
 mod draws;
@@ -23,7 +23,7 @@ use tiebeam::ops::product::matmul::Epilogue;
 use tiebeam::share::{Site, Tied};
 use tiebeam::{DType, Gpu, Rng, Tensor, no_grad};
 
-/// A fresh device, that no other test uses: with no kernels yet, and marks of memory from the start.
+/// A fresh device that no other test uses. It has compiled no kernels, and its memory statistics start at 0.
 fn own() -> Gpu {
     Gpu::open().expect("these tests need an adapter")
 }
@@ -55,7 +55,7 @@ fn dot(a: &Tensor, b: &Tensor) -> (f64, f64) {
     (terms.iter().sum(), terms.iter().map(|t| t * t).sum::<f64>().sqrt())
 }
 
-/// What `work` panics with.
+/// The message with which `work` panics.
 fn panic_of<T>(work: impl FnOnce() -> T) -> String {
     let Err(payload) = catch_unwind(AssertUnwindSafe(work)) else { panic!("should have panicked") };
     let text = payload.downcast_ref::<String>().cloned();
@@ -70,7 +70,7 @@ fn every_dtype_comes_back_as_it_went() {
     for n in [0usize, 1, 2, 3, 5, 7, 63, 64, 65, 127, 1001, 65537] {
         let words: Vec<u32> = (0..n as u32).map(|i| i.wrapping_mul(2654435761) ^ 0xA5A5).collect();
         let floats: Vec<f32> = normal(n as u64, n);
-        // Every finite pattern: NaNs may change their payload on the way through a kernel, not on a copy.
+        // Finite patterns only, because a kernel may change the payload of a NaN. A copy does not.
         let halves: Vec<f16> = words.iter().map(|w| f16::from_bits((w >> 7) as u16 & 0xBFFF)).collect();
         let signed: Vec<i32> = words.iter().map(|&w| w as i32).collect();
         let want: Vec<u32> = floats.iter().map(|x| x.to_bits()).collect();
@@ -79,7 +79,7 @@ fn every_dtype_comes_back_as_it_went() {
         assert_eq!(Tensor::from_slice(gpu, &words, [n]).to_vec::<u32>().unwrap(), words, "u32, {n}");
         assert_eq!(Tensor::from_slice(gpu, &signed, [n]).to_vec::<i32>().unwrap(), signed, "i32, {n}");
         if n > 3 {
-            // From inside, at places that no kernel can bind.
+            // Slices that start at offsets which no kernel can bind.
             let part = |x: Tensor| x.slice(0, 1..n - 1);
             assert_eq!(
                 part(Tensor::from_slice(gpu, &halves, [n])).to_vec::<f16>().unwrap(),
@@ -117,7 +117,7 @@ fn a_read_can_be_polled() {
     let gpu = gpu();
     let x = Tensor::from_slice(gpu, &[1.0f32, 2.0, 3.0], [3]).scale(2.0);
     let mut reading = x.read::<f32>().unwrap();
-    // Work recorded later does not change what was asked for.
+    // Work recorded later does not change what this readback returns.
     let later = x.scale(10.0);
     let bytes = loop {
         match reading.poll().unwrap() {
@@ -154,7 +154,7 @@ fn uploads_do_not_overtake_recorded_work() {
 fn a_long_chain_equals_the_host() {
     let gpu = gpu();
     let x = normal(1, 77);
-    // Halving is exact, so that a fused multiply-add rounds like two operations.
+    // Halving is exact, so a fused multiply-add rounds like two operations.
     let mut want = x.clone();
     let mut y = Tensor::from_slice(gpu, &x, [7, 11]);
     let start = y.clone();
@@ -197,7 +197,7 @@ fn a_chain_is_one_kernel() {
     };
     assert_eq!(count(&|| no_grad(|| x.mul(&y).add(&z).gelu())), 1, "no_grad");
     let w = x.requires_grad();
-    // What backward needs is stored by the same kernel.
+    // The same kernel stores the values that backward needs.
     assert_eq!(count(&|| w.mul(&y).add(&z).gelu()), 1, "recorded");
     // A row and a transposed view are read in place.
     let row = drawn(&gpu, 4, &[33]);
@@ -205,7 +205,7 @@ fn a_chain_is_one_kernel() {
     assert_eq!(count(&|| x.clone()), 0, "nothing to do");
     // 200 operations in kernels of at most 40.
     assert_eq!(count(&|| (0..200).fold(x.clone(), |acc, _| acc.neg())), 5);
-    // A middle value that is held is not computed again.
+    // An intermediate value with a handle is not computed again.
     let middle = x.mul(&y);
     assert_eq!(count(&|| middle.add(&z)), 1);
     assert_eq!(count(&|| middle.clone()), 0, "stored on the way");
@@ -214,7 +214,7 @@ fn a_chain_is_one_kernel() {
 #[test]
 fn values_computed_meanwhile_still_fit_one_kernel() {
     let gpu = gpu();
-    // Each is no more than a number until it is read; then it is a buffer, of which a kernel binds few.
+    // Each tensor is only a constant until it is read. Then it is a buffer, and a kernel can bind only a few buffers.
     let ones: Vec<Tensor> = (0..24).map(|i| Tensor::full(gpu, [5], i as f32)).collect();
     let sum = ones[1..].iter().fold(ones[0].clone(), |sum, x| sum.add(x));
     for one in &ones {
@@ -237,7 +237,7 @@ fn twenty_thousand_ops_drop_without_recursion() {
 #[test]
 fn pending_views_do_not_pile_up() {
     let gpu = gpu();
-    // Each step reads the last in another order, so they are no one kernel; nothing asks for a value until the end.
+    // Each step reads the last one transposed, so they cannot be fused. No value is needed until the end.
     let x = Tensor::from_slice(gpu, &[1.0f32, 2.0, 3.0, 4.0], [2, 2]);
     let chain = |n: usize| no_grad(|| (0..n).fold(x.clone(), |y, _| y.t().affine(1.0, 1.0)));
     let y = chain(20_000);
@@ -265,7 +265,7 @@ fn half_precision_chains_round_where_they_are_stored() {
 
 // The same bits
 
-/// A few hundred ops of every sort with a backward pass; all that it computed.
+/// Runs a few hundred ops of every sort with a backward pass, and returns all results as bits.
 fn program(gpu: &Gpu, seed: u64) -> Vec<u32> {
     let theta = drawn(gpu, seed, &[24, 24]).scale(0.2).requires_grad();
     let gain = Tensor::ones(gpu, [24]).requires_grad();
@@ -302,7 +302,7 @@ fn two_threads_get_what_each_gets_alone() {
     let gpu = gpu();
     let alone = [program(gpu, 1), program(gpu, 2)];
     for round in 0..2 {
-        // A fresh device in the second round: both also compile every kernel at once.
+        // The second round uses a fresh device, on which both threads also compile every kernel at once.
         let gpu = if round == 0 { gpu.clone() } else { own() };
         let barrier = Barrier::new(2);
         let together = std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! Opening a device: features left alone, what the environment says, and what is written where.
+//! Opening a device: features that are turned off, environment variables, and output to stdout and stderr.
 
 use super::*;
 use std::process::Command;
@@ -35,7 +35,7 @@ fn every_feature_can_be_left_alone() {
     }
 }
 
-/// Opens the device as the environment says; run by the tests below in a process of its own.
+/// Opens the device by the environment's variables. The tests below run this in a process of its own.
 #[test]
 #[ignore = "the tests below run it, each in a process of its own"]
 fn child_opens() {
@@ -48,7 +48,7 @@ fn child_opens() {
     assert!(some_ops(&gpu).iter().all(|x| x.is_finite()));
 }
 
-/// What a child that opens the device under this environment writes to stdout and stderr.
+/// Returns stdout and stderr of a child that opens the device under this environment.
 fn child(set: &[(&str, &str)], unset: &[&str]) -> (String, String) {
     let mut command = Command::new(std::env::current_exe().expect("this test"));
     command.args(["--exact", "device::open::child_opens", "--ignored", "--nocapture"]);
@@ -76,7 +76,7 @@ fn words_that_name_no_feature_are_refused() {
     assert!(done.contains(want), "{done}");
 }
 
-/// What a child says that cannot open.
+/// Returns the message of a child that cannot open the device.
 fn child_error(name: &str, value: &str) -> String {
     let mut command = Command::new(std::env::current_exe().expect("this test"));
     command.args(["--exact", "device::open::child_opens", "--ignored", "--nocapture"]);
@@ -84,7 +84,7 @@ fn child_error(name: &str, value: &str) -> String {
     String::from_utf8_lossy(&done.stdout).into_owned()
 }
 
-/// To look for OpenGL adapters makes its libraries complain where there is no display.
+/// A search for OpenGL adapters would make its libraries print warnings if there is no display.
 #[test]
 fn nothing_is_written_to_stderr() {
     let unset =

@@ -1,4 +1,4 @@
-//! What is planned is what runs; classes of devices; work that is cut because it would take too long.
+//! Plans equal the dispatches that run. Also classes of devices, and work that is divided because it would take too long.
 
 use super::folder::Folder;
 use super::*;
@@ -26,7 +26,7 @@ fn normal(gpu: &Gpu, shape: &[usize]) -> Tensor {
     x
 }
 
-/// The dispatches of `work`, of the kernels whose names begin with one of `words`.
+/// Returns the dispatches of `work` whose kernels' names begin with one of `words`.
 fn seen(gpu: &Gpu, words: &[&str], work: impl FnOnce() -> Tensor) -> Vec<String> {
     let passes = gpu.planned(|| work().evaluate()).expect("no fault");
     let named =
@@ -34,7 +34,7 @@ fn seen(gpu: &Gpu, words: &[&str], work: impl FnOnce() -> Tensor) -> Vec<String>
     named.collect()
 }
 
-/// Lines without what stands behind workgroups and parts.
+/// Returns the lines of dispatches up to workgroups and parts, without bytes and operations.
 fn kernels(all: &[String]) -> Vec<&str> {
     all.iter()
         .map(|line| line.split("B,").next().unwrap_or(line).rsplit_once(", ").map_or("", |x| x.0))
@@ -45,7 +45,7 @@ fn kernels(all: &[String]) -> Vec<&str> {
 fn what_is_planned_is_what_runs() {
     for name in ["h200", "integrated", "cpu"] {
         let gpu = of_class(name);
-        // An adapter may have fewer lanes and less memory than the row says.
+        // An adapter may have fewer lanes and less memory than its class.
         let class = gpu.class().clone();
         let lines = |passes: &[Pass]| -> Vec<String> { passes.iter().map(Pass::to_string).collect() };
         for [m, k, n] in [[8, 2048, 256], [64, 4096, 64], [60, 1000, 36], [128, 128, 128], [3, 5, 7]] {
@@ -62,12 +62,12 @@ fn what_is_planned_is_what_runs() {
             };
             let want = lines(&matmul::plan::plan(&class, sizes));
             let got = seen(&gpu, &["matmul", "reduce"], || a.matmul(&b));
-            // Other loads than whole vectors, and a last part that is shorter, are bound otherwise than planned.
+            // If loads are not whole vectors, or the last part is shorter, the bindings differ from the plan.
             let even = k.is_multiple_of(64) && n.is_multiple_of(4);
             let same = if even { got == want } else { kernels(&got) == kernels(&want) };
             assert!(same, "{name} {m}x{k}x{n}: {got:?}, planned {want:?}");
         }
-        // A weight that the loads make, and rows that are added to where a list says.
+        // A weight that is computed in the loads, and rows that are added at the places of a list.
         let theta = normal(&gpu, &[256, 128]);
         let site: Arc<dyn Site> =
             Arc::new(LowRank::new(&theta, &normal(&gpu, &[4, 128]), &normal(&gpu, &[256, 4]), 0.5));
@@ -107,7 +107,7 @@ fn what_is_planned_is_what_runs() {
         assert_eq!(kernels(&got), kernels(&lines(&norm::plan(&class, [300, 64])[1])), "{name}: its gain");
         let (q, kv) = (normal(&gpu, &[2, 4, 1, 64]), normal(&gpu, &[2, 2, 512, 64]));
         let got = seen(&gpu, &["attention"], || q.attention(&kv, &kv, &Mask::None));
-        // Keys and values are one tensor here, bound twice.
+        // Keys and values are the same tensor here, bound twice.
         assert_eq!(got, lines(&attention::plan(&class, [2, 4, 2, 1, 512, 64])[0]), "{name}: attention");
         let [q, k, v] = [4, 2, 2].map(|heads| normal(&gpu, &[2, heads, 96, 64]).requires_grad());
         let y = q.attention(&k, &v, &Mask::None);
@@ -121,7 +121,7 @@ fn what_is_planned_is_what_runs() {
         let ids: Vec<u32> = (0..300).map(|i| i * 7 % 50).collect();
         let (ids, dy) = (Tensor::from_slice(&gpu, &ids, [300]), normal(&gpu, &[300, 8]));
         let got = seen(&gpu, &["embedding"], || dy.index_sum(0, &ids, 50));
-        // How many rows of the table are touched is not planned for.
+        // The plan does not know how many rows of the table are used.
         assert_eq!(kernels(&got), kernels(&lines(&embedding::plan_sum([50, 8, 300]))), "{name}: embedding");
     }
 }
@@ -130,7 +130,7 @@ fn what_is_planned_is_what_runs() {
 fn a_class_is_named_by_options_and_unknown_ones_are_refused() {
     let class = of_class("Integrated").class().clone();
     assert_eq!((class.name, class.width), ("integrated", 8));
-    // Choices only: what the adapter is stays.
+    // The class changes only choices. The properties of the adapter stay.
     assert_eq!(class.lanes, gpu().class().lanes);
     let options = Options::default().device(Some("mainframe".into()));
     let said = Gpu::open_with(options).expect_err("no such class").to_string();
@@ -140,7 +140,7 @@ fn a_class_is_named_by_options_and_unknown_ones_are_refused() {
 
 #[test]
 fn what_would_take_too_long_in_one_dispatch_is_cut() {
-    // A device of ten million operations a second, as far as this file says.
+    // A file of measurements says that the device makes only ten million operations per second.
     let scratch = Folder::new("slow");
     let open = || {
         let (cache, device) = (Some(scratch.to_path_buf()), Some("auto".into()));
@@ -169,7 +169,7 @@ fn what_would_take_too_long_in_one_dispatch_is_cut() {
     both(&product);
     let (count, most) = launches("matmul", &product);
     assert!(count >= 4 && most <= 1.3e7, "{count} launches of up to {most} operations");
-    // Batches, with an operand that all share; halves of which begin where not every adapter can bind.
+    // Batches that share an operand, whose halves begin at offsets which not every adapter can bind.
     let batches = |gpu: &Gpu| normal(gpu, &[70, 3, 15, 64]).matmul(&normal(gpu, &[3, 64, 25]));
     both(&batches);
     assert!(launches("matmul", &batches).0 >= 2);
@@ -206,7 +206,7 @@ fn what_would_take_too_long_in_one_dispatch_is_cut() {
     both(&attention);
     let (count, most) = launches("attention", &attention);
     assert!(count >= 20 && most <= 6e6, "{count} launches of up to {most} operations");
-    // Four million operations each: nearly half a second here, and longer than a submit should be.
+    // Four million operations each take nearly half a second on this device, longer than a submit should take.
     let x = normal(&slow, &[128, 128]);
     let before = slow.submits();
     (0..20).for_each(|_| x.matmul(&x).evaluate());

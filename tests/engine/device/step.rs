@@ -1,10 +1,10 @@
-//! Recorded steps: the bits of the code that they stand for, no allocation, clear refusals.
+//! Recorded steps: replays give the same bits as the code, allocate nothing, and are refused with clear messages.
 
 use super::*;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, Sgd, SgdConfig};
 use tiebeam::{Error, Step};
 
-/// A tied layer used twice, dropout between, AdamW with clipping.
+/// A model that uses a tied layer twice with dropout in between, trained by AdamW with clipping.
 struct Training {
     theta: Tensor,
     optimizer: AdamW,
@@ -48,7 +48,7 @@ fn replays_have_the_bits_of_the_code() {
         }
         assert_eq!(&bits(&step.outputs()[0]), loss, "loss of step {i}");
         assert_eq!(&bits(&recorded.theta), theta, "parameters after step {i}");
-        // Memory that others take in between is not the step's.
+        // Memory that other work takes in between must not be the step's.
         let other = drawn(&gpu, 99, &[24, 24]);
         assert_eq!(bits(&other.scale(1.0)), bits(&drawn(&gpu, 99, &[24, 24])));
         match i {
@@ -58,7 +58,7 @@ fn replays_have_the_bits_of_the_code() {
         }
     }
     assert_eq!(recorded.optimizer.steps(), 8);
-    // Going on without the record goes on where the replays stopped, but for the generator, which the code owns.
+    // Eager steps continue where the replays stopped, except for the generator, which the code owns.
     eager.rng = recorded.rng.clone();
     let [a, b] =
         [eager.step(&inputs[0], 0.01), recorded.step(&inputs[0], 0.01)].map(|loss| bits(&loss.unwrap()));
@@ -86,7 +86,7 @@ fn two_updates_in_a_step_count_as_two() {
     assert_eq!(bits(&recorded.theta), bits(&eager.theta));
 }
 
-/// What is uploaded inside a step stays: a replay writes its temporaries, and uploads nothing.
+/// Data uploaded inside a step must stay intact, since a replay writes its temporaries but uploads nothing.
 #[test]
 fn a_late_upload_is_not_written_over() {
     let gpu = quiet();
@@ -97,7 +97,7 @@ fn a_late_upload_is_not_written_over() {
         x
     };
     let work = |x: &Tensor| {
-        // Temporaries of the upload's size, all let go, then more than a batch of work of another size.
+        // Temporaries of the upload's size, which are all freed, then more than a batch of work of another size.
         let made: Vec<Tensor> = (0..8).map(|i| evaluated(x.scale(i as f32))).collect();
         let mut y =
             evaluated(made.iter().fold(x.clone(), |y, m| y.add(m)).unsqueeze(0).expand([64, 64]).scale(1.0));
@@ -155,7 +155,7 @@ fn what_is_pending_outside_is_no_part_of_the_replays() {
     let w = drawn(&gpu, 2, &[4, 6]).requires_grad();
     let mut sgd = Sgd::new(&gpu, vec![Group::new([("w", &w)])], SgdConfig::default()).unwrap();
     let want = bits(&w.detach().scale(2.0).add(&x));
-    // Pending, of a tensor that changes in place after the recording.
+    // A pending expression over a tensor that changes in place after the recording.
     let outside = w.detach().scale(2.0);
     let mut step = Step::record(&gpu, &[&x], |x| Ok(vec![x[0].add(&outside)])).unwrap();
     assert_eq!(step.dispatches(), 1, "the sum alone");
@@ -179,7 +179,7 @@ fn an_input_of_another_device_is_named() {
     assert!(run.starts_with("Step: input 0 [4] is of another Gpu than the step: "), "{run}");
 }
 
-/// Inputs may be the last outputs, whichever they are.
+/// Any outputs of the last run may be the inputs of the next.
 #[test]
 fn outputs_are_fed_back_as_inputs() {
     let gpu = gpu();
@@ -201,7 +201,7 @@ fn outputs_are_fed_back_as_inputs() {
         assert_eq!(read(&swap), want);
         feed(&mut swap, &[0, 1]);
     }
-    // One output twice, a view of an input, an input of two places.
+    // An output that is returned twice, views of an input, and an input that is given twice.
     let four = Tensor::from_slice(gpu, &[1f32, 2.0, 3.0, 4.0], [2, 2]);
     let mut views = Step::record(gpu, &[&four, &four], |x| {
         let y = x[0].add(&x[1]);
@@ -214,14 +214,15 @@ fn outputs_are_fed_back_as_inputs() {
     assert_eq!(views.outputs()[1].to_vec::<f32>().unwrap(), [2.0, 6.0, 4.0, 8.0]);
     assert_eq!(views.outputs()[2].to_vec::<f32>().unwrap(), [3.0, 7.0, 8.0, 12.0]);
     assert_eq!(views.outputs()[3].to_vec::<f32>().unwrap(), [1.0, 3.0]);
-    // A copy onto itself is no error that then stands on the device.
+    // A copy of a tensor onto itself does not leave an error on the device.
     let mut same = Step::record(gpu, &[&one(1.0)], |x| Ok(vec![x[0].clone(), x[0].scale(2.0)])).unwrap();
     feed(&mut same, &[0]);
     assert_eq!(read(&same), [1.0, 2.0]);
     assert_eq!(one(5.0).scale(2.0).item().unwrap(), 10.0);
 }
 
-/// What the code keeps, other than by returning it, is the recorded run's for good: computed, pending, an input, an output.
+/// Tensors that the code keeps without returning them have the values of the recorded run for ever, whether computed, pending, an
+/// input or an output.
 #[test]
 fn what_the_code_keeps_is_the_recorded_runs() {
     let gpu = gpu();
@@ -238,7 +239,7 @@ fn what_the_code_keeps_is_the_recorded_runs() {
     let h = x.scale(3.0);
     let out = h.affine(1.0, 1.0);
     let want = [x.clone(), h.clone(), h.scale(10.0), out.clone(), x.exp().add(&out)].map(|t| bits(&t));
-    // Made after the recording from what was kept: read only after a replay.
+    // Computed from a kept tensor after the recording, and read only after a replay.
     let late = kept[1].scale(0.5);
     for round in 0..3 {
         for (i, (kept, want)) in kept.iter().zip(&want).enumerate().skip(if round == 0 { 3 } else { 0 }) {
@@ -294,7 +295,7 @@ fn every_optimizer_of_a_step_has_its_rate() {
         (done, a.item().unwrap(), b.item().unwrap())
     };
     assert_eq!(run(&mut |_| ()), (Ok(()), 0.0, 0.5));
-    // The others keep their ratio to the first.
+    // The other rates keep their ratio to the first.
     assert_eq!(run(&mut |step| step.set_lr(0.125)), (Ok(()), -0.125, 0.4375));
     assert_eq!(run(&mut |step| step.set_lrs(&[1.0, 0.0]).unwrap()), (Ok(()), -1.125, 0.4375));
     for rate in [-1.0, f32::NAN, f32::INFINITY] {
@@ -326,7 +327,7 @@ fn an_output_of_another_device_is_named() {
     assert!(said.starts_with("Step: output 1 [4] is of another Gpu than the step: "), "{said}");
 }
 
-/// A replay that only reads a tensor, or gives it out, changes nothing; what it changes, it says.
+/// Only the tensors that a replay writes count as changed in place, not those that it reads or returns.
 #[test]
 fn only_what_a_replay_writes_is_changed() {
     let gpu = gpu();
@@ -348,7 +349,7 @@ fn only_what_a_replay_writes_is_changed() {
     assert!(said.contains("changed in place"), "{said}");
 }
 
-/// A step reads its parameters where they were; a replay there would train memory that nobody sees.
+/// A step has the old memory of its parameters. After they have moved, a replay would train memory that is no longer used.
 #[test]
 fn a_step_over_parameters_that_moved_is_refused() {
     let gpu = gpu();
@@ -378,7 +379,7 @@ fn a_step_over_parameters_that_moved_is_refused() {
     assert!(said.contains("an optimizer made inside a recorded step"), "{said}");
 }
 
-/// An output may be part of what the code made; views of it walk its own elements.
+/// An output may be a view of a tensor that the code computed. Views of the output then refer to its own elements.
 #[test]
 fn an_output_that_is_a_view_is_one_of_its_own_elements() {
     let gpu = gpu();
@@ -408,7 +409,8 @@ fn a_step_run_inside_a_recording_is_refused() {
     assert_eq!(bits(&inner.run(&[&x]).unwrap()[0]), bits(&x.exp()));
 }
 
-/// A step that only gives out a parameter has no kernel there: it follows where the parameter goes. Its own results stay its own.
+/// A step that only returns a parameter has no kernel that reads it, so an optimizer may move the parameter, and the step
+/// follows. The step's own results cannot be moved.
 #[test]
 fn what_a_step_gives_out_may_be_taken_by_an_optimizer() {
     let gpu = gpu();
@@ -426,7 +428,7 @@ fn what_a_step_gives_out_may_be_taken_by_an_optimizer() {
     assert_eq!(bits(&taken), before);
 }
 
-/// A cache that the code makes is the recorded run's; nothing of it is changed by replays.
+/// A cache that is created by the code belongs to the recorded run. Replays do not change it.
 #[test]
 fn a_cache_made_in_the_code_is_the_recorded_runs() {
     let gpu = gpu();

@@ -1,4 +1,4 @@
-//! The tape: what is recorded, what backward gives, and the laws of shared weights.
+//! The tape: what is recorded, the results of backward, and the laws of shared weights.
 
 use super::*;
 use tiebeam::checkpoint;
@@ -11,14 +11,14 @@ fn no_grad_and_detach_leave_the_graph() {
     let x = Tensor::from_slice(gpu, &[2.0f32, 3.0], [2]).requires_grad();
     assert!(x.is_leaf() && x.is_tracked());
     assert!(!no_grad(|| x.mul(&x)).is_tracked());
-    // Recording is on again after a panic inside.
+    // Recording is on again after a panic inside `no_grad`.
     let _ = catch_unwind(AssertUnwindSafe(|| no_grad(|| panic!("inside"))));
     let y = x.mul(&x.detach());
     assert!(y.is_tracked() && !y.is_leaf() && !y.detach().is_tracked());
     let grads = y.sum_all().backward().unwrap();
     assert_eq!(grads.get(&x).unwrap().to_vec::<f32>().unwrap(), [2.0, 3.0]);
     assert_eq!(grads.len(), 1);
-    // Another thread records, whatever this one does.
+    // `no_grad` does not affect other threads.
     no_grad(|| {
         std::thread::scope(|s| {
             let tracked = s.spawn(|| x.mul(&x).is_tracked()).join();
@@ -35,7 +35,7 @@ fn checkpoint_gives_the_gradients_without_it() {
     let [x, w, v, gain] = [(5, [6, 8]), (6, [8, 8]), (7, [8, 8]), (8, [1, 8])]
         .map(|(seed, shape)| drawn(gpu, seed, &shape).requires_grad());
     let fixed = drawn(gpu, 9, &[6, 8]);
-    // `gate` is no leaf and is captured, `gain` is a captured leaf, `w` is both given and used outside.
+    // `gate` is captured and not a leaf, `gain` is a captured leaf, and `w` is both an input and used outside.
     let gate = v.mul(&gain).tanh();
     let block = |x: &Tensor, w: &Tensor, fixed: &Tensor, gate: &Tensor, gain: &Tensor| {
         linear(x, w).gelu().matmul(gate).mul(gain).add(fixed)
@@ -65,7 +65,7 @@ fn checkpoint_gives_the_gradients_without_it() {
     }
     let kept = no_grad(|| checkpoint(&[&x], |t| t[0].scale(2.0)));
     assert!(!kept.is_tracked());
-    // What is passed in without a gradient gets none.
+    // An input without `requires_grad` gets no gradient.
     let loss = checkpoint(&[&fixed, &x], |t| t[0].mul(&t[1])).sum_all();
     let grads = loss.backward().unwrap();
     assert_eq!(grads.len(), 1);
@@ -124,7 +124,7 @@ fn a_saved_value_changed_in_place_panics() {
     let said = panic_of(|| squared.backward());
     assert!(said.starts_with("square: ") && said.contains("changed in place"), "{said}");
     assert_eq!(scaled.backward().unwrap().get(&w).unwrap().to_vec::<f32>().unwrap(), [3.0; 6]);
-    // What was written down before the step means the old elements; halving is exact.
+    // An expression from before the step has the old elements. Halving is exact.
     assert_eq!(pending.to_vec::<f32>().unwrap(), start);
     let halved: Vec<f32> = start.iter().map(|v| v * 0.5).collect();
     assert_eq!(w.to_vec::<f32>().unwrap(), halved);
@@ -140,7 +140,7 @@ fn a_pending_value_changed_in_place_panics() {
         let said = panic_of(|| loss.backward());
         assert!(said.starts_with("square: ") && said.contains("changed in place"), "{said}");
     };
-    // Saved before the optimizer gives the leaf its place, and after.
+    // Saved before and after the optimizer moves the leaf to its arena.
     let w = Tensor::full(gpu, [6], 3.0).requires_grad();
     let early = w.square().sum_all();
     let mut optimizer = sgd(&w);
@@ -152,7 +152,7 @@ fn a_pending_value_changed_in_place_panics() {
     changed(&early);
     changed(&late);
     assert_eq!(w.square().sum_all().backward().unwrap().get(&w).unwrap().to_vec::<f32>().unwrap(), [3.0; 6]);
-    // Moved into an arena that was written before: a move is no change.
+    // A leaf that is moved into an arena has not changed.
     let (a, b) = (Tensor::full(gpu, [6], 1.0).requires_grad(), Tensor::full(gpu, [6], 2.0));
     b.evaluate();
     let b = b.requires_grad();
@@ -164,7 +164,7 @@ fn a_pending_value_changed_in_place_panics() {
     let again = a.square().add(&b.square()).sum_all();
     both.step(&again.backward().unwrap(), 0.25).unwrap();
     assert_eq!(b.to_vec::<f32>().unwrap(), [0.5; 6]);
-    // A held value, stored by the kernel of another, is its own memory: the leaf's change is not its own.
+    // A value with a handle, stored by the kernel of another one, has its own memory, so a change of the leaf does not affect it.
     let leaf = Tensor::full(gpu, [6], 3.0).requires_grad();
     let mut optimizer = sgd(&leaf);
     let held = leaf.scale(2.0);
@@ -218,13 +218,13 @@ fn zero_sized_tensors_pass_through() {
     gone(&none.max(1));
     gone(&w.slice(0, 4..4));
     assert_eq!(none.sum(0).to_vec::<f32>().unwrap(), [0.0; 3]);
-    // A product over nothing is zero, whichever way it is asked for.
+    // A product over an axis of size 0 is zero in every form.
     assert_eq!(none.t().matmul(&none).to_vec::<f32>().unwrap(), [0.0; 9]);
     let thin = Tensor::from_slice::<f32>(gpu, &[], [2, 5, 0]);
     let nothing = Tensor::from_slice::<f32>(gpu, &[], [0, 4]);
     assert_eq!(thin.matmul(&nothing).to_vec::<f32>().unwrap(), [0.0; 40]);
     assert_eq!(linear(&thin, &nothing.t()).to_vec::<f32>().unwrap(), [0.0; 40]);
-    // 64 floats are 256 bytes: the empty rest starts just past the buffer's end.
+    // 64 floats are 256 bytes, so the empty rest starts just past the buffer's end.
     let full = drawn(gpu, 2, &[64]);
     let rest = full.slice(0, 64..64);
     assert_eq!(
@@ -261,7 +261,7 @@ fn the_gradient_of_a_tied_matrix_is_the_sum_of_untied_ones() {
     let sum =
         |f: fn(f64) -> f64| move |i: usize, parts: &[Vec<f64>; 3]| parts.iter().map(|p| f(p[i])).sum::<f64>();
     let want: Vec<f64> = (0..got.len()).map(|i| sum(|v| v)(i, &parts)).collect();
-    // The parts are the same numbers; only their two additions round.
+    // The parts are the same numbers, and only their two additions round.
     within("tied", &got, &want, |i| 2.0 * U * sum(f64::abs)(i, &parts));
     assert!(parts.iter().all(|p| p.iter().any(|v| v.abs() > 1e-3)), "every site contributes");
 }
@@ -283,16 +283,16 @@ fn low_rank_sites_hold_the_adjoint_law() {
         let shared = dot(&theta, grads.get(&theta).unwrap()).0;
         for (name, private) in [("a", &a), ("b", &b)] {
             let got = shared + dot(private, grads.get(private).unwrap()).0;
-            // Each number in these sums carries the rounding of a dot product over rows, and rank or n or k.
+            // Each number in these sums has the rounding error of a dot product over rows, rank, n or k.
             let longest = (rows.max(rank).max(n).max(k) as f64).sqrt();
             let bound = 8.0 * U * longest * (scale + size(&site.expand()) * size(&g));
             assert!((got - want).abs() <= bound, "{name}: {got} is not {want}, bound {bound:e}");
         }
-        // The bound sees a dropped private part.
+        // The bound is tight enough to detect a missing private part.
         let without = dot(&theta, &g).0;
         let bound = 8.0 * U * (rows.max(n).max(k) as f64).sqrt() * (scale + size(&site.expand()) * size(&g));
         assert!((without - want).abs() > 10.0 * bound);
-        // And theta's own part alone: `S` is the identity there.
+        // For theta alone, `S` is the identity.
         within("dtheta", &download(grads.get(&theta).unwrap()), &download(&g), |_| {
             8.0 * U * (rows as f64).sqrt() * size(&x) * size(&dy)
         });

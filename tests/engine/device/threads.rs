@@ -1,5 +1,5 @@
-//! Threads that share a device: none gets into another's recording, and nobody sees half of a change. `tests/long/threads.rs`
-//! holds many of them at once.
+//! Threads that share a device: none disturbs another's recording, and none sees half of a change. `tests/long/threads.rs` runs
+//! many of them at once.
 
 use super::folder::Folder;
 use super::*;
@@ -13,12 +13,13 @@ fn sgd(gpu: &Gpu, w: &Tensor) -> Sgd {
     Sgd::new(gpu, vec![Group::new([("w", w)])], SgdConfig::default()).unwrap()
 }
 
-/// `w -= lr` for every element.
+/// Makes a step that subtracts `lr` from every element of `w`.
 fn down(sgd: &mut Sgd, w: &Tensor, lr: f32) {
     sgd.step(&w.sum_all().backward().unwrap(), lr).unwrap();
 }
 
-/// What another thread has pending on a weight is computed before the weight changes, and not again by replays.
+/// An expression over a weight that another thread has pending is computed before the weight changes. Replays do not compute it
+/// again.
 #[test]
 fn others_pending_work_is_no_part_of_a_recording() {
     let gpu = gpu();
@@ -63,7 +64,8 @@ fn others_pending_work_is_no_part_of_a_recording() {
     assert_eq!(late.item().unwrap(), 100.0);
 }
 
-/// What a thread records stays in its step, even where another thread had to compute it, because it changed what it reads.
+/// Work that a thread records stays in its step, even if another thread had to compute it because it changed the weight that it
+/// reads.
 #[test]
 fn a_recording_keeps_what_others_compute_for_it() {
     let gpu = gpu();
@@ -84,7 +86,8 @@ fn a_recording_keeps_what_others_compute_for_it() {
             let y = inner.affine(1.0, 1.0);
             ask.send(()).unwrap();
             answered.recv().unwrap();
-            // The elements are those from when it was written down, whoever computed them; in a replay, those of the replay.
+            // In the recorded run, the elements are those from when the expression was created. In a replay, they are the
+            // replay's.
             Ok(vec![y.scale(2.0), inner, w.detach().scale(3.0)])
         })
         .unwrap();
@@ -101,7 +104,7 @@ fn a_recording_keeps_what_others_compute_for_it() {
     assert_eq!((train.steps(), w.item().unwrap()), (3, 7.0));
 }
 
-/// A pending value that another thread hands over is read, not recorded.
+/// A pending value from another thread is an input of the recorded step, and its computation is not recorded.
 #[test]
 fn what_comes_from_another_thread_is_an_input() {
     let gpu = gpu();
@@ -128,7 +131,7 @@ fn a_saved_file_holds_one_step() {
     let params: Vec<(String, Tensor)> = (0..6)
         .map(|i| (format!("w{i}"), Tensor::from_slice(gpu, &[0f32; 512], [512]).requires_grad()))
         .collect();
-    // Two arenas and more: a step is several kernels.
+    // There are several arenas, so a step is several kernels.
     let config = SgdConfig::default().arena_limit(Some(4096));
     let group = Group::new(params.iter().map(|(name, w)| (name.as_str(), w)));
     let mut sgd = Sgd::new(gpu, vec![group], config).unwrap();
@@ -197,7 +200,7 @@ fn an_optimizer_is_made_while_others_read_the_leaf() {
             let mut sgd = sgd(gpu, &w);
             let grads = w.scale(2.0).sum_all().backward().unwrap();
             std::thread::sleep(Duration::from_micros(200));
-            // The readers want what was there before: they may still be at it.
+            // The readers expect the old values, and may still be reading.
             let _ = &grads;
             s.spawn(move || drop(sgd.step(&grads, 0.0).unwrap()));
         });
@@ -205,7 +208,7 @@ fn an_optimizer_is_made_while_others_read_the_leaf() {
     }
 }
 
-/// Faults of one thread's requests cost another's training nothing but the steps that say so.
+/// Faults of one thread's requests cost another thread's training only the steps that return an error.
 #[test]
 fn a_fault_beside_a_step_costs_no_weight() {
     let gpu = quiet();
@@ -234,14 +237,14 @@ fn a_fault_beside_a_step_costs_no_weight() {
     });
     gpu.take_fault();
     assert_eq!(adamw.steps(), taken);
-    // A constant gradient: every step is one learning rate, and every refused one is none.
+    // With a constant gradient, every step is one learning rate, and a refused step changes nothing.
     for x in w.to_vec::<f32>().unwrap() {
         assert!((x + taken as f32).abs() < 1e-3 * taken as f32, "{x} after {taken} steps, {refused} refused");
     }
     assert_eq!(adamw.state_dict().unwrap().len(), 2);
 }
 
-/// A server records on one thread and runs on another.
+/// A step can be recorded on one thread and run on another.
 #[test]
 fn a_step_goes_to_another_thread() {
     let gpu = gpu();

@@ -1,4 +1,4 @@
-//! The same operations by the library.
+//! Runs a program's operations by the library.
 
 use super::EPS;
 use super::program::{Ids, Line, Map, Op, Program, Sees, Weight, Zip};
@@ -8,13 +8,13 @@ use tiebeam::ops::product::matmul::Epilogue;
 use tiebeam::share::{Dictionary, Factored, Hashed, LowRank, Site, Tied};
 use tiebeam::{DType, Gpu, Tensor};
 
-/// What a program reads besides its leaves: ids, masks, the outputs' weights.
+/// Inputs of a program other than its leaves: ids, masks, the outputs' weights.
 pub struct Constants {
     of_lines: Vec<Option<Tensor>>,
     weights: Vec<Tensor>,
 }
 
-/// What a run gave, by line.
+/// The results of a run, by line.
 pub struct Outcome {
     pub loss: Tensor,
     pub held: Vec<(usize, Tensor)>,
@@ -29,7 +29,7 @@ pub fn upload(gpu: &Gpu, shape: &[usize], half: bool, data: &[f64]) -> Tensor {
     Tensor::from_slice(gpu, &data.iter().map(|&v| v as f32).collect::<Vec<_>>(), shape)
 }
 
-/// The leaves' elements, not yet marked as leaves; `data` of line `i` is `replaced(i, its own)`.
+/// Returns tensors for the leaves, not yet marked as leaves. `replaced(i, data)` returns the elements of line `i` from its own.
 pub fn leaves(gpu: &Gpu, program: &Program, replaced: impl Fn(usize, &[f64]) -> Vec<f64>) -> Vec<Tensor> {
     let one = |i: usize| match &program.lines[i] {
         Line { op: Op::Leaf(data), shape, half, .. } => upload(gpu, shape, *half, &replaced(i, &data.0)),
@@ -55,7 +55,7 @@ pub fn constants(gpu: &Gpu, program: &Program) -> Constants {
     }
 }
 
-/// Runs a program on these leaves, in order of lines. Values are let go after their last use unless they are held.
+/// Runs a program on these leaves, in order of lines. A value that is not held is dropped after its last use.
 pub fn run(program: &Program, constants: &Constants, leaves: &[Tensor]) -> tiebeam::Result<Outcome> {
     let last = program.last_uses();
     let mut values: Vec<Option<Tensor>> = Vec::new();

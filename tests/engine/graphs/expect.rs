@@ -1,13 +1,13 @@
-//! What a program's tensors must hold, and how far off rounding may leave them.
+//! The expected values of a program's tensors, and their expected rounding errors.
 
 use super::host::{Tape, U, Var};
 use super::interpret;
 use super::program::Program;
 
-/// What a tensor must hold.
+/// The expected value of a tensor.
 pub struct Expected {
     pub value: Vec<f64>,
-    /// The error that f32 rounding makes: what noise moved at most, and two roundoffs of the largest.
+    /// The scale of its f32 rounding error: the largest change by noise, plus two roundoffs of the largest element.
     pub unit: f64,
 }
 
@@ -18,7 +18,7 @@ impl Expected {
         Expected { value: exact.to_vec(), unit: moved(exact, noisy) + 2.0 * U * largest }
     }
 
-    /// The largest error in units.
+    /// Returns the largest error in units.
     pub fn off(&self, got: &[f64]) -> f64 {
         if got.len() != self.value.len() {
             return f64::INFINITY;
@@ -30,30 +30,30 @@ impl Expected {
             .fold(0.0, |m, v| if v.is_nan() { f64::INFINITY } else { v.max(m) })
     }
 
-    /// Whether rounding leaves this so uncertain that comparing says little.
+    /// Whether rounding errors are so large that a comparison means little.
     fn is_lost(&self) -> bool {
         let largest = self.value.iter().fold(0.0f64, |m, v| m.max(v.abs()));
         !(largest <= 1e4 && self.unit <= 1e-3 * largest.max(1e-3))
     }
 }
 
-/// The largest difference of an element.
+/// Returns the largest difference of any element.
 pub fn moved(exact: &[f64], noisy: &[&[f64]]) -> f64 {
     let of = |noisy: &&[f64]| exact.iter().zip(*noisy).fold(0.0f64, |m, (e, n)| m.max((e - n).abs()));
     noisy.iter().map(of).fold(0.0, f64::max)
 }
 
-/// A program and what it must give, by line.
+/// A program and its expected results, by line.
 pub struct Graph {
     pub program: Program,
     pub loss: Expected,
     pub values: Vec<Expected>,
     pub grads: Vec<Option<Expected>>,
-    /// Values of the host's tapes.
+    /// Number of values on the host's tapes.
     pub nodes: usize,
 }
 
-/// What a program must give, by the exact tape, which is the first, and those with noise.
+/// Computes the expected results of a program from the exact tape, which is the first, and those with noise.
 pub fn expected(program: Program, mut tapes: Vec<Tape>, vars: &[Var]) -> Option<Graph> {
     let losses: Vec<Var> = tapes.iter_mut().map(|t| interpret::loss(t, &program, vars)).collect();
     let grads: Vec<_> = tapes.iter_mut().zip(&losses).map(|(t, &loss)| t.backward(loss)).collect();

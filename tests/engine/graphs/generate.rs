@@ -1,8 +1,8 @@
-//! Draws programs, and says what their values must be and how far off they may be.
+//! Draws random programs with their expected values and errors.
 //!
-//! A line is proposed, interpreted exactly and a few times with noise, and kept if that goes well: its numbers are neither
-//! huge nor lost in rounding, and no comparison, maximum, kink or f16 rounding in it is so near to deciding otherwise that
-//! rounding could.
+//! Each proposed line is interpreted exactly, and a few times with noise. It is kept if its numbers are neither huge nor lost in
+//! rounding, and if none of its comparisons, maxima, kinks or f16 roundings is so close that rounding could decide it
+//! differently.
 
 use super::expect::{Graph, expected, moved};
 use super::host::{Tape, U, Var};
@@ -10,14 +10,14 @@ use super::interpret;
 use super::program::*;
 use tiebeam::Rng;
 
-/// Interpretations with noise.
+/// Number of interpretations with noise.
 const NOISY: usize = 5;
-/// How many times what noise moved it a deciding number must be away.
+/// The least distance of a number from its decision, relative to its change by noise.
 const CLEAR: f64 = 16.0;
 const SIZES: [usize; 10] = [1, 2, 3, 4, 5, 7, 8, 12, 16, 64];
 const MOST: usize = 2048;
 
-/// The graph of a seed.
+/// Draws the graph of a seed.
 pub fn graph(seed: u64) -> Graph {
     (0..).find_map(|attempt| Maker::new(seed, attempt).graph()).expect("some attempt goes well")
 }
@@ -26,7 +26,7 @@ pub(super) struct Maker {
     seed: u64,
     pub(super) rng: Rng,
     pub(super) lines: Vec<Line>,
-    /// The first is exact.
+    /// The exact tape, then those with noise.
     tapes: Vec<Tape>,
     vars: Vec<Var>,
 }
@@ -95,12 +95,12 @@ impl Maker {
         self.lines[line].shape.clone()
     }
 
-    /// Adds a line if it goes well; gives its number.
+    /// Adds a line and returns its number, or `None` if the line is not usable.
     pub(super) fn push(&mut self, op: Op, args: &[usize], shape: &[usize]) -> Option<usize> {
         if shape.len() > 4 || shape.iter().product::<usize>() > MOST {
             return None;
         }
-        // What is compared gets no gradient.
+        // The arguments that are only compared get no gradient.
         let through = if op == Op::WhereGreater { &args[..2] } else { args };
         let tracked = op != Op::Detach && through.iter().any(|&a| self.lines[a].tracked);
         let half = self.is_half(&op, args);
@@ -147,7 +147,7 @@ impl Maker {
         known && (first..exact.branches.len()).all(|b| self.is_clear(b))
     }
 
-    /// Whether no rounding decides a branch otherwise.
+    /// Whether rounding cannot change the decisions of a branch.
     fn is_clear(&self, b: usize) -> bool {
         let (exact, noisy) = self.tapes.split_first().expect("tapes");
         let branch = &exact.branches[b];
@@ -159,7 +159,7 @@ impl Maker {
         })
     }
 
-    /// A new leaf of normal elements.
+    /// Adds a leaf with normal elements.
     pub(super) fn leaf(&mut self, shape: &[usize], half: bool, tracked: bool, scale: f64) -> usize {
         let n = shape.iter().product();
         let data = self.normal(n).into_iter().map(|v| v * scale).collect();
@@ -177,21 +177,21 @@ impl Maker {
         self.lines.len() - 1
     }
 
-    /// An earlier line that will do, more often a late one.
+    /// Picks an earlier line that satisfies `will_do`, preferably a late one.
     pub(super) fn any(&mut self, will_do: impl Fn(&Line) -> bool) -> Option<usize> {
         let all: Vec<usize> = (0..self.lines.len()).filter(|&i| will_do(&self.lines[i])).collect();
         let late = if self.chance(60) { all.len().saturating_sub(4) } else { 0 };
         if all.is_empty() { None } else { Some(self.pick(&all[late..])) }
     }
 
-    /// A line of this shape, there already or a new leaf.
+    /// Returns a line of this shape, either an earlier one or a new leaf.
     pub(super) fn operand(&mut self, shape: &[usize]) -> usize {
         let there = if self.chance(50) { self.any(|l| l.shape == shape) } else { None };
         let (half, tracked) = (self.chance(20), self.chance(75));
         there.unwrap_or_else(|| self.leaf(shape, half, tracked, 0.7))
     }
 
-    /// A shape that broadcasts with this one.
+    /// Draws a shape that broadcasts with this one.
     fn partner(&mut self, shape: &[usize]) -> Vec<usize> {
         let mut shape: Vec<usize> = shape.iter().map(|&n| if self.chance(20) { 1 } else { n }).collect();
         if self.chance(20) && !shape.is_empty() {
@@ -244,7 +244,7 @@ impl Maker {
         self.push(op, &[x], &shape)
     }
 
-    /// `x^2 + 0.5`
+    /// Adds `x^2 + 0.5`.
     fn positive(&mut self, x: usize) -> Option<usize> {
         let shape = self.sizes(x);
         let square = self.push(Op::Map(Map::Square), &[x], &shape)?;
@@ -335,7 +335,7 @@ impl Maker {
         }
     }
 
-    /// A part of an axis, as often as not from a multiple of 64.
+    /// Draws a range of an axis, which often starts at a multiple of 64.
     fn range(&mut self, size: usize) -> (usize, usize) {
         let start = if size > 64 && self.chance(50) {
             64 * self.rng.below(size.div_ceil(64))
@@ -345,7 +345,7 @@ impl Maker {
         (start, start + 1 + self.rng.below(size - start))
     }
 
-    /// Some shape of this many elements.
+    /// Draws a shape with this many elements.
     fn split(&mut self, mut count: usize) -> Vec<usize> {
         let mut shape = Vec::new();
         while count > 1 && shape.len() < 3 {
@@ -363,7 +363,7 @@ impl Maker {
         shape
     }
 
-    /// Two or three parts of one value, or the value and its transpose, in one expression.
+    /// Adds an expression of two or three parts of one value, or of a value and its transpose.
     fn several_views(&mut self) -> Option<usize> {
         let x = self.any(|l| l.count() > 1)?;
         let shape = self.sizes(x);
@@ -381,7 +381,7 @@ impl Maker {
         self.parts(x, axis, size, 1)
     }
 
-    /// Parts that begin at multiples of 64 elements, where kernels can bind them as they are.
+    /// Adds an expression of parts that begin at multiples of 64 elements, where kernels can bind them without a copy.
     fn aligned_views(&mut self) -> Option<usize> {
         let there = self.any(|l| l.count() > 64 && l.count().is_multiple_of(64));
         let new = [self.pick(&[2, 3, 4]), 64];
@@ -395,7 +395,7 @@ impl Maker {
         self.parts(x, 0, size * step, step)
     }
 
-    /// Two or three parts of an axis, each of this size, from multiples of `step`, one with another.
+    /// Combines two or three parts of an axis, each of this size and starting at a multiple of `step`.
     fn parts(&mut self, x: usize, axis: usize, size: usize, step: usize) -> Option<usize> {
         let mut shape = self.sizes(x);
         let mut starts: Vec<usize> = (0..=shape[axis] - size).step_by(step).collect();

@@ -1,9 +1,9 @@
-//! A reverse-mode tape on the host: row-major f64 arrays, plain loops, and nothing of the library but its names.
+//! A reverse-mode tape on the host, with row-major f64 arrays and plain loops. It uses no code of the library.
 //!
-//! There are four primitives: a function of each element, a function of two elements, weighted moves of elements (every
-//! view, sum and lookup is one), and the batched matrix product. A tape with noise rounds each result, each partial sum
-//! and each derivative to f32 after a random relative push of a few roundoffs: what differs between it and the exact tape
-//! is what f32 arithmetic costs in this graph.
+//! There are four primitives: functions of one element, functions of two elements, weighted moves of elements (which all views,
+//! sums and lookups are), and the batched matrix product. A tape with noise changes each result, each partial sum and each
+//! derivative by a random amount of a few roundoffs, and then rounds it to f32. Its difference from the exact tape is the error
+//! of f32 arithmetic in this graph.
 
 use half::f16;
 
@@ -28,7 +28,7 @@ impl Move {
     }
 }
 
-/// How gradients go back through a value.
+/// How gradients are propagated back through a value.
 enum Back {
     None,
     /// The derivative with respect to each argument, element by element.
@@ -45,33 +45,33 @@ pub struct Node {
     tracked: bool,
 }
 
-/// A place where a small change makes a jump.
+/// A place where a small change of numbers changes the result by a jump.
 pub struct Branch {
     /// The numbers that decide.
     pub quantity: Vec<f64>,
-    /// How far each is from deciding otherwise. At 0 the rule for a tie holds, if nothing is rounded before.
+    /// The distance of each from another decision. At 0 the rule for ties applies, if no rounding comes before.
     pub distance: Vec<f64>,
-    /// What must be free of rounding for that.
+    /// The numbers that must be free of rounding for a tie.
     pub tied: Vec<f64>,
 }
 
-/// A fault to be injected, so that tests see that they would see it.
+/// An injected fault, with which tests check that they would detect it.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Fault {
-    /// One of the moves that make this value is left out, both ways.
+    /// One of the moves of this value is omitted, forward and backward.
     Term(Var),
     /// This value's gradient does not reach its first argument.
     Gradient(Var),
 }
 
-/// Arithmetic in f64, or in f32 with random pushes.
+/// Arithmetic in f64, or in f32 with random noise.
 #[derive(Clone, Copy)]
 struct Arithmetic {
     noise: Option<u64>,
 }
 
 impl Arithmetic {
-    /// A number in `[-1, 1)`: splitmix64.
+    /// Draws a number in `[-1, 1)` by splitmix64.
     fn random(state: &mut u64) -> f64 {
         *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = *state;
@@ -80,12 +80,12 @@ impl Arithmetic {
         (z ^ (z >> 31)) as i64 as f64 / (1u64 << 63) as f64
     }
 
-    /// The result of an operation that IEEE rounds correctly: what f32 holds, it gives.
+    /// The result of an operation that IEEE arithmetic rounds correctly. A result that f32 can represent gets no noise.
     fn rounded(&mut self, x: f64) -> f64 {
         if x as f32 as f64 == x { x } else { self.pushed(x, U * x.abs()) }
     }
 
-    /// `x`, as far off as `size` says, rounded to f32.
+    /// Returns `x` with noise of up to `size`, rounded to f32.
     fn pushed(&mut self, x: f64, size: f64) -> f64 {
         match &mut self.noise {
             None => x,
@@ -136,14 +136,14 @@ impl Tape {
         x
     }
 
-    /// Says that the sign of `quantity` decides something.
+    /// Records that the sign of `quantity` decides something.
     pub fn branch(&mut self, quantity: Vec<f64>, tied: Vec<f64>) {
         let distance = quantity.iter().map(|q| q.abs()).collect();
         self.branches.push(Branch { quantity, distance, tied });
     }
 
-    /// `f` gives value and derivative. Devices' functions are a few roundoffs off, of the result, of what a roundoff of the
-    /// argument makes, and of `floor` where they promise no relative error.
+    /// Adds a function of one element. `f` returns value and derivative. A device's function has an error of a few roundoffs of
+    /// the result, of the effect of a roundoff of the argument, and of `floor` if it has no bound on the relative error.
     pub fn map(&mut self, x: Var, floor: f64, f: impl Fn(f64) -> [f64; 2]) -> Var {
         let mut a = self.arithmetic;
         let (mut value, mut slope) = (Vec::new(), Vec::new());
@@ -167,12 +167,12 @@ impl Tape {
         self.push(&shape, value, &[x], Back::Local(vec![slope]))
     }
 
-    /// `f` gives the value and both derivatives, of two arrays of one shape: sums, differences, products.
+    /// Adds a sum, difference or product of two arrays of one shape. `f` returns the value and both derivatives.
     pub fn zip(&mut self, x: Var, y: Var, f: impl Fn(f64, f64) -> [f64; 3]) -> Var {
         self.zipped(x, y, f, Arithmetic::rounded)
     }
 
-    /// `x / y`, which devices round less well.
+    /// Adds `x / y`, which devices round less accurately.
     pub fn divide(&mut self, x: Var, y: Var) -> Var {
         let f = |a: f64, b: f64| [a / b, 1.0 / b, -a / (b * b)];
         self.zipped(x, y, f, |a, v| a.pushed(v, 3.0 * U * v.abs()))
@@ -229,7 +229,7 @@ impl Tape {
         self.push(&[batch, m, n], value, &[x, y], Back::Matmul)
     }
 
-    /// Rounds a value that nobody has used yet to f16, to nearest even. Gradients pass.
+    /// Rounds a value that has not been used yet to f16, to nearest even. Gradients pass unchanged.
     pub fn half(&mut self, x: Var) {
         let quantity = self.nodes[x].value.clone();
         let distance = quantity.iter().map(|&v| to_midpoint(v)).collect();
@@ -261,7 +261,7 @@ impl Tape {
         grads
     }
 
-    /// What argument `i` of a value gets from it.
+    /// Returns the gradient of argument `i` of a value from the value's own.
     fn own_gradient(&self, a: &mut Arithmetic, node: &Node, i: usize, dy: &[f64]) -> Vec<f64> {
         let mut dx = vec![0.0; self.nodes[node.args[i]].value.len()];
         match &node.back {
@@ -295,10 +295,10 @@ fn three(shape: &[usize]) -> [usize; 3] {
     shape.try_into().expect("three axes")
 }
 
-/// From `v` to the nearest number that rounds to the next f16.
+/// Returns the distance from `v` to the nearest number that rounds to a neighbouring f16.
 fn to_midpoint(v: f64) -> f64 {
     let h = f16::from_f64(v);
-    // Away from and towards zero; beyond zero lies the subnormal of the other sign, as far as the one of this.
+    // The neighbours away from and towards zero. At zero, the other neighbour is the subnormal of opposite sign.
     let outer = f16::from_bits(h.to_bits() + 1).to_f64();
     let inner = if h.to_bits() & 0x7fff == 0 { -outer } else { f16::from_bits(h.to_bits() - 1).to_f64() };
     let h = h.to_f64();

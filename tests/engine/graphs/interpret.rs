@@ -1,10 +1,10 @@
-//! What each operation is on the host, in the tape's four primitives.
+//! Interprets each operation on the host by the tape's four primitives.
 
 use super::host::{Move, Tape, Var};
 use super::program::{Ids, Line, Map, Op, Program, Sees, Weight, Zip};
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
-/// Runs a whole program; gives each line's value and the loss.
+/// Runs a whole program. Returns each line's value and the loss.
 pub fn program(tape: &mut Tape, program: &Program) -> (Vec<Var>, Var) {
     let mut vars: Vec<Var> = Vec::new();
     for l in &program.lines {
@@ -50,7 +50,7 @@ fn value(tape: &mut Tape, line: &Line, args: &[Var]) -> Var {
             let limits = [*low as f64, *high as f64];
             limits.iter().for_each(|l| decide(tape, x, |v| v - l));
             let inside = move |v: f64| (v >= limits[0] && v <= limits[1]) as u8 as f64;
-            // Products with 0 and 1 are exact, which a function of the element is not.
+            // Written as products with 0 and 1, which are exact. A function of the element would get noise.
             let kept = tape.value(x).iter().map(|&v| inside(v)).collect();
             let ends =
                 tape.value(x).iter().map(|&v| (1.0 - inside(v)) * v.clamp(limits[0], limits[1])).collect();
@@ -254,7 +254,7 @@ fn extreme(tape: &mut Tape, x: Var, axis: usize, sign: f64) -> Var {
         *best = best.filter(|&b| sign * v[b] >= sign * v[i]).or(Some(i));
     }
     let best: Vec<usize> = best.into_iter().map(|b| b.expect("no axis is empty")).collect();
-    // Those that share the gradient, the first among them.
+    // All elements that equal the maximum share the gradient.
     let tie = |i: usize| v[i] == v[best[row(i)]];
     let mut count = vec![0.0; best.len()];
     (0..v.len()).filter(|&i| tie(i)).for_each(|i| count[row(i)] += 1.0);
@@ -281,7 +281,7 @@ fn cumsum(tape: &mut Tape, x: Var, axis: usize, reverse: bool) -> Var {
     tape.moves(&[x], &shape, moves)
 }
 
-/// An id outside the axis gives 0.
+/// Looks up elements by ids. An id outside the axis gives 0.
 fn look_up(tape: &mut Tape, x: Var, to: &[usize], axis: usize, id: impl Fn(&[usize]) -> u32) -> Var {
     let size = tape.shape(x)[axis];
     gather(tape, &[x], to, |c| {
@@ -307,7 +307,7 @@ fn zipped(tape: &mut Tape, args: [Var; 2], to: &[usize], zip: Zip) -> Var {
     if matches!(zip, Zip::Maximum | Zip::Minimum) {
         let sign = if zip == Zip::Maximum { 1.0 } else { -1.0 };
         let gap = decide_between(tape, a, b);
-        // At a tie each side has half.
+        // At a tie, each side gets half.
         let share = |gap: f64| if gap == 0.0 { 0.5 } else { (gap > 0.0) as u8 as f64 };
         let one = |(i, &gap): (usize, &f64)| {
             [share(sign * gap), share(-sign * gap)].into_iter().zip(0..).map(move |(factor, arg)| Move {
@@ -349,7 +349,7 @@ fn mapped(tape: &mut Tape, x: Var, map: Map) -> Var {
     }
     let floor = match map {
         Map::Tanh | Map::Sigmoid | Map::Erf | Map::Gelu | Map::GeluTanh | Map::Silu => 1.0,
-        // Promised to about 1e-6.
+        // Their error is bounded by about 1e-6.
         Map::Sin | Map::Cos => 4.0,
         _ => 0.0,
     };
@@ -383,7 +383,7 @@ fn mapped(tape: &mut Tape, x: Var, map: Map) -> Var {
     }
 }
 
-/// `2/sqrt(pi) e^(-x^2) sum_n 2^n x^(2n+1) / (2n+1)!!`: no term cancels another.
+/// Computes `2/sqrt(pi) e^(-x^2) sum_n 2^n x^(2n+1) / (2n+1)!!`, a series without cancellation.
 fn erf(x: f64) -> f64 {
     let (mut term, mut sum) = (x, x);
     for n in 1..400 {
@@ -448,7 +448,7 @@ fn linear(tape: &mut Tape, args: &[Var], to: &[usize], weight: Weight, bias: boo
     tape.zip(y, bias, |a, b| [a + b, 1.0, 1.0])
 }
 
-/// The weight `[out, in]` that stored leaves stand for.
+/// Computes the weight `[out, in]` from its stored leaves.
 fn used_weight(tape: &mut Tape, leaves: &[Var], weight: Weight, size: [usize; 2]) -> Var {
     match weight {
         Weight::Tied => leaves[0],
@@ -479,7 +479,7 @@ fn used_weight(tape: &mut Tape, leaves: &[Var], weight: Weight, size: [usize; 2]
     }
 }
 
-/// MurmurHash3's last steps over a number moved by a seed.
+/// MurmurHash3's final mix of a number plus a multiple of the seed.
 fn hash(x: u32, seed: u32) -> u32 {
     let mut x = x.wrapping_add(seed.wrapping_mul(0x9e37_79b9));
     for (shift, factor) in [(16, 0x85eb_ca6b), (13, 0xc2b2_ae35u32)] {

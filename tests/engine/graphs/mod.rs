@@ -1,11 +1,11 @@
-//! Random programs against an interpreter on the host, and recorded steps of them against their code.
+//! Compares random programs with an interpreter on the host, and recorded steps of them with their code.
 //!
-//! The oracle computes in f64 and shares nothing with the library. How far off a tensor may be is measured for each
-//! graph: the same program is interpreted five times more with every number rounded to f32 after a random push, see
-//! `graphs/host.rs`; what that moves, at most, of a tensor's elements is its unit, with two roundoffs of the largest
-//! element added. A result may be `UNITS` of them off.
+//! The interpreter computes in f64 and shares no code with the library. The allowed error of a tensor is measured for each graph:
+//! the program is interpreted five more times, with every number rounded to f32 after a random change (see `graphs/host.rs`). The
+//! largest change of any of the tensor's elements, plus two roundoffs of the largest element, is its unit. A result may be off by
+//! `UNITS` units.
 //!
-//! `TIEBEAM_GRAPHS=n` runs n graphs in place of a hundred, `TIEBEAM_GRAPH_SEED=n` that one alone.
+//! `TIEBEAM_GRAPHS=n` runs n graphs instead of a hundred, and `TIEBEAM_GRAPH_SEED=n` runs only that one.
 
 mod engine;
 mod expect;
@@ -23,13 +23,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, OnceLock};
 use tiebeam::{Gpu, Step, Tensor};
 
-/// Inside the square roots of normalisations.
+/// eps of normalisations.
 pub const EPS: f32 = 1e-3;
 
-/// Units that a result may be off: three times the worst of the first 3000 graphs (3.3; all but a hundredth are below 1).
+/// Units that a result may be off: three times the worst of the first 3000 graphs, which is 3.3 (99% are below 1).
 const UNITS: f64 = 10.0;
 
-/// The graphs to run, `share` of them where the environment asks for none alone.
+/// The seeds of the graphs to run: one if the environment names it, else the first `1 / share` of all.
 fn seeds(share: u64) -> std::ops::Range<u64> {
     let number = |name: &str| std::env::var(name).ok().map(|n| n.parse::<u64>().expect("a number"));
     match number("TIEBEAM_GRAPH_SEED") {
@@ -38,13 +38,13 @@ fn seeds(share: u64) -> std::ops::Range<u64> {
     }
 }
 
-/// A second handle to the adapter: two threads then have their kernels compiled at a time.
+/// A second device on the adapter. Two threads can then compile kernels at the same time.
 fn second() -> &'static Gpu {
     static GPU: OnceLock<Gpu> = OnceLock::new();
     GPU.get_or_init(|| Gpu::open().expect("the adapter opened before"))
 }
 
-/// The adapter's own kernels for most, the others for some.
+/// Returns the device for a seed. Most graphs use the adapter's own kernels, and some the others.
 fn device(seed: u64) -> &'static Gpu {
     match seed % 8 {
         3 => other_kernels(),
@@ -54,7 +54,7 @@ fn device(seed: u64) -> &'static Gpu {
     }
 }
 
-/// Runs `check` on the graphs; prints the programs of those that fail, and their seeds.
+/// Runs `check` on the graphs, and prints the programs and seeds of those that fail.
 fn each(share: u64, check: impl Fn(&Graph) -> Result<(), String> + Sync) {
     let failed = Mutex::new(Vec::new());
     let one = &|seed: u64| {
@@ -82,7 +82,7 @@ fn each(share: u64, check: impl Fn(&Graph) -> Result<(), String> + Sync) {
     assert!(failed.is_empty(), "graphs {failed:?} of {:?} fail on {}", seeds(share), gpu().adapter().name);
 }
 
-/// Every tensor of a graph that a run gives: its name, what it holds, what it must.
+/// Returns every tensor that a run returns, with its name, its elements and its expected value.
 fn compared<'a>(graph: &'a Graph, run: &engine::Outcome) -> Vec<(String, Vec<f64>, &'a Expected)> {
     let mut all = vec![("loss".to_string(), download(&run.loss), &graph.loss)];
     all.extend(run.held.iter().map(|(i, x)| (format!("%{i}"), download(x), &graph.values[*i])));
@@ -93,7 +93,7 @@ fn compared<'a>(graph: &'a Graph, run: &engine::Outcome) -> Vec<(String, Vec<f64
     all
 }
 
-/// Compares a run with what the graph must give; says the worst in units.
+/// Compares a run with the expected results. Returns the worst error in units.
 fn agree(graph: &Graph, run: &engine::Outcome) -> Result<f64, String> {
     let count = graph.grads.iter().flatten().count();
     if run.grads.len() != count {
@@ -140,7 +140,7 @@ fn graphs_agree_with_f64() {
     );
 }
 
-/// All that a run gives, in memory of its own: what a recorded step does with its results.
+/// Returns all results of a run, each in its own memory, as a recorded step does.
 fn settled(graph: &Graph, constants: &engine::Constants, leaves: &[Tensor]) -> tiebeam::Result<Vec<Tensor>> {
     let run = engine::run(&graph.program, constants, leaves)?;
     let all = [run.loss].into_iter().chain(run.held.into_iter().chain(run.grads).map(|(_, x)| x));
@@ -160,7 +160,7 @@ fn same(what: &str, got: &[Tensor], want: &[Vec<u64>]) -> Result<(), String> {
     }
 }
 
-/// Other elements of about the same size.
+/// Returns other elements of about the same size.
 fn moved(i: usize, data: &[f64]) -> Vec<f64> {
     let factor = |e: usize| 1.0 + 0.04 * ((e * 7 + i * 3) as f64).sin();
     data.iter().enumerate().map(|(e, v)| v * factor(e)).collect()
@@ -186,8 +186,8 @@ fn replays_agree_with_eager() {
     });
 }
 
-/// What is pending when a step is recorded is a value like any other: replays use it as it was then, though what it was
-/// made of changes.
+/// An expression that is pending when a step is recorded is a constant for the step: replays use its value at that time, even if
+/// its inputs change later.
 #[test]
 fn replays_keep_what_was_pending_outside() {
     each(4, |graph| {
@@ -195,7 +195,7 @@ fn replays_keep_what_was_pending_outside() {
         let constants = engine::constants(gpu, &graph.program);
         let first = engine::leaves(gpu, &graph.program, |_, data| data.to_vec());
         let second = engine::leaves(gpu, &graph.program, moved);
-        // Every other leaf comes from outside, as a negative of what another step makes.
+        // Every second leaf comes from outside the step, as the negative of another step's output.
         let (outside, inside): (Vec<usize>, Vec<usize>) = (0..first.len()).partition(|i| i % 2 == 0);
         let of =
             |all: &'_ [Tensor], which: &[usize]| which.iter().map(|&i| all[i].clone()).collect::<Vec<_>>();
@@ -218,7 +218,7 @@ fn replays_keep_what_was_pending_outside() {
         })
         .map_err(text)?;
         same("the recorded run", step.outputs(), &wants[0])?;
-        // Let go in some, still held in others.
+        // In some graphs the pending values are dropped now, in others they are still held.
         let _held = (graph.program.seed % 2 == 0).then_some(pending);
         for (inputs, want) in [(&b, &wants[1]), (&a, &wants[0])] {
             source.run(&of(&second, &outside).iter().collect::<Vec<_>>()).map_err(text)?;
@@ -228,7 +228,7 @@ fn replays_keep_what_was_pending_outside() {
     });
 }
 
-/// What the host gives with a fault or with fresh noise, named, beside what it must.
+/// Returns the host's results with a fault or with new noise, each with its name and its expected value.
 fn interpreted<'a>(
     graph: &'a Graph,
     program: &Program,
@@ -251,14 +251,14 @@ fn interpreted<'a>(
     all
 }
 
-/// Whether a fault changes anything that is compared, and whether it is then seen.
+/// Whether a fault is detected. `None` if it changes nothing that is compared.
 fn seen(graph: &Graph, program: &Program, fault: Option<Fault>) -> Option<bool> {
     let all = interpreted(graph, program, None, fault);
     let off = |(_, got, want): &(_, Option<Vec<f64>>, &Expected)| {
         got.as_ref().map_or(f64::INFINITY, |got| want.off(got))
     };
     let most = all.iter().map(off).fold(0.0, f64::max);
-    // Rounding in f64 is no change: some gradients are 0 but for it.
+    // Rounding in f64 does not count as a change, because some gradients are 0 apart from it.
     (most > 1e-6).then_some(most > UNITS)
 }
 
@@ -277,7 +277,7 @@ fn a_wrong_result_is_seen() {
                 assert!(off < UNITS, "rounding alone: {name} is {off:.1} units off\n{}", graph.program);
             }
         }
-        // A term dropped somewhere, a gradient that does not arrive, a view that begins one element late.
+        // The faults are an omitted term, a gradient that is not propagated, and a view that begins one element late.
         for node in 0..graph.nodes {
             for fault in [Fault::Term(node), Fault::Gradient(node)] {
                 count(format!("{fault:?} in graph {seed}"), seen(&graph, &graph.program, Some(fault)));

@@ -1,9 +1,9 @@
-//! A random program: lines of operations over earlier lines, and how its values are kept.
+//! A random program: lines with operations on earlier lines, and which values are held.
 
 use std::fmt;
 use tiebeam::share::{Draw, Mapping};
 
-/// Integers that an operation reads: ids or a mask. Printed in short.
+/// Integer inputs of an operation: ids or a mask. Printed in short form.
 #[derive(Clone, PartialEq)]
 pub struct Ids {
     pub shape: Vec<usize>,
@@ -18,7 +18,7 @@ impl fmt::Debug for Ids {
     }
 }
 
-/// Elements of a leaf or a mask. Printed in short.
+/// Elements of a leaf or a mask. Printed in short form.
 #[derive(Clone, PartialEq)]
 pub struct Data(pub Vec<f64>);
 
@@ -60,13 +60,13 @@ pub enum Zip {
     Minimum,
 }
 
-/// Of which kind the weight of a linear layer is; the leaves follow the input in the line's arguments.
+/// The kind of a linear layer's weight. Its leaves follow the input in the line's arguments.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Weight {
     Tied,
     LowRank(f32),
     Factored,
-    /// One layer, read from the atoms as it is used, or all layers made at once.
+    /// One layer, which is combined from the atoms when it is read, or all layers combined at once (`made`).
     Dictionary {
         layer: usize,
         made: bool,
@@ -89,7 +89,7 @@ impl Weight {
 pub enum Sees {
     All,
     Causal,
-    /// Added to the scores, of this shape; minus infinity hides.
+    /// A mask of this shape, which is added to the scores. Minus infinity hides a key.
     Added(Vec<usize>, Data),
 }
 
@@ -100,9 +100,9 @@ pub enum Op {
     Affine(f32, f32),
     Clamp(f32, f32),
     Zip(Zip),
-    /// The first where the mask is set, else the second.
+    /// The first argument where the mask is set, else the second.
     Where(Ids),
-    /// The first where the third is above the fourth, else the second.
+    /// The first argument where the third is above the fourth, else the second.
     WhereGreater,
     Cast,
     Detach,
@@ -131,11 +131,11 @@ pub enum Op {
     Embedding(Ids),
     Softmax(usize),
     LogSoftmax(usize),
-    /// With weight, with bias.
+    /// Whether it has a weight, and a bias.
     LayerNorm(bool, bool),
     RmsNorm(bool),
     Matmul,
-    /// With bias, which is the last argument.
+    /// The weight, and whether there is a bias, which is the last argument.
     Linear(Weight, bool),
     Attention(Sees),
 }
@@ -147,11 +147,11 @@ pub struct Line {
     pub shape: Vec<usize>,
     /// Stored as f16.
     pub half: bool,
-    /// Part of the graph; for a leaf, that it wants a gradient.
+    /// Whether it is tracked for gradients. A tracked leaf gets a gradient.
     pub tracked: bool,
-    /// Kept in a variable to the end, and checked.
+    /// Whether it is held in a variable to the end, and checked.
     pub held: bool,
-    /// Earlier lines that are told to compute after this one.
+    /// Earlier lines that are evaluated after this one.
     pub evaluates: Vec<usize>,
 }
 
@@ -174,7 +174,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// The last line that reads each line; its own number where none does.
+    /// Returns the last line that reads each line, or its own number if none does.
     pub fn last_uses(&self) -> Vec<usize> {
         let mut last: Vec<usize> = (0..self.lines.len()).collect();
         for (i, line) in self.lines.iter().enumerate() {

@@ -1,13 +1,13 @@
-//! The operations that are not elementwise and no views, and what becomes of the values in the end.
+//! Proposes operations that are neither elementwise nor views, and decides which values are outputs and which are held.
 
 use super::generate::Maker;
 use super::program::*;
 use std::collections::HashSet;
 
 impl Maker {
-    /// A value with itself or with others along an old or a new axis; f16 only with f16.
+    /// Joins a value with itself or with others along an old or a new axis. f16 is joined only with f16.
     pub(super) fn joined(&mut self) -> Option<usize> {
-        // As often as not one whose parts in the result are aligned.
+        // In half of the cases, a value whose parts in the result are aligned.
         let aligned = if self.chance(50) {
             self.any(|l| l.count() <= 1024 && l.count().is_multiple_of(64))
         } else {
@@ -84,7 +84,7 @@ impl Maker {
         to[axes - 1] = n;
         let right = match self.rng.below(4) {
             0 => {
-                // With its own transpose.
+                // The product with its own transpose.
                 let mut turned = shape.clone();
                 turned.swap(axes - 2, axes - 1);
                 to[axes - 1] = m;
@@ -145,7 +145,7 @@ impl Maker {
         self.push(Op::Linear(weight, bias), &args, &to)
     }
 
-    /// A line of f32 of this shape: what sites are made of.
+    /// Returns an f32 line of this shape, as a leaf of a site must be.
     fn plain(&mut self, shape: &[usize]) -> usize {
         let there = if self.chance(40) { self.any(|l| l.shape == shape && !l.half) } else { None };
         let tracked = self.chance(80);
@@ -157,7 +157,7 @@ impl Maker {
         let mut shape = self.sizes(x);
         let axis = self.rng.below(shape.len());
         let (size, count) = (shape[axis], self.pick(&[1, 3, 4, 7, 12]));
-        // Now and then an id that is none.
+        // Sometimes an id may be outside.
         let below = size + self.chance(20) as usize;
         match self.rng.below(4) {
             0 => {
@@ -220,7 +220,7 @@ impl Maker {
         self.push(Op::Attention(sees), &[q, k, v], &to)
     }
 
-    /// Casts, copies, and values outside the graph.
+    /// Adds a cast, a copy or a detached value.
     pub(super) fn kept_apart(&mut self) -> Option<usize> {
         let x = self.any(|l| !l.half || l.count() < 200)?;
         let shape = self.sizes(x);
@@ -228,7 +228,7 @@ impl Maker {
         self.push(op, &[x], &shape)
     }
 
-    /// What nothing else reads makes the loss, and now and then something that is read.
+    /// Chooses the outputs of the loss: all values that nothing else reads, and sometimes one that is read.
     pub(super) fn outputs(&mut self) -> Option<Vec<(usize, Vec<f64>)>> {
         let tracked = || self.lines.iter().filter(|l| l.tracked);
         let read: HashSet<usize> = tracked().flat_map(|l| l.args.iter().copied()).collect();
@@ -245,7 +245,7 @@ impl Maker {
         Some(outputs).filter(|o| !o.is_empty())
     }
 
-    /// Which values stay in variables, and which are told to compute and when.
+    /// Chooses which values are held in variables, and which are evaluated early, and when.
     pub(super) fn keep(&mut self, outputs: &[(usize, Vec<f64>)]) {
         for i in 0..self.lines.len() {
             let output = outputs.iter().any(|o| o.0 == i);

@@ -1,11 +1,11 @@
-//! Which files use each other in a circle, by the paths in their text.
+//! Finds files that use each other in a circle, by the paths in their text.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A module by the names on its path: `["ops", "product", "matmul"]`; none for `lib.rs`.
+/// A module as the names on its path: `["ops", "product", "matmul"]`. Empty for `lib.rs`.
 type Module = Vec<String>;
 
-/// A file's text without comments, whose links are not uses, and strings; blanks are runs of no meaning.
+/// Returns a file's text without comments (whose links are not uses) and strings. Whitespace is not preserved.
 pub fn code(text: &str) -> String {
     let mut out = String::new();
     for line in text.lines() {
@@ -25,7 +25,7 @@ fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// The paths of a `use` tree: `a::{b, c::d}` has `a::b` and `a::c::d`.
+/// Collects the paths of a `use` tree: `a::{b, c::d}` has `a::b` and `a::c::d`.
 fn leaves(prefix: &str, tree: &str, found: &mut Vec<String>) {
     let tree = tree.trim();
     let Some(open) = tree.find('{') else {
@@ -47,7 +47,7 @@ fn leaves(prefix: &str, tree: &str, found: &mut Vec<String>) {
     }
 }
 
-/// The paths of the `use` statements, each with whether it is public, and those that stand in the code.
+/// Returns the paths of all `use` statements, with whether each is public, and the paths elsewhere in the code.
 pub fn paths(code: &str) -> (Vec<(bool, String)>, Vec<String>) {
     let (mut uses, mut rest) = (Vec::new(), String::new());
     for statement in code.split_inclusive(';') {
@@ -78,12 +78,12 @@ pub fn paths(code: &str) -> (Vec<(bool, String)>, Vec<String>) {
 struct Crate {
     /// The paths that each module uses.
     used: BTreeMap<Module, Vec<String>>,
-    /// What each module gives on under its own name.
+    /// The names that each module re-exports, with their paths.
     given: BTreeMap<Module, BTreeMap<String, String>>,
 }
 
 impl Crate {
-    /// The file behind a path in `from`.
+    /// Returns the file that a path in `from` refers to.
     fn resolve(&self, from: &Module, path: &str, depth: usize) -> Option<Module> {
         let mut names: Vec<&str> = path.split("::").map(str::trim).filter(|name| !name.is_empty()).collect();
         let mut at = from.clone();
@@ -111,14 +111,14 @@ impl Crate {
     }
 }
 
-/// Groups of files of which each reaches each other by its uses, by their modules' names. A file and the rooms that it is in are
-/// no circle: a room's own file is its face.
+/// Returns groups of modules that all reach each other by their uses. A file and the rooms that it is in do not count as a
+/// circle, because a room's own file re-exports its files.
 pub fn circles(files: &[(String, String)]) -> Vec<Vec<String>> {
     let mut all = Crate { used: BTreeMap::new(), given: BTreeMap::new() };
     for (name, text) in files {
         let parts = name.trim_end_matches(".rs").split('/').filter(|part| !["mod", "lib"].contains(part));
         let module: Module = parts.map(String::from).collect();
-        // Tests may look at who is above.
+        // Unit tests may use modules above.
         let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or("");
         let (uses, inline) = paths(&code(text));
         let last = |path: &String| path.rsplit("::").next().unwrap_or("").to_string();
@@ -169,7 +169,7 @@ fn circles_are_seen() {
         file("room/inner.rs", "use super::other::X; use crate::a::Y;"),
         file("room/other.rs", "use super::Z;"),
     ];
-    // By the name that a room gives on.
+    // A circle through a name that a room re-exports.
     assert_eq!(circles(&files), [["a", "b", "room::inner"]]);
     let mut cut = files.clone();
     cut[2].1.clear();

@@ -1,5 +1,5 @@
-//! Holds the floors of the house: a file uses only modules on floors below its own, and files of one room do not go round in
-//! circles. Reads source text, needs no device.
+//! Checks the floors of the code base: a file uses only modules on floors below its own, and files of one room do not use each
+//! other in circles. Reads source text and needs no device.
 
 mod circles;
 
@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 
-/// Each floor's modules. `gpu` is the device; the files below it are one floor up and are known to it.
+/// The modules of each floor. `gpu` is the device.
 const FLOORS: [&[&str]; 10] = [
     &["error", "files", "shape", "dtype", "rng", "linalg"],
     &["gpu"],
@@ -18,18 +18,19 @@ const FLOORS: [&[&str]; 10] = [
     &["share"],
     &["nn", "optim", "store"],
     &["models"],
-    // Serving serves models.
+    // Decoding uses models.
     &["decode", "merge", "geometry"],
     &["bench", "capi"],
 ];
-/// Floors whose modules may know each other.
+/// Floors whose modules may use each other.
 const SIBLINGS: [usize; 2] = [0, 3];
 
 fn floor(module: &str) -> Option<usize> {
     FLOORS.iter().position(|modules| modules.contains(&module))
 }
 
-/// The first name of every path that starts at the crate's root, each once; `up` are the `super`s to it.
+/// Returns the first name of every path that starts at the crate's root, each once. `up` is the number of `super`s that reach the
+/// root.
 fn roots(code: &str, up: usize) -> BTreeSet<String> {
     let (uses, inline) = circles::paths(code);
     let above = "super::".repeat(up);
@@ -41,7 +42,8 @@ fn roots(code: &str, up: usize) -> BTreeSet<String> {
     uses.into_iter().map(|(_, path)| path).chain(inline).filter_map(first).collect()
 }
 
-/// What `file` (`ops/matmul.rs`) uses from its own floor or above, given the names that the root re-exports.
+/// Returns what `file` (such as `ops/matmul.rs`) uses from its own floor or above. `exports` are the names that the root
+/// re-exports.
 fn violations(file: &str, text: &str, exports: &HashMap<String, String>) -> Vec<String> {
     let path: Vec<&str> = file.trim_end_matches(".rs").split('/').filter(|part| *part != "mod").collect();
     let own = path[0];
@@ -67,7 +69,7 @@ fn violations(file: &str, text: &str, exports: &HashMap<String, String>) -> Vec<
     wrong
 }
 
-/// `Gpu -> gpu` and the like, from `pub use gpu::{Gpu, Options};` in lib.rs.
+/// Returns the module of each name that lib.rs re-exports, such as `Gpu -> gpu` from `pub use gpu::{Gpu, Options};`.
 fn exports(lib: &str) -> HashMap<String, String> {
     let code = code(lib);
     let uses = code.split(';').filter_map(|statement| statement.trim().strip_prefix("pub use "));
@@ -112,9 +114,9 @@ fn every_file_uses_only_lower_floors() {
     );
 }
 
-/// Files that know each other, each pair with its reason.
+/// Files that may use each other, each pair with its reason.
 const ONE_THING: [[&str; 2]; 1] = [
-    // A tensor holds its edge of the graph, an edge of the graph holds tensors.
+    // A tensor has an edge of the graph, and an edge of the graph has tensors.
     ["tape", "tensor"],
 ];
 
@@ -134,7 +136,7 @@ fn no_file_is_above_and_below_another() {
         "these files use each other: give what both need a file below them:\n{}",
         wrong.join("\n")
     );
-    // What is excused must be there still.
+    // Every listed exception must still exist.
     assert_eq!(found.len(), ONE_THING.len());
 }
 

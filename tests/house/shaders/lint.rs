@@ -1,9 +1,9 @@
-//! Patterns that naga accepts and another compiler refuses, each seen on a kernel of ours: by DXC (DX12) or Tint (browsers).
-//! Read as text, on assembled kernels.
+//! Finds patterns that naga accepts but DXC (DX12) or Tint (browsers) refuses. Each occurred in a kernel of ours. The search is
+//! textual, on assembled kernels.
 
 use std::collections::BTreeSet;
 
-/// The text without comments, a line at a time.
+/// Returns the numbered lines of a text without comments.
 fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.lines().enumerate().map(|(i, line)| (i + 1, line.split("//").next().unwrap_or("")))
 }
@@ -12,7 +12,7 @@ fn is_word(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_'
 }
 
-/// The places where `word` stands by itself.
+/// Returns the places of `word` as a whole word.
 fn words<'a>(line: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
     line.match_indices(word).map(|(at, _)| at).filter(move |&at| {
         let before = line[..at].chars().next_back();
@@ -21,13 +21,13 @@ fn words<'a>(line: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
     })
 }
 
-/// Names declared after `head`, such as `alias ` or `var<workgroup> `.
+/// Returns the names declared after `head`, such as `alias ` or `var<workgroup> `.
 fn declared<'a>(text: &'a str, head: &str) -> BTreeSet<&'a str> {
     let name = |line: &'a str| line.split(|c: char| !is_word(c)).next().unwrap_or("");
     code(text).filter_map(|(_, line)| line.trim().strip_prefix(head)).map(name).collect()
 }
 
-/// What these compilers would refuse, with the line.
+/// Returns everything that these compilers would refuse, with the line.
 pub fn problems(text: &str) -> Vec<String> {
     let (aliases, shared) = (declared(text, "alias "), declared(text, "var<workgroup> "));
     let matrices = matrices(text);
@@ -50,7 +50,7 @@ pub fn problems(text: &str) -> Vec<String> {
     all
 }
 
-/// Names of matrices: what `mat4x4` is in, and what the matmul's loads return.
+/// Returns the names of matrices: variables of `mat4x4`, and results of matmul's loads.
 fn matrices(text: &str) -> BTreeSet<String> {
     let makes = ["mat4x4<f32>(", "load_lhs(", "load_rhs(", "transpose("];
     let binding = |line: &str| {
@@ -62,7 +62,7 @@ fn matrices(text: &str) -> BTreeSet<String> {
     code(text).filter_map(|(_, line)| binding(line)).collect()
 }
 
-/// Whether a vector is made from one component of a column of this matrix.
+/// Whether the line makes a vector from one component of a column of this matrix.
 fn splat_of(line: &str, matrix: &str) -> bool {
     ["vec2<f32>(", "vec3<f32>(", "vec4<f32>("].iter().any(|make| {
         line.match_indices(make).any(|(at, _)| {
@@ -77,9 +77,9 @@ fn splat_of(line: &str, matrix: &str) -> bool {
     })
 }
 
-/// Whether a comparison stands beside a single `&` or `|` without parentheses around it.
+/// Whether a comparison is combined with a single `&` or `|` without parentheses around it.
 fn mixes(line: &str) -> bool {
-    // Of each open parenthesis whether a comparison, and whether a bit operator, was seen in the expression at hand.
+    // For each open parenthesis, whether its present expression has a comparison, and whether it has a bit operator.
     let mut open = vec![(false, false)];
     let bytes = line.as_bytes();
     let mut i = 0;
@@ -102,7 +102,7 @@ fn mixes(line: &str) -> bool {
                 open[last] = (false, false);
                 step = 2;
             }
-            // A pointer is no operator: it follows no value.
+            // This `&` takes a pointer, since it does not follow a value.
             '&' if !is_word(before) && before != ')' && before != ']' && before != ' ' => {}
             '&' | '|' if next != '=' && before == ' ' && next == ' ' => open[last].1 = true,
             '<' if is_word(before) && !line[..i].ends_with(' ') => generic += 1,
@@ -113,7 +113,7 @@ fn mixes(line: &str) -> bool {
                 step = 2;
             }
             '<' | '>' => open[last].0 = true,
-            // An assignment begins another expression.
+            // An assignment starts another expression.
             '=' => open[last] = (false, false),
             _ => {}
         }
@@ -125,8 +125,8 @@ fn mixes(line: &str) -> bool {
     false
 }
 
-/// Branches and loops on what workgroup memory holds, in functions that come to a barrier later: every thread reads the same, but
-/// only `workgroupUniformLoad` says so. Followed through variables and through what a function returns.
+/// Finds branches and loops that depend on workgroup memory before a barrier. Every thread reads the same value, but only
+/// `workgroupUniformLoad` tells the compiler so. Values are followed through variables and results of functions.
 fn loops_by_shared(text: &str, shared: &BTreeSet<&str>) -> Vec<String> {
     let mut all: Vec<String> = Vec::new();
     let mut waiting: Vec<String> = Vec::new();
@@ -172,12 +172,12 @@ fn loops_by_shared(text: &str, shared: &BTreeSet<&str>) -> Vec<String> {
     all
 }
 
-/// Whether what the line takes from workgroup memory is an ordinary read.
+/// Whether the line reads workgroup memory without `workgroupUniformLoad`.
 fn is_read(line: &str) -> bool {
     !line.contains("workgroupUniformLoad(")
 }
 
-/// Names and bodies of all functions.
+/// Returns names and bodies of all functions.
 fn functions(text: &str) -> impl Iterator<Item = (&str, &str)> {
     text.match_indices("\nfn ").map(|(at, head)| {
         let rest = &text[at + head.len()..];
@@ -185,7 +185,7 @@ fn functions(text: &str) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
-/// What decides: up to the block.
+/// Returns the condition of a line, which is the text before the block.
 fn condition(line: &str) -> &str {
     line.split('{').next().unwrap_or(line)
 }

@@ -1,4 +1,4 @@
-//! Every kernel in every variant, as Vulkan, Metal and DX12 would get it. Needs no GPU.
+//! Translates every kernel in every variant for Vulkan, Metal and DX12. Needs no GPU.
 
 mod dump;
 mod lint;
@@ -12,17 +12,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use tiebeam::gpu::shader::{Assembled, Source, file, fragments, names};
 use tiebeam::gpu::variant;
 
-/// What a target's compiler gets, and what the entry point is called in it.
+/// The translation of one entry point, and its name there.
 struct Written {
     bytes: Vec<u8>,
     entry: String,
 }
 
-/// A writer of one entry point; `checked` asks for the checks that debug builds run with.
+/// A writer of one entry point. `checked` adds the checks that debug builds have.
 type Write = fn(&Module, &ModuleInfo, entry: &str, checked: bool) -> Result<Written, String>;
 
-/// Each target with what it can do. Validating against all capabilities instead would pass code that naga then
-/// translates wrongly without a word: `atomicAdd` of floats becomes one of integers in HLSL.
+/// Each target with its capabilities. Validation against all capabilities would accept code that naga then silently translates
+/// wrongly: `atomicAdd` of floats becomes one of integers in HLSL.
 fn targets() -> [(&'static str, Capabilities, Write); 3] {
     [
         // What wgpu asks for on Vulkan 1.1, the oldest with subgroups.
@@ -68,9 +68,9 @@ fn write_spirv(
 
 fn write_msl(module: &Module, info: &ModuleInfo, entry: &str, checked: bool) -> Result<Written, String> {
     let options = msl::Options {
-        // 2.3 is the oldest with matrices of a SIMD group, 2.1 with SIMD groups.
+        // 2.3 is the oldest version with SIMD-group matrices, and 2.1 is the oldest with SIMD groups.
         lang_version: (2, 3),
-        // wgpu chooses the slots when it makes the pipeline.
+        // wgpu chooses the slots when it creates the pipeline.
         fake_missing_bindings: true,
         bounds_check_policies: policies(checked),
         zero_initialize_workgroup_memory: checked,
@@ -88,7 +88,7 @@ fn write_msl(module: &Module, info: &ModuleInfo, entry: &str, checked: bool) -> 
 fn write_hlsl(module: &Module, info: &ModuleInfo, entry: &str, checked: bool) -> Result<Written, String> {
     let register = |register| Some(hlsl::BindTarget { register, ..hlsl::BindTarget::default() });
     let options = hlsl::Options {
-        // The oldest with 16-bit floats.
+        // The oldest version with 16-bit floats.
         shader_model: hlsl::ShaderModel::V6_2,
         fake_missing_bindings: true,
         immediates_target: register(90),
@@ -105,7 +105,7 @@ fn write_hlsl(module: &Module, info: &ModuleInfo, entry: &str, checked: bool) ->
     one_entry(text, names)
 }
 
-/// The writers report a failed entry point inside a success.
+/// Checks the result of a writer, which may report success although an entry point failed.
 fn one_entry<E: ToString>(text: String, made: Vec<Result<String, E>>) -> Result<Written, String> {
     let [made] = <[_; 1]>::try_from(made).map_err(|m| format!("{} entry points, not one", m.len()))?;
     let entry = made.map_err(|e| e.to_string())?;
@@ -115,11 +115,11 @@ fn one_entry<E: ToString>(text: String, made: Vec<Result<String, E>>) -> Result<
     Ok(Written { bytes: text.into_bytes(), entry })
 }
 
-/// Storage buffers of one kernel that every adapter has.
+/// The number of storage buffers per kernel that every adapter supports.
 const MOST_BUFFERS: usize = 8;
 
-/// The entry points that use more storage buffers than every adapter has. Generated elementwise kernels are not among the
-/// variants: they take as many as the adapter says.
+/// Returns the entry points that use more storage buffers than every adapter supports. Generated elementwise kernels are not
+/// among the variants, since they use as many as the adapter allows.
 fn too_many_buffers(module: &Module, info: &ModuleInfo) -> Vec<String> {
     let used = |entry: usize| {
         let info = info.get_entry_point(entry);
@@ -131,7 +131,7 @@ fn too_many_buffers(module: &Module, info: &ModuleInfo) -> Vec<String> {
     over.map(|(name, count)| format!("{name}: {count} storage buffers; {MOST_BUFFERS} are sure")).collect()
 }
 
-/// Problems of one variant on each target it is meant for, and how many entry points it has.
+/// Translates one variant for each of its targets. Returns the problems and the number of entry points.
 fn translate(assembled: &Assembled) -> (Vec<String>, usize) {
     let (mut problems, mut entries) = (Vec::new(), 0);
     for (target, capabilities, write) in targets() {
@@ -173,7 +173,7 @@ fn translate(assembled: &Assembled) -> (Vec<String>, usize) {
     (problems, entries)
 }
 
-/// Translates all variants: every problem with its variant's key, the files used, the entry points seen.
+/// Translates all variants. Returns every problem with its variant's key, the files used, and the number of entry points.
 fn translate_all(variants: &[Source]) -> (Vec<String>, BTreeSet<String>, usize) {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let chunks = variants.chunks(variants.len().div_ceil(threads).max(1));
@@ -210,7 +210,7 @@ fn translate_each(variants: &[Source]) -> (Vec<String>, BTreeSet<String>, usize)
     (problems, files, entries)
 }
 
-/// The list of what suite and benchmark have made, one a line.
+/// Reads the list of the variants that test suite and benchmark compile, one per line.
 fn variants() -> Vec<Source> {
     let path = crate::support::folder::root().join("shaders/variants.txt");
     let list = std::fs::read_to_string(&path)
@@ -235,7 +235,7 @@ fn every_variant_translates_to_every_target() {
     }
 }
 
-/// What a line says is what it was written from: nothing of a kernel is lost in the list.
+/// A variant that is written to a line of the list is read back unchanged.
 #[test]
 fn lines_are_read_back() {
     let source =
@@ -251,7 +251,7 @@ fn lines_are_read_back() {
     }
 }
 
-/// Problems of a text, one a line.
+/// Returns the problems of a text, one per line.
 fn problems_of(text: &str) -> String {
     translate_all(&[Source::text("sample", text)]).0.join("\n")
 }
@@ -302,7 +302,7 @@ fn wrong_code_is_a_problem_with_its_line() {
     assert!(problems_of("#import missing").contains("sample:1"));
 }
 
-/// Cooperative matrices, with stores whose index and stride are bound or not.
+/// Returns a kernel with cooperative matrices and this store, whose index and stride may be variables or not.
 fn matrices(store: &str) -> String {
     format!(
         "enable f16;\nenable wgpu_cooperative_matrix;\nstruct P {{ n: u32 }}\nvar<immediate> p: P;\n\

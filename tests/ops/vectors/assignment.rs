@@ -1,4 +1,5 @@
-//! The `lap` file of the `matching` family: assignments whose best value is known. Format: `tests/vectors/matching/README.md`.
+//! The `lap` file of the `matching` family, which has assignment problems with known best values. Format:
+//! `tests/vectors/matching/README.md`.
 
 use crate::support::gpu;
 use std::collections::BTreeSet;
@@ -9,11 +10,11 @@ use tiebeam::{Element, Tensor};
 
 pub const FILES: &[(&str, super::Check)] = &[("lap", lap)];
 
-/// One matrix of the file with what is known of it.
+/// One matrix of the file, with its known properties.
 struct Problem<'a> {
     file: &'a File,
     name: &'a str,
-    /// Whether `info.json` says that no other assignment is as good.
+    /// Whether the best assignment is unique, by `info.json`.
     unique: bool,
 }
 
@@ -47,7 +48,7 @@ impl Problem<'_> {
         }
     }
 
-    /// `u v^T` of whole numbers.
+    /// Computes `u v^T` of whole numbers.
     fn product(&self) -> ([usize; 2], Vec<i32>) {
         let shape = |part| self.file.info(&self.part(part)).unwrap_or_else(|e| panic!("{e}")).shape[0];
         let (size, u, v) = ([shape("u"), shape("v")], self.whole("u"), self.whole("v"));
@@ -56,7 +57,7 @@ impl Problem<'_> {
         (size, (0..size[0] * size[1]).map(|e| dot(e / size[1], e % size[1])).collect())
     }
 
-    /// Solves on the host, and with prices from the device.
+    /// Solves on the host, and again with prices from the device, and checks both.
     fn hold<E: Cost + Element>(&self, cost: &[E], size: [usize; 2], goal: Goal, value: &str) {
         let found = assign(cost, size, goal).unwrap_or_else(|e| panic!("{}: {e}", self.name));
         self.compare(&found, cost, value);
@@ -66,7 +67,7 @@ impl Problem<'_> {
 
     fn compare<E: Cost>(&self, found: &Assignment, cost: &[E], value: &str) {
         let (name, want) = (self.name, self.value(value));
-        // To f64's last digits on the scale of the entries.
+        // A few roundoffs of f64 on the scale of the entries.
         let finite = cost.iter().map(|c| c.to_f64().abs()).filter(|c| c.is_finite());
         let bound = 1e-13 * found.columns.len() as f64 * finite.fold(0.0, f64::max);
         assert!((found.value - want).abs() <= bound, "{name}.{value}: {} of {want}", found.value);

@@ -18,7 +18,7 @@ pub const FILES: &[(&str, super::Check)] =
 
 type Model = BTreeMap<String, Tensor>;
 
-/// The tensors under `prefix.`.
+/// Returns the tensors under `prefix.`.
 fn model(file: &File, prefix: &str) -> Model {
     let own = |name: &str| name.strip_prefix(prefix)?.strip_prefix('.').map(String::from);
     // Reference values are f64.
@@ -50,7 +50,7 @@ fn aligned(spec: &Spec, a: &Model, b: &Model) -> Matching {
     matching
 }
 
-/// Costs, values, sweeps and objective of a search against the file.
+/// Compares the values of all visits, the number of sweeps and the objective of a search with the file.
 fn compare(file: &File, matching: &Matching, groups: &[&str]) {
     let trace = values(file, "objective_trace");
     let got: Vec<f64> = matching.visits.iter().map(|visit| visit.value).collect();
@@ -62,7 +62,7 @@ fn compare(file: &File, matching: &Matching, groups: &[&str]) {
     }
 }
 
-/// The cost matrix of a group's first visit, those before it in their orders after the first sweep.
+/// Compares the cost matrix of a group's first visit. The groups visited before it have their orders after the first sweep.
 fn first_costs(file: &File, spec: &Spec, [a, b]: [&Model; 2], known: &[(&str, Vec<u32>)], group: &str) {
     let mut orders = Permutation::identity(spec, b).unwrap().orders().clone();
     for (name, order) in known {
@@ -88,7 +88,7 @@ fn mlp_spec(model: &Model) -> Spec {
     Spec::mlp(model, &layers(model).layers()).unwrap()
 }
 
-/// Mean cross-entropy and accuracy.
+/// Computes mean cross-entropy and accuracy.
 fn evaluate(weights: &dyn Weights, x: &Tensor, y: &[u32]) -> [f64; 2] {
     let logits = MlpModel::of(weights).unwrap().logits(gpu(), weights, x).unwrap();
     let targets = Tensor::from_slice(gpu(), y, [y.len()]);
@@ -102,7 +102,7 @@ fn data(file: &File) -> (Tensor, Vec<u32>) {
     (Tensor::from_slice(gpu(), &file.tensor_f32("x").unwrap(), &shape[..]), order(file, "y"))
 }
 
-/// `(1 - l) a + l b`.
+/// Returns `(1 - l) a + l b`.
 fn between(a: &Model, b: &dyn Weights, l: f64) -> Model {
     let mix = |(name, x): (&String, &Tensor)| {
         let y = b.read(gpu(), name).unwrap();
@@ -143,7 +143,7 @@ fn wm_mlp(path: &Path) {
     close("planted.objective", &[found.objective], &values(&file, "planted.objective"), 1e-5, 0.0);
 }
 
-/// Loss and accuracy along both segments.
+/// Compares loss and accuracy along both segments with the file.
 fn losses(file: &File, matching: &Matching, a: &Model, b: &Model) {
     let (x, y) = data(file);
     let permuted = matching.permuted(b);
@@ -152,7 +152,7 @@ fn losses(file: &File, matching: &Matching, a: &Model, b: &Model) {
             values(file, "lambdas").iter().map(|&l| evaluate(&between(a, end, l), &x, &y)).collect();
         let [loss, accuracy] = [0, 1].map(|i| points.iter().map(|p| p[i]).collect::<Vec<f64>>());
         close(&format!("loss_{kind}"), &loss, &values(file, &format!("loss_{kind}")), 0.0, 1e-4);
-        // One answer may turn on rounding.
+        // Rounding may change one prediction.
         let most = 1.01 / y.len() as f64;
         close(&format!("acc_{kind}"), &accuracy, &values(file, &format!("acc_{kind}")), 0.0, most);
     }
@@ -280,7 +280,7 @@ fn wm_transformer(path: &Path) {
         assert_eq!(found[part], order(&file, &format!("{stored}.perm")), "{part}");
     }
     first_costs(&file, &spec, [&a, &b], &[], "res");
-    // The file's second sweep changes nothing, so the first one's orders are those of the end.
+    // The file's second sweep changes nothing, so the final orders are those after the first sweep.
     if matching.sweeps == 2 {
         first_costs(
             &file,

@@ -1,7 +1,7 @@
-//! The reference vectors: one test a file, named `family_file`. Sizes and settings come from the files.
+//! The reference vectors, one test per file, named `family_file`. Sizes and settings come from the files.
 //!
-//! `TIEBEAM_VECTORS=DIR` reads another folder with the same subfolders and file names. A family that is absent there is
-//! reported as ignored; a file missing inside a present family fails.
+//! `TIEBEAM_VECTORS=DIR` reads another folder with the same subfolders and file names. A family that is missing there is reported
+//! as ignored. A missing file of a family that exists fails.
 
 mod assignment;
 mod matching;
@@ -20,7 +20,7 @@ pub fn trials() -> Vec<Trial> {
     let families: &[(&str, &[(&str, Check)])] = &[
         ("tying", tying::FILES),
         ("tying", sharing::FILES),
-        // The same files of other sizes and seeds, with grouped key heads.
+        // The same kinds of files with other sizes and seeds, and with grouped key heads.
         ("tying_2", tying::FILES),
         ("tying_2", sharing::FILES),
         ("matching", assignment::FILES),

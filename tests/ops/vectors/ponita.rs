@@ -25,7 +25,7 @@ pub const FILES: &[(&str, super::Check)] = &[
 
 const ROUTES: [Route; 2] = [Route::Plain, Route::Fused];
 
-/// `max |a - b| <= relative max |b|`.
+/// Checks `max |a - b| <= relative max |b|`.
 fn close(what: &str, got: &[f64], want: &[f64], relative: f64) {
     let most = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
     within(what, got, want, |_| relative * most + 1e-30);
@@ -76,7 +76,7 @@ fn grids(path: &Path) {
         let got = download(&grid.tensor(gpu()));
         let want = values(&file, name);
         if kind == "icosahedron" || kind == "octahedron" {
-            // Any order of the vertices is the same grid, and so is any rotation of it that the file's group knows.
+            // The grid may have its vertices in another order, and be rotated by the file's group. `permutes` checks that.
             assert_eq!(grid.len(), want.len() / 3, "{name}");
         } else {
             within(name, &got, &want, |_| 2e-7);
@@ -84,7 +84,8 @@ fn grids(path: &Path) {
     }
 }
 
-/// The rotations of `group.NAME` permute the vertices of the file's polyhedron, and of ours: that fixes ours up to order.
+/// Checks that the rotations of `group.NAME` permute the vertices of the file's polyhedron and of ours. This determines ours up
+/// to the order of vertices.
 fn permutes(file: &File, name: &str) {
     let (vertices, ours) = match name {
         "group.icosahedron" => ("icosahedron.12", Grid::icosahedron()),
@@ -102,7 +103,7 @@ fn permutes(file: &File, name: &str) {
     }
 }
 
-/// The leaves of a file by name, each made once.
+/// The leaves of a file by name, each created once.
 struct Leaves<'a> {
     file: &'a File,
     made: BTreeMap<String, Tensor>,
@@ -119,7 +120,7 @@ impl Leaves<'_> {
         Basis { w1, b1, w2, b2 }
     }
 
-    /// Every gradient that the file has of a parameter, under its prefix.
+    /// Compares every gradient of a parameter that the file has under this prefix.
     fn compare(&self, what: &str, prefix: &str, grads: &Grads, gate: f64) {
         let names: Vec<&str> = self.file.names().filter_map(|n| n.strip_prefix(prefix)).collect();
         let most = names
@@ -179,7 +180,7 @@ fn conv(path: &Path) {
     }
 }
 
-/// Every intermediate of the geometry. Edges are kept sorted, those of the file in its own order.
+/// Compares all intermediate results of the geometry. Our edges are sorted, and the file has its own order.
 fn features(file: &File, grid: &Grid, graph: &Graph, degree: usize, radius: Option<f32>) {
     let (d, ori) = (graph.vectors(), grid.tensor(gpu()));
     let back = {
@@ -199,11 +200,11 @@ fn features(file: &File, grid: &Grid, graph: &Graph, degree: usize, radius: Opti
     same("geometry", &invariants::fiber(&ori), file, "mid.fiber_attr", 3e-6);
 }
 
-/// The network of a file, and its leaves.
+/// Returns the network of a file, and its leaves.
 fn network<'a>(file: &'a File) -> (Ponita, Leaves<'a>) {
     let config = PonitaConfig::from_json(&file.metadata()["config"]).unwrap();
     let folder = Folder::new("ponita");
-    // Through a file of our own, so that saving and loading are under the same gates.
+    // The parameters go through a file of ours, so the comparison also covers saving and loading.
     let name = file.path().file_name().unwrap();
     let path = folder.join(name);
     let mut net = Ponita::new(gpu(), config, grid(file), &mut tiebeam::Rng::new(1)).unwrap();
@@ -272,7 +273,7 @@ fn forces(what: &str, file: &File, net: &Ponita, graph: &Graph, input: &PonitaIn
     leaves.compare(what, "grad2.", &product.backward().unwrap(), 3e-3);
 }
 
-/// Rotations that permute the grid, after a translation: scalars stay, vectors turn.
+/// Checks that under a translation and rotations that permute the grid, scalars are invariant and vectors are rotated.
 fn symmetry(what: &str, file: &File, net: &Ponita, graph: &Graph, input: &PonitaInput) {
     let before = net.forward(graph, input);
     let (scalars, vectors) = (download(&before.scalars), download(&before.vectors));

@@ -36,7 +36,7 @@ fn integers(file: &File, name: &str) -> Vec<u32> {
         .unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// A value of the file within the README's bound.
+/// Compares with a value of the file, within the README's bound.
 fn same(file: &File, name: &str, got: &Tensor) {
     close(name, &download(got), &values(file, name), 2e-5, 1e-6);
 }
@@ -49,7 +49,7 @@ fn site(w: &Tensor) -> Arc<dyn Site> {
     Arc::new(Tied::new(w))
 }
 
-/// Six layers of attention from two atoms a projection; the coefficient network; matrix PCA.
+/// Tests six layers of attention with two atoms per projection, the coefficient network, and matrix PCA.
 pub fn masa(path: &Path) {
     let file = open(path);
     let (heads, kv_heads): (usize, usize) = (need(&file, "H"), need(&file, "Hkv"));
@@ -87,7 +87,7 @@ pub fn masa(path: &Path) {
     for (p, all) in names.iter().zip(&combined) {
         same(&file, &format!("out.w.{p}"), &Tensor::stack(&all.iter().collect::<Vec<_>>(), 0));
     }
-    // Each layer's weight as a leaf of its own: the gradients that the one pass combines.
+    // Each layer's weight is its own leaf here. The one pass combines the gradients of these.
     let own: Vec<Vec<Tensor>> = combined
         .iter()
         .map(|all| all.iter().map(|w| w.detach().contiguous().requires_grad()).collect())
@@ -99,7 +99,7 @@ pub fn masa(path: &Path) {
     }
     coefficients(&file, &dictionaries[0].coefficients);
     pca(&file);
-    // Made as it is read: the same model without any W in memory.
+    // The same model with weights that are computed when they are read, without any W in memory.
     let fused = run(&|p, l| dictionaries[p].site(l), true).backward().unwrap();
     for (p, d) in names.iter().zip(&dictionaries) {
         same_gradient(&file, &format!("grad.atoms.{p}"), &fused, &d.atoms);
@@ -107,7 +107,7 @@ pub fn masa(path: &Path) {
     }
 }
 
-/// The coefficient network and its gradients.
+/// Tests the coefficient network and its gradients.
 fn coefficients(file: &File, direct: &Tensor) {
     let of = |name: &str| leaf(file, &format!("coefnet.param.{name}"));
     let net = CoefficientNet {
@@ -161,7 +161,7 @@ fn block(file: &File, heads: usize) -> Block {
     }
 }
 
-/// Expert choice over three recursions, with the keys of each recursion and with those of the first.
+/// Tests expert choice over three recursions, with the keys of each recursion and with those of the first.
 pub fn mor_expert_choice(path: &Path) {
     let file = open(path);
     let (heads, recursions): (usize, usize) = (need(&file, "H"), need(&file, "R"));
@@ -221,7 +221,7 @@ pub fn mor_expert_choice(path: &Path) {
     }
 }
 
-/// Two layers drawn from one store, by each mapping.
+/// Tests two layers that are drawn from one store, with each mapping.
 pub fn rps_hashed(path: &Path) {
     let file = open(path);
     let inputs = integers(&file, "hash.in");
@@ -283,7 +283,7 @@ pub fn rps_hashed(path: &Path) {
     }
 }
 
-/// Low-rank parts from shard pools, and rows at different depths in one product.
+/// Tests low-rank parts from shard pools, and rows at different depths in one product.
 pub fn shards_and_mixed_depth(path: &Path) {
     let file = open(path);
     let (pool_a, pool_b) = (leaf(&file, "shards.param.pool_a"), leaf(&file, "shards.param.pool_b"));

@@ -33,13 +33,13 @@ pub fn values(file: &File, name: &str) -> Vec<f64> {
     file.tensor_f32(name).unwrap_or_else(|e| panic!("{e}")).into_iter().map(f64::from).collect()
 }
 
-/// `|a - b| <= relative * max|b| + absolute`, the bound of the vectors' README.
+/// Checks `|a - b| <= relative * max|b| + absolute`, the bound of the vectors' README.
 pub fn close(what: &str, got: &[f64], want: &[f64], relative: f64, absolute: f64) {
     let most = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
     within(what, got, want, |_| relative * most + absolute);
 }
 
-/// The model of a file, and its leaves by the file's names; per-depth leaves are one tensor a depth.
+/// The model of a file, and its leaves by the file's names. Per-depth leaves have one tensor per depth.
 struct Model {
     net: Recursive,
     leaves: BTreeMap<String, Vec<Tensor>>,
@@ -71,7 +71,7 @@ fn model(file: &File, prefix: &str) -> Model {
     let ln = file.contains(&format!("{prefix}.norm1.b"));
     let bias: Vec<Option<Tensor>> =
         ["bq", "bk", "bv", "bo", "b1", "b2"].iter().map(|b| ln.then(|| load(b, false).remove(0))).collect();
-    // The file of optimizer steps has Adam's eps there; its norms' is the README's.
+    // In the file of optimizer steps, `eps` is Adam's. The eps of its norms is given in the README.
     let eps = if prefix == "param" { need(file, "eps") } else { 1e-5 };
     let mut norms = |name: &str, per_depth: bool| -> Vec<Norm> {
         let gains = load(&format!("{name}.g"), per_depth);
@@ -129,7 +129,7 @@ fn model(file: &File, prefix: &str) -> Model {
     Model { net, leaves }
 }
 
-/// All parts of a leaf, in order, on the host.
+/// Returns all parts of a leaf, in order, on the host.
 fn joined(parts: &[Tensor], mut of: impl FnMut(&Tensor) -> Tensor) -> Vec<f64> {
     parts.iter().flat_map(|part| download(&of(part))).collect()
 }
@@ -138,7 +138,7 @@ fn gradient(grads: &Grads, leaf: &Tensor) -> Tensor {
     grads.get(leaf).expect("every parameter has a gradient").clone()
 }
 
-/// Forward, every gradient, and where the file has them the contributions of each depth.
+/// Tests forward, every gradient, and the contributions of each depth if the file has them.
 pub fn tied_gpt(path: &Path) {
     let file = open(path);
     let model = model(&file, "param");
@@ -158,7 +158,7 @@ pub fn tied_gpt(path: &Path) {
     for (name, parts) in &model.leaves {
         let name = format!("grad.{name}");
         let got = joined(parts, |leaf| gradient(&grads, leaf));
-        // A key bias cannot change a softmax: its gradient is rounding alone.
+        // A key bias cannot change a softmax, so its gradient is only rounding error.
         let absolute = if name == "grad.bk" { 1e-5 } else { 1e-6 };
         close(&name, &got, &values(&file, &name), 2e-5, absolute);
     }
@@ -168,7 +168,7 @@ pub fn tied_gpt(path: &Path) {
     per_depth(&file, &model, &tokens, &targets);
 }
 
-/// The contribution of each use of a tied matrix: the gradient when that depth has a leaf of its own.
+/// Compares the contribution of each use of a tied matrix, which is the gradient when that depth has its own leaf.
 fn per_depth(file: &File, model: &Model, tokens: &Tensor, targets: &Tensor) {
     for name in file.names().filter_map(|n| n.strip_prefix("grad_per_depth.")) {
         let index = MATRICES.iter().position(|m| *m == name).expect("a matrix");
@@ -215,7 +215,7 @@ fn per_depth(file: &File, model: &Model, tokens: &Tensor, targets: &Tensor) {
     }
 }
 
-/// Five steps: losses, gradient norms, parameters after the first and the last, moments after the last.
+/// Tests five steps: losses, gradient norms, parameters after the first and the last, moments after the last.
 pub fn adamw_tied(path: &Path) {
     let file = open(path);
     let model = model(&file, "param0");

@@ -1,4 +1,4 @@
-//! Point clouds: what must not change and what must, edge cases, files, bad input; neighbour lists in `geometry/neighbours.rs`.
+//! Point clouds: invariance and equivariance, edge cases, files, bad input. Neighbour lists are in `geometry/neighbours.rs`.
 
 mod neighbours;
 
@@ -22,7 +22,7 @@ fn uniform(n: usize, seed: u64, scale: f32) -> Vec<f32> {
     x
 }
 
-/// Source, destination and difference of every edge, in order.
+/// Returns source, destination and difference of every edge, in order.
 fn edges(graph: &Graph) -> Vec<(u32, u32, Vec<f32>)> {
     let d = graph.vectors().to_vec::<f32>().unwrap();
     let ends = graph.edges().sources().iter().zip(graph.edges().destinations());
@@ -40,7 +40,7 @@ fn network(grid: Grid, radius: Option<f32>) -> Ponita {
         .widening(2)
         .radius(radius)
         .pool(false);
-    // Without vectors where a test has none: they are zeros then.
+    // Tests with a radius use no vectors.
     let config = if radius.is_some() { config.in_vectors(0).out_vectors(0) } else { config };
     Ponita::new(gpu(), config, grid, &mut Rng::new(11)).unwrap()
 }
@@ -65,7 +65,7 @@ fn near(what: &str, got: &[f32], want: &[f32], relative: f32) {
     }
 }
 
-/// Values and all gradients by both routes.
+/// Compares values and all gradients of both routes.
 fn by_both_routes(mut net: Ponita, graph: &Graph, input: &PonitaInput) {
     let named = Parameters::of(&net).named().to_vec();
     let mut made: Vec<Vec<Vec<f32>>> = Vec::new();
@@ -87,12 +87,12 @@ fn by_both_routes(mut net: Ponita, graph: &Graph, input: &PonitaInput) {
     }
 }
 
-/// Beyond one run of edges in every op, odd widths.
+/// Fused kernels equal plain ops, with odd widths and more edges than one chunk of every op.
 #[test]
 fn fused_is_plain() {
     let grids = [
         (Grid::fibonacci(20), 32),
-        // The last run of rows is cut into fewer parts than the others.
+        // The last chunk of rows has fewer parts than the others.
         (Grid::icosahedron(), 29),
         (Grid::octahedron(), 3),
         (Grid::positions(3), 20),
@@ -109,8 +109,8 @@ fn fused_is_plain() {
     }
 }
 
-/// An edge and its reverse have one row of kernels, periodic images and atoms that see their own among them; edges that go one
-/// way have a row each.
+/// An edge and its reverse share one row of kernels, also for periodic images and for atoms that see their own images. Edges
+/// without a reverse have their own row.
 #[test]
 fn reverses_share_kernels() {
     let nodes = 6;
@@ -167,14 +167,14 @@ fn same_bits(net: Ponita) {
     };
     let first = run(&graph);
     assert_eq!(first, run(&graph), "a second run");
-    // Edges are sorted, so that the order in which they are given changes nothing at all.
+    // Edges are sorted, so the order in which they are given changes no bit.
     let mut order: Vec<usize> = (0..graph.edges().len()).collect();
     Rng::new(4).shuffle(&mut order);
     let take = |ids: &[u32]| order.iter().map(|&i| ids[i]).collect::<Vec<u32>>();
     let (from, to) = (take(graph.edges().sources()), take(graph.edges().destinations()));
     let shuffled = Graph::new(gpu(), &positions, 3, &from, &to, &[]).unwrap();
     assert_eq!(first, run(&shuffled), "shuffled edges");
-    // Other numbers of the same nodes: only the order of sums differs.
+    // The same nodes in another order change only the order of sums.
     let mut names: Vec<u32> = (0..nodes as u32).collect();
     Rng::new(5).shuffle(&mut names);
     let place = |x: &[f32], width: usize| {
@@ -194,7 +194,7 @@ fn same_bits(net: Ponita) {
     near("renamed vectors", &v2, &place(&v, 3), 1e-5);
 }
 
-/// Three numbers a row, turned.
+/// Rotates rows of three numbers.
 fn turned(x: &[f32], r: &[[f64; 3]; 3]) -> Vec<f32> {
     x.chunks(3).flat_map(|x| r.map(|row| (0..3).map(|k| row[k] * x[k] as f64).sum::<f64>() as f32)).collect()
 }
@@ -210,7 +210,7 @@ fn rotation(seed: u64) -> [[f64; 3]; 3] {
     ]
 }
 
-/// Root mean square change of scalars under rotations, over their deviation.
+/// Returns the root mean square change of scalars under rotations, relative to their deviation.
 fn change(grid: Grid) -> f64 {
     let nodes = 7;
     let mut net = network(grid, None);
@@ -237,10 +237,10 @@ fn more_orientations_turn_better() {
     let errors = [6, 12, 32, 64].map(|n| change(Grid::fibonacci(n)));
     assert!(errors.windows(2).all(|pair| pair[1] < pair[0]), "{errors:?}");
     assert!(errors[3] < 0.2 * errors[0], "{errors:?}");
-    // Opposite pairs make kernels of half as many: with as many kernels they turn better.
+    // Opposite pairs of orientations need half as many kernels, and for the same number of kernels the error is smaller.
     let pairs = [32, 64].map(|n| change(Grid::antipodal(n)));
     assert!(pairs[0] < change(Grid::fibonacci(16)) && pairs[1] < errors[2], "{pairs:?} against {errors:?}");
-    // Distances alone turn with anything.
+    // A network on distances alone is exactly invariant.
     let alone = {
         let net = network(Grid::positions(3), None);
         let positions = normal(21, 21, 1.0);
@@ -257,7 +257,7 @@ fn more_orientations_turn_better() {
 fn icosahedral_rotations_and_translations_change_nothing() {
     let nodes = 9;
     let net = network(Grid::icosahedron(), None);
-    // Whole multiples of 2^-8, so that far away nothing of the positions is lost.
+    // Multiples of 2^-8, so positions far away lose no digits.
     let positions: Vec<f32> =
         normal(3 * nodes, 31, 1.0).iter().map(|x| (x * 256.0).round() / 256.0).collect();
     let input = inputs(nodes, 32);
@@ -280,7 +280,7 @@ fn icosahedral_rotations_and_translations_change_nothing() {
     assert_eq!(tried, 60);
 }
 
-/// Rotations that permute the vertices of an icosahedron: those that take one edge to another.
+/// Returns the rotations that permute the vertices of an icosahedron: those that map one edge to another.
 fn group(vertices: &[[f64; 3]]) -> Vec<[[f64; 3]; 3]> {
     let dot = |a: &[f64; 3], b: &[f64; 3]| (0..3).map(|i| a[i] * b[i]).sum::<f64>();
     let cross = |a: &[f64; 3], b: &[f64; 3]| -> [f64; 3] {
@@ -313,7 +313,7 @@ fn small_and_large_neighbourhoods() {
         let mut net = network(Grid::octahedron(), Some(3.0));
         net.route = route;
         let one = |n: usize| PonitaInput::scalars(&Tensor::ones(gpu(), [n, 1]));
-        // No node at all; one node; two in one place; one that sees nobody, not even itself.
+        // No node; one node; two nodes in one place; a node without neighbours, not even itself.
         let empty = Graph::full(gpu(), &[], 3, &[], true).unwrap();
         assert_eq!(forward(&net, &empty, &one(0))[0].len(), 0);
         assert!(net.energy_forces(&empty, &one(0)).unwrap().forces.is_empty());
@@ -327,7 +327,7 @@ fn small_and_large_neighbourhoods() {
         let made = net.energy_forces(&alone, &one(3)).unwrap();
         assert!(made.node_energies.iter().all(|e| e.is_finite()));
         assert_eq!(made.node_energies[0], made.node_energies[2], "both see nobody");
-        // A star: one node with 300 neighbours, the others with one each.
+        // A star: one node with 300 neighbours, and the others with one each.
         let positions = uniform(3 * 301, 6, 2.0);
         let spokes: Vec<u32> = (1..=300).collect();
         let hub = vec![0u32; 300];
@@ -342,7 +342,7 @@ fn small_and_large_neighbourhoods() {
         .unwrap();
         let made = net.energy_forces(&star, &one(301)).unwrap();
         assert!(made.energies[0].is_finite() && made.forces.iter().any(|&f| f != 0.0));
-        // The sum of all forces: what no motion of the whole changes does not push the whole.
+        // The energy does not change when all nodes are moved together, so the forces sum to 0.
         for axis in 0..3 {
             let sum: f64 = made.forces.iter().skip(axis).step_by(3).map(|&f| f as f64).sum();
             let most = made.forces.iter().fold(0.0f32, |m, f| m.max(f.abs())) as f64;
@@ -351,7 +351,7 @@ fn small_and_large_neighbourhoods() {
     }
 }
 
-/// Forces are the slope of the energy, also where edges end at the window and in a periodic cell.
+/// Forces are the negative gradient of the energy, also near the cutoff of the envelope and in a periodic cell.
 #[test]
 fn forces_are_slopes() {
     let cell = [Some(Cell::cuboid([4.0, 4.0, 4.0]))];
@@ -396,7 +396,7 @@ fn files_hold_all_or_are_refused() {
         std::fs::write(&path, &bytes[..cut]).unwrap();
         assert!(Ponita::load(gpu(), &path).is_err(), "cut to {cut} bytes");
     }
-    // As ponita-torch names them.
+    // The names of ponita-torch.
     let torch = |name: &str| {
         name.replace("fiber_basis.", "fiber_basis_fn.")
             .replace("basis.w1", "basis_fn.1.weight")

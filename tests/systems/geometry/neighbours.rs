@@ -1,8 +1,8 @@
-//! Neighbour lists against all pairs, periodic images, the nearest, and clouds that are refused.
+//! Neighbour lists: comparison with all pairs, periodic images, nearest neighbours, and clouds that are refused.
 
 use super::*;
 
-/// The same by looking at all pairs and images, in f64: sources and lengths of each point's neighbours, sorted.
+/// Finds sources and lengths of each point's neighbours, sorted, by a search over all pairs and images in f64.
 fn all_pairs(of: &Clouds, images: i32) -> Vec<Vec<(u32, f64)>> {
     let point =
         |i: usize, k: usize| if k < of.dimension { of.positions[i * of.dimension + k] as f64 } else { 0.0 };
@@ -41,7 +41,7 @@ fn all_pairs(of: &Clouds, images: i32) -> Vec<Vec<(u32, f64)>> {
     rows
 }
 
-/// Holds a graph's edges against `want`, the neighbours of each point with their lengths.
+/// Compares a graph's edges with `want`, the neighbours of each point with their lengths.
 fn same_edges(what: &str, graph: &Graph, want: &[Vec<(u32, f64)>]) {
     let mut got: Vec<Vec<(u32, f64)>> = vec![Vec::new(); want.len()];
     for (s, t, d) in edges(graph) {
@@ -60,7 +60,7 @@ fn within(rows: &[Vec<(u32, f64)>], radius: f64) -> Vec<Vec<(u32, f64)>> {
     rows.iter().map(|row| row.iter().copied().filter(|e| e.1 < radius).collect()).collect()
 }
 
-/// Name, dimension, sizes, cells, radius, and images each way that the reference looks at.
+/// Name, dimension, sizes, cells, radius, and the number of images in each direction that the reference searches.
 type Case = (&'static str, usize, &'static [usize], Vec<Option<Cell>>, f32, i32);
 
 #[test]
@@ -79,7 +79,7 @@ fn neighbours_are_those_of_all_pairs() {
     ];
     for (what, dimension, sizes, cells, radius, images) in cases {
         let nodes: usize = sizes.iter().sum();
-        // Far outside the cell as well: points are moved in, and edges still mean the points as given.
+        // Some points are far outside the cell. The search moves them inside, but edges are those of the given points.
         let positions = normal(nodes * dimension, 3, 2.5);
         let of = Clouds { positions: &positions, dimension, sizes, cells: &cells };
         let all = all_pairs(&of, images);
@@ -113,7 +113,7 @@ fn a_periodic_cell_is_its_images() {
     let small = Graph::radius(gpu(), &of, 2.9, true).unwrap();
     let input = PonitaInput::scalars(&Tensor::ones(gpu(), [8, 1]));
     let one = net.energy_forces(&small, &input).unwrap();
-    // Two cells along the first axis: twice the energy, the same forces twice.
+    // Two cells along the first axis have twice the energy, and the same forces twice.
     let moved = positions.chunks(3).map(|p| [p[0] + 3.0, p[1], p[2]]).collect::<Vec<_>>().concat();
     let double = [positions.clone(), moved].concat();
     let wide = [Some(Cell::cuboid([6.0, 3.5, 4.0]))];
@@ -130,14 +130,14 @@ fn a_periodic_cell_is_its_images() {
 
 #[test]
 fn the_nearest_of_clouds_that_have_little_in_common() {
-    // A pair far apart, and one point in a small cell, whose images would be many at the pair's distance.
+    // A pair that is far apart, and one point in a small cell, which would have many images within the pair's distance.
     let positions = [0.0f32, 0.0, 0.0, 1000.0, 0.0, 0.0, 0.5, 0.5, 0.5];
     let cells = [None, Some(Cell::cuboid([2.0; 3]))];
     let of = Clouds { positions: &positions, dimension: 3, sizes: &[2, 1], cells: &cells };
     let graph = Graph::nearest(gpu(), &of, 1, false).unwrap();
     let all: Vec<(u32, u32)> = edges(&graph).into_iter().map(|e| (e.0, e.1)).collect();
     assert_eq!(all, [(1, 0), (0, 1), (2, 2)]);
-    // Too far to be measured: an error, no endless search.
+    // A distance that overflows is an error instead of an endless search.
     let far = [0.0f32, 0.0, 0.0, 1e20, 0.0, 0.0];
     let of = Clouds { positions: &far, dimension: 3, sizes: &[2], cells: &[] };
     let message = Graph::nearest(gpu(), &of, 1, false).map(|_| ()).expect_err("too far").to_string();
@@ -179,7 +179,7 @@ fn bad_clouds_are_refused() {
         assert!(message.contains(word), "{message:?} does not say {word:?}");
     }
     assert_eq!(try_with(&positions, &[2], &[], 2.0), Ok(4));
-    // More edges than one binding holds: 20000 points in one place.
+    // 20000 points in one place have more edges than one binding can hold.
     let crowd = vec![0.0f32; 3 * 20_000];
     let message = try_with(&crowd, &[20_000], &[], 1.0).expect_err("too many");
     assert!(message.contains("bytes of the list"), "{message}");

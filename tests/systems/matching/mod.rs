@@ -1,4 +1,5 @@
-//! Permutation matching: what was planted is found, permuted models compute the same, the objective only rises, bad input is named.
+//! Permutation matching: planted permutations are found, permuted models compute the same, the objective never falls, and errors
+//! name the bad input.
 
 mod networks;
 mod trained;
@@ -17,7 +18,7 @@ use tiebeam::{Rng, Tensor};
 
 type Model = BTreeMap<String, Tensor>;
 
-/// Normal weights with these names and shapes; vectors are gains and biases around 1.
+/// Draws normal weights with these names and shapes. Vectors (gains and biases) are around 1.
 fn drawn(shapes: &[(String, Vec<usize>)], seed: u64) -> Model {
     let mut rng = Rng::new(seed);
     let one = |(name, shape): &(String, Vec<usize>)| {
@@ -47,18 +48,18 @@ fn found(spec: &Spec, a: &Model, b: &dyn Weights, options: &MatchOptions) -> Mat
     match_weights(gpu(), spec, a, b, options).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// A random permutation of a model, heads as such, drawn by a run of no sweeps from a random start.
+/// Draws a random permutation of a model, which keeps heads together, by runs without sweeps from random starts.
 fn planted(spec: &Spec, model: &Model, seed: u64) -> Permutation {
     let options = MatchOptions::default().seed(seed).runs(6).sweeps(0);
     let mut other = model.clone();
-    // Towards a negative copy the identity is the worst, so that a random start is kept.
+    // For a negated copy as the target, the identity is the worst permutation, so a random start is kept.
     other.values_mut().for_each(|x| *x = x.scale(-1.0));
     let permutation = found(spec, &other, model, &options).permutation;
     assert!(permutation.moved() > 0);
     permutation
 }
 
-/// The tensors read one by one, with `noise` of each one's own deviation added.
+/// Reads all tensors and adds noise with `noise` times each one's own deviation.
 fn noisy(weights: &dyn Weights, noise: f32, seed: u64) -> Model {
     let mut rng = Rng::new(seed);
     let one = |name: String| {
@@ -71,7 +72,7 @@ fn noisy(weights: &dyn Weights, noise: f32, seed: u64) -> Model {
     weights.names().into_iter().map(one).collect()
 }
 
-/// Permutes a model, adds noise, and asks for the way back.
+/// Permutes a model, adds noise, and checks that matching finds the inverse.
 fn recovers(spec: &Spec, model: &Model, noise: f32) {
     for seed in 0..3 {
         let planted = planted(spec, model, seed);
@@ -177,7 +178,7 @@ fn permutation_files_apply_and_invert() {
     for (name, x) in &model {
         assert_eq!(most_apart(x, &again.read(gpu(), name).unwrap()), 0.0, "{name}");
     }
-    // Files that are something else, and orders that are none.
+    // Other files, and invalid orders.
     save_tensors(&path, &model, &BTreeMap::new()).unwrap();
     assert!(Permutation::load(&path).unwrap_err().to_string().contains("no file of permutations"));
     let broken = |change: &Change| {
@@ -204,10 +205,10 @@ fn what_was_not_proved_is_not_claimed() {
     let spec = mlp_spec(&a);
     let settled = found(&spec, &a, &b, &MatchOptions::default());
     assert!(settled.exact && settled.sweeps > 1);
-    // Ended in the middle: the first group's proof is of what its neighbour was before.
+    // A search that was ended early: the first group's proof is for the old permutation of its neighbour.
     let cut = found(&spec, &a, &b, &MatchOptions::default().sweeps(1).order(VisitOrder::Given));
     assert!(!cut.exact, "{cut:?}");
-    // A permutation of another model is refused, whole or in part.
+    // A permutation of another model is refused, even if only one tensor is missing.
     settled.permutation.check(&b).unwrap();
     let mut other = b.clone();
     let moved = other.remove("fc1.weight").expect("a tensor of the spec");
@@ -215,7 +216,7 @@ fn what_was_not_proved_is_not_claimed() {
     assert!(error.contains("fc1.weight"), "{error}");
     other.insert("module.fc1.weight".into(), moved);
     assert!(settled.permutation.check(&other).is_err());
-    // Parts of a moved tensor are those of the whole.
+    // Parts of a permuted tensor equal those of the whole.
     let permuted = settled.permutation.permuted(&b);
     let whole = permuted.read(gpu(), "fc1.weight").unwrap().to_vec::<f32>().unwrap();
     for range in [0..5, 5..100, 100..whole.len(), 3..4] {
@@ -364,7 +365,7 @@ fn activations_find_what_was_planted() {
         let found = matching.solve().unwrap();
         assert_eq!(found.permutation, planted.inverse(), "{similarity:?}");
         assert_eq!(found.values.keys().collect::<Vec<_>>(), ["P0", "P1"]);
-        // Every unit that answers at all correlates with itself by nearly 1.
+        // Every unit whose activation is not constant has a correlation of nearly 1 with itself.
         if similarity == Similarity::Correlation {
             assert!(found.values["P0"] > 0.9 * 24.0 && found.values["P0"] <= 24.01, "{:?}", found.values);
         }

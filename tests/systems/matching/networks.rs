@@ -1,9 +1,9 @@
-//! Convolutions, residual networks: channels move with their norms, and as blocks behind a flatten.
+//! Convolutional and residual networks: channels move with their norms, and as blocks behind a flatten.
 
 use super::*;
 use tiebeam::ops::product::conv::Conv2d;
 
-/// conv - conv (depthwise) - pool - flatten - dense - dense: channels move as blocks behind the flatten.
+/// In conv - conv (depthwise) - pool - flatten - dense - dense, channels move as blocks behind the flatten.
 #[test]
 fn flattened_channels_move_as_blocks() {
     let model = drawn(
@@ -30,7 +30,7 @@ fn flattened_channels_move_as_blocks() {
         LayerNames::plain("f0"),
         LayerNames::plain("f1"),
     ];
-    // The engine has no depthwise convolution: an equal full one has zeros elsewhere.
+    // The engine has no depthwise convolution, so a full one with zeros elsewhere is used.
     let forward = |w: &dyn Weights, x: &Tensor| {
         let read = |name: &str| w.read(gpu(), name).unwrap();
         let same = Conv2d::default().padding([1, 1]);
@@ -56,7 +56,7 @@ fn flattened_channels_move_as_blocks() {
     assert!(apart <= 1e-5, "{apart}");
 }
 
-/// Two stages with a projection between them and a bottleneck block, in the names of torchvision.
+/// Two stages with a projection between them and a bottleneck block, with the names of torchvision.
 #[test]
 fn residual_networks_by_their_names() {
     let norm = |name: &str, n: usize| -> Vec<(String, Vec<usize>)> {

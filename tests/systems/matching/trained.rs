@@ -1,4 +1,4 @@
-//! Two and three networks trained from different seeds, of the reference vectors: what matching does to what lies between them.
+//! The effect of matching on the losses between two or three networks of the reference vectors, trained from different seeds.
 
 use super::*;
 use std::ops::ControlFlow;
@@ -8,7 +8,7 @@ use tiebeam::merge::{
 };
 use tiebeam::store::{File, FileDType};
 
-/// Two trained networks of the reference vectors, with data; see `tests/vectors/matching/README.md`.
+/// Reads a trained network of the reference vectors; see `tests/vectors/matching/README.md`.
 fn trained(file: &str, prefix: &str) -> Model {
     let file = File::open(matching_vectors(file)).unwrap();
     let own = |full: &str| Some((full.strip_prefix(prefix)?.to_string(), full.to_string()));
@@ -54,10 +54,10 @@ fn the_objective_only_rises_and_the_end_is_a_fixed_point() {
     let next = found(&spec, &a, &b, &again);
     assert_eq!(next.permutation, whole.permutation);
     assert_eq!(next.sweeps, 1);
-    // Matching what was matched moves nothing.
+    // Matching a matched model again moves nothing.
     let moved: Model = noisy(&whole.permuted(&b), 0.0, 0);
     assert_eq!(found(&spec, &a, &moved, &MatchOptions::default()).permutation.moved(), 0);
-    // Twice the same settings, twice the same result, whatever stays on the device.
+    // The same settings give the same result, however many tensors stay on the device.
     let small = MatchOptions::default().cache_bytes(0);
     let twice = found(&spec, &a, &b, &small);
     assert_eq!((twice.permutation, twice.objective), (whole.permutation, whole.objective));
@@ -129,12 +129,12 @@ fn straight_through_is_no_worse_at_the_midpoint() {
         Ok(h.cross_entropy(&targets, None))
     })
     .unwrap();
-    // The first step is weight matching itself.
+    // The first step is plain weight matching.
     assert!(found.losses.len() == 12 && found.losses[found.best] <= found.losses[0]);
     let middle = found.permutation.permuted(&b);
     let loss = evaluate(&Mean(vec![&a, &middle])).unwrap().loss;
     assert!((loss - found.losses[found.best]).abs() < 1e-4, "{loss} {:?}", found.losses);
-    // The copy that is trained is a copy.
+    // Only a copy is trained, and the model itself is unchanged.
     assert_eq!(most_apart(&a["fc0.weight"], &trained("wm_mlp.safetensors", "a.")["fc0.weight"]), 0.0);
 }
 
@@ -153,7 +153,7 @@ fn many_models_meet() {
         evaluate(&Mean(placed.iter().map(|p| p as &dyn Weights).collect())).unwrap(),
     ];
     assert!(merged.loss < 0.3 * naive.loss && merged.accuracy > naive.accuracy + 0.3, "{naive:?} {merged:?}");
-    // Planted copies of one model come together exactly.
+    // Permuted copies of one model are aligned exactly.
     let away = planted(&spec, &a, 2);
     let copies: [&dyn Weights; 3] = [&a, &away.permuted(&a), &a];
     let many = match_many(gpu(), &spec, &copies, &MatchOptions::default()).unwrap();
@@ -161,7 +161,7 @@ fn many_models_meet() {
     assert!(match_many(gpu(), &spec, &models[..1], &MatchOptions::default()).is_err());
 }
 
-/// Outputs of a layer before its ReLU.
+/// Computes the outputs of a layer before its ReLU.
 fn before_relu(weights: &dyn Weights, layer: &str, x: &Tensor) -> Tensor {
     let mut h = x.clone();
     for name in ["fc0", "fc1", "fc2"] {
