@@ -3,7 +3,7 @@
 
 use criterion::Criterion;
 use std::time::{Duration, Instant};
-use tiebeam::bench::{Suite, rows};
+use tiebeam::bench::{Suite, entries};
 use tiebeam::{Gpu, no_grad};
 
 fn main() {
@@ -14,11 +14,11 @@ fn main() {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(2));
-    for case in
-        rows(gpu.adapter().is_software(), Suite::Quick).into_iter().filter(|case| case.is_wanted(&words))
+    for entry in
+        entries(gpu.adapter().is_software(), Suite::Quick).into_iter().filter(|entry| entry.is_wanted(&words))
     {
-        let name = case.name();
-        let row = (case.make)(&gpu).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let name = entry.name();
+        let row = (entry.make)(&gpu, false).unwrap_or_else(|error| panic!("{name}: {error}"));
         row.check(&gpu).unwrap_or_else(|error| panic!("{name}: {error}"));
         criterion.bench_function(&name, |bencher| {
             bencher.iter_custom(|count| {

@@ -85,17 +85,20 @@ fn far_turn(x: vec4<f32>) -> Turn {
 // sin(x + quarter pi/2)
 fn turned(x: vec4<f32>, quarter: u32) -> vec4<f32> {
     let size = bitcast<vec4<u32>>(x) & vec4<u32>(0x7fffffffu);
-    var t = near_turn(x);
+    // Two vectors and not a struct: naga gives structs a layout, which SPIR-V 1.4 and later forbid in local variables.
+    let near = near_turn(x);
+    var r = near.r;
+    var quarters = near.q;
     let far = size >= vec4<u32>(0x45800000u);
     if any(far) {
         let f = far_turn(x);
-        t = Turn(bitcast<vec4<f32>>(select(bitcast<vec4<u32>>(t.r), bitcast<vec4<u32>>(f.r), far)), select(t.q, f.q, far));
+        r = bitcast<vec4<f32>>(select(bitcast<vec4<u32>>(r), bitcast<vec4<u32>>(f.r), far));
+        quarters = select(quarters, f.q, far);
     }
-    let r = t.r;
     let z = r * r;
     let sine = ((-1.9515295891e-4 * z + 8.3321608736e-3) * z - 1.6666654611e-1) * z * r + r;
     let cosine = ((2.443315711809948e-5 * z - 1.388731625493765e-3) * z + 4.166664568298827e-2) * z * z - 0.5 * z + 1.0;
-    let q = t.q + vec4<u32>(quarter);
+    let q = quarters + vec4<u32>(quarter);
     var y = select(bitcast<vec4<u32>>(sine), bitcast<vec4<u32>>(cosine), (q & vec4<u32>(1u)) == vec4<u32>(1u));
     y = y ^ ((q & vec4<u32>(2u)) << vec4<u32>(30u));
     return bitcast<vec4<f32>>(select(y, vec4<u32>(0x7fc00000u), size >= vec4<u32>(0x7f800000u)));

@@ -37,11 +37,11 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     if i >= p.n { return; }
     let n = i / p.width;
     let c = i % p.width;
-    var sum = cascade();
+    var sum = vec4<f32>();
     let out_last = min(s[n] + p.last, s[n + 1u]);
-    for (var j = s[n] + p.first; j < out_last; j++) { cascade_add(&sum, x[outgoing[j].x * p.width + c]); }
+    for (var j = s[n] + p.first; j < out_last; j++) { sum = cascade_add(sum, x[outgoing[j].x * p.width + c]); }
     let in_last = min(t[n] + p.last, t[n + 1u]);
-    for (var j = t[n] + p.first; j < in_last; j++) { cascade_add(&sum, -x[incoming[j].x * p.width + c]); }
+    for (var j = t[n] + p.first; j < in_last; j++) { sum = cascade_add(sum, -x[incoming[j].x * p.width + c]); }
     let before = select(0.0, y[i], p.first > 0u);
     y[i] = before + cascade_sum(sum);
 }

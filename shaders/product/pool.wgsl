@@ -94,10 +94,10 @@ fn avg_forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     let at = (group.y * p.groups_x + group.x) * 64u + lane;
     if at >= p.n { return; }
     let win = window(at);
-    var sum = cascade();
+    var sum = vec4<f32>();
     for (var i = win.top; i < win.bottom; i++) {
         for (var j = win.left; j < win.right; j++) {
-            cascade_add(&sum, bitcast<f32>(x[win.base + i * p.width + j]));
+            sum = cascade_add(sum, bitcast<f32>(x[win.base + i * p.width + j]));
         }
     }
     y[at] = cascade_sum(sum) / f32(p.kernel_y * p.kernel_x);
@@ -129,11 +129,11 @@ fn max_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
     if at >= p.n { return; }
     let own = at % (p.height * p.width);
     let held = holders(at);
-    var sum = cascade();
+    var sum = vec4<f32>();
     for (var i = held.top; i < held.bottom; i++) {
         for (var j = held.left; j < held.right; j++) {
             let win = held.base + i * p.out_width + j;
-            if winners[win] == own { cascade_add(&sum, bitcast<f32>(x[win])); }
+            if winners[win] == own { sum = cascade_add(sum, bitcast<f32>(x[win])); }
         }
     }
     store(at, cascade_sum(sum));
@@ -144,10 +144,10 @@ fn avg_backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
     let at = (group.y * p.groups_x + group.x) * 64u + lane;
     if at >= p.n { return; }
     let held = holders(at);
-    var sum = cascade();
+    var sum = vec4<f32>();
     for (var i = held.top; i < held.bottom; i++) {
         for (var j = held.left; j < held.right; j++) {
-            cascade_add(&sum, bitcast<f32>(x[held.base + i * p.out_width + j]));
+            sum = cascade_add(sum, bitcast<f32>(x[held.base + i * p.out_width + j]));
         }
     }
     store(at, cascade_sum(sum) / f32(p.kernel_y * p.kernel_x));

@@ -1,6 +1,6 @@
 //! The kernels inside one call of a row, as they were timed or as they are planned.
 
-use super::{Case, Row, caught};
+use super::{Entry, Row, caught};
 use crate::error::Result;
 use crate::gpu::{Gpu, Profiled};
 use crate::tape::no_grad;
@@ -11,13 +11,13 @@ pub struct Kernels(pub Vec<Profiled>);
 /// Makes a row, prepares it, and watches one more call. What a panic leaves on, `end` ends.
 fn watched<T>(
     gpu: &Gpu,
-    case: Case,
+    entry: Entry,
     prepare: impl FnOnce(&Row) -> Result<()>,
     watch: impl FnOnce(&dyn Fn()) -> Result<T>,
     end: impl FnOnce(),
 ) -> Result<T> {
     let found = caught(|| {
-        let row = (case.make)(gpu)?;
+        let row = (entry.make)(gpu, false)?;
         prepare(&row)?;
         watch(&|| {
             let y = (row.run)(0);
@@ -36,10 +36,10 @@ fn watched<T>(
 ///
 /// # Errors
 /// The row's, a panic in it included, or the device's.
-pub fn kernels(gpu: &Gpu, case: Case) -> Result<Kernels> {
+pub fn kernels(gpu: &Gpu, entry: Entry) -> Result<Kernels> {
     // The check compiles the kernels too, which would count.
     let check = |row: &Row| row.check(gpu).map(drop);
-    watched(gpu, case, check, |call| gpu.profile(call), || drop(gpu.profile(|| ()))).map(Kernels)
+    watched(gpu, entry, check, |call| gpu.profile(call), || drop(gpu.profile(|| ()))).map(Kernels)
 }
 
 /// The dispatches that a call of a row plans for the class of this device, each with how often, in the order of their first: kernel,
@@ -47,13 +47,13 @@ pub fn kernels(gpu: &Gpu, case: Case) -> Result<Kernels> {
 ///
 /// # Errors
 /// As [`kernels`], but for wrong values: there are none.
-pub fn plan(gpu: &Gpu, case: Case) -> Result<Vec<(String, usize)>> {
+pub fn plan(gpu: &Gpu, entry: Entry) -> Result<Vec<(String, usize)>> {
     // What is made once, such as an optimizer's state, is there behind the first call.
     let first = |row: &Row| {
         let mut possible = Ok(());
         gpu.only_planned(|| possible = (row.run)(0).check()).and(possible)
     };
-    let found = watched(gpu, case, first, |call| gpu.only_planned(call), || ());
+    let found = watched(gpu, entry, first, |call| gpu.only_planned(call), || ());
     let mut all: Vec<(String, usize)> = Vec::new();
     for pass in found? {
         let line = format!("{}: {pass}", pass.op);

@@ -9,11 +9,12 @@ pub mod ceilings;
 mod copy;
 mod kernels;
 mod lines;
+mod ops;
 mod page;
 mod part;
 mod report;
-mod rows;
 mod run;
+mod systems;
 
 pub use baseline::{Baseline, Match, Matches};
 pub use ceilings::{Ceiling, Ceilings};
@@ -22,7 +23,6 @@ pub use lines::read_runs;
 pub use page::{markdown, page};
 pub use part::Part;
 pub use report::{Failed, Host, Record, Run};
-pub use rows::{Suite, rows};
 pub use run::{Event, Settings, run, time};
 
 use crate::error::{Error, Result};
@@ -42,29 +42,29 @@ pub struct Check {
     pub bound: f64,
 }
 
-/// Makes a row on a device.
-pub type Make = Box<dyn FnOnce(&Gpu) -> Result<Row>>;
+/// Makes a row on a device. If it is told to check, the row has more elements to be checked.
+pub type Make = Box<dyn FnOnce(&Gpu, bool) -> Result<Row>>;
 
 /// A row by its name, before anything is made for it.
-pub struct Case {
-    /// The op, the same word as its file.
+pub struct Entry {
+    /// The op, by the same word as its file.
     pub family: &'static str,
-    /// Sizes, and what is special.
+    /// The sizes, and the variant of the op.
     pub shape: String,
-    /// Whether it takes so long here that it runs only where a word of the command line selects it.
+    /// Whether the row takes so long here that it runs only if the command line selects it.
     pub asked: bool,
     /// Makes its inputs and reference on a device.
     pub make: Make,
 }
 
-impl Case {
+impl Entry {
     /// A row that is always measured.
     pub fn new(
         family: &'static str,
         shape: impl Into<String>,
         make: impl FnOnce(&Gpu) -> Result<Row> + 'static,
-    ) -> Case {
-        Case { family, shape: shape.into(), asked: false, make: Box::new(make) }
+    ) -> Entry {
+        Entry { family, shape: shape.into(), asked: false, make: Box::new(|gpu, _| make(gpu)) }
     }
 
     /// `matmul 512x512x512`.
@@ -72,11 +72,28 @@ impl Case {
         format!("{} {}", self.family, self.shape)
     }
 
-    /// Whether these words select it: one is part of its name. No words select all that need not be asked for.
+    /// Whether one of these words is part of the name. Without words, all rows are wanted that need not be asked for.
     pub fn is_wanted(&self, words: &[String]) -> bool {
         let name = self.name();
         words.iter().any(|w| name.contains(w.as_str())) || words.is_empty() && !self.asked
     }
+}
+
+/// How much to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Suite {
+    /// Some minutes on two cores.
+    Quick,
+    /// Every size.
+    Full,
+}
+
+/// The rows for a driver on the host's cores, or for a GPU. They differ in sizes, and in what is measured only if asked for.
+pub fn entries(cpu: bool, suite: Suite) -> Vec<Entry> {
+    let mut all = ops::entries(cpu, suite);
+    all.extend(systems::entries(cpu));
+    all
 }
 
 /// One kernel at one size.
@@ -99,13 +116,15 @@ pub struct Row {
     pub before: usize,
     /// Of the result with set 0.
     pub checks: Vec<Check>,
+    /// Whether every call with set 0 has the same result, so that it can be checked again after it was timed.
+    pub repeats: bool,
 }
 
 impl Row {
     /// A row of f32 operands that moves `bytes` and does `flops`; what else it is follows.
     pub fn new([bytes, flops]: [f64; 2], run: impl Fn(usize) -> Tensor + 'static) -> Row {
         let (constants, checks, run) = (String::new(), Vec::new(), Box::new(run));
-        Row { bytes, flops, half: false, constants, ops: 1, sets: 1, run, before: 0, checks }
+        Row { bytes, flops, half: false, constants, ops: 1, sets: 1, run, before: 0, checks, repeats: false }
     }
 
     /// Seconds of the first call, shader compilation and readback included.
@@ -119,6 +138,16 @@ impl Row {
         for _ in 0..self.before {
             got = (self.run)(0).to_vec()?;
         }
+        self.compare(gpu, &got)?;
+        Ok(first)
+    }
+
+    /// Checks the result once more, if it is still the same.
+    fn check_again(&self, gpu: &Gpu) -> Result<()> {
+        if self.repeats { self.compare(gpu, &(self.run)(0).to_vec()?) } else { Ok(()) }
+    }
+
+    fn compare(&self, gpu: &Gpu, got: &[f32]) -> Result<()> {
         for check in &self.checks {
             let value = got.get(check.at).copied().map_or(f64::NAN, f64::from);
             let off = (value - check.want).abs();
@@ -130,7 +159,7 @@ impl Row {
                 )));
             }
         }
-        Ok(first)
+        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! The loop over the rows: a row that fails is told, and the next one runs.
 
-use super::{Case, Ceiling, Ceilings, Failed, Host, Record, Row, Run, caught, measure};
+use super::{Ceiling, Ceilings, Entry, Failed, Host, Record, Row, Run, caught, measure};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::tape::no_grad;
@@ -13,6 +13,8 @@ pub struct Settings {
     pub budget: Duration,
     /// Ceilings known beforehand; measured first where there are none.
     pub ceilings: Option<Ceilings>,
+    /// Checks more elements of every op's result, and checks them again after timing.
+    pub check: bool,
     /// Opens the device again when it was lost.
     pub reopen: Box<dyn Fn() -> Result<Gpu>>,
 }
@@ -21,7 +23,7 @@ impl Settings {
     /// Measures the ceilings, and opens no lost device again.
     pub fn new(budget: Duration) -> Settings {
         let reopen = || Err(Error::device("the device was lost; run the benchmark again"));
-        Settings { budget, ceilings: None, reopen: Box::new(reopen) }
+        Settings { budget, ceilings: None, check: false, reopen: Box::new(reopen) }
     }
 }
 
@@ -44,7 +46,7 @@ pub enum Event<'a> {
     Lost(Result<(), &'a Error>),
 }
 
-/// Goes through `cases`; `each` hears of everything as it happens.
+/// Goes through `entries`; `each` hears of everything as it happens.
 ///
 /// A row above its ceiling has that ceiling measured again. Fractions in what is returned are of the ceilings at the end; those
 /// that `each` heard are of the ceilings at the time.
@@ -53,7 +55,7 @@ pub enum Event<'a> {
 /// Only what `each` returns, such as a file that takes no more lines: rows that fail are part of the result.
 pub fn run(
     gpu: Gpu,
-    cases: Vec<Case>,
+    entries: Vec<Entry>,
     settings: &Settings,
     each: &mut dyn FnMut(Event) -> Result<()>,
 ) -> Result<Run> {
@@ -74,11 +76,11 @@ pub fn run(
     each(Event::Ceilings(&ceilings))?;
     let mut run = Run { host, ceilings, records: Vec::new(), failed: Vec::new() };
     let mut device = Ok(gpu);
-    for case in cases {
-        let (name, family, shape) = (case.name(), case.family.to_string(), case.shape.clone());
+    for entry in entries {
+        let (name, family, shape) = (entry.name(), entry.family.to_string(), entry.shape.clone());
         each(Event::Turn(&name))?;
         let result = match &device {
-            Ok(gpu) => turn(gpu, case, &mut run.ceilings, settings.budget, each)?.map_err(|e| e.to_string()),
+            Ok(gpu) => turn(gpu, entry, &mut run.ceilings, settings, each)?.map_err(|e| e.to_string()),
             Err(error) => Err(format!("not run: {error}")),
         };
         match result {
@@ -101,13 +103,20 @@ pub fn run(
 /// Makes a row, checks it, times it, and measures its ceiling again where it is above. The outer error is `each`'s.
 fn turn(
     gpu: &Gpu,
-    case: Case,
+    entry: Entry,
     ceilings: &mut Ceilings,
-    budget: Duration,
+    settings: &Settings,
     each: &mut dyn FnMut(Event) -> Result<()>,
 ) -> Result<Result<Record>> {
-    let (family, shape) = (case.family, case.shape);
-    let timed = caught(|| time(gpu, &(case.make)(gpu)?, ceilings, budget));
+    let (family, shape) = (entry.family, entry.shape);
+    let timed = caught(|| {
+        let row = (entry.make)(gpu, settings.check)?;
+        let record = time(gpu, &row, ceilings, settings.budget)?;
+        if settings.check {
+            row.check_again(gpu)?;
+        }
+        Ok(record)
+    });
     let mut record = match timed {
         Ok(record) => Record { family: family.into(), shape, ..record },
         Err(error) => return Ok(Err(error)),

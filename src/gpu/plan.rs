@@ -29,6 +29,12 @@ pub struct Pass {
 }
 
 impl Pass {
+    /// The kernel, its entry and its constants: `matmul main TILE_M=64 TILE_N=64`.
+    pub fn kernel(&self) -> String {
+        let numbers = self.source.numbers().into_iter().map(|(name, value)| format!(" {name}={value}"));
+        format!("{} {}{}", self.source.name(), self.entry, numbers.collect::<String>())
+    }
+
     /// Workgroups in all.
     pub fn workgroups(&self) -> usize {
         self.grid.iter().map(|&n| n as usize).product()
@@ -89,10 +95,7 @@ fn count(x: f64) -> String {
 impl fmt::Display for Pass {
     /// `matmul main TILE_M=64 TILE_N=64: 256 workgroups of 64, 8 parts, 16.8 MB, 8.4 MFLOP`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.source.name(), self.entry)?;
-        for (name, value) in self.source.numbers() {
-            write!(f, " {name}={value}")?;
-        }
+        f.write_str(&self.kernel())?;
         let threads = self.threads().unwrap_or(0);
         write!(f, ": {} workgroups of {threads}", self.workgroups())?;
         if self.parts > 1 {

@@ -1,6 +1,8 @@
 //! Test cases: inputs, call, f64 reference and error bound of an op, so that one harness can test and time every op.
 
+use super::timed::Timed;
 use crate::dtype::DType;
+use crate::gpu::Gpu;
 use crate::rng::Rng;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -19,6 +21,26 @@ impl Array {
     pub fn from_fn(shape: impl Into<Shape>, f: impl FnMut(usize) -> f64) -> Array {
         let shape = shape.into();
         Array { shape, data: (0..shape.count()).map(f).collect() }
+    }
+
+    /// A part of the elements, row-major, in another shape.
+    pub fn part(&self, shape: impl Into<Shape>, from: usize) -> Array {
+        let shape = shape.into();
+        Array { shape, data: self.data[from..][..shape.count()].to_vec() }
+    }
+
+    /// Uploads the array in the given type.
+    pub fn upload(&self, gpu: &Gpu, dtype: DType) -> Tensor {
+        fn as_type<T: crate::Element>(gpu: &Gpu, array: &Array, convert: impl Fn(f64) -> T) -> Tensor {
+            let data: Vec<T> = array.data.iter().map(|&x| convert(x)).collect();
+            Tensor::from_slice(gpu, &data, array.shape)
+        }
+        match dtype {
+            DType::F32 => as_type(gpu, self, |x| x as f32),
+            DType::F16 => as_type(gpu, self, half::f16::from_f64),
+            DType::U32 => as_type(gpu, self, |x| x as u32),
+            DType::I32 => as_type(gpu, self, |x| x as i32),
+        }
     }
 }
 
@@ -143,6 +165,8 @@ pub struct Case {
     /// Whether some ids are outside their table. A device that checks ids reports them, any other gives the reference's
     /// values.
     pub outside: bool,
+    /// What the benchmark needs, if it times this case.
+    pub timed: Option<Timed>,
 }
 
 impl Case {
@@ -163,7 +187,15 @@ impl Case {
             grad_floor: 0.0,
             exact: false,
             outside: false,
+            timed: None,
         }
+    }
+
+    /// Draws the inputs, from a seed that depends on the case's name.
+    pub fn draw(&self) -> Vec<Array> {
+        let seed = self.name.bytes().fold(7u64, |h, b| h.wrapping_mul(31).wrapping_add(b as u64));
+        let mut rng = Rng::new(seed);
+        self.inputs.iter().map(|input| input.draw(&mut rng)).collect()
     }
 
     /// Returns this case with other bounds for values and gradients.

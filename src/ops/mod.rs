@@ -14,6 +14,7 @@ pub mod points;
 pub mod product;
 pub mod reduction;
 pub mod sequence;
+pub mod timed;
 
 use crate::tensor::Tensor;
 use case::Case;

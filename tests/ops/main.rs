@@ -14,6 +14,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use std::sync::Arc;
 use support::*;
 use tiebeam::ops::case::{Array, Case, Input};
+use tiebeam::ops::timed::Timed;
 use tiebeam::{DType, Error, Gpu, Rng, Shape, Tensor};
 
 /// If a case's Jacobian takes more reference evaluations than this, it is omitted, and the bound uses only the output's scale.
@@ -23,7 +24,7 @@ fn main() {
     let args = Arguments::from_args();
     let mut trials = Vec::new();
     for (op, cases) in tiebeam::ops::cases().into_iter().chain(tiebeam::share::cases()) {
-        for case in cases {
+        for case in cases.into_iter().filter(Case::is_test) {
             let name = format!("{op}::{}", case.name.replace(' ', "_"));
             let case = Arc::new(case);
             trials.push(Trial::test(name, move || check(gpu(), &case)));
@@ -96,7 +97,7 @@ fn forward(case: &Case, inputs: &[Tensor]) -> Tensor {
 fn agrees(gpu: &Gpu, case: &Case) -> Result<(), Failed> {
     // A fault of another case must not fail this one.
     gpu.take_fault();
-    let arrays = draw(case);
+    let arrays = case.draw();
     let want = (case.reference)(&arrays);
     let inputs = place(gpu, case, &arrays);
     let y = forward(case, &inputs);
@@ -122,7 +123,43 @@ fn agrees(gpu: &Gpu, case: &Case) -> Result<(), Failed> {
     if case.inputs.iter().any(|i| i.grad) {
         gradients(case, &inputs, &y, &want, &jacobian);
     }
-    Ok(())
+    match &case.timed {
+        Some(timed) => check_elements(case, timed, inputs, y, arrays),
+        None => Ok(()),
+    }
+}
+
+/// The reference of single elements, which the benchmark uses at sizes whose whole reference would take too long.
+fn check_elements(
+    case: &Case,
+    timed: &Timed,
+    inputs: Vec<Tensor>,
+    y: Tensor,
+    mut arrays: Vec<Array>,
+) -> Result<(), Failed> {
+    let got = match timed.gradient {
+        None => download(&y),
+        Some((input, _)) => {
+            let dy = Input::normal(*y.shape()).draw(&mut Rng::new(11));
+            let grads = y.backward_with(&dy.upload(y.gpu(), DType::F32)).map_err(|e| e.to_string())?;
+            arrays.push(dy);
+            download(grads.get(&inputs[input]).ok_or("no gradient")?)
+        }
+    };
+    for (at, got) in got.iter().enumerate() {
+        let want = (timed.element)(&arrays, at);
+        if (got - want.value).abs() > want.bound || got.is_nan() {
+            return Err(format!("{}: element {at} is {got}, not {want:?}", case.name).into());
+        }
+        // An element that is off by a thousandth must not pass.
+        if want.bound > 1e-3 * want.value.abs().max(1.0) {
+            return Err(format!("{}: the bound of element {at} is loose: {want:?}", case.name).into());
+        }
+    }
+    match timed.elements.iter().find(|&&at| at >= got.len()) {
+        Some(at) => Err(format!("{}: the result has no element {at}", case.name).into()),
+        None => Ok(()),
+    }
 }
 
 fn forward_spread(arrays: &[Array], jacobian: &Jacobian, want: &Array) -> Spread {
@@ -179,7 +216,7 @@ fn seed(gpu: &Gpu, shape: &Shape) -> Tensor {
 
 fn place(gpu: &Gpu, case: &Case, arrays: &[Array]) -> Vec<Tensor> {
     let one = |(array, input): (&Array, &Input)| {
-        let x = upload(gpu, array, input.dtype);
+        let x = array.upload(gpu, input.dtype);
         if input.grad { x.requires_grad() } else { x }
     };
     arrays.iter().zip(&case.inputs).map(one).collect()

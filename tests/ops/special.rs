@@ -123,7 +123,7 @@ fn verdict(wrong: Vec<String>) -> Result<(), Failed> {
 fn is_small(case: &Case) -> bool {
     let inputs: usize = case.inputs.iter().map(|input| input.shape.count()).sum();
     let floats = case.inputs.iter().any(|input| input.dtype.is_float());
-    floats && inputs <= MOST_INPUTS && (case.reference)(&draw(case)).data.len() <= MOST_OUTPUTS
+    floats && inputs <= MOST_INPUTS && (case.reference)(&case.draw()).data.len() <= MOST_OUTPUTS
 }
 
 /// Returns input and element of each place that gets a special number.
@@ -147,7 +147,7 @@ fn with(arrays: &[Array], (input, element): (usize, usize), value: f64) -> Vec<A
 /// Uploads the arrays. Inputs with gradients become leaves.
 fn leaves(gpu: &Gpu, case: &Case, arrays: &[Array]) -> Vec<Tensor> {
     let one = |(array, input): (&Array, &Input)| {
-        let x = upload(gpu, array, input.dtype);
+        let x = array.upload(gpu, input.dtype);
         if input.grad { x.requires_grad() } else { x }
     };
     arrays.iter().zip(&case.inputs).map(one).collect()
@@ -185,7 +185,7 @@ fn scales(case: &Case, arrays: &[Array]) -> Vec<f64> {
 }
 
 fn values(gpu: &Gpu, case: &Case) -> Vec<String> {
-    let arrays = draw(case);
+    let arrays = case.draw();
     gpu.take_fault();
     let usual = scales(case, &arrays);
     let mut wrong = Vec::new();
@@ -265,7 +265,7 @@ fn device_slopes(case: &Case, arrays: &[Array], dy: &[f32]) -> Vec<f64> {
 }
 
 fn gradients(case: &Case) -> Vec<String> {
-    let arrays = draw(case);
+    let arrays = case.draw();
     gpu().take_fault();
     let mut dy = vec![0.0f32; (case.reference)(&arrays).data.len()];
     Rng::new(99).fill_normal(&mut dy);

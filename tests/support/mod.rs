@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use tiebeam::ops::case::{Array, Case, Input};
-use tiebeam::{DType, Gpu, Options, Rng, Tensor};
+use tiebeam::{DType, Gpu, Options, Tensor};
 
 /// f32 unit roundoff.
 pub const U: f64 = 1.0 / (1u64 << 24) as f64;
@@ -85,22 +85,6 @@ pub fn matching_vectors(file: &str) -> PathBuf {
     root().join("tests/vectors/matching").join(file)
 }
 
-/// Uploads an array in the given type.
-pub fn upload(gpu: &Gpu, array: &Array, dtype: DType) -> Tensor {
-    let x = &array.data;
-    match dtype {
-        DType::F32 => Tensor::from_slice(gpu, &x.iter().map(|&v| v as f32).collect::<Vec<_>>(), array.shape),
-        DType::F16 => Tensor::from_slice(
-            gpu,
-            &x.iter().map(|&v| half::f16::from_f64(v)).collect::<Vec<_>>(),
-            array.shape,
-        ),
-        DType::U32 => Tensor::from_slice(gpu, &x.iter().map(|&v| v as u32).collect::<Vec<_>>(), array.shape),
-        DType::I32 => Tensor::from_slice(gpu, &x.iter().map(|&v| v as i32).collect::<Vec<_>>(), array.shape),
-        other => panic!("no test knows how to upload {other:?}"),
-    }
-}
-
 /// The elements of a tensor of any type as f64.
 pub fn download(x: &Tensor) -> Vec<f64> {
     let ok = "readback";
@@ -111,13 +95,6 @@ pub fn download(x: &Tensor) -> Vec<f64> {
         DType::I32 => x.to_vec::<i32>().expect(ok).into_iter().map(f64::from).collect(),
         other => panic!("no test knows how to read {other:?}"),
     }
-}
-
-/// Draws the inputs of a case, from a seed that depends on its name.
-pub fn draw(case: &Case) -> Vec<Array> {
-    let seed = case.name.bytes().fold(7u64, |h, b| h.wrapping_mul(31).wrapping_add(b as u64));
-    let mut rng = Rng::new(seed);
-    case.inputs.iter().map(|input| input.draw(&mut rng)).collect()
 }
 
 /// For each output element, the root of the sum of squares of its terms `x_j dy/dx_j`: the scale of its rounding error.

@@ -6,14 +6,14 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 use tiebeam::bench::{
-    Baseline, Case, Ceilings, Check, Event, Part, Row, Run, Settings, Suite, kernels, markdown, page, plan,
-    read_runs, rows, run,
+    Baseline, Ceilings, Check, Entry, Event, Part, Row, Run, Settings, Suite, entries, kernels, markdown,
+    page, plan, read_runs, run,
 };
 use tiebeam::{Error, Gpu, Result, Tensor};
 
 /// A row that doubles 65536 ones, with an expected value.
-fn double(name: &str, want: f64) -> Case {
-    Case::new("double", name, move |gpu| {
+fn double(name: &str, want: f64) -> Entry {
+    Entry::new("double", name, move |gpu| {
         let x = Tensor::ones(gpu, [1 << 16]);
         let checks = vec![Check { at: 7, want, bound: 0.0 }];
         Ok(Row { checks, ..Row::new([8.0 * 65536.0, 0.0], move |_| x.affine(2.0, 0.0)) })
@@ -30,9 +30,9 @@ fn settings(ceilings: Ceilings) -> Settings {
 }
 
 /// Makes a run. Returns it with the lines that it would write.
-fn went(gpu: &Gpu, cases: Vec<Case>, settings: &Settings) -> (Run, Vec<String>) {
+fn went(gpu: &Gpu, entries: Vec<Entry>, settings: &Settings) -> (Run, Vec<String>) {
     let mut lines = Vec::new();
-    let run = run(gpu.clone(), cases, settings, &mut |event| {
+    let run = run(gpu.clone(), entries, settings, &mut |event| {
         lines.extend(event.to_json().map(|line| line.to_string()));
         Ok(())
     });
@@ -62,26 +62,26 @@ fn a_right_result_has_a_time() {
 #[test]
 fn failing_rows_are_told_and_the_others_run() {
     let gpu = Gpu::open().expect("the adapter opened before");
-    let cases = vec![
+    let entries = vec![
         double("wrong", 2.5),
         double("no number", f64::NAN),
-        Case::new("panics", "while made", |_| panic!("no such row")),
-        Case::new("panics", "while run", |_| Ok(Row::new([8.0, 0.0], |_| panic!("in a call")))),
-        Case::new("refuses", "to be made", |_| Err(Error::config("not here"))),
-        Case::new("faults", "the device", |gpu| {
+        Entry::new("panics", "while made", |_| panic!("no such row")),
+        Entry::new("panics", "while run", |_| Ok(Row::new([8.0, 0.0], |_| panic!("in a call")))),
+        Entry::new("refuses", "to be made", |_| Err(Error::config("not here"))),
+        Entry::new("faults", "the device", |gpu| {
             let other = gpu.clone();
             Ok(Row::new([8.0, 0.0], move |_| {
                 other.raise(Error::device("a fault of this row"));
                 Tensor::ones(&other, [2]).affine(2.0, 0.0)
             }))
         }),
-        Case::new("exceeds", "a limit", |gpu| {
+        Entry::new("exceeds", "a limit", |gpu| {
             let x = Tensor::ones(gpu, [1]);
             Ok(Row::new([8.0, 0.0], move |_| x.expand([1 << 20, 1 << 20]).contiguous()))
         }),
         double("right", 2.0),
     ];
-    let (run, lines) = went(&gpu, cases, &settings(far()));
+    let (run, lines) = went(&gpu, entries, &settings(far()));
     assert_eq!(names(&run), ["double right"]);
     let words = [
         "element 7 is 2, want 2.5",
@@ -113,7 +113,7 @@ fn failing_rows_are_told_and_the_others_run() {
 #[test]
 fn a_device_that_is_lost_is_opened_again() {
     let lose = || {
-        Case::new("loses", "the device", |gpu| {
+        Entry::new("loses", "the device", |gpu| {
             let gpu = gpu.clone();
             Ok(Row::new([8.0, 0.0], move |_| {
                 gpu.lose();
@@ -121,11 +121,11 @@ fn a_device_that_is_lost_is_opened_again() {
             }))
         })
     };
-    let cases = || vec![lose(), double("behind", 2.0), double("last", 2.0)];
+    let entries = || vec![lose(), double("behind", 2.0), double("last", 2.0)];
     let gpu = || Gpu::open().expect("the adapter opened before");
     let reopening = Settings { reopen: Box::new(Gpu::open), ..settings(far()) };
     let mut lost = 0;
-    let opened = run(gpu(), cases(), &reopening, &mut |event| {
+    let opened = run(gpu(), entries(), &reopening, &mut |event| {
         lost += matches!(event, Event::Lost(Ok(()))) as usize;
         Ok(())
     })
@@ -133,7 +133,7 @@ fn a_device_that_is_lost_is_opened_again() {
     assert_eq!((names(&opened).len(), lost), (2, 1), "{:?}", opened.failed);
 
     let mut lost = 0;
-    let closed = run(gpu(), cases(), &settings(far()), &mut |event| {
+    let closed = run(gpu(), entries(), &settings(far()), &mut |event| {
         lost += matches!(event, Event::Lost(Err(_))) as usize;
         Ok(())
     })
@@ -182,11 +182,11 @@ fn a_row_above_its_ceiling_has_it_measured_again() {
 #[test]
 fn a_row_that_stays_above_is_marked_everywhere() {
     // More bytes than any memory can move, so the row is above every measured ceiling.
-    let case = Case::new("boasts", "of bytes", |gpu| {
+    let entry = Entry::new("boasts", "of bytes", |gpu| {
         let x = Tensor::ones(gpu, [1 << 10]);
         Ok(Row::new([1e15, 0.0], move |_| x.affine(2.0, 0.0)))
     });
-    let (run, lines) = went(gpu(), vec![case], &settings(Ceilings { copy: Some(1.0), ..far() }));
+    let (run, lines) = went(gpu(), vec![entry], &settings(Ceilings { copy: Some(1.0), ..far() }));
     assert!(run.verdict().is_ok(), "above a ceiling is no failure");
     assert!(run.records[0].line().contains("copy (!)"), "{}", run.records[0].line());
     assert!(lines.iter().any(|line| line.contains("\"above\":true")), "{lines:?}");
@@ -286,12 +286,19 @@ fn a_baseline_stands_beside_the_rows_of_its_names() -> Result<()> {
 #[test]
 fn rows_have_names_of_their_own_which_other_engines_use() -> Result<()> {
     for cpu in [true, false] {
-        let names: Vec<String> = rows(cpu, Suite::Full).iter().map(Case::name).collect();
+        let names: Vec<String> = entries(cpu, Suite::Full).iter().map(Entry::name).collect();
         let distinct: BTreeSet<&String> = names.iter().collect();
         assert_eq!(distinct.len(), names.len(), "{names:?}");
-        let real = |case: &Case| case.name() == "train_step d768 T1024 B8 tied x12";
-        let asked = rows(cpu, Suite::Quick).into_iter().find(real).map(|case| case.asked);
+        let real = |entry: &Entry| entry.name() == "train_step d768 T1024 B8 tied x12";
+        let asked = entries(cpu, Suite::Quick).into_iter().find(real).map(|entry| entry.asked);
         assert_eq!(asked, Some(cpu), "minutes on a CPU driver");
+        // Every row that was ever measured can be measured again under its name.
+        let old = if cpu { "lavapipe-22.3.6-epyc-2-cores.jsonl" } else { "h200-d082107.jsonl" };
+        for run in read_runs(&results(old))? {
+            let gone: Vec<String> =
+                run.records.iter().map(|r| r.name()).filter(|n| !names.contains(n)).collect();
+            assert!(gone.is_empty(), "{old}: {gone:?}");
+        }
         if cpu {
             continue;
         }
@@ -305,12 +312,12 @@ fn rows_have_names_of_their_own_which_other_engines_use() -> Result<()> {
 
 #[test]
 fn words_select_rows() {
-    let case = double("a", 2.0);
+    let entry = double("a", 2.0);
     let words = |words: &[&str]| words.iter().map(|w| w.to_string()).collect::<Vec<_>>();
     assert!(
-        case.is_wanted(&[]) && case.is_wanted(&words(&["x", "ble a"])) && !case.is_wanted(&words(&["x"]))
+        entry.is_wanted(&[]) && entry.is_wanted(&words(&["x", "ble a"])) && !entry.is_wanted(&words(&["x"]))
     );
-    let long = Case { asked: true, ..case };
+    let long = Entry { asked: true, ..entry };
     assert!(!long.is_wanted(&[]) && long.is_wanted(&words(&["double"])));
 }
 
@@ -352,8 +359,8 @@ fn a_row_can_be_planned_and_taken_apart() -> Result<()> {
     let table = kernels(gpu(), double("a", 2.0))?.table();
     assert!(table.contains("100.0%") && table.contains("elementwise main"), "{table}");
     // A training step, whose optimizer changes parameters in place.
-    let step = |case: &Case| case.name() == "train_step d256 T128 B2 tied x4";
-    let step = rows(false, Suite::Full).into_iter().find(step).expect("a row");
+    let step = |entry: &Entry| entry.name() == "train_step d256 T128 B2 tied x4";
+    let step = entries(false, Suite::Full).into_iter().find(step).expect("a row");
     let planned = plan(gpu(), step)?;
     assert!(planned.iter().any(|(line, _)| line.starts_with("adamw: ")), "{planned:?}");
     // Work after planning runs as usual.

@@ -5,8 +5,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tiebeam::bench::{
-    self, Baseline, Case, Ceilings, Event, Part, Record, Run, Settings, Suite, markdown, page, read_runs,
-    rows,
+    self, Baseline, Ceilings, Entry, Event, Part, Record, Run, Settings, Suite, entries, markdown, page,
+    read_runs,
 };
 use tiebeam::{Error, Gpu, Options, Result, files};
 
@@ -32,6 +32,10 @@ pub struct Args {
     /// time
     #[arg(long, value_name = "WORD", conflicts_with_all = ["json", "baseline", "words"])]
     kernels: Option<String>,
+    /// Check many elements of every op's result against its f64 reference instead of a few, and once more after timing. A wrong
+    /// result has no time
+    #[arg(long, conflicts_with_all = ["kernels", "plan"])]
+    check: bool,
     /// Instead of running, show the dispatches that the rows plan for this device, or for the class that TIEBEAM_DEVICE names:
     /// kernel, constants, workgroups, parts of summed axes, bytes and operations. Lanes and matrix units are always the adapter's
     #[arg(long, conflicts_with_all = ["json", "baseline", "kernels"])]
@@ -130,31 +134,33 @@ fn one(
     };
     // A plan is for the class that TIEBEAM_DEVICE may name, a measurement for the actual adapter.
     let cpu = if args.plan { gpu.class().is_cpu() } else { gpu.adapter().is_software() };
-    let cases = rows(cpu, suite);
+    let entries = entries(cpu, suite);
     if let Some(word) = &args.kernels {
-        let table = |case| bench::kernels(&gpu, case).map(|found| found.table());
-        return each(cases, &format!("--kernels {word}"), |case| case.name().contains(word), table).map(Ok);
+        let table = |entry| bench::kernels(&gpu, entry).map(|found| found.table());
+        return each(entries, &format!("--kernels {word}"), |entry| entry.name().contains(word), table)
+            .map(Ok);
     }
     if args.plan {
         println!("planned for the class '{}' of devices", gpu.class().name);
-        return each(cases, "--plan", |case| case.is_wanted(&args.words), |case| planned(&gpu, case)).map(Ok);
+        return each(entries, "--plan", |entry| entry.is_wanted(&args.words), |entry| planned(&gpu, entry))
+            .map(Ok);
     }
-    let (cases, others): (Vec<Case>, Vec<Case>) =
-        cases.into_iter().partition(|case| case.is_wanted(&args.words));
-    if cases.is_empty() {
-        let names: Vec<String> = others.iter().map(Case::name).collect();
+    let (entries, others): (Vec<Entry>, Vec<Entry>) =
+        entries.into_iter().partition(|entry| entry.is_wanted(&args.words));
+    if entries.is_empty() {
+        let names: Vec<String> = others.iter().map(Entry::name).collect();
         let message = format!("no row's name contains one of these words; there are {}", names.join("; "));
         return Err(Error::config(message));
     }
-    let long: Vec<String> = others.iter().filter(|case| case.asked).map(Case::name).collect();
+    let long: Vec<String> = others.iter().filter(|entry| entry.asked).map(Entry::name).collect();
     if args.words.is_empty() && !long.is_empty() {
         println!("left out here unless a word selects them, because they take minutes: {}", long.join("; "));
     }
     let reopen = Box::new(move || Gpu::open_with(options.clone()));
-    let settings = Settings { reopen, ..Settings::new(budget) };
-    let bar = bar(cases.len() + 6);
+    let settings = Settings { reopen, check: args.check, ..Settings::new(budget) };
+    let bar = bar(entries.len() + 6);
     let mut ready = false;
-    let run = bench::run(gpu, cases, &settings, &mut |event| {
+    let run = bench::run(gpu, entries, &settings, &mut |event| {
         if let (Some(line), Some(part)) = (event.to_json(), part.as_mut()) {
             part.line(&line.to_string())?;
         }
@@ -236,31 +242,31 @@ fn show_ceilings(c: &Ceilings, again: bool) {
     println!("{}", Record::HEAD);
 }
 
-fn planned(gpu: &Gpu, case: Case) -> Result<String> {
+fn planned(gpu: &Gpu, entry: Entry) -> Result<String> {
     let line = |(pass, count): (String, usize)| match count {
         1 => format!("  {pass}\n"),
         _ => format!("  {pass} ({count} times)\n"),
     };
-    Ok(bench::plan(gpu, case)?.into_iter().map(line).collect())
+    Ok(bench::plan(gpu, entry)?.into_iter().map(line).collect())
 }
 
 /// Prints a text for each wanted row.
 fn each(
-    cases: Vec<Case>,
+    entries: Vec<Entry>,
     option: &str,
-    wanted: impl Fn(&Case) -> bool,
-    text: impl Fn(Case) -> Result<String>,
+    wanted: impl Fn(&Entry) -> bool,
+    text: impl Fn(Entry) -> Result<String>,
 ) -> Result<()> {
-    let cases: Vec<Case> = cases.into_iter().filter(wanted).collect();
-    if cases.is_empty() {
+    let entries: Vec<Entry> = entries.into_iter().filter(wanted).collect();
+    if entries.is_empty() {
         return Err(Error::config(format!("{option}: no such row; 'tiebeam bench' shows their names")));
     }
-    let (bar, count) = (bar(cases.len()), cases.len());
+    let (bar, count) = (bar(entries.len()), entries.len());
     let mut failed = 0;
-    for case in cases {
-        let name = case.name();
+    for entry in entries {
+        let name = entry.name();
         bar.set_message(name.clone());
-        let text = text(case).unwrap_or_else(|error| {
+        let text = text(entry).unwrap_or_else(|error| {
             failed += 1;
             format!("  FAILED: {error}\n")
         });

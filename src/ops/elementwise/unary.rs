@@ -3,6 +3,7 @@
 use crate::dtype::DType;
 use crate::gpu::value::fuse::Scalar;
 use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::timed::{Want, When};
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
@@ -221,9 +222,30 @@ pub(crate) fn erf64(x: f64) -> f64 {
     x.signum() * (1.0 - (-a * a).exp() / f / std::f64::consts::PI.sqrt())
 }
 
+/// A chain that the engine computes in one kernel.
+fn sized(n: usize) -> Case {
+    let (rows, width) = (n.div_ceil(1024), n.min(1024));
+    let one = |x: &[Array], i: usize| {
+        let v = x[0].data[i] * x[1].data[i] + x[2].data[i];
+        0.5 * v * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (v + 0.044715 * v.powi(3))).tanh())
+    };
+    Case::new(
+        format!("{rows}x{width}"),
+        (0..3).map(|_| Input::normal([rows, width])).collect(),
+        |x| x[0].mul(&x[1]).add(&x[2]).gelu_tanh(),
+        move |x| Array::from_fn([rows, width], |i| one(x, i)),
+    )
+    .ulps(32.0, 64.0)
+    .timed("gelu(x*y+z)", [0, n / 2, n - 1], move |x, at| {
+        let value = one(x, at);
+        Want { value, bound: 1e-4 * value.abs() + 1e-6 }
+    })
+}
+
 pub(super) fn cases() -> Vec<Case> {
     let map = |f: fn(f64) -> f64| move |x: &[Array]| Array::from_fn(x[0].shape, |i| f(x[0].data[i]));
-    let mut all = Vec::new();
+    let mut all: Vec<Case> = [20, 22].map(|bits| sized(1 << bits).when(When::Quick, When::Quick)).into();
+    all.extend([sized(1 << 16).when(When::Full, When::Full), sized(67)]);
     for (name, forward, reference, fill, ulps) in table() {
         for shape in [[1, 1], [7, 13], [3, 67]] {
             let input = Input::normal(shape).fill(fill.clone());

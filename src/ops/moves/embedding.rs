@@ -6,6 +6,7 @@ use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::plan::Pass;
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::timed::{Want, When};
 use crate::shape::{self, Shape};
 use crate::tape::{Destination, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
@@ -403,8 +404,67 @@ fn around(shape: &[usize], size: usize) -> Input {
     Input::integers(shape, DType::I32, 0, 1).fill(Fill::Values(ids.collect()))
 }
 
+/// A table and ids that visit its rows in no order.
+fn scattered([rows, width, count]: [usize; 3]) -> Vec<Input> {
+    let ids = (0..count).map(|i| (i * 7919 % rows) as f64).collect();
+    vec![Input::normal([rows, width]), Input::integers([count], DType::U32, 0, 1).fill(Fill::Values(ids))]
+}
+
+/// Rows of a table.
+fn sized(of: [usize; 3]) -> Case {
+    let [rows, width, count] = of;
+    let name = format!("{count} of {rows}x{width}");
+    Case::new(name, scattered(of), |x| x[0].embedding(&x[1]), embedding64).timed(
+        "embedding",
+        [width + 3 % width],
+        move |x, at| {
+            let value = x[0].data[x[1].data[at / width] as usize * width + at % width];
+            Want { value, bound: 0.0 }
+        },
+    )
+}
+
+/// The gradient of a table of which rows were taken: sums by sorted ids.
+fn sized_gradient(
+    family: &'static str,
+    of: [usize; 3],
+    take: impl Fn(&[Tensor]) -> Tensor + Send + Sync + 'static,
+) -> Case {
+    let [rows, width, count] = of;
+    // The kernels read the gradient of what was taken, and write that of the whole table.
+    let bytes = 4.0 * (width * (count + rows)) as f64;
+    Case::new(format!("{count} of {rows}x{width}"), scattered(of), take, embedding64)
+        .timed(family, [7919 % rows * width + 3 % width, rows * width - 1], move |x, at| {
+            let (row, column) = (at / width, at % width);
+            let hits = (0..count).filter(|&i| x[1].data[i] as usize == row);
+            let terms: Vec<f64> = hits.map(|i| x[2].data[i * width + column]).collect();
+            let norm = terms.iter().map(|t| t * t).sum::<f64>().sqrt();
+            let bound = 4.0 * DType::F32.roundoff() * (terms.len() as f64).sqrt() * norm;
+            Want { value: terms.iter().sum(), bound }
+        })
+        .gradient_of(0, bytes)
+}
+
+/// The rows of the benchmark, and small ones for tests.
+fn timed() -> Vec<Case> {
+    let table = |of| sized_gradient("embedding backward", of, |x| x[0].embedding(&x[1]));
+    // Features that many edges read from few nodes, 64 edges per node.
+    let edges = |count: usize, nodes| {
+        sized_gradient("index_select backward", [nodes, 64, count], |x| x[0].index_select(0, &x[1]))
+    };
+    vec![
+        sized([8192, 512, 4096]).when(When::Quick, When::Quick),
+        table([8192, 512, 4096]).when(When::Quick, When::Quick),
+        edges(1 << 15, 512).when(When::Quick, When::Never),
+        edges(1 << 17, 2048).when(When::Never, When::Quick),
+        sized([7, 5, 9]),
+        table([7, 5, 19]),
+        edges(130, 5),
+    ]
+}
+
 pub(super) fn cases() -> Vec<Case> {
-    let mut all = Vec::new();
+    let mut all = timed();
     for (rows, width, ids) in
         [(1, 1, &[1][..]), (7, 13, &[3, 5]), (5, 67, &[131]), (3, 8, &[2, 3, 2]), (67, 4, &[])]
     {

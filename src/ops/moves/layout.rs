@@ -4,6 +4,7 @@ use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Input};
+use crate::ops::timed::{Want, When};
 use crate::shape::{self, MAX_AXES, Shape};
 use crate::tape::{Op, Sink};
 use crate::tensor::{Tensor, same_gpu};
@@ -304,7 +305,89 @@ fn gathered(shape: impl Into<Shape>, x: &Array, from: impl Fn(usize) -> usize) -
     Array::from_fn(shape, |i| x.data[from(i)])
 }
 
+/// A copy whose element `i` is the input's element `from(i)`.
+fn moved(
+    family: &'static str,
+    name: String,
+    [input, output]: [Shape; 2],
+    elements: impl Into<Vec<usize>>,
+    forward: fn(&Tensor) -> Tensor,
+    from: impl Fn(usize) -> usize + Copy + Send + Sync + 'static,
+) -> Case {
+    Case::new(
+        name,
+        vec![Input::normal(input)],
+        move |x| forward(&x[0]),
+        move |x| gathered(output, &x[0], from),
+    )
+    .timed(family, elements, move |x, at| Want { value: x[0].data[from(at)], bound: 0.0 })
+}
+
+/// A square matrix transposed.
+fn transpose(n: usize) -> Case {
+    let shapes = [[n, n].into(), [n, n].into()];
+    moved(
+        "transpose",
+        format!("{n}x{n}"),
+        shapes,
+        [n + 2],
+        |x| x.t().contiguous(),
+        move |i| i % n * n + i / n,
+    )
+}
+
+/// The heads of a layer's output are split. The last axis stays, and the two before it are exchanged.
+fn heads([batch, tokens, heads, size]: [usize; 4]) -> Case {
+    let shapes = [[batch, tokens, heads, size].into(), [batch, heads, tokens, size].into()];
+    let places = [[0, 0, 0, 3], [batch / 2, heads - 1, tokens / 2, 1], [batch - 1, 0, tokens - 1, size - 1]];
+    let elements = places.map(|[b, h, t, i]| ((b * heads + h) * tokens + t) * size + i);
+    let name = format!("{batch}x{tokens}x{heads}x{size} heads");
+    moved(
+        "contiguous",
+        name,
+        shapes,
+        elements,
+        |x| x.transpose(1, 2).contiguous(),
+        move |at| {
+            let (rest, i) = (at / size, at % size);
+            let (b, h, t) = (rest / (heads * tokens), rest / tokens % heads, rest % tokens);
+            ((b * tokens + t) * heads + h) * size + i
+        },
+    )
+}
+
+/// Two arrays side by side, as features of different kinds are put together.
+fn concat(rows: usize, [left, right]: [usize; 2]) -> Case {
+    let width = left + right;
+    let one = move |x: &[Array], at: usize| match at % width {
+        column if column < left => x[0].data[at / width * left + column],
+        column => x[1].data[at / width * right + column - left],
+    };
+    let elements = [width, rows / 2 * width + left - 1, rows / 2 * width + left, rows * width - 1];
+    Case::new(
+        format!("{rows}x({left}+{right})"),
+        vec![Input::normal([rows, left]), Input::normal([rows, right])],
+        |x| Tensor::concat(&[&x[0], &x[1]], 1),
+        move |x| Array::from_fn([rows, width], |i| one(x, i)),
+    )
+    .timed("concat", elements, move |x, at| Want { value: one(x, at), bound: 0.0 })
+}
+
 pub(super) fn cases() -> Vec<Case> {
+    let quick = |case: Case| case.when(When::Quick, When::Quick);
+    let mut all = vec![
+        quick(transpose(2048)),
+        quick(heads([8, 1024, 16, 64])),
+        quick(concat(4096, [1024, 512])),
+        transpose(12),
+        heads([3, 4, 5, 8]),
+        concat(7, [5, 8]),
+    ];
+    all.extend(small());
+    all
+}
+
+fn small() -> Vec<Case> {
     vec![
         // Sizes in whole vectors, which are copied in blocks or read four at a time.
         Case::new(

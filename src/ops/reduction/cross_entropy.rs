@@ -6,6 +6,7 @@ use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::ops::moves::check_ids::check_ids;
+use crate::ops::timed::{Want, When};
 use crate::shape::Shape;
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
@@ -182,10 +183,22 @@ pub(super) fn cases() -> Vec<Case> {
         )
         .ulps(16.0, 32.0)
     };
+    let sized = |rows: usize, classes: usize| {
+        let ids = (0..rows).map(|row| (row * 7 % classes) as f64).collect();
+        let targets = Input::integers([rows], DType::U32, 0, 1).fill(Fill::Values(ids));
+        case(format!("{rows}x{classes}"), Input::normal([rows, classes]), targets, None).timed(
+            "cross_entropy",
+            [0],
+            |x, _| {
+                let value = reference(x, None).data[0];
+                Want { value, bound: 1e-5 * value.abs() }
+            },
+        )
+    };
     let values = |shape: &[usize], dtype, values: &[f64]| {
         Input::integers(shape, dtype, 0, 1).fill(Fill::Values(values.to_vec()))
     };
-    let mut all = Vec::new();
+    let mut all = vec![sized(4096, 1024).when(When::Quick, When::Quick), sized(5, 12)];
     for (rows, classes) in [
         (1, 1),
         (1, 2),

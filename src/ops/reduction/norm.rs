@@ -8,6 +8,7 @@ use crate::gpu::plan::Pass;
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::ops::reduction::reduce;
+use crate::ops::timed::{Want, When};
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
@@ -331,8 +332,33 @@ pub(in crate::ops) fn unit64(x: &Array, kind: NormKind, eps: f32) -> Array {
 
 const EPS: f32 = 1e-5;
 
+/// The layer norm of each row, with weight and bias.
+fn sized([rows, width]: [usize; 2]) -> Case {
+    let inputs = vec![Input::normal([rows, width]), Input::normal([width]), Input::normal([width])];
+    let with = |unit: f64, x: &[Array], column: usize| unit * x[1].data[column] + x[2].data[column];
+    let reference = move |x: &[Array]| {
+        let unit = unit64(&x[0], NormKind::Layer, EPS);
+        Array::from_fn(unit.shape, |i| with(unit.data[i], x, i % width))
+    };
+    let elements = [0, rows * width / 2, rows * width - 1];
+    Case::new(
+        format!("{rows}x{width}"),
+        inputs,
+        |x| x[0].layer_norm(Some(&x[1]), Some(&x[2]), EPS),
+        reference,
+    )
+    .ulps(16.0, 32.0)
+    .timed("layer_norm", elements, move |x, at| {
+        let unit = unit64(&x[0].part([1, width], at / width * width), NormKind::Layer, EPS);
+        let value = with(unit.data[at % width], x, at % width);
+        Want { value, bound: 1e-4 * value.abs() + 1e-6 }
+    })
+}
+
 pub(super) fn cases() -> Vec<Case> {
-    let mut all = Vec::new();
+    let mut all: Vec<Case> = [256, 1024].map(|rows| sized([rows, 768]).when(When::Full, When::Full)).into();
+    all.push(sized([4096, 768]).when(When::Quick, When::Quick));
+    all.push(sized([7, 12]));
     let case = |name: String, x: Input, kind: NormKind, weighted: bool, biased: bool| {
         let width = x.shape[x.shape.len() - 1];
         // For a row of one element and a small eps, `y` hardly depends on `x`, so its gradient would be nothing but

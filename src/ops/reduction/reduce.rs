@@ -8,6 +8,7 @@ use crate::gpu::plan::Pass;
 use crate::gpu::shader::Source;
 use crate::gpu::value::fuse::Scalar;
 use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::timed::{Want, When};
 use crate::shape::{self, Shape};
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::Tensor;
@@ -347,8 +348,45 @@ pub(in crate::ops) fn max64(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
 }
 
+/// The sum of all elements, or the sums of all columns.
+fn sized([rows, width]: [usize; 2], down: bool) -> Case {
+    let name = if down { format!("{rows}x{width} down") } else { (rows * width).to_string() };
+    let terms = move |x: &Array, column: usize| -> Vec<f64> {
+        if down { (0..rows).map(|row| x.data[row * width + column]).collect() } else { x.data.clone() }
+    };
+    let shape = if down { Shape::new(&[width]) } else { Shape::new(&[]) };
+    let elements = if down { vec![0, width - 1] } else { vec![0] };
+    Case::new(
+        name,
+        vec![Input::normal([rows, width])],
+        move |x| if down { x[0].sum(0) } else { x[0].sum_all() },
+        move |x| Array::from_fn(shape, |column| terms(&x[0], column).iter().sum()),
+    )
+    .timed("sum", elements, move |x, column| {
+        let terms = terms(&x[0], column);
+        let norm = terms.iter().map(|t| t * t).sum::<f64>().sqrt();
+        let bound = 4.0 * DType::F32.roundoff() * (terms.len() as f64).sqrt() * norm;
+        Want { value: terms.iter().sum(), bound }
+    })
+}
+
+/// The rows of the benchmark, and small ones for tests.
+fn timed() -> Vec<Case> {
+    let quick = |case: Case| case.when(When::Quick, When::Quick);
+    vec![
+        quick(sized([1 << 10, 1024], false)),
+        quick(sized([1 << 14, 1024], false)),
+        sized([1 << 15, 1024], false).when(When::Full, When::Full),
+        // The gradients of a layer norm's bias, and of a bias that many narrow rows share.
+        quick(sized([4096, 1024], true)),
+        quick(sized([131_072, 64], true)),
+        sized([5, 7], false),
+        sized([5, 8], true),
+    ]
+}
+
 pub(super) fn cases() -> Vec<Case> {
-    let mut all = Vec::new();
+    let mut all = timed();
     for (shape, axis) in [
         (&[1, 1][..], 0),
         (&[7, 13], 1),

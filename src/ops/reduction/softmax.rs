@@ -6,6 +6,7 @@ use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::plan::Pass;
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::timed::{Want, When};
 use crate::shape;
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::Tensor;
@@ -212,12 +213,27 @@ pub(crate) fn log_softmax64(x: &Array, axis: usize) -> Array {
     y
 }
 
+fn softmax64(x: &Array, axis: usize) -> Array {
+    let log = log_softmax64(x, axis);
+    Array::from_fn(log.shape, |i| log.data[i].exp())
+}
+
+/// The softmax of each row.
+fn sized([rows, width]: [usize; 2]) -> Case {
+    let inputs = vec![Input::normal([rows, width])];
+    let elements = [0, rows * width / 2, rows * width - 1];
+    Case::new(format!("{rows}x{width}"), inputs, |x| x[0].softmax(-1), |x| softmax64(&x[0], 1))
+        .ulps(16.0, 32.0)
+        .timed("softmax", elements, move |x, at| {
+            let value = softmax64(&x[0].part([1, width], at / width * width), 1).data[at % width];
+            Want { value, bound: 1e-4 * value.abs() + 1e-6 }
+        })
+}
+
 pub(super) fn cases() -> Vec<Case> {
-    let softmax64 = |x: &Array, axis: usize| {
-        let log = log_softmax64(x, axis);
-        Array::from_fn(log.shape, |i| log.data[i].exp())
-    };
-    let mut all = Vec::new();
+    let mut all: Vec<Case> = [256, 1024].map(|rows| sized([rows, 1024]).when(When::Full, When::Full)).into();
+    all.push(sized([4096, 1024]).when(When::Quick, When::Quick));
+    all.push(sized([7, 12]));
     let shapes: [(&[usize], usize); 15] = [
         (&[5, 4], 1),
         (&[3, 68], 1),

@@ -131,6 +131,19 @@ fn too_many_buffers(module: &Module, info: &ModuleInfo) -> Vec<String> {
     over.map(|(name, count)| format!("{name}: {count} storage buffers; {MOST_BUFFERS} are sure")).collect()
 }
 
+/// Finds local variables of a type with a layout. naga decorates structs and arrays, which SPIR-V 1.4 and later forbid in the
+/// storage class `Function` (VUID-StandaloneSpirv-None-10684). Values of such types in a `let` are fine.
+fn laid_out_locals(module: &Module) -> Vec<String> {
+    let functions = module.functions.iter().map(|(_, function)| function);
+    let functions = functions.chain(module.entry_points.iter().map(|point| &point.function));
+    let locals = functions.flat_map(|function| function.local_variables.iter().map(|(_, local)| local));
+    let has_layout = |local: &&naga::LocalVariable| {
+        matches!(module.types[local.ty].inner, naga::TypeInner::Struct { .. } | naga::TypeInner::Array { .. })
+    };
+    let name = |local: &naga::LocalVariable| local.name.clone().unwrap_or_default();
+    locals.filter(has_layout).map(|local| format!("SPIR-V: `var {}` has a layout", name(local))).collect()
+}
+
 /// Translates one variant for each of its targets. Returns the problems and the number of entry points.
 fn translate(assembled: &Assembled) -> (Vec<String>, usize) {
     let (mut problems, mut entries) = (Vec::new(), 0);
@@ -152,6 +165,7 @@ fn translate(assembled: &Assembled) -> (Vec<String>, usize) {
         }
         if target == "SPIR-V" {
             problems.extend(too_many_buffers(&module, &info));
+            problems.extend(laid_out_locals(&module));
         }
         for point in &module.entry_points {
             if point.stage != ShaderStage::Compute {
@@ -291,6 +305,14 @@ fn a_ninth_storage_buffer_is_a_problem() {
     assert_eq!(buffers(8), "");
     let ninth = buffers(9);
     assert!(ninth.contains("forward: 9 storage buffers"), "{ninth}");
+}
+
+#[test]
+fn a_local_variable_with_a_layout_is_a_problem() {
+    let of = |body: &str| problems_of(&format!("{HEAD}{body}\n}}\nstruct Pair {{ a: f32, b: f32 }}"));
+    assert_eq!(of("let pair = Pair(x[0], p.a);\ny[0] = pair.a + pair.b;"), "");
+    assert!(of("var pair = Pair(x[0], p.a);\ny[0] = pair.a;").contains("`var pair` has a layout"));
+    assert!(of("var all = array<f32, 2>();\ny[0] = all[p.n];").contains("`var all` has a layout"));
 }
 
 #[test]

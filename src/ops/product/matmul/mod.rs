@@ -18,6 +18,7 @@ mod write;
 use self::product::{Product, Right};
 use crate::dtype::DType;
 use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::timed::{Want, When};
 use crate::setters::setters;
 use crate::shape::{self, Shape};
 use crate::tape::{Destination, Op, Saved, Sink};
@@ -207,8 +208,48 @@ pub(crate) fn matmul64(a: &Array, b: &Array) -> Array {
     })
 }
 
+/// A product `[batch, m, n, k]` of two arrays of this type.
+fn sized([batch, m, n, k]: [usize; 4], dtype: DType) -> Case {
+    let family = if dtype == DType::F16 { "matmul f16" } else { "matmul" };
+    let name = if batch > 1 { format!("{batch}x({m}x{k}x{n})") } else { format!("{m}x{k}x{n}") };
+    let input = |rows, columns| {
+        let axes = [batch, rows, columns];
+        let input = Input::normal(Shape::new(&axes[(batch == 1) as usize..])).dtype(dtype);
+        if dtype == DType::F32 { input } else { input.fixed() }
+    };
+    let inputs = vec![input(m, k), input(k, n)];
+    let elements = [(0, 0, 0), (batch / 2, m / 2, n / 3), (batch - 1, m - 1, n - 1)];
+    let elements = elements.map(|(item, row, column)| (item * m + row) * n + column);
+    let reference = |x: &[Array]| matmul64(&x[0], &x[1]);
+    Case::new(name, inputs, |x| x[0].matmul(&x[1]), reference).timed(family, elements, move |x, at| {
+        let (row, column) = (x[0].part([1, k], at / n * k), at / (m * n) * k * n + at % n);
+        let column = Array::from_fn([k, 1], |i| x[1].data[column + i * n]);
+        let norm = (0..k).map(|i| (row.data[i] * column.data[i]).powi(2)).sum::<f64>().sqrt();
+        let bound = 4.0 * DType::F32.roundoff() * (k as f64).sqrt() * norm;
+        Want { value: matmul64(&row, &column).data[0], bound }
+    })
+}
+
+/// The rows of the benchmark, and small ones for tests.
+fn timed() -> Vec<Case> {
+    let rows = tune::BENCHED.into_iter().map(|size| {
+        let (cpu, gpu) = match size[1].min(size[2]) {
+            2048 => (When::Full, When::Quick),
+            4096 => (When::Never, When::Full),
+            _ => (When::Quick, When::Quick),
+        };
+        sized(size, DType::F32).when(cpu, gpu)
+    });
+    let mut all: Vec<Case> = rows.collect();
+    all.push(sized([1, 1024, 1024, 1024], DType::F16).when(When::Quick, When::Quick));
+    all.push(sized([1, 4096, 4096, 4096], DType::F16).when(When::Never, When::Quick));
+    all.extend([sized([1, 5, 3, 7], DType::F32), sized([3, 4, 12, 8], DType::F32)]);
+    all.push(sized([1, 8, 12, 16], DType::F16));
+    all
+}
+
 pub(super) fn cases() -> Vec<Case> {
-    let mut all = Vec::new();
+    let mut all = timed();
     let shapes: [(&[usize], &[usize]); 8] = [
         (&[1, 1], &[1, 1]),
         (&[4, 8], &[8, 12]),

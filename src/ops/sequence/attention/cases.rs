@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::timed::{Want, When};
 
 /// Attention of `q, k, v` and possibly a mask that broadcasts to `[batch, heads, tokens_q, tokens_k]`, in two passes
 /// over the keys.
@@ -38,8 +39,84 @@ fn attention64(x: &[Array], causal: bool, scale: f64) -> Array {
     y
 }
 
+/// One query `[head_dim]` and the keys that it sees.
+fn one_query(query: Array, keys: Array, values: Array) -> Array {
+    let scale = 1.0 / (query.shape[3] as f64).sqrt();
+    attention64(&[query, keys, values], false, scale)
+}
+
+/// Causal attention `[batch, heads, kv_heads, queries, keys, head_dim]`. The queries are the last of the keys.
+fn sized(family: &'static str, name: String, of: [usize; 6]) -> Case {
+    let [batch, heads, kv_heads, queries, keys, size] = of;
+    let (q, kv) = ([batch, heads, queries, size], [batch, kv_heads, keys, size]);
+    let inputs = vec![Input::normal(q), Input::normal(kv), Input::normal(kv)];
+    let last = batch * heads * queries * size - 1;
+    Case::new(
+        name,
+        inputs,
+        |x| x[0].attention(&x[1], &x[2], &Mask::Causal),
+        move |x| attention64(x, true, 1.0 / (size as f64).sqrt()),
+    )
+    .ulps(64.0, 64.0)
+    .grad_floor(4.0 * (size as f64).sqrt())
+    .timed(family, [(queries - 1) * size + 3 % size, last], move |x, at| {
+        let row = at / size;
+        let (head, query) = (row / queries, row % queries);
+        let pair = head / heads * kv_heads + head % heads / (heads / kv_heads);
+        let seen = |x: &Array| x.part([1, 1, keys - queries + query + 1, size], pair * keys * size);
+        let y = one_query(x[0].part([1, 1, 1, size], row * size), seen(&x[1]), seen(&x[2]));
+        Want { value: y.data[at % size], bound: 1e-5 }
+    })
+}
+
+/// The gradient of causal attention `[batch, heads, tokens, head_dim]` for the values: `dv_j = sum_i p_ij dy_i`.
+fn sized_gradient(of: [usize; 4]) -> Case {
+    let [batch, heads, tokens, size] = of;
+    let name = format!("{batch}x{heads}x{tokens}x{size} causal");
+    // The kernels read q, k, v, y and dy, and write dq, dk and dv.
+    let bytes = 32.0 * of.iter().product::<usize>() as f64;
+    let of = [batch, heads, heads, tokens, tokens, size];
+    let elements = [tokens / 2 * size + 3 % size, (tokens - 1) * size];
+    sized("attention backward", name, of)
+        .timed("attention backward", elements, move |x, at| {
+            let (head, key) = (at / size / tokens * tokens * size, at / size % tokens);
+            // The probability of the key is the attention to values that are 1 at this key and 0 elsewhere.
+            let probability = |i: usize| {
+                let keys = x[1].part([1, 1, i + 1, size], head);
+                let values = Array::from_fn(keys.shape, |place| (place / size == key) as u8 as f64);
+                one_query(x[0].part([1, 1, 1, size], head + i * size), keys, values).data[0]
+            };
+            let term = |i: usize| probability(i) * x[3].data[head + i * size + at % size];
+            Want { value: (key..tokens).map(term).sum(), bound: 1e-5 }
+        })
+        .gradient_of(2, bytes)
+}
+
+/// The rows of the benchmark, and small ones for tests.
+fn timed() -> Vec<Case> {
+    let forward = |[batch, heads, tokens, size]: [usize; 4]| {
+        let name = format!("{batch}x{heads}x{tokens}x{size} causal");
+        sized("attention", name, [batch, heads, heads, tokens, tokens, size])
+    };
+    let one_query = |[batch, heads, kv_heads, keys, size]: [usize; 5]| {
+        let name = format!("{batch}x{heads}/{kv_heads}x{keys}x{size}");
+        sized("attention, one query", name, [batch, heads, kv_heads, 1, keys, size])
+    };
+    let (both, gpu) = ([4, 8, 512, 64], [8, 16, 1024, 64]);
+    vec![
+        forward(both).when(When::Quick, When::Quick),
+        sized_gradient(both).when(When::Quick, When::Quick),
+        forward(gpu).when(When::Never, When::Quick),
+        sized_gradient(gpu).when(When::Never, When::Quick),
+        one_query([4, 32, 8, 2048, 64]).when(When::Quick, When::Quick),
+        forward([2, 3, 7, 8]),
+        sized_gradient([2, 3, 7, 4]),
+        one_query([2, 6, 2, 9, 8]),
+    ]
+}
+
 pub(in crate::ops) fn cases() -> Vec<Case> {
-    let mut all = Vec::new();
+    let mut all = timed();
     // [batch, heads, kv_heads, tokens_q, tokens_k, head_dim]
     let mut add = |name: &str,
                    [b, h, g, tq, tk, d]: [usize; 6],

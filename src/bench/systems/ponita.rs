@@ -1,7 +1,8 @@
 //! A layer of PONITA with gradients, by fused kernels.
 
-use super::U;
-use crate::bench::{Case, Check, Row};
+use super::normal;
+use crate::bench::{Check, Entry, Row};
+use crate::dtype::DType;
 use crate::error::Result;
 use crate::geometry::{Graph, Grid, Ponita, PonitaConfig};
 use crate::ops::elementwise::unary::erf64;
@@ -15,21 +16,21 @@ const FEATURES: usize = 14;
 
 /// Batches of charged particles and of molecules, on the grid that other engines were timed with, and on one whose orientations
 /// have opposites, so that an edge and its reverse share kernels.
-pub(super) fn cases(cpu: bool) -> Vec<Case> {
+pub(super) fn entries(cpu: bool) -> Vec<Entry> {
     vec![
         layer(100, 5, false),
-        Case { asked: cpu, ..layer(100, 18, false) },
-        Case { asked: cpu, ..layer(100, 18, true) },
+        Entry { asked: cpu, ..layer(100, 18, false) },
+        Entry { asked: cpu, ..layer(100, 18, true) },
     ]
 }
 
 /// Geometry, basis, convolution, norm and MLP of graphs of so many points, forward and backward; the result is the gradient of the
 /// mean square of the layer's output for its features.
-fn layer(graphs: usize, points: usize, dodecahedron: bool) -> Case {
+fn layer(graphs: usize, points: usize, dodecahedron: bool) -> Entry {
     let edges = graphs * points * (points - 1);
     let suffix = if dodecahedron { ", dodecahedron" } else { "" };
     let shape = format!("{graphs} graphs x {points}, E={edges}, O20 C{WIDTH} K{WIDTH}{suffix}");
-    Case::new("ponita", shape, move |gpu| {
+    Entry::new("ponita", shape, move |gpu| {
         let grid = if dodecahedron { Grid::dodecahedron() } else { Grid::fibonacci(20) };
         let config = PonitaConfig {
             channels: WIDTH,
@@ -43,7 +44,7 @@ fn layer(graphs: usize, points: usize, dodecahedron: bool) -> Case {
         let mut positions = vec![0.0f32; 3 * nodes];
         Rng::new(2).fill_normal(&mut positions);
         let graph = Graph::full(gpu, &positions, 3, &vec![points; graphs], false)?;
-        let h = super::normal(nodes * grid.len() * WIDTH, 3);
+        let h = normal(nodes * grid.len() * WIDTH, 3);
         // The last graph stands at the end of every array.
         let first = nodes - points;
         let host = Host::new(&net, &positions[3 * first..], &h[first * grid.len() * WIDTH..])?;
@@ -51,7 +52,7 @@ fn layer(graphs: usize, points: usize, dodecahedron: bool) -> Case {
             .map(|(node, orientation, channel)| {
                 let at = (node * grid.len() + orientation) * WIDTH + channel;
                 // In units of the mean's denominator, where sums of some hundred terms of size 1 are rounded.
-                let (count, bound) = (h.len() as f64, 1000.0 * U);
+                let (count, bound) = (h.len() as f64, 1000.0 * DType::F32.roundoff());
                 let want = host.slope(at) / count;
                 Check { at: first * grid.len() * WIDTH + at, want, bound: bound / count }
             })

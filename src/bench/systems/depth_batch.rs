@@ -1,6 +1,6 @@
 //! Decoding of answers that are at different depths of a tied model, in one batch.
 
-use crate::bench::{Case, Check, Row};
+use crate::bench::{Check, Entry, Row};
 use crate::decode::{DepthBatch, Exit, Request, Scheduling};
 use crate::error::Result;
 use crate::gpu::Gpu;
@@ -22,9 +22,9 @@ fn exit(id: usize, i: usize) -> usize {
 }
 
 /// As many tokens a row as answers; the result is the tokens, answer by answer.
-pub(super) fn depths() -> Case {
+pub(super) fn entry() -> Entry {
     let shape = format!("{ANSWERS}x{COUNT} d{WIDTH}, exit 1.5 of {DEPTH}, {SLOTS} slots");
-    Case::new("depth_batch", shape, |gpu| {
+    Entry::new("depth_batch", shape, |gpu| {
         let sizes = RecursiveConfig {
             vocab: VOCAB,
             width: WIDTH,

@@ -1,7 +1,7 @@
 //! Whole training steps of a tied block: a small one, with the start values and tokens that the programs of other engines use,
 //! so that all of them must reach the same loss, and one of real size.
 
-use crate::bench::{Case, Check, Row};
+use crate::bench::{Check, Entry, Row};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::nn::{Activation, Attention, Block, Linear, Mask, Mlp, Module, Norm, Parameters};
@@ -124,13 +124,13 @@ fn text() -> [Vec<u32>; 2] {
     all
 }
 
-pub(super) fn cases(cpu: bool) -> Vec<Case> {
+pub(super) fn entries(cpu: bool) -> Vec<Entry> {
     let real = Sizes { width: 768, depth: 12, batch: 8, tokens: 1024 };
     vec![
         small(false),
         small(true),
         tied(Sizes { width: 256, depth: 4, batch: 2, tokens: 128 }),
-        Case { asked: cpu, ..tied(real) },
+        Entry { asked: cpu, ..tied(real) },
     ]
 }
 
@@ -147,9 +147,9 @@ fn optimizer(gpu: &Gpu, leaves: Vec<(String, Tensor)>) -> Result<RefCell<AdamW>>
 }
 
 /// Forward, backward and AdamW; the loss is the result. Run as code, or recorded once and replayed.
-fn small(replayed: bool) -> Case {
+fn small(replayed: bool) -> Entry {
     let shape = format!("V128 d128 h4 T128 B8 tied x4{}", if replayed { ", replayed" } else { "" });
-    Case::new("train_step", shape, move |gpu| {
+    Entry::new("train_step", shape, move |gpu| {
         let model = Model::new(gpu);
         let optimizer = optimizer(gpu, model.leaves())?;
         let [x, y] = text();
@@ -272,9 +272,9 @@ impl Drawn {
 
 /// A step without biases, positions and last norm. The first call, whose loss is checked, has a token of its own for each
 /// sequence; those behind it have all tokens in no order.
-fn tied(sizes: Sizes) -> Case {
+fn tied(sizes: Sizes) -> Entry {
     let Sizes { width, depth, batch, tokens } = sizes;
-    Case::new("train_step", format!("d{width} T{tokens} B{batch} tied x{depth}"), move |gpu| {
+    Entry::new("train_step", format!("d{width} T{tokens} B{batch} tied x{depth}"), move |gpu| {
         let drawn = Drawn::new(width);
         let own = |i: usize| i * 37 % BYTES;
         let want = (0..batch).map(|i| drawn.loss(own(i), depth)).sum::<f64>() / batch as f64;

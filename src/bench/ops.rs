@@ -1,0 +1,139 @@
+//! The ops' rows: the cases of `ops::cases()` that are marked as sizes of the benchmark.
+
+use super::{Check, Entry, Row, Suite};
+use crate::dtype::DType;
+use crate::error::Result;
+use crate::gpu::Gpu;
+use crate::gpu::plan::Pass;
+use crate::ops::case::{Array, Case, Forward, Input};
+use crate::ops::timed::{Timed, Want, When};
+use crate::rng::Rng;
+use crate::shape::Shape;
+use crate::tape::no_grad;
+use crate::tensor::Tensor;
+use std::cmp::Ordering::Equal;
+
+/// Elements of a result that are checked if the user asks for checks.
+const MANY: usize = 64;
+/// Bytes of inputs that the caches of a CPU and of a GPU do not hold, and the most sets of inputs that are made to reach them.
+const BEYOND_CACHES: [usize; 2] = [64 << 20, 256 << 20];
+const MOST_SETS: usize = 8;
+
+/// The rows of a suite, for a driver on the host's cores or for a GPU.
+pub(super) fn entries(cpu: bool, suite: Suite) -> Vec<Entry> {
+    let cases = crate::ops::cases().into_iter().flat_map(|(_, cases)| cases);
+    cases.filter_map(|case| entry(case, cpu, suite)).collect()
+}
+
+fn entry(mut case: Case, cpu: bool, suite: Suite) -> Option<Entry> {
+    let timed = case.timed.take()?;
+    let asked = match timed.when[!cpu as usize] {
+        When::Quick => false,
+        When::Full if suite == Suite::Full => false,
+        When::Asked => true,
+        When::Full | When::Never => return None,
+    };
+    let (family, shape) = (timed.family, case.name.clone());
+    let make = move |gpu: &Gpu, checked: bool| row(gpu, case, &timed, checked);
+    Some(Entry { family, shape, asked, make: Box::new(make) })
+}
+
+fn row(gpu: &Gpu, case: Case, timed: &Timed, checked: bool) -> Result<Row> {
+    let mut arrays = case.draw();
+    let half = case.inputs.iter().any(|input| input.dtype == DType::F16);
+    let sets = sets(gpu, &case.inputs, &arrays);
+    let call = match timed.gradient {
+        None => value(case.forward, sets),
+        Some((input, _)) => {
+            let (call, dy) = gradient(&case, input, sets);
+            arrays.push(dy);
+            call
+        }
+    };
+    let count = call.shape.count();
+    let mut elements = timed.elements.clone();
+    if checked {
+        // The step is a prime, so that elements of all rows and columns have their turn.
+        elements.extend((0..MANY.min(count)).map(|i| (i * 7919 + i * (count / MANY)) % count));
+    }
+    let check = |at| {
+        let Want { value: want, bound } = (timed.element)(&arrays, at);
+        Check { at, want, bound }
+    };
+    let checks = elements.into_iter().map(check).collect();
+    let once = timed.gradient.map_or_else(|| call.operands + 4.0 * count as f64, |(_, bytes)| bytes);
+    let passes = planned(gpu, &call)?;
+    let sum = |of: fn(&Pass) -> f64| passes.iter().map(of).sum::<f64>();
+    // Passes also move what they hand to each other, and may leave parts of an operand alone.
+    let work = [sum(|pass| pass.bytes).min(once), sum(|pass| pass.flops)];
+    let longest =
+        passes.iter().max_by(|a, b| (a.flops, a.bytes).partial_cmp(&(b.flops, b.bytes)).unwrap_or(Equal));
+    let constants = longest.map_or(String::new(), Pass::kernel);
+    Ok(Row { half, constants, sets: call.sets, checks, repeats: true, ..Row::new(work, call.run) })
+}
+
+/// A function of the number of a set of inputs, and what is known of it.
+struct Call {
+    run: Box<dyn Fn(usize) -> Tensor>,
+    sets: usize,
+    /// Of the result.
+    shape: Shape,
+    /// Bytes of the inputs of one set.
+    operands: f64,
+}
+
+/// The inputs, as often as a cache cannot hold them all. Integers, such as ids, are shared by the sets.
+fn sets(gpu: &Gpu, inputs: &[Input], arrays: &[Array]) -> Vec<Vec<Tensor>> {
+    let first: Vec<Tensor> =
+        inputs.iter().zip(arrays).map(|(input, array)| array.upload(gpu, input.dtype)).collect();
+    let bytes = bytes(&first) as usize;
+    let copy = |x: &Tensor| {
+        if !x.dtype().is_float() {
+            return x.clone();
+        }
+        let y = x.affine(1.0, 0.0);
+        y.evaluate();
+        y
+    };
+    let more = (BEYOND_CACHES[!gpu.adapter().is_software() as usize] / bytes).min(MOST_SETS - 1);
+    let mut sets: Vec<Vec<Tensor>> = (0..more).map(|_| first.iter().map(copy).collect()).collect();
+    sets.insert(0, first);
+    sets
+}
+
+fn bytes(tensors: &[Tensor]) -> f64 {
+    tensors.iter().map(|x| (x.shape().count() * x.dtype().size()) as f64).sum()
+}
+
+/// The op's result.
+fn value(forward: Forward, sets: Vec<Vec<Tensor>>) -> Call {
+    let shape = *no_grad(|| forward(&sets[0])).shape();
+    let (count, operands) = (sets.len(), bytes(&sets[0]));
+    Call { run: Box::new(move |i| no_grad(|| forward(&sets[i]))), sets: count, shape, operands }
+}
+
+/// The gradient of one input, for a normal gradient of the result, which is also returned.
+fn gradient(case: &Case, input: usize, sets: Vec<Vec<Tensor>>) -> (Call, Array) {
+    let operands = bytes(&sets[0]);
+    let graph = |x: Vec<Tensor>| {
+        let of = |(x, input): (&Tensor, &Input)| if input.grad { x.requires_grad() } else { x.clone() };
+        let leaves: Vec<Tensor> = x.iter().zip(&case.inputs).map(of).collect();
+        ((case.forward)(&leaves), leaves[input].clone())
+    };
+    let graphs: Vec<(Tensor, Tensor)> = sets.into_iter().map(graph).collect();
+    let (y, leaf) = &graphs[0];
+    let array = Input::normal(*y.shape()).draw(&mut Rng::new(7));
+    let (dy, shape, sets) = (array.upload(y.gpu(), DType::F32), *leaf.shape(), graphs.len());
+    let run = move |i: usize| {
+        let (y, leaf) = &graphs[i];
+        // A fault of the device is reported when the result is read.
+        let grads = y.backward_with_retain_graph(&dy).ok();
+        grads.and_then(|g| g.get(leaf).cloned()).unwrap_or_else(|| Tensor::full(y.gpu(), [1], f32::NAN))
+    };
+    (Call { run: Box::new(run), sets, shape, operands }, array)
+}
+
+/// The dispatches of a call. None of them runs.
+fn planned(gpu: &Gpu, call: &Call) -> Result<Vec<Pass>> {
+    gpu.only_planned(|| no_grad(|| (call.run)(0).contiguous().evaluate()))
+}

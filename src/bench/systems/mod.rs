@@ -1,0 +1,26 @@
+//! Rows that are more than one op: the cost of an op, an optimizer's step, training steps, a network's layer, decoding.
+
+mod adamw;
+mod adds;
+mod depth_batch;
+mod ponita;
+mod train_step;
+
+use super::Entry;
+use crate::rng::Rng;
+
+/// The rows, for a driver on the host's cores or for a GPU.
+pub(super) fn entries(cpu: bool) -> Vec<Entry> {
+    let mut all: Vec<Entry> = adds::entries().into();
+    all.push(adamw::entry(1 << 22));
+    all.extend(train_step::entries(cpu));
+    all.extend(ponita::entries(cpu));
+    all.push(depth_batch::entry());
+    all
+}
+
+fn normal(n: usize, seed: u64) -> Vec<f32> {
+    let mut data = vec![0.0; n];
+    Rng::new(seed).fill_normal(&mut data);
+    data
+}
