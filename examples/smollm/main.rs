@@ -1,8 +1,8 @@
 //! Runs a Llama-type model from a GGUF file or a folder of Hugging Face's: generates text, measures perplexity, and shows what sharing its weights costs.
 //!
 //!     make smollm
-//!     cargo run --release --features cli --example smollm -- --model FILE --prompt "The capital of France is"
-//!     cargo run --release --features cli --example smollm -- --model FILE --text TEXT --convert recursive:15 --lora 64
+//!     cargo run --release --features cli,tokenizers --example smollm -- --model FILE --prompt "The capital of France is"
+//!     cargo run --release --features cli,tokenizers --example smollm -- --model FILE --text TEXT --convert recursive:15 --lora 64
 
 mod convert;
 mod tokenizer;
