@@ -107,7 +107,7 @@ fn failing_rows_are_told_and_the_others_run() {
     let read = again(&folder, &lines);
     assert_eq!(read[0].failed, run.failed);
     assert!(markdown(&read).contains("| double wrong | failed: "), "{}", markdown(&read));
-    assert!(page(&read).contains("Failed: double wrong"), "the page tells it");
+    assert!(page(&read).expect("a page").contains("Failed: double wrong"), "the page tells it");
 }
 
 #[test]
@@ -159,7 +159,8 @@ fn ceilings_that_cannot_be_measured_are_absent() {
     assert_eq!(run.ceilings, Ceilings::default());
     assert_eq!(names(&run), ["double b"], "the first finds the device lost");
     assert_eq!((run.records[0].fraction, run.records[0].ceiling.as_str()), (None, "none"));
-    assert!(page(std::slice::from_ref(&run)).contains("No row of this run counts operations"));
+    let page = page(std::slice::from_ref(&run)).expect("a page");
+    assert!(page.contains("No row of this run counts operations"));
     assert!(markdown(&[run]).contains("copy - GB/s"));
 }
 
@@ -193,7 +194,8 @@ fn a_row_that_stays_above_is_marked_everywhere() {
     let remark = run.remark().expect("what the mark says");
     let runs = [run];
     assert!(markdown(&runs).contains("(!)") && markdown(&runs).contains(remark));
-    assert!(page(&runs).contains("copy (!)") && page(&runs).contains(remark));
+    let page = page(&runs).expect("a page");
+    assert!(page.contains("copy (!)") && page.contains(remark));
 }
 
 fn results(name: &str) -> PathBuf {
@@ -242,6 +244,24 @@ fn committed_lines_are_read_and_written_alike() {
         assert!(run.failed.is_empty() && lines.next().is_none(), "{}", path.display());
     }
     assert!(own >= 3 && others >= 2, "{own} of ours, {others} of others");
+}
+
+#[test]
+fn the_page_draws_every_row_that_counts_operations() {
+    let files = ["h200-d082107.jsonl", "lavapipe-22.3.6-epyc-2-cores.jsonl"];
+    let runs: Vec<Run> = files.iter().flat_map(|name| read_runs(&results(name)).expect("lines")).collect();
+    let page = page(&runs).expect("a page");
+    let counting = |run: &Run| run.records.iter().filter(|r| r.flops > 0.0 && r.bytes > 0.0).count();
+    let points: usize = runs.iter().map(counting).sum();
+    assert_eq!(page.matches("<circle ").count(), points);
+    assert_eq!(page.matches("</title></circle>").count(), points, "each says which row it is");
+    let named = |r: &tiebeam::bench::Record| format!("<title>{}: {}</title>", r.name(), r.rate());
+    let matmul = runs[0].records.iter().find(|r| r.name() == "matmul 1024x1024x1024").expect("a row");
+    assert!(page.contains(&named(matmul)), "{}", named(matmul));
+    // A bar for each row of each run, as wide as its share.
+    let rows: usize = runs.iter().map(|run| run.records.len()).sum();
+    assert_eq!(page.matches("<b style=\"width:").count(), rows);
+    assert!(page.contains("<b style=\"width:83.4%;background:#0072b2\"></b>"), "adamw");
 }
 
 #[test]

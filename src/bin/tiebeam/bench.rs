@@ -296,7 +296,8 @@ fn compare(
         }
     }
     if let Some(html) = html {
-        write(html, &page(&runs))?;
+        let text = page(&runs).map_err(|message| Error::Io { path: html.to_path_buf(), message })?;
+        write(html, &text)?;
     }
     let Some(readme) = readme else { return Ok(()) };
     let fault = |message: String| Error::Io { path: readme.to_path_buf(), message };
