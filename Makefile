@@ -15,19 +15,19 @@ demo: vulkan ## train a small language model with tied layers and write its resu
 	$(CARGO) run --release --features cli --example charlm -- --out out/demo
 
 smollm: vulkan ## a real 135M-parameter model: obtain it (98 MB, outside the repository) and generate text
-	$(CARGO) run --release --features cli --example smollm -- --model "$$(sh scripts/fetch-smollm.sh)"
+	$(CARGO) run --release --features cli,tokenizers --example smollm -- --model "$$(sh scripts/fetch-smollm.sh)"
 
 test: vulkan ## every test and doctest; needs an adapter, a software one will do
-	$(CARGO) test --release --features cli,capi
+	$(CARGO) test --release --all-features
 
 test-discrete: vulkan ## ops, sharing, geometry and training with the kernels that a GPU would get, on whatever is here
-	TIEBEAM_DEVICE=discrete $(CARGO) test --release --features cli,capi --test ops
-	TIEBEAM_DEVICE=discrete $(CARGO) test --release --features cli,capi --test engine --test systems -- sharing:: training:: geometry::
+	TIEBEAM_DEVICE=discrete $(CARGO) test --release --all-features --test ops
+	TIEBEAM_DEVICE=discrete $(CARGO) test --release --all-features --test engine --test systems -- sharing:: training:: geometry::
 
 test-long: vulkan ## long walks, sums of up to 2^26 terms, threads for minutes, 3000 random graphs: up to an hour
-	TIEBEAM_LONG=1 $(CARGO) test --release --features cli,capi --test long
-	TIEBEAM_DEVICE=discrete $(CARGO) test --release --features cli,capi
-	TIEBEAM_GRAPHS=3000 $(CARGO) test --release --features cli,capi --test engine -- graphs::
+	TIEBEAM_LONG=1 $(CARGO) test --release --all-features --test long
+	TIEBEAM_DEVICE=discrete $(CARGO) test --release --all-features
+	TIEBEAM_GRAPHS=3000 $(CARGO) test --release --all-features --test engine -- graphs::
 
 # Held to the list, so that what runs here has been seen by every target's compiler: a kernel outside of it fails.
 test-listed: export TIEBEAM_VARIANTS = $(CURDIR)/shaders/variants.txt
@@ -38,10 +38,10 @@ variants: export TIEBEAM_VARIANTS = $(CURDIR)/shaders/variants.txt
 variants: export TIEBEAM_RECORD_VARIANTS = 1
 variants: vulkan ## make shaders/variants.txt anew: every kernel that suite and benchmark compile; half an hour
 	rm -f $(TIEBEAM_VARIANTS)
-	$(CARGO) test --release --features cli,capi -- --skip every_variant_translates --skip lines_are_read_back --skip planned_kernels
+	$(CARGO) test --release --all-features -- --skip every_variant_translates --skip lines_are_read_back --skip planned_kernels
 	$(MAKE) --no-print-directory test-discrete
 	$(CARGO) run --release --features cli --bin tiebeam -- bench --suite full
-	$(CARGO) test --release --features cli,capi --test house -- planned_kernels
+	$(CARGO) test --release --all-features --test house -- planned_kernels
 	LC_ALL=C sort -u -o $(TIEBEAM_VARIANTS) $(TIEBEAM_VARIANTS)
 
 bench: vulkan ## every benchmark on this machine's adapter

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tiebeam::geometry::Graph;
-use tiebeam::geometry::vectors::{Mat3, orthogonal, times, times_transposed};
+use tiebeam::geometry::vectors::{DMat3, DVec3, orthogonal};
 use tiebeam::gpu::readback::Reading;
 use tiebeam::nn::Parameters;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, Schedule};
@@ -178,7 +178,9 @@ impl<'a> Run<'a> {
             let turned = self.predict(&test.clone().turned(|| matrix))?;
             let back: Vec<f64> = turned
                 .chunks_exact(3)
-                .flat_map(|x| times_transposed(&matrix, [x[0], x[1], x[2]].map(f64::from)))
+                .flat_map(|x| {
+                    (matrix.transpose() * DVec3::from([x[0], x[1], x[2]].map(f64::from))).to_array()
+                })
                 .collect();
             for ((m, b), p) in mean.iter_mut().zip(&back).zip(&plain) {
                 *m += b / TURNS as f64;
@@ -244,12 +246,12 @@ impl Split {
     }
 
     /// Transforms each system by its own matrix.
-    fn turned(mut self, mut matrix: impl FnMut() -> Mat3) -> Split {
+    fn turned(mut self, mut matrix: impl FnMut() -> DMat3) -> Split {
         for i in 0..self.len() {
             let m = matrix();
             for part in [&mut self.position, &mut self.velocity, &mut self.target] {
                 for x in part[i * 3 * PARTICLES..][..3 * PARTICLES].chunks_exact_mut(3) {
-                    let turned = times(&m, [x[0], x[1], x[2]].map(f64::from));
+                    let turned = m * DVec3::from([x[0], x[1], x[2]].map(f64::from));
                     (0..3).for_each(|k| x[k] = turned[k] as f32);
                 }
             }

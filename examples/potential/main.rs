@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tiebeam::geometry::dynamics::Verlet;
-use tiebeam::geometry::vectors;
+use tiebeam::geometry::vectors::{self, DVec3};
 use tiebeam::geometry::xyz::{self, Frame};
 use tiebeam::geometry::{Calculator, Grid, Ponita, PonitaConfig, Potential};
 use tiebeam::{Error, Gpu, Result, Rng};
@@ -168,13 +168,13 @@ fn turned(calculator: &Calculator, frames: &[Frame]) -> Result<()> {
     for frame in &frames {
         let matrix = vectors::orthogonal(&mut rng);
         let plain = calculator.energy_forces(&frame.positions, &frame.species, None)?;
-        let positions: Vec<_> = frame.positions.iter().map(|&x| vectors::times(&matrix, x)).collect();
+        let positions = vectors::turned(&matrix, &frame.positions);
         let found = calculator.energy_forces(&positions, &frame.species, None)?;
         energy += (found.energy - plain.energy).abs() / frames.len() as f64;
         for (f, g) in plain.forces.iter().zip(&found.forces) {
-            let back = vectors::times_transposed(&matrix, *g);
-            change += (0..3).map(|k| (back[k] - f[k]).powi(2)).sum::<f64>();
-            square += f.iter().map(|x| x * x).sum::<f64>();
+            let f = DVec3::from(*f);
+            change += (matrix.transpose() * DVec3::from(*g)).distance_squared(f);
+            square += f.length_squared();
         }
     }
     if !frames.is_empty() {

@@ -5,7 +5,7 @@
 
 use tiebeam::geometry::Grid;
 use tiebeam::geometry::dynamics::Verlet;
-use tiebeam::geometry::elements::Vec3;
+use tiebeam::geometry::vectors::{DVec3, Vec3};
 use tiebeam::geometry::xyz::Frame;
 use tiebeam::{Result, Rng};
 
@@ -19,21 +19,19 @@ const EACH: usize = 35;
 
 /// Computes energy and forces.
 pub fn field(x: &[Vec3]) -> (f64, Vec<Vec3>) {
-    let (mut energy, mut forces) = (0.0, vec![[0.0; 3]; x.len()]);
+    let (mut energy, mut forces) = (0.0, vec![DVec3::ZERO; x.len()]);
     for i in 0..x.len() {
         for j in 0..i {
-            let d: Vec3 = std::array::from_fn(|k| x[i][k] - x[j][k]);
-            let r = d.iter().map(|x| x * x).sum::<f64>().sqrt();
+            let d = DVec3::from(x[i]) - DVec3::from(x[j]);
+            let r = d.length();
             let decay = (-WIDTH * (r - LENGTH)).exp();
             energy += DEPTH * ((1.0 - decay).powi(2) - 1.0);
             let push = -2.0 * DEPTH * WIDTH * (1.0 - decay) * decay / r;
-            for k in 0..3 {
-                forces[i][k] += push * d[k];
-                forces[j][k] -= push * d[k];
-            }
+            forces[i] += push * d;
+            forces[j] -= push * d;
         }
     }
-    (energy, forces)
+    (energy, forces.into_iter().map(Vec3::from).collect())
 }
 
 /// Returns frames of several runs at constant energy, in random order, so that held-out frames come from all runs. Each run

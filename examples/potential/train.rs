@@ -7,9 +7,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-use tiebeam::geometry::vectors::{Mat3, Vec3, orthogonal, times};
+use tiebeam::geometry::vectors::{self, DMat3, Vec3, orthogonal};
 use tiebeam::geometry::xyz::Frame;
-use tiebeam::geometry::{Calculator, Cell, Ponita, Potential};
+use tiebeam::geometry::{Calculator, Ponita, Potential};
 use tiebeam::gpu::AdapterSummary;
 use tiebeam::gpu::readback::Reading;
 use tiebeam::nn::Parameters;
@@ -86,13 +86,13 @@ pub fn train(
 }
 
 /// Rotates or mirrors a frame. Its energy stays the same, and its forces are transformed too.
-fn turned(frame: &Frame, matrix: &Mat3) -> Frame {
-    let all = |list: &[Vec3]| list.iter().map(|&x| times(matrix, x)).collect();
+fn turned(frame: &Frame, matrix: &DMat3) -> Frame {
+    let all = |list: &[Vec3]| vectors::turned(matrix, list);
     Frame {
         species: frame.species.clone(),
         positions: all(&frame.positions),
         forces: frame.forces.as_deref().map(all),
-        cell: frame.cell.map(|cell| Cell { vectors: cell.vectors.map(|v| times(matrix, v)), ..cell }),
+        cell: frame.cell.map(|cell| cell.turned(matrix)),
         energy: frame.energy,
         ..Frame::default()
     }

@@ -2,8 +2,9 @@
 
 use super::lines::Line;
 use super::report::digits;
-use super::{Failed, Record, Run};
+use super::{Failed, Host, Record, Run};
 use crate::error::{Error, Result};
+use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
@@ -16,6 +17,18 @@ struct Time {
     who: String,
     /// Lines of this name in the file; the fastest is kept.
     lines: usize,
+}
+
+/// A line of another program, or a row of ours.
+#[derive(Deserialize)]
+struct Timed {
+    family: Option<String>,
+    op: Option<String>,
+    shape: String,
+    median_ms: f64,
+    peer: Option<String>,
+    adapter: Option<String>,
+    precision: Option<String>,
 }
 
 /// The fastest time of every row in a file of JSON lines.
@@ -40,23 +53,23 @@ impl Baseline {
         for line in &lines {
             match line.kind() {
                 Some("host") => {
-                    peer = format!("tiebeam {}", line.text("version")?);
-                    adapter = line.text("adapter")?;
+                    let host: Host = line.read()?;
+                    (peer, adapter) = (format!("tiebeam {}", host.version), host.adapter);
                     continue;
                 }
                 Some("ceilings" | "failed") => continue,
                 _ => {}
             }
-            let family = line.text("family").or_else(|_| line.text("op"));
-            let family = family.map_err(|_| line.bad("no text 'family' or 'op'"))?;
+            let timed: Timed = line.read()?;
+            let median_ms = timed.median_ms;
+            let family = timed.family.or(timed.op).ok_or_else(|| line.bad("no text 'family' or 'op'"))?;
             let family = FAMILIES.iter().find(|f| f.0 == family).map_or(family.as_str(), |f| f.1);
-            let name = format!("{family} {}", line.text("shape")?);
-            let median_ms = line.number("median_ms")?;
+            let name = format!("{family} {}", timed.shape);
             if median_ms <= 0.0 {
                 return Err(line.bad("'median_ms' is not above 0"));
             }
-            let of = |key: &str, otherwise: &str| line.value[key].as_str().unwrap_or(otherwise).to_string();
-            let who: Vec<String> = [of("peer", &peer), of("adapter", &adapter), of("precision", "")].into();
+            let of = |own: Option<String>, otherwise: &str| own.unwrap_or_else(|| otherwise.into());
+            let who = [of(timed.peer, &peer), of(timed.adapter, &adapter), of(timed.precision, "")];
             let who = who.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ");
             let time = all.entry(name).or_insert(Time { median_ms, who: who.clone(), lines: 0 });
             time.lines += 1;

@@ -7,28 +7,38 @@ use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::gpu::{Gpu, lock};
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
 /// Measured rates and costs of an adapter; `None` for what it does not have, or what could not be measured.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Ceilings {
     /// Bytes read and written in a second by the best copy of large arrays: of several kernels and the driver's own.
+    #[serde(rename = "copy_bytes_s")]
     pub copy: Option<f64>,
     /// The same by the engine's elementwise kernel alone.
+    #[serde(rename = "kernel_copy_bytes_s")]
     pub kernel_copy: Option<f64>,
     /// f32 operations in a second, a fused multiply-add being two, on registers alone.
+    #[serde(rename = "fma32_flops")]
     pub fma32: Option<f64>,
     /// The same in f16, where the adapter has it.
+    #[serde(rename = "fma16_flops")]
     pub fma16: Option<f64>,
     /// Operations in a second of cooperative matrices, f16 in and f32 out, where the adapter has them.
+    #[serde(rename = "coop_flops")]
     pub coop: Option<f64>,
     /// Seconds of a dispatch among many in one pass.
+    #[serde(rename = "dispatch_s")]
     pub dispatch: Option<f64>,
     /// Seconds of a dispatch in a pass of its own.
+    #[serde(rename = "pass_s")]
     pub pass: Option<f64>,
     /// Seconds of a dispatch in a submit of its own.
+    #[serde(rename = "submit_s")]
     pub submit: Option<f64>,
     /// Seconds until four bytes are on the host.
+    #[serde(rename = "readback_s")]
     pub readback: Option<f64>,
 }
 

@@ -5,109 +5,48 @@
 
 use super::{Ceilings, Event, Failed, Host, Record, Run};
 use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::Path;
+
+/// A line as it is written: with a date to be read by people, and a mark on rows above their ceilings.
+#[derive(Serialize)]
+#[serde(tag = "line", rename_all = "lowercase")]
+enum Written<'a> {
+    Host {
+        #[serde(flatten)]
+        host: &'a Host,
+        date: String,
+    },
+    Ceilings(&'a Ceilings),
+    Row {
+        #[serde(flatten)]
+        record: &'a Record,
+        above: bool,
+    },
+    Failed(&'a Failed),
+}
+
+/// A line behind its host's.
+#[derive(Deserialize)]
+#[serde(tag = "line", rename_all = "lowercase")]
+enum Read {
+    Ceilings(Ceilings),
+    Row(Record),
+    Failed(Failed),
+}
 
 impl Event<'_> {
     /// Its line in a file; `None` for what is only to be seen.
     pub fn to_json(&self) -> Option<Value> {
-        match self {
-            Event::Host(host) => Some(host.to_json()),
-            Event::Ceilings(ceilings) => Some(ceilings.to_json()),
-            Event::Row(record) => Some(record.to_json()),
-            Event::Failed(failed) => Some(failed.to_json()),
-            Event::Measured(..) | Event::Turn(_) | Event::Lost(_) => None,
-        }
-    }
-}
-
-impl Host {
-    fn to_json(&self) -> Value {
-        json!({"line": "host", "adapter": self.adapter, "kind": self.kind, "backend": self.backend, "driver": self.driver,
-            "version": self.version, "unix_time": self.unix_time, "date": self.date(), "cores": self.cores,
-            "class": self.class, "tuned": self.tuned})
-    }
-
-    fn from_json(line: &Line) -> Result<Host> {
-        Ok(Host {
-            adapter: line.text("adapter")?,
-            kind: line.text("kind")?,
-            backend: line.text("backend")?,
-            driver: line.text("driver")?,
-            version: line.text("version")?,
-            unix_time: line.number("unix_time")? as u64,
-            cores: line.number("cores")? as usize,
-            // Version 0.1.0 did not write these.
-            class: line.value["class"].as_str().unwrap_or_default().to_string(),
-            tuned: line.value["tuned"].as_bool().unwrap_or(false),
-        })
-    }
-}
-
-impl Ceilings {
-    fn to_json(self) -> Value {
-        json!({"line": "ceilings", "copy_bytes_s": self.copy, "kernel_copy_bytes_s": self.kernel_copy,
-            "fma32_flops": self.fma32, "fma16_flops": self.fma16, "coop_flops": self.coop,
-            "dispatch_s": self.dispatch, "pass_s": self.pass, "submit_s": self.submit, "readback_s": self.readback})
-    }
-
-    fn from_json(line: &Line) -> Ceilings {
-        // What is no number could not be measured.
-        let of = |key: &str| line.value[key].as_f64();
-        Ceilings {
-            copy: of("copy_bytes_s"),
-            kernel_copy: of("kernel_copy_bytes_s"),
-            fma32: of("fma32_flops"),
-            fma16: of("fma16_flops"),
-            coop: of("coop_flops"),
-            dispatch: of("dispatch_s"),
-            pass: of("pass_s"),
-            submit: of("submit_s"),
-            readback: of("readback_s"),
-        }
-    }
-}
-
-impl Record {
-    fn to_json(&self) -> Value {
-        json!({"line": "row", "family": self.family, "shape": self.shape, "median_ms": self.median_ms, "min_ms": self.min_ms,
-            "max_ms": self.max_ms, "first_ms": self.first_ms, "samples": self.samples, "inner": self.inner,
-            "clock": self.clock, "bytes": self.bytes, "flops": self.flops, "half": self.half, "ops": self.ops,
-            "constants": self.constants, "ceiling": self.ceiling, "fraction": self.fraction, "above": self.is_above()})
-    }
-
-    fn from_json(line: &Line) -> Result<Record> {
-        let ceiling = line.text("ceiling")?;
-        // Version 0.1.0 did not write it; only rows of f16 are held against matrix units.
-        let half = line.value["half"].as_bool().unwrap_or(ceiling == "coop f16");
-        Ok(Record {
-            family: line.text("family")?,
-            shape: line.text("shape")?,
-            median_ms: line.number("median_ms")?,
-            min_ms: line.number("min_ms")?,
-            max_ms: line.number("max_ms")?,
-            first_ms: line.number("first_ms")?,
-            samples: line.number("samples")? as u64,
-            inner: line.number("inner")? as u64,
-            clock: line.text("clock")?,
-            bytes: line.number("bytes")?,
-            flops: line.number("flops")?,
-            half,
-            ops: line.number("ops")? as u64,
-            constants: line.value["constants"].as_str().unwrap_or_default().to_string(),
-            ceiling,
-            fraction: None,
-        })
-    }
-}
-
-impl Failed {
-    fn to_json(&self) -> Value {
-        json!({"line": "failed", "family": self.family, "shape": self.shape, "error": self.error})
-    }
-
-    fn from_json(line: &Line) -> Result<Failed> {
-        Ok(Failed { family: line.text("family")?, shape: line.text("shape")?, error: line.text("error")? })
+        let line = match self {
+            Event::Host(host) => Written::Host { host, date: host.date() },
+            Event::Ceilings(ceilings) => Written::Ceilings(ceilings),
+            Event::Row(record) => Written::Row { record, above: record.is_above() },
+            Event::Failed(failed) => Written::Failed(failed),
+            Event::Measured(..) | Event::Turn(_) | Event::Lost(_) => return None,
+        };
+        Some(json!(line))
     }
 }
 
@@ -148,13 +87,9 @@ impl Line<'_> {
         self.value["line"].as_str()
     }
 
-    pub(super) fn number(&self, key: &str) -> Result<f64> {
-        self.value[key].as_f64().ok_or_else(|| self.bad(&format!("no number '{key}'")))
-    }
-
-    pub(super) fn text(&self, key: &str) -> Result<String> {
-        let text = self.value[key].as_str().map(str::to_string);
-        text.ok_or_else(|| self.bad(&format!("no text '{key}'")))
+    /// The line as a `T`.
+    pub(super) fn read<'a, T: Deserialize<'a>>(&'a self) -> Result<T> {
+        T::deserialize(&self.value).map_err(|e| self.bad(&e.to_string()))
     }
 }
 
@@ -168,16 +103,19 @@ pub fn read_runs(path: &Path) -> Result<Vec<Run>> {
     let mut runs: Vec<Run> = Vec::new();
     for line in Line::all(path, &text)? {
         if line.kind() == Some("host") {
-            let (host, ceilings) = (Host::from_json(&line)?, Ceilings::default());
+            let (host, ceilings) = (line.read()?, Ceilings::default());
             runs.push(Run { host, ceilings, records: Vec::new(), failed: Vec::new() });
             continue;
         }
         let Some(run) = runs.last_mut() else { return Err(line.bad("no host before it")) };
-        match line.kind() {
-            Some("ceilings") => run.ceilings = Ceilings::from_json(&line),
-            Some("row") => run.records.push(Record::from_json(&line)?),
-            Some("failed") => run.failed.push(Failed::from_json(&line)?),
-            _ => return Err(line.bad("neither host, ceilings, row nor failed")),
+        match line.read()? {
+            Read::Ceilings(ceilings) => run.ceilings = ceilings,
+            Read::Row(mut record) => {
+                // Version 0.1.0 did not write it; only rows of f16 are held against matrix units.
+                record.half |= record.ceiling == "coop f16";
+                run.records.push(record);
+            }
+            Read::Failed(failed) => run.failed.push(failed),
         }
     }
     if runs.is_empty() {

@@ -2,23 +2,48 @@
 
 use super::report::digits;
 use super::{Record, Run};
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+use std::error::Error;
 use std::fmt::Write;
 
 /// Colours that stay apart in print and for most colour-blind readers (Okabe & Ito).
-const COLOURS: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555"];
+const COLOURS: [RGBColor; 7] = [
+    RGBColor(0x00, 0x72, 0xb2),
+    RGBColor(0xd5, 0x5e, 0x00),
+    RGBColor(0x00, 0x9e, 0x73),
+    RGBColor(0xcc, 0x79, 0xa7),
+    RGBColor(0xe6, 0x9f, 0x00),
+    RGBColor(0x56, 0xb4, 0xe9),
+    RGBColor(0x55, 0x55, 0x55),
+];
+
+/// Of a roofline, in pixels; the page scales it to its width.
+const SIZE: (u32, u32) = (740, 350);
 
 const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:62em;padding:0 1em;color:#222}
 h1{font-size:1.5em}h2{font-size:1.2em;margin-top:2em}table{border-collapse:collapse;width:100%;font-size:.9em}
 th,td{padding:.2em .6em;text-align:right;border-bottom:1px solid #ddd}th:first-child,td:first-child{text-align:left}
-svg{width:100%;height:auto}svg text{font:12px system-ui,sans-serif;fill:#333}.note{color:#555;font-size:.9em}
+svg{width:100%;height:auto}.note{color:#555;font-size:.9em}.bars td{border:0;padding:.05em .6em}.bars .first td{padding-top:.5em}
+.bars td:nth-child(2){width:40%;padding:0;border-right:1px solid #e5e5e5;background:linear-gradient(90deg,#e5e5e5 1px,#0000 1px) 0/25%}
+.bars td:nth-child(n+3){white-space:nowrap}
+.bars b{display:block;height:.8em;print-color-adjust:exact;-webkit-print-color-adjust:exact}
 @media print{body{margin:0;max-width:none}h2{break-after:avoid}svg,tr{break-inside:avoid}}";
 
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
+/// As HTML writes it.
+fn hex(RGBColor(r, g, b): &RGBColor) -> String {
+    format!("#{r:02x}{g:02x}{b:02x}")
+}
+
 /// The page for these runs: adapters and their ceilings, a roofline each, a bar for each kernel and run.
-pub fn page(runs: &[Run]) -> String {
+///
+/// # Errors
+/// What the drawing library says.
+pub fn page(runs: &[Run]) -> Result<String, String> {
     let mut out = format!(
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>tiebeam bench</title>\n<style>{STYLE}</style>\n\
          <h1>Tiebeam: kernels on {} adapter{}</h1>\n",
@@ -28,16 +53,16 @@ pub fn page(runs: &[Run]) -> String {
     adapters(runs, &mut out);
     for (run, colour) in runs.iter().zip(COLOURS.iter().cycle()) {
         let _ = writeln!(out, "<h2>Roofline: {}</h2>", escape(&run.host.adapter));
-        roofline(run, colour, &mut out);
+        out += &roofline(run, colour).map_err(|e| format!("the picture could not be drawn: {e}"))?;
         failed(run, &mut out);
     }
     out += "<h2>Kernels</h2>\n<p class=\"note\">Bars: share of the ceiling that bounds the kernel on its own adapter, \
-            max(bytes / copy, operations / fma). Numbers: median time and rate.</p>\n";
+            max(bytes / copy, operations / fma), lines at quarters of it.</p>\n";
     bars(runs, &mut out);
     if let Some(remark) = runs.iter().find_map(Run::remark) {
         let _ = writeln!(out, "<p class=\"note\">{}.</p>", escape(remark));
     }
-    out + "</html>\n"
+    Ok(out + "</html>\n")
 }
 
 /// A rate in units of 10^9, or a dash.
@@ -99,7 +124,7 @@ fn adapters(runs: &[Run], out: &mut String) {
         let (h, c) = (&run.host, &run.ceilings);
         let us = |s: Option<f64>| s.map_or("-".into(), |s| format!("{:.1}", s * 1e6));
         let cells = [
-            format!("<b style=\"color:{colour}\">&#9632;</b> {}", escape(&h.adapter)),
+            format!("<b style=\"color:{}\">&#9632;</b> {}", hex(colour), escape(&h.adapter)),
             if h.kind == "software" { "software (CPU)".into() } else { h.kind.clone() },
             escape(&format!("{}, {}; tiebeam {}{}", h.backend, h.driver, h.version, h.kernels())),
             h.date(),
@@ -121,27 +146,14 @@ fn adapters(runs: &[Run], out: &mut String) {
     *out += "</table>\n";
 }
 
-/// Decades from the one below the least to the one above the most.
-struct Axis {
-    low: f64,
-    high: f64,
-    from: f64,
-    to: f64,
-}
-
-impl Axis {
-    fn new(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Axis {
-        let (least, most) = values.fold((f64::MAX, f64::MIN), |(a, b), v| (a.min(v), b.max(v)));
-        Axis { low: least.log10().floor(), high: (most.log10() + 0.02).ceil(), from, to }
-    }
-
-    fn at(&self, value: f64) -> f64 {
-        self.from + (value.log10() - self.low) / (self.high - self.low) * (self.to - self.from)
-    }
-
-    fn decades(&self) -> impl Iterator<Item = f64> {
-        (self.low as i32..=self.high as i32).map(|d| 10f64.powi(d))
-    }
+/// From the decade below the least to the one above the most.
+fn decades(values: impl Iterator<Item = f64>) -> [f64; 2] {
+    let (least, most) = values.fold((f64::MAX, f64::MIN), |(a, b), v| (a.min(v), b.max(v)));
+    // A hair beyond both, so that rounding takes no label from the ends.
+    [
+        10f64.powf(least.log10().floor()) * (1.0 - 1e-9),
+        10f64.powf((most.log10() + 0.02).ceil()) * (1.0 + 1e-9),
+    ]
 }
 
 /// A power of ten in the room that there is beside an axis.
@@ -155,77 +167,67 @@ fn plain(value: f64) -> String {
 }
 
 /// GFLOP/s over operations a byte, both by powers of ten, under the two ceilings.
-fn roofline(run: &Run, colour: &str, out: &mut String) {
+fn roofline(run: &Run, colour: &RGBColor) -> Result<String, Box<dyn Error>> {
     let points: Vec<&Record> = run.records.iter().filter(|r| r.flops > 0.0 && r.bytes > 0.0).collect();
     if points.is_empty() {
-        *out += "<p class=\"note\">No row of this run counts operations.</p>\n";
-        return;
+        return Ok("<p class=\"note\">No row of this run counts operations.</p>\n".into());
     }
     let (Some(copy), Some(fma)) = (run.ceilings.copy, run.ceilings.fma32) else {
-        *out += "<p class=\"note\">Its ceilings could not be measured.</p>\n";
-        return;
+        return Ok("<p class=\"note\">Its ceilings could not be measured.</p>\n".into());
     };
-    let intensity = |r: &Record| r.flops / r.bytes;
-    let rate = |r: &Record| r.flops / r.median_ms * 1e-6;
+    let (copy, fma, coop) = (copy * 1e-9, fma * 1e-9, run.ceilings.coop.map(|f| f * 1e-9));
+    let place = |r: &Record| (r.flops / r.bytes, r.flops / r.median_ms * 1e-6);
     let ridge = fma / copy;
-    let x = Axis::new(points.iter().map(|r| intensity(r)).chain([ridge]), 60.0, 700.0);
-    let y = Axis::new(
-        points.iter().map(|r| rate(r)).chain([fma, run.ceilings.coop.unwrap_or(fma)].map(|f| f * 1e-9)),
-        300.0,
-        20.0,
-    );
-    *out += "<svg viewBox=\"0 0 740 350\" role=\"img\">\n";
-    for v in x.decades() {
-        let at = x.at(v);
-        let _ = write!(
-            out,
-            "<path d=\"M{at:.1} 20V300\" stroke=\"#e5e5e5\"/><text x=\"{at:.1}\" y=\"316\" text-anchor=\"middle\">{}</text>",
-            plain(v)
-        );
+    let [left, right] = decades(points.iter().map(|r| place(r).0).chain([ridge]));
+    let [low, high] = decades(points.iter().map(|r| place(r).1).chain([fma]).chain(coop));
+    let mut svg = String::new();
+    {
+        let root = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        let mut chart = ChartBuilder::on(&root)
+            .margin(10)
+            .margin_right(24)
+            .x_label_area_size(38)
+            .y_label_area_size(54)
+            .build_cartesian_2d((left..right).log_scale(), (low..high).log_scale())?;
+        chart
+            .configure_mesh()
+            .x_desc("operations a byte")
+            .y_desc("GFLOP/s")
+            .x_label_formatter(&|x| plain(*x))
+            .y_label_formatter(&|y| plain(*y))
+            .label_style(("sans-serif", 15))
+            .bold_line_style(RGBColor(0xe5, 0xe5, 0xe5))
+            .max_light_lines(0)
+            .draw()?;
+        // The slanted part enters where it crosses the picture's left or lower edge.
+        let first = left.max(low / copy).min(ridge);
+        let roof = [(first, first * copy), (ridge, fma), (right, fma)];
+        chart.draw_series(LineSeries::new(roof, BLACK.stroke_width(2)))?;
+        let above = Pos::new(HPos::Right, VPos::Bottom);
+        let style = ("sans-serif", 15).into_font().into_text_style(&root).pos(above);
+        let named =
+            |text: String, y: f64| EmptyElement::at((right, y)) + Text::new(text, (-6, -3), style.clone());
+        chart.draw_series([named(format!("fma {fma:.0} GFLOP/s, copy {copy:.1} GB/s"), fma)])?;
+        if let Some(coop) = coop {
+            let level = [(left, coop), (right, coop)];
+            chart.draw_series(DashedLineSeries::new(level, 4, 4, BLACK.stroke_width(1)))?;
+            chart.draw_series([named(format!("matrices f16 {coop:.0} GFLOP/s"), coop)])?;
+        }
+        chart.draw_series(points.iter().map(|r| Circle::new(place(r), 4, colour.mix(0.75).filled())))?;
+        root.present()?;
     }
-    for v in y.decades() {
-        let at = y.at(v);
-        let _ = write!(
-            out,
-            "<path d=\"M60 {at:.1}H700\" stroke=\"#e5e5e5\"/><text x=\"54\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
-            at + 4.0,
-            plain(v)
-        );
+    Ok(titled(&svg, points.iter().map(|r| format!("{}: {}", r.name(), r.rate()))))
+}
+
+/// A picture whose circles show these texts under the pointer, which the drawing library has no word for.
+fn titled(svg: &str, titles: impl Iterator<Item = String>) -> String {
+    let mut parts = svg.split("<circle ");
+    let mut out = parts.next().unwrap_or_default().to_string();
+    for (part, title) in parts.zip(titles) {
+        let title = format!("><title>{}</title></circle>", escape(&title));
+        let _ = write!(out, "<circle {}", part.replacen("/>", &title, 1));
     }
-    // The slanted part enters where it crosses the picture's left or lower edge.
-    let left = 10f64.powf(x.low).max(10f64.powf(y.low) * 1e9 / copy).min(ridge);
-    let start = (x.at(left), y.at(left * copy * 1e-9));
-    let (top, corner) = (y.at(fma * 1e-9), x.at(ridge));
-    let _ = writeln!(
-        out,
-        "<path d=\"M{:.1} {:.1}L{corner:.1} {top:.1}H700\" fill=\"none\" stroke=\"#222\" stroke-width=\"1.5\"/>\
-         <text x=\"694\" y=\"{:.1}\" text-anchor=\"end\">fma {:.0} GFLOP/s, copy {:.1} GB/s</text>",
-        start.0,
-        start.1,
-        top - 5.0,
-        fma * 1e-9,
-        copy * 1e-9
-    );
-    if let Some(coop) = run.ceilings.coop {
-        let at = y.at(coop * 1e-9);
-        let _ = writeln!(
-            out,
-            "<path d=\"M60 {at:.1}H700\" stroke=\"#222\" stroke-dasharray=\"4 4\"/>\
-             <text x=\"694\" y=\"{:.1}\" text-anchor=\"end\">matrices f16 {:.0} GFLOP/s</text>",
-            at - 5.0,
-            coop * 1e-9
-        );
-    }
-    for r in &points {
-        let (px, py) = (x.at(intensity(r)), y.at(rate(r)));
-        let title = escape(&format!("{}: {}", r.name(), r.rate()));
-        let _ = writeln!(
-            out,
-            "<circle cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"4\" fill=\"{colour}\" fill-opacity=\".75\"><title>{title}</title></circle>"
-        );
-    }
-    *out += "<text x=\"380\" y=\"340\" text-anchor=\"middle\">operations a byte</text>\
-             <text transform=\"translate(14 160)rotate(-90)\" text-anchor=\"middle\">GFLOP/s</text></svg>\n";
+    out
 }
 
 fn bars(runs: &[Run], out: &mut String) {
@@ -235,44 +237,36 @@ fn bars(runs: &[Run], out: &mut String) {
             names.push(name);
         }
     }
-    let step = 15 * runs.len() + 9;
-    // Bars begin behind the longest name, seven units a letter.
-    let left = 24 + 7 * names.iter().map(String::len).max().unwrap_or(0);
-    let _ = writeln!(out, "<svg viewBox=\"0 0 {} {}\" role=\"img\">", left + 640, names.len() * step + 24);
-    for percent in [0, 25, 50, 75, 100] {
-        let at = left + percent * 3;
-        let bottom = names.len() * step + 8;
-        let _ = write!(
-            out,
-            "<path d=\"M{at} 4V{bottom}\" stroke=\"#e5e5e5\"/><text x=\"{at}\" y=\"{}\" text-anchor=\"middle\">{percent}%</text>",
-            bottom + 14
-        );
-    }
-    for (i, name) in names.iter().enumerate() {
-        let top = 8 + i * step;
-        let _ = writeln!(
-            out,
-            "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>",
-            left - 8,
-            top + 11,
-            escape(name)
-        );
-        for (j, (run, colour)) in runs.iter().zip(COLOURS.iter().cycle()).enumerate() {
+    *out += "<table class=\"bars\"><tr><th>kernel</th><th></th><th>median ms</th><th>rate</th><th>of ceiling</th></tr>\n";
+    for name in &names {
+        let mut head = (" class=\"first\"", name.as_str());
+        for (run, colour) in runs.iter().zip(COLOURS.iter().cycle()) {
             let Some(r) = run.records.iter().find(|r| r.name() == *name) else { continue };
-            let y = top + 15 * j;
-            let width = 300.0 * r.fraction.unwrap_or(0.0).min(1.0);
-            let label = match r.fraction {
-                Some(_) => format!("{} ms, {}, {}", digits(r.median_ms), r.rate(), r.share()),
-                None => format!("{} ms, {}", digits(r.median_ms), r.rate()),
-            };
-            let text = left as f64 + 6.0 + width;
+            let (class, name) = std::mem::take(&mut head);
+            let width = 100.0 * r.fraction.unwrap_or(0.0).min(1.0);
             let _ = writeln!(
                 out,
-                "<rect x=\"{left}\" y=\"{y}\" width=\"{width:.1}\" height=\"12\" fill=\"{colour}\"/><text x=\"{text:.1}\" y=\"{}\">{}</text>",
-                y + 10,
-                escape(&label)
+                "<tr{class}><td>{}</td><td><b style=\"width:{width:.1}%;background:{}\"></b></td><td>{}</td><td>{}</td><td>{}</td></tr>",
+                escape(name),
+                hex(colour),
+                digits(r.median_ms),
+                escape(&r.rate()),
+                escape(&r.share())
             );
         }
     }
-    *out += "</svg>\n";
+    *out += "</table>\n";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_circle_has_its_title() {
+        let svg = "<svg>\n<circle cx=\"1\"/>\n<circle cx=\"2\"/>\n<text>a</text></svg>";
+        let want = "<svg>\n<circle cx=\"1\"><title>a &lt; b</title></circle>\n\
+            <circle cx=\"2\"><title>c</title></circle>\n<text>a</text></svg>";
+        assert_eq!(titled(svg, ["a < b", "c"].into_iter().map(str::to_string)), want);
+    }
 }

@@ -3,9 +3,10 @@
 use super::{Ceilings, Row, Stats};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use serde::{Deserialize, Serialize};
 
 /// Where a run took place.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Host {
     /// The adapter's name.
     pub adapter: String,
@@ -22,8 +23,10 @@ pub struct Host {
     /// The machine's processors.
     pub cores: usize,
     /// The class of devices whose kernels ran ([`DeviceClass::name`](crate::gpu::DeviceClass::name)); empty in lines that are older.
+    #[serde(default)]
     pub class: String,
     /// Whether kernels or numbers of the class were as `tiebeam tune` measured them.
+    #[serde(default)]
     pub tuned: bool,
 }
 
@@ -71,7 +74,7 @@ impl Host {
 }
 
 /// One row's result.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// The op.
     pub family: String,
@@ -96,14 +99,17 @@ pub struct Record {
     /// See `bytes`.
     pub flops: f64,
     /// Whether operands are f16.
+    #[serde(default)]
     pub half: bool,
     /// See `bytes`.
     pub ops: u64,
     /// The kernel chosen and its constants, where there is a choice.
+    #[serde(default)]
     pub constants: String,
     /// Which ceiling the row is held against.
     pub ceiling: String,
     /// The least time that the ceiling allows over the median.
+    #[serde(skip_deserializing)]
     pub fraction: Option<f64>,
 }
 
@@ -192,7 +198,7 @@ pub(super) fn digits(ms: f64) -> String {
 }
 
 /// A row without a time.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Failed {
     /// The op.
     pub family: String,

@@ -68,7 +68,7 @@ pub(super) fn to_integer<T: TryFrom<i128>>(dtype: FileDType, bytes: &[u8]) -> Re
         bytes.as_chunks().0.iter().enumerate().map(one).collect()
     }
     match dtype {
-        FileDType::BOOL => match bytes.iter().position(|&b| b > 1) {
+        FileDType::Bool => match bytes.iter().position(|&b| b > 1) {
             Some(i) => Err(format!("element {i} is byte {}, no BOOL", bytes[i])),
             None => fit(bytes, |[b]| b.into()),
         },
@@ -140,8 +140,8 @@ mod tests {
         assert!(to_integer::<i32>(FileDType::I64, &bytes).unwrap_err().contains("element 2 is 4294967296"));
         assert_eq!(to_integer::<i32>(FileDType::I8, &[255, 3]), Ok(vec![-1, 3]));
         assert!(to_integer::<u32>(FileDType::U64, &u64::MAX.to_le_bytes()).is_err());
-        assert_eq!(to_integer::<u32>(FileDType::BOOL, &[0, 1]), Ok(vec![0, 1]));
-        assert!(to_integer::<u32>(FileDType::BOOL, &[2]).is_err());
+        assert_eq!(to_integer::<u32>(FileDType::Bool, &[0, 1]), Ok(vec![0, 1]));
+        assert!(to_integer::<u32>(FileDType::Bool, &[2]).is_err());
         assert!(to_integer::<u32>(FileDType::F32, &[0; 4]).is_err());
     }
 }

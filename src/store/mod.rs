@@ -11,6 +11,7 @@
 
 mod bytes;
 mod checkpoint;
+mod dtype;
 mod file;
 pub mod gguf;
 mod header;
@@ -19,9 +20,9 @@ mod weights;
 
 pub use bytes::bf16_bytes;
 pub use checkpoint::{Checkpoint, load_checkpoint, load_tensors, save_checkpoint, save_tensors};
+pub use dtype::FileDType;
 pub(crate) use file::nearest;
 pub use file::{File, Info};
-pub use safetensors::Dtype as FileDType;
 pub use save::{Entry, save};
 pub(crate) use weights::INDEX;
 pub use weights::{Shards, Weights};

@@ -132,7 +132,7 @@ fn layout<'a>(
     path: &Path,
     tensors: impl IntoIterator<Item = Entry<'a>>,
     metadata: &BTreeMap<String, String>,
-) -> Result<(String, Vec<Entry<'a>>)> {
+) -> Result<(Vec<u8>, Vec<Entry<'a>>)> {
     let mut tensors: Vec<_> = tensors.into_iter().collect();
     tensors.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
     let mut names: Vec<_> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
@@ -156,7 +156,7 @@ fn layout<'a>(
         ranges.push(start..end);
     }
     let infos = tensors.iter().zip(ranges).map(|(t, range)| (t.name.as_str(), t.dtype, &t.shape[..], range));
-    let header = Header::write(metadata, infos);
+    let header = Header::write(metadata, infos).map_err(|e| Error::format(path, e.to_string()))?;
     if header.len() as u64 > MAX_BYTES {
         return Err(Error::format(
             path,
@@ -167,11 +167,11 @@ fn layout<'a>(
 }
 
 /// Writes header and tensors to `out`. `path` is only used in error messages.
-fn write(path: &Path, out: impl Write, header: &str, tensors: Vec<Entry<'_>>) -> Result<()> {
+fn write(path: &Path, out: impl Write, header: &[u8], tensors: Vec<Entry<'_>>) -> Result<()> {
     let failed = |e: io::Error| Error::io(path, e);
     let mut out = BufWriter::with_capacity(1 << 20, out);
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed)?;
-    out.write_all(header.as_bytes()).map_err(failed)?;
+    out.write_all(header).map_err(failed)?;
     for tensor in tensors {
         let need = tensor.len();
         let bytes = match tensor.data {
@@ -262,7 +262,8 @@ mod tests {
         ];
         let notes = [("k".to_string(), "\u{1} é \u{7f} \"\\/".to_string())];
         let view = |(name, dtype, shape): &(&'static str, FileDType, Vec<usize>)| {
-            (*name, TensorView::new(*dtype, shape.clone(), &data).unwrap())
+            let dtype = serde_json::from_value(dtype.to_string().into()).unwrap();
+            (*name, TensorView::new(dtype, shape.clone(), &data).unwrap())
         };
         let reference = safetensors::serialize(tensors.iter().map(view), Some(notes.clone().into())).unwrap();
         save(&path, tensors.iter().map(|(n, d, s)| Entry::bytes(*n, *d, s, &data[..])), &notes.into())

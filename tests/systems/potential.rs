@@ -6,7 +6,7 @@ use crate::support::gpu;
 use std::sync::OnceLock;
 use tiebeam::geometry::dynamics::Verlet;
 use tiebeam::geometry::elements::{atomic_number, mass, symbol};
-use tiebeam::geometry::vectors::{Mat3, Vec3, determinant, rotation, times, times_transposed};
+use tiebeam::geometry::vectors::{DMat3, DVec3, Vec3, rotation, turned};
 use tiebeam::geometry::xyz::{self, Frame};
 use tiebeam::geometry::{Atoms, Calculator, Cell, Grid, Ponita, PonitaConfig, Potential};
 use tiebeam::nn::Parameters;
@@ -200,18 +200,16 @@ fn rotations_average_what_a_rotation_changes() {
     // The effect of rotating the input: the root mean square change over several rotations, of energies and of forces rotated
     // back.
     let mut rng = Rng::new(11);
-    let turns: Vec<Mat3> = (0..8).map(|_| rotation(&mut rng)).collect();
+    let turns: Vec<DMat3> = (0..8).map(|_| rotation(&mut rng)).collect();
     let change = |count: usize| {
         let calculator = average(count);
         let plain = found(&calculator, &frame.positions);
         let (mut energy, mut force) = (0.0f64, 0.0f64);
         for r in &turns {
-            let turned: Vec<Vec3> = frame.positions.iter().map(|&x| times(r, x)).collect();
-            let found = found(&calculator, &turned);
+            let found = found(&calculator, &turned(r, &frame.positions));
             energy += (found.energy - plain.energy).powi(2);
             for (f, want) in found.forces.iter().zip(&plain.forces) {
-                let back = times_transposed(r, *f);
-                force += (0..3).map(|k| (back[k] - want[k]).powi(2)).sum::<f64>();
+                force += (r.transpose() * DVec3::from(*f)).distance_squared(DVec3::from(*want));
             }
         }
         [energy.sqrt(), force.sqrt()]
@@ -280,7 +278,7 @@ fn pair(cell: Cell) -> (Frame, Cell) {
 
 fn stress_is_a_derivative(calculator: &Calculator) {
     let (frame, cell) = pair(crystal().1);
-    let volume = determinant(&cell.vectors);
+    let volume = DMat3::from_cols_array_2d(&cell.vectors).determinant();
     let found = calculator.energy_forces(&frame.positions, &frame.species, Some(cell)).expect("finite");
     let stress = found.stress.expect("periodic along all");
     let step = 1e-3;

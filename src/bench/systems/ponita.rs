@@ -4,6 +4,7 @@ use super::normal;
 use crate::bench::{Check, Entry, Row};
 use crate::dtype::DType;
 use crate::error::Result;
+use crate::geometry::vectors::DVec3;
 use crate::geometry::{Graph, Grid, Ponita, PonitaConfig};
 use crate::ops::elementwise::unary::erf64;
 use crate::rng::Rng;
@@ -110,7 +111,8 @@ fn linear(x: &[f64], w: &[f64], b: Option<&[f64]>) -> Vec<f64> {
 
 impl Host {
     fn new(net: &Ponita, positions: &[f32], h: &[f32]) -> Result<Host> {
-        let (points, o) = (positions.len() / 3, net.grid.vectors());
+        let points = positions.len() / 3;
+        let o: Vec<DVec3> = net.grid.vectors().iter().map(|&v| v.into()).collect();
         let layer = &net.layers[0];
         let missing = || crate::error::Error::config("ponita: the benchmark's grids have orientations");
         let kernel_of = |basis: &crate::geometry::Basis, kernel: &Tensor| -> Result<_> {
@@ -128,17 +130,14 @@ impl Host {
                 linear(&z, &kernel, None)
             })
         };
-        let dot = |a: &[f64; 3], b: &[f64; 3]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
         let kernel = kernel_of(&net.basis, &layer.conv.kernel)?;
-        let place = |i: usize| [0, 1, 2].map(|k| positions[3 * i + k] as f64);
+        let place = |i: usize| DVec3::from([0, 1, 2].map(|k| positions[3 * i + k] as f64));
         let mut spatial = Vec::with_capacity(points * points * o.len() * WIDTH);
         for (to, from) in (0..points).flat_map(|to| (0..points).map(move |from| (to, from))) {
-            let (a, b) = (place(to), place(from));
-            let d = [0, 1, 2].map(|k| b[k] - a[k]);
-            for o in o {
-                let along = dot(&d, o);
-                let across = [0, 1, 2].map(|k| d[k] - along * o[k]);
-                let values = kernel(&[along, dot(&across, &across).sqrt()]);
+            let d = place(from) - place(to);
+            for &o in &o {
+                let along = d.dot(o);
+                let values = kernel(&[along, (d - along * o).length()]);
                 spatial.extend(values.into_iter().map(|v| if to == from { 0.0 } else { v }));
             }
         }
@@ -146,7 +145,7 @@ impl Host {
             net.fiber_basis.as_ref().zip(layer.conv.fiber_kernel.as_ref()).ok_or_else(missing)?;
         let kernel = kernel_of(basis, kernel)?;
         let fiber = o.iter().flat_map(|to| o.iter().map(move |from| (to, from)));
-        let fiber = fiber.flat_map(|(to, from)| kernel(&[dot(to, from)])).collect();
+        let fiber = fiber.flat_map(|(to, from)| kernel(&[to.dot(*from)])).collect();
         let [[gain, shift], [w1, b1], [w2, b2]] = [&layer.norm, &layer.linear1, &layer.linear2];
         Ok(Host {
             points,

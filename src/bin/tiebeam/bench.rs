@@ -304,7 +304,8 @@ fn compare(
         }
     }
     if let Some(html) = html {
-        write(html, &page(&runs))?;
+        let text = page(&runs).map_err(|message| Error::io(html, std::io::Error::other(message)))?;
+        write(html, &text)?;
     }
     let Some(readme) = readme else { return Ok(()) };
     let fault = |message: String| Error::io(readme, std::io::Error::other(message));

@@ -4,9 +4,7 @@ use super::potential::{Atoms, Potential};
 use super::xyz::Frame;
 use crate::error::{Error, Result};
 use crate::geometry::space::neighbours::Cell;
-use crate::geometry::space::vectors::{
-    Mat3, Vec3, determinant, rotation, times, times_transposed, transposed,
-};
+use crate::geometry::space::vectors::{DMat3, DVec3, Mat3, Vec3, rotation, turned};
 use crate::gpu::Gpu;
 use crate::rng::Rng;
 use std::path::Path;
@@ -123,9 +121,8 @@ impl Calculator {
         let mut rng = Rng::new(SEED);
         for _ in 1..self.rotations {
             let r = rotation(&mut rng);
-            let turned: Vec<Vec3> = positions.iter().map(|&x| times(&r, x)).collect();
-            let cell = cell.map(|cell| Cell { vectors: cell.vectors.map(|v| times(&r, v)), ..cell });
-            mean.add(&self.evaluated(&turned, species, cell)?, &r);
+            let cell = cell.map(|cell| cell.turned(&r));
+            mean.add(&self.evaluated(&turned(&r, positions), species, cell)?, &r);
         }
         mean.scale(1.0 / self.rotations as f64);
         Ok(mean)
@@ -137,8 +134,9 @@ impl Calculator {
             return Ok(Properties { stress, ..Properties::default() });
         }
         let Potential { net, scale, .. } = &self.potential;
-        let volume =
-            cell.filter(|cell| cell.periodic == [true; 3]).map(|cell| determinant(&cell.vectors).abs());
+        let volume = cell
+            .filter(|cell| cell.periodic == [true; 3])
+            .map(|cell| DMat3::from_cols_array_2d(&cell.vectors).determinant().abs());
         let (graph, input) = self.potential.graph(&[Atoms { positions, species, cell }])?;
         let graph = if volume.is_some() { graph.strained() } else { graph };
         let found = net.energy_forces(&graph, &input)?;
@@ -180,19 +178,18 @@ impl Calculator {
 
 impl Properties {
     /// Adds the results for atoms that `r` has rotated.
-    fn add(&mut self, found: &Properties, r: &Mat3) {
+    fn add(&mut self, found: &Properties, r: &DMat3) {
+        let back = r.transpose();
         self.energy += found.energy;
         self.atom_energies.iter_mut().zip(&found.atom_energies).for_each(|(sum, e)| *sum += e);
         for (sum, f) in self.forces.iter_mut().zip(&found.forces) {
-            let back = times_transposed(r, *f);
-            (0..3).for_each(|k| sum[k] += back[k]);
+            *sum = (DVec3::from(*sum) + back * DVec3::from(*f)).into();
         }
         if let Some((sum, stress)) = self.stress.as_mut().zip(found.stress) {
             // R^T s R: R is applied along rows, then along columns. The average with the transpose makes it symmetric to
             // the last bit.
-            let half: Mat3 = stress.map(|row| times_transposed(r, row));
-            let back: Mat3 = transposed(&half).map(|row| times_transposed(r, row));
-            (0..9).for_each(|i| sum[i / 3][i % 3] += 0.5 * (back[i / 3][i % 3] + back[i % 3][i / 3]));
+            let s = back * DMat3::from_cols_array_2d(&stress) * *r;
+            *sum = (DMat3::from_cols_array_2d(sum) + 0.5 * (s + s.transpose())).to_cols_array_2d();
         }
     }
 

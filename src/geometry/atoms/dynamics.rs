@@ -2,7 +2,7 @@
 
 use super::elements::mass;
 use crate::error::{Error, Result};
-use crate::geometry::space::vectors::{Vec3, dot};
+use crate::geometry::space::vectors::{DVec3, Vec3};
 use crate::rng::Rng;
 
 /// Acceleration in angstrom per fs^2 of one dalton under one eV per angstrom.
@@ -60,10 +60,11 @@ impl Verlet {
             *v = std::array::from_fn(|k| spread * z[k] as f64);
         }
         let total: f64 = self.masses.iter().sum();
-        let momentum =
-            |k: usize| self.velocities.iter().zip(&self.masses).map(|(v, m)| m * v[k]).sum::<f64>();
-        let drift: Vec3 = std::array::from_fn(|k| if total > 0.0 { momentum(k) / total } else { 0.0 });
-        self.velocities.iter_mut().for_each(|v| (0..3).for_each(|k| v[k] -= drift[k]));
+        if total > 0.0 {
+            let momenta = self.velocities.iter().zip(&self.masses).map(|(v, m)| *m * DVec3::from(*v));
+            let drift = momenta.sum::<DVec3>() / total;
+            self.velocities.iter_mut().for_each(|v| *v = (DVec3::from(*v) - drift).into());
+        }
     }
 
     /// Advances by `dt` fs. If there is an error, nothing changes.
@@ -73,7 +74,7 @@ impl Verlet {
     pub fn step(&mut self, dt: f64, field: impl FnOnce(&[Vec3]) -> Result<(f64, Vec<Vec3>)>) -> Result<()> {
         let mut velocities = self.velocities.clone();
         self.kick(&mut velocities, &self.forces, 0.5 * dt);
-        let moved = |(x, v): (&Vec3, &Vec3)| std::array::from_fn(|k| x[k] + dt * v[k]);
+        let moved = |(x, v): (&Vec3, &Vec3)| (DVec3::from(*x) + dt * DVec3::from(*v)).into();
         let positions: Vec<Vec3> = self.positions.iter().zip(&velocities).map(moved).collect();
         let (potential, forces) = field(&positions)?;
         if !potential.is_finite() || forces.iter().flatten().any(|f| !f.is_finite()) {
@@ -88,13 +89,13 @@ impl Verlet {
 
     fn kick(&self, velocities: &mut [Vec3], forces: &[Vec3], dt: f64) {
         for ((v, f), m) in velocities.iter_mut().zip(forces).zip(&self.masses) {
-            (0..3).for_each(|k| v[k] += dt * ACCELERATION * f[k] / m);
+            *v = (DVec3::from(*v) + dt * ACCELERATION * DVec3::from(*f) / *m).into();
         }
     }
 
     /// Kinetic energy, in eV.
     pub fn kinetic(&self) -> f64 {
-        let one = |(v, m): (&Vec3, &f64)| 0.5 * m * dot(*v, *v) / ACCELERATION;
+        let one = |(v, m): (&Vec3, &f64)| 0.5 * m * DVec3::from(*v).length_squared() / ACCELERATION;
         self.velocities.iter().zip(&self.masses).map(one).sum()
     }
 

@@ -1,5 +1,6 @@
 //! Charged particles in free space: the simulation behind the N-body benchmark, in f64 on the host.
 
+use crate::geometry::space::vectors::{DVec3, Vec3};
 use crate::rng::Rng;
 
 /// One system of charged particles.
@@ -12,9 +13,9 @@ pub struct Nbody {
     /// Charges.
     pub charge: Vec<f64>,
     /// Positions.
-    pub position: Vec<[f64; 3]>,
+    pub position: Vec<Vec3>,
     /// Velocities.
-    pub velocity: Vec<[f64; 3]>,
+    pub velocity: Vec<Vec3>,
     /// Time of one step.
     pub dt: f64,
     /// Largest component of a force.
@@ -28,7 +29,7 @@ impl Nbody {
     /// # Panics
     /// When the three lists differ in length.
     #[track_caller]
-    pub fn new(charge: Vec<f64>, position: Vec<[f64; 3]>, velocity: Vec<[f64; 3]>) -> Nbody {
+    pub fn new(charge: Vec<f64>, position: Vec<Vec3>, velocity: Vec<Vec3>) -> Nbody {
         let n = charge.len();
         assert!(
             position.len() == n && velocity.len() == n,
@@ -48,11 +49,11 @@ impl Nbody {
         rng.fill_normal(&mut x);
         rng.fill_normal(&mut v);
         let spread = (particles as f64 / 5.0).cbrt();
-        let mut position: Vec<[f64; 3]> = triples(&x).map(|p| p.map(|x| x * spread)).collect();
-        let mut velocity: Vec<[f64; 3]> = triples(&v)
+        let mut position: Vec<Vec3> = triples(&x).map(|p| p.map(|x| x * spread)).collect();
+        let mut velocity: Vec<Vec3> = triples(&v)
             .map(|v| {
-                let length = v.iter().map(|x| x * x).sum::<f64>().sqrt().max(1e-12);
-                v.map(|x| 0.5 * x / length)
+                let v = DVec3::from(v);
+                (0.5 * v / v.length().max(1e-12)).into()
             })
             .collect();
         for (x, v) in position.iter_mut().flatten().zip(velocity.iter_mut().flatten()) {
@@ -80,11 +81,11 @@ impl Nbody {
 
     /// Returns the velocities right after the last update of the positions, before the forces there act. The benchmark
     /// records these.
-    pub fn recorded_velocity(&self) -> Vec<[f64; 3]> {
+    pub fn recorded_velocity(&self) -> Vec<Vec3> {
         if !self.started {
             return self.velocity.clone();
         }
-        let back = |(v, f): (&[f64; 3], [f64; 3])| std::array::from_fn(|k| v[k] - self.dt * f[k]);
+        let back = |(v, f): (&Vec3, Vec3)| (DVec3::from(*v) - self.dt * DVec3::from(f)).into();
         self.velocity.iter().zip(self.forces()).map(back).collect()
     }
 
@@ -96,19 +97,19 @@ impl Nbody {
     }
 
     /// Returns the clipped forces at the present positions.
-    pub fn forces(&self) -> Vec<[f64; 3]> {
+    pub fn forces(&self) -> Vec<Vec3> {
         let n = self.position.len();
         let one = |i: usize| {
-            let mut f = [0.0; 3];
+            let mut f = DVec3::ZERO;
             for j in (0..n).filter(|&j| j != i) {
-                let d: [f64; 3] = std::array::from_fn(|k| self.position[i][k] - self.position[j][k]);
-                let square: f64 = d.iter().map(|x| x * x).sum();
+                let d = DVec3::from(self.position[i]) - DVec3::from(self.position[j]);
+                let square = d.length_squared();
                 // Two particles in the same place exert no force on each other.
                 let scale =
                     if square > 0.0 { self.charge[i] * self.charge[j] / square.powf(1.5) } else { 0.0 };
-                (0..3).for_each(|k| f[k] += scale * d[k]);
+                f += scale * d;
             }
-            f.map(|x| x.clamp(-self.clip, self.clip))
+            f.to_array().map(|x| x.clamp(-self.clip, self.clip))
         };
         (0..n).map(one).collect()
     }

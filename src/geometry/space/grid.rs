@@ -1,6 +1,6 @@
 //! Grids of orientations: the points at which the sphere or the circle is sampled.
 
-use super::vectors::{Vec3, norm, unit};
+use super::vectors::{DVec3, Vec3};
 use crate::gpu::Gpu;
 use crate::tensor::Tensor;
 use std::f64::consts::{PI, TAU};
@@ -117,14 +117,14 @@ impl Grid {
             return Some(Grid::positions(dimension));
         }
         let vectors = vectors.chunks(dimension).map(|v| {
-            let v = [v[0] as f64, v[1] as f64, v.get(2).copied().unwrap_or(0.0) as f64];
-            (norm(v) > 0.0).then(|| unit(v))
+            let v = DVec3::new(v[0] as f64, v[1] as f64, v.get(2).copied().unwrap_or(0.0) as f64);
+            (v.length() > 0.0).then(|| unit(v))
         });
         Some(Grid { vectors: vectors.collect::<Option<_>>()?, dimension })
     }
 
     fn of(vectors: impl IntoIterator<Item = Vec3>) -> Grid {
-        Grid { vectors: vectors.into_iter().map(unit).collect(), dimension: 3 }
+        Grid { vectors: vectors.into_iter().map(|v| unit(v.into())).collect(), dimension: 3 }
     }
 
     /// Number of orientations; 1 for positions alone.
@@ -186,6 +186,12 @@ fn signs(v: Vec3) -> Vec<Vec3> {
     })
 }
 
+/// Scales `v` to length 1. It divides, where glam's `normalize` multiplies by the reciprocal of the length, so that each
+/// number is rounded once.
+fn unit(v: DVec3) -> Vec3 {
+    (v / v.length()).into()
+}
+
 /// Returns the three cyclic permutations of `v`, each with every choice of signs.
 fn turns(v: Vec3) -> Vec<Vec3> {
     let [x, y, z] = v;
@@ -195,7 +201,6 @@ fn turns(v: Vec3) -> Vec<Vec3> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::geometry::space::vectors::dot;
 
     /// The vertices of a regular polyhedron see each other under few different angles, and every vertex sees the same
     /// angles.
@@ -210,14 +215,15 @@ mod tests {
         ];
         for (grid, count, angles, antipodal) in grids {
             assert_eq!(grid.len(), count);
+            let dot = |v: &Vec3, w: &Vec3| DVec3::from(*v).dot(DVec3::from(*w));
             let seen = |v: &Vec3| {
                 let mut dots: Vec<i64> =
-                    grid.vectors().iter().map(|w| (dot(*v, *w) * 1e9).round() as i64).collect();
+                    grid.vectors().iter().map(|w| (dot(v, w) * 1e9).round() as i64).collect();
                 dots.sort_unstable();
                 dots
             };
             let first = seen(&grid.vectors()[0]);
-            assert!(grid.vectors().iter().all(|v| seen(v) == first && (dot(*v, *v) - 1.0).abs() < 1e-12));
+            assert!(grid.vectors().iter().all(|v| seen(v) == first && (dot(v, v) - 1.0).abs() < 1e-12));
             let mut distinct = first;
             distinct.dedup();
             assert_eq!(distinct.len(), angles, "{count} vertices");

@@ -1,7 +1,7 @@
 //! The neighbours of points: those within a radius, or the nearest, with periodic images.
 
 use super::graph::{Graph, batch_of, checked};
-use super::vectors::{Mat3, Vec3, cross, determinant, dot, norm, times, times_transposed, unit};
+use super::vectors::{DMat3, DVec3, Mat3, Vec3};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::ops::points::neighbours::{Cells, Found};
@@ -20,6 +20,11 @@ impl Cell {
     pub fn cuboid(sides: [f64; 3]) -> Cell {
         let [x, y, z] = sides;
         Cell { vectors: [[x, 0.0, 0.0], [0.0, y, 0.0], [0.0, 0.0, z]], periodic: [true; 3] }
+    }
+
+    /// The cell whose vectors are those of this one times `m`.
+    pub fn turned(self, m: &DMat3) -> Cell {
+        Cell { vectors: self.vectors.map(|v| (m * DVec3::from(v)).into()), ..self }
     }
 }
 
@@ -43,42 +48,39 @@ const MOST_IMAGES: f64 = 500.0;
 
 /// The axes of one graph: three independent vectors, their inverse, and which of them are periodic.
 struct Frame {
-    vectors: Mat3,
-    /// `fraction[i] = x . inverse[i]`
-    inverse: Mat3,
+    /// Columns are the vectors: `x = vectors fraction`.
+    vectors: DMat3,
+    /// `fraction = inverse x`
+    inverse: DMat3,
     periodic: [bool; 3],
 }
 
 impl Frame {
     fn new(cell: Option<Cell>) -> Result<Frame> {
         let cell = cell.unwrap_or(Cell { vectors: [[0.0; 3]; 3], periodic: [false; 3] });
-        let (mut v, periodic) = (cell.vectors, cell.periodic);
-        if v.iter().flatten().any(|x| !x.is_finite()) {
-            return Err(Error::config(format!("neighbours: the cell {v:?} is not finite")));
+        let (mut v, periodic) = (cell.vectors.map(DVec3::from), cell.periodic);
+        if v.iter().any(|v| !v.is_finite()) {
+            return Err(Error::config(format!("neighbours: the cell {:?} is not finite", cell.vectors)));
         }
         // An axis that is not periodic may have any direction that the others leave free: it becomes a unit vector at
         // right angles to them.
         for i in (0..3).filter(|&i| !periodic[i]) {
             let (a, b) = (v[(i + 1) % 3], v[(i + 2) % 3]);
-            let known: Vec<Vec3> = [(i + 1) % 3, (i + 2) % 3]
+            let known: Vec<DVec3> = [(i + 1) % 3, (i + 2) % 3]
                 .into_iter()
                 .filter(|&j| periodic[j] || j < i)
                 .map(|j| v[j])
                 .collect();
             let free = match known[..] {
-                [_, _] => cross(a, b),
-                [one] => {
-                    let least = (0..3).min_by(|&p, &q| one[p].abs().total_cmp(&one[q].abs())).unwrap_or(0);
-                    let mut axis = [0.0; 3];
-                    axis[least] = 1.0;
-                    cross(one, axis)
-                }
-                _ => [1.0, 0.0, 0.0],
+                [_, _] => a.cross(b),
+                [one] => one.any_orthogonal_vector(),
+                _ => DVec3::X,
             };
-            v[i] = if norm(free) > 0.0 { unit(free) } else { free };
+            v[i] = if free.length() > 0.0 { free / free.length() } else { free };
         }
-        let volume = determinant(&v);
-        let lengths = v.map(norm);
+        let vectors = DMat3::from_cols_array_2d(&v.map(Vec3::from));
+        let volume = vectors.determinant();
+        let lengths = v.map(DVec3::length);
         // The bound is relative to a box with the same sides, so it does not depend on the unit of length.
         if volume.abs() <= 1e-9 * lengths.iter().product::<f64>() || volume == 0.0 {
             return Err(Error::config(format!(
@@ -86,8 +88,15 @@ impl Frame {
                 cell.vectors
             )));
         }
-        let inverse = [0, 1, 2].map(|i| cross(v[(i + 1) % 3], v[(i + 2) % 3]).map(|x| x / volume));
-        Ok(Frame { vectors: v, inverse, periodic })
+        // Divided by the volume, not multiplied by its reciprocal as glam's inverse is: rounded once, which keeps points on a
+        // side of the cell where they are.
+        let [a, b, c] = [0, 1, 2].map(|i| v[(i + 1) % 3].cross(v[(i + 2) % 3]) / volume);
+        Ok(Frame { vectors, inverse: DMat3::from_cols(a, b, c).transpose(), periodic })
+    }
+
+    /// By how many periods a point with these fractions is moved into the cell.
+    fn down(&self, fractions: DVec3) -> DVec3 {
+        DVec3::select(self.periodic.into(), fractions.floor(), DVec3::ZERO)
     }
 }
 
@@ -99,12 +108,8 @@ impl Cell {
     pub(in crate::geometry) fn wrapped(self, positions: &[Vec3]) -> Result<Vec<Vec3>> {
         let frame = Frame::new(Some(self))?;
         let one = |x: &Vec3| {
-            let down: Vec3 = std::array::from_fn(|i| match frame.periodic[i] {
-                true => dot(*x, frame.inverse[i]).floor(),
-                false => 0.0,
-            });
-            let shift = times_transposed(&frame.vectors, down);
-            std::array::from_fn(|k| x[k] - shift[k])
+            let x = DVec3::from(*x);
+            (x - frame.vectors * frame.down(frame.inverse * x)).into()
         };
         let all: Vec<Vec3> = positions.iter().map(one).collect();
         match positions.iter().flatten().all(|x| x.is_finite()) {
@@ -119,9 +124,9 @@ struct Prepared {
     frames: Vec<Frame>,
     batch: Vec<u32>,
     sizes: Vec<usize>,
-    positions: Vec<Vec3>,
+    positions: Vec<DVec3>,
     /// The points in units of the frame's vectors, moved into the cell along periodic axes.
-    fractions: Vec<Vec3>,
+    fractions: Vec<DVec3>,
     /// The number of periods by which each point was moved.
     moves: Vec<[i64; 3]>,
 }
@@ -140,27 +145,28 @@ impl Prepared {
             .map(|g| Frame::new(of.cells.get(g).copied().flatten()))
             .collect::<Result<_>>()?;
         let leaves_plane =
-            |frame: &Frame| (0..3).any(|i| frame.periodic[i] && (i == 2 || frame.vectors[i][2] != 0.0));
+            |frame: &Frame| (0..3).any(|i| frame.periodic[i] && (i == 2 || frame.vectors.col(i).z != 0.0));
         if of.dimension == 2 && frames.iter().any(leaves_plane) {
             return Err(Error::config(
                 "neighbours: points of the plane in a cell that is periodic out of it; make the third vector not periodic",
             ));
         }
         let points = of.positions.chunks(of.dimension);
-        let positions: Vec<Vec3> =
-            points.map(|p| [p[0] as f64, p[1] as f64, p.get(2).map_or(0.0, |&z| z as f64)]).collect();
+        let positions: Vec<DVec3> = points
+            .map(|p| DVec3::new(p[0] as f64, p[1] as f64, p.get(2).map_or(0.0, |&z| z as f64)))
+            .collect();
         let (mut fractions, mut moves) = (Vec::with_capacity(nodes), Vec::with_capacity(nodes));
         for (x, &g) in positions.iter().zip(&batch) {
             let frame = &frames[g as usize];
-            let s = times(&frame.inverse, *x);
-            let down: Vec3 = std::array::from_fn(|i| if frame.periodic[i] { s[i].floor() } else { 0.0 });
-            if down.iter().any(|x| x.abs() > 1e9) {
+            let s = frame.inverse * x;
+            let down = frame.down(s);
+            if down.abs().max_element() > 1e9 {
                 return Err(Error::config(
                     "neighbours: a position is more than 1e9 periods away; wrap it into the cell",
                 ));
             }
-            fractions.push(std::array::from_fn(|i| s[i] - down[i]));
-            moves.push(down.map(|x| x as i64));
+            fractions.push(s - down);
+            moves.push(down.as_i64vec3().to_array());
         }
         Ok(Prepared { frames, batch, sizes: of.sizes.to_vec(), positions, fractions, moves })
     }
@@ -181,7 +187,7 @@ impl Prepared {
             let low = bounds.map(|b| b[0]);
             let span = bounds.map(|b| b[1] - b[0]);
             // The distances between opposite faces.
-            let height: Vec3 = std::array::from_fn(|i| span[i] / norm(frame.inverse[i]));
+            let height: Vec3 = std::array::from_fn(|i| span[i] / frame.inverse.row(i).length());
             let most = (4.0 * size as f64 + 64.0).cbrt().ceil();
             let counts = height.map(|h| (h / radius).floor().clamp(1.0, most));
             let reach: Vec3 = std::array::from_fn(|i| match frame.periodic[i] {
@@ -198,7 +204,7 @@ impl Prepared {
                 )));
             }
             let n = counts.map(|c| c as usize);
-            let place = |s: &Vec3| -> [usize; 3] {
+            let place = |s: &DVec3| -> [usize; 3] {
                 std::array::from_fn(|i| {
                     let at = (s[i] - low[i]) / span[i].max(f64::MIN_POSITIVE) * counts[i];
                     (at.max(0.0) as usize).min(n[i] - 1)
@@ -211,15 +217,15 @@ impl Prepared {
             let reach = if asked(g) { reach } else { [0.0; 3] };
             all.grids.extend(reach.map(|r| r as u32).into_iter().chain([periodic]));
             let graph = all.lattice.len() as u32 / 12;
-            for v in &frame.vectors {
+            for v in frame.vectors.to_cols_array_2d() {
                 all.lattice.extend(v.map(|x| x as f32).into_iter().chain([0.0]));
             }
             // Positions are relative to the lowest corner, so that f32 keeps its digits wherever the cloud is.
-            let corner = times_transposed(&frame.vectors, low);
+            let corner = frame.vectors * DVec3::from(low);
             let mut lists = vec![Vec::new(); n.iter().product()];
             for (i, s) in own.zip(fractions) {
-                let (c, x) = (place(s), times_transposed(&frame.vectors, *s));
-                all.points.extend((0..3).map(|k| (x[k] - corner[k]) as f32).chain([0.0]));
+                let (c, x) = (place(s), frame.vectors * s - corner);
+                all.points.extend((0..3).map(|k| x[k] as f32).chain([0.0]));
                 all.places.extend(c.map(|c| c as u32).into_iter().chain([graph]));
                 lists[(c[2] * n[1] + c[1]) * n[0] + c[0]].push(i as u32);
             }
@@ -237,13 +243,13 @@ impl Prepared {
         std::array::from_fn(|i| image[i] as i64 - self.moves[other][i] + self.moves[own][i])
     }
 
-    fn shift(&self, own: usize, image: [i64; 3]) -> Vec3 {
-        times_transposed(&self.frames[self.batch[own] as usize].vectors, image.map(|n| n as f64))
+    fn shift(&self, own: usize, image: [i64; 3]) -> DVec3 {
+        self.frames[self.batch[own] as usize].vectors * DVec3::from(image.map(|n| n as f64))
     }
 }
 
 /// Returns the lowest and the highest coordinate of the points along one axis.
-fn extent(points: &[Vec3], axis: usize) -> [f64; 2] {
+fn extent(points: &[DVec3], axis: usize) -> [f64; 2] {
     let Some(first) = points.first() else { return [0.0; 2] };
     points.iter().fold([first[axis]; 2], |b, s| [b[0].min(s[axis]), b[1].max(s[axis])])
 }
@@ -260,7 +266,7 @@ impl List {
     fn push(&mut self, of: &Prepared, own: usize, other: u32, image: [i64; 3], dimension: usize) {
         self.sources.push(other);
         self.destinations.push(own as u32);
-        self.shifts.extend(of.shift(own, image)[..dimension].iter().map(|&x| x as f32));
+        self.shifts.extend(of.shift(own, image).to_array()[..dimension].iter().map(|&x| x as f32));
     }
 
     fn graph(self, gpu: &Gpu, of: &Clouds, prepared: &Prepared) -> Result<Graph> {
@@ -347,8 +353,7 @@ impl Graph {
                         prepared.positions[own],
                         prepared.shift(own, image),
                     );
-                    let d: Vec3 = std::array::from_fn(|i| x[i] - y[i] + s[i]);
-                    dot(d, d)
+                    (x - y + s).length_squared()
                 };
                 let mut row: Vec<_> = row.into_iter().map(|edge| (far(&edge), edge)).collect();
                 row.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
@@ -380,7 +385,7 @@ impl Prepared {
             first += size;
             let side = |i: usize| {
                 let [low, high] = if frame.periodic[i] { [0.0, 1.0] } else { extent(own, i) };
-                (high - low) / norm(frame.inverse[i])
+                (high - low) / frame.inverse.row(i).length()
             };
             let sides = [0, 1, 2].map(side);
             let longest = sides.iter().copied().fold(0.0, f64::max);

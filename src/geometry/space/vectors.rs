@@ -1,7 +1,21 @@
 //! Vectors and matrices of space, in f64 on the host.
+//!
+//! Positions, forces and cells are plain arrays, as files and C hand them over; `glam` computes with them. Its vectors
+//! convert from and into arrays, at no cost:
+//!
+//! ```
+//! use tiebeam::Rng;
+//! use tiebeam::geometry::vectors::{DVec3, Vec3, rotation};
+//!
+//! let turn = rotation(&mut Rng::new(1));
+//! let position: Vec3 = [0.0, 3.0, 4.0];
+//! let turned: Vec3 = (turn * DVec3::from(position)).into();
+//! assert!((DVec3::from(turned).length() - 5.0).abs() < 1e-12);
+//! ```
 
 use crate::rng::Rng;
-use std::array::from_fn;
+
+pub use glam::{DMat3, DVec3};
 
 /// A vector in space.
 pub type Vec3 = [f64; 3];
@@ -9,67 +23,29 @@ pub type Vec3 = [f64; 3];
 /// A matrix as three rows.
 pub type Mat3 = [Vec3; 3];
 
-/// `a . b`
-pub fn dot(a: Vec3, b: Vec3) -> f64 {
-    a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
-}
-
-/// `a x b`
-pub fn cross(a: Vec3, b: Vec3) -> Vec3 {
-    [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]]
-}
-
-/// The length of `a`.
-pub fn norm(a: Vec3) -> f64 {
-    dot(a, a).sqrt()
-}
-
-/// `a` scaled to length 1. The result for the zero vector is not finite.
-pub fn unit(a: Vec3) -> Vec3 {
-    let length = norm(a);
-    a.map(|x| x / length)
-}
-
-/// `det m`: the volume that the rows span, negative if they are left-handed.
-pub fn determinant(m: &Mat3) -> f64 {
-    dot(m[0], cross(m[1], m[2]))
-}
-
-/// `m^T`
-pub fn transposed(m: &Mat3) -> Mat3 {
-    from_fn(|i| from_fn(|j| m[j][i]))
-}
-
-/// `m x`
-pub fn times(m: &Mat3, x: Vec3) -> Vec3 {
-    m.map(|row| dot(row, x))
-}
-
-/// `m^T x`: the sum of the rows of `m`, each times its number in `x`. This undoes `times` if `m` is orthogonal.
-pub fn times_transposed(m: &Mat3, x: Vec3) -> Vec3 {
-    from_fn(|k| x[0] * m[0][k] + x[1] * m[1][k] + x[2] * m[2][k])
+/// Returns `m x` for each of these vectors.
+pub fn turned(m: &DMat3, vectors: &[Vec3]) -> Vec<Vec3> {
+    vectors.iter().map(|&x| (m * DVec3::from(x)).into()).collect()
 }
 
 /// Draws a uniformly distributed orthogonal matrix. Two rows of normal draws are made orthonormal (Gram-Schmidt); the
 /// third is their cross product, with a random sign.
-pub fn orthogonal(rng: &mut Rng) -> Mat3 {
+pub fn orthogonal(rng: &mut Rng) -> DMat3 {
     let mut draws = [0.0f32; 10];
     rng.fill_normal(&mut draws);
-    let row = |i: usize| -> Vec3 { from_fn(|k| draws[3 * i + k] as f64) };
+    let [a, b] = [0, 3].map(|i| DVec3::from_array([0, 1, 2].map(|k| f64::from(draws[i + k]))));
     // A row of zeros, or one parallel to the other, must not cause a division by zero.
-    let unit = |a: Vec3| a.map(|x| x / norm(a).max(1e-30));
-    let a = unit(row(0));
-    let b = row(1);
-    let b = unit(from_fn(|k| b[k] - dot(a, b) * a[k]));
-    let sign = (draws[9] as f64).signum();
-    [a, b, cross(a, b).map(|x| sign * x)]
+    let unit = |a: DVec3| a / a.length().max(1e-30);
+    let a = unit(a);
+    let b = unit(b - a.dot(b) * a);
+    let sign = f64::from(draws[9]).signum();
+    DMat3::from_cols(a, b, sign * a.cross(b)).transpose()
 }
 
 /// Draws a uniformly distributed rotation: [`orthogonal`], times -1 if its determinant is -1.
-pub fn rotation(rng: &mut Rng) -> Mat3 {
+pub fn rotation(rng: &mut Rng) -> DMat3 {
     let m = orthogonal(rng);
-    let sign = determinant(&m).signum();
-    m.map(|row| row.map(|x| sign * x))
+    m.determinant().signum() * m
 }
 
 #[cfg(test)]
@@ -84,15 +60,9 @@ mod tests {
         let (mut sums, mut squares) = ([0.0; 9], [[0.0; 9]; 9]);
         for i in 0..count {
             let m = rotation(&mut rng);
-            for (a, b) in (0..3).flat_map(|a| (0..3).map(move |b| (a, b))) {
-                assert!((dot(m[a], m[b]) - (a == b) as u8 as f64).abs() < 1e-12, "draw {i}: {m:?}");
-            }
-            assert!((determinant(&m) - 1.0).abs() < 1e-12, "draw {i}: {m:?}");
-            let x = [0.3, -1.2, 0.7];
-            let back = times_transposed(&m, times(&m, x));
-            assert!((0..3).all(|k| (back[k] - x[k]).abs() < 1e-12), "draw {i}: {back:?}");
-            assert_eq!(times(&transposed(&m), x), times_transposed(&m, x));
-            let all = m.as_flattened();
+            assert!((m * m.transpose()).abs_diff_eq(DMat3::IDENTITY, 1e-12), "draw {i}: {m:?}");
+            assert!((m.determinant() - 1.0).abs() < 1e-12, "draw {i}: {m:?}");
+            let all = m.to_cols_array();
             for p in 0..9 {
                 sums[p] += all[p] / count as f64;
                 (0..9).for_each(|q| squares[p][q] += all[p] * all[q] / count as f64);
@@ -112,7 +82,7 @@ mod tests {
     #[test]
     fn reflections_are_half_of_the_orthogonal_matrices() {
         let mut rng = Rng::new(2);
-        let mirrored = (0..1000).filter(|_| determinant(&orthogonal(&mut rng)) < 0.0).count();
+        let mirrored = (0..1000).filter(|_| orthogonal(&mut rng).determinant() < 0.0).count();
         assert!((400..600).contains(&mirrored), "{mirrored} of 1000");
     }
 }

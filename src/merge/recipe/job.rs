@@ -50,7 +50,7 @@ impl Output {
 
     /// Size in the file, in bytes.
     pub fn bytes(&self) -> u64 {
-        (self.count() * self.dtype.bitsize() / 8) as u64
+        (self.count() * self.dtype.bits() / 8) as u64
     }
 
     /// All tensors that are read for this one.
@@ -277,7 +277,7 @@ impl Job {
         let fits = problems.is_empty();
         self.problems.append(&mut problems);
         let Some((_, shape, dtype)) = lead.filter(|_| fits) else { return Ok(None) };
-        if dtype.bitsize() < 8 || format!("{dtype}").starts_with("F8") {
+        if dtype.bits() < 8 || format!("{dtype}").starts_with("F8") {
             self.problems.push(format!(
                 "`{}` is {dtype}, which cannot be merged; convert the model first",
                 output.name
