@@ -5,8 +5,6 @@
 //! where elements are needed ([`Tensor::to_vec`], [`Tensor::check`]), by [`Tensor::backward`], by a step of an
 //! optimizer or a recorded [`Step`], and when a file is written. If the device itself fails, such as by losing a batch
 //! of work or a pipeline, the fault stays on the [`Gpu`] until [`Gpu::take_fault`], and every op is skipped until then.
-#![warn(missing_docs)]
-#![deny(unsafe_op_in_unsafe_fn)]
 // rustdoc follows wgpu's types all the way down to see which are Send and Sync.
 #![recursion_limit = "256"]
 

@@ -3,7 +3,7 @@
 //! A file for each kernel's WGSL, one for each of its entry points on the other targets, and `manifest.jsonl`, which says what each
 //! file is and which kernels a target cannot have.
 
-use super::{MOST_BUFFERS, Written, write_hlsl, write_spirv};
+use super::{MOST_BUFFERS, Written, lint, write_hlsl, write_spirv};
 use naga::back::{glsl, hlsl, spv};
 use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ModuleInfo};
@@ -86,7 +86,7 @@ impl Needs {
         Needs {
             matrices: first.contains("enable wgpu_cooperative_matrix;"),
             f16: first.contains("enable f16;"),
-            subgroups: text.contains("subgroup"),
+            subgroups: lint::code(text).any(|(_, line)| line.contains("subgroup")),
             buffers: used.count(),
         }
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 /// Returns the numbered lines of a text without comments.
-fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+pub fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.lines().enumerate().map(|(i, line)| (i + 1, line.split("//").next().unwrap_or("")))
 }
 
