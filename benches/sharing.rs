@@ -293,7 +293,7 @@ fn mixed(gpu: &Gpu) -> Result<Vec<Row>> {
     let grouped = || {
         // Rows are sorted by layer, three per layer, with one product per layer.
         no_grad(|| {
-            made.iter().enumerate().for_each(|(l, w)| x.slice(0, l * 3..l * 3 + 3).matmul(&w.t()).evaluate())
+            made.iter().enumerate().for_each(|(l, w)| x.slice(0, l * 3..l * 3 + 3).matmul(&w.t()).evaluate());
         });
         Ok(())
     };

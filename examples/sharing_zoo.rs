@@ -303,7 +303,7 @@ fn run(args: &Args) -> Result<()> {
             println!(
                 "{name} seed {seed}: validation {:.4}",
                 record["validation"].as_f64().unwrap_or(f64::NAN)
-            )
+            );
         });
         records.push(record);
         // The file is replaced after every run, so an interruption loses only the current run.

@@ -214,8 +214,8 @@ unsafe fn read_cell(cell: *const f64, periodic: *const u8) -> Result<Cell> {
     let cell = unsafe { list("cell", cell, 9)? };
     let periodic = match periodic.is_null() {
         true => [true; 3],
-        // SAFETY: the caller's promise.
         false => {
+            // SAFETY: the caller's promise.
             let flags = unsafe { list("periodic", periodic, 3)? };
             std::array::from_fn(|i| flags[i] != 0)
         }

@@ -84,9 +84,13 @@ fn width(text: &str) -> std::result::Result<u32, String> {
 
 /// The sizes of a run. Those that the user does not set are chosen so that the adapter takes about two minutes.
 pub struct Sizes {
+    /// The network.
     pub model: RecursiveConfig,
+    /// Sequences per step.
     pub batch: usize,
+    /// Training steps.
     pub steps: usize,
+    /// The highest learning rate.
     pub lr: f32,
 }
 

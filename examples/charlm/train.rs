@@ -53,7 +53,7 @@ pub fn run(args: &Args, sizes: &Sizes, gpu: &Gpu, text: &Text) -> Result<()> {
     let title =
         format!("{} bytes, width {}, depth {} ({})", text.train.len(), c.width, c.depth, gpu.adapter().name);
     let lines = Lines { unigram, bigram, validation };
-    plot::loss_curve(&picture, &run.losses, &lines, &title).map_err(|message| Error::config(message))?;
+    plot::loss_curve(&picture, &run.losses, &lines, &title).map_err(Error::config)?;
     println!("picture    {}", picture.display());
     println!("checkpoint {}", run.checkpoint().display());
     let sample = run.sample(b"\nfn ", 400)?;

@@ -163,7 +163,7 @@ fn make(path: &Path, systems: usize, seed: u64) -> Result<Split> {
             bar.inc(1);
         }
     };
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut made: Vec<(usize, [Vec<f32>; 4])> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
         workers.into_iter().flat_map(|w| w.join().expect("a simulation does not panic")).collect()

@@ -104,7 +104,7 @@ fn first_that_opens<T>(
         match without_panic(|| open(&features)) {
             Ok(opened) => return Ok((opened, features)),
             Err(why) => {
-                tracing::warn!(why, "the device does not open with cooperative matrices; without them")
+                tracing::warn!(why, "the device does not open with cooperative matrices; without them");
             }
         }
         features.retain(|&feature| feature != Feature::CooperativeMatrix);

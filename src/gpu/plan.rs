@@ -31,7 +31,7 @@ pub struct Pass {
 impl Pass {
     /// The kernel, its entry and its constants: `matmul main TILE_M=64 TILE_N=64`.
     pub fn kernel(&self) -> String {
-        let numbers = self.source.numbers().into_iter().map(|(name, value)| format!(" {name}={value}"));
+        let numbers = self.source.numbers().map(|(name, value)| format!(" {name}={value}"));
         format!("{} {}{}", self.source.name(), self.entry, numbers.collect::<String>())
     }
 

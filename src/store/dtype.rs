@@ -116,6 +116,6 @@ mod tests {
         // 22 of theirs, each once: a type that they add is a type that we do not read yet.
         let unknown = serde_json::from_value::<Dtype>("F31".into()).expect_err("no type").to_string();
         assert_eq!(unknown.matches('`').count() / 2 - 1, all.len(), "{unknown}");
-        assert_eq!(format!("{:>5}|{:<5}|", F32, U8), "  F32|U8   |");
+        assert_eq!(format!("{F32:>5}|{U8:<5}|"), "  F32|U8   |");
     }
 }

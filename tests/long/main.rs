@@ -16,12 +16,16 @@ use tiebeam::Gpu;
 
 /// A test: its name, the bytes of its largest tensor, and the function that runs it on a device.
 pub struct Long {
+    /// The name under which it is listed.
     pub name: String,
+    /// Bytes of its largest tensor. A device that has less skips the test.
     pub bytes: usize,
+    /// The test.
     pub run: Box<dyn Fn(&Gpu) + Send + Sync>,
 }
 
 impl Long {
+    /// A test whose largest tensor has so many elements of 4 bytes.
     pub fn new(name: impl Into<String>, elements: usize, run: impl Fn(&Gpu) + Send + Sync + 'static) -> Long {
         Long { name: name.into(), bytes: 4 * elements, run: Box::new(run) }
     }

@@ -47,7 +47,7 @@ fn again(folder: &Folder, lines: &[String]) -> Vec<Run> {
 }
 
 fn names(run: &Run) -> Vec<String> {
-    run.records.iter().map(|record| record.name()).collect()
+    run.records.iter().map(tiebeam::bench::Record::name).collect()
 }
 
 #[test]
@@ -357,7 +357,7 @@ fn rows_have_names_of_their_own_which_other_engines_use() -> Result<()> {
         let old = if cpu { "lavapipe-22.3.6-epyc-2-cores.jsonl" } else { "h200-d082107.jsonl" };
         for run in read_runs(&results(old))? {
             let gone: Vec<String> =
-                run.records.iter().map(|r| r.name()).filter(|n| !names.contains(n)).collect();
+                run.records.iter().map(tiebeam::bench::Record::name).filter(|n| !names.contains(n)).collect();
             assert!(gone.is_empty(), "{old}: {gone:?}");
         }
         if cpu {
@@ -374,7 +374,7 @@ fn rows_have_names_of_their_own_which_other_engines_use() -> Result<()> {
 #[test]
 fn words_select_rows() {
     let entry = double("a", 2.0);
-    let words = |words: &[&str]| words.iter().map(|w| w.to_string()).collect::<Vec<_>>();
+    let words = |words: &[&str]| words.iter().map(|s| s.to_string()).collect::<Vec<_>>();
     assert!(
         entry.is_wanted(&[]) && entry.is_wanted(&words(&["x", "ble a"])) && !entry.is_wanted(&words(&["x"]))
     );

@@ -384,7 +384,7 @@ fn aligned_and_evaluated() {
         // Restarts may find a better optimum than the single run of the vectors.
         match kind {
             "naive" => {
-                assert!((numbers[0] - loss).abs() < 1e-3 && (numbers[1] - accuracy).abs() < 1e-4, "{report}")
+                assert!((numbers[0] - loss).abs() < 1e-3 && (numbers[1] - accuracy).abs() < 1e-4, "{report}");
             }
             _ => assert!(numbers[0] < loss + 0.05 && numbers[1] > accuracy - 0.03, "{report}"),
         }

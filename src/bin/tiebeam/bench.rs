@@ -212,7 +212,7 @@ fn show(event: &Event, bar: &ProgressBar, ready: bool) {
         }
         Event::Lost(Ok(())) => bar.suspend(|| println!("the device was lost; it is open again")),
         Event::Lost(Err(error)) => {
-            bar.suspend(|| println!("the device was lost and does not open again: {error}"))
+            bar.suspend(|| println!("the device was lost and does not open again: {error}"));
         }
         // What a later version of the library tells besides is not shown.
         _ => {}

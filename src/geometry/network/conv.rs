@@ -296,7 +296,7 @@ impl Conv {
     ///
     /// # Errors
     /// When the device fails, a deviation is 0 or not finite, or the convolution uses tables.
-    pub fn calibrate(&mut self, field: &Field, h: &Tensor) -> crate::Result<[f32; 3]> {
+    pub fn calibrate(&mut self, field: &Field, h: &Tensor) -> Result<[f32; 3]> {
         self.trainable("calibrate")?;
         crate::no_grad(|| {
             let x1 = self.spatial(field, h);
@@ -307,7 +307,7 @@ impl Conv {
                     "calibrate: the standard deviations before, between and after are {deviations:?}; use a batch with \
                      more than one node and features that differ"
                 );
-                return Err(crate::Error::Config { message });
+                return Err(Error::Config { message });
             }
             let [before, between, after] = deviations;
             self.kernel = self.kernel.detach().scale(before / between).contiguous().requires_grad();
@@ -335,7 +335,7 @@ impl Conv {
 }
 
 /// The standard deviation of all elements, with divisor count - 1, in f64.
-fn deviation(x: &Tensor) -> crate::Result<f32> {
+fn deviation(x: &Tensor) -> Result<f32> {
     let data = x.detach().to_vec::<f32>()?;
     let n = data.len() as f64;
     let mean = data.iter().map(|&v| v as f64).sum::<f64>() / n;

@@ -166,7 +166,9 @@ impl Permutation {
             match &group.kind {
                 GroupKind::Units(axes) => add(&group.name, axes),
                 GroupKind::Heads(heads) => {
-                    heads.parts().iter().for_each(|(part, axes)| add(&format!("{}.{part}", group.name), axes))
+                    for (part, axes) in &heads.parts() {
+                        add(&format!("{}.{part}", group.name), axes);
+                    }
                 }
             }
         }

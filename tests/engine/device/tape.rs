@@ -23,7 +23,7 @@ fn no_grad_and_detach_leave_the_graph() {
         std::thread::scope(|s| {
             let tracked = s.spawn(|| x.mul(&x).is_tracked()).join();
             assert!(tracked.expect("the thread"));
-        })
+        });
     });
     let other = Tensor::ones(gpu, [2]).requires_grad();
     assert!(grads.get(&other).is_none());

@@ -57,7 +57,7 @@ fn violations(file: &str, text: &str, exports: &HashMap<String, String>) -> Vec<
             _ if module == own => {}
             Some(theirs) if theirs < mine || theirs == mine && SIBLINGS.contains(&mine) => {}
             Some(theirs) => {
-                wrong.push(format!("{file} (floor {mine}) uses {used} of '{module}' (floor {theirs})"))
+                wrong.push(format!("{file} (floor {mine}) uses {used} of '{module}' (floor {theirs})"));
             }
             None => wrong.push(format!("{file} uses crate::{used}, which has no floor")),
         }

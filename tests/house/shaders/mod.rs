@@ -189,7 +189,7 @@ fn translate(assembled: &Assembled) -> (Vec<String>, usize) {
 
 /// Translates all variants. Returns every problem with its variant's key, the files used, and the number of entry points.
 fn translate_all(variants: &[Source]) -> (Vec<String>, BTreeSet<String>, usize) {
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let chunks = variants.chunks(variants.len().div_ceil(threads).max(1));
     let (mut problems, mut files, mut entries) = (Vec::new(), BTreeSet::new(), 0);
     std::thread::scope(|scope| {
