@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help demo smollm test test-discrete test-listed test-long variants bench lint cross check-shaders docs vulkan components targets
+.PHONY: help demo smollm test test-discrete test-listed test-long variants bench lint cross msrv deny check-shaders docs vulkan components targets
 
 # What `make cross` checks beside this machine's own system.
 CROSS = x86_64-pc-windows-msvc aarch64-apple-darwin
@@ -55,6 +55,17 @@ lint: components ## formatting, clippy with and without features, documentation;
 
 cross: targets ## check that library and command compile for Windows and macOS; nothing is linked or run
 	RUSTFLAGS="-D warnings" $(CARGO) check --release --lib --bins --features cli,capi $(CROSS:%=--target %)
+
+# The oldest Rust that Cargo.toml promises.
+MSRV = $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+
+msrv: ## check that everything compiles with the oldest Rust that Cargo.toml promises
+	@rustc +$(MSRV) --version >/dev/null 2>&1 || rustup toolchain install $(MSRV) --profile minimal
+	$(CARGO) +$(MSRV) check --release --all-targets --all-features --target-dir $(abspath $(or $(CARGO_TARGET_DIR),target))/msrv
+
+deny: ## licences, sources and doubled versions of dependencies; ADVISORIES=1 also asks RustSec's list, on GitHub
+	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny@0.20.2
+	$(CARGO) deny --all-features check bans licenses sources $(if $(ADVISORIES),advisories)
 
 # The compilers' tools and the kernels' texts stay in one folder of target/.
 CHECKED = $(abspath $(or $(CARGO_TARGET_DIR),target))/check-shaders

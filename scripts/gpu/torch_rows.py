@@ -147,13 +147,59 @@ def step():
         say("train_step", "d768 T1024 B8 tied x12", wall(one, 10), precision=name)
     torch.backends.cuda.matmul.allow_tf32 = False
 
-def conv():
-    import importlib.util
-    src = "#" + open(os.path.join(os.path.dirname(__file__), "torch_bench.py")).read().split("# (h)")[1].split("GROUPS = ")[0]
-    env = dict(torch=torch, math=math, F=F); exec(src, env)
+class Basis(torch.nn.Module):
+    """Two layers over all monomials of the attributes up to degree 3."""
+
+    def __init__(self, attributes, width):
+        super().__init__()
+        self.first = torch.nn.Linear(attributes + attributes**2 + attributes**3, width)
+        self.second = torch.nn.Linear(width, width)
+
+    def forward(self, x):
+        powers = [x]
+        for _ in range(2): powers.append((powers[-1].unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2))
+        return F.gelu(self.second(F.gelu(self.first(torch.cat(powers, -1)))))
+
+class SeparableConv(torch.nn.Module):
+    """PONITA's layer: a convolution over positions, one over orientations, a norm, and an MLP beside a residual path."""
+
+    def __init__(self, channels, width):
+        super().__init__()
+        self.spatial, self.fiber = (torch.nn.Linear(width, channels, bias=False) for _ in range(2))
+        self.bias = torch.nn.Parameter(torch.zeros(channels))
+        self.norm = torch.nn.LayerNorm(channels)
+        self.up, self.down = torch.nn.Linear(channels, 4 * channels), torch.nn.Linear(4 * channels, channels)
+
+    def forward(self, x, edge_basis, fiber_basis, source, target):
+        y = torch.zeros_like(x).index_add(0, target, x[source] * self.spatial(edge_basis))
+        y = torch.einsum("noc,poc->npc", y, self.fiber(fiber_basis)) / fiber_basis.shape[0] + self.bias
+        return x + self.down(F.gelu(self.up(self.norm(y))))
+
+def sphere(count):
+    i = torch.arange(count) + 0.5
+    polar, turn = torch.acos(1 - 2 * i / count), math.pi * (1 + 5**0.5) * i
+    return torch.stack([turn.cos() * polar.sin(), turn.sin() * polar.sin(), polar.cos()], 1)
+
+def ponita():
+    orientations, channels, width = 20, 64, 64
     with torch.device(dev):
-        def b(op, shape, f, **k): say(op, shape, wall(f))
-        env["bench"] = b; env["conv"]()
+        for graphs, points in ((100, 18), (100, 5)):
+            index = torch.arange(points)
+            i, j = torch.meshgrid(index, index, indexing="ij")
+            first = (torch.arange(graphs) * points)[:, None]
+            source, target = ((first + k[i != j]).flatten() for k in (i, j))
+            positions = torch.randn(graphs * points, 3)
+            x = torch.randn(graphs * points, orientations, channels, requires_grad=True)
+            grid = sphere(orientations)
+            basis, fiber, layer = Basis(2, width), Basis(1, width), SeparableConv(channels, width)
+            leaves = [p for m in (basis, fiber, layer) for p in m.parameters()] + [x]
+            def step():
+                offset = positions[source] - positions[target]
+                along = offset @ grid.T
+                across = (offset[:, None] - along[..., None] * grid).norm(dim=-1)
+                kernels = basis(torch.stack([along, across], -1)), fiber((grid @ grid.T)[..., None])
+                return torch.autograd.grad(layer(x, *kernels, source, target).square().mean(), leaves)
+            say("ponita", f"{graphs} graphs x {points}, E={len(source)}, O20 C64 K64", wall(step))
 
 def lap():
     import numpy as np, scipy
@@ -162,7 +208,7 @@ def lap():
         r = np.random.default_rng(n); c = r.standard_normal((n, n), dtype=np.float32) @ r.standard_normal((n, n), dtype=np.float32).T
         t0 = time.perf_counter(); lsa(c, maximize=True); say("lap corr scipy", str(n), (time.perf_counter() - t0) * 1e3)
 
-groups = dict(matmul=matmul, rows=rows, attention=attention, dispatch=dispatch, train=train, step=step, conv=conv, lap=lap)
+groups = dict(matmul=matmul, rows=rows, attention=attention, dispatch=dispatch, train=train, step=step, ponita=ponita, lap=lap)
 for g in sys.argv[1:] or groups:
     try: groups[g]()
     except Exception as e: print(g, "failed:", type(e).__name__, str(e)[:300], file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ use super::{File, FileDType, Info};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::shape::MAX_AXES;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -213,9 +214,9 @@ impl Weights for Shards {
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
         let shape = self.shape(name)?;
         let count = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
-        if shape.len() > 6 || count.is_none_or(|n| n > u32::MAX as usize) {
+        if shape.len() > MAX_AXES || count.is_none_or(|n| n > u32::MAX as usize) {
             let message = format!(
-                "tensor `{name}` {shape:?}: at most 6 axes and {} elements are computed with",
+                "tensor `{name}` {shape:?}: at most {MAX_AXES} axes and {} elements are computed with",
                 u32::MAX
             );
             return Err(Error::format(self.path(), message));

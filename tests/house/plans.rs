@@ -18,7 +18,7 @@ const ROW_KERNELS: [&str; 2] = ["norm forward", "softmax forward"];
 const JOIN: [&str; 3] = ["reduce", "reduce_rows", "attention_combine"];
 
 /// Marks rows whose kernels do not fill the device yet. Their numbers are those that really run.
-const UNTIL_11: bool = true;
+const PARTLY: bool = true;
 const FULL: bool = false;
 
 fn product(batch: usize, [m, k, n]: [usize; 3], turned: [bool; 2]) -> Sizes {
@@ -147,7 +147,7 @@ fn plans_fill_the_device_or_are_marked() {
         let class = class(device);
         match (fault(&class, &plan(&class, name)), *marked) {
             (Some(why), FULL) => wrong += &format!("{device}, {name}: {why}\n"),
-            (None, UNTIL_11) => wrong += &format!("{name} fills {device} now: take its mark away\n"),
+            (None, PARTLY) => wrong += &format!("{name} fills {device} now: take its mark away\n"),
             _ => {}
         }
     }
@@ -195,7 +195,7 @@ const EXPECTED: &[(&str, &str, &[&str], bool)] = &[
     ], FULL),
     ("h200", "matmul 1024x1024x1024", &[
         "matmul main THREAD_M=4 THREAD_N=4 TILE_M=32 TILE_N=32: 1024 workgroups of 64, 12.6 MB, 2.1 GFLOP",
-    ], UNTIL_11),
+    ], PARTLY),
     ("h200", "matmul 2048x768x768", &[
         "matmul main THREAD_M=4 THREAD_N=4 TILE_M=32 TILE_N=32: 1536 workgroups of 64, 14.9 MB, 2.4 GFLOP",
     ], FULL),
@@ -219,13 +219,13 @@ const EXPECTED: &[(&str, &str, &[&str], bool)] = &[
     ], FULL),
     ("h200", "matmul 2048x2048x2048", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_M=128 TILE_N=128: 256 workgroups of 256, 50.3 MB, 17.2 GFLOP",
-    ], UNTIL_11),
+    ], PARTLY),
     ("h200", "matmul 4096x4096x4096", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_M=128 TILE_N=128: 1024 workgroups of 256, 201.3 MB, 137.4 GFLOP",
     ], FULL),
     ("h200", "matmul f16 1024x1024x1024", &[
         "matmul_coop main LANES=32 SIZE=16 TILE_K=32 TILE_M=64 TILE_N=64: 256 workgroups of 128, 8.4 MB, 2.1 GFLOP",
-    ], UNTIL_11),
+    ], PARTLY),
     ("h200", "matmul f16 4096x4096x4096", &[
         "matmul_coop main LANES=32 SIZE=16 TILE_K=32 TILE_M=128 TILE_N=128: 1024 workgroups of 128, 134.2 MB, 137.4 GFLOP",
     ], FULL),
@@ -240,16 +240,16 @@ const EXPECTED: &[(&str, &str, &[&str], bool)] = &[
     ], FULL),
     ("h200", "linear of a site 64x2048x2048", &[
         "matmul main THREAD_M=4 THREAD_N=4 TILE_M=32 TILE_N=32: 128 workgroups of 64, 17.8 MB, 536.9 MFLOP",
-    ], UNTIL_11),
+    ], PARTLY),
     ("h200", "gradient through a site 8x2048x2048", &[
         "matmul_direct main DEEP=4 HIGH=1 THREAD_M=8 THREAD_N=4 WIDE=16: 32 workgroups of 64, 16.9 MB, 67.1 MFLOP",
-    ], UNTIL_11),
+    ], PARTLY),
     ("h200", "gradient through a site 64x2048x2048", &[
         "matmul main THREAD_M=4 THREAD_N=4 TILE_M=32 TILE_N=32: 128 workgroups of 64, 17.8 MB, 536.9 MFLOP",
-    ], UNTIL_11),
+    ], PARTLY),
     ("h200", "scattered linear 128x3072x768", &[
         "matmul main THREAD_M=4 THREAD_N=4 TILE_M=32 TILE_N=32: 96 workgroups of 64, 11.4 MB, 604.0 MFLOP",
-    ], UNTIL_11),
+    ], PARTLY),
     ("h200", "scattered linear 2048x3072x768", &[
         "matmul main THREAD_M=4 THREAD_N=4 TILE_M=32 TILE_N=32: 1536 workgroups of 64, 40.9 MB, 9.7 GFLOP",
     ], FULL),
@@ -273,7 +273,7 @@ const EXPECTED: &[(&str, &str, &[&str], bool)] = &[
     ], FULL),
     ("h200", "gradient of a weight 128x1001x512", &[
         "matmul main THREAD_M=4 THREAD_N=4 TILE_M=32 TILE_N=32: 64 workgroups of 64, 2.8 MB, 131.2 MFLOP",
-    ], UNTIL_11),
+    ], PARTLY),
     ("h200", "sum 1x131072x64", &[
         "reduce columns: 512 workgroups of 64, 2048 parts, 34.1 MB",
         "reduce columns: 8 workgroups of 64, 32 parts, 532.5 kB",
@@ -310,23 +310,23 @@ const EXPECTED: &[(&str, &str, &[&str], bool)] = &[
     ], FULL),
     ("h200", "attention 4x8x8x512x512x64", &[
         "attention forward HEAD_DIM=64 PARTS=1 ROWS=1 SLOTS=2: 256 workgroups of 64, 16.8 MB, 2.1 GFLOP",
-    ], UNTIL_11),
+    ], PARTLY),
     ("h200", "attention 8x16x16x1024x1024x64", &[
         "attention forward HEAD_DIM=64 PARTS=1 ROWS=1 SLOTS=2: 2048 workgroups of 64, 134.7 MB, 34.4 GFLOP",
     ], FULL),
     ("h200", "attention 4x32x8x1x2048x64", &[
         "attention forward HEAD_DIM=64 PARTS=1 ROWS=1 SLOTS=2: 64 workgroups of 64, 32 parts, 34.7 MB, 67.1 MFLOP",
         "attention_combine main: 32 workgroups of 64, 1.1 MB",
-    ], UNTIL_11),
+    ], PARTLY),
     ("h200", "attention backward: queries 8x16x16x1024x1024x64", &[
         "attention_backward queries HEAD_DIM=64 PARTS=1 ROWS=1 SLOTS=2: 2048 workgroups of 64, 168.8 MB, 51.5 GFLOP",
     ], FULL),
     ("h200", "attention backward: queries 4x8x8x512x512x64", &[
         "attention_backward queries HEAD_DIM=64 PARTS=1 ROWS=1 SLOTS=2: 256 workgroups of 64, 21.1 MB, 3.2 GFLOP",
-    ], UNTIL_11),
+    ], PARTLY),
     ("h200", "attention backward: keys 4x8x8x512x512x64", &[
         "attention_backward keys COLUMNS=1 HEAD_DIM=64 PARTS=2 SLOTS=2: 512 workgroups of 64, 25.3 MB, 4.3 GFLOP",
-    ], UNTIL_11),
+    ], PARTLY),
     ("h200", "gradient of an embedding 8192x512x4096", &[
         "embedding clear: 16384 workgroups of 64, 16.8 MB",
         "embedding sum_runs CHUNK=32: 256 workgroups of 64, 17.3 MB",
@@ -383,7 +383,7 @@ const EXPECTED: &[(&str, &str, &[&str], bool)] = &[
     ], FULL),
     ("integrated", "gradient through a site 8x2048x2048", &[
         "matmul_direct main DEEP=4 HIGH=1 THREAD_M=8 THREAD_N=4 WIDE=16: 32 workgroups of 64, 16.9 MB, 67.1 MFLOP",
-    ], UNTIL_11),
+    ], PARTLY),
     ("integrated", "gradient through a site 64x2048x2048", &[
         "matmul main THREAD_M=4 THREAD_N=4 TILE_M=32 TILE_N=32: 128 workgroups of 64, 17.8 MB, 536.9 MFLOP",
     ], FULL),

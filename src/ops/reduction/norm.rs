@@ -418,7 +418,7 @@ pub(super) fn cases() -> Vec<Case> {
     }
     all.push(case("weight only".into(), Input::normal([5, 33]), NormKind::Layer, true, false));
     all.push(case("bias only".into(), Input::normal([5, 33]), NormKind::Layer, false, true));
-    // One weight is used at two places, so its gradient accumulates in the kernel.
+    // One weight is used at two places, so its gradient is a sum.
     all.push(
         Case::new(
             "tied weight",
