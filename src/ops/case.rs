@@ -1,48 +1,11 @@
 //! Test cases: inputs, call, f64 reference and error bound of an op, so that one harness can test and time every op.
 
-use super::timed::Timed;
+pub use super::array::Array;
+use super::timed::{Timed, Want, When};
 use crate::dtype::DType;
-use crate::gpu::Gpu;
 use crate::rng::Rng;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
-
-/// A host array in f64, with which references compute. Integers are stored as their values.
-#[derive(Clone, Debug)]
-pub struct Array {
-    /// Sizes of the axes.
-    pub shape: Shape,
-    /// Elements, row-major.
-    pub data: Vec<f64>,
-}
-
-impl Array {
-    /// An array of this shape whose element at flat index `i` is `f(i)`.
-    pub fn from_fn(shape: impl Into<Shape>, f: impl FnMut(usize) -> f64) -> Array {
-        let shape = shape.into();
-        Array { shape, data: (0..shape.count()).map(f).collect() }
-    }
-
-    /// A part of the elements, row-major, in another shape.
-    pub fn part(&self, shape: impl Into<Shape>, from: usize) -> Array {
-        let shape = shape.into();
-        Array { shape, data: self.data[from..][..shape.count()].to_vec() }
-    }
-
-    /// Uploads the array in the given type.
-    pub fn upload(&self, gpu: &Gpu, dtype: DType) -> Tensor {
-        fn as_type<T: crate::Element>(gpu: &Gpu, array: &Array, convert: impl Fn(f64) -> T) -> Tensor {
-            let data: Vec<T> = array.data.iter().map(|&x| convert(x)).collect();
-            Tensor::from_slice(gpu, &data, array.shape)
-        }
-        match dtype {
-            DType::F32 => as_type(gpu, self, |x| x as f32),
-            DType::F16 => as_type(gpu, self, half::f16::from_f64),
-            DType::U32 => as_type(gpu, self, |x| x as u32),
-            DType::I32 => as_type(gpu, self, |x| x as i32),
-        }
-    }
-}
 
 /// How an input is filled.
 #[derive(Clone, Debug)]
@@ -220,5 +183,43 @@ impl Case {
     pub fn exact(mut self) -> Case {
         self.exact = true;
         self
+    }
+
+    /// Returns this case with what the benchmark needs. It stays a test, for which `element` is checked too, until
+    /// [`Case::when`] makes it a row of the benchmark.
+    pub fn timed(
+        mut self,
+        family: &'static str,
+        elements: impl Into<Vec<usize>>,
+        element: impl Fn(&[Array], usize) -> Want + Send + Sync + 'static,
+    ) -> Case {
+        let (elements, element) = (elements.into(), Box::new(element));
+        self.timed = Some(Timed { family, when: [When::Never; 2], gradient: None, elements, element });
+        self
+    }
+
+    /// Returns this case with the gradient of an input timed, for which so many bytes must move.
+    ///
+    /// # Panics
+    /// If the case is not [timed](Case::timed).
+    #[track_caller]
+    pub fn gradient_of(mut self, input: usize, bytes: f64) -> Case {
+        self.timed.as_mut().expect("a timed case").gradient = Some((input, bytes));
+        self
+    }
+
+    /// Returns this case as a row of the benchmark: on a CPU driver, and on a GPU.
+    ///
+    /// # Panics
+    /// If the case is not [timed](Case::timed).
+    #[track_caller]
+    pub fn when(mut self, cpu: When, gpu: When) -> Case {
+        self.timed.as_mut().expect("a timed case").when = [cpu, gpu];
+        self
+    }
+
+    /// Whether the case is small enough for its whole reference. Otherwise only the benchmark runs it.
+    pub fn is_test(&self) -> bool {
+        self.timed.as_ref().is_none_or(|timed| timed.when == [When::Never; 2])
     }
 }

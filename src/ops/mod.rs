@@ -6,6 +6,7 @@
 //! 3. `src/ops/ROOM/mod.rs`: the module, and its name in the room's list, which tests and benches walk. Then record the
 //!    kernel's variants: `make variants`.
 
+pub mod array;
 pub mod case;
 pub mod elementwise;
 pub mod moves;

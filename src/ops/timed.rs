@@ -1,6 +1,6 @@
 //! What a case says about the benchmark: in which suites it is timed, and which elements of its large result are checked there.
 
-use super::case::{Array, Case};
+use super::array::Array;
 
 /// In which suites of the benchmark a case is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,44 +40,4 @@ pub struct Timed {
     pub elements: Vec<usize>,
     /// The reference of one element.
     pub element: Element,
-}
-
-impl Case {
-    /// Returns this case with what the benchmark needs. It stays a test, for which `element` is checked too, until
-    /// [`Case::when`] makes it a row of the benchmark.
-    pub fn timed(
-        mut self,
-        family: &'static str,
-        elements: impl Into<Vec<usize>>,
-        element: impl Fn(&[Array], usize) -> Want + Send + Sync + 'static,
-    ) -> Case {
-        let (elements, element) = (elements.into(), Box::new(element));
-        self.timed = Some(Timed { family, when: [When::Never; 2], gradient: None, elements, element });
-        self
-    }
-
-    /// Returns this case with the gradient of an input timed, for which so many bytes must move.
-    ///
-    /// # Panics
-    /// If the case is not [timed](Case::timed).
-    #[track_caller]
-    pub fn gradient_of(mut self, input: usize, bytes: f64) -> Case {
-        self.timed.as_mut().expect("a timed case").gradient = Some((input, bytes));
-        self
-    }
-
-    /// Returns this case as a row of the benchmark: on a CPU driver, and on a GPU.
-    ///
-    /// # Panics
-    /// If the case is not [timed](Case::timed).
-    #[track_caller]
-    pub fn when(mut self, cpu: When, gpu: When) -> Case {
-        self.timed.as_mut().expect("a timed case").when = [cpu, gpu];
-        self
-    }
-
-    /// Whether the case is small enough for its whole reference. Otherwise only the benchmark runs it.
-    pub fn is_test(&self) -> bool {
-        self.timed.as_ref().is_none_or(|timed| timed.when == [When::Never; 2])
-    }
 }

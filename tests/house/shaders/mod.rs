@@ -312,7 +312,7 @@ fn a_local_variable_with_a_layout_is_a_problem() {
     let of = |body: &str| problems_of(&format!("{HEAD}{body}\n}}\nstruct Pair {{ a: f32, b: f32 }}"));
     assert_eq!(of("let pair = Pair(x[0], p.a);\ny[0] = pair.a + pair.b;"), "");
     assert!(of("var pair = Pair(x[0], p.a);\ny[0] = pair.a;").contains("`var pair` has a layout"));
-    assert!(of("var all = array<f32, 2>();\ny[0] = all[p.n];").contains("`var all` has a layout"));
+    assert!(of("var two = array<f32, 2>();\ny[0] = two[p.n];").contains("`var two` has a layout"));
 }
 
 #[test]
