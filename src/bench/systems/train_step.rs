@@ -221,8 +221,9 @@ impl Drawn {
         }
     }
 
-    /// Returns the loss, in f64, of a sequence that repeats `token`, with `token` as every target. There are no position embeddings,
-    /// so all keys and all values of the sequence are equal. Attention then returns the value itself, and one position is enough.
+    /// Returns the loss, in f64, of a sequence that repeats `token`, with `token` as every target. There are no position
+    /// embeddings, so all keys and all values of the sequence are equal. Attention then returns the value itself, and one position
+    /// is enough.
     fn loss(&self, token: usize, depth: usize) -> f64 {
         let d = self.o.len().isqrt();
         let norm = |x: &[f64]| -> Vec<f64> {
