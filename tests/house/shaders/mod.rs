@@ -324,7 +324,8 @@ fn wrong_code_is_a_problem_with_its_line() {
     assert!(problems_of("#import missing").contains("sample:1"));
 }
 
-/// Returns a kernel with cooperative matrices that ends with this store. naga panics if the store's index or stride is not a variable.
+/// Returns a kernel with cooperative matrices that ends with this store. naga panics if the store's index or stride is not a
+/// variable.
 fn matrices(store: &str) -> String {
     format!(
         "enable f16;\nenable wgpu_cooperative_matrix;\nstruct P {{ n: u32 }}\nvar<immediate> p: P;\n\
