@@ -1,42 +1,42 @@
-# Everything here is short for a cargo command that works without make. Release profile throughout, lint
-# included: one target folder, so that build scripts and macros are compiled once.
+# Most targets are abbreviations of cargo commands that also work without make. Everything, lint included, is built in the
+# release profile and, except by msrv, in one target folder, so that build scripts and macros are compiled once.
 
 CARGO ?= cargo
 .DEFAULT_GOAL := help
 .PHONY: help demo smollm test test-discrete test-listed test-long variants bench lint cross msrv deny check-shaders docs vulkan components targets
 
-# What `make cross` checks beside this machine's own system.
+# The systems for which `make cross` checks that everything compiles.
 CROSS = x86_64-pc-windows-msvc aarch64-apple-darwin
 
-help: ## this list
+help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: vulkan ## train a small language model with tied layers and write its results to out/demo
 	$(CARGO) run --release --features cli --example charlm -- --out out/demo
 
-smollm: vulkan ## a real 135M-parameter model: obtain it (98 MB, outside the repository) and generate text
+smollm: vulkan ## download a 135M-parameter model (98 MB, outside the repository) and generate text with it
 	$(CARGO) run --release --features cli,tokenizers --example smollm -- --model "$$(sh scripts/fetch-smollm.sh)"
 
-test: vulkan ## every test and doctest; needs an adapter, a software one will do
+test: vulkan ## run every test and doctest; needs an adapter, which may be a software driver
 	$(CARGO) test --release --all-features
 
-test-discrete: vulkan ## ops, sharing, geometry and training with the kernels that a GPU would get, on whatever is here
+test-discrete: vulkan ## test ops, sharing, geometry and training with the kernels for a discrete GPU, on any adapter
 	TIEBEAM_DEVICE=discrete $(CARGO) test --release --all-features --test ops
 	TIEBEAM_DEVICE=discrete $(CARGO) test --release --all-features --test engine --test systems -- sharing:: training:: geometry::
 
-test-long: vulkan ## long walks, sums of up to 2^26 terms, threads for minutes, 3000 random graphs: up to an hour
+test-long: vulkan ## test long loops, sums of up to 2^26 terms, threads for minutes, 3000 random graphs: up to an hour
 	TIEBEAM_LONG=1 $(CARGO) test --release --all-features --test long
 	TIEBEAM_DEVICE=discrete $(CARGO) test --release --all-features
 	TIEBEAM_GRAPHS=3000 $(CARGO) test --release --all-features --test engine -- graphs::
 
-# Held to the list, so that what runs here has been seen by every target's compiler: a kernel outside of it fails.
+# Fails for any kernel outside the list. So every kernel that runs here has been compiled for every target.
 test-listed: export TIEBEAM_VARIANTS = $(CURDIR)/shaders/variants.txt
 test-listed: test test-discrete
 
-# From nothing, so that a kernel which nobody makes any more leaves the list.
+# The list is made from scratch, so that kernels which are no longer used disappear from it.
 variants: export TIEBEAM_VARIANTS = $(CURDIR)/shaders/variants.txt
 variants: export TIEBEAM_RECORD_VARIANTS = 1
-variants: vulkan ## make shaders/variants.txt anew: every kernel that suite and benchmark compile; half an hour
+variants: vulkan ## recreate shaders/variants.txt, the list of kernels that tests and benchmark compile: half an hour
 	rm -f $(TIEBEAM_VARIANTS)
 	$(CARGO) test --release --all-features -- --skip every_variant_translates --skip lines_are_read_back --skip planned_kernels
 	$(MAKE) --no-print-directory test-discrete
@@ -44,16 +44,16 @@ variants: vulkan ## make shaders/variants.txt anew: every kernel that suite and 
 	$(CARGO) test --release --all-features --test house -- planned_kernels
 	LC_ALL=C sort -u -o $(TIEBEAM_VARIANTS) $(TIEBEAM_VARIANTS)
 
-bench: vulkan ## every benchmark on this machine's adapter
+bench: vulkan ## run every benchmark on this machine's adapter
 	$(CARGO) bench --features cli
 
-lint: components ## formatting, clippy with and without features, documentation; no warning passes
+lint: components ## check formatting, clippy with and without features, and documentation; warnings are errors
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --all-targets --all-features -- -D warnings
 	$(CARGO) clippy --release --all-targets --no-default-features -- -D warnings
 	$(MAKE) --no-print-directory docs
 
-cross: targets ## check that library and command compile for Windows and macOS; nothing is linked or run
+cross: targets ## check that library and command compile for Windows and macOS, without linking
 	RUSTFLAGS="-D warnings" $(CARGO) check --release --lib --bins --features cli,capi $(CROSS:%=--target %)
 
 # The oldest Rust that Cargo.toml promises.
@@ -63,22 +63,22 @@ msrv: ## check that everything compiles with the oldest Rust that Cargo.toml pro
 	@rustc +$(MSRV) --version >/dev/null 2>&1 || rustup toolchain install $(MSRV) --profile minimal
 	$(CARGO) +$(MSRV) check --release --all-targets --all-features --target-dir $(abspath $(or $(CARGO_TARGET_DIR),target))/msrv
 
-deny: ## licences, sources and doubled versions of dependencies; ADVISORIES=1 also asks RustSec's list, on GitHub
+deny: ## check licences, sources and duplicate versions of dependencies; ADVISORIES=1 adds RustSec's list, from GitHub
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny@0.20.2
 	$(CARGO) deny --all-features check bans licenses sources $(if $(ADVISORIES),advisories)
 
-# The compilers' tools and the kernels' texts stay in one folder of target/.
+# The folder below target/ for downloaded tools and the texts of kernels.
 CHECKED = $(abspath $(or $(CARGO_TARGET_DIR),target))/check-shaders
 
-check-shaders: ## every kernel through the compilers of DX12, Vulkan, OpenGL ES and WebGPU: docs/drivers.md
+check-shaders: ## compile every kernel with the compilers of DX12, Vulkan, OpenGL ES and WebGPU: docs/drivers.md
 	rm -rf $(CHECKED)/kernels
 	TIEBEAM_DUMP_SHADERS=$(CHECKED)/kernels $(CARGO) test --release --features cli --test house -- shaders::every_variant
 	python3 scripts/check-shaders.py $(CHECKED)/kernels $(CHECK_SHADERS)
 
-docs: ## the documentation, to target/doc/tiebeam/index.html
+docs: ## build the documentation, target/doc/tiebeam/index.html
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --no-deps --all-features
 
-# Installs a software Vulkan driver where there is none, and says so first.
+# Installs a software Vulkan driver if there is no driver, and says so first.
 vulkan:
 	@sh scripts/ensure-vulkan.sh
 
@@ -86,7 +86,7 @@ components:
 	@$(CARGO) fmt --version >/dev/null 2>&1 || { echo "rustfmt is missing: rustup component add rustfmt" >&2; exit 1; }
 	@$(CARGO) clippy --version >/dev/null 2>&1 || { echo "clippy is missing: rustup component add clippy" >&2; exit 1; }
 
-# Checking needs the other systems' standard library, but no linker.
+# Checking needs the standard library of the other systems, but no linker.
 targets:
 	@for target in $(CROSS); do \
 		[ -d "$$(rustc --print target-libdir --target $$target)" ] || rustup target add $$target || { \

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Runs every kernel through the compilers of its targets: DXC, spirv-val, glslang and Tint. Run by `make check-shaders`; what it
-checks and needs is in docs/drivers.md.
+"""Runs every kernel through the compilers of its targets: DXC, spirv-val, glslang and Tint. `make check-shaders` runs it.
+docs/drivers.md describes what it checks and which tools it needs.
 
     TIEBEAM_DUMP_SHADERS=FOLDER cargo test --release --features cli --test house -- shaders::every_variant
     scripts/check-shaders.py FOLDER [--tools FOLDER] [--only dxc,spirv-val,glslang,tint] [--table docs/drivers.md]
 
-Exits with 1 when a kernel was refused or took its compiler down, with 2 when the check was not complete.
+Exits with 1 if a kernel was refused or crashed its compiler, and with 2 if the check was not complete.
 """
 import argparse, json, sys
 from pathlib import Path
@@ -37,7 +37,7 @@ def with_tint(folder, place, records, progress):
     return f"Tint of Chromium {version}, {adapter}", results
 
 
-# The name on the command line, what the compiler stands for, the language that it gets, the check.
+# For each compiler: its name on the command line, the target that it represents, its input language, and the check.
 COMPILERS = [
     ("dxc", "DX12, shader model 6.2", "HLSL", with_dxc),
     ("spirv-val", "Vulkan 1.1", "SPIR-V 1.3", with_validator("vulkan1.1")),

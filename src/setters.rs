@@ -1,7 +1,7 @@
-//! Methods that change one option of a struct: structs of options are `#[non_exhaustive]`, so that an option more breaks no caller,
-//! and such a struct cannot be written as a literal outside this crate.
+//! Methods that change one option of a struct. Structs of options are `#[non_exhaustive]`, so that a new option breaks no caller.
+//! Such a struct cannot be written as a literal outside this crate, so callers need the methods.
 
-/// Gives a struct of options one method per field, which takes the struct, changes that field and returns the struct.
+/// Gives a struct of options one method per field. The method takes the struct, changes the field and returns the struct.
 macro_rules! setters {
     ($type:ident $(<$life:lifetime>)? { $($field:ident: $value:ty),* $(,)? }) => {
         impl $(<$life>)? $type $(<$life>)? {
@@ -15,7 +15,7 @@ macro_rules! setters {
             )*
         }
 
-        // A field that the list leaves out does not compile.
+        // If the list leaves out a field, this pattern does not compile.
         const _: fn($type) = |$type { $($field: _,)* }| ();
     };
 }

@@ -64,7 +64,7 @@ pub fn lines(path: &Path, frame: &Frame, all: &[Line]) -> Result<()> {
 
 /// Formats a number with three significant digits.
 fn significant(x: f64) -> String {
-    // Rounding of a chain of additions can leave this much instead of 0.
+    // The rounding errors of repeated additions can leave up to this much instead of 0.
     if x.abs() < 1e-12 {
         return "0".into();
     }

@@ -1,4 +1,4 @@
-//! What the examples share: errors as messages, and Ctrl-C.
+//! Code that the examples share: printing errors, and handling Ctrl-C.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ pub fn main(body: impl FnOnce() -> Result<()>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
-            // What a shell expects of a program that Ctrl-C ended.
+            // 130 is the exit code that shells expect of a program that Ctrl-C ended.
             if error.kind() == ErrorKind::Stopped { ExitCode::from(130) } else { ExitCode::FAILURE }
         }
     }

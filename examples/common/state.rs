@@ -16,7 +16,7 @@ pub fn folder(path: &Path) -> Result<()> {
 pub struct State<const N: usize> {
     pub optimizer: AdamW,
     pub rng: Rng,
-    /// Numbers of each epoch so far.
+    /// The recorded numbers of each epoch so far.
     pub curve: Vec<[f64; N]>,
     /// Settings that must be the same when a run continues from a checkpoint.
     pub settings: String,

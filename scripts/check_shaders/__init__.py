@@ -1,1 +1,1 @@
-"""The compilers of `scripts/check-shaders.py`, a module each, and what they share."""
+"""The compilers of `scripts/check-shaders.py`, one per module, and the code that they share."""

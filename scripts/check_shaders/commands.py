@@ -1,4 +1,4 @@
-"""Compilers that are a command: spirv-val and glslang, a process for each kernel."""
+"""The compilers that are commands, spirv-val and glslang. Each kernel is checked by its own process."""
 import array, subprocess
 from .common import Result, each, first_error
 
@@ -7,7 +7,7 @@ MOST_SECONDS = 120
 
 
 def run(*command, given=b""):
-    """The exit code, None for one that took too long, and all that it said."""
+    """Returns the exit code, or None for a command that took too long, and its output."""
     try:
         done = subprocess.run(command, input=given, capture_output=True, timeout=MOST_SECONDS)
     except subprocess.TimeoutExpired:
@@ -26,15 +26,17 @@ def glslang(program, folder, records, progress):
 
 
 # naga gives arrays in workgroup memory a stride, which only arrays in buffers may have. Every kernel with workgroup memory has
-# this fault, and no text of ours avoids it: https://github.com/gfx-rs/wgpu/issues/7696. So that the validator sees the rest of
-# such kernels, it gets them without these strides.
+# this fault, and no change of its WGSL avoids it: https://github.com/gfx-rs/wgpu/issues/7696. The strides are removed before
+# validation, so that the validator still checks the rest of such kernels.
 STRIDES = "naga's strides of workgroup arrays, taken out (VUID-StandaloneSpirv-None-10684, gfx-rs/wgpu#7696)"
 OP_TYPE_ARRAY, OP_TYPE_STRUCT, OP_TYPE_POINTER, OP_DECORATE = 28, 30, 32, 71
 WORKGROUP, ARRAY_STRIDE = 4, 6
 
 
 def without_workgroup_strides(module):
-    """The module's words without the stride of any array that a pointer to workgroup memory leads to, and whether there was one."""
+    """Returns the module without the strides of arrays in workgroup memory, and whether it had any.
+
+    An array counts if a pointer to workgroup memory reaches it, also through structs and other arrays."""
     words = array.array("I", module)
     if words[0] != 0x07230203:
         raise ValueError("no SPIR-V of this machine's byte order")

@@ -1,4 +1,4 @@
-"""What all compilers share: results, progress, running many at once."""
+"""The code that all compilers share: results, progress, and running many checks at once."""
 import os, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -11,7 +11,7 @@ class Result(NamedTuple):
 
 
 class Missing(Exception):
-    """A tool that is not here: what it is, and the command that installs it."""
+    """A tool that is not installed: its name, and the command that installs it."""
 
     def __init__(self, what, command):
         super().__init__(what)
@@ -19,7 +19,9 @@ class Missing(Exception):
 
 
 class Progress:
-    """Counts kernels on standard error: one line with the time left on a terminal, a line for each quarter elsewhere."""
+    """Shows on standard error how many kernels are done.
+
+    On a terminal, it updates one line with the time left. Elsewhere, it prints a line after each quarter."""
 
     def __init__(self, name, total):
         self.name, self.total, self.done, self.began = name, total, 0, time.monotonic()
@@ -49,7 +51,7 @@ def cores():
 
 
 def each(check, records, progress):
-    """`check` of every record, as many at once as there are cores, in the records' order."""
+    """Calls `check` for every record, with one thread per core. Returns the results in the order of the records."""
     results = []
     with ThreadPoolExecutor(cores()) as pool:
         for result in pool.map(check, records):
@@ -59,7 +61,7 @@ def each(check, records, progress):
 
 
 def first_error(text, marks=("error",)):
-    """The first line that has a mark, or the first that is not empty."""
+    """Returns the first line that contains a mark, or else the first that is not empty."""
     lines = [line.strip() for line in text.replace("\0", "").splitlines() if line.strip()]
     marked = [line for line in lines if any(mark in line.lower() for mark in marks)]
     return (marked or lines or ["it says nothing"])[0][:300]

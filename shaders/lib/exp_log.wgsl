@@ -1,17 +1,18 @@
-// e^x and ln x of our own. WGSL asks of exp only 3 + 2 |x| ulp, of log only 2^-21 absolute near 1, and nothing for NaN.
-// exp is within 3, log within 2 roundoffs (2^-24 of the result) wherever it is a normal number.
+// e^x and ln x with known accuracy. WGSL's exp may be off by 3 + 2 |x| ulp, its log by 2^-21 (absolute) near 1, and neither
+// promises anything for NaN. Here exp is within 3 roundoffs and log within 2 (a roundoff is 2^-24 of the result) wherever the
+// result is a normal number.
 //
-// Drivers may regroup sums (Metal and DX12 may, as wgpu calls them). Where that would cost digits, a value passes through
-// integers, with a zero mixed in that no compiler can know to be one: the last bit of a small whole number as a float.
+// Drivers may regroup sums (wgpu lets Metal and DX12 do so). Where regrouping would cost digits, the bits of a value are combined
+// with a zero that no compiler can recognise as zero: the lowest bit of a small whole number stored as a float.
 
-// e^(x + more) for |more| < 0.1. Above 88.72 infinity; below -87.33 subnormal, or 0 where the adapter flushes.
+// e^(x + more) for |more| < 0.1. The result is infinite above 88.72. Below -87.33 it is subnormal, or 0 on adapters that flush.
 fn exp_sum(x: vec4<f32>, more: vec4<f32>) -> vec4<f32> {
     let c = clamp(x, vec4<f32>(-104.0), vec4<f32>(89.0));
-    // Rounds to a whole number, which the last bits of the sum then hold: 12582912 = 1.5 2^23.
+    // Adding 12582912 = 1.5 2^23 rounds to a whole number, which is then in the low bits of the sum.
     let k = bitcast<vec4<i32>>(c * 1.4426950408889634 + 12582912.0) - vec4<i32>(0x4b400000);
     let n = vec4<f32>(k);
     let zero = bitcast<vec4<u32>>(n) & vec4<u32>(1u);
-    // r = x - n ln 2, of which the first part has 9 bits: its product and the difference are exact.
+    // r = x - n ln 2, with ln 2 in two parts. The first part has 9 bits, so its product with n and the difference are exact.
     let first = bitcast<vec4<f32>>(bitcast<vec4<u32>>(c - n * 0.693359375) | zero);
     let r = first + (n * 2.12194440e-4 + more);
     // (e^r - 1 - r) / r^2, minimax for |r| <= 0.36: within 0.07 roundoffs of e^r.
@@ -21,7 +22,8 @@ fn exp_sum(x: vec4<f32>, more: vec4<f32>) -> vec4<f32> {
     q = q * r + 1.66664968e-1;
     q = q * r + 4.99999918e-1;
     let y = r * r * q + r + 1.0;
-    // Times 2^n: half of it on the exponent's bits, half by a product that overflows and underflows as it should.
+    // Multiplies by 2^n in two halves: one is added to the exponent's bits, the other is a product, which overflows and
+    // underflows correctly.
     let half = k >> vec4<u32>(1u);
     let scaled = bitcast<vec4<f32>>(bitcast<vec4<i32>>(y) + (half << vec4<u32>(23u)));
     return scaled * bitcast<vec4<f32>>((k - half + vec4<i32>(127)) << vec4<u32>(23u));
@@ -42,10 +44,10 @@ struct Octave {
     f: vec4<f32>,
 }
 
-// Right for subnormal x too, whatever float arithmetic does with them.
+// Splits x > 0. Subnormal x are handled as integers, so the result is right even where float arithmetic flushes them.
 fn octave_of(x: vec4<f32>) -> Octave {
     let u = bitcast<vec4<u32>>(x);
-    // The bits of a subnormal as a number are the number times 2^149.
+    // The bits of a subnormal, read as an integer, are the number times 2^149.
     let tiny = u < vec4<u32>(0x00800000u);
     let v = select(bitcast<vec4<i32>>(u), bitcast<vec4<i32>>(vec4<f32>(bitcast<vec4<i32>>(u))), tiny);
     let e = (v - vec4<i32>(0x3f3504f3)) >> vec4<u32>(23u);
@@ -67,7 +69,7 @@ fn log_rest(f: vec4<f32>) -> vec4<f32> {
     return f * f * f * p;
 }
 
-// ln x: -infinity at 0 and -0, NaN below; infinity and NaN stay.
+// ln x. It is -infinity at 0 and -0, and NaN for negative x. Infinity stays infinity, NaN stays NaN.
 fn log_of(x: vec4<f32>) -> vec4<f32> {
     let b = octave_of(x);
     let rest = log_rest(b.f) - b.n * 2.12194440e-4 - 0.5 * b.f * b.f;

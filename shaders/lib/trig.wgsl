@@ -1,21 +1,21 @@
-// sin and cos of our own: WGSL promises 2^-11 absolute from -pi to pi and nothing beyond. Within 4 roundoffs (2^-24 of the
-// result, near their zeros too) for every x. NaN and infinity give NaN; sin -0 = -0.
+// sin and cos with known accuracy. WGSL promises 2^-11 (absolute) from -pi to pi and nothing beyond. These are within 4 roundoffs
+// (2^-24 of the result, also near their zeros) for every x. NaN and infinity give NaN. sin -0 = -0.
 //
 // x = q pi/2 + r with |r| <= pi/4 (a little more by rounding), then Cephes' polynomials (S. Moshier).
 
-// r and q's last two bits.
+// The reduced argument r, and q, of which only the last two bits matter.
 struct Turn {
     r: vec4<f32>,
     q: vec4<u32>,
 }
 
-// For |x| < 4096: Cody and Waite's reduction. pi/2 in three parts of at most 11 bits, whose products with q < 2^12 are exact,
-// as the first difference is, and a rest: the error of all is below 0.06 roundoffs of r at the worst x.
+// Cody and Waite's reduction, for |x| < 4096. pi/2 is split into three parts of at most 11 bits and a rest. The products of the
+// parts with q < 2^12 are exact, as is the first difference. The total error is below 0.06 roundoffs of r at the worst x.
 fn near_turn(x: vec4<f32>) -> Turn {
-    // Rounds to a whole number, which the last bits of the sum then hold.
+    // Adding 1.5 2^23 rounds to a whole number, which is then in the low bits of the sum.
     let q = bitcast<vec4<u32>>(x * 0.6366197723675814 + 12582912.0) - vec4<u32>(0x4b400000u);
     let n = vec4<f32>(bitcast<vec4<i32>>(q));
-    // A zero that no compiler can know to be one: a driver may regroup sums, but not through integers.
+    // A zero that no compiler can recognise as zero. Combined with the bits of a sum, it keeps a driver from regrouping.
     let zero = bitcast<vec4<u32>>(n) & vec4<u32>(1u);
     let a = bitcast<vec4<f32>>(bitcast<vec4<u32>>(x - n * 1.5703125) | zero);
     let b = bitcast<vec4<f32>>(bitcast<vec4<u32>>(a - n * 4.837512969970703e-4) | zero);
@@ -23,7 +23,7 @@ fn near_turn(x: vec4<f32>) -> Turn {
     return Turn(c - n * 2.5633440682570896e-12, q);
 }
 
-// The upper 32 bits of a * b, from 16-bit halves: WGSL has no wide multiply.
+// The upper 32 bits of a * b, from 16-bit halves, because WGSL has no wide multiply.
 fn upper_product(a: vec4<u32>, b: vec4<u32>) -> vec4<u32> {
     let half = vec4<u32>(16u);
     let mask = vec4<u32>(0xffffu);
@@ -32,18 +32,19 @@ fn upper_product(a: vec4<u32>, b: vec4<u32>) -> vec4<u32> {
     return (a >> half) * (b >> half) + (middle >> half) + (other >> half);
 }
 
-// The 32 bits from bit `shift` < 32 of two words on. A shift by 32 is none: hence in two steps.
+// The 32 bits that begin `shift` < 32 bits below the top of the 64 bits (a, b). WGSL has no shift by 32, so b takes two shifts.
 fn joined(a: vec4<u32>, b: vec4<u32>, shift: vec4<u32>) -> vec4<u32> {
     return (a << shift) | ((b >> vec4<u32>(1u)) >> (vec4<u32>(31u) - shift));
 }
 
-// For finite |x| >= 2^-7: Payne and Hanek's reduction, in integers. With |x| = m 2^(e - 150), m of 24 bits, only the 96 bits of
-// 2/pi from the weight 2^(151 - e) down matter: what is above gives multiples of 4 in q, what is below less than 2^-70.
+// Payne and Hanek's reduction in integers, for finite |x| >= 2^-7. With |x| = m 2^(e - 150) and m of 24 bits, only the 96 bits of
+// 2/pi from the weight 2^(151 - e) down matter: higher bits add multiples of 4 to q, lower bits add less than 2^-70.
 fn far_turn(x: vec4<f32>) -> Turn {
     let u = bitcast<vec4<u32>>(x);
     let m = (u & vec4<u32>(0x007fffffu)) | vec4<u32>(0x00800000u);
     let start = ((u >> vec4<u32>(23u)) & vec4<u32>(0xffu)) - vec4<u32>(120u);
-    // Words start / 32 to start / 32 + 3 of 0, then 2/pi; start / 32 is at most 4. By halves, since indices are slow on CPUs.
+    // Words start / 32 to start / 32 + 3 of a zero word followed by 2/pi, where start / 32 is at most 4. They are chosen by
+    // selects, because indexing is slow on CPUs.
     let four = (start & vec4<u32>(128u)) != vec4<u32>(0u);
     let two = (start & vec4<u32>(64u)) != vec4<u32>(0u);
     let one = (start & vec4<u32>(32u)) != vec4<u32>(0u);
@@ -62,21 +63,21 @@ fn far_turn(x: vec4<f32>) -> Turn {
     let w3 = select(b3, b4, one);
     let shift = start & vec4<u32>(31u);
     let middle = joined(w1, w2, shift);
-    // m times the three words, upper 64 bits of 96: q's two bits, then 62 of the fraction.
+    // m times the three words modulo 2^96, of which the upper 64 bits are kept: two bits of q, then 62 of the fraction.
     let carry = upper_product(m, joined(w2, w3, shift));
     var low = m * middle + carry;
     var high = m * joined(w0, w1, shift) + upper_product(m, middle) + vec4<u32>(low < carry);
-    // The nearest q and the signed rest, whose size is its two's complement where it is negative.
+    // Rounds q to nearest, which makes the rest signed. A negative rest is replaced by its two's complement, its magnitude.
     let q = (high + vec4<u32>(0x20000000u)) >> vec4<u32>(30u);
     high -= q << vec4<u32>(30u);
     let below = high >> vec4<u32>(31u);
     low = (low ^ (vec4<u32>(0u) - below)) + below;
     high = (high ^ (vec4<u32>(0u) - below)) + (below & vec4<u32>(low == vec4<u32>(0u)));
-    // In units of 2^-62 of pi/2.
+    // The 64 bits are in units of 2^-62 of pi/2.
     let upper = vec4<f32>(bitcast<vec4<i32>>(high)) * 9.313225746154785e-10;
     let lower = vec4<f32>(bitcast<vec4<i32>>(low >> vec4<u32>(1u))) * 4.336808689942018e-19;
     let size = bitcast<vec4<u32>>((upper + lower) * 1.5707963267948966);
-    // -x turns the other way.
+    // For negative x, r and q change sign.
     let negative = u >> vec4<u32>(31u);
     let r = bitcast<vec4<f32>>(size ^ ((below ^ negative) << vec4<u32>(31u)));
     return Turn(r, (q ^ (vec4<u32>(0u) - negative)) + negative);
@@ -104,7 +105,7 @@ fn turned(x: vec4<f32>, quarter: u32) -> vec4<f32> {
     return bitcast<vec4<f32>>(select(y, vec4<u32>(0x7fc00000u), size >= vec4<u32>(0x7f800000u)));
 }
 
-// Below 2^-12 sin x is x: -0 and subnormals come through as they are.
+// Below 2^-12 x itself is returned as sin x, so -0 and subnormals stay unchanged.
 fn sin_of(x: vec4<f32>) -> vec4<f32> {
     let u = bitcast<vec4<u32>>(x);
     let tiny = (u & vec4<u32>(0x7fffffffu)) < vec4<u32>(0x39800000u);

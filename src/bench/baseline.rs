@@ -1,4 +1,4 @@
-//! Times of another engine, or of an earlier run, beside those of a run.
+//! Compares a run with the times of another engine or of an earlier run.
 
 use super::lines::Line;
 use super::report::digits;
@@ -9,17 +9,17 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
-/// One time of the other's.
+/// The time of one row of a baseline.
 #[derive(Clone, Debug, PartialEq)]
 struct Time {
     median_ms: f64,
-    /// Who and where: `torch 2.11.0+cu130, NVIDIA H200`.
+    /// The engine and the adapter: `torch 2.11.0+cu130, NVIDIA H200`.
     who: String,
-    /// Lines of this name in the file; the fastest is kept.
+    /// The number of lines with this row's name in the file. The fastest is kept.
     lines: usize,
 }
 
-/// A line of another program, or a row of ours.
+/// A line of another program, or a row of Tiebeam's own output.
 #[derive(Deserialize)]
 struct Timed {
     family: Option<String>,
@@ -35,16 +35,16 @@ struct Timed {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Baseline(BTreeMap<String, Time>);
 
-/// What other programs call a family of ours.
+/// Other programs' names of families, and Tiebeam's.
 const FAMILIES: [(&str, &str); 2] =
     [("layernorm", "layer_norm"), ("se3conv fwd+bwd (geometry+basis+layer)", "ponita")];
 
 impl Baseline {
-    /// Reads another program's lines, which have `family` or `op`, `shape`, `median_ms` and perhaps `peer`, `adapter` and
-    /// `precision`, or ours.
+    /// Reads JSON lines, either what `tiebeam bench --json` wrote or those of another program. The latter have `family` or `op`,
+    /// `shape`, `median_ms` and optionally `peer`, `adapter` and `precision`.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::Config`] with file and line of what is neither.
+    /// [`Error::Io`]; [`Error::Config`], with file and line, for a line that is neither, and for a file without times.
     pub fn read(path: &Path) -> Result<Baseline> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
         let mut all = BTreeMap::new();
@@ -85,7 +85,7 @@ impl Baseline {
         }
     }
 
-    /// The rows of a run beside theirs.
+    /// Pairs the rows of a run with those of this baseline, by name.
     pub fn matches(&self, run: &Run) -> Matches {
         let mut found = Matches { rows: Vec::new(), ours: Vec::new(), theirs: Vec::new() };
         for record in &run.records {
@@ -107,34 +107,34 @@ impl Baseline {
     }
 }
 
-/// A row that both have.
+/// A row that both the run and the baseline have.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Match {
     /// `matmul 512x512x512`.
     pub name: String,
-    /// Median.
+    /// The run's median.
     pub ours_ms: f64,
-    /// Median, the least where the file has several lines of the name.
+    /// The baseline's median. If its file has several lines of this name, the smallest.
     pub theirs_ms: f64,
-    /// Who they are and on what adapter.
+    /// The baseline's engine and adapter.
     pub who: String,
-    /// Lines of the name in the file.
+    /// The number of lines with this name in the baseline's file.
     pub lines: usize,
 }
 
 /// A run beside a [`Baseline`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Matches {
-    /// What both have.
+    /// Rows that both have.
     pub rows: Vec<Match>,
-    /// Rows that only the run has; those that failed are here too.
+    /// Names of rows that only the run has, including rows that failed.
     pub ours: Vec<String>,
-    /// Rows that only the other has.
+    /// Names of rows that only the baseline has.
     pub theirs: Vec<String>,
 }
 
 impl Matches {
-    /// For people.
+    /// Returns a table to be read by people.
     pub fn table(&self) -> String {
         let head = ["kernel", "ours ms", "theirs ms", "ours/theirs", "who"];
         let mut out =

@@ -1,4 +1,4 @@
-//! What this adapter reaches when nothing but one thing is asked of it.
+//! The rates that an adapter reaches in kernels that do only one thing: copy, multiply and add, or dispatch.
 
 use super::{copy, measure};
 use crate::dtype::DType;
@@ -10,34 +10,34 @@ use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
-/// Measured rates and costs of an adapter; `None` for what it does not have, or what could not be measured.
+/// Measured rates and costs of an adapter. `None` means that the adapter lacks the feature or that the measurement failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Ceilings {
-    /// Bytes read and written in a second by the best copy of large arrays: of several kernels and the driver's own.
+    /// Bytes read and written per second by the fastest copy of large arrays: one of several kernels or the driver's own copy.
     #[serde(rename = "copy_bytes_s")]
     pub copy: Option<f64>,
-    /// The same by the engine's elementwise kernel alone.
+    /// Bytes read and written per second by the engine's elementwise kernel.
     #[serde(rename = "kernel_copy_bytes_s")]
     pub kernel_copy: Option<f64>,
-    /// f32 operations in a second, a fused multiply-add being two, on registers alone.
+    /// f32 operations per second on registers. A fused multiply-add counts as two.
     #[serde(rename = "fma32_flops")]
     pub fma32: Option<f64>,
-    /// The same in f16, where the adapter has it.
+    /// f16 operations per second on registers, if the adapter has f16.
     #[serde(rename = "fma16_flops")]
     pub fma16: Option<f64>,
-    /// Operations in a second of cooperative matrices, f16 in and f32 out, where the adapter has them.
+    /// Operations per second of cooperative matrices with f16 operands and f32 sums, if the adapter has them.
     #[serde(rename = "coop_flops")]
     pub coop: Option<f64>,
-    /// Seconds of a dispatch among many in one pass.
+    /// Seconds per dispatch, if many share one pass.
     #[serde(rename = "dispatch_s")]
     pub dispatch: Option<f64>,
-    /// Seconds of a dispatch in a pass of its own.
+    /// Seconds per dispatch, if each has its own pass.
     #[serde(rename = "pass_s")]
     pub pass: Option<f64>,
-    /// Seconds of a dispatch in a submit of its own.
+    /// Seconds per dispatch, if each has its own submit.
     #[serde(rename = "submit_s")]
     pub submit: Option<f64>,
-    /// Seconds until four bytes are on the host.
+    /// Seconds to read four bytes back to the host.
     #[serde(rename = "readback_s")]
     pub readback: Option<f64>,
 }
@@ -54,18 +54,18 @@ pub enum Ceiling {
     Fma16,
     /// Cooperative matrices.
     Coop,
-    /// Dispatches in a pass, with a pass each, with a submit each.
+    /// Dispatches in one pass, with a pass each, and with a submit each.
     Dispatch,
-    /// Four bytes to the host.
+    /// A readback of four bytes.
     Readback,
 }
 
 impl Ceiling {
-    /// All, in the order in which they are measured.
+    /// All ceilings, in the order in which they are measured.
     pub const ALL: [Ceiling; 6] =
         [Ceiling::Copy, Ceiling::Fma32, Ceiling::Fma16, Ceiling::Coop, Ceiling::Dispatch, Ceiling::Readback];
 
-    /// The word for it in tables and files.
+    /// Its name in tables and files.
     pub fn name(self) -> &'static str {
         match self {
             Ceiling::Copy => "copy",
@@ -78,10 +78,10 @@ impl Ceiling {
     }
 }
 
-/// Chains of dependent multiply-adds a thread: how many fill an adapter differs.
+/// Numbers of independent chains of multiply-adds per thread. Adapters differ in how many chains they need for their full rate.
 const CHAINS: [u32; 4] = [1, 2, 4, 8];
 const ROUNDS: u32 = 256;
-/// Time for one of the kernels of a ceiling.
+/// The time for measuring one kernel.
 const BUDGET: Duration = Duration::from_millis(400);
 
 fn fma(element: &str, chains: u32) -> Source {
@@ -102,13 +102,14 @@ fn coop(size: u32, lanes: u32, chains: u32) -> Source {
         .enable("wgpu_cooperative_matrix")
 }
 
-/// The greater of two rates.
+/// Returns the greater of two rates.
 fn best(a: Option<f64>, b: Option<f64>) -> Option<f64> {
     a.into_iter().chain(b).reduce(f64::max)
 }
 
 impl Ceilings {
-    /// Measures all; a few seconds. What cannot be measured counts as absent: `done` hears why.
+    /// Measures all ceilings, in a few seconds. `done` is called after each, with the error if it could not be measured. Such a
+    /// ceiling stays `None`.
     pub fn measure(gpu: &Gpu, mut done: impl FnMut(Ceiling, Option<Error>)) -> Ceilings {
         let mut all = Ceilings::default();
         for ceiling in Ceiling::ALL {
@@ -122,10 +123,10 @@ impl Ceilings {
         all
     }
 
-    /// Measures one again. A rate stays where it was higher before: a ceiling is the most that was ever seen.
+    /// Measures one ceiling again. A rate is replaced only by a higher one, because a ceiling is the highest rate ever seen.
     ///
     /// # Errors
-    /// The device's fault, or that it has no memory for it.
+    /// The device's fault, or if it has not enough memory.
     pub fn update(&mut self, gpu: &Gpu, ceiling: Ceiling) -> Result<()> {
         let chains = |element: &str| -> Result<Option<f64>> {
             let rates: Result<Vec<f64>> = CHAINS.iter().map(|&c| fma_rate(gpu, element, c)).collect();
@@ -147,8 +148,9 @@ impl Ceilings {
         Ok(())
     }
 
-    /// The least seconds for moving `bytes` and doing `flops`, and which of the two it is; `None` where there is nothing to do or
-    /// no ceiling for it. `half` says that operands are f16: then matrix units may do it.
+    /// Returns the least time in seconds that these ceilings allow for moving `bytes` and doing `flops`, and the ceiling that sets
+    /// it. Returns `None` if there is no work or no ceiling for it. `half` means that operands are f16, so that matrix units may
+    /// compute the products.
     pub fn least(&self, bytes: f64, flops: f64, half: bool) -> Option<(f64, Ceiling)> {
         let computing = match (self.fma32, self.coop) {
             (fma, Some(coop)) if half && fma.is_none_or(|fma| coop > fma) => Some((coop, Ceiling::Coop)),
@@ -160,7 +162,7 @@ impl Ceilings {
     }
 }
 
-/// Operations a second of `CHAINS` independent chains of vec4 multiply-adds in each of many threads.
+/// Measures operations per second of many threads, each with `chains` independent chains of vec4 multiply-adds.
 fn fma_rate(gpu: &Gpu, element: &str, chains: u32) -> Result<f64> {
     let source = fma(element, chains);
     let groups = if gpu.adapter().is_software() { 256 } else { 16384 };
@@ -169,19 +171,19 @@ fn fma_rate(gpu: &Gpu, element: &str, chains: u32) -> Result<f64> {
         let launch = Launch::new("fma", &source, "main", grid(groups)).bind_mut("y", &y);
         gpu.launch(launch.set("m", 0.999f32).set("b", 0.001f32).turns(ROUNDS as usize).reuse(0));
     })?;
-    // What was skipped took no time.
+    // Skipped dispatches would have taken no time.
     y.check()?;
     let flops = 2.0 * 4.0 * (chains * ROUNDS * 4) as f64 * (groups * 64) as f64;
     Ok(flops / stats.min)
 }
 
-/// The kernels of [`coop_rate`], for the list of variants, where no adapter of ours makes them.
+/// Returns the kernels of [`coop_rate`] for the list of variants, for runs on adapters without matrix units.
 #[doc(hidden)]
 pub fn for_matrix_units() -> Vec<Source> {
     [16, 8].into_iter().flat_map(|size| [1, 4, 8].map(|chains| coop(size, 32, chains))).collect()
 }
 
-/// Operations a second of independent chains of cooperative multiply-adds, a subgroup to a workgroup.
+/// Measures operations per second of independent chains of cooperative multiply-adds, with one subgroup per workgroup.
 fn coop_rate(gpu: &Gpu) -> Result<Option<f64>> {
     let Some(matrices) = gpu.coop_matrices() else { return Ok(None) };
     let (size, groups) = (matrices.size, if gpu.adapter().is_software() { 64 } else { 8192 });
@@ -200,7 +202,7 @@ fn coop_rate(gpu: &Gpu) -> Result<Option<f64>> {
     Ok(Some(best))
 }
 
-/// Seconds a dispatch: many in a pass, a pass each, a submit each.
+/// Measures seconds per dispatch: many in one pass, a pass each, a submit each.
 fn dispatches(gpu: &Gpu) -> Result<[f64; 3]> {
     let y = Tensor::empty(gpu, "dispatch", [64], DType::F32);
     let source = fma("f32", 1);

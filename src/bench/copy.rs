@@ -1,4 +1,4 @@
-//! The copy ceiling: the best of several kernels and of the driver's own copy.
+//! Measures the copy ceiling: the fastest of several kernels and of the driver's own copy.
 
 use super::measure;
 use crate::dtype::DType;
@@ -9,18 +9,18 @@ use crate::gpu::{Gpu, lock};
 use crate::tensor::Tensor;
 use std::time::Duration;
 
-/// vec4 that a thread copies: how many loads in flight fill an adapter differs.
+/// Numbers of vec4 that each thread copies. Adapters differ in how many loads in flight they need for their full rate.
 const SPANS: [u32; 4] = [1, 2, 4, 8];
-/// Time for one copy at one size.
+/// The time for measuring one copy at one size.
 const BUDGET: Duration = Duration::from_millis(200);
 
 fn kernel(span: u32, lanes: u32) -> Source {
     Source::file("bench_copy").u32("SPAN", span).u32("LANES", lanes)
 }
 
-/// Bytes read and written a second by the best of all copies, and by the engine's elementwise kernel.
+/// Returns the bytes read and written per second by the fastest copy, and by the engine's elementwise kernel.
 ///
-/// Arrays are larger than any cache where binding limits and memory allow; a size that finds no memory is left out.
+/// Arrays are larger than any cache if binding limits and memory allow. A size that fails, for want of memory, is left out.
 pub(super) fn rates(gpu: &Gpu) -> Result<(f64, f64)> {
     let most = gpu.adapter().max_binding.min(if gpu.adapter().is_software() { 64 << 20 } else { 1 << 30 });
     let (mut all, mut elementwise) = (0.0f64, 0.0f64);
@@ -42,10 +42,10 @@ pub(super) fn rates(gpu: &Gpu) -> Result<(f64, f64)> {
     }
 }
 
-/// Bytes that the workgroups of every kernel divide.
+/// Array sizes are multiples of this, so that every kernel's workgroups divide them evenly.
 const ALIGNED: u64 = 16 * 256 * 8;
 
-/// The two rates at arrays of so many bytes.
+/// Measures the two rates with arrays of `bytes`.
 fn at(gpu: &Gpu, bytes: u64) -> Result<(f64, f64)> {
     let count = bytes as usize / 4;
     let x = Tensor::ones(gpu, [count]);
@@ -53,7 +53,7 @@ fn at(gpu: &Gpu, bytes: u64) -> Result<(f64, f64)> {
     let y = Tensor::empty(gpu, "copy", [count], DType::F32);
     let rate = |call: &mut dyn FnMut()| -> Result<f64> {
         let stats = measure(gpu, BUDGET, |_| call())?;
-        // What was skipped for want of memory took no time.
+        // Copies skipped for want of memory would have taken no time.
         x.check()?;
         y.check()?;
         Ok(2.0 * bytes as f64 / stats.min)
@@ -72,7 +72,7 @@ fn at(gpu: &Gpu, bytes: u64) -> Result<(f64, f64)> {
             gpu.launch(launch.set("count", count / 4).turns(1).reuse(0));
         })?);
     }
-    // The engine's own makes an array of its own.
+    // The engine's kernel allocates its own result, so `y` is freed first.
     drop((to, y));
     let mut made = Ok(());
     let stats = measure(gpu, BUDGET, |_| {

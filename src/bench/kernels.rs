@@ -1,14 +1,14 @@
-//! The kernels inside one call of a row, as they were timed or as they are planned.
+//! Lists the kernels of one call of a row, as they were timed or as they are planned.
 
 use super::{Entry, Row, caught};
 use crate::error::Result;
 use crate::gpu::{Gpu, Profiled};
 use crate::tape::no_grad;
 
-/// What a call of a row dispatched, from the longest to the shortest.
+/// The kernels that a call of a row dispatched, from the longest total time to the shortest.
 pub struct Kernels(pub Vec<Profiled>);
 
-/// Makes a row, prepares it, and watches one more call. What a panic leaves on, `end` ends.
+/// Makes a row, prepares it, and watches one call. If that fails, `end` switches off what a panic may have left switched on.
 fn watched<T>(
     gpu: &Gpu,
     entry: Entry,
@@ -32,23 +32,24 @@ fn watched<T>(
     found
 }
 
-/// Makes a row, checks it, and looks at one more call with [`Gpu::profile`].
+/// Makes a row, checks it, and profiles one more call with [`Gpu::profile`].
 ///
 /// # Errors
-/// The row's, a panic in it included, or the device's.
+/// Those of the row, including a panic in it, or the device's fault.
 pub fn kernels(gpu: &Gpu, entry: Entry) -> Result<Kernels> {
-    // The check compiles the kernels too, which would count.
+    // The check also compiles the kernels, which would otherwise be part of the times.
     let check = |row: &Row| row.check(gpu).map(drop);
     watched(gpu, entry, check, |call| gpu.profile(call), || drop(gpu.profile(|| ()))).map(Kernels)
 }
 
-/// The dispatches that a call of a row plans for the class of this device, each with how often, in the order of their first: kernel,
-/// constants, workgroups, parts, bytes and operations. Its inputs are made; of the call itself nothing runs.
+/// Returns the dispatches that a call of a row plans for the class of this device, each with its count, in the order in which they
+/// first occur. A line has the kernel, constants, workgroups, parts, bytes and operations. The row's inputs are computed, but no
+/// dispatch of the call runs.
 ///
 /// # Errors
-/// As [`kernels`], but for wrong values: there are none.
+/// As [`kernels`], except for wrong values, since no values are computed.
 pub fn plan(gpu: &Gpu, entry: Entry) -> Result<Vec<(String, usize)>> {
-    // What is made once, such as an optimizer's state, is there behind the first call.
+    // A first call allocates what is made only once, such as an optimizer's state, so the second call plans only what repeats.
     let first = |row: &Row| {
         let mut possible = Ok(());
         gpu.only_planned(|| possible = (row.run)(0).check()).and(possible)
@@ -66,7 +67,7 @@ pub fn plan(gpu: &Gpu, entry: Entry) -> Result<Vec<(String, usize)>> {
 }
 
 impl Kernels {
-    /// A line a kernel: how often, its share of the time, the bytes that it binds.
+    /// Returns a table with one line per kernel: its count, its share of the time, and the bytes that it binds.
     pub fn table(&self) -> String {
         let total: f64 = self.0.iter().map(|k| k.seconds).sum();
         let mut out = String::from("  count  share          MB  op: kernel entry\n");

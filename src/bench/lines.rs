@@ -1,7 +1,7 @@
-//! Runs as JSON lines, one object each: the host, the ceilings, a line for each row, as they come.
+//! Writes and reads runs as JSON lines: one object for the host, one for the ceilings, and one per row, as they are measured.
 //!
-//! Ceilings that were measured again are a further line; the last one of a run holds for all its rows. Fractions in the file are
-//! those of the time of writing, and are computed anew when it is read.
+//! If ceilings are measured again, they are written as a further line. The last one of a run applies to all its rows. Fractions in
+//! the file refer to the ceilings at the time of writing, and are recomputed when the file is read.
 
 use super::{Ceilings, Event, Failed, Host, Record, Run};
 use crate::error::{Error, Result};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::Path;
 
-/// A line as it is written: with a date to be read by people, and a mark on rows above their ceilings.
+/// A line as it is written. The date and the mark on rows above their ceilings are for people, and are not read back.
 #[derive(Serialize)]
 #[serde(tag = "line", rename_all = "lowercase")]
 enum Written<'a> {
@@ -27,7 +27,7 @@ enum Written<'a> {
     Failed(&'a Failed),
 }
 
-/// A line behind its host's.
+/// A line of a run, after its host line.
 #[derive(Deserialize)]
 #[serde(tag = "line", rename_all = "lowercase")]
 enum Read {
@@ -37,7 +37,7 @@ enum Read {
 }
 
 impl Event<'_> {
-    /// Its line in a file; `None` for what is only to be seen.
+    /// Returns the event's line in a file, or `None` for events that are only shown.
     pub fn to_json(&self) -> Option<Value> {
         let line = match self {
             Event::Host(host) => Written::Host { host, date: host.date() },
@@ -50,7 +50,7 @@ impl Event<'_> {
     }
 }
 
-/// A line of a file and where it stands.
+/// A line of a file, with its path and line number.
 pub(super) struct Line<'a> {
     path: &'a Path,
     at: usize,
@@ -82,22 +82,22 @@ impl Line<'_> {
         ))
     }
 
-    /// What a program of ours says that the line is.
+    /// The kind of a line that Tiebeam wrote: `host`, `ceilings`, `row` or `failed`.
     pub(super) fn kind(&self) -> Option<&str> {
         self.value["line"].as_str()
     }
 
-    /// The line as a `T`.
+    /// Deserializes the line.
     pub(super) fn read<'a, T: Deserialize<'a>>(&'a self) -> Result<T> {
         T::deserialize(&self.value).map_err(|e| self.bad(&e.to_string()))
     }
 }
 
-/// Reads what `tiebeam bench --json` wrote, the `.part` of a killed one included; one file may hold several runs, each from its
-/// `host` line on.
+/// Reads what `tiebeam bench --json` wrote, including the `.part` of a killed program. A file may hold several runs, each of which
+/// begins with a `host` line.
 ///
 /// # Errors
-/// [`Error::Io`], or [`Error::Config`] with file and line of what is no run.
+/// [`Error::Io`], or [`Error::Config`] with file and line if the file is not a run.
 pub fn read_runs(path: &Path) -> Result<Vec<Run>> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
     let mut runs: Vec<Run> = Vec::new();
@@ -111,7 +111,7 @@ pub fn read_runs(path: &Path) -> Result<Vec<Run>> {
         match line.read()? {
             Read::Ceilings(ceilings) => run.ceilings = ceilings,
             Read::Row(mut record) => {
-                // Version 0.1.0 did not write it; only rows of f16 are held against matrix units.
+                // Version 0.1.0 did not write `half`. Only f16 rows are compared with matrix units.
                 record.half |= record.ceiling == "coop f16";
                 run.records.push(record);
             }

@@ -1,8 +1,8 @@
-//! The benchmark behind `tiebeam bench`: what an adapter can reach, and how near each kernel comes.
+//! The benchmark behind `tiebeam bench`: the rates that an adapter can reach, and the share of them that each kernel reaches.
 //!
-//! A row is checked against an f64 reference on a sample of elements before it is timed; a wrong result has no time. Its
-//! time stands beside the least time that the measured ceilings allow, `max(bytes / copy, flops / fma)`: the roofline.
-//! [`run()`] goes through all rows whatever happens to one of them.
+//! Before a row is timed, a sample of its result's elements is checked against an f64 reference. A row with a wrong result gets no
+//! time. A row's time is compared with the roofline: the least time that the measured ceilings allow,
+//! `max(bytes / copy, flops / fma)`. [`run()`] goes through all rows, even if some of them fail.
 
 mod baseline;
 pub mod ceilings;
@@ -31,34 +31,34 @@ use crate::tensor::Tensor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-/// An element of a row's result and what it must be.
+/// An element of a row's result, and its correct value.
 #[derive(Clone, Copy, Debug)]
 pub struct Check {
     /// Position in the result.
     pub at: usize,
-    /// By the f64 reference.
+    /// The value of the f64 reference.
     pub want: f64,
-    /// Allowed distance.
+    /// The largest error that is allowed.
     pub bound: f64,
 }
 
-/// Makes a row on a device. If it is told to check, the row has more elements to be checked.
+/// Makes a row on a device. If the flag is set, more elements of the result are checked.
 pub type Make = Box<dyn FnOnce(&Gpu, bool) -> Result<Row>>;
 
-/// A row by its name, before anything is made for it.
+/// A row's name and the function that makes it. Nothing is computed before that is called.
 pub struct Entry {
-    /// The op, by the same word as its file.
+    /// The op, or the name of what is measured.
     pub family: &'static str,
     /// The sizes, and the variant of the op.
     pub shape: String,
-    /// Whether the row takes so long here that it runs only if the command line selects it.
+    /// Whether the row takes so long on this kind of device that it runs only if the command line selects it.
     pub asked: bool,
-    /// Makes its inputs and reference on a device.
+    /// Makes the row's inputs and reference on a device.
     pub make: Make,
 }
 
 impl Entry {
-    /// A row that is always measured.
+    /// Makes an entry for a row that is always measured.
     pub fn new(
         family: &'static str,
         shape: impl Into<String>,
@@ -72,7 +72,7 @@ impl Entry {
         format!("{} {}", self.family, self.shape)
     }
 
-    /// Whether one of these words is part of the name. Without words, all rows are wanted that need not be asked for.
+    /// Whether one of these words is part of the name. Without words, all rows that are not `asked` are wanted.
     pub fn is_wanted(&self, words: &[String]) -> bool {
         let name = self.name();
         words.iter().any(|w| name.contains(w.as_str())) || words.is_empty() && !self.asked
@@ -83,13 +83,13 @@ impl Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Suite {
-    /// Some minutes on two cores.
+    /// A selection of sizes, which takes some minutes on two cores.
     Quick,
     /// Every size.
     Full,
 }
 
-/// The rows for a driver on the host's cores, or for a GPU. They differ in sizes, and in what is measured only if asked for.
+/// Returns the rows for a CPU driver or for a GPU. The two differ in sizes, and in which rows run only if selected.
 pub fn entries(cpu: bool, suite: Suite) -> Vec<Entry> {
     let mut all = ops::entries(cpu, suite);
     all.extend(systems::entries(cpu));
@@ -98,36 +98,36 @@ pub fn entries(cpu: bool, suite: Suite) -> Vec<Entry> {
 
 /// One kernel at one size.
 pub struct Row {
-    /// Bytes that must move, each operand and result once.
+    /// Bytes that must move, if each operand and result moves once.
     pub bytes: f64,
-    /// Floating-point operations that must happen; 0 where moving is all.
+    /// Floating-point operations that must happen. 0 if the row only moves data.
     pub flops: f64,
-    /// Whether operands are f16, so that matrix units may do it.
+    /// Whether operands are f16, so that matrix units may compute the products.
     pub half: bool,
-    /// The kernel chosen and its constants, where there is a choice.
+    /// The chosen kernel and its constants, if there is a choice.
     pub constants: String,
-    /// Ops in a call, for rows about the cost of many.
+    /// Ops per call, for rows that measure the cost of many ops.
     pub ops: usize,
-    /// Sets of inputs that calls take in turn, so that a cache does not flatter.
+    /// The number of sets of inputs. Successive calls use different sets, so that inputs do not come from a cache.
     pub sets: usize,
-    /// Computes with a set of inputs.
+    /// Computes the result for one set of inputs.
     pub run: Box<dyn Fn(usize) -> Tensor>,
-    /// Calls before the one whose result is checked.
+    /// The number of calls before the one whose result is checked.
     pub before: usize,
-    /// Of the result with set 0.
+    /// Checks of the result for set 0.
     pub checks: Vec<Check>,
-    /// Whether every call with set 0 has the same result, so that it can be checked again after it was timed.
+    /// Whether every call with set 0 has the same result, so that it can be checked again after timing.
     pub repeats: bool,
 }
 
 impl Row {
-    /// A row of f32 operands that moves `bytes` and does `flops`; what else it is follows.
+    /// Makes a row of f32 operands that moves `bytes` and does `flops`. The other fields have defaults, which callers change.
     pub fn new([bytes, flops]: [f64; 2], run: impl Fn(usize) -> Tensor + 'static) -> Row {
         let (constants, checks, run) = (String::new(), Vec::new(), Box::new(run));
         Row { bytes, flops, half: false, constants, ops: 1, sets: 1, run, before: 0, checks, repeats: false }
     }
 
-    /// Seconds of the first call, shader compilation and readback included.
+    /// Checks the result and returns the seconds of the first call, including shader compilation and readback.
     ///
     /// # Errors
     /// When a sampled element is off by more than its bound, or the device has a fault.
@@ -142,7 +142,7 @@ impl Row {
         Ok(first)
     }
 
-    /// Checks the result once more, if it is still the same.
+    /// Checks the result once more, if every call has the same result.
     fn check_again(&self, gpu: &Gpu) -> Result<()> {
         if self.repeats { self.compare(gpu, &(self.run)(0).to_vec()?) } else { Ok(()) }
     }
@@ -163,7 +163,7 @@ impl Row {
     }
 }
 
-/// `work`, its panics as errors.
+/// Runs `work` and turns panics into errors.
 fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<&str>().map(|s| s.to_string());
@@ -172,27 +172,27 @@ fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
-/// Times of one row, in seconds a call.
+/// Times of one row, in seconds per call.
 #[derive(Clone, Copy, Debug)]
 pub struct Stats {
-    /// Of the samples.
+    /// The median of the samples.
     pub median: f64,
-    /// Of the samples.
+    /// The fastest sample.
     pub min: f64,
-    /// Of the samples.
+    /// The slowest sample.
     pub max: f64,
-    /// Samples taken.
+    /// The number of samples.
     pub samples: usize,
-    /// Calls in a sample.
+    /// Calls per sample.
     pub inner: usize,
-    /// `timestamps` of the device, or `wall` time around many calls.
+    /// `timestamps` of the device, or `wall` for the host's clock.
     pub clock: &'static str,
 }
 
-/// Work before the first sample on a GPU, whose clock rises from idle under load.
+/// How long a GPU works before the first sample, because its clock rises from idle under load.
 const WARM: Duration = Duration::from_millis(100);
 
-/// Times `call(i)`, which records work for the `i`-th time.
+/// Times `call(i)`, which records the work of the `i`-th call.
 ///
 /// # Errors
 /// The device's fault.
@@ -216,7 +216,7 @@ pub fn measure(gpu: &Gpu, budget: Duration, mut call: impl FnMut(usize)) -> Resu
     };
     let clock = if gpu.has_own_clock() { "timestamps" } else { "wall" };
     let mut once = sample(1, "wall")?;
-    // A call of seconds is steady enough by itself.
+    // Calls that take seconds vary little, so fewer samples suffice.
     let least = if once > 2.0 { 3 } else { 5 };
     if once <= 2.0 {
         once = sample(2, "wall")?.min(sample(2, "wall")?);

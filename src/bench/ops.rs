@@ -1,4 +1,4 @@
-//! The ops' rows: the cases of `ops::cases()` that are marked as sizes of the benchmark.
+//! The rows of ops: the cases of `ops::cases()` that are marked as sizes of the benchmark.
 
 use super::{Check, Entry, Row, Suite};
 use crate::dtype::DType;
@@ -13,13 +13,14 @@ use crate::tape::no_grad;
 use crate::tensor::Tensor;
 use std::cmp::Ordering::Equal;
 
-/// Elements of a result that are checked if the user asks for checks.
+/// The number of elements of a result that are checked in addition if the user asks for checks.
 const MANY: usize = 64;
-/// Bytes of inputs that the caches of a CPU and of a GPU do not hold, and the most sets of inputs that are made to reach them.
+/// Bytes of inputs that exceed the caches of a CPU and of a GPU.
 const BEYOND_CACHES: [usize; 2] = [64 << 20, 256 << 20];
+/// The most sets of inputs that are made to exceed the caches.
 const MOST_SETS: usize = 8;
 
-/// The rows of a suite, for a driver on the host's cores or for a GPU.
+/// Returns the rows of a suite, for a CPU driver or for a GPU.
 pub(super) fn entries(cpu: bool, suite: Suite) -> Vec<Entry> {
     let cases = crate::ops::cases().into_iter().flat_map(|(_, cases)| cases);
     cases.filter_map(|case| entry(case, cpu, suite)).collect()
@@ -53,7 +54,7 @@ fn row(gpu: &Gpu, case: Case, timed: &Timed, checked: bool) -> Result<Row> {
     let count = call.shape.count();
     let mut elements = timed.elements.clone();
     if checked {
-        // The step is a prime, so that elements of all rows and columns have their turn.
+        // Adding multiples of a prime spreads the elements over all rows and columns.
         elements.extend((0..MANY.min(count)).map(|i| (i * 7919 + i * (count / MANY)) % count));
     }
     let check = |at| {
@@ -64,7 +65,8 @@ fn row(gpu: &Gpu, case: Case, timed: &Timed, checked: bool) -> Result<Row> {
     let once = timed.gradient.map_or_else(|| call.operands + 4.0 * count as f64, |(_, bytes)| bytes);
     let passes = planned(gpu, &call)?;
     let sum = |of: fn(&Pass) -> f64| passes.iter().map(of).sum::<f64>();
-    // Passes also move what they hand to each other, and may leave parts of an operand alone.
+    // The passes' bytes include intermediate results, so `once` bounds them. They can also be fewer than `once`, if passes do not
+    // read all of an operand.
     let work = [sum(|pass| pass.bytes).min(once), sum(|pass| pass.flops)];
     let longest =
         passes.iter().max_by(|a, b| (a.flops, a.bytes).partial_cmp(&(b.flops, b.bytes)).unwrap_or(Equal));
@@ -72,17 +74,17 @@ fn row(gpu: &Gpu, case: Case, timed: &Timed, checked: bool) -> Result<Row> {
     Ok(Row { half, constants, sets: call.sets, checks, repeats: true, ..Row::new(work, call.run) })
 }
 
-/// A function of the number of a set of inputs, and what is known of it.
+/// A function that computes the result for one set of inputs, with the sizes of inputs and result.
 struct Call {
     run: Box<dyn Fn(usize) -> Tensor>,
     sets: usize,
-    /// Of the result.
+    /// The shape of the result.
     shape: Shape,
     /// Bytes of the inputs of one set.
     operands: f64,
 }
 
-/// The inputs, as often as a cache cannot hold them all. Integers, such as ids, are shared by the sets.
+/// Uploads the inputs in as many copies as exceed the caches, up to `MOST_SETS`. Integers, such as ids, are shared by the sets.
 fn sets(gpu: &Gpu, inputs: &[Input], arrays: &[Array]) -> Vec<Vec<Tensor>> {
     let first: Vec<Tensor> =
         inputs.iter().zip(arrays).map(|(input, array)| array.upload(gpu, input.dtype)).collect();
@@ -105,14 +107,14 @@ fn bytes(tensors: &[Tensor]) -> f64 {
     tensors.iter().map(|x| (x.shape().count() * x.dtype().size()) as f64).sum()
 }
 
-/// The op's result.
+/// Returns a call that computes the op's result.
 fn value(forward: Forward, sets: Vec<Vec<Tensor>>) -> Call {
     let shape = *no_grad(|| forward(&sets[0])).shape();
     let (count, operands) = (sets.len(), bytes(&sets[0]));
     Call { run: Box::new(move |i| no_grad(|| forward(&sets[i]))), sets: count, shape, operands }
 }
 
-/// The gradient of one input, for a normal gradient of the result, which is also returned.
+/// Returns a call that computes the gradient of one input, and the gradient of the result from which it starts, of normal draws.
 fn gradient(case: &Case, input: usize, sets: Vec<Vec<Tensor>>) -> (Call, Array) {
     let operands = bytes(&sets[0]);
     let graph = |x: Vec<Tensor>| {
@@ -133,7 +135,7 @@ fn gradient(case: &Case, input: usize, sets: Vec<Vec<Tensor>>) -> (Call, Array) 
     (Call { run: Box::new(run), sets, shape, operands }, array)
 }
 
-/// The dispatches of a call. None of them runs.
+/// Returns the dispatches that a call plans. None of them runs.
 fn planned(gpu: &Gpu, call: &Call) -> Result<Vec<Pass>> {
     gpu.only_planned(|| no_grad(|| (call.run)(0).contiguous().evaluate()))
 }

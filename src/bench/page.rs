@@ -1,4 +1,4 @@
-//! Runs side by side as one HTML file without scripts or outside resources: it opens offline and prints.
+//! Shows runs side by side in one HTML file without scripts or external resources, so that it opens offline and prints.
 
 use super::report::digits;
 use super::{Record, Run};
@@ -7,7 +7,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use std::error::Error;
 use std::fmt::Write;
 
-/// Colours that stay apart in print and for most colour-blind readers (Okabe & Ito).
+/// Colours that most colour-blind readers can distinguish, also in print (Okabe & Ito).
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0x00, 0x72, 0xb2),
     RGBColor(0xd5, 0x5e, 0x00),
@@ -18,7 +18,7 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(0x55, 0x55, 0x55),
 ];
 
-/// Of a roofline, in pixels; the page scales it to its width.
+/// The size of a roofline in pixels. The page scales it to its own width.
 const SIZE: (u32, u32) = (740, 350);
 
 const STYLE: &str = "body{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:62em;padding:0 1em;color:#222}
@@ -34,15 +34,15 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// As HTML writes it.
+/// Returns a colour in HTML's notation.
 fn hex(RGBColor(r, g, b): &RGBColor) -> String {
     format!("#{r:02x}{g:02x}{b:02x}")
 }
 
-/// The page for these runs: adapters and their ceilings, a roofline each, a bar for each kernel and run.
+/// Returns the page of these runs: adapters and their ceilings, a roofline per run, and a bar per kernel and run.
 ///
 /// # Errors
-/// What the drawing library says.
+/// Those of the drawing library.
 pub fn page(runs: &[Run]) -> Result<String, String> {
     let mut out = format!(
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>tiebeam bench</title>\n<style>{STYLE}</style>\n\
@@ -65,12 +65,12 @@ pub fn page(runs: &[Run]) -> Result<String, String> {
     Ok(out + "</html>\n")
 }
 
-/// A rate in units of 10^9, or a dash.
+/// Formats a rate in units of 10^9, or a dash if there is none.
 fn giga(rate: Option<f64>, digits: usize) -> String {
     rate.map_or("-".into(), |rate| format!("{:.digits$}", rate * 1e-9))
 }
 
-/// The runs as Markdown, a table for each.
+/// Returns the runs as Markdown, with one table per run.
 pub fn markdown(runs: &[Run]) -> String {
     let mut out = String::new();
     for run in runs {
@@ -146,17 +146,17 @@ fn adapters(runs: &[Run], out: &mut String) {
     *out += "</table>\n";
 }
 
-/// From the decade below the least to the one above the most.
+/// Returns an axis from the power of ten below the least value to the one above the greatest.
 fn decades(values: impl Iterator<Item = f64>) -> [f64; 2] {
     let (least, most) = values.fold((f64::MAX, f64::MIN), |(a, b), v| (a.min(v), b.max(v)));
-    // A hair beyond both, so that rounding takes no label from the ends.
+    // The axis extends slightly beyond both, so that rounding does not drop the labels at its ends.
     [
         10f64.powf(least.log10().floor()) * (1.0 - 1e-9),
         10f64.powf((most.log10() + 0.02).ceil()) * (1.0 + 1e-9),
     ]
 }
 
-/// A power of ten in the room that there is beside an axis.
+/// Formats a power of ten in few characters, for the label of an axis.
 fn plain(value: f64) -> String {
     match value {
         v if v >= 1e6 => format!("{:.0}M", v * 1e-6),
@@ -166,7 +166,7 @@ fn plain(value: f64) -> String {
     }
 }
 
-/// GFLOP/s over operations a byte, both by powers of ten, under the two ceilings.
+/// Draws GFLOP/s over operations per byte, on logarithmic axes, under the two ceilings.
 fn roofline(run: &Run, colour: &RGBColor) -> Result<String, Box<dyn Error>> {
     let points: Vec<&Record> = run.records.iter().filter(|r| r.flops > 0.0 && r.bytes > 0.0).collect();
     if points.is_empty() {
@@ -199,7 +199,7 @@ fn roofline(run: &Run, colour: &RGBColor) -> Result<String, Box<dyn Error>> {
             .bold_line_style(RGBColor(0xe5, 0xe5, 0xe5))
             .max_light_lines(0)
             .draw()?;
-        // The slanted part enters where it crosses the picture's left or lower edge.
+        // The slanted part begins where it crosses the picture's left or lower edge.
         let first = left.max(low / copy).min(ridge);
         let roof = [(first, first * copy), (ridge, fma), (right, fma)];
         chart.draw_series(LineSeries::new(roof, BLACK.stroke_width(2)))?;
@@ -219,7 +219,7 @@ fn roofline(run: &Run, colour: &RGBColor) -> Result<String, Box<dyn Error>> {
     Ok(titled(&svg, points.iter().map(|r| format!("{}: {}", r.name(), r.rate()))))
 }
 
-/// A picture whose circles show these texts under the pointer, which the drawing library has no word for.
+/// Adds these titles to the circles of a picture. Browsers show them under the pointer. The drawing library cannot write them.
 fn titled(svg: &str, titles: impl Iterator<Item = String>) -> String {
     let mut parts = svg.split("<circle ");
     let mut out = parts.next().unwrap_or_default().to_string();

@@ -1,4 +1,4 @@
-//! What a run leaves: where it was, what it could reach, what it reached; lines of a table for people.
+//! The results of a run: its host, ceilings and rows, and the lines of the table that people read.
 
 use super::{Ceilings, Row, Stats};
 use crate::error::{Error, Result};
@@ -16,22 +16,23 @@ pub struct Host {
     pub backend: String,
     /// The driver and its version.
     pub driver: String,
-    /// This crate's.
+    /// This crate's version.
     pub version: String,
     /// Seconds since 1970 when the run began.
     pub unix_time: u64,
-    /// The machine's processors.
+    /// The number of the machine's processors.
     pub cores: usize,
-    /// The class of devices whose kernels ran ([`DeviceClass::name`](crate::gpu::DeviceClass::name)); empty in lines that are older.
+    /// The name of the class by which kernels were chosen ([`DeviceClass::name`](crate::gpu::DeviceClass::name)). Empty in files
+    /// that were written before this field existed.
     #[serde(default)]
     pub class: String,
-    /// Whether kernels or numbers of the class were as `tiebeam tune` measured them.
+    /// Whether `tiebeam tune` had changed kernels or numbers of the class.
     #[serde(default)]
     pub tuned: bool,
 }
 
 impl Host {
-    /// Of an open device.
+    /// Describes the host of an open device.
     pub fn new(gpu: &Gpu) -> Host {
         let adapter = gpu.adapter();
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
@@ -48,7 +49,7 @@ impl Host {
         }
     }
 
-    /// What chose the kernels, in words; empty where the lines do not say.
+    /// Returns a text with the class that chose the kernels. Empty if the class is not known.
     pub fn kernels(&self) -> String {
         let tuned = if self.tuned { ", tuned" } else { "" };
         if self.class.is_empty() {
@@ -58,7 +59,7 @@ impl Host {
         }
     }
 
-    /// The day of the run, `2026-11-23`.
+    /// The date of the run, such as `2026-11-23`.
     pub fn date(&self) -> String {
         // Days to a civil date: Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms".
         let z = (self.unix_time / 86400) as i64 + 719_468;
@@ -80,35 +81,35 @@ pub struct Record {
     pub family: String,
     /// Sizes.
     pub shape: String,
-    /// Milliseconds a call.
+    /// Milliseconds per call, the median of the samples.
     pub median_ms: f64,
-    /// Milliseconds a call.
+    /// Milliseconds per call of the fastest sample.
     pub min_ms: f64,
-    /// Milliseconds a call.
+    /// Milliseconds per call of the slowest sample.
     pub max_ms: f64,
-    /// The first call, shader compilation and readback included.
+    /// Milliseconds of the first call, including shader compilation and readback.
     pub first_ms: f64,
-    /// Samples.
+    /// The number of samples.
     pub samples: u64,
-    /// Calls in a sample.
+    /// Calls per sample.
     pub inner: u64,
     /// `timestamps` or `wall`.
     pub clock: String,
-    /// Bytes and operations a call, and ops for rows that are about their number.
+    /// Bytes that must move per call.
     pub bytes: f64,
-    /// See `bytes`.
+    /// Floating-point operations per call.
     pub flops: f64,
     /// Whether operands are f16.
     #[serde(default)]
     pub half: bool,
-    /// See `bytes`.
+    /// Ops per call. More than 1 in rows that measure the cost of many ops.
     pub ops: u64,
-    /// The kernel chosen and its constants, where there is a choice.
+    /// The chosen kernel and its constants, if there is a choice.
     #[serde(default)]
     pub constants: String,
-    /// Which ceiling the row is held against.
+    /// The ceiling with which the row is compared, or `none`.
     pub ceiling: String,
-    /// The least time that the ceiling allows over the median.
+    /// The least time that the ceiling allows, divided by the median.
     #[serde(skip_deserializing)]
     pub fraction: Option<f64>,
 }
@@ -137,21 +138,21 @@ impl Record {
         record
     }
 
-    /// Holds it against these ceilings.
+    /// Compares the row with these ceilings: sets `ceiling` and `fraction`.
     pub fn hold(&mut self, ceilings: &Ceilings) {
         let least = ceilings.least(self.bytes, self.flops, self.half);
-        // Many small ops may be fused into any number of dispatches: no ceiling then.
+        // Many small ops may be fused into any number of dispatches, so such rows have no ceiling.
         let least = least.filter(|_| self.ops == 1);
         self.fraction = least.map(|(seconds, _)| seconds / (self.median_ms * 1e-3));
         self.ceiling = least.map_or("none", |(_, which)| which.name()).into();
     }
 
-    /// Whether it is faster than its ceiling allows: its arrays stayed in a cache, or the ceiling is too low.
+    /// Whether the row is faster than its ceiling allows, because its arrays stayed in a cache or the ceiling is too low.
     pub fn is_above(&self) -> bool {
         self.fraction.is_some_and(|f| f > 1.0)
     }
 
-    /// `43% fma f32`, with a mark where it is above the ceiling.
+    /// The share of the ceiling, such as `43% fma f32`, with a mark if it is above the ceiling. Empty without a ceiling.
     pub fn share(&self) -> String {
         let mark = if self.is_above() { " (!)" } else { "" };
         self.fraction.map_or(String::new(), |f| format!("{:.0}% {}{mark}", 100.0 * f, self.ceiling))
@@ -162,7 +163,7 @@ impl Record {
         format!("{} {}", self.family, self.shape)
     }
 
-    /// The rate in the row's own unit.
+    /// The rate, in the unit that fits the row: time per op, GB/s, GFLOP/s or TFLOP/s.
     pub fn rate(&self) -> String {
         let seconds = self.median_ms * 1e-3;
         if self.ops > 1 {
@@ -177,7 +178,7 @@ impl Record {
         }
     }
 
-    /// A line of the table under [`Record::HEAD`].
+    /// Returns the row's line of the table under [`Record::HEAD`].
     pub fn line(&self) -> String {
         let share = if self.fraction.is_some() { self.share() } else { "-".into() };
         let spread = format!("{} - {}", digits(self.min_ms), digits(self.max_ms));
@@ -185,26 +186,26 @@ impl Record {
         format!("{name:<44} {median:>10} {spread:>21} {rate:>18} {share:>15}")
     }
 
-    /// The table's head.
+    /// The head of the table.
     pub const HEAD: &str = "kernel                                        median ms          min - max ms               rate      of ceiling";
 }
 
-/// What stands behind tables with a marked row.
+/// The note after tables that have a marked row.
 pub(super) const MARK: &str = "(!): faster than its ceiling, which was measured again and kept; its arrays stayed in a cache, or no copy of ours is as fast";
 
-/// Milliseconds with three digits behind the point, more for what is short.
+/// Formats milliseconds with three decimals, or four below 0.1 ms.
 pub(super) fn digits(ms: f64) -> String {
     if ms < 0.1 { format!("{ms:.4}") } else { format!("{ms:.3}") }
 }
 
-/// A row without a time.
+/// A row that failed, and so has no time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Failed {
     /// The op.
     pub family: String,
     /// Sizes.
     pub shape: String,
-    /// Why.
+    /// The text of the error.
     pub error: String,
 }
 
@@ -214,35 +215,35 @@ impl Failed {
         format!("{} {}", self.family, self.shape)
     }
 
-    /// A line of the table under [`Record::HEAD`].
+    /// Returns the row's line of the table under [`Record::HEAD`].
     pub fn line(&self) -> String {
         format!("{:<44}     FAILED: {}", self.name(), self.error)
     }
 }
 
-/// A run: where, what it could reach, what it reached.
+/// A run of the benchmark on one device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Run {
-    /// Where.
+    /// The machine and its device.
     pub host: Host,
-    /// What the adapter reaches.
+    /// The ceilings of the adapter.
     pub ceilings: Ceilings,
-    /// What the kernels reached.
+    /// The rows that have a time.
     pub records: Vec<Record>,
-    /// Those without a time.
+    /// The rows that failed.
     pub failed: Vec<Failed>,
 }
 
 impl Run {
-    /// A sentence on the rows above their ceilings, where there are any.
+    /// Returns the note on rows above their ceilings, if there are any.
     pub fn remark(&self) -> Option<&'static str> {
         self.records.iter().any(Record::is_above).then_some(MARK)
     }
 
-    /// Whether all rows have a time.
+    /// Checks that all rows have a time.
     ///
     /// # Errors
-    /// How many have none, and which.
+    /// When rows failed. The message has their number and names.
     pub fn verdict(&self) -> Result<()> {
         if self.failed.is_empty() {
             return Ok(());

@@ -1,4 +1,4 @@
-//! The loop over the rows: a row that fails is told, and the next one runs.
+//! The loop over the rows. If a row fails, the failure is reported and the next row runs.
 
 use super::{Ceiling, Ceilings, Entry, Failed, Host, Record, Row, Run, caught, measure};
 use crate::error::{Error, Result};
@@ -7,52 +7,52 @@ use crate::tape::no_grad;
 use crate::tensor::Tensor;
 use std::time::Duration;
 
-/// How a run is made.
+/// The settings of a run.
 pub struct Settings {
-    /// Time for the samples of a row.
+    /// The time for the samples of one row.
     pub budget: Duration,
-    /// Ceilings known beforehand; measured first where there are none.
+    /// Ceilings that are already known. If `None`, they are measured first.
     pub ceilings: Option<Ceilings>,
-    /// Checks more elements of every op's result, and checks them again after timing.
+    /// Whether more elements of every op's result are checked, and checked again after timing.
     pub check: bool,
-    /// Opens the device again when it was lost.
+    /// Opens the device again after it was lost.
     pub reopen: Box<dyn Fn() -> Result<Gpu>>,
 }
 
 impl Settings {
-    /// Measures the ceilings, and opens no lost device again.
+    /// Settings of a run that measures the ceilings and does not reopen a lost device.
     pub fn new(budget: Duration) -> Settings {
         let reopen = || Err(Error::device("the device was lost; run the benchmark again"));
         Settings { budget, ceilings: None, check: false, reopen: Box::new(reopen) }
     }
 }
 
-/// What happened, as a run goes on.
+/// An event of a run, reported when it happens.
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// Where it takes place; the first.
+    /// The machine and its device. This is the first event.
     Host(&'a Host),
-    /// A ceiling was measured, or could not be.
+    /// A ceiling was measured, or failed with this error.
     Measured(Ceiling, Option<&'a Error>),
-    /// All ceilings, before the rows and again whenever one was raised.
+    /// All ceilings: once before the rows, and again after one was measured again.
     Ceilings(&'a Ceilings),
-    /// A row's turn came.
+    /// The row of this name begins.
     Turn(&'a str),
-    /// It is right and has a time.
+    /// The row's result is right, and this is its time.
     Row(&'a Record),
-    /// It has none.
+    /// The row failed.
     Failed(&'a Failed),
-    /// The device was lost; whether it could be opened again.
+    /// The device was lost, and either opened again or not, with this error.
     Lost(Result<(), &'a Error>),
 }
 
-/// Goes through `entries`; `each` hears of everything as it happens.
+/// Measures all `entries`, and calls `each` with every event as it happens.
 ///
-/// A row above its ceiling has that ceiling measured again. Fractions in what is returned are of the ceilings at the end; those
-/// that `each` heard are of the ceilings at the time.
+/// If a row is above its ceiling, that ceiling is measured again. Fractions in the result refer to the final ceilings. Those in
+/// events refer to the ceilings at that time.
 ///
 /// # Errors
-/// Only what `each` returns, such as a file that takes no more lines: rows that fail are part of the result.
+/// Only the errors of `each`, for example if it cannot write to a file. Rows that fail are part of the result.
 pub fn run(
     gpu: Gpu,
     entries: Vec<Entry>,
@@ -100,7 +100,8 @@ pub fn run(
     Ok(run)
 }
 
-/// Makes a row, checks it, times it, and measures its ceiling again where it is above. The outer error is `each`'s.
+/// Makes a row, checks it and times it. If the row is above its ceiling, measures that again. The outer error is from `each`, the
+/// inner one from the row.
 fn turn(
     gpu: &Gpu,
     entry: Entry,
@@ -136,10 +137,10 @@ fn turn(
     Ok(Ok(record))
 }
 
-/// Checks and times a row. The record has no name yet.
+/// Checks and times a row. The record's family and shape are empty.
 ///
 /// # Errors
-/// [`Row::check`]'s, the device's, or that a timed call found no memory.
+/// As [`Row::check`]; the device's fault; when a timed call does not find enough memory.
 pub fn time(gpu: &Gpu, row: &Row, ceilings: &Ceilings, budget: Duration) -> Result<Record> {
     let first = row.check(gpu)?;
     let mut done = Ok(());
@@ -147,14 +148,14 @@ pub fn time(gpu: &Gpu, row: &Row, ceilings: &Ceilings, budget: Duration) -> Resu
         let y = (row.run)(i % row.sets);
         let y = no_grad(|| y.contiguous());
         y.evaluate();
-        // A call that was skipped took no time.
+        // A skipped call would have taken no time.
         done = std::mem::replace(&mut done, Ok(())).and(y.check());
     })?;
     done?;
     Ok(Record::new(row, ceilings, first, stats))
 }
 
-/// A device that computes: this one without its fault, else opened again.
+/// Returns a device that works after a row failed: this one with its fault cleared, or else a reopened one.
 fn recover(
     device: Result<Gpu>,
     settings: &Settings,
@@ -176,14 +177,14 @@ fn recover(
     Ok(opened)
 }
 
-/// Whether the device still does anything.
+/// Checks that the device still computes.
 fn computes(gpu: &Gpu) -> Result<()> {
     let got: f32 = Tensor::ones(gpu, [1]).affine(2.0, 1.0).item()?;
     if got == 3.0 { Ok(()) } else { Err(Error::device(format!("2 + 1 is {got} on this device"))) }
 }
 
 impl Gpu {
-    /// Loses the device, as a driver's reset does: for tests of what is done then.
+    /// Loses the device, as a driver's reset would. For tests.
     #[doc(hidden)]
     pub fn lose(&self) {
         self.0.device.destroy();

@@ -185,7 +185,7 @@ impl Case {
         self
     }
 
-    /// Returns this case with what the benchmark needs. It stays a test, for which `element` is checked too, until
+    /// Returns this case with the data that the benchmark needs. It stays a test, which checks `element` too, until
     /// [`Case::when`] makes it a row of the benchmark.
     pub fn timed(
         mut self,
@@ -198,7 +198,7 @@ impl Case {
         self
     }
 
-    /// Returns this case with the gradient of an input timed, for which so many bytes must move.
+    /// Returns this case such that the benchmark times the gradient of an input, for which `bytes` must move.
     ///
     /// # Panics
     /// If the case is not [timed](Case::timed).
@@ -208,7 +208,7 @@ impl Case {
         self
     }
 
-    /// Returns this case as a row of the benchmark: on a CPU driver, and on a GPU.
+    /// Returns this case as a row of the benchmark, in these suites on a CPU driver and on a GPU.
     ///
     /// # Panics
     /// If the case is not [timed](Case::timed).
@@ -218,7 +218,7 @@ impl Case {
         self
     }
 
-    /// Whether the case is small enough for its whole reference. Otherwise only the benchmark runs it.
+    /// Whether the tests run this case, because it is small enough for a full reference. Otherwise only the benchmark runs it.
     pub fn is_test(&self) -> bool {
         self.timed.as_ref().is_none_or(|timed| timed.when == [When::Never; 2])
     }

@@ -1,12 +1,12 @@
-//! The element types of files: more than the engine computes in.
+//! The element types of files. There are more than the types in which the engine computes.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The type of a tensor's elements in a safetensors file, shown as the file writes it: `F32`, `BOOL`, `F8_E4M3`.
 ///
-/// A [`DType`](crate::DType) is one that the engine computes in; the others are converted where they are read, or taken as bytes.
-/// Types are ordered as the format's reference implementation orders them, by size first: the order of the tensors in a file.
+/// The engine computes in the types of [`DType`](crate::DType). Tensors of other types are converted when they are read, or read as
+/// bytes. Types are ordered as in the format's reference implementation, roughly by size, because files sort tensors by type.
 ///
 /// ```
 /// use tiebeam::store::FileDType;
@@ -88,7 +88,7 @@ impl FileDType {
 
 impl fmt::Display for FileDType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The name that serde knows is written once, above.
+        // The names are those of the serde attributes above.
         self.serialize(f)
     }
 }
@@ -113,7 +113,7 @@ mod tests {
             assert_eq!(ours.bits(), theirs.bitsize(), "{ours}");
         }
         assert!(all.is_sorted() && theirs.is_sorted());
-        // 22 of theirs, each once: a type that they add is a type that we do not read yet.
+        // The reference has these 22 types, each once. If it adds a type, this test fails, since Tiebeam does not read it yet.
         let unknown = serde_json::from_value::<Dtype>("F31".into()).expect_err("no type").to_string();
         assert_eq!(unknown.matches('`').count() / 2 - 1, all.len(), "{unknown}");
         assert_eq!(format!("{F32:>5}|{U8:<5}|"), "  F32|U8   |");

@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 /// ```
 ///
 /// The file is mapped: opening reads only the header, and a tensor is read from the disk when it is first used. If another
-/// program truncates the file meanwhile, this process is killed by `SIGBUS`. [`super::save`] never truncates files, it replaces
+/// program truncates the file meanwhile, this process is killed by `SIGBUS`. [`super::save`] replaces files and never truncates
 /// them.
 #[derive(Debug)]
 pub struct File {

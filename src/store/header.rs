@@ -1,7 +1,8 @@
-//! The JSON header of a safetensors file: a strict reader, whose errors name the tensor at fault, and a writer.
+//! The JSON header of a safetensors file: a writer, and a strict reader whose errors name the tensor at fault.
 //!
-//! The reference implementation, the crate `safetensors`, keeps the last of two tensors of one name, takes a list for an object,
-//! and does not say which tensor has the wrong size. This reader checks all three, and a test holds that the reference accepts what it accepts.
+//! The reference implementation, the crate `safetensors`, keeps the last of two tensors of one name, accepts a list in place of an
+//! object, and does not say which tensor has the wrong size. This reader refuses the first two and names the tensor. A test checks
+//! that the reference accepts every file that this reader accepts.
 
 use serde::de::value::{Error as NameError, MapAccessDeserializer};
 use serde::de::{Deserialize, Deserializer, Error as _, IntoDeserializer, MapAccess, Visitor};
@@ -31,7 +32,7 @@ pub struct Info {
     pub(super) range: Range<usize>,
 }
 
-/// A header: tensors and free text, both by name.
+/// A header: tensors and metadata, both by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Header {
     pub tensors: BTreeMap<String, Info>,
@@ -101,7 +102,7 @@ impl Header {
     /// Returns the header's bytes, padded with spaces to a multiple of 8: metadata and then tensors in the given order.
     ///
     /// # Errors
-    /// Those of `serde_json`, which has none for texts and numbers in memory.
+    /// Those of `serde_json`. It has none for texts and numbers that are written to memory.
     pub fn write<'a>(
         metadata: &'a BTreeMap<String, String>,
         tensors: impl Iterator<Item = (&'a str, FileDType, &'a [usize], Range<usize>)>,
@@ -117,7 +118,7 @@ impl Header {
     }
 }
 
-/// The value of a member of the header.
+/// The value of one member of the header's JSON object.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Member<'a> {
@@ -125,7 +126,7 @@ enum Member<'a> {
     Tensor(Tensor<'a>),
 }
 
-/// The description of a tensor, with the names of the header.
+/// The description of a tensor, with the field names of the format.
 #[derive(serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Tensor<'a> {
@@ -135,7 +136,7 @@ struct Tensor<'a> {
     data_offsets: Vec<usize>,
 }
 
-/// Reads a type by its name. serde's own derive would also accept an object with this name.
+/// Reads a type from its name. serde's derived reader would also accept an object whose key is the name.
 fn named<'de, D: Deserializer<'de>>(deserializer: D) -> Result<FileDType, D::Error> {
     let name = String::deserialize(deserializer)?;
     let known: Result<FileDType, NameError> = FileDType::deserialize(name.as_str().into_deserializer());
@@ -231,7 +232,7 @@ impl FromObject for Header {
     }
 }
 
-/// Returns the error's text with its place in bytes. serde's line number says nothing, because a header is one line.
+/// Returns the error's text with its position in bytes. serde's line number is useless, because a header is usually one line.
 fn told(error: &serde_json::Error, text: &str) -> String {
     let message = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());

@@ -19,7 +19,7 @@ pub(super) fn entry(n: usize) -> Entry {
         let optimizer = RefCell::new(AdamW::new(gpu, vec![group], AdamWConfig::default())?);
         let grads = theta.mul(&Tensor::from_slice(gpu, &g, [n])).sum_all().backward()?;
         let run = move |_| {
-            // A fault stays on the device and comes out where the result is read.
+            // A fault of the device is reported when the result is read.
             let _ = optimizer.borrow_mut().step(&grads, lr as f32);
             theta.clone()
         };

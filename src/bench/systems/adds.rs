@@ -1,4 +1,4 @@
-//! What one small op costs: a thousand dependent additions.
+//! The cost of one small op, measured by a thousand dependent additions.
 
 use super::normal;
 use crate::bench::{Check, Entry, Row};
@@ -8,7 +8,8 @@ use crate::tape::no_grad;
 use crate::tensor::Tensor;
 use std::cell::RefCell;
 
-/// Each addition with its own kernel, all as one chain that the engine may fuse, and replayed from a recorded step.
+/// Three rows: each addition in its own kernel, all additions as one chain that the engine may fuse, and a kernel for each addition
+/// replayed from a recorded step.
 pub(super) fn entries() -> [Entry; 3] {
     [
         Entry::new("adds, a kernel each", ADDS, |gpu| Ok(thousand(gpu, false))),

@@ -1,4 +1,4 @@
-//! Decoding of answers that are at different depths of a tied model, in one batch.
+//! Decodes answers in one batch, while they are at different depths of a tied model.
 
 use crate::bench::{Check, Entry, Row};
 use crate::decode::{DepthBatch, Exit, Request, Scheduling};
@@ -16,12 +16,12 @@ const ANSWERS: usize = 32;
 const COUNT: usize = 24;
 const SLOTS: usize = 16;
 
-/// The depth at which an answer's `i`-th token leaves: 1, 1, 1, 3 in turn, 1.5 in the mean.
+/// The depth at which an answer's `i`-th token exits: 3 for every fourth token and 1 for the others, so 1.5 on average.
 fn exit(id: usize, i: usize) -> usize {
     if (id + i) % 4 == 3 { DEPTH } else { 1 }
 }
 
-/// As many tokens a row as answers; the result is the tokens, answer by answer.
+/// The row that decodes all answers. Its result is their tokens, answer by answer.
 pub(super) fn entry() -> Entry {
     let shape = format!("{ANSWERS}x{COUNT} d{WIDTH}, exit 1.5 of {DEPTH}, {SLOTS} slots");
     Entry::new("depth_batch", shape, |gpu| {
@@ -45,7 +45,7 @@ pub(super) fn entry() -> Entry {
         let checks = own(0).chain(own(ANSWERS - 1)).map(token).collect();
         let (device, nothing) = (gpu.clone(), Tensor::full(gpu, [1], f32::NAN));
         let run = move |_| serve(&device, &model).unwrap_or(nothing.clone());
-        // Every token passes the block 1.5 times and the head once. A tick of all slots reads the weights once.
+        // Every token passes the block 1.5 times on average, and the head once. One tick of all slots reads the weights once.
         let passes = (0..ANSWERS).map(|id| (0..COUNT).map(|i| exit(id, i)).sum::<usize>()).sum::<usize>();
         let (block, head) = (12 * WIDTH * WIDTH, VOCAB * WIDTH);
         let bytes = 4.0 * (passes.div_ceil(SLOTS) * (block + head)) as f64;
@@ -68,7 +68,7 @@ fn serve(gpu: &Gpu, model: &Recursive) -> Result<Tensor> {
     Ok(Tensor::from_slice(gpu, &all, [all.len()]))
 }
 
-/// The model in f64, one token at a time.
+/// The reference: the model in f64, one token at a time.
 struct Host {
     table: Vec<f64>,
     positions: Vec<f64>,
@@ -80,7 +80,7 @@ fn times(w: &[f64], x: &[f64]) -> Vec<f64> {
     w.chunks(x.len()).map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect()
 }
 
-/// The gains of a new model are 1.
+/// RMS normalisation without gains, because the gains of a new model are 1.
 fn norm(x: &[f64]) -> Vec<f64> {
     let mean = x.iter().map(|v| v * v).sum::<f64>() / x.len() as f64;
     x.iter().map(|v| v / (mean + 1e-5).sqrt()).collect()
@@ -97,7 +97,8 @@ impl Host {
         Ok(Host { table: wide(&model.embedding.table)?, positions: wide(&model.positions)?, weights })
     }
 
-    /// The tokens after the prompt of one token, each the best where it leaves. A depth sees only the tokens that reached it.
+    /// Returns the tokens after a prompt of one token, each with the highest logit at its exit. At each depth, attention sees only
+    /// the tokens that reached that depth.
     fn answer(&self, id: usize) -> Vec<usize> {
         let mut caches: Vec<Vec<[Vec<f64>; 2]>> = vec![Vec::new(); DEPTH];
         let (mut token, mut all) = (id, Vec::new());

@@ -1,4 +1,4 @@
-//! Rows that are more than one op: the cost of an op, an optimizer's step, training steps, a network's layer, decoding.
+//! Rows with more than one op: the cost of small ops, an optimizer's step, training steps, a network's layer, decoding.
 
 mod adamw;
 mod adds;
@@ -9,7 +9,7 @@ mod train_step;
 use super::Entry;
 use crate::rng::Rng;
 
-/// The rows, for a driver on the host's cores or for a GPU.
+/// Returns the rows, for a CPU driver or for a GPU.
 pub(super) fn entries(cpu: bool) -> Vec<Entry> {
     let mut all: Vec<Entry> = adds::entries().into();
     all.push(adamw::entry(1 << 22));

@@ -1,4 +1,4 @@
-//! A layer of PONITA with gradients, by fused kernels.
+//! A layer of PONITA with gradients, computed by fused kernels.
 
 use super::normal;
 use crate::bench::{Check, Entry, Row};
@@ -10,13 +10,13 @@ use crate::ops::elementwise::unary::erf64;
 use crate::rng::Rng;
 use crate::tensor::Tensor;
 
-/// Features of a node and orientation, functions of the basis, and its hidden width.
+/// The number of features per node and orientation, of basis functions, and the basis's hidden width.
 const WIDTH: usize = 64;
-/// Polynomials of two attributes up to the third degree.
+/// The number of polynomial features of two attributes up to the third degree: 2 + 4 + 8.
 const FEATURES: usize = 14;
 
-/// Batches of charged particles and of molecules, on the grid that other engines were timed with, and on one whose orientations
-/// have opposites, so that an edge and its reverse share kernels.
+/// Batches with the sizes of charged particles and of molecules, on the grid that other engines were timed with. The last row has
+/// a grid whose orientations have opposites, so that an edge and its reverse share kernels.
 pub(super) fn entries(cpu: bool) -> Vec<Entry> {
     vec![
         layer(100, 5, false),
@@ -25,8 +25,8 @@ pub(super) fn entries(cpu: bool) -> Vec<Entry> {
     ]
 }
 
-/// Geometry, basis, convolution, norm and MLP of graphs of so many points, forward and backward; the result is the gradient of the
-/// mean square of the layer's output for its features.
+/// Geometry, basis, convolution, norm and MLP of `graphs` graphs with `points` points each, forward and backward. The result is the
+/// gradient of the mean square of the layer's output with respect to its input features.
 fn layer(graphs: usize, points: usize, dodecahedron: bool) -> Entry {
     let edges = graphs * points * (points - 1);
     let suffix = if dodecahedron { ", dodecahedron" } else { "" };
@@ -46,13 +46,13 @@ fn layer(graphs: usize, points: usize, dodecahedron: bool) -> Entry {
         Rng::new(2).fill_normal(&mut positions);
         let graph = Graph::full(gpu, &positions, 3, &vec![points; graphs], false)?;
         let h = normal(nodes * grid.len() * WIDTH, 3);
-        // The last graph stands at the end of every array.
+        // Only the last graph is checked. Its data are at the end of every array.
         let first = nodes - points;
         let host = Host::new(&net, &positions[3 * first..], &h[first * grid.len() * WIDTH..])?;
         let checks = [(0, 0, 0), (points / 2, 7, 21), (points - 1, grid.len() - 1, WIDTH - 1)]
             .map(|(node, orientation, channel)| {
                 let at = (node * grid.len() + orientation) * WIDTH + channel;
-                // In units of the mean's denominator, where sums of some hundred terms of size 1 are rounded.
+                // The bound is that of the sum, before the division by `count`: sums of some hundred terms of size 1 are rounded.
                 let (count, bound) = (h.len() as f64, 1000.0 * DType::F32.roundoff());
                 let want = host.slope(at) / count;
                 Check { at: first * grid.len() * WIDTH + at, want, bound: bound / count }
@@ -63,7 +63,7 @@ fn layer(graphs: usize, points: usize, dodecahedron: bool) -> Entry {
         let work = work(nodes, edges, grid.len(), if dodecahedron { 2 } else { 1 });
         let run = move |_| {
             let y = net.layers[0].forward(&net.field(&graph), &h);
-            // A fault stays on the device and comes out where the result is read.
+            // A fault of the device is reported when the result is read.
             let grads = y.square().mean_all().backward().ok();
             grads.and_then(|g| g.get(&h).cloned()).unwrap_or(nothing.clone())
         };
@@ -71,8 +71,8 @@ fn layer(graphs: usize, points: usize, dodecahedron: bool) -> Entry {
     })
 }
 
-/// Bytes and operations: `edges_of` edges share a row of kernels. A product has two of its size backward, the first of the basis
-/// one, because positions have no gradient here.
+/// Returns bytes and operations. `edges_of` edges share one row of kernels. A product has two of its size in the backward pass. The
+/// first product of the basis has only one, because positions have no gradient here.
 fn work(nodes: usize, edges: usize, grid: usize, edges_of: usize) -> [f64; 2] {
     let kernels = edges / edges_of * grid * (2 * FEATURES * WIDTH + 6 * WIDTH * WIDTH);
     let messages = 3 * edges * grid * WIDTH;
@@ -81,17 +81,17 @@ fn work(nodes: usize, edges: usize, grid: usize, edges_of: usize) -> [f64; 2] {
     [8.0 * (nodes * grid * WIDTH) as f64, 2.0 * (kernels + messages + fiber + mlp) as f64]
 }
 
-/// One graph's layer in f64, loop by loop.
+/// The reference: the layer for one graph in f64, in plain loops.
 struct Host {
     points: usize,
     grid: usize,
     h: Vec<f64>,
-    /// `[receiver, sender, orientation, channel]`, 0 from a point to itself.
+    /// `[receiver, sender, orientation, channel]`. 0 from a point to itself.
     spatial: Vec<f64>,
     /// `[to, from, channel]`
     fiber: Vec<f64>,
     bias: Vec<f64>,
-    /// Gain and shift of the norm, weight and bias of both linear layers.
+    /// Gain and shift of the norm, then weight and bias of both linear layers.
     rest: [Vec<f64>; 6],
 }
 
@@ -158,7 +158,7 @@ impl Host {
         })
     }
 
-    /// The sum of squares of the layer's output at features `h`.
+    /// Returns the sum of squares of the layer's output for input features `h`.
     fn loss(&self, h: &[f64]) -> f64 {
         let (c, row) = (WIDTH, self.grid * WIDTH);
         let [gain, shift, w1, b1, w2, b2] = &self.rest;
@@ -189,7 +189,7 @@ impl Host {
         sum
     }
 
-    /// Its derivative for one feature, by a central difference.
+    /// Returns the derivative of the loss with respect to one feature, by a central difference.
     fn slope(&self, at: usize) -> f64 {
         let step = 1e-4;
         let moved = |by: f64| {

@@ -1,5 +1,5 @@
-//! Whole training steps of a tied block: a small one, with the start values and tokens that the programs of other engines use,
-//! so that all of them must reach the same loss, and one of real size.
+//! Whole training steps of a tied block. A small one has the initial values and tokens that the programs of other engines use, so
+//! all of them must reach the same loss. The others compare a first loss with an f64 reference, and go up to a real size.
 
 use crate::bench::{Check, Entry, Row};
 use crate::error::Result;
@@ -19,7 +19,7 @@ const TOKENS: usize = 128;
 const BATCH: usize = 8;
 const DEPTH: usize = 4;
 
-/// The loss that every engine has after 50 steps.
+/// The loss that every engine reaches after 50 steps.
 const LOSS_50: f64 = 0.07775;
 
 /// Uniform in `[-a, a)` by splitmix64.
@@ -35,7 +35,7 @@ fn uniform(n: usize, seed: u64, a: f32) -> Vec<f32> {
     (0..n).map(|_| (next() * 2.0 - 1.0) * a).collect()
 }
 
-/// A layer from a matrix drawn as `[inner, out]`, its columns `columns` alone.
+/// Makes a layer from columns `first` to `first + count` of a matrix that is drawn as `[inner, out]`.
 fn linear(
     gpu: &Gpu,
     drawn: &[f32],
@@ -110,7 +110,7 @@ impl Model {
     }
 }
 
-/// `x' = 5 x + 17 mod 128`, a row from each of several starts.
+/// Returns inputs and targets: sequences `x' = 5 x + 17 mod 128`, each row from another start.
 fn text() -> [Vec<u32>; 2] {
     let mut all = [Vec::new(), Vec::new()];
     for row in 0..BATCH as u32 {
@@ -134,7 +134,8 @@ pub(super) fn entries(cpu: bool) -> Vec<Entry> {
     ]
 }
 
-/// Operations of a step: forward, and twice that backward. Attention's pairs are halved by the mask.
+/// Returns the operations of a step. A product with a weight counts once forward and twice backward. Attention counts two products
+/// forward and five backward, each over half of all pairs because of the causal mask.
 fn flops(rows: usize, tokens: usize, width: usize, depth: usize, vocab: usize) -> f64 {
     let matrices = (12 * width * width * depth + width * vocab) as f64;
     let pairs = (rows * depth * tokens / 2 * width) as f64;
@@ -146,7 +147,7 @@ fn optimizer(gpu: &Gpu, leaves: Vec<(String, Tensor)>) -> Result<RefCell<AdamW>>
     Ok(RefCell::new(AdamW::new(gpu, vec![group], AdamWConfig::default())?))
 }
 
-/// Forward, backward and AdamW; the loss is the result. Run as code, or recorded once and replayed.
+/// Forward, backward and AdamW. The result is the loss. The step runs as code, or is recorded once and replayed.
 fn small(replayed: bool) -> Entry {
     let shape = format!("V128 d128 h4 T128 B8 tied x4{}", if replayed { ", replayed" } else { "" });
     Entry::new("train_step", shape, move |gpu| {
@@ -161,7 +162,7 @@ fn small(replayed: bool) -> Entry {
             optimizer.borrow_mut().step(&grads, 1e-3)?;
             Ok(vec![loss])
         };
-        // A fault stays on the device and comes out where the loss is read.
+        // A fault of the device is reported when the loss is read.
         let nothing = Tensor::full(gpu, [1], f32::NAN);
         let recorded: RefCell<Option<Step>> = RefCell::new(None);
         let device = gpu.clone();
@@ -183,7 +184,7 @@ fn small(replayed: bool) -> Entry {
     })
 }
 
-/// Of a step whose heads are 64 wide and whose tokens are bytes.
+/// The sizes of a step with heads of width 64 and tokens that are bytes.
 #[derive(Clone, Copy)]
 struct Sizes {
     width: usize,
@@ -192,7 +193,7 @@ struct Sizes {
     tokens: usize,
 }
 
-/// The matrices as `[inner, out]`, drawn as other engines draw theirs.
+/// The weights, drawn as other engines draw theirs. Matrices are `[inner, out]`.
 struct Drawn {
     table: Vec<f32>,
     qkv: Vec<f32>,
@@ -202,9 +203,9 @@ struct Drawn {
     head: Vec<f32>,
 }
 
-/// Tokens of [`tied`].
+/// The number of tokens of [`tied`].
 const BYTES: usize = 256;
-/// Added to the mean square in its norms.
+/// The epsilon that the norms of [`tied`] add to the mean square.
 const EPS: f32 = 1.1920929e-7;
 
 impl Drawn {
@@ -220,8 +221,9 @@ impl Drawn {
         }
     }
 
-    /// The loss of predicting `token` behind itself, in f64. In a sequence of one token, without positions, all keys are equal, so
-    /// that attention gives each place the value itself, and one place stands for all.
+    /// Returns the loss, in f64, of a sequence that repeats `token`, with `token` as every target. There are no position
+    /// embeddings, so all keys and all values of the sequence are equal. Attention then returns the value itself, and one position
+    /// is enough.
     fn loss(&self, token: usize, depth: usize) -> f64 {
         let d = self.o.len().isqrt();
         let norm = |x: &[f64]| -> Vec<f64> {
@@ -270,8 +272,8 @@ impl Drawn {
     }
 }
 
-/// A step without biases, positions and last norm. The first call, whose loss is checked, has a token of its own for each
-/// sequence; those behind it have all tokens in no order.
+/// A step without biases, positions and last norm. In the first call, whose loss is checked, each sequence repeats one token. In
+/// later calls all tokens are mixed.
 fn tied(sizes: Sizes) -> Entry {
     let Sizes { width, depth, batch, tokens } = sizes;
     Entry::new("train_step", format!("d{width} T{tokens} B{batch} tied x{depth}"), move |gpu| {
@@ -301,7 +303,7 @@ fn tied(sizes: Sizes) -> Entry {
             let h = (0..depth).fold(table.embedding(x), |h, _| block.forward(&h, &Mask::Causal));
             let loss = head.forward(&h).reshape([count, BYTES]).cross_entropy(&x.reshape([count]), None);
             let stepped = loss.backward().and_then(|grads| optimizer.borrow_mut().step(&grads, 1e-3));
-            // A fault stays on the device and comes out where the loss is read.
+            // A fault of the device is reported when the loss is read.
             stepped.map_or(nothing.clone(), |_| loss)
         };
         Ok(Row { checks, ..Row::new([0.0, flops(count, tokens, width, depth, BYTES)], run) })

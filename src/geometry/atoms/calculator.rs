@@ -1,4 +1,4 @@
-//! Energies, forces and stress of atoms from a trained potential: what a simulation calls.
+//! Energies, forces and stress of atoms from a trained potential, for simulations.
 
 use super::potential::{Atoms, Potential};
 use super::xyz::Frame;
@@ -52,16 +52,16 @@ pub struct Properties {
 }
 
 impl Calculator {
-    /// A calculator of this potential.
+    /// Makes a calculator of this potential.
     pub fn new(potential: Potential) -> Calculator {
         Calculator { potential, rotations: 1 }
     }
 
     /// Averages results over `count` rotations of the atoms and their cell, at `count` times the work:
-    /// `E(x) = 1/k sum_i e(R_i x)`, forces `1/k sum_i R_i^T f(R_i x)` and stress `1/k sum_i R_i^T s(R_i x) R_i`. Forces
-    /// and stress remain exact derivatives of the energy. `R_1` is the identity; the others are drawn uniformly and are
-    /// the same every time. The change that a rotation of the input makes falls as `1/sqrt(k)`. A new calculator has 1;
-    /// the authors of PONITA test with 5.
+    /// `E(x) = 1/k sum_i e(R_i x)`, forces `1/k sum_i R_i^T f(R_i x)` and stress `1/k sum_i R_i^T s(R_i x) R_i`, where `k` is
+    /// `count`. Forces and stress remain exact derivatives of the energy. `R_1` is the identity. The others are drawn
+    /// uniformly and are the same every time. The change of the results when the input is rotated falls as `1/sqrt(k)`. A
+    /// new calculator has a count of 1. The authors of PONITA test with 5.
     ///
     /// # Panics
     /// When `count` is 0.
@@ -110,7 +110,8 @@ impl Calculator {
     ) -> Result<Properties> {
         let found = self.averaged(positions, species, cell);
         if found.is_err() {
-            // After a system that is too large or not finite the next one may be fine, as the weights have not changed.
+            // A system that is too large or not finite leaves a fault on the device. The weights have not changed, so the fault
+            // is cleared for the next system.
             self.potential.net.embed.gpu().take_fault();
         }
         found

@@ -126,18 +126,18 @@ const ELEMENTS: [(&str, f64); 119] = [
     ("Og", 294.0),
 ];
 
-/// The symbol of an atomic number; `X` for 0 and for numbers without an element.
+/// Returns the symbol of an atomic number: `X` for 0 and for numbers without an element.
 pub fn symbol(number: u8) -> &'static str {
     ELEMENTS.get(number as usize).map_or("X", |e| e.0)
 }
 
-/// The atomic number of a symbol, or of a number as text.
+/// Returns the atomic number of a symbol, or of a number as text.
 pub fn atomic_number(text: &str) -> Option<u8> {
     let found = text.parse().ok().or_else(|| ELEMENTS.iter().position(|e| e.0 == text));
     found.filter(|&n| n < ELEMENTS.len()).map(|n: usize| n as u8)
 }
 
-/// The standard atomic weight in daltons; `None` for 0 and for numbers without an element.
+/// Returns the standard atomic weight in daltons, or `None` for 0 and for numbers without an element.
 pub fn mass(number: u8) -> Option<f64> {
     ELEMENTS.get(number as usize).map(|e| e.1).filter(|&m| m > 0.0)
 }

@@ -63,8 +63,8 @@ impl Ponita {
     ///
     /// `sum(F . u) = -(E(x + step v) - E(x - step v)) / (2 step) s` with `v = u / s` and `s` the root mean square of `u`.
     /// This is a central difference along one direction: it gives a second-order gradient with a first-order tape, for
-    /// two passes. `step` is in units of the positions: 1e-3 to 3e-3 of a bond length gives gradients right to about 1e-3
-    /// in f32, see [`Ponita::FORCE_STEP`]. Positions get no gradient from it.
+    /// two passes. `step` is in units of the positions: 1e-3 to 3e-3 of a bond length gives gradients with a relative error of
+    /// about 1e-3 in f32, see [`Ponita::FORCE_STEP`]. Positions get no gradient from it.
     ///
     /// # Panics
     /// When `u` has another shape than the positions, or the network uses tables (see [`Ponita::tabulate`]); as
@@ -87,6 +87,6 @@ impl Ponita {
         difference.mul(&scale).scale(-0.5 / step)
     }
 
-    /// A step for [`Ponita::force_product`] if distances are of the order of 1.
+    /// A step for [`Ponita::force_product`] that suits distances of the order of 1.
     pub const FORCE_STEP: f32 = 2e-3;
 }

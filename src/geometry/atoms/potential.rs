@@ -1,4 +1,4 @@
-//! An interatomic potential: a network, the species that it knows and the units in which it learned.
+//! An interatomic potential: a network, the species that it knows, and the units of its training data.
 
 use super::elements::symbol;
 use super::xyz::Frame;
@@ -163,8 +163,8 @@ impl Potential {
         cell.wrapped(&[]).map(drop)
     }
 
-    /// Makes a graph of the atoms of some frames, and the network's input. Without a radius, all pairs of a frame are
-    /// joined. Positions are moved into the cell and centred per frame, so that f32 keeps the digits that matter.
+    /// Makes a graph of the atoms of some frames, and the network's input. If the network has no radius, all pairs of a frame
+    /// are joined. Positions are moved into the cell and centred per frame, so that f32 keeps the digits that matter.
     ///
     /// # Errors
     /// When the network does not know a species, a position is not finite, a cell has no volume or is periodic while the
@@ -179,8 +179,7 @@ impl Potential {
                 hot.extend((0..self.species.len()).map(|s| (s == at) as u8 as f32));
             }
             let n = frame.positions.len();
-            // Atoms that have wandered through many periods would keep few digits in f32, so they are moved into the cell
-            // first.
+            // Atoms that have moved through many periods would keep few digits in f32, so they are moved into the cell first.
             let near = match frame.cell {
                 Some(cell) => Cow::Owned(cell.wrapped(frame.positions)?),
                 None => Cow::Borrowed(frame.positions),

@@ -19,7 +19,7 @@ use std::path::Path;
 /// Atoms at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Frame {
-    /// Atomic numbers; 0 is written `X`.
+    /// Atomic numbers. 0 is written as `X`.
     pub species: Vec<u8>,
     /// Positions of the atoms.
     pub positions: Vec<Vec3>,
@@ -38,7 +38,7 @@ pub struct Frame {
 /// Reads every frame of a file.
 ///
 /// # Errors
-/// When the file cannot be read or is not extended XYZ. The message has the line and the reason.
+/// When the file cannot be read or is not extended XYZ. The message names the line and the reason.
 pub fn read(path: impl AsRef<Path>) -> Result<Vec<Frame>> {
     let path = path.as_ref();
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
@@ -77,7 +77,7 @@ fn append(path: &Path, i: usize, frame: &Frame, text: &mut String) -> Result<()>
 /// Names under which other programs store results, besides energy, forces and stress.
 const RESULTS: [&str; 6] = ["free_energy", "virial", "virials", "total_energy", "energies", "magmom"];
 
-/// The line of an error, and its reason.
+/// The line number of an error, and its reason.
 type Wrong = (usize, String);
 
 /// Lines with their numbers, counted from 0.

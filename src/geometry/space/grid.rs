@@ -152,8 +152,8 @@ impl Grid {
         &self.vectors
     }
 
-    /// Returns the index of each point's opposite. `None` if not every point has an opposite of its own: so for
-    /// tetrahedra, odd circles, Fibonacci lattices, grids that hold a point twice, and positions without orientations.
+    /// Returns the index of each point's opposite. Returns `None` if not every point has its own opposite: for tetrahedra, odd
+    /// circles, Fibonacci lattices, grids that have a point twice, and positions without orientations.
     pub fn antipodes(&self) -> Option<Vec<usize>> {
         let opposite =
             |v: &[f64; 3]| self.vectors.iter().position(|w| (0..3).all(|i| (v[i] + w[i]).abs() < 1e-6));

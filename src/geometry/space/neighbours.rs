@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::ops::points::neighbours::{Cells, Found};
 
-/// A periodic cell: three lattice vectors, and along which of them space repeats.
+/// A periodic cell: three lattice vectors, and flags that say along which of them space repeats.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Cell {
     /// The lattice vectors, as rows. Those along which space does not repeat may be zero.
@@ -16,19 +16,19 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// A box with these sides, periodic along all three.
+    /// Makes a box with these sides, periodic along all three.
     pub fn cuboid(sides: [f64; 3]) -> Cell {
         let [x, y, z] = sides;
         Cell { vectors: [[x, 0.0, 0.0], [0.0, y, 0.0], [0.0, 0.0, z]], periodic: [true; 3] }
     }
 
-    /// The cell whose vectors are those of this one times `m`.
+    /// Returns this cell with every vector multiplied by `m`.
     pub fn turned(self, m: &DMat3) -> Cell {
         Cell { vectors: self.vectors.map(|v| (m * DVec3::from(v)).into()), ..self }
     }
 }
 
-/// Point clouds one after the other, each in a cell of its own or in free space.
+/// Point clouds one after the other, each in its own cell or in free space.
 #[derive(Clone, Copy, Debug)]
 pub struct Clouds<'a> {
     /// `[nodes, dimension]` row-major.
@@ -88,13 +88,13 @@ impl Frame {
                 cell.vectors
             )));
         }
-        // Divided by the volume, not multiplied by its reciprocal as glam's inverse is: rounded once, which keeps points on a
-        // side of the cell where they are.
+        // This divides by the volume, where glam's inverse multiplies by the reciprocal. So each number is rounded once, which
+        // keeps points on a face of the cell exactly there.
         let [a, b, c] = [0, 1, 2].map(|i| v[(i + 1) % 3].cross(v[(i + 2) % 3]) / volume);
         Ok(Frame { vectors, inverse: DMat3::from_cols(a, b, c).transpose(), periodic })
     }
 
-    /// By how many periods a point with these fractions is moved into the cell.
+    /// Returns the number of periods by which a point with these fractions must be moved down to be in the cell.
     fn down(&self, fractions: DVec3) -> DVec3 {
         DVec3::select(self.periodic.into(), fractions.floor(), DVec3::ZERO)
     }
@@ -192,7 +192,7 @@ impl Prepared {
             let counts = height.map(|h| (h / radius).floor().clamp(1.0, most));
             let reach: Vec3 = std::array::from_fn(|i| match frame.periodic[i] {
                 true => (radius * counts[i] / height[i]).ceil(),
-                // Without periods, there is nothing beyond the last cell.
+                // An axis without periods has nothing beyond its last cell.
                 false => (radius * counts[i] / height[i].max(f64::MIN_POSITIVE)).ceil().min(counts[i]),
             });
             let visits: f64 = reach.iter().map(|r| 2.0 * r + 1.0).product();

@@ -1,7 +1,7 @@
 //! Vectors and matrices of space, in f64 on the host.
 //!
-//! Positions, forces and cells are plain arrays, as files and C hand them over; `glam` computes with them. Its vectors
-//! convert from and into arrays, at no cost:
+//! Positions, forces and cells are plain arrays, as in files and in C. `glam` computes with them. Its vectors convert from
+//! and into arrays at no cost:
 //!
 //! ```
 //! use tiebeam::Rng;
@@ -52,7 +52,7 @@ pub fn rotation(rng: &mut Rng) -> DMat3 {
 mod tests {
     use super::*;
 
-    /// Of uniform rotations every element has mean 0 and mean square 1/3, and no two elements are correlated.
+    /// Every element of a uniform rotation has mean 0 and mean square 1/3, and no two elements are correlated.
     #[test]
     fn rotations_are_even_and_proper() {
         let mut rng = Rng::new(1);

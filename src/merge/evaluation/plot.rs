@@ -22,7 +22,7 @@ pub struct Panel {
     pub curves: Vec<Curve>,
 }
 
-/// Colours that are dark enough on white and differ for people who cannot tell red from green.
+/// Colours that are dark enough on white and that people with red-green colour blindness can distinguish.
 const COLOURS: [RGBColor; 5] = [
     RGBColor(190, 50, 50),
     RGBColor(180, 120, 10),
@@ -37,7 +37,7 @@ const LEGEND: u32 = 28;
 /// Draws panels side by side under one legend, which lists the first panel's curves. `x` labels the horizontal axes.
 ///
 /// # Errors
-/// For panels without points or with numbers that are not finite, and the errors of the drawing library.
+/// When a panel has no points or a number that is not finite, and the errors of the drawing library.
 pub fn svg(panels: &[Panel], x: &str) -> Result<String, String> {
     for panel in panels {
         let mut points = panel.curves.iter().flat_map(|curve| &curve.points).peekable();

@@ -104,9 +104,20 @@ impl Sizes {
         self.cut(wanted.max(self.tokens_k.div_ceil(forward.most())))
     }
 
-    /// Operations of this many products over all pairs of a query and a key. Half of the pairs may be masked.
+    /// Operations of this many products over all pairs of a query and a key.
     fn flops(&self, products: f64) -> f64 {
         2.0 * products * (self.pairs * self.rows()) as f64 * (self.tokens_k * self.head_dim) as f64
+    }
+
+    /// Operations of this many products over the pairs that a causal mask leaves. Kernels skip the others.
+    fn seen_flops(&self, products: f64) -> f64 {
+        let (q, k) = (self.tokens_q as f64, self.tokens_k as f64);
+        let seen = match self.shift {
+            shift if shift >= self.tokens_k as i32 => q * k,
+            _ if q <= k => q * k - q * (q - 1.0) / 2.0,
+            _ => k * (k + 1.0) / 2.0,
+        };
+        self.flops(products) * seen / (q * k).max(1.0)
     }
 
     /// Returns the number of workgroups per pair, and the grid for all pairs, over `items` rows or keys.
@@ -456,7 +467,7 @@ fn forward(
             .bind_some("lengths", listed.map(|[_, lengths]| lengths))
             .bind_mut("y", &y)
             .bind_mut("lse", &lse)
-            .work(Work { flops: sizes.flops(2.0), parts: splits }),
+            .work(Work { flops: sizes.seen_flops(2.0), parts: splits }),
     );
     if splits == 1 {
         return [y.reshape(*q.shape()), lse];
@@ -531,7 +542,7 @@ impl Op for Attention {
             let most = sizes.longest(gpu.class(), 3.0, sizes.tokens_k).min(split.most());
             for walk in pieces(sizes.tokens_k, most) {
                 let sizes = Sizes { walk, ..*sizes };
-                let flops = sizes.flops(3.0 - again);
+                let flops = sizes.seen_flops(3.0 - again);
                 let work = Work::flops(flops * (walk[1] - walk[0]) as f64 / sizes.tokens_k as f64);
                 let over = (sizes.rows(), walk[1] - walk[0]);
                 let launch = bind_inputs(sizes.launch_over(&source, "queries", over, split), inputs, mask);
@@ -548,7 +559,8 @@ impl Op for Attention {
                 let sizes = Sizes { walk, ..*sizes };
                 // Every head of the group takes one more turn (4 queries).
                 let walked = (walk[1] - walk[0] + 4) * sizes.group;
-                let work = Work::flops(sizes.flops(4.0) * (walk[1] - walk[0]) as f64 / sizes.tokens_q as f64);
+                let work =
+                    Work::flops(sizes.seen_flops(4.0) * (walk[1] - walk[0]) as f64 / sizes.tokens_q as f64);
                 let launch = sizes.launch_over(&source, "keys", (sizes.tokens_k, walked), split);
                 let launch = bind_inputs(launch, inputs, mask);
                 gpu.launch(launch.bind_mut("dk", &dk).bind_mut("dv", &dv).work(work));

@@ -1,7 +1,7 @@
-//! Writes to a folder what each target's own compiler would get, for `make check-shaders`: `docs/drivers.md`.
+//! Writes the texts that each target's own compiler would get to a folder, for `make check-shaders` (see `docs/drivers.md`).
 //!
-//! A file for each kernel's WGSL, one for each of its entry points on the other targets, and `manifest.jsonl`, which says what each
-//! file is and which kernels a target cannot have.
+//! The folder gets one file per kernel with its WGSL, one file per entry point and other language, and `manifest.jsonl`. The
+//! manifest describes each file and lists the kernels that a target cannot have.
 
 use super::{MOST_BUFFERS, Written, lint, write_hlsl, write_spirv};
 use naga::back::{glsl, hlsl, spv};
@@ -16,10 +16,10 @@ use std::io::{BufWriter, Write as _};
 use std::path::Path;
 use tiebeam::gpu::shader::{Assembled, Source};
 
-/// What release builds hand to a compiler: without naga's checks.
+/// A writer of one entry point without naga's checks, as in release builds.
 type Write = fn(&Module, &ModuleInfo, entry: &str) -> Result<Written, String>;
 
-/// Each language that is written: its name and file ending, what its writer can do, and the writer.
+/// Returns the languages that are written: name, file ending, capabilities of the writer, and the writer.
 fn languages() -> [(&'static str, &'static str, Capabilities, Write); 4] {
     [
         ("HLSL", "hlsl", hlsl::supported_capabilities(), |m, i, entry| write_hlsl(m, i, entry, false)),
@@ -34,7 +34,7 @@ fn languages() -> [(&'static str, &'static str, Capabilities, Write); 4] {
     ]
 }
 
-/// GLSL ES 3.10 as wgpu makes it: slots are counted by the kind of binding, in their order.
+/// Writes GLSL ES 3.10 as wgpu does: each kind of binding has its own slots, numbered in order.
 fn write_glsl(module: &Module, info: &ModuleInfo, entry: &str) -> Result<Written, String> {
     let mut variables: Vec<_> =
         module.global_variables.iter().filter_map(|(_, v)| Some((v.binding?, v.space))).collect();
@@ -69,7 +69,7 @@ fn write_glsl(module: &Module, info: &ModuleInfo, entry: &str) -> Result<Written
     Ok(Written { bytes: text.into_bytes(), entry: "main".into() })
 }
 
-/// What an entry point needs beyond a target's minimum.
+/// The features that an entry point needs and that some targets lack.
 struct Needs {
     matrices: bool,
     f16: bool,
@@ -91,7 +91,7 @@ impl Needs {
         }
     }
 
-    /// Why a target cannot have the kernel, if it cannot.
+    /// Returns the reason why a target cannot have the kernel, or `None` if it can.
     fn missing(&self, language: &str) -> Option<String> {
         let elsewhere = matches!(language, "HLSL" | "GLSL" | "WGSL");
         if elsewhere && self.matrices {
@@ -107,20 +107,20 @@ impl Needs {
         }
     }
 
-    /// Extensions of WGSL that a browser must have, and naga wants no line for.
+    /// Returns the WebGPU features that a browser must have for this entry point.
     fn features(&self) -> Vec<&str> {
         let all = [(self.f16, "shader-f16"), (self.subgroups, "subgroups")];
         all.into_iter().filter_map(|(needed, name)| needed.then_some(name)).collect()
     }
 }
 
-/// Bytes of a kernel's `var<immediate>`.
+/// Returns the bytes of a kernel's `var<immediate>`.
 fn immediates(module: &Module) -> u32 {
     let variables = module.global_variables.iter().filter(|(_, v)| v.space == AddressSpace::Immediate);
     variables.map(|(_, v)| module.types[v.ty].inner.size(module.to_ctx())).sum()
 }
 
-/// Writes all variants, each text once.
+/// Writes all variants. Variants with the same text are written once.
 pub fn all(variants: &[Source], folder: &Path) {
     std::fs::create_dir_all(folder).expect("TIEBEAM_DUMP_SHADERS names a folder");
     let mut manifest = BufWriter::new(File::create(folder.join("manifest.jsonl")).expect("a file in it"));

@@ -1,9 +1,9 @@
-//! Finds patterns that naga accepts but DXC (DX12) or Tint (browsers) refuses. Each occurred in a kernel of ours. The search is
-//! textual, on assembled kernels.
+//! Finds patterns that naga accepts but DXC (DX12) or Tint (browsers) refuses. Each pattern has occurred in one of our kernels. The
+//! search is textual, on assembled kernels.
 
 use std::collections::BTreeSet;
 
-/// Returns the numbered lines of a text without comments.
+/// Returns the lines of a text with their numbers, without comments.
 pub fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
     text.lines().enumerate().map(|(i, line)| (i + 1, line.split("//").next().unwrap_or("")))
 }
@@ -12,7 +12,7 @@ fn is_word(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_'
 }
 
-/// Returns the places of `word` as a whole word.
+/// Returns the positions where `word` occurs as a whole word.
 fn words<'a>(line: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
     line.match_indices(word).map(|(at, _)| at).filter(move |&at| {
         let before = line[..at].chars().next_back();
@@ -27,7 +27,7 @@ fn declared<'a>(text: &'a str, head: &str) -> BTreeSet<&'a str> {
     code(text).filter_map(|(_, line)| line.trim().strip_prefix(head)).map(name).collect()
 }
 
-/// Returns everything that these compilers would refuse, with the line.
+/// Returns the patterns that these compilers would refuse, with their lines.
 pub fn problems(text: &str) -> Vec<String> {
     let (aliases, shared) = (declared(text, "alias "), declared(text, "var<workgroup> "));
     let matrices = matrices(text);
@@ -172,7 +172,7 @@ fn loops_by_shared(text: &str, shared: &BTreeSet<&str>) -> Vec<String> {
     all
 }
 
-/// Whether the line reads workgroup memory without `workgroupUniformLoad`.
+/// Whether the line does not use `workgroupUniformLoad`, so that workgroup memory in it is read directly.
 fn is_read(line: &str) -> bool {
     !line.contains("workgroupUniformLoad(")
 }

@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use tiebeam::gpu::shader::{Assembled, Source, file, fragments, names};
 use tiebeam::gpu::variant;
 
-/// The translation of one entry point, and its name there.
+/// The translation of one entry point, and the entry point's name in it.
 struct Written {
     bytes: Vec<u8>,
     entry: String,
@@ -25,7 +25,7 @@ type Write = fn(&Module, &ModuleInfo, entry: &str, checked: bool) -> Result<Writ
 /// wrongly: `atomicAdd` of floats becomes one of integers in HLSL.
 fn targets() -> [(&'static str, Capabilities, Write); 3] {
     [
-        // What wgpu asks for on Vulkan 1.1, the oldest with subgroups.
+        // SPIR-V 1.3 is what wgpu writes for Vulkan 1.1, the oldest version with subgroups.
         ("SPIR-V", spv::supported_capabilities(), |m, i, entry, checked| {
             write_spirv((1, 3), m, i, entry, checked)
         }),
@@ -105,7 +105,7 @@ fn write_hlsl(module: &Module, info: &ModuleInfo, entry: &str, checked: bool) ->
     one_entry(text, names)
 }
 
-/// Checks the result of a writer, which may report success although an entry point failed.
+/// Checks the result of a writer, because a writer may report success although an entry point failed.
 fn one_entry<E: ToString>(text: String, made: Vec<Result<String, E>>) -> Result<Written, String> {
     let [made] = <[_; 1]>::try_from(made).map_err(|m| format!("{} entry points, not one", m.len()))?;
     let entry = made.map_err(|e| e.to_string())?;
@@ -148,7 +148,7 @@ fn laid_out_locals(module: &Module) -> Vec<String> {
 fn translate(assembled: &Assembled) -> (Vec<String>, usize) {
     let (mut problems, mut entries) = (Vec::new(), 0);
     for (target, capabilities, write) in targets() {
-        // DX12 has no cooperative matrices, and naga panics when asked.
+        // naga has no cooperative matrices in HLSL, and panics instead of returning an error.
         if target == "HLSL" && assembled.text().contains("enable wgpu_cooperative_matrix;") {
             continue;
         }
@@ -249,7 +249,7 @@ fn every_variant_translates_to_every_target() {
     }
 }
 
-/// A variant that is written to a line of the list is read back unchanged.
+/// A variant that is written as a line of the list is read back unchanged.
 #[test]
 fn lines_are_read_back() {
     let source =
@@ -324,7 +324,8 @@ fn wrong_code_is_a_problem_with_its_line() {
     assert!(problems_of("#import missing").contains("sample:1"));
 }
 
-/// Returns a kernel with cooperative matrices and this store, whose index and stride may be variables or not.
+/// Returns a kernel with cooperative matrices that ends with this store. naga panics if the store's index or stride is not a
+/// variable.
 fn matrices(store: &str) -> String {
     format!(
         "enable f16;\nenable wgpu_cooperative_matrix;\nstruct P {{ n: u32 }}\nvar<immediate> p: P;\n\
