@@ -2,6 +2,7 @@
 
 use crate::support::folder::{Folder, root};
 use crate::support::{command, gpu};
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -368,6 +369,41 @@ fn rows_have_names_of_their_own_which_other_engines_use() -> Result<()> {
         let only: Vec<&String> = torch.iter().filter(|name| !names.contains(name)).collect();
         assert_eq!(only, ["copy 1 GiB", "gelu(x*y+z) compiled 4096x1024", "matmul tf32 4096"]);
     }
+    Ok(())
+}
+
+/// With checks, a row is compared at more elements, and again after it was timed.
+#[test]
+fn checks_look_at_more_and_look_again() -> Result<()> {
+    let softmax = || {
+        let mut all = entries(gpu().adapter().is_software(), Suite::Quick).into_iter();
+        all.find(|entry| entry.name() == "softmax 4096x1024").expect("a row of the quick suite")
+    };
+    let [few, many] = [false, true].map(|check| (softmax().make)(gpu(), check));
+    let (few, many) = (few?, many?);
+    assert!(few.checks.len() >= 3 && many.checks.len() >= few.checks.len() + 64);
+    many.check(gpu())?;
+    let rows: BTreeSet<usize> = many.checks.iter().map(|check| check.at / 1024).collect();
+    let columns: BTreeSet<usize> = many.checks.iter().map(|check| check.at % 1024).collect();
+    assert!(rows.len() > 50 && columns.len() > 50, "{rows:?} {columns:?}");
+
+    // A result that is right until it is timed.
+    let spoilt = || {
+        Entry::new("spoilt", "later", |gpu| {
+            let x = Tensor::ones(gpu, [1 << 10]);
+            let calls = Cell::new(0);
+            let run = move |_| {
+                calls.set(calls.get() + 1);
+                x.affine(if calls.get() > 1 { 3.0 } else { 2.0 }, 0.0)
+            };
+            let checks = vec![Check { at: 5, want: 2.0, bound: 0.0 }];
+            Ok(Row { checks, repeats: true, ..Row::new([8192.0, 0.0], run) })
+        })
+    };
+    let (run, _) = went(gpu(), vec![spoilt()], &settings(far()));
+    assert_eq!(names(&run), ["spoilt later"]);
+    let (run, _) = went(gpu(), vec![spoilt()], &Settings { check: true, ..settings(far()) });
+    assert!(run.failed[0].error.contains("element 5 is 3, want 2"), "{:?}", run.failed);
     Ok(())
 }
 
