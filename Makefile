@@ -61,7 +61,7 @@ MSRV = $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
 msrv: ## check that everything compiles with the oldest Rust that Cargo.toml promises
 	@rustc +$(MSRV) --version >/dev/null 2>&1 || rustup toolchain install $(MSRV) --profile minimal
-	$(CARGO) +$(MSRV) check --release --all-targets --all-features --target-dir $(abspath $(or $(CARGO_TARGET_DIR),target))/msrv
+	$(CARGO) +$(MSRV) check --release --all-targets --all-features --target-dir '$(abspath $(or $(CARGO_TARGET_DIR),target))/msrv'
 
 deny: ## check licences, sources and duplicate versions of dependencies; ADVISORIES=1 adds RustSec's list, from GitHub
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny@0.20.2
@@ -71,9 +71,9 @@ deny: ## check licences, sources and duplicate versions of dependencies; ADVISOR
 CHECKED = $(abspath $(or $(CARGO_TARGET_DIR),target))/check-shaders
 
 check-shaders: ## compile every kernel with the compilers of DX12, Vulkan, OpenGL ES and WebGPU: docs/drivers.md
-	rm -rf $(CHECKED)/kernels
-	TIEBEAM_DUMP_SHADERS=$(CHECKED)/kernels $(CARGO) test --release --features cli --test house -- shaders::every_variant
-	python3 scripts/check-shaders.py $(CHECKED)/kernels $(CHECK_SHADERS)
+	rm -rf '$(CHECKED)/kernels'
+	TIEBEAM_DUMP_SHADERS='$(CHECKED)/kernels' $(CARGO) test --release --all-features --test house -- shaders::every_variant
+	python3 scripts/check-shaders.py '$(CHECKED)/kernels' $(CHECK_SHADERS)
 
 docs: ## build the documentation, target/doc/tiebeam/index.html
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --no-deps --all-features
