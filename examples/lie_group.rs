@@ -202,8 +202,8 @@ impl Net {
         let inverses = Tensor::from_slice(gpu, &inverses, [2 * a, 2]);
         let offsets = graph.vectors().matmul(&inverses.t()).reshape([edges.len(), a, 2]);
         // An envelope of the distance in the receiver's frame.
-        let window = offsets.square().sum(2).scale(-0.5).exp().unsqueeze(2);
-        let basis = self.basis.forward(&invariants::polynomial(&offsets, DEGREES[0])).mul(&window);
+        let envelope = offsets.square().sum(2).scale(-0.5).exp().unsqueeze(2);
+        let basis = self.basis.forward(&invariants::polynomial(&offsets, DEGREES[0])).mul(&envelope);
         let pairs = frames.iter().flat_map(|p| frames.iter().flat_map(|q| self.group.attributes(p, q)));
         let pairs = Tensor::from_slice(gpu, &pairs.collect::<Vec<f32>>(), [a, a, self.group.size()]);
         let fiber = self.fiber_basis.forward(&invariants::polynomial(&pairs, DEGREES[1]));

@@ -398,7 +398,7 @@ impl Arenas {
         if self.tables.len() >= TABLES {
             self.tables.clear();
         }
-        // If an upload failed, the table is made again next time.
+        // If an upload failed, the table is recomputed next time.
         if table.parts.iter().all(|part| part.table.data().is_ok()) {
             self.tables.insert(groups, table.clone());
         }

@@ -92,7 +92,7 @@ enum Spatial {
 
 struct Recomputed {
     d: Tensor,
-    window: Option<Tensor>,
+    envelope: Option<Tensor>,
     sight: EdgeFeatures,
     basis: Basis,
 }
@@ -130,7 +130,7 @@ impl Field {
         );
         let ori = grid.is_oriented().then(|| grid.tensor(gpu));
         assert!(ori.is_none() || fiber.is_some(), "ponita: orientations need a fiber basis");
-        let window = radius.map(|radius| invariants::window(&invariants::norm(&d), radius));
+        let envelope = radius.map(|radius| invariants::envelope(&invariants::norm(&d), radius));
         let fiber = ori
             .as_ref()
             .zip(fiber.filter(|_| route != Route::Tabulated))
@@ -143,17 +143,17 @@ impl Field {
                 };
                 let b = basis.forward(&invariants::polynomial(&attributes, degree));
                 let wide = [bonds.len(), 1, 1];
-                Spatial::Plain(window.map_or(b.clone(), |window| b.mul(&window.reshape(wide))))
+                Spatial::Plain(envelope.map_or(b.clone(), |envelope| b.mul(&envelope.reshape(wide))))
             }
             Route::Fused => {
                 let (sight, basis) = (EdgeFeatures { orientations: ori, degree }, basis.whole());
                 let bytes = 4 * bonds.len() * grid.len() * basis.b2.count();
                 match layers > 1 && bytes <= STORED {
-                    true => Spatial::Stored(d.kernel_basis(window.as_ref(), &sight, &basis)),
-                    false => Spatial::Recomputed(Box::new(Recomputed { d, window, sight, basis })),
+                    true => Spatial::Stored(d.kernel_basis(envelope.as_ref(), &sight, &basis)),
+                    false => Spatial::Recomputed(Box::new(Recomputed { d, envelope, sight, basis })),
                 }
             }
-            Route::Tabulated => Spatial::Tabulated(TablePlaces::new(&d, ori, window.as_ref(), basis)),
+            Route::Tabulated => Spatial::Tabulated(TablePlaces::new(&d, ori, envelope.as_ref(), basis)),
         };
         Field { bonds, spatial, fiber }
     }
@@ -258,7 +258,7 @@ impl Conv {
             }
             Spatial::Recomputed(of) => {
                 let (h, kernel) = wide();
-                h.spatial_conv(&of.d, of.window.as_ref(), &of.sight, &of.basis, &kernel, bonds)
+                h.spatial_conv(&of.d, of.envelope.as_ref(), &of.sight, &of.basis, &kernel, bonds)
             }
             Spatial::Tabulated(seen) => {
                 let kernels = [Some(&self.kernel), self.fiber_kernel.as_ref()];

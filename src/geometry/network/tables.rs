@@ -31,15 +31,15 @@ impl TablePlaces {
     pub fn new(
         d: &Tensor,
         orientations: Option<Tensor>,
-        window: Option<&Tensor>,
+        envelope: Option<&Tensor>,
         basis: &Basis,
     ) -> TablePlaces {
         let weights = [&basis.w1, &basis.b1, &basis.w2, &basis.b2];
         assert!(!weights.iter().any(|w| w.is_tracked()), "{REFUSED}");
         let attributes = d.edge_features(&EdgeFeatures { orientations, degree: 1 });
         let place = Tensor::from_slice(d.gpu(), &[0.0f32, 0.0, 1.0, 0.0], [1, 1, 4]);
-        let window = window.map_or(place.clone(), |w| w.reshape([w.count(), 1, 1]).mul(&place));
-        let seen = attributes.add(&window);
+        let envelope = envelope.map_or(place.clone(), |w| w.reshape([w.count(), 1, 1]).mul(&place));
+        let seen = attributes.add(&envelope);
         seen.evaluate();
         TablePlaces(seen)
     }

@@ -137,13 +137,13 @@ impl Ponita {
         let (count, rows) = (axes[0].sampled() * across, (CHUNK / widest).max(64));
         let mut all = Vec::with_capacity(count * kernel.shape()[0]);
         for first in (0..count).step_by(rows) {
-            let run = first..count.min(first + rows);
+            let chunk = first..count.min(first + rows);
             let point = |i: usize| {
                 let second = axes.get(1).map(|axis| axis.at(i % across) as f32);
                 std::iter::once(axes[0].at(i / across) as f32).chain(second)
             };
-            let attributes: Vec<f32> = run.clone().flat_map(point).collect();
-            let attributes = Tensor::from_slice(gpu, &attributes, [run.len(), axes.len()]);
+            let attributes: Vec<f32> = chunk.clone().flat_map(point).collect();
+            let attributes = Tensor::from_slice(gpu, &attributes, [chunk.len(), axes.len()]);
             let basis = self.basis.forward(&invariants::polynomial(&attributes, config.degree));
             let values = linear(&basis, kernel, None, Activation::None, None).to_vec::<f32>()?;
             all.extend(values.into_iter().map(f64::from));

@@ -152,7 +152,7 @@ pub fn polynomial(a: &Tensor, degree: usize) -> Tensor {
 
 /// The polynomial envelope `1 - 28 u^6 + 48 u^7 - 21 u^8` with `u = distance / radius`, 0 from the radius on. Its value
 /// and first two derivatives vanish there. Source: Gasteiger et al. 2020, "Directional Message Passing", with p = 6.
-pub fn window(distance: &Tensor, radius: f32) -> Tensor {
+pub fn envelope(distance: &Tensor, radius: f32) -> Tensor {
     let u = distance.scale(1.0 / radius);
     let inside = u.lt(&Tensor::ones(u.gpu(), *u.shape())).detach();
     let six = u.square().mul(&u.square()).mul(&u.square());

@@ -171,7 +171,7 @@ pub(crate) struct Kept {
 pub(crate) struct Sums {
     layers: [LayerSums; 2],
     edges: Vec<Tensor>,
-    windows: Vec<Tensor>,
+    envelopes: Vec<Tensor>,
 }
 
 const OP: &str = "kernel_basis";
@@ -185,13 +185,13 @@ impl Network {
         self.weights[3].count()
     }
 
-    /// Returns the basis `[edges * O, K]` of the edges `d`, written to `into` if given. `window` is the envelope of each
+    /// Returns the basis `[edges * O, K]` of the edges `d`, written to `into` if given. `envelope` is the envelope of each
     /// edge.
-    pub fn forward(&self, d: &Tensor, window: Option<&Tensor>, into: Option<&Tensor>) -> Tensor {
+    pub fn forward(&self, d: &Tensor, envelope: Option<&Tensor>, into: Option<&Tensor>) -> Tensor {
         let [w1, b1, w2, b2] = &self.weights;
         let z = gelu_layer(OP, &self.sight.forward(d), [w1, b1], None, None);
-        let Some(window) = window else { return gelu_layer(OP, &z, [w2, b2], into, None) };
-        let basis = windowed(&gelu_layer(OP, &z, [w2, b2], None, None), window);
+        let Some(envelope) = envelope else { return gelu_layer(OP, &z, [w2, b2], into, None) };
+        let basis = enveloped(&gelu_layer(OP, &z, [w2, b2], None, None), envelope);
         let Some(into) = into else {
             basis.evaluate();
             return basis;
@@ -200,13 +200,13 @@ impl Network {
         into.clone()
     }
 
-    pub fn keep(&self, d: &Tensor, window: Option<&Tensor>) -> Kept {
+    pub fn keep(&self, d: &Tensor, envelope: Option<&Tensor>) -> Kept {
         let [w1, b1, w2, b2] = &self.weights;
         let f = self.sight.forward(d);
         let before = [w1, w2].map(|w| Tensor::empty(d.gpu(), OP, [f.shape()[0], w.shape()[0]], DType::F32));
         let z = gelu_layer(OP, &f, [w1, b1], None, Some(&before[0]));
         let raw = gelu_layer(OP, &z, [w2, b2], None, Some(&before[1]));
-        let basis = window.map_or(raw.clone(), |window| windowed(&raw, window));
+        let basis = envelope.map_or(raw.clone(), |envelope| enveloped(&raw, envelope));
         basis.evaluate();
         Kept { f, before, z, raw, basis }
     }
@@ -216,15 +216,15 @@ impl Network {
         &self,
         kept: &Kept,
         d: &Tensor,
-        window: Option<&Tensor>,
+        envelope: Option<&Tensor>,
         incoming: Incoming,
         wants: &Wants,
         sums: &mut Sums,
     ) {
         let [w1, _, w2, _] = &self.weights;
         let deeper = wants.edges || wants.weights.contains(&true);
-        let (dsecond, dwindow) = match incoming {
-            Incoming::Kernel { m, kernel } if window.is_none() => {
+        let (dsecond, denvelope) = match incoming {
+            Incoming::Kernel { m, kernel } if envelope.is_none() => {
                 (product_slope(OP, m, kernel, &kept.before[1]), None)
             }
             _ => {
@@ -232,17 +232,17 @@ impl Network {
                     Incoming::Basis(dbasis) => dbasis.clone(),
                     Incoming::Kernel { m, kernel } => product(OP, m, kernel, Destination::New),
                 };
-                let dwindow = window.filter(|_| wants.window).map(|window| {
-                    let edges = window.count();
+                let denvelope = envelope.filter(|_| wants.envelope).map(|envelope| {
+                    let edges = envelope.count();
                     kept.raw.mul(&dbasis).reshape([edges, dbasis.count() / edges.max(1)]).sum(1)
                 });
-                let draw = window.map_or(dbasis.clone(), |window| windowed(&dbasis, window));
+                let draw = envelope.map_or(dbasis.clone(), |envelope| enveloped(&dbasis, envelope));
                 let at = &kept.before[1];
                 let dsecond = Tensor::lazy("gelu", "$1 * dgelu($0)", DType::F32, *at.shape(), &[at, &draw]);
-                (dsecond, dwindow)
+                (dsecond, denvelope)
             }
         };
-        sums.windows.extend(dwindow);
+        sums.envelopes.extend(denvelope);
         if !deeper {
             return;
         }
@@ -267,14 +267,14 @@ pub(crate) enum Incoming<'a> {
 /// The gradients that are needed.
 pub(crate) struct Wants {
     pub edges: bool,
-    pub window: bool,
+    pub envelope: bool,
     pub weights: [bool; 4],
 }
 
 /// Multiplies `x [edges * O, K]` by the envelope of each edge.
-fn windowed(x: &Tensor, window: &Tensor) -> Tensor {
-    let edges = window.count();
-    x.reshape([edges, x.count() / edges.max(1)]).mul(&window.reshape([edges, 1])).reshape(*x.shape())
+fn enveloped(x: &Tensor, envelope: &Tensor) -> Tensor {
+    let edges = envelope.count();
+    x.reshape([edges, x.count() / edges.max(1)]).mul(&envelope.reshape([edges, 1])).reshape(*x.shape())
 }
 
 /// Edges per chunk: enough to keep a device busy, and a multiple of 64, so that parts of arrays can be bound.
@@ -317,8 +317,8 @@ impl Tensor {
         f.made_by(&[self], || Box::new(Features { sight: sight.clone(), d: Saved::new(&d) }))
     }
 
-    /// Returns the basis `B [E, O, K] = window(e) gelu(gelu(f w1^T + b1) w2^T + b2)` of the features `f` of the edges
-    /// `d [E, D]`, which are `self`. `window [E]` is the envelope of each edge.
+    /// Returns the basis `B [E, O, K] = envelope(e) gelu(gelu(f w1^T + b1) w2^T + b2)` of the features `f` of the edges
+    /// `d [E, D]`, which are `self`. `envelope [E]` is the envelope of each edge.
     ///
     /// No other array of the result's size is computed or kept: edges go through the network in chunks, and the backward
     /// pass recomputes them.
@@ -326,24 +326,24 @@ impl Tensor {
     /// # Panics
     /// When shapes do not fit, or a width is not a multiple of 4.
     #[track_caller]
-    pub fn kernel_basis(&self, window: Option<&Tensor>, sight: &EdgeFeatures, weights: &Basis) -> Tensor {
+    pub fn kernel_basis(&self, envelope: Option<&Tensor>, sight: &EdgeFeatures, weights: &Basis) -> Tensor {
         sight.check(OP, self);
         weights.check(OP, sight);
         let edges = self.shape()[0];
-        assert!(window.is_none_or(|w| w.shape()[..] == [edges]), "{OP}: a window that is not [{edges}]");
+        assert!(envelope.is_none_or(|w| w.shape()[..] == [edges]), "{OP}: an envelope that is not [{edges}]");
         let mut inputs = vec![self];
         inputs.extend(weights.all());
-        inputs.extend(window);
+        inputs.extend(envelope);
         same_gpu(OP, &inputs);
         let (d, network) = (self.detach().contiguous(), Network::new(sight, weights));
-        let window = window.map(|w| w.detach().contiguous());
+        let envelope = envelope.map(|w| w.detach().contiguous());
         let (o, k) = (sight.count(), network.width());
         let all = Tensor::empty(self.gpu(), OP, [edges, o, k], DType::F32);
         for chunk in chunks(edges, chunk(self.gpu(), o)) {
             let into = all.slice(0, chunk.clone()).reshape([chunk.len() * o, k]);
             network.forward(
                 &part(&d, &chunk),
-                window.as_ref().map(|w| part(w, &chunk)).as_ref(),
+                envelope.as_ref().map(|w| part(w, &chunk)).as_ref(),
                 Some(&into),
             );
         }
@@ -353,7 +353,7 @@ impl Tensor {
                 network,
                 saved,
                 d: Saved::new(&d),
-                window: window.map(|w| Saved::new(&w)),
+                envelope: envelope.map(|w| Saved::new(&w)),
             })
         })
     }
@@ -380,7 +380,7 @@ struct KernelBasis {
     /// Kept to check that the weights have not changed since the forward pass.
     saved: [Saved; 4],
     d: Saved,
-    window: Option<Saved>,
+    envelope: Option<Saved>,
 }
 
 impl Op for KernelBasis {
@@ -392,21 +392,21 @@ impl Op for KernelBasis {
         self.saved.iter().for_each(|w| {
             w.get(OP);
         });
-        let (d, dy, window) = (self.d.get(OP), dy.contiguous(), self.window.as_ref().map(|w| w.get(OP)));
+        let (d, dy, envelope) = (self.d.get(OP), dy.contiguous(), self.envelope.as_ref().map(|w| w.get(OP)));
         let wants = Wants {
             edges: sink.needs(0),
-            window: window.is_some() && sink.needs(5),
+            envelope: envelope.is_some() && sink.needs(5),
             weights: std::array::from_fn(|i| sink.needs(1 + i)),
         };
         let mut sums = Sums::default();
         let [edges, o, k] = [0, 1, 2].map(|axis| dy.shape()[axis]);
         for chunk in chunks(edges, chunk(d.gpu(), o)) {
-            let (d, window) = (part(d, &chunk), window.map(|w| part(w, &chunk)));
-            let kept = self.network.keep(&d, window.as_ref());
+            let (d, envelope) = (part(d, &chunk), envelope.map(|w| part(w, &chunk)));
+            let kept = self.network.keep(&d, envelope.as_ref());
             let dy = part(&dy, &chunk).reshape([chunk.len() * o, k]);
-            self.network.backward(&kept, &d, window.as_ref(), Incoming::Basis(&dy), &wants, &mut sums);
+            self.network.backward(&kept, &d, envelope.as_ref(), Incoming::Basis(&dy), &wants, &mut sums);
         }
-        sums.hand_over(sink, [0, 1, 5], &self.network, d, window);
+        sums.hand_over(sink, [0, 1, 5], &self.network, d, envelope);
     }
 }
 
@@ -416,10 +416,10 @@ impl Sums {
     pub fn hand_over(
         self,
         sink: &mut Sink,
-        [edges, weights, windows]: [usize; 3],
+        [edges, weights, envelopes]: [usize; 3],
         network: &Network,
         d: &Tensor,
-        window: Option<&Tensor>,
+        envelope: Option<&Tensor>,
     ) {
         if sink.needs(edges) {
             sink.add(edges, joined(&self.edges, d));
@@ -430,10 +430,10 @@ impl Sums {
                 sink.add(weights + i, sum.unwrap_or_else(none));
             }
         }
-        if let Some(window) = window
-            && sink.needs(windows)
+        if let Some(envelope) = envelope
+            && sink.needs(envelopes)
         {
-            sink.add(windows, joined(&self.windows, window));
+            sink.add(envelopes, joined(&self.envelopes, envelope));
         }
     }
 }
@@ -523,14 +523,15 @@ pub(super) fn cases() -> Vec<Case> {
         let reference = move |x: &[Array]| all_features64(&x[0], None, degree);
         all.push(Case::new(name, inputs, forward, reference).ulps(64.0, 128.0).grad_floor(64.0));
     }
-    for (edges, count, h, k, window) in [(5, 3, 8, 4, false), (3, 2, 4, 12, true), (0, 2, 4, 4, true)] {
+    for (edges, count, h, k, envelope) in [(5, 3, 8, 4, false), (3, 2, 4, 12, true), (0, 2, 4, 4, true)] {
         let degree = 2;
         let mut inputs = vec![Input::normal([edges, 3]), directions(count, 3)];
         inputs.extend(small([&[h, 8], &[h], &[k, h], &[k]]));
-        inputs.extend(window.then(|| Input::normal([edges])));
+        inputs.extend(envelope.then(|| Input::normal([edges])));
         let forward = move |x: &[Tensor]| x[0].kernel_basis(x.get(6), &sight(x, degree), &weights(x));
-        let name =
-            format!("basis of {edges} edges from {count} sides, {h} hidden, {k} functions, window {window}");
+        let name = format!(
+            "basis of {edges} edges from {count} sides, {h} hidden, {k} functions, envelope {envelope}"
+        );
         let case = Case::new(name, inputs, forward, move |x| basis64(x, degree));
         all.push(case.ulps(256.0, 512.0).grad_floor(1024.0));
     }

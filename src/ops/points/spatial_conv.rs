@@ -234,7 +234,7 @@ impl Tensor {
     pub fn spatial_conv(
         &self,
         d: &Tensor,
-        window: Option<&Tensor>,
+        envelope: Option<&Tensor>,
         sight: &EdgeFeatures,
         basis: &Basis,
         kernel: &Tensor,
@@ -244,23 +244,23 @@ impl Tensor {
         sight.check(OP, d);
         check(self, kernel, [d.shape()[0], sight.count(), basis.b2.count()], bonds);
         assert!(
-            window.is_none_or(|w| w.shape()[..] == [bonds.len()]),
-            "{OP}: a window that is not [{}]",
+            envelope.is_none_or(|w| w.shape()[..] == [bonds.len()]),
+            "{OP}: an envelope that is not [{}]",
             bonds.len()
         );
         let mut inputs = vec![self, d];
         inputs.extend(basis.all());
         inputs.push(kernel);
-        inputs.extend(window);
+        inputs.extend(envelope);
         same_gpu(OP, &inputs);
         same_gpu(OP, &[self, sight.orientations.as_ref().unwrap_or(d)]);
         let [h, d, w] = [self, d, kernel].map(|x| x.detach().contiguous());
-        let window = window.map(|w| w.detach().contiguous());
+        let envelope = envelope.map(|w| w.detach().contiguous());
         let (network, turned) = (Network::new(sight, basis), w.t().contiguous());
         let y = zeros(&h);
         for chunk in bonds.chunks(chunk(h.gpu(), sight.count())).iter() {
-            let window = window.as_ref().map(|w| part(w, &chunk.rows));
-            let basis = network.forward(&part(&d, &chunk.rows), window.as_ref(), None);
+            let envelope = envelope.as_ref().map(|w| part(w, &chunk.rows));
+            let basis = network.forward(&part(&d, &chunk.rows), envelope.as_ref(), None);
             convolve(&basis, &turned, &h, (chunk, chunk.into()), bonds, &y);
         }
         y.made_by(&inputs, || {
@@ -269,7 +269,7 @@ impl Tensor {
                 network,
                 weights: basis.all().map(Saved::new),
                 saved: [&h, &d, &w].map(Saved::new),
-                window: window.as_ref().map(Saved::new),
+                envelope: envelope.as_ref().map(Saved::new),
             })
         })
     }
@@ -351,7 +351,7 @@ struct SpatialConv {
     weights: [Saved; 4],
     /// Features, edge vectors, kernel.
     saved: [Saved; 3],
-    window: Option<Saved>,
+    envelope: Option<Saved>,
 }
 
 impl Op for SpatialConv {
@@ -364,13 +364,13 @@ impl Op for SpatialConv {
         self.weights.iter().for_each(|w| {
             w.get(OP);
         });
-        let window = self.window.as_ref().map(|w| w.get(OP));
+        let envelope = self.envelope.as_ref().map(|w| w.get(OP));
         let wants = Wants {
             edges: sink.needs(1),
-            window: window.is_some() && sink.needs(7),
+            envelope: envelope.is_some() && sink.needs(7),
             weights: std::array::from_fn(|i| sink.needs(2 + i)),
         };
-        let basis = wants.edges || wants.window || wants.weights.contains(&true);
+        let basis = wants.edges || wants.envelope || wants.weights.contains(&true);
         let turned = kernel.t().contiguous();
         let dh = sink.needs(0).then(|| zeros(h));
         let mut halves = Halves {
@@ -384,16 +384,16 @@ impl Op for SpatialConv {
         };
         let mut sums = Sums::default();
         for chunk in self.bonds.chunks(chunk(h.gpu(), self.network.sight.count())).iter() {
-            let (d, window) = (part(d, &chunk.rows), window.map(|w| part(w, &chunk.rows)));
-            let kept = self.network.keep(&d, window.as_ref());
+            let (d, envelope) = (part(d, &chunk.rows), envelope.map(|w| part(w, &chunk.rows)));
+            let kept = self.network.keep(&d, envelope.as_ref());
             let m = halves.add(&kept.basis, chunk);
             if basis {
                 let incoming = Incoming::Kernel { m: &m, kernel };
-                self.network.backward(&kept, &d, window.as_ref(), incoming, &wants, &mut sums);
+                self.network.backward(&kept, &d, envelope.as_ref(), incoming, &wants, &mut sums);
             }
         }
         let Halves { dh, dkernel, .. } = halves;
-        sums.hand_over(sink, [1, 2, 7], &self.network, d, window);
+        sums.hand_over(sink, [1, 2, 7], &self.network, d, envelope);
         if let Some(dh) = dh {
             sink.add(0, dh);
         }
@@ -488,7 +488,7 @@ pub(super) fn cases() -> Vec<Case> {
         all.push(Case::new(name, inputs, forward, reference).ulps(32.0, 64.0).grad_floor(64.0));
     }
     // Some chunks end among the edges of a node, and some last chunks are short.
-    for (nodes, count, o, window, chunk, paired) in [
+    for (nodes, count, o, envelope, chunk, paired) in [
         (3, 7, 2, false, 64, false),
         (4, 67, 1, true, 5, false),
         (5, 13, 2, false, 3, false),
@@ -502,14 +502,14 @@ pub(super) fn cases() -> Vec<Case> {
         let (h, k, c) = (4, 4, 4);
         let mut inputs = vec![Input::normal([rows, 3]), directions(o, 3)];
         inputs.extend(small([&[h, 4], &[h], &[k, h], &[k]]));
-        inputs.extend(window.then(|| Input::normal([rows])));
+        inputs.extend(envelope.then(|| Input::normal([rows])));
         inputs.extend([Input::normal([nodes, o, c]), Input::normal([c, k])]);
         let forward = move |x: &[Tensor]| {
             let n = x.len();
-            let (sight, weights, window) = (sight(x, 1), weights(x), window.then(|| &x[6]));
+            let (sight, weights, envelope) = (sight(x, 1), weights(x), envelope.then(|| &x[6]));
             let bonds = bonds(&x[n - 2], &ends, o, paired);
             bonds.limit_chunks(chunk);
-            x[n - 2].spatial_conv(&x[0], window, &sight, &weights, &x[n - 1], &bonds)
+            x[n - 2].spatial_conv(&x[0], envelope, &sight, &weights, &x[n - 1], &bonds)
         };
         let reference = move |x: &[Array]| {
             let n = x.len();
@@ -518,7 +518,7 @@ pub(super) fn cases() -> Vec<Case> {
         };
         let pairs = if paired { " and their reverses" } else { "" };
         let name = format!(
-            "basis made again, {count} edges{pairs} by {chunk} among {nodes} nodes, {o} orientations, window {window}"
+            "basis recomputed, {count} edges{pairs} by {chunk} among {nodes} nodes, {o} orientations, envelope {envelope}"
         );
         all.push(Case::new(name, inputs, forward, reference).ulps(256.0, 512.0).grad_floor(2048.0));
     }

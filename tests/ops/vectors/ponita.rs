@@ -195,7 +195,7 @@ fn features(file: &File, grid: &Grid, graph: &Graph, degree: usize, radius: Opti
     let distance = invariants::norm(&d);
     same("geometry", &as_given(&distance), file, "mid.dist", 3e-6);
     if let Some(radius) = radius {
-        same("geometry", &as_given(&invariants::window(&distance, radius)), file, "mid.window", 3e-5);
+        same("geometry", &as_given(&invariants::envelope(&distance, radius)), file, "mid.window", 3e-5);
     }
     same("geometry", &invariants::fiber(&ori), file, "mid.fiber_attr", 3e-6);
 }
