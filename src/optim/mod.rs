@@ -11,7 +11,7 @@
 //! let gpu = Gpu::open()?;
 //! let w = Tensor::from_slice(&gpu, &[1.0f32, -2.0], [2]).requires_grad();
 //! let group = Group::new([("w", &w)]).weight_decay(0.1);
-//! let mut optimizer = AdamW::new(&gpu, vec![group], AdamWConfig { clip: Some(1.0), ..AdamWConfig::default() })?;
+//! let mut optimizer = AdamW::new(&gpu, vec![group], AdamWConfig::default().clip(Some(1.0)))?;
 //! let schedule = Schedule::WarmupCosine { warmup: 10, total: 100, floor: 0.1 };
 //! for step in 0..100 {
 //!     let grads = w.mul(&w).sum_all().backward()?;

@@ -60,12 +60,10 @@ setters!(Checkpoint {
 /// let mut optimizer = AdamW::new(&gpu, vec![group], AdamWConfig::default())?;
 /// let mut rng = Rng::new(1);
 /// // ... steps ...
-/// let run = Checkpoint {
-///     step: optimizer.steps(),
-///     optimizer: optimizer.state_dict()?,
-///     rng: Some(rng.clone()),
-///     ..Checkpoint::default()
-/// };
+/// let run = Checkpoint::default()
+///     .step(optimizer.steps())
+///     .optimizer(optimizer.state_dict()?)
+///     .rng(Some(rng.clone()));
 /// save_checkpoint("run.safetensors", &params, &run)?;
 /// // Later, with the same model and optimizer made anew:
 /// let run = load_checkpoint("run.safetensors", &params)?;

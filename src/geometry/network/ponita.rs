@@ -94,7 +94,7 @@ pub struct PonitaOutput {
 /// use tiebeam::{Gpu, Rng, Tensor};
 ///
 /// let gpu = Gpu::open()?;
-/// let config = PonitaConfig { channels: 8, hidden: 8, basis: 8, layers: 2, ..PonitaConfig::default() };
+/// let config = PonitaConfig::default().channels(8).hidden(8).basis(8).layers(2);
 /// let net = Ponita::new(&gpu, config, Grid::icosahedron(), &mut Rng::new(1))?;
 /// let positions = [0.0f32, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0];
 /// let graph = Graph::full(&gpu, &positions, 3, &[3], true)?;

@@ -63,7 +63,7 @@ impl Ponita {
     /// use tiebeam::{Gpu, Rng, Tensor};
     ///
     /// let gpu = Gpu::open()?;
-    /// let config = PonitaConfig { channels: 4, hidden: 4, basis: 8, layers: 1, radius: Some(2.0), ..PonitaConfig::default() };
+    /// let config = PonitaConfig::default().channels(4).hidden(4).basis(8).layers(1).radius(Some(2.0));
     /// let net = Ponita::new(&gpu, config, Grid::octahedron(), &mut Rng::new(1))?;
     /// let fast = net.tabulate(33)?;
     /// let graph = Graph::full(&gpu, &[0.0, 0.0, 0.0, 1.0, 0.5, 0.0], 3, &[2], true)?;
