@@ -37,12 +37,12 @@ test-listed: test test-discrete
 variants: export TIEBEAM_VARIANTS = $(CURDIR)/shaders/variants.txt
 variants: export TIEBEAM_RECORD_VARIANTS = 1
 variants: vulkan ## recreate shaders/variants.txt, the list of kernels that tests and benchmark compile: half an hour
-	rm -f $(TIEBEAM_VARIANTS)
+	rm -f '$(TIEBEAM_VARIANTS)'
 	$(CARGO) test --release --all-features -- --skip every_variant_translates --skip lines_are_read_back --skip planned_kernels
 	$(MAKE) --no-print-directory test-discrete
 	$(CARGO) run --release --features cli --bin tiebeam -- bench --suite full
 	$(CARGO) test --release --all-features --test house -- planned_kernels
-	LC_ALL=C sort -u -o $(TIEBEAM_VARIANTS) $(TIEBEAM_VARIANTS)
+	LC_ALL=C sort -u -o '$(TIEBEAM_VARIANTS)' '$(TIEBEAM_VARIANTS)'
 
 bench: vulkan ## run every benchmark on this machine's adapter
 	$(CARGO) bench --features cli
@@ -60,7 +60,8 @@ cross: targets ## check that library and command compile for Windows and macOS, 
 MSRV = $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 
 msrv: ## check that everything compiles with the oldest Rust that Cargo.toml promises
-	@rustc +$(MSRV) --version >/dev/null 2>&1 || rustup toolchain install $(MSRV) --profile minimal
+	@rustc +$(MSRV) --version >/dev/null 2>&1 || rustup toolchain install $(MSRV) --profile minimal || { \
+		echo "Rust $(MSRV) is missing: rustup toolchain install $(MSRV) needs rustup and the network" >&2; exit 1; }
 	$(CARGO) +$(MSRV) check --release --all-targets --all-features --target-dir '$(abspath $(or $(CARGO_TARGET_DIR),target))/msrv'
 
 deny: ## check licences, sources and duplicate versions of dependencies; ADVISORIES=1 adds RustSec's list, from GitHub

@@ -7,7 +7,7 @@ docs/drivers.md describes what it checks and which tools it needs.
 
 Exits with 1 if a kernel was refused or crashed its compiler, and with 2 if the check was not complete.
 """
-import argparse, json, sys
+import argparse, json, subprocess, sys
 from pathlib import Path
 from check_shaders import commands, dxc, report, tint, tools
 from check_shaders.common import Missing, Progress, Result
@@ -64,7 +64,8 @@ def main():
     given = arguments()
     manifest = given.folder / "manifest.jsonl"
     if not manifest.exists():
-        sys.exit(f"check-shaders: {manifest} is not there; `make check-shaders` writes it")
+        print(f"check-shaders: {manifest} is not there; `make check-shaders` writes it", file=sys.stderr)
+        sys.exit(2)
     with open(manifest) as file:
         manifest = [json.loads(line) for line in file]
     place = given.tools or given.folder.parent / "tools"
@@ -81,12 +82,12 @@ def main():
             compiler, results = check(given.folder, place, written, lambda: Progress(target, len(written)))
         except Missing as missing:
             left_out.append(f"{target} needs {missing}, which is missing here. To get it:\n    {missing.command}")
-        except RuntimeError as error:
+        except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
             left_out.append(f"{target}: {error}")
         else:
             rows.append(report.Row(compiler, target, known + results))
     report.show(rows)
-    if given.table:
+    if given.table and not left_out:
         report.write(rows, given.table)
     for line in left_out:
         print(f"\n{line}")

@@ -132,7 +132,7 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong, with the name of the tensor if there is one.
         message: String,
-        /// The parser's error, if a library read the file.
+        /// The parser's error, if there is one.
         cause: Option<Cause>,
     },
     /// A setting that the user chose cannot work.
@@ -140,6 +140,8 @@ pub enum Error {
     Config {
         /// The setting, and values that would work.
         message: String,
+        /// The error of a parser or of the system, if there is one.
+        cause: Option<Cause>,
     },
     /// The user, or a caller's own function, asked for an end before the work was done.
     #[non_exhaustive]
@@ -217,7 +219,7 @@ impl Error {
 
     /// Returns an [`Error::Config`].
     pub fn config(message: impl Into<String>) -> Self {
-        Error::Config { message: message.into() }
+        Error::Config { message: message.into(), cause: None }
     }
 
     /// Returns an [`Error::Stopped`].
@@ -245,7 +247,8 @@ impl Error {
             Error::Shader { cause, .. }
             | Error::Device { cause, .. }
             | Error::Io { cause, .. }
-            | Error::Format { cause, .. } => *cause = Some(Arc::new(error)),
+            | Error::Format { cause, .. }
+            | Error::Config { cause, .. } => *cause = Some(Arc::new(error)),
             _ => {}
         }
         self
@@ -277,7 +280,7 @@ impl fmt::Display for Error {
             Error::Io { path, message, .. } | Error::Format { path, message, .. } => {
                 write!(f, "{}: {message}", path.display())
             }
-            Error::Config { message } | Error::Stopped { message } => f.write_str(message),
+            Error::Config { message, .. } | Error::Stopped { message } => f.write_str(message),
         }
     }
 }
@@ -288,7 +291,8 @@ impl StdError for Error {
             Error::Shader { cause, .. }
             | Error::Device { cause, .. }
             | Error::Io { cause, .. }
-            | Error::Format { cause, .. } => {
+            | Error::Format { cause, .. }
+            | Error::Config { cause, .. } => {
                 cause.as_ref().map(|cause| &**cause as &(dyn StdError + 'static))
             }
             _ => None,

@@ -195,7 +195,7 @@ fn open(gpu: &Gpu, path: &Path, context: usize) -> Result<(Llama, Words, usize)>
     }
     let settings = path.join("config.json");
     let text = std::fs::read_to_string(&settings).map_err(|e| {
-        Error::io(&settings, std::io::Error::other(format!("{e}; a model folder needs its sizes")))
+        Error::io(&settings, std::io::Error::new(e.kind(), format!("{e}; a model folder needs its sizes")))
     })?;
     let config = LlamaConfig::from_json(&text)?;
     let config = config.context(config.context.min(context));

@@ -61,7 +61,7 @@ impl Words {
     /// Reads `tokenizer.json` beside a `config.json` of this text.
     pub fn in_folder(folder: &Path, config: &str) -> Result<Words> {
         let path = folder.join("tokenizer.json");
-        let fault = |message: String| Error::io(&path, std::io::Error::other(message));
+        let fault = |message: String| Error::format(&path, message);
         if !path.is_file() {
             return Err(fault("it is missing; a model folder needs its tokenizer".into()));
         }

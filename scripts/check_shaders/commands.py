@@ -57,7 +57,10 @@ def without_workgroup_strides(module):
         reached.extend(parts.get(type, []))
     types = set(reached)
     kept = [i for i in instructions if not (i[0] & 0xFFFF == OP_DECORATE and i[1] in types and i[2] == ARRAY_STRIDE)]
-    return sum(kept, words[:5]).tobytes(), len(kept) < len(instructions)
+    module = words[:5]
+    for instruction in kept:
+        module.extend(instruction)
+    return module.tobytes(), len(kept) < len(instructions)
 
 
 def validator(program, target, folder, records, progress):

@@ -128,7 +128,7 @@ def check(library, folder, records, progress):
     for thread in threads:
         thread.join()
     if None in results:
-        sys.exit("check-shaders: a process that runs DXC ended before its kernels did")
+        raise RuntimeError("a process that runs DXC ended before its kernels did")
     return results
 
 

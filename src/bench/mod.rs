@@ -25,9 +25,11 @@ pub use part::Part;
 pub use report::{Failed, Host, Record, Run};
 pub use run::{Event, Settings, run, time};
 
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::tensor::Tensor;
+use std::cmp::Ordering::{Equal, Less};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -96,6 +98,15 @@ pub fn entries(cpu: bool, suite: Suite) -> Vec<Entry> {
     all
 }
 
+/// Returns a call's result, or a tensor that carries the call's error, so that the call has no time.
+fn carried(gpu: &Gpu, result: Result<Tensor>) -> Tensor {
+    result.unwrap_or_else(|error| {
+        let y = Tensor::empty(gpu, "bench", [1], DType::F32);
+        y.place().buffer.fail(&error);
+        y
+    })
+}
+
 /// One kernel at one size.
 pub struct Row {
     /// Bytes that must move, if each operand and result moves once.
@@ -151,7 +162,8 @@ impl Row {
         for check in &self.checks {
             let value = got.get(check.at).copied().map_or(f64::NAN, f64::from);
             let off = (value - check.want).abs();
-            if off.is_nan() || off > check.bound {
+            // A NaN on either side is a wrong result too.
+            if !matches!(off.partial_cmp(&check.bound), Some(Less | Equal)) {
                 let adapter = gpu.adapter();
                 return Err(Error::device(format!(
                     "element {} is {value}, want {} within {:.1e}, on {adapter}; no time for a wrong result",

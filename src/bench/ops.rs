@@ -1,8 +1,8 @@
 //! The rows of ops: the cases of `ops::cases()` that are marked as sizes of the benchmark.
 
-use super::{Check, Entry, Row, Suite};
+use super::{Check, Entry, Row, Suite, carried};
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::plan::Pass;
 use crate::ops::case::{Array, Case, Forward, Input};
@@ -28,15 +28,17 @@ pub(super) fn entries(cpu: bool, suite: Suite) -> Vec<Entry> {
 
 fn entry(mut case: Case, cpu: bool, suite: Suite) -> Option<Entry> {
     let timed = case.timed.take()?;
-    let asked = match timed.when[!cpu as usize] {
-        When::Quick => false,
-        When::Full if suite == Suite::Full => false,
-        When::Asked => true,
-        When::Full | When::Never => return None,
+    let is_in = match timed.when[!cpu as usize] {
+        When::Quick => true,
+        When::Full => suite == Suite::Full,
+        When::Never => false,
     };
+    if !is_in {
+        return None;
+    }
     let (family, shape) = (timed.family, case.name.clone());
     let make = move |gpu: &Gpu, checked: bool| row(gpu, case, &timed, checked);
-    Some(Entry { family, shape, asked, make: Box::new(make) })
+    Some(Entry { family, shape, asked: false, make: Box::new(make) })
 }
 
 fn row(gpu: &Gpu, case: Case, timed: &Timed, checked: bool) -> Result<Row> {
@@ -62,12 +64,13 @@ fn row(gpu: &Gpu, case: Case, timed: &Timed, checked: bool) -> Result<Row> {
         Check { at, want, bound }
     };
     let checks = elements.into_iter().map(check).collect();
-    let once = timed.gradient.map_or_else(|| call.operands + 4.0 * count as f64, |(_, bytes)| bytes);
     let passes = planned(gpu, &call)?;
     let sum = |of: fn(&Pass) -> f64| passes.iter().map(of).sum::<f64>();
+    let once = call.operands + 4.0 * count as f64;
+    let [once, flops] = timed.gradient.map_or_else(|| [once, sum(|pass| pass.flops)], |(_, work)| work);
     // The passes' bytes include intermediate results, so `once` bounds them. They can also be fewer than `once`, if passes do not
     // read all of an operand.
-    let work = [sum(|pass| pass.bytes).min(once), sum(|pass| pass.flops)];
+    let work = [sum(|pass| pass.bytes).min(once), flops];
     let longest =
         passes.iter().max_by(|a, b| (a.flops, a.bytes).partial_cmp(&(b.flops, b.bytes)).unwrap_or(Equal));
     let constants = longest.map_or(String::new(), Pass::kernel);
@@ -88,19 +91,21 @@ struct Call {
 fn sets(gpu: &Gpu, inputs: &[Input], arrays: &[Array]) -> Vec<Vec<Tensor>> {
     let first: Vec<Tensor> =
         inputs.iter().zip(arrays).map(|(input, array)| array.upload(gpu, input.dtype)).collect();
-    let bytes = bytes(&first) as usize;
-    let copy = |x: &Tensor| {
-        if !x.dtype().is_float() {
-            return x.clone();
-        }
-        let y = x.affine(1.0, 0.0);
-        y.evaluate();
-        y
-    };
+    let bytes = (bytes(&first) as usize).max(1);
     let more = (BEYOND_CACHES[!gpu.adapter().is_software() as usize] / bytes).min(MOST_SETS - 1);
     let mut sets: Vec<Vec<Tensor>> = (0..more).map(|_| first.iter().map(copy).collect()).collect();
     sets.insert(0, first);
     sets
+}
+
+/// Returns a copy of a float tensor. Integers, such as ids, are shared.
+fn copy(x: &Tensor) -> Tensor {
+    if !x.dtype().is_float() {
+        return x.clone();
+    }
+    let y = x.affine(1.0, 0.0);
+    y.evaluate();
+    y
 }
 
 fn bytes(tensors: &[Tensor]) -> f64 {
@@ -115,6 +120,7 @@ fn value(forward: Forward, sets: Vec<Vec<Tensor>>) -> Call {
 }
 
 /// Returns a call that computes the gradient of one input, and the gradient of the result from which it starts, of normal draws.
+/// Every set has its own copy of that gradient.
 fn gradient(case: &Case, input: usize, sets: Vec<Vec<Tensor>>) -> (Call, Array) {
     let operands = bytes(&sets[0]);
     let graph = |x: Vec<Tensor>| {
@@ -125,12 +131,19 @@ fn gradient(case: &Case, input: usize, sets: Vec<Vec<Tensor>>) -> (Call, Array) 
     let graphs: Vec<(Tensor, Tensor)> = sets.into_iter().map(graph).collect();
     let (y, leaf) = &graphs[0];
     let array = Input::normal(*y.shape()).draw(&mut Rng::new(7));
-    let (dy, shape, sets) = (array.upload(y.gpu(), DType::F32), *leaf.shape(), graphs.len());
+    let first = array.upload(y.gpu(), DType::F32);
+    let mut incoming: Vec<Tensor> = (1..graphs.len()).map(|_| copy(&first)).collect();
+    incoming.push(first);
+    let (shape, sets) = (*leaf.shape(), graphs.len());
     let run = move |i: usize| {
         let (y, leaf) = &graphs[i];
-        // A fault of the device is reported when the result is read.
-        let grads = y.backward_with_retain_graph(&dy).ok();
-        grads.and_then(|g| g.get(leaf).cloned()).unwrap_or_else(|| Tensor::full(y.gpu(), [1], f32::NAN))
+        let grads = y.backward_with_retain_graph(&incoming[i]);
+        carried(
+            y.gpu(),
+            grads.and_then(|grads| {
+                grads.get(leaf).cloned().ok_or_else(|| Error::device("there is no gradient"))
+            }),
+        )
     };
     (Call { run: Box::new(run), sets, shape, operands }, array)
 }

@@ -22,7 +22,7 @@ pub struct Settings {
 impl Settings {
     /// Settings of a run that measures the ceilings and does not reopen a lost device.
     pub fn new(budget: Duration) -> Settings {
-        let reopen = || Err(Error::device("the device was lost; run the benchmark again"));
+        let reopen = || Err(Error::Lost { message: "run the benchmark again".into() });
         Settings { budget, ceilings: None, check: false, reopen: Box::new(reopen) }
     }
 }

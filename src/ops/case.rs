@@ -198,13 +198,14 @@ impl Case {
         self
     }
 
-    /// Returns this case such that the benchmark times the gradient of an input, for which `bytes` must move.
+    /// Returns this case such that the benchmark times the gradient of an input. `work` is the bytes that must move for it, and
+    /// the operations.
     ///
     /// # Panics
     /// If the case is not [timed](Case::timed).
     #[track_caller]
-    pub fn gradient_of(mut self, input: usize, bytes: f64) -> Case {
-        self.timed.as_mut().expect("a timed case").gradient = Some((input, bytes));
+    pub fn gradient_of(mut self, input: usize, work: [f64; 2]) -> Case {
+        self.timed.as_mut().expect("a timed case").gradient = Some((input, work));
         self
     }
 

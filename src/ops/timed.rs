@@ -9,8 +9,6 @@ pub enum When {
     Quick,
     /// The full suite only.
     Full,
-    /// All suites, but only if the command line selects the case, because it takes minutes.
-    Asked,
     /// No suite.
     Never,
 }
@@ -35,8 +33,9 @@ pub struct Timed {
     pub family: &'static str,
     /// The suites that time it, on a CPU driver and on a GPU.
     pub when: [When; 2],
-    /// If set, the gradient of this input is timed instead of the result, and this many bytes must move for it.
-    pub gradient: Option<(usize, f64)>,
+    /// The input whose gradient is timed in place of the result, with the bytes that must move for it and the operations. A
+    /// backward pass computes some operations again, which the plan counts and these do not.
+    pub gradient: Option<(usize, [f64; 2])>,
     /// Elements that are always checked.
     pub elements: Vec<usize>,
     /// The reference of one element.

@@ -147,14 +147,17 @@ fn check_elements(
             download(grads.get(&inputs[input]).ok_or("no gradient")?)
         }
     };
-    for (at, got) in got.iter().enumerate() {
-        let want = (timed.element)(&arrays, at);
-        if (got - want.value).abs() > want.bound || got.is_nan() {
-            return Err(format!("{}: element {at} is {got}, not {want:?}", case.name).into());
-        }
-        // An element that is off by a thousandth must not pass.
-        if want.bound > 1e-3 * want.value.abs().max(1.0) {
-            return Err(format!("{}: the bound of element {at} is loose: {want:?}", case.name).into());
+    let wants: Vec<_> = (0..got.len()).map(|at| (timed.element)(&arrays, at)).collect();
+    let scale = (wants.iter().map(|want| want.value.powi(2)).sum::<f64>() / wants.len() as f64).sqrt();
+    for (at, (got, want)) in got.iter().zip(&wants).enumerate() {
+        // Written so that a NaN on either side fails.
+        let is_right = (got - want.value).abs() <= want.bound;
+        // An element that is off by a thousandth of their scale must not pass.
+        let is_tight = want.bound <= 1e-3 * scale;
+        if !is_right || !is_tight {
+            return Err(
+                format!("{}: element {at} is {got}, not {want:?}, of scale {scale}", case.name).into()
+            );
         }
     }
     match timed.elements.iter().find(|&&at| at >= got.len()) {

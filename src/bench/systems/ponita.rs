@@ -1,9 +1,9 @@
 //! A layer of PONITA with gradients, computed by fused kernels.
 
 use super::normal;
-use crate::bench::{Check, Entry, Row};
+use crate::bench::{Check, Entry, Row, carried};
 use crate::dtype::DType;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::geometry::vectors::DVec3;
 use crate::geometry::{Graph, Grid, Ponita, PonitaConfig};
 use crate::ops::elementwise::unary::erf64;
@@ -59,13 +59,16 @@ fn layer(graphs: usize, points: usize, dodecahedron: bool) -> Entry {
             })
             .to_vec();
         let h = Tensor::from_slice(gpu, &h, [nodes, grid.len(), WIDTH]).requires_grad();
-        let nothing = Tensor::full(gpu, [1], f32::NAN);
         let work = work(nodes, edges, grid.len(), if dodecahedron { 2 } else { 1 });
         let run = move |_| {
             let y = net.layers[0].forward(&net.field(&graph), &h);
-            // A fault of the device is reported when the result is read.
-            let grads = y.square().mean_all().backward().ok();
-            grads.and_then(|g| g.get(&h).cloned()).unwrap_or(nothing.clone())
+            let grads = y.square().mean_all().backward();
+            carried(
+                h.gpu(),
+                grads.and_then(|grads| {
+                    grads.get(&h).cloned().ok_or_else(|| Error::device("there is no gradient"))
+                }),
+            )
         };
         Ok(Row { checks, ..Row::new(work, run) })
     })
@@ -114,7 +117,7 @@ impl Host {
         let points = positions.len() / 3;
         let o: Vec<DVec3> = net.grid.vectors().iter().map(|&v| v.into()).collect();
         let layer = &net.layers[0];
-        let missing = || crate::error::Error::config("ponita: the benchmark's grids have orientations");
+        let missing = || Error::config("ponita: the benchmark's grids have orientations");
         let kernel_of = |basis: &crate::geometry::Basis, kernel: &Tensor| -> Result<_> {
             let [w1, b1, w2, b2] = [wide(&basis.w1)?, wide(&basis.b1)?, wide(&basis.w2)?, wide(&basis.b2)?];
             let kernel = wide(kernel)?;

@@ -308,8 +308,8 @@ fn compare(
         write(html, &text)?;
     }
     let Some(readme) = readme else { return Ok(()) };
-    let fault = |message: String| Error::io(readme, std::io::Error::other(message));
-    let text = std::fs::read_to_string(readme).map_err(|e| fault(e.to_string()))?;
+    let fault = |message: String| Error::format(readme, message);
+    let text = std::fs::read_to_string(readme).map_err(|e| Error::io(readme, e))?;
     let [start, end] = ["<!-- bench -->\n", "<!-- end of bench -->"];
     match (text.find(start), text.find(end)) {
         (Some(first), Some(last)) if first + start.len() <= last => {

@@ -307,7 +307,7 @@ impl Conv {
                     "calibrate: the standard deviations before, between and after are {deviations:?}; use a batch with \
                      more than one node and features that differ"
                 );
-                return Err(Error::Config { message });
+                return Err(Error::config(message));
             }
             let [before, between, after] = deviations;
             self.kernel = self.kernel.detach().scale(before / between).contiguous().requires_grad();

@@ -387,7 +387,7 @@ impl Ponita {
             }
             Ok(Tensor::from_slice(gpu, &data, shape))
         })
-        .map_err(|e| if let Error::Config { message } = e { wrong(message) } else { e })?;
+        .map_err(|e| if let Error::Config { message, .. } = e { wrong(message) } else { e })?;
         let known = Parameters::of(&net);
         let known = |name: &str| name == GRID || known.named().iter().any(|(n, _)| n == name);
         match file.names().find(|name| !known(name)) {

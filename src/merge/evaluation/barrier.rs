@@ -7,7 +7,6 @@ use crate::tape::no_grad;
 use crate::tensor::Tensor;
 
 /// The model `(1 - t) a + t b`. Each tensor is computed when it is read.
-#[non_exhaustive]
 pub struct Interpolated<'a> {
     /// The model at `t = 0`.
     pub a: &'a dyn Weights,

@@ -442,7 +442,7 @@ fn sized_gradient(
             let bound = 4.0 * DType::F32.roundoff() * (terms.len() as f64).sqrt() * norm;
             Want { value: terms.iter().sum(), bound }
         })
-        .gradient_of(0, bytes)
+        .gradient_of(0, [bytes, 0.0])
 }
 
 /// The rows of the benchmark, and small ones for tests.

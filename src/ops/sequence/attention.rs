@@ -534,15 +534,13 @@ impl Op for Attention {
         let delta = delta.bind("y", y).bind("lse", &self.lse).bind("dy", &dy).bind_mut("row_stats", &stats);
         gpu.launch(delta.turns(sizes.head_dim / 4));
         let inputs = [q, k, v, &dy, &stats];
-        // Both passes compute the scores and dp. These operations are counted once.
-        let again = if sink.needs(1) || sink.needs(2) { 2.0 } else { 0.0 };
         if sink.needs(0) {
             let dq = Tensor::empty(gpu, op, *q.shape(), DType::F32);
             let split = self.tile.queries;
             let most = sizes.longest(gpu.class(), 3.0, sizes.tokens_k).min(split.most());
             for walk in pieces(sizes.tokens_k, most) {
                 let sizes = Sizes { walk, ..*sizes };
-                let flops = sizes.seen_flops(3.0 - again);
+                let flops = sizes.seen_flops(3.0);
                 let work = Work::flops(flops * (walk[1] - walk[0]) as f64 / sizes.tokens_k as f64);
                 let over = (sizes.rows(), walk[1] - walk[0]);
                 let launch = bind_inputs(sizes.launch_over(&source, "queries", over, split), inputs, mask);

@@ -75,6 +75,8 @@ fn sized_gradient(of: [usize; 4]) -> Case {
     let name = format!("{batch}x{heads}x{tokens}x{size} causal");
     // The kernels read q, k, v, y and dy, and write dq, dk and dv.
     let bytes = 32.0 * of.iter().product::<usize>() as f64;
+    // Five products over the pairs that the mask leaves.
+    let flops = 10.0 * (batch * heads * tokens * (tokens + 1) / 2 * size) as f64;
     let of = [batch, heads, heads, tokens, tokens, size];
     let elements = [tokens / 2 * size + 3 % size, (tokens - 1) * size];
     sized("attention backward", name, of)
@@ -89,7 +91,7 @@ fn sized_gradient(of: [usize; 4]) -> Case {
             let term = |i: usize| probability(i) * x[3].data[head + i * size + at % size];
             Want { value: (key..tokens).map(term).sum(), bound: 1e-5 }
         })
-        .gradient_of(2, bytes)
+        .gradient_of(2, [bytes, flops])
 }
 
 /// The rows of the benchmark, and small ones for tests.
