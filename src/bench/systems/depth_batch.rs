@@ -1,10 +1,12 @@
 //! Decodes answers in one batch, while they are at different depths of a tied model.
 
+use super::wide;
 use crate::bench::{Check, Entry, Row, carried};
 use crate::decode::{DepthBatch, Exit, Request, Scheduling};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::models::recursive::{Recursive, RecursiveConfig, Sharing};
+use crate::ops::elementwise::unary::gelu_tanh64;
 use crate::rng::Rng;
 use crate::tensor::Tensor;
 
@@ -88,8 +90,6 @@ fn norm(x: &[f64]) -> Vec<f64> {
 
 impl Host {
     fn new(model: &Recursive) -> Result<Host> {
-        let wide =
-            |x: &Tensor| -> Result<Vec<f64>> { Ok(x.to_vec::<f32>()?.into_iter().map(f64::from).collect()) };
         let (a, mlp) = (&model.blocks[0].attention, &model.blocks[0].mlp);
         let layers = [&a.q, &a.k, &a.v, &a.o, &mlp.up, &mlp.down];
         let weights =
@@ -135,10 +135,7 @@ impl Host {
             }
         }
         x.iter_mut().zip(times(o, &y)).for_each(|(x, y)| *x += y);
-        let gelu = |v: f64| {
-            0.5 * v * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (v + 0.044715 * v.powi(3))).tanh())
-        };
-        let hidden: Vec<f64> = times(up, &norm(x)).into_iter().map(gelu).collect();
+        let hidden: Vec<f64> = times(up, &norm(x)).into_iter().map(gelu_tanh64).collect();
         x.iter_mut().zip(times(down, &hidden)).for_each(|(x, y)| *x += y);
     }
 }

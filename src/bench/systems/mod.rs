@@ -7,7 +7,9 @@ mod ponita;
 mod train_step;
 
 use super::Entry;
+use crate::error::Result;
 use crate::rng::Rng;
+use crate::tensor::Tensor;
 
 /// Returns the rows, for a CPU driver or for a GPU.
 pub(super) fn entries(cpu: bool) -> Vec<Entry> {
@@ -17,6 +19,11 @@ pub(super) fn entries(cpu: bool) -> Vec<Entry> {
     all.extend(ponita::entries(cpu));
     all.push(depth_batch::entry());
     all
+}
+
+/// Reads a tensor's elements as f64.
+fn wide(x: &Tensor) -> Result<Vec<f64>> {
+    Ok(x.to_vec::<f32>()?.into_iter().map(f64::from).collect())
 }
 
 fn normal(n: usize, seed: u64) -> Vec<f32> {

@@ -1,6 +1,6 @@
 //! A layer of PONITA with gradients, computed by fused kernels.
 
-use super::normal;
+use super::{normal, wide};
 use crate::bench::{Check, Entry, Row, carried};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -96,10 +96,6 @@ struct Host {
     bias: Vec<f64>,
     /// Gain and shift of the norm, then weight and bias of both linear layers.
     rest: [Vec<f64>; 6],
-}
-
-fn wide(x: &Tensor) -> Result<Vec<f64>> {
-    Ok(x.to_vec::<f32>()?.into_iter().map(f64::from).collect())
 }
 
 fn gelu(x: f64) -> f64 {

@@ -5,6 +5,7 @@ use crate::bench::{Check, Entry, Row, carried};
 use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::nn::{Activation, Attention, Block, Linear, Mask, Mlp, Module, Norm, Parameters};
+use crate::ops::elementwise::unary::gelu_tanh64;
 use crate::optim::{AdamW, AdamWConfig, Group};
 use crate::share::Tied;
 use crate::step::Step;
@@ -235,15 +236,13 @@ impl Drawn {
             }
             y
         };
-        let gelu = |v: f64| {
-            0.5 * v * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (v + 0.044715 * v.powi(3))).tanh())
-        };
         let mut h: Vec<f64> = self.table[token * d..][..d].iter().map(|&v| v as f64).collect();
         for _ in 0..depth {
             let value = times(&norm(&h), &self.qkv, 3 * d, 2 * d, d);
             let attended = times(&value, &self.o, d, 0, d);
             h.iter_mut().zip(attended).for_each(|(h, a)| *h += a);
-            let wide: Vec<f64> = times(&norm(&h), &self.up, 4 * d, 0, 4 * d).into_iter().map(gelu).collect();
+            let wide: Vec<f64> =
+                times(&norm(&h), &self.up, 4 * d, 0, 4 * d).into_iter().map(gelu_tanh64).collect();
             h.iter_mut().zip(times(&wide, &self.down, d, 0, d)).for_each(|(h, a)| *h += a);
         }
         let logits = times(&h, &self.head, BYTES, 0, BYTES);

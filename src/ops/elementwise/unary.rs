@@ -222,12 +222,17 @@ pub(crate) fn erf64(x: f64) -> f64 {
     x.signum() * (1.0 - (-a * a).exp() / f / std::f64::consts::PI.sqrt())
 }
 
+/// The reference of [`Tensor::gelu_tanh`].
+pub(crate) fn gelu_tanh64(x: f64) -> f64 {
+    0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+}
+
 /// A chain that the engine computes in one kernel.
 fn sized(n: usize) -> Case {
     let (rows, width) = (n.div_ceil(1024), n.min(1024));
     let one = |x: &[Array], i: usize| {
         let v = x[0].data[i] * x[1].data[i] + x[2].data[i];
-        0.5 * v * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (v + 0.044715 * v.powi(3))).tanh())
+        gelu_tanh64(v)
     };
     Case::new(
         format!("{rows}x{width}"),
