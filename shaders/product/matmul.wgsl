@@ -3,21 +3,38 @@
 // layout (plain, transposed, any strides, a sharing kind), and the core does not.
 //
 // Tiled: a workgroup computes TILE_M x TILE_N of y from tiles of depth TILE_K in workgroup memory. A thread computes
-// THREAD_M x THREAD_N in named registers. Per workgroup and step of k there are TILE_M + TILE_N loads for 2 TILE_M TILE_N
-// flops.
+// THREAD_M x THREAD_N in named registers.
+//
+// Count, for each workgroup and step of k: TILE_M + TILE_N elements from storage for TILE_M TILE_N multiply-adds, so 8 to
+// 64 for each element. For each thread and step of k: THREAD_M + THREAD_N elements from workgroup memory for
+// THREAD_M THREAD_N multiply-adds. Registers: two sums for each result, one block for each of FILLS, and both sides of
+// one step: 8 x 8 results need about 180, 8 x 4 need 116.
+//
+// Threads lie in columns of eight: 32 neighbours cover 8 x 4 threads, which read 128 bytes of w and 64 of x at a step. A
+// thread's four-column pieces are WIDE pieces apart and its rows HIGH pieces, so neighbours read neighbouring vectors and
+// store whole rows of 128 bytes.
+//
+// The next tile is read into registers before the sums of this one, so that storage answers meanwhile. If the tiles are
+// kept in two places in turn (STAGES = 2), one barrier a tile suffices.
 //
 // BLOCKED: a running sum ends after 64 terms and is added to a total. In one sum over a long inner axis, rounding errors
 // would grow, because those of equal terms do not cancel.
 
 const TILE_M: u32 = 64u;
 const TILE_N: u32 = 64u;
-const TILE_K: u32 = 16u;
+const TILE_K: u32 = 16u;                  // 16 or 32
 const THREAD_M: u32 = 8u;
 const THREAD_N: u32 = 8u;
-const WIDE: u32 = TILE_N / THREAD_N;
-const THREADS: u32 = WIDE * (TILE_M / THREAD_M);
+const STAGES: u32 = 2u;
+const WIDE: u32 = TILE_N / THREAD_N;      // a multiple of 8, like HIGH
+const HIGH: u32 = TILE_M / THREAD_M;
+const THREADS: u32 = WIDE * HIGH;
 const ROWS4: u32 = TILE_M / 4u;
 const COLS4: u32 = TILE_N / 4u;
+const DEEP4: u32 = TILE_K / 4u;
+const LEFTS: u32 = ROWS4 * DEEP4;         // 4 x 4 blocks of the left tile
+const BLOCKS: u32 = LEFTS + COLS4 * DEEP4;
+const FILLS: u32 = (BLOCKS + THREADS - 1u) / THREADS;
 const BLOCKED: bool = false;
 const BLOCK: u32 = 64u;    // a multiple of TILE_K
 
@@ -36,64 +53,109 @@ const BLOCK: u32 = 64u;    // a multiple of TILE_K
 #import exp_log
 #import nan
 
-var<workgroup> left: array<vec4<f32>, TILE_K * ROWS4>;
-var<workgroup> right: array<vec4<f32>, TILE_K * COLS4>;
+var<workgroup> left: array<vec4<f32>, STAGES * TILE_K * ROWS4>;
+var<workgroup> right: array<vec4<f32>, STAGES * TILE_K * COLS4>;
+
+// Which four rows or columns a block has, and which four steps of k. Where k is contiguous in storage, neighbouring
+// threads read neighbouring steps of k, else neighbouring rows or columns.
+fn left_block(t: u32) -> vec2<u32> {
+    return select(vec2<u32>(t % ROWS4, t / ROWS4), vec2<u32>(t / DEEP4, t % DEEP4), LHS_BY_K);
+}
+fn right_block(t: u32) -> vec2<u32> {
+    let s = t - LEFTS;
+    return select(vec2<u32>(s % COLS4, s / COLS4), vec2<u32>(s / DEEP4, s % DEEP4), RHS_BY_K);
+}
+
+// Where piece `at` of the steps `4 deep` to `4 deep + 3` lies. Eight pieces, all banks, are exchanged differently for each
+// `deep`: else threads that store neighbouring steps of k would meet in the same banks.
+fn swizzled(at: u32, deep: u32) -> u32 { return at ^ (deep * (8u / DEEP4)); }
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row0 = group.y * TILE_M;
     let col0 = group.x * TILE_N;
-    let tx = lane % WIDE;
-    let ty = lane / WIDE;
+    let tx = lane % 8u + lane / (8u * HIGH) * 8u;
+    let ty = lane / 8u % HIGH;
     // Computed once: a division in the loads would stay in the loop, since compilers may not move what could trap.
-    let outer = group.z / p.batch_inner;
-    let inner = group.z % p.batch_inner;
-    let lhs_base = p.lhs.x + outer * p.lhs.z + inner * p.lhs.w;
-    let rhs_base = p.rhs.x + outer * p.rhs.z + inner * p.rhs.w;
+    let range = range_of(group.z);
+    let lhs_base = lhs_at(group.z);
+    let rhs_base = rhs_at(group.z);
 #unroll i THREAD_M
 #unroll j THREAD_N/4
     var c${i}_${j} = vec4<f32>(0.0);
     var total${i}_${j} = vec4<f32>(0.0);
 #end
 #end
-    for (var k0 = 0u; k0 < p.k; k0 += TILE_K) {
-        for (var t = lane; t < ROWS4 * (TILE_K / 4u); t += THREADS) {
-            let r = t % ROWS4;
-            let q = (t / ROWS4) * 4u;
-            var block = mat4x4<f32>();
-            if k0 + q < p.k { block = load_lhs(lhs_rows(lhs_base, row0 + r * 4u), k0 + q); }
-            left[q * ROWS4 + r] = block[0];
-            left[(q + 1u) * ROWS4 + r] = block[1];
-            left[(q + 2u) * ROWS4 + r] = block[2];
-            left[(q + 3u) * ROWS4 + r] = block[3];
+#unroll f FILLS
+    // Block t of a tile: the left tile's blocks come first.
+    let t$f = lane + ${f}u * THREADS;
+    let is_left$f = t$f < LEFTS;
+    let block$f = select(right_block(t$f), left_block(t$f), is_left$f);
+    var rows$f = vec4<u32>(0u);
+    if is_left$f { rows$f = lhs_rows(lhs_base, row0 + block$f.x * 4u); }
+    var next$f = mat4x4<f32>();
+#end
+    var k0 = range.x;
+#unroll f FILLS
+    if k0 + block$f.y * 4u < p.k {
+        if is_left$f {
+            next$f = load_lhs(rows$f, k0 + block$f.y * 4u);
+        } else if t$f < BLOCKS {
+            next$f = load_rhs(rhs_base, k0 + block$f.y * 4u, col0 + block$f.x * 4u);
         }
-        for (var t = lane; t < COLS4 * (TILE_K / 4u); t += THREADS) {
-            let c = t % COLS4;
-            let q = (t / COLS4) * 4u;
-            var block = mat4x4<f32>();
-            if k0 + q < p.k { block = load_rhs(rhs_base, k0 + q, col0 + c * 4u); }
-            right[q * COLS4 + c] = block[0];
-            right[(q + 1u) * COLS4 + c] = block[1];
-            right[(q + 2u) * COLS4 + c] = block[2];
-            right[(q + 3u) * COLS4 + c] = block[3];
+    }
+#end
+    for (; k0 < range.y; k0 += TILE_K) {
+        let stage = select(0u, k0 / TILE_K % STAGES, STAGES > 1u);
+        let left0 = stage * (TILE_K * ROWS4);
+        let right0 = stage * (TILE_K * COLS4);
+#unroll f FILLS
+        if is_left$f {
+            let to = left0 + block$f.y * 4u * ROWS4 + swizzled(block$f.x, block$f.y);
+#unroll q 4
+            left[to + ${q}u * ROWS4] = next$f[$q];
+#end
+        } else if t$f < BLOCKS {
+            let to = right0 + block$f.y * 4u * COLS4 + swizzled(block$f.x, block$f.y);
+#unroll q 4
+            right[to + ${q}u * COLS4] = next$f[$q];
+#end
         }
+#end
         workgroupBarrier();
-        for (var q = 0u; q < TILE_K; q++) {
+        let k1 = k0 + TILE_K;
+        if k1 < range.y {
+#unroll f FILLS
+            next$f = mat4x4<f32>();
+            if k1 + block$f.y * 4u < p.k {
+                if is_left$f {
+                    next$f = load_lhs(rows$f, k1 + block$f.y * 4u);
+                } else if t$f < BLOCKS {
+                    next$f = load_rhs(rhs_base, k1 + block$f.y * 4u, col0 + block$f.x * 4u);
+                }
+            }
+#end
+        }
+        for (var deep = 0u; deep < DEEP4; deep++) {
+            let a = left0 + deep * 4u * ROWS4 + swizzled(ty, deep);
+            let b = right0 + deep * 4u * COLS4 + swizzled(tx, deep);
+#unroll q 4
 #unroll i THREAD_M/4
-            let a$i = left[q * ROWS4 + ty * (THREAD_M / 4u) + ${i}u];
+            let a${q}_$i = left[a + ${q}u * ROWS4 + ${i}u * HIGH];
 #end
 #unroll j THREAD_N/4
-            let b$j = right[q * COLS4 + tx * (THREAD_N / 4u) + ${j}u];
+            let b${q}_$j = right[b + ${q}u * COLS4 + ${j}u * WIDE];
 #end
 #unroll i THREAD_M
 #unroll j THREAD_N/4
-            c${i}_${j} = fma(vec4<f32>(a${i/4}.$xyzw{i}), b$j, c${i}_${j});
+            c${i}_${j} = fma(vec4<f32>(a${q}_${i/4}.$xyzw{i}), b${q}_$j, c${i}_${j});
+#end
 #end
 #end
         }
-        workgroupBarrier();
+        if STAGES == 1u { workgroupBarrier(); }
         if BLOCKED {
-            if (k0 + TILE_K) % BLOCK == 0u {
+            if k1 % BLOCK == 0u {
 #unroll i THREAD_M
 #unroll j THREAD_N/4
                 total${i}_${j} += c${i}_${j};
@@ -106,7 +168,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #unroll i THREAD_M
 #unroll j THREAD_N/4
     if BLOCKED { c${i}_${j} += total${i}_${j}; }
-    store(group.z, row0 + ty * THREAD_M + ${i}u, col0 + tx * THREAD_N + ${j*4}u, c${i}_${j});
+    store(group.z, row0 + (${i/4}u * HIGH + ty) * 4u + ${i%4}u, col0 + (${j}u * WIDE + tx) * 4u, c${i}_${j});
 #end
 #end
 }

@@ -56,10 +56,9 @@ fn main(
 ) {
     let row0 = group.y * TILE_M;
     let col0 = group.x * TILE_N;
-    let outer = group.z / p.batch_inner;
-    let inner = group.z % p.batch_inner;
-    let lhs_base = p.lhs.x + outer * p.lhs.z + inner * p.lhs.w;
-    let rhs_base = p.rhs.x + outer * p.rhs.z + inner * p.rhs.w;
+    let range = range_of(group.z);
+    let lhs_base = lhs_at(group.z);
+    let rhs_base = rhs_at(group.z);
     // If subgroups are smaller than LANES, there are more than SUBGROUPS of them. The surplus ones repeat the work of the
     // last.
     let own = min(subgroup, SUBGROUPS - 1u);
@@ -70,7 +69,7 @@ fn main(
     var c${i}_${j}: MatrixC;
 #end
 #end
-    for (var k0 = 0u; k0 < p.k; k0 += TILE_K) {
+    for (var k0 = range.x; k0 < range.y; k0 += TILE_K) {
         for (var t = lane; t < ROWS4 * (TILE_K / 4u); t += THREADS) {
             let r = t % ROWS4 * 4u;
             let q = t / ROWS4 * 4u;

@@ -40,13 +40,12 @@ const BLOCK: u32 = 64u * DEEP;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = (group.y * HIGH + lane % FLAT / WIDE) * THREAD_M;
     let col = (group.x * WIDE + lane % WIDE) * THREAD_N;
-    // A lane outside y has nothing to compute, but must come to the barriers, if there are any.
-    let end = select(0u, p.k, row < p.m && col < p.n);
     // Computed once: a division in the loads would stay in the loop, since compilers may not move what could trap.
-    let outer = group.z / p.batch_inner;
-    let inner = group.z % p.batch_inner;
-    let lhs_base = p.lhs.x + outer * p.lhs.z + inner * p.lhs.w;
-    let rhs_base = p.rhs.x + outer * p.rhs.z + inner * p.rhs.w;
+    let range = range_of(group.z);
+    let lhs_base = lhs_at(group.z);
+    let rhs_base = rhs_at(group.z);
+    // A lane outside y has nothing to compute, but must come to the barriers, if there are any.
+    let end = select(0u, range.y, row < p.m && col < p.n);
     // Also once: a list of rows is read here and not in every step.
 #unroll i THREAD_M/4
     let rows$i = lhs_rows(lhs_base, row + ${i*4}u);
@@ -57,7 +56,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var sum${i}_${j} = vec4<f32>(0.0);
 #end
 #end
-    for (var start = lane / FLAT * 4u; start < end; start += BLOCK) {
+    for (var start = range.x + lane / FLAT * 4u; start < end; start += BLOCK) {
         var stop = end;
         if BLOCKED { stop = min(start + BLOCK, end); }
         for (var k = start; k < stop; k += 4u * DEEP) {

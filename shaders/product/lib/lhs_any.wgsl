@@ -1,4 +1,5 @@
 // x with any strides and sizes, element by element. Loads give zero past k, and the last row past m.
+const LHS_BY_K: bool = true;
 @group(0) @binding(0) var<storage, read> lhs: array<f32>;
 
 fn lhs_rows(base: u32, row: u32) -> vec4<u32> {

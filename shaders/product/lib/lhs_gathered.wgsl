@@ -1,4 +1,5 @@
 // Rows of x from a list: row i of the product is x[rows[i]]. k is contiguous and a multiple of 4.
+const LHS_BY_K: bool = true;
 @group(0) @binding(0) var<storage, read> lhs: array<LhsWord>;
 @group(0) @binding(7) var<storage, read> rows: array<u32>;
 

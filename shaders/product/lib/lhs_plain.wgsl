@@ -1,5 +1,6 @@
 // x in rows: k is contiguous and, like every step, a multiple of 4. Rows past the end repeat the last one and are never
 // stored.
+const LHS_BY_K: bool = true;
 @group(0) @binding(0) var<storage, read> lhs: array<LhsWord>;
 
 fn lhs_rows(base: u32, row: u32) -> vec4<u32> {

@@ -1,4 +1,5 @@
 // x stored as [k, m]: rows are contiguous and, like every step, m is a multiple of 4. k may be anything.
+const LHS_BY_K: bool = false;
 @group(0) @binding(0) var<storage, read> lhs: array<LhsWord>;
 
 // The four rows lie side by side.

@@ -9,11 +9,33 @@ struct Params {
     rhs: vec4<u32>,     // likewise; for a weight that the load computes, the sharing kind's own numbers
     any: vec2<u32>,     // strides of the other axis, for loads with any strides
     rows: u32,          // number of rows from which a list of rows chooses
+    part: u32,          // length of a part of the inner axis, k if there is one part; a multiple of every kernel's step
 }
 var<immediate> p: Params;
 
+// The parts of the inner axis, each with a result of its own: item z of the grid is part z % parts of product z / parts.
+fn parts_of_k() -> u32 { return (p.k + p.part - 1u) / p.part; }
+
+// Where an item's part of the inner axis begins and ends.
+fn range_of(z: u32) -> vec2<u32> {
+    let first = z % parts_of_k() * p.part;
+    return vec2<u32>(first, min(first + p.part, p.k));
+}
+
+// Where an item's operands begin.
+fn lhs_at(z: u32) -> u32 {
+    let batch = z / parts_of_k();
+    return p.lhs.x + batch / p.batch_inner * p.lhs.z + batch % p.batch_inner * p.lhs.w;
+}
+fn rhs_at(z: u32) -> u32 {
+    let batch = z / parts_of_k();
+    return p.rhs.x + batch / p.batch_inner * p.rhs.z + batch % p.batch_inner * p.rhs.w;
+}
+
 // What slot `place` returns for a row that is not stored.
 const NOWHERE: u32 = 0xffffffffu;
+
+// A fragment of an operand says by LHS_BY_K or RHS_BY_K whether k is its contiguous axis in storage.
 
 // Whether tiles may reach past the ends. If sizes are multiples of the tile's, they do not, and loads skip the checks.
 const EDGES: bool = true;

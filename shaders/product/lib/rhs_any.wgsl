@@ -1,4 +1,5 @@
 // w with any strides and sizes, element by element. Loads give zero past k, and the last column past n.
+const RHS_BY_K: bool = false;
 @group(0) @binding(1) var<storage, read> rhs: array<f32>;
 
 fn rhs_cols(at: u32, k: u32, col: u32) -> vec4<f32> {

@@ -142,11 +142,6 @@ fn reduce_into(op: &'static str, x: &Tensor, axis: usize, kind: Reduction, divis
     reduce_into(op, &partial, 1, kind, divisor, y);
 }
 
-/// Writes the sum of `x` over its first axis to `y`.
-pub(in crate::ops) fn sum_parts(op: &'static str, x: &Tensor, y: &Tensor) {
-    reduce_into(op, x, 0, Reduction::Sum, 1.0, y);
-}
-
 fn pass(
     op: &'static str,
     x: &Tensor,

@@ -11,8 +11,8 @@ pub(crate) enum Core {
     /// `matmul_direct`: no workgroup memory. Lanes along rows (`high`), columns (`wide`) and the inner axis (`deep`);
     /// rows and columns per thread.
     Direct { high: usize, wide: usize, deep: usize, thread: [usize; 2] },
-    /// `matmul`: tiles in workgroup memory, with `thread x thread` results per thread.
-    Tiled { tile: [usize; 2], thread: usize },
+    /// `matmul`: tiles in workgroup memory; rows and columns per thread.
+    Tiled { tile: [usize; 2], thread: [usize; 2] },
     /// `matmul_coop`: cooperative matrices of this size.
     Coop { size: usize, tile: [usize; 2], depth: usize },
 }
@@ -24,7 +24,7 @@ impl fmt::Display for Core {
             Core::Direct { high, wide, deep, thread: [tm, tn] } => {
                 write!(f, "direct {high}x{wide}x{deep} of {tm}x{tn}")
             }
-            Core::Tiled { tile: [m, n], thread } => write!(f, "tiled {m}x{n} of {thread}x{thread}"),
+            Core::Tiled { tile: [m, n], thread: [tm, tn] } => write!(f, "tiled {m}x{n} of {tm}x{tn}"),
             Core::Coop { size, tile: [m, n], depth } => write!(f, "coop{size} {m}x{n}x{depth}"),
         }
     }
@@ -65,6 +65,11 @@ impl Problem {
         size * self.batch as f64 * (self.m * self.k + self.k * self.n) as f64
     }
 
+    /// Bytes of the result.
+    pub fn result_bytes(&self) -> f64 {
+        4.0 * self.batch as f64 * (self.m * self.n) as f64
+    }
+
     /// Number of operations. A multiply-add counts as two.
     pub fn flops(&self) -> f64 {
         2.0 * self.batch as f64 * self.m as f64 * self.n as f64 * self.k as f64
@@ -90,12 +95,17 @@ const DIRECT_LANES: usize = 32;
 /// The share of a device that must be busy. At seven eighths, no multiprocessor is idle.
 pub(super) const FULL: f64 = 0.875;
 
-const fn tiled(m: usize, n: usize, thread: usize) -> Core {
-    Core::Tiled { tile: [m, n], thread }
+pub(super) const fn tiled(tile: [usize; 2], thread: [usize; 2]) -> Core {
+    Core::Tiled { tile, thread }
 }
 
-/// Tiles from large to small.
-const TILES: [Core; 4] = [tiled(128, 128, 8), tiled(128, 64, 8), tiled(64, 64, 8), tiled(32, 32, 4)];
+/// Tiles from large to small. Both sides have a multiple of eight threads.
+const TILES: [Core; 4] =
+    [tiled([128, 128], [8, 8]), tiled([128, 64], [8, 8]), tiled([64, 64], [8, 4]), tiled([32, 32], [4, 4])];
+
+/// The depth of a large and of a small tile in workgroup memory. Small tiles have little to compute in a step, so steps
+/// are longer and fewer: what they wait for is the same.
+const DEPTHS: [usize; 2] = [16, 32];
 
 impl Core {
     /// Rows and columns per workgroup.
@@ -106,11 +116,20 @@ impl Core {
         }
     }
 
+    /// Steps of the inner axis that are loaded together.
+    pub fn depth(&self) -> usize {
+        match *self {
+            Core::Direct { deep, .. } => 4 * deep,
+            Core::Tiled { tile: [m, _], .. } => DEPTHS[(m < 128) as usize],
+            Core::Coop { depth, .. } => depth,
+        }
+    }
+
     /// Threads per workgroup, for subgroups of at most `lanes`.
     pub fn threads(&self, lanes: u32) -> usize {
         match *self {
             Core::Direct { high, wide, deep, .. } => high * wide * deep,
-            Core::Tiled { tile: [m, n], thread } => m / thread * (n / thread),
+            Core::Tiled { tile: [m, n], thread: [tm, tn] } => m / tm * (n / tn),
             // Four subgroups: see HIGH and WIDE in matmul_coop.wgsl.
             Core::Coop { .. } => 4 * lanes as usize,
         }
@@ -126,8 +145,8 @@ impl Core {
         self.grid(problem).iter().product()
     }
 
-    /// The source of the kernel, for subgroups of at most `lanes`.
-    pub fn source(&self, lanes: u32) -> Source {
+    /// The source of the kernel, for a device of this class.
+    pub fn source(&self, class: &DeviceClass) -> Source {
         let set = |file, constants: &[(&'static str, usize)]| {
             constants.iter().fold(Source::file(file), |s, (name, v)| s.u32(*name, *v as u32))
         };
@@ -138,8 +157,13 @@ impl Core {
                 let source = set("matmul_direct", &constants);
                 if deep > 1 { source.slot("deep", "deep_many") } else { source }
             }
-            Core::Tiled { tile: [m, n], thread } => {
-                set("matmul", &[("TILE_M", m), ("TILE_N", n), ("THREAD_M", thread), ("THREAD_N", thread)])
+            Core::Tiled { tile: [m, n], thread: [tm, tn] } => {
+                let depth = self.depth();
+                let sizes = [("TILE_M", m), ("TILE_N", n), ("THREAD_M", tm), ("THREAD_N", tn)];
+                let tiles = set("matmul", &sizes).u32("TILE_K", depth as u32);
+                // Two tiles of each operand, in turn, where there is room for them.
+                let room = 2 * 4 * depth * (m + n) <= class.workgroup_memory as usize;
+                if room { tiles } else { tiles.u32("STAGES", 1) }
             }
             Core::Coop { size, tile: [m, n], depth } => {
                 let constants = [
@@ -147,7 +171,7 @@ impl Core {
                     ("TILE_M", m),
                     ("TILE_N", n),
                     ("TILE_K", depth),
-                    ("LANES", lanes as usize),
+                    ("LANES", class.lanes as usize),
                 ];
                 let matrix = |of: &str| format!("coop_mat{size}x{size}<{of}>");
                 set("matmul_coop", &constants)
@@ -171,9 +195,10 @@ impl Core {
         let (steps, turns) = match *self {
             // Blocks add two turns to every sixteen.
             Core::Direct { deep, thread: [_, tn], .. } => (4 * deep, 2 + tn * load),
-            Core::Tiled { tile: [tm, tn], thread } => {
-                let fills = |side: usize| (4 * side).div_ceil(tm * tn / thread / thread * 4);
-                (16, 20 + fills(tm) + fills(tn) * (1 + 4 * load))
+            Core::Tiled { tile: [tm, tn], .. } => {
+                let quarter = self.depth() / 4;
+                let fills = (quarter * (tm + tn) / 4).div_ceil(self.threads(0));
+                (4 * quarter, quarter + 2 + fills * 4 * load)
             }
             // The matrix units sum 16 products before they round to f32, so 64 steps of this depth make a chain of 128.
             Core::Coop { depth, .. } => return 64 * depth,
@@ -194,7 +219,8 @@ impl Core {
     /// Whether the sizes are multiples of the tile's, so that no load is out of range.
     pub fn fits(&self, problem: &Problem) -> bool {
         let [tm, tn] = self.tile();
-        let depth = if let Core::Coop { depth, .. } = self { *depth } else { 16 };
+        // The fragments read four steps of the inner axis at a time, and only tiles read past the end.
+        let depth = if let Core::Direct { .. } = self { 16 } else { self.depth() };
         problem.m.is_multiple_of(tm) && problem.n.is_multiple_of(tn) && problem.k.is_multiple_of(depth)
     }
 
@@ -207,16 +233,16 @@ impl Core {
         if m.min(n) <= THIN && fits_grid(&thin(problem), problem) {
             return thin(problem);
         }
-        let busy = |core: &Core| (core.groups(problem) * core.threads(class.lanes)) as f64;
-        let full = |core: &Core| busy(core) >= FULL * class.in_flight() as f64;
-        if let Some(size) = problem.coop {
-            let [large, small] = coop(size);
-            return if full(&large) { large } else { small };
-        }
-        // The largest tile that fills the device and that the result fills by more than half, else the smallest.
-        let fits = |core: &Core| fits_grid(core, problem) && core.tile()[0] < 2 * m && core.tile()[1] < 2 * n;
-        let smallest = TILES.into_iter().rev().find(|core| fits_grid(core, problem)).unwrap_or(TILES[0]);
-        TILES.into_iter().filter(fits).find(full).unwrap_or(smallest)
+        let tiles = match problem.coop {
+            Some(size) => &coop(size)[..],
+            None => &TILES[..],
+        };
+        // The largest tile that takes little more than the least time: it reads operands less often.
+        let fitting = tiles.iter().copied().filter(|core| fits_grid(core, problem));
+        let timed: Vec<(f64, Core)> = fitting.map(|core| (core.seconds(class, problem), core)).collect();
+        let least = timed.iter().map(|(seconds, _)| *seconds).fold(f64::INFINITY, f64::min);
+        let good = timed.iter().find(|(seconds, _)| *seconds <= 1.03 * least);
+        good.map_or(tiles[0], |(_, core)| *core)
     }
 
     /// Every kernel worth measuring for this problem, with the table's choice first.
@@ -231,6 +257,7 @@ impl Core {
             all.extend(&TILES[2..]);
         } else {
             all.extend(TILES);
+            all.push(tiled([64, 64], [8, 8]));
             all.push(thin(problem));
             all.push(Core::Direct { high: 4, wide: 16, deep: 1, thread: [8, 8] });
             // This fits the registers of a GPU's thread, unlike the large tiles for CPU drivers.
@@ -273,8 +300,9 @@ pub fn for_matrix_units() -> Vec<Source> {
         "store_slope",
     ];
     let mut all = Vec::new();
+    let class = DeviceClass::named("discrete").expect("a row of the table");
     for core in [16, 8].into_iter().flat_map(coop) {
-        let source = core.source(32).slot("lhs_word", "lhs_f16").slot("rhs_word", "rhs_f16");
+        let source = core.source(&class).slot("lhs_word", "lhs_f16").slot("rhs_word", "rhs_f16");
         for (left, right) in
             [("lhs_plain", "rhs_plain"), ("lhs_plain", "rhs_transposed"), ("lhs_transposed", "rhs_plain")]
         {

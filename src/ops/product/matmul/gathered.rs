@@ -1,6 +1,5 @@
 //! Gradients of a layer's weight and bias that arrive one chunk of rows at a time.
 
-use super::core::Problem;
 use super::parts::Cut;
 use super::product::{Product, Right};
 use crate::dtype::DType;
@@ -18,22 +17,27 @@ impl Outer {
         if rows == 0 {
             return;
         }
-        let (left, right) = ("lhs_transposed", "rhs_plain");
-        let problem =
-            Problem { m, n, k: rows, batch: 1, left, right, half: a.gpu().rounds_products(), coop: None };
-        let whole = Cut { parts: 1, len: rows };
-        let cut = Cut::of(a.gpu().class(), &problem.on(a.gpu())).unwrap_or(whole);
-        let new = || Tensor::empty(a.gpu(), op, [cut.parts, m, n], DType::F32);
-        let (to, accumulate, cut) = match self.0.take() {
-            None => (new(), false, cut),
-            Some(sum) if sum.shape()[0] == cut.parts => (sum, true, cut),
-            // A last chunk that is shorter goes to the first part alone.
-            Some(sum) => (sum, true, whole),
-        };
         let (turned, b) = (a.contiguous().t(), b.contiguous());
-        let own = to.slice(0, 0..cut.parts);
-        Product::new(op, &turned, Right::Tensor(&b)).write_parts(&b, cut, &own, accumulate);
-        self.0 = Some(to);
+        let product = Product::new(op, &turned, Right::Tensor(&b));
+        let first = self.0.is_none();
+        let sums = self.0.take().unwrap_or_else(|| {
+            let one = Tensor::empty(a.gpu(), op, [m, n], DType::F32);
+            let prepared = product.prepare(&one);
+            let cut = Cut::of(a.gpu().class(), &prepared.problem).filter(|cut| prepared.takes(*cut, a.gpu()));
+            let parts = cut.map_or(1, |cut| cut.parts);
+            Tensor::empty(a.gpu(), op, [parts, m, n], DType::F32)
+        });
+        // A later chunk that is shorter has shorter parts, or fewer of them.
+        let cut = Cut::into(rows, sums.shape()[0]);
+        let own = sums.slice(0, 0..cut.parts);
+        let one = own.slice(0, 0..1).squeeze(0);
+        let prepared = product.prepare(&one);
+        if cut.parts > 1 && prepared.takes(cut, a.gpu()) {
+            product.write_parts(&prepared, cut, &own, !first);
+        } else {
+            Product { accumulate: !first, ..product }.launch(&one);
+        }
+        self.0 = Some(sums);
     }
 
     /// Returns the sum `[m, n]`, or `None` if nothing was added.

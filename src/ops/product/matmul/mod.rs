@@ -6,6 +6,7 @@
 
 pub mod choose;
 pub mod core;
+mod cost;
 pub(crate) mod gathered;
 pub mod load;
 mod operand;

@@ -51,14 +51,6 @@ impl Layout {
     }
 }
 
-/// Returns the fragment that will read a matrix, and whether as f16, without making the copy that some layouts need.
-pub(super) fn slot(x: &Tensor, right: bool) -> (&'static str, bool) {
-    let scattered = x.strides[0] != 1 && x.strides[1] != 1;
-    let dense = Tensor { strides: x.shape().strides(), offset: 0, edge: None, ..x.clone() };
-    let layout = Layout::of(if scattered { &dense } else { x }, [0, 0]);
-    (layout.fragment(right), x.dtype() == DType::F16 && layout.vectors)
-}
-
 /// Prepares `x` to be read as `[batch.., rows, cols]`, on the left side (`cols` = k) or, if `right`, on the right side
 /// (`rows` = k).
 pub(super) fn operand(x: &Tensor, batch: &Shape, right: bool) -> Operand {

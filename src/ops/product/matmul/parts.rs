@@ -1,55 +1,105 @@
-//! A long inner axis in parts, where the tiles of the result alone would leave the device idle. Each part is a product by
-//! itself, and a second pass adds up the parts in order.
+//! A long inner axis in parts, where the tiles of the result alone would leave the device idle. One dispatch computes a
+//! product of each part, and a second one adds them up in order and stores the result (`matmul_join.wgsl`).
 
-use super::core::{Core, FULL, Problem};
-use crate::gpu::DeviceClass;
+use super::core::{Core, FULL, MOST_GROUPS, Problem};
+use super::cost;
+use crate::gpu::{DeviceClass, Tiles};
 
-/// An inner axis in parts of length `len`. The remainder behind them is added to the first part.
+/// An inner axis in parts of length `len`, a multiple of 64. The last part may be shorter.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Cut {
     pub parts: usize,
     pub len: usize,
 }
 
-/// Parts shorter than this are not worth a pass that adds them up.
+/// CPU drivers: parts shorter than this are not worth a pass that adds them up.
 const LEAST: usize = 256;
-/// More parts than this would take longer to add up than to compute.
-const MOST: usize = 1024;
+/// A multiple of every kernel's step and of its block of terms.
+const STEP: usize = 64;
+/// The most parts: 64 lanes share those of one result, with 32 each.
+const MOST: usize = 2048;
+/// A gain below this is not worth more parts, whose bytes and rounding are certain while the gain is an estimate.
+const GAIN: f64 = 0.97;
 
 impl Cut {
-    /// Chooses as many parts as keep the device busy. Writing and reading the parts may cost at most a quarter of the
-    /// operands' bytes. `None` if one part is best.
+    /// The cut of an inner axis of length `k` into at most `parts` parts of equal length.
+    pub fn into(k: usize, parts: usize) -> Cut {
+        Cut::with(k, k.div_ceil(parts.max(1)).next_multiple_of(STEP))
+    }
+
+    fn with(k: usize, len: usize) -> Cut {
+        Cut { parts: k.div_ceil(len).max(1), len }
+    }
+
+    /// The product of one part, as the kernels are chosen for it.
+    pub fn part_of(self, problem: &Problem) -> Problem {
+        if self.parts == 1 {
+            return *problem;
+        }
+        Problem { k: self.len, batch: problem.batch * self.parts, ..*problem }
+    }
+
+    /// Chooses the number of parts, `None` if one is best. On GPUs it is the one that takes the least time by count, with
+    /// no more bytes in the parts than in the operands. On CPU drivers it is what keeps the cores busy.
     pub fn of(class: &DeviceClass, problem: &Problem) -> Option<Cut> {
-        let Problem { m, n, k, .. } = *problem;
-        let (bytes, flops) = (problem.operand_bytes(), problem.flops());
-        let part = |parts: usize| {
-            // A multiple of every kernel's step.
-            let len = (k / parts / 16 * 16).max(16);
-            Cut { parts: k / len, len }
-        };
+        let on_cpu = class.tiles == Tiles::Registers;
         let affordable = |cut: &Cut| {
-            let cost = 8.0 * (cut.parts * problem.batch * m * n) as f64;
-            cut.len >= LEAST && cut.parts <= MOST && 4.0 * cost <= bytes
+            let cost = 2.0 * cut.parts as f64 * problem.result_bytes();
+            let share = if on_cpu { 4.0 } else { 1.0 };
+            let short = on_cpu && cut.len < LEAST || cut.parts > MOST;
+            !short && share * cost <= problem.operand_bytes() && Join::of(class, problem, cut.parts).fits()
         };
-        let busy = |cut: &Cut| {
-            let one = Problem { k: cut.len, batch: problem.batch * cut.parts, ..*problem };
-            let core = Core::by_table(class, &one);
-            let wanted = class.wanted(core.threads(class.lanes), bytes, flops);
-            (core.groups(&one) as f64 / wanted as f64).min(1.0)
+        let seconds = |cut: &Cut| {
+            let part = cut.part_of(problem);
+            let core = Core::by_table(class, &part);
+            if on_cpu {
+                let (bytes, flops) = (problem.operand_bytes(), problem.flops());
+                let wanted = class.wanted(core.threads(class.lanes), bytes, flops) as f64;
+                return 1.0 / (core.groups(&part) as f64 / wanted).min(FULL);
+            }
+            let join = if cut.parts > 1 { cost::join(class, problem, cut.parts) } else { 0.0 };
+            core.seconds(class, &part) + join
         };
-        let whole = Cut { parts: 1, len: k };
-        let mut best = (busy(&whole), whole);
+        let whole = Cut { parts: 1, len: problem.k };
+        let mut best = (seconds(&whole), whole);
         // Numbers of parts are 2, 3, 4, 6, 8, 12 and so on: few to try, and the same for similar sizes.
         for parts in (0..).map(|i| [2, 3][i % 2] << (i / 2)) {
-            let cut = part(parts);
-            if best.0 >= FULL || !affordable(&cut) {
+            // On a GPU a short part more costs little, while parts that are an eighth longer cost an eighth.
+            let nearest = ((problem.k + parts * STEP / 2) / (parts * STEP)).max(1) * STEP;
+            let cut = if on_cpu { Cut::into(problem.k, parts) } else { Cut::with(problem.k, nearest) };
+            if !affordable(&cut) || parts > 2 * problem.k.div_ceil(STEP) {
                 break;
             }
-            let busy = busy(&cut);
-            if cut.parts > best.1.parts && busy > best.0 {
-                best = (busy, cut);
+            let took = seconds(&cut);
+            if cut.parts > best.1.parts && took < GAIN * best.0 {
+                best = (took, cut);
             }
         }
         (best.1.parts > 1).then_some(best.1)
+    }
+}
+
+/// The pass that adds up parts: its grid, and how many lanes share the parts of one result.
+pub(super) struct Join {
+    pub deep: usize,
+    pub grid: [u32; 3],
+    /// Workgroups of the pass before this one along its last axis.
+    items: usize,
+}
+
+impl Join {
+    /// At most 32 parts a lane, and more lanes where there are few results. A lane reads four parts at a time.
+    pub fn of(class: &DeviceClass, problem: &Problem, parts: usize) -> Join {
+        let pieces = problem.m * problem.n.div_ceil(4);
+        let idle = class.in_flight() / (pieces * problem.batch).max(1);
+        let floor = |lanes: usize| 1 << lanes.max(1).ilog2();
+        let deep = floor(idle.min(parts / 4)).max(parts.div_ceil(32).next_power_of_two()).min(64);
+        let grid = [pieces.div_ceil(64 / deep) as u32, 1, problem.batch as u32];
+        Join { deep, grid, items: parts * problem.batch }
+    }
+
+    /// Whether every adapter can launch both passes.
+    fn fits(&self) -> bool {
+        self.grid[0] as usize <= MOST_GROUPS && self.items <= MOST_GROUPS
     }
 }

@@ -1,10 +1,10 @@
 //! The launches of a product, computed without a device.
 
 use super::core::{Core, Problem};
-use super::parts::Cut;
+use super::parts::{Cut, Join};
 use crate::gpu::DeviceClass;
 use crate::gpu::plan::Pass;
-use crate::ops::reduction::reduce;
+use crate::gpu::shader::Source;
 
 /// A product of two tensors, for [`plan`].
 #[doc(hidden)]
@@ -32,7 +32,7 @@ pub struct Sizes {
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ProductKind {
-    /// Both are tensors. Only here may the inner axis be cut.
+    /// Both are tensors.
     #[default]
     Tensors,
     /// The right side is a weight that the loads compute. Its bytes are counted as if it were stored, which is an upper
@@ -76,18 +76,23 @@ pub fn plan(class: &DeviceClass, sizes: Sizes) -> Vec<Pass> {
         false => "rhs_any",
     };
     let problem = Problem { m, n, k, batch, left, right, half, coop: None }.with(|| coop);
-    let one = |problem: &Problem, parts: usize| {
-        let core = Core::by_table(class, problem);
-        let bytes = problem.operand_bytes() + 4.0 * (problem.batch * m * n) as f64;
-        let (grid, source) = (core.grid(problem).map(|v| v as u32), core.source(class.lanes));
-        Pass { op: "matmul".into(), source, entry: "main".into(), grid, parts, bytes, flops: problem.flops() }
-    };
-    let cut = Cut::of(class, &problem).filter(|_| batch == 1 && kind == ProductKind::Tensors);
-    let Some(Cut { parts, len }) = cut else { return vec![one(&problem, 1)] };
-    let mut all = vec![one(&Problem { k: len, batch: parts, ..problem }, parts)];
-    if parts * len < k {
-        all.push(one(&Problem { k: k - parts * len, ..problem }, 1));
+    let cut = Cut::of(class, &problem).unwrap_or(Cut { parts: 1, len: k });
+    let part = cut.part_of(&problem);
+    let core = Core::by_table(class, &part);
+    let (grid, source) = (core.grid(&part).map(|v| v as u32), core.source(class));
+    let (results, op) = (problem.result_bytes(), "matmul".to_string());
+    let bytes = problem.operand_bytes() + cut.parts as f64 * results;
+    let entry = "main".to_string();
+    let first = Pass { op, source, entry, grid, parts: cut.parts, bytes, flops: problem.flops() };
+    if cut.parts == 1 {
+        return vec![first];
     }
-    all.extend(reduce::plan(class, [1, parts, m * n]));
-    all
+    let Join { deep, grid, .. } = Join::of(class, &problem, cut.parts);
+    let mut source = Source::file("matmul_join");
+    if deep > 1 {
+        source = source.u32("DEEP", deep as u32).slot("deep", "deep_many");
+    }
+    let bytes = (cut.parts + 1) as f64 * results;
+    let join = Pass { source, grid, parts: 1, bytes, flops: 0.0, ..first.clone() };
+    vec![first, join]
 }

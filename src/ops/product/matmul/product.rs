@@ -3,9 +3,11 @@
 use super::core::{Core, Problem};
 use super::load::Load;
 use super::operand::{Operand, operand};
+use super::parts::{Cut, Join};
 use super::{Activation, Epilogue};
 use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, MOST_TURNS, Part, Work};
+use crate::gpu::shader::Source;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
@@ -97,6 +99,33 @@ pub(in crate::ops) struct Prepared {
     listed: usize,
 }
 
+/// How results are stored: slots, what they read, and the length of the first axis of a result that a list chooses from.
+struct Store {
+    slots: Vec<(&'static str, &'static str)>,
+    reads: Vec<(&'static str, Part)>,
+    listed: usize,
+    activation: Activation,
+}
+
+impl Store {
+    fn set(&self, source: Source) -> Source {
+        let source = self.slots.iter().fold(source, |s, (slot, fragment)| s.slot(*slot, *fragment));
+        match self.activation {
+            Activation::None => source,
+            activation => source.u32("ACTIVATION", activation as u32),
+        }
+    }
+
+    fn bind<'a>(self, launch: Launch<'a>, y: &Tensor, before: Option<&Tensor>) -> Launch<'a> {
+        let launch = self.reads.into_iter().fold(launch, |launch, (name, part)| launch.bind(name, part));
+        let launch = launch.bind_mut("y", y);
+        match before {
+            Some(before) => launch.bind_mut("before", before),
+            None => launch,
+        }
+    }
+}
+
 /// Which rows take part, given by a list of u32.
 #[derive(Clone, Copy)]
 pub(in crate::ops) enum Rows<'a> {
@@ -113,11 +142,11 @@ pub(in crate::ops) enum Rows<'a> {
 /// `y [batch, m, n] = lhs rhs` with an epilogue.
 ///
 /// Ops call [`Product::write`], in `write.rs`. If the device would otherwise be idle, it cuts the inner axis into parts
-/// ([`Cut`]). If not, it hands the whole product to [`Product::launch`]. That is one dispatch unless a limit forbids it.
-/// A dispatch that takes too long or has too many workgroups is split into two halves of rows or batches; if a thread's
-/// loops are too long, the inner axis is split into pieces. Each half or piece is launched in the same way, and is never
-/// cut into parts. The table's kernel decides about parts and halves, the kernel that is dispatched (a measured one, if
-/// there is one) about pieces.
+/// ([`Cut`]), whatever the operands and the store are. If not, it launches the whole product, in one dispatch unless a
+/// limit forbids it. A dispatch that takes too long or has too many workgroups is split into two halves of rows or
+/// batches; if a thread's loops are too long, the inner axis is split into pieces. Each half or piece is launched in the
+/// same way, and is never cut into parts. The table's kernel decides about parts and halves, the kernel that is
+/// dispatched (a measured one, if there is one) about pieces.
 pub(in crate::ops) struct Product<'a> {
     pub op: &'static str,
     pub lhs: &'a Tensor,
@@ -129,24 +158,12 @@ pub(in crate::ops) struct Product<'a> {
     pub before: Option<&'a Tensor>,
     /// The result is multiplied by GELU's derivative at this input. Not combined with anything else.
     pub slope: Option<&'a Tensor>,
-    /// Number of batches that are parts of one product's inner axis.
-    pub parts: usize,
 }
 
 impl<'a> Product<'a> {
     pub fn new(op: &'static str, lhs: &'a Tensor, rhs: Right<'a>) -> Product<'a> {
         let epilogue = Epilogue::default();
-        Product {
-            op,
-            lhs,
-            rhs,
-            rows: Rows::All,
-            epilogue,
-            accumulate: false,
-            before: None,
-            slope: None,
-            parts: 1,
-        }
+        Product { op, lhs, rhs, rows: Rows::All, epilogue, accumulate: false, before: None, slope: None }
     }
 
     /// Returns `m`, `n` and `k` of the product whose result is `y`.
@@ -173,41 +190,21 @@ impl<'a> Product<'a> {
         let [m, n, k] = self.sizes(y);
         let mut left = operand(self.lhs, &batch, false);
         let mut reads: Vec<(&'static str, Part)> = Vec::with_capacity(8);
-        let mut slots = vec![];
         let mut listed = 0;
-        match self.rows {
-            Rows::All => {}
-            Rows::Gathered(list) => {
-                debug_assert_eq!(left.fragment, "lhs_plain");
-                left.fragment = "lhs_gathered";
-                listed = self.lhs.shape()[self.lhs.shape().len() - 2];
-                reads.push(("rows", list.into()));
-            }
-            Rows::Scattered { list, gate } => {
-                slots.push(("place", "place_scattered"));
-                listed = y.shape()[0];
-                reads.extend([("rows", list.into()), ("gate", gate.into())]);
-            }
+        if let Rows::Gathered(list) = self.rows {
+            debug_assert_eq!(left.fragment, "lhs_plain");
+            left.fragment = "lhs_gathered";
+            listed = self.lhs.shape()[self.lhs.shape().len() - 2];
+            reads.push(("rows", list.into()));
         }
-        slots.push(("lhs", left.fragment));
         reads.push(("lhs", left.part));
         let right = self.rhs.read(m, &batch);
-        slots.extend(right.slots);
-        slots.push(("rhs", right.fragment));
+        let mut slots = right.slots;
+        slots.extend([("lhs", left.fragment), ("rhs", right.fragment)]);
         reads.extend(right.binds);
         if left.half {
             slots.push(("lhs_word", "lhs_f16"));
         }
-        let Epilogue { bias, residual, .. } = self.epilogue;
-        let float = |x: &Tensor| Part::from(&x.detach().cast(DType::F32).contiguous());
-        reads.extend(bias.map(|bias| ("bias", float(bias))));
-        reads.extend(residual.map(|residual| ("residual", float(residual))));
-        reads.extend(self.slope.map(|at| ("before", at.into())));
-        if n.is_multiple_of(4) {
-            slots.push(("pieces", "pieces_of_4"));
-        }
-        slots.push(("store", self.store()));
-
         let half = left.half && right.half || gpu.rounds_products();
         let problem = Problem {
             m,
@@ -227,50 +224,99 @@ impl<'a> Product<'a> {
     /// Computes the product in one dispatch of this kernel, whatever its sizes. If a thread would take too many turns,
     /// the result carries that error.
     pub fn dispatch(&self, y: &Tensor, prepared: &Prepared, core: Core) {
+        self.dispatch_parts(y, prepared, core, Cut { parts: 1, len: prepared.problem.k });
+    }
+
+    /// Computes the products of all parts of the inner axis in one dispatch of this kernel, into `y [.., parts, m, n]`.
+    pub fn dispatch_parts(&self, y: &Tensor, prepared: &Prepared, core: Core, cut: Cut) {
         let (gpu, Prepared { problem, load, .. }) = (y.gpu(), prepared);
         let Problem { m, n, k, .. } = *problem;
         let most = core.longest(load.as_ref().map_or(0, |load| load.turns));
         let slots = prepared.slots.iter();
-        let mut source = slots.fold(core.source(gpu.lanes()), |s, (slot, fragment)| s.slot(*slot, *fragment));
+        let mut source = slots.fold(core.source(gpu.class()), |s, (slot, fragment)| s.slot(*slot, *fragment));
         if let Some(load) = load {
             source = load.set(source);
         }
-        if self.epilogue.activation != Activation::None {
-            source = source.u32("ACTIVATION", self.epilogue.activation as u32);
-        }
-        if core.is_blocked(k) {
+        if core.is_blocked(cut.len) {
             source = source.bool("BLOCKED", true);
         }
         // Without edges, a kernel is one more variant to compile, so only drivers with fast compilers get it.
         if !gpu.class().slow_compiler && core.fits(problem) {
             source = source.bool("EDGES", false);
         }
-        let grid = core.grid(problem).map(|v| v as u32);
+        let store = self.store(y, n);
+        let source = store.set(source);
+        let grid = core.grid(&cut.part_of(problem)).map(|v| v as u32);
         let reuse = (m.min(n) / 8).max(1) as u32;
         // The most turns, in proportion to this inner axis's share of the longest.
-        let turns = k * MOST_TURNS / most;
+        let turns = cut.len * MOST_TURNS / most;
         let launch = Launch::new(self.op, &source, "main", grid)
-            .bind_mut("y", y)
             .set("m", m)
             .set("n", n)
             .set("k", k)
+            .set("part", cut.len)
             .set("batch_inner", prepared.inner)
             .set("lhs", prepared.words[0])
             .set("rhs", prepared.words[1])
             .set("any", prepared.any)
-            .set("rows", prepared.listed)
+            .set("rows", prepared.listed.max(store.listed))
             .turns(turns)
             .reuse(reuse)
-            .work(Work { flops: problem.flops(), parts: self.parts });
+            .work(Work { flops: problem.flops(), parts: cut.parts });
         let reads = prepared.reads.iter().cloned();
         let launch = reads.fold(launch, |launch, (name, part)| launch.bind(name, part));
-        gpu.launch(match self.before {
-            Some(before) => launch.bind_mut("before", before),
-            None => launch,
-        });
+        gpu.launch(store.bind(launch, y, self.before));
     }
 
-    fn store(&self) -> &'static str {
+    /// Adds up the parts `[.., parts, m, n]` of this product in order, and stores the result.
+    pub fn join(&self, sums: &Tensor, y: &Tensor, problem: &Problem, cut: Cut) {
+        let Problem { m, n, k, .. } = *problem;
+        let Join { deep, grid, .. } = Join::of(y.gpu().class(), problem, cut.parts);
+        let store = self.store(y, n);
+        let mut source = store.set(Source::file("matmul_join"));
+        if n.is_multiple_of(4) {
+            source = source.slot("sums", "sums_of_4");
+        }
+        if deep > 1 {
+            source = source.u32("DEEP", deep as u32).slot("deep", "deep_many");
+        }
+        let launch = Launch::new(self.op, &source, "main", grid)
+            .bind("sums_of_parts", sums)
+            .set("m", m)
+            .set("n", n)
+            .set("k", k)
+            .set("part", cut.len)
+            .set("batch_inner", 1usize)
+            .set("lhs", [0u32; 4])
+            .set("rhs", [0u32; 4])
+            .set("any", [0usize; 2])
+            .set("rows", store.listed)
+            .turns(cut.parts.div_ceil(4 * deep) + deep);
+        y.gpu().launch(store.bind(launch, y, self.before));
+    }
+
+    /// Determines how results are stored.
+    fn store(&self, y: &Tensor, n: usize) -> Store {
+        let Epilogue { bias, activation, residual } = self.epilogue;
+        let mut slots = vec![("store", self.store_fragment())];
+        let mut reads: Vec<(&'static str, Part)> = Vec::new();
+        let mut listed = 0;
+        if let Rows::Scattered { list, gate } = self.rows {
+            slots.push(("place", "place_scattered"));
+            listed = y.shape()[0];
+            reads.extend([("rows", list.into()), ("gate", gate.into())]);
+        }
+        if n.is_multiple_of(4) {
+            slots.push(("pieces", "pieces_of_4"));
+        }
+        let float = |x: &Tensor| Part::from(&x.detach().cast(DType::F32).contiguous());
+        reads.extend(bias.map(|bias| ("bias", float(bias))));
+        reads.extend(residual.map(|residual| ("residual", float(residual))));
+        reads.extend(self.slope.map(|at| ("before", at.into())));
+        Store { slots, reads, listed, activation }
+    }
+
+    fn store_fragment(&self) -> &'static str {
         let Epilogue { bias, activation, residual } = self.epilogue;
         debug_assert!(self.before.is_none() || bias.is_some() && residual.is_none() && !self.accumulate);
         debug_assert!(self.slope.is_none() || bias.is_none() && residual.is_none() && !self.accumulate);

@@ -1,6 +1,6 @@
 //! Measures the kernels of a class of products, and tests cooperative matrices.
 
-use super::core::{Core, Problem, coop};
+use super::core::{Core, Problem, coop, tiled};
 use super::parts::Cut;
 use super::product::{Product, Right};
 use crate::dtype::DType;
@@ -232,8 +232,8 @@ fn classes(class: &DeviceClass, coop: Option<usize>) -> Vec<Problem> {
     }
     // If the inner axis is cut, the kernel computes a part.
     for problem in &mut all {
-        if let Some(cut) = Cut::of(class, problem).filter(|_| problem.batch == 1) {
-            *problem = Problem { k: cut.len, batch: cut.parts, ..*problem };
+        if let Some(cut) = Cut::of(class, problem) {
+            *problem = cut.part_of(problem);
         }
     }
     let mut seen = std::collections::HashSet::new();
@@ -318,7 +318,7 @@ fn trial_of(m: usize, n: usize, k: usize, size: usize) -> Problem {
     Problem { m, n, k, batch: 1, left: "lhs_plain", right: "rhs_plain", half: true, coop: Some(size) }
 }
 
-const PLAIN: Core = Core::Tiled { tile: [32, 32], thread: 4 };
+const PLAIN: Core = tiled([32, 32], [4, 4]);
 
 /// Compares the kernels on integers whose products and sums are exact in all of them, at sizes with and without edges:
 /// every bit must agree.
@@ -349,7 +349,7 @@ fn fast(gpu: &Gpu, size: usize) -> Result<bool> {
     let [m, n, k] = [1024; 3];
     let problem = trial_of(m, n, k, size);
     let trial = Trial { gpu, inputs: operands(gpu, &problem) };
-    let cores = [coop(size)[1], Core::Tiled { tile: [64, 64], thread: 8 }];
+    let cores = [coop(size)[1], tiled([64, 64], [8, 8])];
     cores.iter().try_for_each(|core| trial.first(*core))?;
     trial.warm_up(cores[1], WARM_FIRST)?;
     let times = trial.round(&cores, Duration::from_millis(40))?;
@@ -397,8 +397,7 @@ mod tests {
             for [batch, m, n, k] in BENCHED {
                 let (left, right) = ("lhs_plain", "rhs_plain");
                 let problem = Problem { m, n, k, batch, left, right, half: false, coop: None };
-                let cut = Cut::of(&class, &problem).filter(|_| batch == 1);
-                let part = cut.map_or(problem, |cut| Problem { k: cut.len, batch: cut.parts, ..problem });
+                let part = Cut::of(&class, &problem).map_or(problem, |cut| cut.part_of(&problem));
                 assert!(!measurable(&class, &part) || known.contains(&part.key()), "{}", part.key());
             }
         }

@@ -4,22 +4,18 @@
 use super::Epilogue;
 use super::choose::choose;
 use super::core::{Core, MOST_GROUPS, Problem};
-use super::operand;
 use super::parts::Cut;
-use super::product::{Product, Right, Rows};
+use super::product::{Prepared, Product, Right, Rows};
 use crate::dtype::DType;
-use crate::gpu::DeviceClass;
-use crate::ops::reduction::reduce;
+use crate::gpu::{DeviceClass, Gpu};
 use crate::tensor::Tensor;
 
-/// Returns the matrix `x` as a view `[parts, ..]`: parts of `len` along `axis`, starting at `first`.
-fn view(x: &Tensor, axis: usize, first: usize, Cut { parts, len }: Cut) -> Tensor {
-    let mut sizes = [parts, x.shape()[0], x.shape()[1]];
-    let mut strides = x.strides;
-    (strides[0], strides[1], strides[2]) = (len * x.strides[axis], x.strides[0], x.strides[1]);
-    sizes[axis + 1] = len;
-    let offset = x.offset + first * x.strides[axis];
-    Tensor { shape: sizes.into(), strides, offset, edge: None, ..x.clone() }
+impl Prepared {
+    /// Whether a thread's loops are short enough for parts of this length.
+    pub fn takes(&self, cut: Cut, gpu: &Gpu) -> bool {
+        let core = choose(gpu, &cut.part_of(&self.problem));
+        cut.len <= core.longest(self.load.as_ref().map_or(0, |load| load.turns))
+    }
 }
 
 impl Product<'_> {
@@ -35,64 +31,46 @@ impl Product<'_> {
             }
             return;
         }
-        if self.rhs.is_fused(m) {
-            return self.launch(y);
-        }
-        let right = self.rhs.made();
-        let product = Product { rhs: Right::Tensor(&right), ..self };
-        let scattered = matches!(product.rows, Rows::Scattered { .. });
-        match product.cut(y, &right).filter(|_| !scattered) {
-            Some(cut) => product.in_parts(y, &right, cut),
-            None => product.launch(y),
+        let right;
+        let product = if self.rhs.is_fused(m) {
+            self
+        } else {
+            right = self.rhs.made();
+            Product { rhs: Right::Tensor(&right), ..self }
+        };
+        let prepared = product.prepare(y);
+        match Cut::of(y.gpu().class(), &prepared.problem) {
+            Some(cut) if prepared.takes(cut, y.gpu()) => product.in_parts(y, &prepared, cut),
+            _ => product.launch_prepared(y, &prepared),
         }
     }
 
-    /// Returns how to cut the inner axis of a product of two matrices, if at all.
-    fn cut(&self, y: &Tensor, right: &Tensor) -> Option<Cut> {
-        if y.shape().len() > 2 {
-            return None;
-        }
-        let [m, n, k] = self.sizes(y);
-        let ((left, left_half), (right, right_half)) =
-            (operand::slot(self.lhs, false), operand::slot(right, true));
-        let half = left_half && right_half || y.gpu().rounds_products();
-        let problem = Problem { m, n, k, batch: 1, left, right, half, coop: None };
-        Cut::of(y.gpu().class(), &problem.on(y.gpu()))
+    /// Computes the products of the parts of the inner axis, then their sum.
+    fn in_parts(self, y: &Tensor, prepared: &Prepared, cut: Cut) {
+        let Problem { batch, m, n, .. } = prepared.problem;
+        let sums = Tensor::empty(y.gpu(), self.op, [batch * cut.parts, m, n], DType::F32);
+        self.write_parts(prepared, cut, &sums, false);
+        self.join(&sums, y, &prepared.problem, cut);
     }
 
-    /// Computes the parts of the inner axis, then their sum.
-    fn in_parts(self, y: &Tensor, right: &Tensor, cut: Cut) {
-        let [m, n, _] = self.sizes(y);
-        let parts = Tensor::empty(y.gpu(), self.op, [cut.parts, m, n], DType::F32);
-        self.write_parts(right, cut, &parts, false);
-        if self.is_plain() && !self.accumulate {
-            return reduce::sum_parts(self.op, &parts, y);
-        }
-        let sum = parts.sum(0);
-        if self.is_plain() { sum.write_to(self.op, y, true) } else { self.finish(sum, y) }
-    }
-
-    /// Writes the product of each part to `to [parts, m, n]`.
-    pub fn write_parts(&self, right: &Tensor, cut: Cut, to: &Tensor, accumulate: bool) {
-        let whole = cut.parts * cut.len;
-        // All parts of equal length take one dispatch. The remainder is added to the first part, whose address every
-        // adapter can bind.
-        let left = Cut { parts: 1, len: right.shape()[0] - whole };
-        for (first, piece) in [(0, cut), (whole, left)].into_iter().filter(|(_, piece)| piece.len > 0) {
-            let of = |x: &Tensor, axis: usize| view(x, axis, first, piece);
-            let (lhs, rhs) = (of(self.lhs, 1), of(right, 0));
-            let (own, accumulate) = (to.slice(0, 0..piece.parts), accumulate || first > 0);
-            let new = Product::new(self.op, &lhs, Right::Tensor(&rhs));
-            let one = Product { rows: self.rows, accumulate, parts: piece.parts, ..new };
-            one.launch(&own);
-        }
+    /// Writes the product of each part to `sums [.., parts, m, n]`, or adds it.
+    pub fn write_parts(&self, prepared: &Prepared, cut: Cut, sums: &Tensor, accumulate: bool) {
+        let core = choose(sums.gpu(), &cut.part_of(&prepared.problem));
+        debug_assert!(prepared.takes(cut, sums.gpu()));
+        // Rows are scattered as the sums are stored.
+        let rows = if matches!(self.rows, Rows::Scattered { .. }) { Rows::All } else { self.rows };
+        let inner = Product { rows, accumulate, ..Product::new(self.op, self.lhs, self.rhs) };
+        inner.dispatch_parts(sums, prepared, core, cut);
     }
 
     /// Computes the product with the kernel chosen for it, in one dispatch unless a limit forbids it.
     pub fn launch(self, y: &Tensor) {
-        let gpu = y.gpu();
         let prepared = self.prepare(y);
-        let problem = &prepared.problem;
+        self.launch_prepared(y, &prepared);
+    }
+
+    fn launch_prepared(self, y: &Tensor, prepared: &Prepared) {
+        let (gpu, problem) = (y.gpu(), &prepared.problem);
         let class = gpu.class();
         let long = class.seconds(problem.operand_bytes(), problem.flops()) > DeviceClass::LONGEST;
         let many = || Core::by_table(class, problem).grid(problem).iter().any(|&n| n > MOST_GROUPS);
@@ -107,7 +85,7 @@ impl Product<'_> {
         if problem.k > most {
             return self.in_pieces(y, if load > 0 { core.longest(0) } else { most });
         }
-        self.dispatch(y, &prepared, core);
+        self.dispatch(y, prepared, core);
     }
 
     /// Computes the product in pieces of an inner axis that is too long for one launch. Each piece adds to the ones

@@ -1,0 +1,74 @@
+//! How long a kernel of a product takes on a GPU, by count. The numbers are rough, but what is compared are kernels of
+//! one product on one device: whether a tile leaves multiprocessors without work, waits for memory, or reads operands
+//! too often.
+
+use super::core::{Core, Problem};
+use crate::gpu::DeviceClass;
+
+/// Seconds from a load of storage to its use. The loads of one step of the inner axis are in flight together, and steps
+/// follow each other.
+const LATENCY: f64 = 0.8e-6;
+/// Seconds that a workgroup's threads wait for each other at a step in workgroup memory. Other workgroups of the
+/// multiprocessor compute meanwhile.
+const BARRIER: f64 = 0.05e-6;
+/// The share of what runs at the same time as something longer that still adds to its time.
+const HIDDEN: f64 = 0.25;
+/// How much more a device's last cache delivers than its memory.
+const CACHE: f64 = 2.0;
+/// The time of an element that is read from workgroup memory or a cache, in multiply-adds of the same thread.
+const READ: f64 = 1.5;
+
+impl Core {
+    /// 32-bit registers of a thread: two sums for each result, what one step reads, and about 24 for addresses.
+    fn registers(&self) -> usize {
+        match *self {
+            Core::Direct { thread: [tm, tn], .. } => 2 * tm * tn + 4 * (tm + tn) + 24,
+            Core::Tiled { thread: [tm, tn], .. } => 2 * tm * tn + tm + tn + 16 + 24,
+            Core::Coop { .. } => 160,
+        }
+    }
+
+    /// The share of the device's multiply-adds that a thread's reads of its operands leave.
+    fn share(&self, problem: &Problem) -> f64 {
+        let of = |[tm, tn]: [usize; 2]| 1.0 / (1.0 + READ * (tm + tn) as f64 / (tm * tn) as f64);
+        match *self {
+            Core::Direct { thread, .. } | Core::Tiled { thread, .. } => of(thread),
+            // Matrix units do about eight times as many as other units, and a third of that is what kernels reach that
+            // load tiles through workgroup memory.
+            Core::Coop { tile, .. } => 8.0 / 3.0 * problem.coop.map_or(0.0, |_| of(tile.map(|t| t / 4))),
+        }
+    }
+
+    /// Seconds of one dispatch of this kernel on a GPU of this class.
+    pub(super) fn seconds(&self, class: &DeviceClass, problem: &Problem) -> f64 {
+        let ([tm, tn], threads, depth) = (self.tile(), self.threads(class.lanes), self.depth());
+        let steps = problem.k.div_ceil(depth) as f64;
+        let (groups, width) = (self.groups(problem), class.width as usize);
+        // Workgroups of the multiprocessor that has the most, and how many of them run at a time.
+        let most = groups.div_ceil(width);
+        let file = class.threads as usize * class.registers as usize;
+        let side_by_side = (file / (threads * self.registers())).max(1);
+        let rounds = most.div_ceil(side_by_side) as f64;
+        // One step of one workgroup: its sums, if it had the multiprocessor for itself, and what it takes if it is alone.
+        // The next tile is read meanwhile, but not all of the waiting is hidden.
+        let rate = class.flops_s / class.width as f64 * self.share(problem);
+        let computed = (2 * tm * tn * depth) as f64 / rate;
+        let barrier = if let Core::Direct { .. } = self { 0.0 } else { BARRIER };
+        let alone = LATENCY.max(computed) + HIDDEN * LATENCY.min(computed) + barrier;
+        // The short operand of a thin product stays in the nearest cache.
+        let size = if problem.half { 2.0 } else { 4.0 };
+        let reads = if let Core::Direct { .. } = self { 0.0 } else { size * (depth * (tm + tn)) as f64 };
+        let cached = groups as f64 * steps * reads / (CACHE * class.bytes_s);
+        // Few threads have too little under way for the memory's whole rate.
+        let reading = if let Core::Direct { .. } = self { groups * threads } else { class.in_flight() };
+        let rate = class.bytes_s * (reading as f64 / class.in_flight() as f64).min(1.0);
+        let moved = (problem.operand_bytes() + problem.result_bytes()) / rate;
+        let busy = most as f64 * steps * computed;
+        class.dispatch + busy.max(rounds * steps * alone).max(moved) + HIDDEN * cached
+    }
+}
+
+/// Seconds of the pass that adds up `parts` results of a product.
+pub(super) fn join(class: &DeviceClass, problem: &Problem, parts: usize) -> f64 {
+    class.dispatch + LATENCY + problem.result_bytes() * (2 * parts + 1) as f64 / class.bytes_s
+}
