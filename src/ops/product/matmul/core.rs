@@ -75,6 +75,12 @@ impl Problem {
         2.0 * self.batch as f64 * self.m as f64 * self.n as f64 * self.k as f64
     }
 
+    /// How many dispatches it takes so that none is too long for a device of this class.
+    pub fn launches(&self, class: &DeviceClass) -> usize {
+        let seconds = class.seconds(self.operand_bytes(), self.flops());
+        (seconds / DeviceClass::LONGEST).ceil().max(1.0) as usize
+    }
+
     /// Name of the class of products that share a measured choice.
     pub fn key(&self) -> String {
         let [m, n, k, batch] = [self.m, self.n, self.k, self.batch].map(|v| v.max(1).next_power_of_two());

@@ -7,7 +7,7 @@ use super::core::{Core, MOST_GROUPS, Problem};
 use super::parts::Cut;
 use super::product::{Prepared, Product, Right, Rows};
 use crate::dtype::DType;
-use crate::gpu::{DeviceClass, Gpu};
+use crate::gpu::Gpu;
 use crate::tensor::Tensor;
 
 impl Prepared {
@@ -47,10 +47,27 @@ impl Product<'_> {
 
     /// Computes the products of the parts of the inner axis, then their sum.
     fn in_parts(self, y: &Tensor, prepared: &Prepared, cut: Cut) {
-        let Problem { batch, m, n, .. } = prepared.problem;
+        let problem = &prepared.problem;
+        let Problem { batch, m, n, k, .. } = *problem;
         let sums = Tensor::empty(y.gpu(), self.op, [batch * cut.parts, m, n], DType::F32);
-        self.write_parts(prepared, cut, &sums, false);
-        self.join(&sums, y, &prepared.problem, cut);
+        // Several dispatches if one would take too long, each for some of the parts.
+        let each = (cut.parts / problem.launches(y.gpu().class())).max(1);
+        if let Right::Tensor(right) = self.rhs
+            && each < cut.parts
+            && batch == 1
+        {
+            for first in (0..cut.parts).step_by(each) {
+                let own = first * cut.len..k.min((first + each) * cut.len);
+                let (lhs, rhs) = (self.lhs.slice(-1, own.clone()), right.slice(-2, own.clone()));
+                let some = Product { lhs: &lhs, rhs: Right::Tensor(&rhs), ..self };
+                let cut = Cut { parts: own.len().div_ceil(cut.len), ..cut };
+                let to = sums.slice(0, first..first + cut.parts);
+                some.write_parts(&some.prepare(&to.slice(0, 0..1).squeeze(0)), cut, &to, false);
+            }
+        } else {
+            self.write_parts(prepared, cut, &sums, false);
+        }
+        self.join(&sums, y, problem, cut);
     }
 
     /// Writes the product of each part to `sums [.., parts, m, n]`, or adds it.
@@ -72,7 +89,7 @@ impl Product<'_> {
     fn launch_prepared(self, y: &Tensor, prepared: &Prepared) {
         let (gpu, problem) = (y.gpu(), &prepared.problem);
         let class = gpu.class();
-        let long = class.seconds(problem.operand_bytes(), problem.flops()) > DeviceClass::LONGEST;
+        let long = problem.launches(class) > 1;
         let many = || Core::by_table(class, problem).grid(problem).iter().any(|&n| n > MOST_GROUPS);
         if (long || many())
             && let Some(middle) = self.middle(y)
