@@ -2,6 +2,9 @@
 // axis was cut into parts. The stores are those of the first pass, so an epilogue, a sum that is added to y, or rows that
 // go to the places of a list need no further pass.
 //
+// Slot `weights` may weigh the parts of each row: products with atoms are parts, and a row's layer says how to combine
+// them.
+//
 // A thread adds up four columns of every DEEP-th part, four parts at a time, and DEEP threads' sums are then added in
 // order. With at most 32 parts a thread, running sums stay short.
 // Bytes: every part once, y once.
@@ -15,6 +18,7 @@ const FLAT: u32 = THREADS / DEEP;
 #import place = place_plain
 #import pieces = pieces_of_1
 #import sums = sums_of_1
+#import weights = weights_none
 #import deep = deep_one
 #import epilogue
 #import elementwise
@@ -35,7 +39,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var part = lane / FLAT; part < parts; part += 4u * DEEP) {
 #unroll q 4
         let part$q = part + ${q}u * DEEP;
-        let x$q = select(vec4<f32>(0.0), piece(first + min(part$q, parts - 1u), near, col), part$q < parts);
+        let last$q = min(part$q, parts - 1u);
+        let x$q = select(vec4<f32>(0.0), weight(last$q, near) * piece(first + last$q, near, col), part$q < parts);
 #end
         sum += (x0 + x1) + (x2 + x3);
     }

@@ -4,6 +4,7 @@ pub mod combine;
 pub mod conv;
 pub mod linear;
 pub mod matmul;
+pub(crate) mod mixed;
 pub mod pool;
 pub(crate) mod routed;
 pub mod site;

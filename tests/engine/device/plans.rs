@@ -11,7 +11,7 @@ use tiebeam::ops::product::matmul;
 use tiebeam::ops::product::matmul::plan::{ProductKind, Sizes};
 use tiebeam::ops::reduction::{norm, reduce, softmax};
 use tiebeam::ops::sequence::attention;
-use tiebeam::share::LowRank;
+use tiebeam::share::{DepthLora, Dictionary, LowRank};
 
 fn of_class(name: &str) -> Gpu {
     let options = Options::default().device(Some(name.into()));
@@ -136,6 +136,23 @@ fn a_class_is_named_by_options_and_unknown_ones_are_refused() {
     let said = Gpu::open_with(options).expect_err("no such class").to_string();
     assert!(said.contains("'mainframe' is no class of devices"), "{said}");
     assert!(said.contains("there are auto, h200, "), "{said}");
+}
+
+/// Rows at different depths or layers take one product, whose parts are added up together with what differs.
+#[test]
+fn rows_that_share_a_matrix_take_two_dispatches() {
+    let gpu = of_class("h200");
+    let (x, w) = (normal(&gpu, &[32, 768]), tied(&normal(&gpu, &[768, 768])));
+    let lora = DepthLora::new(&normal(&gpu, &[3, 16, 768]), &normal(&gpu, &[3, 768, 16]), 0.5);
+    let rows = Tensor::from_slice(&gpu, &(0..32).map(|i| i % 3).collect::<Vec<u32>>(), [32]);
+    let dictionary = Dictionary::new(&normal(&gpu, &[4, 768, 768]), &normal(&gpu, &[3, 4]));
+    let depths = || no_grad(|| lora.linear(&x, &w, &rows));
+    let layers = || no_grad(|| dictionary.mixed(&x, &rows));
+    for work in [&depths as &dyn Fn() -> Tensor, &layers] {
+        let passes = gpu.planned(|| work().evaluate()).expect("no fault");
+        let lines: Vec<String> = passes.iter().map(Pass::to_string).collect();
+        assert_eq!(lines.len(), 2, "{lines:?}");
+    }
 }
 
 #[test]

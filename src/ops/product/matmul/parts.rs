@@ -3,7 +3,10 @@
 
 use super::core::{Core, FULL, MOST_GROUPS, Problem};
 use super::cost;
+use crate::gpu::kernel::Launch;
+use crate::gpu::shader::Source;
 use crate::gpu::{DeviceClass, Tiles};
+use crate::tensor::Tensor;
 
 /// An inner axis in parts of length `len`, a multiple of 64. The last part may be shorter.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,11 +46,12 @@ impl Cut {
     /// no more bytes in the parts than in the operands. On CPU drivers it is what keeps the cores busy.
     pub fn of(class: &DeviceClass, problem: &Problem) -> Option<Cut> {
         let on_cpu = class.tiles == Tiles::Registers;
+        let sizes = [problem.batch, problem.m, problem.n];
         let affordable = |cut: &Cut| {
             let cost = 2.0 * cut.parts as f64 * problem.result_bytes();
             let share = if on_cpu { 4.0 } else { 1.0 };
             let short = on_cpu && cut.len < LEAST || cut.parts > MOST;
-            !short && share * cost <= problem.operand_bytes() && Join::of(class, problem, cut.parts).fits()
+            !short && share * cost <= problem.operand_bytes() && Join::of(class, sizes, cut.parts).fits()
         };
         let seconds = |cut: &Cut| {
             let part = cut.part_of(problem);
@@ -83,23 +87,54 @@ impl Cut {
 pub(super) struct Join {
     pub deep: usize,
     pub grid: [u32; 3],
-    /// Workgroups of the pass before this one along its last axis.
-    items: usize,
+    parts: usize,
+    batch: usize,
 }
 
 impl Join {
     /// At most 32 parts a lane, and more lanes where there are few results. A lane reads four parts at a time.
-    pub fn of(class: &DeviceClass, problem: &Problem, parts: usize) -> Join {
-        let pieces = problem.m * problem.n.div_ceil(4);
-        let idle = class.in_flight() / (pieces * problem.batch).max(1);
+    pub fn of(class: &DeviceClass, [batch, m, n]: [usize; 3], parts: usize) -> Join {
+        let pieces = m * n.div_ceil(4);
+        let idle = class.in_flight() / (pieces * batch).max(1);
         let floor = |lanes: usize| 1 << lanes.max(1).ilog2();
         let deep = floor(idle.min(parts / 4)).max(parts.div_ceil(32).next_power_of_two()).min(64);
-        let grid = [pieces.div_ceil(64 / deep) as u32, 1, problem.batch as u32];
-        Join { deep, grid, items: parts * problem.batch }
+        let grid = [pieces.div_ceil(64 / deep) as u32, 1, batch as u32];
+        Join { deep, grid, parts, batch }
+    }
+
+    /// The pass without its store.
+    pub fn source(&self, n: usize) -> Source {
+        let source = Source::file("matmul_join");
+        let source = if n.is_multiple_of(4) { source.slot("sums", "sums_of_4") } else { source };
+        if self.deep == 1 {
+            return source;
+        }
+        source.u32("DEEP", self.deep as u32).slot("deep", "deep_many")
+    }
+
+    /// The launch without what its store and its weights need.
+    pub fn launch<'a>(
+        &self,
+        op: &'static str,
+        source: &'a Source,
+        sums: &Tensor,
+        [m, n]: [usize; 2],
+    ) -> Launch<'a> {
+        // As many parts as there are: their length no longer matters.
+        Launch::new(op, source, "main", self.grid)
+            .bind("sums_of_parts", sums)
+            .set("m", m)
+            .set("n", n)
+            .set("k", self.parts)
+            .set("part", 1usize)
+            .set("batch_inner", 1usize)
+            .set("rhs", [0u32; 4])
+            .set("any", [0usize; 2])
+            .turns(self.parts.div_ceil(4 * self.deep) + self.deep)
     }
 
     /// Whether every adapter can launch both passes.
     fn fits(&self) -> bool {
-        self.grid[0] as usize <= MOST_GROUPS && self.items <= MOST_GROUPS
+        self.grid[0] as usize <= MOST_GROUPS && self.parts * self.batch <= MOST_GROUPS
     }
 }

@@ -4,7 +4,6 @@ use super::core::{Core, Problem};
 use super::parts::{Cut, Join};
 use crate::gpu::DeviceClass;
 use crate::gpu::plan::Pass;
-use crate::gpu::shader::Source;
 
 /// A product of two tensors, for [`plan`].
 #[doc(hidden)]
@@ -87,11 +86,8 @@ pub fn plan(class: &DeviceClass, sizes: Sizes) -> Vec<Pass> {
     if cut.parts == 1 {
         return vec![first];
     }
-    let Join { deep, grid, .. } = Join::of(class, &problem, cut.parts);
-    let mut source = Source::file("matmul_join");
-    if deep > 1 {
-        source = source.u32("DEEP", deep as u32).slot("deep", "deep_many");
-    }
+    let join = Join::of(class, [batch, m, n], cut.parts);
+    let (source, grid) = (join.source(n), join.grid);
     let bytes = (cut.parts + 1) as f64 * results;
     let join = Pass { source, grid, parts: 1, bytes, flops: 0.0, ..first.clone() };
     vec![first, join]

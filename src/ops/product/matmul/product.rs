@@ -15,6 +15,8 @@ use crate::tensor::Tensor;
 #[derive(Clone, Copy)]
 pub(in crate::ops) enum Right<'a> {
     Tensor(&'a Tensor),
+    /// The transpose of two contiguous f32 matrices, one below the other.
+    Stacked(&'a Tensor, &'a Tensor),
     /// A weight that is not stored, or its transpose: `load` tells how kernels read it, `whole` materialises it. Only the
     /// one that is used is called.
     Made {
@@ -52,6 +54,7 @@ impl Right<'_> {
     pub fn made(self) -> Tensor {
         match self {
             Right::Tensor(tensor) => tensor.clone(),
+            Right::Stacked(w, tail) => Tensor::concat(&[w, tail], 0).t(),
             Right::Made { whole, transposed: false, .. } => whole(),
             Right::Made { whole, transposed: true, .. } => whole().t(),
         }
@@ -59,6 +62,7 @@ impl Right<'_> {
 
     fn read(self, rows: usize, batch: &Shape) -> Read {
         let (load, transposed) = match self {
+            Right::Stacked(w, tail) if Read::stacks(w, tail) => return Read::stacked(w, tail),
             Right::Made { load, transposed, .. } if self.is_fused(rows) => (load(), transposed),
             _ => return Read::tensor(&self.made(), batch),
         };
@@ -75,6 +79,18 @@ impl Right<'_> {
 }
 
 impl Read {
+    /// Whether blocks of 4 x 4 of two matrices are whole vectors of one of them.
+    fn stacks(w: &Tensor, tail: &Tensor) -> bool {
+        let [rows, columns] = [w.shape()[0], w.shape()[1]];
+        [rows, columns, w.offset, tail.offset].iter().all(|v| v.is_multiple_of(4))
+    }
+
+    fn stacked(w: &Tensor, tail: &Tensor) -> Read {
+        let words = [0, w.shape()[1], 0, w.shape()[0]].map(|v| v as u32);
+        let binds = vec![("rhs", w.into()), ("tail", tail.into())];
+        Read { fragment: "rhs_stacked", half: false, binds, slots: vec![], load: None, words, any: 0 }
+    }
+
     fn tensor(x: &Tensor, batch: &Shape) -> Read {
         let Operand { fragment, half, part, words, any } = operand(x, batch, true);
         let slots = if half { vec![("rhs_word", "rhs_f16")] } else { vec![] };
@@ -270,29 +286,28 @@ impl<'a> Product<'a> {
 
     /// Adds up the parts `[.., parts, m, n]` of this product in order, and stores the result.
     pub fn join(&self, sums: &Tensor, y: &Tensor, problem: &Problem, cut: Cut) {
-        let Problem { m, n, k, .. } = *problem;
-        let Join { deep, grid, .. } = Join::of(y.gpu().class(), problem, cut.parts);
+        let Problem { batch, m, n, .. } = *problem;
+        let join = Join::of(y.gpu().class(), [batch, m, n], cut.parts);
         let store = self.store(y, n);
-        let mut source = store.set(Source::file("matmul_join"));
-        if n.is_multiple_of(4) {
-            source = source.slot("sums", "sums_of_4");
-        }
-        if deep > 1 {
-            source = source.u32("DEEP", deep as u32).slot("deep", "deep_many");
-        }
-        let launch = Launch::new(self.op, &source, "main", grid)
-            .bind("sums_of_parts", sums)
-            .set("m", m)
-            .set("n", n)
-            .set("k", k)
-            .set("part", cut.len)
-            .set("batch_inner", 1usize)
-            .set("lhs", [0u32; 4])
-            .set("rhs", [0u32; 4])
-            .set("any", [0usize; 2])
-            .set("rows", store.listed)
-            .turns(cut.parts.div_ceil(4 * deep) + deep);
+        let source = store.set(join.source(n));
+        let launch = join.launch(self.op, &source, sums, [m, n]);
+        let launch = launch.set("lhs", [0u32; 4]).set("rows", store.listed);
         y.gpu().launch(store.bind(launch, y, self.before));
+    }
+
+    /// Adds up products with `coefficients.shape()[1]` atoms in `parts` parts each, `sums [atoms, parts, m, n]`, where row
+    /// `i` weighs the atoms by `coefficients[layers[i]]`, and stores the result.
+    pub fn join_weighted(self, sums: &Tensor, y: &Tensor, parts: usize, listed: [&Tensor; 2]) {
+        let [layers, coefficients] = listed;
+        let [count, atoms] = [coefficients.shape()[0], coefficients.shape()[1]];
+        let [m, n] = [y.shape()[0], y.shape()[1]];
+        let join = Join::of(y.gpu().class(), [1, m, n], atoms * parts);
+        let store = self.store(y, n);
+        let source = store.set(join.source(n).slot("weights", "weights_listed"));
+        let launch = join.launch(self.op, &source, sums, [m, n]);
+        let launch = launch.bind("layers", layers).bind("coefficients", coefficients);
+        let launch = launch.set("lhs", [parts, atoms, count, 0].map(|v| v as u32)).set("rows", 0usize);
+        y.gpu().launch(store.bind(launch, y, None));
     }
 
     /// Determines how results are stored.

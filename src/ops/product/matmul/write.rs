@@ -70,6 +70,34 @@ impl Product<'_> {
         self.join(&sums, y, problem, cut);
     }
 
+    /// Computes the product into parts that are still to be added up. `shape` is that of the result, `[m, n]` or
+    /// `[batch, m, n]`. Returns `[.., parts, m, n]` and the number of parts.
+    pub fn sums(self, shape: &[usize]) -> (Tensor, usize) {
+        let axes = shape.len();
+        let y = |parts: usize| {
+            let mut sizes = shape.to_vec();
+            sizes[0] *= if axes > 2 { parts } else { 1 };
+            if axes == 2 && parts > 1 {
+                sizes.insert(0, parts);
+            }
+            Tensor::empty(self.lhs.gpu(), self.op, &sizes[..], DType::F32)
+        };
+        let one = y(1);
+        let prepared = self.prepare(&one);
+        let class = one.gpu().class();
+        match Cut::of(class, &prepared.problem) {
+            Some(cut) if prepared.takes(cut, one.gpu()) && prepared.problem.launches(class) == 1 => {
+                let sums = y(cut.parts);
+                self.write_parts(&prepared, cut, &sums, false);
+                (sums, cut.parts)
+            }
+            _ => {
+                self.launch_prepared(&one, &prepared);
+                (one, 1)
+            }
+        }
+    }
+
     /// Writes the product of each part to `sums [.., parts, m, n]`, or adds it.
     pub fn write_parts(&self, prepared: &Prepared, cut: Cut, sums: &Tensor, accumulate: bool) {
         let core = choose(sums.gpu(), &cut.part_of(&prepared.problem));
