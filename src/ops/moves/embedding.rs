@@ -385,6 +385,14 @@ pub(super) fn cases() -> Vec<Case> {
     // More ids than one tile of the sort.
     let many = vec![Input::normal([67, 1]), Input::integers([2500], DType::U32, 0, 67)];
     all.push(Case::new("gradient of many ids", many, |x| x[0].embedding(&x[1]), embedding64));
+    // One id at most places, so that its run crosses many chunks, and more ids than a workgroup's list.
+    for (count, width) in [(300, 4), (2100, 3), (9001, 1)] {
+        let ids = (0..count).map(|i| if i % 5 == 3 { (i % 7) as f64 } else { 5.0 }).collect();
+        let ids = Input::integers([count], DType::U32, 0, 1).fill(Fill::Values(ids));
+        let name = format!("gradient of one id at most of {count} places, width {width}");
+        let inputs = vec![Input::normal([11, width]), ids];
+        all.push(Case::new(name, inputs, |x| x[0].embedding(&x[1]), embedding64));
+    }
 
     for (shape, axis, count) in
         [(&[4][..], 0, 9), (&[3, 5, 4], 1, 7), (&[3, 5, 3], 1, 7), (&[2, 13], 1, 67), (&[6, 2, 2], 0, 1)]

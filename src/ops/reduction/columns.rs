@@ -86,10 +86,6 @@ impl Columns {
 
     /// Sets the parameters that describe the plan.
     pub fn set<'a>(&self, launch: Launch<'a>) -> Launch<'a> {
-        launch
-            .set("groups", self.groups)
-            .set("span", self.span)
-            .set("shift", self.shift)
-            .turns(self.turns)
+        launch.set("groups", self.groups).set("span", self.span).set("shift", self.shift).turns(self.turns)
     }
 }

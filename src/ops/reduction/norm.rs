@@ -201,7 +201,8 @@ impl NormPlan {
             let [parts, span] = self.parts(class);
             let (partial, source) = (empty(parts), self.kind.source(64, self.piece()));
             let launch = self.launch_any(&source, "columns", grid(parts * self.across()));
-            let launch = launch.set("span", span).set("eps", 0.0f32).set("weighted", false).set("biased", false);
+            let launch =
+                launch.set("span", span).set("eps", 0.0f32).set("weighted", false).set("biased", false);
             let work = Work { flops: 0.0, parts };
             let launch = launch.bind("x", x).bind("statistics", statistics).bind("dy", dy);
             x.gpu().launch(launch.bind_mut("partial", &partial).turns(turns(span, 1, 1)).work(work));

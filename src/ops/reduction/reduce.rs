@@ -147,12 +147,9 @@ fn plan_pass(class: &DeviceClass, sizes: [usize; 3], kind: Reduction) -> ReduceP
     let wide = |source: Source| if vectors { in_vectors(source) } else { source };
     let (results, inner) = if vectors { (results / 4, inner / 4) } else { (results, inner) };
     let (source, entry, groups, threads) = match walk {
-        Walk::Vectors => (
-            source_rows(class, kind, lanes),
-            "rows",
-            results.div_ceil(64 / lanes as usize),
-            lanes as usize,
-        ),
+        Walk::Vectors => {
+            (source_rows(class, kind, lanes), "rows", results.div_ceil(64 / lanes as usize), lanes as usize)
+        }
         Walk::Row => (source(kind), "rows", results, 64),
         // Each thread has four columns if their number allows.
         Walk::Column => (wide(source(kind)), "columns", results.div_ceil(64), 1),

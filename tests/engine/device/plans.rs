@@ -122,7 +122,11 @@ fn what_is_planned_is_what_runs() {
         let (ids, dy) = (Tensor::from_slice(&gpu, &ids, [300]), normal(&gpu, &[300, 8]));
         let got = seen(&gpu, &["embedding"], || dy.index_sum(0, &ids, 50));
         // The plan does not know how many rows of the table are used.
-        assert_eq!(kernels(&got), kernels(&lines(&embedding_sum::plan(&class, [50, 8, 300]))), "{name}: embedding");
+        assert_eq!(
+            kernels(&got),
+            kernels(&lines(&embedding_sum::plan(&class, [50, 8, 300]))),
+            "{name}: embedding"
+        );
     }
 }
 
