@@ -1,6 +1,7 @@
 // select:   y[o, i, c] = x[o, ids[i], c] for x [outer, rows, inner]. An embedding has outer = 1. Elements are words of any type.
 // gather:   y[o, i, c] = x[o, ids[o, i, c], c]. `cells` computes the index in x that belongs to each id.
-// sum_runs: the adjoint of both, dx[o, r, c] (+)= sum over i with ids[i] = r of dy[o, i, c], in ascending order of i.
+// sum_runs: the adjoint of both, dx[o, r, c] (+)= sum over i with ids[i] = r of dy[o, i, c], in ascending order of i. GPUs have
+//           embedding_sum.wgsl for it, which needs fewer dispatches and has more loads under way.
 // Ids outside the rows give zeros in y, and add nothing in the adjoints.
 //
 // The adjoint has no atomics. `order` lists the places sorted by id (stable), so the terms of one row of dx are a contiguous run

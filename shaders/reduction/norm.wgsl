@@ -10,6 +10,7 @@
 // the overflow as zeros. Sums are in blocks of BLOCK terms, because a single running sum would drift.
 
 const LANES: u32 = 64u;
+const THREADS: u32 = max(64u, LANES);
 const BLOCK: u32 = 64u;
 const CENTRED: bool = true;
 // A scale with which no row's sum overflows. A scaled sum that is not finite then means that the row contains an infinity.
@@ -43,9 +44,9 @@ alias Sum = vec2<f32>;
 #import row_sum
 #import nan
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(THREADS)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let row = (group.y * p.groups_x + group.x) * (64u / LANES) + lane / LANES;
+    let row = (group.y * p.groups_x + group.x) * (THREADS / LANES) + lane / LANES;
     let t = lane % LANES;
     // Threads beyond the last row walk nothing, but take part in the barriers.
     let n = select(0u, p.width / PIECE, row < p.rows);
@@ -101,9 +102,9 @@ fn statistics_of(row: u32) -> vec3<f32> {
     return vec3<f32>(statistics[3u * row], statistics[3u * row + 1u], statistics[3u * row + 2u]);
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(THREADS)
 fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let row = (group.y * p.groups_x + group.x) * (64u / LANES) + lane / LANES;
+    let row = (group.y * p.groups_x + group.x) * (THREADS / LANES) + lane / LANES;
     let t = lane % LANES;
     let n = select(0u, p.width / PIECE, row < p.rows);
     let base = row * (p.width / PIECE);

@@ -3,7 +3,7 @@
 // with m = max(x) and s = sum exp(x - m) along the axis. Backward reads only y and dy.
 //
 // Arrays are [outer, axis, inner], and a row is the axis at one (outer, inner). LANES neighbouring threads share a row, so a
-// workgroup has 64 / LANES rows. LANES is 64 for long rows, and 1 if inner > 1, where neighbouring threads then read neighbouring
+// workgroup has 64 / LANES rows. LANES is 64 for long rows, 256 for the longest, and 1 if inner > 1, where neighbouring threads then read neighbouring
 // elements. Lane t takes elements t, t + LANES, ... in order, in blocks of BLOCK, followed by a fixed tree. The bits are the same
 // every time. A row that contains NaN or infinity is NaN everywhere, and so is its gradient.
 
@@ -13,6 +13,8 @@
 #import row = row_1
 
 const LANES: u32 = 64u;
+const THREADS: u32 = max(64u, LANES);
+const AHEAD: u32 = 1u;      // vectors that a thread loads in a turn
 const BLOCK: u32 = 64u;
 const LOG: bool = false;
 
@@ -34,9 +36,9 @@ var<immediate> p: Params;
 alias Sum = f32;
 #import row_sum
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(THREADS)
 fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let row = (group.y * p.groups_x + group.x) * (64u / LANES) + lane / LANES;
+    let row = (group.y * p.groups_x + group.x) * (THREADS / LANES) + lane / LANES;
     let t = lane % LANES;
     // Threads beyond the last row walk nothing, but take part in the barriers.
     let n = select(0u, p.axis / PIECE, row < p.rows);
@@ -55,9 +57,9 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     }
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(THREADS)
 fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let row = (group.y * p.groups_x + group.x) * (64u / LANES) + lane / LANES;
+    let row = (group.y * p.groups_x + group.x) * (THREADS / LANES) + lane / LANES;
     let t = lane % LANES;
     let n = select(0u, p.axis / PIECE, row < p.rows);
     let base = (row / p.inner) * (p.axis / PIECE) * p.inner + row % p.inner;

@@ -11,7 +11,7 @@ use crate::gpu::Gpu;
 use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Input};
-use crate::ops::moves::embedding::sum_by_index;
+use crate::ops::moves::embedding_sum::sum_by_index;
 use crate::ops::product::matmul::Epilogue;
 use crate::tensor::Tensor;
 use std::sync::Arc;

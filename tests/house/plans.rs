@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use tiebeam::gpu::DeviceClass;
 use tiebeam::gpu::plan::Pass;
-use tiebeam::ops::moves::embedding;
+use tiebeam::ops::moves::embedding_sum;
 use tiebeam::ops::product::matmul;
 use tiebeam::ops::product::matmul::plan::{ProductKind, Sizes};
 use tiebeam::ops::reduction::{norm, reduce, softmax};
@@ -63,7 +63,7 @@ fn plan(class: &DeviceClass, name: &str) -> Vec<Pass> {
         ("attention backward: queries", _) => of_attention()[1].clone(),
         ("attention backward: keys", _) => of_attention()[2].clone(),
         // [rows, width, ids]
-        ("gradient of an embedding", &[rows, width, ids]) => embedding::plan_sum([rows, width, ids]),
+        ("gradient of an embedding", &[rows, width, ids]) => embedding_sum::plan(class, [rows, width, ids]),
         _ => panic!("{name}: no such op"),
     }
 }

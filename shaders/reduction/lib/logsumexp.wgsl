@@ -1,7 +1,7 @@
 // Running log-sum-exp: a pair (m, s) represents m + log(s), where m is the largest element so far and s = sum exp(x - m).
 // It takes one pass over the data (Milakov & Gimelshein 2018, "Online normalizer calculation for softmax").
 //
-// The importing kernel declares LANES, the number of neighbouring threads that share a row (a power of 2 up to 64), and BLOCK,
+// The importing kernel declares LANES, the number of neighbouring threads that share a row (a power of 2 up to 256), and BLOCK,
 // the iterations after which a thread starts another running sum, because a single one would drift.
 //
 // The start is the lowest finite number instead of -inf, so m - m is 0 and never NaN. Elements of -inf add 0.
@@ -29,7 +29,8 @@ fn lse_merge(a: vec2<f32>, b: vec2<f32>) -> vec2<f32> {
     return vec2<f32>(m, a.y * exp_of1(a.x - m) + b.y * exp_of1(b.x - m));
 }
 
-var<workgroup> lse_tree: array<vec2<f32>, 64>;
+const LSE_TREE: u32 = max(64u, LANES);
+var<workgroup> lse_tree: array<vec2<f32>, LSE_TREE>;
 
 // Makes the sum of a row that contains infinity NaN, whatever the order of its elements.
 fn lse_checked(a: vec2<f32>) -> vec2<f32> {

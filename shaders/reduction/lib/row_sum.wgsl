@@ -1,7 +1,8 @@
 // The sum over the LANES neighbouring threads that work on the same row or block of rows, returned to all of them. The kernel
 // declares LANES and the type `Sum`.
 
-var<workgroup> tree: array<Sum, 64>;
+const TREE: u32 = max(64u, LANES);
+var<workgroup> tree: array<Sum, TREE>;
 
 fn row_sum(lane: u32, value: Sum) -> Sum {
     if LANES == 1u { return value; }

@@ -22,6 +22,8 @@ const MAX_NODES: usize = 40;
 const MAX_DEPTH: usize = 64;
 /// The most scalars, sizes and strides of one kernel, apart from `n` and the grid's width.
 const MAX_WORDS: usize = 30;
+/// The most workgroups along an axis of a grid, on any adapter.
+const MOST_ON_AXIS: usize = 65_535;
 /// The names of the arrays that a kernel reads (`X`) and writes (`Y`), as many as any adapter binds.
 const X: [&str; 16] =
     ["x0", "x1", "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13", "x14", "x15"];
@@ -177,6 +179,21 @@ impl Leaf {
     }
 }
 
+/// Returns how many of the first axes of a walk can be the grid's, so that they cost no division. All that is left
+/// inside them must fill its workgroups, or nearly.
+fn on_grid(sizes: &[usize]) -> usize {
+    let threads = THREADS as usize;
+    let fits = |outer: usize| {
+        let inner: usize = sizes[outer..].iter().product();
+        let vectors = inner / 4;
+        sizes[..outer].iter().all(|&size| size <= MOST_ON_AXIS)
+            && sizes[sizes.len() - 1].is_multiple_of(4)
+            && vectors.div_ceil(threads) <= MOST_ON_AXIS
+            && (vectors.is_multiple_of(threads) || vectors >= 4 * threads)
+    };
+    (1..=2).rev().find(|&outer| outer < sizes.len() && fits(outer)).unwrap_or(0)
+}
+
 /// A kernel being generated.
 struct Program<'a> {
     root: &'a Value,
@@ -269,11 +286,21 @@ impl<'a> Program<'a> {
         let room = gpu.max_bindings().saturating_sub(self.leaves.len() + 1);
         let outputs = self.held_elsewhere(room);
         let (sizes, strides, strided) = self.walks();
-        let source = self.source(&outputs, accumulate, &sizes, &strides, &strided);
-        let grid = grid(self.root.count.div_ceil(4).div_ceil(THREADS as usize));
+        let outer = if strided.is_empty() { 0 } else { on_grid(&sizes) };
+        let source = self.source(&outputs, accumulate, &sizes, &strides, &strided, outer);
+        let groups = |count: usize| count.div_ceil(4).div_ceil(THREADS as usize);
+        let inner: usize = sizes[outer..].iter().product();
+        let grid = match outer {
+            0 => grid(groups(self.root.count)),
+            1 => [groups(inner) as u32, sizes[0] as u32, 1],
+            _ => [groups(inner) as u32, sizes[1] as u32, sizes[0] as u32],
+        };
         let mut launch = Launch::new(self.op, &source, "main", grid).turns(0).set("n", self.root.count);
         if !strided.is_empty() {
             launch = sizes.iter().enumerate().fold(launch, |l, (a, &size)| l.set(format!("size{a}"), size));
+        }
+        if outer > 0 {
+            launch = launch.set("inner", inner);
         }
         for (&leaf, strides) in strided.iter().zip(&strides) {
             for (a, &step) in strides.iter().enumerate() {
@@ -338,6 +365,7 @@ impl<'a> Program<'a> {
         sizes: &[usize],
         strides: &[Vec<usize>],
         strided: &[usize],
+        outer: usize,
     ) -> Source {
         let mut walks = vec![Walk::Plain; self.leaves.len()];
         for (&leaf, strides) in strided.iter().zip(strides) {
@@ -358,6 +386,7 @@ impl<'a> Program<'a> {
             accumulate,
             axes: sizes.len(),
             together: sizes[sizes.len() - 1].is_multiple_of(4),
+            outer,
         };
         if variants::is_held() { text.listed() } else { text.source() }
     }

@@ -74,6 +74,9 @@ pub(super) struct Text {
     pub axes: usize,
     /// Whether the last axis is a multiple of four, so that four neighbours share all other coordinates.
     pub together: bool,
+    /// How many of the first axes are the grid's, at most two. Each of the others costs a division for every four
+    /// elements.
+    pub outer: usize,
 }
 
 fn stored(dtype: DType, vector: bool) -> &'static str {
@@ -122,12 +125,13 @@ impl Text {
         let _ = writeln!(
             s,
             "@compute @workgroup_size({THREADS})\nfn main(@builtin(workgroup_id) group: vec3<u32>, \
-             @builtin(local_invocation_index) lane: u32) {{\n    \
-             let i = (group.y * p.groups_x + group.x) * {THREADS}u + lane;\n    if i * 4u >= p.n {{ return; }}"
+             @builtin(local_invocation_index) lane: u32) {{"
         );
+        s.push_str(&self.place());
         for (i, &(dtype, walk)) in self.reads.iter().enumerate() {
             let read = match walk {
                 Walk::Plain => unpacked(dtype, &format!("x{i}[i]")),
+                _ if self.outer > 0 => format!("read{i}(e, group)"),
                 _ => format!("read{i}(i * 4u)"),
             };
             let _ = writeln!(s, "    let l{i} = {read};");
@@ -142,6 +146,25 @@ impl Text {
         Source::text(NAME, s)
     }
 
+    /// Writes `i`, the place of the thread's four elements in vectors of four. If the grid has the first axes, it also
+    /// writes `e`, their place inside the others.
+    fn place(&self) -> String {
+        let first = match self.outer {
+            0 => {
+                return format!(
+                    "    let i = (group.y * p.groups_x + group.x) * {THREADS}u + lane;\n    \
+                     if i * 4u >= p.n {{ return; }}\n"
+                );
+            }
+            1 => "group.y",
+            _ => "(group.z * p.size1 + group.y)",
+        };
+        format!(
+            "    let e = (group.x * {THREADS}u + lane) * 4u;\n    if e >= p.inner {{ return; }}\n    \
+             let i = ({first} * p.inner + e) / 4u;\n"
+        )
+    }
+
     /// Returns the kernel with the lines of its pieces, for the list of variants. Not needed at every launch.
     pub fn listed(&self) -> Source {
         self.source().with_lines(self.lines())
@@ -153,6 +176,10 @@ impl Text {
         if self.strided().next().is_some() {
             (0..self.axes).for_each(|a| s += &format!(" size{a}: u32,"));
             words += self.axes;
+        }
+        if self.outer > 0 {
+            s.push_str(" inner: u32,");
+            words += 1;
         }
         for i in self.strided() {
             (0..self.axes).for_each(|a| s += &format!(" t{i}_{a}: u32,"));
@@ -177,21 +204,30 @@ impl Text {
             DType::F16 => format!("half_at(x{i}[({index}) / 2u], ({index}) % 2u)"),
             _ => format!("x{i}[{index}]"),
         };
-        let _ = writeln!(s, "fn index{i}(e: u32) -> u32 {{\n    var rest = e;\n    var at = p.o{i};");
-        for a in (1..axes).rev() {
+        // Axes of the grid come as an argument of their own.
+        let (outer, group, pass) = match self.outer {
+            0 => (0, "", ""),
+            outer => (outer, ", group: vec3<u32>", ", group"),
+        };
+        let _ = writeln!(s, "fn index{i}(e: u32{group}) -> u32 {{\n    var rest = e;\n    var at = p.o{i};");
+        for (a, place) in [vec![], vec!["group.y"], vec!["group.z", "group.y"]][outer].iter().enumerate() {
+            let _ = writeln!(s, "    at += {place} * p.t{i}_{a};");
+        }
+        for a in (outer + 1..axes).rev() {
             let _ = writeln!(s, "    at += (rest % p.size{a}) * p.t{i}_{a};\n    rest = rest / p.size{a};");
         }
-        let _ = writeln!(s, "    return at + rest * p.t{i}_0;\n}}");
-        let _ = write!(s, "fn read{i}(e: u32) -> vec4<{ty}> {{\n    ");
+        let _ = writeln!(s, "    return at + rest * p.t{i}_{outer};\n}}");
+        let _ = write!(s, "fn read{i}(e: u32{group}) -> vec4<{ty}> {{\n    ");
         let step = format!("p.t{i}_{}", axes - 1);
         if walk == Walk::Whole {
-            let value = unpacked(dtype, &format!("x{i}[index{i}(e) / 4u]"));
+            let value = unpacked(dtype, &format!("x{i}[index{i}(e{pass}) / 4u]"));
             let _ = writeln!(s, "return {value};\n}}");
         } else if self.together && walk == Walk::Repeated {
-            let _ = writeln!(s, "let a = index{i}(e);\n    return vec4<{ty}>({});\n}}", element("a"));
+            let _ = writeln!(s, "let a = index{i}(e{pass});\n    return vec4<{ty}>({});\n}}", element("a"));
         } else if self.together {
             let lanes: Vec<String> = (0..4).map(|j| element(&format!("a + {j}u * {step}"))).collect();
-            let _ = writeln!(s, "let a = index{i}(e);\n    return vec4<{ty}>({});\n}}", lanes.join(", "));
+            let lanes = lanes.join(", ");
+            let _ = writeln!(s, "let a = index{i}(e{pass});\n    return vec4<{ty}>({lanes});\n}}");
         } else {
             s.push_str("let last = p.n - 1u;\n");
             for j in 0..4 {
@@ -218,6 +254,9 @@ impl Text {
             let (_, name) = Walk::ALL.into_iter().find(|(w, _)| *w == walk).expect("all walks are listed");
             let how = if walk.is_strided() && self.together { " together" } else { "" };
             lines.push(format!("{NAME} reads {dtype} {name}{how}"));
+        }
+        if self.outer > 0 {
+            lines.push(format!("{NAME} walks {} axes by the grid", self.outer));
         }
         for (i, &made) in self.writes.iter().enumerate() {
             let how = if i == 0 && self.accumulate { " accumulate" } else { "" };
@@ -286,6 +325,13 @@ pub(in crate::gpu) fn example(line: &str) -> Option<Source> {
             text.reads.push((dtype, walk));
             text.operations.push(identity(dtype));
         }
+        "walks" => {
+            text.outer =
+                rest.strip_suffix(" axes by the grid")?.parse().ok().filter(|n| (1..=2).contains(n))?;
+            text.together = true;
+            text.reads.push((DType::F32, Walk::Whole));
+            text.operations.push(identity(DType::F32));
+        }
         "writes" => {
             let (dtype, accumulate) = match rest.split_once(' ') {
                 Some((dtype, how)) => (of(dtype)?, how == "accumulate"),
@@ -312,6 +358,7 @@ mod tests {
             "elementwise reads f16 whole together",
             "elementwise reads i32 strided",
             "elementwise writes f32 accumulate",
+            "elementwise walks 2 axes by the grid",
         ];
         for line in lines {
             let source = example(line).unwrap_or_else(|| panic!("{line} is not read"));

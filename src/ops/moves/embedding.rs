@@ -1,9 +1,9 @@
-//! Elements by index: embedding, index_select and gather, and their adjoints, which add up in a fixed order.
+//! Elements by index: embedding, index_select and gather. Their adjoints are in `embedding_sum`.
 
 use super::check_ids::check_ids;
+use super::embedding_sum::sum_by_index;
 use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, grid};
-use crate::gpu::plan::Pass;
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::ops::timed::{Want, When};
@@ -23,13 +23,6 @@ fn source(wide: bool) -> Source {
     Source::file("embedding").alias("Elem", elem).alias("Float", float)
 }
 
-/// The number of places in `order` that a thread of `sum_runs` walks.
-const CHUNK: usize = 32;
-
-fn runs(wide: bool, folded: bool, accumulate: bool) -> Source {
-    source(wide).u32("CHUNK", CHUNK as u32).bool("FOLDED", folded).bool("ACCUMULATE", accumulate)
-}
-
 /// The sizes that the kernels walk: `rows` along the axis of x, `inner` elements per row, `count` ids.
 #[derive(Clone, Copy)]
 struct Sizes {
@@ -46,8 +39,8 @@ impl Sizes {
             .set("rows", self.rows)
             .set("inner", if wide { self.inner / 4 } else { self.inner })
             .set("count", self.count)
-            .set("chunks", self.count.div_ceil(CHUNK))
-            .turns(CHUNK)
+            .set("chunks", 0usize)
+            .turns(0)
     }
 }
 
@@ -70,99 +63,6 @@ fn select(x: &Tensor, axis: usize, ids: &Tensor) -> Tensor {
     // Only some rows of a table are loaded, and the table may be large.
     y.gpu().launch(launch.bind("x", &stored).bind("ids", ids).bind_mut("y", &y).reuse(0));
     y.cast(x.dtype())
-}
-
-/// The adjoint of [`select`]: `dx [shape]` with `dx[.., ids[i], ..] = sum dy[.., i, ..]`, summed in a fixed order.
-pub(crate) fn sum_by_index(
-    dy: &Tensor,
-    axis: usize,
-    shape: Shape,
-    ids: &Tensor,
-    into: Destination,
-) -> Tensor {
-    let order = ids.argsort(0, false).contiguous();
-    sum_runs(dy, axis, shape, (ids, &order), into)
-}
-
-/// Like `sum_by_index`, with the sorted order of the ids given.
-fn sum_runs(
-    dy: &Tensor,
-    axis: usize,
-    shape: Shape,
-    (ids, order): (&Tensor, &Tensor),
-    into: Destination,
-) -> Tensor {
-    let gpu = dy.gpu();
-    let (outer, rows, inner) = shape.split_at_axis(axis);
-    let wide = inner.is_multiple_of(4);
-    let vectors = if wide { inner / 4 } else { inner };
-    let (dx, accumulate) = into.output(gpu, "embedding", shape);
-    if !accumulate {
-        let sizes = Sizes { rows, inner, count: ids.count() };
-        let source = source(wide);
-        gpu.launch(sizes.launch(&source, "clear", wide, outer * rows * vectors).bind_mut("dx", &dx));
-    }
-    let (mut ids, mut dy) = (ids.clone(), dy.contiguous());
-    let mut folded = false;
-    while dx.count() > 0 && ids.count() > 0 {
-        let count = ids.count();
-        let chunks = count.div_ceil(CHUNK);
-        let found = Tensor::empty(gpu, "embedding", [2 * chunks], DType::U32);
-        let rest = Tensor::empty(gpu, "embedding", [outer, 2 * chunks, inner], DType::F32);
-        let source = runs(wide, folded, accumulate);
-        let sizes = Sizes { rows, inner, count };
-        gpu.launch(
-            sizes
-                .launch(&source, "sum_runs", wide, outer * chunks * vectors)
-                .bind("ids", &ids)
-                // Not read if the places are already in order.
-                .bind("order", if folded { &ids } else { order })
-                .bind("dy", &dy)
-                .bind_mut("found", &found)
-                .bind_mut("rest", &rest)
-                .bind_mut("dx", &dx),
-        );
-        if chunks == 1 {
-            break;
-        }
-        (ids, dy, folded) = (found, rest, true);
-    }
-    dx
-}
-
-/// Returns the passes of the gradient of `count` rows that were looked up in a table `[rows, width]`. The first clears
-/// the gradient. The second sums the sorted places chunk by chunk. Further passes sum the parts of rows that cross the
-/// ends of chunks.
-#[doc(hidden)]
-pub fn plan_sum([rows, width, count]: [usize; 3]) -> Vec<Pass> {
-    let wide = width.is_multiple_of(4);
-    let vectors = if wide { width / 4 } else { width };
-    let pass = |source, entry: &str, threads: usize, elements: usize| {
-        let (grid, entry) = (grid(threads.div_ceil(64)), entry.to_string());
-        Pass {
-            op: "embedding".into(),
-            source,
-            entry,
-            grid,
-            parts: 1,
-            bytes: 4.0 * elements as f64,
-            flops: 0.0,
-        }
-    };
-    let mut all = vec![pass(source(wide), "clear", rows * vectors, rows * width)];
-    let (mut count, mut folded) = (count, false);
-    while count > 0 {
-        let chunks = count.div_ceil(CHUNK);
-        let lists = if folded { count } else { 2 * count } + 2 * chunks;
-        // Only the rows of the table that were looked up.
-        let elements = (count + count.min(rows) + 2 * chunks) * width + lists;
-        all.push(pass(runs(wide, folded, false), "sum_runs", chunks * vectors, elements));
-        if chunks == 1 {
-            break;
-        }
-        (count, folded) = (2 * chunks, true);
-    }
-    all
 }
 
 struct Select {
@@ -485,6 +385,14 @@ pub(super) fn cases() -> Vec<Case> {
     // More ids than one tile of the sort.
     let many = vec![Input::normal([67, 1]), Input::integers([2500], DType::U32, 0, 67)];
     all.push(Case::new("gradient of many ids", many, |x| x[0].embedding(&x[1]), embedding64));
+    // One id at most places, so that its run crosses many chunks, and more ids than a workgroup's list.
+    for (count, width) in [(300, 4), (2100, 3), (9001, 1)] {
+        let ids = (0..count).map(|i| if i % 5 == 3 { (i % 7) as f64 } else { 5.0 }).collect();
+        let ids = Input::integers([count], DType::U32, 0, 1).fill(Fill::Values(ids));
+        let name = format!("gradient of one id at most of {count} places, width {width}");
+        let inputs = vec![Input::normal([11, width]), ids];
+        all.push(Case::new(name, inputs, |x| x[0].embedding(&x[1]), embedding64));
+    }
 
     for (shape, axis, count) in
         [(&[4][..], 0, 9), (&[3, 5, 4], 1, 7), (&[3, 5, 3], 1, 7), (&[2, 13], 1, 67), (&[6, 2, 2], 0, 1)]

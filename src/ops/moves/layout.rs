@@ -188,23 +188,30 @@ impl Tensor {
         into: Option<&Tensor>,
     ) -> Tensor {
         let gpu = self.gpu();
-        let half = self.dtype() == DType::F16;
-        let x = if half { self.cast(DType::F32).contiguous() } else { self.contiguous() };
-        let y = into.cloned().unwrap_or_else(|| Tensor::empty(gpu, entry, shape, x.dtype()));
         let inner = shape.split_at_axis(axis).2;
-        let n = if entry == "pad" { shape.count() } else { self.count() };
-        let grid = grid(n.div_ceil(64));
+        // Rows are moved as words, so pairs of f16 elements must not be torn apart.
+        let torn = self.dtype() == DType::F16 && into.map_or(DType::F16, Tensor::dtype) != DType::F16;
+        let sizes = [start, self.shape[axis], shape[axis]].map(|size| size * inner);
+        let torn = torn || self.dtype() == DType::F16 && !sizes.iter().all(|size| size.is_multiple_of(2));
+        let x = if torn { self.cast(DType::F32).contiguous() } else { self.contiguous() };
+        let y = into.cloned().unwrap_or_else(|| Tensor::empty(gpu, entry, shape, x.dtype()));
+        let words = |elements: usize| elements * x.dtype().size() / 4;
+        let wide = sizes.iter().all(|&size| words(size).is_multiple_of(4));
+        let pieces = |elements: usize| if wide { words(elements) / 4 } else { words(elements) };
+        let n = pieces(if entry == "pad" { shape.count() } else { self.count() });
+        let source = Source::file("concat").alias("Elem", if wide { "vec4<u32>" } else { "u32" });
+        let [start, x_row, y_row] = sizes.map(pieces);
         gpu.launch(
-            Launch::new(entry, &Source::file("concat"), entry, grid)
+            Launch::new(entry, &source, entry, grid(n.div_ceil(64)))
                 .bind("x", &x)
                 .bind_mut("y", &y)
                 .set("n", n)
-                .set("x_row", self.shape[axis] * inner)
-                .set("y_row", shape[axis] * inner)
-                .set("start", start * inner)
+                .set("x_row", x_row)
+                .set("y_row", y_row)
+                .set("start", start)
                 .turns(0),
         );
-        if half && into.is_none() { y.cast(DType::F16) } else { y }
+        if torn && into.is_none() { y.cast(DType::F16) } else { y }
     }
 
     /// Concatenates the tensors along `axis`. All other sizes must be equal.
@@ -228,15 +235,18 @@ impl Tensor {
         }
         let sizes: Vec<usize> = tensors.iter().map(|t| t.shape[axis]).collect();
         let shape = first.shape.with(axis, sizes.iter().sum());
-        let half = first.dtype() == DType::F16;
-        let stored = if half { DType::F32 } else { first.dtype() };
+        // If a pair of f16 elements would be torn apart, all are moved as f32.
+        let inner = first.shape.split_at_axis(axis).2;
+        let odd = sizes.iter().any(|size| !(size * inner).is_multiple_of(2));
+        let torn = first.dtype() == DType::F16 && odd;
+        let stored = if torn { DType::F32 } else { first.dtype() };
         let mut all = Tensor::empty(first.gpu(), "concat", shape, stored);
         let mut start = 0;
         for (t, &size) in tensors.iter().zip(&sizes) {
             t.moved("concat", axis, start, shape, Some(&all));
             start += size;
         }
-        if half {
+        if torn {
             all = all.cast(DType::F16);
         }
         all.made_by(tensors, || Box::new(Concat { axis, sizes }))
@@ -387,6 +397,23 @@ pub(super) fn cases() -> Vec<Case> {
     all
 }
 
+/// Two arrays of f16 side by side.
+fn half_concat([left, right]: [usize; 2]) -> Case {
+    let input = |width: usize| Input::normal([3, width]).dtype(DType::F16).fixed();
+    let width = left + right;
+    Case::new(
+        format!("concat of f16 {left}+{right}"),
+        vec![input(left), input(right)],
+        |x| Tensor::concat(&[&x[0], &x[1]], 1),
+        move |x| {
+            Array::from_fn([3, width], |i| match i % width {
+                c if c < left => x[0].data[i / width * left + c],
+                c => x[1].data[i / width * right + c - left],
+            })
+        },
+    )
+}
+
 fn small() -> Vec<Case> {
     vec![
         // Sizes in whole vectors, which are copied in blocks or read four at a time.
@@ -484,6 +511,54 @@ fn small() -> Vec<Case> {
                     c @ 0..5 => x[0].data[i / 76 * 5 + c],
                     5 => x[1].data[i / 76],
                     c => x[2].data[i / 76 * 70 + c - 6],
+                })
+            },
+        ),
+        Case::new(
+            "concat in vectors",
+            vec![Input::normal([3, 4]), Input::normal([3, 8])],
+            |x| Tensor::concat(&[&x[0], &x[1]], 1),
+            |x| {
+                Array::from_fn([3, 12], |i| match i % 12 {
+                    c @ 0..4 => x[0].data[i / 12 * 4 + c],
+                    c => x[1].data[i / 12 * 8 + c - 4],
+                })
+            },
+        ),
+        // Pairs in words, and pairs that would be torn apart.
+        half_concat([2, 6]),
+        half_concat([3, 6]),
+        half_concat([8, 16]),
+        Case::new(
+            "pad of f16",
+            vec![Input::normal([3, 6]).dtype(DType::F16).fixed()],
+            |x| x[0].pad(1, 2, 4),
+            |x| {
+                Array::from_fn([3, 12], |i| match i % 12 {
+                    c @ 2..8 => x[0].data[i / 12 * 6 + c - 2],
+                    _ => 0.0,
+                })
+            },
+        ),
+        // The first axes are the grid's.
+        Case::new(
+            "heads of whole workgroups",
+            vec![Input::normal([2, 8, 3, 32]).fixed()],
+            |x| x[0].transpose(1, 2).scale(2.0),
+            |x| {
+                Array::from_fn([2, 3, 8, 32], |i| {
+                    2.0 * x[0].data[i / 768 * 768 + i / 32 % 8 * 96 + i / 256 % 3 * 32 + i % 32]
+                })
+            },
+        ),
+        Case::new(
+            "rows of whole workgroups",
+            vec![Input::normal([3, 512]).fixed(), Input::normal([1, 256]).fixed()],
+            |x| x[0].slice(1, 256..512).mul(&x[1]).add(&x[0].slice(1, 0..256)),
+            |x| {
+                Array::from_fn([3, 256], |i| {
+                    let row = &x[0].data[i / 256 * 512..];
+                    row[256 + i % 256] * x[1].data[i % 256] + row[i % 256]
                 })
             },
         ),

@@ -2,6 +2,7 @@
 
 pub mod check_ids;
 pub mod embedding;
+pub mod embedding_sum;
 pub mod layout;
 
 crate::ops::listed!(layout, embedding, check_ids);

@@ -2,7 +2,9 @@
 
 use super::softmax::{by_pieces, groups, lanes, log_softmax64, piece, turns, walks};
 use crate::dtype::DType;
+use crate::gpu::DeviceClass;
 use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::plan::Pass;
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::ops::moves::check_ids::check_ids;
@@ -13,8 +15,8 @@ use crate::tensor::{Tensor, same_gpu};
 
 const OP: &str = "cross_entropy";
 
-fn source(lanes: u32, piece: usize) -> Source {
-    by_pieces(Source::file("cross_entropy").u32("LANES", lanes), piece)
+fn source(class: &DeviceClass, lanes: u32, piece: usize) -> Source {
+    by_pieces(class, Source::file("cross_entropy").u32("LANES", lanes), piece)
 }
 
 /// The kernels' parameters, without the grid.
@@ -45,7 +47,7 @@ impl CrossEntropyPlan {
         if walks(self.classes / piece) {
             let statistics = Tensor::empty(gpu, OP, [rows, 2], DType::F32);
             let lanes = lanes(gpu.class(), self.classes / piece, 1, rows);
-            let source = source(lanes, piece);
+            let source = source(gpu.class(), lanes, piece);
             let launch = self.launch(&source, "forward", groups(rows, lanes));
             let launch = launch.bind("x", x).bind("targets", targets).bind_mut("losses", &losses);
             let turns = turns(self.classes / piece, lanes, 1);
@@ -56,12 +58,54 @@ impl CrossEntropyPlan {
         let most = all.max(1);
         let sum = all.sub(&most.unsqueeze(1)).exp().sum(1);
         let pairs = |second: &Tensor| Tensor::stack(&[&most, second], 1).contiguous();
-        let source = source(1, piece);
+        let source = source(gpu.class(), 1, piece);
         let launch = self.launch(&source, "long_rows", grid(rows.div_ceil(64)));
         let launch = launch.bind("x", x).bind("targets", targets).bind_mut("losses", &losses);
         gpu.launch(launch.bind("statistics", &pairs(&sum)).turns(0));
         [losses, pairs(&sum.recip())]
     }
+}
+
+/// The most rows whose losses one workgroup adds up, in 32 turns.
+const ROWS: usize = 32 * 8 * 256;
+
+impl CrossEntropyPlan {
+    /// Returns the sum of the losses with the count of rows, and their quotient.
+    fn total(&self, losses: &Tensor) -> [Tensor; 2] {
+        let gpu = losses.gpu();
+        let scalar = Shape::new(&[]);
+        if self.rows > ROWS {
+            let totals = losses.sum(1);
+            let mean = totals.slice(0, 0..1).div(&totals.slice(0, 1..2)).reshape(scalar);
+            return [totals, mean];
+        }
+        let totals = Tensor::empty(gpu, OP, [2], DType::F32);
+        let mean = Tensor::empty(gpu, OP, scalar, DType::F32);
+        let source = source(gpu.class(), 64, 1);
+        let launch = self.launch(&source, "total", [1, 1, 1]).bind("terms", losses);
+        let launch = launch.bind_mut("summed", &totals).bind_mut("mean", &mean);
+        gpu.launch(launch.turns(self.rows.div_ceil(8 * 256)));
+        [totals, mean]
+    }
+}
+
+/// Returns the passes of the loss of `[rows, classes]`. Empty if it is computed by other ops.
+#[doc(hidden)]
+pub fn plan(class: &DeviceClass, [rows, classes]: [usize; 2]) -> Vec<Pass> {
+    let piece = piece(classes);
+    if !walks(classes / piece) || rows > ROWS {
+        return vec![];
+    }
+    let pass = |source, entry: &str, grid, elements: usize| {
+        let (entry, bytes) = (entry.to_string(), 4.0 * elements as f64);
+        Pass { op: OP.into(), source, entry, grid, parts: 1, bytes, flops: 0.0 }
+    };
+    let lanes = lanes(class, classes / piece, 1, rows);
+    let forward = source(class, lanes, piece);
+    vec![
+        pass(forward, "forward", groups(rows, lanes), rows * classes + 5 * rows),
+        pass(source(class, 64, 1), "total", [1, 1, 1], 2 * rows),
+    ]
 }
 
 struct CrossEntropy {
@@ -84,8 +128,9 @@ impl Op for CrossEntropy {
         let (logits, dy) = (self.logits.get(OP), dy.contiguous());
         let x = logits.cast(DType::F32).contiguous();
         let dx = Tensor::empty(x.gpu(), OP, x.shape(), DType::F32);
-        let grid = grid(x.count().div_ceil(64));
-        let source = source(64, 1);
+        let piece = piece(self.plan.classes);
+        let grid = grid((x.count() / piece).div_ceil(64));
+        let source = source(x.gpu().class(), 64, piece);
         x.gpu().launch(
             self.plan
                 .launch(&source, "backward", grid)
@@ -147,8 +192,7 @@ impl Tensor {
         let targets = targets.contiguous();
         check_ids(OP, &targets, classes, ignored);
         let [losses, statistics] = plan.forward(&x, &targets);
-        let totals = losses.sum(1);
-        let y = totals.slice(0, 0..1).div(&totals.slice(0, 1..2)).reshape(Shape::new(&[]));
+        let [totals, y] = plan.total(&losses);
         y.made_by(&[self], || {
             Box::new(CrossEntropy {
                 plan,

@@ -1,6 +1,7 @@
 //! Ops over whole rows: sums and extremes, scans, softmax, losses and norms.
 
 pub mod arg;
+mod columns;
 pub mod cross_entropy;
 pub mod cumsum;
 pub mod norm;

@@ -1,5 +1,6 @@
 //! Layer norm and RMS norm over the last axis.
 
+use super::columns::Columns;
 use super::softmax::{WALK, groups, lanes, turns, walks};
 use crate::dtype::DType;
 use crate::gpu::DeviceClass;
@@ -28,8 +29,19 @@ impl NormKind {
 
     fn source(self, lanes: u32, piece: usize) -> Source {
         let source = Source::file("norm").bool("CENTRED", self == NormKind::Layer).u32("LANES", lanes);
-        source.slot("piece", if piece == 4 { "piece_4" } else { "piece_1" })
+        in_pieces(source, piece)
     }
+}
+
+fn in_pieces(source: Source, piece: usize) -> Source {
+    source.slot("piece", if piece == 4 { "piece_4" } else { "piece_1" })
+}
+
+/// A kernel over rows.
+struct RowsPlan {
+    source: Source,
+    grid: [u32; 3],
+    turns: usize,
 }
 
 /// What all kernels of one call have in common.
@@ -49,21 +61,35 @@ impl NormPlan {
         super::softmax::piece(self.width)
     }
 
-    /// Returns the number of lanes that share a row, and the grid, for kernels that walk rows.
-    fn over_rows(&self, class: &DeviceClass) -> (u32, [u32; 3]) {
-        let lanes = lanes(class, self.width / self.piece(), 1, self.rows);
-        (lanes, groups(self.rows, lanes))
+    /// Plans a kernel over rows. A GPU holds a row in the registers of the threads that share it, if they are at most
+    /// 256. Longer rows are walked, and so are all rows where barriers are dear.
+    fn over_rows(&self, class: &DeviceClass) -> RowsPlan {
+        let (rows, pieces) = (self.rows, self.width / self.piece());
+        let held = if pieces <= 4 * 256 { 4 } else { 8 };
+        if class.has_dear_barriers() || pieces > held * 256 {
+            let lanes = lanes(class, pieces, 1, rows);
+            let source = self.kind.source(lanes, self.piece());
+            return RowsPlan { source, grid: groups(rows, lanes), turns: turns(pieces, lanes, 3) };
+        }
+        // A warp's loads should be of neighbouring pieces as far as a row has them.
+        let lanes = pieces.div_ceil(held).next_power_of_two().max(pieces.next_power_of_two().min(8));
+        let source = Source::file("norm_rows").bool("CENTRED", self.kind == NormKind::Layer);
+        let source = source.u32("LANES", lanes as u32).u32("HELD", held as u32);
+        let grid = grid(rows.div_ceil((64 / lanes).max(1)));
+        RowsPlan { source: in_pieces(source, self.piece()), grid, turns: 64 }
     }
 
-    /// Makes a launch over rows of `x`. For the entry `columns`, a part has `span` rows.
-    fn launch<'a>(&self, source: &'a Source, entry: &'a str, grid: [u32; 3], span: usize) -> Launch<'a> {
+    /// Makes a launch over rows of `x`.
+    fn launch<'a>(&self, plan: &'a RowsPlan, entry: &'a str) -> Launch<'a> {
+        let launch = self.launch_any(&plan.source, entry, plan.grid).turns(plan.turns);
+        let launch = launch.set("eps", self.eps).set("weighted", self.weighted).set("biased", self.biased);
+        if plan.source.name() == "norm" { launch.set("span", 0usize) } else { launch }
+    }
+
+    fn launch_any<'a>(&self, source: &'a Source, entry: &'a str, grid: [u32; 3]) -> Launch<'a> {
         Launch::new(self.kind.name(), source, entry, grid)
             .set("rows", self.rows)
             .set("width", self.width)
-            .set("eps", self.eps)
-            .set("weighted", self.weighted)
-            .set("biased", self.biased)
-            .set("span", span)
             .reuse(2)
     }
 
@@ -144,26 +170,45 @@ impl NormPlan {
         }
         let dx = Tensor::empty(x.gpu(), self.kind.name(), x.shape(), DType::F32);
         let weight = weight.unwrap_or(x).cast(DType::F32).contiguous();
-        let (lanes, grid) = self.over_rows(x.gpu().class());
-        let source = self.kind.source(lanes, self.piece());
-        let launch = self.launch(&source, "backward", grid, 0).bind("x", x).bind("weight", &weight);
+        let plan = self.over_rows(x.gpu().class());
+        let launch = self.launch(&plan, "backward").bind("x", x).bind("weight", &weight);
         let launch = launch.bind("statistics", statistics).bind("dy", dy).bind_mut("dx", &dx);
-        x.gpu().launch(launch.turns(turns(self.width / self.piece(), lanes, 3)));
+        x.gpu().launch(launch);
         dx
+    }
+
+    /// How a GPU's workgroups share the sums over rows. `None` where a thread walks a column alone.
+    fn shared(&self, class: &DeviceClass) -> Option<Columns> {
+        let piece = self.piece();
+        let of = || Columns::of(class, [1, self.rows, self.width / piece], piece == 4, 2);
+        (!class.has_dear_barriers()).then(of)
     }
 
     /// Returns `[2, width]`: the sums over rows of `dy x^` and of `dy`, where `x^` is the normalised `x`. They are the
     /// gradients of gain and shift.
     pub(in crate::ops) fn sums(&self, x: &Tensor, statistics: &Tensor, dy: &Tensor) -> Tensor {
-        let NormPlan { kind, width, .. } = *self;
-        let [parts, span] = self.parts(x.gpu().class());
-        let partial = Tensor::empty(x.gpu(), kind.name(), [parts, 2, width], DType::F32);
-        let grid = grid(parts * self.across());
-        let source = kind.source(64, self.piece());
-        let launch = self.launch(&source, "columns", grid, span).bind("x", x).bind("statistics", statistics);
-        let launch = launch.bind("dy", dy).bind_mut("partial", &partial);
-        x.gpu().launch(launch.turns(turns(span, 1, 1)).work(Work { flops: 0.0, parts }));
-        partial.sum(0)
+        let (op, width, class) = (self.kind.name(), self.width, x.gpu().class());
+        let empty = |parts: usize| Tensor::empty(x.gpu(), op, [parts, 2, width], DType::F32);
+        let partial = if let Some(columns) = self.shared(class) {
+            let partial = empty(columns.parts);
+            let source = in_pieces(Source::file("norm_columns"), self.piece());
+            let launch = columns.set(self.launch_any(&source, "columns", columns.grid()));
+            let work = Work { flops: 0.0, parts: columns.parts };
+            let launch = launch.bind("x", x).bind("statistics", statistics).bind("dy", dy);
+            x.gpu().launch(launch.bind_mut("partial", &partial).work(work));
+            partial
+        } else {
+            let [parts, span] = self.parts(class);
+            let (partial, source) = (empty(parts), self.kind.source(64, self.piece()));
+            let launch = self.launch_any(&source, "columns", grid(parts * self.across()));
+            let launch =
+                launch.set("span", span).set("eps", 0.0f32).set("weighted", false).set("biased", false);
+            let work = Work { flops: 0.0, parts };
+            let launch = launch.bind("x", x).bind("statistics", statistics).bind("dy", dy);
+            x.gpu().launch(launch.bind_mut("partial", &partial).turns(turns(span, 1, 1)).work(work));
+            partial
+        };
+        if partial.shape()[0] == 1 { partial.reshape([2, width]) } else { partial.sum(0) }
     }
 }
 
@@ -172,20 +217,26 @@ impl NormPlan {
 #[doc(hidden)]
 pub fn plan(class: &DeviceClass, [rows, width]: [usize; 2]) -> [Vec<Pass>; 2] {
     let plan = NormPlan::layer(rows, width, 1e-5);
-    let lanes = lanes(class, width / plan.piece(), 1, rows);
-    let [parts, _] = plan.parts(class);
-    let pass = |entry: &str, lanes, grid, parts: usize, elements: usize| {
-        let source = plan.kind.source(lanes, plan.piece());
+    let pass = |source, entry: &str, grid, parts: usize, elements: usize| {
         let (entry, bytes) = (entry.to_string(), 4.0 * elements as f64);
         Pass { op: "layer_norm".into(), source, entry, grid, parts, bytes, flops: 0.0 }
     };
     let elements = 2 * rows * width + 2 * width + 3 * rows;
+    let RowsPlan { source, grid: over, .. } = plan.over_rows(class);
     // Longer rows are computed by other ops.
-    let forward =
-        if !plan.walks() { vec![] } else { vec![pass("forward", lanes, groups(rows, lanes), 1, elements)] };
+    let forward = if plan.walks() { vec![pass(source, "forward", over, 1, elements)] } else { vec![] };
+    let (source, over, parts) = match plan.shared(class) {
+        Some(columns) => (Source::file("norm_columns"), columns.grid(), columns.parts),
+        None => {
+            let [parts, _] = plan.parts(class);
+            (Source::file("norm").bool("CENTRED", true).u32("LANES", 64), grid(parts * plan.across()), parts)
+        }
+    };
     let elements = 2 * rows * width + 3 * rows + 2 * parts * width;
-    let mut sums = vec![pass("columns", 64, grid(parts * plan.across()), parts, elements)];
-    sums.extend(reduce::plan(class, [1, parts, 2 * width]));
+    let mut sums = vec![pass(in_pieces(source, plan.piece()), "columns", over, parts, elements)];
+    if parts > 1 {
+        sums.extend(reduce::plan(class, [1, parts, 2 * width]));
+    }
     [forward, sums]
 }
 
@@ -269,11 +320,9 @@ impl Tensor {
         let [y, statistics] = if plan.walks() {
             let y = Tensor::empty(x.gpu(), op, x.shape(), DType::F32);
             let statistics = Tensor::empty(x.gpu(), op, [rows, 3], DType::F32);
-            let (lanes, grid) = plan.over_rows(x.gpu().class());
-            let source = plan.kind.source(lanes, plan.piece());
-            let launch = plan.launch(&source, "forward", grid, 0).bind("x", &x).bind("weight", &g);
-            let launch = launch.bind("bias", &b).bind_mut("y", &y).bind_mut("made", &statistics);
-            x.gpu().launch(launch.turns(turns(width / plan.piece(), lanes, 3)));
+            let rows = plan.over_rows(x.gpu().class());
+            let launch = plan.launch(&rows, "forward").bind("x", &x).bind("weight", &g);
+            x.gpu().launch(launch.bind("bias", &b).bind_mut("y", &y).bind_mut("made", &statistics));
             [y, statistics]
         } else {
             let [y, statistics] = plan.long(&x, &g, &b);

@@ -1,6 +1,7 @@
 //! Sum, mean, max and min along an axis. The order of summation depends on the sizes and the device's class only, so
 //! the bits are the same every time.
 
+use super::columns::{self, Columns};
 use crate::dtype::DType;
 use crate::gpu::DeviceClass;
 use crate::gpu::kernel::{Launch, Work, grid};
@@ -16,11 +17,13 @@ use crate::tensor::Tensor;
 /// The most elements of an axis that a thread adds up: 1024 in each of its four running sums, in blocks of 32. Longer
 /// axes are reduced in several passes, so that the sums form a tree.
 const SPAN: usize = 4096;
-/// From this many results on, there are enough workgroups to fill a device, and each may walk a longer axis in one
-/// pass.
-const MANY: usize = 4096;
 /// The most elements of an axis that a workgroup adds up. Each thread has a 64th of them.
 const SHARED_SPAN: usize = 16 * SPAN;
+/// On a GPU, axes that are shorter and adjacent in memory are walked by a thread each. The elements of a row are then
+/// in few cache lines, which neighbouring threads share.
+const SHORT: usize = 16;
+/// On a GPU, rows from this length on are shared by 256 threads if they are not whole vectors.
+const LONG: usize = 1024;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Reduction {
@@ -43,21 +46,55 @@ fn source(kind: Reduction) -> Source {
     Source::file("reduce").slot("combine", kind.fragment())
 }
 
-fn source_rows(kind: Reduction, lanes: u32) -> Source {
-    Source::file("reduce_rows").u32("LANES", lanes).slot("combine", kind.fragment())
+/// A thread of a GPU has four vectors under way. A CPU driver's threads wait for each load anyway.
+fn source_rows(class: &DeviceClass, kind: Reduction, lanes: u32) -> Source {
+    let ahead = if class.has_dear_barriers() { 1 } else { 4 };
+    let source = Source::file("reduce_rows").u32("LANES", lanes).u32("AHEAD", ahead);
+    source.slot("combine", kind.fragment())
 }
 
-fn source_columns(kind: Reduction) -> Source {
-    source(kind).alias("Elem", "vec4<f32>").alias("Bits", "vec4<u32>")
+fn in_vectors(source: Source) -> Source {
+    source.alias("Elem", "vec4<f32>").alias("Bits", "vec4<u32>")
 }
 
 /// The fewest elements of the axis in a part.
 const LEAST: usize = 32;
 
+/// How the axis is walked.
+#[derive(Clone, Copy)]
+enum Walk {
+    /// By threads that share a row of vectors.
+    Vectors,
+    /// By 64 threads for each row.
+    Row,
+    /// By one thread for each result.
+    Column,
+    /// By workgroups of a GPU that share columns.
+    Columns(Columns),
+}
+
+fn walk(class: &DeviceClass, [outer, size, inner]: [usize; 3]) -> Walk {
+    let vectors = inner.is_multiple_of(4);
+    let inner = if vectors { inner / 4 } else { inner };
+    let shared = || Walk::Columns(Columns::of(class, [outer, size, inner], vectors, 1));
+    let is_cpu = class.has_dear_barriers();
+    if inner == 1 && !vectors {
+        return match size {
+            _ if size.is_multiple_of(4) && size >= 16 => Walk::Vectors,
+            0..SHORT if !is_cpu => Walk::Column,
+            LONG.. if !is_cpu => shared(),
+            _ => Walk::Row,
+        };
+    }
+    // A workgroup that shares columns must have work for all of its threads.
+    let works = size >= 32 && size.next_power_of_two() * inner.next_power_of_two() >= columns::THREADS;
+    if works && !is_cpu && outer * inner < class.in_flight() { shared() } else { Walk::Column }
+}
+
 /// Returns the number of parts of the axis in one pass: as many as the length of a thread's walk requires, or more if
 /// there are too few results to fill the device.
 fn parts(class: &DeviceClass, [outer, size, inner]: [usize; 3]) -> usize {
-    let shared = inner == 1 && outer >= MANY && !class.has_dear_barriers();
+    let shared = inner == 1 && !class.has_dear_barriers();
     let walked = size.div_ceil(if shared { SHARED_SPAN } else { SPAN });
     let threads = match inner {
         1 => 64 * outer,
@@ -66,9 +103,10 @@ fn parts(class: &DeviceClass, [outer, size, inner]: [usize; 3]) -> usize {
     };
     let wanted = class.wanted(64, 4.0 * (outer * size * inner) as f64, 0.0);
     // Results of parts are written and read again. With at least LEAST terms in each, this traffic is at most a
-    // sixteenth of what is summed.
+    // sixteenth of what is summed. A GPU's threads that share a row should have a turn each.
+    let least = if shared { LONG } else { LEAST };
     let filling = if threads.div_ceil(64) < wanted { (64 * wanted).div_ceil(threads.max(1)) } else { 1 };
-    walked.max(filling.min(size / LEAST))
+    walked.max(filling.min(size / least))
 }
 
 /// One pass: its kernel and the sizes that it walks.
@@ -80,43 +118,60 @@ struct ReducePlan {
     /// Elements of the axis and of the axes inside it. They are counted in vectors of four if the kernel reads vectors.
     axis: usize,
     inner: usize,
+    parts: usize,
     /// The length of a part along the axis.
     span: usize,
     turns: usize,
+    columns: Option<Columns>,
 }
 
-fn plan_pass(
-    class: &DeviceClass,
-    [outer, size, inner]: [usize; 3],
-    parts: usize,
-    kind: Reduction,
-) -> ReducePlan {
-    let results = outer * parts * inner;
-    let by_vectors = inner == 1 && size.is_multiple_of(4) && size >= 16;
+/// Returns how many threads share a row of this many vectors.
+fn lanes(class: &DeviceClass, vectors: usize, results: usize) -> u32 {
+    if class.has_dear_barriers() {
+        return if results >= 16 { 1 } else { 64 };
+    }
     // On a GPU, neighbouring threads should read neighbouring elements, whatever a barrier costs.
-    let lanes = if class.has_dear_barriers() && results >= 16 { 1 } else { 64 };
-    let (source, entry, groups, threads) = match inner {
-        1 if by_vectors => {
-            (source_rows(kind, lanes), "rows", results.div_ceil(64 / lanes as usize), lanes as usize)
+    match vectors {
+        0..=32 => 8,
+        _ => 64,
+    }
+}
+
+fn plan_pass(class: &DeviceClass, sizes: [usize; 3], kind: Reduction) -> ReducePlan {
+    let [outer, size, inner] = sizes;
+    let walk = walk(class, sizes);
+    let parts = if let Walk::Columns(columns) = walk { columns.parts } else { parts(class, sizes) };
+    let results = outer * parts * inner;
+    let vectors = inner.is_multiple_of(4);
+    let lanes = lanes(class, size.div_ceil(parts) / 4, results);
+    let wide = |source: Source| if vectors { in_vectors(source) } else { source };
+    let (results, inner) = if vectors { (results / 4, inner / 4) } else { (results, inner) };
+    let (source, entry, groups, threads) = match walk {
+        Walk::Vectors => {
+            (source_rows(class, kind, lanes), "rows", results.div_ceil(64 / lanes as usize), lanes as usize)
         }
-        1 => (source(kind), "rows", results, 64),
-        // Each thread has four columns.
-        _ if inner.is_multiple_of(4) => (source_columns(kind), "columns", (results / 4).div_ceil(64), 1),
-        _ => (source(kind), "columns", results.div_ceil(64), 1),
+        Walk::Row => (source(kind), "rows", results, 64),
+        // Each thread has four columns if their number allows.
+        Walk::Column => (wide(source(kind)), "columns", results.div_ceil(64), 1),
+        Walk::Columns(columns) => {
+            let source = Source::file("reduce_columns").slot("combine", kind.fragment());
+            (wide(source), "columns", columns.groups, 1)
+        }
     };
-    let size = if by_vectors { size / 4 } else { size };
-    let (results, inner) = if inner.is_multiple_of(4) { (results / 4, inner / 4) } else { (results, inner) };
-    let (grid, span) = (grid(groups), size.div_ceil(parts));
+    let size = if let Walk::Vectors = walk { size / 4 } else { size };
+    let grid = grid(groups);
+    let columns = if let Walk::Columns(columns) = walk { Some(columns) } else { None };
+    let span = columns.map_or(size.div_ceil(parts), |columns| columns.span);
     // One turn for each of the thread's elements, and one for each block of them.
-    let turns = span.div_ceil(threads) + SPAN / 32;
-    ReducePlan { source, entry, grid, results, axis: size, inner, span, turns }
+    let turns = columns.map_or(span.div_ceil(threads) + SPAN / 32, |columns| columns.turns);
+    ReducePlan { source, entry, grid, results, axis: size, inner, parts, span, turns, columns }
 }
 
 /// Returns the passes of a sum over the middle one of these axes.
 #[doc(hidden)]
 pub fn plan(class: &DeviceClass, sizes: [usize; 3]) -> Vec<Pass> {
-    let ([outer, size, inner], parts) = (sizes, parts(class, sizes));
-    let ReducePlan { source, entry, grid, .. } = plan_pass(class, sizes, parts, Reduction::Sum);
+    let [outer, size, inner] = sizes;
+    let ReducePlan { source, entry, grid, parts, .. } = plan_pass(class, sizes, Reduction::Sum);
     let bytes = 4.0 * (outer * inner * (size + parts)) as f64;
     let first = Pass { op: "sum".into(), source, entry: entry.into(), grid, parts, bytes, flops: 0.0 };
     let rest = if parts > 1 { plan(class, [outer, parts, inner]) } else { vec![] };
@@ -132,40 +187,29 @@ fn reduce(op: &'static str, x: &Tensor, axis: usize, kind: Reduction, divisor: f
 
 fn reduce_into(op: &'static str, x: &Tensor, axis: usize, kind: Reduction, divisor: f32, y: &Tensor) {
     let (outer, size, inner) = x.shape().split_at_axis(axis);
-    let (gpu, sizes) = (x.gpu(), [outer, size, inner]);
-    let parts = parts(gpu.class(), sizes);
-    if parts <= 1 {
-        return pass(op, x, sizes, 1, kind, divisor, y);
+    let plan = plan_pass(x.gpu().class(), [outer, size, inner], kind);
+    if plan.parts <= 1 {
+        return pass(op, x, &plan, divisor, y);
     }
-    let partial = Tensor::empty(gpu, op, [outer, parts, inner], x.dtype());
-    pass(op, x, sizes, parts, kind, 1.0, &partial);
+    let partial = Tensor::empty(x.gpu(), op, [outer, plan.parts, inner], x.dtype());
+    pass(op, x, &plan, 1.0, &partial);
     reduce_into(op, &partial, 1, kind, divisor, y);
 }
 
-fn pass(
-    op: &'static str,
-    x: &Tensor,
-    sizes: [usize; 3],
-    parts: usize,
-    kind: Reduction,
-    divisor: f32,
-    y: &Tensor,
-) {
+fn pass(op: &'static str, x: &Tensor, plan: &ReducePlan, divisor: f32, y: &Tensor) {
     let x = x.contiguous();
-    let plan = plan_pass(x.gpu().class(), sizes, parts, kind);
-    x.gpu().launch(
-        Launch::new(op, &plan.source, plan.entry, plan.grid)
-            .bind("x", &x)
-            .bind_mut("y", y)
-            .set("results", plan.results)
-            .set("axis", plan.axis)
-            .set("inner", plan.inner)
-            .set("parts", parts)
-            .set("span", plan.span)
-            .set("divisor", divisor)
-            .turns(plan.turns)
-            .work(Work { flops: 0.0, parts }),
-    );
+    let launch = Launch::new(op, &plan.source, plan.entry, plan.grid)
+        .bind("x", &x)
+        .bind_mut("y", y)
+        .set("axis", plan.axis)
+        .set("inner", plan.inner)
+        .set("parts", plan.parts)
+        .set("divisor", divisor)
+        .work(Work { flops: 0.0, parts: plan.parts });
+    x.gpu().launch(match &plan.columns {
+        Some(columns) => columns.set(launch),
+        None => launch.set("results", plan.results).set("span", plan.span).turns(plan.turns),
+    });
 }
 
 struct Sum {

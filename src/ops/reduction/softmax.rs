@@ -32,6 +32,16 @@ pub(in crate::ops) fn lanes(class: &DeviceClass, axis: usize, inner: usize, rows
     if class.has_dear_barriers() && axis <= WALK && (axis < 128 || rows >= 128) {
         return 1;
     }
+    if !class.has_dear_barriers() && inner == 1 {
+        // A GPU's threads should have a few vectors each, whose loads are under way together.
+        return match axis {
+            0..=4 => 1,
+            5..=32 => 8,
+            33..=64 if 8 * rows >= class.in_flight() => 8,
+            33..1024 => 64,
+            _ => 256,
+        };
+    }
     match axis {
         0..16 => 1,
         // Neighbouring threads on neighbouring rows read whole cache lines, but too few rows would leave the device
@@ -44,7 +54,7 @@ pub(in crate::ops) fn lanes(class: &DeviceClass, axis: usize, inner: usize, rows
 
 /// Returns the grid for `rows` rows with this many lanes each.
 pub(in crate::ops) fn groups(rows: usize, lanes: u32) -> [u32; 3] {
-    grid(rows.div_ceil(64 / lanes as usize))
+    grid(rows.div_ceil((64 / lanes as usize).max(1)))
 }
 
 /// The number of elements per load of a contiguous row.
@@ -52,15 +62,17 @@ pub(in crate::ops) fn piece(size: usize) -> usize {
     if size.is_multiple_of(4) { 4 } else { 1 }
 }
 
-/// Sets the fragments for loads of this many elements.
-pub(in crate::ops) fn by_pieces(source: Source, piece: usize) -> Source {
+/// Sets the fragments for loads of this many elements. A GPU's threads load several vectors in a turn.
+pub(in crate::ops) fn by_pieces(class: &DeviceClass, source: Source, piece: usize) -> Source {
+    let ahead = if piece == 4 && !class.has_dear_barriers() { 4 } else { 1 };
     source
+        .u32("AHEAD", ahead)
         .slot("piece", if piece == 4 { "piece_4" } else { "piece_1" })
         .slot("row", if piece == 4 { "row_4" } else { "row_1" })
 }
 
-fn source(log: bool, lanes: u32, piece: usize) -> Source {
-    by_pieces(Source::file("softmax").bool("LOG", log).u32("LANES", lanes), piece)
+fn source(class: &DeviceClass, log: bool, lanes: u32, piece: usize) -> Source {
+    by_pieces(class, Source::file("softmax").bool("LOG", log).u32("LANES", lanes), piece)
 }
 
 fn name(log: bool) -> &'static str {
@@ -92,7 +104,7 @@ fn plan(class: &DeviceClass, log: bool, shape: &shape::Shape, axis: usize) -> Op
     let grid = groups(rows, lanes);
     let turns = turns(size / piece, lanes, 2);
     walks(size / piece).then(|| SoftmaxPlan {
-        source: source(log, lanes, piece),
+        source: source(class, log, lanes, piece),
         grid,
         rows,
         axis: size,
