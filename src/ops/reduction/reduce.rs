@@ -101,10 +101,15 @@ fn parts(class: &DeviceClass, [outer, size, inner]: [usize; 3]) -> usize {
         _ if inner.is_multiple_of(4) => outer * inner / 4,
         _ => outer * inner,
     };
-    let wanted = class.wanted(64, 4.0 * (outer * size * inner) as f64, 0.0);
+    // A GPU's threads that share a row should have a few turns each, however few bytes that is for a workgroup: one
+    // that has 64 KiB for 64 threads takes 16 trips to memory, one after the other.
+    let wanted = match shared {
+        true => class.in_flight().div_ceil(64),
+        false => class.wanted(64, 4.0 * (outer * size * inner) as f64, 0.0),
+    };
     // Results of parts are written and read again. With at least LEAST terms in each, this traffic is at most a
-    // sixteenth of what is summed. A GPU's threads that share a row should have a turn each.
-    let least = if shared { LONG } else { LEAST };
+    // sixteenth of what is summed.
+    let least = if shared { 2 * LONG } else { LEAST };
     let filling = if threads.div_ceil(64) < wanted { (64 * wanted).div_ceil(threads.max(1)) } else { 1 };
     walked.max(filling.min(size / least))
 }
