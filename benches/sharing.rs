@@ -60,7 +60,24 @@ fn seconds(gpu: &Gpu, calls: usize, work: &mut dyn FnMut() -> Result<()>) -> Res
     Ok(started.elapsed().as_secs_f64() / calls as f64)
 }
 
-/// Times both ways in turn.
+/// The dispatches of a call, without running it, as `tiebeam bench --plan` shows them.
+fn planned(gpu: &Gpu, way: &mut dyn FnMut() -> Result<()>) -> Result<String> {
+    // What a first call makes, such as copies of weights, is no part of the others.
+    way()?;
+    let mut done = Ok(());
+    let passes = gpu.only_planned(|| done = way())?;
+    done?;
+    let mut lines: Vec<(String, usize)> = Vec::new();
+    for line in passes.iter().map(|pass| format!("{}: {pass}", pass.op)) {
+        match lines.iter_mut().find(|(known, _)| *known == line) {
+            Some((_, count)) => *count += 1,
+            None => lines.push((line, 1)),
+        }
+    }
+    Ok(lines.into_iter().map(|(line, count)| format!("  {line} ({count} times)\n")).collect())
+}
+
+/// Times both ways in turn, or with `--plan` shows what they would launch.
 fn versus(
     gpu: &Gpu,
     name: impl Into<String>,
@@ -70,6 +87,14 @@ fn versus(
 ) -> Result<Row> {
     let mut ways: [&mut dyn FnMut() -> Result<()>; 2] = [&mut a, &mut b];
     let mut calls = [1; 2];
+    let name = name.into();
+    if std::env::args().any(|a| a == "--plan") {
+        for (label, way) in [ours, other].iter().zip(&mut ways) {
+            print!("{name}: {label}\n{}", planned(gpu, way)?);
+        }
+        let (ours, other, ratios) = ((ours, f64::NAN), (other, f64::NAN), vec![f64::NAN; ROUNDS]);
+        return Ok(Row { name, ours, other, ratios, expected: expected.into() });
+    }
     for (way, calls) in ways.iter_mut().zip(&mut calls) {
         // The first call compiles the kernels.
         seconds(gpu, 1, way)?;
@@ -95,7 +120,7 @@ fn versus(
         t.sort_by(f64::total_cmp);
         t[t.len() / 2]
     });
-    Ok(Row { name: name.into(), ours: (ours, a), other: (other, b), ratios, expected: expected.into() })
+    Ok(Row { name, ours: (ours, a), other: (other, b), ratios, expected: expected.into() })
 }
 
 /// Compares combining all layers of a dictionary in one pass with layer by layer, forward and backward.
@@ -316,7 +341,7 @@ const FAMILIES: [Family; 6] = [
 
 fn run() -> Result<()> {
     // cargo passes `--bench`.
-    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench" && a != "--profile").collect();
+    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench" && a != "--profile" && a != "--plan").collect();
     let json = args.iter().position(|a| a == "--json").and_then(|at| args.get(at + 1));
     let words: Vec<&String> = args.iter().filter(|a| *a != "--json" && Some(*a) != json).collect();
     let gpu = Gpu::open()?;
@@ -327,6 +352,9 @@ fn run() -> Result<()> {
             continue;
         }
         for row in rows(&gpu)? {
+            if row.ratios[0].is_nan() {
+                continue;
+            }
             let ([low, ratio, high], (a, x), (b, y)) = (row.quartiles(), row.ours, row.other);
             println!(
                 "{family}: {}\n    {a} {:.3} ms, {b} {:.3} ms: {ratio:.2} times ({low:.2} to {high:.2}); expected {}",

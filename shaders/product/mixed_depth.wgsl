@@ -38,11 +38,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let piece = group.x * 64u + lane;
     // Threads past the end read the last piece, for the barriers' sake, and store nothing.
     let near = min(piece, p.out - 1u);
-    var sum = Elem();
+    var sum = Elem(0.0);
     for (var part = 0u; part < p.parts; part += 4u) {
 #unroll q 4
         let last$q = min(part + ${q}u, p.parts - 1u);
-        let x$q = select(Elem(), sums[(last$q * p.rows + row) * p.width + near], part + ${q}u < p.parts);
+        let x$q = select(Elem(0.0), sums[(last$q * p.rows + row) * p.width + near], part + ${q}u < p.parts);
 #end
         sum += (x0 + x1) + (x2 + x3);
     }
