@@ -13,8 +13,70 @@ pub(crate) enum Core {
     Direct { high: usize, wide: usize, deep: usize, thread: [usize; 2] },
     /// `matmul`: tiles in workgroup memory, with `thread x thread` results per thread.
     Tiled { tile: [usize; 2], thread: usize },
-    /// `matmul_coop`: cooperative matrices of this size.
-    Coop { size: usize, tile: [usize; 2], depth: usize },
+    /// `matmul_coop`: cooperative matrices.
+    Coop(Coop),
+}
+
+/// The constants of `matmul_coop`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Coop {
+    /// Rows and columns of a matrix.
+    pub size: usize,
+    /// Rows and columns per workgroup, and the depth of a step along the inner axis.
+    pub tile: [usize; 2],
+    pub depth: usize,
+    /// Rows and columns per subgroup.
+    pub part: [usize; 2],
+    /// Tiles that are in workgroup memory in turn.
+    pub stages: usize,
+    /// Whether tiles are kept in vectors of four elements. Metal loads matrices from single elements only.
+    pub words: bool,
+}
+
+impl Coop {
+    fn subgroups(&self) -> [usize; 2] {
+        [self.tile[0] / self.part[0], self.tile[1] / self.part[1]]
+    }
+
+    /// Bytes of workgroup memory: tiles in the longer of their two orientations, and a matrix of results per subgroup.
+    fn memory(&self) -> usize {
+        const SKEW: usize = 8;
+        let lines = |side: usize| (side * (self.depth + SKEW)).max(self.depth * (side + SKEW));
+        let [high, wide] = self.subgroups();
+        2 * self.stages * (lines(self.tile[0]) + lines(self.tile[1]))
+            + 4 * high * wide * self.size * self.size
+    }
+
+    fn source(&self, lanes: u32) -> Source {
+        let Coop { size, tile: [m, n], depth, stages, words, .. } = *self;
+        let [high, wide] = self.subgroups();
+        let constants = [
+            ("SIZE", size),
+            ("TILE_M", m),
+            ("TILE_N", n),
+            ("TILE_K", depth),
+            ("HIGH", high),
+            ("WIDE", wide),
+            ("STAGES", stages),
+            ("LANES", lanes as usize),
+        ];
+        let matrix = |of: &str| format!("coop_mat{size}x{size}<{of}>");
+        set("matmul_coop", &constants)
+            .alias("MatrixA", matrix("f16, A"))
+            .alias("MatrixB", matrix("f16, B"))
+            .alias("MatrixC", matrix("f32, C"))
+            .slot("tile", if words { "coop_tile_words" } else { "coop_tile_elements" })
+            .enable("f16")
+            .enable("wgpu_cooperative_matrix")
+    }
+}
+
+impl fmt::Display for Coop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Coop { size, tile: [m, n], depth, part: [pm, pn], stages, words } = self;
+        let elements = if *words { "" } else { " elements" };
+        write!(f, "coop{size} {m}x{n}x{depth} of {pm}x{pn}, {stages} in turn{elements}")
+    }
 }
 
 impl fmt::Display for Core {
@@ -25,7 +87,7 @@ impl fmt::Display for Core {
                 write!(f, "direct {high}x{wide}x{deep} of {tm}x{tn}")
             }
             Core::Tiled { tile: [m, n], thread } => write!(f, "tiled {m}x{n} of {thread}x{thread}"),
-            Core::Coop { size, tile: [m, n], depth } => write!(f, "coop{size} {m}x{n}x{depth}"),
+            Core::Coop(coop) => coop.fmt(f),
         }
     }
 }
@@ -87,6 +149,10 @@ const LARGE: usize = 1 << 21;
 /// Number of lanes that lie side by side in `matmul_direct` on CPU drivers.
 const DIRECT_LANES: usize = 32;
 
+fn set(file: &'static str, constants: &[(&'static str, usize)]) -> Source {
+    constants.iter().fold(Source::file(file), |s, (name, v)| s.u32(*name, *v as u32))
+}
+
 /// The share of a device that must be busy. At seven eighths, no multiprocessor is idle.
 pub(super) const FULL: f64 = 0.875;
 
@@ -102,7 +168,7 @@ impl Core {
     pub fn tile(&self) -> [usize; 2] {
         match *self {
             Core::Direct { high, wide, thread: [tm, tn], .. } => [high * tm, wide * tn],
-            Core::Tiled { tile, .. } | Core::Coop { tile, .. } => tile,
+            Core::Tiled { tile, .. } | Core::Coop(Coop { tile, .. }) => tile,
         }
     }
 
@@ -111,8 +177,7 @@ impl Core {
         match *self {
             Core::Direct { high, wide, deep, .. } => high * wide * deep,
             Core::Tiled { tile: [m, n], thread } => m / thread * (n / thread),
-            // Four subgroups: see HIGH and WIDE in matmul_coop.wgsl.
-            Core::Coop { .. } => 4 * lanes as usize,
+            Core::Coop(coop) => coop.subgroups().iter().product::<usize>() * lanes as usize,
         }
     }
 
@@ -128,9 +193,6 @@ impl Core {
 
     /// The source of the kernel, for subgroups of at most `lanes`.
     pub fn source(&self, lanes: u32) -> Source {
-        let set = |file, constants: &[(&'static str, usize)]| {
-            constants.iter().fold(Source::file(file), |s, (name, v)| s.u32(*name, *v as u32))
-        };
         match *self {
             Core::Direct { high, wide, deep, thread: [tm, tn] } => {
                 let constants =
@@ -141,23 +203,41 @@ impl Core {
             Core::Tiled { tile: [m, n], thread } => {
                 set("matmul", &[("TILE_M", m), ("TILE_N", n), ("THREAD_M", thread), ("THREAD_N", thread)])
             }
-            Core::Coop { size, tile: [m, n], depth } => {
-                let constants = [
-                    ("SIZE", size),
-                    ("TILE_M", m),
-                    ("TILE_N", n),
-                    ("TILE_K", depth),
-                    ("LANES", lanes as usize),
-                ];
-                let matrix = |of: &str| format!("coop_mat{size}x{size}<{of}>");
-                set("matmul_coop", &constants)
-                    .alias("MatrixA", matrix("f16, A"))
-                    .alias("MatrixB", matrix("f16, B"))
-                    .alias("MatrixC", matrix("f32, C"))
-                    .enable("f16")
-                    .enable("wgpu_cooperative_matrix")
-            }
+            Core::Coop(coop) => coop.source(lanes),
         }
+    }
+
+    /// Returns the fragment that this kernel has for a slot, given the name of the one that the other kernels have.
+    pub fn fragment(&self, name: &'static str) -> &'static str {
+        match name {
+            _ if !matches!(self, Core::Coop(_)) => name,
+            "lhs_plain" => "coop_lhs_plain",
+            "lhs_transposed" => "coop_lhs_transposed",
+            "lhs_any" => "coop_lhs_any",
+            "lhs_gathered" => "coop_lhs_gathered",
+            "lhs_f16" => "lhs_half",
+            "rhs_plain" => "coop_rhs_plain",
+            "rhs_transposed" => "coop_rhs_transposed",
+            "rhs_any" => "coop_rhs_any",
+            "rhs_site" => "coop_rhs_site",
+            "rhs_site_transposed" => "coop_rhs_site_transposed",
+            "rhs_f16" => "rhs_half",
+            _ => name,
+        }
+    }
+
+    /// Returns the source for a launch with this store. Where every row has its own place and no epilogue needs the
+    /// elements, the matrix units store to the result themselves.
+    pub fn with_store(&self, source: Source, problem: &Problem, store: &str, scattered: bool) -> Source {
+        let [tm, tn] = self.tile();
+        let whole = problem.m.is_multiple_of(tm) && problem.n.is_multiple_of(tn) && !scattered;
+        let direct = match (self, store) {
+            (Core::Coop(_), "store_plain") if whole => 1,
+            (Core::Coop(_), "store_accumulate") if whole => 2,
+            _ => return source,
+        };
+        // The result is then an array of single elements.
+        source.u32("DIRECT", direct).slot("pieces", "pieces_of_1")
     }
 
     /// The longest inner axis of one launch, if each load of the right side takes `load` turns. It is limited by the
@@ -175,8 +255,8 @@ impl Core {
                 let fills = |side: usize| (4 * side).div_ceil(tm * tn / thread / thread * 4);
                 (16, 20 + fills(tm) + fills(tn) * (1 + 4 * load))
             }
-            // The matrix units sum 16 products before they round to f32, so 64 steps of this depth make a chain of 128.
-            Core::Coop { depth, .. } => return 64 * depth,
+            // The matrix units sum 16 products before they round to f32, so this makes a chain of 128.
+            Core::Coop(_) => return 2048,
         };
         let deep = if let Core::Direct { deep, .. } = self { *deep } else { 1 };
         (MOST_TURNS / turns * steps).min(BLOCKS * 64 * deep) / 16 * 16
@@ -187,14 +267,14 @@ impl Core {
         match self {
             Core::Direct { deep, .. } => k > 64 * deep,
             Core::Tiled { .. } => k > 64,
-            Core::Coop { .. } => false,
+            Core::Coop(_) => false,
         }
     }
 
     /// Whether the sizes are multiples of the tile's, so that no load is out of range.
     pub fn fits(&self, problem: &Problem) -> bool {
         let [tm, tn] = self.tile();
-        let depth = if let Core::Coop { depth, .. } = self { *depth } else { 16 };
+        let depth = if let Core::Coop(coop) = self { coop.depth } else { 16 };
         problem.m.is_multiple_of(tm) && problem.n.is_multiple_of(tn) && problem.k.is_multiple_of(depth)
     }
 
@@ -210,8 +290,10 @@ impl Core {
         let busy = |core: &Core| (core.groups(problem) * core.threads(class.lanes)) as f64;
         let full = |core: &Core| busy(core) >= FULL * class.in_flight() as f64;
         if let Some(size) = problem.coop {
-            let [large, small] = coop(size);
-            return if full(&large) { large } else { small };
+            let all = coop(class, size);
+            if let Some(&smallest) = all.last() {
+                return all.into_iter().find(full).unwrap_or(smallest);
+            }
         }
         // The largest tile that fills the device and that the result fills by more than half, else the smallest.
         let fits = |core: &Core| fits_grid(core, problem) && core.tile()[0] < 2 * m && core.tile()[1] < 2 * n;
@@ -237,8 +319,7 @@ impl Core {
             all.push(Core::Direct { high: 4, wide: 16, deep: 1, thread: [4, 4] });
         }
         if let Some(size) = problem.coop {
-            // A CPU driver takes minutes to compile the large tile.
-            all.extend(&coop(size)[class.slow_compiler as usize..]);
+            all.extend(coop_candidates(class, size));
         }
         // Tiles that would be mostly empty cannot win.
         let fits = |core: &Core| {
@@ -273,14 +354,30 @@ pub fn for_matrix_units() -> Vec<Source> {
         "store_slope",
     ];
     let mut all = Vec::new();
-    for core in [16, 8].into_iter().flat_map(coop) {
-        let source = core.source(32).slot("lhs_word", "lhs_f16").slot("rhs_word", "rhs_f16");
-        for (left, right) in
-            [("lhs_plain", "rhs_plain"), ("lhs_plain", "rhs_transposed"), ("lhs_transposed", "rhs_plain")]
-        {
-            all.push(source.clone().slot("lhs", left).slot("rhs", right));
+    let lefts = ["lhs_plain", "lhs_transposed", "lhs_any", "lhs_gathered"];
+    let rights = ["rhs_plain", "rhs_transposed", "rhs_any", "rhs_site", "rhs_site_transposed"];
+    let row = DeviceClass::named("discrete").expect("a row of the table");
+    let problem = Problem { m: 128, n: 128, k: 128, batch: 1, left: "", right: "", half: true, coop: None };
+    for (memory, size) in [(32 << 10, 16), (48 << 10, 16), (32 << 10, 8)] {
+        let class = DeviceClass { workgroup_memory: memory, ..row.clone() };
+        for core in coop_candidates(&class, size) {
+            let of = |left: &'static str, right: &'static str| {
+                core.source(class.lanes).slot("lhs", core.fragment(left)).slot("rhs", core.fragment(right))
+            };
+            let half = |source: Source| source.slot("lhs_word", "lhs_half").slot("rhs_word", "rhs_half");
+            let [left, right] = [lefts[0], rights[0]];
+            all.extend(
+                [[left, right], [left, rights[1]], [lefts[1], right]]
+                    .map(|[left, right]| half(of(left, right))),
+            );
+            all.extend(lefts[2..].iter().map(|left| of(left, right)));
+            all.extend(rights[2..].iter().map(|right| of(left, right)));
+            all.extend(stores.map(|store| half(of(left, right)).slot("store", store)));
+            for store in ["store_plain", "store_accumulate"] {
+                let source = half(of(left, right)).slot("store", store).bool("EDGES", false);
+                all.push(core.with_store(source, &problem, store, false));
+            }
         }
-        all.extend(stores.map(|store| source.clone().slot("store", store)));
     }
     all
 }
@@ -291,9 +388,46 @@ fn fits_grid(core: &Core, problem: &Problem) -> bool {
     problem.m.div_ceil(tm).max(problem.n.div_ceil(tn)) <= MOST_GROUPS
 }
 
-/// The large and the small tile of cooperative matrices.
-pub(super) fn coop(size: usize) -> [Core; 2] {
-    [128, 64].map(|tile| Core::Coop { size, tile: [tile, tile], depth: 32 })
+/// Fewer lanes than any matrix unit works with. Such an adapter is a CPU driver that emulates matrices, whatever class is
+/// asked for. Each multiply becomes thousands of instructions, and large tiles take minutes to compile.
+const FEWEST_LANES: u32 = 16;
+
+/// The tiles of cooperative matrices from large to small, with as many stages as fit the workgroup memory. Empty if none
+/// fits.
+pub(super) fn coop(class: &DeviceClass, size: usize) -> Vec<Core> {
+    if class.lanes < FEWEST_LANES {
+        let side = 2 * size;
+        let tile = Coop { size, tile: [2 * side; 2], depth: side, part: [side; 2], stages: 2, words: true };
+        return vec![Core::Coop(tile)];
+    }
+    let tiles = [([128, 128], 32, [64, 32]), ([64, 64], 64, [32, 32])];
+    // Only Metal has matrices of 8 on real matrix units.
+    let words = size == 16;
+    let of = |(tile, depth, part), stages| Coop { size, tile, depth, part, stages, words };
+    let fitting = |tile| {
+        [2, 1]
+            .map(|stages| of(tile, stages))
+            .into_iter()
+            .find(|coop| coop.memory() <= class.workgroup_memory as usize)
+    };
+    tiles.into_iter().filter_map(fitting).map(Core::Coop).collect()
+}
+
+/// Every kernel of cooperative matrices that is worth measuring.
+fn coop_candidates(class: &DeviceClass, size: usize) -> Vec<Core> {
+    let mut all = Vec::new();
+    for core in coop(class, size) {
+        let Core::Coop(table) = core else { continue };
+        all.extend([2, 1].map(|stages| Coop { stages, ..table }));
+        if class.lanes < FEWEST_LANES {
+            all.push(Coop { words: false, ..table });
+        } else if table.tile == [128; 2] {
+            // These parts need as many registers as a thread has.
+            all.push(Coop { part: [64; 2], ..table });
+        }
+    }
+    all.retain(|coop| coop.memory() <= class.workgroup_memory as usize);
+    all.into_iter().map(Core::Coop).collect()
 }
 
 /// The kernel of a CPU driver, whose registers are wide: the largest thread tile that pads the matrix least. Lanes lie

@@ -231,7 +231,10 @@ impl<'a> Product<'a> {
         let Problem { m, n, k, .. } = *problem;
         let most = core.longest(load.as_ref().map_or(0, |load| load.turns));
         let slots = prepared.slots.iter();
-        let mut source = slots.fold(core.source(gpu.lanes()), |s, (slot, fragment)| s.slot(*slot, *fragment));
+        let mut source = slots
+            .fold(core.source(gpu.lanes()), |s, (slot, fragment)| s.slot(*slot, core.fragment(fragment)));
+        let scattered = matches!(self.rows, Rows::Scattered { .. });
+        source = core.with_store(source, problem, self.store(), scattered);
         if let Some(load) = load {
             source = load.set(source);
         }
