@@ -224,10 +224,10 @@ const EXPECTED: &[(&str, &str, &[&str], bool)] = &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_M=128 TILE_N=128: 1024 workgroups of 256, 201.3 MB, 137.4 GFLOP",
     ], FULL),
     ("h200", "matmul f16 1024x1024x1024", &[
-        "matmul_coop main LANES=32 SIZE=16 TILE_K=32 TILE_M=64 TILE_N=64: 256 workgroups of 128, 8.4 MB, 2.1 GFLOP",
+        "matmul_coop main HIGH=2 LANES=32 SIZE=16 STAGES=2 TILE_K=64 TILE_M=64 TILE_N=64 WIDE=2: 256 workgroups of 128, 8.4 MB, 2.1 GFLOP",
     ], PARTLY),
     ("h200", "matmul f16 4096x4096x4096", &[
-        "matmul_coop main LANES=32 SIZE=16 TILE_K=32 TILE_M=128 TILE_N=128: 1024 workgroups of 128, 134.2 MB, 137.4 GFLOP",
+        "matmul_coop main HIGH=2 LANES=32 SIZE=16 STAGES=2 TILE_K=32 TILE_M=128 TILE_N=128 WIDE=4: 1024 workgroups of 256, 134.2 MB, 137.4 GFLOP",
     ], FULL),
     ("h200", "linear 1x2048x2048", &[
         "matmul_direct main DEEP=64 HIGH=1 THREAD_M=4 THREAD_N=4 WIDE=1: 512 workgroups of 64, 16.8 MB, 8.4 MFLOP",

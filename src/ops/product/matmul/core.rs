@@ -47,6 +47,12 @@ impl Coop {
             + 4 * high * wide * self.size * self.size
     }
 
+    /// Whether the device has the threads and the workgroup memory.
+    fn fits(&self, class: &DeviceClass) -> bool {
+        let threads = Core::Coop(*self).threads(class.lanes);
+        threads <= MOST_THREADS && self.memory() <= class.workgroup_memory as usize
+    }
+
     fn source(&self, lanes: u32) -> Source {
         let Coop { size, tile: [m, n], depth, stages, words, .. } = *self;
         let [high, wide] = self.subgroups();
@@ -356,22 +362,24 @@ pub fn for_matrix_units() -> Vec<Source> {
     let mut all = Vec::new();
     let lefts = ["lhs_plain", "lhs_transposed", "lhs_any", "lhs_gathered"];
     let rights = ["rhs_plain", "rhs_transposed", "rhs_any", "rhs_site", "rhs_site_transposed"];
-    let row = DeviceClass::named("discrete").expect("a row of the table");
+    let row = DeviceClass::named("nvidia").expect("a row of the table");
     let problem = Problem { m: 128, n: 128, k: 128, batch: 1, left: "", right: "", half: true, coop: None };
-    for (memory, size) in [(32 << 10, 16), (48 << 10, 16), (32 << 10, 8)] {
-        let class = DeviceClass { workgroup_memory: memory, ..row.clone() };
+    for (size, workgroup_memory) in [(16, 48 << 10), (16, 32 << 10), (8, 32 << 10)] {
+        let class = DeviceClass { workgroup_memory, ..row.clone() };
+        let table = coop(&class, size);
         for core in coop_candidates(&class, size) {
             let of = |left: &'static str, right: &'static str| {
                 core.source(class.lanes).slot("lhs", core.fragment(left)).slot("rhs", core.fragment(right))
             };
             let half = |source: Source| source.slot("lhs_word", "lhs_half").slot("rhs_word", "rhs_half");
             let [left, right] = [lefts[0], rights[0]];
-            all.extend(
-                [[left, right], [left, rights[1]], [lefts[1], right]]
-                    .map(|[left, right]| half(of(left, right))),
-            );
+            let layouts = [[left, right], [left, rights[1]], [lefts[1], right]];
+            all.extend(layouts.map(|[left, right]| half(of(left, right))));
+            if !table.contains(&core) {
+                continue;
+            }
             all.extend(lefts[2..].iter().map(|left| of(left, right)));
-            all.extend(rights[2..].iter().map(|right| of(left, right)));
+            all.extend(rights[2..].iter().map(|right| of(left, right).slot("site", "site_tied")));
             all.extend(stores.map(|store| half(of(left, right)).slot("store", store)));
             for store in ["store_plain", "store_accumulate"] {
                 let source = half(of(left, right)).slot("store", store).bool("EDGES", false);
@@ -389,45 +397,43 @@ fn fits_grid(core: &Core, problem: &Problem) -> bool {
 }
 
 /// Fewer lanes than any matrix unit works with. Such an adapter is a CPU driver that emulates matrices, whatever class is
-/// asked for. Each multiply becomes thousands of instructions, and large tiles take minutes to compile.
+/// asked for. Each multiply becomes hundreds of instructions, and large tiles take minutes to compile.
 const FEWEST_LANES: u32 = 16;
+/// Threads per workgroup that every adapter supports.
+const MOST_THREADS: usize = 256;
 
-/// The tiles of cooperative matrices from large to small, with as many stages as fit the workgroup memory. Empty if none
-/// fits.
+/// The tiles of cooperative matrices from large to small, with two stages if these fit the workgroup memory. Empty if no
+/// tile fits the device.
 pub(super) fn coop(class: &DeviceClass, size: usize) -> Vec<Core> {
-    if class.lanes < FEWEST_LANES {
-        let side = 2 * size;
-        let tile = Coop { size, tile: [2 * side; 2], depth: side, part: [side; 2], stages: 2, words: true };
-        return vec![Core::Coop(tile)];
-    }
-    let tiles = [([128, 128], 32, [64, 32]), ([64, 64], 64, [32, 32])];
     // Only Metal has matrices of 8 on real matrix units.
     let words = size == 16;
-    let of = |(tile, depth, part), stages| Coop { size, tile, depth, part, stages, words };
-    let fitting = |tile| {
-        [2, 1]
-            .map(|stages| of(tile, stages))
-            .into_iter()
-            .find(|coop| coop.memory() <= class.workgroup_memory as usize)
-    };
-    tiles.into_iter().filter_map(fitting).map(Core::Coop).collect()
+    let lanes = class.lanes as usize;
+    // A thread keeps 64 sums.
+    let part = if lanes > 32 { [64, 64] } else { [64, 32] };
+    let large = Coop { size, tile: [128, 128], depth: 32, part, stages: 2, words };
+    let small = Coop { tile: [64, 64], depth: 64, part: [32, 32], ..large };
+    let least = 2 * size;
+    let least = Coop { tile: [2 * least; 2], depth: least, part: [least; 2], words: true, ..large };
+    let tiles = if class.lanes < FEWEST_LANES { vec![least] } else { vec![large, small] };
+    let stages = |tile: Coop| [tile, Coop { stages: 1, ..tile }].into_iter().find(|coop| coop.fits(class));
+    tiles.into_iter().filter_map(stages).map(Core::Coop).collect()
 }
 
-/// Every kernel of cooperative matrices that is worth measuring.
+/// Every kernel of cooperative matrices that is worth measuring, with the table's first.
 fn coop_candidates(class: &DeviceClass, size: usize) -> Vec<Core> {
-    let mut all = Vec::new();
-    for core in coop(class, size) {
+    let mut all = coop(class, size);
+    for core in all.clone() {
         let Core::Coop(table) = core else { continue };
-        all.extend([2, 1].map(|stages| Coop { stages, ..table }));
+        let mut others = vec![Coop { stages: 1, ..table }];
         if class.lanes < FEWEST_LANES {
-            all.push(Coop { words: false, ..table });
-        } else if table.tile == [128; 2] {
-            // These parts need as many registers as a thread has.
-            all.push(Coop { part: [64; 2], ..table });
+            others.push(Coop { words: false, ..table });
+        } else if table.part == [64, 32] {
+            // Fewer reads of workgroup memory, but these parts need nearly as many registers as a thread can have.
+            others.push(Coop { part: [64; 2], ..table });
         }
+        all.extend(others.into_iter().filter(|coop| *coop != table && coop.fits(class)).map(Core::Coop));
     }
-    all.retain(|coop| coop.memory() <= class.workgroup_memory as usize);
-    all.into_iter().map(Core::Coop).collect()
+    all
 }
 
 /// The kernel of a CPU driver, whose registers are wide: the largest thread tile that pads the matrix least. Lanes lie
@@ -467,4 +473,33 @@ pub(super) fn thin(problem: &Problem) -> Core {
     }
     let deep = if problem.left == "lhs_transposed" { deep(4) } else { deep(64) };
     Core::Direct { high: 64 / deep, wide: 1, deep, thread: [4, short(problem.n)] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::plan::Pass;
+
+    #[test]
+    fn tiles_of_matrices_need_the_memory_that_is_counted() {
+        for class in DeviceClass::all() {
+            for (size, core) in
+                [16, 8].into_iter().flat_map(|size| coop(&class, size).into_iter().map(move |c| (size, c)))
+            {
+                let Core::Coop(coop) = core else { panic!("{core}") };
+                let most =
+                    [["coop_lhs_plain", "coop_rhs_plain"], ["coop_lhs_transposed", "coop_rhs_transposed"]]
+                        .map(|[lhs, rhs]| {
+                            let source = core.source(class.lanes).slot("lhs", lhs).slot("rhs", rhs);
+                            let (op, entry, grid) = ("matmul".into(), "main".into(), [1; 3]);
+                            Pass { op, source, entry, grid, parts: 1, bytes: 0.0, flops: 0.0 }
+                                .workgroup_memory()
+                                .unwrap()
+                        });
+                // Half of the words have the longer lines in either orientation.
+                assert!(most.iter().all(|&bytes| bytes <= coop.memory()), "{size} {core}: {most:?}");
+                assert!(coop.memory() <= class.workgroup_memory as usize, "{core} on {}", class.name);
+            }
+        }
+    }
 }

@@ -302,9 +302,8 @@ impl Gpu {
             let beside = self.beside();
             // On the handle for the test, the kernels must be available before they have passed.
             let _ = beside.0.coop_proven.set(true);
-            let passed = right(&beside, matrices.size as usize).and_then(|right| {
-                Ok(right && (software || fast(&beside, matrices.size as usize)?))
-            });
+            let passed = right(&beside, matrices.size as usize)
+                .and_then(|right| Ok(right && (software || fast(&beside, matrices.size as usize)?)));
             match &passed {
                 Ok(true) => tracing::info!("cooperative matrices passed their test"),
                 Ok(false) => tracing::warn!("cooperative matrices are wrong or slow here and not used"),
