@@ -182,19 +182,26 @@ fn main(
         }
     }
 #unroll direct (DIRECT+1)/2
-    // A surplus subgroup must not add its copy.
-    if subgroup < SUBGROUPS {
-        let stride = p.n;
+    let stride = p.n;
 #unroll i MATRICES_M
 #unroll j MATRICES_N
-        let at${i}_$j = (group.z * p.m + row0 + own_m + ${i}u * SIZE) * p.n + col0 + own_n + ${j}u * SIZE;
+    let at${i}_$j = (group.z * p.m + row0 + own_m + ${i}u * SIZE) * p.n + col0 + own_n + ${j}u * SIZE;
+#end
+#end
+    // All have read y before it changes, so what a surplus subgroup adds is the same.
 #unroll add DIRECT-direct-1
-        c${i}_$j = coopLoadT<MatrixC>(&y[at${i}_$j], stride) + c${i}_$j;
+#unroll i MATRICES_M
+#unroll j MATRICES_N
+    c${i}_$j = coopLoadT<MatrixC>(&y[at${i}_$j], stride) + c${i}_$j;
 #end
-        coopStoreT(c${i}_$j, &y[at${i}_$j], stride);
+#end
+    storageBarrier();
+#end
+#unroll i MATRICES_M
+#unroll j MATRICES_N
+    coopStoreT(c${i}_$j, &y[at${i}_$j], stride);
 #end
 #end
-    }
 #end
 #unroll through 1-(DIRECT+1)/2
     let at = own * SIZE * SIZE;

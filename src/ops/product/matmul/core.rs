@@ -379,7 +379,8 @@ pub fn for_matrix_units() -> Vec<Source> {
                 continue;
             }
             all.extend(lefts[2..].iter().map(|left| of(left, right)));
-            all.extend(rights[2..].iter().map(|right| of(left, right).slot("site", "site_tied")));
+            all.push(of(left, rights[2]));
+            all.extend(rights[3..].iter().map(|right| of(left, right).slot("site", "site_tied")));
             all.extend(stores.map(|store| half(of(left, right)).slot("store", store)));
             for store in ["store_plain", "store_accumulate"] {
                 let source = half(of(left, right)).slot("store", store).bool("EDGES", false);
