@@ -33,6 +33,8 @@ impl Whole<'_> {
 }
 
 type Results = Vec<(&'static str, Tensor)>;
+/// A function that computes results of products of these sizes.
+type Work = fn(&mut Whole, [usize; 3]) -> Results;
 
 /// Products of tensors: every layout, with a batch and without.
 fn layouts(x: &mut Whole, [m, n, k]: [usize; 3]) -> Results {
@@ -79,7 +81,7 @@ fn gradients(x: &mut Whole, [m, n, k]: [usize; 3]) -> Results {
     vec![("weight", of(&weight)), ("first input", of(&a)), ("second input", of(&b))]
 }
 
-fn same(work: fn(&mut Whole, [usize; 3]) -> Results) -> Result<(), Failed> {
+fn same(work: Work) -> Result<(), Failed> {
     // Multiples of every tile, multiples of a vector, and neither.
     for sizes in [[128, 128, 128], [132, 76, 36], [67, 65, 33]] {
         let [want, got] = [gpu(), rounding()].map(|gpu| work(&mut Whole { gpu, rng: Rng::new(11) }, sizes));
@@ -95,8 +97,7 @@ fn same(work: fn(&mut Whole, [usize; 3]) -> Results) -> Result<(), Failed> {
 }
 
 pub fn trials() -> Vec<Trial> {
-    let all: [(&str, fn(&mut Whole, [usize; 3]) -> Results); 3] =
-        [("layouts", layouts), ("layers", layers), ("gradients", gradients)];
+    let all: [(&str, Work); 3] = [("layouts", layouts), ("layers", layers), ("gradients", gradients)];
     let missing =
         if gpu().has_coop_matrices() { "" } else { "_but_this_adapter_has_no_cooperative_matrices" };
     let trial = |(name, work)| Trial::test(format!("matrix_units::{name}{missing}"), move || same(work));
