@@ -188,14 +188,15 @@ fn main(
     let at${i}_$j = (group.z * p.m + row0 + own_m + ${i}u * SIZE) * p.n + col0 + own_n + ${j}u * SIZE;
 #end
 #end
-    // All have read y before it changes, so what a surplus subgroup adds is the same.
+    // All have read y before any change it, so what a surplus subgroup stores is the same. The order of a read and a later
+    // write needs no barrier of storage, and naga would declare that one for a scope that it does not enable.
 #unroll add DIRECT-direct-1
 #unroll i MATRICES_M
 #unroll j MATRICES_N
     c${i}_$j = coopLoadT<MatrixC>(&y[at${i}_$j], stride) + c${i}_$j;
 #end
 #end
-    storageBarrier();
+    workgroupBarrier();
 #end
 #unroll i MATRICES_M
 #unroll j MATRICES_N
