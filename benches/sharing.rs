@@ -341,7 +341,8 @@ const FAMILIES: [Family; 6] = [
 
 fn run() -> Result<()> {
     // cargo passes `--bench`.
-    let args: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench" && a != "--profile" && a != "--plan").collect();
+    let args: Vec<String> =
+        std::env::args().skip(1).filter(|a| a != "--bench" && a != "--profile" && a != "--plan").collect();
     let json = args.iter().position(|a| a == "--json").and_then(|at| args.get(at + 1));
     let words: Vec<&String> = args.iter().filter(|a| *a != "--json" && Some(*a) != json).collect();
     let gpu = Gpu::open()?;

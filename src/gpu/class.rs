@@ -238,6 +238,7 @@ static TABLE: [Row; 13] = [
         DeviceClass {
             name: "h200",
             width: 132,
+            workgroup_memory: 48 << 10,
             dispatch: 3e-6,
             bytes_s: 3.3e12,
             flops_s: 6.4e13,

@@ -236,8 +236,8 @@ const EXPECTED: &[Expected] = &[
         "matmul_join main: 64 workgroups of 64, 262.1 kB",
     ], FULL),
     ("h200", "matmul 64x16384x64", &[
-        "matmul main THREAD_M=4 THREAD_N=4 TILE_K=32 TILE_M=32 TILE_N=32: 512 workgroups of 64, 128 parts, 10.5 MB, 134.2 MFLOP",
-        "matmul_join main DEEP=32: 512 workgroups of 64, 2.1 MB",
+        "matmul main THREAD_M=4 THREAD_N=4 TILE_K=32 TILE_M=32 TILE_N=32: 344 workgroups of 64, 86 parts, 9.8 MB, 134.2 MFLOP",
+        "matmul_join main DEEP=16: 256 workgroups of 64, 1.4 MB",
     ], FULL),
     ("h200", "matmul 2048x2048x2048", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=64: 512 workgroups of 128, 50.3 MB, 17.2 GFLOP",
@@ -246,10 +246,10 @@ const EXPECTED: &[Expected] = &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=64: 2048 workgroups of 128, 201.3 MB, 137.4 GFLOP",
     ], FULL),
     ("h200", "matmul f16 1024x1024x1024", &[
-        "matmul_coop main LANES=32 SIZE=16 TILE_K=32 TILE_M=64 TILE_N=64: 256 workgroups of 128, 8.4 MB, 2.1 GFLOP",
+        "matmul_coop main HIGH=2 LANES=32 SIZE=16 STAGES=2 TILE_K=64 TILE_M=64 TILE_N=64 WIDE=2: 256 workgroups of 128, 8.4 MB, 2.1 GFLOP",
     ], FULL),
     ("h200", "matmul f16 4096x4096x4096", &[
-        "matmul_coop main LANES=32 SIZE=16 TILE_K=32 TILE_M=128 TILE_N=128: 1024 workgroups of 128, 134.2 MB, 137.4 GFLOP",
+        "matmul_coop main HIGH=2 LANES=32 SIZE=16 STAGES=2 TILE_K=32 TILE_M=128 TILE_N=128 WIDE=4: 1024 workgroups of 256, 134.2 MB, 137.4 GFLOP",
     ], FULL),
     ("h200", "linear 1x2048x2048", &[
         "matmul_direct main DEEP=64 HIGH=1 THREAD_M=4 THREAD_N=4 WIDE=1: 1024 workgroups of 64, 2 parts, 16.8 MB, 8.4 MFLOP",
@@ -275,8 +275,8 @@ const EXPECTED: &[Expected] = &[
         "matmul_join main DEEP=2: 1024 workgroups of 64, 4.7 MB",
     ], FULL),
     ("h200", "scattered linear 128x3072x768", &[
-        "matmul main THREAD_M=4 THREAD_N=4 TILE_K=32 TILE_M=32 TILE_N=32: 768 workgroups of 64, 8 parts, 14.2 MB, 604.0 MFLOP",
-        "matmul_join main DEEP=2: 768 workgroups of 64, 3.5 MB",
+        "matmul main THREAD_M=4 THREAD_N=4 TILE_K=32 TILE_M=32 TILE_N=32: 384 workgroups of 64, 4 parts, 12.6 MB, 604.0 MFLOP",
+        "matmul_join main: 384 workgroups of 64, 2.0 MB",
     ], FULL),
     ("h200", "scattered linear 2048x3072x768", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=64: 384 workgroups of 128, 2 parts, 47.2 MB, 9.7 GFLOP",

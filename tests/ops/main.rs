@@ -5,6 +5,7 @@
 //! `x_j dy/dx_j`, and K is their number. For a dot product this is exactly `4 u sqrt(K) ||a*b||_2`. f16 adds its output rounding.
 //! The gradient bound is the same with the terms `dy_j dy_j/dx_i`, from central differences of the f64 reference.
 
+mod matrix_units;
 mod special;
 #[path = "../support/mod.rs"]
 mod support;
@@ -37,6 +38,7 @@ fn main() {
     trials.push(Trial::test(format!("{kernels}_of_f16{halves}"), || {
         every_kernel(DType::F16, &[gpu(), other_kernels()])
     }));
+    trials.extend(matrix_units::trials());
     trials.extend(special::trials());
     trials.extend(vectors::trials());
     libtest_mimic::run(&args, trials).exit();

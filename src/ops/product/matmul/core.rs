@@ -13,8 +13,76 @@ pub(crate) enum Core {
     Direct { high: usize, wide: usize, deep: usize, thread: [usize; 2] },
     /// `matmul`: tiles in workgroup memory; rows and columns per thread.
     Tiled { tile: [usize; 2], thread: [usize; 2] },
-    /// `matmul_coop`: cooperative matrices of this size.
-    Coop { size: usize, tile: [usize; 2], depth: usize },
+    /// `matmul_coop`: cooperative matrices.
+    Coop(Coop),
+}
+
+/// The constants of `matmul_coop`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Coop {
+    /// Rows and columns of a matrix.
+    pub size: usize,
+    /// Rows and columns per workgroup, and the depth of a step along the inner axis.
+    pub tile: [usize; 2],
+    pub depth: usize,
+    /// Rows and columns per subgroup.
+    pub part: [usize; 2],
+    /// Tiles that are in workgroup memory in turn.
+    pub stages: usize,
+    /// Whether tiles are kept in vectors of four elements. Metal loads matrices from single elements only.
+    pub words: bool,
+}
+
+impl Coop {
+    fn subgroups(&self) -> [usize; 2] {
+        [self.tile[0] / self.part[0], self.tile[1] / self.part[1]]
+    }
+
+    /// Bytes of workgroup memory: tiles in the longer of their two orientations, and a matrix of results per subgroup.
+    fn memory(&self) -> usize {
+        const SKEW: usize = 8;
+        let lines = |side: usize| (side * (self.depth + SKEW)).max(self.depth * (side + SKEW));
+        let [high, wide] = self.subgroups();
+        2 * self.stages * (lines(self.tile[0]) + lines(self.tile[1]))
+            + 4 * high * wide * self.size * self.size
+    }
+
+    /// Whether the device has the threads and the workgroup memory.
+    fn fits(&self, class: &DeviceClass) -> bool {
+        let threads = Core::Coop(*self).threads(class.lanes);
+        threads <= MOST_THREADS && self.memory() <= class.workgroup_memory as usize
+    }
+
+    fn source(&self, lanes: u32) -> Source {
+        let Coop { size, tile: [m, n], depth, stages, words, .. } = *self;
+        let [high, wide] = self.subgroups();
+        let constants = [
+            ("SIZE", size),
+            ("TILE_M", m),
+            ("TILE_N", n),
+            ("TILE_K", depth),
+            ("HIGH", high),
+            ("WIDE", wide),
+            ("STAGES", stages),
+            ("LANES", lanes as usize),
+        ];
+        let matrix = |of: &str| format!("coop_mat{size}x{size}<{of}>");
+        set("matmul_coop", &constants)
+            .alias("MatrixA", matrix("f16, A"))
+            .alias("MatrixB", matrix("f16, B"))
+            .alias("MatrixC", matrix("f32, C"))
+            .slot("tile", if words { "coop_tile_words" } else { "coop_tile_elements" })
+            .enable("f16")
+            .enable("wgpu_cooperative_matrix")
+    }
+}
+
+impl fmt::Display for Coop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Coop { size, tile: [m, n], depth, part: [pm, pn], stages, words } = self;
+        let elements = if *words { "" } else { " elements" };
+        write!(f, "coop{size} {m}x{n}x{depth} of {pm}x{pn}, {stages} in turn{elements}")
+    }
 }
 
 impl fmt::Display for Core {
@@ -25,7 +93,7 @@ impl fmt::Display for Core {
                 write!(f, "direct {high}x{wide}x{deep} of {tm}x{tn}")
             }
             Core::Tiled { tile: [m, n], thread: [tm, tn] } => write!(f, "tiled {m}x{n} of {tm}x{tn}"),
-            Core::Coop { size, tile: [m, n], depth } => write!(f, "coop{size} {m}x{n}x{depth}"),
+            Core::Coop(coop) => coop.fmt(f),
         }
     }
 }
@@ -98,6 +166,10 @@ const LARGE: usize = 1 << 21;
 /// Number of lanes that lie side by side in `matmul_direct` on CPU drivers.
 const DIRECT_LANES: usize = 32;
 
+fn set(file: &'static str, constants: &[(&'static str, usize)]) -> Source {
+    constants.iter().fold(Source::file(file), |s, (name, v)| s.u32(*name, *v as u32))
+}
+
 /// The share of a device that must be busy. At seven eighths, no multiprocessor is idle.
 pub(super) const FULL: f64 = 0.875;
 
@@ -118,7 +190,7 @@ impl Core {
     pub fn tile(&self) -> [usize; 2] {
         match *self {
             Core::Direct { high, wide, thread: [tm, tn], .. } => [high * tm, wide * tn],
-            Core::Tiled { tile, .. } | Core::Coop { tile, .. } => tile,
+            Core::Tiled { tile, .. } | Core::Coop(Coop { tile, .. }) => tile,
         }
     }
 
@@ -127,7 +199,7 @@ impl Core {
         match *self {
             Core::Direct { deep, .. } => 4 * deep,
             Core::Tiled { tile: [m, _], .. } => DEPTHS[(m < 128) as usize],
-            Core::Coop { depth, .. } => depth,
+            Core::Coop(coop) => coop.depth,
         }
     }
 
@@ -136,8 +208,7 @@ impl Core {
         match *self {
             Core::Direct { high, wide, deep, .. } => high * wide * deep,
             Core::Tiled { tile: [m, n], thread: [tm, tn] } => m / tm * (n / tn),
-            // Four subgroups: see HIGH and WIDE in matmul_coop.wgsl.
-            Core::Coop { .. } => 4 * lanes as usize,
+            Core::Coop(coop) => coop.subgroups().iter().product::<usize>() * lanes as usize,
         }
     }
 
@@ -153,9 +224,6 @@ impl Core {
 
     /// The source of the kernel, for a device of this class.
     pub fn source(&self, class: &DeviceClass) -> Source {
-        let set = |file, constants: &[(&'static str, usize)]| {
-            constants.iter().fold(Source::file(file), |s, (name, v)| s.u32(*name, *v as u32))
-        };
         match *self {
             Core::Direct { high, wide, deep, thread: [tm, tn] } => {
                 let constants =
@@ -171,23 +239,41 @@ impl Core {
                 let room = 2 * 4 * depth * (m + n) <= class.workgroup_memory as usize;
                 if room { tiles } else { tiles.u32("STAGES", 1) }
             }
-            Core::Coop { size, tile: [m, n], depth } => {
-                let constants = [
-                    ("SIZE", size),
-                    ("TILE_M", m),
-                    ("TILE_N", n),
-                    ("TILE_K", depth),
-                    ("LANES", class.lanes as usize),
-                ];
-                let matrix = |of: &str| format!("coop_mat{size}x{size}<{of}>");
-                set("matmul_coop", &constants)
-                    .alias("MatrixA", matrix("f16, A"))
-                    .alias("MatrixB", matrix("f16, B"))
-                    .alias("MatrixC", matrix("f32, C"))
-                    .enable("f16")
-                    .enable("wgpu_cooperative_matrix")
-            }
+            Core::Coop(coop) => coop.source(class.lanes),
         }
+    }
+
+    /// Returns the fragment that this kernel has for a slot, given the name of the one that the other kernels have.
+    pub fn fragment(&self, name: &'static str) -> &'static str {
+        match name {
+            _ if !matches!(self, Core::Coop(_)) => name,
+            "lhs_plain" => "coop_lhs_plain",
+            "lhs_transposed" => "coop_lhs_transposed",
+            "lhs_any" => "coop_lhs_any",
+            "lhs_gathered" => "coop_lhs_gathered",
+            "lhs_f16" => "lhs_half",
+            "rhs_plain" => "coop_rhs_plain",
+            "rhs_transposed" => "coop_rhs_transposed",
+            "rhs_any" => "coop_rhs_any",
+            "rhs_site" => "coop_rhs_site",
+            "rhs_site_transposed" => "coop_rhs_site_transposed",
+            "rhs_f16" => "rhs_half",
+            _ => name,
+        }
+    }
+
+    /// Returns the source for a launch with this store. Where every row has its own place and no epilogue needs the
+    /// elements, the matrix units store to the result themselves.
+    pub fn with_store(&self, source: Source, problem: &Problem, store: &str, scattered: bool) -> Source {
+        let [tm, tn] = self.tile();
+        let whole = problem.m.is_multiple_of(tm) && problem.n.is_multiple_of(tn) && !scattered;
+        let direct = match (self, store) {
+            (Core::Coop(_), "store_plain") if whole => 1,
+            (Core::Coop(_), "store_accumulate") if whole => 2,
+            _ => return source,
+        };
+        // The result is then an array of single elements.
+        source.u32("DIRECT", direct).slot("pieces", "pieces_of_1")
     }
 
     /// The longest inner axis of one launch, if each load of the right side takes `load` turns. It is limited by the
@@ -206,8 +292,8 @@ impl Core {
                 let fills = (quarter * (tm + tn) / 4).div_ceil(self.threads(0));
                 (4 * quarter, quarter + 2 + fills * 4 * load)
             }
-            // The matrix units sum 16 products before they round to f32, so 64 steps of this depth make a chain of 128.
-            Core::Coop { depth, .. } => return 64 * depth,
+            // The matrix units sum 16 products before they round to f32, so this makes a chain of 128.
+            Core::Coop(_) => return 2048,
         };
         let deep = if let Core::Direct { deep, .. } = self { *deep } else { 1 };
         (MOST_TURNS / turns * steps).min(BLOCKS * 64 * deep) / 16 * 16
@@ -218,7 +304,7 @@ impl Core {
         match self {
             Core::Direct { deep, .. } => k > 64 * deep,
             Core::Tiled { .. } => k > 64,
-            Core::Coop { .. } => false,
+            Core::Coop(_) => false,
         }
     }
 
@@ -239,10 +325,8 @@ impl Core {
         if m.min(n) <= THIN && fits_grid(&thin(problem), problem) {
             return thin(problem);
         }
-        let tiles = match problem.coop {
-            Some(size) => &coop(size)[..],
-            None => &TILES[..],
-        };
+        let coops = problem.coop.map_or(vec![], |size| coop(class, size));
+        let tiles = if coops.is_empty() { &TILES[..] } else { &coops[..] };
         // The largest tile that takes little more than the least time: it reads operands less often.
         let fitting = tiles.iter().copied().filter(|core| fits_grid(core, problem));
         let timed: Vec<(f64, Core)> = fitting.map(|core| (core.seconds(class, problem), core)).collect();
@@ -270,8 +354,7 @@ impl Core {
             all.push(Core::Direct { high: 4, wide: 16, deep: 1, thread: [4, 4] });
         }
         if let Some(size) = problem.coop {
-            // A CPU driver takes minutes to compile the large tile.
-            all.extend(&coop(size)[class.slow_compiler as usize..]);
+            all.extend(coop_candidates(class, size));
         }
         // Tiles that would be mostly empty cannot win.
         let fits = |core: &Core| {
@@ -306,15 +389,33 @@ pub fn for_matrix_units() -> Vec<Source> {
         "store_slope",
     ];
     let mut all = Vec::new();
-    let class = DeviceClass::named("discrete").expect("a row of the table");
-    for core in [16, 8].into_iter().flat_map(coop) {
-        let source = core.source(&class).slot("lhs_word", "lhs_f16").slot("rhs_word", "rhs_f16");
-        for (left, right) in
-            [("lhs_plain", "rhs_plain"), ("lhs_plain", "rhs_transposed"), ("lhs_transposed", "rhs_plain")]
-        {
-            all.push(source.clone().slot("lhs", left).slot("rhs", right));
+    let lefts = ["lhs_plain", "lhs_transposed", "lhs_any", "lhs_gathered"];
+    let rights = ["rhs_plain", "rhs_transposed", "rhs_any", "rhs_site", "rhs_site_transposed"];
+    let row = DeviceClass::named("nvidia").expect("a row of the table");
+    let problem = Problem { m: 128, n: 128, k: 128, batch: 1, left: "", right: "", half: true, coop: None };
+    for (size, workgroup_memory) in [(16, 48 << 10), (16, 32 << 10), (8, 32 << 10)] {
+        let class = DeviceClass { workgroup_memory, ..row.clone() };
+        let table = coop(&class, size);
+        for core in coop_candidates(&class, size) {
+            let of = |left: &'static str, right: &'static str| {
+                core.source(&class).slot("lhs", core.fragment(left)).slot("rhs", core.fragment(right))
+            };
+            let half = |source: Source| source.slot("lhs_word", "lhs_half").slot("rhs_word", "rhs_half");
+            let [left, right] = [lefts[0], rights[0]];
+            let layouts = [[left, right], [left, rights[1]], [lefts[1], right]];
+            all.extend(layouts.map(|[left, right]| half(of(left, right))));
+            if !table.contains(&core) {
+                continue;
+            }
+            all.extend(lefts[2..].iter().map(|left| of(left, right)));
+            all.push(of(left, rights[2]));
+            all.extend(rights[3..].iter().map(|right| of(left, right).slot("site", "site_tied")));
+            all.extend(stores.map(|store| half(of(left, right)).slot("store", store)));
+            for store in ["store_plain", "store_accumulate"] {
+                let source = half(of(left, right)).slot("store", store).bool("EDGES", false);
+                all.push(core.with_store(source, &problem, store, false));
+            }
         }
-        all.extend(stores.map(|store| source.clone().slot("store", store)));
     }
     all
 }
@@ -325,9 +426,44 @@ fn fits_grid(core: &Core, problem: &Problem) -> bool {
     problem.m.div_ceil(tm).max(problem.n.div_ceil(tn)) <= MOST_GROUPS
 }
 
-/// The large and the small tile of cooperative matrices.
-pub(super) fn coop(size: usize) -> [Core; 2] {
-    [128, 64].map(|tile| Core::Coop { size, tile: [tile, tile], depth: 32 })
+/// Fewer lanes than any matrix unit works with. Such an adapter is a CPU driver that emulates matrices, whatever class is
+/// asked for. Each multiply becomes hundreds of instructions, and large tiles take minutes to compile.
+const FEWEST_LANES: u32 = 16;
+/// Threads per workgroup that every adapter supports.
+const MOST_THREADS: usize = 256;
+
+/// The tiles of cooperative matrices from large to small, with two stages if these fit the workgroup memory. Empty if no
+/// tile fits the device.
+pub(super) fn coop(class: &DeviceClass, size: usize) -> Vec<Core> {
+    // Only Metal has matrices of 8 on real matrix units.
+    let words = size == 16;
+    let lanes = class.lanes as usize;
+    // A thread keeps 64 sums.
+    let part = if lanes > 32 { [64, 64] } else { [64, 32] };
+    let large = Coop { size, tile: [128, 128], depth: 32, part, stages: 2, words };
+    let small = Coop { tile: [64, 64], depth: 64, part: [32, 32], ..large };
+    let least = 2 * size;
+    let least = Coop { tile: [2 * least; 2], depth: least, part: [least; 2], words: true, ..large };
+    let tiles = if class.lanes < FEWEST_LANES { vec![least] } else { vec![large, small] };
+    let stages = |tile: Coop| [tile, Coop { stages: 1, ..tile }].into_iter().find(|coop| coop.fits(class));
+    tiles.into_iter().filter_map(stages).map(Core::Coop).collect()
+}
+
+/// Every kernel of cooperative matrices that is worth measuring, with the table's first.
+fn coop_candidates(class: &DeviceClass, size: usize) -> Vec<Core> {
+    let mut all = coop(class, size);
+    for core in all.clone() {
+        let Core::Coop(table) = core else { continue };
+        let mut others = vec![Coop { stages: 1, ..table }];
+        if class.lanes < FEWEST_LANES {
+            others.push(Coop { words: false, ..table });
+        } else if table.part == [64, 32] {
+            // Fewer reads of workgroup memory, but these parts need nearly as many registers as a thread can have.
+            others.push(Coop { part: [64; 2], ..table });
+        }
+        all.extend(others.into_iter().filter(|coop| *coop != table && coop.fits(class)).map(Core::Coop));
+    }
+    all
 }
 
 /// The kernel of a CPU driver, whose registers are wide: the largest thread tile that pads the matrix least. Lanes lie
@@ -367,4 +503,33 @@ pub(super) fn thin(problem: &Problem) -> Core {
     }
     let deep = if problem.left == "lhs_transposed" { deep(4) } else { deep(64) };
     Core::Direct { high: 64 / deep, wide: 1, deep, thread: [4, short(problem.n)] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::plan::Pass;
+
+    #[test]
+    fn tiles_of_matrices_need_the_memory_that_is_counted() {
+        for class in DeviceClass::all() {
+            for (size, core) in
+                [16, 8].into_iter().flat_map(|size| coop(&class, size).into_iter().map(move |c| (size, c)))
+            {
+                let Core::Coop(coop) = core else { panic!("{core}") };
+                let most =
+                    [["coop_lhs_plain", "coop_rhs_plain"], ["coop_lhs_transposed", "coop_rhs_transposed"]]
+                        .map(|[lhs, rhs]| {
+                            let source = core.source(&class).slot("lhs", lhs).slot("rhs", rhs);
+                            let (op, entry, grid) = ("matmul".into(), "main".into(), [1; 3]);
+                            Pass { op, source, entry, grid, parts: 1, bytes: 0.0, flops: 0.0 }
+                                .workgroup_memory()
+                                .unwrap()
+                        });
+                // Half of the words have the longer lines in either orientation.
+                assert!(most.iter().all(|&bytes| bytes <= coop.memory()), "{size} {core}: {most:?}");
+                assert!(coop.memory() <= class.workgroup_memory as usize, "{core} on {}", class.name);
+            }
+        }
+    }
 }

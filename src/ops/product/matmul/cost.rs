@@ -2,12 +2,12 @@
 //! one product on one device: whether a tile leaves multiprocessors without work, waits for memory, or reads operands
 //! too often.
 
-use super::core::{Core, Problem};
+use super::core::{Coop, Core, Problem};
 use crate::gpu::DeviceClass;
 
-/// Seconds from a load of storage to its use. The loads of one step of the inner axis are in flight together, and steps
-/// follow each other.
-const LATENCY: f64 = 0.8e-6;
+/// Seconds from a load to its use, if the last cache has it and if it comes from memory. The loads of one step of the
+/// inner axis are in flight together, and steps follow each other.
+const LATENCY: [f64; 2] = [0.4e-6, 0.8e-6];
 /// Seconds that a workgroup's threads wait for each other at a step in workgroup memory. Other workgroups of the
 /// multiprocessor compute meanwhile.
 const BARRIER: f64 = 0.05e-6;
@@ -24,18 +24,17 @@ impl Core {
         match *self {
             Core::Direct { thread: [tm, tn], .. } => 2 * tm * tn + 4 * (tm + tn) + 24,
             Core::Tiled { thread: [tm, tn], .. } => 2 * tm * tn + tm + tn + 16 + 24,
-            Core::Coop { .. } => 160,
+            Core::Coop(_) => 160,
         }
     }
 
     /// The share of the device's multiply-adds that a thread's reads of its operands leave.
-    fn share(&self, problem: &Problem) -> f64 {
+    fn share(&self) -> f64 {
         let of = |[tm, tn]: [usize; 2]| 1.0 / (1.0 + READ * (tm + tn) as f64 / (tm * tn) as f64);
         match *self {
             Core::Direct { thread, .. } | Core::Tiled { thread, .. } => of(thread),
-            // Matrix units do about eight times as many as other units, and a third of that is what kernels reach that
-            // load tiles through workgroup memory.
-            Core::Coop { tile, .. } => 8.0 / 3.0 * problem.coop.map_or(0.0, |_| of(tile.map(|t| t / 4))),
+            // Matrix units do about ten times as many as other units, of which reading matrices leaves about half.
+            Core::Coop(Coop { part: [m, n], .. }) => 10.0 / (1.0 + 24.0 * (m + n) as f64 / (m * n) as f64),
         }
     }
 
@@ -51,24 +50,28 @@ impl Core {
         let rounds = most.div_ceil(side_by_side) as f64;
         // One step of one workgroup: its sums, if it had the multiprocessor for itself, and what it takes if it is alone.
         // The next tile is read meanwhile, but not all of the waiting is hidden.
-        let rate = class.flops_s / class.width as f64 * self.share(problem);
+        let rate = class.flops_s / class.width as f64 * self.share();
         let computed = (2 * tm * tn * depth) as f64 / rate;
         let barrier = if let Core::Direct { .. } = self { 0.0 } else { BARRIER };
-        let alone = LATENCY.max(computed) + HIDDEN * LATENCY.min(computed) + barrier;
-        // The short operand of a thin product stays in the nearest cache.
+        // What several workgroups read comes from memory once. The short operand of a thin product stays in the nearest
+        // cache.
         let size = if problem.half { 2.0 } else { 4.0 };
-        let reads = if let Core::Direct { .. } = self { 0.0 } else { size * (depth * (tm + tn)) as f64 };
-        let cached = groups as f64 * steps * reads / (CACHE * class.bytes_s);
+        let reads = groups as f64 * steps * size * (depth * (tm + tn)) as f64;
+        let thin = matches!(self, Core::Direct { .. });
+        let first = if thin { 1.0 } else { (problem.operand_bytes() / reads).min(1.0) };
+        let latency = LATENCY[0] + first * (LATENCY[1] - LATENCY[0]);
+        let cached = if thin { 0.0 } else { reads / (CACHE * class.bytes_s) };
+        let alone = latency.max(computed) + HIDDEN * latency.min(computed) + barrier;
         // Few threads have too little under way for the memory's whole rate.
         let reading = if let Core::Direct { .. } = self { groups * threads } else { class.in_flight() };
         let rate = class.bytes_s * (reading as f64 / class.in_flight() as f64).min(1.0);
         let moved = (problem.operand_bytes() + problem.result_bytes()) / rate;
         let busy = most as f64 * steps * computed;
-        class.dispatch + busy.max(rounds * steps * alone).max(moved) + HIDDEN * cached
+        class.dispatch + busy.max(rounds * steps * alone).max(moved).max(cached) + HIDDEN * cached
     }
 }
 
 /// Seconds of the pass that adds up `parts` results of a product.
 pub(super) fn join(class: &DeviceClass, problem: &Problem, parts: usize) -> f64 {
-    class.dispatch + LATENCY + problem.result_bytes() * (2 * parts + 1) as f64 / class.bytes_s
+    class.dispatch + LATENCY[1] + problem.result_bytes() * (2 * parts + 1) as f64 / class.bytes_s
 }

@@ -82,7 +82,9 @@ impl Read {
     /// Whether blocks of 4 x 4 of two matrices are whole vectors of one of them.
     fn stacks(w: &Tensor, tail: &Tensor) -> bool {
         let [rows, columns] = [w.shape()[0], w.shape()[1]];
-        [rows, columns, w.offset, tail.offset].iter().all(|v| v.is_multiple_of(4))
+        // Matrix units have no such load.
+        !w.gpu().rounds_products()
+            && [rows, columns, w.offset, tail.offset].iter().all(|v| v.is_multiple_of(4))
     }
 
     fn stacked(w: &Tensor, tail: &Tensor) -> Read {
@@ -249,7 +251,10 @@ impl<'a> Product<'a> {
         let Problem { m, n, k, .. } = *problem;
         let most = core.longest(load.as_ref().map_or(0, |load| load.turns));
         let slots = prepared.slots.iter();
-        let mut source = slots.fold(core.source(gpu.class()), |s, (slot, fragment)| s.slot(*slot, *fragment));
+        let mut source = slots
+            .fold(core.source(gpu.class()), |s, (slot, fragment)| s.slot(*slot, core.fragment(fragment)));
+        let scattered = matches!(self.rows, Rows::Scattered { .. });
+        source = core.with_store(source, problem, self.store_fragment(), scattered);
         if let Some(load) = load {
             source = load.set(source);
         }

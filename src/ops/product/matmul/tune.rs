@@ -291,17 +291,19 @@ pub fn tune_all(
 }
 
 impl Gpu {
-    /// Returns the matrix units if they have passed a test on this device: they must give the plain kernel's results and,
-    /// on a GPU, be faster. The test runs at the first call, apart from anything that is being recorded.
+    /// Returns the matrix units if they have passed a test on this device: they must give the plain kernel's results and
+    /// be faster. The test runs at the first call, apart from anything that is being recorded. A CPU driver emulates
+    /// matrices at a fraction of the rate of plain kernels, so it is not tested, and uses them only if the kernels of a
+    /// GPU's class are asked for (`TIEBEAM_DEVICE=discrete`).
     pub(crate) fn coop(&self) -> Option<CoopMatrices> {
-        let matrices = self.coop_matrices()?;
+        let software = self.adapter().is_software();
+        let matrices = self.coop_matrices().filter(|_| !software || !self.class().is_cpu())?;
         let proven = *self.0.coop_proven.get_or_init(|| {
             let beside = self.beside();
             // On the handle for the test, the kernels must be available before they have passed.
             let _ = beside.0.coop_proven.set(true);
-            let passed = right(&beside, matrices.size as usize).and_then(|right| {
-                Ok(right && (self.class().is_cpu() || fast(&beside, matrices.size as usize)?))
-            });
+            let passed = right(&beside, matrices.size as usize)
+                .and_then(|right| Ok(right && (software || fast(&beside, matrices.size as usize)?)));
             match &passed {
                 Ok(true) => tracing::info!("cooperative matrices passed their test"),
                 Ok(false) => tracing::warn!("cooperative matrices are wrong or slow here and not used"),
@@ -333,7 +335,7 @@ fn right(gpu: &Gpu, size: usize) -> Result<bool> {
         };
         let (a, b) = (whole(m, k), whole(k, n));
         let mut results = Vec::new();
-        for core in [PLAIN].iter().chain(&coop(size)[gpu.class().slow_compiler as usize..]) {
+        for core in [PLAIN].iter().chain(&coop(gpu.class(), size)) {
             results.push(no_grad(|| self::whole(&a.unsqueeze(0), &b.unsqueeze(0), *core)).to_vec::<f32>()?);
         }
         if results.iter().any(|result| result != &results[0]) {
@@ -349,7 +351,8 @@ fn fast(gpu: &Gpu, size: usize) -> Result<bool> {
     let [m, n, k] = [1024; 3];
     let problem = trial_of(m, n, k, size);
     let trial = Trial { gpu, inputs: operands(gpu, &problem) };
-    let cores = [coop(size)[1], tiled([64, 64], [8, 8])];
+    let Some(&smallest) = coop(gpu.class(), size).last() else { return Ok(false) };
+    let cores = [smallest, tiled([64, 64], [8, 8])];
     cores.iter().try_for_each(|core| trial.first(*core))?;
     trial.warm_up(cores[1], WARM_FIRST)?;
     let times = trial.round(&cores, Duration::from_millis(40))?;
