@@ -1,7 +1,7 @@
 //! Benchmarks what sharing costs and saves. Each row times two ways to the same result in turn, and shows the median and
 //! quartiles of their ratio.
 //!
-//!     cargo bench --features cli --bench sharing [-- WORD... --json FILE --profile]
+//!     cargo bench --features cli --bench sharing [-- WORD... --json FILE --profile --plan]
 //!
 //! On a software driver the ratios are those of the CPU. They say little about a GPU, where reading memory costs more relative to
 //! computing.
@@ -304,7 +304,7 @@ fn mixed(gpu: &Gpu) -> Result<Vec<Row>> {
             format!("{rows} rows, 768x768, rank {rank} of 3 depths"),
             ("with", with),
             ("without", linear(&x, &weight)),
-            format!("{products:.2} by the products of all three parts, less three dispatches"),
+            format!("{products:.2} by the products of all three parts"),
         )?);
     }
     let rows = 3 * depths;

@@ -245,7 +245,8 @@ pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     let tied = |t: &Tensor| -> Arc<dyn Site> { Arc::new(Tied::new(t)) };
     let low = |x: &[Tensor]| -> Arc<dyn Site> { Arc::new(LowRank::new(&x[1], &x[2], &x[3], 0.5)) };
-    for (rows, n, k) in [(1, 1, 1), (5, 7, 3), (9, 8, 12), (67, 5, 6)] {
+    // In the last sizes the inner axis, or that of the weight's gradient, is long: GPUs cut it into parts.
+    for (rows, n, k) in [(1, 1, 1), (5, 7, 3), (9, 8, 12), (67, 5, 6), (12, 9, 516), (520, 4, 4)] {
         let inputs = vec![Input::normal([rows, k]), Input::normal([n, k])];
         all.push(Case::new(
             format!("tied {rows} {n} {k}"),
@@ -297,40 +298,50 @@ pub(super) fn cases() -> Vec<Case> {
         })
         .ulps(64.0, 128.0),
     );
-    let bias = vec![Input::normal([5, 6]), Input::normal([9, 6]), Input::normal([9]), Input::normal([5, 9])];
-    all.push(Case::new(
-        "bias and residual",
-        bias.clone(),
-        move |x| {
-            let epilogue = Epilogue { bias: Some(&x[2]), residual: Some(&x[3]), ..Epilogue::default() };
-            x[0].linear(&tied(&x[1]), epilogue)
-        },
-        |x| {
-            let y = linear64(&x[0], &x[1]);
-            Array::from_fn(y.shape, |i| y.data[i] + x[2].data[i % 9] + x[3].data[i])
-        },
-    ));
-    for (name, activation) in [("recorded", true), ("fused", false)] {
-        let inputs = bias[..3].iter().cloned().map(|i| if activation { i } else { i.fixed() }).collect();
-        all.push(
-            Case::new(
-                format!("bias and silu, {name}"),
-                inputs,
-                move |x| {
-                    let epilogue =
-                        Epilogue { bias: Some(&x[2]), activation: Activation::Silu, ..Epilogue::default() };
-                    x[0].linear(&tied(&x[1]), epilogue)
-                },
-                |x| {
-                    let y = linear64(&x[0], &x[1]);
-                    Array::from_fn(y.shape, |i| {
-                        let v = y.data[i] + x[2].data[i % 9];
-                        v / (1.0 + (-v).exp())
-                    })
-                },
-            )
-            .ulps(64.0, 128.0),
-        );
+    for (inner, long) in [(6, ""), (516, ", long")] {
+        let bias = vec![
+            Input::normal([12, inner]),
+            Input::normal([9, inner]),
+            Input::normal([9]),
+            Input::normal([12, 9]),
+        ];
+        all.push(Case::new(
+            format!("bias and residual{long}"),
+            bias.clone(),
+            move |x| {
+                let epilogue = Epilogue { bias: Some(&x[2]), residual: Some(&x[3]), ..Epilogue::default() };
+                x[0].linear(&tied(&x[1]), epilogue)
+            },
+            |x| {
+                let y = linear64(&x[0], &x[1]);
+                Array::from_fn(y.shape, |i| y.data[i] + x[2].data[i % 9] + x[3].data[i])
+            },
+        ));
+        for (name, activation) in [("recorded", true), ("fused", false)] {
+            let inputs = bias[..3].iter().cloned().map(|i| if activation { i } else { i.fixed() }).collect();
+            all.push(
+                Case::new(
+                    format!("bias and silu, {name}{long}"),
+                    inputs,
+                    move |x| {
+                        let epilogue = Epilogue {
+                            bias: Some(&x[2]),
+                            activation: Activation::Silu,
+                            ..Epilogue::default()
+                        };
+                        x[0].linear(&tied(&x[1]), epilogue)
+                    },
+                    |x| {
+                        let y = linear64(&x[0], &x[1]);
+                        Array::from_fn(y.shape, |i| {
+                            let v = y.data[i] + x[2].data[i % 9];
+                            v / (1.0 + (-v).exp())
+                        })
+                    },
+                )
+                .ulps(64.0, 128.0),
+            );
+        }
     }
     all
 }

@@ -199,6 +199,34 @@ fn routed64(x: &Array, rows: &Array, w: &Array) -> Array {
     })
 }
 
+fn gathered([count, n, k]: [usize; 3], inputs: Vec<Input>, weight: fn(&Tensor) -> Arc<dyn Site>) -> Case {
+    Case::new(
+        format!("gathered {count} {n} {k}"),
+        inputs,
+        move |x| x[0].linear_gathered(&x[1], &weight(&x[2])),
+        |x| routed64(&x[0], &x[1], &x[2]),
+    )
+}
+
+fn scattered([count, n, k]: [usize; 3], inputs: Vec<Input>, weight: fn(&Tensor) -> Arc<dyn Site>) -> Case {
+    Case::new(
+        format!("scattered {count} {n} {k}"),
+        inputs,
+        move |x| x[0].add_linear_scattered(&x[1], &x[2], &x[3], &weight(&x[4])),
+        move |x| {
+            let mut y = x[0].clone();
+            for i in 0..x[2].data.len() * n {
+                let (row, col, to) = (i / n, i % n, x[2].data[i / n] as usize);
+                let dot: f64 = (0..k).map(|q| x[1].data[row * k + q] * x[4].data[col * k + q]).sum();
+                if to < count {
+                    y.data[to * n + col] += x[3].data[row] * dot;
+                }
+            }
+            y
+        },
+    )
+}
+
 /// Cases for weights that `weight` makes of a stored matrix. The sharing kinds are on a floor above, so the caller passes
 /// one.
 pub(crate) fn cases(weight: fn(&Tensor) -> Arc<dyn Site>) -> Vec<Case> {
@@ -211,12 +239,7 @@ pub(crate) fn cases(weight: fn(&Tensor) -> Arc<dyn Site>) -> Vec<Case> {
         [(5, 8, 12, vec![3., 0., 4.]), (7, 3, 5, vec![6.]), (40, 9, 16, vec![39., 3., 17., 99., 0., 1.])]
     {
         let inputs = vec![Input::normal([count, k]), list(&rows), Input::normal([n, k])];
-        all.push(Case::new(
-            format!("gathered {count} {n} {k}"),
-            inputs,
-            move |x| x[0].linear_gathered(&x[1], &weight(&x[2])),
-            |x| routed64(&x[0], &x[1], &x[2]),
-        ));
+        all.push(gathered([count, n, k], inputs, weight));
         let some = rows.len();
         let inputs = vec![
             Input::normal([count, n]),
@@ -225,22 +248,15 @@ pub(crate) fn cases(weight: fn(&Tensor) -> Arc<dyn Site>) -> Vec<Case> {
             Input::normal([some]),
             Input::normal([n, k]),
         ];
-        all.push(Case::new(
-            format!("scattered {count} {n} {k}"),
-            inputs,
-            move |x| x[0].add_linear_scattered(&x[1], &x[2], &x[3], &weight(&x[4])),
-            move |x| {
-                let mut y = x[0].clone();
-                for i in 0..some * n {
-                    let (row, col, to) = (i / n, i % n, x[2].data[i / n] as usize);
-                    let dot: f64 = (0..k).map(|q| x[1].data[row * k + q] * x[4].data[col * k + q]).sum();
-                    if to < count {
-                        y.data[to * n + col] += x[3].data[row] * dot;
-                    }
-                }
-                y
-            },
-        ));
+        all.push(scattered([count, n, k], inputs, weight));
     }
+    // A long inner axis, which GPUs cut into parts, of whole numbers whose sums are exact.
+    let whole = |shape: &[usize]| Input::integers(shape, DType::F32, -30, 31);
+    let (count, n, k, some) = (40, 12, 516, 11);
+    let rows: Vec<f64> = (0..some).map(|i| (i * 7 % count) as f64).collect();
+    let inputs = vec![whole(&[count, k]), list(&rows), whole(&[n, k])];
+    all.push(gathered([count, n, k], inputs, weight).exact());
+    let inputs = vec![whole(&[count, n]), whole(&[some, k]), list(&rows), whole(&[some]), whole(&[n, k])];
+    all.push(scattered([count, n, k], inputs, weight).exact());
     all
 }

@@ -13,6 +13,7 @@ mod operand;
 mod parts;
 pub mod plan;
 pub(super) mod product;
+pub mod table;
 pub mod tune;
 mod write;
 
@@ -285,6 +286,17 @@ pub(super) fn cases() -> Vec<Case> {
         ));
     }
     // Sizes above every tile, with integers whose sums need 20 bits. Equality shows that no term is lost and none is f16.
+    // Batches with a long inner axis, which GPUs cut into parts.
+    let whole = |shape: &[usize]| Input::integers(shape, DType::F32, -60, 61);
+    all.push(
+        Case::new(
+            "integers 2 3 5 7 516",
+            vec![whole(&[2, 3, 5, 516]), whole(&[3, 516, 7])],
+            |x| x[0].matmul(&x[1]),
+            |x| matmul64(&x[0], &x[1]),
+        )
+        .exact(),
+    );
     for (m, n, k) in [(130, 140, 68), (129, 133, 67), (200, 3, 500), (20, 24, 2048), (7, 5, 1540)] {
         let whole = |shape: [usize; 2]| Input::integers(shape, DType::F32, -60, 61);
         let inputs = vec![whole([m, k]), whole([k, n])];

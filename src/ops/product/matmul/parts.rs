@@ -1,7 +1,7 @@
 //! A long inner axis in parts, where the tiles of the result alone would leave the device idle. One dispatch computes a
 //! product of each part, and a second one adds them up in order and stores the result (`matmul_join.wgsl`).
 
-use super::core::{Core, FULL, MOST_GROUPS, Problem};
+use super::core::{Core, MOST_GROUPS, Problem};
 use super::cost;
 use crate::gpu::kernel::Launch;
 use crate::gpu::shader::Source;
@@ -15,6 +15,8 @@ pub(crate) struct Cut {
     pub len: usize,
 }
 
+/// The share of a CPU's cores that must be busy.
+const FULL: f64 = 0.875;
 /// CPU drivers: parts shorter than this are not worth a pass that adds them up.
 const LEAST: usize = 256;
 /// A multiple of every kernel's step and of its block of terms.

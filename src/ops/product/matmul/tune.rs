@@ -1,8 +1,9 @@
 //! Measures the kernels of a class of products, and tests cooperative matrices.
 
-use super::core::{Core, Problem, coop, tiled};
+use super::core::{Core, Problem, tiled};
 use super::parts::Cut;
 use super::product::{Product, Right};
+use super::table::coop;
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::{CoopMatrices, DeviceClass, Gpu};
