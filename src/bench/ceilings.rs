@@ -189,7 +189,7 @@ fn coop_rate(gpu: &Gpu) -> Result<Option<f64>> {
     let (size, groups) = (matrices.size, if gpu.adapter().is_software() { 64 } else { 8192 });
     let mut best = 0.0f64;
     for chains in [1, 4, 8] {
-        let source = coop(size, gpu.lanes(), chains);
+        let source = coop(size, gpu.class().lanes, chains);
         let y = Tensor::empty(gpu, "coop", [groups * (chains * size * size) as usize], DType::F32);
         let stats = measure(gpu, BUDGET, |_| {
             let launch = Launch::new("coop", &source, "main", grid(groups)).bind_mut("y", &y);

@@ -184,11 +184,6 @@ impl Gpu {
         self.0.checked
     }
 
-    /// The most lanes that a subgroup may have.
-    pub(crate) fn lanes(&self) -> u32 {
-        self.0.class.lanes
-    }
-
     /// The cooperative matrices of this adapter (f16 operands, f32 sums), whether or not they passed their test.
     pub(crate) fn coop_matrices(&self) -> Option<CoopMatrices> {
         self.0.coop

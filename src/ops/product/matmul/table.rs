@@ -1,5 +1,5 @@
 //! The choice among the kernels of products without measurements: what takes the least time by count on a GPU
-//! ([`cost`](super::cost)), and what CPU drivers were seen to be fast with.
+//! (`cost.rs`), and what CPU drivers were seen to be fast with.
 
 use super::core::{Coop, Core, MOST_GROUPS, Problem, tiled};
 use crate::gpu::shader::Source;
