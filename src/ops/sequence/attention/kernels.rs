@@ -253,7 +253,7 @@ fn tall(class: &DeviceClass, pass: Pass, choice: Choice, items: usize) -> usize 
     // The results of a row: y or dq, or both dk and dv.
     let (most, own, results) = match pass {
         Pass::Forward => (8, 1, 1),
-        Pass::Queries => (4, 2, 1),
+        Pass::Queries => (8, 2, 1),
         Pass::Keys => (4, 2, 2),
     };
     let fits = |tall: usize| {
