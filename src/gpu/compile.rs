@@ -51,8 +51,8 @@ impl Compiler {
     }
 
     /// The driver's cache of kernels, if it has one for us.
-    pub fn cache(&self) -> Option<&wgpu::PipelineCache> {
-        self.shared.cache.as_ref().map(DriverCache::raw)
+    pub fn cache(&self) -> Option<&DriverCache> {
+        self.shared.cache.as_ref()
     }
 
     /// Runs a job on one of the threads, in the order of the calls. A job says itself when it is done.
@@ -168,7 +168,10 @@ mod tests {
         let mut done: Vec<_> = (0..19).map(|_| receiver.recv().unwrap()).collect();
         assert!(done.iter().all(|(_, id)| *id != thread::current().id()));
         done.sort_by_key(|(i, _)| *i);
-        assert_eq!(done.iter().map(|(i, _)| *i).collect::<Vec<_>>(), [&[0, 1, 2], &Vec::from_iter(4..20)[..]].concat());
+        assert_eq!(
+            done.iter().map(|(i, _)| *i).collect::<Vec<_>>(),
+            [&[0, 1, 2], &Vec::from_iter(4..20)[..]].concat()
+        );
         assert!(lock(&compiler.threads).len() <= MOST);
         // One job that has begun on every thread, and one that nothing is left for.
         let (gate, closed) = channel::<()>();

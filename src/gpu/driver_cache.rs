@@ -40,7 +40,8 @@ impl DriverCache {
         let head = format!("tiebeam pipelines 1 {}; {}\n", summary.name, summary.driver);
         let data = read(&file, &head);
         let known = data.as_deref().map_or(0, XxHash3_128::oneshot);
-        let scopes = [wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal];
+        let scopes =
+            [wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal];
         let scopes = scopes.map(|filter| device.push_error_scope(filter));
         let descriptor =
             wgpu::PipelineCacheDescriptor { label: Some("tiebeam"), data: data.as_deref(), fallback: true };
@@ -107,6 +108,37 @@ fn write(file: &Path, head: &str, data: &[u8]) -> crate::error::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::{Feature, Gpu, Options};
+
+    /// Whatever is in the file: the device opens and computes.
+    #[test]
+    fn a_device_opens_beside_a_broken_file() {
+        let folder = files::scratch::Folder::new("driver_cache");
+        let open = |without: Vec<Feature>| {
+            Gpu::open_with(Options::default().cache(Some(folder.to_path_buf())).without(without)).unwrap()
+        };
+        let gpu = open(vec![]);
+        let Some(cache) = gpu.0.compiler.cache() else {
+            assert!(!gpu.adapter().features.contains(&"pipeline-cache"));
+            return;
+        };
+        let (file, head) = (cache.file.clone(), cache.head.clone());
+        assert!(
+            file.starts_with(&*folder) && open(vec![Feature::PipelineCache]).0.compiler.cache().is_none()
+        );
+        // The second passes our own check, so that wgpu sees it, and the third has wgpu's mark as well.
+        let made = cache.raw.get_data().unwrap_or_default();
+        let (torn, foreign) = (b"torn".to_vec(), b"WGPUPLCH and nothing more".to_vec());
+        let cut = made[..made.len().min(70)].to_vec();
+        std::fs::write(&file, torn).unwrap();
+        for bytes in [None, Some(foreign), Some(cut), Some(made)] {
+            bytes.iter().for_each(|bytes| write(&file, &head, bytes).unwrap());
+            let gpu = open(vec![]);
+            assert!(gpu.take_fault().is_none() && gpu.0.compiler.cache().is_some());
+            let x = gpu.upload("test", &[7; 16], 16);
+            assert_eq!(gpu.read(&x, 0, 16).unwrap(), [7; 16]);
+        }
+    }
 
     #[test]
     fn a_file_is_read_only_if_it_is_whole_and_of_this_driver() {

@@ -306,7 +306,10 @@ mod tests {
     fn matrices_need_f16() {
         let have = wgpu::Features::all();
         assert_eq!(used(have, &[]), Feature::ALL);
-        assert_eq!(used(have, &[Feature::F16]), [Feature::Subgroups, Feature::Timestamps, Feature::PipelineCache]);
+        assert_eq!(
+            used(have, &[Feature::F16]),
+            [Feature::Subgroups, Feature::Timestamps, Feature::PipelineCache]
+        );
         assert_eq!(used(wgpu::Features::TIMESTAMP_QUERY, &[]), [Feature::Timestamps]);
         assert!(used(have, &Feature::ALL).is_empty());
     }
@@ -324,7 +327,8 @@ mod tests {
 
     #[test]
     fn words_of_features() {
-        let all = Feature::parse_list("f16, subgroups,timestamps,cooperative-matrix,pipeline-cache,").unwrap();
+        let all =
+            Feature::parse_list("f16, subgroups,timestamps,cooperative-matrix,pipeline-cache,").unwrap();
         assert_eq!(all, Feature::ALL);
         let said = Feature::parse_list("f16,fp64").unwrap_err().to_string();
         assert_eq!(

@@ -110,7 +110,7 @@ impl Gpu {
         let immediates = interface.params.as_ref().filter(|params| params.uniform.is_none());
         let recipe = Recipe {
             device: device.clone(),
-            cache: self.0.compiler.cache().cloned(),
+            cache: self.0.compiler.cache().map(|cache| cache.raw().clone()),
             checked: self.0.checked,
             op: launch.op.to_string(),
             kernel: assembled.name().to_string(),
@@ -127,7 +127,8 @@ impl Gpu {
         self.0.compiler.run(move || {
             // Whoever waits must not wait in vain.
             let made = catch_unwind(AssertUnwindSafe(|| recipe.compile()));
-            let panicked = |_| Err(refused(&recipe.kernel, &recipe.op, "a panic in the driver's layer".into()));
+            let panicked =
+                |_| Err(refused(&recipe.kernel, &recipe.op, "a panic in the driver's layer".into()));
             let _ = slot.made.set(made.unwrap_or_else(panicked));
         });
         Ok(pipeline)

@@ -3,6 +3,9 @@
 //! A dispatch whose pipeline is still being compiled waits, and with it all that is recorded after it. A batch that is
 //! full is sent without them. Who needs everything, such as a readback, waits for the compiler.
 
+#[cfg(test)]
+mod tests;
+
 use super::buffer::Buffer;
 use super::command::{Command, Dispatch, Groups, Now};
 use super::interface::MOST_UNIFORM;

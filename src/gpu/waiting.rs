@@ -110,7 +110,9 @@ impl Waiting {
         let entry = self.entries.pop_front()?;
         let depends = || {
             let mut uses = entry.reads.iter().chain(&entry.writes);
-            uses.find_map(|named| self.lost.iter().find(|(lost, _)| lost.meets(named)).map(|(_, error)| error.clone()))
+            uses.find_map(|named| {
+                self.lost.iter().find(|(lost, _)| lost.meets(named)).map(|(_, error)| error.clone())
+            })
         };
         let next = match (refused, self.lost.is_empty()) {
             (Some(error), _) => Some((error, true)),
