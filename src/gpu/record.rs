@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 /// The most dispatches in one submit, however short they are, because small uploads keep their buffers until the
 /// submit.
@@ -151,10 +152,24 @@ impl Recorder {
         let [x, y, z] = dispatch.grid;
         pass.dispatch_workgroups(x, y, z);
         self.dispatched(gpu, dispatch.seconds);
-        if dispatch.pipeline.is_new() && gpu.adapter().is_software() {
-            // llvmpipe translates a kernel when it first runs it, on a thread of its own. So it is sent at once.
+        // llvmpipe translates a kernel when it first runs it, on a thread of its own. So it is sent at once.
+        if dispatch.pipeline.is_new() && gpu.adapter().is_software() && self.has_room(gpu) {
             self.send(gpu);
         }
+    }
+
+    /// Whether a submit now does not wait for an earlier one.
+    fn has_room(&mut self, gpu: &Gpu) -> bool {
+        let Some(oldest) = self.flights.front().filter(|_| self.flights.len() >= IN_FLIGHT) else {
+            return true;
+        };
+        let now =
+            wgpu::PollType::Wait { submission_index: Some(oldest.clone()), timeout: Some(Duration::ZERO) };
+        let done = gpu.0.device.poll(now).is_ok();
+        if done {
+            self.flights.pop_front();
+        }
+        done
     }
 
     /// The buffer of uniforms.
@@ -240,8 +255,9 @@ impl Recorder {
                 "the batch that was to write this was lost; compute or load it anew ({why})"
             ));
             let written: Vec<Arc<Buffer>> = self.written.iter().filter_map(Weak::upgrade).collect();
-            written.iter().filter(|buffer| !buffer.is_spared()).for_each(|buffer| buffer.fail(&error));
-            self.waiting.lose(written.iter(), &error);
+            let marked = || written.iter().filter(|buffer| !buffer.is_spared());
+            marked().for_each(|buffer| buffer.fail(&error));
+            self.waiting.lose(marked(), &error);
         }
         self.written.clear();
     }

@@ -23,6 +23,11 @@ impl Named {
         Named { own: Arc::downgrade(buffer), whole: buffer.whole.as_ref().map(Arc::downgrade) }
     }
 
+    /// Whether a loss marks it. What nobody holds any more may have been read.
+    fn can_be_lost(&self) -> bool {
+        self.own.upgrade().is_none_or(|buffer| !buffer.is_spared())
+    }
+
     /// Whether the two have elements in common. The weak handles keep the places from being taken by other buffers.
     fn meets(&self, other: &Named) -> bool {
         let is = |whole: &Option<Weak<Buffer>>, own: &Weak<Buffer>| {
@@ -122,8 +127,9 @@ impl Waiting {
         let next = match next {
             None => Next::Ready(entry),
             Some((error, refused)) => {
+                let lost = entry.writes.iter().filter(|named| named.can_be_lost());
+                self.lost.extend(lost.map(|named| (named.clone(), error.clone())));
                 entry.fail(&error);
-                self.lost.extend(entry.writes.iter().map(|named| (named.clone(), error.clone())));
                 if refused { Next::Refused(error) } else { Next::LeftOut }
             }
         };
