@@ -21,7 +21,7 @@ const ROW_KERNELS: [&str; 4] =
 const JOIN: [&str; 5] = ["reduce", "reduce_rows", "reduce_columns", "attention_combine", "matmul_join"];
 
 /// Kernels whose threads have tiles of independent sums.
-const TILED: [&str; 2] = ["matmul", "matmul_coop"];
+const TILED: [&str; 4] = ["matmul", "matmul_coop", "attention_tiled", "attention_tiled_backward"];
 
 /// Marks rows whose kernels do not fill the device yet. Their numbers are those that really run.
 const PARTLY: bool = true;

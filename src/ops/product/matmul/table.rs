@@ -29,11 +29,10 @@ impl Core {
         let coops = problem.coop.map_or(vec![], |size| coop(class, size));
         let tiles = if coops.is_empty() { &TILES[..] } else { &coops[..] };
         // The largest tile that takes little more than the least time: it reads operands less often.
-        let fitting = tiles.iter().copied().filter(|core| fits_grid(core, problem));
-        let timed: Vec<(f64, Core)> = fitting.map(|core| (core.seconds(class, problem), core)).collect();
-        let least = timed.iter().map(|(seconds, _)| *seconds).fold(f64::INFINITY, f64::min);
-        let good = timed.iter().find(|(seconds, _)| *seconds <= 1.03 * least);
-        good.map_or(tiles[0], |(_, core)| *core)
+        let seconds =
+            |core: &Core| if fits_grid(core, problem) { core.seconds(class, problem) } else { f64::INFINITY };
+        let least = tiles.iter().map(seconds).fold(f64::INFINITY, f64::min);
+        tiles.iter().copied().find(|core| seconds(core) <= 1.03 * least).unwrap_or(tiles[0])
     }
 
     /// Every kernel worth measuring for this problem, with the table's choice first.
