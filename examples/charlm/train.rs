@@ -21,6 +21,8 @@ struct Run<'a> {
     sizes: &'a Sizes,
     gpu: &'a Gpu,
     text: &'a Text,
+    /// When the process began.
+    started: Instant,
     model: Recursive,
     optimizer: AdamW,
     rng: Rng,
@@ -28,12 +30,12 @@ struct Run<'a> {
     losses: Vec<(usize, f32)>,
 }
 
-pub fn run(args: &Args, sizes: &Sizes, gpu: &Gpu, text: &Text) -> Result<()> {
+pub fn run(args: &Args, sizes: &Sizes, gpu: &Gpu, text: &Text, started: Instant) -> Result<()> {
     let (unigram, bigram) = text::baselines(text);
     let mut rng = Rng::new(args.seed);
     let model = Recursive::new(gpu, sizes.model, &mut rng);
     let optimizer = optimizer(gpu, &model)?;
-    let mut run = Run { args, sizes, gpu, text, model, optimizer, rng, step: 0, losses: Vec::new() };
+    let mut run = Run { args, sizes, gpu, text, started, model, optimizer, rng, step: 0, losses: Vec::new() };
     run.print_sizes();
     std::fs::create_dir_all(&args.out).map_err(|e| io(&args.out, e))?;
     if args.resume {
@@ -139,7 +141,12 @@ impl Run<'_> {
             let grads = loss.backward()?;
             self.optimizer.step(&grads, schedule.lr(self.sizes.lr, self.step as u64))?;
             let reading = loss.detach().read::<f32>()?;
-            if let Some(previous) = late.replace((self.step, reading)) {
+            if self.step == first {
+                // Not late, to see how long a user waits for it: all kernels are compiled until then.
+                self.note((self.step, reading))?;
+                let seconds = self.started.elapsed().as_secs_f64();
+                bar.suspend(|| println!("first step {seconds:.1} s after the start, with compiling"));
+            } else if let Some(previous) = late.replace((self.step, reading)) {
                 self.note(previous)?;
             }
             self.step += 1;
