@@ -1,4 +1,4 @@
-// Joins the parts of attention.wgsl. From each row's parts s, with results y[s] and log-sum-exps l[s]:
+// Joins the parts of attention.wgsl, attention_tiled.wgsl and attention_few.wgsl. From each row's parts s, with results y[s] and log-sum-exps l[s]:
 //
 //   y = sum_s exp(l[s] - m) y[s] / sum_s exp(l[s] - m),   lse = m + log sum_s exp(l[s] - m),   m = max_s l[s].
 //

@@ -1,7 +1,8 @@
-// The formulas of attention.wgsl, for GPUs and few rows of queries, as in decoding: what counts is how fast keys and values are read.
+// The formulas of attention.wgsl, for GPUs and few rows of queries, as in decoding: what counts is how fast keys and values are
+// read.
 //
-// A workgroup has one part of the keys of one (batch, key head) pair, in tiles of 64, and all of its up to 8 rows of queries.
-// A thread computes the scores of one key of the tile, which is read through workgroup memory so that neighbours read neighbouring
+// A workgroup has one part of the keys of one (batch, key head) pair, in tiles of 64, and all of its up to 8 rows of queries. A
+// thread computes the scores of one key of the tile, which is read through workgroup memory so that neighbours read neighbouring
 // vectors. For the sums a thread has one vector of a chunk and every GROUPSth key; values are read from storage straight.
 // attention_combine.wgsl joins the parts.
 //
@@ -62,8 +63,6 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
     let start = split * p.chunk;
     let stop = min(furthest(pair), start + p.chunk);
-    // Memory behind the last key may contain anything, and 0 times infinity is NaN. Loads there are clamped to the last key.
-    let final_key = max(furthest(pair), 1u) - 1u;
     let x = lane % CHUNK;
     let own_group = lane / CHUNK;
     for (var j = start; j < stop; j += 64u) {
@@ -74,7 +73,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         workgroupBarrier();
 #unroll f CHUNK
         let key${h}_$f = ${f}u * GROUPS + own_group;
-        let k_at${h}_$f = keys + min(j + key${h}_$f, final_key) * p.k_steps.w + min(${h}u * CHUNK + x, HEAD - 1u);
+        let k_at${h}_$f = keys + min(j + key${h}_$f, stop - 1u) * p.k_steps.w + min(${h}u * CHUNK + x, HEAD - 1u);
         let k${h}_$f = k[k_at${h}_$f];
 #end
 #unroll f CHUNK
@@ -122,8 +121,9 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #unroll h CHUNKS
 #unroll f CHUNK
         let v_key${h}_$f = ${f}u * GROUPS + own_group;
-        let v_at${h}_$f = values + min(j + v_key${h}_$f, final_key) * p.v_steps.w + min(${h}u * CHUNK + x, HEAD - 1u);
-        let v${h}_$f = v[v_at${h}_$f];
+        let v_at${h}_$f = values + min(j + v_key${h}_$f, stop - 1u) * p.v_steps.w + min(${h}u * CHUNK + x, HEAD - 1u);
+        // Zeros from the end on: the weights there are 0 as well, but 0 times infinity is NaN.
+        let v${h}_$f = select(vec4<f32>(0.0), v[v_at${h}_$f], j + v_key${h}_$f < stop);
 #end
 #unroll f CHUNK
 #unroll r TALL

@@ -34,23 +34,18 @@ var<workgroup> queries: array<vec4<f32>, ROWS * WIDTH>;
 // What the threads of a row exchange: their largest scores, then the probabilities of a tile, at last their totals.
 var<workgroup> weights: array<vec4<f32>, ROWS * 8u>;
 
-// Fills the tile with a chunk of 32 rows of k from `first` on. Rows after `last` repeat it.
-fn fill_k(lane: u32, base: u32, first: u32, last: u32, chunk: u32) {
+// Each fills the tile with a chunk of 32 rows from `first` on.
+fn fill_k(lane: u32, base: u32, first: u32, end: u32, chunk: u32) {
 #unroll f CHUNK/2
-    let row$f = (${f}u * 64u + lane) / CHUNK;
-    let x$f = chunk * CHUNK + lane % CHUNK;
-    let at$f = base + min(first + row$f, last) * p.k_steps.w + min(x$f, HEAD - 1u);
-    tile[swizzled(row$f, lane % CHUNK, CHUNK, row$f / 4u)] = inside(k[at$f], x$f);
+    let at$f = base + source_of(lane, ${f}u, first, end) * p.k_steps.w + vector_of(lane, chunk);
+    put(lane, ${f}u, first, end, chunk, k[at$f]);
 #end
 }
 
-// Fills the tile with a chunk of 32 rows of v from `first` on. Rows after `last` repeat it.
-fn fill_v(lane: u32, base: u32, first: u32, last: u32, chunk: u32) {
+fn fill_v(lane: u32, base: u32, first: u32, end: u32, chunk: u32) {
 #unroll f CHUNK/2
-    let row$f = (${f}u * 64u + lane) / CHUNK;
-    let x$f = chunk * CHUNK + lane % CHUNK;
-    let at$f = base + min(first + row$f, last) * p.v_steps.w + min(x$f, HEAD - 1u);
-    tile[swizzled(row$f, lane % CHUNK, CHUNK, row$f / 4u)] = inside(v[at$f], x$f);
+    let at$f = base + source_of(lane, ${f}u, first, end) * p.v_steps.w + vector_of(lane, chunk);
+    put(lane, ${f}u, first, end, chunk, v[at$f]);
 #end
 }
 
@@ -86,12 +81,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
 #end
     let start = split * p.chunk;
-    // If the rows belong to two heads, they include the last query of the first.
-    let end = min(block + ROWS, p.rows) - 1u;
-    let last_row = select(p.tokens_q - 1u, end, block / p.tokens_q == end / p.tokens_q);
-    let stop = min(min(visible(pair, last_row), furthest(pair)), start + p.chunk);
-    // Memory behind the last key may contain anything, and 0 times infinity is NaN. Loads there are clamped to the last key.
-    let final_key = max(furthest(pair), 1u) - 1u;
+    let stop = min(min(visible(pair, last_row(block, ROWS)), furthest(pair)), start + p.chunk);
     for (var j = start; j < stop; j += 32u) {
 #unroll r TALL
 #unroll c 4
@@ -100,7 +90,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
 #unroll h CHUNKS
         workgroupBarrier();
-        fill_k(lane, keys, j, final_key, ${h}u);
+        fill_k(lane, keys, j, stop, ${h}u);
         workgroupBarrier();
         for (var d = 0u; d < CHUNK; d++) {
             let q_at = swizzled(high, ${h}u * CHUNK + d, WIDTH, high);
@@ -131,7 +121,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
         workgroupBarrier();
         // All threads have read the keys, so values may follow them.
-        fill_v(lane, values, j, final_key, 0u);
+        fill_v(lane, values, j, stop, 0u);
 #unroll w 8
 #unroll g PIECES
         tops$g = max(tops$g, weights[swizzled(high, ${w}u, 8u, high) * PIECES + ${g}u]);
@@ -154,7 +144,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #unroll again (h+7)/8
         // Further chunks of the values.
         workgroupBarrier();
-        fill_v(lane, values, j, final_key, ${h}u);
+        fill_v(lane, values, j, stop, ${h}u);
         workgroupBarrier();
 #end
         for (var four = 0u; four < 8u; four++) {

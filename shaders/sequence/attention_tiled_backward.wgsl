@@ -40,43 +40,32 @@ fn added(sum: vec4<f32>, before: vec4<f32>) -> vec4<f32> {
     return select(sum, before + sum, p.first > 0u);
 }
 
-// Fills the tile with a chunk of 32 rows of q from `first` on. Rows after `last` repeat it.
-fn fill_q(lane: u32, base: u32, first: u32, last: u32, chunk: u32) {
+// Each fills the tile with a chunk of 32 rows from `first` on.
+fn fill_q(lane: u32, base: u32, first: u32, end: u32, chunk: u32) {
 #unroll f CHUNK/2
-    let row$f = (${f}u * 64u + lane) / CHUNK;
-    let x$f = chunk * CHUNK + lane % CHUNK;
-    let at$f = base + min(first + row$f, last) * p.q_steps.w + min(x$f, HEAD - 1u);
-    tile[swizzled(row$f, lane % CHUNK, CHUNK, row$f / 4u)] = inside(q[at$f], x$f);
+    let at$f = base + source_of(lane, ${f}u, first, end) * p.q_steps.w + vector_of(lane, chunk);
+    put(lane, ${f}u, first, end, chunk, q[at$f]);
 #end
 }
 
-// Fills the tile with a chunk of 32 rows of k from `first` on. Rows after `last` repeat it.
-fn fill_k(lane: u32, base: u32, first: u32, last: u32, chunk: u32) {
+fn fill_k(lane: u32, base: u32, first: u32, end: u32, chunk: u32) {
 #unroll f CHUNK/2
-    let row$f = (${f}u * 64u + lane) / CHUNK;
-    let x$f = chunk * CHUNK + lane % CHUNK;
-    let at$f = base + min(first + row$f, last) * p.k_steps.w + min(x$f, HEAD - 1u);
-    tile[swizzled(row$f, lane % CHUNK, CHUNK, row$f / 4u)] = inside(k[at$f], x$f);
+    let at$f = base + source_of(lane, ${f}u, first, end) * p.k_steps.w + vector_of(lane, chunk);
+    put(lane, ${f}u, first, end, chunk, k[at$f]);
 #end
 }
 
-// Fills the tile with a chunk of 32 rows of v from `first` on. Rows after `last` repeat it.
-fn fill_v(lane: u32, base: u32, first: u32, last: u32, chunk: u32) {
+fn fill_v(lane: u32, base: u32, first: u32, end: u32, chunk: u32) {
 #unroll f CHUNK/2
-    let row$f = (${f}u * 64u + lane) / CHUNK;
-    let x$f = chunk * CHUNK + lane % CHUNK;
-    let at$f = base + min(first + row$f, last) * p.v_steps.w + min(x$f, HEAD - 1u);
-    tile[swizzled(row$f, lane % CHUNK, CHUNK, row$f / 4u)] = inside(v[at$f], x$f);
+    let at$f = base + source_of(lane, ${f}u, first, end) * p.v_steps.w + vector_of(lane, chunk);
+    put(lane, ${f}u, first, end, chunk, v[at$f]);
 #end
 }
 
-// Fills the tile with a chunk of 32 rows of dy from `first` on. Rows after `last` repeat it.
-fn fill_dy(lane: u32, base: u32, first: u32, last: u32, chunk: u32) {
+fn fill_dy(lane: u32, base: u32, first: u32, end: u32, chunk: u32) {
 #unroll f CHUNK/2
-    let row$f = (${f}u * 64u + lane) / CHUNK;
-    let x$f = chunk * CHUNK + lane % CHUNK;
-    let at$f = base + min(first + row$f, last) * p.dy_steps.w + min(x$f, HEAD - 1u);
-    tile[swizzled(row$f, lane % CHUNK, CHUNK, row$f / 4u)] = inside(dy[at$f], x$f);
+    let at$f = base + source_of(lane, ${f}u, first, end) * p.dy_steps.w + vector_of(lane, chunk);
+    put(lane, ${f}u, first, end, chunk, dy[at$f]);
 #end
 }
 
@@ -109,10 +98,7 @@ fn queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     var dq${r}_$x = vec4<f32>(0.0);
 #end
 #end
-    // If the rows belong to two heads, they include the last query of the first.
-    let end = min(block + ROWS, p.rows) - 1u;
-    let last_row = select(p.tokens_q - 1u, end, block / p.tokens_q == end / p.tokens_q);
-    let stop = min(limit(last_row), p.end);
+    let stop = min(limit(last_row(block, ROWS)), p.end);
     for (var j = p.first; j < stop; j += 32u) {
 #unroll r TALL
 #unroll c 4
@@ -122,7 +108,7 @@ fn queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
 #unroll h CHUNKS
         workgroupBarrier();
-        fill_v(lane, values, j, p.tokens_k - 1u, ${h}u);
+        fill_v(lane, values, j, stop, ${h}u);
         workgroupBarrier();
         for (var d = 0u; d < CHUNK; d++) {
             let own_at = swizzled(high, ${h}u * CHUNK + d, WIDTH, high);
@@ -140,7 +126,7 @@ fn queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
 #unroll h CHUNKS
         workgroupBarrier();
-        fill_k(lane, keys, j, p.tokens_k - 1u, ${h}u);
+        fill_k(lane, keys, j, stop, ${h}u);
         workgroupBarrier();
         for (var d = 0u; d < CHUNK; d++) {
             let own_at = swizzled(high, ${h}u * CHUNK + d, WIDTH, high);
@@ -162,7 +148,7 @@ fn queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         let seen$r = (vec4<u32>(key) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(min(limit$r, stop))) & shown(s$r);
         let p$r = select(vec4<f32>(0.0), exp_of(s$r - stats$r.x), seen$r);
         let dp$r = vec4<f32>(dp${r}_0, dp${r}_1, dp${r}_2, dp${r}_3) - stats$r.y;
-        // By select, not by multiplication, since hidden keys may contain NaN.
+        // By select, not by multiplication, since the score of a hidden key may be NaN.
         weights[swizzled(${8*r}u + high, wide, 8u, high)] = select(vec4<f32>(0.0), p$r * dp$r, seen$r);
 #end
         workgroupBarrier();
@@ -170,7 +156,7 @@ fn queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #unroll back CHUNKS
 #unroll again (back+7)/8
         workgroupBarrier();
-        fill_k(lane, keys, j, p.tokens_k - 1u, ${CHUNKS-1-back}u);
+        fill_k(lane, keys, j, stop, ${CHUNKS-1-back}u);
         workgroupBarrier();
 #end
         for (var four = 0u; four < 8u; four++) {
@@ -239,7 +225,7 @@ fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #end
 #unroll h CHUNKS
             workgroupBarrier();
-            fill_q(lane, queries, i, p.tokens_q - 1u, ${h}u);
+            fill_q(lane, queries, i, p.end, ${h}u);
             workgroupBarrier();
             for (var d = 0u; d < CHUNK; d++) {
                 let own_at = swizzled(high, ${h}u * CHUNK + d, WIDTH, high);
@@ -257,7 +243,7 @@ fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #end
 #unroll h CHUNKS
             workgroupBarrier();
-            fill_dy(lane, slopes, i, p.tokens_q - 1u, ${h}u);
+            fill_dy(lane, slopes, i, p.end, ${h}u);
             workgroupBarrier();
             for (var d = 0u; d < CHUNK; d++) {
                 let own_at = swizzled(high, ${h}u * CHUNK + d, WIDTH, high);
@@ -297,7 +283,7 @@ fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #unroll back CHUNKS
 #unroll again (back+7)/8
             workgroupBarrier();
-            fill_dy(lane, slopes, i, p.tokens_q - 1u, ${CHUNKS-1-back}u);
+            fill_dy(lane, slopes, i, p.end, ${CHUNKS-1-back}u);
             workgroupBarrier();
 #end
             for (var four = 0u; four < 8u; four++) {
@@ -323,7 +309,7 @@ fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #unroll again (h+7)/8
             workgroupBarrier();
 #end
-            fill_q(lane, queries, i, p.tokens_q - 1u, ${h}u);
+            fill_q(lane, queries, i, p.end, ${h}u);
             workgroupBarrier();
             for (var four = 0u; four < 8u; four++) {
 #unroll r TALL

@@ -118,7 +118,9 @@ fn planned_kernels_are_in_the_list_of_variants() {
 /// eighth. Fewer are enough if with 1.5 times as many, a workgroup would have less than 64 KiB of operands and less than a million operations.
 ///
 /// A thread of a tiled product has 16 to 64 independent sums and its next operands under way, so four subgroups, one for each
-/// scheduler of a multiprocessor, keep it busy. But multiprocessors must have equally many workgroups to within an eighth.
+/// scheduler of a multiprocessor, keep it busy. A thread of attention's tiles has as many sums, and thousands of operations between
+/// two fills of a tile, during which the other workgroups of the multiprocessor compute. But multiprocessors must have equally many
+/// workgroups to within an eighth.
 fn is_full(class: &DeviceClass, pass: &Pass) -> bool {
     let groups = pass.workgroups() as f64;
     let threads = groups * pass.threads().expect("a kernel of the house") as f64;
@@ -177,6 +179,18 @@ fn nothing_is_beyond_a_limit() {
         "softmax 9000000x8",
         "attention 64x64x64x4096x4096x64",
         "attention backward: keys 64x64x64x4096x4096x64",
+        "attention 8x32x8x1x4096x256",
+        "attention 2x4x4x8x4096x72",
+        "attention 8x16x16x1024x1024x17",
+        "attention 8x16x16x1024x1024x33",
+        "attention 8x16x16x1024x1024x65",
+        "attention 8x16x16x1024x1024x129",
+        "attention 8x16x16x1024x1024x256",
+        "attention backward: queries 8x16x16x1024x1024x33",
+        "attention backward: queries 8x16x16x1024x1024x65",
+        "attention backward: queries 8x16x16x1024x1024x256",
+        "attention backward: keys 8x16x16x1024x1024x65",
+        "attention backward: keys 8x16x16x1024x1024x256",
         "gradient of an embedding 1000000x64x1000000",
     ];
     for class in DeviceClass::all() {
@@ -186,6 +200,12 @@ fn nothing_is_beyond_a_limit() {
                 let within =
                     pass.grid.iter().all(|&n| (1..=65535).contains(&n)) && (1..=256).contains(&threads);
                 assert!(within, "{name} on {}: {pass}, grid {:?}", class.name, pass.grid);
+                let memory = pass.workgroup_memory().expect("a kernel of the house");
+                assert!(
+                    memory <= class.workgroup_memory as usize,
+                    "{name} on {}: {pass}: {memory} bytes",
+                    class.name
+                );
             }
         }
     }

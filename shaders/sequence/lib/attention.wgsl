@@ -26,7 +26,7 @@ struct Params {
     mask_key: u32,
     row_blocks: u32,    // blocks of ROWS rows per pair: ceil(rows / ROWS)
     splits: u32,        // parts of the keys, whose results attention_combine.wgsl joins
-    chunk: u32,         // keys per part, a multiple of 4
+    chunk: u32,         // keys per part, a multiple of those in a kernel's step: 4, 32 or 64
     cache_rows: u32,    // rows of the cache, in slot keys_listed
     first: u32,         // backward: a launch walks the keys, or the queries of a head, from here
     end: u32,           // up to here
@@ -52,6 +52,13 @@ fn keys_at(steps: vec4<u32>, pair: u32, entry: u32) -> u32 {
 // The number of keys that a row of queries sees. Without causality, `shift` is so large that it sees all.
 fn limit(row: u32) -> u32 {
     return u32(clamp(i32(row % p.tokens_q) + p.shift + 1i, 0i, i32(p.tokens_k)));
+}
+
+// Among `count` rows from `first` on, the one that sees the most keys. If they belong to two heads, they include the last query of
+// the first.
+fn last_row(first: u32, count: u32) -> u32 {
+    let last = min(first + count, p.rows) - 1u;
+    return select(p.tokens_q - 1u, last, first / p.tokens_q == last / p.tokens_q);
 }
 
 // Whether a score counts. A mask hides it by a value of LOWEST or less. NaN counts, so that it appears in the result.

@@ -12,3 +12,16 @@ fn swizzled(row: u32, x: u32, width: u32, turn: u32) -> u32 { return row * width
 
 // Vector x of a head, or zeros past its end.
 fn inside(vector: vec4<f32>, x: u32) -> vec4<f32> { return select(vec4<f32>(0.0), vector, x < HEAD); }
+
+// A tile is filled by its threads in CHUNK / 2 turns, in which neighbours have neighbouring vectors. The row of the tile, the row
+// in storage, and the vector that a thread has in turn f, clamped to what there is.
+fn row_of(lane: u32, f: u32) -> u32 { return (f * 64u + lane) / CHUNK; }
+fn source_of(lane: u32, f: u32, first: u32, end: u32) -> u32 { return min(first + row_of(lane, f), end - 1u); }
+fn vector_of(lane: u32, chunk: u32) -> u32 { return min(chunk * CHUNK + lane % CHUNK, HEAD - 1u); }
+
+// Rows from `end` on are zeros: their weights are 0 as well, but 0 times infinity is NaN.
+fn put(lane: u32, f: u32, first: u32, end: u32, chunk: u32, vector: vec4<f32>) {
+    let row = row_of(lane, f);
+    let there = chunk * CHUNK + lane % CHUNK < HEAD && first + row < end;
+    tile[swizzled(row, lane % CHUNK, CHUNK, row / 4u)] = select(vec4<f32>(0.0), vector, there);
+}

@@ -17,9 +17,7 @@ fn join(s: vec4<f32>, lane: u32, slot: u32) -> vec4<f32> {
 // The end of the walk over keys: the limit of the last query among the workgroup's rows.
 fn reach(last: u32, first: u32, block: u32) -> u32 {
     if p.splits > 1u { return p.tokens_k; }
-    let end = min(block + 64u / PARTS * ROWS, p.rows) - 1u;
-    // If the rows belong to two heads, they include the last query of the first.
-    return limit(select(p.tokens_q - 1u, end, block / p.tokens_q == end / p.tokens_q));
+    return limit(last_row(block, 64u / PARTS * ROWS));
 }
 
 fn start_of(first: u32, block: u32) -> u32 { return first_query(block); }

@@ -41,8 +41,9 @@ impl Tensor {
     ///
     /// `self` is q `[batch, heads, tokens_q, head_dim]`, while k and v are `[batch, kv_heads, tokens_k, head_dim]`.
     /// Head `j` reads key head `j / (heads / kv_heads)`. A query that sees no key gives zeros. The result has q's
-    /// shape, in f32. Heads may be views of `[batch, tokens, width]` or of one product for q, k and v: they are read where
-    /// they lie, and the result lies in the order of q's tokens and heads. Sources: Dao 2023, "FlashAttention-2"; Ainslie et al. 2023 (grouped queries).
+    /// shape, in f32. Heads may be views of `[batch, tokens, width]` or of one product for q, k and v: they are read
+    /// where they lie, and the result lies in the order of q's tokens and heads, unless it takes several dispatches.
+    /// Values that are not finite may also reach queries that do not see them. Sources: Dao 2023, "FlashAttention-2"; Ainslie et al. 2023 (grouped queries).
     ///
     /// # Panics
     /// If the shapes do not fit, `head_dim` is above 256, or the mask is part of a graph.
@@ -192,7 +193,7 @@ pub(in crate::ops) fn cached(q: &Tensor, [k, v]: [&Tensor; 2], listed: [&Tensor;
     let sizes = Sizes::new([batch, heads, kv_heads, tokens_q, context, head_dim], scale);
     let sizes = Sizes { cache_rows, ..sizes };
     let kernels = sizes.kernels(q.gpu().class());
-    debug_assert!(head_dim.is_multiple_of(kernels.multiple()));
+    debug_assert!(head_dim.is_multiple_of(kernels.forward.multiple()));
     let [y, _] = forward([&readable(q), k, v], None, Some(listed), sizes, kernels.forward, None);
     y
 }

@@ -124,7 +124,7 @@ impl KvCache {
         );
         same_gpu("kv cache", &[&self.k, q, rows, lengths]);
         let extra = cache[3] - self.head_dim;
-        let q = crate::ops::float("kv cache", &q.detach()).pad(3, 0, extra).contiguous();
+        let q = crate::ops::float("kv cache", &q.detach()).pad(3, 0, extra);
         let [rows, lengths] = [rows, lengths].map(Tensor::contiguous);
         let scale = 1.0 / (self.head_dim as f32).sqrt();
         let y = attention::cached(&q, [&self.k, &self.v], [&rows, &lengths], scale);
@@ -142,6 +142,11 @@ pub(super) fn cases() -> Vec<Case> {
         ([70, 3], 2, 32, 96),
         ([9, 4], 3, 90, 24),
         ([6, 0], 1, 6, 8),
+        ([9, 4], 1, 72, 24),
+        ([9, 4], 2, 36, 24),
+        // More rows than the kernel for few rows takes.
+        ([70, 0], 5, 32, 96),
+        ([3, 130], 9, 20, 140),
     ] {
         let most = before[0].max(before[1]);
         let list = |values: [usize; 2]| {

@@ -61,9 +61,8 @@ impl Rope {
     fn turned(&self, x: &Tensor, places: &Places, back: bool) -> Tensor {
         let gpu = x.gpu();
         let [heads, tokens, head_dim] = [x.shape()[1], x.shape()[2], x.shape()[3]];
-        let by_tokens = x.transpose(1, 2);
-        let turned = by_tokens.is_contiguous();
-        let x = &if turned { by_tokens.contiguous() } else { x.contiguous() };
+        let turned = x.strides[1] < x.strides[2];
+        let x = &if turned { x.transpose(1, 2).contiguous() } else { x.contiguous() };
         let y = Tensor::empty(gpu, "rope", *x.shape(), DType::F32);
         let wide = self.pairing == Pairing::Halves && head_dim.is_multiple_of(8);
         let half = if wide { head_dim / 8 } else { head_dim / 2 };

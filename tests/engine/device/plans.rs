@@ -11,6 +11,7 @@ use tiebeam::ops::product::matmul;
 use tiebeam::ops::product::matmul::plan::{ProductKind, Sizes};
 use tiebeam::ops::reduction::{norm, reduce, softmax};
 use tiebeam::ops::sequence::attention;
+use tiebeam::ops::sequence::rope::{Pairing, Rope};
 use tiebeam::share::{DepthLora, Dictionary, LowRank};
 
 fn of_class(name: &str) -> Gpu {
@@ -243,4 +244,25 @@ fn what_would_take_too_long_in_one_dispatch_is_cut() {
     let before = quick.submits();
     (0..20).for_each(|_| y.matmul(&y).evaluate());
     assert!(quick.submits() - before <= 1, "{} submits for 20 short products", quick.submits() - before);
+}
+
+/// Heads that are cut out of one product, and the result that is joined again, are not copied. Nor are those of `rope`.
+#[test]
+fn heads_are_read_where_they_lie() {
+    for name in ["h200", "cpu"] {
+        let gpu = of_class(name);
+        let x = normal(&gpu, &[2, 40, 3 * 4 * 32]);
+        let rope = Rope::new(&gpu, 40, 32, 10_000.0, Pairing::Halves);
+        let head = |part: usize| {
+            let all = x.reshape([2, 40, 12, 32]);
+            all.slice(2, 4 * part..4 * part + 4).permute(&[0, 2, 1, 3])
+        };
+        let join = |y: Tensor| y.permute(&[0, 2, 1, 3]).reshape([2, 40, 128]);
+        let passes = gpu.planned(|| join(head(0).attention(&head(1), &head(2), &Mask::Causal)).evaluate());
+        let passes = passes.expect("no fault");
+        assert!(passes.iter().all(|pass| pass.to_string().starts_with("attention")), "{passes:?}");
+        let whole = normal(&gpu, &[2, 40, 128]).reshape([2, 40, 4, 32]).permute(&[0, 2, 1, 3]);
+        let passes = gpu.planned(|| join(whole.rope(&rope, 0)).evaluate()).expect("no fault");
+        assert_eq!(passes.len(), 1, "{passes:?}");
+    }
 }

@@ -99,10 +99,12 @@ impl Attention {
         for walk in pieces(size, most, kernel.step()) {
             let sizes = Sizes { walk, ..*sizes };
             let length = walk[1] - walk[0];
-            // Every head of the group may take one more step.
-            let walked = (length + kernel.step()) * heads;
+            let walked = length.next_multiple_of(kernel.step()) * heads;
             let flops = sizes.seen_flops(pass.products()) * length as f64 / size as f64;
-            let launch = inputs.bind(sizes.launch_over(&source, pass, kernel, (items, walked)));
+            let launch = sizes.launch_over(&source, pass, kernel, (items, walked));
+            // The loop of each head takes one more turn to end.
+            let turns = kernel.turns(pass, sizes.head_dim, walked) + heads;
+            let launch = inputs.bind(launch.turns(turns));
             let launch =
                 results.iter().fold(launch, |launch, (name, to)| launch.bind_mut(*name, storage(to)));
             gpu.launch(launch.work(Work::flops(flops)));

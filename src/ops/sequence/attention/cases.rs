@@ -310,6 +310,25 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
         .ulps(64.0, 64.0)
         .grad_floor(4.0 * 24f64.sqrt()),
     );
+    let views = vec![Input::normal([2, 2, 5, 11]), Input::normal([1, 1, 9, 8]), Input::normal([2, 9, 1, 8])];
+    all.push(
+        Case::new(
+            "repeated keys, values by tokens, an offset that is no vector",
+            views,
+            |x| {
+                let k = x[1].expand([2, 1, 9, 8]);
+                x[0].slice(3, 3..11).attention(&k, &x[2].transpose(1, 2), &Mask::None)
+            },
+            |x| {
+                let q = Array::from_fn([2, 2, 5, 8], |i| x[0].data[i / 8 * 11 + 3 + i % 8]);
+                let k = Array::from_fn([2, 1, 9, 8], |i| x[1].data[i % 72]);
+                let v = Array::from_fn([2, 1, 9, 8], |i| x[2].data[i]);
+                attention64(&[q, k, v], false, 1.0 / 8f64.sqrt())
+            },
+        )
+        .ulps(64.0, 64.0)
+        .grad_floor(16.0),
+    );
     let half = [[1, 2, 5, 8], [1, 1, 6, 8], [1, 1, 6, 8]].map(|s| Input::normal(s).dtype(DType::F16));
     all.push(
         Case::new(

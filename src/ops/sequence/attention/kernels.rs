@@ -56,7 +56,7 @@ pub(in crate::ops) struct Split {
 
 /// The vectors of a head that are in workgroup memory at a time, and the chunks of this size that make up a head.
 fn chunks(head_dim: usize) -> [usize; 2] {
-    let vectors = head_dim / 4;
+    let vectors = head_dim.div_ceil(4);
     let chunk = if vectors <= 8 { 8 } else { 16 };
     [chunk, vectors.div_ceil(chunk)]
 }
@@ -151,7 +151,7 @@ impl Kernel {
     }
 
     /// Heads are padded to a multiple of this, so that every thread has whole vectors.
-    fn multiple(self) -> usize {
+    pub fn multiple(self) -> usize {
         if let Kernel::Rows(split) = self { 4 * split.parts } else { 4 }
     }
 }
@@ -176,10 +176,22 @@ pub(super) struct Choice {
 
 /// Smaller heads leave most lanes of a tile idle.
 const LEAST_HEAD: usize = 17;
-/// The most rows of queries for `attention_few`.
-const FEW: usize = 8;
 /// 32-bit sums that a thread keeps, beside its scores.
 const SUMS: usize = 64;
+/// The most workgroup memory of a kernel with tiles. A multiprocessor has 64 to 228 KiB and should hold several
+/// workgroups.
+const MEMORY: usize = 32 << 10;
+
+/// The most rows of queries for `attention_few`, a power of two: it has a vector of sums for each chunk of each row.
+fn most_few(head_dim: usize) -> usize {
+    let most = SUMS / 4 / chunks(head_dim)[1];
+    1 << most.min(8).ilog2()
+}
+
+/// Bytes of workgroup memory of `attention_few`: queries, a chunk of 64 keys, scores, and what eight threads found.
+fn few_memory(rows: usize, head_dim: usize) -> usize {
+    16 * (rows * width(head_dim) + 64 * chunks(head_dim)[0]) + 4 * (64 * rows + 64)
+}
 
 impl Kernels {
     /// Kernels without tiles, by rows per thread and threads per row.
@@ -206,14 +218,19 @@ impl Kernels {
         if class.tiles != Tiles::Workgroup || head_dim < LEAST_HEAD {
             return by_rows;
         }
-        if rows <= FEW {
-            return Kernels { forward: Kernel::Few { rows: rows.max(1).next_power_of_two() }, ..by_rows };
-        }
-        let own = |pass, items| Kernel::Tiled { tall: tall(class, pass, choice, items) };
+        let own = |pass, items| tall(class, pass, choice, items).map(|tall| Kernel::Tiled { tall });
+        let few = rows.max(1).next_power_of_two();
+        let forward = if few <= most_few(head_dim)
+            && few_memory(few, head_dim) <= MEMORY.min(class.workgroup_memory as usize)
+        {
+            Some(Kernel::Few { rows: few })
+        } else {
+            own(Pass::Forward, rows)
+        };
         Kernels {
-            forward: own(Pass::Forward, rows),
-            queries: own(Pass::Queries, rows),
-            keys: own(Pass::Keys, keys),
+            forward: forward.unwrap_or(by_rows.forward),
+            queries: own(Pass::Queries, rows).unwrap_or(by_rows.queries),
+            keys: own(Pass::Keys, keys).unwrap_or(by_rows.keys),
         }
     }
 
@@ -245,31 +262,23 @@ impl Kernels {
 }
 
 /// Rows per thread of a kernel with tiles: as many as registers and workgroup memory hold, as long as there are enough
-/// workgroups to fill the device.
-fn tall(class: &DeviceClass, pass: Pass, choice: Choice, items: usize) -> usize {
+/// workgroups to fill the device. `None` if the device has too little memory for one row.
+fn tall(class: &DeviceClass, pass: Pass, choice: Choice, items: usize) -> Option<usize> {
     let width = width(choice.head_dim);
-    // Bytes of own rows, of a chunk of the tile, and of what the threads of a row exchange.
-    let memory =
-        |tall: usize, own: usize| 16 * (own * 8 * tall * width + 32 * chunks(choice.head_dim)[0] + 64 * tall);
-    // The results of a row: y or dq, or both dk and dv.
+    // The arrays of own rows, and the results of a row: y or dq, or both dk and dv.
     let (most, own, results) = match pass {
         Pass::Forward => (8, 1, 1),
         Pass::Queries => (8, 2, 1),
         Pass::Keys => (4, 2, 2),
     };
-    let fits = |tall: usize| {
-        results * tall * width / 2 <= SUMS && memory(tall, own) <= class.workgroup_memory as usize
-    };
-    // Three workgroups of two subgroups on each multiprocessor.
+    // Bytes of own rows, of a chunk of the tile, and of what the threads of a row exchange.
+    let memory = |tall: usize| 16 * (own * 8 * tall * width + 32 * chunks(choice.head_dim)[0] + 64 * tall);
+    let there = MEMORY.min(class.workgroup_memory as usize);
+    let sums = |tall: usize| results * tall * width / 2;
+    // A single row is taken whatever its sums.
+    let fits = |tall: usize| memory(tall) <= there && (tall == 1 || sums(tall) <= SUMS && 4 * tall < items);
+    // Three workgroups on each multiprocessor.
     let fills = |tall: usize| choice.pairs * items.div_ceil(8 * tall) >= 3 * class.width as usize;
-    let all = [8, 4, 2, 1].into_iter().filter(|&tall| tall <= most && (tall == 1 || fits(tall)));
-    let useful = |tall: usize| tall == 1 || 4 * tall < items;
-    let mut best = 1;
-    for tall in all.filter(|&tall| useful(tall)) {
-        if fills(tall) {
-            return tall;
-        }
-        best = best.max(tall.min(2));
-    }
-    best
+    let all = || [8, 4, 2, 1].into_iter().filter(|&tall| tall <= most && fits(tall));
+    all().find(|&tall| fills(tall)).or_else(|| all().last())
 }

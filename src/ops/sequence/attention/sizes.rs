@@ -195,16 +195,27 @@ impl Sizes {
     }
 }
 
-/// Where the first element of `x [batch, heads, tokens, head_dim]` lies, and the steps from one batch entry, head and
-/// token to the next, in vectors of four.
-pub(super) fn steps(x: &Tensor) -> [usize; 4] {
-    let step = |axis: usize| if x.shape()[axis] > 1 { x.strides[axis] / 4 } else { 0 };
-    [x.offset / 4, step(0), step(1), step(2)]
+/// Elements to the largest multiple of what a binding's offset may be, at or before the first element of `x`.
+fn start(x: &Tensor) -> usize {
+    let align = x.gpu().limits().min_storage_buffer_offset_alignment as usize;
+    let unit = align.max(16) / x.dtype().size();
+    x.offset / unit * unit
 }
 
-/// The storage in which [`steps`] counts.
+/// Where the first element of `x [batch, heads, tokens, head_dim]` lies in [`storage`], and the steps from one batch
+/// entry, head and token to the next, in vectors of four.
+pub(super) fn steps(x: &Tensor) -> [usize; 4] {
+    let step = |axis: usize| if x.shape()[axis] > 1 { x.strides[axis] / 4 } else { 0 };
+    [(x.offset - start(x)) / 4, step(0), step(1), step(2)]
+}
+
+/// The storage of `x` from its first element to its last, as far as bindings can be cut.
 pub(super) fn storage(x: &Tensor) -> Part {
-    x.value.place().part(x.dtype().buffer_bytes(x.value.count))
+    let last: usize = (0..x.shape().len()).map(|axis| (x.shape()[axis] - 1) * x.strides[axis]).sum();
+    let first = start(x);
+    let mut place = x.value.place();
+    place.offset += (first * x.dtype().size()) as u64;
+    place.part(x.dtype().buffer_bytes(x.offset + last + 1 - first))
 }
 
 /// Returns heads as kernels can read them, by vectors of four in any order of the other axes: `x` itself if it lies so,
@@ -215,8 +226,9 @@ pub(super) fn readable(x: &Tensor) -> Tensor {
     if fits { x.clone() } else { x.contiguous() }
 }
 
-/// Returns an f32 tensor for a kernel to write, with `like`'s shape and order of tokens and heads. So the result of heads
-/// that were cut out of `[batch, tokens, width]` lies as `[batch, tokens, width]` too, and needs no copy to be joined.
+/// Returns an f32 tensor for a kernel to write, with `like`'s shape and order of tokens and heads. So the result of
+/// heads that were cut out of `[batch, tokens, width]` lies as `[batch, tokens, width]` too, and needs no copy to be
+/// joined.
 pub(super) fn room(op: &'static str, like: &Tensor) -> Tensor {
     let shape = *like.shape();
     let [batch, heads, tokens, head_dim] = std::array::from_fn(|axis| shape[axis]);
