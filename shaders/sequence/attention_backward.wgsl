@@ -149,7 +149,10 @@ fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var dv${c}_$d = vec4<f32>(0.0);
 #end
 #end
-    for (var head = 0u; head < p.group; head++) {
+    // This is p.group. Were the bound made of parameters alone, lavapipe would put their values into the kernel and translate it
+    // anew at every dispatch.
+    let heads = min(p.group, p.group + pair);
+    for (var head = 0u; head < heads; head++) {
         let queries = query_at(p.q_steps, pair, head * p.tokens_q) + part;
         let slopes = query_at(p.dy_steps, pair, head * p.tokens_q) + part;
         for (var i = start; i < p.end; i += 4u) {
