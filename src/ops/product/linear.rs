@@ -4,6 +4,7 @@ use super::matmul::product::{Product, Right};
 use super::matmul::{Activation, Epilogue};
 use super::site::{LeafGrads, Site};
 use crate::dtype::DType;
+use crate::ops::reduction::reduce::add_sum;
 use crate::shape::Shape;
 use crate::tape::{self, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
@@ -109,7 +110,7 @@ impl Op for Linear {
         let mut next = 1;
         if self.bias {
             if sink.needs(next) {
-                sink.add(next, dy.sum(0));
+                add_sum(sink, next, &dy, 0);
             }
             next += 1;
         }

@@ -141,7 +141,7 @@ pub(super) fn coop(class: &DeviceClass, size: usize) -> Vec<Core> {
     let large = Coop { size, tile: [128, 128], depth: 32, part, stages: 2, words };
     let small = Coop { tile: [64, 64], depth: 64, part: [32, 32], ..large };
     let least = 2 * size;
-    let least = Coop { tile: [2 * least; 2], depth: least, part: [least; 2], words: true, ..large };
+    let least = Coop { tile: [2 * least; 2], depth: least, part: [least; 2], ..large };
     let tiles = if class.lanes < FEWEST_LANES { vec![least] } else { vec![large, small] };
     let stages = |tile: Coop| [tile, Coop { stages: 1, ..tile }].into_iter().find(|coop| coop.fits(class));
     tiles.into_iter().filter_map(stages).map(Core::Coop).collect()

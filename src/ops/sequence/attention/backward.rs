@@ -44,7 +44,14 @@ impl Op for Attention {
         let dy = readable(dy);
         let [q, k, v, y] = [&self.q, &self.k, &self.v, &self.y].map(|saved| saved.get(op));
         let mask = self.mask.as_ref().map(|saved| saved.get(op));
-        let places = Places { q: steps(q), k: steps(k), v: steps(v), y: steps(y), dy: steps(&dy), ..self.sizes.places };
+        let places = Places {
+            q: steps(q),
+            k: steps(k),
+            v: steps(v),
+            y: steps(y),
+            dy: steps(&dy),
+            ..self.sizes.places
+        };
         let sizes = Sizes { places, ..self.sizes };
         let stats = self.stats(&sizes, &dy, y);
         let inputs = Inputs { q, k, v, dy: &dy, stats: &stats, mask };

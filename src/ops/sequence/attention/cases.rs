@@ -235,10 +235,10 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
     let hidden = vec![low, 0.5, -1.0, low, low, low, 0.25, -1e32, low];
     let hidden = Input::normal([1, 1, 3, 3]).fill(Fill::Values(hidden)).fixed();
     add("mask of minus infinity", [2, 2, 1, 3, 3, 4], Some(hidden), false, None, None);
-    let large = Some(tiled([8, 4, 4]));
+    let large = Some(tiled([8, 8, 4]));
     add("one token, tiles", [1, 1, 1, 1, 1, 4], None, true, large, None);
     add("tiles, causal", [1, 1, 1, 70, 70, 20], None, true, large, None);
-    add("tiles, causal", [1, 1, 1, 35, 35, 64], None, true, large, None);
+    add("tiles, causal", [1, 1, 1, 35, 35, 64], None, true, Some(tiled([8, 4, 4])), None);
     add("tiles, causal grouped", [1, 4, 2, 37, 37, 12], None, true, large, None);
     add("tiles, all keys", [1, 2, 1, 21, 67, 12], None, false, Some(tiled([4, 2, 2])), None);
     add("tiles, earlier keys", [2, 1, 1, 35, 75, 8], None, true, Some(tiled([2, 1, 4])), None);

@@ -249,11 +249,12 @@ impl Kernels {
 fn tall(class: &DeviceClass, pass: Pass, choice: Choice, items: usize) -> usize {
     let width = width(choice.head_dim);
     // Bytes of own rows, of a chunk of the tile, and of what the threads of a row exchange.
-    let memory = |tall: usize, own: usize| 16 * (own * 8 * tall * width + 32 * chunks(choice.head_dim)[0] + 64 * tall);
+    let memory =
+        |tall: usize, own: usize| 16 * (own * 8 * tall * width + 32 * chunks(choice.head_dim)[0] + 64 * tall);
     // The results of a row: y or dq, or both dk and dv.
     let (most, own, results) = match pass {
         Pass::Forward => (8, 1, 1),
-        Pass::Queries => (4, 2, 1),
+        Pass::Queries => (8, 2, 1),
         Pass::Keys => (4, 2, 2),
     };
     let fits = |tall: usize| {
