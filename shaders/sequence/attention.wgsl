@@ -102,18 +102,29 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
     }
     if first >= p.rows { return; }
-#unroll r ROWS
-    // Only a row that sees no key has a total of 0. It gives zeros and no gradient. The test is on the bits, because NaN must
-    // stay.
-    let own$r = (pair * p.splits + split) * p.rows + row$r;
-    // The results of parts lie one after the other.
-    let to$r = select(query_at(p.y_steps, pair, row$r), own$r * (HEAD_DIM / 4u), p.splits > 1u) + part;
-    let blind$r = bitcast<u32>(total$r) == 0u;
-    let inverse$r = select(1.0 / total$r, 0.0, blind$r);
+    // A row in each turn of a loop: llvmpipe has a loop over lanes for each store, and LLVM needs long for many of them.
+    for (var turn = 0u; turn < ROWS && first + turn < p.rows; turn++) {
+        var total = total0;
+        var most = most0;
+#unroll r ROWS-1
+        total = select(total, total${r+1}, turn == ${r+1}u);
+        most = select(most, most${r+1}, turn == ${r+1}u);
+#end
+        // Only a row that sees no key has a total of 0. It gives zeros and no gradient. The test is on the bits, because NaN
+        // must stay.
+        let own = (pair * p.splits + split) * p.rows + first + turn;
+        // The results of parts lie one after the other.
+        let to = select(query_at(p.y_steps, pair, first + turn), own * (HEAD_DIM / 4u), p.splits > 1u) + part;
+        let blind = bitcast<u32>(total) == 0u;
+        let inverse = select(1.0 / total, 0.0, blind);
 #unroll d HEAD_DIM/PARTS/4
-    y[to$r + ${d}u] = select(y${r}_$d * inverse$r, vec4<f32>(0.0), blind$r);
+        var y_$d = y0_$d;
+#unroll r ROWS-1
+        y_$d = select(y_$d, y${r+1}_$d, turn == ${r+1}u);
 #end
-    let nothing$r = select(0.0, HIDDEN, p.splits > 1u);
-    lse[own$r] = select(most$r + log_of1(total$r), nothing$r, blind$r);
+        y[to + ${d}u] = select(y_$d * inverse, vec4<f32>(0.0), blind);
 #end
+        let nothing = select(0.0, HIDDEN, p.splits > 1u);
+        lse[own] = select(most + log_of1(total), nothing, blind);
+    }
 }

@@ -119,12 +119,17 @@ fn queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
     }
     if first >= p.rows { return; }
-#unroll r ROWS
-    let to$r = query_at(p.dq_steps, pair, row$r) + part;
+    // A row in each turn of a loop, as in attention.wgsl.
+    for (var turn = 0u; turn < ROWS && first + turn < p.rows; turn++) {
+        let to = query_at(p.dq_steps, pair, first + turn) + part;
 #unroll d HEAD_DIM/PARTS/4
-    dq[to$r + ${d}u] = added(dq${r}_$d * p.scale, dq[to$r + ${d}u]);
+        var dq_$d = dq0_$d;
+#unroll r ROWS-1
+        dq_$d = select(dq_$d, dq${r+1}_$d, turn == ${r+1}u);
 #end
+        dq[to + ${d}u] = added(dq_$d * p.scale, dq[to + ${d}u]);
 #end
+    }
 }
 
 @compute @workgroup_size(64)
@@ -149,7 +154,10 @@ fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var dv${c}_$d = vec4<f32>(0.0);
 #end
 #end
-    for (var head = 0u; head < p.group; head++) {
+    // This is p.group. Were the bound made of parameters alone, lavapipe would put their values into the kernel and translate it
+    // anew at every dispatch.
+    let heads = min(p.group, p.group + pair);
+    for (var head = 0u; head < heads; head++) {
         let queries = query_at(p.q_steps, pair, head * p.tokens_q) + part;
         let slopes = query_at(p.dy_steps, pair, head * p.tokens_q) + part;
         for (var i = start; i < p.end; i += 4u) {
@@ -195,11 +203,18 @@ fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     }
     if first >= p.tokens_k { return; }
-#unroll c COLUMNS
-    let to$c = keys_at(p.dk_steps, pair, pair / p.kv_heads) + key$c * p.dk_steps.w + part;
+    // A key in each turn of a loop, as in attention.wgsl.
+    for (var turn = 0u; turn < COLUMNS && first + turn < p.tokens_k; turn++) {
+        let to = keys_at(p.dk_steps, pair, pair / p.kv_heads) + (first + turn) * p.dk_steps.w + part;
 #unroll d HEAD_DIM/PARTS/4
-    dk[to$c + ${d}u] = added(dk${c}_$d * p.scale, dk[to$c + ${d}u]);
-    dv[to$c + ${d}u] = added(dv${c}_$d, dv[to$c + ${d}u]);
+        var dk_$d = dk0_$d;
+        var dv_$d = dv0_$d;
+#unroll c COLUMNS-1
+        dk_$d = select(dk_$d, dk${c+1}_$d, turn == ${c+1}u);
+        dv_$d = select(dv_$d, dv${c+1}_$d, turn == ${c+1}u);
 #end
+        dk[to + ${d}u] = added(dk_$d * p.scale, dk[to + ${d}u]);
+        dv[to + ${d}u] = added(dv_$d, dv[to + ${d}u]);
 #end
+    }
 }
