@@ -465,6 +465,9 @@ impl fmt::Display for Tensor {
             DType::F16 => self
                 .to_vec::<half::f16>()
                 .map(|v| v.iter().map(|x| format!("{:.digits$}", x.to_f32())).collect()),
+            DType::Bf16 => self
+                .to_vec::<half::bf16>()
+                .map(|v| v.iter().map(|x| format!("{:.digits$}", x.to_f32())).collect()),
             DType::U32 => self.to_vec::<u32>().map(|v| v.iter().map(u32::to_string).collect()),
             DType::I32 => self.to_vec::<i32>().map(|v| v.iter().map(i32::to_string).collect()),
         };

@@ -1,5 +1,5 @@
-// Functions of generated elementwise kernels, which also use exp_log and nan. trig and power are in files of their own. All work
-// on vectors of four.
+// Functions of generated elementwise kernels, which also use bf16, exp_log and nan. trig and power are in files of their own. All
+// work on vectors of four.
 
 const SQRT_2_OVER_PI: f32 = 0.7978845608028654;
 const SQRT_HALF: f32 = 0.7071067811865476;

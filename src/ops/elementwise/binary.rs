@@ -71,7 +71,7 @@ impl Tensor {
         })
     }
 
-    /// The result's type: equal types are kept, f16 with f32 gives f32.
+    /// The result's type: equal types are kept, two different floats give f32.
     #[track_caller]
     fn common(&self, rhs: &Tensor, name: &str) -> DType {
         match (self.dtype(), rhs.dtype()) {

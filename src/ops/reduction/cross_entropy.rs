@@ -110,7 +110,7 @@ pub fn plan(class: &DeviceClass, [rows, classes]: [usize; 2]) -> Vec<Pass> {
 
 struct CrossEntropy {
     plan: CrossEntropyPlan,
-    /// The logits as given. f16 logits take half the memory and are converted again in the backward pass.
+    /// The logits as given. 16-bit logits take half the memory and are converted again in the backward pass.
     logits: Saved,
     targets: Saved,
     /// `[rows, 2]`: the largest logit `m` and `1 / sum exp(x - m)`.
@@ -152,7 +152,7 @@ impl Tensor {
     /// Rows whose target is `ignore` count neither in the sum nor in the mean. If all rows are ignored, the mean is
     /// NaN. Any other target outside `0..classes` makes the loss and that row's gradient NaN and reads nothing out of
     /// bounds. A checked device reports it at the next readback ([`Error::Outside`](crate::Error::Outside)). An
-    /// `ignore` that the targets' type cannot hold never matches. f16 logits are converted to f32.
+    /// `ignore` that the targets' type cannot hold never matches. f16 and bf16 logits are converted to f32.
     ///
     /// ```no_run
     /// # use tiebeam::{Gpu, Tensor};
@@ -266,7 +266,9 @@ pub(super) fn cases() -> Vec<Case> {
     all.push(case("ignore 5".into(), logits(), some(DType::U32, 5.0), Some(5)));
     all.push(case("ignore past the classes".into(), logits(), some(DType::U32, 4e9), Some(4_000_000_000)));
     all.push(case("ignore what u32 cannot hold".into(), logits(), some(DType::U32, 1.0), Some(-100)));
-    all.push(case("f16".into(), logits().dtype(DType::F16), some(DType::U32, 5.0), None));
+    for dtype in [DType::F16, DType::Bf16] {
+        all.push(case(dtype.to_string(), logits().dtype(dtype), some(DType::U32, 5.0), None));
+    }
     let far = Input::normal([3, 70]).fill(Fill::Uniform(400.0, 500.0));
     all.push(case("far".into(), far, values(&[3], DType::U32, &[0.0, 69.0, 35.0]), None).ulps(16.0, 300.0));
     // The loss is NaN, and nothing is read out of bounds: a target one past the end, a negative target, all rows

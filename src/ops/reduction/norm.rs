@@ -251,7 +251,7 @@ pub(in crate::ops) fn row_of(sums: &Tensor, i: usize) -> Tensor {
 
 struct Norm {
     plan: NormPlan,
-    /// The input as given. f16 takes half the memory and is converted again in the backward pass.
+    /// The input as given. 16 bits take half the memory and are converted again in the backward pass.
     x: Saved,
     weight: Option<Saved>,
     /// `[rows, 3]`: mean, reciprocal standard deviation, and a correction for the rounding of the mean.
@@ -454,7 +454,9 @@ pub(super) fn cases() -> Vec<Case> {
             all.push(case(format!("{shape:?}"), Input::normal(shape), kind, true, layer));
         }
         all.push(case("bare".into(), Input::normal([5, 33]), kind, false, false));
-        all.push(case("f16".into(), Input::normal([5, 33]).dtype(DType::F16), kind, true, layer));
+        for dtype in [DType::F16, DType::Bf16] {
+            all.push(case(dtype.to_string(), Input::normal([5, 33]).dtype(dtype), kind, true, layer));
+        }
         // Several parts of rows in the weight gradient, the last one shorter.
         all.push(case("many rows".into(), Input::normal([323, 9]), kind, true, layer));
         // A mean far above the standard deviation, where E[x^2] - mean^2 in f32 would lose the variance.

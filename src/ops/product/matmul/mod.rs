@@ -160,7 +160,8 @@ fn gradient(sink: &mut Sink, i: usize, shape: &Shape, lhs: &Tensor, rhs: &Tensor
 impl Tensor {
     /// Matrix product `[.., m, k] x [.., k, n] -> [.., m, n]`; leading axes broadcast.
     ///
-    /// Transposed views are read in place. f16 operands are multiplied and summed in f32, and the result is f32.
+    /// Transposed views are read in place. f16 and bf16 operands are multiplied and summed in f32, and the result is f32.
+    /// Matrix units multiply f16 only; bf16 is never rounded to it, because f16 has not its range.
     /// Derivatives: `da = dy b^T`, `db = a^T dy`.
     ///
     /// # Panics
@@ -212,7 +213,11 @@ pub(crate) fn matmul64(a: &Array, b: &Array) -> Array {
 
 /// A product `[batch, m, n, k]` of two arrays of this type.
 fn sized([batch, m, n, k]: [usize; 4], dtype: DType) -> Case {
-    let family = if dtype == DType::F16 { "matmul f16" } else { "matmul" };
+    let family = match dtype {
+        DType::F16 => "matmul f16",
+        DType::Bf16 => "matmul bf16",
+        _ => "matmul",
+    };
     let name = if batch > 1 { format!("{batch}x({m}x{k}x{n})") } else { format!("{m}x{k}x{n}") };
     let input = |rows, columns| {
         let axes = [batch, rows, columns];
@@ -246,7 +251,36 @@ fn timed() -> Vec<Case> {
     all.push(sized([1, 1024, 1024, 1024], DType::F16).when(When::Quick, When::Quick));
     all.push(sized([1, 4096, 4096, 4096], DType::F16).when(When::Never, When::Quick));
     all.extend([sized([1, 5, 3, 7], DType::F32), sized([3, 4, 12, 8], DType::F32)]);
-    all.push(sized([1, 8, 12, 16], DType::F16));
+    all.extend([DType::F16, DType::Bf16].map(|dtype| sized([1, 8, 12, 16], dtype)));
+    all
+}
+
+/// Products of operands of 16 bits: those that are cast first, sizes in whole vectors, for which the kernel unpacks them as
+/// it loads, products with a short side, and operands of two types.
+fn halves() -> Vec<Case> {
+    let (f16, bf16) = (DType::F16, DType::Bf16);
+    let mut all = Vec::new();
+    for [left, right] in [[f16, f16], [bf16, bf16], [f16, bf16], [bf16, DType::F32]] {
+        let types = if left == right { left.to_string() } else { format!("{left} and {right}") };
+        for (m, n, k) in [(5, 9, 12), (12, 20, 8), (36, 68, 20), (4, 72, 132), (72, 8, 132)] {
+            let half = |shape: [usize; 2], dtype| Input::normal(shape).dtype(dtype).fixed();
+            let inputs = || vec![half([m, k], left), half([k, n], right)];
+            let turned = |x: &Tensor| x.transpose(0, 1).contiguous().t();
+            let reference = |x: &[Array]| matmul64(&x[0], &x[1]);
+            all.push(Case::new(
+                format!("{types} operands {m} {n} {k}"),
+                inputs(),
+                |x| x[0].matmul(&x[1]),
+                reference,
+            ));
+            all.push(Case::new(
+                format!("{types} transposed {m} {n} {k}"),
+                inputs(),
+                move |x| turned(&x[0]).matmul(&turned(&x[1])),
+                reference,
+            ));
+        }
+    }
     all
 }
 
@@ -310,28 +344,7 @@ pub(super) fn cases() -> Vec<Case> {
             .exact(),
         );
     }
-    let inputs = vec![
-        Input::normal([5, 12]).dtype(DType::F16).fixed(),
-        Input::normal([12, 9]).dtype(DType::F16).fixed(),
-    ];
-    all.push(Case::new("f16 operands", inputs, |x| x[0].matmul(&x[1]), |x| matmul64(&x[0], &x[1])));
-    // Sizes in whole vectors, for which the kernel unpacks f16 as it loads, and products with a short side.
-    for (m, n, k) in [(12, 20, 8), (36, 68, 20), (4, 72, 132), (72, 8, 132)] {
-        let half = |shape: [usize; 2]| Input::normal(shape).dtype(DType::F16).fixed();
-        let cast = |x: &Tensor| x.transpose(0, 1).contiguous().t();
-        all.push(Case::new(
-            format!("f16 operands {m} {n} {k}"),
-            vec![half([m, k]), half([k, n])],
-            |x| x[0].matmul(&x[1]),
-            |x| matmul64(&x[0], &x[1]),
-        ));
-        all.push(Case::new(
-            format!("f16 transposed {m} {n} {k}"),
-            vec![half([m, k]), half([k, n])],
-            move |x| cast(&x[0]).matmul(&cast(&x[1])),
-            |x| matmul64(&x[0], &x[1]),
-        ));
-    }
+    all.extend(halves());
     for (m, n, k) in [(1, 68, 260), (7, 132, 516), (68, 5, 260), (132, 8, 36), (3, 132, 12), (200, 8, 8)] {
         let whole = |shape: [usize; 2]| Input::integers(shape, DType::F32, -60, 61);
         let inputs = vec![whole([m, k]), whole([k, n])];

@@ -2,6 +2,7 @@
 //! (`cost.rs`), and what CPU drivers were seen to be fast with.
 
 use super::core::{Coop, Core, MOST_GROUPS, Problem, tiled};
+use crate::dtype::DType;
 use crate::gpu::shader::Source;
 use crate::gpu::{DeviceClass, Tiles};
 
@@ -93,7 +94,8 @@ pub fn for_matrix_units() -> Vec<Source> {
     let lefts = ["lhs_plain", "lhs_transposed", "lhs_any", "lhs_gathered"];
     let rights = ["rhs_plain", "rhs_transposed", "rhs_any", "rhs_site", "rhs_site_transposed"];
     let row = DeviceClass::named("nvidia").expect("a row of the table");
-    let problem = Problem { m: 128, n: 128, k: 128, batch: 1, left: "", right: "", half: true, coop: None };
+    let problem =
+        Problem { m: 128, n: 128, k: 128, batch: 1, left: "", right: "", dtype: DType::F16, coop: None };
     for (size, workgroup_memory) in [(16, 48 << 10), (16, 32 << 10), (8, 32 << 10)] {
         let class = DeviceClass { workgroup_memory, ..row.clone() };
         let table = coop(&class, size);
