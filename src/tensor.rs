@@ -436,6 +436,9 @@ impl Op for Identity {
     fn name(&self) -> &'static str {
         "identity"
     }
+    fn takes_half(&self) -> bool {
+        true
+    }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut tape::Sink) {
         if let Some(dy) = &dy[0] {
             sink.add(0, dy.clone());

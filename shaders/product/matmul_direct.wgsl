@@ -30,6 +30,8 @@ const BLOCK: u32 = 64u * DEEP;
 #import store = store_plain
 #import place = place_plain
 #import pieces = pieces_of_1
+#import out = out_stored
+#import packed = packed_none
 #import deep = deep_one
 #import epilogue
 #import elementwise

@@ -94,7 +94,7 @@ fn stored(dtype: DType, vector: bool) -> &'static str {
 /// Converts a vector from its stored type to the type of the arithmetic: f16 and bf16 become f32.
 fn unpacked(dtype: DType, vector: &str) -> String {
     match dtype {
-        DType::F16 => format!("vec4<f32>(unpack2x16float({vector}.x), unpack2x16float({vector}.y))"),
+        DType::F16 => format!("unpack_half4({vector})"),
         DType::Bf16 => format!("unpack_bf16({vector})"),
         _ => vector.to_string(),
     }
@@ -118,7 +118,7 @@ impl Text {
     pub fn source(&self) -> Source {
         let mut s = self.params();
         s.push_str(
-            "#import bf16\n#import elementwise\n#import exp_log\n#import nan\n#import power\n#import trig\n",
+            "#import f16\n#import bf16\n#import elementwise\n#import exp_log\n#import nan\n#import power\n#import trig\n",
         );
         for (i, &(dtype, walk)) in self.reads.iter().enumerate() {
             let element = stored(dtype, matches!(walk, Walk::Plain | Walk::Whole));

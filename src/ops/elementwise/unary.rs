@@ -18,6 +18,9 @@ impl Op for Unary {
     fn name(&self) -> &'static str {
         self.name
     }
+    fn takes_half(&self) -> bool {
+        true
+    }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
         let x = self.x.get(self.name);
@@ -42,6 +45,9 @@ impl Op for ScaleGradient {
     fn name(&self) -> &'static str {
         "scale_gradient"
     }
+    fn takes_half(&self) -> bool {
+        true
+    }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         if let Some(dy) = &dy[0] {
             sink.add(0, dy.mul(self.factor.get(self.name())));
@@ -55,8 +61,11 @@ impl Op for Cast {
     fn name(&self) -> &'static str {
         "cast"
     }
+    fn takes_half(&self) -> bool {
+        true
+    }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
-        // Gradients are f32 for every stored type.
+        // The sink converts it to the type of the input's gradient.
         if let Some(dy) = &dy[0] {
             sink.add(0, dy.clone());
         }
@@ -191,6 +200,9 @@ struct Clamp {
 impl Op for Clamp {
     fn name(&self) -> &'static str {
         "clamp"
+    }
+    fn takes_half(&self) -> bool {
+        true
     }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };

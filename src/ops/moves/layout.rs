@@ -19,6 +19,9 @@ impl<F: Fn(&Tensor) -> Tensor + Send + Sync> Op for Layout<F> {
     fn name(&self) -> &'static str {
         self.name
     }
+    fn takes_half(&self) -> bool {
+        true
+    }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         if let Some(dy) = &dy[0] {
             sink.add(0, (self.back)(dy));
@@ -300,6 +303,9 @@ struct Concat {
 impl Op for Concat {
     fn name(&self) -> &'static str {
         "concat"
+    }
+    fn takes_half(&self) -> bool {
+        true
     }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };

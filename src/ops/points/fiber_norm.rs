@@ -120,7 +120,7 @@ impl Op for FiberNorm {
         if ![0, 1, 2].iter().any(|&i| sink.needs(i)) {
             return;
         }
-        let dx = plan.gradient(&between, Some(gain), statistics, &dy);
+        let dx = plan.gradient(&between, Some(gain), statistics, &dy, DType::F32);
         drop(between);
         if sink.needs(0) {
             sink.add(0, mix(&dx, kernel, None, true));

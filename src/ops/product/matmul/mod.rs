@@ -18,9 +18,11 @@ pub mod tune;
 mod write;
 
 use self::product::{Product, Right};
+use super::narrow;
 use crate::dtype::DType;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::ops::timed::{Want, When};
+use crate::precision::precision;
 use crate::setters::setters;
 use crate::shape::{self, Shape};
 use crate::tape::{Destination, Op, Saved, Sink};
@@ -82,6 +84,13 @@ fn multiply(op: &'static str, lhs: &Tensor, rhs: &Tensor, into: Destination) -> 
     y
 }
 
+/// Multiplies batches of matrices into a new tensor of this type.
+fn made(op: &'static str, lhs: &Tensor, rhs: &Tensor, dtype: DType) -> Tensor {
+    let y = Tensor::empty(lhs.gpu(), op, shape::matmul(op, lhs.shape(), rhs.shape()), dtype);
+    Product::new(op, lhs, Right::Tensor(rhs)).write(&y);
+    y
+}
+
 /// Returns `a^T b` of `a [rows, m]` and `b [rows, n]`: the gradient of a weight.
 pub(crate) fn outer(op: &'static str, a: &Tensor, b: &Tensor, into: Destination) -> Tensor {
     multiply(op, &a.t(), b, into)
@@ -136,6 +145,9 @@ impl Op for Matmul {
     fn name(&self) -> &'static str {
         "matmul"
     }
+    fn takes_half(&self) -> bool {
+        true
+    }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
         let (a, b) = (self.lhs.get("matmul"), self.rhs.get("matmul"));
@@ -150,7 +162,10 @@ impl Op for Matmul {
 
 /// Adds `lhs rhs`, summed over broadcast batches, to the gradient of input `i`.
 fn gradient(sink: &mut Sink, i: usize, shape: &Shape, lhs: &Tensor, rhs: &Tensor) {
-    if shape::matmul("matmul", lhs.shape(), rhs.shape()) == *shape {
+    let same = shape::matmul("matmul", lhs.shape(), rhs.shape()) == *shape;
+    if same && sink.dtype(i).is_half() {
+        sink.add(i, made("matmul", lhs, rhs, sink.dtype(i)));
+    } else if same {
         sink.add_with(i, |into| multiply("matmul", lhs, rhs, into));
     } else {
         sink.add(i, multiply("matmul", lhs, rhs, Destination::New).sum_to(shape));
@@ -161,7 +176,8 @@ impl Tensor {
     /// Matrix product `[.., m, k] x [.., k, n] -> [.., m, n]`; leading axes broadcast.
     ///
     /// Transposed views are read in place. f16 and bf16 operands are multiplied and summed in f32, and the result is f32.
-    /// Matrix units multiply f16 only; bf16 is never rounded to it, because f16 has not its range.
+    /// Matrix units multiply f16 only; bf16 is never rounded to it, because f16 has not its range. In a scope of 16 bits
+    /// ([`autocast`](crate::autocast)), operands are converted to its type, which the result has as well.
     /// Derivatives: `da = dy b^T`, `db = a^T dy`.
     ///
     /// # Panics
@@ -187,8 +203,9 @@ impl Tensor {
         for x in [self, rhs] {
             assert!(x.dtype().is_float(), "matmul: needs floats, got {}; cast first", x.dtype());
         }
-        let y = multiply("matmul", &self.detach(), &rhs.detach(), Destination::New);
-        y.made_by(&[self, rhs], || Box::new(Matmul { lhs: Saved::new(self), rhs: Saved::new(rhs) }))
+        let (a, b) = (narrow::operand(self), narrow::operand(rhs));
+        let y = made("matmul", &a, &b, precision().dtype());
+        y.made_by(&[self, rhs], || Box::new(Matmul { lhs: Saved::new(&a), rhs: Saved::new(&b) }))
     }
 }
 

@@ -8,6 +8,7 @@ use super::{Activation, Epilogue};
 use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, MOST_TURNS, Part, Work};
 use crate::gpu::shader::Source;
+use crate::ops::stored;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
@@ -252,7 +253,9 @@ impl<'a> Product<'a> {
         let mut source = slots
             .fold(core.source(gpu.class()), |s, (slot, fragment)| s.slot(*slot, core.fragment(fragment)));
         let scattered = matches!(self.rows, Rows::Scattered { .. });
-        source = core.with_store(source, problem, self.store_fragment(), scattered);
+        if y.dtype() == DType::F32 {
+            source = core.with_store(source, problem, self.store_fragment(), scattered);
+        }
         if let Some(load) = load {
             source = load.set(source);
         }
@@ -327,9 +330,10 @@ impl<'a> Product<'a> {
         if n.is_multiple_of(4) {
             slots.push(("pieces", "pieces_of_4"));
         }
-        let float = |x: &Tensor| Part::from(&x.detach().cast(DType::F32).contiguous());
-        reads.extend(bias.map(|bias| ("bias", float(bias))));
-        reads.extend(residual.map(|residual| ("residual", float(residual))));
+        slots.extend(stored::fragments(&[("out", y.dtype())]));
+        let as_type = |x: &Tensor, dtype| Part::from(&x.detach().cast(dtype).contiguous());
+        reads.extend(bias.map(|bias| ("bias", as_type(bias, DType::F32))));
+        reads.extend(residual.map(|residual| ("residual", as_type(residual, y.dtype()))));
         reads.extend(self.slope.map(|at| ("before", at.into())));
         Store { slots, reads, listed, activation }
     }
