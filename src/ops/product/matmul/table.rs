@@ -114,6 +114,13 @@ pub fn for_matrix_units() -> Vec<Source> {
             all.push(of(left, rights[2]));
             all.extend(rights[3..].iter().map(|right| of(left, right).slot("site", "site_tied")));
             all.extend(stores.map(|store| half(of(left, right)).slot("store", store)));
+            // Results of a scope of f16.
+            let narrow = |source: Source| source.slot("pieces", "pieces_of_4").slot("out", "out_f16");
+            all.extend(
+                stores[..6]
+                    .iter()
+                    .map(|store| narrow(half(of(left, right)).slot("store", *store)).slot("packed", "f16")),
+            );
             for store in ["store_plain", "store_accumulate"] {
                 let source = half(of(left, right)).slot("store", store).bool("EDGES", false);
                 all.push(core.with_store(source, &problem, store, false));
