@@ -9,7 +9,7 @@
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Instant;
-use tiebeam::bench::Ceilings;
+use tiebeam::bench::{Ceilings, counted};
 use tiebeam::decode::{DepthBatch, Exit, Request, Scheduling};
 use tiebeam::models::mor::{Keys, Mor, Routing, capacities};
 use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
@@ -67,13 +67,7 @@ fn planned(gpu: &Gpu, way: &mut dyn FnMut() -> Result<()>) -> Result<String> {
     let mut done = Ok(());
     let passes = gpu.only_planned(|| done = way())?;
     done?;
-    let mut lines: Vec<(String, usize)> = Vec::new();
-    for line in passes.iter().map(|pass| format!("{}: {pass}", pass.op)) {
-        match lines.iter_mut().find(|(known, _)| *known == line) {
-            Some((_, count)) => *count += 1,
-            None => lines.push((line, 1)),
-        }
-    }
+    let lines = counted(&passes);
     Ok(lines.into_iter().map(|(line, count)| format!("  {line} ({count} times)\n")).collect())
 }
 
@@ -84,7 +78,7 @@ fn versus(
     (ours, mut a): (&'static str, impl FnMut() -> Result<()>),
     (other, mut b): (&'static str, impl FnMut() -> Result<()>),
     expected: impl Into<String>,
-) -> Result<Row> {
+) -> Result<Option<Row>> {
     let mut ways: [&mut dyn FnMut() -> Result<()>; 2] = [&mut a, &mut b];
     let mut calls = [1; 2];
     let name = name.into();
@@ -92,8 +86,7 @@ fn versus(
         for (label, way) in [ours, other].iter().zip(&mut ways) {
             print!("{name}: {label}\n{}", planned(gpu, way)?);
         }
-        let (ours, other, ratios) = ((ours, f64::NAN), (other, f64::NAN), vec![f64::NAN; ROUNDS]);
-        return Ok(Row { name, ours, other, ratios, expected: expected.into() });
+        return Ok(None);
     }
     for (way, calls) in ways.iter_mut().zip(&mut calls) {
         // The first call compiles the kernels.
@@ -120,7 +113,7 @@ fn versus(
         t.sort_by(f64::total_cmp);
         t[t.len() / 2]
     });
-    Ok(Row { name, ours: (ours, a), other: (other, b), ratios, expected: expected.into() })
+    Ok(Some(Row { name, ours: (ours, a), other: (other, b), ratios, expected: expected.into() }))
 }
 
 /// Compares combining all layers of a dictionary in one pass with layer by layer, forward and backward.
@@ -147,13 +140,15 @@ fn combine(gpu: &Gpu) -> Result<Vec<Row>> {
     let name = format!("combine {layers} layers of {atoms} atoms {width}x{width}");
     let mut first = versus(gpu, name.clone(), ("one pass", all), ("layer by layer", each), "")?;
     let bytes = 4.0 * (width * width) as f64;
-    let rate = (layers + atoms) as f64 * bytes / first.ours.1;
-    first.expected = format!(
-        "{:.2}: (S+L)/(L(S+1)) of the bytes; {:.2} GB/s, {:.0}% of our copy kernel",
-        (layers * (atoms + 1)) as f64 / (layers + atoms) as f64,
-        rate * 1e-9,
-        100.0 * rate / Ceilings::measure(gpu, |_, _| {}).kernel_copy.unwrap_or(f64::NAN)
-    );
+    if let Some(first) = &mut first {
+        let rate = (layers + atoms) as f64 * bytes / first.ours.1;
+        first.expected = format!(
+            "{:.2}: (S+L)/(L(S+1)) of the bytes; {:.2} GB/s, {:.0}% of our copy kernel",
+            (layers * (atoms + 1)) as f64 / (layers + atoms) as f64,
+            rate * 1e-9,
+            100.0 * rate / Ceilings::measure(gpu, |_, _| {}).kernel_copy.unwrap_or(f64::NAN)
+        );
+    }
     let dw = normal(gpu, &[width, width], 3);
     let backward = |weights: &dyn Fn(usize) -> Tensor| -> Result<()> {
         let one = |l: usize| weights(l).mul(&dw).sum_all();
@@ -171,7 +166,7 @@ fn combine(gpu: &Gpu) -> Result<Vec<Row>> {
     let expected = "up to 5SL/(L+2S) = 12 for the backward half alone";
     let ways = (("one pass", joint), ("layer by layer", || backward(&part)));
     let second = versus(gpu, format!("{name}, both ways"), ways.0, ways.1, expected)?;
-    Ok(vec![first, second])
+    Ok(first.into_iter().chain(second).collect())
 }
 
 /// Compares a training step on 4096 tokens, with attention from a dictionary, with one of the same model untied.
@@ -198,7 +193,7 @@ fn masa_step(gpu: &Gpu) -> Result<Vec<Row>> {
     let untied = step(Sharing::None)?;
     let name = "training step, 4096 tokens, d 128, L 6, S 2";
     let expected = "at least 0.97 (3% slower at most)";
-    Ok(vec![versus(gpu, name, ("dictionary", masa), ("untied", untied), expected)?])
+    Ok(versus(gpu, name, ("dictionary", masa), ("untied", untied), expected)?.into_iter().collect())
 }
 
 /// Compares two schedulings of a served batch with three depths, whose answers exit at depth 1.5 on average.
@@ -230,7 +225,7 @@ fn depthwise(gpu: &Gpu) -> Result<Vec<Row>> {
             (("continuous", || serve(Scheduling::Continuous)), ("lock-step", || serve(Scheduling::LockStep)));
         let expected =
             "R / mean exit = 2 where a tick costs the same for any number of slots; 1 where only slots cost";
-        all.push(versus(gpu, name, ways.0, ways.1, expected)?);
+        all.extend(versus(gpu, name, ways.0, ways.1, expected)?);
     }
     Ok(all)
 }
@@ -259,7 +254,7 @@ fn mor(gpu: &Gpu) -> Result<Vec<Row>> {
     };
     let expected = "1.35 to 1.5: (R+1)/2R of the products";
     let name = "step, 1024 tokens, d 512, R 3";
-    Ok(vec![versus(gpu, name, ("routed", routed), ("full depth", full), expected)?])
+    Ok(versus(gpu, name, ("routed", routed), ("full depth", full), expected)?.into_iter().collect())
 }
 
 /// Compares a hashed weight with a dense one on many rows.
@@ -272,7 +267,7 @@ fn hashed(gpu: &Gpu) -> Result<Vec<Row>> {
     let x = normal(gpu, &[2048, 768], 3);
     let ways = (("hashed", linear(&x, &drawn)), ("dense", linear(&x, &dense)));
     let name = "2048 rows, 768x768, 8 times fewer stored";
-    Ok(vec![versus(gpu, name, ways.0, ways.1, "at least 0.9; an eighth of the memory")?])
+    Ok(versus(gpu, name, ways.0, ways.1, "at least 0.9; an eighth of the memory")?.into_iter().collect())
 }
 
 fn linear<'a>(x: &'a Tensor, w: &'a Arc<dyn Site>) -> impl FnMut() -> Result<()> + 'a {
@@ -299,7 +294,7 @@ fn mixed(gpu: &Gpu) -> Result<Vec<Row>> {
             Ok(())
         };
         let products = width as f64 / (width + 2 * 3 * rank) as f64;
-        all.push(versus(
+        all.extend(versus(
             gpu,
             format!("{rows} rows, 768x768, rank {rank} of 3 depths"),
             ("with", with),
@@ -324,7 +319,13 @@ fn mixed(gpu: &Gpu) -> Result<Vec<Row>> {
     };
     let name = format!("{rows} rows at 12 layers, 4 atoms 768x768");
     let expected = "2 to 3: L / S, where weights are what costs";
-    all.push(versus(gpu, name, ("one product over atoms", long), ("a product a layer", grouped), expected)?);
+    all.extend(versus(
+        gpu,
+        name,
+        ("one product over atoms", long),
+        ("a product a layer", grouped),
+        expected,
+    )?);
     Ok(all)
 }
 
@@ -353,9 +354,6 @@ fn run() -> Result<()> {
             continue;
         }
         for row in rows(&gpu)? {
-            if row.ratios[0].is_nan() {
-                continue;
-            }
             let ([low, ratio, high], (a, x), (b, y)) = (row.quartiles(), row.ours, row.other);
             println!(
                 "{family}: {}\n    {a} {:.3} ms, {b} {:.3} ms: {ratio:.2} times ({low:.2} to {high:.2}); expected {}",

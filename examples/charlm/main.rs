@@ -13,6 +13,7 @@ mod train;
 use clap::Parser;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 use text::Text;
 use tiebeam::models::recursive::{RecursiveConfig, Sharing};
 use tiebeam::{Gpu, Precision, Result};
@@ -123,7 +124,7 @@ fn sizes(args: &Args, gpu: &Gpu) -> Sizes {
     }
 }
 
-fn run(args: &Args) -> Result<()> {
+fn run(args: &Args, started: Instant) -> Result<()> {
     let gpu = Gpu::open()?;
     println!("adapter    {}", gpu.adapter());
     let sizes = sizes(args, &gpu);
@@ -132,15 +133,16 @@ fn run(args: &Args) -> Result<()> {
         Some(path) => Text::read(path, context)?,
         None => Text::new(CORPUS.to_vec(), "the built-in text", context)?,
     };
-    train::run(args, &sizes, &gpu, &text)
+    train::run(args, &sizes, &gpu, &text, started)
 }
 
 fn main() -> ExitCode {
+    let started = Instant::now();
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or("error".into()))
         .with_writer(std::io::stderr)
         .init();
-    match run(&Args::parse()) {
+    match run(&Args::parse(), started) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

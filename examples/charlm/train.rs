@@ -22,6 +22,8 @@ struct Run<'a> {
     sizes: &'a Sizes,
     gpu: &'a Gpu,
     text: &'a Text,
+    /// When the process began.
+    started: Instant,
     model: Recursive,
     optimizer: AdamW,
     scale: LossScale,
@@ -34,13 +36,14 @@ struct Run<'a> {
 /// waits for the host.
 type Late = (usize, Reading, Watch);
 
-pub fn run(args: &Args, sizes: &Sizes, gpu: &Gpu, text: &Text) -> Result<()> {
+pub fn run(args: &Args, sizes: &Sizes, gpu: &Gpu, text: &Text, started: Instant) -> Result<()> {
     let (unigram, bigram) = text::baselines(text);
     let mut rng = Rng::new(args.seed);
     let model = Recursive::new(gpu, sizes.model, &mut rng);
     let optimizer = optimizer(gpu, &model)?;
     let scale = LossScale::of(gpu, args.precision)?;
-    let mut run = Run { args, sizes, gpu, text, model, optimizer, scale, rng, step: 0, losses: Vec::new() };
+    let losses = Vec::new();
+    let mut run = Run { args, sizes, gpu, text, started, model, optimizer, scale, rng, step: 0, losses };
     run.print_sizes();
     std::fs::create_dir_all(&args.out).map_err(|e| io(&args.out, e))?;
     if args.resume {
@@ -145,7 +148,13 @@ impl Run<'_> {
             let grads = self.scale.backward(&loss)?;
             self.optimizer.step(&grads, schedule.lr(self.sizes.lr, self.step as u64))?;
             let reading = loss.detach().read::<f32>()?;
-            if let Some(previous) = late.replace((self.step, reading, self.optimizer.watch()?)) {
+            let sent = (self.step, reading, self.optimizer.watch()?);
+            if self.step == first {
+                // Not late, to see how long a user waits for it: all kernels are compiled until then.
+                self.note(sent, &bar)?;
+                let seconds = self.started.elapsed().as_secs_f64();
+                bar.suspend(|| println!("first step {seconds:.1} s after the start, with compiling"));
+            } else if let Some(previous) = late.replace(sent) {
                 self.note(previous, &bar)?;
             }
             self.step += 1;

@@ -8,7 +8,7 @@
 // Count, for each workgroup and step of k: TILE_M + TILE_N elements from storage for TILE_M TILE_N multiply-adds, so 8 to
 // 64 for each element. For each thread and step of k: THREAD_M + THREAD_N elements from workgroup memory for
 // THREAD_M THREAD_N multiply-adds. Registers: two sums for each result, one block for each of FILLS, and both sides of
-// one step: 8 x 8 results need about 180, 8 x 4 need 116.
+// one step: 8 x 8 results need about 180, 8 x 4 about 130.
 //
 // Threads lie in columns of eight: 32 neighbours cover 8 x 4 threads, which read 128 bytes of w and 64 of x at a step. A
 // thread's four-column pieces are WIDE pieces apart and its rows HIGH pieces, so neighbours read neighbouring vectors and
@@ -72,6 +72,14 @@ fn right_block(t: u32) -> vec2<u32> {
 // `deep`: else threads that store neighbouring steps of k would meet in the same banks.
 fn swizzled(at: u32, deep: u32) -> u32 { return at ^ (deep * (8u / DEEP4)); }
 
+// Block t of the tile at k0. Blocks past k are zero.
+fn fetch(t: u32, rows: vec4<u32>, block: vec2<u32>, rhs_base: u32, col0: u32, k0: u32) -> mat4x4<f32> {
+    let k = k0 + block.y * 4u;
+    if t >= BLOCKS || k >= p.k { return mat4x4<f32>(); }
+    if t < LEFTS { return load_lhs(rows, k); }
+    return load_rhs(rhs_base, k, col0 + block.x * 4u);
+}
+
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row0 = group.y * TILE_M;
@@ -95,19 +103,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let block$f = select(right_block(t$f), left_block(t$f), is_left$f);
     var rows$f = vec4<u32>(0u);
     if is_left$f { rows$f = lhs_rows(lhs_base, row0 + block$f.x * 4u); }
-    var next$f = mat4x4<f32>();
 #end
-    var k0 = range.x;
 #unroll f FILLS
-    if k0 + block$f.y * 4u < p.k {
-        if is_left$f {
-            next$f = load_lhs(rows$f, k0 + block$f.y * 4u);
-        } else if t$f < BLOCKS {
-            next$f = load_rhs(rhs_base, k0 + block$f.y * 4u, col0 + block$f.x * 4u);
-        }
-    }
+    var next$f = fetch(t$f, rows$f, block$f, rhs_base, col0, range.x);
 #end
-    for (; k0 < range.y; k0 += TILE_K) {
+    for (var k0 = range.x; k0 < range.y; k0 += TILE_K) {
         let stage = select(0u, k0 / TILE_K % STAGES, STAGES > 1u);
         let left0 = stage * (TILE_K * ROWS4);
         let right0 = stage * (TILE_K * COLS4);
@@ -128,14 +128,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let k1 = k0 + TILE_K;
         if k1 < range.y {
 #unroll f FILLS
-            next$f = mat4x4<f32>();
-            if k1 + block$f.y * 4u < p.k {
-                if is_left$f {
-                    next$f = load_lhs(rows$f, k1 + block$f.y * 4u);
-                } else if t$f < BLOCKS {
-                    next$f = load_rhs(rhs_base, k1 + block$f.y * 4u, col0 + block$f.x * 4u);
-                }
-            }
+            next$f = fetch(t$f, rows$f, block$f, rhs_base, col0, k1);
 #end
         }
         for (var deep = 0u; deep < DEEP4; deep++) {

@@ -19,6 +19,11 @@ const FLAT: u32 = WIDE * HIGH;
 const THREADS: u32 = FLAT * DEEP;
 const BLOCKED: bool = false;
 const BLOCK: u32 = 64u * DEEP;
+// Tiles of 12 rows and more, which are for CPU drivers, store two rows in each turn of a loop. Every store is a loop over
+// lanes in llvmpipe, so one copy for each row would nearly double the time that LLVM takes for the kernel.
+const LARGE: u32 = THREAD_M / 12u;
+const TURNS: u32 = 1u + LARGE * (THREAD_M / 2u - 1u);
+const ROWS: u32 = THREAD_M / TURNS;
 
 #import matmul
 #import lhs = lhs_plain
@@ -86,8 +91,24 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #unroll i THREAD_M
 #unroll j THREAD_N/4
     if BLOCKED { c${i}_${j} = sum${i}_${j}; }
-    let total${i}_${j} = total(c${i}_${j}, lane);
-    if lane < FLAT { store(group.z, row + ${i}u, col + ${j*4}u, total${i}_${j}); }
 #end
+#end
+    // Rows of a large tile are stored in turns of a loop that compilers cannot unroll, since p.m is not known to them.
+    var turn = 0u;
+#unroll many LARGE
+    for (; turn < TURNS && row + turn * ROWS < p.m; turn += 1u) {
+#end
+#unroll i THREAD_M/TURNS
+#unroll j THREAD_N/4
+    var total${i}_${j} = c${i}_${j};
+#unroll t TURNS-1
+    total${i}_${j} = select(total${i}_${j}, c${i+(t+1)*ROWS}_${j}, turn == ${t+1}u);
+#end
+    total${i}_${j} = total(total${i}_${j}, lane);
+    if lane < FLAT { store(group.z, row + turn * ROWS + ${i}u, col + ${j*4}u, total${i}_${j}); }
+#end
+#end
+#unroll many LARGE
+    }
 #end
 }

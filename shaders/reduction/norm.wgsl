@@ -13,8 +13,6 @@ const LANES: u32 = 64u;
 const THREADS: u32 = max(64u, LANES);
 const BLOCK: u32 = 64u;
 const CENTRED: bool = true;
-// A scale with which no row's sum overflows. A scaled sum that is not finite then means that the row contains an infinity.
-const SMALL: f32 = 0x1p-100f;
 
 struct Params {
     groups_x: u32,
@@ -46,6 +44,7 @@ var<immediate> p: Params;
 
 alias Sum = vec2<f32>;
 #import row_sum
+#import norm
 #import nan
 
 @compute @workgroup_size(THREADS)
@@ -67,7 +66,6 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         }
         mean = row_sum(lane, vec2<f32>(sum, 0.0)).x / size;
     }
-    // The mean of the deviations is the rounding error of the mean, which the correction of Chan, Golub & LeVeque removes.
     var deviations = vec2<f32>(0.0);
     for (var start = t; start < n; start += BLOCK * LANES) {
         let stop = min(start + BLOCK * LANES, n);
@@ -81,15 +79,9 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         deviations += vec2<f32>(sum_of(first), sum_of(second));
     }
     let moments = row_sum(lane, deviations) / size;
-    let left = select(0.0, moments.x, CENTRED);
-    let variance = moments.y - left * left;
-    // Rounding may make the variance negative, which is set to 0. max would lose a NaN, so the test is on the bits, from -0 to
-    // -infinity.
-    let below = bitcast<u32>(variance) >= 0x80000000u && bitcast<u32>(variance) <= 0xff800000u;
-    let root = inverseSqrt(select(variance, 0.0, below) + p.eps);
-    // In rms_norm, a row with an infinity has 0 at its finite elements, by the formula. Only an overflow is made NaN.
-    let r = pick1(finite_or_nan1(root, variance), root, !CENTRED && !finite1(moments.x));
-    let q = -left * r;
+    let scale = scale_of(moments);
+    let r = scale.x;
+    let q = scale.y;
     for (var i = t; i < n; i += LANES) {
         let g = select(Piece(1.0), weight[i], p.weighted != 0u);
         let b = select(Piece(0.0), bias[i], p.biased != 0u);

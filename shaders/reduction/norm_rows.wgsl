@@ -13,8 +13,6 @@ const LANES: u32 = 64u;
 const HELD: u32 = 4u;
 const CENTRED: bool = true;
 const THREADS: u32 = max(64u, LANES);
-// A scale with which no row's sum overflows. A scaled sum that is not finite then means that the row contains an infinity.
-const SMALL: f32 = 0x1p-100f;
 
 struct Params {
     groups_x: u32,
@@ -44,6 +42,7 @@ var<immediate> p: Params;
 
 alias Sum = vec2<f32>;
 #import lanes_sum
+#import norm
 #import nan
 
 @compute @workgroup_size(THREADS)
@@ -70,7 +69,6 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
         mean = lanes_sum(lane, vec2<f32>(sum_of(sum), 0.0)).x / size;
     }
-    // The mean of the deviations is the rounding error of the mean, which the correction of Chan, Golub & LeVeque removes.
     var first = Piece(0.0);
     var second = Piece(0.0);
 #unroll j HELD
@@ -79,15 +77,9 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     second = fma(d$j, d$j, second);
 #end
     let moments = lanes_sum(lane, vec2<f32>(sum_of(first), sum_of(second))) / size;
-    let left = select(0.0, moments.x, CENTRED);
-    let variance = moments.y - left * left;
-    // Rounding may make the variance negative, which is set to 0. max would lose a NaN, so the test is on the bits, from -0 to
-    // -infinity.
-    let below = bitcast<u32>(variance) >= 0x80000000u && bitcast<u32>(variance) <= 0xff800000u;
-    let root = inverseSqrt(select(variance, 0.0, below) + p.eps);
-    // In rms_norm, a row with an infinity has 0 at its finite elements, by the formula. Only an overflow is made NaN.
-    let r = pick1(finite_or_nan1(root, variance), root, !CENTRED && !finite1(moments.x));
-    let q = -left * r;
+    let scale = scale_of(moments);
+    let r = scale.x;
+    let q = scale.y;
 #unroll j HELD
     if t + ${j}u * LANES < n { y[base + t + ${j}u * LANES] = to_out(((x$j - mean) * r + q) * g$j + b$j); }
 #end

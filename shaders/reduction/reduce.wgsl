@@ -17,6 +17,7 @@ struct Params {
     parts: u32,     // parts of the axis, each with its own result
     span: u32,      // elements of the axis per part
     divisor: f32,   // the count of a mean, else 1
+    add: u32,       // whether results are added to what is there
 }
 var<immediate> p: Params;
 
@@ -30,7 +31,8 @@ var<immediate> p: Params;
 var<workgroup> tree: array<Elem, 64>;
 
 fn finish(at: u32, value: Elem) {
-    y[at] = divided(value, p.divisor);
+    let result = divided(value, p.divisor);
+    y[at] = select(result, y[at] + result, p.add > 0u);
 }
 
 @compute @workgroup_size(64)

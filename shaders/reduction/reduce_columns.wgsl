@@ -26,6 +26,7 @@ struct Params {
     span: u32,      // elements of the axis per part
     shift: u32,     // the columns of a workgroup are 2^shift
     divisor: f32,   // the count of a mean, else 1
+    add: u32,       // whether results are added to what is there
 }
 var<immediate> p: Params;
 
@@ -85,5 +86,9 @@ fn columns(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         if t < reach { tree[lane] = combine(tree[lane], tree[lane + (reach << p.shift)]); }
         workgroupBarrier();
     }
-    if t == 0u && column < p.inner { y[piece * p.inner + column] = divided(tree[lane], p.divisor); }
+    if t == 0u && column < p.inner {
+        let to = piece * p.inner + column;
+        let value = divided(tree[lane], p.divisor);
+        y[to] = select(value, y[to] + value, p.add > 0u);
+    }
 }

@@ -20,6 +20,7 @@ struct Params {
     parts: u32,     // parts of the axis, each with its own result
     span: u32,      // vectors of the axis per part
     divisor: f32,   // the count of a mean, else 1
+    add: u32,       // whether results are added to what is there
 }
 var<immediate> p: Params;
 
@@ -69,5 +70,8 @@ fn rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         all = tree[lane];
     }
-    if t == 0u && row < p.results { y[row] = divided(all, p.divisor); }
+    if t == 0u && row < p.results {
+        let value = divided(all, p.divisor);
+        y[row] = select(value, y[row] + value, p.add > 0u);
+    }
 }

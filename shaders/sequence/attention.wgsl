@@ -41,7 +41,8 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let start = split * p.chunk;
     let first = select(p.rows, item % p.row_blocks * ROWS, split < p.splits);
     let part = lane / (64u / PARTS) * (HEAD_DIM / PARTS / 4u);
-    let keys = first_key(pair);
+    let keys = keys_at(p.k_steps, pair, entry_of(pair)) + part;
+    let values = keys_at(p.v_steps, pair, entry_of(pair)) + part;
     // Memory behind the last key may contain anything, and 0 times infinity is NaN. Loads there are clamped to the last key.
     let end = furthest(pair);
     let final_key = max(end, 1u) - 1u;
@@ -51,7 +52,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let row$r = min(first + ${r}u, p.rows - 1u);
     let limit$r = visible(pair, row$r);
     let mask$r = mask_row(pair, row$r);
-    let at$r = (pair * p.rows + row$r) * (HEAD_DIM / 4u) + part;
+    let at$r = query_at(p.q_steps, pair, row$r) + part;
     last = max(last, limit$r);
     var most$r = HIDDEN;
     var total$r = 0.0;
@@ -65,14 +66,16 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     for (var step = 0u; step < span; step += 4u) {
         let j = start + step;
 #unroll c 4
-        let key$c = (keys + min(j + ${c}u, final_key)) * (HEAD_DIM / 4u) + part;
+        let key$c = min(j + ${c}u, final_key);
+        let k_at$c = keys + key$c * p.k_steps.w;
+        let v_at$c = values + key$c * p.v_steps.w;
 #unroll r ROWS
         var s${r}_$c = 0.0;
 #end
 #end
 #unroll d HEAD_DIM/PARTS/4
 #unroll c 4
-        let k${c}_$d = k[key$c + ${d}u];
+        let k${c}_$d = k[k_at$c + ${d}u];
 #unroll r ROWS
         s${r}_$c = dot_add(q${r}_$d, k${c}_$d, s${r}_$c);
 #end
@@ -91,7 +94,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
 #unroll d HEAD_DIM/PARTS/4
 #unroll c 4
-        let v${c}_$d = v[key$c + ${d}u];
+        let v${c}_$d = v[v_at$c + ${d}u];
 #end
 #unroll r ROWS
         y${r}_$d = sum4(y${r}_$d * fade$r, p$r, v0_$d, v1_$d, v2_$d, v3_$d);
@@ -102,13 +105,15 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #unroll r ROWS
     // Only a row that sees no key has a total of 0. It gives zeros and no gradient. The test is on the bits, because NaN must
     // stay.
-    let to$r = (pair * p.splits + split) * p.rows + row$r;
+    let own$r = (pair * p.splits + split) * p.rows + row$r;
+    // The results of parts lie one after the other.
+    let to$r = select(query_at(p.y_steps, pair, row$r), own$r * (HEAD_DIM / 4u), p.splits > 1u) + part;
     let blind$r = bitcast<u32>(total$r) == 0u;
     let inverse$r = select(1.0 / total$r, 0.0, blind$r);
 #unroll d HEAD_DIM/PARTS/4
-    y[to$r * (HEAD_DIM / 4u) + part + ${d}u] = select(y${r}_$d * inverse$r, vec4<f32>(0.0), blind$r);
+    y[to$r + ${d}u] = select(y${r}_$d * inverse$r, vec4<f32>(0.0), blind$r);
 #end
     let nothing$r = select(0.0, HIDDEN, p.splits > 1u);
-    lse[to$r] = select(most$r + log_of1(total$r), nothing$r, blind$r);
+    lse[own$r] = select(most$r + log_of1(total$r), nothing$r, blind$r);
 #end
 }

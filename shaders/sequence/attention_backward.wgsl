@@ -47,10 +47,12 @@ fn added(sum: vec4<f32>, before: vec4<f32>) -> vec4<f32> {
 fn delta(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = (group.y * p.groups_x + group.x) * 64u + lane;
     if row >= p.pairs * p.rows { return; }
-    let at = row * (HEAD_DIM / 4u);
+    let pair = row / p.rows;
+    let dy_at = query_at(p.dy_steps, pair, row % p.rows);
+    let y_at = query_at(p.y_steps, pair, row % p.rows);
     var sum = 0.0;
     for (var d = 0u; d < HEAD_DIM / 4u; d++) {
-        sum = dot_add(dy[at + d], y[at + d], sum);
+        sum = dot_add(dy[dy_at + d], y[y_at + d], sum);
     }
     row_stats[row] = vec2<f32>(lse[row], sum);
 }
@@ -63,26 +65,30 @@ fn queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let block = (at % p.blocks) * (64u / PARTS) * ROWS;
     let first = block + lane % (64u / PARTS) * ROWS;
     let part = lane / (64u / PARTS) * (HEAD_DIM / PARTS / 4u);
-    let keys = pair * p.tokens_k;
+    let keys = keys_at(p.k_steps, pair, pair / p.kv_heads) + part;
+    let values = keys_at(p.v_steps, pair, pair / p.kv_heads) + part;
     var last = 0u;
 #unroll r ROWS
     // Rows beyond the end repeat the last row.
     let row$r = min(first + ${r}u, p.rows - 1u);
     let limit$r = limit(row$r);
     let mask$r = mask_row(pair, row$r);
-    let at$r = (pair * p.rows + row$r) * (HEAD_DIM / 4u) + part;
+    let at$r = query_at(p.q_steps, pair, row$r) + part;
+    let dy_at$r = query_at(p.dy_steps, pair, row$r) + part;
     let stats$r = stats[pair * p.rows + row$r];
     last = max(last, limit$r);
 #unroll d HEAD_DIM/PARTS/4
     let q${r}_$d = q[at$r + ${d}u] * p.scale;
-    let dy${r}_$d = dy[at$r + ${d}u];
+    let dy${r}_$d = dy[dy_at$r + ${d}u];
     var dq${r}_$d = vec4<f32>(0.0);
 #end
 #end
     last = min(reach(last, first, block), p.end);
     for (var j = p.first; j < last; j += 4u) {
 #unroll c 4
-        let key$c = (keys + min(j + ${c}u, p.tokens_k - 1u)) * (HEAD_DIM / 4u) + part;
+        let key$c = min(j + ${c}u, p.tokens_k - 1u);
+        let k_at$c = keys + key$c * p.k_steps.w;
+        let v_at$c = values + key$c * p.v_steps.w;
 #unroll r ROWS
         var s${r}_$c = 0.0;
         var dp${r}_$c = 0.0;
@@ -90,8 +96,8 @@ fn queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
 #unroll d HEAD_DIM/PARTS/4
 #unroll c 4
-        let k${c}_$d = k[key$c + ${d}u];
-        let v${c}_$d = v[key$c + ${d}u];
+        let k${c}_$d = k[k_at$c + ${d}u];
+        let v${c}_$d = v[v_at$c + ${d}u];
 #unroll r ROWS
         s${r}_$c = dot_add(q${r}_$d, k${c}_$d, s${r}_$c);
         dp${r}_$c = dot_add(dy${r}_$d, v${c}_$d, dp${r}_$c);
@@ -114,8 +120,9 @@ fn queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     }
     if first >= p.rows { return; }
 #unroll r ROWS
+    let to$r = query_at(p.dq_steps, pair, row$r) + part;
 #unroll d HEAD_DIM/PARTS/4
-    dq[at$r + ${d}u] = added(dq${r}_$d * p.scale, dq[at$r + ${d}u]);
+    dq[to$r + ${d}u] = added(dq${r}_$d * p.scale, dq[to$r + ${d}u]);
 #end
 #end
 }
@@ -133,20 +140,23 @@ fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #unroll c COLUMNS
     // Keys beyond the end repeat the last key.
     let key$c = min(first + ${c}u, p.tokens_k - 1u);
-    let at$c = (pair * p.tokens_k + key$c) * (HEAD_DIM / 4u) + part;
+    let k_at$c = keys_at(p.k_steps, pair, pair / p.kv_heads) + key$c * p.k_steps.w + part;
+    let v_at$c = keys_at(p.v_steps, pair, pair / p.kv_heads) + key$c * p.v_steps.w + part;
 #unroll d HEAD_DIM/PARTS/4
-    let k${c}_$d = k[at$c + ${d}u] * p.scale;
-    let v${c}_$d = v[at$c + ${d}u];
+    let k${c}_$d = k[k_at$c + ${d}u] * p.scale;
+    let v${c}_$d = v[v_at$c + ${d}u];
     var dk${c}_$d = vec4<f32>(0.0);
     var dv${c}_$d = vec4<f32>(0.0);
 #end
 #end
     for (var head = 0u; head < p.group; head++) {
+        let queries = query_at(p.q_steps, pair, head * p.tokens_q) + part;
+        let slopes = query_at(p.dy_steps, pair, head * p.tokens_q) + part;
         for (var i = start; i < p.end; i += 4u) {
 #unroll r 4
-            let row$r = head * p.tokens_q + min(i + ${r}u, p.tokens_q - 1u);
-            let from$r = pair * p.rows + row$r;
-            let stats$r = stats[from$r];
+            let query$r = min(i + ${r}u, p.tokens_q - 1u);
+            let row$r = head * p.tokens_q + query$r;
+            let stats$r = stats[pair * p.rows + row$r];
             // Rows beyond the end see nothing.
             let limit$r = select(0u, limit(i + ${r}u), i + ${r}u < p.end);
 #unroll c COLUMNS
@@ -160,8 +170,8 @@ fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let masks = vec4<u32>(mask_row(pair, row0), mask_row(pair, row1), mask_row(pair, row2), mask_row(pair, row3));
 #unroll d HEAD_DIM/PARTS/4
 #unroll r 4
-            let q${r}_$d = q[from$r * (HEAD_DIM / 4u) + part + ${d}u];
-            let dy${r}_$d = dy[from$r * (HEAD_DIM / 4u) + part + ${d}u];
+            let q${r}_$d = q[queries + query$r * p.q_steps.w + ${d}u];
+            let dy${r}_$d = dy[slopes + query$r * p.dy_steps.w + ${d}u];
 #unroll c COLUMNS
             s${c}_$r = dot_add(k${c}_$d, q${r}_$d, s${c}_$r);
             dp${c}_$r = dot_add(v${c}_$d, dy${r}_$d, dp${c}_$r);
@@ -186,9 +196,10 @@ fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     if first >= p.tokens_k { return; }
 #unroll c COLUMNS
+    let to$c = keys_at(p.dk_steps, pair, pair / p.kv_heads) + key$c * p.dk_steps.w + part;
 #unroll d HEAD_DIM/PARTS/4
-    dk[at$c + ${d}u] = added(dk${c}_$d * p.scale, dk[at$c + ${d}u]);
-    dv[at$c + ${d}u] = added(dv${c}_$d, dv[at$c + ${d}u]);
+    dk[to$c + ${d}u] = added(dk${c}_$d * p.scale, dk[to$c + ${d}u]);
+    dv[to$c + ${d}u] = added(dv${c}_$d, dv[to$c + ${d}u]);
 #end
 #end
 }

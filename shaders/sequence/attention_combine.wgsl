@@ -5,11 +5,15 @@
 // A thread computes four elements of a row. Bytes: every part once.
 
 struct Params {
+    y_steps: vec4<u32>,   // as in lib/attention.wgsl, like the others
     groups_x: u32,
     pairs: u32,
     rows: u32,
+    tokens_q: u32,
+    group: u32,
+    kv_heads: u32,
     splits: u32,
-    width: u32,      // elements of a row, in vectors
+    width: u32,           // elements of a row, in vectors
 }
 var<immediate> p: Params;
 
@@ -42,6 +46,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     // The test is on the bits, because NaN must stay.
     let blind = bitcast<u32>(total) == 0u;
-    y[i] = select(sum * (1.0 / total), vec4<f32>(0.0), blind);
+    let pair = at / p.rows;
+    let row = at % p.rows;
+    let head = pair % p.kv_heads * p.group + row / p.tokens_q;
+    let to = pair / p.kv_heads * p.y_steps.y + head * p.y_steps.z + row % p.tokens_q * p.y_steps.w;
+    y[p.y_steps.x + to + i % p.width] = select(sum * (1.0 / total), vec4<f32>(0.0), blind);
     if i % p.width == 0u { lse[at] = select(most + log_of1(total), 0.0, blind); }
 }

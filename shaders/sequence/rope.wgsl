@@ -14,6 +14,7 @@ struct Params {
     pairs: u32,         // batch * heads * tokens * half
     half: u32,          // pairs per head, in Elem
     tokens: u32,
+    inner: u32,         // rows from one token to the next: 1, or the heads if these come after tokens in memory
     batch_rows: u32,    // heads * tokens
     batch_step: u32,    // positions per batch entry: tokens, or 0 if all entries share them
     offset: u32,        // position of token 0 if positions are not given

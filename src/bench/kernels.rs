@@ -2,6 +2,7 @@
 
 use super::{Entry, Row, caught};
 use crate::error::Result;
+use crate::gpu::plan::Pass;
 use crate::gpu::{Gpu, Profiled};
 use crate::tape::no_grad;
 
@@ -55,15 +56,20 @@ pub fn plan(gpu: &Gpu, entry: Entry) -> Result<Vec<(String, usize)>> {
         gpu.only_planned(|| possible = (row.run)(0).check()).and(possible)
     };
     let found = watched(gpu, entry, first, |call| gpu.only_planned(call), || ());
+    Ok(counted(&found?))
+}
+
+/// Returns a line for each dispatch, with its count, in the order in which they first occur.
+pub fn counted(passes: &[Pass]) -> Vec<(String, usize)> {
     let mut all: Vec<(String, usize)> = Vec::new();
-    for pass in found? {
+    for pass in passes {
         let line = format!("{}: {pass}", pass.op);
         match all.iter_mut().find(|(known, _)| *known == line) {
             Some((_, count)) => *count += 1,
             None => all.push((line, 1)),
         }
     }
-    Ok(all)
+    all
 }
 
 impl Kernels {

@@ -18,7 +18,7 @@ mod systems;
 
 pub use baseline::{Baseline, Match, Matches};
 pub use ceilings::{Ceiling, Ceilings};
-pub use kernels::{Kernels, kernels, plan};
+pub use kernels::{Kernels, counted, kernels, plan};
 pub use lines::read_runs;
 pub use page::{markdown, page};
 pub use part::Part;

@@ -45,7 +45,10 @@ impl Gpu {
         let draws = rng::drawn();
         drop(drawing);
         let mut recording = recording::end(guard).expect("begun above");
-        match recording.refused.take() {
+        // A replay must not come before the compiler, and cannot lack a kernel.
+        lock(&self.0.recorder).finish(self);
+        let failed = recording.commands.iter().find_map(Command::refused);
+        match recording.refused.take().or(failed) {
             Some(error) => Err(error),
             None => Ok((made, Capture { gpu: self.clone(), recording, results: vec![], draws })),
         }
@@ -81,6 +84,8 @@ impl Capture {
     pub fn replay(&self, rates: &[f32]) -> Result<()> {
         let (gpu, Recording { outside, changed, conditions, .. }) = (&self.gpu, &self.recording);
         gpu.unchanged(|| {
+            // What was recorded before may end with an error that counts.
+            lock(&gpu.0.recorder).finish(gpu);
             gpu.check()?;
             for buffer in outside.iter().chain(changed) {
                 buffer.data()?;
@@ -107,6 +112,7 @@ impl Capture {
         let gpu = &self.gpu;
         let now = Now { rates, shifts: &self.draws.again() };
         let mut recorder = lock(&gpu.0.recorder);
+        recorder.finish(gpu);
         // The batch for which the written buffers were last noted. A long step spans several batches.
         let mut noted = None;
         for command in &self.recording.commands {
@@ -115,7 +121,7 @@ impl Capture {
                 recorder.writes(self.recording.changed.iter().chain(&self.results));
                 noted = Some(epoch);
             }
-            recorder.encode(gpu, command, Some(&now));
+            recorder.replay(gpu, command, &now);
         }
     }
 }

@@ -57,8 +57,7 @@ impl Choices {
     pub fn open(options: Options, adapter: &AdapterSummary, class: &str) -> Result<Choices> {
         let AdapterSummary { name, backend, driver, .. } = adapter;
         let head = format!("{MARK}{name}; {backend}; {driver}; {class}; {KERNELS}");
-        let folder = options.cache.or_else(folder_of_user);
-        let file = folder.map(|folder| folder.join(format!("kernels-{:016x}.txt", hash(&head))));
+        let file = folder(&options).map(|folder| folder.join(format!("kernels-{:016x}.txt", hash(&head))));
         let tuning = options.tuning.unwrap_or_default();
         let (mut known, mut brought) = (Known::new(), Known::new());
         if tuning != Tuning::Off {
@@ -123,6 +122,11 @@ pub(super) fn refine(class: &mut DeviceClass, name: &str, number: f64) {
         "flops_s" if sensible => class.flops_s = number,
         _ => tracing::warn!(name, number, "no number of a device's class"),
     }
+}
+
+/// The folder of what is kept between runs: the one that the options name, or the user's.
+pub(super) fn folder(options: &Options) -> Option<PathBuf> {
+    options.cache.clone().or_else(folder_of_user)
 }
 
 /// Returns `$TIEBEAM_CACHE`, else the folder `tiebeam` in the user's cache folder.

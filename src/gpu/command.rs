@@ -3,21 +3,42 @@
 use super::kernel::{Bind, Live, Param};
 use super::pipeline::Pipeline;
 use super::texel;
+use crate::error::Error;
 use crate::rng;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A command that a recorder encodes.
+#[derive(Clone)]
 pub(super) enum Command {
     Dispatch(Dispatch),
     /// Copies an operand into the texture from which the next dispatch reads it.
     Texels(texel::Copy),
     /// Runs code on the host at this place of a replay.
-    Hook(Box<dyn Fn() + Send>),
+    Hook(Arc<dyn Fn() + Send + Sync>),
+}
+
+impl Command {
+    /// Whether nothing keeps it from being encoded: neither the compiler, nor a kernel that the driver refused.
+    pub fn is_ready(&self) -> bool {
+        match self {
+            Command::Dispatch(dispatch) => matches!(dispatch.pipeline.made(), Some(Ok(_))),
+            Command::Texels(_) | Command::Hook(_) => true,
+        }
+    }
+
+    /// Returns the error of a kernel that the driver refused. Waits for the compiler.
+    pub fn refused(&self) -> Option<Error> {
+        match self {
+            Command::Dispatch(dispatch) => dispatch.pipeline.wait().as_ref().err().cloned(),
+            Command::Texels(_) | Command::Hook(_) => None,
+        }
+    }
 }
 
 /// A pipeline with its bindings, parameters and grid.
+#[derive(Clone)]
 pub(super) struct Dispatch {
     pub pipeline: Arc<Pipeline>,
     pub group: wgpu::BindGroup,

@@ -6,6 +6,7 @@
 
 use super::buffer::Buffer;
 use super::kernel::Launch;
+use super::launch::Prepared;
 use super::value::{Place, Value};
 use super::{Gpu, lock, recording};
 use crate::error::Result;
@@ -111,6 +112,7 @@ impl Gpu {
         }
         let ready = launches.iter().map(|launch| self.prepare(launch)).collect::<Result<Vec<_>>>()?;
         self.settle(changed);
+        self.nothing_waits(changed, &ready)?;
         for (i, (launch, prepared)) in launches.iter().zip(ready).enumerate() {
             // Before each launch, because any of them may fill its batch and submit it.
             lock(&self.0.recorder).writes(changed);
@@ -122,6 +124,16 @@ impl Gpu {
         recording::changes(self, changed);
         changed.iter().for_each(|buffer| buffer.touch());
         Ok(())
+    }
+
+    /// Waits for the compiler, so that a change is not half done, nor made of what was never computed.
+    fn nothing_waits(&self, changed: &[Arc<Buffer>], ready: &[Prepared]) -> Result<()> {
+        for prepared in ready {
+            prepared.pipeline.wait().as_ref().map_err(|error| self.raise(error.clone()))?;
+        }
+        lock(&self.0.recorder).finish(self);
+        self.check()?;
+        changed.iter().try_for_each(|buffer| buffer.data().map(drop))
     }
 
     /// Writes bytes at places of buffers in use, for callers inside [`Gpu::unchanged`]. Recorded and pending work sees
@@ -157,9 +169,11 @@ impl Gpu {
 
     /// Copies `bytes` bytes from one place to another. The copy is not part of a recorded step.
     pub(crate) fn copy(&self, from: &Place, to: &Place, bytes: u64) {
+        let mut recorder = lock(&self.0.recorder);
+        // Its kernel may be refused.
+        recorder.finish(self);
         match (from.buffer.data(), to.buffer.memory()) {
             (Ok(a), Ok(b)) if bytes > 0 => {
-                let mut recorder = lock(&self.0.recorder);
                 recorder.writes([&to.buffer]);
                 recorder.encoder(self).copy_buffer_to_buffer(a, from.offset, b, to.offset, bytes);
             }

@@ -79,12 +79,11 @@ impl Gpu {
         let raws = launch.binds.iter().map(|bind| bind.part.buffer.data()).collect::<Result<Vec<_>>>()?;
         let (views, copies) = self.textures(&mut recorder, &pipeline, &launch.binds, &numbers, &raws);
         let group = self.group(&mut recorder, launch, &pipeline, &numbers, &raws, &views);
-        recorder.writes(launch.written());
         let (grid, seconds, live) = (launch.grid, launch.seconds(self), launch.live.clone());
         let dispatch = Command::Dispatch(Dispatch { pipeline, group, params, grid, seconds, live });
         for command in copies.into_iter().map(Command::Texels).chain([dispatch]) {
-            recorder.encode(self, &command, None);
-            recording::command(self, command);
+            recording::command(self, || command.clone());
+            recorder.record(self, command, launch);
         }
         drop(recorder);
         recording::binds(self, launch.binds.iter().map(|bind| &bind.part.buffer));
@@ -175,7 +174,7 @@ impl Gpu {
 
 /// A launch that is checked and ready to be recorded.
 pub(super) struct Prepared {
-    pipeline: Arc<Pipeline>,
+    pub pipeline: Arc<Pipeline>,
     /// The numbers of the bindings, in the launch's order.
     numbers: Vec<u32>,
     /// The bytes of the parameters.

@@ -6,6 +6,8 @@ pub(crate) mod capture;
 mod choices;
 mod class;
 mod command;
+mod compile;
+mod driver_cache;
 mod findings;
 pub mod inplace;
 mod interface;
@@ -28,6 +30,7 @@ pub mod timer;
 pub(crate) mod transpose;
 pub mod value;
 mod variants;
+mod waiting;
 
 use crate::error::{Error, Result};
 use std::fmt;
@@ -85,6 +88,7 @@ pub(crate) struct Inner {
     pub pool: Arc<Mutex<buffer::Pool>>,
     pub staging: Mutex<Vec<wgpu::Buffer>>,
     pub kernels: Mutex<pipeline::Cache>,
+    compiler: Arc<compile::Compiler>,
     pub recorder: Mutex<record::Recorder>,
     pub pending: Mutex<inplace::Pending>,
     /// Held while tensors are changed in place. Taken before every other lock of the device.
@@ -147,6 +151,7 @@ impl Gpu {
             pool: Arc::default(),
             staging: Mutex::default(),
             kernels: Mutex::default(),
+            compiler: inner.compiler.clone(),
             recorder: Mutex::default(),
             pending: Mutex::default(),
             changing: Mutex::default(),

@@ -1,6 +1,8 @@
 //! Opens a device: reads options and environment, lists the adapters, chooses one, and enables its features.
 
 use super::adapters::{AdapterSummary, choose, list, summarize};
+use super::compile::Compiler;
+use super::driver_cache::DriverCache;
 use super::options::{Feature, Options, used};
 use super::{CoopMatrices, DeviceClass, Gpu, Inner, Tuning, choices, lock, texel};
 use crate::error::{Error, Result};
@@ -230,6 +232,8 @@ impl Gpu {
                 lock(&slot).get_or_insert(Error::Lost { message });
             }
         });
+        let folder = choices::folder(&options).filter(|_| features.contains(&Feature::PipelineCache));
+        let cache = folder.and_then(|at| DriverCache::open(&device, &adapter.get_info(), &summary, &at));
         let class_named = named.is_some();
         let mut class = named.unwrap_or_else(|| DeviceClass::of(&summary));
         let choices = choices::Choices::open(options, &summary, class.name)?;
@@ -261,6 +265,7 @@ impl Gpu {
             pool: Arc::default(),
             staging: Mutex::default(),
             kernels: Mutex::default(),
+            compiler: Arc::new(Compiler::new(cache)),
             recorder: Mutex::default(),
             pending: Mutex::default(),
             changing: Mutex::default(),
@@ -301,7 +306,10 @@ mod tests {
     fn matrices_need_f16() {
         let have = wgpu::Features::all();
         assert_eq!(used(have, &[]), Feature::ALL);
-        assert_eq!(used(have, &[Feature::F16]), [Feature::Subgroups, Feature::Timestamps]);
+        assert_eq!(
+            used(have, &[Feature::F16]),
+            [Feature::Subgroups, Feature::Timestamps, Feature::PipelineCache]
+        );
         assert_eq!(used(wgpu::Features::TIMESTAMP_QUERY, &[]), [Feature::Timestamps]);
         assert!(used(have, &Feature::ALL).is_empty());
     }
@@ -319,12 +327,13 @@ mod tests {
 
     #[test]
     fn words_of_features() {
-        let all = Feature::parse_list("f16, subgroups,timestamps,cooperative-matrix,").unwrap();
+        let all =
+            Feature::parse_list("f16, subgroups,timestamps,cooperative-matrix,pipeline-cache,").unwrap();
         assert_eq!(all, Feature::ALL);
         let said = Feature::parse_list("f16,fp64").unwrap_err().to_string();
         assert_eq!(
             said,
-            "TIEBEAM_OFF: 'fp64' is no feature; there are f16, subgroups, timestamps, cooperative-matrix"
+            "TIEBEAM_OFF: 'fp64' is no feature; there are f16, subgroups, timestamps, cooperative-matrix, pipeline-cache"
         );
     }
 }

@@ -15,7 +15,7 @@ pub struct Options {
     /// those offer no adapter, or none of the wanted name.
     pub backend: Option<String>,
     /// Features not to use although the adapter has them, in addition to those that `TIEBEAM_OFF` lists
-    /// (`f16,subgroups,timestamps,cooperative-matrix`). For drivers in which a feature is broken. Cooperative matrices
+    /// (`f16,subgroups,timestamps,cooperative-matrix,pipeline-cache`). For drivers in which a feature is broken. Cooperative matrices
     /// need f16.
     pub without: Vec<Feature>,
     /// Runs kernels with bounds checks and bounded loops even in release builds (`TIEBEAM_CHECKED=1`), and checks ids
@@ -27,7 +27,8 @@ pub struct Options {
     pub texels: Option<bool>,
     /// Whether measured choices of kernels are used (`TIEBEAM_TUNE`, by default `read`).
     pub tuning: Option<Tuning>,
-    /// Folder of measured choices (`TIEBEAM_CACHE`, by default in the user's cache folder).
+    /// Folder of measured choices and of what the driver keeps of compiled kernels (`TIEBEAM_CACHE`, by default in the
+    /// user's cache folder).
     pub cache: Option<std::path::PathBuf>,
     /// A file of measured choices that the program ships, as `tiebeam tune --export` writes it. The section for exactly
     /// this adapter and driver is used, else those for its class of devices. Choices measured on this machine take
@@ -88,11 +89,18 @@ pub enum Feature {
     Timestamps,
     /// Matrix units, for products of f16.
     CooperativeMatrix,
+    /// What the driver keeps of compiled kernels, in a file that later runs read.
+    PipelineCache,
 }
 
 impl Feature {
-    pub(super) const ALL: [Feature; 4] =
-        [Feature::F16, Feature::Subgroups, Feature::Timestamps, Feature::CooperativeMatrix];
+    pub(super) const ALL: [Feature; 5] = [
+        Feature::F16,
+        Feature::Subgroups,
+        Feature::Timestamps,
+        Feature::CooperativeMatrix,
+        Feature::PipelineCache,
+    ];
 
     /// Its name in `TIEBEAM_OFF` and in [`AdapterSummary::features`](super::AdapterSummary::features).
     pub fn name(self) -> &'static str {
@@ -101,6 +109,7 @@ impl Feature {
             Feature::Subgroups => "subgroups",
             Feature::Timestamps => "timestamps",
             Feature::CooperativeMatrix => "cooperative-matrix",
+            Feature::PipelineCache => "pipeline-cache",
         }
     }
 
@@ -110,6 +119,7 @@ impl Feature {
             Feature::Subgroups => wgpu::Features::SUBGROUP,
             Feature::Timestamps => wgpu::Features::TIMESTAMP_QUERY,
             Feature::CooperativeMatrix => wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX,
+            Feature::PipelineCache => wgpu::Features::PIPELINE_CACHE,
         }
     }
 

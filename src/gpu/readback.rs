@@ -13,6 +13,7 @@ impl Gpu {
         reading.wait()
     }
 
+    /// Begins a readback. This waits for the compiler, but not for the device.
     pub(crate) fn start_read(&self, buffer: &Buffer, offset: u64, bytes: u64) -> Result<Reading> {
         recording::refuse(self, "a readback")?;
         self.check()?;
@@ -20,6 +21,8 @@ impl Gpu {
         let padded = bytes.div_ceil(4) * 4;
         let staging = self.take_staging(padded.max(4))?;
         let index = self.submit_with_findings(|recorder| {
+            // The kernel that writes it may be refused only now.
+            recorder.finish(self);
             if padded > 0
                 && let Ok(raw) = buffer.data()
             {
@@ -27,6 +30,7 @@ impl Gpu {
             }
         });
         self.check()?;
+        buffer.data()?;
         let (sender, receiver) = std::sync::mpsc::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
             let _ = sender.send(result);

@@ -1,20 +1,31 @@
 //! Record now, submit late: one open encoder and compute pass that every op writes into.
+//!
+//! A dispatch whose pipeline is still being compiled waits, and with it all that is recorded after it. A batch that is
+//! full is sent without them. Who needs everything, such as a readback, waits for the compiler.
+
+#[cfg(test)]
+mod tests;
 
 use super::buffer::Buffer;
 use super::command::{Command, Dispatch, Groups, Now};
 use super::interface::MOST_UNIFORM;
+use super::kernel::Launch;
 use super::texel::Scratches;
+use super::waiting::{Entry, Next, Waiting};
 use super::{Gpu, lock};
 use crate::error::{Error, Result};
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 /// The most dispatches in one submit, however short they are, because small uploads keep their buffers until the
 /// submit.
 const MOST: usize = 256;
 /// Bytes between the parameters of two dispatches in the uniform buffer. Every adapter's alignment divides this number.
 const UNIFORM: usize = MOST_UNIFORM as usize;
+/// Commands that may wait for the compiler. More would only take memory.
+const MOST_WAITING: usize = 1 << 14;
 /// Submits that the host may run ahead of the device.
 const IN_FLIGHT: usize = 4;
 /// The most uploaded bytes in one submit. Until the submit, wgpu keeps a copy of each upload, and buffers that were
@@ -45,11 +56,19 @@ pub(crate) struct Recorder {
     flights: VecDeque<wgpu::SubmissionIndex>,
     /// Textures for operands that are faster to read that way.
     pub(super) scratch: Scratches,
+    /// What comes after the encoder's commands, once its pipelines are compiled.
+    waiting: Waiting,
 }
 
 impl Recorder {
-    /// Returns the encoder with no pass open, for copies.
+    /// Returns the encoder with no pass open, for copies. All that was recorded before is encoded: this waits for the
+    /// compiler.
     pub fn encoder(&mut self, gpu: &Gpu) -> &mut wgpu::CommandEncoder {
+        self.finish(gpu);
+        self.open(gpu)
+    }
+
+    fn open(&mut self, gpu: &Gpu) -> &mut wgpu::CommandEncoder {
         self.pass = None;
         self.encoder.get_or_insert_with(|| {
             gpu.0.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("batch") })
@@ -57,26 +76,64 @@ impl Recorder {
     }
 
     /// The open compute pass.
-    pub fn pass(&mut self, gpu: &Gpu) -> &mut wgpu::ComputePass<'static> {
+    fn pass(&mut self, gpu: &Gpu) -> &mut wgpu::ComputePass<'static> {
         if self.pass.is_none() {
             let descriptor = wgpu::ComputePassDescriptor::default();
-            let pass = self.encoder(gpu).begin_compute_pass(&descriptor).forget_lifetime();
+            let pass = self.open(gpu).begin_compute_pass(&descriptor).forget_lifetime();
             self.pass = Some(pass);
         }
         self.pass.as_mut().expect("opened above")
     }
 
-    /// Encodes a command. All commands go through here. Replays pass the values that have changed as `now`, and run
-    /// hooks.
-    pub(super) fn encode(&mut self, gpu: &Gpu, command: &Command, now: Option<&Now>) {
+    /// Records a command of a launch: encodes it, or lets it wait for its turn.
+    pub(super) fn record(&mut self, gpu: &Gpu, command: Command, launch: &Launch) {
+        let dispatches = matches!(command, Command::Dispatch(_));
+        self.total += u64::from(dispatches);
+        if self.waiting.is_empty() && command.is_ready() {
+            self.writes(launch.written().filter(|_| dispatches));
+            return self.encode(gpu, &command, None);
+        }
+        self.waiting.push(Entry::new(command, dispatches.then_some(launch)));
+        self.advance(gpu, self.waiting.len() > MOST_WAITING);
+    }
+
+    /// Encodes a command of a replay with the values that have changed, or runs its hook. Nothing may be waiting.
+    pub(super) fn replay(&mut self, gpu: &Gpu, command: &Command, now: &Now) {
+        self.total += u64::from(matches!(command, Command::Dispatch(_)));
+        self.encode(gpu, command, Some(now));
+    }
+
+    /// Encodes everything that was recorded. Waits for the compiler.
+    pub(super) fn finish(&mut self, gpu: &Gpu) {
+        self.advance(gpu, true);
+    }
+
+    /// Encodes what waits, from the front, up to the first command whose pipeline is being compiled. Unless it is to
+    /// `wait` for that.
+    fn advance(&mut self, gpu: &Gpu, wait: bool) {
+        while let Some(next) = self.waiting.next(wait) {
+            match next {
+                Next::Ready(entry) => {
+                    self.written.extend(entry.written().cloned());
+                    self.encode(gpu, &entry.command, None);
+                }
+                Next::Refused(error) => drop(gpu.raise(error)),
+                Next::LeftOut => {}
+            }
+        }
+    }
+
+    fn encode(&mut self, gpu: &Gpu, command: &Command, now: Option<&Now>) {
         match command {
             Command::Dispatch(dispatch) => self.dispatch(gpu, dispatch, now),
-            Command::Texels(copy) => copy.encode(self.encoder(gpu)),
+            Command::Texels(copy) => copy.encode(self.open(gpu)),
             Command::Hook(hook) => hook(),
         }
     }
 
     fn dispatch(&mut self, gpu: &Gpu, dispatch: &Dispatch, now: Option<&Now>) {
+        // A refused one is never here, and a recording that has one is never replayed.
+        let Ok(pipeline) = dispatch.pipeline.wait() else { return };
         let params = dispatch.params(now);
         let interface = &dispatch.pipeline.interface;
         let in_uniform = interface.params.as_ref().is_some_and(|params| params.uniform.is_some());
@@ -87,7 +144,7 @@ impl Recorder {
             place as u32
         });
         let pass = self.pass(gpu);
-        pass.set_pipeline(&dispatch.pipeline.raw);
+        pass.set_pipeline(pipeline);
         pass.set_bind_group(0, &dispatch.group, place.as_slice());
         if !in_uniform && !params.is_empty() {
             pass.set_immediates(0, &params);
@@ -95,6 +152,24 @@ impl Recorder {
         let [x, y, z] = dispatch.grid;
         pass.dispatch_workgroups(x, y, z);
         self.dispatched(gpu, dispatch.seconds);
+        // llvmpipe translates a kernel when it first runs it, on a thread of its own. So it is sent at once.
+        if dispatch.pipeline.is_new() && gpu.adapter().is_software() && self.has_room(gpu) {
+            self.send(gpu);
+        }
+    }
+
+    /// Whether a submit now does not wait for an earlier one.
+    fn has_room(&mut self, gpu: &Gpu) -> bool {
+        let Some(oldest) = self.flights.front().filter(|_| self.flights.len() >= IN_FLIGHT) else {
+            return true;
+        };
+        let now =
+            wgpu::PollType::Wait { submission_index: Some(oldest.clone()), timeout: Some(Duration::ZERO) };
+        let done = gpu.0.device.poll(now).is_ok();
+        if done {
+            self.flights.pop_front();
+        }
+        done
     }
 
     /// The buffer of uniforms.
@@ -113,10 +188,9 @@ impl Recorder {
     /// a submit, long before a driver's watchdog takes it for hung.
     fn dispatched(&mut self, gpu: &Gpu, seconds: f64) {
         self.seconds += seconds;
-        self.total += 1;
         self.dispatches += 1;
         if self.seconds >= gpu.class().submit || self.dispatches >= MOST {
-            self.submit(gpu);
+            self.send(gpu);
         }
     }
 
@@ -124,12 +198,18 @@ impl Recorder {
     pub fn uploaded(&mut self, gpu: &Gpu, bytes: u64) {
         self.uploaded += bytes;
         if self.uploaded >= UPLOADS {
-            self.submit(gpu);
+            self.send(gpu);
         }
     }
 
-    /// Submits the open batch to the device. It may be empty.
+    /// Submits everything that was recorded to the device, which may be nothing. Waits for the compiler.
     pub fn submit(&mut self, gpu: &Gpu) -> Option<wgpu::SubmissionIndex> {
+        self.finish(gpu);
+        self.send(gpu)
+    }
+
+    /// Submits what is encoded.
+    fn send(&mut self, gpu: &Gpu) -> Option<wgpu::SubmissionIndex> {
         self.pass = None;
         self.seconds = 0.0;
         self.dispatches = 0;
@@ -142,8 +222,11 @@ impl Recorder {
         }
         let index = gpu.0.queue.submit(commands);
         self.look_for_losses(gpu);
-        // After the submit: an upload that sees the new number may overwrite what the submitted commands read.
-        gpu.0.epoch.fetch_add(1, Ordering::AcqRel);
+        // After the submit: an upload that sees the new number may overwrite what the submitted commands read. As long
+        // as commands wait, which may read the same buffers, the batch does not count as ended.
+        if self.waiting.is_empty() {
+            gpu.0.epoch.fetch_add(1, Ordering::AcqRel);
+        }
         self.flights.push_back(index.clone());
         if self.flights.len() > IN_FLIGHT {
             let oldest = self.flights.pop_front();
@@ -171,8 +254,10 @@ impl Recorder {
             let error = Error::device(format!(
                 "the batch that was to write this was lost; compute or load it anew ({why})"
             ));
-            let written = self.written.iter().filter_map(Weak::upgrade);
-            written.filter(|buffer| !buffer.is_spared()).for_each(|buffer| buffer.fail(&error));
+            let written: Vec<Arc<Buffer>> = self.written.iter().filter_map(Weak::upgrade).collect();
+            let marked = || written.iter().filter(|buffer| !buffer.is_spared());
+            marked().for_each(|buffer| buffer.fail(&error));
+            self.waiting.lose(marked(), &error);
         }
         self.written.clear();
     }
@@ -191,7 +276,8 @@ impl Gpu {
         self.0.epoch.load(Ordering::Acquire)
     }
 
-    /// Submits everything recorded so far, without waiting.
+    /// Submits everything recorded so far, without waiting for the device. Kernels that are used for the first time must
+    /// have been compiled, which this waits for.
     ///
     /// # Errors
     /// The device's fault, if one stands. The errors that single tensors carry are not reported.

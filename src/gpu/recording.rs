@@ -121,9 +121,9 @@ pub(super) fn failed(gpu: &Gpu, error: &Error) {
     });
 }
 
-/// Keeps a command that was just encoded.
-pub(super) fn command(gpu: &Gpu, command: Command) {
-    with(gpu, |recording| recording.commands.push(command));
+/// Keeps a command that is being recorded.
+pub(super) fn command(gpu: &Gpu, command: impl FnOnce() -> Command) {
+    with(gpu, |recording| recording.commands.push(command()));
 }
 
 /// Keeps the buffers alive that the kernels just recorded bind from outside.
@@ -154,8 +154,8 @@ fn push_once(list: &mut Vec<Arc<Buffer>>, buffer: &Arc<Buffer>) {
 impl Gpu {
     /// Makes every replay of this thread's recording run `hook` at this place. Does nothing if the thread does not
     /// record.
-    pub(crate) fn each_replay(&self, hook: impl Fn() + Send + 'static) {
-        command(self, Command::Hook(Box::new(hook)));
+    pub(crate) fn each_replay(&self, hook: impl Fn() + Send + Sync + 'static) {
+        command(self, || Command::Hook(Arc::new(hook)));
     }
 
     /// Makes every replay of this thread's recording check `condition` first. If it fails, nothing runs.

@@ -131,6 +131,7 @@ impl Scratches {
 }
 
 /// A copy of an operand into its texture.
+#[derive(Clone)]
 pub(super) struct Copy {
     pub from: wgpu::Buffer,
     pub offset: u64,

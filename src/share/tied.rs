@@ -298,6 +298,24 @@ pub(super) fn cases() -> Vec<Case> {
         })
         .ulps(64.0, 128.0),
     );
+    // The second gradient of the bias is added to the first as it is summed.
+    for rows in [5, 300] {
+        let inputs = vec![Input::normal([rows, 4]), Input::normal([4, 4]), Input::normal([4])];
+        let twice = move |x: &[Tensor]| {
+            let with_bias = || Epilogue { bias: Some(&x[2]), ..Epilogue::default() };
+            x[0].linear(&tied(&x[1]), with_bias()).linear(&tied(&x[1]), with_bias())
+        };
+        let layer64 = |x: &Array, w: &Array, bias: &Array| {
+            let y = linear64(x, w);
+            Array::from_fn(y.shape, |i| y.data[i] + bias.data[i % 4])
+        };
+        all.push(
+            Case::new(format!("a bias at two depths, {rows} rows"), inputs, twice, move |x| {
+                layer64(&layer64(&x[0], &x[1], &x[2]), &x[1], &x[2])
+            })
+            .ulps(64.0, 128.0),
+        );
+    }
     for (inner, long) in [(6, ""), (516, ", long")] {
         let bias = vec![
             Input::normal([12, inner]),

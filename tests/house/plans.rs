@@ -21,11 +21,7 @@ const ROW_KERNELS: [&str; 4] =
 const JOIN: [&str; 5] = ["reduce", "reduce_rows", "reduce_columns", "attention_combine", "matmul_join"];
 
 /// Kernels whose threads have tiles of independent sums.
-const TILED: [&str; 2] = ["matmul", "matmul_coop"];
-
-/// Marks rows whose kernels do not fill the device yet. Their numbers are those that really run.
-const PARTLY: bool = true;
-const FULL: bool = false;
+const TILED: [&str; 4] = ["matmul", "matmul_coop", "attention_tiled", "attention_tiled_backward"];
 
 fn product(batch: usize, [m, k, n]: [usize; 3], turned: [bool; 2]) -> Sizes {
     Sizes { batch, m, n, k, turned, half: false, coop: None, kind: ProductKind::Tensors }
@@ -79,7 +75,7 @@ fn class(name: &str) -> DeviceClass {
 #[test]
 fn plans_are_as_expected() {
     let mut wrong = String::new();
-    for (device, name, want, _) in expected() {
+    for (device, name, want) in expected() {
         let got: Vec<String> = plan(&class(device), name).iter().map(Pass::to_string).collect();
         if got != *want {
             wrong += &format!("{device}, {name}:\n    {got:?}\n    expected {want:?}\n");
@@ -155,14 +151,12 @@ fn fault(class: &DeviceClass, passes: &[Pass]) -> Option<String> {
 }
 
 #[test]
-fn plans_fill_the_device_or_are_marked() {
+fn plans_fill_the_device() {
     let mut wrong = String::new();
-    for (device, name, _, marked) in expected() {
+    for (device, name, _) in expected() {
         let class = class(device);
-        match (fault(&class, &plan(&class, name)), *marked) {
-            (Some(why), FULL) => wrong += &format!("{device}, {name}: {why}\n"),
-            (None, PARTLY) => wrong += &format!("{name} fills {device} now: take its mark away\n"),
-            _ => {}
+        if let Some(why) = fault(&class, &plan(&class, name)) {
+            wrong += &format!("{device}, {name}: {why}\n");
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
@@ -197,8 +191,8 @@ fn nothing_is_beyond_a_limit() {
     }
 }
 
-/// A device, an op with its sizes, the dispatches, and whether these may leave the device idle.
-type Expected = (&'static str, &'static str, &'static [&'static str], bool);
+/// A device, an op with its sizes, and the dispatches.
+type Expected = (&'static str, &'static str, &'static [&'static str]);
 
 /// All that is expected.
 fn expected() -> impl Iterator<Item = &'static Expected> {
@@ -210,302 +204,302 @@ fn expected() -> impl Iterator<Item = &'static Expected> {
 const EXPECTED: &[Expected] = &[
     ("h200", "matmul 256x256x256", &[
         "matmul main THREAD_M=4 THREAD_N=4 TILE_K=32 TILE_M=32 TILE_N=32: 64 workgroups of 64, 786.4 kB, 33.6 MFLOP",
-    ], FULL),
+    ]),
     ("h200", "matmul 512x512x512", &[
         "matmul main THREAD_M=4 THREAD_N=4 TILE_K=32 TILE_M=32 TILE_N=32: 256 workgroups of 64, 3.1 MB, 268.4 MFLOP",
-    ], FULL),
+    ]),
     ("h200", "matmul 1024x1024x1024", &[
         "matmul main THREAD_M=8 THREAD_N=4 TILE_K=32 TILE_M=64 TILE_N=64: 256 workgroups of 128, 12.6 MB, 2.1 GFLOP",
-    ], FULL),
+    ]),
     ("h200", "matmul 2048x768x768", &[
         "matmul main THREAD_M=8 THREAD_N=4 TILE_K=32 TILE_M=64 TILE_N=64: 384 workgroups of 128, 14.9 MB, 2.4 GFLOP",
-    ], FULL),
+    ]),
     ("h200", "matmul 32x128x64x128", &[
         "matmul main THREAD_M=8 THREAD_N=4 TILE_K=32 TILE_M=64 TILE_N=64: 128 workgroups of 128, 4.2 MB, 67.1 MFLOP",
-    ], FULL),
+    ]),
     ("h200", "matmul 1x2048x2048", &[
         "matmul_direct main DEEP=4 HIGH=1 THREAD_M=4 THREAD_N=4 WIDE=16: 1024 workgroups of 64, 32 parts, 17.0 MB, 8.4 MFLOP",
         "matmul_join main DEEP=8: 64 workgroups of 64, 270.3 kB",
-    ], FULL),
+    ]),
     ("h200", "matmul 8x2048x2048", &[
         "matmul_direct main DEEP=4 HIGH=1 THREAD_M=8 THREAD_N=4 WIDE=16: 1024 workgroups of 64, 32 parts, 18.9 MB, 67.1 MFLOP",
         "matmul_join main DEEP=8: 512 workgroups of 64, 2.2 MB",
-    ], FULL),
+    ]),
     ("h200", "matmul 2048x2048x8", &[
         "matmul_direct main DEEP=64 HIGH=1 THREAD_M=4 THREAD_N=8 WIDE=1: 1536 workgroups of 64, 3 parts, 17.0 MB, 67.1 MFLOP",
         "matmul_join main: 64 workgroups of 64, 262.1 kB",
-    ], FULL),
+    ]),
     ("h200", "matmul 64x16384x64", &[
         "matmul main THREAD_M=4 THREAD_N=4 TILE_K=32 TILE_M=32 TILE_N=32: 344 workgroups of 64, 86 parts, 9.8 MB, 134.2 MFLOP",
         "matmul_join main DEEP=16: 256 workgroups of 64, 1.4 MB",
-    ], FULL),
+    ]),
     ("h200", "matmul 2048x2048x2048", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=64: 512 workgroups of 128, 50.3 MB, 17.2 GFLOP",
-    ], FULL),
+    ]),
     ("h200", "matmul 4096x4096x4096", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=64: 2048 workgroups of 128, 201.3 MB, 137.4 GFLOP",
-    ], FULL),
+    ]),
     ("h200", "matmul f16 1024x1024x1024", &[
         "matmul_coop main HIGH=2 LANES=32 SIZE=16 STAGES=2 TILE_K=64 TILE_M=64 TILE_N=64 WIDE=2: 256 workgroups of 128, 8.4 MB, 2.1 GFLOP",
-    ], FULL),
+    ]),
     ("h200", "matmul f16 4096x4096x4096", &[
         "matmul_coop main HIGH=2 LANES=32 SIZE=16 STAGES=2 TILE_K=32 TILE_M=128 TILE_N=128 WIDE=4: 1024 workgroups of 256, 134.2 MB, 137.4 GFLOP",
-    ], FULL),
+    ]),
     ("h200", "linear 1x2048x2048", &[
         "matmul_direct main DEEP=64 HIGH=1 THREAD_M=4 THREAD_N=4 WIDE=1: 1024 workgroups of 64, 2 parts, 16.8 MB, 8.4 MFLOP",
         "matmul_join main: 8 workgroups of 64, 24.6 kB",
-    ], FULL),
+    ]),
     ("h200", "linear 8192x768x3072", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=64: 3072 workgroups of 128, 135.3 MB, 38.7 GFLOP",
-    ], FULL),
+    ]),
     ("h200", "linear of a site 8x2048x2048", &[
         "matmul_direct main DEEP=64 HIGH=1 THREAD_M=8 THREAD_N=4 WIDE=1: 1536 workgroups of 64, 3 parts, 17.0 MB, 67.1 MFLOP",
         "matmul_join main: 64 workgroups of 64, 262.1 kB",
-    ], FULL),
+    ]),
     ("h200", "linear of a site 64x2048x2048", &[
         "matmul main THREAD_M=8 THREAD_N=4 TILE_K=32 TILE_M=64 TILE_N=64: 256 workgroups of 128, 8 parts, 21.5 MB, 536.9 MFLOP",
         "matmul_join main DEEP=2: 1024 workgroups of 64, 4.7 MB",
-    ], FULL),
+    ]),
     ("h200", "gradient through a site 8x2048x2048", &[
         "matmul_direct main DEEP=4 HIGH=1 THREAD_M=8 THREAD_N=4 WIDE=16: 1024 workgroups of 64, 32 parts, 18.9 MB, 67.1 MFLOP",
         "matmul_join main DEEP=8: 512 workgroups of 64, 2.2 MB",
-    ], FULL),
+    ]),
     ("h200", "gradient through a site 64x2048x2048", &[
         "matmul main THREAD_M=8 THREAD_N=4 TILE_K=32 TILE_M=64 TILE_N=64: 256 workgroups of 128, 8 parts, 21.5 MB, 536.9 MFLOP",
         "matmul_join main DEEP=2: 1024 workgroups of 64, 4.7 MB",
-    ], FULL),
+    ]),
     ("h200", "scattered linear 128x3072x768", &[
         "matmul main THREAD_M=4 THREAD_N=4 TILE_K=32 TILE_M=32 TILE_N=32: 384 workgroups of 64, 4 parts, 12.6 MB, 604.0 MFLOP",
         "matmul_join main: 384 workgroups of 64, 2.0 MB",
-    ], FULL),
+    ]),
     ("h200", "scattered linear 2048x3072x768", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=64: 384 workgroups of 128, 2 parts, 47.2 MB, 9.7 GFLOP",
         "matmul_join main: 6144 workgroups of 64, 18.9 MB",
-    ], FULL),
+    ]),
     ("h200", "gradient of a weight 768x8192x768", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=64: 576 workgroups of 128, 8 parts, 69.2 MB, 9.7 GFLOP",
         "matmul_join main: 2304 workgroups of 64, 21.2 MB",
-    ], FULL),
+    ]),
     ("h200", "gradient of a weight 3072x8192x768", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=64: 1152 workgroups of 128, 4 parts, 163.6 MB, 38.7 GFLOP",
         "matmul_join main: 9216 workgroups of 64, 47.2 MB",
-    ], FULL),
+    ]),
     ("h200", "gradient of a weight 64x131072x64", &[
         "matmul main THREAD_M=8 THREAD_N=4 TILE_K=32 TILE_M=64 TILE_N=64: 256 workgroups of 128, 256 parts, 71.3 MB, 1.1 GFLOP",
         "matmul_join main DEEP=64: 1024 workgroups of 64, 4.2 MB",
-    ], FULL),
+    ]),
     ("h200", "gradient of a weight 64x131075x64", &[
         "matmul main THREAD_M=8 THREAD_N=4 TILE_K=32 TILE_M=64 TILE_N=64: 257 workgroups of 128, 257 parts, 71.3 MB, 1.1 GFLOP",
         "matmul_join main DEEP=64: 1024 workgroups of 64, 4.2 MB",
-    ], FULL),
+    ]),
     ("h200", "gradient of a weight 128x1001x512", &[
         "matmul main THREAD_M=4 THREAD_N=4 TILE_K=32 TILE_M=32 TILE_N=32: 256 workgroups of 64, 4 parts, 3.6 MB, 131.2 MFLOP",
         "matmul_join main: 256 workgroups of 64, 1.3 MB",
-    ], FULL),
+    ]),
     ("h200", "attention 4x8x8x512x512x64", &[
-        "attention forward HEAD_DIM=64 PARTS=1 ROWS=1 SLOTS=2: 256 workgroups of 64, 16.8 MB, 2.1 GFLOP",
-    ], PARTLY),
+        "attention_tiled forward CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 512 workgroups of 64, 16.8 MB, 2.1 GFLOP",
+    ]),
     ("h200", "attention 8x16x16x1024x1024x64", &[
-        "attention forward HEAD_DIM=64 PARTS=1 ROWS=1 SLOTS=2: 2048 workgroups of 64, 134.7 MB, 34.4 GFLOP",
-    ], FULL),
+        "attention_tiled forward CHUNK=16 CHUNKS=1 HEAD=16 TALL=8: 2048 workgroups of 64, 134.7 MB, 34.4 GFLOP",
+    ]),
     ("h200", "attention 4x32x8x1x2048x64", &[
-        "attention forward HEAD_DIM=64 PARTS=1 ROWS=1 SLOTS=2: 64 workgroups of 64, 32 parts, 34.7 MB, 67.1 MFLOP",
+        "attention_few forward CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 1024 workgroups of 64, 32 parts, 34.7 MB, 67.1 MFLOP",
         "attention_combine main: 32 workgroups of 64, 1.1 MB",
-    ], PARTLY),
+    ]),
     ("h200", "attention backward: queries 8x16x16x1024x1024x64", &[
-        "attention_backward queries HEAD_DIM=64 PARTS=1 ROWS=1 SLOTS=2: 2048 workgroups of 64, 168.8 MB, 51.5 GFLOP",
-    ], FULL),
+        "attention_tiled_backward queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 4096 workgroups of 64, 168.8 MB, 51.5 GFLOP",
+    ]),
     ("h200", "attention backward: queries 4x8x8x512x512x64", &[
-        "attention_backward queries HEAD_DIM=64 PARTS=1 ROWS=1 SLOTS=2: 256 workgroups of 64, 21.1 MB, 3.2 GFLOP",
-    ], PARTLY),
+        "attention_tiled_backward queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 512 workgroups of 64, 21.1 MB, 3.2 GFLOP",
+    ]),
     ("h200", "attention backward: keys 4x8x8x512x512x64", &[
-        "attention_backward keys COLUMNS=1 HEAD_DIM=64 PARTS=2 SLOTS=2: 512 workgroups of 64, 25.3 MB, 4.3 GFLOP",
-    ], PARTLY),
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 512 workgroups of 64, 25.3 MB, 4.3 GFLOP",
+    ]),
     ("integrated", "matmul 256x256x256", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=64: 8 workgroups of 128, 786.4 kB, 33.6 MFLOP",
-    ], FULL),
+    ]),
     ("integrated", "matmul 512x512x512", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=128: 16 workgroups of 256, 3.1 MB, 268.4 MFLOP",
-    ], FULL),
+    ]),
     ("integrated", "matmul 1024x1024x1024", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=128: 64 workgroups of 256, 12.6 MB, 2.1 GFLOP",
-    ], FULL),
+    ]),
     ("integrated", "matmul 2048x768x768", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=128: 96 workgroups of 256, 14.9 MB, 2.4 GFLOP",
-    ], FULL),
+    ]),
     ("integrated", "matmul 32x128x64x128", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=128: 32 workgroups of 256, 4.2 MB, 67.1 MFLOP",
-    ], FULL),
+    ]),
     ("integrated", "matmul 1x2048x2048", &[
         "matmul_direct main DEEP=4 HIGH=1 THREAD_M=4 THREAD_N=4 WIDE=16: 64 workgroups of 64, 2 parts, 16.8 MB, 8.4 MFLOP",
         "matmul_join main: 8 workgroups of 64, 24.6 kB",
-    ], FULL),
+    ]),
     ("integrated", "matmul 8x2048x2048", &[
         "matmul_direct main DEEP=4 HIGH=1 THREAD_M=8 THREAD_N=4 WIDE=16: 64 workgroups of 64, 2 parts, 17.0 MB, 67.1 MFLOP",
         "matmul_join main: 64 workgroups of 64, 196.6 kB",
-    ], FULL),
+    ]),
     ("integrated", "matmul 2048x2048x8", &[
         "matmul_direct main DEEP=64 HIGH=1 THREAD_M=4 THREAD_N=8 WIDE=1: 512 workgroups of 64, 16.9 MB, 67.1 MFLOP",
-    ], FULL),
+    ]),
     ("integrated", "matmul 64x16384x64", &[
         "matmul main THREAD_M=8 THREAD_N=4 TILE_K=32 TILE_M=64 TILE_N=64: 8 workgroups of 128, 8 parts, 8.5 MB, 134.2 MFLOP",
         "matmul_join main DEEP=2: 32 workgroups of 64, 147.5 kB",
-    ], FULL),
+    ]),
     ("integrated", "matmul 2048x2048x2048", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=128: 256 workgroups of 256, 50.3 MB, 17.2 GFLOP",
-    ], FULL),
+    ]),
     ("integrated", "matmul 4096x4096x4096", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=128: 1024 workgroups of 256, 201.3 MB, 137.4 GFLOP",
-    ], FULL),
+    ]),
     ("integrated", "linear 1x2048x2048", &[
         "matmul_direct main DEEP=64 HIGH=1 THREAD_M=4 THREAD_N=4 WIDE=1: 512 workgroups of 64, 16.8 MB, 8.4 MFLOP",
-    ], FULL),
+    ]),
     ("integrated", "linear 8192x768x3072", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=128: 1536 workgroups of 256, 135.3 MB, 38.7 GFLOP",
-    ], FULL),
+    ]),
     ("integrated", "linear of a site 8x2048x2048", &[
         "matmul_direct main DEEP=64 HIGH=1 THREAD_M=8 THREAD_N=4 WIDE=1: 512 workgroups of 64, 16.9 MB, 67.1 MFLOP",
-    ], FULL),
+    ]),
     ("integrated", "linear of a site 64x2048x2048", &[
         "matmul main THREAD_M=8 THREAD_N=4 TILE_K=32 TILE_M=64 TILE_N=64: 32 workgroups of 128, 17.8 MB, 536.9 MFLOP",
-    ], FULL),
+    ]),
     ("integrated", "gradient through a site 8x2048x2048", &[
         "matmul_direct main DEEP=4 HIGH=1 THREAD_M=8 THREAD_N=4 WIDE=16: 64 workgroups of 64, 2 parts, 17.0 MB, 67.1 MFLOP",
         "matmul_join main: 64 workgroups of 64, 196.6 kB",
-    ], FULL),
+    ]),
     ("integrated", "gradient through a site 64x2048x2048", &[
         "matmul main THREAD_M=8 THREAD_N=4 TILE_K=32 TILE_M=64 TILE_N=64: 32 workgroups of 128, 17.8 MB, 536.9 MFLOP",
-    ], FULL),
+    ]),
     ("integrated", "scattered linear 128x3072x768", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=64: 24 workgroups of 128, 2 parts, 11.8 MB, 604.0 MFLOP",
         "matmul_join main: 384 workgroups of 64, 1.2 MB",
-    ], FULL),
+    ]),
     ("integrated", "scattered linear 2048x3072x768", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=128: 96 workgroups of 256, 40.9 MB, 9.7 GFLOP",
-    ], FULL),
+    ]),
     ("integrated", "gradient of a weight 768x8192x768", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=64: 72 workgroups of 128, 52.7 MB, 9.7 GFLOP",
-    ], FULL),
+    ]),
     ("integrated", "gradient of a weight 3072x8192x768", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=128: 144 workgroups of 256, 135.3 MB, 38.7 GFLOP",
-    ], FULL),
+    ]),
     ("integrated", "gradient of a weight 64x131072x64", &[
         "matmul main THREAD_M=8 THREAD_N=4 TILE_K=32 TILE_M=64 TILE_N=64: 8 workgroups of 128, 8 parts, 67.2 MB, 1.1 GFLOP",
         "matmul_join main DEEP=2: 32 workgroups of 64, 147.5 kB",
-    ], FULL),
+    ]),
     ("integrated", "gradient of a weight 128x1001x512", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=64: 8 workgroups of 128, 2.8 MB, 131.2 MFLOP",
-    ], FULL),
+    ]),
     ("integrated", "attention 4x8x8x512x512x64", &[
-        "attention forward HEAD_DIM=64 PARTS=1 ROWS=1 SLOTS=2: 256 workgroups of 64, 16.8 MB, 2.1 GFLOP",
-    ], FULL),
+        "attention_tiled forward CHUNK=16 CHUNKS=1 HEAD=16 TALL=8: 256 workgroups of 64, 16.8 MB, 2.1 GFLOP",
+    ]),
     ("integrated", "attention 8x16x16x1024x1024x64", &[
-        "attention forward HEAD_DIM=64 PARTS=1 ROWS=1 SLOTS=2: 2048 workgroups of 64, 134.7 MB, 34.4 GFLOP",
-    ], FULL),
+        "attention_tiled forward CHUNK=16 CHUNKS=1 HEAD=16 TALL=8: 2048 workgroups of 64, 134.7 MB, 34.4 GFLOP",
+    ]),
     ("integrated", "attention 4x32x8x1x2048x64", &[
-        "attention forward HEAD_DIM=64 PARTS=1 ROWS=1 SLOTS=2: 64 workgroups of 64, 32 parts, 34.7 MB, 67.1 MFLOP",
-        "attention_combine main: 32 workgroups of 64, 1.1 MB",
-    ], FULL),
+        "attention_few forward CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 64 workgroups of 64, 2 parts, 33.7 MB, 67.1 MFLOP",
+        "attention_combine main: 32 workgroups of 64, 99.8 kB",
+    ]),
     ("integrated", "attention backward: queries 8x16x16x1024x1024x64", &[
-        "attention_backward queries HEAD_DIM=64 PARTS=1 ROWS=1 SLOTS=2: 2048 workgroups of 64, 168.8 MB, 51.5 GFLOP",
-    ], FULL),
+        "attention_tiled_backward queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 4096 workgroups of 64, 168.8 MB, 51.5 GFLOP",
+    ]),
     ("integrated", "attention backward: queries 4x8x8x512x512x64", &[
-        "attention_backward queries HEAD_DIM=64 PARTS=1 ROWS=1 SLOTS=2: 256 workgroups of 64, 21.1 MB, 3.2 GFLOP",
-    ], FULL),
+        "attention_tiled_backward queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 512 workgroups of 64, 21.1 MB, 3.2 GFLOP",
+    ]),
     ("integrated", "attention backward: keys 4x8x8x512x512x64", &[
-        "attention_backward keys COLUMNS=1 HEAD_DIM=64 PARTS=2 SLOTS=2: 512 workgroups of 64, 25.3 MB, 4.3 GFLOP",
-    ], FULL),
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 512 workgroups of 64, 25.3 MB, 4.3 GFLOP",
+    ]),
     ("cpu", "matmul 256x256x256", &[
         "matmul_direct main DEEP=1 HIGH=4 THREAD_M=16 THREAD_N=16 WIDE=8: 8 workgroups of 32, 786.4 kB, 33.6 MFLOP",
-    ], FULL),
+    ]),
     ("cpu", "matmul 512x512x512", &[
         "matmul_direct main DEEP=1 HIGH=4 THREAD_M=16 THREAD_N=16 WIDE=8: 32 workgroups of 32, 3.1 MB, 268.4 MFLOP",
-    ], FULL),
+    ]),
     ("cpu", "matmul 1024x1024x1024", &[
         "matmul_direct main DEEP=1 HIGH=4 THREAD_M=16 THREAD_N=16 WIDE=8: 128 workgroups of 32, 12.6 MB, 2.1 GFLOP",
-    ], FULL),
+    ]),
     ("cpu", "matmul 2048x768x768", &[
         "matmul_direct main DEEP=1 HIGH=4 THREAD_M=16 THREAD_N=16 WIDE=8: 192 workgroups of 32, 14.9 MB, 2.4 GFLOP",
-    ], FULL),
+    ]),
     ("cpu", "matmul 32x128x64x128", &[
         "matmul_direct main DEEP=1 HIGH=4 THREAD_M=8 THREAD_N=8 WIDE=8: 256 workgroups of 32, 4.2 MB, 67.1 MFLOP",
-    ], FULL),
+    ]),
     ("cpu", "matmul 1x2048x2048", &[
         "matmul_direct main DEEP=1 HIGH=1 THREAD_M=4 THREAD_N=16 WIDE=32: 8 workgroups of 32, 2 parts, 16.8 MB, 8.4 MFLOP",
         "matmul_join main: 8 workgroups of 64, 24.6 kB",
-    ], FULL),
+    ]),
     ("cpu", "matmul 8x2048x2048", &[
         "matmul_direct main DEEP=1 HIGH=2 THREAD_M=4 THREAD_N=16 WIDE=16: 8 workgroups of 32, 16.9 MB, 67.1 MFLOP",
-    ], FULL),
+    ]),
     ("cpu", "matmul 2048x2048x8", &[
         "matmul_direct main DEEP=1 HIGH=32 THREAD_M=16 THREAD_N=8 WIDE=1: 8 workgroups of 32, 2 parts, 17.0 MB, 67.1 MFLOP",
         "matmul_join main: 64 workgroups of 64, 196.6 kB",
-    ], FULL),
+    ]),
     ("cpu", "matmul 64x16384x64", &[
         "matmul_direct main DEEP=1 HIGH=8 THREAD_M=8 THREAD_N=16 WIDE=4: 8 workgroups of 32, 8 parts, 8.5 MB, 134.2 MFLOP",
         "matmul_join main: 16 workgroups of 64, 147.5 kB",
-    ], FULL),
+    ]),
     ("cpu", "matmul 2048x2048x2048", &[
         "matmul_direct main DEEP=1 HIGH=4 THREAD_M=16 THREAD_N=16 WIDE=8: 512 workgroups of 32, 50.3 MB, 17.2 GFLOP",
-    ], FULL),
+    ]),
     ("cpu", "matmul 4096x4096x4096", &[
         "matmul_direct main DEEP=1 HIGH=4 THREAD_M=16 THREAD_N=16 WIDE=8: 2048 workgroups of 32, 201.3 MB, 137.4 GFLOP",
-    ], FULL),
+    ]),
     ("cpu", "linear 1x2048x2048", &[
         "matmul_direct main DEEP=1 HIGH=1 THREAD_M=4 THREAD_N=16 WIDE=32: 8 workgroups of 32, 2 parts, 16.8 MB, 8.4 MFLOP",
         "matmul_join main: 8 workgroups of 64, 24.6 kB",
-    ], FULL),
+    ]),
     ("cpu", "linear 8192x768x3072", &[
         "matmul_direct main DEEP=1 HIGH=4 THREAD_M=16 THREAD_N=16 WIDE=8: 3072 workgroups of 32, 135.3 MB, 38.7 GFLOP",
-    ], FULL),
+    ]),
     ("cpu", "linear of a site 8x2048x2048", &[
         "matmul_direct main DEEP=1 HIGH=2 THREAD_M=4 THREAD_N=16 WIDE=16: 8 workgroups of 32, 16.9 MB, 67.1 MFLOP",
-    ], FULL),
+    ]),
     ("cpu", "linear of a site 64x2048x2048", &[
         "matmul_direct main DEEP=1 HIGH=4 THREAD_M=16 THREAD_N=16 WIDE=8: 16 workgroups of 32, 17.8 MB, 536.9 MFLOP",
-    ], FULL),
+    ]),
     ("cpu", "gradient through a site 8x2048x2048", &[
         "matmul_direct main DEEP=1 HIGH=2 THREAD_M=4 THREAD_N=16 WIDE=16: 8 workgroups of 32, 16.9 MB, 67.1 MFLOP",
-    ], FULL),
+    ]),
     ("cpu", "gradient through a site 64x2048x2048", &[
         "matmul_direct main DEEP=1 HIGH=4 THREAD_M=16 THREAD_N=16 WIDE=8: 16 workgroups of 32, 17.8 MB, 536.9 MFLOP",
-    ], FULL),
+    ]),
     ("cpu", "scattered linear 128x3072x768", &[
         "matmul_direct main DEEP=1 HIGH=4 THREAD_M=16 THREAD_N=16 WIDE=8: 12 workgroups of 32, 11.4 MB, 604.0 MFLOP",
-    ], FULL),
+    ]),
     ("cpu", "scattered linear 2048x3072x768", &[
         "matmul_direct main DEEP=1 HIGH=4 THREAD_M=16 THREAD_N=16 WIDE=8: 192 workgroups of 32, 40.9 MB, 9.7 GFLOP",
-    ], FULL),
+    ]),
     ("cpu", "gradient of a weight 768x8192x768", &[
         "matmul_direct main DEEP=1 HIGH=4 THREAD_M=16 THREAD_N=16 WIDE=8: 72 workgroups of 32, 52.7 MB, 9.7 GFLOP",
-    ], FULL),
+    ]),
     ("cpu", "gradient of a weight 3072x8192x768", &[
         "matmul_direct main DEEP=1 HIGH=4 THREAD_M=16 THREAD_N=16 WIDE=8: 288 workgroups of 32, 135.3 MB, 38.7 GFLOP",
-    ], FULL),
+    ]),
     ("cpu", "gradient of a weight 64x131072x64", &[
         "matmul_direct main DEEP=1 HIGH=8 THREAD_M=8 THREAD_N=16 WIDE=4: 8 workgroups of 32, 8 parts, 67.2 MB, 1.1 GFLOP",
         "matmul_join main: 16 workgroups of 64, 147.5 kB",
-    ], FULL),
+    ]),
     ("cpu", "gradient of a weight 128x1001x512", &[
         "matmul_direct main DEEP=1 HIGH=4 THREAD_M=16 THREAD_N=16 WIDE=8: 8 workgroups of 32, 2.8 MB, 131.2 MFLOP",
-    ], FULL),
+    ]),
     ("cpu", "attention 4x8x8x512x512x64", &[
         "attention forward HEAD_DIM=64 PARTS=1 ROWS=8 SLOTS=16: 32 workgroups of 64, 16.8 MB, 2.1 GFLOP",
-    ], FULL),
+    ]),
     ("cpu", "attention 8x16x16x1024x1024x64", &[
         "attention forward HEAD_DIM=64 PARTS=1 ROWS=8 SLOTS=16: 256 workgroups of 64, 134.7 MB, 34.4 GFLOP",
-    ], FULL),
+    ]),
     ("cpu", "attention 4x32x8x1x2048x64", &[
         "attention forward HEAD_DIM=64 PARTS=1 ROWS=1 SLOTS=2: 32 workgroups of 64, 2 parts, 33.7 MB, 67.1 MFLOP",
         "attention_combine main: 32 workgroups of 64, 99.8 kB",
-    ], FULL),
+    ]),
     ("cpu", "attention backward: queries 8x16x16x1024x1024x64", &[
         "attention_backward queries HEAD_DIM=64 PARTS=1 ROWS=4 SLOTS=8: 512 workgroups of 64, 168.8 MB, 51.5 GFLOP",
-    ], FULL),
+    ]),
     ("cpu", "attention backward: queries 4x8x8x512x512x64", &[
         "attention_backward queries HEAD_DIM=64 PARTS=1 ROWS=4 SLOTS=8: 64 workgroups of 64, 21.1 MB, 3.2 GFLOP",
-    ], FULL),
+    ]),
     ("cpu", "attention backward: keys 4x8x8x512x512x64", &[
         "attention_backward keys COLUMNS=4 HEAD_DIM=64 PARTS=1 SLOTS=8: 64 workgroups of 64, 25.3 MB, 4.3 GFLOP",
-    ], FULL),
+    ]),
 ];

@@ -1,9 +1,18 @@
 // Parameters and functions of forward and backward attention.
 
 struct Params {
+    // How heads [batch, heads, tokens, head_dim] lie in storage, in vectors of four: where the first element is, and the steps
+    // from one batch entry, head and token to the next.
+    q_steps: vec4<u32>,
+    k_steps: vec4<u32>,
+    v_steps: vec4<u32>,
+    y_steps: vec4<u32>,
+    dy_steps: vec4<u32>,
+    dq_steps: vec4<u32>,
+    dk_steps: vec4<u32>,    // and those of dv
     groups_x: u32,
     pairs: u32,         // batch * kv_heads
-    blocks: u32,        // workgroups per pair
+    blocks: u32,        // workgroups per pair, and in kernels with tiles per part of the keys
     rows: u32,          // group * tokens_q
     tokens_q: u32,
     tokens_k: u32,
@@ -28,6 +37,17 @@ struct Params {
 const HIDDEN: f32 = -3.0e38;
 // Scores at or below this are hidden, so a mask may contain minus infinity or any very negative number.
 const LOWEST: f32 = -1.0e30;
+
+// Where a row of queries, or of what has their shape, begins.
+fn query_at(steps: vec4<u32>, pair: u32, row: u32) -> u32 {
+    let head = pair % p.kv_heads * p.group + row / p.tokens_q;
+    return steps.x + pair / p.kv_heads * steps.y + head * steps.z + row % p.tokens_q * steps.w;
+}
+
+// Where the keys of a pair, or its values, begin. `entry` is their batch entry.
+fn keys_at(steps: vec4<u32>, pair: u32, entry: u32) -> u32 {
+    return steps.x + entry * steps.y + pair % p.kv_heads * steps.z;
+}
 
 // The number of keys that a row of queries sees. Without causality, `shift` is so large that it sees all.
 fn limit(row: u32) -> u32 {

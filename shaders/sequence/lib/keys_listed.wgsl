@@ -3,10 +3,9 @@
 @group(0) @binding(11) var<storage, read> rows: array<u32>;
 @group(0) @binding(12) var<storage, read> lengths: array<u32>;
 
-fn first_key(pair: u32) -> u32 {
+fn entry_of(pair: u32) -> u32 {
     // A row that the cache does not have is read as row 0, of which `visible` shows nothing.
-    let row = select(0u, rows[pair / p.kv_heads], rows[pair / p.kv_heads] < p.cache_rows);
-    return (row * p.kv_heads + pair % p.kv_heads) * p.tokens_k;
+    return select(0u, rows[pair / p.kv_heads], rows[pair / p.kv_heads] < p.cache_rows);
 }
 
 fn visible(pair: u32, row: u32) -> u32 {

@@ -1,6 +1,6 @@
 // keys slot of attention: each pair has its own keys.
 
-fn first_key(pair: u32) -> u32 { return pair * p.tokens_k; }
+fn entry_of(pair: u32) -> u32 { return pair / p.kv_heads; }
 
 fn visible(pair: u32, row: u32) -> u32 { return limit(row); }
 

@@ -2,4 +2,4 @@
 
 @group(0) @binding(3) var<storage, read> given: array<u32>;
 
-fn position(row: u32) -> u32 { return given[row / p.batch_rows * p.batch_step + row % p.tokens]; }
+fn position(row: u32) -> u32 { return given[row / p.batch_rows * p.batch_step + row / p.inner % p.tokens]; }

@@ -4,6 +4,7 @@ use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, Work, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Input};
+use crate::ops::reduction::reduce::add_sum;
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
@@ -143,7 +144,7 @@ impl Op for FiberConv {
         }
         if self.bias && sink.needs(2) {
             let c = dy.shape()[2];
-            sink.add(2, dy.reshape([dy.count() / c.max(1), c]).sum(0));
+            add_sum(sink, 2, &dy.reshape([dy.count() / c.max(1), c]), 0);
         }
     }
 }

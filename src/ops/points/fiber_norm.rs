@@ -6,6 +6,7 @@ use crate::gpu::kernel::Launch;
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Input};
 use crate::ops::reduction::norm::{self, NormPlan, unit64};
+use crate::ops::reduction::reduce::add_sum;
 use crate::ops::reduction::softmax::{groups, lanes};
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
@@ -131,7 +132,7 @@ impl Op for FiberNorm {
             sink.add(1, kernel_gradient(x, &dx));
         }
         if sink.needs(2) {
-            sink.add(2, dx.reshape([dx.count() / c, c]).sum(0));
+            add_sum(sink, 2, &dx.reshape([dx.count() / c, c]), 0);
         }
     }
 }

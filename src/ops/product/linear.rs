@@ -5,6 +5,7 @@ use super::matmul::{Activation, Epilogue};
 use super::narrow;
 use super::site::{LeafGrads, Site};
 use super::weight::Weight;
+use crate::ops::reduction::reduce::add_sum;
 use crate::precision::precision;
 use crate::shape::Shape;
 use crate::tape::{self, Op, Saved, Sink};
@@ -109,7 +110,7 @@ impl Op for Linear {
         let mut next = 1;
         if self.bias {
             if sink.needs(next) {
-                sink.add(next, dy.sum(0));
+                add_sum(sink, next, &dy, 0);
             }
             next += 1;
         }

@@ -86,9 +86,9 @@ pub(crate) fn layers(
     let ([count, out], rows) = ([atoms.shape()[0], atoms.shape()[1]], x.shape()[0]);
     let (batch, turned) = (x.unsqueeze(0), atoms.transpose(1, 2));
     check_ids(op, layers, coefficients.shape()[0], None);
-    let product = || Product::new(op, &batch, Right::Tensor(&turned));
-    let (sums, parts) = product().sums(&[count, rows, out]);
+    let product = Product::new(op, &batch, Right::Tensor(&turned));
+    let (sums, parts) = product.sums(&[count, rows, out]);
     let y = Tensor::empty(x.gpu(), op, [rows, out], DType::F32);
-    product().join_weighted(&sums, &y, parts, [&layers.contiguous(), &coefficients]);
+    product.join_weighted(&sums, &y, parts, [&layers.contiguous(), &coefficients]);
     y
 }

@@ -201,22 +201,44 @@ fn readable(op: &str, x: &Tensor, axis: usize) -> Tensor {
 /// Reduces `[outer, axis, inner]` in passes until one element of the axis is left, and divides it by `divisor`.
 fn reduce(op: &'static str, x: &Tensor, axis: usize, kind: Reduction, divisor: f32) -> Tensor {
     let y = Tensor::empty(x.gpu(), op, x.shape().without(axis), summed(x.dtype()));
-    reduce_into(op, x, axis, kind, divisor, &y);
+    reduce_into(op, x, axis, kind, Store { divisor, add: false }, &y);
     y
 }
 
-fn reduce_into(op: &'static str, x: &Tensor, axis: usize, kind: Reduction, divisor: f32, y: &Tensor) {
+/// Adds the sum of `x` over `axis` to the gradient of input `i`, without a pass of its own for the addition.
+pub(in crate::ops) fn add_sum(sink: &mut Sink, i: usize, x: &Tensor, axis: usize) {
+    if x.count() == 0 {
+        return sink.add(i, x.sum(axis as isize));
+    }
+    sink.add_with(i, |to| {
+        let x = readable("sum", x, axis);
+        let (y, add) = to.output(x.gpu(), "sum", x.shape().without(axis));
+        reduce_into("sum", &x, axis, Reduction::Sum, Store { divisor: 1.0, add }, &y);
+        y
+    });
+}
+
+/// What becomes of a result.
+#[derive(Clone, Copy)]
+struct Store {
+    /// The count of a mean, else 1.
+    divisor: f32,
+    /// Whether it is added to what is there.
+    add: bool,
+}
+
+fn reduce_into(op: &'static str, x: &Tensor, axis: usize, kind: Reduction, store: Store, y: &Tensor) {
     let (outer, size, inner) = x.shape().split_at_axis(axis);
     let plan = plan_pass(x.gpu().class(), [outer, size, inner], kind);
     if plan.parts <= 1 {
-        return pass(op, x, &plan, divisor, y);
+        return pass(op, x, &plan, store, y);
     }
     let partial = Tensor::empty(x.gpu(), op, [outer, plan.parts, inner], summed(x.dtype()));
-    pass(op, x, &plan, 1.0, &partial);
-    reduce_into(op, &partial, 1, kind, divisor, y);
+    pass(op, x, &plan, Store { divisor: 1.0, add: false }, &partial);
+    reduce_into(op, &partial, 1, kind, store, y);
 }
 
-fn pass(op: &'static str, x: &Tensor, plan: &ReducePlan, divisor: f32, y: &Tensor) {
+fn pass(op: &'static str, x: &Tensor, plan: &ReducePlan, store: Store, y: &Tensor) {
     let x = x.contiguous();
     let slots = stored::fragments(&[("in", x.dtype())]).into_iter();
     let source = slots.fold(plan.source.clone(), |source, (slot, fragment)| source.slot(slot, fragment));
@@ -226,7 +248,8 @@ fn pass(op: &'static str, x: &Tensor, plan: &ReducePlan, divisor: f32, y: &Tenso
         .set("axis", plan.axis)
         .set("inner", plan.inner)
         .set("parts", plan.parts)
-        .set("divisor", divisor)
+        .set("divisor", store.divisor)
+        .set("add", store.add)
         .work(Work { flops: 0.0, parts: plan.parts });
     x.gpu().launch(match &plan.columns {
         Some(columns) => columns.set(launch),

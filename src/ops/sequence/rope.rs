@@ -57,10 +57,13 @@ impl Rope {
         self.table.shape()[0]
     }
 
-    /// Returns `x` rotated, or rotated back.
+    /// Returns `x` rotated, or rotated back, in the order of tokens and heads that `x` has in memory.
     fn turned(&self, x: &Tensor, places: &Places, back: bool) -> Tensor {
         let gpu = x.gpu();
         let [heads, tokens, head_dim] = [x.shape()[1], x.shape()[2], x.shape()[3]];
+        let by_tokens = x.transpose(1, 2);
+        let turned = by_tokens.is_contiguous();
+        let x = &if turned { by_tokens.contiguous() } else { x.contiguous() };
         let y = Tensor::empty(gpu, "rope", *x.shape(), DType::F32);
         let wide = self.pairing == Pairing::Halves && head_dim.is_multiple_of(8);
         let half = if wide { head_dim / 8 } else { head_dim / 2 };
@@ -80,6 +83,7 @@ impl Rope {
                 .set("pairs", pairs)
                 .set("half", half)
                 .set("tokens", tokens)
+                .set("inner", if turned { heads } else { 1 })
                 .set("batch_rows", heads * tokens)
                 .set("batch_step", step)
                 .set("offset", offset)
@@ -87,7 +91,7 @@ impl Rope {
                 .set("turn", if back { -1.0f32 } else { 1.0 })
                 .turns(0),
         );
-        y
+        if turned { y.transpose(1, 2) } else { y }
     }
 }
 
@@ -121,7 +125,7 @@ impl Op for Turn {
         if let Some(given) = &self.given {
             given.get("rope");
         }
-        sink.add(0, self.rope.turned(&dy.contiguous(), &self.places, true));
+        sink.add(0, self.rope.turned(&dy.detach(), &self.places, true));
     }
 }
 
@@ -174,7 +178,7 @@ impl Tensor {
         if shape.count() == 0 {
             return Tensor::zeros(self.gpu(), *shape);
         }
-        let y = rope.turned(&crate::ops::float("rope", self).detach().contiguous(), &places, false);
+        let y = rope.turned(&crate::ops::float("rope", self).detach(), &places, false);
         y.made_by(&[self], || {
             let given = match &places {
                 Places::Given(all) => Some(Saved::new(all)),
@@ -253,6 +257,18 @@ pub(super) fn cases() -> Vec<Case> {
             all.push(case.outside());
         }
     }
+    let places = Fill::Values(vec![3.0, 2.0, 0.0, 19.0, 5.0, 7.0, 11.0, 4.0, 1.0, 6.0]);
+    let inputs = vec![Input::normal([2, 5, 3, 8]), Input::integers([2, 5], DType::U32, 0, 1).fill(places)];
+    all.push(Case::new(
+        "of a transpose, at [2, 5]",
+        inputs,
+        |x| x[0].transpose(1, 2).rope_at(&Rope::new(x[0].gpu(), 20, 8, 100.0, Pairing::Neighbours), &x[1]),
+        |x| {
+            let from = |i: usize| ((i / 120 * 5 + i / 8 % 5) * 3 + i / 40 % 3) * 8 + i % 8;
+            let turned = Array::from_fn([2, 3, 5, 8], |i| x[0].data[from(i)]);
+            rope64(&turned, 100.0, Pairing::Neighbours, usize::MAX, |b, t| x[1].data[b * 5 + t] as usize)
+        },
+    ));
     all.push(Case::new(
         "of a transpose",
         vec![Input::normal([2, 5, 3, 8])],

@@ -72,7 +72,7 @@ fn the_environment_leaves_features_alone() {
 #[test]
 fn words_that_name_no_feature_are_refused() {
     let done = child_error("TIEBEAM_OFF", "f16,fp64");
-    let want = "TIEBEAM_OFF: 'fp64' is no feature; there are f16, subgroups, timestamps, cooperative-matrix";
+    let want = "TIEBEAM_OFF: 'fp64' is no feature; there are f16, subgroups, timestamps, cooperative-matrix, pipeline-cache";
     assert!(done.contains(want), "{done}");
 }
 

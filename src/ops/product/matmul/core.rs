@@ -200,6 +200,12 @@ impl Core {
         }
     }
 
+    /// Blocks of 4 x 4 that each thread of a tiled kernel reads for a tile: FILLS in matmul.wgsl.
+    pub fn fills(&self) -> usize {
+        let [tm, tn] = self.tile();
+        (self.depth() * (tm + tn) / 16).div_ceil(self.threads(0))
+    }
+
     /// Threads per workgroup, for subgroups of at most `lanes`.
     pub fn threads(&self, lanes: u32) -> usize {
         match *self {
@@ -284,10 +290,9 @@ impl Core {
         let (steps, turns) = match *self {
             // Blocks add two turns to every sixteen.
             Core::Direct { deep, thread: [_, tn], .. } => (4 * deep, 2 + tn * load),
-            Core::Tiled { tile: [tm, tn], .. } => {
+            Core::Tiled { .. } => {
                 let quarter = self.depth() / 4;
-                let fills = (quarter * (tm + tn) / 4).div_ceil(self.threads(0));
-                (4 * quarter, quarter + 2 + fills * 4 * load)
+                (4 * quarter, quarter + 2 + self.fills() * 4 * load)
             }
             // The matrix units sum 16 products before they round to f32, so this makes a chain of 128.
             Core::Coop(_) => return 2048,

@@ -19,11 +19,12 @@ const CACHE: f64 = 2.0;
 const READ: f64 = 1.5;
 
 impl Core {
-    /// 32-bit registers of a thread: two sums for each result, what one step reads, and about 24 for addresses.
+    /// 32-bit registers of a thread: two sums for each result, what one step reads, blocks of the next tile, and about 24
+    /// for addresses.
     fn registers(&self) -> usize {
         match *self {
             Core::Direct { thread: [tm, tn], .. } => 2 * tm * tn + 4 * (tm + tn) + 24,
-            Core::Tiled { thread: [tm, tn], .. } => 2 * tm * tn + tm + tn + 16 + 24,
+            Core::Tiled { thread: [tm, tn], .. } => 2 * tm * tn + tm + tn + 16 * self.fills() + 24,
             Core::Coop(_) => 160,
         }
     }
@@ -52,23 +53,28 @@ impl Core {
         // The next tile is read meanwhile, but not all of the waiting is hidden.
         let rate = class.flops_s / class.width as f64 * self.share();
         let computed = (2 * tm * tn * depth) as f64 / rate;
-        let barrier = if let Core::Direct { .. } = self { 0.0 } else { BARRIER };
+        let thin = matches!(self, Core::Direct { .. });
+        let barrier = if thin { 0.0 } else { BARRIER };
         // What several workgroups read comes from memory once. The short operand of a thin product stays in the nearest
         // cache.
         let size = problem.dtype.size() as f64;
         let reads = groups as f64 * steps * size * (depth * (tm + tn)) as f64;
-        let thin = matches!(self, Core::Direct { .. });
         let first = if thin { 1.0 } else { (problem.operand_bytes() / reads).min(1.0) };
         let latency = LATENCY[0] + first * (LATENCY[1] - LATENCY[0]);
         let cached = if thin { 0.0 } else { reads / (CACHE * class.bytes_s) };
         let alone = latency.max(computed) + HIDDEN * latency.min(computed) + barrier;
         // Few threads have too little under way for the memory's whole rate.
-        let reading = if let Core::Direct { .. } = self { groups * threads } else { class.in_flight() };
+        let reading = if thin { groups * threads } else { class.in_flight() };
         let rate = class.bytes_s * (reading as f64 / class.in_flight() as f64).min(1.0);
         let moved = (problem.operand_bytes() + problem.result_bytes()) / rate;
         let busy = most as f64 * steps * computed;
         class.dispatch + busy.max(rounds * steps * alone).max(moved).max(cached) + HIDDEN * cached
     }
+}
+
+/// The least seconds of a dispatch that reads the operands of a product.
+pub(super) fn read(class: &DeviceClass, problem: &Problem) -> f64 {
+    class.dispatch + problem.operand_bytes() / class.bytes_s
 }
 
 /// Seconds of the pass that adds up `parts` results of a product.

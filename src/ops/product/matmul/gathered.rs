@@ -1,6 +1,5 @@
 //! Gradients of a layer's weight and bias that arrive one chunk of rows at a time.
 
-use super::parts::Cut;
 use super::product::{Product, Right};
 use crate::dtype::DType;
 use crate::tensor::Tensor;
@@ -17,25 +16,25 @@ impl Outer {
         if rows == 0 {
             return;
         }
-        let (turned, b) = (a.contiguous().t(), b.contiguous());
+        let (gpu, turned, b) = (a.gpu(), a.contiguous().t(), b.contiguous());
         let product = Product::new(op, &turned, Right::Tensor(&b));
-        let first = self.0.is_none();
-        let sums = self.0.take().unwrap_or_else(|| {
-            let one = Tensor::empty(a.gpu(), op, [m, n], DType::F32);
-            let prepared = product.prepare(&one);
-            let cut = Cut::of(a.gpu().class(), &prepared.problem).filter(|cut| prepared.takes(*cut, a.gpu()));
-            let parts = cut.map_or(1, |cut| cut.parts);
-            Tensor::empty(a.gpu(), op, [parts, m, n], DType::F32)
-        });
-        // A later chunk that is shorter has shorter parts, or fewer of them.
-        let cut = Cut::into(rows, sums.shape()[0]);
-        let own = sums.slice(0, 0..cut.parts);
-        let one = own.slice(0, 0..1).squeeze(0);
-        let prepared = product.prepare(&one);
-        if cut.parts > 1 && prepared.takes(cut, a.gpu()) {
-            product.write_parts(&prepared, cut, &own, !first);
-        } else {
-            Product { accumulate: !first, ..product }.launch(&one);
+        let prepared = product.prepare(&[m, n]);
+        let accumulate = self.0.is_some();
+        // A later chunk that is shorter has shorter parts, or fewer of them. If it has none, it goes to the first part.
+        let (sums, cut) = match self.0.take() {
+            Some(sums) => {
+                let parts = sums.shape()[0];
+                (sums, prepared.cut_into(parts, gpu).filter(|_| parts > 1))
+            }
+            None => {
+                let cut = prepared.cut(gpu);
+                let parts = cut.map_or(1, |(cut, _)| cut.parts);
+                (Tensor::empty(gpu, op, [parts, m, n], DType::F32), cut)
+            }
+        };
+        match cut {
+            Some(cut) => product.write_parts(&prepared, cut, &sums.slice(0, 0..cut.0.parts), accumulate),
+            None => Product { accumulate, ..product }.launch(&sums.slice(0, 0..1).squeeze(0)),
         }
         self.0 = Some(sums);
     }

@@ -66,6 +66,11 @@ impl Cut {
             let join = if cut.parts > 1 { cost::join(class, problem, cut.parts) } else { 0.0 };
             core.seconds(class, &part) + join
         };
+        // Below this no number of parts from here on can be, as more parts take longer to add up.
+        let least = |cut: &Cut| match on_cpu {
+            true => 0.0,
+            false => cost::read(class, problem) + cost::join(class, problem, cut.parts),
+        };
         let whole = Cut { parts: 1, len: problem.k };
         let mut best = (seconds(&whole), whole);
         // Numbers of parts are 2, 3, 4, 6, 8, 12 and so on: few to try, and the same for similar sizes.
@@ -73,7 +78,8 @@ impl Cut {
             // On a GPU a short part more costs little, while parts that are an eighth longer cost an eighth.
             let nearest = ((problem.k + parts * STEP / 2) / (parts * STEP)).max(1) * STEP;
             let cut = if on_cpu { Cut::into(problem.k, parts) } else { Cut::with(problem.k, nearest) };
-            if !affordable(&cut) || parts > 2 * problem.k.div_ceil(STEP) {
+            let last = parts > 2 * problem.k.div_ceil(STEP);
+            if last || least(&cut) >= GAIN * best.0 || !affordable(&cut) {
                 break;
             }
             let took = seconds(&cut);

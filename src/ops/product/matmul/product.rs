@@ -167,6 +167,7 @@ pub(in crate::ops) enum Rows<'a> {
 /// batches; if a thread's loops are too long, the inner axis is split into pieces. Each half or piece is launched in the
 /// same way, and is never cut into parts. The table's kernel decides about parts and halves, the kernel that is
 /// dispatched (a measured one, if there is one) about pieces.
+#[derive(Clone, Copy)]
 pub(in crate::ops) struct Product<'a> {
     pub op: &'static str,
     pub lhs: &'a Tensor,
@@ -186,14 +187,13 @@ impl<'a> Product<'a> {
         Product { op, lhs, rhs, rows: Rows::All, epilogue, accumulate: false, before: None, slope: None }
     }
 
-    /// Returns `m`, `n` and `k` of the product whose result is `y`.
-    pub fn sizes(&self, y: &Tensor) -> [usize; 3] {
-        let axes = y.shape().len();
+    /// Returns `m`, `n` and `k` of the product whose result has this shape.
+    pub fn sizes(&self, y: &[usize]) -> [usize; 3] {
         let m = match self.rows {
-            Rows::All => y.shape()[axes - 2],
+            Rows::All => y[y.len() - 2],
             Rows::Gathered(list) | Rows::Scattered { list, .. } => list.count(),
         };
-        [m, y.shape()[axes - 1], self.lhs.shape()[self.lhs.shape().len() - 1]]
+        [m, y[y.len() - 1], self.lhs.shape()[self.lhs.shape().len() - 1]]
     }
 
     /// Whether results are stored without an epilogue.
@@ -203,10 +203,10 @@ impl<'a> Product<'a> {
         plain && self.before.is_none() && self.slope.is_none()
     }
 
-    /// Determines how the kernel will read its operands, and the problem by which it is chosen.
-    pub fn prepare(&self, y: &Tensor) -> Prepared {
-        let (gpu, axes) = (y.gpu(), y.shape().len());
-        let batch = Shape::new(&y.shape()[..axes - 2]);
+    /// Determines how the kernel will read its operands for a result of this shape, and the problem by which it is chosen.
+    pub fn prepare(&self, y: &[usize]) -> Prepared {
+        let gpu = self.lhs.gpu();
+        let batch = Shape::new(&y[..y.len() - 2]);
         let [m, n, k] = self.sizes(y);
         let mut left = operand(self.lhs, &batch, false);
         let mut reads: Vec<(&'static str, Part)> = Vec::with_capacity(8);

@@ -30,11 +30,10 @@ impl Core {
         let coops = problem.coop.map_or(vec![], |size| coop(class, size));
         let tiles = if coops.is_empty() { &TILES[..] } else { &coops[..] };
         // The largest tile that takes little more than the least time: it reads operands less often.
-        let fitting = tiles.iter().copied().filter(|core| fits_grid(core, problem));
-        let timed: Vec<(f64, Core)> = fitting.map(|core| (core.seconds(class, problem), core)).collect();
-        let least = timed.iter().map(|(seconds, _)| *seconds).fold(f64::INFINITY, f64::min);
-        let good = timed.iter().find(|(seconds, _)| *seconds <= 1.03 * least);
-        good.map_or(tiles[0], |(_, core)| *core)
+        let seconds =
+            |core: &Core| if fits_grid(core, problem) { core.seconds(class, problem) } else { f64::INFINITY };
+        let least = tiles.iter().map(seconds).fold(f64::INFINITY, f64::min);
+        tiles.iter().copied().find(|core| seconds(core) <= 1.03 * least).unwrap_or(tiles[0])
     }
 
     /// Every kernel worth measuring for this problem, with the table's choice first.
@@ -151,7 +150,7 @@ pub(super) fn coop(class: &DeviceClass, size: usize) -> Vec<Core> {
     let large = Coop { size, tile: [128, 128], depth: 32, part, stages: 2, words };
     let small = Coop { tile: [64, 64], depth: 64, part: [32, 32], ..large };
     let least = 2 * size;
-    let least = Coop { tile: [2 * least; 2], depth: least, part: [least; 2], words: true, ..large };
+    let least = Coop { tile: [2 * least; 2], depth: least, part: [least; 2], ..large };
     let tiles = if class.lanes < FEWEST_LANES { vec![least] } else { vec![large, small] };
     let stages = |tile: Coop| [tile, Coop { stages: 1, ..tile }].into_iter().find(|coop| coop.fits(class));
     tiles.into_iter().filter_map(stages).map(Core::Coop).collect()

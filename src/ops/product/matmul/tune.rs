@@ -52,7 +52,7 @@ fn whole(a: &Tensor, b: &Tensor, core: Core) -> Tensor {
     let [batch, m, n] = [a.shape()[0], a.shape()[1], b.shape()[2]];
     let y = Tensor::empty(a.gpu(), "matmul", [batch, m, n], DType::F32);
     let product = Product::new("matmul", a, Right::Tensor(b));
-    product.dispatch(&y, &product.prepare(&y), core);
+    product.dispatch(&y, &product.prepare(y.shape()), core);
     y
 }
 

@@ -11,17 +11,29 @@ use crate::gpu::Gpu;
 use crate::tensor::Tensor;
 
 impl Prepared {
-    /// Whether a thread's loops are short enough for parts of this length.
-    pub fn takes(&self, cut: Cut, gpu: &Gpu) -> bool {
+    /// The kernel for the parts of a cut, or `None` if a thread's loops would be too long.
+    fn core_of(&self, cut: Cut, gpu: &Gpu) -> Option<Core> {
         let core = choose(gpu, &cut.part_of(&self.problem));
-        cut.len <= core.longest(self.load.as_ref().map_or(0, |load| load.turns))
+        (cut.len <= core.longest(self.load.as_ref().map_or(0, |load| load.turns))).then_some(core)
+    }
+
+    /// How to cut the inner axis, and the kernel for the parts. `None` if one part is best.
+    pub fn cut(&self, gpu: &Gpu) -> Option<(Cut, Core)> {
+        let cut = Cut::of(gpu.class(), &self.problem)?;
+        Some((cut, self.core_of(cut, gpu)?))
+    }
+
+    /// The cut into at most so many parts, and the kernel for them.
+    pub fn cut_into(&self, parts: usize, gpu: &Gpu) -> Option<(Cut, Core)> {
+        let cut = Cut::into(self.problem.k, parts);
+        Some((cut, self.core_of(cut, gpu)?))
     }
 }
 
 impl Product<'_> {
     /// Computes the product into `y`, in one dispatch or, if there are few tiles, in parts of the inner axis.
     pub fn write(self, y: &Tensor) {
-        let [m, n, k] = self.sizes(y);
+        let [m, n, k] = self.sizes(y.shape());
         if m * n == 0 || y.count() == 0 {
             return;
         }
@@ -41,10 +53,10 @@ impl Product<'_> {
             right = self.rhs.made();
             Product { rhs: Right::Tensor(&right), ..self }
         };
-        let prepared = product.prepare(y);
-        match Cut::of(y.gpu().class(), &prepared.problem) {
-            Some(cut) if prepared.takes(cut, y.gpu()) => product.in_parts(y, &prepared, cut),
-            _ => product.launch_prepared(y, &prepared),
+        let prepared = product.prepare(y.shape());
+        match prepared.cut(y.gpu()) {
+            Some(cut) => product.in_parts(y, &prepared, cut),
+            None => product.launch_prepared(y, &prepared),
         }
     }
 
@@ -61,7 +73,7 @@ impl Product<'_> {
     }
 
     /// Computes the products of the parts of the inner axis, then their sum.
-    fn in_parts(self, y: &Tensor, prepared: &Prepared, cut: Cut) {
+    fn in_parts(self, y: &Tensor, prepared: &Prepared, (cut, core): (Cut, Core)) {
         let problem = &prepared.problem;
         let Problem { batch, m, n, k, .. } = *problem;
         let sums = Tensor::empty(y.gpu(), self.op, [batch * cut.parts, m, n], DType::F32);
@@ -77,55 +89,45 @@ impl Product<'_> {
                 let some = Product { lhs: &lhs, rhs: Right::Tensor(&rhs), ..self };
                 let cut = Cut { parts: own.len().div_ceil(cut.len), ..cut };
                 let to = sums.slice(0, first..first + cut.parts);
-                some.write_parts(&some.prepare(&to.slice(0, 0..1).squeeze(0)), cut, &to, false);
+                some.write_parts(&some.prepare(y.shape()), (cut, core), &to, false);
             }
         } else {
-            self.write_parts(prepared, cut, &sums, false);
+            self.write_parts(prepared, (cut, core), &sums, false);
         }
         self.join(&sums, y, problem, cut);
     }
 
     /// Computes the product into parts that are still to be added up. `shape` is that of the result, `[m, n]` or
-    /// `[batch, m, n]`. Returns `[.., parts, m, n]` and the number of parts.
+    /// `[batch, m, n]`. Returns `[batch * parts, m, n]` and the number of parts.
     pub fn sums(self, shape: &[usize]) -> (Tensor, usize) {
-        let axes = shape.len();
-        let y = |parts: usize| {
-            let mut sizes = shape.to_vec();
-            sizes[0] *= if axes > 2 { parts } else { 1 };
-            if axes == 2 && parts > 1 {
-                sizes.insert(0, parts);
-            }
-            Tensor::empty(self.lhs.gpu(), self.op, &sizes[..], DType::F32)
-        };
-        let one = y(1);
-        let prepared = self.prepare(&one);
-        let class = one.gpu().class();
-        match Cut::of(class, &prepared.problem) {
-            Some(cut) if prepared.takes(cut, one.gpu()) && prepared.problem.launches(class) == 1 => {
-                let sums = y(cut.parts);
-                self.write_parts(&prepared, cut, &sums, false);
+        let (gpu, prepared) = (self.lhs.gpu(), self.prepare(shape));
+        let Problem { batch, m, n, .. } = prepared.problem;
+        let new = |shape: &[usize]| Tensor::empty(gpu, self.op, shape, DType::F32);
+        match prepared.cut(gpu).filter(|_| prepared.problem.launches(gpu.class()) == 1) {
+            Some((cut, core)) => {
+                let sums = new(&[batch * cut.parts, m, n]);
+                self.write_parts(&prepared, (cut, core), &sums, false);
                 (sums, cut.parts)
             }
-            _ => {
-                self.launch_prepared(&one, &prepared);
-                (one, 1)
+            None => {
+                let whole = new(shape);
+                self.launch_prepared(&whole, &prepared);
+                (whole.reshape([batch, m, n]), 1)
             }
         }
     }
 
     /// Writes the product of each part to `sums [.., parts, m, n]`, or adds it.
-    pub fn write_parts(&self, prepared: &Prepared, cut: Cut, sums: &Tensor, accumulate: bool) {
-        let core = choose(sums.gpu(), &cut.part_of(&prepared.problem));
-        debug_assert!(prepared.takes(cut, sums.gpu()));
+    pub fn write_parts(&self, prepared: &Prepared, cut: (Cut, Core), sums: &Tensor, accumulate: bool) {
         // Rows are scattered as the sums are stored.
         let rows = if matches!(self.rows, Rows::Scattered { .. }) { Rows::All } else { self.rows };
         let inner = Product { rows, accumulate, ..Product::new(self.op, self.lhs, self.rhs) };
-        inner.dispatch_parts(sums, prepared, core, cut);
+        inner.dispatch_parts(sums, prepared, cut.1, cut.0);
     }
 
     /// Computes the product with the kernel chosen for it, in one dispatch unless a limit forbids it.
     pub fn launch(self, y: &Tensor) {
-        let prepared = self.prepare(y);
+        let prepared = self.prepare(y.shape());
         self.launch_prepared(y, &prepared);
     }
 
@@ -174,7 +176,7 @@ impl Product<'_> {
     /// the second half, so it starts at a multiple of 64 elements of the result, of lists and of gates.
     fn middle(&self, y: &Tensor) -> Option<usize> {
         if y.shape().len() == 2 {
-            let rows = self.sizes(y)[0];
+            let rows = self.sizes(y.shape())[0];
             return (rows >= 256).then(|| (rows / 2).next_multiple_of(128));
         }
         let (size, step) = (y.shape()[0], y.count() / y.shape()[0].max(1));
@@ -189,7 +191,7 @@ impl Product<'_> {
     fn in_halves(self, y: &Tensor, half: usize) {
         let axes = y.shape().len();
         let right = self.rhs.made();
-        let size = if axes == 2 { self.sizes(y)[0] } else { y.shape()[0] };
+        let size = if axes == 2 { self.sizes(y.shape())[0] } else { y.shape()[0] };
         for own in [0..half, half..size] {
             let of = |x: &Tensor| x.slice(0, own.clone());
             let [list, gate] = match self.rows {

@@ -117,6 +117,26 @@ fn timed() -> Vec<Case> {
     ]
 }
 
+/// Kernels of each kind, because an adapter by itself uses only some of them.
+const SINGLE: Kernels = Kernels::of_splits([[1, 1], [1, 1], [1, 1]]);
+const SEVERAL: Kernels = Kernels::of_splits([[4, 1], [2, 1], [2, 1]]);
+const SHARED: Kernels = Kernels::of_splits([[1, 2], [1, 4], [1, 8]]);
+const BOTH: Kernels = Kernels::of_splits([[4, 4], [2, 2], [2, 4]]);
+
+/// Kernels with tiles, by the rows per thread of the three passes.
+const fn tiled([forward, queries, keys]: [usize; 3]) -> Kernels {
+    Kernels {
+        forward: Kernel::Tiled { tall: forward },
+        queries: Kernel::Tiled { tall: queries },
+        keys: Kernel::Tiled { tall: keys },
+    }
+}
+
+/// The kernel for few rows, with tiles for the gradients.
+const fn few(rows: usize) -> Kernels {
+    Kernels { forward: Kernel::Few { rows }, ..tiled([1, 1, 1]) }
+}
+
 pub(in crate::ops) fn cases() -> Vec<Case> {
     let mut all = timed();
     // [batch, heads, kv_heads, tokens_q, tokens_k, head_dim]
@@ -124,7 +144,7 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
                    [b, h, g, tq, tk, d]: [usize; 6],
                    mask: Option<Input>,
                    causal: bool,
-                   tile: Option<Tile>,
+                   kernels: Option<Kernels>,
                    splits: Option<usize>| {
         let mut inputs =
             vec![Input::normal([b, h, tq, d]), Input::normal([b, g, tk, d]), Input::normal([b, g, tk, d])];
@@ -139,9 +159,7 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
                     None if causal => Mask::Causal,
                     None => Mask::None,
                 };
-                let tile =
-                    tile.unwrap_or_else(|| Tile::of(x[0].gpu().class(), d, x[0].shape()[2], x[1].shape()[2]));
-                attend([&x[0], &x[1], &x[2]], &mask, scale, tile, splits)
+                attend([&x[0], &x[1], &x[2]], &mask, scale, kernels, splits)
             },
             move |x| attention64(x, causal, scale as f64),
         );
@@ -174,7 +192,7 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
         both,
         None,
     );
-    let four = Some(4);
+    let (four, three) = (Some(4), Some(3));
     add("one query, keys in parts", [2, 4, 1, 1, 67, 8], None, true, single, four);
     add("queries, keys in parts", [1, 6, 2, 3, 37, 8], None, true, single, four);
     add("queries, keys in parts", [1, 4, 2, 11, 27, 8], None, true, several, four);
@@ -217,6 +235,27 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
     let hidden = vec![low, 0.5, -1.0, low, low, low, 0.25, -1e32, low];
     let hidden = Input::normal([1, 1, 3, 3]).fill(Fill::Values(hidden)).fixed();
     add("mask of minus infinity", [2, 2, 1, 3, 3, 4], Some(hidden), false, None, None);
+    let large = Some(tiled([8, 8, 4]));
+    add("one token, tiles", [1, 1, 1, 1, 1, 4], None, true, large, None);
+    add("tiles, causal", [1, 1, 1, 70, 70, 20], None, true, large, None);
+    add("tiles, causal", [1, 1, 1, 35, 35, 64], None, true, Some(tiled([8, 4, 4])), None);
+    add("tiles, causal grouped", [1, 4, 2, 37, 37, 12], None, true, large, None);
+    add("tiles, all keys", [1, 2, 1, 21, 67, 12], None, false, Some(tiled([4, 2, 2])), None);
+    add("tiles, earlier keys", [2, 1, 1, 35, 75, 8], None, true, Some(tiled([2, 1, 4])), None);
+    add("tiles, rows that see nothing", [1, 2, 2, 39, 10, 24], None, true, Some(tiled([4, 4, 1])), None);
+    add("tiles, keys in parts", [1, 2, 1, 19, 99, 20], None, true, Some(tiled([1, 2, 4])), three);
+    add("tiles, a wide head", [1, 1, 1, 11, 35, 100], None, true, Some(tiled([4, 2, 2])), None);
+    add("tiles, the widest head", [1, 1, 1, 3, 9, 250], None, true, Some(tiled([2, 1, 1])), None);
+    let mask = Some(Input::normal([2, 4, 11, 35]).fixed());
+    add("tiles, mask", [2, 4, 2, 11, 35, 12], mask, false, large, None);
+    let mask = Some(Input::normal([1, 4, 1, 70]).fixed());
+    add("tiles, mask in parts", [1, 4, 2, 9, 70, 20], mask, false, Some(tiled([2, 1, 1])), three);
+    add("few rows, one query", [1, 8, 2, 1, 140, 20], None, true, Some(few(4)), three);
+    add("few rows, queries", [2, 2, 1, 3, 70, 20], None, true, Some(few(8)), None);
+    add("few rows, rows that see nothing", [1, 2, 2, 7, 4, 64], None, true, Some(few(8)), None);
+    add("few rows, a wide head", [1, 1, 1, 2, 67, 132], None, true, Some(few(2)), Some(2));
+    let mask = Some(Input::normal([1, 2, 2, 130]).fixed());
+    add("few rows, mask", [1, 2, 2, 2, 130, 24], mask, false, Some(few(2)), Some(2));
     let views = vec![Input::normal([2, 5, 4, 8]), Input::normal([2, 7, 2, 8]), Input::normal([2, 7, 2, 8])];
     all.push(
         Case::new(
@@ -238,6 +277,38 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
         )
         .ulps(64.0, 64.0)
         .grad_floor(16.0),
+    );
+    let slices = vec![Input::normal([1, 21, 8 * 24])];
+    all.push(
+        Case::new(
+            "slices of one product",
+            slices,
+            |x| {
+                // Four query heads, then two heads each of keys and values.
+                let heads = |first: usize, count: usize| {
+                    let all = x[0].reshape([1, 21, 8, 24]);
+                    all.slice(2, first..first + count).permute(&[0, 2, 1, 3])
+                };
+                let y = heads(0, 4).attention(&heads(4, 2), &heads(6, 2), &Mask::Causal);
+                y.permute(&[0, 2, 1, 3]).reshape([1, 21, 96])
+            },
+            |x| {
+                let heads = |first: usize, count: usize| {
+                    Array::from_fn([1, count, 21, 24], |i| {
+                        let (d, token, head, entry) =
+                            (i % 24, i / 24 % 21, i / 24 / 21 % count, i / 24 / 21 / count);
+                        x[0].data[((entry * 21 + token) * 8 + first + head) * 24 + d]
+                    })
+                };
+                let y = attention64(&[heads(0, 4), heads(4, 2), heads(6, 2)], true, 1.0 / 24f64.sqrt());
+                Array::from_fn([1, 21, 96], |i| {
+                    let (d, head, token, entry) = (i % 24, i / 24 % 4, i / 96 % 21, i / 96 / 21);
+                    y.data[((entry * 4 + head) * 21 + token) * 24 + d]
+                })
+            },
+        )
+        .ulps(64.0, 64.0)
+        .grad_floor(4.0 * 24f64.sqrt()),
     );
     let half = [[1, 2, 5, 8], [1, 1, 6, 8], [1, 1, 6, 8]].map(|s| Input::normal(s).dtype(DType::F16));
     all.push(

@@ -1,0 +1,170 @@
+//! What the driver keeps of compiled kernels, in a file of the user's cache folder. Only Vulkan offers this.
+//!
+//! The file begins with a line that names the adapter and the driver, then has a hash of the rest, then the driver's
+//! bytes. A file that is broken, of another driver or too large is ignored without a word, and later replaced: it only
+//! saves time. Many drivers keep such a cache of their own as well.
+
+use super::{AdapterSummary, lock};
+use crate::files;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use twox_hash::XxHash3_128;
+
+/// The largest file. Drivers never remove anything, so a file that would become larger is begun anew.
+const MOST: usize = 64 << 20;
+/// A cache without kernels has at most so many bytes: wgpu's head of 64 and Vulkan's of 32.
+const EMPTY: usize = 96;
+/// The bytes of the hash.
+const HASH: usize = 16;
+
+/// The cache of one device.
+pub(crate) struct DriverCache {
+    raw: wgpu::PipelineCache,
+    file: PathBuf,
+    /// The file's first line.
+    head: String,
+    /// The hash of the bytes that the file was last seen with.
+    known: Mutex<u128>,
+}
+
+impl DriverCache {
+    /// Opens the cache of a device that was opened with `wgpu::Features::PIPELINE_CACHE`. `None` if the adapter has no
+    /// name for its file, or the driver refuses.
+    pub fn open(
+        device: &wgpu::Device,
+        info: &wgpu::AdapterInfo,
+        summary: &AdapterSummary,
+        folder: &Path,
+    ) -> Option<DriverCache> {
+        let file = folder.join(format!("{}.bin", wgpu::util::pipeline_cache_key(info)?));
+        let head = format!("tiebeam pipelines 1 {}; {}\n", summary.name, summary.driver);
+        let data = read(&file, &head);
+        let known = data.as_deref().map_or(0, XxHash3_128::oneshot);
+        let scopes =
+            [wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal];
+        let scopes = scopes.map(|filter| device.push_error_scope(filter));
+        let descriptor =
+            wgpu::PipelineCacheDescriptor { label: Some("tiebeam"), data: data.as_deref(), fallback: true };
+        // SAFETY: the bytes must be what `get_data` returned. They come from a file that only `save` below writes, in a
+        // folder that only the user may write, under a hash and the names of this adapter and driver. wgpu compares the
+        // driver's own mark in them too, and the driver its version.
+        let raw = unsafe { device.create_pipeline_cache(&descriptor) };
+        // The last scope is the innermost.
+        let errors = scopes.into_iter().rev().filter_map(|scope| pollster::block_on(scope.pop()));
+        let error = errors.fold(None, |first: Option<wgpu::Error>, error| first.or(Some(error)));
+        match error {
+            Some(error) => {
+                tracing::debug!(%error, "no driver's cache");
+                None
+            }
+            None => Some(DriverCache { raw, file, head, known: Mutex::new(known) }),
+        }
+    }
+
+    pub fn raw(&self) -> &wgpu::PipelineCache {
+        &self.raw
+    }
+
+    /// Writes what the driver has now, if that is new. A file that cannot be written costs time only, in a later run.
+    pub fn save(&self) {
+        let Some(data) = self.raw.get_data().filter(|data| data.len() > EMPTY) else { return };
+        let hash = XxHash3_128::oneshot(&data);
+        let mut known = lock(&self.known);
+        if *known == hash {
+            return;
+        }
+        *known = hash;
+        if let Err(error) = write(&self.file, &self.head, &data) {
+            tracing::debug!(%error, "the driver's cache was not written");
+        }
+    }
+}
+
+/// Returns the driver's bytes in a file, if it is whole and of this head.
+fn read(file: &Path, head: &str) -> Option<Vec<u8>> {
+    let length = std::fs::metadata(file).ok().filter(std::fs::Metadata::is_file)?.len();
+    let mut bytes = (length <= MOST as u64).then(|| std::fs::read(file).ok()).flatten()?;
+    let rest = bytes.strip_prefix(head.as_bytes())?;
+    let (hash, data) = rest.split_first_chunk::<HASH>()?;
+    if u128::from_le_bytes(*hash) != XxHash3_128::oneshot(data) {
+        return None;
+    }
+    Some(bytes.split_off(head.len() + HASH))
+}
+
+/// Replaces a file as a whole. Bytes that are too many remove it instead, so that the next run begins anew.
+fn write(file: &Path, head: &str, data: &[u8]) -> crate::error::Result<()> {
+    if head.len() + HASH + data.len() > MOST {
+        let _ = std::fs::remove_file(file);
+        return Ok(());
+    }
+    if let Some(folder) = file.parent() {
+        let _ = std::fs::create_dir_all(folder);
+    }
+    let hash = XxHash3_128::oneshot(data).to_le_bytes();
+    files::replace_with(file, [head.as_bytes(), &hash, data].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::{Feature, Gpu, Options};
+
+    /// Whatever is in the file: the device opens and computes.
+    #[test]
+    fn a_device_opens_beside_a_broken_file() {
+        let folder = files::scratch::Folder::new("driver_cache");
+        let open = |without: Vec<Feature>| {
+            Gpu::open_with(Options::default().cache(Some(folder.to_path_buf())).without(without)).unwrap()
+        };
+        let gpu = open(vec![]);
+        let Some(cache) = gpu.0.compiler.cache() else {
+            assert!(!gpu.adapter().features.contains(&"pipeline-cache"));
+            return;
+        };
+        let (file, head) = (cache.file.clone(), cache.head.clone());
+        assert!(
+            file.starts_with(&*folder) && open(vec![Feature::PipelineCache]).0.compiler.cache().is_none()
+        );
+        // The second passes our own check, so that wgpu sees it, and the third has wgpu's mark as well.
+        let made = cache.raw.get_data().unwrap_or_default();
+        let (torn, foreign) = (b"torn".to_vec(), b"WGPUPLCH and nothing more".to_vec());
+        let cut = made[..made.len().min(70)].to_vec();
+        std::fs::write(&file, torn).unwrap();
+        for bytes in [None, Some(foreign), Some(cut), Some(made)] {
+            bytes.iter().for_each(|bytes| write(&file, &head, bytes).unwrap());
+            let gpu = open(vec![]);
+            assert!(gpu.take_fault().is_none() && gpu.0.compiler.cache().is_some());
+            let x = gpu.upload("test", &[7; 16], 16);
+            assert_eq!(gpu.read(&x, 0, 16).unwrap(), [7; 16]);
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_only_if_it_is_whole_and_of_this_driver() {
+        let scratch = files::scratch::Folder::new("driver_cache");
+        let file = scratch.join("deeper/cache.bin");
+        let (head, data) = ("tiebeam pipelines 1 card; driver 7\n", vec![7u8; 1000]);
+        assert_eq!(read(&file, head), None, "no file");
+        write(&file, head, &data).unwrap();
+        assert_eq!(read(&file, head), Some(data.clone()));
+        assert_eq!(read(&file, "tiebeam pipelines 1 card; driver 8\n"), None);
+        let whole = std::fs::read(&file).unwrap();
+        for length in [0, 5, head.len(), head.len() + HASH, whole.len() - 1] {
+            std::fs::write(&file, &whole[..length]).unwrap();
+            assert_eq!(read(&file, head), None, "{length} bytes");
+        }
+        for at in [0, head.len() + 3, whole.len() - 1] {
+            let mut broken = whole.clone();
+            broken[at] ^= 1;
+            std::fs::write(&file, &broken).unwrap();
+            assert_eq!(read(&file, head), None, "byte {at}");
+        }
+        std::fs::write(&file, [&whole[..], b"more"].concat()).unwrap();
+        assert_eq!(read(&file, head), None, "longer than it was");
+        write(&file, head, &vec![0; MOST]).unwrap();
+        assert!(!file.exists(), "too large a cache is begun anew");
+        std::fs::write(&file, vec![0; MOST + 1]).unwrap();
+        assert_eq!(read(&file, head), None);
+    }
+}

@@ -1,0 +1,137 @@
+//! The gradients of attention.
+
+use super::kernels::{Kernels, Pass};
+use super::sizes::{Places, Sizes, readable, room, steps, storage};
+use crate::dtype::DType;
+use crate::gpu::Gpu;
+use crate::gpu::kernel::{Launch, Work, grid};
+use crate::shape::Shape;
+use crate::tape::{Op, Saved, Sink};
+use crate::tensor::Tensor;
+
+/// Attention without queries or keys, with the shapes of its inputs.
+pub(super) struct Nothing(pub [Shape; 3]);
+
+impl Op for Nothing {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        self.0.iter().enumerate().for_each(|(i, shape)| sink.add(i, Tensor::zeros(dy.gpu(), *shape)));
+    }
+}
+
+/// Attention as it was computed.
+pub(super) struct Attention {
+    pub sizes: Sizes,
+    pub kernels: Kernels,
+    pub q: Saved,
+    pub k: Saved,
+    pub v: Saved,
+    pub y: Saved,
+    pub lse: Tensor,
+    pub mask: Option<Saved>,
+}
+
+impl Op for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        let op = self.name();
+        let dy = readable(dy);
+        let [q, k, v, y] = [&self.q, &self.k, &self.v, &self.y].map(|saved| saved.get(op));
+        let mask = self.mask.as_ref().map(|saved| saved.get(op));
+        let places = Places {
+            q: steps(q),
+            k: steps(k),
+            v: steps(v),
+            y: steps(y),
+            dy: steps(&dy),
+            ..self.sizes.places
+        };
+        let sizes = Sizes { places, ..self.sizes };
+        let stats = self.stats(&sizes, &dy, y);
+        let inputs = Inputs { q, k, v, dy: &dy, stats: &stats, mask };
+        if sink.needs(0) {
+            let dq = room(op, q);
+            let sizes = Sizes { places: Places { dq: steps(&dq), ..places }, ..sizes };
+            self.walk(&sizes, Pass::Queries, &inputs, &[("dq", &dq)]);
+            sink.add(0, dq);
+        }
+        if sink.needs(1) || sink.needs(2) {
+            // Both have k's order, although v may have another.
+            let [dk, dv] = [(); 2].map(|()| room(op, k));
+            let sizes = Sizes { places: Places { dk: steps(&dk), ..places }, ..sizes };
+            self.walk(&sizes, Pass::Keys, &inputs, &[("dk", &dk), ("dv", &dv)]);
+            sink.add(1, dk);
+            sink.add(2, dv);
+        }
+    }
+}
+
+impl Attention {
+    /// Computes each row's log-sum-exp and `delta`.
+    fn stats(&self, sizes: &Sizes, dy: &Tensor, y: &Tensor) -> Tensor {
+        let gpu: &Gpu = y.gpu();
+        let rows = sizes.pairs * sizes.rows();
+        let stats = Tensor::empty(gpu, self.name(), [rows, 2], DType::F32);
+        let source = Kernels::delta(sizes.head_dim);
+        // The rows of all pairs together, 64 per workgroup.
+        let launch = sizes.launch(&source, "delta", grid(rows.div_ceil(64)), 1).set("row_blocks", 0u32);
+        let launch = launch.bind("y", storage(y)).bind("lse", &self.lse).bind("dy", storage(dy));
+        gpu.launch(launch.bind_mut("row_stats", &stats).turns(sizes.head_dim / 4));
+        stats
+    }
+
+    /// Computes `results` by as many launches as their walks over keys or queries need.
+    fn walk(&self, sizes: &Sizes, pass: Pass, inputs: &Inputs, results: &[(&'static str, &Tensor)]) {
+        let gpu = inputs.q.gpu();
+        let (kernel, items, size, heads) = match pass {
+            Pass::Keys => (self.kernels.keys, sizes.tokens_k, sizes.tokens_q, sizes.group),
+            _ => (self.kernels.queries, sizes.rows(), sizes.tokens_k, 1),
+        };
+        let source = kernel.source(pass, sizes.head_dim, inputs.mask.is_some());
+        let most = kernel.most(pass, sizes.head_dim) / heads;
+        let most = sizes.longest(gpu.class(), pass, size).min(most);
+        for walk in pieces(size, most, kernel.step()) {
+            let sizes = Sizes { walk, ..*sizes };
+            let length = walk[1] - walk[0];
+            // Every head of the group may take one more step.
+            let walked = (length + kernel.step()) * heads;
+            let flops = sizes.seen_flops(pass.products()) * length as f64 / size as f64;
+            let launch = inputs.bind(sizes.launch_over(&source, pass, kernel, (items, walked)));
+            let launch =
+                results.iter().fold(launch, |launch, (name, to)| launch.bind_mut(*name, storage(to)));
+            gpu.launch(launch.work(Work::flops(flops)));
+        }
+    }
+}
+
+/// The tensors that both gradients read.
+struct Inputs<'a> {
+    q: &'a Tensor,
+    k: &'a Tensor,
+    v: &'a Tensor,
+    dy: &'a Tensor,
+    stats: &'a Tensor,
+    mask: Option<&'a Tensor>,
+}
+
+impl Inputs<'_> {
+    fn bind<'a>(&self, launch: Launch<'a>) -> Launch<'a> {
+        let heads = [("q", self.q), ("k", self.k), ("v", self.v), ("dy", self.dy)];
+        let launch = heads.into_iter().fold(launch, |launch, (name, x)| launch.bind(name, storage(x)));
+        launch.bind("stats", self.stats).bind_some("mask", self.mask)
+    }
+}
+
+/// Cuts `size` into pieces and returns where each begins and ends. All but the last have the same length, a multiple of
+/// `step` and at most `most`.
+fn pieces(size: usize, most: usize, step: usize) -> impl Iterator<Item = [usize; 2]> {
+    // Leaves two steps for the work around the walk.
+    let span = (most.saturating_sub(2 * step) / step * step).max(step);
+    (0..size).step_by(span).map(move |first| [first, size.min(first + span)])
+}

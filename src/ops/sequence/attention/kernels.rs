@@ -1,0 +1,275 @@
+//! The kernels of attention, and the choice among them.
+
+use crate::gpu::kernel::MOST_TURNS;
+use crate::gpu::shader::Source;
+use crate::gpu::{DeviceClass, Tiles};
+
+/// The three passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pass {
+    /// The result.
+    Forward,
+    /// The gradient of the queries.
+    Queries,
+    /// The gradients of keys and values.
+    Keys,
+}
+
+impl Pass {
+    /// The kernel's entry.
+    pub fn entry(self) -> &'static str {
+        match self {
+            Pass::Forward => "forward",
+            Pass::Queries => "queries",
+            Pass::Keys => "keys",
+        }
+    }
+
+    /// Products over all pairs of a query and a key.
+    pub fn products(self) -> f64 {
+        match self {
+            Pass::Forward => 2.0,
+            Pass::Queries => 3.0,
+            Pass::Keys => 4.0,
+        }
+    }
+}
+
+/// A kernel of one pass. Its own rows are queries, or in the pass of the keys' gradients keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::ops) enum Kernel {
+    /// `attention`, `attention_backward`: a thread has whole rows, or parts of rows.
+    Rows(Split),
+    /// `attention_tiled`, `attention_tiled_backward`: blocks of rows against tiles in workgroup memory, with this many
+    /// rows per thread.
+    Tiled { tall: usize },
+    /// `attention_few`: up to eight rows of queries, and a part of the keys per workgroup.
+    Few { rows: usize },
+}
+
+/// How `attention` divides work: a thread has `each` rows, which it shares with `parts - 1` other threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::ops) struct Split {
+    pub each: usize,
+    pub parts: usize,
+}
+
+/// The vectors of a head that are in workgroup memory at a time, and the chunks of this size that make up a head.
+fn chunks(head_dim: usize) -> [usize; 2] {
+    let vectors = head_dim / 4;
+    let chunk = if vectors <= 8 { 8 } else { 16 };
+    [chunk, vectors.div_ceil(chunk)]
+}
+
+/// Vectors of a head, filled up to whole chunks.
+fn width(head_dim: usize) -> usize {
+    chunks(head_dim).iter().product()
+}
+
+impl Kernel {
+    /// Rows of a workgroup.
+    pub fn rows(self) -> usize {
+        match self {
+            Kernel::Rows(Split { each, parts }) => 64 / parts * each,
+            Kernel::Tiled { tall } => 8 * tall,
+            Kernel::Few { rows } => rows,
+        }
+    }
+
+    /// Keys or queries that are walked in a step.
+    pub fn step(self) -> usize {
+        match self {
+            Kernel::Rows(_) => 4,
+            Kernel::Tiled { .. } => 32,
+            Kernel::Few { .. } => 64,
+        }
+    }
+
+    /// Turns of a thread before and after its walk, and in every step.
+    fn turns_of(self, pass: Pass, head_dim: usize) -> [usize; 2] {
+        let [chunk, chunks] = chunks(head_dim);
+        match self {
+            // If several threads share a head, every step also takes two joins per row.
+            Kernel::Rows(Split { each, parts }) => {
+                [0, 1 + if parts > 1 { 2 * each * (parts + 1) } else { 0 }]
+            }
+            Kernel::Tiled { tall } => {
+                let (scores, sums) = (chunk + 1, 9);
+                let step = match pass {
+                    Pass::Forward => scores + sums,
+                    Pass::Queries => 2 * scores + sums,
+                    Pass::Keys => 2 * scores + 2 * sums,
+                };
+                [tall * width(head_dim) / 8 + 2, 1 + chunks * step]
+            }
+            Kernel::Few { rows } => {
+                let groups = 64 / chunk;
+                [rows * width(head_dim) / 64 + 3 + chunks * rows * (groups + 1), 1 + chunks * (chunk + 1)]
+            }
+        }
+    }
+
+    /// Turns of a thread that walks this many keys or queries.
+    pub fn turns(self, pass: Pass, head_dim: usize, walked: usize) -> usize {
+        let [around, step] = self.turns_of(pass, head_dim);
+        around + walked.div_ceil(self.step()) * step
+    }
+
+    /// The most keys or queries that a thread may walk, a multiple of a step.
+    pub fn most(self, pass: Pass, head_dim: usize) -> usize {
+        let [around, step] = self.turns_of(pass, head_dim);
+        (MOST_TURNS - around) / step * self.step()
+    }
+
+    pub fn source(self, pass: Pass, head_dim: usize, masked: bool) -> Source {
+        let [chunk, chunks] = chunks(head_dim);
+        let forward = pass == Pass::Forward;
+        let tiles = |file, tall: usize| {
+            Source::file(file)
+                .u32("HEAD", head_dim as u32 / 4)
+                .u32("CHUNK", chunk as u32)
+                .u32("CHUNKS", chunks as u32)
+                .u32("TALL", tall as u32)
+        };
+        let source = match self {
+            Kernel::Rows(Split { each, parts }) => {
+                let file = if forward { "attention" } else { "attention_backward" };
+                let each_name = if pass == Pass::Keys { "COLUMNS" } else { "ROWS" };
+                Source::file(file)
+                    .u32("HEAD_DIM", head_dim as u32)
+                    .u32(each_name, each as u32)
+                    .u32("PARTS", parts as u32)
+                    .u32("SLOTS", 2 * each as u32)
+                    .slot("parts", if parts == 1 { "parts_one" } else { "parts_many" })
+            }
+            Kernel::Tiled { tall } => {
+                tiles(if forward { "attention_tiled" } else { "attention_tiled_backward" }, tall)
+            }
+            Kernel::Few { rows } => tiles("attention_few", rows),
+        };
+        source.slot("mask", if masked { "mask_add" } else { "mask_none" })
+    }
+
+    /// Heads are padded to a multiple of this, so that every thread has whole vectors.
+    fn multiple(self) -> usize {
+        if let Kernel::Rows(split) = self { 4 * split.parts } else { 4 }
+    }
+}
+
+/// The kernels of the three passes.
+#[derive(Clone, Copy)]
+pub(in crate::ops) struct Kernels {
+    pub forward: Kernel,
+    pub queries: Kernel,
+    pub keys: Kernel,
+}
+
+/// The sizes on which the choice depends: pairs of a batch entry and a key head, rows of queries and keys of each, and
+/// elements of a head.
+#[derive(Clone, Copy)]
+pub(super) struct Choice {
+    pub pairs: usize,
+    pub rows: usize,
+    pub keys: usize,
+    pub head_dim: usize,
+}
+
+/// Smaller heads leave most lanes of a tile idle.
+const LEAST_HEAD: usize = 17;
+/// The most rows of queries for `attention_few`.
+const FEW: usize = 8;
+/// 32-bit sums that a thread keeps, beside its scores.
+const SUMS: usize = 64;
+
+impl Kernels {
+    /// Kernels without tiles, by rows per thread and threads per row.
+    pub const fn of_splits([forward, queries, keys]: [[usize; 2]; 3]) -> Kernels {
+        const fn rows([each, parts]: [usize; 2]) -> Kernel {
+            Kernel::Rows(Split { each, parts })
+        }
+        Kernels { forward: rows(forward), queries: rows(queries), keys: rows(keys) }
+    }
+
+    /// The choice for a device of this class.
+    pub(super) fn of(class: &DeviceClass, choice: Choice) -> Kernels {
+        let Choice { rows, keys, head_dim, .. } = choice;
+        if class.has_many_registers() {
+            return Kernels::for_cpu(rows, keys, head_dim);
+        }
+        // One row, or part of one, fills a GPU thread's registers.
+        let by_rows = Kernels::of_splits(match head_dim {
+            0..=32 => [[1, 1], [1, 1], [1, 1]],
+            33..=64 => [[1, 1], [1, 1], [1, 2]],
+            65..=128 => [[1, 2], [1, 2], [1, 4]],
+            _ => [[1, 4], [1, 4], [1, 8]],
+        });
+        if class.tiles != Tiles::Workgroup || head_dim < LEAST_HEAD {
+            return by_rows;
+        }
+        if rows <= FEW {
+            return Kernels { forward: Kernel::Few { rows: rows.max(1).next_power_of_two() }, ..by_rows };
+        }
+        let own = |pass, items| Kernel::Tiled { tall: tall(class, pass, choice, items) };
+        Kernels {
+            forward: own(Pass::Forward, rows),
+            queries: own(Pass::Queries, rows),
+            keys: own(Pass::Keys, keys),
+        }
+    }
+
+    /// On a CPU driver a load costs far more than spilled registers, so threads have many rows. Even more rows would
+    /// take long to compile. For short sequences threads have fewer rows, because some lanes would have none.
+    fn for_cpu(rows: usize, keys: usize, head_dim: usize) -> Kernels {
+        let (forward, backward, parts) = match head_dim {
+            0..=64 => (8, 4, 1),
+            65..=128 => (4, 2, 2),
+            _ => (4, 2, 4),
+        };
+        let each = |most: usize, items: usize| most.min((items / 8).max(1).next_power_of_two());
+        Kernels::of_splits([
+            [each(forward, rows), parts],
+            [each(backward, rows), parts],
+            [each(backward, keys), parts],
+        ])
+    }
+
+    /// The source of the entry `delta`, which is the same for all kernels.
+    pub fn delta(head_dim: usize) -> Source {
+        Kernel::Rows(Split { each: 1, parts: 1 }).source(Pass::Queries, head_dim, false)
+    }
+
+    /// Heads are padded to a multiple of this.
+    pub fn multiple(self) -> usize {
+        self.forward.multiple().max(self.queries.multiple()).max(self.keys.multiple())
+    }
+}
+
+/// Rows per thread of a kernel with tiles: as many as registers and workgroup memory hold, as long as there are enough
+/// workgroups to fill the device.
+fn tall(class: &DeviceClass, pass: Pass, choice: Choice, items: usize) -> usize {
+    let width = width(choice.head_dim);
+    // Bytes of own rows, of a chunk of the tile, and of what the threads of a row exchange.
+    let memory =
+        |tall: usize, own: usize| 16 * (own * 8 * tall * width + 32 * chunks(choice.head_dim)[0] + 64 * tall);
+    // The results of a row: y or dq, or both dk and dv.
+    let (most, own, results) = match pass {
+        Pass::Forward => (8, 1, 1),
+        Pass::Queries => (8, 2, 1),
+        Pass::Keys => (4, 2, 2),
+    };
+    let fits = |tall: usize| {
+        results * tall * width / 2 <= SUMS && memory(tall, own) <= class.workgroup_memory as usize
+    };
+    // Three workgroups of two subgroups on each multiprocessor.
+    let fills = |tall: usize| choice.pairs * items.div_ceil(8 * tall) >= 3 * class.width as usize;
+    let all = [8, 4, 2, 1].into_iter().filter(|&tall| tall <= most && (tall == 1 || fits(tall)));
+    let useful = |tall: usize| tall == 1 || 4 * tall < items;
+    let mut best = 1;
+    for tall in all.filter(|&tall| useful(tall)) {
+        if fills(tall) {
+            return tall;
+        }
+        best = best.max(tall.min(2));
+    }
+    best
+}
