@@ -16,8 +16,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
 use tiebeam::nn::Parameters;
-use tiebeam::optim::{AdamW, AdamWConfig, Group, Schedule};
-use tiebeam::{Error, Gpu, Result, Rng, Tensor, files, no_grad};
+use tiebeam::optim::{AdamW, AdamWConfig, Group, LossScale, Schedule};
+use tiebeam::{Error, Gpu, Precision, Result, Rng, Tensor, autocast, files, no_grad};
 
 /// Train variants of weight sharing on one budget and compare them.
 #[derive(Parser, Debug)]
@@ -35,6 +35,9 @@ struct Args {
     /// Training steps
     #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
+    /// Products and activations in f32, or in f16 or bf16 with f32 sums, weights and optimizer
+    #[arg(long, default_value_t = Precision::F32)]
+    precision: Precision,
     /// Folder for results and picture
     #[arg(long, default_value = "out/zoo")]
     out: PathBuf,
@@ -148,7 +151,7 @@ fn train(
     text: &Corpus,
     (name, sharing): (&str, Sharing),
     seed: u64,
-    steps: u32,
+    (steps, precision): (u32, Precision),
     bar: &ProgressBar,
 ) -> Result<Value> {
     let config = RecursiveConfig::default()
@@ -162,6 +165,7 @@ fn train(
     let model = Recursive::new(gpu, config, &mut Rng::new(seed));
     let parameters = Parameters::of(&model);
     let mut optimizer = optimizer(gpu, &parameters)?;
+    let scale = LossScale::of(gpu, precision)?;
     // The batches of a seed are the same for every variant.
     let mut rng = Rng::new(seed ^ 0xba7c4);
     let schedule =
@@ -170,10 +174,12 @@ fn train(
     let mut last = f32::NAN;
     for step in 0..steps {
         let [x, y] = text.batch(&mut rng).map(|t| Tensor::from_slice(gpu, &t, [BATCH, CONTEXT]));
-        let loss = model.loss(&x, &y);
-        let grads = loss.backward()?;
-        optimizer.step(&grads, schedule.lr(LR, step as u64))?;
+        let loss = autocast(precision, || model.loss(&x, &y));
+        optimizer.step(&scale.backward(&loss)?, schedule.lr(LR, step as u64))?;
         if step % 20 == 19 || step + 1 == steps {
+            for event in optimizer.watch()?.events()? {
+                bar.suspend(|| println!("{name} seed {seed}: {event}"));
+            }
             last = loss.item()?;
             bar.set_message(format!("{name} seed {seed}: step {}, loss {last:.3}", step + 1));
             if !last.is_finite() {
@@ -184,7 +190,7 @@ fn train(
     }
     let seconds = started.elapsed().as_secs_f64();
     Ok(
-        json!({"variant": name, "seed": seed, "steps": steps, "stored": parameters.stored(), "used": parameters.used(),
+        json!({"variant": name, "seed": seed, "steps": steps, "precision": precision.to_string(), "stored": parameters.stored(), "used": parameters.used(),
         "train_loss": last, "validation": text.validate(gpu, &model)?, "seconds": seconds,
         "characters": text.train.len() + text.held_out.len(), "adapter": gpu.adapter().name,
         "driver": gpu.adapter().driver, "version": env!("CARGO_PKG_VERSION")}),
@@ -287,7 +293,10 @@ fn run(args: &Args) -> Result<()> {
     };
     let size = text.train.len() + text.held_out.len();
     let same = |r: &Value, name: &str, seed: u64| {
-        r["variant"] == name && r["seed"] == seed && r["steps"] == args.steps && r["characters"] == size
+        // Runs of older versions were in f32.
+        let precision = r["precision"].as_str().unwrap_or("f32") == args.precision.to_string();
+        let run = r["variant"] == name && r["seed"] == seed && r["steps"] == args.steps;
+        run && precision && r["characters"] == size
     };
     let mut wanted = Vec::new();
     for &seed in &args.seeds {
@@ -298,7 +307,7 @@ fn run(args: &Args) -> Result<()> {
     let style = "{bar:24} {percent}% {wide_msg} {elapsed} so far, about {eta} to go";
     bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
     for (name, sharing, seed) in wanted {
-        let record = train(&gpu, &text, (name, sharing), seed, args.steps, &bar)?;
+        let record = train(&gpu, &text, (name, sharing), seed, (args.steps, args.precision), &bar)?;
         bar.suspend(|| {
             println!(
                 "{name} seed {seed}: validation {:.4}",

@@ -10,6 +10,8 @@ pub enum DType {
     F32,
     /// 16-bit float. This is a storage format with two elements per word. All arithmetic is in f32.
     F16,
+    /// The upper half of a 32-bit float: f32's range with 8 significant bits. A storage format like f16, on every adapter.
+    Bf16,
     /// 32-bit unsigned integer: indices and masks.
     U32,
     /// 32-bit signed integer: labels.
@@ -20,29 +22,35 @@ impl DType {
     /// Bytes of one element.
     pub const fn size(self) -> usize {
         match self {
-            DType::F16 => 2,
+            DType::F16 | DType::Bf16 => 2,
             DType::F32 | DType::U32 | DType::I32 => 4,
         }
     }
 
     /// Whether gradients can flow through this type.
     pub const fn is_float(self) -> bool {
-        matches!(self, DType::F32 | DType::F16)
+        matches!(self, DType::F32 | DType::F16 | DType::Bf16)
     }
 
-    /// Unit roundoff of the stored type: `2^-24` for f32, `2^-11` for f16, 0 for integers.
+    /// Whether two elements share a word: f16 and bf16.
+    pub const fn is_half(self) -> bool {
+        matches!(self, DType::F16 | DType::Bf16)
+    }
+
+    /// Unit roundoff of the stored type: `2^-24` for f32, `2^-11` for f16, `2^-8` for bf16, 0 for integers.
     pub const fn roundoff(self) -> f64 {
         match self {
             DType::F32 => 1.0 / (1u64 << 24) as f64,
             DType::F16 => 1.0 / 2048.0,
+            DType::Bf16 => 1.0 / 256.0,
             DType::U32 | DType::I32 => 0.0,
         }
     }
 
-    /// The WGSL type in which this type is computed. f16 is computed in f32.
+    /// The WGSL type in which this type is computed. f16 and bf16 are computed in f32.
     pub(crate) const fn wgsl(self) -> &'static str {
         match self {
-            DType::F32 | DType::F16 => "f32",
+            DType::F32 | DType::F16 | DType::Bf16 => "f32",
             DType::U32 => "u32",
             DType::I32 => "i32",
         }
@@ -60,6 +68,7 @@ impl fmt::Display for DType {
         f.write_str(match self {
             DType::F32 => "f32",
             DType::F16 => "f16",
+            DType::Bf16 => "bf16",
             DType::U32 => "u32",
             DType::I32 => "i32",
         })
@@ -77,6 +86,9 @@ impl Element for f32 {
 }
 impl Element for half::f16 {
     const DTYPE: DType = DType::F16;
+}
+impl Element for half::bf16 {
+    const DTYPE: DType = DType::Bf16;
 }
 impl Element for u32 {
     const DTYPE: DType = DType::U32;

@@ -436,6 +436,9 @@ impl Op for Identity {
     fn name(&self) -> &'static str {
         "identity"
     }
+    fn takes_half(&self) -> bool {
+        true
+    }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut tape::Sink) {
         if let Some(dy) = &dy[0] {
             sink.add(0, dy.clone());
@@ -464,6 +467,9 @@ impl fmt::Display for Tensor {
             DType::F32 => self.to_vec::<f32>().map(|v| v.iter().map(|x| format!("{x:.digits$}")).collect()),
             DType::F16 => self
                 .to_vec::<half::f16>()
+                .map(|v| v.iter().map(|x| format!("{:.digits$}", x.to_f32())).collect()),
+            DType::Bf16 => self
+                .to_vec::<half::bf16>()
                 .map(|v| v.iter().map(|x| format!("{:.digits$}", x.to_f32())).collect()),
             DType::U32 => self.to_vec::<u32>().map(|v| v.iter().map(u32::to_string).collect()),
             DType::I32 => self.to_vec::<i32>().map(|v| v.iter().map(i32::to_string).collect()),

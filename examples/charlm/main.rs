@@ -2,7 +2,8 @@
 //!
 //!     cargo run --release --features cli --example charlm -- --out out/demo
 //!
-//! `--sharing none|tied|tied-lora` chooses what the depths share. Ctrl-C saves a checkpoint, from which `--resume` continues
+//! `--sharing none|tied|tied-lora` chooses what the depths share, and `--precision f32|f16|bf16` how products and activations are
+//! stored in training; a step whose gradients overflow is named and changes nothing. Ctrl-C saves a checkpoint, from which `--resume` continues
 //! with the same bits as a run that was never stopped.
 
 mod plot;
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 use text::Text;
 use tiebeam::models::recursive::{RecursiveConfig, Sharing};
-use tiebeam::{Gpu, Result};
+use tiebeam::{Gpu, Precision, Result};
 
 /// The default text: a frozen snapshot of this repository's sources and documentation (`examples/data/README.md`).
 const CORPUS: &[u8] = include_bytes!("../data/corpus.txt");
@@ -62,6 +63,9 @@ pub struct Args {
     /// Highest learning rate [default: 0.4 / width]
     #[arg(long)]
     pub lr: Option<f32>,
+    /// Products and activations in f32, or in f16 or bf16 with f32 sums, weights and optimizer
+    #[arg(long, default_value_t = Precision::F32)]
+    pub precision: Precision,
     /// Seed of weights, batches and samples
     #[arg(long, default_value_t = 1)]
     pub seed: u64,

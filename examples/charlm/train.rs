@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+use tiebeam::gpu::readback::Reading;
 use tiebeam::models::recursive::Recursive;
 use tiebeam::nn::Parameters;
-use tiebeam::optim::{AdamW, AdamWConfig, Group, Schedule};
+use tiebeam::optim::{AdamW, AdamWConfig, Group, LossScale, Schedule, Watch};
 use tiebeam::store::{Checkpoint, File, load_checkpoint, save_checkpoint};
-use tiebeam::{Error, Gpu, Result, Rng, Tensor, no_grad};
+use tiebeam::{Error, Gpu, Result, Rng, Tensor, autocast, no_grad};
 
 /// A training run.
 struct Run<'a> {
@@ -25,17 +26,24 @@ struct Run<'a> {
     started: Instant,
     model: Recursive,
     optimizer: AdamW,
+    scale: LossScale,
     rng: Rng,
     step: usize,
     losses: Vec<(usize, f32)>,
 }
+
+/// What a step sends to the host: its loss, and what happened up to it. It is read one step late, so the device never
+/// waits for the host.
+type Late = (usize, Reading, Watch);
 
 pub fn run(args: &Args, sizes: &Sizes, gpu: &Gpu, text: &Text, started: Instant) -> Result<()> {
     let (unigram, bigram) = text::baselines(text);
     let mut rng = Rng::new(args.seed);
     let model = Recursive::new(gpu, sizes.model, &mut rng);
     let optimizer = optimizer(gpu, &model)?;
-    let mut run = Run { args, sizes, gpu, text, started, model, optimizer, rng, step: 0, losses: Vec::new() };
+    let scale = LossScale::of(gpu, args.precision)?;
+    let losses = Vec::new();
+    let mut run = Run { args, sizes, gpu, text, started, model, optimizer, scale, rng, step: 0, losses };
     run.print_sizes();
     std::fs::create_dir_all(&args.out).map_err(|e| io(&args.out, e))?;
     if args.resume {
@@ -92,8 +100,8 @@ impl Run<'_> {
         );
         let c = &self.sizes.model;
         println!(
-            "model      width {}, depth {}, heads {}, context {}, batch {}, {:?}",
-            c.width, c.depth, c.heads, c.context, self.sizes.batch, c.sharing
+            "model      width {}, depth {}, heads {}, context {}, batch {}, {:?}, {}",
+            c.width, c.depth, c.heads, c.context, self.sizes.batch, c.sharing, self.args.precision
         );
         println!(
             "text       {} bytes to train on, {} held out",
@@ -129,25 +137,25 @@ impl Run<'_> {
         let first = self.step;
         let schedule = self.schedule();
         let per_step = self.sizes.batch * self.sizes.model.context;
-        // The loss is read one step late, so the device never waits for the host.
-        let mut late: Option<(usize, tiebeam::gpu::readback::Reading)> = None;
+        let mut late: Option<Late> = None;
         while self.step < steps && !stop.load(Ordering::SeqCst) {
             let (tokens, targets) =
                 self.text.batch(self.sizes.batch, self.sizes.model.context, &mut self.rng);
             let shape = [self.sizes.batch, self.sizes.model.context];
             let tokens = Tensor::from_slice(self.gpu, &tokens, shape);
             let targets = Tensor::from_slice(self.gpu, &targets, shape);
-            let loss = self.model.loss(&tokens, &targets);
-            let grads = loss.backward()?;
+            let loss = autocast(self.args.precision, || self.model.loss(&tokens, &targets));
+            let grads = self.scale.backward(&loss)?;
             self.optimizer.step(&grads, schedule.lr(self.sizes.lr, self.step as u64))?;
             let reading = loss.detach().read::<f32>()?;
+            let sent = (self.step, reading, self.optimizer.watch()?);
             if self.step == first {
                 // Not late, to see how long a user waits for it: all kernels are compiled until then.
-                self.note((self.step, reading))?;
+                self.note(sent, &bar)?;
                 let seconds = self.started.elapsed().as_secs_f64();
                 bar.suspend(|| println!("first step {seconds:.1} s after the start, with compiling"));
-            } else if let Some(previous) = late.replace((self.step, reading)) {
-                self.note(previous)?;
+            } else if let Some(previous) = late.replace(sent) {
+                self.note(previous, &bar)?;
             }
             self.step += 1;
             let speed = ((self.step - first) * per_step) as f64 / started.elapsed().as_secs_f64();
@@ -156,13 +164,13 @@ impl Run<'_> {
             bar.set_position(self.step as u64);
             if self.step.is_multiple_of(self.args.save_every as usize) && self.step < steps {
                 if let Some(previous) = late.take() {
-                    self.note(previous)?;
+                    self.note(previous, &bar)?;
                 }
                 self.save()?;
             }
         }
         if let Some(previous) = late {
-            self.note(previous)?;
+            self.note(previous, &bar)?;
         }
         bar.finish_and_clear();
         let seconds = started.elapsed().as_secs_f64();
@@ -171,8 +179,12 @@ impl Run<'_> {
         Ok(stop.load(Ordering::SeqCst) && self.step < steps)
     }
 
-    /// Records a loss that was read back. NaN or infinity ends the run before a bad checkpoint is saved.
-    fn note(&mut self, (step, reading): (usize, tiebeam::gpu::readback::Reading)) -> Result<()> {
+    /// Records a loss that was read back, and prints each step whose gradients overflowed and each change of the loss
+    /// scale. NaN or infinity as a loss ends the run before a bad checkpoint is saved.
+    fn note(&mut self, (step, reading, watch): Late, bar: &ProgressBar) -> Result<()> {
+        for event in watch.events()? {
+            bar.suspend(|| println!("event      {event}"));
+        }
         let loss: f32 = bytemuck::pod_read_unaligned(&reading.wait()?);
         if !loss.is_finite() {
             let path = self.checkpoint();
@@ -197,6 +209,7 @@ impl Run<'_> {
         all.insert("batch".into(), self.sizes.batch.to_string());
         all.insert("steps".into(), self.sizes.steps.to_string());
         all.insert("lr".into(), self.sizes.lr.to_string());
+        all.insert("precision".into(), self.args.precision.to_string());
         all.insert("text_bytes".into(), self.text.train.len().to_string());
         all
     }
@@ -206,9 +219,11 @@ impl Run<'_> {
         let mut metadata = self.settings();
         let losses: Vec<String> = self.losses.iter().map(|(_, loss)| loss.to_bits().to_string()).collect();
         metadata.insert("losses".into(), losses.join(" "));
+        let mut state = self.optimizer.state_dict()?;
+        state.extend(self.scale.state_dict()?);
         let run = Checkpoint::default()
             .step(self.optimizer.steps())
-            .optimizer(self.optimizer.state_dict()?)
+            .optimizer(state)
             .rng(Some(self.rng.clone()))
             .metadata(metadata);
         save_checkpoint(self.checkpoint(), all.named(), &run)
@@ -227,7 +242,8 @@ impl Run<'_> {
             }
         }
         let all = Parameters::of(&self.model);
-        let run = load_checkpoint(&path, all.named())?;
+        let mut run = load_checkpoint(&path, all.named())?;
+        self.scale.load_state(&mut run.optimizer)?;
         self.optimizer.load_state(run.step, &run.optimizer)?;
         if let Some(rng) = run.rng {
             self.rng.set_state(rng.state());

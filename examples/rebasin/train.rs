@@ -6,15 +6,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tiebeam::nn::{Activation, Init, Linear};
-use tiebeam::optim::{Group, Schedule, Sgd, SgdConfig};
+use tiebeam::optim::{Group, LossScale, Schedule, Sgd, SgdConfig};
 use tiebeam::share::Tied;
-use tiebeam::{Error, Gpu, Result, Rng, Step, Tensor};
+use tiebeam::{Error, Gpu, Precision, Result, Rng, Step, Tensor, autocast};
 
 /// Settings of the training, the same for all networks.
 pub struct Recipe {
     pub epochs: usize,
     pub batch: usize,
     pub lr: f32,
+    pub precision: Precision,
 }
 
 const MOMENTUM: f32 = 0.9;
@@ -50,6 +51,7 @@ pub fn train(
     let group = Group::new(leaves.iter().map(|(name, leaf)| (name.clone(), leaf)));
     let config = SgdConfig::default().lr(recipe.lr).momentum(MOMENTUM);
     let mut optimizer = Sgd::new(gpu, vec![group], config)?;
+    let scale = LossScale::of(gpu, recipe.precision)?;
     let labels = Tensor::from_slice(gpu, &set.labels, [set.labels.len()]);
     let batches = set.labels.len() / recipe.batch;
     let total = (recipe.epochs * batches) as u64;
@@ -73,20 +75,27 @@ pub fn train(
             }
             None => {
                 let first = Step::record(gpu, &[&rows], |inputs| {
-                    let mut h = set.x.index_select(0, &inputs[0]);
-                    for (i, layer) in layers.iter().enumerate() {
-                        let last = i + 1 == layers.len();
-                        let activation = if last { Activation::None } else { Activation::Relu };
-                        h = layer.forward_with(&h, activation, None);
-                    }
-                    let loss = h.cross_entropy(&labels.index_select(0, &inputs[0]), None);
-                    optimizer.step(&loss.backward()?, lr)?;
+                    let loss = autocast(recipe.precision, || {
+                        let mut h = set.x.index_select(0, &inputs[0]);
+                        for (i, layer) in layers.iter().enumerate() {
+                            let last = i + 1 == layers.len();
+                            let activation = if last { Activation::None } else { Activation::Relu };
+                            h = layer.forward_with(&h, activation, None);
+                        }
+                        h.cross_entropy(&labels.index_select(0, &inputs[0]), None)
+                    });
+                    optimizer.step(&scale.backward(&loss)?, lr)?;
                     Ok(vec![loss])
                 })?;
                 recorded = Some(first);
             }
         }
         bar.inc(1);
+        if step % 100 == 99 || step + 1 == total as usize {
+            for event in optimizer.watch()?.events()? {
+                bar.suspend(|| println!("width {} seed {seed}: {event}", sizes[1]));
+            }
+        }
         if stop.load(Ordering::Relaxed) {
             return Err(Error::stopped("stopped before the networks were trained"));
         }

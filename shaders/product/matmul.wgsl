@@ -48,6 +48,8 @@ const BLOCK: u32 = 64u;    // a multiple of TILE_K
 #import store = store_plain
 #import place = place_plain
 #import pieces = pieces_of_1
+#import out = out_stored
+#import packed = packed_none
 #import epilogue
 #import elementwise
 #import exp_log

@@ -58,6 +58,8 @@ alias MatrixC = coop_mat16x16<f32, C>;
 #import store = store_plain
 #import place = place_plain
 #import pieces = pieces_of_1
+#import out = out_stored
+#import packed = packed_none
 #import epilogue
 #import elementwise
 #import exp_log

@@ -35,6 +35,8 @@ const ROWS: u32 = THREAD_M / TURNS;
 #import store = store_plain
 #import place = place_plain
 #import pieces = pieces_of_1
+#import out = out_stored
+#import packed = packed_none
 #import deep = deep_one
 #import epilogue
 #import elementwise

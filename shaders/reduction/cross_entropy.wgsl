@@ -10,6 +10,9 @@
 #import logsumexp
 #import exp_log
 #import piece = piece_1
+#import in = in_piece
+#import out = out_piece
+#import packed = packed_none
 #import row = row_1
 
 const LANES: u32 = 64u;
@@ -27,7 +30,7 @@ struct Params {
 }
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> x: array<Piece>;
+@group(0) @binding(0) var<storage, read> x: array<In>;
 @group(0) @binding(1) var<storage, read> targets: array<u32>;
 @group(0) @binding(2) var<storage, read_write> losses: array<f32>;          // [2, rows]: loss, then 1 or 0 for the count
 @group(0) @binding(3) var<storage, read_write> made: array<vec2<f32>>;      // m, 1 / s
@@ -35,7 +38,7 @@ var<immediate> p: Params;
 @group(0) @binding(4) var<storage, read> statistics: array<vec2<f32>>;
 @group(0) @binding(5) var<storage, read> totals: array<f32>;                // sum of losses, count
 @group(0) @binding(6) var<storage, read> dy: array<f32>;
-@group(0) @binding(7) var<storage, read_write> dx: array<Piece>;
+@group(0) @binding(7) var<storage, read_write> dx: array<Out>;
 // Bindings of `total`.
 @group(0) @binding(8) var<storage, read> terms: array<f32>;                 // the losses
 @group(0) @binding(9) var<storage, read_write> summed: array<f32>;          // the totals
@@ -118,8 +121,8 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let first = (at - row * pieces) * PIECE;
     let wanted = targets[row];
     let of_row = statistics[row];
-    let d = with_target(exp_piece(x[at] - of_row.x) * of_row.y, first, wanted) * (dy[0] / totals[1]);
+    let d = with_target(exp_piece(in_of(x[at]) - of_row.x) * of_row.y, first, wanted) * (dy[0] / totals[1]);
     // By select, not by multiplication, since an ignored row may contain NaN.
     let inside = select(d, Piece(p.nan), wanted >= p.classes);
-    dx[at] = select(inside, Piece(0.0), is_ignored(wanted));
+    dx[at] = to_out(select(inside, Piece(0.0), is_ignored(wanted)));
 }

@@ -25,18 +25,22 @@ struct Params {
 }
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> x: array<Piece>;
+@group(0) @binding(0) var<storage, read> x: array<In>;
 // A weight or bias that is absent is bound to x, a row of which is long enough. Its value is then not used.
 @group(0) @binding(1) var<storage, read> weight: array<Piece>;
 @group(0) @binding(2) var<storage, read> bias: array<Piece>;
-@group(0) @binding(3) var<storage, read_write> y: array<Piece>;
+@group(0) @binding(3) var<storage, read_write> y: array<Out>;
 @group(0) @binding(4) var<storage, read_write> made: array<f32>;         // [rows, 3]: mean, r, q; mean and q are 0 for rms_norm
 @group(0) @binding(5) var<storage, read> statistics: array<f32>;
-@group(0) @binding(6) var<storage, read> dy: array<Piece>;
-@group(0) @binding(7) var<storage, read_write> dx: array<Piece>;
+@group(0) @binding(6) var<storage, read> dy: array<Grad>;
+@group(0) @binding(7) var<storage, read_write> dx: array<Out>;
 @group(0) @binding(8) var<storage, read_write> partial: array<Piece>;         // [parts, 2, width]: dg, db
 
 #import piece = piece_1
+#import in = in_piece
+#import grad = grad_piece
+#import out = out_piece
+#import packed = packed_none
 
 alias Sum = vec2<f32>;
 #import row_sum
@@ -57,7 +61,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         for (var start = t; start < n; start += BLOCK * LANES) {
             let stop = min(start + BLOCK * LANES, n);
             var block = Piece(0.0);
-            for (var i = start; i < stop; i += LANES) { block += x[base + i]; }
+            for (var i = start; i < stop; i += LANES) { block += in_of(x[base + i]); }
             sum += sum_of(block);
         }
         mean = row_sum(lane, vec2<f32>(sum, 0.0)).x / size;
@@ -68,7 +72,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         var first = Piece(0.0);
         var second = Piece(0.0);
         for (var i = start; i < stop; i += LANES) {
-            let d = x[base + i] - mean;
+            let d = in_of(x[base + i]) - mean;
             first += select(d * SMALL, d, CENTRED);
             second = fma(d, d, second);
         }
@@ -81,7 +85,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     for (var i = t; i < n; i += LANES) {
         let g = select(Piece(1.0), weight[i], p.weighted != 0u);
         let b = select(Piece(0.0), bias[i], p.biased != 0u);
-        y[base + i] = ((x[base + i] - mean) * r + q) * g + b;
+        y[base + i] = to_out(((in_of(x[base + i]) - mean) * r + q) * g + b);
     }
     if t == 0u && row < p.rows {
         made[3u * row] = mean;
@@ -107,9 +111,9 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
         var sum_h = Piece(0.0);
         var sum_hx = Piece(0.0);
         for (var i = start; i < stop; i += LANES) {
-            let h = dy[base + i] * select(Piece(1.0), weight[i], p.weighted != 0u);
+            let h = grad_of(dy[base + i]) * select(Piece(1.0), weight[i], p.weighted != 0u);
             sum_h += h;
-            sum_hx = fma(h, (x[base + i] - of_row.x) * of_row.y + of_row.z, sum_hx);
+            sum_hx = fma(h, (in_of(x[base + i]) - of_row.x) * of_row.y + of_row.z, sum_hx);
         }
         both += vec2<f32>(sum_of(sum_h), sum_of(sum_hx));
     }
@@ -119,9 +123,9 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     // fuses.
     let slope = select(of_row.y, of_row.y * 0.0, CENTRED && p.width == 1u);
     for (var i = t; i < n; i += LANES) {
-        let h = dy[base + i] * select(Piece(1.0), weight[i], p.weighted != 0u);
-        let unit = (x[base + i] - of_row.x) * of_row.y + of_row.z;
-        dx[base + i] = slope * (h - mean_h - unit * sums.y);
+        let h = grad_of(dy[base + i]) * select(Piece(1.0), weight[i], p.weighted != 0u);
+        let unit = (in_of(x[base + i]) - of_row.x) * of_row.y + of_row.z;
+        dx[base + i] = to_out(slope * (h - mean_h - unit * sums.y));
     }
 }
 
@@ -145,8 +149,8 @@ fn columns(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         for (var row = start; row < stop; row++) {
             let i = row * width + column;
             let of_row = statistics_of(row);
-            let d = dy[i];
-            block_g = fma(d, (x[i] - of_row.x) * of_row.y + of_row.z, block_g);
+            let d = grad_of(dy[i]);
+            block_g = fma(d, (in_of(x[i]) - of_row.x) * of_row.y + of_row.z, block_g);
             block_b += d;
         }
         dg += block_g;

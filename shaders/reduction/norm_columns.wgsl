@@ -19,12 +19,15 @@ struct Params {
 }
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> x: array<Piece>;
+@group(0) @binding(0) var<storage, read> x: array<In>;
 @group(0) @binding(1) var<storage, read> statistics: array<f32>;
-@group(0) @binding(2) var<storage, read> dy: array<Piece>;
+@group(0) @binding(2) var<storage, read> dy: array<Grad>;
 @group(0) @binding(3) var<storage, read_write> partial: array<Piece>;
 
 #import piece = piece_4
+#import in = in_piece
+#import grad = grad_piece
+#import packed = packed_none
 
 var<workgroup> tree_g: array<Piece, THREADS>;
 var<workgroup> tree_b: array<Piece, THREADS>;
@@ -54,8 +57,8 @@ fn columns(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
             // The last turn reads its first row in place of those beyond the end, so that no load waits for another.
 #unroll j AHEAD
             let row$j = select(row, row + ${j}u * lanes, row + ${j}u * lanes < stop);
-            let x$j = x[row$j * width + column];
-            let dy$j = dy[row$j * width + column];
+            let x$j = in_of(x[row$j * width + column]);
+            let dy$j = grad_of(dy[row$j * width + column]);
             let mean$j = statistics[3u * row$j];
             let r$j = statistics[3u * row$j + 1u];
             let q$j = statistics[3u * row$j + 2u];

@@ -24,17 +24,21 @@ struct Params {
 }
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> x: array<Piece>;
+@group(0) @binding(0) var<storage, read> x: array<In>;
 // A weight or bias that is absent is bound to x, a row of which is long enough. Its value is then not used.
 @group(0) @binding(1) var<storage, read> weight: array<Piece>;
 @group(0) @binding(2) var<storage, read> bias: array<Piece>;
-@group(0) @binding(3) var<storage, read_write> y: array<Piece>;
+@group(0) @binding(3) var<storage, read_write> y: array<Out>;
 @group(0) @binding(4) var<storage, read_write> made: array<f32>;         // [rows, 3]: mean, r, q; mean and q are 0 for rms_norm
 @group(0) @binding(5) var<storage, read> statistics: array<f32>;
-@group(0) @binding(6) var<storage, read> dy: array<Piece>;
-@group(0) @binding(7) var<storage, read_write> dx: array<Piece>;
+@group(0) @binding(6) var<storage, read> dy: array<Grad>;
+@group(0) @binding(7) var<storage, read_write> dx: array<Out>;
 
 #import piece = piece_4
+#import in = in_piece
+#import grad = grad_piece
+#import out = out_piece
+#import packed = packed_none
 
 alias Sum = vec2<f32>;
 #import lanes_sum
@@ -51,7 +55,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let size = f32(p.width);
     // Pieces beyond the row are the first one of x, which is not used, so that no load is behind a branch.
 #unroll j HELD
-    let x$j = x[select(0u, base + t + ${j}u * LANES, t + ${j}u * LANES < n)];
+    let x$j = in_of(x[select(0u, base + t + ${j}u * LANES, t + ${j}u * LANES < n)]);
 #end
 #unroll j HELD
     let g$j = select(Piece(1.0), weight[select(0u, t + ${j}u * LANES, t + ${j}u * LANES < n)], p.weighted != 0u);
@@ -77,7 +81,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let r = scale.x;
     let q = scale.y;
 #unroll j HELD
-    if t + ${j}u * LANES < n { y[base + t + ${j}u * LANES] = ((x$j - mean) * r + q) * g$j + b$j; }
+    if t + ${j}u * LANES < n { y[base + t + ${j}u * LANES] = to_out(((x$j - mean) * r + q) * g$j + b$j); }
 #end
     if t == 0u && row < p.rows {
         made[3u * row] = mean;
@@ -97,8 +101,8 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let r = statistics[of_row + 1u];
     let q = statistics[of_row + 2u];
 #unroll j HELD
-    let x$j = x[select(0u, base + t + ${j}u * LANES, t + ${j}u * LANES < n)];
-    let dy$j = dy[select(0u, base + t + ${j}u * LANES, t + ${j}u * LANES < n)];
+    let x$j = in_of(x[select(0u, base + t + ${j}u * LANES, t + ${j}u * LANES < n)]);
+    let dy$j = grad_of(dy[select(0u, base + t + ${j}u * LANES, t + ${j}u * LANES < n)]);
 #end
 #unroll j HELD
     let g$j = select(Piece(1.0), weight[select(0u, t + ${j}u * LANES, t + ${j}u * LANES < n)], p.weighted != 0u);
@@ -117,6 +121,6 @@ fn backward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     // fuses.
     let slope = select(r, r * 0.0, CENTRED && p.width == 1u);
 #unroll j HELD
-    if t + ${j}u * LANES < n { dx[base + t + ${j}u * LANES] = slope * (h$j - mean_h - unit$j * sums.y); }
+    if t + ${j}u * LANES < n { dx[base + t + ${j}u * LANES] = to_out(slope * (h$j - mean_h - unit$j * sums.y)); }
 #end
 }

@@ -21,10 +21,12 @@ struct Params {
 }
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> x: array<Elem>;
+@group(0) @binding(0) var<storage, read> x: array<In>;
 @group(0) @binding(1) var<storage, read_write> y: array<Elem>;
 
 #import combine = reduce_sum
+#import in = in_elem
+#import packed = packed_none
 
 var<workgroup> tree: array<Elem, 64>;
 
@@ -45,7 +47,7 @@ fn rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var start = first + lane; start < last; start += BLOCK * 64u) {
         let stop = min(start + BLOCK * 64u, last);
         var block = identity();
-        for (var i = start; i < stop; i += 64u) { block = combine(block, x[base + i]); }
+        for (var i = start; i < stop; i += 64u) { block = combine(block, in_of(x[base + i])); }
         sum = combine(sum, block);
     }
     tree[lane] = sum;
@@ -76,12 +78,12 @@ fn columns(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         var s2 = s0;
         var s3 = s0;
         for (; i + 4u <= stop; i += 4u) {
-            s0 = combine(s0, x[base + i * p.inner]);
-            s1 = combine(s1, x[base + (i + 1u) * p.inner]);
-            s2 = combine(s2, x[base + (i + 2u) * p.inner]);
-            s3 = combine(s3, x[base + (i + 3u) * p.inner]);
+            s0 = combine(s0, in_of(x[base + i * p.inner]));
+            s1 = combine(s1, in_of(x[base + (i + 1u) * p.inner]));
+            s2 = combine(s2, in_of(x[base + (i + 2u) * p.inner]));
+            s3 = combine(s3, in_of(x[base + (i + 3u) * p.inner]));
         }
-        for (; i < stop; i++) { s0 = combine(s0, x[base + i * p.inner]); }
+        for (; i < stop; i++) { s0 = combine(s0, in_of(x[base + i * p.inner])); }
         sum = combine(sum, combine(combine(s0, s1), combine(s2, s3)));
     }
     finish(at, sum);

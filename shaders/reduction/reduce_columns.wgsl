@@ -30,10 +30,12 @@ struct Params {
 }
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> x: array<Elem>;
+@group(0) @binding(0) var<storage, read> x: array<In>;
 @group(0) @binding(1) var<storage, read_write> y: array<Elem>;
 
 #import combine = reduce_sum
+#import in = in_elem
+#import packed = packed_none
 
 var<workgroup> tree: array<Elem, THREADS>;
 
@@ -61,14 +63,14 @@ fn columns(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
             let near = base + i * p.inner;
             if i + (AHEAD - 1u) * lanes < stop {
 #unroll j AHEAD
-                let v$j = x[near + ${j}u * step];
+                let v$j = in_of(x[near + ${j}u * step]);
 #end
                 block = combine(block, combine(combine(combine(v0, v1), combine(v2, v3)), combine(combine(v4, v5), combine(v6, v7))));
             } else {
                 // The last turn reads its first element in place of those beyond the end, so that its loads do not wait either.
                 let left = (stop - i + lanes - 1u) / lanes;
 #unroll j AHEAD
-                let w$j = x[near + select(0u, ${j}u * step, ${j}u < left)];
+                let w$j = in_of(x[near + select(0u, ${j}u * step, ${j}u < left)]);
 #end
 #unroll j AHEAD
                 let v$j = select(identity(), w$j, ${j}u < left);

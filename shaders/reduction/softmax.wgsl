@@ -10,6 +10,8 @@
 #import logsumexp
 #import exp_log
 #import piece = piece_1
+#import in = in_piece
+#import packed = packed_none
 #import row = row_1
 
 const LANES: u32 = 64u;
@@ -26,7 +28,7 @@ struct Params {
 }
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> x: array<Piece>;
+@group(0) @binding(0) var<storage, read> x: array<In>;
 @group(0) @binding(1) var<storage, read_write> y: array<Piece>;
 // Bindings of `backward`: the forward result, the incoming gradient, the gradient of x.
 @group(0) @binding(2) var<storage, read> out: array<Piece>;
@@ -48,7 +50,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let factor = select(1.0 / all.y, log_of1(all.y), LOG);
     for (var i = t; i < n; i += LANES) {
         let at = base + i * p.inner;
-        let d = x[at] - all.x;
+        let d = in_of(x[at]) - all.x;
         if LOG {
             y[at] = d - factor;
         } else {

@@ -6,7 +6,7 @@
 
 use crate::gpu::Gpu;
 use crate::nn::{
-    Activation, Attention, Block, Embedding, Init, Linear, Mask, Mlp, Module, Norm, Parameters, join,
+    Activation, Attention, Block, Embedding, Init, Linear, Mask, Mlp, Module, Norm, Parameters, join, stored,
 };
 use crate::ops::product::site::Site;
 use crate::rng::Rng;
@@ -273,7 +273,7 @@ impl Recursive {
         } else {
             self.positions.slice(0, 0..length)
         };
-        self.embedding.forward(tokens).add(&positions)
+        stored(&self.embedding.forward(tokens).add(&positions))
     }
 
     /// Returns the residual stream after each depth, for `tokens [batch, tokens]`.

@@ -13,6 +13,7 @@ pub use init::Init;
 
 use crate::gpu::Gpu;
 use crate::ops::product::site::Site;
+use crate::precision::precision;
 use crate::rng::Rng;
 use crate::share::Tied;
 use crate::tensor::Tensor;
@@ -77,6 +78,13 @@ impl Parameters {
 /// `path.name`, or `name` at the root.
 pub fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_string() } else { format!("{path}.{name}") }
+}
+
+/// Returns `x` as this thread's scope stores activations ([`autocast`](crate::autocast)): in 16 bits, or unchanged
+/// outside of such a scope. For what begins a residual stream, and for results of ops that return f32.
+pub fn stored(x: &Tensor) -> Tensor {
+    let dtype = precision().dtype();
+    if dtype.is_half() { x.cast(dtype) } else { x.clone() }
 }
 
 /// Something with parameters.
@@ -237,7 +245,7 @@ impl Attention {
         let q = split(self.q.forward(x), self.heads);
         let k = split(self.k.forward(x), self.kv_heads);
         let v = split(self.v.forward(x), self.kv_heads);
-        let y = q.attention(&k, &v, mask).permute(&[0, 2, 1, 3]);
+        let y = stored(&q.attention(&k, &v, mask)).permute(&[0, 2, 1, 3]);
         let y = y.reshape([batch, tokens, y.shape()[2] * y.shape()[3]]);
         self.o.forward_with(&y, Activation::None, residual)
     }

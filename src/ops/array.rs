@@ -36,6 +36,7 @@ impl Array {
         match dtype {
             DType::F32 => as_type(gpu, self, |x| x as f32),
             DType::F16 => as_type(gpu, self, half::f16::from_f64),
+            DType::Bf16 => as_type(gpu, self, half::bf16::from_f64),
             DType::U32 => as_type(gpu, self, |x| x as u32),
             DType::I32 => as_type(gpu, self, |x| x as i32),
         }

@@ -95,6 +95,7 @@ impl Input {
         let stored = |x: f64| match self.dtype {
             DType::F32 => x as f32 as f64,
             DType::F16 => half::f16::from_f64(x).to_f64(),
+            DType::Bf16 => half::bf16::from_f64(x).to_f64(),
             DType::U32 | DType::I32 => x,
         };
         Array { shape: self.shape, data: data.into_iter().map(stored).collect() }

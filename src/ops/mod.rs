@@ -15,6 +15,7 @@ pub mod points;
 pub mod product;
 pub mod reduction;
 pub mod sequence;
+pub(crate) mod stored;
 pub mod timed;
 
 use crate::tensor::Tensor;

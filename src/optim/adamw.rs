@@ -1,7 +1,7 @@
 //! AdamW: moments of the gradient set the step of every element, with decoupled weight decay.
 
 use super::arena::{Arenas, Kernel};
-use super::{Group, StateTensor, StepInfo, at_least_zero, below_one, check_clip};
+use super::{Group, StateTensor, StepInfo, Watch, at_least_zero, below_one, check_clip};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::shader::Source;
@@ -137,6 +137,15 @@ impl AdamW {
     /// When the device has failed.
     pub fn skipped(&self) -> Result<u64> {
         self.arenas.skipped()
+    }
+
+    /// Starts to read what happened in the steps so far: which gradients overflowed, and when the loss scale changed.
+    /// Does not wait for the device.
+    ///
+    /// # Errors
+    /// When the device has failed.
+    pub fn watch(&self) -> Result<Watch> {
+        self.arenas.watch()
     }
 
     /// Returns the moments `m/NAME` and `v/NAME` of every parameter, and `step/NAME` of those that had no gradient in

@@ -1,6 +1,7 @@
 //! Arenas hold all parameters one after the other, and their gradients and moments at the same offsets of other buffers.
 //! A table of chunks lets one kernel process every tensor that has a gradient.
 
+use super::events::{self, Log};
 use super::{Group, StepInfo, at_least_zero};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -11,7 +12,7 @@ use crate::gpu::recording;
 use crate::gpu::shader::Source;
 use crate::gpu::value::Place;
 use crate::shape::Shape;
-use crate::tape::{ArenaLayout, ArenaPlace, Grads};
+use crate::tape::{ArenaLayout, ArenaPlace, Grads, Scaling};
 use crate::tensor::Tensor;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -38,8 +39,10 @@ pub(super) struct Arenas {
     pub(super) steps: Arc<AtomicU64>,
     /// Number of steps that each leaf took part in, shared likewise.
     pub(super) counts: Arc<[AtomicU64]>,
-    /// Number of steps whose gradients had no finite norm, counted on the device.
-    pub(super) skipped: Arc<Buffer>,
+    /// What happened in the steps, written by the device.
+    pub(super) log: Log,
+    /// The scale of gradients without one.
+    unscaled: Arc<Scaling>,
     /// The last recording in which a step was taken, and the leaves' counts before it.
     recording: (u64, Arc<[u64]>),
 }
@@ -71,6 +74,8 @@ pub(super) struct Leaf {
 
 struct Table {
     parts: Vec<Part>,
+    /// The leaf of each chunk, in the order of the parts.
+    leaves: Arc<Buffer>,
     chunks: usize,
 }
 
@@ -145,14 +150,16 @@ impl Arenas {
             moments: moments.iter().map(|_| zeros(op, gpu, bytes)).collect(),
         };
         let arenas: Vec<Arena> = sizes.into_iter().map(arena).collect();
-        let skipped = zeros(op, gpu, 16);
-        skipped.spare();
+        let log = zeros(op, gpu, Log::bytes(leaves.len()));
+        log.spare();
+        let unscaled = Tensor::from_slice(gpu, &[1f32, 1.0, 0.0, 0.0], [4]);
+        unscaled.check()?;
         // Errors must show before any parameter moves: one that carries an error would be lost, and it may be the only
         // copy.
         for arena in &arenas {
             arena.buffers().try_for_each(|buffer| buffer.data().map(drop))?;
         }
-        skipped.data()?;
+        log.data()?;
         for leaf in &leaves {
             leaf.tensor.compute();
             leaf.tensor.check()?;
@@ -175,6 +182,7 @@ impl Arenas {
             }
         });
         let counts = leaves.iter().map(|_| AtomicU64::new(0)).collect();
+        let log = Log::new(log, leaves.iter().map(|leaf| leaf.name.clone()).collect());
         Ok(Arenas {
             op,
             gpu: gpu.clone(),
@@ -184,7 +192,8 @@ impl Arenas {
             tables: HashMap::new(),
             steps: Arc::default(),
             counts,
-            skipped,
+            log,
+            unscaled: Arc::new(Scaling { state: unscaled, growth: 1.0, backoff: 1.0, interval: 0 }),
             recording: (0, Arc::from([])),
         })
     }
@@ -229,13 +238,17 @@ impl Arenas {
         let table = self.table(groups);
         let partials = self.partials(grads, &table)?;
         let norm = gpu.alloc("grad_norm", 16);
-        let finish = norm_launch("finish", table.chunks, 0, clip.unwrap_or(0.0))
-            .bind_mut("partials", whole(&partials));
-        let finish = finish.bind_mut("y", whole(&norm)).bind_mut("skipped", whole(&self.skipped));
+        let scaling = grads.scaling().unwrap_or(&self.unscaled);
+        let finish = norm_launch("finish", table.chunks, 0, clip.unwrap_or(0.0), Some((scaling, self)))
+            .bind_mut("partials", whole(&partials))
+            .bind_mut("y", whole(&norm))
+            .bind_mut("journal", whole(&self.log.buffer))
+            .bind_mut("scale", &scaling.state)
+            .bind("leaves", whole(&table.leaves));
         let rate = gpu.note_rate(kernel.lr);
         let updates = table.parts.iter().map(|part| self.update(part, grads, &norm, kernel, rate));
         let launches: Vec<Launch> = std::iter::once(finish).chain(updates).collect();
-        let mut changed: Vec<Arc<Buffer>> = Vec::new();
+        let mut changed: Vec<Arc<Buffer>> = vec![scaling.state.place().buffer];
         for (leaf, _) in self.leaves.iter().zip(&present).filter(|(_, here)| **here) {
             changed.extend(leaf.part.clone());
         }
@@ -366,7 +379,8 @@ impl Arenas {
     fn partials(&self, grads: &Grads, table: &Table) -> Result<Arc<Buffer>> {
         let partials = self.gpu.alloc("grad_norm", DType::F32.buffer_bytes(table.chunks));
         for part in &table.parts {
-            let launch = norm_launch("sum_chunks", part.chunks, part.first, 0.0).bind("chunks", part.rows());
+            let launch =
+                norm_launch("sum_chunks", part.chunks, part.first, 0.0, None).bind("chunks", part.rows());
             let launch = launch.bind("g", self.arenas[part.arena].gradients(grads));
             self.gpu.launch(launch.bind_mut("partials", whole(&partials)));
         }
@@ -378,7 +392,7 @@ impl Arenas {
         if let Some(table) = self.tables.get(&groups) {
             return table.clone();
         }
-        let mut parts = Vec::new();
+        let (mut parts, mut numbers) = (Vec::new(), Vec::new());
         let mut first = 0;
         let most = groups.iter().copied().max().unwrap_or(0);
         for (group, arena) in
@@ -387,6 +401,7 @@ impl Arenas {
             let all = self.leaves.iter().enumerate();
             let leaves: Vec<_> = all.filter(|(i, leaf)| leaf.arena == arena && groups[*i] == group).collect();
             let rows: Vec<[u32; 4]> = leaves.iter().flat_map(|(_, leaf)| leaf.chunks()).collect();
+            numbers.extend(leaves.iter().flat_map(|(i, leaf)| leaf.chunks().map(move |_| *i as u32)));
             if !rows.is_empty() {
                 let bytes: &[u8] = bytemuck::cast_slice(&rows);
                 let table = self.gpu.upload(self.op, bytes, bytes.len() as u64);
@@ -394,12 +409,14 @@ impl Arenas {
                 first += rows.len();
             }
         }
-        let table = Arc::new(Table { parts, chunks: first });
+        let bytes: &[u8] = bytemuck::cast_slice(&numbers);
+        let leaves = self.gpu.upload(self.op, bytes, DType::U32.buffer_bytes(numbers.len()));
+        let table = Arc::new(Table { parts, leaves, chunks: first });
         if self.tables.len() >= TABLES {
             self.tables.clear();
         }
         // If an upload failed, the table is recomputed next time.
-        if table.parts.iter().all(|part| part.table.data().is_ok()) {
+        if table.leaves.data().is_ok() && table.parts.iter().all(|part| part.table.data().is_ok()) {
             self.tables.insert(groups, table.clone());
         }
         table
@@ -475,14 +492,31 @@ fn zeros(op: &'static str, gpu: &Gpu, bytes: u64) -> Arc<Buffer> {
     buffer
 }
 
-/// Returns a launch of `grad_norm`, over all chunks of a part or, for `finish`, of all parts.
-fn norm_launch(entry: &str, chunks: usize, first: usize, clip: f32) -> Launch<'_> {
-    let finishes = entry == "finish";
-    Launch::new("grad_norm", norm_source(), entry, if finishes { [1, 1, 1] } else { grid(chunks) })
+/// Returns a launch of `grad_norm`, over all chunks of a part or, for `finish`, of all parts, with the loss scale and the
+/// arenas that are stepped.
+fn norm_launch<'a>(
+    entry: &'a str,
+    chunks: usize,
+    first: usize,
+    clip: f32,
+    finishes: Option<(&Scaling, &Arenas)>,
+) -> Launch<'a> {
+    let words = finishes.map_or(0, |(_, arenas)| events::words(arenas.leaves.len()));
+    let (interval, growth, backoff) =
+        finishes.map_or((0, 1.0, 1.0), |(s, _)| (s.interval, s.growth, s.backoff));
+    let (grid, turns) = match finishes {
+        Some(_) => ([1, 1, 1], chunks / 1024 + 4 + chunks / 256 + 1 + words),
+        None => (grid(chunks), CHUNK / 256),
+    };
+    Launch::new("grad_norm", norm_source(), entry, grid)
         .set("count", chunks)
         .set("first", first)
         .set("clip", clip)
-        .turns(if finishes { chunks / 1024 + 4 } else { CHUNK / 256 })
+        .set("leaf_words", words)
+        .set("interval", interval)
+        .set("growth", growth)
+        .set("backoff", backoff)
+        .turns(turns)
 }
 
 fn norm_source() -> &'static Source {

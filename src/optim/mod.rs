@@ -22,7 +22,8 @@
 //!
 //! A step changes nothing on the device if the norm of its gradients is not finite (because of a NaN, an infinity, or
 //! squares whose sum overflows f32), so the last good parameters stay. The counter of steps still moves on, because the
-//! host does not wait for the norm, and `skipped` returns the number of such steps. A parameter without a gradient is
+//! host does not wait for the norm. `skipped` returns the number of such steps, and `watch` says which they were, and which
+//! parameters' gradients overflowed. A parameter without a gradient is
 //! left alone: it does not decay, and its moments stay.
 //!
 //! A step changes all its parameters or none: one that returns an error has changed nothing. Parameters belong to one
@@ -31,11 +32,15 @@
 
 mod adamw;
 mod arena;
+mod events;
+mod scale;
 mod schedule;
 mod sgd;
 mod state;
 
 pub use adamw::{AdamW, AdamWConfig};
+pub use events::{StepEvent, Watch};
+pub use scale::{LossScale, LossScaleConfig};
 pub use schedule::Schedule;
 pub use sgd::{Sgd, SgdConfig};
 
@@ -76,7 +81,7 @@ impl Group {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct StepInfo {
-    /// `sqrt` of the sum of all squared gradients, before clipping. It is a scalar on the device; read it when it is of
+    /// `sqrt` of the sum of all squared gradients, without their loss scale, before clipping. It is a scalar on the device; read it when it is of
     /// interest, and not in each step.
     pub norm: Tensor,
 }

@@ -1,7 +1,7 @@
 //! Gradient descent with momentum.
 
 use super::arena::{Arenas, Kernel};
-use super::{Group, StateTensor, StepInfo, at_least_zero, below_one, check_clip};
+use super::{Group, StateTensor, StepInfo, Watch, at_least_zero, below_one, check_clip};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::gpu::shader::Source;
@@ -126,6 +126,15 @@ impl Sgd {
     /// When the device has failed.
     pub fn skipped(&self) -> Result<u64> {
         self.arenas.skipped()
+    }
+
+    /// Starts to read what happened in the steps so far: which gradients overflowed, and when the loss scale changed.
+    /// Does not wait for the device.
+    ///
+    /// # Errors
+    /// When the device has failed.
+    pub fn watch(&self) -> Result<Watch> {
+        self.arenas.watch()
     }
 
     /// Returns the velocity `velocity/NAME` of every parameter; nothing without momentum.

@@ -2,6 +2,7 @@
 
 use super::StateTensor;
 use super::arena::{Arena, Arenas};
+use super::events::{self, Watch};
 use crate::error::{Error, Result};
 use crate::gpu::readback::Reading;
 use crate::gpu::value::Place;
@@ -93,7 +94,9 @@ impl Arenas {
         let arenas = |index: usize| self.arenas.iter().map(move |arena| arena.moments[index].clone());
         let places = (0..images.len()).flat_map(arenas).map(|buffer| Place { buffer, offset: 0 });
         let bytes = images.iter().flatten().map(|elements| bytemuck::cast_slice(elements));
-        let writes: Vec<_> = places.zip(bytes).collect();
+        let count = (steps as u32).to_le_bytes();
+        let log = Place { buffer: self.log.buffer.clone(), offset: events::STEPS };
+        let writes: Vec<_> = places.zip(bytes).chain([(log, &count[..])]).collect();
         self.gpu.unchanged(|| {
             self.gpu.overwrite_now(&writes)?;
             self.steps.store(steps, Relaxed);
@@ -104,9 +107,14 @@ impl Arenas {
         })
     }
 
+    /// Starts to read what happened in the steps, without waiting for the device.
+    pub fn watch(&self) -> Result<Watch> {
+        self.log.watch(&self.gpu)
+    }
+
     /// Number of steps that changed nothing, because the norm of the gradients was not finite. Waits for the device.
     pub fn skipped(&self) -> Result<u64> {
-        let words: Vec<u32> = bytemuck::pod_collect_to_vec(&self.gpu.read(&self.skipped, 0, 4)?);
+        let words: Vec<u32> = bytemuck::pod_collect_to_vec(&self.gpu.read(&self.log.buffer, 0, 4)?);
         Ok(words[0].into())
     }
 }

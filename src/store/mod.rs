@@ -19,7 +19,9 @@ mod save;
 mod weights;
 
 pub use bytes::bf16_bytes;
-pub use checkpoint::{Checkpoint, load_checkpoint, load_tensors, save_checkpoint, save_tensors};
+pub use checkpoint::{
+    Checkpoint, load_checkpoint, load_tensors, load_tensors_as_stored, save_checkpoint, save_tensors,
+};
 pub use dtype::FileDType;
 pub(crate) use file::nearest;
 pub use file::{File, Info};

@@ -1,17 +1,24 @@
 //! Checkpointing: activations that the backward pass recomputes instead of keeping them.
 
 use super::{Edge, Node, Op, Saved, Sink, is_recording, next_id, no_grad, set_paused};
+use crate::precision::{Precision, autocast, precision};
 use crate::tensor::Tensor;
 
 struct Checkpoint<F> {
     inputs: Vec<Saved>,
     tracked: Vec<bool>,
+    /// That of the scope in which it ran, for the second time.
+    precision: Precision,
     work: F,
 }
 
 impl<F: Fn(&[Tensor]) -> Tensor + Send + Sync> Op for Checkpoint<F> {
     fn name(&self) -> &'static str {
         "checkpoint"
+    }
+
+    fn takes_half(&self) -> bool {
+        true
     }
 
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
@@ -25,7 +32,7 @@ impl<F: Fn(&[Tensor]) -> Tensor + Send + Sync> Op for Checkpoint<F> {
             })
             .collect();
         let floor = next_id();
-        let output = set_paused(false, || (self.work)(&inputs));
+        let output = autocast(self.precision, || set_paused(false, || (self.work)(&inputs)));
         let grads = sink.inner(&[output], dy, &inputs, floor);
         for (i, dx) in grads.into_iter().enumerate() {
             if let Some(dx) = dx {
@@ -51,6 +58,7 @@ where
     let node = Checkpoint {
         inputs: inputs.iter().map(|t| Saved::new(t)).collect(),
         tracked: inputs.iter().map(|t| t.is_tracked()).collect(),
+        precision: precision(),
         work,
     };
     // Recorded even if no input is tracked, because the closure may capture leaves.

@@ -9,10 +9,22 @@ use crate::tensor::{Tensor, same_gpu};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+/// A loss scale: its state on the device, and how a step changes it.
+pub(crate) struct Scaling {
+    /// The scale, 1 / scale, the number of finite steps since it changed, and nothing.
+    pub state: Tensor,
+    pub growth: f32,
+    pub backoff: f32,
+    /// Number of finite steps in a row that raise the scale, 0 for a scale that stays.
+    pub interval: u32,
+}
+
 /// Gradients of a backward pass, by leaf.
 #[derive(Default)]
 pub struct Grads {
     by_leaf: HashMap<u64, Tensor>,
+    /// The scale by which all of them are too large.
+    scaling: Option<Arc<Scaling>>,
     arenas: HashMap<*const ArenaLayout, Arena>,
 }
 
@@ -22,7 +34,8 @@ unsafe impl Send for Grads {}
 unsafe impl Sync for Grads {}
 
 impl Grads {
-    /// The gradient of `leaf`, in f32 and of the leaf's shape. `None` if the result does not depend on it.
+    /// The gradient of `leaf`, in f32 and of the leaf's shape. `None` if the result does not depend on it. If a
+    /// [`LossScale`](crate::optim::LossScale) made it, it is the gradient times the scale.
     pub fn get(&self, leaf: &Tensor) -> Option<&Tensor> {
         self.by_leaf.get(&leaf.edge.as_ref()?.node.id)
     }
@@ -35,6 +48,15 @@ impl Grads {
     /// Whether no leaf got a gradient.
     pub fn is_empty(&self) -> bool {
         self.by_leaf.is_empty()
+    }
+
+    /// Returns these gradients with the scale of their loss.
+    pub(crate) fn scaled_by(self, scaling: &Arc<Scaling>) -> Grads {
+        Grads { scaling: Some(scaling.clone()), ..self }
+    }
+
+    pub(crate) fn scaling(&self) -> Option<&Arc<Scaling>> {
+        self.scaling.as_ref()
     }
 
     pub(crate) fn arena(&self, layout: &Arc<ArenaLayout>) -> Option<&Arc<Buffer>> {
@@ -62,12 +84,14 @@ impl Grads {
     /// ```
     ///
     /// # Panics
-    /// If the two are on different devices.
+    /// If the two are on different devices, or have different loss scales.
     #[track_caller]
     pub fn add(&self, other: &Grads) -> Grads {
         if let (Some(a), Some(b)) = (self.by_leaf.values().next(), other.by_leaf.values().next()) {
             same_gpu("gradients", &[a, b]);
         }
+        let scale = |grads: &Grads| grads.scaling.as_ref().map(Arc::as_ptr);
+        assert!(scale(self) == scale(other), "gradients: only one has a loss scale, or they have two");
         Grads::made_of(&[self, other], |parts| match parts {
             [a, b] => a.add(b),
             one => one[0].clone(),
@@ -82,7 +106,7 @@ impl Grads {
     /// Applies `make` to the gradients that each leaf has in `sources`. Where an optimizer wants gradients in an arena,
     /// the results are written to an arena.
     fn made_of(sources: &[&Grads], make: impl Fn(&[&Tensor]) -> Tensor) -> Grads {
-        let mut all = Grads::default();
+        let mut all = Grads { scaling: sources[0].scaling.clone(), ..Grads::default() };
         let ids: BTreeSet<u64> = sources.iter().flat_map(|grads| grads.by_leaf.keys().copied()).collect();
         for id in ids {
             let parts: Vec<&Tensor> = sources.iter().filter_map(|grads| grads.by_leaf.get(&id)).collect();
@@ -206,6 +230,6 @@ impl Tensor {
             .collect();
         self.gpu().check()?;
         by_leaf.values().try_for_each(Tensor::check)?;
-        Ok(Grads { by_leaf, arenas: walk.arenas })
+        Ok(Grads { by_leaf, scaling: None, arenas: walk.arenas })
     }
 }

@@ -9,11 +9,13 @@ mod grads;
 
 pub use checkpoint::checkpoint;
 pub use grads::Grads;
+pub(crate) use grads::Scaling;
 
 use crate::dtype::DType;
 use crate::gpu::buffer::Buffer;
 use crate::gpu::value::Place;
 use crate::gpu::{Gpu, lock};
+use crate::precision;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 use std::cell::Cell;
@@ -26,6 +28,10 @@ pub(crate) trait Op: Send + Sync {
     fn name(&self) -> &'static str;
     /// `dy` has one entry per output, `None` if no gradient arrived there.
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink);
+    /// Whether `dy` may have 16 bits. Otherwise it is converted to f32 first.
+    fn takes_half(&self) -> bool {
+        false
+    }
 }
 
 /// An op of the recorded graph, or a leaf.
@@ -48,6 +54,18 @@ struct Work {
 struct Input {
     edge: Option<Edge>,
     shape: Shape,
+    /// The type of its gradient.
+    dtype: DType,
+}
+
+impl Input {
+    /// A gradient is f32, except that of an activation of 16 bits in a scope of this precision.
+    fn of(tensor: &Tensor) -> Input {
+        let scope = precision::precision().dtype();
+        let half = tensor.dtype().is_half() && tensor.dtype() == scope && !tensor.is_leaf();
+        let dtype = if half { scope } else { DType::F32 };
+        Input { edge: tensor.edge.clone(), shape: tensor.shape, dtype }
+    }
 }
 
 /// One output of a node.
@@ -136,7 +154,7 @@ impl Node {
     }
 
     fn of(op: Box<dyn Op>, inputs: &[&Tensor]) -> Arc<Node> {
-        let inputs = inputs.iter().map(|t| Input { edge: t.edge.clone(), shape: t.shape }).collect();
+        let inputs = inputs.iter().map(|t| Input::of(t)).collect();
         let work = Mutex::new(Some(Arc::new(Work { op, inputs })));
         Arc::new(Node { id: next_id(), leaf: false, work, home: Mutex::default() })
     }
@@ -324,16 +342,23 @@ impl Sink<'_> {
         let input = &self.inputs[i];
         if let Some(edge) = &input.edge {
             debug_assert_eq!(dx.shape(), &input.shape, "gradient of input {i}");
-            self.walk.add(edge, dx);
+            self.walk.add(edge, converted(dx, input.dtype));
         }
     }
 
-    /// Lets `write` put the gradient of input `i` where it belongs. A kernel that accumulates saves a buffer and a
+    /// The type in which the gradient of input `i` is kept: f32, or 16 bits for an activation of a scope.
+    pub fn dtype(&self, i: usize) -> DType {
+        self.inputs[i].dtype
+    }
+
+    /// Lets `write` put the gradient of input `i` where it belongs, in f32. A kernel that accumulates saves a buffer and a
     /// pass.
     pub fn add_with(&mut self, i: usize, write: impl FnOnce(Destination) -> Tensor) {
         let input = &self.inputs[i];
-        if let Some(edge) = &input.edge {
-            self.walk.add_with(edge, &input.shape, write);
+        match &input.edge {
+            Some(edge) if input.dtype == DType::F32 => self.walk.add_with(edge, &input.shape, write),
+            Some(edge) => self.walk.add(edge, converted(write(Destination::New), input.dtype)),
+            None => {}
         }
     }
 
@@ -416,7 +441,8 @@ impl Walk {
                 self.slots.insert(key, Slot { sum, owned: true });
             }
             Some(slot) => {
-                let sum = Tensor::lazy("add", "$0 + $1", DType::F32, *dx.shape(), &[&slot.sum, &dx]);
+                let dtype = if slot.sum.dtype() == dx.dtype() { dx.dtype() } else { DType::F32 };
+                let sum = Tensor::lazy("add", "$0 + $1", dtype, *dx.shape(), &[&slot.sum, &dx]);
                 // A leaf may get many gradients, so its sum is materialised in one buffer that later arrivals
                 // accumulate into.
                 if leaf {
@@ -455,12 +481,13 @@ impl Walk {
         while self.heap.peek().is_some_and(|entry| entry.0.id > floor) {
             let Some(Entry(node)) = self.heap.pop() else { break };
             let outputs = self.slots.keys().filter(|k| k.0 == node.id).map(|k| k.1 + 1).max().unwrap_or(0);
-            let dy: Vec<Option<Tensor>> =
-                (0..outputs).map(|o| self.slots.remove(&(node.id, o)).map(|s| s.sum)).collect();
             let Some(work) = node.work(self.retain) else {
                 self.used_up = true;
                 return;
             };
+            let given = |dy: Tensor| if work.op.takes_half() { dy } else { converted(dy, DType::F32) };
+            let dy: Vec<Option<Tensor>> =
+                (0..outputs).map(|o| self.slots.remove(&(node.id, o)).map(|s| given(s.sum))).collect();
             let _span = tracing::trace_span!("backward", op = work.op.name()).entered();
             work.op.backward(&dy, &mut Sink { walk: self, node: &node, inputs: &work.inputs });
             // The gradients of the op's outputs are no longer needed.
@@ -469,6 +496,11 @@ impl Walk {
             }
         }
     }
+}
+
+/// Returns `x` in this type. `x` is given away, so that a pending one is not stored in both types.
+fn converted(x: Tensor, dtype: DType) -> Tensor {
+    if x.dtype() == dtype { x } else { x.cast(dtype) }
 }
 
 /// Writes `dx` into `home`, or adds it there.

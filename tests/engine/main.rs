@@ -6,6 +6,7 @@ mod files;
 mod folders;
 mod graphs;
 mod optim;
+mod precision;
 mod random;
 mod sharing;
 #[path = "../support/mod.rs"]

@@ -8,7 +8,9 @@ use crate::support::*;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tiebeam::optim::{AdamW, AdamWConfig, Group, Sgd, SgdConfig, StepInfo};
-use tiebeam::store::{Checkpoint, load_checkpoint, load_tensors, save_checkpoint, save_tensors};
+use tiebeam::store::{
+    Checkpoint, load_checkpoint, load_tensors, load_tensors_as_stored, save_checkpoint, save_tensors,
+};
 use tiebeam::{DType, Gpu, Grads, Rng, Tensor};
 
 /// One element, an odd number, one above a chunk, several chunks and a rest, and a multiple of four.
@@ -477,6 +479,13 @@ fn tensors_are_read_as_saved() {
             "{name}"
         );
     }
+    // BF16 becomes f32 unless it is asked for.
+    let brain = x.slice(1, 0..2).cast(DType::Bf16);
+    save_tensors(&path, [("brain", &brain)], &BTreeMap::new()).unwrap();
+    let (wide, stored) = (load_tensors(gpu, &path).unwrap(), load_tensors_as_stored(gpu, &path).unwrap());
+    assert_eq!((wide["brain"].dtype(), stored["brain"].dtype()), (DType::F32, DType::Bf16));
+    assert_eq!(download(&wide["brain"]), download(&brain));
+    assert_eq!(download(&stored["brain"]), download(&brain));
     // Loading in place, in a type whose elements do not fill whole words.
     let target = Tensor::full(gpu, [1, 3], 0.0).cast(DType::F16);
     save_checkpoint(&path, &[("half".to_string(), half.clone())], &Checkpoint::default().step(3)).unwrap();

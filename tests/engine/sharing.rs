@@ -11,7 +11,7 @@ use tiebeam::models::widenet::{Experts, WideNet};
 use tiebeam::nn::{Mask, Parameters};
 use tiebeam::ops::sequence::cache::KvCache;
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
-use tiebeam::{Rng, Tensor};
+use tiebeam::{DType, Precision, Rng, Tensor, autocast};
 
 fn config(depth: usize, sharing: Sharing) -> RecursiveConfig {
     RecursiveConfig::default()
@@ -247,6 +247,50 @@ fn a_dictionary_model_learns_its_atoms_and_coefficients() {
 fn mor(routing: Routing, keys: Keys) -> Mor {
     let block = model(1, Sharing::None).blocks.remove(0);
     Mor::new(gpu(), block, 3, routing, keys, &mut Rng::new(8))
+}
+
+/// Routing may choose other tokens when scores are rounded, so this compares no numbers. It shows that every system runs in a
+/// scope, and that the same parameters get finite f32 gradients.
+#[test]
+fn every_system_runs_in_half_precision() {
+    let [ids, targets] = tokens();
+    let (x, mut rng) = (normal(&[2, 8, 16], 3), Rng::new(6));
+    let check = |what: &str, all: Parameters, loss: &dyn Fn() -> Tensor| {
+        let run = |precision: Precision| {
+            let loss = autocast(precision, loss);
+            assert!(loss.item().unwrap().is_finite(), "{what}");
+            let grads = loss.backward().unwrap();
+            for (name, leaf) in all.named() {
+                let Some(dx) = grads.get(leaf) else { continue };
+                assert_eq!(dx.dtype(), DType::F32, "{what} {name}");
+                assert!(download(dx).iter().all(|g| g.is_finite()), "{what} {precision}: {name}");
+            }
+            (grads.len(), loss.item().unwrap())
+        };
+        let (count, want) = run(Precision::F32);
+        for precision in [Precision::F16, Precision::Bf16] {
+            let (own, loss) = run(precision);
+            assert_eq!(own, count, "{what} {precision}");
+            assert!(loss != want && (loss - want).abs() < 0.05 * want.abs(), "{what}: {loss}, not {want}");
+        }
+    };
+    let gated = Gated::new(model(4, Sharing::None));
+    let loss = || gated.forward(&ids).cross_entropy(&targets, None);
+    check("foldgpt", Parameters::of(&gated.model), &loss);
+    for (routing, keys) in [(Routing::Expert, Keys::Recursion), (Routing::Token, Keys::Shared)] {
+        let mor = mor(routing, keys);
+        let loss = || mor.forward(&x, &[4, 2, 1]).unwrap().0.square().mean_all();
+        check("mor", Parameters::of(&mor), &loss);
+    }
+    let experts = Experts::new(gpu(), [16, 12], [4, 2], &mut rng);
+    let net = WideNet::new(gpu(), 16, 2, 3, experts, &mut rng);
+    let loss = || {
+        let (y, balance) = net.forward(&x, &Mask::Causal, None);
+        y.square().mean_all().add(&balance.sum_all().scale(0.01))
+    };
+    check("widenet", Parameters::of(&net), &loss);
+    let net = Sliced::new(gpu(), 16, 2, 24, &[4, 4, 4], &mut rng);
+    check("sret", Parameters::of(&net), &|| net.forward(&x, &mut Rng::new(1)).square().mean_all());
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! Long walks: every op with a loop, with more turns than the software driver of Debian 12 allows per thread (after 65 535 it
-//! silently ends the loop). Also sums that are so long that a single running sum would drift, and many threads on one device.
+//! silently ends the loop). Also sums that are so long that a single running sum would drift, and many threads on one device, and
+//! learning curves in half precision.
 //!
 //! `TIEBEAM_LONG=1` (`make test-long`) extends them to 2^20 turns, 2^26 terms and a minute. Tests that do not fit in the
 //! adapter's memory are reported as ignored.
 
+mod curve;
 mod drift;
 #[path = "../support/mod.rs"]
 mod support;
@@ -36,7 +38,7 @@ fn main() {
     let long = std::env::var_os("TIEBEAM_LONG").is_some_and(|v| v != "0");
     let mut trials = Vec::new();
     for Long { name, bytes, run } in
-        turns::all(long).into_iter().chain(drift::all(long)).chain(threads::all(long))
+        turns::all(long).into_iter().chain(drift::all(long)).chain(threads::all(long)).chain(curve::all(long))
     {
         let (adapter, have) = (gpu().adapter(), gpu().adapter().max_binding.min(gpu().adapter().max_buffer));
         if bytes as u64 > have {

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use tiebeam::ops::case::Input;
 use tiebeam::ops::product::matmul::{Activation, Epilogue};
 use tiebeam::share::{Factored, Site, Tied};
-use tiebeam::{DType, Error, Gpu, Options, Rng, Tensor};
+use tiebeam::{DType, Error, Gpu, Options, Precision, Rng, Tensor, autocast};
 
 /// A device that uses matrix units wherever it can. A software driver emulates them, and uses them only as a GPU.
 fn rounding() -> &'static Gpu {
@@ -81,6 +81,15 @@ fn gradients(x: &mut Whole, [m, n, k]: [usize; 3]) -> Results {
     vec![("weight", of(&weight)), ("first input", of(&a)), ("second input", of(&b))]
 }
 
+/// The same in a scope of f16, whose results are rounded once, from sums that are exact on either device.
+fn in_f16(x: &mut Whole, sizes: [usize; 3]) -> Results {
+    let all = autocast(Precision::F16, || {
+        layouts(x, sizes).into_iter().chain(layers(x, sizes)).collect::<Vec<_>>()
+    });
+    assert!(all.iter().all(|(_, y)| y.dtype() == DType::F16));
+    all.into_iter().map(|(name, y)| (name, y.cast(DType::F32))).collect()
+}
+
 fn same(work: Work) -> Result<(), Failed> {
     // Multiples of every tile, multiples of a vector, and neither.
     for sizes in [[128, 128, 128], [132, 76, 36], [67, 65, 33]] {
@@ -97,7 +106,8 @@ fn same(work: Work) -> Result<(), Failed> {
 }
 
 pub fn trials() -> Vec<Trial> {
-    let all: [(&str, Work); 3] = [("layouts", layouts), ("layers", layers), ("gradients", gradients)];
+    let all: [(&str, Work); 4] =
+        [("layouts", layouts), ("layers", layers), ("gradients", gradients), ("in_f16", in_f16)];
     let present = gpu().has_coop_matrices();
     let missing = if present { "" } else { "_but_this_adapter_has_no_cooperative_matrices" };
     let trial = |(name, work): (&str, Work)| {

@@ -158,6 +158,7 @@ fn stored(x: f64, dtype: DType) -> f64 {
     match dtype {
         DType::F32 => x as f32 as f64,
         DType::F16 => half::f16::from_f64(x).to_f64(),
+        DType::Bf16 => half::bf16::from_f64(x).to_f64(),
         DType::U32 | DType::I32 => x,
         other => panic!("no test knows how {other:?} is stored"),
     }

@@ -91,6 +91,7 @@ pub fn download(x: &Tensor) -> Vec<f64> {
     match x.dtype() {
         DType::F32 => x.to_vec::<f32>().expect(ok).into_iter().map(f64::from).collect(),
         DType::F16 => x.to_vec::<half::f16>().expect(ok).into_iter().map(f64::from).collect(),
+        DType::Bf16 => x.to_vec::<half::bf16>().expect(ok).into_iter().map(f64::from).collect(),
         DType::U32 => x.to_vec::<u32>().expect(ok).into_iter().map(f64::from).collect(),
         DType::I32 => x.to_vec::<i32>().expect(ok).into_iter().map(f64::from).collect(),
         other => panic!("no test knows how to read {other:?}"),

@@ -1,7 +1,7 @@
 // y = x w + residual
-@group(0) @binding(4) var<storage, read_write> y: array<Stored>;
-@group(0) @binding(6) var<storage, read> residual: array<Stored>;
+@group(0) @binding(4) var<storage, read_write> y: array<Out>;
+@group(0) @binding(6) var<storage, read> residual: array<Out>;
 
 fn store_piece(at: u32, col: u32, value: Stored) {
-    y[at] = value + residual[at];
+    y[at] = to_out(value + out_of(residual[at]));
 }

@@ -3,7 +3,7 @@
 
 fn exp_piece(x: Piece) -> Piece { return exp_of(x); }
 
-fn element(at: u32) -> f32 { return x[at / 4u][at % 4u]; }
+fn element(at: u32) -> f32 { return in_of(x[at / 4u])[at % 4u]; }
 
 // Log-sum-exp of vectors t, t + LANES, ... below n of the row at `base`, in blocks of BLOCK of them. A turn takes AHEAD vectors, whose
 // loads and exps do not depend on each other. The last turn reads its first vector in place of those beyond the end.
@@ -14,7 +14,7 @@ fn walk(base: u32, step: u32, t: u32, n: u32) -> vec2<f32> {
         var a = lse_start();
         for (var i = start; i < stop; i += AHEAD * LANES) {
 #unroll j AHEAD
-            let v$j = x[base + select(i, i + ${j}u * LANES, i + ${j}u * LANES < stop)];
+            let v$j = in_of(x[base + select(i, i + ${j}u * LANES, i + ${j}u * LANES < stop)]);
 #end
             var m = a.x;
 #unroll j AHEAD

@@ -4,9 +4,10 @@
 use crate::bench::{Check, Entry, Row, carried};
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::nn::{Activation, Attention, Block, Linear, Mask, Mlp, Module, Norm, Parameters};
+use crate::nn::{Activation, Attention, Block, Linear, Mask, Mlp, Module, Norm, Parameters, stored};
 use crate::ops::elementwise::unary::gelu_tanh64;
-use crate::optim::{AdamW, AdamWConfig, Group};
+use crate::optim::{AdamW, AdamWConfig, Group, LossScale};
+use crate::precision::{Precision, autocast};
 use crate::share::Tied;
 use crate::step::Step;
 use crate::tensor::Tensor;
@@ -127,12 +128,12 @@ fn text() -> [Vec<u32>; 2] {
 
 pub(super) fn entries(cpu: bool) -> Vec<Entry> {
     let real = Sizes { width: 768, depth: 12, batch: 8, tokens: 1024 };
-    vec![
-        small(false),
-        small(true),
-        tied(Sizes { width: 256, depth: 4, batch: 2, tokens: 128 }),
-        Entry { asked: cpu, ..tied(real) },
-    ]
+    let mut all = vec![small(false), small(true)];
+    for precision in [Precision::F32, Precision::F16, Precision::Bf16] {
+        all.push(tied(Sizes { width: 256, depth: 4, batch: 2, tokens: 128 }, precision));
+        all.push(Entry { asked: cpu, ..tied(real, precision) });
+    }
+    all
 }
 
 /// Returns the operations of a step. A product with a weight counts once forward and twice backward. Attention counts two products
@@ -271,13 +272,18 @@ impl Drawn {
 
 /// A step without biases, positions and last norm. In the first call, whose loss is checked, each sequence repeats one token. In
 /// later calls all tokens are mixed.
-fn tied(sizes: Sizes) -> Entry {
+fn tied(sizes: Sizes, precision: Precision) -> Entry {
     let Sizes { width, depth, batch, tokens } = sizes;
-    Entry::new("train_step", format!("d{width} T{tokens} B{batch} tied x{depth}"), move |gpu| {
+    let half = if precision == Precision::F32 { String::new() } else { format!(", {precision}") };
+    Entry::new("train_step", format!("d{width} T{tokens} B{batch} tied x{depth}{half}"), move |gpu| {
         let drawn = Drawn::new(width);
         let own = |i: usize| i * 37 % BYTES;
         let want = (0..batch).map(|i| drawn.loss(own(i), depth)).sum::<f64>() / batch as f64;
-        let checks = vec![Check { at: 0, want, bound: 2e-5 * want }];
+        let near = match precision {
+            Precision::F32 => 2e-5,
+            _ => 4.0 * precision.dtype().roundoff(),
+        };
+        let checks = vec![Check { at: 0, want, bound: near * want }];
         let block = drawn.block(gpu);
         let table = Tensor::from_slice(gpu, &drawn.table, [BYTES, width]).requires_grad();
         let head = linear(gpu, &drawn.head, [width, BYTES], 0, BYTES, false);
@@ -286,6 +292,7 @@ fn tied(sizes: Sizes) -> Entry {
         head.parameters("head", &mut all);
         all.add("table", &table);
         let optimizer = optimizer(gpu, all.named().to_vec())?;
+        let scale = LossScale::of(gpu, precision)?;
         let count = batch * tokens;
         let upload = |ids: Vec<usize>| {
             let ids: Vec<u32> = ids.into_iter().map(|i| i as u32).collect();
@@ -296,11 +303,15 @@ fn tied(sizes: Sizes) -> Entry {
         let first = Cell::new(true);
         let run = move |_| {
             let x = if first.replace(false) { &same } else { &mixed };
-            let h = (0..depth).fold(table.embedding(x), |h, _| block.forward(&h, &Mask::Causal));
-            let loss = head.forward(&h).reshape([count, BYTES]).cross_entropy(&x.reshape([count]), None);
-            let stepped = loss.backward().and_then(|grads| optimizer.borrow_mut().step(&grads, 1e-3));
+            let loss = autocast(precision, || {
+                let h = stored(&table.embedding(x));
+                let h = (0..depth).fold(h, |h, _| block.forward(&h, &Mask::Causal));
+                head.forward(&h).reshape([count, BYTES]).cross_entropy(&x.reshape([count]), None)
+            });
+            let stepped = scale.backward(&loss).and_then(|grads| optimizer.borrow_mut().step(&grads, 1e-3));
             carried(table.gpu(), stepped.map(|_| loss))
         };
-        Ok(Row { checks, ..Row::new([0.0, flops(count, tokens, width, depth, BYTES)], run) })
+        let work = [0.0, flops(count, tokens, width, depth, BYTES)];
+        Ok(Row { checks, half: precision == Precision::F16, ..Row::new(work, run) })
     })
 }

@@ -7,6 +7,7 @@ use crate::geometry::space::graph::Graph;
 use crate::geometry::space::grid::Grid;
 use crate::gpu::Gpu;
 use crate::nn::{Activation, Init, Module, Parameters, join};
+use crate::precision::{Precision, autocast};
 use crate::rng::Rng;
 use crate::store::{File, save_tensors};
 use crate::tensor::Tensor;
@@ -217,7 +218,9 @@ impl Ponita {
     pub fn field(&self, graph: &Graph) -> Field {
         let PonitaConfig { degree, radius, .. } = self.config;
         let config = FieldConfig { degree, radius, layers: self.layers.len(), route: self.route };
-        Field::new(graph, &self.grid, &self.basis, self.fiber_basis.as_ref(), config)
+        // Invariants are in f32, whatever the scope, and so are the bases that are computed from them once.
+        let fiber = self.fiber_basis.as_ref();
+        autocast(Precision::F32, || Field::new(graph, &self.grid, &self.basis, fiber, config))
     }
 
     /// Embeds scalars, the same on every orientation, and vectors as `v . o_a`: `[nodes, O, channels]`.
@@ -241,7 +244,10 @@ impl Ponita {
             if shape[1] > 0 {
                 parts.push(match name {
                     "scalars" => x.unsqueeze(1).expand([nodes, count, scalars]),
-                    _ => x.matmul(&self.grid.tensor(graph.gpu()).t()).transpose(1, 2),
+                    // Directions are in f32, whatever the scope.
+                    _ => autocast(Precision::F32, || {
+                        x.matmul(&self.grid.tensor(graph.gpu()).t()).transpose(1, 2)
+                    }),
                 });
             }
         }
@@ -298,7 +304,8 @@ impl Ponita {
             0 => Tensor::zeros(graph.gpu(), [nodes, 0, dimension]),
             _ => {
                 let r = read.slice(2, s..s + v).transpose(1, 2);
-                r.matmul(&self.grid.tensor(graph.gpu())).scale(1.0 / count as f32)
+                let sum = autocast(Precision::F32, || r.matmul(&self.grid.tensor(graph.gpu())));
+                sum.scale(1.0 / count as f32)
             }
         };
         PonitaOutput { scalars, vectors }

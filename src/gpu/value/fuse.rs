@@ -3,7 +3,7 @@
 //! An expression becomes one generated kernel when something needs its elements. Inner values of the chain that
 //! somebody else still holds (a tape that saved them, a variable) are written by the same kernel, so that nothing is
 //! computed twice. Inner values that nobody else holds are never stored. Arithmetic is four lanes wide and in f32, u32
-//! or i32. f16 is unpacked as it is read and rounded to nearest even as it is written.
+//! or i32. f16 and bf16 are unpacked as they are read and rounded to nearest even as they are written.
 
 use super::text::{Operation, THREADS, Term, Text, Walk};
 use super::{Place, Value};

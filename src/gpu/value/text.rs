@@ -81,26 +81,31 @@ pub(super) struct Text {
 
 fn stored(dtype: DType, vector: bool) -> &'static str {
     match (dtype, vector) {
-        (DType::F16, true) => "vec2<u32>",
+        (DType::F16 | DType::Bf16, true) => "vec2<u32>",
         (DType::F32, true) => "vec4<f32>",
         (DType::U32, true) => "vec4<u32>",
         (DType::I32, true) => "vec4<i32>",
-        (DType::F16 | DType::U32, false) => "u32",
+        (DType::F16 | DType::Bf16 | DType::U32, false) => "u32",
         (DType::F32, false) => "f32",
         (DType::I32, false) => "i32",
     }
 }
 
-/// Converts a vector from its stored type to the type of the arithmetic: f16 becomes f32.
+/// Converts a vector from its stored type to the type of the arithmetic: f16 and bf16 become f32.
 fn unpacked(dtype: DType, vector: &str) -> String {
     match dtype {
-        DType::F16 => format!("vec4<f32>(unpack2x16float({vector}.x), unpack2x16float({vector}.y))"),
+        DType::F16 => format!("unpack_half4({vector})"),
+        DType::Bf16 => format!("unpack_bf16({vector})"),
         _ => vector.to_string(),
     }
 }
 
 fn packed(dtype: DType, value: &str) -> String {
-    if dtype == DType::F16 { format!("pack_half4({value})") } else { value.to_string() }
+    match dtype {
+        DType::F16 => format!("pack_half4({value})"),
+        DType::Bf16 => format!("pack_bf16({value})"),
+        _ => value.to_string(),
+    }
 }
 
 impl Text {
@@ -112,7 +117,9 @@ impl Text {
     /// Returns the kernel.
     pub fn source(&self) -> Source {
         let mut s = self.params();
-        s.push_str("#import elementwise\n#import exp_log\n#import nan\n#import power\n#import trig\n");
+        s.push_str(
+            "#import f16\n#import bf16\n#import elementwise\n#import exp_log\n#import nan\n#import power\n#import trig\n",
+        );
         for (i, &(dtype, walk)) in self.reads.iter().enumerate() {
             let element = stored(dtype, matches!(walk, Walk::Plain | Walk::Whole));
             let _ = writeln!(s, "@group(0) @binding({i}) var<storage, read> x{i}: array<{element}>;");
@@ -138,9 +145,12 @@ impl Text {
         }
         self.operations.iter().enumerate().for_each(|(i, operation)| operation.write(&mut s, i));
         for (i, &made) in self.writes.iter().enumerate() {
-            let value =
-                if i == 0 && self.accumulate { format!("y0[i] + v{made}") } else { format!("v{made}") };
-            let _ = writeln!(s, "    y{i}[i] = {};", packed(self.operations[made].dtype, &value));
+            let dtype = self.operations[made].dtype;
+            let value = match i == 0 && self.accumulate {
+                true => format!("{} + v{made}", unpacked(dtype, "y0[i]")),
+                false => format!("v{made}"),
+            };
+            let _ = writeln!(s, "    y{i}[i] = {};", packed(dtype, &value));
         }
         s.push_str("}\n");
         Source::text(NAME, s)
@@ -202,6 +212,7 @@ impl Text {
         let ty = dtype.wgsl();
         let element = |index: &str| match dtype {
             DType::F16 => format!("half_at(x{i}[({index}) / 2u], ({index}) % 2u)"),
+            DType::Bf16 => format!("bf16_at(x{i}[({index}) / 2u], ({index}) % 2u)"),
             _ => format!("x{i}[{index}]"),
         };
         // Axes of the grid come as an argument of their own.
@@ -281,8 +292,12 @@ impl Operation {
             rest = &rest[at + 2..];
         }
         text.push_str(rest);
-        // An f16 result is rounded to f16 inside a chain too, because fusion must not change bits.
-        let text = if self.dtype == DType::F16 { format!("round_half4({text})") } else { text };
+        // A result of 16 bits is rounded inside a chain too, because fusion must not change bits.
+        let text = match self.dtype {
+            DType::F16 => format!("round_half4({text})"),
+            DType::Bf16 => format!("round_bf16({text})"),
+            _ => text,
+        };
         let _ = writeln!(s, "    let v{number} = {text};");
     }
 }
@@ -290,7 +305,8 @@ impl Operation {
 /// Returns a kernel with the piece of this line. `None` for a line that names no piece.
 pub(in crate::gpu) fn example(line: &str) -> Option<Source> {
     let of = |name: &str| {
-        [DType::F32, DType::F16, DType::U32, DType::I32].into_iter().find(|dtype| dtype.to_string() == name)
+        let all = [DType::F32, DType::F16, DType::Bf16, DType::U32, DType::I32];
+        all.into_iter().find(|dtype| dtype.to_string() == name)
     };
     // Three axes, so that a reader divides more than once.
     let mut text = Text { writes: vec![0], axes: 3, ..Text::default() };
@@ -356,6 +372,8 @@ mod tests {
             "elementwise computes f16 = where4($0, $1, $2) of u32 f32 number",
             "elementwise computes u32 = vec4<u32>(7u) of ",
             "elementwise reads f16 whole together",
+            "elementwise reads bf16 strided",
+            "elementwise writes bf16 accumulate",
             "elementwise reads i32 strided",
             "elementwise writes f32 accumulate",
             "elementwise walks 2 axes by the grid",

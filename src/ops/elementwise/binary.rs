@@ -21,6 +21,9 @@ impl Op for Binary {
     fn name(&self) -> &'static str {
         self.name
     }
+    fn takes_half(&self) -> bool {
+        true
+    }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
         let (a, b) = (self.a.get(self.name), self.b.get(self.name));
@@ -71,7 +74,7 @@ impl Tensor {
         })
     }
 
-    /// The result's type: equal types are kept, f16 with f32 gives f32.
+    /// The result's type: equal types are kept, two different floats give f32.
     #[track_caller]
     fn common(&self, rhs: &Tensor, name: &str) -> DType {
         match (self.dtype(), rhs.dtype()) {
@@ -140,6 +143,9 @@ impl Op for Affine {
     fn name(&self) -> &'static str {
         "affine"
     }
+    fn takes_half(&self) -> bool {
+        true
+    }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         if let Some(dy) = &dy[0] {
             let scale = [Scalar::F32(self.scale)];
@@ -156,6 +162,9 @@ struct Where {
 impl Op for Where {
     fn name(&self) -> &'static str {
         "where"
+    }
+    fn takes_half(&self) -> bool {
+        true
     }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };

@@ -18,6 +18,9 @@ impl Op for Unary {
     fn name(&self) -> &'static str {
         self.name
     }
+    fn takes_half(&self) -> bool {
+        true
+    }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
         let x = self.x.get(self.name);
@@ -42,6 +45,9 @@ impl Op for ScaleGradient {
     fn name(&self) -> &'static str {
         "scale_gradient"
     }
+    fn takes_half(&self) -> bool {
+        true
+    }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         if let Some(dy) = &dy[0] {
             sink.add(0, dy.mul(self.factor.get(self.name())));
@@ -55,8 +61,11 @@ impl Op for Cast {
     fn name(&self) -> &'static str {
         "cast"
     }
+    fn takes_half(&self) -> bool {
+        true
+    }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
-        // Gradients are f32 for every stored type.
+        // The sink converts it to the type of the input's gradient.
         if let Some(dy) = &dy[0] {
             sink.add(0, dy.clone());
         }
@@ -78,7 +87,7 @@ impl Tensor {
     }
 
     /// Converts the elements to another type. Floats to integers truncate towards zero and saturate, and NaN gives 0.
-    /// f32 to f16 rounds to nearest even. The gradient passes between floats.
+    /// f32 to f16 or bf16 rounds to nearest even. The gradient passes between floats.
     pub fn cast(&self, dtype: DType) -> Tensor {
         if dtype == self.dtype() {
             return self.clone();
@@ -87,7 +96,7 @@ impl Tensor {
             (a, b) if a.is_float() && b.is_float() => "$0",
             (a, DType::U32) if a.is_float() => "u32_saturated($0)",
             (a, DType::I32) if a.is_float() => "i32_saturated($0)",
-            (_, DType::F32 | DType::F16) => "vec4<f32>($0)",
+            (_, DType::F32 | DType::F16 | DType::Bf16) => "vec4<f32>($0)",
             (_, DType::U32) => "vec4<u32>($0)",
             (_, DType::I32) => "vec4<i32>($0)",
         };
@@ -192,6 +201,9 @@ impl Op for Clamp {
     fn name(&self) -> &'static str {
         "clamp"
     }
+    fn takes_half(&self) -> bool {
+        true
+    }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
         let x = self.x.get("clamp");
@@ -259,9 +271,12 @@ pub(super) fn cases() -> Vec<Case> {
                 Case::new(format!("{name} {shape:?}"), vec![input], move |x| forward(&x[0]), map(reference));
             all.push(case.ulps(ulps, 2.0 * ulps));
         }
-        let input = Input::normal([5, 9]).fill(fill).dtype(DType::F16).fixed();
-        let case = Case::new(format!("{name} f16"), vec![input], move |x| forward(&x[0]), map(reference));
-        all.push(case.ulps(ulps, ulps));
+        for dtype in [DType::F16, DType::Bf16] {
+            let input = Input::normal([5, 9]).fill(fill.clone()).dtype(dtype).fixed();
+            let name = format!("{name} {dtype}");
+            let case = Case::new(name, vec![input], move |x| forward(&x[0]), map(reference));
+            all.push(case.ulps(ulps, ulps));
+        }
     }
     all.extend(far_cases());
     let input = vec![Input::normal([4, 11]).fill(Fill::Distinct(0.1))];

@@ -46,7 +46,7 @@ impl Sizes {
 
 /// Returns `x` in a type in which `inner` elements fill whole words, so that a kernel can move them as words.
 fn whole_words(x: &Tensor, inner: usize) -> Tensor {
-    let odd = x.dtype() == DType::F16 && !inner.is_multiple_of(2);
+    let odd = x.dtype().is_half() && !inner.is_multiple_of(2);
     if odd { x.cast(DType::F32).contiguous() } else { x.contiguous() }
 }
 
@@ -230,7 +230,7 @@ impl Tensor {
         let x = shorter.fold(self.clone(), |x, a| x.slice(a as isize, 0..to[a]));
         let index = flat(op, index);
         let (_, rows, inner) = x.shape().split_at_axis(axis);
-        // Single elements are moved, so f16 is always converted to f32.
+        // Single elements are moved, so f16 and bf16 are always converted to f32.
         let stored = whole_words(&x.detach(), 1);
         let y = Tensor::empty(x.gpu(), op, to, stored.dtype());
         let (source, sizes) = (source(false), Sizes { rows, inner, count: to[axis] });
@@ -377,9 +377,9 @@ pub(super) fn cases() -> Vec<Case> {
         let name = format!("ids outside the table, width {width}");
         all.push(Case::new(name, inputs, |x| x[0].embedding(&x[1]), embedding64).outside());
     }
-    for width in [5, 6, 8] {
-        let inputs = vec![Input::normal([5, width]).dtype(DType::F16), around(&[7], 5)];
-        let name = format!("f16, width {width}");
+    for (dtype, width) in [DType::F16, DType::Bf16].into_iter().flat_map(|d| [5, 6, 8].map(|w| (d, w))) {
+        let inputs = vec![Input::normal([5, width]).dtype(dtype), around(&[7], 5)];
+        let name = format!("{dtype}, width {width}");
         all.push(Case::new(name, inputs, |x| x[0].embedding(&x[1]), embedding64).outside());
     }
     // More ids than one tile of the sort.
@@ -427,7 +427,7 @@ pub(super) fn cases() -> Vec<Case> {
         let forward = move |x: &[Tensor]| x[0].gather(at, &x[1]);
         all.push(Case::new(name, inputs, forward, move |x| gather64(x, axis)).outside());
     }
-    for dtype in [DType::F16, DType::I32] {
+    for dtype in [DType::F16, DType::Bf16, DType::I32] {
         let input = || vec![Input::integers([5, 3], dtype, -9, 9), Input::integers([5, 2], DType::U32, 0, 3)];
         let name = format!("gather of {dtype}");
         all.push(Case::new(name, input(), |x| x[0].gather(1, &x[1]), |x| gather64(x, 1)).exact());

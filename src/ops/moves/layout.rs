@@ -19,6 +19,9 @@ impl<F: Fn(&Tensor) -> Tensor + Send + Sync> Op for Layout<F> {
     fn name(&self) -> &'static str {
         self.name
     }
+    fn takes_half(&self) -> bool {
+        true
+    }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         if let Some(dy) = &dy[0] {
             sink.add(0, (self.back)(dy));
@@ -189,10 +192,11 @@ impl Tensor {
     ) -> Tensor {
         let gpu = self.gpu();
         let inner = shape.split_at_axis(axis).2;
-        // Rows are moved as words, so pairs of f16 elements must not be torn apart.
-        let torn = self.dtype() == DType::F16 && into.map_or(DType::F16, Tensor::dtype) != DType::F16;
+        // Rows are moved as words, so pairs of 16-bit elements must not be torn apart.
+        let half = self.dtype().is_half();
+        let torn = half && into.is_some_and(|y| y.dtype() != self.dtype());
         let sizes = [start, self.shape[axis], shape[axis]].map(|size| size * inner);
-        let torn = torn || self.dtype() == DType::F16 && !sizes.iter().all(|size| size.is_multiple_of(2));
+        let torn = torn || half && !sizes.iter().all(|size| size.is_multiple_of(2));
         let x = if torn { self.cast(DType::F32).contiguous() } else { self.contiguous() };
         let y = into.cloned().unwrap_or_else(|| Tensor::empty(gpu, entry, shape, x.dtype()));
         let words = |elements: usize| elements * x.dtype().size() / 4;
@@ -211,7 +215,7 @@ impl Tensor {
                 .set("start", start)
                 .turns(0),
         );
-        if torn && into.is_none() { y.cast(DType::F16) } else { y }
+        if torn && into.is_none() { y.cast(self.dtype()) } else { y }
     }
 
     /// Concatenates the tensors along `axis`. All other sizes must be equal.
@@ -235,10 +239,10 @@ impl Tensor {
         }
         let sizes: Vec<usize> = tensors.iter().map(|t| t.shape[axis]).collect();
         let shape = first.shape.with(axis, sizes.iter().sum());
-        // If a pair of f16 elements would be torn apart, all are moved as f32.
+        // If a pair of 16-bit elements would be torn apart, all are moved as f32.
         let inner = first.shape.split_at_axis(axis).2;
         let odd = sizes.iter().any(|size| !(size * inner).is_multiple_of(2));
-        let torn = first.dtype() == DType::F16 && odd;
+        let torn = first.dtype().is_half() && odd;
         let stored = if torn { DType::F32 } else { first.dtype() };
         let mut all = Tensor::empty(first.gpu(), "concat", shape, stored);
         let mut start = 0;
@@ -247,7 +251,7 @@ impl Tensor {
             start += size;
         }
         if torn {
-            all = all.cast(DType::F16);
+            all = all.cast(first.dtype());
         }
         all.made_by(tensors, || Box::new(Concat { axis, sizes }))
     }
@@ -299,6 +303,9 @@ struct Concat {
 impl Op for Concat {
     fn name(&self) -> &'static str {
         "concat"
+    }
+    fn takes_half(&self) -> bool {
+        true
     }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
@@ -394,15 +401,16 @@ pub(super) fn cases() -> Vec<Case> {
         concat(7, [5, 8]),
     ];
     all.extend(small());
+    all.extend([DType::F16, DType::Bf16].into_iter().flat_map(halves));
     all
 }
 
-/// Two arrays of f16 side by side.
-fn half_concat([left, right]: [usize; 2]) -> Case {
-    let input = |width: usize| Input::normal([3, width]).dtype(DType::F16).fixed();
+/// Two arrays of f16 or bf16 side by side.
+fn half_concat(dtype: DType, [left, right]: [usize; 2]) -> Case {
+    let input = |width: usize| Input::normal([3, width]).dtype(dtype).fixed();
     let width = left + right;
     Case::new(
-        format!("concat of f16 {left}+{right}"),
+        format!("concat of {dtype} {left}+{right}"),
         vec![input(left), input(right)],
         |x| Tensor::concat(&[&x[0], &x[1]], 1),
         move |x| {
@@ -412,6 +420,39 @@ fn half_concat([left, right]: [usize; 2]) -> Case {
             })
         },
     )
+}
+
+/// Copies of elements of which two share a word.
+fn halves(dtype: DType) -> Vec<Case> {
+    vec![
+        // Pairs in words, and pairs that would be torn apart.
+        half_concat(dtype, [2, 6]),
+        half_concat(dtype, [3, 6]),
+        half_concat(dtype, [8, 16]),
+        Case::new(
+            format!("part in vectors of {dtype}"),
+            vec![Input::normal([5, 16]).dtype(dtype).fixed()],
+            |x| x[0].slice(1, 4..12).scale(2.0),
+            |x| Array::from_fn([5, 8], |i| 2.0 * x[0].data[i / 8 * 16 + 4 + i % 8]),
+        ),
+        Case::new(
+            format!("slice {dtype}"),
+            vec![Input::normal([4, 9]).dtype(dtype).fixed()],
+            |x| x[0].slice(1, 1..8),
+            |x| gathered([4, 7], &x[0], |i| i / 7 * 9 + 1 + i % 7),
+        ),
+        Case::new(
+            format!("pad of {dtype}"),
+            vec![Input::normal([3, 6]).dtype(dtype).fixed()],
+            |x| x[0].pad(1, 2, 4),
+            |x| {
+                Array::from_fn([3, 12], |i| match i % 12 {
+                    c @ 2..8 => x[0].data[i / 12 * 6 + c - 2],
+                    _ => 0.0,
+                })
+            },
+        ),
+    ]
 }
 
 fn small() -> Vec<Case> {
@@ -449,12 +490,6 @@ fn small() -> Vec<Case> {
             |x| Array::from_fn([5, 8], |i| 2.0 * x[0].data[i / 8 * 16 + 4 + i % 8]),
         ),
         Case::new(
-            "part in vectors of f16",
-            vec![Input::normal([5, 16]).dtype(DType::F16).fixed()],
-            |x| x[0].slice(1, 4..12).scale(2.0),
-            |x| Array::from_fn([5, 8], |i| 2.0 * x[0].data[i / 8 * 16 + 4 + i % 8]),
-        ),
-        Case::new(
             "reshape of a transpose",
             vec![Input::normal([5, 7])],
             |x| x[0].t().reshape([7, 5]).scale(2.0),
@@ -471,12 +506,6 @@ fn small() -> Vec<Case> {
             vec![Input::normal([4, 9])],
             |x| x[0].slice(1, 2..7),
             |x| gathered([4, 5], &x[0], |i| i / 5 * 9 + 2 + i % 5),
-        ),
-        Case::new(
-            "slice f16",
-            vec![Input::normal([4, 9]).dtype(DType::F16).fixed()],
-            |x| x[0].slice(1, 1..8),
-            |x| gathered([4, 7], &x[0], |i| i / 7 * 9 + 1 + i % 7),
         ),
         Case::new(
             "expand",
@@ -522,21 +551,6 @@ fn small() -> Vec<Case> {
                 Array::from_fn([3, 12], |i| match i % 12 {
                     c @ 0..4 => x[0].data[i / 12 * 4 + c],
                     c => x[1].data[i / 12 * 8 + c - 4],
-                })
-            },
-        ),
-        // Pairs in words, and pairs that would be torn apart.
-        half_concat([2, 6]),
-        half_concat([3, 6]),
-        half_concat([8, 16]),
-        Case::new(
-            "pad of f16",
-            vec![Input::normal([3, 6]).dtype(DType::F16).fixed()],
-            |x| x[0].pad(1, 2, 4),
-            |x| {
-                Array::from_fn([3, 12], |i| match i % 12 {
-                    c @ 2..8 => x[0].data[i / 12 * 6 + c - 2],
-                    _ => 0.0,
                 })
             },
         ),

@@ -44,7 +44,7 @@ impl Tensor {
     ///
     /// Square matrices of more than 512 rows get their prices from an auction on the device. With a software driver, or
     /// if the auction takes long, the host solves the problem alone, which is faster. The result is exact for the
-    /// elements as stored, be they f16, f32 or i32. Waits for the device.
+    /// elements as stored, be they f16, bf16, f32 or i32. Waits for the device.
     ///
     /// Source: Bertsekas 1988, "The auction algorithm". [`assign_from`] does the rest.
     ///
@@ -299,7 +299,7 @@ pub(super) fn cases() -> Vec<Case> {
         let wide = Fill::Integers(-2000, 2000);
         all.push(case(shape, goal, true, DType::F32, wide.clone()));
         // Few different values, so that there are many ties.
-        all.push(case(shape, goal, true, [DType::I32, DType::F16][k % 2], Fill::Integers(0, 4)));
+        all.push(case(shape, goal, true, [DType::I32, DType::F16, DType::Bf16][k % 3], Fill::Integers(0, 4)));
         all.push(case(shape, goal, false, DType::F32, wide));
     }
     all

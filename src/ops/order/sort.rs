@@ -98,7 +98,7 @@ fn first(op: &'static str, x: &Tensor, axis: usize, k: usize, descending: bool) 
     let kind = match x.dtype() {
         DType::U32 => 1,
         DType::I32 => 2,
-        DType::F32 | DType::F16 => 0,
+        DType::F32 | DType::F16 | DType::Bf16 => 0,
     };
     let all = Params { rows, size, inner, k, pad: TILE, flip: descending, kind, ..Params::default() };
     if size <= TILE {

@@ -106,15 +106,17 @@ impl Tensor {
     /// 2310.02970.
     ///
     /// # Panics
-    /// When the shapes do not fit, C is not a multiple of 4, or a type is not f32.
+    /// When the shapes do not fit, C is not a multiple of 4, or a type is not a float.
     #[track_caller]
     pub fn fiber_conv(&self, kernel: &Tensor, bias: Option<&Tensor>) -> Tensor {
         check(OP, self, kernel, bias);
-        let mut inputs = vec![self, kernel];
+        // In a scope of half precision, layers before this one return 16 bits.
+        let [x, k] = [self, kernel].map(|x| crate::ops::float(OP, x));
+        let bias = bias.map(|b| crate::ops::float(OP, b));
+        let (mut inputs, bias) = (vec![&x, &k], bias.as_ref());
         inputs.extend(bias);
         same_gpu(OP, &inputs);
-        assert!(inputs.iter().all(|x| x.dtype() == DType::F32), "{OP}: needs f32");
-        let [x, k] = [self, kernel].map(|x| x.detach().contiguous());
+        let [x, k] = [&x, &k].map(|x| x.detach().contiguous());
         let y = mix(&x, &k, bias.map(|b| b.detach().contiguous()).as_ref(), false);
         y.made_by(&inputs, || {
             Box::new(FiberConv { x: Saved::new(&x), kernel: Saved::new(&k), bias: bias.is_some() })

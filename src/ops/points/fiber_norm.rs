@@ -31,7 +31,7 @@ impl Tensor {
     /// array of this size. Of the activations, only `x` and three numbers per row are kept for the backward pass.
     ///
     /// # Panics
-    /// When the shapes do not fit, C is 0 or not a multiple of 4, or a type is not f32.
+    /// When the shapes do not fit, C is 0 or not a multiple of 4, or a type is not a float.
     #[track_caller]
     pub fn fiber_norm(
         &self,
@@ -49,11 +49,13 @@ impl Tensor {
             shift.shape(),
             self.shape()
         );
-        let inputs = [self, kernel, bias, gain, shift];
+        // In a scope of half precision, layers before this one return 16 bits.
+        let inputs = [self, kernel, bias, gain, shift].map(|x| crate::ops::float(OP, x));
+        let inputs = inputs.each_ref();
         same_gpu(OP, &inputs);
-        assert!(inputs.iter().all(|x| x.dtype() == DType::F32), "{OP}: needs f32");
         if c > MOST_CHANNELS || self.shape()[1] > MOST_ORIENTATIONS {
-            return self.fiber_conv(kernel, Some(bias)).layer_norm(Some(gain), Some(shift), eps);
+            let [x, kernel, bias, gain, shift] = inputs;
+            return x.fiber_conv(kernel, Some(bias)).layer_norm(Some(gain), Some(shift), eps);
         }
         let own = inputs.map(|x| x.detach().contiguous());
         let [nodes, o] = [self.shape()[0], self.shape()[1]];
@@ -121,7 +123,7 @@ impl Op for FiberNorm {
         if ![0, 1, 2].iter().any(|&i| sink.needs(i)) {
             return;
         }
-        let dx = plan.gradient(&between, Some(gain), statistics, &dy);
+        let dx = plan.gradient(&between, Some(gain), statistics, &dy, DType::F32);
         drop(between);
         if sink.needs(0) {
             sink.add(0, mix(&dx, kernel, None, true));

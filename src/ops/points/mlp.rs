@@ -27,7 +27,7 @@ impl Tensor {
     /// pass.
     ///
     /// # Panics
-    /// When the shapes do not fit, or a type is not f32.
+    /// When the shapes do not fit, or a type is not a float.
     #[track_caller]
     pub fn mlp(&self, weights: [&Tensor; 4], residual: Option<&Tensor>) -> Tensor {
         self.mlp_by(chunk(self.gpu(), weights[1].count()), weights, residual)
@@ -55,12 +55,15 @@ impl Tensor {
         );
         let shape = self.shape().with(axes - 1, w2.shape()[0]);
         assert!(residual.is_none_or(|r| *r.shape() == shape), "{OP}: a residual that is not {shape}");
-        let mut inputs = vec![self, w1, b1, w2, b2];
-        inputs.extend(residual);
+        let float = |x: &Tensor| crate::ops::float(OP, x);
+        // In a scope of half precision, layers before this one return 16 bits.
+        let (x, weights, residual) = (float(self), weights.map(float), residual.map(float));
+        let mut inputs = vec![&x];
+        inputs.extend(&weights);
+        inputs.extend(&residual);
         same_gpu(OP, &inputs);
-        assert!(inputs.iter().all(|x| x.dtype() == DType::F32), "{OP}: needs f32");
-        let (x, own) = (rows(self), weights.map(|w| w.detach().contiguous()));
-        let residual = residual.map(rows);
+        let (x, own) = (rows(inputs[0]), weights.each_ref().map(|w| w.detach().contiguous()));
+        let residual = residual.as_ref().map(rows);
         let y = Tensor::empty(self.gpu(), OP, [x.shape()[0], shape[axes - 1]], DType::F32);
         for chunk in chunks(x.shape()[0], chunk) {
             let z = gelu_layer(OP, &part(&x, &chunk), [&own[0], &own[1]], None, None);

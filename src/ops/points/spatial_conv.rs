@@ -190,12 +190,11 @@ fn check(h: &Tensor, kernel: &Tensor, [rows, o, k]: [usize; 3], bonds: &Bonds) {
         && ks[..] == [hs[2], k];
     let whole =
         hs.len() == 3 && hs[2] > 0 && hs[2].is_multiple_of(4) && k > 0 && k.is_multiple_of(4) && o > 0;
-    let floats = h.dtype() == DType::F32 && kernel.dtype() == DType::F32;
     let sides = bonds.opposite().is_none_or(|opposite| opposite.count() == o);
     assert!(
-        fits && whole && floats && rows == bonds.len() && sides,
+        fits && whole && rows == bonds.len() && sides,
         "{OP}: features {hs}, kernel {ks}, basis [{rows}, {o}, {k}] for {bonds:?}; they must be [nodes, O, C], [C, K] and \
-         [rows, O, K] in f32, C and K multiples of 4"
+         [rows, O, K], C and K multiples of 4"
     );
 }
 
@@ -215,12 +214,14 @@ impl Tensor {
         same_gpu(OP, &[self, basis, kernel, bonds.edges().source_ids()]);
         assert!(basis.shape().len() == 3, "{OP}: the basis must be [rows, O, K], got {}", basis.shape());
         check(self, kernel, [0, 1, 2].map(|axis| basis.shape()[axis]), bonds);
-        let [h, b, w] = [self, basis, kernel].map(|x| x.detach().contiguous());
+        // In a scope of half precision, layers before this one return 16 bits.
+        let inputs = [self, basis, kernel].map(|x| crate::ops::float(OP, x));
+        let [h, b, w] = inputs.each_ref().map(|x| x.detach().contiguous());
         let (y, turned) = (zeros(&h), w.t().contiguous());
         for chunk in bonds.chunks(most(&h, bonds)).iter() {
             convolve(&rows(&b, chunk), &turned, &h, (chunk, chunk.into()), bonds, &y);
         }
-        y.made_by(&[self, basis, kernel], || {
+        y.made_by(&inputs.each_ref(), || {
             Box::new(EdgeConv { bonds: bonds.clone(), saved: [&h, &b, &w].map(Saved::new) })
         })
     }
@@ -248,13 +249,14 @@ impl Tensor {
             "{OP}: an envelope that is not [{}]",
             bonds.len()
         );
-        let mut inputs = vec![self, d];
+        let [h, kernel] = [self, kernel].map(|x| crate::ops::float(OP, x));
+        let mut inputs = vec![&h, d];
         inputs.extend(basis.all());
-        inputs.push(kernel);
+        inputs.push(&kernel);
         inputs.extend(envelope);
         same_gpu(OP, &inputs);
         same_gpu(OP, &[self, sight.orientations.as_ref().unwrap_or(d)]);
-        let [h, d, w] = [self, d, kernel].map(|x| x.detach().contiguous());
+        let [h, d, w] = [&h, d, &kernel].map(|x| x.detach().contiguous());
         let envelope = envelope.map(|w| w.detach().contiguous());
         let (network, turned) = (Network::new(sight, basis), w.t().contiguous());
         let y = zeros(&h);

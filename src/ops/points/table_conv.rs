@@ -156,7 +156,7 @@ impl Tensor {
     /// the same bits. Beside its results, the backward pass needs as much memory as `seen` or 64 MiB, whichever is more.
     ///
     /// # Panics
-    /// When the shapes do not fit, or a type is not f32.
+    /// When the shapes do not fit, or a type is not a float.
     #[track_caller]
     pub fn table_conv(&self, seen: &Tensor, table: &SplineTable, edges: &Edges) -> Tensor {
         same_gpu(OP, &[self, seen, &table.coefficients, edges.source_ids()]);
@@ -164,11 +164,12 @@ impl Tensor {
         let fits = h.len() == 3 && h[0] == edges.nodes() && h[1] > 0 && h[2] == table.channels();
         let fits = fits && s[..] == [edges.len(), h[1], 4];
         assert!(
-            fits && self.dtype() == DType::F32 && seen.dtype() == DType::F32,
-            "{OP}: features {h}, seen {s}, {} channels for {edges:?}; they must be [nodes, O, C], [edges, O, 4] and C, in f32",
+            fits,
+            "{OP}: features {h}, seen {s}, {} channels for {edges:?}; they must be [nodes, O, C], [edges, O, 4] and C",
             table.channels()
         );
-        let [h, seen_] = [self, seen].map(|x| x.detach().contiguous());
+        let inputs = [self, seen].map(|x| crate::ops::float(OP, x));
+        let [h, seen_] = inputs.each_ref().map(|x| x.detach().contiguous());
         let y = Tensor::empty(self.gpu(), OP, self.shape(), DType::F32);
         let kind = Variant::of(table, false);
         let blocks = kind.blocks(table.channels());
@@ -178,7 +179,7 @@ impl Tensor {
             let launch = launch(table, &seen_, kind, (&source, "forward"), &(0..blocks), (threads, walk));
             self.gpu().launch(walking(launch, table, [&seen_, &h], rows, &y));
         }
-        y.made_by(&[self, seen], || {
+        y.made_by(&inputs.each_ref(), || {
             let saved = [&h, &seen_].map(Saved::new);
             Box::new(TableConv { edges: edges.clone(), table: table.clone(), saved })
         })

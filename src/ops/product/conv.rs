@@ -270,7 +270,7 @@ impl Tensor {
     /// cross-correlation, as usual for convolutions in neural networks.
     ///
     /// Image `[batch, in, height, width]`, weight `[out, in / groups, rows, columns]`, bias `[out]`; the result is
-    /// `[batch, out, (height + 2 p - d (rows - 1) - 1) / s + 1, ..]`. f16 is computed and returned in f32.
+    /// `[batch, out, (height + 2 p - d (rows - 1) - 1) / s + 1, ..]`. f16 and bf16 are computed and returned in f32.
     ///
     /// # Panics
     /// When shapes, groups or windows do not fit, or an operand has integers.
@@ -350,20 +350,22 @@ pub(super) fn cases() -> Vec<Case> {
             ));
         }
     }
-    let strided = vec![Input::normal([5, 6, 2, 3]).dtype(DType::F16).fixed(), Input::normal([2, 3, 2, 4])];
-    all.push(Case::new(
-        "f16 and transposed operands",
-        strided,
-        |x| x[0].permute(&[2, 3, 0, 1]).conv2d(&x[1].permute(&[3, 1, 0, 2]), None, Conv2d::default()),
-        |x| {
-            let image = Array::from_fn([2, 3, 5, 6], |i| x[0].data[i % 30 * 6 + i / 30]);
-            let weight = Array::from_fn([4, 3, 2, 2], |i| {
-                let (o, c, u, v) = (i / 12, i / 4 % 3, i / 2 % 2, i % 2);
-                x[1].data[((u * 3 + c) * 2 + v) * 4 + o]
-            });
-            conv64(&[image, weight], Conv2d::default())
-        },
-    ));
+    for dtype in [DType::F16, DType::Bf16] {
+        let strided = vec![Input::normal([5, 6, 2, 3]).dtype(dtype).fixed(), Input::normal([2, 3, 2, 4])];
+        all.push(Case::new(
+            format!("{dtype} and transposed operands"),
+            strided,
+            |x| x[0].permute(&[2, 3, 0, 1]).conv2d(&x[1].permute(&[3, 1, 0, 2]), None, Conv2d::default()),
+            |x| {
+                let image = Array::from_fn([2, 3, 5, 6], |i| x[0].data[i % 30 * 6 + i / 30]);
+                let weight = Array::from_fn([4, 3, 2, 2], |i| {
+                    let (o, c, u, v) = (i / 12, i / 4 % 3, i / 2 % 2, i % 2);
+                    x[1].data[((u * 3 + c) * 2 + v) * 4 + o]
+                });
+                conv64(&[image, weight], Conv2d::default())
+            },
+        ));
+    }
     // Larger sizes with integers, also for gradients. Equality shows that no product is lost or counted twice at a
     // block's edge.
     for (name, x, w, conv) in [

@@ -1,24 +1,16 @@
 //! Linear layers whose weight is any [`Site`].
 
-use super::matmul::product::{Product, Right};
+use super::matmul::product::Product;
 use super::matmul::{Activation, Epilogue};
+use super::narrow;
 use super::site::{LeafGrads, Site};
-use crate::dtype::DType;
+use super::weight::Weight;
 use crate::ops::reduction::reduce::add_sum;
+use crate::precision::precision;
 use crate::shape::Shape;
 use crate::tape::{self, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 use std::sync::Arc;
-
-impl dyn Site {
-    /// Runs `work` with this weight, or its transpose, as the right side of a product.
-    pub(in crate::ops) fn multiply(&self, transposed: bool, work: impl FnOnce(Right)) {
-        match self.stored() {
-            Some(w) => work(Right::Tensor(&if transposed { w.t() } else { w })),
-            None => work(Right::Made { load: &|| self.load(), whole: &|| self.expand(), transposed }),
-        }
-    }
-}
 
 impl Tensor {
     /// Returns `y = act(x W^T + bias) + residual` with `x [.., in]`, and `W [out, in]` from any [`Site`]. Up to 64 rows,
@@ -27,6 +19,7 @@ impl Tensor {
     ///
     /// Derivatives: `dx = dy W` with the same load, `dbias` is the sum over rows, and the site has its own rule for its
     /// leaves. While the tape records, the activation runs as a separate op, because its derivative needs its input.
+    /// The result is f32, or in a scope of 16 bits ([`autocast`](crate::autocast)) of its type, as are then `x` and `W`.
     ///
     /// # Panics
     /// When the sizes do not fit, a type is not a float, or there are both an activation and a residual.
@@ -61,10 +54,11 @@ impl Tensor {
             Epilogue { activation: if tracked { Activation::None } else { epilogue.activation }, ..epilogue };
         let rows: usize = self.shape()[..axes - 1].iter().product();
         assert!(self.dtype().is_float(), "linear: needs floats, got {}; cast first", self.dtype());
-        let x = self.reshape([rows, k]);
-        let y = Tensor::empty(self.gpu(), "linear", [x.shape()[0], n], DType::F32);
-        weight.multiply(true, |right| {
-            Product { epilogue: fused, ..Product::new("linear", &x.detach(), right) }.write(&y);
+        let x = narrow::operand(self).reshape([rows, k]);
+        let y = Tensor::empty(self.gpu(), "linear", [rows, n], precision().dtype());
+        let used = Weight::of(weight);
+        used.multiply(true, |right| {
+            Product { epilogue: fused, ..Product::new("linear", &x, right) }.write(&y);
         });
         let y = y.reshape(to).made_by(&inputs, || {
             Box::new(Linear {
@@ -72,6 +66,7 @@ impl Tensor {
                 shape: *self.shape(),
                 leaves: leaves.iter().map(Saved::new).collect(),
                 weight: weight.clone(),
+                used,
                 bias: epilogue.bias.is_some(),
                 residual: epilogue.residual.is_some(),
             })
@@ -85,6 +80,8 @@ struct Linear {
     shape: Shape,
     leaves: Vec<Saved>,
     weight: Arc<dyn Site>,
+    /// As the forward pass read it.
+    used: Weight,
     bias: bool,
     residual: bool,
 }
@@ -92,6 +89,9 @@ struct Linear {
 impl Op for Linear {
     fn name(&self) -> &'static str {
         "linear"
+    }
+    fn takes_half(&self) -> bool {
+        true
     }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(full) = &dy[0] else { return };
@@ -103,8 +103,8 @@ impl Op for Linear {
         let [n, k] = self.weight.size();
         let dy = full.reshape([x.shape()[0], n]).contiguous();
         if sink.needs(0) {
-            let dx = Tensor::empty(dy.gpu(), "linear", [x.shape()[0], k], DType::F32);
-            self.weight.multiply(false, |right| Product::new("linear", &dy, right).write(&dx));
+            let dx = Tensor::empty(dy.gpu(), "linear", [x.shape()[0], k], sink.dtype(0));
+            self.used.multiply(false, |right| Product::new("linear", &dy, right).write(&dx));
             sink.add(0, dx.reshape(self.shape));
         }
         let mut next = 1;

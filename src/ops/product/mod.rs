@@ -5,8 +5,10 @@ pub mod conv;
 pub mod linear;
 pub mod matmul;
 pub(crate) mod mixed;
+mod narrow;
 pub mod pool;
 pub(crate) mod routed;
 pub mod site;
+pub(crate) mod weight;
 
-crate::ops::listed!(matmul, site, combine, conv, pool);
+crate::ops::listed!(matmul, weight, site, combine, conv, pool);

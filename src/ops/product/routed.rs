@@ -2,9 +2,12 @@
 //! results are scattered as they are stored, each times its gate.
 
 use super::matmul::product::{Product, Rows};
+use super::narrow;
 use super::site::{LeafGrads, Site};
+use super::weight::Weight;
 use crate::dtype::DType;
 use crate::ops::case::{Array, Case, Fill, Input};
+use crate::precision::precision;
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 use std::sync::Arc;
@@ -37,18 +40,20 @@ impl Tensor {
         inputs.extend(&leaves);
         same_gpu(op, &inputs);
         same_gpu(op, &[self, rows]);
-        let (x, rows) = (self.detach().contiguous(), rows.contiguous());
-        let y = Tensor::empty(x.gpu(), op, [rows.count(), n], DType::F32);
+        let (x, rows) = (narrow::operand(self).contiguous(), rows.contiguous());
+        let y = Tensor::empty(x.gpu(), op, [rows.count(), n], precision().dtype());
         // Rows that are not whole vectors are gathered by a separate pass.
         let whole = k.is_multiple_of(4) && x.offset.is_multiple_of(4) && x.shape()[0] > 0;
-        let narrow = if whole { x.clone() } else { x.index_select_padded(0, &rows) };
+        let listed = if whole { x.clone() } else { x.index_select_padded(0, &rows) };
         let which = if whole { Rows::Gathered(&rows) } else { Rows::All };
-        weight.multiply(true, |right| {
-            Product { rows: which, ..Product::new(op, &narrow, right) }.write(&y);
+        let used = Weight::of(weight);
+        used.multiply(true, |right| {
+            Product { rows: which, ..Product::new(op, &listed, right) }.write(&y);
         });
         y.made_by(&inputs, || {
             Box::new(Gathered {
-                x: Saved::new(self),
+                x: Saved::new(&x),
+                used,
                 rows: Saved::new(&rows),
                 leaves: leaves.iter().map(Saved::new).collect(),
                 weight: weight.clone(),
@@ -77,7 +82,7 @@ impl Tensor {
         let [n, k] = weight.size();
         check(op, x, rows, [n, k]);
         assert!(
-            self.shape().len() == 2 && self.shape()[1] == n && self.dtype() == DType::F32,
+            self.shape().len() == 2 && self.shape()[1] == n && self.dtype().is_float(),
             "{op}: base {} of {} for {n} outputs",
             self.shape(),
             self.dtype()
@@ -96,17 +101,20 @@ impl Tensor {
         same_gpu(op, &inputs);
         same_gpu(op, &[self, rows]);
         let (list, scale) = (rows.contiguous(), gate.detach().contiguous());
-        let y = Tensor::empty(self.gpu(), op, *self.shape(), DType::F32);
+        let x = narrow::operand(x);
+        let y = Tensor::empty(self.gpu(), op, *self.shape(), precision().dtype());
         // The base is written to the tensor to which the products are then added. If it is still lazy, it is computed
         // there.
         self.detach().write_to(op, &y, false);
         let rows = Rows::Scattered { list: &list, gate: &scale };
-        weight.multiply(true, |right| {
-            Product { rows, accumulate: true, ..Product::new(op, &x.detach(), right) }.write(&y);
+        let used = Weight::of(weight);
+        used.multiply(true, |right| {
+            Product { rows, accumulate: true, ..Product::new(op, &x, right) }.write(&y);
         });
         y.made_by(&inputs, || {
             Box::new(Scattered {
-                x: Saved::new(x),
+                x: Saved::new(&x),
+                used,
                 rows: Saved::new(&list),
                 gate: Saved::new(gate),
                 leaves: leaves.iter().map(Saved::new).collect(),
@@ -121,11 +129,16 @@ struct Gathered {
     rows: Saved,
     leaves: Vec<Saved>,
     weight: Arc<dyn Site>,
+    /// As the forward pass read it.
+    used: Weight,
 }
 
 impl Op for Gathered {
     fn name(&self) -> &'static str {
         "linear_gathered"
+    }
+    fn takes_half(&self) -> bool {
+        true
     }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
@@ -136,11 +149,11 @@ impl Op for Gathered {
         }
         let dy = dy.contiguous();
         if sink.needs(0) {
-            let dx = Tensor::zeros(dy.gpu(), *x.shape()).contiguous();
+            let dx = Tensor::zeros(dy.gpu(), *x.shape()).cast(sink.dtype(0));
             let ones = Tensor::ones(dy.gpu(), *rows.shape()).contiguous();
             dx.compute();
             let rows = Rows::Scattered { list: rows, gate: &ones };
-            self.weight.multiply(false, |right| {
+            self.used.multiply(false, |right| {
                 Product { rows, accumulate: true, ..Product::new(self.name(), &dy, right) }.write(&dx);
             });
             sink.add(0, dx);
@@ -158,11 +171,16 @@ struct Scattered {
     gate: Saved,
     leaves: Vec<Saved>,
     weight: Arc<dyn Site>,
+    /// As the forward pass read it.
+    used: Weight,
 }
 
 impl Op for Scattered {
     fn name(&self) -> &'static str {
         "add_linear_scattered"
+    }
+    fn takes_half(&self) -> bool {
+        true
     }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
@@ -174,8 +192,8 @@ impl Op for Scattered {
         let (x, gate) = (crate::ops::float(op, &x.detach()), gate.detach().reshape([rows.count(), 1]));
         let own = dy.contiguous().index_select_padded(0, rows);
         if sink.needs(1) || sink.needs(2) {
-            let through = Tensor::empty(dy.gpu(), op, *x.shape(), DType::F32);
-            self.weight.multiply(false, |right| Product::new(op, &own, right).write(&through));
+            let through = Tensor::empty(dy.gpu(), op, *x.shape(), sink.dtype(1));
+            self.used.multiply(false, |right| Product::new(op, &own, right).write(&through));
             if sink.needs(1) {
                 sink.add(1, through.mul(&gate));
             }

@@ -127,11 +127,13 @@ pub(super) fn cases() -> Vec<Case> {
             move |x| arg64(&x[0], axis, Ordering::Less),
         ));
     }
-    all.push(Case::new(
-        "argmax of f16 transposed",
-        vec![Input::normal([19, 5]).dtype(DType::F16).fixed()],
-        |x| x[0].t().argmax(1),
-        |x| arg64(&x[0], 0, Ordering::Greater),
-    ));
+    for dtype in [DType::F16, DType::Bf16] {
+        all.push(Case::new(
+            format!("argmax of {dtype} transposed"),
+            vec![Input::normal([19, 5]).dtype(dtype).fixed()],
+            |x| x[0].t().argmax(1),
+            |x| arg64(&x[0], 0, Ordering::Greater),
+        ));
+    }
     all.into_iter().map(Case::exact).collect()
 }

@@ -8,12 +8,17 @@ use crate::gpu::plan::Pass;
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::ops::moves::check_ids::check_ids;
+use crate::ops::stored;
 use crate::ops::timed::{Want, When};
 use crate::shape::Shape;
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
 const OP: &str = "cross_entropy";
+
+fn with_slots(source: Source, slots: &[(&'static str, DType)]) -> Source {
+    stored::fragments(slots).into_iter().fold(source, |s, (slot, fragment)| s.slot(slot, fragment))
+}
 
 fn source(class: &DeviceClass, lanes: u32, piece: usize) -> Source {
     by_pieces(class, Source::file("cross_entropy").u32("LANES", lanes), piece)
@@ -47,7 +52,7 @@ impl CrossEntropyPlan {
         if walks(self.classes / piece) {
             let statistics = Tensor::empty(gpu, OP, [rows, 2], DType::F32);
             let lanes = lanes(gpu.class(), self.classes / piece, 1, rows);
-            let source = source(gpu.class(), lanes, piece);
+            let source = with_slots(source(gpu.class(), lanes, piece), &[("in", x.dtype())]);
             let launch = self.launch(&source, "forward", groups(rows, lanes));
             let launch = launch.bind("x", x).bind("targets", targets).bind_mut("losses", &losses);
             let turns = turns(self.classes / piece, lanes, 1);
@@ -110,7 +115,7 @@ pub fn plan(class: &DeviceClass, [rows, classes]: [usize; 2]) -> Vec<Pass> {
 
 struct CrossEntropy {
     plan: CrossEntropyPlan,
-    /// The logits as given. f16 logits take half the memory and are converted again in the backward pass.
+    /// The logits as given. 16-bit logits take half the memory and are read again in the backward pass.
     logits: Saved,
     targets: Saved,
     /// `[rows, 2]`: the largest logit `m` and `1 / sum exp(x - m)`.
@@ -126,11 +131,13 @@ impl Op for CrossEntropy {
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
         let (logits, dy) = (self.logits.get(OP), dy.contiguous());
-        let x = logits.cast(DType::F32).contiguous();
-        let dx = Tensor::empty(x.gpu(), OP, x.shape(), DType::F32);
+        let half = Some(logits.dtype()).filter(|dtype| dtype.is_half());
+        let x = stored::readable(logits, half, self.plan.classes);
+        let dtype = if x.dtype() == sink.dtype(0) { x.dtype() } else { DType::F32 };
+        let dx = Tensor::empty(x.gpu(), OP, x.shape(), dtype);
         let piece = piece(self.plan.classes);
         let grid = grid((x.count() / piece).div_ceil(64));
-        let source = source(x.gpu().class(), 64, piece);
+        let source = with_slots(source(x.gpu().class(), 64, piece), &[("in", x.dtype()), ("out", dtype)]);
         x.gpu().launch(
             self.plan
                 .launch(&source, "backward", grid)
@@ -152,7 +159,7 @@ impl Tensor {
     /// Rows whose target is `ignore` count neither in the sum nor in the mean. If all rows are ignored, the mean is
     /// NaN. Any other target outside `0..classes` makes the loss and that row's gradient NaN and reads nothing out of
     /// bounds. A checked device reports it at the next readback ([`Error::Outside`](crate::Error::Outside)). An
-    /// `ignore` that the targets' type cannot hold never matches. f16 logits are converted to f32.
+    /// `ignore` that the targets' type cannot hold never matches. f16 and bf16 logits are converted to f32.
     ///
     /// ```no_run
     /// # use tiebeam::{Gpu, Tensor};
@@ -186,7 +193,10 @@ impl Tensor {
         };
         // A negative i32 is a large u32, so one comparison in the kernel finds targets outside on either side.
         assert!(classes > 0 && classes <= i32::MAX as usize, "{OP}: {classes} classes in {}", self.shape());
-        let x = crate::ops::float(OP, self).detach().contiguous();
+        assert!(self.dtype().is_float(), "{OP}: needs floats, got {}; cast first", self.dtype());
+        // Logits of 16 bits are read as they are, except by the ops that long rows take.
+        let half = Some(self.dtype()).filter(|dtype| dtype.is_half() && walks(classes / piece(classes)));
+        let x = stored::readable(&self.detach(), half, classes);
         let rows = targets.count();
         let plan = CrossEntropyPlan { rows, classes, ignored };
         let targets = targets.contiguous();
@@ -266,7 +276,9 @@ pub(super) fn cases() -> Vec<Case> {
     all.push(case("ignore 5".into(), logits(), some(DType::U32, 5.0), Some(5)));
     all.push(case("ignore past the classes".into(), logits(), some(DType::U32, 4e9), Some(4_000_000_000)));
     all.push(case("ignore what u32 cannot hold".into(), logits(), some(DType::U32, 1.0), Some(-100)));
-    all.push(case("f16".into(), logits().dtype(DType::F16), some(DType::U32, 5.0), None));
+    for dtype in [DType::F16, DType::Bf16] {
+        all.push(case(dtype.to_string(), logits().dtype(dtype), some(DType::U32, 5.0), None));
+    }
     let far = Input::normal([3, 70]).fill(Fill::Uniform(400.0, 500.0));
     all.push(case("far".into(), far, values(&[3], DType::U32, &[0.0, 69.0, 35.0]), None).ulps(16.0, 300.0));
     // The loss is NaN, and nothing is read out of bounds: a target one past the end, a negative target, all rows

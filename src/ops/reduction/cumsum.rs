@@ -92,7 +92,7 @@ impl Tensor {
         y.made_by(&[self], || Box::new(Cumsum { axis, reverse }))
     }
 
-    /// `y[i] = x[0] + .. + x[i]` along `axis`. f16 is summed and returned in f32. Integers wrap.
+    /// `y[i] = x[0] + .. + x[i]` along `axis`. f16 and bf16 are summed and returned in f32. Integers wrap.
     ///
     /// # Panics
     /// When the axis is out of range.
@@ -101,7 +101,7 @@ impl Tensor {
         self.cumulative("cumsum", axis, false)
     }
 
-    /// `y[i] = x[i] + .. + x[n - 1]` along `axis`, the adjoint of [`Tensor::cumsum`]. f16 is summed and returned in
+    /// `y[i] = x[i] + .. + x[n - 1]` along `axis`, the adjoint of [`Tensor::cumsum`]. f16 and bf16 are summed and returned in
     /// f32. Integers wrap.
     ///
     /// # Panics
@@ -159,11 +159,13 @@ pub(super) fn cases() -> Vec<Case> {
             all.push(Case::new(name, input, call, move |x| cumsum64(&x[0], axis, reverse)).exact());
         }
     }
-    all.push(Case::new(
-        "f16 of a transpose",
-        vec![Input::normal([37, 3]).dtype(DType::F16).fixed()],
-        |x| x[0].t().cumsum(-1),
-        |x| cumsum64(&Array::from_fn([3, 37], |i| x[0].data[i % 37 * 3 + i / 37]), 1, false),
-    ));
+    for dtype in [DType::F16, DType::Bf16] {
+        all.push(Case::new(
+            format!("{dtype} of a transpose"),
+            vec![Input::normal([37, 3]).dtype(dtype).fixed()],
+            |x| x[0].t().cumsum(-1),
+            |x| cumsum64(&Array::from_fn([3, 37], |i| x[0].data[i % 37 * 3 + i / 37]), 1, false),
+        ));
+    }
     all
 }

@@ -9,7 +9,9 @@ use crate::gpu::plan::Pass;
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::ops::reduction::reduce;
+use crate::ops::stored;
 use crate::ops::timed::{Want, When};
+use crate::precision::{Precision, autocast, precision};
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
@@ -42,6 +44,22 @@ struct RowsPlan {
     source: Source,
     grid: [u32; 3],
     turns: usize,
+}
+
+impl RowsPlan {
+    /// The kernel that reads and writes its slots in these types.
+    fn stored(self, slots: &[(&'static str, DType)]) -> RowsPlan {
+        RowsPlan { source: with_slots(self.source, slots), ..self }
+    }
+}
+
+fn with_slots(source: Source, slots: &[(&'static str, DType)]) -> Source {
+    stored::fragments(slots).into_iter().fold(source, |s, (slot, fragment)| s.slot(slot, fragment))
+}
+
+/// What kernels bind in place of a gain or shift that is not there, which they do not use.
+fn absent(x: &Tensor, width: usize) -> Tensor {
+    if x.dtype() == DType::F32 { x.clone() } else { Tensor::empty(x.gpu(), "norm", [width], DType::F32) }
 }
 
 /// What all kernels of one call have in common.
@@ -157,20 +175,22 @@ impl NormPlan {
         NormPlan { kind: NormKind::Layer, rows, width, eps, weighted: true, biased: true }
     }
 
-    /// Computes `dx` from the input, the weight, the statistics of the forward pass and `dy`.
+    /// Computes `dx` in this type from the input, the weight, the statistics of the forward pass and `dy`.
     pub(in crate::ops) fn gradient(
         &self,
         x: &Tensor,
         weight: Option<&Tensor>,
         statistics: &Tensor,
         dy: &Tensor,
+        dtype: DType,
     ) -> Tensor {
         if !self.walks() {
             return self.long_gradient(x, weight, statistics, dy).reshape(*x.shape());
         }
-        let dx = Tensor::empty(x.gpu(), self.kind.name(), x.shape(), DType::F32);
-        let weight = weight.unwrap_or(x).cast(DType::F32).contiguous();
+        let dx = Tensor::empty(x.gpu(), self.kind.name(), x.shape(), dtype);
+        let weight = weight.map_or_else(|| absent(x, self.width), |w| w.cast(DType::F32).contiguous());
         let plan = self.over_rows(x.gpu().class());
+        let plan = plan.stored(&[("in", x.dtype()), ("grad", dy.dtype()), ("out", dtype)]);
         let launch = self.launch(&plan, "backward").bind("x", x).bind("weight", &weight);
         let launch = launch.bind("statistics", statistics).bind("dy", dy).bind_mut("dx", &dx);
         x.gpu().launch(launch);
@@ -192,6 +212,7 @@ impl NormPlan {
         let partial = if let Some(columns) = self.shared(class) {
             let partial = empty(columns.parts);
             let source = in_pieces(Source::file("norm_columns"), self.piece());
+            let source = with_slots(source, &[("in", x.dtype()), ("grad", dy.dtype())]);
             let launch = columns.set(self.launch_any(&source, "columns", columns.grid()));
             let work = Work { flops: 0.0, parts: columns.parts };
             let launch = launch.bind("x", x).bind("statistics", statistics).bind("dy", dy);
@@ -200,6 +221,7 @@ impl NormPlan {
         } else {
             let [parts, span] = self.parts(class);
             let (partial, source) = (empty(parts), self.kind.source(64, self.piece()));
+            let source = with_slots(source, &[("in", x.dtype()), ("grad", dy.dtype())]);
             let launch = self.launch_any(&source, "columns", grid(parts * self.across()));
             let launch =
                 launch.set("span", span).set("eps", 0.0f32).set("weighted", false).set("biased", false);
@@ -251,7 +273,7 @@ pub(in crate::ops) fn row_of(sums: &Tensor, i: usize) -> Tensor {
 
 struct Norm {
     plan: NormPlan,
-    /// The input as given. f16 takes half the memory and is converted again in the backward pass.
+    /// The input as given. 16 bits take half the memory and are converted again in the backward pass.
     x: Saved,
     weight: Option<Saved>,
     /// `[rows, 3]`: mean, reciprocal standard deviation, and a correction for the rounding of the mean.
@@ -265,14 +287,21 @@ impl Op for Norm {
     fn name(&self) -> &'static str {
         self.plan.kind.name()
     }
+    fn takes_half(&self) -> bool {
+        true
+    }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
         let op = self.name();
-        let (x, dy) = (self.x.get(op).cast(DType::F32).contiguous(), dy.contiguous());
         let (plan, statistics) = (self.plan, self.statistics.get(op));
+        // A kernel packs in one way, and only whole vectors.
+        let half = Some(dy.dtype()).filter(|dtype| dtype.is_half() && plan.walks());
+        let x = stored::readable(self.x.get(op), half, plan.width);
+        let dy = stored::readable(dy, half, plan.width);
         if sink.needs(0) {
             let weight = self.weight.as_ref().map(|w| w.get(op));
-            sink.add(0, plan.gradient(&x, weight, statistics, &dy));
+            let dtype = if x.dtype() == sink.dtype(0) { x.dtype() } else { DType::F32 };
+            sink.add(0, plan.gradient(&x, weight, statistics, &dy, dtype));
         }
         let wants: Vec<(usize, usize)> =
             [(plan.weighted, self.weight_input, GAIN), (plan.biased, self.bias_input, SHIFT)]
@@ -310,17 +339,21 @@ impl Tensor {
             inputs.push(part);
         }
         same_gpu(op, &inputs);
-        let x = crate::ops::float(op, self).detach().contiguous();
+        assert!(self.dtype().is_float(), "{op}: needs floats, got {}; cast first", self.dtype());
+        let rows = self.count() / width;
+        let plan = NormPlan { kind, rows, width, eps, weighted: weight.is_some(), biased: bias.is_some() };
+        // In a scope, the kernel reads and writes its type.
+        let half = Some(precision().dtype()).filter(|dtype| dtype.is_half() && plan.walks());
+        let x = stored::readable(&self.detach(), half, width);
         let float = |part: Option<&Tensor>| {
-            part.map_or(x.clone(), |t| crate::ops::float(op, t).detach().contiguous())
+            part.map_or_else(|| absent(&x, width), |t| crate::ops::float(op, t).detach().contiguous())
         };
         let (g, b) = (float(weight), float(bias));
-        let rows = x.count() / width;
-        let plan = NormPlan { kind, rows, width, eps, weighted: weight.is_some(), biased: bias.is_some() };
         let [y, statistics] = if plan.walks() {
-            let y = Tensor::empty(x.gpu(), op, x.shape(), DType::F32);
+            let dtype = half.filter(|_| width.is_multiple_of(4)).unwrap_or(DType::F32);
+            let y = Tensor::empty(x.gpu(), op, x.shape(), dtype);
             let statistics = Tensor::empty(x.gpu(), op, [rows, 3], DType::F32);
-            let rows = plan.over_rows(x.gpu().class());
+            let rows = plan.over_rows(x.gpu().class()).stored(&[("in", x.dtype()), ("out", dtype)]);
             let launch = plan.launch(&rows, "forward").bind("x", &x).bind("weight", &g);
             x.gpu().launch(launch.bind("bias", &b).bind_mut("y", &y).bind_mut("made", &statistics));
             [y, statistics]
@@ -328,6 +361,7 @@ impl Tensor {
             let [y, statistics] = plan.long(&x, &g, &b);
             [y.reshape(*x.shape()), statistics]
         };
+        let y = if precision().dtype().is_half() { y.cast(precision().dtype()) } else { y };
         y.made_by(&inputs, || {
             Box::new(Norm {
                 plan,
@@ -340,7 +374,7 @@ impl Tensor {
         })
     }
 
-    /// `y = (x - mean) / sqrt(var + eps) * weight + bias` over the last axis, in f32, where `var` is the mean of `(x -
+    /// `y = (x - mean) / sqrt(var + eps) * weight + bias` over the last axis, in f32 or a scope's type, where `var` is the mean of `(x -
     /// mean)^2`. `weight` and `bias` have the size of the last axis. Their defaults are 1 and 0. A row whose `var`
     /// overflows f32 is NaN.
     ///
@@ -354,7 +388,7 @@ impl Tensor {
         self.normed(NormKind::Layer, weight, bias, eps)
     }
 
-    /// `y = x / sqrt(mean(x^2) + eps) * weight` over the last axis, in f32. `weight` has the size of the last axis. Its
+    /// `y = x / sqrt(mean(x^2) + eps) * weight` over the last axis, in f32 or a scope's type. `weight` has the size of the last axis. Its
     /// default is 1. A row whose mean square overflows f32 is NaN.
     ///
     /// Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization".
@@ -454,7 +488,9 @@ pub(super) fn cases() -> Vec<Case> {
             all.push(case(format!("{shape:?}"), Input::normal(shape), kind, true, layer));
         }
         all.push(case("bare".into(), Input::normal([5, 33]), kind, false, false));
-        all.push(case("f16".into(), Input::normal([5, 33]).dtype(DType::F16), kind, true, layer));
+        for dtype in [DType::F16, DType::Bf16] {
+            all.push(case(dtype.to_string(), Input::normal([5, 33]).dtype(dtype), kind, true, layer));
+        }
         // Several parts of rows in the weight gradient, the last one shorter.
         all.push(case("many rows".into(), Input::normal([323, 9]), kind, true, layer));
         // A mean far above the standard deviation, where E[x^2] - mean^2 in f32 would lose the variance.
@@ -463,6 +499,19 @@ pub(super) fn cases() -> Vec<Case> {
             // The steps of central differences grow with x. At 1000 they are too large for the gradient of x.
             let x = if mean > 100.0 { x.fixed() } else { x };
             all.push(case(format!("mean {mean}"), x, kind, true, layer));
+        }
+    }
+    for precision in [Precision::F16, Precision::Bf16] {
+        for (kind, shape) in [NormKind::Layer, NormKind::Rms]
+            .into_iter()
+            .flat_map(|kind| [[5, 68], [67, 8], [3, 33], [2, 1032]].map(|shape| (kind, shape)))
+        {
+            let x = Input::normal(shape).dtype(precision.dtype());
+            let layer = kind == NormKind::Layer;
+            let inside = case(format!("in {precision} {shape:?}"), x, kind, true, layer);
+            let Case { forward, .. } = inside;
+            let forward = move |x: &[Tensor]| autocast(precision, || forward(x));
+            all.push(Case { forward: Box::new(forward), ..inside });
         }
     }
     all.push(case("weight only".into(), Input::normal([5, 33]), NormKind::Layer, true, false));

@@ -9,6 +9,7 @@ use crate::gpu::plan::Pass;
 use crate::gpu::shader::Source;
 use crate::gpu::value::fuse::Scalar;
 use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::stored;
 use crate::ops::timed::{Want, When};
 use crate::shape::{self, Shape};
 use crate::tape::{Op, Saved, Sink};
@@ -183,9 +184,23 @@ pub fn plan(class: &DeviceClass, sizes: [usize; 3]) -> Vec<Pass> {
     std::iter::once(first).chain(rest).collect()
 }
 
+/// The type of sums of this type.
+fn summed(dtype: DType) -> DType {
+    if dtype.is_half() { DType::F32 } else { dtype }
+}
+
+/// Returns `x` for [`reduce`] over `axis`: elements of 16 bits as they are where a kernel reads columns in whole vectors,
+/// such as the gradient of a bias, else in f32.
+fn readable(op: &str, x: &Tensor, axis: usize) -> Tensor {
+    let sizes = x.shape().split_at_axis(axis);
+    let walk = walk(x.gpu().class(), [sizes.0, sizes.1, sizes.2]);
+    let columns = sizes.2.is_multiple_of(4) && matches!(walk, Walk::Column | Walk::Columns(_));
+    if x.dtype().is_half() && columns { x.detach() } else { crate::ops::float(op, x).detach() }
+}
+
 /// Reduces `[outer, axis, inner]` in passes until one element of the axis is left, and divides it by `divisor`.
 fn reduce(op: &'static str, x: &Tensor, axis: usize, kind: Reduction, divisor: f32) -> Tensor {
-    let y = Tensor::empty(x.gpu(), op, x.shape().without(axis), x.dtype());
+    let y = Tensor::empty(x.gpu(), op, x.shape().without(axis), summed(x.dtype()));
     reduce_into(op, x, axis, kind, Store { divisor, add: false }, &y);
     y
 }
@@ -196,7 +211,7 @@ pub(in crate::ops) fn add_sum(sink: &mut Sink, i: usize, x: &Tensor, axis: usize
         return sink.add(i, x.sum(axis as isize));
     }
     sink.add_with(i, |to| {
-        let x = crate::ops::float("sum", x).detach();
+        let x = readable("sum", x, axis);
         let (y, add) = to.output(x.gpu(), "sum", x.shape().without(axis));
         reduce_into("sum", &x, axis, Reduction::Sum, Store { divisor: 1.0, add }, &y);
         y
@@ -218,14 +233,16 @@ fn reduce_into(op: &'static str, x: &Tensor, axis: usize, kind: Reduction, store
     if plan.parts <= 1 {
         return pass(op, x, &plan, store, y);
     }
-    let partial = Tensor::empty(x.gpu(), op, [outer, plan.parts, inner], x.dtype());
+    let partial = Tensor::empty(x.gpu(), op, [outer, plan.parts, inner], summed(x.dtype()));
     pass(op, x, &plan, Store { divisor: 1.0, add: false }, &partial);
     reduce_into(op, &partial, 1, kind, store, y);
 }
 
 fn pass(op: &'static str, x: &Tensor, plan: &ReducePlan, store: Store, y: &Tensor) {
     let x = x.contiguous();
-    let launch = Launch::new(op, &plan.source, plan.entry, plan.grid)
+    let slots = stored::fragments(&[("in", x.dtype())]).into_iter();
+    let source = slots.fold(plan.source.clone(), |source, (slot, fragment)| source.slot(slot, fragment));
+    let launch = Launch::new(op, &source, plan.entry, plan.grid)
         .bind("x", &x)
         .bind_mut("y", y)
         .set("axis", plan.axis)
@@ -292,11 +309,11 @@ impl Tensor {
             let zeros = Tensor::zeros(self.gpu(), shape.without(axis));
             return zeros.made_by(&[self], || Box::new(Sum { axis, shape, divisor }));
         }
-        let y = reduce(name, &crate::ops::float(name, self).detach(), axis, Reduction::Sum, divisor);
+        let y = reduce(name, &readable(name, self, axis), axis, Reduction::Sum, divisor);
         y.made_by(&[self], || Box::new(Sum { axis, shape, divisor }))
     }
 
-    /// `y = sum over axis of x`. The axis disappears. f16 is summed and returned in f32.
+    /// `y = sum over axis of x`. The axis disappears. f16 and bf16 are summed and returned in f32.
     ///
     /// # Panics
     /// When the axis is out of range or the elements are integers.
@@ -497,6 +514,19 @@ pub(super) fn cases() -> Vec<Case> {
             move |x| x[0].min(at),
             move |x| reduce64(&x[0], axis, f64::INFINITY, |a, b| -max64(-a, -b), |s, _| s),
         ));
+    }
+    // Columns in whole vectors are read as they are stored, others in f32.
+    for dtype in [DType::F16, DType::Bf16] {
+        for (shape, axis) in
+            [(&[67, 8][..], 0), (&[3, 40, 12], 1), (&[601, 12], 0), (&[9, 7], 0), (&[5, 64], 1)]
+        {
+            all.push(Case::new(
+                format!("sum of {dtype} {shape:?} axis {axis}"),
+                vec![Input::normal(shape).dtype(dtype).fixed()],
+                move |x| x[0].sum(axis as isize),
+                move |x| reduce64(&x[0], axis, 0.0, |a, b| a + b, |s, _| s),
+            ));
+        }
     }
     // Partial sums need up to 23 bits. Equality shows that no term is lost or rounded.
     let whole = vec![Input::integers([3, 8200], DType::F32, 0, 1000)];

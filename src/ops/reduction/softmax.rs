@@ -287,10 +287,12 @@ pub(super) fn cases() -> Vec<Case> {
         );
         all.push(case.ulps(16.0, 32.0));
     }
-    let half = || vec![Input::normal([5, 70]).dtype(DType::F16)];
-    all.push(
-        Case::new("softmax f16", half(), |x| x[0].softmax(-1), move |x| softmax64(&x[0], 1)).ulps(16.0, 32.0),
-    );
+    for dtype in [DType::F16, DType::Bf16] {
+        let half = vec![Input::normal([5, 70]).dtype(dtype)];
+        let name = format!("softmax {dtype}");
+        let case = Case::new(name, half, |x| x[0].softmax(-1), move |x| softmax64(&x[0], 1));
+        all.push(case.ulps(16.0, 32.0));
+    }
     // Logits that exp alone would turn into infinity. Rounding of the argument x costs |x| roundoffs of the result.
     let far = || vec![Input::normal([5, 70]).fill(Fill::Uniform(400.0, 500.0)).fixed()];
     all.push(

@@ -15,7 +15,7 @@ mod tape;
 mod threads;
 
 use crate::support::*;
-use half::f16;
+use half::{bf16, f16};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
@@ -72,10 +72,12 @@ fn every_dtype_comes_back_as_it_went() {
         let floats: Vec<f32> = normal(n as u64, n);
         // Finite patterns only, because a kernel may change the payload of a NaN. A copy does not.
         let halves: Vec<f16> = words.iter().map(|w| f16::from_bits((w >> 7) as u16 & 0xBFFF)).collect();
+        let brains: Vec<bf16> = words.iter().map(|w| bf16::from_bits((w >> 7) as u16 & 0xBFFF)).collect();
         let signed: Vec<i32> = words.iter().map(|&w| w as i32).collect();
         let want: Vec<u32> = floats.iter().map(|x| x.to_bits()).collect();
         assert_eq!(bits(&Tensor::from_slice(gpu, &floats, [n])), want, "f32, {n}");
         assert_eq!(Tensor::from_slice(gpu, &halves, [n]).to_vec::<f16>().unwrap(), halves, "f16, {n}");
+        assert_eq!(Tensor::from_slice(gpu, &brains, [n]).to_vec::<bf16>().unwrap(), brains, "bf16, {n}");
         assert_eq!(Tensor::from_slice(gpu, &words, [n]).to_vec::<u32>().unwrap(), words, "u32, {n}");
         assert_eq!(Tensor::from_slice(gpu, &signed, [n]).to_vec::<i32>().unwrap(), signed, "i32, {n}");
         if n > 3 {
@@ -84,6 +86,10 @@ fn every_dtype_comes_back_as_it_went() {
             assert_eq!(
                 part(Tensor::from_slice(gpu, &halves, [n])).to_vec::<f16>().unwrap(),
                 halves[1..n - 1]
+            );
+            assert_eq!(
+                part(Tensor::from_slice(gpu, &brains, [n])).to_vec::<bf16>().unwrap(),
+                brains[1..n - 1]
             );
             assert_eq!(part(Tensor::from_slice(gpu, &words, [n])).to_vec::<u32>().unwrap(), words[1..n - 1]);
             assert_eq!(
@@ -261,6 +267,40 @@ fn half_precision_chains_round_where_they_are_stored() {
     assert_eq!(fused.dtype(), DType::F16);
     assert_eq!(fused.to_vec::<f16>().unwrap(), want, "fused");
     assert_eq!(stored.to_vec::<f16>().unwrap(), want, "stored between");
+    let host: Vec<bf16> = host.iter().map(|h| bf16::from_f32(h.to_f32())).collect();
+    let x = Tensor::from_slice(gpu, &host, [45]);
+    let fused = x.mul(&x).add(&x);
+    let product = x.mul(&x);
+    product.to_vec::<bf16>().unwrap();
+    let stored = product.add(&x);
+    let square = |h: &bf16| bf16::from_f32(h.to_f32() * h.to_f32()).to_f32();
+    let want: Vec<bf16> = host.iter().map(|h| bf16::from_f32(square(h) + h.to_f32())).collect();
+    assert_eq!(fused.dtype(), DType::Bf16);
+    assert_eq!(fused.to_vec::<bf16>().unwrap(), want, "bf16, fused");
+    assert_eq!(stored.to_vec::<bf16>().unwrap(), want, "bf16, stored between");
+    assert_eq!(x.mul(&x.cast(DType::F16)).dtype(), DType::F32, "two types give f32");
+}
+
+/// Every pattern of 16 bits is exact in f32, subnormal numbers and infinities included, and comes back from there.
+#[test]
+fn every_half_pattern_survives_f32() {
+    let gpu = gpu();
+    let all: Vec<u16> = (0..=u16::MAX).collect();
+    let brains: Vec<bf16> = all.iter().map(|&b| bf16::from_bits(b)).collect();
+    let x = Tensor::from_slice(gpu, &brains, [all.len()]);
+    let wide = x.cast(DType::F32);
+    let bits = |x: &f32| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() };
+    let want: Vec<u32> = brains.iter().map(|b| bits(&b.to_f32())).collect();
+    assert_eq!(wide.to_vec::<f32>().unwrap().iter().map(bits).collect::<Vec<_>>(), want);
+    let back = wide.cast(DType::Bf16).to_vec::<bf16>().unwrap();
+    for (a, b) in brains.iter().zip(back) {
+        assert!(
+            a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan(),
+            "{:x} {:x}",
+            a.to_bits(),
+            b.to_bits()
+        );
+    }
 }
 
 // The same bits

@@ -112,7 +112,13 @@ fn what_is_planned_is_what_runs() {
         assert_eq!(got, lines(&attention::plan(&class, [2, 4, 2, 1, 512, 64])[0]), "{name}: attention");
         let [q, k, v] = [4, 2, 2].map(|heads| normal(&gpu, &[2, heads, 96, 64]).requires_grad());
         let y = q.attention(&k, &v, &Mask::None);
-        let got = seen(&gpu, &["attention_backward queries", "attention_backward keys"], || {
+        let kernels_of = [
+            "attention_backward queries",
+            "attention_backward keys",
+            "attention_tiled_backward queries",
+            "attention_tiled_backward keys",
+        ];
+        let got = seen(&gpu, &kernels_of, || {
             let grads = y.backward_with(&y.detach()).expect("no fault");
             grads.get(&q).expect("a gradient").clone()
         });

@@ -4,6 +4,7 @@ use super::EPS;
 use super::program::{Ids, Line, Map, Op, Program, Sees, Weight, Zip};
 use std::sync::Arc;
 use tiebeam::nn::Mask;
+use tiebeam::ops::case::Array;
 use tiebeam::ops::product::matmul::Epilogue;
 use tiebeam::share::{Dictionary, Factored, Hashed, LowRank, Site, Tied};
 use tiebeam::{DType, Gpu, Tensor};
@@ -21,18 +22,14 @@ pub struct Outcome {
     pub grads: Vec<(usize, Tensor)>,
 }
 
-pub fn upload(gpu: &Gpu, shape: &[usize], half: bool, data: &[f64]) -> Tensor {
-    if half {
-        let data: Vec<half::f16> = data.iter().map(|&v| half::f16::from_f64(v)).collect();
-        return Tensor::from_slice(gpu, &data, shape);
-    }
-    Tensor::from_slice(gpu, &data.iter().map(|&v| v as f32).collect::<Vec<_>>(), shape)
+pub fn upload(gpu: &Gpu, shape: &[usize], dtype: DType, data: &[f64]) -> Tensor {
+    Array { shape: shape.into(), data: data.to_vec() }.upload(gpu, dtype)
 }
 
 /// Returns tensors for the leaves, not yet marked as leaves. `replaced(i, data)` returns the elements of line `i` from its own.
 pub fn leaves(gpu: &Gpu, program: &Program, replaced: impl Fn(usize, &[f64]) -> Vec<f64>) -> Vec<Tensor> {
     let one = |i: usize| match &program.lines[i] {
-        Line { op: Op::Leaf(data), shape, half, .. } => upload(gpu, shape, *half, &replaced(i, &data.0)),
+        Line { op: Op::Leaf(data), shape, dtype, .. } => upload(gpu, shape, *dtype, &replaced(i, &data.0)),
         line => panic!("no leaf: {line:?}"),
     };
     program.leaves().into_iter().map(one).collect()
@@ -44,11 +41,12 @@ pub fn constants(gpu: &Gpu, program: &Program) -> Constants {
         Op::Where(x) | Op::IndexSelect(_, x) | Op::IndexSum(_, x) | Op::Gather(_, x) | Op::Embedding(x) => {
             ids(x)
         }
-        Op::Attention(Sees::Added(shape, data)) => Some(upload(gpu, shape, false, &data.0)),
+        Op::Attention(Sees::Added(shape, data)) => Some(upload(gpu, shape, DType::F32, &data.0)),
         _ => None,
     };
-    let weights =
-        |(output, weights): &(usize, Vec<f64>)| upload(gpu, &program.lines[*output].shape, false, weights);
+    let weights = |(output, weights): &(usize, Vec<f64>)| {
+        upload(gpu, &program.lines[*output].shape, DType::F32, weights)
+    };
     Constants {
         of_lines: program.lines.iter().map(of_line).collect(),
         weights: program.outputs.iter().map(weights).collect(),
@@ -73,8 +71,7 @@ pub fn run(program: &Program, constants: &Constants, leaves: &[Tensor]) -> tiebe
             apply(line, &args, constants.of_lines[i].as_ref())
         };
         assert_eq!(y.shape()[..], line.shape[..], "%{i}: {:?}", line.op);
-        let dtype = if line.half { DType::F16 } else { DType::F32 };
-        assert_eq!((y.dtype(), y.is_tracked()), (dtype, line.tracked), "%{i}: {:?}", line.op);
+        assert_eq!((y.dtype(), y.is_tracked()), (line.dtype, line.tracked), "%{i}: {:?}", line.op);
         values.push(Some(y));
         line.evaluates.iter().filter_map(|&e| values[e].as_ref()).for_each(Tensor::evaluate);
         for j in 0..=i {
@@ -123,7 +120,7 @@ fn apply(line: &Line, args: &[&Tensor], constant: Option<&Tensor>) -> Tensor {
         },
         Op::Where(_) => x.where_mask(constant(), args[1]),
         Op::WhereGreater => x.where_mask(&args[2].gt(args[3]), args[1]),
-        Op::Cast => x.cast(if line.half { DType::F16 } else { DType::F32 }),
+        Op::Cast => x.cast(line.dtype),
         Op::Detach => x.detach(),
         Op::Contiguous => x.contiguous(),
         Op::Slice(axis, start, end) => x.slice(*axis as isize, *start..*end),

@@ -1,14 +1,14 @@
 //! Draws random programs with their expected values and errors.
 //!
 //! Each proposed line is interpreted exactly, and a few times with noise. It is kept if its numbers are neither huge nor lost in
-//! rounding, and if none of its comparisons, maxima, kinks or f16 roundings is so close that rounding could decide it
+//! rounding, and if none of its comparisons, maxima, kinks or roundings to 16 bits is so close that rounding could decide it
 //! differently.
 
 use super::expect::{Graph, expected, moved};
-use super::host::{Tape, U, Var};
+use super::host::{Tape, U, Var, rounded};
 use super::interpret;
 use super::program::*;
-use tiebeam::Rng;
+use tiebeam::{DType, Rng};
 
 /// Number of interpretations with noise.
 const NOISY: usize = 5;
@@ -45,8 +45,8 @@ impl Maker {
 
     fn graph(mut self) -> Option<Graph> {
         let target = 6 + self.rng.below(20).min(self.rng.below(20));
-        let (shape, half) = (self.shape(), self.chance(20));
-        self.leaf(&shape, half, true, 1.0);
+        let (shape, dtype) = (self.shape(), self.dtype());
+        self.leaf(&shape, dtype, true, 1.0);
         for _ in 0..300 {
             if self.lines.iter().filter(|l| !l.is_leaf()).count() < target {
                 self.propose();
@@ -103,23 +103,31 @@ impl Maker {
         // The arguments that are only compared get no gradient.
         let through = if op == Op::WhereGreater { &args[..2] } else { args };
         let tracked = op != Op::Detach && through.iter().any(|&a| self.lines[a].tracked);
-        let half = self.is_half(&op, args);
+        let dtype = self.dtype_of(&op, args);
         let (op, args, shape) = (op, args.to_vec(), shape.to_vec());
-        self.try_line(Line { op, args, shape, half, tracked, held: false, evaluates: vec![] })
+        self.try_line(Line { op, args, shape, dtype, tracked, held: false, evaluates: vec![] })
     }
 
-    fn is_half(&self, op: &Op, args: &[usize]) -> bool {
-        let halves: Vec<bool> = args.iter().map(|&a| self.lines[a].half).collect();
+    fn dtype_of(&mut self, op: &Op, args: &[usize]) -> DType {
+        let dtypes: Vec<DType> = args.iter().map(|&a| self.lines[a].dtype).collect();
         match op {
-            Op::Cast => !halves[0],
-            Op::Zip(_) | Op::Where(_) | Op::WhereGreater => halves[0] && halves[1],
-            Op::Map(_) | Op::Affine(..) | Op::Clamp(..) | Op::Detach | Op::Contiguous | Op::Slice(..) => {
-                halves[0]
+            Op::Cast => {
+                let others = [DType::F32, DType::F16, DType::Bf16].into_iter().filter(|d| *d != dtypes[0]);
+                self.pick(&others.collect::<Vec<_>>())
             }
-            Op::Permute(_) | Op::Reshape | Op::Expand | Op::Unsqueeze(_) | Op::Squeeze(_) => halves[0],
-            Op::Pad(..) | Op::Concat(_) | Op::Stack(_) | Op::IndexSelect(..) | Op::Gather(..) => halves[0],
-            _ => false,
+            Op::Zip(_) | Op::Where(_) | Op::WhereGreater if dtypes[0] == dtypes[1] => dtypes[0],
+            Op::Map(_) | Op::Affine(..) | Op::Clamp(..) | Op::Detach | Op::Contiguous | Op::Slice(..) => {
+                dtypes[0]
+            }
+            Op::Permute(_) | Op::Reshape | Op::Expand | Op::Unsqueeze(_) | Op::Squeeze(_) => dtypes[0],
+            Op::Pad(..) | Op::Concat(_) | Op::Stack(_) | Op::IndexSelect(..) | Op::Gather(..) => dtypes[0],
+            _ => DType::F32,
         }
+    }
+
+    /// Draws the type of a leaf.
+    fn dtype(&mut self) -> DType {
+        if self.chance(25) { self.pick(&[DType::F16, DType::Bf16]) } else { DType::F32 }
     }
 
     fn try_line(&mut self, line: Line) -> Option<usize> {
@@ -160,17 +168,16 @@ impl Maker {
     }
 
     /// Adds a leaf with normal elements.
-    pub(super) fn leaf(&mut self, shape: &[usize], half: bool, tracked: bool, scale: f64) -> usize {
+    pub(super) fn leaf(&mut self, shape: &[usize], dtype: DType, tracked: bool, scale: f64) -> usize {
         let n = shape.iter().product();
         let data = self.normal(n).into_iter().map(|v| v * scale).collect();
-        self.given(shape, half, tracked, data)
+        self.given(shape, dtype, tracked, data)
     }
 
-    pub(super) fn given(&mut self, shape: &[usize], half: bool, tracked: bool, data: Vec<f64>) -> usize {
-        let stored = |v: f64| if half { half::f16::from_f64(v).to_f64() } else { v as f32 as f64 };
-        let op = Op::Leaf(Data(data.into_iter().map(stored).collect()));
+    pub(super) fn given(&mut self, shape: &[usize], dtype: DType, tracked: bool, data: Vec<f64>) -> usize {
+        let op = Op::Leaf(Data(data.into_iter().map(|v| rounded(v, dtype)).collect()));
         let line =
-            Line { op, args: vec![], shape: shape.to_vec(), half, tracked, held: true, evaluates: vec![] };
+            Line { op, args: vec![], shape: shape.to_vec(), dtype, tracked, held: true, evaluates: vec![] };
         let var = self.tapes.iter_mut().map(|t| interpret::line(t, &line, &[])).max().expect("tapes");
         self.vars.push(var);
         self.lines.push(line);
@@ -187,8 +194,8 @@ impl Maker {
     /// Returns a line of this shape, either an earlier one or a new leaf.
     pub(super) fn operand(&mut self, shape: &[usize]) -> usize {
         let there = if self.chance(50) { self.any(|l| l.shape == shape) } else { None };
-        let (half, tracked) = (self.chance(20), self.chance(75));
-        there.unwrap_or_else(|| self.leaf(shape, half, tracked, 0.7))
+        let (dtype, tracked) = (self.dtype(), self.chance(75));
+        there.unwrap_or_else(|| self.leaf(shape, dtype, tracked, 0.7))
     }
 
     /// Draws a shape that broadcasts with this one.
@@ -385,7 +392,7 @@ impl Maker {
     fn aligned_views(&mut self) -> Option<usize> {
         let there = self.any(|l| l.count() > 64 && l.count().is_multiple_of(64));
         let new = [self.pick(&[2, 3, 4]), 64];
-        let x = there.unwrap_or_else(|| self.leaf(&new, false, true, 1.0));
+        let x = there.unwrap_or_else(|| self.leaf(&new, DType::F32, true, 1.0));
         let rows = self.lines[x].count() / 64;
         let flat = self.chance(50);
         let to = if flat { vec![rows * 64] } else { vec![rows, 64] };

@@ -5,7 +5,8 @@
 //! derivative by a random amount of a few roundoffs, and then rounds it to f32. Its difference from the exact tape is the error
 //! of f32 arithmetic in this graph.
 
-use half::f16;
+use half::{bf16, f16};
+use tiebeam::DType;
 
 /// f32 unit roundoff.
 pub const U: f64 = 1.0 / (1u64 << 24) as f64;
@@ -229,11 +230,11 @@ impl Tape {
         self.push(&[batch, m, n], value, &[x, y], Back::Matmul)
     }
 
-    /// Rounds a value that has not been used yet to f16, to nearest even. Gradients pass unchanged.
-    pub fn half(&mut self, x: Var) {
+    /// Rounds a value that has not been used yet to f16 or bf16, to nearest even. Gradients pass unchanged.
+    pub fn round(&mut self, x: Var, dtype: DType) {
         let quantity = self.nodes[x].value.clone();
-        let distance = quantity.iter().map(|&v| to_midpoint(v)).collect();
-        self.nodes[x].value.iter_mut().for_each(|v| *v = f16::from_f64(*v).to_f64());
+        let distance = quantity.iter().map(|&v| to_midpoint(v, dtype)).collect();
+        self.nodes[x].value.iter_mut().for_each(|v| *v = rounded(*v, dtype));
         self.branches.push(Branch { tied: quantity.clone(), quantity, distance });
     }
 
@@ -295,12 +296,27 @@ fn three(shape: &[usize]) -> [usize; 3] {
     shape.try_into().expect("three axes")
 }
 
-/// Returns the distance from `v` to the nearest number that rounds to a neighbouring f16.
-fn to_midpoint(v: f64) -> f64 {
-    let h = f16::from_f64(v);
+/// The nearest number of this type.
+pub fn rounded(v: f64, dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => f16::from_f64(v).to_f64(),
+        DType::Bf16 => bf16::from_f64(v).to_f64(),
+        _ => v as f32 as f64,
+    }
+}
+
+/// Returns the distance from `v` to the nearest number that rounds to a neighbouring f16 or bf16.
+fn to_midpoint(v: f64, dtype: DType) -> f64 {
+    let of_bits = |bits: u16| match dtype {
+        DType::F16 => f16::from_bits(bits).to_f64(),
+        _ => bf16::from_bits(bits).to_f64(),
+    };
+    let bits = match dtype {
+        DType::F16 => f16::from_f64(v).to_bits(),
+        _ => bf16::from_f64(v).to_bits(),
+    };
     // The neighbours away from and towards zero. At zero, the other neighbour is the subnormal of opposite sign.
-    let outer = f16::from_bits(h.to_bits() + 1).to_f64();
-    let inner = if h.to_bits() & 0x7fff == 0 { -outer } else { f16::from_bits(h.to_bits() - 1).to_f64() };
-    let h = h.to_f64();
+    let (h, outer) = (of_bits(bits), of_bits(bits + 1));
+    let inner = if bits & 0x7fff == 0 { -outer } else { of_bits(bits - 1) };
     (v - (h + outer) / 2.0).abs().min((v - (h + inner) / 2.0).abs())
 }

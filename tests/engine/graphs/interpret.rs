@@ -33,8 +33,8 @@ pub fn loss(tape: &mut Tape, program: &Program, vars: &[Var]) -> Var {
 pub fn line(tape: &mut Tape, line: &Line, args: &[Var]) -> Var {
     let y = value(tape, line, args);
     assert_eq!(tape.shape(y), line.shape, "{:?}", line.op);
-    if line.half {
-        tape.half(y);
+    if line.dtype.is_half() {
+        tape.round(y, line.dtype);
     }
     y
 }

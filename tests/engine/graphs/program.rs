@@ -1,6 +1,7 @@
 //! A random program: lines with operations on earlier lines, and which values are held.
 
 use std::fmt;
+use tiebeam::DType;
 use tiebeam::share::{Draw, Mapping};
 
 /// Integer inputs of an operation: ids or a mask. Printed in short form.
@@ -145,8 +146,8 @@ pub struct Line {
     pub op: Op,
     pub args: Vec<usize>,
     pub shape: Vec<usize>,
-    /// Stored as f16.
-    pub half: bool,
+    /// f32, f16 or bf16.
+    pub dtype: DType,
     /// Whether it is tracked for gradients. A tracked leaf gets a gradient.
     pub tracked: bool,
     /// Whether it is held in a variable to the end, and checked.
@@ -194,8 +195,7 @@ impl fmt::Display for Program {
         writeln!(f, "graph {}: TIEBEAM_GRAPH_SEED={} runs it alone", self.seed, self.seed)?;
         for (i, line) in self.lines.iter().enumerate() {
             let args: Vec<String> = line.args.iter().map(|a| format!("%{a}")).collect();
-            let dtype = if line.half { "f16" } else { "f32" };
-            write!(f, "  %{i}: {:?} {dtype} = {:?} {}", line.shape, line.op, args.join(" "))?;
+            write!(f, "  %{i}: {:?} {} = {:?} {}", line.shape, line.dtype, line.op, args.join(" "))?;
             let marks = [(line.tracked, "tracked"), (line.held, "held")];
             marks.iter().filter(|m| m.0).try_for_each(|m| write!(f, ", {}", m.1))?;
             line.evaluates.iter().try_for_each(|e| write!(f, "; evaluate %{e}"))?;

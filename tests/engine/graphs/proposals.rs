@@ -3,9 +3,10 @@
 use super::generate::Maker;
 use super::program::*;
 use std::collections::HashSet;
+use tiebeam::DType;
 
 impl Maker {
-    /// Joins a value with itself or with others along an old or a new axis. f16 is joined only with f16.
+    /// Joins a value with itself or with others along an old or a new axis. Only values of one type are joined.
     pub(super) fn joined(&mut self) -> Option<usize> {
         // In half of the cases, a value whose parts in the result are aligned.
         let aligned = if self.chance(50) {
@@ -15,8 +16,8 @@ impl Maker {
         };
         let x = aligned.or_else(|| self.any(|l| l.count() <= 1024))?;
         let mut shape = self.sizes(x);
-        let half = self.lines[x].half;
-        let other = self.any(|l| l.shape == shape && l.half == half).unwrap_or(x);
+        let dtype = self.lines[x].dtype;
+        let other = self.any(|l| l.shape == shape && l.dtype == dtype).unwrap_or(x);
         let all = self.pick(&[vec![x, x], vec![x, other], vec![x, other, x]]);
         if shape.is_empty() || self.chance(50) {
             let axis = if self.chance(60) { 0 } else { self.rng.below(shape.len() + 1) };
@@ -147,9 +148,9 @@ impl Maker {
 
     /// Returns an f32 line of this shape, as a leaf of a site must be.
     fn plain(&mut self, shape: &[usize]) -> usize {
-        let there = if self.chance(40) { self.any(|l| l.shape == shape && !l.half) } else { None };
+        let there = if self.chance(40) { self.any(|l| l.shape == shape && !l.dtype.is_half()) } else { None };
         let tracked = self.chance(80);
-        there.unwrap_or_else(|| self.leaf(shape, false, tracked, 0.6))
+        there.unwrap_or_else(|| self.leaf(shape, DType::F32, tracked, 0.6))
     }
 
     pub(super) fn look_up(&mut self) -> Option<usize> {
@@ -222,7 +223,7 @@ impl Maker {
 
     /// Adds a cast, a copy or a detached value.
     pub(super) fn kept_apart(&mut self) -> Option<usize> {
-        let x = self.any(|l| !l.half || l.count() < 200)?;
+        let x = self.any(|l| !l.dtype.is_half() || l.count() < 200)?;
         let shape = self.sizes(x);
         let op = self.pick(&[Op::Cast, Op::Cast, Op::Detach, Op::Contiguous]);
         self.push(op, &[x], &shape)

@@ -6,7 +6,7 @@ use crate::support::folder::Folder;
 use crate::support::gpu;
 use tiebeam::geometry::{Cell, Clouds, Graph, Grid, Ponita, PonitaConfig, PonitaInput, Route};
 use tiebeam::nn::Parameters;
-use tiebeam::{Rng, Tensor, no_grad};
+use tiebeam::{DType, Precision, Rng, Tensor, autocast, no_grad};
 
 fn normal(n: usize, seed: u64, scale: f32) -> Vec<f32> {
     let mut x = vec![0.0; n];
@@ -106,6 +106,36 @@ fn fused_is_plain() {
             input.vectors = None;
         }
         by_both_routes(net, &graph, &input);
+    }
+}
+
+/// Products are in 16 bits, the kernels on point clouds in f32.
+#[test]
+fn a_network_trains_in_half_precision() {
+    for route in [Route::Fused, Route::Plain] {
+        let mut net = network(Grid::dodecahedron(), None);
+        net.route = route;
+        let graph = Graph::full(gpu(), &normal(9 * 3, 4, 1.0), 3, &[9], true).unwrap();
+        let run = |precision: Precision| {
+            let y = autocast(precision, || net.forward(&graph, &inputs(9, 3)).scalars);
+            let grads = y.square().sum_all().backward().unwrap();
+            let mut all: Vec<f32> = y.cast(DType::F32).to_vec().unwrap();
+            for (name, leaf) in Parameters::of(&net).named() {
+                let Some(dx) = grads.get(leaf) else { continue };
+                let dx = dx.to_vec::<f32>().unwrap();
+                assert!(dx.iter().all(|g| g.is_finite()), "{precision} {name}");
+                all.extend(dx);
+            }
+            all
+        };
+        let want = run(Precision::F32);
+        for (precision, bound) in [(Precision::F16, 0.02), (Precision::Bf16, 0.1)] {
+            let got = run(precision);
+            let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x * x)).sum::<f64>().sqrt();
+            let apart =
+                norm(&mut got.iter().zip(&want).map(|(a, b)| a - b)) / norm(&mut want.iter().copied());
+            assert!(got.len() == want.len() && apart > 0.0 && apart < bound, "{precision}: {apart}");
+        }
     }
 }
 

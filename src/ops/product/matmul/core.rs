@@ -1,5 +1,6 @@
 //! The kernels of products, and the problems among which they are chosen.
 
+use crate::dtype::DType;
 use crate::gpu::kernel::MOST_TURNS;
 use crate::gpu::shader::Source;
 use crate::gpu::{DeviceClass, Gpu};
@@ -108,17 +109,28 @@ pub(crate) struct Problem {
     /// The fragments in the operands' slots.
     pub left: &'static str,
     pub right: &'static str,
-    /// Whether the operands are f16, or may be rounded to it.
-    pub half: bool,
+    /// The operands' type: f16 if both are or may be rounded to it, bf16 if both are, and f32 otherwise.
+    pub dtype: DType,
     /// The size of cooperative matrices, if the product may use them.
     pub coop: Option<usize>,
 }
 
 impl Problem {
+    /// The type of two operands. If the device `rounds`, f32 counts as f16. bf16 is never rounded to f16, which has not
+    /// its range, and WGSL has no matrices of bf16: such products are computed in f32.
+    pub fn operands(stored: [DType; 2], rounds: bool) -> DType {
+        let as_f16 = |dtype| dtype == DType::F16 || rounds && dtype == DType::F32;
+        match stored {
+            [left, right] if as_f16(left) && as_f16(right) => DType::F16,
+            [DType::Bf16, DType::Bf16] => DType::Bf16,
+            _ => DType::F32,
+        }
+    }
+
     /// Returns the problem with the size of the matrix units. `coop` is called only if they would be used, as the first
     /// call on a device tests them.
     pub fn with(self, coop: impl FnOnce() -> Option<usize>) -> Problem {
-        let large = self.half && self.m.min(self.n) >= 64 && self.k >= 32;
+        let large = self.dtype == DType::F16 && self.m.min(self.n) >= 64 && self.k >= 32;
         Problem { coop: if large { coop() } else { None }, ..self }
     }
 
@@ -129,8 +141,7 @@ impl Problem {
 
     /// Bytes of the operands, each counted once.
     pub fn operand_bytes(&self) -> f64 {
-        let size = if self.half { 2.0 } else { 4.0 };
-        size * self.batch as f64 * (self.m * self.k + self.k * self.n) as f64
+        self.dtype.size() as f64 * self.batch as f64 * (self.m * self.k + self.k * self.n) as f64
     }
 
     /// Bytes of the result.
@@ -152,8 +163,7 @@ impl Problem {
     /// Name of the class of products that share a measured choice.
     pub fn key(&self) -> String {
         let [m, n, k, batch] = [self.m, self.n, self.k, self.batch].map(|v| v.max(1).next_power_of_two());
-        let half = if self.half { "f16" } else { "f32" };
-        format!("matmul {half} {} {} {m}x{k}x{n} {batch}", self.left, self.right)
+        format!("matmul {} {} {} {m}x{k}x{n} {batch}", self.dtype, self.left, self.right)
     }
 }
 

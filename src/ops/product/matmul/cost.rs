@@ -57,7 +57,7 @@ impl Core {
         let barrier = if thin { 0.0 } else { BARRIER };
         // What several workgroups read comes from memory once. The short operand of a thin product stays in the nearest
         // cache.
-        let size = if problem.half { 2.0 } else { 4.0 };
+        let size = problem.dtype.size() as f64;
         let reads = groups as f64 * steps * size * (depth * (tm + tn)) as f64;
         let first = if thin { 1.0 } else { (problem.operand_bytes() / reads).min(1.0) };
         let latency = LATENCY[0] + first * (LATENCY[1] - LATENCY[0]);

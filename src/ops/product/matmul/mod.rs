@@ -18,9 +18,11 @@ pub mod tune;
 mod write;
 
 use self::product::{Product, Right};
+use super::narrow;
 use crate::dtype::DType;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::ops::timed::{Want, When};
+use crate::precision::precision;
 use crate::setters::setters;
 use crate::shape::{self, Shape};
 use crate::tape::{Destination, Op, Saved, Sink};
@@ -82,6 +84,13 @@ fn multiply(op: &'static str, lhs: &Tensor, rhs: &Tensor, into: Destination) -> 
     y
 }
 
+/// Multiplies batches of matrices into a new tensor of this type.
+fn made(op: &'static str, lhs: &Tensor, rhs: &Tensor, dtype: DType) -> Tensor {
+    let y = Tensor::empty(lhs.gpu(), op, shape::matmul(op, lhs.shape(), rhs.shape()), dtype);
+    Product::new(op, lhs, Right::Tensor(rhs)).write(&y);
+    y
+}
+
 /// Returns `a^T b` of `a [rows, m]` and `b [rows, n]`: the gradient of a weight.
 pub(crate) fn outer(op: &'static str, a: &Tensor, b: &Tensor, into: Destination) -> Tensor {
     multiply(op, &a.t(), b, into)
@@ -136,6 +145,9 @@ impl Op for Matmul {
     fn name(&self) -> &'static str {
         "matmul"
     }
+    fn takes_half(&self) -> bool {
+        true
+    }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
         let (a, b) = (self.lhs.get("matmul"), self.rhs.get("matmul"));
@@ -150,7 +162,10 @@ impl Op for Matmul {
 
 /// Adds `lhs rhs`, summed over broadcast batches, to the gradient of input `i`.
 fn gradient(sink: &mut Sink, i: usize, shape: &Shape, lhs: &Tensor, rhs: &Tensor) {
-    if shape::matmul("matmul", lhs.shape(), rhs.shape()) == *shape {
+    let same = shape::matmul("matmul", lhs.shape(), rhs.shape()) == *shape;
+    if same && sink.dtype(i).is_half() {
+        sink.add(i, made("matmul", lhs, rhs, sink.dtype(i)));
+    } else if same {
         sink.add_with(i, |into| multiply("matmul", lhs, rhs, into));
     } else {
         sink.add(i, multiply("matmul", lhs, rhs, Destination::New).sum_to(shape));
@@ -160,7 +175,9 @@ fn gradient(sink: &mut Sink, i: usize, shape: &Shape, lhs: &Tensor, rhs: &Tensor
 impl Tensor {
     /// Matrix product `[.., m, k] x [.., k, n] -> [.., m, n]`; leading axes broadcast.
     ///
-    /// Transposed views are read in place. f16 operands are multiplied and summed in f32, and the result is f32.
+    /// Transposed views are read in place. f16 and bf16 operands are multiplied and summed in f32, and the result is f32.
+    /// Matrix units multiply f16 only; bf16 is never rounded to it, because f16 has not its range. In a scope of 16 bits
+    /// ([`autocast`](crate::autocast)), operands are converted to its type, which the result has as well.
     /// Derivatives: `da = dy b^T`, `db = a^T dy`.
     ///
     /// # Panics
@@ -186,8 +203,9 @@ impl Tensor {
         for x in [self, rhs] {
             assert!(x.dtype().is_float(), "matmul: needs floats, got {}; cast first", x.dtype());
         }
-        let y = multiply("matmul", &self.detach(), &rhs.detach(), Destination::New);
-        y.made_by(&[self, rhs], || Box::new(Matmul { lhs: Saved::new(self), rhs: Saved::new(rhs) }))
+        let (a, b) = (narrow::operand(self), narrow::operand(rhs));
+        let y = made("matmul", &a, &b, precision().dtype());
+        y.made_by(&[self, rhs], || Box::new(Matmul { lhs: Saved::new(&a), rhs: Saved::new(&b) }))
     }
 }
 
@@ -212,7 +230,11 @@ pub(crate) fn matmul64(a: &Array, b: &Array) -> Array {
 
 /// A product `[batch, m, n, k]` of two arrays of this type.
 fn sized([batch, m, n, k]: [usize; 4], dtype: DType) -> Case {
-    let family = if dtype == DType::F16 { "matmul f16" } else { "matmul" };
+    let family = match dtype {
+        DType::F16 => "matmul f16",
+        DType::Bf16 => "matmul bf16",
+        _ => "matmul",
+    };
     let name = if batch > 1 { format!("{batch}x({m}x{k}x{n})") } else { format!("{m}x{k}x{n}") };
     let input = |rows, columns| {
         let axes = [batch, rows, columns];
@@ -246,7 +268,36 @@ fn timed() -> Vec<Case> {
     all.push(sized([1, 1024, 1024, 1024], DType::F16).when(When::Quick, When::Quick));
     all.push(sized([1, 4096, 4096, 4096], DType::F16).when(When::Never, When::Quick));
     all.extend([sized([1, 5, 3, 7], DType::F32), sized([3, 4, 12, 8], DType::F32)]);
-    all.push(sized([1, 8, 12, 16], DType::F16));
+    all.extend([DType::F16, DType::Bf16].map(|dtype| sized([1, 8, 12, 16], dtype)));
+    all
+}
+
+/// Products of operands of 16 bits: those that are cast first, sizes in whole vectors, for which the kernel unpacks them as
+/// it loads, products with a short side, and operands of two types.
+fn halves() -> Vec<Case> {
+    let (f16, bf16) = (DType::F16, DType::Bf16);
+    let mut all = Vec::new();
+    for [left, right] in [[f16, f16], [bf16, bf16], [f16, bf16], [bf16, DType::F32]] {
+        let types = if left == right { left.to_string() } else { format!("{left} and {right}") };
+        for (m, n, k) in [(5, 9, 12), (12, 20, 8), (36, 68, 20), (4, 72, 132), (72, 8, 132)] {
+            let half = |shape: [usize; 2], dtype| Input::normal(shape).dtype(dtype).fixed();
+            let inputs = || vec![half([m, k], left), half([k, n], right)];
+            let turned = |x: &Tensor| x.transpose(0, 1).contiguous().t();
+            let reference = |x: &[Array]| matmul64(&x[0], &x[1]);
+            all.push(Case::new(
+                format!("{types} operands {m} {n} {k}"),
+                inputs(),
+                |x| x[0].matmul(&x[1]),
+                reference,
+            ));
+            all.push(Case::new(
+                format!("{types} transposed {m} {n} {k}"),
+                inputs(),
+                move |x| turned(&x[0]).matmul(&turned(&x[1])),
+                reference,
+            ));
+        }
+    }
     all
 }
 
@@ -310,28 +361,7 @@ pub(super) fn cases() -> Vec<Case> {
             .exact(),
         );
     }
-    let inputs = vec![
-        Input::normal([5, 12]).dtype(DType::F16).fixed(),
-        Input::normal([12, 9]).dtype(DType::F16).fixed(),
-    ];
-    all.push(Case::new("f16 operands", inputs, |x| x[0].matmul(&x[1]), |x| matmul64(&x[0], &x[1])));
-    // Sizes in whole vectors, for which the kernel unpacks f16 as it loads, and products with a short side.
-    for (m, n, k) in [(12, 20, 8), (36, 68, 20), (4, 72, 132), (72, 8, 132)] {
-        let half = |shape: [usize; 2]| Input::normal(shape).dtype(DType::F16).fixed();
-        let cast = |x: &Tensor| x.transpose(0, 1).contiguous().t();
-        all.push(Case::new(
-            format!("f16 operands {m} {n} {k}"),
-            vec![half([m, k]), half([k, n])],
-            |x| x[0].matmul(&x[1]),
-            |x| matmul64(&x[0], &x[1]),
-        ));
-        all.push(Case::new(
-            format!("f16 transposed {m} {n} {k}"),
-            vec![half([m, k]), half([k, n])],
-            move |x| cast(&x[0]).matmul(&cast(&x[1])),
-            |x| matmul64(&x[0], &x[1]),
-        ));
-    }
+    all.extend(halves());
     for (m, n, k) in [(1, 68, 260), (7, 132, 516), (68, 5, 260), (132, 8, 36), (3, 132, 12), (200, 8, 8)] {
         let whole = |shape: [usize; 2]| Input::integers(shape, DType::F32, -60, 61);
         let inputs = vec![whole([m, k]), whole([k, n])];

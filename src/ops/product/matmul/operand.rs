@@ -8,12 +8,26 @@ use crate::tensor::Tensor;
 /// One operand as the kernel reads it.
 pub(super) struct Operand {
     pub fragment: &'static str,
-    pub half: bool,
+    /// How its elements are stored.
+    pub dtype: DType,
     pub part: Part,
     /// Offset, stride of the axis that is not contiguous, outer batch step, inner batch step.
     pub words: [usize; 4],
     /// Stride of the other axis, for `*_any`.
     pub any: usize,
+}
+
+impl Operand {
+    /// What the kernel needs to read these elements, if they are not f32.
+    pub fn word(dtype: DType, right: bool) -> Option<(&'static str, &'static str)> {
+        match (dtype, right) {
+            (DType::F16, false) => Some(("lhs_word", "lhs_f16")),
+            (DType::F16, true) => Some(("rhs_word", "rhs_f16")),
+            (DType::Bf16, false) => Some(("lhs_word", "lhs_bf16")),
+            (DType::Bf16, true) => Some(("rhs_word", "rhs_bf16")),
+            _ => None,
+        }
+    }
 }
 
 /// Sizes and steps of a tensor `[batch.., rows, cols]` in a product whose batches are (outer, inner).
@@ -69,8 +83,8 @@ pub(super) fn operand(x: &Tensor, batch: &Shape, right: bool) -> Operand {
         steps = self::steps(&x, batch);
     }
     let layout = Layout::of(&x, steps.expect("contiguous batches merge"));
-    let half = x.dtype() == DType::F16;
-    if half && !layout.vectors {
+    let dtype = x.dtype();
+    if dtype.is_half() && !layout.vectors {
         return operand(&x.cast(DType::F32), batch, right);
     }
     let fragment = layout.fragment(right);
@@ -81,7 +95,7 @@ pub(super) fn operand(x: &Tensor, batch: &Shape, right: bool) -> Operand {
         (words[1], any) = if right { (col_step, row_step) } else { (row_step, col_step) };
     }
     let part = x.value.place().part(x.dtype().buffer_bytes(x.value.count));
-    Operand { fragment, half, part, words, any }
+    Operand { fragment, dtype, part, words, any }
 }
 
 /// Returns the steps of the outer and inner batch, if the batch axes merge into two.

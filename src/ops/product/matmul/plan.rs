@@ -2,6 +2,7 @@
 
 use super::core::{Core, Problem};
 use super::parts::{Cut, Join};
+use crate::dtype::DType;
 use crate::gpu::DeviceClass;
 use crate::gpu::plan::Pass;
 
@@ -46,6 +47,7 @@ pub enum ProductKind {
 #[doc(hidden)]
 pub fn plan(class: &DeviceClass, sizes: Sizes) -> Vec<Pass> {
     let Sizes { batch, m, n, k, turned: [left, right], half, coop, kind } = sizes;
+    let dtype = if half { DType::F16 } else { DType::F32 };
     // Operands are read in vectors if their rows are whole vectors, else element by element.
     let left = match (if left { m } else { k }).is_multiple_of(4) {
         true => {
@@ -74,7 +76,7 @@ pub fn plan(class: &DeviceClass, sizes: Sizes) -> Vec<Pass> {
         }
         false => "rhs_any",
     };
-    let problem = Problem { m, n, k, batch, left, right, half, coop: None }.with(|| coop);
+    let problem = Problem { m, n, k, batch, left, right, dtype, coop: None }.with(|| coop);
     let cut = Cut::of(class, &problem).unwrap_or(Cut { parts: 1, len: k });
     let part = cut.part_of(&problem);
     let core = Core::by_table(class, &part);

@@ -8,6 +8,7 @@ use super::{Activation, Epilogue};
 use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, MOST_TURNS, Part, Work};
 use crate::gpu::shader::Source;
+use crate::ops::stored;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
 
@@ -34,7 +35,7 @@ const FUSED_ROWS: usize = 64;
 /// A right side as the kernel reads it.
 struct Read {
     fragment: &'static str,
-    half: bool,
+    dtype: DType,
     binds: Vec<(&'static str, Part)>,
     slots: Vec<(&'static str, &'static str)>,
     load: Option<Load>,
@@ -68,7 +69,7 @@ impl Right<'_> {
         };
         Read {
             fragment: if transposed { "rhs_site_transposed" } else { "rhs_site" },
-            half: false,
+            dtype: DType::F32,
             binds: load.tensors.iter().map(|(name, tensor)| (*name, tensor.into())).collect(),
             slots: vec![],
             words: load.params,
@@ -90,14 +91,15 @@ impl Read {
     fn stacked(w: &Tensor, tail: &Tensor) -> Read {
         let words = [0, w.shape()[1], 0, w.shape()[0]].map(|v| v as u32);
         let binds = vec![("rhs", w.into()), ("tail", tail.into())];
-        Read { fragment: "rhs_stacked", half: false, binds, slots: vec![], load: None, words, any: 0 }
+        let (fragment, dtype) = ("rhs_stacked", DType::F32);
+        Read { fragment, dtype, binds, slots: vec![], load: None, words, any: 0 }
     }
 
     fn tensor(x: &Tensor, batch: &Shape) -> Read {
-        let Operand { fragment, half, part, words, any } = operand(x, batch, true);
-        let slots = if half { vec![("rhs_word", "rhs_f16")] } else { vec![] };
+        let Operand { fragment, dtype, part, words, any } = operand(x, batch, true);
+        let slots = Operand::word(dtype, true).into_iter().collect();
         let words = words.map(|v| v as u32);
-        Read { fragment, half, binds: vec![("rhs", part)], slots, load: None, words, any }
+        Read { fragment, dtype, binds: vec![("rhs", part)], slots, load: None, words, any }
     }
 }
 
@@ -220,10 +222,7 @@ impl<'a> Product<'a> {
         let mut slots = right.slots;
         slots.extend([("lhs", left.fragment), ("rhs", right.fragment)]);
         reads.extend(right.binds);
-        if left.half {
-            slots.push(("lhs_word", "lhs_f16"));
-        }
-        let half = left.half && right.half || gpu.rounds_products();
+        slots.extend(Operand::word(left.dtype, false));
         let problem = Problem {
             m,
             n,
@@ -231,7 +230,7 @@ impl<'a> Product<'a> {
             batch: batch.count(),
             left: left.fragment,
             right: right.fragment,
-            half,
+            dtype: Problem::operands([left.dtype, right.dtype], gpu.rounds_products()),
             coop: None,
         };
         let inner = if batch.is_empty() { 1 } else { batch[batch.len() - 1] };
@@ -254,7 +253,9 @@ impl<'a> Product<'a> {
         let mut source = slots
             .fold(core.source(gpu.class()), |s, (slot, fragment)| s.slot(*slot, core.fragment(fragment)));
         let scattered = matches!(self.rows, Rows::Scattered { .. });
-        source = core.with_store(source, problem, self.store_fragment(), scattered);
+        if y.dtype() == DType::F32 {
+            source = core.with_store(source, problem, self.store_fragment(), scattered);
+        }
         if let Some(load) = load {
             source = load.set(source);
         }
@@ -329,9 +330,10 @@ impl<'a> Product<'a> {
         if n.is_multiple_of(4) {
             slots.push(("pieces", "pieces_of_4"));
         }
-        let float = |x: &Tensor| Part::from(&x.detach().cast(DType::F32).contiguous());
-        reads.extend(bias.map(|bias| ("bias", float(bias))));
-        reads.extend(residual.map(|residual| ("residual", float(residual))));
+        slots.extend(stored::fragments(&[("out", y.dtype())]));
+        let as_type = |x: &Tensor, dtype| Part::from(&x.detach().cast(dtype).contiguous());
+        reads.extend(bias.map(|bias| ("bias", as_type(bias, DType::F32))));
+        reads.extend(residual.map(|residual| ("residual", as_type(residual, y.dtype()))));
         reads.extend(self.slope.map(|at| ("before", at.into())));
         Store { slots, reads, listed, activation }
     }

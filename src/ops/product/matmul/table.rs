@@ -2,6 +2,7 @@
 //! (`cost.rs`), and what CPU drivers were seen to be fast with.
 
 use super::core::{Coop, Core, MOST_GROUPS, Problem, tiled};
+use crate::dtype::DType;
 use crate::gpu::shader::Source;
 use crate::gpu::{DeviceClass, Tiles};
 
@@ -92,7 +93,8 @@ pub fn for_matrix_units() -> Vec<Source> {
     let lefts = ["lhs_plain", "lhs_transposed", "lhs_any", "lhs_gathered"];
     let rights = ["rhs_plain", "rhs_transposed", "rhs_any", "rhs_site", "rhs_site_transposed"];
     let row = DeviceClass::named("nvidia").expect("a row of the table");
-    let problem = Problem { m: 128, n: 128, k: 128, batch: 1, left: "", right: "", half: true, coop: None };
+    let problem =
+        Problem { m: 128, n: 128, k: 128, batch: 1, left: "", right: "", dtype: DType::F16, coop: None };
     for (size, workgroup_memory) in [(16, 48 << 10), (16, 32 << 10), (8, 32 << 10)] {
         let class = DeviceClass { workgroup_memory, ..row.clone() };
         let table = coop(&class, size);
@@ -111,6 +113,13 @@ pub fn for_matrix_units() -> Vec<Source> {
             all.push(of(left, rights[2]));
             all.extend(rights[3..].iter().map(|right| of(left, right).slot("site", "site_tied")));
             all.extend(stores.map(|store| half(of(left, right)).slot("store", store)));
+            // Results of a scope of f16.
+            let narrow = |source: Source| source.slot("pieces", "pieces_of_4").slot("out", "out_f16");
+            all.extend(
+                stores[..6]
+                    .iter()
+                    .map(|store| narrow(half(of(left, right)).slot("store", *store)).slot("packed", "f16")),
+            );
             for store in ["store_plain", "store_accumulate"] {
                 let source = half(of(left, right)).slot("store", store).bool("EDGES", false);
                 all.push(core.with_store(source, &problem, store, false));

@@ -40,7 +40,7 @@ fn operands(gpu: &Gpu, problem: &Problem) -> [Tensor; 2] {
         let mut data = vec![0.0f32; batch * rows * cols];
         rng.fill_normal(&mut data);
         let x = Tensor::from_slice(gpu, &data, size);
-        let x = if problem.half { x.cast(DType::F16) } else { x };
+        let x = x.cast(problem.dtype);
         if transposed { x.transpose(1, 2) } else { x }
     };
     [make(m, k, problem.left == "lhs_transposed"), make(k, n, problem.right == "rhs_transposed")]
@@ -209,12 +209,12 @@ pub const BENCHED: [[usize; 4]; 11] = [
 fn classes(class: &DeviceClass, coop: Option<usize>) -> Vec<Problem> {
     let (lp, lt, rp, rt) = ("lhs_plain", "lhs_transposed", "rhs_plain", "rhs_transposed");
     let mut all = Vec::new();
-    for half in [false, true] {
+    for dtype in [DType::F32, DType::F16, DType::Bf16] {
         let of = |batch, [m, n, k]: [usize; 3], left, right| {
-            Problem { m, n, k, batch, left, right, half, coop: None }.with(|| coop)
+            Problem { m, n, k, batch, left, right, dtype, coop: None }.with(|| coop)
         };
-        if half && coop.is_none() {
-            // Without matrix units, f16 only saves bytes, so two of the benchmark's sizes are enough.
+        if dtype == DType::Bf16 || dtype == DType::F16 && coop.is_none() {
+            // Without matrix units, 16 bits only save bytes, so two of the benchmark's sizes are enough.
             all.extend([1024, 4096].map(|size| of(1, [size; 3], lp, rp)));
             continue;
         }
@@ -318,7 +318,7 @@ impl Gpu {
 
 /// A product of f16 on which cooperative matrices are tested.
 fn trial_of(m: usize, n: usize, k: usize, size: usize) -> Problem {
-    Problem { m, n, k, batch: 1, left: "lhs_plain", right: "rhs_plain", half: true, coop: Some(size) }
+    Problem { m, n, k, batch: 1, left: "lhs_plain", right: "rhs_plain", dtype: DType::F16, coop: Some(size) }
 }
 
 const PLAIN: Core = tiled([32, 32], [4, 4]);
@@ -365,13 +365,13 @@ fn fast(gpu: &Gpu, size: usize) -> Result<bool> {
 pub fn by_each_kernel(a: &Tensor, b: &Tensor) -> Vec<(String, Tensor)> {
     let beside = a.gpu().beside();
     let _ = beside.0.coop_proven.set(true);
-    let half = a.dtype() == DType::F16 && b.dtype() == DType::F16;
+    let dtype = Problem::operands([a.dtype(), b.dtype()], false);
     let plain = |x: &Tensor| x.strides[1] == 1;
     let left = if plain(a) { "lhs_plain" } else { "lhs_transposed" };
     let right = if plain(b) { "rhs_plain" } else { "rhs_transposed" };
     let [m, n, k] = [a.shape()[0], b.shape()[1], a.shape()[1]];
-    let coop = beside.coop_matrices().map(|matrices| matrices.size as usize).filter(|_| half);
-    let problem = Problem { m, n, k, batch: 1, left, right, half, coop };
+    let coop = beside.coop_matrices().map(|matrices| matrices.size as usize).filter(|_| dtype == DType::F16);
+    let problem = Problem { m, n, k, batch: 1, left, right, dtype, coop };
     let copy = |x: &Tensor| {
         let from = if plain(x) { x.clone() } else { x.t() };
         let data = from.cast(DType::F32).to_vec::<f32>().expect("a tensor of the test");
@@ -400,7 +400,7 @@ mod tests {
             let known: Vec<String> = classes(&class, None).iter().map(Problem::key).collect();
             for [batch, m, n, k] in BENCHED {
                 let (left, right) = ("lhs_plain", "rhs_plain");
-                let problem = Problem { m, n, k, batch, left, right, half: false, coop: None };
+                let problem = Problem { m, n, k, batch, left, right, dtype: DType::F32, coop: None };
                 let part = Cut::of(&class, &problem).map_or(problem, |cut| cut.part_of(&problem));
                 assert!(!measurable(&class, &part) || known.contains(&part.key()), "{}", part.key());
             }

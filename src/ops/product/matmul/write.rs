@@ -43,6 +43,9 @@ impl Product<'_> {
             }
             return;
         }
+        if y.dtype().is_half() && !n.is_multiple_of(4) {
+            return self.write_wide(y);
+        }
         let right;
         let product = if self.rhs.is_fused(m) {
             self
@@ -55,6 +58,18 @@ impl Product<'_> {
             Some(cut) => product.in_parts(y, &prepared, cut),
             None => product.launch_prepared(y, &prepared),
         }
+    }
+
+    /// Computes the product in f32, and then converts it: for results of 16 bits that are no whole vectors, or that
+    /// several launches add to.
+    fn write_wide(self, y: &Tensor) {
+        let wide = Tensor::empty(y.gpu(), self.op, y.shape(), DType::F32);
+        if self.accumulate {
+            y.clone().write_to(self.op, &wide, false);
+        }
+        let op = self.op;
+        self.write(&wide);
+        wide.write_to(op, y, false);
     }
 
     /// Computes the products of the parts of the inner axis, then their sum.
@@ -129,6 +144,9 @@ impl Product<'_> {
         let core = choose(gpu, problem);
         let load = prepared.load.as_ref().map_or(0, |load| load.turns);
         let most = core.longest(load);
+        if problem.k > most && y.dtype().is_half() {
+            return self.write_wide(y);
+        }
         if problem.k > most {
             return self.in_pieces(y, if load > 0 { core.longest(0) } else { most });
         }

@@ -1,0 +1,6 @@
+// out slot: results stored as f16, two per word. They come in vectors of four.
+alias Out = vec2<u32>;
+
+fn out_of(x: Out) -> vec4<f32> { return unpack_half4(x); }
+
+fn to_out(x: vec4<f32>) -> Out { return pack_half4(x); }
