@@ -24,6 +24,8 @@ const ALIGN: u64 = 256;
 const CHUNK: usize = 1024;
 /// The largest arena: element numbers are 32 bits.
 const MOST: u64 = 1 << 32;
+/// The state of gradients without a loss scale: see `Scaling`.
+pub(super) const UNSCALED: [f32; 4] = [1.0, 1.0, 0.0, 0.0];
 /// The most tables that are kept. There is one for each set of parameters with a gradient, and a model has few such sets.
 const TABLES: usize = 32;
 
@@ -42,7 +44,7 @@ pub(super) struct Arenas {
     /// What happened in the steps, written by the device.
     pub(super) log: Log,
     /// The scale of gradients without one.
-    unscaled: Arc<Scaling>,
+    pub(super) unscaled: Arc<Scaling>,
     /// The last recording in which a step was taken, and the leaves' counts before it.
     recording: (u64, Arc<[u64]>),
 }
@@ -152,7 +154,7 @@ impl Arenas {
         let arenas: Vec<Arena> = sizes.into_iter().map(arena).collect();
         let log = zeros(op, gpu, Log::bytes(leaves.len()));
         log.spare();
-        let unscaled = Tensor::from_slice(gpu, &[1f32, 1.0, 0.0, 0.0], [4]);
+        let unscaled = Tensor::from_slice(gpu, &UNSCALED, [4]);
         unscaled.check()?;
         // Errors must show before any parameter moves: one that carries an error would be lost, and it may be the only
         // copy.

@@ -1,7 +1,7 @@
 //! The state that an optimizer keeps between steps, for checkpoints.
 
 use super::StateTensor;
-use super::arena::{Arena, Arenas};
+use super::arena::{self, Arena, Arenas};
 use super::events::{self, Watch};
 use crate::error::{Error, Result};
 use crate::gpu::readback::Reading;
@@ -96,7 +96,9 @@ impl Arenas {
         let bytes = images.iter().flatten().map(|elements| bytemuck::cast_slice(elements));
         let count = (steps as u32).to_le_bytes();
         let log = Place { buffer: self.log.buffer.clone(), offset: events::STEPS };
-        let writes: Vec<_> = places.zip(bytes).chain([(log, &count[..])]).collect();
+        // A lost batch may have written it too.
+        let unscaled = (self.unscaled.state.place(), bytemuck::cast_slice(&arena::UNSCALED));
+        let writes: Vec<_> = places.zip(bytes).chain([(log, &count[..]), unscaled]).collect();
         self.gpu.unchanged(|| {
             self.gpu.overwrite_now(&writes)?;
             self.steps.store(steps, Relaxed);

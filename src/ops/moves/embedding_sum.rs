@@ -66,7 +66,9 @@ struct GpuPlan {
 impl GpuPlan {
     fn of(class: &DeviceClass, sums: Sums) -> GpuPlan {
         let Sums { outer, rows, inner, count, .. } = sums;
-        let fits = |list: &usize| count <= *list && 4 * list <= class.workgroup_memory as usize;
+        // Beside the list, a workgroup joins a vector of each thread.
+        let memory = |list: usize| 4 * list + 16 * THREADS;
+        let fits = |list: &usize| count <= *list && memory(*list) <= class.workgroup_memory as usize;
         let list = LISTS.into_iter().find(fits);
         let tiles = rows.min(4 * class.width as usize).max(rows.div_ceil(MOST_ROWS));
         let tile = rows.div_ceil(tiles.max(1)).max(1);
