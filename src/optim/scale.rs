@@ -45,12 +45,13 @@ impl Default for LossScaleConfig {
 ///
 /// ```
 /// # use tiebeam::{Gpu, Precision, Tensor, autocast};
-/// # use tiebeam::optim::{Group, LossScale, Sgd, SgdConfig};
+/// # use tiebeam::optim::{Group, LossScale, LossScaleConfig, Sgd, SgdConfig};
 /// # let gpu = Gpu::open()?;
 /// let w = Tensor::from_slice(&gpu, &[1f32, 2.0], [1, 2]).requires_grad();
 /// let x = Tensor::from_slice(&gpu, &[3f32, 4.0], [2, 1]);
 /// let mut sgd = Sgd::new(&gpu, vec![Group::new([("w", &w)])], SgdConfig::default())?;
-/// let scale = LossScale::of(&gpu, Precision::F16)?;
+/// // The default of 65536 is beyond f16, so a loss whose own gradient is 1 would need a step to lower it.
+/// let scale = LossScale::new(&gpu, LossScaleConfig::default().scale(1024.0))?;
 /// let loss = autocast(Precision::F16, || w.matmul(&x).sum_all());
 /// sgd.step(&scale.backward(&loss)?, 0.5)?;
 /// assert_eq!(w.to_vec::<f32>()?, [-0.5, 0.0]);

@@ -280,5 +280,5 @@ fn tall(class: &DeviceClass, pass: Pass, choice: Choice, items: usize) -> Option
     // Three workgroups on each multiprocessor.
     let fills = |tall: usize| choice.pairs * items.div_ceil(8 * tall) >= 3 * class.width as usize;
     let all = || [8, 4, 2, 1].into_iter().filter(|&tall| tall <= most && fits(tall));
-    all().find(|&tall| fills(tall)).or_else(|| all().last())
+    all().find(|&tall| fills(tall)).or_else(|| all().next_back())
 }
