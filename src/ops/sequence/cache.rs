@@ -145,8 +145,7 @@ pub(super) fn cases() -> Vec<Case> {
         ([9, 4], 1, 72, 24),
         ([9, 4], 2, 36, 24),
         // More rows than the kernel for few rows takes.
-        ([70, 0], 5, 32, 96),
-        ([3, 130], 9, 20, 140),
+        ([35, 0], 5, 20, 40),
     ] {
         let most = before[0].max(before[1]);
         let list = |values: [usize; 2]| {
