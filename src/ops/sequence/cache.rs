@@ -142,10 +142,10 @@ pub(super) fn cases() -> Vec<Case> {
         ([70, 3], 2, 32, 96),
         ([9, 4], 3, 90, 24),
         ([6, 0], 1, 6, 8),
-        ([9, 4], 1, 72, 24),
-        ([9, 4], 2, 36, 24),
+        ([3, 1], 1, 72, 24),
+        ([3, 1], 2, 36, 24),
         // More rows than the kernel for few rows takes.
-        ([35, 0], 5, 20, 40),
+        ([7, 0], 5, 20, 40),
     ] {
         let most = before[0].max(before[1]);
         let list = |values: [usize; 2]| {
