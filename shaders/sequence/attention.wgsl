@@ -110,21 +110,16 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         total = select(total, total${r+1}, turn == ${r+1}u);
         most = select(most, most${r+1}, turn == ${r+1}u);
 #end
-        // Only a row that sees no key has a total of 0. It gives zeros and no gradient. The test is on the bits, because NaN
-        // must stay.
         let own = (pair * p.splits + split) * p.rows + first + turn;
         // The results of parts lie one after the other.
         let to = select(query_at(p.y_steps, pair, first + turn), own * (HEAD_DIM / 4u), p.splits > 1u) + part;
-        let blind = bitcast<u32>(total) == 0u;
-        let inverse = select(1.0 / total, 0.0, blind);
 #unroll d HEAD_DIM/PARTS/4
         var y_$d = y0_$d;
 #unroll r ROWS-1
         y_$d = select(y_$d, y${r+1}_$d, turn == ${r+1}u);
 #end
-        y[to + ${d}u] = select(y_$d * inverse, vec4<f32>(0.0), blind);
+        y[to + ${d}u] = select(y_$d * inverse_of(total), vec4<f32>(0.0), is_blind(total));
 #end
-        let nothing = select(0.0, HIDDEN, p.splits > 1u);
-        lse[own] = select(most + log_of1(total), nothing, blind);
+        lse[own] = lse_of(most, total);
     }
 }

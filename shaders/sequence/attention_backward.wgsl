@@ -38,11 +38,6 @@ const SLOTS: u32 = 2u;     // slots of workgroup memory for `join`, used in turn
 #import exp_log
 #import nan
 
-// The value that a launch stores: its sum, added to that of the launches before it.
-fn added(sum: vec4<f32>, before: vec4<f32>) -> vec4<f32> {
-    return select(sum, before + sum, p.first > 0u);
-}
-
 @compute @workgroup_size(64)
 fn delta(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row = (group.y * p.groups_x + group.x) * 64u + lane;

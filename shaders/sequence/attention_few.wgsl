@@ -158,15 +158,13 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #unroll i 8
         whole += eighths[${8*r+i}];
 #end
-        // Only a row that sees no key has a total of 0. It gives zeros. The test is on the bits, because NaN must stay.
-        let blind = bitcast<u32>(whole) == 0u;
         var joined = vec4<f32>(0.0);
         for (var g = 0u; g < GROUPS; g++) { joined += tile[${64*r}u + g * CHUNK + x]; }
         let own = (pair * p.splits + split) * p.rows + ${r}u;
         // The results of parts lie one after the other.
         let to = select(query_at(p.y_steps, pair, ${r}u), own * HEAD, p.splits > 1u) + to_x;
-        if to_x < HEAD { y[to] = select(joined * select(1.0 / whole, 0.0, blind), vec4<f32>(0.0), blind); }
-        if to_x == 0u { lse[own] = select(most$r + log_of1(whole), select(0.0, HIDDEN, p.splits > 1u), blind); }
+        if to_x < HEAD { y[to] = select(joined * inverse_of(whole), vec4<f32>(0.0), is_blind(whole)); }
+        if to_x == 0u { lse[own] = lse_of(most$r, whole); }
     }
 #end
 #end

@@ -181,22 +181,16 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
 #unroll r TALL
     if block + ${8*r}u + high < p.rows {
-        // Only a row that sees no key has a total of 0. It gives zeros and no gradient. The test is on the bits, because NaN
-        // must stay.
         let sum = sums${r/4}.$xyzw{r};
-        let blind = bitcast<u32>(sum) == 0u;
-        let inverse = select(1.0 / sum, 0.0, blind);
         let own = (pair * p.splits + split) * p.rows + row$r;
         // The results of parts lie one after the other.
         let to = select(query_at(p.y_steps, pair, row$r), own * HEAD, p.splits > 1u);
 #unroll x WIDTH/8
         if wide + ${8*x}u < HEAD {
-            y[to + wide + ${8*x}u] = select(y${r}_$x * inverse, vec4<f32>(0.0), blind);
+            y[to + wide + ${8*x}u] = select(y${r}_$x * inverse_of(sum), vec4<f32>(0.0), is_blind(sum));
         }
 #end
-        if wide == 0u {
-            lse[own] = select(most$r + log_of1(sum), select(0.0, HIDDEN, p.splits > 1u), blind);
-        }
+        if wide == 0u { lse[own] = lse_of(most$r, sum); }
     }
 #end
 }

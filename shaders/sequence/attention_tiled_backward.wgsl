@@ -35,11 +35,6 @@ var<workgroup> partner: array<vec4<f32>, ROWS * WIDTH>;
 // What the threads of a row exchange: p or ds for a tile.
 var<workgroup> weights: array<vec4<f32>, ROWS * 8u>;
 
-// The value that a launch stores: its sum, added to that of the launches before it.
-fn added(sum: vec4<f32>, before: vec4<f32>) -> vec4<f32> {
-    return select(sum, before + sum, p.first > 0u);
-}
-
 // Each fills the tile with a chunk of 32 rows from `first` on.
 fn fill_q(lane: u32, base: u32, first: u32, end: u32, chunk: u32) {
 #unroll f CHUNK/2

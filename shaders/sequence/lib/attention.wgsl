@@ -73,6 +73,22 @@ fn sum4(sum: vec4<f32>, w: vec4<f32>, a: vec4<f32>, b: vec4<f32>, c: vec4<f32>, 
     return fma(a, vec4<f32>(w.x), fma(b, vec4<f32>(w.y), fma(c, vec4<f32>(w.z), fma(d, vec4<f32>(w.w), sum))));
 }
 
+// What the results of a row are multiplied by at the end, 1 / total. Only a row that sees no key has a total of 0, and gives zeros.
+// The test is on the bits, because NaN must stay.
+fn is_blind(total: f32) -> bool { return bitcast<u32>(total) == 0u; }
+fn inverse_of(total: f32) -> f32 { return select(1.0 / total, 0.0, is_blind(total)); }
+
+// The log-sum-exp of a row, for the backward pass or the pass that joins parts. A row that sees no key has no gradient, and a part
+// that sees none has no weight.
+fn lse_of(most: f32, total: f32) -> f32 {
+    return select(most + log_of1(total), select(0.0, HIDDEN, p.splits > 1u), is_blind(total));
+}
+
+// The value that a launch of the backward pass stores: its sum, added to that of the launches before it.
+fn added(sum: vec4<f32>, before: vec4<f32>) -> vec4<f32> {
+    return select(sum, before + sum, p.first > 0u);
+}
+
 // The first query that sees a key.
 fn first_query(key: u32) -> u32 {
     return u32(clamp(i32(key) - p.shift, 0i, i32(p.tokens_q)));

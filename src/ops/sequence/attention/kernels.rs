@@ -89,9 +89,10 @@ impl Kernel {
     fn turns_of(self, pass: Pass, head_dim: usize) -> [usize; 2] {
         let [chunk, chunks] = chunks(head_dim);
         match self {
-            // If several threads share a head, every step also takes two joins per row.
+            // At the end, rows are stored in turns. If several threads share a head, every step also takes two joins per
+            // row.
             Kernel::Rows(Split { each, parts }) => {
-                [0, 1 + if parts > 1 { 2 * each * (parts + 1) } else { 0 }]
+                [each + 1, 1 + if parts > 1 { 2 * each * (parts + 1) } else { 0 }]
             }
             Kernel::Tiled { tall } => {
                 let (scores, sums) = (chunk + 1, 9);
