@@ -1,4 +1,4 @@
-// Joins the parts of attention.wgsl, attention_tiled.wgsl and attention_few.wgsl. From each row's parts s, with results y[s] and log-sum-exps l[s]:
+// Joins the parts of the other kernels of attention. From each row's parts s, with results y[s] and log-sum-exps l[s]:
 //
 //   y = sum_s exp(l[s] - m) y[s] / sum_s exp(l[s] - m),   lse = m + log sum_s exp(l[s] - m),   m = max_s l[s].
 //
@@ -19,9 +19,11 @@ var<immediate> p: Params;
 
 @group(0) @binding(0) var<storage, read> parts: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read> logs: array<f32>;
-@group(0) @binding(2) var<storage, read_write> y: array<vec4<f32>>;
+@group(0) @binding(2) var<storage, read_write> y: array<Out>;
 @group(0) @binding(3) var<storage, read_write> lse: array<f32>;
 
+#import out = out_f32
+#import packed = packed_none
 #import exp_log
 #import nan
 
@@ -50,6 +52,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let row = at % p.rows;
     let head = pair % p.kv_heads * p.group + row / p.tokens_q;
     let to = pair / p.kv_heads * p.y_steps.y + head * p.y_steps.z + row % p.tokens_q * p.y_steps.w;
-    y[p.y_steps.x + to + i % p.width] = select(sum * (1.0 / total), vec4<f32>(0.0), blind);
+    y[p.y_steps.x + to + i % p.width] = to_out(select(sum * (1.0 / total), vec4<f32>(0.0), blind));
     if i % p.width == 0u { lse[at] = select(most + log_of1(total), 0.0, blind); }
 }

@@ -245,7 +245,7 @@ impl Attention {
         let q = split(self.q.forward(x), self.heads);
         let k = split(self.k.forward(x), self.kv_heads);
         let v = split(self.v.forward(x), self.kv_heads);
-        let y = stored(&q.attention(&k, &v, mask)).permute(&[0, 2, 1, 3]);
+        let y = q.attention(&k, &v, mask).permute(&[0, 2, 1, 3]);
         let y = y.reshape([batch, tokens, y.shape()[2] * y.shape()[3]]);
         self.o.forward_with(&y, Activation::None, residual)
     }

@@ -21,7 +21,14 @@ const ROW_KERNELS: [&str; 4] =
 const JOIN: [&str; 5] = ["reduce", "reduce_rows", "reduce_columns", "attention_combine", "matmul_join"];
 
 /// Kernels whose threads have tiles of independent sums.
-const TILED: [&str; 4] = ["matmul", "matmul_coop", "attention_tiled", "attention_tiled_backward"];
+const TILED: [&str; 6] = [
+    "matmul",
+    "matmul_coop",
+    "attention_tiled",
+    "attention_tiled_backward",
+    "attention_coop",
+    "attention_coop_backward",
+];
 
 fn product(batch: usize, [m, k, n]: [usize; 3], turned: [bool; 2]) -> Sizes {
     Sizes { batch, m, n, k, turned, half: false, coop: None, kind: ProductKind::Tensors }
@@ -34,7 +41,7 @@ fn plan(class: &DeviceClass, name: &str) -> Vec<Pass> {
     let two = || [sizes[0], sizes[1]];
     let of_kind =
         |kind, sizes, turned| matmul::plan::plan(class, Sizes { kind, ..product(1, sizes, turned) });
-    let of_attention = || attention::plan(class, std::array::from_fn(|i| sizes[i]));
+    let of_attention = |coop| attention::plan(class, std::array::from_fn(|i| sizes[i]), coop);
     match (op, &sizes[..]) {
         ("matmul", &[m, k, n]) => matmul::plan::plan(class, product(1, [m, k, n], [false; 2])),
         // [batch, m, k, n]
@@ -59,9 +66,10 @@ fn plan(class: &DeviceClass, name: &str) -> Vec<Pass> {
         ("cross_entropy", _) => cross_entropy::plan(class, two()),
         ("softmax", _) => softmax::plan_rows(class, two()),
         // [batch, heads, key heads, queries, keys, head]
-        ("attention", _) => of_attention()[0].clone(),
-        ("attention backward: queries", _) => of_attention()[1].clone(),
-        ("attention backward: keys", _) => of_attention()[2].clone(),
+        ("attention", _) => of_attention(None)[0].clone(),
+        ("attention backward: queries", _) => of_attention(None)[1].clone(),
+        ("attention backward: keys", _) => of_attention(None)[2].clone(),
+        ("attention f16", _) => of_attention(Some(16)).concat(),
         // [rows, width, ids]
         ("gradient of an embedding", &[rows, width, ids]) => embedding_sum::plan(class, [rows, width, ids]),
         _ => panic!("{name}: no such op"),
@@ -93,6 +101,7 @@ fn planned_kernels_are_in_the_list_of_variants() {
     let rows = expected().map(|(_, name, ..)| *name);
     let planned = rows.flat_map(|name| classes.iter().flat_map(move |class| plan(class, name)));
     let sources = planned.map(|pass| pass.source).chain(matmul::table::for_matrix_units());
+    let sources = sources.chain(attention::for_matrix_units());
     #[cfg(feature = "cli")]
     let sources = sources.chain(tiebeam::bench::ceilings::for_matrix_units());
     let lines: BTreeSet<String> = sources.flat_map(|source| source.lines()).collect();

@@ -4,8 +4,10 @@
 use crate::support::*;
 use libtest_mimic::{Failed, Trial};
 use std::sync::{Arc, OnceLock};
+use tiebeam::nn::Mask;
 use tiebeam::ops::case::Input;
 use tiebeam::ops::product::matmul::{Activation, Epilogue};
+use tiebeam::ops::sequence::attention;
 use tiebeam::share::{Factored, Site, Tied};
 use tiebeam::{DType, Error, Gpu, Options, Precision, Rng, Tensor, autocast};
 
@@ -106,6 +108,93 @@ fn same(work: Work) -> Result<(), Failed> {
     Ok(())
 }
 
+/// A call of attention: [batch, heads, key heads, queries, keys, head], whether it is causal, the shape of a mask, how far scores
+/// grow from the first key to the last, and parts of the keys.
+struct Attended(&'static str, [usize; 6], bool, Option<[usize; 4]>, f32, Option<usize>);
+
+const ATTENDED: [Attended; 9] = [
+    Attended("all keys", [1, 2, 2, 32, 32, 32], false, None, 0.0, None),
+    Attended("causal", [1, 1, 1, 70, 70, 20], true, None, 0.0, None),
+    Attended("causal grouped", [2, 4, 2, 37, 37, 32], true, None, 0.0, None),
+    Attended("earlier keys, a head of two blocks", [1, 2, 1, 35, 75, 64], true, None, 0.0, None),
+    Attended("rows that see nothing", [1, 2, 2, 39, 17, 24], true, None, 0.0, None),
+    Attended("a mask", [1, 2, 1, 33, 45, 32], false, Some([1, 2, 33, 45]), 0.0, None),
+    Attended("scores that grow", [1, 1, 1, 40, 130, 36], false, None, 90.0, None),
+    Attended("keys in parts", [1, 2, 2, 20, 150, 32], true, None, 30.0, Some(3)),
+    Attended("the largest head", [1, 1, 1, 33, 33, 128], true, None, 0.0, None),
+];
+
+/// Computes attention and its gradients, for q, k, v and dy by tokens as a block's products give them. `units` says whether on
+/// matrix units.
+fn attended(gpu: &Gpu, call: &Attended, units: bool) -> Result<Vec<(&'static str, Vec<f32>)>, Error> {
+    let Attended(_, [batch, heads, kv_heads, queries, keys, size], causal, mask, grows, splits) = *call;
+    let mut rng = Rng::new(5);
+    let mut draw = |heads: usize, tokens: usize| {
+        let shape = [batch, tokens, heads, size];
+        let drawn = Input::normal(shape).draw(&mut rng).data;
+        let data: Vec<f32> = drawn.iter().map(|&x| x as f32).collect();
+        (data, shape)
+    };
+    let [q, mut k, v, dy] =
+        [draw(heads, queries), draw(kv_heads, keys), draw(kv_heads, keys), draw(heads, queries)];
+    // The score with every query grows with the key, because all queries have a large first element.
+    let mut q = q;
+    if grows > 0.0 {
+        q.0.iter_mut().step_by(size).for_each(|x| *x = (size as f32).sqrt());
+        let step = grows / keys as f32;
+        k.0.iter_mut().step_by(size).enumerate().for_each(|(i, x)| *x = (i / kv_heads % keys) as f32 * step);
+    }
+    // All operands are rounded to f16, so both ways have the same.
+    let tensor = |(data, shape): &(Vec<f32>, [usize; 4])| {
+        let x = Tensor::from_slice(gpu, data, *shape).cast(DType::F16);
+        if units { x } else { x.cast(DType::F32) }.requires_grad()
+    };
+    let [q, k, v, dy] = [&q, &k, &v, &dy].map(tensor);
+    let mask = match mask {
+        Some(shape) => {
+            let drawn = Input::normal(shape).draw(&mut rng).data;
+            // A tenth of the keys is hidden.
+            let value = |x: f64| if x < -1.3 { f32::NEG_INFINITY } else { x as f32 };
+            let data: Vec<f32> = drawn.into_iter().map(value).collect();
+            Mask::Additive(Tensor::from_slice(gpu, &data, shape))
+        }
+        None if causal => Mask::Causal,
+        None => Mask::None,
+    };
+    let by_head = [&q, &k, &v].map(|x| x.transpose(1, 2));
+    let [a, b, c] = [&by_head[0], &by_head[1], &by_head[2]];
+    let y = match units {
+        true => autocast(Precision::F16, || attention::by_matrices([a, b, c], &mask, splits))
+            .expect("sizes for matrices"),
+        false => a.attention(b, c, &mask),
+    };
+    assert_eq!(y.dtype(), q.dtype());
+    let grads = y.backward_with(&dy.detach().cast(DType::F32).transpose(1, 2))?;
+    let of = |leaf: &Tensor| grads.get(leaf).expect("a gradient").clone();
+    let all = [("y", y.detach()), ("dq", of(&q)), ("dk", of(&k)), ("dv", of(&v))];
+    all.into_iter().map(|(name, x)| Ok((name, x.cast(DType::F32).to_vec::<f32>()?))).collect()
+}
+
+/// Attention on matrix units against the kernels for f32. Weights, their gradients and results are rounded to f16.
+fn attention_agrees(call: &Attended) -> Result<(), Failed> {
+    let (want, got) = (attended(gpu(), call, false)?, attended(rounding(), call, true)?);
+    for ((name, want), (_, got)) in want.iter().zip(&got) {
+        let most = want.iter().fold(0f32, |most, x| most.max(x.abs()));
+        // Sums of weights that have an error of 2^-11 each. For queries, they are multiplied by the keys, which grow.
+        let slack = if *name == "dq" { 2e-3 + 2e-4 * call.4 } else { 2e-3 };
+        for (at, (want, got)) in want.iter().zip(got).enumerate() {
+            if (want - got).abs() > slack * most || got.is_nan() {
+                return Err(format!("{name} at {at}: {got}, not {want}, of {most}").into());
+            }
+        }
+    }
+    let bits = |all: Vec<(&str, Vec<f32>)>| -> Vec<u32> {
+        all.into_iter().flat_map(|(_, x)| x).map(f32::to_bits).collect()
+    };
+    assert!(bits(attended(rounding(), call, true)?) == bits(got), "a second run has other bits");
+    Ok(())
+}
+
 pub fn trials() -> Vec<Trial> {
     let all: [(&str, Work); 4] =
         [("layouts", layouts), ("layers", layers), ("gradients", gradients), ("in_f16", in_f16)];
@@ -115,5 +204,9 @@ pub fn trials() -> Vec<Trial> {
         let trial = Trial::test(format!("matrix_units::{name}{missing}"), move || same(work));
         trial.with_ignored_flag(!present)
     };
-    all.into_iter().map(trial).collect()
+    let attention = ATTENDED.iter().map(|call| {
+        let name = format!("matrix_units::attention_{}{missing}", call.0.replace(' ', "_"));
+        Trial::test(name, move || attention_agrees(call)).with_ignored_flag(!present)
+    });
+    all.into_iter().map(trial).chain(attention).collect()
 }

@@ -4,6 +4,7 @@
 mod backward;
 mod cases;
 mod kernels;
+mod matrices;
 mod plan;
 mod sizes;
 
@@ -11,15 +12,20 @@ use crate::dtype::DType;
 use crate::gpu::DeviceClass;
 use crate::gpu::kernel::{Launch, Work, grid};
 use crate::gpu::shader::Source;
+use crate::ops::stored;
+use crate::precision::precision;
 use crate::shape::{self, Shape};
 use crate::tape::Saved;
 use crate::tensor::{Tensor, same_gpu};
 use backward::{Attention, Nothing};
 use kernels::{Kernel, Kernels, Pass};
+use matrices::Matrices;
 use sizes::{Places, Sizes, readable, room, steps, storage};
 use std::ops::Range;
 
 pub(in crate::ops) use cases::cases;
+#[doc(hidden)]
+pub use matrices::for_matrix_units;
 pub use plan::plan;
 
 /// Which keys a query sees.
@@ -41,7 +47,7 @@ impl Tensor {
     ///
     /// `self` is q `[batch, heads, tokens_q, head_dim]`, while k and v are `[batch, kv_heads, tokens_k, head_dim]`.
     /// Head `j` reads key head `j / (heads / kv_heads)`. A query that sees no key gives zeros. The result has q's
-    /// shape, in f32. Heads may be views of `[batch, tokens, width]` or of one product for q, k and v: they are read
+    /// shape, in f32, or in the type of a scope of 16 bits ([`autocast`](crate::autocast)). Heads may be views of `[batch, tokens, width]` or of one product for q, k and v: they are read
     /// where they lie, and the result lies in the order of q's tokens and heads, unless it takes several dispatches.
     /// Values that are not finite may also reach queries that do not see them. Sources: Dao 2023, "FlashAttention-2"; Ainslie et al. 2023 (grouped queries).
     ///
@@ -76,7 +82,7 @@ impl Tensor {
                 return self.attention_in_halves([k, v], mask, scale, axis);
             }
         }
-        attend([self, k, v], mask, scale, None, None)
+        attend([self, k, v], mask, scale, Forced::default())
     }
 }
 
@@ -112,14 +118,18 @@ impl Tensor {
     }
 }
 
-#[track_caller]
-fn attend(
-    [q, k, v]: [&Tensor; 3],
-    mask: &Mask,
-    scale: f32,
+/// What tests ask for in place of the device's choice.
+#[derive(Clone, Copy, Default)]
+struct Forced {
     kernels: Option<Kernels>,
+    /// Parts of the keys in the forward pass.
     splits: Option<usize>,
-) -> Tensor {
+    /// Keys or queries that a launch of the backward pass walks.
+    span: Option<usize>,
+}
+
+#[track_caller]
+fn attend([q, k, v]: [&Tensor; 3], mask: &Mask, scale: f32, forced: Forced) -> Tensor {
     let op = "attention";
     same_gpu(op, &[q, k, v]);
     let (qs, ks) = (*q.shape(), *k.shape());
@@ -155,21 +165,31 @@ fn attend(
         return Tensor::zeros(q.gpu(), qs).made_by(&[q, k, v], || Box::new(Nothing([qs, ks, ks])));
     }
     let mut sizes = Sizes::new([batch, heads, kv_heads, tokens_q, tokens_k, head_dim], scale);
+    let scope = precision().dtype();
+    let kernels = forced.kernels.or_else(|| on_matrix_units([q, k, v], &sizes, scope));
     let kernels = kernels.unwrap_or_else(|| sizes.kernels(q.gpu().class()));
     // Padding with zeros changes no score, and the columns that it adds to the result are cut off.
     let extra = head_dim.next_multiple_of(kernels.multiple()) - head_dim;
-    let [q, k, v] = [q, k, v].map(|x| readable(&crate::ops::float(op, x).pad(3, 0, extra)));
+    let dtype = kernels.forward.dtype();
+    let [q, k, v] = [q, k, v].map(|x| {
+        assert!(x.dtype().is_float(), "{op}: needs floats, got {}; cast first", x.dtype());
+        readable(&x.cast(dtype).pad(3, 0, extra))
+    });
     sizes.head_dim += extra;
     if causal {
         sizes.shift -= tokens_q as i32;
     }
     sizes.mask.copy_from_slice(&strides[..4]);
-    let [y, lse] = forward([&q, &k, &v], mask.as_ref(), None, sizes, kernels.forward, splits);
+    // Kernels for f32 have no other results, which are converted at the end.
+    let stored = if dtype == scope { scope } else { DType::F32 };
+    let y = room(op, &q, stored);
+    let lse = forward([&q, &k, &v], mask.as_ref(), None, sizes, kernels.forward, forced.splits, &y);
     let saved = y.clone();
     let y = y.made_by(&[&q, &k, &v], || {
         Box::new(Attention {
             sizes,
             kernels,
+            span: forced.span,
             q: Saved::new(&q),
             k: Saved::new(&k),
             v: Saved::new(&v),
@@ -178,7 +198,35 @@ fn attend(
             mask: mask.as_ref().map(Saved::new),
         })
     });
-    if extra == 0 { y } else { y.slice(3, 0..head_dim) }
+    let y = if extra == 0 { y } else { y.slice(3, 0..head_dim) };
+    if scope.is_half() { y.cast(scope) } else { y }
+}
+
+/// The kernels for the device's matrix units, if it has any and they may be used: in a scope of f16, and for results
+/// without gradient of operands that are all f16. The weights are then rounded to f16, which a loss scale of a scope
+/// allows for.
+fn on_matrix_units(operands: [&Tensor; 3], sizes: &Sizes, scope: DType) -> Option<Kernels> {
+    let stored = operands.iter().all(|x| x.dtype() == DType::F16 && !x.is_tracked());
+    if scope != DType::F16 && !(stored && scope == DType::F32) {
+        return None;
+    }
+    let gpu = operands[0].gpu();
+    let matrices = gpu.coop_matrices()?;
+    let kernels = Matrices::kernels(gpu.class(), matrices.size as usize, sizes)?;
+    // The first call on a device tests its matrix units.
+    gpu.coop().map(|_| kernels)
+}
+
+/// Attention on the device's matrix units, whether or not these passed their test, for the tests. `None` if the device has
+/// none or the sizes are not for them.
+#[doc(hidden)]
+pub fn by_matrices([q, k, v]: [&Tensor; 3], mask: &Mask, splits: Option<usize>) -> Option<Tensor> {
+    let ([batch, heads, tokens_q, head_dim], [_, kv_heads, tokens_k, _]) = (four(q.shape()), four(k.shape()));
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    let sizes = Sizes::new([batch, heads, kv_heads, tokens_q, tokens_k, head_dim], scale);
+    let size = q.gpu().coop_matrices()?.size as usize;
+    let kernels = Matrices::kernels(q.gpu().class(), size, &sizes)?;
+    Some(attend([q, k, v], mask, scale, Forced { kernels: Some(kernels), splits, span: None }))
 }
 
 /// Computes attention of `q [batch, heads, tokens_q, head_dim]` to the filled part of rows of a cache `[rows, kv_heads,
@@ -194,7 +242,9 @@ pub(in crate::ops) fn cached(q: &Tensor, [k, v]: [&Tensor; 2], listed: [&Tensor;
     let sizes = Sizes { cache_rows, ..sizes };
     let kernels = sizes.kernels(q.gpu().class());
     debug_assert!(head_dim.is_multiple_of(kernels.forward.multiple()));
-    let [y, _] = forward([&readable(q), k, v], None, Some(listed), sizes, kernels.forward, None);
+    let q = readable(q);
+    let y = room("attention", &q, DType::F32);
+    forward([&q, k, v], None, Some(listed), sizes, kernels.forward, None, &y);
     y
 }
 
@@ -212,8 +262,8 @@ fn four(shape: &Shape) -> [usize; 4] {
     [shape[0], shape[1], shape[2], shape[3]]
 }
 
-/// Computes `y` and the log-sum-exps of its rows. The keys are cut into `splits` parts if given, else into as many as
-/// suit the device.
+/// Computes `y` and returns the log-sum-exps of its rows. The keys are cut into `splits` parts if given, else into as many
+/// as suit the device.
 fn forward(
     [q, k, v]: [&Tensor; 3],
     mask: Option<&Tensor>,
@@ -221,27 +271,28 @@ fn forward(
     sizes: Sizes,
     kernel: Kernel,
     splits: Option<usize>,
-) -> [Tensor; 2] {
+    y: &Tensor,
+) -> Tensor {
     let (gpu, op) = (q.gpu(), "attention");
     let sizes = match splits {
         Some(splits) => sizes.cut(splits, kernel.step()),
         None => sizes.cut_for(gpu.class(), kernel),
     };
     let ([splits, chunk], rows) = (sizes.cut, sizes.pairs * sizes.rows());
-    let y = room(op, q);
     let lse = |parts: usize| Tensor::empty(gpu, op, [parts * rows], DType::F32);
     let whole = [y.clone(), lse(1)];
     let parts = (splits > 1)
         .then(|| [Tensor::empty(gpu, op, [splits * rows, sizes.head_dim], DType::F32), lse(splits)]);
-    let places = Places { q: steps(q), k: steps(k), v: steps(v), y: steps(&y), ..Places::default() };
+    let [to, logs] = parts.as_ref().unwrap_or(&whole);
+    let places = Places { q: steps(q), k: steps(k), v: steps(v), y: steps(y), ..Places::default() };
     let sizes = Sizes { places, ..sizes };
     let mut source = kernel.source(Pass::Forward, sizes.head_dim, mask.is_some());
     if listed.is_some() {
         source = source.slot("keys", "keys_listed");
     }
+    let source = stored_as(source, to.dtype());
     let walked = chunk.min(sizes.tokens_k);
     let launch = sizes.launch_over(&source, Pass::Forward, kernel, (sizes.rows(), walked));
-    let [to, logs] = parts.as_ref().unwrap_or(&whole);
     gpu.launch(
         launch
             .bind("q", storage(q))
@@ -257,14 +308,22 @@ fn forward(
     if let Some(parts) = parts {
         join(&sizes, &parts, &whole);
     }
-    whole
+    let [_, lse] = whole;
+    lse
+}
+
+/// Returns the source of a kernel whose results are of this type.
+fn stored_as(source: Source, dtype: DType) -> Source {
+    stored::fragments(&[("out", dtype)])
+        .into_iter()
+        .fold(source, |s, (slot, fragment)| s.slot(slot, fragment))
 }
 
 /// Joins the results of the keys' parts.
 fn join(sizes: &Sizes, [y, logs]: &[Tensor; 2], [whole, lse]: &[Tensor; 2]) {
     let width = sizes.head_dim / 4;
     let grid = grid((sizes.pairs * sizes.rows() * width).div_ceil(64));
-    let source = Source::file("attention_combine");
+    let source = stored_as(Source::file("attention_combine"), whole.dtype());
     whole.gpu().launch(
         Launch::new("attention", &source, "main", grid)
             .bind("parts", y)

@@ -109,7 +109,7 @@ fn what_is_planned_is_what_runs() {
         let (q, kv) = (normal(&gpu, &[2, 4, 1, 64]), normal(&gpu, &[2, 2, 512, 64]));
         let got = seen(&gpu, &["attention"], || q.attention(&kv, &kv, &Mask::None));
         // Keys and values are the same tensor here, bound twice.
-        assert_eq!(got, lines(&attention::plan(&class, [2, 4, 2, 1, 512, 64])[0]), "{name}: attention");
+        assert_eq!(got, lines(&attention::plan(&class, [2, 4, 2, 1, 512, 64], None)[0]), "{name}: attention");
         let [q, k, v] = [4, 2, 2].map(|heads| normal(&gpu, &[2, heads, 96, 64]).requires_grad());
         let y = q.attention(&k, &v, &Mask::None);
         let kernels_of = [
@@ -122,7 +122,7 @@ fn what_is_planned_is_what_runs() {
             let grads = y.backward_with(&y.detach()).expect("no fault");
             grads.get(&q).expect("a gradient").clone()
         });
-        let [_, queries, keys] = attention::plan(&class, [2, 4, 2, 96, 96, 64]);
+        let [_, queries, keys] = attention::plan(&class, [2, 4, 2, 96, 96, 64], None);
         let want = lines(&[queries, keys].concat());
         assert_eq!(kernels(&got), kernels(&want), "{name}: attention backward");
         let ids: Vec<u32> = (0..300).map(|i| i * 7 % 50).collect();

@@ -26,6 +26,8 @@ impl Op for Nothing {
 pub(super) struct Attention {
     pub sizes: Sizes,
     pub kernels: Kernels,
+    /// Keys or queries that a launch walks, in place of the device's choice.
+    pub span: Option<usize>,
     pub q: Saved,
     pub k: Saved,
     pub v: Saved,
@@ -38,11 +40,15 @@ impl Op for Attention {
     fn name(&self) -> &'static str {
         "attention"
     }
+    fn takes_half(&self) -> bool {
+        self.kernels.queries.dtype().is_half()
+    }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
         let op = self.name();
-        let dy = readable(dy);
         let [q, k, v, y] = [&self.q, &self.k, &self.v, &self.y].map(|saved| saved.get(op));
+        let dtype = self.kernels.queries.dtype();
+        let (dy, y) = (readable(&dy.cast(dtype)), &y.cast(dtype));
         let mask = self.mask.as_ref().map(|saved| saved.get(op));
         let places = Places {
             q: steps(q),
@@ -56,14 +62,14 @@ impl Op for Attention {
         let stats = self.stats(&sizes, &dy, y);
         let inputs = Inputs { q, k, v, dy: &dy, stats: &stats, mask };
         if sink.needs(0) {
-            let dq = room(op, q);
+            let dq = room(op, q, dtype);
             let sizes = Sizes { places: Places { dq: steps(&dq), ..places }, ..sizes };
             self.walk(&sizes, Pass::Queries, &inputs, &[("dq", &dq)]);
             sink.add(0, dq);
         }
         if sink.needs(1) || sink.needs(2) {
             // Both have k's order, although v may have another.
-            let [dk, dv] = [(); 2].map(|()| room(op, k));
+            let [dk, dv] = [(); 2].map(|()| room(op, k, dtype));
             let sizes = Sizes { places: Places { dk: steps(&dk), ..places }, ..sizes };
             self.walk(&sizes, Pass::Keys, &inputs, &[("dk", &dk), ("dv", &dv)]);
             sink.add(1, dk);
@@ -78,7 +84,7 @@ impl Attention {
         let gpu: &Gpu = y.gpu();
         let rows = sizes.pairs * sizes.rows();
         let stats = Tensor::empty(gpu, self.name(), [rows, 2], DType::F32);
-        let source = Kernels::delta(sizes.head_dim);
+        let source = self.kernels.delta(sizes.head_dim);
         // The rows of all pairs together, 64 per workgroup.
         let launch = sizes.launch(&source, "delta", grid(rows.div_ceil(64)), 1).set("row_blocks", 0u32);
         let launch = launch.bind("y", storage(y)).bind("lse", &self.lse).bind("dy", storage(dy));
@@ -96,7 +102,9 @@ impl Attention {
         let source = kernel.source(pass, sizes.head_dim, inputs.mask.is_some());
         let most = kernel.most(pass, sizes.head_dim) / heads;
         let most = sizes.longest(gpu.class(), pass, size).min(most);
-        for walk in pieces(size, most, kernel.step()) {
+        // Leaves two steps for the work around the walk.
+        let span = self.span.unwrap_or_else(|| most.saturating_sub(2 * kernel.step()));
+        for walk in pieces(size, span, kernel.step()) {
             let sizes = Sizes { walk, ..*sizes };
             let length = walk[1] - walk[0];
             let walked = length.next_multiple_of(kernel.step()) * heads;
@@ -131,9 +139,8 @@ impl Inputs<'_> {
 }
 
 /// Cuts `size` into pieces and returns where each begins and ends. All but the last have the same length, a multiple of
-/// `step` and at most `most`.
-fn pieces(size: usize, most: usize, step: usize) -> impl Iterator<Item = [usize; 2]> {
-    // Leaves two steps for the work around the walk.
-    let span = (most.saturating_sub(2 * step) / step * step).max(step);
+/// `step` and at most `span`, if that is a step or more.
+fn pieces(size: usize, span: usize, step: usize) -> impl Iterator<Item = [usize; 2]> {
+    let span = (span / step * step).max(step);
     (0..size).step_by(span).map(move |first| [first, size.min(first + span)])
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::ops::timed::{Want, When};
+use crate::precision::{Precision, autocast};
 
 /// Attention of `q, k, v` and possibly a mask that broadcasts to `[batch, heads, tokens_q, tokens_k]`, in two passes
 /// over the keys.
@@ -45,16 +46,23 @@ fn one_query(query: Array, keys: Array, values: Array) -> Array {
     attention64(&[query, keys, values], false, scale)
 }
 
-/// Causal attention `[batch, heads, kv_heads, queries, keys, head_dim]`. The queries are the last of the keys.
-fn sized(family: &'static str, name: String, of: [usize; 6]) -> Case {
+/// The errors that elements of rows may have. Those of f16 have weights and results in f16.
+fn bound(dtype: DType) -> f64 {
+    if dtype == DType::F16 { 5e-4 } else { 1e-5 }
+}
+
+/// Causal attention `[batch, heads, kv_heads, queries, keys, head_dim]`, in f32 or in a scope of f16. The queries are the last of
+/// the keys.
+fn sized(family: &'static str, name: String, of: [usize; 6], dtype: DType) -> Case {
     let [batch, heads, kv_heads, queries, keys, size] = of;
     let (q, kv) = ([batch, heads, queries, size], [batch, kv_heads, keys, size]);
-    let inputs = vec![Input::normal(q), Input::normal(kv), Input::normal(kv)];
+    let inputs = [q, kv, kv].map(|shape| Input::normal(shape).dtype(dtype)).to_vec();
+    let precision = if dtype == DType::F16 { Precision::F16 } else { Precision::F32 };
     let last = batch * heads * queries * size - 1;
     Case::new(
         name,
         inputs,
-        |x| x[0].attention(&x[1], &x[2], &Mask::Causal),
+        move |x| autocast(precision, || x[0].attention(&x[1], &x[2], &Mask::Causal)),
         move |x| attention64(x, true, 1.0 / (size as f64).sqrt()),
     )
     .ulps(64.0, 64.0)
@@ -65,22 +73,22 @@ fn sized(family: &'static str, name: String, of: [usize; 6]) -> Case {
         let pair = head / heads * kv_heads + head % heads / (heads / kv_heads);
         let seen = |x: &Array| x.part([1, 1, keys - queries + query + 1, size], pair * keys * size);
         let y = one_query(x[0].part([1, 1, 1, size], row * size), seen(&x[1]), seen(&x[2]));
-        Want { value: y.data[at % size], bound: 1e-5 }
+        Want { value: y.data[at % size], bound: bound(dtype) }
     })
 }
 
 /// The gradient of causal attention `[batch, heads, tokens, head_dim]` for the values: `dv_j = sum_i p_ij dy_i`.
-fn sized_gradient(of: [usize; 4]) -> Case {
+fn sized_gradient(family: &'static str, of: [usize; 4], dtype: DType) -> Case {
     let [batch, heads, tokens, size] = of;
     let name = format!("{batch}x{heads}x{tokens}x{size} causal");
     // The kernels read q, k, v, y and dy, and write dq, dk and dv.
-    let bytes = 32.0 * of.iter().product::<usize>() as f64;
+    let bytes = (8 * dtype.size() * of.iter().product::<usize>()) as f64;
     // Five products over the pairs that the mask leaves.
     let flops = 10.0 * (batch * heads * tokens * (tokens + 1) / 2 * size) as f64;
     let of = [batch, heads, heads, tokens, tokens, size];
     let elements = [tokens / 2 * size + 3 % size, (tokens - 1) * size];
-    sized("attention backward", name, of)
-        .timed("attention backward", elements, move |x, at| {
+    sized(family, name, of, dtype)
+        .timed(family, elements, move |x, at| {
             let (head, key) = (at / size / tokens * tokens * size, at / size % tokens);
             // The probability of the key is the attention to values that are 1 at this key and 0 elsewhere.
             let probability = |i: usize| {
@@ -89,30 +97,36 @@ fn sized_gradient(of: [usize; 4]) -> Case {
                 one_query(x[0].part([1, 1, 1, size], head + i * size), keys, values).data[0]
             };
             let term = |i: usize| probability(i) * x[3].data[head + i * size + at % size];
-            Want { value: (key..tokens).map(term).sum(), bound: 1e-5 }
+            Want { value: (key..tokens).map(term).sum(), bound: bound(dtype) }
         })
         .gradient_of(2, [bytes, flops])
 }
 
 /// The rows of the benchmark, and small ones for tests.
 fn timed() -> Vec<Case> {
-    let forward = |[batch, heads, tokens, size]: [usize; 4]| {
+    let forward = |family, [batch, heads, tokens, size]: [usize; 4], dtype| {
         let name = format!("{batch}x{heads}x{tokens}x{size} causal");
-        sized("attention", name, [batch, heads, heads, tokens, tokens, size])
+        sized(family, name, [batch, heads, heads, tokens, tokens, size], dtype)
     };
     let one_query = |[batch, heads, kv_heads, keys, size]: [usize; 5]| {
         let name = format!("{batch}x{heads}/{kv_heads}x{keys}x{size}");
-        sized("attention, one query", name, [batch, heads, kv_heads, 1, keys, size])
+        sized("attention, one query", name, [batch, heads, kv_heads, 1, keys, size], DType::F32)
     };
     let (both, gpu) = ([4, 8, 512, 64], [8, 16, 1024, 64]);
+    let (full, half) = (DType::F32, DType::F16);
     vec![
-        forward(both).when(When::Quick, When::Quick),
-        sized_gradient(both).when(When::Quick, When::Quick),
-        forward(gpu).when(When::Never, When::Quick),
-        sized_gradient(gpu).when(When::Never, When::Quick),
+        forward("attention", both, full).when(When::Quick, When::Quick),
+        sized_gradient("attention backward", both, full).when(When::Quick, When::Quick),
+        forward("attention", gpu, full).when(When::Never, When::Quick),
+        sized_gradient("attention backward", gpu, full).when(When::Never, When::Quick),
+        forward("attention f16", gpu, half).when(When::Never, When::Quick),
+        sized_gradient("attention backward f16", gpu, half).when(When::Never, When::Quick),
         one_query([4, 32, 8, 2048, 64]).when(When::Quick, When::Quick),
-        forward([2, 3, 7, 8]),
-        sized_gradient([2, 3, 7, 4]),
+        forward("attention", [2, 3, 7, 8], full),
+        sized_gradient("attention backward", [2, 3, 7, 4], full),
+        // Too small for matrix units, which round weights to f16.
+        forward("attention f16", [1, 2, 17, 12], half),
+        sized_gradient("attention backward f16", [1, 1, 17, 12], half),
         one_query([2, 6, 2, 9, 8]),
     ]
 }
@@ -137,35 +151,45 @@ const fn few(rows: usize) -> Kernels {
     Kernels { forward: Kernel::Few { rows }, ..tiled([1, 1, 1]) }
 }
 
+/// Attention `[batch, heads, kv_heads, tokens_q, tokens_k, head_dim]`, with a mask or causal or neither.
+fn forced(
+    name: &str,
+    [b, h, g, tq, tk, d]: [usize; 6],
+    mask: Option<Input>,
+    causal: bool,
+    forced: Forced,
+) -> Case {
+    let mut inputs =
+        vec![Input::normal([b, h, tq, d]), Input::normal([b, g, tk, d]), Input::normal([b, g, tk, d])];
+    inputs.extend(mask);
+    let scale = 1.0 / (d as f32).sqrt();
+    let case = Case::new(
+        format!("{name} {:?}", [b, h, g, tq, tk, d]),
+        inputs,
+        move |x| {
+            let mask = match x.get(3) {
+                Some(mask) => Mask::Additive(mask.clone()),
+                None if causal => Mask::Causal,
+                None => Mask::None,
+            };
+            attend([&x[0], &x[1], &x[2]], &mask, scale, forced)
+        },
+        move |x| attention64(x, causal, scale as f64),
+    );
+    // ds = p (dp - delta). Both terms are dot products of length d that nearly cancel, so their rounding error is
+    // absolute.
+    case.ulps(64.0, 64.0).grad_floor(4.0 * (d as f64).sqrt())
+}
+
 pub(in crate::ops) fn cases() -> Vec<Case> {
     let mut all = timed();
-    // [batch, heads, kv_heads, tokens_q, tokens_k, head_dim]
     let mut add = |name: &str,
-                   [b, h, g, tq, tk, d]: [usize; 6],
+                   sizes: [usize; 6],
                    mask: Option<Input>,
                    causal: bool,
                    kernels: Option<Kernels>,
                    splits: Option<usize>| {
-        let mut inputs =
-            vec![Input::normal([b, h, tq, d]), Input::normal([b, g, tk, d]), Input::normal([b, g, tk, d])];
-        inputs.extend(mask);
-        let scale = 1.0 / (d as f32).sqrt();
-        let case = Case::new(
-            format!("{name} {:?}", [b, h, g, tq, tk, d]),
-            inputs,
-            move |x| {
-                let mask = match x.get(3) {
-                    Some(mask) => Mask::Additive(mask.clone()),
-                    None if causal => Mask::Causal,
-                    None => Mask::None,
-                };
-                attend([&x[0], &x[1], &x[2]], &mask, scale, kernels, splits)
-            },
-            move |x| attention64(x, causal, scale as f64),
-        );
-        // ds = p (dp - delta). Both terms are dot products of length d that nearly cancel, so their rounding error is
-        // absolute.
-        all.push(case.ulps(64.0, 64.0).grad_floor(4.0 * (d as f64).sqrt()));
+        all.push(forced(name, sizes, mask, causal, Forced { kernels, splits, span: None }));
     };
     let (single, several, shared, both) = (Some(SINGLE), Some(SEVERAL), Some(SHARED), Some(BOTH));
     add("one token", [1, 1, 1, 1, 1, 4], None, true, None, None);
@@ -256,6 +280,15 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
     add("few rows, a wide head", [1, 1, 1, 2, 67, 132], None, true, Some(few(2)), Some(2));
     let mask = Some(Input::normal([1, 2, 2, 130]).fixed());
     add("few rows, mask", [1, 2, 2, 2, 130, 24], mask, false, Some(few(2)), Some(2));
+    // Walks of the backward pass in several launches, whose sums are added.
+    for (name, kernels, span) in
+        [("tiles, walks in pieces", tiled([4, 2, 4]), 32), ("rows, walks in pieces", SEVERAL, 20)]
+    {
+        let pieces = Forced { kernels: Some(kernels), span: Some(span), splits: None };
+        all.push(forced(name, [1, 4, 2, 37, 70, 12], None, true, pieces));
+        let mask = Some(Input::normal([1, 4, 37, 70]).fixed());
+        all.push(forced(&format!("{name}, mask"), [1, 4, 2, 37, 70, 12], mask, false, pieces));
+    }
     let views = vec![Input::normal([2, 5, 4, 8]), Input::normal([2, 7, 2, 8]), Input::normal([2, 7, 2, 8])];
     all.push(
         Case::new(

@@ -1,5 +1,7 @@
 //! The kernels of attention, and the choice among them.
 
+use super::matrices::{Matrices, WALKED};
+use crate::dtype::DType;
 use crate::gpu::kernel::MOST_TURNS;
 use crate::gpu::shader::Source;
 use crate::gpu::{DeviceClass, Tiles};
@@ -45,6 +47,8 @@ pub(in crate::ops) enum Kernel {
     Tiled { tall: usize },
     /// `attention_few`: up to eight rows of queries, and a part of the keys per workgroup.
     Few { rows: usize },
+    /// `attention_coop`, `attention_coop_backward`: operands in f16, multiplied by matrix units.
+    Coop(Matrices),
 }
 
 /// How `attention` divides work: a thread has `each` rows, which it shares with `parts - 1` other threads.
@@ -73,7 +77,18 @@ impl Kernel {
             Kernel::Rows(Split { each, parts }) => 64 / parts * each,
             Kernel::Tiled { tall } => 8 * tall,
             Kernel::Few { rows } => rows,
+            Kernel::Coop(matrices) => matrices.rows(),
         }
+    }
+
+    /// Threads of a workgroup.
+    pub fn threads(self) -> usize {
+        if let Kernel::Coop(matrices) = self { matrices.threads() } else { 64 }
+    }
+
+    /// The type of its operands, and of the gradients.
+    pub fn dtype(self) -> DType {
+        if let Kernel::Coop(_) = self { DType::F16 } else { DType::F32 }
     }
 
     /// Keys or queries that are walked in a step.
@@ -82,6 +97,7 @@ impl Kernel {
             Kernel::Rows(_) => 4,
             Kernel::Tiled { .. } => 32,
             Kernel::Few { .. } => 64,
+            Kernel::Coop(_) => WALKED,
         }
     }
 
@@ -107,6 +123,7 @@ impl Kernel {
                 let groups = 64 / chunk;
                 [rows * width(head_dim) / 64 + 3 + chunks * rows * (groups + 1), 1 + chunks * (chunk + 1)]
             }
+            Kernel::Coop(matrices) => matrices.turns_of(pass, head_dim),
         }
     }
 
@@ -147,6 +164,7 @@ impl Kernel {
                 tiles(if forward { "attention_tiled" } else { "attention_tiled_backward" }, tall)
             }
             Kernel::Few { rows } => tiles("attention_few", rows),
+            Kernel::Coop(matrices) => matrices.source(pass, head_dim),
         };
         source.slot("mask", if masked { "mask_add" } else { "mask_none" })
     }
@@ -251,9 +269,13 @@ impl Kernels {
         ])
     }
 
-    /// The source of the entry `delta`, which is the same for all kernels.
-    pub fn delta(head_dim: usize) -> Source {
-        Kernel::Rows(Split { each: 1, parts: 1 }).source(Pass::Queries, head_dim, false)
+    /// The source of the entry `delta`, which is the same for all kernels with operands of one type.
+    pub fn delta(self, head_dim: usize) -> Source {
+        let kernel = match self.queries {
+            Kernel::Coop(_) => self.queries,
+            _ => Kernel::Rows(Split { each: 1, parts: 1 }),
+        };
+        kernel.source(Pass::Queries, head_dim, false)
     }
 
     /// Heads are padded to a multiple of this.

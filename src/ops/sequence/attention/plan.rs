@@ -1,6 +1,7 @@
 //! The dispatches of attention, known without a device.
 
 use super::kernels::{Kernel, Pass};
+use super::matrices::Matrices;
 use super::sizes::Sizes;
 use crate::gpu::DeviceClass;
 use crate::gpu::kernel::grid;
@@ -9,14 +10,16 @@ use crate::gpu::shader::Source;
 
 /// Returns the passes of attention of `[batch, heads, tokens_q, head_dim]` to `kv_heads` heads of `tokens_k` keys
 /// without a mask: those of the forward pass, of the gradient of the queries, and of the gradients of keys and values.
-/// Passes that would be divided because of a driver's watchdog are not divided here.
+/// With `coop`, in a scope of f16 on matrix units of that size, where these take the sizes. Passes that would be divided because of a driver's watchdog are not divided here.
 #[doc(hidden)]
 pub fn plan(
     class: &DeviceClass,
     [batch, heads, kv_heads, tokens_q, tokens_k, head_dim]: [usize; 6],
+    coop: Option<usize>,
 ) -> [Vec<plan::Pass>; 3] {
     let all = |head_dim| Sizes::new([batch, heads, kv_heads, tokens_q, tokens_k, head_dim], 1.0);
-    let kernels = all(head_dim).kernels(class);
+    let on_units = coop.and_then(|size| Matrices::kernels(class, size, &all(head_dim)));
+    let kernels = on_units.unwrap_or_else(|| all(head_dim).kernels(class));
     let head_dim = head_dim.next_multiple_of(kernels.multiple());
     let sizes = all(head_dim);
     let cut = sizes.cut_for(class, kernels.forward);
@@ -27,7 +30,7 @@ pub fn plan(
         entry: pass.entry().into(),
         grid: sizes.grid(kernel, items).1,
         parts,
-        bytes: 4.0 * elements as f64,
+        bytes: (kernel.dtype().size() * elements) as f64,
         flops: sizes.flops(pass.products()),
     };
     let elements = (rows + 2 * keys + splits * rows) * head_dim + splits * rows;

@@ -99,7 +99,7 @@ impl Sizes {
     pub fn cut_for(self, class: &DeviceClass, forward: Kernel) -> Sizes {
         let threads = match forward {
             Kernel::Rows(split) => self.pairs * self.rows().div_ceil(split.each) * split.parts,
-            _ => 64 * self.pairs * self.rows().div_ceil(forward.rows()),
+            _ => forward.threads() * self.pairs * self.rows().div_ceil(forward.rows()),
         };
         let busy = class.in_flight();
         // The parts' results are written and read again. This traffic is at most a quarter of the operands.
@@ -226,16 +226,16 @@ pub(super) fn readable(x: &Tensor) -> Tensor {
     if fits { x.clone() } else { x.contiguous() }
 }
 
-/// Returns an f32 tensor for a kernel to write, with `like`'s shape and order of tokens and heads. So the result of
+/// Returns a tensor for a kernel to write, with `like`'s shape and order of tokens and heads. So the result of
 /// heads that were cut out of `[batch, tokens, width]` lies as `[batch, tokens, width]` too, and needs no copy to be
 /// joined.
-pub(super) fn room(op: &'static str, like: &Tensor) -> Tensor {
+pub(super) fn room(op: &'static str, like: &Tensor, dtype: DType) -> Tensor {
     let shape = *like.shape();
     let [batch, heads, tokens, head_dim] = std::array::from_fn(|axis| shape[axis]);
     if like.strides[1] >= like.strides[2] {
-        return Tensor::empty(like.gpu(), op, shape, DType::F32);
+        return Tensor::empty(like.gpu(), op, shape, dtype);
     }
-    let by_tokens = Tensor::empty(like.gpu(), op, [batch, tokens, heads, head_dim], DType::F32);
+    let by_tokens = Tensor::empty(like.gpu(), op, [batch, tokens, heads, head_dim], dtype);
     let mut strides = by_tokens.strides;
     strides.swap(1, 2);
     Tensor { shape: Shape::new(&shape), strides, ..by_tokens }
