@@ -1,8 +1,9 @@
 //! The precision of a part of a program: products that read and write f16 or bf16, with every sum in f32.
 //!
 //! [`autocast`] is a scope, as in PyTorch. What is in it keeps its code: products ([`linear`](crate::Tensor::linear),
-//! [`matmul`](crate::Tensor::matmul), routed rows) and norms return the scope's type, products convert operands that are
-//! not of it, and all other ops are as they are outside. Weights stay f32: a weight is converted once per scope, however
+//! [`matmul`](crate::Tensor::matmul), routed rows), attention and norms return the scope's type. Products convert operands
+//! that are not of it, and so does attention in f16 on matrix units, which rounds its weights too. All other ops are as
+//! they are outside. Weights stay f32: a weight is converted once per scope, however
 //! many sites use it, and its gradient arrives in f32, where an optimizer adds it to the f32 weight. Gradients of
 //! tensors that are stored in 16 bits have 16 bits. The backward pass may run outside of the scope.
 //!
@@ -10,12 +11,13 @@
 
 use crate::dtype::DType;
 use crate::error::Error;
-use std::any::Any;
+use crate::tensor::Tensor;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
 use std::rc::Rc;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// How products are computed and activations are stored. Sums, weights and their gradients are f32 in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -58,13 +60,19 @@ impl FromStr for Precision {
     }
 }
 
-/// What a scope keeps, by the caller's numbers.
-type Kept = RefCell<HashMap<[u64; 3], Box<dyn Any>>>;
+/// A tensor as a scope has converted it. The source is kept too, so that its address cannot become another's.
+struct Converted {
+    source: Tensor,
+    /// How often the source had been changed.
+    changes: u64,
+    result: Tensor,
+}
 
 /// The scope of a thread.
 struct Scope {
     precision: Precision,
-    kept: Kept,
+    /// By the address of the source's elements and the recording that the conversion belongs to, 0 outside of recordings.
+    kept: RefCell<HashMap<(usize, u64), Converted>>,
 }
 
 thread_local! {
@@ -95,7 +103,7 @@ pub fn autocast<T>(precision: Precision, work: impl FnOnce() -> T) -> T {
     let outer = SCOPE.with_borrow(Clone::clone);
     // An inner scope of the same precision keeps what the outer one has.
     let same = outer.clone().filter(|scope| scope.precision == precision);
-    let scope = same.unwrap_or_else(|| Rc::new(Scope { precision, kept: Kept::default() }));
+    let scope = same.unwrap_or_else(|| Rc::new(Scope { precision, kept: RefCell::default() }));
     let _restore = Restore(SCOPE.replace(Some(scope)));
     work()
 }
@@ -105,14 +113,24 @@ pub fn precision() -> Precision {
     SCOPE.with_borrow(|scope| scope.as_ref().map_or(Precision::F32, |scope| scope.precision))
 }
 
-/// Returns what this thread's scope keeps under `key`, made at the first call. Without a scope, it is made each time.
-pub(crate) fn kept<T: Clone + 'static>(key: [u64; 3], make: impl FnOnce() -> T) -> T {
-    let Some(scope) = SCOPE.with_borrow(Clone::clone) else { return make() };
-    let known = scope.kept.borrow().get(&key).and_then(|kept| kept.downcast_ref::<T>().cloned());
+/// Returns `source` as this thread's scope has converted it, or converts it now. Without a scope, it is converted each
+/// time. A conversion lasts until its source changes or is held by nobody else, or its recording ends.
+pub(crate) fn converted(source: &Tensor, recording: u64, convert: impl FnOnce() -> Tensor) -> Tensor {
+    let Some(scope) = SCOPE.with_borrow(Clone::clone) else { return convert() };
+    let (key, changes) = ((Arc::as_ptr(&source.value) as usize, recording), source.value.changes());
+    let known = scope.kept.borrow().get(&key).and_then(|known| {
+        // One that failed, because there was no memory for example, may succeed now.
+        let good = known.changes == changes && known.result.check().is_ok();
+        good.then(|| known.result.clone())
+    });
     known.unwrap_or_else(|| {
-        let made = make();
-        scope.kept.borrow_mut().insert(key, Box::new(made.clone()));
-        made
+        let result = convert();
+        let mut kept = scope.kept.borrow_mut();
+        kept.retain(|&(_, of), known| {
+            (of == 0 || of == recording) && Arc::strong_count(&known.source.value) > 1
+        });
+        kept.insert(key, Converted { source: source.clone(), changes, result: result.clone() });
+        result
     })
 }
 
@@ -124,17 +142,11 @@ mod tests {
     fn scopes_nest_and_end_with_a_panic() {
         assert_eq!(precision(), Precision::F32);
         autocast(Precision::Bf16, || {
-            assert_eq!(kept([1, 0, 0], || 1), 1);
-            autocast(Precision::Bf16, || assert_eq!(kept([1, 0, 0], || 2), 1, "the same scope"));
-            autocast(Precision::F16, || {
-                assert_eq!(precision(), Precision::F16);
-                assert_eq!(kept([1, 0, 0], || 3), 3, "another scope");
-            });
+            autocast(Precision::F16, || assert_eq!(precision(), Precision::F16));
             let end = std::panic::catch_unwind(|| autocast(Precision::F32, || panic!("inside")));
             assert!(end.is_err() && precision() == Precision::Bf16);
         });
         assert_eq!(precision(), Precision::F32);
-        assert_eq!(kept([1, 0, 0], || 4), 4, "no scope keeps anything");
     }
 
     #[test]

@@ -137,7 +137,7 @@ impl Gpu {
     }
 
     /// Whether dispatches are only to be planned.
-    pub(super) fn only_plans(&self) -> bool {
+    pub(crate) fn only_plans(&self) -> bool {
         WATCH.with_borrow(|watch| watch.as_ref().is_some_and(|watch| watch.only && watch.gpu == self.0.id))
     }
 

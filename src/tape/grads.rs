@@ -5,6 +5,7 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::buffer::Buffer;
 use crate::gpu::value::Place;
+use crate::precision::{Precision, autocast};
 use crate::tensor::{Tensor, same_gpu};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -215,9 +216,12 @@ impl Tensor {
         self.check()?;
         seed.check()?;
         let mut walk = Walk { retain, ..Walk::default() };
-        no_grad(|| {
-            walk.add(edge, seed.detach());
-            walk.run(0);
+        // A scope of 16 bits counts for what it computes forward. Products of gradients are as they were recorded.
+        autocast(Precision::F32, || {
+            no_grad(|| {
+                walk.add(edge, seed.detach());
+                walk.run(0);
+            })
         });
         assert!(
             !walk.used_up,

@@ -157,6 +157,50 @@ fn passes(gpu: &Gpu, sharing: Sharing, sizes: [usize; 3], precision: Precision) 
     gpu.planned(step).unwrap()
 }
 
+/// A scope may be as long as a training.
+#[test]
+fn a_scope_keeps_nothing_of_earlier_steps() {
+    let gpu = quiet();
+    let model = Recursive::new(&gpu, config(Sharing::Tied), &mut Rng::new(3));
+    let named = Parameters::of(&model);
+    let groups = vec![Group::new(named.named().iter().map(|(name, leaf)| (name, leaf)))];
+    let mut adamw = AdamW::new(&gpu, groups, AdamWConfig::default()).unwrap();
+    let (x, y) = (ids(&gpu, 1, [3, 16]), ids(&gpu, 2, [3, 16]));
+    let mut used = Vec::new();
+    autocast(Precision::Bf16, || {
+        for _ in 0..12 {
+            adamw.step(&model.loss(&x, &y).backward().unwrap(), 1e-3).unwrap();
+            gpu.synchronize().unwrap();
+            used.push(gpu.memory_stats().used);
+        }
+    });
+    assert!(used[4..].iter().all(|&bytes| bytes == used[4]), "{used:?}");
+}
+
+#[test]
+fn backward_inside_a_scope_computes_what_it_does_outside() {
+    let gpu = gpu();
+    let (x, y) = (ids(gpu, 1, [3, 16]), ids(gpu, 2, [3, 16]));
+    for sharing in [Sharing::TiedLora { rank: 2, scale: 1.0 }, Sharing::Dictionary { atoms: 3, output: true }]
+    {
+        let model = Recursive::new(gpu, config(sharing), &mut Rng::new(3));
+        let all = Parameters::of(&model);
+        let of = |inside: bool| {
+            let scale = LossScale::new(gpu, LossScaleConfig::default().scale(65536.0)).unwrap();
+            let loss = autocast(Precision::F16, || model.loss(&x, &y));
+            let back = || scale.backward(&loss).unwrap();
+            let grads = if inside { autocast(Precision::F16, back) } else { back() };
+            let of = |(name, leaf): &(String, Tensor)| {
+                let dx = grads.get(leaf).unwrap_or_else(|| panic!("{name}: no gradient"));
+                assert_eq!(dx.dtype(), DType::F32, "{sharing:?} {name}");
+                download(dx)
+            };
+            all.named().iter().map(of).collect::<Vec<_>>()
+        };
+        assert!(of(false) == of(true), "{sharing:?}");
+    }
+}
+
 #[test]
 fn a_weight_is_converted_once_for_all_its_sites() {
     let gpu = quiet();

@@ -2,9 +2,8 @@
 
 use crate::dtype::DType;
 use crate::gpu::recording;
-use crate::precision::{kept, precision};
+use crate::precision::{converted, precision};
 use crate::tensor::Tensor;
-use std::sync::Arc;
 
 /// Returns an operand of a product as this thread's scope wants it, detached. Outside of a scope it is `x` itself.
 pub(super) fn operand(x: &Tensor) -> Tensor {
@@ -28,14 +27,12 @@ pub(super) fn narrowed(x: &Tensor, dtype: DType, keep: bool) -> Tensor {
             // Computed at once: a change of the weight in place would compute it anyway.
             flat.evaluate();
         }
-        // With its source, whose address can then not be another's.
-        (flat, x.detach())
+        flat
     };
-    let (flat, _) = match keep {
-        true => {
-            let address = Arc::as_ptr(&x.value) as usize as u64;
-            kept([address, x.value.changes(), recording::number(x.gpu())], convert)
-        }
+    let flat = match keep {
+        // What is only planned is never computed, so no other call may get it.
+        true if x.gpu().only_plans() => converted(&x, u64::MAX, convert),
+        true => converted(&x, recording::number(x.gpu()), convert),
         false => convert(),
     };
     Tensor { shape: x.shape, strides: x.strides, offset: 0, ..flat }
