@@ -11,13 +11,12 @@
 
 use crate::dtype::DType;
 use crate::error::Error;
-use crate::tensor::Tensor;
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
 use std::rc::Rc;
 use std::str::FromStr;
-use std::sync::Arc;
 
 /// How products are computed and activations are stored. Sums, weights and their gradients are f32 in any case.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -60,19 +59,18 @@ impl FromStr for Precision {
     }
 }
 
-/// A tensor as a scope has converted it. The source is kept too, so that its address cannot become another's.
-struct Converted {
-    source: Tensor,
-    /// How often the source had been changed.
-    changes: u64,
-    result: Tensor,
+/// Something that a scope keeps for further calls.
+struct Kept {
+    value: Box<dyn Any>,
+    /// Whether anybody could ask for it.
+    is_held: Box<dyn Fn(&dyn Any) -> bool>,
 }
 
 /// The scope of a thread.
 struct Scope {
     precision: Precision,
-    /// By the address of the source's elements and the recording that the conversion belongs to, 0 outside of recordings.
-    kept: RefCell<HashMap<(usize, u64), Converted>>,
+    /// By an address of the caller's, and the recording that it belongs to, 0 outside of recordings.
+    kept: RefCell<HashMap<(usize, u64), Kept>>,
 }
 
 thread_local! {
@@ -113,24 +111,26 @@ pub fn precision() -> Precision {
     SCOPE.with_borrow(|scope| scope.as_ref().map_or(Precision::F32, |scope| scope.precision))
 }
 
-/// Returns `source` as this thread's scope has converted it, or converts it now. Without a scope, it is converted each
-/// time. A conversion lasts until its source changes or is held by nobody else, or its recording ends.
-pub(crate) fn converted(source: &Tensor, recording: u64, convert: impl FnOnce() -> Tensor) -> Tensor {
-    let Some(scope) = SCOPE.with_borrow(Clone::clone) else { return convert() };
-    let (key, changes) = ((Arc::as_ptr(&source.value) as usize, recording), source.value.changes());
-    let known = scope.kept.borrow().get(&key).and_then(|known| {
-        // One that failed, because there was no memory for example, may succeed now.
-        let good = known.changes == changes && known.result.check().is_ok();
-        good.then(|| known.result.clone())
-    });
-    known.unwrap_or_else(|| {
-        let result = convert();
-        let mut kept = scope.kept.borrow_mut();
-        kept.retain(|&(_, of), known| {
-            (of == 0 || of == recording) && Arc::strong_count(&known.source.value) > 1
+/// Returns what this thread's scope keeps under `key` if that `is_good`, or else makes it. Without a scope, it is made
+/// each time. A scope may last long, so whatever is not held, or belongs to a recording that has ended, is dropped when
+/// something else is made.
+pub(crate) fn kept<T: Clone + 'static>(
+    key: (usize, u64),
+    is_good: impl Fn(&T) -> bool,
+    is_held: impl Fn(&T) -> bool + 'static,
+    make: impl FnOnce() -> T,
+) -> T {
+    let Some(scope) = SCOPE.with_borrow(Clone::clone) else { return make() };
+    let known = scope.kept.borrow().get(&key).and_then(|kept| kept.value.downcast_ref::<T>().cloned());
+    known.filter(is_good).unwrap_or_else(|| {
+        let made = make();
+        let mut all = scope.kept.borrow_mut();
+        all.retain(|&(_, recording), kept| {
+            (recording == 0 || recording == key.1) && (kept.is_held)(kept.value.as_ref())
         });
-        kept.insert(key, Converted { source: source.clone(), changes, result: result.clone() });
-        result
+        let is_held = move |value: &dyn Any| value.downcast_ref::<T>().is_some_and(&is_held);
+        all.insert(key, Kept { value: Box::new(made.clone()), is_held: Box::new(is_held) });
+        made
     })
 }
 
@@ -142,11 +142,22 @@ mod tests {
     fn scopes_nest_and_end_with_a_panic() {
         assert_eq!(precision(), Precision::F32);
         autocast(Precision::Bf16, || {
-            autocast(Precision::F16, || assert_eq!(precision(), Precision::F16));
+            let keep = |value: i32, is_held: bool| kept((1, 0), |_| true, move |_| is_held, || value);
+            assert_eq!(keep(1, true), 1);
+            autocast(Precision::Bf16, || assert_eq!(keep(2, true), 1, "the same scope"));
+            autocast(Precision::F16, || {
+                assert_eq!(precision(), Precision::F16);
+                assert_eq!(keep(3, false), 3, "another scope");
+                assert_eq!(kept((1, 0), |&known| known != 3, |_| true, || 4), 4, "no longer good");
+                assert_eq!(kept((2, 7), |_| true, |_| true, || 5), 5);
+                assert_eq!(kept((3, 0), |_| true, |_| true, || 6), 6);
+                assert_eq!(kept((2, 7), |_| true, |_| true, || 8), 8, "of a recording that has ended");
+            });
             let end = std::panic::catch_unwind(|| autocast(Precision::F32, || panic!("inside")));
             assert!(end.is_err() && precision() == Precision::Bf16);
         });
         assert_eq!(precision(), Precision::F32);
+        assert_eq!(kept((1, 0), |_| true, |_| true, || 9), 9, "no scope keeps anything");
     }
 
     #[test]

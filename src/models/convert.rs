@@ -50,10 +50,10 @@ pub fn low_rank(w: &Tensor, rank: usize) -> Result<[Tensor; 2]> {
     check_rank("low_rank", w, rank);
     let w = w.detach().cast(DType::F32);
     let wide = w.shape()[0] <= w.shape()[1];
-    let gram = if wide { w.matmul(&w.t()) } else { w.t().matmul(&w) };
+    let gram = if wide { w.matmul_f32(&w.t()) } else { w.t().matmul_f32(&w) };
     let first = eigenvectors(&gram, rank)?;
     let [b, a] =
-        if wide { [first.t().contiguous(), first.matmul(&w)] } else { [w.matmul(&first.t()), first] };
+        if wide { [first.t().contiguous(), first.matmul_f32(&w)] } else { [w.matmul_f32(&first.t()), first] };
     b.evaluate();
     a.evaluate();
     Ok([b, a])
@@ -75,8 +75,8 @@ pub fn low_rank_seen(w: &Tensor, seen: &Tensor, rank: usize) -> Result<[Tensor; 
     let inner = w.shape()[1];
     assert!(**seen.shape() == [inner, inner], "low_rank_seen: {} seen for {}", seen.shape(), w.shape());
     let w = w.detach().cast(DType::F32);
-    let first = eigenvectors(&w.matmul(&seen.detach()).matmul(&w.t()), rank)?;
-    let [b, a] = [first.t().contiguous(), first.matmul(&w)];
+    let first = eigenvectors(&w.matmul_f32(&seen.detach()).matmul_f32(&w.t()), rank)?;
+    let [b, a] = [first.t().contiguous(), first.matmul_f32(&w)];
     b.evaluate();
     a.evaluate();
     Ok([b, a])

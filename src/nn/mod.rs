@@ -7,13 +7,13 @@ mod distill;
 mod init;
 
 pub use crate::ops::product::matmul::{Activation, Epilogue};
+pub use crate::ops::product::narrow::stored;
 pub use crate::ops::sequence::attention::Mask;
 pub use distill::distillation;
 pub use init::Init;
 
 use crate::gpu::Gpu;
 use crate::ops::product::site::Site;
-use crate::precision::precision;
 use crate::rng::Rng;
 use crate::share::Tied;
 use crate::tensor::Tensor;
@@ -78,13 +78,6 @@ impl Parameters {
 /// `path.name`, or `name` at the root.
 pub fn join(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_string() } else { format!("{path}.{name}") }
-}
-
-/// Returns `x` as this thread's scope stores activations ([`autocast`](crate::autocast)): in 16 bits, or unchanged
-/// outside of such a scope. For what begins a residual stream, and for results of ops that return f32.
-pub fn stored(x: &Tensor) -> Tensor {
-    let dtype = precision().dtype();
-    if dtype.is_half() { x.cast(dtype) } else { x.clone() }
 }
 
 /// Something with parameters.

@@ -12,6 +12,7 @@ use crate::linalg;
 use crate::ops::case::{Array, Case, Input};
 use crate::ops::product::matmul::Epilogue;
 use crate::ops::product::mixed;
+use crate::ops::product::narrow::stored;
 use crate::rng::Rng;
 use crate::tape;
 use crate::tensor::Tensor;
@@ -116,11 +117,11 @@ impl Dictionary {
         );
         if !tape::tracks(&[x, &self.atoms, &self.coefficients]) && layers.dtype() == DType::U32 && rows > 0 {
             let [d, c] = [&self.atoms, &self.coefficients].map(Tensor::detach);
-            return mixed::layers("dictionary", &x.detach(), &d, &c, layers);
+            return stored(&mixed::layers("dictionary", &x.detach(), &d, &c, layers));
         }
         let c = self.coefficients.index_select(0, layers).t().reshape([atoms, rows, 1]);
         let scaled = x.unsqueeze(0).mul(&c);
-        scaled.matmul(&self.atoms.transpose(1, 2)).sum(0)
+        stored(&scaled.matmul(&self.atoms.transpose(1, 2)).sum(0))
     }
 }
 
@@ -175,7 +176,7 @@ pub fn matrix_pca(w: &Tensor, atoms: usize) -> Result<(Dictionary, Vec<f64>)> {
     let layers = shape[0];
     assert!(atoms > 0 && atoms <= layers, "matrix_pca: {atoms} atoms for {layers} layers; use 1 to {layers}");
     let flat = w.detach().cast(DType::F32).reshape([layers, shape[1] * shape[2]]);
-    let gram: Vec<f64> = flat.matmul(&flat.t()).to_vec::<f32>()?.into_iter().map(f64::from).collect();
+    let gram: Vec<f64> = flat.matmul_f32(&flat.t()).to_vec::<f32>()?.into_iter().map(f64::from).collect();
     let (values, vectors) = linalg::symmetric_eigen(&gram, layers);
     // U over sqrt(E), atom by atom. An atom with a negligible eigenvalue becomes zero.
     let floor = values[0].max(0.0) * 1e-12;
@@ -186,8 +187,8 @@ pub fn matrix_pca(w: &Tensor, atoms: usize) -> Result<(Dictionary, Vec<f64>)> {
             (0..layers).map(move |l| (vectors[s * layers + l] * scale) as f32)
         })
         .collect();
-    let d = Tensor::from_slice(w.gpu(), &to_atoms, [atoms, layers]).matmul(&flat);
-    let c = flat.matmul(&d.t());
+    let d = Tensor::from_slice(w.gpu(), &to_atoms, [atoms, layers]).matmul_f32(&flat);
+    let c = flat.matmul_f32(&d.t());
     let atoms = d.reshape([atoms, shape[1], shape[2]]);
     atoms.evaluate();
     c.evaluate();

@@ -6,6 +6,7 @@ use crate::dtype::DType;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::ops::product::matmul::Epilogue;
 use crate::ops::product::mixed;
+use crate::ops::product::narrow::stored;
 use crate::tape;
 use crate::tensor::Tensor;
 use std::sync::Arc;
@@ -84,7 +85,7 @@ impl DepthLora {
             tape::tracks(&[x, &self.into, &self.back]) || weight.leaves().iter().any(|w| tape::tracks(&[w]));
         if let Some(w) = plain.filter(|_| !tracked && mixed::takes_rows(x.gpu().class(), rows)) {
             let own = mixed::Parts { into: &self.into, back: &self.apart, scale: self.scale };
-            return mixed::depths("mixed_depth", &x.detach(), &w, own, depths);
+            return stored(&mixed::depths("mixed_depth", &x.detach(), &w, own, depths));
         }
         let own = depths.reshape([rows, 1]).eq(&self.columns).cast(DType::F32);
         let low = x.matmul(&self.into.t()).mul(&own).scale(self.scale).matmul(&self.back.t());

@@ -199,7 +199,7 @@ impl Site for Factored {
     }
 
     fn expand(&self) -> Tensor {
-        self.b.detach().matmul(&self.a.detach())
+        self.b.detach().matmul_f32(&self.a.detach())
     }
 
     /// `dA = B^T dW`, `dB = dW A^T`

@@ -2,10 +2,12 @@
 
 use crate::support::*;
 use tiebeam::gpu::plan::Pass;
+use tiebeam::models::convert::low_rank;
 use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
 use tiebeam::nn::{Mask, Parameters};
 use tiebeam::ops::product::matmul::Epilogue;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, LossScale, LossScaleConfig, Sgd, SgdConfig, StepEvent};
+use tiebeam::share::dictionary::matrix_pca;
 use tiebeam::share::hashed::SEEDS;
 use tiebeam::share::{Draw, Hashed, Mapping, Site};
 use tiebeam::store::{Checkpoint, load_checkpoint, save_checkpoint};
@@ -198,6 +200,24 @@ fn backward_inside_a_scope_computes_what_it_does_outside() {
             all.named().iter().map(of).collect::<Vec<_>>()
         };
         assert!(of(false) == of(true), "{sharing:?}");
+    }
+}
+
+/// Numerics of the library are no activations.
+#[test]
+fn factors_and_dictionaries_are_f32_in_every_scope() {
+    let mut data = vec![0f32; 4 * 12 * 10];
+    Rng::new(9).fill_normal(&mut data);
+    let w = Tensor::from_slice(gpu(), &data, [4, 12, 10]);
+    let all = || {
+        let (dictionary, _) = matrix_pca(&w, 2).unwrap();
+        let layers = dictionary.atoms.combine(&dictionary.coefficients);
+        let [b, a] = low_rank(&w.slice(0, 0..1).reshape([12, 10]), 3).unwrap();
+        [&dictionary.atoms, &dictionary.coefficients, &layers[1], &b, &a].map(|x| x.to_vec::<f32>().unwrap())
+    };
+    let want = all();
+    for precision in HALVES {
+        assert!(autocast(precision, all) == want, "{precision}");
     }
 }
 

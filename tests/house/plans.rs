@@ -328,6 +328,21 @@ const EXPECTED: &[Expected] = &[
     ("h200", "attention 8x16x16x1024x1024x64", &[
         "attention_tiled forward CHUNK=16 CHUNKS=1 HEAD=16 TALL=8: 2048 workgroups of 64, 134.7 MB, 34.4 GFLOP",
     ]),
+    ("h200", "attention f16 8x16x16x1024x1024x64", &[
+        "attention_coop forward DIM=64 HEAD=16 LANES=32 PART=16 SIZE=16: 2048 workgroups of 128, 67.4 MB, 34.4 GFLOP",
+        "attention_coop_backward queries DIM=64 HEAD=16 LANES=32 PART=16 SIZE=16: 2048 workgroups of 128, 84.4 MB, 51.5 GFLOP",
+        "attention_coop_backward keys DIM=64 HEAD=16 LANES=32 PART=16 SIZE=16: 2048 workgroups of 128, 101.2 MB, 68.7 GFLOP",
+    ]),
+    ("h200", "attention f16 4x12x4x512x1000x128", &[
+        "attention_coop forward DIM=128 HEAD=32 LANES=32 PART=16 SIZE=16: 384 workgroups of 128, 20.8 MB, 12.6 GFLOP",
+        "attention_coop_backward queries DIM=128 HEAD=32 LANES=32 PART=16 SIZE=16: 384 workgroups of 128, 27.2 MB, 18.9 GFLOP",
+        "attention_coop_backward keys DIM=128 HEAD=32 LANES=32 PART=16 SIZE=16: 256 workgroups of 128, 29.1 MB, 25.2 GFLOP",
+    ]),
+    ("integrated", "attention f16 8x16x16x1024x1024x64", &[
+        "attention_coop forward DIM=64 HEAD=16 LANES=32 PART=16 SIZE=16: 2048 workgroups of 128, 67.4 MB, 34.4 GFLOP",
+        "attention_coop_backward queries DIM=64 HEAD=16 LANES=32 PART=16 SIZE=16: 2048 workgroups of 128, 84.4 MB, 51.5 GFLOP",
+        "attention_coop_backward keys DIM=64 HEAD=16 LANES=32 PART=16 SIZE=16: 2048 workgroups of 128, 101.2 MB, 68.7 GFLOP",
+    ]),
     ("h200", "attention 4x32x8x1x2048x64", &[
         "attention_few forward CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 1024 workgroups of 64, 32 parts, 34.7 MB, 67.1 MFLOP",
         "attention_combine main: 32 workgroups of 64, 1.1 MB",

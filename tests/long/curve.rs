@@ -77,9 +77,11 @@ fn compare(gpu: &Gpu, sizes: Sizes) {
         let mean = runs.iter().map(|run| run.0).sum::<f64>() / runs.len() as f64;
         let apart = runs.iter().zip(&full).map(|(run, full)| (run.0 - full.0).abs()).fold(0.0, f64::max);
         println!("{precision}: mean {mean:.4}, at most {apart:.4} from the same seed in f32");
+        // The mean over seeds lies well inside their range in any precision, so half of the range is a wide margin.
+        let centre = full.iter().map(|run| run.0).sum::<f64>() / full.len() as f64;
         assert!(
-            least <= mean && mean <= most,
-            "{precision}: mean {mean:.4} is outside {least:.4} to {most:.4}"
+            (mean - centre).abs() < (most - least) / 2.0,
+            "{precision}: mean {mean:.4}, f32's {centre:.4}"
         );
         assert!(apart < most - least, "{precision}: {apart:.4} apart, seeds {:.4}", most - least);
         assert!(runs.iter().zip(&full).all(|(run, full)| run.1 != full.1), "{precision} is not used");

@@ -169,7 +169,7 @@ impl Graph {
     pub fn vectors(&self) -> Tensor {
         let d = self.positions.edge_vectors(&self.edges);
         let d = self.shifts.as_ref().map_or(d.clone(), |shift| d.add(shift));
-        self.strain.as_ref().map_or(d.clone(), |strain| d.matmul(strain))
+        self.strain.as_ref().map_or(d.clone(), |strain| d.matmul_f32(strain))
     }
 
     /// Returns which rows of kernels the edges use on this grid. An edge and its reverse share a row if every orientation

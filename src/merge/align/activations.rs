@@ -86,7 +86,7 @@ impl ActivationMatching {
         }
         let [a, b] = [a, b].map(|x| x.detach().cast(crate::DType::F32));
         no_grad(|| {
-            let mut products = a.t().matmul(&b);
+            let mut products = a.t().matmul_f32(&b);
             let mut moments = [a.sum(0), a.square().sum(0), b.sum(0), b.square().sum(0)];
             let mut rows = a.shape()[0];
             if let Some(sums) = self.sums.remove(&order) {

@@ -150,15 +150,15 @@ pub fn least_squares(z: &Tensor, y: &Tensor, ridge: f64) -> Result<Tensor> {
     assert!(z.shape()[0] == y.shape()[0], "least_squares: inputs {} and outputs {}", z.shape(), y.shape());
     let wide =
         |x: Tensor| Ok::<_, Error>(x.to_vec::<f32>()?.into_iter().map(f64::from).collect::<Vec<f64>>());
-    let mut gram = wide(z.t().matmul(z))?;
+    let mut gram = wide(z.t().matmul_f32(z))?;
     gram.iter_mut().step_by(n + 1).for_each(|diagonal| *diagonal += ridge);
     let mut w = vec![0.0; n * out];
     for pass in 0..3 {
         let rest = match pass {
             0 => y.clone(),
-            _ => y.sub(&z.matmul(&weights(z, &w, [n, out]))),
+            _ => y.sub(&z.matmul_f32(&weights(z, &w, [n, out]))),
         };
-        let mut right = wide(z.t().matmul(&rest))?;
+        let mut right = wide(z.t().matmul_f32(&rest))?;
         right.iter_mut().zip(&w).for_each(|(r, w)| *r -= ridge * w);
         let step = linalg::solve_positive(&gram, n, &right, out).ok_or_else(|| {
             Error::config(

@@ -35,7 +35,7 @@ impl Reversible {
         assert!(fits, "reversible: models of {shape}; all must be [rows, d]");
         let rows = shape[0];
         let x = Tensor::stack(&models.iter().collect::<Vec<_>>(), 1).detach();
-        let grams = x.matmul(&x.transpose(1, 2)).to_vec::<f32>()?;
+        let grams = x.matmul_f32(&x.transpose(1, 2)).to_vec::<f32>()?;
         let (mut to_basis, mut coefficients) = (vec![0.0f32; rows * p * n], vec![0.0f32; rows * n * p]);
         for row in 0..rows {
             let gram: Vec<f64> = grams[row * n * n..][..n * n].iter().map(|&g| f64::from(g)).collect();
@@ -51,7 +51,7 @@ impl Reversible {
             }
         }
         let gpu = x.gpu();
-        let basis = Tensor::from_slice(gpu, &to_basis, [rows, p, n]).matmul(&x);
+        let basis = Tensor::from_slice(gpu, &to_basis, [rows, p, n]).matmul_f32(&x);
         Ok(Reversible { basis, coefficients: Tensor::from_slice(gpu, &coefficients, [rows, n, p]) })
     }
 
@@ -63,7 +63,7 @@ impl Reversible {
     pub fn model(&self, i: usize) -> Tensor {
         let (rows, n) = (self.coefficients.shape()[0], self.coefficients.shape()[1]);
         assert!(i < n, "reversible: model {i} of {n}");
-        let y = self.coefficients.slice(1, i..i + 1).matmul(&self.basis);
+        let y = self.coefficients.slice(1, i..i + 1).matmul_f32(&self.basis);
         y.reshape([rows, self.basis.shape()[2]])
     }
 

@@ -124,7 +124,7 @@ impl Tensor {
         let sizes = Sizes { layers: c[0], atoms: d[0], size: shape.count() };
         let part = |w: &Tensor, l: usize| w.slice(0, l..l + 1).reshape(shape);
         if !sizes.kernel() {
-            let w = coefficients.matmul(&self.reshape([sizes.atoms, sizes.size]));
+            let w = coefficients.matmul_f32(&self.reshape([sizes.atoms, sizes.size]));
             return (0..sizes.layers).map(|l| part(&w, l)).collect();
         }
         let (atoms, coefficients_now) = (self.detach().contiguous(), coefficients.detach().contiguous());

@@ -5,7 +5,7 @@ pub mod conv;
 pub mod linear;
 pub mod matmul;
 pub(crate) mod mixed;
-mod narrow;
+pub mod narrow;
 pub mod pool;
 pub(crate) mod routed;
 pub mod site;

@@ -2,8 +2,9 @@
 
 use crate::dtype::DType;
 use crate::gpu::recording;
-use crate::precision::{converted, precision};
+use crate::precision::{Precision, autocast, kept, precision};
 use crate::tensor::Tensor;
+use std::sync::Arc;
 
 /// Returns an operand of a product as this thread's scope wants it, detached. Outside of a scope it is `x` itself.
 pub(super) fn operand(x: &Tensor) -> Tensor {
@@ -29,11 +30,37 @@ pub(super) fn narrowed(x: &Tensor, dtype: DType, keep: bool) -> Tensor {
         }
         flat
     };
-    let flat = match keep {
-        // What is only planned is never computed, so no other call may get it.
-        true if x.gpu().only_plans() => converted(&x, u64::MAX, convert),
-        true => converted(&x, recording::number(x.gpu()), convert),
-        false => convert(),
-    };
+    let flat = if keep { kept_conversion(&x, convert) } else { convert() };
     Tensor { shape: x.shape, strides: x.strides, offset: 0, ..flat }
+}
+
+/// Returns what this thread's scope keeps for `x`, as long as that does not change, or converts it.
+fn kept_conversion(x: &Tensor, convert: impl FnOnce() -> Tensor) -> Tensor {
+    // With its source, whose address can then not be another's.
+    type Conversion = (Tensor, Tensor, u64);
+    // What is only planned is never computed, so no other call may get it.
+    let recording = if x.gpu().only_plans() { u64::MAX } else { recording::number(x.gpu()) };
+    let (flat, ..) = kept(
+        (Arc::as_ptr(&x.value) as usize, recording),
+        // A conversion that failed, because there was no memory for example, may succeed now.
+        |(flat, x, changes): &Conversion| x.value.changes() == *changes && flat.check().is_ok(),
+        |(_, x, _)| Arc::strong_count(&x.value) > 1,
+        || (convert(), x.clone(), x.value.changes()),
+    );
+    flat
+}
+
+/// Returns `x` as this thread's scope stores activations ([`autocast`](crate::autocast)): in 16 bits, or unchanged
+/// outside of such a scope. For what begins a residual stream, and for results of ops that return f32.
+pub fn stored(x: &Tensor) -> Tensor {
+    let dtype = precision().dtype();
+    if dtype.is_half() { x.cast(dtype) } else { x.clone() }
+}
+
+impl Tensor {
+    /// [`Tensor::matmul`] in f32, whatever this thread's scope. For numerics of the library, which are no activations.
+    #[track_caller]
+    pub(crate) fn matmul_f32(&self, rhs: &Tensor) -> Tensor {
+        autocast(Precision::F32, || self.matmul(rhs))
+    }
 }

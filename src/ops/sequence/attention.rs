@@ -5,8 +5,10 @@ mod backward;
 mod cases;
 mod kernels;
 mod matrices;
+mod pass;
 mod plan;
 mod sizes;
+mod units;
 
 use crate::dtype::DType;
 use crate::gpu::DeviceClass;
@@ -18,15 +20,16 @@ use crate::shape::{self, Shape};
 use crate::tape::Saved;
 use crate::tensor::{Tensor, same_gpu};
 use backward::{Attention, Nothing};
-use kernels::{Kernel, Kernels, Pass};
+use kernels::{Kernel, Kernels};
 use matrices::Matrices;
+use pass::Pass;
 use sizes::{Places, Sizes, readable, room, steps, storage};
 use std::ops::Range;
 
 pub(in crate::ops) use cases::cases;
-#[doc(hidden)]
-pub use matrices::for_matrix_units;
 pub use plan::plan;
+#[doc(hidden)]
+pub use units::for_matrix_units;
 
 /// Which keys a query sees.
 #[derive(Clone, Debug)]

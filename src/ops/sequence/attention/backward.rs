@@ -1,6 +1,7 @@
 //! The gradients of attention.
 
-use super::kernels::{Kernels, Pass};
+use super::kernels::Kernels;
+use super::pass::Pass;
 use super::sizes::{Places, Sizes, readable, room, steps, storage};
 use crate::dtype::DType;
 use crate::gpu::Gpu;

@@ -1,41 +1,11 @@
 //! The kernels of attention, and the choice among them.
 
 use super::matrices::{Matrices, WALKED};
+use super::pass::Pass;
 use crate::dtype::DType;
 use crate::gpu::kernel::MOST_TURNS;
 use crate::gpu::shader::Source;
 use crate::gpu::{DeviceClass, Tiles};
-
-/// The three passes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pass {
-    /// The result.
-    Forward,
-    /// The gradient of the queries.
-    Queries,
-    /// The gradients of keys and values.
-    Keys,
-}
-
-impl Pass {
-    /// The kernel's entry.
-    pub fn entry(self) -> &'static str {
-        match self {
-            Pass::Forward => "forward",
-            Pass::Queries => "queries",
-            Pass::Keys => "keys",
-        }
-    }
-
-    /// Products over all pairs of a query and a key.
-    pub fn products(self) -> f64 {
-        match self {
-            Pass::Forward => 2.0,
-            Pass::Queries => 3.0,
-            Pass::Keys => 4.0,
-        }
-    }
-}
 
 /// A kernel of one pass. Its own rows are queries, or in the pass of the keys' gradients keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,8 @@
 //! The dispatches of attention, known without a device.
 
-use super::kernels::{Kernel, Pass};
+use super::kernels::Kernel;
 use super::matrices::Matrices;
+use super::pass::Pass;
 use super::sizes::Sizes;
 use crate::gpu::DeviceClass;
 use crate::gpu::kernel::grid;

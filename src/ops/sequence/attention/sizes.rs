@@ -1,6 +1,7 @@
 //! The sizes of one call, and where its heads lie.
 
-use super::kernels::{Choice, Kernel, Kernels, Pass};
+use super::kernels::{Choice, Kernel, Kernels};
+use super::pass::Pass;
 use crate::dtype::DType;
 use crate::gpu::DeviceClass;
 use crate::gpu::kernel::{Launch, Part, grid};
