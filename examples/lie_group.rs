@@ -17,8 +17,11 @@
 //! `SL(2)` it is scaled to determinant 1.
 //!
 //! The example trains on four shapes in their own orientation, and tests them under random affine maps. It does so with the
-//! identity as the only frame, with frames drawn from the group, and with frames at the covariance.
+//! identity as the only frame, with frames drawn from the group, and with frames at the covariance. With `--precision f16|bf16` a
+//! training step's products and activations have 16 bits; tests are in f32.
 
+#[path = "common/precision.rs"]
+mod precision;
 #[path = "common/run.rs"]
 mod run;
 
@@ -29,8 +32,8 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tiebeam::geometry::{Basis, Graph, invariants};
 use tiebeam::nn::{Activation, Init, Linear, Mlp, Module, Norm, Parameters, join};
-use tiebeam::optim::{AdamW, AdamWConfig, Group as Leaves, Schedule};
-use tiebeam::{Gpu, Result, Rng, Tensor, no_grad};
+use tiebeam::optim::{AdamW, AdamWConfig, Group as Leaves, LossScale, Schedule};
+use tiebeam::{Gpu, Precision, Result, Rng, Tensor, autocast, no_grad};
 
 /// Learn shapes and recognise them under affine maps.
 #[derive(Parser, Debug)]
@@ -48,6 +51,9 @@ struct Args {
     /// Volume-preserving maps only
     #[arg(long)]
     special: bool,
+    /// The precision of training
+    #[command(flatten)]
+    scope: precision::Scope,
     /// Seed of weights, shapes and frames
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -200,13 +206,16 @@ impl Net {
         let (gpu, a, edges) = (graph.gpu(), frames.len(), graph.edges());
         let inverses: Vec<f32> = frames.iter().flat_map(inverse).flatten().map(|x| x as f32).collect();
         let inverses = Tensor::from_slice(gpu, &inverses, [2 * a, 2]);
-        let offsets = graph.vectors().matmul(&inverses.t()).reshape([edges.len(), a, 2]);
-        // An envelope of the distance in the receiver's frame.
-        let envelope = offsets.square().sum(2).scale(-0.5).exp().unsqueeze(2);
-        let basis = self.basis.forward(&invariants::polynomial(&offsets, DEGREES[0])).mul(&envelope);
         let pairs = frames.iter().flat_map(|p| frames.iter().flat_map(|q| self.group.attributes(p, q)));
         let pairs = Tensor::from_slice(gpu, &pairs.collect::<Vec<f32>>(), [a, a, self.group.size()]);
-        let fiber = self.fiber_basis.forward(&invariants::polynomial(&pairs, DEGREES[1]));
+        // Offsets and what is computed of them once are in f32, whatever the scope, as in PONITA.
+        let (basis, fiber) = autocast(Precision::F32, || {
+            let offsets = graph.vectors().matmul(&inverses.t()).reshape([edges.len(), a, 2]);
+            // An envelope of the distance in the receiver's frame.
+            let envelope = offsets.square().sum(2).scale(-0.5).exp().unsqueeze(2);
+            let basis = self.basis.forward(&invariants::polynomial(&offsets, DEGREES[0])).mul(&envelope);
+            (basis, self.fiber_basis.forward(&invariants::polynomial(&pairs, DEGREES[1])))
+        });
         let mut h = self.embed.reshape([1, 1, CHANNELS]).expand([graph.nodes(), a, CHANNELS]).contiguous();
         for layer in &self.layers {
             let messages = h.index_select(0, edges.source_ids()).mul(&layer.kernel.forward(&basis));
@@ -339,14 +348,23 @@ fn anchor(group: Group, points: &[f32]) -> Matrix {
     }
 }
 
-/// Trains on shapes in their own orientation. `None` if Ctrl-C stopped it.
-fn train(gpu: &Gpu, args: &Args, group: Group, view: View, stop: &AtomicBool) -> Result<Option<Net>> {
+/// Trains on shapes in their own orientation. Returns the network and the loss of every tenth step, and `None` if Ctrl-C
+/// stopped it.
+fn train(
+    gpu: &Gpu,
+    args: &Args,
+    group: Group,
+    view: View,
+    stop: &AtomicBool,
+) -> Result<Option<(Net, Vec<f32>)>> {
+    let mut losses = Vec::new();
     let mut rng = Rng::new(args.seed);
     let net = Net::new(gpu, group, view, &mut rng);
     let parameters = Parameters::of(&net);
     let leaves = Leaves::new(parameters.named().iter().map(|(name, p)| (name.clone(), p)));
     let config = AdamWConfig::default().clip(Some(1.0));
     let mut optimizer = AdamW::new(gpu, vec![leaves], config)?;
+    let scale = LossScale::of(gpu, args.scope.precision)?;
     let steps = args.steps as u64;
     let schedule = Schedule::WarmupCosine { warmup: steps / 10, total: steps, floor: 0.0 };
     let bar = ProgressBar::new(steps);
@@ -357,16 +375,21 @@ fn train(gpu: &Gpu, args: &Args, group: Group, view: View, stop: &AtomicBool) ->
             return Ok(None);
         }
         let (graph, classes) = batch(&net, args.batch as usize, |_| IDENTITY, &mut rng)?;
-        let logits = net.forward(&graph, &view.frames(group, args.frames as usize, &mut rng));
-        let loss = logits.cross_entropy(&Tensor::from_slice(gpu, &classes, [classes.len()]), None);
-        optimizer.step(&loss.backward()?, schedule.lr(4e-3, step))?;
-        if step % 10 == 0 {
-            bar.set_message(format!("loss {:.3}", loss.item()?));
+        let frames = view.frames(group, args.frames as usize, &mut rng);
+        let loss = autocast(args.scope.precision, || {
+            let classes = Tensor::from_slice(gpu, &classes, [classes.len()]);
+            net.forward(&graph, &frames).cross_entropy(&classes, None)
+        });
+        optimizer.step(&scale.backward(&loss)?, schedule.lr(4e-3, step))?;
+        if step % 10 == 0 || step + 1 == steps {
+            precision::report(&bar, "event", optimizer.watch()?)?;
+            losses.push(loss.item()?);
+            bar.set_message(format!("loss {:.3}", losses[losses.len() - 1]));
         }
         bar.inc(1);
     }
     bar.finish_and_clear();
-    Ok(Some(net))
+    Ok(Some((net, losses)))
 }
 
 /// Returns the fraction of shapes that are classified correctly, each under its own map.
@@ -411,7 +434,7 @@ fn body(args: &Args) -> Result<()> {
         ("frames of the group", View::Sampled),
         ("frames at the covariance", View::Covariance),
     ] {
-        let Some(net) = train(&gpu, args, group, view, &stop)? else {
+        let Some((net, _)) = train(&gpu, args, group, view, &stop)? else {
             println!("stopped");
             return Ok(());
         };
@@ -501,6 +524,29 @@ mod tests {
             let (few, many) = (error(2), error(32));
             assert!(many < 0.6 * few, "{group:?}: {few} with 2 frames, {many} with 32");
         }
+    }
+
+    /// Every precision learns, and rounds in its own way.
+    #[test]
+    fn every_precision_learns() {
+        let gpu = Gpu::open().expect("an adapter");
+        let losses = |precision: &str| {
+            let args =
+                ["lie_group", "--steps", "81", "--frames", "4", "--batch", "8", "--precision", precision];
+            let args = Args::try_parse_from(args).expect("arguments");
+            let stop = AtomicBool::new(false);
+            let trained = train(&gpu, &args, Group::General, View::Covariance, &stop).expect("training");
+            trained.expect("it was not stopped").1
+        };
+        let want = losses("f32");
+        for (precision, bound) in [("f32", 0.0), ("f16", 2e-3), ("bf16", 2e-2)] {
+            let got = if precision == "f32" { want.clone() } else { losses(precision) };
+            let (first, last) = (got[0], got[got.len() - 1]);
+            assert!(got.iter().all(|x| x.is_finite()) && last < 0.7 * first, "{precision}: {got:?}");
+            assert!((first - want[0]).abs() <= bound, "{precision}: {first} at first, {} in f32", want[0]);
+            assert_eq!(got == want, precision == "f32", "{precision}: {got:?}");
+        }
+        assert!(Args::try_parse_from(["lie_group", "--precision", "f64"]).is_err());
     }
 
     /// With frames at the covariance, any map (also a stretch) amounts to a rotation of the frames, which an even sample of

@@ -7,6 +7,9 @@
 //! far are in benches/results/sharing/zoo.jsonl. If that file is copied to OUT/results.jsonl, they are not repeated. Settings are
 //! those of a published comparison (MASA, arXiv 2508.04581), at a size that one core trains in minutes.
 
+#[path = "common/precision.rs"]
+mod precision;
+
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use plotters::prelude::*;
@@ -35,9 +38,9 @@ struct Args {
     /// Training steps
     #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u32).range(1..))]
     steps: u32,
-    /// Products and activations in f32, or in f16 or bf16 with f32 sums, weights and optimizer
-    #[arg(long, default_value_t = Precision::F32)]
-    precision: Precision,
+    /// The precision of training
+    #[command(flatten)]
+    scope: precision::Scope,
     /// Folder for results and picture
     #[arg(long, default_value = "out/zoo")]
     out: PathBuf,
@@ -177,9 +180,7 @@ fn train(
         let loss = autocast(precision, || model.loss(&x, &y));
         optimizer.step(&scale.backward(&loss)?, schedule.lr(LR, step as u64))?;
         if step % 20 == 19 || step + 1 == steps {
-            for event in optimizer.watch()?.events()? {
-                bar.suspend(|| println!("{name} seed {seed}: {event}"));
-            }
+            precision::report(bar, &format!("{name} seed {seed}:"), optimizer.watch()?)?;
             last = loss.item()?;
             bar.set_message(format!("{name} seed {seed}: step {}, loss {last:.3}", step + 1));
             if !last.is_finite() {
@@ -294,7 +295,7 @@ fn run(args: &Args) -> Result<()> {
     let size = text.train.len() + text.held_out.len();
     let same = |r: &Value, name: &str, seed: u64| {
         // Runs of older versions were in f32.
-        let precision = r["precision"].as_str().unwrap_or("f32") == args.precision.to_string();
+        let precision = r["precision"].as_str().unwrap_or("f32") == args.scope.precision.to_string();
         let run = r["variant"] == name && r["seed"] == seed && r["steps"] == args.steps;
         run && precision && r["characters"] == size
     };
@@ -307,7 +308,7 @@ fn run(args: &Args) -> Result<()> {
     let style = "{bar:24} {percent}% {wide_msg} {elapsed} so far, about {eta} to go";
     bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
     for (name, sharing, seed) in wanted {
-        let record = train(&gpu, &text, (name, sharing), seed, (args.steps, args.precision), &bar)?;
+        let record = train(&gpu, &text, (name, sharing), seed, (args.steps, args.scope.precision), &bar)?;
         bar.suspend(|| {
             println!(
                 "{name} seed {seed}: validation {:.4}",

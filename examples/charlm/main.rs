@@ -7,6 +7,8 @@
 //! with the same bits as a run that was never stopped.
 
 mod plot;
+#[path = "../common/precision.rs"]
+mod precision;
 mod text;
 mod train;
 
@@ -16,7 +18,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 use text::Text;
 use tiebeam::models::recursive::{RecursiveConfig, Sharing};
-use tiebeam::{Gpu, Precision, Result};
+use tiebeam::{Gpu, Result};
 
 /// The default text: a frozen snapshot of this repository's sources and documentation (`examples/data/README.md`).
 const CORPUS: &[u8] = include_bytes!("../data/corpus.txt");
@@ -63,9 +65,9 @@ pub struct Args {
     /// Highest learning rate [default: 0.4 / width]
     #[arg(long)]
     pub lr: Option<f32>,
-    /// Products and activations in f32, or in f16 or bf16 with f32 sums, weights and optimizer
-    #[arg(long, default_value_t = Precision::F32)]
-    pub precision: Precision,
+    /// The precision of training
+    #[command(flatten)]
+    pub scope: precision::Scope,
     /// Seed of weights, batches and samples
     #[arg(long, default_value_t = 1)]
     pub seed: u64,

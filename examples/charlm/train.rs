@@ -2,7 +2,7 @@
 
 use crate::plot::{self, Lines};
 use crate::text::{self, Text};
-use crate::{Args, Sizes};
+use crate::{Args, Sizes, precision};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ pub fn run(args: &Args, sizes: &Sizes, gpu: &Gpu, text: &Text, started: Instant)
     let mut rng = Rng::new(args.seed);
     let model = Recursive::new(gpu, sizes.model, &mut rng);
     let optimizer = optimizer(gpu, &model)?;
-    let scale = LossScale::of(gpu, args.precision)?;
+    let scale = LossScale::of(gpu, args.scope.precision)?;
     let losses = Vec::new();
     let mut run = Run { args, sizes, gpu, text, started, model, optimizer, scale, rng, step: 0, losses };
     run.print_sizes();
@@ -101,7 +101,7 @@ impl Run<'_> {
         let c = &self.sizes.model;
         println!(
             "model      width {}, depth {}, heads {}, context {}, batch {}, {:?}, {}",
-            c.width, c.depth, c.heads, c.context, self.sizes.batch, c.sharing, self.args.precision
+            c.width, c.depth, c.heads, c.context, self.sizes.batch, c.sharing, self.args.scope.precision
         );
         println!(
             "text       {} bytes to train on, {} held out",
@@ -144,7 +144,7 @@ impl Run<'_> {
             let shape = [self.sizes.batch, self.sizes.model.context];
             let tokens = Tensor::from_slice(self.gpu, &tokens, shape);
             let targets = Tensor::from_slice(self.gpu, &targets, shape);
-            let loss = autocast(self.args.precision, || self.model.loss(&tokens, &targets));
+            let loss = autocast(self.args.scope.precision, || self.model.loss(&tokens, &targets));
             let grads = self.scale.backward(&loss)?;
             self.optimizer.step(&grads, schedule.lr(self.sizes.lr, self.step as u64))?;
             let reading = loss.detach().read::<f32>()?;
@@ -182,9 +182,7 @@ impl Run<'_> {
     /// Records a loss that was read back, and prints each step whose gradients overflowed and each change of the loss
     /// scale. NaN or infinity as a loss ends the run before a bad checkpoint is saved.
     fn note(&mut self, (step, reading, watch): Late, bar: &ProgressBar) -> Result<()> {
-        for event in watch.events()? {
-            bar.suspend(|| println!("event      {event}"));
-        }
+        precision::report(bar, "event", watch)?;
         let loss: f32 = bytemuck::pod_read_unaligned(&reading.wait()?);
         if !loss.is_finite() {
             let path = self.checkpoint();
@@ -209,7 +207,7 @@ impl Run<'_> {
         all.insert("batch".into(), self.sizes.batch.to_string());
         all.insert("steps".into(), self.sizes.steps.to_string());
         all.insert("lr".into(), self.sizes.lr.to_string());
-        all.insert("precision".into(), self.args.precision.to_string());
+        all.insert("precision".into(), self.args.scope.precision.to_string());
         all.insert("text_bytes".into(), self.text.train.len().to_string());
         all
     }

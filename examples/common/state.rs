@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use tiebeam::nn::{Module, Parameters};
-use tiebeam::optim::AdamW;
+use tiebeam::optim::{AdamW, LossScale};
 use tiebeam::store::{Checkpoint, File, load_checkpoint, save_checkpoint};
 use tiebeam::{Error, Result, Rng};
 
@@ -15,6 +15,7 @@ pub fn folder(path: &Path) -> Result<()> {
 /// The state of a training run that its checkpoint stores in addition to the parameters.
 pub struct State<const N: usize> {
     pub optimizer: AdamW,
+    pub scale: LossScale,
     pub rng: Rng,
     /// The recorded numbers of each epoch so far.
     pub curve: Vec<[f64; N]>,
@@ -30,7 +31,8 @@ impl<const N: usize> State<N> {
             ("curve".to_string(), self.curve.iter().map(line).collect::<Vec<_>>().join("\n")),
         ]
         .into();
-        let optimizer = self.optimizer.state_dict()?;
+        let mut optimizer = self.optimizer.state_dict()?;
+        optimizer.extend(self.scale.state_dict()?);
         let run = Checkpoint::default()
             .step(self.optimizer.steps())
             .optimizer(optimizer)
@@ -54,7 +56,8 @@ impl<const N: usize> State<N> {
         };
         let curve = metadata.get("curve").map_or("", String::as_str).lines().map(numbers);
         self.curve = curve.collect::<Option<_>>().ok_or_else(|| wrong("its curve cannot be read".into()))?;
-        let run = load_checkpoint(path, Parameters::of(net).named())?;
+        let mut run = load_checkpoint(path, Parameters::of(net).named())?;
+        self.scale.load_state(&mut run.optimizer)?;
         self.optimizer.load_state(run.step, &run.optimizer)?;
         if let Some(rng) = run.rng {
             self.rng.set_state(rng.state());

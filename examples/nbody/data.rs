@@ -101,6 +101,22 @@ fn simulate(seed: u64, index: u64) -> [Vec<f32>; 4] {
     [charge, position, velocity, flat(&system.position, centre)]
 }
 
+#[cfg(test)]
+impl Data {
+    /// The same so many systems in every part.
+    pub fn few(count: u64) -> Data {
+        let mut all = Split::default();
+        for index in 0..count {
+            let [charge, position, velocity, target] = simulate(1, index);
+            all.charge.extend(charge);
+            all.position.extend(position);
+            all.velocity.extend(velocity);
+            all.target.extend(target);
+        }
+        Data { train: all.clone(), validation: all.clone(), test: all }
+    }
+}
+
 /// Reads the data from `path`, or creates them there: `systems` for training, 2000 for validation and 2000 for the test.
 pub fn load(path: &Path, systems: usize, seed: u64) -> Result<Data> {
     let all = if path.exists() { read(path, systems, seed)? } else { make(path, systems, seed)? };

@@ -3,14 +3,17 @@
 //!     cargo run --release --features cli --example nbody -- --out out/nbody
 //!
 //! Two networks are trained: one on positions and orientations, and the same one on distances alone. Their baselines are no
-//! motion and straight lines. Every epoch saves a checkpoint, from which `--resume` continues with the same bits. Data and
-//! settings: Satorras et al. 2021 (arXiv 2102.09844), Bekkers et al. 2024 (arXiv 2310.02970).
+//! motion and straight lines. Every epoch saves a checkpoint, from which `--resume` continues with the same bits. With
+//! `--precision f16|bf16` a step's products and activations have 16 bits; predictions are made in f32. Data and settings:
+//! Satorras et al. 2021 (arXiv 2102.09844), Bekkers et al. 2024 (arXiv 2310.02970).
 
 #[path = "../common/chart.rs"]
 mod chart;
 mod data;
 mod net;
 mod picture;
+#[path = "../common/precision.rs"]
+mod precision;
 #[path = "../common/run.rs"]
 mod run;
 #[path = "../common/state.rs"]
@@ -48,6 +51,9 @@ pub struct Args {
     /// Highest learning rate
     #[arg(long, default_value_t = 2e-3)]
     pub lr: f32,
+    /// The precision of training
+    #[command(flatten)]
+    pub scope: precision::Scope,
     /// Seed of data, weights and batches
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -122,4 +128,49 @@ fn grid(orientations: usize) -> Grid {
 
 fn main() -> ExitCode {
     run::main(|| body(&Args::parse()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicBool;
+
+    /// Both networks learn in every precision, each of which rounds in its own way, and a checkpoint has the loss scale.
+    #[test]
+    fn every_precision_learns() {
+        let gpu = Gpu::open().expect("an adapter");
+        let data = data::Data::few(24);
+        for name in ["oriented", "distances"] {
+            let curve = |precision: &str| {
+                let out = tempfile::tempdir().expect("a folder");
+                let options =
+                    ["--epochs", "6", "--batch", "6", "--channels", "8", "--layers", "1", "--lr", "0.01"];
+                let more = ["--precision", precision, "--out", out.path().to_str().expect("a name")];
+                let parse = |last: &[&'static str]| {
+                    let all = ["nbody"].iter().chain(&options).chain(&more).chain(last);
+                    Args::try_parse_from(all).expect("arguments")
+                };
+                let (args, resume) = (parse(&[]), parse(&["--resume"]));
+                let new = |args| {
+                    let net = net::Net::new(&gpu, name, &config(args), grid(12), &mut Rng::new(1))?;
+                    train::Run::new(args, &gpu, name, net, &data)
+                };
+                let mut run = new(&args).expect("a run");
+                assert!(run.train(&AtomicBool::new(false)).expect("training"));
+                let curve = run.state.curve.clone();
+                let scale = run.state.scale.scale().expect("a scale");
+                drop(run);
+                let resumed = new(&resume).expect("a run");
+                assert_eq!(resumed.state.scale.scale().expect("a scale"), scale, "{precision}");
+                curve.into_iter().map(|[loss, validation, _]| [loss, validation]).collect::<Vec<_>>()
+            };
+            let want = curve("f32");
+            for (precision, got) in [("f32", want.clone()), ("f16", curve("f16")), ("bf16", curve("bf16"))] {
+                let (first, last) = (got[0], got[got.len() - 1]);
+                assert!(got.iter().flatten().all(|x| x.is_finite()), "{name} in {precision}: {got:?}");
+                assert!((0..2).all(|i| last[i] < 0.8 * first[i]), "{name} in {precision}: {got:?}");
+                assert_eq!(got == want, precision == "f32", "{name} in {precision}: {got:?}");
+            }
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use tiebeam::geometry::{Graph, Grid, Ponita, PonitaConfig, PonitaInput, invariants};
 use tiebeam::nn::{Init, Module, Parameters};
-use tiebeam::{Gpu, Result, Rng, Tensor};
+use tiebeam::{Gpu, Precision, Result, Rng, Tensor, autocast};
 
 /// A network from charges and velocities to displacements.
 pub enum Net {
@@ -62,7 +62,10 @@ impl Net {
                 let along = net.readout(&hidden).squeeze(1).mul(velocity);
                 let (edges, d) = (graph.edges(), graph.vectors());
                 let features = invariants::polynomial(&invariants::distance(&d), net.config.degree);
-                let kernel = net.basis.forward(&features).matmul(&pair.t()).layer_norm(None, None, 1e-5);
+                // Such powers are beyond f16, so these products are in f32 whatever the scope, as those in PONITA are.
+                let kernel = autocast(Precision::F32, || {
+                    net.basis.forward(&features).matmul(&pair.t()).layer_norm(None, None, 1e-5)
+                });
                 let senders = hidden[hidden.len() - 1].squeeze(1).index_select(0, edges.source_ids());
                 let pull = kernel.mul(&senders).sum(1).unsqueeze(1).mul(&d);
                 pull.index_sum(0, edges.destination_ids(), edges.nodes()).add(&along)

@@ -3,6 +3,7 @@
 use crate::Args;
 use crate::data::{Data, PARTICLES, Split};
 use crate::net::Net;
+use crate::precision;
 use crate::state::State;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::fmt;
@@ -13,8 +14,8 @@ use tiebeam::geometry::Graph;
 use tiebeam::geometry::vectors::{DMat3, DVec3, orthogonal};
 use tiebeam::gpu::readback::Reading;
 use tiebeam::nn::Parameters;
-use tiebeam::optim::{AdamW, AdamWConfig, Group, Schedule};
-use tiebeam::{Error, Gpu, Result, Rng, Step, Tensor, no_grad};
+use tiebeam::optim::{AdamW, AdamWConfig, Group, LossScale, Schedule, Watch};
+use tiebeam::{Error, Gpu, Result, Rng, Step, Tensor, autocast, no_grad};
 
 /// The numbers of an epoch: mean of the steps' losses, error on all validation systems, seconds.
 pub type Epoch = [f64; 3];
@@ -69,7 +70,8 @@ impl<'a> Run<'a> {
         let optimizer = AdamW::new(gpu, vec![group], config)?;
         // Batches have their own generator, so both networks see the same ones.
         let rng = Rng::new(args.seed ^ 0xba7c4);
-        let state = State { optimizer, rng, curve: Vec::new(), settings: settings(args) };
+        let scale = LossScale::of(gpu, args.scope.precision)?;
+        let state = State { optimizer, scale, rng, curve: Vec::new(), settings: settings(args) };
         let mut run = Run { args, gpu, name, data, net, state, graph };
         let checkpoint = run.checkpoint();
         if args.resume && checkpoint.exists() {
@@ -103,12 +105,13 @@ impl<'a> Run<'a> {
                 let turned = self.data.train.rows(chosen).turned(|| orthogonal(&mut self.state.rng));
                 let loss = self.step(&mut recorded, &turned, lr)?;
                 // The loss is read one step late, so the device never waits for the host.
-                if let Some(previous) = late.replace(loss.read::<f32>()?) {
-                    sum += number(previous)?;
+                let sent = (loss.read::<f32>()?, self.state.optimizer.watch()?);
+                if let Some(previous) = late.replace(sent) {
+                    sum += self.note_step(previous, &bar)?;
                 }
                 bar.inc(1);
             }
-            sum += late.map_or(Ok(0.0), number)?;
+            sum += late.map_or(Ok(0.0), |last| self.note_step(last, &bar))?;
             let validation = self.data.validation.error(&self.predict(&self.data.validation)?);
             self.state.curve.push([sum / per_epoch as f64, validation, started.elapsed().as_secs_f64()]);
             bar.set_message(format!("epoch {}, validation {validation:.4}", self.state.curve.len()));
@@ -129,6 +132,12 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Prints what happened up to a step, and returns its loss.
+    fn note_step(&self, (loss, watch): (Reading, Watch), bar: &ProgressBar) -> Result<f64> {
+        precision::report(bar, self.name, watch)?;
+        number(loss)
+    }
+
     /// Makes one step of the optimizer and returns the loss.
     fn step(&mut self, recorded: &mut Option<Step>, batch: &Split, lr: f32) -> Result<Tensor> {
         let inputs = tensors(self.gpu, batch);
@@ -137,12 +146,15 @@ impl<'a> Run<'a> {
             step.set_lr(lr);
             return Ok(step.run(&inputs)?[0].clone());
         }
-        let (net, graph, optimizer) = (&self.net, &self.graph, &mut self.state.optimizer);
+        let (net, graph, precision) = (&self.net, &self.graph, self.args.scope.precision);
+        let State { optimizer, scale, .. } = &mut self.state;
         let step = Step::record(self.gpu, &inputs, |inputs| {
             let [position, velocity, charge, target] = inputs else { unreachable!("four inputs") };
-            let moved = position.add(&net.displacement(&graph.at(position), charge, velocity));
-            let loss = moved.sub(target).square().mean_all();
-            optimizer.step(&loss.backward()?, lr)?;
+            let loss = autocast(precision, || {
+                let moved = position.add(&net.displacement(&graph.at(position), charge, velocity));
+                moved.sub(target).square().mean_all()
+            });
+            optimizer.step(&scale.backward(&loss)?, lr)?;
             Ok(vec![loss])
         })?;
         Ok(recorded.insert(step).outputs()[0].clone())
@@ -206,9 +218,10 @@ impl<'a> Run<'a> {
 
 fn settings(args: &Args) -> String {
     let Args { epochs, systems, batch, channels, layers, orientations, lr, seed, .. } = args;
+    let precision = args.scope.precision;
     format!(
         "epochs {epochs} systems {systems} batch {batch} channels {channels} layers {layers} \
-         orientations {orientations} lr {lr} seed {seed}"
+         orientations {orientations} lr {lr} seed {seed} precision {precision}"
     )
 }
 

@@ -5,11 +5,14 @@
 //! out/aspirin
 //!
 //! Without --data, the frames are simulated here, from a copper cluster under a Morse potential. Every epoch saves a checkpoint,
-//! from which `--resume` continues. `tiebeam predict OUT/model.safetensors in.xyz out.xyz` uses the result.
+//! from which `--resume` continues. With `--precision f16|bf16` a step's products and activations have 16 bits, those for forces
+//! too; the trained potential is used in f32. `tiebeam predict OUT/model.safetensors in.xyz out.xyz` uses the result.
 
 #[path = "../common/chart.rs"]
 mod chart;
 mod morse;
+#[path = "../common/precision.rs"]
+mod precision;
 #[path = "../common/run.rs"]
 mod run;
 #[path = "../common/state.rs"]
@@ -65,6 +68,9 @@ pub struct Args {
     /// Train on frames without turning and mirroring them at random
     #[arg(long)]
     pub as_given: bool,
+    /// The precision of training
+    #[command(flatten)]
+    pub scope: precision::Scope,
     /// Seed of data, weights and batches
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -250,4 +256,53 @@ fn dynamics(args: &Args, calculator: &Calculator, start: &Frame, stop: &AtomicBo
 
 fn main() -> ExitCode {
     run::main(|| body(&Args::parse()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Energies and forces are learned in every precision, each of which rounds in its own way.
+    #[test]
+    fn every_precision_learns() {
+        let gpu = Gpu::open().expect("an adapter");
+        // Four atoms near a tetrahedron have fewer pairs than the cluster.
+        let mut rng = Rng::new(1);
+        let mut frame = || {
+            let mut noise = [0.0f32; 12];
+            rng.fill_normal(&mut noise);
+            let corners = Grid::tetrahedron();
+            let positions: Vec<[f64; 3]> = corners
+                .vectors()
+                .iter()
+                .zip(noise.chunks_exact(3))
+                .map(|(x, e)| std::array::from_fn(|k| 1.7 * x[k] + 0.15 * f64::from(e[k])))
+                .collect();
+            let (energy, forces) = morse::field(&positions);
+            let (energy, forces) = (Some(energy), Some(forces));
+            Frame { species: vec![29; 4], positions, energy, forces, ..Frame::default() }
+        };
+        let frames: Vec<Frame> = (0..48).map(|_| frame()).collect();
+        let (training, validation) = frames.split_at(40);
+        let curve = |precision: &str| {
+            let out = tempfile::tempdir().expect("a folder");
+            let options =
+                ["--epochs", "16", "--batch", "4", "--channels", "8", "--layers", "2", "--lr", "0.01"];
+            let more = ["--precision", precision, "--out", out.path().to_str().expect("a name")];
+            let args = Args::try_parse_from(["potential"].into_iter().chain(options).chain(more));
+            let args = args.expect("arguments");
+            let mut potential = potential(&args, &gpu, training).expect("a potential");
+            let stop = AtomicBool::new(false);
+            let curve = train::train(&args, &mut potential, training, validation, &stop).expect("training");
+            let forces = |[_, force, ..]: train::Epoch| force;
+            curve.expect("it was not stopped").into_iter().map(forces).collect::<Vec<_>>()
+        };
+        let want = curve("f32");
+        for (precision, got) in [("f32", want.clone()), ("f16", curve("f16")), ("bf16", curve("bf16"))] {
+            let last = got[got.len() - 1];
+            assert!(got.iter().all(|x| x.is_finite()) && last < 0.5 * got[0], "{precision}: {got:?}");
+            assert!(last < 1.5 * want[want.len() - 1], "{precision}: {got:?}, in f32 {want:?}");
+            assert_eq!(got == want, precision == "f32", "{precision}: {got:?}");
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use crate::Args;
 use crate::chart::{self, Frame as Axes, Line};
+use crate::precision;
 use crate::state::State;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::Path;
@@ -13,8 +14,8 @@ use tiebeam::geometry::{Calculator, Ponita, Potential};
 use tiebeam::gpu::AdapterSummary;
 use tiebeam::gpu::readback::Reading;
 use tiebeam::nn::Parameters;
-use tiebeam::optim::{AdamW, AdamWConfig, Group, Schedule};
-use tiebeam::{Error, Result, Rng};
+use tiebeam::optim::{AdamW, AdamWConfig, Group, LossScale, Schedule};
+use tiebeam::{Error, Result, Rng, autocast};
 
 /// The numbers of an epoch: training and validation MAE of energies (meV) and of force components (meV per angstrom), seconds.
 pub type Epoch = [f64; 5];
@@ -32,7 +33,8 @@ pub fn train(
     let group = Group::new(parameters.named().iter().map(|(name, p)| (name.clone(), p)));
     let optimizer = AdamW::new(&gpu, vec![group], AdamWConfig::default().clip(Some(10.0)))?;
     let rng = Rng::new(args.seed ^ 0xba7c4);
-    let mut state = State { optimizer, rng, curve: Vec::new(), settings: settings(args, training) };
+    let scale = LossScale::of(&gpu, args.scope.precision)?;
+    let mut state = State { optimizer, scale, rng, curve: Vec::new(), settings: settings(args, training) };
     let path = args.out.join("checkpoint.safetensors");
     if args.resume && path.exists() {
         state.load(&path, &potential.net)?;
@@ -62,16 +64,20 @@ pub fn train(
             let frames: Vec<Frame> = chosen.iter().map(turn).collect();
             let lr = schedule.lr(args.lr, bar.position());
             let batch = potential.batch(&frames.iter().collect::<Vec<_>>())?;
-            let loss = potential.loss(&batch, args.energy_weight, Ponita::FORCE_STEP)?;
-            state.optimizer.step(&loss.objective.backward()?, lr)?;
+            let loss = autocast(args.scope.precision, || {
+                potential.loss(&batch, args.energy_weight, Ponita::FORCE_STEP)
+            })?;
+            state.optimizer.step(&state.scale.backward(&loss.objective)?, lr)?;
             // Errors are read one step late, so the device never waits for the host.
             let readings = [loss.energy_errors.read::<f32>()?, loss.force_errors.read::<f32>()?];
-            if let Some(readings) = late.replace(readings) {
+            if let Some((readings, watch)) = late.replace((readings, state.optimizer.watch()?)) {
+                precision::report(&bar, "event", watch)?;
                 errors.add(readings)?;
             }
             bar.inc(1);
         }
-        if let Some(readings) = late {
+        if let Some((readings, watch)) = late {
+            precision::report(&bar, "event", watch)?;
             errors.add(readings)?;
         }
         let [energy, force] = errors.mean(1e3 * potential.scale);
@@ -160,8 +166,9 @@ fn settings(args: &Args, training: &[Frame]) -> String {
     let bits = numbers.fold(0xcbf29ce484222325u64, |h, x| (h ^ x.to_bits()).wrapping_mul(0x100000001b3));
     format!(
         "frames {} ({bits:016x}) epochs {epochs} batch {batch} channels {channels} layers {layers} orientations {orientations} radius \
-         {radius:?} lr {lr} energy weight {energy_weight} as given {as_given} seed {seed}",
-        training.len()
+         {radius:?} lr {lr} energy weight {energy_weight} as given {as_given} seed {seed} precision {}",
+        training.len(),
+        args.scope.precision
     )
 }
 

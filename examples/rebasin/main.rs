@@ -6,6 +6,8 @@
 //! the losses. `--models 3` also averages three networks. `--mnist DIR` reads MNIST's files.
 
 mod data;
+#[path = "../common/precision.rs"]
+mod precision;
 #[path = "../common/run.rs"]
 mod run;
 mod train;
@@ -22,7 +24,7 @@ use tiebeam::merge::{
     Similarity, Spec, Weights, match_many, match_weights, singular_alignment,
 };
 use tiebeam::store::{Entry, save, save_tensors};
-use tiebeam::{Error, Gpu, Precision, Result, Tensor, files, no_grad};
+use tiebeam::{Error, Gpu, Result, Tensor, files, no_grad};
 use train::{Recipe, train};
 
 /// Train networks of different seeds, match them and draw the losses between them.
@@ -44,9 +46,9 @@ struct Args {
     /// Highest learning rate
     #[arg(long, default_value_t = 0.1)]
     lr: f32,
-    /// Products and activations in f32, or in f16 or bf16 with f32 sums, weights and optimizer
-    #[arg(long, default_value_t = Precision::F32)]
-    precision: Precision,
+    /// The precision of training
+    #[command(flatten)]
+    scope: precision::Scope,
     /// Images per step
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
@@ -125,7 +127,7 @@ impl Study<'_> {
             .chain([self.data.classes()])
             .collect();
         let (epochs, batch) = (self.args.epochs as usize, self.args.batch as usize);
-        let recipe = Recipe { epochs, batch, lr: self.args.lr, precision: self.args.precision };
+        let recipe = Recipe { epochs, batch, lr: self.args.lr, precision: self.args.scope.precision };
         let mut models = Vec::new();
         for i in 0..self.args.models {
             let model =

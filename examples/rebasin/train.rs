@@ -1,6 +1,7 @@
 //! Trains a multilayer perceptron.
 
 use crate::data::Set;
+use crate::precision::report;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -92,9 +93,7 @@ pub fn train(
         }
         bar.inc(1);
         if step % 100 == 99 || step + 1 == total as usize {
-            for event in optimizer.watch()?.events()? {
-                bar.suspend(|| println!("width {} seed {seed}: {event}", sizes[1]));
-            }
+            report(&bar, &format!("width {} seed {seed}:", sizes[1]), optimizer.watch()?)?;
         }
         if stop.load(Ordering::Relaxed) {
             return Err(Error::stopped("stopped before the networks were trained"));

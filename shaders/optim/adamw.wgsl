@@ -1,4 +1,4 @@
-// One step of AdamW over every tensor of an arena, where s is the number of the step:
+// One step of AdamW over every tensor of an arena, where s is the number of steps that changed the tensor, with this one:
 //     g *= factor;  w *= 1 - lr wd;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
 //     w -= lr (m / (1 - b1^s)) / (sqrt(v / (1 - b2^s)) + eps)
 // lr is the step's learning rate times the group's scale. Nothing changes if the norm of all gradients is not finite.
@@ -13,8 +13,7 @@ struct Params {
     beta2: f32,
     rest1: f32,      // 1 - beta1
     rest2: f32,
-    unbias1: f32,    // 1 / (1 - beta1^s)
-    unbias2: f32,
+    first: u32,      // chunks of the arenas before this one
 }
 var<immediate> p: Params;
 
@@ -26,6 +25,9 @@ var<immediate> p: Params;
 @group(0) @binding(3) var<storage, read_write> w: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> m: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read_write> v: array<vec4<f32>>;
+@group(0) @binding(6) var<storage, read> leaves: array<u32>;          // the tensor of each chunk of all arenas
+// Per tensor: s, the bits of 1 / (1 - b1^s) and of 1 / (1 - b2^s), nothing.
+@group(0) @binding(7) var<storage, read> taken: array<vec4<u32>>;
 
 #import chunk
 
@@ -36,6 +38,7 @@ fn update(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     let chunk = chunks[at];
     let lr = p.lr * bitcast<f32>(chunk.z);
     let keep = 1.0 - lr * bitcast<f32>(chunk.w);
+    let unbias = bitcast<vec2<f32>>(taken[leaves[p.first + at]].yz);
     let vectors = (chunk.y + 3u) / 4u;
     for (var i = lane; i < vectors; i += 64u) {
         let e = chunk.x / 4u + i;
@@ -44,6 +47,6 @@ fn update(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
         let second = p.beta2 * v[e] + p.rest2 * dw * dw;
         m[e] = first;
         v[e] = second;
-        w[e] = keep * w[e] - lr * (first * p.unbias1) / (sqrt(second * p.unbias2) + vec4<f32>(p.eps));
+        w[e] = keep * w[e] - lr * (first * unbias.x) / (sqrt(second * unbias.y) + vec4<f32>(p.eps));
     }
 }

@@ -5,6 +5,7 @@
 // finish:     one workgroup adds the partial sums of all arenas, in an order that depends only on their number, and counts norms
 //             that are not finite. Such a norm lowers the scale, and `interval` finite ones in a row raise it. Both are events,
 //             which the journal keeps with the step, the scale before and after, and a bit for each tensor whose own sum is not finite.
+//             With a finite norm, each of the `present` tensors counts the step, by the fragment `count`.
 // No derivative.
 
 const SLOTS: u32 = 64u;
@@ -19,6 +20,7 @@ struct Params {
     interval: u32,      // finite steps in a row that raise the scale, 0 for a scale that stays
     growth: f32,
     backoff: f32,
+    present: u32,       // tensors that count the step
 }
 var<immediate> p: Params;
 
@@ -30,9 +32,10 @@ var<immediate> p: Params;
 // Steps without a finite norm, steps, events, nothing; then SLOTS events of ENTRY words and a bit for each tensor.
 @group(0) @binding(4) var<storage, read_write> journal: array<atomic<u32>>;
 @group(0) @binding(5) var<storage, read_write> scale: array<f32>;     // the scale, 1 / scale, finite steps since it changed
-@group(0) @binding(6) var<storage, read> leaves: array<u32>;          // the tensor of each chunk
+@group(0) @binding(6) var<storage, read> leaves: array<u32>;          // the tensor of each chunk, then each tensor once
 
 #import chunk
+#import count = count_none
 
 var<workgroup> tree: array<f32, 256>;
 
@@ -90,6 +93,8 @@ fn finish(@builtin(local_invocation_index) lane: u32) {
             let leaf = leaves[chunk];
             if !is_finite(partials[chunk]) { atomicOr(&journal[entry(events) + ENTRY + leaf / 32u], 1u << (leaf % 32u)); }
         }
+    } else {
+        for (var i = lane; i < p.present; i += 256u) { count_step(leaves[p.count + i]); }
     }
     // The other lanes have read the count of events, and the scale, before the one below changes them.
     workgroupBarrier();

@@ -79,10 +79,10 @@ impl Capture {
     /// Encodes all commands again, with optimizers stepping at `rates`.
     ///
     /// # Errors
-    /// An error that a tensor from outside carries, a tensor from outside whose elements have moved, a condition that
-    /// does not hold, or the device's fault. Then nothing runs, and no generator or optimizer advances.
+    /// An error that a tensor from outside carries, a tensor from outside whose elements have moved, or the device's
+    /// fault. Then nothing runs, and no generator or optimizer advances.
     pub fn replay(&self, rates: &[f32]) -> Result<()> {
-        let (gpu, Recording { outside, changed, conditions, .. }) = (&self.gpu, &self.recording);
+        let (gpu, Recording { outside, changed, .. }) = (&self.gpu, &self.recording);
         gpu.unchanged(|| {
             // What was recorded before may end with an error that counts.
             lock(&gpu.0.recorder).finish(gpu);
@@ -98,7 +98,6 @@ impl Capture {
                     ));
                 }
             }
-            conditions.iter().try_for_each(|condition| condition())?;
             gpu.settle(changed);
             // A replay writes all of each output, so errors of the last run no longer count.
             self.results.iter().for_each(|buffer| buffer.heal());

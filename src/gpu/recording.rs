@@ -26,11 +26,7 @@ pub(super) struct Recording {
     pub refused: Option<Error>,
     /// The learning rates of optimizer steps, in order.
     pub rates: Vec<f32>,
-    /// Conditions that must hold before a replay.
-    pub conditions: Vec<Condition>,
 }
-
-pub(super) type Condition = Box<dyn Fn() -> Result<()> + Send>;
 
 thread_local! {
     static RECORDING: RefCell<Option<Recording>> = const { RefCell::new(None) };
@@ -64,7 +60,6 @@ pub(super) fn begin(gpu: &Gpu, number: u64, pool: Arc<Mutex<Pool>>) -> Result<Gu
         changed: vec![],
         refused: None,
         rates: vec![],
-        conditions: vec![],
     }));
     Ok(Guard)
 }
@@ -156,11 +151,6 @@ impl Gpu {
     /// record.
     pub(crate) fn each_replay(&self, hook: impl Fn() + Send + Sync + 'static) {
         command(self, || Command::Hook(Arc::new(hook)));
-    }
-
-    /// Makes every replay of this thread's recording check `condition` first. If it fails, nothing runs.
-    pub(crate) fn before_replays(&self, condition: impl Fn() -> Result<()> + Send + 'static) {
-        with(self, |recording| recording.conditions.push(Box::new(condition)));
     }
 
     /// Notes the rate of an optimizer's step, and returns its index among the rates of the recorded step. 0 if this

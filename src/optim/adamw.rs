@@ -51,8 +51,8 @@ impl Default for AdamWConfig {
 /// w -= lr (m / (1 - b1^s)) / (sqrt(v / (1 - b2^s)) + eps)
 /// ```
 ///
-/// `s` counts the steps in which the parameter had a gradient, as in PyTorch. For a parameter that joins late it starts
-/// at 1.
+/// `s` counts the steps that changed the parameter, as in PyTorch: those in which it had a gradient and the norm was finite.
+/// For a parameter that joins late it starts at 1.
 /// Source: Loshchilov, Hutter 2019, "Decoupled Weight Decay Regularization".
 pub struct AdamW {
     arenas: Arenas,
@@ -78,7 +78,8 @@ impl AdamW {
             return Err(Error::config(message));
         }
         check_clip(OP, config.clip)?;
-        let arenas = Arenas::new(OP, gpu, groups, &["m", "v"], config.arena_limit)?;
+        let decays = Some(config.betas.into());
+        let arenas = Arenas::new(OP, gpu, groups, &["m", "v"], decays, config.arena_limit)?;
         Ok(AdamW { arenas, config })
     }
 
@@ -97,8 +98,8 @@ impl AdamW {
     pub fn step(&mut self, grads: &Grads, lr: f32) -> Result<StepInfo> {
         at_least_zero(OP, "the learning rate", lr.into())?;
         let config = self.config.clone();
-        let numbers = Arc::new(move |lr: f32, step: u64| {
-            let (s, (b1, b2)) = (step as f64, config.betas);
+        let numbers = Arc::new(move |lr: f32| {
+            let (b1, b2) = config.betas;
             vec![
                 ("lr", lr),
                 ("eps", config.eps),
@@ -106,12 +107,9 @@ impl AdamW {
                 ("beta2", b2 as f32),
                 ("rest1", (1.0 - b1) as f32),
                 ("rest2", (1.0 - b2) as f32),
-                ("unbias1", (1.0 / (1.0 - b1.powf(s))) as f32),
-                ("unbias2", (1.0 / (1.0 - b2.powf(s))) as f32),
             ]
         });
-        let kernel =
-            Kernel { source: &source(), entry: "update", moments: &["m", "v"], lr, numbers, counts: true };
+        let kernel = Kernel { source: &source(), entry: "update", moments: &["m", "v"], lr, numbers };
         self.arenas.step(grads, self.config.clip, &kernel)
     }
 
@@ -148,13 +146,13 @@ impl AdamW {
         self.arenas.watch()
     }
 
-    /// Returns the moments `m/NAME` and `v/NAME` of every parameter, and `step/NAME` of those that had no gradient in
-    /// some steps. Together with [`AdamW::steps`], this is all that there is to save.
+    /// Returns the moments `m/NAME` and `v/NAME` of every parameter, and `step/NAME` of those that some steps did not
+    /// change. Together with [`AdamW::steps`], this is all that there is to save.
     ///
     /// # Errors
     /// When the device has failed.
     pub fn state_dict(&self) -> Result<Vec<StateTensor>> {
-        self.arenas.state_dict(true)
+        self.arenas.state_dict()
     }
 
     /// Restores the moments and the count of steps that [`AdamW::state_dict`] and [`AdamW::steps`] returned.

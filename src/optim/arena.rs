@@ -2,9 +2,10 @@
 //! A table of chunks lets one kernel process every tensor that has a gradient.
 
 use super::events::{self, Log};
+use super::taken::{self, Taken};
 use super::{Group, StepInfo, at_least_zero};
 use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::gpu::buffer::Buffer;
 use crate::gpu::kernel::{self, Launch, Live, grid};
@@ -35,18 +36,16 @@ pub(super) struct Arenas {
     pub(super) moments: &'static [&'static str],
     pub(super) arenas: Vec<Arena>,
     pub(super) leaves: Vec<Leaf>,
-    /// The tables, keyed by the group of every leaf, which is 0 for leaves without a gradient.
-    tables: HashMap<Vec<u32>, Arc<Table>>,
+    /// The tables, keyed by which leaves have a gradient.
+    tables: HashMap<Vec<bool>, Arc<Table>>,
     /// Number of the optimizer's steps. Recorded steps share it, as their replays count too.
     pub(super) steps: Arc<AtomicU64>,
-    /// Number of steps that each leaf took part in, shared likewise.
-    pub(super) counts: Arc<[AtomicU64]>,
+    /// Number of steps that changed each leaf, if the update depends on it.
+    pub(super) taken: Option<Taken>,
     /// What happened in the steps, written by the device.
     pub(super) log: Log,
     /// The scale of gradients without one.
     pub(super) unscaled: Arc<Scaling>,
-    /// The last recording in which a step was taken, and the leaves' counts before it.
-    recording: (u64, Arc<[u64]>),
 }
 
 pub(super) struct Arena {
@@ -76,24 +75,24 @@ pub(super) struct Leaf {
 
 struct Table {
     parts: Vec<Part>,
-    /// The leaf of each chunk, in the order of the parts.
+    /// The leaf of each chunk, in the order of the parts, and then each leaf once.
     leaves: Arc<Buffer>,
     chunks: usize,
+    /// Number of leaves.
+    present: usize,
 }
 
-/// The chunks of those leaves of one arena that took part in equally many steps.
+/// The chunks of one arena's leaves.
 struct Part {
     arena: usize,
-    /// One of these leaves.
-    leaf: usize,
     chunks: usize,
     /// Number of chunks in the parts before this one.
     first: usize,
     table: Arc<Buffer>,
 }
 
-/// Returns the constants of an update for a learning rate and for the parameters' number of steps, counted from 1.
-pub(super) type Numbers = Arc<dyn Fn(f32, u64) -> Vec<(&'static str, f32)> + Send + Sync>;
+/// Returns the constants of an update for a learning rate.
+pub(super) type Numbers = Arc<dyn Fn(f32) -> Vec<(&'static str, f32)> + Send + Sync>;
 
 /// The update of one optimizer.
 pub(super) struct Kernel<'a> {
@@ -103,8 +102,6 @@ pub(super) struct Kernel<'a> {
     pub moments: &'a [&'static str],
     pub lr: f32,
     pub numbers: Numbers,
-    /// Whether the numbers depend on the step.
-    pub counts: bool,
 }
 
 impl Arenas {
@@ -114,6 +111,7 @@ impl Arenas {
         gpu: &Gpu,
         groups: Vec<Group>,
         moments: &'static [&'static str],
+        decays: Option<[f64; 2]>,
         limit: Option<u64>,
     ) -> Result<Arenas> {
         gpu.check()?;
@@ -156,6 +154,7 @@ impl Arenas {
         log.spare();
         let unscaled = Tensor::from_slice(gpu, &UNSCALED, [4]);
         unscaled.check()?;
+        let taken = decays.map(|decays| Taken::new(op, gpu, leaves.len(), decays)).transpose()?;
         // Errors must show before any parameter moves: one that carries an error would be lost, and it may be the only
         // copy.
         for arena in &arenas {
@@ -183,7 +182,6 @@ impl Arenas {
                 leaf.part = Some(part);
             }
         });
-        let counts = leaves.iter().map(|_| AtomicU64::new(0)).collect();
         let log = Log::new(log, leaves.iter().map(|leaf| leaf.name.clone()).collect());
         Ok(Arenas {
             op,
@@ -193,10 +191,9 @@ impl Arenas {
             leaves,
             tables: HashMap::new(),
             steps: Arc::default(),
-            counts,
+            taken,
             log,
             unscaled: Arc::new(Scaling { state: unscaled, growth: 1.0, backoff: 1.0, interval: 0 }),
-            recording: (0, Arc::from([])),
         })
     }
 
@@ -236,21 +233,22 @@ impl Arenas {
         kernel: &Kernel,
     ) -> Result<StepInfo> {
         let gpu = self.gpu.clone();
-        let groups = self.groups(&present, kernel.counts);
-        let table = self.table(groups);
+        let table = self.table(&present);
         let partials = self.partials(grads, &table)?;
         let norm = gpu.alloc("grad_norm", 16);
         let scaling = grads.scaling().unwrap_or(&self.unscaled);
-        let finish = norm_launch("finish", table.chunks, 0, clip.unwrap_or(0.0), Some((scaling, self)))
+        let finish = self
+            .finish(&table, clip.unwrap_or(0.0), scaling)
             .bind_mut("partials", whole(&partials))
             .bind_mut("y", whole(&norm))
             .bind_mut("journal", whole(&self.log.buffer))
             .bind_mut("scale", &scaling.state)
             .bind("leaves", whole(&table.leaves));
         let rate = gpu.note_rate(kernel.lr);
-        let updates = table.parts.iter().map(|part| self.update(part, grads, &norm, kernel, rate));
+        let updates = table.parts.iter().map(|part| self.update(&table, part, grads, &norm, kernel, rate));
         let launches: Vec<Launch> = std::iter::once(finish).chain(updates).collect();
         let mut changed: Vec<Arc<Buffer>> = vec![scaling.state.place().buffer];
+        changed.extend(self.taken.as_ref().map(|taken| taken.buffer.clone()));
         for (leaf, _) in self.leaves.iter().zip(&present).filter(|(_, here)| **here) {
             changed.extend(leaf.part.clone());
         }
@@ -259,20 +257,37 @@ impl Arenas {
         }
         gpu.change_now(&changed, &launches)?;
         drop(launches);
-        self.count(present, kernel.counts);
+        self.count();
         let norm = Tensor::from_place(&gpu, Shape::new(&[]), DType::F32, Place { buffer: norm, offset: 0 });
         Ok(StepInfo { norm })
     }
 
-    /// Returns the parameters of a part's launch that change from one replay of a recorded step to the next.
-    fn live(&self, part: &Part, kernel: &Kernel, rate: usize) -> Live {
-        let (numbers, counts, leaf) = (kernel.numbers.clone(), self.counts.clone(), part.leaf);
-        let make = move |rates: &[f32]| numbers(rates[rate], counts[leaf].load(Relaxed).saturating_add(1));
-        Live::Numbers(Arc::new(make))
+    /// Returns the launch that joins the norm and counts the step, without the bindings of the norm.
+    fn finish(&self, table: &Table, clip: f32, scaling: &Scaling) -> Launch<'static> {
+        let words = events::words(self.leaves.len());
+        let turns = table.chunks / 1024 + 4 + table.chunks / 256 + 1 + words;
+        let numbers = Norm {
+            chunks: table.chunks,
+            clip,
+            words,
+            interval: scaling.interval,
+            growth: scaling.growth,
+            backoff: scaling.backoff,
+            ..Norm::default()
+        };
+        match &self.taken {
+            None => numbers.launch(norm_source(), "finish", [1; 3], turns),
+            Some(taken) => {
+                let turns = turns + taken::turns(table.present);
+                let numbers = Norm { present: table.present, ..numbers };
+                taken.bind(numbers.launch(counting_source(), "finish", [1; 3], turns))
+            }
+        }
     }
 
     fn update<'a>(
         &self,
+        table: &Table,
         part: &Part,
         grads: &Grads,
         norm: &Arc<Buffer>,
@@ -280,6 +295,7 @@ impl Arenas {
         rate: usize,
     ) -> Launch<'a> {
         let arena = &self.arenas[part.arena];
+        let numbers = kernel.numbers.clone();
         let mut launch = Launch::new(self.op, kernel.source, kernel.entry, grid(part.chunks))
             .bind("chunks", part.rows())
             .bind("norm", whole(norm))
@@ -287,72 +303,25 @@ impl Arenas {
             .bind_mut("w", arena.whole(&arena.params))
             .set("count", part.chunks)
             .turns(CHUNK / 256)
-            .live(self.live(part, kernel, rate));
+            .live(Live::Numbers(Arc::new(move |rates: &[f32]| numbers(rates[rate]))));
         for (name, buffer) in kernel.moments.iter().zip(&arena.moments) {
             launch = launch.bind_mut(*name, arena.whole(buffer));
         }
-        let step = self.counts[part.leaf].load(Relaxed).saturating_add(1);
-        (kernel.numbers)(kernel.lr, step).into_iter().fold(launch, |launch, (name, x)| launch.set(name, x))
+        if let Some(taken) = &self.taken {
+            launch = launch.bind("leaves", whole(&table.leaves)).bind("taken", taken.whole());
+            launch = launch.set("first", part.first);
+        }
+        (kernel.numbers)(kernel.lr).into_iter().fold(launch, |launch, (name, x)| launch.set(name, x))
     }
 
-    /// Counts this step of these leaves, and each of its replays.
-    fn count(&mut self, present: Vec<bool>, counts_matter: bool) {
-        let number = recording::number(&self.gpu);
-        if number != 0 && counts_matter {
-            if self.recording.0 != number {
-                self.recording = (number, self.counts.iter().map(|count| count.load(Relaxed)).collect());
-            }
-            self.hold_together(&present);
-        }
-        let (steps, counts) = (self.steps.clone(), self.counts.clone());
+    /// Counts this step, and each of its replays.
+    fn count(&self) {
+        let steps = self.steps.clone();
         let count = move || {
             steps.fetch_add(1, Relaxed);
-            for (count, _) in counts.iter().zip(&present).filter(|(_, here)| **here) {
-                count.fetch_add(1, Relaxed);
-            }
         };
         count();
         self.gpu.each_replay(count);
-    }
-
-    /// A recorded kernel assumes that its leaves have taken part in equally many steps. Once they have not, a replay
-    /// would be wrong, and is refused.
-    fn hold_together(&self, present: &[bool]) {
-        let mut groups: HashMap<u64, Vec<usize>> = HashMap::new();
-        for leaf in (0..present.len()).filter(|leaf| present[*leaf]) {
-            groups.entry(self.counts[leaf].load(Relaxed)).or_default().push(leaf);
-        }
-        let (op, counts, before) = (self.op, self.counts.clone(), self.recording.1.clone());
-        self.gpu.before_replays(move || {
-            let since = |leaf: &usize| counts[*leaf].load(Relaxed).wrapping_sub(before[*leaf]);
-            match groups.values().all(|group| group.iter().all(|leaf| since(leaf) == since(&group[0]))) {
-                true => Ok(()),
-                false => Err(Error::config(format!(
-                    "Step: parameters that one {op} update takes together have not all had a gradient in the same steps since \
-                     the recording; record the step again, or give them an optimizer each"
-                ))),
-            }
-        });
-    }
-
-    /// Returns the group of every leaf, from 1 on. If `by_count`, a group has the leaves that took part in equally many
-    /// steps; otherwise there is one group. 0 is for leaves without a gradient.
-    fn groups(&self, present: &[bool], by_count: bool) -> Vec<u32> {
-        let mut seen: Vec<u64> = Vec::new();
-        let mut group = |(leaf, here): (usize, &bool)| {
-            let count = if by_count { self.counts[leaf].load(Relaxed) } else { 0 };
-            let known = seen.iter().position(|other| *other == count).filter(|_| *here);
-            match here {
-                false => 0,
-                true => {
-                    1 + known.unwrap_or_else(|| {
-                        seen.push(count);
-                        seen.len() - 1
-                    }) as u32
-                }
-            }
-        };
-        present.iter().enumerate().map(&mut group).collect()
     }
 
     #[track_caller]
@@ -381,45 +350,45 @@ impl Arenas {
     fn partials(&self, grads: &Grads, table: &Table) -> Result<Arc<Buffer>> {
         let partials = self.gpu.alloc("grad_norm", DType::F32.buffer_bytes(table.chunks));
         for part in &table.parts {
-            let launch =
-                norm_launch("sum_chunks", part.chunks, part.first, 0.0, None).bind("chunks", part.rows());
-            let launch = launch.bind("g", self.arenas[part.arena].gradients(grads));
+            let numbers = Norm { chunks: part.chunks, first: part.first, ..Norm::default() };
+            let launch = numbers
+                .launch(norm_source(), "sum_chunks", grid(part.chunks), CHUNK / 256)
+                .bind("chunks", part.rows())
+                .bind("g", self.arenas[part.arena].gradients(grads));
             self.gpu.launch(launch.bind_mut("partials", whole(&partials)));
         }
         partials.data()?;
         Ok(partials)
     }
 
-    fn table(&mut self, groups: Vec<u32>) -> Arc<Table> {
-        if let Some(table) = self.tables.get(&groups) {
+    fn table(&mut self, present: &[bool]) -> Arc<Table> {
+        if let Some(table) = self.tables.get(present) {
             return table.clone();
         }
         let (mut parts, mut numbers) = (Vec::new(), Vec::new());
         let mut first = 0;
-        let most = groups.iter().copied().max().unwrap_or(0);
-        for (group, arena) in
-            (1..=most).flat_map(|group| (0..self.arenas.len()).map(move |arena| (group, arena)))
-        {
+        for arena in 0..self.arenas.len() {
             let all = self.leaves.iter().enumerate();
-            let leaves: Vec<_> = all.filter(|(i, leaf)| leaf.arena == arena && groups[*i] == group).collect();
+            let leaves: Vec<_> = all.filter(|(i, leaf)| leaf.arena == arena && present[*i]).collect();
             let rows: Vec<[u32; 4]> = leaves.iter().flat_map(|(_, leaf)| leaf.chunks()).collect();
             numbers.extend(leaves.iter().flat_map(|(i, leaf)| leaf.chunks().map(move |_| *i as u32)));
             if !rows.is_empty() {
                 let bytes: &[u8] = bytemuck::cast_slice(&rows);
                 let table = self.gpu.upload(self.op, bytes, bytes.len() as u64);
-                parts.push(Part { arena, leaf: leaves[0].0, chunks: rows.len(), first, table });
+                parts.push(Part { arena, chunks: rows.len(), first, table });
                 first += rows.len();
             }
         }
+        numbers.extend((0..present.len()).filter(|&leaf| present[leaf]).map(|leaf| leaf as u32));
         let bytes: &[u8] = bytemuck::cast_slice(&numbers);
         let leaves = self.gpu.upload(self.op, bytes, DType::U32.buffer_bytes(numbers.len()));
-        let table = Arc::new(Table { parts, leaves, chunks: first });
+        let table = Arc::new(Table { parts, leaves, chunks: first, present: numbers.len() - first });
         if self.tables.len() >= TABLES {
             self.tables.clear();
         }
         // If an upload failed, the table is recomputed next time.
         if table.leaves.data().is_ok() && table.parts.iter().all(|part| part.table.data().is_ok()) {
-            self.tables.insert(groups, table.clone());
+            self.tables.insert(present.to_vec(), table.clone());
         }
         table
     }
@@ -494,34 +463,47 @@ fn zeros(op: &'static str, gpu: &Gpu, bytes: u64) -> Arc<Buffer> {
     buffer
 }
 
-/// Returns a launch of `grad_norm`, over all chunks of a part or, for `finish`, of all parts, with the loss scale and the
-/// arenas that are stepped.
-fn norm_launch<'a>(
-    entry: &'a str,
+/// The parameters of `grad_norm`, over all chunks of a part or, for `finish`, of all parts.
+#[derive(Default)]
+struct Norm {
     chunks: usize,
     first: usize,
     clip: f32,
-    finishes: Option<(&Scaling, &Arenas)>,
-) -> Launch<'a> {
-    let words = finishes.map_or(0, |(_, arenas)| events::words(arenas.leaves.len()));
-    let (interval, growth, backoff) =
-        finishes.map_or((0, 1.0, 1.0), |(s, _)| (s.interval, s.growth, s.backoff));
-    let (grid, turns) = match finishes {
-        Some(_) => ([1, 1, 1], chunks / 1024 + 4 + chunks / 256 + 1 + words),
-        None => (grid(chunks), CHUNK / 256),
-    };
-    Launch::new("grad_norm", norm_source(), entry, grid)
-        .set("count", chunks)
-        .set("first", first)
-        .set("clip", clip)
-        .set("leaf_words", words)
-        .set("interval", interval)
-        .set("growth", growth)
-        .set("backoff", backoff)
-        .turns(turns)
+    words: usize,
+    interval: u32,
+    growth: f32,
+    backoff: f32,
+    present: usize,
+}
+
+impl Norm {
+    fn launch(
+        self,
+        source: &'static Source,
+        entry: &'static str,
+        grid: [u32; 3],
+        turns: usize,
+    ) -> Launch<'static> {
+        Launch::new("grad_norm", source, entry, grid)
+            .set("count", self.chunks)
+            .set("first", self.first)
+            .set("clip", self.clip)
+            .set("leaf_words", self.words)
+            .set("interval", self.interval)
+            .set("growth", self.growth)
+            .set("backoff", self.backoff)
+            .set("present", self.present)
+            .turns(turns)
+    }
 }
 
 fn norm_source() -> &'static Source {
     static SOURCE: LazyLock<Source> = LazyLock::new(|| Source::file("grad_norm"));
+    &SOURCE
+}
+
+/// The source of a norm that also counts the steps of each leaf.
+fn counting_source() -> &'static Source {
+    static SOURCE: LazyLock<Source> = LazyLock::new(|| norm_source().clone().slot("count", "count_unbias"));
     &SOURCE
 }

@@ -2,8 +2,7 @@
 //!
 //! An optimizer moves its parameters into memory of its own, and all handles on them follow. Backward passes then write
 //! gradients where the optimizer reads them. A step takes three dispatches, whatever the number of tensors (two more for
-//! each further arena, and for parameters that joined late). Nothing is read back: the norm of the gradients stays on the
-//! device until it is read.
+//! each further arena). Nothing is read back: the norm of the gradients stays on the device until it is read.
 //!
 //! ```no_run
 //! use tiebeam::optim::{AdamW, AdamWConfig, Group, Schedule};
@@ -21,10 +20,10 @@
 //! ```
 //!
 //! A step changes nothing on the device if the norm of its gradients is not finite (because of a NaN, an infinity, or
-//! squares whose sum overflows f32), so the last good parameters stay. The counter of steps still moves on, because the
-//! host does not wait for the norm. `skipped` returns the number of such steps, and `watch` says which they were, and which
-//! parameters' gradients overflowed. A parameter without a gradient is
-//! left alone: it does not decay, and its moments stay.
+//! squares whose sum overflows f32), so the last good parameters stay, and the run goes on with the bits of one without that
+//! step. Only the host's counter of steps moves on, because the host does not wait for the norm. `skipped` returns the number
+//! of such steps, and `watch` says which they were, and which parameters' gradients overflowed. A parameter without a gradient
+//! is left alone: it does not decay, and its moments stay.
 //!
 //! A step changes all its parameters or none: one that returns an error has changed nothing. Parameters belong to one
 //! optimizer at a time. When it is dropped, or could not be made, another one can take them, with the values that they
@@ -37,6 +36,7 @@ mod scale;
 mod schedule;
 mod sgd;
 mod state;
+mod taken;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub use events::{StepEvent, Watch};

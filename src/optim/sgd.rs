@@ -77,7 +77,7 @@ impl Sgd {
         }
         check_clip(OP, config.clip)?;
         let moments: &[_] = if config.momentum > 0.0 { &["velocity"] } else { &[] };
-        let arenas = Arenas::new(OP, gpu, groups, moments, config.arena_limit)?;
+        let arenas = Arenas::new(OP, gpu, groups, moments, None, config.arena_limit)?;
         Ok(Sgd { arenas, config })
     }
 
@@ -97,10 +97,10 @@ impl Sgd {
         at_least_zero(OP, "the learning rate", lr.into())?;
         let momentum = self.config.momentum;
         let entry = if momentum > 0.0 { "momentum" } else { "plain" };
-        let numbers = Arc::new(move |lr: f32, _| vec![("lr", lr), ("mu", momentum)]);
+        let numbers = Arc::new(move |lr: f32| vec![("lr", lr), ("mu", momentum)]);
         let moments: &[&str] = if momentum > 0.0 { &["b"] } else { &[] };
         let source = source(self.config.nesterov);
-        let kernel = Kernel { source: &source, entry, moments, lr, numbers, counts: false };
+        let kernel = Kernel { source: &source, entry, moments, lr, numbers };
         self.arenas.step(grads, self.config.clip, &kernel)
     }
 
@@ -142,7 +142,7 @@ impl Sgd {
     /// # Errors
     /// When the device has failed.
     pub fn state_dict(&self) -> Result<Vec<StateTensor>> {
-        self.arenas.state_dict(false)
+        self.arenas.state_dict()
     }
 
     /// Restores the velocities and the count of steps that [`Sgd::state_dict`] and [`Sgd::steps`] returned.

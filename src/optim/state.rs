@@ -3,6 +3,7 @@
 use super::StateTensor;
 use super::arena::{self, Arena, Arenas};
 use super::events::{self, Watch};
+use super::taken::{self, Taken};
 use crate::error::{Error, Result};
 use crate::gpu::readback::Reading;
 use crate::gpu::value::Place;
@@ -10,21 +11,24 @@ use crate::shape::Shape;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// Name of the state that counts a parameter's steps, if they differ from the optimizer's.
+/// Name of the state that counts the steps that changed a parameter, if that is not all of the optimizer's.
 const COUNT: &str = "step";
 
 impl Arenas {
-    /// Returns every moment of every leaf, named `MOMENT/LEAF`, all from the same point in time. If `counts`, also
-    /// returns `step/LEAF` of every leaf that has not taken part in all steps.
-    pub fn state_dict(&self, counts: bool) -> Result<Vec<StateTensor>> {
+    /// Returns every moment of every leaf, named `MOMENT/LEAF`, all from the same point in time. If the leaves' steps
+    /// are counted, also returns `step/LEAF` of every leaf that some step did not change.
+    pub fn state_dict(&self) -> Result<Vec<StateTensor>> {
         let read = |index: usize| -> Result<Vec<Reading>> {
             let start = |arena: &Arena| self.gpu.start_read(&arena.moments[index], 0, arena.layout.bytes);
             self.arenas.iter().map(start).collect()
         };
         let (readings, taken, steps) = self.gpu.unchanged(|| {
             let readings: Result<Vec<_>> = (0..self.moments.len()).map(read).collect();
-            let taken: Vec<u64> = self.counts.iter().map(|count| count.load(Relaxed)).collect();
-            (readings, taken, self.steps())
+            let taken = self.taken.iter().map(|taken| {
+                let buffer = &taken.buffer;
+                self.gpu.start_read(buffer, 0, buffer.size)
+            });
+            (readings, taken.collect::<Result<Vec<_>>>(), self.steps())
         });
         let mut state = Vec::new();
         for (moment, readings) in self.moments.iter().zip(readings?) {
@@ -37,9 +41,12 @@ impl Arenas {
                 (format!("{moment}/{}", leaf.name), *leaf.tensor.shape(), data)
             }));
         }
-        for (leaf, count) in self.leaves.iter().zip(taken).filter(|_| counts) {
-            if count != steps {
-                state.push((format!("{COUNT}/{}", leaf.name), Shape::new(&[]), vec![count as f32]));
+        for reading in taken? {
+            let words: Vec<u32> = bytemuck::pod_collect_to_vec(&reading.wait()?);
+            for (leaf, words) in self.leaves.iter().zip(words.chunks_exact(taken::WORDS)) {
+                if u64::from(words[0]) != steps {
+                    state.push((format!("{COUNT}/{}", leaf.name), Shape::new(&[]), vec![words[0] as f32]));
+                }
             }
         }
         Ok(state)
@@ -98,13 +105,15 @@ impl Arenas {
         let log = Place { buffer: self.log.buffer.clone(), offset: events::STEPS };
         // A lost batch may have written it too.
         let unscaled = (self.unscaled.state.place(), bytemuck::cast_slice(&arena::UNSCALED));
-        let writes: Vec<_> = places.zip(bytes).chain([(log, &count[..]), unscaled]).collect();
+        let image = Taken::image(counts.into_iter());
+        let taken = self
+            .taken
+            .iter()
+            .map(|taken| (Place { buffer: taken.buffer.clone(), offset: 0 }, bytemuck::cast_slice(&image)));
+        let writes: Vec<_> = places.zip(bytes).chain([(log, &count[..]), unscaled]).chain(taken).collect();
         self.gpu.unchanged(|| {
             self.gpu.overwrite_now(&writes)?;
             self.steps.store(steps, Relaxed);
-            for (count, new) in self.counts.iter().zip(counts) {
-                count.store(new, Relaxed);
-            }
             Ok(())
         })
     }

@@ -6,6 +6,7 @@ mod files;
 mod folders;
 mod graphs;
 mod optim;
+mod overflow;
 mod precision;
 mod random;
 mod sharing;
