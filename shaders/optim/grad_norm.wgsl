@@ -1,5 +1,6 @@
-// norm = sqrt(sum of g^2 over all chunks) / scale;  factor = min(1, clip / (norm + 1e-6)) / scale, with 1 / scale if clip is 0.
-// scale is the loss scale, by which g is too large. It is 1 without one.
+// norm = sqrt(sum of g^2 over all chunks) / own;  factor = min(1, clip / (norm + 1e-6)) / own, with 1 / own if clip is 0.
+// own is the loss scale by which g is too large. It is 1 without one. A step since may have changed the scale that the next
+// gradients get, which is `scale`.
 // sum_chunks: one workgroup per chunk of at most 1024 elements of one tensor. Lane t takes vectors t, t + 64, ... in order,
 //             followed by a fixed tree of 64. The sum goes to partials[first + chunk].
 // finish:     one workgroup adds the partial sums of all arenas, in an order that depends only on their number, and counts norms
@@ -10,6 +11,9 @@
 
 const SLOTS: u32 = 64u;
 const ENTRY: u32 = 4u;
+// 2^-60 and 2^60. The inverse of a scale and its square must be numbers too.
+const LEAST_SCALE: f32 = 0x1p-60;
+const MOST_SCALE: f32 = 0x1p60;
 
 struct Params {
     groups_x: u32,
@@ -20,6 +24,8 @@ struct Params {
     interval: u32,      // finite steps in a row that raise the scale, 0 for a scale that stays
     growth: f32,
     backoff: f32,
+    inverse_growth: f32,
+    inverse_backoff: f32,
     present: u32,       // tensors that count the step
 }
 var<immediate> p: Params;
@@ -32,6 +38,7 @@ var<immediate> p: Params;
 // Steps without a finite norm, steps, events, nothing; then SLOTS events of ENTRY words and a bit for each tensor.
 @group(0) @binding(4) var<storage, read_write> journal: array<atomic<u32>>;
 @group(0) @binding(5) var<storage, read_write> scale: array<f32>;     // the scale, 1 / scale, finite steps since it changed
+@group(0) @binding(9) var<storage, read> own: array<f32>;              // the scale of these gradients, and 1 / scale
 @group(0) @binding(6) var<storage, read> leaves: array<u32>;          // the tensor of each chunk, then each tensor once
 
 #import chunk
@@ -84,7 +91,7 @@ fn finish(@builtin(local_invocation_index) lane: u32) {
         if lane < step { tree[lane] += tree[lane + step]; }
         workgroupBarrier();
     }
-    let norm = sqrt(tree[0]) * scale[1];
+    let norm = sqrt(tree[0]) * own[1];
     let overflowed = !is_finite(norm);
     let events = atomicLoad(&journal[2]);
     if overflowed {
@@ -100,26 +107,26 @@ fn finish(@builtin(local_invocation_index) lane: u32) {
     workgroupBarrier();
     if lane > 0u { return; }
     y[0] = norm;
-    y[1] = select(1.0, min(1.0, p.clip / (norm + 1e-6)), p.clip > 0.0) * scale[1];
+    y[1] = select(1.0, min(1.0, p.clip / (norm + 1e-6)), p.clip > 0.0) * own[1];
     let step = atomicLoad(&journal[1]) + 1u;
     atomicStore(&journal[1], step);
     if overflowed { atomicStore(&journal[0], atomicLoad(&journal[0]) + 1u); }
     let before = scale[0];
     let good = select(scale[2] + 1.0, 0.0, overflowed);
-    let raised = p.interval > 0u && good >= f32(p.interval) && is_finite(before * p.growth);
-    let lowered = p.interval > 0u && overflowed;
+    let raised = p.interval > 0u && good >= f32(p.interval) && before * p.growth <= MOST_SCALE;
+    let lowered = p.interval > 0u && overflowed && before * p.backoff >= LEAST_SCALE;
     if lowered {
         scale[0] = before * p.backoff;
-        scale[1] = scale[1] / p.backoff;
+        scale[1] = scale[1] * p.inverse_backoff;
     } else if raised {
         scale[0] = before * p.growth;
-        scale[1] = scale[1] / p.growth;
+        scale[1] = scale[1] * p.inverse_growth;
     }
     scale[2] = select(good, 0.0, raised);
     if overflowed || raised {
         let at = entry(events);
         atomicStore(&journal[at], step);
-        atomicStore(&journal[at + 1u], bitcast<u32>(before));
+        atomicStore(&journal[at + 1u], bitcast<u32>(select(before, own[0], overflowed)));
         atomicStore(&journal[at + 2u], bitcast<u32>(scale[0]));
         atomicStore(&journal[at + 3u], select(0u, 1u, overflowed));
         for (var word = 0u; word < p.leaf_words; word++) { atomicStore(&journal[entry(events + 1u) + ENTRY + word], 0u); }

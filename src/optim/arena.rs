@@ -13,7 +13,7 @@ use crate::gpu::recording;
 use crate::gpu::shader::Source;
 use crate::gpu::value::Place;
 use crate::shape::Shape;
-use crate::tape::{ArenaLayout, ArenaPlace, Grads, Scaling};
+use crate::tape::{ArenaLayout, ArenaPlace, Grads, Scaled, Scaling};
 use crate::tensor::Tensor;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -45,7 +45,7 @@ pub(super) struct Arenas {
     /// What happened in the steps, written by the device.
     pub(super) log: Log,
     /// The scale of gradients without one.
-    pub(super) unscaled: Arc<Scaling>,
+    pub(super) unscaled: Scaled,
 }
 
 pub(super) struct Arena {
@@ -152,8 +152,12 @@ impl Arenas {
         let arenas: Vec<Arena> = sizes.into_iter().map(arena).collect();
         let log = zeros(op, gpu, Log::bytes(leaves.len()));
         log.spare();
-        let unscaled = Tensor::from_slice(gpu, &UNSCALED, [4]);
+        let [unscaled, own] = [(); 2].map(|()| Tensor::from_slice(gpu, &UNSCALED, [4]));
         unscaled.check()?;
+        own.check()?;
+        let scaling =
+            Scaling { state: unscaled, growth: 1.0, backoff: 1.0, interval: 0, steps: AtomicU64::new(0) };
+        let unscaled = Scaled { scaling: Arc::new(scaling), own, steps: 0 };
         let taken = decays.map(|decays| Taken::new(op, gpu, leaves.len(), decays)).transpose()?;
         // Errors must show before any parameter moves: one that carries an error would be lost, and it may be the only
         // copy.
@@ -193,7 +197,7 @@ impl Arenas {
             steps: Arc::default(),
             taken,
             log,
-            unscaled: Arc::new(Scaling { state: unscaled, growth: 1.0, backoff: 1.0, interval: 0 }),
+            unscaled,
         })
     }
 
@@ -236,13 +240,14 @@ impl Arenas {
         let table = self.table(&present);
         let partials = self.partials(grads, &table)?;
         let norm = gpu.alloc("grad_norm", 16);
-        let scaling = grads.scaling().unwrap_or(&self.unscaled);
+        let Scaled { scaling, own, .. } = grads.scaled().unwrap_or(&self.unscaled);
         let finish = self
             .finish(&table, clip.unwrap_or(0.0), scaling)
             .bind_mut("partials", whole(&partials))
             .bind_mut("y", whole(&norm))
             .bind_mut("journal", whole(&self.log.buffer))
             .bind_mut("scale", &scaling.state)
+            .bind("own", own)
             .bind("leaves", whole(&table.leaves));
         let rate = gpu.note_rate(kernel.lr);
         let updates = table.parts.iter().map(|part| self.update(&table, part, grads, &norm, kernel, rate));
@@ -257,7 +262,7 @@ impl Arenas {
         }
         gpu.change_now(&changed, &launches)?;
         drop(launches);
-        self.count();
+        self.count(scaling);
         let norm = Tensor::from_place(&gpu, Shape::new(&[]), DType::F32, Place { buffer: norm, offset: 0 });
         Ok(StepInfo { norm })
     }
@@ -271,8 +276,7 @@ impl Arenas {
             clip,
             words,
             interval: scaling.interval,
-            growth: scaling.growth,
-            backoff: scaling.backoff,
+            factors: [scaling.growth, scaling.backoff],
             ..Norm::default()
         };
         match &self.taken {
@@ -315,10 +319,11 @@ impl Arenas {
     }
 
     /// Counts this step, and each of its replays.
-    fn count(&self) {
-        let steps = self.steps.clone();
+    fn count(&self, scaling: &Arc<Scaling>) {
+        let (steps, scaling) = (self.steps.clone(), scaling.clone());
         let count = move || {
             steps.fetch_add(1, Relaxed);
+            scaling.steps.fetch_add(1, Relaxed);
         };
         count();
         self.gpu.each_replay(count);
@@ -471,8 +476,8 @@ struct Norm {
     clip: f32,
     words: usize,
     interval: u32,
-    growth: f32,
-    backoff: f32,
+    /// Growth and backoff of the scale.
+    factors: [f32; 2],
     present: usize,
 }
 
@@ -484,14 +489,17 @@ impl Norm {
         grid: [u32; 3],
         turns: usize,
     ) -> Launch<'static> {
+        let [growth, backoff] = self.factors;
         Launch::new("grad_norm", source, entry, grid)
             .set("count", self.chunks)
             .set("first", self.first)
             .set("clip", self.clip)
             .set("leaf_words", self.words)
             .set("interval", self.interval)
-            .set("growth", self.growth)
-            .set("backoff", self.backoff)
+            .set("growth", growth)
+            .set("backoff", backoff)
+            .set("inverse_growth", growth.recip())
+            .set("inverse_backoff", backoff.recip())
             .set("present", self.present)
             .turns(turns)
     }

@@ -7,19 +7,22 @@ use crate::gpu::Gpu;
 use crate::precision::Precision;
 use crate::setters::setters;
 use crate::shape::Shape;
-use crate::tape::{Grads, Scaling};
+use crate::tape::{Grads, Scaled, Scaling};
 use crate::tensor::Tensor;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 const OP: &str = "loss scale";
 /// Names of the state in files. An optimizer's state has no such names.
-const STATE: [&str; 2] = ["loss_scale/scale", "loss_scale/finite_steps"];
+const STATE: [&str; 3] = ["loss_scale/scale", "loss_scale/finite_steps", "loss_scale/inverse"];
+/// The least and the largest scale: their squares and inverses are far from where f32 ends.
+const RANGE: [f32; 2] = [f32::from_bits((127 - 60) << 23), f32::from_bits((127 + 60) << 23)];
 
 /// Settings of a [`LossScale`]. The defaults are those of PyTorch's `GradScaler`.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct LossScaleConfig {
-    /// The scale of the first step.
+    /// The scale of the first step, between 2^-60 and 2^60. It stays in that range.
     pub scale: f32,
     /// Multiplies the scale after `interval` steps in a row with finite gradients. A power of two rounds nothing.
     pub growth: f32,
@@ -40,8 +43,8 @@ impl Default for LossScaleConfig {
 /// A loss scale that adapts on the device: a step whose gradients overflow changes nothing and lowers the scale, and many
 /// steps in a row without an overflow raise it. The optimizer's events say when ([`super::AdamW::watch`]).
 ///
-/// Gradients know their scale, and an optimizer divides by it. So the steps of an optimizer need no other call, and recorded
-/// steps adapt too. A scale belongs to the steps of one optimizer.
+/// Gradients know the scale that they were computed with, and an optimizer divides by it. So the steps of an optimizer need
+/// no other call, and recorded steps adapt too. If several optimizers share a scale, the steps of all count.
 ///
 /// ```
 /// # use tiebeam::{Gpu, Precision, Tensor, autocast};
@@ -65,6 +68,10 @@ pub struct LossScale {
     scaling: Arc<Scaling>,
 }
 
+fn is_possible(scale: f32) -> bool {
+    (RANGE[0]..=RANGE[1]).contains(&scale)
+}
+
 impl LossScale {
     /// Makes a scale.
     ///
@@ -75,8 +82,8 @@ impl LossScale {
         let wrong = |name: &str, value: f32, rule: &str| {
             Err(Error::config(format!("{OP}: {name} is {value}; use a number {rule}")))
         };
-        if !(scale.is_normal() && scale > 0.0 && scale.recip().is_normal()) {
-            return wrong("the scale", scale, "above 0, such as 65536");
+        if !is_possible(scale) {
+            return wrong("the scale", scale, "between 2^-60 and 2^60, such as 65536");
         }
         if !(growth.is_finite() && growth > 1.0) {
             return wrong("growth", growth, "above 1, such as 2");
@@ -89,7 +96,8 @@ impl LossScale {
         }
         let state = Tensor::from_slice(gpu, &[scale, scale.recip(), 0.0, 0.0], [4]);
         state.check()?;
-        Ok(LossScale { gpu: gpu.clone(), scaling: Arc::new(Scaling { state, growth, backoff, interval }) })
+        let scaling = Scaling { state, growth, backoff, interval, steps: AtomicU64::new(0) };
+        Ok(LossScale { gpu: gpu.clone(), scaling: Arc::new(scaling) })
     }
 
     /// The scale for a precision: one that adapts for f16, and 1 for bf16 and f32, whose range is wide enough.
@@ -114,13 +122,35 @@ impl LossScale {
     /// As [`Tensor::backward`].
     #[track_caller]
     pub fn backward(&self, loss: &Tensor) -> Result<Grads> {
+        self.from(loss, Tensor::backward_with)
+    }
+
+    /// Like [`LossScale::backward`], but keeps the graph for another call.
+    ///
+    /// # Errors
+    /// As [`Tensor::backward`].
+    ///
+    /// # Panics
+    /// As [`Tensor::backward`].
+    #[track_caller]
+    pub fn backward_retain_graph(&self, loss: &Tensor) -> Result<Grads> {
+        self.from(loss, Tensor::backward_with_retain_graph)
+    }
+
+    #[track_caller]
+    fn from(&self, loss: &Tensor, backward: fn(&Tensor, &Tensor) -> Result<Grads>) -> Result<Grads> {
         assert!(
             loss.count() == 1,
             "backward: shape {} is not a scalar; reduce it to a loss first",
             loss.shape()
         );
-        let seed = self.scaling.state.slice(0, 0..1).reshape(*loss.shape());
-        Ok(loss.backward_with(&seed)?.scaled_by(&self.scaling))
+        let steps = self.scaling.steps.load(Relaxed);
+        // A copy, because a step may change the scale before one takes these gradients.
+        let own = self.scaling.state.copy();
+        own.evaluate();
+        let seed = own.slice(0, 0..1).reshape(*loss.shape());
+        let scaled = Scaled { scaling: self.scaling.clone(), own, steps };
+        Ok(backward(loss, &seed)?.scaled_by(scaled))
     }
 
     /// The present scale. Waits for the device.
@@ -138,7 +168,7 @@ impl LossScale {
     pub fn state_dict(&self) -> Result<Vec<StateTensor>> {
         let state = self.scaling.state.to_vec::<f32>()?;
         let scalar = |(name, value): (&str, f32)| (name.to_string(), Shape::new(&[]), vec![value]);
-        Ok(STATE.into_iter().zip([state[0], state[2]]).map(scalar).collect())
+        Ok(STATE.into_iter().zip([state[0], state[2], state[1]]).map(scalar).collect())
     }
 
     /// Restores what [`LossScale::state_dict`] returned, and takes it out of `state`, so that the rest is the optimizer's.
@@ -150,15 +180,17 @@ impl LossScale {
             let found = state.iter().find(|(own, _, data)| own == name && data.len() == 1);
             found.map(|(_, _, data)| data[0]).filter(|x| x.is_finite() && *x >= 0.0)
         };
-        let [scale, finite] = STATE.map(find);
-        let (Some(scale), Some(finite)) = (scale.filter(|x| x.is_normal()), finite) else {
+        let [scale, finite, inverse] = STATE.map(find);
+        let (Some(scale), Some(finite)) = (scale.filter(|&x| is_possible(x)), finite) else {
             return Err(Error::config(format!(
                 "{OP}: there is no state `{}` and `{}`; it is another run's, or of a run without a loss scale",
                 STATE[0], STATE[1]
             )));
         };
         state.retain(|(name, ..)| !STATE.contains(&name.as_str()));
-        let bytes = [scale, scale.recip(), finite, 0.0];
+        // Factors that are no powers of two round the two numbers apart. Older files have no inverse.
+        let inverse = inverse.filter(|x| (x * scale - 1.0).abs() < 1e-3).unwrap_or(scale.recip());
+        let bytes = [scale, inverse, finite, 0.0];
         let place = self.scaling.state.place();
         self.gpu.unchanged(|| self.gpu.overwrite_now(&[(place, bytemuck::cast_slice(&bytes))]))
     }

@@ -104,7 +104,7 @@ impl Arenas {
         let count = (steps as u32).to_le_bytes();
         let log = Place { buffer: self.log.buffer.clone(), offset: events::STEPS };
         // A lost batch may have written it too.
-        let unscaled = (self.unscaled.state.place(), bytemuck::cast_slice(&arena::UNSCALED));
+        let unscaled = (self.unscaled.scaling.state.place(), bytemuck::cast_slice(&arena::UNSCALED));
         let image = Taken::image(counts.into_iter());
         let taken = self
             .taken

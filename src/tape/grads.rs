@@ -9,6 +9,7 @@ use crate::precision::{Precision, autocast};
 use crate::tensor::{Tensor, same_gpu};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 /// A loss scale: its state on the device, and how a step changes it.
 pub(crate) struct Scaling {
@@ -18,6 +19,18 @@ pub(crate) struct Scaling {
     pub backoff: f32,
     /// Number of finite steps in a row that raise the scale, 0 for a scale that stays.
     pub interval: u32,
+    /// Steps that may have changed the scale.
+    pub steps: AtomicU64,
+}
+
+/// The scale by which gradients are too large. A later step may have changed the loss scale since.
+#[derive(Clone)]
+pub(crate) struct Scaled {
+    pub scaling: Arc<Scaling>,
+    /// The scaling's state as the backward pass used it.
+    pub own: Tensor,
+    /// The scaling's steps at that time.
+    pub steps: u64,
 }
 
 /// Gradients of a backward pass, by leaf.
@@ -25,7 +38,7 @@ pub(crate) struct Scaling {
 pub struct Grads {
     by_leaf: HashMap<u64, Tensor>,
     /// The scale by which all of them are too large.
-    scaling: Option<Arc<Scaling>>,
+    scaled: Option<Scaled>,
     arenas: HashMap<*const ArenaLayout, Arena>,
 }
 
@@ -52,12 +65,12 @@ impl Grads {
     }
 
     /// Returns these gradients with the scale of their loss.
-    pub(crate) fn scaled_by(self, scaling: &Arc<Scaling>) -> Grads {
-        Grads { scaling: Some(scaling.clone()), ..self }
+    pub(crate) fn scaled_by(self, scaled: Scaled) -> Grads {
+        Grads { scaled: Some(scaled), ..self }
     }
 
-    pub(crate) fn scaling(&self) -> Option<&Arc<Scaling>> {
-        self.scaling.as_ref()
+    pub(crate) fn scaled(&self) -> Option<&Scaled> {
+        self.scaled.as_ref()
     }
 
     pub(crate) fn arena(&self, layout: &Arc<ArenaLayout>) -> Option<&Arc<Buffer>> {
@@ -85,14 +98,18 @@ impl Grads {
     /// ```
     ///
     /// # Panics
-    /// If the two are on different devices, or have different loss scales.
+    /// If the two are on different devices, or have different loss scales: also if a step came between their backward
+    /// passes, which may have changed the scale.
     #[track_caller]
     pub fn add(&self, other: &Grads) -> Grads {
         if let (Some(a), Some(b)) = (self.by_leaf.values().next(), other.by_leaf.values().next()) {
             same_gpu("gradients", &[a, b]);
         }
-        let scale = |grads: &Grads| grads.scaling.as_ref().map(Arc::as_ptr);
-        assert!(scale(self) == scale(other), "gradients: only one has a loss scale, or they have two");
+        let scale = |grads: &Grads| grads.scaled.as_ref().map(|of| (Arc::as_ptr(&of.scaling), of.steps));
+        assert!(
+            scale(self) == scale(other),
+            "gradients: only one has a loss scale, or they have two, or a step came between that may have changed it"
+        );
         Grads::made_of(&[self, other], |parts| match parts {
             [a, b] => a.add(b),
             one => one[0].clone(),
@@ -107,7 +124,7 @@ impl Grads {
     /// Applies `make` to the gradients that each leaf has in `sources`. Where an optimizer wants gradients in an arena,
     /// the results are written to an arena.
     fn made_of(sources: &[&Grads], make: impl Fn(&[&Tensor]) -> Tensor) -> Grads {
-        let mut all = Grads { scaling: sources[0].scaling.clone(), ..Grads::default() };
+        let mut all = Grads { scaled: sources[0].scaled.clone(), ..Grads::default() };
         let ids: BTreeSet<u64> = sources.iter().flat_map(|grads| grads.by_leaf.keys().copied()).collect();
         for id in ids {
             let parts: Vec<&Tensor> = sources.iter().filter_map(|grads| grads.by_leaf.get(&id)).collect();
@@ -234,6 +251,6 @@ impl Tensor {
             .collect();
         self.gpu().check()?;
         by_leaf.values().try_for_each(Tensor::check)?;
-        Ok(Grads { by_leaf, scaling: None, arenas: walk.arenas })
+        Ok(Grads { by_leaf, scaled: None, arenas: walk.arenas })
     }
 }

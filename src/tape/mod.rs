@@ -9,7 +9,7 @@ mod grads;
 
 pub use checkpoint::checkpoint;
 pub use grads::Grads;
-pub(crate) use grads::Scaling;
+pub(crate) use grads::{Scaled, Scaling};
 
 use crate::dtype::DType;
 use crate::gpu::buffer::Buffer;

@@ -1,8 +1,10 @@
 //! Steps that are left out because their gradients overflowed, and the number of steps that the device counts without them.
 
 use crate::support::*;
-use tiebeam::optim::{AdamW, AdamWConfig, Group, Sgd, SgdConfig, StateTensor, StepInfo};
-use tiebeam::{Grads, Result, Step, Tensor};
+use tiebeam::optim::{
+    AdamW, AdamWConfig, Group, LossScale, LossScaleConfig, Sgd, SgdConfig, StateTensor, StepInfo,
+};
+use tiebeam::{Gpu, Grads, Result, Step, Tensor};
 
 /// An optimizer of either kind, as the tests of left out steps use it.
 trait Steps {
@@ -101,4 +103,92 @@ fn bias_is_corrected_as_in_f64_at_any_step() {
             within(&format!("{b1} {b2} step {s}"), &download(&w), &want, |i| 12.0 * U * want[i].abs());
         }
     }
+}
+
+/// A parameter, its optimizer, and a loss scale of these settings.
+fn scaled(gpu: &Gpu, config: LossScaleConfig) -> (Tensor, Sgd, LossScale) {
+    let w = Tensor::from_slice(gpu, &[1f32, -2.0], [2]).requires_grad();
+    let sgd = Sgd::new(gpu, vec![Group::new([("w", &w)])], SgdConfig::default()).unwrap();
+    (w, sgd, LossScale::new(gpu, config).unwrap())
+}
+
+#[test]
+fn gradients_are_divided_by_the_scale_that_they_have() -> Result<()> {
+    let gpu = gpu();
+    let (w, mut sgd, scale) = scaled(gpu, LossScaleConfig::default().scale(1024.0).interval(1));
+    let of = |factor: f32| scale.backward_retain_graph(&w.scale(factor).sum_all());
+    // Two raise the scale and one lowers it before the first gradients are taken.
+    let late = of(1.0)?;
+    for factor in [1.0, 1.0, f32::INFINITY] {
+        sgd.step(&of(factor)?, 0.25)?;
+    }
+    assert_eq!((w.to_vec::<f32>()?, scale.scale()?), (vec![0.5, -2.5], 2048.0));
+    let info = sgd.step(&late, 0.25)?;
+    assert_eq!((w.to_vec::<f32>()?, info.norm.item()?), (vec![0.25, -2.75], 2f32.sqrt()));
+    // A second optimizer divides by the same scale.
+    let v = Tensor::from_slice(gpu, &[3f32], [1]).requires_grad();
+    let mut other = Sgd::new(gpu, vec![Group::new([("v", &v)])], SgdConfig::default())?;
+    let grads = scale.backward(&v.add(&w.sum_all()).sum_all())?;
+    sgd.step(&grads, 0.25)?;
+    other.step(&scale.backward(&v.sum_all())?, 0.25)?;
+    assert_eq!((w.to_vec::<f32>()?, v.to_vec::<f32>()?), (vec![0.0, -3.0], vec![2.75]));
+    Ok(())
+}
+
+#[test]
+#[should_panic(expected = "a step came between")]
+fn gradients_of_two_scales_are_not_added() {
+    let gpu = gpu();
+    let (w, mut sgd, scale) = scaled(gpu, LossScaleConfig::default());
+    let first = scale.backward(&w.sum_all()).unwrap();
+    sgd.step(&first, 0.1).unwrap();
+    first.add(&scale.backward(&w.sum_all()).unwrap());
+}
+
+#[test]
+fn a_scale_stays_where_its_inverse_is_a_number() -> Result<()> {
+    let gpu = gpu();
+    for (scale, factor, end) in [(-58, f32::INFINITY, -60), (58, 0.0, 60)] {
+        let config = LossScaleConfig::default().scale(2f32.powi(scale)).interval(1);
+        let (w, mut sgd, scale) = scaled(gpu, config);
+        for _ in 0..5 {
+            sgd.step(&scale.backward(&w.scale(factor).sum_all())?, 0.5)?;
+        }
+        assert_eq!(scale.scale()?, 2f32.powi(end));
+        // Good gradients are still taken.
+        sgd.step(&scale.backward(&w.sum_all())?, 0.5)?;
+        assert_eq!(w.to_vec::<f32>()?, [0.5, -2.5]);
+    }
+    for wrong in [2f32.powi(-61), 2f32.powi(61), 0.0, -1.0, f32::NAN, f32::INFINITY] {
+        let made = LossScale::new(gpu, LossScaleConfig::default().scale(wrong));
+        assert!(made.is_err_and(|e| e.to_string().contains("between 2^-60 and 2^60")), "{wrong}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_run_whose_factors_are_no_powers_of_two_resumes_with_the_same_bits() -> Result<()> {
+    let gpu = gpu();
+    let config = || LossScaleConfig::default().scale(100.0).growth(1.3).backoff(0.7).interval(1);
+    let run = |break_at: usize| -> Result<Vec<u32>> {
+        let (w, mut sgd, mut scale) = scaled(gpu, config());
+        for step in 0..9 {
+            if step == break_at {
+                let mut state = scale.state_dict()?;
+                scale = LossScale::new(gpu, config())?;
+                scale.load_state(&mut state)?;
+                assert!(state.is_empty());
+            }
+            let factor = if step % 4 == 1 { f32::INFINITY } else { 0.1 };
+            sgd.step(&scale.backward(&w.square().scale(factor).sum_all())?, 0.5)?;
+        }
+        let state = scale.state_dict()?.into_iter().flat_map(|(_, _, data)| data);
+        Ok(w.to_vec::<f32>()?.into_iter().chain(state).map(f32::to_bits).collect())
+    };
+    assert!(run(6)? == run(9)?);
+    // A file from before the inverse was kept.
+    let (.., scale) = scaled(gpu, config());
+    let mut state = scale.state_dict()?;
+    state.retain(|(name, ..)| !name.ends_with("inverse"));
+    scale.load_state(&mut state)
 }
