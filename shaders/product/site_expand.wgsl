@@ -1,4 +1,4 @@
-// y = the matrix [rows, columns] of a sharing kind, through the same load that matmul fuses.
+// y = the matrix [rows, columns] of a sharing kind, through the same load that matmul fuses, in f32 or rounded to 16 bits.
 
 struct Params {
     groups_x: u32,
@@ -8,9 +8,10 @@ var<immediate> p: Params;
 
 fn site_numbers() -> vec4<u32> { return p.site; }
 
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;
-
 #import site = site_tied
+#import pieces = site_pieces_of_1
+#import out = out_piece
+#import packed = packed_none
 #import hash
 
 @compute @workgroup_size(64)
@@ -20,10 +21,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let row = i / columns4;
     let col = (i % columns4) * 4u;
     if row >= p.site.x { return; }
-    let w = load_site(row, col);
-    let at = row * p.site.y + col;
-    y[at] = w.x;
-    if col + 1u < p.site.y { y[at + 1u] = w.y; }
-    if col + 2u < p.site.y { y[at + 2u] = w.z; }
-    if col + 3u < p.site.y { y[at + 3u] = w.w; }
+    write(row, col, load_site(row, col));
 }

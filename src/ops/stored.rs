@@ -2,6 +2,7 @@
 //! those for f32.
 
 use crate::dtype::DType;
+use crate::gpu::shader::Source;
 use crate::tensor::Tensor;
 
 /// Returns the fragments by which a kernel reads or writes its slots in these types. All that have 16 bits must have the
@@ -25,6 +26,11 @@ pub(crate) fn fragments(slots: &[(&'static str, DType)]) -> Vec<(&'static str, &
     debug_assert!(halves().all(|(_, dtype)| Some(*dtype) == first), "{slots:?}");
     all.extend(first.map(|dtype| ("packed", if dtype == DType::Bf16 { "bf16" } else { "f16" })));
     all
+}
+
+/// Returns the source of a kernel whose slots are of these types.
+pub(crate) fn set(source: Source, slots: &[(&'static str, DType)]) -> Source {
+    fragments(slots).into_iter().fold(source, |source, (slot, fragment)| source.slot(slot, fragment))
 }
 
 /// Returns `x` for a kernel over rows of `width` elements: as it is stored if it is f32 or of the type `half` in whole

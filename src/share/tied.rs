@@ -1,8 +1,10 @@
 //! Weights tied in depth: the same matrix at many sites, alone or with a private low-rank part.
 
 use super::{LeafGrads, Load, Site};
+use crate::dtype::DType;
 use crate::ops::case::{Array, Case, Input};
 use crate::ops::product::matmul::{Activation, Epilogue};
+use crate::precision::{Precision, autocast};
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
@@ -198,8 +200,14 @@ impl Site for Factored {
         Tied::new(&self.expand()).load()
     }
 
-    fn expand(&self) -> Tensor {
-        self.b.detach().matmul_f32(&self.a.detach())
+    /// A product in this type, in whatever scope it is asked for.
+    fn expand_as(&self, dtype: DType) -> Tensor {
+        let precision = match dtype {
+            DType::F16 => Precision::F16,
+            DType::Bf16 => Precision::Bf16,
+            _ => Precision::F32,
+        };
+        autocast(precision, || self.b.detach().matmul(&self.a.detach())).cast(dtype)
     }
 
     /// `dA = B^T dW`, `dB = dW A^T`
@@ -223,7 +231,7 @@ impl Site for Factored {
 
 /// Returns `x` in a form that a kernel can bind: f32, contiguous, detached from the tape.
 pub(super) fn dense(x: &Tensor) -> Tensor {
-    x.detach().cast(crate::DType::F32).contiguous()
+    x.detach().cast(DType::F32).contiguous()
 }
 
 /// `x W^T` in f64.

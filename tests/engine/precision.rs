@@ -1,6 +1,7 @@
 //! Training in 16 bits: scopes, the types of gradients, weights that are converted once, and the loss scale.
 
 use crate::support::*;
+use std::sync::Arc;
 use tiebeam::gpu::plan::Pass;
 use tiebeam::models::convert::low_rank;
 use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
@@ -9,7 +10,7 @@ use tiebeam::ops::product::matmul::Epilogue;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, LossScale, LossScaleConfig, Sgd, SgdConfig, StepEvent};
 use tiebeam::share::dictionary::matrix_pca;
 use tiebeam::share::hashed::SEEDS;
-use tiebeam::share::{Draw, Hashed, Mapping, Site};
+use tiebeam::share::{Dictionary, Draw, Factored, Hashed, LowRank, Mapping, Miss, Site, Tied};
 use tiebeam::store::{Checkpoint, load_checkpoint, save_checkpoint};
 use tiebeam::{DType, Gpu, Precision, Result, Rng, Step, Tensor, autocast, checkpoint};
 
@@ -99,7 +100,7 @@ fn computed_weights_are_read_in_half_precision() {
             mapping: Mapping::Element,
             seeds: SEEDS,
         };
-        let site: std::sync::Arc<dyn Site> = std::sync::Arc::new(Hashed::new(&theta, draw));
+        let site: Arc<dyn Site> = Arc::new(Hashed::new(&theta, draw));
         let run = |precision| {
             let y = autocast(precision, || x.linear(&site, Epilogue::default()));
             let grads = y.square().sum_all().backward().unwrap();
@@ -256,12 +257,89 @@ fn half_precision_moves_fewer_bytes() {
     }
 }
 
+/// A computed weight is written in 16 bits by the kernel that computes it, with the bits of a cast.
+#[test]
+fn a_materialised_weight_is_rounded_like_a_cast() {
+    let gpu = gpu();
+    let normal = |seed: u64, shape: &[usize], scale: f32| {
+        let mut data = vec![0f32; shape.iter().product()];
+        Rng::new(seed).fill_normal(&mut data);
+        data.iter_mut().for_each(|x| *x *= scale);
+        Tensor::from_slice(gpu, &data, shape)
+    };
+    let special = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 65504.0, 65520.0, -65519.996];
+    let special =
+        special.into_iter().chain([6e-8, 2.9e-8, -3e-8, 1.0 / 3.0, f32::MAX, 1e-40, 1.0 + 1.0 / 256.0, 1.5]);
+    let special = Tensor::from_slice(gpu, &special.collect::<Vec<f32>>(), [4, 4]);
+    for columns in [24, 23, 4] {
+        let draw = Draw {
+            size: [20, columns],
+            stored: 300,
+            offset: 0,
+            layer: 0,
+            scale: 0.7,
+            mapping: Mapping::Element,
+            seeds: SEEDS,
+        };
+        let (theta, a, b) =
+            (normal(1, &[20, columns], 30.0), normal(2, &[3, columns], 1.0), normal(3, &[20, 3], 1.0));
+        let atoms = Dictionary::new(&normal(6, &[3, 20, columns], 1.0), &normal(7, &[2, 3], 1.0));
+        let sites: [Arc<dyn Site>; 6] = [
+            atoms.site(1),
+            Arc::new(Hashed::new(&normal(4, &[300], 1e4), draw)),
+            Arc::new(LowRank::new(&theta, &a, &b, 0.3)),
+            Arc::new(Miss::new(&theta, &normal(5, &[3, 20], 1e-3))),
+            Arc::new(Tied::new(&theta)),
+            Arc::new(Tied::new(&special)),
+        ];
+        for site in sites {
+            for precision in HALVES {
+                let dtype = precision.dtype();
+                let (got, want) = (site.expand_as(dtype), site.expand().cast(dtype));
+                assert_eq!((got.dtype(), got.shape()), (dtype, want.shape()));
+                let bits = |x: &Tensor| {
+                    x.cast(DType::F32)
+                        .to_vec::<f32>()
+                        .unwrap()
+                        .into_iter()
+                        .map(f32::to_bits)
+                        .collect::<Vec<_>>()
+                };
+                assert_eq!(bits(&got), bits(&want), "{} of {columns} columns in {precision}", site.name());
+            }
+        }
+        // A product of two factors is made by a product, whose result has the type too.
+        let factored = Factored::new(&a, &b);
+        assert_eq!(factored.expand_as(DType::F16).dtype(), DType::F16);
+        assert_eq!(autocast(Precision::F16, || factored.expand()).dtype(), DType::F32);
+    }
+    let integers = std::panic::AssertUnwindSafe(|| Tied::new(&special).expand_as(DType::U32));
+    assert!(std::panic::catch_unwind(integers).is_err());
+}
+
+#[test]
+fn a_materialised_weight_takes_one_dispatch() {
+    let gpu = quiet();
+    let (theta, a, b) =
+        (Tensor::ones(&gpu, [20, 24]), Tensor::ones(&gpu, [3, 24]), Tensor::ones(&gpu, [20, 3]));
+    [&theta, &a, &b].into_iter().for_each(Tensor::evaluate);
+    let site: Arc<dyn Site> = Arc::new(LowRank::new(&theta, &a, &b, 0.5));
+    for precision in HALVES {
+        let x = Tensor::ones(&gpu, [70, 24]).cast(precision.dtype());
+        x.evaluate();
+        let passes =
+            || gpu.planned(|| drop(autocast(precision, || x.linear(&site, Epilogue::default())))).unwrap();
+        let names: Vec<String> = passes().into_iter().map(|pass| pass.op).collect();
+        assert_eq!(names, ["low_rank", "linear"], "{precision}");
+    }
+}
+
 /// A closure that runs twice is in its scope both times.
 #[test]
 fn a_checkpointed_part_runs_again_in_its_scope() {
     let gpu = gpu();
     let (x, y) = (ids(gpu, 1, [3, 16]), ids(gpu, 2, [3, 16]));
-    let model = std::sync::Arc::new(Recursive::new(gpu, config(Sharing::Tied), &mut Rng::new(3)));
+    let model = Arc::new(Recursive::new(gpu, config(Sharing::Tied), &mut Rng::new(3)));
     for precision in HALVES {
         let (_, want) = gradients(&model, precision, [&x, &y]);
         let scale = LossScale::new(gpu, LossScaleConfig::default().scale(1024.0)).unwrap();

@@ -6,6 +6,7 @@
 
 pub use super::matmul::load::Load;
 use super::matmul::outer;
+use crate::dtype::DType;
 use crate::ops::case::Case;
 use crate::tape::{Destination, Sink};
 use crate::tensor::Tensor;
@@ -41,9 +42,21 @@ pub trait Site: Send + Sync {
         self.reduce(&outer(self.name(), dy, x, Destination::New), grads);
     }
 
-    /// Materialises the weight. This is not differentiable; [`Tensor::linear`] is.
+    /// Materialises the weight in f32. This is not differentiable; [`Tensor::linear`] is.
     fn expand(&self) -> Tensor {
-        self.load().expand(self.name(), self.size())
+        self.expand_as(DType::F32)
+    }
+
+    /// Materialises the weight in f32, f16 or bf16, as products in a scope of 16 bits read it
+    /// ([`autocast`](crate::autocast)). Kinds override it if they have a better way than their load.
+    ///
+    /// # Panics
+    /// When the type has no floats.
+    #[track_caller]
+    fn expand_as(&self, dtype: DType) -> Tensor {
+        let name = self.name();
+        assert!(dtype.is_float(), "{name}: a weight has floats, and {dtype} does not");
+        self.load().expand(name, self.size(), dtype)
     }
 }
 

@@ -36,7 +36,7 @@ impl Weight {
         match self.site.stored() {
             Some(w) => work(Right::Tensor(&if transposed { w.t() } else { w })),
             None => {
-                let whole = || narrowed(&self.site.expand(), self.dtype, false);
+                let whole = || self.site.expand_as(self.dtype);
                 work(Right::Made { load: &|| self.site.load(), whole: &whole, transposed });
             }
         }

@@ -16,10 +16,6 @@ use crate::tensor::{Tensor, same_gpu};
 
 const OP: &str = "cross_entropy";
 
-fn with_slots(source: Source, slots: &[(&'static str, DType)]) -> Source {
-    stored::fragments(slots).into_iter().fold(source, |s, (slot, fragment)| s.slot(slot, fragment))
-}
-
 fn source(class: &DeviceClass, lanes: u32, piece: usize) -> Source {
     by_pieces(class, Source::file("cross_entropy").u32("LANES", lanes), piece)
 }
@@ -52,7 +48,7 @@ impl CrossEntropyPlan {
         if walks(self.classes / piece) {
             let statistics = Tensor::empty(gpu, OP, [rows, 2], DType::F32);
             let lanes = lanes(gpu.class(), self.classes / piece, 1, rows);
-            let source = with_slots(source(gpu.class(), lanes, piece), &[("in", x.dtype())]);
+            let source = stored::set(source(gpu.class(), lanes, piece), &[("in", x.dtype())]);
             let launch = self.launch(&source, "forward", groups(rows, lanes));
             let launch = launch.bind("x", x).bind("targets", targets).bind_mut("losses", &losses);
             let turns = turns(self.classes / piece, lanes, 1);
@@ -137,7 +133,7 @@ impl Op for CrossEntropy {
         let dx = Tensor::empty(x.gpu(), OP, x.shape(), dtype);
         let piece = piece(self.plan.classes);
         let grid = grid((x.count() / piece).div_ceil(64));
-        let source = with_slots(source(x.gpu().class(), 64, piece), &[("in", x.dtype()), ("out", dtype)]);
+        let source = stored::set(source(x.gpu().class(), 64, piece), &[("in", x.dtype()), ("out", dtype)]);
         x.gpu().launch(
             self.plan
                 .launch(&source, "backward", grid)

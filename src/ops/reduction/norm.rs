@@ -49,12 +49,8 @@ struct RowsPlan {
 impl RowsPlan {
     /// The kernel that reads and writes its slots in these types.
     fn stored(self, slots: &[(&'static str, DType)]) -> RowsPlan {
-        RowsPlan { source: with_slots(self.source, slots), ..self }
+        RowsPlan { source: stored::set(self.source, slots), ..self }
     }
-}
-
-fn with_slots(source: Source, slots: &[(&'static str, DType)]) -> Source {
-    stored::fragments(slots).into_iter().fold(source, |s, (slot, fragment)| s.slot(slot, fragment))
 }
 
 /// What kernels bind in place of a gain or shift that is not there, which they do not use.
@@ -212,7 +208,7 @@ impl NormPlan {
         let partial = if let Some(columns) = self.shared(class) {
             let partial = empty(columns.parts);
             let source = in_pieces(Source::file("norm_columns"), self.piece());
-            let source = with_slots(source, &[("in", x.dtype()), ("grad", dy.dtype())]);
+            let source = stored::set(source, &[("in", x.dtype()), ("grad", dy.dtype())]);
             let launch = columns.set(self.launch_any(&source, "columns", columns.grid()));
             let work = Work { flops: 0.0, parts: columns.parts };
             let launch = launch.bind("x", x).bind("statistics", statistics).bind("dy", dy);
@@ -221,7 +217,7 @@ impl NormPlan {
         } else {
             let [parts, span] = self.parts(class);
             let (partial, source) = (empty(parts), self.kind.source(64, self.piece()));
-            let source = with_slots(source, &[("in", x.dtype()), ("grad", dy.dtype())]);
+            let source = stored::set(source, &[("in", x.dtype()), ("grad", dy.dtype())]);
             let launch = self.launch_any(&source, "columns", grid(parts * self.across()));
             let launch =
                 launch.set("span", span).set("eps", 0.0f32).set("weighted", false).set("biased", false);

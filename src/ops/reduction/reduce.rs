@@ -240,8 +240,7 @@ fn reduce_into(op: &'static str, x: &Tensor, axis: usize, kind: Reduction, store
 
 fn pass(op: &'static str, x: &Tensor, plan: &ReducePlan, store: Store, y: &Tensor) {
     let x = x.contiguous();
-    let slots = stored::fragments(&[("in", x.dtype())]).into_iter();
-    let source = slots.fold(plan.source.clone(), |source, (slot, fragment)| source.slot(slot, fragment));
+    let source = stored::set(plan.source.clone(), &[("in", x.dtype())]);
     let launch = Launch::new(op, &source, plan.entry, plan.grid)
         .bind("x", &x)
         .bind_mut("y", y)

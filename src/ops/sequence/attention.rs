@@ -293,7 +293,7 @@ fn forward(
     if listed.is_some() {
         source = source.slot("keys", "keys_listed");
     }
-    let source = stored_as(source, to.dtype());
+    let source = stored::set(source, &[("out", to.dtype())]);
     let walked = chunk.min(sizes.tokens_k);
     let launch = sizes.launch_over(&source, Pass::Forward, kernel, (sizes.rows(), walked));
     gpu.launch(
@@ -315,18 +315,11 @@ fn forward(
     lse
 }
 
-/// Returns the source of a kernel whose results are of this type.
-fn stored_as(source: Source, dtype: DType) -> Source {
-    stored::fragments(&[("out", dtype)])
-        .into_iter()
-        .fold(source, |s, (slot, fragment)| s.slot(slot, fragment))
-}
-
 /// Joins the results of the keys' parts.
 fn join(sizes: &Sizes, [y, logs]: &[Tensor; 2], [whole, lse]: &[Tensor; 2]) {
     let width = sizes.head_dim / 4;
     let grid = grid((sizes.pairs * sizes.rows() * width).div_ceil(64));
-    let source = stored_as(Source::file("attention_combine"), whole.dtype());
+    let source = stored::set(Source::file("attention_combine"), &[("out", whole.dtype())]);
     whole.gpu().launch(
         Launch::new("attention", &source, "main", grid)
             .bind("parts", y)

@@ -3,6 +3,7 @@
 use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
+use crate::ops::stored;
 use crate::tensor::Tensor;
 
 /// How a kernel reads a site's weight.
@@ -30,12 +31,19 @@ impl Load {
         self.tensors.iter().fold(launch, |launch, (name, tensor)| launch.bind(*name, tensor))
     }
 
-    /// Materialises the weight `[rows, columns]`.
-    pub(crate) fn expand(&self, op: &'static str, [rows, columns]: [usize; 2]) -> Tensor {
+    /// Materialises the weight `[rows, columns]` in this type, which has floats.
+    pub(crate) fn expand(&self, op: &'static str, [rows, columns]: [usize; 2], dtype: DType) -> Tensor {
         let gpu = self.tensors[0].1.gpu();
-        let y = Tensor::empty(gpu, op, [rows, columns], DType::F32);
+        // Pairs of 16 bits are written in whole vectors only.
+        let whole = columns.is_multiple_of(4);
+        if dtype.is_half() && !whole {
+            return self.expand(op, [rows, columns], DType::F32).cast(dtype);
+        }
+        let y = Tensor::empty(gpu, op, [rows, columns], dtype);
         let grid = grid((rows * columns.div_ceil(4)).div_ceil(64));
         let source = self.set(Source::file("site_expand"));
+        let source = if whole { source.slot("pieces", "site_pieces_of_4") } else { source };
+        let source = stored::set(source, &[("out", dtype)]);
         let launch = self.bind(Launch::new(op, &source, "main", grid)).bind_mut("y", &y);
         gpu.launch(launch.set("site", self.params).turns(self.turns).reuse(2));
         y
