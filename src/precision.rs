@@ -3,9 +3,12 @@
 //! [`autocast`] is a scope, as in PyTorch. What is in it keeps its code: products ([`linear`](crate::Tensor::linear),
 //! [`matmul`](crate::Tensor::matmul), routed rows), attention and norms return the scope's type. Products convert operands
 //! that are not of it, and so does attention in f16 on matrix units, which rounds its weights too. All other ops are as
-//! they are outside. Weights stay f32: a weight is converted once per scope, however
-//! many sites use it, and its gradient arrives in f32, where an optimizer adds it to the f32 weight. Gradients of
-//! tensors that are stored in 16 bits have 16 bits. The backward pass may run outside of the scope.
+//! they are outside. The backward pass computes the same inside of a scope and outside.
+//!
+//! Weights stay f32. A weight is converted once per scope, however many layers use it, unless it is passed as a view such
+//! as `w.t()`. One that is not stored but computed is rounded where it is written whole, and used in f32 where a product
+//! of few rows computes it as it reads it. Gradients of weights arrive in f32, where an optimizer adds them to the f32
+//! weights. Gradients of tensors that are stored in 16 bits have 16 bits.
 //!
 //! Source: Micikevicius et al. 2018, "Mixed precision training", arXiv 1710.03740.
 

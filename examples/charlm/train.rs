@@ -14,7 +14,7 @@ use tiebeam::models::recursive::Recursive;
 use tiebeam::nn::Parameters;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, LossScale, Schedule, Watch};
 use tiebeam::store::{Checkpoint, File, load_checkpoint, save_checkpoint};
-use tiebeam::{Error, Gpu, Result, Rng, Tensor, autocast, no_grad};
+use tiebeam::{Error, Gpu, Precision, Result, Rng, Tensor, autocast, no_grad};
 
 /// A training run.
 struct Run<'a> {
@@ -186,10 +186,13 @@ impl Run<'_> {
         let loss: f32 = bytemuck::pod_read_unaligned(&reading.wait()?);
         if !loss.is_finite() {
             let path = self.checkpoint();
+            // f16 ends at 65504, and a loss scale does not help values that are too large before they are scaled.
+            let range =
+                if self.args.scope.precision == Precision::F16 { " or with --precision bf16" } else { "" };
             let last = if path.exists() {
                 format!("the last good checkpoint is {}; resume it with a smaller --lr", path.display())
             } else {
-                "no checkpoint was saved yet; start again with a smaller --lr".into()
+                format!("no checkpoint was saved yet; start again with a smaller --lr{range}")
             };
             return Err(Error::config(format!("the loss is {loss} at step {step}; {last}")));
         }
@@ -232,7 +235,9 @@ impl Run<'_> {
         let wanted = self.settings();
         let metadata = File::open(&path)?.metadata().clone();
         for (name, want) in &wanted {
-            let have = metadata.get(name).map_or("nothing", String::as_str);
+            // Checkpoints from before there was a choice are of f32.
+            let missing = if name == "precision" { "f32" } else { "nothing" };
+            let have = metadata.get(name).map_or(missing, String::as_str);
             if have != want {
                 let message =
                     format!("this checkpoint is of another run: {name} is {have} there, {want} here");
@@ -241,7 +246,9 @@ impl Run<'_> {
         }
         let all = Parameters::of(&self.model);
         let mut run = load_checkpoint(&path, all.named())?;
-        self.scale.load_state(&mut run.optimizer)?;
+        if metadata.contains_key("precision") {
+            self.scale.load_state(&mut run.optimizer)?;
+        }
         self.optimizer.load_state(run.step, &run.optimizer)?;
         if let Some(rng) = run.rng {
             self.rng.set_state(rng.state());

@@ -92,10 +92,11 @@ pub fn train(
             }
         }
         bar.inc(1);
-        if step % 100 == 99 || step + 1 == total as usize {
+        let stopped = stop.load(Ordering::Relaxed);
+        if step % 100 == 99 || step + 1 == total as usize || stopped {
             report(&bar, &format!("width {} seed {seed}:", sizes[1]), optimizer.watch()?)?;
         }
-        if stop.load(Ordering::Relaxed) {
+        if stopped {
             return Err(Error::stopped("stopped before the networks were trained"));
         }
     }
