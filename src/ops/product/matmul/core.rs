@@ -265,11 +265,19 @@ impl Core {
         }
     }
 
-    /// Returns the source for a launch with this store. Where every row has its own place and no epilogue needs the
-    /// elements, the matrix units store to the result themselves.
-    pub fn with_store(&self, source: Source, problem: &Problem, store: &str, scattered: bool) -> Source {
+    /// Returns the source for a launch with this store, whose rows may be scattered. Where every row has its own place and
+    /// no epilogue needs the elements, the matrix units store to the result themselves. Emulated matrices do not: Mesa
+    /// 26.2.6 loses most of what matrices of 8 store to a buffer.
+    pub fn with_store(
+        &self,
+        class: &DeviceClass,
+        source: Source,
+        problem: &Problem,
+        (store, scattered): (&str, bool),
+    ) -> Source {
         let [tm, tn] = self.tile();
-        let whole = problem.m.is_multiple_of(tm) && problem.n.is_multiple_of(tn) && !scattered;
+        let whole = problem.m.is_multiple_of(tm) && problem.n.is_multiple_of(tn);
+        let whole = whole && !scattered && class.lanes >= FEWEST_LANES;
         let direct = match (self, store) {
             (Core::Coop(_), "store_plain") if whole => 1,
             (Core::Coop(_), "store_accumulate") if whole => 2,
@@ -318,6 +326,10 @@ impl Core {
         problem.m.is_multiple_of(tm) && problem.n.is_multiple_of(tn) && problem.k.is_multiple_of(depth)
     }
 }
+
+/// Fewer lanes than any matrix unit works with. Such an adapter is a CPU driver that emulates matrices, whatever class is
+/// asked for. Each multiply becomes hundreds of instructions, and large tiles take minutes to compile.
+pub(super) const FEWEST_LANES: u32 = 16;
 
 /// Threads per workgroup that every adapter supports.
 const MOST_THREADS: usize = 256;

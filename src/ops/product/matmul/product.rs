@@ -254,7 +254,7 @@ impl<'a> Product<'a> {
             .fold(core.source(gpu.class()), |s, (slot, fragment)| s.slot(*slot, core.fragment(fragment)));
         let scattered = matches!(self.rows, Rows::Scattered { .. });
         if y.dtype() == DType::F32 {
-            source = core.with_store(source, problem, self.store_fragment(), scattered);
+            source = core.with_store(gpu.class(), source, problem, (self.store_fragment(), scattered));
         }
         if let Some(load) = load {
             source = load.set(source);

@@ -1,7 +1,7 @@
 //! The choice among the kernels of products without measurements: what takes the least time by count on a GPU
 //! (`cost.rs`), and what CPU drivers were seen to be fast with.
 
-use super::core::{Coop, Core, MOST_GROUPS, Problem, tiled};
+use super::core::{Coop, Core, FEWEST_LANES, MOST_GROUPS, Problem, tiled};
 use crate::dtype::DType;
 use crate::gpu::shader::Source;
 use crate::gpu::{DeviceClass, Tiles};
@@ -122,7 +122,7 @@ pub fn for_matrix_units() -> Vec<Source> {
             );
             for store in ["store_plain", "store_accumulate"] {
                 let source = half(of(left, right)).slot("store", store).bool("EDGES", false);
-                all.push(core.with_store(source, &problem, store, false));
+                all.push(core.with_store(&class, source, &problem, (store, false)));
             }
         }
     }
@@ -134,10 +134,6 @@ fn fits_grid(core: &Core, problem: &Problem) -> bool {
     let [tm, tn] = core.tile();
     problem.m.div_ceil(tm).max(problem.n.div_ceil(tn)) <= MOST_GROUPS
 }
-
-/// Fewer lanes than any matrix unit works with. Such an adapter is a CPU driver that emulates matrices, whatever class is
-/// asked for. Each multiply becomes hundreds of instructions, and large tiles take minutes to compile.
-const FEWEST_LANES: u32 = 16;
 
 /// The tiles of cooperative matrices from large to small, with two stages if these fit the workgroup memory. Empty if no
 /// tile fits the device.
