@@ -1,11 +1,11 @@
-//! A layer of PONITA with gradients, computed by fused kernels.
+//! A layer of PONITA with gradients, computed by fused kernels and by ops.
 
 use super::{normal, wide};
 use crate::bench::{Check, Entry, Row, carried};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::geometry::vectors::DVec3;
-use crate::geometry::{Graph, Grid, Ponita, PonitaConfig};
+use crate::geometry::{Graph, Grid, Ponita, PonitaConfig, Route};
 use crate::ops::elementwise::unary::erf64;
 use crate::rng::Rng;
 use crate::tensor::Tensor;
@@ -19,17 +19,23 @@ const FEATURES: usize = 14;
 /// a grid whose orientations have opposites, so that an edge and its reverse share kernels.
 pub(super) fn entries(cpu: bool) -> Vec<Entry> {
     vec![
-        layer(100, 5, false),
-        Entry { asked: cpu, ..layer(100, 18, false) },
-        Entry { asked: cpu, ..layer(100, 18, true) },
+        layer(100, 5, false, Route::Fused),
+        Entry { asked: cpu, ..layer(100, 18, false, Route::Fused) },
+        Entry { asked: cpu, ..layer(100, 18, true, Route::Fused) },
+        // The largest batch whose arrays software drivers bind.
+        Entry { asked: cpu, ..layer(40, 18, false, Route::Fused) },
+        Entry { asked: cpu, ..layer(40, 18, false, Route::Plain) },
+        Entry { asked: cpu, ..layer(40, 18, true, Route::Fused) },
+        Entry { asked: cpu, ..layer(40, 18, true, Route::Plain) },
     ]
 }
 
 /// Geometry, basis, convolution, norm and MLP of `graphs` graphs with `points` points each, forward and backward. The result is the
 /// gradient of the mean square of the layer's output with respect to its input features.
-fn layer(graphs: usize, points: usize, dodecahedron: bool) -> Entry {
+fn layer(graphs: usize, points: usize, dodecahedron: bool, route: Route) -> Entry {
     let edges = graphs * points * (points - 1);
-    let suffix = if dodecahedron { ", dodecahedron" } else { "" };
+    let grid = if dodecahedron { ", dodecahedron" } else { "" };
+    let suffix = format!("{grid}{}", if route == Route::Fused { "" } else { ", by ops" });
     let shape = format!("{graphs} graphs x {points}, E={edges}, O20 C{WIDTH} K{WIDTH}{suffix}");
     Entry::new("ponita", shape, move |gpu| {
         let grid = if dodecahedron { Grid::dodecahedron() } else { Grid::fibonacci(20) };
@@ -40,7 +46,8 @@ fn layer(graphs: usize, points: usize, dodecahedron: bool) -> Entry {
             layers: 1,
             ..PonitaConfig::default()
         };
-        let net = Ponita::new(gpu, config, grid.clone(), &mut Rng::new(1))?;
+        let mut net = Ponita::new(gpu, config, grid.clone(), &mut Rng::new(1))?;
+        net.route = route;
         let nodes = graphs * points;
         let mut positions = vec![0.0f32; 3 * nodes];
         Rng::new(2).fill_normal(&mut positions);
