@@ -4,8 +4,9 @@
 //!
 //! Two networks are trained: one on positions and orientations, and the same one on distances alone. Their baselines are no
 //! motion and straight lines. Every epoch saves a checkpoint, from which `--resume` continues with the same bits. With
-//! `--precision f16|bf16` a step's products and activations have 16 bits; predictions are made in f32. Data and settings:
-//! Satorras et al. 2021 (arXiv 2102.09844), Bekkers et al. 2024 (arXiv 2310.02970).
+//! `--precision f16|bf16` a training step's products and activations have 16 bits, except in PONITA's fused kernels, which
+//! compute in f32, so that it saves little; predictions are made in f32. Data and settings: Satorras et al. 2021 (arXiv
+//! 2102.09844), Bekkers et al. 2024 (arXiv 2310.02970).
 
 #[path = "../common/chart.rs"]
 mod chart;

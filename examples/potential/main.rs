@@ -5,8 +5,9 @@
 //! out/aspirin
 //!
 //! Without --data, the frames are simulated here, from a copper cluster under a Morse potential. Every epoch saves a checkpoint,
-//! from which `--resume` continues. With `--precision f16|bf16` a step's products and activations have 16 bits, those for forces
-//! too; the trained potential is used in f32. `tiebeam predict OUT/model.safetensors in.xyz out.xyz` uses the result.
+//! from which `--resume` continues. With `--precision f16|bf16` a training step's products and activations have 16 bits, those
+//! for forces too, except in PONITA's fused kernels, which compute in f32, so that it saves little; the trained potential is used in
+//! f32. `tiebeam predict OUT/model.safetensors in.xyz out.xyz` uses the result.
 
 #[path = "../common/chart.rs"]
 mod chart;
