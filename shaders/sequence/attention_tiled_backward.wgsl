@@ -24,6 +24,7 @@ const TALL: u32 = 4u;      // 1 to 8
 @group(0) @binding(7) var<storage, read_write> dv: array<vec4<f32>>;
 
 #import mask = mask_none
+#import kept = ds_none
 #import attention
 #import attention_tile
 #import exp_log
@@ -183,7 +184,7 @@ fn queries(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 @compute @workgroup_size(64)
 fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let at = group.y * p.groups_x + group.x;
-    let pair = at % p.pairs;
+    let pair = p.first_pair + at % p.pairs;
     // Uniform over the workgroup. Under causality earlier keys are seen by more queries, and come first.
     let block = at / p.pairs * ROWS;
     if block >= p.tokens_k { return; }
@@ -206,8 +207,8 @@ fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var dv${r}_$x = vec4<f32>(0.0);
 #end
 #end
-    // The first query that sees a key of the block. The limits hide later keys from it.
-    let start = max(first_query(block), p.first);
+    // The first query that sees a key of the block, at a whole vector. The limits hide later keys from it.
+    let start = max(first_query(block) / 4u * 4u, p.first);
     for (var head = 0u; head < p.group; head++) {
         let queries = query_at(p.q_steps, pair, head * p.tokens_q);
         let slopes = query_at(p.dy_steps, pair, head * p.tokens_q);
@@ -299,6 +300,7 @@ fn keys(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             workgroupBarrier();
 #unroll r TALL
             weights[swizzled(${8*r}u + high, wide, 8u, high)] = ds$r;
+            if block + ${8*r}u + high < p.tokens_k { keep(pair, key$r, head, query, ds$r); }
 #end
 #unroll h CHUNKS
 #unroll again (h+7)/8

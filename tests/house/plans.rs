@@ -21,11 +21,12 @@ const ROW_KERNELS: [&str; 4] =
 const JOIN: [&str; 5] = ["reduce", "reduce_rows", "reduce_columns", "attention_combine", "matmul_join"];
 
 /// Kernels whose threads have tiles of independent sums.
-const TILED: [&str; 6] = [
+const TILED: [&str; 7] = [
     "matmul",
     "matmul_coop",
     "attention_tiled",
     "attention_tiled_backward",
+    "attention_queries",
     "attention_coop",
     "attention_coop_backward",
 ];
@@ -67,8 +68,7 @@ fn plan(class: &DeviceClass, name: &str) -> Vec<Pass> {
         ("softmax", _) => softmax::plan_rows(class, two()),
         // [batch, heads, key heads, queries, keys, head]
         ("attention", _) => of_attention(None)[0].clone(),
-        ("attention backward: queries", _) => of_attention(None)[1].clone(),
-        ("attention backward: keys", _) => of_attention(None)[2].clone(),
+        ("attention backward", _) => of_attention(None)[1].clone(),
         ("attention f16", _) => of_attention(Some(16)).concat(),
         // [rows, width, ids]
         ("gradient of an embedding", &[rows, width, ids]) => embedding_sum::plan(class, [rows, width, ids]),
@@ -187,7 +187,7 @@ fn nothing_is_beyond_a_limit() {
         "layer_norm 9000000x8",
         "softmax 9000000x8",
         "attention 64x64x64x4096x4096x64",
-        "attention backward: keys 64x64x64x4096x4096x64",
+        "attention backward 64x64x64x4096x4096x64",
         "attention 8x32x8x1x4096x256",
         "attention 2x4x4x8x4096x72",
         "attention 8x16x16x1024x1024x17",
@@ -195,11 +195,9 @@ fn nothing_is_beyond_a_limit() {
         "attention 8x16x16x1024x1024x65",
         "attention 8x16x16x1024x1024x129",
         "attention 8x16x16x1024x1024x256",
-        "attention backward: queries 8x16x16x1024x1024x33",
-        "attention backward: queries 8x16x16x1024x1024x65",
-        "attention backward: queries 8x16x16x1024x1024x256",
-        "attention backward: keys 8x16x16x1024x1024x65",
-        "attention backward: keys 8x16x16x1024x1024x256",
+        "attention backward 8x16x16x1024x1024x33",
+        "attention backward 8x16x16x1024x1024x65",
+        "attention backward 8x16x16x1024x1024x256",
         "gradient of an embedding 1000000x64x1000000",
     ];
     for class in DeviceClass::all() {
@@ -347,14 +345,19 @@ const EXPECTED: &[Expected] = &[
         "attention_few forward CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 1024 workgroups of 64, 32 parts, 34.7 MB, 67.1 MFLOP",
         "attention_combine main: 32 workgroups of 64, 1.1 MB",
     ]),
-    ("h200", "attention backward: queries 8x16x16x1024x1024x64", &[
-        "attention_tiled_backward queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 4096 workgroups of 64, 168.8 MB, 51.5 GFLOP",
+    ("h200", "attention backward 8x16x16x1024x1024x64", &[
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 1024 workgroups of 64, 184.8 MB, 17.2 GFLOP",
+        "attention_queries queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=2: 512 workgroups of 64, 151.0 MB, 4.3 GFLOP",
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 1024 workgroups of 64, 184.8 MB, 17.2 GFLOP",
+        "attention_queries queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=2: 512 workgroups of 64, 151.0 MB, 4.3 GFLOP",
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 1024 workgroups of 64, 184.8 MB, 17.2 GFLOP",
+        "attention_queries queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=2: 512 workgroups of 64, 151.0 MB, 4.3 GFLOP",
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 1024 workgroups of 64, 184.8 MB, 17.2 GFLOP",
+        "attention_queries queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=2: 512 workgroups of 64, 151.0 MB, 4.3 GFLOP",
     ]),
-    ("h200", "attention backward: queries 4x8x8x512x512x64", &[
-        "attention_tiled_backward queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 512 workgroups of 64, 21.1 MB, 3.2 GFLOP",
-    ]),
-    ("h200", "attention backward: keys 4x8x8x512x512x64", &[
-        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 512 workgroups of 64, 25.3 MB, 4.3 GFLOP",
+    ("h200", "attention backward 4x8x8x512x512x64", &[
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 512 workgroups of 64, 58.9 MB, 4.3 GFLOP",
+        "attention_queries queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=2: 256 workgroups of 64, 41.9 MB, 1.1 GFLOP",
     ]),
     ("integrated", "matmul 256x256x256", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=64: 8 workgroups of 128, 786.4 kB, 33.6 MFLOP",
@@ -441,14 +444,43 @@ const EXPECTED: &[Expected] = &[
         "attention_few forward CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 64 workgroups of 64, 2 parts, 33.7 MB, 67.1 MFLOP",
         "attention_combine main: 32 workgroups of 64, 99.8 kB",
     ]),
-    ("integrated", "attention backward: queries 8x16x16x1024x1024x64", &[
-        "attention_tiled_backward queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 4096 workgroups of 64, 168.8 MB, 51.5 GFLOP",
+    ("integrated", "attention backward 8x16x16x1024x1024x64", &[
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 256 workgroups of 64, 46.2 MB, 4.3 GFLOP",
+        "attention_queries queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=2: 128 workgroups of 64, 37.7 MB, 1.1 GFLOP",
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 256 workgroups of 64, 46.2 MB, 4.3 GFLOP",
+        "attention_queries queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=2: 128 workgroups of 64, 37.7 MB, 1.1 GFLOP",
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 256 workgroups of 64, 46.2 MB, 4.3 GFLOP",
+        "attention_queries queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=2: 128 workgroups of 64, 37.7 MB, 1.1 GFLOP",
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 256 workgroups of 64, 46.2 MB, 4.3 GFLOP",
+        "attention_queries queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=2: 128 workgroups of 64, 37.7 MB, 1.1 GFLOP",
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 256 workgroups of 64, 46.2 MB, 4.3 GFLOP",
+        "attention_queries queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=2: 128 workgroups of 64, 37.7 MB, 1.1 GFLOP",
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 256 workgroups of 64, 46.2 MB, 4.3 GFLOP",
+        "attention_queries queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=2: 128 workgroups of 64, 37.7 MB, 1.1 GFLOP",
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 256 workgroups of 64, 46.2 MB, 4.3 GFLOP",
+        "attention_queries queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=2: 128 workgroups of 64, 37.7 MB, 1.1 GFLOP",
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 256 workgroups of 64, 46.2 MB, 4.3 GFLOP",
+        "attention_queries queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=2: 128 workgroups of 64, 37.7 MB, 1.1 GFLOP",
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 256 workgroups of 64, 46.2 MB, 4.3 GFLOP",
+        "attention_queries queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=2: 128 workgroups of 64, 37.7 MB, 1.1 GFLOP",
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 256 workgroups of 64, 46.2 MB, 4.3 GFLOP",
+        "attention_queries queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=2: 128 workgroups of 64, 37.7 MB, 1.1 GFLOP",
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 256 workgroups of 64, 46.2 MB, 4.3 GFLOP",
+        "attention_queries queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=2: 128 workgroups of 64, 37.7 MB, 1.1 GFLOP",
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 256 workgroups of 64, 46.2 MB, 4.3 GFLOP",
+        "attention_queries queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=2: 128 workgroups of 64, 37.7 MB, 1.1 GFLOP",
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 256 workgroups of 64, 46.2 MB, 4.3 GFLOP",
+        "attention_queries queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=2: 128 workgroups of 64, 37.7 MB, 1.1 GFLOP",
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 256 workgroups of 64, 46.2 MB, 4.3 GFLOP",
+        "attention_queries queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=2: 128 workgroups of 64, 37.7 MB, 1.1 GFLOP",
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 256 workgroups of 64, 46.2 MB, 4.3 GFLOP",
+        "attention_queries queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=2: 128 workgroups of 64, 37.7 MB, 1.1 GFLOP",
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 256 workgroups of 64, 46.2 MB, 4.3 GFLOP",
+        "attention_queries queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=2: 128 workgroups of 64, 37.7 MB, 1.1 GFLOP",
     ]),
-    ("integrated", "attention backward: queries 4x8x8x512x512x64", &[
-        "attention_tiled_backward queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 512 workgroups of 64, 21.1 MB, 3.2 GFLOP",
-    ]),
-    ("integrated", "attention backward: keys 4x8x8x512x512x64", &[
-        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 512 workgroups of 64, 25.3 MB, 4.3 GFLOP",
+    ("integrated", "attention backward 4x8x8x512x512x64", &[
+        "attention_tiled_backward keys CHUNK=16 CHUNKS=1 HEAD=16 TALL=4: 512 workgroups of 64, 58.9 MB, 4.3 GFLOP",
+        "attention_queries queries CHUNK=16 CHUNKS=1 HEAD=16 TALL=2: 256 workgroups of 64, 41.9 MB, 1.1 GFLOP",
     ]),
     ("cpu", "matmul 256x256x256", &[
         "matmul_direct main DEEP=1 HIGH=4 THREAD_M=16 THREAD_N=16 WIDE=8: 8 workgroups of 32, 786.4 kB, 33.6 MFLOP",
@@ -534,13 +566,12 @@ const EXPECTED: &[Expected] = &[
         "attention forward HEAD_DIM=64 PARTS=1 ROWS=1 SLOTS=2: 32 workgroups of 64, 2 parts, 33.7 MB, 67.1 MFLOP",
         "attention_combine main: 32 workgroups of 64, 99.8 kB",
     ]),
-    ("cpu", "attention backward: queries 8x16x16x1024x1024x64", &[
+    ("cpu", "attention backward 8x16x16x1024x1024x64", &[
         "attention_backward queries HEAD_DIM=64 PARTS=1 ROWS=4 SLOTS=8: 512 workgroups of 64, 168.8 MB, 51.5 GFLOP",
+        "attention_backward keys COLUMNS=4 HEAD_DIM=64 PARTS=1 SLOTS=8: 512 workgroups of 64, 202.4 MB, 68.7 GFLOP",
     ]),
-    ("cpu", "attention backward: queries 4x8x8x512x512x64", &[
+    ("cpu", "attention backward 4x8x8x512x512x64", &[
         "attention_backward queries HEAD_DIM=64 PARTS=1 ROWS=4 SLOTS=8: 64 workgroups of 64, 21.1 MB, 3.2 GFLOP",
-    ]),
-    ("cpu", "attention backward: keys 4x8x8x512x512x64", &[
         "attention_backward keys COLUMNS=4 HEAD_DIM=64 PARTS=1 SLOTS=8: 64 workgroups of 64, 25.3 MB, 4.3 GFLOP",
     ]),
 ];

@@ -170,7 +170,7 @@ fn attend([q, k, v]: [&Tensor; 3], mask: &Mask, scale: f32, forced: Forced) -> T
     let mut sizes = Sizes::new([batch, heads, kv_heads, tokens_q, tokens_k, head_dim], scale);
     let scope = precision().dtype();
     let kernels = forced.kernels.or_else(|| on_matrix_units([q, k, v], &sizes, scope));
-    let kernels = kernels.unwrap_or_else(|| sizes.kernels(q.gpu().class()));
+    let kernels = kernels.unwrap_or_else(|| sizes.kernels(q.gpu().class(), mask.is_some()));
     // Padding with zeros changes no score, and the columns that it adds to the result are cut off.
     let extra = head_dim.next_multiple_of(kernels.multiple()) - head_dim;
     let dtype = kernels.forward.dtype();
@@ -243,7 +243,7 @@ pub(in crate::ops) fn cached(q: &Tensor, [k, v]: [&Tensor; 2], listed: [&Tensor;
     // The sizes hide no key. The lengths say which keys a query sees.
     let sizes = Sizes::new([batch, heads, kv_heads, tokens_q, context, head_dim], scale);
     let sizes = Sizes { cache_rows, ..sizes };
-    let kernels = sizes.kernels(q.gpu().class());
+    let kernels = sizes.kernels(q.gpu().class(), false);
     debug_assert!(head_dim.is_multiple_of(kernels.forward.multiple()));
     let q = readable(q);
     let y = room("attention", &q, DType::F32);

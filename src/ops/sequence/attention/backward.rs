@@ -1,6 +1,6 @@
 //! The gradients of attention.
 
-use super::kernels::Kernels;
+use super::kernels::{Kernel, Kernels};
 use super::pass::Pass;
 use super::sizes::{Places, Sizes, readable, room, steps, storage};
 use crate::dtype::DType;
@@ -62,6 +62,9 @@ impl Op for Attention {
         let sizes = Sizes { places, ..self.sizes };
         let stats = self.stats(&sizes, &dy, y);
         let inputs = Inputs { q, k, v, dy: &dy, stats: &stats, mask };
+        if let Kernel::Kept { .. } = self.kernels.queries {
+            return self.keep(&sizes, &inputs, sink);
+        }
         if sink.needs(0) {
             let dq = room(op, q, dtype);
             let sizes = Sizes { places: Places { dq: steps(&dq), ..places }, ..sizes };
@@ -93,6 +96,26 @@ impl Attention {
         stats
     }
 
+    /// Computes all gradients: those of keys and values first, whose pass keeps the gradients of the scores for that of the
+    /// queries. What is kept of some pairs is in memory at a time.
+    fn keep(&self, sizes: &Sizes, inputs: &Inputs, sink: &mut Sink) {
+        let (gpu, op, [q, k]) = (inputs.q.gpu(), self.name(), [inputs.q, inputs.k]);
+        let [dq, dk, dv] = [q, k, k].map(|like| room(op, like, DType::F32));
+        let places = Places { dq: steps(&dq), dk: steps(&dk), ..sizes.places };
+        let sizes = Sizes { places, ..*sizes };
+        let kernel = self.kernels.queries;
+        let source = kernel.source(Pass::Queries, sizes.head_dim, false);
+        for (sizes, elements) in sizes.by_kept(gpu.class()) {
+            let ds = Tensor::empty(gpu, op, [elements], DType::F32);
+            self.walk(&sizes, Pass::Keys, inputs, &[("dk", &dk), ("dv", &dv), ("ds", &ds)]);
+            let rows = sizes.padded_rows();
+            let launch = sizes.launch_over(&source, Pass::Queries, kernel, (rows, sizes.tokens_k));
+            let launch = launch.bind("ds", &ds).bind("k", storage(k)).bind_mut("dq", storage(&dq));
+            gpu.launch(launch.work(Work::flops(sizes.seen_flops(1.0))));
+        }
+        [dq, dk, dv].into_iter().enumerate().for_each(|(i, dx)| sink.add(i, dx));
+    }
+
     /// Computes `results` by as many launches as their walks over keys or queries need.
     fn walk(&self, sizes: &Sizes, pass: Pass, inputs: &Inputs, results: &[(&'static str, &Tensor)]) {
         let gpu = inputs.q.gpu();
@@ -100,7 +123,10 @@ impl Attention {
             Pass::Keys => (self.kernels.keys, sizes.tokens_k, sizes.tokens_q, sizes.group),
             _ => (self.kernels.queries, sizes.rows(), sizes.tokens_k, 1),
         };
-        let source = kernel.source(pass, sizes.head_dim, inputs.mask.is_some());
+        let mut source = kernel.source(pass, sizes.head_dim, inputs.mask.is_some());
+        if results.iter().any(|(name, _)| *name == "ds") {
+            source = source.slot("kept", "ds_kept");
+        }
         let most = kernel.most(pass, sizes.head_dim) / heads;
         let most = sizes.longest(gpu.class(), pass, size).min(most);
         // Leaves two steps for the work around the walk.

@@ -146,6 +146,11 @@ const fn tiled([forward, queries, keys]: [usize; 3]) -> Kernels {
     }
 }
 
+/// Kernels with tiles whose pass of the keys keeps what that of the queries needs.
+const fn kept([forward, tall, keys]: [usize; 3]) -> Kernels {
+    Kernels { queries: Kernel::Kept { tall }, ..tiled([forward, 1, keys]) }
+}
+
 /// The kernel for few rows, with tiles for the gradients.
 const fn few(rows: usize) -> Kernels {
     Kernels { forward: Kernel::Few { rows }, ..tiled([1, 1, 1]) }
@@ -274,6 +279,13 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
     add("tiles, mask", [2, 4, 2, 11, 35, 12], mask, false, large, None);
     let mask = Some(Input::normal([1, 4, 1, 70]).fixed());
     add("tiles, mask in parts", [1, 4, 2, 9, 70, 20], mask, false, Some(tiled([2, 1, 1])), three);
+    add("one token, kept slopes", [1, 1, 1, 1, 1, 4], None, true, Some(kept([8, 2, 4])), None);
+    add("kept slopes, causal", [1, 1, 1, 70, 70, 20], None, true, Some(kept([8, 2, 4])), None);
+    add("kept slopes, causal grouped", [1, 4, 2, 37, 37, 12], None, true, Some(kept([4, 1, 2])), None);
+    add("kept slopes, all keys", [1, 2, 1, 21, 67, 12], None, false, Some(kept([4, 2, 2])), None);
+    add("kept slopes, earlier keys", [2, 2, 1, 35, 73, 8], None, true, Some(kept([2, 2, 4])), None);
+    add("kept slopes, rows that see nothing", [1, 2, 2, 39, 10, 24], None, true, Some(kept([4, 1, 1])), None);
+    add("kept slopes, a wide head", [1, 1, 1, 11, 35, 100], None, true, Some(kept([4, 1, 2])), None);
     add("few rows, one query", [1, 8, 2, 1, 140, 20], None, true, Some(few(4)), three);
     add("few rows, queries", [2, 2, 1, 3, 70, 20], None, true, Some(few(8)), None);
     add("few rows, rows that see nothing", [1, 2, 2, 7, 4, 64], None, true, Some(few(8)), None);
@@ -289,6 +301,8 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
         let mask = Some(Input::normal([1, 4, 37, 70]).fixed());
         all.push(forced(&format!("{name}, mask"), [1, 4, 2, 37, 70, 12], mask, false, pieces));
     }
+    let pieces = Forced { kernels: Some(kept([4, 2, 4])), span: Some(32), splits: None };
+    all.push(forced("kept slopes, walks in pieces", [1, 4, 2, 37, 70, 12], None, true, pieces));
     let views = vec![Input::normal([2, 5, 4, 8]), Input::normal([2, 7, 2, 8]), Input::normal([2, 7, 2, 8])];
     all.push(
         Case::new(

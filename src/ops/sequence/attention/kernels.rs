@@ -17,6 +17,9 @@ pub(in crate::ops) enum Kernel {
     Tiled { tall: usize },
     /// `attention_few`: up to eight rows of queries, and a part of the keys per workgroup.
     Few { rows: usize },
+    /// `attention_queries`: the gradient of the queries from what the pass of the keys, a tiled one, has kept. A thread
+    /// has this many vectors of four rows.
+    Kept { tall: usize },
     /// `attention_coop`, `attention_coop_backward`: operands in f16, multiplied by matrix units.
     Coop(Matrices),
 }
@@ -47,6 +50,7 @@ impl Kernel {
             Kernel::Rows(Split { each, parts }) => 64 / parts * each,
             Kernel::Tiled { tall } => 8 * tall,
             Kernel::Few { rows } => rows,
+            Kernel::Kept { tall } => 32 * tall,
             Kernel::Coop(matrices) => matrices.rows(),
         }
     }
@@ -65,7 +69,7 @@ impl Kernel {
     pub fn step(self) -> usize {
         match self {
             Kernel::Rows(_) => 4,
-            Kernel::Tiled { .. } => 32,
+            Kernel::Tiled { .. } | Kernel::Kept { .. } => 32,
             Kernel::Few { .. } => 64,
             Kernel::Coop(_) => WALKED,
         }
@@ -93,6 +97,7 @@ impl Kernel {
                 let groups = 64 / chunk;
                 [rows * width(head_dim) / 64 + 3 + chunks * rows * (groups + 1), 1 + chunks * (chunk + 1)]
             }
+            Kernel::Kept { .. } => [1, 33],
             Kernel::Coop(matrices) => matrices.turns_of(pass, head_dim),
         }
     }
@@ -134,6 +139,8 @@ impl Kernel {
                 tiles(if forward { "attention_tiled" } else { "attention_tiled_backward" }, tall)
             }
             Kernel::Few { rows } => tiles("attention_few", rows),
+            // Both kernels of a mask would bind a ninth buffer.
+            Kernel::Kept { tall } => return tiles("attention_queries", tall),
             Kernel::Coop(matrices) => matrices.source(pass, head_dim),
         };
         source.slot("mask", if masked { "mask_add" } else { "mask_none" })
@@ -161,6 +168,8 @@ pub(super) struct Choice {
     pub rows: usize,
     pub keys: usize,
     pub head_dim: usize,
+    /// Whether a mask is added to the scores.
+    pub masked: bool,
 }
 
 /// Smaller heads leave most lanes of a tile idle.
@@ -218,7 +227,7 @@ impl Kernels {
         };
         Kernels {
             forward: forward.unwrap_or(by_rows.forward),
-            queries: own(Pass::Queries, rows).unwrap_or(by_rows.queries),
+            queries: kept(class, choice).or(own(Pass::Queries, rows)).unwrap_or(by_rows.queries),
             keys: own(Pass::Keys, keys).unwrap_or(by_rows.keys),
         }
     }
@@ -252,6 +261,24 @@ impl Kernels {
     pub fn multiple(self) -> usize {
         self.forward.multiple().max(self.queries.multiple()).max(self.keys.multiple())
     }
+}
+
+/// Bytes of what the pass of the keys keeps of one pair, whose `group` heads have these queries each.
+pub(super) fn kept_bytes(keys: usize, queries: usize, group: usize) -> usize {
+    16 * keys * group * queries.div_ceil(4)
+}
+
+/// The kernel that reads what the pass of the keys has kept, if keeping it takes less time than computing it again.
+fn kept(class: &DeviceClass, choice: Choice) -> Option<Kernel> {
+    let Choice { rows, keys, head_dim, masked, .. } = choice;
+    // Of each score: two products, at half of the rate, against 4 bytes written and read.
+    let [again, moved] = [8.0 * head_dim as f64 / class.flops_s, 8.0 / class.bytes_s];
+    // Rows of several heads may take a little more.
+    let fits = kept_bytes(keys, rows, 1) <= class.chunk as usize;
+    let few_registers = width(head_dim) <= 32;
+    let kernel = Kernel::Kept { tall: if width(head_dim) <= 16 { 2 } else { 1 } };
+    let whole = keys <= kernel.most(Pass::Queries, head_dim);
+    (fits && whole && !masked && few_registers && again > moved).then_some(kernel)
 }
 
 /// Rows per thread of a kernel with tiles: as many as registers and workgroup memory hold, as long as there are enough

@@ -1,6 +1,6 @@
 //! The sizes of one call, and where its heads lie.
 
-use super::kernels::{Choice, Kernel, Kernels};
+use super::kernels::{Choice, Kernel, Kernels, kept_bytes};
 use super::pass::Pass;
 use crate::dtype::DType;
 use crate::gpu::DeviceClass;
@@ -29,6 +29,8 @@ pub(super) struct Sizes {
     pub cache_rows: usize,
     /// In the backward pass, the first key or query that a launch walks, and the end.
     pub walk: [usize; 2],
+    /// In a launch over some pairs, the first one.
+    pub first_pair: usize,
     /// Where q, k, v, y, dy, dq, and dk and dv lie.
     pub places: Places,
 }
@@ -64,6 +66,7 @@ impl Sizes {
             cut: [1, 0],
             cache_rows: 0,
             walk: [0; 2],
+            first_pair: 0,
             places: Places::default(),
         };
         sizes.cut(1, 4)
@@ -74,9 +77,9 @@ impl Sizes {
     }
 
     /// The kernels for these sizes on a device of this class.
-    pub fn kernels(&self, class: &DeviceClass) -> Kernels {
+    pub fn kernels(&self, class: &DeviceClass, masked: bool) -> Kernels {
         let (pairs, rows, keys, head_dim) = (self.pairs, self.rows(), self.tokens_k, self.head_dim);
-        Kernels::of(class, Choice { pairs, rows, keys, head_dim })
+        Kernels::of(class, Choice { pairs, rows, keys, head_dim, masked })
     }
 
     /// Returns how many of `size` keys or queries one launch should walk so that it does not take longer than
@@ -109,6 +112,21 @@ impl Sizes {
         let wanted = (busy / threads.max(1)).min(affordable).clamp(1, (self.tokens_k / LEAST_KEYS).max(1));
         let fewest = self.tokens_k.div_ceil(forward.most(Pass::Forward, self.head_dim));
         self.cut(wanted.max(fewest), forward.step())
+    }
+
+    /// Padded rows of queries of a pair, which kernels of kept slopes have.
+    pub fn padded_rows(&self) -> usize {
+        self.group * self.tokens_q.next_multiple_of(4)
+    }
+
+    /// Divides the pairs by what may be kept in memory at a time. Also returns the elements that are kept.
+    pub fn by_kept(self, class: &DeviceClass) -> impl Iterator<Item = (Sizes, usize)> {
+        let bytes = kept_bytes(self.tokens_k, self.tokens_q, self.group);
+        let most = (class.chunk as usize / bytes).clamp(1, self.pairs);
+        (0..self.pairs).step_by(most).map(move |first_pair| {
+            let pairs = most.min(self.pairs - first_pair);
+            (Sizes { first_pair, pairs, ..self }, pairs * bytes / 4)
+        })
     }
 
     /// Operations of this many products over all pairs of a query and a key.
@@ -179,6 +197,7 @@ impl Sizes {
             .set("cache_rows", self.cache_rows)
             .set("first", self.walk[0])
             .set("end", self.walk[1])
+            .set("first_pair", self.first_pair)
     }
 
     /// Makes a launch over the `items` rows or keys of every pair, where each thread walks `walked` keys or queries.
