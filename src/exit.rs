@@ -34,6 +34,7 @@ unsafe extern "system" {
 
 #[cfg(all(test, unix))]
 mod tests {
+    use super::*;
     use std::process::Command;
 
     /// Set in the child process of the test.
@@ -52,7 +53,7 @@ mod tests {
         if std::env::var_os(CHILD).is_some() {
             // SAFETY: the handler is a function that lives as long as the process.
             assert_eq!(unsafe { atexit(handler) }, 0);
-            super::at_once(130);
+            at_once(130);
         }
         let mut child = Command::new(std::env::current_exe().unwrap());
         let child = child.args(["--exact", "exit::tests::no_exit_handler_runs"]).env(CHILD, "1");

@@ -191,6 +191,22 @@ impl Drop for Compiler {
 }
 
 #[cfg(test)]
+impl Compiler {
+    /// Keeps the threads from beginning anything new until the sender is dropped. `None` if there are no threads.
+    pub fn hold(&self) -> Option<std::sync::mpsc::Sender<()>> {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let receiver = Arc::new(Mutex::new(receiver));
+        for _ in 0..self.most {
+            let receiver = receiver.clone();
+            self.run(move || {
+                let _ = lock(&receiver).recv();
+            });
+        }
+        (self.most > 0).then_some(sender)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::mpsc::channel;
