@@ -191,18 +191,19 @@ impl Drop for Compiler {
 }
 
 #[cfg(test)]
-impl Compiler {
-    /// Keeps the threads from beginning anything new until the sender is dropped. `None` if there are no threads.
-    pub fn hold(&self) -> Option<std::sync::mpsc::Sender<()>> {
+impl super::Gpu {
+    /// Keeps the compiler from beginning anything new until the sender is dropped. `None` if it has no threads.
+    pub(crate) fn hold_compiler(&self) -> Option<std::sync::mpsc::Sender<()>> {
+        let compiler = &self.0.compiler;
         let (sender, receiver) = std::sync::mpsc::channel();
         let receiver = Arc::new(Mutex::new(receiver));
-        for _ in 0..self.most {
+        for _ in 0..compiler.most {
             let receiver = receiver.clone();
-            self.run(move || {
+            compiler.run(move || {
                 let _ = lock(&receiver).recv();
             });
         }
-        (self.most > 0).then_some(sender)
+        (compiler.most > 0).then_some(sender)
     }
 }
 

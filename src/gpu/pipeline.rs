@@ -295,7 +295,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) { y[id.x] = 5u; }
         let part = || Part { buffer: y.clone(), offset: 0, size: 256 };
         let launch = || Launch::new("test", &source, "main", [1; 3]).bind_mut("y", part()).turns(0);
         // The threads are held while the test answers in the driver's place.
-        let Some(held) = gpu.0.compiler.hold() else { return };
+        let Some(held) = gpu.hold_compiler() else { return };
         let first = gpu.pipeline(&launch()).unwrap();
         let error = failed("fill (test)", wgpu::Error::OutOfMemory { source: "none left".into() });
         assert!(error.to_string().starts_with("fill (test): out of device memory"), "{error}");

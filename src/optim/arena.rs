@@ -544,11 +544,18 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) { y[id.x % 2u] = 1.0; }
         let source = Source::text("impossible", text.to_string());
         let good = Tensor::from_slice(&gpu, &[1f32, 2.0], [2]).requires_grad();
         let bad = Tensor::empty(&gpu, "test", [2], DType::F32);
+        let held = gpu.hold_compiler();
         gpu.launch(Launch::new("test", &source, "main", [1; 3]).bind_mut("y", &bad).turns(0));
         let bad = bad.requires_grad();
         let before = good.place();
         let groups = || vec![Group::new([("good", &good), ("bad", &bad)])];
+        // The driver refuses only while the optimizer is made.
+        let later = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            drop(held);
+        });
         let error = AdamW::new(&gpu, groups(), AdamWConfig::default()).map(drop).unwrap_err();
+        later.join().unwrap();
         assert!(error.to_string().contains("impossible (test)"), "{error}");
         assert!(gpu.take_fault().is_some());
         assert!(Arc::ptr_eq(&good.place().buffer, &before.buffer), "the parameters are unchanged");

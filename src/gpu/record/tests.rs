@@ -62,7 +62,7 @@ fn the_recording_thread_goes_on_and_keeps_the_order() {
     let (double, more) = (kernel("double", "2.0 * x[id.x]", 64), kernel("more", "x[id.x] + 1.0", 64));
     let x = filled(&gpu, 3.0);
     assert_eq!(value(&gpu, &run(&gpu, &double, &x)).unwrap(), 6.0);
-    let Some(held) = gpu.0.compiler.hold() else { return };
+    let Some(held) = gpu.hold_compiler() else { return };
     let y = run(&gpu, &more, &x);
     assert_eq!(waiting(&gpu), 1, "the thread that records does not compile");
     // These kernels are there, but their operands are not. The last one overwrites what the first has read.
@@ -80,7 +80,7 @@ fn the_recording_thread_goes_on_and_keeps_the_order() {
 #[test]
 fn uploads_spare_what_waiting_commands_read() {
     let gpu = Gpu::open().unwrap();
-    let Some(held) = gpu.0.compiler.hold() else { return };
+    let Some(held) = gpu.hold_compiler() else { return };
     let x = filled(&gpu, 1.0);
     let y = run(&gpu, &kernel("more", "x[id.x] + 1.0", 64), &x);
     drop(x);
@@ -98,7 +98,7 @@ fn a_refused_kernel_leaves_out_what_depends_on_it() {
     let gpu = Gpu::open().unwrap();
     let (double, bad) = (kernel("double", "2.0 * x[id.x]", 64), impossible());
     let x = filled(&gpu, 3.0);
-    let Some(held) = gpu.0.compiler.hold() else { return };
+    let Some(held) = gpu.hold_compiler() else { return };
     let y = run(&gpu, &bad, &x);
     let after = run(&gpu, &double, &y);
     let beside = run(&gpu, &double, &x);
@@ -149,7 +149,7 @@ fn a_wait_for_the_compiler_has_a_limit() {
     let gpu = Gpu::open_with(Options::default().wait(Some(Duration::from_millis(50)))).unwrap();
     let (x, more) = (filled(&gpu, 3.0), kernel("more", "x[id.x] + 1.0", 64));
     let (was, y) = (filled(&gpu, 5.0), filled(&gpu, 5.0));
-    let Some(held) = gpu.0.compiler.hold() else { return };
+    let Some(held) = gpu.hold_compiler() else { return };
     let z = run(&gpu, &more, &x);
     let late = |error: Error| {
         assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
@@ -181,7 +181,7 @@ fn a_lost_change_marks_all_its_buffers_though_it_had_to_wait() {
     let (double, more) = (kernel("double", "2.0 * x[id.x]", 64), kernel("more", "x[id.x] + 1.0", 64));
     let [x, y, other] = [3.0, 4.0, 5.0].map(|v| filled(&gpu, v));
     value(&gpu, &run(&gpu, &double, &x)).unwrap();
-    let Some(held) = gpu.0.compiler.hold() else { return };
+    let Some(held) = gpu.hold_compiler() else { return };
     // As if another thread had launched this after the change was checked.
     let _beside = run(&gpu, &more, &x);
     let change = launch(&double, &x, &y);
