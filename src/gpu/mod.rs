@@ -128,17 +128,14 @@ pub(crate) fn caught<T>(
     device: &wgpu::Device,
     work: impl FnOnce() -> T,
 ) -> std::result::Result<T, wgpu::Error> {
-    // What makes the others invalid is innermost, so that it is found first.
-    let filters =
-        [wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal];
-    let scopes = filters.map(|filter| device.push_error_scope(filter));
+    let open = |filter| device.push_error_scope(filter);
+    let validation = open(wgpu::ErrorFilter::Validation);
+    let [memory, internal] = [wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal].map(open);
     let made = work();
-    let errors = scopes.into_iter().rev().map(|scope| pollster::block_on(scope.pop()));
-    // All scopes are closed before the first error is returned.
-    errors.fold(Ok(made), |made, error| match (made, error) {
-        (Ok(_), Some(error)) => Err(error),
-        (made, _) => made,
-    })
+    // From the innermost outwards. What fails for want of memory makes invalid what is made of it.
+    let [internal, memory, validation] =
+        [internal, memory, validation].map(|scope| pollster::block_on(scope.pop()));
+    internal.or(memory).or(validation).map_or(Ok(made), Err)
 }
 
 impl Gpu {
