@@ -15,6 +15,7 @@ pub mod capi;
 pub mod decode;
 pub mod dtype;
 pub mod error;
+pub mod exit;
 pub mod files;
 pub mod geometry;
 pub mod gpu;

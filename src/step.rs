@@ -216,17 +216,56 @@ fn output(y: &Tensor, inputs: &[Tensor]) -> Tensor {
     copy
 }
 
-/// Copies elements into tensors of the same shapes and dtypes that own their memory. Copies none if one of the tensors
-/// carries an error.
+/// Copies elements into tensors of the same shapes and dtypes that own their memory. Copies none if one of the inputs
+/// carries an error. What became of the last run's copies does not matter.
 fn copy(gpu: &Gpu, inputs: &[&Tensor], fixed: &[Tensor]) -> Result<()> {
     gpu.check()?;
     let dense: Vec<Tensor> = inputs.iter().map(|x| x.contiguous()).collect();
-    let from: Vec<_> = dense.iter().map(Tensor::place).collect();
-    let to: Vec<_> = fixed.iter().map(Tensor::place).collect();
-    from.iter().chain(&to).try_for_each(|place| place.buffer.data().map(drop))?;
-    for ((x, from), to) in dense.iter().zip(&from).zip(&to) {
-        let bytes = x.dtype().buffer_bytes(x.count());
-        gpu.copy(from, to, if x.count() > 0 { bytes } else { 0 });
+    let bytes = |x: &Tensor| if x.count() > 0 { x.dtype().buffer_bytes(x.count()) } else { 0 };
+    let copies = dense.iter().zip(fixed).map(|(x, to)| (x.place(), to.place(), bytes(x)));
+    gpu.copy_all(&copies.collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::DType;
+    use crate::gpu::kernel::Launch;
+    use crate::gpu::lock;
+    use crate::gpu::shader::Source;
+
+    /// A tensor whose kernel the driver refuses.
+    fn refused(gpu: &Gpu) -> Tensor {
+        let text = "@group(0) @binding(0) var<storage, read_write> y: array<f32>;
+@compute @workgroup_size(8192)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) { y[id.x % 2u] = 1.0; }
+";
+        let (source, y) =
+            (Source::text("impossible", text.to_string()), Tensor::empty(gpu, "test", [2], DType::F32));
+        gpu.launch(Launch::new("test", &source, "main", [1; 3]).bind_mut("y", &y).turns(0));
+        y
     }
-    Ok(())
+
+    /// What became of a run's inputs is no concern of the next run.
+    #[test]
+    fn a_step_runs_again_after_inputs_that_were_not_computed() {
+        let gpu = Gpu::open().unwrap();
+        let [x, y] = [[1f32, 2.0], [3.0, 4.0]].map(|v| Tensor::from_slice(&gpu, &v, [2]));
+        let sum = |inputs: &[Tensor]| Ok(vec![inputs[0].add(&inputs[1].square()).sum_all()]);
+        let mut step = Step::record(&gpu, &[&x, &y], sum).unwrap();
+        let want = 28.0;
+        assert_eq!(step.outputs()[0].item().unwrap(), want);
+        let error = step.run(&[&x, &refused(&gpu)]).map(drop).unwrap_err();
+        assert!(error.to_string().contains("impossible (test)"), "{error}");
+        assert!(gpu.take_fault().is_some());
+        assert_eq!(step.outputs()[0].item().unwrap(), want, "nothing ran");
+        assert_eq!(step.run(&[&x, &y]).unwrap()[0].item().unwrap(), want);
+        // The same for a batch that is lost with the copies of the inputs.
+        step.run(&[&y, &x]).unwrap();
+        let raw = x.place().buffer.data().unwrap().clone();
+        lock(&gpu.0.recorder).encoder(&gpu).unwrap().copy_buffer_to_buffer(&raw, 0, &raw, 0, 4);
+        assert!(gpu.synchronize().is_err() && gpu.take_fault().is_some());
+        assert!(step.outputs()[0].item().is_err());
+        assert_eq!(step.run(&[&x, &y]).unwrap()[0].item().unwrap(), want);
+    }
 }

@@ -122,7 +122,7 @@ impl Run<'_> {
         ctrlc::set_handler(move || {
             // A second Ctrl-C exits at once, without waiting for the step.
             if flag.swap(true, Ordering::SeqCst) {
-                std::process::exit(130);
+                tiebeam::exit::at_once(130);
             }
         })
         .map_err(|e| Error::config(format!("Ctrl-C cannot be caught: {e}")))?;

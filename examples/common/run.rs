@@ -28,7 +28,7 @@ pub fn interruptible() -> Result<Arc<AtomicBool>> {
     let flag = stop.clone();
     let handler = move || {
         if flag.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
+            tiebeam::exit::at_once(130);
         }
     };
     let caught = ctrlc::set_handler(handler);

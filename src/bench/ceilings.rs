@@ -216,7 +216,7 @@ fn dispatches(gpu: &Gpu) -> Result<[f64; 3]> {
                 let launch = Launch::new("dispatch", &source, "nothing", [1, 1, 1]).bind_mut("y", &y);
                 gpu.launch(launch.set("m", 0.0f32).set("b", 0.0f32).turns(0).reuse(0));
                 match between {
-                    1 => drop(lock(&gpu.0.recorder).encoder(gpu)),
+                    1 => drop(lock(&gpu.0.recorder).encoder(gpu)?),
                     2 => gpu.flush()?,
                     _ => {}
                 }

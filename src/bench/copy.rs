@@ -60,8 +60,10 @@ fn at(gpu: &Gpu, bytes: u64) -> Result<(f64, f64)> {
     };
     let (from, to) = (x.place(), y.place());
     let mut best = rate(&mut || {
-        if let (Ok(a), Ok(b)) = (from.buffer.data(), to.buffer.data()) {
-            lock(&gpu.0.recorder).encoder(gpu).copy_buffer_to_buffer(a, from.offset, b, to.offset, bytes);
+        if let (Ok(a), Ok(b), Ok(encoder)) =
+            (from.buffer.data(), to.buffer.data(), lock(&gpu.0.recorder).encoder(gpu))
+        {
+            encoder.copy_buffer_to_buffer(a, from.offset, b, to.offset, bytes);
         }
     })?;
     let lanes = gpu.limits().max_compute_invocations_per_workgroup.clamp(1, 256);

@@ -46,7 +46,7 @@ impl Gpu {
         drop(drawing);
         let mut recording = recording::end(guard).expect("begun above");
         // A replay must not come before the compiler, and cannot lack a kernel.
-        lock(&self.0.recorder).finish(self);
+        lock(&self.0.recorder).finish(self)?;
         let failed = recording.commands.iter().find_map(Command::refused);
         match recording.refused.take().or(failed) {
             Some(error) => Err(error),
@@ -85,8 +85,7 @@ impl Capture {
         let (gpu, Recording { outside, changed, .. }) = (&self.gpu, &self.recording);
         gpu.unchanged(|| {
             // What was recorded before may end with an error that counts.
-            lock(&gpu.0.recorder).finish(gpu);
-            gpu.check()?;
+            gpu.compiled()?;
             for buffer in outside.iter().chain(changed) {
                 buffer.data()?;
             }
@@ -99,19 +98,19 @@ impl Capture {
                 }
             }
             gpu.settle(changed);
-            // A replay writes all of each output, so errors of the last run no longer count.
-            self.results.iter().for_each(|buffer| buffer.heal());
-            self.encode(rates);
+            self.encode(rates)?;
             changed.iter().chain(&self.results).for_each(|buffer| buffer.touch());
             Ok(())
         })
     }
 
-    fn encode(&self, rates: &[f32]) {
+    fn encode(&self, rates: &[f32]) -> Result<()> {
         let gpu = &self.gpu;
         let now = Now { rates, shifts: &self.draws.again() };
         let mut recorder = lock(&gpu.0.recorder);
-        recorder.finish(gpu);
+        recorder.finish(gpu)?;
+        // A replay writes all of each output, so errors of the last run no longer count.
+        self.results.iter().for_each(|buffer| buffer.heal());
         // The batch for which the written buffers were last noted. A long step spans several batches.
         let mut noted = None;
         for command in &self.recording.commands {
@@ -122,5 +121,6 @@ impl Capture {
             }
             recorder.replay(gpu, command, &now);
         }
+        Ok(())
     }
 }

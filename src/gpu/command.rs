@@ -28,10 +28,13 @@ impl Command {
         }
     }
 
-    /// Returns the error of a kernel that the driver refused. Waits for the compiler.
+    /// Returns the error of a kernel that the driver refused, or has not compiled in time. Waits for the compiler.
     pub fn refused(&self) -> Option<Error> {
         match self {
-            Command::Dispatch(dispatch) => dispatch.pipeline.wait().as_ref().err().cloned(),
+            Command::Dispatch(dispatch) => match dispatch.pipeline.wait() {
+                Ok(made) => made.as_ref().err().cloned(),
+                Err(late) => Some(late),
+            },
             Command::Texels(_) | Command::Hook(_) => None,
         }
     }

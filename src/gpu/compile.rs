@@ -1,13 +1,13 @@
 //! Threads on which drivers compile kernels while the host goes on recording.
 //!
-//! They start with the first kernels and end with the last handle of the device. Where no thread can be started, as on
-//! wasm, the caller compiles.
+//! They start with the first kernels and end with the last handle of the device. Where no thread can be started, or the
+//! backend has no use for one, the caller compiles.
 
 use super::driver_cache::DriverCache;
 use super::lock;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -24,12 +24,16 @@ type Job = Box<dyn FnOnce() + Send>;
 pub(crate) struct Compiler {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// The most threads. Without any, callers run their jobs.
+    most: usize,
+    /// How long to wait at the end for what a driver compiles, if there is a limit.
+    limit: Option<Duration>,
 }
 
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    /// Signalled when a job arrives or the threads are to end.
+    /// Signalled when a job arrives, when the threads are to end, and when one has ended.
     changed: Condvar,
     cache: Option<DriverCache>,
 }
@@ -37,6 +41,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     jobs: VecDeque<Job>,
+    /// Threads that have not ended.
+    threads: usize,
     /// Threads that wait for a job.
     idle: usize,
     ended: bool,
@@ -45,9 +51,15 @@ struct State {
 }
 
 impl Compiler {
-    pub fn new(cache: Option<DriverCache>) -> Compiler {
+    /// A compiler for a device of this backend.
+    ///
+    /// wgpu has one context of OpenGL for all threads. Each thread waits for it a few seconds and panics after that, so
+    /// that threads which compile would take submits and allocations of others along. Nor would they gain anything.
+    pub fn new(backend: wgpu::Backend, cache: Option<DriverCache>, limit: Option<Duration>) -> Compiler {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let most = if backend == wgpu::Backend::Gl { 0 } else { cores.min(MOST) };
         let shared = Arc::new(Shared { cache, ..Shared::default() });
-        Compiler { shared, threads: Mutex::default() }
+        Compiler { shared, threads: Mutex::default(), most, limit }
     }
 
     /// The driver's cache of kernels, if it has one for us.
@@ -67,43 +79,47 @@ impl Compiler {
         self.shared.changed.notify_one();
     }
 
-    /// Starts a thread, unless there are enough.
+    /// Starts a thread, unless there are enough. If there is none at all, the jobs run here.
     fn start(&self) {
         let mut threads = lock(&self.threads);
-        if threads.len() >= thread::available_parallelism().map_or(1, usize::from).min(MOST) {
-            return;
-        }
-        let shared = self.shared.clone();
-        let builder = thread::Builder::new().name("tiebeam compiler".into()).stack_size(STACK);
-        match builder.spawn(move || shared.work()) {
-            Ok(thread) => threads.push(thread),
-            Err(why) if threads.is_empty() => {
-                tracing::debug!(%why, "no threads; kernels are compiled in place");
-                while let Some(job) = self.shared.next_job() {
-                    job();
+        if threads.len() < self.most {
+            let shared = self.shared.clone();
+            let builder = thread::Builder::new().name("tiebeam compiler".into()).stack_size(STACK);
+            lock(&self.shared.state).threads += 1;
+            match builder.spawn(move || shared.work()) {
+                Ok(thread) => threads.push(thread),
+                Err(why) => {
+                    lock(&self.shared.state).threads -= 1;
+                    tracing::debug!(%why, threads = threads.len(), "no further thread for kernels");
                 }
             }
-            Err(why) => tracing::debug!(%why, "no further thread"),
+        }
+        if threads.is_empty() {
+            drop(self.shared.jobs(lock(&self.shared.state)));
         }
     }
 }
 
 impl Shared {
-    fn next_job(&self) -> Option<Job> {
-        lock(&self.state).jobs.pop_front()
+    /// Runs the jobs that are there.
+    fn jobs<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        while let Some(job) = state.jobs.pop_front() {
+            drop(state);
+            // A job reports its own panic. The others are still to be done.
+            let _ = catch_unwind(AssertUnwindSafe(job));
+            state = lock(&self.state);
+            state.unsaved = self.cache.is_some();
+        }
+        state
     }
 
     /// Runs jobs until the device is gone.
     fn work(&self) {
         let mut state = lock(&self.state);
         while !state.ended {
-            if let Some(job) = state.jobs.pop_front() {
-                drop(state);
-                // A job reports its own panic. This thread goes on with the others.
-                let _ = catch_unwind(AssertUnwindSafe(job));
-                state = lock(&self.state);
-                state.unsaved = self.cache.is_some();
-                continue;
+            state = self.jobs(state);
+            if state.ended {
+                break;
             }
             state.idle += 1;
             let quiet;
@@ -114,25 +130,46 @@ impl Shared {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 quiet = false;
             }
+            // While another thread is at work, there will soon be more to write.
+            let all_idle = state.idle == state.threads;
             state.idle -= 1;
-            if quiet && state.jobs.is_empty() && std::mem::take(&mut state.unsaved) {
+            if quiet && all_idle && state.jobs.is_empty() && std::mem::take(&mut state.unsaved) {
                 drop(state);
                 self.save();
                 state = lock(&self.state);
             }
         }
+        state.threads -= 1;
+        drop(state);
+        self.changed.notify_all();
     }
 
+    /// Writes the driver's cache. Like a job, it may end in a panic of the driver's layer.
     fn save(&self) {
         if let Some(cache) = &self.cache {
-            cache.save();
+            let _ = catch_unwind(AssertUnwindSafe(|| cache.save()));
         }
+    }
+
+    /// Waits until all threads have ended, as long as `limit` allows. Returns whether they have.
+    fn wait_for_the_end(&self, limit: Option<Duration>) -> bool {
+        let state = lock(&self.state);
+        let goes_on = |state: &mut State| state.threads > 0;
+        let state = match limit {
+            Some(limit) => {
+                let waited = self.changed.wait_timeout_while(state, limit, goes_on);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+            None => self.changed.wait_while(state, goes_on).unwrap_or_else(PoisonError::into_inner),
+        };
+        state.threads == 0
     }
 }
 
 impl Drop for Compiler {
     /// Ends the threads. Jobs that did not begin are left out: nobody is left to wait for them. A job that has begun is
-    /// waited for, because a process must not end while a thread is inside its driver.
+    /// waited for, because a process must not end while a thread is inside its driver. If the driver hangs in it, the
+    /// thread is left alone after a while.
     fn drop(&mut self) {
         let mut state = lock(&self.shared.state);
         state.ended = true;
@@ -140,6 +177,10 @@ impl Drop for Compiler {
         drop(state);
         drop(left);
         self.shared.changed.notify_all();
+        if !self.shared.wait_for_the_end(self.limit) {
+            tracing::warn!("the driver still compiles a kernel; its thread is left alone");
+            return;
+        }
         for thread in std::mem::take(&mut *lock(&self.threads)) {
             let _ = thread.join();
         }
@@ -150,13 +191,30 @@ impl Drop for Compiler {
 }
 
 #[cfg(test)]
+impl super::Gpu {
+    /// Keeps the compiler from beginning anything new until the sender is dropped. `None` if it has no threads.
+    pub(crate) fn hold_compiler(&self) -> Option<std::sync::mpsc::Sender<()>> {
+        let compiler = &self.0.compiler;
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let receiver = Arc::new(Mutex::new(receiver));
+        for _ in 0..compiler.most {
+            let receiver = receiver.clone();
+            compiler.run(move || {
+                let _ = lock(&receiver).recv();
+            });
+        }
+        (compiler.most > 0).then_some(sender)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::sync::mpsc::channel;
 
     #[test]
     fn jobs_run_on_other_threads_until_the_end() {
-        let compiler = Compiler::new(None);
+        let compiler = Compiler::new(wgpu::Backend::Vulkan, None, None);
         let (sender, receiver) = channel();
         for i in 0..20 {
             let sender = sender.clone();
@@ -191,5 +249,36 @@ mod tests {
         drop(gate);
         drop(compiler);
         assert!((1..=MOST).contains(&*lock(&begun)), "jobs that had not begun were left out");
+    }
+
+    #[test]
+    fn without_threads_the_caller_runs_the_jobs() {
+        let compiler = Compiler::new(wgpu::Backend::Gl, None, None);
+        let done = Arc::new(Mutex::new(Vec::new()));
+        for i in 0..3 {
+            let of_job = done.clone();
+            compiler.run(move || {
+                lock(&of_job).push((i, thread::current().id()));
+                assert!(i != 1, "a job that panics");
+            });
+            assert_eq!(lock(&done).last(), Some(&(i, thread::current().id())), "done at once");
+        }
+        assert!(lock(&compiler.threads).is_empty());
+    }
+
+    #[test]
+    fn a_driver_that_hangs_does_not_keep_the_device() {
+        let compiler = Compiler::new(wgpu::Backend::Vulkan, None, Some(Duration::from_millis(50)));
+        let ((begun, has_begun), (gate, closed)) = (channel(), channel::<()>());
+        compiler.run(move || {
+            begun.send(()).unwrap();
+            let _ = closed.recv();
+        });
+        has_begun.recv().unwrap();
+        let shared = compiler.shared.clone();
+        drop(compiler);
+        assert_eq!(lock(&shared.state).threads, 1, "left alone");
+        drop(gate);
+        assert!(shared.wait_for_the_end(None));
     }
 }

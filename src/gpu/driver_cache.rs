@@ -1,11 +1,18 @@
 //! What the driver keeps of compiled kernels, in a file of the user's cache folder. Only Vulkan offers this.
 //!
 //! The file begins with a line that names the adapter and the driver, then has a hash of the rest, then the driver's
-//! bytes. A file that is broken, of another driver or too large is ignored without a word, and later replaced: it only
+//! bytes. A file that is broken, of another driver, another user's or too large is ignored without a word, and later replaced: it only
 //! saves time. Many drivers keep such a cache of their own as well.
+//!
+//! A process writes what its own driver has, which is what the file had when the device was opened and what was compiled
+//! since. wgpu cannot merge that with what another process has written in the meantime, so of programs that run at the
+//! same time the last one to write is kept, and the others' new kernels are compiled again in their next run.
 
-use super::{AdapterSummary, lock};
+use super::{AdapterSummary, caught, lock};
+use crate::error::{Error, Result};
 use crate::files;
+use std::fs::{File, Metadata};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use twox_hash::XxHash3_128;
@@ -23,7 +30,7 @@ pub(crate) struct DriverCache {
     file: PathBuf,
     /// The file's first line.
     head: String,
-    /// The hash of the bytes that the file was last seen with.
+    /// The hash of the bytes that the file was last read or written with.
     known: Mutex<u128>,
 }
 
@@ -40,24 +47,17 @@ impl DriverCache {
         let head = format!("tiebeam pipelines 1 {}; {}\n", summary.name, summary.driver);
         let data = read(&file, &head);
         let known = data.as_deref().map_or(0, XxHash3_128::oneshot);
-        let scopes =
-            [wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal];
-        let scopes = scopes.map(|filter| device.push_error_scope(filter));
         let descriptor =
             wgpu::PipelineCacheDescriptor { label: Some("tiebeam"), data: data.as_deref(), fallback: true };
-        // SAFETY: the bytes must be what `get_data` returned. They come from a file that only `save` below writes, in a
-        // folder that only the user may write, under a hash and the names of this adapter and driver. wgpu compares the
-        // driver's own mark in them too, and the driver its version.
-        let raw = unsafe { device.create_pipeline_cache(&descriptor) };
-        // The last scope is the innermost.
-        let errors = scopes.into_iter().rev().filter_map(|scope| pollster::block_on(scope.pop()));
-        let error = errors.fold(None, |first: Option<wgpu::Error>, error| first.or(Some(error)));
-        match error {
-            Some(error) => {
+        // SAFETY: the bytes must be what `get_data` returned. They come from a file that is the user's own where the system
+        // tells (`is_ours`), and that only `save` below writes, under a hash and the names of this adapter and driver.
+        // wgpu compares the driver's own mark in them too, and the driver its version.
+        match caught(device, || unsafe { device.create_pipeline_cache(&descriptor) }) {
+            Ok(raw) => Some(DriverCache { raw, file, head, known: Mutex::new(known) }),
+            Err(error) => {
                 tracing::debug!(%error, "no driver's cache");
                 None
             }
-            None => Some(DriverCache { raw, file, head, known: Mutex::new(known) }),
         }
     }
 
@@ -73,17 +73,37 @@ impl DriverCache {
         if *known == hash {
             return;
         }
-        *known = hash;
-        if let Err(error) = write(&self.file, &self.head, &data) {
-            tracing::debug!(%error, "the driver's cache was not written");
+        match write(&self.file, &self.head, &data) {
+            Ok(()) => *known = hash,
+            Err(error) => tracing::debug!(%error, "the driver's cache was not written"),
         }
     }
 }
 
-/// Returns the driver's bytes in a file, if it is whole and of this head.
+/// Whether nobody else can have written a file. Drivers run what is in it, and a hash is no signature.
+#[cfg(unix)]
+fn is_ours(file: &Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    file.uid() == rustix::process::geteuid().as_raw() && file.mode() & 0o022 == 0
+}
+
+/// Folders of a user's profile are the user's own elsewhere. Another folder is taken as it is.
+#[cfg(not(unix))]
+fn is_ours(_: &Metadata) -> bool {
+    true
+}
+
+/// Returns the driver's bytes in a file, if it is ours, whole and of this head.
 fn read(file: &Path, head: &str) -> Option<Vec<u8>> {
-    let length = std::fs::metadata(file).ok().filter(std::fs::Metadata::is_file)?.len();
-    let mut bytes = (length <= MOST as u64).then(|| std::fs::read(file).ok()).flatten()?;
+    // A pipe would be waited for.
+    let is_file = std::fs::metadata(file).ok()?.is_file();
+    let open = is_file.then(|| File::open(file).ok()).flatten()?;
+    let found = open.metadata().ok()?;
+    if found.len() > MOST as u64 || !is_ours(&found) {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(found.len() as usize);
+    open.take(MOST as u64).read_to_end(&mut bytes).ok()?;
     let rest = bytes.strip_prefix(head.as_bytes())?;
     let (hash, data) = rest.split_first_chunk::<HASH>()?;
     if u128::from_le_bytes(*hash) != XxHash3_128::oneshot(data) {
@@ -93,7 +113,7 @@ fn read(file: &Path, head: &str) -> Option<Vec<u8>> {
 }
 
 /// Replaces a file as a whole. Bytes that are too many remove it instead, so that the next run begins anew.
-fn write(file: &Path, head: &str, data: &[u8]) -> crate::error::Result<()> {
+fn write(file: &Path, head: &str, data: &[u8]) -> Result<()> {
     if head.len() + HASH + data.len() > MOST {
         let _ = std::fs::remove_file(file);
         return Ok(());
@@ -101,8 +121,23 @@ fn write(file: &Path, head: &str, data: &[u8]) -> crate::error::Result<()> {
     if let Some(folder) = file.parent() {
         let _ = std::fs::create_dir_all(folder);
     }
-    let hash = XxHash3_128::oneshot(data).to_le_bytes();
-    files::replace_with(file, [head.as_bytes(), &hash, data].concat())
+    if file.metadata().is_ok_and(|found| !is_ours(&found)) {
+        // A replaced file would keep its owner and mode.
+        let _ = std::fs::remove_file(file);
+    }
+    let bytes = [head.as_bytes(), &XxHash3_128::oneshot(data).to_le_bytes(), data].concat();
+    files::replace(file, |mut open| {
+        let written = only_ours(open).and_then(|()| open.write_all(&bytes));
+        written.map_err(|error| Error::io(file, error))
+    })
+}
+
+/// Takes a file from other users, whatever new files are by default.
+fn only_ours(file: &File) -> std::io::Result<()> {
+    #[cfg(unix)]
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    let _ = file;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -166,5 +201,20 @@ mod tests {
         assert!(!file.exists(), "too large a cache is begun anew");
         std::fs::write(&file, vec![0; MOST + 1]).unwrap();
         assert_eq!(read(&file, head), None);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_that_others_may_write_is_begun_anew() {
+        use std::os::unix::fs::PermissionsExt;
+        let scratch = files::scratch::Folder::new("driver_cache");
+        let (file, head) = (scratch.join("cache.bin"), "tiebeam pipelines 1 card; driver 7\n");
+        write(&file, head, &[7; 100]).unwrap();
+        for mode in [0o620, 0o602] {
+            std::fs::set_permissions(&file, PermissionsExt::from_mode(mode)).unwrap();
+            assert_eq!(read(&file, head), None);
+            write(&file, head, &[8; 100]).unwrap();
+            assert_eq!(read(&file, head), Some(vec![8; 100]));
+        }
     }
 }

@@ -75,12 +75,16 @@ impl Gpu {
     /// Records `work` and submits everything, with a copy of the findings if there may be new ones.
     pub(super) fn submit_with_findings(
         &self,
-        work: impl FnOnce(&mut Recorder),
-    ) -> Option<wgpu::SubmissionIndex> {
+        work: impl FnOnce(&mut Recorder) -> Result<()>,
+    ) -> Result<wgpu::SubmissionIndex> {
         let written = self.0.findings_written.swap(false, AcqRel);
         let tables = if written { lock(&self.0.findings).tables.clone() } else { vec![] };
         let mut recorder = lock(&self.0.recorder);
-        work(&mut recorder);
+        // From here on nothing waits for the compiler, so that nothing of this is done by half.
+        if let Err(error) = recorder.finish(self).and_then(|()| work(&mut recorder)) {
+            self.0.findings_written.fetch_or(written, Release);
+            return Err(error);
+        }
         let staging = (!tables.is_empty()).then(|| self.copy_findings(&mut recorder, &tables)).flatten();
         if written && staging.is_none() {
             // No memory for the copy now: the next readback tries again.
@@ -100,7 +104,7 @@ impl Gpu {
 
     fn copy_findings(&self, recorder: &mut Recorder, tables: &[Arc<Buffer>]) -> Option<wgpu::Buffer> {
         let staging = self.create_readable("findings", tables.len() as u64 * TABLE_BYTES)?;
-        let encoder = recorder.encoder(self);
+        let encoder = recorder.encoder(self).ok()?;
         for (at, table) in tables.iter().enumerate() {
             if let Ok(raw) = table.data() {
                 encoder.copy_buffer_to_buffer(raw, 0, &staging, at as u64 * TABLE_BYTES, TABLE_BYTES);

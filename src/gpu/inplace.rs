@@ -7,6 +7,7 @@
 use super::buffer::Buffer;
 use super::kernel::Launch;
 use super::launch::Prepared;
+use super::record::Recorder;
 use super::value::{Place, Value};
 use super::{Gpu, lock, recording};
 use crate::error::Result;
@@ -114,9 +115,7 @@ impl Gpu {
         self.settle(changed);
         self.nothing_waits(changed, &ready)?;
         for (i, (launch, prepared)) in launches.iter().zip(ready).enumerate() {
-            // Before each launch, because any of them may fill its batch and submit it.
-            lock(&self.0.recorder).writes(changed);
-            if let Err(error) = self.encode(launch, prepared) {
+            if let Err(error) = self.encode(launch, prepared, changed) {
                 changed.iter().filter(|_| i > 0).for_each(|buffer| buffer.fail(&error));
                 return Err(error);
             }
@@ -129,11 +128,19 @@ impl Gpu {
     /// Waits for the compiler, so that a change is not half done, nor made of what was never computed.
     fn nothing_waits(&self, changed: &[Arc<Buffer>], ready: &[Prepared]) -> Result<()> {
         for prepared in ready {
-            prepared.pipeline.wait().as_ref().map_err(|error| self.raise(error.clone()))?;
+            prepared.pipeline.wait()?.as_ref().map_err(|error| self.raise(error.clone()))?;
         }
-        lock(&self.0.recorder).finish(self);
-        self.check()?;
+        self.compiled()?;
         changed.iter().try_for_each(|buffer| buffer.data().map(drop))
+    }
+
+    /// Waits for the compiler, so that all that cannot be computed carries its error.
+    ///
+    /// # Errors
+    /// The device's fault, if one stands, or [`Error::Timeout`](crate::Error::Timeout).
+    pub(crate) fn compiled(&self) -> Result<()> {
+        lock(&self.0.recorder).finish(self)?;
+        self.check()
     }
 
     /// Writes bytes at places of buffers in use, for callers inside [`Gpu::unchanged`]. Recorded and pending work sees
@@ -151,7 +158,7 @@ impl Gpu {
         let mut recorder = lock(&self.0.recorder);
         // The queue runs writes before every command of the next submit. So the open batch must be submitted first, and
         // nothing may be recorded in between.
-        recorder.submit(self);
+        recorder.submit(self)?;
         self.check()?;
         for (raw, (place, bytes)) in raws.iter().zip(writes) {
             self.write_words(raw, place.offset, bytes);
@@ -167,18 +174,48 @@ impl Gpu {
         work()
     }
 
-    /// Copies `bytes` bytes from one place to another. The copy is not part of a recorded step.
+    /// Copies `bytes` bytes from one place to another. If that cannot be done, the target carries the error. The copy is
+    /// not part of a recorded step.
     pub(crate) fn copy(&self, from: &Place, to: &Place, bytes: u64) {
         let mut recorder = lock(&self.0.recorder);
         // Its kernel may be refused.
-        recorder.finish(self);
-        match (from.buffer.data(), to.buffer.memory()) {
-            (Ok(a), Ok(b)) if bytes > 0 => {
-                recorder.writes([&to.buffer]);
-                recorder.encoder(self).copy_buffer_to_buffer(a, from.offset, b, to.offset, bytes);
-            }
-            (Err(error), _) | (_, Err(error)) => to.buffer.fail(&error),
-            _ => {}
+        let copied = recorder.finish(self).and_then(|()| recorder.copy(self, from, to, bytes));
+        drop(recorder);
+        if let Err(error) = copied {
+            to.buffer.fail(&error);
         }
+    }
+
+    /// Copies elements to buffers that these fill, each with its bytes, all of them or none. A target whose contents
+    /// were lost is valid again. The copies are not part of a recorded step.
+    ///
+    /// # Errors
+    /// The error of a tensor that is copied, missing memory, or the device's fault. Then the targets are as they were.
+    pub(crate) fn copy_all(&self, copies: &[(Place, Place, u64)]) -> Result<()> {
+        let mut recorder = lock(&self.0.recorder);
+        // The kernels of what is copied may be refused.
+        recorder.finish(self)?;
+        self.check()?;
+        for (from, to, _) in copies {
+            from.buffer.data()?;
+            to.buffer.memory()?;
+        }
+        for (from, to, bytes) in copies {
+            to.buffer.heal();
+            recorder.copy(self, from, to, *bytes)?;
+        }
+        Ok(())
+    }
+}
+
+impl Recorder {
+    /// Encodes a copy. Nothing may be waiting.
+    fn copy(&mut self, gpu: &Gpu, from: &Place, to: &Place, bytes: u64) -> Result<()> {
+        let (a, b) = (from.buffer.data()?, to.buffer.memory()?);
+        if bytes > 0 {
+            self.writes([&to.buffer]);
+            self.encoder(gpu)?.copy_buffer_to_buffer(a, from.offset, b, to.offset, bytes);
+        }
+        Ok(())
     }
 }

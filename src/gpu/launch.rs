@@ -1,5 +1,6 @@
 //! The one way to launch a kernel: names and limits are checked, the pipeline is found, the commands are recorded.
 
+use super::buffer::Buffer;
 use super::command::{Command, Dispatch, GroupKey};
 use super::kernel::{Bind, Launch, MOST_TURNS};
 use super::pipeline::Pipeline;
@@ -21,7 +22,7 @@ impl Gpu {
             return self.note_pass(&launch);
         }
         let prepared = possible.and_then(|()| self.prepared(&launch));
-        if let Err(error) = prepared.and_then(|prepared| self.encode(&launch, prepared)) {
+        if let Err(error) = prepared.and_then(|prepared| self.encode(&launch, prepared, &[])) {
             recording::failed(self, &error);
             launch.fail(&error);
         }
@@ -71,8 +72,9 @@ impl Gpu {
         within("turns of a thread's loops", launch.turns.unwrap_or(usize::MAX) as u64, MOST_TURNS as u32)
     }
 
-    /// Records a prepared dispatch. Fails if an operand was lost in the meantime.
-    pub(super) fn encode(&self, launch: &Launch, prepared: Prepared) -> Result<()> {
+    /// Records a prepared dispatch, which may be part of a change in place of the buffers `changed`. Fails if an operand
+    /// was lost in the meantime.
+    pub(super) fn encode(&self, launch: &Launch, prepared: Prepared, changed: &[Arc<Buffer>]) -> Result<()> {
         let Prepared { pipeline, numbers, params } = prepared;
         let mut recorder = lock(&self.0.recorder);
         // Only now, because the end of a recording may have moved buffers of that step.
@@ -83,7 +85,7 @@ impl Gpu {
         let dispatch = Command::Dispatch(Dispatch { pipeline, group, params, grid, seconds, live });
         for command in copies.into_iter().map(Command::Texels).chain([dispatch]) {
             recording::command(self, || command.clone());
-            recorder.record(self, command, launch);
+            recorder.record(self, command, launch, changed);
         }
         drop(recorder);
         recording::binds(self, launch.binds.iter().map(|bind| &bind.part.buffer));

@@ -102,8 +102,8 @@ fn copied(gpu: &Gpu) -> u64 {
 }
 
 fn copy(gpu: &Gpu, from: &Buffer, to: &Buffer, bytes: u64) {
-    if let (Ok(from), Ok(to)) = (from.data(), to.data()) {
-        lock(&gpu.0.recorder).encoder(gpu).copy_buffer_to_buffer(from, 0, to, 0, bytes);
+    if let (Ok(from), Ok(to), Ok(encoder)) = (from.data(), to.data(), lock(&gpu.0.recorder).encoder(gpu)) {
+        encoder.copy_buffer_to_buffer(from, 0, to, 0, bytes);
     }
 }
 

@@ -198,18 +198,22 @@ impl Gpu {
         };
         for buffer in lent.iter().filter_map(Weak::upgrade) {
             let Ok(old) = buffer.data() else { continue };
-            match self.try_take("step", buffer.size, u64::MAX, &self.0.pool) {
-                Ok(raw) => {
-                    let bytes = buffer.size.next_multiple_of(4).min(old.size());
-                    let mut recorder = lock(&self.0.recorder);
-                    recorder.writes([&buffer]);
-                    recorder.encoder(self).copy_buffer_to_buffer(old, 0, &raw, 0, bytes);
-                    drop(recorder);
-                    let _ = buffer.moved.set(Memory { raw, home: Arc::downgrade(&self.0.pool) });
-                }
+            match self.moved(&buffer, old) {
+                Ok(memory) => drop(buffer.moved.set(memory)),
                 Err(error) => buffer.fail(&error),
             }
         }
+    }
+
+    /// Returns memory of the device's pool with a copy of the buffer's elements.
+    fn moved(&self, buffer: &Arc<Buffer>, old: &wgpu::Buffer) -> Result<Memory> {
+        let raw = self.try_take("step", buffer.size, u64::MAX, &self.0.pool)?;
+        let bytes = buffer.size.next_multiple_of(4).min(old.size());
+        let mut recorder = lock(&self.0.recorder);
+        recorder.encoder(self)?.copy_buffer_to_buffer(old, 0, &raw, 0, bytes);
+        recorder.writes([buffer]);
+        drop(recorder);
+        Ok(Memory { raw, home: Arc::downgrade(&self.0.pool) })
     }
 
     /// Gives the pool's free buffers back to the driver and returns their size in bytes.

@@ -46,6 +46,10 @@ pub use profile::Profiled;
 
 /// A handle to one device. Clones are cheap and refer to the same device, and threads may share it.
 ///
+/// The last handle to go waits for kernels that are being compiled, because a process must not end while threads are inside
+/// its driver. A handle in a `static` never goes: call [`Gpu::synchronize`] before the program ends. A program that must end
+/// at once calls [`exit::at_once`](crate::exit::at_once).
+///
 /// ```no_run
 /// let gpu = tiebeam::Gpu::open()?;
 /// println!("{}", gpu.adapter());
@@ -116,6 +120,22 @@ pub fn variant(line: &str) -> Option<shader::Source> {
 /// statements.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs `work` on a device and returns its result, unless the driver reports an error meanwhile. Such an error belongs
+/// to the calling thread's work and is no fault of the device.
+pub(crate) fn caught<T>(
+    device: &wgpu::Device,
+    work: impl FnOnce() -> T,
+) -> std::result::Result<T, wgpu::Error> {
+    let open = |filter| device.push_error_scope(filter);
+    let validation = open(wgpu::ErrorFilter::Validation);
+    let [memory, internal] = [wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal].map(open);
+    let made = work();
+    // From the innermost outwards. What fails for want of memory makes invalid what is made of it.
+    let [internal, memory, validation] =
+        [internal, memory, validation].map(|scope| pollster::block_on(scope.pop()));
+    internal.or(memory).or(validation).map_or(Ok(made), Err)
 }
 
 impl Gpu {

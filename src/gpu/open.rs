@@ -265,7 +265,7 @@ impl Gpu {
             pool: Arc::default(),
             staging: Mutex::default(),
             kernels: Mutex::default(),
-            compiler: Arc::new(Compiler::new(cache)),
+            compiler: Arc::new(Compiler::new(adapter.get_info().backend, cache, wait)),
             recorder: Mutex::default(),
             pending: Mutex::default(),
             changing: Mutex::default(),

@@ -28,7 +28,8 @@ pub struct Options {
     /// Whether measured choices of kernels are used (`TIEBEAM_TUNE`, by default `read`).
     pub tuning: Option<Tuning>,
     /// Folder of measured choices and of what the driver keeps of compiled kernels (`TIEBEAM_CACHE`, by default in the
-    /// user's cache folder).
+    /// user's cache folder). Drivers run what they have kept, so name a folder that only trusted users may write. On
+    /// Unix, only files that belong to the process's user, and that nobody else may write, are given to the driver.
     pub cache: Option<std::path::PathBuf>,
     /// A file of measured choices that the program ships, as `tiebeam tune --export` writes it. The section for exactly
     /// this adapter and driver is used, else those for its class of devices. Choices measured on this machine take
@@ -38,8 +39,8 @@ pub struct Options {
     /// (`TIEBEAM_ROUND_PRODUCTS=1`). This is several times faster, with relative errors near 2^-11 per operand. Sums
     /// stay f32. Off by default.
     pub round_products: bool,
-    /// How long to wait for the device before it counts as hung (`TIEBEAM_WAIT`, in seconds; `0` or `off` for no
-    /// limit). 600 s by default. `Duration::MAX` means no limit.
+    /// How long to wait for the device, or for its driver to compile a kernel, before it counts as hung (`TIEBEAM_WAIT`,
+    /// in seconds; `0` or `off` for no limit). 600 s by default. `Duration::MAX` means no limit.
     pub wait: Option<Duration>,
     /// The class of devices for which kernels are chosen (`TIEBEAM_DEVICE`): a kind (`cpu`, `integrated`, `discrete`,
     /// `virtual`) or a finer row of the table, such as `h200` ([`DeviceClass::all`](super::DeviceClass::all)). The

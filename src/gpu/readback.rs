@@ -20,21 +20,22 @@ impl Gpu {
         buffer.data()?;
         let padded = bytes.div_ceil(4) * 4;
         let staging = self.take_staging(padded.max(4))?;
+        // The kernel that writes it may have been refused only now. Then there is nothing to copy.
         let index = self.submit_with_findings(|recorder| {
-            // The kernel that writes it may be refused only now.
-            recorder.finish(self);
             if padded > 0
                 && let Ok(raw) = buffer.data()
             {
-                recorder.encoder(self).copy_buffer_to_buffer(raw, offset, &staging, 0, padded);
+                recorder.encoder(self)?.copy_buffer_to_buffer(raw, offset, &staging, 0, padded);
             }
-        });
+            Ok(())
+        })?;
         self.check()?;
         buffer.data()?;
         let (sender, receiver) = std::sync::mpsc::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
             let _ = sender.send(result);
         });
+        let index = Some(index);
         Ok(Reading { gpu: self.clone(), staging: Some(staging), index, bytes, receiver })
     }
 

@@ -63,9 +63,12 @@ pub(crate) struct Recorder {
 impl Recorder {
     /// Returns the encoder with no pass open, for copies. All that was recorded before is encoded: this waits for the
     /// compiler.
-    pub fn encoder(&mut self, gpu: &Gpu) -> &mut wgpu::CommandEncoder {
-        self.finish(gpu);
-        self.open(gpu)
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] if the compiler takes too long.
+    pub fn encoder(&mut self, gpu: &Gpu) -> Result<&mut wgpu::CommandEncoder> {
+        self.finish(gpu)?;
+        Ok(self.open(gpu))
     }
 
     fn open(&mut self, gpu: &Gpu) -> &mut wgpu::CommandEncoder {
@@ -85,16 +88,18 @@ impl Recorder {
         self.pass.as_mut().expect("opened above")
     }
 
-    /// Records a command of a launch: encodes it, or lets it wait for its turn.
-    pub(super) fn record(&mut self, gpu: &Gpu, command: Command, launch: &Launch) {
+    /// Records a command of a launch: encodes it, or lets it wait for its turn. If the launch is part of a change in
+    /// place, all buffers `changed` are marked if its batch is lost.
+    pub(super) fn record(&mut self, gpu: &Gpu, command: Command, launch: &Launch, changed: &[Arc<Buffer>]) {
         let dispatches = matches!(command, Command::Dispatch(_));
         self.total += u64::from(dispatches);
         if self.waiting.is_empty() && command.is_ready() {
-            self.writes(launch.written().filter(|_| dispatches));
+            self.writes(launch.written().filter(|_| dispatches).chain(changed));
             return self.encode(gpu, &command, None);
         }
-        self.waiting.push(Entry::new(command, dispatches.then_some(launch)));
-        self.advance(gpu, self.waiting.len() > MOST_WAITING);
+        self.waiting.push(Entry::new(command, dispatches.then_some(launch), changed));
+        // If the compiler takes too long, whoever needs the elements will find that out.
+        let _ = self.advance(gpu, self.waiting.len() > MOST_WAITING);
     }
 
     /// Encodes a command of a replay with the values that have changed, or runs its hook. Nothing may be waiting.
@@ -104,23 +109,28 @@ impl Recorder {
     }
 
     /// Encodes everything that was recorded. Waits for the compiler.
-    pub(super) fn finish(&mut self, gpu: &Gpu) {
-        self.advance(gpu, true);
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] if the compiler takes longer than `Options::wait` for one kernel. What waits for that kernel
+    /// goes on waiting.
+    pub(super) fn finish(&mut self, gpu: &Gpu) -> Result<()> {
+        self.advance(gpu, true)
     }
 
     /// Encodes what waits, from the front, up to the first command whose pipeline is being compiled. Unless it is to
     /// `wait` for that.
-    fn advance(&mut self, gpu: &Gpu, wait: bool) {
-        while let Some(next) = self.waiting.next(wait) {
+    fn advance(&mut self, gpu: &Gpu, wait: bool) -> Result<()> {
+        while let Some(next) = self.waiting.next(wait)? {
             match next {
                 Next::Ready(entry) => {
-                    self.written.extend(entry.written().cloned());
+                    self.written.extend(entry.at_stake().cloned());
                     self.encode(gpu, &entry.command, None);
                 }
                 Next::Refused(error) => drop(gpu.raise(error)),
                 Next::LeftOut => {}
             }
         }
+        Ok(())
     }
 
     fn encode(&mut self, gpu: &Gpu, command: &Command, now: Option<&Now>) {
@@ -132,8 +142,8 @@ impl Recorder {
     }
 
     fn dispatch(&mut self, gpu: &Gpu, dispatch: &Dispatch, now: Option<&Now>) {
-        // A refused one is never here, and a recording that has one is never replayed.
-        let Ok(pipeline) = dispatch.pipeline.wait() else { return };
+        // Only a compiled one is ever here.
+        let Some(Ok(pipeline)) = dispatch.pipeline.made() else { return };
         let params = dispatch.params(now);
         let interface = &dispatch.pipeline.interface;
         let in_uniform = interface.params.as_ref().is_some_and(|params| params.uniform.is_some());
@@ -151,9 +161,9 @@ impl Recorder {
         }
         let [x, y, z] = dispatch.grid;
         pass.dispatch_workgroups(x, y, z);
-        self.dispatched(gpu, dispatch.seconds);
+        let sent = self.dispatched(gpu, dispatch.seconds);
         // llvmpipe translates a kernel when it first runs it, on a thread of its own. So it is sent at once.
-        if dispatch.pipeline.is_new() && gpu.adapter().is_software() && self.has_room(gpu) {
+        if dispatch.pipeline.is_new() && !sent && gpu.adapter().is_software() && self.has_room(gpu) {
             self.send(gpu);
         }
     }
@@ -185,13 +195,15 @@ impl Recorder {
     }
 
     /// Counts a dispatch of this many estimated seconds. Submits the batch when it has enough work to hide the cost of
-    /// a submit, long before a driver's watchdog takes it for hung.
-    fn dispatched(&mut self, gpu: &Gpu, seconds: f64) {
+    /// a submit, long before a driver's watchdog takes it for hung. Returns whether it did.
+    fn dispatched(&mut self, gpu: &Gpu, seconds: f64) -> bool {
         self.seconds += seconds;
         self.dispatches += 1;
-        if self.seconds >= gpu.class().submit || self.dispatches >= MOST {
+        let full = self.seconds >= gpu.class().submit || self.dispatches >= MOST;
+        if full {
             self.send(gpu);
         }
+        full
     }
 
     /// Counts bytes uploaded for this batch, and submits it when they are many.
@@ -203,13 +215,16 @@ impl Recorder {
     }
 
     /// Submits everything that was recorded to the device, which may be nothing. Waits for the compiler.
-    pub fn submit(&mut self, gpu: &Gpu) -> Option<wgpu::SubmissionIndex> {
-        self.finish(gpu);
-        self.send(gpu)
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] if the compiler takes too long. Then nothing is submitted.
+    pub fn submit(&mut self, gpu: &Gpu) -> Result<wgpu::SubmissionIndex> {
+        self.finish(gpu)?;
+        Ok(self.send(gpu))
     }
 
     /// Submits what is encoded.
-    fn send(&mut self, gpu: &Gpu) -> Option<wgpu::SubmissionIndex> {
+    fn send(&mut self, gpu: &Gpu) -> wgpu::SubmissionIndex {
         self.pass = None;
         self.seconds = 0.0;
         self.dispatches = 0;
@@ -234,7 +249,7 @@ impl Recorder {
                 gpu.raise(error);
             }
         }
-        Some(index)
+        index
     }
 }
 
@@ -280,9 +295,10 @@ impl Gpu {
     /// have been compiled, which this waits for.
     ///
     /// # Errors
-    /// The device's fault, if one stands. The errors that single tensors carry are not reported.
+    /// The device's fault, if one stands. The errors that single tensors carry are not reported. [`Error::Timeout`] if the
+    /// driver takes longer than `Options::wait` to compile a kernel: a later call may find it done.
     pub fn flush(&self) -> Result<()> {
-        lock(&self.0.recorder).submit(self);
+        lock(&self.0.recorder).submit(self)?;
         self.check()
     }
 
@@ -290,19 +306,19 @@ impl Gpu {
     ///
     /// # Errors
     /// The device's fault, if one stands. The errors that single tensors carry are not reported. [`Error::Timeout`] if
-    /// the device takes longer than `Options::wait`: its work goes on, and a later call may find it done.
+    /// the device or its compiler takes longer than `Options::wait`: the work goes on, and a later call may find it done.
     /// [`Error::Outside`] if the device checks ids and found some outside their range.
     pub fn synchronize(&self) -> Result<()> {
-        let index = self.submit_with_findings(|_| ());
-        self.wait_for(index, "all submitted work")?;
+        let index = self.submit_with_findings(|_| Ok(()))?;
+        self.wait_for(Some(index), "all submitted work")?;
         self.check()?;
         self.findings()
     }
 
     /// Like `synchronize`, but leaves findings about ids to the next readback.
     pub(super) fn wait_idle(&self) -> Result<()> {
-        let index = lock(&self.0.recorder).submit(self);
-        self.wait_for(index, "all submitted work")?;
+        let index = lock(&self.0.recorder).submit(self)?;
+        self.wait_for(Some(index), "all submitted work")?;
         self.check()
     }
 

@@ -28,9 +28,9 @@ impl Gpu {
             count: 2,
         });
         self.flush()?;
-        self.stamp(&set, 0);
+        self.stamp(&set, 0)?;
         work();
-        self.stamp(&set, 1);
+        self.stamp(&set, 1)?;
         let buffer = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("timer"),
             size: 16,
@@ -40,7 +40,7 @@ impl Gpu {
         let staging = self.alloc("timer", 16);
         {
             let mut recorder = lock(&self.0.recorder);
-            let encoder = recorder.encoder(self);
+            let encoder = recorder.encoder(self)?;
             encoder.resolve_query_set(&set, 0..2, &buffer, 0);
             if let Ok(raw) = staging.data() {
                 encoder.copy_buffer_to_buffer(&buffer, 0, raw, 0, 16);
@@ -53,16 +53,17 @@ impl Gpu {
 
     /// Records an empty pass whose timestamp marks this place in the commands. This also works on adapters whose
     /// encoders cannot write timestamps.
-    fn stamp(&self, set: &wgpu::QuerySet, index: u32) {
+    fn stamp(&self, set: &wgpu::QuerySet, index: u32) -> Result<()> {
         let mut recorder = lock(&self.0.recorder);
         let writes = wgpu::ComputePassTimestampWrites {
             query_set: set,
             beginning_of_pass_write_index: (index == 0).then_some(0),
             end_of_pass_write_index: (index == 1).then_some(1),
         };
-        drop(recorder.encoder(self).begin_compute_pass(&wgpu::ComputePassDescriptor {
+        drop(recorder.encoder(self)?.begin_compute_pass(&wgpu::ComputePassDescriptor {
             label: Some("timer"),
             timestamp_writes: Some(writes),
         }));
+        Ok(())
     }
 }

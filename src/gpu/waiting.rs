@@ -6,7 +6,7 @@
 use super::buffer::Buffer;
 use super::command::Command;
 use super::kernel::Launch;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
@@ -42,26 +42,29 @@ pub(super) struct Entry {
     pub command: Command,
     reads: Vec<Named>,
     writes: Vec<Named>,
+    /// Buffers of the change in place that it belongs to.
+    changed: Vec<Weak<Buffer>>,
 }
 
 impl Entry {
-    /// A command of a launch. `None` for one that writes no tensor.
-    pub fn new(command: Command, launch: Option<&Launch>) -> Entry {
+    /// A command of a launch in a change of these buffers. `None` for one that writes no tensor.
+    pub fn new(command: Command, launch: Option<&Launch>, changed: &[Arc<Buffer>]) -> Entry {
         let named = |write: bool| {
             let binds = launch.iter().flat_map(|launch| &launch.binds);
             binds.filter(|bind| bind.write == write).map(|bind| Named::of(&bind.part.buffer)).collect()
         };
-        Entry { command, reads: named(false), writes: named(true) }
+        let changed = changed.iter().map(Arc::downgrade).collect();
+        Entry { command, reads: named(false), writes: named(true), changed }
     }
 
-    /// The buffers that it writes.
-    pub fn written(&self) -> impl Iterator<Item = &Weak<Buffer>> {
-        self.writes.iter().map(|named| &named.own)
+    /// The buffers that are out of date if its batch is lost.
+    pub fn at_stake(&self) -> impl Iterator<Item = &Weak<Buffer>> {
+        self.writes.iter().map(|named| &named.own).chain(&self.changed)
     }
 
     /// Marks what it was to write with the error.
     fn fail(&self, error: &Error) {
-        let written = self.written().filter_map(Weak::upgrade);
+        let written = self.writes.iter().filter_map(|named| named.own.upgrade());
         written.filter(|buffer| !buffer.is_spared()).for_each(|buffer| buffer.fail(error));
     }
 }
@@ -106,13 +109,25 @@ impl Waiting {
 
     /// Takes the command at the front. `None` if there is none, or, unless it may `wait`, while the driver is at work on
     /// its kernel.
-    pub fn next(&mut self, wait: bool) -> Option<Next> {
-        let refused = match &self.entries.front()?.command {
-            Command::Dispatch(dispatch) if wait => dispatch.pipeline.wait().as_ref().err().cloned(),
-            Command::Dispatch(dispatch) => dispatch.pipeline.made()?.as_ref().err().cloned(),
-            _ => None,
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] if it has waited too long. The command stays where it is.
+    pub fn next(&mut self, wait: bool) -> Result<Option<Next>> {
+        let made = match self.entries.front().map(|entry| &entry.command) {
+            None => return Ok(None),
+            Some(Command::Dispatch(dispatch)) if wait => Some(dispatch.pipeline.wait()?),
+            Some(Command::Dispatch(dispatch)) => match dispatch.pipeline.made() {
+                None => return Ok(None),
+                made => made,
+            },
+            Some(_) => None,
         };
-        let entry = self.entries.pop_front()?;
+        let refused = made.and_then(|made| made.as_ref().err().cloned());
+        Ok(self.entries.pop_front().map(|entry| self.judge(entry, refused)))
+    }
+
+    /// Says what becomes of a command whose kernel was compiled or refused.
+    fn judge(&mut self, entry: Entry, refused: Option<Error>) -> Next {
         let depends = || {
             let mut uses = entry.reads.iter().chain(&entry.writes);
             uses.find_map(|named| {
@@ -137,6 +152,6 @@ impl Waiting {
             // From here on, launches look at the buffers that they are given.
             self.lost.clear();
         }
-        Some(next)
+        next
     }
 }

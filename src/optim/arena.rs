@@ -161,14 +161,14 @@ impl Arenas {
         let taken = decays.map(|decays| Taken::new(op, gpu, leaves.len(), decays)).transpose()?;
         // Errors must show before any parameter moves: one that carries an error would be lost, and it may be the only
         // copy.
+        leaves.iter().for_each(|leaf| leaf.tensor.compute());
+        // Some show only when the driver has compiled the kernels.
+        gpu.compiled()?;
         for arena in &arenas {
             arena.buffers().try_for_each(|buffer| buffer.data().map(drop))?;
         }
         log.data()?;
-        for leaf in &leaves {
-            leaf.tensor.compute();
-            leaf.tensor.check()?;
-        }
+        leaves.iter().try_for_each(|leaf| leaf.tensor.check())?;
         for leaf in &leaves {
             let home = ArenaPlace { arena: arenas[leaf.arena].layout.clone(), offset: leaf.offset, step: 0 };
             assert!(
@@ -514,4 +514,42 @@ fn norm_source() -> &'static Source {
 fn counting_source() -> &'static Source {
     static SOURCE: LazyLock<Source> = LazyLock::new(|| norm_source().clone().slot("count", "count_unbias"));
     &SOURCE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::kernel::Launch;
+    use crate::gpu::shader::Source;
+    use crate::optim::{AdamW, AdamWConfig};
+
+    /// A parameter whose kernel the driver refuses is found before any other moves.
+    #[test]
+    fn errors_show_before_any_parameter_moves() {
+        let gpu = Gpu::open().unwrap();
+        let text = "@group(0) @binding(0) var<storage, read_write> y: array<f32>;
+@compute @workgroup_size(8192)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) { y[id.x % 2u] = 1.0; }
+";
+        let source = Source::text("impossible", text.to_string());
+        let good = Tensor::from_slice(&gpu, &[1f32, 2.0], [2]).requires_grad();
+        let bad = Tensor::empty(&gpu, "test", [2], DType::F32);
+        let held = gpu.hold_compiler();
+        gpu.launch(Launch::new("test", &source, "main", [1; 3]).bind_mut("y", &bad).turns(0));
+        let bad = bad.requires_grad();
+        let before = good.place();
+        let groups = || vec![Group::new([("good", &good), ("bad", &bad)])];
+        // The driver refuses only while the optimizer is made.
+        let later = std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            drop(held);
+        });
+        let error = AdamW::new(&gpu, groups(), AdamWConfig::default()).map(drop).unwrap_err();
+        later.join().unwrap();
+        assert!(error.to_string().contains("impossible (test)"), "{error}");
+        assert!(gpu.take_fault().is_some());
+        assert!(Arc::ptr_eq(&good.place().buffer, &before.buffer), "the parameters are unchanged");
+        assert_eq!(good.to_vec::<f32>().unwrap(), [1.0, 2.0]);
+        AdamW::new(&gpu, vec![Group::new([("good", &good)])], AdamWConfig::default()).unwrap();
+    }
 }

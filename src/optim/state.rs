@@ -161,7 +161,7 @@ mod tests {
         sum.evaluate();
         // A copy of a buffer onto itself: wgpu refuses it, and with it the whole batch.
         let raw = w.place().buffer.data().unwrap().clone();
-        lock(&gpu.0.recorder).encoder(&gpu).copy_buffer_to_buffer(&raw, 0, &raw, 0, 4);
+        lock(&gpu.0.recorder).encoder(&gpu).unwrap().copy_buffer_to_buffer(&raw, 0, &raw, 0, 4);
         assert!(gpu.synchronize().is_err());
         gpu.take_fault().expect("the driver's refusal");
         let lost = |error: crate::Error| assert!(error.to_string().contains("was lost"), "{error}");
@@ -188,7 +188,7 @@ mod tests {
         gpu.synchronize().unwrap();
         let mut adamw = AdamW::new(&gpu, vec![Group::new([("w", &w)])], AdamWConfig::default()).unwrap();
         let raw = w.place().buffer.data().unwrap().clone();
-        lock(&gpu.0.recorder).encoder(&gpu).copy_buffer_to_buffer(&raw, 0, &raw, 0, 4);
+        lock(&gpu.0.recorder).encoder(&gpu).unwrap().copy_buffer_to_buffer(&raw, 0, &raw, 0, 4);
         assert!(gpu.synchronize().is_err());
         gpu.take_fault();
         assert!(w.to_vec::<f32>().is_err() && adamw.state_dict().is_err());

@@ -49,7 +49,7 @@ pub fn on_interrupt() -> Result<Arc<AtomicBool>> {
     let flag = stop.clone();
     ctrlc::set_handler(move || {
         if flag.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
+            tiebeam::exit::at_once(130);
         }
     })
     .map_err(|e| Error::config(format!("Ctrl-C cannot be caught: {e}")))?;

@@ -1,10 +1,11 @@
 //! Commands that wait for the compiler.
 
 use super::*;
+use crate::Options;
+use crate::error::ErrorKind;
 use crate::gpu::kernel::Part;
 use crate::gpu::shader::Source;
-use std::sync::Mutex;
-use std::sync::mpsc::{Sender, channel};
+use crate::gpu::value::Place;
 
 const BYTES: u64 = 4 * 64;
 
@@ -51,19 +52,6 @@ fn value(gpu: &Gpu, buffer: &Buffer) -> Result<f32> {
     Ok(all[0])
 }
 
-/// Keeps the compiler from beginning anything new until the sender is dropped.
-fn hold(gpu: &Gpu) -> Sender<()> {
-    let (sender, receiver) = channel();
-    let receiver = Arc::new(Mutex::new(receiver));
-    for _ in 0..8 {
-        let receiver = receiver.clone();
-        gpu.0.compiler.run(move || {
-            let _ = lock(&receiver).recv();
-        });
-    }
-    sender
-}
-
 fn waiting(gpu: &Gpu) -> usize {
     lock(&gpu.0.recorder).waiting.len()
 }
@@ -74,7 +62,7 @@ fn the_recording_thread_goes_on_and_keeps_the_order() {
     let (double, more) = (kernel("double", "2.0 * x[id.x]", 64), kernel("more", "x[id.x] + 1.0", 64));
     let x = filled(&gpu, 3.0);
     assert_eq!(value(&gpu, &run(&gpu, &double, &x)).unwrap(), 6.0);
-    let held = hold(&gpu);
+    let Some(held) = gpu.hold_compiler() else { return };
     let y = run(&gpu, &more, &x);
     assert_eq!(waiting(&gpu), 1, "the thread that records does not compile");
     // These kernels are there, but their operands are not. The last one overwrites what the first has read.
@@ -92,7 +80,7 @@ fn the_recording_thread_goes_on_and_keeps_the_order() {
 #[test]
 fn uploads_spare_what_waiting_commands_read() {
     let gpu = Gpu::open().unwrap();
-    let held = hold(&gpu);
+    let Some(held) = gpu.hold_compiler() else { return };
     let x = filled(&gpu, 1.0);
     let y = run(&gpu, &kernel("more", "x[id.x] + 1.0", 64), &x);
     drop(x);
@@ -110,7 +98,7 @@ fn a_refused_kernel_leaves_out_what_depends_on_it() {
     let gpu = Gpu::open().unwrap();
     let (double, bad) = (kernel("double", "2.0 * x[id.x]", 64), impossible());
     let x = filled(&gpu, 3.0);
-    let held = hold(&gpu);
+    let Some(held) = gpu.hold_compiler() else { return };
     let y = run(&gpu, &bad, &x);
     let after = run(&gpu, &double, &y);
     let beside = run(&gpu, &double, &x);
@@ -157,6 +145,58 @@ fn a_change_is_refused_before_anything_is_written() {
 }
 
 #[test]
+fn a_wait_for_the_compiler_has_a_limit() {
+    let gpu = Gpu::open_with(Options::default().wait(Some(Duration::from_millis(50)))).unwrap();
+    let (x, more) = (filled(&gpu, 3.0), kernel("more", "x[id.x] + 1.0", 64));
+    let (was, y) = (filled(&gpu, 5.0), filled(&gpu, 5.0));
+    let Some(held) = gpu.hold_compiler() else { return };
+    let z = run(&gpu, &more, &x);
+    let late = |error: Error| {
+        assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+        assert!(error.to_string().contains("for the driver to compile more (test)"), "{error}");
+    };
+    late(value(&gpu, &z).unwrap_err());
+    late(gpu.flush().unwrap_err());
+    late(gpu.synchronize().unwrap_err());
+    late(gpu.change(std::slice::from_ref(&y), &[launch(&more, &x, &y)]).unwrap_err());
+    late(
+        gpu.copy_all(&[(
+            Place { buffer: z.clone(), offset: 0 },
+            Place { buffer: y.clone(), offset: 0 },
+            BYTES,
+        )])
+        .unwrap_err(),
+    );
+    // Neither is anything lost, nor is the device at fault.
+    assert!(gpu.take_fault().is_none() && [&z, &y].iter().all(|buffer| buffer.data().is_ok()));
+    drop(held);
+    let later =
+        |buffer| (0..1000).find_map(|_| value(&gpu, buffer).ok()).expect("the driver comes to an end");
+    assert_eq!([later(&z), later(&y), later(&was)], [4.0, 5.0, 5.0]);
+}
+
+#[test]
+fn a_lost_change_marks_all_its_buffers_though_it_had_to_wait() {
+    let gpu = Gpu::open().unwrap();
+    let (double, more) = (kernel("double", "2.0 * x[id.x]", 64), kernel("more", "x[id.x] + 1.0", 64));
+    let [x, y, other] = [3.0, 4.0, 5.0].map(|v| filled(&gpu, v));
+    value(&gpu, &run(&gpu, &double, &x)).unwrap();
+    let Some(held) = gpu.hold_compiler() else { return };
+    // As if another thread had launched this after the change was checked.
+    let _beside = run(&gpu, &more, &x);
+    let change = launch(&double, &x, &y);
+    let prepared = gpu.prepare(&change).unwrap();
+    gpu.encode(&change, prepared, &[y.clone(), other.clone()]).unwrap();
+    assert_eq!(waiting(&gpu), 2);
+    drop(held);
+    // A copy of a buffer onto itself, for which wgpu refuses the batch.
+    let raw = x.data().unwrap();
+    lock(&gpu.0.recorder).encoder(&gpu).unwrap().copy_buffer_to_buffer(raw, 0, raw, 0, 4);
+    assert!(gpu.flush().is_err() && gpu.take_fault().is_some());
+    assert!([&y, &other].iter().all(|buffer| buffer.data().is_err()) && x.data().is_ok());
+}
+
+#[test]
 fn a_recording_with_a_refused_kernel_is_refused() {
     let gpu = Gpu::open().unwrap();
     let (x, bad) = (filled(&gpu, 3.0), impossible());
@@ -176,7 +216,7 @@ fn two_threads_that_want_a_kernel_compile_it_once() {
         threads.map(|thread| thread.join().unwrap())
     });
     assert!(Arc::ptr_eq(&both[0], &both[1]));
-    assert!(both[0].wait().is_ok());
+    assert!(both[0].wait().unwrap().is_ok());
 }
 
 #[test]

@@ -284,6 +284,8 @@ fn a_wait_has_a_limit() {
         panic!("the device does not come to an end");
     };
     let x = drawn(&gpu, 1, &[512, 512]).scale(0.04);
+    // The driver compiles the kernels meanwhile, for which 2 ms are too few as well.
+    x.matmul(&x).evaluate();
     later(&|| gpu.synchronize());
     // Less than a batch, so that only the call below waits. lavapipe accepts no second batch before the first is done.
     let work = || (0..8).fold(x.clone(), |y, _| y.matmul(&x));

@@ -10,7 +10,7 @@ use std::path::Path;
 
 /// The modules of each floor. `gpu` is the device.
 const FLOORS: [&[&str]; 9] = [
-    &["error", "files", "shape", "dtype", "rng", "linalg", "precision", "setters"],
+    &["error", "exit", "files", "shape", "dtype", "rng", "linalg", "precision", "setters"],
     &["gpu"],
     &["tensor", "tape"],
     &["ops", "step"],

@@ -10,6 +10,15 @@ use crate::dtype::DType;
 use crate::gpu::Gpu;
 use crate::tensor::Tensor;
 
+/// The most bytes to whose multiples an adapter may want bindings to be aligned.
+const ALIGN: usize = 256;
+
+/// Returns which of `size` entries begins nearest to the middle of those that begin at a multiple of [`ALIGN`] bytes.
+fn middle_of(size: usize, entry_bytes: usize) -> Option<usize> {
+    let aligned = |at: &usize| (at * entry_bytes).is_multiple_of(ALIGN);
+    (1..size).filter(aligned).min_by_key(|at| at.abs_diff(size / 2))
+}
+
 impl Prepared {
     /// The kernel for the parts of a cut, or `None` if a thread's loops would be too long.
     fn core_of(&self, cut: Cut, gpu: &Gpu) -> Option<Core> {
@@ -173,17 +182,16 @@ impl Product<'_> {
     }
 
     /// Returns where the rows, or the entries of the first axis, can be split in two. Every adapter must be able to bind
-    /// the second half, so it starts at a multiple of 64 elements of the result, of lists and of gates.
+    /// the second half, so it starts at a multiple of [`ALIGN`] bytes of the result, of lists and of gates. Rows of 16 bits
+    /// are whole vectors.
     fn middle(&self, y: &Tensor) -> Option<usize> {
         if y.shape().len() == 2 {
             let rows = self.sizes(y.shape())[0];
             return (rows >= 256).then(|| (rows / 2).next_multiple_of(128));
         }
-        let (size, step) = (y.shape()[0], y.count() / y.shape()[0].max(1));
         let plain = !matches!(self.rows, Rows::Scattered { .. }) && self.is_plain();
-        // The aligned position nearest to the middle.
-        let aligned = |at: &usize| (at * step).is_multiple_of(64);
-        (1..size).filter(aligned).min_by_key(|at| at.abs_diff(size / 2)).filter(|_| plain)
+        let size = y.shape()[0];
+        middle_of(size, y.count() / size.max(1) * y.dtype().size()).filter(|_| plain)
     }
 
     /// Computes two halves: a driver's watchdog ends a dispatch that takes seconds, and one with too many workgroups is
@@ -237,5 +245,21 @@ impl Product<'_> {
         };
         let last = residual.map_or(sum.clone(), |r| sum.add(&r.detach().reshape(*y.shape())));
         last.write_to(self.op, y, false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A quarter of 256 bytes in f32 is an eighth of them in f16.
+    #[test]
+    fn halves_begin_where_every_adapter_can_bind_them() {
+        let elements = 32;
+        let middle = |size, dtype: DType| middle_of(size, elements * dtype.size());
+        assert_eq!([middle(6, DType::F32), middle(7, DType::F32)], [Some(2); 2]);
+        assert_eq!([middle(6, DType::F16), middle(7, DType::Bf16)], [Some(4); 2]);
+        assert_eq!([middle(2, DType::F32), middle(4, DType::F16)], [None; 2]);
+        assert_eq!([middle_of(9, 256), middle_of(1, 256), middle_of(256, 1)], [Some(4), None, None]);
     }
 }
