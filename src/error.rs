@@ -100,8 +100,8 @@ pub enum Error {
         /// The driver's message.
         message: String,
     },
-    /// The device did not answer, or its driver did not compile a kernel, within [`Options::wait`](crate::Options::wait). The
-    /// work goes on, and a later call may find it done.
+    /// The device did not answer, or its driver did not compile a kernel, within
+    /// [`Options::wait`](crate::Options::wait). The work goes on, and a later call may find it done.
     #[non_exhaustive]
     Timeout {
         /// How long the program waited, and for what.

@@ -2,9 +2,9 @@
 
 /// Ends the process at once with this code, without running exit handlers or destructors.
 ///
-/// This is for a second Ctrl-C. [`std::process::exit`] runs exit handlers, which unload the graphics driver while threads
-/// may be inside it, as they are while kernels are compiled. The process then crashes or hangs. What was printed without a
-/// line's end may be lost.
+/// This is for a second Ctrl-C. [`std::process::exit`] runs exit handlers, which unload the graphics driver while
+/// threads may be inside it, as they are while kernels are compiled. The process then crashes or hangs. What was printed
+/// without a line's end may be lost.
 pub fn at_once(code: i32) -> ! {
     #[cfg(unix)]
     // SAFETY: this is the function of POSIX, which may be called at any time and does not return.

@@ -106,9 +106,9 @@ impl Capture {
 
     fn encode(&self, rates: &[f32]) -> Result<()> {
         let gpu = &self.gpu;
-        let now = Now { rates, shifts: &self.draws.again() };
         let mut recorder = lock(&gpu.0.recorder);
         recorder.finish(gpu)?;
+        let now = Now { rates, shifts: &self.draws.again() };
         // A replay writes all of each output, so errors of the last run no longer count.
         self.results.iter().for_each(|buffer| buffer.heal());
         // The batch for which the written buffers were last noted. A long step spans several batches.

@@ -1,12 +1,12 @@
 //! What the driver keeps of compiled kernels, in a file of the user's cache folder. Only Vulkan offers this.
 //!
 //! The file begins with a line that names the adapter and the driver, then has a hash of the rest, then the driver's
-//! bytes. A file that is broken, of another driver, another user's or too large is ignored without a word, and later replaced: it only
-//! saves time. Many drivers keep such a cache of their own as well.
+//! bytes. A file that is broken, of another driver, another user's or too large is ignored without a word, and later
+//! replaced: it only saves time. Many drivers keep such a cache of their own as well.
 //!
-//! A process writes what its own driver has, which is what the file had when the device was opened and what was compiled
-//! since. wgpu cannot merge that with what another process has written in the meantime, so of programs that run at the
-//! same time the last one to write is kept, and the others' new kernels are compiled again in their next run.
+//! A process writes what its own driver has: what the file had when the device was opened, and what was compiled since.
+//! wgpu cannot merge that with what another process has written in the meantime. So of programs that run at the same time
+//! the last one to write is kept, and the others' new kernels are compiled again in their next run.
 
 use super::{AdapterSummary, caught, lock};
 use crate::error::{Error, Result};
@@ -49,9 +49,9 @@ impl DriverCache {
         let known = data.as_deref().map_or(0, XxHash3_128::oneshot);
         let descriptor =
             wgpu::PipelineCacheDescriptor { label: Some("tiebeam"), data: data.as_deref(), fallback: true };
-        // SAFETY: the bytes must be what `get_data` returned. They come from a file that is the user's own where the system
-        // tells (`is_ours`), and that only `save` below writes, under a hash and the names of this adapter and driver.
-        // wgpu compares the driver's own mark in them too, and the driver its version.
+        // SAFETY: the bytes must be what `get_data` returned. They come from a file that is the user's own where the
+        // system tells (`is_ours`), and that only `save` below writes, under a hash and the names of this adapter and
+        // driver. wgpu compares the driver's own mark in them too, and the driver its version.
         match caught(device, || unsafe { device.create_pipeline_cache(&descriptor) }) {
             Ok(raw) => Some(DriverCache { raw, file, head, known: Mutex::new(known) }),
             Err(error) => {
@@ -133,10 +133,13 @@ fn write(file: &Path, head: &str, data: &[u8]) -> Result<()> {
 }
 
 /// Takes a file from other users, whatever new files are by default.
+#[cfg(unix)]
 fn only_ours(file: &File) -> std::io::Result<()> {
-    #[cfg(unix)]
-    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-    let _ = file;
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o600))
+}
+
+#[cfg(not(unix))]
+fn only_ours(_: &File) -> std::io::Result<()> {
     Ok(())
 }
 

@@ -174,8 +174,8 @@ impl Gpu {
         work()
     }
 
-    /// Copies `bytes` bytes from one place to another. If that cannot be done, the target carries the error. The copy is
-    /// not part of a recorded step.
+    /// Copies `bytes` bytes from one place to another. If that cannot be done, the target carries the error. The copy
+    /// is not part of a recorded step.
     pub(crate) fn copy(&self, from: &Place, to: &Place, bytes: u64) {
         let mut recorder = lock(&self.0.recorder);
         // Its kernel may be refused.

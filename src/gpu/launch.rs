@@ -72,8 +72,8 @@ impl Gpu {
         within("turns of a thread's loops", launch.turns.unwrap_or(usize::MAX) as u64, MOST_TURNS as u32)
     }
 
-    /// Records a prepared dispatch, which may be part of a change in place of the buffers `changed`. Fails if an operand
-    /// was lost in the meantime.
+    /// Records a prepared dispatch, which may be part of a change in place of the buffers `changed`. Fails if an
+    /// operand was lost in the meantime.
     pub(super) fn encode(&self, launch: &Launch, prepared: Prepared, changed: &[Arc<Buffer>]) -> Result<()> {
         let Prepared { pipeline, numbers, params } = prepared;
         let mut recorder = lock(&self.0.recorder);

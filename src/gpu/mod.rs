@@ -46,9 +46,9 @@ pub use profile::Profiled;
 
 /// A handle to one device. Clones are cheap and refer to the same device, and threads may share it.
 ///
-/// The last handle to go waits for kernels that are being compiled, because a process must not end while threads are inside
-/// its driver. A handle in a `static` never goes: call [`Gpu::synchronize`] before the program ends. A program that must end
-/// at once calls [`exit::at_once`](crate::exit::at_once).
+/// The last handle to go waits for kernels that are being compiled, because a process must not end while threads are
+/// inside its driver. A handle in a `static` never goes: call [`Gpu::synchronize`] before the program ends. A program
+/// that must end at once calls [`exit::at_once`](crate::exit::at_once).
 ///
 /// ```no_run
 /// let gpu = tiebeam::Gpu::open()?;

@@ -39,8 +39,8 @@ pub struct Options {
     /// (`TIEBEAM_ROUND_PRODUCTS=1`). This is several times faster, with relative errors near 2^-11 per operand. Sums
     /// stay f32. Off by default.
     pub round_products: bool,
-    /// How long to wait for the device, or for its driver to compile a kernel, before it counts as hung (`TIEBEAM_WAIT`,
-    /// in seconds; `0` or `off` for no limit). 600 s by default. `Duration::MAX` means no limit.
+    /// How long to wait for the device, or for its driver to compile a kernel, before it counts as hung
+    /// (`TIEBEAM_WAIT`, in seconds; `0` or `off` for no limit). 600 s by default. `Duration::MAX` means no limit.
     pub wait: Option<Duration>,
     /// The class of devices for which kernels are chosen (`TIEBEAM_DEVICE`): a kind (`cpu`, `integrated`, `discrete`,
     /// `virtual`) or a finer row of the table, such as `h200` ([`DeviceClass::all`](super::DeviceClass::all)). The

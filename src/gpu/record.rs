@@ -295,8 +295,8 @@ impl Gpu {
     /// have been compiled, which this waits for.
     ///
     /// # Errors
-    /// The device's fault, if one stands. The errors that single tensors carry are not reported. [`Error::Timeout`] if the
-    /// driver takes longer than `Options::wait` to compile a kernel: a later call may find it done.
+    /// The device's fault, if one stands. The errors that single tensors carry are not reported. [`Error::Timeout`] if
+    /// the driver takes longer than `Options::wait` to compile a kernel: a later call may find it done.
     pub fn flush(&self) -> Result<()> {
         lock(&self.0.recorder).submit(self)?;
         self.check()
@@ -306,7 +306,8 @@ impl Gpu {
     ///
     /// # Errors
     /// The device's fault, if one stands. The errors that single tensors carry are not reported. [`Error::Timeout`] if
-    /// the device or its compiler takes longer than `Options::wait`: the work goes on, and a later call may find it done.
+    /// the device or its compiler takes longer than `Options::wait`: the work goes on, and a later call may find it
+    /// done.
     /// [`Error::Outside`] if the device checks ids and found some outside their range.
     pub fn synchronize(&self) -> Result<()> {
         let index = self.submit_with_findings(|_| Ok(()))?;

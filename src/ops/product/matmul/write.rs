@@ -182,8 +182,8 @@ impl Product<'_> {
     }
 
     /// Returns where the rows, or the entries of the first axis, can be split in two. Every adapter must be able to bind
-    /// the second half, so it starts at a multiple of [`ALIGN`] bytes of the result, of lists and of gates. Rows of 16 bits
-    /// are whole vectors.
+    /// the second half, so it starts at a multiple of [`ALIGN`] bytes of the result, of lists and of gates. Rows of 16
+    /// bits are whole vectors.
     fn middle(&self, y: &Tensor) -> Option<usize> {
         if y.shape().len() == 2 {
             let rows = self.sizes(y.shape())[0];
