@@ -1,7 +1,8 @@
 // The formulas of attention_backward.wgsl, for GPUs, with tiles as in attention_tiled.wgsl.
 //
 // queries: dq. A workgroup has 8 TALL rows of queries and their dy, and walks tiles of 32 values, then of the same keys.
-// keys:    dk, dv. A workgroup has 8 TALL keys and values, and walks tiles of 32 queries of each head, then of their dy.
+// keys:    dk, dv. A workgroup has 8 TALL keys and values, and walks tiles of 32 queries of each head, then of their dy. It may
+//          keep ds, from which attention_queries.wgsl computes dq.
 // A thread has TALL rows, every eighth from `high` on. Against a tile it has four neighbours from 4 `wide` on; of the results it
 // has every eighth vector of the head from `wide` on. It computes each sum alone and in a fixed order.
 //
