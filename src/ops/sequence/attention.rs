@@ -202,7 +202,12 @@ fn attend([q, k, v]: [&Tensor; 3], mask: &Mask, scale: f32, forced: Forced) -> T
         })
     });
     let y = if extra == 0 { y } else { y.slice(3, 0..head_dim) };
-    if scope.is_half() { y.cast(scope) } else { y }
+    match scope {
+        DType::F32 => y,
+        // In the order of memory, so that heads which lie by tokens are joined without a copy.
+        _ if y.strides[1] < y.strides[2] => y.transpose(1, 2).cast(scope).transpose(1, 2),
+        _ => y.cast(scope),
+    }
 }
 
 /// The kernels for the device's matrix units, if it has any and they may be used: in a scope of f16, and for results
