@@ -62,11 +62,13 @@ impl FromStr for Precision {
     }
 }
 
+/// Whether anybody could ask for a kept value.
+type IsHeld = Box<dyn Fn(&dyn Any) -> bool>;
+
 /// Something that a scope keeps for further calls.
 struct Kept {
     value: Box<dyn Any>,
-    /// Whether anybody could ask for it.
-    is_held: Box<dyn Fn(&dyn Any) -> bool>,
+    is_held: IsHeld,
 }
 
 /// The scope of a thread.

@@ -238,7 +238,7 @@ impl Tensor {
             no_grad(|| {
                 walk.add(edge, seed.detach());
                 walk.run(0);
-            })
+            });
         });
         assert!(
             !walk.used_up,

@@ -1,4 +1,4 @@
-//! Operands of products in a scope of 16 bits ([`autocast`](crate::autocast)).
+//! Operands of products in a scope of 16 bits ([`autocast`]).
 
 use crate::dtype::DType;
 use crate::gpu::recording;
@@ -50,7 +50,7 @@ fn kept_conversion(x: &Tensor, convert: impl FnOnce() -> Tensor) -> Tensor {
     flat
 }
 
-/// Returns `x` as this thread's scope stores activations ([`autocast`](crate::autocast)): in 16 bits, or unchanged
+/// Returns `x` as this thread's scope stores activations ([`autocast`]): in 16 bits, or unchanged
 /// outside of such a scope. For what begins a residual stream, and for results of ops that return f32.
 pub fn stored(x: &Tensor) -> Tensor {
     let dtype = precision().dtype();
