@@ -82,7 +82,7 @@ thread_local! {
     static SCOPE: RefCell<Option<Rc<Scope>>> = const { RefCell::new(None) };
 }
 
-/// Runs `work` with products and norms in this precision. It concerns this thread only. Scopes may be nested, and the
+/// Runs `work` with products, attention and norms in this precision. It concerns this thread only. Scopes may be nested, and the
 /// innermost one counts.
 ///
 /// ```

@@ -16,9 +16,9 @@
 @group(0) @binding(2) var<storage, read> v: array<vec4<f16>>;
 @group(0) @binding(3) var<storage, read> dy: array<vec4<f16>>;
 @group(0) @binding(4) var<storage, read> stats: array<vec2<f32>>;
-@group(0) @binding(5) var<storage, read_write> dq: array<vec4<f16>>;
-@group(0) @binding(6) var<storage, read_write> dk: array<vec4<f16>>;
-@group(0) @binding(7) var<storage, read_write> dv: array<vec4<f16>>;
+@group(0) @binding(5) var<storage, read_write> dq: array<Out>;
+@group(0) @binding(6) var<storage, read_write> dk: array<Out>;
+@group(0) @binding(7) var<storage, read_write> dv: array<Out>;
 
 // Bindings of `delta`.
 @group(0) @binding(0) var<storage, read> y: array<vec4<f16>>;
@@ -26,6 +26,8 @@
 @group(0) @binding(2) var<storage, read_write> row_stats: array<vec2<f32>>;
 
 #import mask = mask_none
+#import out = out_f16
+#import packed = f16
 #import attention
 #import attention_matrices
 #import halves = halves_words
@@ -189,7 +191,7 @@ fn queries(
 #unroll c QUADS
     let x${b}_$c = ${b}u * WALKED / 4u + QUADS * wide + ${c}u;
     if block + high < p.rows && x${b}_$c < HEAD {
-        dq[to + x${b}_$c] = vec4<f16>(score_at(scores_at + ${4*c}u) * p.scale);
+        dq[to + x${b}_$c] = to_out(score_at(scores_at + ${4*c}u) * p.scale);
     }
 #end
 #end
@@ -359,10 +361,10 @@ fn keys(
     let x${b}_${side}_$c = ${b}u * WALKED / 4u + QUADS * wide + ${c}u;
     if block + high < p.tokens_k && x${b}_${side}_$c < HEAD {
 #unroll dk 1-side
-        dk[to + x${b}_${side}_$c] = vec4<f16>(score_at(scores_at + ${4*c}u) * p.scale);
+        dk[to + x${b}_${side}_$c] = to_out(score_at(scores_at + ${4*c}u) * p.scale);
 #end
 #unroll dv side
-        dv[to + x${b}_${side}_$c] = vec4<f16>(score_at(scores_at + ${4*c}u));
+        dv[to + x${b}_${side}_$c] = to_out(score_at(scores_at + ${4*c}u));
 #end
     }
 #end

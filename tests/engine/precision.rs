@@ -126,6 +126,9 @@ fn scopes_decide_types() {
         let (y, z) = autocast(precision, || {
             let y = x.matmul(&w).rms_norm(None, 1e-5);
             assert_eq!(autocast(Precision::F32, || x.matmul(&w)).dtype(), DType::F32);
+            let none = Tensor::zeros(gpu, [1, 2, 3, 8]);
+            let nothing = none.attention(&none.slice(2, 0..0), &none.slice(2, 0..0), &Mask::None);
+            assert_eq!((nothing.dtype(), none.attention(&none, &none, &Mask::None).dtype()), (half, half));
             // Softmax, sums and losses are f32.
             assert_eq!(y.softmax(-1).dtype(), DType::F32);
             assert_eq!(y.sum(0).dtype(), DType::F32);

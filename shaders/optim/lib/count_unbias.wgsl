@@ -62,8 +62,8 @@ fn unbias(x: vec2<u32>) -> u32 {
             quotient += 1u;
         }
     }
-    // A power of two rounds nothing.
-    return bitcast<u32>(f32(quotient) * bitcast<f32>((127u + zeros - 30u) << 23u));
+    // Rounded half up to the 24 bits of f32, because adapters may round either way. A power of two rounds nothing.
+    return bitcast<u32>(f32((quotient + 64u) & 0xffffff80u) * bitcast<f32>((127u + zeros - 30u) << 23u));
 }
 
 fn count_step(leaf: u32) {

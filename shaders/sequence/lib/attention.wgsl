@@ -30,7 +30,7 @@ struct Params {
     cache_rows: u32,    // rows of the cache, in slot keys_listed
     first: u32,         // backward: a launch walks the keys, or the queries of a head, from here
     end: u32,           // up to here
-    first_pair: u32,    // the pass of the keys and attention_queries: a launch has `pairs` pairs from here
+    first_pair: u32,    // attention_tiled_backward's keys and attention_queries: a launch has `pairs` pairs from here
 }
 @group(0) @binding(13) var<uniform> p: Params;
 

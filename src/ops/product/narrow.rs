@@ -39,13 +39,15 @@ fn kept_conversion(x: &Tensor, convert: impl FnOnce() -> Tensor) -> Tensor {
     // With its source, whose address can then not be another's.
     type Conversion = (Tensor, Tensor, u64);
     // What is only planned is never computed, so no other call may get it.
+    // Counted before, so that a change by another thread meanwhile is noticed.
+    let changes = x.value.changes();
     let recording = if x.gpu().only_plans() { u64::MAX } else { recording::number(x.gpu()) };
     let (flat, ..) = kept(
         (Arc::as_ptr(&x.value) as usize, recording),
         // A conversion that failed, because there was no memory for example, may succeed now.
         |(flat, x, changes): &Conversion| x.value.changes() == *changes && flat.check().is_ok(),
         |(_, x, _)| Arc::strong_count(&x.value) > 1,
-        || (convert(), x.clone(), x.value.changes()),
+        || (convert(), x.clone(), changes),
     );
     flat
 }

@@ -1,5 +1,5 @@
-//! Scaled dot-product attention with grouped key heads, by online softmax: neither pass stores a `[tokens, tokens]`
-//! array.
+//! Scaled dot-product attention with grouped key heads, by online softmax. The forward pass stores no `[tokens, tokens]`
+//! array, and the backward pass only that of some heads at a time, where this is faster than computing scores again.
 
 mod backward;
 mod cases;
@@ -50,9 +50,10 @@ impl Tensor {
     ///
     /// `self` is q `[batch, heads, tokens_q, head_dim]`, while k and v are `[batch, kv_heads, tokens_k, head_dim]`.
     /// Head `j` reads key head `j / (heads / kv_heads)`. A query that sees no key gives zeros. The result has q's
-    /// shape, in f32, or in the type of a scope of 16 bits ([`autocast`](crate::autocast)). Heads may be views of `[batch, tokens, width]` or of one product for q, k and v: they are read
-    /// where they lie, and the result lies in the order of q's tokens and heads, unless it takes several dispatches.
-    /// Values that are not finite may also reach queries that do not see them. Sources: Dao 2023, "FlashAttention-2"; Ainslie et al. 2023 (grouped queries).
+    /// shape, in f32, or in the type of a scope of 16 bits ([`autocast`](crate::autocast)). Heads may be views of
+    /// `[batch, tokens, width]` or of one product for q, k and v: they are read where they lie, and the result lies in
+    /// the order of q's tokens and heads, unless it takes several dispatches. Values that are not finite may also reach
+    /// queries that do not see them. Sources: Dao 2023, "FlashAttention-2"; Ainslie et al. 2023 (grouped queries).
     ///
     /// # Panics
     /// If the shapes do not fit, `head_dim` is above 256, or the mask is part of a graph.
@@ -129,6 +130,8 @@ struct Forced {
     splits: Option<usize>,
     /// Keys or queries that a launch of the backward pass walks.
     span: Option<usize>,
+    /// Pairs whose slopes are kept at a time.
+    pairs: Option<usize>,
 }
 
 #[track_caller]
@@ -165,7 +168,8 @@ fn attend([q, k, v]: [&Tensor; 3], mask: &Mask, scale: f32, forced: Forced) -> T
     };
     if qs.count() == 0 || ks.count() == 0 {
         // Without queries or keys, the result is zeros, and so are the gradients.
-        return Tensor::zeros(q.gpu(), qs).made_by(&[q, k, v], || Box::new(Nothing([qs, ks, ks])));
+        let y = Tensor::zeros(q.gpu(), qs).made_by(&[q, k, v], || Box::new(Nothing([qs, ks, ks])));
+        return y.cast(precision().dtype());
     }
     let mut sizes = Sizes::new([batch, heads, kv_heads, tokens_q, tokens_k, head_dim], scale);
     let scope = precision().dtype();
@@ -193,6 +197,7 @@ fn attend([q, k, v]: [&Tensor; 3], mask: &Mask, scale: f32, forced: Forced) -> T
             sizes,
             kernels,
             span: forced.span,
+            pairs: forced.pairs,
             q: Saved::new(&q),
             k: Saved::new(&k),
             v: Saved::new(&v),
@@ -234,7 +239,7 @@ pub fn by_matrices([q, k, v]: [&Tensor; 3], mask: &Mask, splits: Option<usize>) 
     let sizes = Sizes::new([batch, heads, kv_heads, tokens_q, tokens_k, head_dim], scale);
     let size = q.gpu().coop_matrices()?.size as usize;
     let kernels = Matrices::kernels(q.gpu().class(), size, &sizes)?;
-    Some(attend([q, k, v], mask, scale, Forced { kernels: Some(kernels), splits, span: None }))
+    Some(attend([q, k, v], mask, scale, Forced { kernels: Some(kernels), splits, ..Forced::default() }))
 }
 
 /// Computes attention of `q [batch, heads, tokens_q, head_dim]` to the filled part of rows of a cache `[rows, kv_heads,

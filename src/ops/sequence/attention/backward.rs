@@ -29,6 +29,8 @@ pub(super) struct Attention {
     pub kernels: Kernels,
     /// Keys or queries that a launch walks, in place of the device's choice.
     pub span: Option<usize>,
+    /// Pairs whose slopes are kept at a time, likewise.
+    pub pairs: Option<usize>,
     pub q: Saved,
     pub k: Saved,
     pub v: Saved,
@@ -62,7 +64,7 @@ impl Op for Attention {
         let sizes = Sizes { places, ..self.sizes };
         let stats = self.stats(&sizes, &dy, y);
         let inputs = Inputs { q, k, v, dy: &dy, stats: &stats, mask };
-        if let Kernel::Kept { .. } = self.kernels.queries {
+        if matches!(self.kernels.queries, Kernel::Kept { .. }) && sink.needs(0) {
             return self.keep(&sizes, &inputs, sink);
         }
         if sink.needs(0) {
@@ -105,7 +107,7 @@ impl Attention {
         let sizes = Sizes { places, ..*sizes };
         let kernel = self.kernels.queries;
         let source = kernel.source(Pass::Queries, sizes.head_dim, false);
-        for (sizes, elements) in sizes.by_kept(gpu.class()) {
+        for (sizes, elements) in sizes.by_kept(gpu.class(), self.pairs) {
             let ds = Tensor::empty(gpu, op, [elements], DType::F32);
             self.walk(&sizes, Pass::Keys, inputs, &[("dk", &dk), ("dv", &dv), ("ds", &ds)]);
             let rows = sizes.padded_rows();

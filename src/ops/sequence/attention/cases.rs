@@ -194,7 +194,7 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
                    causal: bool,
                    kernels: Option<Kernels>,
                    splits: Option<usize>| {
-        all.push(forced(name, sizes, mask, causal, Forced { kernels, splits, span: None }));
+        all.push(forced(name, sizes, mask, causal, Forced { kernels, splits, ..Forced::default() }));
     };
     let (single, several, shared, both) = (Some(SINGLE), Some(SEVERAL), Some(SHARED), Some(BOTH));
     add("one token", [1, 1, 1, 1, 1, 4], None, true, None, None);
@@ -296,13 +296,16 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
     for (name, kernels, span) in
         [("tiles, walks in pieces", tiled([4, 2, 4]), 32), ("rows, walks in pieces", SEVERAL, 20)]
     {
-        let pieces = Forced { kernels: Some(kernels), span: Some(span), splits: None };
+        let pieces = Forced { kernels: Some(kernels), span: Some(span), ..Forced::default() };
         all.push(forced(name, [1, 4, 2, 37, 70, 12], None, true, pieces));
         let mask = Some(Input::normal([1, 4, 37, 70]).fixed());
         all.push(forced(&format!("{name}, mask"), [1, 4, 2, 37, 70, 12], mask, false, pieces));
     }
-    let pieces = Forced { kernels: Some(kept([4, 2, 4])), span: Some(32), splits: None };
+    let slopes = Forced { kernels: Some(kept([4, 2, 4])), ..Forced::default() };
+    let pieces = Forced { span: Some(32), ..slopes };
     all.push(forced("kept slopes, walks in pieces", [1, 4, 2, 37, 70, 12], None, true, pieces));
+    let parts = Forced { pairs: Some(3), ..slopes };
+    all.push(forced("kept slopes, some pairs at a time", [2, 4, 2, 13, 19, 8], None, true, parts));
     let views = vec![Input::normal([2, 5, 4, 8]), Input::normal([2, 7, 2, 8]), Input::normal([2, 7, 2, 8])];
     all.push(
         Case::new(

@@ -139,7 +139,7 @@ impl Kernel {
                 tiles(if forward { "attention_tiled" } else { "attention_tiled_backward" }, tall)
             }
             Kernel::Few { rows } => tiles("attention_few", rows),
-            // Both kernels of a mask would bind a ninth buffer.
+            // A mask has done its part in what was kept.
             Kernel::Kept { tall } => return tiles("attention_queries", tall),
             Kernel::Coop(matrices) => matrices.source(pass, head_dim),
         };
@@ -168,6 +168,8 @@ pub(super) struct Choice {
     pub rows: usize,
     pub keys: usize,
     pub head_dim: usize,
+    /// Heads of queries for each key head.
+    pub group: usize,
     /// Whether a mask is added to the scores.
     pub masked: bool,
 }
@@ -225,10 +227,12 @@ impl Kernels {
         } else {
             own(Pass::Forward, rows)
         };
+        let keys = own(Pass::Keys, keys);
+        let queries = keys.and_then(|_| kept(class, choice)).or(own(Pass::Queries, rows));
         Kernels {
             forward: forward.unwrap_or(by_rows.forward),
-            queries: kept(class, choice).or(own(Pass::Queries, rows)).unwrap_or(by_rows.queries),
-            keys: own(Pass::Keys, keys).unwrap_or(by_rows.keys),
+            queries: queries.unwrap_or(by_rows.queries),
+            keys: keys.unwrap_or(by_rows.keys),
         }
     }
 
@@ -268,17 +272,20 @@ pub(super) fn kept_bytes(keys: usize, queries: usize, group: usize) -> usize {
     16 * keys * group * queries.div_ceil(4)
 }
 
-/// The kernel that reads what the pass of the keys has kept, if keeping it takes less time than computing it again.
+/// The kernel that reads what the pass of the keys, one with tiles, has kept, if keeping it takes less time than computing
+/// it again.
 fn kept(class: &DeviceClass, choice: Choice) -> Option<Kernel> {
-    let Choice { rows, keys, head_dim, masked, .. } = choice;
+    let Choice { rows, keys, head_dim, group, masked, .. } = choice;
     // Of each score: two products, at half of the rate, against 4 bytes written and read.
     let [again, moved] = [8.0 * head_dim as f64 / class.flops_s, 8.0 / class.bytes_s];
-    // Rows of several heads may take a little more.
-    let fits = kept_bytes(keys, rows, 1) <= class.chunk as usize;
+    let tall = if width(head_dim) <= 16 { 2 } else { 1 };
+    let kernel = Kernel::Kept { tall };
+    let fits = kept_bytes(keys, rows / group, group) <= class.chunk as usize
+        && 512 * (8 * tall + width(head_dim)) <= MEMORY.min(class.workgroup_memory as usize)
+        && keys <= kernel.most(Pass::Queries, head_dim);
     let few_registers = width(head_dim) <= 32;
-    let kernel = Kernel::Kept { tall: if width(head_dim) <= 16 { 2 } else { 1 } };
-    let whole = keys <= kernel.most(Pass::Queries, head_dim);
-    (fits && whole && !masked && few_registers && again > moved).then_some(kernel)
+    // With a mask, the pass of the keys would bind a ninth buffer.
+    (fits && !masked && few_registers && again > moved).then_some(kernel)
 }
 
 /// Rows per thread of a kernel with tiles: as many as registers and workgroup memory hold, as long as there are enough
@@ -301,4 +308,28 @@ fn tall(class: &DeviceClass, pass: Pass, choice: Choice, items: usize) -> Option
     let fills = |tall: usize| choice.pairs * items.div_ceil(8 * tall) >= 3 * class.width as usize;
     let all = || [8, 4, 2, 1].into_iter().filter(|&tall| tall <= most && fits(tall));
     all().find(|&tall| fills(tall)).or_else(|| all().next_back())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is kept needs a pass of the keys with tiles, and memory, also on adapters with the least that there is.
+    #[test]
+    fn slopes_are_kept_only_by_tiles_that_fit() {
+        for class in DeviceClass::all() {
+            for workgroup_memory in [16 << 10, 32 << 10] {
+                let class = DeviceClass { workgroup_memory, ..class.clone() };
+                for head_dim in [20, 64, 65, 128, 256] {
+                    let choice =
+                        Choice { pairs: 64, rows: 512, keys: 512, head_dim, group: 2, masked: false };
+                    let kernels = Kernels::of(&class, choice);
+                    let Kernel::Kept { tall } = kernels.queries else { continue };
+                    assert!(matches!(kernels.keys, Kernel::Tiled { .. }), "{head_dim} on {}", class.name);
+                    let memory = 16 * (32 * 8 * tall + 32 * width(head_dim));
+                    assert!(memory <= workgroup_memory as usize, "{head_dim} on {}: {memory}", class.name);
+                }
+            }
+        }
+    }
 }

@@ -52,7 +52,7 @@ pub fn plan(
         let keys = of(&sizes, Pass::Keys, kernels.keys, tokens_k, 1, inputs + results[1]);
         return [forward, vec![queries, keys]];
     }
-    let backward = sizes.by_kept(class).flat_map(|(part, kept)| {
+    let backward = sizes.by_kept(class, None).flat_map(|(part, kept)| {
         let share = |elements: usize| elements / sizes.pairs * part.pairs + kept;
         let mut keys = of(&part, Pass::Keys, kernels.keys, tokens_k, 1, share(inputs + results[1]));
         keys.source = keys.source.slot("kept", "ds_kept");

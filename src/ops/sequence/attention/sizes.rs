@@ -78,8 +78,8 @@ impl Sizes {
 
     /// The kernels for these sizes on a device of this class.
     pub fn kernels(&self, class: &DeviceClass, masked: bool) -> Kernels {
-        let (pairs, rows, keys, head_dim) = (self.pairs, self.rows(), self.tokens_k, self.head_dim);
-        Kernels::of(class, Choice { pairs, rows, keys, head_dim, masked })
+        let Sizes { pairs, tokens_k: keys, head_dim, group, .. } = *self;
+        Kernels::of(class, Choice { pairs, rows: self.rows(), keys, head_dim, group, masked })
     }
 
     /// Returns how many of `size` keys or queries one launch should walk so that it does not take longer than
@@ -119,10 +119,11 @@ impl Sizes {
         self.group * self.tokens_q.next_multiple_of(4)
     }
 
-    /// Divides the pairs by what may be kept in memory at a time. Also returns the elements that are kept.
-    pub fn by_kept(self, class: &DeviceClass) -> impl Iterator<Item = (Sizes, usize)> {
+    /// Divides the pairs into as many as are given, or else by what may be kept in memory at a time. Also returns the
+    /// elements that are kept.
+    pub fn by_kept(self, class: &DeviceClass, most: Option<usize>) -> impl Iterator<Item = (Sizes, usize)> {
         let bytes = kept_bytes(self.tokens_k, self.tokens_q, self.group);
-        let most = (class.chunk as usize / bytes).clamp(1, self.pairs);
+        let most = most.unwrap_or(class.chunk as usize / bytes).clamp(1, self.pairs);
         (0..self.pairs).step_by(most).map(move |first_pair| {
             let pairs = most.min(self.pairs - first_pair);
             (Sizes { first_pair, pairs, ..self }, pairs * bytes / 4)

@@ -29,7 +29,7 @@ impl Matrices {
             // Every row has threads of its own.
             && (self.rows()..=256).contains(&self.threads())
             && whole(Pass::Queries, tokens_k)
-            && whole(Pass::Keys, group * (tokens_q + WALKED))
+            && whole(Pass::Keys, group * (tokens_q + 3 * WALKED))
     }
 
     /// The kernels for these sizes on a device of this class, with matrices of `size`.
