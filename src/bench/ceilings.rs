@@ -90,16 +90,11 @@ fn fma(element: &str, chains: u32) -> Source {
 }
 
 fn coop(size: u32, lanes: u32, chains: u32) -> Source {
-    let matrix = |of: &str| format!("coop_mat{size}x{size}<{of}>");
     Source::file("bench_coop")
         .u32("SIZE", size)
         .u32("LANES", lanes)
         .u32("CHAINS", chains)
-        .alias("MatrixA", matrix("f16, A"))
-        .alias("MatrixB", matrix("f16, B"))
-        .alias("MatrixC", matrix("f32, C"))
-        .enable("f16")
-        .enable("wgpu_cooperative_matrix")
+        .matrices(size as usize)
 }
 
 /// Returns the greater of two rates.

@@ -162,6 +162,13 @@ impl Source {
         self
     }
 
+    /// Gives the file's `MatrixA`, `MatrixB` and `MatrixC` this size: cooperative matrices of f16, summed in f32.
+    pub(crate) fn matrices(self, size: usize) -> Source {
+        let matrix = |of: &str| format!("coop_mat{size}x{size}<{of}>");
+        let source = self.alias("MatrixA", matrix("f16, A")).alias("MatrixB", matrix("f16, B"));
+        source.alias("MatrixC", matrix("f32, C")).enable("f16").enable("wgpu_cooperative_matrix")
+    }
+
     /// The file's name without folder and ending, or the generated kernel's name.
     pub fn name(&self) -> &str {
         &self.name

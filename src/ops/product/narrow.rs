@@ -38,9 +38,9 @@ pub(super) fn narrowed(x: &Tensor, dtype: DType, keep: bool) -> Tensor {
 fn kept_conversion(x: &Tensor, convert: impl FnOnce() -> Tensor) -> Tensor {
     // With its source, whose address can then not be another's.
     type Conversion = (Tensor, Tensor, u64);
-    // What is only planned is never computed, so no other call may get it.
     // Counted before, so that a change by another thread meanwhile is noticed.
     let changes = x.value.changes();
+    // What is only planned is never computed, so no other call may get it.
     let recording = if x.gpu().only_plans() { u64::MAX } else { recording::number(x.gpu()) };
     let (flat, ..) = kept(
         (Arc::as_ptr(&x.value) as usize, recording),
@@ -52,8 +52,8 @@ fn kept_conversion(x: &Tensor, convert: impl FnOnce() -> Tensor) -> Tensor {
     flat
 }
 
-/// Returns `x` as this thread's scope stores activations ([`autocast`]): in 16 bits, or unchanged
-/// outside of such a scope. For what begins a residual stream, and for results of ops that return f32.
+/// Returns `x` as this thread's scope stores activations ([`autocast`]): in 16 bits, or unchanged outside of such a scope.
+/// For what begins a residual stream, and for results of ops that return f32.
 pub fn stored(x: &Tensor) -> Tensor {
     let dtype = precision().dtype();
     if dtype.is_half() { x.cast(dtype) } else { x.clone() }

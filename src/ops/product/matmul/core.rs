@@ -67,14 +67,8 @@ impl Coop {
             ("STAGES", stages),
             ("LANES", lanes as usize),
         ];
-        let matrix = |of: &str| format!("coop_mat{size}x{size}<{of}>");
-        set("matmul_coop", &constants)
-            .alias("MatrixA", matrix("f16, A"))
-            .alias("MatrixB", matrix("f16, B"))
-            .alias("MatrixC", matrix("f32, C"))
-            .slot("tile", if words { "coop_tile_words" } else { "coop_tile_elements" })
-            .enable("f16")
-            .enable("wgpu_cooperative_matrix")
+        let source = set("matmul_coop", &constants);
+        source.slot("tile", if words { "coop_tile_words" } else { "coop_tile_elements" }).matrices(size)
     }
 }
 

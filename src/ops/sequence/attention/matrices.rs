@@ -60,7 +60,6 @@ impl Matrices {
 
     pub fn source(&self, pass: Pass, head_dim: usize) -> Source {
         let Matrices { size, part, lanes, words } = *self;
-        let matrix = |of: &str| format!("coop_mat{size}x{size}<{of}>");
         let file = if pass == Pass::Forward { "attention_coop" } else { "attention_coop_backward" };
         Source::file(file)
             .u32("SIZE", size as u32)
@@ -68,11 +67,7 @@ impl Matrices {
             .u32("LANES", lanes as u32)
             .u32("HEAD", head_dim as u32 / 4)
             .u32("DIM", padded(head_dim) as u32)
-            .alias("MatrixA", matrix("f16, A"))
-            .alias("MatrixB", matrix("f16, B"))
-            .alias("MatrixC", matrix("f32, C"))
             .slot("halves", if words { "halves_words" } else { "halves_elements" })
-            .enable("f16")
-            .enable("wgpu_cooperative_matrix")
+            .matrices(size)
     }
 }
