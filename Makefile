@@ -12,10 +12,10 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: vulkan ## train a small language model with tied layers and write its results to out/demo
-	$(CARGO) run --release --features cli --example charlm -- --out out/demo
+	$(CARGO) run --release --example charlm -- --out out/demo
 
 smollm: vulkan ## download a 135M-parameter model (98 MB, outside the repository) and generate text with it
-	$(CARGO) run --release --features cli,tokenizers --example smollm -- --model "$$(sh scripts/fetch-smollm.sh)"
+	$(CARGO) run --release --example smollm -- --model "$$(sh scripts/fetch-smollm.sh)"
 
 test: vulkan ## run every test and doctest; needs an adapter, which may be a software driver
 	$(CARGO) test --release --all-features
@@ -40,12 +40,12 @@ variants: vulkan ## recreate shaders/variants.txt, the list of kernels that test
 	rm -f '$(TIEBEAM_VARIANTS)'
 	$(CARGO) test --release --all-features -- --skip every_variant_translates --skip lines_are_read_back --skip planned_kernels
 	$(MAKE) --no-print-directory test-discrete
-	$(CARGO) run --release --features cli --bin tiebeam -- bench --suite full
+	$(CARGO) run --release --bin tiebeam -- bench --suite full
 	$(CARGO) test --release --all-features --test house -- planned_kernels
 	LC_ALL=C sort -u -o '$(TIEBEAM_VARIANTS)' '$(TIEBEAM_VARIANTS)'
 
 bench: vulkan ## run every benchmark on this machine's adapter
-	$(CARGO) bench --features cli
+	$(CARGO) bench
 
 lint: components ## check formatting, clippy with and without features, and documentation; warnings are errors
 	$(CARGO) fmt --check
@@ -54,7 +54,7 @@ lint: components ## check formatting, clippy with and without features, and docu
 	$(MAKE) --no-print-directory docs
 
 cross: targets ## check that library and command compile for Windows and macOS, without linking
-	RUSTFLAGS="-D warnings" $(CARGO) check --release --lib --bins --features cli,capi $(CROSS:%=--target %)
+	RUSTFLAGS="-D warnings" $(CARGO) check --release --workspace --lib --bins --all-features $(CROSS:%=--target %)
 
 # The oldest Rust that Cargo.toml promises.
 MSRV = $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)

@@ -1,6 +1,6 @@
 //! Benchmarks exact linear assignment on four families of instances, by the host alone and with prices from the device.
 //!
-//!     cargo bench --features cli --bench assignment [-- WORD...] [-- --sizes N,N] [--write DIR] [--json FILE]
+//!     cargo bench --bench assignment [-- WORD...] [-- --sizes N,N] [--write DIR] [--json FILE]
 //!
 //! uni:   independent uniform entries, least sum.
 //! corr:  X Y^T of independent standard normal X, Y [n, n], greatest sum, as the others.

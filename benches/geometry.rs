@@ -1,7 +1,7 @@
 //! Benchmarks one PONITA layer, forward and backward, by fused kernels and by the engine's ops: time and peak memory of tensors.
 //! Also benchmarks energy and forces of a network by fused kernels and by tables.
 //!
-//!     cargo bench --features cli --bench geometry [-- [WORD...] [--json FILE]]
+//!     cargo bench --bench geometry [-- [WORD...] [--json FILE]]
 //!
 //! `layer` is geometry, kernel basis, convolution and MLP, with gradients of every weight and of the features, as `se3conv
 //! fwd+bwd` of other engines. `conv` is the same without norm and MLP. Both use 20 orientations. Those of a dodecahedron come in

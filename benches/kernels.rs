@@ -1,5 +1,5 @@
 //! Times the rows of `tiebeam bench` for developers, with criterion's statistics and its comparison to the last run.
-//! `cargo bench --features cli -- matmul` times those whose name contains a word.
+//! `cargo bench -- matmul` times those whose name contains a word.
 
 use criterion::Criterion;
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! Benchmarks what sharing costs and saves. Each row times two ways to the same result in turn, and shows the median and
 //! quartiles of their ratio.
 //!
-//!     cargo bench --features cli --bench sharing [-- WORD... --json FILE --profile --plan]
+//!     cargo bench --bench sharing [-- WORD... --json FILE --profile --plan]
 //!
 //! On a software driver the ratios are those of the CPU. They say little about a GPU, where reading memory costs more relative to
 //! computing.

@@ -1,7 +1,7 @@
 //! Convolution on the affine groups of the plane, which recognises shapes however they are rotated, stretched and sheared.
 //!
-//!     cargo run --release --features cli --example lie_group
-//!     cargo test --release --features cli --example lie_group
+//!     cargo run --release --example lie_group
+//!     cargo test --release --example lie_group
 //!
 //! The network is PONITA's relative on `GL+(2)` and `SL(2)`. Features belong to pairs (point, frame `H`). A kernel depends on the
 //! offset in the receiver's frame, `H^-1 (x' - x)`, and on the relative frame `H^-1 H'`. The relative frame enters through its

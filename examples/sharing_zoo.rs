@@ -1,7 +1,7 @@
 //! Trains the same small character model with different kinds of sharing on the same budget, and compares stored parameters and
 //! validation loss.
 //!
-//!     cargo run --release --features cli --example sharing_zoo -- --text "$(scripts/fetch-kjv.sh)"
+//!     cargo run --release --example sharing_zoo -- --text "$(scripts/fetch-kjv.sh)"
 //!
 //! Each finished run adds a line to OUT/results.jsonl, and a second call makes only the runs that are missing there. The runs so
 //! far are in benches/results/sharing/zoo.jsonl. If that file is copied to OUT/results.jsonl, they are not repeated. Settings are

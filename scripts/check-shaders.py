@@ -2,7 +2,7 @@
 """Runs every kernel through the compilers of its targets: DXC, spirv-val, glslang and Tint. `make check-shaders` runs it.
 docs/drivers.md describes what it checks and which tools it needs.
 
-    TIEBEAM_DUMP_SHADERS=FOLDER cargo test --release --features cli --test house -- shaders::every_variant
+    TIEBEAM_DUMP_SHADERS=FOLDER cargo test --release --test house -- shaders::every_variant
     scripts/check-shaders.py FOLDER [--tools FOLDER] [--only dxc,spirv-val,glslang,tint] [--table docs/drivers.md]
 
 Exits with 1 if a kernel was refused or crashed its compiler, and with 2 if the check was not complete.

@@ -233,7 +233,8 @@ impl Error {
         Error::Device { message: message.into(), cause: None }
     }
 
-    pub(crate) fn no_adapter(message: impl Into<String>) -> Self {
+    /// Returns an [`Error::NoAdapter`].
+    pub fn no_adapter(message: impl Into<String>) -> Self {
         Error::NoAdapter { message: message.into() }
     }
 

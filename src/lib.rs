@@ -8,7 +8,7 @@
 // rustdoc follows wgpu's types all the way down to see which are Send and Sync.
 #![recursion_limit = "256"]
 
-#[cfg(feature = "cli")]
+#[cfg(feature = "bench")]
 pub mod bench;
 #[cfg(feature = "capi")]
 pub mod capi;

@@ -1,6 +1,6 @@
 //! Trains a byte-level language model that uses one transformer block at every depth, and shows what that saves.
 //!
-//!     cargo run --release --features cli --example charlm -- --out out/demo
+//!     cargo run --release --example charlm -- --out out/demo
 //!
 //! `--sharing none|tied|tied-lora` chooses what the depths share, and `--precision f32|f16|bf16` how products and activations are
 //! stored in training; a step whose gradients overflow is named and changes nothing. Ctrl-C saves a checkpoint, from which `--resume` continues

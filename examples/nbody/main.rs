@@ -1,6 +1,6 @@
 //! The N-body benchmark: predicts where five charged particles are 1000 steps later. The data are simulated here.
 //!
-//!     cargo run --release --features cli --example nbody -- --out out/nbody
+//!     cargo run --release --example nbody -- --out out/nbody
 //!
 //! Two networks are trained: one on positions and orientations, and the same one on distances alone. Their baselines are no
 //! motion and straight lines. Every epoch saves a checkpoint, from which `--resume` continues with the same bits. With

@@ -1,7 +1,7 @@
 //! Trains an interatomic potential on energies and forces, then runs molecular dynamics with it.
 //!
-//!     cargo run --release --features cli --example potential -- --out out/potential
-//!     cargo run --release --features cli --example potential -- --data aspirin.xyz --held-out 50 --out
+//!     cargo run --release --example potential -- --out out/potential
+//!     cargo run --release --example potential -- --data aspirin.xyz --held-out 50 --out
 //! out/aspirin
 //!
 //! Without --data, the frames are simulated here, from a copper cluster under a Morse potential. Every epoch saves a checkpoint,

@@ -1,6 +1,6 @@
 //! Trains networks that differ only in their seed, permutes one towards the other, and shows the losses between them.
 //!
-//!     cargo run --release --features cli --example rebasin
+//!     cargo run --release --example rebasin
 //!
 //! Writes the networks and the data to OUT, where `tiebeam match`, `tiebeam barrier` and `tiebeam merge` can use them, and draws
 //! the losses. `--models 3` also averages three networks. `--mnist DIR` reads MNIST's files.

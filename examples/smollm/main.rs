@@ -2,8 +2,8 @@
 //! its weights costs.
 //!
 //!     make smollm
-//!     cargo run --release --features cli,tokenizers --example smollm -- --model FILE --prompt "The capital of France is"
-//!     cargo run --release --features cli,tokenizers --example smollm -- --model FILE --text TEXT --convert recursive:15 --lora 64
+//!     cargo run --release --example smollm -- --model FILE --prompt "The capital of France is"
+//!     cargo run --release --example smollm -- --model FILE --text TEXT --convert recursive:15 --lora 64
 
 mod convert;
 mod tokenizer;

@@ -47,9 +47,17 @@ impl Baseline {
     /// [`Error::Io`]; [`Error::Config`], with file and line, for a line that is neither, and for a file without times.
     pub fn read(path: &Path) -> Result<Baseline> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        Baseline::parse(path, &text)
+    }
+
+    /// Reads JSON lines from a text. `path` is its name in errors.
+    ///
+    /// # Errors
+    /// As [`Baseline::read`].
+    pub fn parse(path: &Path, text: &str) -> Result<Baseline> {
         let mut all = BTreeMap::new();
         let (mut peer, mut adapter) = (String::new(), String::new());
-        let lines = Line::all(path, &text)?;
+        let lines = Line::all(path, text)?;
         for line in &lines {
             match line.kind() {
                 Some("host") => {

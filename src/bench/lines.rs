@@ -100,8 +100,16 @@ impl Line<'_> {
 /// [`Error::Io`], or [`Error::Config`] with file and line if the file is not a run.
 pub fn read_runs(path: &Path) -> Result<Vec<Run>> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    parse_runs(path, &text)
+}
+
+/// Reads runs from a text. `path` is its name in errors.
+///
+/// # Errors
+/// As [`read_runs`].
+pub fn parse_runs(path: &Path, text: &str) -> Result<Vec<Run>> {
     let mut runs: Vec<Run> = Vec::new();
-    for line in Line::all(path, &text)? {
+    for line in Line::all(path, text)? {
         if line.kind() == Some("host") {
             let (host, ceilings) = (line.read()?, Ceilings::default());
             runs.push(Run { host, ceilings, records: Vec::new(), failed: Vec::new() });

@@ -19,7 +19,7 @@ mod systems;
 pub use baseline::{Baseline, Match, Matches};
 pub use ceilings::{Ceiling, Ceilings};
 pub use kernels::{Kernels, counted, kernels, plan};
-pub use lines::read_runs;
+pub use lines::{parse_runs, read_runs};
 pub use page::{markdown, page};
 pub use part::Part;
 pub use report::{Failed, Host, Record, Run};

@@ -6,6 +6,7 @@
 mod folder;
 mod manifest;
 mod replace;
+mod size;
 #[cfg(test)]
 #[path = "../../tests/support/folder.rs"]
 pub(crate) mod scratch;
@@ -13,3 +14,4 @@ pub(crate) mod scratch;
 pub use folder::{check_folder, replace_folder};
 pub use manifest::MANIFEST;
 pub use replace::{append, check, replace, replace_with};
+pub use size::{parse_size, size};

@@ -129,12 +129,22 @@ pub(super) fn folder(options: &Options) -> Option<PathBuf> {
     options.cache.clone().or_else(folder_of_user)
 }
 
-/// Returns `$TIEBEAM_CACHE`, else the folder `tiebeam` in the user's cache folder.
+impl Gpu {
+    /// The folder of measured choices and of compiled kernels, if [`Options::cache`] names no other: `TIEBEAM_CACHE`, or
+    /// `tiebeam` in the user's cache folder (`$XDG_CACHE_HOME` or `~/.cache`, `~/Library/Caches` on macOS,
+    /// `%LOCALAPPDATA%` on Windows). `None` if the system names no such folder.
+    pub fn cache_folder() -> Option<PathBuf> {
+        folder_of_user()
+    }
+}
+
 fn folder_of_user() -> Option<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    if let Some(own) = variable("TIEBEAM_CACHE") {
+    let named = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    if let Some(own) = named("TIEBEAM_CACHE") {
         return Some(own);
     }
+    // The specification of these folders says that a relative path is to be ignored.
+    let variable = |name| named(name).filter(|path| path.is_absolute());
     let system = if cfg!(windows) {
         variable("LOCALAPPDATA")
     } else if cfg!(target_os = "macos") {

@@ -3,6 +3,7 @@
 use super::buffer::{Buffer, Memory, MemoryStats, Pool};
 use super::{Gpu, lock, recording};
 use crate::error::{Error, Result};
+use crate::files::size;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
@@ -70,20 +71,26 @@ impl Gpu {
             return Ok(raw);
         }
         drop(pool);
-        let raw = match self.create(op, class) {
-            Some(raw) => raw,
+        let made = self.0.creating.fetch_add(class, Ordering::AcqRel);
+        let raw = self.create(op, class, made).or_else(|| {
             // The pool's free buffers may be of other sizes. They go back to the driver once the work on them is done.
-            None => {
-                let _ = self.wait_idle();
-                self.trim();
-                // This is no fault of the device: only what needs this buffer cannot be computed.
-                self.create(op, class).ok_or_else(|| {
-                    let message = format!("{:?}", self.memory_stats());
-                    Error::OutOfMemory { op: op.into(), bytes: class, message }
-                })?
-            }
-        };
-        lock(from).take(class);
+            let _ = self.wait_idle();
+            self.trim();
+            self.create(op, class, made)
+        });
+        if raw.is_some() {
+            lock(from).take(class);
+        }
+        self.0.creating.fetch_sub(class, Ordering::AcqRel);
+        // This is no fault of the device: only what needs this buffer cannot be computed.
+        let raw = raw.ok_or_else(|| {
+            let limit = match self.0.most_memory {
+                u64::MAX => String::new(),
+                most => format!("at most {} are allowed (Options::memory, TIEBEAM_MEMORY); ", size(most)),
+            };
+            let message = format!("{limit}{:?}", self.memory_stats());
+            Error::OutOfMemory { op: op.into(), bytes: class, message }
+        })?;
         let held = self.held_by_steps();
         let mut pool = lock(&self.0.pool);
         let stats = &mut pool.stats;
@@ -93,8 +100,16 @@ impl Gpu {
         Ok(raw)
     }
 
-    /// Makes a new buffer. `None` if the device has no memory for it.
-    fn create(&self, op: &str, bytes: u64) -> Option<wgpu::Buffer> {
+    /// Makes a new buffer. `None` if the device has no memory for it, or if it would be more than the options allow beside
+    /// what is held now and the `others` that are being created.
+    fn create(&self, op: &str, bytes: u64, others: u64) -> Option<wgpu::Buffer> {
+        if self.0.most_memory < u64::MAX {
+            let stats = self.memory_stats();
+            let held = stats.used.saturating_add(stats.free).saturating_add(others);
+            if held.saturating_add(bytes) > self.0.most_memory {
+                return None;
+            }
+        }
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
         self.create_for(op, bytes, usage)
     }

@@ -89,6 +89,10 @@ pub(crate) struct Inner {
     fault: Arc<Mutex<Option<Error>>>,
     /// Number of the open batch.
     pub epoch: AtomicU64,
+    /// The most bytes that this handle's buffers may have together. `u64::MAX` if there is no limit.
+    most_memory: u64,
+    /// Bytes of the buffers that are being created now, which the pools do not count yet.
+    creating: AtomicU64,
     pub pool: Arc<Mutex<buffer::Pool>>,
     pub staging: Mutex<Vec<wgpu::Buffer>>,
     pub kernels: Mutex<pipeline::Cache>,
@@ -168,6 +172,8 @@ impl Gpu {
             summary: inner.summary.clone(),
             fault: Arc::default(),
             epoch: AtomicU64::new(0),
+            most_memory: inner.most_memory,
+            creating: AtomicU64::new(0),
             pool: Arc::default(),
             staging: Mutex::default(),
             kernels: Mutex::default(),

@@ -6,6 +6,7 @@ use super::driver_cache::DriverCache;
 use super::options::{Feature, Options, used};
 use super::{CoopMatrices, DeviceClass, Gpu, Inner, Tuning, choices, lock, texel};
 use crate::error::{Error, Result};
+use crate::files::parse_size;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -34,6 +35,16 @@ fn wait(given: Option<Duration>) -> Result<Option<Duration>> {
         (None, None) => DEFAULT,
     };
     Ok((limit < Duration::MAX).then_some(limit))
+}
+
+/// Returns the most bytes of device memory: as given, else as `TIEBEAM_MEMORY` says. `u64::MAX` means no limit.
+fn memory(given: Option<u64>) -> Result<u64> {
+    let named = || variable("TIEBEAM_MEMORY").map(|text| parse_size(&text)).transpose();
+    let named = match given {
+        Some(_) => given,
+        None => named().map_err(|e| Error::config(format!("TIEBEAM_MEMORY: {e}")))?,
+    };
+    Ok(named.unwrap_or(u64::MAX))
 }
 
 fn seconds(text: &str) -> Result<Duration> {
@@ -172,6 +183,7 @@ impl Gpu {
         options.device = options.device.take().or_else(|| variable("TIEBEAM_DEVICE"));
         options.without = without(options.without)?;
         let wait = wait(options.wait)?;
+        options.memory = Some(memory(options.memory)?);
         // Declared before `adapters`, so that the adapters are dropped while the lock is still held.
         let _one = lock(&OPENING);
         let adapters = list(backend.as_deref(), wanted.as_deref())?;
@@ -198,6 +210,7 @@ impl Gpu {
         wait: Option<Duration>,
     ) -> Result<Gpu> {
         let (checked, round_products) = (options.checked, options.round_products);
+        let most_memory = options.memory.unwrap_or(u64::MAX);
         let named = options.device.as_deref().filter(|name| !name.eq_ignore_ascii_case("auto"));
         let named = named.map(DeviceClass::named).transpose()?;
         let mut summary = summarize(index, adapter, &options.without);
@@ -262,6 +275,8 @@ impl Gpu {
             summary,
             fault,
             epoch: AtomicU64::new(0),
+            most_memory,
+            creating: AtomicU64::new(0),
             pool: Arc::default(),
             staging: Mutex::default(),
             kernels: Mutex::default(),

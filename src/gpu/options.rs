@@ -42,6 +42,10 @@ pub struct Options {
     /// How long to wait for the device, or for its driver to compile a kernel, before it counts as hung
     /// (`TIEBEAM_WAIT`, in seconds; `0` or `off` for no limit). 600 s by default. `Duration::MAX` means no limit.
     pub wait: Option<Duration>,
+    /// Most bytes of device memory for tensors, recorded steps and the pool together (`TIEBEAM_MEMORY`, such as `2GB` or
+    /// `1.5GiB`). What needs more fails with [`Error::OutOfMemory`], as if the device had no more. The host's staging
+    /// buffers, and what the driver needs for itself, are not counted. By default there is no limit but the device's.
+    pub memory: Option<u64>,
     /// The class of devices for which kernels are chosen (`TIEBEAM_DEVICE`): a kind (`cpu`, `integrated`, `discrete`,
     /// `virtual`) or a finer row of the table, such as `h200` ([`DeviceClass::all`](super::DeviceClass::all)). The
     /// default is the adapter's own class, with the numbers that `tiebeam tune` measured, if any. `auto` here means the
@@ -61,6 +65,7 @@ setters!(Options {
     choices: Option<std::path::PathBuf>,
     round_products: bool,
     wait: Option<Duration>,
+    memory: Option<u64>,
     device: Option<String>,
 });
 

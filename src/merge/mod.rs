@@ -20,9 +20,9 @@ pub use align::straight_through::{MidpointLoss, StraightThrough, StraightThrough
 pub use evaluation::barrier::{Barrier, Evaluation, Interpolated, LossPath, distance};
 pub use evaluation::evaluate;
 pub use evaluation::mlp::MlpModel;
-#[cfg(feature = "cli")]
+#[cfg(feature = "plot")]
 pub use evaluation::plot;
-#[cfg(feature = "cli")]
+#[cfg(feature = "yaml")]
 pub use recipe::yaml;
 pub use recipe::{aligned, config, config::MergeConfig, global, job, job::Job, method, methods, run};
 pub use research::{learned, pareto, pleas, reversible, signature};

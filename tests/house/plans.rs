@@ -117,7 +117,6 @@ fn planned_kernels_are_in_the_list_of_variants() {
     let planned = rows.flat_map(|name| classes.iter().flat_map(move |class| plan(class, name)));
     let sources = planned.map(|pass| pass.source).chain(matmul::table::for_matrix_units());
     let sources = sources.chain(attention::for_matrix_units());
-    #[cfg(feature = "cli")]
     let sources = sources.chain(tiebeam::bench::ceilings::for_matrix_units());
     let lines: BTreeSet<String> = sources.flat_map(|source| source.lines()).collect();
     let named = std::env::var_os("TIEBEAM_VARIANTS").filter(|_| record);

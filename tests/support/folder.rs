@@ -13,7 +13,10 @@ use tempfile::TempDir;
 /// The repository, which contains the reference vectors. `TIEBEAM_ROOT` names it for tests that were built elsewhere. Otherwise
 /// it is where the tests were built.
 pub fn root() -> PathBuf {
-    std::env::var_os("TIEBEAM_ROOT").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // The command's package is a folder of the repository.
+    let built = if package.ends_with("cli") { package.parent().expect("the repository") } else { package };
+    std::env::var_os("TIEBEAM_ROOT").map_or_else(|| built.into(), PathBuf::from)
 }
 
 /// A temporary folder of one test.

@@ -2,10 +2,10 @@
 #![allow(dead_code)]
 
 pub mod folder;
+pub mod potentials;
 
 use folder::root;
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use tiebeam::ops::case::{Array, Case, Input};
 use tiebeam::{DType, Gpu, Options, Tensor};
@@ -58,21 +58,6 @@ fn turn(device: &'static OnceLock<Mutex<Gpu>>, options: Options) -> MutexGuard<'
     let _ = gpu.synchronize();
     gpu.trim();
     gpu
-}
-
-/// The `tiebeam` command. `TIEBEAM_BIN` names it for tests that run where they were not built. Otherwise it is the one that cargo
-/// built with the tests.
-pub fn command() -> Command {
-    let built = option_env!("CARGO_BIN_EXE_tiebeam").map(PathBuf::from);
-    let named = std::env::var_os("TIEBEAM_BIN").map(PathBuf::from);
-    let path = named.or(built).expect("tests of the command are built with feature `cli`");
-    assert!(
-        path.is_file(),
-        "{} is no file: set TIEBEAM_BIN to the command that `cargo build --release --features cli` makes",
-        path.display()
-    );
-    // An absolute path, because some tests run it in another folder.
-    Command::new(std::path::absolute(&path).expect("a path"))
 }
 
 /// The folder of reference vectors.

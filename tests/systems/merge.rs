@@ -3,11 +3,10 @@
 use crate::merges::*;
 use crate::support::within;
 use std::collections::BTreeMap;
-use std::process::Output;
 use tiebeam::files::MANIFEST;
 use tiebeam::merge::job::PART;
 use tiebeam::merge::run::CONFIG;
-use tiebeam::merge::{Shards, Weights};
+use tiebeam::merge::Weights;
 use tiebeam::store::{Entry, File, FileDType, save};
 
 #[test]
@@ -297,100 +296,4 @@ fn output_types_round_to_nearest_even() {
         assert_eq!(values(&own, name), want);
     }
     let _ = b;
-}
-
-fn tiebeam(folder: &Folder, args: &[&str]) -> Output {
-    let run = crate::support::command().args(args).current_dir(&folder.0).output();
-    run.expect("the binary runs")
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-#[test]
-fn command_line() {
-    let folder = Folder::new("cli");
-    three(&folder);
-    folder.write("merges/m.yaml", "merge_method: average\nmodels: [{model: ../a}, {model: ../b}]\n");
-    let dry = tiebeam(&folder, &["merge", "merges/m.yaml", "--dry-run", "--shard-size", "1KB"]);
-    let plan = text(&dry.stdout);
-    assert!(dry.status.success(), "{}", text(&dry.stderr));
-    for words in
-        ["method  average", "writes  15 tensors", "passes  1", "lm_head.weight F32 [12, 6] merged", "copied"]
-    {
-        assert!(plan.contains(words), "{words}: {plan}");
-    }
-    assert_eq!(folder.names(), ["a", "b", "c", "merges"]);
-    let run = tiebeam(&folder, &["merge", "merges/m.yaml", "--out", "out", "--shard-size", "1KB"]);
-    assert!(run.status.success(), "{}", text(&run.stderr));
-    assert!(Shards::open(folder.0.join("out")).unwrap().names().len() == 15);
-    let readme = folder.write("out/README.md", "mine");
-    let again = || tiebeam(&folder, &["merge", "merges/m.yaml", "--out", "out"]);
-    assert!(again().status.success());
-    assert_eq!(std::fs::read_to_string(&readme).unwrap(), "mine");
-    let changed = folder.write("out/tokenizer.json", "changed");
-    let run = again();
-    assert!(!run.status.success() && text(&run.stderr).contains("tokenizer.json is not as it was written"));
-    assert_eq!(std::fs::read_to_string(&changed).unwrap(), "changed");
-    for args in [
-        &["merge", "merges/m.yaml"][..],
-        &["merge", "merges/m.yaml", "--out", "x", "--shard-size", "0"],
-        &["merge", "merges/m.yaml", "--out", "x", "--shard-size", "3 apples"],
-        &["merge", "nowhere.yaml", "--out", "x"],
-    ] {
-        assert!(!tiebeam(&folder, args).status.success(), "{args:?}");
-    }
-    folder.write("bad.yaml", "merge_method: average\nmodels: [{model: a}]\nmodels: [{model: b}]\n");
-    let bad = tiebeam(&folder, &["merge", "bad.yaml", "--out", "x"]);
-    let message = text(&bad.stderr);
-    assert!(
-        !bad.status.success() && message.contains("bad.yaml: YAML, line 3: the key `models` comes twice"),
-        "{message}"
-    );
-    assert_eq!(folder.names(), ["a", "b", "bad.yaml", "c", "merges", "out"]);
-}
-
-/// Two networks that were trained separately: their average fails unless they are aligned. The reference vectors have both
-/// losses.
-#[test]
-fn aligned_and_evaluated() {
-    let file = File::open(crate::support::matching_vectors("wm_mlp.safetensors")).unwrap();
-    let folder = Folder::new("align");
-    let entry = |from: &str, to: &str| {
-        let info = file.info(from).unwrap();
-        Entry::bytes(to, info.dtype, &info.shape, file.bytes(from).unwrap().to_vec())
-    };
-    for model in ["a", "b"] {
-        let names = file.names().filter_map(|n| n.strip_prefix(&format!("{model}.")));
-        let entries = names.map(|n| entry(&format!("{model}.{n}"), n));
-        save(folder.0.join(format!("{model}.safetensors")), entries, &BTreeMap::new()).unwrap();
-    }
-    save(folder.0.join("data.safetensors"), ["x", "y"].map(|n| entry(n, n)), &BTreeMap::new()).unwrap();
-    let f64s = |name: &str| -> Vec<f64> {
-        file.bytes(name).unwrap().as_chunks().0.iter().map(|&b| f64::from_le_bytes(b)).collect()
-    };
-    let config = "merge_method: average\nmodels: [{model: a.safetensors}, {model: b.safetensors}]\nevaluate: {data: data.safetensors}\n";
-    folder.write("naive.yaml", config);
-    folder.write("aligned.yaml", &format!("{config}align: {{spec: mlp, matcher: weights, restarts: 2}}\n"));
-    for (name, kind) in [("naive", "naive"), ("aligned", "matched")] {
-        let run = tiebeam(&folder, &["merge", &format!("{name}.yaml"), "--out", name]);
-        let report = text(&run.stdout);
-        assert!(run.status.success(), "{}", text(&run.stderr));
-        let row = report.lines().last().unwrap();
-        let numbers: Vec<f64> = row.split_whitespace().take(2).map(|n| n.parse().unwrap()).collect();
-        let (loss, accuracy) = (f64s(&format!("loss_{kind}"))[5], f64s(&format!("acc_{kind}"))[5]);
-        assert!(row.ends_with(name), "{report}");
-        // Restarts may find a better optimum than the single run of the vectors.
-        match kind {
-            "naive" => {
-                assert!((numbers[0] - loss).abs() < 1e-3 && (numbers[1] - accuracy).abs() < 1e-4, "{report}");
-            }
-            _ => assert!(numbers[0] < loss + 0.05 && numbers[1] > accuracy - 0.03, "{report}"),
-        }
-        assert_eq!(report.contains("each assignment proved best"), name == "aligned", "{report}");
-    }
-    folder.write("bad.yaml", &format!("{config}align: {{spec: llama}}\n"));
-    let message = text(&tiebeam(&folder, &["merge", "bad.yaml", "--out", "x"]).stderr);
-    assert!(message.contains("config.json"), "{message}");
 }

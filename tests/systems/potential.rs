@@ -1,9 +1,9 @@
 //! Potentials from end to end: frames as text, forces and stress compared with differences of the energy, periodic cells with
-//! explicit images, dynamics, the command.
+//! explicit images, dynamics.
 
 use crate::support::folder::Folder;
 use crate::support::gpu;
-use std::sync::OnceLock;
+use crate::support::potentials::{calculator, crystal, frame, potential};
 use tiebeam::geometry::dynamics::Verlet;
 use tiebeam::geometry::elements::{atomic_number, mass, symbol};
 use tiebeam::geometry::vectors::{DMat3, DVec3, Vec3, rotation, turned};
@@ -12,42 +12,6 @@ use tiebeam::geometry::{Atoms, Calculator, Cell, Grid, Ponita, PonitaConfig, Pot
 use tiebeam::nn::Parameters;
 use tiebeam::optim::{Group, Sgd, SgdConfig};
 use tiebeam::{Rng, Tensor};
-
-/// Creates a frame of two species near a lattice of this spacing, with arbitrary energy and forces.
-fn frame(seed: u64, side: usize, spacing: f64) -> Frame {
-    let mut rng = Rng::new(seed);
-    let n = side * side * side;
-    let mut draws = vec![0.0f32; 6 * n];
-    rng.fill_normal(&mut draws);
-    let at = |i: usize| -> Vec3 {
-        let place = [i % side, i / side % side, i / side / side];
-        std::array::from_fn(|k| spacing * (place[k] as f64 + 0.12 * draws[6 * i + k] as f64))
-    };
-    let force = |i: usize| -> Vec3 { std::array::from_fn(|k| draws[6 * i + 3 + k] as f64) };
-    let species: Vec<u8> = (0..n).map(|i| if i % 3 == 0 { 8 } else { 29 }).collect();
-    Frame {
-        energy: Some(-3.0 * n as f64 + draws[0] as f64),
-        positions: (0..n).map(at).collect(),
-        forces: Some((0..n).map(force).collect()),
-        species,
-        ..Frame::default()
-    }
-}
-
-fn potential(radius: Option<f32>, layers: usize) -> Potential {
-    let config = PonitaConfig::default().channels(8).hidden(8).basis(8).layers(layers).radius(radius);
-    let frames = [frame(1, 2, 2.4), frame(2, 2, 2.4)];
-    let mut potential =
-        Potential::new(gpu(), &frames, config, Grid::icosahedron(), &mut Rng::new(3)).expect("a potential");
-    let batch = potential.batch(&frames.iter().collect::<Vec<_>>()).expect("a batch");
-    potential.net.calibrate(&batch.graph, &batch.input).expect("frames that differ");
-    potential
-}
-
-fn calculator() -> &'static Calculator {
-    static ONE: OnceLock<Calculator> = OnceLock::new();
-    ONE.get_or_init(|| Calculator::new(potential(Some(4.0), 2)))
-}
 
 #[test]
 fn frames_read_back_as_the_same_bits() {
@@ -236,11 +200,6 @@ fn averaged_forces_are_the_gradient_of_the_averaged_energy() {
     let other = calculator().energy_forces(&frame.positions, &frame.species, None).expect("finite");
     let apart = other.forces.as_flattened().iter().zip(plain.forces.as_flattened());
     assert!(apart.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) > 1e-3);
-}
-
-fn crystal() -> (Frame, Cell) {
-    let vectors = [[3.6, 0.0, 0.0], [0.7, 4.1, 0.0], [-0.4, 0.5, 4.4]];
-    (frame(8, 1, 1.0), Cell { vectors, periodic: [true; 3] })
 }
 
 fn strained(x: &Vec3, a: usize, b: usize, by: f64) -> Vec3 {
@@ -497,81 +456,4 @@ fn dynamics_keep_the_energy() {
     let message =
         Verlet::new(&[[0.0; 3]; 2], &species, |_| Ok((0.0, vec![[0.0; 3]; 2]))).expect_err("X has no mass");
     assert!(message.to_string().contains("no element has number 0"), "{message}");
-}
-
-#[cfg(feature = "cli")]
-mod command {
-    use super::*;
-    use std::path::PathBuf;
-    use std::process::Output;
-
-    fn predict(arguments: &[&std::path::Path]) -> Output {
-        crate::support::command().arg("predict").args(arguments).output().expect("the command runs")
-    }
-
-    #[test]
-    fn predict_writes_what_the_calculator_gives() {
-        let folder = Folder::new("predict");
-        let [model, input, output] = ["model.safetensors", "in.xyz", "out.xyz"].map(|name| folder.join(name));
-        calculator().potential().save(&model).expect("saved");
-        let (_, cell) = crystal();
-        let mut second = frame(9, 1, 1.0);
-        (second.cell, second.energy, second.forces) = (Some(cell), None, None);
-        second.other = [("name".to_string(), "a crystal".to_string())].into();
-        let frames = [frame(7, 2, 2.4), second];
-        xyz::write(&input, &frames).expect("written");
-        let run = predict(&[&model, &input, &output]);
-        let text = String::from_utf8_lossy(&run.stdout).into_owned();
-        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-        assert!(text.contains("2 frames") && text.contains("MAE"), "{text}");
-        let want: Vec<Frame> = frames.iter().map(|f| calculator().predict(f).expect("finite")).collect();
-        assert_eq!(xyz::read(&output).expect("read"), want);
-        assert!(want[1].stress.is_some() && want[0].stress.is_none());
-        let average = Calculator::new(calculator().potential().clone()).rotations(2);
-        let want: Vec<Frame> = frames.iter().map(|f| average.predict(f).expect("finite")).collect();
-        let options = ["--rotations", "2"].map(std::path::Path::new);
-        let run = predict(&[&model, &input, &output, options[0], options[1]]);
-        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-        assert_eq!(xyz::read(&output).expect("read"), want);
-        let run = predict(&[&model, &input, &output, options[0], "0".as_ref()]);
-        assert!(!run.status.success(), "an average of none");
-    }
-
-    #[test]
-    fn predict_says_what_is_wrong_and_leaves_the_output() {
-        let own = Folder::new("refusals");
-        let scratch = |name: &str| own.join(name);
-        let [model, input, output] = ["model.safetensors", "in.xyz", "out.xyz"].map(scratch);
-        calculator().potential().save(&model).expect("saved");
-        std::fs::write(&output, "as it was").expect("written");
-        let hydrogen = Frame { species: vec![1], positions: vec![[0.0; 3]], ..Frame::default() };
-        xyz::write(&input, &[frame(7, 2, 2.4), hydrogen]).expect("written");
-        let missing = scratch("nothing.xyz");
-        // Errors that can be found beforehand are reported first: before a frame that only the network refuses, and before the
-        // model is opened.
-        let [far, unwritable] = ["far.xyz", "unwritable.xyz"].map(scratch);
-        let apart =
-            Frame { species: vec![8, 29], positions: vec![[0.0; 3], [1e300, 0.0, 0.0]], ..Frame::default() };
-        let flat = Cell { vectors: [[0.0; 3]; 3], periodic: [true; 3] };
-        let flat = Frame { cell: Some(flat), ..frame(7, 1, 2.4) };
-        xyz::write(&far, &[apart, flat]).expect("written");
-        std::fs::write(&unwritable, "1\nvirial={a \"} note={a \"quote}\nCu 0 0 0\n").expect("written");
-        let nowhere = scratch("no-folder").join("out.xyz");
-        let folder = scratch("");
-        for (arguments, reason) in [
-            ([&model, &input, &output], "frame 1: potential: atom 0 is H"),
-            ([&model, &missing, &output], "nothing.xyz"),
-            ([&input, &input, &output], "in.xyz: "),
-            ([&model, &far, &output], "far.xyz: frame 1: neighbours: the cell"),
-            ([&missing, &unwritable, &output], "frame 0: the value of `note` has a quote"),
-            ([&missing, &input, &nowhere], "no-folder is not there; make it first"),
-            ([&missing, &input, &folder], "this is a folder; name a file"),
-        ] {
-            let run = predict(&arguments.map(PathBuf::as_path));
-            let text = String::from_utf8_lossy(&run.stderr).into_owned();
-            assert!(!run.status.success() && text.contains(reason), "{text}");
-            assert!(!text.contains("panicked"), "{text}");
-        }
-        assert_eq!(std::fs::read_to_string(&output).expect("as it was"), "as it was");
-    }
 }

@@ -249,23 +249,3 @@ fn a_file_holds_the_parameters() {
     assert!(full.net.forward(&graph, &input).scalars.is_tracked());
     assert!(no_grad(|| full.net.forward(&graph, &input).scalars.item().unwrap()).is_finite());
 }
-
-#[cfg(feature = "cli")]
-#[test]
-fn predict_by_tables() {
-    use tiebeam::geometry::xyz;
-    let folder = Folder::new("tables-cli");
-    let [model, input, output] = ["model.safetensors", "in.xyz", "out.xyz"].map(|name| folder.join(name));
-    let full = potential();
-    full.save(&model).unwrap();
-    xyz::write(&input, &[frame(4)]).unwrap();
-    let run = crate::support::command()
-        .arg("predict")
-        .args([&model, &input, &output])
-        .arg("--tables")
-        .output()
-        .unwrap();
-    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-    let calculator = Calculator::new(full.tabulate(Ponita::TABLE_POINTS).unwrap());
-    assert_eq!(xyz::read(&output).unwrap(), [calculator.predict(&frame(4)).unwrap()]);
-}

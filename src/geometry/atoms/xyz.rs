@@ -52,11 +52,19 @@ pub fn read(path: impl AsRef<Path>) -> Result<Vec<Frame>> {
 /// written so that it reads back.
 pub fn write(path: impl AsRef<Path>, frames: &[Frame]) -> Result<()> {
     let path = path.as_ref();
+    files::replace_with(path, text(path, frames)?)
+}
+
+/// Returns the text that [`write`] writes. `path` is its name in errors.
+///
+/// # Errors
+/// As [`write`], for frames that cannot be written.
+pub fn text(path: impl AsRef<Path>, frames: &[Frame]) -> Result<String> {
     let mut text = String::new();
     for (i, frame) in frames.iter().enumerate() {
-        append(path, i, frame, &mut text)?;
+        append(path.as_ref(), i, frame, &mut text)?;
     }
-    files::replace_with(path, text)
+    Ok(text)
 }
 
 /// Returns the error that [`write()`] would return for these frames now, and writes nothing. Long computations can check

@@ -3,5 +3,5 @@
 pub(super) mod barrier;
 pub mod evaluate;
 pub(super) mod mlp;
-#[cfg(feature = "cli")]
+#[cfg(feature = "plot")]
 pub mod plot;

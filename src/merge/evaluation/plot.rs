@@ -1,4 +1,4 @@
-//! Draws curves of losses between models as SVG. Needs the feature `cli`.
+//! Draws curves of losses between models as SVG. Needs the feature `plot`.
 
 use plotters::coord::Shift;
 use plotters::prelude::*;

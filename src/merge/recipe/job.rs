@@ -3,6 +3,7 @@
 use super::config::{MergeConfig, Scalar, Slice, Source};
 use super::method::Arguments;
 use crate::error::{Error, Result};
+use crate::files::size;
 use crate::merge::Shards;
 use crate::merge::Weights;
 use crate::store::FileDType;
@@ -415,15 +416,5 @@ impl Job {
             line(format!("problem {problem}"));
         }
         text
-    }
-}
-
-/// Formats a number of bytes with a unit.
-pub fn size(bytes: u64) -> String {
-    match bytes {
-        0..1024 => format!("{bytes} B"),
-        1024..0x10_0000 => format!("{:.1} KiB", bytes as f64 / 1024.0),
-        0x10_0000..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / 1_048_576.0),
-        _ => format!("{:.2} GiB", bytes as f64 / 1_073_741_824.0),
     }
 }

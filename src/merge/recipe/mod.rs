@@ -8,5 +8,5 @@ pub mod method;
 pub mod methods;
 pub mod run;
 mod setting;
-#[cfg(feature = "cli")]
+#[cfg(feature = "yaml")]
 pub mod yaml;

@@ -1,8 +1,9 @@
 //! `tiebeam barrier`.
 
-use crate::data::{Data, on_interrupt};
+use crate::context::{Context, is_standard, on_interrupt};
+use crate::data::Data;
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use tiebeam::merge::plot::{Curve, Panel, svg};
@@ -10,10 +11,16 @@ use tiebeam::merge::{
     Barrier, Evaluation, LossPath, MatchOptions, Matching, MlpModel, Permutation, Shards, Spec, Weights,
     distance, match_weights, singular_alignment,
 };
-use tiebeam::{Error, Gpu, Result, files, no_grad};
+use tiebeam::{Error, Gpu, Result, no_grad};
 
-/// Evaluate models between two multilayer perceptrons, unmatched and matched.
+const EXAMPLES: &str = "\
+Examples:
+  tiebeam barrier a.safetensors b.safetensors --data test.safetensors --out curve.html
+  tiebeam barrier a.safetensors b.safetensors --data train.safetensors --data test.safetensors --json";
+
+/// Evaluate models between two multilayer perceptrons, unmatched and matched
 #[derive(Parser)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Args {
     /// One end: a safetensors file of `NAME.weight` [out, in] and `NAME.bias`, with ReLU between layers
     a: PathBuf,
@@ -31,7 +38,7 @@ pub struct Args {
     /// Compare singular vectors too (half a minute for layers 512 wide)
     #[arg(long)]
     singular: bool,
-    /// Draw the paths to this file: .svg, or .html with the numbers
+    /// Draw the paths to this file: .svg, or .html with the numbers; `-` writes SVG to stdout
     #[arg(long)]
     out: Option<PathBuf>,
 }
@@ -51,14 +58,16 @@ struct Table {
     rows: Vec<Row>,
 }
 
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    context.expect_data(args.out.as_deref())?;
     if let Some(out) = &args.out
+        && !is_standard(out)
         && !["svg", "html"].iter().any(|kind| out.extension().is_some_and(|e| e == *kind))
     {
         let message = format!("--out {}: the name must end in .svg or .html", out.display());
         return Err(Error::config(message));
     }
-    let gpu = Gpu::open()?;
+    let gpu = context.open()?;
     let [a, b] = [Shards::open(&args.a)?, Shards::open(&args.b)?];
     let net = MlpModel::of(&a)?;
     if MlpModel::of(&b)? != net {
@@ -74,19 +83,23 @@ pub fn run(args: &Args) -> Result<()> {
     permutation.check(&b)?;
     let permuted = permutation.permuted(&b);
     let [before, after] = [distance(&gpu, &a, &b)?, distance(&gpu, &a, &permuted)?];
-    println!("L2 distance {before:.4} -> {after:.4} (ratio {:.3})", 1.0 - after / before);
+    context.result(format_args!("L2 distance {before:.4} -> {after:.4} (ratio {:.3})", 1.0 - after / before));
+    context.record(&json!({"line": "distance", "before": before, "after": after}))?;
     if args.singular {
         let tensors: Vec<String> = net.layers().iter().map(|layer| format!("{layer}.weight")).collect();
         let names: Vec<&str> = tensors.iter().map(String::as_str).collect();
         for gamma in [0.0, 0.3] {
             let r = |end: &dyn Weights| singular_alignment(&gpu, [&a, end], &names, gamma);
-            println!("singular vectors, gamma {gamma}: R {:.3} -> {:.3}", r(&b)?, r(&permuted)?);
+            let [before, after] = [r(&b)?, r(&permuted)?];
+            context.result(format_args!("singular vectors, gamma {gamma}: R {before:.3} -> {after:.3}"));
+            let line = json!({"line": "singular vectors", "gamma": gamma, "before": before, "after": after});
+            context.record(&line)?;
         }
     }
-    let tables = evaluate(&gpu, args, &net, [&a, &b, &permuted], &data)?;
-    tables.iter().for_each(show);
+    let tables = evaluate(&gpu, args, context, &net, [&a, &b, &permuted], &data)?;
+    tables.iter().try_for_each(|table| show(table, context))?;
     match &args.out {
-        Some(path) => draw(path, &tables),
+        Some(path) => draw(path, &tables, context),
         None => Ok(()),
     }
 }
@@ -99,16 +112,15 @@ fn matched(gpu: &Gpu, net: &MlpModel, a: &Shards, b: &Shards) -> Result<Matching
 fn evaluate(
     gpu: &Gpu,
     args: &Args,
+    context: &Context,
     net: &MlpModel,
     ends: [&dyn Weights; 3],
     data: &[Data],
 ) -> Result<Vec<Table>> {
     let stop = on_interrupt()?;
     let points = args.points as usize;
-    let bar = ProgressBar::new((2 * points * data.len()) as u64);
-    bar.set_style(
-        ProgressStyle::with_template("{bar:32} {pos}/{len} models, ETA {eta}").expect("a valid template"),
-    );
+    let bar =
+        context.bar(Some((2 * points * data.len()) as u64), "{bar:32} {pos}/{len} models, ETA {eta}");
     let [a, b, permuted] = ends;
     let table = |data: &Data| {
         let path = |end: &dyn Weights| {
@@ -138,20 +150,34 @@ fn evaluate(
     tables
 }
 
-fn show(table: &Table) {
+fn show(table: &Table, context: &Context) -> Result<()> {
     let [a, b] = table.ends;
-    println!(
+    context.result(format_args!(
         "\n{}: ends have loss {:.4} and {:.4}, accuracy {:.4} and {:.4}",
         table.name, a.loss, b.loss, a.accuracy, b.accuracy
-    );
-    println!("  {:<26} {:>10} {:>10} {:>14}", "barrier above the", "ends' mean", "line", "middle correct");
+    ));
+    let head = ["barrier above the", "ends' mean", "line", "middle correct"];
+    context.result(format_args!("  {:<26} {:>10} {:>10} {:>14}", head[0], head[1], head[2], head[3]));
     for row in &table.rows {
         let Barrier { above_mean, above_line, .. } = Barrier::of(&row.losses);
-        println!("  {:<26} {above_mean:>10.4} {above_line:>10.4} {:>14.4}", row.name, row.middle.accuracy);
+        let accuracy = row.middle.accuracy;
+        context.result(format_args!("  {:<26} {above_mean:>10.4} {above_line:>10.4} {accuracy:>14.4}", row.name));
+        context.record(&json!({
+            "line": "path",
+            "data": table.name,
+            "path": row.name,
+            "lambdas": table.lambdas,
+            "losses": row.losses,
+            "above_mean": above_mean,
+            "above_line": above_line,
+            "middle_accuracy": accuracy,
+            "end_accuracies": [a.accuracy, b.accuracy],
+        }))?;
     }
+    Ok(())
 }
 
-fn draw(path: &Path, tables: &[Table]) -> Result<()> {
+fn draw(path: &Path, tables: &[Table], context: &Context) -> Result<()> {
     let panel = |table: &Table| Panel {
         title: table.name.clone(),
         y: "loss".into(),
@@ -168,9 +194,7 @@ fn draw(path: &Path, tables: &[Table]) -> Result<()> {
     let picture = svg(&panels, "from the first model to the second")
         .map_err(|message| Error::io(path, std::io::Error::other(message)))?;
     let text = if path.extension().is_some_and(|e| e == "html") { page(&picture, tables) } else { picture };
-    files::replace_with(path, text)?;
-    println!("\nwrote {}", path.display());
-    Ok(())
+    context.write(path, &text)
 }
 
 /// Returns a page with the picture and a table of its numbers.

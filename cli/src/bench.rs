@@ -1,36 +1,39 @@
 //! `tiebeam bench` and `tiebeam bench compare`.
 
+use crate::context::Context;
 use clap::{Parser, Subcommand, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
-use std::path::{Path, PathBuf};
+use indicatif::ProgressBar;
+use serde_json::json;
+use std::path::PathBuf;
 use std::time::Duration;
 use tiebeam::bench::{
-    self, Baseline, Ceilings, Entry, Event, Part, Record, Run, Settings, Suite, entries, markdown, page,
-    read_runs,
+    self, Baseline, Ceilings, Entry, Event, Matches, Record, Run, Settings, Suite, entries, markdown, page,
+    parse_runs,
 };
-use tiebeam::{Error, Gpu, Options, Result, files};
+use tiebeam::{Error, Gpu, Options, Result};
 
-/// Measure an adapter's ceilings and how near each kernel comes to them.
+const EXAMPLES: &str = "\
+Examples:
+  tiebeam bench
+  tiebeam bench matmul softmax --json=mine.jsonl
+  tiebeam bench --suite full --adapter all --json=all.jsonl
+  tiebeam bench --plan matmul
+  tiebeam bench compare mine.jsonl theirs.jsonl --html page.html";
+
+/// Measure an adapter's ceilings and how near each kernel comes to them. `--adapter all` measures every adapter
 #[derive(Parser)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(args_conflicts_with_subcommands = true, after_long_help = EXAMPLES)]
 pub struct Args {
-    /// Index or part of the name of the adapter, or 'all' [default: the best]
-    #[arg(long)]
-    adapter: Option<String>,
     /// How much to measure
     #[arg(long, value_enum, default_value = "quick")]
     suite: SuiteArg,
-    /// Also write the results to this file, as JSON lines. During the run, each result is added to FILE.part as soon as it is
-    /// measured; 'bench compare' can read the part file of a killed run
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
     /// Also compare each time with that of the same row in this file: another engine's JSON lines (family or op, shape,
-    /// median_ms), or a file of --json
+    /// median_ms), or a file of --json. `-` reads stdin
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
     /// Instead of measuring, show the kernels that a call of each row whose name contains the word runs, with their share of the
     /// time
-    #[arg(long, value_name = "WORD", conflicts_with_all = ["json", "baseline", "words"])]
+    #[arg(long, value_name = "WORD", conflicts_with_all = ["baseline", "words"])]
     kernels: Option<String>,
     /// Check many elements of every op's result against its f64 reference instead of a few, and once more after timing. A wrong
     /// result has no time
@@ -38,7 +41,7 @@ pub struct Args {
     check: bool,
     /// Instead of running, show the dispatches that the rows plan for this device, or for the class that TIEBEAM_DEVICE names:
     /// kernel, constants, workgroups, parts of summed axes, bytes and operations. Lanes and matrix units are always the adapter's
-    #[arg(long, conflicts_with_all = ["json", "baseline", "kernels"])]
+    #[arg(long, conflicts_with_all = ["baseline", "kernels"])]
     plan: bool,
     /// Only rows whose name contains one of these words; on a CPU driver, rows that take minutes run only if selected this way
     words: Vec<String>,
@@ -50,10 +53,10 @@ pub struct Args {
 enum Sub {
     /// Show results of several runs side by side
     Compare {
-        /// Files of --json
+        /// Files of --json, or the .part of a run that was killed; `-` reads stdin
         #[arg(required = true)]
         files: Vec<PathBuf>,
-        /// Write a page with pictures to this file
+        /// Write a page with pictures to this file; `-` writes to stdout
         #[arg(long, required_unless_present_any = ["readme", "baseline"])]
         html: Option<PathBuf>,
         /// Put tables between the lines '<!-- bench -->' and '<!-- end of bench -->' of this file
@@ -71,48 +74,39 @@ enum SuiteArg {
     Full,
 }
 
-pub fn run(args: &Args) -> Result<()> {
-    if let Some(Sub::Compare { files, html, readme, baseline }) = &args.compare {
-        return compare(files, html.as_deref(), readme.as_deref(), baseline.as_deref());
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    if let Some(compared) = &args.compare {
+        return compare(compared, context);
     }
-    // The files are opened first, so an error in them is reported before anything is measured.
-    let baseline = args.baseline.as_deref().map(Baseline::read).transpose()?;
-    let mut part = args.json.as_deref().map(part).transpose()?;
-    let adapters = match args.adapter.as_deref() {
+    // The file is opened first, so an error in it is reported before anything is measured.
+    let baseline = baseline(args.baseline.as_ref(), context)?;
+    let named = context.options.adapter.as_deref();
+    let adapters = match named {
         Some("all") => Gpu::adapters()?.iter().map(|a| Some(a.index.to_string())).collect(),
         other => vec![other.map(str::to_string)],
     };
     let (mut outcome, mut whole, mut any) = (Ok(()), true, false);
     for adapter in adapters {
-        let options = Options::default().adapter(adapter);
+        let options = context.options.clone().adapter(adapter);
         // An adapter that cannot be opened does not make the lines of the others incomplete.
         let done = Gpu::open_with(options.clone()).and_then(|gpu| {
-            let ended = one(gpu, options, args, &mut part, baseline.as_ref());
+            let ended = one(gpu, options, args, context, baseline.as_ref());
             (whole, any) = (whole && ended.is_ok(), true);
             ended?
         });
-        if let (Some("all"), Err(error)) = (args.adapter.as_deref(), &done) {
-            eprintln!("error: {error}");
+        if let (Some("all"), Err(error)) = (named, &done) {
+            context.note(format_args!("error: {error}"));
         }
         outcome = outcome.and(done);
     }
-    if let (Some(part), Some(path)) = (part, &args.json) {
-        if whole && any {
-            part.finish()?;
-            println!("wrote {}", path.display());
-        } else if part.leave()? {
-            println!("lines so far are in {}", Part::beside(path).display());
-        }
+    if whole && any {
+        context.whole();
     }
     outcome
 }
 
-fn part(path: &Path) -> Result<Part> {
-    let beside = Part::beside(path);
-    if beside.exists() {
-        println!("replacing {}, which a run left that did not end", beside.display());
-    }
-    Part::create(path)
+fn baseline(path: Option<&PathBuf>, context: &Context) -> Result<Option<Baseline>> {
+    path.map(|path| Baseline::parse(path, &context.read(path)?)).transpose()
 }
 
 /// Measures one adapter, opened with `options`. The outer error says why the run did not reach its end. The inner one says that
@@ -121,12 +115,12 @@ fn one(
     gpu: Gpu,
     options: Options,
     args: &Args,
-    part: &mut Option<Part>,
+    context: &Context,
     baseline: Option<&Baseline>,
 ) -> Result<Result<()>> {
-    println!("{}", gpu.adapter());
+    context.result(gpu.adapter());
     if gpu.adapter().is_software() {
-        println!("a software driver: these numbers are this CPU's, not a GPU's");
+        context.note("a software driver: these numbers are this CPU's, not a GPU's");
     }
     let (suite, budget) = match args.suite {
         SuiteArg::Quick => (Suite::Quick, Duration::from_millis(700)),
@@ -136,14 +130,14 @@ fn one(
     let cpu = if args.plan { gpu.class().is_cpu() } else { gpu.adapter().is_software() };
     let entries = entries(cpu, suite);
     if let Some(word) = &args.kernels {
-        let table = |entry| bench::kernels(&gpu, entry).map(|found| found.table());
-        return each(entries, &format!("--kernels {word}"), |entry| entry.name().contains(word), table)
-            .map(Ok);
+        let wanted = |entry: &Entry| entry.name().contains(word);
+        let found = |entry| kernels(&gpu, entry, context);
+        return each(entries, &format!("--kernels {word}"), wanted, found, context).map(Ok);
     }
     if args.plan {
-        println!("planned for the class '{}' of devices", gpu.class().name);
-        return each(entries, "--plan", |entry| entry.is_wanted(&args.words), |entry| planned(&gpu, entry))
-            .map(Ok);
+        context.note(format_args!("planned for the class '{}' of devices", gpu.class().name));
+        let wanted = |entry: &Entry| entry.is_wanted(&args.words);
+        return each(entries, "--plan", wanted, |entry| planned(&gpu, entry, context), context).map(Ok);
     }
     let (entries, others): (Vec<Entry>, Vec<Entry>) =
         entries.into_iter().partition(|entry| entry.is_wanted(&args.words));
@@ -154,100 +148,112 @@ fn one(
     }
     let long: Vec<String> = others.iter().filter(|entry| entry.asked).map(Entry::name).collect();
     if args.words.is_empty() && !long.is_empty() {
-        println!("left out here unless a word selects them, because they take minutes: {}", long.join("; "));
+        let long = long.join("; ");
+        context.note(format_args!("left out here unless a word selects them, because they take minutes: {long}"));
     }
     let reopen = Box::new(move || Gpu::open_with(options.clone()));
     let settings = Settings { reopen, check: args.check, ..Settings::new(budget) };
-    let bar = bar(entries.len() + 6);
+    let bar = bar(entries.len() + 6, context);
     let mut ready = false;
     let run = bench::run(gpu, entries, &settings, &mut |event| {
-        if let (Some(line), Some(part)) = (event.to_json(), part.as_mut()) {
-            part.line(&line.to_string())?;
+        if let Some(line) = event.to_json() {
+            context.record(&line)?;
         }
-        show(&event, &bar, ready);
+        bar.suspend(|| show(&event, context, ready));
+        match event {
+            Event::Measured(..) => bar.inc(!ready as u64),
+            Event::Turn(name) => bar.set_message(name.to_string()),
+            Event::Row(_) | Event::Failed(_) => bar.inc(1),
+            _ => {}
+        }
         ready |= matches!(event, Event::Ceilings(_));
         Ok(())
     });
     bar.finish_and_clear();
     let run = run?;
     if let Some(remark) = run.remark() {
-        println!("{remark}");
+        context.note(remark);
     }
     if let Some(baseline) = baseline {
-        print!("\n{}", baseline.matches(&run).table());
+        beside(&baseline.matches(&run), context)?;
     }
     Ok(run.verdict())
 }
 
-fn bar(count: usize) -> ProgressBar {
+fn bar(count: usize, context: &Context) -> ProgressBar {
     let style = "{spinner} {pos}/{len} {wide_msg} {elapsed} so far, about {eta} to go";
-    let bar = ProgressBar::new(count as u64);
-    bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
+    let bar = context.bar(Some(count as u64), style);
     bar.set_message("ceilings");
-    bar.enable_steady_tick(Duration::from_millis(200));
     bar
 }
 
 /// Shows an event. `ready` says that all ceilings have been measured once.
-fn show(event: &Event, bar: &ProgressBar, ready: bool) {
+fn show(event: &Event, context: &Context, ready: bool) {
     match event {
-        Event::Host(_) => {}
-        Event::Measured(which, error) => {
-            if let Some(error) = error {
-                bar.suspend(|| println!("no ceiling '{}': {error}", which.name()));
-            } else if ready {
-                bar.suspend(|| println!("above its ceiling; '{}' was measured again:", which.name()));
-            }
-            bar.inc(!ready as u64);
+        Event::Measured(which, Some(error)) => {
+            context.note(format_args!("no ceiling '{}': {error}", which.name()));
         }
-        Event::Ceilings(ceilings) => bar.suspend(|| show_ceilings(ceilings, ready)),
-        Event::Turn(name) => bar.set_message(name.to_string()),
-        Event::Row(record) => {
-            bar.suspend(|| println!("{}", record.line()));
-            bar.inc(1);
+        Event::Measured(which, None) if ready => {
+            context.note(format_args!("above its ceiling; '{}' was measured again:", which.name()));
         }
-        Event::Failed(failed) => {
-            bar.suspend(|| println!("{}", failed.line()));
-            bar.inc(1);
-        }
-        Event::Lost(Ok(())) => bar.suspend(|| println!("the device was lost; it is open again")),
+        Event::Ceilings(ceilings) => show_ceilings(ceilings, context, ready),
+        Event::Row(record) => context.result(record.line()),
+        Event::Failed(failed) => context.result(failed.line()),
+        Event::Lost(Ok(())) => context.note("the device was lost; it is open again"),
         Event::Lost(Err(error)) => {
-            bar.suspend(|| println!("the device was lost and does not open again: {error}"));
+            context.note(format_args!("the device was lost and does not open again: {error}"));
         }
-        // What a later version of the library tells besides is not shown.
+        // The rest moves the bar, and what a later version of the library tells besides is not shown.
         _ => {}
     }
 }
 
-fn show_ceilings(c: &Ceilings, again: bool) {
+fn show_ceilings(c: &Ceilings, context: &Context, again: bool) {
     let rate = |unit: f64, of: Option<f64>| of.map_or("-".into(), |f| format!("{:.1}", f * unit));
-    println!(
+    context.result(format_args!(
         "ceilings: copy {} GB/s ({} by our kernel), fma f32 {} GFLOP/s, f16 {}, cooperative matrices {}",
         rate(1e-9, c.copy),
         rate(1e-9, c.kernel_copy),
         rate(1e-9, c.fma32),
         rate(1e-9, c.fma16),
         rate(1e-9, c.coop)
-    );
+    ));
     if again {
         return;
     }
-    println!(
+    context.result(format_args!(
         "costs: dispatch {} us in a pass, {} us with a pass each, {} us with a submit each; readback {} us",
         rate(1e6, c.dispatch),
         rate(1e6, c.pass),
         rate(1e6, c.submit),
         rate(1e6, c.readback)
-    );
-    println!("{}", Record::HEAD);
+    ));
+    context.result(Record::HEAD);
 }
 
-fn planned(gpu: &Gpu, entry: Entry) -> Result<String> {
-    let line = |(pass, count): (String, usize)| match count {
-        1 => format!("  {pass}\n"),
-        _ => format!("  {pass} ({count} times)\n"),
-    };
-    Ok(bench::plan(gpu, entry)?.into_iter().map(line).collect())
+/// The dispatches that a row plans, one a line.
+fn planned(gpu: &Gpu, entry: Entry, context: &Context) -> Result<String> {
+    let name = entry.name();
+    let mut text = String::new();
+    for (pass, count) in bench::plan(gpu, entry)? {
+        context.record(&json!({"line": "dispatch", "row": name, "dispatch": pass, "count": count}))?;
+        let times = if count == 1 { String::new() } else { format!(" ({count} times)") };
+        text += &format!("  {pass}{times}\n");
+    }
+    Ok(text)
+}
+
+/// The kernels that a call of a row runs, as a table.
+fn kernels(gpu: &Gpu, entry: Entry, context: &Context) -> Result<String> {
+    let name = entry.name();
+    let found = bench::kernels(gpu, entry)?;
+    for kernel in &found.0 {
+        context.record(&json!({
+            "line": "kernel", "row": name, "kernel": kernel.kernel, "count": kernel.count,
+            "bytes": kernel.bytes, "seconds": kernel.seconds,
+        }))?;
+    }
+    Ok(found.table())
 }
 
 /// Prints a text for each wanted row.
@@ -256,12 +262,13 @@ fn each(
     option: &str,
     wanted: impl Fn(&Entry) -> bool,
     text: impl Fn(Entry) -> Result<String>,
+    context: &Context,
 ) -> Result<()> {
     let entries: Vec<Entry> = entries.into_iter().filter(wanted).collect();
     if entries.is_empty() {
         return Err(Error::config(format!("{option}: no such row; 'tiebeam bench' shows their names")));
     }
-    let (bar, count) = (bar(entries.len()), entries.len());
+    let (bar, count) = (bar(entries.len(), context), entries.len());
     let mut failed = 0;
     for entry in entries {
         let name = entry.name();
@@ -270,7 +277,7 @@ fn each(
             failed += 1;
             format!("  FAILED: {error}\n")
         });
-        bar.suspend(|| print!("{name}\n{text}"));
+        bar.suspend(|| context.result(format_args!("{name}\n{}", text.trim_end())));
         bar.inc(1);
     }
     bar.finish_and_clear();
@@ -280,42 +287,45 @@ fn each(
     }
 }
 
-fn write(path: &Path, text: &str) -> Result<()> {
-    files::replace_with(path, text)?;
-    println!("wrote {}", path.display());
+/// Shows a run's times beside those of a baseline.
+fn beside(matches: &Matches, context: &Context) -> Result<()> {
+    context.result(format_args!("\n{}", matches.table().trim_end()));
+    for row in &matches.rows {
+        context.record(&json!({
+            "line": "match", "row": row.name, "ours_ms": row.ours_ms, "theirs_ms": row.theirs_ms, "who": row.who,
+        }))?;
+    }
     Ok(())
 }
 
-fn compare(
-    files: &[PathBuf],
-    html: Option<&Path>,
-    readme: Option<&Path>,
-    baseline: Option<&Path>,
-) -> Result<()> {
+fn compare(Sub::Compare { files, html, readme, baseline: other }: &Sub, context: &Context) -> Result<()> {
+    context.expect_data(html.as_deref())?;
     let mut runs: Vec<Run> = Vec::new();
     for file in files {
-        runs.extend(read_runs(file)?);
+        runs.extend(parse_runs(file, &context.read(file)?)?);
     }
-    if let Some(baseline) = baseline.map(Baseline::read).transpose()? {
+    if let Some(baseline) = baseline(other.as_ref(), context)? {
         for run in &runs {
             let host = &run.host;
-            let (date, kernels) = (host.date(), host.kernels());
-            println!("{}, {date}{kernels}\n{}", host.adapter, baseline.matches(run).table());
+            context.result(format_args!("{}, {}{}", host.adapter, host.date(), host.kernels()));
+            beside(&baseline.matches(run), context)?;
         }
     }
     if let Some(html) = html {
         let text = page(&runs).map_err(|message| Error::io(html, std::io::Error::other(message)))?;
-        write(html, &text)?;
+        context.write(html, &text)?;
     }
     let Some(readme) = readme else { return Ok(()) };
-    let fault = |message: String| Error::format(readme, message);
     let text = std::fs::read_to_string(readme).map_err(|e| Error::io(readme, e))?;
     let [start, end] = ["<!-- bench -->\n", "<!-- end of bench -->"];
     match (text.find(start), text.find(end)) {
         (Some(first), Some(last)) if first + start.len() <= last => {
             let (head, tail) = (&text[..first + start.len()], &text[last..]);
-            write(readme, &format!("{head}{}{tail}", markdown(&runs)))
+            context.write(readme, &format!("{head}{}{tail}", markdown(&runs)))
         }
-        _ => Err(fault(format!("no lines '{}' and '{end}' in this order", start.trim_end()))),
+        _ => {
+            let message = format!("no lines '{}' and '{end}' in this order", start.trim_end());
+            Err(Error::format(readme, message))
+        }
     }
 }

@@ -1,8 +1,6 @@
 //! Labelled rows for evaluating multilayer perceptrons.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use tiebeam::merge::MlpModel;
 use tiebeam::store::File;
 use tiebeam::{Error, Gpu, Result, Tensor};
@@ -41,17 +39,4 @@ impl Data {
     pub fn name(&self) -> String {
         self.path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
     }
-}
-
-/// Set by the first Ctrl-C; the second ends the program.
-pub fn on_interrupt() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::SeqCst) {
-            tiebeam::exit::at_once(130);
-        }
-    })
-    .map_err(|e| Error::config(format!("Ctrl-C cannot be caught: {e}")))?;
-    Ok(stop)
 }

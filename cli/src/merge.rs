@@ -1,22 +1,30 @@
 //! `tiebeam merge`.
 
-use crate::data::on_interrupt;
+use crate::context::{Context, is_standard, on_interrupt};
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tiebeam::merge::aligned::Aligned;
 use tiebeam::merge::config::Align;
 use tiebeam::merge::evaluate::Data;
-use tiebeam::merge::job::{Job, size};
+use tiebeam::files::{parse_size, size};
+use tiebeam::merge::job::{Job, Output};
 use tiebeam::merge::{MergeConfig, Shards, Weights, yaml};
-use tiebeam::{Error, Gpu, Options, Result};
+use tiebeam::{Error, Gpu, Result};
 
-/// Merge models by a configuration in mergekit's format.
+const EXAMPLES: &str = "\
+Examples:
+  tiebeam merge merge.yaml --dry-run
+  tiebeam merge merge.yaml --out merged --shard-size 2GB
+  cat merge.yaml | tiebeam merge - --out merged";
+
+/// Merge models by a configuration in mergekit's format
 #[derive(Parser)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Args {
-    /// A YAML file; paths in it are relative to its own folder
+    /// A YAML file; paths in it are relative to its own folder. `-` reads stdin, with paths relative to this folder
     config: PathBuf,
     /// The folder to write. A folder of an earlier merge is replaced, but files that others put there are kept
     #[arg(long, required_unless_present = "dry_run")]
@@ -25,76 +33,80 @@ pub struct Args {
     #[arg(long)]
     dry_run: bool,
     /// Largest file of the output, with a unit: 500MB, 5GB, 4GiB
-    #[arg(long, default_value = "5GB", value_parser = bytes)]
+    #[arg(long, default_value = "5GB", value_parser = parse_size)]
     shard_size: u64,
-    /// Index or part of the name of the adapter [default: the best]
-    #[arg(long)]
-    adapter: Option<String>,
 }
 
-/// Parses a number of bytes with a unit.
-fn bytes(text: &str) -> Result<u64, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let factor = match unit.trim().to_ascii_uppercase().as_str() {
-        "" | "B" => 1.0,
-        "KB" => 1e3,
-        "MB" => 1e6,
-        "GB" => 1e9,
-        "KIB" => 1024.0,
-        "MIB" => 1_048_576.0,
-        "GIB" => 1_073_741_824.0,
-        _ => return Err(format!("`{unit}` is no unit; use KB, MB, GB, KiB, MiB or GiB")),
-    };
-    let number: f64 = number.parse().map_err(|_| format!("`{text}` is no number of bytes"))?;
-    match (number * factor) as u64 {
-        0 => Err("a file needs more than 0 bytes".into()),
-        bytes => Ok(bytes),
-    }
-}
-
-pub fn run(args: &Args) -> Result<()> {
+pub fn run(args: &Args, context: &Context) -> Result<()> {
     let path = &args.config;
     let failed = |message: String| Error::format(path, message);
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let text = context.read(path)?;
+    let folder = path.parent().filter(|_| !is_standard(path)).unwrap_or(Path::new("."));
     let config = yaml::parse(&text).and_then(|value| MergeConfig::from_value(&value, folder));
     let job = Job::open(config.map_err(|e| failed(e.to_string()))?)?;
     if args.dry_run {
-        print!("{}", job.describe(args.shard_size));
+        context.result(job.describe(args.shard_size).trim_end());
+        context.record(&plan(&job, args.shard_size))?;
     }
     job.check()?;
     let (false, Some(out)) = (args.dry_run, &args.out) else { return Ok(()) };
     job.check_out(out, args.shard_size)?;
-    let gpu = Gpu::open_with(Options::default().adapter(args.adapter.clone()))?;
-    println!("{}", gpu.adapter());
+    let gpu = context.open()?;
+    context.note(gpu.adapter());
     // The data for the evaluation are opened first, so an error in them is reported before anything is merged.
     let data =
         job.config.evaluate.as_ref().map(|e| Data::open(&gpu, &e.data, &e.inputs, &e.labels)).transpose()?;
     let stopped = on_interrupt()?;
     let aligned =
-        job.config.align.as_ref().map(|settings| align(&gpu, &job, settings, &stopped)).transpose()?;
+        job.config.align.as_ref().map(|settings| align(&gpu, &job, settings, context, &stopped)).transpose()?;
     let boxed = aligned.as_ref().map(|aligned| aligned.sources(&job)).unwrap_or_default();
     let sources = match aligned {
         Some(_) => boxed.iter().map(|source| &**source).collect(),
         None => job.sources(),
     };
     let start = Instant::now();
-    write(&gpu, &job, &sources, out, args.shard_size, &text, &stopped)?;
+    let to = Target { folder: out, shard_bytes: args.shard_size, config: &text };
+    write(&gpu, &job, &sources, &to, context, &stopped)?;
     let seconds = start.elapsed().as_secs_f64();
     let (n, written, rate) = (job.outputs.len(), size(job.bytes()), job.bytes() as f64 / 1e6 / seconds);
-    println!("{n} tensors, {written} in {seconds:.1} s ({rate:.0} MB/s of output): {}", out.display());
+    let out_text = out.display();
+    context.result(format_args!("{n} tensors, {written} in {seconds:.1} s ({rate:.0} MB/s of output): {out_text}"));
+    context.record(&json!({
+        "line": "merged", "out": out, "tensors": n, "bytes": job.bytes(), "seconds": seconds,
+    }))?;
     match data {
-        Some(data) => evaluate(&gpu, &job, &sources, out, &data),
+        Some(data) => evaluate(&gpu, &job, &sources, out, &data, context),
         None => Ok(()),
     }
 }
 
+/// What a dry run shows, as a JSON line.
+fn plan(job: &Job, shard_bytes: u64) -> Value {
+    let tensor = |o: &Output| json!({
+        "name": o.name, "dtype": o.dtype.to_string(), "shape": o.shape, "merged": o.arguments.is_some(),
+    });
+    json!({
+        "line": "plan",
+        "method": job.config.method.name(),
+        "models": job.models.iter().map(|model| &model.path).collect::<Vec<_>>(),
+        "bytes": job.bytes(),
+        "files": job.shards(shard_bytes).len(),
+        "memory": job.memory(),
+        "passes": job.passes(),
+        "tensors": job.outputs.iter().map(tensor).collect::<Vec<_>>(),
+        "problems": job.problems,
+    })
+}
+
 /// Aligns the models and prints how near each came to the target.
-fn align(gpu: &Gpu, job: &Job, settings: &Align, stopped: &AtomicBool) -> Result<Aligned> {
-    let bar = ProgressBar::new_spinner();
-    bar.set_style(ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}").expect("a valid template"));
-    bar.enable_steady_tick(Duration::from_millis(200));
+fn align(
+    gpu: &Gpu,
+    job: &Job,
+    settings: &Align,
+    context: &Context,
+    stopped: &AtomicBool,
+) -> Result<Aligned> {
+    let bar = context.bar(None, "{spinner} {elapsed} {wide_msg}");
     let aligned = job.align(gpu, settings, &mut |path, visit| {
         let (run, sweep, group) = (visit.run + 1, visit.sweep + 1, &visit.group);
         bar.set_message(format!("aligning {}: run {run}, sweep {sweep}, {group}", path.display()));
@@ -107,10 +119,14 @@ fn align(gpu: &Gpu, job: &Job, settings: &Align, stopped: &AtomicBool) -> Result
         let path = model.path.display();
         let proof = if m.exact { "each assignment proved best" } else { "assignments not proved best" };
         let (before, after, moved) = (m.distance_before, m.distance, m.permutation.moved());
-        println!(
+        context.result(format_args!(
             "aligned {path}: distance {before:.4} to {after:.4}, {moved} indices moved, {} sweeps, {proof}",
             m.sweeps
-        );
+        ));
+        context.record(&json!({
+            "line": "aligned", "model": model.path, "distance_before": before, "distance": after,
+            "moved": moved, "sweeps": m.sweeps, "exact": m.exact,
+        }))?;
     }
     Ok(aligned)
 }
@@ -122,20 +138,24 @@ fn unless_stopped(stopped: &AtomicBool) -> Result<()> {
     }
 }
 
+/// The folder that is written, the size of its files, and the configuration that is kept there.
+struct Target<'a> {
+    folder: &'a Path,
+    shard_bytes: u64,
+    config: &'a str,
+}
+
 fn write(
     gpu: &Gpu,
     job: &Job,
     sources: &[&dyn Weights],
-    out: &Path,
-    shard_bytes: u64,
-    config: &str,
+    to: &Target,
+    context: &Context,
     stopped: &AtomicBool,
 ) -> Result<()> {
-    let bar = ProgressBar::new(job.bytes() * job.passes());
     let style = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {elapsed} so far, about {eta} to go";
-    bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
-    bar.enable_steady_tick(Duration::from_millis(200));
-    let done = job.run(gpu, sources, out, shard_bytes, config, &mut |bytes| {
+    let bar = context.bar(Some(job.bytes() * job.passes()), style);
+    let done = job.run(gpu, sources, to.folder, to.shard_bytes, to.config, &mut |bytes| {
         bar.inc(bytes);
         unless_stopped(stopped)
     });
@@ -144,17 +164,26 @@ fn write(
 }
 
 /// Prints loss and accuracy of the inputs and the output.
-fn evaluate(gpu: &Gpu, job: &Job, sources: &[&dyn Weights], out: &Path, data: &Data) -> Result<()> {
+fn evaluate(
+    gpu: &Gpu,
+    job: &Job,
+    sources: &[&dyn Weights],
+    out: &Path,
+    data: &Data,
+    context: &Context,
+) -> Result<()> {
     let merged = Shards::open(out)?;
     // `job.models` includes the files of Fisher diagonals, which are left out here.
     let slices = job.config.slices.iter().flat_map(|slice| slice.sources.iter().map(|s| &s.model));
     let named: Vec<&PathBuf> = slices.chain(&job.config.base).collect();
     let inputs = job.models.iter().zip(sources).map(|(model, source)| (model.path.as_path(), *source));
     let inputs = inputs.filter(|(path, _)| named.iter().any(|n| n == path));
-    println!("{:<9} {:<9} model", "loss", "accuracy");
+    context.result(format_args!("{:<9} {:<9} model", "loss", "accuracy"));
     for (path, weights) in inputs.chain([(out, &merged as &dyn Weights)]) {
         let e = data.evaluate(gpu, weights)?;
-        println!("{:<9.4} {:<9.4} {}", e.loss, e.accuracy, path.display());
+        context.result(format_args!("{:<9.4} {:<9.4} {}", e.loss, e.accuracy, path.display()));
+        let line = json!({"line": "evaluated", "model": path, "loss": e.loss, "accuracy": e.accuracy});
+        context.record(&line)?;
     }
     Ok(())
 }

@@ -1,8 +1,9 @@
 //! `tiebeam match` and `tiebeam match apply`.
 
-use crate::data::{Data, on_interrupt};
+use crate::context::{Context, on_interrupt};
+use crate::data::Data;
 use clap::{Parser, Subcommand, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -12,11 +13,17 @@ use tiebeam::merge::{
     MatchOptions, Matching, MlpModel, Permutation, Shards, Spec, VisitOrder, Weights, match_weights_with,
 };
 use tiebeam::store::{Entry, FileDType, bf16_bytes, save};
-use tiebeam::{Error, Gpu, Result, files};
+use tiebeam::{Error, Gpu, Result};
 
-/// Find the permutation of a model's units that brings it nearest to another model.
+const EXAMPLES: &str = "\
+Examples:
+  tiebeam match a.safetensors b.safetensors --out p.safetensors
+  tiebeam match a b --spec llama --permuted b-moved.safetensors
+  tiebeam match apply p.safetensors b.safetensors --out moved.safetensors --inverse";
+
+/// Find the permutation of a model's units that brings it nearest to another model
 #[derive(Parser)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true, after_long_help = EXAMPLES)]
 pub struct Args {
     /// Model that stays: a safetensors file, an index of shards, or a folder
     #[arg(required = true)]
@@ -33,7 +40,7 @@ pub struct Args {
     /// Write the permuted model to this file
     #[arg(long)]
     permuted: Option<PathBuf>,
-    /// Write the spec to this file, to be read or changed
+    /// Write the spec to this file, to be read or changed; `-` writes to stdout
     #[arg(long)]
     save_spec: Option<PathBuf>,
     /// Order in which groups are visited
@@ -81,26 +88,26 @@ enum OrderArg {
     Shuffled,
 }
 
-pub fn run(args: &Args) -> Result<()> {
-    let gpu = Gpu::open()?;
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    context.expect_data(args.save_spec.as_deref())?;
+    let gpu = context.open()?;
     if let Some(Sub::Apply { permutation, model, out, inverse }) = &args.apply {
         let read = Permutation::load(permutation)?;
         let permutation = if *inverse { read.inverse() } else { read };
-        return write_permuted(&gpu, &permutation, &Shards::open(model)?, out);
+        return write_permuted(&gpu, &permutation, &Shards::open(model)?, out, context);
     }
     // Both are required without a subcommand.
     let (Some(a), Some(b)) = (&args.a, &args.b) else { return Ok(()) };
     let [a, b] = [Shards::open(a)?, Shards::open(b)?];
     let spec = Spec::named(&args.spec, &a)?;
     if let Some(path) = &args.save_spec {
-        files::replace_with(path, spec.to_json())?;
-        println!("wrote {}", path.display());
+        context.write(path, &spec.to_json())?;
     }
     let started = Instant::now();
-    let matching = search(&gpu, args, &spec, &a, &b)?;
-    report(&matching, started.elapsed());
+    let matching = search(&gpu, args, context, &spec, &a, &b)?;
+    report(&matching, started.elapsed(), context)?;
     if let Some(path) = &args.data {
-        check(&gpu, &matching, &b, path)?;
+        check(&gpu, &matching, &b, path, context)?;
     }
     if let Some(path) = &args.out {
         let note = |name: &str, value: f64| (name.to_string(), value.to_string());
@@ -111,16 +118,23 @@ pub fn run(args: &Args) -> Result<()> {
             note("gap", matching.gap),
         ];
         matching.permutation.save(path, &notes.into())?;
-        println!("wrote {}", path.display());
+        context.note(format_args!("wrote {}", path.display()));
     }
     match &args.permuted {
-        Some(path) => write_permuted(&gpu, &matching.permutation, &b, path),
+        Some(path) => write_permuted(&gpu, &matching.permutation, &b, path, context),
         None => Ok(()),
     }
 }
 
 /// Matches, with a progress line. Ctrl-C ends the search with the permutation found so far.
-fn search(gpu: &Gpu, args: &Args, spec: &Spec, a: &Shards, b: &Shards) -> Result<Matching> {
+fn search(
+    gpu: &Gpu,
+    args: &Args,
+    context: &Context,
+    spec: &Spec,
+    a: &Shards,
+    b: &Shards,
+) -> Result<Matching> {
     let start = args.start.as_ref().map(Permutation::load).transpose()?;
     let order = match args.order {
         OrderArg::Given => VisitOrder::Given,
@@ -129,9 +143,7 @@ fn search(gpu: &Gpu, args: &Args, spec: &Spec, a: &Shards, b: &Shards) -> Result
     let (runs, sweeps) = (args.runs as usize, args.sweeps as usize);
     let options = MatchOptions::default().order(order).seed(args.seed).runs(runs).sweeps(sweeps).start(start);
     let stop = on_interrupt()?;
-    let bar = ProgressBar::new_spinner();
-    bar.set_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("a valid template"));
-    bar.enable_steady_tick(Duration::from_millis(200));
+    let bar = context.bar(None, "{spinner} {msg} {elapsed}");
     bar.set_message("reading");
     let matching = match_weights_with(gpu, spec, a, b, &options, &mut |visit| {
         bar.set_message(format!("run {} sweep {}: {}", visit.run + 1, visit.sweep + 1, visit.group));
@@ -139,38 +151,43 @@ fn search(gpu: &Gpu, args: &Args, spec: &Spec, a: &Shards, b: &Shards) -> Result
     })?;
     bar.finish_and_clear();
     if stop.load(Ordering::SeqCst) {
-        println!("stopped: the permutation so far");
+        context.note("stopped: the permutation so far");
     }
     Ok(matching)
 }
 
-fn report(matching: &Matching, took: Duration) {
+fn report(matching: &Matching, took: Duration, context: &Context) -> Result<()> {
     let orders = matching.permutation.orders();
     let accepted = matching.visits.iter().filter(|visit| visit.accepted).count();
-    println!(
-        "matched     {} groups in {:.2} s, {} sweeps, {accepted} improvements; {} of {} indices moved",
-        matching.permutation.spec().groups.len(),
-        took.as_secs_f64(),
-        matching.sweeps,
-        matching.permutation.moved(),
-        orders.values().map(Vec::len).sum::<usize>()
-    );
-    println!("objective   {:.6} -> {:.6}", matching.objective_before, matching.objective);
-    println!(
+    let groups = matching.permutation.spec().groups.len();
+    let (seconds, sweeps, moved) = (took.as_secs_f64(), matching.sweeps, matching.permutation.moved());
+    let indices = orders.values().map(Vec::len).sum::<usize>();
+    context.result(format_args!(
+        "matched     {groups} groups in {seconds:.2} s, {sweeps} sweeps, {accepted} improvements; \
+         {moved} of {indices} indices moved"
+    ));
+    let m = matching;
+    context.result(format_args!("objective   {:.6} -> {:.6}", m.objective_before, m.objective));
+    context.result(format_args!(
         "distance    {:.6} -> {:.6} ({:.1}% less)",
-        matching.distance_before,
-        matching.distance,
-        100.0 * matching.distance_ratio()
-    );
+        m.distance_before,
+        m.distance,
+        100.0 * m.distance_ratio()
+    ));
     let proved = match matching.exact {
         true => "no group can be improved by itself",
         false => "not every group's assignment is proved to be the best beside the others as they are now",
     };
-    println!("certificate gap {:.1e}: {proved}", matching.gap);
+    context.result(format_args!("certificate gap {:.1e}: {proved}", m.gap));
+    context.record(&json!({
+        "line": "matching", "groups": groups, "seconds": seconds, "sweeps": sweeps, "improvements": accepted,
+        "moved": moved, "indices": indices, "objective_before": m.objective_before, "objective": m.objective,
+        "distance_before": m.distance_before, "distance": m.distance, "gap": m.gap, "exact": m.exact,
+    }))
 }
 
 /// Checks that the permuted network has the same outputs as the original one.
-fn check(gpu: &Gpu, matching: &Matching, b: &Shards, path: &Path) -> Result<()> {
+fn check(gpu: &Gpu, matching: &Matching, b: &Shards, path: &Path, context: &Context) -> Result<()> {
     let net = MlpModel::of(b)?;
     let data = Data::read(gpu, path, &net)?;
     let permuted = matching.permuted(b);
@@ -182,7 +199,9 @@ fn check(gpu: &Gpu, matching: &Matching, b: &Shards, path: &Path) -> Result<()> 
     }
     let apart = most(&mut plain.iter().zip(&moved).map(|(x, y)| (x - y).abs()));
     let size = most(&mut plain.iter().map(|x| x.abs()));
-    println!("outputs     differ by {apart:.1e} at most, of {size:.1}, on {} rows", data.labels.len());
+    let rows = data.labels.len();
+    context.result(format_args!("outputs     differ by {apart:.1e} at most, of {size:.1}, on {rows} rows"));
+    context.record(&json!({"line": "outputs", "differ": apart, "largest": size, "rows": rows}))?;
     match apart <= 1e-5 * size.max(1.0) {
         true => Ok(()),
         false => Err(Error::config(format!(
@@ -193,13 +212,16 @@ fn check(gpu: &Gpu, matching: &Matching, b: &Shards, path: &Path) -> Result<()> 
 
 /// Writes a permuted model, tensor by tensor. Permuted tensors keep their type (F64 becomes F32); all others are copied byte for
 /// byte.
-fn write_permuted(gpu: &Gpu, permutation: &Permutation, model: &Shards, out: &Path) -> Result<()> {
+fn write_permuted(
+    gpu: &Gpu,
+    permutation: &Permutation,
+    model: &Shards,
+    out: &Path,
+    context: &Context,
+) -> Result<()> {
     permutation.check(model)?;
     let permuted = permutation.permuted(model);
-    let bar = ProgressBar::new(model.names().len() as u64);
-    bar.set_style(
-        ProgressStyle::with_template("{bar:32} {pos}/{len} tensors, ETA {eta}").expect("a valid template"),
-    );
+    let bar = context.bar(Some(model.names().len() as u64), "{bar:32} {pos}/{len} tensors, ETA {eta}");
     let entry = |name: String| -> Result<Entry> {
         let info = model.info(&name)?;
         if !permutation.touches(&name) {
@@ -224,6 +246,6 @@ fn write_permuted(gpu: &Gpu, permutation: &Permutation, model: &Shards, out: &Pa
     let moved = entries.len();
     save(out, entries, &BTreeMap::from([("format".to_string(), "pt".to_string())]))?;
     bar.finish_and_clear();
-    println!("wrote {} ({moved} tensors)", out.display());
+    context.note(format_args!("wrote {} ({moved} tensors)", out.display()));
     Ok(())
 }

@@ -1,19 +1,27 @@
 //! `tiebeam predict`: runs a trained potential on the frames of a file.
 
-use indicatif::{ProgressBar, ProgressStyle};
+use crate::context::{Context, is_standard};
+use serde_json::json;
 use std::path::PathBuf;
 use tiebeam::geometry::xyz::{self, Frame};
 use tiebeam::geometry::{Atoms, Calculator, Ponita, Potential};
-use tiebeam::{Error, Gpu, Result};
+use tiebeam::{Error, Result};
 
-/// Predict energies, forces and stress of extended XYZ frames with a trained potential.
+const EXAMPLES: &str = "\
+Examples:
+  tiebeam predict model.safetensors frames.xyz out.xyz
+  tiebeam predict model.safetensors frames.xyz out.xyz --rotations 8 --json
+  cat frames.xyz | tiebeam predict model.safetensors - - | head";
+
+/// Predict energies, forces and stress of extended XYZ frames with a trained potential
 #[derive(clap::Args)]
+#[command(after_long_help = EXAMPLES)]
 pub struct Args {
     /// A potential, as saved by the example `potential`
     model: PathBuf,
-    /// Frames to read, extended XYZ
+    /// Frames to read, extended XYZ; `-` reads stdin
     input: PathBuf,
-    /// File for the frames with energy, forces and, for periodic cells, stress, in eV and angstrom
+    /// File for the frames with energy, forces and, for periodic cells, stress, in eV and angstrom; `-` writes to stdout
     output: PathBuf,
     /// Average over K orientations of each frame: its own and K - 1 random ones. The dependence on the orientation falls about
     /// with the square root of K, and the time grows with K
@@ -25,11 +33,18 @@ pub struct Args {
     tables: bool,
 }
 
-pub fn run(args: &Args) -> Result<()> {
-    let frames = xyz::read(&args.input)?;
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    context.expect_data(Some(&args.output))?;
+    let text = context.read(&args.input)?;
+    let wrong = |(line, why)| Error::format(&args.input, format!("line {line}: {why}"));
+    let frames = xyz::parse(&text).map_err(wrong)?;
     // Checked first, so that errors are reported before the long work.
-    xyz::check(&args.output, frames.iter().map(Frame::without_results))?;
-    let potential = Potential::load(&Gpu::open()?, &args.model)?;
+    let results_left_out: Vec<Frame> = frames.iter().map(Frame::without_results).collect();
+    match is_standard(&args.output) {
+        true => drop(xyz::text(&args.output, &results_left_out)?),
+        false => xyz::check(&args.output, results_left_out)?,
+    }
+    let potential = Potential::load(&context.open()?, &args.model)?;
     let named = |i: usize, error: Error| match error {
         Error::Config { message, .. } => Error::format(&args.input, format!("frame {i}: {message}")),
         other => other,
@@ -39,16 +54,16 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let potential = if args.tables { potential.tabulate(Ponita::TABLE_POINTS)? } else { potential };
     let calculator = Calculator::new(potential).rotations(args.rotations as usize);
-    let bar = ProgressBar::new(frames.len() as u64);
-    bar.set_style(ProgressStyle::with_template("{bar:32} {pos}/{len} frames, ETA {eta}").expect("valid"));
+    let bar = context.bar(Some(frames.len() as u64), "{bar:32} {pos}/{len} frames, ETA {eta}");
     let mut predicted = Vec::with_capacity(frames.len());
     for (i, frame) in frames.iter().enumerate() {
         predicted.push(calculator.predict(frame).map_err(|e| named(i, e))?);
         bar.inc(1);
     }
     bar.finish_and_clear();
-    xyz::write(&args.output, &predicted)?;
-    println!("{} frames to {}", predicted.len(), args.output.display());
+    let text = xyz::text(&args.output, &predicted)?;
+    context.write(&args.output, &text)?;
+    context.result(format_args!("{} frames predicted", predicted.len()));
     for (what, unit, error) in [
         ("energy", "meV", mean_error(&frames, &predicted, |f| f.energy.iter().copied().collect())),
         (
@@ -58,7 +73,9 @@ pub fn run(args: &Args) -> Result<()> {
         ),
     ] {
         if let Some((error, count)) = error {
-            println!("{what} MAE {:.3} {unit} over {count} values that the input has", 1e3 * error);
+            let error = 1e3 * error;
+            context.result(format_args!("{what} MAE {error:.3} {unit} over {count} values that the input has"));
+            context.record(&json!({"line": "error", "of": what, "mae": error, "unit": unit, "values": count}))?;
         }
     }
     Ok(())
