@@ -3,13 +3,13 @@
 
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help demo smollm test test-discrete test-listed test-long variants bench lint cross msrv deny check-shaders docs vulkan components targets
+.PHONY: help demo smollm test test-discrete test-listed test-long variants bench lint cross msrv deny check-shaders docs install-capi uninstall-capi test-python vulkan components targets
 
 # The systems for which `make cross` checks that everything compiles.
 CROSS = x86_64-pc-windows-msvc aarch64-apple-darwin
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: vulkan ## train a small language model with tied layers and write its results to out/demo
 	$(CARGO) run --release --example charlm -- --out out/demo
@@ -78,6 +78,24 @@ check-shaders: ## compile every kernel with the compilers of DX12, Vulkan, OpenG
 
 docs: ## build the documentation, target/doc/tiebeam/index.html
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --no-deps --all-features
+
+install-capi: ## build and install the C library with header and pkg-config file: PREFIX=/usr/local, DESTDIR, LIBDIR=lib
+	@CARGO='$(CARGO)' PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' LIBDIR='$(LIBDIR)' sh scripts/install-capi.sh
+
+uninstall-capi: ## remove what install-capi has installed, given the same PREFIX, DESTDIR and LIBDIR
+	@CARGO='$(CARGO)' PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' LIBDIR='$(LIBDIR)' sh scripts/install-capi.sh uninstall
+
+PYTHON ?= python3
+# The folder below target/ for the virtual environment and the model of the Python package's tests.
+TRIED = $(abspath $(or $(CARGO_TARGET_DIR),target))/python
+
+test-python: vulkan ## install the Python package with ASE in a virtual environment below target/, from the network, and test it
+	$(CARGO) build --release --bin tiebeam --example potential
+	'$(TRIED)/../release/examples/potential' --epochs 1 --channels 8 --radius 5 --md-steps 10 --out '$(TRIED)/model'
+	$(PYTHON) -m venv '$(TRIED)/venv'
+	'$(TRIED)/venv/bin/python' -m pip install --quiet './python[ase]'
+	TIEBEAM_TEST_DATA='$(TRIED)/model' TIEBEAM_COMMAND='$(TRIED)/../release/tiebeam' \
+		'$(TRIED)/venv/bin/python' python/tests/test_calculator.py
 
 # Installs a software Vulkan driver if there is no driver, and says so first.
 vulkan:

@@ -1,9 +1,16 @@
 /* Tiebeam: energies, forces and stress of a trained interatomic potential, for programs in C and other languages
  * that can call C.
  *
- * The library is built by
- *     cargo rustc --release --lib --crate-type cdylib --features capi
- * in target/release (libtiebeam.so, libtiebeam.dylib or tiebeam.dll).
+ * `make install-capi PREFIX=/usr/local` in Tiebeam's repository builds and installs the library, this header and a file for
+ * pkg-config. A program is then compiled by
+ *     cc program.c $(pkg-config --cflags --libs tiebeam)
+ * If PREFIX is no folder of the system, PKG_CONFIG_PATH=PREFIX/lib/pkgconfig finds the file, and -Wl,-rpath,PREFIX/lib lets the
+ * program find the library. On Windows, build it by
+ *     cargo rustc --release -p tiebeam --lib --crate-type cdylib --features capi
+ * and copy target/release/tiebeam.dll beside the program.
+ *
+ * The functions are those of C. They can be called from C++, where this header compiles too, and from every language that can
+ * call C.
  *
  * Units are those of the potential: eV and angstrom, and eV per cubic angstrom for stress, which is positive under
  * tension. Functions that can fail return 0 or a pointer on success. After a failure, tiebeam_error() returns the
