@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help demo smollm test test-discrete test-listed test-long variants bench lint cross msrv deny check-shaders docs install-capi uninstall-capi test-python vulkan components targets
+.PHONY: help demo smollm test test-discrete test-listed test-long variants bench lint cross msrv deny check-shaders docs guide test-docs package semver install-capi uninstall-capi test-python vulkan components targets
 
 # The systems for which `make cross` checks that everything compiles.
 CROSS = x86_64-pc-windows-msvc aarch64-apple-darwin
@@ -50,7 +50,7 @@ bench: vulkan ## run every benchmark on this machine's adapter
 lint: components ## check formatting, clippy with and without features, and documentation; warnings are errors
 	$(CARGO) fmt --check
 	$(CARGO) clippy --release --all-targets --all-features -- -D warnings
-	$(CARGO) clippy --release --all-targets --no-default-features -- -D warnings
+	$(CARGO) clippy --release --package tiebeam --lib -- -D warnings
 	$(MAKE) --no-print-directory docs
 
 cross: targets ## check that library and command compile for Windows and macOS, without linking
@@ -96,6 +96,25 @@ test-python: vulkan ## install the Python package with ASE in a virtual environm
 	'$(TRIED)/venv/bin/python' -m pip install --quiet './python[ase]'
 	TIEBEAM_TEST_DATA='$(TRIED)/model' TIEBEAM_COMMAND='$(TRIED)/../release/tiebeam' \
 		'$(TRIED)/venv/bin/python' python/tests/test_calculator.py
+
+guide: ## build the guide from docs/ with mdBook, target/guide/index.html
+	@mdbook --version >/dev/null 2>&1 || $(CARGO) install --locked mdbook@0.5.4 --no-default-features --features search
+	mdbook build docs
+
+test-docs: vulkan ## check links, names and commands of all pages, run the short commands and every program in them
+	python3 scripts/test-docs.py --self-test
+	$(CARGO) build --release --all-features --bin tiebeam --examples
+	python3 scripts/test-docs.py
+	$(CARGO) test --release --all-features --doc -- pages::
+
+package: ## check what would be published, without publishing: NO_VERIFY=1 leaves out compiling it
+	$(CARGO) publish --workspace --dry-run $(if $(NO_VERIFY),--no-verify)
+
+# A published version, or a revision such as main.
+BASE = main
+semver: ## list changes of the library's interface since BASE that break programs: make semver BASE=v0.1.0
+	@$(CARGO) semver-checks --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-semver-checks
+	$(CARGO) semver-checks --package tiebeam --all-features --baseline-rev '$(BASE)'
 
 # Installs a software Vulkan driver if there is no driver, and says so first.
 vulkan:

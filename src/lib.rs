@@ -1,10 +1,5 @@
-//! Tiebeam: a GPU tensor engine for models that store fewer weights than they use.
-//!
-//! Ops return tensors, not `Result`s. A tensor that cannot be made, because it is larger than the adapter allows,
-//! carries the [`Error`] and passes it to every tensor computed from it. All other work goes on. The error is returned
-//! where elements are needed ([`Tensor::to_vec`], [`Tensor::check`]), by [`Tensor::backward`], by a step of an
-//! optimizer or a recorded [`Step`], and when a file is written. If the device itself fails, such as by losing a batch
-//! of work or a pipeline, the fault stays on the [`Gpu`] until [`Gpu::take_fault`], and every op is skipped until then.
+#![doc = include_str!("../docs/crate.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 // rustdoc follows wgpu's types all the way down to see which are Send and Sync.
 #![recursion_limit = "256"]
 
@@ -45,7 +40,26 @@ pub use step::Step;
 pub use tape::{Grads, checkpoint, no_grad};
 pub use tensor::Tensor;
 
-/// The README's program compiles.
+/// The programs in README and guide compile, and run where their pages say so.
 #[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;
+mod pages {
+    macro_rules! pages {
+        ($($name:ident $path:literal)*) => { $( #[doc = include_str!($path)] struct $name; )* };
+    }
+
+    pages! {
+        Readme "../README.md"
+        CAndPython "../docs/c-and-python.md"
+        Decoding "../docs/families/decoding.md"
+        Depth "../docs/families/depth.md"
+        Geometry "../docs/families/geometry.md"
+        Merging "../docs/families/merging.md"
+        Pytorch "../docs/pytorch.md"
+        Reliability "../docs/reliability.md"
+        Troubleshooting "../docs/troubleshooting.md"
+        TutorialSave "../docs/tutorial/save.md"
+        TutorialTensors "../docs/tutorial/tensors.md"
+        TutorialTied "../docs/tutorial/tied.md"
+        TutorialTrain "../docs/tutorial/train.md"
+    }
+}

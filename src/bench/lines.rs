@@ -119,7 +119,7 @@ pub fn parse_runs(path: &Path, text: &str) -> Result<Vec<Run>> {
         match line.read()? {
             Read::Ceilings(ceilings) => run.ceilings = ceilings,
             Read::Row(mut record) => {
-                // Version 0.1.0 did not write `half`. Only f16 rows are compared with matrix units.
+                // Files from before 0.1.0 have no `half`. Only f16 rows are compared with matrix units.
                 record.half |= record.ceiling == "coop f16";
                 run.records.push(record);
             }
