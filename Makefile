@@ -3,7 +3,7 @@
 
 CARGO ?= cargo
 .DEFAULT_GOAL := help
-.PHONY: help demo smollm test test-discrete test-listed test-long variants bench lint cross msrv deny check-shaders docs guide test-docs package semver install-capi uninstall-capi test-python vulkan components targets
+.PHONY: help demo smollm test test-discrete test-listed test-long variants bench lint cross msrv deny check-shaders docs guide test-docs package semver install-capi uninstall-capi test-python vulkan python components targets
 
 # The systems for which `make cross` checks that everything compiles.
 CROSS = x86_64-pc-windows-msvc aarch64-apple-darwin
@@ -101,7 +101,7 @@ guide: ## build the guide from docs/ with mdBook, target/guide/index.html
 	@mdbook --version >/dev/null 2>&1 || $(CARGO) install --locked mdbook@0.5.4 --no-default-features --features search
 	mdbook build docs
 
-test-docs: vulkan ## check links, names and commands of all pages, run the short commands and every program in them
+test-docs: vulkan python ## check links, names and commands of all pages, run the short commands and every program in them
 	python3 scripts/test-docs.py --self-test
 	$(CARGO) build --release --all-features --bin tiebeam --examples
 	python3 scripts/test-docs.py
@@ -119,6 +119,9 @@ semver: ## list changes of the library's interface since BASE that break program
 # Installs a software Vulkan driver if there is no driver, and says so first.
 vulkan:
 	@sh scripts/ensure-vulkan.sh
+
+python:
+	@python3 --version >/dev/null 2>&1 || { echo "python3 is missing: installing it" >&2; apt-get install -qq -y python3; }
 
 components:
 	@$(CARGO) fmt --version >/dev/null 2>&1 || { echo "rustfmt is missing: rustup component add rustfmt" >&2; exit 1; }

@@ -119,8 +119,7 @@ fn evaluate(
 ) -> Result<Vec<Table>> {
     let stop = on_interrupt()?;
     let points = args.points as usize;
-    let bar =
-        context.bar(Some((2 * points * data.len()) as u64), "{bar:32} {pos}/{len} models, ETA {eta}");
+    let bar = context.bar(Some((2 * points * data.len()) as u64), "{bar:32} {pos}/{len} models, ETA {eta}");
     let [a, b, permuted] = ends;
     let table = |data: &Data| {
         let path = |end: &dyn Weights| {
@@ -161,7 +160,10 @@ fn show(table: &Table, context: &Context) -> Result<()> {
     for row in &table.rows {
         let Barrier { above_mean, above_line, .. } = Barrier::of(&row.losses);
         let accuracy = row.middle.accuracy;
-        context.result(format_args!("  {:<26} {above_mean:>10.4} {above_line:>10.4} {accuracy:>14.4}", row.name));
+        context.result(format_args!(
+            "  {:<26} {above_mean:>10.4} {above_line:>10.4} {accuracy:>14.4}",
+            row.name
+        ));
         context.record(&json!({
             "line": "path",
             "data": table.name,

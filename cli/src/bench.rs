@@ -149,7 +149,9 @@ fn one(
     let long: Vec<String> = others.iter().filter(|entry| entry.asked).map(Entry::name).collect();
     if args.words.is_empty() && !long.is_empty() {
         let long = long.join("; ");
-        context.note(format_args!("left out here unless a word selects them, because they take minutes: {long}"));
+        context.note(format_args!(
+            "left out here unless a word selects them, because they take minutes: {long}"
+        ));
     }
     let reopen = Box::new(move || Gpu::open_with(options.clone()));
     let settings = Settings { reopen, check: args.check, ..Settings::new(budget) };

@@ -52,7 +52,8 @@ pub fn run(_: &Args, context: &Context) -> Result<()> {
     for (name, value) in &set {
         context.result(format_args!("set       {name}={value}"));
     }
-    let set: serde_json::Map<String, Value> = set.into_iter().map(|(name, value)| (name, value.into())).collect();
+    let set: serde_json::Map<String, Value> =
+        set.into_iter().map(|(name, value)| (name, value.into())).collect();
     context.record(&json!({
         "line": "host", "version": env!("CARGO_PKG_VERSION"), "os": std::env::consts::OS,
         "arch": std::env::consts::ARCH, "cache": cache, "variables": set,
@@ -108,10 +109,16 @@ fn examine(adapter: &AdapterSummary, best: bool, context: &Context) -> Result<bo
     match &tried {
         Ok(gpu) => {
             let tuned = gpu.choices_file().is_some_and(Path::exists);
-            let kernels = if tuned { "measured on it" } else { "from the built-in tables; `tiebeam tune` measures them" };
+            let kernels = if tuned {
+                "measured on it"
+            } else {
+                "from the built-in tables; `tiebeam tune` measures them"
+            };
             let class = gpu.class().name;
             context.result(format_args!("  kernels for the class '{class}', {kernels}"));
-            context.result(format_args!("  works   a product and a sum are right, {seconds:.1} s with compiling"));
+            context.result(format_args!(
+                "  works   a product and a sum are right, {seconds:.1} s with compiling"
+            ));
             line["class"] = class.into();
             line["tuned"] = tuned.into();
         }
@@ -145,14 +152,19 @@ fn advice(adapters: &[AdapterSummary]) -> Vec<String> {
     let mut advice = Vec::new();
     let real = adapters.iter().any(|adapter| !adapter.is_software());
     for (card, driver) in unseen(&cards(Path::new("/sys/class/drm")), adapters) {
-        advice.push(format!("the kernel sees a card of {card}, but no adapter of it is offered: install {driver}"));
+        advice.push(format!(
+            "the kernel sees a card of {card}, but no adapter of it is offered: install {driver}"
+        ));
     }
     if adapters.is_empty() {
         advice.push(match std::env::consts::OS {
             "linux" => "install a software driver: mesa-vulkan-drivers and libvulkan1 (Debian, Ubuntu), \
                         mesa-vulkan-drivers and vulkan-loader (Fedora), vulkan-swrast (Arch)"
                 .into(),
-            "windows" => "install the graphics driver of the card's vendor; Windows 10 or later brings a software one".into(),
+            "windows" => {
+                "install the graphics driver of the card's vendor; Windows 10 or later brings a software one"
+                    .into()
+            }
             other => format!("no adapter is offered on {other}; Vulkan, Metal, DX12 or OpenGL is needed"),
         });
     } else if !real {
@@ -178,7 +190,11 @@ fn cards(folder: &Path) -> Vec<u32> {
 /// Vendors with a card but without an adapter, and what to install for them.
 fn unseen(cards: &[u32], adapters: &[AdapterSummary]) -> Vec<(&'static str, &'static str)> {
     let known = [
-        (0x10de, "NVIDIA", "NVIDIA's driver with its Vulkan part (libnvidia-gl on Ubuntu, nvidia-vulkan-icd on Debian)"),
+        (
+            0x10de,
+            "NVIDIA",
+            "NVIDIA's driver with its Vulkan part (libnvidia-gl on Ubuntu, nvidia-vulkan-icd on Debian)",
+        ),
         (0x1002, "AMD", "mesa-vulkan-drivers"),
         (0x8086, "Intel", "mesa-vulkan-drivers"),
     ];
@@ -194,7 +210,9 @@ mod tests {
     #[test]
     fn cards_without_a_driver_are_found() {
         let folder = tempfile::tempdir().expect("a folder");
-        for (card, vendor) in [("card0", "0x10de\n"), ("card1", "0x8086\n"), ("renderD128", "0x10de\n"), ("card2", "x")] {
+        for (card, vendor) in
+            [("card0", "0x10de\n"), ("card1", "0x8086\n"), ("renderD128", "0x10de\n"), ("card2", "x")]
+        {
             let device = folder.path().join(card).join("device");
             std::fs::create_dir_all(&device).expect("made");
             std::fs::write(device.join("vendor"), vendor).expect("written");

@@ -153,7 +153,8 @@ mod tests {
         root.clone().debug_assert();
         for command in root.get_subcommands().chain([&root]) {
             let name = command.get_name();
-            let help = command.get_after_long_help().unwrap_or_else(|| panic!("{name} has examples")).to_string();
+            let help =
+                command.get_after_long_help().unwrap_or_else(|| panic!("{name} has examples")).to_string();
             let examples = examples(&help);
             assert!(!examples.is_empty(), "{name}");
             for words in examples {
@@ -176,7 +177,9 @@ mod tests {
             assert_eq!(args.global.memory, Some(1_000_000_000));
             assert!(args.global.json.is_some() && (args.global.quiet || args.global.verbose == 2));
         }
-        for wrong in ["tiebeam adapters --memory 3apples", "tiebeam adapters -q -v", "tiebeam adapters --json a"] {
+        for wrong in
+            ["tiebeam adapters --memory 3apples", "tiebeam adapters -q -v", "tiebeam adapters --json a"]
+        {
             assert!(Args::try_parse_from(wrong.split(' ')).is_err(), "{wrong}");
         }
     }

@@ -6,10 +6,10 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+use tiebeam::files::{parse_size, size};
 use tiebeam::merge::aligned::Aligned;
 use tiebeam::merge::config::Align;
 use tiebeam::merge::evaluate::Data;
-use tiebeam::files::{parse_size, size};
 use tiebeam::merge::job::{Job, Output};
 use tiebeam::merge::{MergeConfig, Shards, Weights, yaml};
 use tiebeam::{Error, Gpu, Result};
@@ -57,8 +57,12 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let data =
         job.config.evaluate.as_ref().map(|e| Data::open(&gpu, &e.data, &e.inputs, &e.labels)).transpose()?;
     let stopped = on_interrupt()?;
-    let aligned =
-        job.config.align.as_ref().map(|settings| align(&gpu, &job, settings, context, &stopped)).transpose()?;
+    let aligned = job
+        .config
+        .align
+        .as_ref()
+        .map(|settings| align(&gpu, &job, settings, context, &stopped))
+        .transpose()?;
     let boxed = aligned.as_ref().map(|aligned| aligned.sources(&job)).unwrap_or_default();
     let sources = match aligned {
         Some(_) => boxed.iter().map(|source| &**source).collect(),
@@ -70,7 +74,9 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let seconds = start.elapsed().as_secs_f64();
     let (n, written, rate) = (job.outputs.len(), size(job.bytes()), job.bytes() as f64 / 1e6 / seconds);
     let out_text = out.display();
-    context.result(format_args!("{n} tensors, {written} in {seconds:.1} s ({rate:.0} MB/s of output): {out_text}"));
+    context.result(format_args!(
+        "{n} tensors, {written} in {seconds:.1} s ({rate:.0} MB/s of output): {out_text}"
+    ));
     context.record(&json!({
         "line": "merged", "out": out, "tensors": n, "bytes": job.bytes(), "seconds": seconds,
     }))?;
@@ -82,9 +88,11 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
 
 /// What a dry run shows, as a JSON line.
 fn plan(job: &Job, shard_bytes: u64) -> Value {
-    let tensor = |o: &Output| json!({
-        "name": o.name, "dtype": o.dtype.to_string(), "shape": o.shape, "merged": o.arguments.is_some(),
-    });
+    let tensor = |o: &Output| {
+        json!({
+            "name": o.name, "dtype": o.dtype.to_string(), "shape": o.shape, "merged": o.arguments.is_some(),
+        })
+    };
     json!({
         "line": "plan",
         "method": job.config.method.name(),
@@ -99,13 +107,7 @@ fn plan(job: &Job, shard_bytes: u64) -> Value {
 }
 
 /// Aligns the models and prints how near each came to the target.
-fn align(
-    gpu: &Gpu,
-    job: &Job,
-    settings: &Align,
-    context: &Context,
-    stopped: &AtomicBool,
-) -> Result<Aligned> {
+fn align(gpu: &Gpu, job: &Job, settings: &Align, context: &Context, stopped: &AtomicBool) -> Result<Aligned> {
     let bar = context.bar(None, "{spinner} {elapsed} {wide_msg}");
     let aligned = job.align(gpu, settings, &mut |path, visit| {
         let (run, sweep, group) = (visit.run + 1, visit.sweep + 1, &visit.group);

@@ -74,8 +74,10 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     ] {
         if let Some((error, count)) = error {
             let error = 1e3 * error;
-            context.result(format_args!("{what} MAE {error:.3} {unit} over {count} values that the input has"));
-            context.record(&json!({"line": "error", "of": what, "mae": error, "unit": unit, "values": count}))?;
+            context
+                .result(format_args!("{what} MAE {error:.3} {unit} over {count} values that the input has"));
+            context
+                .record(&json!({"line": "error", "of": what, "mae": error, "unit": unit, "values": count}))?;
         }
     }
     Ok(())

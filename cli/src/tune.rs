@@ -5,8 +5,8 @@ use clap::Parser;
 use serde_json::json;
 use std::path::PathBuf;
 use std::time::Duration;
-use tiebeam::ops::product::matmul::tune::{Progress, tune_all};
 use tiebeam::Result;
+use tiebeam::ops::product::matmul::tune::{Progress, tune_all};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -56,7 +56,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         if let Some(t) = tuned {
             let gain = if t.best == t.table { "the same".into() } else { format!("{:.2}x", t.gain) };
             bar.suspend(|| context.result(format_args!("{:<58} {:<28} {gain}", t.class, t.best)));
-            let line = json!({"line": "choice", "class": t.class, "best": t.best, "table": t.table, "gain": t.gain});
+            let line =
+                json!({"line": "choice", "class": t.class, "best": t.best, "table": t.table, "gain": t.gain});
             written = std::mem::replace(&mut written, Ok(())).and_then(|()| context.record(&line));
         }
     })?;

@@ -9,7 +9,9 @@ use tiebeam::{Error, Result};
 /// Runs an example's body with logging. An error is printed as a message, and the exit code says that it failed.
 pub fn main(body: impl FnOnce() -> Result<()>) -> ExitCode {
     tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or("error,tiebeam=warn".into()))
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or("error,tiebeam=warn".into()),
+        )
         .with_writer(std::io::stderr)
         .init();
     match body() {

@@ -6,10 +6,10 @@
 mod folder;
 mod manifest;
 mod replace;
-mod size;
 #[cfg(test)]
 #[path = "../../tests/support/folder.rs"]
 pub(crate) mod scratch;
+mod size;
 
 pub use folder::{check_folder, replace_folder};
 pub use manifest::MANIFEST;

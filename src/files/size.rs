@@ -58,6 +58,9 @@ mod tests {
         for wrong in ["", "GB", "0", "0.2B", "-1", "1.2.3", "3 apples", "1e9", "nan"] {
             assert!(parse_size(wrong).unwrap_err().to_string().contains(&format!("'{wrong}'")), "{wrong}");
         }
-        assert_eq!([size(12), size(2048), size(3 << 19), size(3 << 29)].join(" "), "12 B 2.0 KiB 1.5 MiB 1.50 GiB");
+        assert_eq!(
+            [size(12), size(2048), size(3 << 19), size(3 << 29)].join(" "),
+            "12 B 2.0 KiB 1.5 MiB 1.50 GiB"
+        );
     }
 }

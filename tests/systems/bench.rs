@@ -1,7 +1,7 @@
 //! Guarantees of the benchmark: a wrong result has no time, a failing row does not stop others, and no line is lost.
 
 use crate::support::folder::{Folder, root};
-use crate::support::{gpu};
+use crate::support::gpu;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -4,9 +4,9 @@ use crate::merges::*;
 use crate::support::within;
 use std::collections::BTreeMap;
 use tiebeam::files::MANIFEST;
+use tiebeam::merge::Weights;
 use tiebeam::merge::job::PART;
 use tiebeam::merge::run::CONFIG;
-use tiebeam::merge::Weights;
 use tiebeam::store::{Entry, File, FileDType, save};
 
 #[test]

@@ -40,7 +40,9 @@ fn lines_go_to_stdout_or_into_a_file() {
     let table = run(&["adapters"]);
     let piped = run(&["adapters", "--json"]);
     let found = lines(&piped.stdout);
-    assert!(!found.is_empty() && found.iter().all(|line| line["line"] == "adapter" && line["name"].is_string()));
+    assert!(
+        !found.is_empty() && found.iter().all(|line| line["line"] == "adapter" && line["name"].is_string())
+    );
     // The table is on stderr then, and -q leaves it out.
     assert_eq!(piped.stderr, table.stdout);
     let quiet = run(&["adapters", "--json", "-q"]);
@@ -70,11 +72,17 @@ fn the_doctor_examines_every_adapter() {
     // Features that are switched off are named, with what is lost.
     let off = command().arg("doctor").env("TIEBEAM_OFF", "f16").output().expect("the binary runs");
     let said = text(&off.stdout);
-    assert!(said.contains("without f16: no arithmetic in half precision") && said.contains("TIEBEAM_OFF=f16"), "{said}");
+    assert!(
+        said.contains("without f16: no arithmetic in half precision") && said.contains("TIEBEAM_OFF=f16"),
+        "{said}"
+    );
     let none = command().arg("doctor").env("TIEBEAM_BACKEND", "metal").output().expect("the binary runs");
     if !cfg!(target_os = "macos") {
         assert_eq!(none.status.code(), Some(1), "{none:?}");
-        assert!(text(&none.stdout).contains("advice") && text(&none.stderr).contains("no GPU adapter"), "{none:?}");
+        assert!(
+            text(&none.stdout).contains("advice") && text(&none.stderr).contains("no GPU adapter"),
+            "{none:?}"
+        );
     }
 }
 
