@@ -82,9 +82,14 @@ class Workspace:
         if name not in targets:
             raise Fault(f"there is no {kind} {name}")
         asked = {f for option, value in given if option == "features" for f in re.split(r"[ ,]", value)}
-        lacking = set(targets[name].get("required-features", [])) - asked
+        lacking = set(targets[name].get("required-features", [])) - asked - self.always(packages)
         if lacking and ("", "--all-features") not in given:
             raise Fault(f"the {kind} {name} needs --features {','.join(sorted(lacking))}")
+
+    def always(self, packages):
+        """The features that packages switch on for their own examples and tests, by depending on themselves."""
+        own = [d for p in packages for d in self.packages[p].get("dependencies", []) if d["name"] == p and d["kind"] == "dev"]
+        return {feature for dependency in own for feature in dependency["features"]}
 
     def program(self, chosen, packages):
         bins = list(self.targets("bin", packages))

@@ -55,10 +55,10 @@ pub fn write(path: impl AsRef<Path>, frames: &[Frame]) -> Result<()> {
     files::replace_with(path, text(path, frames)?)
 }
 
-/// Returns the text that [`write`] writes. `path` is its name in errors.
+/// Returns the text that [`write()`] writes. `path` is its name in errors.
 ///
 /// # Errors
-/// As [`write`], for frames that cannot be written.
+/// As [`write()`], for frames that cannot be written.
 pub fn text(path: impl AsRef<Path>, frames: &[Frame]) -> Result<String> {
     let mut text = String::new();
     for (i, frame) in frames.iter().enumerate() {
