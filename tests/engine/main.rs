@@ -5,6 +5,7 @@ mod device;
 mod files;
 mod folders;
 mod graphs;
+mod law;
 mod optim;
 mod overflow;
 mod precision;

@@ -2,6 +2,7 @@
 //! not present. They need no device.
 
 mod floors;
+mod law;
 mod plans;
 mod shaders;
 #[path = "../support/mod.rs"]

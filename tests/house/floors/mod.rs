@@ -81,7 +81,7 @@ fn exports(lib: &str) -> HashMap<String, String> {
         .collect()
 }
 
-fn walk(folder: &Path, name: &str, all: &mut Vec<(String, String)>) {
+pub fn walk(folder: &Path, name: &str, all: &mut Vec<(String, String)>) {
     let mut entries: Vec<_> =
         fs::read_dir(folder).expect("src").map(|e| e.expect("an entry").path()).collect();
     entries.sort();

@@ -1,0 +1,355 @@
+//! The adjoint law of the sharing kinds. With its other leaves held, a weight `W = S(theta)` is affine in each stored leaf, and the
+//! gradient that a leaf gets is the adjoint of that map: `<S(phi) - S(0), G> = <phi, S^T G>` for every `phi` and `G`.
+//!
+//! All elements are small whole numbers other than 0, so the arithmetic is exact and both sides are equal. [`EXACT`] says why. No
+//! element is 0, so that an error in a single element of a gradient never vanishes in the sum.
+//!
+//! The table of [`kinds`] has each kind once. `tests/house` fails when a kind of the sources is missing here.
+
+use crate::support::{download, gpu, other_kernels};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use tiebeam::nn::Linear;
+use tiebeam::share::{
+    DepthLora, Dictionary, Draw, Factored, Hashed, LeafGrads, Load, LowRank, Mapping, Miss, ShardPool, Site,
+    Tied, UnifiedEmbedding, block_affine, hashed,
+};
+use tiebeam::{DType, Gpu, Precision, Rng, Tensor, autocast};
+
+/// The types that implement [`Site`], with the names that they give themselves.
+const SITES: [(&str, &str); 6] = [
+    ("Tied", "tied"),
+    ("LowRank", "low_rank"),
+    ("Factored", "factored"),
+    ("Atoms", "atoms"),
+    ("Hashed", "hashed"),
+    ("Miss", "miss"),
+];
+
+/// Elements are whole numbers of at most 3, and constant factors are 2. A weight is then at most 42 (a block of `block_affine`:
+/// 3 + 4 * 9 + 3), a result with up to 12 inputs at most 1512, and one of [`ONE_NUMBER`] at most 64 * 6 * 3. f16 has every whole
+/// number up to 2048 exactly. The gradient of a weight is at most 72 * 9 per element, and that of a leaf sums at most 65 * 64 such
+/// elements, each times at most 6: below 2^24, up to which f32 has every whole number.
+const EXACT: [f32; 6] = [-3.0, -2.0, -1.0, 1.0, 2.0, 3.0];
+
+/// `[out, in]` of the weights: in whole vectors of four, and with edges.
+const SIZES: [[usize; 2]; 2] = [[8, 12], [5, 7]];
+
+/// The size of a weight that reads one number more often than one launch of the hashed adjoint adds up.
+const ONE_NUMBER: [usize; 2] = [65, 64];
+
+/// Rows of a product, with its scope: few, whose weight is read by the kind's load, and many, for which it is materialised,
+/// in a scope of 16 bits by [`Site::expand_as`]. Both are whole multiples of the sites of the kinds that have several.
+const PRODUCTS: [(usize, Precision); 3] = [(6, Precision::F32), (72, Precision::F32), (72, Precision::F16)];
+
+enum Map {
+    /// The weight of these leaves.
+    Weight(Box<dyn Fn(&[Tensor]) -> Arc<dyn Site>>),
+    /// The rows `x [rows, in]` times weights of their own, of which there are so many: row i has weight `which[i]`.
+    Rows(usize, Rows),
+}
+
+type Rows = Box<dyn Fn(&[Tensor], &Tensor, &[u32]) -> Tensor>;
+
+/// A sharing kind: the shapes of its leaves, and the map from leaves to what they stand for.
+struct Kind {
+    name: String,
+    size: [usize; 2],
+    leaves: Vec<Vec<usize>>,
+    map: Map,
+}
+
+/// The table, while it is filled with the kinds of one size.
+struct Table {
+    size: [usize; 2],
+    kinds: Vec<Kind>,
+}
+
+impl Table {
+    fn add(&mut self, name: impl Into<String>, leaves: &[&[usize]], map: Map) {
+        let leaves = leaves.iter().map(|shape| shape.to_vec()).collect();
+        self.kinds.push(Kind { name: name.into(), size: self.size, leaves, map });
+    }
+
+    fn site<S: Site + 'static>(
+        &mut self,
+        name: impl Into<String>,
+        leaves: &[&[usize]],
+        make: impl Fn(&[Tensor]) -> S + 'static,
+    ) {
+        self.add(name, leaves, Map::Weight(Box::new(move |x| Arc::new(make(x)))));
+    }
+
+    fn shared(
+        &mut self,
+        name: impl Into<String>,
+        leaves: &[&[usize]],
+        make: impl Fn(&[Tensor]) -> Arc<dyn Site> + 'static,
+    ) {
+        self.add(name, leaves, Map::Weight(Box::new(make)));
+    }
+
+    fn rows(
+        &mut self,
+        name: impl Into<String>,
+        leaves: &[&[usize]],
+        weights: usize,
+        product: impl Fn(&[Tensor], &Tensor, &[u32]) -> Tensor + 'static,
+    ) {
+        self.add(name, leaves, Map::Rows(weights, Box::new(product)));
+    }
+}
+
+/// Every kind, in every form in which its leaves may be stored.
+fn kinds([out, inner]: [usize; 2]) -> Vec<Kind> {
+    let mut all = Table { size: [out, inner], kinds: Vec::new() };
+    let (theta, a, b): (&[usize], &[usize], &[usize]) = (&[out, inner], &[2, inner], &[out, 2]);
+    // Leaves may be transposed views of what is stored. Bit i of `turns` says so of leaf i.
+    let turned = |turns: usize, shapes: &[&[usize]]| -> Vec<Vec<usize>> {
+        let turn = |(i, shape): (usize, &&[usize])| match turns >> i & 1 {
+            0 => shape.to_vec(),
+            _ => vec![shape[1], shape[0]],
+        };
+        shapes.iter().enumerate().map(turn).collect()
+    };
+    for turns in 0..8 {
+        let view = move |x: &[Tensor], i: usize| if turns >> i & 1 > 0 { x[i].t() } else { x[i].clone() };
+        let mut site = |name: &str, shapes: &[&[usize]], make: fn(&[Tensor]) -> Arc<dyn Site>| {
+            if turns < 1 << shapes.len() {
+                let stored = turned(turns, shapes);
+                let stored: Vec<&[usize]> = stored.iter().map(|shape| &shape[..]).collect();
+                let count = stored.len();
+                let views = move |x: &[Tensor]| (0..count).map(|i| view(x, i)).collect::<Vec<_>>();
+                all.shared(format!("{name}, turns {turns:03b}"), &stored, move |x| make(&views(x)));
+            }
+        };
+        site("tied", &[theta], |x| Arc::new(Tied::new(&x[0])));
+        site("low rank", &[theta, a, b], |x| Arc::new(LowRank::new(&x[0], &x[1], &x[2], 2.0)));
+        site("factored", &[a, b], |x| Arc::new(Factored::new(&x[0], &x[1])));
+        let shard: &[usize] = &[inner / 2 - 1, out];
+        site("miss", &[theta, shard], |x| Arc::new(Miss::new(&x[0], &x[1])));
+    }
+    // One matrix at two depths, whose gradients meet in one buffer, in either order.
+    for low_first in [false, true] {
+        let name = if low_first { "low rank, then tied" } else { "tied, then low rank" };
+        all.rows(name, &[theta, a, b], 2, move |w, x, _| {
+            let tied: Arc<dyn Site> = Arc::new(Tied::new(&w[0]));
+            let low: Arc<dyn Site> = Arc::new(LowRank::new(&w[0], &w[1], &w[2], 2.0));
+            let (rows, sites) = (x.shape()[0], if low_first { [low, tied] } else { [tied, low] });
+            let parts = [x.slice(0, 0..rows / 2), x.slice(0, rows / 2..rows)];
+            let y = [0, 1].map(|i| Linear::from_site(sites[i].clone(), None).forward(&parts[i]));
+            Tensor::concat(&[&y[0], &y[1]], 0)
+        });
+    }
+    let list = |x: &Tensor, which: &[u32]| Tensor::from_slice(x.gpu(), which, [which.len()]);
+    all.rows("depth lora", &[theta, &[3, 2, inner], &[3, out, 2]], 3, move |w, x, which| {
+        let weight: Arc<dyn Site> = Arc::new(Tied::new(&w[0]));
+        DepthLora::new(&w[1], &w[2], 2.0).linear(x, &weight, &list(x, which))
+    });
+    let (atoms, c): (&[usize], &[usize]) = (&[2, out, inner], &[3, 2]);
+    all.shared("dictionary, as read", &[atoms, c], |x| Dictionary::new(&x[0], &x[1]).site(1));
+    all.shared("dictionary, one made", &[atoms, c], |x| Dictionary::new(&x[0], &x[1]).weights().remove(1));
+    all.rows("dictionary, all made", &[atoms, c], 3, |w, x, _| {
+        let (part, made) = (x.shape()[0] / 3, Dictionary::new(&w[0], &w[1]).weights());
+        let one = |(i, site)| Linear::from_site(site, None).forward(&x.slice(0, i * part..(i + 1) * part));
+        let y: Vec<Tensor> = made.into_iter().enumerate().map(one).collect();
+        Tensor::concat(&y.iter().collect::<Vec<_>>(), 0)
+    });
+    all.rows("dictionary, mixed", &[atoms, c], 3, move |w, x, which| {
+        Dictionary::new(&w[0], &w[1]).mixed(x, &list(x, which))
+    });
+    let draw = Draw {
+        stored: 40,
+        size: [out, inner],
+        offset: 3,
+        layer: 3,
+        scale: 2.0,
+        mapping: Mapping::Stable,
+        seeds: hashed::SEEDS,
+    };
+    for mapping in [Mapping::Element, Mapping::Chunk(16), Mapping::Tile([4, 8]), Mapping::Stable] {
+        let draw = Draw { mapping, ..draw };
+        all.site(format!("hashed by {mapping:?}"), &[&[40]], move |x| Hashed::new(&x[0], draw));
+    }
+    // Vectors of a pool are assembled from as many shards as fit both sides.
+    let shards = if [out, inner] == SIZES[0] { 4 } else { 1 };
+    let index = |seed| ShardPool::draw(2, 2, shards, [3, 1], &mut Rng::new(seed));
+    let (index_a, index_b) = (index(1), index(2));
+    let pools: [&[usize]; 2] = [&[5, inner / shards], &[5, out / shards]];
+    all.shared("shard pool", &[theta, pools[0], pools[1]], move |x| {
+        let [pool_a, pool_b] = [1, 2].map(|i| x[i].clone());
+        let (index_a, index_b) = (index_a.clone(), index_b.clone());
+        ShardPool { pool_a, pool_b, index_a, index_b, rank: 2, scale: 2.0 }.site(1, &x[0])
+    });
+    let r = if [out, inner] == SIZES[0] { 4 } else { 1 };
+    all.site("block affine", &[theta, &[out / r, r, r]], |x| Tied::new(&block_affine(&x[0], &x[1])));
+    // The vectors of a batch of values, some of which are equal, stand for the weight.
+    let (width, batch) = (inner / 3, out);
+    all.size = [out, 3 * width];
+    all.site("unified embedding", &[&[6, width]], move |x| {
+        let values: Vec<Vec<u32>> = (0..batch as u32).map(|i| vec![i % 3, 7 + i]).collect();
+        Tied::new(&UnifiedEmbedding::new(&x[0], &[2, 1]).forward(&values))
+    });
+    if [out, inner] == SIZES[0] {
+        all.size = ONE_NUMBER;
+        let draw = Draw { stored: 1, size: ONE_NUMBER, offset: 0, ..draw };
+        all.site("hashed from one number", &[&[1]], move |x| Hashed::new(&x[0], draw));
+    }
+    all.kinds
+}
+
+/// A site without its own rule for products, so that its gradients come from [`Site::reduce`], which kinds with such a rule would
+/// otherwise never call here.
+struct Reduced(Arc<dyn Site>);
+
+impl Site for Reduced {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+    fn size(&self) -> [usize; 2] {
+        self.0.size()
+    }
+    fn leaves(&self) -> Vec<Tensor> {
+        self.0.leaves()
+    }
+    fn leaf_names(&self) -> &'static [&'static str] {
+        self.0.leaf_names()
+    }
+    fn load(&self) -> Load {
+        self.0.load()
+    }
+    fn stored(&self) -> Option<Tensor> {
+        self.0.stored()
+    }
+    fn expand_as(&self, dtype: DType) -> Tensor {
+        self.0.expand_as(dtype)
+    }
+    fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads) {
+        self.0.reduce(dw, grads);
+    }
+}
+
+/// `parts` identity matrices one below the other, and the number of each row's matrix. Their product with weights is the weights.
+fn identities(gpu: &Gpu, inner: usize, parts: usize) -> (Tensor, Vec<u32>) {
+    let rows = parts * inner;
+    let x: Vec<f32> = (0..rows * inner).map(|i| (i / inner % inner == i % inner) as u32 as f32).collect();
+    (Tensor::from_slice(gpu, &x, [rows, inner]), (0..rows).map(|i| (i / inner) as u32).collect())
+}
+
+fn draw(count: usize, rng: &mut Rng) -> Vec<f32> {
+    let mut at = vec![0.0f32; count];
+    rng.fill_uniform(&mut at);
+    at.iter().map(|&u| EXACT[(u * EXACT.len() as f32) as usize % EXACT.len()]).collect()
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// Checks the law of every leaf. `value` computes the map's value without a tape, and `tracked` the same with one. These may be
+/// different kernels, and must agree.
+fn law(
+    gpu: &Gpu,
+    what: &str,
+    shapes: &[Vec<usize>],
+    value: &dyn Fn(&[Tensor]) -> Tensor,
+    tracked: &dyn Fn(&[Tensor]) -> Tensor,
+) {
+    let mut rng = Rng::new(11);
+    let count = |shape: &[usize]| shape.iter().product::<usize>();
+    let theta: Vec<Vec<f32>> = shapes.iter().map(|shape| draw(count(shape), &mut rng)).collect();
+    let place = |i: usize, data: &[f32]| Tensor::from_slice(gpu, data, &shapes[i][..]);
+    let at = |i: usize, data: &[f32]| {
+        let leaves: Vec<Tensor> =
+            (0..shapes.len()).map(|j| place(j, if i == j { data } else { &theta[j] })).collect();
+        download(&value(&leaves))
+    };
+    let leaves: Vec<Tensor> = (0..shapes.len()).map(|i| place(i, &theta[i]).requires_grad()).collect();
+    let y = tracked(&leaves);
+    let here = at(0, &theta[0]);
+    assert_eq!(download(&y), here, "{what}: the value with a tape and without");
+    let g = draw(here.len(), &mut rng);
+    let weighted = y.cast(DType::F32).mul(&Tensor::from_slice(gpu, &g, *y.shape()));
+    let grads = weighted.sum_all().backward().expect("a backward pass");
+    let g: Vec<f64> = g.into_iter().map(f64::from).collect();
+    for (i, leaf) in leaves.iter().enumerate() {
+        let gradient =
+            download(grads.get(leaf).unwrap_or_else(|| panic!("{what}: leaf {i} has no gradient")));
+        let zero = dot(&at(i, &vec![0.0; theta[i].len()]), &g);
+        // At another place the gradient is the same, because the map is affine.
+        let other = draw(theta[i].len(), &mut rng);
+        for (phi, value) in [(&theta[i], &here), (&other, &at(i, &other))] {
+            let phi: Vec<f64> = phi.iter().map(|&v| v.into()).collect();
+            let (moved, pulled) = (dot(value, &g) - zero, dot(&phi, &gradient));
+            assert_eq!(moved, pulled, "{what}, kernels for CPUs {}: leaf {i}", gpu.class().is_cpu());
+        }
+    }
+}
+
+fn each(check: impl Fn(&Gpu, &Kind)) {
+    for gpu in [gpu(), other_kernels()] {
+        SIZES.iter().flat_map(|&size| kinds(size)).for_each(|kind| check(gpu, &kind));
+    }
+}
+
+/// The weight itself, which for kinds without a weight of their own is their product with the identity.
+#[test]
+fn law_of_sharing_holds_for_whole_weights() {
+    each(|gpu, kind| {
+        let what = format!("{} {:?}", kind.name, kind.size);
+        match &kind.map {
+            Map::Weight(make) => {
+                let (x, _) = identities(gpu, kind.size[1], 1);
+                let product = |leaves: &[Tensor]| {
+                    let site: Arc<dyn Site> = Arc::new(Reduced(make(leaves)));
+                    assert_eq!(site.size(), kind.size, "{what}");
+                    Linear::from_site(site, None).forward(&x)
+                };
+                law(gpu, &what, &kind.leaves, &|leaves| make(leaves).expand().t(), &product);
+            }
+            Map::Rows(parts, product) => {
+                let (x, which) = identities(gpu, kind.size[1], *parts);
+                let product = |leaves: &[Tensor]| product(leaves, &x, &which);
+                law(gpu, &what, &kind.leaves, &product, &product);
+            }
+        }
+    });
+}
+
+/// Products with the weight, which read it by the kind's load and have adjoints of their own. A product is linear in its rows too,
+/// whose gradient reads the weight in the other direction.
+#[test]
+fn law_of_sharing_holds_for_products() {
+    each(|gpu, kind| {
+        for (rows, precision) in PRODUCTS {
+            let what = format!("{} {:?}, {rows} rows in {precision}", kind.name, kind.size);
+            let shapes: Vec<Vec<usize>> =
+                kind.leaves.iter().cloned().chain([vec![rows, kind.size[1]]]).collect();
+            let which: Vec<u32> = (0..rows as u32).map(|i| i * i % 3).collect();
+            let product = |leaves: &[Tensor]| {
+                let (x, leaves) = leaves.split_last().expect("the rows are the last leaf");
+                autocast(precision, || match &kind.map {
+                    Map::Weight(make) => Linear::from_site(make(leaves), None).forward(x),
+                    Map::Rows(_, product) => product(leaves, x, &which),
+                })
+            };
+            law(gpu, &what, &shapes, &product, &product);
+        }
+    });
+}
+
+/// Every type that implements [`Site`] is one that the table reaches, by the name that it gives itself.
+#[test]
+fn law_of_sharing_reaches_every_site() {
+    let reached: BTreeSet<&str> = kinds(SIZES[0])
+        .iter()
+        .filter_map(|kind| match &kind.map {
+            Map::Weight(make) => {
+                let zeros = |shape: &Vec<usize>| Tensor::zeros(gpu(), &shape[..]);
+                Some(make(&kind.leaves.iter().map(zeros).collect::<Vec<_>>()).name())
+            }
+            Map::Rows(..) => None,
+        })
+        .collect();
+    assert_eq!(reached, SITES.iter().map(|site| site.1).collect());
+}
