@@ -2,6 +2,7 @@
 # release profile and, except by msrv, in one target folder, so that build scripts and macros are compiled once.
 
 CARGO ?= cargo
+TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
 .DEFAULT_GOAL := help
 .PHONY: help demo smollm test test-discrete test-listed test-long variants bench lint cross msrv deny check-shaders docs guide test-docs package semver install-capi uninstall-capi test-python vulkan python components targets
 
@@ -62,14 +63,14 @@ MSRV = $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 msrv: ## check that everything compiles with the oldest Rust that Cargo.toml promises
 	@rustc +$(MSRV) --version >/dev/null 2>&1 || rustup toolchain install $(MSRV) --profile minimal || { \
 		echo "Rust $(MSRV) is missing: rustup toolchain install $(MSRV) needs rustup and the network" >&2; exit 1; }
-	$(CARGO) +$(MSRV) check --release --all-targets --all-features --target-dir '$(abspath $(or $(CARGO_TARGET_DIR),target))/msrv'
+	$(CARGO) +$(MSRV) check --release --all-targets --all-features --target-dir '$(TARGET)/msrv'
 
 deny: ## check licences, sources and duplicate versions of dependencies; ADVISORIES=1 adds RustSec's list, from GitHub
 	@$(CARGO) deny --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-deny@0.20.2
 	$(CARGO) deny --all-features check bans licenses sources $(if $(ADVISORIES),advisories)
 
 # The folder below target/ for downloaded tools and the texts of kernels.
-CHECKED = $(abspath $(or $(CARGO_TARGET_DIR),target))/check-shaders
+CHECKED = $(TARGET)/check-shaders
 
 check-shaders: ## compile every kernel with the compilers of DX12, Vulkan, OpenGL ES and WebGPU: docs/drivers.md
 	rm -rf '$(CHECKED)/kernels'
@@ -87,14 +88,14 @@ uninstall-capi: ## remove what install-capi has installed, given the same PREFIX
 
 PYTHON ?= python3
 # The folder below target/ for the virtual environment and the model of the Python package's tests.
-TRIED = $(abspath $(or $(CARGO_TARGET_DIR),target))/python
+TRIED = $(TARGET)/python
 
 test-python: vulkan ## install the Python package with ASE in a virtual environment below target/, from the network, and test it
 	$(CARGO) build --release --bin tiebeam --example potential
-	'$(TRIED)/../release/examples/potential' --epochs 1 --channels 8 --radius 5 --md-steps 10 --out '$(TRIED)/model'
+	'$(TARGET)/release/examples/potential' --epochs 1 --channels 8 --radius 5 --md-steps 10 --out '$(TRIED)/model'
 	$(PYTHON) -m venv '$(TRIED)/venv'
 	'$(TRIED)/venv/bin/python' -m pip install --quiet './python[ase]'
-	TIEBEAM_TEST_DATA='$(TRIED)/model' TIEBEAM_COMMAND='$(TRIED)/../release/tiebeam' \
+	TIEBEAM_TEST_DATA='$(TRIED)/model' TIEBEAM_COMMAND='$(TARGET)/release/tiebeam' \
 		'$(TRIED)/venv/bin/python' python/tests/test_calculator.py
 
 guide: ## build the guide from docs/ with mdBook, target/guide/index.html

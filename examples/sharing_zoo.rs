@@ -26,7 +26,7 @@ use tiebeam::{Error, Gpu, Precision, Result, Rng, Tensor, autocast, files, no_gr
 #[derive(Parser, Debug)]
 #[command(version)]
 struct Args {
-    /// Text to train on; scripts/fetch-kjv.sh obtains the one behind the numbers in the README
+    /// Text to train on; scripts/fetch-kjv.sh obtains the one behind the numbers in docs/families/depth.md
     #[arg(long)]
     text: PathBuf,
     /// Variants to train, by name

@@ -5,7 +5,7 @@ use super::*;
 use tiebeam::ops::sequence::cache::KvCache;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, Sgd, SgdConfig};
 use tiebeam::store::{Checkpoint, load_checkpoint, save_checkpoint};
-use tiebeam::{Error, Step};
+use tiebeam::{Error, Options, Step};
 
 fn sgd(gpu: &Gpu, all: &[(&str, &Tensor)]) -> tiebeam::Result<Sgd> {
     Sgd::new(gpu, vec![Group::new(all.iter().copied())], SgdConfig::default())
@@ -183,4 +183,31 @@ fn a_leaf_is_its_own_leaf() {
     let mut sgd = sgd(gpu, &[("w", &w.requires_grad())]).unwrap();
     sgd.step(&w.sum_all().backward().unwrap(), 1.0).unwrap();
     assert_eq!(w.to_vec::<f32>().unwrap(), normal(1, 6).iter().map(|x| x - 1.0).collect::<Vec<_>>());
+}
+
+// A cap on memory
+
+/// Beyond `Options::memory` only what does not fit fails. Free buffers count, and are given back to make room.
+#[test]
+fn memory_can_be_capped() {
+    let capped = Gpu::open_with(Options::default().memory(Some(8 << 20))).expect("opens");
+    let zeros = |mib: usize| Tensor::from_slice(&capped, &vec![0.0f32; mib << 18], [mib << 18]);
+    let held: Vec<Tensor> = [2, 2, 2].map(zeros).into();
+    held.iter().for_each(|x| assert!(x.check().is_ok()));
+    let beyond = zeros(3);
+    let said = beyond.exp().check().expect_err("9 MiB").to_string();
+    assert!(said.contains("at most 8.0 MiB are allowed (Options::memory, TIEBEAM_MEMORY)"), "{said}");
+    assert!(capped.take_fault().is_none(), "the device is well");
+    assert_eq!(held[0].to_vec::<f32>().expect("as it was")[..2], [0.0; 2]);
+    // The three buffers of 2 MiB become free. They are of another size, so they must go before one of 6 MiB can be made.
+    drop(held);
+    assert!(zeros(6).check().is_ok());
+    let stats = capped.memory_stats();
+    assert!(stats.peak <= 8 << 20, "{stats:?}");
+    // A recorded step's memory counts too.
+    let x = Tensor::zeros(&capped, [1, 1 << 18]);
+    let big = || x.expand([6, 1 << 18]).exp().contiguous();
+    let failed = Step::record(&capped, &[], |_| Ok(vec![big(), big().sin()]));
+    assert!(failed.is_err(), "two results of 6 MiB");
+    assert!(capped.memory_stats().peak <= 8 << 20);
 }
