@@ -28,7 +28,7 @@ pub enum Routing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Keys {
-    /// Those of the tokens active at the same recursion: the cache shrinks with depth.
+    /// Those of the tokens active at the same recursion: there are fewer of them at each one.
     Recursion,
     /// Those of all tokens, computed at the first recursion and kept.
     Shared,

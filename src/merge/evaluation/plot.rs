@@ -18,7 +18,7 @@ pub struct Panel {
     pub title: String,
     /// Label of the vertical axis.
     pub y: String,
-    /// The curves. Their order gives their colours.
+    /// The curves. Their order gives their colours, and every other one is dashed, so that two that coincide are both seen.
     pub curves: Vec<Curve>,
 }
 
@@ -59,8 +59,12 @@ fn draw(text: &mut String, panels: &[Panel], x: &str) -> Result<(), Box<dyn Erro
     root.fill(&WHITE)?;
     let (top, below) = root.split_vertically(LEGEND);
     let mut x0 = 20;
-    for (curve, colour) in panels.iter().take(1).flat_map(|panel| &panel.curves).zip(COLOURS.iter().cycle()) {
-        top.draw(&PathElement::new([(x0, 16), (x0 + 18, 16)], colour.stroke_width(2)))?;
+    let first = panels.iter().take(1).flat_map(|panel| &panel.curves);
+    for (i, (curve, colour)) in first.zip(COLOURS.iter().cycle()).enumerate() {
+        let parts: &[(i32, i32)] = if is_dashed(i) { &[(0, 6), (11, 17)] } else { &[(0, 18)] };
+        for (from, to) in parts {
+            top.draw(&PathElement::new([(x0 + from, 16), (x0 + to, 16)], colour.stroke_width(2)))?;
+        }
         top.draw(&Text::new(curve.label.clone(), (x0 + 24, 10), ("sans-serif", 13)))?;
         x0 += 44 + 7 * curve.label.chars().count() as i32;
     }
@@ -93,8 +97,16 @@ fn one(area: &DrawingArea<SVGBackend, Shift>, panel: &Panel, x: &str) -> Result<
         .y_label_formatter(&|y| format!("{y:.digits$}"))
         .light_line_style(WHITE)
         .draw()?;
-    for (curve, colour) in panel.curves.iter().zip(COLOURS.iter().cycle().copied()) {
-        chart.draw_series(LineSeries::new(curve.points.iter().copied(), colour.stroke_width(2)))?;
+    for (i, (curve, colour)) in panel.curves.iter().zip(COLOURS.iter().cycle()).enumerate() {
+        let (points, style) = (curve.points.iter().copied(), colour.stroke_width(2));
+        match is_dashed(i) {
+            true => chart.draw_series(DashedLineSeries::new(points, 6, 5, style))?,
+            false => chart.draw_series(LineSeries::new(points, style))?,
+        };
     }
     Ok(())
+}
+
+fn is_dashed(curve: usize) -> bool {
+    curve % 2 == 1
 }
