@@ -1,11 +1,10 @@
 //! `tiebeam barrier`.
 
-use crate::context::{Context, is_standard, on_interrupt};
+use crate::context::{Context, is_standard, on_interrupt, unless_stopped};
 use crate::data::Data;
 use clap::Parser;
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use tiebeam::merge::plot::{Curve, Panel, svg};
 use tiebeam::merge::{
     Barrier, Evaluation, LossPath, MatchOptions, Matching, MlpModel, Permutation, Shards, Spec, Weights,
@@ -125,10 +124,8 @@ fn evaluate(
         let path = |end: &dyn Weights| {
             LossPath::between(a, end, points, |weights| {
                 bar.inc(1);
-                match stop.load(Ordering::SeqCst) {
-                    true => Err(Error::stopped("stopped")),
-                    false => Evaluation::of(&no_grad(|| net.logits(gpu, weights, &data.x))?, &data.labels),
-                }
+                unless_stopped(&stop, "nothing was written")?;
+                Evaluation::of(&no_grad(|| net.logits(gpu, weights, &data.x))?, &data.labels)
             })
         };
         let [naive, matched] = [path(b)?, path(permuted)?];

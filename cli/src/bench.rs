@@ -59,7 +59,8 @@ enum Sub {
         /// Write a page with pictures to this file; `-` writes to stdout
         #[arg(long, required_unless_present_any = ["readme", "baseline"])]
         html: Option<PathBuf>,
-        /// Put tables between the lines '<!-- bench -->' and '<!-- end of bench -->' of this file
+        /// Put tables between the lines '<!-- bench -->' and '<!-- end of bench -->' of this file; `-` reads stdin and writes to
+        /// stdout
         #[arg(long)]
         readme: Option<PathBuf>,
         /// Compare each time with that of the same row in this file, as 'bench --baseline' does
@@ -82,7 +83,15 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let baseline = baseline(args.baseline.as_ref(), context)?;
     let named = context.options.adapter.as_deref();
     let adapters = match named {
-        Some("all") => Gpu::adapters()?.iter().map(|a| Some(a.index.to_string())).collect(),
+        Some("all") => {
+            let all: Vec<_> = Gpu::adapters()?.iter().map(|a| Some(a.index.to_string())).collect();
+            if all.is_empty() {
+                return Err(Error::no_adapter(
+                    "this machine offers none; `tiebeam doctor` says what to install",
+                ));
+            }
+            all
+        }
         other => vec![other.map(str::to_string)],
     };
     let (mut outcome, mut whole, mut any) = (Ok(()), true, false);
@@ -95,7 +104,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             ended?
         });
         if let (Some("all"), Err(error)) = (named, &done) {
-            context.note(format_args!("error: {error}"));
+            context.error(error);
         }
         outcome = outcome.and(done);
     }
@@ -283,6 +292,7 @@ fn each(
         bar.inc(1);
     }
     bar.finish_and_clear();
+    context.whole();
     match failed {
         0 => Ok(()),
         _ => Err(Error::device(format!("{failed} of {count} rows failed"))),
@@ -302,6 +312,7 @@ fn beside(matches: &Matches, context: &Context) -> Result<()> {
 
 fn compare(Sub::Compare { files, html, readme, baseline: other }: &Sub, context: &Context) -> Result<()> {
     context.expect_data(html.as_deref())?;
+    context.expect_data(readme.as_deref())?;
     let mut runs: Vec<Run> = Vec::new();
     for file in files {
         runs.extend(parse_runs(file, &context.read(file)?)?);
@@ -317,8 +328,16 @@ fn compare(Sub::Compare { files, html, readme, baseline: other }: &Sub, context:
         let text = page(&runs).map_err(|message| Error::io(html, std::io::Error::other(message)))?;
         context.write(html, &text)?;
     }
+    for run in &runs {
+        for record in &run.records {
+            context.record(&json!({
+                "line": "row", "adapter": run.host.adapter, "row": record.name(), "median_ms": record.median_ms,
+                "rate": record.rate(), "of_ceiling": record.share(),
+            }))?;
+        }
+    }
     let Some(readme) = readme else { return Ok(()) };
-    let text = std::fs::read_to_string(readme).map_err(|e| Error::io(readme, e))?;
+    let text = context.read(readme)?;
     let [start, end] = ["<!-- bench -->\n", "<!-- end of bench -->"];
     match (text.find(start), text.find(end)) {
         (Some(first), Some(last)) if first + start.len() <= last => {

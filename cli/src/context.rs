@@ -4,6 +4,7 @@ use clap::ArgAction;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use std::cell::{Cell, RefCell};
+use std::ffi::OsStr;
 use std::fmt::Display;
 use std::io::{ErrorKind, IsTerminal, Read, Write, stderr, stdin, stdout};
 use std::path::{Path, PathBuf};
@@ -44,6 +45,7 @@ pub fn is_standard(path: &Path) -> bool {
 enum Lines {
     Nowhere,
     Stdout,
+    /// The file and its part, which is made with the first line, so that a command without lines changes no file.
     File(PathBuf, RefCell<Option<Part>>),
 }
 
@@ -56,6 +58,7 @@ pub struct Context {
     data: Cell<bool>,
     /// Whether all JSON lines have been written, although the command fails.
     whole: Cell<bool>,
+    stdin_read: Cell<bool>,
 }
 
 impl Context {
@@ -65,19 +68,21 @@ impl Context {
             None => Lines::Nowhere,
             Some(path) if is_standard(path) => Lines::Stdout,
             Some(path) => {
-                let beside = Part::beside(path);
-                if beside.exists() && !global.quiet {
-                    write(
-                        stderr(),
-                        &format!("replacing {}, which a run left that did not end\n", beside.display()),
-                    );
-                }
-                Lines::File(path.clone(), RefCell::new(Some(Part::create(path)?)))
+                files::check(path)?;
+                check_lines(path)?;
+                Lines::File(path.clone(), RefCell::default())
             }
         };
         let data = Cell::new(matches!(lines, Lines::Stdout));
         let options = Options::default().adapter(global.adapter.clone()).memory(global.memory);
-        Ok(Context { options, quiet: global.quiet, lines, data, whole: Cell::new(false) })
+        Ok(Context {
+            options,
+            quiet: global.quiet,
+            lines,
+            data,
+            whole: Cell::default(),
+            stdin_read: Cell::default(),
+        })
     }
 
     /// Opens the device that the options name.
@@ -100,15 +105,29 @@ impl Context {
         }
     }
 
+    /// Prints an error, which `-q` does not leave out, of a part of the work after which the rest goes on.
+    pub fn error(&self, error: &Error) {
+        write(stderr(), &format!("error: {error}\n"));
+    }
+
     /// Writes a result as a JSON line, if lines are wanted.
     pub fn record(&self, line: &Value) -> Result<()> {
         match &self.lines {
             Lines::Nowhere => {}
             Lines::Stdout => write(stdout(), &format!("{line}\n")),
-            Lines::File(_, part) => {
-                if let Some(part) = part.borrow_mut().as_mut() {
-                    part.line(&line.to_string())?;
+            Lines::File(path, part) => {
+                let mut part = part.borrow_mut();
+                if part.is_none() {
+                    let beside = Part::beside(path);
+                    if beside.exists() {
+                        self.note(format_args!(
+                            "replacing {}, which a run left that did not end",
+                            beside.display()
+                        ));
+                    }
+                    *part = Some(Part::create(path)?);
                 }
+                part.as_mut().map_or(Ok(()), |part| part.line(&line.to_string()))?;
             }
         }
         Ok(())
@@ -135,12 +154,28 @@ impl Context {
     /// Reads a file of text, or stdin for `-`.
     pub fn read(&self, path: &Path) -> Result<String> {
         if !is_standard(path) {
+            self.keep(path)?;
             return std::fs::read_to_string(path).map_err(|e| Error::io(path, e));
+        }
+        if self.stdin_read.replace(true) {
+            return Err(Error::config("`-` is given twice, but stdin can be read once"));
         }
         let mut text = String::new();
         let read = stdin().read_to_string(&mut text);
         read.map_err(|e| Error::io(Path::new("stdin"), e))?;
         Ok(text)
+    }
+
+    /// Checks that the file of JSON lines is not one that the command reads.
+    fn keep(&self, path: &Path) -> Result<()> {
+        let Lines::File(lines, _) = &self.lines else { return Ok(()) };
+        let same = |a: &Path| a.canonicalize().is_ok_and(|a| path.canonicalize().is_ok_and(|b| a == b));
+        match same(lines) || same(&Part::beside(lines)) {
+            true => {
+                Err(Error::config(format!("--json={} would replace a file that is read", lines.display())))
+            }
+            false => Ok(()),
+        }
     }
 
     /// From here on tables go to stderr if `path` is `-`, because stdout carries its data.
@@ -189,16 +224,35 @@ fn write(mut stream: impl Write, text: &str) {
     }
 }
 
-/// Logs go to stderr: warnings of Tiebeam and errors of others, or what `RUST_LOG` asks for.
-fn log(global: &Global) {
-    let filter = match (global.quiet, global.verbose) {
-        (true, _) => "error",
-        (_, 0) => "error,tiebeam=warn",
-        (_, 1) => "warn,tiebeam=info",
-        _ => "info,tiebeam=debug",
+/// Refuses to replace a file that has something else than JSON lines, such as a model that was named by mistake.
+fn check_lines(path: &Path) -> Result<()> {
+    let mut first = [0u8];
+    let read = match std::fs::File::open(path) {
+        // What is no file, such as a pipe, must not be read from.
+        Ok(mut file) if file.metadata().is_ok_and(|found| found.is_file()) => file.read(&mut first),
+        _ => return Ok(()),
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| filter.into());
-    let colours = stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    match (read, first) {
+        (Ok(1), [b'{']) | (Ok(0), _) => Ok(()),
+        _ => Err(Error::config(format!(
+            "--json={}: this file has no JSON lines; name another",
+            path.display()
+        ))),
+    }
+}
+
+/// Logs go to stderr: what `-q` or `-v` says, else what `RUST_LOG` asks for, else warnings of Tiebeam and errors of others.
+fn log(global: &Global) {
+    let asked = std::env::var("RUST_LOG").ok().filter(|text| !text.is_empty());
+    let filter = match (global.quiet, global.verbose, asked) {
+        (true, ..) => "error".into(),
+        (_, 0, Some(asked)) => asked,
+        (_, 0, None) => "error,tiebeam=warn".into(),
+        (_, 1, _) => "warn,tiebeam=info".into(),
+        _ => "info,tiebeam=debug".into(),
+    };
+    let filter = EnvFilter::new(filter);
+    let colours = is_coloured(stderr().is_terminal(), std::env::var_os("NO_COLOR").as_deref());
     // A second subscriber in one process is an error, which only tests could cause.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -207,6 +261,11 @@ fn log(global: &Global) {
         .without_time()
         .with_writer(stderr)
         .try_init();
+}
+
+/// Whether logs have colours: only for people, and not if `NO_COLOR` is set to anything (<https://no-color.org>).
+fn is_coloured(terminal: bool, no_color: Option<&OsStr>) -> bool {
+    terminal && no_color.is_none_or(OsStr::is_empty)
 }
 
 /// Set by the first Ctrl-C. The second ends the program.
@@ -220,4 +279,23 @@ pub fn on_interrupt() -> Result<Arc<AtomicBool>> {
     })
     .map_err(|e| Error::config(format!("Ctrl-C cannot be caught: {e}")))?;
     Ok(stop)
+}
+
+/// An error if Ctrl-C was pressed. `left` says what has become of the work.
+pub fn unless_stopped(stopped: &AtomicBool, left: &str) -> Result<()> {
+    match stopped.load(Ordering::Relaxed) {
+        true => Err(Error::stopped(format!("stopped; {left}"))),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_are_for_people_who_want_them() {
+        assert!(is_coloured(true, None) && is_coloured(true, Some("".as_ref())));
+        assert!(!is_coloured(true, Some("1".as_ref())) && !is_coloured(false, None));
+    }
 }

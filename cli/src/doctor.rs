@@ -2,6 +2,7 @@
 
 use crate::context::Context;
 use serde_json::{Value, json};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tiebeam::files::size;
@@ -30,6 +31,10 @@ fn loss(feature: Feature) -> &'static str {
     }
 }
 
+/// Variables that leave adapters out: ours, and those of Vulkan's loader.
+const HIDING: [&str; 4] =
+    ["TIEBEAM_BACKEND", "VK_DRIVER_FILES", "VK_ICD_FILENAMES", "VK_LOADER_DRIVERS_SELECT"];
+
 const FEATURES: [Feature; 5] = [
     Feature::F16,
     Feature::Subgroups,
@@ -39,41 +44,52 @@ const FEATURES: [Feature; 5] = [
 ];
 
 pub fn run(_: &Args, context: &Context) -> Result<()> {
+    host(context)?;
+    let adapters = Gpu::adapters()?;
+    for adapter in &adapters {
+        context.note(format_args!("found     {adapter}"));
+    }
+    // Which one is chosen is asked without opening it, so that a driver that hangs has been named before.
+    let preferred = Gpu::preferred(&context.options);
+    let mut working = 0;
+    for adapter in &adapters {
+        let chosen = preferred.as_ref().is_ok_and(|chosen| chosen.index == adapter.index);
+        working += examine(adapter, chosen, context)? as usize;
+    }
+    let mut advice = advice(&adapters, |name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
+    if let (Err(error), false) = (&preferred, adapters.is_empty()) {
+        advice.insert(0, format!("the adapter that is asked for is not there: {error}"));
+    }
+    for line in &advice {
+        context.result(format_args!("\nadvice    {line}"));
+    }
+    context.record(&json!({"line": "advice", "advice": advice}))?;
+    context.whole();
+    match (working, preferred) {
+        (0, _) => Err(Error::no_adapter("none of this machine's adapters works; see above")),
+        (_, Err(error)) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Shows the program, the machine and the settings.
+fn host(context: &Context) -> Result<()> {
     let cache = Gpu::cache_folder();
     let shown = cache.as_deref().map_or("none".into(), |folder| folder.display().to_string());
-    context.result(format_args!(
-        "tiebeam {}, {} {}\ncache     {shown}",
-        env!("CARGO_PKG_VERSION"),
-        std::env::consts::OS,
-        std::env::consts::ARCH
-    ));
+    let (version, os, arch) = (env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH);
+    context.result(format_args!("tiebeam {version}, {os} {arch}\ncache     {shown}"));
+    let text = |part: std::ffi::OsString| part.to_string_lossy().into_owned();
+    let all = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
     let set: Vec<(String, String)> =
-        std::env::vars().filter(|(name, _)| name.starts_with("TIEBEAM_")).collect();
+        all.filter(|(name, _)| name.starts_with("TIEBEAM_") || HIDING.contains(&name.as_str())).collect();
     for (name, value) in &set {
         context.result(format_args!("set       {name}={value}"));
     }
     let set: serde_json::Map<String, Value> =
         set.into_iter().map(|(name, value)| (name, value.into())).collect();
     context.record(&json!({
-        "line": "host", "version": env!("CARGO_PKG_VERSION"), "os": std::env::consts::OS,
-        "arch": std::env::consts::ARCH, "cache": cache, "variables": set,
-    }))?;
-    let adapters = Gpu::adapters()?;
-    let best = context.open().ok().map(|gpu| gpu.adapter().index);
-    let mut working = 0;
-    for adapter in &adapters {
-        working += examine(adapter, best == Some(adapter.index), context)? as usize;
-    }
-    let advice = advice(&adapters);
-    for line in &advice {
-        context.result(format_args!("\nadvice    {line}"));
-    }
-    context.record(&json!({"line": "advice", "advice": advice}))?;
-    context.whole();
-    match working {
-        0 => Err(Error::no_adapter("none of this machine's adapters works; see the advice above")),
-        _ => Ok(()),
-    }
+        "line": "host", "version": version, "os": os, "arch": arch, "cache": shown, "variables": set,
+    }))
 }
 
 /// Shows one adapter and returns whether it works.
@@ -96,8 +112,11 @@ fn examine(adapter: &AdapterSummary, best: bool, context: &Context) -> Result<bo
         context.result(format_args!("  without {}: {}", feature.name(), loss(feature)));
     }
     let started = Instant::now();
-    let tried = Gpu::open_with(context.options.clone().adapter(Some(adapter.index.to_string())))
-        .and_then(|gpu| works(&gpu).map(|()| gpu));
+    let options = context.options.clone().adapter(Some(adapter.index.to_string()));
+    // A driver's layer may panic; the other adapters are examined all the same.
+    let tried =
+        catch_unwind(AssertUnwindSafe(|| Gpu::open_with(options).and_then(|gpu| works(&gpu).map(|()| gpu))))
+            .unwrap_or_else(|_| Err(Error::device("its driver's layer panicked; the message is above")));
     let seconds = started.elapsed().as_secs_f64();
     let mut line = json!({
         "line": "adapter", "index": adapter.index, "name": adapter.name, "backend": adapter.backend,
@@ -108,7 +127,7 @@ fn examine(adapter: &AdapterSummary, best: bool, context: &Context) -> Result<bo
     });
     match &tried {
         Ok(gpu) => {
-            let tuned = gpu.choices_file().is_some_and(Path::exists);
+            let tuned = !gpu.choices().is_empty();
             let kernels = if tuned {
                 "measured on it"
             } else {
@@ -147,28 +166,31 @@ fn works(gpu: &Gpu) -> Result<()> {
     Ok(())
 }
 
-/// What to install or to change.
-fn advice(adapters: &[AdapterSummary]) -> Vec<String> {
-    let mut advice = Vec::new();
+/// What to install or to change. `set` says whether a variable is set.
+fn advice(adapters: &[AdapterSummary], set: impl Fn(&str) -> bool) -> Vec<String> {
     let real = adapters.iter().any(|adapter| !adapter.is_software());
+    let hiding: Vec<&str> = HIDING.into_iter().filter(|name| set(name)).collect();
+    if !real && !hiding.is_empty() {
+        return vec![format!("{} can hide adapters: try without", hiding.join(" and "))];
+    }
+    let mut advice = Vec::new();
     for (card, driver) in unseen(&cards(Path::new("/sys/class/drm")), adapters) {
         advice.push(format!(
-            "the kernel sees a card of {card}, but no adapter of it is offered: install {driver}"
+            "the kernel sees a card of {card}, but no adapter of it is offered: install {driver}. In a container, give it the \
+             card's device files; outside, be in the groups of /dev/dri"
         ));
     }
-    if adapters.is_empty() {
-        advice.push(match std::env::consts::OS {
-            "linux" => "install a software driver: mesa-vulkan-drivers and libvulkan1 (Debian, Ubuntu), \
-                        mesa-vulkan-drivers and vulkan-loader (Fedora), vulkan-swrast (Arch)"
+    let os = std::env::consts::OS;
+    match (os, adapters.is_empty()) {
+        (_, false) if real => {}
+        ("linux", true) => advice.push(
+            "for a software driver, install mesa-vulkan-drivers and libvulkan1 (Debian, Ubuntu), mesa-vulkan-drivers and \
+             vulkan-loader (Fedora), or vulkan-swrast (Arch)"
                 .into(),
-            "windows" => {
-                "install the graphics driver of the card's vendor; Windows 10 or later brings a software one"
-                    .into()
-            }
-            other => format!("no adapter is offered on {other}; Vulkan, Metal, DX12 or OpenGL is needed"),
-        });
-    } else if !real {
-        advice.push("only software drivers are offered: they compute on the CPU".into());
+        ),
+        ("windows", _) => advice.push("install the driver of the graphics card's vendor".into()),
+        (_, true) => advice.push(format!("no adapter is offered on {os}; Vulkan, Metal, DX12 or OpenGL is needed")),
+        (_, false) => advice.push("only software drivers are offered: they compute on the CPU".into()),
     }
     advice
 }
@@ -222,5 +244,12 @@ mod tests {
         let missing: Vec<&str> = unseen(&found, &[]).into_iter().map(|(name, _)| name).collect();
         assert_eq!(missing, ["NVIDIA", "Intel"]);
         assert!(cards(&folder.path().join("nothing")).is_empty());
+    }
+
+    #[test]
+    fn a_variable_that_hides_adapters_is_named_first() {
+        let hidden = advice(&[], |name| name == "TIEBEAM_BACKEND");
+        assert_eq!(hidden, ["TIEBEAM_BACKEND can hide adapters: try without"]);
+        assert!(!advice(&[], |_| false).is_empty());
     }
 }

@@ -38,7 +38,7 @@ Examples:
 /// GPU tensor engine for models that store fewer weights than they use: measure adapters, match and merge models, run trained
 /// potentials
 #[derive(Parser)]
-#[command(name = "tiebeam", version, after_long_help = AFTER)]
+#[command(name = "tiebeam", version, propagate_version = true, after_long_help = AFTER)]
 struct Args {
     #[command(flatten)]
     global: Global,

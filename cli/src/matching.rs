@@ -1,13 +1,13 @@
 //! `tiebeam match` and `tiebeam match apply`.
 
-use crate::context::{Context, on_interrupt};
+use crate::context::{Context, on_interrupt, unless_stopped};
 use crate::data::Data;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tiebeam::merge::{
     MatchOptions, Matching, MlpModel, Permutation, Shards, Spec, VisitOrder, Weights, match_weights_with,
@@ -31,7 +31,8 @@ pub struct Args {
     /// Model that is permuted
     #[arg(required = true)]
     b: Option<PathBuf>,
-    /// What may be permuted: mlp, resnet, llama (heads from config.json), llama:HEADS:KV_HEADS, or a spec file
+    /// What may be permuted: mlp, resnet, llama (heads from config.json), llama:HEADS:KV_HEADS, or a spec file; `-` reads one from
+    /// stdin
     #[arg(long, default_value = "mlp")]
     spec: String,
     /// Write the permutation to this file
@@ -94,17 +95,25 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     if let Some(Sub::Apply { permutation, model, out, inverse }) = &args.apply {
         let read = Permutation::load(permutation)?;
         let permutation = if *inverse { read.inverse() } else { read };
-        return write_permuted(&gpu, &permutation, &Shards::open(model)?, out, context);
+        let stop = on_interrupt()?;
+        return write_permuted(&gpu, &permutation, &Shards::open(model)?, out, context, &stop);
     }
     // Both are required without a subcommand.
     let (Some(a), Some(b)) = (&args.a, &args.b) else { return Ok(()) };
     let [a, b] = [Shards::open(a)?, Shards::open(b)?];
-    let spec = Spec::named(&args.spec, &a)?;
+    let spec = match args.spec.as_str() {
+        "-" => Spec::from_json(&context.read(Path::new("-"))?)?,
+        name => Spec::named(name, &a)?,
+    };
     if let Some(path) = &args.save_spec {
         context.write(path, &spec.to_json())?;
     }
     let started = Instant::now();
-    let matching = search(&gpu, args, context, &spec, &a, &b)?;
+    let stop = on_interrupt()?;
+    let matching = search(&gpu, args, context, &spec, [&a, &b], &stop)?;
+    // A search that was stopped has a result, which is kept. The next Ctrl-C stops what follows.
+    let stopped = unless_stopped(&stop, "what was found so far is kept");
+    stop.store(false, Ordering::SeqCst);
     report(&matching, started.elapsed(), context)?;
     if let Some(path) = &args.data {
         check(&gpu, &matching, &b, path, context)?;
@@ -120,10 +129,11 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         matching.permutation.save(path, &notes.into())?;
         context.note(format_args!("wrote {}", path.display()));
     }
-    match &args.permuted {
-        Some(path) => write_permuted(&gpu, &matching.permutation, &b, path, context),
-        None => Ok(()),
+    if let Some(path) = &args.permuted {
+        write_permuted(&gpu, &matching.permutation, &b, path, context, &stop)?;
     }
+    context.whole();
+    stopped
 }
 
 /// Matches, with a progress line. Ctrl-C ends the search with the permutation found so far.
@@ -132,8 +142,8 @@ fn search(
     args: &Args,
     context: &Context,
     spec: &Spec,
-    a: &Shards,
-    b: &Shards,
+    [a, b]: [&Shards; 2],
+    stop: &AtomicBool,
 ) -> Result<Matching> {
     let start = args.start.as_ref().map(Permutation::load).transpose()?;
     let order = match args.order {
@@ -142,7 +152,6 @@ fn search(
     };
     let (runs, sweeps) = (args.runs as usize, args.sweeps as usize);
     let options = MatchOptions::default().order(order).seed(args.seed).runs(runs).sweeps(sweeps).start(start);
-    let stop = on_interrupt()?;
     let bar = context.bar(None, "{spinner} {msg} {elapsed}");
     bar.set_message("reading");
     let matching = match_weights_with(gpu, spec, a, b, &options, &mut |visit| {
@@ -150,9 +159,6 @@ fn search(
         if stop.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     bar.finish_and_clear();
-    if stop.load(Ordering::SeqCst) {
-        context.note("stopped: the permutation so far");
-    }
     Ok(matching)
 }
 
@@ -218,6 +224,7 @@ fn write_permuted(
     model: &Shards,
     out: &Path,
     context: &Context,
+    stop: &AtomicBool,
 ) -> Result<()> {
     permutation.check(model)?;
     let permuted = permutation.permuted(model);
@@ -233,6 +240,7 @@ fn write_permuted(
         };
         let (permuted, bar, tensor) = (&permuted, &bar, name.clone());
         Ok(Entry::lazy(name, dtype, &info.shape, move || {
+            unless_stopped(stop, "nothing was written")?;
             let values = permuted.read(gpu, &tensor)?.to_vec::<f32>()?;
             bar.inc(1);
             Ok(match dtype {

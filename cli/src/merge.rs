@@ -1,10 +1,10 @@
 //! `tiebeam merge`.
 
-use crate::context::{Context, is_standard, on_interrupt};
+use crate::context::{Context, is_standard, on_interrupt, unless_stopped};
 use clap::Parser;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use tiebeam::files::{parse_size, size};
 use tiebeam::merge::aligned::Aligned;
@@ -47,6 +47,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     if args.dry_run {
         context.result(job.describe(args.shard_size).trim_end());
         context.record(&plan(&job, args.shard_size))?;
+        context.whole();
     }
     job.check()?;
     let (false, Some(out)) = (args.dry_run, &args.out) else { return Ok(()) };
@@ -81,7 +82,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         "line": "merged", "out": out, "tensors": n, "bytes": job.bytes(), "seconds": seconds,
     }))?;
     match data {
-        Some(data) => evaluate(&gpu, &job, &sources, out, &data, context),
+        Some(data) => evaluate(&gpu, &job, &sources, out, &data, context, &stopped),
         None => Ok(()),
     }
 }
@@ -112,7 +113,7 @@ fn align(gpu: &Gpu, job: &Job, settings: &Align, context: &Context, stopped: &At
     let aligned = job.align(gpu, settings, &mut |path, visit| {
         let (run, sweep, group) = (visit.run + 1, visit.sweep + 1, &visit.group);
         bar.set_message(format!("aligning {}: run {run}, sweep {sweep}, {group}", path.display()));
-        unless_stopped(stopped)
+        unless_stopped(stopped, "nothing was written")
     });
     bar.finish_and_clear();
     let aligned = aligned?;
@@ -131,13 +132,6 @@ fn align(gpu: &Gpu, job: &Job, settings: &Align, context: &Context, stopped: &At
         }))?;
     }
     Ok(aligned)
-}
-
-fn unless_stopped(stopped: &AtomicBool) -> Result<()> {
-    match stopped.load(Ordering::Relaxed) {
-        true => Err(Error::stopped("stopped; nothing was written")),
-        false => Ok(()),
-    }
 }
 
 /// The folder that is written, the size of its files, and the configuration that is kept there.
@@ -159,7 +153,7 @@ fn write(
     let bar = context.bar(Some(job.bytes() * job.passes()), style);
     let done = job.run(gpu, sources, to.folder, to.shard_bytes, to.config, &mut |bytes| {
         bar.inc(bytes);
-        unless_stopped(stopped)
+        unless_stopped(stopped, "nothing was written")
     });
     bar.finish_and_clear();
     done
@@ -173,6 +167,7 @@ fn evaluate(
     out: &Path,
     data: &Data,
     context: &Context,
+    stopped: &AtomicBool,
 ) -> Result<()> {
     let merged = Shards::open(out)?;
     // `job.models` includes the files of Fisher diagonals, which are left out here.
@@ -182,6 +177,7 @@ fn evaluate(
     let inputs = inputs.filter(|(path, _)| named.iter().any(|n| n == path));
     context.result(format_args!("{:<9} {:<9} model", "loss", "accuracy"));
     for (path, weights) in inputs.chain([(out, &merged as &dyn Weights)]) {
+        unless_stopped(stopped, "the merge is written")?;
         let e = data.evaluate(gpu, weights)?;
         context.result(format_args!("{:<9.4} {:<9.4} {}", e.loss, e.accuracy, path.display()));
         let line = json!({"line": "evaluated", "model": path, "loss": e.loss, "accuracy": e.accuracy});

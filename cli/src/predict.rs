@@ -57,7 +57,13 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let bar = context.bar(Some(frames.len() as u64), "{bar:32} {pos}/{len} frames, ETA {eta}");
     let mut predicted = Vec::with_capacity(frames.len());
     for (i, frame) in frames.iter().enumerate() {
-        predicted.push(calculator.predict(frame).map_err(|e| named(i, e))?);
+        let found = calculator.predict(frame).map_err(|e| named(i, e))?;
+        let forces = found.forces.iter().flatten().flatten();
+        context.record(&json!({
+            "line": "frame", "frame": i, "atoms": found.species.len(), "energy": found.energy,
+            "largest_force": forces.fold(0.0, |most: f64, x| most.max(x.abs())), "stress": found.stress,
+        }))?;
+        predicted.push(found);
         bar.inc(1);
     }
     bar.finish_and_clear();

@@ -5,7 +5,6 @@ use clap::Parser;
 use serde_json::json;
 use std::path::PathBuf;
 use std::time::Duration;
-use tiebeam::Result;
 use tiebeam::ops::product::matmul::tune::{Progress, tune_all};
 
 const EXAMPLES: &str = "\
@@ -18,14 +17,21 @@ Examples:
 #[command(after_long_help = EXAMPLES)]
 pub struct Args {
     /// Minutes after which no further class of problems is started
-    #[arg(long, default_value_t = 5.0)]
+    #[arg(long, default_value_t = 5.0, value_parser = minutes)]
     minutes: f64,
-    /// Also write the measurements to this file, to ship with a program (Options::choices)
+    /// Also write the measurements to this file, to ship with a program (Options::choices); `-` writes to stdout
     #[arg(long)]
     export: Option<PathBuf>,
 }
 
-pub fn run(args: &Args, context: &Context) -> Result<()> {
+/// Parses a number of minutes, which may be 0.
+fn minutes(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|number| *number >= 0.0);
+    number.ok_or_else(|| "give a number of minutes, 0 or more".into())
+}
+
+pub fn run(args: &Args, context: &Context) -> tiebeam::Result<()> {
+    context.expect_data(args.export.as_deref())?;
     let gpu = context.open()?;
     context.result(gpu.adapter());
     let class = gpu.measure_class()?;
@@ -64,8 +70,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     bar.finish_and_clear();
     written?;
     if let Some(path) = &args.export {
-        gpu.export_choices(path)?;
-        context.note(format_args!("exported to {}", path.display()));
+        context.write(path, &gpu.choices_text())?;
     }
     let kept = match gpu.choices_file() {
         Some(file) => format!("kept in {}", file.display()),

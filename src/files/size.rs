@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 /// ```
 ///
 /// # Errors
-/// [`Error::Config`] for another unit, for no number, and for less than one byte.
+/// [`Error::Config`] for another unit, for no number, for less than one byte, and for 2^63 bytes or more.
 pub fn parse_size(text: &str) -> Result<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -29,9 +29,12 @@ pub fn parse_size(text: &str) -> Result<u64> {
         Some(at) if at < 5 => 1000f64.powi(at as i32),
         Some(at) => 1024f64.powi(at as i32 - 4),
     };
-    match number.parse::<f64>().map(|number| (number * factor) as u64) {
-        Ok(0) => Err(Error::config(format!("'{text}' is less than one byte"))),
-        Ok(bytes) => Ok(bytes),
+    match number.parse::<f64>().map(|number| number * factor) {
+        Ok(bytes) if bytes < 1.0 => Err(Error::config(format!("'{text}' is less than one byte"))),
+        Ok(bytes) if bytes >= 2f64.powi(63) => {
+            Err(Error::config(format!("'{text}' is more than any device has")))
+        }
+        Ok(bytes) => Ok(bytes as u64),
         Err(_) => Err(Error::config(format!("'{text}' is no number of bytes"))),
     }
 }
@@ -55,7 +58,7 @@ mod tests {
         let read = |text| parse_size(text).unwrap();
         assert_eq!([read("7"), read("7B"), read("2KB"), read("2 KiB")], [7, 7, 2000, 2048]);
         assert_eq!([read("1TB"), read("1tib"), read("0.5MiB")], [1_000_000_000_000, 1 << 40, 1 << 19]);
-        for wrong in ["", "GB", "0", "0.2B", "-1", "1.2.3", "3 apples", "1e9", "nan"] {
+        for wrong in ["", "GB", "0", "0.2B", "-1", "1.2.3", "3 apples", "1e9", "nan", "9999999999TB"] {
             assert!(parse_size(wrong).unwrap_err().to_string().contains(&format!("'{wrong}'")), "{wrong}");
         }
         assert_eq!(

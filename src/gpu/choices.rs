@@ -252,8 +252,13 @@ impl Gpu {
     /// # Errors
     /// [`Error::Io`]. An older file is then unchanged.
     pub fn export_choices(&self, path: &Path) -> Result<()> {
+        files::replace_with(path, self.choices_text())
+    }
+
+    /// Returns the text that [`Gpu::export_choices`] writes.
+    pub fn choices_text(&self) -> String {
         let choices = &self.0.choices;
-        files::replace_with(path, choices.text(&lock(&choices.known)))
+        choices.text(&lock(&choices.known))
     }
 
     /// The file of measured choices for this adapter, driver, device class and version of the kernels. `None` if the

@@ -15,6 +15,29 @@ pub(super) fn size_class(bytes: u64) -> u64 {
     bytes.div_ceil(step) * step
 }
 
+/// Bytes of a buffer that is being created, which no pool counts yet. They are given back when this is dropped.
+struct Admitted<'a> {
+    creating: &'a Mutex<u64>,
+    bytes: u64,
+}
+
+impl Admitted<'_> {
+    /// From here on the pool counts the bytes. In between, nobody sees them twice or not at all.
+    fn count_in(mut self, pool: &Mutex<Pool>) {
+        let mut creating = lock(self.creating);
+        lock(pool).take(self.bytes);
+        *creating -= std::mem::take(&mut self.bytes);
+    }
+}
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            *lock(self.creating) -= self.bytes;
+        }
+    }
+}
+
 impl Gpu {
     /// Returns a buffer of at least `bytes` bytes, with arbitrary contents. If it cannot be made, it has no memory and
     /// carries the error.
@@ -71,17 +94,12 @@ impl Gpu {
             return Ok(raw);
         }
         drop(pool);
-        let made = self.0.creating.fetch_add(class, Ordering::AcqRel);
-        let raw = self.create(op, class, made).or_else(|| {
+        let raw = self.create(op, class, from).or_else(|| {
             // The pool's free buffers may be of other sizes. They go back to the driver once the work on them is done.
             let _ = self.wait_idle();
             self.trim();
-            self.create(op, class, made)
+            self.create(op, class, from)
         });
-        if raw.is_some() {
-            lock(from).take(class);
-        }
-        self.0.creating.fetch_sub(class, Ordering::AcqRel);
         // This is no fault of the device: only what needs this buffer cannot be computed.
         let raw = raw.ok_or_else(|| {
             let limit = match self.0.most_memory {
@@ -100,18 +118,28 @@ impl Gpu {
         Ok(raw)
     }
 
-    /// Makes a new buffer. `None` if the device has no memory for it, or if it would be more than the options allow beside
-    /// what is held now and the `others` that are being created.
-    fn create(&self, op: &str, bytes: u64, others: u64) -> Option<wgpu::Buffer> {
+    /// Makes a new buffer of a pool. `None` if the device has no memory for it, or if the options do not allow as much.
+    fn create(&self, op: &str, bytes: u64, of: &Mutex<Pool>) -> Option<wgpu::Buffer> {
+        let admitted = self.admit(bytes)?;
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
+        let raw = self.create_for(op, bytes, usage)?;
+        admitted.count_in(of);
+        Some(raw)
+    }
+
+    /// Reserves bytes for a buffer. `None` if that would be more than the options allow, beside what is held now and what
+    /// other threads are creating.
+    fn admit(&self, bytes: u64) -> Option<Admitted<'_>> {
+        let mut creating = lock(&self.0.creating);
         if self.0.most_memory < u64::MAX {
             let stats = self.memory_stats();
-            let held = stats.used.saturating_add(stats.free).saturating_add(others);
+            let held = stats.used.saturating_add(stats.free).saturating_add(*creating);
             if held.saturating_add(bytes) > self.0.most_memory {
                 return None;
             }
         }
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
-        self.create_for(op, bytes, usage)
+        *creating += bytes;
+        Some(Admitted { creating: &self.0.creating, bytes })
     }
 
     /// Makes a new buffer that the host can read. `None` if there is no memory for it.

@@ -92,7 +92,7 @@ pub(crate) struct Inner {
     /// The most bytes that this handle's buffers may have together. `u64::MAX` if there is no limit.
     most_memory: u64,
     /// Bytes of the buffers that are being created now, which the pools do not count yet.
-    creating: AtomicU64,
+    creating: Mutex<u64>,
     pub pool: Arc<Mutex<buffer::Pool>>,
     pub staging: Mutex<Vec<wgpu::Buffer>>,
     pub kernels: Mutex<pipeline::Cache>,
@@ -172,8 +172,9 @@ impl Gpu {
             summary: inner.summary.clone(),
             fault: Arc::default(),
             epoch: AtomicU64::new(0),
-            most_memory: inner.most_memory,
-            creating: AtomicU64::new(0),
+            // What is measured beside the work is held for a moment only, and must not fail because the work holds all.
+            most_memory: u64::MAX,
+            creating: Mutex::default(),
             pool: Arc::default(),
             staging: Mutex::default(),
             kernels: Mutex::default(),

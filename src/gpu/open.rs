@@ -203,6 +203,20 @@ impl Gpu {
         Ok(adapters.iter().enumerate().map(|(i, a)| summarize(i, a, &without)).collect())
     }
 
+    /// Returns the adapter that [`Gpu::open_with`] would open, without opening it.
+    ///
+    /// # Errors
+    /// As [`Gpu::adapters`], and [`Error::NoAdapter`] if there is none, or none of the wanted name.
+    pub fn preferred(options: &Options) -> Result<AdapterSummary> {
+        let backend = options.backend.clone().or_else(|| variable("TIEBEAM_BACKEND"));
+        let wanted = options.adapter.clone().or_else(|| variable("TIEBEAM_ADAPTER"));
+        let without = without(options.without.clone())?;
+        let _one = lock(&OPENING);
+        let adapters = list(backend.as_deref(), wanted.as_deref())?;
+        let index = choose(&adapters, wanted.as_deref(), &without)?;
+        Ok(summarize(index, &adapters[index], &without))
+    }
+
     fn from_adapter(
         index: usize,
         adapter: &wgpu::Adapter,
@@ -276,7 +290,7 @@ impl Gpu {
             fault,
             epoch: AtomicU64::new(0),
             most_memory,
-            creating: AtomicU64::new(0),
+            creating: Mutex::default(),
             pool: Arc::default(),
             staging: Mutex::default(),
             kernels: Mutex::default(),

@@ -43,8 +43,9 @@ pub struct Options {
     /// (`TIEBEAM_WAIT`, in seconds; `0` or `off` for no limit). 600 s by default. `Duration::MAX` means no limit.
     pub wait: Option<Duration>,
     /// Most bytes of device memory for tensors, recorded steps and the pool together (`TIEBEAM_MEMORY`, such as `2GB` or
-    /// `1.5GiB`). What needs more fails with [`Error::OutOfMemory`], as if the device had no more. The host's staging
-    /// buffers, and what the driver needs for itself, are not counted. By default there is no limit but the device's.
+    /// `1.5GiB`). What needs more fails with [`Error::OutOfMemory`], as if the device had no more. Staging
+    /// buffers of the host, textures that hold copies of operands, what measuring kernels holds for a moment and what the
+    /// driver needs for itself are not counted. By default there is no limit but the device's.
     pub memory: Option<u64>,
     /// The class of devices for which kernels are chosen (`TIEBEAM_DEVICE`): a kind (`cpu`, `integrated`, `discrete`,
     /// `virtual`) or a finer row of the table, such as `h200` ([`DeviceClass::all`](super::DeviceClass::all)). The

@@ -19,7 +19,9 @@ pub fn command() -> Command {
     let path = named.unwrap_or_else(|| env!("CARGO_BIN_EXE_tiebeam").into());
     assert!(path.is_file(), "{} is no file: set TIEBEAM_BIN to the command", path.display());
     // An absolute path, because some tests run it in another folder.
-    Command::new(std::path::absolute(&path).expect("a path"))
+    let mut command = Command::new(std::path::absolute(&path).expect("a path"));
+    command.env_remove("TIEBEAM_MEMORY");
+    command
 }
 
 /// Output as text.

@@ -2,6 +2,7 @@
 
 use super::folder::Folder;
 use super::*;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tiebeam::ops::sequence::cache::KvCache;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, Sgd, SgdConfig};
 use tiebeam::store::{Checkpoint, load_checkpoint, save_checkpoint};
@@ -210,4 +211,35 @@ fn memory_can_be_capped() {
     let failed = Step::record(&capped, &[], |_| Ok(vec![big(), big().sin()]));
     assert!(failed.is_err(), "two results of 6 MiB");
     assert!(capped.memory_stats().peak <= 8 << 20);
+}
+
+/// What one thread is refused takes nothing from another.
+#[test]
+fn a_cap_refuses_only_what_does_not_fit() {
+    const CAP: u64 = 8 << 20;
+    let capped = Gpu::open_with(Options::default().memory(Some(CAP))).expect("opens");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let greedy = scope.spawn(|| {
+            let (mut refused, twelve) = (0, vec![0.0f32; 3 << 20]);
+            while !stop.load(Ordering::Relaxed) {
+                refused += usize::from(Tensor::from_slice(&capped, &twelve, [3 << 20]).check().is_err());
+            }
+            refused
+        });
+        // Each holds at most a quarter of the cap, in buffers of many sizes.
+        let modest = |seed: usize| {
+            for turn in 0..300 {
+                let size = 1000 * (seed * 37 + turn * 101) % 400_000 + 64;
+                let x = Tensor::from_slice(&capped, &vec![1.0f32; size], [size]);
+                assert!(x.check().is_ok(), "{size} of thread {seed}: {:?}", x.check());
+            }
+        };
+        let threads = [1, 2, 3].map(|seed| scope.spawn(move || modest(seed)));
+        let done = threads.map(|thread| thread.join());
+        stop.store(true, Ordering::Relaxed);
+        assert!(greedy.join().expect("no panic") > 0, "12 MiB were given");
+        done.into_iter().for_each(|result| result.expect("what fits is given"));
+    });
+    assert!(capped.memory_stats().peak <= CAP);
 }
