@@ -4,12 +4,14 @@
     TIEBEAM_ROOT=FOLDER     the clone of Tiebeam, if it is not the folder above this one
 """
 
+import atexit
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from setuptools import Distribution, setup
@@ -103,11 +105,25 @@ class NoSource(sdist):
         fail("a source distribution would lack the Rust sources: build a wheel from a clone (pip wheel ./python)")
 
 
-# Files of the build go below the clone's target folder, so that the clone stays clean.
+def workplace():
+    """The folder for files of the build: below cargo's target folder, so that the clone stays clean, or else a temporary one."""
+    folder = HERE.parent / (os.environ.get("CARGO_TARGET_DIR") or "target") / "python"
+    try:
+        for place in (folder / "build", folder / "tiebeam.egg-info"):
+            place.mkdir(parents=True, exist_ok=True)
+            # Permissions do not tell whether a file system is read-only, so it is tried.
+            tempfile.TemporaryFile(dir=place).close()
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="tiebeam-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        # For cargo, which could not write there either.
+        os.environ.setdefault("CARGO_TARGET_DIR", str(folder / "target"))
+    return folder
+
+
 options = {}
 if clone() == HERE.parent:
-    folder = HERE.parent / "target" / "python"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = workplace()
     options = {"build": {"build_base": str(folder / "build")}, "egg_info": {"egg_base": str(folder)}}
 
 setup(

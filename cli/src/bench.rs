@@ -338,14 +338,16 @@ fn compare(Sub::Compare { files, html, readme, baseline: other }: &Sub, context:
     }
     let Some(readme) = readme else { return Ok(()) };
     let text = context.read(readme)?;
-    let [start, end] = ["<!-- bench -->\n", "<!-- end of bench -->"];
-    match (text.find(start), text.find(end)) {
-        (Some(first), Some(last)) if first + start.len() <= last => {
-            let (head, tail) = (&text[..first + start.len()], &text[last..]);
+    let [start, end] = ["<!-- bench -->", "<!-- end of bench -->"];
+    // The line's own end stays as it is.
+    let first = text.find(start).and_then(|at| text[at..].find('\n').map(|line| at + line + 1));
+    match (first, text.find(end)) {
+        (Some(first), Some(last)) if first <= last => {
+            let (head, tail) = (&text[..first], &text[last..]);
             context.write(readme, &format!("{head}{}{tail}", markdown(&runs)))
         }
         _ => {
-            let message = format!("no lines '{}' and '{end}' in this order", start.trim_end());
+            let message = format!("no lines '{start}' and '{end}' in this order");
             Err(Error::format(readme, message))
         }
     }

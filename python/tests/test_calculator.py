@@ -149,6 +149,24 @@ class Values(unittest.TestCase):
         np.testing.assert_array_equal(again.forces, average.forces)
         self.assertEqual(self.calculator.compute(*place(atoms)).energy, first.energy)
 
+    def test_rotations_through_ase_are_not_cached(self):
+        atoms = crystal()
+        with Tiebeam(MODEL) as ase:
+            atoms.calc = ase
+            first = atoms.get_potential_energy()
+            self.assertEqual(ase.rotations, 1)
+            ase.rotations = 4
+            self.assertEqual((ase.rotations, ase.calculator.rotations), (4, 4))
+            average = atoms.get_potential_energy()
+            self.assertNotEqual(average, first)
+            with self.assertRaises(ValueError):
+                ase.rotations = 0
+            self.assertEqual(ase.rotations, 4)
+            ase.rotations = 1
+            self.assertEqual(atoms.get_potential_energy(), first)
+        with Calculator(MODEL, rotations=4) as calculator:
+            self.assertEqual(calculator.compute(*place(atoms)).energy, average)
+
     def test_slabs_and_free_atoms_have_no_stress(self):
         atoms = crystal()
         atoms.pbc = [True, True, False]
@@ -197,6 +215,20 @@ class Refused(unittest.TestCase):
                 with self.subTest(model=model, kind=kind), self.assertRaises(tiebeam.Error) as caught:
                     kind(model)
                 self.assertIn(str(model), str(caught.exception))
+
+    def test_paths(self):
+        """Bytes are a path, characters that no file system can hold are refused, and no path ends at a NUL."""
+        for kind in (Calculator, Tiebeam):
+            kind(os.fsencode(MODEL)).close()
+            for end in ("\0", "\0.old"):
+                for path in (str(MODEL) + end, os.fsencode(MODEL) + end.encode()):
+                    with self.subTest(path=path, kind=kind), self.assertRaisesRegex(ValueError, "model: .* NUL"):
+                        kind(path)
+            with self.assertRaisesRegex(ValueError, "library: .* NUL"):
+                kind(MODEL, library="/nowhere\0")
+        # On Windows such a name cannot be made, and on other systems the library reads names in UTF-8 only.
+        with self.assertRaises(tiebeam.Error):
+            Calculator("/nowhere/\udcff.safetensors")
 
     def test_atoms(self):
         with Calculator(MODEL) as calculator:
@@ -365,6 +397,50 @@ class Life(unittest.TestCase):
         out = subprocess.run([sys.executable, "-c", code, str(MODEL)], check=True, text=True, capture_output=True)
         self.assertIn("opened before this process was forked", out.stdout)
         self.assertTrue(out.stdout.endswith("0.0\n"), out.stdout)
+
+    @unittest.skipUnless(hasattr(os, "fork"), "this system has no fork")
+    def test_forked_while_another_thread_has_the_lock(self):
+        code = """if True:
+            import os, sys, threading, tiebeam
+            calculator = tiebeam.Calculator(sys.argv[1])
+            held, done = threading.Event(), threading.Event()
+
+            def hold():
+                with calculator._turn:
+                    held.set()
+                    done.wait()
+
+            thread = threading.Thread(target=hold)
+            thread.start()
+            held.wait()
+            child = os.fork()
+            if child == 0:
+                for work in (
+                    lambda: calculator.compute([], []),
+                    lambda: calculator.radius,
+                    lambda: setattr(calculator, "rotations", 2),
+                ):
+                    try:
+                        work()
+                    except tiebeam.Error as error:
+                        print(error, flush=True)
+                calculator.close()
+                os._exit(7)
+            # A child that waits for the lock would do so for ever.
+            timer = threading.Timer(30, lambda: os.kill(child, 9))
+            timer.start()
+            status = os.waitpid(child, 0)[1]
+            timer.cancel()
+            done.set()
+            thread.join()
+            print(os.waitstatus_to_exitcode(status), calculator.compute([], []).energy)
+        """
+        out = subprocess.run([sys.executable, "-c", code, str(MODEL)], check=True, text=True, capture_output=True).stdout
+        *errors, last = out.splitlines()
+        self.assertEqual(last, "7 0.0")
+        self.assertEqual(len(errors), 3)
+        for error in errors:
+            self.assertIn("opened before this process was forked", error)
 
     def test_without_ase(self):
         """The module works where ASE cannot be imported, and says what its ASE calculator needs."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Sequence
 
-from ._calculator import Calculator
+from ._calculator import Calculator, _Path
 
 try:
     from ase import Atoms
@@ -37,9 +36,9 @@ else:
 
         def __init__(
             self,
-            model: str | os.PathLike[str],
+            model: _Path,
             rotations: int = 1,
-            library: str | os.PathLike[str] | None = None,
+            library: _Path | None = None,
             **kwargs: Any,
         ) -> None:
             """Opens the potential in the file ``model``. The arguments are those of :class:`tiebeam.Calculator`."""
@@ -65,6 +64,16 @@ else:
             }
             if found.stress is not None:
                 self.results["stress"] = full_3x3_to_voigt_6_stress(found.stress)
+
+        @property
+        def rotations(self) -> int:
+            """That of :attr:`tiebeam.Calculator.rotations`. Set here, it makes ASE forget the results of another number."""
+            return self.calculator.rotations
+
+        @rotations.setter
+        def rotations(self, count: int) -> None:
+            self.calculator.rotations = count
+            self.reset()
 
         def close(self) -> None:
             """Frees the device. Without it, that happens when the calculator is no longer used."""

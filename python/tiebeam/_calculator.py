@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple
+from typing import Any, Iterator, NamedTuple, Union
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +19,7 @@ ABI = 1
 
 _NAME = {"win32": "tiebeam.dll", "darwin": "libtiebeam.dylib"}.get(sys.platform, "libtiebeam.so")
 _POINTER = ctypes.c_void_p
+_Path = Union[str, bytes, "os.PathLike[str]", "os.PathLike[bytes]"]
 #: Result and arguments of each function.
 _FUNCTIONS = {
     "tiebeam_abi": (ctypes.c_uint32, []),
@@ -50,10 +51,10 @@ class Results(NamedTuple):
     stress: NDArray[np.float64] | None
 
 
-def _load(named: str | os.PathLike[str] | None) -> ctypes.CDLL:
+def _load(named: _Path | None) -> ctypes.CDLL:
     """Loads the library: the named one, else that of TIEBEAM_LIBRARY, else the one beside this file."""
     named = named or os.environ.get("TIEBEAM_LIBRARY")
-    path = Path(named) if named else Path(__file__).with_name(_NAME)
+    path = Path(os.fsdecode(_encoded("library", named))) if named else Path(__file__).with_name(_NAME)
     if not path.is_file():
         advice = "" if named else "; install tiebeam by pip, or name a library by `library=` or TIEBEAM_LIBRARY"
         raise Error(f"{path}: there is no library{advice}")
@@ -68,6 +69,14 @@ def _load(named: str | os.PathLike[str] | None) -> ctypes.CDLL:
     if library.tiebeam_abi() != ABI:
         raise Error(f"{path}: its functions have version {library.tiebeam_abi()}, and this module calls version {ABI}")
     return library
+
+
+def _encoded(name: str, path: _Path) -> bytes:
+    """Returns a path as C reads it, which is up to the first NUL."""
+    encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise ValueError(f"{name}: {path!r} is no path, because a character of it is NUL")
+    return encoded
 
 
 def _array(name: str, values: ArrayLike, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
@@ -93,25 +102,27 @@ class Calculator:
 
     def __init__(
         self,
-        model: str | os.PathLike[str],
+        model: _Path,
         rotations: int = 1,
         *,
-        library: str | os.PathLike[str] | None = None,
+        library: _Path | None = None,
     ) -> None:
         """Reads a potential and opens the device.
 
         :param model: a safetensors file, as the example ``potential`` saves it
         :param rotations: results are averages over this many orientations of the atoms; see :attr:`rotations`
         :param library: a shared library to use in place of the package's own; without it, ``TIEBEAM_LIBRARY`` may name one
+        :raises ValueError: if a path contains NUL, or rotations are not 1 or more
         :raises Error: if the file, the device or the library cannot be used
         """
         self._rotations = _count(rotations)
+        path = _encoded("model", model)
         self._library = _load(library)
         # Counts the computations in progress: the handle must neither change nor be freed meanwhile.
         self._running = 0
         self._turn = threading.Condition()
         self._process = os.getpid()
-        self._handle = self._library.tiebeam_open(os.fspath(model).encode())
+        self._handle = self._library.tiebeam_open(path)
         if not self._handle:
             self._fail()
         if self._library.tiebeam_set_rotations(self._handle, self._rotations):
@@ -188,7 +199,7 @@ class Calculator:
         if self._handle is None:
             return
         if self._process != os.getpid():
-            # It is the other process's to free.
+            # It is the other process's to free, and another thread of that may have held the lock.
             self._handle = None
             return
         with self._alone() as handle:
@@ -215,13 +226,17 @@ class Calculator:
     def _opened(self, handle: int | None) -> int:
         if handle is None:
             raise Error("the calculator is closed")
+        return handle
+
+    def _check_process(self) -> None:
+        """Comes before the lock: if another thread held it when this process was forked, nobody gives it back here."""
         if self._process != os.getpid():
             raise Error("the calculator was opened before this process was forked; open one in each process")
-        return handle
 
     @contextlib.contextmanager
     def _using(self) -> Iterator[int]:
         """Keeps the calculator as it is, beside other computations."""
+        self._check_process()
         with self._turn:
             handle = self._opened(self._handle)
             self._running += 1
@@ -235,6 +250,7 @@ class Calculator:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[int | None]:
         """Waits for the computations in progress, and lets none begin."""
+        self._check_process()
         with self._turn:
             self._turn.wait_for(lambda: self._running == 0)
             yield self._handle
