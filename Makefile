@@ -13,6 +13,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: vulkan ## train a small language model with tied layers and write its results to out/demo
+	@echo "building, which takes some minutes the first time; then about two minutes of training"
 	$(CARGO) run --release --example charlm -- --out out/demo
 
 smollm: vulkan ## download a 135M-parameter model (98 MB, outside the repository) and generate text with it

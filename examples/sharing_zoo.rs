@@ -7,6 +7,8 @@
 //! far are in benches/results/sharing/zoo.jsonl. If that file is copied to OUT/results.jsonl, they are not repeated. Settings are
 //! those of a published comparison (MASA, arXiv 2508.04581), at a size that one core trains in minutes.
 
+#[path = "common/run.rs"]
+mod common;
 #[path = "common/precision.rs"]
 mod precision;
 
@@ -16,6 +18,7 @@ use plotters::prelude::*;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
 use tiebeam::nn::Parameters;
@@ -155,7 +158,7 @@ fn train(
     (name, sharing): (&str, Sharing),
     seed: u64,
     (steps, precision): (u32, Precision),
-    bar: &ProgressBar,
+    (bar, stop): (&ProgressBar, &AtomicBool),
 ) -> Result<Value> {
     let config = RecursiveConfig::default()
         .vocab(text.vocab)
@@ -176,6 +179,11 @@ fn train(
     let started = Instant::now();
     let mut last = f32::NAN;
     for step in 0..steps {
+        if stop.load(Ordering::Relaxed) {
+            return Err(Error::stopped(
+                "stopped; the runs that ended are kept, and the same command goes on with the others",
+            ));
+        }
         let [x, y] = text.batch(&mut rng).map(|t| Tensor::from_slice(gpu, &t, [BATCH, CONTEXT]));
         let loss = autocast(precision, || model.loss(&x, &y));
         optimizer.step(&scale.backward(&loss)?, schedule.lr(LR, step as u64))?;
@@ -304,11 +312,20 @@ fn run(args: &Args) -> Result<()> {
         let missing = chosen.iter().filter(|v| !records.iter().any(|r| same(r, v.0, seed)));
         wanted.extend(missing.map(|v| (v.0, v.1, seed)));
     }
+    let stop = common::interruptible()?;
+    println!(
+        "{} runs of {} steps to do, {} kept; each is kept in {} when it ends",
+        wanted.len(),
+        args.steps,
+        args.seeds.len() * chosen.len() - wanted.len(),
+        file.display()
+    );
     let bar = ProgressBar::new(wanted.len() as u64 * args.steps as u64);
     let style = "{bar:24} {percent}% {wide_msg} {elapsed} so far, about {eta} to go";
     bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
     for (name, sharing, seed) in wanted {
-        let record = train(&gpu, &text, (name, sharing), seed, (args.steps, args.scope.precision), &bar)?;
+        let record =
+            train(&gpu, &text, (name, sharing), seed, (args.steps, args.scope.precision), (&bar, &stop))?;
         bar.suspend(|| {
             println!(
                 "{name} seed {seed}: validation {:.4}",
@@ -346,11 +363,6 @@ fn run(args: &Args) -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    let args = Args::parse();
+    common::main(|| run(&args))
 }

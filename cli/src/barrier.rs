@@ -82,7 +82,10 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     permutation.check(&b)?;
     let permuted = permutation.permuted(&b);
     let [before, after] = [distance(&gpu, &a, &b)?, distance(&gpu, &a, &permuted)?];
-    context.result(format_args!("L2 distance {before:.4} -> {after:.4} (ratio {:.3})", 1.0 - after / before));
+    context.result(format_args!(
+        "L2 distance {before:.4} -> {after:.4} ({:.1}% less)",
+        100.0 * (1.0 - after / before)
+    ));
     context.record(&json!({"line": "distance", "before": before, "after": after}))?;
     if args.singular {
         let tensors: Vec<String> = net.layers().iter().map(|layer| format!("{layer}.weight")).collect();

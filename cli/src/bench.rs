@@ -56,8 +56,8 @@ enum Sub {
         /// Files of --json, or the .part of a run that was killed; `-` reads stdin
         #[arg(required = true)]
         files: Vec<PathBuf>,
-        /// Write a page with pictures to this file; `-` writes to stdout
-        #[arg(long, required_unless_present_any = ["readme", "baseline"])]
+        /// Write a page with pictures to this file; `-` writes to stdout [default: a table to stdout]
+        #[arg(long)]
         html: Option<PathBuf>,
         /// Put tables between the lines '<!-- bench -->' and '<!-- end of bench -->' of this file; `-` reads stdin and writes to
         /// stdout
@@ -152,7 +152,8 @@ fn one(
         entries.into_iter().partition(|entry| entry.is_wanted(&args.words));
     if entries.is_empty() {
         let names: Vec<String> = others.iter().map(Entry::name).collect();
-        let message = format!("no row's name contains one of these words; there are {}", names.join("; "));
+        let message =
+            format!("no row's name contains one of these words; there are\n  {}", names.join("\n  "));
         return Err(Error::config(message));
     }
     let long: Vec<String> = others.iter().filter(|entry| entry.asked).map(Entry::name).collect();
@@ -335,6 +336,9 @@ fn compare(Sub::Compare { files, html, readme, baseline: other }: &Sub, context:
                 "rate": record.rate(), "of_ceiling": record.share(),
             }))?;
         }
+    }
+    if html.is_none() && readme.is_none() && other.is_none() {
+        context.result(markdown(&runs).trim_end());
     }
     let Some(readme) = readme else { return Ok(()) };
     let text = context.read(readme)?;

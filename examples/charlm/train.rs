@@ -104,7 +104,11 @@ impl Run<'_> {
             c.width, c.depth, c.heads, c.context, self.sizes.batch, c.sharing, self.args.scope.precision
         );
         println!(
-            "text       {} bytes to train on, {} held out",
+            "text       {}: {} bytes to train on, {} held out",
+            self.args
+                .text
+                .as_deref()
+                .map_or("sources of this repository".into(), |path| path.display().to_string()),
             self.text.train.len(),
             self.text.held_out.len()
         );

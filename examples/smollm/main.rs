@@ -89,6 +89,7 @@ fn generate(model: &Llama, words: &Words, args: &Args) -> Result<()> {
     }
     let mut session = model.session(args.context as usize)?;
     let mut scores = session.push(&prompt)?;
+    println!("--prompt is answered up to --tokens {}, each time by the likeliest token:\n", args.tokens);
     print!("{}", args.prompt);
     let started = Instant::now();
     let (mut answer, mut shown) = (Vec::new(), 0);

@@ -98,14 +98,17 @@ fn backends(names: &str) -> Result<wgpu::Backends> {
 }
 
 /// Lists the adapters of these backends, or of the native ones by default. OpenGL is tried only if those have no
-/// adapter, or none of the wanted name, because listing it is enough to make its libraries complain on stderr without a
+/// adapter, or none of the wanted name or index, because listing it is enough to make its libraries complain on stderr without a
 /// display.
 pub(super) fn list(backend: Option<&str>, wanted: Option<&str>) -> Result<Vec<wgpu::Adapter>> {
     if let Some(names) = backend {
         return Ok(enumerate(backends(names)?));
     }
     let mut adapters = enumerate(wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12);
-    let there = |name: &str| name.parse::<usize>().is_ok() || adapters.iter().any(|a| is_named(a, name));
+    let there = |name: &str| match name.parse::<usize>() {
+        Ok(index) => index < adapters.len(),
+        Err(_) => adapters.iter().any(|a| is_named(a, name)),
+    };
     if adapters.is_empty() || !wanted.is_none_or(there) {
         adapters.extend(enumerate(wgpu::Backends::GL));
     }

@@ -44,11 +44,12 @@ const PRODUCTS: [(usize, Precision); 3] = [(6, Precision::F32), (72, Precision::
 
 enum Map {
     /// The weight of these leaves.
-    Weight(Box<dyn Fn(&[Tensor]) -> Arc<dyn Site>>),
+    Weight(Weight),
     /// The rows `x [rows, in]` times weights of their own, of which there are so many: row i has weight `which[i]`.
     Rows(usize, Rows),
 }
 
+type Weight = Box<dyn Fn(&[Tensor]) -> Arc<dyn Site>>;
 type Rows = Box<dyn Fn(&[Tensor], &Tensor, &[u32]) -> Tensor>;
 
 /// A sharing kind: the shapes of its leaves, and the map from leaves to what they stand for.
