@@ -6,6 +6,8 @@
 //! stored in training; a step whose gradients overflow is named and changes nothing. Ctrl-C saves a checkpoint, from which `--resume` continues
 //! with the same bits as a run that was never stopped.
 
+#[path = "../common/run.rs"]
+mod common;
 mod plot;
 #[path = "../common/precision.rs"]
 mod precision;
@@ -140,15 +142,5 @@ fn run(args: &Args, started: Instant) -> Result<()> {
 
 fn main() -> ExitCode {
     let started = Instant::now();
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or("error".into()))
-        .with_writer(std::io::stderr)
-        .init();
-    match run(&Args::parse(), started) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    common::main(|| run(&Args::parse(), started))
 }

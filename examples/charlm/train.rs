@@ -6,8 +6,7 @@ use crate::{Args, Sizes, precision};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 use tiebeam::gpu::readback::Reading;
 use tiebeam::models::recursive::Recursive;
@@ -121,16 +120,7 @@ impl Run<'_> {
 
     /// Trains up to the last step. Returns true if Ctrl-C stopped it before.
     fn train(&mut self) -> Result<bool> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let flag = stop.clone();
-        ctrlc::set_handler(move || {
-            // A second Ctrl-C exits at once, without waiting for the step.
-            if flag.swap(true, Ordering::SeqCst) {
-                tiebeam::exit::at_once(130);
-            }
-        })
-        .map_err(|e| Error::config(format!("Ctrl-C cannot be caught: {e}")))?;
-
+        let stop = crate::common::interruptible()?;
         let steps = self.sizes.steps;
         let bar = ProgressBar::new(steps as u64);
         let style = ProgressStyle::with_template("{bar:32} {pos}/{len} {msg} ETA {eta}");
