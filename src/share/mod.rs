@@ -16,6 +16,7 @@
 pub mod dictionary;
 pub mod hashed;
 pub mod mixed;
+pub mod packed;
 pub mod shards;
 pub mod tied;
 
@@ -23,6 +24,7 @@ pub use crate::ops::product::site::{LeafGrads, Load, Site};
 pub use dictionary::{CoefficientNet, Dictionary, matrix_pca};
 pub use hashed::{Draw, Hashed, Mapping, UnifiedEmbedding};
 pub use mixed::DepthLora;
+pub use packed::{Packing, Scales};
 pub use shards::{Miss, ShardPool, block_affine};
 pub use tied::{Factored, LowRank, Tied};
 
