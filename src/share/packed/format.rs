@@ -142,9 +142,9 @@ impl Packing {
         self.parts().iter().sum::<usize>() * columns.div_ceil(32)
     }
 
-    /// Words of a row of so many columns.
+    /// Words of a row of so many columns: whole vectors of four, in which kernels read them.
     pub fn row_words(self, columns: usize) -> usize {
-        self.scales_at(columns) + self.scale_words(columns)
+        (self.scales_at(columns) + self.scale_words(columns)).next_multiple_of(4)
     }
 
     /// Bits of a weight with its share of the scales, in a row of so many columns.
