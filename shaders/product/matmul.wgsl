@@ -44,6 +44,7 @@ const BLOCK: u32 = 64u;    // a multiple of TILE_K
 #import rhs = rhs_plain
 #import rhs_word = rhs_f32
 #import site = site_none
+#import private = private_none
 #import hash
 #import store = store_plain
 #import place = place_plain

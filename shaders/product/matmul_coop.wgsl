@@ -54,6 +54,7 @@ alias MatrixC = coop_mat16x16<f32, C>;
 #import rhs_word = rhs_f32
 #import tile = coop_tile_words
 #import site = site_none
+#import private = private_none
 #import hash
 #import store = store_plain
 #import place = place_plain

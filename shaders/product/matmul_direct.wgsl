@@ -31,6 +31,7 @@ const ROWS: u32 = THREAD_M / TURNS;
 #import rhs = rhs_plain
 #import rhs_word = rhs_f32
 #import site = site_none
+#import private = private_none
 #import hash
 #import store = store_plain
 #import place = place_plain

@@ -9,6 +9,7 @@ var<immediate> p: Params;
 fn site_numbers() -> vec4<u32> { return p.site; }
 
 #import site = site_tied
+#import private = private_none
 #import pieces = site_pieces_of_1
 #import out = out_piece
 #import packed = packed_none

@@ -221,16 +221,12 @@ impl Site for Atoms {
 
     fn load(&self) -> Load {
         let ([rows, columns], atoms) = (self.size(), self.dictionary.atoms.shape()[0]);
-        Load {
-            fragment: "site_atoms",
-            tensors: vec![
-                ("theta", dense(&self.dictionary.atoms)),
-                ("coefficients", dense(&self.dictionary.coefficients)),
-            ],
-            params: [rows, columns, atoms, self.layer].map(|v| v as u32),
-            turns: atoms,
-            constants: vec![],
-        }
+        let tensors = vec![
+            ("theta", dense(&self.dictionary.atoms)),
+            ("coefficients", dense(&self.dictionary.coefficients)),
+        ];
+        let params = [rows, columns, atoms, self.layer].map(|v| v as u32);
+        Load { turns: atoms, ..Load::new("site_atoms", tensors, params) }
     }
 
     /// `dD_s = c[l, s] dW`, `dc[l, s] = <dW, D_s>`.

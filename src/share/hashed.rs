@@ -196,13 +196,9 @@ impl Site for Hashed {
     fn load(&self) -> Load {
         let Draw { size, offset, scale, .. } = self.draw;
         let [rows, columns] = size.map(|v| v as u32);
-        Load {
-            fragment: "site_hashed",
-            tensors: vec![("theta", dense(&self.omega))],
-            params: [rows, columns, offset as u32, scale.to_bits()],
-            turns: 0,
-            constants: self.draw.constants(),
-        }
+        let params = [rows, columns, offset as u32, scale.to_bits()];
+        let load = Load::new("site_hashed", vec![("theta", dense(&self.omega))], params);
+        Load { constants: self.draw.constants(), ..load }
     }
 
     fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads) {

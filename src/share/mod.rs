@@ -8,6 +8,7 @@
 //! | [`Dictionary`] | `W_l = sum_s c[l, s] D_s` | atoms `D`, coefficients `c` |
 //! | [`Hashed`] | `W[i] = scale sign(i) omega[position(i)]` | `omega` |
 //! | [`ShardPool`] | `W + scale B_k A_k`, with the rows of both assembled from shards | two pools |
+//! | [`Packed`] | `W = scale q + offset`, alone, with `B_s A_s` or with trained scales | levels `q` of a few bits, scales, offsets |
 //! | [`Miss`] | `W[i, j] + d[j mod r, i]` | `d` |
 //!
 //! [`DepthLora`] and [`Dictionary::mixed`] multiply rows at different depths in one product. [`UnifiedEmbedding`] is one
@@ -24,7 +25,7 @@ pub use crate::ops::product::site::{LeafGrads, Load, Site};
 pub use dictionary::{CoefficientNet, Dictionary, matrix_pca};
 pub use hashed::{Draw, Hashed, Mapping, UnifiedEmbedding};
 pub use mixed::DepthLora;
-pub use packed::{Packing, Scales};
+pub use packed::{Packed, PackedLowRank, PackedScales, Packing, Scales};
 pub use shards::{Miss, ShardPool, block_affine};
 pub use tied::{Factored, LowRank, Tied};
 
@@ -41,5 +42,6 @@ pub fn cases() -> Vec<(&'static str, Vec<Case>)> {
         ("hashed", hashed::cases()),
         ("shards", shards::cases()),
         ("mixed", mixed::cases()),
+        ("packed", packed::cases()),
     ]
 }

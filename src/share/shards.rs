@@ -137,13 +137,8 @@ impl Site for Miss {
 
     fn load(&self) -> Load {
         let [rows, columns] = self.size().map(|v| v as u32);
-        Load {
-            fragment: "site_miss",
-            tensors: vec![("theta", dense(&self.weight)), ("shard", dense(&self.shard))],
-            params: [rows, columns, self.shard.shape()[0] as u32, 0],
-            turns: 0,
-            constants: vec![],
-        }
+        let tensors = vec![("theta", dense(&self.weight)), ("shard", dense(&self.shard))];
+        Load::new("site_miss", tensors, [rows, columns, self.shard.shape()[0] as u32, 0])
     }
 
     /// `dd[j, i] = sum over columns c = j mod r of dW[i, c]`

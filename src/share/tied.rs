@@ -50,13 +50,7 @@ impl Site for Tied {
 
     fn load(&self) -> Load {
         let [rows, columns] = self.size();
-        Load {
-            fragment: "site_tied",
-            tensors: vec![("theta", dense(&self.theta))],
-            params: [rows as u32, columns as u32, 0, 0],
-            turns: 0,
-            constants: vec![],
-        }
+        Load::new("site_tied", vec![("theta", dense(&self.theta))], [rows as u32, columns as u32, 0, 0])
     }
 
     fn stored(&self) -> Option<Tensor> {
@@ -118,18 +112,7 @@ impl Site for LowRank {
     }
 
     fn load(&self) -> Load {
-        let [rows, columns] = self.size();
-        Load {
-            fragment: "site_low_rank",
-            tensors: vec![
-                ("theta", dense(&self.theta)),
-                ("lora_a", dense(&self.a)),
-                ("lora_b", dense(&self.b)),
-            ],
-            params: [rows as u32, columns as u32, self.a.shape()[0] as u32, self.scale.to_bits()],
-            turns: self.a.shape()[0],
-            constants: vec![],
-        }
+        Tied::new(&self.theta).load().with_low_rank([&dense(&self.a), &dense(&self.b)], self.scale)
     }
 
     /// `dtheta += dW`, `dA += scale B^T dW`, `dB += scale dW A^T`.
@@ -235,7 +218,7 @@ pub(super) fn dense(x: &Tensor) -> Tensor {
 }
 
 /// `x W^T` in f64.
-fn linear64(x: &Array, w: &Array) -> Array {
+pub(super) fn linear64(x: &Array, w: &Array) -> Array {
     let (rows, k, n) = (x.shape[0], x.shape[1], w.shape[0]);
     Array::from_fn([rows, n], |i| (0..k).map(|q| x.data[i / n * k + q] * w.data[i % n * k + q]).sum())
 }

@@ -33,6 +33,12 @@ pub trait Site: Send + Sync {
         None
     }
 
+    /// Whether the stored form is to be kept for decoding, because reading it takes less time than reading the weight: packed
+    /// weights, as against those that cost arithmetic over several stored numbers.
+    fn is_compact(&self) -> bool {
+        false
+    }
+
     /// The adjoint: adds `S^T dW` to the leaves' gradients.
     fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads);
 

@@ -12,6 +12,7 @@
 //! | 8 | 8 | byte `c` |
 
 use crate::error::{Error, Result};
+use crate::rng::Rng;
 use half::{bf16, f16};
 
 /// How the levels `q` of a group become weights `scale q + offset`.
@@ -267,6 +268,20 @@ impl Packing {
         all
     }
 
+    /// Checks that a row can have so many columns. `name` is that of the matrix.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when a scale of the upper level would have fewer columns than its block.
+    pub fn fits(self, name: &str, columns: usize) -> Result<()> {
+        match self.scales.block() {
+            Some(block) if !columns.is_multiple_of(block) => Err(Error::config(format!(
+                "{name}: rows of {columns} do not divide into blocks of {block}, which {:?} has",
+                self.scales
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     /// Checks that no scale of these rows is NaN or infinite. `name` is that of the tensor.
     ///
     /// # Errors
@@ -298,4 +313,41 @@ fn place(bits: usize, c: usize) -> [usize; 2] {
             [unit * bits + c % bytes / 4, 8 * (c % 4) + bits * (c / bytes)]
         }
     }
+}
+
+/// Words of a matrix `[rows, columns]` with levels and scales drawn at random, for tests. Every level is equally likely.
+/// Weights are small multiples of 1 / 64, so that their sums are exact.
+#[doc(hidden)]
+pub fn drawn(packing: Packing, [rows, columns]: [usize; 2], seed: u64) -> Vec<u32> {
+    let mut rng = Rng::new(seed);
+    let words = packing.row_words(columns);
+    let mut all = vec![0; rows * words];
+    for row in all.chunks_exact_mut(words) {
+        let levels: Vec<u8> = (0..columns).map(|_| rng.below(1 << packing.bits) as u8).collect();
+        packing.write_levels(&levels, row);
+        if packing.scales.block().is_some() {
+            // Any bits are bytes of up to 6 bits, and nibbles. The halves of the upper level are small numbers.
+            let own = &mut row[packing.scales_at(columns)..];
+            own.fill_with(|| rng.below(1 << 32) as u32 & 0x3f3f_3f3f);
+            let blocks = columns.div_ceil(256);
+            let halves = match packing.scales {
+                Scales::Signed => (4 * blocks..4 * blocks + blocks.div_ceil(2)).collect::<Vec<_>>(),
+                _ => (0..blocks).map(|block| 5 * block).collect(),
+            };
+            for at in halves {
+                let [low, high] = [0; 2].map(|_| f16::from_f32((1 + rng.below(3)) as f32 / 64.0).to_bits());
+                own[at] = u32::from(low) | u32::from(high) << 16;
+            }
+            continue;
+        }
+        for g in 0..packing.groups(columns) {
+            let scale = (1 + rng.below(8)) as f32 / 64.0;
+            let offset = match packing.scales {
+                Scales::Zero | Scales::ZeroBf16 => rng.below(1 << packing.bits) as f32,
+                _ => -(rng.below(64) as f32) / 64.0,
+            };
+            packing.write_scale(row, columns, g, [scale, offset]);
+        }
+    }
+    all
 }

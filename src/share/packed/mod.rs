@@ -1,5 +1,205 @@
 //! Packed weights: few bits for each weight and a scale for each group of columns, unpacked as they are read.
 
 pub mod format;
+mod parts;
 
 pub use format::{Packing, Scales};
+pub use parts::{PackedLowRank, PackedScales};
+
+use super::{LeafGrads, Load, Site};
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::product::matmul::Epilogue;
+use crate::tensor::Tensor;
+use std::sync::Arc;
+
+/// `W = scale q + offset` with whole numbers `q` of a few bits, and a scale and an offset for each group of columns of a row.
+///
+/// The levels are frozen: gradients flow to the input of a product and not to `W`. [`Packed::low_rank`] adds a part that is
+/// trained, and [`Packed::scales`] makes scales and offsets leaves. Products of up to 8 rows unpack each weight once, in
+/// registers. Those of more rows unpack it in the load of their tiles, or write it down for the one product.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use tiebeam::share::{Packed, Packing, Scales, Site};
+/// use tiebeam::{Gpu, Tensor};
+///
+/// let gpu = Gpu::open()?;
+/// let packing = Packing::new(4, 32, Scales::Affine)?;
+/// let mut row = vec![0; packing.row_words(64)];
+/// packing.write_levels(&[3; 64], &mut row);
+/// for group in 0..2 {
+///     packing.write_scale(&mut row, 64, group, [0.5, -1.0]);
+/// }
+/// let weight: Arc<dyn Site> = Arc::new(Packed::new(&gpu, packing, [1, 64], &row)?);
+/// let y = Tensor::ones(&gpu, [1, 64]).linear(&weight, Default::default());
+/// assert_eq!(y.to_vec::<f32>()?, [64.0 * 0.5]);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Packed {
+    words: Tensor,
+    packing: Packing,
+    columns: usize,
+}
+
+impl Packed {
+    /// Uploads a matrix `[rows, columns]` that is packed as [`format`] says.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when there are fewer or more words than the matrix needs, a scale in two levels has a last block
+    /// that is not whole, or a scale is NaN or infinite.
+    pub fn new(gpu: &Gpu, packing: Packing, [rows, columns]: [usize; 2], words: &[u32]) -> Result<Packed> {
+        packing.fits("packed", columns)?;
+        let row = packing.row_words(columns);
+        if rows.checked_mul(row) != Some(words.len()) || columns == 0 {
+            return Err(Error::config(format!(
+                "packed: [{rows}, {columns}] needs {row} words a row, got {} words",
+                words.len()
+            )));
+        }
+        packing.check("packed", words, columns)?;
+        Ok(Packed { words: Tensor::from_slice(gpu, words, [rows, row]), packing, columns })
+    }
+
+    /// Bits, groups and scales.
+    pub fn packing(&self) -> Packing {
+        self.packing
+    }
+
+    /// Bytes of the packed matrix.
+    pub fn bytes(&self) -> usize {
+        4 * self.words.count()
+    }
+
+    /// The rows that u32 or i32 `ids [..]` name, unpacked: `[.., columns]`. Not differentiable. Ids outside are treated as
+    /// by [`Tensor::embedding`].
+    #[track_caller]
+    pub fn rows(&self, ids: &Tensor) -> Tensor {
+        let mut shape = ids.shape().to_vec();
+        shape.push(self.columns);
+        let words = self.words.index_select(0, &ids.detach().reshape([ids.count()]));
+        Packed { words, ..self.clone() }.expand().reshape(&shape[..])
+    }
+
+    /// Adds a low-rank part that is trained: `W + scale B A` with `A [rank, in]` and `B [out, rank]`. With packed weights this
+    /// is QLoRA's layer (arXiv 2305.14314).
+    ///
+    /// # Panics
+    /// When the shapes do not fit.
+    #[track_caller]
+    pub fn low_rank(&self, a: &Tensor, b: &Tensor, scale: f32) -> PackedLowRank {
+        PackedLowRank::new(self, a, b, scale)
+    }
+
+    /// The same weight with its scales and offsets as leaves, to train them. Reads the packed words back.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn scales(&self) -> Result<PackedScales> {
+        PackedScales::new(self)
+    }
+}
+
+impl Site for Packed {
+    fn name(&self) -> &'static str {
+        "packed"
+    }
+
+    fn size(&self) -> [usize; 2] {
+        [self.words.shape()[0], self.columns]
+    }
+
+    fn leaves(&self) -> Vec<Tensor> {
+        Vec::new()
+    }
+
+    fn leaf_names(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    fn load(&self) -> Load {
+        let [low, high] = self.packing.parts().map(|bits| bits as u32);
+        let constants = vec![
+            ("LOW_BITS", low),
+            ("HIGH_BITS", high),
+            ("MIDDLE", self.packing.middle() as u32),
+            ("GROUP", self.packing.group() as u32),
+            ("SCALES", self.packing.scales() as u32),
+        ];
+        let params = [self.words.shape()[0] as u32, self.columns as u32, 0, 0];
+        let load = Load::new("site_packed", vec![("packed", self.words.clone())], params);
+        Load { constants, packed: Some(self.packing.bits_a_weight(self.columns)), ..load }
+    }
+
+    fn is_compact(&self) -> bool {
+        true
+    }
+
+    fn reduce(&self, _: &Tensor, _: &mut LeafGrads) {}
+
+    /// There is no leaf, so the gradient of the weight is never computed.
+    fn backward(&self, _: &Tensor, _: &Tensor, _: &mut LeafGrads) {}
+}
+
+/// Every packing that files have, each with a name.
+#[doc(hidden)]
+pub fn packings() -> Vec<(&'static str, Packing)> {
+    let all = [
+        ("Q4_0", 4, 32, Scales::Symmetric),
+        ("Q4_1", 4, 32, Scales::Affine),
+        ("Q5_0", 5, 32, Scales::Symmetric),
+        ("Q5_1", 5, 32, Scales::Affine),
+        ("Q8_0", 8, 32, Scales::Symmetric),
+        ("Q2_K", 2, 16, Scales::Nibbles),
+        ("Q3_K", 3, 16, Scales::Signed),
+        ("Q4_K", 4, 32, Scales::Pairs),
+        ("Q5_K", 5, 32, Scales::Pairs),
+        ("Q6_K", 6, 16, Scales::Signed),
+        ("int4 of 16", 4, 16, Scales::Zero),
+        ("int4 of 64", 4, 64, Scales::SymmetricBf16),
+        ("int4 of 128", 4, 128, Scales::ZeroBf16),
+        ("int8 of 128", 8, 128, Scales::Zero),
+        ("int3 of 64", 3, 64, Scales::Float),
+        ("int6 of 16", 6, 16, Scales::Affine),
+    ];
+    let packing =
+        |(name, bits, group, scales)| (name, Packing::new(bits, group, scales).expect("a packing of the list"));
+    all.map(packing).into()
+}
+
+/// A product with a packed weight, which the host draws and decodes. Its sums are exact, so that a weight that is off by
+/// its last bit is found.
+fn product(name: &str, packing: Packing, [rows, n, k]: [usize; 3]) -> Case {
+    let words = format::drawn(packing, [n, k], 7);
+    let decoded = packing.decode(&words, k);
+    let weight = Array::from_fn([n, k], |i| f64::from(decoded[i]));
+    let forward = move |x: &[Tensor]| {
+        let site = Packed::new(x[0].gpu(), packing, [n, k], &words).expect("a packed matrix");
+        x[0].linear(&(Arc::new(site) as Arc<dyn Site>), Epilogue::default())
+    };
+    let reference = move |x: &[Array]| super::tied::linear64(&x[0], &weight);
+    let input = Input::normal([rows, k]).fill(Fill::Integers(-2, 3));
+    // The reference is computed again for each element of an input with a gradient.
+    let input = if rows * k > 1000 { input.fixed() } else { input };
+    Case::new(format!("{name} {rows} {n} {k}"), vec![input], forward, reference).exact()
+}
+
+pub(super) fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for (name, packing) in packings() {
+        let block = packing.scales().block().unwrap_or(1);
+        for sizes in [[1, 5, 36], [3, 12, 100], [7, 9, 52], [20, 7, 37], [70, 8, 64]] {
+            let [rows, n, k] = sizes;
+            all.push(product(name, packing, [rows, n, k.next_multiple_of(block)]));
+        }
+    }
+    // One group for each row, and an inner axis that GPUs cut into parts.
+    let whole = Packing::rows(8, 69, Scales::Symmetric).expect("a packing");
+    all.extend([1, 9].map(|rows| product("a scale a row", whole, [rows, 6, 69])));
+    let long = Packing::new(4, 32, Scales::Affine).expect("a packing");
+    all.extend([[1, 8, 4096], [5, 12, 1540]].map(|sizes| product("long", long, sizes)));
+    all.extend(parts::cases());
+    all
+}

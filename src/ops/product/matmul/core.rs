@@ -16,6 +16,9 @@ pub(crate) enum Core {
     Tiled { tile: [usize; 2], thread: [usize; 2] },
     /// `matmul_coop`: cooperative matrices.
     Coop(Coop),
+    /// `matmul_packed`: a few rows and a packed weight. Lanes along columns (`wide`) and the inner axis (`deep`); rows and
+    /// columns per thread.
+    Packed { wide: usize, deep: usize, thread: [usize; 2] },
 }
 
 /// The constants of `matmul_coop`.
@@ -89,6 +92,7 @@ impl fmt::Display for Core {
             }
             Core::Tiled { tile: [m, n], thread: [tm, tn] } => write!(f, "tiled {m}x{n} of {tm}x{tn}"),
             Core::Coop(coop) => coop.fmt(f),
+            Core::Packed { wide, deep, thread: [tm, tn] } => write!(f, "packed {wide}x{deep} of {tm}x{tn}"),
         }
     }
 }
@@ -107,6 +111,8 @@ pub(crate) struct Problem {
     pub dtype: DType,
     /// The size of cooperative matrices, if the product may use them.
     pub coop: Option<usize>,
+    /// Bits of an element of the right operand, if they are not those of its type.
+    pub bits: Option<f64>,
 }
 
 impl Problem {
@@ -135,7 +141,9 @@ impl Problem {
 
     /// Bytes of the operands, each counted once.
     pub fn operand_bytes(&self) -> f64 {
-        self.dtype.size() as f64 * self.batch as f64 * (self.m * self.k + self.k * self.n) as f64
+        let size = self.dtype.size() as f64;
+        let right = self.bits.map_or(size, |bits| bits / 8.0);
+        self.batch as f64 * (size * (self.m * self.k) as f64 + right * (self.k * self.n) as f64)
     }
 
     /// Bytes of the result.
@@ -161,6 +169,9 @@ impl Problem {
     }
 }
 
+/// Columns of a packed weight that `matmul_packed` reads at a time.
+const UNIT: usize = 32;
+
 /// The most workgroups along an axis that every adapter supports.
 pub(super) const MOST_GROUPS: usize = 65535;
 
@@ -182,6 +193,7 @@ impl Core {
         match *self {
             Core::Direct { high, wide, thread: [tm, tn], .. } => [high * tm, wide * tn],
             Core::Tiled { tile, .. } | Core::Coop(Coop { tile, .. }) => tile,
+            Core::Packed { wide, thread: [tm, tn], .. } => [tm, wide * tn],
         }
     }
 
@@ -191,6 +203,7 @@ impl Core {
             Core::Direct { deep, .. } => 4 * deep,
             Core::Tiled { tile: [m, _], .. } => DEPTHS[(m < 128) as usize],
             Core::Coop(coop) => coop.depth,
+            Core::Packed { deep, .. } => UNIT * deep,
         }
     }
 
@@ -206,6 +219,7 @@ impl Core {
             Core::Direct { high, wide, deep, .. } => high * wide * deep,
             Core::Tiled { tile: [m, n], thread: [tm, tn] } => m / tm * (n / tn),
             Core::Coop(coop) => coop.subgroups().iter().product::<usize>() * lanes as usize,
+            Core::Packed { wide, deep, .. } => wide * deep,
         }
     }
 
@@ -237,12 +251,24 @@ impl Core {
                 if room { tiles } else { tiles.u32("STAGES", 1) }
             }
             Core::Coop(coop) => coop.source(class.lanes),
+            Core::Packed { wide, deep, thread: [tm, tn] } => {
+                let constants = [("THREAD_M", tm), ("THREAD_N", tn), ("WIDE", wide), ("DEEP", deep)];
+                let source = set("matmul_packed", &constants);
+                if deep > 1 { source.slot("deep", "deep_many") } else { source }
+            }
         }
+    }
+
+    /// Whether the kernel has this slot. A packed weight is read by the kernel made for it, in no other way.
+    pub fn has_slot(&self, slot: &str) -> bool {
+        !matches!(self, Core::Packed { .. }) || !matches!(slot, "rhs" | "rhs_word")
     }
 
     /// Returns the fragment that this kernel has for a slot, given the name of the one that the other kernels have.
     pub fn fragment(&self, name: &'static str) -> &'static str {
         match name {
+            "rhs_packed" if matches!(self, Core::Coop(_)) => "coop_rhs_site_transposed",
+            "rhs_packed" => "rhs_site_transposed",
             _ if !matches!(self, Core::Coop(_)) => name,
             "lhs_plain" => "coop_lhs_plain",
             "lhs_transposed" => "coop_lhs_transposed",
@@ -298,8 +324,10 @@ impl Core {
             }
             // The matrix units sum 16 products before they round to f32, so this makes a chain of 128.
             Core::Coop(_) => return 2048,
+            // The sum of a unit is added to those before, as that of a block is.
+            Core::Packed { deep, .. } => (UNIT * deep, 1),
         };
-        let deep = if let Core::Direct { deep, .. } = self { *deep } else { 1 };
+        let deep = if let Core::Direct { deep, .. } | Core::Packed { deep, .. } = self { *deep } else { 1 };
         (MOST_TURNS / turns * steps).min(BLOCKS * 64 * deep) / 16 * 16
     }
 
@@ -308,7 +336,7 @@ impl Core {
         match self {
             Core::Direct { deep, .. } => k > 64 * deep,
             Core::Tiled { .. } => k > 64,
-            Core::Coop(_) => false,
+            Core::Coop(_) | Core::Packed { .. } => false,
         }
     }
 

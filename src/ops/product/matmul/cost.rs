@@ -26,6 +26,7 @@ impl Core {
             Core::Direct { thread: [tm, tn], .. } => 2 * tm * tn + 4 * (tm + tn) + 24,
             Core::Tiled { thread: [tm, tn], .. } => 2 * tm * tn + tm + tn + 16 * self.fills() + 24,
             Core::Coop(_) => 160,
+            Core::Packed { thread: [tm, tn], .. } => 8 * tm * tn + 4 * tm + 12 * tn + 24,
         }
     }
 
@@ -34,6 +35,8 @@ impl Core {
         let of = |[tm, tn]: [usize; 2]| 1.0 / (1.0 + READ * (tm + tn) as f64 / (tm * tn) as f64);
         match *self {
             Core::Direct { thread, .. } | Core::Tiled { thread, .. } => of(thread),
+            // Besides the multiply-adds of its rows, a weight takes three and a half instructions to unpack.
+            Core::Packed { thread: [tm, _], .. } => 1.0 / (1.0 + 3.5 / tm as f64),
             // Matrix units do about ten times as many as other units, of which reading matrices leaves about half.
             Core::Coop(Coop { part: [m, n], .. }) => 10.0 / (1.0 + 24.0 * (m + n) as f64 / (m * n) as f64),
         }
@@ -53,7 +56,7 @@ impl Core {
         // The next tile is read meanwhile, but not all of the waiting is hidden.
         let rate = class.flops_s / class.width as f64 * self.share();
         let computed = (2 * tm * tn * depth) as f64 / rate;
-        let thin = matches!(self, Core::Direct { .. });
+        let thin = matches!(self, Core::Direct { .. } | Core::Packed { .. });
         let barrier = if thin { 0.0 } else { BARRIER };
         // What several workgroups read comes from memory once. The short operand of a thin product stays in the nearest
         // cache.

@@ -38,6 +38,8 @@ pub enum ProductKind {
     /// The right side is a weight that the loads compute. Its bytes are counted as if it were stored, which is an upper
     /// bound.
     Site,
+    /// The right side is a packed weight with so many bits for each element, scales included.
+    Packed(u32),
     /// Rows are added to those rows of the result that a list names.
     Scattered,
 }
@@ -60,7 +62,8 @@ pub fn plan(class: &DeviceClass, sizes: Sizes) -> Vec<Pass> {
         false => "lhs_any",
     };
     let right = match (if right { k } else { n }).is_multiple_of(4) {
-        _ if kind == ProductKind::Site => {
+        _ if right && matches!(kind, ProductKind::Packed(_)) => "rhs_packed",
+        _ if matches!(kind, ProductKind::Site | ProductKind::Packed(_)) => {
             if right {
                 "rhs_site_transposed"
             } else {
@@ -76,7 +79,8 @@ pub fn plan(class: &DeviceClass, sizes: Sizes) -> Vec<Pass> {
         }
         false => "rhs_any",
     };
-    let problem = Problem { m, n, k, batch, left, right, dtype, coop: None }.with(|| coop);
+    let bits = if let ProductKind::Packed(bits) = kind { Some(bits as f64) } else { None };
+    let problem = Problem { m, n, k, batch, left, right, dtype, coop: None, bits }.with(|| coop);
     let cut = Cut::of(class, &problem).unwrap_or(Cut { parts: 1, len: k });
     let part = cut.part_of(&problem);
     let core = Core::by_table(class, &part);

@@ -68,7 +68,11 @@ impl Right<'_> {
             _ => return Read::tensor(&self.made(), batch),
         };
         Read {
-            fragment: if transposed { "rhs_site_transposed" } else { "rhs_site" },
+            fragment: match (transposed, load.packed) {
+                (true, Some(_)) => "rhs_packed",
+                (true, None) => "rhs_site_transposed",
+                (false, _) => "rhs_site",
+            },
             dtype: DType::F32,
             binds: load.tensors.iter().map(|(name, tensor)| (*name, tensor.into())).collect(),
             slots: vec![],
@@ -232,6 +236,7 @@ impl<'a> Product<'a> {
             right: right.fragment,
             dtype: Problem::operands([left.dtype, right.dtype], gpu.rounds_products()),
             coop: None,
+            bits: right.load.as_ref().and_then(|load| load.packed),
         };
         let inner = if batch.is_empty() { 1 } else { batch[batch.len() - 1] };
         let (words, any) = ([left.words.map(|v| v as u32), right.words], [left.any, right.any]);
@@ -249,7 +254,7 @@ impl<'a> Product<'a> {
         let (gpu, Prepared { problem, load, .. }) = (y.gpu(), prepared);
         let Problem { m, n, k, .. } = *problem;
         let most = core.longest(load.as_ref().map_or(0, |load| load.turns));
-        let slots = prepared.slots.iter();
+        let slots = prepared.slots.iter().filter(|(slot, _)| core.has_slot(slot));
         let mut source = slots
             .fold(core.source(gpu.class()), |s, (slot, fragment)| s.slot(*slot, core.fragment(fragment)));
         let scattered = matches!(self.rows, Rows::Scattered { .. });

@@ -21,6 +21,10 @@ impl Core {
     /// The choice without measurements. It takes no time, and is the same every time.
     pub fn by_table(class: &DeviceClass, problem: &Problem) -> Core {
         let Problem { m, n, k, .. } = *problem;
+        let packed = packed(class, problem);
+        if problem.right == "rhs_packed" && problem.left == "lhs_plain" && m <= THIN && fits_grid(&packed, problem) {
+            return packed;
+        }
         if class.tiles == Tiles::Registers {
             return direct(m, n, k);
         }
@@ -94,7 +98,7 @@ pub fn for_matrix_units() -> Vec<Source> {
     let rights = ["rhs_plain", "rhs_transposed", "rhs_any", "rhs_site", "rhs_site_transposed"];
     let row = DeviceClass::named("nvidia").expect("a row of the table");
     let problem =
-        Problem { m: 128, n: 128, k: 128, batch: 1, left: "", right: "", dtype: DType::F16, coop: None };
+        Problem { m: 128, n: 128, k: 128, batch: 1, left: "", right: "", dtype: DType::F16, coop: None, bits: None };
     for (size, workgroup_memory) in [(16, 48 << 10), (16, 32 << 10), (8, 32 << 10)] {
         let class = DeviceClass { workgroup_memory, ..row.clone() };
         let table = coop(&class, size);
@@ -206,6 +210,17 @@ pub(super) fn thin(problem: &Problem) -> Core {
     }
     let deep = if problem.left == "lhs_transposed" { deep(4) } else { deep(64) };
     Core::Direct { high: 64 / deep, wide: 1, deep, thread: [4, short(problem.n)] }
+}
+
+/// The kernel for a few rows and a packed weight. On GPUs, lanes share the inner axis, so that what they read lies side by
+/// side. CPU drivers compute lanes in vectors, and need no more of them than fill one.
+fn packed(class: &DeviceClass, problem: &Problem) -> Core {
+    let rows = problem.m.next_power_of_two().min(4);
+    if class.tiles == Tiles::Registers {
+        return Core::Packed { wide: 16, deep: 1, thread: [rows, 8] };
+    }
+    let deep = 1 << (problem.k / 32).clamp(1, 64).ilog2();
+    Core::Packed { wide: 64 / deep, deep, thread: [rows, 4] }
 }
 
 #[cfg(test)]

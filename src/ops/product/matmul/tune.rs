@@ -211,7 +211,7 @@ fn classes(class: &DeviceClass, coop: Option<usize>) -> Vec<Problem> {
     let mut all = Vec::new();
     for dtype in [DType::F32, DType::F16, DType::Bf16] {
         let of = |batch, [m, n, k]: [usize; 3], left, right| {
-            Problem { m, n, k, batch, left, right, dtype, coop: None }.with(|| coop)
+            Problem { m, n, k, batch, left, right, dtype, coop: None, bits: None }.with(|| coop)
         };
         if dtype == DType::Bf16 || dtype == DType::F16 && coop.is_none() {
             // Without matrix units, 16 bits only save bytes, so two of the benchmark's sizes are enough.
@@ -318,7 +318,7 @@ impl Gpu {
 
 /// A product of f16 on which cooperative matrices are tested.
 fn trial_of(m: usize, n: usize, k: usize, size: usize) -> Problem {
-    Problem { m, n, k, batch: 1, left: "lhs_plain", right: "rhs_plain", dtype: DType::F16, coop: Some(size) }
+    Problem { m, n, k, batch: 1, left: "lhs_plain", right: "rhs_plain", dtype: DType::F16, coop: Some(size), bits: None }
 }
 
 const PLAIN: Core = tiled([32, 32], [4, 4]);
@@ -371,7 +371,7 @@ pub fn by_each_kernel(a: &Tensor, b: &Tensor) -> Vec<(String, Tensor)> {
     let right = if plain(b) { "rhs_plain" } else { "rhs_transposed" };
     let [m, n, k] = [a.shape()[0], b.shape()[1], a.shape()[1]];
     let coop = beside.coop_matrices().map(|matrices| matrices.size as usize).filter(|_| dtype == DType::F16);
-    let problem = Problem { m, n, k, batch: 1, left, right, dtype, coop };
+    let problem = Problem { m, n, k, batch: 1, left, right, dtype, coop, bits: None };
     let copy = |x: &Tensor| {
         let from = if plain(x) { x.clone() } else { x.t() };
         let data = from.cast(DType::F32).to_vec::<f32>().expect("a tensor of the test");
@@ -400,7 +400,7 @@ mod tests {
             let known: Vec<String> = classes(&class, None).iter().map(Problem::key).collect();
             for [batch, m, n, k] in BENCHED {
                 let (left, right) = ("lhs_plain", "rhs_plain");
-                let problem = Problem { m, n, k, batch, left, right, dtype: DType::F32, coop: None };
+                let problem = Problem { m, n, k, batch, left, right, dtype: DType::F32, coop: None, bits: None };
                 let part = Cut::of(&class, &problem).map_or(problem, |cut| cut.part_of(&problem));
                 assert!(!measurable(&class, &part) || known.contains(&part.key()), "{}", part.key());
             }
