@@ -37,7 +37,8 @@ impl Weight {
             Some(w) => work(Right::Tensor(&if transposed { w.t() } else { w })),
             None => {
                 let whole = || self.site.expand_as(self.dtype);
-                work(Right::Made { load: &|| self.site.load(), whole: &whole, transposed });
+                let (load, compact) = (|| self.site.load(), self.site.is_compact());
+                work(Right::Made { load: &load, whole: &whole, transposed, compact });
             }
         }
     }

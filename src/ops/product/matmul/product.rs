@@ -4,10 +4,12 @@ use super::core::{Core, Problem};
 use super::load::Load;
 use super::operand::{Operand, operand};
 use super::parts::{Cut, Join};
+use super::table::THIN;
 use super::{Activation, Epilogue};
 use crate::dtype::DType;
 use crate::gpu::kernel::{Launch, MOST_TURNS, Part, Work};
 use crate::gpu::shader::Source;
+use crate::gpu::{DeviceClass, Tiles};
 use crate::ops::stored;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -19,11 +21,12 @@ pub(in crate::ops) enum Right<'a> {
     /// The transpose of two contiguous f32 matrices, one below the other.
     Stacked(&'a Tensor, &'a Tensor),
     /// A weight that is not stored, or its transpose: `load` tells how kernels read it, `whole` materialises it. Only the
-    /// one that is used is called.
+    /// one that is used is called. `compact` weights take little time to read.
     Made {
         load: &'a dyn Fn() -> Load,
         whole: &'a dyn Fn() -> Tensor,
         transposed: bool,
+        compact: bool,
     },
 }
 
@@ -47,8 +50,11 @@ struct Read {
 
 impl Right<'_> {
     /// Whether a weight that is not stored is computed in the product's own loads.
-    pub fn is_fused(self, rows: usize) -> bool {
-        matches!(self, Right::Made { .. } if rows <= FUSED_ROWS)
+    pub fn is_fused(self, rows: usize, class: &DeviceClass) -> bool {
+        let Right::Made { compact, .. } = self else { return false };
+        // The tiles of CPU drivers are small, and unpack every weight many times.
+        let most = if compact && class.tiles == Tiles::Registers { THIN } else { FUSED_ROWS };
+        rows <= most
     }
 
     /// Returns the right side as a tensor. A weight that is not stored is materialised now.
@@ -61,10 +67,10 @@ impl Right<'_> {
         }
     }
 
-    fn read(self, rows: usize, batch: &Shape) -> Read {
+    fn read(self, rows: usize, batch: &Shape, class: &DeviceClass) -> Read {
         let (load, transposed) = match self {
             Right::Stacked(w, tail) if Read::stacks(w, tail) => return Read::stacked(w, tail),
-            Right::Made { load, transposed, .. } if self.is_fused(rows) => (load(), transposed),
+            Right::Made { load, transposed, .. } if self.is_fused(rows, class) => (load(), transposed),
             _ => return Read::tensor(&self.made(), batch),
         };
         Read {
@@ -222,7 +228,7 @@ impl<'a> Product<'a> {
             reads.push(("rows", list.into()));
         }
         reads.push(("lhs", left.part));
-        let right = self.rhs.read(m, &batch);
+        let right = self.rhs.read(m, &batch, gpu.class());
         let mut slots = right.slots;
         slots.extend([("lhs", left.fragment), ("rhs", right.fragment)]);
         reads.extend(right.binds);

@@ -7,7 +7,7 @@ use crate::gpu::shader::Source;
 use crate::gpu::{DeviceClass, Tiles};
 
 /// A product with a side up to this size is limited by reading the other operand.
-const THIN: usize = 8;
+pub(super) const THIN: usize = 8;
 /// Multiply-adds from which a product on a CPU driver is worth source code that takes long to compile.
 const LARGE: usize = 1 << 21;
 /// Number of lanes that lie side by side in `matmul_direct` on CPU drivers.

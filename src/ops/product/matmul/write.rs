@@ -56,7 +56,7 @@ impl Product<'_> {
             return self.write_wide(y);
         }
         let right;
-        let product = if self.rhs.is_fused(m) {
+        let product = if self.rhs.is_fused(m, y.gpu().class()) {
             self
         } else {
             right = self.rhs.made();
