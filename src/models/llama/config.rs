@@ -1,8 +1,10 @@
 //! The sizes and constants of a Llama-type model.
 
+use super::scaling::RopeScaling;
 use crate::error::{Error, Result};
 use crate::ops::sequence::rope::Pairing;
 use crate::setters::setters;
+use serde_json::Value;
 
 /// Sizes and constants.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -16,6 +18,8 @@ pub struct LlamaConfig {
     pub heads: usize,
     /// Key and value heads; must divide `heads`.
     pub kv_heads: usize,
+    /// Width of a head, if it is not `width / heads`.
+    pub head_width: Option<usize>,
     /// Width of the MLP.
     pub hidden: usize,
     /// Number of blocks.
@@ -24,6 +28,12 @@ pub struct LlamaConfig {
     pub context: usize,
     /// Base of the rotary angles.
     pub rope_base: f64,
+    /// How the rotary angles differ from the plain ones.
+    pub rope_scaling: RopeScaling,
+    /// A query sees this many keys, the last ones, if that is less than all.
+    pub window: Option<usize>,
+    /// The first block that has the window.
+    pub window_from: usize,
     /// Added to the variance in norms.
     pub eps: f32,
     /// Which elements of a head are rotated together.
@@ -35,10 +45,14 @@ setters!(LlamaConfig {
     width: usize,
     heads: usize,
     kv_heads: usize,
+    head_width: Option<usize>,
     hidden: usize,
     layers: usize,
     context: usize,
     rope_base: f64,
+    rope_scaling: RopeScaling,
+    window: Option<usize>,
+    window_from: usize,
     eps: f32,
     pairing: Pairing,
 });
@@ -51,75 +65,164 @@ impl Default for LlamaConfig {
             width: 576,
             heads: 9,
             kv_heads: 3,
+            head_width: None,
             hidden: 1536,
             layers: 30,
             context: 2048,
             rope_base: 10000.0,
+            rope_scaling: RopeScaling::None,
+            window: None,
+            window_from: 0,
             eps: 1e-5,
             pairing: Pairing::Halves,
         }
     }
 }
 
-impl LlamaConfig {
-    pub(super) fn head_dim(&self) -> usize {
-        self.width / self.heads
+/// The kinds of models that are read, as `config.json` and GGUF files name them.
+pub(super) const KINDS: [&str; 3] = ["llama", "mistral", "qwen2"];
+
+/// What `config.json` says besides sizes.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct LlamaSettings {
+    /// `llama`, `mistral` or `qwen2`.
+    pub kind: String,
+    /// Sizes and constants.
+    pub config: LlamaConfig,
+    /// Whether the output head is the table of token vectors, whatever else a file has.
+    pub tied_head: bool,
+    /// `quantization_config`, if the weights are packed.
+    pub quantization: Option<Value>,
+}
+
+/// Reads values of `config.json`, with errors that name the file.
+struct Json<'a>(&'a Value);
+
+fn wrong(message: impl Into<String>) -> Error {
+    Error::config(format!("config.json: {}", message.into()))
+}
+
+impl Json<'_> {
+    /// A value that is there and not null.
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.0.get(key).filter(|value| !value.is_null())
     }
 
-    /// Reads the text of a Hugging Face `config.json`.
+    fn number(&self, key: &str) -> Result<usize> {
+        let n = self.0[key].as_u64().and_then(|n| usize::try_from(n).ok());
+        n.ok_or_else(|| wrong(format!("there is no whole number `{key}`")))
+    }
+
+    fn number_or(&self, key: &str, otherwise: usize) -> Result<usize> {
+        self.get(key).map_or(Ok(otherwise), |_| self.number(key))
+    }
+
+    fn is_on(&self, key: &str) -> bool {
+        self.0[key].as_bool() == Some(true)
+    }
+}
+
+impl LlamaSettings {
+    /// Reads the text of a Hugging Face `config.json`: of Llama 2 and 3, Mistral, Qwen2, SmolLM and what has their form.
     ///
     /// # Errors
-    /// [`Error::Config`] for another kind of model, a setting that changes the computation in a way that is not
-    /// supported, or a missing number.
-    pub fn from_json(text: &str) -> Result<LlamaConfig> {
-        let wrong = |message: String| Error::config(format!("config.json: {message}"));
-        let json: serde_json::Value = serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
+    /// [`Error::Config`] for another kind of model, a setting that changes the computation in a way that is not supported, or
+    /// a missing number.
+    pub fn from_json(text: &str) -> Result<LlamaSettings> {
+        let json: Value = serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
+        let of = Json(&json);
         let kind = json["model_type"].as_str().unwrap_or("missing");
-        if kind != "llama" {
-            return Err(wrong(format!("the kind of model is '{kind}'; only 'llama' is read")));
+        if !KINDS.contains(&kind) {
+            return Err(wrong(format!("the kind of model is '{kind}'; {} are read", KINDS.join(", "))));
         }
-        // Newer files keep the rotary settings in a separate object.
-        let rope = json.get("rope_parameters").filter(|v| v.is_object()).unwrap_or(&json);
-        let base = [rope, &json].into_iter().find_map(|of| of["rope_theta"].as_f64());
-        let scaling = rope.get("rope_type").and_then(|v| v.as_str()).is_some_and(|t| t != "default");
-        let on = |key: &str| json[key].as_bool() == Some(true);
         let activation = json["hidden_act"].as_str().unwrap_or("silu");
-        if scaling
-            || !json["rope_scaling"].is_null()
-            || on("attention_bias")
-            || on("mlp_bias")
-            || activation != "silu"
-        {
-            return Err(wrong(
-                "scaled rotary angles, biases and activations other than 'silu' are not read".into(),
-            ));
+        if activation != "silu" {
+            return Err(wrong(format!("the activation is '{activation}'; only 'silu' is computed")));
         }
-        let number = |key: &str| {
-            let n = json[key].as_u64().and_then(|n| usize::try_from(n).ok());
-            n.ok_or_else(|| wrong(format!("there is no whole number `{key}`")))
-        };
-        let heads = number("num_attention_heads")?;
+        // Newer files keep the rotary settings in an object of their own.
+        let rope = of.get("rope_parameters").or(of.get("rope_scaling"));
+        let base = rope.and_then(|r| r["rope_theta"].as_f64()).or(json["rope_theta"].as_f64());
+        let context = of.number("max_position_embeddings")?;
+        let partial = [rope.unwrap_or(&Value::Null), &json];
+        let partial = partial.into_iter().find_map(|v| v["partial_rotary_factor"].as_f64());
+        if partial.is_some_and(|share| share != 1.0) {
+            return Err(wrong("`partial_rotary_factor`: heads are rotated as a whole only"));
+        }
+        let heads = of.number("num_attention_heads")?;
         let config = LlamaConfig {
-            vocab: number("vocab_size")?,
-            width: number("hidden_size")?,
+            vocab: of.number("vocab_size")?,
+            width: of.number("hidden_size")?,
             heads,
-            kv_heads: number("num_key_value_heads").unwrap_or(heads),
-            hidden: number("intermediate_size")?,
-            layers: number("num_hidden_layers")?,
-            context: number("max_position_embeddings")?,
+            kv_heads: of.number_or("num_key_value_heads", heads)?,
+            head_width: of.get("head_dim").map(|_| of.number("head_dim")).transpose()?,
+            hidden: of.number("intermediate_size")?,
+            layers: of.number("num_hidden_layers")?,
+            context,
             rope_base: base.unwrap_or(10000.0),
-            eps: json["rms_norm_eps"]
-                .as_f64()
-                .ok_or_else(|| wrong("there is no number `rms_norm_eps`".into()))? as f32,
-            pairing: Pairing::Halves,
+            rope_scaling: rope.map_or(Ok(RopeScaling::None), |r| RopeScaling::from_json(r, context))?,
+            eps: json["rms_norm_eps"].as_f64().ok_or_else(|| wrong("there is no number `rms_norm_eps`"))?
+                as f32,
+            ..LlamaConfig::default()
         };
+        let config = config.windowed(&of, kind)?;
         config.check("config.json")?;
-        match json["head_dim"].as_u64() {
-            Some(own) if own != config.head_dim() as u64 => {
-                Err(wrong(format!("heads of {own}, which is not {} / {heads}", config.width)))
-            }
-            _ => Ok(config),
+        Ok(LlamaSettings {
+            kind: kind.into(),
+            config,
+            tied_head: of.is_on("tie_word_embeddings"),
+            quantization: of.get("quantization_config").cloned(),
+        })
+    }
+}
+
+impl LlamaConfig {
+    /// The width of a head.
+    pub fn head_dim(&self) -> usize {
+        self.head_width.unwrap_or(self.width / self.heads.max(1))
+    }
+
+    /// Reads the sizes in the text of a Hugging Face `config.json`. [`LlamaSettings::from_json`] reads the rest as well.
+    ///
+    /// # Errors
+    /// As [`LlamaSettings::from_json`], and for packed weights.
+    pub fn from_json(text: &str) -> Result<LlamaConfig> {
+        let LlamaSettings { config, quantization, .. } = LlamaSettings::from_json(text)?;
+        match quantization {
+            Some(_) => Err(wrong("`quantization_config`: these weights are packed; models::llama::Published reads them")),
+            None => Ok(config),
         }
+    }
+
+    /// Adds the window of attention. Qwen2 has it only if it says so, and from some block on.
+    fn windowed(self, of: &Json, kind: &str) -> Result<LlamaConfig> {
+        let size = match of.0.get("sliding_window") {
+            // What transformers takes for a Mistral that does not mention it. `null` means none.
+            None if kind == "mistral" => Some(4096),
+            _ => of.get("sliding_window").map(|_| of.number("sliding_window")).transpose()?,
+        };
+        let layers = match kind {
+            "mistral" => Some(0),
+            "qwen2" if of.is_on("use_sliding_window") => Some(of.number_or("max_window_layers", 28)?),
+            _ => None,
+        };
+        if let Some(types) = of.get("layer_types").and_then(Value::as_array) {
+            let sliding = |l: usize| size.is_some() && layers.is_some_and(|first| l >= first);
+            let same = |(l, t): (usize, &Value)| (t == "sliding_attention") == sliding(l);
+            if !types.iter().enumerate().all(same) {
+                return Err(wrong("`layer_types`: windows of attention in other blocks than the kind of model has"));
+            }
+        }
+        match (size, layers) {
+            (Some(0), Some(_)) => Err(wrong("`sliding_window` is 0")),
+            (Some(_), Some(window_from)) => Ok(LlamaConfig { window: size, window_from, ..self }),
+            _ => Ok(self),
+        }
+    }
+
+    /// The window of a block, if sequences of this length are longer.
+    pub(super) fn window_of(&self, layer: usize, length: usize) -> Option<usize> {
+        self.window.filter(|&window| layer >= self.window_from && window < length)
     }
 
     /// Refuses sizes that no model has before anything is made of them.
@@ -127,11 +230,13 @@ impl LlamaConfig {
         let sizes =
             [self.vocab, self.width, self.heads, self.kv_heads, self.hidden, self.layers, self.context];
         let fits = !sizes.contains(&0)
-            && self.width.is_multiple_of(self.heads)
+            && (self.head_width.is_some() || self.width.is_multiple_of(self.heads))
             && self.heads.is_multiple_of(self.kv_heads)
+            && self.head_dim() > 0
             && self.head_dim().is_multiple_of(2)
             && self.head_dim() <= 256
-            && self.rope_base > 0.0;
+            && self.rope_base > 0.0
+            && sizes.iter().all(|&size| size < 1 << 31);
         if fits {
             Ok(())
         } else {

@@ -43,11 +43,30 @@ impl Rope {
     pub fn new(gpu: &Gpu, positions: usize, head_dim: usize, base: f64, pairing: Pairing) -> Rope {
         assert!(head_dim > 0 && head_dim.is_multiple_of(2), "rope: head_dim {head_dim} must be even");
         assert!(base > 0.0, "rope: base {base} must be positive");
-        let half = head_dim / 2;
+        let frequencies: Vec<f64> = (0..head_dim / 2).map(|i| angle(1, i, head_dim, base)).collect();
+        Rope::with_frequencies(gpu, positions, &frequencies, 1.0, pairing)
+    }
+
+    /// A table for heads of `2 * frequencies.len()` elements whose pair `i` is rotated by `position * frequencies[i]`.
+    /// Cosines and sines are multiplied by `factor`, which is 1 in a rotation. Models scale frequencies for long contexts.
+    ///
+    /// # Panics
+    /// If there is no frequency.
+    #[track_caller]
+    pub fn with_frequencies(
+        gpu: &Gpu,
+        positions: usize,
+        frequencies: &[f64],
+        factor: f64,
+        pairing: Pairing,
+    ) -> Rope {
+        assert!(!frequencies.is_empty(), "rope: there are no frequencies");
+        let head_dim = 2 * frequencies.len();
         let mut table = Vec::with_capacity(positions * head_dim);
         for position in 0..positions {
-            table.extend((0..half).map(|i| angle(position, i, head_dim, base).cos() as f32));
-            table.extend((0..half).map(|i| angle(position, i, head_dim, base).sin() as f32));
+            let angles = || frequencies.iter().map(|f| position as f64 * f);
+            table.extend(angles().map(|angle| (factor * angle.cos()) as f32));
+            table.extend(angles().map(|angle| (factor * angle.sin()) as f32));
         }
         Rope { table: Tensor::from_slice(gpu, &table, [positions, head_dim]), pairing }
     }
