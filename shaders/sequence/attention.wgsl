@@ -17,11 +17,13 @@ const PARTS: u32 = 1u;     // threads that share rows, each with a part of the h
 const SLOTS: u32 = 2u;     // slots of workgroup memory for `join`, used in turn: 2 ROWS
 
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> v: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> k: array<In>;
+@group(0) @binding(2) var<storage, read> v: array<In>;
 @group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> lse: array<f32>;
 
+#import in = in_vector
+#import packed = packed_none
 #import mask = mask_none
 #import parts = parts_one
 #import keys = keys_plain
@@ -75,7 +77,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
 #unroll d HEAD_DIM/PARTS/4
 #unroll c 4
-        let k${c}_$d = k[k_at$c + ${d}u];
+        let k${c}_$d = in_of(k[k_at$c + ${d}u]);
 #unroll r ROWS
         s${r}_$c = dot_add(q${r}_$d, k${c}_$d, s${r}_$c);
 #end
@@ -94,7 +96,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #end
 #unroll d HEAD_DIM/PARTS/4
 #unroll c 4
-        let v${c}_$d = v[v_at$c + ${d}u];
+        let v${c}_$d = in_of(v[v_at$c + ${d}u]);
 #end
 #unroll r ROWS
         y${r}_$d = sum4(y${r}_$d * fade$r, p$r, v0_$d, v1_$d, v2_$d, v3_$d);

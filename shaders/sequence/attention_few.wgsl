@@ -16,11 +16,13 @@ const WIDTH: u32 = CHUNK * CHUNKS;
 const GROUPS: u32 = 64u / CHUNK;
 
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> v: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> k: array<In>;
+@group(0) @binding(2) var<storage, read> v: array<In>;
 @group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> lse: array<f32>;
 
+#import in = in_vector
+#import packed = packed_none
 #import mask = mask_none
 #import keys = keys_plain
 #import attention
@@ -74,7 +76,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 #unroll f CHUNK
         let key${h}_$f = ${f}u * GROUPS + own_group;
         let k_at${h}_$f = keys + min(j + key${h}_$f, stop - 1u) * p.k_steps.w + min(${h}u * CHUNK + x, HEAD - 1u);
-        let k${h}_$f = k[k_at${h}_$f];
+        let k${h}_$f = in_of(k[k_at${h}_$f]);
 #end
 #unroll f CHUNK
         tile[key${h}_$f * CHUNK + (x ^ (key${h}_$f % 8u))] = inside(k${h}_$f, ${h}u * CHUNK + x);
@@ -123,7 +125,7 @@ fn forward(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
         let v_key${h}_$f = ${f}u * GROUPS + own_group;
         let v_at${h}_$f = values + min(j + v_key${h}_$f, stop - 1u) * p.v_steps.w + min(${h}u * CHUNK + x, HEAD - 1u);
         // Zeros from the end on: the weights there are 0 as well, but 0 times infinity is NaN.
-        let v${h}_$f = select(vec4<f32>(0.0), v[v_at${h}_$f], j + v_key${h}_$f < stop);
+        let v${h}_$f = select(vec4<f32>(0.0), in_of(v[v_at${h}_$f]), j + v_key${h}_$f < stop);
 #end
 #unroll f CHUNK
 #unroll r TALL

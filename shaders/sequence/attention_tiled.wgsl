@@ -18,11 +18,13 @@ const TALL: u32 = 8u;      // 1 to 8
 const PIECES: u32 = (TALL + 3u) / 4u;
 
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
-@group(0) @binding(1) var<storage, read> k: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> v: array<vec4<f32>>;
+@group(0) @binding(1) var<storage, read> k: array<In>;
+@group(0) @binding(2) var<storage, read> v: array<In>;
 @group(0) @binding(3) var<storage, read_write> y: array<vec4<f32>>;
 @group(0) @binding(4) var<storage, read_write> lse: array<f32>;
 
+#import in = in_vector
+#import packed = packed_none
 #import mask = mask_none
 #import keys = keys_plain
 #import attention
@@ -38,14 +40,14 @@ var<workgroup> weights: array<vec4<f32>, ROWS * 8u>;
 fn fill_k(lane: u32, base: u32, first: u32, end: u32, chunk: u32) {
 #unroll f CHUNK/2
     let at$f = base + source_of(lane, ${f}u, first, end) * p.k_steps.w + vector_of(lane, chunk);
-    put(lane, ${f}u, first, end, chunk, k[at$f]);
+    put(lane, ${f}u, first, end, chunk, in_of(k[at$f]));
 #end
 }
 
 fn fill_v(lane: u32, base: u32, first: u32, end: u32, chunk: u32) {
 #unroll f CHUNK/2
     let at$f = base + source_of(lane, ${f}u, first, end) * p.v_steps.w + vector_of(lane, chunk);
-    put(lane, ${f}u, first, end, chunk, v[at$f]);
+    put(lane, ${f}u, first, end, chunk, in_of(v[at$f]));
 #end
 }
 

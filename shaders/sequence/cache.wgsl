@@ -1,6 +1,8 @@
 // cache[rows[b], h, places[b] + t, :] = x[b, t, h, :]: appends new keys or values to rows of a cache. Elements beyond a row's
 // end, or of a row that the cache does not have, are dropped. A thread moves four elements.
 
+alias Elem = vec4<f32>;     // or four f16
+
 struct Params {
     groups_x: u32,
     count: u32,      // vectors of x
@@ -12,10 +14,10 @@ struct Params {
 }
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> x: array<vec4<f32>>;
+@group(0) @binding(0) var<storage, read> x: array<Elem>;
 @group(0) @binding(1) var<storage, read> rows: array<u32>;
 @group(0) @binding(2) var<storage, read> places: array<u32>;
-@group(0) @binding(3) var<storage, read_write> cache: array<vec4<f32>>;
+@group(0) @binding(3) var<storage, read_write> cache: array<Elem>;
 
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {

@@ -2,21 +2,28 @@
 //!
 //! `x += attn(norm1(x))`, then `x += down(silu(gate(norm2(x))) * up(norm2(x)))`. Every linear layer is a site, so any
 //! kind of sharing can supply its weight. Weights come from llama.cpp's GGUF files or from safetensors with the names of
-//! Hugging Face. The two differ in which elements of a head are rotated together.
+//! Hugging Face ([`Published`]), as leaves in f32 or as they are stored: packed, or in 16 bits. Llama 2 and 3, Mistral, Qwen2
+//! and SmolLM have this form. They differ in biases, in the width of heads, in how rotary angles are scaled, in which elements
+//! of a head are rotated together, and in how far back attention reaches.
 
 mod config;
+mod gguf;
+mod published;
+mod read;
+mod scaling;
+mod session;
+mod table;
 
-pub use config::LlamaConfig;
+pub use config::{LlamaConfig, LlamaSettings};
+pub use published::{Form, Published};
+pub use scaling::RopeScaling;
+pub use session::{Session, SessionOptions};
+pub use table::TokenTable;
 
-use crate::error::{Error, Result};
-use crate::gpu::Gpu;
-use crate::nn::{Activation, Embedding, Linear, Mask, Module, Norm, Parameters, join};
+use crate::nn::{Activation, Linear, Mask, Module, Norm, Parameters, join};
 use crate::ops::product::site::Site;
-use crate::ops::sequence::cache::KvCache;
-use crate::ops::sequence::rope::{Pairing, Rope};
+use crate::ops::sequence::rope::Rope;
 use crate::share::{Dictionary, LowRank, Tied};
-use crate::store::Weights;
-use crate::store::gguf::Gguf;
 use crate::tape::no_grad;
 use crate::tensor::Tensor;
 use std::ops::Range;
@@ -92,7 +99,7 @@ pub struct Llama {
     /// Sizes and constants.
     pub config: LlamaConfig,
     /// Token vectors, and the output head if `head` is `None`.
-    pub embedding: Embedding,
+    pub embedding: TokenTable,
     /// The blocks in order.
     pub layers: Vec<LlamaLayer>,
     /// Before the head.
@@ -113,161 +120,7 @@ pub struct BlockOutputs<'a> {
     pub stream: &'a Tensor,
 }
 
-/// Reads a tensor by its name in a format, and checks that it has this shape.
-type Read<'a> = dyn Fn(&str, &[usize]) -> Result<Tensor> + 'a;
-
-/// The names that a format uses.
-struct Names {
-    embedding: &'static str,
-    norm: &'static str,
-    head: &'static str,
-    layer: fn(usize) -> String,
-    norms: [&'static str; 2],
-    linears: [&'static str; 7],
-}
-
-const GGUF: Names = Names {
-    embedding: "token_embd.weight",
-    norm: "output_norm.weight",
-    head: "output.weight",
-    layer: |l| format!("blk.{l}."),
-    norms: ["attn_norm.weight", "ffn_norm.weight"],
-    linears: [
-        "attn_q.weight",
-        "attn_k.weight",
-        "attn_v.weight",
-        "attn_output.weight",
-        "ffn_gate.weight",
-        "ffn_up.weight",
-        "ffn_down.weight",
-    ],
-};
-
-const HUGGING_FACE: Names = Names {
-    embedding: "model.embed_tokens.weight",
-    norm: "model.norm.weight",
-    head: "lm_head.weight",
-    layer: |l| format!("model.layers.{l}."),
-    norms: ["input_layernorm.weight", "post_attention_layernorm.weight"],
-    linears: [
-        "self_attn.q_proj.weight",
-        "self_attn.k_proj.weight",
-        "self_attn.v_proj.weight",
-        "self_attn.o_proj.weight",
-        "mlp.gate_proj.weight",
-        "mlp.up_proj.weight",
-        "mlp.down_proj.weight",
-    ],
-};
-
-/// `[out, in]` of each linear layer, in the order of [`LINEARS`].
-fn sizes(c: &LlamaConfig) -> [[usize; 2]; 7] {
-    let kv = c.kv_heads * c.head_dim();
-    let (d, f) = (c.width, c.hidden);
-    [[d, d], [kv, d], [kv, d], [d, d], [f, d], [f, d], [d, f]]
-}
-
-fn fits(name: &str, found: &[usize], shape: &[usize]) -> Result<()> {
-    if found == shape {
-        return Ok(());
-    }
-    Err(Error::config(format!("tensor `{name}` is {found:?}, the sizes ask for {shape:?}")))
-}
-
 impl Llama {
-    /// Reads a GGUF file whose architecture is `llama`, for sequences of up to `context` tokens (or the file's own
-    /// number, if that is less). Weights are dequantised to f32 leaves.
-    ///
-    /// # Errors
-    /// [`Error::Config`] when the file has another architecture or its sizes do not fit, [`Error::Format`] when something
-    /// is missing; when the device fails.
-    pub fn from_gguf(gpu: &Gpu, file: &Gguf, context: usize) -> Result<Llama> {
-        let architecture = file.text("general.architecture")?;
-        if architecture != "llama" {
-            return Err(Error::config(format!(
-                "the file's architecture is '{architecture}'; only 'llama' is read"
-            )));
-        }
-        let number = |key: &str| file.number(&format!("llama.{key}"));
-        let heads = number("attention.head_count")?;
-        let config = LlamaConfig {
-            vocab: file.shape(GGUF.embedding)?.first().copied().unwrap_or(0),
-            width: number("embedding_length")?,
-            heads,
-            kv_heads: number("attention.head_count_kv").unwrap_or(heads),
-            hidden: number("feed_forward_length")?,
-            layers: number("block_count")?,
-            context: context.min(number("context_length")?),
-            rope_base: file.float("llama.rope.freq_base").unwrap_or(10000.0),
-            eps: file.float("llama.attention.layer_norm_rms_epsilon")? as f32,
-            pairing: Pairing::Neighbours,
-        };
-        let read = |name: &str, shape: &[usize]| -> Result<Tensor> {
-            fits(name, file.shape(name)?, shape)?;
-            Ok(Tensor::from_slice(gpu, &file.tensor_f32(name)?, shape))
-        };
-        let own_head = file.names().any(|name| name == GGUF.head);
-        Llama::read(gpu, config, &GGUF, own_head, &read)
-    }
-
-    /// Reads weights with the names of Hugging Face's Llama models, such as [`crate::store::Shards`]. `config` supplies
-    /// what they do not contain ([`LlamaConfig::from_json`]).
-    ///
-    /// # Errors
-    /// [`Error::Format`] when a tensor is missing, [`Error::Config`] when it has another shape; when the device fails.
-    pub fn from_weights(gpu: &Gpu, weights: &dyn Weights, config: LlamaConfig) -> Result<Llama> {
-        let read = |name: &str, shape: &[usize]| -> Result<Tensor> {
-            fits(name, &weights.shape(name)?, shape)?;
-            weights.read(gpu, name)
-        };
-        let own_head = weights.names().iter().any(|name| name == HUGGING_FACE.head);
-        Llama::read(gpu, config, &HUGGING_FACE, own_head, &read)
-    }
-
-    fn read(gpu: &Gpu, c: LlamaConfig, names: &Names, own_head: bool, read: &Read) -> Result<Llama> {
-        c.check("llama")?;
-        let leaf = |name: &str, shape: &[usize]| -> Result<Tensor> {
-            let x = read(name, shape)?;
-            x.check()?;
-            Ok(x.requires_grad())
-        };
-        let linear = |name: &str, [out, inner]: [usize; 2]| -> Result<Linear> {
-            Ok(Linear::from_site(Arc::new(Tied::new(&leaf(name, &[out, inner])?)), None))
-        };
-        let norm = |name: &str| -> Result<Norm> {
-            Ok(Norm { gain: leaf(name, &[c.width])?, bias: None, eps: c.eps })
-        };
-        let sizes = sizes(&c);
-        let mut layers = Vec::new();
-        for l in 0..c.layers {
-            let prefix = (names.layer)(l);
-            let mut all = Vec::new();
-            for (name, size) in names.linears.iter().zip(sizes) {
-                all.push(linear(&format!("{prefix}{name}"), size)?);
-            }
-            let mlp = all.split_off(4);
-            let count = |_| Error::config("a block has seven linear layers");
-            layers.push(LlamaLayer {
-                norm1: norm(&format!("{prefix}{}", names.norms[0]))?,
-                attention: all.try_into().map_err(|all: Vec<Linear>| count(all.len()))?,
-                norm2: norm(&format!("{prefix}{}", names.norms[1]))?,
-                mlp: mlp.try_into().map_err(|all: Vec<Linear>| count(all.len()))?,
-            });
-            // Uploads leave the host before the next block comes.
-            gpu.flush()?;
-        }
-        let head = if own_head { Some(linear(names.head, [c.vocab, c.width])?) } else { None };
-        Ok(Llama {
-            made: Vec::new(),
-            config: c,
-            embedding: Embedding { table: leaf(names.embedding, &[c.vocab, c.width])? },
-            layers,
-            norm: norm(names.norm)?,
-            head,
-            rope: Rope::new(gpu, c.context, c.head_dim(), c.rope_base, c.pairing),
-        })
-    }
-
     /// Returns a model that computes the same and has no leaf in common with this one. Every weight is stored in the form
     /// in which it is used. Training one model does not change the other.
     pub fn copied(&self) -> Llama {
@@ -289,7 +142,7 @@ impl Llama {
         };
         Llama {
             made: Vec::new(),
-            embedding: Embedding { table: copy(&self.embedding.table) },
+            embedding: self.embedding.copied(copy),
             layers: layers.iter().map(layer).collect(),
             norm: norm(&self.norm),
             head: self.head.as_ref().map(linear),
@@ -327,6 +180,8 @@ impl Llama {
         let (batch, length) = (tokens.shape()[0], tokens.shape()[1]);
         assert!(length <= c.context, "llama: {length} tokens, context {}", c.context);
         let mut x = self.embedding.forward(tokens);
+        // Blocks with a window share its mask.
+        let window = c.window.filter(|&window| window < length).map(|window| self.banded(length, window));
         for (l, layer) in self.layers_now().iter().enumerate() {
             let [q, k, v, o] = &layer.attention;
             let normed = layer.norm1.forward(&x);
@@ -336,12 +191,22 @@ impl Llama {
             let q = split(q.forward(&normed), c.heads).rope(&self.rope, 0);
             let k = split(k.forward(&normed), c.kv_heads).rope(&self.rope, 0);
             let v = split(v.forward(&normed), c.kv_heads);
-            let y =
-                q.attention(&k, &v, &Mask::Causal).permute(&[0, 2, 1, 3]).reshape([batch, length, c.width]);
+            let mask = window.as_ref().filter(|_| l >= c.window_from).unwrap_or(&Mask::Causal);
+            let y = q.attention(&k, &v, mask).permute(&[0, 2, 1, 3]);
+            let y = y.reshape([batch, length, c.heads * c.head_dim()]);
             x = layer.mlp(&o.forward_with(&y, Activation::None, Some(&x)));
             see(l, BlockOutputs { normed: &normed, mixed: &y, stream: &x });
         }
         x
+    }
+
+    /// Hides from each query what comes after it, and what comes before the last `window` tokens.
+    fn banded(&self, length: usize, window: usize) -> Mask {
+        let seen = |i: usize, j: usize| j <= i && i - j < window;
+        let all: Vec<f32> = (0..length * length)
+            .map(|at| if seen(at / length, at % length) { 0.0 } else { f32::NEG_INFINITY })
+            .collect();
+        Mask::Additive(Tensor::from_slice(self.embedding.gpu(), &all, [length, length]))
     }
 
     /// Scores of the next token from the residual stream.
@@ -363,95 +228,6 @@ impl Llama {
     #[track_caller]
     pub fn loss(&self, tokens: &Tensor, targets: &Tensor) -> Tensor {
         self.forward(tokens).cross_entropy(targets, None)
-    }
-
-    /// Starts an empty conversation with this model, of up to `context` tokens. Weights that are not stored in the form
-    /// in which they are used are materialised once, for as long as the session lives.
-    ///
-    /// # Errors
-    /// [`Error::Config`] when the context is 0 or above the model's.
-    pub fn session(&self, context: usize) -> Result<Session<'_>> {
-        let c = &self.config;
-        if context == 0 || context > c.context {
-            return Err(Error::config(format!(
-                "a context of {context} tokens; this model has 1 to {}",
-                c.context
-            )));
-        }
-        let gpu = self.embedding.table.gpu();
-        let caches = (0..c.layers).map(|_| KvCache::new(gpu, 1, c.kv_heads, context, c.head_dim())).collect();
-        // Materialised once: for few rows, computing a weight as it is read costs more than reading a stored one.
-        let layers = no_grad(|| {
-            let mut layers = self.layers_now();
-            for layer in &mut layers {
-                for i in 0..LINEARS.len() {
-                    let linear = layer.linear_mut(i);
-                    if linear.weight.stored().is_none() {
-                        linear.weight = Arc::new(Tied::new(&linear.weight.expand()));
-                    }
-                }
-            }
-            layers
-        });
-        Ok(Session { model: self, layers, caches, length: 0 })
-    }
-}
-
-/// One sequence, with the keys and values of its tokens so far.
-pub struct Session<'a> {
-    model: &'a Llama,
-    layers: Vec<LlamaLayer>,
-    caches: Vec<KvCache>,
-    length: usize,
-}
-
-impl Session<'_> {
-    /// Number of tokens so far.
-    pub fn length(&self) -> usize {
-        self.length
-    }
-
-    /// Appends tokens, and returns the scores `[vocab]` of the token after the last one.
-    ///
-    /// # Errors
-    /// [`Error::Config`] when there is no token, one is not in the vocabulary, or the context is full; when the device
-    /// fails.
-    pub fn push(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        let (model, c) = (self.model, &self.model.config);
-        let context = self.caches[0].context();
-        if let Some(token) = tokens.iter().find(|&&t| t as usize >= c.vocab) {
-            return Err(Error::config(format!("token {token} is not in the vocabulary of {}", c.vocab)));
-        }
-        if tokens.is_empty() || self.length + tokens.len() > context {
-            return Err(Error::config(format!(
-                "{} tokens after {}: the context holds {context}; start a session with a longer one",
-                tokens.len(),
-                self.length
-            )));
-        }
-        let (count, start) = (tokens.len(), self.length);
-        let gpu = model.embedding.table.gpu();
-        let logits = no_grad(|| -> Result<Tensor> {
-            let list = |value: usize| Tensor::from_slice(gpu, &[value as u32], [1]);
-            let (row, place, length) = (list(0), list(start), list(start + count));
-            let mut x = model.embedding.forward(&Tensor::from_slice(gpu, tokens, [1, count]));
-            for (layer, cache) in self.layers.iter().zip(&mut self.caches) {
-                let [q, k, v, o] = &layer.attention;
-                let normed = layer.norm1.forward(&x);
-                let split = |y: Tensor, heads: usize| y.reshape([1, count, heads, c.head_dim()]);
-                let turned = |y: Tensor| y.permute(&[0, 2, 1, 3]).rope(&model.rope, start);
-                let q = turned(split(q.forward(&normed), c.heads));
-                let k = turned(split(k.forward(&normed), c.kv_heads)).permute(&[0, 2, 1, 3]);
-                let v = split(v.forward(&normed), c.kv_heads);
-                cache.append(&k, &v, &row, &place)?;
-                let y = cache.attend(&q, &row, &length).permute(&[0, 2, 1, 3]).reshape([1, count, c.width]);
-                x = layer.mlp(&o.forward_with(&y, Activation::None, Some(&x)));
-            }
-            Ok(model.logits(&x.slice(1, count - 1..count)))
-        })?;
-        let logits = logits.to_vec::<f32>()?;
-        self.length += count;
-        Ok(logits)
     }
 }
 

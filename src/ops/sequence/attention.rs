@@ -303,7 +303,11 @@ fn forward(
     if listed.is_some() {
         source = source.slot("keys", "keys_listed");
     }
-    let source = stored::set(source, &[("out", to.dtype())]);
+    // Matrix units have loads of their own, and a cache may be stored in f16.
+    let source = match listed {
+        Some(_) => stored::set(source, &[("in", k.dtype()), ("out", to.dtype())]),
+        None => stored::set(source, &[("out", to.dtype())]),
+    };
     let walked = chunk.min(sizes.tokens_k);
     let launch = sizes.launch_over(&source, Pass::Forward, kernel, (sizes.rows(), walked));
     gpu.launch(

@@ -1,6 +1,6 @@
 //! A cache of keys and values of earlier tokens, for decoding. Each of its rows is filled up to its own length.
 
-use super::attention;
+use super::attention::{self, Mask};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::Gpu;
@@ -24,13 +24,30 @@ impl KvCache {
     /// If `head_dim` is above 256, or a size is 0.
     #[track_caller]
     pub fn new(gpu: &Gpu, rows: usize, kv_heads: usize, context: usize, head_dim: usize) -> KvCache {
+        KvCache::with_dtype(gpu, rows, kv_heads, context, head_dim, DType::F32)
+    }
+
+    /// [`KvCache::new`] with keys and values stored in f32 or f16. f16 takes half the memory and rounds them.
+    ///
+    /// # Panics
+    /// As [`KvCache::new`], and for another type.
+    #[track_caller]
+    pub fn with_dtype(
+        gpu: &Gpu,
+        rows: usize,
+        kv_heads: usize,
+        context: usize,
+        head_dim: usize,
+        dtype: DType,
+    ) -> KvCache {
+        assert!(matches!(dtype, DType::F32 | DType::F16), "kv cache: keys in {dtype}; f32 and f16 are kept");
         let sizes = [rows, kv_heads, context, attention::cache_width(head_dim)];
         assert!(
             ![rows, kv_heads, context, head_dim].contains(&0) && head_dim <= 256,
             "kv cache: [{rows}, {kv_heads}, {context}, {head_dim}]; heads are 1 to 256 wide, no size is 0"
         );
         let [k, v] = [(); 2].map(|()| {
-            let zeros = Tensor::zeros(gpu, sizes);
+            let zeros = Tensor::zeros(gpu, sizes).cast(dtype);
             zeros.evaluate();
             zeros
         });
@@ -44,7 +61,7 @@ impl KvCache {
 
     /// Bytes of keys and values.
     pub fn bytes(&self) -> usize {
-        8 * self.k.count()
+        2 * self.k.dtype().size() * self.k.count()
     }
 
     /// Writes `k` and `v [batch, tokens, kv_heads, head_dim]` to the rows `rows [batch]`, from the positions `places
@@ -81,9 +98,13 @@ impl KvCache {
         let threads = batch * tokens * heads * width / 4;
         let grid = grid(threads.div_ceil(64));
         let [rows, places] = [rows, places].map(Tensor::contiguous);
+        let dtype = self.k.dtype();
         let source = Source::file("cache");
+        // Both sides hold the same type, which is moved in words.
+        let source = if dtype.is_half() { source.alias("Elem", "vec2<u32>") } else { source };
         let launches = [(&self.k, k), (&self.v, v)].map(|(cache, x)| {
-            let x = crate::ops::float("kv cache", &x.detach()).pad(3, 0, width - self.head_dim).contiguous();
+            let x = crate::ops::float("kv cache", &x.detach()).pad(3, 0, width - self.head_dim);
+            let x = x.cast(dtype).contiguous();
             Launch::new("kv cache", &source, "main", grid)
                 .bind("x", &x)
                 .bind("rows", &rows)
@@ -128,6 +149,28 @@ impl KvCache {
         let [rows, lengths] = [rows, lengths].map(Tensor::contiguous);
         let scale = 1.0 / (self.head_dim as f32).sqrt();
         let y = attention::cached(&q, [&self.k, &self.v], [&rows, &lengths], scale);
+        if extra == 0 { y } else { y.slice(3, 0..self.head_dim) }
+    }
+}
+
+impl KvCache {
+    /// Computes attention of `q [1, heads, tokens, head_dim]` to all places of a cache with one row, with `mask [tokens,
+    /// places]` added to the scores: minus infinity hides a place. For sequences that do not lie in order, as with a window.
+    ///
+    /// # Panics
+    /// When the sizes do not fit, or there are several rows.
+    #[track_caller]
+    pub fn attend_masked(&self, q: &Tensor, mask: &Tensor) -> Tensor {
+        let (shape, cache) = (q.shape(), self.k.shape());
+        assert!(
+            cache[0] == 1 && shape.len() == 4 && shape[3] == self.head_dim && **mask.shape() == [shape[2], cache[2]],
+            "kv cache: q {shape} and mask {} for {cache}",
+            mask.shape()
+        );
+        let extra = cache[3] - self.head_dim;
+        let q = crate::ops::float("kv cache", &q.detach()).pad(3, 0, extra);
+        let scale = 1.0 / (self.head_dim as f32).sqrt();
+        let y = q.attention_scaled(&self.k, &self.v, &Mask::Additive(mask.clone()), scale);
         if extra == 0 { y } else { y.slice(3, 0..self.head_dim) }
     }
 }

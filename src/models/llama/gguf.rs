@@ -1,0 +1,214 @@
+//! Llama-type models in GGUF files.
+
+use super::read::{Head, Matrix, Names, Reader, Tensors, stored};
+use super::{Form, Llama, LlamaConfig, RopeScaling};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::ops::sequence::rope::Pairing;
+use crate::store::gguf::{Gguf, GgufType, Value};
+use crate::tensor::Tensor;
+
+const NAMES: Names = Names {
+    embedding: "token_embd",
+    norm: "output_norm",
+    head: "output",
+    layer: |l| format!("blk.{l}."),
+    norms: ["attn_norm", "ffn_norm"],
+    linears: ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"],
+    ignored: &[FACTORS],
+};
+
+/// Divisors of the frequencies of rotary angles, which converters compute for Llama 3.
+const FACTORS: &str = "rope_freqs.weight";
+
+/// The keys of one architecture.
+struct Keys<'a> {
+    file: &'a Gguf,
+    kind: &'a str,
+}
+
+impl Keys<'_> {
+    fn key(&self, key: &str) -> String {
+        format!("{}.{key}", self.kind)
+    }
+
+    fn has(&self, key: &str) -> bool {
+        self.file.metadata().contains_key(&self.key(key))
+    }
+
+    fn number(&self, key: &str) -> Result<usize> {
+        self.file.number(&self.key(key))
+    }
+
+    fn number_or(&self, key: &str, otherwise: usize) -> Result<usize> {
+        if self.has(key) { self.number(key) } else { Ok(otherwise) }
+    }
+
+    fn float(&self, key: &str) -> Result<f64> {
+        self.file.float(&self.key(key))
+    }
+
+    fn float_or(&self, key: &str, otherwise: f64) -> Result<f64> {
+        if self.has(key) { self.float(key) } else { Ok(otherwise) }
+    }
+
+    fn wrong(&self, key: &str, message: &str) -> Error {
+        Error::config(format!("the file's `{}`: {message}", self.key(key)))
+    }
+
+    fn scaling(&self, context: usize) -> Result<RopeScaling> {
+        if !self.has("rope.scaling.type") {
+            let factor = self.float_or("rope.scale_linear", 1.0)?;
+            return Ok(if factor == 1.0 { RopeScaling::None } else { RopeScaling::Linear { factor } });
+        }
+        let factor = || {
+            let factor = self.float("rope.scaling.factor")?;
+            let positive = factor.is_finite() && factor > 0.0;
+            if positive { Ok(factor) } else { Err(self.wrong("rope.scaling.factor", "is not positive")) }
+        };
+        match self.file.text(&self.key("rope.scaling.type"))? {
+            "none" => Ok(RopeScaling::None),
+            "linear" => Ok(RopeScaling::Linear { factor: factor()? }),
+            "yarn" if self.has("rope.scaling.yarn_log_multiplier") => {
+                Err(self.wrong("rope.scaling.yarn_log_multiplier", "this form of YaRN is not computed"))
+            }
+            "yarn" => {
+                let factor = factor()?;
+                let attention = self.float_or("rope.scaling.attn_factor", 1.0)?;
+                Ok(RopeScaling::Yarn {
+                    factor,
+                    original: self.number_or("rope.scaling.original_context_length", context)? as f64,
+                    fast: self.float_or("rope.scaling.yarn_beta_fast", 32.0)?,
+                    slow: self.float_or("rope.scaling.yarn_beta_slow", 1.0)?,
+                    attention: attention * RopeScaling::yarn_attention(factor),
+                })
+            }
+            other => {
+                let message = format!("'{other}' is not computed; none, linear and yarn are");
+                Err(self.wrong("rope.scaling.type", &message))
+            }
+        }
+    }
+}
+
+/// The architecture and the sizes that a file's metadata has.
+pub(super) fn settings(file: &Gguf) -> Result<(String, LlamaConfig)> {
+    let kind = file.text("general.architecture")?;
+    if !["llama", "qwen2"].contains(&kind) {
+        return Err(Error::config(format!(
+            "the file's architecture is '{kind}'; 'llama', which Mistral has too, and 'qwen2' are read"
+        )));
+    }
+    let keys = Keys { file, kind };
+    if keys.number_or("expert_count", 0)? > 0 {
+        return Err(keys.wrong("expert_count", "mixtures of experts are not computed"));
+    }
+    let heads = keys.number("attention.head_count")?;
+    let context = keys.number("context_length")?;
+    let head_width = keys.has("attention.key_length").then(|| keys.number("attention.key_length"));
+    let window = keys.has("attention.sliding_window").then(|| keys.number("attention.sliding_window"));
+    let config = LlamaConfig {
+        vocab: file.shape("token_embd.weight")?.first().copied().unwrap_or(0),
+        width: keys.number("embedding_length")?,
+        heads,
+        kv_heads: keys.number_or("attention.head_count_kv", heads)?,
+        head_width: head_width.transpose()?,
+        hidden: keys.number("feed_forward_length")?,
+        layers: keys.number("block_count")?,
+        context,
+        rope_base: keys.float_or("rope.freq_base", 10000.0)?,
+        rope_scaling: keys.scaling(context)?,
+        window: window.transpose()?.filter(|&window| window > 0),
+        eps: keys.float("attention.layer_norm_rms_epsilon")? as f32,
+        // Converters order the rows of q and k of a Llama so that neighbours are rotated together.
+        pairing: if kind == "llama" { Pairing::Neighbours } else { Pairing::Halves },
+        ..LlamaConfig::default()
+    };
+    config.check("the file")?;
+    for key in ["attention.value_length", "rope.dimension_count"] {
+        if keys.number_or(key, config.head_dim())? != config.head_dim() {
+            return Err(keys.wrong(key, "heads that are rotated in part, or whose values have another width, are not computed"));
+        }
+    }
+    Ok((kind.into(), config))
+}
+
+/// The frequencies of the rotary angles, which a tensor of the file may divide.
+fn frequencies(file: &Gguf, config: &LlamaConfig) -> Result<(Vec<f64>, f64)> {
+    let (mut all, factor) = config.rope_scaling.frequencies(config.head_dim(), config.rope_base);
+    if file.names().any(|name| name == FACTORS) {
+        let divisors = file.tensor_f32(FACTORS)?;
+        if divisors.len() != all.len() || divisors.iter().any(|d| !(d.is_finite() && *d > 0.0)) {
+            return Err(Error::config(format!(
+                "tensor `{FACTORS}` needs {} positive numbers, one for each pair of a head",
+                all.len()
+            )));
+        }
+        all.iter_mut().zip(divisors).for_each(|(f, divisor)| *f /= f64::from(divisor));
+    }
+    Ok((all, factor))
+}
+
+/// The tensors of a file in one form.
+struct Stored<'a>(&'a Gguf, Form);
+
+impl Tensors for Stored<'_> {
+    fn names(&self) -> Vec<String> {
+        self.0.names().map(String::from).collect()
+    }
+
+    fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        self.0.shape(name).map(<[usize]>::to_vec)
+    }
+
+    fn matrix(&self, gpu: &Gpu, name: &str) -> Result<Matrix> {
+        let Stored(file, form) = self;
+        let kind = file.kind(name)?;
+        let dtype = match kind {
+            GgufType::F16 => DType::F16,
+            GgufType::BF16 => DType::Bf16,
+            _ => DType::F32,
+        };
+        if *form == Form::F32 || kind.packing().is_none() && dtype == DType::F32 {
+            return Ok(Matrix::Tensor(self.vector(gpu, name)?));
+        }
+        if dtype.is_half() {
+            return Ok(Matrix::Tensor(stored(gpu, dtype, file.bytes_of(name)?, file.shape(name)?)));
+        }
+        let (packing, _, words) = file.packed(name)?;
+        Ok(Matrix::Packed(packing, words))
+    }
+
+    fn vector(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
+        Ok(Tensor::from_slice(gpu, &self.0.tensor_f32(name)?, self.0.shape(name)?))
+    }
+}
+
+/// Reads the model of a file.
+pub(super) fn load(gpu: &Gpu, file: &Gguf, context: usize, form: Form) -> Result<Llama> {
+    let (_, config) = settings(file)?;
+    let config = config.context(config.context.min(context));
+    let frequencies = frequencies(file, &config)?;
+    Reader::new(gpu, &Stored(file, form), &NAMES, config).model(Head::AsFound, frequencies)
+}
+
+impl Llama {
+    /// Reads a GGUF file whose architecture is `llama` or `qwen2`, for sequences of up to `context` tokens (or the file's own
+    /// number, if that is less). Weights are dequantised to f32 leaves. [`Published`](super::Published) keeps them packed.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the file has another architecture or its sizes do not fit, [`Error::Format`] when something
+    /// is missing; when the device fails.
+    pub fn from_gguf(gpu: &Gpu, file: &Gguf, context: usize) -> Result<Llama> {
+        load(gpu, file, context, Form::F32)
+    }
+}
+
+/// The name that a file gives its model.
+pub(super) fn title(file: &Gguf) -> Option<String> {
+    match file.metadata().get("general.name") {
+        Some(Value::Text(name)) => Some(name.clone()),
+        _ => None,
+    }
+}

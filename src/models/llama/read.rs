@@ -1,0 +1,251 @@
+//! Makes a model of named tensors.
+
+use super::{Llama, LlamaConfig, LlamaLayer, TokenTable};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::nn::{Embedding, Linear, Norm};
+use crate::ops::product::site::Site;
+use crate::ops::sequence::rope::Rope;
+use crate::share::{Packed, Packing, Tied};
+use crate::store::Weights;
+use crate::tensor::Tensor;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// The names that a format uses, without `.weight` and `.bias`.
+pub(super) struct Names {
+    pub embedding: &'static str,
+    pub norm: &'static str,
+    pub head: &'static str,
+    pub layer: fn(usize) -> String,
+    pub norms: [&'static str; 2],
+    pub linears: [&'static str; 7],
+    /// What is in files and is not computed with, by the ends of names.
+    pub ignored: &'static [&'static str],
+}
+
+pub(super) const HUGGING_FACE: Names = Names {
+    embedding: "model.embed_tokens",
+    norm: "model.norm",
+    head: "lm_head",
+    layer: |l| format!("model.layers.{l}."),
+    norms: ["input_layernorm", "post_attention_layernorm"],
+    linears: [
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    ],
+    // Old files have the plain frequencies, which the configuration gives too.
+    ignored: &["rotary_emb.inv_freq"],
+};
+
+/// A matrix as a file has it.
+pub(super) enum Matrix {
+    Packed(Packing, Vec<u32>),
+    Tensor(Tensor),
+}
+
+/// Named tensors of a file or folder.
+pub(super) trait Tensors {
+    /// All names.
+    fn names(&self) -> Vec<String>;
+    /// The sizes of a tensor.
+    fn shape(&self, name: &str) -> Result<Vec<usize>>;
+    /// A matrix as it is to be used. The tensor is no leaf yet.
+    fn matrix(&self, gpu: &Gpu, name: &str) -> Result<Matrix>;
+    /// A vector in f32.
+    fn vector(&self, gpu: &Gpu, name: &str) -> Result<Tensor>;
+}
+
+/// Any [`Weights`], in f32.
+pub(super) struct Floats<'a>(pub &'a dyn Weights);
+
+impl Tensors for Floats<'_> {
+    fn names(&self) -> Vec<String> {
+        self.0.names()
+    }
+    fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        self.0.shape(name)
+    }
+    fn matrix(&self, gpu: &Gpu, name: &str) -> Result<Matrix> {
+        Ok(Matrix::Tensor(self.0.read(gpu, name)?))
+    }
+    fn vector(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
+        self.0.read(gpu, name)
+    }
+}
+
+/// Which head a model has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Head {
+    /// The table of token vectors, whatever else the file has.
+    Tied,
+    /// One of its own.
+    Own,
+    /// One of its own if the file has it.
+    AsFound,
+}
+
+/// What is read, and what has been read of it.
+pub(super) struct Reader<'a> {
+    gpu: &'a Gpu,
+    tensors: &'a dyn Tensors,
+    names: &'a Names,
+    config: LlamaConfig,
+    used: RefCell<BTreeSet<String>>,
+    present: BTreeSet<String>,
+}
+
+impl<'a> Reader<'a> {
+    pub fn new(gpu: &'a Gpu, tensors: &'a dyn Tensors, names: &'a Names, config: LlamaConfig) -> Reader<'a> {
+        let present = tensors.names().into_iter().collect();
+        Reader { gpu, tensors, names, config, used: RefCell::default(), present }
+    }
+
+    fn fits(&self, name: &str, want: &[usize]) -> Result<()> {
+        let found = self.tensors.shape(name)?;
+        if found != want {
+            return Err(Error::config(format!("tensor `{name}` is {found:?}, the sizes ask for {want:?}")));
+        }
+        self.used.borrow_mut().insert(name.into());
+        Ok(())
+    }
+
+    fn vector(&self, name: &str, size: usize) -> Result<Tensor> {
+        self.fits(name, &[size])?;
+        let x = self.tensors.vector(self.gpu, name)?;
+        x.check()?;
+        Ok(x.requires_grad())
+    }
+
+    fn matrix(&self, name: &str, size: [usize; 2]) -> Result<Matrix> {
+        self.fits(name, &size)?;
+        let matrix = self.tensors.matrix(self.gpu, name)?;
+        if let Matrix::Tensor(x) = &matrix {
+            x.check()?;
+        }
+        Ok(matrix)
+    }
+
+    fn packed(&self, name: &str, size: [usize; 2], packing: Packing, words: &[u32]) -> Result<Packed> {
+        Packed::new(self.gpu, packing, size, words)
+            .map_err(|e| Error::config(format!("tensor `{name}`: {e}")))
+    }
+
+    fn linear(&self, path: &str, size: [usize; 2]) -> Result<Linear> {
+        let name = format!("{path}.weight");
+        let site: Arc<dyn Site> = match self.matrix(&name, size)? {
+            Matrix::Packed(packing, words) => Arc::new(self.packed(&name, size, packing, &words)?),
+            Matrix::Tensor(x) => Arc::new(Tied::new(&x.requires_grad())),
+        };
+        let bias = format!("{path}.bias");
+        let bias = self.present.contains(&bias).then(|| self.vector(&bias, size[0])).transpose()?;
+        Ok(Linear::from_site(site, bias))
+    }
+
+    fn norm(&self, path: &str) -> Result<Norm> {
+        let c = &self.config;
+        Ok(Norm { gain: self.vector(&format!("{path}.weight"), c.width)?, bias: None, eps: c.eps })
+    }
+
+    fn table(&self) -> Result<TokenTable> {
+        let (name, c) = (format!("{}.weight", self.names.embedding), &self.config);
+        let size = [c.vocab, c.width];
+        Ok(match self.matrix(&name, size)? {
+            Matrix::Packed(packing, words) => {
+                TokenTable::Packed(self.packed(&name, size, packing, &words)?, self.gpu.clone())
+            }
+            Matrix::Tensor(x) => TokenTable::Stored(Embedding { table: x.requires_grad() }),
+        })
+    }
+
+    fn layer(&self, l: usize) -> Result<LlamaLayer> {
+        let prefix = (self.names.layer)(l);
+        let sizes = self.config.linears();
+        let linear = |i: usize| self.linear(&format!("{prefix}{}", self.names.linears[i]), sizes[i]);
+        let norm = |i: usize| self.norm(&format!("{prefix}{}", self.names.norms[i]));
+        Ok(LlamaLayer {
+            norm1: norm(0)?,
+            attention: [linear(0)?, linear(1)?, linear(2)?, linear(3)?],
+            norm2: norm(1)?,
+            mlp: [linear(4)?, linear(5)?, linear(6)?],
+        })
+    }
+
+    /// Reads the model. `frequencies` and a factor are those of the rotary angles.
+    pub fn model(&self, head: Head, (frequencies, factor): (Vec<f64>, f64)) -> Result<Llama> {
+        let c = self.config;
+        c.check("llama")?;
+        let embedding = self.table()?;
+        let mut layers = Vec::with_capacity(c.layers.min(1024));
+        for l in 0..c.layers {
+            layers.push(self.layer(l)?);
+            // Uploads leave the host before the next block comes.
+            self.gpu.flush()?;
+        }
+        let own = match head {
+            Head::Tied => false,
+            Head::Own => true,
+            Head::AsFound => self.present.contains(&format!("{}.weight", self.names.head)),
+        };
+        let head = own.then(|| self.linear(self.names.head, [c.vocab, c.width])).transpose()?;
+        let norm = self.norm(self.names.norm)?;
+        self.nothing_is_left()?;
+        let rope = Rope::with_frequencies(self.gpu, c.context, &frequencies, factor, c.pairing);
+        Ok(Llama { made: Vec::new(), config: c, embedding, layers, norm, head, rope })
+    }
+
+    /// A tensor of a block that was not read would mean another computation.
+    fn nothing_is_left(&self) -> Result<()> {
+        let used = self.used.borrow();
+        let head = format!("{}.weight", self.names.head);
+        let known = |name: &&String| {
+            used.contains(*name)
+                || **name == head
+                || self.names.ignored.iter().any(|end| name.ends_with(end))
+        };
+        let left: Vec<&String> = self.present.iter().filter(|name| !known(name)).collect();
+        match left.first() {
+            None => Ok(()),
+            Some(first) => Err(Error::config(format!(
+                "tensor `{first}` (of {} such) is in the file and in no model of this kind that is computed; the file \
+                 needs another program",
+                left.len()
+            ))),
+        }
+    }
+}
+
+impl LlamaConfig {
+    /// `[out, in]` of each linear layer of a block, in the order of [`LINEARS`](super::LINEARS).
+    pub(super) fn linears(&self) -> [[usize; 2]; 7] {
+        let [q, kv] = [self.heads, self.kv_heads].map(|heads| heads * self.head_dim());
+        let (d, f) = (self.width, self.hidden);
+        [[q, d], [kv, d], [kv, d], [d, q], [f, d], [f, d], [d, f]]
+    }
+}
+
+impl Llama {
+    /// Reads weights with the names of Hugging Face's Llama models, such as [`crate::store::Shards`], as leaves in f32.
+    /// `config` supplies what they do not contain ([`LlamaConfig::from_json`]).
+    ///
+    /// # Errors
+    /// [`Error::Format`] when a tensor is missing, [`Error::Config`] when it has another shape, or when there is a tensor that
+    /// these models do not have; when the device fails.
+    pub fn from_weights(gpu: &Gpu, weights: &dyn Weights, config: LlamaConfig) -> Result<Llama> {
+        config.check("llama")?;
+        let frequencies = config.rope_scaling.frequencies(config.head_dim(), config.rope_base);
+        Reader::new(gpu, &Floats(weights), &HUGGING_FACE, config).model(Head::AsFound, frequencies)
+    }
+}
+
+/// A tensor of a file's bytes, as it is stored.
+pub(super) fn stored(gpu: &Gpu, dtype: DType, bytes: &[u8], shape: &[usize]) -> Tensor {
+    Tensor::from_bytes(gpu, dtype, bytes, shape)
+}

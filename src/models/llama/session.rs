@@ -1,0 +1,216 @@
+//! Generating with a cache of keys and values.
+
+use super::{LINEARS, Llama, LlamaLayer};
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::nn::Activation;
+use crate::ops::sequence::cache::KvCache;
+use crate::setters::setters;
+use crate::share::Tied;
+use crate::tape::no_grad;
+use crate::tensor::Tensor;
+use std::sync::Arc;
+
+/// How a [`Session`] keeps what it has read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct SessionOptions {
+    /// The most tokens of the sequence.
+    pub context: usize,
+    /// The most tokens that are computed at a time. Longer prompts take several passes, so that memory does not grow with them.
+    pub chunk: usize,
+    /// The type of stored keys and values: f32, or f16, which takes half the memory and rounds them.
+    pub keys: DType,
+}
+
+setters!(SessionOptions { context: usize, chunk: usize, keys: DType });
+
+impl Default for SessionOptions {
+    fn default() -> SessionOptions {
+        SessionOptions { context: 2048, chunk: 512, keys: DType::F32 }
+    }
+}
+
+/// One sequence, with the keys and values of its tokens so far.
+pub struct Session<'a> {
+    model: &'a Llama,
+    layers: Vec<LlamaLayer>,
+    caches: Vec<KvCache>,
+    options: SessionOptions,
+    length: usize,
+}
+
+impl Llama {
+    /// Starts an empty conversation with this model, of up to `context` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the context is 0 or above the model's.
+    pub fn session(&self, context: usize) -> Result<Session<'_>> {
+        self.session_with(SessionOptions::default().context(context))
+    }
+
+    /// [`Llama::session`] with all options. Weights that are computed from several stored numbers are materialised once, for
+    /// as long as the session lives; packed ones stay packed.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the context is 0 or above the model's, the chunk is 0, or keys would be of another type than f32
+    /// or f16.
+    pub fn session_with(&self, options: SessionOptions) -> Result<Session<'_>> {
+        let c = &self.config;
+        let SessionOptions { context, chunk, keys } = options;
+        if context == 0 || context > c.context {
+            return Err(Error::config(format!(
+                "a context of {context} tokens; this model has 1 to {}",
+                c.context
+            )));
+        }
+        if chunk == 0 || !matches!(keys, DType::F32 | DType::F16) {
+            return Err(Error::config(format!("chunks of {chunk} tokens, keys in {keys}: f32 and f16 are kept")));
+        }
+        let gpu = self.embedding.gpu();
+        let cache = |l: usize| {
+            // With a window, old places are used again once no query of a chunk sees them.
+            let places = c.window_of(l, context).map_or(context, |window| context.min(window + chunk - 1));
+            KvCache::with_dtype(gpu, 1, c.kv_heads, places, c.head_dim(), keys)
+        };
+        // For few rows, computing a weight from several stored numbers costs more than reading it.
+        let layers = no_grad(|| {
+            let mut layers = self.layers_now();
+            for layer in &mut layers {
+                for i in 0..LINEARS.len() {
+                    let linear = layer.linear_mut(i);
+                    if linear.weight.stored().is_none() && !linear.weight.is_compact() {
+                        linear.weight = Arc::new(Tied::new(&linear.weight.expand()));
+                    }
+                }
+            }
+            layers
+        });
+        let caches = (0..c.layers).map(cache).collect();
+        Ok(Session { model: self, layers, caches, options, length: 0 })
+    }
+}
+
+/// Where a chunk of tokens is in one cache.
+struct Place {
+    /// Tokens from these places on, and how many of them: two pieces where the end of a cache is reached.
+    pieces: Vec<(usize, usize)>,
+    /// Hides places that a query does not see, `[tokens, places]`, if that is not the plain causal order.
+    mask: Option<Tensor>,
+}
+
+impl Session<'_> {
+    /// Number of tokens so far.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Bytes of the stored keys and values.
+    pub fn cache_bytes(&self) -> usize {
+        self.caches.iter().map(KvCache::bytes).sum()
+    }
+
+    /// Forgets all tokens.
+    pub fn clear(&mut self) {
+        self.length = 0;
+    }
+
+    /// Appends tokens, and returns the scores `[vocab]` of the token after the last one.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when there is no token, one is not in the vocabulary, or the context is full; when the device
+    /// fails. The session is then as it was, except for a fault of the device.
+    pub fn push(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        let (vocab, context) = (self.model.config.vocab, self.options.context);
+        if let Some(token) = tokens.iter().find(|&&t| t as usize >= vocab) {
+            return Err(Error::config(format!("token {token} is not in the vocabulary of {vocab}")));
+        }
+        if tokens.is_empty() || self.length + tokens.len() > context {
+            return Err(Error::config(format!(
+                "{} tokens after {}: the context holds {context}; start a session with a longer one",
+                tokens.len(),
+                self.length
+            )));
+        }
+        let before = self.length;
+        let last = tokens.chunks(self.options.chunk).try_fold(None, |_, chunk| self.chunk(chunk).map(Some));
+        // A chunk that failed leaves keys behind, which the next tokens overwrite.
+        let scores = last.and_then(|last| {
+            let x = last.ok_or_else(|| Error::config("no tokens"))?;
+            no_grad(|| self.model.logits(&x)).to_vec::<f32>()
+        });
+        if scores.is_err() {
+            self.length = before;
+        }
+        scores
+    }
+
+    /// Computes the residual stream of one chunk, and returns it behind its last token.
+    fn chunk(&mut self, tokens: &[u32]) -> Result<Tensor> {
+        let (model, c) = (self.model, &self.model.config);
+        let (count, start) = (tokens.len(), self.length);
+        let gpu = model.embedding.gpu();
+        let stream = no_grad(|| -> Result<Tensor> {
+            let list = |value: usize| Tensor::from_slice(gpu, &[value as u32], [1]);
+            let (row, length) = (list(0), list(start + count));
+            let plain = Place { pieces: vec![(start, count)], mask: None };
+            let windowed = c.window_of(c.window_from, self.options.context).map(|_| self.place(c.window_from, count));
+            let mut x = model.embedding.forward(&Tensor::from_slice(gpu, tokens, [1, count]));
+            for (l, (layer, cache)) in self.layers.iter().zip(&mut self.caches).enumerate() {
+                let place = windowed.as_ref().filter(|_| l >= c.window_from).unwrap_or(&plain);
+                let [q, k, v, o] = &layer.attention;
+                let normed = layer.norm1.forward(&x);
+                let split = |y: Tensor, heads: usize| y.reshape([1, count, heads, c.head_dim()]);
+                let turned = |y: Tensor| y.permute(&[0, 2, 1, 3]).rope(&model.rope, start);
+                let q = turned(split(q.forward(&normed), c.heads));
+                let k = turned(split(k.forward(&normed), c.kv_heads)).permute(&[0, 2, 1, 3]);
+                let v = split(v.forward(&normed), c.kv_heads);
+                let mut from = 0;
+                for &(at, many) in &place.pieces {
+                    let own = |x: &Tensor| x.slice(1, from..from + many);
+                    cache.append(&own(&k), &own(&v), &row, &list(at))?;
+                    from += many;
+                }
+                let y = match &place.mask {
+                    None => cache.attend(&q, &row, &length),
+                    Some(mask) => cache.attend_masked(&q, mask),
+                };
+                let y = y.permute(&[0, 2, 1, 3]).reshape([1, count, c.heads * c.head_dim()]);
+                x = layer.mlp(&o.forward_with(&y, Activation::None, Some(&x)));
+            }
+            Ok(x.slice(1, count - 1..count))
+        })?;
+        stream.evaluate();
+        stream.check()?;
+        self.length += count;
+        Ok(stream)
+    }
+
+    /// Where the next `count` tokens lie in the cache of a block with a window.
+    fn place(&self, layer: usize, count: usize) -> Place {
+        let (places, start) = (self.caches[layer].context(), self.length);
+        let window = self.model.config.window.unwrap_or(usize::MAX);
+        let first = start % places;
+        let before_end = count.min(places - first);
+        let mut pieces = vec![(first, before_end)];
+        if before_end < count {
+            pieces.push((0, count - before_end));
+        }
+        let end = start + count;
+        if end <= window && end <= places {
+            return Place { pieces, mask: None };
+        }
+        // Place `s` has the last token before `end` whose position is `s` modulo the number of places.
+        let hidden = |i: usize, s: usize| {
+            let back = (end - 1 + places - s) % places;
+            match (end - 1).checked_sub(back) {
+                Some(position) => position > start + i || start + i - position >= window,
+                None => true,
+            }
+        };
+        let all: Vec<f32> = (0..count * places)
+            .map(|at| if hidden(at / places, at % places) { f32::NEG_INFINITY } else { 0.0 })
+            .collect();
+        Place { pieces, mask: Some(Tensor::from_slice(self.model.embedding.gpu(), &all, [count, places])) }
+    }
+}
