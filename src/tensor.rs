@@ -72,6 +72,15 @@ impl Tensor {
         Tensor::from_place(gpu, shape, dtype, Place { buffer, offset: 0 })
     }
 
+    /// [`Tensor::from_bytes`] for what stays on the device, in a buffer that is no larger.
+    pub(crate) fn resident(gpu: &Gpu, dtype: DType, bytes: &[u8], shape: impl Into<Shape>) -> Tensor {
+        let shape = shape.into();
+        let n = shape.count();
+        assert!(bytes.len() == n * dtype.size(), "resident: {} bytes for {dtype} {shape}", bytes.len());
+        let buffer = gpu.upload_resident("from_bytes", bytes, dtype.buffer_bytes(n));
+        Tensor::from_place(gpu, shape, dtype, Place { buffer, offset: 0 })
+    }
+
     /// A scalar tensor.
     pub fn scalar(gpu: &Gpu, value: f32) -> Tensor {
         Tensor::full(gpu, [], value)

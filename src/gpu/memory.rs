@@ -46,7 +46,7 @@ impl Gpu {
     }
 
     pub(crate) fn alloc_in(&self, op: &str, bytes: u64, pool: &Arc<Mutex<Pool>>) -> Arc<Buffer> {
-        let buffer = self.take_buffer(op, bytes, u64::MAX, pool);
+        let buffer = self.take_buffer(op, [bytes, size_class(bytes)], u64::MAX, pool);
         let mut pool = lock(pool);
         if pool.of_step {
             // Dropped buffers are only removed when the list is full, because a long step has many temporaries.
@@ -58,9 +58,16 @@ impl Gpu {
         buffer
     }
 
-    fn take_buffer(&self, op: &str, bytes: u64, newest_epoch: u64, pool: &Arc<Mutex<Pool>>) -> Arc<Buffer> {
+    /// Returns a buffer of at least `bytes`, and of `class` bytes if no limit is in the way.
+    fn take_buffer(
+        &self,
+        op: &str,
+        [bytes, class]: [u64; 2],
+        newest_epoch: u64,
+        pool: &Arc<Mutex<Pool>>,
+    ) -> Arc<Buffer> {
         let mut buffer = Buffer::new(self, bytes, None);
-        match self.try_take(op, bytes, newest_epoch, pool) {
+        match self.try_take(op, [bytes, class], newest_epoch, pool) {
             Ok(raw) => buffer.memory = Some(Memory { raw, home: Arc::downgrade(pool) }),
             Err(error) => buffer.refused = Some(error),
         }
@@ -80,10 +87,15 @@ impl Gpu {
         self.limits().max_storage_buffer_binding_size.min(self.limits().max_buffer_size)
     }
 
-    fn try_take(&self, op: &str, bytes: u64, newest_epoch: u64, from: &Mutex<Pool>) -> Result<wgpu::Buffer> {
+    fn try_take(
+        &self,
+        op: &str,
+        [bytes, class]: [u64; 2],
+        newest_epoch: u64,
+        from: &Mutex<Pool>,
+    ) -> Result<wgpu::Buffer> {
         self.fits(op, bytes)?;
-        let limit = self.most_bytes();
-        let class = size_class(bytes).min(limit / 4 * 4).max(bytes);
+        let class = class.min(self.most_bytes() / 4 * 4).max(bytes);
         let mut pool = lock(from);
         if let Some(free) = pool.free.get_mut(&class)
             && let Some(at) = free.iter().rposition(|(epoch, _)| *epoch < newest_epoch)
@@ -160,11 +172,21 @@ impl Gpu {
 
     /// Returns a buffer of `padded` bytes that begins with `bytes`.
     pub(crate) fn upload(&self, op: &str, bytes: &[u8], padded: u64) -> Arc<Buffer> {
+        self.upload_in(op, bytes, [padded, size_class(padded)])
+    }
+
+    /// [`Gpu::upload`] for what stays on the device, such as a model's weights: the buffer is no larger than they are.
+    pub(crate) fn upload_resident(&self, op: &str, bytes: &[u8], padded: u64) -> Arc<Buffer> {
+        self.upload_in(op, bytes, [padded, padded.next_multiple_of(256)])
+    }
+
+    fn upload_in(&self, op: &str, bytes: &[u8], sizes: [u64; 2]) -> Arc<Buffer> {
+        let [padded, _] = sizes;
         // `write_buffer` runs before every command of the next submit, so a buffer that the open batch still reads must
         // not be its target. Only buffers that were released in earlier batches qualify.
         let epoch = self.0.epoch.load(Ordering::Acquire);
         // Never from a recorded step's pool, because a replay overwrites the temporaries there but repeats no upload.
-        let buffer = self.take_buffer(op, padded, epoch, &self.0.pool);
+        let buffer = self.take_buffer(op, sizes, epoch, &self.0.pool);
         if let Ok(raw) = buffer.data() {
             self.write_words(raw, 0, bytes);
             lock(&self.0.recorder).uploaded(self, padded);
@@ -250,7 +272,7 @@ impl Gpu {
 
     /// Returns memory of the device's pool with a copy of the buffer's elements.
     fn moved(&self, buffer: &Arc<Buffer>, old: &wgpu::Buffer) -> Result<Memory> {
-        let raw = self.try_take("step", buffer.size, u64::MAX, &self.0.pool)?;
+        let raw = self.try_take("step", [buffer.size, size_class(buffer.size)], u64::MAX, &self.0.pool)?;
         let bytes = buffer.size.next_multiple_of(4).min(old.size());
         let mut recorder = lock(&self.0.recorder);
         recorder.encoder(self)?.copy_buffer_to_buffer(old, 0, &raw, 0, bytes);

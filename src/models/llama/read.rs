@@ -247,5 +247,5 @@ impl Llama {
 
 /// A tensor of a file's bytes, as it is stored.
 pub(super) fn stored(gpu: &Gpu, dtype: DType, bytes: &[u8], shape: &[usize]) -> Tensor {
-    Tensor::from_bytes(gpu, dtype, bytes, shape)
+    Tensor::resident(gpu, dtype, bytes, shape)
 }

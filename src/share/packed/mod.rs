@@ -7,6 +7,7 @@ pub use format::{Packing, Scales};
 pub use parts::{PackedLowRank, PackedScales};
 
 use super::{LeafGrads, Load, Site};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::ops::case::{Array, Case, Fill, Input};
@@ -60,7 +61,8 @@ impl Packed {
             )));
         }
         packing.check("packed", words, columns)?;
-        Ok(Packed { words: Tensor::from_slice(gpu, words, [rows, row]), packing, columns })
+        let words = Tensor::resident(gpu, DType::U32, bytemuck::cast_slice(words), [rows, row]);
+        Ok(Packed { words, packing, columns })
     }
 
     /// Bits, groups and scales.
