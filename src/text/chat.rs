@@ -73,13 +73,13 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Config`] when the template refuses the messages, such as two of the user in a row, or cannot be run.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        let mut all: BTreeMap<&str, Value> =
-            self.marks.iter().map(|(name, text)| (&name[..], Value::from(&text[..]))).collect();
-        all.insert("messages", Value::from(Serde(messages)));
-        all.insert("add_generation_prompt", Value::from(add_generation_prompt));
-        all.extend(["tools", "documents"].map(|name| (name, Value::from(()))));
+        let mut all: BTreeMap<String, Value> =
+            self.marks.iter().map(|(name, text)| (name.clone(), Value::from(&text[..]))).collect();
+        all.insert("messages".into(), Value::from(Serde(messages)));
+        all.insert("add_generation_prompt".into(), Value::from(add_generation_prompt));
+        all.extend(["tools", "documents"].map(|name| (name.into(), Value::from(()))));
         let template = self.environment.get_template(NAME);
-        let text = template.and_then(|template| template.render(all.into_iter().collect::<Value>()));
+        let text = template.and_then(|template| template.render(Value::from(all)));
         text.map_err(|error| Error::config(refusal(&error)))
     }
 }

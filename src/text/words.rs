@@ -121,7 +121,8 @@ impl Words {
         Ok(text)
     }
 
-    /// Begins to decode tokens that come one at a time.
+    /// Begins to decode tokens that come one at a time. For an answer that goes on in the middle of a text, the text's tokens are
+    /// pushed first, because sentencepiece leaves out a blank where a text begins.
     pub fn stream(&self) -> Stream<'_> {
         Stream::new(&self.tokenizer, &self.rule, self.limit)
     }
