@@ -51,8 +51,8 @@ pub struct ChatTemplate {
 
 /// The template's name in messages.
 const NAME: &str = "chat template";
-/// Most steps of a template, so that one that does not end is an error: a minute of work at most.
-const STEPS: u64 = 100_000_000;
+/// Most steps of a template, so that one that does not end is an error within a second.
+const STEPS: u64 = 10_000_000;
 
 impl ChatTemplate {
     /// Parses a template. `marks` are texts of control tokens by name, such as `bos_token`.

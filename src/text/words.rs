@@ -59,11 +59,12 @@ impl Words {
         Ok(words)
     }
 
-    /// The token that [`encode`](Words::encode) adds before a text.
+    /// The token that the file, or else the tokenizer's post-processor, puts before a text.
     fn first_added(&self) -> Result<Option<u32>> {
-        let (all, plain) = (self.encode("a")?, self.encode_plain("a")?);
-        let added = all.windows(plain.len().max(1)).position(|part| part == plain).unwrap_or(0);
-        Ok((added > 0).then(|| all[0]))
+        let of = |around: bool| self.tokenizer.encode_fast("a", around).map_err(fault);
+        let (all, plain) = (of(true)?, of(false)?);
+        let own = all.get_ids().first().filter(|_| !all.get_ids().starts_with(plain.get_ids()));
+        Ok(self.before.first().or(own).copied())
     }
 
     fn ids(&self, tokenizer: &Tokenizer, text: &str, around: bool) -> Result<Vec<u32>> {

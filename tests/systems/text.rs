@@ -418,3 +418,14 @@ fn templates_may_refuse_messages() {
         "system<|end_header_id|>\n\nbe kind<|eot_id|><|start_header_id|>user<|end_header_id|>\n\na<|eot_id|>"
     ));
 }
+
+#[test]
+fn words_are_shared_by_threads() {
+    let words = Words::open(&folder("llama3")).unwrap();
+    let chat = std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            (0..4).map(|_| scope.spawn(|| words.encode_chat("<|eot_id|>a").unwrap())).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+    });
+    assert!(chat.iter().all(|tokens| tokens.len() == 2 && tokens[0] == 334), "{chat:?}");
+}
