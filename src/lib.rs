@@ -29,6 +29,8 @@ pub mod step;
 pub mod store;
 pub mod tape;
 pub mod tensor;
+#[cfg(feature = "text")]
+pub mod text;
 
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};

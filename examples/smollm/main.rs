@@ -6,7 +6,6 @@
 //!     cargo run --release --example smollm -- --model FILE --text TEXT --convert recursive:15 --lora 64
 
 mod convert;
-mod tokenizer;
 
 use clap::Parser;
 use convert::Conversion;
@@ -21,8 +20,8 @@ use tiebeam::nn::{Parameters, distillation};
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
 use tiebeam::store::gguf::Gguf;
 use tiebeam::store::{Shards, Weights};
+use tiebeam::text::Words;
 use tiebeam::{Error, Gpu, Result, Rng, Tensor, files, no_grad};
-use tokenizer::Words;
 
 /// Run a Llama-type model, measure it, convert it to shared weights.
 #[derive(Parser, Debug)]
@@ -92,26 +91,23 @@ fn generate(model: &Llama, words: &Words, args: &Args) -> Result<()> {
     println!("--prompt is answered up to --tokens {}, each time by the likeliest token:\n", args.tokens);
     print!("{}", args.prompt);
     let started = Instant::now();
-    let (mut answer, mut shown) = (Vec::new(), 0);
-    while answer.len() < args.tokens {
+    let (mut count, mut answer) = (0, words.stream());
+    // The answer goes on where the prompt ends, so its first blank is written.
+    prompt.iter().try_for_each(|token| answer.push(*token).map(|_| ()))?;
+    while count < args.tokens {
         let best = (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap_or(0) as u32;
-        if best == words.end {
+        if words.ends().contains(&best) {
             break;
         }
-        answer.push(best);
-        let text = words.decode(&answer)?;
-        // A token may end in the middle of a character.
-        if !text.ends_with('\u{fffd}') {
-            print!("{}", &text[shown..]);
-            std::io::stdout().flush().ok();
-            shown = text.len();
-        }
-        if answer.len() < args.tokens {
+        count += 1;
+        print!("{}", answer.push(best)?);
+        std::io::stdout().flush().ok();
+        if count < args.tokens {
             scores = session.push(&[best])?;
         }
     }
     let seconds = started.elapsed().as_secs_f64();
-    println!("\n{} tokens, {:.1} a second", answer.len(), answer.len() as f64 / seconds);
+    println!("{}\n{count} tokens, {:.1} a second", answer.finish(), count as f64 / seconds);
     Ok(())
 }
 
@@ -131,8 +127,13 @@ impl Text {
             return Err(fault(format!("{} tokens; {windows} windows of {WINDOW} need {need}", tokens.len())));
         }
         let cut = tokens.len() - need;
-        let windows = (0..windows).map(|w| tokens[cut + w * WINDOW..][..WINDOW + 1].to_vec()).collect();
-        Ok(Text { train: tokens[..cut].to_vec(), windows })
+        let window = |w: usize| {
+            let mut window = tokens[cut + w * WINDOW..][..WINDOW + 1].to_vec();
+            // A model whose texts begin with BOS expects it at the start of whatever it reads.
+            window[0] = words.bos().unwrap_or(window[0]);
+            window
+        };
+        Ok(Text { train: tokens[..cut].to_vec(), windows: (0..windows).map(window).collect() })
     }
 }
 
@@ -192,7 +193,7 @@ fn open(gpu: &Gpu, path: &Path, context: usize) -> Result<(Llama, Words, usize)>
         let file = Gguf::open(path)?;
         let bytes: Result<Vec<usize>> = file.names().map(|name| file.bytes(name)).collect();
         let model = Llama::from_gguf(gpu, &file, context)?;
-        return Ok((model, Words::of(&file)?, bytes?.iter().sum()));
+        return Ok((model, Words::of_gguf(&file)?, bytes?.iter().sum()));
     }
     let settings = path.join("config.json");
     let text = std::fs::read_to_string(&settings).map_err(|e| {
@@ -200,7 +201,7 @@ fn open(gpu: &Gpu, path: &Path, context: usize) -> Result<(Llama, Words, usize)>
     })?;
     let config = LlamaConfig::from_json(&text)?;
     let config = config.context(config.context.min(context));
-    let (words, weights) = (Words::in_folder(path, &text)?, Shards::open(path)?);
+    let (words, weights) = (Words::in_folder(path)?, Shards::open(path)?);
     let bytes: Result<Vec<usize>> =
         weights.names().iter().map(|n| Ok(weights.file(n)?.bytes(n)?.len())).collect();
     Ok((Llama::from_weights(gpu, &weights, config)?, words, bytes?.iter().sum()))

@@ -12,3 +12,4 @@ mod potential;
 #[path = "../support/mod.rs"]
 mod support;
 mod tables;
+mod text;

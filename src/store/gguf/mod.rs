@@ -47,6 +47,12 @@ impl Gguf {
         Ok(Gguf { path, map, metadata, tensors })
     }
 
+    /// The file's path, for messages.
+    #[cfg(feature = "text")]
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// All metadata.
     pub fn metadata(&self) -> &BTreeMap<String, Value> {
         &self.metadata
