@@ -9,6 +9,10 @@ pub const POWER: f32 = 2.0;
 /// Ranges that are tried: the whole one, and 20 smaller ones down to a half.
 const CLIPS: usize = 20;
 
+/// Smaller ranges are not tried when one has this many times the least error, and more than the range before it: what they cut
+/// off only grows.
+const HOPELESS: f64 = 2.0;
+
 /// What levels `q` stand for: `scale q + offset`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -184,11 +188,11 @@ impl Grid {
         self.scale.mul_add(f32::from(level), self.offset)
     }
 
-    /// The sum of all errors to a power.
+    /// The sum of all errors to a power. What is beyond f32 is infinite.
     fn cost(&self, w: &[f32], power: f32) -> f64 {
         let error = |x: f32| x - (self.scale * whole(self.place(x)) + self.offset);
         if power != 2.0 {
-            return w.iter().map(|&x| f64::from(error(x).abs().powf(power))).sum();
+            return w.iter().map(|&x| f64::from(error(x).abs().powf(power))).sum::<f64>().min(f64::INFINITY);
         }
         // Eight sums, which the compiler computes side by side.
         let (chunks, rest) = w.as_chunks::<8>();
@@ -199,7 +203,8 @@ impl Grid {
             }
         }
         let rest: f32 = rest.iter().map(|&x| error(x) * error(x)).sum();
-        sums.iter().map(|&sum| f64::from(sum)).sum::<f64>() + f64::from(rest)
+        // The lesser one of NaN and a number is the number.
+        (sums.iter().map(|&sum| f64::from(sum)).sum::<f64>() + f64::from(rest)).min(f64::INFINITY)
     }
 }
 
@@ -218,15 +223,23 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// Keeps a grid with less error than all before it. Returns whether it was kept.
-    fn attempt(&mut self, grid: Option<Grid>) -> bool {
-        let Some(grid) = grid else { return false };
-        let cost = grid.cost(self.w, self.power);
-        let better = self.best.is_none_or(|(least, _)| cost < least);
-        if better {
-            self.best = Some((cost, grid));
+    /// Tries the grids of smaller and smaller ranges, and returns the step that was kept last.
+    fn walk(&mut self, grid: impl Fn(usize) -> Option<Grid>) -> Option<usize> {
+        let (mut kept, mut last) = (None, f64::INFINITY);
+        for i in 0..=CLIPS {
+            let Some(grid) = grid(i) else { continue };
+            let cost = grid.cost(self.w, self.power);
+            match self.best {
+                Some((least, _)) if cost > HOPELESS * least && cost > last => break,
+                Some((least, _)) if cost >= least => {}
+                _ => {
+                    self.best = Some((cost, grid));
+                    kept = Some(i);
+                }
+            }
+            last = cost;
         }
-        better
+        kept
     }
 
     fn exact(&self) -> bool {
@@ -240,7 +253,7 @@ pub(super) fn best(w: &[f32], rounding: &Rounding) -> Option<Grid> {
     let low = w.iter().copied().fold(f32::INFINITY, f32::min);
     let high = w.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if low == high {
-        search.attempt(equal(low, rounding));
+        search.best = equal(low, rounding).map(|grid| (grid.cost(w, rounding.power), grid));
     }
     if !search.exact() {
         match rounding.form {
@@ -267,9 +280,7 @@ fn symmetric(search: &mut Search, [low, high]: [f32; 2], rounding: &Rounding) {
     let extreme = if -low > high { low } else { high };
     let below = rounding.middle() - rounding.bottom();
     for full in [-extreme / below, extreme / (rounding.middle() - 1.0)] {
-        for i in 0..=CLIPS {
-            search.attempt(Grid::symmetric(rounding, full * clip(i)));
-        }
+        search.walk(|i| Grid::symmetric(rounding, full * clip(i)));
         // With as many levels on both sides, the other sign gives the same.
         if below < rounding.middle() {
             break;
@@ -286,19 +297,12 @@ fn clip(i: usize) -> f32 {
 fn ranged(search: &mut Search, [low, high]: [f32; 2], rounding: &Rounding) {
     let at = |from: f32, to: f32, i: usize| from + (to / 2.0 - from / 2.0) * (1.0 - clip(i));
     let ends = |[i, j]: [usize; 2]| [at(low, high, i), at(high, low, j)];
-    let mut kept = [0, 0];
-    for i in 0..=CLIPS {
-        if search.attempt(Grid::ranged(rounding, ends([i, i]))) {
-            kept = [i, i];
-        }
-    }
-    for end in 0..2 {
-        for i in 0..=CLIPS {
-            let mut tried = kept;
-            tried[end] = i;
-            if search.attempt(Grid::ranged(rounding, ends(tried))) {
-                kept = tried;
-            }
+    let mut start = [0, 0];
+    // The ends that move: both, the low one, the high one.
+    for moving in [[true, true], [true, false], [false, true]] {
+        let steps = |i| [0, 1].map(|end| if moving[end] { i } else { start[end] });
+        if let Some(i) = search.walk(|i| Grid::ranged(rounding, ends(steps(i)))) {
+            start = steps(i);
         }
     }
 }
