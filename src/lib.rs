@@ -21,6 +21,7 @@ pub mod nn;
 pub mod ops;
 pub mod optim;
 pub mod precision;
+pub mod quant;
 pub mod rng;
 mod setters;
 pub mod shape;

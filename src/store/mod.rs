@@ -1,7 +1,8 @@
-//! Reads and writes model files: safetensors, checkpoints and GGUF.
+//! Reads and writes model files: safetensors, checkpoints, packed weights and GGUF.
 //!
 //! * [`File`] maps a safetensors file, refuses an inconsistent header, and converts tensors to the engine's types.
-//! * [`gguf::Gguf`] reads llama.cpp's files, including quantised weights and the tokenizer.
+//! * [`gguf::Gguf`] reads llama.cpp's files, including quantised weights and the tokenizer, and [`gguf::save`] writes them.
+//! * [`QuantConfig`] reads the packed weights of compressed-tensors, GPTQ and AWQ.
 //! * [`Weights`] is a model's named tensors, read one at a time. [`Shards`] is a model on disk, in one file or several.
 //! * [`save`] writes a file atomically. Equal tensors give equal bytes.
 //!
@@ -15,6 +16,7 @@ mod dtype;
 mod file;
 pub mod gguf;
 mod header;
+mod packed;
 mod save;
 mod weights;
 
@@ -25,6 +27,7 @@ pub use checkpoint::{
 pub use dtype::FileDType;
 pub(crate) use file::nearest;
 pub use file::{File, Info};
+pub use packed::QuantConfig;
 pub use save::{Entry, save};
 pub(crate) use weights::INDEX;
 pub use weights::{Shards, Weights};

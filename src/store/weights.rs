@@ -170,6 +170,11 @@ impl Shards {
         &self.path
     }
 
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.holders.contains_key(name)
+    }
+
     /// The file that holds a tensor.
     ///
     /// # Errors

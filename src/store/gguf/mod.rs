@@ -10,6 +10,7 @@ mod repack;
 #[cfg(test)]
 mod tests;
 mod types;
+mod write;
 
 use crate::error::{Error, Result};
 use crate::share::packed::Packing;
@@ -22,6 +23,7 @@ use std::path::{Path, PathBuf};
 pub use header::Value;
 pub use repack::repack;
 pub use types::GgufType;
+pub use write::{Entry, save};
 
 /// A mapped GGUF file.
 pub struct Gguf {

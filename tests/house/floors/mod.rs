@@ -16,7 +16,7 @@ const FLOORS: [&[&str]; 9] = [
     &["ops", "step"],
     &["share"],
     &["nn", "optim", "store"],
-    &["models", "text"],
+    &["models", "quant", "text"],
     // Decoding uses models.
     &["decode", "merge", "geometry"],
     &["bench", "capi"],
