@@ -8,6 +8,7 @@ mod graphs;
 mod law;
 mod optim;
 mod overflow;
+mod packed;
 mod precision;
 mod random;
 mod sharing;

@@ -12,4 +12,5 @@ mod potential;
 #[path = "../support/mod.rs"]
 mod support;
 mod tables;
+mod published;
 mod text;

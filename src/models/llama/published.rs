@@ -6,8 +6,10 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::store::gguf::Gguf;
-use crate::store::{FileDType, Shards, Weights};
+use crate::share::Packing;
+use crate::store::{FileDType, QuantConfig, Shards, Weights};
 use crate::tensor::Tensor;
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 /// In which form weights are kept on the device.
@@ -31,7 +33,7 @@ pub struct Published {
 
 enum Source {
     Gguf(Gguf),
-    Folder(Shards, LlamaSettings),
+    Folder(Shards, LlamaSettings, Option<QuantConfig>),
 }
 
 impl Published {
@@ -53,8 +55,9 @@ impl Published {
             Error::io(&settings, std::io::Error::new(e.kind(), message))
         })?;
         let settings = LlamaSettings::from_json(&text)?;
+        let packed = settings.quantization.as_ref().map(QuantConfig::from_json).transpose()?;
         let (kind, config) = (settings.kind.clone(), settings.config);
-        Ok(Published { kind, config, source: Source::Folder(Shards::open(&path)?, settings), path })
+        Ok(Published { kind, config, source: Source::Folder(Shards::open(&path)?, settings, packed), path })
     }
 
     /// Where the model is.
@@ -87,7 +90,7 @@ impl Published {
     pub fn bytes(&self) -> Result<usize> {
         match &self.source {
             Source::Gguf(file) => file.names().map(|name| file.bytes(name)).sum(),
-            Source::Folder(shards, _) => {
+            Source::Folder(shards, ..) => {
                 shards.names().iter().map(|name| Ok(shards.file(name)?.bytes(name)?.len())).sum()
             }
         }
@@ -99,44 +102,97 @@ impl Published {
     /// [`Error::Format`] when a tensor is missing, [`Error::Config`] when it has another shape, a scale is not finite, or there
     /// is a tensor that these models do not have; when the device fails.
     pub fn load(&self, gpu: &Gpu, context: usize, form: Form) -> Result<Llama> {
-        let (shards, settings) = match &self.source {
+        let (shards, settings, packed) = match &self.source {
             Source::Gguf(file) => return gguf::load(gpu, file, context, form),
-            Source::Folder(shards, settings) => (shards, settings),
+            Source::Folder(shards, settings, packed) => (shards, settings, packed.as_ref()),
         };
         let config = self.config.context(self.config.context.min(context));
         let frequencies = config.rope_scaling.frequencies(config.head_dim(), config.rope_base);
         let head = if settings.tied_head { Head::Tied } else { Head::Own };
-        Reader::new(gpu, &Folder(shards, form), &HUGGING_FACE, config).model(head, frequencies)
+        let folder = Folder { shards, packed, form, read: RefCell::default() };
+        Reader::new(gpu, &folder, &HUGGING_FACE, config).model(head, frequencies)
     }
 }
 
 /// The tensors of a folder in one form.
-struct Folder<'a>(&'a Shards, Form);
+struct Folder<'a> {
+    shards: &'a Shards,
+    packed: Option<&'a QuantConfig>,
+    form: Form,
+    /// The packed weight that was read last, whose shape is asked for before its words.
+    read: RefCell<Option<(String, PackedWeight)>>,
+}
+
+type PackedWeight = (Packing, [usize; 2], Vec<u32>);
+
+/// The ends of the names of the tensors that make up a packed weight.
+const PARTS: [&str; 9] = [
+    ".weight_packed",
+    ".weight_scale",
+    ".weight_zero_point",
+    ".weight_shape",
+    ".weight_g_idx",
+    ".qweight",
+    ".qzeros",
+    ".scales",
+    ".g_idx",
+];
+
+impl Folder<'_> {
+    /// Reads the packed weight of this name, unless the folder has it as a tensor.
+    fn packed(&self, name: &str) -> Result<Option<PackedWeight>> {
+        let kept = self.read.borrow_mut().take_if(|(of, _)| of == name);
+        match (kept, self.packed) {
+            (Some((_, weight)), _) => Ok(Some(weight)),
+            (None, Some(packed)) => packed.packed(self.shards, name),
+            (None, None) => Ok(None),
+        }
+    }
+}
 
 impl Tensors for Folder<'_> {
     fn names(&self) -> Vec<String> {
-        self.0.names()
+        let names = self.shards.names();
+        if self.packed.is_none() {
+            return names;
+        }
+        // The parts of a packed weight stand for the weight.
+        let whole = |name: String| {
+            let path = PARTS.iter().find_map(|part| name.strip_suffix(part));
+            path.map_or(name.clone(), |path| format!("{path}.weight"))
+        };
+        names.into_iter().map(whole).collect()
     }
 
     fn shape(&self, name: &str) -> Result<Vec<usize>> {
-        self.0.shape(name)
+        if let Some(weight) = self.packed(name)? {
+            let shape = weight.1.to_vec();
+            *self.read.borrow_mut() = Some((name.into(), weight));
+            return Ok(shape);
+        }
+        self.shards.shape(name)
     }
 
     fn matrix(&self, gpu: &Gpu, name: &str) -> Result<Matrix> {
-        let Folder(shards, form) = self;
-        let dtype = match shards.dtype(name)? {
+        if let Some((packing, shape, words)) = self.packed(name)? {
+            return Ok(match self.form {
+                Form::Stored => Matrix::Packed(packing, words),
+                Form::F32 => Matrix::Tensor(Tensor::from_slice(gpu, &packing.decode(&words, shape[1]), shape)),
+            });
+        }
+        let dtype = match self.shards.dtype(name)? {
             FileDType::F16 => DType::F16,
             FileDType::BF16 => DType::Bf16,
             _ => DType::F32,
         };
-        if *form == Form::F32 || !dtype.is_half() {
-            return Ok(Matrix::Tensor(shards.read(gpu, name)?));
+        if self.form == Form::F32 || !dtype.is_half() {
+            return Ok(Matrix::Tensor(self.shards.read(gpu, name)?));
         }
-        let bytes = shards.file(name)?.bytes(name)?;
-        Ok(Matrix::Tensor(stored(gpu, dtype, bytes, &shards.shape(name)?)))
+        let bytes = self.shards.file(name)?.bytes(name)?;
+        Ok(Matrix::Tensor(stored(gpu, dtype, bytes, &self.shards.shape(name)?)))
     }
 
     fn vector(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
-        self.0.read(gpu, name)
+        self.shards.read(gpu, name)
     }
 }

@@ -1,0 +1,275 @@
+//! Models as they were published: three tiny ones of different families say what transformers says, whole, in pieces, with keys in
+//! f16 and packed; what cannot be run is refused.
+
+use crate::support::folder::Folder;
+use crate::support::{download, gpu, vectors};
+use half::f16;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tiebeam::models::llama::{Form, Llama, LlamaConfig, Published, RopeScaling, SessionOptions};
+use tiebeam::nn::Parameters;
+use tiebeam::quant::{Rounding, round};
+use tiebeam::store::{Entry, File, Shards, Weights, save};
+use tiebeam::{DType, Tensor, no_grad};
+
+const MODELS: [&str; 4] = ["llama3", "qwen2", "mistral", "llama3/model.gguf"];
+
+fn path(model: &str) -> PathBuf {
+    vectors().join("llm").join(model)
+}
+
+/// Tokens, and the scores behind each of them.
+fn expected(model: &str) -> (Vec<u32>, Vec<f64>) {
+    let folder = path(model.split('/').next().unwrap());
+    let file = File::open(folder.join("expected.safetensors")).unwrap();
+    let text = std::fs::read_to_string(folder.join("expected.json")).unwrap();
+    let json: Value = serde_json::from_str(&text).unwrap();
+    let tokens = serde_json::from_value(json["sequence"].clone()).unwrap();
+    (tokens, file.tensor_f32("logits").unwrap().into_iter().map(f64::from).collect())
+}
+
+fn open(model: &str, form: Form) -> Llama {
+    Published::open(path(model)).unwrap().load(gpu(), 64, form).unwrap()
+}
+
+fn scores(model: &Llama, tokens: &[u32]) -> Vec<f64> {
+    let x = Tensor::from_slice(gpu(), tokens, [1, tokens.len()]);
+    download(&no_grad(|| model.forward(&x)))
+}
+
+fn largest(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+}
+
+#[test]
+fn scores_are_those_of_transformers() {
+    for model in MODELS {
+        let (tokens, want) = expected(model);
+        for form in [Form::Stored, Form::F32] {
+            let off = largest(&scores(&open(model, form), &tokens), &want);
+            assert!(off < 1e-4, "{model} {form:?}: off by {off:e}");
+        }
+    }
+}
+
+/// The window of Mistral's vectors is 4 and a context 64, so caches are used in rings; the others keep all keys.
+#[test]
+fn sessions_say_the_same_in_pieces_of_any_size() {
+    for model in MODELS {
+        let (tokens, want) = expected(model);
+        let model_of = open(model, Form::Stored);
+        let vocab = model_of.config.vocab;
+        for (chunk, pieces) in
+            [(64, vec![16]), (3, vec![16]), (5, vec![1, 7, 1, 1, 6]), (1, vec![16]), (2, vec![1; 16])]
+        {
+            for (keys, bound) in [(DType::F32, 1e-4), (DType::F16, 4e-2)] {
+                let options = SessionOptions::default().context(64).chunk(chunk).keys(keys);
+                let mut session = model_of.session_with(options).unwrap();
+                let mut at = 0;
+                for &count in &pieces {
+                    let got = session.push(&tokens[at..at + count]).unwrap();
+                    at += count;
+                    let got: Vec<f64> = got.into_iter().map(f64::from).collect();
+                    let off = largest(&got, &want[(at - 1) * vocab..at * vocab]);
+                    assert!(off < bound, "{model}, chunks of {chunk}, keys in {keys}, token {at}: off by {off:e}");
+                }
+            }
+        }
+    }
+}
+
+/// A ring that has gone round several times still has the last keys of the window.
+#[test]
+fn a_ring_of_keys_is_used_again_and_again() {
+    let model = open("mistral", Form::Stored);
+    let tokens: Vec<u32> = (0..60).map(|i| i * 37 % model.config.vocab as u32).collect();
+    let want = scores(&model, &tokens);
+    let vocab = model.config.vocab;
+    for chunk in [1, 3, 8] {
+        let mut session = model.session_with(SessionOptions::default().context(64).chunk(chunk)).unwrap();
+        let places = 64.min(4 + chunk - 1);
+        let c = &model.config;
+        assert_eq!(session.cache_bytes(), 8 * c.layers * c.kv_heads * places * c.head_dim());
+        for (at, piece) in tokens.chunks(7).enumerate() {
+            let got: Vec<f64> = session.push(piece).unwrap().into_iter().map(f64::from).collect();
+            let last = at * 7 + piece.len() - 1;
+            let off = largest(&got, &want[last * vocab..][..vocab]);
+            assert!(off < 1e-4, "chunks of {chunk}, token {last}: off by {off:e}");
+        }
+        session.clear();
+        assert_eq!(session.length(), 0);
+        let got: Vec<f64> = session.push(&tokens[..7]).unwrap().into_iter().map(f64::from).collect();
+        assert!(largest(&got, &want[6 * vocab..7 * vocab]) < 1e-4, "after it was cleared");
+    }
+}
+
+/// Copies a folder of vectors, with another `config.json` and other tensors.
+fn changed(model: &str, config: impl Fn(&mut Value), tensors: impl Fn(&mut BTreeMap<String, (Vec<usize>, Vec<f32>)>)) -> Folder {
+    let folder = Folder::new("published");
+    let text = std::fs::read_to_string(path(model).join("config.json")).unwrap();
+    let mut json: Value = serde_json::from_str(&text).unwrap();
+    config(&mut json);
+    std::fs::write(folder.join("config.json"), json.to_string()).unwrap();
+    let file = File::open(path(model).join("model.safetensors")).unwrap();
+    let mut all: BTreeMap<String, (Vec<usize>, Vec<f32>)> = file
+        .names()
+        .map(|name| (name.into(), (file.info(name).unwrap().shape.clone(), file.tensor_f32(name).unwrap())))
+        .collect();
+    tensors(&mut all);
+    let entries = all.iter().map(|(name, (shape, data))| Entry::f32(name.as_str(), shape, data));
+    save(folder.join("model.safetensors"), entries, &BTreeMap::new()).unwrap();
+    folder
+}
+
+fn refusal(folder: &Folder) -> String {
+    let loaded = Published::open(folder.join("")).and_then(|model| model.load(gpu(), 64, Form::Stored));
+    loaded.err().expect("refused").to_string()
+}
+
+#[test]
+fn what_is_not_computed_is_named() {
+    let keep = |_: &mut BTreeMap<String, (Vec<usize>, Vec<f32>)>| {};
+    for (key, value, says) in [
+        ("model_type", json!("gpt_neox"), "the kind of model is 'gpt_neox'"),
+        ("hidden_act", json!("gelu"), "'gelu'"),
+        ("partial_rotary_factor", json!(0.5), "partial_rotary_factor"),
+        ("rope_parameters", json!({"rope_type": "dynamic", "factor": 2.0}), "'dynamic' is not computed"),
+        ("rope_parameters", json!({"rope_type": "longrope"}), "'longrope' is not computed"),
+        ("rope_parameters", json!({"rope_type": "linear"}), "'linear' needs a positive number `factor`"),
+        ("quantization_config", json!({"quant_method": "bitsandbytes"}), "bitsandbytes"),
+        ("num_key_value_heads", json!(3), "no Llama model"),
+        ("rms_norm_eps", json!(null), "rms_norm_eps"),
+    ] {
+        let folder = changed("llama3", |json| json[key] = value.clone(), keep);
+        let error = refusal(&folder);
+        assert!(error.contains(says), "{key}: {error}");
+    }
+    let whole = |_: &mut Value| {};
+    let error = refusal(&changed("qwen2", whole, |all| drop(all.remove("lm_head.weight"))));
+    assert!(error.contains("lm_head.weight"), "an untied model without a head: {error}");
+    let extra = "model.layers.0.self_attn.q_norm.weight";
+    let error = refusal(&changed("qwen2", whole, |all| drop(all.insert(extra.into(), (vec![8], vec![1.0; 8])))));
+    assert!(error.contains(extra) && error.contains("no model of this kind"), "{error}");
+}
+
+/// transformers ignores the head of a file whose configuration ties it to the table.
+#[test]
+fn a_stale_head_is_not_used() {
+    let (tokens, want) = expected("llama3");
+    let folder = changed(
+        "llama3",
+        |_| {},
+        |all| {
+            let (shape, table) = all["model.embed_tokens.weight"].clone();
+            all.insert("lm_head.weight".into(), (shape, table.iter().map(|x| -x).collect()));
+        },
+    );
+    let model = Published::open(folder.join("")).unwrap().load(gpu(), 64, Form::Stored).unwrap();
+    assert!(largest(&scores(&model, &tokens), &want) < 1e-4);
+}
+
+#[test]
+fn settings_are_those_of_each_kind() {
+    let read = |extra: Value| {
+        let mut json = json!({"model_type": "llama", "vocab_size": 23, "hidden_size": 16, "num_attention_heads": 4,
+            "num_key_value_heads": null, "intermediate_size": 24, "num_hidden_layers": 2, "max_position_embeddings": 12,
+            "rms_norm_eps": 1e-5});
+        json.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        LlamaConfig::from_json(&json.to_string())
+    };
+    let plain = read(json!({})).unwrap();
+    assert_eq!((plain.kv_heads, plain.window, plain.rope_scaling), (4, None, RopeScaling::None));
+    assert_eq!(read(json!({"head_dim": 6})).unwrap().head_dim(), 6);
+    assert_eq!(read(json!({"head_dim": null})).unwrap().head_dim(), 4);
+    let window = |extra: Value| read(extra).unwrap().window;
+    assert_eq!(window(json!({"model_type": "mistral", "sliding_window": 4})), Some(4));
+    assert_eq!(window(json!({"model_type": "mistral", "sliding_window": null})), None);
+    assert_eq!(window(json!({"model_type": "mistral"})), Some(4096), "what transformers takes");
+    assert_eq!(window(json!({"sliding_window": 4})), None, "a Llama has no window");
+    let qwen = json!({"model_type": "qwen2", "sliding_window": 4, "use_sliding_window": true, "max_window_layers": 1});
+    let qwen = read(qwen).unwrap();
+    assert_eq!((qwen.window, qwen.window_from), (Some(4), 1));
+    assert_eq!(window(json!({"model_type": "qwen2", "sliding_window": 4, "use_sliding_window": false})), None);
+    let old = read(json!({"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_theta": 5e5})).unwrap();
+    assert_eq!((old.rope_base, old.rope_scaling), (5e5, RopeScaling::Linear { factor: 4.0 }));
+    let default = read(json!({"rope_scaling": {"type": "default"}})).unwrap();
+    assert_eq!(default.rope_scaling, RopeScaling::None);
+}
+
+/// Writes a folder whose linear layers are packed as compressed-tensors does it. Returns it with the weights that it stands for.
+fn packed_folder(bits: u32, group: usize) -> (Folder, Folder) {
+    let rounding = Rounding::new(bits, tiebeam::quant::Form::Symmetric).group(group);
+    let is_linear = |name: &str| name.contains("_proj.");
+    let source = Shards::open(path("qwen2")).unwrap();
+    let rounded = |name: &str| {
+        let shape = source.shape(name).unwrap();
+        let data = source.file(name).unwrap().tensor_f32(name).unwrap();
+        round(name, &data, [shape[0], shape[1]], &rounding).unwrap()
+    };
+    let folder = Folder::new("packed");
+    let config = std::fs::read_to_string(path("qwen2").join("config.json")).unwrap();
+    let mut json: Value = serde_json::from_str(&config).unwrap();
+    json["quantization_config"] = rounding.compressed_config(&["lm_head"]).unwrap();
+    std::fs::write(folder.join("config.json"), json.to_string()).unwrap();
+    let mut entries: Vec<Entry> = Vec::new();
+    let names = source.names();
+    for name in &names {
+        let data = source.file(name).unwrap().tensor_f32(name).unwrap();
+        let shape = source.shape(name).unwrap();
+        if is_linear(name) && name.ends_with(".weight") {
+            entries.extend(rounded(name).to_compressed(name.trim_end_matches(".weight")).unwrap());
+        } else {
+            let halves: Vec<f16> = data.iter().map(|&x| f16::from_f32(x)).collect();
+            let bytes: Vec<u8> = halves.iter().flat_map(|h| h.to_le_bytes()).collect();
+            entries.push(Entry::bytes(name.as_str(), tiebeam::store::FileDType::F16, &shape, bytes));
+        }
+    }
+    save(folder.join("model.safetensors"), entries, &BTreeMap::new()).unwrap();
+    let plain = changed(
+        "qwen2",
+        |_| {},
+        |all| {
+            for (name, (_, data)) in all.iter_mut() {
+                if is_linear(name) && name.ends_with(".weight") {
+                    *data = rounded(name).values();
+                } else {
+                    data.iter_mut().for_each(|x| *x = f16::from_f32(*x).to_f32());
+                }
+            }
+        },
+    );
+    (folder, plain)
+}
+
+#[test]
+fn packed_folders_are_run_packed() {
+    let (tokens, _) = expected("qwen2");
+    for (bits, group) in [(4, 16), (8, 32)] {
+        let (folder, plain) = packed_folder(bits, group);
+        let open = |folder: &Folder, form| Published::open(folder.join("")).unwrap().load(gpu(), 64, form).unwrap();
+        let want = scores(&open(&plain, Form::F32), &tokens);
+        for form in [Form::Stored, Form::F32] {
+            let model = open(&folder, form);
+            assert_eq!(model.layers[0].mlp[0].weight.is_compact(), form == Form::Stored);
+            let off = largest(&scores(&model, &tokens), &want);
+            assert!(off < 1e-4, "{bits} bits, {form:?}: off by {off:e}");
+            // Table and head are leaves in either form.
+            let leaves = Parameters::of(&model).stored() - 2 * model.config.vocab * model.config.width;
+            assert_eq!(leaves > 10_000, form == Form::F32, "{leaves}");
+        }
+    }
+}
+
+#[test]
+fn a_truncated_folder_is_refused() {
+    let folder = changed("qwen2", |_| {}, |_| {});
+    let file = folder.join("model.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &bytes[..bytes.len() - 8]).unwrap();
+    assert!(!refusal(&folder).is_empty());
+    let lone = Folder::new("lone");
+    assert!(refusal(&lone).contains("config.json"), "{}", refusal(&lone));
+    assert!(Published::open(Path::new("/nonexistent.gguf")).is_err());
+}
