@@ -313,7 +313,8 @@ const CUT: [(&str, &[u32], &[u32]); 6] = [
 #[test]
 fn each_rule_cuts_text_in_its_own_way() {
     for (pre, one, two) in CUT {
-        let words = with(pre, vec![("ggml.add_bos_token", Flag(false))]).unwrap();
+        // Without the key bos_token_id there is no BOS that could be added.
+        let words = with(pre, vec![]).unwrap();
         assert_eq!(words.encode(ONE).unwrap(), one, "{pre}");
         assert_eq!(words.encode(TWO).unwrap(), two, "{pre}");
         assert_eq!(words.kind(), format!("byte-level BPE, {pre}"));
