@@ -103,15 +103,16 @@ fn sentence(error: &minijinja::Error) -> String {
 
 /// Takes out the tags `generation` and `endgeneration`, which mark the answers for a training and write nothing.
 fn without_generation(source: &str) -> String {
-    let (mut out, mut rest) = (String::with_capacity(source.len()), source);
+    let (mut out, mut rest, mut raw) = (String::with_capacity(source.len()), source, false);
     while let Some((before, tag, after)) = first_tag(rest) {
         out.push_str(before);
         let name = tag.trim_matches(['-', '+']).trim();
         out.push_str(&match name {
-            "generation" => tag.replace(name, "if true"),
-            "endgeneration" => tag.replace(name, "endif"),
+            "generation" if !raw => tag.replace(name, "if true"),
+            "endgeneration" if !raw => tag.replace(name, "endif"),
             _ => tag.to_string(),
         });
+        raw = name == "raw" || raw && name != "endraw";
         rest = after;
     }
     out + rest
@@ -157,6 +158,12 @@ mod tests {
             "none1b",
         );
         says("a{%- generation -%} b {%- endgeneration %}", "ab");
+        says(
+            "{{ tools is iterable }}{{ 'a' is iterable }}{{ 'a' is sequence }}{{ 1 is sequence }}",
+            "FalseTrueTrueFalse",
+        );
+        says("{{ 'a,b,c'.rsplit(',', 1)[0] }}{{ 'ab'.removeprefix('a').removesuffix('x') }}", "a,bb");
+        says("{% raw %}{% generation %}{% endraw %}", "{% generation %}");
         says("{{ strftime_now('%%') }}{{ messages[0].tool_calls is defined }}", "%False");
     }
 

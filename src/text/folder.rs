@@ -7,6 +7,7 @@ use super::words::{Parts, Words};
 use super::{json, proto, split};
 use crate::error::{Error, Result};
 use crate::store::gguf::Gguf;
+use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,6 +25,37 @@ struct Settings {
 /// A token in `tokenizer_config.json`, which is written as text or as an object.
 fn content(value: &Value) -> Option<&str> {
     value.as_str().or_else(|| value["content"].as_str())
+}
+
+/// What is looked at before a `tokenizer.json` is read as a whole.
+#[derive(Deserialize)]
+struct Head {
+    #[serde(default)]
+    model: HeadModel,
+}
+
+#[derive(Default, Deserialize)]
+struct HeadModel {
+    continuing_subword_prefix: Option<String>,
+}
+
+/// Checks what a `tokenizer.json` puts around a text. The library that runs it takes for granted that every token is there.
+fn around(processor: &Value) -> Result<(), String> {
+    for inner in processor["processors"].as_array().into_iter().flatten() {
+        around(inner)?;
+    }
+    for piece in processor["single"].as_array().into_iter().flatten() {
+        let token = piece["SpecialToken"]["id"].as_str();
+        if let Some(token) = token.filter(|token| processor["special_tokens"][token].is_null()) {
+            return Err(format!(
+                "its post-processor puts '{token}' around texts and does not say what that is"
+            ));
+        }
+        if piece["Sequence"]["id"] == "B" {
+            return Err("its post-processor asks for a second text".into());
+        }
+    }
+    Ok(())
 }
 
 impl Settings {
@@ -124,8 +156,14 @@ impl Settings {
 
     /// Reads `tokenizer.json`, which says everything about the text itself.
     fn whole(&self, path: &Path) -> Result<Parts, String> {
-        let tokenizer = Tokenizer::from_file(path).map_err(|error| error.to_string())?;
         let of = |error: serde_json::Error| error.to_string();
+        let text = std::fs::read(path).map_err(|error| error.to_string())?;
+        let head: Head = serde_json::from_slice(&text).map_err(of)?;
+        if head.model.continuing_subword_prefix.is_some_and(|prefix| !prefix.is_empty()) {
+            return Err("its tokens inside a word have a prefix, which is not read".into());
+        }
+        let tokenizer = Tokenizer::from_bytes(&text).map_err(|error| error.to_string())?;
+        around(&serde_json::to_value(tokenizer.get_post_processor()).map_err(of)?)?;
         let decoder = serde_json::to_value(tokenizer.get_decoder()).map_err(of)?;
         let cutter = serde_json::to_value(tokenizer.get_pre_tokenizer()).map_err(of)?;
         let rule = Rule::of(&decoder)?;

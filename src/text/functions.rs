@@ -1,8 +1,8 @@
 //! What chat templates may call: functions and filters that transformers offers them.
 
 use super::json;
-use minijinja::value::Kwargs;
-use minijinja::{Environment, Error, ErrorKind, Value};
+use minijinja::value::{Kwargs, ValueKind, from_args};
+use minijinja::{Environment, Error, ErrorKind, State, Value};
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,10 +19,16 @@ impl fmt::Display for Raised {
 impl std::error::Error for Raised {}
 
 pub(super) fn add(environment: &mut Environment<'static>) {
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(method);
     environment.add_function("raise_exception", raise);
     environment.add_function("strftime_now", now);
     environment.add_filter("tojson", tojson);
+    // As in Python, none has no items, and whatever has a length and items is a sequence.
+    environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
+    environment.add_test("sequence", |value: &Value| {
+        use ValueKind::{Map, Seq, String, Undefined};
+        matches!(value.kind(), Map | Seq | String | Undefined)
+    });
 }
 
 fn fault(message: impl Into<String>) -> Error {
@@ -43,6 +49,28 @@ pub(super) fn raised(error: &Error) -> Option<&str> {
         cause = inner.source();
     }
     None
+}
+
+/// Python's methods. minijinja has most of them, and not those that are written here.
+fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    match (value.as_str(), name) {
+        (Some(text), "rsplit") => {
+            let (at, most): (&str, Option<usize>) = from_args(args)?;
+            let most = most.map_or(usize::MAX, |most| most.saturating_add(1));
+            let mut parts: Vec<Value> = text.rsplitn(most, at).map(Value::from).collect();
+            parts.reverse();
+            Ok(Value::from(parts))
+        }
+        (Some(text), "removeprefix") => {
+            let (part,): (&str,) = from_args(args)?;
+            Ok(Value::from(text.strip_prefix(part).unwrap_or(text)))
+        }
+        (Some(text), "removesuffix") => {
+            let (part,): (&str,) = from_args(args)?;
+            Ok(Value::from(text.strip_suffix(part).unwrap_or(text)))
+        }
+        _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args),
+    }
 }
 
 fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {

@@ -208,7 +208,11 @@ impl<'a> Metadata<'a> {
             }
         };
         Words::assembled(Parts {
-            before: begin(self.flag("add_bos_token")?.unwrap_or(adds), named.bos, "bos")?,
+            before: begin(
+                self.flag("add_bos_token")?.unwrap_or(adds && named.bos.is_some()),
+                named.bos,
+                "bos",
+            )?,
             after: begin(self.flag("add_eos_token")?.unwrap_or(false), named.eos, "eos")?,
             chat: self.chat(&named)?,
             limit: self.tokens.len(),

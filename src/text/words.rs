@@ -64,7 +64,13 @@ impl Words {
         let of = |around: bool| self.tokenizer.encode_fast("a", around).map_err(fault);
         let (all, plain) = (of(true)?, of(false)?);
         let own = all.get_ids().first().filter(|_| !all.get_ids().starts_with(plain.get_ids()));
-        Ok(self.before.first().or(own).copied())
+        let first = self.before.first().or(own).copied();
+        match first.filter(|id| *id as usize >= self.limit) {
+            None => Ok(first),
+            Some(id) => {
+                Err(fault(format!("it begins with token {id}, and there are only {} tokens", self.limit)))
+            }
+        }
     }
 
     fn ids(&self, tokenizer: &Tokenizer, text: &str, around: bool) -> Result<Vec<u32>> {
