@@ -4,7 +4,8 @@ use crate::error::{Error, Result};
 use crate::share::packed::{Packing, Scales};
 use crate::store::{FileDType, Shards};
 
-type Packed = (Packing, [usize; 2], Vec<u32>);
+/// A packed matrix on the host: its packing, rows and columns, and the words of all rows.
+pub type PackedRows = (Packing, [usize; 2], Vec<u32>);
 
 /// The tensors in the place of one weight.
 pub(super) struct Source<'a> {
@@ -100,7 +101,7 @@ impl<'a> Source<'a> {
     }
 
     /// `pack-quantized` of compressed-tensors, with one of these numbers of bits.
-    pub fn compressed(&self, bits: &[u32]) -> Result<Packed> {
+    pub fn compressed(&self, bits: &[u32]) -> Result<PackedRows> {
         let shape = self.weights.file(&self.name("weight_shape"))?.tensor_u32(&self.name("weight_shape"))?;
         let [rows, columns] = shape[..]
             .try_into()
@@ -130,7 +131,7 @@ impl<'a> Source<'a> {
     }
 
     /// `int-quantized` of compressed-tensors: signed bytes.
-    pub fn bytes(&self) -> Result<Packed> {
+    pub fn bytes(&self) -> Result<PackedRows> {
         let shape = self.shape("weight")?;
         let bytes = self.bytes_of("weight", FileDType::I8, &shape)?;
         let (pairs, shape) = self.compressed_pairs(8, shape)?;
@@ -177,7 +178,7 @@ impl<'a> Source<'a> {
     }
 
     /// GPTQ. `add` is added to its stored zeros.
-    pub fn gptq(&self, bits: u32, group: Option<usize>, add: u32) -> Result<Packed> {
+    pub fn gptq(&self, bits: u32, group: Option<usize>, add: u32) -> Result<PackedRows> {
         let [words, rows] = self.shape("qweight")?;
         let in_word = 32 / bits as usize;
         let columns = words.saturating_mul(in_word);
@@ -218,7 +219,7 @@ impl<'a> Source<'a> {
     }
 
     /// AWQ of version GEMM.
-    pub fn awq(&self, group: Option<usize>) -> Result<Packed> {
+    pub fn awq(&self, group: Option<usize>) -> Result<PackedRows> {
         let [columns, words] = self.shape("qweight")?;
         let rows = words.saturating_mul(8);
         let levels = self.words("qweight", [columns, words])?;

@@ -24,7 +24,7 @@ fn awq_json(group: i32) -> Value {
     json!({"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": true, "version": "gemm"})
 }
 
-fn read(config: &Value, weights: &Shards, name: &str) -> Result<Option<(Packing, [usize; 2], Vec<u32>)>> {
+fn read(config: &Value, weights: &Shards, name: &str) -> Result<Option<PackedRows>> {
     QuantConfig::from_json(config).unwrap().packed(weights, name)
 }
 
