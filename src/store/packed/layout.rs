@@ -177,14 +177,16 @@ impl<'a> Source<'a> {
         Ok(Box::new(move |r, g| words.at(r * bits / 32, g) >> (r * bits % 32) & ((1 << bits) - 1)))
     }
 
-    /// GPTQ. `add` is added to its stored zeros.
-    pub fn gptq(&self, bits: u32, group: Option<usize>, add: u32) -> Result<PackedRows> {
+    /// GPTQ. `add` is added to its stored zeros, and `ordered` weights name the group of each column.
+    pub fn gptq(&self, bits: u32, group: Option<usize>, add: u32, ordered: bool) -> Result<PackedRows> {
         let [words, rows] = self.shape("qweight")?;
         let in_word = 32 / bits as usize;
         let columns = words.saturating_mul(in_word);
         let levels = self.words("qweight", [words, rows])?;
         let group = group.unwrap_or(columns).max(1);
-        self.in_order(columns, group)?;
+        if ordered || self.has("g_idx") {
+            self.in_order(columns, group)?;
+        }
         let place = |r: usize| [r / in_word, r % in_word * bits as usize];
         let pairs = self.outputs(bits, group, [rows, columns], place, add)?;
         let unit = |r: usize, unit: usize, out: &mut [u32]| {
@@ -198,9 +200,6 @@ impl<'a> Source<'a> {
 
     /// Refuses columns whose groups are not one behind the other.
     fn in_order(&self, columns: usize, group: usize) -> Result<()> {
-        if !self.has("g_idx") {
-            return Ok(());
-        }
         let groups = self.weights.file(&self.name("g_idx"))?.tensor_i32(&self.name("g_idx"))?;
         let wrong = groups.iter().enumerate().find(|&(c, &g)| usize::try_from(g) != Ok(c / group));
         match wrong {

@@ -38,9 +38,10 @@ enum Method {
     Compressed,
     /// `int-quantized` of compressed-tensors.
     Bytes,
-    /// GPTQ, and what is added to its stored zeros.
+    /// GPTQ, what is added to its stored zeros, and whether it was made in act order.
     Gptq {
         add: u32,
+        ordered: bool,
     },
     Awq,
 }
@@ -82,8 +83,8 @@ impl QuantConfig {
         let found = match self.method {
             Method::Compressed if source.has("weight_packed") => source.compressed(&self.bits)?,
             Method::Bytes if source.has("weight_scale") => source.bytes()?,
-            Method::Gptq { add } if source.has("qweight") => {
-                source.gptq(self.bits[0], self.group.flatten(), add)?
+            Method::Gptq { add, ordered } if source.has("qweight") => {
+                source.gptq(self.bits[0], self.group.flatten(), add, ordered)?
             }
             Method::Awq if source.has("qweight") => source.awq(self.group.flatten())?,
             // A weight that is nowhere is an error, with the nearest names.
@@ -163,7 +164,8 @@ fn gptq(config: &Value) -> Result<QuantConfig> {
         other => return Err(wrong(format!("gptq with {} bits is not read; 4 and 8 are", shown(other)))),
     };
     let group = group(config, &["group_size"])?;
-    Ok(QuantConfig { method: Method::Gptq { add }, bits: vec![bits], group: Some(group) })
+    let ordered = config["desc_act"].as_bool().unwrap_or(false);
+    Ok(QuantConfig { method: Method::Gptq { add, ordered }, bits: vec![bits], group: Some(group) })
 }
 
 fn awq(config: &Value) -> Result<QuantConfig> {
