@@ -202,9 +202,9 @@ impl Rounding {
 
 #[cfg(test)]
 mod tests {
-    use super::super::round::round;
     use super::*;
     use crate::files::scratch::Folder;
+    use crate::quant::round;
     use crate::store::gguf::repack;
     use crate::store::{QuantConfig, Shards, save};
 

@@ -149,9 +149,9 @@ fn round_rows(
 
 #[cfg(test)]
 mod tests {
-    use super::super::search::Stored;
     use super::*;
     use crate::files::scratch::root;
+    use crate::quant::Stored;
     use crate::store::File;
 
     fn source() -> Vec<f32> {

@@ -27,7 +27,7 @@ pub use checkpoint::{
 pub use dtype::FileDType;
 pub(crate) use file::nearest;
 pub use file::{File, Info};
-pub use packed::QuantConfig;
+pub use packed::{PackedRows, QuantConfig};
 pub use save::{Entry, save};
 pub(crate) use weights::INDEX;
 pub use weights::{Shards, Weights};

@@ -191,9 +191,9 @@ fn q6_k(bytes: &[u8], row: Row) {
 /// Writes the unit whose columns are at the same four bits of 32 bytes: columns 16 to 31 go above columns 0 to 15.
 #[inline]
 fn fours(bytes: &[u8], shift: usize, unit: &mut [u32]) {
-    for i in 0..4 {
+    for (i, out) in unit.iter_mut().enumerate().take(4) {
         let [first, second] = [word(bytes, 4 * i), word(bytes, 16 + 4 * i)];
-        unit[i] = first >> shift & 0x0f0f_0f0f | (second >> shift & 0x0f0f_0f0f) << 4;
+        *out = first >> shift & 0x0f0f_0f0f | (second >> shift & 0x0f0f_0f0f) << 4;
     }
 }
 

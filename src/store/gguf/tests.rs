@@ -255,3 +255,21 @@ fn packed_tensors_are_read_in_pieces() {
 fn rows_of_no_whole_blocks_panic() {
     repack(GgufType::Q8_0, &[0; 51], 48);
 }
+
+#[test]
+fn a_changed_byte_is_an_error_or_another_file() {
+    let whole = sample(&tensors());
+    let read = |bytes: &[u8]| {
+        let Ok(file) = open(bytes) else { return };
+        for name in file.names() {
+            let _ = (file.tensor_f32(name), file.packed(name), file.bytes_of(name));
+        }
+    };
+    for at in 0..whole.len() {
+        for byte in [1, 0xff] {
+            let mut changed = whole.clone();
+            changed[at] = byte;
+            read(&changed);
+        }
+    }
+}

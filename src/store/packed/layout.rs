@@ -4,7 +4,8 @@ use crate::error::{Error, Result};
 use crate::share::packed::{Packing, Scales};
 use crate::store::{FileDType, Shards};
 
-type Packed = (Packing, [usize; 2], Vec<u32>);
+/// A packed matrix on the host: its packing, rows and columns, and the words of all rows.
+pub type PackedRows = (Packing, [usize; 2], Vec<u32>);
 
 /// The tensors in the place of one weight.
 pub(super) struct Source<'a> {
@@ -100,7 +101,7 @@ impl<'a> Source<'a> {
     }
 
     /// `pack-quantized` of compressed-tensors, with one of these numbers of bits.
-    pub fn compressed(&self, bits: &[u32]) -> Result<Packed> {
+    pub fn compressed(&self, bits: &[u32]) -> Result<PackedRows> {
         let shape = self.weights.file(&self.name("weight_shape"))?.tensor_u32(&self.name("weight_shape"))?;
         let [rows, columns] = shape[..]
             .try_into()
@@ -130,7 +131,7 @@ impl<'a> Source<'a> {
     }
 
     /// `int-quantized` of compressed-tensors: signed bytes.
-    pub fn bytes(&self) -> Result<Packed> {
+    pub fn bytes(&self) -> Result<PackedRows> {
         let shape = self.shape("weight")?;
         let bytes = self.bytes_of("weight", FileDType::I8, &shape)?;
         let (pairs, shape) = self.compressed_pairs(8, shape)?;
@@ -176,14 +177,16 @@ impl<'a> Source<'a> {
         Ok(Box::new(move |r, g| words.at(r * bits / 32, g) >> (r * bits % 32) & ((1 << bits) - 1)))
     }
 
-    /// GPTQ. `add` is added to its stored zeros.
-    pub fn gptq(&self, bits: u32, group: Option<usize>, add: u32) -> Result<Packed> {
+    /// GPTQ. `add` is added to its stored zeros, and `ordered` weights name the group of each column.
+    pub fn gptq(&self, bits: u32, group: Option<usize>, add: u32, ordered: bool) -> Result<PackedRows> {
         let [words, rows] = self.shape("qweight")?;
         let in_word = 32 / bits as usize;
         let columns = words.saturating_mul(in_word);
         let levels = self.words("qweight", [words, rows])?;
         let group = group.unwrap_or(columns).max(1);
-        self.in_order(columns, group)?;
+        if ordered || self.has("g_idx") {
+            self.in_order(columns, group)?;
+        }
         let place = |r: usize| [r / in_word, r % in_word * bits as usize];
         let pairs = self.outputs(bits, group, [rows, columns], place, add)?;
         let unit = |r: usize, unit: usize, out: &mut [u32]| {
@@ -197,9 +200,6 @@ impl<'a> Source<'a> {
 
     /// Refuses columns whose groups are not one behind the other.
     fn in_order(&self, columns: usize, group: usize) -> Result<()> {
-        if !self.has("g_idx") {
-            return Ok(());
-        }
         let groups = self.weights.file(&self.name("g_idx"))?.tensor_i32(&self.name("g_idx"))?;
         let wrong = groups.iter().enumerate().find(|&(c, &g)| usize::try_from(g) != Ok(c / group));
         match wrong {
@@ -218,7 +218,7 @@ impl<'a> Source<'a> {
     }
 
     /// AWQ of version GEMM.
-    pub fn awq(&self, group: Option<usize>) -> Result<Packed> {
+    pub fn awq(&self, group: Option<usize>) -> Result<PackedRows> {
         let [columns, words] = self.shape("qweight")?;
         let rows = words.saturating_mul(8);
         let levels = self.words("qweight", [columns, words])?;

@@ -3,12 +3,15 @@
 //! Such a folder's `config.json` has an object `quantization_config`, and in the place of `NAME.weight` there are several
 //! tensors: levels in 32-bit words, scales and zeros. [`QuantConfig`] brings them into the layout of packed matrices.
 //!
-//! | method | levels | zeros | source |
-//! |---|---|---|---|
-//! | compressed-tensors, `pack-quantized` | words along the row | words down the rows | <https://github.com/vllm-project/compressed-tensors> |
-//! | compressed-tensors, `int-quantized` | signed bytes | signed bytes | the same |
-//! | GPTQ | words along the inputs, outputs are columns | words along the outputs | <https://github.com/AutoGPTQ/AutoGPTQ> |
-//! | AWQ, version GEMM | words along the outputs, out of order | as its levels | <https://github.com/casper-hansen/AutoAWQ> |
+//! | method | levels | zeros |
+//! |---|---|---|
+//! | compressed-tensors, `pack-quantized` | words along the row | words down the rows |
+//! | compressed-tensors, `int-quantized` | signed bytes | signed bytes |
+//! | GPTQ | words along the inputs; outputs are columns | words along the outputs |
+//! | AWQ, version GEMM | words along the outputs, out of order | as its levels |
+//!
+//! The layouts are those of <https://github.com/vllm-project/compressed-tensors>, <https://github.com/AutoGPTQ/AutoGPTQ> and
+//! <https://github.com/casper-hansen/AutoAWQ>.
 
 mod layout;
 #[cfg(test)]
@@ -16,8 +19,9 @@ mod tests;
 
 use super::Shards;
 use crate::error::{Error, Result};
-use crate::share::packed::Packing;
 use serde_json::Value;
+
+pub use layout::PackedRows;
 
 /// How the weights of a folder are packed, from the object `quantization_config` of its `config.json`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,9 +38,10 @@ enum Method {
     Compressed,
     /// `int-quantized` of compressed-tensors.
     Bytes,
-    /// GPTQ, and what is added to its stored zeros.
+    /// GPTQ, what is added to its stored zeros, and whether it was made in act order.
     Gptq {
         add: u32,
+        ordered: bool,
     },
     Awq,
 }
@@ -69,8 +74,8 @@ impl QuantConfig {
     /// # Errors
     /// [`Error::Format`], which names the tensor: for tensors that are missing or of another size or type, scales that are NaN
     /// or infinite, and columns in the order of GPTQ's activations (`desc_act`), in which neighbours have no common scale.
-    /// [`Error::Config`] for groups that [`Packing`] does not have.
-    pub fn packed(&self, weights: &Shards, name: &str) -> Result<Option<(Packing, [usize; 2], Vec<u32>)>> {
+    /// [`Error::Config`] for groups that [`Packing`](crate::share::packed::Packing) does not have.
+    pub fn packed(&self, weights: &Shards, name: &str) -> Result<Option<PackedRows>> {
         let Some(prefix) = name.strip_suffix("weight").filter(|p| p.is_empty() || p.ends_with('.')) else {
             return Ok(None);
         };
@@ -78,8 +83,8 @@ impl QuantConfig {
         let found = match self.method {
             Method::Compressed if source.has("weight_packed") => source.compressed(&self.bits)?,
             Method::Bytes if source.has("weight_scale") => source.bytes()?,
-            Method::Gptq { add } if source.has("qweight") => {
-                source.gptq(self.bits[0], self.group.flatten(), add)?
+            Method::Gptq { add, ordered } if source.has("qweight") => {
+                source.gptq(self.bits[0], self.group.flatten(), add, ordered)?
             }
             Method::Awq if source.has("qweight") => source.awq(self.group.flatten())?,
             // A weight that is nowhere is an error, with the nearest names.
@@ -159,7 +164,8 @@ fn gptq(config: &Value) -> Result<QuantConfig> {
         other => return Err(wrong(format!("gptq with {} bits is not read; 4 and 8 are", shown(other)))),
     };
     let group = group(config, &["group_size"])?;
-    Ok(QuantConfig { method: Method::Gptq { add }, bits: vec![bits], group: Some(group) })
+    let ordered = config["desc_act"].as_bool().unwrap_or(false);
+    Ok(QuantConfig { method: Method::Gptq { add, ordered }, bits: vec![bits], group: Some(group) })
 }
 
 fn awq(config: &Value) -> Result<QuantConfig> {

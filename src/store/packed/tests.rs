@@ -24,7 +24,7 @@ fn awq_json(group: i32) -> Value {
     json!({"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": true, "version": "gemm"})
 }
 
-fn read(config: &Value, weights: &Shards, name: &str) -> Result<Option<(Packing, [usize; 2], Vec<u32>)>> {
+fn read(config: &Value, weights: &Shards, name: &str) -> Result<Option<PackedRows>> {
     QuantConfig::from_json(config).unwrap().packed(weights, name)
 }
 
@@ -210,6 +210,11 @@ fn damaged_tensors_are_named() {
         error.contains("column 31 is in group 1: columns in the order of activations (act order"),
         "{error}"
     );
+    // Without the groups of the columns, weights in act order cannot be read, and others can.
+    let mut ordered = gptq.clone();
+    ordered["desc_act"] = true.into();
+    assert!(damaged("gptq4", &ordered, "g_idx", None).contains("no tensor"));
+    assert!(read(&ordered, &vectors(), "gptq4.weight").unwrap().is_some());
     let mut scales = vec![0; 96];
     scales[2 * 17..2 * 18].copy_from_slice(&0x7e00u16.to_le_bytes());
     let error = damaged("gptq4", &gptq, "scales", Some((FileDType::F16, &[3, 16], scales)));
