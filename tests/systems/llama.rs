@@ -126,8 +126,8 @@ fn settings_come_from_config_json() {
     assert_eq!(LlamaConfig::from_json(&null).unwrap().rope_base, 500.0);
     for (extra, word) in [
         (r#", "rope_scaling": {"type": "linear"}"#, "rotary"),
-        (r#", "attention_bias": true"#, "biases"),
-        (r#", "head_dim": 8"#, "heads of 8"),
+        (r#", "hidden_act": "gelu""#, "'gelu'"),
+        (r#", "head_dim": 7"#, "no Llama model"),
         (r#", "rope_parameters": {"rope_type": "llama3"}"#, "rotary"),
     ] {
         let error = LlamaConfig::from_json(&text(extra)).expect_err(extra).to_string();

@@ -29,8 +29,11 @@ fn scale_words() -> u32 {
     }
 }
 
-// The word at which a row begins.
-fn row_start(row: u32) -> u32 { return row * ((scales_at() + scale_words() + 3u) / 4u * 4u); }
+// The word at which a row begins: at a whole vector, if units are read in vectors.
+fn row_start(row: u32) -> u32 {
+    let words = scales_at() + scale_words();
+    return row * select(words, (words + 3u) / 4u * 4u, LOW_BITS >= 4u);
+}
 
 // f16 and bf16 in the low or the high half of a word.
 fn half_of(word: u32, high: u32) -> f32 { return unpack2x16float(word >> (16u * high)).x; }

@@ -92,6 +92,8 @@ pub struct LlamaSettings {
     pub config: LlamaConfig,
     /// Whether the output head is the table of token vectors, whatever else a file has.
     pub tied_head: bool,
+    /// Which linear layers of a block have biases, in the order of [`LINEARS`](super::LINEARS).
+    pub biases: [bool; 7],
     /// `quantization_config`, if the weights are packed.
     pub quantization: Option<Value>,
 }
@@ -167,7 +169,13 @@ impl LlamaSettings {
         };
         let config = config.windowed(&of, kind)?;
         config.check("config.json")?;
+        let [attention, mlp] = ["attention_bias", "mlp_bias"].map(|key| of.is_on(key));
         Ok(LlamaSettings {
+            biases: match kind {
+                "qwen2" => [true, true, true, false, false, false, false],
+                "llama" => [attention, attention, attention, attention, mlp, mlp, mlp],
+                _ => [false; 7],
+            },
             kind: kind.into(),
             config,
             tied_head: of.is_on("tie_word_embeddings"),

@@ -1,7 +1,7 @@
 //! Llama-type models in GGUF files.
 
-use super::read::{Head, Matrix, Names, Reader, Tensors, stored};
-use super::{Form, Llama, LlamaConfig, RopeScaling};
+use super::read::{Form, Head, Matrix, Names, Reader, Tensors, stored};
+use super::{Llama, LlamaConfig, RopeScaling};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;

@@ -15,7 +15,8 @@ mod session;
 mod table;
 
 pub use config::{LlamaConfig, LlamaSettings};
-pub use published::{Form, Published};
+pub use published::Published;
+pub use read::Form;
 pub use scaling::RopeScaling;
 pub use session::{Session, SessionOptions};
 pub use table::TokenTable;

@@ -1,6 +1,6 @@
 //! A model as it was published: a GGUF file, or a folder as Hugging Face's libraries write it.
 
-use super::read::{HUGGING_FACE, Head, Matrix, Reader, Tensors, stored};
+use super::read::{Form, HUGGING_FACE, Head, Matrix, Reader, Tensors, stored};
 use super::{Llama, LlamaConfig, LlamaSettings, gguf};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -11,17 +11,6 @@ use crate::store::{FileDType, QuantConfig, Shards, Weights};
 use crate::tensor::Tensor;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
-
-/// In which form weights are kept on the device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Form {
-    /// As they are stored: packed, in 16 bits or in f32. To run a model.
-    #[default]
-    Stored,
-    /// As leaves in f32. To train a model, or to convert it.
-    F32,
-}
 
 /// A model on disk whose header has been read. No device is needed yet.
 pub struct Published {
@@ -110,7 +99,8 @@ impl Published {
         let frequencies = config.rope_scaling.frequencies(config.head_dim(), config.rope_base);
         let head = if settings.tied_head { Head::Tied } else { Head::Own };
         let folder = Folder { shards, packed, form, read: RefCell::default() };
-        Reader::new(gpu, &folder, &HUGGING_FACE, config).model(head, frequencies)
+        let reader = Reader::new(gpu, &folder, &HUGGING_FACE, config).biases(settings.biases);
+        reader.model(head, frequencies)
     }
 }
 

@@ -14,6 +14,17 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+/// In which form weights are kept on the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Form {
+    /// As they are stored: packed, in 16 bits or in f32. To run a model.
+    #[default]
+    Stored,
+    /// As leaves in f32. To train a model, or to convert it.
+    F32,
+}
+
 /// The names that a format uses, without `.weight` and `.bias`.
 pub(super) struct Names {
     pub embedding: &'static str,
@@ -98,6 +109,8 @@ pub(super) struct Reader<'a> {
     tensors: &'a dyn Tensors,
     names: &'a Names,
     config: LlamaConfig,
+    /// Biases that must be there. Others are read if they are.
+    biases: [bool; 7],
     used: RefCell<BTreeSet<String>>,
     present: BTreeSet<String>,
 }
@@ -105,7 +118,12 @@ pub(super) struct Reader<'a> {
 impl<'a> Reader<'a> {
     pub fn new(gpu: &'a Gpu, tensors: &'a dyn Tensors, names: &'a Names, config: LlamaConfig) -> Reader<'a> {
         let present = tensors.names().into_iter().collect();
-        Reader { gpu, tensors, names, config, used: RefCell::default(), present }
+        Reader { gpu, tensors, names, config, biases: [false; 7], used: RefCell::default(), present }
+    }
+
+    /// These linear layers of a block must have biases.
+    pub fn biases(self, biases: [bool; 7]) -> Reader<'a> {
+        Reader { biases, ..self }
     }
 
     fn fits(&self, name: &str, want: &[usize]) -> Result<()> {
@@ -138,14 +156,15 @@ impl<'a> Reader<'a> {
             .map_err(|e| Error::config(format!("tensor `{name}`: {e}")))
     }
 
-    fn linear(&self, path: &str, size: [usize; 2]) -> Result<Linear> {
+    fn linear(&self, path: &str, size: [usize; 2], biased: bool) -> Result<Linear> {
         let name = format!("{path}.weight");
         let site: Arc<dyn Site> = match self.matrix(&name, size)? {
             Matrix::Packed(packing, words) => Arc::new(self.packed(&name, size, packing, &words)?),
             Matrix::Tensor(x) => Arc::new(Tied::new(&x.requires_grad())),
         };
         let bias = format!("{path}.bias");
-        let bias = self.present.contains(&bias).then(|| self.vector(&bias, size[0])).transpose()?;
+        let has = biased || self.present.contains(&bias);
+        let bias = has.then(|| self.vector(&bias, size[0])).transpose()?;
         Ok(Linear::from_site(site, bias))
     }
 
@@ -168,7 +187,10 @@ impl<'a> Reader<'a> {
     fn layer(&self, l: usize) -> Result<LlamaLayer> {
         let prefix = (self.names.layer)(l);
         let sizes = self.config.linears();
-        let linear = |i: usize| self.linear(&format!("{prefix}{}", self.names.linears[i]), sizes[i]);
+        let linear = |i: usize| {
+            let path = format!("{prefix}{}", self.names.linears[i]);
+            self.linear(&path, sizes[i], self.biases[i])
+        };
         let norm = |i: usize| self.norm(&format!("{prefix}{}", self.names.norms[i]));
         Ok(LlamaLayer {
             norm1: norm(0)?,
@@ -194,7 +216,7 @@ impl<'a> Reader<'a> {
             Head::Own => true,
             Head::AsFound => self.present.contains(&format!("{}.weight", self.names.head)),
         };
-        let head = own.then(|| self.linear(self.names.head, [c.vocab, c.width])).transpose()?;
+        let head = own.then(|| self.linear(self.names.head, [c.vocab, c.width], false)).transpose()?;
         let norm = self.norm(self.names.norm)?;
         self.nothing_is_left()?;
         let rope = Rope::with_frequencies(self.gpu, c.context, &frequencies, factor, c.pairing);

@@ -4,6 +4,8 @@
 //! Columns are taken in units of 32, the last one filled up with level 0. A level of 5 bits, for example, is a nibble of
 //! the low part and a bit of the high part, so that each part is read by shifts that do not depend on the column.
 //!
+//! Where the low part fills whole vectors of four words, a row is filled up to whole vectors.
+//!
 //! | bits of a part | words of a unit | where column `c` of a unit is |
 //! |---|---|---|
 //! | 1 | 1 | bit `c` |
@@ -143,9 +145,11 @@ impl Packing {
         self.parts().iter().sum::<usize>() * columns.div_ceil(32)
     }
 
-    /// Words of a row of so many columns: whole vectors of four, in which kernels read them.
+    /// Words of a row of so many columns. Where the low part fills whole vectors of four words, in which kernels read it, a row
+    /// does too.
     pub fn row_words(self, columns: usize) -> usize {
-        (self.scales_at(columns) + self.scale_words(columns)).next_multiple_of(4)
+        let words = self.scales_at(columns) + self.scale_words(columns);
+        if self.parts()[0] >= 4 { words.next_multiple_of(4) } else { words }
     }
 
     /// Bits of a weight with its share of the scales, in a row of so many columns.
