@@ -197,7 +197,9 @@ impl LlamaConfig {
     pub fn from_json(text: &str) -> Result<LlamaConfig> {
         let LlamaSettings { config, quantization, .. } = LlamaSettings::from_json(text)?;
         match quantization {
-            Some(_) => Err(wrong("`quantization_config`: these weights are packed; models::llama::Published reads them")),
+            Some(_) => Err(wrong(
+                "`quantization_config`: these weights are packed; models::llama::Published reads them",
+            )),
             None => Ok(config),
         }
     }
@@ -218,7 +220,9 @@ impl LlamaConfig {
             let sliding = |l: usize| size.is_some() && layers.is_some_and(|first| l >= first);
             let same = |(l, t): (usize, &Value)| (t == "sliding_attention") == sliding(l);
             if !types.iter().enumerate().all(same) {
-                return Err(wrong("`layer_types`: windows of attention in other blocks than the kind of model has"));
+                return Err(wrong(
+                    "`layer_types`: windows of attention in other blocks than the kind of model has",
+                ));
             }
         }
         match (size, layers) {

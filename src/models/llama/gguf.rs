@@ -128,7 +128,10 @@ pub(super) fn settings(file: &Gguf) -> Result<(String, LlamaConfig)> {
     config.check("the file")?;
     for key in ["attention.value_length", "rope.dimension_count"] {
         if keys.number_or(key, config.head_dim())? != config.head_dim() {
-            return Err(keys.wrong(key, "heads that are rotated in part, or whose values have another width, are not computed"));
+            return Err(keys.wrong(
+                key,
+                "heads that are rotated in part, or whose values have another width, are not computed",
+            ));
         }
     }
     Ok((kind.into(), config))
@@ -186,11 +189,18 @@ impl Tensors for Stored<'_> {
 }
 
 /// Reads the model of a file.
-pub(super) fn load(gpu: &Gpu, file: &Gguf, context: usize, form: Form) -> Result<Llama> {
+pub(super) fn load(
+    gpu: &Gpu,
+    file: &Gguf,
+    context: usize,
+    form: Form,
+    watch: &dyn Fn(usize) -> Result<()>,
+) -> Result<Llama> {
     let (_, config) = settings(file)?;
     let config = config.context(config.context.min(context));
     let frequencies = frequencies(file, &config)?;
-    Reader::new(gpu, &Stored(file, form), &NAMES, config).model(Head::AsFound, frequencies)
+    let stored = Stored(file, form);
+    Reader::new(gpu, &stored, &NAMES, config).watch(watch).model(Head::AsFound, frequencies)
 }
 
 impl Llama {
@@ -201,7 +211,7 @@ impl Llama {
     /// [`Error::Config`] when the file has another architecture or its sizes do not fit, [`Error::Format`] when something
     /// is missing; when the device fails.
     pub fn from_gguf(gpu: &Gpu, file: &Gguf, context: usize) -> Result<Llama> {
-        load(gpu, file, context, Form::F32)
+        load(gpu, file, context, Form::F32, &|_| Ok(()))
     }
 }
 

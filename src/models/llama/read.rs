@@ -113,12 +113,28 @@ pub(super) struct Reader<'a> {
     biases: [bool; 7],
     used: RefCell<BTreeSet<String>>,
     present: BTreeSet<String>,
+    /// Is told how many blocks have been read.
+    watch: &'a dyn Fn(usize) -> Result<()>,
 }
 
 impl<'a> Reader<'a> {
     pub fn new(gpu: &'a Gpu, tensors: &'a dyn Tensors, names: &'a Names, config: LlamaConfig) -> Reader<'a> {
         let present = tensors.names().into_iter().collect();
-        Reader { gpu, tensors, names, config, biases: [false; 7], used: RefCell::default(), present }
+        Reader {
+            gpu,
+            tensors,
+            names,
+            config,
+            biases: [false; 7],
+            used: RefCell::default(),
+            present,
+            watch: &|_| Ok(()),
+        }
+    }
+
+    /// `watch` is told how many blocks have been read, and may end it with an error.
+    pub fn watch(self, watch: &'a dyn Fn(usize) -> Result<()>) -> Reader<'a> {
+        Reader { watch, ..self }
     }
 
     /// These linear layers of a block must have biases.
@@ -210,6 +226,7 @@ impl<'a> Reader<'a> {
             layers.push(self.layer(l)?);
             // Uploads leave the host before the next block comes.
             self.gpu.flush()?;
+            (self.watch)(l + 1)?;
         }
         let own = match head {
             Head::Tied => false,
@@ -228,9 +245,7 @@ impl<'a> Reader<'a> {
         let used = self.used.borrow();
         let head = format!("{}.weight", self.names.head);
         let known = |name: &&String| {
-            used.contains(*name)
-                || **name == head
-                || self.names.ignored.iter().any(|end| name.ends_with(end))
+            used.contains(*name) || **name == head || self.names.ignored.iter().any(|end| name.ends_with(end))
         };
         let left: Vec<&String> = self.present.iter().filter(|name| !known(name)).collect();
         match left.first() {

@@ -75,7 +75,8 @@ impl RopeScaling {
                 original: number("original_max_position_embeddings")?,
             }),
             "yarn" => {
-                if ["mscale", "mscale_all_dim"].iter().any(|key| !rope[*key].is_null()) || rope["truncate"] == false
+                if ["mscale", "mscale_all_dim"].iter().any(|key| !rope[*key].is_null())
+                    || rope["truncate"] == false
                 {
                     return Err(wrong("'yarn' with `mscale` or without truncation is not computed".into()));
                 }
@@ -109,7 +110,8 @@ impl RopeScaling {
             }
             RopeScaling::Yarn { factor, original, fast, slow, attention } => {
                 // The index whose angle turns so many times within the original context.
-                let index = |turns: f64| head_dim as f64 * (original / (turns * TAU)).ln() / (2.0 * base.ln());
+                let index =
+                    |turns: f64| head_dim as f64 * (original / (turns * TAU)).ln() / (2.0 * base.ln());
                 let first = index(fast).floor().max(0.0);
                 let last = index(slow).ceil().min(head_dim as f64 - 1.0);
                 let width = if first == last { 0.001 } else { last - first };

@@ -65,7 +65,9 @@ impl Llama {
             )));
         }
         if chunk == 0 || !matches!(keys, DType::F32 | DType::F16) {
-            return Err(Error::config(format!("chunks of {chunk} tokens, keys in {keys}: f32 and f16 are kept")));
+            return Err(Error::config(format!(
+                "chunks of {chunk} tokens, keys in {keys}: f32 and f16 are kept"
+            )));
         }
         let gpu = self.embedding.gpu();
         let cache = |l: usize| {
@@ -115,12 +117,33 @@ impl Session<'_> {
         self.length = 0;
     }
 
+    /// Forgets the tokens from this length on, and says whether it could: where attention has a window, keys of earlier tokens
+    /// may have been overwritten, and then all tokens are forgotten.
+    pub fn truncate(&mut self, length: usize) -> bool {
+        let kept = length >= self.length || self.caches.iter().all(|cache| cache.context() >= self.length);
+        self.length = if kept { length.min(self.length) } else { 0 };
+        kept
+    }
+
     /// Appends tokens, and returns the scores `[vocab]` of the token after the last one.
     ///
     /// # Errors
     /// [`Error::Config`] when there is no token, one is not in the vocabulary, or the context is full; when the device
     /// fails. The session is then as it was, except for a fault of the device.
     pub fn push(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        self.push_watched(tokens, |_| Ok(()))
+    }
+
+    /// [`Session::push`], which tells `on_chunk` after each chunk how many of the tokens have been computed. An error of
+    /// `on_chunk` ends it.
+    ///
+    /// # Errors
+    /// As [`Session::push`], and what `on_chunk` returns.
+    pub fn push_watched(
+        &mut self,
+        tokens: &[u32],
+        mut on_chunk: impl FnMut(usize) -> Result<()>,
+    ) -> Result<Vec<f32>> {
         let (vocab, context) = (self.model.config.vocab, self.options.context);
         if let Some(token) = tokens.iter().find(|&&t| t as usize >= vocab) {
             return Err(Error::config(format!("token {token} is not in the vocabulary of {vocab}")));
@@ -133,7 +156,11 @@ impl Session<'_> {
             )));
         }
         let before = self.length;
-        let last = tokens.chunks(self.options.chunk).try_fold(None, |_, chunk| self.chunk(chunk).map(Some));
+        let last = tokens.chunks(self.options.chunk).try_fold(None, |_, chunk| {
+            let stream = self.chunk(chunk)?;
+            on_chunk(self.length - before)?;
+            Ok(Some(stream))
+        });
         // A chunk that failed leaves keys behind, which the next tokens overwrite.
         let scores = last.and_then(|last| {
             let x = last.ok_or_else(|| Error::config("no tokens"))?;
@@ -154,7 +181,8 @@ impl Session<'_> {
             let list = |value: usize| Tensor::from_slice(gpu, &[value as u32], [1]);
             let (row, length) = (list(0), list(start + count));
             let plain = Place { pieces: vec![(start, count)], mask: None };
-            let windowed = c.window_of(c.window_from, self.options.context).map(|_| self.place(c.window_from, count));
+            let windowed =
+                c.window_of(c.window_from, self.options.context).map(|_| self.place(c.window_from, count));
             let mut x = model.embedding.forward(&Tensor::from_slice(gpu, tokens, [1, count]));
             for (l, (layer, cache)) in self.layers.iter().zip(&mut self.caches).enumerate() {
                 let place = windowed.as_ref().filter(|_| l >= c.window_from).unwrap_or(&plain);

@@ -163,7 +163,10 @@ impl KvCache {
     pub fn attend_masked(&self, q: &Tensor, mask: &Tensor) -> Tensor {
         let (shape, cache) = (q.shape(), self.k.shape());
         assert!(
-            cache[0] == 1 && shape.len() == 4 && shape[3] == self.head_dim && **mask.shape() == [shape[2], cache[2]],
+            cache[0] == 1
+                && shape.len() == 4
+                && shape[3] == self.head_dim
+                && **mask.shape() == [shape[2], cache[2]],
             "kv cache: q {shape} and mask {} for {cache}",
             mask.shape()
         );

@@ -166,8 +166,9 @@ pub fn packings() -> Vec<(&'static str, Packing)> {
         ("int3 of 64", 3, 64, Scales::Float),
         ("int6 of 16", 6, 16, Scales::Affine),
     ];
-    let packing =
-        |(name, bits, group, scales)| (name, Packing::new(bits, group, scales).expect("a packing of the list"));
+    let packing = |(name, bits, group, scales)| {
+        (name, Packing::new(bits, group, scales).expect("a packing of the list"))
+    };
     all.map(packing).into()
 }
 
