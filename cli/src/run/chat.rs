@@ -52,7 +52,8 @@ fn question() -> Result<Option<String>> {
     let mut err = stderr();
     let _ = err.write_all(b"> ").and_then(|()| err.flush());
     let mut line = String::new();
-    let read = stdin().lock().read_line(&mut line).map_err(|e| Error::io(std::path::Path::new("stdin"), e))?;
+    let read =
+        stdin().lock().read_line(&mut line).map_err(|e| Error::io(std::path::Path::new("stdin"), e))?;
     if read == 0 {
         let _ = err.write_all(b"\n");
     }

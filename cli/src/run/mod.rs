@@ -65,8 +65,8 @@ pub struct Args {
     /// Most tokens of prompt and answer together, if the model has as many. Keys and values take memory for all of them
     #[arg(short, long, default_value_t = 2048, value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
     context: u32,
-    /// How keys and values are kept: f16 takes half the memory and rounds them
-    #[arg(long, default_value = "f32", value_parser = ["f32", "f16"])]
+    /// How keys and values are kept: f16, or f32, which takes twice the memory and does not round them
+    #[arg(long, default_value = "f16", value_parser = ["f32", "f16"])]
     keys: String,
     /// Tokens of a prompt that are computed at a time
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=8192))]
