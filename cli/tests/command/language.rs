@@ -131,7 +131,7 @@ fn run_says_what_is_wrong() {
             &long[..],
             "which leaves no place for an answer in a context of 32",
         ),
-        (vec!["run", &path, "--prompt", "a", "--temperature", "-1"], "", "temperature"),
+        (vec!["run", &path, "--prompt", "a", "--temperature=-1"], "", "temperature"),
         (vec!["run", &path, "--prompt", "a", "--top-p", "0"], "", "top-p"),
         (vec!["run", &path, "--file", "no-such-file"], "", "no-such-file"),
         (vec!["run", &empty, "--prompt", "a"], "", "config.json"),

@@ -90,7 +90,7 @@ pub struct LlamaSettings {
     pub kind: String,
     /// Sizes and constants.
     pub config: LlamaConfig,
-    /// Whether the output head is the table of token vectors, whatever else a file has.
+    /// Whether the output head is the table of token vectors, unless the file has one.
     pub tied_head: bool,
     /// Which linear layers of a block have biases, in the order of [`LINEARS`](super::LINEARS).
     pub biases: [bool; 7],

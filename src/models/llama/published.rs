@@ -78,7 +78,7 @@ impl Published {
         let matrices: usize = c.linears().iter().map(|[out, inner]| out * inner).sum();
         let own_head = match &self.source {
             Source::Gguf(file) => file.names().any(|name| name == "output.weight"),
-            Source::Folder(_, settings, _) => !settings.tied_head,
+            Source::Folder(shards, ..) => shards.contains("lm_head.weight"),
         };
         (1 + usize::from(own_head)) * c.vocab * c.width + c.layers * (matrices + 2 * c.width) + c.width
     }
@@ -130,7 +130,8 @@ impl Published {
         };
         let config = self.config.context(self.config.context.min(context));
         let frequencies = config.rope_scaling.frequencies(config.head_dim(), config.rope_base);
-        let head = if settings.tied_head { Head::Tied } else { Head::Own };
+        // A head in the file of a tied model is used, as transformers 5 does.
+        let head = if settings.tied_head { Head::AsFound } else { Head::Own };
         let folder = Folder { shards, packed, form, read: RefCell::default() };
         let reader = Reader::new(gpu, &folder, &HUGGING_FACE, config).biases(settings.biases).watch(watch);
         reader.model(head, frequencies)

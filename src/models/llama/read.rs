@@ -95,11 +95,9 @@ impl Tensors for Floats<'_> {
 /// Which head a model has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Head {
-    /// The table of token vectors, whatever else the file has.
-    Tied,
-    /// One of its own.
+    /// One of its own, which must be there.
     Own,
-    /// One of its own if the file has it.
+    /// One of its own if the file has it, else the table of token vectors.
     AsFound,
 }
 
@@ -229,7 +227,6 @@ impl<'a> Reader<'a> {
             (self.watch)(l + 1)?;
         }
         let own = match head {
-            Head::Tied => false,
             Head::Own => true,
             Head::AsFound => self.present.contains(&format!("{}.weight", self.names.head)),
         };
@@ -243,9 +240,8 @@ impl<'a> Reader<'a> {
     /// A tensor of a block that was not read would mean another computation.
     fn nothing_is_left(&self) -> Result<()> {
         let used = self.used.borrow();
-        let head = format!("{}.weight", self.names.head);
         let known = |name: &&String| {
-            used.contains(*name) || **name == head || self.names.ignored.iter().any(|end| name.ends_with(end))
+            used.contains(*name) || self.names.ignored.iter().any(|end| name.ends_with(end))
         };
         let left: Vec<&String> = self.present.iter().filter(|name| !known(name)).collect();
         match left.first() {
