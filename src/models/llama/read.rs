@@ -240,9 +240,8 @@ impl<'a> Reader<'a> {
     /// A tensor of a block that was not read would mean another computation.
     fn nothing_is_left(&self) -> Result<()> {
         let used = self.used.borrow();
-        let known = |name: &&String| {
-            used.contains(*name) || self.names.ignored.iter().any(|end| name.ends_with(end))
-        };
+        let known =
+            |name: &&String| used.contains(*name) || self.names.ignored.iter().any(|end| name.ends_with(end));
         let left: Vec<&String> = self.present.iter().filter(|name| !known(name)).collect();
         match left.first() {
             None => Ok(()),

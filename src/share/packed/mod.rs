@@ -161,6 +161,7 @@ pub fn packings() -> Vec<(&'static str, Packing)> {
         ("Q5_K", 5, 32, Scales::Pairs),
         ("Q6_K", 6, 16, Scales::Signed),
         ("int4 of 16", 4, 16, Scales::Zero),
+        ("int4 of 48", 4, 48, Scales::Affine),
         ("int4 of 64", 4, 64, Scales::SymmetricBf16),
         ("int4 of 128", 4, 128, Scales::ZeroBf16),
         ("int8 of 128", 8, 128, Scales::Zero),
