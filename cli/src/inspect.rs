@@ -39,6 +39,7 @@ struct Tensor {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
+    let alone = args.model.extension().is_some_and(|e| e == "safetensors");
     let tensors = tensors(&args.model)?;
     if args.tensors {
         list(&tensors, context)?;
@@ -49,13 +50,17 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         Err(_) => context.result(format_args!("{}: {} tensors", args.model.display(), tensors.len())),
     }
     types(&tensors, context)?;
-    // A safetensors file alone has no tokenizer, which its folder has.
     let words = Words::open(&args.model);
     match &words {
         Ok(words) => tokenizer(words, context)?,
+        Err(_) if alone => {}
         Err(error) => context.result(format_args!("tokenizer    none that is read: {error}")),
     }
-    let reason = published.map(drop).and(words.map(drop)).err().map(|error| error.to_string());
+    let reason = published.and_then(|model| model.check()).and(words.map(drop)).err();
+    let reason = match alone {
+        true => Some("name its folder, which has config.json and the tokenizer".into()),
+        false => reason.map(|error| error.to_string()),
+    };
     match &reason {
         None => context.result("runs         yes: `tiebeam run`"),
         Some(reason) => context.result(format_args!("runs         no: {reason}")),
@@ -105,15 +110,12 @@ fn scaling(scaling: RopeScaling) -> String {
 }
 
 fn sizes(model: &Published, context: &Context) -> Result<()> {
-    let (c, parameters) = (model.config(), model.parameters());
+    let (c, parameters) = (model.config(), model.check().ok());
     let bytes = model.bytes().ok();
-    let bits = bytes.map(|bytes| 8.0 * bytes as f64 / parameters as f64);
+    let bits = bytes.zip(parameters).map(|(bytes, count)| 8.0 * bytes as f64 / count as f64);
     let name = model.title().map_or(String::new(), |title| format!(" ({title})"));
-    context.result(format_args!(
-        "model        {}{name}, {:.1} M parameters",
-        model.kind(),
-        parameters as f64 / 1e6
-    ));
+    let count = parameters.map_or(String::new(), |count| format!(", {:.1} M parameters", count as f64 / 1e6));
+    context.result(format_args!("model        {}{name}{count}", model.kind()));
     if let (Some(bytes), Some(bits)) = (bytes, bits) {
         context
             .result(format_args!("weights      {}, {bits:.2} bits a parameter", files::size(bytes as u64)));

@@ -64,7 +64,10 @@ impl Sampler {
     /// # Errors
     /// [`Error::Config`] when there are no scores, or one is NaN.
     pub fn pick(&mut self, scores: &[f32]) -> Result<u32> {
-        if scores.is_empty() || scores.iter().any(|s| s.is_nan()) {
+        if scores.is_empty() {
+            return Err(Error::config("there are no scores to choose from"));
+        }
+        if scores.iter().any(|s| s.is_nan()) {
             return Err(Error::config(
                 "the model's scores are NaN; its weights are damaged, or keys in f16 were too large",
             ));
@@ -86,6 +89,10 @@ impl Sampler {
             kept.truncate(top_k);
         }
         let all: f64 = kept.iter().map(|&i| p(i)).sum();
+        if top_p == 1.0 {
+            kept.sort_unstable();
+            return Ok(self.draw(&kept, all, p));
+        }
         // What is below this cannot belong to the nucleus: even together such tokens have less than 1 - top_p.
         let least = (1.0 - top_p) * all / kept.len() as f64;
         kept.retain(|&i| p(i) >= least);
@@ -95,16 +102,22 @@ impl Sampler {
             sum += p(kept[count]);
             count += 1;
         }
-        let mut unit = [0.0f32];
+        Ok(self.draw(&kept[..count], sum, p))
+    }
+
+    /// Draws one of these tokens, whose shares `p` add up to `sum`.
+    fn draw(&mut self, tokens: &[usize], sum: f64, p: impl Fn(usize) -> f64) -> u32 {
+        let mut unit = [0.0f32; 2];
         self.rng.fill_uniform(&mut unit);
-        let mut left = f64::from(unit[0]) * sum;
-        for &i in &kept[..count] {
+        // 24 bits each.
+        let mut left = (f64::from(unit[0]) + f64::from(unit[1]) / 16_777_216.0) * sum;
+        for &i in tokens {
             left -= p(i);
             if left < 0.0 {
-                return Ok(i as u32);
+                return i as u32;
             }
         }
-        Ok(kept[count - 1] as u32)
+        tokens[tokens.len() - 1] as u32
     }
 }
 

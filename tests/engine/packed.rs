@@ -1,7 +1,7 @@
 //! The laws of packed weights: the device unpacks the bits that the host does, products are those with the unpacked weight, and what
 //! is trained beside them gets its gradients.
 
-use crate::support::{download, gpu};
+use crate::support::{download, gpu, other_kernels};
 use std::sync::Arc;
 use tiebeam::nn::Linear;
 use tiebeam::share::packed::{format::drawn, packings};
@@ -123,14 +123,16 @@ fn products_are_those_with_the_unpacked_weight() {
     let mut rng = Rng::new(9);
     for (name, packing) in packings() {
         let columns = if packing.group() > 16 { 768 } else { 256 };
-        for rows in [1, 2, 5, 8, 9, 64, 65] {
+        for (rows, gpu) in
+            [1, 2, 5, 8, 9, 64, 65].into_iter().flat_map(|m| [(m, gpu()), (m, other_kernels())])
+        {
             let n = 13;
             let words = drawn(packing, [n, columns], 2);
             let weight = packing.decode(&words, columns);
             let mut x = vec![0.0f32; rows * columns];
             rng.fill_normal(&mut x);
-            let site: Arc<dyn Site> = Arc::new(Packed::new(gpu(), packing, [n, columns], &words).unwrap());
-            let input = Tensor::from_slice(gpu(), &x, [rows, columns]);
+            let site: Arc<dyn Site> = Arc::new(Packed::new(gpu, packing, [n, columns], &words).unwrap());
+            let input = Tensor::from_slice(gpu, &x, [rows, columns]);
             let y = download(&Linear::from_site(site, None).forward(&input));
             for (i, got) in y.iter().enumerate() {
                 let terms = || {

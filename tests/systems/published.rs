@@ -7,7 +7,7 @@ use half::f16;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tiebeam::models::llama::{Form, Llama, LlamaConfig, Published, RopeScaling, SessionOptions};
+use tiebeam::models::llama::{Form, Llama, LlamaConfig, Published, RopeScaling, Session, SessionOptions};
 use tiebeam::nn::Parameters;
 use tiebeam::quant::{Rounding, round};
 use tiebeam::store::{Entry, File, Shards, Weights, save};
@@ -108,6 +108,81 @@ fn a_ring_of_keys_is_used_again_and_again() {
     }
 }
 
+/// After a push that failed, and after tokens were forgotten, a session goes on as a new one would, or is empty and says so.
+#[test]
+fn what_was_not_pushed_leaves_no_trace() {
+    let tokens: Vec<u32> = (0..40).map(|i| i * 37 % 300).collect();
+    for model in ["mistral", "qwen2"] {
+        let model = open(model, Form::Stored);
+        let (want, vocab) = (scores(&model, &tokens), model.config.vocab);
+        let is_right = |session: &mut Session, to: usize| {
+            let got = session.push(&tokens[session.length()..to]).unwrap();
+            let got: Vec<f64> = got.into_iter().map(f64::from).collect();
+            let off = largest(&got, &want[(to - 1) * vocab..to * vocab]);
+            assert!(off < 1e-4, "to token {to}: off by {off:e}");
+        };
+        for chunk in [1, 4, usize::MAX] {
+            for fails_after in [1, 8, 20] {
+                let options = SessionOptions::default().context(64).chunk(chunk);
+                let mut session = model.session_with(options).unwrap();
+                is_right(&mut session, 10);
+                let failed = session.push_watched(&tokens[10..30], |done| match done >= fails_after {
+                    true => Err(tiebeam::Error::config("as the test wants")),
+                    false => Ok(()),
+                });
+                assert!(failed.is_err() && [0, 10].contains(&session.length()), "{}", session.length());
+                // Without a window nothing is ever lost.
+                assert!(model.config.window.is_some() || session.length() == 10);
+                is_right(&mut session, 11);
+                is_right(&mut session, 33);
+                for length in [30, 20, 5] {
+                    let kept = session.truncate(length);
+                    assert_eq!(session.length(), if kept { length } else { 0 });
+                    assert!(kept || model.config.window.is_some());
+                    is_right(&mut session, length + 3);
+                }
+            }
+        }
+    }
+}
+
+/// The first blocks of a Qwen2 see everything, and those from `max_window_layers` on have a window.
+#[test]
+fn a_window_may_begin_at_any_block() {
+    let tokens: Vec<u32> = (0..24).map(|i| i * 37 % 300).collect();
+    let folder = |first: usize| {
+        changed(
+            "qwen2",
+            |json| {
+                json.as_object_mut().unwrap().remove("layer_types");
+                for (key, value) in [
+                    ("use_sliding_window", json!(true)),
+                    ("sliding_window", json!(4)),
+                    ("max_window_layers", json!(first)),
+                ] {
+                    json[key] = value;
+                }
+            },
+            |_| {},
+        )
+    };
+    let none = scores(&open("qwen2", Form::Stored), &tokens);
+    let mut before = none.clone();
+    for first in [2, 1, 0, 28] {
+        let folder = folder(first);
+        let model = Published::open(folder.join("")).unwrap().load(gpu(), 64, Form::Stored).unwrap();
+        let all = scores(&model, &tokens);
+        let mut session = model.session_with(SessionOptions::default().context(64).chunk(3)).unwrap();
+        let got: Vec<f64> = session.push(&tokens).unwrap().into_iter().map(f64::from).collect();
+        let vocab = model.config.vocab;
+        assert!(largest(&got, &all[23 * vocab..]) < 1e-4, "from block {first} on");
+        // Two blocks: from the second or a later one on there is no window.
+        assert_eq!(largest(&all, &none) == 0.0, first >= 2, "from block {first} on");
+        assert!(first >= 2 || largest(&all, &before) > 1e-3, "from block {first} on");
+        before = all;
+    }
+}
+
 /// Copies a folder of vectors, with another `config.json` and other tensors.
 fn changed(
     model: &str,
@@ -148,6 +223,11 @@ fn what_is_not_computed_is_named() {
         ("quantization_config", json!({"quant_method": "bitsandbytes"}), "bitsandbytes"),
         ("num_key_value_heads", json!(3), "no Llama model"),
         ("rms_norm_eps", json!(null), "rms_norm_eps"),
+        ("rms_norm_eps", json!(-1.0), "no Llama model"),
+        ("rms_norm_eps", json!(1e300), "no Llama model"),
+        ("rope_theta", json!("10000"), "`rope_theta` is no number"),
+        ("tie_word_embeddings", json!("true"), "is not true or false"),
+        ("rope_parameters", json!({"full_attention": {"rope_type": "linear"}}), "different rotary angles"),
     ] {
         let folder = changed("llama3", |json| json[key] = value.clone(), keep);
         let error = refusal(&folder);
@@ -179,12 +259,12 @@ fn a_head_in_the_file_of_a_tied_model_is_used() {
             },
         );
         let model = Published::open(folder.join("")).unwrap();
-        let parameters = model.parameters();
+        let parameters = model.check().unwrap();
         (scores(&model.load(gpu(), 64, Form::Stored).unwrap(), &tokens), parameters)
     };
     let (same, parameters) = with_head(1.0);
     assert!(largest(&same, &want) < 1e-4);
-    assert!(parameters > Published::open(path("llama3")).unwrap().parameters());
+    assert!(parameters > Published::open(path("llama3")).unwrap().check().unwrap());
     let opposite: Vec<f64> = with_head(-1.0).0.iter().map(|score| -score).collect();
     assert!(largest(&opposite, &want) < 1e-4);
 }
@@ -216,6 +296,16 @@ fn settings_are_those_of_each_kind() {
     );
     let old = read(json!({"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_theta": 5e5})).unwrap();
     assert_eq!((old.rope_base, old.rope_scaling), (5e5, RopeScaling::Linear { factor: 4.0 }));
+    let yarn = |extra: Value| match read(extra).unwrap().rope_scaling {
+        RopeScaling::Yarn { original, .. } => original,
+        other => panic!("{other:?}"),
+    };
+    let settings = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 5});
+    assert_eq!(yarn(json!({"rope_parameters": settings})), 5.0);
+    assert_eq!(yarn(json!({"rope_parameters": settings, "original_max_position_embeddings": 6})), 6.0);
+    assert_eq!(yarn(json!({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}})), 12.0, "the context");
+    let qwen = json!({"model_type": "qwen2", "use_sliding_window": true, "max_window_layers": 0});
+    assert_eq!(window(qwen), Some(4096), "what transformers takes");
     let default = read(json!({"rope_scaling": {"type": "default"}})).unwrap();
     assert_eq!(default.rope_scaling, RopeScaling::None);
 }

@@ -33,22 +33,22 @@ pub struct Answer {
     prompt: usize,
     prompt_time: Duration,
     answer_time: Duration,
-    /// From the start of the command, or of the question, to the first token.
+    /// From the start of the command, or from the question, to the first token.
     first: Duration,
     peak: u64,
 }
 
 impl Answer {
-    /// Reads the prompt's tokens and answers. If the answer `continues` the prompt's text, its first blank is written.
+    /// Reads the prompt's tokens and answers a question that came at `since`. If the answer `continues` the prompt's text, its
+    /// first blank is written.
     pub fn generate(
         runner: &Runner,
         session: &mut Session,
         prompt: &[u32],
         sampler: &mut Sampler,
-        continues: bool,
+        (continues, since): (bool, Instant),
     ) -> Result<Answer> {
         let started = Instant::now();
-        let since = if session.length() == 0 { runner.begun } else { started };
         let mut scores = read(runner, session, prompt)?;
         let prompt_time = started.elapsed();
         let mut stream = runner.words.stream();

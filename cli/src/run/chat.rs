@@ -4,13 +4,14 @@ use super::Runner;
 use super::answer::Answer;
 use std::io::{BufRead, Write, stderr, stdin};
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 use tiebeam::decode::Sampler;
 use tiebeam::models::llama::Session;
 use tiebeam::text::Message;
 use tiebeam::{Error, Result};
 
 const HELP: &str = "\
-/clear forgets the conversation, /bye or Ctrl-D ends it, Ctrl-C stops an answer";
+/clear forgets the conversation, /bye or Ctrl-D ends it, Ctrl-C stops an answer and ends at the prompt";
 
 /// What has been said, and the tokens that the session has read.
 struct Talk<'a> {
@@ -26,8 +27,9 @@ pub fn talk(runner: &Runner, sampler: &mut Sampler) -> Result<()> {
     let mut talk = Talk { runner, session, messages: runner.args.opening(), read: Vec::new() };
     runner.context.note(HELP);
     loop {
+        // While nothing is computed a signal ends the program at once, as a second one does.
+        runner.stop.store(true, Ordering::SeqCst);
         let Some(line) = question()? else { return Ok(()) };
-        // Ctrl-C while nothing is computed only clears the line.
         runner.stop.store(false, Ordering::SeqCst);
         match line.trim() {
             "" => {}
@@ -73,7 +75,7 @@ impl Talk<'_> {
 
     /// Answers a message. Tokens that the session has read already are not computed again.
     fn answer(&mut self, text: &str, sampler: &mut Sampler) -> Result<()> {
-        let runner = self.runner;
+        let (runner, since) = (self.runner, Instant::now());
         self.messages.push(Message::user(text));
         let template = runner.words.chat().ok_or_else(|| Error::config("the model has no chat template"))?;
         let all = runner.words.encode_chat(&template.render(&self.messages, true)?)?;
@@ -91,7 +93,7 @@ impl Talk<'_> {
         }
         self.read.truncate(self.session.length());
         let new = &all[self.read.len()..];
-        let answer = Answer::generate(runner, &mut self.session, new, sampler, false)?;
+        let answer = Answer::generate(runner, &mut self.session, new, sampler, (false, since))?;
         self.read.extend(new);
         self.read.extend(&answer.tokens);
         runner.context.print("\n");

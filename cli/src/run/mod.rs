@@ -94,10 +94,19 @@ impl Args {
     fn text(&self, context: &Context) -> Result<Option<String>> {
         match (&self.prompt, &self.file) {
             (Some(prompt), _) => Ok(Some(prompt.clone())),
-            (None, Some(file)) => context.read(file).map(Some),
+            (None, Some(file)) => context.read(file).map(|text| Some(self.without_end(text))),
             (None, None) if stdin().is_terminal() => Ok(None),
-            (None, None) => context.read("-".as_ref()).map(Some),
+            (None, None) => context.read("-".as_ref()).map(|text| Some(self.without_end(text))),
         }
+    }
+
+    /// The end of the last line of a file or of `echo` belongs to no question. With --raw the text is kept as it is.
+    fn without_end(&self, text: String) -> String {
+        if self.raw {
+            return text;
+        }
+        let line = text.strip_suffix('\n').unwrap_or(&text);
+        line.strip_suffix('\r').unwrap_or(line).into()
     }
 }
 
@@ -108,6 +117,8 @@ struct Runner<'a> {
     gpu: Gpu,
     words: Words,
     model: Llama,
+    /// The model's own context.
+    most: usize,
     /// When the command was started.
     begun: Instant,
     stop: Arc<AtomicBool>,
@@ -135,7 +146,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         let message = format!("the tokenizer has {} tokens, the model {}", words.size(), model.config.vocab);
         return Err(Error::config(format!("{message}; they do not belong together")));
     }
-    let runner = Runner { args, context, gpu, words, model, begun, stop };
+    let most = published.config().context;
+    let runner = Runner { args, context, gpu, words, model, most, begun, stop };
     match text {
         None => chat::talk(&runner, &mut sampler),
         Some(text) => runner.answer_once(&text, &mut sampler),
@@ -162,7 +174,7 @@ fn load(
     gpu.synchronize()?;
     bar.finish_and_clear();
     let (seconds, memory) = (started.elapsed().as_secs_f64(), gpu.memory_stats().used);
-    let (parameters, bytes) = (published.parameters(), published.bytes()? as u64);
+    let (parameters, bytes) = (published.check()?, published.bytes()? as u64);
     context.note(format_args!(
         "{}: {:.1} M parameters, {} in the file, {} on the device, read in {seconds:.2} s",
         gpu.adapter(),
@@ -199,14 +211,14 @@ impl Runner<'_> {
                  --context sets it",
                 prompt.len(),
                 options.context,
-                self.model.config.context
+                self.most
             )));
         }
         let mut session = self.model.session_with(options)?;
         if continues {
             self.context.print(text);
         }
-        let answer = Answer::generate(self, &mut session, &prompt, sampler, continues)?;
+        let answer = Answer::generate(self, &mut session, &prompt, sampler, (continues, self.begun))?;
         self.context.print("\n");
         self.context.note(&answer);
         self.context.record(&answer.line())?;

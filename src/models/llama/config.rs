@@ -121,7 +121,8 @@ impl Json<'_> {
     }
 
     fn is_on(&self, key: &str) -> Result<bool> {
-        let flag = |value: &Value| value.as_bool().ok_or_else(|| wrong(format!("`{key}` is not true or false")));
+        let flag =
+            |value: &Value| value.as_bool().ok_or_else(|| wrong(format!("`{key}` is not true or false")));
         self.get(key).map_or(Ok(false), flag)
     }
 
@@ -235,7 +236,9 @@ impl LlamaConfig {
         }
         match (size, layers) {
             (Some(0), Some(_)) => Err(wrong("`sliding_window` is 0")),
-            (Some(_), Some(window_from)) if window_from < self.layers => Ok(LlamaConfig { window: size, window_from, ..self }),
+            (Some(_), Some(window_from)) if window_from < self.layers => {
+                Ok(LlamaConfig { window: size, window_from, ..self })
+            }
             _ => Ok(self),
         }
     }

@@ -1,6 +1,6 @@
 //! Llama-type models in GGUF files.
 
-use super::read::{Form, Head, Matrix, Names, Reader, Tensors, stored};
+use super::read::{self, Form, Head, Matrix, Names, Reader, Tensors, fits};
 use super::{Llama, LlamaConfig, RopeScaling};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -170,6 +170,11 @@ impl Tensors for Stored<'_> {
         self.0.shape(name).map(<[usize]>::to_vec)
     }
 
+    fn check(&self, name: &str, want: &[usize]) -> Result<()> {
+        self.0.kind(name)?;
+        fits(name, self.0.shape(name)?, want)
+    }
+
     fn matrix(&self, gpu: &Gpu, name: &str) -> Result<Matrix> {
         let Stored(file, form) = self;
         let kind = file.kind(name)?;
@@ -182,7 +187,7 @@ impl Tensors for Stored<'_> {
             return Ok(Matrix::Tensor(self.vector(gpu, name)?));
         }
         if dtype.is_half() {
-            return Ok(Matrix::Tensor(stored(gpu, dtype, file.bytes_of(name)?, file.shape(name)?)));
+            return Ok(Matrix::Tensor(Tensor::resident(gpu, dtype, file.bytes_of(name)?, file.shape(name)?)));
         }
         let (packing, _, words) = file.packed(name)?;
         Ok(Matrix::Packed(packing, words))
@@ -191,6 +196,13 @@ impl Tensors for Stored<'_> {
     fn vector(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
         Ok(Tensor::from_slice(gpu, &self.0.tensor_f32(name)?, self.0.shape(name)?))
     }
+}
+
+/// Checks the headers of a file's tensors. Returns the number of weights.
+pub(super) fn check(file: &Gguf) -> Result<usize> {
+    let (_, config) = settings(file)?;
+    frequencies(file, &config)?;
+    read::check(&Stored(file, Form::Stored), &NAMES, &config, Head::AsFound, [false; 7])
 }
 
 /// Reads the model of a file.

@@ -1,6 +1,6 @@
 //! A model as it was published: a GGUF file, or a folder as Hugging Face's libraries write it.
 
-use super::read::{Form, HUGGING_FACE, Head, Matrix, Reader, Tensors, stored};
+use super::read::{Form, HUGGING_FACE, Head, Matrix, Reader, Tensors, check, fits};
 use super::{Llama, LlamaConfig, LlamaSettings, gguf};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -72,15 +72,20 @@ impl Published {
         self.config
     }
 
-    /// Number of weights, however many bits each has.
-    pub fn parameters(&self) -> usize {
-        let c = &self.config;
-        let matrices: usize = c.linears().iter().map(|[out, inner]| out * inner).sum();
-        let own_head = match &self.source {
-            Source::Gguf(file) => file.names().any(|name| name == "output.weight"),
-            Source::Folder(shards, ..) => shards.contains("lm_head.weight"),
-        };
-        (1 + usize::from(own_head)) * c.vocab * c.width + c.layers * (matrices + 2 * c.width) + c.width
+    /// Checks from the headers that every tensor that the model needs is there, in its sizes and in a type that is read, and that
+    /// there is none that these models do not have. Returns the number of weights, however many bits each has.
+    ///
+    /// # Errors
+    /// [`Error::Format`] and [`Error::Config`], which name the tensor.
+    pub fn check(&self) -> Result<usize> {
+        match &self.source {
+            Source::Gguf(file) => gguf::check(file),
+            Source::Folder(shards, settings, packed) => {
+                let folder =
+                    Folder { shards, packed: packed.as_ref(), form: Form::Stored, read: RefCell::default() };
+                check(&folder, &HUGGING_FACE, &self.config, settings.head(), settings.biases)
+            }
+        }
     }
 
     /// How the weights are packed, if a folder says it.
@@ -130,11 +135,16 @@ impl Published {
         };
         let config = self.config.context(self.config.context.min(context));
         let frequencies = config.rope_scaling.frequencies(config.head_dim(), config.rope_base);
-        // A head in the file of a tied model is used, as transformers 5 does.
-        let head = if settings.tied_head { Head::AsFound } else { Head::Own };
         let folder = Folder { shards, packed, form, read: RefCell::default() };
         let reader = Reader::new(gpu, &folder, &HUGGING_FACE, config).biases(settings.biases).watch(watch);
-        reader.model(head, frequencies)
+        reader.model(settings.head(), frequencies)
+    }
+}
+
+impl LlamaSettings {
+    /// A head in the file of a tied model is used, as transformers 5 does.
+    fn head(&self) -> Head {
+        if self.tied_head { Head::AsFound } else { Head::Own }
     }
 }
 
@@ -197,6 +207,22 @@ impl Tensors for Folder<'_> {
         self.shards.shape(name)
     }
 
+    fn check(&self, name: &str, want: &[usize]) -> Result<()> {
+        // The sizes of a packed weight are seen when it is read.
+        let parts = name.strip_suffix(".weight").filter(|_| self.packed.is_some());
+        if parts.is_some_and(|path| PARTS.iter().any(|part| self.shards.contains(&format!("{path}{part}")))) {
+            return Ok(());
+        }
+        match self.shards.dtype(name)? {
+            FileDType::F32 | FileDType::F16 | FileDType::BF16 | FileDType::F64 => {
+                fits(name, &self.shards.shape(name)?, want)
+            }
+            other => Err(Error::config(format!(
+                "tensor `{name}` is {other}, which holds no weights that are read"
+            ))),
+        }
+    }
+
     fn matrix(&self, gpu: &Gpu, name: &str) -> Result<Matrix> {
         if let Some((packing, shape, words)) = self.packed(name)? {
             return Ok(match self.form {
@@ -215,7 +241,7 @@ impl Tensors for Folder<'_> {
             return Ok(Matrix::Tensor(self.shards.read(gpu, name)?));
         }
         let bytes = self.shards.file(name)?.bytes(name)?;
-        Ok(Matrix::Tensor(stored(gpu, dtype, bytes, &self.shards.shape(name)?)))
+        Ok(Matrix::Tensor(Tensor::resident(gpu, dtype, bytes, &self.shards.shape(name)?[..])))
     }
 
     fn vector(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {

@@ -1,7 +1,6 @@
 //! Makes a model of named tensors.
 
 use super::{Llama, LlamaConfig, LlamaLayer, TokenTable};
-use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::nn::{Embedding, Linear, Norm};
@@ -10,7 +9,6 @@ use crate::ops::sequence::rope::Rope;
 use crate::share::{Packed, Packing, Tied};
 use crate::store::Weights;
 use crate::tensor::Tensor;
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -68,10 +66,22 @@ pub(super) trait Tensors {
     fn names(&self) -> Vec<String>;
     /// The sizes of a tensor.
     fn shape(&self, name: &str) -> Result<Vec<usize>>;
+    /// Checks the header: that the tensor is there, has these sizes and a type that is read.
+    fn check(&self, name: &str, want: &[usize]) -> Result<()> {
+        fits(name, &self.shape(name)?, want)
+    }
     /// A matrix as it is to be used. The tensor is no leaf yet.
     fn matrix(&self, gpu: &Gpu, name: &str) -> Result<Matrix>;
     /// A vector in f32.
     fn vector(&self, gpu: &Gpu, name: &str) -> Result<Tensor>;
+}
+
+/// Checks the sizes of a tensor.
+pub(super) fn fits(name: &str, found: &[usize], want: &[usize]) -> Result<()> {
+    match found == want {
+        true => Ok(()),
+        false => Err(Error::config(format!("tensor `{name}` is {found:?}, the sizes ask for {want:?}"))),
+    }
 }
 
 /// Any [`Weights`], in f32.
@@ -109,7 +119,6 @@ pub(super) struct Reader<'a> {
     config: LlamaConfig,
     /// Biases that must be there. Others are read if they are.
     biases: [bool; 7],
-    used: RefCell<BTreeSet<String>>,
     present: BTreeSet<String>,
     /// Is told how many blocks have been read.
     watch: &'a dyn Fn(usize) -> Result<()>,
@@ -118,16 +127,7 @@ pub(super) struct Reader<'a> {
 impl<'a> Reader<'a> {
     pub fn new(gpu: &'a Gpu, tensors: &'a dyn Tensors, names: &'a Names, config: LlamaConfig) -> Reader<'a> {
         let present = tensors.names().into_iter().collect();
-        Reader {
-            gpu,
-            tensors,
-            names,
-            config,
-            biases: [false; 7],
-            used: RefCell::default(),
-            present,
-            watch: &|_| Ok(()),
-        }
+        Reader { gpu, tensors, names, config, biases: [false; 7], present, watch: &|_| Ok(()) }
     }
 
     /// `watch` is told how many blocks have been read, and may end it with an error.
@@ -141,12 +141,7 @@ impl<'a> Reader<'a> {
     }
 
     fn fits(&self, name: &str, want: &[usize]) -> Result<()> {
-        let found = self.tensors.shape(name)?;
-        if found != want {
-            return Err(Error::config(format!("tensor `{name}` is {found:?}, the sizes ask for {want:?}")));
-        }
-        self.used.borrow_mut().insert(name.into());
-        Ok(())
+        fits(name, &self.tensors.shape(name)?, want)
     }
 
     fn vector(&self, name: &str, size: usize) -> Result<Tensor> {
@@ -166,8 +161,10 @@ impl<'a> Reader<'a> {
     }
 
     fn packed(&self, name: &str, size: [usize; 2], packing: Packing, words: &[u32]) -> Result<Packed> {
-        Packed::new(self.gpu, packing, size, words)
-            .map_err(|e| Error::config(format!("tensor `{name}`: {e}")))
+        let packed = Packed::checked(self.gpu, packing, size, words)
+            .map_err(|e| Error::config(format!("tensor `{name}`: {e}")))?;
+        packed.error()?;
+        Ok(packed)
     }
 
     fn linear(&self, path: &str, size: [usize; 2], biased: bool) -> Result<Linear> {
@@ -191,9 +188,7 @@ impl<'a> Reader<'a> {
         let (name, c) = (format!("{}.weight", self.names.embedding), &self.config);
         let size = [c.vocab, c.width];
         Ok(match self.matrix(&name, size)? {
-            Matrix::Packed(packing, words) => {
-                TokenTable::Packed(self.packed(&name, size, packing, &words)?, self.gpu.clone())
-            }
+            Matrix::Packed(packing, words) => TokenTable::Packed(self.packed(&name, size, packing, &words)?),
             Matrix::Tensor(x) => TokenTable::Stored(Embedding { table: x.requires_grad() }),
         })
     }
@@ -217,7 +212,7 @@ impl<'a> Reader<'a> {
     /// Reads the model. `frequencies` and a factor are those of the rotary angles.
     pub fn model(&self, head: Head, (frequencies, factor): (Vec<f64>, f64)) -> Result<Llama> {
         let c = self.config;
-        c.check("llama")?;
+        check(self.tensors, self.names, &c, head, self.biases)?;
         let embedding = self.table()?;
         let mut layers = Vec::with_capacity(c.layers.min(1024));
         for l in 0..c.layers {
@@ -232,25 +227,62 @@ impl<'a> Reader<'a> {
         };
         let head = own.then(|| self.linear(self.names.head, [c.vocab, c.width], false)).transpose()?;
         let norm = self.norm(self.names.norm)?;
-        self.nothing_is_left()?;
         let rope = Rope::with_frequencies(self.gpu, c.context, &frequencies, factor, c.pairing);
         Ok(Llama { made: Vec::new(), config: c, embedding, layers, norm, head, rope })
     }
+}
 
-    /// A tensor of a block that was not read would mean another computation.
-    fn nothing_is_left(&self) -> Result<()> {
-        let used = self.used.borrow();
-        let known =
-            |name: &&String| used.contains(*name) || self.names.ignored.iter().any(|end| name.ends_with(end));
-        let left: Vec<&String> = self.present.iter().filter(|name| !known(name)).collect();
-        match left.first() {
-            None => Ok(()),
-            Some(first) => Err(Error::config(format!(
-                "tensor `{first}` (of {} such) is in the file and in no model of this kind that is computed; the file \
-                 needs another program",
-                left.len()
-            ))),
+/// Checks the headers of all tensors, before anything is read: that each that is needed is there in its sizes, and that there is
+/// none that is not needed, which would mean another computation. Returns the number of weights.
+pub(super) fn check(
+    tensors: &dyn Tensors,
+    names: &Names,
+    c: &LlamaConfig,
+    head: Head,
+    biases: [bool; 7],
+) -> Result<usize> {
+    c.check("llama")?;
+    let present: BTreeSet<String> = tensors.names().into_iter().collect();
+    let mut used = BTreeSet::new();
+    let mut count = 0usize;
+    let mut need = |name: String, want: &[usize]| {
+        tensors.check(&name, want)?;
+        count = count.saturating_add(want.iter().product());
+        used.insert(name);
+        Ok::<_, Error>(())
+    };
+    need(format!("{}.weight", names.embedding), &[c.vocab, c.width])?;
+    let own_head = format!("{}.weight", names.head);
+    if head == Head::Own || present.contains(&own_head) {
+        need(own_head, &[c.vocab, c.width])?;
+    }
+    let head_bias = format!("{}.bias", names.head);
+    if present.contains(&head_bias) {
+        need(head_bias, &[c.vocab])?;
+    }
+    need(format!("{}.weight", names.norm), &[c.width])?;
+    for l in 0..c.layers {
+        let prefix = (names.layer)(l);
+        for norm in names.norms {
+            need(format!("{prefix}{norm}.weight"), &[c.width])?;
         }
+        for ((linear, size), biased) in names.linears.iter().zip(c.linears()).zip(biases) {
+            need(format!("{prefix}{linear}.weight"), &size)?;
+            let bias = format!("{prefix}{linear}.bias");
+            if biased || present.contains(&bias) {
+                need(bias, &size[..1])?;
+            }
+        }
+    }
+    let known = |name: &&String| used.contains(*name) || names.ignored.iter().any(|end| name.ends_with(end));
+    let left: Vec<&String> = present.iter().filter(|name| !known(name)).collect();
+    match left.first() {
+        None => Ok(count),
+        Some(first) => Err(Error::config(format!(
+            "tensor `{first}` (of {} such) is in the file and in no model of this kind that is computed; the file needs \
+             another program",
+            left.len()
+        ))),
     }
 }
 
@@ -275,9 +307,4 @@ impl Llama {
         let frequencies = config.rope_scaling.frequencies(config.head_dim(), config.rope_base);
         Reader::new(gpu, &Floats(weights), &HUGGING_FACE, config).model(Head::AsFound, frequencies)
     }
-}
-
-/// A tensor of a file's bytes, as it is stored.
-pub(super) fn stored(gpu: &Gpu, dtype: DType, bytes: &[u8], shape: &[usize]) -> Tensor {
-    Tensor::resident(gpu, dtype, bytes, shape)
 }

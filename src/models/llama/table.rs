@@ -14,7 +14,7 @@ pub enum TokenTable {
     /// A leaf.
     Stored(Embedding),
     /// Rows are unpacked as they are looked up.
-    Packed(Packed, Gpu),
+    Packed(Packed),
 }
 
 impl TokenTable {
@@ -23,7 +23,7 @@ impl TokenTable {
     pub fn forward(&self, ids: &Tensor) -> Tensor {
         match self {
             TokenTable::Stored(table) => table.forward(ids),
-            TokenTable::Packed(table, _) => table.rows(ids),
+            TokenTable::Packed(table) => table.rows(ids),
         }
     }
 
@@ -32,7 +32,7 @@ impl TokenTable {
     pub fn logits(&self, x: &Tensor) -> Tensor {
         match self {
             TokenTable::Stored(table) => table.logits(x),
-            TokenTable::Packed(table, _) => {
+            TokenTable::Packed(table) => {
                 x.linear(&(Arc::new(table.clone()) as Arc<dyn Site>), Epilogue::default())
             }
         }
@@ -41,19 +41,15 @@ impl TokenTable {
     pub(crate) fn gpu(&self) -> &Gpu {
         match self {
             TokenTable::Stored(table) => table.table.gpu(),
-            TokenTable::Packed(_, gpu) => gpu,
+            TokenTable::Packed(table) => table.gpu(),
         }
     }
 
-    /// A table with a copy of the leaf, or of the packed table, which nothing changes.
+    /// A table of its own with the same vectors, as a leaf.
     pub(super) fn copied(&self, copy: impl Fn(&Tensor) -> Tensor) -> TokenTable {
         match self {
             TokenTable::Stored(table) => TokenTable::Stored(Embedding { table: copy(&table.table) }),
-            TokenTable::Packed(table, gpu) => {
-                let table = copy(&table.expand());
-                debug_assert_eq!(table.gpu().adapter().name, gpu.adapter().name);
-                TokenTable::Stored(Embedding { table })
-            }
+            TokenTable::Packed(table) => TokenTable::Stored(Embedding { table: copy(&table.expand()) }),
         }
     }
 }
@@ -62,7 +58,7 @@ impl Module for TokenTable {
     fn parameters(&self, path: &str, all: &mut Parameters) {
         match self {
             TokenTable::Stored(table) => table.parameters(path, all),
-            TokenTable::Packed(table, _) => all.add_site(path, table),
+            TokenTable::Packed(table) => all.add_site(path, table),
         }
     }
 }

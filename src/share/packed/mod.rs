@@ -53,6 +53,17 @@ impl Packed {
     /// [`Error::Config`] when there are fewer or more words than the matrix needs, a scale in two levels has a last block
     /// that is not whole, or a scale is NaN or infinite.
     pub fn new(gpu: &Gpu, packing: Packing, [rows, columns]: [usize; 2], words: &[u32]) -> Result<Packed> {
+        packing.check("packed", words, columns.max(1))?;
+        Packed::checked(gpu, packing, [rows, columns], words)
+    }
+
+    /// [`Packed::new`] for words whose scales have been checked, as those of files have.
+    pub(crate) fn checked(
+        gpu: &Gpu,
+        packing: Packing,
+        [rows, columns]: [usize; 2],
+        words: &[u32],
+    ) -> Result<Packed> {
         packing.fits("packed", columns)?;
         let row = packing.row_words(columns);
         if rows.checked_mul(row) != Some(words.len()) || columns == 0 {
@@ -61,7 +72,6 @@ impl Packed {
                 words.len()
             )));
         }
-        packing.check("packed", words, columns)?;
         let words = Tensor::resident(gpu, DType::U32, bytemuck::cast_slice(words), [rows, row]);
         Ok(Packed { words, packing, columns })
     }
@@ -69,6 +79,15 @@ impl Packed {
     /// Bits, groups and scales.
     pub fn packing(&self) -> Packing {
         self.packing
+    }
+
+    pub(crate) fn gpu(&self) -> &Gpu {
+        self.words.gpu()
+    }
+
+    /// The error that the packed matrix carries, such as that there was no memory for it.
+    pub(crate) fn error(&self) -> Result<()> {
+        self.words.check()
     }
 
     /// Bytes of the packed matrix.

@@ -42,6 +42,12 @@ pub fn problems(text: &str) -> Vec<String> {
         if let Some(name) = matrices.iter().find(|name| splat_of(line, name)) {
             problem(format!("a vector of one component of the matrix {name}: DXC aborts; swizzle"));
         }
+        if shifts_beside_others(line) {
+            found.push(format!(
+                "line {number}: a shift needs parentheses beside another operator: {}",
+                line.trim()
+            ));
+        }
         if mixes(line) {
             problem("a comparison beside `&` or `|`: Tint wants parentheses".into());
         }
@@ -123,6 +129,58 @@ fn mixes(line: &str) -> bool {
         i += step;
     }
     false
+}
+
+/// Whether a shift stands beside another operator without parentheses: WGSL has no precedence between them, and naga reads what
+/// Tint refuses. Operators have blanks around them.
+fn shifts_beside_others(line: &str) -> bool {
+    const OTHERS: [&str; 8] = ["&", "|", "^", "+", "-", "*", "/", "%"];
+    // For each open parenthesis, the number of shifts in its present expression, and that of other operators.
+    let mut open = vec![(0, 0)];
+    let spaced =
+        line.replace(['(', '['], " ( ").replace([')', ']'], " ) ").replace([',', ';', '{', '}'], " ; ");
+    for word in spaced.split_whitespace() {
+        let last = open.len() - 1;
+        match word {
+            "(" => open.push((0, 0)),
+            ")" if last > 0 => drop(open.pop()),
+            "<<" | ">>" => open[last].0 += 1,
+            word if OTHERS.contains(&word) => open[last].1 += 1,
+            // What begins another expression.
+            ")" | ";" | "=" | "&&" | "||" | "==" | "!=" | "<" | ">" | "<=" | ">=" | "return" | "?" => {
+                open[last] = (0, 0)
+            }
+            word if word.ends_with('=') || word.ends_with(':') => open[last] = (0, 0),
+            _ => {}
+        }
+        let last = open.len() - 1;
+        if open[last].0 > 0 && open[last].0 + open[last].1 > 1 {
+            return true;
+        }
+    }
+    false
+}
+
+#[test]
+fn a_shift_beside_another_operator_is_found() {
+    for wrong in [
+        "a >> b << c",
+        "x = a >> b & 1u;",
+        "f(a << (b + 1u) | c)",
+        "let x = 1u + a << 2u;",
+        "a[i >> 2u & 3u]",
+    ] {
+        assert!(shifts_beside_others(wrong), "{wrong}");
+    }
+    for right in [
+        "(a >> b) << c",
+        "x = (a >> b) & 1u;",
+        "f(a << (b + 1u), c | d)",
+        "let x = 1u << (a + 2u);",
+        "a >> 2u < b",
+    ] {
+        assert!(!shifts_beside_others(right), "{right}");
+    }
 }
 
 /// Finds branches and loops that depend on workgroup memory before a barrier. Every thread reads the same value, but only
