@@ -43,10 +43,7 @@ pub fn problems(text: &str) -> Vec<String> {
             problem(format!("a vector of one component of the matrix {name}: DXC aborts; swizzle"));
         }
         if shifts_beside_others(line) {
-            found.push(format!(
-                "line {number}: a shift needs parentheses beside another operator: {}",
-                line.trim()
-            ));
+            problem("a shift beside another operator: Tint wants parentheses".into());
         }
         if mixes(line) {
             problem("a comparison beside `&` or `|`: Tint wants parentheses".into());
