@@ -217,9 +217,9 @@ fn what_is_not_computed_is_named() {
         ("model_type", json!("gpt_neox"), "the kind of model is 'gpt_neox'"),
         ("hidden_act", json!("gelu"), "'gelu'"),
         ("partial_rotary_factor", json!(0.5), "partial_rotary_factor"),
-        ("rope_parameters", json!({"rope_type": "dynamic", "factor": 2.0}), "'dynamic' is not computed"),
-        ("rope_parameters", json!({"rope_type": "longrope"}), "'longrope' is not computed"),
-        ("rope_parameters", json!({"rope_type": "linear"}), "'linear' needs a positive number `factor`"),
+        ("rope_scaling", json!({"rope_type": "dynamic", "factor": 2.0}), "'dynamic' is not computed"),
+        ("rope_scaling", json!({"rope_type": "longrope"}), "'longrope' is not computed"),
+        ("rope_scaling", json!({"rope_type": "linear"}), "'linear' needs a positive number `factor`"),
         ("quantization_config", json!({"quant_method": "bitsandbytes"}), "bitsandbytes"),
         ("num_key_value_heads", json!(3), "no Llama model"),
         ("rms_norm_eps", json!(null), "rms_norm_eps"),
@@ -227,7 +227,7 @@ fn what_is_not_computed_is_named() {
         ("rms_norm_eps", json!(1e300), "no Llama model"),
         ("rope_theta", json!("10000"), "`rope_theta` is no number"),
         ("tie_word_embeddings", json!("true"), "is not true or false"),
-        ("rope_parameters", json!({"full_attention": {"rope_type": "linear"}}), "different rotary angles"),
+        ("rope_scaling", json!({"full_attention": {"rope_type": "linear"}}), "different rotary angles"),
     ] {
         let folder = changed("llama3", |json| json[key] = value.clone(), keep);
         let error = refusal(&folder);
