@@ -1,4 +1,4 @@
-//! The command `tiebeam`: lists and checks adapters, measures and tunes kernels, matches and merges models, and runs trained
+//! The command `tiebeam`: lists and checks adapters, measures and tunes kernels, matches, merges and rounds models, and runs trained
 //! potentials.
 
 mod barrier;
@@ -9,6 +9,7 @@ mod doctor;
 mod matching;
 mod merge;
 mod predict;
+mod quantise;
 mod shell;
 mod tune;
 
@@ -69,6 +70,7 @@ enum Command {
     Merge(merge::Args),
     Match(matching::Args),
     Predict(predict::Args),
+    Quantise(quantise::Args),
     Tune(tune::Args),
 }
 
@@ -83,6 +85,7 @@ fn run(command: &Command, context: &Context) -> Result<()> {
         Command::Merge(args) => merge::run(args, context),
         Command::Match(args) => matching::run(args, context),
         Command::Predict(args) => predict::run(args, context),
+        Command::Quantise(args) => quantise::run(args, context),
         Command::Tune(args) => tune::run(args, context),
     }
 }
