@@ -105,7 +105,9 @@ impl Args {
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     if args.out.as_deref().is_some_and(is_standard) {
-        return Err(Error::config("--out: weights are written to a file or folder with a name, and not to stdout"));
+        return Err(Error::config(
+            "--out: weights are written to a file or folder with a name, and not to stdout",
+        ));
     }
     let job = Job::open(&args.model, args.settings())?;
     let (false, Some(out)) = (args.dry_run, &args.out) else { return plan(&job, context) };
@@ -156,12 +158,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     context.record(&all)
 }
 
-fn write(
-    job: &Job,
-    out: &Path,
-    context: &Context,
-    stopped: &AtomicBool,
-) -> Result<Vec<Option<Measured>>> {
+fn write(job: &Job, out: &Path, context: &Context, stopped: &AtomicBool) -> Result<Vec<Option<Measured>>> {
     let style = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {elapsed} so far, about {eta} to go";
     let bar = context.bar(Some(job.work()), style);
     let done = job.run(out, &mut |bytes| {
@@ -180,7 +177,10 @@ fn bits(bytes: u64, weights: usize) -> f64 {
 /// Prints what becomes of each tensor.
 fn plan(job: &Job, context: &Context) -> Result<()> {
     let width = job.items().iter().map(|item| item.name.len()).max().unwrap_or(0);
-    let heading = format!("{:<width$}  {:<15} {:>6} {:>8} {:>11} {:>11}  bits", "tensor", "shape", "from", "to", "before", "after");
+    let heading = format!(
+        "{:<width$}  {:<15} {:>6} {:>8} {:>11} {:>11}  bits",
+        "tensor", "shape", "from", "to", "before", "after"
+    );
     context.result(heading);
     for item in job.items() {
         let (shape, to) = (format!("{:?}", item.shape), if item.rounding.is_some() { &item.to } else { "" });
@@ -298,7 +298,8 @@ impl Measuring {
         mut see: impl FnMut(usize, Vec<f32>),
     ) -> Result<f64> {
         let model = Published::open(path)?.load(&self.gpu, self.windows.length(), Form::Stored)?;
-        let bar = context.bar(Some(self.windows.count() as u64), "{bar:30} perplexity: {pos}/{len} windows, ETA {eta}");
+        let bar = context
+            .bar(Some(self.windows.count() as u64), "{bar:30} perplexity: {pos}/{len} windows, ETA {eta}");
         let found = perplexity_with(&model, &self.windows, |window, stream| {
             if window < COMPARED {
                 see(window, no_grad(|| model.norm.forward(stream)).to_vec()?);
@@ -318,7 +319,13 @@ impl Measuring {
     }
 
     /// The perplexity of the output, and the relative error of its states.
-    fn after(&self, out: &Path, before: &Before, context: &Context, stopped: &AtomicBool) -> Result<[f64; 2]> {
+    fn after(
+        &self,
+        out: &Path,
+        before: &Before,
+        context: &Context,
+        stopped: &AtomicBool,
+    ) -> Result<[f64; 2]> {
         let (mut off, mut all) = (0.0, 0.0);
         let check = || unless_stopped(stopped, "the model is written, and was not measured");
         let perplexity = self.measure(out, context, check, |window, state| {

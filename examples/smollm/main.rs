@@ -115,7 +115,8 @@ fn generate(model: &Llama, words: &Words, args: &Args) -> Result<()> {
 /// Reads the text, whose last windows are measured.
 fn read(path: &Path, words: &Words, windows: usize) -> Result<Windows> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    Windows::of_text(words, &text, windows, WINDOW).map_err(|e| Error::io(path, std::io::Error::other(e.to_string())))
+    Windows::of_text(words, &text, windows, WINDOW)
+        .map_err(|e| Error::io(path, std::io::Error::other(e.to_string())))
 }
 
 fn pair(gpu: &Gpu, window: &[u32]) -> [Tensor; 2] {
@@ -237,8 +238,7 @@ fn converted(
     found.output_error = convert::output_error(gpu, model, &new, &prompt)?;
     println!("output error {:.3}: of the hidden states, relative", found.output_error);
     if let Some(text) = text {
-        let (before, after) =
-            (measured(model, text, "before")?, measured(&new, text, "after")?);
+        let (before, after) = (measured(model, text, "before")?, measured(&new, text, "after")?);
         println!("perplexity {before:.2} before, {after:.2} after");
         (found.before, found.after) = (Some(before), Some(after));
         if args.steps > 0 {
@@ -264,8 +264,7 @@ fn run(args: &Args) -> Result<()> {
         bytes >> 20,
         started.elapsed().as_secs_f64()
     );
-    let text =
-        args.text.as_deref().map(|path| read(path, &words, args.windows as usize)).transpose()?;
+    let text = args.text.as_deref().map(|path| read(path, &words, args.windows as usize)).transpose()?;
     let Some(conversion) = &args.convert else {
         if let Some(text) = &text {
             println!(

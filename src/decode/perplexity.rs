@@ -31,13 +31,9 @@ impl Windows {
     ///
     /// # Errors
     /// [`Error::Config`] when there are fewer tokens, or for windows of no tokens.
-    pub fn of_tokens(
-        mut tokens: Vec<u32>,
-        bos: Option<u32>,
-        count: usize,
-        length: usize,
-    ) -> Result<Windows> {
-        let need = count.checked_mul(length).and_then(|n| n.checked_add(1)).filter(|_| count > 0 && length > 0);
+    pub fn of_tokens(mut tokens: Vec<u32>, bos: Option<u32>, count: usize, length: usize) -> Result<Windows> {
+        let need =
+            count.checked_mul(length).and_then(|n| n.checked_add(1)).filter(|_| count > 0 && length > 0);
         let need = need.ok_or_else(|| Error::config(format!("{count} windows of {length} tokens")))?;
         let has = tokens.len();
         let cut = has.checked_sub(need).ok_or_else(|| {
@@ -102,8 +98,8 @@ pub fn perplexity_with(
     let mut sum = 0.0;
     for (w, window) in windows.windows.iter().enumerate() {
         let gpu = model.embedding.gpu();
-        let [x, y] =
-            [0, 1].map(|from| Tensor::from_slice(gpu, &window[from..][..windows.length], [1, windows.length]));
+        let [x, y] = [0, 1]
+            .map(|from| Tensor::from_slice(gpu, &window[from..][..windows.length], [1, windows.length]));
         let (stream, loss) = no_grad(|| {
             let stream = model.hidden(&x);
             let loss = model.logits(&stream).cross_entropy(&y, None);

@@ -295,7 +295,9 @@ impl Job {
         let stored = match &item.from[..] {
             "BF16" => Stored::BF16,
             "F16" | "F32" => Stored::F16,
-            other => return Err(format!("weights of {other} are not rounded; those of F32, F16 and BF16 are")),
+            other => {
+                return Err(format!("weights of {other} are not rounded; those of F32, F16 and BF16 are"));
+            }
         };
         let form = if self.settings.asymmetric { Form::Zero } else { Form::Symmetric };
         let rounding = Rounding::new(bits, form).stored(stored);
@@ -326,7 +328,9 @@ impl Job {
     }
 
     fn in_gguf(&self, item: &mut Item, bits: u32, group: Option<Group>) -> Result<(), String> {
-        let (Source::Gguf(file), Some([rows, columns])) = (&self.source, item.matrix()) else { return Ok(()) };
+        let (Source::Gguf(file), Some([rows, columns])) = (&self.source, item.matrix()) else {
+            return Ok(());
+        };
         if group.is_some_and(|group| group != Group::Columns(GGUF_GROUP)) {
             return Err(format!("GGUF has groups of {GGUF_GROUP} columns and no others"));
         }
@@ -463,4 +467,3 @@ pub(super) fn kind(item: &Item, file: &Gguf) -> Result<GgufType> {
         None => file.kind(&item.name),
     }
 }
-

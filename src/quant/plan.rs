@@ -1,11 +1,12 @@
 //! Which tensors are rounded, and to how many bits.
 
 use crate::error::{Error, Result};
+use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
 /// What a tensor is in a language model, by its name in folders of Hugging Face and in GGUF files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Part {
     /// A linear layer of a block, with its name in plans: `q`, `k`, `v`, `o`, `gate`, `up`, `down`, and `qkv` and `gate_up` where
@@ -48,6 +49,25 @@ impl Part {
             "output" if path == last => Part::Head,
             _ => Part::Other,
         }
+    }
+}
+
+impl PartialOrd for Part {
+    fn partial_cmp(&self, other: &Part) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Part {
+    /// Linear layers in the order of their use, then head, table and others.
+    fn cmp(&self, other: &Part) -> Ordering {
+        let rank = |part: &Part| match part {
+            Part::Linear(name) => LINEARS.iter().position(|(linear, ..)| linear == name).unwrap_or(0),
+            Part::Head => LINEARS.len(),
+            Part::Embed => LINEARS.len() + 1,
+            Part::Other => LINEARS.len() + 2,
+        };
+        rank(self).cmp(&rank(other))
     }
 }
 
@@ -135,7 +155,8 @@ impl Entry {
             return Ok(Entry { text: text.into(), target, choice: Choice::Keep });
         }
         let (bits, group) = value.split_once(':').map_or((value, None), |(bits, group)| (bits, Some(group)));
-        let bits = bits.trim().parse().map_err(|_| wrong("its bits are neither a whole number nor `keep`"))?;
+        let bits =
+            bits.trim().parse().map_err(|_| wrong("its bits are neither a whole number nor `keep`"))?;
         let group = match group.map(str::trim) {
             None => None,
             Some("row") => Some(Group::Row),
@@ -254,10 +275,7 @@ mod tests {
         );
         assert_eq!(choice("model.layers.0.self_attn.v_proj.weight"), Some(Choice::Round(8, None)));
         assert_eq!(choice("model.layers.1.self_attn.v_proj.weight"), Some(Choice::Keep));
-        assert_eq!(
-            choice("model.layers.1.mlp.down_proj.weight"),
-            Some(Choice::Round(8, Some(Group::Row)))
-        );
+        assert_eq!(choice("model.layers.1.mlp.down_proj.weight"), Some(Choice::Round(8, Some(Group::Row))));
         assert_eq!(choice("lm_head.weight"), None);
     }
 
@@ -295,6 +313,9 @@ mod tests {
         }
         let tensors = [("blk.0.attn_q.weight", Part::Linear("q")), ("token_embd.weight", Part::Embed)];
         let error = plan("q=4,head=8").check(&tensors).unwrap_err().to_string();
-        assert!(error.contains("'head=8' names no tensor") && error.contains("there are q, embed"), "{error}");
+        assert!(
+            error.contains("'head=8' names no tensor") && error.contains("there are q, embed"),
+            "{error}"
+        );
     }
 }

@@ -110,9 +110,8 @@ impl Job {
                 roundings.push(rounding);
             }
         }
-        let with = |rounding: Rounding| {
-            self.patterns(|item| item.rounding.map(settings_of) == Some(rounding))
-        };
+        let with =
+            |rounding: Rounding| self.patterns(|item| item.rounding.map(settings_of) == Some(rounding));
         let groups: Vec<(Rounding, Vec<String>)> = match roundings[..] {
             [one] => vec![(one, vec!["Linear".into()])],
             _ => roundings.iter().map(|&rounding| (rounding, with(rounding))).collect(),
@@ -139,7 +138,9 @@ impl Job {
             if whole && class.contains("\\d+") {
                 all.push(format!("re:^{class}$"));
             } else {
-                all.extend(modules.iter().filter(|(_, chosen)| *chosen).map(|(module, _)| module.to_string()));
+                all.extend(
+                    modules.iter().filter(|(_, chosen)| *chosen).map(|(module, _)| module.to_string()),
+                );
             }
         }
         all

@@ -149,12 +149,14 @@ fn gguf_files_have_the_rounded_weights() {
         let said = written(&folder, &source, &args);
         assert!(said.contains("Q8_0") && said.contains(&kind.to_string()), "{said}");
         let tensor = |name: &str| {
-            let (shape, w) = (file.shape(name).expect("a shape").to_vec(), file.tensor_f32(name).expect("F32"));
+            let (shape, w) =
+                (file.shape(name).expect("a shape").to_vec(), file.tensor_f32(name).expect("F32"));
             let is_table = name == "token_embd.weight";
             // Rows of 48 are no whole blocks.
             let stays = shape.len() < 2 || shape[1] == 48;
             let rounding = if is_table { Rounding::new(8, Form::Symmetric) } else { rounding };
-            let w = if stays { w } else { round(name, &w, [shape[0], shape[1]], &rounding).unwrap().values() };
+            let w =
+                if stays { w } else { round(name, &w, [shape[0], shape[1]], &rounding).unwrap().values() };
             (name.to_string(), shape, w)
         };
         let all: Vec<_> = file.names().map(tensor).collect();
@@ -171,7 +173,11 @@ fn gguf_files_have_the_rounded_weights() {
         assert_eq!(got.number("general.file_type").expect("a number"), number);
         // All other metadata are as they were.
         assert!(file.metadata().iter().all(|(key, value)| got.metadata().get(key) == Some(value)));
-        same(&format!("{args:?}"), &scores(&out, "llama3", Kept::Stored), &scores(&want, "llama3", Kept::F32));
+        same(
+            &format!("{args:?}"),
+            &scores(&out, "llama3", Kept::Stored),
+            &scores(&want, "llama3", Kept::F32),
+        );
     }
     // What has few bits already is rounded again only when that is asked for, and a table that has stays.
     let again = ["--bits", "4", "--out", "again.gguf"];
@@ -257,7 +263,8 @@ fn a_run_that_ends_early_leaves_nothing() {
     save(broken.join("model.safetensors"), file.names().map(entry), &BTreeMap::new()).expect("written");
     let said = refusal(&folder, &broken, &["--group", "16", "--out", "out"]);
     assert!(said.contains(&format!("tensor `{bad}`: the weight in row 3 at column 5 is NaN")), "{said}");
-    let left: Vec<String> = folder.names().into_iter().filter(|name| !name.ends_with("tiebeam-lock")).collect();
+    let left: Vec<String> =
+        folder.names().into_iter().filter(|name| !name.ends_with("tiebeam-lock")).collect();
     assert_eq!(left, ["broken"]);
 }
 
@@ -277,7 +284,11 @@ fn refusals_say_what_to_do() {
         (&llama, vec!["--bits", "5"], "5 bits; folders have levels of 4 or 8"),
         (&llama, vec!["--group", "16", "--plan", "up=3"], "mlp.up_proj.weight`: 3 bits; folders"),
         (&llama, vec!["--plan", "mpl=4"], "'mpl=4': its name is none of attn"),
-        (&llama, vec!["--plan", "*.layers.7.*=8"], "names no tensor that could be rounded; there are q, k"),
+        (
+            &llama,
+            vec!["--plan", "*.layers.7.*=8"],
+            "names no tensor that could be rounded; there are q, k, v, o, gate",
+        ),
         (&llama, vec!["--group", "16", "--plan", "head=8"], "'head=8' names no tensor"),
         (&llama, vec!["--group", "16", "--plan", "embed=8"], "the table of token vectors is none"),
         (&llama, vec!["--plan", "attn=keep,mlp=keep"], "no tensor would be rounded"),
@@ -318,7 +329,8 @@ fn refusals_say_what_to_do() {
 fn a_text_is_measured_before_and_after() {
     let folder = Folder::new("quantise-text");
     let corpus = root().join("examples/data/corpus.txt").display().to_string();
-    let args = ["--bits", "8", "--out", "out.gguf", "--text", &corpus, "--windows", "2", "--json=lines.jsonl"];
+    let args =
+        ["--bits", "8", "--out", "out.gguf", "--text", &corpus, "--windows", "2", "--json=lines.jsonl"];
     let said = written(&folder, &model("llama3/model.gguf"), &args);
     assert!(said.contains("on 2 windows of 128 tokens") && said.contains("output error"), "{said}");
     let lines = std::fs::read_to_string(folder.join("lines.jsonl")).expect("written");
@@ -333,6 +345,9 @@ fn a_text_is_measured_before_and_after() {
     std::fs::write(folder.join("short.txt"), "In the beginning").expect("written");
     let args = ["--out", "short.gguf", "--text", "short.txt"];
     let said = refusal(&folder, &model("llama3/model.gguf"), &args);
-    assert!(said.contains("short.txt: the text has") && said.contains("8 windows of 128 need 1025"), "{said}");
+    assert!(
+        said.contains("short.txt: the text has") && said.contains("8 windows of 128 need 1025"),
+        "{said}"
+    );
     assert_eq!(folder.names(), ["lines.jsonl", "out.gguf", "short.txt"]);
 }
