@@ -11,7 +11,7 @@ use tiebeam::decode::{Windows, perplexity_with};
 use tiebeam::files::size;
 use tiebeam::models::llama::{Form, Published};
 use tiebeam::quant::{self, Item, Job, JobSettings, Measured, Part, Plan};
-use tiebeam::text::Words;
+use tiebeam::text::{Words, gguf_metadata};
 use tiebeam::{Error, Gpu, Result, no_grad};
 
 const EXAMPLES: &str = "\
@@ -22,6 +22,7 @@ with * for anything. Later ones win.
 Examples:
   tiebeam quantise models/SmolLM2-135M --bits 4 --group 64 --out models/SmolLM2-135M-4bit
   tiebeam quantise models/SmolLM2-135M --plan 'mlp=4:64,attn=8,*.layers.0.*=keep' --dry-run
+  tiebeam quantise models/SmolLM2-135M --format gguf --bits 8 --out SmolLM2-135M.Q8_0.gguf
   tiebeam quantise model-f16.gguf --bits 4 --asymmetric --out model-q4_1.gguf --text kjv.txt";
 
 /// Most tokens of a window.
@@ -88,9 +89,18 @@ enum Format {
 }
 
 impl Args {
-    fn settings(&self) -> JobSettings {
+    fn settings(&self) -> Result<JobSettings> {
         let Method::Nearest = self.method;
-        JobSettings::default()
+        let conversion = match self.format {
+            Some(Format::Gguf) if self.model.is_dir() => {
+                let mut conversion = Published::open(&self.model)?.gguf()?;
+                conversion.metadata.extend(gguf_metadata(&self.model)?);
+                Some(conversion)
+            }
+            _ => None,
+        };
+        Ok(JobSettings::default()
+            .conversion(conversion)
             .bits(self.bits)
             .group(self.group)
             .asymmetric(self.asymmetric)
@@ -99,7 +109,7 @@ impl Args {
             .format(self.format.map(|format| match format {
                 Format::CompressedTensors => quant::Format::CompressedTensors,
                 Format::Gguf => quant::Format::Gguf,
-            }))
+            })))
     }
 }
 
@@ -109,7 +119,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             "--out: weights are written to a file or folder with a name, and not to stdout",
         ));
     }
-    let job = Job::open(&args.model, args.settings())?;
+    let job = Job::open(&args.model, args.settings()?)?;
     let (false, Some(out)) = (args.dry_run, &args.out) else { return plan(&job, context) };
     job.check_out(out)?;
     let measuring = args.text.as_deref().map(|text| Measuring::open(args, text, context)).transpose()?;

@@ -6,8 +6,8 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::setters::setters;
 use crate::share::packed::{Packing, Scales};
-use crate::store::gguf::{Gguf, GgufType};
-use crate::store::{INDEX, Shards, Weights, settings_in};
+use crate::store::gguf::{Conversion, Gguf, GgufType, Place};
+use crate::store::{FileDType, INDEX, Shards, Weights, settings_in};
 use serde_json::Value;
 use std::fmt;
 use std::ops::Range;
@@ -56,6 +56,9 @@ pub struct JobSettings {
     pub requantise: bool,
     /// What is written. `None`: a folder for a folder, and a GGUF file for a GGUF file.
     pub format: Option<Format>,
+    /// Metadata and names for a folder that becomes a GGUF file:
+    /// [`Published::gguf`](crate::models::llama::Published::gguf) with the metadata of `text::gguf_metadata`.
+    pub conversion: Option<Conversion>,
 }
 
 setters!(JobSettings {
@@ -65,6 +68,7 @@ setters!(JobSettings {
     plan: Plan,
     requantise: bool,
     format: Option<Format>,
+    conversion: Option<Conversion>,
 });
 
 impl Default for JobSettings {
@@ -77,6 +81,7 @@ impl Default for JobSettings {
             plan: Plan::default(),
             requantise: false,
             format: None,
+            conversion: None,
         }
     }
 }
@@ -85,7 +90,7 @@ impl Default for JobSettings {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Item {
-    /// Its name.
+    /// Its name, which is that of the output if a folder becomes a GGUF file.
     pub name: String,
     /// Sizes from the outermost axis.
     pub shape: Vec<usize>,
@@ -103,6 +108,11 @@ pub struct Item {
     pub bytes_after: u64,
     /// Why it stays as it is, although it should have been rounded.
     pub remark: Option<String>,
+    /// Where it comes from: the name there, which is its own without an order of rows if nothing is converted.
+    pub(super) source: String,
+    pub(super) place: Place,
+    /// Its type in GGUF, if it has one: that of the source, and that of the output once that is decided.
+    pub(super) kind: Option<GgufType>,
 }
 
 impl Item {
@@ -134,16 +144,21 @@ impl Source {
             Source::Gguf(file) => file.names().map(String::from).collect(),
         };
         let item = |name: String| {
-            let (shape, from, bytes) = match self {
+            let (shape, from, bytes, kind) = match self {
                 Source::Folder(shards) => {
                     let info = shards.info(&name)?;
-                    (info.shape.clone(), info.dtype.to_string(), shards.file(&name)?.bytes(&name)?.len())
+                    let bytes = shards.file(&name)?.bytes(&name)?.len();
+                    (info.shape.clone(), info.dtype.to_string(), bytes, kind_of(info.dtype))
                 }
                 Source::Gguf(file) => {
-                    (file.shape(&name)?.to_vec(), file.kind(&name)?.to_string(), file.bytes(&name)?)
+                    let kind = file.kind(&name)?;
+                    (file.shape(&name)?.to_vec(), kind.to_string(), file.bytes(&name)?, Some(kind))
                 }
             };
             Ok(Item {
+                source: name.clone(),
+                place: Place::new(name.clone()),
+                kind,
                 part: Part::of(&name),
                 to: from.clone(),
                 bytes_before: bytes as u64,
@@ -158,13 +173,21 @@ impl Source {
         names.into_iter().map(item).collect()
     }
 
-    /// Rows of a matrix with so many columns as f32.
-    pub fn rows(&self, name: &str, rows: Range<usize>, columns: usize) -> Result<Vec<f32>> {
+    /// Some rows of an item with so many rows and columns as f32, in the order of the output.
+    pub fn rows(&self, item: &Item, [all, columns]: [usize; 2], rows: Range<usize>) -> Result<Vec<f32>> {
+        let name = &item.source;
         match self {
-            Source::Folder(shards) => {
+            Source::Gguf(file) => file.rows_f32(name, rows),
+            Source::Folder(shards) if item.place.heads.is_none() => {
                 shards.file(name)?.range_f32(name, rows.start * columns..rows.end * columns)
             }
-            Source::Gguf(file) => file.rows_f32(name, rows),
+            Source::Folder(shards) => {
+                let mut out = Vec::with_capacity(rows.len() * columns);
+                for row in rows.map(|row| item.place.source_row(row, all)) {
+                    out.extend(shards.file(name)?.range_f32(name, row * columns..(row + 1) * columns)?);
+                }
+                Ok(out)
+            }
         }
     }
 }
@@ -199,9 +222,12 @@ impl Job {
     pub fn open(model: impl AsRef<Path>, settings: JobSettings) -> Result<Job> {
         let path = model.as_ref();
         let (source, config) = open(path)?;
-        let format = target(&source, settings.format)?;
+        let format = target(&source, &settings)?;
         settings.check(format)?;
-        let items = source.items()?;
+        let mut items = source.items()?;
+        if let (Source::Folder(_), Format::Gguf, Some(conversion)) = (&source, format, &settings.conversion) {
+            items = converted(items, conversion).map_err(|message| wrong_in(path, &message))?;
+        }
         let mut job = Job { path: path.into(), source, config, settings, format, items };
         job.decide()?;
         Ok(job)
@@ -258,16 +284,16 @@ impl Job {
     }
 
     fn wrong(&self, name: &str, message: &str) -> Error {
-        Error::config(format!("{}: tensor `{name}`: {message}", self.path.display()))
+        wrong_in(&self.path, &format!("tensor `{name}`: {message}"))
     }
 
     /// What becomes of a tensor that the plan does not name.
     fn usual(&self, item: &Item) -> Choice {
-        match (item.part, &self.source) {
+        match (item.part, self.format) {
             (Part::Linear(_), _) => Choice::Round(self.settings.bits, None),
             // A table that has few bits already would only grow.
-            (Part::Head | Part::Embed, Source::Gguf(file)) => {
-                match file.kind(&item.name).is_ok_and(|kind| kind.packing().is_none()) {
+            (Part::Head | Part::Embed, Format::Gguf) => {
+                match item.kind.is_some_and(|kind| kind.packing().is_none()) {
                     true => Choice::Round(8, None),
                     false => Choice::Keep,
                 }
@@ -328,9 +354,7 @@ impl Job {
     }
 
     fn in_gguf(&self, item: &mut Item, bits: u32, group: Option<Group>) -> Result<(), String> {
-        let (Source::Gguf(file), Some([rows, columns])) = (&self.source, item.matrix()) else {
-            return Ok(());
-        };
+        let Some([rows, columns]) = item.matrix() else { return Ok(()) };
         if group.is_some_and(|group| group != Group::Columns(GGUF_GROUP)) {
             return Err(format!("GGUF has groups of {GGUF_GROUP} columns and no others"));
         }
@@ -339,7 +363,10 @@ impl Job {
         let rounding = Rounding::new(bits, form);
         let kind =
             rounding.gguf_type().ok_or_else(|| format!("{bits} bits; GGUF has types of 4, 5 and 8 bits"))?;
-        let source = file.kind(&item.name).map_err(|e| e.to_string())?;
+        let from = &item.from;
+        let source = item
+            .kind
+            .ok_or_else(|| format!("weights of {from} are not rounded; those of F32, F16 and BF16 are"))?;
         if source == kind {
             return Ok(());
         }
@@ -356,6 +383,7 @@ impl Job {
         }
         item.bytes_after = (rows * columns / elements * bytes) as u64;
         item.to = kind.to_string();
+        item.kind = Some(kind);
         item.rounding = Some(rounding);
         Ok(())
     }
@@ -408,18 +436,18 @@ impl JobSettings {
 }
 
 /// What is written of a model.
-fn target(source: &Source, asked: Option<Format>) -> Result<Format> {
-    match (source, asked) {
+fn target(source: &Source, settings: &JobSettings) -> Result<Format> {
+    match (source, settings.format) {
+        (Source::Folder(_), Some(Format::Gguf)) if settings.conversion.is_some() => Ok(Format::Gguf),
         (Source::Folder(_), None | Some(Format::CompressedTensors)) => Ok(Format::CompressedTensors),
         (Source::Gguf(_), None | Some(Format::Gguf)) => Ok(Format::Gguf),
         (Source::Gguf(_), Some(Format::CompressedTensors)) => Err(Error::config(
             "quantise: a GGUF file has no settings and no tokenizer of Hugging Face's form, so it is not written as a folder; \
              take the model's own folder, or write GGUF",
         )),
-        (Source::Folder(_), Some(Format::Gguf)) => Err(Error::config(
-            "quantise: a folder is not written as GGUF; make a GGUF file of F16 by llama.cpp's convert_hf_to_gguf.py, and give \
-             that file",
-        )),
+        (Source::Folder(_), Some(Format::Gguf)) => {
+            Err(Error::config("quantise: a folder becomes a GGUF file only with a conversion of its names"))
+        }
     }
 }
 
@@ -460,10 +488,46 @@ fn place(out: &Path) -> Option<PathBuf> {
     })
 }
 
-/// The GGUF type of an item that is written to a GGUF file.
-pub(super) fn kind(item: &Item, file: &Gguf) -> Result<GgufType> {
-    match item.rounding.and_then(|rounding| rounding.gguf_type()) {
-        Some(kind) => Ok(kind),
-        None => file.kind(&item.name),
+/// The type in GGUF of tensors that a folder has.
+fn kind_of(dtype: FileDType) -> Option<GgufType> {
+    match dtype {
+        FileDType::F32 => Some(GgufType::F32),
+        FileDType::F16 => Some(GgufType::F16),
+        FileDType::BF16 => Some(GgufType::BF16),
+        _ => None,
     }
+}
+
+fn wrong_in(path: &Path, message: &str) -> Error {
+    Error::config(format!("{}: {message}", path.display()))
+}
+
+/// The items of a folder under the names of a GGUF file, where vectors are of F32.
+fn converted(items: Vec<Item>, conversion: &Conversion) -> Result<Vec<Item>, String> {
+    let mut all = Vec::new();
+    for item in items {
+        let Some(place) = conversion.places.get(&item.source) else { continue };
+        if item.kind.is_none() {
+            return Err(format!(
+                "tensor `{}`: {} has no place in a GGUF file; F32, F16 and BF16 have",
+                item.source, item.from
+            ));
+        }
+        if item.shape.len() > 2 {
+            return Err(format!(
+                "tensor `{}` is {:?}; these models have vectors and matrices",
+                item.source, item.shape
+            ));
+        }
+        let mut item = Item { name: place.name.clone(), place: place.clone(), ..item };
+        item.part = Part::of(&item.name);
+        if item.shape.len() < 2 {
+            item.kind = Some(GgufType::F32);
+            item.to = "F32".into();
+            item.bytes_after = 4 * item.count() as u64;
+        }
+        all.push(item);
+    }
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(all)
 }

@@ -1,8 +1,8 @@
 //! Rounds weights to a few bits, and writes them in the layouts of packed matrices, of GGUF and of Hugging Face's folders.
 //!
 //! [`round`] takes the nearest level of every weight, and for each group of weights the range of levels with the least error.
-//! It needs no data and no device. [`Job`] rounds a whole model, from a folder of Hugging Face to a folder, or from a GGUF file to a
-//! GGUF file.
+//! It needs no data and no device. [`Job`] rounds a whole model, from a folder of Hugging Face to a folder or a GGUF file, or from a
+//! GGUF file to a GGUF file.
 //!
 //! ```
 //! use tiebeam::quant::{Form, Rounding, round};

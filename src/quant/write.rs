@@ -1,13 +1,13 @@
 //! Rounds a model, one piece of a tensor at a time, from its files to the output's.
 
 use super::encode::{CompressedParts, compressed_config, shape_bytes};
-use super::job::{CONFIG, Item, Job, Source, WEIGHTS, kind};
+use super::job::{CONFIG, Format, Item, Job, Source, WEIGHTS};
 use super::plan::Part;
 use super::round::round_from;
 use super::search::{Form, Rounding};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::store::gguf::{self, Gguf, Value as Metadata};
+use crate::store::gguf::{self, Value as Metadata};
 use crate::store::{Entry, FileDType, Shards, save, settings_in};
 use serde_json::Value;
 use std::cell::RefCell;
@@ -69,11 +69,11 @@ impl Job {
         self.check_out(out)?;
         let measured = vec![None; self.items.len()];
         let run = RefCell::new(Run { job: self, progress, made: BTreeMap::new(), measured });
-        match &self.source {
-            Source::Folder(shards) => {
+        match (&self.source, self.format) {
+            (Source::Folder(shards), Format::CompressedTensors) => {
                 files::replace_folder(out, |folder| self.folder(shards, folder, &run))?;
             }
-            Source::Gguf(file) => self.gguf(file, out, &run)?,
+            _ => self.gguf(out, &run)?,
         }
         Ok(run.into_inner().measured)
     }
@@ -146,8 +146,12 @@ impl Job {
         all
     }
 
-    fn gguf(&self, file: &Gguf, out: &Path, run: &RefCell<Run>) -> Result<()> {
-        let mut metadata = file.metadata().clone();
+    fn gguf(&self, out: &Path, run: &RefCell<Run>) -> Result<()> {
+        let conversion = self.settings.conversion.as_ref();
+        let mut metadata: BTreeMap<String, Metadata> = match &self.source {
+            Source::Gguf(file) => file.metadata().clone(),
+            Source::Folder(_) => conversion.into_iter().flat_map(|c| c.metadata.iter().cloned()).collect(),
+        };
         // Files are written with the usual alignment.
         metadata.remove("general.alignment");
         metadata.insert("general.file_type".into(), Metadata::Integer(self.file_type()));
@@ -155,15 +159,25 @@ impl Job {
         let metadata: Vec<(String, Metadata)> = metadata.into_iter().collect();
         let mut entries = Vec::new();
         for (i, item) in self.items.iter().enumerate() {
-            let kind = kind(item, file)?;
-            entries.push(match (item.rounding, item.matrix()) {
-                (Some(rounding), Some(shape)) => {
-                    gguf::Entry::lazy(item.name.clone(), kind, &item.shape, move || {
-                        run.borrow_mut().blocks(i, &rounding, shape)
-                    })
+            let kind = item.kind.ok_or_else(|| {
+                Error::config(format!("quantise: tensor `{}` has no type of GGUF", item.name))
+            })?;
+            let (name, shape) = (item.name.clone(), &item.shape[..]);
+            entries.push(match (item.rounding, item.matrix(), &self.source) {
+                (Some(rounding), Some(sizes), _) => {
+                    gguf::Entry::lazy(name, kind, shape, move || run.borrow_mut().blocks(i, &rounding, sizes))
                 }
-                _ => gguf::Entry::bytes(item.name.clone(), kind, &item.shape, file.bytes_of(&item.name)?),
+                (_, _, Source::Gguf(file)) => {
+                    gguf::Entry::bytes(name, kind, shape, file.bytes_of(&item.source)?)
+                }
+                (_, _, Source::Folder(shards)) => {
+                    gguf::Entry::lazy(name, kind, shape, move || kept(shards, item))
+                }
             });
+        }
+        if let (Source::Folder(_), Some(conversion)) = (&self.source, conversion) {
+            let more = conversion.more.iter();
+            entries.extend(more.map(|(name, all)| gguf::Entry::f32(name.as_str(), &[all.len()], all)));
         }
         gguf::save(out, &metadata, entries)
     }
@@ -178,6 +192,26 @@ impl Job {
             _ => 7,
         }
     }
+}
+
+/// The bytes of a tensor of a folder that a GGUF file has unrounded: vectors as F32, and matrices as they are stored, with their
+/// rows in the order of the output.
+fn kept(shards: &Shards, item: &Item) -> Result<Vec<u8>> {
+    let file = shards.file(&item.source)?;
+    let (all, rows) = (item.count(), item.shape.first().copied().unwrap_or(1));
+    let values;
+    let bytes = match item.shape.len() {
+        2.. => file.bytes(&item.source)?,
+        _ => {
+            values = file.range_f32(&item.source, 0..all)?;
+            bytemuck::cast_slice(&values)
+        }
+    };
+    if item.place.heads.is_none() {
+        return Ok(bytes.to_vec());
+    }
+    let row = bytes.len() / rows.max(1);
+    Ok((0..rows).flat_map(|r| &bytes[item.place.source_row(r, rows) * row..][..row]).copied().collect())
 }
 
 /// A rounding without what `quantization_config` does not say.
@@ -241,7 +275,7 @@ impl Run<'_, '_> {
         let mut told = 0;
         for from in (0..rows).step_by(step) {
             let to = rows.min(from + step);
-            let w = self.job.source.rows(&item.name, from..to, columns)?;
+            let w = self.job.source.rows(item, [rows, columns], from..to)?;
             measured.squared += w.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
             let rounded = round_from(from, &item.name, &w, [to - from, columns], rounding)?;
             measured.squared_error += rounded.error;

@@ -4,13 +4,14 @@ use crate::support::folder::{Folder, root};
 use crate::support::{download, gpu, vectors};
 use crate::{command, text};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use tiebeam::models::llama::{Form as Kept, Published};
 use tiebeam::quant::{Form, Job, JobSettings, Rounding, Stored, round};
 use tiebeam::store::gguf::{self, Gguf, GgufType};
 use tiebeam::store::{Entry, File, Shards, Weights, save};
+use tiebeam::text::{Message, Words};
 use tiebeam::{Error, Tensor, no_grad};
 
 fn model(name: &str) -> PathBuf {
@@ -189,6 +190,57 @@ fn gguf_files_have_the_rounded_weights() {
     assert_eq!(again.kind("token_embd.weight").expect("a type"), GgufType::Q8_0);
 }
 
+/// Rows of q and k have another order in the file of a Llama, and the tokenizer is written anew.
+#[test]
+fn folders_become_gguf_files() {
+    let folder = Folder::new("quantise-convert");
+    for family in ["llama3", "qwen2", "mistral"] {
+        let [out, want] = [".gguf", ""].map(|end| folder.join(format!("{family}{end}")));
+        let name = out.to_str().expect("UTF-8");
+        written(&folder, &model(family), &["--format", "gguf", "--bits", "8", "--out", name]);
+        let eight = Rounding::new(8, Form::Symmetric);
+        let is_rounded = |name: &str| {
+            is_linear(name) && !name.contains("down") || ["lm_head", "embed"].iter().any(|n| name.contains(n))
+        };
+        plain(family, &want, |name| is_rounded(name).then_some(eight));
+        same(family, &scores(&out, family, Kept::Stored), &scores(&want, family, Kept::F32));
+        let [got, own] = [&out, &model(family)].map(|path| Words::open(path).expect("a tokenizer"));
+        let text = std::fs::read_to_string(model(family).join("expected.json")).expect("vectors");
+        let json: Value = serde_json::from_str(&text).expect("JSON");
+        for row in json["texts"].as_array().expect("texts") {
+            let text = row["text"].as_str().expect("a text");
+            assert_eq!(
+                got.encode(text).expect("tokens"),
+                own.encode(text).expect("tokens"),
+                "{family}: {text:?}"
+            );
+        }
+        assert_eq!((got.bos(), got.chat().is_some()), (own.bos(), own.chat().is_some()), "{family}");
+        let sorted = |words: &Words| words.ends().iter().copied().collect::<BTreeSet<u32>>();
+        assert_eq!(sorted(&got), sorted(&own), "{family}");
+        let all = [Message::user("Who was Noah?")];
+        let chat = |words: &Words| words.chat().map(|chat| chat.render(&all, true).expect("rendered"));
+        assert_eq!(chat(&got), chat(&own), "{family}");
+    }
+    // The file of the vectors was made by another program.
+    written(&folder, &model("llama3/model.gguf"), &["--bits", "8", "--out", "other.gguf"]);
+    let [ours, other] =
+        ["llama3.gguf", "other.gguf"].map(|name| Gguf::open(folder.join(name)).expect("written"));
+    assert_eq!(ours.names().collect::<Vec<_>>(), other.names().collect::<Vec<_>>());
+    for name in ours.names().filter(|name| *name != "rope_freqs.weight") {
+        assert_eq!(ours.tensor_f32(name).expect("read"), other.tensor_f32(name).expect("read"), "{name}");
+    }
+    let key = |key: &String| !key.starts_with("tokenizer.");
+    for (key, value) in other.metadata().iter().filter(|(name, _)| key(name)) {
+        assert_eq!(ours.metadata().get(key), Some(value), "{key}");
+    }
+    let lone = Folder::new("quantise-lone");
+    plain("llama3", &lone.join("m"), |_| None);
+    let said = refusal(&lone, &lone.join("m"), &["--format", "gguf", "--out", "out.gguf"]);
+    assert!(said.contains("neither tokenizer.json nor tokenizer.model"), "{said}");
+    assert_eq!(lone.names(), ["m"]);
+}
+
 #[test]
 fn equal_runs_give_equal_bytes() {
     let folder = Folder::new("quantise-twice");
@@ -292,7 +344,8 @@ fn refusals_say_what_to_do() {
         (&llama, vec!["--group", "16", "--plan", "head=8"], "'head=8' names no tensor"),
         (&llama, vec!["--group", "16", "--plan", "embed=8"], "the table of token vectors is none"),
         (&llama, vec!["--plan", "attn=keep,mlp=keep"], "no tensor would be rounded"),
-        (&llama, vec!["--format", "gguf"], "convert_hf_to_gguf.py"),
+        (&packed, vec!["--format", "gguf"], "packed already"),
+        (&llama, vec!["--format", "gguf", "--group", "16"], "groups of 16 columns; GGUF has groups of 32"),
         (&packed, vec!["--group", "16"], "packed already"),
         (&gguf, vec!["--format", "compressed-tensors"], "a GGUF file has no settings"),
         (&gguf, vec!["--group", "64"], "groups of 64 columns; GGUF has groups of 32"),

@@ -5,7 +5,7 @@ use super::{Llama, LlamaConfig, LlamaSettings, gguf};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::store::gguf::Gguf;
+use crate::store::gguf::{Conversion, Gguf};
 use crate::share::Packing;
 use crate::store::{FileDType, QuantConfig, Shards, Weights};
 use crate::tensor::Tensor;
@@ -70,6 +70,23 @@ impl Published {
     /// Sizes and constants.
     pub fn config(&self) -> LlamaConfig {
         self.config
+    }
+
+    /// How a folder becomes a GGUF file, without its tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when this is a GGUF file already, and for what such a file cannot say.
+    pub fn gguf(&self) -> Result<Conversion> {
+        match &self.source {
+            Source::Gguf(_) => {
+                Err(Error::config(format!("{} is a GGUF file already", self.path.display())))
+            }
+            Source::Folder(_, _, Some(_)) => Err(Error::config(format!(
+                "{}: its weights are packed already (`quantization_config`); take the folder from which they were made",
+                self.path.display()
+            ))),
+            Source::Folder(shards, settings, None) => settings.gguf(&shards.names()),
+        }
     }
 
     /// Bytes of all tensors on disk.

@@ -5,6 +5,7 @@
 //! size beyond the end of the file is refused before anything is read or allocated by that size.
 
 mod blocks;
+mod conversion;
 mod header;
 mod repack;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+pub use conversion::{Conversion, Place};
 pub use header::Value;
 pub use repack::repack;
 pub use types::GgufType;
