@@ -207,13 +207,15 @@ fn folders_become_gguf_files() {
         let [got, own] = [&out, &model(family)].map(|path| Words::open(path).expect("a tokenizer"));
         let text = std::fs::read_to_string(model(family).join("expected.json")).expect("vectors");
         let json: Value = serde_json::from_str(&text).expect("JSON");
-        for row in json["texts"].as_array().expect("texts") {
+        // A GGUF file has sentencepiece's own rule of blanks before texts.
+        let legacy = json["legacy"].as_array();
+        for (i, row) in json["texts"].as_array().expect("texts").iter().enumerate() {
             let text = row["text"].as_str().expect("a text");
-            assert_eq!(
-                got.encode(text).expect("tokens"),
-                own.encode(text).expect("tokens"),
-                "{family}: {text:?}"
-            );
+            let want = match legacy {
+                Some(all) => serde_json::from_value(all[i].clone()).expect("tokens"),
+                None => own.encode(text).expect("tokens"),
+            };
+            assert_eq!(got.encode(text).expect("tokens"), want, "{family}: {text:?}");
         }
         assert_eq!((got.bos(), got.chat().is_some()), (own.bos(), own.chat().is_some()), "{family}");
         let sorted = |words: &Words| words.ends().iter().copied().collect::<BTreeSet<u32>>();
