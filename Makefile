@@ -16,8 +16,8 @@ demo: vulkan ## train a small language model with tied layers and write its resu
 	@echo "building, which takes some minutes the first time; then about two minutes of training"
 	$(CARGO) run --release --example charlm -- --out out/demo
 
-smollm: vulkan ## download a 135M-parameter model (98 MB, outside the repository) and generate text with it
-	$(CARGO) run --release --example smollm -- --model "$$(sh scripts/fetch-smollm.sh)"
+smollm: vulkan ## download a 135M-parameter model (98 MB, outside the repository) and ask it a question
+	$(CARGO) run --release --bin tiebeam -- run "$$(sh scripts/fetch-smollm.sh)" --prompt "What is the capital of France?"
 
 test: vulkan ## run every test and doctest; needs an adapter, which may be a software driver
 	$(CARGO) test --release --all-features

@@ -98,6 +98,15 @@ impl Context {
         }
     }
 
+    /// Prints a part of a result at once, without ending the line.
+    pub fn print(&self, text: &str) {
+        match (self.data.get(), self.quiet) {
+            (false, _) => write(stdout(), text),
+            (true, false) => write(stderr(), text),
+            (true, true) => {}
+        }
+    }
+
     /// Prints a remark: what is being done, and what is worth knowing about the result.
     pub fn note(&self, text: impl Display) {
         if !self.quiet {

@@ -1,15 +1,17 @@
-//! The command `tiebeam`: lists and checks adapters, measures and tunes kernels, matches, merges and rounds models, and runs trained
-//! potentials.
+//! The command `tiebeam`: lists and checks adapters, measures and tunes kernels, runs language models and trained potentials,
+//! matches, merges and rounds models.
 
 mod barrier;
 mod bench;
 mod context;
 mod data;
 mod doctor;
+mod inspect;
 mod matching;
 mod merge;
 mod predict;
 mod quantise;
+mod run;
 mod shell;
 mod tune;
 
@@ -36,8 +38,8 @@ Examples:
 
 '-' stands for stdin or stdout where a file of text is meant. NO_COLOR is obeyed.";
 
-/// GPU tensor engine for models that store fewer weights than they use: measure adapters, match and merge models, run trained
-/// potentials
+/// GPU tensor engine for models that store fewer weights than they use: measure adapters, run language models and trained
+/// potentials, match and merge models
 #[derive(Parser)]
 #[command(name = "tiebeam", version, propagate_version = true, after_long_help = AFTER)]
 struct Args {
@@ -67,10 +69,12 @@ enum Command {
         /// The folder, which is made if it does not exist
         folder: std::path::PathBuf,
     },
+    Inspect(inspect::Args),
     Merge(merge::Args),
     Match(matching::Args),
     Predict(predict::Args),
     Quantise(quantise::Args),
+    Run(run::Args),
     Tune(tune::Args),
 }
 
@@ -82,10 +86,12 @@ fn run(command: &Command, context: &Context) -> Result<()> {
         Command::Completions { shell } => shell::completions(*shell, Args::command(), context),
         Command::Doctor(args) => doctor::run(args, context),
         Command::Man { folder } => shell::man(folder, Args::command(), context),
+        Command::Inspect(args) => inspect::run(args, context),
         Command::Merge(args) => merge::run(args, context),
         Command::Match(args) => matching::run(args, context),
         Command::Predict(args) => predict::run(args, context),
         Command::Quantise(args) => quantise::run(args, context),
+        Command::Run(args) => run::run(args, context),
         Command::Tune(args) => tune::run(args, context),
     }
 }

@@ -34,7 +34,7 @@ fn site_numbers() -> vec4<u32> { return p.rhs; }
 
 // Scale and offset of both halves of the unit at column k.
 fn unit_scales(start: u32, k: u32) -> vec4<f32> {
-    if GROUP == 16u { return vec4(scale_of(start, k), scale_of(start, min(k + 16u, p.k - 1u))); }
+    if GROUP % 32u != 0u { return vec4(scale_of(start, k), scale_of(start, min(k + 16u, p.k - 1u))); }
     return scale_of(start, k).xyxy;
 }
 

@@ -1,4 +1,4 @@
-//! The rows of ops: the cases of `ops::cases()` that are marked as sizes of the benchmark.
+//! The rows of ops and of sharing kinds: their cases that are marked as sizes of the benchmark.
 
 use super::{Check, Entry, Row, Suite, carried};
 use crate::dtype::DType;
@@ -17,12 +17,14 @@ use std::cmp::Ordering::Equal;
 const MANY: usize = 64;
 /// Bytes of inputs that exceed the caches of a CPU and of a GPU.
 const BEYOND_CACHES: [usize; 2] = [64 << 20, 256 << 20];
+/// Integers from which on each set of inputs has its own.
+const MANY_INTEGERS: usize = 1 << 18;
 /// The most sets of inputs that are made to exceed the caches.
 const MOST_SETS: usize = 8;
 
 /// Returns the rows of a suite, for a CPU driver or for a GPU.
 pub(super) fn entries(cpu: bool, suite: Suite) -> Vec<Entry> {
-    let cases = crate::ops::cases().into_iter().flat_map(|(_, cases)| cases);
+    let cases = crate::ops::cases().into_iter().chain(crate::share::cases()).flat_map(|(_, cases)| cases);
     cases.filter_map(|case| entry(case, cpu, suite)).collect()
 }
 
@@ -87,21 +89,22 @@ struct Call {
     operands: f64,
 }
 
-/// Uploads the inputs in as many copies as exceed the caches, up to `MOST_SETS`. Integers, such as ids, are shared by the sets.
+/// Uploads the inputs in as many copies as exceed the caches, up to `MOST_SETS`.
 fn sets(gpu: &Gpu, inputs: &[Input], arrays: &[Array]) -> Vec<Vec<Tensor>> {
     let first: Vec<Tensor> =
         inputs.iter().zip(arrays).map(|(input, array)| array.upload(gpu, input.dtype)).collect();
     let bytes = (bytes(&first) as usize).max(1);
     let more = (BEYOND_CACHES[!gpu.adapter().is_software() as usize] / bytes).min(MOST_SETS - 1);
-    let mut sets: Vec<Vec<Tensor>> = (0..more).map(|_| first.iter().map(copy).collect()).collect();
+    let set = |_| first.iter().zip(arrays).map(|(x, array)| copy(gpu, x, array)).collect();
+    let mut sets: Vec<Vec<Tensor>> = (0..more).map(set).collect();
     sets.insert(0, first);
     sets
 }
 
-/// Returns a copy of a float tensor. Integers, such as ids, are shared.
-fn copy(x: &Tensor) -> Tensor {
+/// Returns a copy of a tensor. A few integers, such as ids, are shared; many are packed weights.
+fn copy(gpu: &Gpu, x: &Tensor, array: &Array) -> Tensor {
     if !x.dtype().is_float() {
-        return x.clone();
+        return if x.count() < MANY_INTEGERS { x.clone() } else { array.upload(gpu, x.dtype()) };
     }
     let y = x.affine(1.0, 0.0);
     y.evaluate();
@@ -132,7 +135,7 @@ fn gradient(case: &Case, input: usize, sets: Vec<Vec<Tensor>>) -> (Call, Array) 
     let (y, leaf) = &graphs[0];
     let array = Input::normal(*y.shape()).draw(&mut Rng::new(7));
     let first = array.upload(y.gpu(), DType::F32);
-    let mut incoming: Vec<Tensor> = (1..graphs.len()).map(|_| copy(&first)).collect();
+    let mut incoming: Vec<Tensor> = (1..graphs.len()).map(|_| copy(y.gpu(), &first, &array)).collect();
     incoming.push(first);
     let (shape, sets) = (*leaf.shape(), graphs.len());
     let run = move |i: usize| {

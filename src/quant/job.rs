@@ -311,7 +311,9 @@ impl Job {
                     .into());
             }
             Part::Head if self.config["tie_word_embeddings"] == true => {
-                return Err("the head is the table of token vectors (`tie_word_embeddings`), and this tensor is not used".into());
+                return Err("`tie_word_embeddings` ties the head to the table of token vectors, and readers differ in whether they use \
+                            this tensor; leave it out of the plan"
+                    .into());
             }
             _ => {}
         }

@@ -24,7 +24,8 @@ fn any_words(packing: Packing, [rows, columns]: [usize; 2], seed: u64) -> Vec<u3
             _ => {
                 for g in 0..columns.div_ceil(packing.group()) {
                     let pick = |rng: &mut Rng| special[rng.below(special.len())];
-                    let scale = if rng.below(2) == 0 { pick(&mut rng) } else { rng.below(1000) as f32 * 1e-4 };
+                    let scale =
+                        if rng.below(2) == 0 { pick(&mut rng) } else { rng.below(1000) as f32 * 1e-4 };
                     let offset = match packing.scales() {
                         Scales::Zero | Scales::ZeroBf16 => rng.below(300) as f32 - 20.0,
                         _ => pick(&mut rng),
@@ -138,7 +139,10 @@ fn products_are_those_with_the_unpacked_weight() {
                 };
                 let (want, norm) = (terms().sum::<f64>(), terms().map(|t| t * t).sum::<f64>().sqrt());
                 let bound = 4.0 * DType::F32.roundoff() * (columns as f64).sqrt() * norm;
-                assert!((got - want).abs() <= bound, "{name}, {rows} rows: {got} for {want}, bound {bound:e}");
+                assert!(
+                    (got - want).abs() <= bound,
+                    "{name}, {rows} rows: {got} for {want}, bound {bound:e}"
+                );
             }
         }
     }

@@ -58,6 +58,8 @@ fn plan(class: &DeviceClass, name: &str) -> Vec<Pass> {
         }
         // Forward and backward of a layer whose weight is computed in the loads, and rows that are added at the places of a list.
         ("linear of a site", &[m, k, n]) => of_kind(ProductKind::Site, [m, k, n], [false, true]),
+        // A layer whose weight is packed in 5 bits with its scales.
+        ("linear of packed weights", &[m, k, n]) => of_kind(ProductKind::Packed(5), [m, k, n], [false, true]),
         ("gradient through a site", &[m, k, n]) => of_kind(ProductKind::Site, [m, k, n], [false; 2]),
         ("scattered linear", &[m, k, n]) => of_kind(ProductKind::Scattered, [m, k, n], [false, true]),
         // The sum over the middle axis.
@@ -296,6 +298,19 @@ const EXPECTED: &[Expected] = &[
     ("h200", "linear 8192x768x3072", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=64: 3072 workgroups of 128, 135.3 MB, 38.7 GFLOP",
     ]),
+    ("h200", "linear of packed weights 1x576x1536", &[
+        "matmul_packed main DEEP=16 THREAD_M=1 THREAD_N=4 WIDE=4: 96 workgroups of 64, 561.4 kB, 1.8 MFLOP",
+    ]),
+    ("h200", "linear of packed weights 1x4096x4096", &[
+        "matmul_packed main DEEP=64 THREAD_M=1 THREAD_N=4 WIDE=1: 1024 workgroups of 64, 10.5 MB, 33.6 MFLOP",
+    ]),
+    ("h200", "linear of packed weights 8x4096x14336", &[
+        "matmul_packed main DEEP=64 THREAD_M=4 THREAD_N=4 WIDE=1: 7168 workgroups of 64, 37.3 MB, 939.5 MFLOP",
+    ]),
+    ("h200", "linear of packed weights 64x4096x4096", &[
+        "matmul main THREAD_M=8 THREAD_N=4 TILE_K=32 TILE_M=64 TILE_N=64: 256 workgroups of 128, 4 parts, 15.7 MB, 2.1 GFLOP",
+        "matmul_join main: 1024 workgroups of 64, 5.2 MB",
+    ]),
     ("h200", "linear of a site 8x2048x2048", &[
         "matmul_direct main DEEP=64 HIGH=1 THREAD_M=8 THREAD_N=4 WIDE=1: 1536 workgroups of 64, 3 parts, 17.0 MB, 67.1 MFLOP",
         "matmul_join main: 64 workgroups of 64, 262.1 kB",
@@ -415,6 +430,18 @@ const EXPECTED: &[Expected] = &[
     ("integrated", "linear 8192x768x3072", &[
         "matmul main THREAD_M=8 THREAD_N=8 TILE_K=16 TILE_M=128 TILE_N=128: 1536 workgroups of 256, 135.3 MB, 38.7 GFLOP",
     ]),
+    ("integrated", "linear of packed weights 1x576x1536", &[
+        "matmul_packed main DEEP=16 THREAD_M=1 THREAD_N=4 WIDE=4: 96 workgroups of 64, 561.4 kB, 1.8 MFLOP",
+    ]),
+    ("integrated", "linear of packed weights 1x4096x4096", &[
+        "matmul_packed main DEEP=64 THREAD_M=1 THREAD_N=4 WIDE=1: 1024 workgroups of 64, 10.5 MB, 33.6 MFLOP",
+    ]),
+    ("integrated", "linear of packed weights 8x4096x14336", &[
+        "matmul_packed main DEEP=64 THREAD_M=4 THREAD_N=4 WIDE=1: 7168 workgroups of 64, 37.3 MB, 939.5 MFLOP",
+    ]),
+    ("integrated", "linear of packed weights 64x4096x4096", &[
+        "matmul main THREAD_M=8 THREAD_N=4 TILE_K=32 TILE_M=64 TILE_N=64: 64 workgroups of 128, 12.6 MB, 2.1 GFLOP",
+    ]),
     ("integrated", "linear of a site 8x2048x2048", &[
         "matmul_direct main DEEP=64 HIGH=1 THREAD_M=8 THREAD_N=4 WIDE=1: 512 workgroups of 64, 16.9 MB, 67.1 MFLOP",
     ]),
@@ -508,6 +535,15 @@ const EXPECTED: &[Expected] = &[
     ]),
     ("cpu", "linear 8192x768x3072", &[
         "matmul_direct main DEEP=1 HIGH=4 THREAD_M=16 THREAD_N=16 WIDE=8: 3072 workgroups of 32, 135.3 MB, 38.7 GFLOP",
+    ]),
+    ("cpu", "linear of packed weights 1x576x1536", &[
+        "matmul_packed main DEEP=1 THREAD_M=1 THREAD_N=8 WIDE=16: 12 workgroups of 16, 561.4 kB, 1.8 MFLOP",
+    ]),
+    ("cpu", "linear of packed weights 1x4096x4096", &[
+        "matmul_packed main DEEP=1 THREAD_M=1 THREAD_N=8 WIDE=16: 32 workgroups of 16, 10.5 MB, 33.6 MFLOP",
+    ]),
+    ("cpu", "linear of packed weights 8x4096x14336", &[
+        "matmul_packed main DEEP=1 THREAD_M=4 THREAD_N=8 WIDE=16: 224 workgroups of 16, 37.3 MB, 939.5 MFLOP",
     ]),
     ("cpu", "linear of a site 8x2048x2048", &[
         "matmul_direct main DEEP=1 HIGH=2 THREAD_M=4 THREAD_N=16 WIDE=16: 8 workgroups of 32, 16.9 MB, 67.1 MFLOP",

@@ -9,8 +9,8 @@ mod merge_errors;
 mod merge_learned;
 mod merges;
 mod potential;
+mod published;
 #[path = "../support/mod.rs"]
 mod support;
 mod tables;
-mod published;
 mod text;

@@ -37,7 +37,7 @@ fn row_start(row: u32) -> u32 {
 
 // f16 and bf16 in the low or the high half of a word.
 fn half_of(word: u32, high: u32) -> f32 { return unpack2x16float(word >> (16u * high)).x; }
-fn short_of(word: u32, high: u32) -> f32 { return bitcast<f32>(word >> (16u * high) << 16u); }
+fn short_of(word: u32, high: u32) -> f32 { return bitcast<f32>((word >> (16u * high)) << 16u); }
 
 fn from_middle(scale: f32) -> vec2<f32> { return vec2(scale, -f32(MIDDLE) * scale); }
 fn from_zero(scale: f32, word: u32) -> vec2<f32> { return vec2(scale, -scale * f32(bitcast<i32>(word) >> 16u)); }
@@ -65,7 +65,7 @@ fn scale_of(start: u32, col: u32) -> vec2<f32> {
         case 6u: {
             let d = unpack2x16float(word_at(first + 5u * block));
             let two = word_at(first + 5u * block + 1u + inner / 64u) >> (inner / 32u % 2u * 16u);
-            return vec2(d.x * f32(two & 255u), -(d.y * f32(two >> 8u & 255u)));
+            return vec2(d.x * f32(two & 255u), -(d.y * f32((two >> 8u) & 255u)));
         }
         case 7u: {
             let d = half_of(word_at(first + 4u * blocks() + block / 2u), block % 2u);
@@ -75,7 +75,7 @@ fn scale_of(start: u32, col: u32) -> vec2<f32> {
         default: {
             let d = unpack2x16float(word_at(first + 5u * block));
             let two = word_at(first + 5u * block + 1u + inner / 64u) >> (inner / 16u % 4u * 8u);
-            return vec2(d.x * f32(two & 15u), -(d.y * f32(two >> 4u & 15u)));
+            return vec2(d.x * f32(two & 15u), -(d.y * f32((two >> 4u) & 15u)));
         }
     }
 }
@@ -87,7 +87,7 @@ fn floats(numbers: vec4<u32>) -> vec4<f32> {
 
 // Four numbers of so many bits, one in each byte from `shift` on.
 fn fields(word: u32, shift: u32, bits: u32) -> vec4<f32> {
-    return floats(vec4(word) >> (vec4(0u, 8u, 16u, 24u) + shift) & vec4((1u << bits) - 1u));
+    return floats((vec4(word) >> (vec4(0u, 8u, 16u, 24u) + shift)) & vec4((1u << bits) - 1u));
 }
 
 // The weights 4 i .. 4 i + 3 of a unit of 32 columns, from the words of the low and of the high part that have them.
@@ -104,7 +104,7 @@ fn unpack(low: u32, high: u32, i: u32, scale: vec2<f32>) -> vec4<f32> {
     }
     var q = fields(low, i / LOW_BITS * LOW_BITS, LOW_BITS);
     if HIGH_BITS == 1u {
-        q += f32(1u << LOW_BITS) * floats(vec4(high) >> (vec4(0u, 1u, 2u, 3u) + 4u * i) & vec4(1u));
+        q += f32(1u << LOW_BITS) * floats((vec4(high) >> (vec4(0u, 1u, 2u, 3u) + 4u * i)) & vec4(1u));
     }
     if HIGH_BITS == 2u {
         q += f32(1u << LOW_BITS) * fields(high, i / 2u * 2u, 2u);

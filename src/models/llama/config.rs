@@ -90,7 +90,7 @@ pub struct LlamaSettings {
     pub kind: String,
     /// Sizes and constants.
     pub config: LlamaConfig,
-    /// Whether the output head is the table of token vectors, whatever else a file has.
+    /// Whether the output head is the table of token vectors, unless the file has one.
     pub tied_head: bool,
     /// Which linear layers of a block have biases, in the order of [`LINEARS`](super::LINEARS).
     pub biases: [bool; 7],
@@ -120,8 +120,14 @@ impl Json<'_> {
         self.get(key).map_or(Ok(otherwise), |_| self.number(key))
     }
 
-    fn is_on(&self, key: &str) -> bool {
-        self.0[key].as_bool() == Some(true)
+    fn is_on(&self, key: &str) -> Result<bool> {
+        let flag = |value: &Value| value.as_bool().ok_or_else(|| wrong(format!("`{key}` is not true or false")));
+        self.get(key).map_or(Ok(false), flag)
+    }
+
+    fn float(&self, key: &str) -> Result<Option<f64>> {
+        let float = |value: &Value| value.as_f64().ok_or_else(|| wrong(format!("`{key}` is no number")));
+        self.get(key).map(float).transpose()
     }
 }
 
@@ -142,13 +148,16 @@ impl LlamaSettings {
         if activation != "silu" {
             return Err(wrong(format!("the activation is '{activation}'; only 'silu' is computed")));
         }
-        // Newer files keep the rotary settings in an object of their own.
-        let rope = of.get("rope_parameters").or(of.get("rope_scaling"));
-        let base = rope.and_then(|r| r["rope_theta"].as_f64()).or(json["rope_theta"].as_f64());
+        // Newer files keep the rotary settings in an object of their own. If both are there, transformers takes the older one.
+        let rope = Json(of.get("rope_scaling").or(of.get("rope_parameters")).unwrap_or(&Value::Null));
+        if rope.0.as_object().is_some_and(|all| all.values().any(Value::is_object)) {
+            return Err(wrong("`rope_parameters`: blocks with different rotary angles are not computed"));
+        }
+        let either = |key: &str| Ok::<_, Error>(rope.float(key)?.or(of.float(key)?));
+        let base = either("rope_theta")?;
         let context = of.number("max_position_embeddings")?;
-        let partial = [rope.unwrap_or(&Value::Null), &json];
-        let partial = partial.into_iter().find_map(|v| v["partial_rotary_factor"].as_f64());
-        if partial.is_some_and(|share| share != 1.0) {
+        let original = of.float("original_max_position_embeddings")?;
+        if either("partial_rotary_factor")?.is_some_and(|share| share != 1.0) {
             return Err(wrong("`partial_rotary_factor`: heads are rotated as a whole only"));
         }
         let heads = of.number("num_attention_heads")?;
@@ -162,14 +171,13 @@ impl LlamaSettings {
             layers: of.number("num_hidden_layers")?,
             context,
             rope_base: base.unwrap_or(10000.0),
-            rope_scaling: rope.map_or(Ok(RopeScaling::None), |r| RopeScaling::from_json(r, context))?,
-            eps: json["rms_norm_eps"].as_f64().ok_or_else(|| wrong("there is no number `rms_norm_eps`"))?
-                as f32,
+            rope_scaling: RopeScaling::from_json(rope.0, context, original)?,
+            eps: of.float("rms_norm_eps")?.ok_or_else(|| wrong("there is no number `rms_norm_eps`"))? as f32,
             ..LlamaConfig::default()
         };
         let config = config.windowed(&of, kind)?;
         config.check("config.json")?;
-        let [attention, mlp] = ["attention_bias", "mlp_bias"].map(|key| of.is_on(key));
+        let [attention, mlp] = [of.is_on("attention_bias")?, of.is_on("mlp_bias")?];
         Ok(LlamaSettings {
             biases: match kind {
                 "qwen2" => [true, true, true, false, false, false, false],
@@ -178,7 +186,7 @@ impl LlamaSettings {
             },
             kind: kind.into(),
             config,
-            tied_head: of.is_on("tie_word_embeddings"),
+            tied_head: of.is_on("tie_word_embeddings")?,
             quantization: of.get("quantization_config").cloned(),
         })
     }
@@ -197,7 +205,9 @@ impl LlamaConfig {
     pub fn from_json(text: &str) -> Result<LlamaConfig> {
         let LlamaSettings { config, quantization, .. } = LlamaSettings::from_json(text)?;
         match quantization {
-            Some(_) => Err(wrong("`quantization_config`: these weights are packed; models::llama::Published reads them")),
+            Some(_) => Err(wrong(
+                "`quantization_config`: these weights are packed; models::llama::Published reads them",
+            )),
             None => Ok(config),
         }
     }
@@ -205,25 +215,27 @@ impl LlamaConfig {
     /// Adds the window of attention. Qwen2 has it only if it says so, and from some block on.
     fn windowed(self, of: &Json, kind: &str) -> Result<LlamaConfig> {
         let size = match of.0.get("sliding_window") {
-            // What transformers takes for a Mistral that does not mention it. `null` means none.
-            None if kind == "mistral" => Some(4096),
+            // What transformers takes where it is not mentioned. `null` means none.
+            None if kind == "mistral" || kind == "qwen2" && of.is_on("use_sliding_window")? => Some(4096),
             _ => of.get("sliding_window").map(|_| of.number("sliding_window")).transpose()?,
         };
         let layers = match kind {
             "mistral" => Some(0),
-            "qwen2" if of.is_on("use_sliding_window") => Some(of.number_or("max_window_layers", 28)?),
+            "qwen2" if of.is_on("use_sliding_window")? => Some(of.number_or("max_window_layers", 28)?),
             _ => None,
         };
         if let Some(types) = of.get("layer_types").and_then(Value::as_array) {
             let sliding = |l: usize| size.is_some() && layers.is_some_and(|first| l >= first);
             let same = |(l, t): (usize, &Value)| (t == "sliding_attention") == sliding(l);
             if !types.iter().enumerate().all(same) {
-                return Err(wrong("`layer_types`: windows of attention in other blocks than the kind of model has"));
+                return Err(wrong(
+                    "`layer_types`: windows of attention in other blocks than the kind of model has",
+                ));
             }
         }
         match (size, layers) {
             (Some(0), Some(_)) => Err(wrong("`sliding_window` is 0")),
-            (Some(_), Some(window_from)) => Ok(LlamaConfig { window: size, window_from, ..self }),
+            (Some(_), Some(window_from)) if window_from < self.layers => Ok(LlamaConfig { window: size, window_from, ..self }),
             _ => Ok(self),
         }
     }
@@ -243,7 +255,10 @@ impl LlamaConfig {
             && self.head_dim() > 0
             && self.head_dim().is_multiple_of(2)
             && self.head_dim() <= 256
-            && self.rope_base > 0.0
+            && self.rope_base.is_finite()
+            && self.rope_base > 1.0
+            && self.eps.is_finite()
+            && self.eps >= 0.0
             && sizes.iter().all(|&size| size < 1 << 31);
         if fits {
             Ok(())

@@ -43,8 +43,7 @@ impl LlamaSettings {
         }
         let places = self.places();
         for name in names {
-            let is_unused = self.tied_head && *name == format!("{}.weight", HUGGING_FACE.head);
-            if is_unused || HUGGING_FACE.ignored.iter().any(|end| name.ends_with(end)) {
+            if HUGGING_FACE.ignored.iter().any(|end| name.ends_with(end)) {
                 continue;
             }
             let place = places.get(name).ok_or_else(|| {

@@ -58,16 +58,21 @@ impl Keys<'_> {
     }
 
     fn scaling(&self, context: usize) -> Result<RopeScaling> {
-        if !self.has("rope.scaling.type") {
-            let factor = self.float_or("rope.scale_linear", 1.0)?;
-            return Ok(if factor == 1.0 { RopeScaling::None } else { RopeScaling::Linear { factor } });
-        }
-        let factor = || {
-            let factor = self.float("rope.scaling.factor")?;
-            let positive = factor.is_finite() && factor > 0.0;
-            if positive { Ok(factor) } else { Err(self.wrong("rope.scaling.factor", "is not positive")) }
+        let positive = |key: &str, otherwise: f64| {
+            let number = self.float_or(key, otherwise)?;
+            let fits = number.is_finite() && number > 0.0;
+            if fits { Ok(number) } else { Err(self.wrong(key, "is no positive number")) }
         };
-        match self.file.text(&self.key("rope.scaling.type"))? {
+        // An older key for the same, in which 0 means that nothing is scaled.
+        let older = self.float_or("rope.scale_linear", 0.0)?;
+        let otherwise = if older == 0.0 { 1.0 } else { older };
+        let factor = || positive("rope.scaling.factor", otherwise);
+        let kind = match self.has("rope.scaling.type") {
+            true => self.file.text(&self.key("rope.scaling.type"))?,
+            false => "linear",
+        };
+        match kind {
+            "linear" if factor()? == 1.0 => Ok(RopeScaling::None),
             "none" => Ok(RopeScaling::None),
             "linear" => Ok(RopeScaling::Linear { factor: factor()? }),
             "yarn" if self.has("rope.scaling.yarn_log_multiplier") => {
@@ -75,12 +80,12 @@ impl Keys<'_> {
             }
             "yarn" => {
                 let factor = factor()?;
-                let attention = self.float_or("rope.scaling.attn_factor", 1.0)?;
+                let attention = positive("rope.scaling.attn_factor", 1.0)?;
                 Ok(RopeScaling::Yarn {
                     factor,
                     original: self.number_or("rope.scaling.original_context_length", context)? as f64,
-                    fast: self.float_or("rope.scaling.yarn_beta_fast", 32.0)?,
-                    slow: self.float_or("rope.scaling.yarn_beta_slow", 1.0)?,
+                    fast: positive("rope.scaling.yarn_beta_fast", 32.0)?,
+                    slow: positive("rope.scaling.yarn_beta_slow", 1.0)?,
                     attention: attention * RopeScaling::yarn_attention(factor),
                 })
             }
@@ -128,7 +133,10 @@ pub(super) fn settings(file: &Gguf) -> Result<(String, LlamaConfig)> {
     config.check("the file")?;
     for key in ["attention.value_length", "rope.dimension_count"] {
         if keys.number_or(key, config.head_dim())? != config.head_dim() {
-            return Err(keys.wrong(key, "heads that are rotated in part, or whose values have another width, are not computed"));
+            return Err(keys.wrong(
+                key,
+                "heads that are rotated in part, or whose values have another width, are not computed",
+            ));
         }
     }
     Ok((kind.into(), config))
@@ -186,11 +194,18 @@ impl Tensors for Stored<'_> {
 }
 
 /// Reads the model of a file.
-pub(super) fn load(gpu: &Gpu, file: &Gguf, context: usize, form: Form) -> Result<Llama> {
+pub(super) fn load(
+    gpu: &Gpu,
+    file: &Gguf,
+    context: usize,
+    form: Form,
+    watch: &dyn Fn(usize) -> Result<()>,
+) -> Result<Llama> {
     let (_, config) = settings(file)?;
     let config = config.context(config.context.min(context));
     let frequencies = frequencies(file, &config)?;
-    Reader::new(gpu, &Stored(file, form), &NAMES, config).model(Head::AsFound, frequencies)
+    let stored = Stored(file, form);
+    Reader::new(gpu, &stored, &NAMES, config).watch(watch).model(Head::AsFound, frequencies)
 }
 
 impl Llama {
@@ -201,7 +216,7 @@ impl Llama {
     /// [`Error::Config`] when the file has another architecture or its sizes do not fit, [`Error::Format`] when something
     /// is missing; when the device fails.
     pub fn from_gguf(gpu: &Gpu, file: &Gguf, context: usize) -> Result<Llama> {
-        load(gpu, file, context, Form::F32)
+        load(gpu, file, context, Form::F32, &|_| Ok(()))
     }
 }
 

@@ -5,8 +5,8 @@ use super::{Llama, LlamaConfig, LlamaSettings, gguf};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::store::gguf::{Conversion, Gguf};
 use crate::share::Packing;
+use crate::store::gguf::{Conversion, Gguf};
 use crate::store::{FileDType, QuantConfig, Shards, Weights};
 use crate::tensor::Tensor;
 use std::cell::RefCell;
@@ -89,6 +89,25 @@ impl Published {
         }
     }
 
+    /// Number of weights, however many bits each has.
+    pub fn parameters(&self) -> usize {
+        let c = &self.config;
+        let matrices: usize = c.linears().iter().map(|[out, inner]| out * inner).sum();
+        let own_head = match &self.source {
+            Source::Gguf(file) => file.names().any(|name| name == "output.weight"),
+            Source::Folder(shards, ..) => shards.contains("lm_head.weight"),
+        };
+        (1 + usize::from(own_head)) * c.vocab * c.width + c.layers * (matrices + 2 * c.width) + c.width
+    }
+
+    /// How the weights are packed, if a folder says it.
+    pub fn packing(&self) -> Option<String> {
+        match &self.source {
+            Source::Folder(_, _, Some(packed)) => Some(packed.bits_text()),
+            _ => None,
+        }
+    }
+
     /// Bytes of all tensors on disk.
     ///
     /// # Errors
@@ -108,15 +127,30 @@ impl Published {
     /// [`Error::Format`] when a tensor is missing, [`Error::Config`] when it has another shape, a scale is not finite, or there
     /// is a tensor that these models do not have; when the device fails.
     pub fn load(&self, gpu: &Gpu, context: usize, form: Form) -> Result<Llama> {
+        self.load_watched(gpu, context, form, &|_| Ok(()))
+    }
+
+    /// [`Published::load`], which tells `watch` how many of the blocks have been read. An error of `watch` ends it.
+    ///
+    /// # Errors
+    /// As [`Published::load`], and what `watch` returns.
+    pub fn load_watched(
+        &self,
+        gpu: &Gpu,
+        context: usize,
+        form: Form,
+        watch: &dyn Fn(usize) -> Result<()>,
+    ) -> Result<Llama> {
         let (shards, settings, packed) = match &self.source {
-            Source::Gguf(file) => return gguf::load(gpu, file, context, form),
+            Source::Gguf(file) => return gguf::load(gpu, file, context, form, watch),
             Source::Folder(shards, settings, packed) => (shards, settings, packed.as_ref()),
         };
         let config = self.config.context(self.config.context.min(context));
         let frequencies = config.rope_scaling.frequencies(config.head_dim(), config.rope_base);
-        let head = if settings.tied_head { Head::Tied } else { Head::Own };
+        // A head in the file of a tied model is used, as transformers 5 does.
+        let head = if settings.tied_head { Head::AsFound } else { Head::Own };
         let folder = Folder { shards, packed, form, read: RefCell::default() };
-        let reader = Reader::new(gpu, &folder, &HUGGING_FACE, config).biases(settings.biases);
+        let reader = Reader::new(gpu, &folder, &HUGGING_FACE, config).biases(settings.biases).watch(watch);
         reader.model(head, frequencies)
     }
 }
@@ -184,7 +218,9 @@ impl Tensors for Folder<'_> {
         if let Some((packing, shape, words)) = self.packed(name)? {
             return Ok(match self.form {
                 Form::Stored => Matrix::Packed(packing, words),
-                Form::F32 => Matrix::Tensor(Tensor::from_slice(gpu, &packing.decode(&words, shape[1]), shape)),
+                Form::F32 => {
+                    Matrix::Tensor(Tensor::from_slice(gpu, &packing.decode(&words, shape[1]), shape))
+                }
             });
         }
         let dtype = match self.shards.dtype(name)? {

@@ -95,11 +95,9 @@ impl Tensors for Floats<'_> {
 /// Which head a model has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Head {
-    /// The table of token vectors, whatever else the file has.
-    Tied,
-    /// One of its own.
+    /// One of its own, which must be there.
     Own,
-    /// One of its own if the file has it.
+    /// One of its own if the file has it, else the table of token vectors.
     AsFound,
 }
 
@@ -113,12 +111,28 @@ pub(super) struct Reader<'a> {
     biases: [bool; 7],
     used: RefCell<BTreeSet<String>>,
     present: BTreeSet<String>,
+    /// Is told how many blocks have been read.
+    watch: &'a dyn Fn(usize) -> Result<()>,
 }
 
 impl<'a> Reader<'a> {
     pub fn new(gpu: &'a Gpu, tensors: &'a dyn Tensors, names: &'a Names, config: LlamaConfig) -> Reader<'a> {
         let present = tensors.names().into_iter().collect();
-        Reader { gpu, tensors, names, config, biases: [false; 7], used: RefCell::default(), present }
+        Reader {
+            gpu,
+            tensors,
+            names,
+            config,
+            biases: [false; 7],
+            used: RefCell::default(),
+            present,
+            watch: &|_| Ok(()),
+        }
+    }
+
+    /// `watch` is told how many blocks have been read, and may end it with an error.
+    pub fn watch(self, watch: &'a dyn Fn(usize) -> Result<()>) -> Reader<'a> {
+        Reader { watch, ..self }
     }
 
     /// These linear layers of a block must have biases.
@@ -210,9 +224,9 @@ impl<'a> Reader<'a> {
             layers.push(self.layer(l)?);
             // Uploads leave the host before the next block comes.
             self.gpu.flush()?;
+            (self.watch)(l + 1)?;
         }
         let own = match head {
-            Head::Tied => false,
             Head::Own => true,
             Head::AsFound => self.present.contains(&format!("{}.weight", self.names.head)),
         };
@@ -226,12 +240,8 @@ impl<'a> Reader<'a> {
     /// A tensor of a block that was not read would mean another computation.
     fn nothing_is_left(&self) -> Result<()> {
         let used = self.used.borrow();
-        let head = format!("{}.weight", self.names.head);
-        let known = |name: &&String| {
-            used.contains(*name)
-                || **name == head
-                || self.names.ignored.iter().any(|end| name.ends_with(end))
-        };
+        let known =
+            |name: &&String| used.contains(*name) || self.names.ignored.iter().any(|end| name.ends_with(end));
         let left: Vec<&String> = self.present.iter().filter(|name| !known(name)).collect();
         match left.first() {
             None => Ok(()),

@@ -52,8 +52,9 @@ impl RopeScaling {
         if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 }
     }
 
-    /// Reads `rope_scaling` or `rope_parameters` of a `config.json`, whose model has this context.
-    pub(super) fn from_json(rope: &Value, context: usize) -> Result<RopeScaling> {
+    /// Reads `rope_scaling` or `rope_parameters` of a `config.json`, whose model has this context. A context before scaling
+    /// that stands outside of the object, `original`, goes first.
+    pub(super) fn from_json(rope: &Value, context: usize, original: Option<f64>) -> Result<RopeScaling> {
         let wrong = |message: String| Error::config(format!("config.json: rotary angles: {message}"));
         // Older files call it `type`.
         let kind = rope["rope_type"].as_str().or(rope["type"].as_str()).unwrap_or("default");
@@ -72,17 +73,19 @@ impl RopeScaling {
                 factor: number("factor")?,
                 low: number("low_freq_factor")?,
                 high: number("high_freq_factor")?,
-                original: number("original_max_position_embeddings")?,
+                original: original.map_or_else(|| number("original_max_position_embeddings"), Ok)?,
             }),
             "yarn" => {
-                if ["mscale", "mscale_all_dim"].iter().any(|key| !rope[*key].is_null()) || rope["truncate"] == false
+                if ["mscale", "mscale_all_dim"].iter().any(|key| !rope[*key].is_null())
+                    || rope["truncate"] == false
                 {
                     return Err(wrong("'yarn' with `mscale` or without truncation is not computed".into()));
                 }
                 let factor = number("factor")?;
                 Ok(RopeScaling::Yarn {
                     factor,
-                    original: number_or("original_max_position_embeddings", context as f64)?,
+                    original: original
+                        .map_or_else(|| number_or("original_max_position_embeddings", context as f64), Ok)?,
                     fast: number_or("beta_fast", 32.0)?,
                     slow: number_or("beta_slow", 1.0)?,
                     attention: number_or("attention_factor", RopeScaling::yarn_attention(factor))?,
@@ -109,7 +112,8 @@ impl RopeScaling {
             }
             RopeScaling::Yarn { factor, original, fast, slow, attention } => {
                 // The index whose angle turns so many times within the original context.
-                let index = |turns: f64| head_dim as f64 * (original / (turns * TAU)).ln() / (2.0 * base.ln());
+                let index =
+                    |turns: f64| head_dim as f64 * (original / (turns * TAU)).ln() / (2.0 * base.ln());
                 let first = index(fast).floor().max(0.0);
                 let last = index(slow).ceil().min(head_dim as f64 - 1.0);
                 let width = if first == last { 0.001 } else { last - first };

@@ -38,7 +38,12 @@ pub struct Session<'a> {
     caches: Vec<KvCache>,
     options: SessionOptions,
     length: usize,
+    /// How far tokens have been written: as far as `length`, or further if tokens were forgotten.
+    written: usize,
 }
+
+/// The most tokens of a chunk if attention has a window.
+const WINDOWED_CHUNK: usize = 1024;
 
 impl Llama {
     /// Starts an empty conversation with this model, of up to `context` tokens.
@@ -57,7 +62,11 @@ impl Llama {
     /// or f16.
     pub fn session_with(&self, options: SessionOptions) -> Result<Session<'_>> {
         let c = &self.config;
-        let SessionOptions { context, chunk, keys } = options;
+        let SessionOptions { context, keys, .. } = options;
+        // A mask of a window has a row for each token of a chunk.
+        let most = if c.window_of(c.window_from, context).is_some() { WINDOWED_CHUNK } else { usize::MAX };
+        let chunk = options.chunk.min(context).min(most);
+        let options = SessionOptions { chunk, ..options };
         if context == 0 || context > c.context {
             return Err(Error::config(format!(
                 "a context of {context} tokens; this model has 1 to {}",
@@ -65,12 +74,14 @@ impl Llama {
             )));
         }
         if chunk == 0 || !matches!(keys, DType::F32 | DType::F16) {
-            return Err(Error::config(format!("chunks of {chunk} tokens, keys in {keys}: f32 and f16 are kept")));
+            return Err(Error::config(format!(
+                "chunks of {chunk} tokens, keys in {keys}: f32 and f16 are kept"
+            )));
         }
         let gpu = self.embedding.gpu();
         let cache = |l: usize| {
             // With a window, old places are used again once no query of a chunk sees them.
-            let places = c.window_of(l, context).map_or(context, |window| context.min(window + chunk - 1));
+            let places = c.window_of(l, context).map_or(context, |window| context.min(window - 1 + chunk));
             KvCache::with_dtype(gpu, 1, c.kv_heads, places, c.head_dim(), keys)
         };
         // For few rows, computing a weight from several stored numbers costs more than reading it.
@@ -87,15 +98,15 @@ impl Llama {
             layers
         });
         let caches = (0..c.layers).map(cache).collect();
-        Ok(Session { model: self, layers, caches, options, length: 0 })
+        Ok(Session { model: self, layers, caches, options, length: 0, written: 0 })
     }
 }
 
 /// Where a chunk of tokens is in one cache.
 struct Place {
-    /// Tokens from these places on, and how many of them: two pieces where the end of a cache is reached.
-    pieces: Vec<(usize, usize)>,
-    /// Hides places that a query does not see, `[tokens, places]`, if that is not the plain causal order.
+    /// Lists of the place of the first token of a piece, and its number of tokens: two pieces where a cache ends.
+    pieces: Vec<(Tensor, usize)>,
+    /// Hides places that a query does not see, `[tokens, places in use]`, if that is not the plain causal order.
     mask: Option<Tensor>,
 }
 
@@ -112,15 +123,43 @@ impl Session<'_> {
 
     /// Forgets all tokens.
     pub fn clear(&mut self) {
-        self.length = 0;
+        (self.length, self.written) = (0, 0);
+    }
+
+    /// Forgets the tokens from this length on, and says whether it could: where attention has a window, keys of earlier tokens
+    /// may have been overwritten, and then all tokens are forgotten.
+    pub fn truncate(&mut self, length: usize) -> bool {
+        let length = length.min(self.length);
+        let window = self.model.config.window.unwrap_or(usize::MAX);
+        // The next token needs the keys from `first` on, and those before `lost` have been overwritten.
+        let first = (length + 1).saturating_sub(window);
+        let kept = |cache: &KvCache| self.written.saturating_sub(cache.context()) <= first;
+        match self.caches.iter().all(kept) {
+            true => self.length = length,
+            false => self.clear(),
+        }
+        self.length == length
     }
 
     /// Appends tokens, and returns the scores `[vocab]` of the token after the last one.
     ///
     /// # Errors
     /// [`Error::Config`] when there is no token, one is not in the vocabulary, or the context is full; when the device
-    /// fails. The session is then as it was, except for a fault of the device.
+    /// fails. The session is then as it was, or empty if a window's keys have been overwritten ([`Session::length`]).
     pub fn push(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        self.push_watched(tokens, |_| Ok(()))
+    }
+
+    /// [`Session::push`], which tells `on_chunk` after each chunk how many of the tokens have been computed. An error of
+    /// `on_chunk` ends it.
+    ///
+    /// # Errors
+    /// As [`Session::push`], and what `on_chunk` returns.
+    pub fn push_watched(
+        &mut self,
+        tokens: &[u32],
+        mut on_chunk: impl FnMut(usize) -> Result<()>,
+    ) -> Result<Vec<f32>> {
         let (vocab, context) = (self.model.config.vocab, self.options.context);
         if let Some(token) = tokens.iter().find(|&&t| t as usize >= vocab) {
             return Err(Error::config(format!("token {token} is not in the vocabulary of {vocab}")));
@@ -133,14 +172,18 @@ impl Session<'_> {
             )));
         }
         let before = self.length;
-        let last = tokens.chunks(self.options.chunk).try_fold(None, |_, chunk| self.chunk(chunk).map(Some));
-        // A chunk that failed leaves keys behind, which the next tokens overwrite.
+        let last = tokens.chunks(self.options.chunk).try_fold(None, |_, chunk| {
+            let stream = self.chunk(chunk)?;
+            on_chunk(self.length - before)?;
+            Ok(Some(stream))
+        });
         let scores = last.and_then(|last| {
             let x = last.ok_or_else(|| Error::config("no tokens"))?;
             no_grad(|| self.model.logits(&x)).to_vec::<f32>()
         });
         if scores.is_err() {
-            self.length = before;
+            // What has been computed of these tokens is forgotten.
+            self.truncate(before);
         }
         scores
     }
@@ -150,11 +193,13 @@ impl Session<'_> {
         let (model, c) = (self.model, &self.model.config);
         let (count, start) = (tokens.len(), self.length);
         let gpu = model.embedding.gpu();
+        self.written = self.written.max(start + count);
         let stream = no_grad(|| -> Result<Tensor> {
             let list = |value: usize| Tensor::from_slice(gpu, &[value as u32], [1]);
             let (row, length) = (list(0), list(start + count));
-            let plain = Place { pieces: vec![(start, count)], mask: None };
-            let windowed = c.window_of(c.window_from, self.options.context).map(|_| self.place(c.window_from, count));
+            let plain = Place { pieces: vec![(list(start), count)], mask: None };
+            let windowed =
+                c.window_of(c.window_from, self.options.context).map(|_| self.place(c.window_from, count));
             let mut x = model.embedding.forward(&Tensor::from_slice(gpu, tokens, [1, count]));
             for (l, (layer, cache)) in self.layers.iter().zip(&mut self.caches).enumerate() {
                 let place = windowed.as_ref().filter(|_| l >= c.window_from).unwrap_or(&plain);
@@ -166,9 +211,9 @@ impl Session<'_> {
                 let k = turned(split(k.forward(&normed), c.kv_heads)).permute(&[0, 2, 1, 3]);
                 let v = split(v.forward(&normed), c.kv_heads);
                 let mut from = 0;
-                for &(at, many) in &place.pieces {
+                for (at, many) in &place.pieces {
                     let own = |x: &Tensor| x.slice(1, from..from + many);
-                    cache.append(&own(&k), &own(&v), &row, &list(at))?;
+                    cache.append(&own(&k), &own(&v), &row, at)?;
                     from += many;
                 }
                 let y = match &place.mask {
@@ -192,11 +237,14 @@ impl Session<'_> {
         let window = self.model.config.window.unwrap_or(usize::MAX);
         let first = start % places;
         let before_end = count.min(places - first);
-        let mut pieces = vec![(first, before_end)];
+        let gpu = self.model.embedding.gpu();
+        let list = |place: usize| Tensor::from_slice(gpu, &[place as u32], [1]);
+        let mut pieces = vec![(list(first), before_end)];
         if before_end < count {
-            pieces.push((0, count - before_end));
+            pieces.push((list(0), count - before_end));
         }
         let end = start + count;
+        let used = end.min(places);
         if end <= window && end <= places {
             return Place { pieces, mask: None };
         }
@@ -208,9 +256,9 @@ impl Session<'_> {
                 None => true,
             }
         };
-        let all: Vec<f32> = (0..count * places)
-            .map(|at| if hidden(at / places, at % places) { f32::NEG_INFINITY } else { 0.0 })
+        let all: Vec<f32> = (0..count * used)
+            .map(|at| if hidden(at / used, at % used) { f32::NEG_INFINITY } else { 0.0 })
             .collect();
-        Place { pieces, mask: Some(Tensor::from_slice(self.model.embedding.gpu(), &all, [count, places])) }
+        Place { pieces, mask: Some(Tensor::from_slice(gpu, &all, [count, used])) }
     }
 }

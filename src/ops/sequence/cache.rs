@@ -154,7 +154,7 @@ impl KvCache {
 }
 
 impl KvCache {
-    /// Computes attention of `q [1, heads, tokens, head_dim]` to all places of a cache with one row, with `mask [tokens,
+    /// Computes attention of `q [1, heads, tokens, head_dim]` to the first places of a cache with one row, with `mask [tokens,
     /// places]` added to the scores: minus infinity hides a place. For sequences that do not lie in order, as with a window.
     ///
     /// # Panics
@@ -163,14 +163,20 @@ impl KvCache {
     pub fn attend_masked(&self, q: &Tensor, mask: &Tensor) -> Tensor {
         let (shape, cache) = (q.shape(), self.k.shape());
         assert!(
-            cache[0] == 1 && shape.len() == 4 && shape[3] == self.head_dim && **mask.shape() == [shape[2], cache[2]],
+            cache[0] == 1
+                && shape.len() == 4
+                && shape[3] == self.head_dim
+                && mask.shape().len() == 2
+                && mask.shape()[0] == shape[2]
+                && mask.shape()[1] <= cache[2],
             "kv cache: q {shape} and mask {} for {cache}",
             mask.shape()
         );
         let extra = cache[3] - self.head_dim;
         let q = crate::ops::float("kv cache", &q.detach()).pad(3, 0, extra);
         let scale = 1.0 / (self.head_dim as f32).sqrt();
-        let y = q.attention_scaled(&self.k, &self.v, &Mask::Additive(mask.clone()), scale);
+        let [k, v] = [&self.k, &self.v].map(|x| x.slice(2, 0..mask.shape()[1]));
+        let y = q.attention_scaled(&k, &v, &Mask::Additive(mask.clone()), scale);
         if extra == 0 { y } else { y.slice(3, 0..self.head_dim) }
     }
 }
@@ -179,7 +185,7 @@ impl KvCache {
 pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
     // Batch 2, with 4 query heads and 2 key heads.
-    for (before, tokens, head_dim, context) in [
+    let sizes = [
         ([5usize, 2], 1usize, 8usize, 16usize),
         ([0, 3], 4, 4, 9),
         ([70, 3], 2, 32, 96),
@@ -189,21 +195,25 @@ pub(super) fn cases() -> Vec<Case> {
         ([3, 1], 2, 36, 24),
         // More rows than the kernel for few rows takes.
         ([7, 0], 5, 20, 40),
-    ] {
+    ];
+    for ((before, tokens, head_dim, context), dtype) in
+        sizes.iter().flat_map(|size| [DType::F32, DType::F16].map(|dtype| (*size, dtype)))
+    {
         let most = before[0].max(before[1]);
         let list = |values: [usize; 2]| {
             Input::integers([2], DType::U32, 0, 1).fill(Fill::Values(values.map(|v| v as f64).to_vec()))
         };
         let inputs = vec![
             Input::normal([2, 4, tokens, head_dim]).fixed(),
-            Input::normal([2, most.max(1), 2, head_dim]).fixed(),
-            Input::normal([2, tokens, 2, head_dim]).fixed(),
+            // What is stored in f16 has 16 bits already, so that the cache rounds nothing.
+            Input::normal([2, most.max(1), 2, head_dim]).dtype(dtype).fixed(),
+            Input::normal([2, tokens, 2, head_dim]).dtype(dtype).fixed(),
             list([2, 0]),
             list(before),
         ];
         let forward = move |x: &[Tensor]| {
             let gpu = x[0].gpu();
-            let mut cache = KvCache::new(gpu, 3, 2, context, head_dim);
+            let mut cache = KvCache::with_dtype(gpu, 3, 2, context, head_dim, dtype);
             let start = Tensor::from_slice(gpu, &[0u32, 0], [2]);
             // Both rows get the longer length. The surplus of the shorter row is hidden by its length, or overwritten
             // by the new tokens.
@@ -238,10 +248,9 @@ pub(super) fn cases() -> Vec<Case> {
                 (0..seen).map(|j| (scores[j] - top).exp() / total * 0.5 * key(j, d)).sum()
             })
         };
-        all.push(
-            Case::new(format!("{before:?} and {tokens} of {head_dim}"), inputs, forward, reference)
-                .ulps(64.0, 64.0),
-        );
+        let stored = if dtype == DType::F16 { ", in f16" } else { "" };
+        let name = format!("{before:?} and {tokens} of {head_dim}{stored}");
+        all.push(Case::new(name, inputs, forward, reference).ulps(64.0, 64.0));
     }
     all
 }

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::ops::product::matmul::Epilogue;
+use crate::ops::timed::{Want, When};
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
@@ -160,36 +161,88 @@ pub fn packings() -> Vec<(&'static str, Packing)> {
         ("Q5_K", 5, 32, Scales::Pairs),
         ("Q6_K", 6, 16, Scales::Signed),
         ("int4 of 16", 4, 16, Scales::Zero),
+        ("int4 of 48", 4, 48, Scales::Affine),
         ("int4 of 64", 4, 64, Scales::SymmetricBf16),
         ("int4 of 128", 4, 128, Scales::ZeroBf16),
         ("int8 of 128", 8, 128, Scales::Zero),
         ("int3 of 64", 3, 64, Scales::Float),
         ("int6 of 16", 6, 16, Scales::Affine),
     ];
-    let packing =
-        |(name, bits, group, scales)| (name, Packing::new(bits, group, scales).expect("a packing of the list"));
+    let packing = |(name, bits, group, scales)| {
+        (name, Packing::new(bits, group, scales).expect("a packing of the list"))
+    };
     all.map(packing).into()
 }
 
-/// A product with a packed weight, which the host draws and decodes. Its sums are exact, so that a weight that is off by
-/// its last bit is found.
-fn product(name: &str, packing: Packing, [rows, n, k]: [usize; 3]) -> Case {
-    let words = format::drawn(packing, [n, k], 7);
-    let decoded = packing.decode(&words, k);
-    let weight = Array::from_fn([n, k], |i| f64::from(decoded[i]));
-    let forward = move |x: &[Tensor]| {
-        let site = Packed::new(x[0].gpu(), packing, [n, k], &words).expect("a packed matrix");
+/// The words of a matrix as the input of a case.
+fn words_of(packing: Packing, [rows, columns]: [usize; 2], drawn_rows: usize) -> Input {
+    let words = format::drawn(packing, [drawn_rows, columns], 7);
+    let values = words.into_iter().map(f64::from).collect();
+    Input::integers([rows, packing.row_words(columns)], DType::U32, 0, 1).fill(Fill::Values(values))
+}
+
+/// `x[0] W^T` with the packed words `x[1]`.
+fn linear(packing: Packing, k: usize) -> impl Fn(&[Tensor]) -> Tensor {
+    move |x| {
+        let site = Packed { words: x[1].clone(), packing, columns: k };
         x[0].linear(&(Arc::new(site) as Arc<dyn Site>), Epilogue::default())
-    };
-    let reference = move |x: &[Array]| super::tied::linear64(&x[0], &weight);
+    }
+}
+
+/// Some rows of a case's words, decoded.
+fn decoded(packing: Packing, words: &Array, k: usize, rows: std::ops::Range<usize>) -> Array {
+    let each = packing.row_words(k);
+    let words: Vec<u32> = words.data[rows.start * each..rows.end * each].iter().map(|&w| w as u32).collect();
+    let all = packing.decode(&words, k);
+    Array::from_fn([rows.len(), k], |i| f64::from(all[i]))
+}
+
+/// A product with a packed weight. Its sums are exact, so that a weight that is off by its last bit is found.
+fn product(name: &str, packing: Packing, [rows, n, k]: [usize; 3]) -> Case {
     let input = Input::normal([rows, k]).fill(Fill::Integers(-2, 3));
     // The reference is computed again for each element of an input with a gradient.
     let input = if rows * k > 1000 { input.fixed() } else { input };
-    Case::new(format!("{name} {rows} {n} {k}"), vec![input], forward, reference).exact()
+    let inputs = vec![input, words_of(packing, [n, k], n)];
+    let reference = move |x: &[Array]| super::tied::linear64(&x[0], &decoded(packing, &x[1], k, 0..n));
+    Case::new(format!("{name} {rows} {n} {k}"), inputs, linear(packing, k), reference).exact()
+}
+
+/// A product `[m, n, k]` for the benchmark, whose bytes are those of the packed weight.
+fn sized(family: &'static str, packing: Packing, [m, n, k]: [usize; 3]) -> Case {
+    let inputs = vec![Input::normal([m, k]).fixed(), words_of(packing, [n, k], 16.min(n))];
+    let elements = [(0, 0), (m / 2, n / 3), (m - 1, n - 1)].map(|(row, column)| row * n + column);
+    let reference = move |x: &[Array]| super::tied::linear64(&x[0], &decoded(packing, &x[1], k, 0..n));
+    Case::new(format!("{m}x{k}x{n}"), inputs, linear(packing, k), reference).timed(
+        family,
+        elements,
+        move |x, at| {
+            let (row, w) = (x[0].part([1, k], at / n * k), decoded(packing, &x[1], k, at % n..at % n + 1));
+            let norm = row.data.iter().zip(&w.data).map(|(a, b)| (a * b).powi(2)).sum::<f64>().sqrt();
+            let bound = 4.0 * DType::F32.roundoff() * (k as f64).sqrt() * norm;
+            Want { value: super::tied::linear64(&row, &w).data[0], bound }
+        },
+    )
+}
+
+/// The rows of the benchmark: one row as in decoding, eight, and a small one for tests.
+fn timed() -> Vec<Case> {
+    let packing = |bits, group, scales| Packing::new(bits, group, scales).expect("a packing of the list");
+    let (four, eight) = (packing(4, 32, Scales::Affine), packing(8, 32, Scales::Symmetric));
+    let six = packing(6, 16, Scales::Signed);
+    let of = |family, packing, size, cpu, gpu| sized(family, packing, size).when(cpu, gpu);
+    vec![
+        of("packed 4 bits", four, [1, 2048, 2048], When::Quick, When::Never),
+        of("packed 4 bits", four, [1, 16384, 8192], When::Never, When::Quick),
+        of("packed 4 bits", four, [8, 16384, 8192], When::Never, When::Full),
+        of("packed 8 bits", eight, [1, 2048, 2048], When::Full, When::Never),
+        of("packed 8 bits", eight, [1, 16384, 8192], When::Never, When::Full),
+        of("packed 6 bits", six, [1, 16384, 8192], When::Never, When::Full),
+        sized("packed 4 bits", four, [2, 20, 96]),
+    ]
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    let mut all = Vec::new();
+    let mut all = timed();
     for (name, packing) in packings() {
         let block = packing.scales().block().unwrap_or(1);
         for sizes in [[1, 5, 36], [3, 12, 100], [7, 9, 52], [20, 7, 37], [70, 8, 64]] {

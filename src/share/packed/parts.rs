@@ -215,8 +215,7 @@ pub(super) fn cases() -> Vec<Case> {
             let weight = |i: usize| x[1].data[group(i)] * levels.data[i] + x[2].data[group(i)];
             linear64(&x[0], &Array::from_fn([n, k], weight))
         };
-        let inputs =
-            vec![Input::normal([rows, k]), Input::normal([n, groups]), Input::normal([n, groups])];
+        let inputs = vec![Input::normal([rows, k]), Input::normal([n, groups]), Input::normal([n, groups])];
         all.push(Case::new(format!("scales {rows} {n} {k}"), inputs, scaled, reference).ulps(16.0, 32.0));
     }
     all

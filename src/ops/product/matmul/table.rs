@@ -22,7 +22,11 @@ impl Core {
     pub fn by_table(class: &DeviceClass, problem: &Problem) -> Core {
         let Problem { m, n, k, .. } = *problem;
         let packed = packed(class, problem);
-        if problem.right == "rhs_packed" && problem.left == "lhs_plain" && m <= THIN && fits_grid(&packed, problem) {
+        if problem.right == "rhs_packed"
+            && problem.left == "lhs_plain"
+            && m <= THIN
+            && fits_grid(&packed, problem)
+        {
             return packed;
         }
         if class.tiles == Tiles::Registers {
@@ -97,8 +101,17 @@ pub fn for_matrix_units() -> Vec<Source> {
     let lefts = ["lhs_plain", "lhs_transposed", "lhs_any", "lhs_gathered"];
     let rights = ["rhs_plain", "rhs_transposed", "rhs_any", "rhs_site", "rhs_site_transposed"];
     let row = DeviceClass::named("nvidia").expect("a row of the table");
-    let problem =
-        Problem { m: 128, n: 128, k: 128, batch: 1, left: "", right: "", dtype: DType::F16, coop: None, bits: None };
+    let problem = Problem {
+        m: 128,
+        n: 128,
+        k: 128,
+        batch: 1,
+        left: "",
+        right: "",
+        dtype: DType::F16,
+        coop: None,
+        bits: None,
+    };
     for (size, workgroup_memory) in [(16, 48 << 10), (16, 32 << 10), (8, 32 << 10)] {
         let class = DeviceClass { workgroup_memory, ..row.clone() };
         let table = coop(&class, size);

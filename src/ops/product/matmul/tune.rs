@@ -318,7 +318,17 @@ impl Gpu {
 
 /// A product of f16 on which cooperative matrices are tested.
 fn trial_of(m: usize, n: usize, k: usize, size: usize) -> Problem {
-    Problem { m, n, k, batch: 1, left: "lhs_plain", right: "rhs_plain", dtype: DType::F16, coop: Some(size), bits: None }
+    Problem {
+        m,
+        n,
+        k,
+        batch: 1,
+        left: "lhs_plain",
+        right: "rhs_plain",
+        dtype: DType::F16,
+        coop: Some(size),
+        bits: None,
+    }
 }
 
 const PLAIN: Core = tiled([32, 32], [4, 4]);
@@ -400,7 +410,8 @@ mod tests {
             let known: Vec<String> = classes(&class, None).iter().map(Problem::key).collect();
             for [batch, m, n, k] in BENCHED {
                 let (left, right) = ("lhs_plain", "rhs_plain");
-                let problem = Problem { m, n, k, batch, left, right, dtype: DType::F32, coop: None, bits: None };
+                let problem =
+                    Problem { m, n, k, batch, left, right, dtype: DType::F32, coop: None, bits: None };
                 let part = Cut::of(&class, &problem).map_or(problem, |cut| cut.part_of(&problem));
                 assert!(!measurable(&class, &part) || known.contains(&part.key()), "{}", part.key());
             }

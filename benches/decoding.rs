@@ -1,0 +1,168 @@
+//! Benchmarks a language model packed, as it was published, beside itself expanded to f32: time to read it, device memory, prompt and
+//! answer. Both run in turn, and the ratios are those of one run.
+//!
+//!     scripts/fetch-smollm.sh
+//!     cargo bench --bench decoding [-- MODEL --json FILE]
+//!
+//! The answer of one sequence reads every weight once a token, so on a device whose memory is the limit it should be as much faster
+//! as the packed weights are smaller; the share of the measured copy rate is printed. On a CPU driver unpacking counts too.
+
+use serde_json::json;
+use std::path::PathBuf;
+use std::time::Instant;
+use tiebeam::bench::Ceilings;
+use tiebeam::models::llama::{Form, Llama, Published, Session, SessionOptions};
+use tiebeam::{DType, Error, Gpu, Result, files};
+
+/// Tokens of the prompt and of the answer: together the context.
+const PROMPT: usize = 192;
+const ANSWER: usize = 64;
+/// Rounds, in each of which both forms answer once, one after the other.
+const ROUNDS: usize = 5;
+
+/// One form of the model: its name, weights, and the times of each round.
+struct Way {
+    name: &'static str,
+    model: Llama,
+    keys: DType,
+    /// Seconds to read it, and bytes of its weights on the device.
+    read: f64,
+    weights: u64,
+    /// Bytes on the device at most while it answers, other models left out.
+    most: u64,
+    prompt: Vec<f64>,
+    answer: Vec<f64>,
+}
+
+fn read(file: &Published, name: &'static str, form: Form, keys: DType) -> Result<Way> {
+    // A device of its own, whose memory is that of this model.
+    let gpu = Gpu::open()?;
+    let started = Instant::now();
+    let model = file.load(&gpu, PROMPT + ANSWER, form)?;
+    gpu.synchronize()?;
+    let (read, weights) = (started.elapsed().as_secs_f64(), gpu.memory_stats().used);
+    Ok(Way { name, model, keys, read, weights, most: 0, prompt: vec![], answer: vec![] })
+}
+
+fn gpu(model: &Llama) -> Gpu {
+    model.norm.gain.gpu().clone()
+}
+
+impl Way {
+    /// Reads the prompt and answers, always with the same tokens. Returns the scores at the end.
+    fn round(&mut self) -> Result<Vec<f32>> {
+        let vocab = self.model.config.vocab as u32;
+        let token = |i: usize| (i as u32 * 7919 + 13) % vocab;
+        let options = SessionOptions::default().context(PROMPT + ANSWER).chunk(128).keys(self.keys);
+        let mut session: Session = self.model.session_with(options)?;
+        let started = Instant::now();
+        let mut scores = session.push(&(0..PROMPT).map(token).collect::<Vec<_>>())?;
+        self.prompt.push(started.elapsed().as_secs_f64() / PROMPT as f64);
+        let started = Instant::now();
+        for i in 0..ANSWER {
+            scores = session.push(&[token(PROMPT + i)])?;
+        }
+        self.answer.push(started.elapsed().as_secs_f64() / ANSWER as f64);
+        self.most = self.most.max(gpu(&self.model).memory_stats().peak);
+        Ok(scores)
+    }
+}
+
+fn median(times: &[f64]) -> f64 {
+    let mut sorted = times.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+/// The file that `scripts/fetch-smollm.sh` obtains.
+fn fetched() -> PathBuf {
+    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home).unwrap_or_default();
+    cache.join("tiebeam/SmolLM2-135M-Instruct.Q4_1.gguf")
+}
+
+fn run() -> Result<()> {
+    let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
+    let (mut path, mut to) = (None, None);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--json" => to = args.next().map(PathBuf::from),
+            _ => path = Some(PathBuf::from(arg)),
+        }
+    }
+    let path = path.unwrap_or_else(fetched);
+    if !path.exists() {
+        return Err(Error::config(format!(
+            "{}: no such model; scripts/fetch-smollm.sh obtains it, or name another one",
+            path.display()
+        )));
+    }
+    let file = Published::open(&path)?;
+    let bytes = file.bytes()? as u64;
+    let mut ways = [
+        read(&file, "packed", Form::Stored, DType::F32)?,
+        read(&file, "packed, keys in f16", Form::Stored, DType::F16)?,
+        read(&file, "expanded", Form::F32, DType::F32)?,
+    ];
+    let device = gpu(&ways[0].model);
+    let copy = Ceilings::measure(&device, |_, _| {}).copy.unwrap_or(f64::NAN);
+    println!("{}\n{}: {}\n", device.adapter(), path.display(), files::size(bytes));
+    // Kernels are compiled in a first round, which also shows that all say the same.
+    let first: Vec<Vec<f32>> = ways.iter_mut().map(Way::round).collect::<Result<_>>()?;
+    let off = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    println!(
+        "scores differ by {:.1e} from the expanded model's, {:.1e} with keys in f16",
+        off(&first[0], &first[2]),
+        off(&first[1], &first[2])
+    );
+    ways.iter_mut().for_each(|way| (way.prompt, way.answer) = (vec![], vec![]));
+    for _ in 0..ROUNDS {
+        ways.iter_mut().try_for_each(|way| way.round().map(drop))?;
+    }
+    let mut lines = String::new();
+    println!(
+        "{:20} {:>8} {:>10} {:>10} {:>12} {:>12} {:>8}",
+        "", "read", "weights", "at most", "prompt", "answer", "of copy"
+    );
+    for way in &ways {
+        let [prompt, answer] = [&way.prompt, &way.answer].map(|times| 1.0 / median(times));
+        let share = way.weights as f64 * answer / copy;
+        println!(
+            "{:20} {:6.2} s {:>10} {:>10} {prompt:8.1} t/s {answer:8.2} t/s {:7.1}%",
+            way.name,
+            way.read,
+            files::size(way.weights),
+            files::size(way.most),
+            100.0 * share
+        );
+        lines += &format!(
+            "{}\n",
+            json!({"family": "decoding", "way": way.name, "model": path.file_name().map(|n| n.to_string_lossy()),
+                "file_bytes": bytes, "read_seconds": way.read, "weight_bytes": way.weights, "most_bytes": way.most,
+                "prompt_tokens": PROMPT, "answer_tokens": ANSWER, "prompt_tokens_per_second": prompt,
+                "answer_tokens_per_second": answer, "share_of_copy": share, "rounds": ROUNDS,
+                "adapter": device.adapter().name, "driver": device.adapter().driver,
+                "version": env!("CARGO_PKG_VERSION")})
+        );
+    }
+    let ratio = |of: fn(&Way) -> &Vec<f64>| {
+        let mut all: Vec<f64> = of(&ways[2]).iter().zip(of(&ways[0])).map(|(b, a)| b / a).collect();
+        all.sort_by(f64::total_cmp);
+        [all[0], all[all.len() / 2], all[all.len() - 1]]
+    };
+    let [prompt, answer] = [ratio(|way| &way.prompt), ratio(|way| &way.answer)];
+    println!(
+        "\npacked is faster by (least, median, most of {ROUNDS} rounds): prompt {prompt:.2?}, answer {answer:.2?}"
+    );
+    println!(
+        "weights {:.3} x the file's tensors; all memory {:.3} x, with keys in f16 {:.3} x",
+        ways[0].weights as f64 / bytes as f64,
+        ways[0].most as f64 / bytes as f64,
+        ways[1].most as f64 / bytes as f64
+    );
+    to.map_or(Ok(()), |to| files::append(&to, lines))
+}
+
+fn main() -> Result<()> {
+    run()
+}

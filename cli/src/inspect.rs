@@ -1,0 +1,185 @@
+//! `tiebeam inspect`: what is in a model's file, without a device.
+
+use crate::context::Context;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use tiebeam::models::llama::{Published, RopeScaling};
+use tiebeam::store::gguf::Gguf;
+use tiebeam::store::{Shards, Weights};
+use tiebeam::text::Words;
+use tiebeam::{Error, Result, files};
+
+const EXAMPLES: &str = "\
+Examples:
+  tiebeam inspect model.gguf
+  tiebeam inspect folder --tensors
+  tiebeam inspect model.gguf --json";
+
+/// Show what is in a language model's file: sizes, types, bits a weight, tokenizer, and whether `tiebeam run` can run it
+///
+/// Reads headers only, and needs no GPU.
+#[derive(clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub struct Args {
+    /// A GGUF file, a folder with safetensors, or a safetensors file
+    model: PathBuf,
+    /// List every tensor
+    #[arg(long)]
+    tensors: bool,
+}
+
+/// A tensor of a file.
+struct Tensor {
+    name: String,
+    kind: String,
+    shape: Vec<usize>,
+    /// `None` if the size of its type is not known.
+    bytes: Option<usize>,
+}
+
+pub fn run(args: &Args, context: &Context) -> Result<()> {
+    let tensors = tensors(&args.model)?;
+    if args.tensors {
+        list(&tensors, context)?;
+    }
+    let published = Published::open(&args.model);
+    match &published {
+        Ok(model) => sizes(model, context)?,
+        Err(_) => context.result(format_args!("{}: {} tensors", args.model.display(), tensors.len())),
+    }
+    types(&tensors, context)?;
+    // A safetensors file alone has no tokenizer, which its folder has.
+    let words = Words::open(&args.model);
+    match &words {
+        Ok(words) => tokenizer(words, context)?,
+        Err(error) => context.result(format_args!("tokenizer    none that is read: {error}")),
+    }
+    let reason = published.map(drop).and(words.map(drop)).err().map(|error| error.to_string());
+    match &reason {
+        None => context.result("runs         yes: `tiebeam run`"),
+        Some(reason) => context.result(format_args!("runs         no: {reason}")),
+    }
+    context.record(&json!({"line": "runs", "runs": reason.is_none(), "reason": reason}))
+}
+
+fn tensors(path: &Path) -> Result<Vec<Tensor>> {
+    let is_safetensors = path.is_dir() || path.extension().is_some_and(|e| e == "safetensors" || e == "json");
+    if is_safetensors {
+        let shards = Shards::open(path)?;
+        let tensor = |name: String| {
+            let info = shards.info(&name)?;
+            let bytes = Some(shards.file(&name)?.bytes(&name)?.len());
+            Ok(Tensor { kind: info.dtype.to_string(), shape: info.shape.clone(), bytes, name })
+        };
+        return shards.names().into_iter().map(tensor).collect();
+    }
+    let file = Gguf::open(path)?;
+    let tensor = |name: &str| {
+        let (kind, shape) = (file.kind_name(name)?.to_string(), file.shape(name)?.to_vec());
+        Ok::<_, Error>(Tensor { name: name.into(), kind, shape, bytes: file.bytes(name).ok() })
+    };
+    file.names().map(tensor).collect()
+}
+
+fn list(tensors: &[Tensor], context: &Context) -> Result<()> {
+    let wide = tensors.iter().map(|t| t.name.len()).max().unwrap_or(0);
+    for Tensor { name, kind, shape, bytes } in tensors {
+        let size = bytes.map_or("of unknown size".into(), |bytes| files::size(bytes as u64));
+        context.result(format_args!("{name:wide$}  {kind:8} {:20} {size}", format!("{shape:?}")));
+        context
+            .record(&json!({"line": "tensor", "name": name, "type": kind, "shape": shape, "bytes": bytes}))?;
+    }
+    Ok(())
+}
+
+/// How rotary angles are scaled, in a few words.
+fn scaling(scaling: RopeScaling) -> String {
+    match scaling {
+        RopeScaling::None => String::new(),
+        RopeScaling::Linear { factor } => format!(", scaled linearly by {factor}"),
+        RopeScaling::Llama3 { factor, .. } => format!(", scaled as in Llama 3 by {factor}"),
+        RopeScaling::Yarn { factor, .. } => format!(", scaled by YaRN by {factor}"),
+        _ => ", scaled".into(),
+    }
+}
+
+fn sizes(model: &Published, context: &Context) -> Result<()> {
+    let (c, parameters) = (model.config(), model.parameters());
+    let bytes = model.bytes().ok();
+    let bits = bytes.map(|bytes| 8.0 * bytes as f64 / parameters as f64);
+    let name = model.title().map_or(String::new(), |title| format!(" ({title})"));
+    context.result(format_args!(
+        "model        {}{name}, {:.1} M parameters",
+        model.kind(),
+        parameters as f64 / 1e6
+    ));
+    if let (Some(bytes), Some(bits)) = (bytes, bits) {
+        context
+            .result(format_args!("weights      {}, {bits:.2} bits a parameter", files::size(bytes as u64)));
+    }
+    if let Some(packing) = model.packing() {
+        context.result(format_args!("packing      {packing}"));
+    }
+    let window = c.window.map_or(String::new(), |window| format!(", window of {window}"));
+    context.result(format_args!(
+        "blocks       {} of width {}, MLP {}, {} heads of {} with {} of keys{window}",
+        c.layers,
+        c.width,
+        c.hidden,
+        c.heads,
+        c.head_dim(),
+        c.kv_heads
+    ));
+    context.result(format_args!(
+        "context      {} tokens, rotary base {}{}",
+        c.context,
+        c.rope_base,
+        scaling(c.rope_scaling)
+    ));
+    context.record(&json!({
+        "line": "model", "kind": model.kind(), "title": model.title(), "parameters": parameters, "bytes": bytes,
+        "bits_per_parameter": bits, "packing": model.packing(), "vocabulary": c.vocab, "layers": c.layers,
+        "width": c.width, "hidden": c.hidden, "heads": c.heads, "key_heads": c.kv_heads, "head_dim": c.head_dim(),
+        "context": c.context, "window": c.window, "rope_base": c.rope_base,
+    }))
+}
+
+/// How many tensors have each type, and what they take.
+fn types(tensors: &[Tensor], context: &Context) -> Result<()> {
+    let mut all: BTreeMap<&str, (usize, usize, Option<usize>)> = BTreeMap::new();
+    for tensor in tensors {
+        let (count, elements, bytes) = all.entry(&tensor.kind).or_insert((0, 0, Some(0)));
+        *count += 1;
+        *elements += tensor.shape.iter().product::<usize>();
+        *bytes = bytes.zip(tensor.bytes).map(|(a, b)| a + b);
+    }
+    for (kind, (count, elements, bytes)) in &all {
+        let size = bytes.map_or("of unknown size".into(), |bytes| {
+            let bits = 8.0 * bytes as f64 / (*elements).max(1) as f64;
+            format!("{}, {bits:.2} bits an element", files::size(bytes as u64))
+        });
+        context.result(format_args!("type         {kind}: {count} tensors, {size}"));
+        let bytes: Value = json!(bytes);
+        context.record(
+            &json!({"line": "type", "type": kind, "tensors": count, "elements": elements, "bytes": bytes}),
+        )?;
+    }
+    Ok(())
+}
+
+fn tokenizer(words: &Words, context: &Context) -> Result<()> {
+    let template = words.chat().is_some();
+    let bos = words.bos().map_or("no token before a text".into(), |bos| format!("{bos} before a text"));
+    context.result(format_args!(
+        "tokenizer    {}, {} tokens, {bos}, ends {:?}, {} chat template",
+        words.kind(),
+        words.size(),
+        words.ends(),
+        if template { "with a" } else { "no" }
+    ));
+    context.record(&json!({
+        "line": "tokenizer", "kind": words.kind(), "tokens": words.size(), "bos": words.bos(), "ends": words.ends(),
+        "chat_template": template,
+    }))
+}
