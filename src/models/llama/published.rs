@@ -22,7 +22,7 @@ pub struct Published {
 
 enum Source {
     Gguf(Gguf),
-    Folder(Shards, LlamaSettings, Option<QuantConfig>),
+    Folder(Shards, Box<LlamaSettings>, Option<QuantConfig>),
 }
 
 impl Published {
@@ -46,7 +46,7 @@ impl Published {
         let settings = LlamaSettings::from_json(&text)?;
         let packed = settings.quantization.as_ref().map(QuantConfig::from_json).transpose()?;
         let (kind, config) = (settings.kind.clone(), settings.config);
-        Ok(Published { kind, config, source: Source::Folder(Shards::open(&path)?, settings, packed), path })
+        Ok(Published { kind, config, source: Source::Folder(Shards::open(&path)?, Box::new(settings), packed), path })
     }
 
     /// Where the model is.
