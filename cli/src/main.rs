@@ -1,5 +1,5 @@
 //! The command `tiebeam`: lists and checks adapters, measures and tunes kernels, runs language models and trained potentials,
-//! matches and merges models.
+//! matches, merges and rounds models.
 
 mod barrier;
 mod bench;
@@ -10,6 +10,7 @@ mod inspect;
 mod matching;
 mod merge;
 mod predict;
+mod quantise;
 mod run;
 mod shell;
 mod tune;
@@ -72,6 +73,7 @@ enum Command {
     Merge(merge::Args),
     Match(matching::Args),
     Predict(predict::Args),
+    Quantise(quantise::Args),
     Run(run::Args),
     Tune(tune::Args),
 }
@@ -88,6 +90,7 @@ fn run(command: &Command, context: &Context) -> Result<()> {
         Command::Merge(args) => merge::run(args, context),
         Command::Match(args) => matching::run(args, context),
         Command::Predict(args) => predict::run(args, context),
+        Command::Quantise(args) => quantise::run(args, context),
         Command::Run(args) => run::run(args, context),
         Command::Tune(args) => tune::run(args, context),
     }

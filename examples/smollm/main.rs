@@ -15,6 +15,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
+use tiebeam::decode::{Windows, perplexity};
 use tiebeam::models::llama::{Llama, LlamaConfig};
 use tiebeam::nn::{Parameters, distillation};
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
@@ -111,53 +112,29 @@ fn generate(model: &Llama, words: &Words, args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Tokens of the text: a part for training, and the windows at the end.
-struct Text {
-    train: Vec<u32>,
-    windows: Vec<Vec<u32>>,
-}
-
-impl Text {
-    fn read(path: &Path, words: &Words, windows: usize) -> Result<Text> {
-        let fault = |message: String| Error::io(path, std::io::Error::other(message));
-        let text = std::fs::read_to_string(path).map_err(|e| fault(e.to_string()))?;
-        let tokens = words.encode(&text)?;
-        let need = windows * WINDOW + 1;
-        if tokens.len() < need {
-            return Err(fault(format!("{} tokens; {windows} windows of {WINDOW} need {need}", tokens.len())));
-        }
-        let cut = tokens.len() - need;
-        let window = |w: usize| {
-            let mut window = tokens[cut + w * WINDOW..][..WINDOW + 1].to_vec();
-            // A model whose texts begin with BOS expects it at the start of whatever it reads.
-            window[0] = words.bos().unwrap_or(window[0]);
-            window
-        };
-        Ok(Text { train: tokens[..cut].to_vec(), windows: (0..windows).map(window).collect() })
-    }
+/// Reads the text, whose last windows are measured.
+fn read(path: &Path, words: &Words, windows: usize) -> Result<Windows> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+    Windows::of_text(words, &text, windows, WINDOW)
+        .map_err(|e| Error::io(path, std::io::Error::other(e.to_string())))
 }
 
 fn pair(gpu: &Gpu, window: &[u32]) -> [Tensor; 2] {
     [0, 1].map(|from| Tensor::from_slice(gpu, &window[from..from + WINDOW], [1, WINDOW]))
 }
 
-/// Returns `exp` of the mean loss over the windows, in nats per token.
-fn perplexity(gpu: &Gpu, model: &Llama, text: &Text, what: &str) -> Result<f64> {
-    let bar = bar(text.windows.len() as u64);
+/// Measures the model on the windows behind a bar.
+fn measured(model: &Llama, text: &Windows, what: &str) -> Result<f64> {
+    let bar = bar(text.count() as u64);
     bar.set_message(format!("perplexity {what}"));
-    let mut sum = 0.0;
-    for window in &text.windows {
-        let [x, y] = pair(gpu, window);
-        sum += no_grad(|| model.loss(&x, &y)).item()? as f64;
-        bar.inc(1);
-    }
+    let found = perplexity(model, text, |_| bar.inc(1));
     bar.finish_and_clear();
-    Ok((sum / text.windows.len() as f64).exp())
+    found
 }
 
 /// Trains on random windows of the text, towards its next tokens or the scores of `teacher`.
-fn uptrain(gpu: &Gpu, model: &Llama, teacher: Option<&Llama>, text: &Text, args: &Args) -> Result<()> {
-    if text.train.len() <= WINDOW {
+fn uptrain(gpu: &Gpu, model: &Llama, teacher: Option<&Llama>, text: &Windows, args: &Args) -> Result<()> {
+    if text.before().len() <= WINDOW {
         return Err(Error::config("the text has nothing to train on before its last windows"));
     }
     let all = Parameters::of(model);
@@ -166,8 +143,8 @@ fn uptrain(gpu: &Gpu, model: &Llama, teacher: Option<&Llama>, text: &Text, args:
     let mut optimizer = AdamW::new(gpu, vec![group], config)?;
     let (bar, mut rng) = (bar(args.steps as u64), Rng::new(1));
     for step in 0..args.steps {
-        let start = rng.below(text.train.len() - WINDOW);
-        let [x, y] = pair(gpu, &text.train[start..start + WINDOW + 1]);
+        let start = rng.below(text.before().len() - WINDOW);
+        let [x, y] = pair(gpu, &text.before()[start..start + WINDOW + 1]);
         let loss = match teacher {
             Some(teacher) => {
                 let goal = no_grad(|| teacher.forward(&x));
@@ -235,7 +212,7 @@ fn converted(
     gpu: &Gpu,
     model: &Llama,
     words: &Words,
-    text: Option<&Text>,
+    text: Option<&Windows>,
     args: &Args,
     conversion: &Conversion,
 ) -> Result<Llama> {
@@ -244,35 +221,34 @@ fn converted(
     let copy = args.distill.then(|| model.copied());
     let prompt = words.encode(&args.prompt)?;
     let sample = match text {
-        Some(text) if text.train.len() >= SAMPLE * WINDOW => {
-            Tensor::from_slice(gpu, &text.train[..SAMPLE * WINDOW], [SAMPLE, WINDOW])
+        Some(text) if text.before().len() >= SAMPLE * WINDOW => {
+            Tensor::from_slice(gpu, &text.before()[..SAMPLE * WINDOW], [SAMPLE, WINDOW])
         }
         _ => Tensor::from_slice(gpu, &prompt, [1, prompt.len()]),
     };
     let new = conversion.apply(copy.as_ref().unwrap_or(model), args.lora, args.groups, &sample)?;
     let now = Parameters::of(&new).stored();
-    let mut measured = Measured { stored: now as f64 / stored as f64, ..Measured::default() };
+    let mut found = Measured { stored: now as f64 / stored as f64, ..Measured::default() };
     println!(
         "{conversion}: {} of {} MiB stored in f32 ({:.1}%)",
         now >> 18,
         stored >> 18,
-        100.0 * measured.stored
+        100.0 * found.stored
     );
-    measured.output_error = convert::output_error(gpu, model, &new, &prompt)?;
-    println!("output error {:.3}: of the hidden states, relative", measured.output_error);
+    found.output_error = convert::output_error(gpu, model, &new, &prompt)?;
+    println!("output error {:.3}: of the hidden states, relative", found.output_error);
     if let Some(text) = text {
-        let (before, after) =
-            (perplexity(gpu, model, text, "before")?, perplexity(gpu, &new, text, "after")?);
+        let (before, after) = (measured(model, text, "before")?, measured(&new, text, "after")?);
         println!("perplexity {before:.2} before, {after:.2} after");
-        (measured.before, measured.after) = (Some(before), Some(after));
+        (found.before, found.after) = (Some(before), Some(after));
         if args.steps > 0 {
             uptrain(gpu, &new, args.distill.then_some(model), text, args)?;
-            let trained = perplexity(gpu, &new, text, "trained")?;
+            let trained = measured(&new, text, "trained")?;
             println!("perplexity {trained:.2} after {} steps of training", args.steps);
-            measured.trained = Some(trained);
+            found.trained = Some(trained);
         }
     }
-    measured.record(gpu, args, conversion)?;
+    found.record(gpu, args, conversion)?;
     Ok(new)
 }
 
@@ -288,14 +264,13 @@ fn run(args: &Args) -> Result<()> {
         bytes >> 20,
         started.elapsed().as_secs_f64()
     );
-    let text =
-        args.text.as_deref().map(|path| Text::read(path, &words, args.windows as usize)).transpose()?;
+    let text = args.text.as_deref().map(|path| read(path, &words, args.windows as usize)).transpose()?;
     let Some(conversion) = &args.convert else {
         if let Some(text) = &text {
             println!(
                 "perplexity {:.2} on {} windows of {WINDOW} tokens",
-                perplexity(&gpu, &model, text, "")?,
-                text.windows.len()
+                measured(&model, text, "")?,
+                text.count()
             );
         }
         return generate(&model, &words, args);

@@ -1,7 +1,9 @@
-//! Decoding: choosing tokens, and serving models whose layers share weights.
+//! Decoding: choosing tokens, measuring how well a model predicts a text, and serving models whose layers share weights.
 
 mod depthwise;
+mod perplexity;
 mod sample;
 
 pub use depthwise::{DepthBatch, Emitted, Exit, Oracle, Request, Scheduling};
+pub use perplexity::{Windows, perplexity, perplexity_with};
 pub use sample::{Sampler, SamplerOptions};

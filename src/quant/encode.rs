@@ -44,27 +44,13 @@ impl Rounded {
         Ok((packing, all))
     }
 
-    /// The type of GGUF that has these levels and scales.
-    fn gguf_type(&self) -> Option<GgufType> {
-        if self.group() != 32 || !self.shape[1].is_multiple_of(32) || self.rounding.stored != Stored::F16 {
-            return None;
-        }
-        match (self.rounding.bits, self.rounding.form) {
-            (4, Form::Symmetric) => Some(GgufType::Q4_0),
-            (4, Form::Affine) => Some(GgufType::Q4_1),
-            (5, Form::Symmetric) => Some(GgufType::Q5_0),
-            (5, Form::Affine) => Some(GgufType::Q5_1),
-            (8, Form::Symmetric) => Some(GgufType::Q8_0),
-            _ => None,
-        }
-    }
-
     /// The blocks of a GGUF tensor and its type, which decode to [`Rounded::values`].
     ///
     /// # Errors
     /// [`Error::Config`] when no type of GGUF has this rounding.
     pub fn to_gguf(&self) -> Result<(GgufType, Vec<u8>)> {
-        let kind = self.gguf_type().ok_or_else(|| {
+        let whole = self.group() == 32 && self.shape[1].is_multiple_of(32);
+        let kind = self.rounding.gguf_type().filter(|_| whole).ok_or_else(|| {
             Error::config(format!(
                 "quant: {} bits in groups of {}, {:?} with scales in {:?}, in rows of {}: GGUF has groups of 32 with scales in \
                  F16, of 4 or 5 bits Symmetric or Affine, or of 8 bits Symmetric",
@@ -113,30 +99,33 @@ impl Rounded {
         }
         let name = |what: &str| format!("{prefix}.weight_{what}");
         let words = (columns * bits).div_ceil(32);
-        let levels: Vec<u8> = self.levels.chunks_exact(columns).flat_map(|row| sequence(row, bits)).collect();
+        let parts = self.compressed_parts();
+        let dtype = self.rounding.stored.dtype();
+        let mut all = vec![
+            Entry::bytes(name("packed"), FileDType::I32, &[rows, words], parts.levels),
+            Entry::bytes(name("scale"), dtype, &[rows, groups], parts.scales),
+            Entry::bytes(name("shape"), FileDType::I64, &[2], shape_bytes(self.shape)),
+        ];
+        if self.rounding.form == Form::Zero {
+            let shape = [(rows * bits).div_ceil(32), groups];
+            all.push(Entry::bytes(name("zero_point"), FileDType::I32, &shape, parts.zeros));
+        }
+        Ok(all)
+    }
+
+    /// The bytes of the tensors of [`Rounded::to_compressed`], for what [`Rounding::check_compressed`] allows.
+    pub(super) fn compressed_parts(&self) -> CompressedParts {
+        let (columns, bits) = (self.shape[1].max(1), self.rounding.bits as usize);
         let of = |x: &f32| match self.rounding.stored {
             Stored::F16 => f16::from_f32(*x).to_le_bytes().to_vec(),
             Stored::BF16 => bf16::from_f32(*x).to_le_bytes().to_vec(),
             Stored::F32 => x.to_le_bytes().to_vec(),
         };
-        let dtype = match self.rounding.stored {
-            Stored::F16 => FileDType::F16,
-            Stored::BF16 => FileDType::BF16,
-            Stored::F32 => FileDType::F32,
-        };
-        let scales: Vec<u8> = self.scales.iter().flat_map(of).collect();
-        let shape: Vec<u8> = self.shape.iter().flat_map(|&n| (n as i64).to_le_bytes()).collect();
-        let mut all = vec![
-            Entry::bytes(name("packed"), FileDType::I32, &[rows, words], levels),
-            Entry::bytes(name("scale"), dtype, &[rows, groups], scales),
-            Entry::bytes(name("shape"), FileDType::I64, &[2], shape),
-        ];
-        if self.rounding.form == Form::Zero {
-            let zeros = self.compressed_zeros();
-            let shape = [(rows * bits).div_ceil(32), groups];
-            all.push(Entry::bytes(name("zero_point"), FileDType::I32, &shape, zeros));
+        CompressedParts {
+            levels: self.levels.chunks_exact(columns).flat_map(|row| sequence(row, bits)).collect(),
+            scales: self.scales.iter().flat_map(of).collect(),
+            zeros: if self.rounding.form == Form::Zero { self.compressed_zeros() } else { Vec::new() },
         }
-        Ok(all)
     }
 
     /// Zeros in words that run down the rows.
@@ -151,6 +140,31 @@ impl Rounded {
     }
 }
 
+/// The bytes of `weight_packed`, `weight_scale` and `weight_zero_point`. Those of some rows can be appended to those of the rows
+/// above them, if these are a multiple of 8, because zeros run down the rows.
+#[derive(Default)]
+pub(super) struct CompressedParts {
+    pub levels: Vec<u8>,
+    pub scales: Vec<u8>,
+    pub zeros: Vec<u8>,
+}
+
+/// The bytes of `weight_shape`.
+pub(super) fn shape_bytes(shape: [usize; 2]) -> Vec<u8> {
+    shape.iter().flat_map(|&n| (n as i64).to_le_bytes()).collect()
+}
+
+impl Stored {
+    /// The type of scales in a safetensors file.
+    pub(super) fn dtype(self) -> FileDType {
+        match self {
+            Stored::F16 => FileDType::F16,
+            Stored::BF16 => FileDType::BF16,
+            Stored::F32 => FileDType::F32,
+        }
+    }
+}
+
 /// Levels of 4 or 8 bits one after the other, filled up with 0 to whole words.
 fn sequence(levels: &[u8], bits: usize) -> Vec<u8> {
     let mut all: Vec<u8> = match bits {
@@ -162,6 +176,21 @@ fn sequence(levels: &[u8], bits: usize) -> Vec<u8> {
 }
 
 impl Rounding {
+    /// The type of GGUF that has these levels and scales.
+    pub(super) fn gguf_type(&self) -> Option<GgufType> {
+        if self.group != Some(32) || self.stored != Stored::F16 {
+            return None;
+        }
+        match (self.bits, self.form) {
+            (4, Form::Symmetric) => Some(GgufType::Q4_0),
+            (4, Form::Affine) => Some(GgufType::Q4_1),
+            (5, Form::Symmetric) => Some(GgufType::Q5_0),
+            (5, Form::Affine) => Some(GgufType::Q5_1),
+            (8, Form::Symmetric) => Some(GgufType::Q8_0),
+            _ => None,
+        }
+    }
+
     fn check_compressed(&self) -> Result<()> {
         if matches!(self.bits, 4 | 8) && self.form != Form::Affine {
             return Ok(());
@@ -178,26 +207,40 @@ impl Rounding {
     /// # Errors
     /// [`Error::Config`] for other bits than 4 and 8, and for [`Form::Affine`].
     pub fn compressed_config(&self, ignore: &[&str]) -> Result<Value> {
-        self.check_compressed()?;
-        let strategy = if self.group.is_some() { "group" } else { "channel" };
-        Ok(json!({
-            "quant_method": "compressed-tensors",
-            "format": "pack-quantized",
-            "quantization_status": "compressed",
-            "config_groups": {"group_0": {
-                "targets": ["Linear"],
-                "weights": {
-                    "num_bits": self.bits,
-                    "type": "int",
-                    "symmetric": self.form == Form::Symmetric,
-                    "strategy": strategy,
-                    "group_size": self.group,
-                    "dynamic": false,
-                },
-            }},
-            "ignore": ignore,
-        }))
+        compressed_config(&[(*self, vec!["Linear".into()])], ignore)
     }
+}
+
+/// The object `quantization_config` of layers that are rounded in several ways. Targets and `ignore` are names of modules,
+/// classes of them, or regular expressions behind `re:`.
+pub(super) fn compressed_config(
+    groups: &[(Rounding, Vec<String>)],
+    ignore: &[impl AsRef<str>],
+) -> Result<Value> {
+    let mut all = serde_json::Map::new();
+    for (i, (rounding, targets)) in groups.iter().enumerate() {
+        rounding.check_compressed()?;
+        let strategy = if rounding.group.is_some() { "group" } else { "channel" };
+        let settings = json!({
+            "targets": targets,
+            "weights": {
+                "num_bits": rounding.bits,
+                "type": "int",
+                "symmetric": rounding.form == Form::Symmetric,
+                "strategy": strategy,
+                "group_size": rounding.group,
+                "dynamic": false,
+            },
+        });
+        all.insert(format!("group_{i}"), settings);
+    }
+    Ok(json!({
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "config_groups": all,
+        "ignore": ignore.iter().map(AsRef::as_ref).collect::<Vec<&str>>(),
+    }))
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Rounds weights to a few bits, and writes them in the layouts of packed matrices, of GGUF and of Hugging Face's folders.
 //!
 //! [`round`] takes the nearest level of every weight, and for each group of weights the range of levels with the least error.
-//! It needs no data and no device.
+//! It needs no data and no device. [`Job`] rounds a whole model, from a folder of Hugging Face to a folder or a GGUF file, or from a
+//! GGUF file to a GGUF file.
 //!
 //! ```
 //! use tiebeam::quant::{Form, Rounding, round};
@@ -15,8 +16,14 @@
 //! ```
 
 mod encode;
+mod job;
+mod plan;
 mod round;
 mod search;
+mod write;
 
+pub use job::{Format, Item, Job, JobSettings};
+pub use plan::{Part, Plan};
 pub use round::{Rounded, round};
 pub use search::{Form, POWER, Rounding, Stored};
+pub use write::{Measured, Progress};

@@ -61,12 +61,24 @@ struct Part {
 /// [`Error::Config`] for bits, group or power that are not possible, for another number of weights, for a weight that is NaN or
 /// infinite, and for weights that are too large for scales of the type in which they are stored.
 pub fn round(name: &str, w: &[f32], shape: [usize; 2], rounding: &Rounding) -> Result<Rounded> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    round_on(threads, name, w, shape, rounding)
+    round_from(0, name, w, shape, rounding)
 }
 
+/// [`round`] of some rows of a matrix, the first of which is row `first`, so that errors name rows as the matrix has them.
+pub(super) fn round_from(
+    first: usize,
+    name: &str,
+    w: &[f32],
+    shape: [usize; 2],
+    rounding: &Rounding,
+) -> Result<Rounded> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    round_on([threads, first], name, w, shape, rounding)
+}
+
+/// [`round_from`] with so many threads.
 fn round_on(
-    threads: usize,
+    [threads, first_row]: [usize; 2],
     name: &str,
     w: &[f32],
     shape: [usize; 2],
@@ -81,7 +93,7 @@ fn round_on(
     if let Some(i) = w.iter().position(|x| !x.is_finite()) {
         return Err(wrong(format!(
             "the weight in row {} at column {} is {}; only numbers can be rounded",
-            i / columns,
+            first_row + i / columns,
             i % columns,
             w[i]
         )));
@@ -90,7 +102,7 @@ fn round_on(
     let per_thread = rows.div_ceil(threads.max(1)).max(1) * columns.max(1);
     let parts: Vec<Result<Part, [usize; 2]>> = std::thread::scope(|scope| {
         let start = |(i, w)| {
-            let first = i * per_thread / columns.max(1);
+            let first = first_row + i * per_thread / columns.max(1);
             scope.spawn(move || round_rows(w, first, columns, group, rounding))
         };
         let started: Vec<_> = w.chunks(per_thread).enumerate().map(start).collect();
@@ -240,9 +252,9 @@ mod tests {
     fn threads_do_not_change_the_result() {
         let w = source();
         let rounding = Rounding::new(4, Form::Affine).power(2.4);
-        let one = round_on(1, "w", &w, [12, 128], &rounding).unwrap();
+        let one = round_on([1, 0], "w", &w, [12, 128], &rounding).unwrap();
         for threads in [2, 5, 40] {
-            assert_eq!(round_on(threads, "w", &w, [12, 128], &rounding).unwrap(), one);
+            assert_eq!(round_on([threads, 0], "w", &w, [12, 128], &rounding).unwrap(), one);
         }
         for shape in [[0, 7], [7, 0]] {
             let none = round("none", &[], shape, &rounding).unwrap();

@@ -1,6 +1,7 @@
 //! Reads safetensors files. A file is mapped, and its header is checked against its size.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::f16;
@@ -137,6 +138,18 @@ impl File {
     /// range of f32 is an error. Integers and 8-bit floats are refused.
     pub fn tensor_f32(&self, name: &str) -> Result<Vec<f32>> {
         self.read(name, bytes::to_f32)
+    }
+
+    /// [`File::tensor_f32`] of a range of elements in row-major order, so that a large tensor can be read in pieces. A range
+    /// outside is an error.
+    pub fn range_f32(&self, name: &str, range: Range<usize>) -> Result<Vec<f32>> {
+        let (info, bytes) = self.find(name)?;
+        let size = info.dtype.bits() / 8;
+        let at = range.start.checked_mul(size).zip(range.end.checked_mul(size));
+        let part = at.and_then(|(start, end)| bytes.get(start..end)).ok_or_else(|| {
+            self.wrong(name, format!("elements {range:?} were asked for, its shape is {:?}", info.shape))
+        })?;
+        bytes::to_f32(info.dtype, part).map_err(|message| self.wrong(name, message))
     }
 
     /// Reads a float tensor as f16. Other types than F16 are rounded once, to nearest even, and a finite value beyond the range

@@ -18,6 +18,7 @@ pub mod gguf;
 mod header;
 mod packed;
 mod save;
+mod settings;
 mod weights;
 
 pub use bytes::bf16_bytes;
@@ -29,6 +30,7 @@ pub(crate) use file::nearest;
 pub use file::{File, Info};
 pub use packed::{PackedRows, QuantConfig};
 pub use save::{Entry, save};
+pub(crate) use settings::settings_in;
 pub(crate) use weights::INDEX;
 pub use weights::{Shards, Weights};
 

@@ -10,14 +10,14 @@ use crate::store::gguf::Gguf;
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tokenizers::{AddedToken, ModelWrapper, Tokenizer};
 
 /// The files beside the tokenizer. Those that are missing are null.
-struct Settings {
+pub(super) struct Settings {
     model: Value,
     generation: Value,
-    tokenizer: Value,
+    pub tokenizer: Value,
     special: Value,
     added: Value,
 }
@@ -59,7 +59,7 @@ fn around(processor: &Value) -> Result<(), String> {
 }
 
 impl Settings {
-    fn read(folder: &Path) -> Result<Settings> {
+    pub fn read(folder: &Path) -> Result<Settings> {
         let read = |name: &str| json::read(&folder.join(name));
         Ok(Settings {
             model: read("config.json")?,
@@ -71,7 +71,7 @@ impl Settings {
     }
 
     /// The text of a control token, such as `bos_token`.
-    fn mark(&self, name: &str) -> Option<&str> {
+    pub fn mark(&self, name: &str) -> Option<&str> {
         content(&self.tokenizer[name]).or_else(|| content(&self.special[name]))
     }
 
@@ -81,7 +81,7 @@ impl Settings {
     }
 
     /// Size of the model's table of tokens, which may be larger or smaller than the tokenizer.
-    fn table(&self) -> Option<usize> {
+    pub fn table(&self) -> Option<usize> {
         self.model["vocab_size"].as_u64().and_then(|size| usize::try_from(size).ok())
     }
 
@@ -107,9 +107,15 @@ impl Settings {
 
     /// The template in its own file, or else in tokenizer_config.json, where it may be one of several.
     fn chat(&self, folder: &Path) -> Result<Option<ChatTemplate>> {
+        let Some((path, source)) = self.template(folder)? else { return Ok(None) };
+        ChatTemplate::new(&source, self.marks()).map(Some).map_err(|message| Error::format(path, message))
+    }
+
+    /// The text of the template, and the file that has it.
+    pub fn template(&self, folder: &Path) -> Result<Option<(PathBuf, String)>> {
         let path = folder.join("chat_template.jinja");
-        let (path, source) = match std::fs::read_to_string(&path) {
-            Ok(source) => (path, source),
+        match std::fs::read_to_string(&path) {
+            Ok(source) => Ok(Some((path, source))),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let named = |all: &Vec<Value>| {
                     let default = all.iter().find(|one| one["name"] == "default")?;
@@ -117,16 +123,14 @@ impl Settings {
                 };
                 let value = &self.tokenizer["chat_template"];
                 let source = value.as_str().map(str::to_string).or_else(|| value.as_array().and_then(named));
-                let Some(source) = source else { return Ok(None) };
-                (folder.join("tokenizer_config.json"), source)
+                Ok(source.map(|source| (folder.join("tokenizer_config.json"), source)))
             }
-            Err(error) => return Err(Error::io(path, error)),
-        };
-        ChatTemplate::new(&source, self.marks()).map(Some).map_err(|message| Error::format(path, message))
+            Err(error) => Err(Error::io(path, error)),
+        }
     }
 
-    /// Adds the tokens that stand in tokenizer_config.json or added_tokens.json and not in `tokenizer.model`.
-    fn extend(&self, tokenizer: &mut Tokenizer) -> Result<(), String> {
+    /// The tokens that stand in tokenizer_config.json or added_tokens.json, by their ids.
+    pub fn listed(&self) -> Result<Vec<(u32, AddedToken)>, String> {
         let mut all: Vec<(u32, AddedToken)> = Vec::new();
         let listed = self.tokenizer["added_tokens_decoder"].as_object().into_iter().flatten();
         for (id, token) in listed {
@@ -144,7 +148,12 @@ impl Settings {
             }
         }
         all.sort_by_key(|(id, _)| *id);
-        for (id, token) in all {
+        Ok(all)
+    }
+
+    /// Adds the tokens that are listed and are not in `tokenizer.model`.
+    fn extend(&self, tokenizer: &mut Tokenizer) -> Result<(), String> {
+        for (id, token) in self.listed()? {
             let text = token.content.clone();
             tokenizer.add_tokens(&[token]);
             if tokenizer.token_to_id(&text) != Some(id) {

@@ -35,7 +35,9 @@ mod proto;
 mod split;
 mod stream;
 mod words;
+mod write;
 
 pub use chat::{ChatTemplate, Message};
 pub use stream::Stream;
 pub use words::Words;
+pub use write::gguf_metadata;

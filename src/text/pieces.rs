@@ -44,6 +44,18 @@ impl Kind {
         })
     }
 
+    /// The number of a kind in a GGUF file.
+    pub fn number(self) -> i128 {
+        match self {
+            Kind::Normal => 1,
+            Kind::Unknown => 2,
+            Kind::Control => 3,
+            Kind::UserDefined => 4,
+            Kind::Unused => 5,
+            Kind::Byte => 6,
+        }
+    }
+
     /// How the tokenizer finds such a token in a text, if it is more than BPE's.
     pub fn added(self, text: &str) -> Option<AddedToken> {
         match self {

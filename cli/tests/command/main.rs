@@ -6,6 +6,7 @@ mod merge;
 #[path = "../../../tests/systems/merges.rs"]
 mod merges;
 mod predict;
+mod quantise;
 #[path = "../../../tests/support/mod.rs"]
 mod support;
 mod surface;

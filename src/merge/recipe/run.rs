@@ -8,7 +8,7 @@ use crate::files;
 use crate::gpu::Gpu;
 use crate::gpu::readback::Reading;
 use crate::merge::Weights;
-use crate::store::{Entry, FileDType, INDEX, save};
+use crate::store::{Entry, FileDType, INDEX, save, settings_in};
 use crate::tensor::Tensor;
 use half::f16;
 use serde_json::{Value, json};
@@ -143,14 +143,7 @@ impl Job {
 
     /// Returns the file names of the leading model's settings and tokenizer.
     fn settings(&self) -> Result<Vec<String>> {
-        let from = self.leading_folder();
-        let mut names: Vec<_> = std::fs::read_dir(from)
-            .map_err(|e| Error::io(from, e))?
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .filter(|name| is_setting(name) && from.join(name).is_file())
-            .collect();
-        names.sort();
-        Ok(names)
+        settings_in(self.leading_folder())
     }
 
     /// Copies the leading model's settings and tokenizer, with the number of layers and the type set to the output's.
@@ -187,13 +180,6 @@ impl Job {
         }
         Ok(if settings == before { bytes } else { format!("{settings:#}\n").into_bytes() })
     }
-}
-
-/// Whether a file of a model's folder holds settings or the tokenizer, which an output folder needs too.
-fn is_setting(name: &str) -> bool {
-    let tokenizer = name.starts_with("tokenizer") || name.starts_with("vocab") || name == "merges.txt";
-    let json = ["config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json"];
-    tokenizer || json.contains(&name) || name.starts_with("chat_template")
 }
 
 impl Stream<'_> {

@@ -9,7 +9,7 @@ use crate::ops::sequence::rope::Pairing;
 use crate::store::gguf::{Gguf, GgufType, Value};
 use crate::tensor::Tensor;
 
-const NAMES: Names = Names {
+pub(super) const NAMES: Names = Names {
     embedding: "token_embd",
     norm: "output_norm",
     head: "output",
@@ -20,7 +20,7 @@ const NAMES: Names = Names {
 };
 
 /// Divisors of the frequencies of rotary angles, which converters compute for Llama 3.
-const FACTORS: &str = "rope_freqs.weight";
+pub(super) const FACTORS: &str = "rope_freqs.weight";
 
 /// The keys of one architecture.
 struct Keys<'a> {

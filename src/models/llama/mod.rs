@@ -7,6 +7,7 @@
 //! of a head are rotated together, and in how far back attention reaches.
 
 mod config;
+mod convert;
 mod gguf;
 mod published;
 mod read;

@@ -6,7 +6,7 @@ use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::share::Packing;
-use crate::store::gguf::Gguf;
+use crate::store::gguf::{Conversion, Gguf};
 use crate::store::{FileDType, QuantConfig, Shards, Weights};
 use crate::tensor::Tensor;
 use std::cell::RefCell;
@@ -22,7 +22,7 @@ pub struct Published {
 
 enum Source {
     Gguf(Gguf),
-    Folder(Shards, LlamaSettings, Option<QuantConfig>),
+    Folder(Shards, Box<LlamaSettings>, Option<QuantConfig>),
 }
 
 impl Published {
@@ -46,7 +46,12 @@ impl Published {
         let settings = LlamaSettings::from_json(&text)?;
         let packed = settings.quantization.as_ref().map(QuantConfig::from_json).transpose()?;
         let (kind, config) = (settings.kind.clone(), settings.config);
-        Ok(Published { kind, config, source: Source::Folder(Shards::open(&path)?, settings, packed), path })
+        Ok(Published {
+            kind,
+            config,
+            source: Source::Folder(Shards::open(&path)?, Box::new(settings), packed),
+            path,
+        })
     }
 
     /// Where the model is.
@@ -85,6 +90,21 @@ impl Published {
                     Folder { shards, packed: packed.as_ref(), form: Form::Stored, read: RefCell::default() };
                 check(&folder, &HUGGING_FACE, &self.config, settings.head(), settings.biases)
             }
+        }
+    }
+
+    /// How a folder becomes a GGUF file, without its tokenizer.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when this is a GGUF file already, and for what such a file cannot say.
+    pub fn gguf(&self) -> Result<Conversion> {
+        match &self.source {
+            Source::Gguf(_) => Err(Error::config(format!("{} is a GGUF file already", self.path.display()))),
+            Source::Folder(_, _, Some(_)) => Err(Error::config(format!(
+                "{}: its weights are packed already (`quantization_config`); take the folder from which they were made",
+                self.path.display()
+            ))),
+            Source::Folder(shards, settings, None) => settings.gguf(&shards.names()),
         }
     }
 

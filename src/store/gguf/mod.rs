@@ -5,6 +5,7 @@
 //! size beyond the end of the file is refused before anything is read or allocated by that size.
 
 mod blocks;
+mod conversion;
 mod header;
 mod repack;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+pub use conversion::{Conversion, Place};
 pub use header::Value;
 pub use repack::repack;
 pub use types::GgufType;
@@ -172,6 +174,25 @@ impl Gguf {
         let kind = self.kind(name)?;
         let mut out = Vec::with_capacity(self.shape(name)?.iter().product());
         blocks::decode(kind, self.bytes_of(name)?, &mut out);
+        Ok(out)
+    }
+
+    /// [`Gguf::tensor_f32`] of a range of rows, so that a large tensor can be read in pieces. Columns are the innermost axis, and
+    /// rows all the others.
+    ///
+    /// # Errors
+    /// As [`Gguf::kind`], and when the tensor has fewer rows.
+    pub fn rows_f32(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
+        let (kind, shape) = (self.kind(name)?, self.shape(name)?);
+        let (columns, outer) = shape.split_last().map_or((1, shape), |(last, outer)| (*last, outer));
+        let all: usize = outer.iter().product();
+        if rows.start > rows.end || rows.end > all {
+            return Err(self.wrong(name, format!("rows {rows:?} were asked for, it has {all}")));
+        }
+        let [elements, size] = kind.block();
+        let row = columns / elements * size;
+        let mut out = Vec::with_capacity(rows.len() * columns);
+        blocks::decode(kind, &self.bytes_of(name)?[rows.start * row..rows.end * row], &mut out);
         Ok(out)
     }
 

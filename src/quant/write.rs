@@ -1,0 +1,322 @@
+//! Rounds a model, one piece of a tensor at a time, from its files to the output's.
+
+use super::encode::{CompressedParts, compressed_config, shape_bytes};
+use super::job::{CONFIG, Format, Item, Job, Source, WEIGHTS};
+use super::plan::Part;
+use super::round::round_from;
+use super::search::{Form, Rounding};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::store::gguf::{self, Value as Metadata};
+use crate::store::{Entry, FileDType, Shards, save, settings_in};
+use serde_json::Value;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Weights that are in memory as f32 at a time: 64 MiB.
+const PIECE: usize = 1 << 24;
+/// Pieces have a multiple of so many rows, so that the zeros of a piece are whole words.
+const ROWS: usize = 8;
+/// Which version of its blocks ggml wrote: `GGML_QNT_VERSION` of ggml.h.
+const QUANTIZATION_VERSION: i128 = 2;
+
+/// What rounding did to one tensor.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Measured {
+    /// The sum of squared errors.
+    pub squared_error: f64,
+    /// The sum of squared weights.
+    pub squared: f64,
+}
+
+impl Measured {
+    /// The root of the mean squared error, relative to that of the weights.
+    pub fn relative(&self) -> f64 {
+        if self.squared > 0.0 { (self.squared_error / self.squared).sqrt() } else { 0.0 }
+    }
+}
+
+impl std::ops::AddAssign for Measured {
+    fn add_assign(&mut self, other: Measured) {
+        self.squared_error += other.squared_error;
+        self.squared += other.squared;
+    }
+}
+
+/// Called with the number of further bytes of the model that have been rounded, of [`Job::work`] in all. An error ends the run and
+/// leaves the old output intact.
+pub type Progress<'a> = dyn FnMut(u64) -> Result<()> + 'a;
+
+/// A run: what has been made and not been asked for yet, and what was measured.
+struct Run<'a, 'p> {
+    job: &'a Job,
+    progress: &'a mut Progress<'p>,
+    /// Scales and zeros of weights whose levels are written, by the names of their tensors.
+    made: BTreeMap<String, Vec<u8>>,
+    measured: Vec<Option<Measured>>,
+}
+
+impl Job {
+    /// Rounds the model and writes it whole or not at all. Equal models and settings give equal bytes. Returns what rounding did to
+    /// each of [`Job::items`].
+    ///
+    /// # Errors
+    /// Those of [`Job::check_out`] and `progress`; for a weight that is NaN or infinite, or too large for a scale of 16 bits,
+    /// named by tensor, row and column; when a file or the disk fails. `out` is then as it was.
+    pub fn run(&self, out: &Path, progress: &mut Progress) -> Result<Vec<Option<Measured>>> {
+        self.check_out(out)?;
+        let measured = vec![None; self.items.len()];
+        let run = RefCell::new(Run { job: self, progress, made: BTreeMap::new(), measured });
+        match (&self.source, self.format) {
+            (Source::Folder(shards), Format::CompressedTensors) => {
+                files::replace_folder(out, |folder| self.folder(shards, folder, &run))?;
+            }
+            _ => self.gguf(out, &run)?,
+        }
+        Ok(run.into_inner().measured)
+    }
+
+    fn folder(&self, shards: &Shards, folder: &Path, run: &RefCell<Run>) -> Result<()> {
+        for name in settings_in(&self.path)?.into_iter().filter(|name| name != CONFIG) {
+            let path = self.path.join(&name);
+            let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+            files::replace_with(&folder.join(name), bytes)?;
+        }
+        let mut config = self.config.clone();
+        config["quantization_config"] = self.packing_config()?;
+        files::replace_with(&folder.join(CONFIG), format!("{config:#}\n"))?;
+        let mut entries = Vec::new();
+        for (i, item) in self.items.iter().enumerate() {
+            match (item.rounding, item.matrix()) {
+                (Some(rounding), Some(shape)) => entries.extend(packed(run, i, item, &rounding, shape)),
+                _ => {
+                    let bytes = shards.file(&item.name)?.bytes(&item.name)?;
+                    let dtype = shards.dtype(&item.name)?;
+                    entries.push(Entry::bytes(item.name.clone(), dtype, &item.shape, bytes));
+                }
+            }
+        }
+        let notes = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+        save(folder.join(WEIGHTS), entries, &notes)
+    }
+
+    /// The object `quantization_config`: all linear layers if they are rounded alike, or else the layers of each rounding.
+    fn packing_config(&self) -> Result<Value> {
+        let mut roundings: Vec<Rounding> = Vec::new();
+        for rounding in self.items.iter().filter_map(|item| item.rounding).map(settings_of) {
+            if !roundings.contains(&rounding) {
+                roundings.push(rounding);
+            }
+        }
+        let with =
+            |rounding: Rounding| self.patterns(|item| item.rounding.map(settings_of) == Some(rounding));
+        let groups: Vec<(Rounding, Vec<String>)> = match roundings[..] {
+            [one] => vec![(one, vec!["Linear".into()])],
+            _ => roundings.iter().map(|&rounding| (rounding, with(rounding))).collect(),
+        };
+        let mut ignore = self.patterns(|item| item.rounding.is_none() && item.part != Part::Embed);
+        // A head that is the table of token vectors has no tensor, and is a linear layer to transformers.
+        if self.items.iter().all(|item| item.part != Part::Head) {
+            ignore.push("lm_head".into());
+        }
+        compressed_config(&groups, &ignore)
+    }
+
+    /// The modules that are chosen, as compressed-tensors matches names. Modules that differ in numbers only are one regular
+    /// expression if all of them are chosen.
+    fn patterns(&self, chosen: impl Fn(&Item) -> bool) -> Vec<String> {
+        let mut classes: BTreeMap<String, Vec<(&str, bool)>> = BTreeMap::new();
+        for item in self.items.iter().filter(|item| item.shape.len() == 2) {
+            let Some(module) = item.name.strip_suffix(".weight") else { continue };
+            classes.entry(class_of(module)).or_default().push((module, chosen(item)));
+        }
+        let mut all = Vec::new();
+        for (class, modules) in classes {
+            let whole = modules.iter().all(|(_, chosen)| *chosen);
+            if whole && class.contains("\\d+") {
+                all.push(format!("re:^{class}$"));
+            } else {
+                all.extend(
+                    modules.iter().filter(|(_, chosen)| *chosen).map(|(module, _)| module.to_string()),
+                );
+            }
+        }
+        all
+    }
+
+    fn gguf(&self, out: &Path, run: &RefCell<Run>) -> Result<()> {
+        let conversion = self.settings.conversion.as_ref();
+        let mut metadata: BTreeMap<String, Metadata> = match &self.source {
+            Source::Gguf(file) => file.metadata().clone(),
+            Source::Folder(_) => conversion.into_iter().flat_map(|c| c.metadata.iter().cloned()).collect(),
+        };
+        // Files are written with the usual alignment.
+        metadata.remove("general.alignment");
+        metadata.insert("general.file_type".into(), Metadata::Integer(self.file_type()));
+        metadata.insert("general.quantization_version".into(), Metadata::Integer(QUANTIZATION_VERSION));
+        let metadata: Vec<(String, Metadata)> = metadata.into_iter().collect();
+        let mut entries = Vec::new();
+        for (i, item) in self.items.iter().enumerate() {
+            let kind = item.kind.ok_or_else(|| {
+                Error::config(format!("quantise: tensor `{}` has no type of GGUF", item.name))
+            })?;
+            let (name, shape) = (item.name.clone(), &item.shape[..]);
+            entries.push(match (item.rounding, item.matrix(), &self.source) {
+                (Some(rounding), Some(sizes), _) => {
+                    gguf::Entry::lazy(name, kind, shape, move || run.borrow_mut().blocks(i, &rounding, sizes))
+                }
+                (_, _, Source::Gguf(file)) => {
+                    gguf::Entry::bytes(name, kind, shape, file.bytes_of(&item.source)?)
+                }
+                (_, _, Source::Folder(shards)) => {
+                    gguf::Entry::lazy(name, kind, shape, move || kept(shards, item))
+                }
+            });
+        }
+        if let (Source::Folder(_), Some(conversion)) = (&self.source, conversion) {
+            let more = conversion.more.iter();
+            entries.extend(more.map(|(name, all)| gguf::Entry::f32(name.as_str(), &[all.len()], all)));
+        }
+        gguf::save(out, &metadata, entries)
+    }
+
+    /// The number by which `general.file_type` calls the type of most tensors: `llama_ftype` of llama.h.
+    fn file_type(&self) -> i128 {
+        match (self.settings.bits, self.settings.asymmetric) {
+            (4, false) => 2,
+            (4, true) => 3,
+            (5, false) => 8,
+            (5, true) => 9,
+            _ => 7,
+        }
+    }
+}
+
+/// The bytes of a tensor of a folder that a GGUF file has unrounded: vectors as F32, and matrices as they are stored, with their
+/// rows in the order of the output.
+fn kept(shards: &Shards, item: &Item) -> Result<Vec<u8>> {
+    let file = shards.file(&item.source)?;
+    let (all, rows) = (item.count(), item.shape.first().copied().unwrap_or(1));
+    let values;
+    let bytes = match item.shape.len() {
+        2.. => file.bytes(&item.source)?,
+        _ => {
+            values = file.range_f32(&item.source, 0..all)?;
+            bytemuck::cast_slice(&values)
+        }
+    };
+    if item.place.heads.is_none() {
+        return Ok(bytes.to_vec());
+    }
+    let row = bytes.len() / rows.max(1);
+    Ok((0..rows).flat_map(|r| &bytes[item.place.source_row(r, rows) * row..][..row]).copied().collect())
+}
+
+/// A rounding without what `quantization_config` does not say.
+fn settings_of(rounding: Rounding) -> Rounding {
+    rounding.stored(super::search::Stored::F16)
+}
+
+/// A module's name as a regular expression with any number in the place of each.
+fn class_of(module: &str) -> String {
+    let part = |part: &str| match !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()) {
+        true => "\\d+".to_string(),
+        false => part
+            .chars()
+            .flat_map(|c| (!c.is_alphanumeric() && c != '_').then_some('\\').into_iter().chain([c]))
+            .collect(),
+    };
+    module.split('.').map(part).collect::<Vec<_>>().join("\\.")
+}
+
+/// The tensors in the place of a weight. The levels are asked for before scales and zeros, because a file sorts its tensors by
+/// type and then by name, so that only these have to be kept.
+fn packed<'a>(
+    run: &'a RefCell<Run>,
+    i: usize,
+    item: &'a Item,
+    rounding: &Rounding,
+    [rows, columns]: [usize; 2],
+) -> Vec<Entry<'a>> {
+    let prefix = item.name.strip_suffix("weight").unwrap_or(&item.name);
+    let (rounding, bits) = (*rounding, rounding.bits as usize);
+    let groups = rounding.group.map_or(1, |group| columns / group);
+    let name = |what: &str| format!("{prefix}weight_{what}");
+    let part = |what: &str, dtype: FileDType, shape: [usize; 2]| {
+        let full = name(what);
+        let key = full.clone();
+        Entry::lazy(full, dtype, &shape, move || run.borrow_mut().part(i, &rounding, [rows, columns], &key))
+    };
+    let mut all = vec![
+        part("packed", FileDType::I32, [rows, (columns * bits).div_ceil(32)]),
+        part("scale", rounding.stored.dtype(), [rows, groups]),
+        Entry::bytes(name("shape"), FileDType::I64, &[2], shape_bytes([rows, columns])),
+    ];
+    if rounding.form == Form::Zero {
+        all.push(part("zero_point", FileDType::I32, [(rows * bits).div_ceil(32), groups]));
+    }
+    all
+}
+
+impl Run<'_, '_> {
+    /// Rounds a matrix in pieces, and gives each to `take`.
+    fn pieces(
+        &mut self,
+        i: usize,
+        rounding: &Rounding,
+        [rows, columns]: [usize; 2],
+        mut take: impl FnMut(super::Rounded) -> Result<()>,
+    ) -> Result<()> {
+        let item = &self.job.items[i];
+        let step = (PIECE / columns.max(1) / ROWS).max(1) * ROWS;
+        let mut measured = Measured::default();
+        let mut told = 0;
+        for from in (0..rows).step_by(step) {
+            let to = rows.min(from + step);
+            let w = self.job.source.rows(item, [rows, columns], from..to)?;
+            measured.squared += w.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>();
+            let rounded = round_from(from, &item.name, &w, [to - from, columns], rounding)?;
+            measured.squared_error += rounded.error;
+            drop(w);
+            take(rounded)?;
+            let done = item.bytes_before * to as u64 / rows as u64;
+            (self.progress)(done - told)?;
+            told = done;
+        }
+        self.measured[i] = Some(measured);
+        Ok(())
+    }
+
+    /// The blocks of a tensor of a GGUF file.
+    fn blocks(&mut self, i: usize, rounding: &Rounding, shape: [usize; 2]) -> Result<Vec<u8>> {
+        let mut all = Vec::with_capacity(self.job.items[i].bytes_after as usize);
+        self.pieces(i, rounding, shape, |rounded| {
+            all.extend(rounded.to_gguf()?.1);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// One of the tensors in the place of a weight of a folder.
+    fn part(&mut self, i: usize, rounding: &Rounding, shape: [usize; 2], name: &str) -> Result<Vec<u8>> {
+        if let Some(made) = self.made.remove(name) {
+            return Ok(made);
+        }
+        let mut parts = CompressedParts::default();
+        self.pieces(i, rounding, shape, |rounded| {
+            let piece = rounded.compressed_parts();
+            parts.levels.extend(piece.levels);
+            parts.scales.extend(piece.scales);
+            parts.zeros.extend(piece.zeros);
+            Ok(())
+        })?;
+        let item = &self.job.items[i];
+        let prefix = item.name.strip_suffix("weight").unwrap_or(&item.name);
+        let named = [("packed", parts.levels), ("scale", parts.scales), ("zero_point", parts.zeros)];
+        let named = named.into_iter().filter(|(_, bytes)| !bytes.is_empty());
+        self.made.extend(named.map(|(what, bytes)| (format!("{prefix}weight_{what}"), bytes)));
+        self.made.remove(name).ok_or_else(|| Error::config(format!("quantise: nothing made `{name}`")))
+    }
+}

@@ -1,0 +1,182 @@
+//! The metadata by which a GGUF file says what a folder's tokenizer is.
+
+use super::folder::Settings;
+use super::pieces::{Kind, Piece};
+use super::words::Words;
+use super::{json, proto};
+use crate::error::{Error, Result};
+use crate::store::gguf::Value;
+use serde_json::Value as Json;
+use std::path::Path;
+
+/// The score of tokens that were added to sentencepiece's, by llama.cpp's converter.
+const ADDED: f32 = -1000.0;
+
+/// Most tokens of a table, so that a damaged file does not take all memory.
+const MOST: usize = 1 << 24;
+
+/// Tokens by their ids. `None`: no token has this id.
+struct Table(Vec<Option<Piece>>);
+
+impl Table {
+    fn new(size: usize) -> Result<Table, String> {
+        match size <= MOST {
+            true => Ok(Table(vec![None; size])),
+            false => Err(format!("a table of {size} tokens is more than any model has")),
+        }
+    }
+
+    fn put(&mut self, id: u64, piece: Piece) -> Result<(), String> {
+        let size = self.0.len();
+        let place = usize::try_from(id).ok().and_then(|id| self.0.get_mut(id));
+        let Some(place) = place else {
+            return Err(format!("token {id} is '{}', and the model's table has only {size}", piece.text));
+        };
+        *place = Some(piece);
+        Ok(())
+    }
+
+    /// All tokens. Ids without a token get a text that no text becomes.
+    fn whole(self) -> Vec<Piece> {
+        let unused = |id: usize| Piece { text: format!("[PAD{id}]"), score: ADDED, kind: Kind::Unused };
+        self.0.into_iter().enumerate().map(|(id, piece)| piece.unwrap_or_else(|| unused(id))).collect()
+    }
+}
+
+fn added_kind(special: bool) -> Kind {
+    if special { Kind::Control } else { Kind::UserDefined }
+}
+
+/// The tokens and merges of a `tokenizer.json` of byte-level BPE.
+fn bytes(file: &Json, size: Option<usize>) -> Result<(Vec<Piece>, Vec<Value>), String> {
+    let vocabulary = file["model"]["vocab"].as_object().ok_or("it has no vocabulary")?;
+    let added = file["added_tokens"].as_array().map_or(&[][..], Vec::as_slice);
+    let ids = vocabulary.values().chain(added.iter().map(|token| &token["id"])).filter_map(Json::as_u64);
+    let most = ids.max().map_or(0, |most| most as usize + 1);
+    let mut table = Table::new(size.unwrap_or(most))?;
+    for (text, id) in vocabulary {
+        let id = id.as_u64().ok_or_else(|| format!("'{text}' has no id"))?;
+        table.put(id, Piece { text: text.clone(), score: 0.0, kind: Kind::Normal })?;
+    }
+    for token in added {
+        let (Some(id), Some(text)) = (token["id"].as_u64(), token["content"].as_str()) else {
+            return Err("an added token has no id or no text".into());
+        };
+        let kind = added_kind(token["special"] == true);
+        table.put(id, Piece { text: text.into(), score: 0.0, kind })?;
+    }
+    let merges = file["model"]["merges"].as_array().ok_or("it has no merges")?;
+    let merge = |merge: &Json| match (merge.as_str(), merge[0].as_str().zip(merge[1].as_str())) {
+        (Some(text), _) => Ok(Value::Text(text.into())),
+        (_, Some((a, b))) if !a.contains(' ') && !b.contains(' ') => Ok(Value::Text(format!("{a} {b}"))),
+        _ => Err(format!("the merge {merge} cannot be written")),
+    };
+    Ok((table.whole(), merges.iter().map(merge).collect::<Result<_, String>>()?))
+}
+
+impl Settings {
+    /// The tokens of a `tokenizer.model`, and those that were added to them.
+    fn all_pieces(&self, model: proto::Model) -> Result<Vec<Piece>, String> {
+        let (own, added) = (model.pieces.len(), self.added_pieces()?);
+        let most = added.iter().map(|(id, _)| *id as usize + 1).max().unwrap_or(0).max(own);
+        let mut table = Table::new(self.table().unwrap_or(most))?;
+        for (id, piece) in (0..).zip(model.pieces) {
+            table.put(id, piece)?;
+        }
+        for (id, piece) in added.into_iter().filter(|(id, _)| *id as usize >= own) {
+            table.put(id.into(), piece)?;
+        }
+        Ok(table.whole())
+    }
+
+    fn added_pieces(&self) -> Result<Vec<(u32, Piece)>, String> {
+        let all = self.listed()?;
+        let piece = |(id, token): (u32, tokenizers::AddedToken)| {
+            (id, Piece { score: ADDED, kind: added_kind(token.special), text: token.content })
+        };
+        Ok(all.into_iter().map(piece).collect())
+    }
+}
+
+/// The lists of tokens and their types.
+fn lists(pieces: &[Piece]) -> [(&'static str, Value); 2] {
+    let texts = pieces.iter().map(|piece| Value::Text(piece.text.clone())).collect();
+    let kinds = pieces.iter().map(|piece| Value::Integer(piece.kind.number())).collect();
+    [("tokens", Value::List(texts)), ("token_type", Value::List(kinds))]
+}
+
+/// Returns the metadata `tokenizer.*` by which a GGUF file says what the tokenizer and the chat template of a folder are.
+///
+/// Byte-level BPE is read from `tokenizer.json` and must cut text by a rule that llama.cpp has a name for. Sentencepiece's BPE is
+/// read from `tokenizer.model`, because `tokenizer.json` lacks its scores.
+///
+/// # Errors
+/// As [`Words::in_folder`]. [`Error::Format`] for another kind of tokenizer, and for one that puts other tokens than BOS around a
+/// text.
+pub fn gguf_metadata(folder: &Path) -> Result<Vec<(String, Value)>> {
+    let words = Words::in_folder(folder)?;
+    let settings = Settings::read(folder)?;
+    let fault = |message: String| {
+        Error::format(folder, format!("the tokenizer cannot be written to a GGUF file: {message}"))
+    };
+    around(&words).map_err(fault)?;
+    let (whole, model) = (folder.join("tokenizer.json"), folder.join("tokenizer.model"));
+    let mut all: Vec<(&str, Value)> = Vec::new();
+    let pieces = if let Some(rule) = words.kind().strip_prefix("byte-level BPE, ") {
+        let (pieces, merges) = bytes(&json::read(&whole)?, settings.table()).map_err(fault)?;
+        all.extend([("model", Value::Text("gpt2".into())), ("pre", Value::Text(rule.into()))]);
+        all.push(("merges", Value::List(merges)));
+        pieces
+    } else if words.kind() == "sentencepiece BPE" && model.is_file() {
+        let data = std::fs::read(&model).map_err(|error| Error::io(&model, error))?;
+        let model = proto::parse(&data).map_err(fault)?;
+        let prefix = settings.tokenizer["add_prefix_space"].as_bool().unwrap_or(model.prefix);
+        let pieces = settings.all_pieces(model).map_err(fault)?;
+        all.extend([("model", Value::Text("llama".into())), ("pre", Value::Text("default".into()))]);
+        all.push(("add_space_prefix", Value::Bool(prefix)));
+        let scores = pieces.iter().map(|piece| Value::Float(f64::from(piece.score))).collect();
+        all.push(("scores", Value::List(scores)));
+        pieces
+    } else {
+        return Err(fault(match words.kind() {
+            "sentencepiece BPE" => {
+                "it needs sentencepiece's scores, which are in tokenizer.model only".into()
+            }
+            "byte-level BPE" => "it cuts text by a rule that has no name in GGUF files".into(),
+            other => format!("it is {other}; byte-level BPE and sentencepiece BPE can be written"),
+        }));
+    };
+    let id = |text: Option<&str>| {
+        let place = text.and_then(|text| pieces.iter().position(|piece| piece.text == text));
+        place.map(|id| id as i128)
+    };
+    let eos = id(settings.mark("eos_token")).or(words.ends().first().map(|&id| id.into()));
+    let more = words.ends().iter().map(|&id| i128::from(id)).find(|id| Some(*id) != eos);
+    for (key, id) in [
+        ("bos_token_id", words.bos().map(i128::from).or(id(settings.mark("bos_token")))),
+        ("eos_token_id", eos),
+        ("eot_token_id", more),
+        ("unknown_token_id", id(settings.mark("unk_token"))),
+        ("padding_token_id", id(settings.mark("pad_token"))),
+    ] {
+        all.extend(id.map(|id| (key, Value::Integer(id))));
+    }
+    all.push(("add_bos_token", Value::Bool(words.bos().is_some())));
+    all.extend(lists(&pieces));
+    let mut all: Vec<_> =
+        all.into_iter().map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)).collect();
+    if let Some((_, source)) = settings.template(folder)? {
+        all.push(("tokenizer.chat_template".into(), Value::Text(source)));
+    }
+    Ok(all)
+}
+
+/// Refuses a tokenizer that puts other tokens than BOS around a text.
+fn around(words: &Words) -> Result<(), String> {
+    let of = |ids: Result<Vec<u32>>| ids.map_err(|error| error.to_string());
+    let (all, plain) = (of(words.encode("a"))?, of(words.encode_plain("a"))?);
+    match all == words.bos().into_iter().chain(plain).collect::<Vec<_>>() {
+        true => Ok(()),
+        false => Err("it puts other tokens than BOS around a text".into()),
+    }
+}
