@@ -144,14 +144,23 @@ mod tests {
     use super::*;
     use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
 
+    /// The words of a command, of which those in single quotes may have blanks.
+    fn words(command: &str) -> Vec<String> {
+        let parts = command.split('\'').enumerate();
+        let words = parts.map(|(i, part)| match i % 2 {
+            0 => part.split_whitespace().map(String::from).collect(),
+            _ => vec![part.to_string()],
+        });
+        words.flat_map(|words: Vec<String>| words).collect()
+    }
+
     /// Every command of a help text's examples, with what the shell does to it left out.
     fn examples(help: &str) -> Vec<Vec<String>> {
         let lines = help.lines().map(str::trim).filter(|line| line.starts_with("tiebeam "));
         lines
             .map(|line| {
                 let end = ["|", ">", "<"].iter().filter_map(|mark| line.find(&format!(" {mark} "))).min();
-                let words = line[..end.unwrap_or(line.len())].split_whitespace();
-                words.map(|word| word.trim_matches('\'').to_string()).collect()
+                words(&line[..end.unwrap_or(line.len())])
             })
             .collect()
     }

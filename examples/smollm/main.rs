@@ -1,8 +1,6 @@
-//! Runs a Llama-type model from a GGUF file or a Hugging Face folder: generates text, measures perplexity, and shows what sharing
-//! its weights costs.
+//! Measures the perplexity of a language model, and shows what sharing its weights costs. `tiebeam run` generates text with one.
 //!
-//!     make smollm
-//!     cargo run --release --example smollm -- --model FILE --prompt "The capital of France is"
+//!     cargo run --release --example smollm -- --model FILE --text TEXT
 //!     cargo run --release --example smollm -- --model FILE --text TEXT --convert recursive:15 --lora 64
 
 mod convert;
@@ -11,36 +9,26 @@ use clap::Parser;
 use convert::Conversion;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 use tiebeam::decode::{Windows, perplexity};
-use tiebeam::models::llama::{Llama, LlamaConfig};
+use tiebeam::models::llama::{Form, Llama, Published};
 use tiebeam::nn::{Parameters, distillation};
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
-use tiebeam::store::gguf::Gguf;
-use tiebeam::store::{Shards, Weights};
 use tiebeam::text::Words;
 use tiebeam::{Error, Gpu, Result, Rng, Tensor, files, no_grad};
 
-/// Run a Llama-type model, measure it, convert it to shared weights.
+/// Measure a language model, and convert it to shared weights.
 #[derive(Parser, Debug)]
 #[command(version)]
 struct Args {
-    /// GGUF file (Q4_1, Q4_0, Q8_0, F16, F32; `make smollm` obtains one), or a folder with config.json, tokenizer.json and
-    /// safetensors
+    /// GGUF file (scripts/fetch-smollm.sh obtains one), or a folder with config.json, a tokenizer and safetensors
     #[arg(long)]
     model: PathBuf,
-    /// Text to continue
+    /// Text whose output error is measured after a conversion
     #[arg(long, default_value = "The capital of France is")]
     prompt: String,
-    /// Tokens to add
-    #[arg(long, default_value_t = 32)]
-    tokens: usize,
-    /// Most tokens of a sequence
-    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(2..=8192))]
-    context: u32,
     /// Text to measure perplexity on, and to train on after a conversion
     #[arg(long)]
     text: Option<PathBuf>,
@@ -71,6 +59,8 @@ struct Args {
 }
 
 const WINDOW: usize = 256;
+/// Most tokens of a sequence: those of a prompt.
+const CONTEXT: usize = 1024;
 /// Number of windows, from the start of the text, that dictionaries are fitted to.
 const SAMPLE: usize = 8;
 
@@ -79,37 +69,6 @@ fn bar(count: u64) -> ProgressBar {
     let style = "{bar:24} {pos}/{len} {wide_msg} {elapsed} so far, about {eta} to go";
     bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
     bar
-}
-
-/// Decodes greedily and prints each token at once, then the rate in tokens per second (without the prompt).
-fn generate(model: &Llama, words: &Words, args: &Args) -> Result<()> {
-    let prompt = words.encode(&args.prompt)?;
-    if prompt.is_empty() {
-        return Err(Error::config("--prompt is empty; give at least one word"));
-    }
-    let mut session = model.session(args.context as usize)?;
-    let mut scores = session.push(&prompt)?;
-    println!("--prompt is answered up to --tokens {}, each time by the likeliest token:\n", args.tokens);
-    print!("{}", args.prompt);
-    let started = Instant::now();
-    let (mut count, mut answer) = (0, words.stream());
-    // The answer goes on where the prompt ends, so its first blank is written.
-    prompt.iter().try_for_each(|token| answer.push(*token).map(|_| ()))?;
-    while count < args.tokens {
-        let best = (0..scores.len()).max_by(|&a, &b| scores[a].total_cmp(&scores[b])).unwrap_or(0) as u32;
-        if words.ends().contains(&best) {
-            break;
-        }
-        count += 1;
-        print!("{}", answer.push(best)?);
-        std::io::stdout().flush().ok();
-        if count < args.tokens {
-            scores = session.push(&[best])?;
-        }
-    }
-    let seconds = started.elapsed().as_secs_f64();
-    println!("{}\n{count} tokens, {:.1} a second", answer.finish(), count as f64 / seconds);
-    Ok(())
 }
 
 /// Reads the text, whose last windows are measured.
@@ -164,26 +123,6 @@ fn uptrain(gpu: &Gpu, model: &Llama, teacher: Option<&Llama>, text: &Windows, ar
     Ok(())
 }
 
-/// Opens a model. Returns it with its tokenizer and the size of its weights on disk, in bytes.
-fn open(gpu: &Gpu, path: &Path, context: usize) -> Result<(Llama, Words, usize)> {
-    if !path.is_dir() {
-        let file = Gguf::open(path)?;
-        let bytes: Result<Vec<usize>> = file.names().map(|name| file.bytes(name)).collect();
-        let model = Llama::from_gguf(gpu, &file, context)?;
-        return Ok((model, Words::of_gguf(&file)?, bytes?.iter().sum()));
-    }
-    let settings = path.join("config.json");
-    let text = std::fs::read_to_string(&settings).map_err(|e| {
-        Error::io(&settings, std::io::Error::new(e.kind(), format!("{e}; a model folder needs its sizes")))
-    })?;
-    let config = LlamaConfig::from_json(&text)?;
-    let config = config.context(config.context.min(context));
-    let (words, weights) = (Words::in_folder(path)?, Shards::open(path)?);
-    let bytes: Result<Vec<usize>> =
-        weights.names().iter().map(|n| Ok(weights.file(n)?.bytes(n)?.len())).collect();
-    Ok((Llama::from_weights(gpu, &weights, config)?, words, bytes?.iter().sum()))
-}
-
 /// Measured effects of a conversion.
 #[derive(Default)]
 struct Measured {
@@ -215,11 +154,14 @@ fn converted(
     text: Option<&Windows>,
     args: &Args,
     conversion: &Conversion,
-) -> Result<Llama> {
+) -> Result<()> {
     let stored = Parameters::of(model).stored();
     // The conversion shares leaves with its model. A copy is converted if the model is the teacher, which must not change.
     let copy = args.distill.then(|| model.copied());
     let prompt = words.encode(&args.prompt)?;
+    if prompt.is_empty() {
+        return Err(Error::config("--prompt is empty; give at least one word"));
+    }
     let sample = match text {
         Some(text) if text.before().len() >= SAMPLE * WINDOW => {
             Tensor::from_slice(gpu, &text.before()[..SAMPLE * WINDOW], [SAMPLE, WINDOW])
@@ -248,35 +190,38 @@ fn converted(
             found.trained = Some(trained);
         }
     }
-    found.record(gpu, args, conversion)?;
-    Ok(new)
+    found.record(gpu, args, conversion)
 }
 
 fn run(args: &Args) -> Result<()> {
+    if args.convert.is_none() && args.text.is_none() {
+        return Err(Error::config(
+            "give --text to measure perplexity, or --convert; `tiebeam run` generates text",
+        ));
+    }
+    let (file, words) = (Published::open(&args.model)?, Words::open(&args.model)?);
+    let text = args.text.as_deref().map(|path| read(path, &words, args.windows as usize)).transpose()?;
     let gpu = Gpu::open()?;
     println!("{}", gpu.adapter());
     let started = Instant::now();
-    let (model, words, bytes) = open(&gpu, &args.model, args.context as usize)?;
+    // Only what is trained or converted has to be leaves.
+    let form = if args.convert.is_some() { Form::F32 } else { Form::Stored };
+    let model = file.load(&gpu, CONTEXT, form)?;
     gpu.synchronize()?;
     println!(
-        "{} parameters, {} MiB in the file, read in {:.1} s",
-        Parameters::of(&model).stored(),
-        bytes >> 20,
+        "{} parameters, {} in the file, read in {:.1} s",
+        file.check()?,
+        files::size(file.bytes()? as u64),
         started.elapsed().as_secs_f64()
     );
-    let text = args.text.as_deref().map(|path| read(path, &words, args.windows as usize)).transpose()?;
-    let Some(conversion) = &args.convert else {
-        if let Some(text) = &text {
-            println!(
-                "perplexity {:.2} on {} windows of {WINDOW} tokens",
-                measured(&model, text, "")?,
-                text.count()
-            );
-        }
-        return generate(&model, &words, args);
-    };
-    let model = converted(&gpu, &model, &words, text.as_ref(), args, conversion)?;
-    generate(&model, &words, args)
+    if let Some(conversion) = &args.convert {
+        return converted(&gpu, &model, &words, text.as_ref(), args, conversion);
+    }
+    if let Some(text) = &text {
+        let found = measured(&model, text, "")?;
+        println!("perplexity {found:.2} on {} windows of {WINDOW} tokens", text.count());
+    }
+    Ok(())
 }
 
 fn main() -> ExitCode {
