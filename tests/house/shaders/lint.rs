@@ -145,7 +145,7 @@ fn shifts_beside_others(line: &str) -> bool {
             word if OTHERS.contains(&word) => open[last].1 += 1,
             // What begins another expression.
             ")" | ";" | "=" | "&&" | "||" | "==" | "!=" | "<" | ">" | "<=" | ">=" | "return" | "?" => {
-                open[last] = (0, 0)
+                open[last] = (0, 0);
             }
             word if word.ends_with('=') || word.ends_with(':') => open[last] = (0, 0),
             _ => {}
