@@ -128,7 +128,9 @@ pub fn for_matrix_units() -> Vec<Source> {
             }
             all.extend(lefts[2..].iter().map(|left| of(left, right)));
             all.push(of(left, rights[2]));
-            all.extend(rights[3..].iter().map(|right| of(left, right).slot("site", "site_tied")));
+            for site in ["site_tied", "site_packed"] {
+                all.extend(rights[3..].iter().map(|right| of(left, right).slot("site", site)));
+            }
             all.extend(stores.map(|store| half(of(left, right)).slot("store", store)));
             // Results of a scope of f16.
             let narrow = |source: Source| source.slot("pieces", "pieces_of_4").slot("out", "out_f16");
