@@ -47,7 +47,7 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// Uploads a matrix `[rows, columns]` that is packed as [`format`] says.
+    /// Uploads a matrix `[rows, columns]` that is packed as [`mod@format`] says.
     ///
     /// # Errors
     /// [`Error::Config`] when there are fewer or more words than the matrix needs, a scale in two levels has a last block
