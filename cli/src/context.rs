@@ -175,14 +175,17 @@ impl Context {
         Ok(text)
     }
 
-    /// Checks that the file of JSON lines is not one that the command reads.
-    fn keep(&self, path: &Path) -> Result<()> {
+    /// Checks that the file of JSON lines is not one that the command reads, or writes as something else.
+    pub fn keep(&self, path: &Path) -> Result<()> {
         let Lines::File(lines, _) = &self.lines else { return Ok(()) };
-        let same = |a: &Path| a.canonicalize().is_ok_and(|a| path.canonicalize().is_ok_and(|b| a == b));
+        // What is still to be written has no canonical path.
+        let whole = |path: &Path| path.canonicalize().or_else(|_| std::path::absolute(path)).ok();
+        let same = |a: &Path| whole(a).is_some() && whole(a) == whole(path);
         match same(lines) || same(&Part::beside(lines)) {
-            true => {
-                Err(Error::config(format!("--json={} would replace a file that is read", lines.display())))
-            }
+            true => Err(Error::config(format!(
+                "--json={} would replace a file that is read or written",
+                lines.display()
+            ))),
             false => Ok(()),
         }
     }

@@ -82,7 +82,7 @@ enum Method {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Format {
-    /// A folder with packed safetensors, for transformers, vLLM and Tiebeam
+    /// A folder with packed safetensors, for Tiebeam and, without --asymmetric, transformers
     CompressedTensors,
     /// A GGUF file, for llama.cpp and Tiebeam
     Gguf,
@@ -118,6 +118,18 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         return Err(Error::config(
             "--out: weights are written to a file or folder with a name, and not to stdout",
         ));
+    }
+    if let Some(out) = &args.out {
+        let named = |name: &str| out.extension().is_some_and(|e| e == name);
+        if args.model.is_dir() && args.format.is_none() && named("gguf") {
+            return Err(Error::config("--out names a GGUF file; a folder becomes one with --format gguf"));
+        }
+        context.keep(out)?;
+        let same =
+            |text: &PathBuf| text.canonicalize().is_ok_and(|a| out.canonicalize().is_ok_and(|b| a == b));
+        if args.text.as_ref().is_some_and(same) {
+            return Err(Error::config("--out would replace the text that is read; name another file"));
+        }
     }
     let job = Job::open(&args.model, args.settings()?)?;
     let (false, Some(out)) = (args.dry_run, &args.out) else { return plan(&job, context) };

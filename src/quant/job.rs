@@ -404,6 +404,17 @@ impl Job {
                 out.display()
             )));
         }
+        // A folder's files may be links to places outside of it.
+        let reads =
+            |read: &Path| read.canonicalize().is_ok_and(|read| place(out).is_some_and(|out| out == read));
+        let links = std::fs::read_dir(&self.path).into_iter().flatten().flatten().map(|entry| entry.path());
+        if let Some(link) = links.into_iter().find(|link| reads(link)) {
+            return Err(Error::config(format!(
+                "{} is what {} stands for, which is read; name another place",
+                out.display(),
+                link.display()
+            )));
+        }
         match self.format {
             Format::Gguf => files::check(out),
             Format::CompressedTensors => {

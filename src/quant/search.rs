@@ -227,7 +227,13 @@ impl Search<'_> {
     fn walk(&mut self, grid: impl Fn(usize) -> Option<Grid>) -> Option<usize> {
         let (mut kept, mut last) = (None, f64::INFINITY);
         for i in 0..=CLIPS {
-            let Some(grid) = grid(i) else { continue };
+            let Some(grid) = grid(i) else {
+                // If the whole range cannot be stored, clipping must not hide it.
+                if i == 0 {
+                    return None;
+                }
+                continue;
+            };
             let cost = grid.cost(self.w, self.power);
             match self.best {
                 Some((least, _)) if cost > HOPELESS * least && cost > last => break,

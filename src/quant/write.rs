@@ -7,7 +7,7 @@ use super::round::round_from;
 use super::search::{Form, Rounding};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::store::gguf::{self, Value as Metadata};
+use crate::store::gguf::{self, GgufType, Value as Metadata};
 use crate::store::{Entry, FileDType, Shards, save, settings_in};
 use serde_json::Value;
 use std::cell::RefCell;
@@ -182,15 +182,22 @@ impl Job {
         gguf::save(out, &metadata, entries)
     }
 
-    /// The number by which `general.file_type` calls the type of most tensors: `llama_ftype` of llama.h.
+    /// The number by which `general.file_type` calls the type of most weights: `llama_ftype` of llama.h.
     fn file_type(&self) -> i128 {
-        match (self.settings.bits, self.settings.asymmetric) {
-            (4, false) => 2,
-            (4, true) => 3,
-            (5, false) => 8,
-            (5, true) => 9,
-            _ => 7,
-        }
+        let numbers = [
+            (GgufType::F32, 0),
+            (GgufType::F16, 1),
+            (GgufType::Q4_0, 2),
+            (GgufType::Q4_1, 3),
+            (GgufType::Q8_0, 7),
+            (GgufType::Q5_0, 8),
+            (GgufType::Q5_1, 9),
+            (GgufType::BF16, 32),
+        ];
+        let weights = |kind: GgufType| -> usize {
+            self.items.iter().filter(|item| item.kind == Some(kind)).map(Item::count).sum()
+        };
+        numbers.into_iter().max_by_key(|(kind, _)| weights(*kind)).map_or(0, |(_, number)| number)
     }
 }
 

@@ -151,11 +151,18 @@ pub fn gguf_metadata(folder: &Path) -> Result<Vec<(String, Value)>> {
         place.map(|id| id as i128)
     };
     let eos = id(settings.mark("eos_token")).or(words.ends().first().map(|&id| id.into()));
-    let more = words.ends().iter().map(|&id| i128::from(id)).find(|id| Some(*id) != eos);
+    let mut more = words.ends().iter().map(|&id| i128::from(id)).filter(|id| Some(*id) != eos);
+    let (second, third) = (more.next(), more.next());
+    if let Some(fourth) = more.next() {
+        return Err(fault(format!(
+            "it has more than three ends of an answer, of which GGUF has no place for {fourth}"
+        )));
+    }
     for (key, id) in [
         ("bos_token_id", words.bos().map(i128::from).or(id(settings.mark("bos_token")))),
         ("eos_token_id", eos),
-        ("eot_token_id", more),
+        ("eot_token_id", second),
+        ("eom_token_id", third),
         ("unknown_token_id", id(settings.mark("unk_token"))),
         ("padding_token_id", id(settings.mark("pad_token"))),
     ] {

@@ -406,3 +406,54 @@ fn a_text_is_measured_before_and_after() {
     );
     assert_eq!(folder.names(), ["lines.jsonl", "out.gguf", "short.txt"]);
 }
+
+/// What is read is never written over: neither what a folder's links stand for, nor the text, nor by the lines.
+#[test]
+fn nothing_that_is_read_is_replaced() {
+    let folder = Folder::new("quantise-kept");
+    let source = folder.join("m");
+    std::fs::create_dir(&source).expect("a folder");
+    for file in std::fs::read_dir(model("llama3")).expect("the vectors") {
+        let file = file.expect("a file").path();
+        let name = file.file_name().expect("a name").to_owned();
+        std::fs::copy(&file, source.join(name)).expect("copied");
+    }
+    std::fs::rename(source.join("model.safetensors"), folder.join("blob")).expect("moved");
+    #[cfg(unix)]
+    std::os::unix::fs::symlink("../blob", source.join("model.safetensors")).expect("a link");
+    #[cfg(not(unix))]
+    std::fs::copy(folder.join("blob"), source.join("model.safetensors")).expect("copied");
+    let blob = std::fs::read(folder.join("blob")).expect("read");
+    if cfg!(unix) {
+        let said = refusal(&folder, &source, &["--format", "gguf", "--out", "blob"]);
+        assert!(said.contains("stands for, which is read"), "{said}");
+    }
+    std::fs::write(folder.join("text"), "In the beginning").expect("written");
+    let said = refusal(&folder, &model("llama3/model.gguf"), &["--out", "text", "--text", "text"]);
+    assert!(said.contains("would replace the text"), "{said}");
+    let said = refusal(&folder, &model("llama3/model.gguf"), &["--out", "a.gguf", "--json=a.gguf"]);
+    assert!(said.contains("read or written"), "{said}");
+    let said = refusal(&folder, &source, &["--group", "16", "--out", "a.gguf"]);
+    assert!(said.contains("--format gguf"), "{said}");
+    assert_eq!(std::fs::read(folder.join("blob")).expect("kept"), blob);
+    assert_eq!(folder.names(), ["blob", "m", "text"]);
+}
+
+/// A folder that lacks a tensor, or has one in another size than its settings say, becomes no file.
+#[test]
+fn an_incomplete_folder_becomes_no_file() {
+    let folder = Folder::new("quantise-incomplete");
+    let source = folder.join("m");
+    std::fs::create_dir(&source).expect("a folder");
+    for file in std::fs::read_dir(model("llama3")).expect("the vectors") {
+        let file = file.expect("a file").path();
+        std::fs::copy(&file, source.join(file.file_name().expect("a name"))).expect("copied");
+    }
+    let config = std::fs::read_to_string(source.join("config.json")).expect("settings");
+    let mut json: Value = serde_json::from_str(&config).expect("JSON");
+    json["num_hidden_layers"] = 3.into();
+    std::fs::write(source.join("config.json"), json.to_string()).expect("written");
+    let said = refusal(&folder, &source, &["--format", "gguf", "--out", "a.gguf"]);
+    assert!(said.contains("model.layers.2."), "{said}");
+    assert_eq!(folder.names(), ["m"]);
+}

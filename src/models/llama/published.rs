@@ -104,7 +104,10 @@ impl Published {
                 "{}: its weights are packed already (`quantization_config`); take the folder from which they were made",
                 self.path.display()
             ))),
-            Source::Folder(shards, settings, None) => settings.gguf(&shards.names()),
+            Source::Folder(shards, settings, None) => {
+                self.check()?;
+                settings.gguf(&shards.names())
+            }
         }
     }
 
