@@ -15,6 +15,9 @@ pub(super) fn size_class(bytes: u64) -> u64 {
     bytes.div_ceil(step) * step
 }
 
+/// How often free buffers are given back to the driver before a request is refused.
+const MOST_TRIMS: usize = 16;
+
 /// Bytes of a buffer that is being created, which no pool counts yet. They are given back when this is dropped.
 struct Admitted<'a> {
     creating: &'a Mutex<u64>,
@@ -106,12 +109,20 @@ impl Gpu {
             return Ok(raw);
         }
         drop(pool);
-        let raw = self.create(op, class, from).or_else(|| {
-            // The pool's free buffers may be of other sizes. They go back to the driver once the work on them is done.
+        let mut raw = self.create(op, class, from);
+        // The pool's free buffers may be of other sizes. They go back to the driver once the work on them is done. Meanwhile
+        // other threads may let go of buffers, so this is tried again as long as there are some.
+        for _ in 0..MOST_TRIMS {
+            if raw.is_some() || class > self.0.most_memory {
+                break;
+            }
             let _ = self.wait_idle();
             self.trim();
-            self.create(op, class, from)
-        });
+            raw = self.create(op, class, from);
+            if raw.is_none() && lock(&self.0.pool).stats.free == 0 {
+                break;
+            }
+        }
         // This is no fault of the device: only what needs this buffer cannot be computed.
         let raw = raw.ok_or_else(|| {
             let limit = match self.0.most_memory {
