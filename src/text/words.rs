@@ -43,6 +43,13 @@ fn fault(error: impl ToString) -> Error {
 }
 
 impl Words {
+    /// The texts of the tokens that were added to the vocabulary.
+    pub(super) fn added(&self) -> Vec<String> {
+        let mut all: Vec<_> = self.tokenizer.get_added_tokens_decoder().into_iter().collect();
+        all.sort_by_key(|(id, _)| *id);
+        all.into_iter().map(|(_, token)| token.content).collect()
+    }
+
     /// Checks that the parts fit together, and makes words of them.
     pub(super) fn assembled(parts: Parts) -> Result<Words, String> {
         let Parts { mut tokenizer, rule, before, after, ends, limit, kind, chat } = parts;

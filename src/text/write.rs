@@ -5,9 +5,10 @@ use super::pieces::{Kind, Piece};
 use super::words::Words;
 use super::{json, proto};
 use crate::error::{Error, Result};
-use crate::store::gguf::Value;
+use crate::store::gguf::{self, Gguf, Value};
 use serde_json::Value as Json;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The score of tokens that were added to sentencepiece's, by llama.cpp's converter.
 const ADDED: f32 = -1000.0;
@@ -111,8 +112,8 @@ fn lists(pieces: &[Piece]) -> [(&'static str, Value); 2] {
 /// read from `tokenizer.model`, because `tokenizer.json` lacks its scores.
 ///
 /// # Errors
-/// As [`Words::in_folder`]. [`Error::Format`] for another kind of tokenizer, and for one that puts other tokens than BOS around a
-/// text.
+/// As [`Words::in_folder`]. [`Error::Format`] for another kind of tokenizer, and for one that GGUF has no words for: it puts other
+/// tokens than BOS around a text, or cuts or ends texts in another way than what would be written.
 pub fn gguf_metadata(folder: &Path) -> Result<Vec<(String, Value)>> {
     let words = Words::in_folder(folder)?;
     let settings = Settings::read(folder)?;
@@ -175,7 +176,55 @@ pub fn gguf_metadata(folder: &Path) -> Result<Vec<(String, Value)>> {
     if let Some((_, source)) = settings.template(folder)? {
         all.push(("tokenizer.chat_template".into(), Value::Text(source)));
     }
+    says_the_same(&words, &all)?.map_err(fault)?;
     Ok(all)
+}
+
+/// Texts that rules of cutting, normalising and blanks tell apart. None begins with a blank, which GGUF has no rule for.
+const PROBES: [&str; 7] = [
+    "The ship's 12345 sails, IT'S 3.14",
+    "Cafe\u{301} na\u{ef}ve STRASSE stra\u{df}e \u{fb01}n \u{ff21}\u{ff22}",
+    "x  y   z\t\tend \n\n\n new!!\r\n--->",
+    "\u{4f60}\u{597d} \u{3053}\u{3093} 2024\u{5e74} \u{1f600}\u{1f468}\u{200d}\u{1f469}",
+    "don't WE'LL i'd he'Ve",
+    "<|im_start|>user\nhi<|im_end|>",
+    "a",
+];
+
+/// Whether what these metadata say cuts texts, and ends answers, as the tokenizer does.
+fn says_the_same(words: &Words, metadata: &[(String, Value)]) -> Result<Result<(), String>> {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let name = format!("tiebeam-{}-{}.gguf", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let path = std::env::temp_dir().join(name);
+    gguf::save(&path, metadata, Vec::new())?;
+    let written = Gguf::open(&path).and_then(|file| Words::of_gguf(&file));
+    let _ = std::fs::remove_file(&path);
+    let written = written?;
+    let is_cut = |text: &str| {
+        Err(format!(
+            "it cuts {text:?} in a way that GGUF has no rule for (a normaliser, a blank before texts, or tokens that stand in \
+             one of its files only)"
+        ))
+    };
+    for text in PROBES {
+        if words.encode(text)? != written.encode(text)? {
+            return Ok(is_cut(text));
+        }
+    }
+    for text in words.added() {
+        if words.encode_chat(&text)? != written.encode_chat(&text)? {
+            return Ok(is_cut(&text));
+        }
+    }
+    let sorted = |ends: &[u32]| {
+        let mut ends = ends.to_vec();
+        ends.sort_unstable();
+        ends
+    };
+    match sorted(words.ends()) == sorted(written.ends()) {
+        true => Ok(Ok(())),
+        false => Ok(Err(format!("answers would end at {:?} in place of {:?}", written.ends(), words.ends()))),
+    }
 }
 
 /// Refuses a tokenizer that puts other tokens than BOS around a text.

@@ -457,3 +457,37 @@ fn an_incomplete_folder_becomes_no_file() {
     assert!(said.contains("model.layers.2."), "{said}");
     assert_eq!(folder.names(), ["m"]);
 }
+
+/// What GGUF has no rule for is refused, and not passed over.
+#[test]
+fn tokenizers_that_gguf_cannot_say_are_refused() {
+    type Edit = fn(&mut Value);
+    let edits: [(&str, Edit); 3] = [
+        ("llama3", |json| json["normalizer"] = serde_json::json!({"type": "Lowercase"})),
+        ("qwen2", |json| json["normalizer"] = Value::Null),
+        ("mistral", |json| {
+            let last = json["added_tokens"].as_array().expect("tokens").len();
+            let mut token = json["added_tokens"][last - 1].clone();
+            (token["id"], token["content"]) = (350.into(), "<|new|>".into());
+            json["added_tokens"].as_array_mut().expect("tokens").push(token);
+        }),
+    ];
+    for (name, edit) in edits {
+        let folder = Folder::new("quantise-tokens");
+        let source = folder.join("m");
+        std::fs::create_dir(&source).expect("a folder");
+        for file in std::fs::read_dir(model(name)).expect("the vectors") {
+            let file = file.expect("a file").path();
+            std::fs::copy(&file, source.join(file.file_name().expect("a name"))).expect("copied");
+        }
+        let path = source.join("tokenizer.json");
+        let mut json: Value =
+            serde_json::from_str(&std::fs::read_to_string(&path).expect("text")).expect("JSON");
+        edit(&mut json);
+        std::fs::write(&path, json.to_string()).expect("written");
+        let said = refusal(&folder, &source, &["--format", "gguf", "--out", "a.gguf"]);
+        let reasons = ["cannot be written to a GGUF file", "has only 350 tokens"];
+        assert!(reasons.iter().any(|reason| said.contains(reason)), "{name}: {said}");
+        assert_eq!(folder.names(), ["m"], "{name}");
+    }
+}
