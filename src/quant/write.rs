@@ -1,4 +1,5 @@
-//! Rounds a model, one piece of a tensor at a time, from its files to the output's.
+//! Rounds a model, one tensor at a time, from its files to the output's. With folders the scales of all tensors are kept, because
+//! they are written behind the levels.
 
 use super::encode::{CompressedParts, compressed_config, shape_bytes};
 use super::job::{CONFIG, Format, Item, Job, Source, WEIGHTS};

@@ -117,11 +117,7 @@ impl Site for LowRank {
 
     /// `dtheta += dW`, `dA += scale B^T dW`, `dB += scale dW A^T`.
     fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads) {
-        let scaled = dw.scale(self.scale);
-        grads.add_outer(1, &dense(&self.b), &scaled);
-        if grads.needs(2) {
-            grads.add(2, scaled.matmul(&self.a.detach().t()));
-        }
+        reduce_low_rank(dw, [&self.a, &self.b], self.scale, 1, grads);
         grads.add(0, dw.clone());
     }
 
@@ -130,14 +126,39 @@ impl Site for LowRank {
     /// For `rows` of x the low-rank parts cost `4 rows rank (in + out)` flops and need no `[out, in]` buffer.
     fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut LeafGrads) {
         grads.add_outer(0, dy, x);
-        if grads.needs(1) {
-            let through = dy.matmul(&self.b.detach()).scale(self.scale);
-            grads.add_outer(1, &through, x);
-        }
-        if grads.needs(2) {
-            let low = x.matmul(&self.a.detach().t()).scale(self.scale);
-            grads.add_outer(2, dy, &low);
-        }
+        backward_low_rank([x, dy], [&self.a, &self.b], self.scale, 1, grads);
+    }
+}
+
+/// Adds the gradients of `A` and `B` in `scale * B A`, which are the leaves `first` and `first + 1`: `dA += scale B^T dW`, `dB +=
+/// scale dW A^T`.
+pub(super) fn reduce_low_rank(
+    dw: &Tensor,
+    [a, b]: [&Tensor; 2],
+    scale: f32,
+    first: usize,
+    grads: &mut LeafGrads,
+) {
+    let scaled = dw.scale(scale);
+    grads.add_outer(first, &dense(b), &scaled);
+    if grads.needs(first + 1) {
+        grads.add(first + 1, scaled.matmul(&a.detach().t()));
+    }
+}
+
+/// The same from a product `y = x W^T`, without `dW`: `dA += (scale dy B)^T x`, `dB += dy^T (scale x A^T)`.
+pub(super) fn backward_low_rank(
+    [x, dy]: [&Tensor; 2],
+    [a, b]: [&Tensor; 2],
+    scale: f32,
+    first: usize,
+    grads: &mut LeafGrads,
+) {
+    if grads.needs(first) {
+        grads.add_outer(first, &dy.matmul(&b.detach()).scale(scale), x);
+    }
+    if grads.needs(first + 1) {
+        grads.add_outer(first + 1, dy, &x.matmul(&a.detach().t()).scale(scale));
     }
 }
 

@@ -18,6 +18,17 @@ fn model(name: &str) -> PathBuf {
     vectors().join("llm").join(name)
 }
 
+/// Copies a model of the vectors to the folder `m`, so that it can be changed.
+fn copied(folder: &Folder, name: &str) -> PathBuf {
+    let copy = folder.join("m");
+    std::fs::create_dir(&copy).expect("a folder");
+    for file in std::fs::read_dir(model(name)).expect("the vectors") {
+        let file = file.expect("a file").path();
+        std::fs::copy(&file, copy.join(file.file_name().expect("a name"))).expect("copied");
+    }
+    copy
+}
+
 fn quantise(folder: &Path, model: &Path, args: &[&str]) -> Output {
     command().arg("quantise").arg(model).args(args).current_dir(folder).output().expect("the command runs")
 }
@@ -411,13 +422,7 @@ fn a_text_is_measured_before_and_after() {
 #[test]
 fn nothing_that_is_read_is_replaced() {
     let folder = Folder::new("quantise-kept");
-    let source = folder.join("m");
-    std::fs::create_dir(&source).expect("a folder");
-    for file in std::fs::read_dir(model("llama3")).expect("the vectors") {
-        let file = file.expect("a file").path();
-        let name = file.file_name().expect("a name").to_owned();
-        std::fs::copy(&file, source.join(name)).expect("copied");
-    }
+    let source = copied(&folder, "llama3");
     std::fs::rename(source.join("model.safetensors"), folder.join("blob")).expect("moved");
     #[cfg(unix)]
     std::os::unix::fs::symlink("../blob", source.join("model.safetensors")).expect("a link");
@@ -443,12 +448,7 @@ fn nothing_that_is_read_is_replaced() {
 #[test]
 fn an_incomplete_folder_becomes_no_file() {
     let folder = Folder::new("quantise-incomplete");
-    let source = folder.join("m");
-    std::fs::create_dir(&source).expect("a folder");
-    for file in std::fs::read_dir(model("llama3")).expect("the vectors") {
-        let file = file.expect("a file").path();
-        std::fs::copy(&file, source.join(file.file_name().expect("a name"))).expect("copied");
-    }
+    let source = copied(&folder, "llama3");
     let config = std::fs::read_to_string(source.join("config.json")).expect("settings");
     let mut json: Value = serde_json::from_str(&config).expect("JSON");
     json["num_hidden_layers"] = 3.into();
@@ -474,12 +474,7 @@ fn tokenizers_that_gguf_cannot_say_are_refused() {
     ];
     for (name, edit) in edits {
         let folder = Folder::new("quantise-tokens");
-        let source = folder.join("m");
-        std::fs::create_dir(&source).expect("a folder");
-        for file in std::fs::read_dir(model(name)).expect("the vectors") {
-            let file = file.expect("a file").path();
-            std::fs::copy(&file, source.join(file.file_name().expect("a name"))).expect("copied");
-        }
+        let source = copied(&folder, name);
         let path = source.join("tokenizer.json");
         let mut json: Value =
             serde_json::from_str(&std::fs::read_to_string(&path).expect("text")).expect("JSON");

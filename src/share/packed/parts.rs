@@ -6,7 +6,7 @@ use crate::dtype::DType;
 use crate::error::Result;
 use crate::ops::case::{Array, Case, Input};
 use crate::ops::product::matmul::Epilogue;
-use crate::share::tied::{dense, linear64};
+use crate::share::tied::{backward_low_rank, dense, linear64, reduce_low_rank};
 use crate::share::{LeafGrads, Load, Site, Tied};
 use crate::tensor::Tensor;
 use std::sync::Arc;
@@ -59,21 +59,12 @@ impl Site for PackedLowRank {
 
     /// `dA += scale B^T dW`, `dB += scale dW A^T`.
     fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads) {
-        let scaled = dw.scale(self.scale);
-        grads.add_outer(0, &dense(&self.b), &scaled);
-        if grads.needs(1) {
-            grads.add(1, scaled.matmul(&self.a.detach().t()));
-        }
+        reduce_low_rank(dw, [&self.a, &self.b], self.scale, 0, grads);
     }
 
     /// Avoids storing `dW`: `dA += (scale dy B)^T x`, `dB += dy^T (scale x A^T)`.
     fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut LeafGrads) {
-        if grads.needs(0) {
-            grads.add_outer(0, &dy.matmul(&self.b.detach()).scale(self.scale), x);
-        }
-        if grads.needs(1) {
-            grads.add_outer(1, dy, &x.matmul(&self.a.detach().t()).scale(self.scale));
-        }
+        backward_low_rank([x, dy], [&self.a, &self.b], self.scale, 0, grads);
     }
 }
 
