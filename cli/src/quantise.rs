@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use tiebeam::decode::{Windows, perplexity_with};
-use tiebeam::files::size;
+use tiebeam::files::{parse_size, size};
 use tiebeam::models::llama::{Form, Published};
 use tiebeam::quant::{self, Item, Job, JobSettings, Measured, Part, Plan};
 use tiebeam::text::{Words, gguf_metadata};
@@ -60,6 +60,9 @@ pub struct Args {
     /// What is written [default: compressed-tensors for a folder, gguf for a GGUF file]
     #[arg(long, value_enum)]
     format: Option<Format>,
+    /// Largest file of weights in a folder, with a unit: 500MB, 5GB, 4GiB
+    #[arg(long, default_value = "5GB", value_parser = parse_size)]
+    shard_size: u64,
     /// Round weights of a GGUF file again that have few bits already
     #[arg(long)]
     requantise: bool,
@@ -106,6 +109,7 @@ impl Args {
             .asymmetric(self.asymmetric)
             .plan(self.plan.clone().unwrap_or_default())
             .requantise(self.requantise)
+            .shard_bytes(self.shard_size)
             .format(self.format.map(|format| match format {
                 Format::CompressedTensors => quant::Format::CompressedTensors,
                 Format::Gguf => quant::Format::Gguf,
@@ -136,14 +140,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     job.check_out(out)?;
     let measuring = args.text.as_deref().map(|text| Measuring::open(args, text, context)).transpose()?;
     let stopped = on_interrupt()?;
-    for item in job.items().iter().filter(|item| item.remark.is_some()) {
-        context.note(format_args!(
-            "`{}` stays {}: {}",
-            item.name,
-            item.from,
-            item.remark.as_deref().unwrap_or_default()
-        ));
-    }
+    remarks(&job, context);
     let before = measuring.as_ref().map(|m| m.before(&args.model, context, &stopped)).transpose()?;
     let start = Instant::now();
     let measured = write(&job, out, context, &stopped)?;
@@ -189,6 +186,23 @@ fn write(job: &Job, out: &Path, context: &Context, stopped: &AtomicBool) -> Resu
     });
     bar.finish_and_clear();
     done
+}
+
+/// Says which tensors stay although they might have been rounded: one line for all of the same reason.
+fn remarks(job: &Job, context: &Context) {
+    let mut reasons: BTreeMap<&str, Vec<&Item>> = BTreeMap::new();
+    for item in job.items() {
+        let Some(remark) = &item.remark else { continue };
+        reasons.entry(remark).or_default().push(item);
+    }
+    for (remark, items) in reasons {
+        let first = items[0];
+        let others = match items.len() - 1 {
+            0 => format!("stays {}", first.from),
+            more => format!("and {more} more stay as they are"),
+        };
+        context.note(format_args!("`{}` {others}: {remark}", first.name));
+    }
 }
 
 /// Bits that a weight takes, with its share of the scales.

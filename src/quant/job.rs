@@ -7,14 +7,12 @@ use crate::files;
 use crate::setters::setters;
 use crate::share::packed::{Packing, Scales};
 use crate::store::gguf::{Conversion, Gguf, GgufType, Place};
-use crate::store::{FileDType, INDEX, Shards, Weights, settings_in};
+use crate::store::{FileDType, INDEX, SHARD_BYTES, Shards, Weights, settings_in, sharded};
 use serde_json::Value;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// The file of weights in a folder that is written.
-pub(super) const WEIGHTS: &str = "model.safetensors";
 pub(super) const CONFIG: &str = "config.json";
 /// Columns of a group in folders, if nothing else is asked for.
 const FOLDER_GROUP: usize = 64;
@@ -56,6 +54,8 @@ pub struct JobSettings {
     pub requantise: bool,
     /// What is written. `None`: a folder for a folder, and a GGUF file for a GGUF file.
     pub format: Option<Format>,
+    /// Most bytes of a file of weights in a folder. A larger tensor has a file of its own, and a GGUF file is always one.
+    pub shard_bytes: u64,
     /// Metadata and names for a folder that becomes a GGUF file:
     /// [`Published::gguf`](crate::models::llama::Published::gguf) with the metadata of `text::gguf_metadata`.
     pub conversion: Option<Conversion>,
@@ -68,11 +68,12 @@ setters!(JobSettings {
     plan: Plan,
     requantise: bool,
     format: Option<Format>,
+    shard_bytes: u64,
     conversion: Option<Conversion>,
 });
 
 impl Default for JobSettings {
-    /// 4 bits, symmetric.
+    /// 4 bits, symmetric, and files of up to 5 GB.
     fn default() -> JobSettings {
         JobSettings {
             bits: 4,
@@ -81,6 +82,7 @@ impl Default for JobSettings {
             plan: Plan::default(),
             requantise: false,
             format: None,
+            shard_bytes: SHARD_BYTES,
             conversion: None,
         }
     }
@@ -106,7 +108,7 @@ pub struct Item {
     pub bytes_before: u64,
     /// Bytes in the output, with scales.
     pub bytes_after: u64,
-    /// Why it stays as it is, although it should have been rounded.
+    /// Why it stays as it is, although it should or might have been rounded.
     pub remark: Option<String>,
     /// Where it comes from: the name there, which is its own without an order of rows if nothing is converted.
     pub(super) source: String,
@@ -258,6 +260,11 @@ impl Job {
         self.items.iter().filter(|item| item.rounding.is_some()).map(|item| item.bytes_before).sum()
     }
 
+    /// The files of weights of a folder, each with the numbers of its items.
+    pub(super) fn shards(&self) -> Vec<(String, Vec<usize>)> {
+        sharded(self.items.iter().map(|item| item.bytes_after), self.settings.shard_bytes)
+    }
+
     fn decide(&mut self) -> Result<()> {
         let candidates: Vec<(&str, Part)> =
             self.items.iter().filter(|item| item.is_candidate()).map(|i| (i.name.as_str(), i.part)).collect();
@@ -265,6 +272,9 @@ impl Job {
         let mut items = std::mem::take(&mut self.items);
         for item in items.iter_mut().filter(|item| item.is_candidate()) {
             let chosen = self.settings.plan.choice(&item.name, item.part);
+            if chosen.is_none() && item.part == Part::Other {
+                item.remark = Some("this is no known name of a linear layer; a plan can name it".into());
+            }
             if let Choice::Round(bits, group) = chosen.unwrap_or_else(|| self.usual(item)) {
                 match self.format {
                     Format::CompressedTensors => self.in_folder(item, bits, group),
@@ -274,12 +284,23 @@ impl Job {
             }
         }
         self.items = items;
-        match self.items.iter().any(|item| item.rounding.is_some()) {
-            true => Ok(()),
-            false => Err(Error::config(format!(
-                "{}: no tensor would be rounded; `--plan` names tensors by patterns, such as '*.dense.weight=4'",
-                self.path.display()
-            ))),
+        if self.items.iter().any(|item| item.rounding.is_some()) {
+            return Ok(());
+        }
+        Err(wrong_in(&self.path, &format!("no tensor would be rounded: {}", self.why_none())))
+    }
+
+    /// Why no tensor would be rounded, told of the first linear layer.
+    fn why_none(&self) -> String {
+        let Some(item) = self.items.iter().find(|item| matches!(item.part, Part::Linear(_))) else {
+            return "none has a known name of a linear layer; `--plan` names tensors by patterns, such as '*.dense.weight=4'"
+                .into();
+        };
+        let Item { name, from, remark, .. } = item;
+        match (remark, self.settings.plan.choice(name, item.part)) {
+            (Some(remark), _) => format!("`{name}` stays {from}, because {remark}"),
+            (None, Some(Choice::Keep)) => format!("the plan keeps `{name}` and all others"),
+            (None, _) => format!("`{name}` is {from} already, and so are all others that the plan does not keep"),
         }
     }
 
@@ -306,13 +327,13 @@ impl Job {
         let Some([rows, columns]) = item.matrix() else { return Ok(()) };
         match item.part {
             Part::Embed => {
-                return Err("compressed-tensors packs linear layers, and the table of token vectors is none; leave it out of \
-                            the plan, or write a GGUF file"
+                return Err("compressed-tensors packs linear layers, and the table of token vectors is none; end the plan with \
+                            `embed=keep`, or write a GGUF file"
                     .into());
             }
             Part::Head if self.config["tie_word_embeddings"] == true => {
                 return Err("`tie_word_embeddings` ties the head to the table of token vectors, and readers differ in whether they use \
-                            this tensor; leave it out of the plan"
+                            this tensor; end the plan with `head=keep`"
                     .into());
             }
             _ => {}
@@ -419,7 +440,8 @@ impl Job {
             Format::Gguf => files::check(out),
             Format::CompressedTensors => {
                 let mut names = settings_in(&self.path)?;
-                names.extend([WEIGHTS, INDEX].map(String::from));
+                // The index is included even if none is written: a foreign index would list other files than ours.
+                names.extend(self.shards().into_iter().map(|(file, _)| file).chain([INDEX.to_string()]));
                 files::check_folder(out, names)
             }
         }

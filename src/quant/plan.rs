@@ -156,7 +156,7 @@ impl Entry {
         }
         let (bits, group) = value.split_once(':').map_or((value, None), |(bits, group)| (bits, Some(group)));
         let bits =
-            bits.trim().parse().map_err(|_| wrong("its bits are neither a whole number nor `keep`"))?;
+            bits.trim().parse().map_err(|_| wrong("its bits are neither 4, 5 or 8 nor `keep`"))?;
         let group = match group.map(str::trim) {
             None => None,
             Some("row") => Some(Group::Row),
@@ -303,7 +303,8 @@ mod tests {
             ("", "'': it has no ="),
             ("mlp", "'mlp': it has no ="),
             ("mpl=4", "'mpl=4': its name is none of attn"),
-            ("mlp=four", "'mlp=four': its bits"),
+            ("mlp=four", "'mlp=four': its bits are neither 4, 5 or 8 nor `keep`"),
+            ("mlp=4294967296", "'mlp=4294967296': its bits are neither"),
             ("mlp=4:", "'mlp=4:': its group"),
             ("mlp=4:0", "'mlp=4:0': its group"),
             ("attn=8,mlp=4:col", "'mlp=4:col': its group"),

@@ -1,15 +1,15 @@
-//! Rounds a model, one tensor at a time, from its files to the output's. With folders the scales of all tensors are kept, because
-//! they are written behind the levels.
+//! Rounds a model, one tensor at a time, from its files to the output's. In a folder, the scales of a file's tensors are kept until
+//! its levels are written.
 
 use super::encode::{CompressedParts, compressed_config, shape_bytes};
-use super::job::{CONFIG, Format, Item, Job, Source, WEIGHTS};
+use super::job::{CONFIG, Format, Item, Job, Source};
 use super::plan::Part;
 use super::round::round_from;
 use super::search::{Form, Rounding};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::store::gguf::{self, GgufType, Value as Metadata};
-use crate::store::{Entry, FileDType, Shards, save, settings_in};
+use crate::store::{Entry, FileDType, INDEX, Shards, index_of, save, settings_in};
 use serde_json::Value;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -88,19 +88,31 @@ impl Job {
         let mut config = self.config.clone();
         config["quantization_config"] = self.packing_config()?;
         files::replace_with(&folder.join(CONFIG), format!("{config:#}\n"))?;
-        let mut entries = Vec::new();
-        for (i, item) in self.items.iter().enumerate() {
-            match (item.rounding, item.matrix()) {
-                (Some(rounding), Some(shape)) => entries.extend(packed(run, i, item, &rounding, shape)),
-                _ => {
-                    let bytes = shards.file(&item.name)?.bytes(&item.name)?;
-                    let dtype = shards.dtype(&item.name)?;
-                    entries.push(Entry::bytes(item.name.clone(), dtype, &item.shape, bytes));
-                }
-            }
-        }
         let notes = BTreeMap::from([("format".to_string(), "pt".to_string())]);
-        save(folder.join(WEIGHTS), entries, &notes)
+        let files = self.shards();
+        let mut places = BTreeMap::new();
+        for (file, items) in &files {
+            let entries: Vec<_> =
+                items.iter().map(|&i| self.entries(shards, run, i)).collect::<Result<Vec<_>>>()?;
+            let entries: Vec<Entry> = entries.into_iter().flatten().collect();
+            places.extend(entries.iter().map(|entry| (entry.name().to_string(), file.as_str())));
+            save(folder.join(file), entries, &notes)?;
+        }
+        if files.len() == 1 {
+            return Ok(());
+        }
+        let places = places.iter().map(|(name, file)| (name.as_str(), *file)).collect();
+        files::replace_with(&folder.join(INDEX), index_of(places, self.bytes_after()))
+    }
+
+    /// The tensors that a folder has in the place of an item.
+    fn entries<'a>(&'a self, shards: &'a Shards, run: &'a RefCell<Run<'_, '_>>, i: usize) -> Result<Vec<Entry<'a>>> {
+        let item = &self.items[i];
+        if let (Some(rounding), Some(shape)) = (item.rounding, item.matrix()) {
+            return Ok(packed(run, i, item, &rounding, shape));
+        }
+        let bytes = shards.file(&item.name)?.bytes(&item.name)?;
+        Ok(vec![Entry::bytes(item.name.clone(), shards.dtype(&item.name)?, &item.shape, bytes)])
     }
 
     /// The object `quantization_config`: all linear layers if they are rounded alike, or else the layers of each rounding.

@@ -19,6 +19,7 @@ mod header;
 mod packed;
 mod save;
 mod settings;
+mod sharding;
 mod weights;
 
 pub use bytes::bf16_bytes;
@@ -31,6 +32,7 @@ pub use file::{File, Info};
 pub use packed::{PackedRows, QuantConfig};
 pub use save::{Entry, save};
 pub(crate) use settings::settings_in;
+pub(crate) use sharding::{SHARD_BYTES, index_of, sharded};
 pub(crate) use weights::INDEX;
 pub use weights::{Shards, Weights};
 

@@ -88,6 +88,10 @@ impl<'a> Entry<'a> {
         Entry { name, dtype, shape: shape.to_vec(), data: Data::Lazy(Box::new(produce)) }
     }
 
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     fn len(&self) -> usize {
         // Every constructor checks that the size is valid.
         tensor_bytes(self.dtype, &self.shape).unwrap_or(0)

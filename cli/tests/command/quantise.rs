@@ -117,11 +117,71 @@ fn folders_have_the_rounded_weights() {
         for form in [Kept::Stored, Kept::F32] {
             same(&format!("{family} {args:?}"), &scores(&out, family, form), &want);
         }
+        assert!(!out.join("vocabulary.gguf").exists(), "a model beside the model is no part of it");
         for file in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
             let [a, b] = [&out, &model(family)].map(|path| std::fs::read(path.join(file)).expect("copied"));
             assert_eq!(a, b, "{file}");
         }
     }
+}
+
+#[test]
+fn large_folders_have_several_files() {
+    let folder = Folder::new("quantise-shards");
+    let (source, args) = (model("qwen2"), ["--group", "16", "--asymmetric", "--out"]);
+    let run = |out: &str, more: &[&str]| written(&folder, &source, &[&args[..], &[out], more].concat());
+    run("one", &[]);
+    run("many", &["--shard-size", "8kB"]);
+    let of = |name: &str| Shards::open(folder.join(name)).expect("written");
+    let (one, many) = (of("one"), of("many"));
+    assert_eq!(one.names(), many.names());
+    let mut files = BTreeSet::new();
+    for name in one.names() {
+        let [a, b] = [&one, &many].map(|shards| shards.file(&name).expect("a file"));
+        assert_eq!(a.info(&name).unwrap().shape, b.info(&name).unwrap().shape, "{name}");
+        assert_eq!(a.bytes(&name).unwrap(), b.bytes(&name).unwrap(), "{name}");
+        files.insert(b.path().to_path_buf());
+    }
+    assert!(files.len() > 2, "{files:?}");
+    let index = std::fs::read_to_string(folder.join("many/model.safetensors.index.json")).expect("an index");
+    let index: Value = serde_json::from_str(&index).expect("JSON");
+    let bytes: usize = one.names().iter().map(|n| one.file(n).unwrap().bytes(n).unwrap().len()).sum();
+    assert_eq!(index["metadata"]["total_size"], bytes);
+    assert_eq!(
+        scores(&folder.join("one"), "qwen2", Kept::Stored),
+        scores(&folder.join("many"), "qwen2", Kept::Stored)
+    );
+    // A run without pieces leaves none of the earlier one.
+    drop((one, many));
+    run("many", &[]);
+    let files = |name: &str| -> BTreeSet<String> {
+        let all = std::fs::read_dir(folder.join(name)).expect("a folder");
+        all.map(|file| file.unwrap().file_name().into_string().expect("UTF-8")).collect()
+    };
+    assert_eq!(files("one"), files("many"));
+}
+
+/// Matrices whose names say nothing stay, and one line says so for all of them.
+#[test]
+fn unknown_names_are_told() {
+    let folder = Folder::new("quantise-unknown");
+    let odd = folder.join("odd");
+    plain("llama3", &odd, |_| None);
+    let file = File::open(odd.join("model.safetensors")).expect("written");
+    let entry = |name: &str| {
+        let new = name.replace("up_proj", "w1");
+        let info = file.info(name).unwrap();
+        Entry::bytes(new, info.dtype, &info.shape, file.bytes(name).unwrap())
+    };
+    save(odd.join("new.safetensors"), file.names().map(entry), &BTreeMap::new()).expect("written");
+    std::fs::rename(odd.join("new.safetensors"), odd.join("model.safetensors")).expect("renamed");
+    let done = quantise(&folder, &odd, &["--group", "16", "--out", "out"]);
+    let said = text(&done.stderr);
+    let want = "`model.layers.0.mlp.w1.weight` and 1 more stay as they are: this is no known name of a linear layer";
+    assert!(done.status.success() && said.contains(want), "{said}");
+    let plan = ["--group", "16", "--plan", "*.w1.weight=8", "--out", "planned"];
+    let said = text(&quantise(&folder, &odd, &plan).stderr);
+    assert!(!said.contains("w1"), "{said}");
 }
 
 /// Each rounding of a plan has a group of settings, whose targets are as compressed-tensors matches names.
@@ -195,6 +255,8 @@ fn gguf_files_have_the_rounded_weights() {
     let again = ["--bits", "4", "--out", "again.gguf"];
     let said = refusal(&folder, &folder.join("out.gguf"), &again);
     assert!(said.contains("tensor `blk.0.attn_k.weight`: it is Q8_0 already"), "{said}");
+    let equal = refusal(&folder, &folder.join("out.gguf"), &["--bits", "8", "--out", "again.gguf"]);
+    assert!(equal.contains("`blk.0.attn_k.weight` is Q8_0 already, and so are all others"), "{equal}");
     written(&folder, &folder.join("out.gguf"), &[&again[..], &["--requantise"]].concat());
     let again = Gguf::open(folder.join("again.gguf")).expect("written");
     assert_eq!(again.kind("blk.0.attn_k.weight").expect("a type"), GgufType::Q4_0);
@@ -356,7 +418,13 @@ fn refusals_say_what_to_do() {
         ),
         (&llama, vec!["--group", "16", "--plan", "head=8"], "'head=8' names no tensor"),
         (&llama, vec!["--group", "16", "--plan", "embed=8"], "the table of token vectors is none"),
-        (&llama, vec!["--plan", "attn=keep,mlp=keep"], "no tensor would be rounded"),
+        (
+            &llama,
+            vec!["--plan", "attn=keep,mlp=keep"],
+            "no tensor would be rounded: the plan keeps `model.layers.0.mlp.down_proj.weight` and all others",
+        ),
+        (&llama, vec!["--plan", "*=8"], "end the plan with `embed=keep`"),
+        (&llama, vec!["--plan", "mlp=4294967296"], "its bits are neither 4, 5 or 8 nor `keep`"),
         (&packed, vec!["--format", "gguf"], "packed already"),
         (&llama, vec!["--format", "gguf", "--group", "16"], "groups of 16 columns; GGUF has groups of 32"),
         (&packed, vec!["--group", "16"], "packed already"),

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::files::size;
 use crate::merge::Shards;
 use crate::merge::Weights;
-use crate::store::FileDType;
+use crate::store::{FileDType, sharded};
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::ops::Range;
@@ -370,21 +370,7 @@ impl Job {
 
     /// Distributes the outputs, sorted by name, over files of up to `shard_bytes`. Returns each file's name and outputs.
     pub fn shards(&self, shard_bytes: u64) -> Vec<(String, Vec<usize>)> {
-        let (mut shards, mut size) = (vec![Vec::new()], 0);
-        for (i, output) in self.outputs.iter().enumerate() {
-            if size > 0 && size + output.bytes() > shard_bytes {
-                shards.push(Vec::new());
-                size = 0;
-            }
-            size += output.bytes();
-            shards.last_mut().expect("never empty").push(i);
-        }
-        let n = shards.len();
-        let name = |i: usize| match n {
-            1 => "model.safetensors".to_string(),
-            _ => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
-        };
-        shards.into_iter().enumerate().map(|(i, all)| (name(i), all)).collect()
+        sharded(self.outputs.iter().map(Output::bytes), shard_bytes)
     }
 
     /// Describes the job as text: models, output, every tensor, memory, problems.

@@ -8,7 +8,7 @@ use crate::files;
 use crate::gpu::Gpu;
 use crate::gpu::readback::Reading;
 use crate::merge::Weights;
-use crate::store::{Entry, FileDType, INDEX, save, settings_in};
+use crate::store::{Entry, FileDType, INDEX, index_of, save, settings_in};
 use crate::tensor::Tensor;
 use half::f16;
 use serde_json::{Value, json};
@@ -129,9 +129,8 @@ impl Job {
     /// Returns the index of shards, with sorted keys.
     fn index(&self, shards: &[(String, Vec<usize>)]) -> String {
         let places = shards.iter().flat_map(|(file, all)| all.iter().map(move |&i| (i, file)));
-        let map: BTreeMap<&str, &String> =
-            places.map(|(i, file)| (self.outputs[i].name.as_str(), file)).collect();
-        format!("{:#}\n", json!({"metadata": {"total_size": self.bytes()}, "weight_map": map}))
+        let map = places.map(|(i, file)| (self.outputs[i].name.as_str(), file.as_str())).collect();
+        index_of(map, self.bytes())
     }
 
     /// The folder of the leading model.
