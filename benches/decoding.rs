@@ -2,7 +2,9 @@
 //! answer. Both run in turn, and the ratios are those of one run.
 //!
 //!     scripts/fetch-smollm.sh
-//!     cargo bench --bench decoding [-- MODEL --json FILE]
+//!     cargo bench --bench decoding [-- MODEL --text FILE --json FILE]
+//!
+//! With a text, the perplexity of each form of the weights is measured on its last windows, without the cache of keys.
 //!
 //! The answer of one sequence reads every weight once a token, so on a device whose memory is the limit it should be as much faster
 //! as the packed weights are smaller; the share of the measured copy rate is printed. On a CPU driver unpacking counts too.
@@ -11,7 +13,9 @@ use serde_json::json;
 use std::path::PathBuf;
 use std::time::Instant;
 use tiebeam::bench::Ceilings;
+use tiebeam::decode::{Windows, perplexity};
 use tiebeam::models::llama::{Form, Llama, Published, Session, SessionOptions};
+use tiebeam::text::Words;
 use tiebeam::{DType, Error, Gpu, Result, files};
 
 /// Tokens of the prompt and of the answer: together the context.
@@ -19,6 +23,8 @@ const PROMPT: usize = 192;
 const ANSWER: usize = 64;
 /// Rounds, in each of which both forms answer once, one after the other.
 const ROUNDS: usize = 3;
+/// Windows of a text, each as long as the context. `tiebeam quantise` has the same number.
+const WINDOWS: usize = 8;
 
 /// One form of the model: its name, weights, and the times of each round.
 struct Way {
@@ -32,6 +38,7 @@ struct Way {
     most: u64,
     prompt: Vec<f64>,
     answer: Vec<f64>,
+    perplexity: Option<f64>,
 }
 
 fn read(file: &Published, name: &'static str, form: Form, keys: DType) -> Result<Way> {
@@ -41,7 +48,7 @@ fn read(file: &Published, name: &'static str, form: Form, keys: DType) -> Result
     let model = file.load(&gpu, PROMPT + ANSWER, form)?;
     gpu.synchronize()?;
     let (read, weights) = (started.elapsed().as_secs_f64(), gpu.memory_stats().used);
-    Ok(Way { name, model, keys, read, weights, most: 0, prompt: vec![], answer: vec![] })
+    Ok(Way { name, model, keys, read, weights, most: 0, prompt: vec![], answer: vec![], perplexity: None })
 }
 
 fn gpu(model: &Llama) -> Gpu {
@@ -83,10 +90,11 @@ fn fetched() -> PathBuf {
 
 fn run() -> Result<()> {
     let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
-    let (mut path, mut to) = (None, None);
+    let (mut path, mut text, mut to) = (None, None, None);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--json" => to = args.next().map(PathBuf::from),
+            "--text" => text = args.next().map(PathBuf::from),
             _ => path = Some(PathBuf::from(arg)),
         }
     }
@@ -120,6 +128,20 @@ fn run() -> Result<()> {
     for _ in 0..ROUNDS {
         ways.iter_mut().try_for_each(|way| way.round().map(drop))?;
     }
+    if let Some(text) = text {
+        let text = std::fs::read_to_string(&text).map_err(|e| Error::io(&text, e))?;
+        let windows = Windows::of_text(&Words::open(&path)?, &text, WINDOWS, PROMPT + ANSWER)?;
+        // Windows are read without a cache of keys, so its type makes no difference.
+        for way in ways.iter_mut().filter(|way| way.keys == DType::F32) {
+            let found = perplexity(&way.model, &windows, |_| {})?;
+            println!(
+                "{}: perplexity {found:.4} on {WINDOWS} windows of {} tokens",
+                way.name,
+                windows.length()
+            );
+            way.perplexity = Some(found);
+        }
+    }
     let mut lines = String::new();
     println!(
         "{:20} {:>8} {:>10} {:>10} {:>12} {:>12} {:>8}",
@@ -142,6 +164,7 @@ fn run() -> Result<()> {
                 "file_bytes": bytes, "read_seconds": way.read, "weight_bytes": way.weights, "most_bytes": way.most,
                 "prompt_tokens": PROMPT, "answer_tokens": ANSWER, "prompt_tokens_per_second": prompt,
                 "answer_tokens_per_second": answer, "share_of_copy": share, "rounds": ROUNDS,
+                "perplexity": way.perplexity,
                 "adapter": device.adapter().name, "driver": device.adapter().driver,
                 "version": env!("CARGO_PKG_VERSION")})
         );

@@ -300,7 +300,9 @@ impl Job {
         match (remark, self.settings.plan.choice(name, item.part)) {
             (Some(remark), _) => format!("`{name}` stays {from}, because {remark}"),
             (None, Some(Choice::Keep)) => format!("the plan keeps `{name}` and all others"),
-            (None, _) => format!("`{name}` is {from} already, and so are all others that the plan does not keep"),
+            (None, _) => {
+                format!("`{name}` is {from} already, and so are all others that the plan does not keep")
+            }
         }
     }
 

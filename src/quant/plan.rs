@@ -155,8 +155,7 @@ impl Entry {
             return Ok(Entry { text: text.into(), target, choice: Choice::Keep });
         }
         let (bits, group) = value.split_once(':').map_or((value, None), |(bits, group)| (bits, Some(group)));
-        let bits =
-            bits.trim().parse().map_err(|_| wrong("its bits are neither 4, 5 or 8 nor `keep`"))?;
+        let bits = bits.trim().parse().map_err(|_| wrong("its bits are neither 4, 5 or 8 nor `keep`"))?;
         let group = match group.map(str::trim) {
             None => None,
             Some("row") => Some(Group::Row),

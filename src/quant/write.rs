@@ -106,7 +106,12 @@ impl Job {
     }
 
     /// The tensors that a folder has in the place of an item.
-    fn entries<'a>(&'a self, shards: &'a Shards, run: &'a RefCell<Run<'_, '_>>, i: usize) -> Result<Vec<Entry<'a>>> {
+    fn entries<'a>(
+        &'a self,
+        shards: &'a Shards,
+        run: &'a RefCell<Run<'_, '_>>,
+        i: usize,
+    ) -> Result<Vec<Entry<'a>>> {
         let item = &self.items[i];
         if let (Some(rounding), Some(shape)) = (item.rounding, item.matrix()) {
             return Ok(packed(run, i, item, &rounding, shape));

@@ -17,8 +17,13 @@ pub(crate) fn settings_in(folder: &Path) -> Result<Vec<String>> {
 fn is_setting(name: &str) -> bool {
     // By prefix, because tokenizers and templates have files by many names. A GGUF file may begin so too, and holds weights.
     let prefixes = ["tokenizer", "vocab", "chat_template"];
-    let others =
-        ["config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt"];
+    let others = [
+        "config.json",
+        "generation_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "merges.txt",
+    ];
     let by_prefix = prefixes.iter().any(|prefix| name.starts_with(prefix)) && !name.ends_with(".gguf");
     by_prefix || others.contains(&name)
 }

@@ -177,7 +177,8 @@ fn unknown_names_are_told() {
     std::fs::rename(odd.join("new.safetensors"), odd.join("model.safetensors")).expect("renamed");
     let done = quantise(&folder, &odd, &["--group", "16", "--out", "out"]);
     let said = text(&done.stderr);
-    let want = "`model.layers.0.mlp.w1.weight` and 1 more stay as they are: this is no known name of a linear layer";
+    let want =
+        "`model.layers.0.mlp.w1.weight` and 1 more stay as they are: this is no known name of a linear layer";
     assert!(done.status.success() && said.contains(want), "{said}");
     let plan = ["--group", "16", "--plan", "*.w1.weight=8", "--out", "planned"];
     let said = text(&quantise(&folder, &odd, &plan).stderr);
