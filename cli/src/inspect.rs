@@ -149,11 +149,13 @@ fn sizes(model: &Published, context: &Context) -> Result<()> {
 
 /// How many tensors have each type, and what they take.
 fn types(tensors: &[Tensor], context: &Context) -> Result<()> {
-    let mut all: BTreeMap<&str, (usize, usize, Option<usize>)> = BTreeMap::new();
+    let mut all: BTreeMap<&str, (usize, u64, Option<usize>)> = BTreeMap::new();
     for tensor in tensors {
         let (count, elements, bytes) = all.entry(&tensor.kind).or_insert((0, 0, Some(0)));
         *count += 1;
-        *elements += tensor.shape.iter().product::<usize>();
+        // The sizes of a tensor of an unknown type are not checked by anybody, and their product may be no number.
+        let count = tensor.shape.iter().fold(1u64, |n, &size| n.saturating_mul(size as u64));
+        *elements = elements.saturating_add(count);
         *bytes = bytes.zip(tensor.bytes).map(|(a, b)| a + b);
     }
     for (kind, (count, elements, bytes)) in &all {

@@ -92,12 +92,16 @@ enum Format {
 }
 
 impl Args {
-    fn settings(&self) -> Result<JobSettings> {
+    fn settings(&self, context: &Context) -> Result<JobSettings> {
         let Method::Nearest = self.method;
         let conversion = match self.format {
             Some(Format::Gguf) if self.model.is_dir() => {
                 let mut conversion = Published::open(&self.model)?.gguf()?;
-                conversion.metadata.extend(gguf_metadata(&self.model)?);
+                let tokenizer = gguf_metadata(&self.model)?;
+                conversion.metadata.extend(tokenizer.metadata);
+                if let Some(remark) = tokenizer.remark {
+                    context.note(remark);
+                }
                 Some(conversion)
             }
             _ => None,
@@ -135,7 +139,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
             return Err(Error::config("--out would replace the text that is read; name another file"));
         }
     }
-    let job = Job::open(&args.model, args.settings()?)?;
+    let job = Job::open(&args.model, args.settings(context)?)?;
     let (false, Some(out)) = (args.dry_run, &args.out) else { return plan(&job, context) };
     job.check_out(out)?;
     let measuring = args.text.as_deref().map(|text| Measuring::open(args, text, context)).transpose()?;

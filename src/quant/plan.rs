@@ -155,7 +155,7 @@ impl Entry {
             return Ok(Entry { text: text.into(), target, choice: Choice::Keep });
         }
         let (bits, group) = value.split_once(':').map_or((value, None), |(bits, group)| (bits, Some(group)));
-        let bits = bits.trim().parse().map_err(|_| wrong("its bits are neither 4, 5 or 8 nor `keep`"))?;
+        let bits = bits.trim().parse().map_err(|_| wrong("its bits are none of 4, 5, 8 and `keep`"))?;
         let group = match group.map(str::trim) {
             None => None,
             Some("row") => Some(Group::Row),
@@ -302,8 +302,8 @@ mod tests {
             ("", "'': it has no ="),
             ("mlp", "'mlp': it has no ="),
             ("mpl=4", "'mpl=4': its name is none of attn"),
-            ("mlp=four", "'mlp=four': its bits are neither 4, 5 or 8 nor `keep`"),
-            ("mlp=4294967296", "'mlp=4294967296': its bits are neither"),
+            ("mlp=four", "'mlp=four': its bits are none of 4, 5, 8 and `keep`"),
+            ("mlp=4294967296", "'mlp=4294967296': its bits are none"),
             ("mlp=4:", "'mlp=4:': its group"),
             ("mlp=4:0", "'mlp=4:0': its group"),
             ("attn=8,mlp=4:col", "'mlp=4:col': its group"),

@@ -92,9 +92,10 @@ impl Job {
         let files = self.shards();
         let mut places = BTreeMap::new();
         for (file, items) in &files {
-            let entries: Vec<_> =
-                items.iter().map(|&i| self.entries(shards, run, i)).collect::<Result<Vec<_>>>()?;
-            let entries: Vec<Entry> = entries.into_iter().flatten().collect();
+            let mut entries = Vec::new();
+            for &i in items {
+                entries.extend(self.entries(shards, run, i)?);
+            }
             places.extend(entries.iter().map(|entry| (entry.name().to_string(), file.as_str())));
             save(folder.join(file), entries, &notes)?;
         }
@@ -166,15 +167,21 @@ impl Job {
 
     fn gguf(&self, out: &Path, run: &RefCell<Run>) -> Result<()> {
         let conversion = self.settings.conversion.as_ref();
-        let mut metadata: BTreeMap<String, Metadata> = match &self.source {
-            Source::Gguf(file) => file.metadata().clone(),
-            Source::Folder(_) => conversion.into_iter().flat_map(|c| c.metadata.iter().cloned()).collect(),
+        // A value of the source keeps its type, because llama.cpp asks for some with types that are not the usual ones.
+        let mut metadata = match &self.source {
+            Source::Gguf(file) => file.encoded(),
+            Source::Folder(_) => BTreeMap::new(),
         };
         // Files are written with the usual alignment.
         metadata.remove("general.alignment");
-        metadata.insert("general.file_type".into(), Metadata::Integer(self.file_type()));
-        metadata.insert("general.quantization_version".into(), Metadata::Integer(QUANTIZATION_VERSION));
-        let metadata: Vec<(String, Metadata)> = metadata.into_iter().collect();
+        let own =
+            [("general.file_type", self.file_type()), ("general.quantization_version", QUANTIZATION_VERSION)];
+        let own = own.map(|(key, number)| (key.to_string(), Metadata::Integer(number)));
+        for (key, value) in conversion.into_iter().flat_map(|c| c.metadata.clone()).chain(own) {
+            let value = gguf::encoded(&value).map_err(|e| Error::config(format!("quantise: {key}: {e}")))?;
+            metadata.insert(key, value);
+        }
+        let metadata: Vec<(String, Vec<u8>)> = metadata.into_iter().collect();
         let mut entries = Vec::new();
         for (i, item) in self.items.iter().enumerate() {
             let kind = item.kind.ok_or_else(|| {
@@ -197,7 +204,7 @@ impl Job {
             let more = conversion.more.iter();
             entries.extend(more.map(|(name, all)| gguf::Entry::f32(name.as_str(), &[all.len()], all)));
         }
-        gguf::save(out, &metadata, entries)
+        gguf::save_encoded(out, &metadata, entries)
     }
 
     /// The number by which `general.file_type` calls the type of most weights: `llama_ftype` of llama.h.

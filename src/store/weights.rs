@@ -103,6 +103,13 @@ pub struct Shards {
 /// The name of an index of shards.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
+/// The first file of a folder that looks like weights by other names or of other formats.
+fn other_weights(folder: &Path) -> Option<String> {
+    let names =
+        std::fs::read_dir(folder).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| [".safetensors", ".bin", ".gguf"].iter().any(|end| name.ends_with(end))).min()
+}
+
 impl Shards {
     /// Opens a `.safetensors` file, an index file, or a folder that holds `model.safetensors.index.json` or
     /// `model.safetensors`.
@@ -117,10 +124,11 @@ impl Shards {
             return match (index.is_file(), single.is_file()) {
                 (true, _) => Shards::sharded(&index),
                 (false, true) => Shards::single(&single),
-                _ => Err(Error::format(
-                    path,
-                    format!("the folder holds neither {INDEX} nor model.safetensors"),
-                )),
+                _ => {
+                    let has = other_weights(path).map_or(String::new(), |name| format!("; it has {name}"));
+                    let message = format!("the folder holds neither {INDEX} nor model.safetensors{has}");
+                    Err(Error::format(path, message))
+                }
             };
         }
         if path.extension().is_some_and(|e| e == "json") {

@@ -3,7 +3,7 @@
 use super::chat::ChatTemplate;
 use super::pieces::{self, Prefix};
 use super::stream::Rule;
-use super::words::{Parts, Words};
+use super::words::{Parts, Words, distinct};
 use super::{json, proto, split};
 use crate::error::{Error, Result};
 use crate::store::gguf::Gguf;
@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tokenizers::{AddedToken, ModelWrapper, Tokenizer};
+use tokenizers::{AddedToken, ModelWrapper, NormalizerWrapper, Tokenizer};
 
 /// The files beside the tokenizer. Those that are missing are null.
 pub(super) struct Settings {
@@ -40,9 +40,9 @@ struct HeadModel {
 }
 
 /// Checks what a `tokenizer.json` puts around a text. The library that runs it takes for granted that every token is there.
-fn around(processor: &Value) -> Result<(), String> {
+fn check_processor(processor: &Value) -> Result<(), String> {
     for inner in processor["processors"].as_array().into_iter().flatten() {
-        around(inner)?;
+        check_processor(inner)?;
     }
     for piece in processor["single"].as_array().into_iter().flatten() {
         let token = piece["SpecialToken"]["id"].as_str();
@@ -95,14 +95,7 @@ impl Settings {
         }
         let own = self.mark("eos_token").and_then(|token| tokenizer.token_to_id(token));
         ends.extend(own.filter(|id| (*id as usize) < limit));
-        let mut seen = Vec::new();
-        ends.retain(|id| {
-            !seen.contains(id) && {
-                seen.push(*id);
-                true
-            }
-        });
-        Ok(ends)
+        Ok(distinct(ends))
     }
 
     /// The template in its own file, or else in tokenizer_config.json, where it may be one of several.
@@ -172,23 +165,27 @@ impl Settings {
             return Err("its tokens inside a word have a prefix, which is not read".into());
         }
         let tokenizer = Tokenizer::from_bytes(&text).map_err(|error| error.to_string())?;
-        around(&serde_json::to_value(tokenizer.get_post_processor()).map_err(of)?)?;
+        check_processor(&serde_json::to_value(tokenizer.get_post_processor()).map_err(of)?)?;
         let decoder = serde_json::to_value(tokenizer.get_decoder()).map_err(of)?;
         let cutter = serde_json::to_value(tokenizer.get_pre_tokenizer()).map_err(of)?;
         let rule = Rule::of(&decoder)?;
+        let composes = matches!(tokenizer.get_normalizer(), Some(NormalizerWrapper::NFC(_)));
         let kind = match tokenizer.get_model() {
             ModelWrapper::BPE(model) if model.byte_fallback => "sentencepiece BPE".to_string(),
-            ModelWrapper::BPE(_) if rule == Rule::byte_level() => match split::recognised(&cutter) {
-                Some(name) => format!("byte-level BPE, {name}"),
-                None => "byte-level BPE".into(),
-            },
+            ModelWrapper::BPE(_) if rule == Rule::byte_level() => {
+                match split::recognised(&cutter, composes) {
+                    Some(name) => format!("byte-level BPE, {name}"),
+                    None => "byte-level BPE".into(),
+                }
+            }
             ModelWrapper::BPE(_) => "BPE".into(),
             ModelWrapper::Unigram(_) => "sentencepiece unigram".into(),
             ModelWrapper::WordPiece(_) => "WordPiece".into(),
             ModelWrapper::WordLevel(_) => "words".into(),
         };
         let (before, after) = (Vec::new(), Vec::new());
-        Ok(Parts { tokenizer, rule, before, after, ends: Vec::new(), limit: 0, kind, chat: None })
+        let (ends, begins_chats) = (Vec::new(), false);
+        Ok(Parts { tokenizer, rule, before, after, begins_chats, ends, limit: 0, kind, chat: None })
     }
 
     /// Reads `tokenizer.model` as transformers does for Llama's and Mistral's.
@@ -215,6 +212,7 @@ impl Settings {
         Ok(Parts {
             before: chosen(flag("add_bos_token").unwrap_or(true), bos),
             after: chosen(flag("add_eos_token").unwrap_or(false), eos),
+            begins_chats: false,
             tokenizer,
             rule: Rule::pieces(prefix),
             ends: eos.into_iter().collect(),

@@ -5,16 +5,16 @@ use super::chat::ChatTemplate;
 use super::pieces::{self, Kind, Piece, Prefix};
 use super::split;
 use super::stream::Rule;
-use super::words::{Parts, Words};
+use super::words::{Parts, Words, distinct};
 use crate::error::{Error, Result};
 use crate::store::gguf::{Gguf, Value};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use tokenizers::models::bpe::{BpeBuilder, Vocab};
 use tokenizers::normalizers::NFC;
 use tokenizers::{AddedToken, Tokenizer};
 
-/// Control tokens that end an answer or a text in every model that has them. A file names at most three ends, and some models
-/// have more.
+/// Tokens that end an answer or a text in every model that has them. A file names at most three ends, and some models have more.
 const ENDS: [&str; 9] = [
     "<|eot_id|>",
     "<|eom_id|>",
@@ -29,8 +29,8 @@ const ENDS: [&str; 9] = [
 
 /// The metadata of a tokenizer.
 struct Metadata<'a> {
-    file: &'a Gguf,
-    tokens: Vec<&'a str>,
+    all: &'a BTreeMap<String, Value>,
+    tokens: Vec<Cow<'a, str>>,
     kinds: Vec<Kind>,
 }
 
@@ -42,10 +42,15 @@ struct Named {
 }
 
 impl<'a> Metadata<'a> {
-    fn read(file: &'a Gguf) -> Result<Metadata<'a>, String> {
-        let tokens =
-            file.texts("tokenizer.ggml.tokens").map_err(|_| "there is no list tokenizer.ggml.tokens")?;
-        let mut read = Metadata { file, kinds: vec![Kind::Normal; tokens.len()], tokens };
+    fn read(all: &'a BTreeMap<String, Value>) -> Result<Metadata<'a>, String> {
+        let mut read = Metadata { all, kinds: Vec::new(), tokens: Vec::new() };
+        // Tokens without a text, of which some files have several, get one that no text becomes.
+        let named = |(id, token): (usize, &'a str)| match token {
+            "" => Cow::Owned(format!("[EMPTY_{id}]")),
+            token => Cow::Borrowed(token),
+        };
+        read.tokens = read.texts("tokenizer.ggml.tokens")?.into_iter().enumerate().map(named).collect();
+        read.kinds = vec![Kind::Normal; read.tokens.len()];
         if let Some(all) = read.list("tokenizer.ggml.token_type")? {
             let kind = |value: &Value| match value {
                 Value::Integer(number) => Kind::of(*number),
@@ -57,7 +62,16 @@ impl<'a> Metadata<'a> {
     }
 
     fn value(&self, name: &str) -> Option<&'a Value> {
-        self.file.metadata().get(name)
+        self.all.get(name)
+    }
+
+    fn texts(&self, key: &str) -> Result<Vec<&'a str>, String> {
+        let Some(Value::List(all)) = self.value(key) else { return Err(format!("there is no list {key}")) };
+        let text = |value: &'a Value| match value {
+            Value::Text(text) => Ok(&text[..]),
+            _ => Err(format!("{key} is no list of texts")),
+        };
+        all.iter().map(text).collect()
     }
 
     /// A list that has one value for each token, if there is one.
@@ -106,29 +120,23 @@ impl<'a> Metadata<'a> {
         let or = |id: u32| (pieces && (id as usize) < self.tokens.len()).then_some(id);
         let (bos, eos) = (self.id("bos")?.or(or(1)), self.id("eos")?.or(or(2)));
         let mut ends: Vec<u32> = [eos, self.id("eot")?, self.id("eom")?].into_iter().flatten().collect();
+        // Converters have written added tokens as user-defined ones. One of these may be BOS too, as in Qwen2, and ends texts.
+        let is_added = |kind: Kind| matches!(kind, Kind::Control | Kind::UserDefined);
         let known = (0..).zip(self.tokens.iter().zip(&self.kinds));
-        let known = known.filter(|(_, (token, kind))| **kind == Kind::Control && ENDS.contains(*token));
-        ends.extend(known.map(|(id, _)| id).filter(|id| Some(*id) != bos));
-        let mut seen = Vec::new();
-        ends.retain(|id| {
-            !seen.contains(id) && {
-                seen.push(*id);
-                true
-            }
-        });
-        Ok(Named { bos, eos, ends })
+        let known = known.filter(|(_, (token, kind))| is_added(**kind) && ENDS.contains(&&***token));
+        ends.extend(known.map(|(id, _)| id));
+        Ok(Named { bos, eos, ends: distinct(ends) })
     }
 
     /// The tokenizer of byte-level BPE.
     fn bytes(&self, rule: &split::Rule) -> Result<Tokenizer, String> {
-        let merges =
-            self.file.texts("tokenizer.ggml.merges").map_err(|_| "there is no list tokenizer.ggml.merges")?;
+        let merges = self.texts("tokenizer.ggml.merges")?;
         let pair = |merge: &&str| {
             let parts = merge.split_once(' ').map(|(a, b)| (a.to_string(), b.to_string()));
             parts.ok_or_else(|| format!("the merge '{merge}' is not two tokens with a blank between"))
         };
         let merges = merges.iter().map(pair).collect::<Result<Vec<_>, _>>()?;
-        let vocabulary = pieces::numbered(self.tokens.iter().copied())?;
+        let vocabulary = pieces::numbered(self.tokens.iter().map(|token| &**token))?;
         let owned: Vocab = vocabulary.into_iter().map(|(text, id)| (text.to_string(), id)).collect();
         let model = BpeBuilder::new().vocab_and_merges(owned, merges).ignore_merges(rule.ignore_merges);
         let mut tokenizer = Tokenizer::new(model.build().map_err(|error| error.to_string())?);
@@ -138,6 +146,7 @@ impl<'a> Metadata<'a> {
         }
         let added: Vec<AddedToken> =
             self.tokens.iter().zip(&self.kinds).filter_map(|(text, kind)| kind.added(text)).collect();
+        added.iter().try_for_each(|token| pieces::check_length(&token.content))?;
         tokenizer.add_tokens(&added);
         Ok(tokenizer)
     }
@@ -162,12 +171,10 @@ impl<'a> Metadata<'a> {
 
     fn chat(&self, named: &Named) -> Result<Option<ChatTemplate>, String> {
         let Some(source) = self.text("tokenizer.chat_template")? else { return Ok(None) };
-        let ids = [
-            ("bos", named.bos),
-            ("eos", named.eos),
-            ("unk", self.id("unknown")?),
-            ("pad", self.id("padding")?),
-        ];
+        // Only templates may show these two, and files exist in which they are none of the tokens.
+        let shown = |name: &str| self.id(name).ok().flatten();
+        let ids =
+            [("bos", named.bos), ("eos", named.eos), ("unk", shown("unknown")), ("pad", shown("padding"))];
         let marks: BTreeMap<String, String> = ids
             .into_iter()
             .filter_map(|(name, id)| Some((format!("{name}_token"), self.tokens[id? as usize].to_string())))
@@ -191,12 +198,11 @@ impl<'a> Metadata<'a> {
         for id in named.ends.iter().copied().chain(named.bos) {
             self.kinds[id as usize] = Kind::Control;
         }
-        let cut = split::Rule::named(self.text("tokenizer.ggml.pre")?.unwrap_or("default"));
         let (tokenizer, rule, kind, adds) = if pieces {
             let prefix = self.flag("add_space_prefix")?.unwrap_or(true);
             (self.pieces(prefix)?, Rule::pieces(prefix), "sentencepiece BPE".to_string(), true)
         } else {
-            let cut = cut?;
+            let cut = split::Rule::named(self.text("tokenizer.ggml.pre")?.unwrap_or("default"))?;
             let kind = format!("byte-level BPE, {}", cut.name());
             (self.bytes(cut)?, Rule::byte_level(), kind, cut.adds_bos)
         };
@@ -214,6 +220,7 @@ impl<'a> Metadata<'a> {
                 "bos",
             )?,
             after: begin(self.flag("add_eos_token")?.unwrap_or(false), named.eos, "eos")?,
+            begins_chats: true,
             chat: self.chat(&named)?,
             limit: self.tokens.len(),
             ends: named.ends,
@@ -231,7 +238,12 @@ impl Words {
     /// [`Error::Format`] when the metadata is incomplete or contradicts itself, or names a kind of tokenizer or a rule of cutting
     /// text that is not known here.
     pub fn of_gguf(file: &Gguf) -> Result<Words> {
-        let words = Metadata::read(file).and_then(Metadata::words);
-        words.map_err(|message| Error::format(file.path(), format!("the tokenizer: {message}")))
+        Words::of_metadata(file.metadata())
+            .map_err(|message| Error::format(file.path(), format!("the tokenizer: {message}")))
+    }
+
+    /// [`Words::of_gguf`] of the metadata alone.
+    pub(super) fn of_metadata(all: &BTreeMap<String, Value>) -> Result<Words, String> {
+        Metadata::read(all).and_then(Metadata::words)
     }
 }

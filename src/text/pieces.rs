@@ -122,11 +122,26 @@ fn normalizer(prefix: bool) -> Result<Sequence, String> {
     Ok(Sequence::new(parts))
 }
 
+/// Most bytes of a piece or of an added token. Sentencepiece makes pieces of 16 letters, and of longer runs of blanks. Every place in
+/// a piece is tried as its cut, and added tokens are searched in every text, so that a damaged file with a token of megabytes
+/// would take hours.
+const LONGEST: usize = 1024;
+
+/// Refuses a token that is too long to be one.
+pub(super) fn check_length(text: &str) -> Result<(), String> {
+    if text.len() <= LONGEST {
+        return Ok(());
+    }
+    let start: String = text.chars().take(20).collect();
+    Err(format!("the token '{start}...' has {} bytes, over {LONGEST}", text.len()))
+}
+
 /// Makes the tokenizer of these pieces.
 pub(super) fn tokenizer(pieces: &[Piece], prefix: Prefix) -> Result<Tokenizer, String> {
     if let Some(piece) = pieces.iter().find(|piece| piece.score.is_nan()) {
         return Err(format!("the score of '{}' is no number", piece.text));
     }
+    pieces.iter().try_for_each(|piece| check_length(&piece.text))?;
     let vocabulary = numbered(pieces.iter().map(|piece| &piece.text[..]))?;
     let bytes = pieces.iter().filter(|p| p.kind == Kind::Byte && fallback(&p.text).is_some()).count() == 256;
     let unknown = pieces.iter().find(|piece| piece.kind == Kind::Unknown);

@@ -1,6 +1,7 @@
 //! Rules by which byte-level BPE cuts text into words. A GGUF file names its rule in `tokenizer.ggml.pre`.
 //!
-//! The names are those of llama.cpp, and the expressions are those of the models' own `tokenizer.json`.
+//! The names, and which of them mean the same, are those of llama.cpp (`src/llama-vocab.cpp`). The expressions are those of the
+//! models' own `tokenizer.json`.
 
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
@@ -43,15 +44,20 @@ const fn rule(names: &'static [&'static str], cuts: Cuts) -> Rule {
     Rule { names, cuts, ignore_merges: false, adds_bos: false, composes: false }
 }
 
-static RULES: [Rule; 6] = [
-    rule(&["gpt-2", "phi-2"], Cuts::Gpt2 { digits: false }),
+static RULES: [Rule; 7] = [
+    rule(&["gpt-2", "phi-2", "mellum", "gigachat", "a.x-4.0", "exaone4"], Cuts::Gpt2 { digits: false }),
     rule(&["smollm", "starcoder", "refact"], Cuts::Gpt2 { digits: true }),
     Rule {
         ignore_merges: true,
         adds_bos: true,
-        ..rule(&["llama-bpe", "llama3", "llama-v3"], Cuts::By(&[LLAMA3]))
+        ..rule(
+            &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
+            Cuts::By(&[LLAMA3]),
+        )
     },
     Rule { composes: true, ..rule(&["qwen2"], Cuts::By(&[QWEN2])) },
+    // Qwen2's expression in tokenizers that do not compose accents.
+    rule(&["deepseek-r1-qwen", "megrez", "kormo"], Cuts::By(&[QWEN2])),
     Rule { ignore_merges: true, adds_bos: true, ..rule(&["tekken"], Cuts::By(&[TEKKEN])) },
     rule(&["default"], Cuts::By(&DEFAULT)),
 ];
@@ -90,16 +96,18 @@ impl Rule {
     }
 }
 
-/// Returns the name of the rule that a `tokenizer.json` spells out, if it is one of those above.
-pub(super) fn recognised(cutter: &serde_json::Value) -> Option<&'static str> {
+/// Returns the name of the rule that a `tokenizer.json` spells out, if it is one of those above. Of two that cut alike, it is the
+/// one that composes accents as the file does.
+pub(super) fn recognised(cutter: &serde_json::Value, composes: bool) -> Option<&'static str> {
     let parts = cutter["pretokenizers"].as_array().map_or(std::slice::from_ref(cutter), Vec::as_slice);
     let expression = parts.iter().find_map(|part| part["pattern"]["Regex"].as_str());
     let digits = parts.iter().any(|part| part["type"] == "Digits" && part["individual_digits"] == true);
     let gpt2 = parts.last().is_some_and(|part| part["type"] == "ByteLevel" && part["use_regex"] != false);
-    let found = RULES.iter().find(|rule| match rule.cuts {
+    let cuts_so = |rule: &&Rule| match rule.cuts {
         Cuts::Gpt2 { digits: apart } => expression.is_none() && gpt2 && digits == apart,
         Cuts::By([only]) => Some(*only) == expression && !digits && !gpt2,
         Cuts::By(_) => false,
-    });
-    found.map(Rule::name)
+    };
+    let found = || RULES.iter().filter(cuts_so);
+    found().find(|rule| rule.composes == composes).or_else(|| found().next()).map(Rule::name)
 }

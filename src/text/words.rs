@@ -17,11 +17,23 @@ pub struct Words {
     rule: Rule,
     before: Vec<u32>,
     after: Vec<u32>,
+    begins_chats: bool,
     bos: Option<u32>,
     ends: Vec<u32>,
     limit: usize,
     kind: String,
     chat: Option<ChatTemplate>,
+}
+
+/// The numbers without those that came before.
+pub(super) fn distinct(all: Vec<u32>) -> Vec<u32> {
+    let mut seen = Vec::with_capacity(all.len());
+    for id in all {
+        if !seen.contains(&id) {
+            seen.push(id);
+        }
+    }
+    seen
 }
 
 /// What a file says, from which [`Words`] are made.
@@ -31,6 +43,8 @@ pub(super) struct Parts {
     /// Tokens put before and after a text, in addition to those of the tokenizer's own post-processor.
     pub before: Vec<u32>,
     pub after: Vec<u32>,
+    /// Whether a conversation gets BOS too, where its template writes none.
+    pub begins_chats: bool,
     pub ends: Vec<u32>,
     /// Size of the model's table of tokens.
     pub limit: usize,
@@ -52,7 +66,7 @@ impl Words {
 
     /// Checks that the parts fit together, and makes words of them.
     pub(super) fn assembled(parts: Parts) -> Result<Words, String> {
-        let Parts { mut tokenizer, rule, before, after, ends, limit, kind, chat } = parts;
+        let Parts { mut tokenizer, rule, before, after, begins_chats, ends, limit, kind, chat } = parts;
         if let Some(id) = before.iter().chain(&after).chain(&ends).find(|id| **id as usize >= limit) {
             return Err(format!("token {id} is to begin or end texts, but there are only {limit} tokens"));
         }
@@ -61,7 +75,9 @@ impl Words {
         tokenizer.with_padding(None);
         tokenizer.set_encode_special_tokens(true);
         let parsing = OnceLock::new();
-        let mut words = Words { tokenizer, parsing, rule, before, after, bos: None, ends, limit, kind, chat };
+        let bos = None;
+        let mut words =
+            Words { tokenizer, parsing, rule, before, after, begins_chats, bos, ends, limit, kind, chat };
         words.bos = words.first_added().map_err(|error| error.to_string())?;
         Ok(words)
     }
@@ -110,18 +126,29 @@ impl Words {
         self.ids(&self.tokenizer, text, false)
     }
 
-    /// Returns the tokens of what [`ChatTemplate::render`] wrote. Control tokens are recognised, and BOS is not added, because
-    /// templates write it.
+    /// Returns the tokens of what [`ChatTemplate::render`] wrote. Control tokens are recognised in all of it, also in the messages.
+    ///
+    /// Most templates write BOS. Where one does not, a folder's conversation has none, as from `apply_chat_template` of
+    /// transformers, and a GGUF file's has it if its texts have, as in llama.cpp.
     ///
     /// # Errors
     /// As [`encode`](Words::encode).
     pub fn encode_chat(&self, rendered: &str) -> Result<Vec<u32>> {
+        let mut ids = self.parsed(rendered)?;
+        if let Some(bos) = self.bos.filter(|bos| self.begins_chats && ids.first() != Some(bos)) {
+            ids.insert(0, bos);
+        }
+        Ok(ids)
+    }
+
+    /// The tokens of a text in which control tokens are recognised.
+    pub(super) fn parsed(&self, text: &str) -> Result<Vec<u32>> {
         let parsing = self.parsing.get_or_init(|| {
             let mut parsing = self.tokenizer.clone();
             parsing.set_encode_special_tokens(false);
             parsing
         });
-        self.ids(parsing, rendered, false)
+        self.ids(parsing, text, false)
     }
 
     /// Returns the text of tokens, without control tokens. Bytes that are no UTF-8 become U+FFFD.

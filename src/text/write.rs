@@ -1,14 +1,14 @@
 //! The metadata by which a GGUF file says what a folder's tokenizer is.
 
+use super::chat::Message;
 use super::folder::Settings;
 use super::pieces::{Kind, Piece};
 use super::words::Words;
 use super::{json, proto};
 use crate::error::{Error, Result};
-use crate::store::gguf::{self, Gguf, Value};
+use crate::store::gguf::Value;
 use serde_json::Value as Json;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The score of tokens that were added to sentencepiece's, by llama.cpp's converter.
 const ADDED: f32 = -1000.0;
@@ -106,6 +106,16 @@ fn lists(pieces: &[Piece]) -> [(&'static str, Value); 2] {
     [("tokens", Value::List(texts)), ("token_type", Value::List(kinds))]
 }
 
+/// A folder's tokenizer and chat template in the words of GGUF.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct TokenizerMetadata {
+    /// The keys `tokenizer.*`.
+    pub metadata: Vec<(String, Value)>,
+    /// How a conversation becomes other tokens than in the folder, if it does.
+    pub remark: Option<String>,
+}
+
 /// Returns the metadata `tokenizer.*` by which a GGUF file says what the tokenizer and the chat template of a folder are.
 ///
 /// Byte-level BPE is read from `tokenizer.json` and must cut text by a rule that llama.cpp has a name for. Sentencepiece's BPE is
@@ -114,13 +124,13 @@ fn lists(pieces: &[Piece]) -> [(&'static str, Value); 2] {
 /// # Errors
 /// As [`Words::in_folder`]. [`Error::Format`] for another kind of tokenizer, and for one that GGUF has no words for: it puts other
 /// tokens than BOS around a text, or cuts or ends texts in another way than what would be written.
-pub fn gguf_metadata(folder: &Path) -> Result<Vec<(String, Value)>> {
+pub fn gguf_metadata(folder: &Path) -> Result<TokenizerMetadata> {
     let words = Words::in_folder(folder)?;
     let settings = Settings::read(folder)?;
     let fault = |message: String| {
         Error::format(folder, format!("the tokenizer cannot be written to a GGUF file: {message}"))
     };
-    around(&words).map_err(fault)?;
+    has_only_bos(&words).map_err(fault)?;
     let (whole, model) = (folder.join("tokenizer.json"), folder.join("tokenizer.model"));
     let mut all: Vec<(&str, Value)> = Vec::new();
     let pieces = if let Some(rule) = words.kind().strip_prefix("byte-level BPE, ") {
@@ -171,13 +181,15 @@ pub fn gguf_metadata(folder: &Path) -> Result<Vec<(String, Value)>> {
     }
     all.push(("add_bos_token", Value::Bool(words.bos().is_some())));
     all.extend(lists(&pieces));
-    let mut all: Vec<_> =
+    let mut metadata: Vec<_> =
         all.into_iter().map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)).collect();
     if let Some((_, source)) = settings.template(folder)? {
-        all.push(("tokenizer.chat_template".into(), Value::Text(source)));
+        metadata.push(("tokenizer.chat_template".into(), Value::Text(source)));
     }
-    says_the_same(&words, &all)?.map_err(fault)?;
-    Ok(all)
+    let written = Words::of_metadata(&metadata.iter().cloned().collect()).map_err(fault)?;
+    says_the_same(&words, &written)?.map_err(fault)?;
+    let remark = other_chat(&words, &written)?;
+    Ok(TokenizerMetadata { metadata, remark })
 }
 
 /// Texts that rules of cutting, normalising and blanks tell apart. None begins with a blank, which GGUF has no rule for.
@@ -191,15 +203,9 @@ const PROBES: [&str; 7] = [
     "a",
 ];
 
-/// Whether what these metadata say cuts texts, and ends answers, as the tokenizer does.
-fn says_the_same(words: &Words, metadata: &[(String, Value)]) -> Result<Result<(), String>> {
-    static COUNT: AtomicUsize = AtomicUsize::new(0);
-    let name = format!("tiebeam-{}-{}.gguf", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    let path = std::env::temp_dir().join(name);
-    gguf::save(&path, metadata, Vec::new())?;
-    let written = Gguf::open(&path).and_then(|file| Words::of_gguf(&file));
-    let _ = std::fs::remove_file(&path);
-    let written = written?;
+/// Whether what is written cuts texts as the tokenizer does, and ends answers where it does. It may end them at further tokens,
+/// which end answers of every model that has them.
+fn says_the_same(words: &Words, written: &Words) -> Result<Result<(), String>> {
     let is_cut = |text: &str| {
         Err(format!(
             "it cuts {text:?} in a way that GGUF has no rule for (a normaliser, a blank before texts, or tokens that stand in \
@@ -212,23 +218,35 @@ fn says_the_same(words: &Words, metadata: &[(String, Value)]) -> Result<Result<(
         }
     }
     for text in words.added() {
-        if words.encode_chat(&text)? != written.encode_chat(&text)? {
+        if words.parsed(&text)? != written.parsed(&text)? {
             return Ok(is_cut(&text));
         }
     }
-    let sorted = |ends: &[u32]| {
-        let mut ends = ends.to_vec();
-        ends.sort_unstable();
-        ends
-    };
-    match sorted(words.ends()) == sorted(written.ends()) {
-        true => Ok(Ok(())),
-        false => Ok(Err(format!("answers would end at {:?} in place of {:?}", written.ends(), words.ends()))),
+    match words.ends().iter().find(|id| !written.ends().contains(id)) {
+        None => Ok(Ok(())),
+        Some(id) => Ok(Err(format!("token {id} ends answers, and would not"))),
     }
 }
 
+/// In what a conversation differs from the folder's, of which GGUF has not all rules.
+fn other_chat(words: &Words, written: &Words) -> Result<Option<String>> {
+    let messages = [Message::user("hi"), Message::assistant("ho"), Message::user("x")];
+    // A template may refuse these messages, and then has its reasons.
+    let Some(text) = words.chat().and_then(|chat| chat.render(&messages, true).ok()) else { return Ok(None) };
+    let is_same =
+        |of: fn(&Words, &str) -> Result<Vec<u32>>| Ok::<_, Error>(of(words, &text)? == of(written, &text)?);
+    Ok(match (is_same(Words::parsed)?, is_same(Words::encode_chat)?) {
+        (true, true) => None,
+        (true, false) => Some("a conversation begins with BOS in a GGUF file, and not in the folder".into()),
+        (false, _) => Some(
+            "a conversation gets other tokens than in the folder, such as blanks before messages, for which GGUF has no rule"
+                .into(),
+        ),
+    })
+}
+
 /// Refuses a tokenizer that puts other tokens than BOS around a text.
-fn around(words: &Words) -> Result<(), String> {
+fn has_only_bos(words: &Words) -> Result<(), String> {
     let of = |ids: Result<Vec<u32>>| ids.map_err(|error| error.to_string());
     let (all, plain) = (of(words.encode("a"))?, of(words.encode_plain("a"))?);
     match all == words.bos().into_iter().chain(plain).collect::<Vec<_>>() {

@@ -451,17 +451,19 @@ fn of_lines_of_one_name_the_fastest_counts() -> Result<()> {
 
 #[test]
 fn a_row_can_be_planned_and_taken_apart() -> Result<()> {
+    // What other tests dispatch on the device meanwhile would be part of the shares.
+    let gpu = &Gpu::open()?;
     // A plan runs nothing, so a row with a wrong expected value can be planned too.
-    assert_eq!(plan(gpu(), double("a", 3.0))?.len(), 1);
-    assert!(kernels(gpu(), double("a", 3.0)).is_err(), "a wrong value");
-    let table = kernels(gpu(), double("a", 2.0))?.table();
+    assert_eq!(plan(gpu, double("a", 3.0))?.len(), 1);
+    assert!(kernels(gpu, double("a", 3.0)).is_err(), "a wrong value");
+    let table = kernels(gpu, double("a", 2.0))?.table();
     assert!(table.contains("100.0%") && table.contains("elementwise main"), "{table}");
     // A training step, whose optimizer changes parameters in place.
     let step = |entry: &Entry| entry.name() == "train_step d256 T128 B2 tied x4";
     let step = entries(false, Suite::Full).into_iter().find(step).expect("a row");
-    let planned = plan(gpu(), step)?;
+    let planned = plan(gpu, step)?;
     assert!(planned.iter().any(|(line, _)| line.starts_with("adamw: ")), "{planned:?}");
     // Work after planning runs as usual.
-    let (run, _) = went(gpu(), vec![double("a", 2.0)], &settings(far()));
+    let (run, _) = went(gpu, vec![double("a", 2.0)], &settings(far()));
     run.verdict()
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use tiebeam::models::llama::{Form, Llama, LlamaConfig, Published, RopeScaling, Session, SessionOptions};
 use tiebeam::nn::Parameters;
 use tiebeam::quant::{Rounding, round};
+use tiebeam::store::gguf::{self, Gguf};
 use tiebeam::store::{Entry, File, Shards, Weights, save};
 use tiebeam::{DType, Tensor, no_grad};
 
@@ -221,6 +222,13 @@ fn what_is_not_computed_is_named() {
         ("rope_scaling", json!({"rope_type": "longrope"}), "'longrope' is not computed"),
         ("rope_scaling", json!({"rope_type": "linear"}), "'linear' needs a positive number `factor`"),
         ("quantization_config", json!({"quant_method": "bitsandbytes"}), "bitsandbytes"),
+        (
+            "quantization_config",
+            json!({"quant_method": "compressed-tensors", "format": "pack-quantized", "transform_config": {"config_groups": {}}}),
+            "`transform_config`, which rotates values",
+        ),
+        ("rope_scaling", json!({"rope_type": "linear", "factor": 1e-310}), "are no positive numbers"),
+        ("original_max_position_embeddings", json!(-1), "`original_max_position_embeddings` is no positive"),
         ("num_key_value_heads", json!(3), "no Llama model"),
         ("rms_norm_eps", json!(null), "rms_norm_eps"),
         ("rms_norm_eps", json!(-1.0), "no Llama model"),
@@ -243,6 +251,50 @@ fn what_is_not_computed_is_named() {
     let error =
         refusal(&changed("qwen2", whole, |all| drop(all.insert(extra.into(), (vec![8], vec![1.0; 8])))));
     assert!(error.contains(extra) && error.contains("no model of this kind"), "{error}");
+}
+
+/// Copies the GGUF file of the vectors with some more metadata.
+fn gguf_with(more: &[(&str, gguf::Value)]) -> Folder {
+    let (folder, file) = (Folder::new("published"), Gguf::open(path("llama3").join("model.gguf")).unwrap());
+    let mut metadata = file.metadata().clone();
+    metadata.extend(more.iter().map(|(key, value)| (format!("llama.{key}"), value.clone())));
+    let entry = |name| {
+        let (kind, shape) = (file.kind(name).unwrap(), file.shape(name).unwrap());
+        gguf::Entry::bytes(name, kind, shape, file.bytes_of(name).unwrap())
+    };
+    let metadata: Vec<_> = metadata.into_iter().collect();
+    gguf::save(folder.join("m.gguf"), &metadata, file.names().map(entry)).unwrap();
+    folder
+}
+
+#[test]
+fn what_is_not_computed_in_a_gguf_file_is_named() {
+    use gguf::Value::{Bool, Float, Integer, List, Text};
+    let open = |more: &[(&str, gguf::Value)]| Published::open(gguf_with(more).join("m.gguf"));
+    let says = |more: &[(&str, gguf::Value)], what: &str| {
+        let error = open(more).err().expect(what).to_string();
+        assert!(error.contains(what), "{error}");
+    };
+    says(&[("attention.causal", Bool(false))], "attention that sees later tokens");
+    assert!(open(&[("attention.causal", Bool(true))]).is_ok());
+    says(&[("rope.scaling.attn_factor", Float(1.25))], "under yarn only");
+    assert!(open(&[("rope.scaling.attn_factor", Float(1.0))]).is_ok());
+    says(&[("attention.head_count_kv", List(vec![Integer(2); 2]))], "is a list, where one number is read");
+    let yarn = |original: i128| {
+        let kind = ("rope.scaling.type", Text("yarn".into()));
+        let more = [
+            kind,
+            ("rope.scaling.factor", Float(4.0)),
+            ("rope.scaling.original_context_length", Integer(original)),
+        ];
+        open(&more).unwrap().config().rope_scaling
+    };
+    let context = open(&[]).unwrap().config().context;
+    assert_eq!(yarn(0), yarn(context as i128), "0 is the model's own context");
+    assert_ne!(yarn(0), yarn(7));
+    let weights = path("llama3").join("model.safetensors");
+    let error = Published::open(weights).err().expect("no model by itself").to_string();
+    assert!(error.contains("name its folder"), "{error}");
 }
 
 /// Files of tied models sometimes have a head. transformers 5 computes with it, even if it is not the table.

@@ -267,7 +267,7 @@ const ONE: &str = "12345612 it'S 1234 hi\n\n\n123456!!\n";
 const TWO: &str = "hi'S 56'S  \n\n 12e\u{301}HI+'s";
 
 /// Rules with their tokens of both texts by Python's `tokenizers` 0.23, from the expressions of the models' own files.
-const CUT: [(&str, &[u32], &[u32]); 6] = [
+const CUT: [(&str, &[u32], &[u32]); 7] = [
     (
         "gpt-2",
         &[260, 256, 220, 72, 83, 6, 50, 220, 258, 220, 262, 261, 198, 260, 0, 0, 198],
@@ -296,6 +296,15 @@ const CUT: [(&str, &[u32], &[u32]); 6] = [
         &[262, 265, 220, 20, 21, 265, 220, 220, 261, 220, 16, 17, 127, 102, 39, 40, 10, 6, 82],
     ),
     (
+        // Qwen2's rule without that.
+        "deepseek-r1-qwen",
+        &[
+            16, 17, 18, 19, 20, 21, 16, 17, 220, 72, 83, 265, 220, 16, 17, 18, 19, 220, 262, 261, 198, 16,
+            17, 18, 19, 20, 21, 0, 0, 198,
+        ],
+        &[262, 265, 220, 20, 21, 265, 220, 220, 261, 220, 16, 17, 68, 136, 223, 39, 40, 10, 6, 82],
+    ),
+    (
         "tekken",
         &[
             16, 17, 18, 19, 20, 21, 16, 17, 220, 72, 83, 265, 220, 16, 17, 18, 19, 220, 262, 261, 198, 16,
@@ -319,6 +328,9 @@ fn each_rule_cuts_text_in_its_own_way() {
         assert_eq!(words.encode(TWO).unwrap(), two, "{pre}");
         assert_eq!(words.kind(), format!("byte-level BPE, {pre}"));
     }
+    for (other, name) in [("falcon3", "llama-bpe"), ("mellum", "gpt-2"), ("megrez", "deepseek-r1-qwen")] {
+        assert_eq!(with(other, vec![]).unwrap().kind(), format!("byte-level BPE, {name}"));
+    }
 }
 
 #[test]
@@ -327,8 +339,8 @@ fn bos_and_ends_are_those_of_the_gguf_file() {
     let words = with("gpt-2", vec![bos, eos, ("ggml.add_bos_token", Flag(true))]).unwrap();
     assert_eq!(words.encode("hi 12").unwrap(), [267, 262, 220, 256]);
     assert_eq!(words.encode("<|end|>").unwrap().len(), 8);
-    assert_eq!(words.encode_chat("hi<|end|>").unwrap(), [262, 267]);
-    assert_eq!((words.bos(), words.ends()), (Some(267), &[5][..]));
+    assert_eq!(words.encode_chat("hi<|end|>").unwrap(), [267, 262, 267]);
+    assert_eq!((words.bos(), words.ends()), (Some(267), &[5, 267][..]));
     // What texts end with is not written, whatever its type is.
     assert_eq!(words.decode(&[5, 262, 267]).unwrap(), "hi");
     // Where nothing is said, Llama 3 begins texts with BOS, GPT-2 does not, and Llama 2 does.
@@ -336,6 +348,49 @@ fn bos_and_ends_are_those_of_the_gguf_file() {
     assert_eq!((of("llama3"), of("gpt-2")), (Some(266), None));
     let more = vec![("ggml.eos_token_id", Number(262)), ("ggml.eot_token_id", Number(266))];
     assert_eq!(with("qwen2", more).unwrap().ends(), [262, 266, 267]);
+    // The token that is BOS in Qwen2's files, where no text gets it, also ends texts.
+    let more = || vec![("ggml.eos_token_id", Number(266)), bos_of(267), ("ggml.add_bos_token", Flag(false))];
+    let words = with("qwen2", more()).unwrap();
+    assert_eq!((words.ends(), words.encode_chat("hi").unwrap()), (&[266, 267][..], vec![262]));
+    // Converters have called added tokens user-defined.
+    let mut kinds = vec![1; 268];
+    kinds[267] = 4;
+    let words =
+        with("gpt-2", vec![("ggml.eos_token_id", Number(5)), ("ggml.token_type", Numbers(kinds))]).unwrap();
+    assert_eq!((words.ends(), words.decode(&[262, 267]).unwrap()), (&[5, 267][..], "hi".to_string()));
+}
+
+fn bos_of(id: u32) -> (&'static str, Meta<'static>) {
+    ("ggml.bos_token_id", Number(id))
+}
+
+/// As in llama.cpp. Folders are read as transformers reads them, which takes what the template wrote.
+#[test]
+fn conversations_of_a_gguf_file_begin_with_bos_once() {
+    let words = with("llama3", vec![bos_of(266)]).unwrap();
+    assert_eq!(words.encode_chat("hi").unwrap(), [266, 262]);
+    assert_eq!(words.encode_chat("<|eot|>hi").unwrap(), [266, 262]);
+    assert_eq!(with("gpt-2", vec![bos_of(266)]).unwrap().encode_chat("hi").unwrap(), [262]);
+    let folder = Words::open(&folder("llama3")).unwrap();
+    assert_eq!(folder.encode_chat("hi").unwrap(), folder.encode_plain("hi").unwrap());
+}
+
+/// Files as they are published have such faults, which change no token of any text.
+#[test]
+fn harmless_faults_of_a_gguf_file_are_passed_over() {
+    let (mut tokens, _) = small();
+    tokens.extend(["", ""].map(String::from));
+    let kinds = vec![1; tokens.len()];
+    let more = vec![
+        ("ggml.tokens", Texts(tokens)),
+        ("ggml.token_type", Numbers(kinds)),
+        ("ggml.padding_token_id", Number(u32::MAX)),
+        ("ggml.unknown_token_id", Number(270)),
+        ("chat_template", Text("{{ messages[0].content }}{{ pad_token }}")),
+    ];
+    let words = with("gpt-2", more).unwrap();
+    assert_eq!(words.encode(ONE).unwrap(), CUT[0].1);
+    assert_eq!(words.chat().unwrap().render(&[Message::user("hi")], true).unwrap(), "hi");
 }
 
 #[test]
@@ -363,6 +418,18 @@ fn what_is_not_known_or_contradicts_itself_is_refused() {
     says("default", vec![("ggml.model", Text("llama"))], "no list tokenizer.ggml.scores");
     let scores = ("ggml.scores", Floats(vec![0.0; 268]));
     says("default", vec![("ggml.model", Text("llama")), scores], "no tokens for single bytes");
+    // Pieces are cut everywhere, and control tokens are searched in every text, which would take hours.
+    for (model, kind) in [("llama", 1), ("llama", 4), ("gpt2", 3)] {
+        let long = "a".repeat(1 << 20);
+        let more = vec![
+            ("ggml.model", Text(model)),
+            ("ggml.tokens", Texts(vec!["<unk>".into(), "b".into(), "c".into(), long])),
+            ("ggml.token_type", Numbers(vec![2, 1, 1, kind])),
+            ("ggml.scores", Floats(vec![0.0; 4])),
+            ("ggml.merges", Texts(vec![])),
+        ];
+        says("default", more, "the token 'aaaaaaaaaaaaaaaaaaaa...' has 1048576 bytes, over 1024");
+    }
 }
 
 #[test]

@@ -142,10 +142,6 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let gpu = context.open()?;
     let stop = on_interrupt()?;
     let model = load(&published, &gpu, args, context, &stop)?;
-    if words.size() > model.config.vocab {
-        let message = format!("the tokenizer has {} tokens, the model {}", words.size(), model.config.vocab);
-        return Err(Error::config(format!("{message}; they do not belong together")));
-    }
     let most = published.config().context;
     let runner = Runner { args, context, gpu, words, model, most, begun, stop };
     match text {

@@ -1,6 +1,7 @@
 //! The command `tiebeam`, run as a process.
 
 mod bench;
+mod conversion;
 mod language;
 mod merge;
 #[path = "../../../tests/systems/merges.rs"]

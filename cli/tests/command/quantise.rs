@@ -11,15 +11,14 @@ use tiebeam::models::llama::{Form as Kept, Published};
 use tiebeam::quant::{Form, Job, JobSettings, Rounding, Stored, round};
 use tiebeam::store::gguf::{self, Gguf, GgufType};
 use tiebeam::store::{Entry, File, Shards, Weights, save};
-use tiebeam::text::{Message, Words};
 use tiebeam::{Error, Tensor, no_grad};
 
-fn model(name: &str) -> PathBuf {
+pub fn model(name: &str) -> PathBuf {
     vectors().join("llm").join(name)
 }
 
 /// Copies a model of the vectors to the folder `m`, so that it can be changed.
-fn copied(folder: &Folder, name: &str) -> PathBuf {
+pub fn copied(folder: &Folder, name: &str) -> PathBuf {
     let copy = folder.join("m");
     std::fs::create_dir(&copy).expect("a folder");
     for file in std::fs::read_dir(model(name)).expect("the vectors") {
@@ -29,17 +28,17 @@ fn copied(folder: &Folder, name: &str) -> PathBuf {
     copy
 }
 
-fn quantise(folder: &Path, model: &Path, args: &[&str]) -> Output {
+pub fn quantise(folder: &Path, model: &Path, args: &[&str]) -> Output {
     command().arg("quantise").arg(model).args(args).current_dir(folder).output().expect("the command runs")
 }
 
-fn written(folder: &Path, model: &Path, args: &[&str]) -> String {
+pub fn written(folder: &Path, model: &Path, args: &[&str]) -> String {
     let done = quantise(folder, model, args);
     assert!(done.status.success(), "{args:?}: {}", text(&done.stderr));
     text(&done.stdout)
 }
 
-fn refusal(folder: &Path, model: &Path, args: &[&str]) -> String {
+pub fn refusal(folder: &Path, model: &Path, args: &[&str]) -> String {
     let done = quantise(folder, model, args);
     let said = text(&done.stderr);
     assert!(!done.status.success() && !said.contains("panicked"), "{args:?}: {said}");
@@ -47,7 +46,7 @@ fn refusal(folder: &Path, model: &Path, args: &[&str]) -> String {
 }
 
 /// The scores of a model on the tokens of its vectors.
-fn scores(path: &Path, family: &str, form: Kept) -> Vec<f64> {
+pub fn scores(path: &Path, family: &str, form: Kept) -> Vec<f64> {
     let text = std::fs::read_to_string(model(family).join("expected.json")).expect("vectors");
     let json: Value = serde_json::from_str(&text).expect("JSON");
     let tokens: Vec<u32> = serde_json::from_value(json["sequence"].clone()).expect("tokens");
@@ -56,14 +55,14 @@ fn scores(path: &Path, family: &str, form: Kept) -> Vec<f64> {
     download(&no_grad(|| model.forward(&Tensor::from_slice(gpu(), &tokens, [1, tokens.len()]))))
 }
 
-fn same(what: &str, got: &[f64], want: &[f64]) {
+pub fn same(what: &str, got: &[f64], want: &[f64]) {
     assert_eq!(got.len(), want.len());
     let off = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     assert!(off < 1e-4, "{what}: off by {off:e}");
 }
 
 /// Writes a folder of F32 with the weights that rounding leaves.
-fn plain(family: &str, out: &Path, rounding: impl Fn(&str) -> Option<Rounding>) {
+pub fn plain(family: &str, out: &Path, rounding: impl Fn(&str) -> Option<Rounding>) {
     let source = Shards::open(model(family)).expect("vectors");
     let tensor = |name: String| {
         let shape = source.shape(&name).expect("a shape");
@@ -81,7 +80,7 @@ fn plain(family: &str, out: &Path, rounding: impl Fn(&str) -> Option<Rounding>) 
     save(out.join("model.safetensors"), entries, &BTreeMap::new()).expect("written");
 }
 
-fn is_linear(name: &str) -> bool {
+pub fn is_linear(name: &str) -> bool {
     name.contains("_proj.weight")
 }
 
@@ -264,59 +263,6 @@ fn gguf_files_have_the_rounded_weights() {
     assert_eq!(again.kind("token_embd.weight").expect("a type"), GgufType::Q8_0);
 }
 
-/// Rows of q and k have another order in the file of a Llama, and the tokenizer is written anew.
-#[test]
-fn folders_become_gguf_files() {
-    let folder = Folder::new("quantise-convert");
-    for family in ["llama3", "qwen2", "mistral"] {
-        let [out, want] = [".gguf", ""].map(|end| folder.join(format!("{family}{end}")));
-        let name = out.to_str().expect("UTF-8");
-        written(&folder, &model(family), &["--format", "gguf", "--bits", "8", "--out", name]);
-        let eight = Rounding::new(8, Form::Symmetric);
-        let is_rounded = |name: &str| {
-            is_linear(name) && !name.contains("down") || ["lm_head", "embed"].iter().any(|n| name.contains(n))
-        };
-        plain(family, &want, |name| is_rounded(name).then_some(eight));
-        same(family, &scores(&out, family, Kept::Stored), &scores(&want, family, Kept::F32));
-        let [got, own] = [&out, &model(family)].map(|path| Words::open(path).expect("a tokenizer"));
-        let text = std::fs::read_to_string(model(family).join("expected.json")).expect("vectors");
-        let json: Value = serde_json::from_str(&text).expect("JSON");
-        // A GGUF file has sentencepiece's own rule of blanks before texts.
-        let legacy = json["legacy"].as_array();
-        for (i, row) in json["texts"].as_array().expect("texts").iter().enumerate() {
-            let text = row["text"].as_str().expect("a text");
-            let want = match legacy {
-                Some(all) => serde_json::from_value(all[i].clone()).expect("tokens"),
-                None => own.encode(text).expect("tokens"),
-            };
-            assert_eq!(got.encode(text).expect("tokens"), want, "{family}: {text:?}");
-        }
-        assert_eq!((got.bos(), got.chat().is_some()), (own.bos(), own.chat().is_some()), "{family}");
-        let sorted = |words: &Words| words.ends().iter().copied().collect::<BTreeSet<u32>>();
-        assert_eq!(sorted(&got), sorted(&own), "{family}");
-        let all = [Message::user("Who was Noah?")];
-        let chat = |words: &Words| words.chat().map(|chat| chat.render(&all, true).expect("rendered"));
-        assert_eq!(chat(&got), chat(&own), "{family}");
-    }
-    // The file of the vectors was made by another program.
-    written(&folder, &model("llama3/model.gguf"), &["--bits", "8", "--out", "other.gguf"]);
-    let [ours, other] =
-        ["llama3.gguf", "other.gguf"].map(|name| Gguf::open(folder.join(name)).expect("written"));
-    assert_eq!(ours.names().collect::<Vec<_>>(), other.names().collect::<Vec<_>>());
-    for name in ours.names().filter(|name| *name != "rope_freqs.weight") {
-        assert_eq!(ours.tensor_f32(name).expect("read"), other.tensor_f32(name).expect("read"), "{name}");
-    }
-    let key = |key: &String| !key.starts_with("tokenizer.");
-    for (key, value) in other.metadata().iter().filter(|(name, _)| key(name)) {
-        assert_eq!(ours.metadata().get(key), Some(value), "{key}");
-    }
-    let lone = Folder::new("quantise-lone");
-    plain("llama3", &lone.join("m"), |_| None);
-    let said = refusal(&lone, &lone.join("m"), &["--format", "gguf", "--out", "out.gguf"]);
-    assert!(said.contains("neither tokenizer.json nor tokenizer.model"), "{said}");
-    assert_eq!(lone.names(), ["m"]);
-}
-
 #[test]
 fn equal_runs_give_equal_bytes() {
     let folder = Folder::new("quantise-twice");
@@ -425,7 +371,7 @@ fn refusals_say_what_to_do() {
             "no tensor would be rounded: the plan keeps `model.layers.0.mlp.down_proj.weight` and all others",
         ),
         (&llama, vec!["--plan", "*=8"], "end the plan with `embed=keep`"),
-        (&llama, vec!["--plan", "mlp=4294967296"], "its bits are neither 4, 5 or 8 nor `keep`"),
+        (&llama, vec!["--plan", "mlp=4294967296"], "its bits are none of 4, 5, 8 and `keep`"),
         (&packed, vec!["--format", "gguf"], "packed already"),
         (&llama, vec!["--format", "gguf", "--group", "16"], "groups of 16 columns; GGUF has groups of 32"),
         (&packed, vec!["--group", "16"], "packed already"),
@@ -525,33 +471,4 @@ fn an_incomplete_folder_becomes_no_file() {
     let said = refusal(&folder, &source, &["--format", "gguf", "--out", "a.gguf"]);
     assert!(said.contains("model.layers.2."), "{said}");
     assert_eq!(folder.names(), ["m"]);
-}
-
-/// What GGUF has no rule for is refused, and not passed over.
-#[test]
-fn tokenizers_that_gguf_cannot_say_are_refused() {
-    type Edit = fn(&mut Value);
-    let edits: [(&str, Edit); 3] = [
-        ("llama3", |json| json["normalizer"] = serde_json::json!({"type": "Lowercase"})),
-        ("qwen2", |json| json["normalizer"] = Value::Null),
-        ("mistral", |json| {
-            let last = json["added_tokens"].as_array().expect("tokens").len();
-            let mut token = json["added_tokens"][last - 1].clone();
-            (token["id"], token["content"]) = (350.into(), "<|new|>".into());
-            json["added_tokens"].as_array_mut().expect("tokens").push(token);
-        }),
-    ];
-    for (name, edit) in edits {
-        let folder = Folder::new("quantise-tokens");
-        let source = copied(&folder, name);
-        let path = source.join("tokenizer.json");
-        let mut json: Value =
-            serde_json::from_str(&std::fs::read_to_string(&path).expect("text")).expect("JSON");
-        edit(&mut json);
-        std::fs::write(&path, json.to_string()).expect("written");
-        let said = refusal(&folder, &source, &["--format", "gguf", "--out", "a.gguf"]);
-        let reasons = ["cannot be written to a GGUF file", "has only 350 tokens"];
-        assert!(reasons.iter().any(|reason| said.contains(reason)), "{name}: {said}");
-        assert_eq!(folder.names(), ["m"], "{name}");
-    }
 }

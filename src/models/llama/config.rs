@@ -263,10 +263,16 @@ impl LlamaConfig {
             && self.eps.is_finite()
             && self.eps >= 0.0
             && sizes.iter().all(|&size| size < 1 << 31);
-        if fits {
-            Ok(())
-        } else {
-            Err(Error::config(format!("{name}: these sizes make no Llama model: {self:?}")))
+        if !fits {
+            return Err(Error::config(format!("{name}: these sizes make no Llama model: {self:?}")));
+        }
+        let (frequencies, factor) = self.rope_scaling.frequencies(self.head_dim(), self.rope_base);
+        match frequencies.into_iter().chain([factor]).all(|x| x.is_finite() && x > 0.0) {
+            true => Ok(()),
+            false => Err(Error::config(format!(
+                "{name}: rotary angles that are scaled by {:?} are no positive numbers",
+                self.rope_scaling
+            ))),
         }
     }
 }

@@ -71,6 +71,13 @@ impl Keys<'_> {
             true => self.file.text(&self.key("rope.scaling.type"))?,
             false => "linear",
         };
+        // llama.cpp multiplies cosines and sines by it under every kind.
+        let attention = positive("rope.scaling.attn_factor", 1.0)?;
+        if attention != 1.0 && kind != "yarn" {
+            return Err(
+                self.wrong("rope.scaling.attn_factor", "angles with a factor are computed under yarn only")
+            );
+        }
         match kind {
             "linear" if factor()? == 1.0 => Ok(RopeScaling::None),
             "none" => Ok(RopeScaling::None),
@@ -80,10 +87,14 @@ impl Keys<'_> {
             }
             "yarn" => {
                 let factor = factor()?;
-                let attention = positive("rope.scaling.attn_factor", 1.0)?;
+                // 0 means the model's own context.
+                let original = match self.number_or("rope.scaling.original_context_length", context)? {
+                    0 => context,
+                    original => original,
+                };
                 Ok(RopeScaling::Yarn {
                     factor,
-                    original: self.number_or("rope.scaling.original_context_length", context)? as f64,
+                    original: original as f64,
                     fast: positive("rope.scaling.yarn_beta_fast", 32.0)?,
                     slow: positive("rope.scaling.yarn_beta_slow", 1.0)?,
                     attention: attention * RopeScaling::yarn_attention(factor),
@@ -108,6 +119,9 @@ pub(super) fn settings(file: &Gguf) -> Result<(String, LlamaConfig)> {
     let keys = Keys { file, kind };
     if keys.number_or("expert_count", 0)? > 0 {
         return Err(keys.wrong("expert_count", "mixtures of experts are not computed"));
+    }
+    if file.metadata().get(&keys.key("attention.causal")) == Some(&Value::Bool(false)) {
+        return Err(keys.wrong("attention.causal", "attention that sees later tokens is not computed"));
     }
     let heads = keys.number("attention.head_count")?;
     let context = keys.number("context_length")?;

@@ -33,6 +33,12 @@ impl Published {
     /// message says why.
     pub fn open(path: impl AsRef<Path>) -> Result<Published> {
         let path = path.as_ref().to_path_buf();
+        if path.is_file() && path.extension().is_some_and(|e| e == "safetensors" || e == "json") {
+            return Err(Error::config(format!(
+                "{}: name its folder, which has config.json and the tokenizer",
+                path.display()
+            )));
+        }
         if !path.is_dir() {
             let file = Gguf::open(&path)?;
             let (kind, config) = gguf::settings(&file)?;

@@ -297,7 +297,9 @@ impl LlamaConfig {
 
 impl Llama {
     /// Reads weights with the names of Hugging Face's Llama models, such as [`crate::store::Shards`], as leaves in f32.
-    /// `config` supplies what they do not contain ([`LlamaConfig::from_json`]).
+    /// `config` supplies what they do not contain ([`LlamaConfig::from_json`]). Weights without a head have the table of token
+    /// vectors for one, and biases are read if they are there, because `config` says nothing of either.
+    /// [`Published`](super::Published) checks both against `config.json`.
     ///
     /// # Errors
     /// [`Error::Format`] when a tensor is missing, [`Error::Config`] when it has another shape, or when there is a tensor that

@@ -62,6 +62,9 @@ impl RopeScaling {
             let value = rope[key].as_f64().filter(|v| v.is_finite() && *v > 0.0);
             value.ok_or_else(|| wrong(format!("'{kind}' needs a positive number `{key}`")))
         };
+        if original.is_some_and(|original| !(original.is_finite() && original > 0.0)) {
+            return Err(wrong("`original_max_position_embeddings` is no positive number".into()));
+        }
         let number_or = |key: &str, otherwise: f64| match &rope[key] {
             Value::Null => Ok(otherwise),
             _ => number(key),

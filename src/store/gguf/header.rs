@@ -2,6 +2,7 @@
 
 use super::types::Kind;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// A metadata value.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +27,8 @@ impl Value {
 }
 
 pub(super) type Metadata = BTreeMap<String, Value>;
+/// Where each value is in the file, with the number of its type before it.
+pub(super) type Places = BTreeMap<String, Range<usize>>;
 pub(super) type Tensors = BTreeMap<String, Info>;
 
 pub(super) struct Info {
@@ -43,11 +46,16 @@ pub(super) const ALIGNMENT: usize = 32;
 pub(super) const MOST_AXES: usize = 4;
 /// Most levels of nested metadata lists. More are refused, because a damaged file could exhaust the stack.
 const MOST_NESTED: usize = 4;
+/// Most values in lists of metadata. Vocabularies and their merges have some hundred thousand; a damaged file could announce a number
+/// for each of its bytes, and a [`Value`] takes 32 times as many.
+const MOST_VALUES: usize = 1 << 24;
 
 /// Reads a slice from the front, with an error at its end.
 struct Cursor<'a> {
     data: &'a [u8],
     at: usize,
+    /// Values that lists may still have.
+    values: usize,
 }
 
 impl<'a> Cursor<'a> {
@@ -98,6 +106,10 @@ impl<'a> Cursor<'a> {
             8 => Value::Text(self.text("a metadata text")?),
             9 if nested < MOST_NESTED => {
                 let (kind, count) = (self.u32(what)?, self.count("a metadata list")?);
+                self.values = self
+                    .values
+                    .checked_sub(count)
+                    .ok_or_else(|| format!("lists of metadata have more than {MOST_VALUES} values in all"))?;
                 Value::List((0..count).map(|_| self.value(kind, nested + 1)).collect::<Result<_, _>>()?)
             }
             9 => return Err("metadata lists are nested too deep".into()),
@@ -109,20 +121,29 @@ impl<'a> Cursor<'a> {
     }
 }
 
+/// The header of a file.
+pub(super) struct Header {
+    pub metadata: Metadata,
+    pub places: Places,
+    pub tensors: Tensors,
+}
+
 /// Reads the header of a file: metadata and tensor infos.
-pub(super) fn parse(data: &[u8]) -> Result<(Metadata, Tensors), String> {
-    let mut cursor = Cursor { data, at: 0 };
+pub(super) fn parse(data: &[u8]) -> Result<Header, String> {
+    let mut cursor = Cursor { data, at: 0, values: MOST_VALUES };
     if cursor.take(4, "the first four bytes")? != b"GGUF" {
         return Err("this is no GGUF file: it does not begin with GGUF".into());
     }
     version(cursor.u32("the version")?)?;
     let (tensors, pairs) =
         (cursor.count("the number of tensors")?, cursor.count("the number of metadata pairs")?);
-    let mut metadata = BTreeMap::new();
+    let (mut metadata, mut places) = (BTreeMap::new(), BTreeMap::new());
     for _ in 0..pairs {
         let key = cursor.text("a metadata key")?;
+        let start = cursor.at;
         let kind = cursor.u32("a metadata type")?;
         let value = cursor.value(kind, 0).map_err(|e| format!("{key}: {e}"))?;
+        places.insert(key.clone(), start..cursor.at);
         metadata.insert(key, value);
     }
     whole(&metadata)?;
@@ -135,7 +156,7 @@ pub(super) fn parse(data: &[u8]) -> Result<(Metadata, Tensors), String> {
         }
     }
     place(&mut found, cursor.at.next_multiple_of(alignment(&metadata)?), data.len())?;
-    Ok((metadata, found))
+    Ok(Header { metadata, places, tensors: found })
 }
 
 fn version(version: u32) -> Result<(), String> {

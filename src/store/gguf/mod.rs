@@ -15,7 +15,7 @@ mod write;
 
 use crate::error::{Error, Result};
 use crate::share::packed::Packing;
-use header::{Info, Metadata, Tensors};
+use header::{Header, Info};
 use memmap2::Mmap;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -26,13 +26,13 @@ pub use header::Value;
 pub use repack::repack;
 pub use types::GgufType;
 pub use write::{Entry, save};
+pub(crate) use write::{encoded, save_encoded};
 
 /// A mapped GGUF file.
 pub struct Gguf {
     path: PathBuf,
     map: Mmap,
-    metadata: Metadata,
-    tensors: Tensors,
+    header: Header,
 }
 
 impl Gguf {
@@ -47,8 +47,8 @@ impl Gguf {
         // SAFETY: the map is only read as bytes, and its content is checked before use. As with every map, no program may
         // truncate the file while it is open.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(&path, e))?;
-        let (metadata, tensors) = header::parse(&map).map_err(|message| Error::format(&path, message))?;
-        Ok(Gguf { path, map, metadata, tensors })
+        let header = header::parse(&map).map_err(|message| Error::format(&path, message))?;
+        Ok(Gguf { path, map, header })
     }
 
     /// The file's path, for messages.
@@ -59,7 +59,13 @@ impl Gguf {
 
     /// All metadata.
     pub fn metadata(&self) -> &BTreeMap<String, Value> {
-        &self.metadata
+        &self.header.metadata
+    }
+
+    /// All metadata as [`encoded`] values, with the types that they have in the file.
+    pub(crate) fn encoded(&self) -> BTreeMap<String, Vec<u8>> {
+        let places = self.header.places.iter();
+        places.map(|(key, place)| (key.clone(), self.map[place.clone()].to_vec())).collect()
     }
 
     fn missing(&self, key: &str, what: &str) -> Error {
@@ -71,8 +77,11 @@ impl Gguf {
     /// # Errors
     /// [`Error::Format`] when the key is missing or its value is not a whole number of 0 or more.
     pub fn number(&self, key: &str) -> Result<usize> {
-        match self.metadata.get(key) {
+        match self.header.metadata.get(key) {
             Some(Value::Integer(n)) => usize::try_from(*n).map_err(|_| self.missing(key, "usable number")),
+            Some(Value::List(_)) => {
+                Err(Error::format(&self.path, format!("`{key}` is a list, where one number is read")))
+            }
             _ => Err(self.missing(key, "number")),
         }
     }
@@ -82,7 +91,7 @@ impl Gguf {
     /// # Errors
     /// [`Error::Format`] when the key is missing or its value is not a float.
     pub fn float(&self, key: &str) -> Result<f64> {
-        match self.metadata.get(key) {
+        match self.header.metadata.get(key) {
             Some(Value::Float(x)) => Ok(*x),
             _ => Err(self.missing(key, "float")),
         }
@@ -93,7 +102,7 @@ impl Gguf {
     /// # Errors
     /// [`Error::Format`] when the key is missing or its value is not text.
     pub fn text(&self, key: &str) -> Result<&str> {
-        match self.metadata.get(key) {
+        match self.header.metadata.get(key) {
             Some(Value::Text(text)) => Ok(text),
             _ => Err(self.missing(key, "text")),
         }
@@ -104,17 +113,20 @@ impl Gguf {
     /// # Errors
     /// [`Error::Format`] when the key is missing or its value is not a list of texts.
     pub fn texts(&self, key: &str) -> Result<Vec<&str>> {
-        let Some(Value::List(all)) = self.metadata.get(key) else { return Err(self.missing(key, "list")) };
+        let Some(Value::List(all)) = self.header.metadata.get(key) else {
+            return Err(self.missing(key, "list"));
+        };
         all.iter().map(Value::text).collect::<Option<_>>().ok_or_else(|| self.missing(key, "list of texts"))
     }
 
     /// Names of the tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+        self.header.tensors.keys().map(String::as_str)
     }
 
     fn info(&self, name: &str) -> Result<&Info> {
-        self.tensors
+        self.header
+            .tensors
             .get(name)
             .ok_or_else(|| Error::format(&self.path, format!("there is no tensor `{name}`")))
     }

@@ -92,6 +92,14 @@ fn what_is_wrong_is_named() {
     says(&with(16, &u64::MAX.to_le_bytes()), "metadata pairs announces");
     says(&with(24, &u64::MAX.to_le_bytes()), "metadata key announces");
     says(&with(4, &3u32.to_be_bytes()), "big-endian");
+    // A list of bytes, each of which would take 32 in memory.
+    let many =
+        [&9u32.to_le_bytes()[..], &0u32.to_le_bytes(), &(1u64 << 25).to_le_bytes(), &[0; 1 << 25]].concat();
+    let pair = [text("list"), many].concat();
+    says(
+        &[&whole[..16], &1u64.to_le_bytes(), &pair].concat(),
+        "list: lists of metadata have more than 16777216 values",
+    );
     says(&sample(&[("odd", &[33], 2, vec![0; 36])]), "`odd`: [33] is no size for Q4_0");
     says(&sample(&[("huge", &[u64::MAX, 8], 0, vec![])]), "tensor `huge`");
     says(&sample(&[("a", &[1], 0, vec![0; 4]), ("a", &[1], 0, vec![0; 4])]), "two tensors are named `a`");
@@ -105,7 +113,7 @@ fn types_that_are_not_supported_are_listed() {
     assert_eq!((file.shape("k").unwrap(), file.bytes("k").unwrap()), (&[2, 256][..], 132));
     assert_eq!((file.kind_name("k").unwrap(), file.bytes_of("k").unwrap().len()), ("IQ2_XXS", 132));
     let says = |error: Error, what: &str| assert!(error.to_string().contains(what), "{error}");
-    says(file.kind("k").unwrap_err(), "tensor `k`: type IQ2_XXS (number 16) is not supported; convert");
+    says(file.kind("k").unwrap_err(), "tensor `k`: type IQ2_XXS (number 16) is not supported; Q8_0");
     says(file.tensor_f32("k").unwrap_err(), "IQ2_XXS (number 16)");
     says(file.packed("k").unwrap_err(), "IQ2_XXS (number 16)");
     says(file.packed("f").unwrap_err(), "tensor `f`: F32 is not quantised");

@@ -180,8 +180,8 @@ impl Kind {
         match self {
             Kind::Read(kind) => Ok(kind),
             Kind::Other(number) => Err(format!(
-                "type {} (number {number}) is not supported; convert the file to Q8_0, Q6_K, Q5_K, Q4_K, Q4_1, Q4_0, \
-                 F16 or F32",
+                "type {} (number {number}) is not supported; Q8_0, Q6_K to Q2_K, Q5_1, Q5_0, Q4_1, Q4_0, BF16, F16 and F32 \
+                 are, so take another file of this model, such as its Q4_K_M, Q5_K_M or Q8_0",
                 self.name()
             )),
         }

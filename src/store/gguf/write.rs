@@ -40,14 +40,10 @@ impl<'a> Entry<'a> {
         bytes: impl Into<Cow<'a, [u8]>>,
     ) -> Self {
         let bytes = bytes.into();
-        let (size, has) = (bytes.len(), bytes.len());
+        let has = bytes.len();
         let entry = Entry::new(name.into(), kind, shape, Data::Bytes(bytes));
-        assert!(
-            entry.size == size,
-            "gguf: `{}`: {kind} {shape:?} needs {} bytes, got {has}",
-            entry.name,
-            entry.size
-        );
+        let (name, needs) = (&entry.name, entry.size);
+        assert!(needs == has, "gguf: `{name}`: {kind} {shape:?} needs {needs} bytes, got {has}");
         entry
     }
 
@@ -101,12 +97,35 @@ pub fn save<'a>(
     tensors: impl IntoIterator<Item = Entry<'a>>,
 ) -> Result<()> {
     let path = path.as_ref();
+    let pairs = metadata.iter().map(|(key, value)| {
+        if key == "general.alignment" && *value != Value::Integer(ALIGNMENT as i128) {
+            return Err(format!("{key} is {value:?}; files are written with {ALIGNMENT}"));
+        }
+        Ok((key.clone(), encoded(value).map_err(|e| format!("{key}: {e}"))?))
+    });
+    let pairs = pairs.collect::<Result<Vec<_>, _>>().map_err(|message| Error::format(path, message))?;
+    save_encoded(path, &pairs, tensors)
+}
+
+/// [`save`] with values that are [`encoded`], or that stood in another file so. None of them may be another alignment.
+pub(crate) fn save_encoded<'a>(
+    path: &Path,
+    metadata: &[(String, Vec<u8>)],
+    tensors: impl IntoIterator<Item = Entry<'a>>,
+) -> Result<()> {
     let tensors: Vec<_> = tensors.into_iter().collect();
     let header = header(metadata, &tensors).map_err(|message| Error::format(path, message))?;
     files::replace(path, |file| write(path, file, &header, tensors))
 }
 
-fn header(metadata: &[(String, Value)], tensors: &[Entry]) -> Result<Vec<u8>, String> {
+/// The bytes of a value behind the number of its type.
+pub(crate) fn encoded(value: &Value) -> Result<Vec<u8>, String> {
+    let mut out = Vec::new();
+    put(&mut out, value)?;
+    Ok(out)
+}
+
+fn header(metadata: &[(String, Vec<u8>)], tensors: &[Entry]) -> Result<Vec<u8>, String> {
     let mut out = b"GGUF".to_vec();
     out.extend(VERSION.to_le_bytes());
     out.extend((tensors.len() as u64).to_le_bytes());
@@ -116,11 +135,8 @@ fn header(metadata: &[(String, Value)], tensors: &[Entry]) -> Result<Vec<u8>, St
         if !keys.insert(key) {
             return Err(format!("two values have the key `{key}`"));
         }
-        if key == "general.alignment" && *value != Value::Integer(ALIGNMENT as i128) {
-            return Err(format!("{key} is {value:?}; files are written with {ALIGNMENT}"));
-        }
         text(&mut out, key);
-        put(&mut out, value).map_err(|e| format!("{key}: {e}"))?;
+        out.extend(value);
     }
     let (mut names, mut offset) = (BTreeSet::new(), 0usize);
     for tensor in tensors {

@@ -190,6 +190,9 @@ fn compressed(config: &Value) -> Result<QuantConfig> {
     if let Some(other) = word(&config["sparsity_config"], "format").filter(|format| format != "dense") {
         return Err(wrong(format!("compressed-tensors with the sparsity {other} is not read")));
     }
+    if !is_empty(&config["transform_config"]) {
+        return Err(wrong("compressed-tensors with `transform_config`, which rotates values, is not read"));
+    }
     let all = config["config_groups"].as_object().filter(|all| !all.is_empty());
     let all = all.ok_or_else(|| wrong("compressed-tensors has no `config_groups`"))?;
     let (mut bits, mut groups) = (Vec::new(), Vec::new());
@@ -209,6 +212,10 @@ fn compressed(config: &Value) -> Result<QuantConfig> {
     groups.sort_unstable();
     groups.dedup();
     Ok(QuantConfig { method, bits, group: if groups.len() == 1 { groups.pop() } else { None } })
+}
+
+fn is_empty(value: &Value) -> bool {
+    value.is_null() || value.as_object().is_some_and(serde_json::Map::is_empty)
 }
 
 fn compressed_format(format: Option<&str>) -> Result<Method> {
