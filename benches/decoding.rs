@@ -3,18 +3,22 @@
 //!
 //!     scripts/fetch-smollm.sh
 //!     cargo bench --bench decoding [-- MODEL --text FILE --json FILE]
+//!     cargo bench --bench decoding -- --random 1b
 //!
-//! With a text, the perplexity of each form of the weights is measured on its last windows, without the cache of keys.
+//! `--random` makes a file of random weights in Q4_1 with the sizes of a published model (135m, 1b or 8b), for machines without a
+//! download: times and memory do not depend on the values. With a text, the perplexity of each form of the weights is measured on its last windows, without the cache of keys.
 //!
 //! The answer of one sequence reads every weight once a token, so on a device whose memory is the limit it should be as much faster
 //! as the packed weights are smaller; the share of the measured copy rate is printed. On a CPU driver unpacking counts too.
 
 use serde_json::json;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Instant;
 use tiebeam::bench::Ceilings;
 use tiebeam::decode::{Windows, perplexity};
 use tiebeam::models::llama::{Form, Llama, Published, Session, SessionOptions};
+use tiebeam::store::gguf::{self, GgufType, Value};
 use tiebeam::text::Words;
 use tiebeam::{DType, Error, Gpu, Result, files};
 
@@ -88,20 +92,88 @@ fn fetched() -> PathBuf {
     cache.join("tiebeam/SmolLM2-135M-Instruct.Q4_1.gguf")
 }
 
+/// Sizes of a model: width, hidden, layers, heads, heads of keys, tokens.
+const SIZES: [(&str, [usize; 6]); 3] = [
+    ("135m", [576, 1536, 30, 9, 3, 49152]),
+    ("1b", [2048, 8192, 16, 32, 8, 128_256]),
+    ("8b", [4096, 14336, 32, 32, 8, 128_256]),
+];
+
+/// Blocks of Q4_1: a scale and a minimum in f16 so that weights lie in -0.03 to 0.03, and 32 random levels of 4 bits.
+fn blocks(count: usize, seed: u64) -> Vec<u8> {
+    let [scale, least] = [0.004f32, -0.03].map(|x| half::f16::from_f32(x).to_le_bytes());
+    let mut state = seed;
+    let mut next = || {
+        // SplitMix64.
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)).to_le_bytes()
+    };
+    (0..count).flat_map(|_| [&scale[..], &least, &next(), &next()].concat()).collect()
+}
+
+/// Writes a model of random weights with a tied head, and returns its path.
+fn random(name: &str) -> Result<PathBuf> {
+    let sizes = SIZES.iter().find(|(other, _)| *other == name).map(|(_, sizes)| *sizes);
+    let [width, hidden, layers, heads, key_heads, vocab] =
+        sizes.ok_or_else(|| Error::config(format!("--random {name}: there are 135m, 1b and 8b")))?;
+    let number = |key: &str, n: usize| (format!("llama.{key}"), Value::Integer(n as i128));
+    let metadata = [
+        ("general.architecture".to_string(), Value::Text("llama".into())),
+        number("context_length", PROMPT + ANSWER),
+        number("embedding_length", width),
+        number("block_count", layers),
+        number("feed_forward_length", hidden),
+        number("attention.head_count", heads),
+        number("attention.head_count_kv", key_heads),
+        ("llama.attention.layer_norm_rms_epsilon".to_string(), Value::Float(f64::from(1e-5f32))),
+    ];
+    let keys = width / heads * key_heads;
+    let ones = vec![1.0; width];
+    let mut all = vec![("token_embd".to_string(), [vocab, width])];
+    let mut norms = vec!["output_norm.weight".to_string()];
+    for l in 0..layers {
+        let linears = [
+            ("attn_q", [width, width]),
+            ("attn_k", [keys, width]),
+            ("attn_v", [keys, width]),
+            ("attn_output", [width, width]),
+            ("ffn_gate", [hidden, width]),
+            ("ffn_up", [hidden, width]),
+            ("ffn_down", [width, hidden]),
+        ];
+        all.extend(linears.map(|(linear, shape)| (format!("blk.{l}.{linear}"), shape)));
+        norms.extend(["attn_norm", "ffn_norm"].map(|norm| format!("blk.{l}.{norm}.weight")));
+    }
+    let packed = (0..).zip(&all).map(|(seed, (name, shape))| {
+        let count = shape[0] * shape[1] / 32;
+        gguf::Entry::lazy(format!("{name}.weight"), GgufType::Q4_1, shape, move || {
+            Ok(blocks(count, seed << 32))
+        })
+    });
+    let norms = norms.iter().map(|name| gguf::Entry::f32(&name[..], &[width], &ones));
+    let path = std::env::temp_dir().join(format!("tiebeam-random-{name}.gguf"));
+    gguf::save(&path, &metadata, packed.chain(norms))?;
+    Ok(path)
+}
+
 fn run() -> Result<()> {
     let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
-    let (mut path, mut text, mut to) = (None, None, None);
+    let (mut path, mut text, mut to, mut made) = (None, None, None, None);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--json" => to = args.next().map(PathBuf::from),
             "--text" => text = args.next().map(PathBuf::from),
+            "--random" => made = Some(random(&args.next().unwrap_or_default())?),
             _ => path = Some(PathBuf::from(arg)),
         }
     }
-    let path = path.unwrap_or_else(fetched);
+    let path = made.clone().or(path).unwrap_or_else(fetched);
     if !path.exists() {
         return Err(Error::config(format!(
-            "{}: no such model; scripts/fetch-smollm.sh obtains it, or name another one",
+            "{}: no such model; scripts/fetch-smollm.sh obtains it; name another one, or take --random 135m",
             path.display()
         )));
     }
@@ -184,9 +256,19 @@ fn run() -> Result<()> {
         ways[0].most as f64 / bytes as f64,
         ways[1].most as f64 / bytes as f64
     );
+    if let Some(made) = made {
+        // The models have copied it to their devices; a system that keeps mapped files keeps this one.
+        let _ = std::fs::remove_file(made);
+    }
     to.map_or(Ok(()), |to| files::append(&to, lines))
 }
 
-fn main() -> Result<()> {
-    run()
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
