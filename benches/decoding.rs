@@ -5,8 +5,8 @@
 //!     cargo bench --bench decoding [-- MODEL --text FILE --json FILE]
 //!     cargo bench --bench decoding -- --random 1b
 //!
-//! `--random` makes a file of random weights in Q4_1 with the sizes of a published model (135m, 1b or 8b), for machines without a
-//! download: times and memory do not depend on the values. With a text, the perplexity of each form of the weights is measured on its last windows, without the cache of keys.
+//! `--random` makes a file of random weights in Q4_1 with the sizes of SmolLM2-135M, Llama-3.2-1B or Llama-3.1-8B, in the temporary
+//! folder, for machines without a download: times and memory do not depend on the values. With a text, the perplexity of each form of the weights is measured on its last windows, without the cache of keys.
 //!
 //! The answer of one sequence reads every weight once a token, so on a device whose memory is the limit it should be as much faster
 //! as the packed weights are smaller; the share of the measured copy rate is printed. On a CPU driver unpacking counts too.
@@ -92,12 +92,21 @@ fn fetched() -> PathBuf {
     cache.join("tiebeam/SmolLM2-135M-Instruct.Q4_1.gguf")
 }
 
-/// Sizes of a model: width, hidden, layers, heads, heads of keys, tokens.
-const SIZES: [(&str, [usize; 6]); 3] = [
-    ("135m", [576, 1536, 30, 9, 3, 49152]),
-    ("1b", [2048, 8192, 16, 32, 8, 128_256]),
-    ("8b", [4096, 14336, 32, 32, 8, 128_256]),
+/// Sizes of a model: width, hidden, layers, heads, heads of keys, tokens; and whether the table of tokens is its head.
+const SIZES: [(&str, [usize; 6], bool); 3] = [
+    ("135m", [576, 1536, 30, 9, 3, 49152], true),
+    ("1b", [2048, 8192, 16, 32, 8, 128_256], true),
+    ("8b", [4096, 14336, 32, 32, 8, 128_256], false),
 ];
+
+/// A file that is removed with this.
+struct Made(PathBuf);
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
 
 /// Blocks of Q4_1: a scale and a minimum in f16 so that weights lie in -0.03 to 0.03, and 32 random levels of 4 bits.
 fn blocks(count: usize, seed: u64) -> Vec<u8> {
@@ -114,11 +123,12 @@ fn blocks(count: usize, seed: u64) -> Vec<u8> {
     (0..count).flat_map(|_| [&scale[..], &least, &next(), &next()].concat()).collect()
 }
 
-/// Writes a model of random weights with a tied head, and returns its path.
-fn random(name: &str) -> Result<PathBuf> {
-    let sizes = SIZES.iter().find(|(other, _)| *other == name).map(|(_, sizes)| *sizes);
-    let [width, hidden, layers, heads, key_heads, vocab] =
-        sizes.ok_or_else(|| Error::config(format!("--random {name}: there are 135m, 1b and 8b")))?;
+/// Writes a model of random weights.
+fn random(name: &str) -> Result<Made> {
+    let Some(&(_, sizes, is_tied)) = SIZES.iter().find(|(other, ..)| *other == name) else {
+        return Err(Error::config(format!("--random {name}: there are 135m, 1b and 8b")));
+    };
+    let [width, hidden, layers, heads, key_heads, vocab] = sizes;
     let number = |key: &str, n: usize| (format!("llama.{key}"), Value::Integer(n as i128));
     let metadata = [
         ("general.architecture".to_string(), Value::Text("llama".into())),
@@ -133,6 +143,7 @@ fn random(name: &str) -> Result<PathBuf> {
     let keys = width / heads * key_heads;
     let ones = vec![1.0; width];
     let mut all = vec![("token_embd".to_string(), [vocab, width])];
+    all.extend((!is_tied).then(|| ("output".to_string(), [vocab, width])));
     let mut norms = vec!["output_norm.weight".to_string()];
     for l in 0..layers {
         let linears = [
@@ -155,22 +166,27 @@ fn random(name: &str) -> Result<PathBuf> {
     });
     let norms = norms.iter().map(|name| gguf::Entry::f32(&name[..], &[width], &ones));
     let path = std::env::temp_dir().join(format!("tiebeam-random-{name}.gguf"));
-    gguf::save(&path, &metadata, packed.chain(norms))?;
-    Ok(path)
+    let made = Made(path);
+    gguf::save(&made.0, &metadata, packed.chain(norms))?;
+    Ok(made)
 }
 
 fn run() -> Result<()> {
     let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
-    let (mut path, mut text, mut to, mut made) = (None, None, None, None);
+    let (mut path, mut text, mut to, mut name) = (None, None, None, None);
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--json" => to = args.next().map(PathBuf::from),
             "--text" => text = args.next().map(PathBuf::from),
-            "--random" => made = Some(random(&args.next().unwrap_or_default())?),
+            "--random" => name = Some(args.next().unwrap_or_default()),
             _ => path = Some(PathBuf::from(arg)),
         }
     }
-    let path = made.clone().or(path).unwrap_or_else(fetched);
+    if name.is_some() && (path.is_some() || text.is_some()) {
+        return Err(Error::config("--random is a model of its own, which has no tokenizer for a text"));
+    }
+    let made = name.map(|name| random(&name)).transpose()?;
+    let path = made.as_ref().map(|made| made.0.clone()).or(path).unwrap_or_else(fetched);
     if !path.exists() {
         return Err(Error::config(format!(
             "{}: no such model; scripts/fetch-smollm.sh obtains it; name another one, or take --random 135m",
@@ -256,10 +272,6 @@ fn run() -> Result<()> {
         ways[0].most as f64 / bytes as f64,
         ways[1].most as f64 / bytes as f64
     );
-    if let Some(made) = made {
-        // The models have copied it to their devices; a system that keeps mapped files keeps this one.
-        let _ = std::fs::remove_file(made);
-    }
     to.map_or(Ok(()), |to| files::append(&to, lines))
 }
 

@@ -39,7 +39,8 @@ struct Tensor {
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
-    let alone = args.model.extension().is_some_and(|e| e == "safetensors");
+    // Weights without their folder have no tokenizer, and the reason below says so.
+    let alone = args.model.extension().is_some_and(|e| e == "safetensors" || e == "json");
     let tensors = tensors(&args.model)?;
     if args.tensors {
         list(&tensors, context)?;
@@ -57,10 +58,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         Err(error) => context.result(format_args!("tokenizer    none that is read: {error}")),
     }
     let reason = published.and_then(|model| model.check()).and(words.map(drop)).err();
-    let reason = match alone {
-        true => Some("name its folder, which has config.json and the tokenizer".into()),
-        false => reason.map(|error| error.to_string()),
-    };
+    let reason = reason.map(|error| error.to_string());
     match &reason {
         None => context.result("runs         yes: `tiebeam run`"),
         Some(reason) => context.result(format_args!("runs         no: {reason}")),

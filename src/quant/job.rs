@@ -7,7 +7,7 @@ use crate::files;
 use crate::setters::setters;
 use crate::share::packed::{Packing, Scales};
 use crate::store::gguf::{Conversion, Gguf, GgufType, Place};
-use crate::store::{FileDType, INDEX, SHARD_BYTES, Shards, Weights, settings_in, sharded};
+use crate::store::{FileDType, INDEX, SHARD_BYTES, Shards, Weights, needs_folder, settings_in, sharded};
 use serde_json::Value;
 use std::fmt;
 use std::ops::Range;
@@ -298,11 +298,9 @@ impl Job {
         };
         let Item { name, from, remark, .. } = item;
         match (remark, self.settings.plan.choice(name, item.part)) {
-            (Some(remark), _) => format!("`{name}` stays {from}, because {remark}"),
-            (None, Some(Choice::Keep)) => format!("the plan keeps `{name}` and all others"),
-            (None, _) => {
-                format!("`{name}` is {from} already, and so are all others that the plan does not keep")
-            }
+            (Some(remark), _) => format!("`{name}`, for one, stays {from}: {remark}"),
+            (None, Some(Choice::Keep)) => format!("the plan keeps `{name}`, for one"),
+            (None, _) => format!("`{name}`, for one, is {from} already"),
         }
     }
 
@@ -491,12 +489,7 @@ fn target(source: &Source, settings: &JobSettings) -> Result<Format> {
 /// Opens a model, and reads the `config.json` of a folder.
 fn open(path: &Path) -> Result<(Source, Value)> {
     if !path.is_dir() {
-        if path.extension().is_some_and(|e| e == "safetensors" || e == "json") {
-            return Err(Error::config(format!(
-                "{}: name the folder of this file, because its {CONFIG} is needed too",
-                path.display()
-            )));
-        }
+        needs_folder(path)?;
         return Ok((Source::Gguf(Gguf::open(path)?), Value::Null));
     }
     let file = path.join(CONFIG);

@@ -168,19 +168,19 @@ impl Job {
     fn gguf(&self, out: &Path, run: &RefCell<Run>) -> Result<()> {
         let conversion = self.settings.conversion.as_ref();
         // A value of the source keeps its type, because llama.cpp asks for some with types that are not the usual ones.
-        let mut metadata = match &self.source {
-            Source::Gguf(file) => file.encoded(),
-            Source::Folder(_) => BTreeMap::new(),
+        let (mut metadata, made) = match &self.source {
+            Source::Gguf(file) => (file.encoded(), Vec::new()),
+            Source::Folder(_) => (BTreeMap::new(), conversion.map_or(Vec::new(), |c| c.metadata.clone())),
         };
-        // Files are written with the usual alignment.
-        metadata.remove("general.alignment");
         let own =
             [("general.file_type", self.file_type()), ("general.quantization_version", QUANTIZATION_VERSION)];
         let own = own.map(|(key, number)| (key.to_string(), Metadata::Integer(number)));
-        for (key, value) in conversion.into_iter().flat_map(|c| c.metadata.clone()).chain(own) {
+        for (key, value) in made.into_iter().chain(own) {
             let value = gguf::encoded(&value).map_err(|e| Error::config(format!("quantise: {key}: {e}")))?;
             metadata.insert(key, value);
         }
+        // Files are written with the usual alignment.
+        metadata.remove("general.alignment");
         let metadata: Vec<(String, Vec<u8>)> = metadata.into_iter().collect();
         let mut entries = Vec::new();
         for (i, item) in self.items.iter().enumerate() {

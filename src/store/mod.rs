@@ -33,7 +33,7 @@ pub use packed::{PackedRows, QuantConfig};
 pub use save::{Entry, save};
 pub(crate) use settings::settings_in;
 pub(crate) use sharding::{SHARD_BYTES, index_of, sharded};
-pub(crate) use weights::INDEX;
+pub(crate) use weights::{INDEX, needs_folder};
 pub use weights::{Shards, Weights};
 
 // Slices of numbers are written with their bytes in memory, which must be little-endian as in the file. Every platform with a GPU

@@ -3,7 +3,7 @@
 use serde_json::json;
 use std::collections::BTreeMap;
 
-/// Bytes of a file in folders, if nothing else is asked for: the 5 GB of transformers.
+/// Bytes of a file in folders, if nothing else is asked for: 5 GB, as in most models that are published.
 pub(crate) const SHARD_BYTES: u64 = 5_000_000_000;
 
 /// Distributes tensors of so many bytes, in their order, over files of up to `most` bytes. A larger tensor has a file of its own.

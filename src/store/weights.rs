@@ -103,6 +103,18 @@ pub struct Shards {
 /// The name of an index of shards.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
+/// Refuses weights of Hugging Face without their folder, where a model is to be read and not weights alone.
+pub(crate) fn needs_folder(path: &Path) -> Result<()> {
+    let is_weights = path.is_file() && path.extension().is_some_and(|e| e == "safetensors" || e == "json");
+    match is_weights {
+        false => Ok(()),
+        true => Err(Error::config(format!(
+            "{}: name the folder of this file, which has config.json and the tokenizer",
+            path.display()
+        ))),
+    }
+}
+
 /// The first file of a folder that looks like weights by other names or of other formats.
 fn other_weights(folder: &Path) -> Option<String> {
     let names =

@@ -169,7 +169,10 @@ impl Settings {
         let decoder = serde_json::to_value(tokenizer.get_decoder()).map_err(of)?;
         let cutter = serde_json::to_value(tokenizer.get_pre_tokenizer()).map_err(of)?;
         let rule = Rule::of(&decoder)?;
-        let composes = matches!(tokenizer.get_normalizer(), Some(NormalizerWrapper::NFC(_)));
+        let composes = match tokenizer.get_normalizer() {
+            Some(NormalizerWrapper::Sequence(all)) => matches!(all.as_ref(), [NormalizerWrapper::NFC(_)]),
+            other => matches!(other, Some(NormalizerWrapper::NFC(_))),
+        };
         let kind = match tokenizer.get_model() {
             ModelWrapper::BPE(model) if model.byte_fallback => "sentencepiece BPE".to_string(),
             ModelWrapper::BPE(_) if rule == Rule::byte_level() => {

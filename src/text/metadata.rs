@@ -27,6 +27,12 @@ const ENDS: [&str; 9] = [
     "</s>",
 ];
 
+/// Whether a token ends answers although no key names it. Converters have written added tokens as user-defined ones. A token may be BOS
+/// too, as in Qwen2, and end texts.
+pub(super) fn is_known_end(token: &str, kind: Kind) -> bool {
+    matches!(kind, Kind::Control | Kind::UserDefined) && ENDS.contains(&token)
+}
+
 /// The metadata of a tokenizer.
 struct Metadata<'a> {
     all: &'a BTreeMap<String, Value>,
@@ -44,12 +50,7 @@ struct Named {
 impl<'a> Metadata<'a> {
     fn read(all: &'a BTreeMap<String, Value>) -> Result<Metadata<'a>, String> {
         let mut read = Metadata { all, kinds: Vec::new(), tokens: Vec::new() };
-        // Tokens without a text, of which some files have several, get one that no text becomes.
-        let named = |(id, token): (usize, &'a str)| match token {
-            "" => Cow::Owned(format!("[EMPTY_{id}]")),
-            token => Cow::Borrowed(token),
-        };
-        read.tokens = read.texts("tokenizer.ggml.tokens")?.into_iter().enumerate().map(named).collect();
+        read.tokens = read.texts("tokenizer.ggml.tokens")?.into_iter().map(Cow::Borrowed).collect();
         read.kinds = vec![Kind::Normal; read.tokens.len()];
         if let Some(all) = read.list("tokenizer.ggml.token_type")? {
             let kind = |value: &Value| match value {
@@ -58,7 +59,16 @@ impl<'a> Metadata<'a> {
             };
             read.kinds = all.iter().map(kind).collect::<Result<_, _>>()?;
         }
+        read.clear_empty();
         Ok(read)
+    }
+
+    /// Gives tokens without a text, of which some files have several, texts of their own, which no text becomes.
+    fn clear_empty(&mut self) {
+        for (id, token) in self.tokens.iter_mut().enumerate().filter(|(_, token)| token.is_empty()) {
+            *token = Cow::Owned(format!("[EMPTY_{id}]"));
+            self.kinds[id] = Kind::Unused;
+        }
     }
 
     fn value(&self, name: &str) -> Option<&'a Value> {
@@ -120,11 +130,8 @@ impl<'a> Metadata<'a> {
         let or = |id: u32| (pieces && (id as usize) < self.tokens.len()).then_some(id);
         let (bos, eos) = (self.id("bos")?.or(or(1)), self.id("eos")?.or(or(2)));
         let mut ends: Vec<u32> = [eos, self.id("eot")?, self.id("eom")?].into_iter().flatten().collect();
-        // Converters have written added tokens as user-defined ones. One of these may be BOS too, as in Qwen2, and ends texts.
-        let is_added = |kind: Kind| matches!(kind, Kind::Control | Kind::UserDefined);
         let known = (0..).zip(self.tokens.iter().zip(&self.kinds));
-        let known = known.filter(|(_, (token, kind))| is_added(**kind) && ENDS.contains(&&***token));
-        ends.extend(known.map(|(id, _)| id));
+        ends.extend(known.filter(|(_, (token, kind))| is_known_end(token, **kind)).map(|(id, _)| id));
         Ok(Named { bos, eos, ends: distinct(ends) })
     }
 
@@ -235,11 +242,18 @@ impl Words {
     /// Reads the tokenizer and the chat template of a GGUF file.
     ///
     /// # Errors
-    /// [`Error::Format`] when the metadata is incomplete or contradicts itself, or names a kind of tokenizer or a rule of cutting
-    /// text that is not known here.
+    /// [`Error::Format`] when the metadata is incomplete or contradicts itself or the model's table of tokens, or names a kind of
+    /// tokenizer or a rule of cutting text that is not known here.
     pub fn of_gguf(file: &Gguf) -> Result<Words> {
-        Words::of_metadata(file.metadata())
-            .map_err(|message| Error::format(file.path(), format!("the tokenizer: {message}")))
+        let fault = |message: String| Error::format(file.path(), format!("the tokenizer: {message}"));
+        let words = Words::of_metadata(file.metadata()).map_err(fault)?;
+        let rows = file.shape("token_embd.weight").ok().and_then(|shape| shape.first().copied());
+        match rows.filter(|rows| *rows != words.table()) {
+            None => Ok(words),
+            Some(rows) => {
+                Err(fault(format!("it has {} tokens, and the model's table {rows} rows", words.table())))
+            }
+        }
     }
 
     /// [`Words::of_gguf`] of the metadata alone.

@@ -6,8 +6,7 @@
 //! sentencepiece BPE are read. How text is cut before BPE decides which tokens come out, and a GGUF file only names the rule, so
 //! a rule that is not known here is refused by its name. Control tokens such as `<|im_end|>` are only recognised in the text that
 //! a template wrote ([`Words::encode_chat`]). A message is part of that text, and can end itself by such a token, as in transformers
-//! and llama.cpp, so a program that answers strangers looks for them first. [`Stream`] gives the text of an answer while its tokens
-//! come.
+//! and llama.cpp. [`Stream`] gives the text of an answer while its tokens come.
 //!
 //! ```no_run
 //! use tiebeam::text::{Message, Words};

@@ -1,6 +1,6 @@
 //! Rules by which byte-level BPE cuts text into words. A GGUF file names its rule in `tokenizer.ggml.pre`.
 //!
-//! The names, and which of them mean the same, are those of llama.cpp (`src/llama-vocab.cpp`). The expressions are those of the
+//! The names are those of llama.cpp, which has more for the same (`src/llama-vocab.cpp`). The expressions are those of the
 //! models' own `tokenizer.json`.
 
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;

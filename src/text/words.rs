@@ -183,6 +183,11 @@ impl Words {
         self.tokenizer.get_vocab_size(true)
     }
 
+    /// Size of the model's table of tokens.
+    pub(super) fn table(&self) -> usize {
+        self.limit
+    }
+
     /// The kind of tokenizer, such as `byte-level BPE, llama-bpe` or `sentencepiece BPE`.
     pub fn kind(&self) -> &str {
         &self.kind

@@ -2,6 +2,7 @@
 
 use super::chat::Message;
 use super::folder::Settings;
+use super::metadata::is_known_end;
 use super::pieces::{Kind, Piece};
 use super::words::Words;
 use super::{json, proto};
@@ -123,7 +124,8 @@ pub struct TokenizerMetadata {
 ///
 /// # Errors
 /// As [`Words::in_folder`]. [`Error::Format`] for another kind of tokenizer, and for one that GGUF has no words for: it puts other
-/// tokens than BOS around a text, or cuts or ends texts in another way than what would be written.
+/// tokens than BOS around a text, cuts texts in another way than what would be written, or has more ends of an answer than there are
+/// places for. What is written may end answers at further tokens, which end answers of every model that has them.
 pub fn gguf_metadata(folder: &Path) -> Result<TokenizerMetadata> {
     let words = Words::in_folder(folder)?;
     let settings = Settings::read(folder)?;
@@ -162,9 +164,13 @@ pub fn gguf_metadata(folder: &Path) -> Result<TokenizerMetadata> {
         place.map(|id| id as i128)
     };
     let eos = id(settings.mark("eos_token")).or(words.ends().first().map(|&id| id.into()));
-    let mut more = words.ends().iter().map(|&id| i128::from(id)).filter(|id| Some(*id) != eos);
-    let (second, third) = (more.next(), more.next());
-    if let Some(fourth) = more.next() {
+    let more = || words.ends().iter().copied().filter(|&id| Some(i128::from(id)) != eos);
+    let is_known =
+        |id: &u32| pieces.get(*id as usize).is_some_and(|piece| is_known_end(&piece.text, piece.kind));
+    // Ends that are known by their texts need no key, and get one where there is place.
+    let mut keyed = more().filter(|id| !is_known(id)).chain(more().filter(is_known)).map(i128::from);
+    let (second, third) = (keyed.next(), keyed.next());
+    if let Some(fourth) = more().filter(|id| !is_known(id)).nth(2) {
         return Err(fault(format!(
             "it has more than three ends of an answer, of which GGUF has no place for {fourth}"
         )));
@@ -230,9 +236,16 @@ fn says_the_same(words: &Words, written: &Words) -> Result<Result<(), String>> {
 
 /// In what a conversation differs from the folder's, of which GGUF has not all rules.
 fn other_chat(words: &Words, written: &Words) -> Result<Option<String>> {
+    let Some(chat) = words.chat() else { return Ok(None) };
     let messages = [Message::user("hi"), Message::assistant("ho"), Message::user("x")];
-    // A template may refuse these messages, and then has its reasons.
-    let Some(text) = words.chat().and_then(|chat| chat.render(&messages, true).ok()) else { return Ok(None) };
+    // A template may refuse some messages.
+    let rendered = chat.render(&messages, true).or_else(|_| chat.render(&messages[..1], true));
+    let Ok(text) = rendered else {
+        return Ok(Some(
+            "the template refuses a plain conversation, so its tokens were not compared with the folder's"
+                .into(),
+        ));
+    };
     let is_same =
         |of: fn(&Words, &str) -> Result<Vec<u32>>| Ok::<_, Error>(of(words, &text)? == of(written, &text)?);
     Ok(match (is_same(Words::parsed)?, is_same(Words::encode_chat)?) {

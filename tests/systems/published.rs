@@ -12,6 +12,7 @@ use tiebeam::nn::Parameters;
 use tiebeam::quant::{Rounding, round};
 use tiebeam::store::gguf::{self, Gguf};
 use tiebeam::store::{Entry, File, Shards, Weights, save};
+use tiebeam::text::Words;
 use tiebeam::{DType, Tensor, no_grad};
 
 const MODELS: [&str; 4] = ["llama3", "qwen2", "mistral", "llama3/model.gguf"];
@@ -257,7 +258,7 @@ fn what_is_not_computed_is_named() {
 fn gguf_with(more: &[(&str, gguf::Value)]) -> Folder {
     let (folder, file) = (Folder::new("published"), Gguf::open(path("llama3").join("model.gguf")).unwrap());
     let mut metadata = file.metadata().clone();
-    metadata.extend(more.iter().map(|(key, value)| (format!("llama.{key}"), value.clone())));
+    metadata.extend(more.iter().map(|(key, value)| (key.to_string(), value.clone())));
     let entry = |name| {
         let (kind, shape) = (file.kind(name).unwrap(), file.shape(name).unwrap());
         gguf::Entry::bytes(name, kind, shape, file.bytes_of(name).unwrap())
@@ -275,26 +276,44 @@ fn what_is_not_computed_in_a_gguf_file_is_named() {
         let error = open(more).err().expect(what).to_string();
         assert!(error.contains(what), "{error}");
     };
-    says(&[("attention.causal", Bool(false))], "attention that sees later tokens");
-    assert!(open(&[("attention.causal", Bool(true))]).is_ok());
-    says(&[("rope.scaling.attn_factor", Float(1.25))], "under yarn only");
-    assert!(open(&[("rope.scaling.attn_factor", Float(1.0))]).is_ok());
-    says(&[("attention.head_count_kv", List(vec![Integer(2); 2]))], "is a list, where one number is read");
+    says(&[("llama.attention.causal", Bool(false))], "attention that sees later tokens");
+    assert!(open(&[("llama.attention.causal", Bool(true))]).is_ok());
+    says(&[("llama.rope.scaling.attn_factor", Float(1.25))], "under yarn only");
+    assert!(open(&[("llama.rope.scaling.attn_factor", Float(1.0))]).is_ok());
+    says(
+        &[("llama.attention.head_count_kv", List(vec![Integer(2); 2]))],
+        "is a list, where one number is read",
+    );
     let yarn = |original: i128| {
-        let kind = ("rope.scaling.type", Text("yarn".into()));
+        let kind = ("llama.rope.scaling.type", Text("yarn".into()));
         let more = [
             kind,
-            ("rope.scaling.factor", Float(4.0)),
-            ("rope.scaling.original_context_length", Integer(original)),
+            ("llama.rope.scaling.factor", Float(4.0)),
+            ("llama.rope.scaling.original_context_length", Integer(original)),
         ];
         open(&more).unwrap().config().rope_scaling
     };
     let context = open(&[]).unwrap().config().context;
     assert_eq!(yarn(0), yarn(context as i128), "0 is the model's own context");
     assert_ne!(yarn(0), yarn(7));
+    // A tokenizer and a table that do not belong together are refused before any weight is read.
+    let file = Gguf::open(path("llama3").join("model.gguf")).unwrap();
+    let longer = |key: &str, more: gguf::Value| match &file.metadata()[key] {
+        List(all) => List([&all[..], &[more]].concat()),
+        other => panic!("{key}: {other:?}"),
+    };
+    let (tokens, kinds) = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type");
+    let folder =
+        gguf_with(&[(tokens, longer(tokens, Text("more".into()))), (kinds, longer(kinds, Integer(1)))]);
+    let rows = file.shape("token_embd.weight").unwrap()[0];
+    let error = Words::open(&folder.join("m.gguf")).err().expect("another table").to_string();
+    assert!(
+        error.contains(&format!("it has {} tokens, and the model's table {rows} rows", rows + 1)),
+        "{error}"
+    );
     let weights = path("llama3").join("model.safetensors");
     let error = Published::open(weights).err().expect("no model by itself").to_string();
-    assert!(error.contains("name its folder"), "{error}");
+    assert!(error.contains("name the folder of this file"), "{error}");
 }
 
 /// Files of tied models sometimes have a head. transformers 5 computes with it, even if it is not the table.

@@ -64,7 +64,6 @@ fn folders_become_gguf_files() {
     assert_eq!(lone.names(), ["m"]);
 }
 
-/// What GGUF has no rule for is refused, and not passed over.
 /// A folder of one of the vectors with other values of a JSON file.
 fn edited(folder: &Folder, name: &str, file: &str, edit: impl Fn(&mut Value)) -> PathBuf {
     let source = copied(folder, name);
@@ -84,11 +83,26 @@ fn gguf_files_end_answers_where_their_folders_do() {
     written(&folder, &source, &["--format", "gguf", "--bits", "8", "--out", "one.gguf"]);
     let [own, got] = [&source, &folder.join("one.gguf")].map(|path| Words::open(path).expect("a tokenizer"));
     assert!(own.ends().contains(&312) && own.ends().iter().all(|end| got.ends().contains(end)));
-    let other = Folder::new("quantise-accents");
-    let source = edited(&other, "qwen2", "tokenizer.json", |json| json["normalizer"] = Value::Null);
-    written(&other, &source, &["--format", "gguf", "--bits", "8", "--out", "plain.gguf"]);
-    let file = Gguf::open(other.join("plain.gguf")).expect("written");
-    assert_eq!(file.text("tokenizer.ggml.pre").expect("a rule"), "deepseek-r1-qwen");
+    // Ends that are known by their texts need no key, so that there may be more than three.
+    let many = Folder::new("quantise-many-ends");
+    let ends = |all: &'static [u32]| move |json: &mut Value| json["eos_token_id"] = serde_json::json!(all);
+    let source = edited(&many, "qwen2", "generation_config.json", ends(&[5, 6, 310, 312]));
+    written(&many, &source, &["--format", "gguf", "--bits", "8", "--out", "four.gguf"]);
+    let got = Words::open(&many.join("four.gguf")).expect("a tokenizer");
+    assert!([5, 6, 310, 312].iter().all(|end| got.ends().contains(end)), "{:?}", got.ends());
+    let more = Folder::new("quantise-more-ends");
+    let source = edited(&more, "qwen2", "generation_config.json", ends(&[5, 6, 7, 8, 310]));
+    let said = refusal(&more, &source, &["--format", "gguf", "--bits", "8", "--out", "five.gguf"]);
+    assert!(said.contains("more than three ends of an answer"), "{said}");
+    let nfc = serde_json::json!({"type": "Sequence", "normalizers": [{"type": "NFC"}]});
+    for (normalizer, rule) in [(Value::Null, "deepseek-r1-qwen"), (nfc, "qwen2")] {
+        let inner = Folder::new("quantise-accents");
+        let source =
+            edited(&inner, "qwen2", "tokenizer.json", |json| json["normalizer"] = normalizer.clone());
+        written(&inner, &source, &["--format", "gguf", "--bits", "8", "--out", "a.gguf"]);
+        let file = Gguf::open(inner.join("a.gguf")).expect("written");
+        assert_eq!(file.text("tokenizer.ggml.pre").expect("a rule"), rule);
+    }
 }
 
 /// Sentencepiece's rule in GGUF files puts a blank before each message of a conversation, which newer folders do not.
@@ -129,6 +143,7 @@ fn values_of_a_gguf_file_keep_their_types() {
     }
 }
 
+/// What GGUF has no rule for is refused, and not passed over.
 #[test]
 fn tokenizers_that_gguf_cannot_say_are_refused() {
     type Edit = fn(&mut Value);

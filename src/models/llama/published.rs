@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::share::Packing;
 use crate::store::gguf::{Conversion, Gguf};
-use crate::store::{FileDType, QuantConfig, Shards, Weights};
+use crate::store::{FileDType, QuantConfig, Shards, Weights, needs_folder};
 use crate::tensor::Tensor;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -33,13 +33,8 @@ impl Published {
     /// message says why.
     pub fn open(path: impl AsRef<Path>) -> Result<Published> {
         let path = path.as_ref().to_path_buf();
-        if path.is_file() && path.extension().is_some_and(|e| e == "safetensors" || e == "json") {
-            return Err(Error::config(format!(
-                "{}: name its folder, which has config.json and the tokenizer",
-                path.display()
-            )));
-        }
         if !path.is_dir() {
+            needs_folder(&path)?;
             let file = Gguf::open(&path)?;
             let (kind, config) = gguf::settings(&file)?;
             return Ok(Published { path, kind, config, source: Source::Gguf(file) });
