@@ -6,13 +6,14 @@
 //!     cargo bench --bench decoding -- --random 1b
 //!
 //! `--random` makes a file of random weights in Q4_1 with the sizes of SmolLM2-135M, Llama-3.2-1B or Llama-3.1-8B, in the temporary
-//! folder, for machines without a download: times and memory do not depend on the values. With a text, the perplexity of each form of the weights is measured on its last windows, without the cache of keys.
+//! folder, for machines without a download: times and memory do not depend on the values. With a text, the perplexity of each form
+//! of the weights is measured on its last windows, without the cache of keys.
 //!
 //! The answer of one sequence reads every weight once a token, so on a device whose memory is the limit it should be as much faster
 //! as the packed weights are smaller; the share of the measured copy rate is printed. On a CPU driver unpacking counts too.
 
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 use tiebeam::bench::Ceilings;
@@ -20,7 +21,7 @@ use tiebeam::decode::{Windows, perplexity};
 use tiebeam::models::llama::{Form, Llama, Published, Session, SessionOptions};
 use tiebeam::store::gguf::{self, GgufType, Value};
 use tiebeam::text::Words;
-use tiebeam::{DType, Error, Gpu, Result, files};
+use tiebeam::{DType, Error, Gpu, Result, Rng, files};
 
 /// Tokens of the prompt and of the answer: together the context.
 const PROMPT: usize = 192;
@@ -111,16 +112,13 @@ impl Drop for Made {
 /// Blocks of Q4_1: a scale and a minimum in f16 so that weights lie in -0.03 to 0.03, and 32 random levels of 4 bits.
 fn blocks(count: usize, seed: u64) -> Vec<u8> {
     let [scale, least] = [0.004f32, -0.03].map(|x| half::f16::from_f32(x).to_le_bytes());
-    let mut state = seed;
-    let mut next = || {
-        // SplitMix64.
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)).to_le_bytes()
-    };
-    (0..count).flat_map(|_| [&scale[..], &least, &next(), &next()].concat()).collect()
+    let stream = Rng::new(seed).next_stream();
+    let mut all = Vec::with_capacity(20 * count);
+    for block in 0..count as u64 {
+        all.extend(scale.into_iter().chain(least));
+        all.extend(stream.block(block).into_iter().flat_map(u32::to_le_bytes));
+    }
+    all
 }
 
 /// Writes a model of random weights.
@@ -160,15 +158,18 @@ fn random(name: &str) -> Result<Made> {
     }
     let packed = (0..).zip(&all).map(|(seed, (name, shape))| {
         let count = shape[0] * shape[1] / 32;
-        gguf::Entry::lazy(format!("{name}.weight"), GgufType::Q4_1, shape, move || {
-            Ok(blocks(count, seed << 32))
-        })
+        gguf::Entry::lazy(format!("{name}.weight"), GgufType::Q4_1, shape, move || Ok(blocks(count, seed)))
     });
     let norms = norms.iter().map(|name| gguf::Entry::f32(&name[..], &[width], &ones));
-    let path = std::env::temp_dir().join(format!("tiebeam-random-{name}.gguf"));
-    let made = Made(path);
+    let made = Made(std::env::temp_dir().join(format!("tiebeam-random-{name}.gguf")));
     gguf::save(&made.0, &metadata, packed.chain(norms))?;
     Ok(made)
+}
+
+/// The last windows of a text in the model's tokens.
+fn windows(model: &Path, text: &Path) -> Result<Windows> {
+    let text = std::fs::read_to_string(text).map_err(|e| Error::io(text, e))?;
+    Windows::of_text(&Words::open(model)?, &text, WINDOWS, PROMPT + ANSWER)
 }
 
 fn run() -> Result<()> {
@@ -193,6 +194,8 @@ fn run() -> Result<()> {
             path.display()
         )));
     }
+    // What is wrong with the text is said before the rounds.
+    let windows = text.map(|text| windows(&path, &text)).transpose()?;
     let file = Published::open(&path)?;
     let bytes = file.bytes()? as u64;
     let mut ways = [
@@ -216,9 +219,7 @@ fn run() -> Result<()> {
     for _ in 0..ROUNDS {
         ways.iter_mut().try_for_each(|way| way.round().map(drop))?;
     }
-    if let Some(text) = text {
-        let text = std::fs::read_to_string(&text).map_err(|e| Error::io(&text, e))?;
-        let windows = Windows::of_text(&Words::open(&path)?, &text, WINDOWS, PROMPT + ANSWER)?;
+    if let Some(windows) = windows {
         // Windows are read without a cache of keys, so its type makes no difference.
         for way in ways.iter_mut().filter(|way| way.keys == DType::F32) {
             let found = perplexity(&way.model, &windows, |_| {})?;

@@ -8,6 +8,7 @@ use crate::store::gguf::GgufType;
 use crate::store::{Entry, FileDType};
 use half::{bf16, f16};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 impl Rounded {
     /// The words of packed rows and their packing, which decode to [`Rounded::values`] bit for bit.
@@ -89,43 +90,36 @@ impl Rounded {
     /// As [`Rounding::compressed_config`], and for groups that do not divide the columns.
     pub fn to_compressed(&self, prefix: &str) -> Result<Vec<Entry<'static>>> {
         self.rounding.check_compressed()?;
-        let [rows, columns] = self.shape;
-        let (bits, groups) = (self.rounding.bits as usize, self.groups());
+        let columns = self.shape[1];
         if columns == 0 || !columns.is_multiple_of(self.group()) {
             return Err(Error::config(format!(
                 "quant: `{prefix}`: groups of {} do not divide {columns} columns, as compressed-tensors needs",
                 self.group()
             )));
         }
-        let name = |what: &str| format!("{prefix}.weight_{what}");
-        let words = (columns * bits).div_ceil(32);
-        let parts = self.compressed_parts();
-        let dtype = self.rounding.stored.dtype();
-        let mut all = vec![
-            Entry::bytes(name("packed"), FileDType::I32, &[rows, words], parts.levels),
-            Entry::bytes(name("scale"), dtype, &[rows, groups], parts.scales),
-            Entry::bytes(name("shape"), FileDType::I64, &[2], shape_bytes(self.shape)),
-        ];
-        if self.rounding.form == Form::Zero {
-            let shape = [(rows * bits).div_ceil(32), groups];
-            all.push(Entry::bytes(name("zero_point"), FileDType::I32, &shape, parts.zeros));
-        }
-        Ok(all)
+        let mut parts = self.compressed_parts();
+        parts.insert(SHAPE, shape_bytes(self.shape));
+        let entry = |(what, dtype, shape): (&'static str, FileDType, Vec<usize>)| {
+            Entry::bytes(format!("{prefix}.{what}"), dtype, &shape, parts.remove(what).unwrap_or_default())
+        };
+        Ok(self.rounding.compressed_layout(self.shape).into_iter().map(entry).collect())
     }
 
-    /// The bytes of the tensors of [`Rounded::to_compressed`], for what [`Rounding::check_compressed`] allows.
-    pub(super) fn compressed_parts(&self) -> CompressedParts {
+    /// The bytes of the tensors of [`Rounding::compressed_layout`] by their names, but for the shape. Those of some rows can be
+    /// appended to those of the rows above them, if these are a multiple of 8, because zeros run down the rows.
+    pub(super) fn compressed_parts(&self) -> BTreeMap<&'static str, Vec<u8>> {
         let (columns, bits) = (self.shape[1].max(1), self.rounding.bits as usize);
         let of = |x: &f32| match self.rounding.stored {
             Stored::F16 => f16::from_f32(*x).to_le_bytes().to_vec(),
             Stored::BF16 => bf16::from_f32(*x).to_le_bytes().to_vec(),
             Stored::F32 => x.to_le_bytes().to_vec(),
         };
-        CompressedParts {
-            levels: self.levels.chunks_exact(columns).flat_map(|row| sequence(row, bits)).collect(),
-            scales: self.scales.iter().flat_map(of).collect(),
-            zeros: if self.rounding.form == Form::Zero { self.compressed_zeros() } else { Vec::new() },
+        let levels = self.levels.chunks_exact(columns).flat_map(|row| sequence(row, bits)).collect();
+        let mut all = BTreeMap::from([(PACKED, levels), (SCALE, self.scales.iter().flat_map(of).collect())]);
+        if self.rounding.form == Form::Zero {
+            all.insert(ZERO_POINT, self.compressed_zeros());
         }
+        all
     }
 
     /// Zeros in words that run down the rows.
@@ -140,14 +134,11 @@ impl Rounded {
     }
 }
 
-/// The bytes of `weight_packed`, `weight_scale` and `weight_zero_point`. Those of some rows can be appended to those of the rows
-/// above them, if these are a multiple of 8, because zeros run down the rows.
-#[derive(Default)]
-pub(super) struct CompressedParts {
-    pub levels: Vec<u8>,
-    pub scales: Vec<u8>,
-    pub zeros: Vec<u8>,
-}
+/// The tensors that compressed-tensors has in the place of `weight`.
+const PACKED: &str = "weight_packed";
+const SCALE: &str = "weight_scale";
+pub(super) const SHAPE: &str = "weight_shape";
+const ZERO_POINT: &str = "weight_zero_point";
 
 /// The bytes of `weight_shape`.
 pub(super) fn shape_bytes(shape: [usize; 2]) -> Vec<u8> {
@@ -189,6 +180,25 @@ impl Rounding {
             (8, Form::Symmetric) => Some(GgufType::Q8_0),
             _ => None,
         }
+    }
+
+    /// The tensors in the place of a matrix in a folder: the ends of their names, types and sizes, for what
+    /// [`Rounding::check_compressed`] allows.
+    pub(super) fn compressed_layout(
+        &self,
+        [rows, columns]: [usize; 2],
+    ) -> Vec<(&'static str, FileDType, Vec<usize>)> {
+        let words = |levels: usize| (levels * self.bits as usize).div_ceil(32);
+        let groups = self.group.map_or(1, |group| columns / group);
+        let mut all = vec![
+            (PACKED, FileDType::I32, vec![rows, words(columns)]),
+            (SCALE, self.stored.dtype(), vec![rows, groups]),
+            (SHAPE, FileDType::I64, vec![2]),
+        ];
+        if self.form == Form::Zero {
+            all.push((ZERO_POINT, FileDType::I32, vec![words(rows), groups]));
+        }
+        all
     }
 
     fn check_compressed(&self) -> Result<()> {

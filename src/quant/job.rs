@@ -364,12 +364,9 @@ impl Job {
                 readable.map_err(|e| e.to_string()).map(|_| rounding.group(group))?
             }
         };
-        let groups = rounding.group.map_or(1, |group| columns / group);
-        let words = |count: usize| 4 * (count * bits as usize).div_ceil(32);
-        let zeros = if form == Form::Zero { words(rows) * groups } else { 0 };
-        let scales = rows * groups * stored.dtype().bits() / 8;
-        // The shape is two numbers of 64 bits.
-        item.bytes_after = (rows * words(columns) + scales + zeros + 16) as u64;
+        let parts = rounding.compressed_layout([rows, columns]).into_iter();
+        let bytes = parts.map(|(_, dtype, shape)| shape.iter().product::<usize>() * dtype.bits() / 8);
+        item.bytes_after = bytes.sum::<usize>() as u64;
         let group = rounding.group.map_or("row".into(), |group| group.to_string());
         item.to = format!("{bits}:{group}");
         item.rounding = Some(rounding);

@@ -1,11 +1,11 @@
 //! Rounds a model, one tensor at a time, from its files to the output's. In a folder, the scales of a file's tensors are kept until
 //! its levels are written.
 
-use super::encode::{CompressedParts, compressed_config, shape_bytes};
+use super::encode::{SHAPE, compressed_config, shape_bytes};
 use super::job::{CONFIG, Format, Item, Job, Source};
 use super::plan::Part;
 use super::round::round_from;
-use super::search::{Form, Rounding};
+use super::search::Rounding;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::store::gguf::{self, GgufType, Value as Metadata};
@@ -54,8 +54,8 @@ pub type Progress<'a> = dyn FnMut(u64) -> Result<()> + 'a;
 struct Run<'a, 'p> {
     job: &'a Job,
     progress: &'a mut Progress<'p>,
-    /// Scales and zeros of weights whose levels are written, by the names of their tensors.
-    made: BTreeMap<String, Vec<u8>>,
+    /// Scales and zeros of weights whose levels are written, by the number of the item and the end of the name.
+    made: BTreeMap<(usize, &'static str), Vec<u8>>,
     measured: Vec<Option<Measured>>,
 }
 
@@ -270,26 +270,22 @@ fn packed<'a>(
     i: usize,
     item: &'a Item,
     rounding: &Rounding,
-    [rows, columns]: [usize; 2],
+    matrix: [usize; 2],
 ) -> Vec<Entry<'a>> {
-    let prefix = item.name.strip_suffix("weight").unwrap_or(&item.name);
-    let (rounding, bits) = (*rounding, rounding.bits as usize);
-    let groups = rounding.group.map_or(1, |group| columns / group);
-    let name = |what: &str| format!("{prefix}weight_{what}");
-    let part = |what: &str, dtype: FileDType, shape: [usize; 2]| {
-        let full = name(what);
-        let key = full.clone();
-        Entry::lazy(full, dtype, &shape, move || run.borrow_mut().part(i, &rounding, [rows, columns], &key))
+    let rounding = *rounding;
+    let entry = |(what, dtype, shape): (&'static str, FileDType, Vec<usize>)| match what {
+        SHAPE => Entry::bytes(part_name(item, what), dtype, &shape, shape_bytes(matrix)),
+        _ => {
+            let make = move || run.borrow_mut().part(i, &rounding, matrix, what);
+            Entry::lazy(part_name(item, what), dtype, &shape, make)
+        }
     };
-    let mut all = vec![
-        part("packed", FileDType::I32, [rows, (columns * bits).div_ceil(32)]),
-        part("scale", rounding.stored.dtype(), [rows, groups]),
-        Entry::bytes(name("shape"), FileDType::I64, &[2], shape_bytes([rows, columns])),
-    ];
-    if rounding.form == Form::Zero {
-        all.push(part("zero_point", FileDType::I32, [(rows * bits).div_ceil(32), groups]));
-    }
-    all
+    rounding.compressed_layout(matrix).into_iter().map(entry).collect()
+}
+
+/// The name of a tensor in the place of a weight, such as `weight_scale` of `NAME.weight`.
+fn part_name(item: &Item, what: &str) -> String {
+    format!("{}{what}", item.name.strip_suffix("weight").unwrap_or(&item.name))
 }
 
 impl Run<'_, '_> {
@@ -332,23 +328,25 @@ impl Run<'_, '_> {
     }
 
     /// One of the tensors in the place of a weight of a folder.
-    fn part(&mut self, i: usize, rounding: &Rounding, shape: [usize; 2], name: &str) -> Result<Vec<u8>> {
-        if let Some(made) = self.made.remove(name) {
+    fn part(
+        &mut self,
+        i: usize,
+        rounding: &Rounding,
+        shape: [usize; 2],
+        what: &'static str,
+    ) -> Result<Vec<u8>> {
+        if let Some(made) = self.made.remove(&(i, what)) {
             return Ok(made);
         }
-        let mut parts = CompressedParts::default();
+        let mut parts: BTreeMap<&'static str, Vec<u8>> = BTreeMap::new();
         self.pieces(i, rounding, shape, |rounded| {
-            let piece = rounded.compressed_parts();
-            parts.levels.extend(piece.levels);
-            parts.scales.extend(piece.scales);
-            parts.zeros.extend(piece.zeros);
+            for (what, bytes) in rounded.compressed_parts() {
+                parts.entry(what).or_default().extend(bytes);
+            }
             Ok(())
         })?;
-        let item = &self.job.items[i];
-        let prefix = item.name.strip_suffix("weight").unwrap_or(&item.name);
-        let named = [("packed", parts.levels), ("scale", parts.scales), ("zero_point", parts.zeros)];
-        let named = named.into_iter().filter(|(_, bytes)| !bytes.is_empty());
-        self.made.extend(named.map(|(what, bytes)| (format!("{prefix}weight_{what}"), bytes)));
-        self.made.remove(name).ok_or_else(|| Error::config(format!("quantise: nothing made `{name}`")))
+        let asked = parts.remove(what).unwrap_or_default();
+        self.made.extend(parts.into_iter().map(|(what, bytes)| ((i, what), bytes)));
+        Ok(asked)
     }
 }

@@ -159,32 +159,7 @@ pub fn gguf_metadata(folder: &Path) -> Result<TokenizerMetadata> {
             other => format!("it is {other}; byte-level BPE and sentencepiece BPE can be written"),
         }));
     };
-    let id = |text: Option<&str>| {
-        let place = text.and_then(|text| pieces.iter().position(|piece| piece.text == text));
-        place.map(|id| id as i128)
-    };
-    let eos = id(settings.mark("eos_token")).or(words.ends().first().map(|&id| id.into()));
-    let more = || words.ends().iter().copied().filter(|&id| Some(i128::from(id)) != eos);
-    let is_known =
-        |id: &u32| pieces.get(*id as usize).is_some_and(|piece| is_known_end(&piece.text, piece.kind));
-    // Ends that are known by their texts need no key, and get one where there is place.
-    let mut keyed = more().filter(|id| !is_known(id)).chain(more().filter(is_known)).map(i128::from);
-    let (second, third) = (keyed.next(), keyed.next());
-    if let Some(fourth) = more().filter(|id| !is_known(id)).nth(2) {
-        return Err(fault(format!(
-            "it has more than three ends of an answer, of which GGUF has no place for {fourth}"
-        )));
-    }
-    for (key, id) in [
-        ("bos_token_id", words.bos().map(i128::from).or(id(settings.mark("bos_token")))),
-        ("eos_token_id", eos),
-        ("eot_token_id", second),
-        ("eom_token_id", third),
-        ("unknown_token_id", id(settings.mark("unk_token"))),
-        ("padding_token_id", id(settings.mark("pad_token"))),
-    ] {
-        all.extend(id.map(|id| (key, Value::Integer(id))));
-    }
+    all.extend(named(&words, &settings, &pieces).map_err(fault)?);
     all.push(("add_bos_token", Value::Bool(words.bos().is_some())));
     all.extend(lists(&pieces));
     let mut metadata: Vec<_> =
@@ -196,6 +171,35 @@ pub fn gguf_metadata(folder: &Path) -> Result<TokenizerMetadata> {
     says_the_same(&words, &written)?.map_err(fault)?;
     let remark = other_chat(&words, &written)?;
     Ok(TokenizerMetadata { metadata, remark })
+}
+
+/// The keys that name tokens.
+fn named(words: &Words, settings: &Settings, pieces: &[Piece]) -> Result<Vec<(&'static str, Value)>, String> {
+    let marked = |name: &str| {
+        let place = settings.mark(name).and_then(|text| pieces.iter().position(|piece| piece.text == text));
+        place.map(|id| id as u32)
+    };
+    let eos = marked("eos_token").or(words.ends().first().copied());
+    let is_known =
+        |id: &u32| pieces.get(*id as usize).is_some_and(|piece| is_known_end(&piece.text, piece.kind));
+    // Ends that are known by their texts need no key, and get one where there is place.
+    let others = words.ends().iter().copied().filter(|id| Some(*id) != eos);
+    let (known, unknown): (Vec<u32>, Vec<u32>) = others.partition(is_known);
+    if let Some(fourth) = unknown.get(2) {
+        return Err(format!(
+            "it has more than three ends of an answer, of which GGUF has no place for {fourth}"
+        ));
+    }
+    let mut more = unknown.into_iter().chain(known);
+    let ids = [
+        ("bos_token_id", words.bos().or(marked("bos_token"))),
+        ("eos_token_id", eos),
+        ("eot_token_id", more.next()),
+        ("eom_token_id", more.next()),
+        ("unknown_token_id", marked("unk_token")),
+        ("padding_token_id", marked("pad_token")),
+    ];
+    Ok(ids.into_iter().filter_map(|(key, id)| Some((key, Value::Integer(id?.into())))).collect())
 }
 
 /// Texts that rules of cutting, normalising and blanks tell apart. None begins with a blank, which GGUF has no rule for.

@@ -119,6 +119,12 @@ fn other_tokens_of_conversations_are_told() {
             "{name}: {said}"
         );
     }
+    // llama.cpp begins a conversation with BOS that its template does not write.
+    let source = copied(&folder, "llama3");
+    let template = "{% for message in messages %}{{ message.content }}{% endfor %}";
+    std::fs::write(source.join("chat_template.jinja"), template).expect("written");
+    let said = text(&quantise(&folder, &source, &["--format", "gguf", "--out", "b.gguf"]).stderr);
+    assert!(said.contains("a conversation begins with BOS in a GGUF file, and not in the folder"), "{said}");
 }
 
 /// llama.cpp asks for some values by types that are not the usual ones of whole numbers.
