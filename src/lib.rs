@@ -18,6 +18,7 @@ pub mod linalg;
 pub mod merge;
 pub mod models;
 pub mod nn;
+pub mod op;
 pub mod ops;
 pub mod optim;
 pub mod precision;

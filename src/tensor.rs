@@ -3,8 +3,9 @@
 use crate::dtype::{DType, Element};
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::gpu::kernel::Part;
+use crate::gpu::kernel::{Launch, Part};
 use crate::gpu::readback::Reading;
+use crate::gpu::shader::Name;
 use crate::gpu::transpose::Transpose;
 use crate::gpu::value::fuse::{Arg, Expr, Scalar};
 use crate::gpu::value::{Place, Value};
@@ -214,11 +215,16 @@ impl Tensor {
         (0..self.shape.len()).all(|a| self.shape[a] == 1 || self.strides[a] == plain[a])
     }
 
+    /// Whether a kernel can bind the elements as they are.
+    fn is_bindable(&self) -> bool {
+        let align = self.gpu().limits().min_storage_buffer_offset_alignment as usize;
+        self.is_contiguous() && (self.offset * self.dtype().size()).is_multiple_of(align)
+    }
+
     /// Returns this tensor with its elements in row-major order, at a place that kernels can bind: the tensor itself if
     /// it is already so, else a copy.
     pub fn contiguous(&self) -> Tensor {
-        let align = self.gpu().limits().min_storage_buffer_offset_alignment as usize;
-        if self.is_contiguous() && (self.offset * self.dtype().size()).is_multiple_of(align) {
+        if self.is_bindable() {
             return self.clone();
         }
         let turned = Transpose::of(self.dtype(), &self.shape, &self.strides, self.offset);
@@ -274,8 +280,9 @@ impl Tensor {
         Tensor::from_value(Value::ready(gpu, dtype, shape.count(), place), shape)
     }
 
-    /// A tensor with arbitrary contents, for a kernel to write.
-    pub(crate) fn empty(gpu: &Gpu, op: &'static str, shape: impl Into<Shape>, dtype: DType) -> Tensor {
+    /// A tensor with arbitrary contents, for a kernel of your own to write. `op` is the op's name for errors. A kernel that does
+    /// not write every element leaves what was in that memory before. See [`op`](crate::op).
+    pub fn empty(gpu: &Gpu, op: &'static str, shape: impl Into<Shape>, dtype: DType) -> Tensor {
         let shape = shape.into();
         let buffer = gpu.alloc(op, dtype.buffer_bytes(shape.count()));
         Tensor::from_place(gpu, shape, dtype, Place { buffer, offset: 0 })
@@ -340,8 +347,9 @@ impl Tensor {
         Value::write(target.gpu(), target.dtype(), expr, &target.place(), accumulate);
     }
 
-    /// Records `op` as the op that made this tensor.
-    pub(crate) fn made_by(self, inputs: &[&Tensor], op: impl FnOnce() -> Box<dyn Op>) -> Tensor {
+    /// Returns this tensor with `op` recorded as what made it of `inputs`, if recording is on and a gradient can reach an input.
+    /// Only then is `op` called, so what it saves costs nothing otherwise. See [`op`](crate::op).
+    pub fn made_by(self, inputs: &[&Tensor], op: impl FnOnce() -> Box<dyn Op>) -> Tensor {
         let mut outputs = [self];
         tape::record(&mut outputs, inputs, op);
         let [output] = outputs;
@@ -367,9 +375,29 @@ impl Tensor {
 
 /// The elements, for a kernel that reads or writes them. The tensor must be [`contiguous`](Tensor::contiguous).
 impl From<&Tensor> for Part {
+    #[track_caller]
     fn from(x: &Tensor) -> Part {
-        debug_assert!(x.is_contiguous(), "bind: {} is strided", x.shape);
+        assert!(
+            x.is_bindable(),
+            "bind: {} is strided or begins inside of another tensor; call contiguous()",
+            x.shape
+        );
         x.place().part(x.dtype().buffer_bytes(x.count()))
+    }
+}
+
+impl Launch<'_> {
+    /// Binds the tensor that the kernel writes as `name`: one that was just made, by [`Tensor::empty`], by
+    /// [`Tensor::zeros`] for a kernel that adds to it, or by [`Destination::output`](tape::Destination::output) in a
+    /// backward pass.
+    ///
+    /// # Panics
+    /// When other handles on the tensor's elements exist, because tensors are values: nobody may see them change.
+    #[track_caller]
+    pub fn output(self, name: impl Into<Name>, y: &Tensor) -> Self {
+        let alone = Arc::strong_count(&y.value) == 1 && y.edge.is_none();
+        assert!(alone, "{}: {} is in use elsewhere; write to a tensor that was just made", self.op, y.shape);
+        self.bind_mut(name, y)
     }
 }
 

@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 /// Part of a buffer that a kernel reads or writes. A tensor converts to the part that holds its elements.
 #[derive(Clone)]
-pub(crate) struct Part {
-    pub buffer: Arc<Buffer>,
+pub struct Part {
+    pub(crate) buffer: Arc<Buffer>,
     /// In bytes.
-    pub offset: u64,
+    pub(crate) offset: u64,
     /// In bytes.
-    pub size: u64,
+    pub(crate) size: u64,
 }
 
 /// A part of a buffer, with its name in the kernel.
@@ -26,12 +26,13 @@ pub(crate) struct Bind {
     pub write: bool,
 }
 
-/// The value of a parameter: up to four 32-bit numbers of one kind.
+/// The value of a parameter: up to four 32-bit numbers of one kind. `u32`, `i32`, `f32`, `bool` (as 0 or 1), `usize` and
+/// arrays of `u32` and `usize` convert to it.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Param {
-    pub kind: ScalarKind,
-    pub words: [u32; 4],
-    pub count: usize,
+pub struct Param {
+    pub(crate) kind: ScalarKind,
+    pub(crate) words: [u32; 4],
+    pub(crate) count: usize,
     /// A size above 32 bits, which cannot be passed to a kernel.
     too_large: Option<u64>,
 }
@@ -106,38 +107,42 @@ pub(crate) enum Live {
 /// a driver's watchdog. A launch with more turns fails with an error.
 pub(crate) const MOST_TURNS: usize = 60_000;
 
-/// One dispatch: the kernel, its bindings and parameters, and the grid. Every launch states the turns of its loops. A
-/// kernel's parameter `groups_x` is the grid's width and needs no [`set`](Launch::set).
+/// One dispatch: the kernel, its bindings and parameters by name, and the grid. Every launch states the turns of its loops.
+///
+/// The names are those of the WGSL, which alone says binding numbers and types. A launch with a name that the kernel lacks,
+/// without one that it has, or with a parameter of another type fails with an error that lists what the kernel has. The
+/// kernel's parameters are the members of one struct, `var<immediate> p: Params;`, of at most 64 bytes. A member `groups_x:
+/// u32` is the grid's width and needs no [`set`](Launch::set).
 #[must_use = "a launch does nothing until Gpu::launch"]
-pub(crate) struct Launch<'a> {
-    pub op: &'a str,
-    pub source: &'a Source,
-    pub entry: &'a str,
-    pub binds: Vec<Bind>,
-    pub params: Vec<(Name, Param)>,
-    pub grid: [u32; 3],
+pub struct Launch<'a> {
+    pub(crate) op: &'a str,
+    pub(crate) source: &'a Source,
+    pub(crate) entry: &'a str,
+    pub(crate) binds: Vec<Bind>,
+    pub(crate) params: Vec<(Name, Param)>,
+    pub(crate) grid: [u32; 3],
     /// The most turns that the loops of a thread make, up to [`MOST_TURNS`].
-    pub turns: Option<usize>,
+    pub(crate) turns: Option<usize>,
     /// Roughly how often each element of an operand is loaded. 0 means that most of a large operand is not loaded.
-    pub reuse: u32,
+    pub(crate) reuse: u32,
     /// What it computes, apart from moving its operands.
-    pub work: Work,
+    pub(crate) work: Work,
     /// The parameters that change when a recorded step is replayed.
-    pub live: Option<Live>,
+    pub(crate) live: Option<Live>,
 }
 
 /// What a dispatch computes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Work {
+pub struct Work {
     /// Floating-point operations, if they may take longer than moving the operands, else 0.
-    pub flops: f64,
+    pub(crate) flops: f64,
     /// Parts of a summed axis, which a later pass joins.
-    pub parts: usize,
+    pub(crate) parts: usize,
 }
 
 impl Work {
     /// Work that takes no longer than moving the operands.
-    pub const MOVES: Work = Work { flops: 0.0, parts: 1 };
+    pub(crate) const MOVES: Work = Work { flops: 0.0, parts: 1 };
 
     /// This many operations, with complete results that no later pass joins.
     pub fn flops(flops: f64) -> Work {
@@ -168,13 +173,19 @@ impl<'a> Launch<'a> {
         self
     }
 
-    /// Binds what the kernel reads as `name`.
+    /// Binds what the kernel reads as `name`: for a tensor `&x`, its elements in row-major order. f32, u32 and i32 are arrays
+    /// of these types, two elements of 16 bits share a u32. The array is padded to 16 bytes, so its length is no element
+    /// count.
+    ///
+    /// # Panics
+    /// When a tensor is strided or begins inside of another: call [`contiguous`](crate::Tensor::contiguous) first.
+    #[track_caller]
     pub fn bind(self, name: impl Into<Name>, part: impl Into<Part>) -> Self {
         self.bound(name.into(), part.into(), false)
     }
 
     /// Binds `part` if there is one. The kernel then has imported a fragment that reads it.
-    pub fn bind_some(self, name: &'static str, part: Option<impl Into<Part>>) -> Self {
+    pub(crate) fn bind_some(self, name: &'static str, part: Option<impl Into<Part>>) -> Self {
         match part {
             Some(part) => self.bind(name, part),
             None => self,
@@ -182,7 +193,7 @@ impl<'a> Launch<'a> {
     }
 
     /// Binds what the kernel writes as `name`.
-    pub fn bind_mut(self, name: impl Into<Name>, part: impl Into<Part>) -> Self {
+    pub(crate) fn bind_mut(self, name: impl Into<Name>, part: impl Into<Part>) -> Self {
         self.bound(name.into(), part.into(), true)
     }
 
@@ -192,29 +203,32 @@ impl<'a> Launch<'a> {
         self
     }
 
-    /// States the most turns that the loops of a thread make.
+    /// States the most turns that the loops of a thread make: 0 for a kernel without loops, and one more for each loop to
+    /// end. A launch of more than 60 000 turns fails, because some drivers silently end a thread's loops after 65 535. Divide
+    /// a longer walk into several dispatches.
     pub fn turns(self, turns: usize) -> Self {
         Launch { turns: Some(turns), ..self }
     }
 
     /// States how often each element of an operand is loaded. The default is once.
-    pub fn reuse(self, reuse: u32) -> Self {
+    pub(crate) fn reuse(self, reuse: u32) -> Self {
         Launch { reuse, ..self }
     }
 
-    /// States what it computes apart from moving its operands. The default is nothing.
+    /// States what it computes apart from moving its operands, for the estimate of its time by which work is handed to the
+    /// device. The default is a few operations per turn.
     pub fn work(self, work: Work) -> Self {
         Launch { work, ..self }
     }
 
     /// States which parameters change when a recorded step is replayed. The default is none.
-    pub fn live(self, live: Live) -> Self {
+    pub(crate) fn live(self, live: Live) -> Self {
         Launch { live: Some(live), ..self }
     }
 
     /// Bytes of its operands and results, each counted once. If most of an operand is not loaded (`reuse` is 0), the
     /// operands count for no more than the results.
-    pub fn bytes(&self) -> f64 {
+    pub(crate) fn bytes(&self) -> f64 {
         let of = |write: bool| -> f64 {
             self.binds.iter().filter(|bind| bind.write == write).map(|bind| bind.part.size as f64).sum()
         };
@@ -249,8 +263,15 @@ impl<'a> Launch<'a> {
 }
 
 /// Arranges at least `groups` workgroups as a grid within the 65535 per axis that every adapter has. `x` is the fastest
-/// axis.
-pub(crate) fn grid(groups: usize) -> [u32; 3] {
+/// axis, so a workgroup's number is `group.y * p.groups_x + group.x`. There may be more workgroups than asked for: a kernel
+/// compares its number with a count.
+///
+/// ```
+/// use tiebeam::op::grid;
+/// assert_eq!(grid(1000), [1000, 1, 1]);
+/// assert_eq!(grid(100_000), [50_000, 2, 1]);
+/// ```
+pub fn grid(groups: usize) -> [u32; 3] {
     const MOST: usize = 65535;
     if groups <= MOST {
         return [groups as u32, 1, 1];

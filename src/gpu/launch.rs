@@ -12,8 +12,9 @@ use std::sync::Arc;
 
 impl Gpu {
     /// Records one dispatch. If the device has a fault, a limit is exceeded, or a buffer carries an error, it only
-    /// marks the outputs with that error.
-    pub(crate) fn launch(&self, launch: Launch) {
+    /// marks the outputs with that error. A kernel that does not compile, or a launch that does not fit its kernel, is a fault
+    /// of the device, which [`Gpu::take_fault`] removes: see [`op`](crate::op).
+    pub fn launch(&self, launch: Launch) {
         if launch.grid.contains(&0) {
             return;
         }
@@ -68,8 +69,14 @@ impl Gpu {
         if let Some((name, size)) = launch.too_large() {
             within(name, size, u32::MAX)?;
         }
-        debug_assert!(launch.turns.is_some(), "{}: a launch states the turns of its loops", launch.op);
-        within("turns of a thread's loops", launch.turns.unwrap_or(usize::MAX) as u64, MOST_TURNS as u32)
+        let Some(turns) = launch.turns else {
+            let message = format!(
+                "{}: a launch states the turns of its loops: Launch::turns(0) if it has none",
+                launch.op
+            );
+            return Err(Error::config(message));
+        };
+        within("turns of a thread's loops", turns as u64, MOST_TURNS as u32)
     }
 
     /// Records a prepared dispatch, which may be part of a change in place of the buffers `changed`. Fails if an

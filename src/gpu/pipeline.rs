@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 #[derive(PartialEq, Eq, Hash)]
 struct Key {
     source: String,
+    /// Whether it runs with bounds checks, whatever the device does.
+    foreign: bool,
     entry: String,
     /// Operands that are to be read as textures.
     texels: Vec<Name>,
@@ -114,6 +116,7 @@ impl Gpu {
     pub(super) fn pipeline(&self, launch: &Launch) -> Result<Arc<Pipeline>> {
         let key = Key {
             source: launch.source.key(),
+            foreign: launch.source.is_foreign(),
             entry: launch.entry.to_string(),
             texels: self.operands_as_textures(launch),
         };
@@ -159,7 +162,8 @@ impl Gpu {
         let recipe = Recipe {
             device: device.clone(),
             cache: self.0.compiler.cache().map(|cache| cache.raw().clone()),
-            checked: self.0.checked,
+            checked: self.0.checked || launch.source.is_foreign(),
+            zeroed: launch.source.is_foreign(),
             op: launch.op.to_string(),
             name: name.clone(),
             entry: launch.entry.to_string(),
@@ -187,6 +191,8 @@ struct Recipe {
     device: wgpu::Device,
     cache: Option<wgpu::PipelineCache>,
     checked: bool,
+    /// Whether workgroup memory begins as zeros, as WGSL has it. Our own kernels write it before they read it.
+    zeroed: bool,
     op: String,
     /// The kernel and its op, for messages.
     name: String,
@@ -229,7 +235,7 @@ impl Recipe {
             entry_point: Some(&self.entry),
             compilation_options: wgpu::PipelineCompilationOptions {
                 constants: &[],
-                zero_initialize_workgroup_memory: false,
+                zero_initialize_workgroup_memory: self.zeroed,
             },
             cache: self.cache.as_ref(),
         })

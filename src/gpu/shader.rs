@@ -66,6 +66,8 @@ pub struct Source {
     enables: Vec<(Name, ())>,
     /// For a generated text, the lines of its pieces in the list of variants.
     pieces: Vec<String>,
+    /// Whether some of its text comes from outside of the crate. Then it runs with bounds checks.
+    foreign: bool,
 }
 
 /// One of [`KINDS`], and the WGSL that replaces the default.
@@ -96,14 +98,25 @@ fn get<'a, T>(list: &'a [(Name, T)], name: &str) -> Option<&'a T> {
 
 impl Source {
     /// The kernel of the file `NAME.wgsl`, whichever room of `shaders/` it is in.
-    pub fn file(name: impl Into<Name>) -> Source {
+    pub(crate) fn file(name: impl Into<Name>) -> Source {
         let (constants, slots, enables, pieces) = Default::default();
-        Source { name: name.into(), text: None, constants, slots, enables, pieces }
+        Source { name: name.into(), text: None, constants, slots, enables, pieces, foreign: false }
     }
 
-    /// A generated kernel, under the same rules as a file. Errors call it `name`.
-    pub fn text(name: impl Into<Name>, text: impl Into<String>) -> Source {
+    /// A kernel that the crate itself has written, under the same rules as a file.
+    pub(crate) fn generated(name: impl Into<Name>, text: impl Into<String>) -> Source {
         Source { text: Some(text.into()), ..Source::file(name) }
+    }
+
+    /// A kernel of your own, under the same rules as a file. Errors call it `name`. It runs with bounds checks, so that no
+    /// mistake in it reaches memory of others.
+    pub fn text(name: impl Into<Name>, text: impl Into<String>) -> Source {
+        Source { foreign: true, ..Source::generated(name, text) }
+    }
+
+    /// Whether some of its text comes from outside of the crate.
+    pub(crate) fn is_foreign(&self) -> bool {
+        self.foreign
     }
 
     fn set(mut self, name: impl Into<Name>, kind: &'static str, wgsl: String) -> Source {
@@ -145,7 +158,8 @@ impl Source {
         self
     }
 
-    /// Fills a slot with generated code, which may import fragments. Errors call it `name`.
+    /// Fills a slot with code of your own, which may import fragments. Errors call it `name`. The kernel then runs with bounds
+    /// checks.
     pub fn slot_text(
         mut self,
         slot: impl Into<Name>,
@@ -153,7 +167,7 @@ impl Source {
         text: impl Into<String>,
     ) -> Source {
         put(&mut self.slots, slot.into(), Fragment::Text(name.into(), text.into()));
-        self
+        Source { foreign: true, ..self }
     }
 
     /// Puts `enable EXTENSION;` on line 1.

@@ -1,6 +1,7 @@
 //! Arrays on the host, with which the references of ops compute.
 
 use crate::dtype::DType;
+use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
@@ -25,6 +26,21 @@ impl Array {
     pub fn part(&self, shape: impl Into<Shape>, from: usize) -> Array {
         let shape = shape.into();
         Array { shape, data: self.data[from..][..shape.count()].to_vec() }
+    }
+
+    /// Reads the elements of a tensor of any type.
+    ///
+    /// # Errors
+    /// As [`Tensor::to_vec`].
+    pub fn read(x: &Tensor) -> Result<Array> {
+        let data = match x.dtype() {
+            DType::F32 => x.to_vec::<f32>()?.into_iter().map(f64::from).collect(),
+            DType::F16 => x.to_vec::<half::f16>()?.into_iter().map(f64::from).collect(),
+            DType::Bf16 => x.to_vec::<half::bf16>()?.into_iter().map(f64::from).collect(),
+            DType::U32 => x.to_vec::<u32>()?.into_iter().map(f64::from).collect(),
+            DType::I32 => x.to_vec::<i32>()?.into_iter().map(f64::from).collect(),
+        };
+        Ok(Array { shape: *x.shape(), data })
     }
 
     /// Uploads the array in the given type.

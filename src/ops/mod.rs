@@ -8,6 +8,7 @@
 
 pub mod array;
 pub mod case;
+pub mod check;
 pub mod elementwise;
 pub mod moves;
 pub mod order;

@@ -219,6 +219,10 @@ impl Site for Atoms {
         &["atoms", "coefficients"]
     }
 
+    fn with_tensors(&self, leaves: &[Tensor], _: &[Tensor]) -> Arc<dyn Site> {
+        Dictionary::new(&leaves[0], &leaves[1]).site(self.layer)
+    }
+
     fn load(&self) -> Load {
         let ([rows, columns], atoms) = (self.size(), self.dictionary.atoms.shape()[0]);
         let tensors = vec![

@@ -193,6 +193,10 @@ impl Site for Hashed {
         &["omega"]
     }
 
+    fn with_tensors(&self, leaves: &[Tensor], _: &[Tensor]) -> Arc<dyn Site> {
+        Arc::new(Hashed::new(&leaves[0], self.draw))
+    }
+
     fn load(&self) -> Load {
         let Draw { size, offset, scale, .. } = self.draw;
         let [rows, columns] = size.map(|v| v as u32);

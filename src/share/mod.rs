@@ -16,6 +16,7 @@
 
 pub mod dictionary;
 pub mod hashed;
+pub mod law;
 pub mod mixed;
 pub mod packed;
 pub mod shards;
@@ -24,6 +25,7 @@ pub mod tied;
 pub use crate::ops::product::site::{LeafGrads, Load, Site};
 pub use dictionary::{CoefficientNet, Dictionary, matrix_pca};
 pub use hashed::{Draw, Hashed, Mapping, UnifiedEmbedding};
+pub use law::{Reduced, check_law};
 pub use mixed::DepthLora;
 pub use packed::{Packed, PackedLowRank, PackedScales, Packing, Scales};
 pub use shards::{Miss, ShardPool, block_affine};

@@ -135,6 +135,10 @@ impl Site for Miss {
         &["weight", "shard"]
     }
 
+    fn with_tensors(&self, leaves: &[Tensor], _: &[Tensor]) -> Arc<dyn Site> {
+        Arc::new(Miss::new(&leaves[0], &leaves[1]))
+    }
+
     fn load(&self) -> Load {
         let [rows, columns] = self.size().map(|v| v as u32);
         let tensors = vec![("theta", dense(&self.weight)), ("shard", dense(&self.shard))];

@@ -48,6 +48,10 @@ impl Site for Tied {
         &["weight"]
     }
 
+    fn with_tensors(&self, leaves: &[Tensor], _: &[Tensor]) -> Arc<dyn Site> {
+        Arc::new(Tied::new(&leaves[0]))
+    }
+
     fn load(&self) -> Load {
         let [rows, columns] = self.size();
         Load::new("site_tied", vec![("theta", dense(&self.theta))], [rows as u32, columns as u32, 0, 0])
@@ -109,6 +113,10 @@ impl Site for LowRank {
 
     fn leaf_names(&self) -> &'static [&'static str] {
         &["weight", "lora_a", "lora_b"]
+    }
+
+    fn with_tensors(&self, leaves: &[Tensor], _: &[Tensor]) -> Arc<dyn Site> {
+        Arc::new(LowRank::new(&leaves[0], &leaves[1], &leaves[2], self.scale))
     }
 
     fn load(&self) -> Load {
@@ -197,6 +205,10 @@ impl Site for Factored {
 
     fn leaf_names(&self) -> &'static [&'static str] {
         &["a", "b"]
+    }
+
+    fn with_tensors(&self, leaves: &[Tensor], _: &[Tensor]) -> Arc<dyn Site> {
+        Arc::new(Factored::new(&leaves[0], &leaves[1]))
     }
 
     /// Loads the materialised product. Otherwise every tile would read the factors again, and ranks are large here.

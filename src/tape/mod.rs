@@ -23,10 +23,14 @@ use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// The backward half of an op: what it saved, and how gradients of its outputs become gradients of its inputs.
-pub(crate) trait Op: Send + Sync {
+/// The backward half of an op: what it saved, and how gradients of its outputs become gradients of its inputs. The module
+/// [`op`](crate::op) has an example.
+pub trait Op: Send + Sync {
+    /// The op's name, for messages.
     fn name(&self) -> &'static str;
-    /// `dy` has one entry per output, `None` if no gradient arrived there.
+    /// Hands the gradients of the inputs to `sink`. `dy` has one entry per output up to the last that got a gradient, `None` if
+    /// none arrived there. A `dy` may be strided: call [`contiguous`](Tensor::contiguous) before a kernel binds it. Nothing in
+    /// here is recorded.
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink);
     /// Whether `dy` may have 16 bits. Otherwise it is converted to f32 first.
     fn takes_half(&self) -> bool {
@@ -204,8 +208,9 @@ impl Drop for Work {
     }
 }
 
-/// Records `op` as the op that made `outputs`, if recording is on and an input is tracked.
-pub(crate) fn record(outputs: &mut [Tensor], inputs: &[&Tensor], op: impl FnOnce() -> Box<dyn Op>) {
+/// Records `op` as the op that made `outputs`, if recording is on and an input is tracked. For an op of one output there is
+/// [`Tensor::made_by`].
+pub fn record(outputs: &mut [Tensor], inputs: &[&Tensor], op: impl FnOnce() -> Box<dyn Op>) {
     if !tracks(inputs) {
         return;
     }
@@ -233,22 +238,26 @@ pub(crate) fn tracks(inputs: &[&Tensor]) -> bool {
     is_recording() && inputs.iter().any(|t| t.edge.is_some())
 }
 
-/// A tensor kept for the backward pass, with a check that nobody has changed it in place in the meantime.
-pub(crate) struct Saved {
+/// A tensor kept for the backward pass, with a check that nobody has changed it in place in the meantime. It holds the elements
+/// and not the graph.
+pub struct Saved {
     tensor: Tensor,
     /// The number of changes in place before it was saved.
     changes: u64,
 }
 
 impl Saved {
+    /// Keeps the elements of `tensor`.
     pub fn new(tensor: &Tensor) -> Saved {
         let tensor = tensor.detach();
         let changes = tensor.value.changes();
         Saved { tensor, changes }
     }
 
+    /// Returns the tensor. `op` is the op's name for the message.
+    ///
     /// # Panics
-    /// If the value was changed in place since.
+    /// If the value was changed in place since, as by an optimizer's step.
     pub fn get(&self, op: &str) -> &Tensor {
         assert!(
             self.changes == self.tensor.value.changes(),
@@ -261,7 +270,7 @@ impl Saved {
 }
 
 /// Where a kernel writes an input's gradient.
-pub(crate) enum Destination {
+pub enum Destination {
     /// A new tensor.
     New,
     /// This tensor, whose contents are overwritten.
@@ -271,7 +280,7 @@ pub(crate) enum Destination {
 }
 
 impl Destination {
-    /// Returns the f32 tensor to write, and whether to add to it.
+    /// Returns the f32 tensor to write, and whether to add to what it holds.
     pub fn output(self, gpu: &Gpu, op: &'static str, shape: Shape) -> (Tensor, bool) {
         match self {
             Destination::New => (Tensor::empty(gpu, op, shape, DType::F32), false),
@@ -324,9 +333,10 @@ impl Ord for Entry {
     }
 }
 
-/// Takes the input gradients of one op.
-pub(crate) struct Sink<'a> {
+/// Takes the input gradients of one op. Inputs are counted from 0, in the order in which they were recorded.
+pub struct Sink<'a> {
     walk: &'a mut Walk,
+    op: &'static str,
     node: &'a Node,
     inputs: &'a [Input],
 }
@@ -337,11 +347,15 @@ impl Sink<'_> {
         self.inputs[i].edge.is_some()
     }
 
-    /// Adds `dx` to the gradient of input `i`.
+    /// Adds `dx` to the gradient of input `i`, if it wants one.
+    ///
+    /// # Panics
+    /// When `dx` has another shape than the input, or no floats.
+    #[track_caller]
     pub fn add(&mut self, i: usize, dx: Tensor) {
         let input = &self.inputs[i];
         if let Some(edge) = &input.edge {
-            debug_assert_eq!(dx.shape(), &input.shape, "gradient of input {i}");
+            fits(self.op, i, input, &dx);
             self.walk.add(edge, converted(dx, input.dtype));
         }
     }
@@ -351,10 +365,19 @@ impl Sink<'_> {
         self.inputs[i].dtype
     }
 
-    /// Lets `write` put the gradient of input `i` where it belongs, in f32. A kernel that accumulates saves a buffer and a
-    /// pass.
+    /// Lets `write` put the gradient of input `i` where it belongs, in f32, and return that tensor. A kernel that accumulates
+    /// saves a buffer and a pass.
+    ///
+    /// # Panics
+    /// When the returned tensor has another shape than the input.
+    #[track_caller]
     pub fn add_with(&mut self, i: usize, write: impl FnOnce(Destination) -> Tensor) {
-        let input = &self.inputs[i];
+        let (op, input) = (self.op, &self.inputs[i]);
+        let write = |into| {
+            let dx = write(into);
+            fits(op, i, input, &dx);
+            dx
+        };
         match &input.edge {
             Some(edge) if input.dtype == DType::F32 => self.walk.add_with(edge, &input.shape, write),
             Some(edge) => self.walk.add(edge, converted(write(Destination::New), input.dtype)),
@@ -364,7 +387,7 @@ impl Sink<'_> {
 
     /// Returns the gradients of all `count` outputs as one array `[count, ..]`, if [`record_parts`] could place them
     /// so. Those that did not arrive are zeros.
-    pub fn joined(&mut self, dy: &[Option<Tensor>], count: usize) -> Option<Tensor> {
+    pub(crate) fn joined(&mut self, dy: &[Option<Tensor>], count: usize) -> Option<Tensor> {
         let shape = *dy.iter().flatten().next()?.shape();
         let arena = self.node.home()?.arena;
         for output in 0..count {
@@ -489,13 +512,24 @@ impl Walk {
             let dy: Vec<Option<Tensor>> =
                 (0..outputs).map(|o| self.slots.remove(&(node.id, o)).map(|s| given(s.sum))).collect();
             let _span = tracing::trace_span!("backward", op = work.op.name()).entered();
-            work.op.backward(&dy, &mut Sink { walk: self, node: &node, inputs: &work.inputs });
+            work.op.backward(
+                &dy,
+                &mut Sink { walk: self, op: work.op.name(), node: &node, inputs: &work.inputs },
+            );
             // The gradients of the op's outputs are no longer needed.
             if let Some(home) = node.home() {
                 self.arenas.remove(&Arc::as_ptr(&home.arena));
             }
         }
     }
+}
+
+/// Checks a gradient that an op made for its input `i`.
+#[track_caller]
+fn fits(op: &str, i: usize, input: &Input, dx: &Tensor) {
+    let fits = *dx.shape() == input.shape && dx.dtype().is_float();
+    let (shape, dtype) = (dx.shape(), dx.dtype());
+    assert!(fits, "{op}: the gradient of input {i}, of shape {}, came as {shape} of {dtype}", input.shape);
 }
 
 /// Returns `x` in this type. `x` is given away, so that a pending one is not stored in both types.

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use tiebeam::nn::Linear;
 use tiebeam::share::{
     DepthLora, Dictionary, Draw, Factored, Hashed, LeafGrads, Load, LowRank, Mapping, Miss, Packed,
-    PackedLowRank, PackedScales, Packing, Scales, ShardPool, Site, Tied, UnifiedEmbedding, block_affine,
-    hashed,
+    PackedLowRank, PackedScales, Packing, Reduced, Scales, ShardPool, Site, Tied, UnifiedEmbedding,
+    block_affine, check_law, hashed,
 };
 use tiebeam::{DType, Gpu, Precision, Rng, Tensor, autocast};
 
@@ -226,40 +226,6 @@ fn packed(gpu: &Gpu, [out, inner]: [usize; 2], least: i32) -> Packed {
     Packed::new(gpu, packing, [out, inner], &words).expect("a packed matrix")
 }
 
-/// A site without its own rule for products, so that its gradients come from [`Site::reduce`], which kinds with such a rule would
-/// otherwise never call here.
-struct Reduced(Arc<dyn Site>);
-
-impl Site for Reduced {
-    fn name(&self) -> &'static str {
-        self.0.name()
-    }
-    fn size(&self) -> [usize; 2] {
-        self.0.size()
-    }
-    fn leaves(&self) -> Vec<Tensor> {
-        self.0.leaves()
-    }
-    fn leaf_names(&self) -> &'static [&'static str] {
-        self.0.leaf_names()
-    }
-    fn load(&self) -> Load {
-        self.0.load()
-    }
-    fn stored(&self) -> Option<Tensor> {
-        self.0.stored()
-    }
-    fn is_compact(&self) -> bool {
-        self.0.is_compact()
-    }
-    fn expand_as(&self, dtype: DType) -> Tensor {
-        self.0.expand_as(dtype)
-    }
-    fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads) {
-        self.0.reduce(dw, grads);
-    }
-}
-
 /// `parts` identity matrices one below the other, and the number of each row's matrix. Their product with weights is the weights.
 fn identities(gpu: &Gpu, inner: usize, parts: usize) -> (Tensor, Vec<u32>) {
     let rows = parts * inner;
@@ -386,4 +352,125 @@ fn law_of_sharing_reaches_every_site() {
         })
         .collect();
     assert_eq!(reached, SITES.iter().map(|site| site.1).collect());
+}
+
+/// The public check accepts every kind that the exact one accepts.
+#[test]
+fn law_of_sharing_in_one_call_accepts_every_kind() {
+    each(|gpu, kind| {
+        let Map::Weight(make) = &kind.map else { return };
+        if kind.size == ONE_NUMBER {
+            return;
+        }
+        let leaves: Vec<Tensor> =
+            kind.leaves.iter().map(|shape| Tensor::zeros(gpu, &shape[..]).requires_grad()).collect();
+        let site = make(&leaves);
+        if site.leaves().iter().all(Tensor::is_leaf) {
+            check_law(&site).unwrap_or_else(|wrong| panic!("{}: {wrong}", kind.name));
+        }
+    });
+}
+
+/// What a kind can get wrong.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    None,
+    /// The second leaf is read and not listed.
+    Forgets,
+    /// The adjoint leaves out the constant factor.
+    Unscaled,
+    /// The rule for products leaves it out, and the adjoint does not.
+    UnscaledProducts,
+    /// The load reads the next row's elements beyond the last column.
+    Beyond,
+    /// The weight is the leaf's square.
+    Square,
+    /// A leaf has no gradient.
+    Silent,
+    Names,
+}
+
+/// `W[i, j] = 2 theta[i, j] + c[j]`.
+#[derive(Clone)]
+struct Shifted {
+    theta: Tensor,
+    shift: Tensor,
+    fault: Fault,
+}
+
+impl Site for Shifted {
+    fn name(&self) -> &'static str {
+        "shifted"
+    }
+    fn size(&self) -> [usize; 2] {
+        [self.theta.shape()[0], self.theta.shape()[1]]
+    }
+    fn leaves(&self) -> Vec<Tensor> {
+        let all = vec![self.theta.clone(), self.shift.clone()];
+        if self.fault == Fault::Forgets { all[..1].to_vec() } else { all }
+    }
+    fn leaf_names(&self) -> &'static [&'static str] {
+        match self.fault {
+            Fault::Forgets => &["theta"],
+            Fault::Names => &["theta", "theta"],
+            _ => &["theta", "shift"],
+        }
+    }
+    fn with_tensors(&self, leaves: &[Tensor], _: &[Tensor]) -> Arc<dyn Site> {
+        let shift = leaves.get(1).unwrap_or(&self.shift).clone();
+        Arc::new(Shifted { theta: leaves[0].clone(), shift, fault: self.fault })
+    }
+    fn load(&self) -> Load {
+        const TEXT: &str = "
+const SQUARE: u32 = 0u;
+const BEYOND: u32 = 0u;
+@group(0) @binding(1) var<storage, read> theta: array<f32>;
+@group(0) @binding(2) var<storage, read> shift: array<f32>;
+fn shifted(row: u32, col: u32) -> f32 {
+    if row >= site_numbers().x || (BEYOND == 0u && col >= site_numbers().y) { return 0.0; }
+    let t = theta[row * site_numbers().y + col];
+    return select(2.0 * t, t * t, SQUARE > 0u) + shift[col];
+}
+fn load_site(row: u32, col: u32) -> vec4<f32> {
+    return vec4<f32>(shifted(row, col), shifted(row, col + 1u), shifted(row, col + 2u), shifted(row, col + 3u));
+}
+";
+        let tensors = [("theta", &self.theta), ("shift", &self.shift)];
+        let load = Load::wgsl("shifted", TEXT, &tensors, self.size(), [0, 0]);
+        let is = |fault| (self.fault == fault) as u32;
+        load.constant("SQUARE", is(Fault::Square)).constant("BEYOND", is(Fault::Beyond))
+    }
+    fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads) {
+        grads.add(0, if self.fault == Fault::Unscaled { dw.clone() } else { dw.scale(2.0) });
+        if !matches!(self.fault, Fault::Forgets | Fault::Silent) {
+            grads.add(1, dw.sum(0));
+        }
+    }
+    fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut LeafGrads) {
+        let factor = if self.fault == Fault::UnscaledProducts { 0.5 } else { 1.0 };
+        self.reduce(&dy.t().matmul(x).scale(factor), grads);
+    }
+}
+
+#[test]
+fn law_of_sharing_in_one_call_finds_each_fault() {
+    for (fault, told) in [
+        (Fault::None, ""),
+        (Fault::Forgets, "its load reads `shift`"),
+        (Fault::Unscaled, "the gradient of leaf `theta` at element 0"),
+        (Fault::UnscaledProducts, "by backward()"),
+        (Fault::Beyond, "load_site(0, 7), outside of the matrix"),
+        (Fault::Square, "not affine in the leaf `theta`"),
+        (Fault::Silent, "the leaf `shift` gets no gradient"),
+        (Fault::Names, "the same"),
+    ] {
+        let zeros = |shape: &[usize]| Tensor::zeros(gpu(), shape).requires_grad();
+        let site: Arc<dyn Site> = Arc::new(Shifted { theta: zeros(&[5, 7]), shift: zeros(&[7]), fault });
+        match check_law(&site) {
+            Ok(()) => assert_eq!(fault, Fault::None),
+            Err(wrong) => {
+                assert!(fault != Fault::None && wrong.to_string().contains(told), "{fault:?}: {wrong}");
+            }
+        }
+    }
 }

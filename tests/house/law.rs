@@ -5,8 +5,10 @@ use crate::floors::walk;
 use crate::support::folder::root;
 
 /// What [`walk`] finds and the law does not need, each with its reason.
-const WITHOUT_LAW: [(&str, &str); 3] = [
+const WITHOUT_LAW: [(&str, &str); 5] = [
     ("Stored", "a stored weight for the cases of products, which are below the sharing kinds"),
+    ("Reduced", "another site with some of its rules left out, for the law itself"),
+    ("check_law", "the law"),
     ("CoefficientNet", "a network, which is not affine in its leaves; its coefficients are a dictionary's"),
     ("matrix_pca", "makes a dictionary from weights and has no gradient"),
 ];

@@ -13,6 +13,7 @@ use crate::support::*;
 use libtest_mimic::{Failed, Trial};
 use std::sync::Arc;
 use tiebeam::ops::case::{Array, Case, Input};
+use tiebeam::ops::check::Jacobian;
 use tiebeam::{DType, Gpu, Rng, Tensor};
 
 const NAN: f64 = f64::NAN;
@@ -170,7 +171,7 @@ fn is_same(got: f64, want: f64, bound: f64) -> bool {
 
 /// Returns the scale of each output's rounding: the root of the sum of squares of `x_j dy/dx_j`, by central differences.
 fn scales(case: &Case, arrays: &[Array]) -> Vec<f64> {
-    let jacobian = jacobian(case, arrays, |input| input.dtype.is_float());
+    let jacobian = Jacobian::of(case, arrays, |input| input.dtype.is_float());
     let outputs = (case.reference)(arrays).data.len();
     let mut sum = vec![0.0; outputs];
     for (array, columns) in arrays.iter().zip(&jacobian.columns) {

@@ -7,11 +7,12 @@ pub mod potentials;
 use folder::root;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use tiebeam::ops::case::{Array, Case, Input};
-use tiebeam::{DType, Gpu, Options, Tensor};
+use tiebeam::ops::case::Array;
+use tiebeam::ops::check;
+use tiebeam::{Gpu, Options, Tensor};
 
 /// f32 unit roundoff.
-pub const U: f64 = 1.0 / (1u64 << 24) as f64;
+pub const U: f64 = check::U;
 
 /// The device under test, one per process. Without an adapter, tests fail.
 pub fn gpu() -> &'static Gpu {
@@ -72,76 +73,12 @@ pub fn matching_vectors(file: &str) -> PathBuf {
 
 /// The elements of a tensor of any type as f64.
 pub fn download(x: &Tensor) -> Vec<f64> {
-    let ok = "readback";
-    match x.dtype() {
-        DType::F32 => x.to_vec::<f32>().expect(ok).into_iter().map(f64::from).collect(),
-        DType::F16 => x.to_vec::<half::f16>().expect(ok).into_iter().map(f64::from).collect(),
-        DType::Bf16 => x.to_vec::<half::bf16>().expect(ok).into_iter().map(f64::from).collect(),
-        DType::U32 => x.to_vec::<u32>().expect(ok).into_iter().map(f64::from).collect(),
-        DType::I32 => x.to_vec::<i32>().expect(ok).into_iter().map(f64::from).collect(),
-        other => panic!("no test knows how to read {other:?}"),
-    }
-}
-
-/// For each output element, the root of the sum of squares of its terms `x_j dy/dx_j`: the scale of its rounding error.
-///
-/// The terms of a dot product are its products, so the scale is `||a * b||_2`. A function of one element has one term.
-pub struct Spread {
-    /// The scale of each element.
-    pub norm: Vec<f64>,
-    /// The number of terms that are not zero, of each element.
-    pub terms: Vec<f64>,
-}
-
-/// Derivatives of every output with respect to every element of every float input, by central differences in f64.
-pub struct Jacobian {
-    /// `columns[input][element][output]`; `None` for inputs that are not differentiated.
-    pub columns: Vec<Option<Vec<Vec<f64>>>>,
-}
-
-pub fn jacobian(case: &Case, inputs: &[Array], wanted: impl Fn(&Input) -> bool) -> Jacobian {
-    let mut at = inputs.to_vec();
-    let columns = (0..inputs.len())
-        .map(|i| {
-            wanted(&case.inputs[i]).then(|| {
-                (0..inputs[i].data.len())
-                    .map(|e| {
-                        let x = inputs[i].data[e];
-                        let h = 2e-5 * x.abs().max(0.5);
-                        at[i].data[e] = x + h;
-                        let up = (case.reference)(&at).data;
-                        at[i].data[e] = x - h;
-                        let down = (case.reference)(&at).data;
-                        at[i].data[e] = x;
-                        up.iter().zip(&down).map(|(u, d)| (u - d) / (2.0 * h)).collect()
-                    })
-                    .collect()
-            })
-        })
-        .collect();
-    Jacobian { columns }
+    Array::read(x).expect("readback").data
 }
 
 /// Panics unless every element is within its bound. The message names the worst element.
 pub fn within(what: &str, got: &[f64], want: &[f64], bound: impl Fn(usize) -> f64) {
-    assert_eq!(got.len(), want.len(), "{what}: {} elements, want {}", got.len(), want.len());
-    let excess = |i: usize| {
-        if got[i].is_nan() && want[i].is_nan() || got[i] == want[i] {
-            return 0.0;
-        }
-        let over = (got[i] - want[i]).abs() / bound(i);
-        if over.is_nan() { f64::INFINITY } else { over }
-    };
-    let worst = (0..got.len()).max_by(|&a, &b| excess(a).total_cmp(&excess(b)));
-    if let Some(i) = worst.filter(|&i| excess(i) > 1.0) {
-        panic!(
-            "{what}: element {i}: got {:e}, want {:e}, off by {:e}, bound {:e} ({:.1} times) on {}",
-            got[i],
-            want[i],
-            (got[i] - want[i]).abs(),
-            bound(i),
-            excess(i),
-            gpu().adapter().name
-        );
+    if let Err(mismatch) = check::within(what, got, want, bound) {
+        panic!("{mismatch} on {}", gpu().adapter().name);
     }
 }

@@ -35,7 +35,8 @@ impl Source {
     /// Returns the kernel of a line of that list. `None` if the line has another form.
     pub fn from_line(line: &str) -> Option<Source> {
         let mut words = line.split_whitespace();
-        let mut source = Source::file(words.next()?.to_string());
+        // The line may come from anywhere, so the kernel is no less checked than a text.
+        let mut source = Source { foreign: true, ..Source::file(words.next()?.to_string()) };
         for word in words {
             let (name, value) = word.split_once('=')?;
             let (name, value) = (name.to_string(), value.to_string());

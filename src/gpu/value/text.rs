@@ -153,7 +153,7 @@ impl Text {
             let _ = writeln!(s, "    y{i}[i] = {};", packed(dtype, &value));
         }
         s.push_str("}\n");
-        Source::text(NAME, s)
+        Source::generated(NAME, s)
     }
 
     /// Writes `i`, the place of the thread's four elements in vectors of four. If the grid has the first axes, it also

@@ -10,8 +10,14 @@ use crate::dtype::DType;
 use crate::ops::case::Case;
 use crate::tape::{Destination, Sink};
 use crate::tensor::Tensor;
+use std::sync::Arc;
 
 /// A weight `[out, in]` that is computed from stored leaves.
+///
+/// A kind of your own implements [`name`](Site::name), [`size`](Site::size), [`leaves`](Site::leaves),
+/// [`leaf_names`](Site::leaf_names), [`with_tensors`](Site::with_tensors), [`load`](Site::load) and [`reduce`](Site::reduce).
+/// Then every layer and model takes it, with a fused product, files and optimizers. [`share::check_law`](crate::share::check_law)
+/// tests it in one call, and the guide has a worked example.
 pub trait Site: Send + Sync {
     /// The kind's name, for errors.
     fn name(&self) -> &'static str;
@@ -24,6 +30,15 @@ pub trait Site: Send + Sync {
 
     /// Names of the leaves, for files: `weight` first.
     fn leaf_names(&self) -> &'static [&'static str];
+
+    /// What is stored beside the leaves and never trained, such as packed levels, with names for files.
+    fn buffers(&self) -> Vec<(&'static str, Tensor)> {
+        Vec::new()
+    }
+
+    /// Returns a site like this one with other leaves and buffers, of the same shapes and in the same order: how a model is
+    /// frozen, cast or moved to another device.
+    fn with_tensors(&self, leaves: &[Tensor], buffers: &[Tensor]) -> Arc<dyn Site>;
 
     /// How kernels read the weight.
     fn load(&self) -> Load;
@@ -87,8 +102,8 @@ impl<'a, 'b> LeafGrads<'a, 'b> {
         self.sink.add(self.first + i, d);
     }
 
-    /// Adds the gradient of leaf `i`, which `write` puts at the given destination.
-    pub(crate) fn add_with(&mut self, i: usize, write: impl FnOnce(Destination) -> Tensor) {
+    /// Adds the gradient of leaf `i`, which `write` puts at the given destination and returns.
+    pub fn add_with(&mut self, i: usize, write: impl FnOnce(Destination) -> Tensor) {
         self.sink.add_with(self.first + i, write);
     }
 

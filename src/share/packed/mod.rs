@@ -76,6 +76,17 @@ impl Packed {
         Ok(Packed { words, packing, columns })
     }
 
+    /// The same packing of other words, of the same shape.
+    fn with_words(&self, words: &Tensor) -> Packed {
+        let (own, new) = (self.words.shape(), words.shape());
+        assert!(
+            own == new && words.dtype() == DType::U32,
+            "packed: words {new} of {}, not {own}",
+            words.dtype()
+        );
+        Packed { words: words.clone(), ..self.clone() }
+    }
+
     /// Bits, groups and scales.
     pub fn packing(&self) -> Packing {
         self.packing
@@ -139,6 +150,14 @@ impl Site for Packed {
 
     fn leaf_names(&self) -> &'static [&'static str] {
         &[]
+    }
+
+    fn buffers(&self) -> Vec<(&'static str, Tensor)> {
+        vec![("packed", self.words.clone())]
+    }
+
+    fn with_tensors(&self, _: &[Tensor], buffers: &[Tensor]) -> Arc<dyn Site> {
+        Arc::new(self.with_words(&buffers[0]))
     }
 
     fn load(&self) -> Load {

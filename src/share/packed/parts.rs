@@ -49,6 +49,14 @@ impl Site for PackedLowRank {
         &["lora_a", "lora_b"]
     }
 
+    fn buffers(&self) -> Vec<(&'static str, Tensor)> {
+        self.packed.buffers()
+    }
+
+    fn with_tensors(&self, leaves: &[Tensor], buffers: &[Tensor]) -> Arc<dyn Site> {
+        Arc::new(self.packed.with_words(&buffers[0]).low_rank(&leaves[0], &leaves[1], self.scale))
+    }
+
     fn load(&self) -> Load {
         self.packed.load().with_low_rank([&dense(&self.a), &dense(&self.b)], self.scale)
     }
@@ -146,6 +154,15 @@ impl Site for PackedScales {
 
     fn leaf_names(&self) -> &'static [&'static str] {
         &["scale", "offset"]
+    }
+
+    fn buffers(&self) -> Vec<(&'static str, Tensor)> {
+        self.packed.buffers()
+    }
+
+    fn with_tensors(&self, leaves: &[Tensor], buffers: &[Tensor]) -> Arc<dyn Site> {
+        let packed = self.packed.with_words(&buffers[0]);
+        Arc::new(PackedScales { packed, ..self.clone() }.with(&leaves[0], &leaves[1]))
     }
 
     fn load(&self) -> Load {

@@ -14,7 +14,7 @@ const FLOORS: [&[&str]; 9] = [
     &["gpu"],
     &["tensor", "tape"],
     &["ops", "step"],
-    &["share"],
+    &["op", "share"],
     &["nn", "optim", "store"],
     &["models", "quant", "text"],
     // Decoding uses models.

@@ -252,8 +252,12 @@ fn every_variant_translates_to_every_target() {
 /// A variant that is written as a line of the list is read back unchanged.
 #[test]
 fn lines_are_read_back() {
-    let source =
-        Source::file("softmax").u32("LANES", 8).bool("LOG", true).f32("SCALE", -1.5).i32("SHIFT", i32::MIN);
+    let source = Source::from_line("softmax")
+        .expect("a name")
+        .u32("LANES", 8)
+        .bool("LOG", true)
+        .f32("SCALE", -1.5)
+        .i32("SHIFT", i32::MIN);
     let source = source.alias("Elem", "vec4<f32>").slot("piece", "piece_4").enable("f16");
     let lines = source.lines();
     assert_eq!(lines.len(), 1);

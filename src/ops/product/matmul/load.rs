@@ -6,30 +6,88 @@ use crate::gpu::shader::Source;
 use crate::ops::stored;
 use crate::tensor::Tensor;
 
-/// How a kernel reads a site's weight.
+/// How a kernel reads a site's weight: a WGSL fragment, and what it reads.
+///
+/// The fragment defines `fn load_site(row: u32, col: u32) -> vec4<f32>`, which returns the weights of one row at the columns
+/// `col .. col + 3`, and 0 outside of the matrix. `col` is a multiple of 4, and may be beyond the last column, as `row` may be
+/// beyond the last row. It binds its stored tensors in group 0 at 1, 2 and 3, and reads rows, columns and two numbers of its own
+/// from `site_numbers()`, a `vec4<u32>`. `hash(x, seed)` and `hash2(x, y, seed)` are there. Every kernel for products uses the
+/// same fragment, so its functions and constants have names of their own.
 pub struct Load {
-    /// The file `lib/FRAGMENT.wgsl`, which defines `load_site(row, col)`: columns `col .. col + 3` of one row, and 0
-    /// outside. `col` is a multiple of 4.
-    pub fragment: &'static str,
+    pub(crate) fragment: &'static str,
+    /// The fragment's text, or `None` for the file `lib/FRAGMENT.wgsl`.
+    pub(crate) wgsl: Option<&'static str>,
     /// The stored tensors, by the fragment's names, at the bindings 1, 2, 3. They are contiguous and of 32 bits.
-    pub tensors: Vec<(&'static str, Tensor)>,
+    pub(crate) tensors: Vec<(&'static str, Tensor)>,
     /// The kernel's `p.site`: rows, columns and two numbers that the kind defines.
-    pub params: [u32; 4],
+    pub(crate) params: [u32; 4],
     /// Turns of the loops in one call of `load_site`.
-    pub turns: usize,
+    pub(crate) turns: usize,
     /// Values for the fragment's `const NAME: u32`.
-    pub constants: Vec<(&'static str, u32)>,
+    pub(crate) constants: Vec<(&'static str, u32)>,
     /// The file `lib/PRIVATE.wgsl`, which adds what this site has beside the shared weight, for fragments that provide for
     /// it.
-    pub private: Option<&'static str>,
+    pub(crate) private: Option<&'static str>,
     /// Bits of a weight as stored, if a kernel for few rows can read the fragment in units of 32 columns (`matmul_packed`).
-    pub packed: Option<f64>,
+    pub(crate) packed: Option<f64>,
 }
 
 impl Load {
-    /// A fragment with these tensors and numbers, without loops, constants or a private part.
-    pub fn new(fragment: &'static str, tensors: Vec<(&'static str, Tensor)>, params: [u32; 4]) -> Load {
-        Load { fragment, tensors, params, turns: 0, constants: vec![], private: None, packed: None }
+    /// A file's fragment with these tensors and numbers, without loops, constants or a private part.
+    pub(crate) fn new(
+        fragment: &'static str,
+        tensors: Vec<(&'static str, Tensor)>,
+        params: [u32; 4],
+    ) -> Load {
+        Load {
+            fragment,
+            wgsl: None,
+            tensors,
+            params,
+            turns: 0,
+            constants: vec![],
+            private: None,
+            packed: None,
+        }
+    }
+
+    /// A fragment of your own text, with the tensors that it reads, by its names for them, the weight's rows and columns, and
+    /// two numbers for `site_numbers().zw`. Errors call it `name`. It is compiled with bounds checks.
+    ///
+    /// The tensors are cast to f32 if they have floats, made contiguous and taken out of the graph, because gradients come from
+    /// [`Site::reduce`](super::super::site::Site::reduce).
+    ///
+    /// # Panics
+    /// When there is none or are more than three tensors, or a size exceeds 32 bits.
+    #[track_caller]
+    pub fn wgsl(
+        name: &'static str,
+        text: &'static str,
+        tensors: &[(&'static str, &Tensor)],
+        [rows, columns]: [usize; 2],
+        numbers: [u32; 2],
+    ) -> Load {
+        let count = tensors.len();
+        assert!((1..=3).contains(&count), "{name}: a fragment reads one to three tensors, not {count}");
+        let size = [rows, columns].map(|n| u32::try_from(n).ok());
+        let [Some(rows), Some(columns)] = size else { panic!("{name}: [{rows}, {columns}] exceeds 32 bits") };
+        let dense = |x: &Tensor| {
+            let x = x.detach();
+            if x.dtype().is_float() { x.cast(DType::F32).contiguous() } else { x.contiguous() }
+        };
+        let tensors = tensors.iter().map(|(name, x)| (*name, dense(x))).collect();
+        Load { wgsl: Some(text), ..Load::new(name, tensors, [rows, columns, numbers[0], numbers[1]]) }
+    }
+
+    /// States the most turns that the loops in one call of `load_site` make. Without loops, none.
+    pub fn turns(self, turns: usize) -> Load {
+        Load { turns, ..self }
+    }
+
+    /// Sets the fragment's `const NAME: u32 = ..u;`, which stands in column 0. Each value makes a kernel of its own.
+    pub fn constant(mut self, name: &'static str, value: u32) -> Load {
+        self.constants.push((name, value));
+        self
     }
 
     /// Adds `scale b a` to the weight: `a [rank, columns]` and `b [rows, rank]`, contiguous and f32.
@@ -42,7 +100,10 @@ impl Load {
     }
 
     pub(crate) fn set(&self, source: Source) -> Source {
-        let source = source.slot("site", self.fragment);
+        let source = match self.wgsl {
+            None => source.slot("site", self.fragment),
+            Some(text) => source.slot_text("site", self.fragment, text),
+        };
         let source = self.private.into_iter().fold(source, |source, private| source.slot("private", private));
         self.constants.iter().fold(source, |source, (name, value)| source.u32(*name, *value))
     }

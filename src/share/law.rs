@@ -1,0 +1,333 @@
+//! The law of sharing, checked for one site in one call.
+//!
+//! With its other leaves held, a weight `W = S(theta)` is affine in each stored leaf, and the gradient that the leaf gets is the
+//! adjoint of that map: `<S(phi) - S(0), G> = <phi, S^T G>` for every `phi` and `G`.
+
+use super::{LeafGrads, Load, Site};
+use crate::dtype::DType;
+use crate::gpu::Gpu;
+use crate::gpu::kernel::{Launch, grid};
+use crate::gpu::shader::Source;
+use crate::ops::array::Array;
+use crate::ops::check::{Mismatch, U, within};
+use crate::ops::product::matmul::Epilogue;
+use crate::rng::Rng;
+use crate::tensor::Tensor;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Rows of a product: few, which read the weight by the kind's load, and many, for which it is materialised.
+const ROWS: [usize; 2] = [6, 72];
+/// The most elements of a leaf whose gradient is checked.
+const MOST: usize = 256;
+/// Calls a load for every element of a matrix and for some outside.
+const AROUND: &str = "
+struct Params { groups_x: u32, rows: u32, columns: u32, site: vec4<u32> }
+var<immediate> p: Params;
+fn site_numbers() -> vec4<u32> { return p.site; }
+#import site = site_tied
+#import private = private_none
+#import packed = packed_none
+#import hash
+@group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;
+
+@compute @workgroup_size(64)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = (group.y * p.groups_x + group.x) * 64u + lane;
+    let columns4 = p.columns / 4u;
+    if i < p.rows * columns4 { y[i] = load_site(i / columns4, (i % columns4) * 4u); }
+}
+";
+/// Allowed error in roundoffs of the sum of the absolute values of all terms.
+const ULPS: f64 = 64.0;
+
+/// Checks a sharing kind by one of its sites, on the site's device:
+///
+/// * The names of leaves and buffers are distinct, and [`Site::with_tensors`] replaces all that [`Site::load`] reads. A leaf that
+///   is not listed would never be trained, saved or moved.
+/// * The load returns what [`Site::expand`] makes and zero outside of the matrix, and products with few rows, which read the weight
+///   by the load, and with many have that weight, in both directions and in 16 bits.
+/// * The weight is affine in each leaf, and the leaf's gradient obeys the law, by [`Site::reduce`] and by [`Site::backward`], for
+///   one use and for two.
+///
+/// Leaves are drawn anew from a normal distribution, so the site's own elements do not matter. Use small sizes, once whole
+/// multiples of 4 and once not, and a device with the kernels of another class as well: `Options::default().device(Some("discrete"
+/// .into()))`. A kind that is not affine in its leaves is told so; compare it with a reference by
+/// [`Case::check`](crate::ops::case::Case::check) instead.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use tiebeam::share::{LowRank, Site, check_law};
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// let [theta, a, b] = [[5, 7], [2, 7], [5, 2]].map(|shape| Tensor::zeros(&gpu, shape).requires_grad());
+/// let site: Arc<dyn Site> = Arc::new(LowRank::new(&theta, &a, &b, 0.5));
+/// check_law(&site)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// The first difference, with the leaf and its element; the device's fault.
+pub fn check_law(site: &Arc<dyn Site>) -> Result<(), Mismatch> {
+    let law = Law::of(site)?;
+    law.lists_what_it_reads()?;
+    let whole = Array::read(&law.site.expand())?;
+    law.load(&whole)?;
+    law.half(&whole)?;
+    for rows in ROWS {
+        law.product(&whole, rows)?;
+    }
+    let maps = (0..law.leaves.len()).map(|i| law.map(i)).collect::<Result<Vec<_>, _>>()?;
+    let reduced: Arc<dyn Site> = Arc::new(Reduced(law.site.clone()));
+    for (how, site, rows) in
+        [("reduce", &reduced, ROWS[0]), ("backward", &law.site, ROWS[0]), ("backward", &law.site, ROWS[1])]
+    {
+        law.gradients(how, site, rows, &maps)?;
+    }
+    Ok(())
+}
+
+/// A site whose products have gradients by [`Site::reduce`] alone, which kinds with a rule of their own for products would never
+/// call there.
+pub struct Reduced(pub Arc<dyn Site>);
+
+impl Site for Reduced {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+    fn size(&self) -> [usize; 2] {
+        self.0.size()
+    }
+    fn leaves(&self) -> Vec<Tensor> {
+        self.0.leaves()
+    }
+    fn leaf_names(&self) -> &'static [&'static str] {
+        self.0.leaf_names()
+    }
+    fn buffers(&self) -> Vec<(&'static str, Tensor)> {
+        self.0.buffers()
+    }
+    fn with_tensors(&self, leaves: &[Tensor], buffers: &[Tensor]) -> Arc<dyn Site> {
+        Arc::new(Reduced(self.0.with_tensors(leaves, buffers)))
+    }
+    fn load(&self) -> Load {
+        self.0.load()
+    }
+    fn stored(&self) -> Option<Tensor> {
+        self.0.stored()
+    }
+    fn is_compact(&self) -> bool {
+        self.0.is_compact()
+    }
+    fn expand_as(&self, dtype: DType) -> Tensor {
+        self.0.expand_as(dtype)
+    }
+    fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads) {
+        self.0.reduce(dw, grads);
+    }
+}
+
+/// A site with leaves that were drawn.
+struct Law {
+    name: &'static str,
+    gpu: Gpu,
+    given: Arc<dyn Site>,
+    leaves: Vec<Array>,
+    site: Arc<dyn Site>,
+}
+
+/// The weight as a function of one leaf with the others held: `S(0)`, and `S(e) - S(0)` for some elements e.
+struct Map {
+    zero: Array,
+    columns: Vec<(usize, Vec<f64>)>,
+}
+
+impl Law {
+    fn of(given: &Arc<dyn Site>) -> Result<Law, Mismatch> {
+        let (name, old, names) = (given.name(), given.leaves(), given.leaf_names());
+        let buffers = given.buffers();
+        if old.len() != names.len() {
+            let (n, m) = (old.len(), names.len());
+            return Err(Mismatch::new(format!("{name}: {n} leaves and {m} names of leaves")));
+        }
+        let all: Vec<&str> = names.iter().copied().chain(buffers.iter().map(|buffer| buffer.0)).collect();
+        if all.iter().collect::<BTreeSet<_>>().len() != all.len() {
+            return Err(Mismatch::new(format!("{name}: two of the names {all:?} are the same")));
+        }
+        let Some(gpu) = old.first().or(buffers.first().map(|buffer| &buffer.1)).map(|x| x.gpu().clone())
+        else {
+            return Err(Mismatch::new(format!("{name}: it has neither leaves nor buffers")));
+        };
+        gpu.take_fault();
+        let mut rng = Rng::new(11);
+        let leaves = old.iter().map(|leaf| normal(leaf.shape(), &mut rng)).collect();
+        let mut law = Law { name, gpu, given: given.clone(), leaves, site: given.clone() };
+        law.site = law.at(None);
+        let (have, want) = (law.site.size(), given.size());
+        if have != want || law.site.leaves().len() != old.len() {
+            return Err(
+                law.wrong(format!("with_tensors makes another kind of site, {have:?} and not {want:?}"))
+            );
+        }
+        Ok(law)
+    }
+
+    fn wrong(&self, what: impl std::fmt::Display) -> Mismatch {
+        Mismatch::new(format!("{} {:?}: {what}", self.name, self.given.size()))
+    }
+
+    /// The site at the drawn leaves, with another array in place of one of them.
+    fn at(&self, other: Option<(usize, &Array)>) -> Arc<dyn Site> {
+        let leaf = |i: usize| match other {
+            Some((other, array)) if other == i => array.upload(&self.gpu, DType::F32).requires_grad(),
+            _ => self.leaves[i].upload(&self.gpu, DType::F32).requires_grad(),
+        };
+        let leaves: Vec<Tensor> = (0..self.leaves.len()).map(leaf).collect();
+        let buffers: Vec<Tensor> = self.given.buffers().iter().map(|(_, x)| x.detach().copy()).collect();
+        self.given.with_tensors(&leaves, &buffers)
+    }
+
+    fn lists_what_it_reads(&self) -> Result<(), Mismatch> {
+        let read = |site: &Arc<dyn Site>| match site.stored() {
+            Some(w) => vec![("the stored weight", w)],
+            None => site.load().tensors,
+        };
+        let (old, new) = (read(&self.given), read(&self.site));
+        match new.iter().find(|(_, x)| old.iter().any(|(_, y)| Arc::ptr_eq(&x.value, &y.value))) {
+            None => Ok(()),
+            Some((name, _)) => Err(self.wrong(format!(
+                "its load reads `{name}`, which is still there after with_tensors: list it in leaves() or buffers()"
+            ))),
+        }
+    }
+
+    /// The weight in 16 bits is the weight, rounded.
+    fn half(&self, whole: &Array) -> Result<(), Mismatch> {
+        let half = Array::read(&self.site.expand_as(DType::F16))?;
+        // A kind may compute its weight from operands of 16 bits.
+        let largest = whole.data.iter().map(|w| w.abs()).fold(0.0, f64::max);
+        let bound = 8.0 * DType::F16.roundoff() * largest;
+        within(&format!("{}: expand_as(F16)", self.name), &half.data, &whole.data, |_| bound)
+    }
+
+    /// The load returns what [`Site::expand`] makes, and zero in the rows and columns after it, which products read too.
+    fn load(&self, whole: &Array) -> Result<(), Mismatch> {
+        if self.site.stored().is_some() {
+            return Ok(());
+        }
+        let ([out, inner], load) = (self.site.size(), self.site.load());
+        let [rows, columns] = [out + 3, inner.next_multiple_of(4) + 8];
+        let y = Tensor::empty(&self.gpu, "check_law", [rows, columns], DType::F32);
+        let source = load.set(Source::text("site_around", AROUND));
+        let launch = Launch::new("check_law", &source, "main", grid((rows * columns / 4).div_ceil(64)));
+        let launch = load.bind(launch).output("y", &y).set("rows", rows).set("columns", columns);
+        self.gpu.launch(launch.set("site", load.params).turns(load.turns));
+        let got = Array::read(&y)?.data;
+        for (i, got) in got.into_iter().enumerate() {
+            let (row, column) = (i / columns, i % columns);
+            let inside = row < out && column < inner;
+            let want = if inside { whole.data[row * inner + column] } else { 0.0 };
+            // Written so that a NaN fails.
+            if !((got - want).abs() <= 64.0 * U * want.abs() + 1e-4 * inside as u8 as f64) {
+                let place = if inside { "inside" } else { "outside" };
+                return Err(self.wrong(format!(
+                    "load_site({row}, {column}), {place} of the matrix, returns {got} and not {want}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// `x W^T` and `dy W` have the weight that [`Site::expand`] makes.
+    fn product(&self, w: &Array, rows: usize) -> Result<(), Mismatch> {
+        let ([out, inner], mut rng) = (self.site.size(), Rng::new(12));
+        let (x, dy) = (normal(&[rows, inner].into(), &mut rng), normal(&[rows, out].into(), &mut rng));
+        let leaf = x.upload(&self.gpu, DType::F32).requires_grad();
+        let y = leaf.linear(&self.site, Epilogue::default());
+        let grads = y.backward_with(&dy.upload(&self.gpu, DType::F32))?;
+        let dx = grads.get(&leaf).ok_or_else(|| self.wrong("the rows of a product got no gradient"))?;
+        let what = |which: &str| format!("{} {:?}: {which} of {rows} rows", self.name, [out, inner]);
+        let sums = |n: usize, k: usize, term: &dyn Fn(usize, usize, usize) -> f64| -> [Vec<f64>; 2] {
+            let sum = |i: usize| (0..k).map(|q| term(i / n, i % n, q)).sum::<f64>();
+            let norm = |i: usize| (0..k).map(|q| term(i / n, i % n, q).abs()).sum::<f64>();
+            [(0..rows * n).map(sum).collect(), (0..rows * n).map(norm).collect()]
+        };
+        let [want, norm] = sums(out, inner, &|r, n, q| x.data[r * inner + q] * w.data[n * inner + q]);
+        within(&what("the product"), &Array::read(&y)?.data, &want, |i| 8.0 * U * norm[i] + 1e-30)?;
+        let [want, norm] = sums(inner, out, &|r, n, q| dy.data[r * out + q] * w.data[q * inner + n]);
+        within(&what("the rows' gradient"), &Array::read(dx)?.data, &want, |i| 8.0 * U * norm[i] + 1e-30)
+    }
+
+    /// Evaluates the map of leaf `i`, and checks that it is affine.
+    fn map(&self, i: usize) -> Result<Map, Mismatch> {
+        let expand = |leaf: &Array| Array::read(&self.at(Some((i, leaf))).expand());
+        let (leaf, count) = (&self.leaves[i], self.leaves[i].data.len());
+        let zero = expand(&Array::from_fn(leaf.shape, |_| 0.0))?;
+        let here = Array::read(&self.site.expand())?;
+        let other = expand(&Array::from_fn(leaf.shape, |e| -2.0 * leaf.data[e]))?;
+        let largest = here.data.iter().chain(&other.data).map(|w| w.abs()).fold(0.0, f64::max);
+        let want: Vec<f64> =
+            zero.data.iter().zip(&here.data).map(|(zero, here)| zero - 2.0 * (here - zero)).collect();
+        let name = self.given.leaf_names()[i];
+        within("", &other.data, &want, |_| ULPS * U * largest).map_err(|_| {
+            self.wrong(format!(
+                "the weight is not affine in the leaf `{name}`, so there is no such law; compare it with a reference"
+            ))
+        })?;
+        // Primes and a stride that is no power of two reach all rows and columns.
+        let elements = (0..count.min(MOST)).map(|k| if count <= MOST { k } else { k * 7919 % count });
+        let mut columns = Vec::new();
+        for e in elements {
+            let at = expand(&Array::from_fn(leaf.shape, |k| (k == e) as u8 as f64))?;
+            columns.push((e, at.data.iter().zip(&zero.data).map(|(w, zero)| w - zero).collect()));
+        }
+        Ok(Map { zero, columns })
+    }
+
+    /// The gradient of every leaf from a product, and from two.
+    fn gradients(&self, how: &str, site: &Arc<dyn Site>, rows: usize, maps: &[Map]) -> Result<(), Mismatch> {
+        let ([out, inner], mut rng) = (site.size(), Rng::new(13));
+        let (x, dy) = (normal(&[rows, inner].into(), &mut rng), normal(&[rows, out].into(), &mut rng));
+        let [rows_of_x, seed] = [&x, &dy].map(|array| array.upload(&self.gpu, DType::F32));
+        let use_it = || rows_of_x.linear(site, Epilogue::default());
+        let (leaves, names) = (site.leaves(), self.given.leaf_names());
+        if leaves.is_empty() {
+            return Ok(());
+        }
+        let once = use_it().backward_with(&seed)?;
+        let twice = use_it().add(&use_it()).backward_with(&seed)?;
+        // dW = dy^T x, and the same of absolute values, by which rounding errors grow.
+        let dw = |size: fn(f64) -> f64| -> Vec<f64> {
+            let term =
+                |i: usize, r: usize| size(dy.data[r * out + i / inner] * x.data[r * inner + i % inner]);
+            (0..out * inner).map(|i| (0..rows).map(|r| term(i, r)).sum()).collect()
+        };
+        let (dw, scale) = (dw(|x| x), dw(f64::abs));
+        for ((leaf, map), name) in leaves.iter().zip(maps).zip(names) {
+            for (grads, uses) in [(&once, 1.0), (&twice, 2.0)] {
+                let none = || self.wrong(format!("the leaf `{name}` gets no gradient from {how}()"));
+                let got = Array::read(grads.get(leaf).ok_or_else(none)?)?.data;
+                for (e, column) in &map.columns {
+                    let want: f64 = column.iter().zip(&dw).map(|(c, g)| c * g).sum::<f64>() * uses;
+                    let sum = |(j, c): (usize, &f64)| (2.0 * c.abs() + map.zero.data[j].abs()) * scale[j];
+                    let bound = ULPS * U * uses * column.iter().enumerate().map(sum).sum::<f64>() + 1e-30;
+                    // Written so that a NaN fails.
+                    if !((got[*e] - want).abs() <= bound) {
+                        return Err(self.wrong(format!(
+                            "the gradient of leaf `{name}` at element {e} is {} by {how}() for {uses} use(s) with {rows} \
+                             rows; the adjoint of its load is {want}",
+                            got[*e]
+                        )));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn normal(shape: &crate::shape::Shape, rng: &mut Rng) -> Array {
+    let mut data = vec![0.0f32; shape.count()];
+    rng.fill_normal(&mut data);
+    Array { shape: *shape, data: data.into_iter().map(f64::from).collect() }
+}
