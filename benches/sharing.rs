@@ -189,8 +189,8 @@ fn masa_step(gpu: &Gpu) -> Result<Vec<Row>> {
         let (x, y) = (x.clone(), y.clone());
         Ok(move || optimizer.step(&model.loss(&x, &y).backward()?, 1e-3).map(|_| ()))
     };
-    let masa = step(Sharing::Dictionary { atoms: 2, output: true })?;
-    let untied = step(Sharing::None)?;
+    let masa = step(Sharing::dictionary(2, true))?;
+    let untied = step(Sharing::none())?;
     let name = "training step, 4096 tokens, d 128, L 6, S 2";
     let expected = "at least 0.97 (3% slower at most)";
     Ok(versus(gpu, name, ("dictionary", masa), ("untied", untied), expected)?.into_iter().collect())
@@ -206,7 +206,7 @@ fn depthwise(gpu: &Gpu) -> Result<Vec<Row>> {
             .hidden(4 * width)
             .context(64)
             .depth(3)
-            .sharing(Sharing::Tied)
+            .sharing(Sharing::tied())
     };
     let mut all = Vec::new();
     for width in [64, 256] {
@@ -239,7 +239,7 @@ fn mor(gpu: &Gpu) -> Result<Vec<Row>> {
         .hidden(2048)
         .context(8)
         .depth(1)
-        .sharing(Sharing::None);
+        .sharing(Sharing::none());
     let block = Recursive::new(gpu, config, &mut Rng::new(1)).blocks.remove(0);
     let model = Mor::new(gpu, block.clone(), 3, Routing::Expert, Keys::Recursion, &mut Rng::new(2));
     let x = normal(gpu, &[1, 1024, 512], 3);

@@ -70,21 +70,21 @@ const COLOURS: [RGBColor; 9] = [
     RGBColor(110, 100, 0),
 ];
 
-/// Name, kind of sharing, and description.
-const VARIANTS: [(&str, Sharing, &str); 9] = [
-    ("baseline", Sharing::None, "six blocks"),
-    ("tied", Sharing::Tied, "one block, norms of each depth's own"),
-    ("tied-lora", Sharing::TiedLora { rank: 16, scale: 1.0 }, "one block, and rank 16 of each depth's own"),
-    ("tied-lora-4", Sharing::TiedLora { rank: 4, scale: 1.0 }, "one block, and rank 4 of each depth's own"),
-    ("cycle-2", Sharing::Cycle { blocks: 2, rank: 0 }, "two blocks in turn"),
+/// Name, kind of sharing in words, and description.
+const VARIANTS: [(&str, &str, &str); 9] = [
+    ("baseline", "none", "six blocks"),
+    ("tied", "tied", "one block, norms of each depth's own"),
+    ("tied-lora", "tied-lora rank 16 scale 1", "one block, and rank 16 of each depth's own"),
+    ("tied-lora-4", "tied-lora rank 4 scale 1", "one block, and rank 4 of each depth's own"),
+    ("cycle-2", "cycle 2 rank 0", "two blocks in turn"),
     (
         "cycle-2-lora",
-        Sharing::Cycle { blocks: 2, rank: 8 },
+        "cycle 2 rank 8",
         "two blocks in turn, and rank 8 of each depth's own",
     ),
-    ("masa-qkv", Sharing::Dictionary { atoms: 2, output: false }, "q, k, v from two atoms each"),
-    ("masa-qkvo", Sharing::Dictionary { atoms: 2, output: true }, "q, k, v, o from two atoms each"),
-    ("low-rank", Sharing::LowRank { rank: WIDTH / 6 }, "q, k, v, o of rank width / 6"),
+    ("masa-qkv", "dictionary 2 output false", "q, k, v from two atoms each"),
+    ("masa-qkvo", "dictionary 2 output true", "q, k, v, o from two atoms each"),
+    ("low-rank", "low-rank 21", "q, k, v, o of rank width / 6"),
 ];
 
 /// Characters as numbers. The last tenth is held out.
@@ -155,7 +155,7 @@ fn optimizer(gpu: &Gpu, all: &Parameters) -> Result<AdamW> {
 fn train(
     gpu: &Gpu,
     text: &Corpus,
-    (name, sharing): (&str, Sharing),
+    (name, sharing): (&str, &str),
     seed: u64,
     (steps, precision): (u32, Precision),
     (bar, stop): (&ProgressBar, &AtomicBool),
@@ -167,7 +167,7 @@ fn train(
         .hidden(4 * WIDTH)
         .context(CONTEXT)
         .depth(DEPTH)
-        .sharing(sharing);
+        .sharing(Sharing::named(sharing)?);
     let model = Recursive::new(gpu, config, &mut Rng::new(seed));
     let parameters = Parameters::of(&model);
     let mut optimizer = optimizer(gpu, &parameters)?;

@@ -108,9 +108,9 @@ fn sizes(args: &Args, gpu: &Gpu) -> Sizes {
         if gpu.class().is_cpu() { (96, 64, 12, 350) } else { (256, 128, 32, 2000) };
     let width = args.width.map_or(width, |w| w as usize);
     let sharing = match args.sharing {
-        SharingArg::None => Sharing::None,
-        SharingArg::Tied => Sharing::Tied,
-        SharingArg::TiedLora => Sharing::TiedLora { rank: args.rank as usize, scale: 1.0 },
+        SharingArg::None => Sharing::none(),
+        SharingArg::Tied => Sharing::tied(),
+        SharingArg::TiedLora => Sharing::tied_lora(args.rank as usize, 1.0),
     };
     let model = RecursiveConfig::default()
         .vocab(256)

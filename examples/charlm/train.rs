@@ -38,7 +38,7 @@ type Late = (usize, Reading, Watch);
 pub fn run(args: &Args, sizes: &Sizes, gpu: &Gpu, text: &Text, started: Instant) -> Result<()> {
     let (unigram, bigram) = text::baselines(text);
     let mut rng = Rng::new(args.seed);
-    let model = Recursive::new(gpu, sizes.model, &mut rng);
+    let model = Recursive::new(gpu, sizes.model.clone(), &mut rng);
     let optimizer = optimizer(gpu, &model)?;
     let scale = LossScale::of(gpu, args.scope.precision)?;
     let losses = Vec::new();

@@ -8,7 +8,7 @@
 
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::models::recursive::{Recursive, Sharing};
+use crate::models::recursive::Recursive;
 use crate::nn::{Linear, Norm};
 use crate::ops::product::site::Site;
 use crate::ops::sequence::cache::KvCache;
@@ -83,15 +83,24 @@ impl Exit {
 
 impl DepthwiseLayer {
     /// Makes it from the layers of all depths. Low-rank parts are multiplied by `scale`.
-    fn of(layers: &[&Linear], scale: f32) -> DepthwiseLayer {
+    /// The layer of all depths. `None` unless they have one matrix in common, alone or with low-rank parts of one factor.
+    fn of(layers: &[&Linear]) -> Option<DepthwiseLayer> {
         let leaves: Vec<Vec<Tensor>> = layers.iter().map(|l| l.weight.leaves()).collect();
+        let scale = low_rank_scale(&*layers[0].weight)?;
+        let alike = |(layer, own): (&&Linear, &Vec<Tensor>)| {
+            let stored = Arc::ptr_eq(&own[0].value, &leaves[0][0].value);
+            low_rank_scale(&*layer.weight) == Some(scale) && stored && own.len() == leaves[0].len()
+        };
+        if !layers.iter().zip(&leaves).all(alike) {
+            return None;
+        }
         let weight = Arc::new(Tied::new(&leaves[0][0].detach()));
         let stack = |i: usize| {
             let all: Vec<Tensor> = leaves.iter().map(|l| l[i].detach()).collect();
             Tensor::stack(&all.iter().collect::<Vec<_>>(), 0)
         };
         let own = (leaves[0].len() == 3).then(|| DepthLora::new(&stack(1), &stack(2), scale));
-        DepthwiseLayer { weight, own }
+        Some(DepthwiseLayer { weight, own })
     }
 
     fn forward(&self, x: &Tensor, depths: &Tensor) -> Tensor {
@@ -99,6 +108,16 @@ impl DepthwiseLayer {
             Some(own) => own.linear(x, &self.weight, depths),
             None => x.linear(&self.weight, Default::default()),
         }
+    }
+}
+
+/// The factor of a site's low-rank part, 1 for a matrix alone, `None` for any other kind.
+fn low_rank_scale(site: &dyn Site) -> Option<f32> {
+    let kind = site.name();
+    match kind {
+        "tied" if site.leaves().len() == 1 => Some(1.0),
+        "low_rank" if site.leaves().len() == 3 => Some(f32::from_bits(site.load().params[3])),
+        _ => None,
     }
 }
 
@@ -180,15 +199,6 @@ impl<'a> DepthBatch<'a> {
         scheduling: Scheduling,
     ) -> Result<DepthBatch<'a>> {
         let (c, gpu) = (&model.config, model.positions.gpu().clone());
-        let scale = match c.sharing {
-            Sharing::Tied => 1.0,
-            Sharing::TiedLora { scale, .. } => scale,
-            Sharing::Cycle { blocks: 1, .. } => 1.0,
-            other => {
-                let message = format!("depth-wise batching: the depths must share one block, not {other:?}");
-                return Err(Error::config(message));
-            }
-        };
         let plain = model.blocks.iter().all(|b| b.norm1.bias.is_none() && b.norm2.bias.is_none());
         let linear: [fn(&crate::nn::Block) -> &Linear; 6] = [
             |b| &b.attention.q,
@@ -206,8 +216,15 @@ impl<'a> DepthBatch<'a> {
             );
             return Err(Error::config(message));
         }
-        let layers =
-            linear.map(|of| DepthwiseLayer::of(&model.blocks.iter().map(of).collect::<Vec<_>>(), scale));
+        let layers = linear.map(|of| DepthwiseLayer::of(&model.blocks.iter().map(of).collect::<Vec<_>>()));
+        let [Some(q), Some(k), Some(v), Some(o), Some(up), Some(down)] = layers else {
+            let sharing = &c.sharing;
+            let message = format!(
+                "depth-wise batching: the depths must share one block, with or without low-rank parts, not {sharing:?}"
+            );
+            return Err(Error::config(message));
+        };
+        let layers = [q, k, v, o, up, down];
         let norms = [
             Norms::of(&model.blocks.iter().map(|b| &b.norm1).collect::<Vec<_>>()),
             Norms::of(&model.blocks.iter().map(|b| &b.norm2).collect::<Vec<_>>()),

@@ -200,7 +200,7 @@ impl Recursive {
             }
         }
         // A rank above the matrices' shorter side was reduced to it.
-        Ok(self.with(new, Sharing::Cycle { blocks, rank: rank.min(self.config.width) }))
+        Ok(self.with(new, Sharing::cycle(blocks, rank.min(self.config.width))))
     }
 
     /// Returns this model with separate blocks: depth `i` of the result starts from depth `map[i]` of this one.
@@ -216,7 +216,7 @@ impl Recursive {
             )));
         }
         let blocks = self.blocks_now();
-        Ok(self.with(map.iter().map(|&l| own_block(&blocks[l])).collect(), Sharing::None))
+        Ok(self.with(map.iter().map(|&l| own_block(&blocks[l])).collect(), Sharing::none()))
     }
 
     fn with(&self, blocks: Vec<Block>, sharing: Sharing) -> Recursive {

@@ -86,7 +86,7 @@ impl Gated {
             let first = folded.blocks[i / group * group].clone();
             share_matrices(&mut folded.blocks[i], &first);
         }
-        folded.config.sharing = Sharing::Fold { group };
+        folded.config.sharing = Sharing::fold(group);
         Ok(folded)
     }
 }

@@ -6,5 +6,6 @@ pub mod llama;
 pub mod masa;
 pub mod mor;
 pub mod recursive;
+pub mod sharing;
 pub mod sret;
 pub mod widenet;

@@ -4,6 +4,9 @@
 //! `x = emb[tokens] + pos`, R times the pre-norm block, `logits = norm(x) emb^T`.
 //! Source: relaxed recursive transformers, arXiv 2410.20672.
 
+use super::sharing::Matrix;
+pub use super::sharing::Sharing;
+use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::nn::{
     Activation, Attention, Block, Embedding, Init, Linear, Mask, Mlp, Module, Norm, Parameters, join, stored,
@@ -11,55 +14,13 @@ use crate::nn::{
 use crate::ops::product::site::Site;
 use crate::rng::Rng;
 use crate::setters::setters;
-use crate::share::{Dictionary, Factored, LowRank, Tied};
+use crate::share::Dictionary;
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// What the depths share.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Sharing {
-    /// Nothing: an ordinary transformer.
-    None,
-    /// All matrices.
-    Tied,
-    /// All matrices. Each depth adds a low-rank part `scale * B A` of its own.
-    TiedLora {
-        /// Rank of the low-rank parts: the rows of A.
-        rank: usize,
-        /// Constant factor.
-        scale: f32,
-    },
-    /// The matrices of `blocks` blocks, used in turn (CYCLE): depth `t` uses those of block `t mod blocks`. With `rank`
-    /// above 0, each depth has a low-rank part of its own.
-    Cycle {
-        /// Number of stored blocks, which must divide the depth.
-        blocks: usize,
-        /// Rank of the low-rank parts, or 0 for none.
-        rank: usize,
-    },
-    /// Matrices that groups of `group` neighbouring depths share (FoldGPT): depth `t` uses those of group `t / group`.
-    Fold {
-        /// Number of depths that share. The last group may be smaller.
-        group: usize,
-    },
-    /// A dictionary of `atoms` atoms for each projection of attention (MASA). Each depth has its own other matrices.
-    Dictionary {
-        /// Atoms of each projection.
-        atoms: usize,
-        /// Whether the output projection comes from a dictionary too (QKVO), or is each depth's own (QKV).
-        output: bool,
-    },
-    /// Nothing, but the attention matrices of each depth have this rank.
-    LowRank {
-        /// Inner size of the two factors.
-        rank: usize,
-    },
-}
-
 /// Sizes, and the kind of sharing.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct RecursiveConfig {
     /// Number of distinct tokens.
@@ -91,7 +52,7 @@ setters!(RecursiveConfig {
 impl Default for RecursiveConfig {
     /// A small model of bytes: width 128, 4 heads, an MLP of 512, 64 bytes of context, one block used at 6 depths.
     fn default() -> RecursiveConfig {
-        let sharing = Sharing::Tied;
+        let sharing = Sharing::tied();
         RecursiveConfig { vocab: 256, width: 128, heads: 4, hidden: 512, context: 64, depth: 6, sharing }
     }
 }
@@ -99,15 +60,6 @@ impl Default for RecursiveConfig {
 impl RecursiveConfig {
     /// Returns the settings as text, for a checkpoint's metadata. Two models fit each other if these are equal.
     pub fn metadata(&self) -> BTreeMap<String, String> {
-        let sharing = match self.sharing {
-            Sharing::None => "none".to_string(),
-            Sharing::Tied => "tied".to_string(),
-            Sharing::TiedLora { rank, scale } => format!("tied-lora rank {rank} scale {scale}"),
-            Sharing::Cycle { blocks, rank } => format!("cycle {blocks} rank {rank}"),
-            Sharing::Fold { group } => format!("fold {group}"),
-            Sharing::Dictionary { atoms, output } => format!("dictionary {atoms} output {output}"),
-            Sharing::LowRank { rank } => format!("low-rank {rank}"),
-        };
         let sizes = [
             ("vocab", self.vocab),
             ("width", self.width),
@@ -118,8 +70,32 @@ impl RecursiveConfig {
         ];
         let mut all: BTreeMap<String, String> =
             sizes.iter().map(|(name, size)| (name.to_string(), size.to_string())).collect();
-        all.insert("sharing".into(), sharing);
+        all.insert("sharing".into(), self.sharing.text());
         all
+    }
+
+    /// Reads what [`RecursiveConfig::metadata`] wrote. A sharing kind from outside must be [registered](Sharing::register).
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) when a size is missing or no number, or the kind is not known.
+    pub fn from_metadata(metadata: &BTreeMap<String, String>) -> Result<RecursiveConfig> {
+        let text = |name: &str| {
+            let missing = || Error::config(format!("the settings of the model lack `{name}`"));
+            metadata.get(name).ok_or_else(missing)
+        };
+        let size = |name: &str| {
+            let text = text(name)?;
+            text.parse().map_err(|_| Error::config(format!("the model's `{name}` is '{text}', no size")))
+        };
+        Ok(RecursiveConfig {
+            vocab: size("vocab")?,
+            width: size("width")?,
+            heads: size("heads")?,
+            hidden: size("hidden")?,
+            context: size("context")?,
+            depth: size("depth")?,
+            sharing: Sharing::named(text("sharing")?)?,
+        })
     }
 }
 
@@ -140,9 +116,6 @@ pub struct Recursive {
     pub norm: Norm,
 }
 
-/// `q k v o up down`, as they are stored.
-type Matrices = [Tensor; 6];
-
 /// Initial standard deviations of most matrices, and of those whose results are added to the residual stream. As in
 /// GPT-2, the first is about 0.02 at width 768 and scales with the width, and the second also shrinks with the depth.
 fn stds(c: &RecursiveConfig) -> [f32; 2] {
@@ -150,47 +123,23 @@ fn stds(c: &RecursiveConfig) -> [f32; 2] {
     [std, std / (2.0 * c.depth as f32).sqrt()]
 }
 
-fn matrices(gpu: &Gpu, c: &RecursiveConfig, rng: &mut Rng) -> Matrices {
+fn matrices(c: &RecursiveConfig) -> [Matrix; 6] {
     let [std, added] = stds(c);
     let (d, f) = (c.width, c.hidden);
+    let matrix = |name, size, std| Matrix { name, size, std };
     [
-        Init::Normal(std).leaf(gpu, [d, d], rng),
-        Init::Normal(std).leaf(gpu, [d, d], rng),
-        Init::Normal(std).leaf(gpu, [d, d], rng),
-        Init::Normal(added).leaf(gpu, [d, d], rng),
-        Init::Normal(std).leaf(gpu, [f, d], rng),
-        Init::Normal(added).leaf(gpu, [d, f], rng),
+        matrix("q", [d, d], std),
+        matrix("k", [d, d], std),
+        matrix("v", [d, d], std),
+        matrix("o", [d, d], added),
+        matrix("up", [f, d], std),
+        matrix("down", [d, f], added),
     ]
 }
 
-/// Makes a site of `theta` with a low-rank part that is initially zero.
-fn lora(gpu: &Gpu, theta: &Tensor, rank: usize, scale: f32, rng: &mut Rng) -> Arc<dyn Site> {
-    let (out, inner) = (theta.shape()[0], theta.shape()[1]);
-    let a = Init::Normal((1.0 / inner as f32).sqrt()).leaf(gpu, [rank, inner], rng);
-    let b = Init::Zeros.leaf(gpu, [out, rank], rng);
-    Arc::new(LowRank::new(theta, &a, &b, scale))
-}
-
-/// Makes a product of two factors with the initial variance of `theta`.
-fn factored(gpu: &Gpu, theta: &Tensor, std: f32, rank: usize, rng: &mut Rng) -> Arc<dyn Site> {
-    let (out, inner) = (theta.shape()[0], theta.shape()[1]);
-    let a = Init::Normal((1.0 / inner as f32).sqrt()).leaf(gpu, [rank, inner], rng);
-    let b = Init::Normal(std * (inner as f32 / rank as f32).sqrt()).leaf(gpu, [out, rank], rng);
-    Arc::new(Factored::new(&a, &b))
-}
-
-fn block(gpu: &Gpu, c: &RecursiveConfig, stored: &Matrices, rng: &mut Rng) -> Block {
-    let mut site = |i: usize| -> Linear {
-        let theta = &stored[i];
-        let site: Arc<dyn Site> = match c.sharing {
-            Sharing::TiedLora { rank, scale } => lora(gpu, theta, rank, scale, rng),
-            Sharing::Cycle { rank, .. } if rank > 0 => lora(gpu, theta, rank, 1.0, rng),
-            Sharing::LowRank { rank } if i < 4 => factored(gpu, theta, stds(c)[(i == 3) as usize], rank, rng),
-            _ => Arc::new(Tied::new(theta)),
-        };
-        Linear::from_site(site, None)
-    };
-    let [q, k, v, o, up, down] = [0, 1, 2, 3, 4, 5].map(&mut site);
+fn block(gpu: &Gpu, c: &RecursiveConfig, sites: Vec<Arc<dyn Site>>) -> Block {
+    let sites: [Arc<dyn Site>; 6] = sites.try_into().ok().expect("a site for each matrix");
+    let [q, k, v, o, up, down] = sites.map(|site| Linear::from_site(site, None));
     Block {
         norm1: Norm::rms(gpu, c.width, 1e-5),
         attention: Attention { q, k, v, o, heads: c.heads, kv_heads: c.heads },
@@ -199,19 +148,11 @@ fn block(gpu: &Gpu, c: &RecursiveConfig, stored: &Matrices, rng: &mut Rng) -> Bl
     }
 }
 
-fn dictionaries(gpu: &Gpu, c: &RecursiveConfig, rng: &mut Rng) -> Vec<Dictionary> {
-    let Sharing::Dictionary { atoms, output } = c.sharing else { return Vec::new() };
-    let [std, added] = stds(c);
-    let scales = [std, std, std, added];
-    let wanted = if output { &scales[..] } else { &scales[..3] };
-    wanted.iter().map(|&s| Dictionary::random(gpu, c.depth, atoms, [c.width, c.width], s, rng)).collect()
-}
-
 impl Recursive {
     /// Makes a new model, drawn from `rng`. Each depth has its own norms.
     ///
     /// # Panics
-    /// When `heads` does not divide `width`, or a size is 0.
+    /// When `heads` does not divide `width`, a size is 0, or the kind of sharing does not fit the sizes.
     #[track_caller]
     pub fn new(gpu: &Gpu, config: RecursiveConfig, rng: &mut Rng) -> Recursive {
         let c = &config;
@@ -225,38 +166,19 @@ impl Recursive {
         let embedding =
             Embedding::new(gpu, c.vocab, c.width, Init::Normal((1.0 / c.width as f32).sqrt()), rng);
         let positions = Init::Normal(0.02).leaf(gpu, [c.context, c.width], rng);
-        let distinct = match c.sharing {
-            Sharing::Tied | Sharing::TiedLora { .. } => 1,
-            Sharing::Cycle { blocks, .. } => blocks,
-            Sharing::Fold { group } => c.depth.div_ceil(group.max(1)),
-            _ => c.depth,
+        let made = match c.sharing.sites(gpu, c.depth, &matrices(c), rng) {
+            Ok(made) => made,
+            Err(error) => panic!("recursive: {:?} for depth {}: {error}", c.sharing, c.depth),
         };
-        let fits = match c.sharing {
-            Sharing::Fold { group } => group > 0,
-            _ => distinct > 0 && c.depth.is_multiple_of(distinct),
-        };
-        assert!(fits, "recursive: {:?} for depth {}", c.sharing, c.depth);
-        let stored_of = |depth: usize| match c.sharing {
-            Sharing::Fold { group } => depth / group,
-            _ => depth % distinct,
-        };
-        let mut stored: Vec<Matrices> = Vec::new();
-        let mut blocks: Vec<Block> = (0..c.depth)
-            .map(|depth| {
-                if stored_of(depth) == stored.len() {
-                    stored.push(matrices(gpu, c, rng));
-                }
-                block(gpu, c, &stored[stored_of(depth)], rng)
-            })
-            .collect();
+        assert!(
+            made.by_depth.len() == c.depth && made.by_depth.iter().all(|sites| sites.len() == 6),
+            "recursive: {:?} did not make six sites for each of {} depths",
+            c.sharing,
+            c.depth
+        );
+        let blocks = made.by_depth.into_iter().map(|sites| block(gpu, c, sites)).collect();
         let norm = Norm::rms(gpu, config.width, 1e-5);
-        let dictionaries = dictionaries(gpu, c, rng);
-        // The matrices that the dictionaries replace are freed.
-        for (i, dictionary) in dictionaries.iter().enumerate() {
-            for (layer, block) in blocks.iter_mut().enumerate() {
-                attention_layer(block, i).weight = dictionary.site(layer);
-            }
-        }
+        let dictionaries = made.dictionaries;
         Recursive { dictionaries, config, embedding, positions, blocks, norm }
     }
 

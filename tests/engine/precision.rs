@@ -55,15 +55,15 @@ fn every_model_of_shared_weights_has_its_gradients_in_half_precision() {
     let gpu = gpu();
     let (x, y) = (ids(gpu, 1, [3, 16]), ids(gpu, 2, [3, 16]));
     for sharing in [
-        Sharing::None,
-        Sharing::Tied,
-        Sharing::TiedLora { rank: 2, scale: 1.0 },
-        Sharing::Cycle { blocks: 2, rank: 2 },
-        Sharing::Fold { group: 3 },
-        Sharing::Dictionary { atoms: 3, output: true },
-        Sharing::LowRank { rank: 8 },
+        Sharing::none(),
+        Sharing::tied(),
+        Sharing::tied_lora(2, 1.0),
+        Sharing::cycle(2, 2),
+        Sharing::fold(3),
+        Sharing::dictionary(3, true),
+        Sharing::low_rank(8),
     ] {
-        let model = Recursive::new(gpu, config(sharing), &mut Rng::new(3));
+        let model = Recursive::new(gpu, config(sharing.clone()), &mut Rng::new(3));
         let (want, exact) = gradients(&model, Precision::F32, [&x, &y]);
         for (precision, bound) in [(Precision::F16, 0.01), (Precision::Bf16, 0.06)] {
             let (loss, found) = gradients(&model, precision, [&x, &y]);
@@ -167,7 +167,7 @@ fn passes(gpu: &Gpu, sharing: Sharing, sizes: [usize; 3], precision: Precision) 
 #[test]
 fn a_scope_keeps_nothing_of_earlier_steps() {
     let gpu = quiet();
-    let model = Recursive::new(&gpu, config(Sharing::Tied), &mut Rng::new(3));
+    let model = Recursive::new(&gpu, config(Sharing::tied()), &mut Rng::new(3));
     let named = Parameters::of(&model);
     let groups = vec![Group::new(named.named().iter().map(|(name, leaf)| (name, leaf)))];
     let mut adamw = AdamW::new(&gpu, groups, AdamWConfig::default()).unwrap();
@@ -187,9 +187,9 @@ fn a_scope_keeps_nothing_of_earlier_steps() {
 fn backward_inside_a_scope_computes_what_it_does_outside() {
     let gpu = gpu();
     let (x, y) = (ids(gpu, 1, [3, 16]), ids(gpu, 2, [3, 16]));
-    for sharing in [Sharing::TiedLora { rank: 2, scale: 1.0 }, Sharing::Dictionary { atoms: 3, output: true }]
+    for sharing in [Sharing::tied_lora(2, 1.0), Sharing::dictionary(3, true)]
     {
-        let model = Recursive::new(gpu, config(sharing), &mut Rng::new(3));
+        let model = Recursive::new(gpu, config(sharing.clone()), &mut Rng::new(3));
         let all = Parameters::of(&model);
         let of = |inside: bool| {
             let scale = LossScale::new(gpu, LossScaleConfig::default().scale(65536.0)).unwrap();
@@ -232,7 +232,7 @@ fn a_weight_is_converted_once_for_all_its_sites() {
         let all = passes(&gpu, sharing, [32, 16, 3], Precision::Bf16);
         all.iter().filter(|pass| pass.op == "cast" && pass.workgroups() * 256 >= 32 * 32).count()
     };
-    let (tied, untied) = (casts(Sharing::Tied), casts(Sharing::None));
+    let (tied, untied) = (casts(Sharing::tied()), casts(Sharing::none()));
     // Six matrices, which four depths share or not, beside what both have.
     assert_eq!(untied - tied, 3 * 6, "{tied} casts tied, {untied} untied");
 }
@@ -241,7 +241,7 @@ fn a_weight_is_converted_once_for_all_its_sites() {
 fn half_precision_moves_fewer_bytes() {
     let gpu = quiet();
     let bytes = |precision| {
-        let all = passes(&gpu, Sharing::Tied, [64, 64, 8], precision);
+        let all = passes(&gpu, Sharing::tied(), [64, 64, 8], precision);
         let of = |word: &str| {
             let own = all.iter().filter(|pass| pass.to_string().starts_with(word));
             own.map(|pass| pass.bytes).sum::<f64>()
@@ -342,7 +342,7 @@ fn a_materialised_weight_takes_one_dispatch() {
 fn a_checkpointed_part_runs_again_in_its_scope() {
     let gpu = gpu();
     let (x, y) = (ids(gpu, 1, [3, 16]), ids(gpu, 2, [3, 16]));
-    let model = Arc::new(Recursive::new(gpu, config(Sharing::Tied), &mut Rng::new(3)));
+    let model = Arc::new(Recursive::new(gpu, config(Sharing::tied()), &mut Rng::new(3)));
     for precision in HALVES {
         let (_, want) = gradients(&model, precision, [&x, &y]);
         let scale = LossScale::new(gpu, LossScaleConfig::default().scale(1024.0)).unwrap();
@@ -375,7 +375,7 @@ struct Run {
 
 impl Run {
     fn new(gpu: &Gpu, precision: Precision, interval: u32) -> Run {
-        let model = Recursive::new(gpu, config(Sharing::Tied), &mut Rng::new(3));
+        let model = Recursive::new(gpu, config(Sharing::tied()), &mut Rng::new(3));
         let named = Parameters::of(&model);
         let groups = vec![Group::new(named.named().iter().map(|(name, leaf)| (name, leaf)))];
         let adamw = AdamW::new(gpu, groups, AdamWConfig::default().clip(Some(1.0))).unwrap();

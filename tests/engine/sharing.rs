@@ -60,7 +60,7 @@ fn truncated_svd_is_exact_at_full_rank_and_better_with_every_rank() {
 #[test]
 fn a_recursive_model_of_full_rank_is_the_model_it_was_made_from() {
     let [x, _] = tokens();
-    let original = model(4, Sharing::None);
+    let original = model(4, Sharing::none());
     let want = original.forward(&x);
     for selection in [Selection::Stepwise, Selection::Average, Selection::Lower] {
         let full = original.recursive(2, 64, selection).unwrap();
@@ -80,7 +80,7 @@ fn a_recursive_model_of_full_rank_is_the_model_it_was_made_from() {
 #[test]
 fn the_gradient_of_a_cycle_is_the_sum_over_its_uses() {
     let [x, y] = tokens();
-    let tied = model(4, Sharing::Cycle { blocks: 2, rank: 0 });
+    let tied = model(4, Sharing::cycle(2, 0));
     let free = tied.untied(&[0, 1, 2, 3]).unwrap();
     let (a, b) = (tied.loss(&x, &y).backward().unwrap(), free.loss(&x, &y).backward().unwrap());
     for k in 0..2 {
@@ -100,7 +100,7 @@ fn the_gradient_of_a_cycle_is_the_sum_over_its_uses() {
 #[test]
 fn untying_takes_the_optimizer_along() {
     let [x, y] = tokens();
-    let tied = model(3, Sharing::Tied);
+    let tied = model(3, Sharing::tied());
     let optimizer = |model: &Recursive| {
         let all = Parameters::of(model);
         let group = Group::new(all.named().iter().map(|(n, p)| (n.clone(), p)));
@@ -143,7 +143,7 @@ fn untying_takes_the_optimizer_along() {
 
 #[test]
 fn dictionaries_store_what_the_published_count_says() {
-    let sizes = |sharing| {
+    let sizes = |sharing: Sharing| {
         let config = RecursiveConfig::default()
             .vocab(63)
             .width(128)
@@ -151,14 +151,14 @@ fn dictionaries_store_what_the_published_count_says() {
             .hidden(512)
             .context(64)
             .depth(6)
-            .sharing(sharing);
+            .sharing(sharing.clone());
         Parameters::of(&Recursive::new(gpu(), config, &mut Rng::new(1))).stored()
     };
-    assert_eq!(sizes(Sharing::None), 1_197_568);
-    assert_eq!(sizes(Sharing::Tied), 214_528);
-    assert_eq!(sizes(Sharing::TiedLora { rank: 16, scale: 1.0 }), 435_712);
-    assert_eq!(sizes(Sharing::Dictionary { atoms: 2, output: true }), 935_472);
-    assert_eq!(sizes(Sharing::Dictionary { atoms: 2, output: false }), 1_000_996);
+    assert_eq!(sizes(Sharing::none()), 1_197_568);
+    assert_eq!(sizes(Sharing::tied()), 214_528);
+    assert_eq!(sizes(Sharing::tied_lora(16, 1.0)), 435_712);
+    assert_eq!(sizes(Sharing::dictionary(2, true)), 935_472);
+    assert_eq!(sizes(Sharing::dictionary(2, false)), 1_000_996);
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn one_pass_moves_the_bytes_that_it_must() {
 
 #[test]
 fn gradients_take_the_memory_of_what_is_stored() {
-    let bytes = |sharing| {
+    let bytes = |sharing: Sharing| {
         let gpu = quiet();
         let config = RecursiveConfig::default()
             .vocab(64)
@@ -204,7 +204,7 @@ fn gradients_take_the_memory_of_what_is_stored() {
             .hidden(512)
             .context(32)
             .depth(6)
-            .sharing(sharing);
+            .sharing(sharing.clone());
         let m = Recursive::new(&gpu, config, &mut Rng::new(1));
         let ids: Vec<u32> = (0..32).map(|i| i * 7 % 64).collect();
         let x = Tensor::from_slice(&gpu, &ids, [1, 32]);
@@ -224,8 +224,8 @@ fn gradients_take_the_memory_of_what_is_stored() {
         assert_eq!((elements, grads.len()), (all.stored(), all.named().len()), "{sharing:?}");
         (held, 4 * all.stored())
     };
-    for sharing in [Sharing::None, Sharing::Tied, Sharing::Dictionary { atoms: 2, output: true }] {
-        let (held, stored) = bytes(sharing);
+    for sharing in [Sharing::none(), Sharing::tied(), Sharing::dictionary(2, true)] {
+        let (held, stored) = bytes(sharing.clone());
         // Apart from rounding of buffer sizes, nothing else is kept, and no layer's dW outlives the pass.
         assert!(held >= stored && held < stored * 5 / 4 + (1 << 16), "{sharing:?}: {held} for {stored}");
     }
@@ -234,7 +234,7 @@ fn gradients_take_the_memory_of_what_is_stored() {
 #[test]
 fn a_dictionary_model_learns_its_atoms_and_coefficients() {
     let [x, y] = tokens();
-    let m = model(3, Sharing::Dictionary { atoms: 2, output: true });
+    let m = model(3, Sharing::dictionary(2, true));
     let grads = m.loss(&x, &y).backward().unwrap();
     for d in &m.dictionaries {
         for leaf in [&d.atoms, &d.coefficients] {
@@ -245,7 +245,7 @@ fn a_dictionary_model_learns_its_atoms_and_coefficients() {
 }
 
 fn mor(routing: Routing, keys: Keys) -> Mor {
-    let block = model(1, Sharing::None).blocks.remove(0);
+    let block = model(1, Sharing::none()).blocks.remove(0);
     Mor::new(gpu(), block, 3, routing, keys, &mut Rng::new(8))
 }
 
@@ -274,7 +274,7 @@ fn every_system_runs_in_half_precision() {
             assert!(loss != want && (loss - want).abs() < 0.05 * want.abs(), "{what}: {loss}, not {want}");
         }
     };
-    let gated = Gated::new(model(4, Sharing::None));
+    let gated = Gated::new(model(4, Sharing::none()));
     let loss = || gated.forward(&ids).cross_entropy(&targets, None);
     check("foldgpt", Parameters::of(&gated.model), &loss);
     for (routing, keys) in [(Routing::Expert, Keys::Recursion), (Routing::Token, Keys::Shared)] {
@@ -424,9 +424,9 @@ fn sliced_attention_stays_in_its_group_until_the_order_changes() {
 #[test]
 fn gates_fold_a_model() {
     let [x, y] = tokens();
-    let original = model(4, Sharing::None);
+    let original = model(4, Sharing::none());
     let want = original.forward(&x);
-    let mut gated = Gated::new(model(4, Sharing::None));
+    let mut gated = Gated::new(model(4, Sharing::none()));
     assert!(apart(&gated.forward(&x), &want) < 1e-5, "gates of 1 change nothing");
     let grads =
         gated.forward(&x).cross_entropy(&y, None).add(&gated.penalty(0.1, 1.2, 0.5)).backward().unwrap();
@@ -448,8 +448,8 @@ fn gates_fold_a_model() {
     let pairs = gated.fold(&[], 2).unwrap();
     let matrices = 4 * 256 + 2 * 384;
     assert_eq!(Parameters::of(&original).stored() - Parameters::of(&pairs).stored(), 2 * matrices);
-    assert_eq!(pairs.config.sharing, Sharing::Fold { group: 2 });
-    let built = Recursive::new(gpu(), pairs.config, &mut Rng::new(1));
+    assert_eq!(pairs.config.sharing, Sharing::fold(2));
+    let built = Recursive::new(gpu(), pairs.config.clone(), &mut Rng::new(1));
     let names = |m: &Recursive| Parameters::of(m).named().iter().map(|(n, _)| n.clone()).collect::<Vec<_>>();
     assert_eq!(names(&built), names(&pairs), "its config builds a model that its file fits");
     assert_ne!(pairs.blocks[0].norm1.gain.leaf_id(), pairs.blocks[1].norm1.gain.leaf_id());
@@ -463,7 +463,7 @@ fn gates_fold_a_model() {
 
 /// A model whose low-rank parts and norms differ from depth to depth.
 fn served(sharing: Sharing) -> Recursive {
-    let mut m = model(3, sharing);
+    let mut m = model(3, sharing.clone());
     for (depth, block) in m.blocks.iter_mut().enumerate() {
         block.norm1.gain = normal(&[16], 50 + depth as u64).affine(0.3, 1.0);
         if let [theta, a, b] = &block.attention.v.weight.leaves()[..] {
@@ -497,8 +497,8 @@ fn serve(
 
 #[test]
 fn tokens_at_different_depths_come_out_as_one_after_the_other() {
-    for sharing in [Sharing::Tied, Sharing::TiedLora { rank: 2, scale: 0.5 }] {
-        let model = served(sharing);
+    for sharing in [Sharing::tied(), Sharing::tied_lora(2, 0.5)] {
+        let model = served(sharing.clone());
         // A threshold that some tokens pass early and some never.
         let (alone, sequential) = serve(&model, 1, THRESHOLD, Scheduling::Continuous);
         let (mixed, continuous) = serve(&model, 4, THRESHOLD, Scheduling::Continuous);
@@ -519,7 +519,7 @@ fn tokens_at_different_depths_come_out_as_one_after_the_other() {
 
 #[test]
 fn served_at_full_depth_is_the_model_itself() {
-    let model = served(Sharing::TiedLora { rank: 2, scale: 0.5 });
+    let model = served(Sharing::tied_lora(2, 0.5));
     let (answers, _) = serve(&model, 3, 2.0, Scheduling::Continuous);
     for (answer, request) in answers.iter().zip(requests()) {
         let mut tokens = request.prompt.clone();
@@ -553,13 +553,13 @@ fn what_an_earlier_sequence_left_in_a_cache_is_not_read() {
 
 #[test]
 fn what_cannot_be_served_is_refused() {
-    let free = model(3, Sharing::None);
+    let free = model(3, Sharing::none());
     let error = DepthBatch::new(&free, 2, Exit::Confidence(0.5), Scheduling::Continuous)
         .err()
         .expect("nothing is shared")
         .to_string();
     assert!(error.contains("must share one block"), "{error}");
-    let tied = model(3, Sharing::Tied);
+    let tied = model(3, Sharing::tied());
     let mut batch = DepthBatch::new(&tied, 2, Exit::Confidence(0.5), Scheduling::Continuous).unwrap();
     for (prompt, count) in [(vec![], 1), (vec![11], 1), (vec![1; 8], 2)] {
         let error = batch.push(Request { id: 4, prompt, count }).expect_err("it does not fit").to_string();

@@ -35,7 +35,7 @@ fn train(gpu: &Gpu, sizes: Sizes, precision: Precision, seed: u64) -> Result<(f6
     let mut rng = Rng::new(seed);
     let Sizes { width, context, depth, steps, .. } = sizes;
     let config = RecursiveConfig::default().width(width).heads(width / 32).hidden(4 * width);
-    let model = Recursive::new(gpu, config.context(context).depth(depth).sharing(Sharing::Tied), &mut rng);
+    let model = Recursive::new(gpu, config.context(context).depth(depth).sharing(Sharing::tied()), &mut rng);
     let named = Parameters::of(&model);
     let (matrices, vectors): (Vec<_>, Vec<_>) =
         named.named().iter().cloned().partition(|(_, p)| p.shape().len() > 1);

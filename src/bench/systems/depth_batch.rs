@@ -34,7 +34,7 @@ pub(super) fn entry() -> Entry {
             hidden: 4 * WIDTH,
             context: 64,
             depth: DEPTH,
-            sharing: Sharing::Tied,
+            sharing: Sharing::tied(),
         };
         let model = Recursive::new(gpu, sizes, &mut Rng::new(1));
         let host = Host::new(&model)?;

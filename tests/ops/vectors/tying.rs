@@ -43,6 +43,7 @@ pub fn close(what: &str, got: &[f64], want: &[f64], relative: f64, absolute: f64
 struct Model {
     net: Recursive,
     leaves: BTreeMap<String, Vec<Tensor>>,
+    scale: f32,
 }
 
 fn model(file: &File, prefix: &str) -> Model {
@@ -117,7 +118,7 @@ fn model(file: &File, prefix: &str) -> Model {
         .hidden(need(file, "f"))
         .context(need(file, "T"))
         .depth(depth)
-        .sharing(Sharing::TiedLora { rank: need(file, "r"), scale });
+        .sharing(Sharing::tied_lora(need(file, "r"), scale));
     let net = Recursive {
         dictionaries: Vec::new(),
         config,
@@ -126,7 +127,7 @@ fn model(file: &File, prefix: &str) -> Model {
         blocks,
         norm: normf[0].clone(),
     };
-    Model { net, leaves }
+    Model { net, leaves, scale }
 }
 
 /// Returns all parts of a leaf, in order, on the host.
@@ -173,7 +174,7 @@ fn per_depth(file: &File, model: &Model, tokens: &Tensor, targets: &Tensor) {
     for name in file.names().filter_map(|n| n.strip_prefix("grad_per_depth.")) {
         let index = MATRICES.iter().position(|m| *m == name).expect("a matrix");
         let depth = model.net.config.depth;
-        let Sharing::TiedLora { scale, .. } = model.net.config.sharing else { unreachable!() };
+        let scale = model.scale;
         let copies: Vec<Tensor> =
             (0..depth).map(|_| model.leaves[name][0].detach().requires_grad()).collect();
         let mut blocks = model.net.blocks.clone();
@@ -193,7 +194,7 @@ fn per_depth(file: &File, model: &Model, tokens: &Tensor, targets: &Tensor) {
         }
         let untied = Recursive {
             dictionaries: Vec::new(),
-            config: model.net.config,
+            config: model.net.config.clone(),
             embedding: model.net.embedding.clone(),
             positions: model.net.positions.clone(),
             blocks,
