@@ -31,7 +31,7 @@ use std::f64::consts::TAU;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tiebeam::geometry::{Basis, Graph, invariants};
-use tiebeam::nn::{Activation, Init, Linear, Mlp, Module, Norm, Parameters, join};
+use tiebeam::nn::{Activation, Init, Linear, Mlp, Module, Norm, Parameters, Visit, VisitMut, module};
 use tiebeam::optim::{AdamW, AdamWConfig, Group as Leaves, LossScale, Schedule};
 use tiebeam::{Gpu, Precision, Result, Rng, Tensor, autocast, no_grad};
 
@@ -228,20 +228,25 @@ impl Net {
 }
 
 impl Module for Net {
-    fn parameters(&self, path: &str, all: &mut Parameters) {
-        self.basis.parameters(&join(path, "basis"), all);
-        self.fiber_basis.parameters(&join(path, "fiber_basis"), all);
-        all.add(join(path, "embed"), &self.embed);
+    fn visit(&self, visit: &mut Visit) {
+        visit.field("basis", &self.basis);
+        visit.field("fiber_basis", &self.fiber_basis);
+        visit.field("embed", &self.embed);
         for (l, layer) in self.layers.iter().enumerate() {
-            let path = join(path, &format!("layer{l}"));
-            layer.kernel.parameters(&join(&path, "kernel"), all);
-            layer.fiber_kernel.parameters(&join(&path, "fiber_kernel"), all);
-            layer.norm.parameters(&join(&path, "norm"), all);
-            layer.mlp.parameters(&join(&path, "mlp"), all);
+            visit.field(&format!("layer{l}"), layer);
         }
-        self.head.parameters(&join(path, "head"), all);
+        visit.field("head", &self.head);
+    }
+    fn visit_mut(&mut self, visit: &mut VisitMut) {
+        visit.field(&mut self.basis);
+        visit.field(&mut self.fiber_basis);
+        visit.field(&mut self.embed);
+        visit.field(&mut self.layers);
+        visit.field(&mut self.head);
     }
 }
+
+module!(Layer { kernel, fiber_kernel, norm, mlp });
 
 /// Returns the corners of a shape's outline. A circle has many.
 fn corners(shape: usize) -> Vec<[f64; 2]> {

@@ -12,6 +12,7 @@ use crate::gpu::value::{Place, Value};
 use crate::shape::{self, Shape, Strides};
 use crate::tape::{self, Edge, Node, Op};
 use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
 /// An n-dimensional array on one device.
@@ -133,6 +134,28 @@ impl Tensor {
         let place = dense.place();
         let bytes = (self.count() * self.dtype().size()) as u64;
         self.gpu().start_read(&place.buffer, place.offset, bytes)
+    }
+
+    /// Copies the elements to another device, by way of the host. On its own device this is a [`copy`](Tensor::copy). The result is
+    /// outside of the graph.
+    ///
+    /// # Errors
+    /// As [`Tensor::to_vec`].
+    pub fn to_gpu(&self, gpu: &Gpu) -> Result<Tensor> {
+        let x = self.detach();
+        if x.gpu() == gpu {
+            return Ok(x.copy());
+        }
+        fn through<E: Element>(x: &Tensor, gpu: &Gpu) -> Result<Tensor> {
+            Ok(Tensor::from_slice(gpu, &x.to_vec::<E>()?, x.shape))
+        }
+        match x.dtype() {
+            DType::F32 => through::<f32>(&x, gpu),
+            DType::F16 => through::<half::f16>(&x, gpu),
+            DType::Bf16 => through::<half::bf16>(&x, gpu),
+            DType::U32 => through::<u32>(&x, gpu),
+            DType::I32 => through::<i32>(&x, gpu),
+        }
     }
 
     /// Reads the element of a single-element f32 tensor.
@@ -482,6 +505,10 @@ impl Op for Identity {
         }
     }
 }
+
+// Ops never change a tensor's elements, and what changes them in place is recorded whole or not at all.
+impl UnwindSafe for Tensor {}
+impl RefUnwindSafe for Tensor {}
 
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use tiebeam::geometry::{Graph, Grid, Ponita, PonitaConfig, PonitaInput, invariants};
-use tiebeam::nn::{Init, Module, Parameters};
+use tiebeam::nn::{Init, Module, Visit, VisitMut};
 use tiebeam::{Gpu, Precision, Result, Rng, Tensor, autocast};
 
 /// A network from charges and velocities to displacements.
@@ -81,12 +81,21 @@ impl Net {
 }
 
 impl Module for Net {
-    fn parameters(&self, path: &str, all: &mut Parameters) {
+    fn visit(&self, visit: &mut Visit) {
         match self {
-            Net::Oriented(net) => net.parameters(path, all),
+            Net::Oriented(net) => net.visit(visit),
             Net::Distances { net, pair } => {
-                net.parameters(path, all);
-                all.add("pair", pair);
+                net.visit(visit);
+                visit.field("pair", pair);
+            }
+        }
+    }
+    fn visit_mut(&mut self, visit: &mut VisitMut) {
+        match self {
+            Net::Oriented(net) => net.visit_mut(visit),
+            Net::Distances { net, pair } => {
+                net.visit_mut(visit);
+                visit.field(pair);
             }
         }
     }

@@ -10,6 +10,7 @@ mod copy;
 mod kernels;
 mod lines;
 mod ops;
+pub mod outside;
 mod page;
 mod part;
 mod report;

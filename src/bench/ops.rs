@@ -28,16 +28,18 @@ pub(super) fn entries(cpu: bool, suite: Suite) -> Vec<Entry> {
     cases.filter_map(|case| entry(case, cpu, suite)).collect()
 }
 
-fn entry(mut case: Case, cpu: bool, suite: Suite) -> Option<Entry> {
-    let timed = case.timed.take()?;
-    let is_in = match timed.when[!cpu as usize] {
+fn entry(case: Case, cpu: bool, suite: Suite) -> Option<Entry> {
+    let is_in = match case.timed.as_ref()?.when[!cpu as usize] {
         When::Quick => true,
         When::Full => suite == Suite::Full,
         When::Never => false,
     };
-    if !is_in {
-        return None;
-    }
+    if is_in { row_of(case) } else { None }
+}
+
+/// The row of a timed case, whatever its suites.
+pub(super) fn row_of(mut case: Case) -> Option<Entry> {
+    let timed = case.timed.take()?;
     let (family, shape) = (timed.family, case.name.clone());
     let make = move |gpu: &Gpu, checked: bool| row(gpu, case, &timed, checked);
     Some(Entry { family, shape, asked: false, make: Box::new(make) })

@@ -4,6 +4,7 @@ use super::{Ceilings, Row, Stats};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// Where a run took place.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -232,6 +233,16 @@ pub struct Run {
     pub records: Vec<Record>,
     /// The rows that failed.
     pub failed: Vec<Failed>,
+}
+
+impl fmt::Display for Run {
+    /// The table, with the adapter above it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}, {}\n{}", self.host.adapter, self.host.driver, Record::HEAD)?;
+        self.records.iter().try_for_each(|record| writeln!(f, "{}", record.line()))?;
+        self.failed.iter().try_for_each(|failed| writeln!(f, "{}", failed.line()))?;
+        self.remark().map_or(Ok(()), |remark| writeln!(f, "{remark}"))
+    }
 }
 
 impl Run {

@@ -34,6 +34,7 @@ mod waiting;
 
 use crate::error::{Error, Result};
 use std::fmt;
+use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -276,6 +277,10 @@ impl Gpu {
         lock(&self.0.fault).take()
     }
 }
+
+// A panic in an op leaves the device as it was between two statements: see `lock`.
+impl UnwindSafe for Gpu {}
+impl RefUnwindSafe for Gpu {}
 
 impl PartialEq for Gpu {
     fn eq(&self, other: &Gpu) -> bool {

@@ -11,7 +11,7 @@
 
 use crate::error::{Error, Result};
 use crate::models::recursive::{Recursive, Sharing};
-use crate::nn::{Block, Linear, Mask, Module, Parameters, distillation, join};
+use crate::nn::{Block, Linear, Mask, distillation, module};
 use crate::tensor::Tensor;
 
 /// A model whose blocks have gates.
@@ -135,11 +135,4 @@ pub fn tail_distillation(
     })
 }
 
-impl Module for Gated {
-    fn parameters(&self, path: &str, all: &mut Parameters) {
-        self.model.parameters(&join(path, "model"), all);
-        for (l, gate) in self.gates.iter().enumerate() {
-            all.add(join(path, &format!("gates.{l}")), gate);
-        }
-    }
-}
+module!(Gated { model, gates });

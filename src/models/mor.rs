@@ -7,7 +7,7 @@
 
 use crate::dtype::DType;
 use crate::gpu::Gpu;
-use crate::nn::{Block, Init, Linear, Mask, Module, Parameters, join};
+use crate::nn::{Block, Init, Linear, Mask, module};
 use crate::ops::product::site::Site;
 use crate::rng::Rng;
 use crate::share::Tied;
@@ -329,11 +329,4 @@ fn listed(gpu: &Gpu, depths: &[Vec<u32>], r: usize, tokens: usize) -> Tensor {
     Tensor::from_slice(gpu, &padded.collect::<Vec<u32>>(), [rows.len(), most])
 }
 
-impl Module for Mor {
-    fn parameters(&self, path: &str, all: &mut Parameters) {
-        self.block.parameters(&join(path, "block"), all);
-        for (r, router) in self.routers.iter().enumerate() {
-            all.add(join(path, &format!("routers.{r}")), router);
-        }
-    }
-}
+module!(Mor { block, routers });

@@ -9,7 +9,7 @@ pub use super::sharing::Sharing;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::nn::{
-    Activation, Attention, Block, Embedding, Init, Linear, Mask, Mlp, Module, Norm, Parameters, join, stored,
+    Activation, Attention, Block, Embedding, Init, Linear, Mask, Mlp, Module, Norm, Visit, VisitMut, stored,
 };
 use crate::ops::product::site::Site;
 use crate::rng::Rng;
@@ -256,16 +256,20 @@ fn attention_layer(block: &mut Block, i: usize) -> &mut Linear {
 }
 
 impl Module for Recursive {
-    fn parameters(&self, path: &str, all: &mut Parameters) {
-        self.embedding.parameters(&join(path, "embedding"), all);
-        all.add(join(path, "positions"), &self.positions);
+    fn visit(&self, visit: &mut Visit) {
+        visit.field("embedding", &self.embedding);
+        visit.field("positions", &self.positions);
         for (name, dictionary) in ["q", "k", "v", "o"].iter().zip(&self.dictionaries) {
-            all.store(join(path, &format!("dictionary.{name}.atoms")), &dictionary.atoms);
-            all.store(join(path, &format!("dictionary.{name}.coefficients")), &dictionary.coefficients);
+            visit.field(&format!("dictionary.{name}"), dictionary);
         }
-        for (depth, block) in self.blocks.iter().enumerate() {
-            block.parameters(&join(path, &format!("blocks.{depth}")), all);
-        }
-        self.norm.parameters(&join(path, "norm"), all);
+        visit.field("blocks", &self.blocks);
+        visit.field("norm", &self.norm);
+    }
+    fn visit_mut(&mut self, visit: &mut VisitMut) {
+        visit.field(&mut self.embedding);
+        visit.field(&mut self.positions);
+        visit.field(&mut self.dictionaries);
+        visit.field(&mut self.blocks);
+        visit.field(&mut self.norm);
     }
 }

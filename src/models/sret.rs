@@ -5,7 +5,7 @@
 //! are in a random order, which is undone afterwards, so that other tokens meet in a group. Source: arXiv 2111.05297.
 
 use crate::gpu::Gpu;
-use crate::nn::{Activation, Attention, Block, Init, Linear, Mask, Mlp, Module, Norm, Parameters, join};
+use crate::nn::{Activation, Attention, Block, Init, Linear, Mask, Mlp, Module, Norm, Visit, VisitMut, module};
 use crate::rng::Rng;
 use crate::tensor::Tensor;
 
@@ -133,18 +133,21 @@ impl Sliced {
 }
 
 impl Module for Sliced {
-    fn parameters(&self, path: &str, all: &mut Parameters) {
-        self.block.parameters(&join(path, "block"), all);
+    fn visit(&self, visit: &mut Visit) {
+        visit.field("block", &self.block);
         for (i, application) in self.applications.iter().enumerate() {
-            let path = join(path, &format!("applications.{i}"));
-            all.add(join(&path, "scales"), &application.scales);
-            all.add(join(&path, "projection.scales"), &application.projection.scales);
-            application.projection.norm.parameters(&join(&path, "projection.norm"), all);
-            application.projection.mlp.parameters(&join(&path, "projection.mlp"), all);
+            visit.field(&format!("applications.{i}"), application);
             // The block's weights are used once more.
             if i > 0 {
-                self.block.parameters(&join(&path, "block"), all);
+                visit.field(&format!("applications.{i}.block"), &self.block);
             }
         }
     }
+    fn visit_mut(&mut self, visit: &mut VisitMut) {
+        visit.field(&mut self.block);
+        visit.field(&mut self.applications);
+    }
 }
+
+module!(Application { scales, projection });
+module!(Projection { scales, norm, mlp });

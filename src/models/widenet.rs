@@ -4,7 +4,7 @@
 
 use crate::dtype::DType;
 use crate::gpu::Gpu;
-use crate::nn::{Activation, Attention, Init, Linear, Mask, Module, Norm, Parameters, join};
+use crate::nn::{Activation, Attention, Init, Linear, Mask, Module, Norm, Visit, VisitMut, module};
 use crate::ops::product::site::Site;
 use crate::rng::Rng;
 use crate::share::Tied;
@@ -97,12 +97,16 @@ impl Experts {
 }
 
 impl Module for Experts {
-    fn parameters(&self, path: &str, all: &mut Parameters) {
-        all.add(join(path, "router"), &self.router);
+    fn visit(&self, visit: &mut Visit) {
+        visit.field("router", &self.router);
         for (e, [up, down]) in self.weights.iter().enumerate() {
-            all.add_site(&join(path, &format!("{e}.up")), &**up);
-            all.add_site(&join(path, &format!("{e}.down")), &**down);
+            visit.field(&format!("{e}.up"), up);
+            visit.field(&format!("{e}.down"), down);
         }
+    }
+    fn visit_mut(&mut self, visit: &mut VisitMut) {
+        visit.field(&mut self.router);
+        visit.field(&mut self.weights);
     }
 }
 
@@ -162,13 +166,4 @@ impl WideNet {
     }
 }
 
-impl Module for WideNet {
-    fn parameters(&self, path: &str, all: &mut Parameters) {
-        self.attention.parameters(&join(path, "attention"), all);
-        self.experts.parameters(&join(path, "experts"), all);
-        for (depth, [first, second]) in self.norms.iter().enumerate() {
-            first.parameters(&join(path, &format!("norms.{depth}.0")), all);
-            second.parameters(&join(path, &format!("norms.{depth}.1")), all);
-        }
-    }
-}
+module!(WideNet { attention, experts, norms });

@@ -1,90 +1,27 @@
 //! Layers. Each is generic over the source of its weight: any [`Site`] can take the place of a matrix.
 //!
-//! A layer is a struct of tensors and sites with a `forward`. [`Parameters`] lists the stored leaves once each, however
-//! many sites use them, and counts both stored and used elements.
+//! A layer is a struct of tensors and sites with a `forward`, which says in one line what it holds: [`module!`](crate::module).
+//! [`Parameters`] lists the stored tensors once each, however many sites use them, and counts both stored and used elements.
 
 mod distill;
 mod init;
+mod kinds;
+mod module;
 
 pub use crate::ops::product::matmul::{Activation, Epilogue};
 pub use crate::ops::product::narrow::stored;
 pub use crate::ops::sequence::attention::Mask;
 pub use distill::distillation;
 pub use init::Init;
+pub use crate::module;
+pub use module::{Buffer, Module, Parameters, Visit, VisitMut, check_listed, join};
 
 use crate::gpu::Gpu;
 use crate::ops::product::site::Site;
 use crate::rng::Rng;
 use crate::share::Tied;
 use crate::tensor::Tensor;
-use std::collections::HashSet;
 use std::sync::Arc;
-
-/// The leaves of a model, each once and with a name, and the number of weight elements that its sites use.
-#[derive(Default)]
-pub struct Parameters {
-    named: Vec<(String, Tensor)>,
-    seen: HashSet<u64>,
-    used: usize,
-}
-
-impl Parameters {
-    /// The parameters that `module` lists.
-    pub fn of(module: &impl Module) -> Parameters {
-        let mut all = Parameters::default();
-        module.parameters("", &mut all);
-        all
-    }
-
-    /// Adds a leaf under `name`, unless it is listed already. Its elements count as used each time.
-    pub fn add(&mut self, name: impl Into<String>, leaf: &Tensor) {
-        self.used += leaf.count();
-        self.store(name, leaf);
-    }
-
-    /// Adds a site's leaves. The elements of the matrix that it makes count as used.
-    pub fn add_site(&mut self, path: &str, site: &dyn Site) {
-        let [out, inner] = site.size();
-        self.used += out * inner;
-        for (name, leaf) in site.leaf_names().iter().zip(site.leaves()) {
-            self.store(join(path, name), &leaf);
-        }
-    }
-
-    /// Adds a leaf of which sites make weights. It counts as stored but not as used.
-    pub fn store(&mut self, name: impl Into<String>, leaf: &Tensor) {
-        let Some(id) = leaf.leaf_id() else { return };
-        if self.seen.insert(id) {
-            self.named.push((name.into(), leaf.clone()));
-        }
-    }
-
-    /// Names and leaves, in the order they were added.
-    pub fn named(&self) -> &[(String, Tensor)] {
-        &self.named
-    }
-
-    /// Number of elements stored: every leaf once.
-    pub fn stored(&self) -> usize {
-        self.named.iter().map(|(_, leaf)| leaf.count()).sum()
-    }
-
-    /// Number of elements used: every site's weight, however it is stored.
-    pub fn used(&self) -> usize {
-        self.used
-    }
-}
-
-/// `path.name`, or `name` at the root.
-pub fn join(path: &str, name: &str) -> String {
-    if path.is_empty() { name.to_string() } else { format!("{path}.{name}") }
-}
-
-/// Something with parameters.
-pub trait Module {
-    /// Adds every leaf to `all`, under names that begin with `path`.
-    fn parameters(&self, path: &str, all: &mut Parameters);
-}
 
 /// `y = x W^T + b`, `W [out, in]` from any site.
 #[derive(Clone)]
@@ -99,7 +36,16 @@ impl Linear {
     /// Makes a layer with a stored weight of its own, drawn by `init`, and a zero bias if `bias`.
     pub fn new(gpu: &Gpu, inner: usize, out: usize, bias: bool, init: Init, rng: &mut Rng) -> Linear {
         let weight = init.leaf(gpu, [out, inner], rng);
-        Linear::from_site(Arc::new(Tied::new(&weight)), bias.then(|| Init::Zeros.leaf(gpu, [out], rng)))
+        Linear::from_site(Tied::new(&weight).shared(), bias.then(|| Init::Zeros.leaf(gpu, [out], rng)))
+    }
+
+    /// Makes a layer without a bias that uses a stored matrix `[out, in]`, which other layers may use too.
+    ///
+    /// # Panics
+    /// When `theta` is not a matrix of floats.
+    #[track_caller]
+    pub fn tied(theta: &Tensor) -> Linear {
+        Linear::from_site(Tied::new(theta).shared(), None)
     }
 
     /// Makes a layer whose weight is a site.
@@ -126,14 +72,7 @@ impl Linear {
     }
 }
 
-impl Module for Linear {
-    fn parameters(&self, path: &str, all: &mut Parameters) {
-        all.add_site(path, &*self.weight);
-        if let Some(bias) = &self.bias {
-            all.add(join(path, "bias"), bias);
-        }
-    }
-}
+module!(Linear { weight => "", bias });
 
 /// A table of vectors, looked up by index.
 #[derive(Clone)]
@@ -157,16 +96,11 @@ impl Embedding {
     /// Scores against every row, `x [.., width] -> [.., rows]`: the table as output head.
     #[track_caller]
     pub fn logits(&self, x: &Tensor) -> Tensor {
-        let site: Arc<dyn Site> = Arc::new(Tied::new(&self.table));
-        x.linear(&site, Epilogue::default())
+        x.linear(&Tied::new(&self.table).shared(), Epilogue::default())
     }
 }
 
-impl Module for Embedding {
-    fn parameters(&self, path: &str, all: &mut Parameters) {
-        all.add(join(path, "table"), &self.table);
-    }
-}
+module!(Embedding { table });
 
 /// Layer norm or RMS norm over the last axis.
 #[derive(Clone)]
@@ -200,14 +134,7 @@ impl Norm {
     }
 }
 
-impl Module for Norm {
-    fn parameters(&self, path: &str, all: &mut Parameters) {
-        all.add(join(path, "gain"), &self.gain);
-        if let Some(bias) = &self.bias {
-            all.add(join(path, "bias"), bias);
-        }
-    }
-}
+module!(Norm { gain, bias });
 
 /// Multi-head attention with output projection; grouped-query when `kv_heads < heads`.
 #[derive(Clone)]
@@ -244,13 +171,7 @@ impl Attention {
     }
 }
 
-impl Module for Attention {
-    fn parameters(&self, path: &str, all: &mut Parameters) {
-        for (name, layer) in [("q", &self.q), ("k", &self.k), ("v", &self.v), ("o", &self.o)] {
-            layer.parameters(&join(path, name), all);
-        }
-    }
-}
+module!(Attention { q, k, v, o });
 
 /// `W2 act(W1 x + b1) + b2`
 #[derive(Clone)]
@@ -272,12 +193,7 @@ impl Mlp {
     }
 }
 
-impl Module for Mlp {
-    fn parameters(&self, path: &str, all: &mut Parameters) {
-        self.up.parameters(&join(path, "up"), all);
-        self.down.parameters(&join(path, "down"), all);
-    }
-}
+module!(Mlp { up, down });
 
 /// A pre-norm transformer block: `x + attn(norm1(x))`, then `x + mlp(norm2(x))`.
 #[derive(Clone)]
@@ -301,11 +217,4 @@ impl Block {
     }
 }
 
-impl Module for Block {
-    fn parameters(&self, path: &str, all: &mut Parameters) {
-        self.norm1.parameters(&join(path, "norm1"), all);
-        self.attention.parameters(&join(path, "attention"), all);
-        self.norm2.parameters(&join(path, "norm2"), all);
-        self.mlp.parameters(&join(path, "mlp"), all);
-    }
-}
+module!(Block { norm1, attention, norm2, mlp });

@@ -54,6 +54,11 @@ impl Grads {
         self.by_leaf.get(&leaf.edge.as_ref()?.node.id)
     }
 
+    /// The numbers of the leaves that got a gradient ([`Tensor::leaf_id`]), with their gradients, in no particular order.
+    pub fn leaves(&self) -> impl Iterator<Item = (u64, &Tensor)> {
+        self.by_leaf.iter().map(|(&id, gradient)| (id, gradient))
+    }
+
     /// Number of leaves that got a gradient.
     pub fn len(&self) -> usize {
         self.by_leaf.len()

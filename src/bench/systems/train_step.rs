@@ -4,7 +4,7 @@
 use crate::bench::{Check, Entry, Row, carried};
 use crate::error::Result;
 use crate::gpu::Gpu;
-use crate::nn::{Activation, Attention, Block, Linear, Mask, Mlp, Module, Norm, Parameters, stored};
+use crate::nn::{Activation, Attention, Block, Linear, Mask, Mlp, Module, Norm, Parameters, module, stored};
 use crate::ops::elementwise::unary::gelu_tanh64;
 use crate::optim::{AdamW, AdamWConfig, Group, LossScale};
 use crate::precision::{Precision, autocast};
@@ -61,6 +61,8 @@ struct Model {
     head: Linear,
 }
 
+module!(Model { block, norm, head, tokens, positions });
+
 impl Model {
     fn new(gpu: &Gpu) -> Model {
         let near = 1.0 / (WIDTH as f32).sqrt();
@@ -102,13 +104,7 @@ impl Model {
     }
 
     fn leaves(&self) -> Vec<(String, Tensor)> {
-        let mut all = Parameters::default();
-        self.block.parameters("block", &mut all);
-        self.norm.parameters("norm", &mut all);
-        self.head.parameters("head", &mut all);
-        all.add("tokens", &self.tokens);
-        all.add("positions", &self.positions);
-        all.named().to_vec()
+        self.parameters().trainable()
     }
 }
 
@@ -287,11 +283,8 @@ fn tied(sizes: Sizes, precision: Precision) -> Entry {
         let block = drawn.block(gpu);
         let table = Tensor::from_slice(gpu, &drawn.table, [BYTES, width]).requires_grad();
         let head = linear(gpu, &drawn.head, [width, BYTES], 0, BYTES, false);
-        let mut all = Parameters::default();
-        block.parameters("block", &mut all);
-        head.parameters("head", &mut all);
-        all.add("table", &table);
-        let optimizer = optimizer(gpu, all.named().to_vec())?;
+        let all = Parameters::of_fields(&[("block", &block), ("head", &head), ("table", &table)]);
+        let optimizer = optimizer(gpu, all.trainable())?;
         let scale = LossScale::of(gpu, precision)?;
         let count = batch * tokens;
         let upload = |ids: Vec<usize>| {

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::geometry::space::graph::Graph;
 use crate::geometry::space::grid::Grid;
 use crate::gpu::Gpu;
-use crate::nn::{Activation, Init, Module, Parameters, join};
+use crate::nn::{Activation, Init, Module, Parameters, Visit, VisitMut, module};
 use crate::precision::{Precision, autocast};
 use crate::rng::Rng;
 use crate::store::{File, save_tensors};
@@ -407,49 +407,52 @@ impl Ponita {
 const CONFIG: &str = "config";
 const GRID: &str = "grid";
 
-impl Module for Basis {
-    fn parameters(&self, path: &str, all: &mut Parameters) {
-        for (name, leaf) in [("w1", &self.w1), ("b1", &self.b1), ("w2", &self.w2), ("b2", &self.b2)] {
-            all.add(join(path, name), leaf);
-        }
-    }
-}
+module!(Basis { w1, b1, w2, b2 });
 
-impl Module for Conv {
-    fn parameters(&self, path: &str, all: &mut Parameters) {
-        all.add(join(path, "kernel"), &self.kernel);
-        if let Some(kernel) = &self.fiber_kernel {
-            all.add(join(path, "fiber_kernel"), kernel);
-        }
-        all.add(join(path, "bias"), &self.bias);
-    }
-}
+module!(Conv { kernel, fiber_kernel, bias });
 
 impl Module for Ponita {
-    fn parameters(&self, path: &str, all: &mut Parameters) {
-        all.add(join(path, "embed.weight"), &self.embed);
-        self.basis.parameters(&join(path, "basis"), all);
-        if let Some(basis) = &self.fiber_basis {
-            basis.parameters(&join(path, "fiber_basis"), all);
+    fn visit(&self, visit: &mut Visit) {
+        visit.field("embed.weight", &self.embed);
+        visit.field("basis", &self.basis);
+        visit.field("fiber_basis", &self.fiber_basis);
+        for (l, layer) in self.layers.iter().enumerate() {
+            visit.field(&format!("layer{l}"), layer);
         }
         for (l, layer) in self.layers.iter().enumerate() {
-            let path = |name: &str| join(path, &format!("layer{l}.{name}"));
-            layer.conv.parameters(&path("conv"), all);
-            for (name, [weight, bias]) in
-                [("norm", &layer.norm), ("linear1", &layer.linear1), ("linear2", &layer.linear2)]
-            {
-                all.add(path(&format!("{name}.weight")), weight);
-                all.add(path(&format!("{name}.bias")), bias);
-            }
-            if let Some(scale) = &layer.scale {
-                all.add(path("layer_scale"), scale);
-            }
-        }
-        for (l, layer) in self.layers.iter().enumerate() {
-            if let Some([weight, bias]) = &layer.readout {
-                all.add(join(path, &format!("readout{l}.weight")), weight);
-                all.add(join(path, &format!("readout{l}.bias")), bias);
+            if let Some(readout) = &layer.readout {
+                affine(visit, &format!("readout{l}"), readout);
             }
         }
     }
+    fn visit_mut(&mut self, visit: &mut VisitMut) {
+        visit.field(&mut self.embed);
+        visit.field(&mut self.basis);
+        visit.field(&mut self.fiber_basis);
+        visit.field(&mut self.layers);
+    }
+}
+
+/// Everything but the readouts, which are named by the network.
+impl Module for PonitaLayer {
+    fn visit(&self, visit: &mut Visit) {
+        visit.field("conv", &self.conv);
+        for (name, both) in [("norm", &self.norm), ("linear1", &self.linear1), ("linear2", &self.linear2)] {
+            affine(visit, name, both);
+        }
+        visit.field("layer_scale", &self.scale);
+    }
+    fn visit_mut(&mut self, visit: &mut VisitMut) {
+        visit.field(&mut self.conv);
+        visit.field(&mut self.norm);
+        visit.field(&mut self.linear1);
+        visit.field(&mut self.linear2);
+        visit.field(&mut self.scale);
+        visit.field(&mut self.readout);
+    }
+}
+
+fn affine(visit: &mut Visit, name: &str, [weight, bias]: &[Tensor; 2]) {
+    visit.field(&format!("{name}.weight"), weight);
+    visit.field(&format!("{name}.bias"), bias);
 }

@@ -22,7 +22,7 @@ pub use scaling::RopeScaling;
 pub use session::{Session, SessionOptions};
 pub use table::TokenTable;
 
-use crate::nn::{Activation, Linear, Mask, Module, Norm, Parameters, join};
+use crate::nn::{Activation, Linear, Mask, Module, Norm, Visit, VisitMut};
 use crate::ops::product::site::Site;
 use crate::ops::sequence::rope::Rope;
 use crate::share::{Dictionary, LowRank, Tied};
@@ -234,28 +234,52 @@ impl Llama {
 }
 
 impl Module for Llama {
-    fn parameters(&self, path: &str, all: &mut Parameters) {
-        self.embedding.parameters(&join(path, "embedding"), all);
+    fn visit(&self, visit: &mut Visit) {
+        visit.field("embedding", &self.embedding);
         for made in &self.made {
-            let path = join(path, &format!("made.{}.{}", made.layers.start, LINEARS[made.linear]));
-            all.store(join(&path, "atoms"), &made.dictionary.atoms);
-            all.store(join(&path, "coefficients"), &made.dictionary.coefficients);
-            for (l, [a, b]) in made.own.iter().enumerate() {
-                all.store(join(&path, &format!("{l}.a")), a);
-                all.store(join(&path, &format!("{l}.b")), b);
-            }
+            visit.field(&format!("made.{}.{}", made.layers.start, LINEARS[made.linear]), made);
         }
-        for (l, layer) in self.layers.iter().enumerate() {
-            let path = join(path, &format!("layers.{l}"));
-            layer.norm1.parameters(&join(&path, "norm1"), all);
-            for (i, name) in LINEARS.iter().enumerate() {
-                layer.linear(i).parameters(&join(&path, name), all);
-            }
-            layer.norm2.parameters(&join(&path, "norm2"), all);
+        visit.field("layers", &self.layers);
+        visit.field("norm", &self.norm);
+        visit.field("head", &self.head);
+        visit.field("rope", &self.rope);
+    }
+    fn visit_mut(&mut self, visit: &mut VisitMut) {
+        visit.field(&mut self.embedding);
+        visit.field(&mut self.made);
+        visit.field(&mut self.layers);
+        visit.field(&mut self.norm);
+        visit.field(&mut self.head);
+        visit.field(&mut self.rope);
+    }
+}
+
+impl Module for LlamaLayer {
+    fn visit(&self, visit: &mut Visit) {
+        visit.field("norm1", &self.norm1);
+        for (i, name) in LINEARS.iter().enumerate() {
+            visit.field(name, self.linear(i));
         }
-        self.norm.parameters(&join(path, "norm"), all);
-        if let Some(head) = &self.head {
-            head.parameters(&join(path, "head"), all);
+        visit.field("norm2", &self.norm2);
+    }
+    fn visit_mut(&mut self, visit: &mut VisitMut) {
+        visit.field(&mut self.norm1);
+        (0..LINEARS.len()).for_each(|i| visit.field(self.linear_mut(i)));
+        visit.field(&mut self.norm2);
+    }
+}
+
+/// Weights are made of the dictionary and of the low-rank parts, so these count as stored and not as used.
+impl Module for Made {
+    fn visit(&self, visit: &mut Visit) {
+        self.dictionary.visit(visit);
+        for (l, [a, b]) in self.own.iter().enumerate() {
+            visit.store(&format!("{l}.a"), a);
+            visit.store(&format!("{l}.b"), b);
         }
+    }
+    fn visit_mut(&mut self, visit: &mut VisitMut) {
+        visit.field(&mut self.dictionary);
+        visit.field(&mut self.own);
     }
 }

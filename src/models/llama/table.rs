@@ -1,7 +1,7 @@
 //! The table of token vectors, which many models use as their output head too.
 
 use crate::gpu::Gpu;
-use crate::nn::{Embedding, Epilogue, Module, Parameters};
+use crate::nn::{Embedding, Epilogue, Module, Visit, VisitMut};
 use crate::ops::product::site::Site;
 use crate::share::Packed;
 use crate::tensor::Tensor;
@@ -55,10 +55,16 @@ impl TokenTable {
 }
 
 impl Module for TokenTable {
-    fn parameters(&self, path: &str, all: &mut Parameters) {
+    fn visit(&self, visit: &mut Visit) {
         match self {
-            TokenTable::Stored(table) => table.parameters(path, all),
-            TokenTable::Packed(table) => all.add_site(path, table),
+            TokenTable::Stored(table) => table.visit(visit),
+            TokenTable::Packed(table) => table.visit(visit),
+        }
+    }
+    fn visit_mut(&mut self, visit: &mut VisitMut) {
+        match self {
+            TokenTable::Stored(table) => table.visit_mut(visit),
+            TokenTable::Packed(table) => table.visit_mut(visit),
         }
     }
 }

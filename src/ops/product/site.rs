@@ -63,6 +63,14 @@ pub trait Site: Send + Sync {
         self.reduce(&outer(self.name(), dy, x, Destination::New), grads);
     }
 
+    /// This site as layers hold it, which all clones share.
+    fn shared(self) -> Arc<dyn Site>
+    where
+        Self: Sized + 'static,
+    {
+        Arc::new(self)
+    }
+
     /// Materialises the weight in f32. This is not differentiable; [`Tensor::linear`] is.
     fn expand(&self) -> Tensor {
         self.expand_as(DType::F32)

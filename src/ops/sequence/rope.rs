@@ -25,7 +25,7 @@ pub enum Pairing {
 /// position 1. The table takes `4 * positions * head_dim` bytes.
 #[derive(Clone, Debug)]
 pub struct Rope {
-    table: Tensor,
+    pub(crate) table: Tensor,
     pairing: Pairing,
 }
 

@@ -77,7 +77,7 @@ impl Packed {
     }
 
     /// The same packing of other words, of the same shape.
-    fn with_words(&self, words: &Tensor) -> Packed {
+    pub(crate) fn with_words(&self, words: &Tensor) -> Packed {
         let (own, new) = (self.words.shape(), words.shape());
         assert!(
             own == new && words.dtype() == DType::U32,

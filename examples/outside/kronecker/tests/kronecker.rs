@@ -1,0 +1,96 @@
+//! The kind obeys the law of sharing on kernels for CPUs and for GPUs, agrees with a reference, and is trained, saved and opened in
+//! a model, through the public interface alone.
+
+use kronecker::{Kronecker, Recipes};
+use std::error::Error;
+use std::sync::Arc;
+use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
+use tiebeam::nn::{Epilogue, Parameters};
+use tiebeam::ops::case::{Array, Case, Input};
+use tiebeam::optim::{AdamW, AdamWConfig, Group};
+use tiebeam::share::{Site, check_law};
+use tiebeam::store::{Checkpoint, File, load_checkpoint, save_checkpoint};
+use tiebeam::{Gpu, Options, Rng, Tensor};
+
+type Outcome = Result<(), Box<dyn Error>>;
+
+#[test]
+fn it_obeys_the_law() -> Outcome {
+    for class in ["cpu", "discrete"] {
+        let gpu = Gpu::open_with(Options::default().device(Some(class.into())))?;
+        // Whole vectors of four, and edges.
+        for ([out, inner], block) in [([8, 12], [4, 2]), ([15, 14], [5, 7]), ([3, 9], [1, 3])] {
+            let site: Arc<dyn Site> =
+                Arc::new(Kronecker::random(&gpu, [out, inner], block, 1.0, &mut Rng::new(1))?);
+            check_law(&site)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn it_agrees_with_a_reference() -> Outcome {
+    let gpu = Gpu::open()?;
+    for rows in [3, 70] {
+        let inputs = vec![Input::normal([rows, 6]), Input::normal([3, 2]), Input::normal([2, 3])];
+        let forward = |x: &[Tensor]| {
+            let site: Arc<dyn Site> = Arc::new(Kronecker::new(&x[1], &x[2]));
+            x[0].linear(&site, Epilogue::default())
+        };
+        let reference = |x: &[Array]| {
+            let w = |i: usize, j: usize| x[1].data[i / 2 * 2 + j / 3] * x[2].data[i % 2 * 3 + j % 3];
+            let term = |at: usize, j: usize| x[0].data[at / 6 * 6 + j] * w(at % 6, j);
+            Array::from_fn([x[0].shape[0], 6], |at| (0..6).map(|j| term(at, j)).sum())
+        };
+        Case::new(format!("{rows} rows"), inputs, forward, reference).ulps(16.0, 32.0).check(&gpu)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn it_is_trained_saved_and_opened_in_a_model() -> Outcome {
+    Recipes::register();
+    let gpu = Gpu::open()?;
+    let config = RecursiveConfig::default().vocab(11).width(16).heads(2).hidden(32).context(8).depth(2);
+    let config = config.sharing(Sharing::named("kronecker 4")?);
+    let model = Recursive::new(&gpu, config, &mut Rng::new(1));
+    let all = Parameters::of(&model);
+    // q of a depth stores two factors of 4 x 4 in place of 16 x 16.
+    assert_eq!(model.blocks[0].attention.q.weight.leaves().iter().map(Tensor::count).sum::<usize>(), 32);
+    let group = Group::new(all.named().iter().map(|(name, leaf)| (name.clone(), leaf)));
+    let mut adamw = AdamW::new(&gpu, vec![group], AdamWConfig::default())?;
+    let tokens: Vec<u32> = (0..16).map(|i| i * 7 % 11).collect();
+    let tokens = Tensor::from_slice(&gpu, &tokens, [2, 8]);
+    let loss = || model.loss(&tokens, &tokens);
+    let first = loss().item()?;
+    for _ in 0..30 {
+        let grads = loss().backward()?;
+        assert_eq!(grads.len(), all.named().len(), "every leaf has a gradient");
+        adamw.step(&grads, 0.02)?;
+    }
+    let last = loss().item()?;
+    assert!(last < first / 4.0, "{last} after {first}");
+
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("model.safetensors");
+    let state = Checkpoint::default().metadata(model.config.metadata());
+    save_checkpoint(&path, all.named(), &state)?;
+
+    let config = RecursiveConfig::from_metadata(File::open(&path)?.metadata())?;
+    assert_eq!(config.sharing.text(), "kronecker 4");
+    let opened = Recursive::new(&gpu, config, &mut Rng::new(2));
+    load_checkpoint(&path, Parameters::of(&opened).named())?;
+    assert_eq!(opened.loss(&tokens, &tokens).item()?, last);
+    Ok(())
+}
+
+#[test]
+fn sizes_that_do_not_fit_are_told() -> Outcome {
+    Recipes::register();
+    let gpu = Gpu::open()?;
+    let told = Kronecker::random(&gpu, [6, 8], [4, 4], 1.0, &mut Rng::new(1)).map(drop).unwrap_err();
+    assert!(told.to_string().contains("blocks of 4 x 4 do not divide [6, 8]"), "{told}");
+    let told = Sharing::named("kronecker").unwrap_err();
+    assert!(told.to_string().contains("write `kronecker 8`"), "{told}");
+    Ok(())
+}

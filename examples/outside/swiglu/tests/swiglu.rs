@@ -1,0 +1,93 @@
+//! The op agrees with its reference in value and gradient, at sizes of 1, of a prime and above a workgroup; its misuse panics at the
+//! caller's line, and a mistake in a kernel is told.
+
+use std::error::Error;
+use std::panic::catch_unwind;
+use swiglu::swiglu;
+use tiebeam::op::{Launch, Source};
+use tiebeam::ops::case::{Array, Case, Input};
+use tiebeam::{DType, Gpu, Tensor};
+
+type Outcome = Result<(), Box<dyn Error>>;
+
+fn reference(x: &[Array]) -> Array {
+    Array::from_fn(x[0].shape, |i| {
+        let (g, u) = (x[0].data[i], x[1].data[i]);
+        g / (1.0 + (-g).exp()) * u
+    })
+}
+
+#[test]
+fn it_agrees_with_a_reference() -> Outcome {
+    let gpu = Gpu::open()?;
+    for shape in [[1, 1], [7, 11], [3, 67]] {
+        let inputs = vec![Input::normal(shape), Input::normal(shape)];
+        let forward = |x: &[Tensor]| swiglu(&x[0], &x[1]);
+        Case::new(format!("{shape:?}"), inputs, forward, reference).ulps(16.0, 32.0).check(&gpu)?;
+        // Strided operands, and types of 16 bits.
+        let turned = [shape[1], shape[0]];
+        let inputs = vec![Input::normal(turned), Input::normal(shape).dtype(DType::F16).fixed()];
+        let forward = |x: &[Tensor]| swiglu(&x[0].t(), &x[1]);
+        let strided = |x: &[Array]| {
+            let [rows, columns] = [x[0].shape[1], x[0].shape[0]];
+            let gate = Array::from_fn([rows, columns], |i| x[0].data[i % columns * rows + i / columns]);
+            reference(&[gate, x[1].clone()])
+        };
+        Case::new(format!("{shape:?} strided"), inputs, forward, strided).ulps(16.0, 32.0).check(&gpu)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_check_finds_a_wrong_gradient() -> Outcome {
+    let gpu = Gpu::open()?;
+    let forward = |x: &[Tensor]| swiglu(&x[0], &x[1].detach());
+    let inputs = vec![Input::normal([3, 4]), Input::normal([3, 4])];
+    let told = Case::new("no gradient of up", inputs, forward, reference).ulps(16.0, 32.0).check(&gpu);
+    let told = told.expect_err("the second gradient is missing").to_string();
+    assert!(told.contains("gradient of input 1"), "{told}");
+    Ok(())
+}
+
+#[test]
+fn misuse_is_told() -> Outcome {
+    let gpu = Gpu::open()?;
+    let [x, y] = [[2, 3], [3, 2]].map(|shape| Tensor::zeros(&gpu, shape));
+    assert!(catch_unwind(|| swiglu(&x, &y)).is_err(), "shapes that differ");
+    // The kernel writes `y`, and another handle would see its elements change.
+    let (source, shared) = (Source::text("nothing", "@compute @workgroup_size(1) fn main() {}"), x.clone());
+    let write = || Launch::new("nothing", &source, "main", [1; 3]).output("y", &shared).turns(0);
+    assert!(catch_unwind(|| drop(write())).is_err(), "a tensor in use");
+    Ok(())
+}
+
+#[test]
+fn a_mistake_in_a_kernel_is_told_with_its_line() -> Outcome {
+    let gpu = Gpu::open()?;
+    let text = "@group(0) @binding(0) var<storage, read_write> y: array<f32>;\n@compute @workgroup_size(1)\nfn main() { y[0] = 1u; }\n";
+    let source = Source::text("halves", text);
+    let y = Tensor::empty(&gpu, "halves", [1], DType::F32);
+    gpu.launch(Launch::new("halves", &source, "main", [1; 3]).output("y", &y).turns(0));
+    let told = y.to_vec::<f32>().expect_err("it does not compile").to_string();
+    assert!(told.contains("halves") && told.contains('3'), "{told}");
+    assert!(gpu.take_fault().is_some());
+    assert_eq!(Tensor::ones(&gpu, [1]).to_vec::<f32>()?, [1.0], "the device works on");
+    Ok(())
+}
+
+/// The kernel of an op of one's own runs with bounds checks: an index far outside touches nothing.
+#[test]
+fn an_index_outside_touches_nothing_else() -> Outcome {
+    let gpu = Gpu::open()?;
+    let text = "@group(0) @binding(0) var<storage, read_write> y: array<f32>;\n@compute @workgroup_size(64)\nfn main(@builtin(local_invocation_index) i: u32) { y[i * 1000000u] = f32(i); }\n";
+    let source = Source::text("outside", text);
+    let around: Vec<Tensor> = (0..4).map(|_| Tensor::ones(&gpu, [1024])).collect();
+    around.iter().for_each(Tensor::evaluate);
+    let y = Tensor::empty(&gpu, "outside", [64], DType::F32);
+    gpu.launch(Launch::new("outside", &source, "main", [1; 3]).output("y", &y).turns(0));
+    y.to_vec::<f32>()?;
+    for x in around {
+        assert!(x.to_vec::<f32>()?.iter().all(|&v| v == 1.0));
+    }
+    Ok(())
+}
