@@ -4,6 +4,7 @@
 //! [`Parameters`] lists the stored tensors once each, however many sites use them, and counts both stored and used elements.
 
 mod distill;
+mod file;
 mod init;
 mod kinds;
 mod module;
@@ -12,6 +13,7 @@ pub use crate::ops::product::matmul::{Activation, Epilogue};
 pub use crate::ops::product::narrow::stored;
 pub use crate::ops::sequence::attention::Mask;
 pub use distill::distillation;
+pub use file::{Loaded, ModuleFile};
 pub use init::Init;
 pub use crate::module;
 pub use module::{Buffer, Module, Parameters, Visit, VisitMut, check_listed, join};

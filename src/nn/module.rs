@@ -42,7 +42,7 @@ use std::sync::Arc;
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
 ///
-/// `net.parameters()` also gives `save` and `load` in [`store`](crate::store): see [`Parameters`].
+/// `save` and `load` are those of [`ModuleFile`](super::ModuleFile), which every module has.
 pub trait Module {
     /// Shows every field to `visit`, under its name.
     fn visit(&self, visit: &mut Visit);

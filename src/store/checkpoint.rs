@@ -16,7 +16,7 @@ use crate::setters::setters;
 use crate::shape::{MAX_AXES, Shape};
 use crate::tensor::Tensor;
 
-const STATE: &str = "optimizer/";
+pub(crate) const OPTIMIZER: &str = "optimizer/";
 const RESERVED: &str = "tiebeam.";
 const FORMAT: &str = "tiebeam.checkpoint";
 const STEP: &str = "tiebeam.step";
@@ -79,10 +79,10 @@ setters!(Checkpoint {
 /// the device has failed.
 pub fn save_checkpoint(path: impl AsRef<Path>, params: &[(String, Tensor)], run: &Checkpoint) -> Result<()> {
     let path = path.as_ref();
-    if let Some((name, _)) = params.iter().find(|(name, _)| name.starts_with(STATE)) {
+    if let Some((name, _)) = params.iter().find(|(name, _)| name.starts_with(OPTIMIZER)) {
         return Err(Error::format(
             path,
-            format!("parameter `{name}`: names under `{STATE}` are the optimizer's"),
+            format!("parameter `{name}`: names under `{OPTIMIZER}` are the optimizer's"),
         ));
     }
     if let Some(key) = run.metadata.keys().find(|key| key.starts_with(RESERVED)) {
@@ -96,7 +96,7 @@ pub fn save_checkpoint(path: impl AsRef<Path>, params: &[(String, Tensor)], run:
         metadata.insert(RNG.into(), format!("{seed} {draws}"));
     }
     let state =
-        run.optimizer.iter().map(|(name, shape, data)| Entry::f32(format!("{STATE}{name}"), shape, data));
+        run.optimizer.iter().map(|(name, shape, data)| Entry::f32(format!("{OPTIMIZER}{name}"), shape, data));
     let (names, tensors): (Vec<_>, Vec<_>) = params.iter().map(|(name, tensor)| (name, tensor)).unzip();
     of_one_moment(&tensors, |tensors| {
         let params = names.into_iter().zip(tensors).map(|(name, tensor)| entry(name, tensor));
@@ -162,8 +162,8 @@ fn run(file: &File) -> Result<Checkpoint> {
         Some(text) => Some(state(text).ok_or_else(|| wrong(format!("`{RNG}` is `{text}`, no two numbers")))?),
     };
     let mut optimizer = Vec::new();
-    for name in file.names().filter(|name| name.starts_with(STATE)) {
-        optimizer.push((name[STATE.len()..].to_string(), shape(file, name)?, file.tensor_f32(name)?));
+    for name in file.names().filter(|name| name.starts_with(OPTIMIZER)) {
+        optimizer.push((name[OPTIMIZER.len()..].to_string(), shape(file, name)?, file.tensor_f32(name)?));
     }
     let own = |key: &String| key.starts_with(RESERVED);
     let metadata =
@@ -192,7 +192,7 @@ fn check(file: &File, params: &[(String, Tensor)]) -> Result<()> {
         }
     }
     let known: HashSet<&str> = params.iter().map(|(name, _)| name.as_str()).collect();
-    match file.names().find(|name| !name.starts_with(STATE) && !known.contains(name)) {
+    match file.names().find(|name| !name.starts_with(OPTIMIZER) && !known.contains(name)) {
         Some(name) => Err(other(format!("tensor `{name}` is none of the model's"))),
         None => Ok(()),
     }
@@ -292,7 +292,7 @@ fn shape(file: &File, name: &str) -> Result<Shape> {
     Ok(Shape::new(sizes))
 }
 
-fn stored(dtype: DType) -> FileDType {
+pub(crate) fn stored(dtype: DType) -> FileDType {
     match dtype {
         DType::F32 => FileDType::F32,
         DType::F16 => FileDType::F16,

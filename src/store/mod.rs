@@ -23,6 +23,7 @@ mod sharding;
 mod weights;
 
 pub use bytes::bf16_bytes;
+pub(crate) use checkpoint::{OPTIMIZER, stored};
 pub use checkpoint::{
     Checkpoint, load_checkpoint, load_tensors, load_tensors_as_stored, save_checkpoint, save_tensors,
 };

@@ -199,7 +199,7 @@ fn forces_are_the_gradient_of_the_table() {
 fn what_cannot_be_trained_says_so() {
     let (full, frames) = (potential(), [frame(1)]);
     let mut fast = full.tabulate(9).unwrap();
-    assert!(Parameters::of(&fast.net).named().is_empty());
+    assert!(Parameters::of(&fast.net).trainable().is_empty());
     let batch = fast.batch(&[&frames[0]]).unwrap();
     let refused = |message: String| assert!(message.contains("a copy by tables, for inference"), "{message}");
     refused(fast.loss(&batch, 1.0, 1e-3).err().unwrap().to_string());

@@ -364,8 +364,7 @@ impl Ponita {
         path: impl AsRef<Path>,
         more: impl IntoIterator<Item = (String, String)>,
     ) -> Result<()> {
-        // A network for inference has no leaves, so its parameters are made leaves here.
-        let all = Parameters::of(&self.mapped(&|w| w.detach().requires_grad()));
+        let all = Parameters::of(self);
         let grid = self.grid.tensor(self.embed.gpu());
         let tensors = all.named().iter().map(|(n, t)| (n.as_str(), t)).chain([(GRID, &grid)]);
         let metadata = more.into_iter().chain([(CONFIG.to_string(), self.config.to_json())]).collect();
