@@ -77,11 +77,7 @@ const VARIANTS: [(&str, &str, &str); 9] = [
     ("tied-lora", "tied-lora rank 16 scale 1", "one block, and rank 16 of each depth's own"),
     ("tied-lora-4", "tied-lora rank 4 scale 1", "one block, and rank 4 of each depth's own"),
     ("cycle-2", "cycle 2 rank 0", "two blocks in turn"),
-    (
-        "cycle-2-lora",
-        "cycle 2 rank 8",
-        "two blocks in turn, and rank 8 of each depth's own",
-    ),
+    ("cycle-2-lora", "cycle 2 rank 8", "two blocks in turn, and rank 8 of each depth's own"),
     ("masa-qkv", "dictionary 2 output false", "q, k, v from two atoms each"),
     ("masa-qkvo", "dictionary 2 output true", "q, k, v, o from two atoms each"),
     ("low-rank", "low-rank 21", "q, k, v, o of rank width / 6"),

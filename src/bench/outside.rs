@@ -55,7 +55,9 @@ fn entry(site: Arc<dyn Site>, rows: usize, backward: bool) -> Entry {
     let [out, inner] = site.size();
     let which = if backward { " backward" } else { "" };
     let shape = format!("{rows}x{inner}x{out}{which}");
-    Entry::new(site.name(), shape, move |gpu| if backward { gradient(gpu, &site, rows) } else { value(gpu, &site, rows) })
+    Entry::new(site.name(), shape, move |gpu| {
+        if backward { gradient(gpu, &site, rows) } else { value(gpu, &site, rows) }
+    })
 }
 
 /// Bytes of what a site stores.

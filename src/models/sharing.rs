@@ -124,7 +124,8 @@ impl Sharing {
         drop(known);
         let Some(parse) = parse else {
             let names = names.join(", ");
-            let message = format!("sharing '{text}': this program knows {names}; others must be registered first");
+            let message =
+                format!("sharing '{text}': this program knows {names}; others must be registered first");
             return Err(Error::config(message));
         };
         parse(&words[1..]).map_err(|error| Error::config(format!("sharing '{text}': {error}")))
@@ -278,8 +279,7 @@ impl Recipe for Fold {
         if self.group == 0 {
             return Err(Error::config("a group has at least one depth"));
         }
-        let groups: Vec<_> =
-            (0..depth.div_ceil(self.group)).map(|_| drawn(gpu, matrices, rng)).collect();
+        let groups: Vec<_> = (0..depth.div_ceil(self.group)).map(|_| drawn(gpu, matrices, rng)).collect();
         let block = |t: usize| groups[t / self.group].iter().map(tied).collect();
         Ok(Sites { by_depth: (0..depth).map(block).collect(), dictionaries: Vec::new() })
     }
@@ -360,8 +360,20 @@ mod tests {
         for sharing in all {
             assert_eq!(Sharing::named(&sharing.text()).unwrap(), sharing);
         }
-        for wrong in ["", "tied 3", "cycle", "cycle two rank 0", "cycle 2 rank", "dictionary 2", "tied-lora 4", "fold 2 3"] {
-            assert!(Sharing::named(wrong).unwrap_err().to_string().contains(&format!("'{wrong}'")), "{wrong}");
+        for wrong in [
+            "",
+            "tied 3",
+            "cycle",
+            "cycle two rank 0",
+            "cycle 2 rank",
+            "dictionary 2",
+            "tied-lora 4",
+            "fold 2 3",
+        ] {
+            assert!(
+                Sharing::named(wrong).unwrap_err().to_string().contains(&format!("'{wrong}'")),
+                "{wrong}"
+            );
         }
     }
 }

@@ -5,7 +5,9 @@
 //! are in a random order, which is undone afterwards, so that other tokens meet in a group. Source: arXiv 2111.05297.
 
 use crate::gpu::Gpu;
-use crate::nn::{Activation, Attention, Block, Init, Linear, Mask, Mlp, Module, Norm, Visit, VisitMut, module};
+use crate::nn::{
+    Activation, Attention, Block, Init, Linear, Mask, Mlp, Module, Norm, Visit, VisitMut, module,
+};
 use crate::rng::Rng;
 use crate::tensor::Tensor;
 

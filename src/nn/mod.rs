@@ -9,13 +9,13 @@ mod init;
 mod kinds;
 mod module;
 
+pub use crate::module;
 pub use crate::ops::product::matmul::{Activation, Epilogue};
 pub use crate::ops::product::narrow::stored;
 pub use crate::ops::sequence::attention::Mask;
 pub use distill::distillation;
 pub use file::{Loaded, ModuleFile};
 pub use init::Init;
-pub use crate::module;
 pub use module::{Buffer, Module, Parameters, Visit, VisitMut, check_listed, join};
 
 use crate::gpu::Gpu;

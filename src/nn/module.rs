@@ -77,7 +77,10 @@ pub trait Module {
         // Everything is made before anything is replaced.
         let mut made = HashMap::new();
         for item in self.parameters().items {
-            made.insert(Identity::of(&item.tensor), (item.tensor.clone(), change(&item.names[0], &item.tensor)?));
+            made.insert(
+                Identity::of(&item.tensor),
+                (item.tensor.clone(), change(&item.names[0], &item.tensor)?),
+            );
         }
         self.visit_mut(&mut VisitMut { made: &made });
         Ok(())
@@ -97,7 +100,8 @@ pub trait Module {
     where
         Self: Sized,
     {
-        let parameters: Vec<String> = self.parameters().named().iter().map(|(name, _)| name.clone()).collect();
+        let parameters: Vec<String> =
+            self.parameters().named().iter().map(|(name, _)| name.clone()).collect();
         let trained = |name: &str, x: &Tensor| {
             x.dtype().is_float() && chosen(name) && parameters.iter().any(|parameter| parameter == name)
         };

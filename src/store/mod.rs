@@ -23,10 +23,10 @@ mod sharding;
 mod weights;
 
 pub use bytes::bf16_bytes;
-pub(crate) use checkpoint::{OPTIMIZER, stored};
 pub use checkpoint::{
     Checkpoint, load_checkpoint, load_tensors, load_tensors_as_stored, save_checkpoint, save_tensors,
 };
+pub(crate) use checkpoint::{OPTIMIZER, stored};
 pub use dtype::FileDType;
 pub(crate) use file::nearest;
 pub use file::{File, Info};

@@ -6,6 +6,7 @@ mod files;
 mod folders;
 mod graphs;
 mod law;
+mod modules;
 mod optim;
 mod overflow;
 mod packed;

@@ -187,8 +187,7 @@ fn a_scope_keeps_nothing_of_earlier_steps() {
 fn backward_inside_a_scope_computes_what_it_does_outside() {
     let gpu = gpu();
     let (x, y) = (ids(gpu, 1, [3, 16]), ids(gpu, 2, [3, 16]));
-    for sharing in [Sharing::tied_lora(2, 1.0), Sharing::dictionary(3, true)]
-    {
+    for sharing in [Sharing::tied_lora(2, 1.0), Sharing::dictionary(3, true)] {
         let model = Recursive::new(gpu, config(sharing.clone()), &mut Rng::new(3));
         let all = Parameters::of(&model);
         let of = |inside: bool| {

@@ -1,0 +1,224 @@
+//! Modules: every model lists the leaves that it uses, under names that stay, and what is listed can be replaced, moved, frozen,
+//! saved and loaded.
+
+use crate::support::folder::Folder;
+use crate::support::{download, gpu, other_kernels};
+use std::collections::BTreeSet;
+use tiebeam::geometry::{Graph, Grid, Ponita, PonitaConfig, PonitaInput};
+use tiebeam::models::foldgpt::Gated;
+use tiebeam::models::mor::{Keys, Mor, Routing};
+use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
+use tiebeam::models::sret::Sliced;
+use tiebeam::models::widenet::{Experts, WideNet};
+use tiebeam::nn::{
+    Buffer, Init, Linear, Loaded, Mask, Module, ModuleFile, Norm, Parameters, check_listed, module,
+};
+use tiebeam::share::{LowRank, Site};
+use tiebeam::store::{Checkpoint, File, save_checkpoint};
+use tiebeam::{DType, Gpu, Rng, Tensor};
+
+fn recursive(sharing: Sharing) -> Recursive {
+    let config = RecursiveConfig::default().vocab(11).width(16).heads(2).hidden(24).context(8).depth(3);
+    Recursive::new(gpu(), config.sharing(sharing), &mut Rng::new(5))
+}
+
+fn stream(gpu: &Gpu) -> Tensor {
+    Tensor::randn(gpu, [2, 4, 16], &mut Rng::new(6))
+}
+
+/// Checks that a model lists what it uses, and that every leaf that it lists can be replaced and moved.
+fn walked<M: Module>(what: &str, mut model: M, loss: impl Fn(&M, &Gpu) -> Tensor) {
+    check_listed(&model, &loss(&model, gpu())).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let leaves = |model: &M| -> BTreeSet<u64> {
+        model.parameters().named().iter().map(|(_, x)| x.leaf_id().expect("a leaf")).collect()
+    };
+    let names = |model: &M| model.parameters().all().map(|(names, _)| names.to_vec()).collect::<Vec<_>>();
+    let (old, old_names, want) = (leaves(&model), names(&model), download(&loss(&model, gpu())));
+    model.map(|_, x| Ok(x.detach().copy().requires_grad())).unwrap();
+    assert!(old.is_disjoint(&leaves(&model)), "{what}: an old leaf is still there");
+    assert_eq!(names(&model), old_names, "{what}: what was tied is tied");
+    assert_eq!(download(&loss(&model, gpu())), want, "{what}");
+    check_listed(&model, &loss(&model, gpu())).unwrap_or_else(|error| panic!("{what}: {error}"));
+    model.to(other_kernels()).unwrap();
+    let moved = download(&loss(&model, other_kernels()));
+    assert!((moved[0] - want[0]).abs() <= 1e-4 * want[0].abs(), "{what}: {moved:?}, not {want:?}");
+    model.freeze(|_| true);
+    assert_eq!(model.parameters().named().len(), old.len(), "{what}: frozen parameters are parameters");
+    assert!(model.parameters().trainable().is_empty());
+    model.unfreeze(|_| true);
+    assert_eq!(leaves(&model).len(), old.len(), "{what}");
+}
+
+#[test]
+fn every_model_lists_what_it_uses_and_replaces_what_it_lists() {
+    let tokens =
+        |gpu: &Gpu| Tensor::from_slice(gpu, &(0..16u32).map(|i| i * 7 % 11).collect::<Vec<_>>(), [2, 8]);
+    let all = [
+        Sharing::none(),
+        Sharing::tied(),
+        Sharing::tied_lora(2, 0.5),
+        Sharing::cycle(3, 2),
+        Sharing::fold(2),
+        Sharing::dictionary(2, true),
+        Sharing::low_rank(3),
+    ];
+    for sharing in all {
+        let model = recursive(sharing.clone());
+        walked(&sharing.text(), model, |m, gpu| m.loss(&tokens(gpu), &tokens(gpu)));
+    }
+    let gated = Gated::new(recursive(Sharing::none()));
+    walked("foldgpt", gated, |m, gpu| m.forward(&tokens(gpu)).cross_entropy(&tokens(gpu), None));
+    for (routing, keys) in [(Routing::Expert, Keys::Recursion), (Routing::Token, Keys::Shared)] {
+        let block = recursive(Sharing::none()).blocks.remove(0);
+        let mor = Mor::new(gpu(), block, 3, routing, keys, &mut Rng::new(8));
+        walked("mor", mor, |m, gpu| m.forward(&stream(gpu), &[4, 2, 1]).unwrap().0.square().mean_all());
+    }
+    let experts = Experts::new(gpu(), [16, 12], [4, 2], &mut Rng::new(9));
+    let net = WideNet::new(gpu(), 16, 2, 3, experts, &mut Rng::new(9));
+    walked("widenet", net, |m, gpu| {
+        let (y, balance) = m.forward(&stream(gpu), &Mask::Causal, None);
+        y.square().mean_all().add(&balance.sum_all().scale(0.01))
+    });
+    let net = Sliced::new(gpu(), 16, 2, 24, &[4, 4, 4], &mut Rng::new(3));
+    walked("sret", net, |m, gpu| m.forward(&stream(gpu), &mut Rng::new(1)).square().mean_all());
+    let config = PonitaConfig::default().channels(4).hidden(8).basis(4).layers(2);
+    let net = Ponita::new(gpu(), config, Grid::cube(), &mut Rng::new(11)).unwrap();
+    walked("ponita", net, |m, gpu| {
+        let positions: Vec<f32> = (0..15).map(|i| (i * i % 7) as f32 * 0.3).collect();
+        let graph = Graph::full(gpu, &positions, 3, &[5], true).unwrap();
+        let scalars = Tensor::ones(gpu, [5, 1]);
+        m.forward(&graph, &PonitaInput::scalars(&scalars)).scalars.square().mean_all()
+    });
+}
+
+/// A layer that reads a field which it does not list.
+struct Forgets {
+    layer: Linear,
+    scale: Tensor,
+}
+
+module!(Forgets { layer });
+
+#[test]
+fn a_field_that_is_not_listed_is_found() {
+    let layer = Linear::new(gpu(), 3, 2, false, Init::KaimingUniform, &mut Rng::new(1));
+    let net = Forgets { layer, scale: Tensor::ones(gpu(), [7, 1]).requires_grad() };
+    let loss = net.layer.forward(&Tensor::ones(gpu(), [1, 3])).mul(&net.scale).sum_all();
+    let error = check_listed(&net, &loss).unwrap_err().to_string();
+    assert!(error.contains("1 leaves that it does not list") && error.contains("[7, 1]"), "{error}");
+}
+
+/// A matrix at three places, one of them with a low-rank part and frozen, a norm, and a running mean.
+struct Net {
+    layers: Vec<Linear>,
+    norm: Option<Norm>,
+    mean: Buffer,
+}
+
+module!(Net { layers, norm, mean => "running.mean" });
+
+fn net(seed: u64) -> Net {
+    let rng = &mut Rng::new(seed);
+    let theta = Init::Normal(1.0).leaf(gpu(), [4, 4], rng);
+    let a = Init::Normal(1.0).leaf(gpu(), [2, 4], rng).detach();
+    let b = Init::Normal(1.0).leaf(gpu(), [4, 2], rng);
+    let low = Linear::from_site(LowRank::new(&theta, &a, &b, 0.5).shared(), None);
+    let layers = vec![Linear::tied(&theta), Linear::tied(&theta), low];
+    let mean = Buffer(Tensor::randn(gpu(), [4], rng));
+    Net { layers, norm: Some(Norm::layer(gpu(), 4, 1e-5)), mean }
+}
+
+impl Net {
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let x = self.layers.iter().fold(x.sub(&self.mean), |x, layer| layer.forward(&x));
+        self.norm.as_ref().map_or(x.clone(), |norm| norm.forward(&x))
+    }
+}
+
+#[test]
+fn tied_leaves_have_all_their_names_and_buffers_are_apart() {
+    let net = net(1);
+    let all = Parameters::of(&net);
+    let names: Vec<&str> = all.named().iter().map(|(name, _)| &**name).collect();
+    let want = ["layers.0.weight", "layers.2.lora_a", "layers.2.lora_b", "norm.gain", "norm.bias"];
+    assert_eq!(names, want);
+    let theta = &net.layers[0].weight.leaves()[0];
+    assert_eq!(all.names(theta), ["layers.0.weight", "layers.1.weight", "layers.2.weight"]);
+    assert_eq!(all.buffers().map(|(name, _)| name).collect::<Vec<_>>(), ["running.mean"]);
+    assert_eq!((all.stored(), all.used()), (16 + 8 + 8 + 8, 48 + 8));
+    assert_eq!(all.trainable().len(), 4, "a frozen leaf is a parameter that is not trained");
+}
+
+#[test]
+fn what_is_cast_stays_tied_and_a_failed_change_changes_nothing() {
+    let mut net = net(1);
+    let x = Tensor::ones(gpu(), [1, 4]);
+    let want = download(&net.forward(&x));
+    let error = net.map(|name, x| match name {
+        "norm.bias" => Err(tiebeam::Error::config("no")),
+        _ => Ok(x.scale(2.0)),
+    });
+    assert!(error.is_err());
+    assert_eq!(download(&net.forward(&x)), want);
+    net.cast(DType::F16);
+    let all = Parameters::of(&net);
+    assert!(all.named().iter().all(|(_, x)| x.dtype() == DType::F16));
+    assert_eq!(all.named().len(), 5);
+    for (got, want) in download(&net.forward(&x)).iter().zip(&want) {
+        assert!((got - want).abs() < 0.02, "{got}, not {want}");
+    }
+}
+
+#[test]
+fn a_module_is_saved_and_loaded_in_place() {
+    let folder = Folder::new("modules");
+    let path = folder.join("net.safetensors");
+    let (from, to) = (net(1), net(2));
+    from.save(&path).unwrap();
+    let file = File::open(&path).unwrap();
+    assert_eq!(file.names().len(), 6, "a tied matrix is written once, and the buffer too");
+    assert_eq!(file.metadata()["layers.2.weight"], "layers.0.weight");
+    let x = Tensor::ones(gpu(), [1, 4]);
+    let leaf = to.layers[1].weight.leaves()[0].leaf_id();
+    to.load(&path).unwrap();
+    assert_eq!(download(&to.forward(&x)), download(&from.forward(&x)));
+    assert_eq!(to.layers[1].weight.leaves()[0].leaf_id(), leaf, "the leaves are the same");
+    // In another type, floats are converted.
+    let mut half = net(3);
+    half.cast(DType::Bf16);
+    half.load(&path).unwrap();
+    assert_eq!(half.mean.dtype(), DType::Bf16);
+    // A checkpoint of a run is read too.
+    let state = Checkpoint::default().optimizer(vec![("m/x".into(), [1].into(), vec![1.0])]);
+    save_checkpoint(&path, Parameters::of(&from).named(), &state).unwrap();
+    let loaded = to.load_partly(&path).unwrap();
+    assert_eq!((loaded.missing, loaded.unexpected), (vec!["running.mean".to_string()], vec![]));
+}
+
+#[test]
+fn what_a_file_lacks_and_has_besides_is_told() {
+    let folder = Folder::new("modules-other");
+    let path = folder.join("net.safetensors");
+    let (mut other, own) = (net(1), net(2));
+    other.norm = None;
+    other.layers.push(Linear::tied(&Tensor::ones(gpu(), [4, 4]).requires_grad()));
+    other.save(&path).unwrap();
+    let x = Tensor::ones(gpu(), [1, 4]);
+    let before = download(&own.forward(&x));
+    let error = own.load(&path).unwrap_err().to_string();
+    assert!(error.contains("lacks norm.gain, norm.bias and has layers.3.weight besides"), "{error}");
+    assert_eq!(download(&own.forward(&x)), before, "nothing has changed");
+    let loaded = own.load_partly(&path).unwrap();
+    assert_eq!(loaded.missing, ["norm.gain", "norm.bias"]);
+    assert_eq!(loaded.unexpected, ["layers.3.weight"]);
+    assert_ne!(loaded, Loaded::default());
+    assert_ne!(download(&own.forward(&x)), before);
+    // Another shape is never read.
+    let wide = Net { mean: Buffer(Tensor::ones(gpu(), [5])), ..net(4) };
+    let error = wide.load_partly(&path).unwrap_err().to_string();
+    assert!(error.contains("`running.mean` is [4], the model's is [5]"), "{error}");
+    // A tensor under one of its other names is found.
+    let first = Net { layers: vec![net(5).layers.remove(0)], ..net(5) };
+    first.save(&path).unwrap();
+    assert_eq!(own.load_partly(&path).unwrap().missing, ["layers.2.lora_a", "layers.2.lora_b"]);
+}
