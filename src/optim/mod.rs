@@ -29,53 +29,35 @@
 //! optimizer at a time. When it is dropped, or could not be made, another one can take them, with the values that they
 //! have. Once another has taken them, steps recorded before return an error and must be recorded again.
 
+mod adam;
 mod adamw;
 mod arena;
 mod events;
+mod group;
+mod lion;
+mod rmsprop;
+mod rule;
 mod scale;
 mod schedule;
 mod sgd;
 mod state;
+mod stepper;
 mod taken;
 
+pub use adam::{Adam, AdamConfig};
 pub use adamw::{AdamW, AdamWConfig};
 pub use events::{StepEvent, Watch};
+pub use group::Group;
+pub use lion::{Lion, LionConfig};
+pub use rmsprop::{RmsProp, RmsPropConfig};
+pub use rule::Rule;
 pub use scale::{LossScale, LossScaleConfig};
 pub use schedule::Schedule;
 pub use sgd::{Sgd, SgdConfig};
+pub use stepper::{Optimizer, Stepper};
 
-use crate::error::{Error, Result};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
-
-/// Parameters that share settings.
-#[derive(Clone, Debug)]
-pub struct Group {
-    /// Leaves by name; the names must be unique over all groups of an optimizer.
-    pub params: Vec<(String, Tensor)>,
-    /// The fraction of a weight that a step at learning rate 1 removes. Use 0 for norms and biases.
-    pub weight_decay: f32,
-    /// Multiplies the learning rate of every step.
-    pub lr_scale: f32,
-}
-
-impl Group {
-    /// Makes a group without weight decay, at the unscaled learning rate.
-    pub fn new<'a, N: Into<String>>(params: impl IntoIterator<Item = (N, &'a Tensor)>) -> Group {
-        let params = params.into_iter().map(|(name, tensor)| (name.into(), tensor.clone())).collect();
-        Group { params, weight_decay: 0.0, lr_scale: 1.0 }
-    }
-
-    /// Sets the weight decay.
-    pub fn weight_decay(self, weight_decay: f32) -> Group {
-        Group { weight_decay, ..self }
-    }
-
-    /// Sets the factor of the learning rate.
-    pub fn lr_scale(self, lr_scale: f32) -> Group {
-        Group { lr_scale, ..self }
-    }
-}
 
 /// The result of a step.
 #[derive(Clone, Debug)]
@@ -88,27 +70,3 @@ pub struct StepInfo {
 
 /// A named part of an optimizer's state, such as `m/blocks.wq`.
 pub type StateTensor = (String, Shape, Vec<f32>);
-
-/// Checks the setting `name`, which must be finite and at least 0.
-fn at_least_zero(op: &str, name: &str, value: f64) -> Result<()> {
-    if value.is_finite() && value >= 0.0 {
-        return Ok(());
-    }
-    Err(Error::config(format!("{op}: {name} is {value}; use a finite number, 0 or more")))
-}
-
-fn below_one(op: &str, name: &str, value: f64) -> Result<()> {
-    if (0.0..1.0).contains(&value) {
-        return Ok(());
-    }
-    Err(Error::config(format!("{op}: {name} is {value}; use a number from 0 up to but not 1, such as 0.9")))
-}
-
-fn check_clip(op: &str, clip: Option<f32>) -> Result<()> {
-    match clip {
-        Some(clip) if !(clip.is_finite() && clip > 0.0) => {
-            Err(Error::config(format!("{op}: clip is {clip}; use a finite number above 0, or None")))
-        }
-        _ => Ok(()),
-    }
-}
