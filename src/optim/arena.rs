@@ -24,7 +24,7 @@ use std::sync::{Arc, LazyLock};
 /// Alignment of tensors in an arena, in bytes. With it, every adapter can bind each of them.
 const ALIGN: u64 = 256;
 /// Elements per chunk, which one workgroup processes.
-const CHUNK: usize = 1024;
+pub(super) const CHUNK: usize = 1024;
 /// The largest arena: element numbers are 32 bits.
 const MOST: u64 = 1 << 32;
 /// The state of gradients without a loss scale: see `Scaling`.
@@ -100,10 +100,8 @@ impl Arenas {
         let op = plan.op;
         gpu.check()?;
         recording::refuse(gpu, "an optimizer made")?;
-        let device = gpu.limits().max_storage_buffer_binding_size.min(gpu.limits().max_buffer_size);
-        let most = plan.arena_limit.unwrap_or(MOST).min(MOST).min(device);
         let mut leaves: Vec<Leaf> = Vec::new();
-        let mut sizes = vec![0u64];
+        let mut sizes = Sizes::new(gpu, plan.arena_limit);
         let (mut names, mut values) = (HashSet::new(), HashSet::new());
         for Group { params, weight_decay, lr_scale } in groups {
             at_least_zero(op, "weight decay", weight_decay.into())?;
@@ -116,14 +114,7 @@ impl Arenas {
                     values.insert(Arc::as_ptr(&tensor.value)),
                     "{op}: `{name}` holds the elements of another parameter; list a tied weight once"
                 );
-                let bytes = DType::F32.buffer_bytes(tensor.count());
-                let mut offset = sizes[sizes.len() - 1].next_multiple_of(ALIGN);
-                if offset > 0 && offset + bytes > most {
-                    sizes.push(0);
-                    offset = 0;
-                }
-                let arena = sizes.len() - 1;
-                sizes[arena] = offset + bytes;
+                let (arena, offset) = sizes.place(tensor.count());
                 leaves.push(Leaf { name, tensor, arena, offset, part: None, lr_scale, weight_decay });
             }
         }
@@ -133,7 +124,7 @@ impl Arenas {
             params: zeros(op, gpu, bytes),
             moments: plan.moments.iter().map(|_| zeros(op, gpu, bytes)).collect(),
         };
-        let arenas: Vec<Arena> = sizes.into_iter().map(arena).collect();
+        let arenas: Vec<Arena> = sizes.bytes.into_iter().map(arena).collect();
         let log = zeros(op, gpu, Log::bytes(leaves.len()));
         log.spare();
         let [unscaled, own] = [(); 2].map(|()| Tensor::from_slice(gpu, &UNSCALED, [4]));
@@ -418,8 +409,35 @@ impl Leaf {
     }
 }
 
+/// The sizes of arenas that are being filled, in bytes.
+pub(super) struct Sizes {
+    pub bytes: Vec<u64>,
+    most: u64,
+}
+
+impl Sizes {
+    /// No tensor yet, and arenas of at most `limit` bytes.
+    pub fn new(gpu: &Gpu, limit: Option<u64>) -> Sizes {
+        let device = gpu.limits().max_storage_buffer_binding_size.min(gpu.limits().max_buffer_size);
+        Sizes { bytes: vec![0], most: limit.unwrap_or(MOST).min(MOST).min(device) }
+    }
+
+    /// Returns the arena of the next tensor, and its offset there in bytes.
+    pub fn place(&mut self, elements: usize) -> (usize, u64) {
+        let bytes = DType::F32.buffer_bytes(elements);
+        let mut offset = self.bytes[self.bytes.len() - 1].next_multiple_of(ALIGN);
+        if offset > 0 && offset + bytes > self.most {
+            self.bytes.push(0);
+            offset = 0;
+        }
+        let arena = self.bytes.len() - 1;
+        self.bytes[arena] = offset + bytes;
+        (arena, offset)
+    }
+}
+
 /// A whole buffer.
-fn whole(buffer: &Arc<Buffer>) -> kernel::Part {
+pub(super) fn whole(buffer: &Arc<Buffer>) -> kernel::Part {
     kernel::Part { buffer: buffer.clone(), offset: 0, size: buffer.size }
 }
 
@@ -439,7 +457,7 @@ fn check_leaf(op: &str, gpu: &Gpu, name: &str, tensor: &Tensor) {
 }
 
 /// Makes a buffer of zeros, so that the gaps between the tensors of an arena are defined too.
-fn zeros(op: &'static str, gpu: &Gpu, bytes: u64) -> Arc<Buffer> {
+pub(super) fn zeros(op: &'static str, gpu: &Gpu, bytes: u64) -> Arc<Buffer> {
     let buffer = gpu.alloc(op, bytes);
     let shape = Shape::new(&[bytes as usize / 4]);
     let whole = Tensor::from_place(gpu, shape, DType::F32, Place { buffer: buffer.clone(), offset: 0 });

@@ -32,9 +32,12 @@
 mod adam;
 mod adamw;
 mod arena;
+mod clip;
+mod ema;
 mod events;
 mod group;
 mod lion;
+mod plateau;
 mod rmsprop;
 mod rule;
 mod scale;
@@ -46,9 +49,12 @@ mod taken;
 
 pub use adam::{Adam, AdamConfig};
 pub use adamw::{AdamW, AdamWConfig};
+pub use clip::{clip_grad_norm, clip_grad_value};
+pub use ema::Ema;
 pub use events::{StepEvent, Watch};
 pub use group::Group;
 pub use lion::{Lion, LionConfig};
+pub use plateau::{PlateauConfig, ReduceOnPlateau};
 pub use rmsprop::{RmsProp, RmsPropConfig};
 pub use rule::Rule;
 pub use scale::{LossScale, LossScaleConfig};
