@@ -198,7 +198,7 @@ mod tests {
         ];
         check(config, &values, &want);
         let config = PlateauConfig::default().factor(0.5).patience(1).threshold(0.1).maximize(true);
-        let values = [1.0, 1.05, 1.1, 1.2, 1.3, 1.31, 1.32, 1.33, 1.34, 1.35];
+        let values = [1.0, 1.05, 1.09, 1.2, 1.3, 1.31, 1.32, 1.33, 1.34, 1.35];
         check(config, &values, &[0.8, 0.8, 0.4, 0.4, 0.4, 0.2, 0.2, 0.2, 0.2, 0.1]);
     }
 

@@ -55,19 +55,19 @@ pub enum Schedule {
         /// Number of steps between two changes, above 0.
         every: u64,
         /// The factor of each change.
-        gamma: f32,
+        gamma: f64,
     },
     /// `base gamma^k`, where `k` is the number of milestones up to `n`.
     MultiStep {
         /// The steps from which on the rate is lower, in any order.
         milestones: Vec<u64>,
         /// The factor of each change.
-        gamma: f32,
+        gamma: f64,
     },
     /// `base gamma^n`.
     Exponential {
         /// The factor of each step.
-        gamma: f32,
+        gamma: f64,
     },
     /// `base (1 - n / total)^power`, and 0 from step `total` on.
     Polynomial {
@@ -126,12 +126,12 @@ impl Schedule {
                 let (at, period) = since_restart(n, period.max(1), factor.max(1));
                 cosine(1.0, floor.into(), at as f64 / period as f64)
             }
-            Schedule::Step { every, gamma } => f64::from(gamma).powf((n / every.max(1)) as f64),
+            Schedule::Step { every, gamma } => gamma.powf((n / every.max(1)) as f64),
             Schedule::MultiStep { ref milestones, gamma } => {
                 let reached = milestones.iter().filter(|&&at| at <= n).count();
-                f64::from(gamma).powf(reached as f64)
+                gamma.powf(reached as f64)
             }
-            Schedule::Exponential { gamma } => f64::from(gamma).powf(n as f64),
+            Schedule::Exponential { gamma } => gamma.powf(n as f64),
             Schedule::Polynomial { total, power } => {
                 if n < total {
                     (1.0 - n as f64 / total as f64).powf(power.into())

@@ -1,12 +1,14 @@
 //! The engine: device, tensors, tape, recorded steps, optimizers, sharing, files.
 
 mod assignment;
+mod averages;
 mod device;
 mod files;
 mod folders;
 mod graphs;
 mod law;
 mod optim;
+mod optimizers;
 mod overflow;
 mod packed;
 mod precision;
