@@ -59,8 +59,10 @@ pub struct Ema {
     updates: Arc<AtomicU64>,
     /// Whether the averages are in the parameters' places, and the parameters in theirs.
     swapped: bool,
-    /// The dispatches of an update, for parameters at these places.
-    spans: (Vec<(Weak<Buffer>, u64)>, Arc<Vec<Span>>),
+    /// The places of the parameters for which `spans` was made.
+    homes: Vec<(Weak<Buffer>, u64)>,
+    /// The dispatches of an update.
+    spans: Arc<Vec<Span>>,
 }
 
 struct Leaf {
@@ -132,7 +134,8 @@ impl Ema {
             arenas,
             updates: Arc::default(),
             swapped: false,
-            spans: Default::default(),
+            homes: Vec::new(),
+            spans: Arc::default(),
         })
     }
 
@@ -336,44 +339,58 @@ impl Ema {
 
     /// Returns the dispatches for parameters at these places.
     fn spans(&mut self, homes: &[Place]) -> Arc<Vec<Span>> {
-        let (known, spans) = &self.spans;
         let same = |(home, (buffer, offset)): (&Place, &(Weak<Buffer>, u64))| {
             std::ptr::eq(Arc::as_ptr(&home.buffer), buffer.as_ptr()) && home.offset == *offset
         };
-        if known.len() == homes.len() && homes.iter().zip(known).all(same) {
-            return spans.clone();
+        if self.homes.len() == homes.len() && homes.iter().zip(&self.homes).all(same) {
+            return self.spans.clone();
         }
-        let mut groups: Vec<(&Arc<Buffer>, usize, u64, Vec<[u32; 4]>)> = Vec::new();
-        for (leaf, home) in self.leaves.iter().zip(homes) {
+        let mut all: Vec<Rows> = Vec::new();
+        for (leaf, home) in self.leaves.iter().zip(homes).filter(|(leaf, _)| leaf.param.count() > 0) {
             let root = home.buffer.root();
-            let at = groups
-                .iter()
-                .position(|(buffer, arena, ..)| Arc::ptr_eq(buffer, root) && *arena == leaf.arena);
-            let at = at.unwrap_or_else(|| {
-                groups.push((root, leaf.arena, 0, Vec::new()));
-                groups.len() - 1
+            let known = all.iter().position(|rows| Arc::ptr_eq(rows.root, root) && rows.arena == leaf.arena);
+            let at = known.unwrap_or_else(|| {
+                all.push(Rows { root, arena: leaf.arena, bytes: 0, rows: Vec::new() });
+                all.len() - 1
             });
-            let (_, _, bytes, rows) = &mut groups[at];
-            let count = leaf.param.count();
-            *bytes = (*bytes).max(home.offset + DType::F32.buffer_bytes(count));
-            let [there, own] = [home.offset, leaf.average.place().offset].map(|offset| offset as usize / 4);
-            rows.extend((0..count).step_by(CHUNK).map(|start| {
-                [(there + start) as u32, (own + start) as u32, (count - start).min(CHUNK) as u32, 0]
-            }));
+            all[at].add(home.offset, leaf);
         }
-        let span = |(root, arena, bytes, rows): (&Arc<Buffer>, usize, u64, Vec<[u32; 4]>)| {
-            let table: &[u8] = bytemuck::cast_slice(&rows);
-            let table = self.gpu.upload(OP, table, table.len() as u64);
-            Span { params: Arc::downgrade(root), bytes, arena, table, chunks: rows.len() }
-        };
-        let spans =
-            Arc::new(groups.into_iter().filter(|group| !group.3.is_empty()).map(span).collect::<Vec<_>>());
+        let spans: Vec<Span> = all.into_iter().map(|rows| rows.span(&self.gpu)).collect();
+        let (spans, made) = (Arc::new(spans), |span: &Span| span.table.data().is_ok());
         // If an upload failed, the table is made again next time.
-        if spans.iter().all(|span| span.table.data().is_ok()) {
-            let known = homes.iter().map(|home| (Arc::downgrade(&home.buffer), home.offset)).collect();
-            self.spans = (known, spans.clone());
+        if spans.iter().all(made) {
+            self.homes = homes.iter().map(|home| (Arc::downgrade(&home.buffer), home.offset)).collect();
+            self.spans = spans.clone();
         }
         spans
+    }
+}
+
+/// The chunks of a [`Span`] that is being made.
+struct Rows<'a> {
+    root: &'a Arc<Buffer>,
+    arena: usize,
+    bytes: u64,
+    rows: Vec<[u32; 4]>,
+}
+
+impl Rows<'_> {
+    /// Adds the chunks of a parameter that is `offset` bytes into the buffer.
+    fn add(&mut self, offset: u64, leaf: &Leaf) {
+        let count = leaf.param.count();
+        self.bytes = self.bytes.max(offset + DType::F32.buffer_bytes(count));
+        let [there, own] = [offset, leaf.average.place().offset].map(|offset| offset as usize / 4);
+        let row = |start: usize| {
+            [(there + start) as u32, (own + start) as u32, (count - start).min(CHUNK) as u32, 0]
+        };
+        self.rows.extend((0..count).step_by(CHUNK).map(row));
+    }
+
+    fn span(self, gpu: &Gpu) -> Span {
+        let table: &[u8] = bytemuck::cast_slice(&self.rows);
+        let table = gpu.upload(OP, table, table.len() as u64);
+        let params = Arc::downgrade(self.root);
+        Span { params, bytes: self.bytes, arena: self.arena, table, chunks: self.rows.len() }
     }
 }
 

@@ -66,6 +66,8 @@ impl Group {
     /// # Errors
     /// When none of the tests holds for a parameter, a test got no parameter, or a name comes twice. The message has the
     /// name, or the number of the test.
+    // An alias would hide from the reader of the page what a test takes.
+    #[allow(clippy::type_complexity)]
     pub fn matching<'a, N: Into<String>, const K: usize>(
         params: impl IntoIterator<Item = (N, &'a Tensor)>,
         tests: [&dyn Fn(&str, &Tensor) -> bool; K],

@@ -19,6 +19,21 @@
 //! # Ok::<(), tiebeam::Error>(())
 //! ```
 //!
+//! The optimizers are [`AdamW`], [`Adam`], [`Sgd`], [`RmsProp`] and [`Lion`]. They differ in their settings, a [`Rule`], and
+//! have the methods of [`Stepper`]; a program that takes any of them takes an [`Optimizer`]. [`Group::split`] leaves norms and
+//! biases without decay in one line. Gradients of micro-batches are accumulated by [`Grads::mean_of`](crate::Grads::mean_of):
+//!
+//! ```
+//! # use tiebeam::{Gpu, Grads, Tensor, optim::{Group, Lion, LionConfig}};
+//! # let gpu = Gpu::open()?;
+//! # let w = Tensor::ones(&gpu, [2]).requires_grad();
+//! # let micro_batches = [1f32, 3.0].map(|x| Tensor::full(&gpu, [2], x));
+//! # let mut optimizer = Lion::new(&gpu, vec![Group::new([("w", &w)])], LionConfig::default())?;
+//! let parts = micro_batches.iter().map(|x| w.mul(x).mean_all().backward());
+//! optimizer.step(&Grads::mean_of(parts)?, 1e-4)?;
+//! # Ok::<(), tiebeam::Error>(())
+//! ```
+//!
 //! A step changes nothing on the device if the norm of its gradients is not finite (because of a NaN, an infinity, or
 //! squares whose sum overflows f32), so the last good parameters stay, and the run goes on with the bits of one without that
 //! step. Only the host's counter of steps moves on, because the host does not wait for the norm. `skipped` returns the number
@@ -69,8 +84,8 @@ use crate::tensor::Tensor;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct StepInfo {
-    /// `sqrt` of the sum of all squared gradients, without their loss scale, before clipping. It is a scalar on the device; read it when it is of
-    /// interest, and not in each step.
+    /// `sqrt` of the sum of all squared gradients, without their loss scale, before clipping. It is a scalar on the device;
+    /// read it when it is of interest, and not in each step.
     pub norm: Tensor,
 }
 
