@@ -1,8 +1,11 @@
 // One step of AdamW over every tensor of an arena, where s is the number of steps that changed the tensor, with this one:
-//     g *= factor;  w *= 1 - lr wd;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
+//     g *= factor;  w *= 1 - lr wd,  or with COUPLED (Adam)  g += wd w
+//     m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
 //     w -= lr (m / (1 - b1^s)) / (sqrt(v / (1 - b2^s)) + eps)
 // lr is the step's learning rate times the group's scale. Nothing changes if the norm of all gradients is not finite.
 // One workgroup per chunk of at most 1024 elements of one tensor. Each array is read and written once. No derivative.
+
+const COUPLED: bool = false;
 
 struct Params {
     groups_x: u32,
@@ -37,12 +40,14 @@ fn update(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     if at >= p.count || !is_finite(norm[0]) { return; }
     let chunk = chunks[at];
     let lr = p.lr * bitcast<f32>(chunk.z);
-    let keep = 1.0 - lr * bitcast<f32>(chunk.w);
+    let decay = bitcast<f32>(chunk.w);
+    let keep = select(1.0 - lr * decay, 1.0, COUPLED);
     let unbias = bitcast<vec2<f32>>(taken[leaves[p.first + at]].yz);
     let vectors = (chunk.y + 3u) / 4u;
     for (var i = lane; i < vectors; i += 64u) {
         let e = chunk.x / 4u + i;
-        let dw = norm[1] * inside(g[e], i, chunk.y);
+        var dw = norm[1] * inside(g[e], i, chunk.y);
+        if COUPLED { dw += decay * w[e]; }
         let first = p.beta1 * m[e] + p.rest1 * dw;
         let second = p.beta2 * v[e] + p.rest2 * dw * dw;
         m[e] = first;

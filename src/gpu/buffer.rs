@@ -142,6 +142,11 @@ impl Buffer {
         Arc::new(part)
     }
 
+    /// The buffer that this is a part of, or this buffer itself.
+    pub(crate) fn root(self: &Arc<Buffer>) -> &Arc<Buffer> {
+        self.whole.as_ref().map_or(self, |whole| whole.root())
+    }
+
     /// From here on a lost batch does not mark this buffer.
     pub(crate) fn spare(&self) {
         self.spared.store(true, Ordering::Relaxed);

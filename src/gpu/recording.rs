@@ -153,6 +153,12 @@ impl Gpu {
         command(self, || Command::Hook(Arc::new(hook)));
     }
 
+    /// Notes that the kernels just recorded read these parts of a buffer, which is bound as a whole. A replay then refuses
+    /// a part that carries an error or has moved.
+    pub(crate) fn note_reads<'a>(&self, parts: impl Iterator<Item = &'a Arc<Buffer>>) {
+        binds(self, parts);
+    }
+
     /// Notes the rate of an optimizer's step, and returns its index among the rates of the recorded step. 0 if this
     /// thread does not record.
     pub(crate) fn note_rate(&self, rate: f32) -> usize {

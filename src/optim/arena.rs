@@ -1,9 +1,11 @@
 //! Arenas hold all parameters one after the other, and their gradients and moments at the same offsets of other buffers.
 //! A table of chunks lets one kernel process every tensor that has a gradient.
 
+use super::StepInfo;
 use super::events::{self, Log};
+use super::group::Group;
+use super::rule::{Plan, at_least_zero};
 use super::taken::{self, Taken};
-use super::{Group, StepInfo, at_least_zero};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::gpu::Gpu;
@@ -22,7 +24,7 @@ use std::sync::{Arc, LazyLock};
 /// Alignment of tensors in an arena, in bytes. With it, every adapter can bind each of them.
 const ALIGN: u64 = 256;
 /// Elements per chunk, which one workgroup processes.
-const CHUNK: usize = 1024;
+pub(super) const CHUNK: usize = 1024;
 /// The largest arena: element numbers are 32 bits.
 const MOST: u64 = 1 << 32;
 /// The state of gradients without a loss scale: see `Scaling`.
@@ -33,7 +35,8 @@ const TABLES: usize = 32;
 pub(super) struct Arenas {
     pub(super) op: &'static str,
     pub(super) gpu: Gpu,
-    pub(super) moments: &'static [&'static str],
+    /// The names of the moments in files.
+    pub(super) moments: Vec<&'static str>,
     pub(super) arenas: Vec<Arena>,
     pub(super) leaves: Vec<Leaf>,
     /// The tables, keyed by which leaves have a gradient.
@@ -91,35 +94,14 @@ struct Part {
     table: Arc<Buffer>,
 }
 
-/// Returns the constants of an update for a learning rate.
-pub(super) type Numbers = Arc<dyn Fn(f32) -> Vec<(&'static str, f32)> + Send + Sync>;
-
-/// The update of one optimizer.
-pub(super) struct Kernel<'a> {
-    pub source: &'a Source,
-    pub entry: &'a str,
-    /// The kernel's names for the arrays of moments.
-    pub moments: &'a [&'static str],
-    pub lr: f32,
-    pub numbers: Numbers,
-}
-
 impl Arenas {
     #[track_caller]
-    pub fn new(
-        op: &'static str,
-        gpu: &Gpu,
-        groups: Vec<Group>,
-        moments: &'static [&'static str],
-        decays: Option<[f64; 2]>,
-        limit: Option<u64>,
-    ) -> Result<Arenas> {
+    pub fn new(gpu: &Gpu, groups: Vec<Group>, plan: &Plan) -> Result<Arenas> {
+        let op = plan.op;
         gpu.check()?;
         recording::refuse(gpu, "an optimizer made")?;
-        let device = gpu.limits().max_storage_buffer_binding_size.min(gpu.limits().max_buffer_size);
-        let most = limit.unwrap_or(MOST).min(MOST).min(device);
         let mut leaves: Vec<Leaf> = Vec::new();
-        let mut sizes = vec![0u64];
+        let mut sizes = Sizes::new(gpu, plan.arena_limit);
         let (mut names, mut values) = (HashSet::new(), HashSet::new());
         for Group { params, weight_decay, lr_scale } in groups {
             at_least_zero(op, "weight decay", weight_decay.into())?;
@@ -132,14 +114,7 @@ impl Arenas {
                     values.insert(Arc::as_ptr(&tensor.value)),
                     "{op}: `{name}` holds the elements of another parameter; list a tied weight once"
                 );
-                let bytes = DType::F32.buffer_bytes(tensor.count());
-                let mut offset = sizes[sizes.len() - 1].next_multiple_of(ALIGN);
-                if offset > 0 && offset + bytes > most {
-                    sizes.push(0);
-                    offset = 0;
-                }
-                let arena = sizes.len() - 1;
-                sizes[arena] = offset + bytes;
+                let (arena, offset) = sizes.place(tensor.count());
                 leaves.push(Leaf { name, tensor, arena, offset, part: None, lr_scale, weight_decay });
             }
         }
@@ -147,9 +122,9 @@ impl Arenas {
         let arena = |bytes| Arena {
             layout: ArenaLayout::new(gpu, bytes),
             params: zeros(op, gpu, bytes),
-            moments: moments.iter().map(|_| zeros(op, gpu, bytes)).collect(),
+            moments: plan.moments.iter().map(|_| zeros(op, gpu, bytes)).collect(),
         };
-        let arenas: Vec<Arena> = sizes.into_iter().map(arena).collect();
+        let arenas: Vec<Arena> = sizes.bytes.into_iter().map(arena).collect();
         let log = zeros(op, gpu, Log::bytes(leaves.len()));
         log.spare();
         let [unscaled, own] = [(); 2].map(|()| Tensor::from_slice(gpu, &UNSCALED, [4]));
@@ -158,7 +133,7 @@ impl Arenas {
         let scaling =
             Scaling { state: unscaled, growth: 1.0, backoff: 1.0, interval: 0, steps: AtomicU64::new(0) };
         let unscaled = Scaled { scaling: Arc::new(scaling), own, steps: 0 };
-        let taken = decays.map(|decays| Taken::new(op, gpu, leaves.len(), decays)).transpose()?;
+        let taken = plan.decays.map(|decays| Taken::new(op, gpu, leaves.len(), decays)).transpose()?;
         // Errors must show before any parameter moves: one that carries an error would be lost, and it may be the only
         // copy.
         leaves.iter().for_each(|leaf| leaf.tensor.compute());
@@ -190,7 +165,7 @@ impl Arenas {
         Ok(Arenas {
             op,
             gpu: gpu.clone(),
-            moments,
+            moments: plan.moments.iter().map(|[name, _]| *name).collect(),
             arenas,
             leaves,
             tables: HashMap::new(),
@@ -211,7 +186,7 @@ impl Arenas {
     }
 
     #[track_caller]
-    pub fn step(&mut self, grads: &Grads, clip: Option<f32>, kernel: &Kernel) -> Result<StepInfo> {
+    pub fn step(&mut self, grads: &Grads, lr: f32, plan: &Plan) -> Result<StepInfo> {
         let gpu = self.gpu.clone();
         gpu.check()?;
         let mut present = Vec::with_capacity(self.leaves.len());
@@ -226,31 +201,28 @@ impl Arenas {
             present.len()
         );
         // Counts and kernels must belong together, even while other threads replay steps of this optimizer.
-        gpu.unchanged(|| self.step_now(present, grads, clip, kernel))
+        gpu.unchanged(|| self.step_now(present, grads, lr, plan))
     }
 
-    fn step_now(
-        &mut self,
-        present: Vec<bool>,
-        grads: &Grads,
-        clip: Option<f32>,
-        kernel: &Kernel,
-    ) -> Result<StepInfo> {
+    fn step_now(&mut self, present: Vec<bool>, grads: &Grads, lr: f32, plan: &Plan) -> Result<StepInfo> {
         let gpu = self.gpu.clone();
         let table = self.table(&present);
         let partials = self.partials(grads, &table)?;
         let norm = gpu.alloc("grad_norm", 16);
         let Scaled { scaling, own, .. } = grads.scaled().unwrap_or(&self.unscaled);
         let finish = self
-            .finish(&table, clip.unwrap_or(0.0), scaling)
+            .finish(&table, plan.clip.unwrap_or(0.0), scaling)
             .bind_mut("partials", whole(&partials))
             .bind_mut("y", whole(&norm))
             .bind_mut("journal", whole(&self.log.buffer))
             .bind_mut("scale", &scaling.state)
             .bind("own", own)
             .bind("leaves", whole(&table.leaves));
-        let rate = gpu.note_rate(kernel.lr);
-        let updates = table.parts.iter().map(|part| self.update(&table, part, grads, &norm, kernel, rate));
+        let rate = gpu.note_rate(lr);
+        let updates = table.parts.iter().map(|part| {
+            let live = Live::Numbers(Arc::new(move |rates: &[f32]| vec![("lr", rates[rate])]));
+            self.update(&table, part, grads, &norm, plan).set("lr", lr).live(live)
+        });
         let launches: Vec<Launch> = std::iter::once(finish).chain(updates).collect();
         let mut changed: Vec<Arc<Buffer>> = vec![scaling.state.place().buffer];
         changed.extend(self.taken.as_ref().map(|taken| taken.buffer.clone()));
@@ -289,33 +261,31 @@ impl Arenas {
         }
     }
 
+    /// Returns the launch that updates the leaves of a part, without the learning rate.
     fn update<'a>(
         &self,
         table: &Table,
         part: &Part,
         grads: &Grads,
         norm: &Arc<Buffer>,
-        kernel: &'a Kernel,
-        rate: usize,
+        plan: &'a Plan,
     ) -> Launch<'a> {
         let arena = &self.arenas[part.arena];
-        let numbers = kernel.numbers.clone();
-        let mut launch = Launch::new(self.op, kernel.source, kernel.entry, grid(part.chunks))
+        let mut launch = Launch::new(self.op, &plan.source, plan.entry, grid(part.chunks))
             .bind("chunks", part.rows())
             .bind("norm", whole(norm))
             .bind("g", arena.gradients(grads))
             .bind_mut("w", arena.whole(&arena.params))
             .set("count", part.chunks)
-            .turns(CHUNK / 256)
-            .live(Live::Numbers(Arc::new(move |rates: &[f32]| numbers(rates[rate]))));
-        for (name, buffer) in kernel.moments.iter().zip(&arena.moments) {
+            .turns(CHUNK / 256);
+        for ([_, name], buffer) in plan.moments.iter().zip(&arena.moments) {
             launch = launch.bind_mut(*name, arena.whole(buffer));
         }
         if let Some(taken) = &self.taken {
             launch = launch.bind("leaves", whole(&table.leaves)).bind("taken", taken.whole());
             launch = launch.set("first", part.first);
         }
-        (kernel.numbers)(kernel.lr).into_iter().fold(launch, |launch, (name, x)| launch.set(name, x))
+        plan.numbers.iter().fold(launch, |launch, (name, x)| launch.set(*name, *x))
     }
 
     /// Counts this step, and each of its replays.
@@ -439,8 +409,35 @@ impl Leaf {
     }
 }
 
+/// The sizes of arenas that are being filled, in bytes.
+pub(super) struct Sizes {
+    pub bytes: Vec<u64>,
+    most: u64,
+}
+
+impl Sizes {
+    /// No tensor yet, and arenas of at most `limit` bytes.
+    pub fn new(gpu: &Gpu, limit: Option<u64>) -> Sizes {
+        let device = gpu.limits().max_storage_buffer_binding_size.min(gpu.limits().max_buffer_size);
+        Sizes { bytes: vec![0], most: limit.unwrap_or(MOST).min(MOST).min(device) }
+    }
+
+    /// Returns the arena of the next tensor, and its offset there in bytes.
+    pub fn place(&mut self, elements: usize) -> (usize, u64) {
+        let bytes = DType::F32.buffer_bytes(elements);
+        let mut offset = self.bytes[self.bytes.len() - 1].next_multiple_of(ALIGN);
+        if offset > 0 && offset + bytes > self.most {
+            self.bytes.push(0);
+            offset = 0;
+        }
+        let arena = self.bytes.len() - 1;
+        self.bytes[arena] = offset + bytes;
+        (arena, offset)
+    }
+}
+
 /// A whole buffer.
-fn whole(buffer: &Arc<Buffer>) -> kernel::Part {
+pub(super) fn whole(buffer: &Arc<Buffer>) -> kernel::Part {
     kernel::Part { buffer: buffer.clone(), offset: 0, size: buffer.size }
 }
 
@@ -460,7 +457,7 @@ fn check_leaf(op: &str, gpu: &Gpu, name: &str, tensor: &Tensor) {
 }
 
 /// Makes a buffer of zeros, so that the gaps between the tensors of an arena are defined too.
-fn zeros(op: &'static str, gpu: &Gpu, bytes: u64) -> Arc<Buffer> {
+pub(super) fn zeros(op: &'static str, gpu: &Gpu, bytes: u64) -> Arc<Buffer> {
     let buffer = gpu.alloc(op, bytes);
     let shape = Shape::new(&[bytes as usize / 4]);
     let whole = Tensor::from_place(gpu, shape, DType::F32, Place { buffer: buffer.clone(), offset: 0 });

@@ -19,6 +19,21 @@
 //! # Ok::<(), tiebeam::Error>(())
 //! ```
 //!
+//! The optimizers are [`AdamW`], [`Adam`], [`Sgd`], [`RmsProp`] and [`Lion`]. They differ in their settings, a [`Rule`], and
+//! have the methods of [`Stepper`]; a program that takes any of them takes an [`Optimizer`]. [`Group::split`] leaves norms and
+//! biases without decay in one line. Gradients of micro-batches are accumulated by [`Grads::mean_of`](crate::Grads::mean_of):
+//!
+//! ```
+//! # use tiebeam::{Gpu, Grads, Tensor, optim::{Group, Lion, LionConfig}};
+//! # let gpu = Gpu::open()?;
+//! # let w = Tensor::ones(&gpu, [2]).requires_grad();
+//! # let micro_batches = [1f32, 3.0].map(|x| Tensor::full(&gpu, [2], x));
+//! # let mut optimizer = Lion::new(&gpu, vec![Group::new([("w", &w)])], LionConfig::default())?;
+//! let parts = micro_batches.iter().map(|x| w.mul(x).mean_all().backward());
+//! optimizer.step(&Grads::mean_of(parts)?, 1e-4)?;
+//! # Ok::<(), tiebeam::Error>(())
+//! ```
+//!
 //! A step changes nothing on the device if the norm of its gradients is not finite (because of a NaN, an infinity, or
 //! squares whose sum overflows f32), so the last good parameters stay, and the run goes on with the bits of one without that
 //! step. Only the host's counter of steps moves on, because the host does not wait for the norm. `skipped` returns the number
@@ -29,86 +44,50 @@
 //! optimizer at a time. When it is dropped, or could not be made, another one can take them, with the values that they
 //! have. Once another has taken them, steps recorded before return an error and must be recorded again.
 
+mod adam;
 mod adamw;
 mod arena;
+mod clip;
+mod ema;
 mod events;
+mod group;
+mod lion;
+mod plateau;
+mod rmsprop;
+mod rule;
 mod scale;
 mod schedule;
 mod sgd;
 mod state;
+mod stepper;
 mod taken;
 
+pub use adam::{Adam, AdamConfig};
 pub use adamw::{AdamW, AdamWConfig};
+pub use clip::{clip_grad_norm, clip_grad_value};
+pub use ema::Ema;
 pub use events::{StepEvent, Watch};
+pub use group::Group;
+pub use lion::{Lion, LionConfig};
+pub use plateau::{PlateauConfig, ReduceOnPlateau};
+pub use rmsprop::{RmsProp, RmsPropConfig};
+pub use rule::Rule;
 pub use scale::{LossScale, LossScaleConfig};
 pub use schedule::Schedule;
 pub use sgd::{Sgd, SgdConfig};
+pub use stepper::{Optimizer, Stepper};
 
-use crate::error::{Error, Result};
 use crate::shape::Shape;
 use crate::tensor::Tensor;
-
-/// Parameters that share settings.
-#[derive(Clone, Debug)]
-pub struct Group {
-    /// Leaves by name; the names must be unique over all groups of an optimizer.
-    pub params: Vec<(String, Tensor)>,
-    /// The fraction of a weight that a step at learning rate 1 removes. Use 0 for norms and biases.
-    pub weight_decay: f32,
-    /// Multiplies the learning rate of every step.
-    pub lr_scale: f32,
-}
-
-impl Group {
-    /// Makes a group without weight decay, at the unscaled learning rate.
-    pub fn new<'a, N: Into<String>>(params: impl IntoIterator<Item = (N, &'a Tensor)>) -> Group {
-        let params = params.into_iter().map(|(name, tensor)| (name.into(), tensor.clone())).collect();
-        Group { params, weight_decay: 0.0, lr_scale: 1.0 }
-    }
-
-    /// Sets the weight decay.
-    pub fn weight_decay(self, weight_decay: f32) -> Group {
-        Group { weight_decay, ..self }
-    }
-
-    /// Sets the factor of the learning rate.
-    pub fn lr_scale(self, lr_scale: f32) -> Group {
-        Group { lr_scale, ..self }
-    }
-}
 
 /// The result of a step.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct StepInfo {
-    /// `sqrt` of the sum of all squared gradients, without their loss scale, before clipping. It is a scalar on the device; read it when it is of
-    /// interest, and not in each step.
+    /// `sqrt` of the sum of all squared gradients, without their loss scale, before clipping. It is a scalar on the device;
+    /// read it when it is of interest, and not in each step.
     pub norm: Tensor,
 }
 
 /// A named part of an optimizer's state, such as `m/blocks.wq`.
 pub type StateTensor = (String, Shape, Vec<f32>);
-
-/// Checks the setting `name`, which must be finite and at least 0.
-fn at_least_zero(op: &str, name: &str, value: f64) -> Result<()> {
-    if value.is_finite() && value >= 0.0 {
-        return Ok(());
-    }
-    Err(Error::config(format!("{op}: {name} is {value}; use a finite number, 0 or more")))
-}
-
-fn below_one(op: &str, name: &str, value: f64) -> Result<()> {
-    if (0.0..1.0).contains(&value) {
-        return Ok(());
-    }
-    Err(Error::config(format!("{op}: {name} is {value}; use a number from 0 up to but not 1, such as 0.9")))
-}
-
-fn check_clip(op: &str, clip: Option<f32>) -> Result<()> {
-    match clip {
-        Some(clip) if !(clip.is_finite() && clip > 0.0) => {
-            Err(Error::config(format!("{op}: clip is {clip}; use a finite number above 0, or None")))
-        }
-        _ => Ok(()),
-    }
-}

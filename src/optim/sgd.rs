@@ -1,17 +1,14 @@
 //! Gradient descent with momentum.
 
-use super::arena::{Arenas, Kernel};
-use super::{Group, StateTensor, StepInfo, Watch, at_least_zero, below_one, check_clip};
+use super::rule::{Plan, Rule, below_one};
+use super::stepper::Stepper;
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
 use crate::gpu::shader::Source;
 use crate::setters::setters;
-use crate::tape::Grads;
-use std::sync::Arc;
 
 const OP: &str = "sgd";
 
-/// Settings of [`Sgd`]. Weight decay and rate scale are set per [`Group`].
+/// Settings of [`Sgd`]. Weight decay and rate scale are set per [`Group`](super::Group).
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct SgdConfig {
@@ -54,106 +51,21 @@ impl Default for SgdConfig {
 /// Weight decay is part of the gradient here, as in PyTorch, so it passes through the velocity.
 /// Source: Sutskever et al. 2013, "On the importance of initialization and momentum in deep learning", in the form
 /// of PyTorch's `SGD` without dampening.
-pub struct Sgd {
-    arenas: Arenas,
-    config: SgdConfig,
-}
+///
+/// The state is `velocity/NAME` of each parameter, and nothing without momentum.
+pub type Sgd = Stepper<SgdConfig>;
 
-impl Sgd {
-    /// Moves the parameters into arenas, with velocities of 0.
-    ///
-    /// # Errors
-    /// When a setting is out of range, which the message names, or the device has failed.
-    ///
-    /// # Panics
-    /// When a parameter is not an f32 leaf with elements of its own, belongs to another optimizer that is in use, or a
-    /// name or tensor comes twice. The parameters are then unchanged, as after an error.
-    #[track_caller]
-    pub fn new(gpu: &Gpu, groups: Vec<Group>, config: SgdConfig) -> Result<Sgd> {
-        at_least_zero(OP, "lr", config.lr.into())?;
-        below_one(OP, "momentum", config.momentum.into())?;
-        if config.nesterov && config.momentum == 0.0 {
+impl Rule for SgdConfig {
+    fn plan(&self) -> Result<Plan> {
+        let momentum = self.momentum;
+        below_one(OP, "momentum", momentum.into())?;
+        if self.nesterov && momentum == 0.0 {
             return Err(Error::config(format!("{OP}: nesterov needs momentum; set it, such as to 0.9")));
         }
-        check_clip(OP, config.clip)?;
-        let moments: &[_] = if config.momentum > 0.0 { &["velocity"] } else { &[] };
-        let arenas = Arenas::new(OP, gpu, groups, moments, None, config.arena_limit)?;
-        Ok(Sgd { arenas, config })
-    }
-
-    /// Changes the parameters by one step at learning rate `lr`. It is recorded like an op, and nothing is read back.
-    ///
-    /// Pending expressions over the parameters are computed first. A graph that saved a parameter cannot go backward
-    /// after this.
-    ///
-    /// # Errors
-    /// When the learning rate is negative or not finite, a gradient carries an error, or the device has failed. Then no
-    /// parameter and no state changes, and the step is not counted.
-    ///
-    /// # Panics
-    /// When no parameter has a gradient in `grads`, or a gradient was computed before this optimizer was made.
-    #[track_caller]
-    pub fn step(&mut self, grads: &Grads, lr: f32) -> Result<StepInfo> {
-        at_least_zero(OP, "the learning rate", lr.into())?;
-        let momentum = self.config.momentum;
         let entry = if momentum > 0.0 { "momentum" } else { "plain" };
-        let numbers = Arc::new(move |lr: f32| vec![("lr", lr), ("mu", momentum)]);
-        let moments: &[&str] = if momentum > 0.0 { &["b"] } else { &[] };
-        let source = source(self.config.nesterov);
-        let kernel = Kernel { source: &source, entry, moments, lr, numbers };
-        self.arenas.step(grads, self.config.clip, &kernel)
+        let source = Source::file("sgd").bool("NESTEROV", self.nesterov);
+        let plan = Plan::new(OP, source, entry, vec![("mu", momentum)]);
+        let moments = if momentum > 0.0 { vec![["velocity", "b"]] } else { vec![] };
+        Plan { moments, ..plan }.settings(self.lr, self.clip, self.arena_limit)
     }
-
-    /// The base learning rate.
-    pub fn lr(&self) -> f32 {
-        self.config.lr
-    }
-
-    /// Bytes of the state between steps, without the parameters.
-    pub fn state_bytes(&self) -> usize {
-        self.arenas.state_bytes()
-    }
-
-    /// Number of steps taken, including those that changed nothing.
-    pub fn steps(&self) -> u64 {
-        self.arenas.steps()
-    }
-
-    /// Number of steps since this optimizer was made that changed nothing, because the norm of the gradients was not
-    /// finite. Waits for the device.
-    ///
-    /// # Errors
-    /// When the device has failed.
-    pub fn skipped(&self) -> Result<u64> {
-        self.arenas.skipped()
-    }
-
-    /// Starts to read what happened in the steps so far: which gradients overflowed, and when the loss scale changed.
-    /// Does not wait for the device.
-    ///
-    /// # Errors
-    /// When the device has failed.
-    pub fn watch(&self) -> Result<Watch> {
-        self.arenas.watch()
-    }
-
-    /// Returns the velocity `velocity/NAME` of every parameter; nothing without momentum.
-    ///
-    /// # Errors
-    /// When the device has failed.
-    pub fn state_dict(&self) -> Result<Vec<StateTensor>> {
-        self.arenas.state_dict()
-    }
-
-    /// Restores the velocities and the count of steps that [`Sgd::state_dict`] and [`Sgd::steps`] returned.
-    ///
-    /// # Errors
-    /// When a tensor is missing, superfluous or of another shape. The message names it, and nothing changes.
-    pub fn load_state(&mut self, steps: u64, state: &[StateTensor]) -> Result<()> {
-        self.arenas.load_state(steps, state)
-    }
-}
-
-fn source(nesterov: bool) -> Source {
-    Source::file("sgd").bool("NESTEROV", nesterov)
 }

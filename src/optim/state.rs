@@ -64,7 +64,7 @@ impl Arenas {
             }
         }
         let mut images = Vec::new();
-        for moment in self.moments {
+        for moment in &self.moments {
             let mut image: Vec<Vec<f32>> =
                 self.arenas.iter().map(|arena| vec![0.0; arena.layout.bytes as usize / 4]).collect();
             for leaf in &self.leaves {

@@ -7,7 +7,7 @@ use crate::gpu::buffer::Buffer;
 use crate::gpu::value::Place;
 use crate::precision::{Precision, autocast};
 use crate::tensor::{Tensor, same_gpu};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -123,7 +123,55 @@ impl Grads {
 
     /// Returns these gradients times `factor`.
     pub fn scale(&self, factor: f32) -> Grads {
-        Grads::made_of(&[self], |parts| parts[0].scale(factor))
+        self.map(|gradient| gradient.scale(factor))
+    }
+
+    /// Returns the mean of the gradients of micro-batches: gradient accumulation. Each is computed when its turn comes and
+    /// added to the sum, so that only one graph is held at a time, and the memory of three gradients is needed.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Grads, Tensor, optim::{Group, Sgd, SgdConfig}};
+    /// # let gpu = Gpu::open()?;
+    /// # let micro_batches = [1f32, 2.0, 6.0].map(|x| Tensor::full(&gpu, [2], x));
+    /// let w = Tensor::from_slice(&gpu, &[1f32, 2.0], [2]).requires_grad();
+    /// let mut sgd = Sgd::new(&gpu, vec![Group::new([("w", &w)])], SgdConfig::default())?;
+    /// let losses = micro_batches.iter().map(|x| w.mul(x).sum_all());
+    /// let grads = Grads::mean_of(losses.map(|loss| loss.backward()))?;
+    /// assert_eq!(grads.get(&w).unwrap().to_vec::<f32>()?, [3.0, 3.0]);
+    /// sgd.step(&grads, 0.5)?;
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    ///
+    /// It is the gradient of the mean of the losses. That is the loss of the whole batch if each loss is a mean over equally
+    /// many examples. A leaf that some losses do not depend on has a gradient of 0 from these.
+    ///
+    /// # Errors
+    /// The first error of `parts`.
+    ///
+    /// # Panics
+    /// If there are no parts, or as [`Grads::add`].
+    #[track_caller]
+    pub fn mean_of(parts: impl IntoIterator<Item = Result<Grads>>) -> Result<Grads> {
+        let mut parts = parts.into_iter();
+        let Some(first) = parts.next() else { panic!("gradients: the mean of none; give at least one") };
+        let (mut sum, mut count) = (first?, 1);
+        for part in parts {
+            sum = sum.add(&part?);
+            count += 1;
+        }
+        Ok(if count == 1 { sum } else { sum.scale((1.0 / f64::from(count)) as f32) })
+    }
+
+    /// Returns these gradients with `change` applied to each.
+    pub(crate) fn map(&self, change: impl Fn(&Tensor) -> Tensor) -> Grads {
+        Grads::made_of(&[self], |parts| change(parts[0]))
+    }
+
+    /// All gradients, in the order in which their leaves were made.
+    pub(crate) fn in_order(&self) -> Vec<&Tensor> {
+        let by_id: BTreeMap<u64, &Tensor> =
+            self.by_leaf.iter().map(|(id, gradient)| (*id, gradient)).collect();
+        by_id.into_values().collect()
     }
 
     /// Applies `make` to the gradients that each leaf has in `sources`. Where an optimizer wants gradients in an arena,

@@ -1,6 +1,7 @@
 //! The engine: device, tensors, tape, recorded steps, optimizers, sharing, files.
 
 mod assignment;
+mod averages;
 mod device;
 mod files;
 mod folders;
@@ -8,6 +9,7 @@ mod graphs;
 mod law;
 mod modules;
 mod optim;
+mod optimizers;
 mod overflow;
 mod packed;
 mod precision;

@@ -14,22 +14,22 @@ use tiebeam::store::{
 use tiebeam::{DType, Gpu, Grads, Rng, Tensor};
 
 /// One element, an odd number, one above a chunk, several chunks and a rest, and a multiple of four.
-const SIZES: [usize; 5] = [1, 67, 1025, 3 * 1024 + 7, 256];
+pub(super) const SIZES: [usize; 5] = [1, 67, 1025, 3 * 1024 + 7, 256];
 /// The leaf that never gets a gradient in [`Problem`]'s losses.
-const IDLE: usize = 1;
-const STEPS: usize = 5;
-const WD: f32 = 0.1;
-const LR_SCALE: f32 = 0.5;
-const CLIP: f32 = 40.0;
+pub(super) const IDLE: usize = 1;
+pub(super) const STEPS: usize = 5;
+pub(super) const WD: f32 = 0.1;
+pub(super) const LR_SCALE: f32 = 0.5;
+pub(super) const CLIP: f32 = 40.0;
 
 /// Initial leaves, and the gradient of each leaf in each step.
-struct Problem {
-    start: Vec<Vec<f32>>,
-    gradients: Vec<Vec<Vec<f32>>>,
+pub(super) struct Problem {
+    pub start: Vec<Vec<f32>>,
+    pub gradients: Vec<Vec<Vec<f32>>>,
 }
 
 impl Problem {
-    fn new(seed: u64) -> Problem {
+    pub fn new(seed: u64) -> Problem {
         let mut rng = Rng::new(seed);
         let mut draw = |n: usize, scale: f32| {
             let mut x = vec![0.0; n];
@@ -44,11 +44,11 @@ impl Problem {
         Problem { start, gradients }
     }
 
-    fn leaves(&self, gpu: &Gpu) -> Vec<Tensor> {
+    pub fn leaves(&self, gpu: &Gpu) -> Vec<Tensor> {
         self.start.iter().map(|x| Tensor::from_slice(gpu, x, [x.len()]).requires_grad()).collect()
     }
 
-    fn backward(&self, gpu: &Gpu, leaves: &[Tensor], step: usize) -> Grads {
+    pub fn backward(&self, gpu: &Gpu, leaves: &[Tensor], step: usize) -> Grads {
         let term = |i: usize| {
             let c = &self.gradients[step][i];
             leaves[i].mul(&Tensor::from_slice(gpu, c, [c.len()])).sum_all()
@@ -58,18 +58,18 @@ impl Problem {
         loss.backward().expect("backward")
     }
 
-    fn norm(&self, step: usize) -> f64 {
+    pub fn norm(&self, step: usize) -> f64 {
         let active = (0..SIZES.len()).filter(|&i| i != IDLE);
         active.flat_map(|i| &self.gradients[step][i]).map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt()
     }
 }
 
 /// Returns weight decay and rate scale: even leaves have decay, odd ones have half the rate and no decay.
-fn settings(leaf: usize) -> (f64, f64) {
+pub(super) fn settings(leaf: usize) -> (f64, f64) {
     if leaf.is_multiple_of(2) { (f64::from(WD), 1.0) } else { (0.0, f64::from(LR_SCALE)) }
 }
 
-fn groups(leaves: &[Tensor]) -> Vec<Group> {
+pub(super) fn groups(leaves: &[Tensor]) -> Vec<Group> {
     let part = |odd: usize| {
         Group::new(
             leaves.iter().enumerate().filter(move |(i, _)| i % 2 == odd).map(|(i, t)| (format!("w{i}"), t)),
@@ -87,7 +87,7 @@ fn factor(norm: f64, clip: Option<f32>) -> f64 {
 }
 
 /// Runs both and compares the parameters and the norm after every step.
-fn follow(
+pub(super) fn follow(
     name: &str,
     problem: &Problem,
     leaves: &[Tensor],
@@ -131,7 +131,7 @@ fn follow(
     assert!(clip.is_none() || seen == [true; 2], "{name}: both kinds of steps, clipped and not, must occur");
 }
 
-fn leaf_of(element: usize) -> usize {
+pub(super) fn leaf_of(element: usize) -> usize {
     (0..SIZES.len()).find(|&i| element < SIZES[..=i].iter().sum()).expect("an element")
 }
 
@@ -275,7 +275,7 @@ fn pending_expressions_see_the_old_parameters() {
     assert!(message.contains("changed in place"), "{message}");
 }
 
-fn panics(work: impl FnOnce()) -> String {
+pub(super) fn panics(work: impl FnOnce()) -> String {
     let panic = catch_unwind(AssertUnwindSafe(work)).expect_err("must panic");
     panic
         .downcast_ref::<String>()
