@@ -130,7 +130,7 @@ fn misuse_is_told_by_name() {
     let ids = Tensor::positions(gpu, 3);
     let x = Tensor::zeros(gpu, [2, 3]);
     let told = |work: &dyn Fn() -> Tensor, text: &str| {
-        let said = message(std::panic::AssertUnwindSafe(|| drop(work())));
+        let said = panic_of(work);
         assert!(said.contains(text), "{said:?} does not contain {text:?}");
     };
     told(&|| &ids + 1.0, "add: a number is f32, but the tensor [3] is u32; cast it");
