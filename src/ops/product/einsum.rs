@@ -181,9 +181,13 @@ impl Term {
         let own: Vec<usize> = [&left.shape()[b..b + m], &right.shape()[b + k..]].concat();
         let shared = |x: &Tensor| Shape::new(&x.shape()[..b]);
         let batches = shape::broadcast("einsum", &shared(&left), &shared(&right));
-        let (left, right) = (merged(&merged(&left, b + m, k), b, m), merged(&merged(&right, b + k, n), b, k));
         // A product has at most four axes of batches.
-        let [left, right] = [left, right].map(|x| if b > MAX_AXES - 2 { one_batch(&x, &batches) } else { x });
+        let many = b > MAX_AXES - 2;
+        let [left, right] = [left, right].map(|x| if many { one_batch(&x, &batches) } else { x });
+        let b = if many { 1 } else { b };
+        // The inner axes come first, because they are at least one, and become no more than that.
+        let left = merged(&merged(&left, b + m, k), b, m);
+        let right = merged(&merged(&right, b, k), b + 1, n);
         let y = left.matmul(&right).reshape(&[&batches[..], &own].concat()[..]);
         Term { x: y, labels: result }
     }
@@ -191,9 +195,9 @@ impl Term {
 
 /// All batches, of which `all` are the sizes, as one axis.
 fn one_batch(x: &Tensor, all: &Shape) -> Tensor {
-    let matrix = &x.shape()[all.len()..];
-    let whole = x.expand(&[&all[..], matrix].concat()[..]);
-    whole.reshape(&[&[all.count()], matrix].concat()[..])
+    let rest = &x.shape()[all.len()..];
+    let whole = x.expand(&[&all[..], rest].concat()[..]);
+    whole.reshape(&[&[all.count()], rest].concat()[..])
 }
 
 /// `count` axes from `at` on as one: a view if the strides allow it, else a copy. Without axes, a new one of size 1.
