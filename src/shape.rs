@@ -119,6 +119,50 @@ impl<const N: usize> From<&[usize; N]> for Shape {
     }
 }
 
+/// The axes that an op works along: one, such as `1`, or several, such as `[0, 2]`. Negative ones count from the end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Axes(Vec<isize>);
+
+impl Axes {
+    /// Returns the indices of these axes of `shape`, in increasing order.
+    ///
+    /// # Panics
+    /// If there are none, one is out of range, or one is named twice.
+    #[track_caller]
+    pub fn of(&self, op: &str, shape: &Shape) -> Vec<usize> {
+        assert!(!self.0.is_empty(), "{op}: no axes of {shape} are named; name at least one");
+        let mut all: Vec<usize> = self.0.iter().map(|&a| axis(op, a, shape)).collect();
+        all.sort_unstable();
+        let twice = all.windows(2).find(|pair| pair[0] == pair[1]);
+        assert!(twice.is_none(), "{op}: {:?} names an axis of {shape} twice", self.0);
+        all
+    }
+}
+
+impl From<isize> for Axes {
+    fn from(axis: isize) -> Axes {
+        Axes(vec![axis])
+    }
+}
+
+impl From<&[isize]> for Axes {
+    fn from(axes: &[isize]) -> Axes {
+        Axes(axes.to_vec())
+    }
+}
+
+impl<const N: usize> From<[isize; N]> for Axes {
+    fn from(axes: [isize; N]) -> Axes {
+        Axes(axes.to_vec())
+    }
+}
+
+impl<const N: usize> From<&[isize; N]> for Axes {
+    fn from(axes: &[isize; N]) -> Axes {
+        Axes(axes.to_vec())
+    }
+}
+
 /// The shape that `a` and `b` broadcast to: aligned at the last axis, sizes equal or 1.
 ///
 /// # Panics
@@ -228,6 +272,19 @@ mod tests {
     #[should_panic(expected = "matmul: inner sizes differ: lhs [32, 64], rhs [128, 10]")]
     fn matmul_names_both_shapes() {
         matmul("matmul", &[32, 64].into(), &[128, 10].into());
+    }
+
+    #[test]
+    fn axes_are_sorted() {
+        let shape: Shape = [2, 3, 4].into();
+        assert_eq!(Axes::from([-1, 0]).of("t", &shape), [0, 2]);
+        assert_eq!(Axes::from(-2).of("t", &shape), [1]);
+    }
+
+    #[test]
+    #[should_panic(expected = "sum: [0, -2] names an axis of [2, 3] twice")]
+    fn refuses_an_axis_twice() {
+        Axes::from([0, -2]).of("sum", &[2, 3].into());
     }
 
     #[test]

@@ -11,9 +11,10 @@ use crate::gpu::value::fuse::{Arg, Expr, Scalar};
 use crate::gpu::value::{Place, Value};
 use crate::shape::{self, Shape, Strides};
 use crate::tape::{self, Edge, Node, Op};
-use std::fmt;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
+
+mod print;
 
 /// An n-dimensional array on one device.
 ///
@@ -158,6 +159,30 @@ impl Tensor {
         }
     }
 
+    /// Reads the elements of a tensor of two axes, one list for each row. Waits for the device.
+    ///
+    /// # Errors
+    /// As [`Tensor::to_vec`].
+    ///
+    /// # Panics
+    /// If there are not two axes, or `E` is not this tensor's dtype.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[1u32, 2, 3, 4], [2, 2]);
+    /// assert_eq!(x.to_vec2::<u32>()?, [[1, 2], [3, 4]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn to_vec2<E: Element>(&self) -> Result<Vec<Vec<E>>> {
+        let [rows, columns] = self.shape[..] else {
+            panic!("to_vec2: {} has not two axes; reshape it, or read a list with to_vec", self.shape)
+        };
+        let all = self.to_vec::<E>()?;
+        Ok((0..rows).map(|row| all[row * columns..(row + 1) * columns].to_vec()).collect())
+    }
+
     /// Reads the element of a single-element f32 tensor.
     ///
     /// # Errors
@@ -174,6 +199,34 @@ impl Tensor {
     /// The sizes of the axes.
     pub fn shape(&self) -> &Shape {
         &self.shape
+    }
+
+    /// The number of axes, 0 for a scalar.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// assert_eq!(Tensor::zeros(&gpu, [2, 3]).rank(), 2);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    pub fn rank(&self) -> usize {
+        self.shape.len()
+    }
+
+    /// The size of one axis. A negative axis counts from the end.
+    ///
+    /// # Panics
+    /// If the axis is out of range.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// assert_eq!(Tensor::zeros(&gpu, [2, 3]).size(-1), 3);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn size(&self, axis: isize) -> usize {
+        self.shape[shape::axis("size", axis, &self.shape)]
     }
 
     /// The element type.
@@ -509,68 +562,3 @@ impl Op for Identity {
 // Ops never change a tensor's elements, and what changes them in place is recorded whole or not at all.
 impl UnwindSafe for Tensor {}
 impl RefUnwindSafe for Tensor {}
-
-impl fmt::Debug for Tensor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let grad = if self.is_leaf() {
-            ", leaf"
-        } else if self.is_tracked() {
-            ", tracked"
-        } else {
-            ""
-        };
-        write!(f, "Tensor({}, {}{grad}, {})", self.shape, self.dtype(), self.gpu().adapter().name)
-    }
-}
-
-impl fmt::Display for Tensor {
-    /// Prints the elements as NumPy does: rows on lines, long axes shortened in the middle.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = f.precision().unwrap_or(4);
-        let text: Result<Vec<String>> = match self.dtype() {
-            DType::F32 => self.to_vec::<f32>().map(|v| v.iter().map(|x| format!("{x:.digits$}")).collect()),
-            DType::F16 => self
-                .to_vec::<half::f16>()
-                .map(|v| v.iter().map(|x| format!("{:.digits$}", x.to_f32())).collect()),
-            DType::Bf16 => self
-                .to_vec::<half::bf16>()
-                .map(|v| v.iter().map(|x| format!("{:.digits$}", x.to_f32())).collect()),
-            DType::U32 => self.to_vec::<u32>().map(|v| v.iter().map(u32::to_string).collect()),
-            DType::I32 => self.to_vec::<i32>().map(|v| v.iter().map(i32::to_string).collect()),
-        };
-        match text {
-            Ok(cells) => print_axes(f, &cells, &self.shape, 0),
-            Err(error) => write!(f, "<{error}>"),
-        }
-    }
-}
-
-fn print_axes(f: &mut fmt::Formatter<'_>, cells: &[String], shape: &[usize], depth: usize) -> fmt::Result {
-    const EDGE: usize = 3;
-    let Some((&size, inner)) = shape.split_first() else {
-        return f.write_str(cells.first().map_or("", |s| s));
-    };
-    let step: usize = inner.iter().product();
-    f.write_str("[")?;
-    let mut first = true;
-    for i in 0..size {
-        if size > 2 * EDGE + 2 && i >= EDGE && i < size - EDGE {
-            if i == EDGE {
-                f.write_str(if inner.is_empty() { ", ..." } else { ",\n" })?;
-                if !inner.is_empty() {
-                    write!(f, "{:1$}...", "", depth + 1)?;
-                }
-            }
-            continue;
-        }
-        if !first {
-            match inner.is_empty() {
-                true => f.write_str(", ")?,
-                false => write!(f, ",\n{:1$}", "", depth + 1)?,
-            }
-        }
-        first = false;
-        print_axes(f, &cells[i * step..(i + 1) * step], inner, depth + 1)?;
-    }
-    f.write_str("]")
-}

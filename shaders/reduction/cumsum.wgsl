@@ -1,4 +1,5 @@
-// y[outer, i, inner] = sum over j <= i of x[outer, j, inner], or over j >= i if reversed. Each is the other's derivative.
+// y[outer, i, inner] = sum over j <= i of x[outer, j, inner], or over j >= i if reversed. Each is the other's derivative. With
+// reduce_product in the slot, the sums are products.
 // rows:    inner = 1. One workgroup per part of a row: four elements per lane, a scan over the lanes, and a carry.
 // columns: any inner. One thread per part of a column, which it walks in order.
 // Long axes are divided into parts, so that few results still fill a device and a carry passes only a few dozen times. First come
@@ -24,6 +25,8 @@ var<immediate> p: Params;
 @group(0) @binding(1) var<storage, read> totals: array<Elem>;
 @group(0) @binding(2) var<storage, read_write> y: array<Elem>;
 
+#import combine = reduce_sum
+
 var<workgroup> lanes: array<Elem, 128>;
 
 /// The position along the axis of element `i` in the order of summation.
@@ -32,7 +35,7 @@ fn along(i: u32) -> u32 {
 }
 
 fn row_element(base: u32, i: u32, last: u32) -> Elem {
-    var value = Elem(0);
+    var value = identity();
     if i < last { value = x[base + along(i)]; }
     return value;
 }
@@ -46,14 +49,14 @@ fn rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let first = part * p.span;
     let last = min(first + p.span, p.axis);
     let base = (piece / p.parts) * p.axis;
-    var carry = Elem(0);
+    var carry = identity();
     if part > 0u { carry = totals[piece - 1u]; }
     for (var start = first; start < last; start += 256u) {
         let i = start + lane * 4u;
         let s0 = row_element(base, i, last);
-        let s1 = s0 + row_element(base, i + 1u, last);
-        let s2 = s1 + row_element(base, i + 2u, last);
-        let s3 = s2 + row_element(base, i + 3u, last);
+        let s1 = combine(s0, row_element(base, i + 1u, last));
+        let s2 = combine(s1, row_element(base, i + 2u, last));
+        let s3 = combine(s2, row_element(base, i + 3u, last));
         // Sums over the lanes up to this one, with a reach that doubles. The two halves of `lanes` take turns, so one barrier per
         // step is enough.
         lanes[lane] = s3;
@@ -61,18 +64,18 @@ fn rows(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var step = 1u; step < 64u; step = step << 1u) {
             workgroupBarrier();
             var sum = lanes[side + lane];
-            if lane >= step { sum = lanes[side + lane - step] + sum; }
+            if lane >= step { sum = combine(lanes[side + lane - step], sum); }
             side = 64u - side;
             lanes[side + lane] = sum;
         }
         workgroupBarrier();
         var before = carry;
-        if lane > 0u { before = carry + lanes[side + lane - 1u]; }
-        carry = carry + lanes[side + 63u];
-        if i < last { y[base + along(i)] = before + s0; }
-        if i + 1u < last { y[base + along(i + 1u)] = before + s1; }
-        if i + 2u < last { y[base + along(i + 2u)] = before + s2; }
-        if i + 3u < last { y[base + along(i + 3u)] = before + s3; }
+        if lane > 0u { before = combine(carry, lanes[side + lane - 1u]); }
+        carry = combine(carry, lanes[side + 63u]);
+        if i < last { y[base + along(i)] = combine(before, s0); }
+        if i + 1u < last { y[base + along(i + 1u)] = combine(before, s1); }
+        if i + 2u < last { y[base + along(i + 2u)] = combine(before, s2); }
+        if i + 3u < last { y[base + along(i + 3u)] = combine(before, s3); }
         // The next round overwrites values that were just read.
         workgroupBarrier();
     }
@@ -87,16 +90,16 @@ fn columns(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let first = part * p.span;
     let last = min(first + p.span, p.axis);
     let base = (piece / p.parts) * p.axis * p.inner + at % p.inner;
-    var before = Elem(0);
+    var before = identity();
     if part > 0u { before = totals[at - p.inner]; }
     for (var start = first; start < last; start += BLOCK) {
         let stop = min(start + BLOCK, last);
-        var sum = Elem(0);
+        var sum = identity();
         for (var i = start; i < stop; i++) {
-            sum = sum + x[base + along(i)];
-            y[base + along(i)] = before + sum;
+            sum = combine(sum, x[base + along(i)]);
+            y[base + along(i)] = combine(before, sum);
         }
-        before = before + sum;
+        before = combine(before, sum);
     }
 }
 
@@ -108,17 +111,17 @@ fn row_totals(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
     let first = (piece % p.parts) * p.span;
     let last = min(first + p.span, p.axis);
     let base = (piece / p.parts) * p.axis;
-    var sum = Elem(0);
+    var sum = identity();
     for (var start = first + lane; start < last; start += BLOCK * 64u) {
         let stop = min(start + BLOCK * 64u, last);
-        var block = Elem(0);
-        for (var i = start; i < stop; i += 64u) { block = block + x[base + along(i)]; }
-        sum = sum + block;
+        var block = identity();
+        for (var i = start; i < stop; i += 64u) { block = combine(block, x[base + along(i)]); }
+        sum = combine(sum, block);
     }
     lanes[lane] = sum;
     workgroupBarrier();
     for (var step = 32u; step > 0u; step = step >> 1u) {
-        if lane < step { lanes[lane] = lanes[lane] + lanes[lane + step]; }
+        if lane < step { lanes[lane] = combine(lanes[lane], lanes[lane + step]); }
         workgroupBarrier();
     }
     if lane == 0u { y[piece] = lanes[0]; }
@@ -133,12 +136,12 @@ fn column_totals(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
     let first = (piece % p.parts) * p.span;
     let last = min(first + p.span, p.axis);
     let base = (piece / p.parts) * p.axis * p.inner + at % p.inner;
-    var sum = Elem(0);
+    var sum = identity();
     for (var start = first; start < last; start += BLOCK) {
         let stop = min(start + BLOCK, last);
-        var block = Elem(0);
-        for (var i = start; i < stop; i++) { block = block + x[base + along(i)]; }
-        sum = sum + block;
+        var block = identity();
+        for (var i = start; i < stop; i++) { block = combine(block, x[base + along(i)]); }
+        sum = combine(sum, block);
     }
     y[at] = sum;
 }

@@ -48,6 +48,7 @@ pub fn cases() -> Vec<(&'static str, Vec<Case>)> {
 }
 
 /// Converts a float tensor to f32, for kernels that read only f32.
+#[track_caller]
 pub(crate) fn float(op: &str, x: &Tensor) -> Tensor {
     assert!(x.dtype().is_float(), "{op}: needs floats, got {}; cast first", x.dtype());
     x.cast(crate::DType::F32)

@@ -35,6 +35,13 @@ impl Tensor {
         let y = Tensor::lazy(name, template, self.dtype(), *self.shape(), &[self]);
         y.made_by(&[self], || Box::new(Unary { name, derivative, x: Saved::new(self) }))
     }
+
+    /// The square root with a derivative of 0 at 0, where a sum of squares has no slope in any direction.
+    #[track_caller]
+    pub(in crate::ops) fn root(&self) -> Tensor {
+        let slope = "pick4(0.5 * $1 * rsqrt_of($0), vec4<f32>(0.0), $0 == vec4<f32>(0.0))";
+        self.unary("sqrt", "sqrt_of($0)", slope)
+    }
 }
 
 struct ScaleGradient {

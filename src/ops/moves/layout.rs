@@ -30,7 +30,8 @@ impl<F: Fn(&Tensor) -> Tensor + Send + Sync> Op for Layout<F> {
 }
 
 impl Tensor {
-    fn viewed(
+    /// Records `view`, which has the elements of this tensor, with `back` for its gradient.
+    pub(in crate::ops) fn viewed(
         &self,
         name: &'static str,
         view: Tensor,
@@ -254,12 +255,6 @@ impl Tensor {
             all = all.cast(first.dtype());
         }
         all.made_by(tensors, || Box::new(Concat { axis, sizes }))
-    }
-
-    /// `0, 1, 2, ..., n - 1` as u32.
-    pub fn positions(gpu: &crate::Gpu, n: usize) -> Tensor {
-        let all: Vec<u32> = (0..n as u32).collect();
-        Tensor::from_slice(gpu, &all, [n])
     }
 
     /// Stacks the tensors along a new `axis`.

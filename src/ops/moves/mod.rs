@@ -1,8 +1,10 @@
-//! Ops that only move elements: layouts, rows gathered by ids, and the check of ids.
+//! Ops that make or only move elements: patterns of positions, layouts, rows gathered by ids, and the check of ids.
 
 pub mod check_ids;
+pub mod create;
 pub mod embedding;
 pub mod embedding_sum;
 pub mod layout;
+pub mod rearrange;
 
-crate::ops::listed!(layout, embedding, check_ids);
+crate::ops::listed!(layout, create, rearrange, embedding, check_ids);

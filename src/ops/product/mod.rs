@@ -1,7 +1,8 @@
-//! Sums of products: matrices, the weights of sharing sites, combinations of atoms, convolutions and the windows of images.
+//! Sums of products: matrices, sums over named axes, the weights of sharing sites, combinations of atoms, convolutions and the windows of images.
 
 pub mod combine;
 pub mod conv;
+pub mod einsum;
 pub mod linear;
 pub mod matmul;
 pub(crate) mod mixed;
@@ -11,4 +12,4 @@ pub(crate) mod routed;
 pub mod site;
 pub(crate) mod weight;
 
-crate::ops::listed!(matmul, weight, site, combine, conv, pool);
+crate::ops::listed!(matmul, einsum, weight, site, combine, conv, pool);

@@ -1,4 +1,4 @@
-//! Cumulative sums along an axis, from either end. The order of summation depends on the sizes only, so the bits are
+//! Cumulative sums along an axis, from either end, and the scan that cumulative products use too. The order depends on the sizes only, so the bits are
 //! the same every time.
 
 use crate::dtype::DType;
@@ -12,9 +12,18 @@ use crate::tensor::Tensor;
 /// Rows up to this length are cheaper with one thread each than with a workgroup.
 const SHORT: usize = 32;
 
-fn source(dtype: DType) -> Source {
-    // Sums of integers wrap, so signed sums have the same bits as unsigned ones.
-    Source::file("cumsum").alias("Elem", if dtype.is_float() { "f32" } else { "u32" })
+/// What a scan does with the elements.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Scan {
+    Sum,
+    Product,
+}
+
+fn source(dtype: DType, kind: Scan) -> Source {
+    let fragment = if kind == Scan::Sum { "reduce_sum" } else { "reduce_product" };
+    // Integers wrap, so signed sums and products have the same bits as unsigned ones.
+    let elem = if dtype.is_float() { "f32" } else { "u32" };
+    Source::file("cumsum").alias("Elem", elem).slot("combine", fragment)
 }
 
 /// Returns the number of parts to cut an axis into: enough to fill a device, each long enough to be worth its own pass,
@@ -24,7 +33,8 @@ fn pieces(size: usize, results: usize, rows: bool) -> usize {
     (enough / results.max(1)).min(size / least).max(size.div_ceil(most)).max(1)
 }
 
-fn scan(op: &'static str, x: &Tensor, axis: usize, reverse: bool) -> Tensor {
+/// The sums or products of all elements up to each one along the axis, or from each one on if `reverse`.
+pub(super) fn scan(op: &'static str, kind: Scan, x: &Tensor, axis: usize, reverse: bool) -> Tensor {
     let gpu = x.gpu();
     let x = x.contiguous();
     let (outer, size, inner) = x.shape().split_at_axis(axis);
@@ -36,7 +46,7 @@ fn scan(op: &'static str, x: &Tensor, axis: usize, reverse: bool) -> Tensor {
     let parts = pieces(size, outer * inner, rows);
     let results = outer * parts * inner;
     let grid = grid(if rows { results } else { results.div_ceil(64) });
-    let source = source(x.dtype());
+    let source = source(x.dtype(), kind);
     let launch = |entry: &'static str, y: &Tensor| {
         let span = size.div_ceil(parts);
         // A round has six steps over the lanes. A thread's elements come in blocks of 32.
@@ -59,7 +69,7 @@ fn scan(op: &'static str, x: &Tensor, axis: usize, reverse: bool) -> Tensor {
         // The totals are in the order of summation, so their own sum goes forward.
         let totals = Tensor::empty(gpu, op, [outer, parts, inner], x.dtype());
         gpu.launch(launch(total, &totals));
-        before = scan(op, &totals, 1, false);
+        before = scan(op, kind, &totals, 1, false);
     }
     gpu.launch(launch(run, &y).bind("totals", &before));
     y
@@ -76,7 +86,7 @@ impl Op for Cumsum {
     }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         if let Some(dy) = &dy[0] {
-            sink.add(0, scan("cumsum", dy, self.axis, !self.reverse));
+            sink.add(0, scan("cumsum", Scan::Sum, dy, self.axis, !self.reverse));
         }
     }
 }
@@ -86,9 +96,9 @@ impl Tensor {
     fn cumulative(&self, op: &'static str, axis: isize, reverse: bool) -> Tensor {
         let axis = shape::axis(op, axis, self.shape());
         if !self.dtype().is_float() {
-            return scan(op, self, axis, reverse);
+            return scan(op, Scan::Sum, self, axis, reverse);
         }
-        let y = scan(op, &crate::ops::float(op, self).detach(), axis, reverse);
+        let y = scan(op, Scan::Sum, &crate::ops::float(op, self).detach(), axis, reverse);
         y.made_by(&[self], || Box::new(Cumsum { axis, reverse }))
     }
 

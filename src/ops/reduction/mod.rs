@@ -1,11 +1,14 @@
-//! Ops over whole rows: sums and extremes, scans, softmax, losses and norms.
+//! Ops over whole rows: sums, products and extremes, moments, scans, softmax, losses and norms.
 
 pub mod arg;
+pub mod axes;
 mod columns;
 pub mod cross_entropy;
 pub mod cumsum;
+pub mod moments;
 pub mod norm;
+pub mod prod;
 pub mod reduce;
 pub mod softmax;
 
-crate::ops::listed!(reduce, arg, cumsum, softmax, cross_entropy, norm);
+crate::ops::listed!(reduce, axes, prod, moments, arg, cumsum, softmax, cross_entropy, norm);

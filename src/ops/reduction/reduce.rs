@@ -1,5 +1,6 @@
-//! Sum, mean, max and min along an axis. The order of summation depends on the sizes and the device's class only, so
-//! the bits are the same every time.
+//! The kernels that reduce an axis by sum, product, max or min. The order depends on the sizes and the device's class
+//! only, so the bits are the same every time. The methods of `Tensor` that use them are in [`axes`](super::axes) and
+//! [`prod`](super::prod).
 
 use super::columns::{self, Columns};
 use crate::dtype::DType;
@@ -7,12 +8,11 @@ use crate::gpu::DeviceClass;
 use crate::gpu::kernel::{Launch, Work, grid};
 use crate::gpu::plan::Pass;
 use crate::gpu::shader::Source;
-use crate::gpu::value::fuse::Scalar;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::ops::stored;
 use crate::ops::timed::{Want, When};
-use crate::shape::{self, Shape};
-use crate::tape::{Op, Saved, Sink};
+use crate::shape::Shape;
+use crate::tape::Sink;
 use crate::tensor::Tensor;
 
 /// The most elements of an axis that a thread adds up: 1024 in each of its four running sums, in blocks of 32. Longer
@@ -27,8 +27,9 @@ const SHORT: usize = 16;
 const LONG: usize = 1024;
 
 #[derive(Clone, Copy, PartialEq)]
-enum Reduction {
+pub(super) enum Reduction {
     Sum,
+    Product,
     Max,
     Min,
 }
@@ -37,6 +38,7 @@ impl Reduction {
     fn fragment(self) -> &'static str {
         match self {
             Reduction::Sum => "reduce_sum",
+            Reduction::Product => "reduce_product",
             Reduction::Max => "reduce_max",
             Reduction::Min => "reduce_min",
         }
@@ -191,6 +193,7 @@ fn summed(dtype: DType) -> DType {
 
 /// Returns `x` for [`reduce`] over `axis`: elements of 16 bits as they are where a kernel reads columns in whole vectors,
 /// such as the gradient of a bias, else in f32.
+#[track_caller]
 fn readable(op: &str, x: &Tensor, axis: usize) -> Tensor {
     let sizes = x.shape().split_at_axis(axis);
     let walk = walk(x.gpu().class(), [sizes.0, sizes.1, sizes.2]);
@@ -256,159 +259,33 @@ fn pass(op: &'static str, x: &Tensor, plan: &ReducePlan, store: Store, y: &Tenso
     });
 }
 
-struct Sum {
-    axis: usize,
-    shape: Shape,
-    /// 1, or the number of elements for a mean.
+/// Reduces over several axes, in increasing order, and divides by `divisor`. Each run of adjacent axes is one reduction,
+/// the last run first.
+#[track_caller]
+pub(super) fn reduce_axes(
+    op: &'static str,
+    x: &Tensor,
+    axes: &[usize],
+    kind: Reduction,
     divisor: f32,
-}
-
-impl Op for Sum {
-    fn name(&self) -> &'static str {
-        "sum"
-    }
-    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
-        if let Some(dy) = &dy[0] {
-            let count = [Scalar::F32(self.divisor)];
-            let dy = match self.divisor {
-                1.0 => dy.clone(),
-                _ => Tensor::lazy_with("mean", "$0 / $1", DType::F32, *dy.shape(), &[dy], &count),
-            };
-            sink.add(0, dy.unsqueeze(self.axis).expand(self.shape));
+) -> Tensor {
+    let (mut y, mut left) = (x.detach(), axes.to_vec());
+    while let Some(last) = left.pop() {
+        let mut first = last;
+        while first > 0 && left.last() == Some(&(first - 1)) {
+            left.pop();
+            first -= 1;
         }
-    }
-}
-
-struct Extreme {
-    axis: usize,
-    x: Saved,
-    y: Saved,
-}
-
-impl Op for Extreme {
-    fn name(&self) -> &'static str {
-        "max"
-    }
-    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
-        let Some(dy) = &dy[0] else { return };
-        let x = self.x.get("max");
-        let hits = x.eq(&self.y.get("max").unsqueeze(self.axis)).cast(DType::F32);
-        // Ties share the gradient equally.
-        let share = dy.div(&hits.sum(self.axis as isize)).unsqueeze(self.axis);
-        sink.add(0, hits.mul(&share));
-    }
-}
-
-impl Tensor {
-    #[track_caller]
-    fn sum_divided(&self, name: &'static str, axis: isize, divisor: f32) -> Tensor {
-        let axis = shape::axis(name, axis, self.shape());
-        let shape = *self.shape();
-        if shape.count() == 0 {
-            let zeros = Tensor::zeros(self.gpu(), shape.without(axis));
-            return zeros.made_by(&[self], || Box::new(Sum { axis, shape, divisor }));
+        if first < last {
+            let mut sizes = y.shape()[..first].to_vec();
+            sizes.push(y.shape()[first..=last].iter().product());
+            sizes.extend(&y.shape()[last + 1..]);
+            y = y.reshape(&sizes[..]);
         }
-        let y = reduce(name, &readable(name, self, axis), axis, Reduction::Sum, divisor);
-        y.made_by(&[self], || Box::new(Sum { axis, shape, divisor }))
+        let of = if kind == Reduction::Sum { readable(op, &y, first) } else { crate::ops::float(op, &y) };
+        y = reduce(op, &of, first, kind, if left.is_empty() { divisor } else { 1.0 });
     }
-
-    /// `y = sum over axis of x`. The axis disappears. f16 and bf16 are summed and returned in f32.
-    ///
-    /// # Panics
-    /// When the axis is out of range or the elements are integers.
-    #[track_caller]
-    pub fn sum(&self, axis: isize) -> Tensor {
-        self.sum_divided("sum", axis, 1.0)
-    }
-
-    /// The mean over `axis`, which disappears.
-    ///
-    /// # Panics
-    /// When the axis is out of range or empty, or the elements are integers.
-    #[track_caller]
-    pub fn mean(&self, axis: isize) -> Tensor {
-        let at = shape::axis("mean", axis, self.shape());
-        assert!(self.shape()[at] > 0, "mean: axis {at} of {} is empty", self.shape());
-        self.sum_divided("mean", axis, self.shape()[at] as f32)
-    }
-
-    /// The sum of all elements, a scalar.
-    #[track_caller]
-    pub fn sum_all(&self) -> Tensor {
-        self.reshape([self.count()]).sum(0)
-    }
-
-    /// The mean of all elements, a scalar.
-    #[track_caller]
-    pub fn mean_all(&self) -> Tensor {
-        self.reshape([self.count()]).mean(0)
-    }
-
-    #[track_caller]
-    fn extreme(&self, name: &'static str, axis: isize, kind: Reduction) -> Tensor {
-        let axis = shape::axis(name, axis, self.shape());
-        assert!(self.shape()[axis] > 0, "{name}: axis {axis} of {} is empty", self.shape());
-        let y = reduce(name, &crate::ops::float(name, self).detach(), axis, kind, 1.0);
-        let saved = y.clone();
-        y.made_by(&[self], || Box::new(Extreme { axis, x: Saved::new(self), y: Saved::new(&saved) }))
-    }
-
-    /// The largest element along `axis`, which disappears. NaN if one of the elements is NaN. Ties share the gradient
-    /// equally.
-    ///
-    /// # Panics
-    /// When the axis is out of range or empty, or the elements are integers.
-    #[track_caller]
-    pub fn max(&self, axis: isize) -> Tensor {
-        self.extreme("max", axis, Reduction::Max)
-    }
-
-    /// The smallest element along `axis`, which disappears. NaN if one of the elements is NaN. Ties share the gradient
-    /// equally.
-    ///
-    /// # Panics
-    /// When the axis is out of range or empty, or the elements are integers.
-    #[track_caller]
-    pub fn min(&self, axis: isize) -> Tensor {
-        self.extreme("min", axis, Reduction::Min)
-    }
-
-    /// Sums this tensor down to `shape`, from which its own shape was broadcast. This is the adjoint of
-    /// [`Tensor::expand`].
-    ///
-    /// # Panics
-    /// If `shape` does not broadcast to this tensor's shape.
-    #[track_caller]
-    pub fn sum_to(&self, shape: impl Into<Shape>) -> Tensor {
-        let to = shape.into();
-        if to == *self.shape() {
-            return self.clone();
-        }
-        shape::expand_strides("sum_to", &to, &to.strides(), self.shape());
-        let shift = self.shape().len() - to.len();
-        let mut y = self.clone();
-        // Adjacent repeated axes are summed together, so that a bias gradient of [batch, tokens, width] is one
-        // reduction.
-        let repeated: Vec<bool> = (0..self.shape().len())
-            .map(|a| a < shift || (to[a - shift] == 1 && self.shape()[a] != 1))
-            .collect();
-        let mut axis = self.shape().len();
-        while axis > 0 {
-            let end = axis;
-            while axis > 0 && repeated[axis - 1] {
-                axis -= 1;
-            }
-            if axis < end {
-                let mut sizes = y.shape()[..axis].to_vec();
-                sizes.push(y.shape()[axis..end].iter().product());
-                sizes.extend(&y.shape()[end..]);
-                y = y.reshape(&sizes[..]).sum(axis as isize);
-            } else {
-                axis -= 1;
-            }
-        }
-        y.reshape(to)
-    }
+    y
 }
 
 /// The reference of every reduction: applies `fold` along the axis, then `done` with the axis' size.
@@ -538,11 +415,5 @@ pub(super) fn cases() -> Vec<Case> {
         )
         .exact(),
     );
-    all.push(Case::new(
-        "sum_to",
-        vec![Input::normal([3, 4, 5])],
-        |x| x[0].sum_to([4, 1]),
-        |x| Array::from_fn([4, 1], |i| (0..15).map(|j| x[0].data[j / 5 * 20 + i * 5 + j % 5]).sum()),
-    ));
     all
 }

@@ -103,19 +103,78 @@ fn every_dtype_comes_back_as_it_went() {
 #[test]
 fn display_prints_rows_and_shortens_long_axes() {
     let gpu = gpu();
+    let ends = |shape: &str| format!("\n{shape} on {}", gpu.adapter().name);
+    let same = |text: String, elements: &str, shape: &str| {
+        assert_eq!(text, format!("{elements}{}", ends(shape)));
+    };
     let x = Tensor::from_slice(gpu, &[1.0f32, -2.5, 3.25, 4.0, 5.0, 6.0], [2, 3]);
-    assert_eq!(x.to_string(), "[[1.0000, -2.5000, 3.2500],\n [4.0000, 5.0000, 6.0000]]");
-    assert_eq!(format!("{:.1}", x.t()), "[[1.0, 4.0],\n [-2.5, 5.0],\n [3.2, 6.0]]");
-    assert_eq!(Tensor::scalar(gpu, 0.5).to_string(), "0.5000");
-    assert_eq!(Tensor::from_slice::<f32>(gpu, &[], [0]).to_string(), "[]");
-    assert_eq!(Tensor::from_slice(gpu, &[-1i32, 7], [2]).to_string(), "[-1, 7]");
-    assert_eq!(format!("{:.2}", Tensor::from_slice(gpu, &[f16::from_f32(0.5)], [1])), "[0.50]");
+    same(x.to_string(), "[[1.0000, -2.5000, 3.2500],\n [4.0000, 5.0000, 6.0000]]", "[2, 3] f32");
+    same(format!("{:.1}", x.t()), "[[1.0, 4.0],\n [-2.5, 5.0],\n [3.2, 6.0]]", "[3, 2] f32");
+    same(Tensor::scalar(gpu, 0.5).to_string(), "0.5000", "[] f32");
+    same(Tensor::from_slice::<f32>(gpu, &[], [0]).to_string(), "[]", "[0] f32");
+    same(Tensor::from_slice(gpu, &[-1i32, 7], [2]).to_string(), "[-1, 7]", "[2] i32");
+    let half = Tensor::from_slice(gpu, &[f16::from_f32(0.5)], [1]);
+    same(format!("{half:.2}"), "[0.50]", "[1] f16");
     let positions = Tensor::positions(gpu, 10_000);
-    assert_eq!(positions.to_string(), "[0, 1, 2, ..., 9997, 9998, 9999]");
+    same(positions.to_string(), "[0, 1, 2, ..., 9997, 9998, 9999]", "[10000] u32");
     let deep = positions.slice(0, 0..36).reshape([18, 2]);
-    assert_eq!(deep.to_string(), "[[0, 1],\n [2, 3],\n [4, 5],\n ...,\n [30, 31],\n [32, 33],\n [34, 35]]");
+    let rows = "[[0, 1],\n [2, 3],\n [4, 5],\n ...,\n [30, 31],\n [32, 33],\n [34, 35]]";
+    same(deep.to_string(), rows, "[18, 2] u32");
     let debug = format!("{:?}", x.requires_grad());
     assert!(debug.starts_with("Tensor([2, 3], f32, leaf, "), "{debug}");
+}
+
+#[test]
+fn misuse_is_told_by_name() {
+    let gpu = gpu();
+    let ids = Tensor::positions(gpu, 3);
+    let x = Tensor::zeros(gpu, [2, 3]);
+    let told = |work: &dyn Fn() -> Tensor, text: &str| {
+        let said = panic_of(work);
+        assert!(said.contains(text), "{said:?} does not contain {text:?}");
+    };
+    told(&|| &ids + 1.0, "add: a number is f32, but the tensor [3] is u32; cast it");
+    told(&|| 1.0 / &ids, "div: a number is f32, but the tensor [3] is u32; cast it");
+    told(&|| Vec::<Tensor>::new().into_iter().sum(), "sum: an iterator without tensors");
+    told(&|| x.sum([0, 0]), "sum: [0, 0] names an axis of [2, 3] twice");
+    told(&|| x.sum([]), "sum: no axes of [2, 3] are named");
+    told(&|| x.mean_keepdim([1, 2]), "mean: axis 2 is outside shape [2, 3]");
+    told(&|| ids.sum(0), "sum: needs floats, got u32");
+    told(&|| x.var(1, 3), "var: 3 elements along axes [1] of [2, 3] with correction 3");
+    told(&|| x.norm_p(-1.0, 0), "norm: p is -1");
+    told(&|| Tensor::arange(gpu, 0.0, 1.0, -0.5), "arange: a step of -0.5 does not lead from 0 to 1");
+    told(&|| Tensor::arange(gpu, 0.0, 1.0, 0.0), "arange: a step of 0");
+    told(&|| x.one_hot(4), "one_hot: ids must be u32 or i32, got f32");
+    told(&|| ids.tril(0), "tril: needs at least two axes, got [3]");
+    told(&|| x.masked_fill(&x, 0.0), "masked_fill: the mask must be u32 or i32");
+    told(&|| ids.masked_fill(&Tensor::positions(gpu, 4), 0.0), "masked_fill: [4] does not expand to [3]");
+    told(&|| x.chunk(0, 0).remove(0), "chunk: into 0 pieces");
+    told(&|| x.repeat(&[2]), "repeat: [2, 3] has 2 axes");
+    told(&|| x.flatten(1, 0), "flatten: axis 1 is behind axis 0");
+    told(&|| x.unflatten(1, &[2, 2]), "unflatten: [2, 2] has 4 elements, axis 1 of [2, 3] not");
+    told(&|| x.slice_step(1, 0..3, 0), "slice_step: a step of 0");
+    told(&|| x.bmm(&x), "bmm: needs [batch, m, k]");
+    told(&|| Tensor::einsum("i->i", &[&ids]), "einsum: operand 0 of \"i->i\" is u32, not float");
+    told(
+        &|| Tensor::zeros(gpu, [3]).to_vec2::<f32>().map(|_| x.clone()).unwrap(),
+        "to_vec2: [3] has not two axes",
+    );
+}
+
+#[test]
+fn adjacent_axes_are_one_reduction() {
+    let gpu = quiet();
+    let x = Tensor::ones(&gpu, [4, 6, 8, 2]);
+    x.evaluate();
+    let launches = |work: &dyn Fn() -> Tensor| {
+        let before = gpu.dispatches();
+        let y = work();
+        y.evaluate();
+        gpu.dispatches() - before
+    };
+    assert_eq!(launches(&|| x.sum([1, 2])), launches(&|| x.reshape([4, 48, 2]).sum(1)));
+    assert_eq!(launches(&|| x.sum([1, 2])), 1);
+    assert_eq!(launches(&|| x.mean([0, -1])), 2);
 }
 
 #[test]

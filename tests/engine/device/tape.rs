@@ -232,7 +232,7 @@ fn zero_sized_tensors_pass_through() {
         full.to_vec::<f32>().unwrap()
     );
     assert_eq!(rest.pad(0, 1, 2).to_vec::<f32>().unwrap(), [0.0; 3]);
-    assert_eq!(rest.to_string(), "[]");
+    assert!(rest.to_string().starts_with("[]\n[0] f32 on "));
     let grads = y.sum_all().backward().unwrap();
     gone(grads.get(&none).unwrap());
     assert_eq!(grads.get(&w).unwrap().to_vec::<f32>().unwrap(), [0.0; 12]);
