@@ -377,7 +377,12 @@ fn errors(
 /// Tests the error bounds in the docs of functions of one element and of pow.
 fn stated_bounds() -> Vec<Trial> {
     type Row = (&'static str, fn(&Tensor) -> Tensor, fn(f64) -> f64, f64);
-    let rows: [Row; 10] = [
+    let softplus = |x: f64| if x.is_nan() { x } else { x.max(0.0) + (-x.abs()).exp().ln_1p() };
+    let rows: [Row; 14] = [
+        ("expm1", Tensor::expm1, f64::exp_m1, 4.0),
+        ("log1p", Tensor::log1p, f64::ln_1p, 5.0),
+        ("softplus", Tensor::softplus, softplus, 10.0),
+        ("elu", Tensor::elu, |x| if x > 0.0 { x } else { x.exp_m1() }, 4.0),
         ("exp", Tensor::exp, f64::exp, 3.0),
         ("log", Tensor::log, f64::ln, 2.0),
         ("sin", Tensor::sin, f64::sin, 4.0),
