@@ -3,7 +3,8 @@
 pub mod bf16;
 pub mod binary;
 pub mod dropout;
+pub mod losses;
 pub mod random;
 pub mod unary;
 
-crate::ops::listed!(unary, binary, bf16, random, dropout);
+crate::ops::listed!(unary, binary, bf16, random, dropout, losses);
