@@ -8,6 +8,7 @@ mod init;
 
 pub use crate::ops::product::matmul::{Activation, Epilogue};
 pub use crate::ops::product::narrow::stored;
+pub use crate::ops::reduction::cross_entropy_with::CrossEntropy;
 pub use crate::ops::sequence::attention::Mask;
 pub use distill::distillation;
 pub use init::Init;

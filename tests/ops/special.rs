@@ -24,8 +24,17 @@ const MOST_INPUTS: usize = 100;
 const MOST_OUTPUTS: usize = 2000;
 
 /// Families that have separate kernels for CPU drivers. They are tested with both, not only with those that the adapter uses.
-const CHOOSES: [&str; 8] =
-    ["tied", "routed", "matmul", "attention", "norm", "softmax", "cross_entropy", "reduce"];
+const CHOOSES: [&str; 9] = [
+    "tied",
+    "routed",
+    "matmul",
+    "attention",
+    "norm",
+    "softmax",
+    "cross_entropy",
+    "cross_entropy_with",
+    "reduce",
+];
 
 const NANS: &[&str] = &["NaN"];
 const INFINITIES: &[&str] = &["inf", "-inf"];

@@ -3,9 +3,11 @@
 pub mod arg;
 mod columns;
 pub mod cross_entropy;
+pub mod cross_entropy_with;
 pub mod cumsum;
+pub mod nll_loss;
 pub mod norm;
 pub mod reduce;
 pub mod softmax;
 
-crate::ops::listed!(reduce, arg, cumsum, softmax, cross_entropy, norm);
+crate::ops::listed!(reduce, arg, cumsum, softmax, cross_entropy, cross_entropy_with, nll_loss, norm);
