@@ -6,6 +6,9 @@
 mod distill;
 mod init;
 
+pub use crate::ops::product::conv::Conv2d;
+pub use crate::ops::product::conv_transpose::ConvTranspose2d;
+pub use crate::ops::product::conv1d::Conv1d;
 pub use crate::ops::product::matmul::{Activation, Epilogue};
 pub use crate::ops::product::narrow::stored;
 pub use crate::ops::reduction::cross_entropy_with::CrossEntropy;

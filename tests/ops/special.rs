@@ -38,6 +38,7 @@ const CHOOSES: [&str; 9] = [
 
 const NANS: &[&str] = &["NaN"];
 const INFINITIES: &[&str] = &["inf", "-inf"];
+const NOT_FINITE: &[&str] = &["NaN", "inf", "-inf"];
 const ZEROS: &[&str] = &["-0e0", "1e-40"];
 const ANY: &[&str] = &[""];
 
@@ -71,6 +72,22 @@ const EXCEPTIONS: &[Exception] = &[
     ),
     ("mixed", "", "values", ANY, "NaN and infinity times the zeros of unused weights"),
     ("combine", "two layers of four", "gradients", NANS, "NaN times the zero gradient of an unused layer"),
+    (
+        "conv1d",
+        "depthwise",
+        "values",
+        NOT_FINITE,
+        "a weight that is not finite times the zeros of the padding",
+    ),
+    ("conv1d", "depthwise", "gradients", NANS, "NaN times the zeros of the padding"),
+    (
+        "conv_transpose",
+        "",
+        "values",
+        NOT_FINITE,
+        "a weight that is not finite times the zeros between elements",
+    ),
+    ("conv_transpose", "", "gradients", NANS, "NaN times the zeros between elements"),
     ("conv", "depthwise with two", "values", ANY, "NaN or infinity times the zeros of the padding"),
     ("conv", "depthwise with two", "gradients", NANS, "NaN times the zeros of the padding"),
     ("kernel_basis", "", "gradients", ZEROS, "directions must have length 1"),
