@@ -1,6 +1,7 @@
 //! Ops over whole rows: sums and extremes, scans, softmax, losses and norms.
 
 pub mod arg;
+pub mod batch_norm;
 mod columns;
 pub mod cross_entropy;
 pub mod cross_entropy_with;
@@ -10,4 +11,14 @@ pub mod norm;
 pub mod reduce;
 pub mod softmax;
 
-crate::ops::listed!(reduce, arg, cumsum, softmax, cross_entropy, cross_entropy_with, nll_loss, norm);
+crate::ops::listed!(
+    reduce,
+    arg,
+    cumsum,
+    softmax,
+    cross_entropy,
+    cross_entropy_with,
+    nll_loss,
+    norm,
+    batch_norm
+);
