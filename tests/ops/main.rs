@@ -6,6 +6,7 @@
 //! The gradient bound is the same with the terms `dy_j dy_j/dx_i`, from central differences of the f64 reference.
 
 mod matrix_units;
+mod pytorch;
 mod special;
 #[path = "../support/mod.rs"]
 mod support;
@@ -39,6 +40,7 @@ fn main() {
         every_kernel(DType::F16, &[gpu(), other_kernels()])
     }));
     trials.extend(matrix_units::trials());
+    trials.extend(pytorch::trials());
     trials.extend(special::trials());
     trials.extend(vectors::trials());
     libtest_mimic::run(&args, trials).exit();
