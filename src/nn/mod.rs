@@ -10,8 +10,12 @@ mod kinds;
 mod module;
 
 pub use crate::module;
+pub use crate::ops::product::conv::Conv2d;
+pub use crate::ops::product::conv_transpose::ConvTranspose2d;
+pub use crate::ops::product::conv1d::Conv1d;
 pub use crate::ops::product::matmul::{Activation, Epilogue};
 pub use crate::ops::product::narrow::stored;
+pub use crate::ops::reduction::cross_entropy_with::CrossEntropy;
 pub use crate::ops::sequence::attention::Mask;
 pub use distill::distillation;
 pub use file::{Loaded, ModuleFile};

@@ -5,7 +5,7 @@ use crate::Long;
 use crate::support::download;
 use std::sync::Arc;
 use tiebeam::geometry::{Clouds, Graph};
-use tiebeam::nn::Mask;
+use tiebeam::nn::{CrossEntropy, Mask};
 use tiebeam::ops::points::edges::Edges;
 use tiebeam::ops::points::table_conv::SplineTable;
 use tiebeam::ops::product::conv::Conv2d;
@@ -83,6 +83,8 @@ fn rows(pieces: usize, count: usize, tests: &mut Vec<Long>) {
             near("log_softmax", &x.log_softmax(1).detach(), -log, 1e-6);
             let targets = Tensor::from_slice(gpu, &vec![width as u32 - 1; count], [count]);
             near("cross_entropy", &x.cross_entropy(&targets, None).detach(), log, 1e-6);
+            let smoothed = CrossEntropy::default().smoothing(0.5);
+            near("smoothed", &x.cross_entropy_with(&targets, smoothed).detach(), log, 1e-6);
             equal("rms_norm", &x.rms_norm(None, 0.0).detach(), 1.0);
             equal("layer_norm", &x.layer_norm(None, None, 1.0).detach(), 0.0);
             // The elements of a softmax sum to 1, so the gradient of their sum is 0.

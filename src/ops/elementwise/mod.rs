@@ -3,8 +3,9 @@
 pub mod bf16;
 pub mod binary;
 pub mod dropout;
+pub mod losses;
 pub mod random;
 pub mod scalar;
 pub mod unary;
 
-crate::ops::listed!(unary, binary, scalar, bf16, random, dropout);
+crate::ops::listed!(unary, binary, scalar, bf16, random, dropout, losses);

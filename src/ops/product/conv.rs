@@ -38,11 +38,11 @@ impl Default for Conv2d {
 
 /// Sizes of one call.
 #[derive(Clone, Copy)]
-struct Sizes {
-    conv: Conv2d,
-    x: Shape,
-    w: Shape,
-    y: Shape,
+pub(super) struct Sizes {
+    pub conv: Conv2d,
+    pub x: Shape,
+    pub w: Shape,
+    pub y: Shape,
 }
 
 /// Channels per block. The part of a block beyond the last channel is wasted work, so a single channel is a block by
@@ -133,7 +133,7 @@ impl Sizes {
     }
 
     /// Runs the forward pass from x to y or, if `spread`, the gradient from dy to dx.
-    fn run(
+    pub fn run(
         &self,
         spread: bool,
         from: &Tensor,
@@ -186,7 +186,8 @@ impl Sizes {
         Work::flops(2.0 * self.y.count() as f64 * (self.w.count() / self.w[0].max(1)) as f64)
     }
 
-    fn weights(&self, x: &Tensor, dy: &Tensor, into: Destination) -> Tensor {
+    /// Returns the gradient of the weight from the image and the gradient of the result.
+    pub fn weights(&self, x: &Tensor, dy: &Tensor, into: Destination) -> Tensor {
         let gpu = x.gpu();
         let (dw, accumulate) = into.output(gpu, "conv2d", self.w);
         let groups = self.conv.groups;
@@ -293,7 +294,7 @@ impl Tensor {
 }
 
 /// Calls `f` with the flat indices of y, x and w of every product that the convolution sums.
-fn products64(sizes: &Sizes, mut f: impl FnMut(usize, usize, usize)) {
+pub(super) fn products64(sizes: &Sizes, mut f: impl FnMut(usize, usize, usize)) {
     let Sizes { conv, x, w, y } = sizes;
     let place = |i: usize, k: usize, a: usize| {
         let at = (i * conv.stride[a] + k * conv.dilation[a]).checked_sub(conv.padding[a])?;
@@ -312,7 +313,7 @@ fn products64(sizes: &Sizes, mut f: impl FnMut(usize, usize, usize)) {
     }
 }
 
-fn conv64(x: &[Array], conv: Conv2d) -> Array {
+pub(super) fn conv64(x: &[Array], conv: Conv2d) -> Array {
     let sizes = Sizes::new(x[0].shape, x[1].shape, conv);
     let plane = sizes.y[2] * sizes.y[3];
     let mut y = Array::from_fn(sizes.y, |i| x.get(2).map_or(0.0, |bias| bias.data[i / plane % sizes.y[1]]));
