@@ -3,7 +3,7 @@
 
 use crate::support::*;
 use libtest_mimic::Trial;
-use tiebeam::nn::{ConvTranspose2d, CrossEntropy};
+use tiebeam::nn::{ConvTranspose2dConfig, CrossEntropy};
 use tiebeam::{Shape, Tensor};
 
 fn up(data: &[f32], shape: impl Into<Shape>) -> Tensor {
@@ -228,7 +228,7 @@ fn conv_transpose2d() {
     let x = up(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], [1, 2, 2, 2]).requires_grad();
     let w: Vec<f32> = (0..36).map(|i| (i % 7) as f32 - 3.0).collect();
     let w = up(&w, [2, 2, 3, 3]).requires_grad();
-    let conv = ConvTranspose2d::default();
+    let conv = ConvTranspose2dConfig::default();
     let double = conv.stride([2, 2]).padding([1, 1]).output_padding([1, 1]);
     let y = x.conv_transpose2d(&w, Some(&up(&[1.0, -1.0], [2])), double);
     let want = [

@@ -1,6 +1,6 @@
 //! Convolution over sequences: [`conv2d`](super::conv) over images of height 1.
 
-use super::conv::{Conv2d, conv64};
+use super::conv::{Conv2dConfig, conv64};
 use crate::ops::case::{Array, Case, Input};
 use crate::setters::setters;
 use crate::tensor::Tensor;
@@ -8,7 +8,7 @@ use crate::tensor::Tensor;
 /// How the windows of a convolution lie on a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Conv1d {
+pub struct Conv1dConfig {
     /// Steps between windows.
     pub stride: usize,
     /// Zeros added at each end.
@@ -19,20 +19,20 @@ pub struct Conv1d {
     pub groups: usize,
 }
 
-setters!(Conv1d { stride: usize, padding: usize, dilation: usize, groups: usize });
+setters!(Conv1dConfig { stride: usize, padding: usize, dilation: usize, groups: usize });
 
-impl Default for Conv1d {
+impl Default for Conv1dConfig {
     /// Stride 1, no padding, no dilation, one group.
-    fn default() -> Conv1d {
-        Conv1d { stride: 1, padding: 0, dilation: 1, groups: 1 }
+    fn default() -> Conv1dConfig {
+        Conv1dConfig { stride: 1, padding: 0, dilation: 1, groups: 1 }
     }
 }
 
-impl Conv1d {
+impl Conv1dConfig {
     /// The same windows on an image of height 1.
-    fn flat(self) -> Conv2d {
-        let Conv1d { stride, padding, dilation, groups } = self;
-        Conv2d { stride: [1, stride], padding: [0, padding], dilation: [1, dilation], groups }
+    fn flat(self) -> Conv2dConfig {
+        let Conv1dConfig { stride, padding, dilation, groups } = self;
+        Conv2dConfig { stride: [1, stride], padding: [0, padding], dilation: [1, dilation], groups }
     }
 }
 
@@ -45,11 +45,11 @@ impl Tensor {
     /// 2 p - d (size - 1) - 1) / s + 1]`, in f32.
     ///
     /// ```
-    /// # use tiebeam::{Gpu, Tensor, nn::Conv1d};
+    /// # use tiebeam::{Gpu, Tensor, nn::Conv1dConfig};
     /// # let gpu = Gpu::open()?;
     /// let x = Tensor::from_slice(&gpu, &[1.0f32, 2.0, 4.0, 8.0], [1, 1, 4]);
     /// let weight = Tensor::from_slice(&gpu, &[1.0f32, 1.0], [1, 1, 2]);
-    /// let y = x.conv1d(&weight, None, Conv1d::default().stride(2));
+    /// let y = x.conv1d(&weight, None, Conv1dConfig::default().stride(2));
     /// assert_eq!(y.to_vec::<f32>()?, [3.0, 12.0]);
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
@@ -57,8 +57,9 @@ impl Tensor {
     /// # Panics
     /// When shapes, groups or windows do not fit, or an operand has integers.
     #[track_caller]
-    pub fn conv1d(&self, weight: &Tensor, bias: Option<&Tensor>, conv: Conv1d) -> Tensor {
-        let (x, w, Conv1d { stride, padding, dilation, groups }) = (*self.shape(), *weight.shape(), conv);
+    pub fn conv1d(&self, weight: &Tensor, bias: Option<&Tensor>, conv: Conv1dConfig) -> Tensor {
+        let (x, w, Conv1dConfig { stride, padding, dilation, groups }) =
+            (*self.shape(), *weight.shape(), conv);
         assert!(x.len() == 3, "conv1d: the sequence must be [batch, in, length], got {x}");
         assert!(w.len() == 3, "conv1d: the weight must be [out, in / groups, size], got {w}");
         assert!(
@@ -80,19 +81,19 @@ impl Tensor {
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    let plain = Conv1d::default();
+    let plain = Conv1dConfig::default();
     let rows = [
         ("one element", [1, 1, 1], [1, 1, 1], plain),
-        ("padded", [2, 3, 11], [5, 3, 3], Conv1d { padding: 1, ..plain }),
+        ("padded", [2, 3, 11], [5, 3, 3], Conv1dConfig { padding: 1, ..plain }),
         (
             "strided and dilated",
             [2, 3, 17],
             [2, 3, 3],
-            Conv1d { stride: 2, padding: 3, dilation: 2, groups: 1 },
+            Conv1dConfig { stride: 2, padding: 3, dilation: 2, groups: 1 },
         ),
-        ("depthwise", [1, 5, 8], [5, 1, 4], Conv1d { groups: 5, padding: 2, ..plain }),
+        ("depthwise", [1, 5, 8], [5, 1, 4], Conv1dConfig { groups: 5, padding: 2, ..plain }),
     ];
-    let case = |(name, x, w, conv): (&str, [usize; 3], [usize; 3], Conv1d)| {
+    let case = |(name, x, w, conv): (&str, [usize; 3], [usize; 3], Conv1dConfig)| {
         let inputs = vec![Input::normal(x), Input::normal(w), Input::normal([w[0]])];
         let reference = move |x: &[Array]| {
             let flat = |a: &Array| {

@@ -1,7 +1,7 @@
 //! Transposed convolution over images: the adjoint of [`conv2d`](super::conv). Its forward pass is the kernel of that op's
 //! gradient with respect to the image, and its gradients are the kernels of that op's forward pass and weight.
 
-use super::conv::{Conv2d, Sizes, products64};
+use super::conv::{Conv2dConfig, Sizes, products64};
 use crate::dtype::DType;
 use crate::ops::case::{Array, Case, Input};
 use crate::setters::setters;
@@ -14,7 +14,7 @@ const OP: &str = "conv_transpose2d";
 /// How a transposed convolution lays its windows on the result; rows before columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct ConvTranspose2d {
+pub struct ConvTranspose2dConfig {
     /// Steps between the windows of neighbouring elements.
     pub stride: [usize; 2],
     /// Rows and columns that are cut off at each side of the result.
@@ -28,7 +28,7 @@ pub struct ConvTranspose2d {
     pub groups: usize,
 }
 
-setters!(ConvTranspose2d {
+setters!(ConvTranspose2dConfig {
     stride: [usize; 2],
     padding: [usize; 2],
     output_padding: [usize; 2],
@@ -36,10 +36,10 @@ setters!(ConvTranspose2d {
     groups: usize,
 });
 
-impl Default for ConvTranspose2d {
+impl Default for ConvTranspose2dConfig {
     /// Stride 1, no padding, no dilation, one group.
-    fn default() -> ConvTranspose2d {
-        ConvTranspose2d {
+    fn default() -> ConvTranspose2dConfig {
+        ConvTranspose2dConfig {
             stride: [1, 1],
             padding: [0, 0],
             output_padding: [0, 0],
@@ -49,11 +49,11 @@ impl Default for ConvTranspose2d {
     }
 }
 
-impl ConvTranspose2d {
+impl ConvTranspose2dConfig {
     /// Returns the sizes of the convolution whose adjoint this is: from the image `y` that is made here to `x`.
     #[track_caller]
     fn sizes(self, x: Shape, w: Shape) -> Sizes {
-        let ConvTranspose2d { stride, padding, output_padding, dilation, groups } = self;
+        let ConvTranspose2dConfig { stride, padding, output_padding, dilation, groups } = self;
         assert!(x.len() == 4, "{OP}: the image must be [batch, in, height, width], got {x}");
         assert!(w.len() == 4, "{OP}: the weight must be [in, out / groups, rows, columns], got {w}");
         assert!(
@@ -79,7 +79,7 @@ impl ConvTranspose2d {
             whole - 2 * padding[a]
         });
         let y = [x[0], w[1] * groups, out[0], out[1]].into();
-        Sizes { conv: Conv2d { stride, padding, dilation, groups }, x: y, w, y: x }
+        Sizes { conv: Conv2dConfig { stride, padding, dilation, groups }, x: y, w, y: x }
     }
 }
 
@@ -126,11 +126,11 @@ impl Tensor {
     /// 1603.07285, chapter 4.
     ///
     /// ```
-    /// # use tiebeam::{Gpu, Tensor, nn::ConvTranspose2d};
+    /// # use tiebeam::{Gpu, Tensor, nn::ConvTranspose2dConfig};
     /// # let gpu = Gpu::open()?;
     /// let x = Tensor::from_slice(&gpu, &[1.0f32, 2.0], [1, 1, 1, 2]);
     /// let weight = Tensor::from_slice(&gpu, &[1.0f32, 10.0, 100.0], [1, 1, 1, 3]);
-    /// let y = x.conv_transpose2d(&weight, None, ConvTranspose2d::default().stride([1, 2]));
+    /// let y = x.conv_transpose2d(&weight, None, ConvTranspose2dConfig::default().stride([1, 2]));
     /// assert_eq!(y.to_vec::<f32>()?, [1.0, 10.0, 102.0, 20.0, 200.0]);
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
@@ -139,7 +139,12 @@ impl Tensor {
     /// When shapes, groups or windows do not fit, when the padding leaves nothing, when the output padding is neither below
     /// the stride nor below the dilation, or when an operand has integers.
     #[track_caller]
-    pub fn conv_transpose2d(&self, weight: &Tensor, bias: Option<&Tensor>, conv: ConvTranspose2d) -> Tensor {
+    pub fn conv_transpose2d(
+        &self,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        conv: ConvTranspose2dConfig,
+    ) -> Tensor {
         same_gpu(OP, &[self, weight]);
         let sizes = conv.sizes(*self.shape(), *weight.shape());
         let read = |t: &Tensor| crate::ops::float(OP, t).detach().contiguous();
@@ -158,7 +163,7 @@ impl Tensor {
     }
 }
 
-fn transposed64(x: &[Array], conv: ConvTranspose2d) -> Array {
+fn transposed64(x: &[Array], conv: ConvTranspose2dConfig) -> Array {
     let sizes = conv.sizes(x[0].shape, x[1].shape);
     let (shape, plane) = (sizes.x, sizes.x[2] * sizes.x[3]);
     let mut y = Array::from_fn(shape, |i| x.get(2).map_or(0.0, |bias| bias.data[i / plane % shape[1]]));
@@ -167,9 +172,9 @@ fn transposed64(x: &[Array], conv: ConvTranspose2d) -> Array {
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    let plain = ConvTranspose2d::default();
-    let double = ConvTranspose2d { stride: [2, 2], padding: [1, 1], output_padding: [1, 1], ..plain };
-    let odd = ConvTranspose2d {
+    let plain = ConvTranspose2dConfig::default();
+    let double = ConvTranspose2dConfig { stride: [2, 2], padding: [1, 1], output_padding: [1, 1], ..plain };
+    let odd = ConvTranspose2dConfig {
         stride: [3, 1],
         padding: [1, 2],
         output_padding: [2, 1],
@@ -187,11 +192,16 @@ pub(super) fn cases() -> Vec<Case> {
             "dilation above the stride",
             [1, 2, 3, 2],
             [2, 2, 2, 2],
-            ConvTranspose2d { dilation: [3, 3], output_padding: [2, 1], ..plain },
+            ConvTranspose2dConfig { dilation: [3, 3], output_padding: [2, 1], ..plain },
         ),
-        ("groups", [1, 6, 3, 4], [6, 5, 2, 2], ConvTranspose2d { groups: 2, ..double }),
-        ("depthwise", [2, 5, 3, 3], [5, 1, 3, 3], ConvTranspose2d { groups: 5, ..double }),
-        ("gaps between windows", [1, 2, 3, 3], [2, 3, 2, 2], ConvTranspose2d { stride: [3, 4], ..plain }),
+        ("groups", [1, 6, 3, 4], [6, 5, 2, 2], ConvTranspose2dConfig { groups: 2, ..double }),
+        ("depthwise", [2, 5, 3, 3], [5, 1, 3, 3], ConvTranspose2dConfig { groups: 5, ..double }),
+        (
+            "gaps between windows",
+            [1, 2, 3, 3],
+            [2, 3, 2, 2],
+            ConvTranspose2dConfig { stride: [3, 4], ..plain },
+        ),
     ] {
         for bias in [false, true] {
             let mut inputs = vec![Input::normal(x), Input::normal(w)];

@@ -6,6 +6,7 @@ pub mod conv1d;
 pub mod conv_transpose;
 pub mod einsum;
 pub mod linear;
+pub mod lookup;
 pub mod matmul;
 pub(crate) mod mixed;
 pub mod narrow;
