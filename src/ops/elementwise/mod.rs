@@ -1,4 +1,4 @@
-//! Elementwise ops: functions of one and of two tensors, conversions, random numbers.
+//! Elementwise ops: functions of one and of two tensors, losses, conversions, random numbers.
 
 pub mod bf16;
 pub mod binary;
