@@ -1,4 +1,4 @@
-//! Elementwise ops: functions of one and of two tensors, operators with numbers, conversions, random numbers.
+//! Elementwise ops: functions of one and of two tensors, operators with numbers, losses, conversions, random numbers.
 
 pub mod bf16;
 pub mod binary;

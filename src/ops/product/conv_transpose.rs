@@ -116,10 +116,10 @@ impl Op for ConvTranspose {
 }
 
 impl Tensor {
-    /// Lays each element of the image, times its window of weights, on the result and adds up what overlaps: `y[b, o, i s - p
-    /// + u d, j s - p + v d]` gets `x[b, c, i, j] weight[c, o, u, v]` for every `c` of `o`'s group, and `bias[o]`. It is the
-    /// adjoint of [`conv2d`](Self::conv2d) with the same weight, also called a deconvolution. Each result is summed by one
-    /// thread in a fixed order.
+    /// Lays each element of the image, times its window of weights, on the result and adds up what overlaps: for every `c`
+    /// of `o`'s group, `x[b, c, i, j] weight[c, o, u, v]` is added to `y[b, o, i s - p + u d, j s - p + v d]`, which begins as
+    /// `bias[o]`. It is the adjoint of [`conv2d`](Self::conv2d) with the same weight, also called a deconvolution. Each result
+    /// is summed by one thread in a fixed order.
     ///
     /// Image `[batch, in, height, width]`, weight `[in, out / groups, rows, columns]`, bias `[out]`; the result is `[batch,
     /// out, (height - 1) s - 2 p + d (rows - 1) + output_padding + 1, ..]`, in f32. Source: Dumoulin & Visin, arXiv
