@@ -97,6 +97,7 @@ const EXCEPTIONS: &[Exception] = &[
         "a weight that is not finite times the zeros between elements",
     ),
     ("conv_transpose", "", "gradients", NANS, "NaN times the zeros between elements"),
+    ("tied", "low rank lookup", "gradients", NANS, "NaN times the zero gradient of a row that is not looked up"),
     ("conv", "depthwise with two", "values", ANY, "NaN or infinity times the zeros of the padding"),
     ("conv", "depthwise with two", "gradients", NANS, "NaN times the zeros of the padding"),
     ("kernel_basis", "", "gradients", ZEROS, "directions must have length 1"),
