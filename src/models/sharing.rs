@@ -32,6 +32,33 @@ pub struct Sites {
     pub dictionaries: Vec<Dictionary>,
 }
 
+impl Sites {
+    /// Checks what a recipe, which may come from anywhere, has made for these matrices.
+    pub(super) fn fit(&self, depth: usize, matrices: &[Matrix]) -> Result<(), String> {
+        let full = |sites: &Vec<Arc<dyn Site>>| sites.len() == matrices.len();
+        if self.by_depth.len() != depth || !self.by_depth.iter().all(full) {
+            return Err(format!("the recipe did not make {} sites for each depth", matrices.len()));
+        }
+        for (t, sites) in self.by_depth.iter().enumerate() {
+            if let Some((site, matrix)) =
+                sites.iter().zip(matrices).find(|(s, matrix)| s.size() != matrix.size)
+            {
+                let (size, Matrix { name, size: want, .. }) = (site.size(), matrix);
+                return Err(format!(
+                    "the recipe's `{name}` at depth {t} is {size:?}, and the model's {want:?}"
+                ));
+            }
+        }
+        let most = matrices.iter().filter(|matrix| ["q", "k", "v", "o"].contains(&matrix.name)).count();
+        if self.dictionaries.len() > most || self.dictionaries.iter().any(|made| made.layers() != depth) {
+            return Err(format!(
+                "the recipe's dictionaries must be those of q, k, v and o, each of {depth} layers"
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// A way to share matrices between depths.
 pub trait Recipe: Send + Sync {
     /// Name and settings in words, such as `cycle 2 rank 8`: the name under which it is [registered](Sharing::register), and what
@@ -98,9 +125,15 @@ impl Sharing {
         Sharing::new(LowRankAttention { rank })
     }
 
-    /// Makes [`Sharing::named`] know recipes whose text begins with the word `name`, for this process. A name that is known
-    /// already is replaced.
+    /// Makes [`Sharing::named`] know recipes whose [text](Recipe::text) begins with the word `name`, for this process. A second
+    /// registration of a name replaces the first.
+    ///
+    /// # Panics
+    /// When the name is not one word, or that of a built-in recipe.
+    #[track_caller]
     pub fn register(name: &'static str, parse: Parse) {
+        let one = !name.is_empty() && !name.contains(char::is_whitespace);
+        assert!(one && !BUILT_IN.contains(&name), "sharing: `{name}` is not a new word; choose another name");
         lock(&KNOWN).insert(name, parse);
     }
 
@@ -156,6 +189,9 @@ impl PartialEq for Sharing {
         self.text() == other.text()
     }
 }
+
+/// The names of the recipes above.
+const BUILT_IN: [&str; 7] = ["none", "tied", "tied-lora", "cycle", "fold", "dictionary", "low-rank"];
 
 /// The parsers of all recipes by name.
 static KNOWN: LazyLock<Mutex<BTreeMap<&'static str, Parse>>> = LazyLock::new(|| {
@@ -360,6 +396,8 @@ mod tests {
         for sharing in all {
             assert_eq!(Sharing::named(&sharing.text()).unwrap(), sharing);
         }
+        assert_eq!(lock(&KNOWN).len(), BUILT_IN.len());
+        assert!(lock(&KNOWN).keys().all(|name| BUILT_IN.contains(name)));
         for wrong in [
             "",
             "tied 3",

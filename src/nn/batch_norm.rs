@@ -80,19 +80,21 @@ impl BatchNorm {
     }
 
     /// `x [batch, channels, ..]` with the statistics of this batch. The running ones move, in place, so that a recorded step moves
-    /// them at every replay. If `x` carries an error they stay, and the result carries it too.
+    /// them at every replay, and [`checkpoint`](crate::checkpoint), which runs its code twice, twice. If they cannot move, the result
+    /// carries the error.
     ///
     /// # Panics
     /// As [`Tensor::batch_norm`], and when a channel has only one element, which has no variance.
     #[track_caller]
     pub fn train(&self, x: &Tensor) -> Tensor {
+        let n = x.count() / self.weight.count();
+        assert!(n != 1, "batch_norm: x {} has one element for each channel, and so no variance", x.shape());
         let (y, mean, var) = x.batch_norm(Some(&self.weight), Some(&self.bias), self.eps);
-        let n = x.count() / mean.count();
-        assert!(n > 1, "batch_norm: x {} has one element for each channel, and so no variance", x.shape());
         let unbiased = var.scale(n as f32 / (n - 1) as f32);
         let pairs = [(&*self.running_mean, &mean), (&*self.running_var, &unbiased)];
         if let Err(error) = move_towards(&pairs, self.momentum) {
-            tracing::warn!(%error, "the running statistics of a batch norm did not move");
+            // Whoever reads the result learns that the statistics stayed.
+            y.fail(&error);
         }
         y
     }

@@ -2,7 +2,7 @@
 
 use super::{
     BatchNorm, Conv1d, Conv2d, ConvTranspose2d, Embedding, GroupNorm, Linear, Module, Norm, SiteEmbedding,
-    Visit, VisitMut,
+    Visit, VisitMut, module,
 };
 use crate::rng::Rng;
 use crate::tensor::Tensor;
@@ -151,14 +151,7 @@ impl Sequential {
     }
 }
 
-impl Module for Sequential {
-    fn visit(&self, visit: &mut Visit) {
-        self.layers.iter().enumerate().for_each(|(i, layer)| visit.field(&i.to_string(), &**layer));
-    }
-    fn visit_mut(&mut self, visit: &mut VisitMut) {
-        self.layers.iter_mut().for_each(|layer| visit.field(&mut **layer));
-    }
-}
+module!(Sequential { layers => "" });
 
 impl Layer for Sequential {
     #[track_caller]

@@ -230,7 +230,7 @@ fn of_one_moment(tensors: &[&Tensor], write: impl FnOnce(Vec<Tensor>) -> Result<
 }
 
 /// Returns the devices of some tensors, always in the same order. Locks taken in this order cannot deadlock.
-fn devices<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<&'a Gpu> {
+pub(crate) fn devices<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<&'a Gpu> {
     let mut all: Vec<&Gpu> = tensors.map(Tensor::gpu).collect();
     all.sort_by_key(|gpu| gpu.0.id);
     all.dedup();

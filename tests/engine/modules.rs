@@ -330,3 +330,51 @@ fn a_table_of_any_kind_is_looked_up() {
     let rows = download(grads.get(&theta).unwrap());
     assert_eq!((rows[0], rows[5], rows[25]), (1.0, 0.0, 2.0), "row 5 is used twice, row 1 never");
 }
+
+/// A file of a model that does not tie what this one ties, and a view that would go on to read an old leaf.
+#[test]
+fn ties_that_cannot_be_kept_are_refused() {
+    let folder = Folder::new("modules-ties");
+    let path = folder.join("net.safetensors");
+    let apart = Net { layers: (1..4).map(|seed| net(seed).layers.remove(0)).collect(), ..net(1) };
+    apart.save(&path).unwrap();
+    let tied = net(2);
+    let error = tied.load_partly(&path).unwrap_err().to_string();
+    assert!(error.contains("`layers.0.weight` and `layers.1.weight` differ"), "{error}");
+    let mut turned = net(3);
+    let view = turned.layers[0].weight.leaves()[0].t();
+    turned.layers.push(Linear::tied(&view));
+    let error = turned.map(|_, x| Ok(x.clone())).unwrap_err().to_string();
+    assert!(error.contains("`layers.3.weight` is computed from a leaf"), "{error}");
+    let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| turned.freeze(|_| true)));
+    assert!(refused.is_err());
+    let mut other = net(4);
+    let error = other.map(|_, x| Ok(x.slice(0, 0..1))).unwrap_err().to_string();
+    assert!(error.contains("cannot become"), "{error}");
+    let x = Tensor::ones(gpu(), [1, 4]);
+    assert_eq!(download(&other.forward(&x)), download(&net(4).forward(&x)), "nothing has changed");
+    let unrelated =
+        Forgets { layer: Linear::new(gpu(), 2, 2, true, Init::Zeros, &mut Rng::new(1)), scale: x };
+    assert!(
+        unrelated.load_partly(&path).unwrap_err().to_string().contains("no tensor of this model's names")
+    );
+}
+
+/// A tied parameter is frozen by any of its names, and statistics of batches stay in f32.
+#[test]
+fn any_name_freezes_and_buffers_are_not_cast() {
+    let mut tied = net(1);
+    tied.freeze(|name| name == "layers.1.weight");
+    assert!(!tied.layers[0].weight.leaves()[0].is_leaf());
+    let mut model = recursive(Sharing::dictionary(2, true));
+    let tokens = Tensor::from_slice(gpu(), &[1u32, 2, 3, 4], [1, 4]);
+    let want = download(&model.forward(&tokens));
+    model.cast(DType::F16);
+    for (got, want) in download(&model.forward(&tokens)).iter().zip(&want) {
+        assert!((got - want).abs() < 0.05, "{got}, not {want}");
+    }
+    let mut layers = convolutional(&mut Rng::new(1));
+    layers.cast(DType::F16);
+    assert!(layers.parameters().buffers().all(|(_, x)| x.dtype() == DType::F32));
+    layers.train(&Tensor::ones(gpu(), [2, 2, 5, 5]), &mut Rng::new(2)).sum_all().item().unwrap();
+}

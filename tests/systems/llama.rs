@@ -11,7 +11,7 @@ use tiebeam::nn::{Module, Parameters, check_listed, distillation};
 use tiebeam::ops::sequence::rope::Pairing;
 use tiebeam::share::Tied;
 use tiebeam::store::{Entry, File, save};
-use tiebeam::{Error, Rng, Tensor};
+use tiebeam::{DType, Error, Rng, Tensor};
 
 fn config() -> LlamaConfig {
     LlamaConfig::default()
@@ -202,6 +202,12 @@ fn a_model_is_changed_and_moved_as_a_module() {
     let moved = model.forward(&x.to_gpu(other_kernels()).unwrap());
     for (got, want) in download(&moved).iter().zip(&want) {
         assert!((got - want).abs() < 1e-4, "{got}, not {want}");
+    }
+    // The angles are no parameters.
+    model.cast(DType::F16);
+    let halved = model.forward(&x.to_gpu(other_kernels()).unwrap());
+    for (got, want) in download(&halved).iter().zip(&want) {
+        assert!((got - want).abs() < 0.05, "{got}, not {want}");
     }
 }
 

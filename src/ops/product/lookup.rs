@@ -21,10 +21,18 @@ const OP: &str = "lookup";
 pub fn lookup(weight: &Arc<dyn Site>, ids: &Tensor) -> Tensor {
     assert!(!ids.dtype().is_float(), "{OP}: ids must be u32 or i32, got {}", ids.dtype());
     let leaves = weight.leaves();
-    if weight.stored().is_some() {
-        return leaves[0].embedding(ids);
+    // A stored weight that is the kind's one leaf.
+    if let ([leaf], Some(_)) = (&leaves[..], weight.stored())
+        && leaf.shape()[..] == weight.size()
+    {
+        return leaf.embedding(ids);
     }
     let ([rows, width], load) = (weight.size(), weight.load());
+    let (name, own) = (weight.name(), load.size());
+    assert!(
+        own == [rows, width],
+        "{name}: its load is of a weight {own:?}, and its size is [{rows}, {width}]"
+    );
     let gpu = load.tensors[0].1.gpu().clone();
     same_gpu(OP, &[ids, &load.tensors[0].1]);
     check_ids(OP, ids, rows, None);
