@@ -61,7 +61,7 @@ const ULPS: f64 = 64.0;
 /// # use tiebeam::{Gpu, Tensor};
 /// # let gpu = Gpu::open()?;
 /// let [theta, a, b] = [[5, 7], [2, 7], [5, 2]].map(|shape| Tensor::zeros(&gpu, shape).requires_grad());
-/// let site: Arc<dyn Site> = Arc::new(LowRank::new(&theta, &a, &b, 0.5));
+/// let site = LowRank::new(&theta, &a, &b, 0.5).shared();
 /// check_law(&site)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -78,7 +78,7 @@ pub fn check_law(site: &Arc<dyn Site>) -> Result<(), Mismatch> {
         law.product(&whole, rows)?;
     }
     let maps = (0..law.leaves.len()).map(|i| law.map(i)).collect::<Result<Vec<_>, _>>()?;
-    let reduced: Arc<dyn Site> = Arc::new(Reduced(law.site.clone()));
+    let reduced = Reduced(law.site.clone()).shared();
     for (how, site, rows) in
         [("reduce", &reduced, ROWS[0]), ("backward", &law.site, ROWS[0]), ("backward", &law.site, ROWS[1])]
     {
