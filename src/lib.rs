@@ -62,6 +62,8 @@ mod pages {
         Pytorch "../docs/pytorch.md"
         Reliability "../docs/reliability.md"
         Troubleshooting "../docs/troubleshooting.md"
+        TutorialKind "../docs/tutorial/kind.md"
+        TutorialOp "../docs/tutorial/op.md"
         TutorialSave "../docs/tutorial/save.md"
         TutorialTensors "../docs/tutorial/tensors.md"
         TutorialTied "../docs/tutorial/tied.md"

@@ -2,7 +2,8 @@
 
 use super::{LeafGrads, Load, Site};
 use crate::dtype::DType;
-use crate::ops::case::{Array, Case, Input};
+use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::product::lookup::lookup;
 use crate::ops::product::matmul::{Activation, Epilogue};
 use crate::precision::{Precision, autocast};
 use crate::tensor::Tensor;
@@ -301,6 +302,29 @@ pub(super) fn cases() -> Vec<Case> {
                 linear64(&x[0], &low_rank64(&zero, &x[1], &x[2], 1.0))
             })
             .ulps(16.0, 32.0),
+        );
+    }
+    // Rows by ids, some of them twice, one outside.
+    for (n, k) in [(5, 7), (9, 8), (1, 1)] {
+        let inputs = vec![
+            Input::normal([n, k]),
+            Input::normal([2, k]),
+            Input::normal([n, 2]),
+            Input::integers([2, 3], DType::U32, 0, 1).fill(Fill::Values(vec![
+                0.0,
+                n as f64 - 1.0,
+                0.0,
+                99.0,
+            ])),
+        ];
+        let rows = |x: &[Tensor]| lookup(&LowRank::new(&x[0], &x[1], &x[2], 0.5).shared(), &x[3]);
+        let reference = move |x: &[Array]| {
+            let w = low_rank64(&x[0], &x[1], &x[2], 0.5);
+            let row = |i: usize| x[3].data[i / k] as usize;
+            Array::from_fn([2, 3, k], |i| if row(i) < n { w.data[row(i) * k + i % k] } else { 0.0 })
+        };
+        all.push(
+            Case::new(format!("low rank lookup {n} {k}"), inputs, rows, reference).ulps(8.0, 16.0).outside(),
         );
     }
     let inputs = vec![Input::normal([5, 6]), Input::normal([2, 6]), Input::normal([5, 2])];

@@ -1,12 +1,12 @@
 //! Llama-type models: cached decoding gives the same results as the model, and files that do not fit are refused.
 
 use crate::support::folder::Folder;
-use crate::support::{download, gpu};
+use crate::support::{download, gpu, other_kernels};
 use std::collections::BTreeMap;
 use tiebeam::models::convert::{low_rank, low_rank_seen};
 use tiebeam::models::llama::{Llama, LlamaConfig};
 use tiebeam::models::masa::{MasaPlan, drift, groups};
-use tiebeam::nn::{Parameters, distillation};
+use tiebeam::nn::{Module, Parameters, check_listed, distillation};
 use tiebeam::ops::sequence::rope::Pairing;
 use tiebeam::share::{Site, Tied};
 use tiebeam::store::{Entry, File, save};
@@ -180,6 +180,28 @@ fn a_model_from_dictionaries_is_the_model_when_nothing_is_left_out() {
     let last = download(&halved.forward(&x.slice(0, 0..1)))[11 * 23..].to_vec();
     let got = halved.session(12).unwrap().push(&ids).unwrap();
     assert!(got.iter().zip(last).all(|(a, b)| (*a as f64 - b).abs() < 2e-5));
+}
+
+/// As a module, a model with dictionaries is changed and moved with what its weights are made of, and its angles.
+#[test]
+fn a_model_is_changed_and_moved_as_a_module() {
+    let model = Llama::from_weights(gpu(), &file("module", "").unwrap(), config()).unwrap();
+    let x = sample();
+    let plan = MasaPlan { atoms: 1, groups: 1, rank: 2 };
+    let mut model = model.masa(plan, &x, |_| {}).unwrap();
+    check_listed(&model, &model.loss(&x, &x)).unwrap();
+    let want = download(&model.forward(&x));
+    let ids = |m: &Llama| m.parameters().named().iter().map(|(_, leaf)| leaf.leaf_id()).collect::<Vec<_>>();
+    let old = ids(&model);
+    model.map(|_, x| Ok(if x.is_leaf() { x.detach().copy().requires_grad() } else { x.copy() })).unwrap();
+    assert!(ids(&model).iter().all(|id| !old.contains(id)), "an old leaf is still there");
+    check_listed(&model, &model.loss(&x, &x)).unwrap();
+    assert_eq!(download(&model.forward(&x)), want);
+    model.to(other_kernels()).unwrap();
+    let moved = model.forward(&x.to_gpu(other_kernels()).unwrap());
+    for (got, want) in download(&moved).iter().zip(&want) {
+        assert!((got - want).abs() < 1e-4, "{got}, not {want}");
+    }
 }
 
 #[test]

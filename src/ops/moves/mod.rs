@@ -6,5 +6,6 @@ pub mod embedding;
 pub mod embedding_sum;
 pub mod layout;
 pub mod rearrange;
+pub(crate) mod running;
 
 crate::ops::listed!(layout, create, rearrange, embedding, check_ids);

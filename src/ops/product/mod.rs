@@ -2,8 +2,11 @@
 
 pub mod combine;
 pub mod conv;
+pub mod conv1d;
+pub mod conv_transpose;
 pub mod einsum;
 pub mod linear;
+pub mod lookup;
 pub mod matmul;
 pub(crate) mod mixed;
 pub mod narrow;
@@ -12,4 +15,4 @@ pub(crate) mod routed;
 pub mod site;
 pub(crate) mod weight;
 
-crate::ops::listed!(matmul, einsum, weight, site, combine, conv, pool);
+crate::ops::listed!(matmul, einsum, weight, site, combine, conv, conv1d, conv_transpose, pool);
