@@ -33,6 +33,7 @@ pub mod tape;
 pub mod tensor;
 #[cfg(feature = "text")]
 pub mod text;
+pub mod train;
 
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};

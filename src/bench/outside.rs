@@ -35,7 +35,7 @@ pub fn cases(gpu: &Gpu, cases: Vec<Case>) -> Result<Run> {
 /// # Errors
 /// As [`cases`].
 pub fn site(gpu: &Gpu, site: &Arc<dyn Site>, rows: &[usize]) -> Result<Run> {
-    let stored: Arc<dyn Site> = Arc::new(Tied::new(&site.expand().requires_grad()));
+    let stored = Tied::new(&site.expand().requires_grad()).shared();
     let mut all = Vec::new();
     for &rows in rows {
         for weight in [site, &stored] {

@@ -96,7 +96,7 @@ impl DepthwiseLayer {
         if !layers.iter().zip(&leaves).all(alike) {
             return None;
         }
-        let weight = Arc::new(Tied::new(&leaves[0][0].detach()));
+        let weight = Tied::new(&leaves[0][0].detach()).shared();
         let stack = |i: usize| {
             let all: Vec<Tensor> = leaves.iter().map(|l| l[i].detach()).collect();
             Tensor::stack(&all.iter().collect::<Vec<_>>(), 0)

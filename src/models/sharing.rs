@@ -244,7 +244,7 @@ fn drawn(gpu: &Gpu, matrices: &[Matrix], rng: &mut Rng) -> Vec<Tensor> {
 }
 
 fn tied(theta: &Tensor) -> Arc<dyn Site> {
-    Arc::new(Tied::new(theta))
+    Tied::new(theta).shared()
 }
 
 /// Makes a site of `theta` with a low-rank part that is initially zero.
@@ -252,7 +252,7 @@ fn lora(gpu: &Gpu, theta: &Tensor, rank: usize, scale: f32, rng: &mut Rng) -> Ar
     let (out, inner) = (theta.shape()[0], theta.shape()[1]);
     let a = Init::Normal((1.0 / inner as f32).sqrt()).leaf(gpu, [rank, inner], rng);
     let b = Init::Zeros.leaf(gpu, [out, rank], rng);
-    Arc::new(LowRank::new(theta, &a, &b, scale))
+    LowRank::new(theta, &a, &b, scale).shared()
 }
 
 struct Untied;
@@ -368,7 +368,7 @@ impl Recipe for LowRankAttention {
                     let a = Init::Normal((1.0 / inner as f32).sqrt()).leaf(gpu, [self.rank, inner], rng);
                     let std = std * (inner as f32 / self.rank as f32).sqrt();
                     let b = Init::Normal(std).leaf(gpu, [out, self.rank], rng);
-                    Arc::new(Factored::new(&a, &b)) as Arc<dyn Site>
+                    Factored::new(&a, &b).shared()
                 }
                 _ => tied(theta),
             };

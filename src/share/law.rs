@@ -62,7 +62,7 @@ const ULPS: f64 = 64.0;
 /// # use tiebeam::{Gpu, Tensor};
 /// # let gpu = Gpu::open()?;
 /// let [theta, a, b] = [[5, 7], [2, 7], [5, 2]].map(|shape| Tensor::zeros(&gpu, shape).requires_grad());
-/// let site: Arc<dyn Site> = Arc::new(LowRank::new(&theta, &a, &b, 0.5));
+/// let site = LowRank::new(&theta, &a, &b, 0.5).shared();
 /// check_law(&site)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -94,7 +94,7 @@ fn checked(site: &Arc<dyn Site>) -> Result<(), Mismatch> {
         law.product(&whole, rows)?;
     }
     let maps = (0..law.leaves.len()).map(|i| law.map(i)).collect::<Result<Vec<_>, _>>()?;
-    let reduced: Arc<dyn Site> = Arc::new(Reduced(law.site.clone()));
+    let reduced = Reduced(law.site.clone()).shared();
     for (how, site, rows) in
         [("reduce", &reduced, ROWS[0]), ("backward", &law.site, ROWS[0]), ("backward", &law.site, ROWS[1])]
     {
@@ -265,8 +265,9 @@ impl Law {
             let (row, column) = (i / columns, i % columns);
             let inside = row < out && column < inner;
             let want = if inside { whole.data[row * inner + column] } else { 0.0 };
-            // Written so that a NaN fails.
-            if !((got - want).abs() <= 64.0 * U * want.abs() + 1e-4 * inside as u8 as f64) {
+            // A NaN is not near.
+            let near = (got - want).abs() <= 64.0 * U * want.abs() + 1e-4 * inside as u8 as f64;
+            if !near {
                 let place = if inside { "inside" } else { "outside" };
                 return Err(self.wrong(format!(
                     "load_site({row}, {column}), {place} of the matrix, returns {got} and not {want}"
@@ -371,8 +372,9 @@ impl Law {
                     let rest = |j: usize| 4.0 * U / map.unit * map.zero.data[j].abs();
                     let sum = |(j, c): (usize, &f64)| (ULPS * roundoff * c.abs() + rest(j)) * scale[j];
                     let bound = uses * column.iter().enumerate().map(sum).sum::<f64>() + 1e-30;
-                    // Written so that a NaN fails.
-                    if !((got[*e] - want).abs() <= bound) {
+                    // A NaN is not near.
+                    let near = (got[*e] - want).abs() <= bound;
+                    if !near {
                         return Err(self.wrong(format!(
                             "the gradient of leaf `{name}` at element {e} is {} by {how}() for {uses} use(s) with {rows} \
                              rows in {precision}; the adjoint of its load is {want}",

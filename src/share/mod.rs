@@ -36,7 +36,7 @@ use crate::ops::case::Case;
 /// Every test case of every sharing kind.
 #[doc(hidden)]
 pub fn cases() -> Vec<(&'static str, Vec<Case>)> {
-    let tied = |w: &crate::Tensor| std::sync::Arc::new(Tied::new(w)) as std::sync::Arc<dyn Site>;
+    let tied = |w: &crate::Tensor| Tied::new(w).shared();
     vec![
         ("tied", tied::cases()),
         ("routed", crate::ops::product::routed::cases(tied)),

@@ -268,8 +268,8 @@ fn low_rank64(theta: &Array, a: &Array, b: &Array, scale: f64) -> Array {
 
 pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    let tied = |t: &Tensor| -> Arc<dyn Site> { Arc::new(Tied::new(t)) };
-    let low = |x: &[Tensor]| -> Arc<dyn Site> { Arc::new(LowRank::new(&x[1], &x[2], &x[3], 0.5)) };
+    let tied = |t: &Tensor| -> Arc<dyn Site> { Tied::new(t).shared() };
+    let low = |x: &[Tensor]| -> Arc<dyn Site> { LowRank::new(&x[1], &x[2], &x[3], 0.5).shared() };
     // In the last sizes the inner axis, or that of the weight's gradient, is long: GPUs cut it into parts.
     for (rows, n, k) in [(1, 1, 1), (5, 7, 3), (9, 8, 12), (67, 5, 6), (12, 9, 516), (520, 4, 4)] {
         let inputs = vec![Input::normal([rows, k]), Input::normal([n, k])];
@@ -295,9 +295,7 @@ pub(super) fn cases() -> Vec<Case> {
     }
     for rows in [3, 70] {
         let inputs = vec![Input::normal([rows, 6]), Input::normal([2, 6]), Input::normal([5, 2])];
-        let forward = |x: &[Tensor]| {
-            x[0].linear(&(Arc::new(Factored::new(&x[1], &x[2])) as Arc<dyn Site>), Epilogue::default())
-        };
+        let forward = |x: &[Tensor]| x[0].linear(&Factored::new(&x[1], &x[2]).shared(), Epilogue::default());
         all.push(
             Case::new(format!("factored {rows}"), inputs, forward, |x| {
                 let zero = Array::from_fn([5, 6], |_| 0.0);

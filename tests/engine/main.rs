@@ -17,4 +17,5 @@ mod random;
 mod sharing;
 #[path = "../support/mod.rs"]
 mod support;
+mod trainer;
 mod training;

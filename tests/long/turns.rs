@@ -106,7 +106,7 @@ fn products(n: usize, tests: &mut Vec<Long>) {
     tests.push(Long::new(format!("weight gradient over {n} rows"), 8 * n, move |gpu| {
         let w = ones(gpu, &[4, 8]).requires_grad();
         let bias = ones(gpu, &[4]).requires_grad();
-        let site: Arc<dyn Site> = Arc::new(tiebeam::share::Tied::new(&w));
+        let site = tiebeam::share::Tied::new(&w).shared();
         let epilogue = Epilogue::default().bias(Some(&bias));
         let grads = ones(gpu, &[n, 8]).linear(&site, epilogue).sum_all().backward().unwrap();
         equal("weight", gradient(&grads, &w), n as f64);
@@ -133,7 +133,7 @@ fn products(n: usize, tests: &mut Vec<Long>) {
         let omega = ones(gpu, &[64]).requires_grad();
         let (mapping, seeds) = (Mapping::Stable, [1, 2]);
         let draw = Draw { stored: 64, size: [64, n], offset: 0, layer: 0, scale: 1.0, mapping, seeds };
-        let site: Arc<dyn Site> = Arc::new(Hashed::new(&omega, draw));
+        let site = Hashed::new(&omega, draw).shared();
         // Each number is read about n times, and its gradient is the sum of the signs.
         let mut want = vec![0f64; 64];
         draw.positions().iter().zip(draw.signs()).for_each(|(&at, sign)| want[at as usize] += sign as f64);

@@ -3,13 +3,12 @@
 use crate::support::folder::Folder;
 use crate::support::{download, gpu, other_kernels};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use tiebeam::models::convert::{low_rank, low_rank_seen};
 use tiebeam::models::llama::{Llama, LlamaConfig};
 use tiebeam::models::masa::{MasaPlan, drift, groups};
 use tiebeam::nn::{Module, Parameters, check_listed, distillation};
 use tiebeam::ops::sequence::rope::Pairing;
-use tiebeam::share::Tied;
+use tiebeam::share::{Site, Tied};
 use tiebeam::store::{Entry, File, save};
 use tiebeam::{DType, Error, Rng, Tensor};
 
@@ -235,7 +234,7 @@ fn groups_are_cut_where_the_output_drifts() {
     let mut still = model.clone();
     for i in [3, 6] {
         let size = still.layers[1].linear(i).weight.size();
-        still.layers[1].linear_mut(i).weight = Arc::new(Tied::new(&Tensor::zeros(gpu(), size)));
+        still.layers[1].linear_mut(i).weight = Tied::new(&Tensor::zeros(gpu(), size)).shared();
     }
     assert!(drift(&still, &sample()).unwrap()[0].abs() < 1e-6);
 }

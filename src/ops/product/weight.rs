@@ -67,7 +67,7 @@ fn layer(precision: Precision, [rows, inner, out]: [usize; 3], residual: bool) -
         inputs.push(Input::normal([rows, out]).dtype(dtype));
     }
     let forward = move |x: &[Tensor]| {
-        let site: Arc<dyn Site> = Arc::new(Stored(x[1].clone()));
+        let site = Stored(x[1].clone()).shared();
         let epilogue = Epilogue { bias: Some(&x[2]), residual: x.get(3), ..Epilogue::default() };
         autocast(precision, || x[0].linear(&site, epilogue))
     };

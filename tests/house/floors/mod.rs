@@ -17,7 +17,7 @@ const FLOORS: [&[&str]; 10] = [
     &["op", "share"],
     &["optim", "store"],
     &["nn"],
-    &["models", "quant", "text"],
+    &["models", "quant", "text", "train"],
     // Decoding uses models.
     &["decode", "merge", "geometry"],
     &["bench", "capi"],
