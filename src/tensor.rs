@@ -14,6 +14,8 @@ use crate::tape::{self, Edge, Node, Op};
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
+#[cfg(feature = "ndarray")]
+mod ndarray;
 mod print;
 
 /// An n-dimensional array on one device.
