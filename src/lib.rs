@@ -7,6 +7,7 @@
 pub mod bench;
 #[cfg(feature = "capi")]
 pub mod capi;
+pub mod data;
 pub mod decode;
 pub mod dtype;
 pub mod error;

@@ -16,6 +16,8 @@ use std::any::Any;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
+#[cfg(feature = "ndarray")]
+mod ndarray;
 mod print;
 
 /// An n-dimensional array on one device.

@@ -15,7 +15,7 @@ const FLOORS: [&[&str]; 10] = [
     &["tensor", "tape"],
     &["ops", "step"],
     &["op", "share"],
-    &["optim", "store"],
+    &["data", "optim", "store"],
     &["nn"],
     &["models", "quant", "text", "train"],
     // Decoding uses models.
