@@ -53,6 +53,18 @@ impl Tensor {
     ///
     /// # Panics
     /// If this is not a matrix, or has u32 elements.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::linalg::assignment::Goal;
+    /// // The cost of worker `i` at task `j`.
+    /// let cost = Tensor::from_slice(&gpu, &[4f32, 1.0, 3.0, 2.0, 0.0, 5.0, 3.0, 2.0, 2.0], [3, 3]);
+    /// let best = cost.assignment(Goal::Minimize)?;
+    /// assert_eq!(best.columns, [Some(1), Some(0), Some(2)]);
+    /// assert_eq!(best.value, 5.0);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn assignment(&self, goal: Goal) -> Result<Assignment> {
         assert!(self.shape().len() == 2, "assignment: needs [n, m], got {}", self.shape());
@@ -68,6 +80,17 @@ impl Tensor {
     ///
     /// # Panics
     /// If this does not have three axes, or has u32 elements.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::linalg::assignment::Goal;
+    /// let gains = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0, 5.0, 9.0, 1.0, 1.0, 9.0], [2, 2, 2]);
+    /// let best = gains.assignments(Goal::Maximize)?;
+    /// assert_eq!(best[0].columns, [Some(0), Some(1)]);
+    /// assert_eq!([best[0].value, best[1].value], [6.0, 18.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn assignments(&self, goal: Goal) -> Result<Vec<Assignment>> {
         assert!(self.shape().len() == 3, "assignments: needs [batch, n, m], got {}", self.shape());
