@@ -195,6 +195,15 @@ impl Tensor {
     ///
     /// # Panics
     /// When the axis is out of range or the elements are integers.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[0f32, 0.0, 1000.0, 1000.0], [2, 2]);
+    /// assert_eq!(x.softmax(-1).to_vec2::<f32>()?, [[0.5, 0.5], [0.5, 0.5]]); // no overflow
+    /// assert_eq!(x.softmax(0).to_vec2::<f32>()?, [[0.0, 0.0], [1.0, 1.0]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn softmax(&self, axis: isize) -> Tensor {
         self.softmaxed(false, axis)
@@ -204,6 +213,16 @@ impl Tensor {
     ///
     /// # Panics
     /// When the axis is out of range or the elements are integers.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[0f32, 0.0, 0.0, -1000.0], [2, 2]);
+    /// let y = x.log_softmax(1).to_vec2::<f32>()?;
+    /// assert!((y[0][0] + std::f32::consts::LN_2).abs() < 1e-6);
+    /// assert_eq!(y[1], [0.0, -1000.0]); // the logarithm of softmax would be minus infinity
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn log_softmax(&self, axis: isize) -> Tensor {
         self.softmaxed(true, axis)
