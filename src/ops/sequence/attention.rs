@@ -57,6 +57,18 @@ impl Tensor {
     ///
     /// # Panics
     /// If the shapes do not fit, `head_dim` is above 256, or the mask is part of a graph.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::nn::Mask;
+    /// // One sequence, one head, two tokens whose keys are equal: each sees the mean of its values.
+    /// let k = Tensor::ones(&gpu, [1, 1, 2, 4]);
+    /// let v = Tensor::from_slice(&gpu, &[0f32, 0.0, 0.0, 0.0, 2.0, 4.0, 6.0, 8.0], [1, 1, 2, 4]);
+    /// let y = k.attention(&k, &v, &Mask::Causal).reshape([2, 4]).to_vec2::<f32>()?;
+    /// assert_eq!(y, [[0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn attention(&self, k: &Tensor, v: &Tensor, mask: &Mask) -> Tensor {
         let head_dim = self.shape().last().copied().unwrap_or(1).max(1);
@@ -67,6 +79,17 @@ impl Tensor {
     ///
     /// # Panics
     /// As for [`Tensor::attention`].
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::nn::Mask;
+    /// let q = Tensor::ones(&gpu, [1, 2, 3, 4]); // [batch, heads, tokens, head_dim]
+    /// let kv = Tensor::ones(&gpu, [1, 1, 5, 4]); // one head of keys for both
+    /// let y = q.attention_scaled(&kv, &kv, &Mask::None, 0.1);
+    /// assert_eq!(y.shape()[..], [1, 2, 3, 4]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn attention_scaled(&self, k: &Tensor, v: &Tensor, mask: &Mask, scale: f32) -> Tensor {
         // Sizes that do not fit are refused below, with a message.
