@@ -1,4 +1,7 @@
 //! Layer norm and RMS norm over the last axis.
+//!
+//! The methods are [`Tensor::layer_norm`] and [`Tensor::rms_norm`], and [`plan`] says which kernels a layer norm takes. As layers they
+//! are [`nn::Norm`](crate::nn::Norm).
 
 use super::columns::Columns;
 use super::softmax::{WALK, groups, lanes, turns, walks};
@@ -232,7 +235,6 @@ impl NormPlan {
 
 /// Returns the passes of a layer norm of `[rows, width]`: those of the forward pass, and those of the sums over rows
 /// for the gradients of gain and shift.
-#[doc(hidden)]
 pub fn plan(class: &DeviceClass, [rows, width]: [usize; 2]) -> [Vec<Pass>; 2] {
     let plan = NormPlan::layer(rows, width, 1e-5);
     let pass = |source, entry: &str, grid, parts: usize, elements: usize| {

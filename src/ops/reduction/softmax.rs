@@ -1,4 +1,7 @@
 //! Softmax and log-softmax along any axis, with gradients computed from the result alone.
+//!
+//! The methods are [`Tensor::softmax`] and [`Tensor::log_softmax`], and [`plan_rows`] says which kernels one takes. With `y` the
+//! softmax, `dx = y (dy - sum over axis of dy y)`, and with `y` its logarithm, `dx = dy - e^y sum over axis of dy`.
 
 use crate::dtype::DType;
 use crate::gpu::DeviceClass;
@@ -125,7 +128,6 @@ impl SoftmaxPlan {
 }
 
 /// Returns the pass of a softmax over the last axis of `[rows, width]`. Empty if it is computed by other ops.
-#[doc(hidden)]
 pub fn plan_rows(class: &DeviceClass, [rows, width]: [usize; 2]) -> Vec<Pass> {
     let plan = plan(class, false, &shape::Shape::new(&[rows, width]), 1);
     let bytes = 8.0 * (rows * width) as f64;

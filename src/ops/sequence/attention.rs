@@ -1,5 +1,8 @@
 //! Scaled dot-product attention with grouped key heads, by online softmax. The forward pass stores no `[tokens, tokens]`
 //! array, and the backward pass only that of some heads at a time, where this is faster than computing scores again.
+//!
+//! The methods are [`Tensor::attention`] and [`Tensor::attention_scaled`], with a [`Mask`], and [`plan`] says which kernels they take.
+//! As a layer it is [`nn::Attention`](crate::nn::Attention), and with a cache it is [`KvCache`](super::cache::KvCache).
 
 mod backward;
 mod cases;
@@ -28,7 +31,6 @@ use std::ops::Range;
 
 pub(in crate::ops) use cases::cases;
 pub use plan::plan;
-#[doc(hidden)]
 pub use units::for_matrix_units;
 
 /// Which keys a query sees.
@@ -254,8 +256,7 @@ fn on_matrix_units(operands: [&Tensor; 3], sizes: &Sizes, scope: DType) -> Optio
 }
 
 /// Attention on the device's matrix units, whether or not these passed their test, for the tests. `None` if the device has
-/// none or the sizes are not for them.
-#[doc(hidden)]
+/// none or the sizes are not for them. Programs call [`Tensor::attention`], which chooses.
 pub fn by_matrices([q, k, v]: [&Tensor; 3], mask: &Mask, splits: Option<usize>) -> Option<Tensor> {
     let ([batch, heads, tokens_q, head_dim], [_, kv_heads, tokens_k, _]) = (four(q.shape()), four(k.shape()));
     let scale = 1.0 / (head_dim as f32).sqrt();
