@@ -3,6 +3,12 @@
 use std::fmt;
 
 /// The element type of a tensor.
+///
+/// ```
+/// use tiebeam::DType;
+/// assert_eq!((DType::F32.size(), DType::Bf16.size()), (4, 2));
+/// assert!(DType::F16.is_float() && !DType::U32.is_float());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum DType {

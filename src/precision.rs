@@ -112,6 +112,15 @@ pub fn autocast<T>(precision: Precision, work: impl FnOnce() -> T) -> T {
 }
 
 /// The precision of the innermost scope of this thread.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::{Precision, autocast, precision::precision};
+/// assert_eq!(precision(), Precision::F32);
+/// assert_eq!(autocast(Precision::Bf16, precision), Precision::Bf16);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 pub fn precision() -> Precision {
     SCOPE.with_borrow(|scope| scope.as_ref().map_or(Precision::F32, |scope| scope.precision))
 }

@@ -9,6 +9,14 @@ use std::ops::Deref;
 pub const MAX_AXES: usize = 6;
 
 /// The sizes of a tensor's axes, outermost first. There are at most [`MAX_AXES`], and none for a scalar.
+///
+/// ```
+/// use tiebeam::Shape;
+/// let shape = Shape::from([2, 3, 4]);
+/// assert_eq!(shape.count(), 24);
+/// assert_eq!(shape.strides()[..3], [12, 4, 1]);
+/// assert_eq!((shape[0], &shape.without(0)[..]), (2, &[3, 4][..]));
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shape {
     len: u8,
@@ -127,6 +135,12 @@ impl<const N: usize> From<&[usize; N]> for Shape {
 }
 
 /// The axes that an op works along: one, such as `1`, or several, such as `[0, 2]`. Negative ones count from the end.
+///
+/// ```
+/// use tiebeam::{Shape, shape::Axes};
+/// let axes: Axes = [-1, 0].into();
+/// assert_eq!(axes.of("sum", &Shape::from([2, 3, 4])), [0, 2]);
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Axes(Vec<isize>);
 
@@ -174,6 +188,11 @@ impl<const N: usize> From<&[isize; N]> for Axes {
 ///
 /// # Panics
 /// When two sizes differ and neither is 1.
+///
+/// ```
+/// use tiebeam::shape::{Shape, broadcast};
+/// assert_eq!(broadcast("add", &Shape::from([2, 1]), &Shape::from([3])), Shape::from([2, 3]));
+/// ```
 #[track_caller]
 pub fn broadcast(op: &str, a: &Shape, b: &Shape) -> Shape {
     let axes = a.len().max(b.len());
@@ -210,6 +229,11 @@ pub fn expand_strides(op: &str, from: &Shape, strides: &Strides, to: &Shape) -> 
 ///
 /// # Panics
 /// If it is out of range.
+///
+/// ```
+/// use tiebeam::shape::{Shape, axis};
+/// assert_eq!(axis("sum", -1, &Shape::from([2, 3])), 1);
+/// ```
 #[track_caller]
 pub fn axis(op: &str, axis: isize, shape: &Shape) -> usize {
     let axes = shape.len() as isize;
@@ -222,6 +246,12 @@ pub fn axis(op: &str, axis: isize, shape: &Shape) -> usize {
 ///
 /// # Panics
 /// With fewer than two axes, or if the inner sizes differ.
+///
+/// ```
+/// use tiebeam::shape::{Shape, matmul};
+/// let [a, b] = [Shape::from([5, 2, 3]), Shape::from([3, 4])];
+/// assert_eq!(matmul("matmul", &a, &b), Shape::from([5, 2, 4]));
+/// ```
 #[track_caller]
 pub fn matmul(op: &str, lhs: &Shape, rhs: &Shape) -> Shape {
     assert!(lhs.len() >= 2 && rhs.len() >= 2, "{op}: both sides need two axes: lhs {lhs}, rhs {rhs}");

@@ -152,6 +152,23 @@ impl Step {
     ///
     /// The next run refuses a rate that is negative or not finite, as an optimizer does, and a ratio to a recorded rate
     /// of 0. A step without optimizers has no rates to set.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::Step;
+    /// use tiebeam::optim::{Group, Sgd, SgdConfig};
+    /// let w = Tensor::from_slice(&gpu, &[1f32], [1]).requires_grad();
+    /// let mut sgd = Sgd::new(&gpu, vec![Group::new([("w", &w)])], SgdConfig::default())?;
+    /// let mut step = Step::record(&gpu, &[], |_| {
+    ///     sgd.step(&w.sum_all().backward()?, 0.5)?;
+    ///     Ok(vec![])
+    /// })?; // 1 - 0.5
+    /// step.set_lr(0.25);
+    /// step.run(&[])?;
+    /// assert_eq!(w.item()?, 0.25);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn set_lr(&mut self, lr: f32) {
         let recorded = self.capture.rates();
         let first = recorded.first().copied().unwrap_or_default();

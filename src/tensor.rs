@@ -57,6 +57,15 @@ impl Tensor {
     ///
     /// # Panics
     /// If `data.len()` is not the shape's element count.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0, 4.0, 5.0, 6.0], [2, 3]);
+    /// assert_eq!(x.to_vec2::<f32>()?, [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]);
+    /// let ids = Tensor::from_slice(&gpu, &[7u32, 8], [2]); // the type follows from the elements
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn from_slice<E: Element>(gpu: &Gpu, data: &[E], shape: impl Into<Shape>) -> Tensor {
         let shape = shape.into();
@@ -70,6 +79,15 @@ impl Tensor {
     ///
     /// # Panics
     /// If the number of `bytes` does not match `shape`.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::DType;
+    /// let x = Tensor::from_bytes(&gpu, DType::U32, &[1, 0, 0, 0, 0, 1, 0, 0], [2]);
+    /// assert_eq!(x.to_vec::<u32>()?, [1, 256]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn from_bytes(gpu: &Gpu, dtype: DType, bytes: &[u8], shape: impl Into<Shape>) -> Tensor {
         let shape = shape.into();
@@ -89,11 +107,28 @@ impl Tensor {
     }
 
     /// A scalar tensor.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let half = Tensor::scalar(&gpu, 0.5);
+    /// assert_eq!(half.rank(), 0);
+    /// assert_eq!(Tensor::ones(&gpu, [3]).mul(&half).to_vec::<f32>()?, [0.5; 3]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn scalar(gpu: &Gpu, value: f32) -> Tensor {
         Tensor::full(gpu, [], value)
     }
 
     /// An f32 tensor with all elements `value`. Nothing is stored until needed.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::full(&gpu, [2, 3], 7.0);
+    /// assert_eq!(x.to_vec2::<f32>()?, [[7.0; 3]; 2]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn full(gpu: &Gpu, shape: impl Into<Shape>, value: f32) -> Tensor {
         let shape = shape.into();
         let arg = Arg::Scalar(Scalar::F32(value));
@@ -102,11 +137,25 @@ impl Tensor {
     }
 
     /// An f32 tensor of zeros.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// assert_eq!(Tensor::zeros(&gpu, [2, 2]).to_vec::<f32>()?, [0.0; 4]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn zeros(gpu: &Gpu, shape: impl Into<Shape>) -> Tensor {
         Tensor::full(gpu, shape, 0.0)
     }
 
     /// An f32 tensor of ones.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// assert_eq!(Tensor::ones(&gpu, [2, 2]).to_vec::<f32>()?, [1.0; 4]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn ones(gpu: &Gpu, shape: impl Into<Shape>) -> Tensor {
         Tensor::full(gpu, shape, 1.0)
     }
@@ -119,6 +168,14 @@ impl Tensor {
     ///
     /// # Panics
     /// If `E` is not this tensor's dtype. Use [`Tensor::cast`] first.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0, 4.0], [2, 2]);
+    /// assert_eq!(x.t().to_vec::<f32>()?, [1.0, 3.0, 2.0, 4.0]); // the order of the view's own rows
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn to_vec<E: Element>(&self) -> Result<Vec<E>> {
         let reading = self.read::<E>()?;
@@ -132,6 +189,15 @@ impl Tensor {
     ///
     /// # Panics
     /// If `E` is not this tensor's dtype.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[1u32, 256], [2]);
+    /// let reading = x.read::<u32>()?; // the host may go on to other work here
+    /// assert_eq!(reading.wait()?, [1, 0, 0, 0, 0, 1, 0, 0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn read<E: Element>(&self) -> Result<Reading> {
         assert!(E::DTYPE == self.dtype(), "to_vec: asked for {} of a tensor of {}", E::DTYPE, self.dtype());
@@ -146,6 +212,16 @@ impl Tensor {
     ///
     /// # Errors
     /// As [`Tensor::to_vec`].
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let other = Gpu::open()?; // usually another adapter: see `Gpu::open_with`
+    /// let x = Tensor::from_slice(&gpu, &[1f32, 2.0], [2]);
+    /// let y = x.to_gpu(&other)?;
+    /// assert_eq!(y.scale(3.0).to_vec::<f32>()?, [3.0, 6.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn to_gpu(&self, gpu: &Gpu) -> Result<Tensor> {
         let x = self.detach();
         if x.gpu() == gpu {
@@ -194,6 +270,14 @@ impl Tensor {
     ///
     /// # Panics
     /// If there is not exactly one element.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let loss = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0], [3]).mean_all();
+    /// assert_eq!(loss.item()?, 2.0);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn item(&self) -> Result<f32> {
         assert!(self.count() == 1, "item: shape {} has {} elements", self.shape, self.count());
@@ -201,6 +285,16 @@ impl Tensor {
     }
 
     /// The sizes of the axes.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::zeros(&gpu, [2, 3]);
+    /// assert_eq!(x.shape()[..], [2, 3]);
+    /// let [rows, columns] = x.shape()[..] else { unreachable!() };
+    /// assert_eq!((rows, columns), (2, 3));
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn shape(&self) -> &Shape {
         &self.shape
     }
@@ -234,16 +328,41 @@ impl Tensor {
     }
 
     /// The element type.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::DType;
+    /// assert_eq!(Tensor::zeros(&gpu, [2]).dtype(), DType::F32);
+    /// assert_eq!(Tensor::from_slice(&gpu, &[1u32], [1]).dtype(), DType::U32);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn dtype(&self) -> DType {
         self.value.dtype
     }
 
     /// Number of elements.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// assert_eq!(Tensor::zeros(&gpu, [2, 3]).count(), 6);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn count(&self) -> usize {
         self.shape.count()
     }
 
     /// The device that holds this tensor.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::zeros(&gpu, [2]);
+    /// let like = Tensor::ones(x.gpu(), [2]); // where `x` is
+    /// assert!(like.gpu() == &gpu);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn gpu(&self) -> &Gpu {
         &self.value.gpu
     }
@@ -255,6 +374,15 @@ impl Tensor {
     ///
     /// # Panics
     /// If the tensor has integers.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let w = Tensor::from_slice(&gpu, &[3f32, 4.0], [2]).requires_grad();
+    /// let grads = w.square().sum_all().backward()?;
+    /// assert_eq!(grads.get(&w).unwrap().to_vec::<f32>()?, [6.0, 8.0]); // 2 w
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn requires_grad(&self) -> Tensor {
         assert!(self.dtype().is_float(), "requires_grad: {} has no gradient", self.dtype());
@@ -265,31 +393,86 @@ impl Tensor {
     }
 
     /// Returns a handle on the same elements, outside the graph.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let w = Tensor::from_slice(&gpu, &[3f32], [1]).requires_grad();
+    /// let y = w.mul(&w.detach()); // the second factor counts as a constant
+    /// assert_eq!(y.sum_all().backward()?.get(&w).unwrap().item()?, 3.0);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn detach(&self) -> Tensor {
         Tensor { edge: None, ..self.clone() }
     }
 
     /// Whether a backward pass from here reaches a leaf.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let w = Tensor::ones(&gpu, [2]).requires_grad();
+    /// assert!(w.scale(2.0).is_tracked());
+    /// assert!(!w.detach().is_tracked());
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn is_tracked(&self) -> bool {
         self.edge.is_some()
     }
 
     /// Whether this tensor is a leaf made by [`Tensor::requires_grad`].
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let w = Tensor::ones(&gpu, [2]).requires_grad();
+    /// assert!(w.is_leaf());
+    /// assert!(!w.scale(2.0).is_leaf());
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn is_leaf(&self) -> bool {
         self.edge.as_ref().is_some_and(|e| e.node.is_leaf())
     }
 
     /// Computes pending elements now, without waiting for the device.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let y = Tensor::ones(&gpu, [2]).scale(2.0).exp(); // an expression that waits
+    /// y.evaluate(); // computed once here, and not in each op that reads it
+    /// assert_eq!(y.div(&y).to_vec::<f32>()?, [1.0, 1.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn evaluate(&self) {
         self.compute();
     }
 
     /// A number that is unique to this leaf. `None` if the tensor is not a leaf.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let [w, b] = [1.0, 0.0].map(|value| Tensor::full(&gpu, [2], value).requires_grad());
+    /// assert!(w.leaf_id().is_some() && w.leaf_id() != b.leaf_id());
+    /// assert_eq!(w.clone().leaf_id(), w.leaf_id());
+    /// assert_eq!(w.scale(2.0).leaf_id(), None);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn leaf_id(&self) -> Option<u64> {
         self.edge.as_ref().filter(|e| e.node.is_leaf()).map(|e| e.node.id())
     }
 
     /// Whether the elements lie in row-major order without gaps.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::zeros(&gpu, [2, 3]);
+    /// assert!(x.is_contiguous());
+    /// assert!(!x.t().is_contiguous());
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn is_contiguous(&self) -> bool {
         let plain = self.shape.strides();
         (0..self.shape.len()).all(|a| self.shape[a] == 1 || self.strides[a] == plain[a])
@@ -303,6 +486,16 @@ impl Tensor {
 
     /// Returns this tensor with its elements in row-major order, at a place that kernels can bind: the tensor itself if
     /// it is already so, else a copy.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0, 4.0], [2, 2]);
+    /// let turned = x.t().contiguous();
+    /// assert!(turned.is_contiguous());
+    /// assert_eq!(turned.to_vec2::<f32>()?, [[1.0, 3.0], [2.0, 4.0]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn contiguous(&self) -> Tensor {
         if self.is_bindable() {
             return self.clone();
@@ -346,6 +539,14 @@ impl Tensor {
     /// The error that the tensor carries: an op on which it depends would exceed a limit of this adapter, or was
     /// skipped because the device had a fault. Only tensors that depend on that op carry the error. All other work goes
     /// on.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::ones(&gpu, [2, 2]);
+    /// x.matmul(&x).check()?; // no error so far, and nothing has been read back
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn check(&self) -> Result<()> {
         self.value.error().map_or(Ok(()), Err)
     }
@@ -367,6 +568,15 @@ impl Tensor {
 
     /// A tensor with arbitrary contents, for a kernel of your own to write. `op` is the op's name for errors. A kernel that does
     /// not write every element leaves what was in that memory before. See [`op`](crate::op).
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::DType;
+    /// let y = Tensor::empty(&gpu, "times", [2, 3], DType::F32); // for a kernel to fill
+    /// assert_eq!((y.rank(), y.dtype()), (2, DType::F32));
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn empty(gpu: &Gpu, op: &'static str, shape: impl Into<Shape>, dtype: DType) -> Tensor {
         let shape = shape.into();
         let buffer = gpu.alloc(op, dtype.buffer_bytes(shape.count()));
@@ -434,6 +644,23 @@ impl Tensor {
 
     /// Returns this tensor with `op` recorded as what made it of `inputs`, if recording is on and a gradient can reach an input.
     /// Only then is `op` called, so what it saves costs nothing otherwise. See [`op`](crate::op).
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::{no_grad, op::{Op, Sink}};
+    /// struct Twice;
+    /// impl Op for Twice {
+    ///     fn name(&self) -> &'static str { "twice" }
+    ///     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+    ///         if let Some(dy) = &dy[0] { sink.add(0, dy.scale(2.0)) }
+    ///     }
+    /// }
+    /// let x = Tensor::ones(&gpu, [2]).requires_grad();
+    /// let y = no_grad(|| x.scale(2.0)).made_by(&[&x], || Box::new(Twice));
+    /// assert_eq!(y.sum_all().backward()?.get(&x).unwrap().to_vec::<f32>()?, [2.0, 2.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn made_by(self, inputs: &[&Tensor], op: impl FnOnce() -> Box<dyn Op>) -> Tensor {
         let mut outputs = [self];
         tape::record(&mut outputs, inputs, op);

@@ -172,8 +172,8 @@ fn fma_rate(gpu: &Gpu, element: &str, chains: u32) -> Result<f64> {
     Ok(flops / stats.min)
 }
 
-/// Returns the kernels of [`coop_rate`] for the list of variants, for runs on adapters without matrix units.
-#[doc(hidden)]
+/// Returns the kernels that measure [`Ceilings`] of matrix units, for the test of the list of variants, which is recorded on
+/// adapters without them.
 pub fn for_matrix_units() -> Vec<Source> {
     [16, 8].into_iter().flat_map(|size| [1, 4, 8].map(|chains| coop(size, 32, chains))).collect()
 }

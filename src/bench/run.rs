@@ -184,8 +184,7 @@ fn computes(gpu: &Gpu) -> Result<()> {
 }
 
 impl Gpu {
-    /// Loses the device, as a driver's reset would. For tests.
-    #[doc(hidden)]
+    /// Loses the device, as a driver's reset would, so that tests can see what a run of the benchmark does then.
     pub fn lose(&self) {
         self.0.device.destroy();
     }

@@ -178,6 +178,22 @@ struct Best {
 }
 
 /// A tied model that serves many requests at once.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::Rng;
+/// use tiebeam::decode::{DepthBatch, Exit, Request, Scheduling};
+/// use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
+/// let sizes = RecursiveConfig::default().vocab(8).width(8).hidden(8).heads(2).context(8).depth(2);
+/// let model = Recursive::new(&gpu, sizes.sharing(Sharing::tied()), &mut Rng::new(1));
+/// let mut batch = DepthBatch::new(&model, 2, Exit::Confidence(2.0), Scheduling::Continuous)?;
+/// batch.push(Request { id: 7, prompt: vec![1, 2], count: 3 })?;
+/// let answer = batch.run()?;
+/// assert_eq!(answer.len(), 3);
+/// assert!(answer.iter().all(|token| token.id == 7 && token.depth == 2));
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 pub struct DepthBatch<'a> {
     gpu: Gpu,
     model: &'a Recursive,

@@ -8,6 +8,13 @@ use crate::tensor::Tensor;
 use crate::text::Words;
 
 /// The last tokens of a text, in windows that are predicted each by itself.
+///
+/// ```
+/// use tiebeam::decode::Windows;
+/// let windows = Windows::of_tokens((0..10).collect(), None, 2, 4)?; // the last 2 windows of 4 tokens
+/// assert_eq!((windows.count(), windows.length()), (2, 4));
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Windows {
     /// Tokens of each window, and the token behind it.

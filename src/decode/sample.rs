@@ -44,6 +44,8 @@ pub struct Sampler {
 }
 
 impl Sampler {
+    /// Makes a sampler, whose draws depend on the seed in `options`.
+    ///
     /// # Errors
     /// [`Error::Config`] when the temperature is negative or no number, or `top_p` is not above 0 and at most 1.
     pub fn new(options: SamplerOptions) -> Result<Sampler> {

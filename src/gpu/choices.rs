@@ -223,8 +223,8 @@ impl Gpu {
         lock(&choices.known).get(key).or_else(|| choices.shipped.get(key)).cloned()
     }
 
-    /// Returns every known choice, by class of problems.
-    #[doc(hidden)]
+    /// Returns every known choice of kernels, by class of problems: those that were measured, and those that came with the
+    /// crate.
     pub fn choices(&self) -> BTreeMap<String, String> {
         self.0.choices.all()
     }

@@ -217,6 +217,15 @@ impl Gpu {
     }
 
     /// Bytes held by tensors, by recorded steps and by the pool.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::ones(&gpu, [1000]);
+    /// x.evaluate();
+    /// assert!(gpu.memory_stats().used >= 4000);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn memory_stats(&self) -> MemoryStats {
         let held = self.held_by_steps();
         let mut stats = lock(&self.0.pool).stats;

@@ -9,7 +9,7 @@ mod command;
 mod compile;
 mod driver_cache;
 mod findings;
-pub mod inplace;
+mod inplace;
 mod interface;
 pub mod kernel;
 mod launch;
@@ -18,17 +18,16 @@ mod memory;
 mod open;
 mod options;
 mod pipeline;
-#[doc(hidden)]
 pub mod plan;
 mod profile;
 pub mod readback;
-pub mod record;
+mod record;
 pub(crate) mod recording;
 pub mod shader;
 mod texel;
-pub mod timer;
+mod timer;
 pub(crate) mod transpose;
-pub mod value;
+pub(crate) mod value;
 mod variants;
 mod waiting;
 
@@ -116,7 +115,6 @@ pub(crate) struct Inner {
 
 /// Returns the kernel of a line of `shaders/variants.txt`, for the test that translates them all. For a line that names
 /// a piece of generated kernels, this is a kernel that contains the piece. `None` for any other line.
-#[doc(hidden)]
 pub fn variant(line: &str) -> Option<shader::Source> {
     value::text::example(line).or_else(|| shader::Source::from_line(line))
 }
@@ -223,7 +221,6 @@ impl Gpu {
     }
 
     /// Whether this adapter multiplies cooperative matrices of a size that WGSL has, f16 in and f32 out.
-    #[doc(hidden)]
     pub fn has_coop_matrices(&self) -> bool {
         self.0.coop.is_some()
     }
@@ -248,7 +245,18 @@ impl Gpu {
     ///
     /// A fault is the loss of a pipeline, of a batch of work, or of the device itself. A limit that is known
     /// beforehand, or missing memory for one buffer, is not a fault: the op's results carry that error.
-    #[doc(hidden)]
+    ///
+    /// It is public so that a program can test what it does after a fault.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// gpu.raise(tiebeam::Error::device("made by a test"));
+    /// assert!(Tensor::ones(&gpu, [2]).scale(2.0).to_vec::<f32>().is_err());
+    /// assert!(gpu.take_fault().is_some());
+    /// assert_eq!(Tensor::ones(&gpu, [2]).scale(2.0).to_vec::<f32>()?, [2.0, 2.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn raise(&self, error: Error) -> Error {
         tracing::error!(%error, "fault");
         lock(&self.0.fault).get_or_insert(error.clone());
@@ -273,6 +281,15 @@ impl Gpu {
     ///
     /// An op above a limit, or a tensor that finds no memory, raises no fault: only the op's results and what depends
     /// on them carry that error.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// if let Some(fault) = gpu.take_fault() {
+    ///     eprintln!("{fault}"); // tensors made from now on can be computed again
+    /// }
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn take_fault(&self) -> Option<Error> {
         lock(&self.0.fault).take()
     }

@@ -162,6 +162,15 @@ impl Gpu {
     /// # Errors
     /// [`Error::NoAdapter`] if there is none, [`Error::Unsupported`] if it lacks immediates, [`Error::Device`] if the
     /// driver refuses.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let gpu = Gpu::open()?;
+    /// let x = Tensor::ones(&gpu, [3]);
+    /// assert_eq!(x.sum_all().item()?, 3.0);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn open() -> Result<Gpu> {
         Gpu::open_with(Options::default())
     }
@@ -171,6 +180,16 @@ impl Gpu {
     /// # Errors
     /// As for [`Gpu::open`], and [`Error::Config`] for a setting that cannot be understood. If a name matches no
     /// adapter, the error lists the adapters.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::Options;
+    /// // Kernels with bounds checks, and ids that are checked before they are used.
+    /// let gpu = Gpu::open_with(Options::default().checked(true))?;
+    /// assert!(gpu.is_checked());
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn open_with(mut options: Options) -> Result<Gpu> {
         let flag = |name| variable(name).is_some_and(|v| v != "0");
         let backend = options.backend.take().or_else(|| variable("TIEBEAM_BACKEND"));
@@ -196,6 +215,15 @@ impl Gpu {
     ///
     /// # Errors
     /// If `TIEBEAM_BACKEND` names an unknown backend or `TIEBEAM_OFF` an unknown feature.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// for adapter in Gpu::adapters()? {
+    ///     println!("{adapter}");
+    /// }
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn adapters() -> Result<Vec<AdapterSummary>> {
         let without = without(vec![])?;
         let _one = lock(&OPENING);

@@ -111,16 +111,24 @@ impl Gpu {
     ///
     /// # Errors
     /// The device's fault.
-    #[doc(hidden)]
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::ones(&gpu, [4, 8]);
+    /// for pass in gpu.planned(|| x.softmax(-1).evaluate())? {
+    ///     println!("{pass}"); // kernel, workgroups, bytes and operations
+    /// }
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn planned(&self, work: impl FnOnce()) -> Result<Vec<Pass>> {
         self.watch(work, false)
     }
 
-    /// Like `planned`, but no dispatch runs. Results have arbitrary contents, so `work` must not depend on values.
+    /// Like [`Gpu::planned`], but no dispatch runs. Results have arbitrary contents, so `work` must not depend on values.
     ///
     /// # Errors
     /// The device's fault.
-    #[doc(hidden)]
     pub fn only_planned(&self, work: impl FnOnce()) -> Result<Vec<Pass>> {
         self.watch(work, true)
     }

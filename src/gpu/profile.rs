@@ -38,6 +38,16 @@ impl Gpu {
     ///
     /// # Errors
     /// The device's fault.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::ones(&gpu, [64, 64]);
+    /// for kernel in gpu.profile(|| x.matmul(&x).softmax(-1).evaluate())? {
+    ///     println!("{kernel:?}");
+    /// }
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn profile(&self, work: impl FnOnce()) -> Result<Vec<Profiled>> {
         self.synchronize()?;
         lock(&self.0.profile).idle = Some(Instant::now());

@@ -56,6 +56,21 @@ impl Gpu {
 }
 
 /// A readback under way. Its commands are submitted. [`wait`](Reading::wait) blocks, [`poll`](Reading::poll) does not.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// let x = Tensor::from_slice(&gpu, &[1u32, 2], [2]);
+/// let mut reading = x.read::<u32>()?;
+/// let bytes = loop {
+///     match reading.poll()? {
+///         Some(bytes) => break bytes,
+///         None => std::thread::yield_now(), // other work may be done here
+///     }
+/// };
+/// assert_eq!(bytes, [1, 0, 0, 0, 2, 0, 0, 0]);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 pub struct Reading {
     gpu: Gpu,
     staging: Option<wgpu::Buffer>,

@@ -280,13 +280,20 @@ impl Recorder {
 
 impl Gpu {
     /// Returns the number of dispatches since this device was opened, which shows what fusion saves.
-    #[doc(hidden)]
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let before = gpu.dispatches();
+    /// Tensor::ones(&gpu, [5]).scale(2.0).exp().square().evaluate();
+    /// assert_eq!(gpu.dispatches() - before, 1); // one kernel for the whole chain
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn dispatches(&self) -> u64 {
         lock(&self.0.recorder).total
     }
 
-    /// Returns the number of submits since this device was opened.
-    #[doc(hidden)]
+    /// Returns the number of submits since this device was opened: how often recorded work was handed to the driver.
     pub fn submits(&self) -> u64 {
         self.0.epoch.load(Ordering::Acquire)
     }
@@ -297,6 +304,15 @@ impl Gpu {
     /// # Errors
     /// The device's fault, if one stands. The errors that single tensors carry are not reported. [`Error::Timeout`] if
     /// the driver takes longer than `Options::wait` to compile a kernel: a later call may find it done.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let y = Tensor::ones(&gpu, [2]).scale(2.0);
+    /// y.evaluate();
+    /// gpu.flush()?; // the device begins, while the host goes on
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn flush(&self) -> Result<()> {
         lock(&self.0.recorder).submit(self)?;
         self.check()
@@ -309,6 +325,15 @@ impl Gpu {
     /// the device or its compiler takes longer than `Options::wait`: the work goes on, and a later call may find it
     /// done.
     /// [`Error::Outside`] if the device checks ids and found some outside their range.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let y = Tensor::ones(&gpu, [2]).scale(2.0);
+    /// y.evaluate();
+    /// gpu.synchronize()?; // all of it is done
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn synchronize(&self) -> Result<()> {
         let index = self.submit_with_findings(|_| Ok(()))?;
         self.wait_for(Some(index), "all submitted work")?;

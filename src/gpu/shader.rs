@@ -303,19 +303,16 @@ fn load(name: &str) -> Result<Loaded, String> {
 }
 
 /// Every kernel file, fragments excluded, for the test that translates them all.
-#[doc(hidden)]
 pub fn names() -> Vec<&'static str> {
     EMBEDDED.iter().map(|(name, _, _)| *name).filter(|name| !name.contains('/')).collect()
 }
 
 /// Every fragment, without its folder, for the same test.
-#[doc(hidden)]
 pub fn fragments() -> Vec<&'static str> {
     EMBEDDED.iter().filter_map(|(name, _, _)| name.strip_prefix("lib/")).collect()
 }
 
 /// The file of a kernel, or of a fragment as `lib/NAME`.
-#[doc(hidden)]
 pub fn file(name: &str) -> Option<&'static str> {
     EMBEDDED.iter().find(|(n, _, _)| *n == name).map(|(_, file, _)| *file)
 }

@@ -16,6 +16,17 @@ impl Gpu {
     ///
     /// # Errors
     /// [`Error::Unsupported`] on adapters without timestamps, else the device's fault.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::ones(&gpu, [64, 64]);
+    /// if gpu.has_timestamps() {
+    ///     let seconds = gpu.time(|| x.matmul(&x).evaluate())?;
+    ///     println!("{:.1} us on {}", seconds * 1e6, gpu.adapter());
+    /// }
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn time(&self, work: impl FnOnce()) -> Result<f64> {
         if !self.0.features.contains(wgpu::Features::TIMESTAMP_QUERY) {
             let need = format!("{} has no timestamp queries; measure wall time instead", self.adapter().name);

@@ -113,6 +113,14 @@ pub fn assign<C: Cost>(cost: &[C], size: [usize; 2], goal: Goal) -> Result<Assig
 ///
 /// # Panics
 /// If `cost` does not have `rows * columns` elements or `prices` does not have `columns`.
+///
+/// ```
+/// use tiebeam::linalg::assignment::{Goal, assign, assign_from};
+/// let first = assign(&[4, 1, 2, 3], [2, 2], Goal::Minimize)?;
+/// let next = assign_from(&[4, 1, 2, 4], [2, 2], Goal::Minimize, &first.dual_v)?; // a similar problem
+/// assert_eq!(next.columns, [Some(1), Some(0)]);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[track_caller]
 pub fn assign_from<C: Cost>(cost: &[C], size: [usize; 2], goal: Goal, prices: &[f64]) -> Result<Assignment> {
     check_prices(size, prices)?;
@@ -132,6 +140,14 @@ pub fn assign_from<C: Cost>(cost: &[C], size: [usize; 2], goal: Goal, prices: &[
 ///
 /// # Panics
 /// As for [`assign_from`], and if `columns` does not have `rows` elements.
+///
+/// ```
+/// use tiebeam::linalg::assignment::{Goal, certify};
+/// let prices = [0.0, -1.0];
+/// let best = certify(&[4, 1, 2, 3], [2, 2], Goal::Minimize, &[Some(1), Some(0)], &prices)?;
+/// assert!(best.value == 3.0 && best.exact); // 1 + 2, and the prices prove that no less is possible
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[track_caller]
 pub fn certify<C: Cost>(
     cost: &[C],

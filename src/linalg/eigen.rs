@@ -12,6 +12,12 @@ use super::{add_scaled, descending, dot, picked, rotate, scale_below_one};
 ///
 /// # Panics
 /// If `a` does not have `n * n` elements.
+///
+/// ```
+/// let (values, vectors) = tiebeam::linalg::symmetric_eigen(&[2.0, 1.0, 1.0, 2.0], 2);
+/// assert!((values[0] - 3.0).abs() < 1e-12 && (values[1] - 1.0).abs() < 1e-12);
+/// assert!((vectors[0] - vectors[1]).abs() < 1e-12); // (1, 1) / sqrt(2) or its opposite
+/// ```
 #[track_caller]
 pub fn symmetric_eigen(a: &[f64], n: usize) -> (Vec<f64>, Vec<f64>) {
     assert!(a.len() == n * n, "symmetric_eigen: {} elements for [{n}, {n}]", a.len());

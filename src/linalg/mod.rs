@@ -13,6 +13,13 @@ pub use svd::{Svd, singular_values};
 ///
 /// # Panics
 /// If `a` does not have `n * n` elements.
+///
+/// ```
+/// use tiebeam::linalg::cholesky;
+/// let l = cholesky(&[4.0, 0.0, 2.0, 5.0], 2).expect("positive definite"); // the upper triangle is not read
+/// assert_eq!(l, [2.0, 0.0, 1.0, 2.0]);
+/// assert!(cholesky(&[-1.0], 1).is_none());
+/// ```
 #[track_caller]
 pub fn cholesky(a: &[f64], n: usize) -> Option<Vec<f64>> {
     assert!(a.len() == n * n, "cholesky: {} elements for [{n}, {n}]", a.len());
@@ -37,6 +44,12 @@ pub fn cholesky(a: &[f64], n: usize) -> Option<Vec<f64>> {
 ///
 /// # Panics
 /// If `a` does not have `n * n` elements or `b` does not have `n * columns`.
+///
+/// ```
+/// use tiebeam::linalg::solve_positive;
+/// let x = solve_positive(&[4.0, 2.0, 2.0, 5.0], 2, &[6.0, 7.0], 1).expect("positive definite");
+/// assert!((x[0] - 1.0).abs() < 1e-12 && (x[1] - 1.0).abs() < 1e-12);
+/// ```
 #[track_caller]
 pub fn solve_positive(a: &[f64], n: usize, b: &[f64], columns: usize) -> Option<Vec<f64>> {
     assert!(

@@ -25,6 +25,12 @@ pub struct Svd {
 ///
 /// # Panics
 /// If `a` does not have `rows * columns` elements.
+///
+/// ```
+/// let svd = tiebeam::linalg::singular_values(&[3.0, 0.0, 0.0, 0.0, 0.0, 4.0], 2, 3);
+/// assert!((svd.values[0] - 4.0).abs() < 1e-12 && (svd.values[1] - 3.0).abs() < 1e-12);
+/// assert_eq!((svd.left.len(), svd.right.len()), (2 * 2, 2 * 3));
+/// ```
 #[track_caller]
 pub fn singular_values(a: &[f64], rows: usize, columns: usize) -> Svd {
     assert!(a.len() == rows * columns, "singular_values: {} elements for [{rows}, {columns}]", a.len());

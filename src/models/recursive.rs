@@ -77,7 +77,7 @@ impl RecursiveConfig {
     /// Reads what [`RecursiveConfig::metadata`] wrote. A sharing kind from outside must be [registered](Sharing::register).
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) when a size is missing or no number, or the kind is not known.
+    /// [`Error::Config`] when a size is missing or no number, or the kind is not known.
     pub fn from_metadata(metadata: &BTreeMap<String, String>) -> Result<RecursiveConfig> {
         let text = |name: &str| {
             let missing = || Error::config(format!("the settings of the model lack `{name}`"));

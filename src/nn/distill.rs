@@ -8,6 +8,16 @@ use crate::tensor::Tensor;
 ///
 /// # Panics
 /// When the shapes differ.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::nn::distillation;
+/// let teacher = Tensor::from_slice(&gpu, &[2f32, 0.0, 0.0, 2.0], [2, 2]);
+/// assert!(distillation(&teacher, &teacher, 2.0).item()?.abs() < 1e-6);
+/// assert!(distillation(&teacher.neg(), &teacher, 2.0).item()? > 0.5);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[track_caller]
 pub fn distillation(student: &Tensor, teacher: &Tensor, t: f32) -> Tensor {
     assert!(

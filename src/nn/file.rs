@@ -146,6 +146,20 @@ pub trait ModuleFile: Module {
     ///
     /// # Errors
     /// When a shape differs, when they have nothing in common, or the file cannot be read. Nothing has changed then.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::Rng;
+    /// use tiebeam::nn::{Init, Linear, ModuleFile};
+    /// let path = std::env::temp_dir().join(format!("tiebeam-partly-{}.safetensors", std::process::id()));
+    /// let mut layer = |bias| Linear::new(&gpu, 3, 2, bias, Init::XavierUniform, &mut Rng::new(1));
+    /// layer(false).save(&path)?;
+    /// let loaded = layer(true).load_partly(&path)?;
+    /// assert_eq!(loaded.missing, ["bias"]); // in the module and not in the file
+    /// # std::fs::remove_file(path).ok();
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     fn load_partly(&self, path: impl AsRef<Path>) -> Result<Loaded> {
         load(&self.parameters(), path.as_ref(), false)
     }

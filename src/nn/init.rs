@@ -7,6 +7,18 @@ use crate::tensor::Tensor;
 
 /// A distribution for a new parameter. Fan-in is the product of all axes but the first, fan-out the first axis times the
 /// product of those after the second. For `[out, in]` and `[out, in, kh, kw]` this is as in PyTorch.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::{Rng, nn::Init};
+/// let mut rng = Rng::new(1);
+/// let w = Init::KaimingUniform.leaf(&gpu, [4, 6], &mut rng); // 6 inputs: within sqrt(6 / 6)
+/// assert!(w.is_leaf());
+/// assert!(w.to_vec::<f32>()?.iter().all(|w| w.abs() <= 1.0));
+/// assert_eq!(Init::Zeros.leaf(&gpu, [4], &mut rng).to_vec::<f32>()?, [0.0; 4]);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Init {

@@ -37,6 +37,17 @@ use crate::tensor::Tensor;
 use std::sync::Arc;
 
 /// `y = x W^T + b`, `W [out, in]` from any site.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::Rng;
+/// use tiebeam::nn::{Init, Linear};
+/// let layer = Linear::new(&gpu, 3, 2, true, Init::KaimingUniform, &mut Rng::new(1));
+/// let y = layer.forward(&Tensor::ones(&gpu, [5, 7, 3])); // all axes but the last are kept
+/// assert_eq!(y.shape()[..], [5, 7, 2]);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Linear {
     /// The source of the weight.
@@ -56,12 +67,37 @@ impl Linear {
     ///
     /// # Panics
     /// When `theta` is not a matrix of floats.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::nn::Linear;
+    /// let theta = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0, 4.0], [2, 2]).requires_grad();
+    /// let [first, second] = [Linear::tied(&theta), Linear::tied(&theta)]; // two layers, one matrix
+    /// let x = Tensor::ones(&gpu, [1, 2]);
+    /// let y = second.forward(&first.forward(&x));
+    /// assert_eq!(y.to_vec::<f32>()?, [17.0, 37.0]);
+    /// assert_eq!(y.sum_all().backward()?.len(), 1); // one gradient for both uses
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn tied(theta: &Tensor) -> Linear {
         Linear::from_site(Tied::new(theta).shared(), None)
     }
 
     /// Makes a layer whose weight is a site.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::nn::Linear;
+    /// use tiebeam::share::{Factored, Site};
+    /// let a = Tensor::from_slice(&gpu, &[1f32, 1.0, 1.0], [1, 3]);
+    /// let b = Tensor::from_slice(&gpu, &[1f32, 10.0], [2, 1]);
+    /// let layer = Linear::from_site(Factored::new(&a, &b).shared(), None); // W = B A, of rank 1
+    /// assert_eq!(layer.forward(&Tensor::ones(&gpu, [1, 3])).to_vec::<f32>()?, [3.0, 30.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn from_site(weight: Arc<dyn Site>, bias: Option<Tensor>) -> Linear {
         Linear { weight, bias }
     }
@@ -79,6 +115,19 @@ impl Linear {
     ///
     /// # Panics
     /// As [`Tensor::linear`].
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::nn::{Activation, Linear};
+    /// let layer = Linear::tied(&Tensor::from_slice(&gpu, &[1f32, -1.0], [2, 1]));
+    /// let x = Tensor::from_slice(&gpu, &[3f32], [1, 1]);
+    /// let y = layer.forward_with(&x, Activation::Relu, None);
+    /// assert_eq!(y.to_vec::<f32>()?, [3.0, 0.0]);
+    /// let y = layer.forward_with(&x, Activation::None, Some(&y));
+    /// assert_eq!(y.to_vec::<f32>()?, [6.0, -3.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn forward_with(&self, x: &Tensor, activation: Activation, residual: Option<&Tensor>) -> Tensor {
         x.linear(&self.weight, Epilogue { bias: self.bias.as_ref(), activation, residual })
@@ -88,6 +137,19 @@ impl Linear {
 module!(Linear { weight => "", bias });
 
 /// A table of vectors, looked up by index.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::Rng;
+/// use tiebeam::nn::{Embedding, Init};
+/// let tokens = Embedding::new(&gpu, 256, 8, Init::Normal(0.02), &mut Rng::new(1));
+/// let ids = Tensor::from_slice(&gpu, &[72u32, 105, 33], [1, 3]);
+/// let x = tokens.forward(&ids); // `[.., width]`
+/// assert_eq!(x.shape()[..], [1, 3, 8]);
+/// assert_eq!(tokens.logits(&x).shape()[..], [1, 3, 256]); // the same table as output head
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Embedding {
     /// `[rows, width]`
@@ -163,6 +225,18 @@ impl SiteEmbedding {
 module!(SiteEmbedding { weight => "" });
 
 /// Layer norm or RMS norm over the last axis.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::nn::Norm;
+/// let x = Tensor::from_slice(&gpu, &[1f32, 3.0], [1, 2]);
+/// let y = Norm::layer(&gpu, 2, 0.0).forward(&x).to_vec::<f32>()?; // mean 0, variance 1
+/// assert!((y[0] + 1.0).abs() < 1e-5 && (y[1] - 1.0).abs() < 1e-5);
+/// let y = Norm::rms(&gpu, 2, 0.0).forward(&x).to_vec::<f32>()?; // mean square 1
+/// assert!((y[0].powi(2) + y[1].powi(2) - 2.0).abs() < 1e-5);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Norm {
     /// `[width]`
@@ -197,6 +271,21 @@ impl Norm {
 module!(Norm { gain, bias });
 
 /// Multi-head attention with output projection; grouped-query when `kv_heads < heads`.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::Rng;
+/// use tiebeam::nn::{Attention, Init, Linear, Mask};
+/// let mut rng = Rng::new(1);
+/// let mut layer = |inner, out| Linear::new(&gpu, inner, out, false, Init::XavierUniform, &mut rng);
+/// // 4 query heads of 2 elements share 2 heads of keys and values.
+/// let [q, k, v, o] = [layer(8, 8), layer(8, 4), layer(8, 4), layer(8, 8)];
+/// let attention = Attention { q, k, v, o, heads: 4, kv_heads: 2 };
+/// let x = Tensor::ones(&gpu, [1, 3, 8]); // [batch, tokens, width]
+/// assert_eq!(attention.forward(&x, &Mask::Causal, None).shape(), x.shape());
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Attention {
     /// `[heads * head_dim, width]`
@@ -234,6 +323,19 @@ impl Attention {
 module!(Attention { q, k, v, o });
 
 /// `W2 act(W1 x + b1) + b2`
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::Rng;
+/// use tiebeam::nn::{Activation, Init, Linear, Mlp};
+/// let mut rng = Rng::new(1);
+/// let mut layer = |inner, out| Linear::new(&gpu, inner, out, true, Init::KaimingUniform, &mut rng);
+/// let mlp = Mlp { up: layer(8, 32), down: layer(32, 8), activation: Activation::Gelu };
+/// let x = Tensor::ones(&gpu, [2, 3, 8]);
+/// assert_eq!(mlp.forward(&x, Some(&x)).shape(), x.shape()); // `x` is added to the result
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Mlp {
     /// `[hidden, width]`
@@ -256,6 +358,23 @@ impl Mlp {
 module!(Mlp { up, down });
 
 /// A pre-norm transformer block: `x + attn(norm1(x))`, then `x + mlp(norm2(x))`.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::Rng;
+/// use tiebeam::nn::{Activation, Attention, Block, Init, Linear, Mask, Mlp, Norm};
+/// let mut rng = Rng::new(1);
+/// let mut layer = |inner, out| Linear::new(&gpu, inner, out, false, Init::XavierUniform, &mut rng);
+/// let [q, k, v, o] = [(); 4].map(|()| layer(8, 8));
+/// let mlp = Mlp { up: layer(8, 32), down: layer(32, 8), activation: Activation::Silu };
+/// let attention = Attention { q, k, v, o, heads: 2, kv_heads: 2 };
+/// let [norm1, norm2] = [(); 2].map(|()| Norm::rms(&gpu, 8, 1e-5));
+/// let block = Block { norm1, attention, norm2, mlp };
+/// let x = Tensor::ones(&gpu, [1, 3, 8]); // [batch, tokens, width]
+/// assert_eq!(block.forward(&x, &Mask::Causal).shape(), x.shape());
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Block {
     /// Before attention.

@@ -84,6 +84,18 @@ pub trait Module {
     ///
     /// # Panics
     /// When the module holds a tensor that is computed from a leaf.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::Rng;
+    /// use tiebeam::nn::{Init, Linear, Module};
+    /// let mut layer = Linear::new(&gpu, 3, 2, true, Init::XavierUniform, &mut Rng::new(1));
+    /// layer.freeze(|name| name == "weight");
+    /// assert_eq!(layer.parameters().trainable()[0].0, "bias");
+    /// assert_eq!(layer.parameters().named().len(), 2); // both are saved
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     fn freeze(&mut self, chosen: impl Fn(&str) -> bool)
     where
@@ -116,6 +128,17 @@ pub trait Module {
     ///
     /// # Panics
     /// When the type has no floats, or the module holds a tensor that is computed from a leaf.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::{DType, Rng};
+    /// use tiebeam::nn::{Init, Linear, Module};
+    /// let mut layer = Linear::new(&gpu, 3, 2, true, Init::XavierUniform, &mut Rng::new(1));
+    /// layer.cast(DType::Bf16);
+    /// assert!(layer.parameters().named().iter().all(|(_, p)| p.dtype() == DType::Bf16));
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     fn cast(&mut self, dtype: DType)
     where
@@ -421,6 +444,17 @@ pub fn join(path: &str, name: &str) -> String {
 ///
 /// # Panics
 /// As [`Tensor::backward`], which this calls.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::Rng;
+/// use tiebeam::nn::{Init, Linear, check_listed};
+/// let layer = Linear::new(&gpu, 3, 2, true, Init::XavierUniform, &mut Rng::new(1));
+/// let loss = layer.forward(&Tensor::ones(&gpu, [1, 3])).sum_all();
+/// check_listed(&layer, &loss)?; // weight and bias are all that the loss depends on
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 pub fn check_listed(module: &(impl Module + ?Sized), loss: &Tensor) -> Result<()> {
     let (grads, all) = (loss.backward_retain_graph()?, module.parameters());
     let listed: Vec<u64> = all.named().iter().filter_map(|(_, x)| x.leaf_id()).collect();

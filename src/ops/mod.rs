@@ -1,5 +1,20 @@
 //! The ops. Each family has one file with its shapes, launch, gradient, f64 reference and test cases.
 //!
+//! Ops are methods of [`Tensor`]. The pages of the rooms list them by what they do, with formulas:
+//!
+//! | room | ops |
+//! |---|---|
+//! | [`elementwise`] | functions of one and of two tensors, comparisons, conversions, random numbers |
+//! | [`moves`] | ranges and constants, shapes and slices, rows gathered by ids |
+//! | [`reduction`] | sums, means, extremes, scans, softmax, losses, norms |
+//! | [`product`] | matrix products, linear layers of shared weights, convolutions of images |
+//! | [`sequence`] | attention, its cache, rotary positions |
+//! | [`order`] | sorting, ranks, assignments |
+//! | [`points`] | convolutions over points in space |
+//!
+//! The remaining modules are what tests and benchmark know of an op: its cases ([`case`], [`timed`]), their reference arrays
+//! ([`mod@array`]) and the comparison ([`check`]). An op of your own, outside of the crate, is in [`op`](crate::op).
+//!
 //! # To add an op
 //! 1. `shaders/ROOM/NAME.wgsl`: a header with the formula and its derivative, and constants with defaults.
 //! 2. `src/ops/ROOM/NAME.rs`: the method on [`Tensor`], `impl Op`, `cases()` with an f64 reference.
@@ -32,8 +47,7 @@ macro_rules! listed {
 }
 use listed;
 
-/// Every test case of every op, with the op's name.
-#[doc(hidden)]
+/// Every test case of every op, with the op's name, for the tests and the benchmark.
 pub fn cases() -> Vec<(&'static str, Vec<Case>)> {
     let rooms = [
         elementwise::cases(),

@@ -1,7 +1,7 @@
 //! Adam in its first form, in which weight decay is part of the gradient.
 
 use super::adamw;
-use super::rule::{Plan, Rule};
+use super::rule::{Plan, Planned, Rule};
 use super::stepper::Stepper;
 use crate::error::Result;
 use crate::gpu::shader::Source;
@@ -19,8 +19,8 @@ pub struct AdamConfig {
     pub eps: f32,
     /// Scales all gradients together so that their norm is at most this.
     pub clip: Option<f32>,
-    /// The most bytes of one arena, for tests. The adapter's limit applies in any case.
-    #[doc(hidden)]
+    /// The most bytes of one arena, from which more arenas and dispatches follow: the tests set it low. The adapter's limit
+    /// applies in any case.
     pub arena_limit: Option<u64>,
 }
 
@@ -67,7 +67,9 @@ impl Default for AdamConfig {
 /// The state is `m/NAME` and `v/NAME` of each parameter.
 pub type Adam = Stepper<AdamConfig>;
 
-impl Rule for AdamConfig {
+impl Rule for AdamConfig {}
+
+impl Planned for AdamConfig {
     fn plan(&self) -> Result<Plan> {
         let (b1, b2) = self.betas;
         let source = Source::file("adamw").bool("COUPLED", true);

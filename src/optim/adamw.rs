@@ -1,6 +1,6 @@
 //! AdamW: moments of the gradient set the step of every element, with decoupled weight decay.
 
-use super::rule::{Plan, Rule, above_zero, below_one};
+use super::rule::{Plan, Planned, Rule, above_zero, below_one};
 use super::stepper::Stepper;
 use crate::error::Result;
 use crate::gpu::shader::Source;
@@ -20,8 +20,8 @@ pub struct AdamWConfig {
     pub eps: f32,
     /// Scales all gradients together so that their norm is at most this.
     pub clip: Option<f32>,
-    /// The most bytes of one arena, for tests. The adapter's limit applies in any case.
-    #[doc(hidden)]
+    /// The most bytes of one arena, from which more arenas and dispatches follow: the tests set it low. The adapter's limit
+    /// applies in any case.
     pub arena_limit: Option<u64>,
 }
 
@@ -53,9 +53,24 @@ impl Default for AdamWConfig {
 /// Source: Loshchilov, Hutter 2019, "Decoupled Weight Decay Regularization".
 ///
 /// The state is `m/NAME` and `v/NAME` of each parameter.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::optim::{AdamW, AdamWConfig, Group};
+/// let w = Tensor::from_slice(&gpu, &[1f32, 2.0], [2]).requires_grad();
+/// let group = Group::new([("w", &w)]).weight_decay(0.1);
+/// let mut adamw = AdamW::new(&gpu, vec![group], AdamWConfig::default())?;
+/// adamw.step(&w.scale(100.0).sum_all().backward()?, 0.5)?;
+/// let w = w.to_vec::<f32>()?; // decayed by 0.5 * 0.1, and one step of 0.5, whatever the gradient's size
+/// assert!((w[0] - 0.45).abs() < 1e-4 && (w[1] - 1.4).abs() < 1e-4);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 pub type AdamW = Stepper<AdamWConfig>;
 
-impl Rule for AdamWConfig {
+impl Rule for AdamWConfig {}
+
+impl Planned for AdamWConfig {
     fn plan(&self) -> Result<Plan> {
         let (b1, b2) = self.betas;
         let plan = plan(OP, Source::file("adamw"), [b1, b2], self.eps)?;

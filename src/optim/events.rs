@@ -100,6 +100,20 @@ impl Log {
 }
 
 /// A reading of an optimizer's events that is on its way.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::optim::{Group, Sgd, SgdConfig};
+/// let w = Tensor::from_slice(&gpu, &[1f32, 2.0], [2]).requires_grad();
+/// let mut sgd = Sgd::new(&gpu, vec![Group::new([("w", &w)])], SgdConfig::default())?;
+/// sgd.step(&w.scale(f32::INFINITY).sum_all().backward()?, 0.1)?; // changes nothing
+/// for event in sgd.watch()?.events()? {
+///     assert!(event.to_string().contains("w"));
+/// }
+/// assert_eq!(sgd.skipped()?, 1);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 pub struct Watch {
     reading: Reading,
     names: Arc<[String]>,

@@ -6,6 +6,18 @@ use std::borrow::Borrow;
 use std::collections::HashSet;
 
 /// Parameters that share settings.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::optim::{AdamW, AdamWConfig, Group};
+/// let [w, bias] = [&[2usize, 3][..], &[2]].map(|s| Tensor::ones(&gpu, s).requires_grad());
+/// let matrices = Group::new([("w", &w)]).weight_decay(0.1);
+/// let rest = Group::new([("bias", &bias)]).lr_scale(2.0);
+/// let optimizer = AdamW::new(&gpu, vec![matrices, rest], AdamWConfig::default())?;
+/// assert_eq!(optimizer.state_bytes(), 2 * 4 * 8); // two moments of 8 numbers
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Group {
     /// Leaves by name; the names must be unique over all groups of an optimizer.

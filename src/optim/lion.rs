@@ -1,6 +1,6 @@
 //! Lion: the sign of a mean of gradients, with decoupled weight decay.
 
-use super::rule::{Plan, Rule, below_one};
+use super::rule::{Plan, Planned, Rule, below_one};
 use super::stepper::Stepper;
 use crate::error::Result;
 use crate::gpu::shader::Source;
@@ -18,8 +18,8 @@ pub struct LionConfig {
     pub betas: (f64, f64),
     /// Scales all gradients together so that their norm is at most this.
     pub clip: Option<f32>,
-    /// The most bytes of one arena, for tests. The adapter's limit applies in any case.
-    #[doc(hidden)]
+    /// The most bytes of one arena, from which more arenas and dispatches follow: the tests set it low. The adapter's limit
+    /// applies in any case.
     pub arena_limit: Option<u64>,
 }
 
@@ -64,7 +64,9 @@ impl Default for LionConfig {
 /// The state is `m/NAME` of each parameter.
 pub type Lion = Stepper<LionConfig>;
 
-impl Rule for LionConfig {
+impl Rule for LionConfig {}
+
+impl Planned for LionConfig {
     fn plan(&self) -> Result<Plan> {
         let (b1, b2) = self.betas;
         below_one(OP, "beta1", b1)?;

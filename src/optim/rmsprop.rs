@@ -1,6 +1,6 @@
 //! RMSprop: every gradient is divided by the root of its running mean square.
 
-use super::rule::{Plan, Rule, above_zero, below_one};
+use super::rule::{Plan, Planned, Rule, above_zero, below_one};
 use super::stepper::Stepper;
 use crate::error::Result;
 use crate::gpu::shader::Source;
@@ -24,8 +24,8 @@ pub struct RmsPropConfig {
     pub centered: bool,
     /// Scales all gradients together so that their norm is at most this.
     pub clip: Option<f32>,
-    /// The most bytes of one arena, for tests. The adapter's limit applies in any case.
-    #[doc(hidden)]
+    /// The most bytes of one arena, from which more arenas and dispatches follow: the tests set it low. The adapter's limit
+    /// applies in any case.
     pub arena_limit: Option<u64>,
 }
 
@@ -85,7 +85,9 @@ impl Default for RmsPropConfig {
 /// The state is `v/NAME` of each parameter, `m/NAME` if centered, and `velocity/NAME` with momentum.
 pub type RmsProp = Stepper<RmsPropConfig>;
 
-impl Rule for RmsPropConfig {
+impl Rule for RmsPropConfig {}
+
+impl Planned for RmsPropConfig {
     fn plan(&self) -> Result<Plan> {
         below_one(OP, "alpha", self.alpha)?;
         below_one(OP, "momentum", self.momentum.into())?;

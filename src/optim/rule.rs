@@ -6,9 +6,11 @@ use crate::gpu::shader::Source;
 /// The settings of an optimizer, which say what a step computes: [`SgdConfig`](super::SgdConfig),
 /// [`AdamConfig`](super::AdamConfig), [`AdamWConfig`](super::AdamWConfig), [`RmsPropConfig`](super::RmsPropConfig) and
 /// [`LionConfig`](super::LionConfig). Types outside this crate cannot implement it.
-pub trait Rule: Clone + Send + Sync + 'static {
+pub trait Rule: Planned + Clone + Send + Sync + 'static {}
+
+/// What only this crate can implement.
+pub trait Planned {
     /// Checks the settings, and returns what the arenas need to know of them.
-    #[doc(hidden)]
     fn plan(&self) -> Result<Plan>;
 }
 

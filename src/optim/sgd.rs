@@ -1,6 +1,6 @@
 //! Gradient descent with momentum.
 
-use super::rule::{Plan, Rule, below_one};
+use super::rule::{Plan, Planned, Rule, below_one};
 use super::stepper::Stepper;
 use crate::error::{Error, Result};
 use crate::gpu::shader::Source;
@@ -20,8 +20,8 @@ pub struct SgdConfig {
     pub nesterov: bool,
     /// Scales all gradients together so that their norm is at most this.
     pub clip: Option<f32>,
-    /// The most bytes of one arena, for tests. The adapter's limit applies in any case.
-    #[doc(hidden)]
+    /// The most bytes of one arena, from which more arenas and dispatches follow: the tests set it low. The adapter's limit
+    /// applies in any case.
     pub arena_limit: Option<u64>,
 }
 
@@ -53,9 +53,24 @@ impl Default for SgdConfig {
 /// of PyTorch's `SGD` without dampening.
 ///
 /// The state is `velocity/NAME` of each parameter, and nothing without momentum.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::optim::{Group, Sgd, SgdConfig};
+/// let w = Tensor::from_slice(&gpu, &[1f32, 2.0], [2]).requires_grad();
+/// let mut sgd = Sgd::new(&gpu, vec![Group::new([("w", &w)])], SgdConfig::default().momentum(0.5))?;
+/// for _ in 0..2 {
+///     sgd.step(&w.sum_all().backward()?, 1.0)?; // every gradient is 1
+/// }
+/// assert_eq!(w.to_vec::<f32>()?, [-1.5, -0.5]); // steps of 1 and of 1.5
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 pub type Sgd = Stepper<SgdConfig>;
 
-impl Rule for SgdConfig {
+impl Rule for SgdConfig {}
+
+impl Planned for SgdConfig {
     fn plan(&self) -> Result<Plan> {
         let momentum = self.momentum;
         below_one(OP, "momentum", momentum.into())?;

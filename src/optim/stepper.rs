@@ -12,6 +12,22 @@ use crate::tape::Grads;
 /// An optimizer whose step is the rule of its settings: [`Sgd`](super::Sgd), [`Adam`](super::Adam),
 /// [`AdamW`](super::AdamW), [`RmsProp`](super::RmsProp) and [`Lion`](super::Lion), where the formulas are. A program that
 /// takes any of them takes a `&mut dyn` [`Optimizer`].
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::optim::{AdamW, AdamWConfig, Group};
+/// let w = Tensor::from_slice(&gpu, &[1f32, 2.0], [2]).requires_grad();
+/// let group = || vec![Group::new([("w", &w)])];
+/// let mut first = AdamW::new(&gpu, group(), AdamWConfig::default())?;
+/// first.step(&w.sum_all().backward()?, 1e-3)?;
+/// let (steps, state) = (first.steps(), first.state_dict()?);
+/// drop(first);
+/// let mut second = AdamW::new(&gpu, group(), AdamWConfig::default())?;
+/// second.load_state(steps, &state)?; // goes on as the first would have
+/// assert_eq!(second.steps(), 1);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 pub struct Stepper<R: Rule> {
     arenas: Arenas,
     plan: Plan,

@@ -29,6 +29,11 @@ use std::sync::{Arc, OnceLock};
 ///
 /// One round, with `hi, lo` the halves of a 32 x 32 bit product:
 /// `[hi(M1 c2) ^ c1 ^ k0, lo(M1 c2), hi(M0 c0) ^ c3 ^ k1, lo(M0 c0)]`; then `k0 += W0`, `k1 += W1`.
+///
+/// ```
+/// use tiebeam::rng::philox;
+/// assert_eq!(philox([0; 4], [0; 2]), [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]);
+/// ```
 pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     const M0: u64 = 0xD251_1F53;
     const M1: u64 = 0xCD9E_8D57;
@@ -45,6 +50,13 @@ pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 }
 
 /// A uniform draw from the top 24 bits of a random word: `(x >> 8) * 2^-24`, exact, in `[0, 1)`.
+///
+/// ```
+/// use tiebeam::rng::uniform_from_bits;
+/// assert_eq!(uniform_from_bits(0), 0.0);
+/// assert_eq!(uniform_from_bits(1 << 31), 0.5);
+/// assert!(uniform_from_bits(u32::MAX) < 1.0);
+/// ```
 pub fn uniform_from_bits(x: u32) -> f32 {
     const STEP: f32 = 1.0 / (1 << 24) as f32;
     (x >> 8) as f32 * STEP
@@ -64,6 +76,11 @@ const FRACTION: u32 = 28;
 /// `p`, the 6 bits after the leading one select a cell, and the other 25 are a fraction `f` of the cell. The table
 /// holds `a, b, c` of `z = a - (b - c f) f`. Draws are within `2^-25 + 2^-24 |z|` of the quantile, never 0, and reach
 /// `|z| = 6.34`.
+///
+/// ```
+/// use tiebeam::rng::normal_from_bits;
+/// assert_eq!(normal_from_bits(5), -normal_from_bits(5 + (1 << 31))); // the top bit is the sign
+/// ```
 pub fn normal_from_bits(x: u32) -> f32 {
     let table = normal_table();
     let u = x << 1 | 1;
@@ -274,6 +291,14 @@ impl Rng {
     }
 
     /// `[seed, draws so far]`, for a checkpoint.
+    ///
+    /// ```
+    /// use tiebeam::Rng;
+    /// let mut rng = Rng::new(1);
+    /// rng.below(10);
+    /// let mut copy = Rng::from_state(rng.state());
+    /// assert_eq!(copy.below(1000), rng.below(1000));
+    /// ```
     pub fn state(&self) -> [u64; 2] {
         self.0.state()
     }
@@ -305,11 +330,24 @@ impl Rng {
     }
 
     /// Fills `out` with uniform draws in `[0, 1)` from the next stream.
+    ///
+    /// ```
+    /// let mut draws = [0f32; 5];
+    /// tiebeam::Rng::new(1).fill_uniform(&mut draws);
+    /// assert!(draws.iter().all(|x| (0.0..1.0).contains(x)));
+    /// ```
     pub fn fill_uniform(&mut self, out: &mut [f32]) {
         self.next_stream().fill_uniform(out);
     }
 
     /// Fills `out` with standard normal draws from the next stream.
+    ///
+    /// ```
+    /// let (mut a, mut b) = ([0f32; 5], [0f32; 9]);
+    /// tiebeam::Rng::new(1).fill_normal(&mut a);
+    /// tiebeam::Rng::new(1).fill_normal(&mut b);
+    /// assert_eq!(a, b[..5]); // element i depends on the stream and i only
+    /// ```
     pub fn fill_normal(&mut self, out: &mut [f32]) {
         self.next_stream().fill_normal(out);
     }
@@ -322,6 +360,13 @@ impl Rng {
     }
 
     /// Shuffles `items`, with every order equally likely (Fisher and Yates).
+    ///
+    /// ```
+    /// let mut items = [1, 2, 3, 4];
+    /// tiebeam::Rng::new(1).shuffle(&mut items);
+    /// items.sort();
+    /// assert_eq!(items, [1, 2, 3, 4]); // the same items, in another order before
+    /// ```
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         let (stream, mut index) = (self.next_stream(), 0);
         for last in (1..items.len()).rev() {

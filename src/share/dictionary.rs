@@ -19,6 +19,20 @@ use crate::tensor::Tensor;
 use std::sync::Arc;
 
 /// The atoms and coefficients of one projection over all layers.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::share::{Dictionary, Site};
+/// let atoms = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0, 4.0], [2, 1, 2]); // 2 atoms [1, 2]
+/// let c = Tensor::from_slice(&gpu, &[1f32, 0.0, 0.0, 1.0, 1.0, 1.0], [3, 2]); // 3 layers
+/// let dictionary = Dictionary::new(&atoms, &c);
+/// let weights = dictionary.weights();
+/// assert_eq!(weights.len(), 3);
+/// assert_eq!(weights[2].expand().to_vec::<f32>()?, [4.0, 6.0]); // the sum of both atoms
+/// assert_eq!(dictionary.site(1).expand().to_vec::<f32>()?, [3.0, 4.0]);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Dictionary {
     /// `[S, out, in]`
@@ -131,6 +145,18 @@ impl Dictionary {
 /// The network is what is trained; afterwards only C is kept. Without `base`, a network with an ordinary initialisation
 /// gives coefficients that are far too small (arXiv 2508.04581 does not say how to initialise it). With `C0` on the unit
 /// sphere, training starts like that of direct coefficients.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::share::CoefficientNet;
+/// let leaf = |shape: &[usize]| Tensor::zeros(&gpu, shape).requires_grad();
+/// let layers = [[4, 2], [4, 4], [3, 4]].map(|[out, inner]| [leaf(&[out, inner]), leaf(&[out])]);
+/// let base = Tensor::ones(&gpu, [5, 3]).requires_grad(); // 5 layers, 3 atoms
+/// let net = CoefficientNet { embedding: leaf(&[5, 2]), layers, base: Some(base) };
+/// assert_eq!(net.forward().to_vec2::<f32>()?, [[1.0; 3]; 5]); // zero matrices add nothing
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct CoefficientNet {
     /// `[L, E]`
@@ -169,6 +195,19 @@ impl CoefficientNet {
 ///
 /// # Panics
 /// When `w` does not have three axes, or `atoms` is 0 or above L.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::share::{Site, matrix_pca};
+/// // The second matrix is three times the first, so one atom suffices.
+/// let w = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0, 6.0], [2, 1, 2]);
+/// let (dictionary, eigenvalues) = matrix_pca(&w, 1)?;
+/// assert!(eigenvalues[1].abs() < 1e-4);
+/// let second = dictionary.site(1).expand().to_vec::<f32>()?;
+/// assert!((second[0] - 3.0).abs() < 1e-4 && (second[1] - 6.0).abs() < 1e-4);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[track_caller]
 pub fn matrix_pca(w: &Tensor, atoms: usize) -> Result<(Dictionary, Vec<f64>)> {
     let shape = *w.shape();

@@ -40,6 +40,12 @@ fn mix(mut x: u32) -> u32 {
 }
 
 /// The hash of a number with a seed, as in `shaders/share/lib/hash.wgsl`.
+///
+/// ```
+/// use tiebeam::share::hashed::hash;
+/// assert_eq!(hash(7, 1), hash(7, 1));
+/// assert_ne!(hash(7, 1), hash(7, 2)); // another seed, another function
+/// ```
 pub fn hash(x: u32, seed: u32) -> u32 {
     mix(x.wrapping_add(seed.wrapping_mul(0x9e37_79b9)))
 }
@@ -146,6 +152,19 @@ impl Draw {
 }
 
 /// One weight `[out, in]` drawn from `omega [m]`.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::share::{Draw, Hashed, Mapping, Site, hashed::SEEDS};
+/// let omega = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0], [3]).requires_grad();
+/// let (mapping, size) = (Mapping::Element, [4, 5]); // 20 weights of 3 numbers
+/// let draw = Draw { stored: 3, size, offset: 0, layer: 0, scale: 0.5, mapping, seeds: SEEDS };
+/// let weight = Hashed::new(&omega, draw).expand().to_vec::<f32>()?;
+/// assert_eq!(weight.len(), 20);
+/// assert!(weight.iter().all(|w| [0.5, 1.0, 1.5].contains(&w.abs())));
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Hashed {
     omega: Tensor,
@@ -259,6 +278,17 @@ const MOST_RUNS: usize = 4096;
 /// is these rows one after the other.
 ///
 /// Source: unified embedding (feature multiplexing), arXiv 2305.12102.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::share::UnifiedEmbedding;
+/// let table = Tensor::ones(&gpu, [100, 4]); // 100 rows for the values of all features
+/// let embedding = UnifiedEmbedding::new(&table, &[1, 2]); // 1 row and 2 rows a value
+/// let y = embedding.forward(&[vec![123456, 7], vec![42, 8]]); // two examples
+/// assert_eq!(y.shape()[..], [2, 12]);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct UnifiedEmbedding {
     /// `[buckets, width of a piece]`

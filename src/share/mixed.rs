@@ -12,6 +12,20 @@ use crate::tensor::Tensor;
 use std::sync::Arc;
 
 /// The low-rank parts of all depths, stacked.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::share::{DepthLora, Site, Tied};
+/// let w = Tied::new(&Tensor::zeros(&gpu, [1, 2])).shared(); // what all depths share
+/// let a = Tensor::from_slice(&gpu, &[1f32, 0.0, 0.0, 1.0], [2, 1, 2]); // [depths, rank, in]
+/// let b = Tensor::ones(&gpu, [2, 1, 1]); // [depths, out, rank]
+/// let x = Tensor::from_slice(&gpu, &[5f32, 7.0, 5.0, 7.0], [2, 2]);
+/// let depths = Tensor::from_slice(&gpu, &[1u32, 0], [2]); // row 0 is at depth 1
+/// let y = DepthLora::new(&a, &b, 1.0).linear(&x, &w, &depths);
+/// assert_eq!(y.to_vec::<f32>()?, [7.0, 5.0]);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct DepthLora {
     /// `[depths * rank, in]`

@@ -33,8 +33,7 @@ pub use tied::{Factored, LowRank, Tied};
 
 use crate::ops::case::Case;
 
-/// Every test case of every sharing kind.
-#[doc(hidden)]
+/// Every test case of every sharing kind, with the kind's name, for the tests and the benchmark.
 pub fn cases() -> Vec<(&'static str, Vec<Case>)> {
     let tied = |w: &crate::Tensor| Tied::new(w).shared();
     vec![

@@ -15,6 +15,21 @@ use crate::tensor::Tensor;
 use std::sync::Arc;
 
 /// The shards from which the low-rank parts of many layers are assembled.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::{Rng, share::{ShardPool, Site}};
+/// let mut rng = Rng::new(1);
+/// // 3 layers of rank 2. Each row of A and B is made of 2 shards, from 4 public ones and 1 per layer.
+/// let mut draw = || ShardPool::draw(3, 2, 2, [4, 1], &mut rng);
+/// let (index_a, index_b) = (draw(), draw());
+/// let [pool_a, pool_b] = [3, 2].map(|width| Tensor::ones(&gpu, [4 + 3, width]).requires_grad());
+/// let pool = ShardPool { pool_a, pool_b, index_a, index_b, rank: 2, scale: 1.0 };
+/// let weight = pool.site(0, &Tensor::zeros(&gpu, [4, 6])); // [out, in]
+/// assert_eq!(weight.expand().to_vec2::<f32>()?, [[2.0; 6]; 4]); // ones, summed over the rank
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct ShardPool {
     /// `[shards, in / l]`
@@ -91,6 +106,17 @@ impl ShardPool {
 }
 
 /// `W[i, j] + d[j mod r, i]`, with `W [out, in]` usually frozen and `d [r, out]` trained.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::share::{Miss, Site};
+/// let w = Tensor::zeros(&gpu, [2, 4]); // [out, in]
+/// let d = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0, 4.0], [2, 2]); // [r, out]
+/// let site = Miss::new(&w, &d);
+/// assert_eq!(site.expand().to_vec2::<f32>()?, [[1.0, 3.0, 1.0, 3.0], [2.0, 4.0, 2.0, 4.0]]);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Miss {
     weight: Tensor,
@@ -168,6 +194,16 @@ impl Site for Miss {
 ///
 /// # Panics
 /// When r does not divide both sides of the weight.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::share::block_affine;
+/// let w = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0, 4.0], [2, 2]); // one block of 2 x 2
+/// let b = Tensor::from_slice(&gpu, &[1f32, 0.0, 0.0, 1.0], [1, 2, 2]); // the identity
+/// assert_eq!(block_affine(&w, &b).to_vec2::<f32>()?, [[3.0, 4.0], [6.0, 9.0]]); // W + W + 1
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[track_caller]
 pub fn block_affine(weight: &Tensor, blocks: &Tensor) -> Tensor {
     let (w, b) = (weight.shape(), blocks.shape());

@@ -10,6 +10,19 @@ use crate::tensor::Tensor;
 use std::sync::Arc;
 
 /// `W = theta`, at every site that has a clone. All sites accumulate their gradients in one buffer.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::share::{Site, Tied};
+/// let theta = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0, 4.0], [2, 2]).requires_grad();
+/// let site = Tied::new(&theta).shared(); // clones of it go to every layer
+/// let x = Tensor::ones(&gpu, [1, 2]);
+/// let y = x.linear(&site, Default::default()).add(&x.linear(&site, Default::default()));
+/// let grads = y.sum_all().backward()?;
+/// assert_eq!(grads.get(&theta).unwrap().to_vec::<f32>()?, [2.0; 4]); // 1 from each use
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Tied {
     theta: Tensor,
@@ -75,6 +88,18 @@ impl Site for Tied {
 /// site.
 ///
 /// Source: relaxed recursive transformers, arXiv 2410.20672, section 2.2; the low-rank form is LoRA, arXiv 2106.09685.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::share::{LowRank, Site};
+/// let theta = Tensor::zeros(&gpu, [2, 3]);
+/// let a = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0], [1, 3]); // [rank, in]
+/// let b = Tensor::from_slice(&gpu, &[1f32, 10.0], [2, 1]); // [out, rank]
+/// let site = LowRank::new(&theta, &a, &b, 2.0);
+/// assert_eq!(site.expand().to_vec2::<f32>()?, [[2.0, 4.0, 6.0], [20.0, 40.0, 60.0]]);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct LowRank {
     theta: Tensor,
@@ -172,6 +197,18 @@ pub(super) fn backward_low_rank(
 }
 
 /// `W = B A` with `A [rank, in]`, `B [out, rank]`: a matrix of low rank and nothing else.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::share::{Factored, Site};
+/// let a = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0], [1, 3]); // [rank, in]
+/// let b = Tensor::from_slice(&gpu, &[1f32, 10.0], [2, 1]); // [out, rank]
+/// let site = Factored::new(&a, &b);
+/// assert_eq!(site.size(), [2, 3]);
+/// assert_eq!(site.expand().to_vec2::<f32>()?, [[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Factored {
     a: Tensor,

@@ -85,6 +85,10 @@ pub(super) fn to_integer<T: TryFrom<i128>>(dtype: FileDType, bytes: &[u8]) -> Re
 }
 
 /// Returns f32 values as the bytes of a BF16 tensor, rounded to nearest, ties to even. NaN stays NaN.
+///
+/// ```
+/// assert_eq!(tiebeam::store::bf16_bytes(&[1.0, -2.0]), [0x80, 0x3f, 0x00, 0xc0]);
+/// ```
 pub fn bf16_bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect()
 }

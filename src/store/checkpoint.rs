@@ -115,6 +115,20 @@ pub fn save_checkpoint(path: impl AsRef<Path>, params: &[(String, Tensor)], run:
 ///
 /// # Panics
 /// When one of `params` is a view of part of another tensor.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::store::{Checkpoint, load_checkpoint, save_checkpoint};
+/// let path = std::env::temp_dir().join(format!("tiebeam-run-{}.safetensors", std::process::id()));
+/// let params = |value| [("w".to_string(), Tensor::full(&gpu, [2], value).requires_grad())];
+/// save_checkpoint(&path, &params(7.0), &Checkpoint::default().step(100))?;
+/// let model = params(0.0);
+/// assert_eq!(load_checkpoint(&path, &model)?.step, 100);
+/// assert_eq!(model[0].1.to_vec::<f32>()?, [7.0, 7.0]); // written in place
+/// # std::fs::remove_file(path).ok();
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[track_caller]
 pub fn load_checkpoint(path: impl AsRef<Path>, params: &[(String, Tensor)]) -> Result<Checkpoint> {
     for (name, tensor) in params {
@@ -202,6 +216,20 @@ fn check(file: &File, params: &[(String, Tensor)]) -> Result<()> {
 ///
 /// # Errors
 /// When the file cannot be written (an old file is left intact), a name occurs twice, or the device has failed.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::store::{load_tensors, save_tensors};
+/// let path = std::env::temp_dir().join(format!("tiebeam-save-{}.safetensors", std::process::id()));
+/// let (w, ids) = (Tensor::ones(&gpu, [2, 3]), Tensor::from_slice(&gpu, &[7u32, 8], [2]));
+/// save_tensors(&path, [("w", &w), ("ids", &ids)], &Default::default())?;
+/// let tensors = load_tensors(&gpu, &path)?;
+/// assert_eq!(tensors["w"].to_vec2::<f32>()?, [[1.0; 3]; 2]);
+/// assert_eq!(tensors["ids"].to_vec::<u32>()?, [7, 8]);
+/// # std::fs::remove_file(path).ok();
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 pub fn save_tensors<'a, N: AsRef<str>>(
     path: impl AsRef<Path>,
     tensors: impl IntoIterator<Item = (N, &'a Tensor)>,
@@ -252,6 +280,19 @@ fn holding<T>(gpus: &[&Gpu], work: impl FnOnce() -> T) -> T {
 ///
 /// # Errors
 /// When the file cannot be read, or has a tensor of an unsupported type (the message names it).
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::store::{load_tensors, save_tensors};
+/// let path = std::env::temp_dir().join(format!("tiebeam-load-{}.safetensors", std::process::id()));
+/// save_tensors(&path, [("a.w", &Tensor::ones(&gpu, [2, 3]))], &Default::default())?;
+/// for (name, tensor) in load_tensors(&gpu, &path)? {
+///     assert_eq!((&name[..], &tensor.shape()[..]), ("a.w", &[2, 3][..]));
+/// }
+/// # std::fs::remove_file(path).ok();
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 pub fn load_tensors(gpu: &Gpu, path: impl AsRef<Path>) -> Result<BTreeMap<String, Tensor>> {
     read_tensors(gpu, path.as_ref(), false)
 }
@@ -260,6 +301,19 @@ pub fn load_tensors(gpu: &Gpu, path: impl AsRef<Path>) -> Result<BTreeMap<String
 ///
 /// # Errors
 /// As [`load_tensors`].
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::DType;
+/// use tiebeam::store::{load_tensors, load_tensors_as_stored, save_tensors};
+/// let path = std::env::temp_dir().join(format!("tiebeam-as-stored-{}.safetensors", std::process::id()));
+/// save_tensors(&path, [("w", &Tensor::ones(&gpu, [2]).cast(DType::Bf16))], &Default::default())?;
+/// assert_eq!(load_tensors(&gpu, &path)?["w"].dtype(), DType::F32);
+/// assert_eq!(load_tensors_as_stored(&gpu, &path)?["w"].dtype(), DType::Bf16);
+/// # std::fs::remove_file(path).ok();
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 pub fn load_tensors_as_stored(gpu: &Gpu, path: impl AsRef<Path>) -> Result<BTreeMap<String, Tensor>> {
     read_tensors(gpu, path.as_ref(), true)
 }

@@ -14,6 +14,17 @@ use crate::error::{Error, Result};
 use crate::files;
 
 /// One tensor to be written.
+///
+/// ```
+/// use tiebeam::store::{Entry, File, save};
+/// let path = std::env::temp_dir().join(format!("tiebeam-entry-{}.safetensors", std::process::id()));
+/// save(&path, [Entry::f32("w", &[2, 1], &[0.5, 1.5])], &Default::default())?;
+/// let file = File::open(&path)?;
+/// assert_eq!(file.info("w")?.shape, [2, 1]);
+/// assert_eq!(file.tensor_f32("w")?, [0.5, 1.5]);
+/// # std::fs::remove_file(path).ok();
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 pub struct Entry<'a> {
     name: String,
     dtype: FileDType,

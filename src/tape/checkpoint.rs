@@ -46,6 +46,17 @@ impl<F: Fn(&[Tensor]) -> Tensor + Send + Sync> Op for Checkpoint<F> {
 ///
 /// Instead of the activations of the whole closure, only its inputs are kept, at the price of a second forward pass.
 /// `work` must give the same result both times, so random draws inside it must come from a generator that it copies.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::checkpoint;
+/// let w = Tensor::from_slice(&gpu, &[3f32], [1]).requires_grad();
+/// let y = checkpoint(&[&w], |inputs| inputs[0].square().square()); // w^4, without keeping w^2
+/// let grads = y.sum_all().backward()?;
+/// assert_eq!(grads.get(&w).unwrap().item()?, 108.0); // 4 w^3
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 pub fn checkpoint<F>(inputs: &[&Tensor], work: F) -> Tensor
 where
     F: Fn(&[Tensor]) -> Tensor + Send + Sync + 'static,

@@ -34,6 +34,17 @@ pub(crate) struct Scaled {
 }
 
 /// Gradients of a backward pass, by leaf.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// let [w, b] = [3.0, 1.0].map(|value| Tensor::full(&gpu, [2], value).requires_grad());
+/// let unused = Tensor::ones(&gpu, [2]).requires_grad();
+/// let grads = w.mul(&b).sum_all().backward()?;
+/// assert_eq!(grads.get(&b).unwrap().to_vec::<f32>()?, [3.0, 3.0]);
+/// assert!(grads.get(&unused).is_none());
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Default)]
 pub struct Grads {
     by_leaf: HashMap<u64, Tensor>,
@@ -222,6 +233,16 @@ impl Tensor {
     ///
     /// # Panics
     /// If this is not a single element (use [`Tensor::backward_with`]), depends on no leaf, or its graph is used up.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let w = Tensor::from_slice(&gpu, &[1f32, 2.0], [2]).requires_grad();
+    /// let x = Tensor::from_slice(&gpu, &[10f32, 20.0], [2]);
+    /// let grads = w.mul(&x).sum_all().backward()?;
+    /// assert_eq!(grads.get(&w).unwrap().to_vec::<f32>()?, [10.0, 20.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn backward(&self) -> Result<Grads> {
         self.backward_from(&self.seed(), false)
@@ -234,6 +255,17 @@ impl Tensor {
     ///
     /// # Panics
     /// As [`Tensor::backward`].
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let w = Tensor::from_slice(&gpu, &[3f32], [1]).requires_grad();
+    /// let loss = w.square().sum_all();
+    /// let first = loss.backward_retain_graph()?;
+    /// let second = loss.backward()?; // the last walk needs no graph afterwards
+    /// assert_eq!(first.get(&w).unwrap().item()?, second.get(&w).unwrap().item()?);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn backward_retain_graph(&self) -> Result<Grads> {
         self.backward_from(&self.seed(), true)
@@ -247,6 +279,16 @@ impl Tensor {
     /// # Panics
     /// If `seed` has another shape, is not f32 or lives on another device, if this tensor depends on no leaf, or if its
     /// graph is used up.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let w = Tensor::from_slice(&gpu, &[1f32, 2.0], [2]).requires_grad();
+    /// let seed = Tensor::from_slice(&gpu, &[1f32, 0.0], [2]); // the row of the Jacobian to take
+    /// let grads = w.square().backward_with(&seed)?;
+    /// assert_eq!(grads.get(&w).unwrap().to_vec::<f32>()?, [2.0, 0.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn backward_with(&self, seed: &Tensor) -> Result<Grads> {
         self.backward_from(seed, false)
@@ -259,6 +301,18 @@ impl Tensor {
     ///
     /// # Panics
     /// As [`Tensor::backward_with`].
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let w = Tensor::from_slice(&gpu, &[1f32, 2.0], [2]).requires_grad();
+    /// let y = w.square();
+    /// let rows = [[1f32, 0.0], [0.0, 1.0]].map(|seed| Tensor::from_slice(&gpu, &seed, [2]));
+    /// let jacobian = [y.backward_with_retain_graph(&rows[0])?, y.backward_with(&rows[1])?];
+    /// assert_eq!(jacobian[0].get(&w).unwrap().to_vec::<f32>()?, [2.0, 0.0]);
+    /// assert_eq!(jacobian[1].get(&w).unwrap().to_vec::<f32>()?, [0.0, 4.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn backward_with_retain_graph(&self, seed: &Tensor) -> Result<Grads> {
         self.backward_from(seed, true)

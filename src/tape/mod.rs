@@ -148,6 +148,15 @@ fn set_paused<T>(paused: bool, work: impl FnOnce() -> T) -> T {
 }
 
 /// Whether ops on this thread are being recorded.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::{no_grad, tape::is_recording};
+/// assert!(is_recording());
+/// assert!(!no_grad(is_recording));
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 pub fn is_recording() -> bool {
     !PAUSED.get()
 }

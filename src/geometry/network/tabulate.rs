@@ -158,11 +158,11 @@ impl Ponita {
     }
 
     /// Returns the spatial kernel of a layer as its convolution sees it, `[rows, channels]`, at attributes `[rows, 2]`
-    /// (or 1) within the radius, without the envelope. It is read from the table if there is one.
+    /// (or 1) within the radius, without the envelope. It is read from the table if there is one: so that the two can be
+    /// compared.
     ///
     /// # Errors
     /// When the device fails.
-    #[doc(hidden)]
     pub fn kernel_at(&self, layer: usize, attributes: &[f32]) -> Result<Vec<f32>> {
         let (conv, gpu) = (&self.layers[layer].conv, self.embed.gpu());
         let width = 1 + self.grid.is_oriented() as usize;

@@ -14,6 +14,15 @@ impl Tensor {
     ///
     /// # Panics
     /// If there are not two bytes for each element of `shape`.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// // bf16 is the upper half of f32: 0x3f80 is 1, 0xc000 is -2.
+    /// let x = Tensor::from_bf16(&gpu, &[0x80, 0x3f, 0x00, 0xc0], [2]);
+    /// assert_eq!(x.to_vec::<f32>()?, [1.0, -2.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn from_bf16(gpu: &Gpu, bytes: &[u8], shape: impl Into<Shape>) -> Tensor {
         let y = Tensor::from_bytes(gpu, DType::Bf16, bytes, shape).cast(DType::F32);
@@ -28,6 +37,14 @@ impl Tensor {
     ///
     /// # Panics
     /// If the elements are integers.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[1f32, -2.0], [2]);
+    /// assert_eq!(x.read_bf16()?.wait()?, [0x80, 0x3f, 0x00, 0xc0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn read_bf16(&self) -> Result<Reading> {
         crate::ops::float("bf16", self).cast(DType::Bf16).read::<half::bf16>()

@@ -92,12 +92,28 @@ impl Tensor {
     }
 
     /// `x * scale`, with one number for all elements.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[1f32, -2.0], [2]);
+    /// assert_eq!(x.scale(3.0).to_vec::<f32>()?, [3.0, -6.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn scale(&self, scale: f32) -> Tensor {
         self.affine(scale, 0.0)
     }
 
     /// `x * scale + shift`, with one pair of numbers for all elements.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[1f32, -2.0], [2]);
+    /// assert_eq!(x.affine(3.0, 0.5).to_vec::<f32>()?, [3.5, -5.5]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn affine(&self, scale: f32, shift: f32) -> Tensor {
         assert!(self.dtype().is_float(), "affine: needs floats, got {}", self.dtype());
@@ -113,6 +129,16 @@ impl Tensor {
     ///
     /// # Panics
     /// If the shapes do not broadcast or `mask` is not an integer tensor.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[1f32, -2.0, 3.0], [3]);
+    /// let zero = Tensor::scalar(&gpu, 0.0);
+    /// let positive = x.gt(&zero);
+    /// assert_eq!(x.where_mask(&positive, &zero).to_vec::<f32>()?, [1.0, 0.0, 3.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn where_mask(&self, mask: &Tensor, other: &Tensor) -> Tensor {
         same_gpu("where", &[self, mask, other]);
@@ -182,13 +208,26 @@ impl Op for Where {
     }
 }
 
+/// Columns: docs, name, the result of the documentation's example, WGSL of the value, WGSL of both gradients from `$0 = a`,
+/// `$1 = b` and `$2 = dy`.
 macro_rules! binary {
-    ($($(#[$doc:meta])* $name:ident: $value:literal, [$da:literal, $db:literal];)*) => {
+    ($($(#[$doc:meta])* $name:ident [$result:literal]: $value:literal, [$da:literal, $db:literal];)*) => {
         impl Tensor {
             $($(#[$doc])*
             ///
             /// # Panics
             /// If the shapes do not broadcast or the dtypes differ.
+            ///
+            /// ```
+            /// # use tiebeam::{Gpu, Tensor};
+            /// # let gpu = Gpu::open()?;
+            /// let a = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0, 4.0], [2, 2]);
+            /// let b = Tensor::from_slice(&gpu, &[2f32, 3.0], [2]); // used for each row of `a`
+            #[doc = concat!("for (y, expected) in a.", stringify!($name), "(&b).to_vec::<f32>()?.iter().zip([", $result, "]) {")]
+            ///     assert!((y - expected).abs() < 1e-4);
+            /// }
+            /// # Ok::<(), tiebeam::Error>(())
+            /// ```
             #[track_caller]
             pub fn $name(&self, rhs: &Tensor) -> Tensor {
                 self.binary(rhs, stringify!($name), $value, [$da, $db])
@@ -199,32 +238,46 @@ macro_rules! binary {
 
 binary! {
     /// `a + b`
-    add: "$0 + $1", ["$2", "$2"];
+    add ["3.0, 5.0, 5.0, 7.0"]: "$0 + $1", ["$2", "$2"];
     /// `a - b`
-    sub: "$0 - $1", ["$2", "-$2"];
+    sub ["-1.0, -1.0, 1.0, 1.0"]: "$0 - $1", ["$2", "-$2"];
     /// `a * b`
-    mul: "$0 * $1", ["$2 * $1", "$2 * $0"];
+    mul ["2.0, 6.0, 6.0, 12.0"]: "$0 * $1", ["$2 * $1", "$2 * $0"];
     /// `a / b`, within 2.5 ulp for `|b|` from 2^-126 to 2^126, and outside this range with the adapter's own accuracy.
     /// The gradients are `dy/b` and `-(dy/b)(a/b)`, which avoid b^2 because it may be 0 or infinite in f32. Integers
     /// truncate, `x / 0` is 0, and the least i32 divided by -1 is itself.
-    div: "$0 / $1", ["($2 / $1)", "(-kept($2 / $1, vec4<u32>(p.groups_x >> 31u)) * ($0 / $1))"];
+    div ["0.5, 0.6667, 1.5, 1.3333"]: "$0 / $1", ["($2 / $1)", "(-kept($2 / $1, vec4<u32>(p.groups_x >> 31u)) * ($0 / $1))"];
     /// `a ^ b`, as in IEEE 754: `x^0` and `1^x` are 1 even for NaN, a negative base needs a whole exponent and is NaN
     /// otherwise, and zeros and infinities follow their limits. Floats only.
     ///
     /// Within `4 + 0.15 |b ln a|` roundoffs (2^-24 of the result) on every adapter, so within 17. The gradients are `b
     /// a^(b-1)`, which is 0 for exponent 0, and `a^b ln a`, which is 0 at base 0 with an exponent of at least 0, and
     /// NaN for a negative base.
-    pow: "power($0, $1)", ["dpower_base($0, $1, $2)", "dpower_exponent($0, $1, $2)"];
+    pow ["1.0, 8.0, 9.0, 64.0"]: "power($0, $1)", ["dpower_base($0, $1, $2)", "dpower_exponent($0, $1, $2)"];
     /// The larger element, NaN if either is NaN. At a tie each side gets half of the gradient.
-    maximum: "max_nan($0, $1)", ["dmax($0, $1, $2)", "dmax($1, $0, $2)"];
+    maximum ["2.0, 3.0, 3.0, 4.0"]: "max_nan($0, $1)", ["dmax($0, $1, $2)", "dmax($1, $0, $2)"];
     /// The smaller element, NaN if either is NaN. At a tie each side gets half of the gradient.
-    minimum: "min_nan($0, $1)", ["dmax($1, $0, $2)", "dmax($0, $1, $2)"];
+    minimum ["1.0, 2.0, 2.0, 3.0"]: "min_nan($0, $1)", ["dmax($1, $0, $2)", "dmax($0, $1, $2)"];
 }
 
+/// Columns: name, sign, the result where an element is NaN, the result of the documentation's example, WGSL for floats and
+/// for integers.
 macro_rules! compare {
-    ($($name:ident $sign:literal $nan:literal: $floats:literal, $integers:literal;)*) => {
+    ($($name:ident $sign:literal $nan:literal [$result:literal]: $floats:literal, $integers:literal;)*) => {
         impl Tensor {
             $(#[doc = concat!("1 where `a ", $sign, " b`, else 0, as u32: a mask for [`Tensor::where_mask`]. ", $nan, " where either is NaN.")]
+            ///
+            /// # Panics
+            /// If the shapes do not broadcast or the dtypes differ.
+            ///
+            /// ```
+            /// # use tiebeam::{Gpu, Tensor};
+            /// # let gpu = Gpu::open()?;
+            /// let a = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0], [3]);
+            /// let b = Tensor::scalar(&gpu, 2.0);
+            #[doc = concat!("assert_eq!(a.", stringify!($name), "(&b).to_vec::<u32>()?, [", $result, "]); // a ", $sign, " b")]
+            /// # Ok::<(), tiebeam::Error>(())
+            /// ```
             #[track_caller]
             pub fn $name(&self, rhs: &Tensor) -> Tensor {
                 let templates = [concat!("vec4<u32>(", $floats, ")"), concat!("vec4<u32>(", $integers, ")")];
@@ -235,12 +288,12 @@ macro_rules! compare {
 }
 
 compare! {
-    eq "==" 0: "is_equal($0, $1)", "$0 == $1";
-    ne "!=" 1: "!is_equal($0, $1)", "$0 != $1";
-    lt "<" 0: "is_less($0, $1)", "$0 < $1";
-    le "<=" 0: "is_most($0, $1)", "$0 <= $1";
-    gt ">" 0: "is_less($1, $0)", "$0 > $1";
-    ge ">=" 0: "is_most($1, $0)", "$0 >= $1";
+    eq "==" 0 ["0, 1, 0"]: "is_equal($0, $1)", "$0 == $1";
+    ne "!=" 1 ["1, 0, 1"]: "!is_equal($0, $1)", "$0 != $1";
+    lt "<" 0 ["1, 0, 0"]: "is_less($0, $1)", "$0 < $1";
+    le "<=" 0 ["1, 1, 0"]: "is_most($0, $1)", "$0 <= $1";
+    gt ">" 0 ["0, 0, 1"]: "is_less($1, $0)", "$0 > $1";
+    ge ">=" 0 ["0, 1, 1"]: "is_most($1, $0)", "$0 >= $1";
 }
 
 macro_rules! operator {

@@ -59,6 +59,16 @@ impl Tensor {
     ///
     /// # Panics
     /// If `p` is outside `[0, 1]` or the elements are integers.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::Rng;
+    /// let mut rng = Rng::new(1);
+    /// let y = Tensor::ones(&gpu, [100]).dropout(0.5, &mut rng).to_vec::<f32>()?;
+    /// assert!(y.iter().all(|&y| y == 0.0 || y == 2.0)); // what is kept is divided by 1 - p
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn dropout(&self, p: f32, rng: &mut Rng) -> Tensor {
         assert!((0.0..=1.0).contains(&p), "dropout: probability {p} is outside [0, 1]");

@@ -53,12 +53,33 @@ fn fill(gpu: &Gpu, op: &'static str, entry: &str, shape: Shape, draw: Draw) -> T
 impl Tensor {
     /// Makes an f32 tensor of uniform draws in `[0, 1)` from the generator's next stream. They have the same bits on
     /// every device and as [`Rng::fill_uniform`] on the host.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::Rng;
+    /// let x = Tensor::rand(&gpu, [2, 3], &mut Rng::new(1)).to_vec::<f32>()?;
+    /// assert!(x.iter().all(|x| (0.0..1.0).contains(x)));
+    /// let again = Tensor::rand(&gpu, [2, 3], &mut Rng::new(1));
+    /// assert_eq!(again.to_vec::<f32>()?, x); // the same seed, the same bits
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn rand(gpu: &Gpu, shape: impl Into<Shape>, rng: &mut Rng) -> Tensor {
         fill(gpu, "rand", "uniform", shape.into(), rng.draw())
     }
 
     /// Makes an f32 tensor of standard normal draws from the generator's next stream. They have the same bits on every
     /// device and as [`Rng::fill_normal`] on the host.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::Rng;
+    /// let x = Tensor::randn(&gpu, [1000], &mut Rng::new(1));
+    /// assert!(x.mean_all().item()?.abs() < 0.2);
+    /// assert!((x.square().mean_all().item()? - 1.0).abs() < 0.2);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn randn(gpu: &Gpu, shape: impl Into<Shape>, rng: &mut Rng) -> Tensor {
         fill(gpu, "randn", "normal", shape.into(), rng.draw())
     }

@@ -85,6 +85,18 @@ impl Tensor {
     ///
     /// # Panics
     /// If the shapes do not fit, for integers, or if the tensors are on different devices.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[1f32, 2.0], [2]).requires_grad();
+    /// let half = Tensor::scalar(&gpu, 0.5);
+    /// let y = x.scale_gradient(&half);
+    /// assert_eq!(y.to_vec::<f32>()?, [1.0, 2.0]);
+    /// let grads = y.sum_all().backward()?;
+    /// assert_eq!(grads.get(&x).unwrap().to_vec::<f32>()?, [0.5, 0.5]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn scale_gradient(&self, factor: &Tensor) -> Tensor {
         same_gpu("scale_gradient", &[self, factor]);
@@ -95,6 +107,16 @@ impl Tensor {
 
     /// Converts the elements to another type. Floats to integers truncate towards zero and saturate, and NaN gives 0.
     /// f32 to f16 or bf16 rounds to nearest even. The gradient passes between floats.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::DType;
+    /// let x = Tensor::from_slice(&gpu, &[1.9f32, -1.9, 300.0], [3]);
+    /// assert_eq!(x.cast(DType::I32).to_vec::<i32>()?, [1, -1, 300]);
+    /// assert_eq!(x.cast(DType::U32).to_vec::<u32>()?, [1, 0, 300]); // below 0 is 0
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn cast(&self, dtype: DType) -> Tensor {
         if dtype == self.dtype() {
             return self.clone();
@@ -115,12 +137,25 @@ impl Tensor {
     }
 }
 
-/// Columns: name, docs, WGSL of the value, WGSL of `dx` from `$0 = x` and `$1 = dy`, the value in f64, the test inputs,
-/// and the allowed error.
+/// Columns: docs, name, elements of the documentation's example and what they become, WGSL of the value, WGSL of `dx`
+/// from `$0 = x` and `$1 = dy`, the value in f64, the test inputs, and the allowed error.
 macro_rules! unary {
-    ($($(#[$doc:meta])* $name:ident: $value:literal, $dx:literal, |$x:ident| $reference:expr, $fill:expr, $ulps:expr;)*) => {
+    ($($(#[$doc:meta])* $name:ident [$from:literal => $to:literal]: $value:literal, $dx:literal, |$x:ident| $reference:expr, $fill:expr, $ulps:expr;)*) => {
         impl Tensor {
             $($(#[$doc])*
+            ///
+            /// # Panics
+            /// If the elements are integers.
+            ///
+            /// ```
+            /// # use tiebeam::{Gpu, Tensor};
+            /// # let gpu = Gpu::open()?;
+            #[doc = concat!("let x = Tensor::from_slice(&gpu, &[", $from, "], [3]);")]
+            #[doc = concat!("for (y, expected) in x.", stringify!($name), "().to_vec::<f32>()?.iter().zip([", $to, "]) {")]
+            ///     assert!((y - expected).abs() < 1e-4);
+            /// }
+            /// # Ok::<(), tiebeam::Error>(())
+            /// ```
             #[track_caller]
             pub fn $name(&self) -> Tensor {
                 self.unary(stringify!($name), $value, $dx)
@@ -137,95 +172,60 @@ macro_rules! unary {
 // than this are computed by our own code in shaders/lib. All of them return NaN for NaN.
 unary! {
     /// `-x`
-    neg: "-$0", "-$1", |x| -x, Fill::Normal(1.0), 1.0;
+    neg ["1f32, -2.0, 0.5" => "-1.0, 2.0, -0.5"]: "-$0", "-$1", |x| -x, Fill::Normal(1.0), 1.0;
     /// `e^x`, within 3 roundoffs (2^-24 of the result) on every adapter. It is infinite above 88.72. Below -87.33 it is
     /// subnormal, or 0 on adapters that flush subnormal numbers.
-    exp: "exp_of($0)", "$1 * exp_of($0)", |x| x.exp(), Fill::Normal(2.0), 3.0;
+    exp ["0f32, 1.0, -1.0" => "1.0, 2.7183, 0.3679"]: "exp_of($0)", "$1 * exp_of($0)", |x| x.exp(), Fill::Normal(2.0), 3.0;
     /// Natural logarithm, within 2 roundoffs on every adapter, also for subnormal numbers. -infinity at 0 and -0, NaN
     /// below.
-    log: "log_of($0)", "$1 / $0", |x| x.ln(), Fill::Uniform(0.05, 8.0), 2.0;
+    log ["1f32, 10.0, 0.5" => "0.0, 2.3026, -0.6931"]: "log_of($0)", "$1 / $0", |x| x.ln(), Fill::Uniform(0.05, 8.0), 2.0;
     /// `e^x - 1`, within 4 roundoffs on every adapter, also near 0, where `exp` less 1 would lose its digits.
-    ///
-    /// ```
-    /// # use tiebeam::{Gpu, Tensor};
-    /// # let gpu = Gpu::open()?;
-    /// let x = Tensor::from_slice(&gpu, &[0.0f32, 1e-6], [2]);
-    /// let y = x.expm1().to_vec::<f32>()?;
-    /// assert!(y[0] == 0.0 && (y[1] - 1.0000005e-6).abs() < 1e-12);
-    /// # Ok::<(), tiebeam::Error>(())
-    /// ```
-    expm1: "expm1_of($0)", "$1 * exp_of($0)", |x| x.exp_m1(), Fill::Normal(1.0), 4.0;
+    expm1 ["0f32, 1.0, -1.0" => "0.0, 1.7183, -0.6321"]: "expm1_of($0)", "$1 * exp_of($0)", |x| x.exp_m1(), Fill::Normal(1.0), 4.0;
     /// `ln(1 + x)`, within 5 roundoffs on every adapter, also near 0, where `1 + x` would lose the digits of `x`.
     /// -infinity at -1, NaN below.
-    ///
-    /// ```
-    /// # use tiebeam::{Gpu, Tensor};
-    /// # let gpu = Gpu::open()?;
-    /// let x = Tensor::from_slice(&gpu, &[0.0f32, 1e-6], [2]);
-    /// let y = x.log1p().to_vec::<f32>()?;
-    /// assert!(y[0] == 0.0 && (y[1] - 9.999995e-7).abs() < 1e-12);
-    /// # Ok::<(), tiebeam::Error>(())
-    /// ```
-    log1p: "log1p_of($0)", "$1 / (1.0 + $0)", |x| x.ln_1p(), Fill::Uniform(-0.9, 4.0), 5.0;
+    log1p ["0f32, 1.0, -0.5" => "0.0, 0.6931, -0.6931"]: "log1p_of($0)", "$1 / (1.0 + $0)", |x| x.ln_1p(), Fill::Uniform(-0.9, 4.0), 5.0;
     /// Square root, within 2 roundoffs on every adapter, also for subnormal numbers. -0 at -0, NaN below. The
     /// derivative is `0.5 / sqrt(x)`, infinite at 0.
-    sqrt: "sqrt_of($0)", "0.5 * $1 * rsqrt_of($0)", |x| x.sqrt(), Fill::Uniform(0.05, 8.0), 2.0;
+    sqrt ["0f32, 2.0, 9.0" => "0.0, 1.4142, 3.0"]: "sqrt_of($0)", "0.5 * $1 * rsqrt_of($0)", |x| x.sqrt(), Fill::Uniform(0.05, 8.0), 2.0;
     /// `1 / sqrt(x)`, within 2 ulp (4 roundoffs). Infinite at 0, -infinity at -0, NaN below. The derivative is `-0.5
     /// x^(-3/2)`.
-    rsqrt: "rsqrt_of($0)", "-0.5 * $1 * rsqrt_of($0) * rsqrt_of($0) * rsqrt_of($0)", |x| 1.0 / x.sqrt(), Fill::Uniform(0.05, 8.0), 4.0;
+    rsqrt ["1f32, 4.0, 0.25" => "1.0, 0.5, 2.0"]: "rsqrt_of($0)", "-0.5 * $1 * rsqrt_of($0) * rsqrt_of($0) * rsqrt_of($0)", |x| 1.0 / x.sqrt(), Fill::Uniform(0.05, 8.0), 4.0;
     /// `1 / x`, within 2.5 ulp for `|x|` from 2^-126 to 2^126, and outside this range with the adapter's own accuracy.
     /// The derivative is `-1/x / x`, which avoids x^2 because it may be 0 or infinite in f32.
-    recip: "(1.0 / $0)", "(-kept($1 / $0, vec4<u32>(p.groups_x >> 31u)) / $0)", |x| 1.0 / x, Fill::Uniform(0.3, 4.0), 5.0;
+    recip ["1f32, -4.0, 0.25" => "1.0, -0.25, 4.0"]: "(1.0 / $0)", "(-kept($1 / $0, vec4<u32>(p.groups_x >> 31u)) / $0)", |x| 1.0 / x, Fill::Uniform(0.3, 4.0), 5.0;
     /// `x^2`
-    square: "$0 * $0", "2.0 * $0 * $1", |x| x * x, Fill::Normal(1.0), 2.0;
+    square ["0f32, -3.0, 0.5" => "0.0, 9.0, 0.25"]: "$0 * $0", "2.0 * $0 * $1", |x| x * x, Fill::Normal(1.0), 2.0;
     /// Hyperbolic tangent, within 12 roundoffs. Derivative `4 e / (1 + e)^2` with `e = e^(-2|x|)`.
-    tanh: "tanh_of($0)", "$1 * dtanh($0)", |x| x.tanh(), Fill::Normal(1.0), 12.0;
+    tanh ["0f32, 1.0, -1.0" => "0.0, 0.7616, -0.7616"]: "tanh_of($0)", "$1 * dtanh($0)", |x| x.tanh(), Fill::Normal(1.0), 12.0;
     /// `1 / (1 + e^-x)`, within 12 roundoffs. Derivative `e / (1 + e)^2` with `e = e^-|x|`.
-    sigmoid: "sigmoid($0)", "$1 * dsigmoid($0)", |x| 1.0 / (1.0 + (-x).exp()), Fill::Normal(2.0), 12.0;
+    sigmoid ["0f32, 2.0, -2.0" => "0.5, 0.8808, 0.1192"]: "sigmoid($0)", "$1 * dsigmoid($0)", |x| 1.0 / (1.0 + (-x).exp()), Fill::Normal(2.0), 12.0;
     /// Error function, within 12 roundoffs. Derivative `2/sqrt(pi) e^(-x^2)`.
-    erf: "erf($0)", "$1 * 1.1283791670955126 * exp_of(-$0 * $0)", |x| erf64(x), Fill::Normal(1.0), 12.0;
+    erf ["0f32, 1.0, -1.0" => "0.0, 0.8427, -0.8427"]: "erf($0)", "$1 * 1.1283791670955126 * exp_of(-$0 * $0)", |x| erf64(x), Fill::Normal(1.0), 12.0;
     /// Gaussian error linear unit, in its exact form `x Phi(x)`. The left tail is computed from erfc, not from `1 +
     /// erf`. NaN at -infinity, where the formula is 0 times infinity. Source: Hendrycks & Gimpel 2016.
-    gelu: "gelu($0)", "$1 * dgelu($0)", |x| 0.5 * x * (1.0 + erf64(x * std::f64::consts::FRAC_1_SQRT_2)), Fill::Normal(1.0), 64.0;
+    gelu ["0f32, 1.0, -1.0" => "0.0, 0.8413, -0.1587"]: "gelu($0)", "$1 * dgelu($0)", |x| 0.5 * x * (1.0 + erf64(x * std::f64::consts::FRAC_1_SQRT_2)), Fill::Normal(1.0), 64.0;
     /// GELU's tanh form: `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`. NaN at -infinity.
-    gelu_tanh: "gelu_tanh($0)", "$1 * dgelu_tanh($0)",
+    gelu_tanh ["0f32, 1.0, -1.0" => "0.0, 0.8412, -0.1588"]: "gelu_tanh($0)", "$1 * dgelu_tanh($0)",
         |x| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh()), Fill::Normal(1.0), 64.0;
     /// `x sigmoid(x)`. NaN at -infinity.
-    silu: "silu($0)", "$1 * dsilu($0)", |x| x / (1.0 + (-x).exp()), Fill::Normal(2.0), 16.0;
+    silu ["0f32, 1.0, -1.0" => "0.0, 0.7311, -0.2689"]: "silu($0)", "$1 * dsilu($0)", |x| x / (1.0 + (-x).exp()), Fill::Normal(2.0), 16.0;
     /// `ln(1 + e^x)`, a smooth form of [`relu`](Self::relu), within 10 roundoffs. It neither overflows for large x nor
     /// loses digits for negative x. The derivative is [`sigmoid`](Self::sigmoid). Source: Dugas et al. 2001.
-    ///
-    /// ```
-    /// # use tiebeam::{Gpu, Tensor};
-    /// # let gpu = Gpu::open()?;
-    /// let x = Tensor::from_slice(&gpu, &[-200.0f32, 0.0, 200.0], [3]);
-    /// let y = x.softplus().to_vec::<f32>()?;
-    /// assert!(y[0] == 0.0 && (y[1] - 0.6931472).abs() < 1e-6 && y[2] == 200.0);
-    /// # Ok::<(), tiebeam::Error>(())
-    /// ```
-    softplus: "softplus_of($0)", "$1 * sigmoid($0)", |x| if x.is_nan() { x } else { x.max(0.0) + (-x.abs()).exp().ln_1p() },
+    softplus ["0f32, 200.0, -200.0" => "0.6931, 200.0, 0.0"]: "softplus_of($0)", "$1 * sigmoid($0)", |x| if x.is_nan() { x } else { x.max(0.0) + (-x.abs()).exp().ln_1p() },
         Fill::Normal(2.0), 10.0;
     /// Exponential linear unit: `x` above 0, else `e^x - 1`, within 4 roundoffs. The derivative is 1 above 0 and `e^x`
     /// elsewhere. Source: Clevert et al., arXiv 1511.07289, with alpha = 1.
-    ///
-    /// ```
-    /// # use tiebeam::{Gpu, Tensor};
-    /// # let gpu = Gpu::open()?;
-    /// let x = Tensor::from_slice(&gpu, &[2.0f32, 0.0, -200.0], [3]);
-    /// assert_eq!(x.elu().to_vec::<f32>()?, [2.0, 0.0, -1.0]);
-    /// # Ok::<(), tiebeam::Error>(())
-    /// ```
-    elu: "elu_of($0)", "delu($0, $1)", |x| if x > 0.0 { x } else { x.exp_m1() }, Fill::Normal(1.0), 4.0;
+    elu ["0f32, 2.0, -200.0" => "0.0, 2.0, -1.0"]: "elu_of($0)", "delu($0, $1)", |x| if x > 0.0 { x } else { x.exp_m1() }, Fill::Normal(1.0), 4.0;
     /// `max(x, 0)`. The derivative at 0 is 0. NaN gives NaN, also for the derivative.
-    relu: "relu($0)", "drelu($0, $1)", |x| if x.is_nan() { x } else { x.max(0.0) }, Fill::Distinct(0.05), 1.0;
+    relu ["0f32, 3.0, -3.0" => "0.0, 3.0, 0.0"]: "relu($0)", "drelu($0, $1)", |x| if x.is_nan() { x } else { x.max(0.0) }, Fill::Distinct(0.05), 1.0;
     /// Sine, with x in radians, within 4 roundoffs of the result for every x on every adapter, also near the zeros. NaN
     /// at infinity.
-    sin: "sin_of($0)", "$1 * cos_of($0)", |x| x.sin(), Fill::Normal(2.0), 4.0;
+    sin ["0f32, 1.0, -1.0" => "0.0, 0.8415, -0.8415"]: "sin_of($0)", "$1 * cos_of($0)", |x| x.sin(), Fill::Normal(2.0), 4.0;
     /// Cosine, with x in radians, within 4 roundoffs of the result for every x on every adapter, also near the zeros.
     /// NaN at infinity.
-    cos: "cos_of($0)", "-$1 * sin_of($0)", |x| x.cos(), Fill::Normal(2.0), 4.0;
+    cos ["0f32, 1.0, -1.0" => "1.0, 0.5403, 0.5403"]: "cos_of($0)", "-$1 * sin_of($0)", |x| x.cos(), Fill::Normal(2.0), 4.0;
     /// `|x|`. The derivative is 0 at 0 and NaN at NaN.
-    abs: "magnitude($0)", "dmagnitude($0, $1)", |x| x.abs(), Fill::Distinct(0.05), 1.0;
+    abs ["0f32, 3.0, -3.0" => "0.0, 3.0, 3.0"]: "magnitude($0)", "dmagnitude($0, $1)", |x| x.abs(), Fill::Distinct(0.05), 1.0;
 }
 
 impl Tensor {
@@ -234,6 +234,14 @@ impl Tensor {
     ///
     /// # Panics
     /// If `low > high` or the elements are integers.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[-3f32, 0.5, 3.0], [3]);
+    /// assert_eq!(x.clamp(-1.0, 1.0).to_vec::<f32>()?, [-1.0, 0.5, 1.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn clamp(&self, low: f32, high: f32) -> Tensor {
         assert!(low <= high, "clamp: low {low} is above high {high}");

@@ -21,6 +21,14 @@ fn lower(gpu: &Gpu, [rows, columns]: [usize; 2], diagonal: isize) -> Tensor {
 
 impl Tensor {
     /// `0, 1, 2, ..., n - 1` as u32. Nothing is stored until needed.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let ids = Tensor::positions(&gpu, 4);
+    /// assert_eq!(ids.to_vec::<u32>()?, [0, 1, 2, 3]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn positions(gpu: &Gpu, n: usize) -> Tensor {
         // `i` is the place of a thread's four elements, in vectors of four.
         let four = "(i * 4u + vec4<u32>(0u, 1u, 2u, 3u))";

@@ -135,6 +135,15 @@ impl Tensor {
     ///
     /// # Panics
     /// If this is not a matrix of floats or `ids` are not integers.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let table = Tensor::from_slice(&gpu, &[0f32, 0.5, 10.0, 10.5, 20.0, 20.5], [3, 2]);
+    /// let ids = Tensor::from_slice(&gpu, &[2u32, 0], [2]); // `[2]` of ids gives `[2, 2]`
+    /// assert_eq!(table.embedding(&ids).to_vec2::<f32>()?, [[20.0, 20.5], [0.0, 0.5]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn embedding(&self, ids: &Tensor) -> Tensor {
         assert!(self.shape().len() == 2, "embedding: the table must be [rows, width], got {}", self.shape());
@@ -153,6 +162,15 @@ impl Tensor {
     ///
     /// # Panics
     /// If the axis is out of range, or `ids` are not a one-dimensional list of integers.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::arange(&gpu, 0.0, 6.0, 1.0).reshape([2, 3]);
+    /// let ids = Tensor::from_slice(&gpu, &[2u32, 0, 2], [3]);
+    /// assert_eq!(x.index_select(1, &ids).to_vec2::<f32>()?, [[2.0, 0.0, 2.0], [5.0, 3.0, 5.0]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn index_select(&self, axis: isize, ids: &Tensor) -> Tensor {
         check_ids("index_select", ids, self.shape()[shape::axis("index_select", axis, self.shape())], None);
@@ -188,6 +206,16 @@ impl Tensor {
     /// # Panics
     /// If the axis is out of range, if `ids` are not a list of integers of the axis' length, or if the elements are
     /// integers.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// // Nodes 0 and 2 belong to graph 1, node 1 to graph 0.
+    /// let nodes = Tensor::from_slice(&gpu, &[1f32, 10.0, 100.0], [3]);
+    /// let graph = Tensor::from_slice(&gpu, &[1u32, 0, 1], [3]);
+    /// assert_eq!(nodes.index_sum(0, &graph, 2).to_vec::<f32>()?, [10.0, 101.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn index_sum(&self, axis: isize, ids: &Tensor, size: usize) -> Tensor {
         let op = "index_sum";
@@ -210,6 +238,16 @@ impl Tensor {
     ///
     /// # Panics
     /// If the axis is out of range, the shapes do not fit, or `index` does not have integers.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// // The score of each row's target.
+    /// let scores = Tensor::arange(&gpu, 0.0, 6.0, 1.0).reshape([2, 3]);
+    /// let targets = Tensor::from_slice(&gpu, &[2u32, 0], [2, 1]);
+    /// assert_eq!(scores.gather(1, &targets).to_vec2::<f32>()?, [[2.0], [3.0]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn gather(&self, axis: isize, index: &Tensor) -> Tensor {
         same_gpu("gather", &[self, index]);

@@ -1,4 +1,7 @@
 //! Sums by index: the adjoint of lookups, which adds up in a fixed order.
+//!
+//! They are the gradients of [`Tensor::embedding`], [`Tensor::index_select`] and [`Tensor::gather`], and the op
+//! [`Tensor::index_sum`]. [`plan`] says which kernels such a gradient takes.
 
 use crate::dtype::DType;
 use crate::gpu::DeviceClass;
@@ -263,7 +266,6 @@ fn sum_runs(sums: Sums, dy: &Tensor, ids: &Tensor, dx: &Tensor) {
 
 /// Returns the passes of the gradient of `count` rows that were looked up in a table `[rows, width]`, but for those
 /// that sort more ids than a workgroup can.
-#[doc(hidden)]
 pub fn plan(class: &DeviceClass, [rows, width, count]: [usize; 3]) -> Vec<Pass> {
     let sums = Sums::of([1, rows, width], count, false);
     let pass = |source, entry: &str, groups: usize, elements: usize| {

@@ -44,6 +44,15 @@ impl Tensor {
     ///
     /// # Panics
     /// If the element counts differ.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::arange(&gpu, 0.0, 6.0, 1.0);
+    /// let rows = x.reshape([2, 3]);
+    /// assert_eq!(rows.to_vec2::<f32>()?, [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn reshape(&self, shape: impl Into<Shape>) -> Tensor {
         let (to, from) = (shape.into(), *self.shape());
@@ -62,6 +71,17 @@ impl Tensor {
     ///
     /// # Panics
     /// If `order` is not a permutation of the axes.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::zeros(&gpu, [2, 3, 5]);
+    /// // Axis 0 of the result is axis 2 of `x`, then come axes 0 and 1.
+    /// assert_eq!(x.permute(&[2, 0, 1]).shape()[..], [5, 2, 3]);
+    /// let m = Tensor::arange(&gpu, 0.0, 6.0, 1.0).reshape([2, 3]);
+    /// assert_eq!(m.permute(&[1, 0]).to_vec::<f32>()?, [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn permute(&self, order: &[usize]) -> Tensor {
         let axes = self.shape().len();
@@ -86,6 +106,14 @@ impl Tensor {
     ///
     /// # Panics
     /// If an axis is out of range.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::zeros(&gpu, [2, 3, 5]);
+    /// assert_eq!(x.transpose(0, -1).shape()[..], [5, 3, 2]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn transpose(&self, a: isize, b: isize) -> Tensor {
         let (a, b) = (shape::axis("transpose", a, self.shape()), shape::axis("transpose", b, self.shape()));
@@ -95,6 +123,14 @@ impl Tensor {
     }
 
     /// Exchanges the last two axes. A view.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::arange(&gpu, 0.0, 6.0, 1.0).reshape([2, 3]);
+    /// assert_eq!(x.t().to_vec2::<f32>()?, [[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn t(&self) -> Tensor {
         self.transpose(-2, -1)
@@ -104,6 +140,15 @@ impl Tensor {
     ///
     /// # Panics
     /// If the range does not lie in the axis.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::arange(&gpu, 0.0, 6.0, 1.0).reshape([2, 3]);
+    /// assert_eq!(x.slice(1, 1..3).to_vec2::<f32>()?, [[1.0, 2.0], [4.0, 5.0]]);
+    /// assert_eq!(x.slice(-2, 0..1).shape()[..], [1, 3]); // the axis stays, with size 1
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn slice(&self, axis: isize, range: std::ops::Range<usize>) -> Tensor {
         let axis = shape::axis("slice", axis, self.shape());
@@ -126,6 +171,16 @@ impl Tensor {
     ///
     /// # Panics
     /// If this tensor's shape does not broadcast to `shape`.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let row = Tensor::from_slice(&gpu, &[1f32, 2.0], [2]);
+    /// assert_eq!(row.expand([3, 2]).to_vec2::<f32>()?, [[1.0, 2.0]; 3]);
+    /// let column = row.reshape([2, 1]);
+    /// assert_eq!(column.expand([2, 3]).to_vec2::<f32>()?, [[1.0; 3], [2.0; 3]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn expand(&self, shape: impl Into<Shape>) -> Tensor {
         let (to, from) = (shape.into(), *self.shape());
@@ -138,6 +193,15 @@ impl Tensor {
     ///
     /// # Panics
     /// If `axis` is above the number of axes.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::zeros(&gpu, [2, 3]);
+    /// assert_eq!(x.unsqueeze(0).shape()[..], [1, 2, 3]);
+    /// assert_eq!(x.unsqueeze(2).shape()[..], [2, 3, 1]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn unsqueeze(&self, axis: usize) -> Tensor {
         let mut sizes = self.shape.to_vec();
@@ -155,6 +219,15 @@ impl Tensor {
     ///
     /// # Panics
     /// If the axis has another size.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::zeros(&gpu, [2, 1, 3]);
+    /// assert_eq!(x.squeeze(1).shape()[..], [2, 3]);
+    /// assert_eq!(x.squeeze(-2).shape()[..], [2, 3]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn squeeze(&self, axis: isize) -> Tensor {
         let axis = shape::axis("squeeze", axis, self.shape());
@@ -170,6 +243,15 @@ impl Tensor {
     ///
     /// # Panics
     /// If `axis` is out of range.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0, 4.0], [2, 2]);
+    /// let y = x.pad(1, 1, 2);
+    /// assert_eq!(y.to_vec2::<f32>()?, [[0.0, 1.0, 2.0, 0.0, 0.0], [0.0, 3.0, 4.0, 0.0, 0.0]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn pad(&self, axis: isize, before: usize, after: usize) -> Tensor {
         let axis = shape::axis("pad", axis, self.shape());
@@ -223,6 +305,15 @@ impl Tensor {
     ///
     /// # Panics
     /// If there are no tensors, or shapes or dtypes do not fit.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let [a, b] = [[1f32, 2.0], [3.0, 4.0]].map(|row| Tensor::from_slice(&gpu, &row, [1, 2]));
+    /// assert_eq!(Tensor::concat(&[&a, &b], 0).to_vec2::<f32>()?, [[1.0, 2.0], [3.0, 4.0]]);
+    /// assert_eq!(Tensor::concat(&[&a, &b], -1).to_vec2::<f32>()?, [[1.0, 2.0, 3.0, 4.0]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn concat(tensors: &[&Tensor], axis: isize) -> Tensor {
         assert!(!tensors.is_empty(), "concat: no tensors");
@@ -261,6 +352,15 @@ impl Tensor {
     ///
     /// # Panics
     /// If shapes or dtypes differ.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let [a, b] = [[1f32, 2.0], [3.0, 4.0]].map(|list| Tensor::from_slice(&gpu, &list, [2]));
+    /// assert_eq!(Tensor::stack(&[&a, &b], 0).to_vec2::<f32>()?, [[1.0, 2.0], [3.0, 4.0]]);
+    /// assert_eq!(Tensor::stack(&[&a, &b], 1).to_vec2::<f32>()?, [[1.0, 3.0], [2.0, 4.0]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn stack(tensors: &[&Tensor], axis: usize) -> Tensor {
         let all: Vec<Tensor> = tensors.iter().map(|t| t.unsqueeze(axis)).collect();
@@ -271,6 +371,16 @@ impl Tensor {
     ///
     /// # Panics
     /// If the sizes do not add up to the axis.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::arange(&gpu, 0.0, 5.0, 1.0);
+    /// let parts = x.split(0, &[2, 3]);
+    /// assert_eq!(parts[0].to_vec::<f32>()?, [0.0, 1.0]);
+    /// assert_eq!(parts[1].to_vec::<f32>()?, [2.0, 3.0, 4.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn split(&self, axis: isize, sizes: &[usize]) -> Vec<Tensor> {
         let at = shape::axis("split", axis, self.shape());

@@ -53,6 +53,18 @@ impl Tensor {
     ///
     /// # Panics
     /// If this is not a matrix, or has u32 elements.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::linalg::assignment::Goal;
+    /// // The cost of worker `i` at task `j`.
+    /// let cost = Tensor::from_slice(&gpu, &[4f32, 1.0, 3.0, 2.0, 0.0, 5.0, 3.0, 2.0, 2.0], [3, 3]);
+    /// let best = cost.assignment(Goal::Minimize)?;
+    /// assert_eq!(best.columns, [Some(1), Some(0), Some(2)]);
+    /// assert_eq!(best.value, 5.0);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn assignment(&self, goal: Goal) -> Result<Assignment> {
         assert!(self.shape().len() == 2, "assignment: needs [n, m], got {}", self.shape());
@@ -68,6 +80,17 @@ impl Tensor {
     ///
     /// # Panics
     /// If this does not have three axes, or has u32 elements.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::linalg::assignment::Goal;
+    /// let gains = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0, 5.0, 9.0, 1.0, 1.0, 9.0], [2, 2, 2]);
+    /// let best = gains.assignments(Goal::Maximize)?;
+    /// assert_eq!(best[0].columns, [Some(0), Some(1)]);
+    /// assert_eq!([best[0].value, best[1].value], [6.0, 18.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn assignments(&self, goal: Goal) -> Result<Vec<Assignment>> {
         assert!(self.shape().len() == 3, "assignments: needs [batch, n, m], got {}", self.shape());
@@ -75,8 +98,24 @@ impl Tensor {
         self.assignments_by(goal, device)
     }
 
-    /// Does the same for a matrix or a batch. `device` says whether prices come from the device.
-    #[doc(hidden)]
+    /// [`Tensor::assignment`] of a matrix, or [`Tensor::assignments`] of a batch, where `device` says whether prices come
+    /// from the device. Tests and benchmarks compare the two ways; programs need not choose.
+    ///
+    /// # Errors
+    /// As for [`Tensor::assignment`].
+    ///
+    /// # Panics
+    /// If the tensor has u32 elements or fewer than two axes.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::linalg::assignment::Goal;
+    /// let cost = Tensor::from_slice(&gpu, &[4f32, 1.0, 2.0, 3.0], [2, 2]);
+    /// let [host, device] = [false, true].map(|device| cost.assignments_by(Goal::Minimize, device));
+    /// assert_eq!(host?[0].columns, device?[0].columns);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn assignments_by(&self, goal: Goal, device: bool) -> Result<Vec<Assignment>> {
         let cost = self.detach();
@@ -85,9 +124,22 @@ impl Tensor {
             _ => solve::<f32>(&crate::ops::float("assignment", &cost).contiguous(), goal, device),
         }
     }
-    /// Returns the device's part of the work: the potentials of the columns of each `[n, n]`, or `None` if its auction
-    /// was given up.
-    #[doc(hidden)]
+
+    /// Returns the device's part of the work of [`Tensor::assignments`], for tests: the potentials of the columns of each
+    /// `[n, n]`, or `None` if its auction was given up.
+    ///
+    /// # Errors
+    /// As for [`Tensor::assignment`].
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::linalg::assignment::Goal;
+    /// let cost = Tensor::from_slice(&gpu, &[4f32, 1.0, 2.0, 3.0], [1, 2, 2]);
+    /// let prices = cost.assignment_prices(Goal::Minimize)?;
+    /// assert!(prices[0].as_ref().is_none_or(|prices| prices.len() == 2));
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn assignment_prices(&self, goal: Goal) -> Result<Vec<Option<Vec<f64>>>> {
         prices(&self.detach().contiguous(), goal)
     }

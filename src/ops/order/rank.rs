@@ -306,6 +306,15 @@ impl Tensor {
     ///
     /// # Panics
     /// When the elements are integers.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[1f32, f32::NAN, 2.0, f32::INFINITY], [4]);
+    /// let found = x.non_finite().to_vec::<u32>()?;
+    /// assert_eq!(found, [2, u32::MAX - 1]); // two of them, and the first has index 1
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn non_finite(&self) -> Tensor {
         let x = crate::ops::float("non_finite", self).detach().contiguous();

@@ -205,6 +205,15 @@ impl Tensor {
     ///
     /// # Panics
     /// When the axis is out of range.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[3f32, 1.0, 2.0, 1.0], [4]);
+    /// assert_eq!(x.argsort(0, false).to_vec::<u32>()?, [1, 3, 2, 0]);
+    /// assert_eq!(x.argsort(0, true).to_vec::<u32>()?, [0, 2, 1, 3]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn argsort(&self, axis: isize, descending: bool) -> Tensor {
         let axis = shape::axis("argsort", axis, self.shape());
@@ -217,6 +226,16 @@ impl Tensor {
     ///
     /// # Panics
     /// When the axis is out of range.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[3f32, 1.0, 2.0, 6.0, 5.0, 4.0], [2, 3]);
+    /// let (values, ids) = x.sort(-1, false);
+    /// assert_eq!(values.to_vec2::<f32>()?, [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]);
+    /// assert_eq!(ids.to_vec2::<u32>()?, [[1, 2, 0], [2, 1, 0]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn sort(&self, axis: isize, descending: bool) -> (Tensor, Tensor) {
         let axis = shape::axis("sort", axis, self.shape());
@@ -231,6 +250,16 @@ impl Tensor {
     ///
     /// # Panics
     /// If the axis is out of range or shorter than `k`.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[3f32, 1.0, 2.0, 6.0, 5.0, 4.0], [2, 3]);
+    /// let (values, ids) = x.topk(2, 1);
+    /// assert_eq!(values.to_vec2::<f32>()?, [[3.0, 2.0], [6.0, 5.0]]);
+    /// assert_eq!(ids.to_vec2::<u32>()?, [[0, 2], [0, 1]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn topk(&self, k: usize, axis: isize) -> (Tensor, Tensor) {
         let axis = shape::axis("topk", axis, self.shape());

@@ -13,6 +13,17 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 /// The invariants of an edge `d` seen from orientation `o` equal those of `-d` seen from `-o`. On a grid where every
 /// orientation has an opposite, `k[reverse of e, a] = k[e, opposite of a]`. A *bond* is an edge together with its
 /// reverse: its kernels are computed once. Cloning is cheap.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::geometry::{Bonds, Edges};
+/// let edges = Edges::new(&gpu, 2, &[0, 1], &[1, 0])?;
+/// assert_eq!(Bonds::single(&edges).len(), 2); // a row of kernels for each direction
+/// let pair = Bonds::paired(&edges, &[Some(1), Some(0)], &[1, 0])?; // 2 orientations, opposite
+/// assert_eq!(pair.len(), 1);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Bonds {
     list: Arc<List>,

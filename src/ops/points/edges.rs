@@ -15,6 +15,17 @@ use std::sync::Arc;
 ///
 /// Sums over a node's edges follow this order, so results do not depend on the order in which edges were given. Only
 /// edges with the same two ends keep their given order.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::geometry::Edges;
+/// let edges = Edges::new(&gpu, 3, &[2, 0, 1], &[1, 1, 0])?; // 2 -> 1, 0 -> 1, 1 -> 0
+/// assert_eq!(edges.destinations(), [0, 1, 1]); // sorted by destination, then source
+/// assert_eq!(edges.sources(), [1, 0, 2]);
+/// assert_eq!(edges.order(), [2, 1, 0]); // where each was in the lists
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Edges(Arc<Inner>);
 
@@ -192,6 +203,16 @@ impl Tensor {
     ///
     /// # Panics
     /// When `self` is not `[nodes, D]` in f32.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::geometry::Edges;
+    /// let edges = Edges::new(&gpu, 2, &[0, 1], &[1, 0])?;
+    /// let x = Tensor::from_slice(&gpu, &[0f32, 0.0, 3.0, 4.0], [2, 2]); // [nodes, D]
+    /// assert_eq!(x.edge_vectors(&edges).to_vec2::<f32>()?, [[3.0, 4.0], [-3.0, -4.0]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn edge_vectors(&self, edges: &Edges) -> Tensor {
         let op = "edge_vectors";

@@ -107,6 +107,17 @@ impl Tensor {
     ///
     /// # Panics
     /// When the shapes do not fit, C is not a multiple of 4, or a type is not a float.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::ones(&gpu, [2, 3, 4]); // [nodes, orientations, channels]
+    /// let kernel = Tensor::full(&gpu, [3, 3, 4], 2.0);
+    /// let y = x.fiber_conv(&kernel, Some(&Tensor::ones(&gpu, [4])));
+    /// assert_eq!(y.shape(), x.shape());
+    /// assert!((y.mean_all().item()? - 3.0).abs() < 1e-5); // a mean over orientations, plus the bias
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn fiber_conv(&self, kernel: &Tensor, bias: Option<&Tensor>) -> Tensor {
         check(OP, self, kernel, bias);

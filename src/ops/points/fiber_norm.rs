@@ -32,6 +32,18 @@ impl Tensor {
     ///
     /// # Panics
     /// When the shapes do not fit, C is 0 or not a multiple of 4, or a type is not a float.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::Rng;
+    /// let x = Tensor::randn(&gpu, [2, 3, 4], &mut Rng::new(1));
+    /// let (kernel, one) = (Tensor::ones(&gpu, [3, 3, 4]), Tensor::ones(&gpu, [4]));
+    /// let y = x.fiber_norm(&kernel, &one, [&one, &one], 1e-5);
+    /// let parts = x.fiber_conv(&kernel, Some(&one)).layer_norm(Some(&one), Some(&one), 1e-5);
+    /// assert!(y.sub(&parts).abs().max([0, 1, 2]).item()? < 1e-4);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn fiber_norm(
         &self,

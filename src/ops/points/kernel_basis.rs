@@ -14,11 +14,25 @@ use std::ops::Range;
 
 /// Returns the number of monomials up to `degree` of this many attributes, `sum over k of attributes^k`: see
 /// [`crate::geometry::invariants::polynomial`].
+///
+/// ```
+/// use tiebeam::geometry::invariants::polynomial_size;
+/// assert_eq!(polynomial_size(2, 3), 2 + 4 + 8);
+/// ```
 pub fn polynomial_size(attributes: usize, degree: usize) -> usize {
     (1..=degree as u32).map(|k| attributes.pow(k)).sum()
 }
 
 /// The orientations from which edges are seen, and the degree up to which their attributes are multiplied.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::ops::points::kernel_basis::EdgeFeatures;
+/// let sight = EdgeFeatures { orientations: None, degree: 2 };
+/// assert_eq!((sight.count(), sight.features()), (1, 4)); // |d|, |d|^2 and two zeros
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct EdgeFeatures {
     /// `[O, D]`: unit vectors. Without them, an edge has its length as its only attribute.
@@ -113,8 +127,7 @@ impl Variant {
 }
 
 /// The network `gelu(gelu(f w1^T + b1) w2^T + b2)` whose outputs are the basis functions of the kernels: two matrices
-/// `[out, in]` and two biases. The ops of this module and of [`crate::ops::points::spatial_conv`] need widths that are
-/// multiples of 4.
+/// `[out, in]` and two biases. [`Tensor::kernel_basis`] and [`Tensor::spatial_conv`] need widths that are multiples of 4.
 #[derive(Clone)]
 pub struct Basis {
     /// `[hidden, features]`
@@ -309,6 +322,18 @@ impl Tensor {
     ///
     /// # Panics
     /// When shapes do not fit, D is not 2 or 3, or the degree is not 1 to 6.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::ops::points::kernel_basis::EdgeFeatures;
+    /// let sight = EdgeFeatures { orientations: None, degree: 2 };
+    /// let d = Tensor::from_slice(&gpu, &[3f32, 4.0], [1, 2]); // one edge, of length 5
+    /// let features = d.edge_features(&sight);
+    /// assert_eq!(features.shape()[..], [1, 1, 4]);
+    /// assert!((features.sum_all().item()? - 30.0).abs() < 1e-4); // 5 + 25
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn edge_features(&self, sight: &EdgeFeatures) -> Tensor {
         sight.check("edge_features", self);
@@ -325,6 +350,19 @@ impl Tensor {
     ///
     /// # Panics
     /// When shapes do not fit, or a width is not a multiple of 4.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::geometry::Basis;
+    /// use tiebeam::ops::points::kernel_basis::EdgeFeatures;
+    /// let sight = EdgeFeatures { orientations: None, degree: 2 };
+    /// let ones = |shape: &[usize]| Tensor::ones(&gpu, shape);
+    /// let basis = Basis { w1: ones(&[8, 4]), b1: ones(&[8]), w2: ones(&[4, 8]), b2: ones(&[4]) };
+    /// let d = Tensor::from_slice(&gpu, &[3f32, 4.0, 0.0, 1.0], [2, 2]); // 2 edges
+    /// assert_eq!(d.kernel_basis(None, &sight, &basis).shape()[..], [2, 1, 4]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn kernel_basis(&self, envelope: Option<&Tensor>, sight: &EdgeFeatures, weights: &Basis) -> Tensor {
         sight.check(OP, self);

@@ -28,6 +28,17 @@ impl Tensor {
     ///
     /// # Panics
     /// When the shapes do not fit, or a type is not a float.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let ones = |shape: &[usize]| Tensor::ones(&gpu, shape);
+    /// let (w1, b1, w2, b2) = (ones(&[8, 4]), ones(&[8]), ones(&[4, 8]), ones(&[4]));
+    /// let x = Tensor::zeros(&gpu, [2, 3, 4]);
+    /// let y = x.mlp([&w1, &b1, &w2, &b2], None);
+    /// assert!((y.mean_all().item()? - (8.0 * 0.8413 + 1.0)).abs() < 1e-3); // gelu(1) is 0.8413
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn mlp(&self, weights: [&Tensor; 4], residual: Option<&Tensor>) -> Tensor {
         self.mlp_by(chunk(self.gpu(), weights[1].count()), weights, residual)

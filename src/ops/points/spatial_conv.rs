@@ -209,6 +209,18 @@ impl Tensor {
     ///
     /// # Panics
     /// When the shapes do not fit, or C or K is not a multiple of 4.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::geometry::{Bonds, Edges};
+    /// let edges = Edges::new(&gpu, 2, &[0, 1, 1], &[0, 0, 1])?; // two edges into node 0
+    /// let h = Tensor::ones(&gpu, [2, 1, 4]); // [nodes, orientations, channels]
+    /// let basis = Tensor::ones(&gpu, [3, 1, 4]); // [edges, orientations, K]
+    /// let y = h.edge_conv(&basis, &Tensor::ones(&gpu, [4, 4]), &Bonds::single(&edges));
+    /// assert_eq!(y.reshape([2, 4]).to_vec2::<f32>()?, [[8.0; 4], [4.0; 4]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn edge_conv(&self, basis: &Tensor, kernel: &Tensor, bonds: &Bonds) -> Tensor {
         same_gpu(OP, &[self, basis, kernel, bonds.edges().source_ids()]);
@@ -231,6 +243,22 @@ impl Tensor {
     ///
     /// # Panics
     /// When [`Tensor::edge_conv`] or [`Tensor::kernel_basis`] would.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::geometry::{Basis, Bonds, Edges};
+    /// use tiebeam::ops::points::kernel_basis::EdgeFeatures;
+    /// let edges = Edges::new(&gpu, 2, &[0, 1], &[1, 0])?;
+    /// let x = Tensor::from_slice(&gpu, &[0f32, 0.0, 3.0, 4.0], [2, 2]);
+    /// let sight = EdgeFeatures { orientations: None, degree: 2 };
+    /// let ones = |shape: &[usize]| Tensor::ones(&gpu, shape);
+    /// let basis = Basis { w1: ones(&[8, 4]), b1: ones(&[8]), w2: ones(&[4, 8]), b2: ones(&[4]) };
+    /// let (d, bonds) = (x.edge_vectors(&edges), Bonds::single(&edges));
+    /// let y = ones(&[2, 1, 4]).spatial_conv(&d, None, &sight, &basis, &ones(&[4, 4]), &bonds);
+    /// assert_eq!(y.shape()[..], [2, 1, 4]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn spatial_conv(
         &self,

@@ -15,6 +15,16 @@ const OP: &str = "table_conv";
 ///
 /// `S_c(x, r) = sum_ij b(x / step - i) b(r / step - j) T[i,j,c]`, with `x` and `r` counted from `low`. Beyond its cells a
 /// table is constant.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::ops::points::table_conv::SplineTable;
+/// // 5 cells for a function of one number, for 4 channels, from 0 in steps of 0.2.
+/// let table = SplineTable::new(&Tensor::ones(&gpu, [8, 1, 4]), [0.0, 0.0], [0.2, 0.2]);
+/// assert_eq!(table.channels(), 4);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct SplineTable {
     coefficients: Tensor,
@@ -157,6 +167,19 @@ impl Tensor {
     ///
     /// # Panics
     /// When the shapes do not fit, or a type is not a float.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::geometry::Edges;
+    /// use tiebeam::ops::points::table_conv::SplineTable;
+    /// let table = SplineTable::new(&Tensor::ones(&gpu, [8, 1, 4]), [0.0, 0.0], [0.2, 0.2]);
+    /// let edges = Edges::new(&gpu, 2, &[0, 1], &[1, 0])?;
+    /// let seen = Tensor::full(&gpu, [2, 1, 4], 0.5); // x, r, weight and an unused number
+    /// let y = Tensor::ones(&gpu, [2, 1, 4]).table_conv(&seen, &table, &edges);
+    /// assert!((y.mean_all().item()? - 0.5).abs() < 1e-5); // splines of equal coefficients are constant
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn table_conv(&self, seen: &Tensor, table: &SplineTable, edges: &Edges) -> Tensor {
         same_gpu(OP, &[self, seen, &table.coefficients, edges.source_ids()]);

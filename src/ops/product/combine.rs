@@ -107,6 +107,17 @@ impl Tensor {
     ///
     /// # Panics
     /// When the shapes do not fit, or a type is not a float. Floats of 16 bits are converted to f32.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let atoms = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0, 4.0], [2, 2]); // 2 atoms of shape [2]
+    /// let coefficients = Tensor::from_slice(&gpu, &[1f32, 0.0, 10.0, 1.0], [2, 2]);
+    /// let weights = atoms.combine(&coefficients);
+    /// assert_eq!(weights[0].to_vec::<f32>()?, [1.0, 2.0]);
+    /// assert_eq!(weights[1].to_vec::<f32>()?, [13.0, 24.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn combine(&self, coefficients: &Tensor) -> Vec<Tensor> {
         same_gpu("combine", &[self, coefficients]);

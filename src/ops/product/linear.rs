@@ -23,6 +23,19 @@ impl Tensor {
     ///
     /// # Panics
     /// When the sizes do not fit, a type is not a float, or there are both an activation and a residual.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::nn::Epilogue;
+    /// use tiebeam::share::{Site, Tied};
+    /// let x = Tensor::from_slice(&gpu, &[1f32, 2.0], [1, 2]);
+    /// let w = Tensor::from_slice(&gpu, &[1f32, 0.0, 0.0, 1.0, 1.0, 1.0], [3, 2]); // [out, in]
+    /// let bias = Tensor::from_slice(&gpu, &[0f32, 0.0, 10.0], [3]);
+    /// let y = x.linear(&Tied::new(&w).shared(), Epilogue::default().bias(Some(&bias)));
+    /// assert_eq!(y.to_vec2::<f32>()?, [[1.0, 2.0, 13.0]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn linear(&self, weight: &Arc<dyn Site>, epilogue: Epilogue) -> Tensor {
         let [n, k] = weight.size();

@@ -120,6 +120,16 @@ impl Tensor {
     /// # Panics
     /// When `self` does not have four axes, the kernel does not fit, the padding exceeds half of it, or the type is not a
     /// float.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::arange(&gpu, 0.0, 16.0, 1.0).reshape([1, 1, 4, 4]);
+    /// let y = x.max_pool2d([2, 2], [2, 2], [0, 0]);
+    /// assert_eq!(y.shape()[..], [1, 1, 2, 2]);
+    /// assert_eq!(y.to_vec::<f32>()?, [5.0, 7.0, 13.0, 15.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn max_pool2d(&self, kernel: [usize; 2], stride: [usize; 2], padding: [usize; 2]) -> Tensor {
         let pool = Pool::new("max_pool2d", *self.shape(), kernel, stride, padding);
@@ -149,6 +159,15 @@ impl Tensor {
     /// # Panics
     /// When `self` does not have four axes, the kernel does not fit, the padding exceeds half of it, or the type is not a
     /// float.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::arange(&gpu, 0.0, 16.0, 1.0).reshape([1, 1, 4, 4]);
+    /// let y = x.avg_pool2d([2, 2], [2, 2], [0, 0]);
+    /// assert_eq!(y.to_vec::<f32>()?, [2.5, 4.5, 10.5, 12.5]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn avg_pool2d(&self, kernel: [usize; 2], stride: [usize; 2], padding: [usize; 2]) -> Tensor {
         let pool = Pool::new("avg_pool2d", *self.shape(), kernel, stride, padding);
@@ -169,6 +188,14 @@ impl Tensor {
     ///
     /// # Panics
     /// When there are fewer than two axes, the last two are empty, or the type is not a float.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::arange(&gpu, 0.0, 8.0, 1.0).reshape([1, 2, 2, 2]);
+    /// assert_eq!(x.global_avg_pool2d().to_vec2::<f32>()?, [[1.5, 5.5]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn global_avg_pool2d(&self) -> Tensor {
         let axes = self.shape().len();

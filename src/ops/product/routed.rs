@@ -30,6 +30,17 @@ impl Tensor {
     ///
     /// # Panics
     /// When the sizes or types do not fit.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::share::{Site, Tied};
+    /// let x = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0], [3, 1]);
+    /// let w = Tied::new(&Tensor::from_slice(&gpu, &[1f32, 10.0], [2, 1])).shared();
+    /// let rows = Tensor::from_slice(&gpu, &[2u32, 0], [2]);
+    /// assert_eq!(x.linear_gathered(&rows, &w).to_vec2::<f32>()?, [[3.0, 30.0], [1.0, 10.0]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn linear_gathered(&self, rows: &Tensor, weight: &Arc<dyn Site>) -> Tensor {
         let op = "linear_gathered";
@@ -70,6 +81,20 @@ impl Tensor {
     ///
     /// # Panics
     /// When the sizes or types do not fit.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::share::{Site, Tied};
+    /// let base = Tensor::zeros(&gpu, [3, 1]);
+    /// let x = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0, 4.0], [2, 2]);
+    /// let w = Tied::new(&Tensor::ones(&gpu, [1, 2])).shared();
+    /// let rows = Tensor::from_slice(&gpu, &[2u32, 0], [2]);
+    /// let gate = Tensor::from_slice(&gpu, &[1f32, 0.5], [2]);
+    /// let y = base.add_linear_scattered(&x, &rows, &gate, &w);
+    /// assert_eq!(y.to_vec::<f32>()?, [3.5, 0.0, 3.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn add_linear_scattered(
         &self,

@@ -18,6 +18,18 @@ use std::sync::Arc;
 /// [`leaf_names`](Site::leaf_names), [`with_tensors`](Site::with_tensors), [`load`](Site::load) and [`reduce`](Site::reduce).
 /// Then every layer and model takes it, with a fused product, files and optimizers. [`share::check_law`](crate::share::check_law)
 /// tests it in one call, and the guide has a worked example.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::share::{Factored, Site};
+/// let [a, b] = [[1, 3], [2, 1]].map(|s| Tensor::ones(&gpu, s).requires_grad());
+/// let site = Factored::new(&a, &b).shared();
+/// assert_eq!((site.name(), site.size()), ("factored", [2, 3]));
+/// assert_eq!(site.leaf_names().len(), site.leaves().len());
+/// assert_eq!(site.expand().to_vec2::<f32>()?, [[1.0; 3]; 2]);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 pub trait Site: Send + Sync {
     /// The kind's name, for errors.
     fn name(&self) -> &'static str;

@@ -64,6 +64,15 @@ impl Tensor {
     ///
     /// # Panics
     /// When the axis is out of range or empty, or the elements are integers.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[1f32, 5.0, 5.0, 9.0, 2.0, 3.0], [2, 3]);
+    /// assert_eq!(x.argmax(1).to_vec::<u32>()?, [1, 0]); // of two equal ones, the first
+    /// assert_eq!(x.argmax(0).to_vec::<u32>()?, [1, 0, 0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn argmax(&self, axis: isize) -> Tensor {
         self.arg("argmax", axis, false)
@@ -75,6 +84,14 @@ impl Tensor {
     ///
     /// # Panics
     /// When the axis is out of range or empty, or the elements are integers.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[1f32, 5.0, 5.0, 9.0, 2.0, 3.0], [2, 3]);
+    /// assert_eq!(x.argmin(-1).to_vec::<u32>()?, [0, 1]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn argmin(&self, axis: isize) -> Tensor {
         self.arg("argmin", axis, true)

@@ -174,12 +174,28 @@ impl Tensor {
     }
 
     /// The sum of all elements, a scalar.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0, 4.0], [2, 2]);
+    /// assert_eq!(x.sum_all().item()?, 10.0);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn sum_all(&self) -> Tensor {
         self.reshape([self.count()]).sum(0)
     }
 
     /// The mean of all elements, a scalar.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0, 4.0], [2, 2]);
+    /// assert_eq!(x.mean_all().item()?, 2.5);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn mean_all(&self) -> Tensor {
         self.reshape([self.count()]).mean(0)
@@ -311,6 +327,15 @@ impl Tensor {
     ///
     /// # Panics
     /// If `shape` does not broadcast to this tensor's shape.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0, 4.0], [2, 2]);
+    /// assert_eq!(x.sum_to([2]).to_vec::<f32>()?, [4.0, 6.0]);
+    /// assert_eq!(x.sum_to([2, 1]).to_vec2::<f32>()?, [[3.0], [7.0]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn sum_to(&self, shape: impl Into<Shape>) -> Tensor {
         let to = shape.into();

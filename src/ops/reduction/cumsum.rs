@@ -106,6 +106,15 @@ impl Tensor {
     ///
     /// # Panics
     /// When the axis is out of range.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0, 4.0], [2, 2]);
+    /// assert_eq!(x.cumsum(1).to_vec2::<f32>()?, [[1.0, 3.0], [3.0, 7.0]]);
+    /// assert_eq!(x.cumsum(0).to_vec2::<f32>()?, [[1.0, 2.0], [4.0, 6.0]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn cumsum(&self, axis: isize) -> Tensor {
         self.cumulative("cumsum", axis, false)
@@ -116,6 +125,14 @@ impl Tensor {
     ///
     /// # Panics
     /// When the axis is out of range.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0], [3]);
+    /// assert_eq!(x.cumsum_reverse(0).to_vec::<f32>()?, [6.0, 5.0, 3.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn cumsum_reverse(&self, axis: isize) -> Tensor {
         self.cumulative("cumsum_reverse", axis, true)

@@ -1,4 +1,7 @@
 //! Layer norm and RMS norm over the last axis.
+//!
+//! The methods are [`Tensor::layer_norm`] and [`Tensor::rms_norm`], and [`plan`] says which kernels a layer norm takes. As layers they
+//! are [`nn::Norm`](crate::nn::Norm).
 
 use super::columns::Columns;
 use super::softmax::{WALK, groups, lanes, turns, walks};
@@ -232,7 +235,6 @@ impl NormPlan {
 
 /// Returns the passes of a layer norm of `[rows, width]`: those of the forward pass, and those of the sums over rows
 /// for the gradients of gain and shift.
-#[doc(hidden)]
 pub fn plan(class: &DeviceClass, [rows, width]: [usize; 2]) -> [Vec<Pass>; 2] {
     let plan = NormPlan::layer(rows, width, 1e-5);
     let pass = |source, entry: &str, grid, parts: usize, elements: usize| {
@@ -379,6 +381,17 @@ impl Tensor {
     /// # Panics
     /// If the last axis is missing or empty, if `weight` or `bias` has another size, or if any of the three has
     /// integers.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[1f32, 3.0, 20.0, 40.0], [2, 2]);
+    /// let y = x.layer_norm(None, None, 1e-5).to_vec2::<f32>()?;
+    /// // Each row has mean 0 and variance 1.
+    /// assert!((y[0][0] + 1.0).abs() < 1e-4 && (y[0][1] - 1.0).abs() < 1e-4);
+    /// assert!((y[1][0] + 1.0).abs() < 1e-4 && (y[1][1] - 1.0).abs() < 1e-4);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn layer_norm(&self, weight: Option<&Tensor>, bias: Option<&Tensor>, eps: f32) -> Tensor {
         self.normed(NormKind::Layer, weight, bias, eps)
@@ -391,6 +404,16 @@ impl Tensor {
     ///
     /// # Panics
     /// If the last axis is missing or empty, if `weight` has another size, or if one of the two has integers.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[3f32, 3.0, -3.0, 3.0], [1, 4]);
+    /// let gain = Tensor::full(&gpu, [4], 2.0);
+    /// let y = x.rms_norm(Some(&gain), 0.0).to_vec::<f32>()?;
+    /// assert!((y[0] - 2.0).abs() < 1e-5 && (y[2] + 2.0).abs() < 1e-5);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn rms_norm(&self, weight: Option<&Tensor>, eps: f32) -> Tensor {
         self.normed(NormKind::Rms, weight, None, eps)

@@ -1,6 +1,6 @@
 //! The kernels that reduce an axis by sum, product, max or min. The order depends on the sizes and the device's class
-//! only, so the bits are the same every time. The methods of `Tensor` that use them are in [`axes`](super::axes) and
-//! [`prod`](super::prod).
+//! only, so the bits are the same every time. The methods that use them are [`Tensor::sum`], [`Tensor::mean`],
+//! [`Tensor::max`], [`Tensor::prod`] and those beside them in [`reduction`](super). [`plan`] says which kernels a sum takes.
 
 use super::columns::{self, Columns};
 use crate::dtype::DType;
@@ -176,7 +176,6 @@ fn plan_pass(class: &DeviceClass, sizes: [usize; 3], kind: Reduction) -> ReduceP
 }
 
 /// Returns the passes of a sum over the middle one of these axes.
-#[doc(hidden)]
 pub fn plan(class: &DeviceClass, sizes: [usize; 3]) -> Vec<Pass> {
     let [outer, size, inner] = sizes;
     let ReducePlan { source, entry, grid, parts, .. } = plan_pass(class, sizes, Reduction::Sum);

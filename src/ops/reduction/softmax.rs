@@ -1,4 +1,7 @@
 //! Softmax and log-softmax along any axis, with gradients computed from the result alone.
+//!
+//! The methods are [`Tensor::softmax`] and [`Tensor::log_softmax`], and [`plan_rows`] says which kernels one takes. With `y` the
+//! softmax, `dx = y (dy - sum over axis of dy y)`, and with `y` its logarithm, `dx = dy - e^y sum over axis of dy`.
 
 use crate::dtype::DType;
 use crate::gpu::DeviceClass;
@@ -125,7 +128,6 @@ impl SoftmaxPlan {
 }
 
 /// Returns the pass of a softmax over the last axis of `[rows, width]`. Empty if it is computed by other ops.
-#[doc(hidden)]
 pub fn plan_rows(class: &DeviceClass, [rows, width]: [usize; 2]) -> Vec<Pass> {
     let plan = plan(class, false, &shape::Shape::new(&[rows, width]), 1);
     let bytes = 8.0 * (rows * width) as f64;
@@ -195,6 +197,15 @@ impl Tensor {
     ///
     /// # Panics
     /// When the axis is out of range or the elements are integers.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[0f32, 0.0, 1000.0, 1000.0], [2, 2]);
+    /// assert_eq!(x.softmax(-1).to_vec2::<f32>()?, [[0.5, 0.5], [0.5, 0.5]]); // no overflow
+    /// assert_eq!(x.softmax(0).to_vec2::<f32>()?, [[0.0, 0.0], [1.0, 1.0]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn softmax(&self, axis: isize) -> Tensor {
         self.softmaxed(false, axis)
@@ -204,6 +215,16 @@ impl Tensor {
     ///
     /// # Panics
     /// When the axis is out of range or the elements are integers.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[0f32, 0.0, 0.0, -1000.0], [2, 2]);
+    /// let y = x.log_softmax(1).to_vec2::<f32>()?;
+    /// assert!((y[0][0] + std::f32::consts::LN_2).abs() < 1e-6);
+    /// assert_eq!(y[1], [0.0, -1000.0]); // the logarithm of softmax would be minus infinity
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn log_softmax(&self, axis: isize) -> Tensor {
         self.softmaxed(true, axis)

@@ -1,5 +1,8 @@
 //! Scaled dot-product attention with grouped key heads, by online softmax. The forward pass stores no `[tokens, tokens]`
 //! array, and the backward pass only that of some heads at a time, where this is faster than computing scores again.
+//!
+//! The methods are [`Tensor::attention`] and [`Tensor::attention_scaled`], with a [`Mask`], and [`plan`] says which kernels they take.
+//! As a layer it is [`nn::Attention`](crate::nn::Attention), and with a cache it is [`KvCache`](super::cache::KvCache).
 
 mod backward;
 mod cases;
@@ -28,7 +31,6 @@ use std::ops::Range;
 
 pub(in crate::ops) use cases::cases;
 pub use plan::plan;
-#[doc(hidden)]
 pub use units::for_matrix_units;
 
 /// Which keys a query sees.
@@ -57,6 +59,18 @@ impl Tensor {
     ///
     /// # Panics
     /// If the shapes do not fit, `head_dim` is above 256, or the mask is part of a graph.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::nn::Mask;
+    /// // One sequence, one head, two tokens whose keys are equal: each sees the mean of its values.
+    /// let k = Tensor::ones(&gpu, [1, 1, 2, 4]);
+    /// let v = Tensor::from_slice(&gpu, &[0f32, 0.0, 0.0, 0.0, 2.0, 4.0, 6.0, 8.0], [1, 1, 2, 4]);
+    /// let y = k.attention(&k, &v, &Mask::Causal).reshape([2, 4]).to_vec2::<f32>()?;
+    /// assert_eq!(y, [[0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn attention(&self, k: &Tensor, v: &Tensor, mask: &Mask) -> Tensor {
         let head_dim = self.shape().last().copied().unwrap_or(1).max(1);
@@ -67,6 +81,17 @@ impl Tensor {
     ///
     /// # Panics
     /// As for [`Tensor::attention`].
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::nn::Mask;
+    /// let q = Tensor::ones(&gpu, [1, 2, 3, 4]); // [batch, heads, tokens, head_dim]
+    /// let kv = Tensor::ones(&gpu, [1, 1, 5, 4]); // one head of keys for both
+    /// let y = q.attention_scaled(&kv, &kv, &Mask::None, 0.1);
+    /// assert_eq!(y.shape()[..], [1, 2, 3, 4]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn attention_scaled(&self, k: &Tensor, v: &Tensor, mask: &Mask, scale: f32) -> Tensor {
         // Sizes that do not fit are refused below, with a message.
@@ -231,8 +256,7 @@ fn on_matrix_units(operands: [&Tensor; 3], sizes: &Sizes, scope: DType) -> Optio
 }
 
 /// Attention on the device's matrix units, whether or not these passed their test, for the tests. `None` if the device has
-/// none or the sizes are not for them.
-#[doc(hidden)]
+/// none or the sizes are not for them. Programs call [`Tensor::attention`], which chooses.
 pub fn by_matrices([q, k, v]: [&Tensor; 3], mask: &Mask, splits: Option<usize>) -> Option<Tensor> {
     let ([batch, heads, tokens_q, head_dim], [_, kv_heads, tokens_k, _]) = (four(q.shape()), four(k.shape()));
     let scale = 1.0 / (head_dim as f32).sqrt();

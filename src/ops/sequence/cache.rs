@@ -11,6 +11,20 @@ use crate::tensor::{Tensor, same_gpu};
 
 /// Keys and values of `rows` sequences, each with up to `context` tokens. A model that runs a layer at several depths
 /// has a row per sequence and depth.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::ops::sequence::cache::KvCache;
+/// let mut cache = KvCache::new(&gpu, 2, 1, 8, 4); // 2 rows, 1 head, 8 tokens, 4 elements
+/// let ids = |list: &[u32]| Tensor::from_slice(&gpu, list, [list.len()]);
+/// let kv = Tensor::ones(&gpu, [1, 3, 1, 4]); // [batch, tokens, kv_heads, head_dim]
+/// cache.append(&kv, &kv.scale(2.0), &ids(&[1]), &ids(&[0]))?; // row 1, from token 0 on
+/// let q = Tensor::ones(&gpu, [1, 1, 1, 4]); // [batch, heads, tokens, head_dim]
+/// let y = cache.attend(&q, &ids(&[1]), &ids(&[3])); // to the first 3 tokens of row 1
+/// assert_eq!(y.to_vec::<f32>()?, [2.0; 4]);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 pub struct KvCache {
     k: Tensor,
     v: Tensor,

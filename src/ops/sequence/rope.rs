@@ -23,6 +23,18 @@ pub enum Pairing {
 ///
 /// Angles are computed on the host in f64 and only their cosine and sine are rounded, so position 100000 is as exact as
 /// position 1. The table takes `4 * positions * head_dim` bytes.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::ops::sequence::rope::{Pairing, Rope};
+/// let rope = Rope::new(&gpu, 16, 4, 10000.0, Pairing::Halves);
+/// let q = Tensor::ones(&gpu, [1, 2, 3, 4]); // [batch, heads, tokens, head_dim]
+/// let prompt = q.rope(&rope, 0);
+/// let next = q.rope(&rope, 3); // the tokens after these three
+/// assert_eq!(next.shape(), prompt.shape());
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Rope {
     pub(crate) table: Tensor,
@@ -155,6 +167,18 @@ impl Tensor {
     ///
     /// # Panics
     /// If the shape does not have four axes, `head_dim` is not the table's, or the table ends before the last token.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::ops::sequence::rope::{Pairing, Rope};
+    /// let rope = Rope::new(&gpu, 8, 2, 10000.0, Pairing::Halves);
+    /// let x = Tensor::from_slice(&gpu, &[1f32, 0.0, 1.0, 0.0], [1, 1, 2, 2]);
+    /// let y = x.rope(&rope, 0).reshape([2, 2]).to_vec2::<f32>()?;
+    /// assert_eq!(y[0], [1.0, 0.0]); // position 0 is not rotated
+    /// assert!((y[1][0] - 1f32.cos()).abs() < 1e-6 && (y[1][1] - 1f32.sin()).abs() < 1e-6);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn rope(&self, rope: &Rope, offset: usize) -> Tensor {
         let last = offset + self.shape().get(2).copied().unwrap_or(0);
@@ -173,6 +197,17 @@ impl Tensor {
     ///
     /// # Panics
     /// If shapes do not fit or the positions are not u32.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::ops::sequence::rope::{Pairing, Rope};
+    /// let rope = Rope::new(&gpu, 8, 4, 10000.0, Pairing::Halves);
+    /// let x = Tensor::ones(&gpu, [1, 1, 2, 4]);
+    /// let positions = Tensor::from_slice(&gpu, &[5u32, 6], [2]);
+    /// assert_eq!(x.rope_at(&rope, &positions).to_vec::<f32>()?, x.rope(&rope, 5).to_vec::<f32>()?);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn rope_at(&self, rope: &Rope, positions: &Tensor) -> Tensor {
         same_gpu("rope", &[self, positions]);

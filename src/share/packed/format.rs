@@ -52,6 +52,17 @@ impl Scales {
 }
 
 /// Bits, groups and scales of a packed matrix.
+///
+/// ```
+/// use tiebeam::share::{Packing, Scales};
+/// let packing = Packing::new(4, 32, Scales::Affine)?; // 4 bits, 32 columns a group
+/// let mut row = vec![0; packing.row_words(64)];
+/// packing.write_levels(&[3; 64], &mut row);
+/// packing.write_scale(&mut row, 64, 0, [0.5, -1.0]);
+/// assert_eq!(packing.level(&row, 64, 5), 3);
+/// assert_eq!(packing.decode(&row, 64)[5], 0.5 * 3.0 - 1.0);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Packing {
     /// Bits of a level: 2, 3, 4, 5, 6 or 8.
@@ -321,7 +332,6 @@ fn place(bits: usize, c: usize) -> [usize; 2] {
 
 /// Words of a matrix `[rows, columns]` with levels and scales drawn at random, for tests. Every level is equally likely.
 /// Weights are small multiples of 1 / 64, so that their sums are exact.
-#[doc(hidden)]
 pub fn drawn(packing: Packing, [rows, columns]: [usize; 2], seed: u64) -> Vec<u32> {
     let mut rng = Rng::new(seed);
     let words = packing.row_words(columns);

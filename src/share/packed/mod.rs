@@ -22,7 +22,7 @@ use std::sync::Arc;
 /// trained, and [`Packed::scales`] makes scales and offsets leaves. Products of up to 8 rows unpack each weight once, in
 /// registers. Those of more rows unpack it in the load of their tiles, or write it down for the one product.
 ///
-/// ```no_run
+/// ```
 /// use std::sync::Arc;
 /// use tiebeam::share::{Packed, Packing, Scales, Site};
 /// use tiebeam::{Gpu, Tensor};
@@ -108,6 +108,22 @@ impl Packed {
 
     /// The rows that u32 or i32 `ids [..]` name, unpacked: `[.., columns]`. Not differentiable. Ids outside are treated as
     /// by [`Tensor::embedding`].
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::share::{Packed, Packing, Scales};
+    /// let packing = Packing::new(4, 16, Scales::Affine)?;
+    /// let mut words = vec![0; 2 * packing.row_words(16)];
+    /// let (zeros, twos) = words.split_at_mut(packing.row_words(16));
+    /// packing.write_scale(zeros, 16, 0, [1.0, 0.0]);
+    /// packing.write_levels(&[2; 16], twos);
+    /// packing.write_scale(twos, 16, 0, [1.0, 0.0]);
+    /// let table = Packed::new(&gpu, packing, [2, 16], &words)?;
+    /// let ids = Tensor::from_slice(&gpu, &[1u32, 0], [2]);
+    /// assert_eq!(table.rows(&ids).to_vec2::<f32>()?, [[2.0; 16], [0.0; 16]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn rows(&self, ids: &Tensor) -> Tensor {
         let mut shape = ids.shape().to_vec();
@@ -121,6 +137,21 @@ impl Packed {
     ///
     /// # Panics
     /// When the shapes do not fit.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::share::{Packed, Packing, Scales, Site};
+    /// let packing = Packing::new(4, 16, Scales::Affine)?;
+    /// let mut row = vec![0; packing.row_words(16)];
+    /// packing.write_scale(&mut row, 16, 0, [1.0, 5.0]); // level 0 is 5
+    /// let base = Packed::new(&gpu, packing, [1, 16], &row)?;
+    /// let [a, b] = [[1usize, 16], [1, 1]].map(|s| Tensor::ones(&gpu, s).requires_grad());
+    /// let weight = base.low_rank(&a, &b, 0.5);
+    /// assert_eq!(weight.expand().to_vec::<f32>()?, [5.5; 16]);
+    /// assert_eq!(weight.leaves().len(), 2); // A and B; the base is frozen
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn low_rank(&self, a: &Tensor, b: &Tensor, scale: f32) -> PackedLowRank {
         PackedLowRank::new(self, a, b, scale)
@@ -130,6 +161,18 @@ impl Packed {
     ///
     /// # Errors
     /// When the device fails.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::share::{Packed, Packing, Scales, Site};
+    /// let packing = Packing::new(4, 16, Scales::Affine)?;
+    /// let mut row = vec![0; packing.row_words(16)];
+    /// packing.write_scale(&mut row, 16, 0, [1.0, 5.0]);
+    /// let weight = Packed::new(&gpu, packing, [1, 16], &row)?.scales()?;
+    /// assert_eq!(weight.leaves()[1].to_vec::<f32>()?, [5.0]); // the offset, as a leaf
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     pub fn scales(&self) -> Result<PackedScales> {
         PackedScales::new(self)
     }
@@ -184,8 +227,7 @@ impl Site for Packed {
     fn backward(&self, _: &Tensor, _: &Tensor, _: &mut LeafGrads) {}
 }
 
-/// Every packing that files have, each with a name.
-#[doc(hidden)]
+/// Every packing that files have, each with a name, for tests that walk them.
 pub fn packings() -> Vec<(&'static str, Packing)> {
     let all = [
         ("Q4_0", 4, 32, Scales::Symmetric),

@@ -3,9 +3,13 @@
 //! There is one core with a slot for each operand and one for the store (`shaders/product/matmul.wgsl`, and
 //! `matmul_direct.wgsl` for CPU drivers). Gradients use the same core: `dx = dy W`, and `dW = dy^T x`, which is added
 //! into the weight's one gradient buffer.
+//!
+//! The methods are [`Tensor::matmul`] and those of [`product`](super). [`Activation`] and [`Epilogue`] are what a linear layer does to
+//! a result before it is stored. [`plan`] says which kernels a product takes on a class of devices, [`table`] chooses among them by
+//! count, and [`tune`] by measurement.
 
-pub mod choose;
-pub mod core;
+mod choose;
+mod core;
 mod cost;
 pub(crate) mod gathered;
 pub mod load;

@@ -7,7 +7,6 @@ use crate::gpu::DeviceClass;
 use crate::gpu::plan::Pass;
 
 /// A product of two tensors, for [`plan`].
-#[doc(hidden)]
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
     /// Number of products in the batch.
@@ -29,7 +28,6 @@ pub struct Sizes {
 }
 
 /// Where a product's right side comes from and its result goes to.
-#[doc(hidden)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ProductKind {
     /// Both are tensors.
@@ -46,7 +44,6 @@ pub enum ProductKind {
 
 /// Returns the passes of a product of two matrices or of batches, with the table's kernel and not the measured one. If
 /// the inner axis is longer than one launch may take, or a dispatch would take seconds, more dispatches run.
-#[doc(hidden)]
 pub fn plan(class: &DeviceClass, sizes: Sizes) -> Vec<Pass> {
     let Sizes { batch, m, n, k, turned: [left, right], half, coop, kind } = sizes;
     let dtype = if half { DType::F16 } else { DType::F32 };

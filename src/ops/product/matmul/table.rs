@@ -83,9 +83,8 @@ impl Core {
     }
 }
 
-/// The kernels for matrix units, with every fragment that a layer may use. The list of variants needs them from here,
-/// because the adapters that it is recorded on have no matrix units.
-#[doc(hidden)]
+/// The kernels for matrix units, with every fragment that a layer may use. The test of the list of variants needs
+/// them from here, because the adapters that it is recorded on have no matrix units.
 pub fn for_matrix_units() -> Vec<Source> {
     let stores = [
         "store_plain",

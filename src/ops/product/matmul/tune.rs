@@ -189,8 +189,7 @@ pub(super) fn measure(gpu: &Gpu, problem: &Problem) -> Core {
 }
 
 /// Products that the benchmark measures: batch, m, n, k.
-#[doc(hidden)]
-pub const BENCHED: [[usize; 4]; 11] = [
+pub(crate) const BENCHED: [[usize; 4]; 11] = [
     [1, 256, 256, 256],
     [1, 512, 512, 512],
     [1, 1024, 1024, 1024],
@@ -371,7 +370,6 @@ fn fast(gpu: &Gpu, size: usize) -> Result<bool> {
 }
 
 /// Computes the product with every kernel that can, and returns names and results, for the tests.
-#[doc(hidden)]
 pub fn by_each_kernel(a: &Tensor, b: &Tensor) -> Vec<(String, Tensor)> {
     let beside = a.gpu().beside();
     let _ = beside.0.coop_proven.set(true);

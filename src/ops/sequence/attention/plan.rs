@@ -13,7 +13,6 @@ use crate::gpu::shader::Source;
 /// without a mask: those of the forward pass, and those of the gradients. With `coop`, in a scope of f16 on matrix units of
 /// that size, where these take the sizes. Passes that would be divided because of a driver's watchdog are not divided
 /// here.
-#[doc(hidden)]
 pub fn plan(
     class: &DeviceClass,
     [batch, heads, kv_heads, tokens_q, tokens_k, head_dim]: [usize; 6],

@@ -40,9 +40,8 @@ impl Matrices {
     }
 }
 
-/// The kernels for matrix units, with every fragment. The list of variants needs them from here, because the adapters
-/// that it is recorded on have no matrix units.
-#[doc(hidden)]
+/// The kernels for matrix units, with every fragment. The test of the list of variants needs them from here, because the
+/// adapters that it is recorded on have no matrix units.
 pub fn for_matrix_units() -> Vec<Source> {
     let class = DeviceClass::named("nvidia").expect("a row of the table");
     let mut all = Vec::new();
