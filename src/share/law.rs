@@ -227,8 +227,9 @@ impl Law {
             let (row, column) = (i / columns, i % columns);
             let inside = row < out && column < inner;
             let want = if inside { whole.data[row * inner + column] } else { 0.0 };
-            // Written so that a NaN fails.
-            if !((got - want).abs() <= 64.0 * U * want.abs() + 1e-4 * inside as u8 as f64) {
+            // A NaN is not close.
+            let close = (got - want).abs() <= 64.0 * U * want.abs() + 1e-4 * inside as u8 as f64;
+            if !close {
                 let place = if inside { "inside" } else { "outside" };
                 return Err(self.wrong(format!(
                     "load_site({row}, {column}), {place} of the matrix, returns {got} and not {want}"
@@ -311,8 +312,9 @@ impl Law {
                     let want: f64 = column.iter().zip(&dw).map(|(c, g)| c * g).sum::<f64>() * uses;
                     let sum = |(j, c): (usize, &f64)| (2.0 * c.abs() + map.zero.data[j].abs()) * scale[j];
                     let bound = ULPS * U * uses * column.iter().enumerate().map(sum).sum::<f64>() + 1e-30;
-                    // Written so that a NaN fails.
-                    if !((got[*e] - want).abs() <= bound) {
+                    // A NaN is not close.
+                    let close = (got[*e] - want).abs() <= bound;
+                    if !close {
                         return Err(self.wrong(format!(
                             "the gradient of leaf `{name}` at element {e} is {} by {how}() for {uses} use(s) with {rows} \
                              rows; the adjoint of its load is {want}",
