@@ -56,6 +56,15 @@ pub fn hash2(a: u32, b: u32, seed: u32) -> u32 {
 }
 
 /// The description of the numbers of a store that a weight `[out, in]` reads.
+///
+/// ```
+/// use tiebeam::share::{Draw, Mapping, hashed::SEEDS};
+/// let (mapping, size) = (Mapping::Chunk(4), [2, 8]); // runs of 4 weights, from 6 numbers
+/// let draw = Draw { stored: 6, size, offset: 0, layer: 0, scale: 1.0, mapping, seeds: SEEDS };
+/// let positions = draw.positions();
+/// assert_eq!(positions.len(), 16);
+/// assert!(positions.chunks(4).all(|run| run[3] == run[0] + 3 && run[3] < 6));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Draw {
     /// Size of the store.

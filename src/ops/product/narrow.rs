@@ -54,6 +54,16 @@ fn kept_conversion(x: &Tensor, convert: impl FnOnce() -> Tensor) -> Tensor {
 
 /// Returns `x` as this thread's scope stores activations ([`autocast`]): in 16 bits, or unchanged outside of such a scope.
 /// For what begins a residual stream, and for results of ops that return f32.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::{DType, Precision, autocast, nn::stored};
+/// let x = Tensor::ones(&gpu, [2]);
+/// assert_eq!(stored(&x).dtype(), DType::F32);
+/// assert_eq!(autocast(Precision::Bf16, || stored(&x)).dtype(), DType::Bf16);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 pub fn stored(x: &Tensor) -> Tensor {
     let dtype = precision().dtype();
     if dtype.is_half() { x.cast(dtype) } else { x.clone() }

@@ -34,6 +34,18 @@ pub use plan::plan;
 pub use units::for_matrix_units;
 
 /// Which keys a query sees.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::nn::Mask;
+/// let (q, k) = (Tensor::ones(&gpu, [1, 1, 1, 4]), Tensor::ones(&gpu, [1, 1, 2, 4]));
+/// let v = Tensor::from_slice(&gpu, &[1f32, 1.0, 1.0, 1.0, 5.0, 5.0, 5.0, 5.0], [1, 1, 2, 4]);
+/// let hide_first = Tensor::from_slice(&gpu, &[f32::NEG_INFINITY, 0.0], [1, 1, 1, 2]);
+/// let y = q.attention(&k, &v, &Mask::Additive(hide_first));
+/// assert_eq!(y.to_vec::<f32>()?, [5.0; 4]);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Mask {

@@ -91,6 +91,18 @@ impl fmt::Debug for Entry<'_> {
 /// [`Error::Format`] for two tensors or two keys of one name, for a name that llama.cpp would not read, for another
 /// `general.alignment` than 32, and for values that the format does not have: lists of several kinds, lists in lists, and
 /// numbers of more than 64 bits. Those of [`files::replace()`] and of what produces the tensors.
+///
+/// ```
+/// use tiebeam::store::gguf::{Entry, Gguf, Value, save};
+/// let path = std::env::temp_dir().join(format!("tiebeam-save-{}.gguf", std::process::id()));
+/// let metadata = [("general.name".to_string(), Value::Text("mine".into()))];
+/// save(&path, &metadata, [Entry::f32("w", &[2, 1], &[0.5, 1.5])])?;
+/// let file = Gguf::open(&path)?;
+/// assert_eq!(file.text("general.name")?, "mine");
+/// assert_eq!(file.tensor_f32("w")?, [0.5, 1.5]);
+/// # std::fs::remove_file(path).ok();
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 pub fn save<'a>(
     path: impl AsRef<Path>,
     metadata: &[(String, Value)],

@@ -33,6 +33,16 @@ use crate::tape::{Destination, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
 /// The activation that a linear layer applies to `x W^T + bias` as it stores it.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::nn::Activation;
+/// let x = Tensor::from_slice(&gpu, &[-1f32, 2.0], [2]);
+/// assert_eq!(Activation::Relu.apply(&x).to_vec::<f32>()?, [0.0, 2.0]);
+/// assert_eq!(Activation::None.apply(&x).to_vec::<f32>()?, [-1.0, 2.0]);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Activation {
@@ -63,6 +73,19 @@ impl Activation {
 }
 
 /// The operations that follow a product inside its kernel.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// use tiebeam::nn::{Activation, Epilogue};
+/// use tiebeam::share::{Site, Tied};
+/// let w = Tied::new(&Tensor::from_slice(&gpu, &[1f32, -1.0], [2, 1])).shared();
+/// let bias = Tensor::from_slice(&gpu, &[0.5f32, 0.5], [2]);
+/// let after = Epilogue::default().bias(Some(&bias)).activation(Activation::Relu);
+/// let y = Tensor::from_slice(&gpu, &[3f32], [1, 1]).linear(&w, after);
+/// assert_eq!(y.to_vec::<f32>()?, [3.5, 0.0]); // relu(3 + 0.5), relu(-3 + 0.5)
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 #[derive(Clone, Copy, Default)]
 #[non_exhaustive]
 pub struct Epilogue<'a> {
