@@ -71,9 +71,9 @@ fn words(panic: &(dyn Any + Send)) -> &str {
 
 /// The batches of an epoch, which [`DataLoader::iter`](super::DataLoader::iter) returns.
 ///
-/// A batch that cannot be made is an error in its place, and the next one follows it. A panic of the dataset or of the function that
-/// makes batches is such an error too, [`Error::Stopped`]. Dropping this returns at once: the thread that reads ahead ends after the
-/// item that it is reading.
+/// A batch that cannot be made is an error in its place, and the next one follows it. A panic of the dataset or of the function
+/// that makes batches is such an error too, [`Error::Stopped`]. Dropping this returns at once: the thread that reads ahead ends
+/// after the item that it is reading.
 pub struct Batches<B> {
     source: Source<B>,
     left: usize,

@@ -10,11 +10,11 @@ use crate::tensor::Tensor;
 
 /// Items by number, as PyTorch's `Dataset` of the kind that is indexed.
 ///
-/// It is implemented for a `Vec` of anything that can be cloned, for [`Rows`], for tuples of two to four datasets of equal length (whose
-/// items are tuples, as those of PyTorch's `TensorDataset`), and for an `Arc` of a dataset, which several loaders share.
+/// It is implemented for a `Vec` of anything that can be cloned, for [`Rows`], for tuples of two to four datasets of equal length
+/// (whose items are tuples, as those of PyTorch's `TensorDataset`), and for an `Arc` of a dataset, which several loaders share.
 ///
-/// An item should depend on its number only. Then every epoch can be repeated, and a loader gives the same batches whether it reads
-/// ahead or not.
+/// An item should depend on its number only. Then every epoch can be repeated, and a loader gives the same batches whether it
+/// reads ahead or not.
 ///
 /// ```
 /// use tiebeam::data::Dataset;

@@ -10,18 +10,18 @@ use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::rng::Rng;
 
-/// The first stream of a seed from which orders are drawn. Generators count their draws from 0, so a generator with the same seed that
-/// makes a model's weights does not draw the same numbers.
+/// The first stream of a seed from which orders are drawn. Generators count their draws from 0, so a generator with the same seed
+/// that makes a model's weights does not draw the same numbers.
 const ORDERS: u64 = 1 << 63;
 
 /// Takes the items of a [`Dataset`] in batches, as PyTorch's `DataLoader`.
 ///
-/// Batches are made on a thread of their own, at most [`DataLoader::prefetch`] before they are asked for, so that the device need not
-/// wait for files. Dataset and function run on that thread, and scopes such as [`autocast`](crate::autocast) of the calling thread do
-/// not reach them. Batches and their order are the same without the thread.
+/// Batches are made on a thread of their own, at most [`DataLoader::prefetch`] before they are asked for, so that the device need
+/// not wait for files. Dataset and function run on that thread, and scopes such as [`autocast`](crate::autocast) of the calling
+/// thread do not reach them. Batches and their order are the same without the thread.
 ///
-/// The order of a shuffled epoch is a function of seed, number of the epoch and number of items. It has the same bits on every platform:
-/// the shuffle of Fisher and Yates with the counter-based generator of [`rng`](crate::rng).
+/// The order of a shuffled epoch is a function of seed, number of the epoch and number of items. It has the same bits on every
+/// platform: the shuffle of Fisher and Yates with the counter-based generator of [`rng`](crate::rng).
 ///
 /// ```
 /// # use tiebeam::{Gpu, data::DataLoader};
@@ -97,8 +97,8 @@ impl<D: Dataset, B> DataLoader<D, B> {
         self
     }
 
-    /// Returns this loader with the items of each epoch in an order of its own, drawn from `seed` and the epoch's number. By default
-    /// they are in the dataset's order.
+    /// Returns this loader with the items of each epoch in an order of its own, drawn from `seed` and the epoch's number. By
+    /// default they are in the dataset's order.
     #[must_use]
     pub fn shuffle(mut self, seed: u64) -> Self {
         self.shuffle = Some(seed);
@@ -112,8 +112,8 @@ impl<D: Dataset, B> DataLoader<D, B> {
         self
     }
 
-    /// Returns this loader with another number of batches that are made before they are asked for, by default 2. 0 makes each batch in
-    /// the calling thread when it is asked for. Every batch takes memory while it waits.
+    /// Returns this loader with another number of batches that are made before they are asked for, by default 2. 0 makes each
+    /// batch in the calling thread when it is asked for. Every batch takes memory while it waits.
     #[must_use]
     pub fn prefetch(mut self, batches: usize) -> Self {
         self.prefetch = batches;
@@ -167,8 +167,8 @@ where
         self.iter_from(epoch, 0)
     }
 
-    /// Returns the batches of an epoch from number `batch` on, without reading those before it. A run that was stopped after `batch`
-    /// batches of the epoch goes on with this.
+    /// Returns the batches of an epoch from number `batch` on, without reading those before it. A run that was stopped after
+    /// `batch` batches of the epoch goes on with this.
     ///
     /// # Panics
     /// If the epoch has fewer batches. Equal to their number is allowed, and gives none.

@@ -1,13 +1,13 @@
 //! Batches for training: datasets on the host, and a loader that shuffles them, stacks them and reads ahead.
 //!
-//! * [`Dataset`] is anything with numbered items: a `Vec`, a tuple of columns of equal length, [`Rows`] of an array, or a type of yours
-//!   that reads files.
-//! * [`DataLoader`] takes its items in batches, in order or shuffled by a seed, and makes them on a thread of its own while the device
-//!   trains.
+//! * [`Dataset`] is anything with numbered items: a `Vec`, a tuple of columns of equal length, [`Rows`] of an array, or a type of
+//!   yours that reads files.
+//! * [`DataLoader`] takes its items in batches, in order or shuffled by a seed, and makes them on a thread of its own while the
+//!   device trains.
 //! * [`Stack`] makes tensors of a batch of items. A loader with a function of yours makes anything else.
 //!
-//! The order of an epoch is a function of seed and number of the epoch alone, and is the same on every platform. Reading ahead changes
-//! no batch. So a run that continues with [`DataLoader::iter_from`] sees what it would have seen without the stop.
+//! The order of an epoch is a function of seed and number of the epoch alone, and is the same on every platform. Reading ahead
+//! changes no batch. So a run that continues with [`DataLoader::iter_from`] sees what it would have seen without the stop.
 //!
 //! ```
 //! use tiebeam::data::DataLoader;

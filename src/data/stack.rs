@@ -36,8 +36,8 @@ pub trait Stack: Sized {
     fn stack(gpu: &Gpu, items: Vec<Self>) -> Result<Self::Batch>;
 }
 
-/// An array on the host, whose shape is known when the program runs: one item, such as an image. It reads as a slice of its elements,
-/// row-major.
+/// An array on the host, whose shape is known when the program runs: one item, such as an image. It reads as a slice of its
+/// elements, row-major.
 ///
 /// ```
 /// # use tiebeam::data::Row;

@@ -8,8 +8,8 @@ use crate::shape::{MAX_AXES, Shape};
 use ::ndarray::{ArrayBase, ArrayD, ArrayRef, Data, Dimension, IxDyn};
 
 impl Tensor {
-    /// Makes a tensor of an array or a view of the crate ndarray, with the same shape and elements. Any layout is read: transposed,
-    /// sliced, reversed and broadcast views too. Needs the feature `ndarray`.
+    /// Makes a tensor of an array or a view of the crate ndarray, with the same shape and elements. Any layout is read:
+    /// transposed, sliced, reversed and broadcast views too. Needs the feature `ndarray`.
     ///
     /// An array of `f64` becomes one of f32 by `array.mapv(|x| x as f32)`.
     ///

@@ -43,8 +43,8 @@ fn batches_are_in_order_and_the_last_one_is_smaller() {
     }
 }
 
-/// The orders are those of a program in Python that shares nothing with this crate. They are the same on every platform, and a later
-/// version that changed them would let runs continue with other batches.
+/// The orders are those of a program in Python that shares nothing with this crate. They are the same on every platform, and a
+/// later version that changed them would let runs continue with other batches.
 #[test]
 fn the_order_is_a_function_of_seed_and_epoch() {
     let order = |seed, epoch| all(plain(numbers(8)).batch_size(8).shuffle(seed).iter(epoch)).concat();

@@ -34,13 +34,13 @@ use header::{Header, MAGIC, MAX_BYTES};
 /// | `int8`, `int16`, `int64` | i32; a value that does not fit is an error that names it |
 /// | `bool`, `uint8`, `uint16`, `uint64` | u32; a value that does not fit is an error that names it |
 ///
-/// Both orders of bytes are read. An array in Fortran order is put into row-major order, so the tensor has the array's shape. Other
-/// types (complex numbers, texts, records, the untyped bytes as which `ml_dtypes` writes bfloat16) and Python objects are refused by
-/// name. Nothing that a file claims is believed before the data are there, so a wrong header takes no memory.
+/// Both orders of bytes are read. An array in Fortran order is put into row-major order, so the tensor has the array's shape.
+/// Other types (complex numbers, texts, records, the untyped bytes as which `ml_dtypes` writes bfloat16) and Python objects are
+/// refused by name. Nothing that a file claims is believed before the data are there, so a wrong header takes no memory.
 ///
 /// # Errors
-/// [`Error::Io`] or [`Error::Format`], with the file's name, when the file cannot be read, is no such array, is cut short or too long,
-/// or has more than [`MAX_AXES`] axes or 2^32 - 1 elements.
+/// [`Error::Io`] or [`Error::Format`], with the file's name, when the file cannot be read, is no such array, is cut short or too
+/// long, or has more than [`MAX_AXES`] axes or 2^32 - 1 elements.
 ///
 /// ```
 /// # use tiebeam::{Gpu, Tensor, store};
@@ -62,11 +62,12 @@ pub fn load_npy(gpu: &Gpu, path: impl AsRef<Path>) -> Result<Tensor> {
     Ok(tensor)
 }
 
-/// Reads every array of an archive that `numpy.savez` or `numpy.savez_compressed` wrote, by name. Types are those of [`load_npy`].
+/// Reads every array of an archive that `numpy.savez` or `numpy.savez_compressed` wrote, by name. Types are those of
+/// [`load_npy`].
 ///
 /// # Errors
-/// As [`load_npy`], with the array's name too, and when the file is no zip archive, a checksum is wrong, or something in the archive
-/// is no array.
+/// As [`load_npy`], with the array's name too, and when the file is no zip archive, a checksum is wrong, or something in the
+/// archive is no array.
 ///
 /// ```
 /// # use tiebeam::{Gpu, Tensor, store};
@@ -103,8 +104,8 @@ pub fn load_npz(gpu: &Gpu, path: impl AsRef<Path>) -> Result<BTreeMap<String, Te
 
 /// Writes a tensor as `numpy.save` writes an array, row-major. The file is replaced atomically.
 ///
-/// f32, f16, u32 and i32 keep their type. NumPy has no bf16: such a tensor becomes `float32`, which holds every value exactly. `path` is
-/// used as it is, whereas NumPy would add `.npy`.
+/// f32, f16, u32 and i32 keep their type. NumPy has no bf16: such a tensor becomes `float32`, which holds every value exactly.
+/// `path` is used as it is, whereas NumPy would add `.npy`.
 ///
 /// # Errors
 /// When the file cannot be written (an old file is left intact), or the tensor or its device has failed.
@@ -133,9 +134,9 @@ pub fn save_npy(path: impl AsRef<Path>, tensor: &Tensor) -> Result<()> {
 
 /// Writes named tensors as `numpy.savez` writes arrays, without compression. The file is replaced atomically.
 ///
-/// Types are those of [`save_npy`]. The tensors are a consistent snapshot, as in [`save_checkpoint`](super::save_checkpoint). Equal names
-/// and tensors in the same order give equal bytes. A pipe cannot be written, because an archive is not written from its beginning to
-/// its end.
+/// Types are those of [`save_npy`]. The tensors are a consistent snapshot, as in [`save_checkpoint`](super::save_checkpoint).
+/// Equal names and tensors in the same order give equal bytes. A pipe cannot be written, because an archive is not written from
+/// its beginning to its end.
 ///
 /// # Errors
 /// When the file cannot be written (an old file is left intact), a name occurs twice, or a tensor or its device has failed.
