@@ -161,7 +161,7 @@ impl Recursive {
     /// [`Recursive::new`] for settings of a file or a user, which may not fit.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) for what makes [`Recursive::new`] panic.
+    /// [`Error::Config`] for what makes [`Recursive::new`] panic.
     pub fn try_new(gpu: &Gpu, config: RecursiveConfig, rng: &mut Rng) -> Result<Recursive> {
         let c = &config;
         if c.heads == 0 || !c.width.is_multiple_of(c.heads) {
