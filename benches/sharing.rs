@@ -262,8 +262,8 @@ fn hashed(gpu: &Gpu) -> Result<Vec<Row>> {
     let size = [768, 768];
     let stored = size[0] * size[1] / 8;
     let draw = Draw { stored, size, offset: 0, layer: 0, scale: 1.0, mapping: Mapping::Stable, seeds: SEEDS };
-    let drawn: Arc<dyn Site> = Arc::new(Hashed::new(&normal(gpu, &[stored], 1), draw));
-    let dense: Arc<dyn Site> = Arc::new(Tied::new(&normal(gpu, &size, 2)));
+    let drawn = Hashed::new(&normal(gpu, &[stored], 1), draw).shared();
+    let dense = Tied::new(&normal(gpu, &size, 2)).shared();
     let x = normal(gpu, &[2048, 768], 3);
     let ways = (("hashed", linear(&x, &drawn)), ("dense", linear(&x, &dense)));
     let name = "2048 rows, 768x768, 8 times fewer stored";
@@ -280,7 +280,7 @@ fn linear<'a>(x: &'a Tensor, w: &'a Arc<dyn Site>) -> impl FnMut() -> Result<()>
 /// Benchmarks batches of rows at different depths: with a low-rank part per depth, and with a dictionary's layers.
 fn mixed(gpu: &Gpu) -> Result<Vec<Row>> {
     let (width, depths) = (768usize, 12usize);
-    let weight: Arc<dyn Site> = Arc::new(Tied::new(&normal(gpu, &[width, width], 1)));
+    let weight = Tied::new(&normal(gpu, &[width, width], 1)).shared();
     let list = |rows: usize, of: usize| {
         Tensor::from_slice(gpu, &(0..rows).map(|i| (i % of) as u32).collect::<Vec<_>>(), [rows])
     };

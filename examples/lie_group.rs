@@ -20,19 +20,18 @@
 //! identity as the only frame, with frames drawn from the group, and with frames at the covariance. With `--precision f16|bf16` a
 //! training step's products and activations have 16 bits; tests are in f32.
 
-#[path = "common/precision.rs"]
-mod precision;
-#[path = "common/run.rs"]
-mod run;
+#[path = "common/terminal.rs"]
+mod terminal;
 
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
 use std::f64::consts::TAU;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use tiebeam::geometry::{Basis, Graph, invariants};
 use tiebeam::nn::{Activation, Init, Linear, Mlp, Module, Norm, Parameters, Visit, VisitMut, module};
 use tiebeam::optim::{AdamW, AdamWConfig, Group as Leaves, LossScale, Schedule};
+use tiebeam::train::Trainer;
 use tiebeam::{Gpu, Precision, Result, Rng, Tensor, autocast, no_grad};
 
 /// Learn shapes and recognise them under affine maps.
@@ -53,7 +52,7 @@ struct Args {
     special: bool,
     /// The precision of training
     #[command(flatten)]
-    scope: precision::Scope,
+    scope: terminal::Scope,
     /// Seed of weights, shapes and frames
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -353,48 +352,45 @@ fn anchor(group: Group, points: &[f32]) -> Matrix {
     }
 }
 
-/// Trains on shapes in their own orientation. Returns the network and the loss of every tenth step, and `None` if Ctrl-C
-/// stopped it.
+/// Trains on shapes in their own orientation. Returns the network and the losses of the first step, every tenth one and the
+/// last, and `None` if Ctrl-C stopped it.
 fn train(
     gpu: &Gpu,
     args: &Args,
     group: Group,
     view: View,
-    stop: &AtomicBool,
+    stop: &Arc<AtomicBool>,
 ) -> Result<Option<(Net, Vec<f32>)>> {
-    let mut losses = Vec::new();
     let mut rng = Rng::new(args.seed);
     let net = Net::new(gpu, group, view, &mut rng);
-    let parameters = Parameters::of(&net);
-    let leaves = Leaves::new(parameters.named().iter().map(|(name, p)| (name.clone(), p)));
-    let config = AdamWConfig::default().clip(Some(1.0));
-    let mut optimizer = AdamW::new(gpu, vec![leaves], config)?;
-    let scale = LossScale::of(gpu, args.scope.precision)?;
+    let leaves = Leaves::new(Parameters::of(&net).trainable());
+    let optimizer = AdamW::new(gpu, vec![leaves], AdamWConfig::default().lr(4e-3).clip(Some(1.0)))?;
     let steps = args.steps as u64;
-    let schedule = Schedule::WarmupCosine { warmup: steps / 10, total: steps, floor: 0.0 };
-    let bar = ProgressBar::new(steps);
-    bar.set_style(ProgressStyle::with_template("{bar:32} {pos}/{len} steps {msg} ETA {eta}").expect("valid"));
-    for step in 0..steps {
-        if stop.load(Ordering::SeqCst) {
-            bar.finish_and_clear();
-            return Ok(None);
-        }
-        let (graph, classes) = batch(&net, args.batch as usize, |_| IDENTITY, &mut rng)?;
-        let frames = view.frames(group, args.frames as usize, &mut rng);
-        let loss = autocast(args.scope.precision, || {
+    let mut trainer = Trainer::new(optimizer)
+        .schedule(Schedule::WarmupCosine { warmup: steps / 10, total: steps, floor: 0.0 })
+        .scale(LossScale::of(gpu, args.scope.precision)?)
+        .rng(rng)
+        .report_every(10)
+        .stop(stop.clone());
+    let bar = terminal::bar("{bar:32} {pos}/{len} steps {msg} ETA {eta}", 0, steps);
+    let mut losses = Vec::new();
+    let loss = |_, rng: &mut Rng| {
+        let (graph, classes) = batch(&net, args.batch as usize, |_| IDENTITY, rng)?;
+        let frames = view.frames(group, args.frames as usize, rng);
+        Ok(autocast(args.scope.precision, || {
             let classes = Tensor::from_slice(gpu, &classes, [classes.len()]);
             net.forward(&graph, &frames).cross_entropy(&classes, None)
-        });
-        optimizer.step(&scale.backward(&loss)?, schedule.lr(4e-3, step))?;
-        if step % 10 == 0 || step + 1 == steps {
-            precision::report(&bar, "event", optimizer.watch()?)?;
-            losses.push(loss.item()?);
-            bar.set_message(format!("loss {:.3}", losses[losses.len() - 1]));
-        }
-        bar.inc(1);
-    }
+        }))
+    };
+    let done = trainer.train(steps, loss, |report| {
+        terminal::events(&bar, "event", report);
+        losses.push(report.loss);
+        bar.set_message(format!("loss {:.3}", report.loss));
+        bar.set_position(report.step);
+        Ok(())
+    })?;
     bar.finish_and_clear();
-    Ok(Some((net, losses)))
+    Ok(done.then_some((net, losses)))
 }
 
 /// Returns the fraction of shapes that are classified correctly, each under its own map.
@@ -433,7 +429,7 @@ fn body(args: &Args) -> Result<()> {
     let gpu = Gpu::open()?;
     println!("adapter    {}", gpu.adapter());
     let group = if args.special { Group::Special } else { Group::General };
-    let stop = run::interruptible()?;
+    let stop = terminal::interruptible()?;
     for (name, view) in [
         ("the identity alone", View::Identity),
         ("frames of the group", View::Sampled),
@@ -474,7 +470,7 @@ fn report(net: &Net, rng: &mut Rng) -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    run::main(|| body(&Args::parse()))
+    terminal::main(|| body(&Args::parse()))
 }
 
 #[cfg(test)]
@@ -539,7 +535,7 @@ mod tests {
             let args =
                 ["lie_group", "--steps", "81", "--frames", "4", "--batch", "8", "--precision", precision];
             let args = Args::try_parse_from(args).expect("arguments");
-            let stop = AtomicBool::new(false);
+            let stop = Arc::default();
             let trained = train(&gpu, &args, Group::General, View::Covariance, &stop).expect("training");
             trained.expect("it was not stopped").1
         };

@@ -7,22 +7,22 @@
 //! far are in benches/results/sharing/zoo.jsonl. If that file is copied to OUT/results.jsonl, they are not repeated. Settings are
 //! those of a published comparison (MASA, arXiv 2508.04581), at a size that one core trains in minutes.
 
-#[path = "common/run.rs"]
-mod common;
-#[path = "common/precision.rs"]
-mod precision;
+#[path = "common/terminal.rs"]
+mod terminal;
 
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use plotters::prelude::*;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
 use tiebeam::nn::Parameters;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, LossScale, Schedule};
+use tiebeam::train::Trainer;
 use tiebeam::{Error, Gpu, Precision, Result, Rng, Tensor, autocast, files, no_grad};
 
 /// Train variants of weight sharing on one budget and compare them.
@@ -43,7 +43,7 @@ struct Args {
     steps: u32,
     /// The precision of training
     #[command(flatten)]
-    scope: precision::Scope,
+    scope: terminal::Scope,
     /// Folder for results and picture
     #[arg(long, default_value = "out/zoo")]
     out: PathBuf,
@@ -137,14 +137,9 @@ impl Corpus {
 }
 
 fn optimizer(gpu: &Gpu, all: &Parameters) -> Result<AdamW> {
-    let (matrices, vectors): (Vec<_>, Vec<_>) =
-        all.named().iter().cloned().partition(|(_, p)| p.shape().len() > 1);
-    let groups = vec![
-        Group { params: matrices, weight_decay: 0.1, lr_scale: 1.0 },
-        Group { params: vectors, weight_decay: 0.0, lr_scale: 1.0 },
-    ];
-    let config = AdamWConfig::default().betas((0.9, 0.95)).eps(1e-8).clip(Some(1.0));
-    AdamW::new(gpu, groups, config)
+    let [matrices, vectors] = Group::split(all.trainable(), |_, p| p.shape().len() > 1);
+    let config = AdamWConfig::default().lr(LR).betas((0.9, 0.95)).eps(1e-8).clip(Some(1.0));
+    AdamW::new(gpu, vec![matrices.weight_decay(0.1), vectors], config)
 }
 
 /// Makes one run and returns its settings and results.
@@ -154,7 +149,7 @@ fn train(
     (name, sharing): (&str, &str),
     seed: u64,
     (steps, precision): (u32, Precision),
-    (bar, stop): (&ProgressBar, &AtomicBool),
+    (bar, stop): (&ProgressBar, &Arc<AtomicBool>),
 ) -> Result<Value> {
     let config = RecursiveConfig::default()
         .vocab(text.vocab)
@@ -166,32 +161,34 @@ fn train(
         .sharing(Sharing::named(sharing)?);
     let model = Recursive::new(gpu, config, &mut Rng::new(seed));
     let parameters = Parameters::of(&model);
-    let mut optimizer = optimizer(gpu, &parameters)?;
-    let scale = LossScale::of(gpu, precision)?;
-    // The batches of a seed are the same for every variant.
-    let mut rng = Rng::new(seed ^ 0xba7c4);
-    let schedule =
-        Schedule::WarmupCosine { warmup: (steps as u64 / 10).max(1), total: steps as u64, floor: 0.1 };
-    let started = Instant::now();
-    let mut last = f32::NAN;
-    for step in 0..steps {
-        if stop.load(Ordering::Relaxed) {
-            return Err(Error::stopped(
-                "stopped; the runs that ended are kept, and the same command goes on with the others",
-            ));
+    let total = u64::from(steps);
+    let mut trainer = Trainer::new(optimizer(gpu, &parameters)?)
+        .schedule(Schedule::WarmupCosine { warmup: (total / 10).max(1), total, floor: 0.1 })
+        .scale(LossScale::of(gpu, precision)?)
+        // The batches of a seed are the same for every variant.
+        .rng(Rng::new(seed ^ 0xba7c4))
+        .report_every(20)
+        .stop(stop.clone());
+    let (started, before) = (Instant::now(), bar.position());
+    let (run, mut last) = (format!("{name} seed {seed}:"), f32::NAN);
+    let loss = |_, rng: &mut Rng| {
+        let [x, y] = text.batch(rng).map(|t| Tensor::from_slice(gpu, &t, [BATCH, CONTEXT]));
+        Ok(autocast(precision, || model.loss(&x, &y)))
+    };
+    let done = trainer.train(total, loss, |report| {
+        terminal::events(bar, &run, report);
+        last = report.loss;
+        bar.set_message(format!("{run} step {}, loss {last:.3}", report.step));
+        bar.set_position(before + report.step);
+        match last.is_finite() {
+            true => Ok(()),
+            false => Err(Error::config(format!("{run} the loss is {last} at step {}", report.step - 1))),
         }
-        let [x, y] = text.batch(&mut rng).map(|t| Tensor::from_slice(gpu, &t, [BATCH, CONTEXT]));
-        let loss = autocast(precision, || model.loss(&x, &y));
-        optimizer.step(&scale.backward(&loss)?, schedule.lr(LR, step as u64))?;
-        if step % 20 == 19 || step + 1 == steps {
-            precision::report(bar, &format!("{name} seed {seed}:"), optimizer.watch()?)?;
-            last = loss.item()?;
-            bar.set_message(format!("{name} seed {seed}: step {}, loss {last:.3}", step + 1));
-            if !last.is_finite() {
-                return Err(Error::config(format!("{name} seed {seed}: the loss is {last} at step {step}")));
-            }
-        }
-        bar.inc(1);
+    })?;
+    if !done {
+        return Err(Error::stopped(
+            "stopped; the runs that ended are kept, and the same command goes on with the others",
+        ));
     }
     let seconds = started.elapsed().as_secs_f64();
     Ok(
@@ -308,7 +305,7 @@ fn run(args: &Args) -> Result<()> {
         let missing = chosen.iter().filter(|v| !records.iter().any(|r| same(r, v.0, seed)));
         wanted.extend(missing.map(|v| (v.0, v.1, seed)));
     }
-    let stop = common::interruptible()?;
+    let stop = terminal::interruptible()?;
     println!(
         "{} runs of {} steps to do, {} kept; each is kept in {} when it ends",
         wanted.len(),
@@ -316,9 +313,8 @@ fn run(args: &Args) -> Result<()> {
         args.seeds.len() * chosen.len() - wanted.len(),
         file.display()
     );
-    let bar = ProgressBar::new(wanted.len() as u64 * args.steps as u64);
     let style = "{bar:24} {percent}% {wide_msg} {elapsed} so far, about {eta} to go";
-    bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
+    let bar = terminal::bar(style, 0, wanted.len() as u64 * args.steps as u64);
     for (name, sharing, seed) in wanted {
         let record =
             train(&gpu, &text, (name, sharing), seed, (args.steps, args.scope.precision), (&bar, &stop))?;
@@ -360,5 +356,5 @@ fn run(args: &Args) -> Result<()> {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    common::main(|| run(&args))
+    terminal::main(|| run(&args))
 }

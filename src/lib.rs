@@ -7,6 +7,7 @@
 pub mod bench;
 #[cfg(feature = "capi")]
 pub mod capi;
+pub mod data;
 pub mod decode;
 pub mod dtype;
 pub mod error;
@@ -33,6 +34,7 @@ pub mod tape;
 pub mod tensor;
 #[cfg(feature = "text")]
 pub mod text;
+pub mod train;
 
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
@@ -61,6 +63,8 @@ mod pages {
         Pytorch "../docs/pytorch.md"
         Reliability "../docs/reliability.md"
         Troubleshooting "../docs/troubleshooting.md"
+        TutorialKind "../docs/tutorial/kind.md"
+        TutorialOp "../docs/tutorial/op.md"
         TutorialSave "../docs/tutorial/save.md"
         TutorialTensors "../docs/tutorial/tensors.md"
         TutorialTied "../docs/tutorial/tied.md"

@@ -31,14 +31,21 @@ impl Shape {
     #[track_caller]
     pub fn new(sizes: &[usize]) -> Self {
         assert!(sizes.len() <= MAX_AXES, "shape: {sizes:?} has more than {MAX_AXES} axes");
+        match Shape::checked(sizes) {
+            Some(shape) => shape,
+            None => panic!("shape: {sizes:?} has more than 2^32 - 1 elements"),
+        }
+    }
+
+    /// [`Shape::new`] for sizes that come from outside of the program. `None` where that would panic.
+    pub(crate) fn checked(sizes: &[usize]) -> Option<Self> {
         let count = sizes.iter().try_fold(1usize, |n, &s| n.checked_mul(s));
-        assert!(
-            count.is_some_and(|n| n <= u32::MAX as usize),
-            "shape: {sizes:?} has more than 2^32 - 1 elements"
-        );
+        if sizes.len() > MAX_AXES || count.is_none_or(|n| n > u32::MAX as usize) {
+            return None;
+        }
         let mut all = [1; MAX_AXES];
         all[..sizes.len()].copy_from_slice(sizes);
-        Shape { len: sizes.len() as u8, sizes: all }
+        Some(Shape { len: sizes.len() as u8, sizes: all })
     }
 
     /// Number of elements: the product of the sizes, 1 for a scalar.

@@ -5,15 +5,19 @@ use crate::error::Result;
 use crate::gpu::Gpu;
 use crate::gpu::kernel::{Launch, Part};
 use crate::gpu::readback::Reading;
+use crate::gpu::recording;
 use crate::gpu::shader::Name;
 use crate::gpu::transpose::Transpose;
 use crate::gpu::value::fuse::{Arg, Expr, Scalar};
 use crate::gpu::value::{Place, Value};
 use crate::shape::{self, Shape, Strides};
 use crate::tape::{self, Edge, Node, Op};
+use std::any::Any;
 use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::sync::Arc;
 
+#[cfg(feature = "ndarray")]
+mod ndarray;
 mod print;
 
 /// An n-dimensional array on one device.
@@ -547,6 +551,11 @@ impl Tensor {
         self.value.error().map_or(Ok(()), Err)
     }
 
+    /// Makes this tensor carry an error.
+    pub(crate) fn fail(&self, error: &crate::error::Error) {
+        self.place().buffer.fail(error);
+    }
+
     // Building blocks of ops.
 
     pub(crate) fn from_value(value: Arc<Value>, shape: Shape) -> Tensor {
@@ -619,7 +628,7 @@ impl Tensor {
     /// Writes these elements to `target`, a contiguous tensor of the same shape, or adds them to its elements. Pending
     /// elements are computed directly into `target`.
     pub(crate) fn write_to(self, op: &'static str, target: &Tensor, accumulate: bool) {
-        debug_assert!(
+        assert!(
             self.shape == target.shape && target.is_contiguous(),
             "{op}: {} to {}",
             self.shape,
@@ -695,12 +704,22 @@ impl Launch<'_> {
     /// backward pass.
     ///
     /// # Panics
-    /// When other handles on the tensor's elements exist, because tensors are values: nobody may see them change.
+    /// When other handles on the tensor's elements exist, here or at the launch, because tensors are values: nobody may see them
+    /// change. When the tensor was made outside of the recorded step that would write it.
     #[track_caller]
     pub fn output(self, name: impl Into<Name>, y: &Tensor) -> Self {
         let alone = Arc::strong_count(&y.value) == 1 && y.edge.is_none();
         assert!(alone, "{}: {} is in use elsewhere; write to a tensor that was just made", self.op, y.shape);
-        self.bind_mut(name, y)
+        assert!(
+            y.value.recording == recording::number(y.gpu()),
+            "{}: {} was made outside of the recorded step that would write it; make it inside",
+            self.op,
+            y.shape
+        );
+        let launch = self.bind_mut(name, y);
+        let held: Arc<dyn Any + Send + Sync> = y.value.clone();
+        let outputs = launch.outputs.into_iter().chain([held]).collect();
+        Launch { outputs, ..launch }
     }
 }
 

@@ -6,11 +6,9 @@
 //! stored in training; a step whose gradients overflow is named and changes nothing. Ctrl-C saves a checkpoint, from which `--resume` continues
 //! with the same bits as a run that was never stopped.
 
-#[path = "../common/run.rs"]
-mod common;
 mod plot;
-#[path = "../common/precision.rs"]
-mod precision;
+#[path = "../common/terminal.rs"]
+mod terminal;
 mod text;
 mod train;
 
@@ -69,7 +67,7 @@ pub struct Args {
     pub lr: Option<f32>,
     /// The precision of training
     #[command(flatten)]
-    pub scope: precision::Scope,
+    pub scope: terminal::Scope,
     /// Seed of weights, batches and samples
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -142,5 +140,5 @@ fn run(args: &Args, started: Instant) -> Result<()> {
 
 fn main() -> ExitCode {
     let started = Instant::now();
-    common::main(|| run(&Args::parse(), started))
+    terminal::main(|| run(&Args::parse(), started))
 }

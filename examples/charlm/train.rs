@@ -1,18 +1,16 @@
-//! The training loop, with checkpoints, evaluation and samples.
+//! The training run, with checkpoints, evaluation and samples.
 
 use crate::plot::{self, Lines};
 use crate::text::{self, Text};
-use crate::{Args, Sizes, precision};
-use indicatif::{ProgressBar, ProgressStyle};
+use crate::{Args, Sizes, terminal};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::time::Instant;
-use tiebeam::gpu::readback::Reading;
 use tiebeam::models::recursive::Recursive;
 use tiebeam::nn::Parameters;
-use tiebeam::optim::{AdamW, AdamWConfig, Group, LossScale, Schedule, Watch};
-use tiebeam::store::{Checkpoint, File, load_checkpoint, save_checkpoint};
+use tiebeam::optim::{AdamW, AdamWConfig, Group, LossScale, Schedule};
+use tiebeam::store::File;
+use tiebeam::train::Trainer;
 use tiebeam::{Error, Gpu, Precision, Result, Rng, Tensor, autocast, no_grad};
 
 /// A training run.
@@ -24,34 +22,31 @@ struct Run<'a> {
     /// When the process began.
     started: Instant,
     model: Recursive,
-    optimizer: AdamW,
-    scale: LossScale,
-    rng: Rng,
-    step: usize,
+    trainer: Trainer,
     losses: Vec<(usize, f32)>,
 }
-
-/// What a step sends to the host: its loss, and what happened up to it. It is read one step late, so the device never
-/// waits for the host.
-type Late = (usize, Reading, Watch);
 
 pub fn run(args: &Args, sizes: &Sizes, gpu: &Gpu, text: &Text, started: Instant) -> Result<()> {
     let (unigram, bigram) = text::baselines(text);
     let mut rng = Rng::new(args.seed);
     let model = Recursive::new(gpu, sizes.model.clone(), &mut rng);
-    let optimizer = optimizer(gpu, &model)?;
-    let scale = LossScale::of(gpu, args.scope.precision)?;
-    let losses = Vec::new();
-    let mut run = Run { args, sizes, gpu, text, started, model, optimizer, scale, rng, step: 0, losses };
+    let total = sizes.steps as u64;
+    let trainer = Trainer::new(optimizer(gpu, &model, sizes.lr)?)
+        .schedule(Schedule::WarmupCosine { warmup: (total / 20).max(1), total, floor: 0.1 })
+        .scale(LossScale::of(gpu, args.scope.precision)?)
+        .rng(rng)
+        .total(total)
+        .stop(terminal::interruptible()?);
+    let mut run = Run { args, sizes, gpu, text, started, model, trainer, losses: Vec::new() };
     run.print_sizes();
-    std::fs::create_dir_all(&args.out).map_err(|e| io(&args.out, e))?;
+    std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
     if args.resume {
         run.load()?;
     }
-    let stopped = run.train()?;
-    run.save()?;
-    if stopped {
-        println!("stopped    after step {}; go on with --resume --out {}", run.step, args.out.display());
+    let done = run.train()?;
+    if !done {
+        let step = run.trainer.step();
+        println!("stopped    after step {step}; go on with --resume --out {}", args.out.display());
         return Ok(());
     }
     let validation = run.validate()?;
@@ -70,21 +65,11 @@ pub fn run(args: &Args, sizes: &Sizes, gpu: &Gpu, text: &Text, started: Instant)
     Ok(())
 }
 
-fn io(path: &Path, error: std::io::Error) -> Error {
-    Error::io(path, error)
-}
-
 /// Creates the optimizer. Matrices have weight decay, vectors (norms) have none.
-fn optimizer(gpu: &Gpu, model: &Recursive) -> Result<AdamW> {
-    let all = Parameters::of(model);
-    let (matrices, vectors): (Vec<_>, Vec<_>) =
-        all.named().iter().cloned().partition(|(_, p)| p.shape().len() > 1);
-    let groups = vec![
-        Group { params: matrices, weight_decay: 0.1, lr_scale: 1.0 },
-        Group { params: vectors, weight_decay: 0.0, lr_scale: 1.0 },
-    ];
-    let config = AdamWConfig::default().betas((0.9, 0.95)).eps(1e-8).clip(Some(1.0));
-    AdamW::new(gpu, groups, config)
+fn optimizer(gpu: &Gpu, model: &Recursive, lr: f32) -> Result<AdamW> {
+    let [matrices, vectors] = Group::split(Parameters::of(model).trainable(), |_, p| p.shape().len() > 1);
+    let config = AdamWConfig::default().lr(lr).betas((0.9, 0.95)).eps(1e-8).clip(Some(1.0));
+    AdamW::new(gpu, vec![matrices.weight_decay(0.1), vectors], config)
 }
 
 impl Run<'_> {
@@ -113,85 +98,50 @@ impl Run<'_> {
         );
     }
 
-    fn schedule(&self) -> Schedule {
-        let total = self.sizes.steps as u64;
-        Schedule::WarmupCosine { warmup: (total / 20).max(1), total, floor: 0.1 }
-    }
-
-    /// Trains up to the last step. Returns true if Ctrl-C stopped it before.
+    /// Trains up to the last step and saves on the way. Returns false if Ctrl-C stopped it before.
     fn train(&mut self) -> Result<bool> {
-        let stop = crate::common::interruptible()?;
-        let steps = self.sizes.steps;
-        let bar = ProgressBar::new(steps as u64);
-        let style = ProgressStyle::with_template("{bar:32} {pos}/{len} {msg} ETA {eta}");
-        bar.set_style(style.expect("a valid template"));
-        bar.set_position(self.step as u64);
-        bar.reset_eta();
+        let (steps, every) = (self.sizes.steps as u64, u64::from(self.args.save_every));
+        let (batch, context) = (self.sizes.batch, self.sizes.model.context);
+        let first = self.trainer.step();
+        let bar = terminal::bar(terminal::TRAINING, first, steps);
         let started = Instant::now();
-        let first = self.step;
-        let schedule = self.schedule();
-        let per_step = self.sizes.batch * self.sizes.model.context;
-        let mut late: Option<Late> = None;
-        while self.step < steps && !stop.load(Ordering::SeqCst) {
-            let (tokens, targets) =
-                self.text.batch(self.sizes.batch, self.sizes.model.context, &mut self.rng);
-            let shape = [self.sizes.batch, self.sizes.model.context];
-            let tokens = Tensor::from_slice(self.gpu, &tokens, shape);
-            let targets = Tensor::from_slice(self.gpu, &targets, shape);
-            let loss = autocast(self.args.scope.precision, || self.model.loss(&tokens, &targets));
-            let grads = self.scale.backward(&loss)?;
-            self.optimizer.step(&grads, schedule.lr(self.sizes.lr, self.step as u64))?;
-            let reading = loss.detach().read::<f32>()?;
-            let sent = (self.step, reading, self.optimizer.watch()?);
-            if self.step == first {
-                // Not late, to see how long a user waits for it: all kernels are compiled until then.
-                self.note(sent, &bar)?;
-                let seconds = self.started.elapsed().as_secs_f64();
-                bar.suspend(|| println!("first step {seconds:.1} s after the start, with compiling"));
-            } else if let Some(previous) = late.replace(sent) {
-                self.note(previous, &bar)?;
-            }
-            self.step += 1;
-            let speed = ((self.step - first) * per_step) as f64 / started.elapsed().as_secs_f64();
-            let loss = self.losses.last().map_or(f32::NAN, |l| l.1);
-            bar.set_message(format!("loss {loss:.3} {speed:.0} tokens/s"));
-            bar.set_position(self.step as u64);
-            if self.step.is_multiple_of(self.args.save_every as usize) && self.step < steps {
-                if let Some(previous) = late.take() {
-                    self.note(previous, &bar)?;
-                }
-                self.save()?;
-            }
-        }
-        if let Some(previous) = late {
-            self.note(previous, &bar)?;
+        let speed =
+            |step: u64| ((step - first) as usize * batch * context) as f64 / started.elapsed().as_secs_f64();
+        let mut going = true;
+        while going {
+            let (gpu, text, path) = (self.gpu, self.text, self.checkpoint());
+            let (model, precision, losses) = (&self.model, self.args.scope.precision, &mut self.losses);
+            let next = ((self.trainer.step() / every + 1) * every).min(steps);
+            going = self.trainer.train(
+                next,
+                |_, rng| {
+                    let (tokens, targets) = text.batch(batch, context, rng);
+                    let [tokens, targets] =
+                        [tokens, targets].map(|ids| Tensor::from_slice(gpu, &ids, [batch, context]));
+                    Ok(autocast(precision, || model.loss(&tokens, &targets)))
+                },
+                |report| {
+                    terminal::events(&bar, "event", report);
+                    let (step, loss) = (report.step, report.loss);
+                    if !loss.is_finite() {
+                        return Err(diverged(loss, step - 1, &path, precision));
+                    }
+                    losses.push((step as usize - 1, loss));
+                    if step == first + 1 {
+                        let seconds = self.started.elapsed().as_secs_f64();
+                        bar.suspend(|| println!("first step {seconds:.1} s after the start, with compiling"));
+                    }
+                    bar.set_message(format!("loss {loss:.3} {:.0} tokens/s", speed(step)));
+                    bar.set_position(step);
+                    Ok(())
+                },
+            )? && next < steps;
+            self.save()?;
         }
         bar.finish_and_clear();
-        let seconds = started.elapsed().as_secs_f64();
-        let speed = ((self.step - first) * per_step) as f64 / seconds;
-        println!("trained    steps {first} to {} in {seconds:.1} s, {speed:.0} tokens/s", self.step);
-        Ok(stop.load(Ordering::SeqCst) && self.step < steps)
-    }
-
-    /// Records a loss that was read back, and prints each step whose gradients overflowed and each change of the loss
-    /// scale. NaN or infinity as a loss ends the run before a bad checkpoint is saved.
-    fn note(&mut self, (step, reading, watch): Late, bar: &ProgressBar) -> Result<()> {
-        precision::report(bar, "event", watch)?;
-        let loss: f32 = bytemuck::pod_read_unaligned(&reading.wait()?);
-        if !loss.is_finite() {
-            let path = self.checkpoint();
-            // f16 ends at 65504, and a loss scale does not help values that are too large before they are scaled.
-            let range =
-                if self.args.scope.precision == Precision::F16 { " or with --precision bf16" } else { "" };
-            let last = if path.exists() {
-                format!("the last good checkpoint is {}; resume it with a smaller --lr", path.display())
-            } else {
-                format!("no checkpoint was saved yet; start again with a smaller --lr{range}")
-            };
-            return Err(Error::config(format!("the loss is {loss} at step {step}; {last}")));
-        }
-        self.losses.push((step, loss));
-        Ok(())
+        let (step, seconds) = (self.trainer.step(), started.elapsed().as_secs_f64());
+        println!("trained    steps {first} to {step} in {seconds:.1} s, {:.0} tokens/s", speed(step));
+        Ok(step == steps)
     }
 
     fn checkpoint(&self) -> PathBuf {
@@ -210,25 +160,16 @@ impl Run<'_> {
     }
 
     fn save(&self) -> Result<()> {
-        let all = Parameters::of(&self.model);
         let mut metadata = self.settings();
         let losses: Vec<String> = self.losses.iter().map(|(_, loss)| loss.to_bits().to_string()).collect();
         metadata.insert("losses".into(), losses.join(" "));
-        let mut state = self.optimizer.state_dict()?;
-        state.extend(self.scale.state_dict()?);
-        let run = Checkpoint::default()
-            .step(self.optimizer.steps())
-            .optimizer(state)
-            .rng(Some(self.rng.clone()))
-            .metadata(metadata);
-        save_checkpoint(self.checkpoint(), all.named(), &run)
+        self.trainer.save_with(self.checkpoint(), &self.model, &metadata)
     }
 
     fn load(&mut self) -> Result<()> {
         let path = self.checkpoint();
-        let wanted = self.settings();
         let metadata = File::open(&path)?.metadata().clone();
-        for (name, want) in &wanted {
+        for (name, want) in &self.settings() {
             // Checkpoints from before there was a choice are of f32.
             let missing = if name == "precision" { "f32" } else { "nothing" };
             let have = metadata.get(name).map_or(missing, String::as_str);
@@ -238,20 +179,11 @@ impl Run<'_> {
                 return Err(Error::format(path, message));
             }
         }
-        let all = Parameters::of(&self.model);
-        let mut run = load_checkpoint(&path, all.named())?;
-        if metadata.contains_key("precision") {
-            self.scale.load_state(&mut run.optimizer)?;
-        }
-        self.optimizer.load_state(run.step, &run.optimizer)?;
-        if let Some(rng) = run.rng {
-            self.rng.set_state(rng.state());
-        }
-        self.step = run.step as usize;
+        self.trainer.load(&path, &self.model)?;
         let losses = metadata.get("losses").map_or("", String::as_str);
         let parsed = losses.split_whitespace().map(|bits| bits.parse().map(f32::from_bits));
         self.losses = parsed.filter_map(std::result::Result::ok).enumerate().collect();
-        println!("resumed    {} at step {}", path.display(), self.step);
+        println!("resumed    {} at step {}", path.display(), self.trainer.step());
         Ok(())
     }
 
@@ -259,10 +191,7 @@ impl Run<'_> {
     fn validate(&self) -> Result<f64> {
         let context = self.sizes.model.context;
         let bytes = &self.text.held_out;
-        let bar = ProgressBar::new(bytes.len() as u64 - 1);
-        bar.set_style(
-            ProgressStyle::with_template("{bar:32} {pos}/{len} validating, ETA {eta}").expect("valid"),
-        );
+        let bar = terminal::bar("{bar:32} {pos}/{len} validating, ETA {eta}", 0, bytes.len() as u64 - 1);
         let mut sum = 0.0;
         let mut at = 0;
         while at + 1 < bytes.len() {
@@ -305,6 +234,18 @@ impl Run<'_> {
         tiebeam::files::replace_with(&path, &sample)?;
         Ok(sample)
     }
+}
+
+/// The error of a run whose loss is not finite. It comes before a bad checkpoint is saved.
+fn diverged(loss: f32, step: u64, checkpoint: &Path, precision: Precision) -> Error {
+    // f16 ends at 65504, and a loss scale does not help values that are too large before they are scaled.
+    let range = if precision == Precision::F16 { " or with --precision bf16" } else { "" };
+    let last = if checkpoint.exists() {
+        format!("the last good checkpoint is {}; resume it with a smaller --lr", checkpoint.display())
+    } else {
+        format!("no checkpoint was saved yet; start again with a smaller --lr{range}")
+    };
+    Error::config(format!("the loss is {loss} at step {step}; {last}"))
 }
 
 /// Draws a byte from the softmax of `logits / temperature`.

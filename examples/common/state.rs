@@ -1,68 +1,45 @@
-//! The checkpoint of an example's training run, saved after each epoch.
+//! What the checkpoint of an example holds beside its training run: the settings, and the numbers of each epoch so far.
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use tiebeam::nn::{Module, Parameters};
-use tiebeam::optim::{AdamW, LossScale};
-use tiebeam::store::{Checkpoint, File, load_checkpoint, save_checkpoint};
-use tiebeam::{Error, Result, Rng};
+use tiebeam::nn::Module;
+use tiebeam::store::File;
+use tiebeam::train::Trainer;
+use tiebeam::{Error, Result};
 
 /// Creates a folder if it does not exist.
 pub fn folder(path: &Path) -> Result<()> {
     std::fs::create_dir_all(path).map_err(|e| Error::io(path, e))
 }
 
-/// The state of a training run that its checkpoint stores in addition to the parameters.
-pub struct State<const N: usize> {
-    pub optimizer: AdamW,
-    pub scale: LossScale,
-    pub rng: Rng,
-    /// The recorded numbers of each epoch so far.
-    pub curve: Vec<[f64; N]>,
-    /// Settings that must be the same when a run continues from a checkpoint.
-    pub settings: String,
+/// Returns settings, which must be the same when the run continues, and curve as a checkpoint's metadata.
+pub fn metadata<const N: usize>(settings: &str, curve: &[[f64; N]]) -> BTreeMap<String, String> {
+    let line = |epoch: &[f64; N]| epoch.map(|x| format!("{x:?}")).join(" ");
+    let curve = curve.iter().map(line).collect::<Vec<_>>().join("\n");
+    [("settings".to_string(), settings.to_string()), ("curve".to_string(), curve)].into()
 }
 
-impl<const N: usize> State<N> {
-    pub fn save(&self, path: &Path, net: &impl Module) -> Result<()> {
-        let line = |epoch: &[f64; N]| epoch.map(|x| format!("{x:?}")).join(" ");
-        let metadata: BTreeMap<String, String> = [
-            ("settings".to_string(), self.settings.clone()),
-            ("curve".to_string(), self.curve.iter().map(line).collect::<Vec<_>>().join("\n")),
-        ]
-        .into();
-        let mut optimizer = self.optimizer.state_dict()?;
-        optimizer.extend(self.scale.state_dict()?);
-        let run = Checkpoint::default()
-            .step(self.optimizer.steps())
-            .optimizer(optimizer)
-            .rng(Some(self.rng.clone()))
-            .metadata(metadata);
-        save_checkpoint(path, Parameters::of(net).named(), &run)
+/// Restores everything from a checkpoint and returns the curve. `net` must have the parameters of the trainer's optimizer.
+pub fn resume<const N: usize>(
+    path: &Path,
+    trainer: &mut Trainer,
+    net: &impl Module,
+    settings: &str,
+) -> Result<Vec<[f64; N]>> {
+    let metadata = File::open(path)?.metadata().clone();
+    let wrong = |message: String| Error::format(path, message);
+    let have = metadata.get("settings").map_or("nothing", String::as_str);
+    if have != settings {
+        return Err(wrong(format!("a checkpoint of another run: it has `{have}`, here is `{settings}`")));
     }
-
-    /// Restores everything from a checkpoint. `net` must have the parameters of the optimizer.
-    pub fn load(&mut self, path: &Path, net: &impl Module) -> Result<()> {
-        let metadata = File::open(path)?.metadata().clone();
-        let wrong = |message: String| Error::format(path, message);
-        let have = metadata.get("settings").map_or("nothing", String::as_str);
-        if have != self.settings {
-            let want = &self.settings;
-            return Err(wrong(format!("a checkpoint of another run: it has `{have}`, here is `{want}`")));
-        }
-        let numbers = |line: &str| -> Option<[f64; N]> {
-            let all: Option<Vec<f64>> = line.split(' ').map(|x| x.parse().ok()).collect();
-            all?.try_into().ok()
-        };
-        let curve = metadata.get("curve").map_or("", String::as_str).lines().map(numbers);
-        self.curve = curve.collect::<Option<_>>().ok_or_else(|| wrong("its curve cannot be read".into()))?;
-        let mut run = load_checkpoint(path, Parameters::of(net).named())?;
-        self.scale.load_state(&mut run.optimizer)?;
-        self.optimizer.load_state(run.step, &run.optimizer)?;
-        if let Some(rng) = run.rng {
-            self.rng.set_state(rng.state());
-        }
-        println!("resumed    {} after epoch {}", path.display(), self.curve.len());
-        Ok(())
-    }
+    let numbers = |line: &str| -> Option<[f64; N]> {
+        let all: Option<Vec<f64>> = line.split(' ').map(|x| x.parse().ok()).collect();
+        all?.try_into().ok()
+    };
+    let curve = metadata.get("curve").map_or("", String::as_str).lines().map(numbers);
+    let curve: Option<Vec<_>> = curve.collect();
+    let curve = curve.ok_or_else(|| wrong("its curve cannot be read".into()))?;
+    trainer.load(path, net)?;
+    println!("resumed    {} after epoch {}", path.display(), curve.len());
+    Ok(curve)
 }

@@ -13,12 +13,10 @@ mod chart;
 mod data;
 mod net;
 mod picture;
-#[path = "../common/precision.rs"]
-mod precision;
-#[path = "../common/run.rs"]
-mod run;
 #[path = "../common/state.rs"]
 mod state;
+#[path = "../common/terminal.rs"]
+mod terminal;
 mod train;
 
 use clap::Parser;
@@ -54,7 +52,7 @@ pub struct Args {
     pub lr: f32,
     /// The precision of training
     #[command(flatten)]
-    pub scope: precision::Scope,
+    pub scope: terminal::Scope,
     /// Seed of data, weights and batches
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -85,13 +83,13 @@ fn body(args: &Args) -> Result<()> {
     println!("x + v      test MSE {straight:.4}");
     println!("x + a v    test MSE {linear:.4}, a = {slope:.3} from the training systems");
 
-    let stop = run::interruptible()?;
+    let stop = terminal::interruptible()?;
     let mut curves = Vec::new();
     for name in if args.oriented_only { &["oriented"][..] } else { &["oriented", "distances"] } {
         let mut rng = Rng::new(args.seed);
         let net = net::Net::new(&gpu, name, &config(args), grid(args.orientations as usize), &mut rng)?;
-        let mut run = train::Run::new(args, &gpu, name, net, &data)?;
-        if !run.train(&stop)? {
+        let mut run = train::Run::new(args, &gpu, name, net, &data, &stop)?;
+        if !run.train()? {
             println!("stopped    go on with --resume and the same arguments");
             return Ok(());
         }
@@ -101,7 +99,7 @@ fn body(args: &Args) -> Result<()> {
             picture::trajectories(&args.out.join("trajectories.svg"), &data.test, &run.predict(&data.test)?)?;
             run.net.save(&args.out.join("model.safetensors"))?;
         }
-        curves.push((*name, run.state.curve.clone(), report.mse));
+        curves.push((*name, run.curve.clone(), report.mse));
     }
     println!("published  EGNN 0.0070 and PONITA 0.0043 on the set of the same statistics (not run here)");
     picture::curves(&args.out.join("curve.svg"), &curves, linear, gpu.adapter())?;
@@ -128,13 +126,13 @@ fn grid(orientations: usize) -> Grid {
 }
 
 fn main() -> ExitCode {
-    run::main(|| body(&Args::parse()))
+    terminal::main(|| body(&Args::parse()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicBool;
+    use std::sync::Arc;
 
     /// Both networks learn in every precision, each of which rounds in its own way, and a checkpoint has the loss scale.
     #[test]
@@ -154,15 +152,19 @@ mod tests {
                 let (args, resume) = (parse(&[]), parse(&["--resume"]));
                 let new = |args| {
                     let net = net::Net::new(&gpu, name, &config(args), grid(12), &mut Rng::new(1))?;
-                    train::Run::new(args, &gpu, name, net, &data)
+                    train::Run::new(args, &gpu, name, net, &data, &Arc::default())
                 };
                 let mut run = new(&args).expect("a run");
-                assert!(run.train(&AtomicBool::new(false)).expect("training"));
-                let curve = run.state.curve.clone();
-                let scale = run.state.scale.scale().expect("a scale");
+                assert!(run.train().expect("training"));
+                let curve = run.curve.clone();
+                let scale = run.trainer.loss_scale().expect("one").scale().expect("a scale");
                 drop(run);
                 let resumed = new(&resume).expect("a run");
-                assert_eq!(resumed.state.scale.scale().expect("a scale"), scale, "{precision}");
+                assert_eq!(
+                    resumed.trainer.loss_scale().expect("one").scale().expect("a scale"),
+                    scale,
+                    "{precision}"
+                );
                 curve.into_iter().map(|[loss, validation, _]| [loss, validation]).collect::<Vec<_>>()
             };
             let want = curve("f32");

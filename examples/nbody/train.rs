@@ -1,21 +1,20 @@
-//! The training loop: one recorded step, which is replayed, and a checkpoint per epoch.
+//! The training run: recorded steps, and a checkpoint per epoch.
 
 use crate::Args;
 use crate::data::{Data, PARTICLES, Split};
 use crate::net::Net;
-use crate::precision;
-use crate::state::State;
-use indicatif::{ProgressBar, ProgressStyle};
+use crate::{state, terminal};
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use tiebeam::geometry::Graph;
 use tiebeam::geometry::vectors::{DMat3, DVec3, orthogonal};
-use tiebeam::gpu::readback::Reading;
 use tiebeam::nn::Parameters;
-use tiebeam::optim::{AdamW, AdamWConfig, Group, LossScale, Schedule, Watch};
-use tiebeam::{Error, Gpu, Result, Rng, Step, Tensor, autocast, no_grad};
+use tiebeam::optim::{AdamW, AdamWConfig, Group, LossScale, Schedule};
+use tiebeam::train::Trainer;
+use tiebeam::{Error, Gpu, Result, Rng, Tensor, autocast, no_grad};
 
 /// The numbers of an epoch: mean of the steps' losses, error on all validation systems, seconds.
 pub type Epoch = [f64; 3];
@@ -27,7 +26,8 @@ pub struct Run<'a> {
     name: &'a str,
     data: &'a Data,
     pub net: Net,
-    pub state: State<3>,
+    pub trainer: Trainer,
+    pub curve: Vec<Epoch>,
     graph: Graph,
 }
 
@@ -58,106 +58,93 @@ impl fmt::Display for Report {
 }
 
 impl<'a> Run<'a> {
-    pub fn new(args: &'a Args, gpu: &'a Gpu, name: &'a str, mut net: Net, data: &'a Data) -> Result<Run<'a>> {
+    pub fn new(
+        args: &'a Args,
+        gpu: &'a Gpu,
+        name: &'a str,
+        mut net: Net,
+        data: &'a Data,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Run<'a>> {
         let batch = args.batch as usize;
         let first = data.train.rows(&(0..batch).collect::<Vec<_>>());
         let graph = Graph::full(gpu, &first.position, 3, &vec![PARTICLES; batch], true)?;
         let [_, velocity, charge, _] = tensors(gpu, &first);
         net.calibrate(&graph, &charge, &velocity)?;
-        let parameters = Parameters::of(&net);
-        let group = Group::new(parameters.named().iter().map(|(name, p)| (name.clone(), p)));
-        let config = AdamWConfig::default().clip(Some(0.5));
-        let optimizer = AdamW::new(gpu, vec![group], config)?;
-        // Batches have their own generator, so both networks see the same ones.
-        let rng = Rng::new(args.seed ^ 0xba7c4);
-        let scale = LossScale::of(gpu, args.scope.precision)?;
-        let state = State { optimizer, scale, rng, curve: Vec::new(), settings: settings(args) };
-        let mut run = Run { args, gpu, name, data, net, state, graph };
-        let checkpoint = run.checkpoint();
-        if args.resume && checkpoint.exists() {
-            run.state.load(&checkpoint, &run.net)?;
+        let group = Group::new(Parameters::of(&net).trainable());
+        let optimizer = AdamW::new(gpu, vec![group], AdamWConfig::default().lr(args.lr).clip(Some(0.5)))?;
+        let per_epoch = (data.train.len() / batch) as u64;
+        let total = u64::from(args.epochs) * per_epoch;
+        let mut trainer = Trainer::new(optimizer)
+            .schedule(Schedule::WarmupCosine { warmup: per_epoch / 2, total, floor: 0.0 })
+            .scale(LossScale::of(gpu, args.scope.precision)?)
+            // Batches have their own generator, so both networks see the same ones.
+            .rng(Rng::new(args.seed ^ 0xba7c4))
+            .total(total)
+            .stop(stop.clone());
+        let (path, mut curve) = (checkpoint(args, name), Vec::new());
+        if args.resume && path.exists() {
+            curve = state::resume(&path, &mut trainer, &net, &settings(args))?;
         }
-        Ok(run)
+        Ok(Run { args, gpu, name, data, net, trainer, curve, graph })
     }
 
     /// Trains to the last epoch. Returns false if Ctrl-C stopped it before.
-    pub fn train(&mut self, stop: &AtomicBool) -> Result<bool> {
-        let per_epoch = self.data.train.len() / self.args.batch as usize;
-        let (epochs, steps) = (self.args.epochs as usize, self.args.epochs as usize * per_epoch);
-        let schedule =
-            Schedule::WarmupCosine { warmup: (per_epoch / 2) as u64, total: steps as u64, floor: 0.0 };
-        let bar = ProgressBar::new(steps as u64);
-        bar.set_style(ProgressStyle::with_template("{bar:32} {pos}/{len} {msg} ETA {eta}").expect("valid"));
-        bar.set_position((self.state.curve.len() * per_epoch) as u64);
-        bar.reset_eta();
-        let mut recorded: Option<Step> = None;
-        while self.state.curve.len() < epochs {
+    pub fn train(&mut self) -> Result<bool> {
+        let (epochs, per_epoch) =
+            (self.args.epochs as usize, self.data.train.len() / self.args.batch as usize);
+        let done = self.curve.len() * per_epoch;
+        let bar = terminal::bar(terminal::TRAINING, done as u64, (epochs * per_epoch) as u64);
+        while self.curve.len() < epochs {
+            let (gpu, net, graph, data) = (self.gpu, &self.net, &self.graph, self.data);
+            let (size, precision) = (self.args.batch as usize, self.args.scope.precision);
             let started = Instant::now();
-            let mut order: Vec<usize> = (0..self.data.train.len()).collect();
-            self.state.rng.shuffle(&mut order);
-            let (mut sum, mut late) = (0.0, None);
-            for (i, chosen) in order.chunks_exact(self.args.batch as usize).enumerate() {
-                if stop.load(Ordering::SeqCst) {
-                    bar.finish_and_clear();
-                    return Ok(false);
+            let (mut order, mut sum): (Vec<usize>, f64) = ((0..data.train.len()).collect(), 0.0);
+            let batch = |step: u64, rng: &mut Rng| {
+                let i = step as usize % per_epoch;
+                if i == 0 {
+                    rng.shuffle(&mut order);
                 }
-                let lr = schedule.lr(self.args.lr, (self.state.curve.len() * per_epoch + i) as u64);
-                let turned = self.data.train.rows(chosen).turned(|| orthogonal(&mut self.state.rng));
-                let loss = self.step(&mut recorded, &turned, lr)?;
-                // The loss is read one step late, so the device never waits for the host.
-                let sent = (loss.read::<f32>()?, self.state.optimizer.watch()?);
-                if let Some(previous) = late.replace(sent) {
-                    sum += self.note_step(previous, &bar)?;
-                }
-                bar.inc(1);
+                let turned = data.train.rows(&order[i * size..][..size]).turned(|| orthogonal(rng));
+                Ok(tensors(gpu, &turned).into())
+            };
+            let loss = |inputs: &[Tensor], _: &mut Rng| {
+                let [position, velocity, charge, target] = inputs else { unreachable!("four inputs") };
+                Ok(autocast(precision, || {
+                    let moved = position.add(&net.displacement(&graph.at(position), charge, velocity));
+                    moved.sub(target).square().mean_all()
+                }))
+            };
+            let end = ((self.curve.len() + 1) * per_epoch) as u64;
+            let finished = self.trainer.train_recorded(end, batch, loss, |report| {
+                terminal::events(&bar, self.name, report);
+                bar.set_position(report.step);
+                sum += f64::from(report.loss);
+                if report.loss.is_finite() { Ok(()) } else { Err(diverged(report.loss)) }
+            })?;
+            if !finished {
+                bar.finish_and_clear();
+                return Ok(false);
             }
-            sum += late.map_or(Ok(0.0), |last| self.note_step(last, &bar))?;
             let validation = self.data.validation.error(&self.predict(&self.data.validation)?);
-            self.state.curve.push([sum / per_epoch as f64, validation, started.elapsed().as_secs_f64()]);
-            bar.set_message(format!("epoch {}, validation {validation:.4}", self.state.curve.len()));
+            self.curve.push([sum / per_epoch as f64, validation, started.elapsed().as_secs_f64()]);
+            bar.set_message(format!("epoch {}, validation {validation:.4}", self.curve.len()));
             bar.suspend(|| self.note());
-            self.state.save(&self.checkpoint(), &self.net)?;
+            let metadata = state::metadata(&settings(self.args), &self.curve);
+            self.trainer.save_with(checkpoint(self.args, self.name), &self.net, &metadata)?;
         }
         bar.finish_and_clear();
         Ok(true)
     }
 
     fn note(&self) {
-        if let Some([train, validation, seconds]) = self.state.curve.last() {
-            let epoch = self.state.curve.len();
+        if let Some([train, validation, seconds]) = self.curve.last() {
+            let epoch = self.curve.len();
             println!(
                 "{:<10} epoch {epoch:3}  train {train:.4}  validation {validation:.4}  {seconds:.1} s",
                 self.name
             );
         }
-    }
-
-    /// Prints what happened up to a step, and returns its loss.
-    fn note_step(&self, (loss, watch): (Reading, Watch), bar: &ProgressBar) -> Result<f64> {
-        precision::report(bar, self.name, watch)?;
-        number(loss)
-    }
-
-    /// Makes one step of the optimizer and returns the loss.
-    fn step(&mut self, recorded: &mut Option<Step>, batch: &Split, lr: f32) -> Result<Tensor> {
-        let inputs = tensors(self.gpu, batch);
-        let inputs: Vec<&Tensor> = inputs.iter().collect();
-        if let Some(step) = recorded {
-            step.set_lr(lr);
-            return Ok(step.run(&inputs)?[0].clone());
-        }
-        let (net, graph, precision) = (&self.net, &self.graph, self.args.scope.precision);
-        let State { optimizer, scale, .. } = &mut self.state;
-        let step = Step::record(self.gpu, &inputs, |inputs| {
-            let [position, velocity, charge, target] = inputs else { unreachable!("four inputs") };
-            let loss = autocast(precision, || {
-                let moved = position.add(&net.displacement(&graph.at(position), charge, velocity));
-                moved.sub(target).square().mean_all()
-            });
-            optimizer.step(&scale.backward(&loss)?, lr)?;
-            Ok(vec![loss])
-        })?;
-        Ok(recorded.insert(step).outputs()[0].clone())
     }
 
     /// Predicts the final positions of all systems of `split`, in its order.
@@ -203,17 +190,17 @@ impl<'a> Run<'a> {
         Ok(Report {
             name: self.name.into(),
             parameters: Parameters::of(&self.net).stored(),
-            epochs: self.state.curve.len(),
-            seconds: self.state.curve.iter().map(|e| e[2]).sum(),
+            epochs: self.curve.len(),
+            seconds: self.curve.iter().map(|e| e[2]).sum(),
             mse: test.error(&plain),
             rotated: test.error(&mean),
             turn: (change / test.error_along(0.0)).sqrt(),
         })
     }
+}
 
-    fn checkpoint(&self) -> PathBuf {
-        self.args.out.join(format!("{}.checkpoint.safetensors", self.name))
-    }
+fn checkpoint(args: &Args, name: &str) -> PathBuf {
+    args.out.join(format!("{name}.checkpoint.safetensors"))
 }
 
 fn settings(args: &Args) -> String {
@@ -232,15 +219,11 @@ fn tensors(gpu: &Gpu, batch: &Split) -> [Tensor; 4] {
     [part(&batch.position, 3), part(&batch.velocity, 3), part(&batch.charge, 1), part(&batch.target, 3)]
 }
 
-/// Returns a loss that was read back. NaN or infinity ends the run before a bad checkpoint is saved.
-fn number(reading: Reading) -> Result<f64> {
-    let loss: f32 = bytemuck::pod_read_unaligned(&reading.wait()?);
-    if loss.is_finite() {
-        return Ok(loss as f64);
-    }
+/// The error of a run whose loss is not finite. It comes before a bad checkpoint is saved.
+fn diverged(loss: f32) -> Error {
     let message =
         format!("the loss is {loss}; go on from the last epoch with --resume, or start with a smaller --lr");
-    Err(Error::config(message))
+    Error::config(message)
 }
 
 impl Split {

@@ -12,17 +12,14 @@
 #[path = "../common/chart.rs"]
 mod chart;
 mod morse;
-#[path = "../common/precision.rs"]
-mod precision;
-#[path = "../common/run.rs"]
-mod run;
 #[path = "../common/state.rs"]
 mod state;
+#[path = "../common/terminal.rs"]
+mod terminal;
 mod train;
 
 use chart::{Frame as Axes, Line};
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -71,7 +68,7 @@ pub struct Args {
     pub as_given: bool,
     /// The precision of training
     #[command(flatten)]
-    pub scope: precision::Scope,
+    pub scope: terminal::Scope,
     /// Seed of data, weights and batches
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -107,9 +104,9 @@ fn body(args: &Args) -> Result<()> {
     }
     let (training, validation) = frames.split_at(frames.len() - held_out);
     println!("frames     {} to train on, {held_out} held out", training.len());
-    let mut potential = potential(args, &gpu, training)?;
-    let stop = run::interruptible()?;
-    let Some(curve) = train::train(args, &mut potential, training, validation, &stop)? else {
+    let potential = potential(args, &gpu, training)?;
+    let stop = terminal::interruptible()?;
+    let Some(curve) = train::train(args, &potential, training, validation, &stop)? else {
         println!("stopped    go on with --resume and the same arguments");
         return Ok(());
     };
@@ -207,8 +204,7 @@ fn dynamics(args: &Args, calculator: &Calculator, start: &Frame, stop: &AtomicBo
     let mut drift = vec![(0.0, 0.0)];
     let mut kinetic = vec![(0.0, 1e3 * atoms.kinetic() / n)];
     let mut trajectory = Vec::new();
-    let bar = ProgressBar::new(args.md_steps.into());
-    bar.set_style(ProgressStyle::with_template("{bar:32} {pos}/{len} steps {msg} ETA {eta}").expect("valid"));
+    let bar = terminal::bar("{bar:32} {pos}/{len} steps {msg} ETA {eta}", 0, args.md_steps.into());
     for step in 1..=args.md_steps {
         if stop.load(Ordering::SeqCst) {
             bar.finish_and_clear();
@@ -256,7 +252,7 @@ fn dynamics(args: &Args, calculator: &Calculator, start: &Frame, stop: &AtomicBo
 }
 
 fn main() -> ExitCode {
-    run::main(|| body(&Args::parse()))
+    terminal::main(|| body(&Args::parse()))
 }
 
 #[cfg(test)]
@@ -292,9 +288,9 @@ mod tests {
             let more = ["--precision", precision, "--out", out.path().to_str().expect("a name")];
             let args = Args::try_parse_from(["potential"].into_iter().chain(options).chain(more));
             let args = args.expect("arguments");
-            let mut potential = potential(&args, &gpu, training).expect("a potential");
-            let stop = AtomicBool::new(false);
-            let curve = train::train(&args, &mut potential, training, validation, &stop).expect("training");
+            let potential = potential(&args, &gpu, training).expect("a potential");
+            let stop = std::sync::Arc::default();
+            let curve = train::train(&args, &potential, training, validation, &stop).expect("training");
             let forces = |[_, force, ..]: train::Epoch| force;
             curve.expect("it was not stopped").into_iter().map(forces).collect::<Vec<_>>()
         };

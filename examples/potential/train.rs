@@ -2,19 +2,18 @@
 
 use crate::Args;
 use crate::chart::{self, Frame as Axes, Line};
-use crate::precision;
-use crate::state::State;
-use indicatif::{ProgressBar, ProgressStyle};
+use crate::{state, terminal};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use tiebeam::geometry::vectors::{self, DMat3, Vec3, orthogonal};
 use tiebeam::geometry::xyz::Frame;
 use tiebeam::geometry::{Calculator, Ponita, Potential};
 use tiebeam::gpu::AdapterSummary;
-use tiebeam::gpu::readback::Reading;
 use tiebeam::nn::Parameters;
 use tiebeam::optim::{AdamW, AdamWConfig, Group, LossScale, Schedule};
+use tiebeam::train::Trainer;
 use tiebeam::{Error, Result, Rng, autocast};
 
 /// The numbers of an epoch: training and validation MAE of energies (meV) and of force components (meV per angstrom), seconds.
@@ -23,72 +22,68 @@ pub type Epoch = [f64; 5];
 /// Trains to the last epoch. `None` if Ctrl-C stopped it before.
 pub fn train(
     args: &Args,
-    potential: &mut Potential,
+    potential: &Potential,
     training: &[Frame],
     validation: &[Frame],
-    stop: &AtomicBool,
+    stop: &Arc<AtomicBool>,
 ) -> Result<Option<Vec<Epoch>>> {
     let gpu = potential.net.embed.gpu().clone();
     let parameters = Parameters::of(&potential.net);
-    let group = Group::new(parameters.named().iter().map(|(name, p)| (name.clone(), p)));
-    let optimizer = AdamW::new(&gpu, vec![group], AdamWConfig::default().clip(Some(10.0)))?;
-    let rng = Rng::new(args.seed ^ 0xba7c4);
-    let scale = LossScale::of(&gpu, args.scope.precision)?;
-    let mut state = State { optimizer, scale, rng, curve: Vec::new(), settings: settings(args, training) };
-    let path = args.out.join("checkpoint.safetensors");
+    let group = Group::new(parameters.trainable());
+    let optimizer = AdamW::new(&gpu, vec![group], AdamWConfig::default().lr(args.lr).clip(Some(10.0)))?;
+    let (epochs, size) = (args.epochs as usize, args.batch as usize);
+    let per_epoch = training.len().div_ceil(size);
+    let total = (epochs * per_epoch) as u64;
+    let mut trainer = Trainer::new(optimizer)
+        .schedule(Schedule::WarmupCosine { warmup: per_epoch as u64 / 2, total, floor: 0.0 })
+        .scale(LossScale::of(&gpu, args.scope.precision)?)
+        .rng(Rng::new(args.seed ^ 0xba7c4))
+        .total(total)
+        .stop(stop.clone());
+    let (path, settings) = (args.out.join("checkpoint.safetensors"), settings(args, training));
+    let mut curve: Vec<Epoch> = Vec::new();
     if args.resume && path.exists() {
-        state.load(&path, &potential.net)?;
+        curve = state::resume(&path, &mut trainer, &potential.net, &settings)?;
     }
     println!("parameters {}", parameters.stored());
-    let per_epoch = training.len().div_ceil(args.batch as usize);
-    let total = (args.epochs as usize * per_epoch) as u64;
-    let schedule = Schedule::WarmupCosine { warmup: per_epoch as u64 / 2, total, floor: 0.0 };
-    let bar = ProgressBar::new(total);
-    bar.set_style(ProgressStyle::with_template("{bar:32} {pos}/{len} {msg} ETA {eta}").expect("valid"));
-    bar.set_position((state.curve.len() * per_epoch) as u64);
-    bar.reset_eta();
-    while state.curve.len() < args.epochs as usize {
+    let bar = terminal::bar(terminal::TRAINING, (curve.len() * per_epoch) as u64, total);
+    while curve.len() < epochs {
         let started = Instant::now();
-        let mut order: Vec<usize> = (0..training.len()).collect();
-        state.rng.shuffle(&mut order);
-        let (mut errors, mut late) = (Errors::default(), None);
-        for chosen in order.chunks(args.batch as usize) {
-            if stop.load(Ordering::SeqCst) {
-                bar.finish_and_clear();
-                return Ok(None);
+        let (mut order, mut errors): (Vec<usize>, _) = ((0..training.len()).collect(), Errors::default());
+        let loss = |step: u64, rng: &mut Rng| {
+            let i = step as usize % per_epoch;
+            if i == 0 {
+                rng.shuffle(&mut order);
             }
             let turn = |&i: &usize| match args.as_given {
                 true => training[i].clone(),
-                false => turned(&training[i], &orthogonal(&mut state.rng)),
+                false => turned(&training[i], &orthogonal(rng)),
             };
+            let chosen = &order[i * size..order.len().min((i + 1) * size)];
             let frames: Vec<Frame> = chosen.iter().map(turn).collect();
-            let lr = schedule.lr(args.lr, bar.position());
             let batch = potential.batch(&frames.iter().collect::<Vec<_>>())?;
             let loss = autocast(args.scope.precision, || {
                 potential.loss(&batch, args.energy_weight, Ponita::FORCE_STEP)
             })?;
-            state.optimizer.step(&state.scale.backward(&loss.objective)?, lr)?;
-            // Errors are read one step late, so the device never waits for the host.
-            let readings = [loss.energy_errors.read::<f32>()?, loss.force_errors.read::<f32>()?];
-            if let Some((readings, watch)) = late.replace((readings, state.optimizer.watch()?)) {
-                precision::report(&bar, "event", watch)?;
-                errors.add(readings)?;
-            }
-            bar.inc(1);
-        }
-        if let Some((readings, watch)) = late {
-            precision::report(&bar, "event", watch)?;
-            errors.add(readings)?;
+            Ok((loss.objective, vec![loss.energy_errors, loss.force_errors]))
+        };
+        let done = trainer.train(((curve.len() + 1) * per_epoch) as u64, loss, |report| {
+            terminal::events(&bar, "event", report);
+            bar.set_position(report.step);
+            errors.add(&report.values)
+        })?;
+        if !done {
+            bar.finish_and_clear();
+            return Ok(None);
         }
         let [energy, force] = errors.mean(1e3 * potential.scale);
         let [held_energy, held_force] = score(potential, validation)?;
-        let epoch = [energy, force, held_energy, held_force, started.elapsed().as_secs_f64()];
-        state.curve.push(epoch);
-        bar.suspend(|| note(&state.curve));
-        state.save(&path, &potential.net)?;
+        curve.push([energy, force, held_energy, held_force, started.elapsed().as_secs_f64()]);
+        bar.suspend(|| note(&curve));
+        trainer.save_with(&path, &potential.net, &state::metadata(&settings, &curve))?;
     }
     bar.finish_and_clear();
-    Ok(Some(state.curve))
+    Ok(Some(curve))
 }
 
 /// Rotates or mirrors a frame. Its energy stays the same, and its forces are transformed too.
@@ -120,10 +115,9 @@ struct Errors([(f64, usize); 2]);
 
 impl Errors {
     /// Adds a step's errors. NaN or infinity ends the run before a bad checkpoint is saved.
-    fn add(&mut self, readings: [Reading; 2]) -> Result<()> {
-        for ((sum, count), reading) in self.0.iter_mut().zip(readings) {
-            let bytes = reading.wait()?;
-            for x in bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned::<f32>) {
+    fn add(&mut self, values: &[Vec<f32>]) -> Result<()> {
+        for ((sum, count), values) in self.0.iter_mut().zip(values) {
+            for x in values {
                 *sum += x.abs() as f64;
                 *count += 1;
             }

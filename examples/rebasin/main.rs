@@ -6,10 +6,8 @@
 //! the losses. `--models 3` also averages three networks. `--mnist DIR` reads MNIST's files.
 
 mod data;
-#[path = "../common/precision.rs"]
-mod precision;
-#[path = "../common/run.rs"]
-mod run;
+#[path = "../common/terminal.rs"]
+mod terminal;
 mod train;
 
 use clap::Parser;
@@ -17,6 +15,7 @@ use data::{Data, Set};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tiebeam::merge::plot::{Curve, Panel, svg};
 use tiebeam::merge::{
@@ -48,7 +47,7 @@ struct Args {
     lr: f32,
     /// The precision of training
     #[command(flatten)]
-    scope: precision::Scope,
+    scope: terminal::Scope,
     /// Images per step
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     batch: u32,
@@ -106,7 +105,7 @@ struct Study<'a> {
     args: &'a Args,
     gpu: &'a Gpu,
     data: &'a Data,
-    stop: &'a AtomicBool,
+    stop: &'a Arc<AtomicBool>,
 }
 
 impl Study<'_> {
@@ -274,7 +273,7 @@ fn body(args: &Args) -> Result<()> {
         save_set(&args.out.join(format!("{name}.safetensors")), set)?;
     }
     println!("{} images to train on, {} to test", data.train.labels.len(), data.test.labels.len());
-    let stop = run::interruptible()?;
+    let stop = terminal::interruptible()?;
     let study = Study { args, gpu: &gpu, data: &data, stop: &stop };
     let mut panels = Vec::new();
     for &width in &args.widths {
@@ -289,5 +288,5 @@ fn body(args: &Args) -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    run::main(|| body(&Args::parse()))
+    terminal::main(|| body(&Args::parse()))
 }

@@ -1,15 +1,15 @@
 //! Trains a multilayer perceptron.
 
 use crate::data::Set;
-use crate::precision::report;
-use indicatif::{ProgressBar, ProgressStyle};
+use crate::terminal;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use tiebeam::nn::{Activation, Init, Linear};
 use tiebeam::optim::{Group, LossScale, Schedule, Sgd, SgdConfig};
-use tiebeam::share::Tied;
-use tiebeam::{Error, Gpu, Precision, Result, Rng, Step, Tensor, autocast};
+use tiebeam::share::{Site, Tied};
+use tiebeam::train::Trainer;
+use tiebeam::{Error, Gpu, Precision, Result, Rng, Tensor, autocast};
 
 /// Settings of the training, the same for all networks.
 pub struct Recipe {
@@ -41,64 +41,52 @@ pub fn train(
     sizes: &[usize],
     recipe: &Recipe,
     seed: u64,
-    stop: &AtomicBool,
+    stop: &Arc<AtomicBool>,
 ) -> Result<BTreeMap<String, Tensor>> {
     let mut rng = Rng::new(seed);
     let leaves = leaves(gpu, sizes, &mut rng);
     let layers: Vec<Linear> = leaves
         .chunks(2)
-        .map(|pair| Linear::from_site(Arc::new(Tied::new(&pair[0].1)), Some(pair[1].1.clone())))
+        .map(|pair| Linear::from_site(Tied::new(&pair[0].1).shared(), Some(pair[1].1.clone())))
         .collect();
-    let group = Group::new(leaves.iter().map(|(name, leaf)| (name.clone(), leaf)));
+    let group = Group::new(leaves.iter().map(|(name, leaf)| (name, leaf)));
     let config = SgdConfig::default().lr(recipe.lr).momentum(MOMENTUM);
-    let mut optimizer = Sgd::new(gpu, vec![group], config)?;
-    let scale = LossScale::of(gpu, recipe.precision)?;
-    let labels = Tensor::from_slice(gpu, &set.labels, [set.labels.len()]);
     let batches = set.labels.len() / recipe.batch;
     let total = (recipe.epochs * batches) as u64;
-    let schedule = Schedule::WarmupCosine { warmup: 0, total, floor: 0.0 };
+    let mut trainer = Trainer::new(Sgd::new(gpu, vec![group], config)?)
+        .schedule(Schedule::WarmupCosine { warmup: 0, total, floor: 0.0 })
+        .scale(LossScale::of(gpu, recipe.precision)?)
+        .rng(rng)
+        .report_every(100)
+        .stop(stop.clone());
     let style = "{bar:24} {pos}/{len} steps of a network of width {msg}, about {eta} to go";
-    let bar = ProgressBar::new(total).with_message(sizes[1].to_string());
-    bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
+    let bar = terminal::bar(style, 0, total).with_message(sizes[1].to_string());
+    let labels = Tensor::from_slice(gpu, &set.labels, [set.labels.len()]);
     let mut order: Vec<u32> = (0..set.labels.len() as u32).collect();
-    let mut recorded: Option<Step> = None;
-    for step in 0..total as usize {
-        if step % batches == 0 {
+    let batch = |step: u64, rng: &mut Rng| {
+        let i = step as usize % batches;
+        if i == 0 {
             rng.shuffle(&mut order);
         }
-        let rows = &order[step % batches * recipe.batch..][..recipe.batch];
-        let rows = Tensor::from_slice(gpu, rows, [recipe.batch]);
-        let lr = schedule.lr(recipe.lr, step as u64);
-        match &mut recorded {
-            Some(recorded) => {
-                recorded.set_lr(lr);
-                recorded.run(&[&rows])?;
+        Ok(vec![Tensor::from_slice(gpu, &order[i * recipe.batch..][..recipe.batch], [recipe.batch])])
+    };
+    let loss = |inputs: &[Tensor], _: &mut Rng| {
+        Ok(autocast(recipe.precision, || {
+            let mut h = set.x.index_select(0, &inputs[0]);
+            for (i, layer) in layers.iter().enumerate() {
+                let activation = if i + 1 == layers.len() { Activation::None } else { Activation::Relu };
+                h = layer.forward_with(&h, activation, None);
             }
-            None => {
-                let first = Step::record(gpu, &[&rows], |inputs| {
-                    let loss = autocast(recipe.precision, || {
-                        let mut h = set.x.index_select(0, &inputs[0]);
-                        for (i, layer) in layers.iter().enumerate() {
-                            let last = i + 1 == layers.len();
-                            let activation = if last { Activation::None } else { Activation::Relu };
-                            h = layer.forward_with(&h, activation, None);
-                        }
-                        h.cross_entropy(&labels.index_select(0, &inputs[0]), None)
-                    });
-                    optimizer.step(&scale.backward(&loss)?, lr)?;
-                    Ok(vec![loss])
-                })?;
-                recorded = Some(first);
-            }
-        }
-        bar.inc(1);
-        let stopped = stop.load(Ordering::Relaxed);
-        if step % 100 == 99 || step + 1 == total as usize || stopped {
-            report(&bar, &format!("width {} seed {seed}:", sizes[1]), optimizer.watch()?)?;
-        }
-        if stopped {
-            return Err(Error::stopped("stopped before the networks were trained"));
-        }
+            h.cross_entropy(&labels.index_select(0, &inputs[0]), None)
+        }))
+    };
+    let done = trainer.train_recorded(total, batch, loss, |report| {
+        terminal::events(&bar, &format!("width {} seed {seed}:", sizes[1]), report);
+        bar.set_position(report.step);
+        Ok(())
+    })?;
+    if !done {
+        return Err(Error::stopped("stopped before the networks were trained"));
     }
     bar.finish_and_clear();
     Ok(leaves.into_iter().map(|(name, leaf)| (name, leaf.detach())).collect())

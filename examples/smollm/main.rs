@@ -4,10 +4,12 @@
 //!     cargo run --release --example smollm -- --model FILE --text TEXT --convert recursive:15 --lora 64
 
 mod convert;
+#[path = "../common/terminal.rs"]
+mod terminal;
 
 use clap::Parser;
 use convert::Conversion;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,6 +19,7 @@ use tiebeam::models::llama::{Form, Llama, Published};
 use tiebeam::nn::{Parameters, distillation};
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
 use tiebeam::text::Words;
+use tiebeam::train::Trainer;
 use tiebeam::{Error, Gpu, Result, Rng, Tensor, files, no_grad};
 
 /// Measure a language model, and convert it to shared weights.
@@ -65,10 +68,7 @@ const CONTEXT: usize = 1024;
 const SAMPLE: usize = 8;
 
 fn bar(count: u64) -> ProgressBar {
-    let bar = ProgressBar::new(count);
-    let style = "{bar:24} {pos}/{len} {wide_msg} {elapsed} so far, about {eta} to go";
-    bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
-    bar
+    terminal::bar("{bar:24} {pos}/{len} {wide_msg} {elapsed} so far, about {eta} to go", 0, count)
 }
 
 /// Reads the text, whose last windows are measured.
@@ -96,29 +96,25 @@ fn uptrain(gpu: &Gpu, model: &Llama, teacher: Option<&Llama>, text: &Windows, ar
     if text.before().len() <= WINDOW {
         return Err(Error::config("the text has nothing to train on before its last windows"));
     }
-    let all = Parameters::of(model);
-    let group = Group::new(all.named().iter().map(|(name, leaf)| (name.clone(), leaf)));
-    let config = AdamWConfig::default().clip(Some(1.0));
-    let mut optimizer = AdamW::new(gpu, vec![group], config)?;
-    let (bar, mut rng) = (bar(args.steps as u64), Rng::new(1));
-    for step in 0..args.steps {
+    let group = Group::new(Parameters::of(model).trainable());
+    let optimizer = AdamW::new(gpu, vec![group], AdamWConfig::default().lr(args.lr).clip(Some(1.0)))?;
+    let bar = bar(args.steps as u64);
+    let loss = |_, rng: &mut Rng| {
         let start = rng.below(text.before().len() - WINDOW);
         let [x, y] = pair(gpu, &text.before()[start..start + WINDOW + 1]);
-        let loss = match teacher {
+        Ok(match teacher {
             Some(teacher) => {
                 let goal = no_grad(|| teacher.forward(&x));
                 distillation(&model.forward(&x), &goal, 1.0)
             }
             None => model.loss(&x, &y),
-        };
-        let grads = loss.backward()?;
-        optimizer.step(&grads, args.lr)?;
-        bar.set_message(format!("training, loss {:.3}", loss.item()?));
-        bar.inc(1);
-        if step % 16 == 0 {
-            gpu.synchronize()?;
-        }
-    }
+        })
+    };
+    Trainer::new(optimizer).rng(Rng::new(1)).train(args.steps.into(), loss, |report| {
+        bar.set_message(format!("training, loss {:.3}", report.loss));
+        bar.set_position(report.step);
+        Ok(())
+    })?;
     bar.finish_and_clear();
     Ok(())
 }
@@ -225,11 +221,5 @@ fn run(args: &Args) -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    terminal::main(|| run(&Args::parse()))
 }

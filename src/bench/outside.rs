@@ -35,7 +35,7 @@ pub fn cases(gpu: &Gpu, cases: Vec<Case>) -> Result<Run> {
 /// # Errors
 /// As [`cases`].
 pub fn site(gpu: &Gpu, site: &Arc<dyn Site>, rows: &[usize]) -> Result<Run> {
-    let stored: Arc<dyn Site> = Arc::new(Tied::new(&site.expand().requires_grad()));
+    let stored = Tied::new(&site.expand().requires_grad()).shared();
     let mut all = Vec::new();
     for &rows in rows {
         for weight in [site, &stored] {
@@ -90,11 +90,22 @@ fn gradient(gpu: &Gpu, site: &Arc<dyn Site>, rows: usize) -> Result<Row> {
     let (x, dy) = (drawn([rows, inner], 7).requires_grad(), drawn([rows, out], 8));
     let y = x.linear(site, Epilogue::default());
     let bytes = 4.0 * (rows * (2 * inner + 2 * out)) as f64 + 2.0 * stored(site);
+    // dx = dy W.
+    let (w, d) = (Array::read(&site.expand())?, Array::read(&dy)?);
+    let check = |at: usize| {
+        let term = |q: usize| d.data[at / inner * out + q] * w.data[q * inner + at % inner];
+        let norm: f64 = (0..out).map(|q| term(q).abs()).sum();
+        Check { at, want: (0..out).map(term).sum(), bound: 1e-5 * norm + 1e-12 }
+    };
+    let checks = [0, rows * inner / 2, rows * inner - 1].map(check).into();
     let gpu = gpu.clone();
     let run = move |_| {
-        let grads = y.backward_with_retain_graph(&dy);
-        let found = grads.map(|grads| grads.get(&x).cloned().unwrap_or_else(|| Tensor::zeros(&gpu, [1])));
+        let found = y.backward_with_retain_graph(&dy).map(|grads| {
+            // Those of the leaves may be pending, and their time counts.
+            grads.leaves().for_each(|(_, gradient)| gradient.evaluate());
+            grads.get(&x).cloned().unwrap_or_else(|| Tensor::zeros(&gpu, [1]))
+        });
         super::carried(&gpu, found)
     };
-    Ok(Row { repeats: false, ..Row::new([bytes, 4.0 * (rows * out * inner) as f64], run) })
+    Ok(Row { checks, repeats: true, ..Row::new([bytes, 4.0 * (rows * out * inner) as f64], run) })
 }

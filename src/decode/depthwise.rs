@@ -6,6 +6,7 @@
 //! later tokens that go deeper do not see it there. Source: relaxed recursive transformers, arXiv 2410.20672, section
 //! 2.4.
 
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::models::recursive::Recursive;
@@ -82,19 +83,20 @@ impl Exit {
 }
 
 impl DepthwiseLayer {
-    /// Makes it from the layers of all depths. Low-rank parts are multiplied by `scale`.
     /// The layer of all depths. `None` unless they have one matrix in common, alone or with low-rank parts of one factor.
     fn of(layers: &[&Linear]) -> Option<DepthwiseLayer> {
         let leaves: Vec<Vec<Tensor>> = layers.iter().map(|l| l.weight.leaves()).collect();
         let scale = low_rank_scale(&*layers[0].weight)?;
         let alike = |(layer, own): (&&Linear, &Vec<Tensor>)| {
-            let stored = Arc::ptr_eq(&own[0].value, &leaves[0][0].value);
+            let (theta, first) = (&own[0], &leaves[0][0]);
+            let stored = Arc::ptr_eq(&theta.value, &first.value)
+                && (theta.offset, theta.strides) == (first.offset, first.strides);
             low_rank_scale(&*layer.weight) == Some(scale) && stored && own.len() == leaves[0].len()
         };
         if !layers.iter().zip(&leaves).all(alike) {
             return None;
         }
-        let weight = Arc::new(Tied::new(&leaves[0][0].detach()));
+        let weight = Tied::new(&leaves[0][0].detach()).shared();
         let stack = |i: usize| {
             let all: Vec<Tensor> = leaves.iter().map(|l| l[i].detach()).collect();
             Tensor::stack(&all.iter().collect::<Vec<_>>(), 0)
@@ -113,10 +115,17 @@ impl DepthwiseLayer {
 
 /// The factor of a site's low-rank part, 1 for a matrix alone, `None` for any other kind.
 fn low_rank_scale(site: &dyn Site) -> Option<f32> {
-    let kind = site.name();
-    match kind {
-        "tied" if site.leaves().len() == 1 => Some(1.0),
-        "low_rank" if site.leaves().len() == 3 => Some(f32::from_bits(site.load().params[3])),
+    // By how it is read, since a kind from anywhere may have any name.
+    let (load, leaves) = (site.load(), site.leaves());
+    let own = load.wgsl.is_none() && load.fragment == "site_tied" && load.constants.is_empty();
+    let theta = leaves.first().filter(|theta| own && theta.shape()[..] == site.size())?;
+    let read = &load.tensors[0].1;
+    if theta.dtype() == DType::F32 && theta.is_contiguous() && !Arc::ptr_eq(&read.value, &theta.value) {
+        return None;
+    }
+    match (load.private, leaves.len()) {
+        (None, 1) => Some(1.0),
+        (Some("private_low_rank"), 3) => Some(f32::from_bits(load.params[3])),
         _ => None,
     }
 }

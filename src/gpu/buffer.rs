@@ -133,6 +133,11 @@ impl Buffer {
         }
     }
 
+    /// Whether this buffer belongs to the device of this handle.
+    pub(super) fn is_on(&self, gpu: &Gpu) -> bool {
+        std::ptr::eq(self.gpu.as_ptr(), Arc::as_ptr(&gpu.0))
+    }
+
     /// Returns a part of this buffer with its own version and error. Offsets into a part are counted from the start of
     /// the whole buffer.
     pub(crate) fn part(self: &Arc<Buffer>, gpu: &Gpu, size: u64) -> Arc<Buffer> {

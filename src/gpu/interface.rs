@@ -21,6 +21,8 @@ pub(crate) struct Binding {
     pub name: String,
     pub number: u32,
     pub write: bool,
+    /// The fewest bytes that may be bound: those of the type, with one element of an array without a length.
+    pub least: u64,
 }
 
 /// A member of the parameters' struct: a scalar or a vector of 32-bit numbers.
@@ -69,7 +71,8 @@ impl Interface {
             match (variable.space, number) {
                 (AddressSpace::Storage { access }, Some(number)) => {
                     let write = access.contains(StorageAccess::STORE);
-                    interface.bindings.push(Binding { name, number, write });
+                    let least = module.types[variable.ty].inner.size(module.to_ctx()).into();
+                    interface.bindings.push(Binding { name, number, write, least });
                 }
                 (AddressSpace::Immediate | AddressSpace::Uniform, uniform) => {
                     if interface.params.is_some() {
@@ -85,7 +88,10 @@ impl Interface {
 
     /// The numbers of the bindings, in the launch's order.
     pub fn numbers(&self, binds: &[Bind]) -> Result<Vec<u32>, String> {
-        let find = |bind: &Bind| {
+        let find = |(i, bind): (usize, &Bind)| {
+            if binds[..i].iter().any(|before| before.name == bind.name) {
+                return Err(format!("binds {} twice", bind.name));
+            }
             let binding = self.bindings.iter().find(|binding| binding.name == bind.name);
             let Some(binding) = binding else {
                 let known = self.bindings.iter().map(|binding| &*binding.name);
@@ -95,9 +101,13 @@ impl Interface {
                 let [kernel, host] = [binding.write, bind.write].map(|w| if w { "written" } else { "read" });
                 return Err(format!("{} is bound to be {host}, the kernel has it {kernel}", bind.name));
             }
+            if bind.part.size < binding.least {
+                let (bytes, least) = (bind.part.size, binding.least);
+                return Err(format!("binds {bytes} bytes as {}, whose type has at least {least}", bind.name));
+            }
             Ok(binding.number)
         };
-        let numbers = binds.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+        let numbers = binds.iter().enumerate().map(find).collect::<Result<Vec<_>, _>>()?;
         if numbers.len() != self.bindings.len() {
             let bound = |binding: &&Binding| binds.iter().all(|bind| bind.name != binding.name);
             let missing = self.bindings.iter().filter(bound).map(|binding| &*binding.name);
@@ -237,7 +247,7 @@ var<immediate> p: Params;
     #[test]
     fn an_entry_has_what_it_uses() {
         let forward = of("forward");
-        let binding = |name: &str, number, write| Binding { name: name.into(), number, write };
+        let binding = |name: &str, number, write| Binding { name: name.into(), number, write, least: 4 };
         assert_eq!(forward.bindings, [binding("x", 3, false), binding("y", 5, true)]);
         let params = forward.params.unwrap();
         assert_eq!((params.bytes, params.uniform), (24, None));

@@ -6,6 +6,7 @@ use super::buffer::Buffer;
 use super::shader::{Name, Source};
 use crate::error::Error;
 use naga::ScalarKind;
+use std::any::Any;
 use std::sync::Arc;
 
 /// Part of a buffer that a kernel reads or writes. A tensor converts to the part that holds its elements.
@@ -129,6 +130,8 @@ pub struct Launch<'a> {
     pub(crate) work: Work,
     /// The parameters that change when a recorded step is replayed.
     pub(crate) live: Option<Live>,
+    /// The values that a kernel from outside writes, which nobody else may hold.
+    pub(crate) outputs: Vec<Arc<dyn Any + Send + Sync>>,
 }
 
 /// What a dispatch computes.
@@ -165,6 +168,7 @@ impl<'a> Launch<'a> {
             reuse: 1,
             work: Work::MOVES,
             live: None,
+            outputs: Vec::new(),
         }
     }
 

@@ -14,7 +14,14 @@ impl Gpu {
     /// Records one dispatch. If the device has a fault, a limit is exceeded, or a buffer carries an error, it only
     /// marks the outputs with that error. A kernel that does not compile, or a launch that does not fit its kernel, is a fault
     /// of the device, which [`Gpu::take_fault`] removes: see [`op`](crate::op).
+    ///
+    /// # Panics
+    /// When somebody else holds a tensor that was bound by [`Launch::output`].
+    #[track_caller]
     pub fn launch(&self, launch: Launch) {
+        // The tensor is one holder, and the launch the other.
+        let alone = launch.outputs.iter().all(|value| Arc::strong_count(value) <= 2);
+        assert!(alone, "{}: an output is in use elsewhere; launch before it is used", launch.op);
         if launch.grid.contains(&0) {
             return;
         }
@@ -45,6 +52,9 @@ impl Gpu {
             self.raise(Error::shader(format!("{file}.wgsl"), 0, message))
         };
         let numbers = pipeline.interface.numbers(&launch.binds).map_err(named)?;
+        if launch.source.is_foreign() {
+            overlap(&launch.binds).map_or(Ok(()), Err).map_err(named)?;
+        }
         let params = match &pipeline.interface.params {
             Some(params) => params.pack(&launch.params, launch.grid[0]).map_err(named)?,
             None if launch.params.is_empty() => Vec::new(),
@@ -57,11 +67,20 @@ impl Gpu {
     pub(super) fn possible(&self, launch: &Launch) -> Result<()> {
         // Operands first: an operand's error is the cause, even if the result is too large as well.
         let those = |write: bool| launch.binds.iter().filter(move |bind| bind.write == write);
+        if let Some(bind) = launch.binds.iter().find(|bind| !bind.part.buffer.is_on(self)) {
+            let message = format!("{}: `{}` is on another device; copy it with to_gpu", launch.op, bind.name);
+            return Err(Error::config(message));
+        }
         those(false).chain(those(true)).try_for_each(|bind| bind.part.buffer.data().map(drop))?;
         let within = |what: &str, need: u64, have: u32| match need > have as u64 {
             true => Err(Error::Limit { what: format!("{}: {what}", launch.op), need, have: have as u64 }),
             false => Ok(()),
         };
+        if launch.source.is_listed() {
+            let message =
+                format!("{}: a kernel of the list of variants cannot be launched from outside", launch.op);
+            return Err(Error::config(message));
+        }
         let limits = self.limits();
         for n in launch.grid {
             within("workgroups along one axis", n as u64, limits.max_compute_workgroups_per_dimension)?;
@@ -179,6 +198,16 @@ impl Gpu {
             make()
         }
     }
+}
+
+/// Returns what is wrong if a buffer is written by one binding and used by another, which no driver allows in one dispatch.
+fn overlap(binds: &[Bind]) -> Option<String> {
+    binds.iter().enumerate().filter(|(_, bind)| bind.write).find_map(|(i, written)| {
+        let root = written.part.buffer.root();
+        let other = |(j, bind): &(usize, &Bind)| *j != i && Arc::ptr_eq(bind.part.buffer.root(), root);
+        let (_, bind) = binds.iter().enumerate().find(other)?;
+        Some(format!("writes {} and binds the same memory as {}", written.name, bind.name))
+    })
 }
 
 /// A launch that is checked and ready to be recorded.

@@ -137,6 +137,10 @@ impl Gpu {
     }
 
     fn operands_as_textures(&self, launch: &Launch) -> Vec<Name> {
+        // The rewriting knows how our own kernels are written, and no others.
+        if launch.source.is_foreign() {
+            return Vec::new();
+        }
         let read = launch.binds.iter().filter(|bind| !bind.write);
         let chosen = self.0.texels.chooses(self, read.clone().map(|bind| bind.part.size), launch.reuse);
         read.filter(|bind| chosen(bind.part.size)).map(|bind| bind.name.clone()).collect()

@@ -131,11 +131,11 @@ pub fn recursive_sites(
         .map(|(l, w)| -> Result<Arc<dyn Site>> {
             let theta = &stored[l % blocks];
             if rank == 0 {
-                return Ok(Arc::new(Tied::new(theta)));
+                return Ok(Tied::new(theta).shared());
             }
             let lacks = w.detach().sub(&theta.detach());
             let [b, a] = low_rank(&lacks, rank.min(w.shape()[0]).min(w.shape()[1]))?;
-            Ok(Arc::new(LowRank::new(theta, &a.requires_grad(), &b.requires_grad(), 1.0)))
+            Ok(LowRank::new(theta, &a.requires_grad(), &b.requires_grad(), 1.0).shared())
         })
         .collect()
 }
@@ -175,7 +175,7 @@ fn own_block(block: &Block) -> Block {
     for layer in linears(&mut new) {
         let w = layer.weight.expand();
         w.evaluate();
-        layer.weight = Arc::new(Tied::new(&w.requires_grad()));
+        layer.weight = Tied::new(&w.requires_grad()).shared();
         layer.bias = layer.bias.as_ref().map(copy);
     }
     new

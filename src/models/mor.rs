@@ -12,7 +12,6 @@ use crate::ops::product::site::Site;
 use crate::rng::Rng;
 use crate::share::Tied;
 use crate::tensor::Tensor;
-use std::sync::Arc;
 
 /// Who chooses the tokens of a recursion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,7 +224,7 @@ impl Mor {
             }
             let full = self.block_on(&x, &normed, &chosen, shared.as_ref(), &all);
             // Each row's gate, or zero for rows that rest: a product with a single 1, scattered.
-            let one: Arc<dyn Site> = Arc::new(Tied::new(&Tensor::ones(x.gpu(), [1, 1])));
+            let one = Tied::new(&Tensor::ones(x.gpu(), [1, 1])).shared();
             let column = gates.reshape([batch * chosen.count, 1]);
             let moves = Tensor::zeros(x.gpu(), [batch * tokens, 1]).add_linear_scattered(
                 &column,

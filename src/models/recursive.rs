@@ -155,31 +155,34 @@ impl Recursive {
     /// When `heads` does not divide `width`, a size is 0, or the kind of sharing does not fit the sizes.
     #[track_caller]
     pub fn new(gpu: &Gpu, config: RecursiveConfig, rng: &mut Rng) -> Recursive {
+        Recursive::try_new(gpu, config, rng).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// [`Recursive::new`] for settings of a file or a user, which may not fit.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) for what makes [`Recursive::new`] panic.
+    pub fn try_new(gpu: &Gpu, config: RecursiveConfig, rng: &mut Rng) -> Result<Recursive> {
         let c = &config;
-        assert!(
-            c.heads > 0 && c.width.is_multiple_of(c.heads),
-            "recursive: {} heads for width {}",
-            c.heads,
-            c.width
-        );
-        assert!(c.depth > 0 && c.vocab > 0 && c.context > 0, "recursive: a size is 0: {c:?}");
+        if c.heads == 0 || !c.width.is_multiple_of(c.heads) {
+            return Err(Error::config(format!("recursive: {} heads for width {}", c.heads, c.width)));
+        }
+        if [c.width, c.depth, c.vocab, c.context, c.hidden].contains(&0) {
+            return Err(Error::config(format!("recursive: a size is 0: {c:?}")));
+        }
         let embedding =
             Embedding::new(gpu, c.vocab, c.width, Init::Normal((1.0 / c.width as f32).sqrt()), rng);
         let positions = Init::Normal(0.02).leaf(gpu, [c.context, c.width], rng);
-        let made = match c.sharing.sites(gpu, c.depth, &matrices(c), rng) {
-            Ok(made) => made,
-            Err(error) => panic!("recursive: {:?} for depth {}: {error}", c.sharing, c.depth),
+        let matrices = matrices(c);
+        let wrong = |what: &dyn std::fmt::Display| {
+            Error::config(format!("recursive: {:?} for depth {}: {what}", c.sharing, c.depth))
         };
-        assert!(
-            made.by_depth.len() == c.depth && made.by_depth.iter().all(|sites| sites.len() == 6),
-            "recursive: {:?} did not make six sites for each of {} depths",
-            c.sharing,
-            c.depth
-        );
+        let made = c.sharing.sites(gpu, c.depth, &matrices, rng).map_err(|error| wrong(&error))?;
+        made.fit(c.depth, &matrices).map_err(|what| wrong(&what))?;
         let blocks = made.by_depth.into_iter().map(|sites| block(gpu, c, sites)).collect();
         let norm = Norm::rms(gpu, config.width, 1e-5);
         let dictionaries = made.dictionaries;
-        Recursive { dictionaries, config, embedding, positions, blocks, norm }
+        Ok(Recursive { dictionaries, config, embedding, positions, blocks, norm })
     }
 
     /// Returns the residual stream before the first block: token vectors plus positions.

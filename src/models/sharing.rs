@@ -32,6 +32,33 @@ pub struct Sites {
     pub dictionaries: Vec<Dictionary>,
 }
 
+impl Sites {
+    /// Checks what a recipe, which may come from anywhere, has made for these matrices.
+    pub(super) fn fit(&self, depth: usize, matrices: &[Matrix]) -> Result<(), String> {
+        let full = |sites: &Vec<Arc<dyn Site>>| sites.len() == matrices.len();
+        if self.by_depth.len() != depth || !self.by_depth.iter().all(full) {
+            return Err(format!("the recipe did not make {} sites for each depth", matrices.len()));
+        }
+        for (t, sites) in self.by_depth.iter().enumerate() {
+            if let Some((site, matrix)) =
+                sites.iter().zip(matrices).find(|(s, matrix)| s.size() != matrix.size)
+            {
+                let (size, Matrix { name, size: want, .. }) = (site.size(), matrix);
+                return Err(format!(
+                    "the recipe's `{name}` at depth {t} is {size:?}, and the model's {want:?}"
+                ));
+            }
+        }
+        let most = matrices.iter().filter(|matrix| ["q", "k", "v", "o"].contains(&matrix.name)).count();
+        if self.dictionaries.len() > most || self.dictionaries.iter().any(|made| made.layers() != depth) {
+            return Err(format!(
+                "the recipe's dictionaries must be those of q, k, v and o, each of {depth} layers"
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// A way to share matrices between depths.
 pub trait Recipe: Send + Sync {
     /// Name and settings in words, such as `cycle 2 rank 8`: the name under which it is [registered](Sharing::register), and what
@@ -98,9 +125,15 @@ impl Sharing {
         Sharing::new(LowRankAttention { rank })
     }
 
-    /// Makes [`Sharing::named`] know recipes whose text begins with the word `name`, for this process. A name that is known
-    /// already is replaced.
+    /// Makes [`Sharing::named`] know recipes whose [text](Recipe::text) begins with the word `name`, for this process. A second
+    /// registration of a name replaces the first.
+    ///
+    /// # Panics
+    /// When the name is not one word, or that of a built-in recipe.
+    #[track_caller]
     pub fn register(name: &'static str, parse: Parse) {
+        let one = !name.is_empty() && !name.contains(char::is_whitespace);
+        assert!(one && !BUILT_IN.contains(&name), "sharing: `{name}` is not a new word; choose another name");
         lock(&KNOWN).insert(name, parse);
     }
 
@@ -157,6 +190,9 @@ impl PartialEq for Sharing {
     }
 }
 
+/// The names of the recipes above.
+const BUILT_IN: [&str; 7] = ["none", "tied", "tied-lora", "cycle", "fold", "dictionary", "low-rank"];
+
 /// The parsers of all recipes by name.
 static KNOWN: LazyLock<Mutex<BTreeMap<&'static str, Parse>>> = LazyLock::new(|| {
     let own: [(&str, Parse); 7] = [
@@ -208,7 +244,7 @@ fn drawn(gpu: &Gpu, matrices: &[Matrix], rng: &mut Rng) -> Vec<Tensor> {
 }
 
 fn tied(theta: &Tensor) -> Arc<dyn Site> {
-    Arc::new(Tied::new(theta))
+    Tied::new(theta).shared()
 }
 
 /// Makes a site of `theta` with a low-rank part that is initially zero.
@@ -216,7 +252,7 @@ fn lora(gpu: &Gpu, theta: &Tensor, rank: usize, scale: f32, rng: &mut Rng) -> Ar
     let (out, inner) = (theta.shape()[0], theta.shape()[1]);
     let a = Init::Normal((1.0 / inner as f32).sqrt()).leaf(gpu, [rank, inner], rng);
     let b = Init::Zeros.leaf(gpu, [out, rank], rng);
-    Arc::new(LowRank::new(theta, &a, &b, scale))
+    LowRank::new(theta, &a, &b, scale).shared()
 }
 
 struct Untied;
@@ -332,7 +368,7 @@ impl Recipe for LowRankAttention {
                     let a = Init::Normal((1.0 / inner as f32).sqrt()).leaf(gpu, [self.rank, inner], rng);
                     let std = std * (inner as f32 / self.rank as f32).sqrt();
                     let b = Init::Normal(std).leaf(gpu, [out, self.rank], rng);
-                    Arc::new(Factored::new(&a, &b)) as Arc<dyn Site>
+                    Factored::new(&a, &b).shared()
                 }
                 _ => tied(theta),
             };
@@ -360,6 +396,8 @@ mod tests {
         for sharing in all {
             assert_eq!(Sharing::named(&sharing.text()).unwrap(), sharing);
         }
+        assert_eq!(lock(&KNOWN).len(), BUILT_IN.len());
+        assert!(lock(&KNOWN).keys().all(|name| BUILT_IN.contains(name)));
         for wrong in [
             "",
             "tied 3",

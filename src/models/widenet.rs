@@ -47,7 +47,7 @@ impl Experts {
         assert!(top > 0 && top <= count, "experts: the {top} best of {count}");
         let std = (0.4 / width as f32).sqrt();
         let mut site =
-            |size| -> Arc<dyn Site> { Arc::new(Tied::new(&Init::Normal(std).leaf(gpu, size, rng))) };
+            |size| -> Arc<dyn Site> { Tied::new(&Init::Normal(std).leaf(gpu, size, rng)).shared() };
         let weights = (0..count).map(|_| [site([hidden, width]), site([width, hidden])]).collect();
         let router = Init::Normal(std).leaf(gpu, [count, width], rng);
         Experts { router, weights, top, capacity: 1.25, activation: Activation::GeluTanh }

@@ -4,7 +4,7 @@ use super::module::{Module, Parameters};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::value::Place;
-use crate::store::{File, OPTIMIZER, save_tensors, stored};
+use crate::store::{File, OPTIMIZER, devices, save_tensors, stored};
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,6 +12,7 @@ use std::path::Path;
 /// What a file and a module do not have in common.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
+#[must_use = "what is missing kept its elements"]
 pub struct Loaded {
     /// Parameters and buffers that the file lacks, by their first names. They keep their elements.
     pub missing: Vec<String>,
@@ -33,10 +34,22 @@ pub(super) fn load(all: &Parameters, path: &Path, strict: bool) -> Result<Loaded
     let file = File::open(path)?;
     let (mut found, mut loaded) = (Vec::new(), Loaded::default());
     for (names, tensor) in all.all() {
-        match names.iter().find(|name| file.contains(name)) {
-            Some(name) => found.push((name, tensor, elements(&file, name, tensor)?)),
-            None => loaded.missing.push(names[0].clone()),
+        let mut there = names.iter().filter(|name| file.contains(name));
+        let Some(name) = there.next() else {
+            loaded.missing.push(names[0].clone());
+            continue;
+        };
+        let bytes = elements(&file, name, tensor)?;
+        for other in there {
+            if elements(&file, other, tensor)? != bytes {
+                let message = format!("`{name}` and `{other}` differ, and this model ties them");
+                return Err(Error::format(path, message));
+            }
         }
+        found.push((name, tensor, bytes));
+    }
+    if found.is_empty() {
+        return Err(Error::format(path, "it has no tensor of this model's names"));
     }
     let known = |name: &str| all.all().any(|(names, _)| names.iter().any(|own| own == name));
     let others = file.names().filter(|name| !name.starts_with(OPTIMIZER) && !known(name));
@@ -49,9 +62,7 @@ pub(super) fn load(all: &Parameters, path: &Path, strict: bool) -> Result<Loaded
         );
         return Err(Error::format(path, message));
     }
-    let mut gpus: Vec<_> = found.iter().map(|(_, tensor, _)| tensor.gpu()).collect();
-    gpus.dedup();
-    for gpu in gpus {
+    for gpu in devices(found.iter().map(|(_, tensor, _)| *tensor)) {
         gpu.unchanged(|| {
             let own = found.iter().filter(|(_, tensor, _)| tensor.gpu() == gpu);
             let writes: Vec<(Place, &[u8])> =
@@ -134,7 +145,7 @@ pub trait ModuleFile: Module {
     /// Reads what file and module have in common, and returns the names of the rest.
     ///
     /// # Errors
-    /// When a shape differs, or the file cannot be read. Nothing has changed then.
+    /// When a shape differs, when they have nothing in common, or the file cannot be read. Nothing has changed then.
     ///
     /// ```
     /// # use tiebeam::{Gpu, Tensor};

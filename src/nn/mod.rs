@@ -3,20 +3,31 @@
 //! A layer is a struct of tensors and sites with a `forward`, which says in one line what it holds: [`module!`](crate::module).
 //! [`Parameters`] lists the stored tensors once each, however many sites use them, and counts both stored and used elements.
 
+mod batch_norm;
+mod conv;
 mod distill;
 mod file;
 mod init;
 mod kinds;
 mod module;
+mod sequential;
 
 pub use crate::module;
+pub use crate::ops::product::conv::Conv2dConfig;
+pub use crate::ops::product::conv_transpose::ConvTranspose2dConfig;
+pub use crate::ops::product::conv1d::Conv1dConfig;
+pub use crate::ops::product::lookup::lookup;
 pub use crate::ops::product::matmul::{Activation, Epilogue};
 pub use crate::ops::product::narrow::stored;
+pub use crate::ops::reduction::cross_entropy_with::CrossEntropy;
 pub use crate::ops::sequence::attention::Mask;
+pub use batch_norm::{BatchNorm, GroupNorm};
+pub use conv::{Conv1d, Conv2d, ConvTranspose2d};
 pub use distill::distillation;
 pub use file::{Loaded, ModuleFile};
 pub use init::Init;
 pub use module::{Buffer, Module, Parameters, Visit, VisitMut, check_listed, join};
+pub use sequential::{Dropout, Layer, Sequential};
 
 use crate::gpu::Gpu;
 use crate::ops::product::site::Site;
@@ -165,6 +176,53 @@ impl Embedding {
 }
 
 module!(Embedding { table });
+
+/// A table of vectors whose rows are those of a weight of any kind, looked up by index. Only the rows that are asked for are computed.
+///
+/// ```
+/// # use tiebeam::nn::{Module, SiteEmbedding};
+/// # use tiebeam::share::{Draw, Hashed, Mapping, Site, hashed};
+/// # use tiebeam::{Gpu, Rng, Tensor};
+/// # let gpu = Gpu::open()?;
+/// // 1000 vectors of 16 numbers from 500 stored ones.
+/// let omega = Tensor::randn(&gpu, [500], &mut Rng::new(1)).requires_grad();
+/// let (mapping, seeds) = (Mapping::Stable, hashed::SEEDS);
+/// let draw = Draw { stored: 500, size: [1000, 16], offset: 0, layer: 0, scale: 1.0, mapping, seeds };
+/// let table = SiteEmbedding::new(Hashed::new(&omega, draw).shared());
+/// let ids = Tensor::from_slice(&gpu, &[7u32, 999, 7], [3]);
+/// assert_eq!(table.forward(&ids).shape()[..], [3, 16]);
+/// assert_eq!((table.parameters().stored(), table.parameters().used()), (500, 16_000));
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct SiteEmbedding {
+    /// `[rows, width]`
+    pub weight: Arc<dyn Site>,
+}
+
+impl SiteEmbedding {
+    /// A table with these rows.
+    pub fn new(weight: Arc<dyn Site>) -> SiteEmbedding {
+        SiteEmbedding { weight }
+    }
+
+    /// `ids [..] -> [.., width]`
+    ///
+    /// # Panics
+    /// As [`lookup`].
+    #[track_caller]
+    pub fn forward(&self, ids: &Tensor) -> Tensor {
+        lookup(&self.weight, ids)
+    }
+
+    /// Scores against every row, `x [.., width] -> [.., rows]`: the table as output head.
+    #[track_caller]
+    pub fn logits(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.weight, Epilogue::default())
+    }
+}
+
+module!(SiteEmbedding { weight => "" });
 
 /// Layer norm or RMS norm over the last axis.
 ///

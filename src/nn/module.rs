@@ -1,5 +1,6 @@
 //! Modules: what holds parameters and buffers, and the walk over them that lists, saves, loads, freezes, casts and moves.
 
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::ops::product::site::Site;
@@ -58,35 +59,31 @@ pub trait Module {
     }
 
     /// Replaces every parameter and buffer by what `change` makes of its first name and itself. A tensor with several names is
-    /// changed once, so what was tied stays tied. Optimizers go on to train the old leaves: make them after this.
+    /// changed once, so what was tied stays tied, and keeps its shape. Two handles on the same elements, one of them detached,
+    /// are two tensors here.
+    ///
+    /// Optimizers go on to train the old leaves: make them after this.
     ///
     /// # Errors
-    /// The first error of `change`. The module is then unchanged.
+    /// The first error of `change`; [`Error::Config`] when a shape changes or floats become integers, or when the module holds a
+    /// tensor that is computed from a leaf, such as a transposed view, which would go on to read the old one. The module is then
+    /// unchanged.
     fn map(&mut self, mut change: impl FnMut(&str, &Tensor) -> Result<Tensor>) -> Result<()>
     where
         Self: Sized,
     {
-        self.map_with(&mut change)
+        replace(self, &mut |item| match item.role {
+            Role::Constant => Ok(item.tensor.clone()),
+            _ => change(&item.names[0], &item.tensor),
+        })
     }
 
-    /// [`Module::map`] for modules behind `dyn`.
+    /// Takes the parameters with a name that is `chosen` out of training. They are saved and moved as before. Make optimizers after
+    /// this: one that was made before finds no gradient for them, and none after [`Module::unfreeze`] either, which makes new
+    /// leaves.
     ///
-    /// # Errors
-    /// As [`Module::map`].
-    fn map_with(&mut self, change: &mut dyn FnMut(&str, &Tensor) -> Result<Tensor>) -> Result<()> {
-        // Everything is made before anything is replaced.
-        let mut made = HashMap::new();
-        for item in self.parameters().items {
-            made.insert(
-                Identity::of(&item.tensor),
-                (item.tensor.clone(), change(&item.names[0], &item.tensor)?),
-            );
-        }
-        self.visit_mut(&mut VisitMut { made: &made });
-        Ok(())
-    }
-
-    /// Takes the parameters whose names are `chosen` out of training. They are saved and moved as before.
+    /// # Panics
+    /// When the module holds a tensor that is computed from a leaf.
     ///
     /// ```
     /// # use tiebeam::{Gpu, Tensor};
@@ -99,33 +96,38 @@ pub trait Module {
     /// assert_eq!(layer.parameters().named().len(), 2); // both are saved
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
+    #[track_caller]
     fn freeze(&mut self, chosen: impl Fn(&str) -> bool)
     where
         Self: Sized,
     {
-        let done = self.map(|name, x| Ok(if x.is_leaf() && chosen(name) { x.detach() } else { x.clone() }));
-        debug_assert!(done.is_ok());
+        done(replace(self, &mut |item| {
+            let frozen = item.tensor.is_leaf() && item.names.iter().any(|name| chosen(name));
+            Ok(if frozen { item.tensor.detach() } else { item.tensor.clone() })
+        }));
     }
 
-    /// Makes leaves of the parameters of floats whose names are `chosen`, so that they are trained.
+    /// Makes new leaves of the parameters of floats with a name that is `chosen`. Make optimizers after this.
+    ///
+    /// # Panics
+    /// As [`Module::freeze`].
+    #[track_caller]
     fn unfreeze(&mut self, chosen: impl Fn(&str) -> bool)
     where
         Self: Sized,
     {
-        let parameters: Vec<String> =
-            self.parameters().named().iter().map(|(name, _)| name.clone()).collect();
-        let trained = |name: &str, x: &Tensor| {
-            x.dtype().is_float() && chosen(name) && parameters.iter().any(|parameter| parameter == name)
-        };
-        let done = self.map(|name, x| Ok(if trained(name, x) { x.requires_grad() } else { x.clone() }));
-        debug_assert!(done.is_ok());
+        done(replace(self, &mut |item| {
+            let trained = item.role == Role::Parameter && item.tensor.dtype().is_float();
+            let trained = trained && item.names.iter().any(|name| chosen(name));
+            Ok(if trained { item.tensor.requires_grad() } else { item.tensor.clone() })
+        }));
     }
 
-    /// Converts every parameter and buffer of floats to this type, with the leaves staying leaves. Optimizers take f32 only;
-    /// types of 16 bits halve the memory of a model that is not trained.
+    /// Converts every parameter of floats to this type, with the leaves staying leaves. Buffers, such as running statistics, stay
+    /// as they are. Optimizers take f32 only; types of 16 bits halve the memory of a model that is not trained.
     ///
     /// # Panics
-    /// When the type has no floats.
+    /// When the type has no floats, or the module holds a tensor that is computed from a leaf.
     ///
     /// ```
     /// # use tiebeam::{Gpu, Tensor};
@@ -138,30 +140,65 @@ pub trait Module {
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
     #[track_caller]
-    fn cast(&mut self, dtype: crate::DType)
+    fn cast(&mut self, dtype: DType)
     where
         Self: Sized,
     {
         assert!(dtype.is_float(), "cast: parameters have floats, and {dtype} does not");
-        let done = self.map(|_, x| {
-            let y = if x.dtype().is_float() { x.detach().cast(dtype) } else { x.detach() };
+        done(replace(self, &mut |item| {
+            let x = &item.tensor;
+            if item.role != Role::Parameter || !x.dtype().is_float() {
+                return Ok(x.clone());
+            }
+            let y = x.detach().cast(dtype);
             Ok(if x.is_leaf() { y.requires_grad() } else { y })
-        });
-        debug_assert!(done.is_ok());
+        }));
     }
 
-    /// Copies every parameter and buffer to another device, by way of the host. Leaves stay leaves.
+    /// Copies every tensor to another device, by way of the host. Leaves stay leaves.
     ///
     /// # Errors
-    /// When a tensor carries an error, or a device has failed. The module is then unchanged.
+    /// When a tensor carries an error, or a device has failed, and as [`Module::map`]. The module is then unchanged.
     fn to(&mut self, gpu: &Gpu) -> Result<()>
     where
         Self: Sized,
     {
-        self.map(|_, x| {
+        replace(self, &mut |Item { tensor: x, .. }| {
             let y = x.to_gpu(gpu)?;
             Ok(if x.is_leaf() { y.requires_grad() } else { y })
         })
+    }
+}
+
+/// Replaces every tensor of a module by what `change` makes of it. Everything is made and checked before anything is replaced.
+fn replace(module: &mut dyn Module, change: &mut dyn FnMut(&Item) -> Result<Tensor>) -> Result<()> {
+    let all = module.parameters();
+    if let Some(name) = all.computed.first() {
+        let message = format!(
+            "`{name}` is computed from a leaf, as by t(), and would go on to read the old one; compute it in forward instead"
+        );
+        return Err(Error::config(message));
+    }
+    let mut made = HashMap::new();
+    for item in all.items {
+        let new = change(&item)?;
+        let (old, name) = (&item.tensor, &item.names[0]);
+        if new.shape() != old.shape() || new.dtype().is_float() != old.dtype().is_float() {
+            let (shape, dtype) = (new.shape(), new.dtype());
+            let message =
+                format!("`{name}` is {} {} and cannot become {dtype} {shape}", old.dtype(), old.shape());
+            return Err(Error::config(message));
+        }
+        made.insert(Identity::of(old), (old.clone(), new));
+    }
+    module.visit_mut(&mut VisitMut { made: &made });
+    Ok(())
+}
+
+#[track_caller]
+fn done(changed: Result<()>) {
+    if let Err(error) = changed {
+        panic!("{error}");
     }
 }
 
@@ -316,6 +353,8 @@ pub struct Parameters {
     /// The parameters with their first names, as they are handed out.
     named: Vec<(String, Tensor)>,
     used: usize,
+    /// Names of tensors that are computed from leaves, which are not listed.
+    computed: Vec<String>,
 }
 
 impl Parameters {
@@ -335,6 +374,7 @@ impl Parameters {
     fn list(&mut self, name: String, tensor: &Tensor, role: Role) {
         // A tensor that is computed from leaves is no parameter. Its leaves are.
         if tensor.is_tracked() && !tensor.is_leaf() {
+            self.computed.push(name);
             return;
         }
         match self.known.get(&Identity::of(tensor)) {

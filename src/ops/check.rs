@@ -137,6 +137,8 @@ impl Case {
     /// squares of the terms `x_j dy/dx_j`, and K is their number. For a dot product this is `4 u sqrt(K) ||a*b||_2`. Types of 16
     /// bits add their output's rounding. The bound of a gradient is the same with the terms `dy_j dy_j/dx_i`.
     ///
+    /// Of a case that is [exact](Case::exact), values and bits are compared and no gradients.
+    ///
     /// The time grows with the elements of the inputs times those of the result, so cases are small.
     ///
     /// # Errors
@@ -239,6 +241,11 @@ impl Case {
     ) -> Result<(), Mismatch> {
         let seed = seed(y.gpu(), &want.shape);
         let dy: Vec<f32> = seed.to_vec()?;
+        if !y.is_tracked() {
+            return Err(
+                self.wrong("the result has no gradient: was it recorded, as by made_by, with its inputs?")
+            );
+        }
         let grads = y.backward_with(&seed)?;
         // Uses the leaves twice. Their gradients must be accumulated to one sum.
         let twice = self.run(inputs)?.add(&self.run(inputs)?).backward_with(&seed)?;

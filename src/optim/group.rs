@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::tensor::Tensor;
+use std::borrow::Borrow;
 use std::collections::HashSet;
 
 /// Parameters that share settings.
@@ -28,9 +29,11 @@ pub struct Group {
 }
 
 impl Group {
-    /// Makes a group without weight decay, at the unscaled learning rate.
-    pub fn new<'a, N: Into<String>>(params: impl IntoIterator<Item = (N, &'a Tensor)>) -> Group {
-        let params = params.into_iter().map(|(name, tensor)| (name.into(), tensor.clone())).collect();
+    /// Makes a group without weight decay, at the unscaled learning rate. All parameters of a model are
+    /// `Group::new(model.parameters().trainable())`.
+    pub fn new<N: Into<String>, T: Borrow<Tensor>>(params: impl IntoIterator<Item = (N, T)>) -> Group {
+        let params =
+            params.into_iter().map(|(name, tensor)| (name.into(), tensor.borrow().clone())).collect();
         Group { params, weight_decay: 0.0, lr_scale: 1.0 }
     }
 
@@ -49,8 +52,8 @@ impl Group {
     /// let optimizer = AdamW::new(&gpu, groups, AdamWConfig::default())?;
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
-    pub fn split<'a, N: Into<String>>(
-        params: impl IntoIterator<Item = (N, &'a Tensor)>,
+    pub fn split<N: Into<String>, T: Borrow<Tensor>>(
+        params: impl IntoIterator<Item = (N, T)>,
         first: impl Fn(&str, &Tensor) -> bool,
     ) -> [Group; 2] {
         let all = Group::new(params).params;
@@ -80,8 +83,8 @@ impl Group {
     /// name, or the number of the test.
     // An alias would hide from the reader of the page what a test takes.
     #[allow(clippy::type_complexity)]
-    pub fn matching<'a, N: Into<String>, const K: usize>(
-        params: impl IntoIterator<Item = (N, &'a Tensor)>,
+    pub fn matching<N: Into<String>, T: Borrow<Tensor>, const K: usize>(
+        params: impl IntoIterator<Item = (N, T)>,
         tests: [&dyn Fn(&str, &Tensor) -> bool; K],
     ) -> Result<[Group; K]> {
         let mut groups = [(); K].map(|()| Group { params: Vec::new(), weight_decay: 0.0, lr_scale: 1.0 });

@@ -210,3 +210,9 @@ impl<R: Rule> Optimizer for Stepper<R> {
         self.load_state(steps, state)
     }
 }
+
+impl<R: Rule> From<Stepper<R>> for Box<dyn Optimizer> {
+    fn from(stepper: Stepper<R>) -> Self {
+        Box::new(stepper)
+    }
+}

@@ -93,7 +93,7 @@ impl Dictionary {
     /// pass too.
     pub fn weights(&self) -> Vec<Arc<dyn Site>> {
         let all = self.atoms.combine(&self.coefficients);
-        all.iter().map(|w| Arc::new(Tied::new(w)) as Arc<dyn Site>).collect()
+        all.iter().map(|w| Tied::new(w).shared()).collect()
     }
 
     /// Returns the weight of one layer, which is computed as it is read and never stored. This takes less memory and,

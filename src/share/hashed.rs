@@ -361,7 +361,7 @@ pub(super) fn cases() -> Vec<Case> {
             let draw = Draw { stored, size: [n, k], offset, layer: 3, scale: 0.5, mapping, seeds: SEEDS };
             let inputs = vec![Input::normal([rows, k]), Input::normal([stored])];
             let forward = move |x: &[Tensor]| {
-                let site = Arc::new(Hashed::new(&x[1], draw)) as Arc<dyn Site>;
+                let site = Hashed::new(&x[1], draw).shared();
                 x[0].linear(&site, Epilogue::default())
             };
             let reference = move |x: &[Array]| {

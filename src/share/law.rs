@@ -9,8 +9,9 @@ use crate::gpu::Gpu;
 use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::ops::array::Array;
-use crate::ops::check::{Mismatch, U, within};
+use crate::ops::check::{Mismatch, U, bits, within};
 use crate::ops::product::matmul::Epilogue;
+use crate::precision::{Precision, autocast};
 use crate::rng::Rng;
 use crate::tensor::Tensor;
 use std::collections::BTreeSet;
@@ -43,12 +44,12 @@ const ULPS: f64 = 64.0;
 
 /// Checks a sharing kind by one of its sites, on the site's device:
 ///
-/// * The names of leaves and buffers are distinct, and [`Site::with_tensors`] replaces all that [`Site::load`] reads. A leaf that
-///   is not listed would never be trained, saved or moved.
+/// * The names of leaves and buffers are distinct, and [`Site::with_tensors`] keeps the settings and replaces all that
+///   [`Site::load`] reads directly. A leaf that is not listed would never be trained, saved or moved.
 /// * The load returns what [`Site::expand`] makes and zero outside of the matrix, and products with few rows, which read the weight
-///   by the load, and with many have that weight, in both directions and in 16 bits.
+///   by the load, and with many have that weight, in both directions. So has [`Site::expand_as`] in 16 bits.
 /// * The weight is affine in each leaf, and the leaf's gradient obeys the law, by [`Site::reduce`] and by [`Site::backward`], for
-///   one use and for two.
+///   one use and for two, and in a scope of f16.
 ///
 /// Leaves are drawn anew from a normal distribution, so the site's own elements do not matter. Use small sizes, once whole
 /// multiples of 4 and once not, and a device with the kernels of another class as well: `Options::default().device(Some("discrete"
@@ -61,7 +62,7 @@ const ULPS: f64 = 64.0;
 /// # use tiebeam::{Gpu, Tensor};
 /// # let gpu = Gpu::open()?;
 /// let [theta, a, b] = [[5, 7], [2, 7], [5, 2]].map(|shape| Tensor::zeros(&gpu, shape).requires_grad());
-/// let site: Arc<dyn Site> = Arc::new(LowRank::new(&theta, &a, &b, 0.5));
+/// let site = LowRank::new(&theta, &a, &b, 0.5).shared();
 /// check_law(&site)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -69,22 +70,37 @@ const ULPS: f64 = 64.0;
 /// # Errors
 /// The first difference, with the leaf and its element; the device's fault.
 pub fn check_law(site: &Arc<dyn Site>) -> Result<(), Mismatch> {
+    let checked = checked(site);
+    if checked.is_err() {
+        // A kernel that did not compile must not fail whatever comes next on this device.
+        site.leaves().first().map(|leaf| leaf.gpu().take_fault());
+    }
+    checked
+}
+
+fn checked(site: &Arc<dyn Site>) -> Result<(), Mismatch> {
     let law = Law::of(site)?;
+    law.keeps_settings()?;
     law.lists_what_it_reads()?;
     let whole = Array::read(&law.site.expand())?;
+    if let Some(at) = whole.data.iter().position(|w| !w.is_finite()) {
+        return Err(
+            law.wrong(format!("the weight's element {at} is {} for leaves drawn at random", whole.data[at]))
+        );
+    }
     law.load(&whole)?;
     law.half(&whole)?;
     for rows in ROWS {
         law.product(&whole, rows)?;
     }
     let maps = (0..law.leaves.len()).map(|i| law.map(i)).collect::<Result<Vec<_>, _>>()?;
-    let reduced: Arc<dyn Site> = Arc::new(Reduced(law.site.clone()));
+    let reduced = Reduced(law.site.clone()).shared();
     for (how, site, rows) in
         [("reduce", &reduced, ROWS[0]), ("backward", &law.site, ROWS[0]), ("backward", &law.site, ROWS[1])]
     {
-        law.gradients(how, site, rows, &maps)?;
+        law.gradients(how, site, rows, &maps, Precision::F32)?;
     }
-    Ok(())
+    law.gradients("backward", &law.site, ROWS[1], &maps, Precision::F16)
 }
 
 /// A site whose products have gradients by [`Site::reduce`] alone, which kinds with a rule of their own for products would never
@@ -139,6 +155,8 @@ struct Law {
 /// The weight as a function of one leaf with the others held: `S(0)`, and `S(e) - S(0)` for some elements e.
 struct Map {
     zero: Array,
+    /// How far an element was moved to measure its column.
+    unit: f64,
     columns: Vec<(usize, Vec<f64>)>,
 }
 
@@ -187,6 +205,26 @@ impl Law {
         self.given.with_tensors(&leaves, &buffers)
     }
 
+    /// Another site of the same leaves must be the same site, or a model that is frozen, cast or moved would change.
+    fn keeps_settings(&self) -> Result<(), Mismatch> {
+        let buffers: Vec<Tensor> = self.given.buffers().into_iter().map(|(_, x)| x).collect();
+        let again = self.given.with_tensors(&self.given.leaves(), &buffers);
+        if self.given.stored().is_none() {
+            let [one, two] = [&self.given, &again].map(|site| site.load());
+            let settings = |load: &Load| (load.params, load.turns, load.constants.clone(), load.fragment);
+            if settings(&one) != settings(&two) {
+                return Err(
+                    self.wrong("with_tensors loses a setting: its load has other numbers or constants")
+                );
+            }
+        }
+        let [one, two] = [&self.given, &again].map(|site| Array::read(&site.expand()));
+        match bits(&[one?]) == bits(&[two?]) {
+            true => Ok(()),
+            false => Err(self.wrong("with_tensors of the site's own leaves makes another weight")),
+        }
+    }
+
     fn lists_what_it_reads(&self) -> Result<(), Mismatch> {
         let read = |site: &Arc<dyn Site>| match site.stored() {
             Some(w) => vec![("the stored weight", w)],
@@ -227,9 +265,9 @@ impl Law {
             let (row, column) = (i / columns, i % columns);
             let inside = row < out && column < inner;
             let want = if inside { whole.data[row * inner + column] } else { 0.0 };
-            // A NaN is not close.
-            let close = (got - want).abs() <= 64.0 * U * want.abs() + 1e-4 * inside as u8 as f64;
-            if !close {
+            // A NaN is not near.
+            let near = (got - want).abs() <= 64.0 * U * want.abs() + 1e-4 * inside as u8 as f64;
+            if !near {
                 let place = if inside { "inside" } else { "outside" };
                 return Err(self.wrong(format!(
                     "load_site({row}, {column}), {place} of the matrix, returns {got} and not {want}"
@@ -266,31 +304,51 @@ impl Law {
         let zero = expand(&Array::from_fn(leaf.shape, |_| 0.0))?;
         let here = Array::read(&self.site.expand())?;
         let other = expand(&Array::from_fn(leaf.shape, |e| -2.0 * leaf.data[e]))?;
-        let largest = here.data.iter().chain(&other.data).map(|w| w.abs()).fold(0.0, f64::max);
-        let want: Vec<f64> =
-            zero.data.iter().zip(&here.data).map(|(zero, here)| zero - 2.0 * (here - zero)).collect();
+        let largest =
+            |of: &dyn Fn(usize) -> f64| (0..zero.data.len()).map(|j| of(j).abs()).fold(0.0, f64::max);
+        // The leaf's own part of the weight, and what is there without it.
+        let (part, rest) = (largest(&|j| here.data[j] - zero.data[j]), largest(&|j| zero.data[j]));
         let name = self.given.leaf_names()[i];
-        within("", &other.data, &want, |_| ULPS * U * largest).map_err(|_| {
-            self.wrong(format!(
-                "the weight is not affine in the leaf `{name}`, so there is no such law; compare it with a reference"
-            ))
-        })?;
+        let affine = |got: &Array, want: &dyn Fn(usize) -> f64| {
+            let want: Vec<f64> = (0..zero.data.len()).map(want).collect();
+            within("", &got.data, &want, |_| ULPS * U * part + 8.0 * U * rest + 1e-30).map_err(|_| {
+                self.wrong(format!(
+                    "the weight is not affine in the leaf `{name}`, so there is no such law; compare it with a reference"
+                ))
+            })
+        };
+        affine(&other, &|j| zero.data[j] - 2.0 * (here.data[j] - zero.data[j]))?;
+        // In a second direction, and in the sum of both.
+        let second = normal(&leaf.shape, &mut Rng::new(14));
+        let there = expand(&second)?;
+        let both = expand(&Array::from_fn(leaf.shape, |e| leaf.data[e] + second.data[e]))?;
+        affine(&both, &|j| here.data[j] + there.data[j] - zero.data[j])?;
+        // Elements are moved so far that their effect is of the size of the rest of the weight.
+        let unit = if part > 0.0 { (rest / part).log2().ceil().clamp(0.0, 24.0).exp2() } else { 1.0 };
         // Primes and a stride that is no power of two reach all rows and columns.
         let elements = (0..count.min(MOST)).map(|k| if count <= MOST { k } else { k * 7919 % count });
         let mut columns = Vec::new();
         for e in elements {
-            let at = expand(&Array::from_fn(leaf.shape, |k| (k == e) as u8 as f64))?;
-            columns.push((e, at.data.iter().zip(&zero.data).map(|(w, zero)| w - zero).collect()));
+            let at = expand(&Array::from_fn(leaf.shape, |k| if k == e { unit } else { 0.0 }))?;
+            columns.push((e, at.data.iter().zip(&zero.data).map(|(w, zero)| (w - zero) / unit).collect()));
         }
-        Ok(Map { zero, columns })
+        Ok(Map { zero, unit, columns })
     }
 
-    /// The gradient of every leaf from a product, and from two.
-    fn gradients(&self, how: &str, site: &Arc<dyn Site>, rows: usize, maps: &[Map]) -> Result<(), Mismatch> {
+    /// The gradient of every leaf from a product in this precision, and from two.
+    fn gradients(
+        &self,
+        how: &str,
+        site: &Arc<dyn Site>,
+        rows: usize,
+        maps: &[Map],
+        precision: Precision,
+    ) -> Result<(), Mismatch> {
         let ([out, inner], mut rng) = (site.size(), Rng::new(13));
         let (x, dy) = (normal(&[rows, inner].into(), &mut rng), normal(&[rows, out].into(), &mut rng));
         let [rows_of_x, seed] = [&x, &dy].map(|array| array.upload(&self.gpu, DType::F32));
-        let use_it = || rows_of_x.linear(site, Epilogue::default());
+        let use_it = || autocast(precision, || rows_of_x.linear(site, Epilogue::default())).cast(DType::F32);
+        let roundoff = if precision == Precision::F32 { U } else { DType::F16.roundoff() / 8.0 };
         let (leaves, names) = (site.leaves(), self.given.leaf_names());
         if leaves.is_empty() {
             return Ok(());
@@ -310,14 +368,16 @@ impl Law {
                 let got = Array::read(grads.get(leaf).ok_or_else(none)?)?.data;
                 for (e, column) in &map.columns {
                     let want: f64 = column.iter().zip(&dw).map(|(c, g)| c * g).sum::<f64>() * uses;
-                    let sum = |(j, c): (usize, &f64)| (2.0 * c.abs() + map.zero.data[j].abs()) * scale[j];
-                    let bound = ULPS * U * uses * column.iter().enumerate().map(sum).sum::<f64>() + 1e-30;
-                    // A NaN is not close.
-                    let close = (got[*e] - want).abs() <= bound;
-                    if !close {
+                    // What is measured has the rounding of the rest of the weight, in the size of the move.
+                    let rest = |j: usize| 4.0 * U / map.unit * map.zero.data[j].abs();
+                    let sum = |(j, c): (usize, &f64)| (ULPS * roundoff * c.abs() + rest(j)) * scale[j];
+                    let bound = uses * column.iter().enumerate().map(sum).sum::<f64>() + 1e-30;
+                    // A NaN is not near.
+                    let near = (got[*e] - want).abs() <= bound;
+                    if !near {
                         return Err(self.wrong(format!(
                             "the gradient of leaf `{name}` at element {e} is {} by {how}() for {uses} use(s) with {rows} \
-                             rows; the adjoint of its load is {want}",
+                             rows in {precision}; the adjoint of its load is {want}",
                             got[*e]
                         )));
                     }

@@ -126,7 +126,7 @@ pub(super) fn cases() -> Vec<Case> {
             Input::integers([rows], DType::U32, 0, 3).fill(Fill::Values(depths)),
         ];
         let forward = |x: &[Tensor]| {
-            let weight = Arc::new(super::Tied::new(&x[1])) as Arc<dyn Site>;
+            let weight = super::Tied::new(&x[1]).shared();
             DepthLora::new(&x[2], &x[3], 0.5).linear(&x[0], &weight, &x[4])
         };
         let reference = move |x: &[Array]| {

@@ -35,7 +35,7 @@ use crate::ops::case::Case;
 
 /// Every test case of every sharing kind, with the kind's name, for the tests and the benchmark.
 pub fn cases() -> Vec<(&'static str, Vec<Case>)> {
-    let tied = |w: &crate::Tensor| std::sync::Arc::new(Tied::new(w)) as std::sync::Arc<dyn Site>;
+    let tied = |w: &crate::Tensor| Tied::new(w).shared();
     vec![
         ("tied", tied::cases()),
         ("routed", crate::ops::product::routed::cases(tied)),

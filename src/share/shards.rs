@@ -94,7 +94,7 @@ impl ShardPool {
     #[track_caller]
     pub fn site(&self, k: usize, weight: &Tensor) -> Arc<dyn Site> {
         let [a, b] = self.factors(k);
-        Arc::new(LowRank::new(weight, &a, &b.t().contiguous(), self.scale))
+        LowRank::new(weight, &a, &b.t().contiguous(), self.scale).shared()
     }
 
     /// Returns the low-rank part alone: `scale (x A_k^T) B_k`.
@@ -231,7 +231,7 @@ pub(super) fn cases() -> Vec<Case> {
     for (rows, n, k, r) in [(3, 4, 8, 4), (5, 7, 10, 3), (67, 5, 8, 8)] {
         let inputs = vec![Input::normal([rows, k]), Input::normal([n, k]), Input::normal([r, n])];
         let forward = |x: &[Tensor]| {
-            let site = Arc::new(Miss::new(&x[1], &x[2])) as Arc<dyn Site>;
+            let site = Miss::new(&x[1], &x[2]).shared();
             x[0].linear(&site, Epilogue::default())
         };
         let reference = move |x: &[Array]| {

@@ -2,7 +2,8 @@
 
 use super::{LeafGrads, Load, Site};
 use crate::dtype::DType;
-use crate::ops::case::{Array, Case, Input};
+use crate::ops::case::{Array, Case, Fill, Input};
+use crate::ops::product::lookup::lookup;
 use crate::ops::product::matmul::{Activation, Epilogue};
 use crate::precision::{Precision, autocast};
 use crate::tensor::Tensor;
@@ -304,8 +305,8 @@ fn low_rank64(theta: &Array, a: &Array, b: &Array, scale: f64) -> Array {
 
 pub(super) fn cases() -> Vec<Case> {
     let mut all = Vec::new();
-    let tied = |t: &Tensor| -> Arc<dyn Site> { Arc::new(Tied::new(t)) };
-    let low = |x: &[Tensor]| -> Arc<dyn Site> { Arc::new(LowRank::new(&x[1], &x[2], &x[3], 0.5)) };
+    let tied = |t: &Tensor| -> Arc<dyn Site> { Tied::new(t).shared() };
+    let low = |x: &[Tensor]| -> Arc<dyn Site> { LowRank::new(&x[1], &x[2], &x[3], 0.5).shared() };
     // In the last sizes the inner axis, or that of the weight's gradient, is long: GPUs cut it into parts.
     for (rows, n, k) in [(1, 1, 1), (5, 7, 3), (9, 8, 12), (67, 5, 6), (12, 9, 516), (520, 4, 4)] {
         let inputs = vec![Input::normal([rows, k]), Input::normal([n, k])];
@@ -331,15 +332,36 @@ pub(super) fn cases() -> Vec<Case> {
     }
     for rows in [3, 70] {
         let inputs = vec![Input::normal([rows, 6]), Input::normal([2, 6]), Input::normal([5, 2])];
-        let forward = |x: &[Tensor]| {
-            x[0].linear(&(Arc::new(Factored::new(&x[1], &x[2])) as Arc<dyn Site>), Epilogue::default())
-        };
+        let forward = |x: &[Tensor]| x[0].linear(&Factored::new(&x[1], &x[2]).shared(), Epilogue::default());
         all.push(
             Case::new(format!("factored {rows}"), inputs, forward, |x| {
                 let zero = Array::from_fn([5, 6], |_| 0.0);
                 linear64(&x[0], &low_rank64(&zero, &x[1], &x[2], 1.0))
             })
             .ulps(16.0, 32.0),
+        );
+    }
+    // Rows by ids, some of them twice, one outside.
+    for (n, k) in [(5, 7), (9, 8), (1, 1)] {
+        let inputs = vec![
+            Input::normal([n, k]),
+            Input::normal([2, k]),
+            Input::normal([n, 2]),
+            Input::integers([2, 3], DType::U32, 0, 1).fill(Fill::Values(vec![
+                0.0,
+                n as f64 - 1.0,
+                0.0,
+                99.0,
+            ])),
+        ];
+        let rows = |x: &[Tensor]| lookup(&LowRank::new(&x[0], &x[1], &x[2], 0.5).shared(), &x[3]);
+        let reference = move |x: &[Array]| {
+            let w = low_rank64(&x[0], &x[1], &x[2], 0.5);
+            let row = |i: usize| x[3].data[i / k] as usize;
+            Array::from_fn([2, 3, k], |i| if row(i) < n { w.data[row(i) * k + i % k] } else { 0.0 })
+        };
+        all.push(
+            Case::new(format!("low rank lookup {n} {k}"), inputs, rows, reference).ulps(8.0, 16.0).outside(),
         );
     }
     let inputs = vec![Input::normal([5, 6]), Input::normal([2, 6]), Input::normal([5, 2])];

@@ -242,7 +242,10 @@ pub fn save_tensors<'a, N: AsRef<str>>(
 }
 
 /// Calls `write` with a consistent snapshot of the tensors.
-fn of_one_moment(tensors: &[&Tensor], write: impl FnOnce(Vec<Tensor>) -> Result<()>) -> Result<()> {
+pub(super) fn of_one_moment(
+    tensors: &[&Tensor],
+    write: impl FnOnce(Vec<Tensor>) -> Result<()>,
+) -> Result<()> {
     let copies: Vec<Tensor> = tensors.iter().map(|tensor| tensor.room_for_copy()).collect();
     if copies.iter().any(|copy| copy.check().is_err()) {
         drop(copies);
@@ -258,7 +261,7 @@ fn of_one_moment(tensors: &[&Tensor], write: impl FnOnce(Vec<Tensor>) -> Result<
 }
 
 /// Returns the devices of some tensors, always in the same order. Locks taken in this order cannot deadlock.
-fn devices<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<&'a Gpu> {
+pub(crate) fn devices<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Vec<&'a Gpu> {
     let mut all: Vec<&Gpu> = tensors.map(Tensor::gpu).collect();
     all.sort_by_key(|gpu| gpu.0.id);
     all.dedup();
@@ -337,13 +340,11 @@ fn read_tensors(gpu: &Gpu, path: &Path, as_stored: bool) -> Result<BTreeMap<Stri
 /// Returns the shape of a tensor in the file. More axes or elements than this crate supports are an error.
 fn shape(file: &File, name: &str) -> Result<Shape> {
     let sizes = &file.info(name)?.shape;
-    let count = sizes.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
-    if sizes.len() > MAX_AXES || count.is_none_or(|n| n > u32::MAX as usize) {
+    Shape::checked(sizes).ok_or_else(|| {
         let message =
             format!("tensor `{name}`: {sizes:?} has more than {MAX_AXES} axes or 2^32 - 1 elements");
-        return Err(Error::format(file.path(), message));
-    }
-    Ok(Shape::new(sizes))
+        Error::format(file.path(), message)
+    })
 }
 
 pub(crate) fn stored(dtype: DType) -> FileDType {
@@ -359,9 +360,12 @@ pub(crate) fn stored(dtype: DType) -> FileDType {
 /// Returns an entry for a tensor that is read back only when it is written.
 fn entry<'a>(name: &str, tensor: Tensor) -> Entry<'a> {
     let shape = *tensor.shape();
-    Entry::lazy(name, stored(tensor.dtype()), &shape, move || {
-        let dense = tensor.detach().contiguous();
-        let place = dense.place();
-        dense.gpu().read(&place.buffer, place.offset, (dense.count() * dense.dtype().size()) as u64)
-    })
+    Entry::lazy(name, stored(tensor.dtype()), &shape, move || elements(&tensor))
+}
+
+/// Reads the elements' bytes, row-major. Waits for the device.
+pub(super) fn elements(tensor: &Tensor) -> Result<Vec<u8>> {
+    let dense = tensor.detach().contiguous();
+    let place = dense.place();
+    dense.gpu().read(&place.buffer, place.offset, (dense.count() * dense.dtype().size()) as u64)
 }

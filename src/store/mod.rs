@@ -1,10 +1,11 @@
-//! Reads and writes model files: safetensors, checkpoints, packed weights and GGUF.
+//! Reads and writes model files: safetensors, checkpoints, packed weights, GGUF and NumPy's arrays.
 //!
 //! * [`File`] maps a safetensors file, refuses an inconsistent header, and converts tensors to the engine's types.
 //! * [`gguf::Gguf`] reads llama.cpp's files, including quantised weights and the tokenizer, and [`gguf::save`] writes them.
 //! * [`QuantConfig`] reads the packed weights of compressed-tensors, GPTQ and AWQ.
 //! * [`Weights`] is a model's named tensors, read one at a time. [`Shards`] is a model on disk, in one file or several.
 //! * [`save`] writes a file atomically. Equal tensors give equal bytes.
+//! * `load_npy`, `load_npz`, `save_npy` and `save_npz` exchange arrays with NumPy. They need the feature `npy`.
 //!
 //! The format of safetensors (<https://github.com/huggingface/safetensors>) has three parts. First comes the header's length, a
 //! little-endian `u64`. The header is a JSON object `{"__metadata__": {string: string}, name: {"dtype", "shape", "data_offsets":
@@ -16,6 +17,8 @@ mod dtype;
 mod file;
 pub mod gguf;
 mod header;
+#[cfg(feature = "npy")]
+mod npy;
 mod packed;
 mod save;
 mod settings;
@@ -26,10 +29,12 @@ pub use bytes::bf16_bytes;
 pub use checkpoint::{
     Checkpoint, load_checkpoint, load_tensors, load_tensors_as_stored, save_checkpoint, save_tensors,
 };
-pub(crate) use checkpoint::{OPTIMIZER, stored};
+pub(crate) use checkpoint::{OPTIMIZER, devices, stored};
 pub use dtype::FileDType;
 pub(crate) use file::nearest;
 pub use file::{File, Info};
+#[cfg(feature = "npy")]
+pub use npy::{load_npy, load_npz, save_npy, save_npz};
 pub use packed::{PackedRows, QuantConfig};
 pub use save::{Entry, save};
 pub(crate) use settings::settings_in;

@@ -13,7 +13,7 @@ pub(crate) use grads::{Scaled, Scaling};
 
 use crate::dtype::DType;
 use crate::gpu::buffer::Buffer;
-use crate::gpu::value::Place;
+use crate::gpu::value::{Place, Value};
 use crate::gpu::{Gpu, lock};
 use crate::precision;
 use crate::shape::Shape;
@@ -267,6 +267,7 @@ impl Saved {
     ///
     /// # Panics
     /// If the value was changed in place since, as by an optimizer's step.
+    #[track_caller]
     pub fn get(&self, op: &str) -> &Tensor {
         assert!(
             self.changes == self.tensor.value.changes(),
@@ -289,6 +290,14 @@ pub enum Destination {
 }
 
 impl Destination {
+    /// What identifies the tensor to be written, if it is given.
+    fn place(&self) -> Option<*const Value> {
+        match self {
+            Destination::New => None,
+            Destination::Write(tensor) | Destination::Add(tensor) => Some(Arc::as_ptr(&tensor.value)),
+        }
+    }
+
     /// Returns the f32 tensor to write, and whether to add to what it holds.
     pub fn output(self, gpu: &Gpu, op: &'static str, shape: Shape) -> (Tensor, bool) {
         match self {
@@ -381,15 +390,14 @@ impl Sink<'_> {
     /// When the returned tensor has another shape than the input.
     #[track_caller]
     pub fn add_with(&mut self, i: usize, write: impl FnOnce(Destination) -> Tensor) {
-        let (op, input) = (self.op, &self.inputs[i]);
-        let write = |into| {
-            let dx = write(into);
-            fits(op, i, input, &dx);
-            dx
-        };
+        let input = &self.inputs[i];
         match &input.edge {
-            Some(edge) if input.dtype == DType::F32 => self.walk.add_with(edge, &input.shape, write),
-            Some(edge) => self.walk.add(edge, converted(write(Destination::New), input.dtype)),
+            Some(edge) if input.dtype == DType::F32 => self.walk.add_with(self.op, i, edge, input, write),
+            Some(edge) => {
+                let dx = write(Destination::New);
+                fits(self.op, i, input, &dx);
+                self.walk.add(edge, converted(dx, input.dtype));
+            }
             None => {}
         }
     }
@@ -485,27 +493,42 @@ impl Walk {
         }
     }
 
-    fn add_with(&mut self, edge: &Edge, shape: &Shape, make: impl FnOnce(Destination) -> Tensor) {
+    /// Adds the gradient of an op's input `i` that `make` writes where it is told to.
+    #[track_caller]
+    fn add_with(
+        &mut self,
+        op: &str,
+        i: usize,
+        edge: &Edge,
+        input: &Input,
+        make: impl FnOnce(Destination) -> Tensor,
+    ) {
         self.queue(&edge.node);
         let key = (edge.node.id, edge.output);
-        match self.slots.remove(&key) {
-            None => {
-                let into = match self.home(&edge.node, edge.output, shape) {
-                    Some(home) => Destination::Write(home),
-                    None => Destination::New,
-                };
-                self.slots.insert(key, Slot { sum: make(into), owned: true });
-            }
-            Some(slot) if slot.owned => {
-                let sum = make(Destination::Add(slot.sum));
-                self.slots.insert(key, Slot { sum, owned: true });
-            }
-            Some(slot) => {
-                let dx = make(Destination::New);
-                self.slots.insert(key, slot);
-                self.add(edge, dx);
-            }
+        let (into, kept) = match self.slots.remove(&key) {
+            None => match self.home(&edge.node, edge.output, &input.shape) {
+                Some(home) => (Destination::Write(home), None),
+                None => (Destination::New, None),
+            },
+            Some(slot) if slot.owned => (Destination::Add(slot.sum), None),
+            kept => (Destination::New, kept),
+        };
+        let place = into.place();
+        let sum = make(into);
+        fits(op, i, input, &sum);
+        let is_there = place.is_none_or(|place| place == Arc::as_ptr(&sum.value));
+        assert!(
+            is_there,
+            "{op}: the gradient of input {i} must be returned in the tensor of its destination"
+        );
+        if let Some(slot) = kept {
+            self.slots.insert(key, slot);
+            return self.add(edge, converted(sum, DType::F32));
         }
+        // Kernels may add to a tensor that nobody else holds.
+        let alone = Arc::strong_count(&sum.value) == 1 && sum.dtype() == DType::F32 && sum.is_contiguous();
+        let owned = place.is_some() || alone;
+        self.slots.insert(key, Slot { sum: converted(sum, DType::F32), owned });
     }
 
     /// Walks every queued node whose id is above `floor`.

@@ -82,7 +82,7 @@ impl Table {
         leaves: &[&[usize]],
         make: impl Fn(&[Tensor]) -> S + 'static,
     ) {
-        self.add(name, leaves, Map::Weight(Box::new(move |x| Arc::new(make(x)))));
+        self.add(name, leaves, Map::Weight(Box::new(move |x| make(x).shared())));
     }
 
     fn shared(
@@ -128,18 +128,18 @@ fn kinds(gpu: &Gpu, [out, inner]: [usize; 2]) -> Vec<Kind> {
                 all.shared(format!("{name}, turns {turns:03b}"), &stored, move |x| make(&views(x)));
             }
         };
-        site("tied", &[theta], |x| Arc::new(Tied::new(&x[0])));
-        site("low rank", &[theta, a, b], |x| Arc::new(LowRank::new(&x[0], &x[1], &x[2], 2.0)));
-        site("factored", &[a, b], |x| Arc::new(Factored::new(&x[0], &x[1])));
+        site("tied", &[theta], |x| Tied::new(&x[0]).shared());
+        site("low rank", &[theta, a, b], |x| LowRank::new(&x[0], &x[1], &x[2], 2.0).shared());
+        site("factored", &[a, b], |x| Factored::new(&x[0], &x[1]).shared());
         let shard: &[usize] = &[inner / 2 - 1, out];
-        site("miss", &[theta, shard], |x| Arc::new(Miss::new(&x[0], &x[1])));
+        site("miss", &[theta, shard], |x| Miss::new(&x[0], &x[1]).shared());
     }
     // One matrix at two depths, whose gradients meet in one buffer, in either order.
     for low_first in [false, true] {
         let name = if low_first { "low rank, then tied" } else { "tied, then low rank" };
         all.rows(name, &[theta, a, b], 2, move |w, x, _| {
-            let tied: Arc<dyn Site> = Arc::new(Tied::new(&w[0]));
-            let low: Arc<dyn Site> = Arc::new(LowRank::new(&w[0], &w[1], &w[2], 2.0));
+            let tied = Tied::new(&w[0]).shared();
+            let low = LowRank::new(&w[0], &w[1], &w[2], 2.0).shared();
             let (rows, sites) = (x.shape()[0], if low_first { [low, tied] } else { [tied, low] });
             let parts = [x.slice(0, 0..rows / 2), x.slice(0, rows / 2..rows)];
             let y = [0, 1].map(|i| Linear::from_site(sites[i].clone(), None).forward(&parts[i]));
@@ -148,7 +148,7 @@ fn kinds(gpu: &Gpu, [out, inner]: [usize; 2]) -> Vec<Kind> {
     }
     let list = |x: &Tensor, which: &[u32]| Tensor::from_slice(x.gpu(), which, [which.len()]);
     all.rows("depth lora", &[theta, &[3, 2, inner], &[3, out, 2]], 3, move |w, x, which| {
-        let weight: Arc<dyn Site> = Arc::new(Tied::new(&w[0]));
+        let weight = Tied::new(&w[0]).shared();
         DepthLora::new(&w[1], &w[2], 2.0).linear(x, &weight, &list(x, which))
     });
     let (atoms, c): (&[usize], &[usize]) = (&[2, out, inner], &[3, 2]);
@@ -301,7 +301,7 @@ fn law_of_sharing_holds_for_whole_weights() {
             Map::Weight(make) => {
                 let (x, _) = identities(gpu, kind.size[1], 1);
                 let product = |leaves: &[Tensor]| {
-                    let site: Arc<dyn Site> = Arc::new(Reduced(make(leaves)));
+                    let site = Reduced(make(leaves)).shared();
                     assert_eq!(site.size(), kind.size, "{what}");
                     Linear::from_site(site, None).forward(&x)
                 };
@@ -387,6 +387,12 @@ enum Fault {
     Square,
     /// A leaf has no gradient.
     Silent,
+    /// A site of other leaves forgets the constant factor.
+    LosesSetting,
+    /// The second leaf has little effect, and a gradient of the wrong sign.
+    Little,
+    /// A square with little effect beside the rest of the weight.
+    LittleSquare,
     Names,
 }
 
@@ -418,18 +424,24 @@ impl Site for Shifted {
     }
     fn with_tensors(&self, leaves: &[Tensor], _: &[Tensor]) -> Arc<dyn Site> {
         let shift = leaves.get(1).unwrap_or(&self.shift).clone();
-        Arc::new(Shifted { theta: leaves[0].clone(), shift, fault: self.fault })
+        let fault = if self.fault == Fault::LosesSetting { Fault::None } else { self.fault };
+        Arc::new(Shifted { theta: leaves[0].clone(), shift, fault })
     }
     fn load(&self) -> Load {
         const TEXT: &str = "
 const SQUARE: u32 = 0u;
+const FACTOR: u32 = 1u;
+const LITTLE: u32 = 0u;
 const BEYOND: u32 = 0u;
 @group(0) @binding(1) var<storage, read> theta: array<f32>;
 @group(0) @binding(2) var<storage, read> shift: array<f32>;
 fn shifted(row: u32, col: u32) -> f32 {
     if row >= site_numbers().x || (BEYOND == 0u && col >= site_numbers().y) { return 0.0; }
     let t = theta[row * site_numbers().y + col];
-    return select(2.0 * t, t * t, SQUARE > 0u) + shift[col];
+    var s = shift[col];
+    if LITTLE > 0u { s = 1e-4 * s; }
+    if LITTLE > 1u { s = 100.0 * s * s; }
+    return f32(FACTOR) * select(2.0 * t, t * t, SQUARE > 0u) + s;
 }
 fn load_site(row: u32, col: u32) -> vec4<f32> {
     return vec4<f32>(shifted(row, col), shifted(row, col + 1u), shifted(row, col + 2u), shifted(row, col + 3u));
@@ -438,12 +450,15 @@ fn load_site(row: u32, col: u32) -> vec4<f32> {
         let tensors = [("theta", &self.theta), ("shift", &self.shift)];
         let load = Load::wgsl("shifted", TEXT, &tensors, self.size(), [0, 0]);
         let is = |fault| (self.fault == fault) as u32;
+        let little = is(Fault::Little) + 2 * is(Fault::LittleSquare);
+        let load = load.constant("FACTOR", 1 + is(Fault::LosesSetting)).constant("LITTLE", little);
         load.constant("SQUARE", is(Fault::Square)).constant("BEYOND", is(Fault::Beyond))
     }
     fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads) {
         grads.add(0, if self.fault == Fault::Unscaled { dw.clone() } else { dw.scale(2.0) });
         if !matches!(self.fault, Fault::Forgets | Fault::Silent) {
-            grads.add(1, dw.sum(0));
+            let factor = if self.fault == Fault::Little { -1e-4 } else { 1.0 };
+            grads.add(1, dw.sum(0).scale(factor));
         }
     }
     fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut LeafGrads) {
@@ -463,9 +478,12 @@ fn law_of_sharing_in_one_call_finds_each_fault() {
         (Fault::Square, "not affine in the leaf `theta`"),
         (Fault::Silent, "the leaf `shift` gets no gradient"),
         (Fault::Names, "the same"),
+        (Fault::LosesSetting, "with_tensors loses a setting"),
+        (Fault::Little, "the gradient of leaf `shift` at element 0"),
+        (Fault::LittleSquare, "not affine in the leaf `shift`"),
     ] {
         let zeros = |shape: &[usize]| Tensor::zeros(gpu(), shape).requires_grad();
-        let site: Arc<dyn Site> = Arc::new(Shifted { theta: zeros(&[5, 7]), shift: zeros(&[7]), fault });
+        let site = Shifted { theta: zeros(&[5, 7]), shift: zeros(&[7]), fault }.shared();
         match check_law(&site) {
             Ok(()) => assert_eq!(fault, Fault::None),
             Err(wrong) => {

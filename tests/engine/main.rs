@@ -2,12 +2,15 @@
 
 mod assignment;
 mod averages;
+mod data;
 mod device;
 mod files;
 mod folders;
 mod graphs;
 mod law;
 mod modules;
+mod ndarray;
+mod npy;
 mod optim;
 mod optimizers;
 mod overflow;
@@ -17,4 +20,5 @@ mod random;
 mod sharing;
 #[path = "../support/mod.rs"]
 mod support;
+mod trainer;
 mod training;

@@ -11,7 +11,8 @@ use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
 use tiebeam::models::sret::Sliced;
 use tiebeam::models::widenet::{Experts, WideNet};
 use tiebeam::nn::{
-    Buffer, Init, Linear, Loaded, Mask, Module, ModuleFile, Norm, Parameters, check_listed, module,
+    BatchNorm, Buffer, Conv2d, Conv2dConfig, Dropout, GroupNorm, Init, Linear, Loaded, Mask, Module,
+    ModuleFile, Norm, Parameters, Sequential, SiteEmbedding, check_listed, module,
 };
 use tiebeam::share::{LowRank, Site};
 use tiebeam::store::{Checkpoint, File, save_checkpoint};
@@ -34,7 +35,7 @@ fn walked<M: Module>(what: &str, mut model: M, loss: impl Fn(&M, &Gpu) -> Tensor
     };
     let names = |model: &M| model.parameters().all().map(|(names, _)| names.to_vec()).collect::<Vec<_>>();
     let (old, old_names, want) = (leaves(&model), names(&model), download(&loss(&model, gpu())));
-    model.map(|_, x| Ok(x.detach().copy().requires_grad())).unwrap();
+    model.map(|_, x| Ok(if x.is_leaf() { x.detach().copy().requires_grad() } else { x.copy() })).unwrap();
     assert!(old.is_disjoint(&leaves(&model)), "{what}: an old leaf is still there");
     assert_eq!(names(&model), old_names, "{what}: what was tied is tied");
     assert_eq!(download(&loss(&model, gpu())), want, "{what}");
@@ -221,4 +222,159 @@ fn what_a_file_lacks_and_has_besides_is_told() {
     let first = Net { layers: vec![net(5).layers.remove(0)], ..net(5) };
     first.save(&path).unwrap();
     assert_eq!(own.load_partly(&path).unwrap().missing, ["layers.2.lora_a", "layers.2.lora_b"]);
+}
+
+fn convolutional(rng: &mut Rng) -> Sequential {
+    let config = Conv2dConfig::default().padding([1, 1]);
+    Sequential::new()
+        .add(Conv2d::new(gpu(), [2, 4], [3, 3], config, true, Init::KaimingUniform, rng))
+        .add(BatchNorm::new(gpu(), 4))
+        .add_fn(Tensor::relu)
+        .add(GroupNorm::new(gpu(), 2, 4))
+        .add(Dropout::new(0.5))
+        .add_fn(|x| x.reshape([x.shape()[0], x.shape()[1..].iter().product()]))
+        .add(Linear::new(gpu(), 4 * 5 * 5, 3, true, Init::KaimingUniform, rng))
+}
+
+#[test]
+fn layers_in_sequence_are_named_trained_and_evaluated() {
+    let rng = &mut Rng::new(1);
+    let net = convolutional(rng);
+    let all = net.parameters();
+    let names: Vec<&str> = all.all().map(|(names, _)| &*names[0]).collect();
+    let want = [
+        "0.weight",
+        "0.bias",
+        "1.weight",
+        "1.bias",
+        "1.running_mean",
+        "1.running_var",
+        "3.weight",
+        "3.bias",
+        "6.weight",
+        "6.bias",
+    ];
+    assert_eq!(names, want);
+    let x = Tensor::randn(gpu(), [4, 2, 5, 5], rng);
+    let loss = net.train(&x, rng).square().mean_all();
+    check_listed(&net, &loss).unwrap();
+    let grads = loss.backward().unwrap();
+    assert_eq!(grads.len(), all.trainable().len(), "every parameter gets a gradient");
+    let [first, again] = [(); 2].map(|()| download(&net.forward(&x)));
+    assert_eq!(first, again, "evaluation drops nothing and moves nothing");
+    assert_ne!(download(&net.train(&x, rng)), first);
+    walked("sequence", convolutional(&mut Rng::new(2)), |net, gpu| {
+        net.forward(&Tensor::randn(gpu, [2, 2, 5, 5], &mut Rng::new(3))).square().mean_all()
+    });
+}
+
+/// Running statistics move at every replay of a recorded step, and do not when the batch carries an error.
+#[test]
+fn running_statistics_follow_batches() {
+    let norm = BatchNorm::new(gpu(), 3).momentum(0.25);
+    let x = Tensor::randn(gpu(), [6, 3, 2], &mut Rng::new(1)).affine(2.0, 5.0);
+    x.evaluate();
+    let channel = |c: usize| {
+        let all = download(&x);
+        let own: Vec<f64> = (0..36).filter(|i| i / 2 % 3 == c).map(|i| all[i]).collect();
+        let mean = own.iter().sum::<f64>() / 12.0;
+        (mean, own.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 11.0)
+    };
+    let mut step = tiebeam::Step::record(gpu(), &[&x], |x| Ok(vec![norm.train(&x[0])])).unwrap();
+    for _ in 0..3 {
+        step.run(&[&x]).unwrap();
+    }
+    // Recording ran it once as well.
+    let kept = 0.75f64.powi(4);
+    let [mean, var] = [&norm.running_mean, &norm.running_var].map(|buffer| download(buffer));
+    for c in 0..3 {
+        let (m, v) = channel(c);
+        assert!((mean[c] - m * (1.0 - kept)).abs() < 1e-5, "{} is not {}", mean[c], m * (1.0 - kept));
+        let want = kept + v * (1.0 - kept);
+        assert!((var[c] - want).abs() < 1e-5 * want, "{} is not {want}", var[c]);
+    }
+    // In evaluation the running statistics are used.
+    let y = download(&norm.forward(&x));
+    let want = (download(&x)[0] - mean[0]) / (var[0] + 1e-5).sqrt();
+    assert!((y[0] - want).abs() < 1e-5, "{} is not {want}", y[0]);
+    let lone = Tensor::ones(gpu(), [1, 3]);
+    assert!(std::panic::catch_unwind(|| norm.train(&lone)).is_err(), "one element has no variance");
+}
+
+/// A table of every kind gives the rows of its weight, and gradients of those rows.
+#[test]
+fn a_table_of_any_kind_is_looked_up() {
+    let rng = &mut Rng::new(4);
+    let [theta, a, b] = [[6, 5], [2, 5], [6, 2]].map(|shape| Init::Normal(1.0).leaf(gpu(), shape, rng));
+    let ids = Tensor::from_slice(gpu(), &[5u32, 0, 5], [3]);
+    let sites = [
+        tiebeam::share::Tied::new(&theta).shared(),
+        LowRank::new(&theta, &a, &b, 0.5).shared(),
+        tiebeam::share::Factored::new(&a, &b).shared(),
+    ];
+    for site in sites {
+        let table = SiteEmbedding::new(site.clone());
+        let whole = site.expand();
+        let want: Vec<f64> =
+            [5, 0, 5].iter().flat_map(|&row| download(&whole.slice(0, row..row + 1))).collect();
+        assert_eq!(download(&table.forward(&ids)), want, "{}", site.name());
+        let grads = table.forward(&ids).sum_all().backward().unwrap();
+        assert_eq!(grads.len(), site.leaves().len(), "{}", site.name());
+        check_listed(&table, &table.forward(&ids).sum_all()).unwrap();
+    }
+    let grads = SiteEmbedding::new(LowRank::new(&theta, &a, &b, 0.5).shared())
+        .forward(&ids)
+        .sum_all()
+        .backward()
+        .unwrap();
+    let rows = download(grads.get(&theta).unwrap());
+    assert_eq!((rows[0], rows[5], rows[25]), (1.0, 0.0, 2.0), "row 5 is used twice, row 1 never");
+}
+
+/// A file of a model that does not tie what this one ties, and a view that would go on to read an old leaf.
+#[test]
+fn ties_that_cannot_be_kept_are_refused() {
+    let folder = Folder::new("modules-ties");
+    let path = folder.join("net.safetensors");
+    let apart = Net { layers: (1..4).map(|seed| net(seed).layers.remove(0)).collect(), ..net(1) };
+    apart.save(&path).unwrap();
+    let tied = net(2);
+    let error = tied.load_partly(&path).unwrap_err().to_string();
+    assert!(error.contains("`layers.0.weight` and `layers.1.weight` differ"), "{error}");
+    let mut turned = net(3);
+    let view = turned.layers[0].weight.leaves()[0].t();
+    turned.layers.push(Linear::tied(&view));
+    let error = turned.map(|_, x| Ok(x.clone())).unwrap_err().to_string();
+    assert!(error.contains("`layers.3.weight` is computed from a leaf"), "{error}");
+    let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| turned.freeze(|_| true)));
+    assert!(refused.is_err());
+    let mut other = net(4);
+    let error = other.map(|_, x| Ok(x.slice(0, 0..1))).unwrap_err().to_string();
+    assert!(error.contains("cannot become"), "{error}");
+    let x = Tensor::ones(gpu(), [1, 4]);
+    assert_eq!(download(&other.forward(&x)), download(&net(4).forward(&x)), "nothing has changed");
+    let unrelated =
+        Forgets { layer: Linear::new(gpu(), 2, 2, true, Init::Zeros, &mut Rng::new(1)), scale: x };
+    assert!(
+        unrelated.load_partly(&path).unwrap_err().to_string().contains("no tensor of this model's names")
+    );
+}
+
+/// A tied parameter is frozen by any of its names, and statistics of batches stay in f32.
+#[test]
+fn any_name_freezes_and_buffers_are_not_cast() {
+    let mut tied = net(1);
+    tied.freeze(|name| name == "layers.1.weight");
+    assert!(!tied.layers[0].weight.leaves()[0].is_leaf());
+    let mut model = recursive(Sharing::dictionary(2, true));
+    let tokens = Tensor::from_slice(gpu(), &[1u32, 2, 3, 4], [1, 4]);
+    let want = download(&model.forward(&tokens));
+    model.cast(DType::F16);
+    for (got, want) in download(&model.forward(&tokens)).iter().zip(&want) {
+        assert!((got - want).abs() < 0.05, "{got}, not {want}");
+    }
+    let mut layers = convolutional(&mut Rng::new(1));
+    layers.cast(DType::F16);
+    assert!(layers.parameters().buffers().all(|(_, x)| x.dtype() == DType::F32));
+    layers.train(&Tensor::ones(gpu(), [2, 2, 5, 5]), &mut Rng::new(2)).sum_all().item().unwrap();
 }

@@ -131,7 +131,7 @@ fn products_are_those_with_the_unpacked_weight() {
             let weight = packing.decode(&words, columns);
             let mut x = vec![0.0f32; rows * columns];
             rng.fill_normal(&mut x);
-            let site: Arc<dyn Site> = Arc::new(Packed::new(gpu, packing, [n, columns], &words).unwrap());
+            let site = Packed::new(gpu, packing, [n, columns], &words).unwrap().shared();
             let input = Tensor::from_slice(gpu, &x, [rows, columns]);
             let y = download(&Linear::from_site(site, None).forward(&input));
             for (i, got) in y.iter().enumerate() {
@@ -155,8 +155,8 @@ fn a_packed_weight_is_frozen_and_passes_gradients_on() {
     let packing = Packing::new(4, 32, Scales::Affine).unwrap();
     let words = drawn(packing, [6, 64], 4);
     let site = Packed::new(gpu(), packing, [6, 64], &words).unwrap();
-    let dense: Arc<dyn Site> = Arc::new(Tied::new(&site.expand()));
-    let packed: Arc<dyn Site> = Arc::new(site.clone());
+    let dense = Tied::new(&site.expand()).shared();
+    let packed = site.clone().shared();
     assert!(packed.leaves().is_empty() && packed.stored().is_none());
     for rows in [3, 70] {
         let data: Vec<f32> = (0..rows * 64).map(|i| (i % 7) as f32 - 3.0).collect();

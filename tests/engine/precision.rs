@@ -100,7 +100,7 @@ fn computed_weights_are_read_in_half_precision() {
             mapping: Mapping::Element,
             seeds: SEEDS,
         };
-        let site: Arc<dyn Site> = Arc::new(Hashed::new(&theta, draw));
+        let site = Hashed::new(&theta, draw).shared();
         let run = |precision| {
             let y = autocast(precision, || x.linear(&site, Epilogue::default()));
             let grads = y.square().sum_all().backward().unwrap();
@@ -288,11 +288,11 @@ fn a_materialised_weight_is_rounded_like_a_cast() {
         let atoms = Dictionary::new(&normal(6, &[3, 20, columns], 1.0), &normal(7, &[2, 3], 1.0));
         let sites: [Arc<dyn Site>; 6] = [
             atoms.site(1),
-            Arc::new(Hashed::new(&normal(4, &[300], 1e4), draw)),
-            Arc::new(LowRank::new(&theta, &a, &b, 0.3)),
-            Arc::new(Miss::new(&theta, &normal(5, &[3, 20], 1e-3))),
-            Arc::new(Tied::new(&theta)),
-            Arc::new(Tied::new(&special)),
+            Hashed::new(&normal(4, &[300], 1e4), draw).shared(),
+            LowRank::new(&theta, &a, &b, 0.3).shared(),
+            Miss::new(&theta, &normal(5, &[3, 20], 1e-3)).shared(),
+            Tied::new(&theta).shared(),
+            Tied::new(&special).shared(),
         ];
         for site in sites {
             for precision in HALVES {
@@ -325,7 +325,7 @@ fn a_materialised_weight_takes_one_dispatch() {
     let (theta, a, b) =
         (Tensor::ones(&gpu, [20, 24]), Tensor::ones(&gpu, [3, 24]), Tensor::ones(&gpu, [20, 3]));
     [&theta, &a, &b].into_iter().for_each(Tensor::evaluate);
-    let site: Arc<dyn Site> = Arc::new(LowRank::new(&theta, &a, &b, 0.5));
+    let site = LowRank::new(&theta, &a, &b, 0.5).shared();
     for precision in HALVES {
         let x = Tensor::ones(&gpu, [70, 24]).cast(precision.dtype());
         x.evaluate();

@@ -11,6 +11,7 @@ use tiebeam::models::widenet::{Experts, WideNet};
 use tiebeam::nn::{Mask, Parameters};
 use tiebeam::ops::sequence::cache::KvCache;
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
+use tiebeam::share::{LowRank, Site};
 use tiebeam::{DType, Precision, Rng, Tensor, autocast};
 
 fn config(depth: usize, sharing: Sharing) -> RecursiveConfig {
@@ -468,7 +469,7 @@ fn served(sharing: Sharing) -> Recursive {
         block.norm1.gain = normal(&[16], 50 + depth as u64).affine(0.3, 1.0);
         if let [theta, a, b] = &block.attention.v.weight.leaves()[..] {
             let b = normal(b.shape(), 60 + depth as u64);
-            block.attention.v.weight = std::sync::Arc::new(tiebeam::share::LowRank::new(theta, a, &b, 0.5));
+            block.attention.v.weight = LowRank::new(theta, a, &b, 0.5).shared();
         }
     }
     m

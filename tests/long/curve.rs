@@ -36,13 +36,8 @@ fn train(gpu: &Gpu, sizes: Sizes, precision: Precision, seed: u64) -> Result<(f6
     let Sizes { width, context, depth, steps, .. } = sizes;
     let config = RecursiveConfig::default().width(width).heads(width / 32).hidden(4 * width);
     let model = Recursive::new(gpu, config.context(context).depth(depth).sharing(Sharing::tied()), &mut rng);
-    let named = Parameters::of(&model);
-    let (matrices, vectors): (Vec<_>, Vec<_>) =
-        named.named().iter().cloned().partition(|(_, p)| p.shape().len() > 1);
-    let groups = vec![
-        Group::new(matrices.iter().map(|(name, p)| (name, p))).weight_decay(0.1),
-        Group::new(vectors.iter().map(|(name, p)| (name, p))),
-    ];
+    let [matrices, vectors] = Group::split(Parameters::of(&model).trainable(), |_, p| p.shape().len() > 1);
+    let groups = vec![matrices.weight_decay(0.1), vectors];
     let settings = AdamWConfig::default().betas((0.9, 0.95)).clip(Some(1.0));
     let mut adamw = AdamW::new(gpu, groups, settings)?;
     let scale = LossScale::of(gpu, precision)?;

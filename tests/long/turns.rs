@@ -5,10 +5,10 @@ use crate::Long;
 use crate::support::download;
 use std::sync::Arc;
 use tiebeam::geometry::{Clouds, Graph};
-use tiebeam::nn::Mask;
+use tiebeam::nn::{CrossEntropy, Mask};
 use tiebeam::ops::points::edges::Edges;
 use tiebeam::ops::points::table_conv::SplineTable;
-use tiebeam::ops::product::conv::Conv2d;
+use tiebeam::ops::product::conv::Conv2dConfig;
 use tiebeam::ops::product::matmul::Epilogue;
 use tiebeam::share::{Dictionary, Draw, Hashed, LowRank, Mapping, Site};
 use tiebeam::{Gpu, Grads, Tensor};
@@ -83,6 +83,8 @@ fn rows(pieces: usize, count: usize, tests: &mut Vec<Long>) {
             near("log_softmax", &x.log_softmax(1).detach(), -log, 1e-6);
             let targets = Tensor::from_slice(gpu, &vec![width as u32 - 1; count], [count]);
             near("cross_entropy", &x.cross_entropy(&targets, None).detach(), log, 1e-6);
+            let smoothed = CrossEntropy::default().smoothing(0.5);
+            near("smoothed", &x.cross_entropy_with(&targets, smoothed).detach(), log, 1e-6);
             equal("rms_norm", &x.rms_norm(None, 0.0).detach(), 1.0);
             equal("layer_norm", &x.layer_norm(None, None, 1.0).detach(), 0.0);
             // The elements of a softmax sum to 1, so the gradient of their sum is 0.
@@ -104,7 +106,7 @@ fn products(n: usize, tests: &mut Vec<Long>) {
     tests.push(Long::new(format!("weight gradient over {n} rows"), 8 * n, move |gpu| {
         let w = ones(gpu, &[4, 8]).requires_grad();
         let bias = ones(gpu, &[4]).requires_grad();
-        let site: Arc<dyn Site> = Arc::new(tiebeam::share::Tied::new(&w));
+        let site = tiebeam::share::Tied::new(&w).shared();
         let epilogue = Epilogue::default().bias(Some(&bias));
         let grads = ones(gpu, &[n, 8]).linear(&site, epilogue).sum_all().backward().unwrap();
         equal("weight", gradient(&grads, &w), n as f64);
@@ -131,7 +133,7 @@ fn products(n: usize, tests: &mut Vec<Long>) {
         let omega = ones(gpu, &[64]).requires_grad();
         let (mapping, seeds) = (Mapping::Stable, [1, 2]);
         let draw = Draw { stored: 64, size: [64, n], offset: 0, layer: 0, scale: 1.0, mapping, seeds };
-        let site: Arc<dyn Site> = Arc::new(Hashed::new(&omega, draw));
+        let site = Hashed::new(&omega, draw).shared();
         // Each number is read about n times, and its gradient is the sum of the signs.
         let mut want = vec![0f64; 64];
         draw.positions().iter().zip(draw.signs()).for_each(|(&at, sign)| want[at as usize] += sign as f64);
@@ -166,7 +168,7 @@ fn windows(side: usize, tests: &mut Vec<Long>) {
         let x = ones(gpu, &[1, 1, side, side]).requires_grad();
         let w = ones(gpu, &[1, 1, side, side]).requires_grad();
         // x has no gradient, which would take the square of that many products.
-        let y = x.detach().conv2d(&w, None, Conv2d::default());
+        let y = x.detach().conv2d(&w, None, Conv2dConfig::default());
         equal("conv2d", &y.detach(), count);
         let grads = y.sum_all().backward().unwrap();
         equal("conv2d's w", gradient(&grads, &w), 1.0);
@@ -189,12 +191,12 @@ fn windows(side: usize, tests: &mut Vec<Long>) {
     let n = side * side;
     tests.push(Long::new(format!("conv2d of {n} channels and over {n} positions"), 2 * n, move |gpu| {
         let (x, w) = (ones(gpu, &[1, n, 1, 2]), ramp(gpu, &[1, n, 1, 1]));
-        equal("channels", &x.conv2d(&w, None, Conv2d::default()), ramp_sum(n));
+        equal("channels", &x.conv2d(&w, None, Conv2dConfig::default()), ramp_sum(n));
         let x = ones(gpu, &[1, 1, 1, 2]).requires_grad();
-        let y = x.conv2d(&w.reshape([n, 1, 1, 1]), None, Conv2d::default());
+        let y = x.conv2d(&w.reshape([n, 1, 1, 1]), None, Conv2dConfig::default());
         equal("channels of the gradient", gradient(&y.sum_all().backward().unwrap(), &x), ramp_sum(n));
         let w = ones(gpu, &[1, 1, 1, 1]).requires_grad();
-        let y = ones(gpu, &[1, 1, side, side]).conv2d(&w, None, Conv2d::default());
+        let y = ones(gpu, &[1, 1, side, side]).conv2d(&w, None, Conv2dConfig::default());
         equal("positions", gradient(&y.sum_all().backward().unwrap(), &w), n as f64);
     }));
 }

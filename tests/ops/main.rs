@@ -4,6 +4,7 @@
 //! [`Case::check`] has the bounds.
 
 mod matrix_units;
+mod pytorch;
 mod special;
 #[path = "../support/mod.rs"]
 mod support;
@@ -34,6 +35,7 @@ fn main() {
         every_kernel(DType::F16, &[gpu(), other_kernels()])
     }));
     trials.extend(matrix_units::trials());
+    trials.extend(pytorch::trials());
     trials.extend(special::trials());
     trials.extend(vectors::trials());
     libtest_mimic::run(&args, trials).exit();

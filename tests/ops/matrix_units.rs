@@ -3,7 +3,7 @@
 
 use crate::support::*;
 use libtest_mimic::{Failed, Trial};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use tiebeam::nn::Mask;
 use tiebeam::ops::case::Input;
 use tiebeam::ops::product::matmul::{Activation, Epilogue};
@@ -54,8 +54,8 @@ fn layouts(x: &mut Whole, [m, n, k]: [usize; 3]) -> Results {
 /// Layers with their epilogues, on some rows only, and with a weight that is computed as it is read.
 fn layers(x: &mut Whole, [m, n, k]: [usize; 3]) -> Results {
     let (input, bias, residual) = (x.draw(8, [m, k]), x.draw(8, [n]), x.draw(8, [m, n]));
-    let tied: Arc<dyn Site> = Arc::new(Tied::new(&x.draw(8, [n, k])));
-    let made: Arc<dyn Site> = Arc::new(Factored::new(&x.draw(2, [2, k]), &x.draw(2, [n, 2])));
+    let tied = Tied::new(&x.draw(8, [n, k])).shared();
+    let made = Factored::new(&x.draw(2, [2, k]), &x.draw(2, [n, 2])).shared();
     let plain = Epilogue::default();
     // All differ, because 7 divides none of the sizes + 2.
     let rows: Vec<u32> = (0..m as u32).map(|i| (i * 7 + 3) % (m as u32 + 2)).collect();
@@ -74,7 +74,7 @@ fn layers(x: &mut Whole, [m, n, k]: [usize; 3]) -> Results {
 /// Gradients of a layer that is used twice, so that the second use adds to the gradient of the first.
 fn gradients(x: &mut Whole, [m, n, k]: [usize; 3]) -> Results {
     let weight = x.draw(4, [n, k]).requires_grad();
-    let tied: Arc<dyn Site> = Arc::new(Tied::new(&weight));
+    let tied = Tied::new(&weight).shared();
     let (a, b) = (x.draw(4, [m, k]).requires_grad(), x.draw(4, [64, k]).requires_grad());
     let (a_up, b_up) = (x.draw(4, [m, n]), x.draw(4, [64, n]));
     let plain = Epilogue::default();

@@ -25,11 +25,23 @@ const MOST_INPUTS: usize = 100;
 const MOST_OUTPUTS: usize = 2000;
 
 /// Families that have separate kernels for CPU drivers. They are tested with both, not only with those that the adapter uses.
-const CHOOSES: [&str; 10] =
-    ["tied", "routed", "matmul", "attention", "norm", "softmax", "cross_entropy", "reduce", "axes", "prod"];
+const CHOOSES: [&str; 11] = [
+    "tied",
+    "routed",
+    "matmul",
+    "attention",
+    "norm",
+    "softmax",
+    "cross_entropy",
+    "cross_entropy_with",
+    "reduce",
+    "axes",
+    "prod",
+];
 
 const NANS: &[&str] = &["NaN"];
 const INFINITIES: &[&str] = &["inf", "-inf"];
+const NOT_FINITE: &[&str] = &["NaN", "inf", "-inf"];
 const ZEROS: &[&str] = &["-0e0", "1e-40"];
 const ANY: &[&str] = &[""];
 
@@ -69,6 +81,29 @@ const EXCEPTIONS: &[Exception] = &[
     ),
     ("mixed", "", "values", ANY, "NaN and infinity times the zeros of unused weights"),
     ("combine", "two layers of four", "gradients", NANS, "NaN times the zero gradient of an unused layer"),
+    (
+        "conv1d",
+        "depthwise",
+        "values",
+        NOT_FINITE,
+        "a weight that is not finite times the zeros of the padding",
+    ),
+    ("conv1d", "depthwise", "gradients", NANS, "NaN times the zeros of the padding"),
+    (
+        "conv_transpose",
+        "",
+        "values",
+        NOT_FINITE,
+        "a weight that is not finite times the zeros between elements",
+    ),
+    ("conv_transpose", "", "gradients", NANS, "NaN times the zeros between elements"),
+    (
+        "tied",
+        "low rank lookup",
+        "gradients",
+        NANS,
+        "NaN times the zero gradient of a row that is not looked up",
+    ),
     ("conv", "depthwise with two", "values", ANY, "NaN or infinity times the zeros of the padding"),
     ("conv", "depthwise with two", "gradients", NANS, "NaN times the zeros of the padding"),
     ("kernel_basis", "", "gradients", ZEROS, "directions must have length 1"),
@@ -384,7 +419,12 @@ fn errors(
 /// Tests the error bounds in the docs of functions of one element and of pow.
 fn stated_bounds() -> Vec<Trial> {
     type Row = (&'static str, fn(&Tensor) -> Tensor, fn(f64) -> f64, f64);
-    let rows: [Row; 10] = [
+    let softplus = |x: f64| if x.is_nan() { x } else { x.max(0.0) + (-x.abs()).exp().ln_1p() };
+    let rows: [Row; 14] = [
+        ("expm1", Tensor::expm1, f64::exp_m1, 4.0),
+        ("log1p", Tensor::log1p, f64::ln_1p, 5.0),
+        ("softplus", Tensor::softplus, softplus, 10.0),
+        ("elu", Tensor::elu, |x| if x > 0.0 { x } else { x.exp_m1() }, 4.0),
         ("exp", Tensor::exp, f64::exp, 3.0),
         ("log", Tensor::log, f64::ln, 2.0),
         ("sin", Tensor::sin, f64::sin, 4.0),

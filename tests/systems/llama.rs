@@ -1,17 +1,16 @@
 //! Llama-type models: cached decoding gives the same results as the model, and files that do not fit are refused.
 
 use crate::support::folder::Folder;
-use crate::support::{download, gpu};
+use crate::support::{download, gpu, other_kernels};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use tiebeam::models::convert::{low_rank, low_rank_seen};
 use tiebeam::models::llama::{Llama, LlamaConfig};
 use tiebeam::models::masa::{MasaPlan, drift, groups};
-use tiebeam::nn::{Parameters, distillation};
+use tiebeam::nn::{Module, Parameters, check_listed, distillation};
 use tiebeam::ops::sequence::rope::Pairing;
-use tiebeam::share::Tied;
+use tiebeam::share::{Site, Tied};
 use tiebeam::store::{Entry, File, save};
-use tiebeam::{Error, Rng, Tensor};
+use tiebeam::{DType, Error, Rng, Tensor};
 
 fn config() -> LlamaConfig {
     LlamaConfig::default()
@@ -183,6 +182,34 @@ fn a_model_from_dictionaries_is_the_model_when_nothing_is_left_out() {
     assert!(got.iter().zip(last).all(|(a, b)| (*a as f64 - b).abs() < 2e-5));
 }
 
+/// As a module, a model with dictionaries is changed and moved with what its weights are made of, and its angles.
+#[test]
+fn a_model_is_changed_and_moved_as_a_module() {
+    let model = Llama::from_weights(gpu(), &file("module", "").unwrap(), config()).unwrap();
+    let x = sample();
+    let plan = MasaPlan { atoms: 1, groups: 1, rank: 2 };
+    let mut model = model.masa(plan, &x, |_| {}).unwrap();
+    check_listed(&model, &model.loss(&x, &x)).unwrap();
+    let want = download(&model.forward(&x));
+    let ids = |m: &Llama| m.parameters().named().iter().map(|(_, leaf)| leaf.leaf_id()).collect::<Vec<_>>();
+    let old = ids(&model);
+    model.map(|_, x| Ok(if x.is_leaf() { x.detach().copy().requires_grad() } else { x.copy() })).unwrap();
+    assert!(ids(&model).iter().all(|id| !old.contains(id)), "an old leaf is still there");
+    check_listed(&model, &model.loss(&x, &x)).unwrap();
+    assert_eq!(download(&model.forward(&x)), want);
+    model.to(other_kernels()).unwrap();
+    let moved = model.forward(&x.to_gpu(other_kernels()).unwrap());
+    for (got, want) in download(&moved).iter().zip(&want) {
+        assert!((got - want).abs() < 1e-4, "{got}, not {want}");
+    }
+    // The angles are no parameters.
+    model.cast(DType::F16);
+    let halved = model.forward(&x.to_gpu(other_kernels()).unwrap());
+    for (got, want) in download(&halved).iter().zip(&want) {
+        assert!((got - want).abs() < 0.05, "{got}, not {want}");
+    }
+}
+
 #[test]
 fn a_copy_learns_alone() {
     let model = Llama::from_weights(gpu(), &file("copy", "").unwrap(), config()).unwrap();
@@ -207,7 +234,7 @@ fn groups_are_cut_where_the_output_drifts() {
     let mut still = model.clone();
     for i in [3, 6] {
         let size = still.layers[1].linear(i).weight.size();
-        still.layers[1].linear_mut(i).weight = Arc::new(Tied::new(&Tensor::zeros(gpu(), size)));
+        still.layers[1].linear_mut(i).weight = Tied::new(&Tensor::zeros(gpu(), size)).shared();
     }
     assert!(drift(&still, &sample()).unwrap()[0].abs() < 1e-6);
 }

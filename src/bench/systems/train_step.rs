@@ -8,11 +8,10 @@ use crate::nn::{Activation, Attention, Block, Linear, Mask, Mlp, Module, Norm, P
 use crate::ops::elementwise::unary::gelu_tanh64;
 use crate::optim::{AdamW, AdamWConfig, Group, LossScale};
 use crate::precision::{Precision, autocast};
-use crate::share::Tied;
+use crate::share::{Site, Tied};
 use crate::step::Step;
 use crate::tensor::Tensor;
 use std::cell::{Cell, RefCell};
-use std::sync::Arc;
 
 const VOCAB: usize = 128;
 const WIDTH: usize = 128;
@@ -50,7 +49,7 @@ fn linear(
         (0..count * inner).map(|i| drawn[i % inner * out + first + i / inner]).collect();
     let weight = Tensor::from_slice(gpu, &transposed, [count, inner]).requires_grad();
     let bias = bias.then(|| Tensor::zeros(gpu, [count]).requires_grad());
-    Linear::from_site(Arc::new(Tied::new(&weight)), bias)
+    Linear::from_site(Tied::new(&weight).shared(), bias)
 }
 
 struct Model {

@@ -16,7 +16,6 @@ use crate::ops::points::kernel_basis::EdgeFeatures;
 use crate::ops::product::site::Site;
 use crate::share::Tied;
 use crate::tensor::Tensor;
-use std::sync::Arc;
 
 /// How the convolution is computed. The first two routes give the same numbers up to rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,7 +53,7 @@ pub(in crate::geometry) fn linear(
     activation: Activation,
     residual: Option<&Tensor>,
 ) -> Tensor {
-    let site: Arc<dyn Site> = Arc::new(Tied::new(w));
+    let site = Tied::new(w).shared();
     x.linear(&site, Epilogue { bias, activation, residual })
 }
 

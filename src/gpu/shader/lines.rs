@@ -32,6 +32,34 @@ impl Source {
         vec![line]
     }
 
+    /// Marks it as what a caller outside of the crate has changed, so that it runs with bounds checks.
+    pub(crate) fn foreign(self) -> Source {
+        Source { foreign: true, ..self }
+    }
+
+    /// Whether this is a kernel of a line that came from anywhere. It can be translated and not launched.
+    pub(in crate::gpu) fn is_listed(&self) -> bool {
+        let own = |(_, fragment): &(Name, Fragment)| matches!(fragment, Fragment::File(_));
+        self.foreign && self.text.is_none() && self.slots.iter().all(own)
+    }
+
+    /// The name of a text from outside that would use cooperative matrices, whose strides nobody checks.
+    pub(super) fn foreign_matrices(&self) -> Option<&str> {
+        let uses = |text: &str| text.contains("coop");
+        if let Some(text) = self.text.as_ref().filter(|_| self.foreign) {
+            let slot =
+                |(_, fragment): &(Name, Fragment)| matches!(fragment, Fragment::File(name) if uses(name));
+            let chosen = self.enables.iter().any(|(name, ())| uses(name)) || self.slots.iter().any(slot);
+            if chosen || uses(text) || self.constants.iter().any(|(_, value)| uses(&value.wgsl)) {
+                return Some(&self.name);
+            }
+        }
+        self.slots.iter().find_map(|(_, fragment)| match fragment {
+            Fragment::Text(name, text) if uses(text) => Some(&**name),
+            _ => None,
+        })
+    }
+
     /// Returns the kernel of a line of that list. `None` if the line has another form.
     pub fn from_line(line: &str) -> Option<Source> {
         let mut words = line.split_whitespace();

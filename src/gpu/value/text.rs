@@ -118,7 +118,7 @@ impl Text {
     pub fn source(&self) -> Source {
         let mut s = self.params();
         s.push_str(
-            "#import f16\n#import bf16\n#import elementwise\n#import exp_log\n#import nan\n#import power\n#import trig\n",
+            "#import f16\n#import bf16\n#import elementwise\n#import exp_log\n#import losses\n#import nan\n#import near_zero\n#import power\n#import trig\n",
         );
         for (i, &(dtype, walk)) in self.reads.iter().enumerate() {
             let element = stored(dtype, matches!(walk, Walk::Plain | Walk::Whole));

@@ -3,10 +3,9 @@
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::nn::Linear;
-use crate::share::Tied;
+use crate::share::{Site, Tied};
 use crate::store::Weights;
 use crate::tensor::Tensor;
-use std::sync::Arc;
 
 /// The layers of a ReLU network, each `h = relu(h W^T + b)`. The last layer has no ReLU.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +79,7 @@ impl MlpModel {
                 Ok(_) => Some(weights.read(gpu, &bias)?),
                 Err(_) => None,
             };
-            let linear = Linear::from_site(Arc::new(Tied::new(&weight)), bias);
+            let linear = Linear::from_site(Tied::new(&weight).shared(), bias);
             let h = linear.forward(all.last().unwrap_or(x));
             all.push(if i + 1 < self.layers.len() { h.relu() } else { h });
         }

@@ -87,8 +87,7 @@ impl Made {
             return self.dictionary.weights();
         }
         let all = self.dictionary.atoms.combine(&self.dictionary.coefficients);
-        let with =
-            |(w, [a, b]): (&Tensor, &[Tensor; 2])| Arc::new(LowRank::new(w, a, b, 1.0)) as Arc<dyn Site>;
+        let with = |(w, [a, b]): (&Tensor, &[Tensor; 2])| LowRank::new(w, a, b, 1.0).shared();
         all.iter().zip(&self.own).map(with).collect()
     }
 }
@@ -132,7 +131,7 @@ impl Llama {
             y.requires_grad()
         };
         let linear = |l: &Linear| {
-            Linear::from_site(Arc::new(Tied::new(&copy(&l.weight.expand()))), l.bias.as_ref().map(copy))
+            Linear::from_site(Tied::new(&copy(&l.weight.expand())).shared(), l.bias.as_ref().map(copy))
         };
         let norm = |n: &Norm| Norm { gain: copy(&n.gain), bias: n.bias.as_ref().map(copy), eps: n.eps };
         let layers = no_grad(|| self.layers_now());

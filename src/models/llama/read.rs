@@ -170,8 +170,8 @@ impl<'a> Reader<'a> {
     fn linear(&self, path: &str, size: [usize; 2], biased: bool) -> Result<Linear> {
         let name = format!("{path}.weight");
         let site: Arc<dyn Site> = match self.matrix(&name, size)? {
-            Matrix::Packed(packing, words) => Arc::new(self.packed(&name, size, packing, &words)?),
-            Matrix::Tensor(x) => Arc::new(Tied::new(&x.requires_grad())),
+            Matrix::Packed(packing, words) => self.packed(&name, size, packing, &words)?.shared(),
+            Matrix::Tensor(x) => Tied::new(&x.requires_grad()).shared(),
         };
         let bias = format!("{path}.bias");
         let has = biased || self.present.contains(&bias);

@@ -6,10 +6,9 @@ use crate::error::{Error, Result};
 use crate::nn::Activation;
 use crate::ops::sequence::cache::KvCache;
 use crate::setters::setters;
-use crate::share::Tied;
+use crate::share::{Site, Tied};
 use crate::tape::no_grad;
 use crate::tensor::Tensor;
-use std::sync::Arc;
 
 /// How a [`Session`] keeps what it has read.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -91,7 +90,7 @@ impl Llama {
                 for i in 0..LINEARS.len() {
                     let linear = layer.linear_mut(i);
                     if linear.weight.stored().is_none() && !linear.weight.is_compact() {
-                        linear.weight = Arc::new(Tied::new(&linear.weight.expand()));
+                        linear.weight = Tied::new(&linear.weight.expand()).shared();
                     }
                 }
             }

@@ -5,7 +5,6 @@ use crate::nn::{Embedding, Epilogue, Module, Visit, VisitMut};
 use crate::ops::product::site::Site;
 use crate::share::Packed;
 use crate::tensor::Tensor;
-use std::sync::Arc;
 
 /// Token vectors, stored as a leaf or packed.
 #[derive(Clone)]
@@ -32,9 +31,7 @@ impl TokenTable {
     pub fn logits(&self, x: &Tensor) -> Tensor {
         match self {
             TokenTable::Stored(table) => table.logits(x),
-            TokenTable::Packed(table) => {
-                x.linear(&(Arc::new(table.clone()) as Arc<dyn Site>), Epilogue::default())
-            }
+            TokenTable::Packed(table) => x.linear(&table.clone().shared(), Epilogue::default()),
         }
     }
 

@@ -1,4 +1,4 @@
-//! Elementwise ops: functions of one and of two tensors, operators with numbers, conversions, random numbers.
+//! Elementwise ops: functions of one and of two tensors, operators with numbers, losses, conversions, random numbers.
 //!
 //! They compute nothing when they are called, and write down an expression. A chain of them is one kernel, which runs when an op of
 //! another kind, a readback or [`Tensor::evaluate`] needs the elements. Shapes of two tensors broadcast as in PyTorch: aligned at the
@@ -9,7 +9,8 @@
 //! | `-x`, `x^2`, `1 / x`, `\|x\|` | [`neg`](crate::Tensor::neg), [`square`](crate::Tensor::square), [`recip`](crate::Tensor::recip), [`abs`](crate::Tensor::abs) |
 //! | `sqrt(x)`, `1 / sqrt(x)` | [`sqrt`](crate::Tensor::sqrt), [`rsqrt`](crate::Tensor::rsqrt) |
 //! | `e^x`, `ln x`, `sin x`, `cos x`, `erf x` | [`exp`](crate::Tensor::exp), [`log`](crate::Tensor::log), [`sin`](crate::Tensor::sin), [`cos`](crate::Tensor::cos), [`erf`](crate::Tensor::erf) |
-//! | activations | [`relu`](crate::Tensor::relu), [`gelu`](crate::Tensor::gelu), [`gelu_tanh`](crate::Tensor::gelu_tanh), [`silu`](crate::Tensor::silu), [`sigmoid`](crate::Tensor::sigmoid), [`tanh`](crate::Tensor::tanh) |
+//! | `e^x - 1`, `ln(1 + x)` | [`expm1`](crate::Tensor::expm1), [`log1p`](crate::Tensor::log1p) |
+//! | activations | [`relu`](crate::Tensor::relu), [`gelu`](crate::Tensor::gelu), [`gelu_tanh`](crate::Tensor::gelu_tanh), [`silu`](crate::Tensor::silu), [`sigmoid`](crate::Tensor::sigmoid), [`tanh`](crate::Tensor::tanh), [`elu`](crate::Tensor::elu), [`softplus`](crate::Tensor::softplus), [`leaky_relu`](crate::Tensor::leaky_relu) |
 //! | `min(max(x, low), high)` | [`clamp`](crate::Tensor::clamp) |
 //! | another type of elements | [`cast`](crate::Tensor::cast), [`from_bf16`](crate::Tensor::from_bf16), [`read_bf16`](crate::Tensor::read_bf16) |
 //! | the same elements, another gradient | [`scale_gradient`](crate::Tensor::scale_gradient) |
@@ -21,6 +22,11 @@
 //! | `x s`, `x s + t` with numbers `s`, `t` | [`scale`](crate::Tensor::scale), [`affine`](crate::Tensor::affine) |
 //! | comparisons, which give 1 or 0 as u32 | [`eq`](crate::Tensor::eq), [`ne`](crate::Tensor::ne), [`lt`](crate::Tensor::lt), [`le`](crate::Tensor::le), [`gt`](crate::Tensor::gt), [`ge`](crate::Tensor::ge) |
 //! | a choice by such a mask | [`where_mask`](crate::Tensor::where_mask) |
+//!
+//! | losses, the mean over all elements | |
+//! |---|---|
+//! | of numbers | [`mse_loss`](crate::Tensor::mse_loss), [`l1_loss`](crate::Tensor::l1_loss), [`huber_loss`](crate::Tensor::huber_loss) |
+//! | of logits, of distributions | [`bce_with_logits`](crate::Tensor::bce_with_logits), [`kl_div`](crate::Tensor::kl_div) |
 //!
 //! | random | |
 //! |---|---|
@@ -41,8 +47,9 @@
 mod bf16;
 mod binary;
 mod dropout;
+pub(crate) mod losses;
 mod random;
 mod scalar;
 pub(crate) mod unary;
 
-crate::ops::listed!(unary, binary, scalar, bf16, random, dropout);
+crate::ops::listed!(unary, binary, scalar, bf16, random, dropout, losses);

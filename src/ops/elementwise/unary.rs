@@ -179,6 +179,11 @@ unary! {
     /// Natural logarithm, within 2 roundoffs on every adapter, also for subnormal numbers. -infinity at 0 and -0, NaN
     /// below.
     log ["1f32, 10.0, 0.5" => "0.0, 2.3026, -0.6931"]: "log_of($0)", "$1 / $0", |x| x.ln(), Fill::Uniform(0.05, 8.0), 2.0;
+    /// `e^x - 1`, within 4 roundoffs on every adapter, also near 0, where `exp` less 1 would lose its digits.
+    expm1 ["0f32, 1.0, -1.0" => "0.0, 1.7183, -0.6321"]: "expm1_of($0)", "$1 * exp_of($0)", |x| x.exp_m1(), Fill::Normal(1.0), 4.0;
+    /// `ln(1 + x)`, within 5 roundoffs on every adapter, also near 0, where `1 + x` would lose the digits of `x`.
+    /// -infinity at -1, NaN below.
+    log1p ["0f32, 1.0, -0.5" => "0.0, 0.6931, -0.6931"]: "log1p_of($0)", "$1 / (1.0 + $0)", |x| x.ln_1p(), Fill::Uniform(-0.9, 4.0), 5.0;
     /// Square root, within 2 roundoffs on every adapter, also for subnormal numbers. -0 at -0, NaN below. The
     /// derivative is `0.5 / sqrt(x)`, infinite at 0.
     sqrt ["0f32, 2.0, 9.0" => "0.0, 1.4142, 3.0"]: "sqrt_of($0)", "0.5 * $1 * rsqrt_of($0)", |x| x.sqrt(), Fill::Uniform(0.05, 8.0), 2.0;
@@ -204,6 +209,13 @@ unary! {
         |x| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh()), Fill::Normal(1.0), 64.0;
     /// `x sigmoid(x)`. NaN at -infinity.
     silu ["0f32, 1.0, -1.0" => "0.0, 0.7311, -0.2689"]: "silu($0)", "$1 * dsilu($0)", |x| x / (1.0 + (-x).exp()), Fill::Normal(2.0), 16.0;
+    /// `ln(1 + e^x)`, a smooth form of [`relu`](Self::relu), within 10 roundoffs. It neither overflows for large x nor
+    /// loses digits for negative x. The derivative is [`sigmoid`](Self::sigmoid). Source: Dugas et al. 2001.
+    softplus ["0f32, 200.0, -200.0" => "0.6931, 200.0, 0.0"]: "softplus_of($0)", "$1 * sigmoid($0)", |x| if x.is_nan() { x } else { x.max(0.0) + (-x.abs()).exp().ln_1p() },
+        Fill::Normal(2.0), 10.0;
+    /// Exponential linear unit: `x` above 0, else `e^x - 1`, within 4 roundoffs. The derivative is 1 above 0 and `e^x`
+    /// elsewhere. Source: Clevert et al., arXiv 1511.07289, with alpha = 1.
+    elu ["0f32, 2.0, -200.0" => "0.0, 2.0, -1.0"]: "elu_of($0)", "delu($0, $1)", |x| if x > 0.0 { x } else { x.exp_m1() }, Fill::Normal(1.0), 4.0;
     /// `max(x, 0)`. The derivative at 0 is 0. NaN gives NaN, also for the derivative.
     relu ["0f32, 3.0, -3.0" => "0.0, 3.0, 0.0"]: "relu($0)", "drelu($0, $1)", |x| if x.is_nan() { x } else { x.max(0.0) }, Fill::Distinct(0.05), 1.0;
     /// Sine, with x in radians, within 4 roundoffs of the result for every x on every adapter, also near the zeros. NaN
@@ -238,6 +250,50 @@ impl Tensor {
         let y =
             Tensor::lazy_with("clamp", "limited($0, $1, $2)", self.dtype(), *self.shape(), &[self], &limits);
         y.made_by(&[self], || Box::new(Clamp { low, high, x: Saved::new(self) }))
+    }
+}
+
+impl Tensor {
+    /// `x` above 0, else `slope x`. The derivative is 1 above 0 and `slope` elsewhere, 0 included. NaN gives NaN, also for
+    /// the gradient. Source: Maas et al. 2013, "Rectifier Nonlinearities Improve Neural Network Acoustic Models", where
+    /// the slope is 0.01.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::from_slice(&gpu, &[2.0f32, 0.0, -4.0], [3]);
+    /// assert_eq!(x.leaky_relu(0.25).to_vec::<f32>()?, [2.0, 0.0, -1.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    /// If the elements are integers.
+    #[track_caller]
+    pub fn leaky_relu(&self, slope: f32) -> Tensor {
+        assert!(self.dtype().is_float(), "leaky_relu: needs floats, got {}; cast first", self.dtype());
+        let (template, number) = ("leaky_relu_of($0, $1)", [Scalar::F32(slope)]);
+        let y = Tensor::lazy_with("leaky_relu", template, self.dtype(), *self.shape(), &[self], &number);
+        y.made_by(&[self], || Box::new(LeakyRelu { slope, x: Saved::new(self) }))
+    }
+}
+
+struct LeakyRelu {
+    slope: f32,
+    x: Saved,
+}
+
+impl Op for LeakyRelu {
+    fn name(&self) -> &'static str {
+        "leaky_relu"
+    }
+    fn takes_half(&self) -> bool {
+        true
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        let (x, slope) = (self.x.get("leaky_relu"), [Scalar::F32(self.slope)]);
+        let template = "dleaky_relu($0, $1, $2)";
+        sink.add(0, Tensor::lazy_with("leaky_relu", template, DType::F32, *x.shape(), &[x, dy], &slope));
     }
 }
 
@@ -336,6 +392,13 @@ pub(super) fn cases() -> Vec<Case> {
         |x| x[0].clamp(-0.93, 1.07),
         map(|x| x.clamp(-0.93f32 as f64, 1.07f32 as f64)),
     ));
+    let leaky = |slope: f32| {
+        let reference = move |x: f64| if x > 0.0 { x } else { slope as f64 * x };
+        let input = vec![Input::normal([5, 13]).fill(Fill::Distinct(0.05))];
+        let want = move |x: &[Array]| Array::from_fn(x[0].shape, |i| reference(x[0].data[i]));
+        Case::new(format!("leaky_relu {slope}"), input, move |x| x[0].leaky_relu(slope), want)
+    };
+    all.extend([0.01, -0.3, 2.0].map(leaky));
     let values = vec![
         0.0, 1e-8, 5.96e-8, 6.1e-5, 0.333, 1.0, 2049.0, 2051.0, 65504.0, 65519.0, 65520.0, 1e30, -0.1,
         -3.5e-7,
@@ -370,8 +433,24 @@ fn far_cases() -> Vec<Case> {
         2.0,
         3.4e38,
     ];
+    let near_one = [-0.29, -0.2929, -0.293, 0.41, 0.4142, 0.4143, -0.99999994, -1e-30, 0.0];
     type Row = (&'static str, fn(&Tensor) -> Tensor, fn(f64) -> f64, Vec<f64>, f64);
-    let rows: [Row; 6] = [
+    let rows: [Row; 9] = [
+        (
+            "expm1 far",
+            Tensor::expm1,
+            |x| x.exp_m1() as f32 as f64,
+            [&exponents[..], &[3.99, 4.01, -4.1]].concat(),
+            4.0,
+        ),
+        ("log1p far", Tensor::log1p, f64::ln_1p, [&positive[..], &near_one].concat(), 5.0),
+        (
+            "softplus far",
+            Tensor::softplus,
+            |x| x.max(0.0) + (-x.abs()).exp().ln_1p(),
+            [&exponents[..9], &[1e30, -20.0, 20.0]].concat(),
+            10.0,
+        ),
         ("sin far", Tensor::sin, f64::sin, [&turns[..], &large].concat(), 4.0),
         ("cos far", Tensor::cos, f64::cos, [&turns[..], &large].concat(), 4.0),
         // The reference is rounded to f32, so that it is infinite above 88.72.

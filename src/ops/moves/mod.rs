@@ -39,5 +39,6 @@ mod embedding;
 pub mod embedding_sum;
 mod layout;
 mod rearrange;
+pub(crate) mod running;
 
 crate::ops::listed!(layout, create, rearrange, embedding, check_ids);

@@ -5,6 +5,7 @@ use crate::gpu::DeviceClass;
 use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::ops::case::{Array, Case, Input};
+use crate::ops::float;
 use crate::shape::Shape;
 use crate::tape::{self, Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
@@ -105,7 +106,7 @@ impl Tensor {
     /// Source: MASA, arXiv 2508.04581.
     ///
     /// # Panics
-    /// When the shapes do not fit, or a type is not f32.
+    /// When the shapes do not fit, or a type is not a float. Floats of 16 bits are converted to f32.
     ///
     /// ```
     /// # use tiebeam::{Gpu, Tensor};
@@ -125,12 +126,9 @@ impl Tensor {
             d.len() >= 2 && c.len() == 2 && c[1] == d[0] && d.count() > 0 && c[0] > 0,
             "combine: atoms {d}, coefficients {c}; they must be [S, ..] and [L, S]"
         );
-        assert!(
-            self.dtype() == DType::F32 && coefficients.dtype() == DType::F32,
-            "combine: needs f32, got {} and {}",
-            self.dtype(),
-            coefficients.dtype()
-        );
+        if [self, coefficients].iter().any(|x| x.dtype() != DType::F32) {
+            return float("combine", self).combine(&float("combine", coefficients));
+        }
         let shape = Shape::new(&d[1..]);
         let sizes = Sizes { layers: c[0], atoms: d[0], size: shape.count() };
         let part = |w: &Tensor, l: usize| w.slice(0, l..l + 1).reshape(shape);

@@ -16,7 +16,7 @@ const SPAN: usize = 4096;
 /// How the windows of a convolution lie on an image; rows before columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Conv2d {
+pub struct Conv2dConfig {
     /// Steps between windows.
     pub stride: [usize; 2],
     /// Zeros added at each side.
@@ -27,22 +27,22 @@ pub struct Conv2d {
     pub groups: usize,
 }
 
-setters!(Conv2d { stride: [usize; 2], padding: [usize; 2], dilation: [usize; 2], groups: usize });
+setters!(Conv2dConfig { stride: [usize; 2], padding: [usize; 2], dilation: [usize; 2], groups: usize });
 
-impl Default for Conv2d {
+impl Default for Conv2dConfig {
     /// Stride 1, no padding, no dilation, one group.
-    fn default() -> Conv2d {
-        Conv2d { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 }
+    fn default() -> Conv2dConfig {
+        Conv2dConfig { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1 }
     }
 }
 
 /// Sizes of one call.
 #[derive(Clone, Copy)]
-struct Sizes {
-    conv: Conv2d,
-    x: Shape,
-    w: Shape,
-    y: Shape,
+pub(super) struct Sizes {
+    pub conv: Conv2dConfig,
+    pub x: Shape,
+    pub w: Shape,
+    pub y: Shape,
 }
 
 /// Channels per block. The part of a block beyond the last channel is wasted work, so a single channel is a block by
@@ -89,10 +89,10 @@ fn weights_source(out: usize, input: usize) -> Source {
 
 impl Sizes {
     #[track_caller]
-    fn new(x: Shape, w: Shape, conv: Conv2d) -> Sizes {
+    fn new(x: Shape, w: Shape, conv: Conv2dConfig) -> Sizes {
         assert!(x.len() == 4, "conv2d: the image must be [batch, in, height, width], got {x}");
         assert!(w.len() == 4, "conv2d: the weight must be [out, in / groups, rows, columns], got {w}");
-        let Conv2d { stride, padding, dilation, groups } = conv;
+        let Conv2dConfig { stride, padding, dilation, groups } = conv;
         assert!(
             groups > 0 && w[0].is_multiple_of(groups) && x[1] == w[1] * groups,
             "conv2d: {groups} groups do not fit image {x} and weight {w}; in must be groups times the weight's axis 1, \
@@ -116,7 +116,7 @@ impl Sizes {
 
     /// Returns a launch with the parameters that both kernels have: groups, the size of the window and how it moves.
     fn launch<'a>(&self, source: &'a Source, entry: &'a str, grid: [u32; 3]) -> Launch<'a> {
-        let Conv2d { stride, padding, dilation, groups } = self.conv;
+        let Conv2dConfig { stride, padding, dilation, groups } = self.conv;
         Launch::new("conv2d", source, entry, grid)
             .set("groups", groups)
             .set("kernel_y", self.w[2])
@@ -133,7 +133,7 @@ impl Sizes {
     }
 
     /// Runs the forward pass from x to y or, if `spread`, the gradient from dy to dx.
-    fn run(
+    pub fn run(
         &self,
         spread: bool,
         from: &Tensor,
@@ -186,7 +186,8 @@ impl Sizes {
         Work::flops(2.0 * self.y.count() as f64 * (self.w.count() / self.w[0].max(1)) as f64)
     }
 
-    fn weights(&self, x: &Tensor, dy: &Tensor, into: Destination) -> Tensor {
+    /// Returns the gradient of the weight from the image and the gradient of the result.
+    pub fn weights(&self, x: &Tensor, dy: &Tensor, into: Destination) -> Tensor {
         let gpu = x.gpu();
         let (dw, accumulate) = into.output(gpu, "conv2d", self.w);
         let groups = self.conv.groups;
@@ -275,7 +276,7 @@ impl Tensor {
     /// # Panics
     /// When shapes, groups or windows do not fit, or an operand has integers.
     #[track_caller]
-    pub fn conv2d(&self, weight: &Tensor, bias: Option<&Tensor>, conv: Conv2d) -> Tensor {
+    pub fn conv2d(&self, weight: &Tensor, bias: Option<&Tensor>, conv: Conv2dConfig) -> Tensor {
         same_gpu("conv2d", &[self, weight]);
         let sizes = Sizes::new(*self.shape(), *weight.shape(), conv);
         let read = |t: &Tensor| crate::ops::float("conv2d", t).detach().contiguous();
@@ -293,7 +294,7 @@ impl Tensor {
 }
 
 /// Calls `f` with the flat indices of y, x and w of every product that the convolution sums.
-fn products64(sizes: &Sizes, mut f: impl FnMut(usize, usize, usize)) {
+pub(super) fn products64(sizes: &Sizes, mut f: impl FnMut(usize, usize, usize)) {
     let Sizes { conv, x, w, y } = sizes;
     let place = |i: usize, k: usize, a: usize| {
         let at = (i * conv.stride[a] + k * conv.dilation[a]).checked_sub(conv.padding[a])?;
@@ -312,7 +313,7 @@ fn products64(sizes: &Sizes, mut f: impl FnMut(usize, usize, usize)) {
     }
 }
 
-fn conv64(x: &[Array], conv: Conv2d) -> Array {
+pub(super) fn conv64(x: &[Array], conv: Conv2dConfig) -> Array {
     let sizes = Sizes::new(x[0].shape, x[1].shape, conv);
     let plane = sizes.y[2] * sizes.y[3];
     let mut y = Array::from_fn(sizes.y, |i| x.get(2).map_or(0.0, |bias| bias.data[i / plane % sizes.y[1]]));
@@ -321,19 +322,24 @@ fn conv64(x: &[Array], conv: Conv2d) -> Array {
 }
 
 pub(super) fn cases() -> Vec<Case> {
-    let plain = Conv2d::default();
-    let padded = Conv2d { padding: [1, 1], ..plain };
-    let odd = Conv2d { stride: [2, 1], padding: [1, 2], dilation: [1, 2], groups: 1 };
+    let plain = Conv2dConfig::default();
+    let padded = Conv2dConfig { padding: [1, 1], ..plain };
+    let odd = Conv2dConfig { stride: [2, 1], padding: [1, 2], dilation: [1, 2], groups: 1 };
     let mut all = Vec::new();
     for (name, x, w, conv) in [
         ("one element", [1, 1, 1, 1], [1, 1, 1, 1], plain),
         ("3x3 padded", [2, 3, 5, 7], [5, 3, 3, 3], padded),
         ("uneven walk", [2, 3, 7, 6], [2, 3, 3, 2], odd),
-        ("groups", [1, 6, 5, 4], [10, 3, 2, 2], Conv2d { groups: 2, ..padded }),
-        ("depthwise", [2, 5, 6, 5], [5, 1, 3, 3], Conv2d { groups: 5, stride: [2, 2], ..padded }),
-        ("depthwise with two results a channel", [1, 3, 5, 5], [6, 1, 3, 3], Conv2d { groups: 3, ..padded }),
+        ("groups", [1, 6, 5, 4], [10, 3, 2, 2], Conv2dConfig { groups: 2, ..padded }),
+        ("depthwise", [2, 5, 6, 5], [5, 1, 3, 3], Conv2dConfig { groups: 5, stride: [2, 2], ..padded }),
+        (
+            "depthwise with two results a channel",
+            [1, 3, 5, 5],
+            [6, 1, 3, 3],
+            Conv2dConfig { groups: 3, ..padded },
+        ),
         ("1x1", [3, 5, 3, 3], [7, 5, 1, 1], plain),
-        ("stride above the kernel", [1, 2, 9, 8], [3, 2, 2, 2], Conv2d { stride: [3, 4], ..plain }),
+        ("stride above the kernel", [1, 2, 9, 8], [3, 2, 2, 2], Conv2dConfig { stride: [3, 4], ..plain }),
         ("more than a workgroup and a piece", [1, 1, 33, 33], [2, 1, 2, 2], plain),
     ] {
         for bias in [false, true] {
@@ -355,14 +361,20 @@ pub(super) fn cases() -> Vec<Case> {
         all.push(Case::new(
             format!("{dtype} and transposed operands"),
             strided,
-            |x| x[0].permute(&[2, 3, 0, 1]).conv2d(&x[1].permute(&[3, 1, 0, 2]), None, Conv2d::default()),
+            |x| {
+                x[0].permute(&[2, 3, 0, 1]).conv2d(
+                    &x[1].permute(&[3, 1, 0, 2]),
+                    None,
+                    Conv2dConfig::default(),
+                )
+            },
             |x| {
                 let image = Array::from_fn([2, 3, 5, 6], |i| x[0].data[i % 30 * 6 + i / 30]);
                 let weight = Array::from_fn([4, 3, 2, 2], |i| {
                     let (o, c, u, v) = (i / 12, i / 4 % 3, i / 2 % 2, i % 2);
                     x[1].data[((u * 3 + c) * 2 + v) * 4 + o]
                 });
-                conv64(&[image, weight], Conv2d::default())
+                conv64(&[image, weight], Conv2dConfig::default())
             },
         ));
     }
@@ -370,8 +382,13 @@ pub(super) fn cases() -> Vec<Case> {
     // block's edge.
     for (name, x, w, conv) in [
         ("integers", [3, 9, 17, 19], [13, 9, 3, 3], padded),
-        ("integers strided", [2, 8, 23, 31], [6, 4, 3, 5], Conv2d { groups: 2, ..odd }),
-        ("integers depthwise", [2, 7, 31, 29], [7, 1, 5, 5], Conv2d { groups: 7, padding: [2, 2], ..plain }),
+        ("integers strided", [2, 8, 23, 31], [6, 4, 3, 5], Conv2dConfig { groups: 2, ..odd }),
+        (
+            "integers depthwise",
+            [2, 7, 31, 29],
+            [7, 1, 5, 5],
+            Conv2dConfig { groups: 7, padding: [2, 2], ..plain },
+        ),
     ] {
         let sizes = Sizes::new(x.into(), w.into(), conv);
         let whole = |shape: Shape| Input::integers(shape, DType::F32, -9, 10);

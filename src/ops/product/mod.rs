@@ -8,7 +8,9 @@
 //! | linear layer with any weight | `y = act(x W^T + bias) + residual` | [`linear`](crate::Tensor::linear), whose weight is a [`site::Site`] |
 //! | the same of some rows | `y[i] = x[rows[i]] W^T` | [`linear_gathered`](crate::Tensor::linear_gathered), [`add_linear_scattered`](crate::Tensor::add_linear_scattered) |
 //! | combinations of atoms | `w[l] = sum_s c[l, s] atoms[s]` | [`combine`](crate::Tensor::combine) |
-//! | convolution of images | cross-correlation | [`conv2d`](crate::Tensor::conv2d) |
+//! | rows of any weight by ids | `y[.., c] = W[ids[..], c]` | [`nn::lookup`](crate::nn::lookup) |
+//! | convolution of images, of sequences | cross-correlation | [`conv2d`](crate::Tensor::conv2d), [`conv1d`](crate::Tensor::conv1d) |
+//! | its adjoint | | [`conv_transpose2d`](crate::Tensor::conv_transpose2d) |
 //! | windows of images | the largest element, or the mean | [`max_pool2d`](crate::Tensor::max_pool2d), [`avg_pool2d`](crate::Tensor::avg_pool2d), [`global_avg_pool2d`](crate::Tensor::global_avg_pool2d) |
 //!
 //! ```
@@ -23,8 +25,11 @@
 
 mod combine;
 pub mod conv;
+pub mod conv1d;
+pub mod conv_transpose;
 mod einsum;
 mod linear;
+pub(crate) mod lookup;
 pub mod matmul;
 pub(crate) mod mixed;
 pub mod narrow;
@@ -33,4 +38,4 @@ pub(crate) mod routed;
 pub mod site;
 pub(crate) mod weight;
 
-crate::ops::listed!(matmul, einsum, weight, site, combine, conv, pool);
+crate::ops::listed!(matmul, einsum, weight, site, combine, conv, conv1d, conv_transpose, pool);

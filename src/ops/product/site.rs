@@ -40,7 +40,7 @@ pub trait Site: Send + Sync {
     /// The stored leaves. Gradients are addressed by position in this list.
     fn leaves(&self) -> Vec<Tensor>;
 
-    /// Names of the leaves, for files: `weight` first.
+    /// Names of the leaves, for files, in the order of [`Site::leaves`].
     fn leaf_names(&self) -> &'static [&'static str];
 
     /// What is stored beside the leaves and never trained, such as packed levels, with names for files.
@@ -70,7 +70,8 @@ pub trait Site: Send + Sync {
     fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads);
 
     /// Adds the gradients from a product `y = x W^T`: the adjoint for `dW = dy^T x`. Kinds override it if they need not
-    /// store `dW`.
+    /// store `dW`. In a scope of 16 bits `x` and `dy` may have them: tensor ops take both, a kernel of your own needs
+    /// [`cast`](Tensor::cast).
     fn backward(&self, x: &Tensor, dy: &Tensor, grads: &mut LeafGrads) {
         self.reduce(&outer(self.name(), dy, x, Destination::New), grads);
     }
@@ -113,16 +114,25 @@ impl<'a, 'b> LeafGrads<'a, 'b> {
     }
 
     /// Whether leaf `i` needs a gradient.
+    #[track_caller]
     pub fn needs(&self, i: usize) -> bool {
         self.sink.needs(self.first + i)
     }
 
     /// Adds `d` to the gradient of leaf `i`.
+    ///
+    /// # Panics
+    /// When `d` has another shape than the leaf, or no floats. The message counts the leaf among the inputs of the product.
+    #[track_caller]
     pub fn add(&mut self, i: usize, d: Tensor) {
         self.sink.add(self.first + i, d);
     }
 
     /// Adds the gradient of leaf `i`, which `write` puts at the given destination and returns.
+    ///
+    /// # Panics
+    /// When the returned tensor has another shape, or is not that of the destination.
+    #[track_caller]
     pub fn add_with(&mut self, i: usize, write: impl FnOnce(Destination) -> Tensor) {
         self.sink.add_with(self.first + i, write);
     }

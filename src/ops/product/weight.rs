@@ -30,14 +30,28 @@ impl Weight {
 
     /// Runs `work` with this weight, or its transpose, as the right side of a product.
     pub fn multiply(&self, transposed: bool, work: impl FnOnce(Right)) {
+        let (name, size) = (self.site.name(), self.site.size());
+        // Kernels of products trust the sizes that they are given, and a kind may come from anywhere.
+        let fits = |w: Tensor| {
+            let right = w.shape()[..] == size && w.dtype().is_float();
+            assert!(right, "{name}: its weight is {} {}, and its size is {size:?}", w.dtype(), w.shape());
+            w
+        };
         if let Some(w) = &self.stored {
-            return work(Right::Tensor(&if transposed { w.t() } else { w.clone() }));
+            let w = fits(w.clone());
+            return work(Right::Tensor(&if transposed { w.t() } else { w }));
         }
-        match self.site.stored() {
+        match self.site.stored().map(fits) {
             Some(w) => work(Right::Tensor(&if transposed { w.t() } else { w })),
             None => {
-                let whole = || self.site.expand_as(self.dtype);
-                let (load, compact) = (|| self.site.load(), self.site.is_compact());
+                let whole = || fits(self.site.expand_as(self.dtype));
+                let load = || {
+                    let load = self.site.load();
+                    let own = load.size();
+                    assert!(own == size, "{name}: its load is of a weight {own:?}, and its size is {size:?}");
+                    load
+                };
+                let compact = self.site.is_compact();
                 work(Right::Made { load: &load, whole: &whole, transposed, compact });
             }
         }
@@ -53,7 +67,7 @@ fn layer(precision: Precision, [rows, inner, out]: [usize; 3], residual: bool) -
         inputs.push(Input::normal([rows, out]).dtype(dtype));
     }
     let forward = move |x: &[Tensor]| {
-        let site: Arc<dyn Site> = Arc::new(Stored(x[1].clone()));
+        let site = Stored(x[1].clone()).shared();
         let epilogue = Epilogue { bias: Some(&x[2]), residual: x.get(3), ..Epilogue::default() };
         autocast(precision, || x[0].linear(&site, epilogue))
     };

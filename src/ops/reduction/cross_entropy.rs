@@ -14,7 +14,7 @@ use crate::shape::Shape;
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::{Tensor, same_gpu};
 
-const OP: &str = "cross_entropy";
+pub(super) const OP: &str = "cross_entropy";
 
 fn source(class: &DeviceClass, lanes: u32, piece: usize) -> Source {
     by_pieces(class, Source::file("cross_entropy").u32("LANES", lanes), piece)
@@ -22,14 +22,49 @@ fn source(class: &DeviceClass, lanes: u32, piece: usize) -> Source {
 
 /// The kernels' parameters, without the grid.
 #[derive(Clone, Copy)]
-struct CrossEntropyPlan {
-    rows: usize,
-    classes: usize,
+pub(super) struct CrossEntropyPlan {
+    pub rows: usize,
+    pub classes: usize,
     /// The ignored target's bits.
-    ignored: Option<u32>,
+    pub ignored: Option<u32>,
 }
 
 impl CrossEntropyPlan {
+    /// Checks the arguments of `op`.
+    #[track_caller]
+    pub fn new(op: &str, logits: &Tensor, targets: &Tensor, ignore: Option<i64>) -> CrossEntropyPlan {
+        same_gpu(op, &[logits, targets]);
+        let axes = logits.shape().len();
+        assert!(axes > 0, "{op}: logits of shape {} have no axis of classes", logits.shape());
+        let classes = logits.shape()[axes - 1];
+        assert!(
+            *targets.shape() == logits.shape().without(axes - 1),
+            "{op}: targets must have the logits' shape without the last axis: logits {}, targets {}",
+            logits.shape(),
+            targets.shape()
+        );
+        let ignored = match targets.dtype() {
+            DType::U32 => ignore.and_then(|i| u32::try_from(i).ok()),
+            DType::I32 => ignore.and_then(|i| i32::try_from(i).ok()).map(i32::cast_unsigned),
+            other => panic!("{op}: targets must be u32 or i32, got {other}"),
+        };
+        // A negative i32 is a large u32, so one comparison in the kernel finds targets outside on either side.
+        assert!(classes > 0 && classes <= i32::MAX as usize, "{op}: {classes} classes in {}", logits.shape());
+        assert!(logits.dtype().is_float(), "{op}: needs floats, got {}; cast first", logits.dtype());
+        CrossEntropyPlan { rows: targets.count(), classes, ignored }
+    }
+
+    /// Returns logits as the kernels read them: those of 16 bits as they are, except by the ops that long rows take.
+    pub fn readable(&self, logits: &Tensor) -> Tensor {
+        let half = Some(logits.dtype()).filter(|dtype| dtype.is_half() && self.walks());
+        stored::readable(&logits.detach(), half, self.classes)
+    }
+
+    /// Whether a kernel can walk rows of this many classes.
+    pub fn walks(&self) -> bool {
+        walks(self.classes / piece(self.classes))
+    }
+
     fn launch<'a>(&self, source: &'a Source, entry: &'a str, grid: [u32; 3]) -> Launch<'a> {
         Launch::new(OP, source, entry, grid)
             .set("rows", self.rows)
@@ -55,9 +90,7 @@ impl CrossEntropyPlan {
             gpu.launch(launch.bind_mut("made", &statistics).turns(turns));
             return [losses, statistics];
         }
-        let all = x.reshape([rows, self.classes]);
-        let most = all.max(1);
-        let sum = all.sub(&most.unsqueeze(1)).exp().sum(1);
+        let [most, sum] = self.long(x);
         let pairs = |second: &Tensor| Tensor::stack(&[&most, second], 1).contiguous();
         let source = source(gpu.class(), 1, piece);
         let launch = self.launch(&source, "long_rows", grid(rows.div_ceil(64)));
@@ -67,12 +100,35 @@ impl CrossEntropyPlan {
     }
 }
 
+impl CrossEntropyPlan {
+    /// Returns the largest logit `m` of each row and the sum of `exp(x - m)`, computed by other ops.
+    pub fn long(&self, x: &Tensor) -> [Tensor; 2] {
+        let all = x.reshape([self.rows, self.classes]);
+        let most = all.max(1);
+        let sum = all.sub(&most.unsqueeze(1)).exp().sum(1);
+        [most, sum]
+    }
+
+    /// Returns `-x[target]` of each row with 1 or 0 for the count, as [`CrossEntropyPlan::total`] adds them up.
+    pub fn picked(&self, x: &Tensor, targets: &Tensor) -> Tensor {
+        let (gpu, rows) = (x.gpu(), self.rows);
+        let losses = Tensor::empty(gpu, OP, [2, rows], DType::F32);
+        // With m = 0 and s = 1 the loss `m + log(s) - x[target]` is what is wanted.
+        let sums = Tensor::stack(&[&Tensor::zeros(gpu, [rows]), &Tensor::ones(gpu, [rows])], 1).contiguous();
+        let source = source(gpu.class(), 1, piece(self.classes));
+        let launch = self.launch(&source, "long_rows", grid(rows.div_ceil(64)));
+        let launch = launch.bind("x", x).bind("targets", targets).bind_mut("losses", &losses);
+        gpu.launch(launch.bind("statistics", &sums).turns(0));
+        losses
+    }
+}
+
 /// The most rows whose losses one workgroup adds up, in 32 turns.
 const ROWS: usize = 32 * 8 * 256;
 
 impl CrossEntropyPlan {
     /// Returns the sum of the losses with the count of rows, and their quotient.
-    fn total(&self, losses: &Tensor) -> [Tensor; 2] {
+    pub fn total(&self, losses: &Tensor) -> [Tensor; 2] {
         let gpu = losses.gpu();
         let scalar = Shape::new(&[]);
         if self.rows > ROWS {
@@ -172,31 +228,10 @@ impl Tensor {
     /// or if there is no class.
     #[track_caller]
     pub fn cross_entropy(&self, targets: &Tensor, ignore: Option<i64>) -> Tensor {
-        same_gpu(OP, &[self, targets]);
-        let axes = self.shape().len();
-        assert!(axes > 0, "{OP}: logits of shape {} have no axis of classes", self.shape());
-        let classes = self.shape()[axes - 1];
-        assert!(
-            *targets.shape() == self.shape().without(axes - 1),
-            "{OP}: targets must have the logits' shape without the last axis: logits {}, targets {}",
-            self.shape(),
-            targets.shape()
-        );
-        let ignored = match targets.dtype() {
-            DType::U32 => ignore.and_then(|i| u32::try_from(i).ok()),
-            DType::I32 => ignore.and_then(|i| i32::try_from(i).ok()).map(i32::cast_unsigned),
-            other => panic!("{OP}: targets must be u32 or i32, got {other}"),
-        };
-        // A negative i32 is a large u32, so one comparison in the kernel finds targets outside on either side.
-        assert!(classes > 0 && classes <= i32::MAX as usize, "{OP}: {classes} classes in {}", self.shape());
-        assert!(self.dtype().is_float(), "{OP}: needs floats, got {}; cast first", self.dtype());
-        // Logits of 16 bits are read as they are, except by the ops that long rows take.
-        let half = Some(self.dtype()).filter(|dtype| dtype.is_half() && walks(classes / piece(classes)));
-        let x = stored::readable(&self.detach(), half, classes);
-        let rows = targets.count();
-        let plan = CrossEntropyPlan { rows, classes, ignored };
+        let plan = CrossEntropyPlan::new(OP, self, targets, ignore);
+        let x = plan.readable(self);
         let targets = targets.contiguous();
-        check_ids(OP, &targets, classes, ignored);
+        check_ids(OP, &targets, plan.classes, plan.ignored);
         let [losses, statistics] = plan.forward(&x, &targets);
         let [totals, y] = plan.total(&losses);
         y.made_by(&[self], || {

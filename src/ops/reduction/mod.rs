@@ -13,8 +13,9 @@
 //! | moments and lengths | [`var`](crate::Tensor::var), [`std`](crate::Tensor::std), [`norm`](crate::Tensor::norm), [`norm_p`](crate::Tensor::norm_p), [`logsumexp`](crate::Tensor::logsumexp) |
 //! | scans, which keep the axis | [`cumsum`](crate::Tensor::cumsum), [`cumsum_reverse`](crate::Tensor::cumsum_reverse), [`cumprod`](crate::Tensor::cumprod) |
 //! | `e^x / sum e^x`, and its logarithm | [`softmax`](crate::Tensor::softmax), [`log_softmax`](crate::Tensor::log_softmax) |
-//! | loss of scores against classes | [`cross_entropy`](crate::Tensor::cross_entropy) |
+//! | loss of scores against classes | [`cross_entropy`](crate::Tensor::cross_entropy), [`cross_entropy_with`](crate::Tensor::cross_entropy_with), [`cross_entropy_each`](crate::Tensor::cross_entropy_each), [`nll_loss`](crate::Tensor::nll_loss) |
 //! | rows of mean 0 and variance 1, or of mean square 1 | [`layer_norm`](crate::Tensor::layer_norm), [`rms_norm`](crate::Tensor::rms_norm) |
+//! | the same of channels and their groups | [`batch_norm`](crate::Tensor::batch_norm), [`batch_norm_with`](crate::Tensor::batch_norm_with), [`group_norm`](crate::Tensor::group_norm), [`instance_norm`](crate::Tensor::instance_norm) |
 //!
 //! ```
 //! # use tiebeam::{Gpu, Tensor};
@@ -27,13 +28,29 @@
 
 pub(crate) mod arg;
 mod axes;
+mod batch_norm;
 mod columns;
 pub mod cross_entropy;
+pub(crate) mod cross_entropy_with;
 mod cumsum;
 mod moments;
+mod nll_loss;
 pub mod norm;
 mod prod;
 pub mod reduce;
 pub mod softmax;
 
-crate::ops::listed!(reduce, axes, prod, moments, arg, cumsum, softmax, cross_entropy, norm);
+crate::ops::listed!(
+    reduce,
+    axes,
+    prod,
+    moments,
+    arg,
+    cumsum,
+    softmax,
+    cross_entropy,
+    cross_entropy_with,
+    nll_loss,
+    norm,
+    batch_norm
+);

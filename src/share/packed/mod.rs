@@ -34,7 +34,7 @@ use std::sync::Arc;
 /// for group in 0..2 {
 ///     packing.write_scale(&mut row, 64, group, [0.5, -1.0]);
 /// }
-/// let weight: Arc<dyn Site> = Arc::new(Packed::new(&gpu, packing, [1, 64], &row)?);
+/// let weight = Packed::new(&gpu, packing, [1, 64], &row)?.shared();
 /// let y = Tensor::ones(&gpu, [1, 64]).linear(&weight, Default::default());
 /// assert_eq!(y.to_vec::<f32>()?, [64.0 * 0.5]);
 /// # Ok::<(), tiebeam::Error>(())
@@ -265,7 +265,7 @@ fn words_of(packing: Packing, [rows, columns]: [usize; 2], drawn_rows: usize) ->
 fn linear(packing: Packing, k: usize) -> impl Fn(&[Tensor]) -> Tensor {
     move |x| {
         let site = Packed { words: x[1].clone(), packing, columns: k };
-        x[0].linear(&(Arc::new(site) as Arc<dyn Site>), Epilogue::default())
+        x[0].linear(&site.shared(), Epilogue::default())
     }
 }
 

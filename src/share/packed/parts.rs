@@ -201,7 +201,7 @@ pub(super) fn cases() -> Vec<Case> {
         let packed = words.clone();
         let low = move |x: &[Tensor]| {
             let site = Packed::new(x[0].gpu(), packing, [n, k], &packed).expect("a packed matrix");
-            let site: Arc<dyn Site> = Arc::new(site.low_rank(&x[1], &x[2], 0.5));
+            let site = site.low_rank(&x[1], &x[2], 0.5).shared();
             x[0].linear(&site, Epilogue::default())
         };
         let reference = move |x: &[Array]| {
@@ -215,7 +215,7 @@ pub(super) fn cases() -> Vec<Case> {
         let scaled = move |x: &[Tensor]| {
             let site = Packed::new(x[0].gpu(), packing, [n, k], &words).expect("a packed matrix");
             let site = site.scales().expect("the device works").with(&x[1], &x[2]);
-            x[0].linear(&(Arc::new(site) as Arc<dyn Site>), Epilogue::default())
+            x[0].linear(&site.shared(), Epilogue::default())
         };
         let groups = k.div_ceil(16);
         let reference = move |x: &[Array]| {

@@ -43,7 +43,7 @@ fn bits(x: &Tensor) -> Vec<u32> {
 }
 
 fn tied(theta: &Tensor) -> Arc<dyn Site> {
-    Arc::new(Tied::new(theta))
+    Tied::new(theta).shared()
 }
 
 fn linear(x: &Tensor, theta: &Tensor) -> Tensor {

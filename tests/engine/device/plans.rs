@@ -70,8 +70,7 @@ fn what_is_planned_is_what_runs() {
         }
         // A weight that is computed in the loads, and rows that are added at the places of a list.
         let theta = normal(&gpu, &[256, 128]);
-        let site: Arc<dyn Site> =
-            Arc::new(LowRank::new(&theta, &normal(&gpu, &[4, 128]), &normal(&gpu, &[256, 4]), 0.5));
+        let site = LowRank::new(&theta, &normal(&gpu, &[4, 128]), &normal(&gpu, &[256, 4]), 0.5).shared();
         for rows in [4, 40] {
             let (turned, half, coop) = ([false, true], false, None);
             let sizes = |kind| Sizes { batch: 1, m: rows, n: 256, k: 128, turned, half, coop, kind };
@@ -204,7 +203,7 @@ fn what_would_take_too_long_in_one_dispatch_is_cut() {
     assert!(launches("matmul", &batches).0 >= 2);
     // Parts of a long inner axis, of rows from a list.
     let gathered = |gpu: &Gpu| {
-        let weight: Arc<dyn Site> = Arc::new(Tied::new(&normal(gpu, &[64, 4096])));
+        let weight = Tied::new(&normal(gpu, &[64, 4096])).shared();
         let rows = Tensor::from_slice(gpu, &(0..40).rev().collect::<Vec<u32>>(), [40]);
         normal(gpu, &[40, 4096]).linear_gathered(&rows, &weight)
     };
@@ -213,7 +212,7 @@ fn what_would_take_too_long_in_one_dispatch_is_cut() {
     assert!(count >= 4 && most <= 6e6, "{count} launches of up to {most} operations");
     // With a bias, a residual and rows from a list.
     let linear = |gpu: &Gpu| {
-        let weight: Arc<dyn Site> = Arc::new(Tied::new(&normal(gpu, &[64, 128])));
+        let weight = Tied::new(&normal(gpu, &[64, 128])).shared();
         let (bias, residual) = (normal(gpu, &[64]), normal(gpu, &[8, 125, 64]));
         let rows: Vec<u32> = (0..1000).rev().collect();
         let rows = Tensor::from_slice(gpu, &rows, [1000]);

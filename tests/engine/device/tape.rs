@@ -272,7 +272,7 @@ fn low_rank_sites_hold_the_adjoint_law() {
     for (rows, n, k, rank) in [(1, 1, 1, 1), (7, 13, 5, 2), (33, 40, 68, 4)] {
         let leaf = |seed, shape: [usize; 2]| drawn(gpu, seed, &shape).requires_grad();
         let (theta, a, b) = (leaf(1, [n, k]), leaf(2, [rank, k]), leaf(3, [n, rank]));
-        let site: Arc<dyn Site> = Arc::new(LowRank::new(&theta, &a, &b, 0.7));
+        let site = LowRank::new(&theta, &a, &b, 0.7).shared();
         let (x, dy) = (drawn(gpu, 4, &[rows, k]), drawn(gpu, 5, &[rows, n]));
         let grads = x.linear(&site, Epilogue::default()).backward_with(&dy).unwrap();
         // `<dy, x W^T> = <W, G>` with `G = dy^T x`.

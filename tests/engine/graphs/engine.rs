@@ -193,16 +193,16 @@ fn mapped(map: Map, x: &Tensor) -> Tensor {
 
 fn site(weight: Weight, leaves: &[&Tensor], size: [usize; 2]) -> Arc<dyn Site> {
     match weight {
-        Weight::Tied => Arc::new(Tied::new(leaves[0])),
-        Weight::LowRank(scale) => Arc::new(LowRank::new(leaves[0], leaves[1], leaves[2], scale)),
-        Weight::Factored => Arc::new(Factored::new(leaves[0], leaves[1])),
+        Weight::Tied => Tied::new(leaves[0]).shared(),
+        Weight::LowRank(scale) => LowRank::new(leaves[0], leaves[1], leaves[2], scale).shared(),
+        Weight::Factored => Factored::new(leaves[0], leaves[1]).shared(),
         Weight::Dictionary { layer, made } => {
             let dictionary = Dictionary::new(leaves[0], leaves[1]);
             if made { dictionary.weights()[layer].clone() } else { dictionary.site(layer) }
         }
         Weight::Hashed { offset, scale, stable } => {
             let draw = Weight::draw(offset, scale, stable, leaves[0].count(), size);
-            Arc::new(Hashed::new(leaves[0], draw))
+            Hashed::new(leaves[0], draw).shared()
         }
     }
 }

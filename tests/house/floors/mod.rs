@@ -15,9 +15,9 @@ const FLOORS: [&[&str]; 10] = [
     &["tensor", "tape"],
     &["ops", "step"],
     &["op", "share"],
-    &["optim", "store"],
+    &["data", "optim", "store"],
     &["nn"],
-    &["models", "quant", "text"],
+    &["models", "quant", "text", "train"],
     // Decoding uses models.
     &["decode", "merge", "geometry"],
     &["bench", "capi"],

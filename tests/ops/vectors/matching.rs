@@ -9,7 +9,7 @@ use tiebeam::merge::{
     group_costs, match_weights,
 };
 use tiebeam::nn::Mask;
-use tiebeam::ops::product::conv::Conv2d;
+use tiebeam::ops::product::conv::Conv2dConfig;
 use tiebeam::store::{File, FileDType};
 use tiebeam::{DType, Tensor};
 
@@ -196,7 +196,7 @@ fn conv_net(w: &dyn Weights, x: &Tensor) -> Tensor {
         let scaled = x.sub(&part("running_mean")).mul(&part("running_var").affine(1.0, 1e-5).rsqrt());
         scaled.mul(&part("weight")).add(&part("bias"))
     };
-    let same = Conv2d::default().padding([1, 1]);
+    let same = Conv2dConfig::default().padding([1, 1]);
     let h = norm(&x.conv2d(&read("stem.weight"), Some(&read("stem.bias")), same), "norm0").relu();
     let z = norm(&h.conv2d(&read("block.conv1.weight"), None, same), "block.norm1").relu();
     let h = h.add(&z.conv2d(&read("block.conv2.weight"), None, same)).relu();

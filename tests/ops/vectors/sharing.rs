@@ -46,7 +46,7 @@ fn same_gradient(file: &File, name: &str, grads: &Grads, leaf: &Tensor) {
 }
 
 fn site(w: &Tensor) -> Arc<dyn Site> {
-    Arc::new(Tied::new(w))
+    Tied::new(w).shared()
 }
 
 /// Tests six layers of attention with two atoms per projection, the coefficient network, and matrix PCA.
@@ -254,7 +254,7 @@ pub fn rps_hashed(path: &Path) {
             assert_eq!(draw.positions(), integers(&file, &format!("{name}.idx.{layer}")), "{name} {layer}");
             let signs = values(&file, &format!("sign.{layer}"));
             assert_eq!(draw.signs().iter().map(|&s| s as f64).collect::<Vec<_>>(), signs);
-            let hashed: Arc<dyn Site> = Arc::new(Hashed::new(&omega, *draw));
+            let hashed = Hashed::new(&omega, *draw).shared();
             same(&file, &format!("{name}.w.{layer}"), &hashed.expand());
             h = h.linear(&hashed, Epilogue::default());
             if layer == 0 {
@@ -275,9 +275,8 @@ pub fn rps_hashed(path: &Path) {
         // The same with the stabilised gradient.
         let inverse: Vec<f32> = gamma.iter().map(|g| 1.0 / g).collect();
         let scaled = omega.scale_gradient(&Tensor::from_slice(gpu(), &inverse, [stored]));
-        let through = |x: &Tensor, draw: &Draw| {
-            x.linear(&(Arc::new(Hashed::new(&scaled, *draw)) as Arc<dyn Site>), Epilogue::default())
-        };
+        let through =
+            |x: &Tensor, draw: &Draw| x.linear(&Hashed::new(&scaled, *draw).shared(), Epilogue::default());
         let grads = loss(&through(&through(&x, &draws[0]).relu(), &draws[1])).backward().unwrap();
         same_gradient(&file, &format!("{name}.grad_scaled.omega"), &grads, &omega);
     }

@@ -4,7 +4,6 @@
 use crate::support::{download, gpu, within};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
 use tiebeam::nn::{Activation, Attention, Block, Embedding, Linear, Mlp, Norm};
 use tiebeam::optim::{AdamW, AdamWConfig, Group};
@@ -92,8 +91,7 @@ fn model(file: &File, prefix: &str) -> Model {
     let blocks = (0..depth)
         .map(|t| {
             let layer = |i: usize| {
-                let site: Arc<dyn Site> =
-                    Arc::new(LowRank::new(&theta[i], &lora_a[i][t], &lora_b[i][t], scale));
+                let site = LowRank::new(&theta[i], &lora_a[i][t], &lora_b[i][t], scale).shared();
                 Linear::from_site(site, bias[i].clone())
             };
             Block {
@@ -181,7 +179,7 @@ fn per_depth(file: &File, model: &Model, tokens: &Tensor, targets: &Tensor) {
         for (t, block) in blocks.iter_mut().enumerate() {
             let a = &model.leaves[&format!("lora_a.{name}")][t];
             let b = &model.leaves[&format!("lora_b.{name}")][t];
-            let site: Arc<dyn Site> = Arc::new(LowRank::new(&copies[t], a, b, scale));
+            let site = LowRank::new(&copies[t], a, b, scale).shared();
             let layer = match index {
                 0 => &mut block.attention.q,
                 1 => &mut block.attention.k,

@@ -1,7 +1,7 @@
 //! Convolutional and residual networks: channels move with their norms, and as blocks behind a flatten.
 
 use super::*;
-use tiebeam::ops::product::conv::Conv2d;
+use tiebeam::ops::product::conv::Conv2dConfig;
 
 /// In conv - conv (depthwise) - pool - flatten - dense - dense, channels move as blocks behind the flatten.
 #[test]
@@ -33,7 +33,7 @@ fn flattened_channels_move_as_blocks() {
     // The engine has no depthwise convolution, so a full one with zeros elsewhere is used.
     let forward = |w: &dyn Weights, x: &Tensor| {
         let read = |name: &str| w.read(gpu(), name).unwrap();
-        let same = Conv2d::default().padding([1, 1]);
+        let same = Conv2dConfig::default().padding([1, 1]);
         let column = |name: &str| read(name).reshape([12, 1, 1]);
         let h = x.conv2d(&read("c0.weight"), Some(&read("c0.bias")), same).sub(&column("n0.running_mean"));
         let h =
@@ -103,7 +103,7 @@ fn residual_networks_by_their_names() {
         let conv = |x: &Tensor, name: &str| {
             let weight = read(name);
             let padding = [weight.shape()[2] / 2; 2];
-            x.conv2d(&weight, None, Conv2d::default().padding(padding))
+            x.conv2d(&weight, None, Conv2dConfig::default().padding(padding))
         };
         let x = norm(&conv(x, "conv1"), "bn1").relu();
         let h = norm(&conv(&x, "layer1.0.conv1"), "layer1.0.bn1").relu();

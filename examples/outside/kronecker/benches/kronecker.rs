@@ -1,7 +1,6 @@
 //! Products with Kronecker weights beside those with stored ones: `cargo bench --package kronecker`.
 
 use kronecker::Kronecker;
-use std::sync::Arc;
 use tiebeam::share::Site;
 use tiebeam::{Gpu, Rng};
 
@@ -9,7 +8,7 @@ fn main() -> tiebeam::Result<()> {
     let gpu = Gpu::open()?;
     let size = if gpu.class().is_cpu() { 1024 } else { 4096 };
     let factors = Kronecker::random(&gpu, [size, size], [32, 32], 0.02, &mut Rng::new(1))?;
-    let site: Arc<dyn Site> = Arc::new(factors);
+    let site = factors.shared();
     print!("{}", tiebeam::bench::outside::site(&gpu, &site, &[1, 16, 512])?);
     Ok(())
 }

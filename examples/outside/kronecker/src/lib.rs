@@ -135,7 +135,7 @@ impl Recipe for Recipes {
         for _ in 0..depth {
             let mut site = |matrix: &Matrix| -> Result<Arc<dyn Site>> {
                 let block = [self.block, self.block];
-                Ok(Arc::new(Kronecker::random(gpu, matrix.size, block, matrix.std, rng)?))
+                Ok(Kronecker::random(gpu, matrix.size, block, matrix.std, rng)?.shared())
             };
             made.by_depth.push(matrices.iter().map(&mut site).collect::<Result<_>>()?);
         }

@@ -3,7 +3,6 @@
 
 use kronecker::{Kronecker, Recipes};
 use std::error::Error;
-use std::sync::Arc;
 use tiebeam::models::recursive::{Recursive, RecursiveConfig, Sharing};
 use tiebeam::nn::{Epilogue, Parameters};
 use tiebeam::ops::case::{Array, Case, Input};
@@ -20,8 +19,7 @@ fn it_obeys_the_law() -> Outcome {
         let gpu = Gpu::open_with(Options::default().device(Some(class.into())))?;
         // Whole vectors of four, and edges.
         for ([out, inner], block) in [([8, 12], [4, 2]), ([15, 14], [5, 7]), ([3, 9], [1, 3])] {
-            let site: Arc<dyn Site> =
-                Arc::new(Kronecker::random(&gpu, [out, inner], block, 1.0, &mut Rng::new(1))?);
+            let site = Kronecker::random(&gpu, [out, inner], block, 1.0, &mut Rng::new(1))?.shared();
             check_law(&site)?;
         }
     }
@@ -34,7 +32,7 @@ fn it_agrees_with_a_reference() -> Outcome {
     for rows in [3, 70] {
         let inputs = vec![Input::normal([rows, 6]), Input::normal([3, 2]), Input::normal([2, 3])];
         let forward = |x: &[Tensor]| {
-            let site: Arc<dyn Site> = Arc::new(Kronecker::new(&x[1], &x[2]));
+            let site = Kronecker::new(&x[1], &x[2]).shared();
             x[0].linear(&site, Epilogue::default())
         };
         let reference = |x: &[Array]| {
@@ -57,7 +55,7 @@ fn it_is_trained_saved_and_opened_in_a_model() -> Outcome {
     let all = Parameters::of(&model);
     // q of a depth stores two factors of 4 x 4 in place of 16 x 16.
     assert_eq!(model.blocks[0].attention.q.weight.leaves().iter().map(Tensor::count).sum::<usize>(), 32);
-    let group = Group::new(all.named().iter().map(|(name, leaf)| (name.clone(), leaf)));
+    let group = Group::new(all.trainable());
     let mut adamw = AdamW::new(&gpu, vec![group], AdamWConfig::default())?;
     let tokens: Vec<u32> = (0..16).map(|i| i * 7 % 11).collect();
     let tokens = Tensor::from_slice(&gpu, &tokens, [2, 8]);

@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::panic::catch_unwind;
 use swiglu::swiglu;
-use tiebeam::op::{Launch, Source};
+use tiebeam::op::{Destination, Launch, Op, Sink, Source};
 use tiebeam::ops::case::{Array, Case, Input};
 use tiebeam::{DType, Gpu, Tensor};
 
@@ -89,5 +89,80 @@ fn an_index_outside_touches_nothing_else() -> Outcome {
     for x in around {
         assert!(x.to_vec::<f32>()?.iter().all(|&v| v == 1.0));
     }
+    Ok(())
+}
+
+/// What the host can get wrong in a launch is an error of the result or a sentence at the caller's line, and costs nothing else.
+#[test]
+fn wrong_launches_are_told_and_cost_nothing_else() -> Outcome {
+    let (gpu, other) = (Gpu::open()?, Gpu::open()?);
+    let x = Tensor::ones(&gpu, [4]);
+    let told = |y: &Tensor| y.to_vec::<f32>().expect_err("it is refused").to_string();
+    let elsewhere = swiglu(&Tensor::ones(&other, [4]), &x);
+    assert!(told(&elsewhere).contains("is on another device"), "{}", told(&elsewhere));
+
+    let copy = "@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read_write> y: array<f32>;
+@compute @workgroup_size(1) fn main() { y[0] = x[0]; }";
+    let source = Source::text("copy", copy);
+    let fresh = || Tensor::empty(&gpu, "copy", [4], DType::F32);
+    let launch = || Launch::new("copy", &source, "main", [1; 3]).turns(0);
+    for (what, words) in
+        [("one tensor read and written", "binds the same memory"), ("a name twice", "binds x twice")]
+    {
+        let y = fresh();
+        let launch = if words.contains("twice") {
+            launch().bind("x", &x).bind("x", &x)
+        } else {
+            launch().bind("x", &y)
+        };
+        gpu.launch(launch.output("y", &y));
+        assert!(told(&y).contains(words), "{what}: {}", told(&y));
+        gpu.take_fault();
+    }
+    let (y, late) = (fresh(), launch().bind("x", &x));
+    let late = late.output("y", &y);
+    let seen = y.clone();
+    assert!(
+        catch_unwind(std::panic::AssertUnwindSafe(|| gpu.launch(late))).is_err(),
+        "held by somebody else"
+    );
+    drop(seen);
+    let matrices =
+        Source::text("units", "enable f16;\n// coop_mat8x8\n@compute @workgroup_size(1) fn main() {}");
+    let y = fresh();
+    gpu.launch(Launch::new("units", &matrices, "main", [1; 3]).output("y", &y).turns(0));
+    assert!(told(&y).contains("cooperative matrices are not checked"), "{}", told(&y));
+    gpu.take_fault();
+    assert_eq!(x.to_vec::<f32>()?, [1.0; 4], "what was there before is there");
+    Ok(())
+}
+
+/// An op that answers a destination with another tensor.
+struct Elsewhere;
+
+impl Op for Elsewhere {
+    fn name(&self) -> &'static str {
+        "elsewhere"
+    }
+    fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
+        let Some(dy) = &dy[0] else { return };
+        sink.add_with(0, |into| match into {
+            Destination::New => dy.clone(),
+            _ => dy.scale(1.0),
+        });
+    }
+}
+
+#[test]
+fn a_gradient_that_is_written_elsewhere_is_told() -> Outcome {
+    let gpu = Gpu::open()?;
+    let x = Tensor::ones(&gpu, [2]).requires_grad();
+    let op = || x.detach().copy().made_by(&[&x], || Box::new(Elsewhere));
+    // The incoming gradient is held by others, so it is not added to in place.
+    let seed = Tensor::ones(&gpu, [2]);
+    let grads = op().add(&op()).add(&x).backward_with(&seed);
+    let sum: Vec<f32> = grads?.get(&x).ok_or("no gradient")?.to_vec()?;
+    assert_eq!((sum, seed.to_vec::<f32>()?), (vec![3.0; 2], vec![1.0; 2]));
     Ok(())
 }

@@ -30,6 +30,8 @@ pub struct Load {
     pub(crate) private: Option<&'static str>,
     /// Bits of a weight as stored, if a kernel for few rows can read the fragment in units of 32 columns (`matmul_packed`).
     pub(crate) packed: Option<f64>,
+    /// Whether a caller outside of the crate has changed it. Then it is compiled with bounds checks, whoever wrote the fragment.
+    pub(crate) changed: bool,
 }
 
 impl Load {
@@ -39,16 +41,8 @@ impl Load {
         tensors: Vec<(&'static str, Tensor)>,
         params: [u32; 4],
     ) -> Load {
-        Load {
-            fragment,
-            wgsl: None,
-            tensors,
-            params,
-            turns: 0,
-            constants: vec![],
-            private: None,
-            packed: None,
-        }
+        let (turns, constants, private, packed) = (0, vec![], None, None);
+        Load { fragment, wgsl: None, tensors, params, turns, constants, private, packed, changed: false }
     }
 
     /// A fragment of your own text, with the tensors that it reads, by its names for them, the weight's rows and columns, and
@@ -81,13 +75,18 @@ impl Load {
 
     /// States the most turns that the loops in one call of `load_site` make. Without loops, none.
     pub fn turns(self, turns: usize) -> Load {
-        Load { turns, ..self }
+        Load { turns, changed: true, ..self }
+    }
+
+    /// The weight's `[rows, columns]`, as the fragment knows them.
+    pub(crate) fn size(&self) -> [usize; 2] {
+        [self.params[0], self.params[1]].map(|n| n as usize)
     }
 
     /// Sets the fragment's `const NAME: u32 = ..u;`, which stands in column 0. Each value makes a kernel of its own.
     pub fn constant(mut self, name: &'static str, value: u32) -> Load {
         self.constants.push((name, value));
-        self
+        Load { changed: true, ..self }
     }
 
     /// Adds `scale b a` to the weight: `a [rank, columns]` and `b [rows, rank]`, contiguous and f32.
@@ -104,6 +103,7 @@ impl Load {
             None => source.slot("site", self.fragment),
             Some(text) => source.slot_text("site", self.fragment, text),
         };
+        let source = if self.changed { source.foreign() } else { source };
         let source = self.private.into_iter().fold(source, |source, private| source.slot("private", private));
         self.constants.iter().fold(source, |source, (name, value)| source.u32(*name, *value))
     }
@@ -114,7 +114,11 @@ impl Load {
 
     /// Materialises the weight `[rows, columns]` in this type, which has floats.
     pub(crate) fn expand(&self, op: &'static str, [rows, columns]: [usize; 2], dtype: DType) -> Tensor {
-        let gpu = self.tensors[0].1.gpu();
+        let (own, gpu) = (self.size(), self.tensors[0].1.gpu());
+        assert!(
+            own == [rows, columns],
+            "{op}: its load is of a weight {own:?}, and its size is [{rows}, {columns}]"
+        );
         // Pairs of 16 bits are written in whole vectors only.
         let whole = columns.is_multiple_of(4);
         if dtype.is_half() && !whole {

@@ -1,0 +1,165 @@
+//! Layers one after the other.
+
+use super::{
+    BatchNorm, Conv1d, Conv2d, ConvTranspose2d, Embedding, GroupNorm, Linear, Module, Norm, SiteEmbedding,
+    Visit, VisitMut, module,
+};
+use crate::rng::Rng;
+use crate::tensor::Tensor;
+
+/// A module that maps one tensor to one tensor.
+///
+/// Implement it for a module of your own to put it into a [`Sequential`]. A layer that behaves otherwise in training, as dropout and
+/// batch norm do, overrides [`Layer::train`].
+pub trait Layer: Module + Send + Sync {
+    /// The layer's value in evaluation.
+    fn forward(&self, x: &Tensor) -> Tensor;
+
+    /// Its value in training, with the random numbers that it needs from `rng`.
+    fn train(&self, x: &Tensor, rng: &mut Rng) -> Tensor {
+        let _ = rng;
+        self.forward(x)
+    }
+}
+
+macro_rules! layers {
+    ($($layer:ty),* $(,)?) => {
+        $(impl Layer for $layer {
+            #[track_caller]
+            fn forward(&self, x: &Tensor) -> Tensor {
+                <$layer>::forward(self, x)
+            }
+        })*
+    };
+}
+
+layers!(Linear, Norm, Embedding, SiteEmbedding, Conv1d, Conv2d, ConvTranspose2d, GroupNorm);
+
+impl Layer for BatchNorm {
+    #[track_caller]
+    fn forward(&self, x: &Tensor) -> Tensor {
+        BatchNorm::forward(self, x)
+    }
+    #[track_caller]
+    fn train(&self, x: &Tensor, _: &mut Rng) -> Tensor {
+        BatchNorm::train(self, x)
+    }
+}
+
+/// Sets elements to 0 with probability `p` in training, and divides the others by `1 - p`: [`Tensor::dropout`]. In evaluation it
+/// does nothing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// The probability of 0.
+    pub p: f32,
+}
+
+impl Dropout {
+    /// A layer with this probability.
+    ///
+    /// # Panics
+    /// If `p` is outside `[0, 1]`.
+    #[track_caller]
+    pub fn new(p: f32) -> Dropout {
+        assert!((0.0..=1.0).contains(&p), "dropout: probability {p} is outside [0, 1]");
+        Dropout { p }
+    }
+}
+
+impl Module for Dropout {
+    fn visit(&self, _: &mut Visit) {}
+    fn visit_mut(&mut self, _: &mut VisitMut) {}
+}
+
+impl Layer for Dropout {
+    fn forward(&self, x: &Tensor) -> Tensor {
+        x.clone()
+    }
+    #[track_caller]
+    fn train(&self, x: &Tensor, rng: &mut Rng) -> Tensor {
+        x.dropout(self.p, rng)
+    }
+}
+
+/// A function without parameters, such as `Tensor::relu`.
+struct Function<F>(F);
+
+impl<F> Module for Function<F> {
+    fn visit(&self, _: &mut Visit) {}
+    fn visit_mut(&mut self, _: &mut VisitMut) {}
+}
+
+impl<F: Fn(&Tensor) -> Tensor + Send + Sync> Layer for Function<F> {
+    #[track_caller]
+    fn forward(&self, x: &Tensor) -> Tensor {
+        (self.0)(x)
+    }
+}
+
+/// Layers one after the other. Their parameters are named by their places, as in PyTorch: `0.weight`, `0.bias`, `2.weight`.
+///
+/// ```
+/// # use tiebeam::nn::{Dropout, Init, Linear, Module, Sequential};
+/// # use tiebeam::{Gpu, Rng, Tensor};
+/// # let gpu = Gpu::open()?;
+/// let mut rng = Rng::new(1);
+/// let net = Sequential::new()
+///     .add(Linear::new(&gpu, 4, 8, true, Init::KaimingUniform, &mut rng))
+///     .add_fn(Tensor::relu)
+///     .add(Dropout::new(0.1))
+///     .add(Linear::new(&gpu, 8, 2, true, Init::KaimingUniform, &mut rng));
+/// let x = Tensor::ones(&gpu, [3, 4]);
+/// assert_eq!(net.train(&x, &mut rng).shape()[..], [3, 2]);
+/// assert_eq!(net.forward(&x).to_vec::<f32>()?, net.forward(&x).to_vec::<f32>()?);
+/// assert_eq!(net.parameters().named()[2].0, "3.weight");
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
+#[derive(Default)]
+pub struct Sequential {
+    /// The layers, in order.
+    pub layers: Vec<Box<dyn Layer>>,
+}
+
+impl Sequential {
+    /// No layers: the identity.
+    pub fn new() -> Sequential {
+        Sequential::default()
+    }
+
+    /// Adds a layer at the end.
+    #[allow(clippy::should_implement_trait)]
+    pub fn add(mut self, layer: impl Layer + 'static) -> Sequential {
+        self.layers.push(Box::new(layer));
+        self
+    }
+
+    /// Adds a function without parameters at the end, such as `Tensor::relu` or `|x| x.flatten(1, -1)`.
+    pub fn add_fn(self, function: impl Fn(&Tensor) -> Tensor + Send + Sync + 'static) -> Sequential {
+        self.add(Function(function))
+    }
+
+    /// The layers' value in evaluation.
+    #[track_caller]
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        self.layers.iter().fold(x.clone(), |x, layer| layer.forward(&x))
+    }
+
+    /// The layers' value in training: dropout drops, and batch norms use the batch and move their running statistics.
+    #[track_caller]
+    pub fn train(&self, x: &Tensor, rng: &mut Rng) -> Tensor {
+        self.layers.iter().fold(x.clone(), |x, layer| layer.train(&x, rng))
+    }
+}
+
+module!(Sequential { layers => "" });
+
+impl Layer for Sequential {
+    #[track_caller]
+    fn forward(&self, x: &Tensor) -> Tensor {
+        Sequential::forward(self, x)
+    }
+    #[track_caller]
+    fn train(&self, x: &Tensor, rng: &mut Rng) -> Tensor {
+        Sequential::train(self, x, rng)
+    }
+}

@@ -1,0 +1,455 @@
+//! The loop of a training run: an optimizer, a schedule, and when losses are read and work is saved.
+//!
+//! A program says how the loss of a step is computed. A [`Trainer`] takes the steps: backward pass, learning rate, optimizer,
+//! reports, and the end when a flag is set. It prints nothing; a closure gets each [`Report`].
+//!
+//! ```
+//! use tiebeam::nn::{Init, Linear, Parameters};
+//! use tiebeam::optim::{AdamW, AdamWConfig, Group, Schedule};
+//! use tiebeam::train::Trainer;
+//! use tiebeam::{Gpu, Rng, Tensor};
+//! # let gpu = Gpu::open()?;
+//! let layer = Linear::new(&gpu, 3, 1, true, Init::KaimingUniform, &mut Rng::new(1));
+//! let group = Group::new(Parameters::of(&layer).trainable());
+//! let optimizer = AdamW::new(&gpu, vec![group], AdamWConfig::default().lr(0.2))?;
+//! let schedule = Schedule::WarmupCosine { warmup: 2, total: 60, floor: 0.0 };
+//!
+//! let mut losses = Vec::new();
+//! let mut trainer = Trainer::new(optimizer).schedule(schedule).report_every(10);
+//! trainer.train(
+//!     60,
+//!     |_step, rng| {
+//!         let x = Tensor::randn(&gpu, [16, 3], rng);
+//!         Ok(layer.forward(&x).sub(&x.sum_keepdim(1)).square().mean_all())
+//!     },
+//!     |report| {
+//!         losses.push(report.loss);
+//!         Ok(())
+//!     },
+//! )?;
+//! assert!(losses.len() == 7 && losses[6] < 0.01 * losses[0], "after steps 1, 10, 20, ... 60: {losses:?}");
+//! # Ok::<(), tiebeam::Error>(())
+//! ```
+//!
+//! # Epochs, evaluation and checkpoints
+//!
+//! [`Trainer::train`] goes up to a step, and a later call goes on from there. What happens between, such as an evaluation or a
+//! [`Trainer::save`], is written between the calls:
+//!
+//! ```
+//! # use tiebeam::nn::{Init, Linear, Parameters};
+//! # use tiebeam::{Gpu, Rng, Tensor, optim::{Group, Sgd, SgdConfig}, train::Trainer};
+//! # let gpu = Gpu::open()?;
+//! # let path = std::env::temp_dir().join(format!("tiebeam-train-{}.safetensors", std::process::id()));
+//! let net = Linear::new(&gpu, 2, 1, false, Init::KaimingUniform, &mut Rng::new(1));
+//! let group = Group::new(Parameters::of(&net).trainable());
+//! let mut trainer = Trainer::new(Sgd::new(&gpu, vec![group], SgdConfig::default())?).rng(Rng::new(7));
+//! if path.exists() {
+//!     trainer.load(&path, &net)?;
+//! }
+//! for epoch in trainer.step() / 4..3 {
+//!     let loss = |_, rng: &mut Rng| Ok(net.forward(&Tensor::randn(&gpu, [4, 2], rng)).square().mean_all());
+//!     trainer.train((epoch + 1) * 4, loss, |_report| Ok(()))?;
+//!     trainer.save(&path, &net)?;
+//! }
+//! assert_eq!(trainer.step(), 12);
+//! # std::fs::remove_file(&path).ok();
+//! # Ok::<(), tiebeam::Error>(())
+//! ```
+//!
+//! # What keeps a loop of its own
+//!
+//! A step here is one loss and one step of one optimizer. Two optimizers in turn, gradients of several micro-batches
+//! ([`Grads::mean_of`](crate::Grads::mean_of)) and averages of parameters ([`Ema`](crate::optim::Ema)) need only a few lines
+//! around [`Optimizer::step`]; write them as a loop.
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::gpu::readback::Reading;
+use crate::nn::{Module, Parameters};
+use crate::optim::{LossScale, Optimizer, Schedule, StepEvent, Watch};
+use crate::rng::Rng;
+use crate::step::Step;
+use crate::store::{Checkpoint, load_checkpoint, save_checkpoint};
+use crate::tensor::Tensor;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// What a step computes: its loss, and tensors that are read with it. A loss alone is one, and so is a loss with a list:
+/// `Ok((loss, vec![accuracy]))`.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Outcome {
+    /// A scalar, from which the backward pass begins.
+    pub loss: Tensor,
+    /// What [`Report::values`] is read from.
+    pub values: Vec<Tensor>,
+}
+
+impl From<Tensor> for Outcome {
+    fn from(loss: Tensor) -> Outcome {
+        Outcome { loss, values: Vec::new() }
+    }
+}
+
+impl From<(Tensor, Vec<Tensor>)> for Outcome {
+    fn from((loss, values): (Tensor, Vec<Tensor>)) -> Outcome {
+        Outcome { loss, values }
+    }
+}
+
+/// What is known of a step once its results have arrived.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Report {
+    /// The number of steps so far, with this one: the first step has 1.
+    pub step: u64,
+    /// The loss, without a loss scale.
+    pub loss: f32,
+    /// The learning rate.
+    pub lr: f32,
+    /// The norm of all gradients, before clipping and without a loss scale.
+    pub norm: f32,
+    /// The elements of the further tensors of the [`Outcome`].
+    pub values: Vec<Vec<f32>>,
+    /// Steps whose gradients overflowed and changes of the loss scale that were not reported yet.
+    pub events: Vec<StepEvent>,
+    /// The time since the first step of this trainer was done. That one is left out because it waits for the compiler.
+    pub elapsed: Duration,
+    /// The time that the other steps will take at the mean speed so far. `None` in the first report.
+    pub eta: Option<Duration>,
+}
+
+/// What of a step is on its way to the host.
+struct Sent {
+    step: u64,
+    lr: f32,
+    /// The loss, the norm and the further values.
+    readings: Vec<Reading>,
+    watch: Watch,
+}
+
+/// Takes the steps of a training run. The [page of this module](self) has examples.
+pub struct Trainer {
+    optimizer: Box<dyn Optimizer>,
+    schedule: Schedule,
+    lr: f32,
+    scale: Option<LossScale>,
+    rng: Rng,
+    report_every: u64,
+    total: u64,
+    stop: Arc<AtomicBool>,
+    /// When the first step was done, and the number of steps then.
+    clock: Option<(Instant, u64)>,
+}
+
+impl Trainer {
+    /// Makes a trainer with a constant learning rate, the optimizer's own, that reports every step. Takes any optimizer, or a
+    /// `Box<dyn Optimizer>`.
+    pub fn new(optimizer: impl Into<Box<dyn Optimizer>>) -> Trainer {
+        let optimizer = optimizer.into();
+        Trainer {
+            lr: optimizer.lr(),
+            optimizer,
+            schedule: Schedule::Constant,
+            scale: None,
+            rng: Rng::new(0),
+            report_every: 1,
+            total: 0,
+            stop: Arc::default(),
+            clock: None,
+        }
+    }
+
+    /// Sets how the learning rate follows from the optimizer's own, which is its base rate.
+    #[must_use]
+    pub fn schedule(self, schedule: Schedule) -> Trainer {
+        Trainer { schedule, ..self }
+    }
+
+    /// Scales losses for the backward pass, as half precision needs it. The forward pass is the closure's, which opens
+    /// [`autocast`](crate::autocast) itself.
+    #[must_use]
+    pub fn scale(self, scale: LossScale) -> Trainer {
+        Trainer { scale: Some(scale), ..self }
+    }
+
+    /// Sets the generator that the closures draw from and checkpoints hold. The default has the seed 0.
+    #[must_use]
+    pub fn rng(self, rng: Rng) -> Trainer {
+        Trainer { rng, ..self }
+    }
+
+    /// Sets how often losses are read: after the steps whose number is a multiple of this. The first step of the trainer and the
+    /// last one of a call are always reported. A report reads a few numbers, late enough that the device does not wait for the host.
+    #[must_use]
+    pub fn report_every(self, steps: u64) -> Trainer {
+        Trainer { report_every: steps, ..self }
+    }
+
+    /// Sets the length of the whole run, for [`Report::eta`]. The default is the step that a call goes up to.
+    #[must_use]
+    pub fn total(self, steps: u64) -> Trainer {
+        Trainer { total: steps, ..self }
+    }
+
+    /// Sets a flag that ends training after the present step once it is true. Ctrl-C or another thread may set it.
+    #[must_use]
+    pub fn stop(self, flag: Arc<AtomicBool>) -> Trainer {
+        Trainer { stop: flag, ..self }
+    }
+
+    /// Changes the base rate of the schedule from the next step on, as a [`ReduceOnPlateau`](crate::optim::ReduceOnPlateau) wants
+    /// it. It is not part of checkpoints.
+    pub fn set_lr(&mut self, lr: f32) {
+        self.lr = lr;
+    }
+
+    /// The number of steps so far: the optimizer's.
+    pub fn step(&self) -> u64 {
+        self.optimizer.steps()
+    }
+
+    /// The optimizer.
+    pub fn optimizer(&self) -> &dyn Optimizer {
+        &*self.optimizer
+    }
+
+    /// The loss scale, if there is one.
+    pub fn loss_scale(&self) -> Option<&LossScale> {
+        self.scale.as_ref()
+    }
+
+    /// Trains until there are `to` steps, those of earlier calls and of a loaded checkpoint included. Returns whether there are:
+    /// false if the flag of [`Trainer::stop`] ended it before.
+    ///
+    /// `loss` gets the number of steps before this one, as [`Schedule::lr`] counts, and the generator. It returns a loss or an
+    /// [`Outcome`]. `report` is called in the order of the steps: at once for the first step, and otherwise after one more step was
+    /// given to the device. All are reported when this returns.
+    ///
+    /// # Errors
+    /// The errors of `loss` and `report`. A loss that is not a scalar. A reported loss that is not finite, which ends the run before a
+    /// bad checkpoint is saved; `report` sees it first and may return an error that says more. Those of [`Tensor::backward`] and
+    /// [`Optimizer::step`].
+    ///
+    /// # Panics
+    /// When no parameter of the optimizer has a gradient.
+    #[track_caller]
+    pub fn train<L: Into<Outcome>>(
+        &mut self,
+        to: u64,
+        mut loss: impl FnMut(u64, &mut Rng) -> Result<L>,
+        mut report: impl FnMut(&Report) -> Result<()>,
+    ) -> Result<bool> {
+        let (mut late, mut going) = (None, self.begins(to));
+        while going {
+            let (step, lr) = self.next();
+            let outcome = loss(step, &mut self.rng)?.into();
+            let results = self.update(outcome, lr)?;
+            going = self.after(to, lr, &results, &mut late, &mut report)?;
+        }
+        Ok(self.step() >= to)
+    }
+
+    /// Like [`Trainer::train`], with steps that are recorded once and replayed ([`Step`]), which costs the host less and gives the
+    /// same bits. `batch` gives the inputs of a step, always of the same shapes. `loss` runs in the first step of a call only; it
+    /// must not read back or upload, and what it draws from the generator it draws anew in every replay.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Rng, Tensor, nn::{Init, Linear, Parameters}, optim::{Group, Sgd, SgdConfig}, train::Trainer};
+    /// # let gpu = Gpu::open()?;
+    /// let net = Linear::new(&gpu, 2, 1, false, Init::Zeros, &mut Rng::new(1));
+    /// let group = Group::new(Parameters::of(&net).trainable());
+    /// let mut trainer = Trainer::new(Sgd::new(&gpu, vec![group], SgdConfig::default().lr(0.5))?);
+    /// let batch = |_, rng: &mut Rng| Ok(vec![Tensor::randn(&gpu, [8, 2], rng)]);
+    /// let mut ran = 0;
+    /// trainer.train_recorded(5, batch, |inputs, _rng| {
+    ///     ran += 1;
+    ///     Ok(net.forward(&inputs[0]).sub(&inputs[0].sum_keepdim(1)).square().mean_all())
+    /// }, |_report| Ok(()))?;
+    /// assert_eq!((ran, trainer.step()), (1, 5));
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Trainer::train`], [`Step::record`] and [`Step::run`], and when `batch` returns no tensor.
+    ///
+    /// # Panics
+    /// As [`Trainer::train`].
+    #[track_caller]
+    pub fn train_recorded<L: Into<Outcome>>(
+        &mut self,
+        to: u64,
+        mut batch: impl FnMut(u64, &mut Rng) -> Result<Vec<Tensor>>,
+        mut loss: impl FnMut(&[Tensor], &mut Rng) -> Result<L>,
+        mut report: impl FnMut(&Report) -> Result<()>,
+    ) -> Result<bool> {
+        let mut recorded: Option<Step> = None;
+        let (mut late, mut going) = (None, self.begins(to));
+        while going {
+            let (step, lr) = self.next();
+            let inputs = batch(step, &mut self.rng)?;
+            let inputs: Vec<&Tensor> = inputs.iter().collect();
+            let recorded = match &mut recorded {
+                Some(recorded) => {
+                    recorded.set_lr(lr);
+                    recorded.run(&inputs)?;
+                    recorded
+                }
+                None => {
+                    let first = inputs.first();
+                    let first = first.ok_or_else(|| Error::config("train: the batch has no tensors"))?;
+                    let gpu = first.gpu().clone();
+                    recorded.insert(Step::record(&gpu, &inputs, |inputs| {
+                        let outcome = loss(inputs, &mut self.rng)?.into();
+                        self.update(outcome, lr)
+                    })?)
+                }
+            };
+            going = self.after(to, lr, recorded.outputs(), &mut late, &mut report)?;
+        }
+        Ok(self.step() >= to)
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    fn begins(&self, to: u64) -> bool {
+        self.step() < to && !self.is_stopped()
+    }
+
+    /// The number of the next step, counted from 0, and its learning rate.
+    fn next(&self) -> (u64, f32) {
+        let step = self.step();
+        (step, self.schedule.lr(self.lr, step))
+    }
+
+    /// Makes a step of the optimizer. Returns what can be read of it: loss, norm and further values, in f32.
+    #[track_caller]
+    fn update(&mut self, outcome: Outcome, lr: f32) -> Result<Vec<Tensor>> {
+        let Outcome { loss, values } = outcome;
+        if loss.count() != 1 {
+            let shape = loss.shape();
+            return Err(Error::config(format!(
+                "train: a loss of shape {shape}; reduce it, as mean_all does"
+            )));
+        }
+        let grads = match &self.scale {
+            Some(scale) => scale.backward(&loss)?,
+            None => loss.backward()?,
+        };
+        let norm = self.optimizer.step(&grads, lr)?.norm;
+        Ok([loss, norm].into_iter().chain(values).map(|x| x.detach().cast(DType::F32)).collect())
+    }
+
+    /// Begins to read a step's results if they are to be reported, and reports those that are due. Returns whether training goes on.
+    fn after(
+        &mut self,
+        to: u64,
+        lr: f32,
+        results: &[Tensor],
+        late: &mut Option<Sent>,
+        report: &mut dyn FnMut(&Report) -> Result<()>,
+    ) -> Result<bool> {
+        let (step, due) = (self.step(), late.take());
+        let (first, last) = (self.clock.is_none(), step >= to || self.is_stopped());
+        if first || last || step.is_multiple_of(self.report_every) {
+            let readings = results.iter().map(Tensor::read::<f32>).collect::<Result<_>>()?;
+            *late = Some(Sent { step, lr, readings, watch: self.optimizer.watch()? });
+        }
+        if let Some(sent) = due {
+            self.report(sent, to, report)?;
+        }
+        // The first is not late, because a user waits for it: the kernels are compiled until then.
+        if (first || last)
+            && let Some(sent) = late.take()
+        {
+            self.report(sent, to, report)?;
+        }
+        Ok(!last)
+    }
+
+    fn report(&mut self, sent: Sent, to: u64, report: &mut dyn FnMut(&Report) -> Result<()>) -> Result<()> {
+        let Sent { step, lr, readings, watch } = sent;
+        let read = |reading: Reading| Ok(bytemuck::pod_collect_to_vec(&reading.wait()?));
+        let mut read = readings.into_iter().map(read).collect::<Result<Vec<Vec<f32>>>>()?;
+        let values = read.split_off(2);
+        let (loss, norm, events) = (read[0][0], read[1][0], watch.events()?);
+        let (since, at) = *self.clock.get_or_insert_with(|| (Instant::now(), step));
+        let elapsed = since.elapsed();
+        let left = to.max(self.total).saturating_sub(step);
+        let eta = (step > at).then(|| elapsed.mul_f64(left as f64 / (step - at) as f64));
+        report(&Report { step, loss, lr, norm, values, events, elapsed, eta })?;
+        if loss.is_finite() {
+            return Ok(());
+        }
+        Err(Error::config(format!(
+            "train: the loss of step {step} is {loss}; go on from a checkpoint before it, with a smaller learning rate"
+        )))
+    }
+
+    /// Writes a checkpoint: the model's parameters and buffers, the state of optimizer and loss scale, the number of steps and the
+    /// generator. The file is replaced whole or not at all.
+    ///
+    /// # Errors
+    /// As [`save_checkpoint`].
+    pub fn save(&self, path: impl AsRef<Path>, model: &(impl Module + ?Sized)) -> Result<()> {
+        self.save_with(path, model, &BTreeMap::new())
+    }
+
+    /// [`Trainer::save`] with text of your own in the file's metadata, such as settings and losses.
+    ///
+    /// # Errors
+    /// As [`save_checkpoint`].
+    pub fn save_with(
+        &self,
+        path: impl AsRef<Path>,
+        model: &(impl Module + ?Sized),
+        metadata: &BTreeMap<String, String>,
+    ) -> Result<()> {
+        let mut state = self.optimizer.state_dict()?;
+        if let Some(scale) = &self.scale {
+            state.extend(scale.state_dict()?);
+        }
+        let run = Checkpoint::default()
+            .step(self.step())
+            .optimizer(state)
+            .rng(Some(self.rng.clone()))
+            .metadata(metadata.clone());
+        save_checkpoint(path, &stored(model), &run)
+    }
+
+    /// Restores what [`Trainer::save`] wrote, and returns the metadata. The run goes on with the bits of one that was never stopped.
+    ///
+    /// The loss scale of a file that has none is left as it is, so that a run in f32 can go on in f16.
+    ///
+    /// # Errors
+    /// As [`load_checkpoint`], and when the state is of another optimizer or model.
+    pub fn load(
+        &mut self,
+        path: impl AsRef<Path>,
+        model: &(impl Module + ?Sized),
+    ) -> Result<BTreeMap<String, String>> {
+        let mut run = load_checkpoint(path, &stored(model))?;
+        if let Some(scale) = &self.scale
+            && LossScale::is_in(&run.optimizer)
+        {
+            scale.load_state(&mut run.optimizer)?;
+        }
+        self.optimizer.load_state(run.step, &run.optimizer)?;
+        if let Some(rng) = run.rng {
+            self.rng.set_state(rng.state());
+        }
+        Ok(run.metadata)
+    }
+}
+
+/// The tensors of a checkpoint, each under its first name.
+fn stored(model: &(impl Module + ?Sized)) -> Vec<(String, Tensor)> {
+    let all = Parameters::of(model);
+    all.all().map(|(names, tensor)| (names[0].clone(), tensor.clone())).collect()
+}
