@@ -275,6 +275,20 @@ impl Tensor {
     ///
     /// # Panics
     /// When shapes, groups or windows do not fit, or an operand has integers.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::ops::product::conv::Conv2dConfig;
+    /// let x = Tensor::arange(&gpu, 0.0, 9.0, 1.0).reshape([1, 1, 3, 3]);
+    /// let edge = Tensor::from_slice(&gpu, &[-1f32, 1.0], [1, 1, 1, 2]); // right minus left
+    /// let y = x.conv2d(&edge, None, Conv2dConfig::default());
+    /// assert_eq!(y.shape()[..], [1, 1, 3, 2]);
+    /// assert_eq!(y.to_vec::<f32>()?, [1.0; 6]);
+    /// let y = x.conv2d(&edge, None, Conv2dConfig::default().stride([2, 1]).padding([0, 1]));
+    /// assert_eq!(y.shape()[..], [1, 1, 2, 4]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
     #[track_caller]
     pub fn conv2d(&self, weight: &Tensor, bias: Option<&Tensor>, conv: Conv2dConfig) -> Tensor {
         same_gpu("conv2d", &[self, weight]);

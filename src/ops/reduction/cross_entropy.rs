@@ -1,4 +1,6 @@
 //! Cross-entropy of logits against class indices. It is fused, so probabilities are never stored.
+//!
+//! The method is [`Tensor::cross_entropy`], and [`plan`] says which kernels it takes.
 
 use super::softmax::{by_pieces, groups, lanes, log_softmax64, piece, turns, walks};
 use crate::dtype::DType;
@@ -147,7 +149,6 @@ impl CrossEntropyPlan {
 }
 
 /// Returns the passes of the loss of `[rows, classes]`. Empty if it is computed by other ops.
-#[doc(hidden)]
 pub fn plan(class: &DeviceClass, [rows, classes]: [usize; 2]) -> Vec<Pass> {
     let piece = piece(classes);
     if !walks(classes / piece) || rows > ROWS {
