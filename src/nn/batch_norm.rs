@@ -20,11 +20,13 @@ use crate::tensor::Tensor;
 /// # use tiebeam::nn::BatchNorm;
 /// # use tiebeam::{Gpu, Tensor};
 /// # let gpu = Gpu::open()?;
-/// let norm = BatchNorm::new(&gpu, 1).momentum(0.5);
+/// let norm = BatchNorm::new(&gpu, 1).momentum(0.5).eps(0.0);
 /// let x = Tensor::from_slice(&gpu, &[1f32, 3.0], [2, 1]);
 /// norm.train(&x);
 /// assert_eq!(norm.running_mean.to_vec::<f32>()?, [1.0]); // halfway from 0 to 2
 /// assert_eq!(norm.running_var.to_vec::<f32>()?, [1.5]); // halfway from 1 to 2
+/// let y = norm.forward(&x).to_vec::<f32>()?; // by the running statistics, which stay
+/// assert!((y[0] - 0.0).abs() < 1e-6 && (y[1] - 2.0 / 1.5f32.sqrt()).abs() < 1e-6);
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
 #[derive(Clone)]

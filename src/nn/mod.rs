@@ -190,7 +190,8 @@ module!(Embedding { table });
 /// let draw = Draw { stored: 500, size: [1000, 16], offset: 0, layer: 0, scale: 1.0, mapping, seeds };
 /// let table = SiteEmbedding::new(Hashed::new(&omega, draw).shared());
 /// let ids = Tensor::from_slice(&gpu, &[7u32, 999, 7], [3]);
-/// assert_eq!(table.forward(&ids).shape()[..], [3, 16]);
+/// let x = table.forward(&ids);
+/// assert_eq!((&x.shape()[..], &table.logits(&x).shape()[..]), (&[3, 16][..], &[3, 1000][..]));
 /// assert_eq!((table.parameters().stored(), table.parameters().used()), (500, 16_000));
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
