@@ -161,8 +161,12 @@ fn a_gradient_that_is_written_elsewhere_is_told() -> Outcome {
     let op = || x.detach().copy().made_by(&[&x], || Box::new(Elsewhere));
     // The incoming gradient is held by others, so it is not added to in place.
     let seed = Tensor::ones(&gpu, [2]);
-    let grads = op().add(&op()).add(&x).backward_with(&seed);
+    let grads = op().add(&op()).backward_with(&seed);
     let sum: Vec<f32> = grads?.get(&x).ok_or("no gradient")?.to_vec()?;
-    assert_eq!((sum, seed.to_vec::<f32>()?), (vec![3.0; 2], vec![1.0; 2]));
+    assert_eq!((sum, seed.to_vec::<f32>()?), (vec![2.0; 2], vec![1.0; 2]));
+    // A sum that is there already would be lost.
+    let lost = catch_unwind(|| op().add(&x).backward_with(&seed).map(drop));
+    let told = lost.expect_err("it is refused").downcast::<String>().map_err(|_| "a panic without words")?;
+    assert!(told.contains("must be returned in the tensor of its destination"), "{told}");
     Ok(())
 }
