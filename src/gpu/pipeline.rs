@@ -151,6 +151,10 @@ impl Gpu {
         if !self.0.on_trial {
             variants::check(launch.source)?;
         }
+        if let Some(name) = launch.source.foreign_matrices() {
+            let message = "cooperative matrices are not checked for bounds, so only our own kernels use them";
+            return Err(Error::shader(name, 0, message));
+        }
         let assembled = launch.source.assemble()?;
         let interface = Interface::of(&assembled, launch.entry)?;
         let (text, texels) = texel::rewrite(assembled.text(), as_textures);

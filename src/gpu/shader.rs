@@ -250,11 +250,6 @@ impl Source {
             }
         };
         let whole = fault(&root.file, 0);
-        if let Some(name) = self.foreign_matrices() {
-            return Err(fault(name, 0)(
-                "cooperative matrices are not checked for bounds, so only our own kernels use them".into(),
-            ));
-        }
         let (seen, slots, knobs, scope) = Default::default();
         let queue = VecDeque::from([root]);
         let mut assembly = Assembly { source: self, load, queue, seen, slots, knobs, scope };

@@ -44,7 +44,7 @@ impl Source {
     }
 
     /// The name of a text from outside that would use cooperative matrices, whose strides nobody checks.
-    pub(super) fn foreign_matrices(&self) -> Option<&str> {
+    pub(in crate::gpu) fn foreign_matrices(&self) -> Option<&str> {
         let uses = |text: &str| text.contains("coop");
         if let Some(text) = self.text.as_ref().filter(|_| self.foreign) {
             let slot =

@@ -165,7 +165,7 @@ fn a_gradient_that_is_written_elsewhere_is_told() -> Outcome {
     let sum: Vec<f32> = grads?.get(&x).ok_or("no gradient")?.to_vec()?;
     assert_eq!((sum, seed.to_vec::<f32>()?), (vec![2.0; 2], vec![1.0; 2]));
     // A sum that is there already would be lost.
-    let lost = catch_unwind(|| op().add(&x).backward_with(&seed).map(drop));
+    let lost = catch_unwind(|| op().add(&x).add(&x).backward_with(&seed).map(drop));
     let told = lost.expect_err("it is refused").downcast::<String>().map_err(|_| "a panic without words")?;
     assert!(told.contains("must be returned in the tensor of its destination"), "{told}");
     Ok(())
