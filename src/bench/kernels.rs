@@ -9,22 +9,14 @@ use crate::tape::no_grad;
 /// The kernels that a call of a row dispatched, from the longest total time to the shortest.
 pub struct Kernels(pub Vec<Profiled>);
 
-/// Makes a row, prepares it, and watches one call. If that fails, `end` switches off what a panic may have left switched on.
+/// Makes a row and watches it. If that fails, `end` switches off what a panic may have left switched on.
 fn watched<T>(
     gpu: &Gpu,
     entry: Entry,
-    prepare: impl FnOnce(&Row) -> Result<()>,
-    watch: impl FnOnce(&dyn Fn()) -> Result<T>,
+    watch: impl FnOnce(&Row) -> Result<T>,
     end: impl FnOnce(),
 ) -> Result<T> {
-    let found = caught(|| {
-        let row = (entry.make)(gpu, false)?;
-        prepare(&row)?;
-        watch(&|| {
-            let y = (row.run)(0);
-            no_grad(|| y.contiguous().evaluate());
-        })
-    });
+    let found = caught(|| watch(&(entry.make)(gpu, false)?));
     if found.is_err() {
         gpu.take_fault();
         end();
@@ -33,14 +25,22 @@ fn watched<T>(
     found
 }
 
+fn call(row: &Row) {
+    let y = (row.run)(0);
+    no_grad(|| y.contiguous().evaluate());
+}
+
 /// Makes a row, checks it, and profiles one more call with [`Gpu::profile`].
 ///
 /// # Errors
 /// Those of the row, including a panic in it, or the device's fault.
 pub fn kernels(gpu: &Gpu, entry: Entry) -> Result<Kernels> {
-    // The check also compiles the kernels, which would otherwise be part of the times.
-    let check = |row: &Row| row.check(gpu).map(drop);
-    watched(gpu, entry, check, |call| gpu.profile(call), || drop(gpu.profile(|| ()))).map(Kernels)
+    let profiled = |row: &Row| {
+        // This also compiles the kernels, which would otherwise be part of the times.
+        row.check(gpu)?;
+        gpu.profile(|| call(row))
+    };
+    watched(gpu, entry, profiled, || drop(gpu.profile(|| ()))).map(Kernels)
 }
 
 /// Returns the dispatches that a call of a row plans for the class of this device, each with its count, in the order in which they
@@ -50,13 +50,17 @@ pub fn kernels(gpu: &Gpu, entry: Entry) -> Result<Kernels> {
 /// # Errors
 /// As [`kernels`], except for wrong values, since no values are computed.
 pub fn plan(gpu: &Gpu, entry: Entry) -> Result<Vec<(String, usize)>> {
-    // A first call allocates what is made only once, such as an optimizer's state, so the second call plans only what repeats.
-    let first = |row: &Row| {
+    let planned = |row: &Row| {
         let mut possible = Ok(());
-        gpu.only_planned(|| possible = (row.run)(0).check()).and(possible)
+        let passes = gpu.only_planned(|| {
+            possible = (row.run)(0).check();
+            // The first call made what is made only once, such as an optimizer's state. The second plans only what repeats.
+            gpu.forget_passes();
+            call(row);
+        })?;
+        possible.map(|()| passes)
     };
-    let found = watched(gpu, entry, first, |call| gpu.only_planned(call), || ());
-    Ok(counted(&found?))
+    Ok(counted(&watched(gpu, entry, planned, || ())?))
 }
 
 /// Returns a line for each dispatch, with its count, in the order in which they first occur.

@@ -113,6 +113,8 @@ pub struct Buffer {
     pub(crate) version: AtomicU64,
     /// Whether the tensor that was in this buffer has its elements elsewhere now.
     left: AtomicBool,
+    /// The number of the plan for whose dispatches it was made. They never run.
+    pub(super) plan: Option<u64>,
     gpu: Weak<super::Inner>,
 }
 
@@ -129,6 +131,7 @@ impl Buffer {
             size,
             version: AtomicU64::new(0),
             left: AtomicBool::new(false),
+            plan: gpu.plan_number(),
             gpu: Arc::downgrade(&gpu.0),
         }
     }

@@ -9,7 +9,7 @@ use super::kernel::Launch;
 use super::launch::Prepared;
 use super::record::Recorder;
 use super::value::{Place, Value};
-use super::{Gpu, lock, recording};
+use super::{Gpu, lock, plan, recording};
 use crate::error::Result;
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
@@ -106,7 +106,7 @@ impl Gpu {
         for buffer in changed {
             buffer.data()?;
         }
-        if self.only_plans() {
+        if self.plan_number().is_some() {
             launches.iter().try_for_each(|launch| self.possible(launch))?;
             launches.iter().for_each(|launch| self.note_pass(launch));
             return Ok(());
@@ -153,7 +153,8 @@ impl Gpu {
         let buffers: Vec<_> = writes.iter().map(|(place, _)| place.buffer.clone()).collect();
         // Checked before pending values are computed, because a fault would lose them.
         self.check()?;
-        self.settle(&buffers);
+        // The host writes even if dispatches are only planned.
+        plan::aside(|| self.settle(&buffers));
         let raws = buffers.iter().map(|buffer| buffer.memory()).collect::<Result<Vec<_>>>()?;
         let mut recorder = lock(&self.0.recorder);
         // The queue runs writes before every command of the next submit. So the open batch must be submitted first, and

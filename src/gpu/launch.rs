@@ -26,7 +26,7 @@ impl Gpu {
             return;
         }
         let possible = self.check().and_then(|()| self.possible(&launch));
-        if possible.is_ok() && self.only_plans() {
+        if possible.is_ok() && self.plan_number().is_some() {
             return self.note_pass(&launch);
         }
         let prepared = possible.and_then(|()| self.prepared(&launch));

@@ -2,11 +2,15 @@
 //! known before there is a device.
 
 use super::Gpu;
+use super::buffer::Buffer;
 use super::kernel::Launch;
 use super::shader::Source;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use std::cell::RefCell;
 use std::fmt;
+use std::sync::Arc;
+use std::sync::Weak;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// One dispatch of a plan.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,21 +69,62 @@ impl Pass {
 struct Watch {
     gpu: u64,
     seen: Vec<Pass>,
-    /// Whether dispatches are only planned, and none runs.
-    only: bool,
+    /// If dispatches are only planned, and none runs.
+    only: Option<Only>,
+}
+
+/// A plan without its dispatches.
+#[derive(Default)]
+struct Only {
+    /// Unique to this plan.
+    number: u64,
+    /// What was made for the results of its dispatches, which never ran.
+    made: Vec<(String, Weak<Buffer>)>,
+}
+
+impl Only {
+    fn new() -> Only {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        Only { number: LAST.fetch_add(1, Relaxed) + 1, made: Vec::new() }
+    }
+
+    /// Notes which results exist only because of this plan. Other buffers still have the contents from before.
+    fn note(&mut self, launch: &Launch) {
+        let made = launch.written().filter(|buffer| buffer.plan == Some(self.number));
+        self.made.extend(made.map(|buffer| (launch.op.to_string(), Arc::downgrade(buffer))));
+    }
+
+    /// Lets the results that somebody still holds carry an error, so that nobody takes them for computed.
+    fn end(self) {
+        for (op, buffer) in self.made {
+            if let Some(buffer) = buffer.upgrade() {
+                let message = format!("{op} was only planned, by Gpu::only_planned, so it has no values");
+                buffer.fail(&Error::config(message));
+            }
+        }
+    }
 }
 
 thread_local! {
     static WATCH: RefCell<Option<Watch>> = const { RefCell::new(None) };
 }
 
-/// Ends the watch even if the work panics.
-struct Ended;
+/// Puts a watch back even if the work panics.
+struct Back(Option<Watch>);
 
-impl Drop for Ended {
+impl Drop for Back {
     fn drop(&mut self) {
-        WATCH.take();
+        let ended = WATCH.replace(self.0.take());
+        if let Some(only) = ended.and_then(|watch| watch.only) {
+            only.end();
+        }
     }
+}
+
+/// Runs `work` as if its dispatches were neither seen nor only planned.
+pub(super) fn aside<T>(work: impl FnOnce() -> T) -> T {
+    let _back = Back(WATCH.take());
+    work()
 }
 
 /// Formats bytes or operations with a unit prefix, such as `16.8 M`.
@@ -122,37 +167,52 @@ impl Gpu {
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
     pub fn planned(&self, work: impl FnOnce()) -> Result<Vec<Pass>> {
-        self.watch(work, false)
+        self.watch(work, None)
     }
 
-    /// Like [`Gpu::planned`], but no dispatch runs. Results have arbitrary contents, so `work` must not depend on values.
+    /// Like [`Gpu::planned`], but no dispatch runs. `work` must not depend on values, since results have arbitrary contents in
+    /// it. Tensors from before keep their values, and a result that outlives `work` carries an error.
     ///
     /// # Errors
     /// The device's fault.
     pub fn only_planned(&self, work: impl FnOnce()) -> Result<Vec<Pass>> {
-        self.watch(work, true)
+        self.watch(work, Some(Only::new()))
     }
 
-    fn watch(&self, work: impl FnOnce(), only: bool) -> Result<Vec<Pass>> {
+    fn watch(&self, work: impl FnOnce(), only: Option<Only>) -> Result<Vec<Pass>> {
         self.synchronize()?;
-        WATCH.set(Some(Watch { gpu: self.0.id, seen: Vec::new(), only }));
-        let ended = Ended;
+        let back = Back(WATCH.replace(Some(Watch { gpu: self.0.id, seen: Vec::new(), only })));
         work();
-        let seen = WATCH.take().map_or(vec![], |watch| watch.seen);
-        drop(ended);
+        let seen = WATCH.with_borrow_mut(|watch| watch.as_mut().map(|watch| std::mem::take(&mut watch.seen)));
+        drop(back);
         self.synchronize()?;
-        Ok(seen)
+        Ok(seen.unwrap_or_default())
     }
 
-    /// Whether dispatches are only to be planned.
-    pub(crate) fn only_plans(&self) -> bool {
-        WATCH.with_borrow(|watch| watch.as_ref().is_some_and(|watch| watch.only && watch.gpu == self.0.id))
+    /// The number of the plan for which this thread only plans dispatches, if it does.
+    pub(crate) fn plan_number(&self) -> Option<u64> {
+        WATCH.with_borrow(|watch| {
+            let watch = watch.as_ref().filter(|watch| watch.gpu == self.0.id)?;
+            watch.only.as_ref().map(|only| only.number)
+        })
+    }
+
+    /// Forgets the dispatches that this thread has seen or planned so far.
+    pub(crate) fn forget_passes(&self) {
+        WATCH.with_borrow_mut(|watch| {
+            if let Some(watch) = watch.as_mut().filter(|watch| watch.gpu == self.0.id) {
+                watch.seen.clear();
+            }
+        });
     }
 
     /// Called after every dispatch, or in its place if dispatches are only planned.
     pub(super) fn note_pass(&self, launch: &Launch) {
         WATCH.with_borrow_mut(|watch| {
             let Some(watch) = watch.as_mut().filter(|watch| watch.gpu == self.0.id) else { return };
+            if let Some(only) = &mut watch.only {
+                only.note(launch);
+            }
             watch.seen.push(Pass {
                 op: launch.op.into(),
                 source: launch.source.clone(),

@@ -10,13 +10,13 @@ pub(super) mod text;
 
 use super::buffer::Buffer;
 use super::kernel::Part;
-use super::{Gpu, lock, recording};
+use super::{Gpu, lock, plan, recording};
 use crate::dtype::DType;
 use crate::error::Error;
 use fuse::Expr;
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Where a value's elements lie.
 #[derive(Clone)]
@@ -54,6 +54,8 @@ enum State {
     /// Another thread has computed the elements while this value's step is recorded. The step's own kernel is still to
     /// come.
     Ahead(Place, Arc<Expr>),
+    /// The kernel was planned, and has not run. The place counts for the plan of this number, and for no one else.
+    Planned(Place, Arc<Expr>, u64),
 }
 
 impl State {
@@ -94,13 +96,26 @@ impl Value {
         recording::number(&self.gpu) == self.recording
     }
 
+    /// The state as this thread sees it. What another plan than this thread's has planned is still to be computed.
+    fn state(&self) -> MutexGuard<'_, State> {
+        let mut state = lock(&self.state);
+        if let State::Planned(_, expr, plan) = &*state
+            && Some(*plan) != self.gpu.plan_number()
+        {
+            *state = State::Pending(expr.clone());
+        }
+        state
+    }
+
     /// Returns the place of this value's elements. Computes them now if they are pending.
     pub fn place(&self) -> Place {
-        let mut state = lock(&self.state);
+        let mut state = self.state();
         let expr = match &*state {
             State::Pending(expr) => expr.clone(),
             State::Ahead(_, expr) if self.is_here() => expr.clone(),
-            State::Ready(place, _) | State::Ahead(place, _) => return place.clone(),
+            State::Ready(place, _) | State::Ahead(place, _) | State::Planned(place, ..) => {
+                return place.clone();
+            }
         };
         let compute = || {
             let buffer = self.gpu.alloc(expr.op(), self.dtype.buffer_bytes(self.count));
@@ -115,22 +130,27 @@ impl Value {
 
     /// Returns this value's new state, after its elements were written at `place`.
     fn computed_as(&self, old: &State, place: Place, expr: Arc<Expr>) -> State {
-        match old {
+        match (old, self.gpu.plan_number()) {
+            // A plan does not know what the step will overwrite, so the elements from before the change stay.
+            (State::Ahead(ahead, _), Some(_)) => State::Ahead(ahead.clone(), expr),
+            (_, Some(plan)) => State::Planned(place, expr, plan),
             // Replays need the kernel that was just launched. This run needs the elements from before the change in
             // place, so they overwrite the kernel's result.
-            State::Ahead(ahead, _) if self.is_here() => {
+            (State::Ahead(ahead, _), None) if self.is_here() => {
                 self.gpu.copy(ahead, &place, self.dtype.buffer_bytes(self.count));
                 State::made(place)
             }
-            _ if !self.is_here() && self.gpu.is_recording(self.recording) => State::Ahead(place, expr),
-            _ => State::made(place),
+            (_, None) if !self.is_here() && self.gpu.is_recording(self.recording) => {
+                State::Ahead(place, expr)
+            }
+            (_, None) => State::made(place),
         }
     }
 
     /// Takes over the elements that another expression's kernel has written at `place`, unless this value was computed
     /// in the meantime.
     pub(super) fn store(&self, place: Place) {
-        let mut state = lock(&self.state);
+        let mut state = self.state();
         if let State::Pending(expr) = &*state {
             *state = self.computed_as(&state, place, expr.clone());
         }
@@ -139,7 +159,8 @@ impl Value {
     /// Moves the elements to `place`. Every tensor that shares them follows.
     pub fn move_to(&self, place: &Place) {
         loop {
-            let old = self.place();
+            // Elements that are moved must be there, even if other kernels are only planned.
+            let old = plan::aside(|| self.place());
             let mut state = lock(&self.state);
             // Another thread may have moved them between the two lines above.
             let made = match &*state {
@@ -160,8 +181,8 @@ impl Value {
 
     /// The elements' place, if they are already computed as far as this thread is concerned.
     pub fn computed(&self) -> Option<Place> {
-        match &*lock(&self.state) {
-            State::Ready(place, _) => Some(place.clone()),
+        match &*self.state() {
+            State::Ready(place, _) | State::Planned(place, ..) => Some(place.clone()),
             State::Ahead(place, _) if !self.is_here() => Some(place.clone()),
             State::Pending(_) | State::Ahead(..) => None,
         }
@@ -169,7 +190,7 @@ impl Value {
 
     /// Whether no thread has anything left to compute for this value.
     pub(super) fn is_settled(&self) -> bool {
-        let mut state = lock(&self.state);
+        let mut state = self.state();
         // A recording that has ended needs no kernel any more.
         if let State::Ahead(place, _) = &*state
             && !self.gpu.is_recording(self.recording)
@@ -181,9 +202,9 @@ impl Value {
 
     /// How often the elements were changed in place since they were made. A pending value counts as unchanged.
     pub fn changes(&self) -> u64 {
-        match &*lock(&self.state) {
+        match &*self.state() {
             State::Ready(place, made) => place.buffer.version.load(Relaxed).wrapping_sub(*made),
-            State::Pending(_) | State::Ahead(..) => 0,
+            State::Pending(_) | State::Ahead(..) | State::Planned(..) => 0,
         }
     }
 
@@ -196,9 +217,9 @@ impl Value {
 
     /// The first error among the operands, through pending values, each of which is visited once.
     fn operands_error(&self, seen: &mut HashSet<*const Value>) -> Option<Error> {
-        let expr = match &*lock(&self.state) {
+        let expr = match &*self.state() {
             State::Ready(place, _) | State::Ahead(place, _) => return place.buffer.data().err(),
-            State::Pending(expr) => expr.clone(),
+            State::Pending(expr) | State::Planned(_, expr, _) => expr.clone(),
         };
         let mut operands = expr.operands();
         operands.find_map(|value| seen.insert(Arc::as_ptr(value)).then(|| value.operands_error(seen))?)
@@ -211,18 +232,18 @@ impl Value {
 
     /// The expression by which this thread would compute the elements. `None` if they are computed.
     pub(super) fn expr(&self) -> Option<Arc<Expr>> {
-        match &*lock(&self.state) {
+        match &*self.state() {
             State::Pending(expr) => Some(expr.clone()),
             State::Ahead(_, expr) if self.is_here() => Some(expr.clone()),
-            State::Ready(..) | State::Ahead(..) => None,
+            State::Ready(..) | State::Ahead(..) | State::Planned(..) => None,
         }
     }
 
     /// The expression of the elements, if no thread has computed them yet. Another kernel may then inline it.
     pub(super) fn pending(&self) -> Option<Arc<Expr>> {
-        match &*lock(&self.state) {
+        match &*self.state() {
             State::Pending(expr) => Some(expr.clone()),
-            State::Ready(..) | State::Ahead(..) => None,
+            State::Ready(..) | State::Ahead(..) | State::Planned(..) => None,
         }
     }
 }

@@ -40,11 +40,9 @@ fn kept_conversion(x: &Tensor, convert: impl FnOnce() -> Tensor) -> Tensor {
     type Conversion = (Tensor, Tensor, u64);
     // Counted before, so that a change by another thread meanwhile is noticed.
     let changes = x.value.changes();
-    // What is only planned is never computed, so no other call may get it.
-    let recording = if x.gpu().only_plans() { u64::MAX } else { recording::number(x.gpu()) };
     let (flat, ..) = kept(
-        (Arc::as_ptr(&x.value) as usize, recording),
-        // A conversion that failed, because there was no memory for example, may succeed now.
+        (Arc::as_ptr(&x.value) as usize, recording::number(x.gpu())),
+        // A conversion that failed, because there was no memory or because it was only planned, may succeed now.
         |(flat, x, changes): &Conversion| x.value.changes() == *changes && flat.check().is_ok(),
         |(_, x, _)| Arc::strong_count(&x.value) > 1,
         || (convert(), x.clone(), changes),

@@ -12,6 +12,7 @@ use tiebeam::ops::product::matmul::plan::{ProductKind, Sizes};
 use tiebeam::ops::reduction::{norm, reduce, softmax};
 use tiebeam::ops::sequence::attention;
 use tiebeam::ops::sequence::rope::{Pairing, Rope};
+use tiebeam::optim::{AdamW, AdamWConfig, Group};
 use tiebeam::share::{DepthLora, Dictionary, LowRank};
 
 fn of_class(name: &str) -> Gpu {
@@ -271,4 +272,73 @@ fn heads_are_read_where_they_lie() {
         let passes = gpu.planned(|| join(whole.rope(&rope, 0)).evaluate()).expect("no fault");
         assert_eq!(passes.len(), 1, "{passes:?}");
     }
+}
+
+#[test]
+fn a_plan_changes_no_values() {
+    let gpu = own();
+    let [a, b, dy] = [3, 4, 5].map(|seed| {
+        let mut data = vec![0.0; 96];
+        Rng::new(seed).fill_normal(&mut data);
+        Tensor::from_slice(&gpu, &data, [8, 12])
+    });
+    // The tape saves the silu, which is still pending.
+    let graph = || {
+        let [a, b] = [&a, &b].map(Tensor::requires_grad);
+        (a.silu().mul(&b), b)
+    };
+    let gradient = |y: &Tensor, leaf: &Tensor| {
+        y.backward_with_retain_graph(&dy).expect("no fault").get(leaf).expect("a gradient").clone()
+    };
+    let (y, leaf) = graph();
+    let want: Vec<f32> = gradient(&y, &leaf).to_vec::<f32>().unwrap();
+    assert!(want.iter().any(|&x| x.abs() > 0.1), "{want:?}");
+    assert_eq!(gradient(&y, &leaf).to_vec::<f32>().unwrap(), want, "a second time");
+
+    let (y, leaf) = graph();
+    let mut planned = None;
+    let mut plan =
+        || gpu.only_planned(|| planned = Some(no_grad(|| gradient(&y, &leaf).softmax(-1)))).unwrap();
+    let [first, second] = [plan(), plan()];
+    assert!(!first.is_empty() && first == second, "{first:?}, then {second:?}");
+    let error = planned.unwrap().to_vec::<f32>().unwrap_err().to_string();
+    assert!(error.contains("only planned"), "{error}");
+    assert_eq!(gradient(&y, &leaf).to_vec::<f32>().unwrap(), want, "after a plan");
+    assert_eq!(y.to_vec::<f32>().unwrap(), graph().0.to_vec::<f32>().unwrap());
+}
+
+#[test]
+fn work_that_a_plan_moves_or_overwrites_is_done() {
+    let gpu = own();
+    let data = [1.0, -2.0, 3.0, 0.5];
+    let x = Tensor::from_slice(&gpu, &data, [4]);
+    // Both are pending when the plan begins: the parameter, which the optimizer moves, and what reads it.
+    let w = x.scale(2.0).requires_grad();
+    let before = w.detach().affine(1.0, 1.0);
+    let mut adam = AdamW::new(&gpu, vec![Group::new([("w", &w)])], AdamWConfig::default()).unwrap();
+    let mut step = || {
+        let grads = w.mul(&w).sum_all().backward().unwrap();
+        adam.step(&grads, 0.1).unwrap();
+    };
+    let passes = gpu.only_planned(&mut step).unwrap();
+    assert!(passes.iter().any(|pass| pass.op.starts_with("adam")), "{passes:?}");
+    assert_eq!(w.to_vec::<f32>().unwrap(), data.map(|x| 2.0 * x));
+    step();
+    assert_ne!(w.to_vec::<f32>().unwrap(), data.map(|x| 2.0 * x));
+    assert_eq!(before.to_vec::<f32>().unwrap(), data.map(|x| 2.0 * x + 1.0));
+}
+
+#[test]
+fn plans_may_hold_plans() {
+    let gpu = own();
+    let x = normal(&gpu, &[4, 4]);
+    let passes = gpu
+        .only_planned(|| {
+            let inner = gpu.only_planned(|| x.softmax(-1).evaluate()).unwrap();
+            assert_eq!(inner.len(), 1);
+            x.sum(1).evaluate();
+        })
+        .unwrap();
+    assert_eq!(passes.len(), 1, "{passes:?}");
+    assert!(gpu.planned(|| x.sum(1).evaluate()).unwrap().len() == 1);
 }
