@@ -463,7 +463,7 @@ impl From<&Tensor> for Part {
             "bind: {} is strided or begins inside of another tensor; call contiguous()",
             x.shape
         );
-        x.place().part(x.dtype().buffer_bytes(x.count()))
+        Part { dtype: Some(x.dtype()), ..x.place().part(x.dtype().buffer_bytes(x.count())) }
     }
 }
 

@@ -6,6 +6,7 @@
 
 use super::kernel::{Bind, Param};
 use super::shader::{Assembled, Name};
+use crate::dtype::DType;
 use crate::error::{Error, Result};
 use naga::valid::{Capabilities, FunctionInfo, GlobalUse};
 use naga::{AddressSpace, Module, ScalarKind, StorageAccess, TypeInner};
@@ -23,6 +24,8 @@ pub(crate) struct Binding {
     pub write: bool,
     /// The fewest bytes that may be bound: those of the type, with one element of an array without a length.
     pub least: u64,
+    /// The type of its numbers, unless it is a struct.
+    kind: Option<ScalarKind>,
 }
 
 /// A member of the parameters' struct: a scalar or a vector of 32-bit numbers.
@@ -72,7 +75,8 @@ impl Interface {
                 (AddressSpace::Storage { access }, Some(number)) => {
                     let write = access.contains(StorageAccess::STORE);
                     let least = module.types[variable.ty].inner.size(module.to_ctx()).into();
-                    interface.bindings.push(Binding { name, number, write, least });
+                    let kind = kind_of(module, &module.types[variable.ty].inner);
+                    interface.bindings.push(Binding { name, number, write, least, kind });
                 }
                 (AddressSpace::Immediate | AddressSpace::Uniform, uniform) => {
                     if interface.params.is_some() {
@@ -114,6 +118,47 @@ impl Interface {
             return Err(format!("does not bind {}", list(missing)));
         }
         Ok(numbers)
+    }
+
+    /// Checks that every tensor which is bound has the type that the kernel reads or writes.
+    pub fn check_types(&self, binds: &[Bind]) -> Result<(), String> {
+        for bind in binds {
+            let binding = self.bindings.iter().find(|binding| binding.name == bind.name);
+            let (Some(kind), Some(dtype)) = (binding.and_then(|binding| binding.kind), bind.part.dtype)
+            else {
+                continue;
+            };
+            let (own, words) = match dtype {
+                DType::F32 => (ScalarKind::Float, ""),
+                DType::I32 => (ScalarKind::Sint, ""),
+                DType::U32 => (ScalarKind::Uint, ""),
+                DType::F16 | DType::Bf16 => (ScalarKind::Uint, ", of which two are one u32"),
+            };
+            if own != kind {
+                let (name, kind) = (&bind.name, name_of(kind));
+                return Err(format!("binds elements of {dtype}{words}, as {name}, which is of {kind}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The type of the numbers in a scalar, a vector, an atomic or an array of them.
+fn kind_of(module: &Module, ty: &TypeInner) -> Option<ScalarKind> {
+    match ty {
+        TypeInner::Scalar(scalar) | TypeInner::Vector { scalar, .. } | TypeInner::Atomic(scalar) => {
+            Some(scalar.kind)
+        }
+        TypeInner::Array { base, .. } => kind_of(module, &module.types[*base].inner),
+        _ => None,
+    }
+}
+
+fn name_of(kind: ScalarKind) -> &'static str {
+    match kind {
+        ScalarKind::Sint => "i32",
+        ScalarKind::Float => "f32",
+        _ => "u32",
     }
 }
 
@@ -200,11 +245,7 @@ impl Field {
     fn put(&self, bytes: &mut [u8], param: &Param) -> Result<(), String> {
         if param.kind != self.kind || param.count != self.components {
             let ty = |kind: ScalarKind, count: usize| {
-                let kind = match kind {
-                    ScalarKind::Sint => "i32",
-                    ScalarKind::Float => "f32",
-                    _ => "u32",
-                };
+                let kind = name_of(kind);
                 if count == 1 { kind.to_string() } else { format!("vec{count}<{kind}>") }
             };
             let [own, given] = [ty(self.kind, self.components), ty(param.kind, param.count)];
@@ -247,7 +288,13 @@ var<immediate> p: Params;
     #[test]
     fn an_entry_has_what_it_uses() {
         let forward = of("forward");
-        let binding = |name: &str, number, write| Binding { name: name.into(), number, write, least: 4 };
+        let binding = |name: &str, number, write| Binding {
+            name: name.into(),
+            number,
+            write,
+            least: 4,
+            kind: Some(ScalarKind::Float),
+        };
         assert_eq!(forward.bindings, [binding("x", 3, false), binding("y", 5, true)]);
         let params = forward.params.unwrap();
         assert_eq!((params.bytes, params.uniform), (24, None));

@@ -4,6 +4,7 @@
 use super::Gpu;
 use super::buffer::Buffer;
 use super::shader::{Name, Source};
+use crate::dtype::DType;
 use crate::error::Error;
 use naga::ScalarKind;
 use std::any::Any;
@@ -17,6 +18,20 @@ pub struct Part {
     pub(crate) offset: u64,
     /// In bytes.
     pub(crate) size: u64,
+    /// The type of the elements, for those of a tensor.
+    pub(crate) dtype: Option<DType>,
+}
+
+impl Part {
+    /// The first `size` bytes of a buffer.
+    pub(crate) fn first(buffer: &Arc<Buffer>, size: u64) -> Part {
+        Part { buffer: buffer.clone(), offset: 0, size, dtype: None }
+    }
+
+    /// All of a buffer.
+    pub(crate) fn whole(buffer: &Arc<Buffer>) -> Part {
+        Part::first(buffer, buffer.size)
+    }
 }
 
 /// A part of a buffer, with its name in the kernel.
@@ -178,7 +193,8 @@ impl<'a> Launch<'a> {
     }
 
     /// Binds what the kernel reads as `name`: for a tensor `&x`, its elements in row-major order. f32, u32 and i32 are arrays
-    /// of these types, two elements of 16 bits share a u32. The array is padded to 16 bytes, so its length is no element
+    /// of these types or of vectors of them, two elements of 16 bits share a u32. Text from outside must have the tensor's type.
+    /// The array is padded to 16 bytes, so its length is no element
     /// count.
     ///
     /// # Panics

@@ -54,6 +54,7 @@ impl Gpu {
         let numbers = pipeline.interface.numbers(&launch.binds).map_err(named)?;
         if launch.source.is_foreign() {
             overlap(&launch.binds).map_or(Ok(()), Err).map_err(named)?;
+            pipeline.interface.check_types(&launch.binds).map_err(named)?;
         }
         let params = match &pipeline.interface.params {
             Some(params) => params.pack(&launch.params, launch.grid[0]).map_err(named)?,

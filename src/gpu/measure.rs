@@ -46,7 +46,7 @@ struct Bench<'a> {
 impl Bench<'_> {
     fn launch(&self, entry: &str, groups: usize) {
         let turns = if entry == "main" { ROUNDS as usize } else { 0 };
-        let y = Part { buffer: self.y.clone(), offset: 0, size: self.y.size };
+        let y = Part::whole(&self.y);
         self.gpu.launch(
             Launch::new("fma", &self.source, entry, grid(groups))
                 .bind_mut("y", y)

@@ -306,7 +306,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) { y[id.x] = 5u; }
             .to_string(),
         );
         let y = gpu.alloc("test", 256);
-        let part = || Part { buffer: y.clone(), offset: 0, size: 256 };
+        let part = || Part::first(&y, 256);
         let launch = || Launch::new("test", &source, "main", [1; 3]).bind_mut("y", part()).turns(0);
         // The threads are held while the test answers in the driver's place.
         let Some(held) = gpu.hold_compiler() else { return };

@@ -212,12 +212,12 @@ impl Arenas {
         let Scaled { scaling, own, .. } = grads.scaled().unwrap_or(&self.unscaled);
         let finish = self
             .finish(&table, plan.clip.unwrap_or(0.0), scaling)
-            .bind_mut("partials", whole(&partials))
-            .bind_mut("y", whole(&norm))
-            .bind_mut("journal", whole(&self.log.buffer))
+            .bind_mut("partials", kernel::Part::whole(&partials))
+            .bind_mut("y", kernel::Part::whole(&norm))
+            .bind_mut("journal", kernel::Part::whole(&self.log.buffer))
             .bind_mut("scale", &scaling.state)
             .bind("own", own)
-            .bind("leaves", whole(&table.leaves));
+            .bind("leaves", kernel::Part::whole(&table.leaves));
         let rate = gpu.note_rate(lr);
         let updates = table.parts.iter().map(|part| {
             let live = Live::Numbers(Arc::new(move |rates: &[f32]| vec![("lr", rates[rate])]));
@@ -273,7 +273,7 @@ impl Arenas {
         let arena = &self.arenas[part.arena];
         let mut launch = Launch::new(self.op, &plan.source, plan.entry, grid(part.chunks))
             .bind("chunks", part.rows())
-            .bind("norm", whole(norm))
+            .bind("norm", kernel::Part::whole(norm))
             .bind("g", arena.gradients(grads))
             .bind_mut("w", arena.whole(&arena.params))
             .set("count", part.chunks)
@@ -282,7 +282,7 @@ impl Arenas {
             launch = launch.bind_mut(*name, arena.whole(buffer));
         }
         if let Some(taken) = &self.taken {
-            launch = launch.bind("leaves", whole(&table.leaves)).bind("taken", taken.whole());
+            launch = launch.bind("leaves", kernel::Part::whole(&table.leaves)).bind("taken", taken.whole());
             launch = launch.set("first", part.first);
         }
         plan.numbers.iter().fold(launch, |launch, (name, x)| launch.set(*name, *x))
@@ -330,7 +330,7 @@ impl Arenas {
                 .launch(norm_source(), "sum_chunks", grid(part.chunks), CHUNK / 256)
                 .bind("chunks", part.rows())
                 .bind("g", self.arenas[part.arena].gradients(grads));
-            self.gpu.launch(launch.bind_mut("partials", whole(&partials)));
+            self.gpu.launch(launch.bind_mut("partials", kernel::Part::whole(&partials)));
         }
         partials.data()?;
         Ok(partials)
@@ -377,7 +377,7 @@ impl Arena {
 
     /// A buffer of this arena, over the arena's whole size.
     fn whole(&self, buffer: &Arc<Buffer>) -> kernel::Part {
-        kernel::Part { buffer: buffer.clone(), offset: 0, size: self.layout.bytes }
+        kernel::Part::first(buffer, self.layout.bytes)
     }
 
     fn gradients(&self, grads: &Grads) -> kernel::Part {
@@ -388,7 +388,7 @@ impl Arena {
 impl Part {
     /// The table of the chunks' places and settings.
     fn rows(&self) -> kernel::Part {
-        kernel::Part { buffer: self.table.clone(), offset: 0, size: 16 * self.chunks as u64 }
+        kernel::Part::first(&self.table, 16 * self.chunks as u64)
     }
 }
 
@@ -434,11 +434,6 @@ impl Sizes {
         self.bytes[arena] = offset + bytes;
         (arena, offset)
     }
-}
-
-/// A whole buffer.
-pub(super) fn whole(buffer: &Arc<Buffer>) -> kernel::Part {
-    kernel::Part { buffer: buffer.clone(), offset: 0, size: buffer.size }
 }
 
 #[track_caller]

@@ -1,7 +1,7 @@
 //! Exponential moving averages of parameters, which are often better than the parameters themselves.
 
 use super::StateTensor;
-use super::arena::{CHUNK, Sizes, whole, zeros};
+use super::arena::{CHUNK, Sizes, zeros};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -314,10 +314,10 @@ impl Ema {
         };
         let launch = |span: &Span| {
             let buffer = span.params.upgrade().expect("the places hold it");
-            let params = kernel::Part { buffer, offset: 0, size: span.bytes };
+            let params = kernel::Part::first(&buffer, span.bytes);
             let launch = Launch::new(OP, &SOURCE, entry, grid(span.chunks))
-                .bind("chunks", kernel::Part { size: 16 * span.chunks as u64, ..whole(&span.table) })
-                .bind_mut("e", whole(&self.arenas[span.arena]))
+                .bind("chunks", kernel::Part::first(&span.table, 16 * span.chunks as u64))
+                .bind_mut("e", kernel::Part::whole(&self.arenas[span.arena]))
                 .set("count", span.chunks)
                 .set("keep", keep)
                 .set("rest", rest)

@@ -38,13 +38,12 @@ impl Taken {
 
     /// All counts, as a kernel binds them.
     pub fn whole(&self) -> kernel::Part {
-        kernel::Part { buffer: self.buffer.clone(), offset: 0, size: self.buffer.size }
+        kernel::Part::whole(&self.buffer)
     }
 
     /// Makes a launch count a step of so many parameters, which takes [`turns`].
     pub fn bind<'a>(&self, launch: Launch<'a>) -> Launch<'a> {
-        let powers = kernel::Part { buffer: self.powers.clone(), offset: 0, size: self.powers.size };
-        launch.bind_mut("taken", self.whole()).bind("powers", powers)
+        launch.bind_mut("taken", self.whole()).bind("powers", kernel::Part::whole(&self.powers))
     }
 
     /// The image of these counts in the buffer. The factors are computed with the next count.

@@ -27,7 +27,7 @@ fn impossible() -> Source {
 }
 
 fn part(buffer: &Arc<Buffer>) -> Part {
-    Part { buffer: buffer.clone(), offset: 0, size: BYTES }
+    Part::first(buffer, BYTES)
 }
 
 fn launch<'a>(source: &'a Source, x: &Arc<Buffer>, y: &Arc<Buffer>) -> Launch<'a> {

@@ -29,7 +29,7 @@ pub(crate) struct Place {
 impl Place {
     /// Returns the `size` bytes from here on, for a kernel to bind.
     pub fn part(&self, size: u64) -> Part {
-        Part { buffer: self.buffer.clone(), offset: self.offset, size }
+        Part { buffer: self.buffer.clone(), offset: self.offset, size, dtype: None }
     }
 
     fn is(&self, other: &Place) -> bool {

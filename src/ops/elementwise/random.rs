@@ -42,9 +42,7 @@ fn fill(gpu: &Gpu, op: &'static str, entry: &str, shape: Shape, draw: Draw) -> T
         .reuse(4)
         .live(Live::Stream { generator: draw.generator });
     if entry == "normal" {
-        let buffer = table(gpu);
-        let size = buffer.size;
-        launch = launch.bind("normal_table", Part { buffer, offset: 0, size });
+        launch = launch.bind("normal_table", Part::whole(&table(gpu)));
     }
     gpu.launch(launch);
     y

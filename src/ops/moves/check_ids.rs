@@ -31,7 +31,7 @@ pub(in crate::ops) fn check_ids(op: &'static str, ids: &Tensor, size: usize, ign
     const SPAN: usize = 256 * (MOST_TURNS / 2);
     for first in (0..ids.count()).step_by(SPAN) {
         let end = ids.count().min(first + SPAN);
-        let found = Part { buffer: table.clone(), offset: 0, size: table.size };
+        let found = Part::whole(&table);
         gpu.launch(
             Launch::new("check_ids", &source(), "main", [1, 1, 1])
                 .bind("ids", &ids)

@@ -4,18 +4,29 @@
 @group(0) @binding(1) var<storage, read> a: array<f32>;
 @group(0) @binding(2) var<storage, read> b: array<f32>;
 
-fn kronecker(row: u32, col: u32) -> f32 {
+// W[row, col], where the row begins at `begin.x` in a and at `begin.y` in b.
+fn kronecker(begin: vec2<u32>, col: u32) -> f32 {
     let size = site_numbers();
-    if row >= size.x || col >= size.y { return 0.0; }
-    let left = a[row / size.z * (size.y / size.w) + col / size.w];
-    return left * b[row % size.z * size.w + col % size.w];
+    if col >= size.y { return 0.0; }
+    let block = col / size.w;
+    return a[begin.x + block] * b[begin.y + col - block * size.w];
 }
 
 fn load_site(row: u32, col: u32) -> vec4<f32> {
+    let size = site_numbers();
+    if row >= size.x || col >= size.y { return vec4<f32>(0.0); }
+    let row_of_a = row / size.z;
+    let begin = vec2<u32>(row_of_a * (size.y / size.w), (row - row_of_a * size.z) * size.w);
+    // Divisions are slow. If the four columns lie in one block, one of them finds all.
+    if (size.w | col) % 4u == 0u {
+        let block = col / size.w;
+        let at = begin.y + col - block * size.w;
+        return a[begin.x + block] * vec4<f32>(b[at], b[at + 1u], b[at + 2u], b[at + 3u]);
+    }
     return vec4<f32>(
-        kronecker(row, col),
-        kronecker(row, col + 1u),
-        kronecker(row, col + 2u),
-        kronecker(row, col + 3u),
+        kronecker(begin, col),
+        kronecker(begin, col + 1u),
+        kronecker(begin, col + 2u),
+        kronecker(begin, col + 3u),
     );
 }

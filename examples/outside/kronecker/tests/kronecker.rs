@@ -18,7 +18,9 @@ fn it_obeys_the_law() -> Outcome {
     for class in ["cpu", "discrete"] {
         let gpu = Gpu::open_with(Options::default().device(Some(class.into())))?;
         // Whole vectors of four, and edges.
-        for ([out, inner], block) in [([8, 12], [4, 2]), ([15, 14], [5, 7]), ([3, 9], [1, 3])] {
+        for ([out, inner], block) in
+            [([8, 12], [4, 2]), ([6, 12], [3, 4]), ([15, 14], [5, 7]), ([3, 9], [1, 3])]
+        {
             let site = Kronecker::random(&gpu, [out, inner], block, 1.0, &mut Rng::new(1))?.shared();
             check_law(&site)?;
         }

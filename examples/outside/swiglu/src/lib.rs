@@ -6,11 +6,14 @@
 use tiebeam::op::{Launch, Op, Saved, Sink, Source, grid};
 use tiebeam::{DType, Tensor};
 
-/// Elements that a workgroup computes, as in the WGSL.
-const THREADS: usize = 64;
-
 fn source() -> Source {
     Source::text("swiglu", include_str!("swiglu.wgsl"))
+}
+
+/// A dispatch for all elements of a tensor, with 64 vectors of four in a workgroup, as in the WGSL.
+fn launch<'a>(source: &'a Source, entry: &'a str, x: &Tensor) -> Launch<'a> {
+    let vectors = x.count().div_ceil(4);
+    Launch::new("swiglu", source, entry, grid(vectors.div_ceil(64))).set("vectors", vectors).turns(0)
 }
 
 /// `y = silu(gate) * up` in f32, for two tensors of floats and of one shape.
@@ -27,9 +30,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Tensor {
     let (g, u) = (dense(gate), dense(up));
     let (gpu, source) = (gate.gpu(), source());
     let y = Tensor::empty(gpu, "swiglu", *gate.shape(), DType::F32);
-    let launch = Launch::new("swiglu", &source, "forward", grid(y.count().div_ceil(THREADS)));
-    let launch = launch.bind("gate", &g).bind("up", &u).output("y", &y);
-    gpu.launch(launch.set("count", y.count()).turns(0));
+    gpu.launch(launch(&source, "forward", &g).bind("gate", &g).bind("up", &u).output("y", &y));
     y.made_by(&[gate, up], || Box::new(SwiGlu { gate: Saved::new(&g), up: Saved::new(&u) }))
 }
 
@@ -46,12 +47,10 @@ impl Op for SwiGlu {
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
         let (gate, up, dy) = (self.gate.get("swiglu"), self.up.get("swiglu"), dy.contiguous());
-        let (gpu, source, count) = (gate.gpu(), source(), gate.count());
+        let (gpu, source) = (gate.gpu(), source());
         let [dgate, dup] = [(); 2].map(|()| Tensor::empty(gpu, "swiglu", *gate.shape(), DType::F32));
-        let launch = Launch::new("swiglu", &source, "backward", grid(count.div_ceil(THREADS)));
-        let launch = launch.bind("gate", gate).bind("up", up).bind("dy", &dy);
-        let launch = launch.output("dgate", &dgate).output("dup", &dup);
-        gpu.launch(launch.set("count", count).turns(0));
+        let launch = launch(&source, "backward", gate).bind("gate", gate).bind("up", up).bind("dy", &dy);
+        gpu.launch(launch.output("dgate", &dgate).output("dup", &dup));
         sink.add(0, dgate);
         sink.add(1, dup);
     }

@@ -138,6 +138,42 @@ fn wrong_launches_are_told_and_cost_nothing_else() -> Outcome {
     Ok(())
 }
 
+/// A kernel reads a tensor as what it is, and not its bits as another type.
+#[test]
+fn a_tensor_of_another_type_is_refused() -> Outcome {
+    let gpu = Gpu::open()?;
+    let x = Tensor::ones(&gpu, [4]);
+    let run = |word: &str, x: &Tensor, dtype: DType| {
+        let text = format!(
+            "@group(0) @binding(0) var<storage, read> x: array<vec4<{word}>>;
+@group(0) @binding(1) var<storage, read_write> y: array<{word}>;
+@compute @workgroup_size(1) fn main() {{ y[0] = x[0].y; }}"
+        );
+        let (source, y) = (Source::text("second", text), Tensor::zeros(&gpu, [4]).cast(dtype));
+        y.evaluate();
+        gpu.launch(Launch::new("second", &source, "main", [1; 3]).bind("x", x).output("y", &y).turns(0));
+        let done = y.cast(DType::F32).to_vec::<f32>().map(|y| y[0]).map_err(|error| error.to_string());
+        gpu.take_fault();
+        done
+    };
+    for (word, dtype) in [("f32", DType::F32), ("u32", DType::U32), ("i32", DType::I32)] {
+        assert_eq!(run(word, &x.cast(dtype), dtype), Ok(1.0), "{word}");
+        for other in
+            [DType::F32, DType::U32, DType::I32, DType::F16].into_iter().filter(|&other| other != dtype)
+        {
+            let done = run(word, &x.cast(other), dtype);
+            if (word, other) == ("u32", DType::F16) {
+                assert!(done.is_ok(), "two of 16 bits are one u32: {done:?}");
+            } else {
+                let told = done.expect_err("it is refused");
+                assert!(told.contains(&format!("as x, which is of {word}")), "{told}");
+            }
+        }
+    }
+    assert!(run("i32", &x.cast(DType::I32), DType::F32).unwrap_err().contains("as y, which is of i32"));
+    Ok(())
+}
+
 /// An op that answers a destination with another tensor.
 struct Elsewhere;
 
