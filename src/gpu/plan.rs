@@ -198,6 +198,7 @@ impl Gpu {
     }
 
     /// Forgets the dispatches that this thread has seen or planned so far.
+    #[cfg(feature = "bench")]
     pub(crate) fn forget_passes(&self) {
         WATCH.with_borrow_mut(|watch| {
             if let Some(watch) = watch.as_mut().filter(|watch| watch.gpu == self.0.id) {

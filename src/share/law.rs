@@ -49,7 +49,7 @@ const ULPS: f64 = 64.0;
 /// * The load returns what [`Site::expand`] makes and zero outside of the matrix, and products with few rows, which read the weight
 ///   by the load, and with many have that weight, in both directions. So has [`Site::expand_as`] in 16 bits.
 /// * The weight is affine in each leaf, and the leaf's gradient obeys the law, by [`Site::reduce`] and by [`Site::backward`], for
-///   one use and for two, and in a scope of f16.
+///   one use and for two, in a scope of f16, and while another leaf is frozen.
 ///
 /// Leaves are drawn anew from a normal distribution, so the site's own elements do not matter. Use small sizes, once whole
 /// multiples of 4 and once not, and a device with the kernels of another class as well: `Options::default().device(Some("discrete"
@@ -95,12 +95,17 @@ fn checked(site: &Arc<dyn Site>) -> Result<(), Mismatch> {
     }
     let maps = (0..law.leaves.len()).map(|i| law.map(i)).collect::<Result<Vec<_>, _>>()?;
     let reduced = Reduced(law.site.clone()).shared();
-    for (how, site, rows) in
-        [("reduce", &reduced, ROWS[0]), ("backward", &law.site, ROWS[0]), ("backward", &law.site, ROWS[1])]
-    {
+    for (how, site, rows) in [
+        ("reduce()", &reduced, ROWS[0]),
+        ("backward()", &law.site, ROWS[0]),
+        ("backward()", &law.site, ROWS[1]),
+    ] {
         law.gradients(how, site, rows, &maps, Precision::F32)?;
     }
-    law.gradients("backward", &law.site, ROWS[1], &maps, Precision::F16)
+    law.gradients("backward()", &law.site, ROWS[1], &maps, Precision::F16)?;
+    // The other leaves' gradients while one is frozen.
+    (0..maps.len())
+        .try_for_each(|i| law.gradients("backward()", &law.frozen(i), ROWS[0], &maps, Precision::F32))
 }
 
 /// A site whose products have gradients by [`Site::reduce`] alone, which kinds with a rule of their own for products would never
@@ -203,6 +208,14 @@ impl Law {
         let leaves: Vec<Tensor> = (0..self.leaves.len()).map(leaf).collect();
         let buffers: Vec<Tensor> = self.given.buffers().iter().map(|(_, x)| x.detach().copy()).collect();
         self.given.with_tensors(&leaves, &buffers)
+    }
+
+    /// The site at the drawn leaves, of which one is frozen.
+    fn frozen(&self, i: usize) -> Arc<dyn Site> {
+        let mut leaves = self.site.leaves();
+        leaves[i] = leaves[i].detach();
+        let buffers: Vec<Tensor> = self.site.buffers().into_iter().map(|(_, x)| x).collect();
+        self.site.with_tensors(&leaves, &buffers)
     }
 
     /// Another site of the same leaves must be the same site, or a model that is frozen, cast or moved would change.
@@ -350,9 +363,14 @@ impl Law {
         let use_it = || autocast(precision, || rows_of_x.linear(site, Epilogue::default())).cast(DType::F32);
         let roundoff = if precision == Precision::F32 { U } else { DType::F16.roundoff() / 8.0 };
         let (leaves, names) = (site.leaves(), self.given.leaf_names());
-        if leaves.is_empty() {
+        let frozen = leaves.iter().position(|leaf| !leaf.is_leaf());
+        if leaves.iter().all(|leaf| !leaf.is_leaf()) {
             return Ok(());
         }
+        let how = match frozen {
+            Some(i) => format!("{how}, with `{}` frozen", names[i]),
+            None => how.to_string(),
+        };
         let once = use_it().backward_with(&seed)?;
         let twice = use_it().add(&use_it()).backward_with(&seed)?;
         // dW = dy^T x, and the same of absolute values, by which rounding errors grow.
@@ -362,9 +380,10 @@ impl Law {
             (0..out * inner).map(|i| (0..rows).map(|r| term(i, r)).sum()).collect()
         };
         let (dw, scale) = (dw(|x| x), dw(f64::abs));
-        for ((leaf, map), name) in leaves.iter().zip(maps).zip(names) {
+        let trained = leaves.iter().zip(maps).zip(names).filter(|((leaf, _), _)| leaf.is_leaf());
+        for ((leaf, map), name) in trained {
             for (grads, uses) in [(&once, 1.0), (&twice, 2.0)] {
-                let none = || self.wrong(format!("the leaf `{name}` gets no gradient from {how}()"));
+                let none = || self.wrong(format!("the leaf `{name}` gets no gradient by {how}"));
                 let got = Array::read(grads.get(leaf).ok_or_else(none)?)?.data;
                 for (e, column) in &map.columns {
                     let want: f64 = column.iter().zip(&dw).map(|(c, g)| c * g).sum::<f64>() * uses;
@@ -376,7 +395,7 @@ impl Law {
                     let near = (got[*e] - want).abs() <= bound;
                     if !near {
                         return Err(self.wrong(format!(
-                            "the gradient of leaf `{name}` at element {e} is {} by {how}() for {uses} use(s) with {rows} \
+                            "the gradient of leaf `{name}` at element {e} is {} by {how}, for {uses} use(s) with {rows} \
                              rows in {precision}; the adjoint of its load is {want}",
                             got[*e]
                         )));

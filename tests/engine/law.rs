@@ -387,6 +387,8 @@ enum Fault {
     Square,
     /// A leaf has no gradient.
     Silent,
+    /// A leaf has none while the other is frozen.
+    SilentAlone,
     /// A site of other leaves forgets the constant factor.
     LosesSetting,
     /// The second leaf has little effect, and a gradient of the wrong sign.
@@ -456,7 +458,8 @@ fn load_site(row: u32, col: u32) -> vec4<f32> {
     }
     fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads) {
         grads.add(0, if self.fault == Fault::Unscaled { dw.clone() } else { dw.scale(2.0) });
-        if !matches!(self.fault, Fault::Forgets | Fault::Silent) {
+        let silent = self.fault == Fault::SilentAlone && !grads.needs(0);
+        if !silent && !matches!(self.fault, Fault::Forgets | Fault::Silent) {
             let factor = if self.fault == Fault::Little { -1e-4 } else { 1.0 };
             grads.add(1, dw.sum(0).scale(factor));
         }
@@ -477,6 +480,7 @@ fn law_of_sharing_in_one_call_finds_each_fault() {
         (Fault::Beyond, "load_site(0, 7), outside of the matrix"),
         (Fault::Square, "not affine in the leaf `theta`"),
         (Fault::Silent, "the leaf `shift` gets no gradient"),
+        (Fault::SilentAlone, "the leaf `shift` gets no gradient by backward(), with `theta` frozen"),
         (Fault::Names, "the same"),
         (Fault::LosesSetting, "with_tensors loses a setting"),
         (Fault::Little, "the gradient of leaf `shift` at element 0"),
