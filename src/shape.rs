@@ -3,7 +3,7 @@
 //! The rules are NumPy's. Misuse is a bug of the caller and panics with the op's name and both shapes.
 
 use std::fmt;
-use std::ops::Deref;
+use std::ops::{Bound, Deref, Range, RangeBounds};
 
 /// The most axes that a tensor may have.
 pub const MAX_AXES: usize = 6;
@@ -239,6 +239,27 @@ pub fn axis(op: &str, axis: isize, shape: &Shape) -> usize {
     let axes = shape.len() as isize;
     assert!((-axes..axes).contains(&axis), "{op}: axis {axis} is outside shape {shape}");
     axis.rem_euclid(axes) as usize
+}
+
+/// Returns the places of `range` on an axis of a shape.
+///
+/// # Panics
+/// When it does not lie in the axis.
+#[track_caller]
+pub(crate) fn range(op: &str, range: impl RangeBounds<usize>, axis: usize, shape: &Shape) -> Range<usize> {
+    let start = match range.start_bound() {
+        Bound::Included(&at) => at,
+        Bound::Excluded(&before) => before.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(&last) => last.saturating_add(1),
+        Bound::Excluded(&end) => end,
+        Bound::Unbounded => shape[axis],
+    };
+    let range = start..end;
+    assert!(start <= end && end <= shape[axis], "{op}: {range:?} is outside axis {axis} of {shape}");
+    range
 }
 
 /// Returns the output shape of a batched matrix product `[.., m, k] x [.., k, n] -> [.., m, n]`, where leading axes

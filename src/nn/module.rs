@@ -79,8 +79,8 @@ pub trait Module {
     }
 
     /// Takes the parameters with a name that is `chosen` out of training. They are saved and moved as before. Make optimizers after
-    /// this: one that was made before finds no gradient for them, and none after [`Module::unfreeze`] either, which makes new
-    /// leaves.
+    /// this, and drop those that were made before, which hold the old leaves: they find no gradient for them, and none after
+    /// [`Module::unfreeze`] either, which makes new leaves.
     ///
     /// # Panics
     /// When the module holds a tensor that is computed from a leaf.
@@ -94,6 +94,7 @@ pub trait Module {
     /// layer.freeze(|name| name == "weight");
     /// assert_eq!(layer.parameters().trainable()[0].0, "bias");
     /// assert_eq!(layer.parameters().named().len(), 2); // both are saved
+    /// // Fine-tuning: drop(optimizer); optimizer = AdamW::new(&gpu, vec![Group::new(layer.parameters().trainable())], ..)?;
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
     #[track_caller]
@@ -422,8 +423,9 @@ impl Parameters {
         self.named.iter().map(|(_, tensor)| tensor.count()).sum()
     }
 
-    /// Number of elements used: every site's weight, however it is stored, and every other parameter each time that it is
-    /// listed.
+    /// Number of elements used: every site's weight, however it is stored, and every other parameter, each time that it is
+    /// listed. What a loop calls several times is listed once: list a clone for each depth to count it, as in
+    /// [`Linear::tied`](super::Linear::tied).
     pub fn used(&self) -> usize {
         self.used
     }

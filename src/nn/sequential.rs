@@ -10,7 +10,41 @@ use crate::tensor::Tensor;
 /// A module that maps one tensor to one tensor.
 ///
 /// Implement it for a module of your own to put it into a [`Sequential`]. A layer that behaves otherwise in training, as dropout and
-/// batch norm do, overrides [`Layer::train`].
+/// batch norm do, overrides [`Layer::train`]. A model that has such layers needs one body for both, with [`Layer::run`]:
+///
+/// ```
+/// # use tiebeam::nn::{Dropout, Init, Layer, Linear};
+/// # use tiebeam::module;
+/// # use tiebeam::{Gpu, Rng, Tensor};
+/// # let gpu = Gpu::open()?;
+/// struct Net {
+///     first: Linear,
+///     drop: Dropout,
+///     second: Linear,
+/// }
+/// module!(Net { first, second });
+///
+/// impl Layer for Net {
+///     fn forward(&self, x: &Tensor) -> Tensor {
+///         self.run(x, None)
+///     }
+///     fn train(&self, x: &Tensor, rng: &mut Rng) -> Tensor {
+///         self.run(x, Some(rng))
+///     }
+///     fn run(&self, x: &Tensor, rng: Option<&mut Rng>) -> Tensor {
+///         let x = self.first.forward(x).relu();
+///         self.second.forward(&self.drop.run(&x, rng)) // rng.as_deref_mut() if it is needed again
+///     }
+/// }
+///
+/// let mut rng = Rng::new(1);
+/// let linear = |[a, b]: [usize; 2], rng: &mut Rng| Linear::new(&gpu, a, b, true, Init::KaimingUniform, rng);
+/// let net = Net { first: linear([4, 8], &mut rng), drop: Dropout::new(0.5), second: linear([8, 2], &mut rng) };
+/// let x = Tensor::ones(&gpu, [3, 4]);
+/// assert_eq!(net.forward(&x).to_vec::<f32>()?, net.forward(&x).to_vec::<f32>()?);
+/// assert_ne!(net.train(&x, &mut rng).to_vec::<f32>()?, net.train(&x, &mut rng).to_vec::<f32>()?);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
 pub trait Layer: Module + Send + Sync {
     /// The layer's value in evaluation.
     fn forward(&self, x: &Tensor) -> Tensor;
@@ -19,6 +53,14 @@ pub trait Layer: Module + Send + Sync {
     fn train(&self, x: &Tensor, rng: &mut Rng) -> Tensor {
         let _ = rng;
         self.forward(x)
+    }
+
+    /// Its value in training if there is an `rng`, else in evaluation.
+    fn run(&self, x: &Tensor, rng: Option<&mut Rng>) -> Tensor {
+        match rng {
+            Some(rng) => self.train(x, rng),
+            None => self.forward(x),
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use crate::gpu::shader::Source;
 use crate::gpu::value::Place;
 use crate::shape::Shape;
 use crate::tensor::Tensor;
+use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Weak};
@@ -84,7 +85,7 @@ struct Span {
 
 impl Ema {
     /// Copies the parameters as the first averages. They may be leaves of an optimizer, now or later, or any other f32 tensors
-    /// that are changed in place.
+    /// that are changed in place. Those of a model are `Ema::new(model.parameters().trainable(), 0.999)`.
     ///
     /// # Errors
     /// When `decay` is not in `[0, 1)`, inside a recorded step, or when the device has failed.
@@ -93,12 +94,14 @@ impl Ema {
     /// When there are no parameters, when one is not an f32 tensor with elements of its own or is on another device than the
     /// first, or when a name or tensor comes twice.
     #[track_caller]
-    pub fn new<'a, N: Into<String>>(
-        params: impl IntoIterator<Item = (N, &'a Tensor)>,
+    pub fn new<N: Into<String>, T: Borrow<Tensor>>(
+        params: impl IntoIterator<Item = (N, T)>,
         decay: f64,
     ) -> Result<Ema> {
         super::rule::below_one(OP, "decay", decay)?;
-        let params: Vec<(String, &Tensor)> = params.into_iter().map(|(name, x)| (name.into(), x)).collect();
+        let params: Vec<(String, T)> = params.into_iter().map(|(name, x)| (name.into(), x)).collect();
+        let params: Vec<(String, &Tensor)> =
+            params.iter().map(|(name, x)| (name.clone(), x.borrow())).collect();
         assert!(!params.is_empty(), "{OP}: there are no parameters");
         let gpu = params[0].1.gpu().clone();
         gpu.check()?;

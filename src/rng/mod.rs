@@ -352,6 +352,27 @@ impl Rng {
         self.next_stream().fill_normal(out);
     }
 
+    /// Returns a uniform draw in `[0, 1)`, the first of the next stream.
+    ///
+    /// ```
+    /// let angle = std::f32::consts::TAU * tiebeam::Rng::new(1).uniform();
+    /// assert!((0.0..std::f32::consts::TAU).contains(&angle));
+    /// ```
+    pub fn uniform(&mut self) -> f32 {
+        uniform_from_bits(self.next_stream().block(0)[0])
+    }
+
+    /// Returns a standard normal draw, the first of the next stream.
+    ///
+    /// ```
+    /// let mut first = [0.0];
+    /// tiebeam::Rng::new(1).fill_normal(&mut first);
+    /// assert_eq!(tiebeam::Rng::new(1).normal(), first[0]);
+    /// ```
+    pub fn normal(&mut self) -> f32 {
+        normal_from_bits(self.next_stream().block(0)[0])
+    }
+
     /// Returns an unbiased draw from `0..n`. Panics if `n` is 0.
     #[track_caller]
     pub fn below(&mut self, n: usize) -> usize {

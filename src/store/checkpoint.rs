@@ -4,6 +4,7 @@
 //! under `optimizer/`, and the rest is in the header's metadata. A run that is stopped and resumed gives the same bits as one
 //! that was not stopped.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
@@ -230,12 +231,13 @@ fn check(file: &File, params: &[(String, Tensor)]) -> Result<()> {
 /// # std::fs::remove_file(path).ok();
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
-pub fn save_tensors<'a, N: AsRef<str>>(
+pub fn save_tensors<N: AsRef<str>, T: Borrow<Tensor>>(
     path: impl AsRef<Path>,
-    tensors: impl IntoIterator<Item = (N, &'a Tensor)>,
+    tensors: impl IntoIterator<Item = (N, T)>,
     metadata: &BTreeMap<String, String>,
 ) -> Result<()> {
-    let (names, tensors): (Vec<N>, Vec<_>) = tensors.into_iter().unzip();
+    let (names, tensors): (Vec<N>, Vec<T>) = tensors.into_iter().unzip();
+    let tensors: Vec<&Tensor> = tensors.iter().map(Borrow::borrow).collect();
     of_one_moment(&tensors, |tensors| {
         save(path, names.iter().zip(tensors).map(|(name, tensor)| entry(name.as_ref(), tensor)), metadata)
     })

@@ -8,6 +8,7 @@ use crate::gpu::shader::Source;
 use crate::shape::{self, MAX_AXES, Shape};
 use crate::tape::{Op, Sink};
 use crate::tensor::{Tensor, same_gpu};
+use std::ops::RangeBounds;
 
 pub(super) use cases::cases;
 
@@ -138,7 +139,7 @@ impl Tensor {
         self.transpose(-2, -1)
     }
 
-    /// The elements `start..end` along `axis`. A view. The gradient of all other elements is zero.
+    /// The elements of a range along `axis`: `1..3`, `1..`, `..3`. A view. The gradient of all other elements is zero.
     ///
     /// # Panics
     /// If the range does not lie in the axis.
@@ -148,18 +149,15 @@ impl Tensor {
     /// # let gpu = Gpu::open()?;
     /// let x = Tensor::arange(&gpu, 0.0, 6.0, 1.0).reshape([2, 3]);
     /// assert_eq!(x.slice(1, 1..3).to_vec2::<f32>()?, [[1.0, 2.0], [4.0, 5.0]]);
-    /// assert_eq!(x.slice(-2, 0..1).shape()[..], [1, 3]); // the axis stays, with size 1
+    /// assert_eq!(x.slice(1, 1..).to_vec2::<f32>()?, [[1.0, 2.0], [4.0, 5.0]]);
+    /// assert_eq!(x.slice(-2, ..1).shape()[..], [1, 3]); // the axis stays, with size 1
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
     #[track_caller]
-    pub fn slice(&self, axis: isize, range: std::ops::Range<usize>) -> Tensor {
+    pub fn slice(&self, axis: isize, range: impl RangeBounds<usize>) -> Tensor {
         let axis = shape::axis("slice", axis, self.shape());
         let size = self.shape[axis];
-        assert!(
-            range.start <= range.end && range.end <= size,
-            "slice: {range:?} is outside axis {axis} of {}",
-            self.shape()
-        );
+        let range = shape::range("slice", range, axis, self.shape());
         let view = Tensor {
             shape: self.shape.with(axis, range.len()),
             offset: self.offset + range.start * self.strides[axis],
@@ -301,6 +299,23 @@ impl Tensor {
                 .turns(0),
         );
         if torn && into.is_none() { y.cast(self.dtype()) } else { y }
+    }
+
+    /// Concatenates the tensors along `axis`: another name of [`Tensor::concat`], that of PyTorch, candle and burn.
+    ///
+    /// # Panics
+    /// As [`Tensor::concat`].
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let [a, b] = [[1f32, 2.0], [3.0, 4.0]].map(|row| Tensor::from_slice(&gpu, &row, [1, 2]));
+    /// assert_eq!(Tensor::cat(&[&a, &b], 0).to_vec2::<f32>()?, [[1.0, 2.0], [3.0, 4.0]]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn cat(tensors: &[&Tensor], axis: isize) -> Tensor {
+        Tensor::concat(tensors, axis)
     }
 
     /// Concatenates the tensors along `axis`. All other sizes must be equal.

@@ -5,7 +5,7 @@ use crate::dtype::DType;
 use crate::ops::case::{Array, Case, Input};
 use crate::shape::{self, Axes, Shape};
 use crate::tensor::Tensor;
-use std::ops::Range;
+use std::ops::RangeBounds;
 
 impl Tensor {
     /// Views of `n` consecutive pieces of equal size along `axis`, as in PyTorch: each has `ceil(size / n)` elements of the
@@ -190,7 +190,7 @@ impl Tensor {
         self.reshape(&to[..])
     }
 
-    /// The elements `start, start + step, ...` below `end` along `axis`, as `x[start:end:step]` in Python. A view. The gradient
+    /// Every `step`-th element of a range along `axis`, from its start on, as `x[start:end:step]` in Python. A view. The gradient
     /// of all other elements is zero. Elements in reversed order are made by [`Tensor::flip`].
     ///
     /// # Panics
@@ -201,10 +201,11 @@ impl Tensor {
     /// # let gpu = Gpu::open()?;
     /// let x = Tensor::arange(&gpu, 0.0, 8.0, 1.0);
     /// assert_eq!(x.slice_step(0, 1..8, 3).to_vec::<f32>()?, [1.0, 4.0, 7.0]);
+    /// assert_eq!(x.slice_step(0, .., 4).to_vec::<f32>()?, [0.0, 4.0]);
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
     #[track_caller]
-    pub fn slice_step(&self, axis: isize, range: Range<usize>, step: usize) -> Tensor {
+    pub fn slice_step(&self, axis: isize, range: impl RangeBounds<usize>, step: usize) -> Tensor {
         assert!(step > 0, "slice_step: a step of 0 on {}", self.shape());
         let part = self.slice(axis, range);
         let axis = shape::axis("slice_step", axis, self.shape());
