@@ -3,7 +3,7 @@
 //! No panic crosses the boundary: it becomes an error with the panic's message. No result is written unless the whole
 //! call succeeds.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_text};
 use crate::geometry::vectors::Vec3;
 use crate::geometry::{Calculator, Cell};
 use crate::gpu::Gpu;
@@ -25,9 +25,7 @@ fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Option<T> {
         Ok(Ok(value)) => return Some(value),
         Ok(Err(error)) => error.to_string(),
         Err(panic) => {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("of no words");
-            format!("tiebeam: a bug, please report it: {text}")
+            format!("tiebeam: a bug, please report it: {}", panic_text(&*panic))
         }
     };
     let message = CString::new(message.replace('\0', " ")).unwrap_or_default();

@@ -2,6 +2,7 @@
 //!
 //! Misuse of shapes and dtypes is not included. It is a bug of the caller and panics at the caller's line.
 
+use std::any::Any;
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
@@ -300,4 +301,10 @@ impl StdError for Error {
             _ => None,
         }
     }
+}
+
+/// The message of a panic that was caught.
+pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> &str {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("without a message")
 }

@@ -18,7 +18,10 @@ use std::sync::Arc;
 mod host;
 #[cfg(feature = "ndarray")]
 mod ndarray;
+mod operand;
 mod print;
+
+pub use operand::Operand;
 
 /// An n-dimensional array on one device.
 ///
@@ -378,8 +381,19 @@ impl Tensor {
         same_gpu(op, args);
         let operands = args.iter().map(|t| t.operand(op, &shape));
         let all = operands.chain(scalars.iter().map(|&s| Arg::Scalar(s))).collect();
-        let expr = Expr::new(args[0].gpu(), op, template, shape, all);
-        Tensor::from_value(Value::later(args[0].gpu(), dtype, expr), shape)
+        Tensor::expressed(args[0].gpu(), op, template, dtype, shape, all)
+    }
+
+    fn expressed(
+        gpu: &Gpu,
+        op: &'static str,
+        template: &'static str,
+        dtype: DType,
+        shape: Shape,
+        args: Vec<Arg>,
+    ) -> Tensor {
+        let expr = Expr::new(gpu, op, template, shape, args);
+        Tensor::from_value(Value::later(gpu, dtype, expr), shape)
     }
 
     /// These elements as an argument of an elementwise op over `shape`.

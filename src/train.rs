@@ -57,6 +57,31 @@
 //! # Ok::<(), tiebeam::Error>(())
 //! ```
 //!
+//! With a [`DataLoader`](crate::data::DataLoader), the batches of a run go on from its step, also in the middle of an epoch:
+//!
+//! ```
+//! # use tiebeam::nn::{Init, Linear, Module};
+//! # use tiebeam::{Gpu, Rng, Tensor, optim::{Group, Sgd, SgdConfig}, train::Trainer};
+//! use tiebeam::data::DataLoader;
+//! # let gpu = Gpu::open()?;
+//! # let net = Linear::new(&gpu, 1, 1, true, Init::KaimingUniform, &mut Rng::new(1));
+//! # let group = Group::new(net.parameters().trainable());
+//! # let mut trainer = Trainer::new(Sgd::new(&gpu, vec![group], SgdConfig::default())?);
+//! let rows: Vec<f32> = (0..50).map(|i| i as f32 / 50.0).collect();
+//! let loader = DataLoader::new(&gpu, (rows.clone(), rows)).batch_size(8).shuffle(1);
+//! let mut batches = loader.steps_from(trainer.step());
+//! let loss = |_, _: &mut Rng| {
+//!     let (x, y) = batches.next().expect("epochs follow each other without end")?;
+//!     Ok(net.forward(&x.unsqueeze(1)).mse_loss(&y.unsqueeze(1)))
+//! };
+//! trainer.train(3 * loader.len() as u64, loss, |report| {
+//!     println!("{report}");
+//!     Ok(())
+//! })?;
+//! assert_eq!(trainer.step(), 21);
+//! # Ok::<(), tiebeam::Error>(())
+//! ```
+//!
 //! # What keeps a loop of its own
 //!
 //! A step here is one loss and one step of one optimizer. Two optimizers in turn, gradients of several micro-batches
@@ -66,13 +91,14 @@
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::readback::Reading;
-use crate::nn::{Module, Parameters};
+use crate::nn::Module;
 use crate::optim::{LossScale, Optimizer, Schedule, StepEvent, Watch};
 use crate::rng::Rng;
 use crate::step::Step;
 use crate::store::{Checkpoint, load_checkpoint, save_checkpoint};
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -121,6 +147,22 @@ pub struct Report {
     pub elapsed: Duration,
     /// The time that the other steps will take at the mean speed so far. `None` in the first report.
     pub eta: Option<Duration>,
+}
+
+/// One line: `step 120  loss 0.3171  norm 0.93  lr 0.001  12 s, 3 s left`.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Report { step, loss, norm, lr, elapsed, eta, .. } = self;
+        write!(
+            f,
+            "step {step}  loss {loss:.4}  norm {norm:.2}  lr {lr:.3e}  {:.0} s",
+            elapsed.as_secs_f64()
+        )?;
+        match eta {
+            Some(eta) => write!(f, ", {:.0} s left", eta.as_secs_f64()),
+            None => Ok(()),
+        }
+    }
 }
 
 /// What of a step is on its way to the host.
@@ -196,7 +238,18 @@ impl Trainer {
         Trainer { total: steps, ..self }
     }
 
-    /// Sets a flag that ends training after the present step once it is true. Ctrl-C or another thread may set it.
+    /// Sets a flag that ends training after the present step once it is true. Another thread may set it, or Ctrl-C, with a crate such
+    /// as `ctrlc`:
+    ///
+    /// ```text
+    /// let stop = Arc::new(AtomicBool::new(false));
+    /// let flag = stop.clone();
+    /// ctrlc::set_handler(move || flag.store(true, Ordering::SeqCst))?;
+    /// let mut trainer = Trainer::new(optimizer).stop(stop);
+    /// if !trainer.train(steps, loss, report)? {
+    ///     trainer.save("run.safetensors", &model)?; // it was stopped
+    /// }
+    /// ```
     #[must_use]
     pub fn stop(self, flag: Arc<AtomicBool>) -> Trainer {
         Trainer { stop: flag, ..self }
@@ -420,7 +473,7 @@ impl Trainer {
             .optimizer(state)
             .rng(Some(self.rng.clone()))
             .metadata(metadata.clone());
-        save_checkpoint(path, &stored(model), &run)
+        save_checkpoint(path, &model.parameters().state_dict(), &run)
     }
 
     /// Restores what [`Trainer::save`] wrote, and returns the metadata. The run goes on with the bits of one that was never stopped.
@@ -434,7 +487,7 @@ impl Trainer {
         path: impl AsRef<Path>,
         model: &(impl Module + ?Sized),
     ) -> Result<BTreeMap<String, String>> {
-        let mut run = load_checkpoint(path, &stored(model))?;
+        let mut run = load_checkpoint(path, &model.parameters().state_dict())?;
         if let Some(scale) = &self.scale
             && LossScale::is_in(&run.optimizer)
         {
@@ -446,10 +499,4 @@ impl Trainer {
         }
         Ok(run.metadata)
     }
-}
-
-/// The tensors of a checkpoint, each under its first name.
-fn stored(model: &(impl Module + ?Sized)) -> Vec<(String, Tensor)> {
-    let all = Parameters::of(model);
-    all.all().map(|(names, tensor)| (names[0].clone(), tensor.clone())).collect()
 }

@@ -27,7 +27,7 @@ pub use report::{Failed, Host, Record, Run};
 pub use run::{Event, Settings, run, time};
 
 use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_text};
 use crate::gpu::Gpu;
 use crate::tensor::Tensor;
 use std::cmp::Ordering::{Equal, Less};
@@ -178,11 +178,8 @@ impl Row {
 
 /// Runs `work` and turns panics into errors.
 fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<&str>().map(|s| s.to_string());
-        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-        Err(Error::device(format!("panicked: {}", text.unwrap_or_else(|| "without a text".into()))))
-    })
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|panic| Err(Error::device(format!("panicked: {}", panic_text(&*panic)))))
 }
 
 /// Times of one row, in seconds per call.

@@ -1,6 +1,5 @@
 //! The batches of an epoch, made in the calling thread or ahead of it.
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +7,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 
 use super::dataset::Dataset;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_text};
 
 /// Makes a batch of items.
 pub(super) type Collate<T, B> = dyn Fn(Vec<T>) -> Result<B> + Send + Sync;
@@ -58,15 +57,10 @@ impl<D: Dataset, B> Iterator for Maker<D, B> {
                 "data: items {} to {} of the epoch: the dataset or the collate function panicked: {}",
                 places.start,
                 places.end - 1,
-                words(&*panic)
+                panic_text(&*panic)
             )))),
         }
     }
-}
-
-fn words(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without words")
 }
 
 /// The batches of an epoch, which [`DataLoader::iter`](super::DataLoader::iter) returns.

@@ -200,4 +200,25 @@ where
         };
         Batches::new(maker, batches - batch, self.prefetch)
     }
+
+    /// Returns the batches of a training run from `step` on, without end: batch `step % len` of epoch `step / len`, and then one after
+    /// another. A run that was stopped goes on with the step that it had reached. There are none if an epoch has none.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, data::DataLoader};
+    /// # let gpu = Gpu::open()?;
+    /// let loader = DataLoader::new(&gpu, (0..5).collect::<Vec<i32>>()).batch_size(2).shuffle(3);
+    /// let read = |x: tiebeam::Result<tiebeam::Tensor>| x?.to_vec::<i32>();
+    /// let all = loader.steps_from(0).take(7).map(read).collect::<Result<Vec<_>, _>>()?;
+    /// assert_eq!(all[3..6], loader.iter(1).map(read).collect::<Result<Vec<_>, _>>()?);
+    /// assert_eq!(all[5..], loader.steps_from(5).take(2).map(read).collect::<Result<Vec<_>, _>>()?);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn steps_from(&self, step: u64) -> impl Iterator<Item = Result<B>> {
+        let len = self.len() as u64;
+        let (epoch, batch) = if len == 0 { (0, 0) } else { (step / len, (step % len) as usize) };
+        let epochs = if len == 0 { 0..0 } else { epoch..u64::MAX };
+        epochs.flat_map(move |at| self.iter_from(at, if at == epoch { batch } else { 0 }))
+    }
 }

@@ -5,7 +5,7 @@ use super::compile::Compiler;
 use super::driver_cache::DriverCache;
 use super::options::{Feature, Options, used};
 use super::{CoopMatrices, DeviceClass, Gpu, Inner, Tuning, choices, lock, texel};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, panic_text};
 use crate::files::parse_size;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -148,11 +148,7 @@ fn without_panic<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, Strin
             Err(kept) => std::panic::set_hook(Box::new(move |info| kept(info))),
         }
     }
-    done.unwrap_or_else(|payload| {
-        let text = payload.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| payload.downcast_ref::<&str>().map(|s| s.to_string()));
-        Err(text.unwrap_or_else(|| "a panic in the driver's layer".into()))
-    })
+    done.unwrap_or_else(|payload| Err(format!("a panic in the driver's layer: {}", panic_text(&*payload))))
 }
 
 impl Gpu {

@@ -413,6 +413,11 @@ impl Parameters {
         kept.map(|item| (&item.names[..], &item.tensor))
     }
 
+    /// Parameters and buffers, each under its first name: what a checkpoint holds, as PyTorch's `state_dict`.
+    pub fn state_dict(&self) -> Vec<(String, Tensor)> {
+        self.all().map(|(names, tensor)| (names[0].clone(), tensor.clone())).collect()
+    }
+
     /// All names of a parameter or buffer. More than one means that it is tied.
     pub fn names(&self, tensor: &Tensor) -> &[String] {
         self.known.get(&Identity::of(tensor)).map_or(&[], |&at| &self.items[at].names)

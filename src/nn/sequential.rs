@@ -4,8 +4,10 @@ use super::{
     BatchNorm, Conv1d, Conv2d, ConvTranspose2d, Embedding, GroupNorm, Linear, Module, Norm, SiteEmbedding,
     Visit, VisitMut, module,
 };
+use crate::error::panic_text;
 use crate::rng::Rng;
 use crate::tensor::Tensor;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// A module that maps one tensor to one tensor.
 ///
@@ -180,16 +182,37 @@ impl Sequential {
         self.add(Function(function))
     }
 
+    #[track_caller]
+    fn each(&self, x: &Tensor, mut run: impl FnMut(&dyn Layer, &Tensor) -> Tensor) -> Tensor {
+        let mut x = x.clone();
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = match catch_unwind(AssertUnwindSafe(|| run(&**layer, &x))) {
+                Ok(y) => y,
+                // The layer's own panic names a line of this file. This one names the layer, at the caller's line.
+                Err(panic) => {
+                    panic!("layer {i} of a Sequential, which got {}: {}", x.shape(), panic_text(&*panic))
+                }
+            };
+        }
+        x
+    }
+
     /// The layers' value in evaluation.
+    ///
+    /// # Panics
+    /// When one of the layers does, with its number.
     #[track_caller]
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        self.layers.iter().fold(x.clone(), |x, layer| layer.forward(&x))
+        self.each(x, |layer, x| layer.forward(x))
     }
 
     /// The layers' value in training: dropout drops, and batch norms use the batch and move their running statistics.
+    ///
+    /// # Panics
+    /// As [`Sequential::forward`].
     #[track_caller]
     pub fn train(&self, x: &Tensor, rng: &mut Rng) -> Tensor {
-        self.layers.iter().fold(x.clone(), |x, layer| layer.train(&x, rng))
+        self.each(x, |layer, x| layer.train(x, rng))
     }
 }
 

@@ -4,6 +4,7 @@
 use crate::support::folder::Folder;
 use crate::support::{download, gpu, other_kernels};
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use tiebeam::geometry::{Graph, Grid, Ponita, PonitaConfig, PonitaInput};
 use tiebeam::models::foldgpt::Gated;
 use tiebeam::models::mor::{Keys, Mor, Routing};
@@ -378,4 +379,18 @@ fn any_name_freezes_and_buffers_are_not_cast() {
     layers.cast(DType::F16);
     assert!(layers.parameters().buffers().all(|(_, x)| x.dtype() == DType::F32));
     layers.train(&Tensor::ones(gpu(), [2, 2, 5, 5]), &mut Rng::new(2)).sum_all().item().unwrap();
+}
+
+#[test]
+fn a_sequential_names_the_layer_that_fails() {
+    let mut rng = Rng::new(1);
+    let linear = |inputs| Linear::new(gpu(), inputs, 4, false, Init::KaimingUniform, &mut Rng::new(2));
+    let net = Sequential::new().add(linear(3)).add_fn(Tensor::relu).add(linear(5));
+    let x = Tensor::ones(gpu(), [2, 3]);
+    for train in [false, true] {
+        let run = AssertUnwindSafe(|| if train { net.train(&x, &mut rng) } else { net.forward(&x) });
+        let panic = catch_unwind(run).expect_err("the sizes differ");
+        let text = panic.downcast_ref::<String>().expect("a message");
+        assert!(text.starts_with("layer 2 of a Sequential, which got [2, 4]: linear: "), "{text}");
+    }
 }

@@ -6,7 +6,7 @@ use crate::gpu::value::fuse::Scalar;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::shape::{self, Shape};
 use crate::tape::{Op, Saved, Sink};
-use crate::tensor::{Tensor, same_gpu};
+use crate::tensor::{Operand, Tensor, same_gpu};
 
 /// `y = f(a, b)`. In the templates of the derivatives, `$0 = a`, `$1 = b` and `$2 = dy`.
 struct Binary {
@@ -14,7 +14,13 @@ struct Binary {
     da: &'static str,
     db: &'static str,
     a: Saved,
-    b: Saved,
+    b: Side,
+}
+
+/// The right-hand side, as it is saved.
+enum Side {
+    Tensor(Saved),
+    Number(f32),
 }
 
 impl Op for Binary {
@@ -26,13 +32,19 @@ impl Op for Binary {
     }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
-        let (a, b) = (self.a.get(self.name), self.b.get(self.name));
-        for (i, (template, to)) in [(self.da, a.shape()), (self.db, b.shape())].into_iter().enumerate() {
-            if sink.needs(i) {
+        let a = self.a.get(self.name);
+        let b = match &self.b {
+            Side::Tensor(b) => Operand::Tensor(b.get(self.name)),
+            Side::Number(number) => Operand::Number(*number),
+        };
+        let shapes = [Some(a.shape()), b.tensor().map(Tensor::shape)];
+        for (i, (template, to)) in [self.da, self.db].into_iter().zip(shapes).enumerate() {
+            if let Some(to) = to.filter(|_| sink.needs(i)) {
                 let dx = if template == "$2" {
                     dy.clone()
                 } else {
-                    Tensor::lazy(self.name, template, DType::F32, *dy.shape(), &[a, b, dy])
+                    let all = [Operand::Tensor(a), b, Operand::Tensor(dy)];
+                    Tensor::lazy_of(self.name, template, DType::F32, *dy.shape(), &all)
                 };
                 sink.add(i, dx.sum_to(*to));
             }
@@ -51,27 +63,52 @@ fn of_integers(name: &str, dtype: DType) -> Option<&'static str> {
     }
 }
 
+/// Refuses a number with integers, whose type it has not.
+#[track_caller]
+pub(super) fn of_floats<'a>(op: &str, x: &'a Tensor) -> &'a Tensor {
+    assert!(
+        x.dtype().is_float(),
+        "{op}: a number is f32, but the tensor {} is {}; cast it, or make the number a tensor of integers with full_like",
+        x.shape(),
+        x.dtype()
+    );
+    x
+}
+
 impl Tensor {
     #[track_caller]
-    fn binary(
-        &self,
-        rhs: &Tensor,
+    fn binary<'a>(
+        &'a self,
+        rhs: impl Into<Operand<'a>>,
         name: &'static str,
         template: &'static str,
-        d: [&'static str; 2],
+        [da, db]: [&'static str; 2],
     ) -> Tensor {
-        same_gpu(name, &[self, rhs]);
-        let dtype = self.common(rhs, name);
+        let rhs = rhs.into();
+        let (dtype, shape) = self.with(rhs, name);
         assert!(name != "pow" || dtype.is_float(), "pow: needs floats, got {dtype}; cast first");
         let template = if dtype.is_float() { template } else { of_integers(name, dtype).unwrap_or(template) };
-        let shape = shape::broadcast(name, self.shape(), rhs.shape());
-        let y = Tensor::lazy(name, template, dtype, shape, &[self, rhs]);
+        let y = Tensor::lazy_of(name, template, dtype, shape, &[Operand::Tensor(self), rhs]);
         if !dtype.is_float() {
             return y;
         }
-        y.made_by(&[self, rhs], || {
-            Box::new(Binary { name, da: d[0], db: d[1], a: Saved::new(self), b: Saved::new(rhs) })
-        })
+        let record = |b| Box::new(Binary { name, da, db, a: Saved::new(self), b });
+        match rhs {
+            Operand::Tensor(rhs) => y.made_by(&[self, rhs], || record(Side::Tensor(Saved::new(rhs)))),
+            Operand::Number(number) => y.made_by(&[self], || record(Side::Number(number))),
+        }
+    }
+
+    /// Type and shape of the result with a right-hand side that broadcasts.
+    #[track_caller]
+    fn with(&self, rhs: Operand, name: &str) -> (DType, Shape) {
+        match rhs {
+            Operand::Tensor(rhs) => {
+                same_gpu(name, &[self, rhs]);
+                (self.common(rhs, name), shape::broadcast(name, self.shape(), rhs.shape()))
+            }
+            Operand::Number(_) => (of_floats(name, self).dtype(), *self.shape()),
+        }
     }
 
     /// The result's type: equal types are kept, two different floats give f32.
@@ -85,10 +122,10 @@ impl Tensor {
     }
 
     #[track_caller]
-    fn compare(&self, rhs: &Tensor, name: &'static str, [floats, integers]: [&'static str; 2]) -> Tensor {
-        let template = if self.common(rhs, name).is_float() { floats } else { integers };
-        let shape = shape::broadcast(name, self.shape(), rhs.shape());
-        Tensor::lazy(name, template, DType::U32, shape, &[self, rhs])
+    fn compare(&self, rhs: Operand, name: &'static str, [floats, integers]: [&'static str; 2]) -> Tensor {
+        let (dtype, shape) = self.with(rhs, name);
+        let template = if dtype.is_float() { floats } else { integers };
+        Tensor::lazy_of(name, template, DType::U32, shape, &[Operand::Tensor(self), rhs])
     }
 
     /// `x * scale`, with one number for all elements.
@@ -208,15 +245,15 @@ impl Op for Where {
     }
 }
 
-/// Columns: docs, name, the result of the documentation's example, WGSL of the value, WGSL of both gradients from `$0 = a`,
-/// `$1 = b` and `$2 = dy`.
+/// Columns: docs, name, what it takes, the result of the documentation's example, WGSL of the value, WGSL of both gradients from
+/// `$0 = a`, `$1 = b` and `$2 = dy`.
 macro_rules! binary {
-    ($($(#[$doc:meta])* $name:ident [$result:literal]: $value:literal, [$da:literal, $db:literal];)*) => {
+    ($($(#[$doc:meta])* $name:ident($rhs:ty) [$result:literal]: $value:literal, [$da:literal, $db:literal];)*) => {
         impl Tensor {
             $($(#[$doc])*
             ///
             /// # Panics
-            /// If the shapes do not broadcast or the dtypes differ.
+            /// If the shapes do not broadcast or the dtypes differ; with a number and integers.
             ///
             /// ```
             /// # use tiebeam::{Gpu, Tensor};
@@ -229,7 +266,7 @@ macro_rules! binary {
             /// # Ok::<(), tiebeam::Error>(())
             /// ```
             #[track_caller]
-            pub fn $name(&self, rhs: &Tensor) -> Tensor {
+            pub fn $name<'a>(&'a self, rhs: $rhs) -> Tensor {
                 self.binary(rhs, stringify!($name), $value, [$da, $db])
             })*
         }
@@ -238,26 +275,26 @@ macro_rules! binary {
 
 binary! {
     /// `a + b`
-    add ["3.0, 5.0, 5.0, 7.0"]: "$0 + $1", ["$2", "$2"];
+    add(&'a Tensor) ["3.0, 5.0, 5.0, 7.0"]: "$0 + $1", ["$2", "$2"];
     /// `a - b`
-    sub ["-1.0, -1.0, 1.0, 1.0"]: "$0 - $1", ["$2", "-$2"];
+    sub(&'a Tensor) ["-1.0, -1.0, 1.0, 1.0"]: "$0 - $1", ["$2", "-$2"];
     /// `a * b`
-    mul ["2.0, 6.0, 6.0, 12.0"]: "$0 * $1", ["$2 * $1", "$2 * $0"];
+    mul(&'a Tensor) ["2.0, 6.0, 6.0, 12.0"]: "$0 * $1", ["$2 * $1", "$2 * $0"];
     /// `a / b`, within 2.5 ulp for `|b|` from 2^-126 to 2^126, and outside this range with the adapter's own accuracy.
     /// The gradients are `dy/b` and `-(dy/b)(a/b)`, which avoid b^2 because it may be 0 or infinite in f32. Integers
     /// truncate, `x / 0` is 0, and the least i32 divided by -1 is itself.
-    div ["0.5, 0.6667, 1.5, 1.3333"]: "$0 / $1", ["($2 / $1)", "(-kept($2 / $1, vec4<u32>(p.groups_x >> 31u)) * ($0 / $1))"];
-    /// `a ^ b`, as in IEEE 754: `x^0` and `1^x` are 1 even for NaN, a negative base needs a whole exponent and is NaN
+    div(&'a Tensor) ["0.5, 0.6667, 1.5, 1.3333"]: "$0 / $1", ["($2 / $1)", "(-kept($2 / $1, vec4<u32>(p.groups_x >> 31u)) * ($0 / $1))"];
+    /// `a ^ b`, with a tensor or a number `b`, as in IEEE 754: `x^0` and `1^x` are 1 even for NaN, a negative base needs a whole exponent and is NaN
     /// otherwise, and zeros and infinities follow their limits. Floats only.
     ///
     /// Within `4 + 0.15 |b ln a|` roundoffs (2^-24 of the result) on every adapter, so within 17. The gradients are `b
     /// a^(b-1)`, which is 0 for exponent 0, and `a^b ln a`, which is 0 at base 0 with an exponent of at least 0, and
     /// NaN for a negative base.
-    pow ["1.0, 8.0, 9.0, 64.0"]: "power($0, $1)", ["dpower_base($0, $1, $2)", "dpower_exponent($0, $1, $2)"];
-    /// The larger element, NaN if either is NaN. At a tie each side gets half of the gradient.
-    maximum ["2.0, 3.0, 3.0, 4.0"]: "max_nan($0, $1)", ["dmax($0, $1, $2)", "dmax($1, $0, $2)"];
-    /// The smaller element, NaN if either is NaN. At a tie each side gets half of the gradient.
-    minimum ["1.0, 2.0, 2.0, 3.0"]: "min_nan($0, $1)", ["dmax($1, $0, $2)", "dmax($0, $1, $2)"];
+    pow(impl Into<Operand<'a>>) ["1.0, 8.0, 9.0, 64.0"]: "power($0, $1)", ["dpower_base($0, $1, $2)", "dpower_exponent($0, $1, $2)"];
+    /// The larger element, of two tensors or of a tensor and a number, NaN if either is NaN. At a tie each side gets half of the gradient.
+    maximum(impl Into<Operand<'a>>) ["2.0, 3.0, 3.0, 4.0"]: "max_nan($0, $1)", ["dmax($0, $1, $2)", "dmax($1, $0, $2)"];
+    /// The smaller element, of two tensors or of a tensor and a number, NaN if either is NaN. At a tie each side gets half of the gradient.
+    minimum(impl Into<Operand<'a>>) ["1.0, 2.0, 2.0, 3.0"]: "min_nan($0, $1)", ["dmax($1, $0, $2)", "dmax($0, $1, $2)"];
 }
 
 /// Columns: name, sign, the result where an element is NaN, the result of the documentation's example, WGSL for floats and
@@ -265,23 +302,24 @@ binary! {
 macro_rules! compare {
     ($($name:ident $sign:literal $nan:literal [$result:literal]: $floats:literal, $integers:literal;)*) => {
         impl Tensor {
-            $(#[doc = concat!("1 where `a ", $sign, " b`, else 0, as u32: a mask for [`Tensor::where_mask`]. ", $nan, " where either is NaN.")]
+            $(#[doc = concat!("1 where `a ", $sign, " b`, with a tensor or a number `b`, else 0, as u32: a mask for [`Tensor::where_mask`]. ", $nan, " where either is NaN.")]
             ///
             /// # Panics
-            /// If the shapes do not broadcast or the dtypes differ.
+            /// If the shapes do not broadcast or the dtypes differ; with a number and integers.
             ///
             /// ```
             /// # use tiebeam::{Gpu, Tensor};
             /// # let gpu = Gpu::open()?;
             /// let a = Tensor::from_slice(&gpu, &[1f32, 2.0, 3.0], [3]);
-            /// let b = Tensor::scalar(&gpu, 2.0);
+            /// let b = Tensor::from_slice(&gpu, &[2f32, 2.0, 2.0], [3]);
             #[doc = concat!("assert_eq!(a.", stringify!($name), "(&b).to_vec::<u32>()?, [", $result, "]); // a ", $sign, " b")]
+            #[doc = concat!("assert_eq!(a.", stringify!($name), "(2.0).to_vec::<u32>()?, [", $result, "]);")]
             /// # Ok::<(), tiebeam::Error>(())
             /// ```
             #[track_caller]
-            pub fn $name(&self, rhs: &Tensor) -> Tensor {
+            pub fn $name<'a>(&'a self, rhs: impl Into<Operand<'a>>) -> Tensor {
                 let templates = [concat!("vec4<u32>(", $floats, ")"), concat!("vec4<u32>(", $integers, ")")];
-                self.compare(rhs, stringify!($name), templates)
+                self.compare(rhs.into(), stringify!($name), templates)
             })*
         }
     };
@@ -345,21 +383,21 @@ pub(crate) fn broadcast64(a: &Array, b: &Array, f: impl Fn(f64, f64) -> f64) -> 
 pub(super) fn cases() -> Vec<Case> {
     type Both = (&'static str, fn(&Tensor, &Tensor) -> Tensor, fn(f64, f64) -> f64, Fill, f64);
     let table: Vec<Both> = vec![
-        ("add", Tensor::add, |a, b| a + b, Fill::Normal(1.0), 1.0),
-        ("sub", Tensor::sub, |a, b| a - b, Fill::Normal(1.0), 1.0),
-        ("mul", Tensor::mul, |a, b| a * b, Fill::Normal(1.0), 1.0),
-        ("div", Tensor::div, |a, b| a / b, Fill::Uniform(0.4, 3.0), 5.0),
-        ("pow", Tensor::pow, f64::powf, Fill::Uniform(0.4, 3.0), 8.0),
+        ("add", |a, b| a.add(b), |a, b| a + b, Fill::Normal(1.0), 1.0),
+        ("sub", |a, b| a.sub(b), |a, b| a - b, Fill::Normal(1.0), 1.0),
+        ("mul", |a, b| a.mul(b), |a, b| a * b, Fill::Normal(1.0), 1.0),
+        ("div", |a, b| a.div(b), |a, b| a / b, Fill::Uniform(0.4, 3.0), 5.0),
+        ("pow", |a, b| a.pow(b), f64::powf, Fill::Uniform(0.4, 3.0), 8.0),
         (
             "maximum",
-            Tensor::maximum,
+            |a, b| a.maximum(b),
             |a, b| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) },
             Fill::Distinct(0.07),
             1.0,
         ),
         (
             "minimum",
-            Tensor::minimum,
+            |a, b| a.minimum(b),
             |a, b| if a.is_nan() || b.is_nan() { f64::NAN } else { a.min(b) },
             Fill::Distinct(0.05),
             1.0,
@@ -392,12 +430,12 @@ pub(super) fn cases() -> Vec<Case> {
     }
     type Test = (&'static str, fn(&Tensor, &Tensor) -> Tensor, fn(&f64, &f64) -> bool);
     let tests: [Test; 6] = [
-        ("eq", Tensor::eq, f64::eq),
-        ("ne", Tensor::ne, f64::ne),
-        ("lt", Tensor::lt, f64::lt),
-        ("le", Tensor::le, f64::le),
-        ("gt", Tensor::gt, f64::gt),
-        ("ge", Tensor::ge, f64::ge),
+        ("eq", |a, b| a.eq(b), f64::eq),
+        ("ne", |a, b| a.ne(b), f64::ne),
+        ("lt", |a, b| a.lt(b), f64::lt),
+        ("le", |a, b| a.le(b), f64::le),
+        ("gt", |a, b| a.gt(b), f64::gt),
+        ("ge", |a, b| a.ge(b), f64::ge),
     ];
     for (name, forward, reference) in tests {
         let inputs =

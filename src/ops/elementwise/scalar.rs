@@ -1,22 +1,11 @@
 //! Operators between a tensor and one number, on either side, the minus sign, and the sum of an iterator.
 
+use super::binary::of_floats;
 use crate::dtype::DType;
 use crate::gpu::value::fuse::Scalar;
 use crate::ops::case::{Array, Case, Fill, Input};
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::Tensor;
-
-/// Refuses a number with integers, whose type it has not.
-#[track_caller]
-fn of_floats<'a>(op: &str, x: &'a Tensor) -> &'a Tensor {
-    assert!(
-        x.dtype().is_float(),
-        "{op}: a number is f32, but the tensor {} is {}; cast it, or make the number a tensor of integers with full_like",
-        x.shape(),
-        x.dtype()
-    );
-    x
-}
 
 /// `y = x / number`.
 struct Divided {
@@ -159,7 +148,7 @@ impl<'a> std::iter::Sum<&'a Tensor> for Tensor {
 
 pub(super) fn cases() -> Vec<Case> {
     type Row = (&'static str, fn(&Tensor) -> Tensor, fn(f64) -> f64, f64);
-    let rows: [Row; 10] = [
+    let rows: [Row; 13] = [
         ("x + c", |x| x + 0.75, |x| x + 0.75, 1.0),
         ("c + x", |x| 0.75 + x, |x| 0.75 + x, 1.0),
         ("x - c", |x| x - 0.75, |x| x - 0.75, 1.0),
@@ -169,6 +158,9 @@ pub(super) fn cases() -> Vec<Case> {
         ("x / c", |x| x / 3.0, |x| x / 3.0, 5.0),
         ("c / x", |x| -3.0 / x, |x| -3.0 / x, 5.0),
         ("-x", |x| -x, |x| -x, 1.0),
+        ("x ^ c", |x| x.pow(2.5), |x| x.powf(2.5), 8.0),
+        ("maximum(x, c)", |x| x.maximum(1.5), |x| x.max(1.5), 1.0),
+        ("minimum(x, c)", |x| x.minimum(1.5), |x| x.min(1.5), 1.0),
         // Operators take tensors by value as well, and a chain is one kernel.
         ("chain", |x| 2.0 / (1.0 + -(x.clone() * 0.25) - 4.0), |x| 2.0 / (-3.0 - 0.25 * x), 16.0),
     ];
@@ -184,6 +176,22 @@ pub(super) fn cases() -> Vec<Case> {
                 Case::new(format!("{name} {dtype} {shape:?}"), vec![input], move |x| forward(&x[0]), want);
             all.push(case.ulps(ulps, 2.0 * ulps + 4.0));
         }
+    }
+    for dtype in [DType::F32, DType::F16] {
+        let input =
+            Input::normal([5, 3]).fill(Fill::Values(vec![1.0, 1.5, 2.0, f64::NAN])).dtype(dtype).fixed();
+        // Each comparison is a digit.
+        let forward = |x: &[Tensor]| {
+            let all = [x[0].eq(1.5), x[0].ne(1.5), x[0].lt(1.5), x[0].le(1.5), x[0].gt(1.5), x[0].ge(1.5)];
+            let digits = all.iter().map(|mask| mask.cast(DType::F32));
+            digits.reduce(|number, digit| number * 2.0 + digit).expect("six masks")
+        };
+        let bits = |x: f64| [x == 1.5, x != 1.5, x < 1.5, x <= 1.5, x > 1.5, x >= 1.5];
+        let number = move |x: f64| bits(x).iter().fold(0.0, |number, &bit| 2.0 * number + bit as u8 as f64);
+        let want = move |x: &[Array]| Array::from_fn(x[0].shape, |i| number(x[0].data[i]));
+        all.push(
+            Case::new(format!("comparisons with a number, {dtype}"), vec![input], forward, want).exact(),
+        );
     }
     let inputs = || vec![Input::normal([3, 5]), Input::normal([5]), Input::normal([3, 1])];
     let want = |x: &[Array]| Array::from_fn([3, 5], |i| x[0].data[i] + x[1].data[i % 5] + x[2].data[i / 5]);

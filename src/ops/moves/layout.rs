@@ -167,6 +167,28 @@ impl Tensor {
         self.viewed("slice", view, move |dy| dy.pad(axis as isize, before, after))
     }
 
+    /// The elements at one place of `axis`, as `x[index]` or `x[:, index]` in PyTorch: a view without that axis. The gradient of all
+    /// other elements is zero.
+    ///
+    /// # Panics
+    /// If the place does not lie in the axis.
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// let x = Tensor::arange(&gpu, 0.0, 6.0, 1.0).reshape([2, 3]);
+    /// assert_eq!(x.select(0, 1).to_vec::<f32>()?, [3.0, 4.0, 5.0]);
+    /// assert_eq!(x.select(-1, 2).to_vec::<f32>()?, [2.0, 5.0]);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    #[track_caller]
+    pub fn select(&self, axis: isize, index: usize) -> Tensor {
+        let at = shape::axis("select", axis, self.shape());
+        let size = self.shape[at];
+        assert!(index < size, "select: {index} is outside axis {at} of {}", self.shape());
+        self.slice(axis, index..index + 1).squeeze(axis)
+    }
+
     /// Repeats this tensor along axes of size 1 and new leading axes, up to `shape`. A view.
     ///
     /// # Panics

@@ -13,7 +13,7 @@
 //! |---|---|
 //! | the same elements in another shape | [`reshape`](crate::Tensor::reshape), [`flatten`](crate::Tensor::flatten), [`unflatten`](crate::Tensor::unflatten), [`squeeze`](crate::Tensor::squeeze), [`unsqueeze`](crate::Tensor::unsqueeze) |
 //! | axes in another order | [`permute`](crate::Tensor::permute), [`transpose`](crate::Tensor::transpose), [`t`](crate::Tensor::t) |
-//! | parts along an axis | [`slice`](crate::Tensor::slice), [`slice_step`](crate::Tensor::slice_step), [`split`](crate::Tensor::split), [`chunk`](crate::Tensor::chunk) |
+//! | parts along an axis | [`slice`](crate::Tensor::slice), [`select`](crate::Tensor::select), [`slice_step`](crate::Tensor::slice_step), [`split`](crate::Tensor::split), [`chunk`](crate::Tensor::chunk) |
 //! | tensors put together | [`concat`](crate::Tensor::concat), [`stack`](crate::Tensor::stack), [`pad`](crate::Tensor::pad) |
 //! | repeated or moved around | [`expand`](crate::Tensor::expand), [`repeat`](crate::Tensor::repeat), [`repeat_interleave`](crate::Tensor::repeat_interleave), [`flip`](crate::Tensor::flip), [`roll`](crate::Tensor::roll) |
 //!

@@ -1,0 +1,66 @@
+//! Right-hand sides that are a tensor or one number.
+
+use super::Tensor;
+use crate::dtype::DType;
+use crate::gpu::value::fuse::{Arg, Scalar};
+use crate::shape::Shape;
+
+/// A tensor, or one number in the place of every element. Both convert to it, so ops that take `impl Into<Operand>` take both.
+///
+/// ```
+/// # use tiebeam::{Gpu, Tensor};
+/// # let gpu = Gpu::open()?;
+/// let x = Tensor::from_slice(&gpu, &[1f32, -2.0, 3.0], [3]);
+/// assert_eq!(x.gt(0.0).to_vec::<u32>()?, [1, 0, 1]);
+/// assert_eq!(x.maximum(0.5).to_vec::<f32>()?, [1.0, 0.5, 3.0]);
+/// assert_eq!(x.pow(2.0).to_vec::<f32>()?, [1.0, 4.0, 9.0]);
+/// assert_eq!(x.pow(&x).to_vec::<f32>()?, [1.0, 0.25, 27.0]);
+/// # Ok::<(), tiebeam::Error>(())
+/// ```
+#[derive(Clone, Copy)]
+pub enum Operand<'a> {
+    /// A tensor, which broadcasts.
+    Tensor(&'a Tensor),
+    /// A number, for tensors of floats.
+    Number(f32),
+}
+
+impl<'a> Operand<'a> {
+    pub(crate) fn tensor(&self) -> Option<&'a Tensor> {
+        match *self {
+            Operand::Tensor(x) => Some(x),
+            Operand::Number(_) => None,
+        }
+    }
+}
+
+impl<'a> From<&'a Tensor> for Operand<'a> {
+    fn from(x: &'a Tensor) -> Operand<'a> {
+        Operand::Tensor(x)
+    }
+}
+
+impl From<f32> for Operand<'_> {
+    fn from(number: f32) -> Self {
+        Operand::Number(number)
+    }
+}
+
+impl Tensor {
+    /// Like [`Tensor::lazy`], with tensors and scalars in any order. The first is a tensor, and all are on its device.
+    #[track_caller]
+    pub(crate) fn lazy_of(
+        op: &'static str,
+        template: &'static str,
+        dtype: DType,
+        shape: Shape,
+        args: &[Operand],
+    ) -> Tensor {
+        let gpu = args[0].tensor().expect("the first operand is a tensor").gpu();
+        let arg = |operand: &Operand| match *operand {
+            Operand::Tensor(x) => x.operand(op, &shape),
+            Operand::Number(number) => Arg::Scalar(Scalar::F32(number)),
+        };
+        Tensor::expressed(gpu, op, template, dtype, shape, args.iter().map(arg).collect())
+    }
+}
