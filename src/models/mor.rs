@@ -328,4 +328,4 @@ fn listed(gpu: &Gpu, depths: &[Vec<u32>], r: usize, tokens: usize) -> Tensor {
     Tensor::from_slice(gpu, &padded.collect::<Vec<u32>>(), [rows.len(), most])
 }
 
-module!(Mor { block, routers });
+module!(Mor { block, routers, keys: _, recursions: _, routing: _ });

@@ -151,5 +151,5 @@ impl Module for Sliced {
     }
 }
 
-module!(Application { scales, projection });
+module!(Application { scales, projection, groups: _ });
 module!(Projection { scales, norm, mlp });

@@ -45,7 +45,7 @@ pub struct BatchNorm {
     pub momentum: f32,
 }
 
-module!(BatchNorm { weight, bias, running_mean, running_var });
+module!(BatchNorm { weight, bias, running_mean, running_var, eps: _, momentum: _ });
 
 impl BatchNorm {
     /// A layer with weight 1, bias 0, eps 1e-5 and momentum 0.1.
@@ -126,7 +126,7 @@ pub struct GroupNorm {
     pub eps: f32,
 }
 
-module!(GroupNorm { weight, bias });
+module!(GroupNorm { weight, bias, eps: _, groups: _ });
 
 impl GroupNorm {
     /// A layer with weight 1, bias 0 and eps 1e-5.

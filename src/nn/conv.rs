@@ -30,7 +30,7 @@ pub struct Conv1d {
     pub config: Conv1dConfig,
 }
 
-module!(Conv1d { weight, bias });
+module!(Conv1d { weight, bias, config: _ });
 
 impl Conv1d {
     /// Makes a layer from `channels = [in, out]` with windows of `size`, whose weight is drawn by `init` and whose bias is zero.
@@ -84,7 +84,7 @@ pub struct Conv2d {
     pub config: Conv2dConfig,
 }
 
-module!(Conv2d { weight, bias });
+module!(Conv2d { weight, bias, config: _ });
 
 impl Conv2d {
     /// Makes a layer from `channels = [in, out]` with windows of `size = [height, width]`, whose weight is drawn by `init` and
@@ -139,7 +139,7 @@ pub struct ConvTranspose2d {
     pub config: ConvTranspose2dConfig,
 }
 
-module!(ConvTranspose2d { weight, bias });
+module!(ConvTranspose2d { weight, bias, config: _ });
 
 impl ConvTranspose2d {
     /// Makes a layer from `channels = [in, out]` with windows of `size = [height, width]`, whose weight is drawn by `init` and

@@ -30,7 +30,7 @@ impl Module for ShardPool {
 }
 
 module!(CoefficientNet { embedding, layers, base });
-module!(UnifiedEmbedding { table });
+module!(UnifiedEmbedding { table, chunks: _ });
 
 impl Module for Packed {
     fn visit(&self, visit: &mut Visit) {

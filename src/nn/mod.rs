@@ -269,7 +269,7 @@ impl Norm {
     }
 }
 
-module!(Norm { gain, bias });
+module!(Norm { gain, bias, eps: _ });
 
 /// Multi-head attention with output projection; grouped-query when `kv_heads < heads`.
 ///
@@ -321,7 +321,7 @@ impl Attention {
     }
 }
 
-module!(Attention { q, k, v, o });
+module!(Attention { q, k, v, o, heads: _, kv_heads: _ });
 
 /// `W2 act(W1 x + b1) + b2`
 ///
@@ -356,7 +356,7 @@ impl Mlp {
     }
 }
 
-module!(Mlp { up, down });
+module!(Mlp { up, down, activation: _ });
 
 /// A pre-norm transformer block: `x + attn(norm1(x))`, then `x + mlp(norm2(x))`.
 ///

@@ -24,7 +24,7 @@ use std::sync::Arc;
 ///     width: usize,
 /// }
 ///
-/// module!(Gated { layer, gate });
+/// module!(Gated { layer, gate, width: _ });
 ///
 /// impl Gated {
 ///     fn forward(&self, x: &Tensor) -> Tensor {
@@ -205,24 +205,42 @@ fn done(changed: Result<()>) {
 
 /// Lists the fields of a module, each under its own name: `module!(Net { up, down })`. A field `name => "other"` is listed under
 /// another name, and `name => ""` without one, so that its parts stand beside the other fields. Type parameters are written in
-/// brackets: `module!([T: Module] Pair<T> { left, right })`. Fields that hold no tensors are left out.
+/// brackets: `module!([T: Module] Pair<T> { left, right })`.
 ///
-/// Every field that `forward` reads must be listed, or it is not trained. [`nn::check_listed`](crate::nn::check_listed) finds one
-/// that is not.
+/// A field without tensors is written as in a pattern that skips it: `module!(Net { up, down, depth: _ })`. Every field is listed in
+/// one way or the other, so that one which is forgotten is an error of the compiler, and not a weight that is neither trained nor
+/// saved:
+///
+/// ```compile_fail,E0063
+/// use tiebeam::nn::{Linear, module};
+/// struct Net {
+///     up: Linear,
+///     down: Linear,
+/// }
+/// module!(Net { up }); // error: missing field `down`
+/// ```
+///
+/// [`nn::check_listed`](crate::nn::check_listed) finds what a wrong `_` hides.
 #[macro_export]
 macro_rules! module {
-    ([$($generic:tt)*] $ty:ty { $($field:tt $(=> $name:literal)?),* $(,)? }) => {
+    ([$($generic:tt)*] $ty:ty { $($field:tt $(=> $name:literal)? $(: $skipped:tt)?),* $(,)? }) => {
         impl<$($generic)*> $crate::nn::Module for $ty {
             fn visit(&self, visit: &mut $crate::nn::Visit) {
-                $( visit.field($crate::module!(@name $field $($name)?), &self.$field); )*
+                // It is never called. It compiles only if all fields are listed.
+                #[allow(unreachable_code, clippy::diverging_sub_expression)]
+                let _ = || Self { $($field: ::std::unreachable!()),* };
+                $( $crate::module!(@visit visit, &self.$field, $field, ($($name)?) ($($skipped)?)); )*
             }
             fn visit_mut(&mut self, visit: &mut $crate::nn::VisitMut) {
-                $( visit.field(&mut self.$field); )*
+                $( $crate::module!(@replace visit, &mut self.$field, ($($skipped)?)); )*
             }
         }
     };
-    (@name $field:tt $name:literal) => { $name };
-    (@name $field:tt) => { stringify!($field) };
+    (@visit $visit:ident, $module:expr, $field:tt, () ()) => { $visit.field(stringify!($field), $module) };
+    (@visit $visit:ident, $module:expr, $field:tt, ($name:literal) ()) => { $visit.field($name, $module) };
+    (@visit $visit:ident, $module:expr, $field:tt, () (_)) => {};
+    (@replace $visit:ident, $module:expr, ()) => { $visit.field($module) };
+    (@replace $visit:ident, $module:expr, (_)) => {};
     ($ty:ty { $($fields:tt)* }) => { $crate::module!([] $ty { $($fields)* }); };
 }
 

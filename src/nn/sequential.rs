@@ -24,7 +24,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 ///     drop: Dropout,
 ///     second: Linear,
 /// }
-/// module!(Net { first, second });
+/// module!(Net { first, drop, second });
 ///
 /// impl Layer for Net {
 ///     fn forward(&self, x: &Tensor) -> Tensor {

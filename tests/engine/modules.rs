@@ -99,7 +99,7 @@ struct Forgets {
     scale: Tensor,
 }
 
-module!(Forgets { layer });
+module!(Forgets { layer, scale: _ });
 
 #[test]
 fn a_field_that_is_not_listed_is_found() {

@@ -408,7 +408,7 @@ const GRID: &str = "grid";
 
 module!(Basis { w1, b1, w2, b2 });
 
-module!(Conv { kernel, fiber_kernel, bias });
+module!(Conv { kernel, fiber_kernel, bias, tables: _ });
 
 impl Module for Ponita {
     fn visit(&self, visit: &mut Visit) {
