@@ -134,6 +134,9 @@ impl Step {
         }
         self.rates.iter().try_for_each(|rate| check_rate(*rate))?;
         self.gpu.check()?;
+        if self.gpu.plan_number().is_some() {
+            return Ok(&self.outputs);
+        }
         // Values that are pending on the last results need these, not the next ones.
         self.gpu.settle(self.capture.results());
         copy(&self.gpu, inputs, &self.inputs)?;

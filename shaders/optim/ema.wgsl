@@ -1,12 +1,11 @@
 // Running averages e of tensors w, which lie in one buffer, as the averages do in another:
-//     update: e = keep e + rest w
+//     update: e += rest (w - e), which keeps an average of equal weights exactly
 //     swap:   exchanges e and w, here called x
 // One workgroup per chunk of at most 1024 elements of one tensor. Each array is read and written once. No derivative.
 
 struct Params {
     groups_x: u32,
     count: u32,      // chunks
-    keep: f32,       // the decay
     rest: f32,       // 1 - decay
 }
 var<immediate> p: Params;
@@ -26,7 +25,10 @@ fn update(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     let chunk = chunks[at];
     for (var i = lane; i < (chunk.z + 3u) / 4u; i += 64u) {
         let own = chunk.y / 4u + i;
-        e[own] = p.keep * e[own] + p.rest * inside(w[chunk.x / 4u + i], i, chunk.z);
+        let old = e[own];
+        let next = inside(w[chunk.x / 4u + i], i, chunk.z);
+        // The difference of far apart numbers rounds, and a decay of 0 is w itself.
+        e[own] = select(old + p.rest * (next - old), next, p.rest == 1.0);
     }
 }
 

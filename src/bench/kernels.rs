@@ -45,7 +45,7 @@ pub fn kernels(gpu: &Gpu, entry: Entry) -> Result<Kernels> {
 
 /// Returns the dispatches that a call of a row plans for the class of this device, each with its count, in the order in which they
 /// first occur. A line has the kernel, constants, workgroups, parts, bytes and operations. The row's inputs are computed, but no
-/// dispatch of the call runs.
+/// dispatch of the call runs, and the replay of a recorded step is left out.
 ///
 /// # Errors
 /// As [`kernels`], except for wrong values, since no values are computed.

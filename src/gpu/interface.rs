@@ -9,7 +9,7 @@ use super::shader::{Assembled, Name};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use naga::valid::{Capabilities, FunctionInfo, GlobalUse};
-use naga::{AddressSpace, Module, ScalarKind, StorageAccess, TypeInner};
+use naga::{AddressSpace, Module, Scalar, ScalarKind, StorageAccess, TypeInner};
 
 /// The most bytes of immediates. This is WebGPU's limit, which is below those of Vulkan, Metal and DX12.
 const MOST_IMMEDIATE: u32 = 64;
@@ -24,8 +24,8 @@ pub(crate) struct Binding {
     pub write: bool,
     /// The fewest bytes that may be bound: those of the type, with one element of an array without a length.
     pub least: u64,
-    /// The type of its numbers, unless it is a struct.
-    kind: Option<ScalarKind>,
+    /// The type of its numbers, unless it has matrices or structs.
+    scalar: Option<Scalar>,
 }
 
 /// A member of the parameters' struct: a scalar or a vector of 32-bit numbers.
@@ -75,8 +75,8 @@ impl Interface {
                 (AddressSpace::Storage { access }, Some(number)) => {
                     let write = access.contains(StorageAccess::STORE);
                     let least = module.types[variable.ty].inner.size(module.to_ctx()).into();
-                    let kind = kind_of(module, &module.types[variable.ty].inner);
-                    interface.bindings.push(Binding { name, number, write, least, kind });
+                    let scalar = scalar_of(module, &module.types[variable.ty].inner);
+                    interface.bindings.push(Binding { name, number, write, least, scalar });
                 }
                 (AddressSpace::Immediate | AddressSpace::Uniform, uniform) => {
                     if interface.params.is_some() {
@@ -124,19 +124,18 @@ impl Interface {
     pub fn check_types(&self, binds: &[Bind]) -> Result<(), String> {
         for bind in binds {
             let binding = self.bindings.iter().find(|binding| binding.name == bind.name);
-            let (Some(kind), Some(dtype)) = (binding.and_then(|binding| binding.kind), bind.part.dtype)
-            else {
-                continue;
+            let scalar = binding.and_then(|binding| binding.scalar);
+            let (Some(scalar), Some(dtype)) = (scalar, bind.part.dtype) else { continue };
+            let fits = match dtype {
+                DType::F32 => scalar == Scalar::F32,
+                DType::I32 => scalar == Scalar::I32,
+                DType::U32 | DType::Bf16 => scalar == Scalar::U32,
+                DType::F16 => scalar == Scalar::U32 || scalar == Scalar::F16,
             };
-            let (own, words) = match dtype {
-                DType::F32 => (ScalarKind::Float, ""),
-                DType::I32 => (ScalarKind::Sint, ""),
-                DType::U32 => (ScalarKind::Uint, ""),
-                DType::F16 | DType::Bf16 => (ScalarKind::Uint, ", of which two are one u32"),
-            };
-            if own != kind {
-                let (name, kind) = (&bind.name, name_of(kind));
-                return Err(format!("binds elements of {dtype}{words}, as {name}, which is of {kind}"));
+            if !fits {
+                let words = if dtype.is_half() { ", of which two are one u32" } else { "" };
+                let (name, of) = (&bind.name, name_of(scalar));
+                return Err(format!("binds elements of {dtype}{words}, as {name}, which is of {of}"));
             }
         }
         Ok(())
@@ -144,22 +143,23 @@ impl Interface {
 }
 
 /// The type of the numbers in a scalar, a vector, an atomic or an array of them.
-fn kind_of(module: &Module, ty: &TypeInner) -> Option<ScalarKind> {
+fn scalar_of(module: &Module, ty: &TypeInner) -> Option<Scalar> {
     match ty {
         TypeInner::Scalar(scalar) | TypeInner::Vector { scalar, .. } | TypeInner::Atomic(scalar) => {
-            Some(scalar.kind)
+            Some(*scalar)
         }
-        TypeInner::Array { base, .. } => kind_of(module, &module.types[*base].inner),
+        TypeInner::Array { base, .. } => scalar_of(module, &module.types[*base].inner),
         _ => None,
     }
 }
 
-fn name_of(kind: ScalarKind) -> &'static str {
-    match kind {
-        ScalarKind::Sint => "i32",
-        ScalarKind::Float => "f32",
-        _ => "u32",
-    }
+fn name_of(scalar: Scalar) -> String {
+    let kind = match scalar.kind {
+        ScalarKind::Sint => 'i',
+        ScalarKind::Float => 'f',
+        _ => 'u',
+    };
+    format!("{kind}{}", 8 * scalar.width)
 }
 
 impl Params {
@@ -245,8 +245,8 @@ impl Field {
     fn put(&self, bytes: &mut [u8], param: &Param) -> Result<(), String> {
         if param.kind != self.kind || param.count != self.components {
             let ty = |kind: ScalarKind, count: usize| {
-                let kind = name_of(kind);
-                if count == 1 { kind.to_string() } else { format!("vec{count}<{kind}>") }
+                let kind = name_of(Scalar { kind, width: 4 });
+                if count == 1 { kind } else { format!("vec{count}<{kind}>") }
             };
             let [own, given] = [ty(self.kind, self.components), ty(param.kind, param.count)];
             return Err(format!("sets {} to {given}; it is {own}", self.name));
@@ -293,7 +293,7 @@ var<immediate> p: Params;
             number,
             write,
             least: 4,
-            kind: Some(ScalarKind::Float),
+            scalar: Some(Scalar::F32),
         };
         assert_eq!(forward.bindings, [binding("x", 3, false), binding("y", 5, true)]);
         let params = forward.params.unwrap();

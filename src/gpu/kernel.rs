@@ -193,8 +193,8 @@ impl<'a> Launch<'a> {
     }
 
     /// Binds what the kernel reads as `name`: for a tensor `&x`, its elements in row-major order. f32, u32 and i32 are arrays
-    /// of these types or of vectors of them, two elements of 16 bits share a u32. Text from outside must have the tensor's type.
-    /// The array is padded to 16 bytes, so its length is no element
+    /// of these types or of vectors of them, and two elements of 16 bits share a u32. A kernel of your own text must have the
+    /// tensor's type there. The array is padded to 16 bytes, so its length is no element
     /// count.
     ///
     /// # Panics

@@ -269,7 +269,9 @@ impl Gpu {
         let (raw, home) = (memory.raw.clone(), Arc::downgrade(&self.0.pool));
         lock(&self.0.pool).take(raw.size());
         lock(pool).inherited += raw.size();
-        Arc::new(Buffer::new(self, buffer.size, Some(Memory { raw, home })))
+        let heir = Arc::new(Buffer::new(self, buffer.size, Some(Memory { raw, home })));
+        self.note_planned("step", &heir);
+        heir
     }
 
     /// Ends the recording of a step: from here on, its pool's memory belongs to the replays. Buffers that the step's

@@ -148,7 +148,7 @@ fn without_panic<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, Strin
             Err(kept) => std::panic::set_hook(Box::new(move |info| kept(info))),
         }
     }
-    done.unwrap_or_else(|payload| Err(format!("a panic in the driver's layer: {}", panic_text(&*payload))))
+    done.unwrap_or_else(|payload| Err(panic_text(&*payload).to_string()))
 }
 
 impl Gpu {

@@ -8,9 +8,8 @@ use super::shader::Source;
 use crate::error::{Error, Result};
 use std::cell::RefCell;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::Weak;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 
 /// One dispatch of a plan.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,7 +73,6 @@ struct Watch {
 }
 
 /// A plan without its dispatches.
-#[derive(Default)]
 struct Only {
     /// Unique to this plan.
     number: u64,
@@ -90,8 +88,13 @@ impl Only {
 
     /// Notes which results exist only because of this plan. Other buffers still have the contents from before.
     fn note(&mut self, launch: &Launch) {
-        let made = launch.written().filter(|buffer| buffer.plan == Some(self.number));
-        self.made.extend(made.map(|buffer| (launch.op.to_string(), Arc::downgrade(buffer))));
+        launch.written().for_each(|buffer| self.note_result(launch.op, buffer));
+    }
+
+    fn note_result(&mut self, op: &str, buffer: &Arc<Buffer>) {
+        if buffer.plan == Some(self.number) {
+            self.made.push((op.to_string(), Arc::downgrade(buffer)));
+        }
     }
 
     /// Lets the results that somebody still holds carry an error, so that nobody takes them for computed.
@@ -170,8 +173,10 @@ impl Gpu {
         self.watch(work, None)
     }
 
-    /// Like [`Gpu::planned`], but no dispatch runs. `work` must not depend on values, since results have arbitrary contents in
-    /// it. Tensors from before keep their values, and a result that outlives `work` carries an error.
+    /// Like [`Gpu::planned`], but no dispatch runs, also in plans inside of `work`. A recorded step that `work` runs is left out. `work`
+    /// must not depend on values, since results have arbitrary contents in it, and must not copy or save any. Tensors from before
+    /// keep their values. A result that outlives `work` is computed later, if it follows from such tensors alone, or carries an
+    /// error.
     ///
     /// # Errors
     /// The device's fault.
@@ -181,6 +186,8 @@ impl Gpu {
 
     fn watch(&self, work: impl FnOnce(), only: Option<Only>) -> Result<Vec<Pass>> {
         self.synchronize()?;
+        // Operands of the outer plan were never computed.
+        let only = only.or_else(|| self.plan_number().map(|_| Only::new()));
         let back = Back(WATCH.replace(Some(Watch { gpu: self.0.id, seen: Vec::new(), only })));
         work();
         let seen = WATCH.with_borrow_mut(|watch| watch.as_mut().map(|watch| std::mem::take(&mut watch.seen)));
@@ -195,6 +202,25 @@ impl Gpu {
             let watch = watch.as_ref().filter(|watch| watch.gpu == self.0.id)?;
             watch.only.as_ref().map(|only| only.number)
         })
+    }
+
+    /// Notes a result that shares the memory of one that this thread has only planned.
+    pub(super) fn note_planned(&self, op: &str, buffer: &Arc<Buffer>) {
+        WATCH.with_borrow_mut(|watch| {
+            if let Some(only) = watch.as_mut().and_then(|watch| watch.only.as_mut()) {
+                only.note_result(op, buffer);
+            }
+        });
+    }
+
+    /// Refuses what would leave tensors from before in memory that a plan never fills.
+    pub(crate) fn refuse_in_plan(&self, what: &str) -> Result<()> {
+        match self.plan_number() {
+            Some(_) => {
+                Err(Error::config(format!("{what} while dispatches are only planned; make it before")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Forgets the dispatches that this thread has seen or planned so far.

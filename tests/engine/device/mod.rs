@@ -149,9 +149,9 @@ fn misuse_is_told_by_name() {
     told(&|| x.masked_fill(&x, 0.0), "masked_fill: the mask must be u32 or i32");
     told(&|| ids.masked_fill(&Tensor::positions(gpu, 4), 0.0), "masked_fill: [4] does not expand to [3]");
     told(&|| x.chunk(0, 0).remove(0), "chunk: into 0 pieces");
-    told(&|| x.repeat(&[2]), "repeat: [2, 3] has 2 axes");
+    told(&|| x.repeat([2]), "repeat: [2, 3] has 2 axes");
     told(&|| x.flatten(1, 0), "flatten: axis 1 is behind axis 0");
-    told(&|| x.unflatten(1, &[2, 2]), "unflatten: [2, 2] has 4 elements, axis 1 of [2, 3] not");
+    told(&|| x.unflatten(1, [2, 2]), "unflatten: [2, 2] has 4 elements, axis 1 of [2, 3] not");
     told(&|| x.slice_step(1, 0..3, 0), "slice_step: a step of 0");
     told(&|| x.bmm(&x), "bmm: needs [batch, m, k]");
     told(&|| Tensor::einsum("i->i", &[&ids]), "einsum: operand 0 of \"i->i\" is u32, not float");

@@ -3,6 +3,7 @@
 use super::folder::Folder;
 use super::*;
 use tiebeam::Options;
+use tiebeam::Step;
 use tiebeam::gpu::Tuning;
 use tiebeam::gpu::plan::Pass;
 use tiebeam::nn::Mask;
@@ -262,13 +263,13 @@ fn heads_are_read_where_they_lie() {
         let rope = Rope::new(&gpu, 40, 32, 10_000.0, Pairing::Halves);
         let head = |part: usize| {
             let all = x.reshape([2, 40, 12, 32]);
-            all.slice(2, 4 * part..4 * part + 4).permute(&[0, 2, 1, 3])
+            all.slice(2, 4 * part..4 * part + 4).permute([0, 2, 1, 3])
         };
-        let join = |y: Tensor| y.permute(&[0, 2, 1, 3]).reshape([2, 40, 128]);
+        let join = |y: Tensor| y.permute([0, 2, 1, 3]).reshape([2, 40, 128]);
         let passes = gpu.planned(|| join(head(0).attention(&head(1), &head(2), &Mask::Causal)).evaluate());
         let passes = passes.expect("no fault");
         assert!(passes.iter().all(|pass| pass.to_string().starts_with("attention")), "{passes:?}");
-        let whole = normal(&gpu, &[2, 40, 128]).reshape([2, 40, 4, 32]).permute(&[0, 2, 1, 3]);
+        let whole = normal(&gpu, &[2, 40, 128]).reshape([2, 40, 4, 32]).permute([0, 2, 1, 3]);
         let passes = gpu.planned(|| join(whole.rope(&rope, 0)).evaluate()).expect("no fault");
         assert_eq!(passes.len(), 1, "{passes:?}");
     }
@@ -308,24 +309,45 @@ fn a_plan_changes_no_values() {
 }
 
 #[test]
-fn work_that_a_plan_moves_or_overwrites_is_done() {
+fn a_plan_trains_nothing_and_what_the_host_writes_is_written() {
     let gpu = own();
-    let data = [1.0, -2.0, 3.0, 0.5];
-    let x = Tensor::from_slice(&gpu, &data, [4]);
-    // Both are pending when the plan begins: the parameter, which the optimizer moves, and what reads it.
-    let w = x.scale(2.0).requires_grad();
-    let before = w.detach().affine(1.0, 1.0);
+    let x = Tensor::from_slice(&gpu, &[1.0, -2.0, 3.0, 0.5], [4]);
+    let leaf = |scale| x.scale(scale).requires_grad();
+    let w = leaf(2.0);
     let mut adam = AdamW::new(&gpu, vec![Group::new([("w", &w)])], AdamWConfig::default()).unwrap();
-    let mut step = || {
+    let start = w.to_vec::<f32>().unwrap();
+    let state = adam.state_dict().unwrap();
+    // It is pending while the plan steps the optimizer, replays a step and restores a state.
+    let before = w.detach().affine(1.0, 1.0);
+    let step = |adam: &mut AdamW| {
         let grads = w.mul(&w).sum_all().backward().unwrap();
         adam.step(&grads, 0.1).unwrap();
     };
-    let passes = gpu.only_planned(&mut step).unwrap();
+    let mut replayed = Step::record(&gpu, &[&x], |x| Ok(vec![x[0].scale(3.0)])).unwrap();
+    let passes = gpu
+        .only_planned(|| {
+            step(&mut adam);
+            replayed.run(&[&x.neg()]).unwrap();
+            adam.load_state(7, &state).unwrap();
+        })
+        .unwrap();
     assert!(passes.iter().any(|pass| pass.op.starts_with("adam")), "{passes:?}");
-    assert_eq!(w.to_vec::<f32>().unwrap(), data.map(|x| 2.0 * x));
-    step();
-    assert_ne!(w.to_vec::<f32>().unwrap(), data.map(|x| 2.0 * x));
-    assert_eq!(before.to_vec::<f32>().unwrap(), data.map(|x| 2.0 * x + 1.0));
+    assert_eq!(w.to_vec::<f32>().unwrap(), start);
+    assert_eq!(adam.steps(), 7, "the host loaded a state, and the planned step does not count");
+    assert_eq!(replayed.outputs()[0].to_vec::<f32>().unwrap(), [3.0, -6.0, 9.0, 1.5]);
+    step(&mut adam);
+    assert_ne!(w.to_vec::<f32>().unwrap(), start);
+    let want: Vec<f32> = start.iter().map(|w| w + 1.0).collect();
+    assert_eq!(before.to_vec::<f32>().unwrap(), want);
+    // An optimizer would take the parameters into memory that is never filled.
+    let other = leaf(3.0);
+    let mut made = None;
+    gpu.only_planned(|| {
+        made = Some(AdamW::new(&gpu, vec![Group::new([("w", &other)])], AdamWConfig::default()).map(drop));
+    })
+    .unwrap();
+    assert!(made.unwrap().unwrap_err().to_string().contains("only planned"));
+    assert_eq!(other.to_vec::<f32>().unwrap(), [3.0, -6.0, 9.0, 1.5]);
 }
 
 #[test]
@@ -340,5 +362,19 @@ fn plans_may_hold_plans() {
         })
         .unwrap();
     assert_eq!(passes.len(), 1, "{passes:?}");
+    // What a plan inside runs would read what was never computed.
+    let mut kept = None;
+    gpu.only_planned(|| {
+        let y = x.sum(1);
+        drop(gpu.planned(|| kept = Some(y.softmax(-1))));
+    })
+    .unwrap();
+    assert!(kept.unwrap().to_vec::<f32>().unwrap_err().to_string().contains("only planned"));
+    // The result of a step that was recorded in a plan has no values either.
+    let mut recorded = None;
+    gpu.only_planned(|| recorded = Some(Step::record(&gpu, &[&x], |x| Ok(vec![x[0].softmax(-1)])).unwrap()))
+        .unwrap();
+    let outputs = recorded.unwrap().outputs()[0].to_vec::<f32>();
+    assert!(outputs.unwrap_err().to_string().contains("only planned"));
     assert!(gpu.planned(|| x.sum(1).evaluate()).unwrap().len() == 1);
 }
