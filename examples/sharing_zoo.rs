@@ -291,7 +291,8 @@ fn run(args: &Args) -> Result<()> {
     let file = args.out.join("results.jsonl");
     let mut records: Vec<Value> = match std::fs::read_to_string(&file) {
         Ok(lines) => lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect(),
-        Err(_) => Vec::new(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(e) => return Err(Error::io(&file, e)),
     };
     let size = text.train.len() + text.held_out.len();
     let same = |r: &Value, name: &str, seed: u64| {

@@ -32,7 +32,7 @@ pub type Cause = Arc<dyn StdError + Send + Sync>;
 /// assert_eq!(cause.kind(), io::ErrorKind::NotFound);
 /// assert!(error.to_string().starts_with("no/such/model.safetensors: "));
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub enum Error {
     /// There is no adapter, or none that matches the request.
@@ -255,6 +255,13 @@ impl Error {
             _ => {}
         }
         self
+    }
+}
+
+/// The sentence of `Display`, because that is what `main` prints of an error that it returns.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -71,7 +71,7 @@
 //! let loader = DataLoader::new(&gpu, (rows.clone(), rows)).batch_size(8).shuffle(1);
 //! let mut batches = loader.steps_from(trainer.step());
 //! let loss = |_, _: &mut Rng| {
-//!     let (x, y) = batches.next().expect("epochs follow each other without end")?;
+//!     let (x, y) = batches.next().expect("the dataset has a batch")?;
 //!     Ok(net.forward(&x.unsqueeze(1)).mse_loss(&y.unsqueeze(1)))
 //! };
 //! trainer.train(3 * loader.len() as u64, loss, |report| {
@@ -95,7 +95,7 @@ use crate::nn::Module;
 use crate::optim::{LossScale, Optimizer, Schedule, StepEvent, Watch};
 use crate::rng::Rng;
 use crate::step::Step;
-use crate::store::{Checkpoint, load_checkpoint, save_checkpoint};
+use crate::store::{Checkpoint, read_checkpoint, save_checkpoint, write_params};
 use crate::tensor::Tensor;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -145,11 +145,12 @@ pub struct Report {
     pub events: Vec<StepEvent>,
     /// The time since the first step of this trainer was done. That one is left out because it waits for the compiler.
     pub elapsed: Duration,
-    /// The time that the other steps will take at the mean speed so far. `None` in the first report.
+    /// The time that the other steps will take at the mean speed so far. `None` in the first report, and for `u64::MAX` steps, which
+    /// only a flag ends.
     pub eta: Option<Duration>,
 }
 
-/// One line: `step 120  loss 0.3171  norm 0.93  lr 0.001  12 s, 3 s left`.
+/// One line: `step 120  loss 0.3171  norm 0.93  lr 1.000e-3  12 s, 3 s left`.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Report { step, loss, norm, lr, elapsed, eta, .. } = self;
@@ -300,8 +301,8 @@ impl Trainer {
         let (mut late, mut going) = (None, self.begins(to));
         while going {
             let (step, lr) = self.next();
-            let outcome = loss(step, &mut self.rng)?.into();
-            let results = self.update(outcome, lr)?;
+            let results = loss(step, &mut self.rng).and_then(|outcome| self.update(outcome.into(), lr));
+            let results = self.or_report(results, to, &mut late, &mut report)?;
             going = self.after(to, lr, &results, &mut late, &mut report)?;
         }
         Ok(self.step() >= to)
@@ -344,27 +345,51 @@ impl Trainer {
         let (mut late, mut going) = (None, self.begins(to));
         while going {
             let (step, lr) = self.next();
-            let inputs = batch(step, &mut self.rng)?;
-            let inputs: Vec<&Tensor> = inputs.iter().collect();
-            let recorded = match &mut recorded {
-                Some(recorded) => {
-                    recorded.set_lr(lr);
-                    recorded.run(&inputs)?;
-                    recorded
-                }
-                None => {
-                    let first = inputs.first();
-                    let first = first.ok_or_else(|| Error::config("train: the batch has no tensors"))?;
-                    let gpu = first.gpu().clone();
-                    recorded.insert(Step::record(&gpu, &inputs, |inputs| {
-                        let outcome = loss(inputs, &mut self.rng)?.into();
-                        self.update(outcome, lr)
-                    })?)
-                }
-            };
-            going = self.after(to, lr, recorded.outputs(), &mut late, &mut report)?;
+            let inputs = batch(step, &mut self.rng);
+            let done = inputs.and_then(|inputs| self.run_recorded(recorded.take(), &inputs, lr, &mut loss));
+            let done = self.or_report(done, to, &mut late, &mut report)?;
+            going = self.after(to, lr, done.outputs(), &mut late, &mut report)?;
+            recorded = Some(done);
         }
         Ok(self.step() >= to)
+    }
+
+    /// Runs the recorded step, or records it.
+    #[track_caller]
+    fn run_recorded<L: Into<Outcome>>(
+        &mut self,
+        recorded: Option<Step>,
+        inputs: &[Tensor],
+        lr: f32,
+        loss: &mut impl FnMut(&[Tensor], &mut Rng) -> Result<L>,
+    ) -> Result<Step> {
+        let inputs: Vec<&Tensor> = inputs.iter().collect();
+        if let Some(mut recorded) = recorded {
+            recorded.set_lr(lr);
+            recorded.run(&inputs)?;
+            return Ok(recorded);
+        }
+        let first = inputs.first().ok_or_else(|| Error::config("train: the batch has no tensors"))?;
+        Step::record(first.gpu(), &inputs, |inputs| {
+            let outcome = loss(inputs, &mut self.rng)?.into();
+            self.update(outcome, lr)
+        })
+    }
+
+    /// Reports the step before, if a step failed, and returns the failure.
+    fn or_report<T>(
+        &mut self,
+        result: Result<T>,
+        to: u64,
+        late: &mut Option<Sent>,
+        report: &mut dyn FnMut(&Report) -> Result<()>,
+    ) -> Result<T> {
+        if result.is_err()
+            && let Some(sent) = late.take()
+        {
+            let _ = self.report(sent, to, report);
+        }
+        result
     }
 
     fn is_stopped(&self) -> bool {
@@ -435,7 +460,9 @@ impl Trainer {
         let (since, at) = *self.clock.get_or_insert_with(|| (Instant::now(), step));
         let elapsed = since.elapsed();
         let left = to.max(self.total).saturating_sub(step);
-        let eta = (step > at).then(|| elapsed.mul_f64(left as f64 / (step - at) as f64));
+        let seconds = elapsed.as_secs_f64() * left as f64 / step.saturating_sub(at) as f64;
+        let ends = to.max(self.total) < u64::MAX;
+        let eta = Duration::try_from_secs_f64(seconds).ok().filter(|_| ends && step > at);
         report(&Report { step, loss, lr, norm, values, events, elapsed, eta })?;
         if loss.is_finite() {
             return Ok(());
@@ -449,7 +476,7 @@ impl Trainer {
     /// generator. The file is replaced whole or not at all.
     ///
     /// # Errors
-    /// As [`save_checkpoint`].
+    /// As [`save_checkpoint`] and [`ModuleFile::save`](crate::nn::ModuleFile::save).
     pub fn save(&self, path: impl AsRef<Path>, model: &(impl Module + ?Sized)) -> Result<()> {
         self.save_with(path, model, &BTreeMap::new())
     }
@@ -457,7 +484,7 @@ impl Trainer {
     /// [`Trainer::save`] with text of your own in the file's metadata, such as settings and losses.
     ///
     /// # Errors
-    /// As [`save_checkpoint`].
+    /// As [`Trainer::save`].
     pub fn save_with(
         &self,
         path: impl AsRef<Path>,
@@ -473,7 +500,9 @@ impl Trainer {
             .optimizer(state)
             .rng(Some(self.rng.clone()))
             .metadata(metadata.clone());
-        save_checkpoint(path, &model.parameters().state_dict(), &run)
+        let all = model.parameters();
+        all.check_saved()?;
+        save_checkpoint(path, &all.state_dict(), &run)
     }
 
     /// Restores what [`Trainer::save`] wrote, and returns the metadata. The run goes on with the bits of one that was never stopped.
@@ -481,19 +510,25 @@ impl Trainer {
     /// The loss scale of a file that has none is left as it is, so that a run in f32 can go on in f16.
     ///
     /// # Errors
-    /// As [`load_checkpoint`], and when the state is of another optimizer or model.
+    /// As [`load_checkpoint`](crate::store::load_checkpoint), and when the state is of another optimizer or model. Then nothing has
+    /// changed.
     pub fn load(
         &mut self,
         path: impl AsRef<Path>,
         model: &(impl Module + ?Sized),
     ) -> Result<BTreeMap<String, String>> {
-        let mut run = load_checkpoint(path, &model.parameters().state_dict())?;
-        if let Some(scale) = &self.scale
-            && LossScale::is_in(&run.optimizer)
-        {
-            scale.load_state(&mut run.optimizer)?;
+        let params = model.parameters().state_dict();
+        let (file, mut run) = read_checkpoint(path.as_ref(), &params)?;
+        let (mut scaled, optimizer) = match &self.scale {
+            Some(_) => run.optimizer.drain(..).partition(LossScale::is_in),
+            None => (Vec::new(), std::mem::take(&mut run.optimizer)),
+        };
+        // First what may be another optimizer's. The model comes last.
+        self.optimizer.load_state(run.step, &optimizer)?;
+        if let Some(scale) = self.scale.as_ref().filter(|_| !scaled.is_empty()) {
+            scale.load_state(&mut scaled)?;
         }
-        self.optimizer.load_state(run.step, &run.optimizer)?;
+        write_params(&file, &params)?;
         if let Some(rng) = run.rng {
             self.rng.set_state(rng.state());
         }

@@ -1,4 +1,5 @@
 // Moves an average towards a new value, in place: y += rate (x - y). Each array is read and written once. No derivative.
+// A value that is not finite is left out, because no later one would repair the average.
 
 struct Params {
     groups_x: u32,
@@ -14,5 +15,6 @@ var<immediate> p: Params;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let i = (group.y * p.groups_x + group.x) * 64u + lane;
     if i >= p.count { return; }
+    if (bitcast<u32>(x[i]) & 0x7f800000u) == 0x7f800000u { return; }
     y[i] = y[i] + p.rate * (x[i] - y[i]);
 }

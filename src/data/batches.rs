@@ -53,7 +53,7 @@ impl<D: Dataset, B> Iterator for Maker<D, B> {
         // What a panic leaves behind is dropped with the items. The dataset is shared, and knows itself how it survives one.
         match catch_unwind(AssertUnwindSafe(|| self.batch(places.clone()))) {
             Ok(batch) => batch.transpose(),
-            Err(panic) => Some(Err(Error::stopped(format!(
+            Err(panic) => Some(Err(Error::config(format!(
                 "data: items {} to {} of the epoch: the dataset or the collate function panicked: {}",
                 places.start,
                 places.end - 1,
@@ -66,7 +66,7 @@ impl<D: Dataset, B> Iterator for Maker<D, B> {
 /// The batches of an epoch, which [`DataLoader::iter`](super::DataLoader::iter) returns.
 ///
 /// A batch that cannot be made is an error in its place, and the next one follows it. A panic of the dataset or of the function
-/// that makes batches is such an error too, [`Error::Stopped`]. Dropping this returns at once: the thread that reads ahead ends
+/// that makes batches is such an error too, with its message. Dropping this returns at once: the thread that reads ahead ends
 /// after the item that it is reading.
 pub struct Batches<B> {
     source: Source<B>,
@@ -124,7 +124,7 @@ impl<B> Iterator for Batches<B> {
             Source::Here(maker) => maker.next(),
             Source::Ahead(receiver) => Some(receiver.recv().unwrap_or_else(|_| {
                 self.left = 0;
-                Err(Error::stopped("data: the thread that reads ahead has ended before its last batch"))
+                Err(Error::device("data: the thread that reads ahead has ended before its last batch"))
             })),
         }
     }

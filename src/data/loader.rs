@@ -217,7 +217,9 @@ where
     #[track_caller]
     pub fn steps_from(&self, step: u64) -> impl Iterator<Item = Result<B>> {
         let len = self.len() as u64;
-        let (epoch, batch) = if len == 0 { (0, 0) } else { (step / len, (step % len) as usize) };
+        let epoch = step.checked_div(len).unwrap_or(0);
+        let batch = (step - epoch * len) as usize;
+        // Epochs without a batch would be looked through without end.
         let epochs = if len == 0 { 0..0 } else { epoch..u64::MAX };
         epochs.flat_map(move |at| self.iter_from(at, if at == epoch { batch } else { 0 }))
     }

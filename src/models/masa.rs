@@ -38,7 +38,7 @@ pub fn drift(model: &Llama, tokens: &Tensor) -> Result<Vec<f64>> {
     let mut means = Vec::new();
     no_grad(|| {
         let width = model.config.width;
-        model.hidden_with(tokens, |_, seen| {
+        let _ = model.hidden_with(tokens, |_, seen| {
             let rows = seen.stream.count() / width;
             means.push(seen.stream.reshape([rows, width]).mean(0));
         });
@@ -87,7 +87,7 @@ fn autocorrelations(model: &Llama, tokens: &Tensor) -> Vec<[Tensor; 2]> {
     let mut all = Vec::new();
     no_grad(|| {
         let width = model.config.width;
-        model.hidden_with(tokens, |_, seen| {
+        let _ = model.hidden_with(tokens, |_, seen| {
             all.push([seen.normed, seen.mixed].map(|x| {
                 let x = x.reshape([x.count() / width, width]);
                 let c = x.t().matmul(&x);

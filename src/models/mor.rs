@@ -122,7 +122,7 @@ fn mask(queries: &Tensor, keys: &Tensor) -> Mask {
 /// Reshapes `[rows, heads * size]` to `[batch, heads, rows / batch, size]`.
 fn heads(x: &Tensor, batch: usize, heads: usize) -> Tensor {
     let (rows, width) = (x.shape()[0], x.shape()[1]);
-    x.reshape([batch, rows / batch, heads, width / heads]).permute(&[0, 2, 1, 3])
+    x.reshape([batch, rows / batch, heads, width / heads]).permute([0, 2, 1, 3])
 }
 
 fn gathered(layer: &Linear, x: &Tensor, rows: &Tensor) -> Tensor {
@@ -306,7 +306,7 @@ impl Mor {
                 q.attention(&k, &v, &Mask::Causal)
             }
         };
-        let y = y.permute(&[0, 2, 1, 3]);
+        let y = y.permute([0, 2, 1, 3]);
         let y = y.reshape([chosen.batch * chosen.count, y.shape()[2] * y.shape()[3]]);
         let x = x.add_linear_scattered(&y, &chosen.rows, &chosen.ones, &attention.o.weight);
         let normed = self.block.norm2.forward(&x);

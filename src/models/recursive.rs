@@ -138,7 +138,7 @@ fn matrices(c: &RecursiveConfig) -> [Matrix; 6] {
 }
 
 fn block(gpu: &Gpu, c: &RecursiveConfig, sites: Vec<Arc<dyn Site>>) -> Block {
-    let sites: [Arc<dyn Site>; 6] = sites.try_into().ok().expect("a site for each matrix");
+    let sites: [Arc<dyn Site>; 6] = sites.try_into().expect("a site for each matrix");
     let [q, k, v, o, up, down] = sites.map(|site| Linear::from_site(site, None));
     Block {
         norm1: Norm::rms(gpu, c.width, 1e-5),

@@ -29,7 +29,7 @@ use crate::tensor::Tensor;
 /// assert!((y[0] - 0.0).abs() < 1e-6 && (y[1] - 2.0 / 1.5f32.sqrt()).abs() < 1e-6);
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct BatchNorm {
     /// `[channels]`
     pub weight: Tensor,
@@ -82,8 +82,8 @@ impl BatchNorm {
     }
 
     /// `x [batch, channels, ..]` with the statistics of this batch. The running ones move, in place, so that a recorded step moves
-    /// them at every replay, and [`checkpoint`](crate::checkpoint), which runs its code twice, twice. If they cannot move, the result
-    /// carries the error.
+    /// them at every replay, and [`checkpoint`](crate::checkpoint), which runs its code twice, twice. Statistics of a batch that are not
+    /// finite, as where f16 overflows, are left out of the running ones. If they cannot move, the result carries the error.
     ///
     /// # Panics
     /// As [`Tensor::batch_norm`], and when a channel has only one element, which has no variance.
@@ -114,7 +114,7 @@ impl BatchNorm {
 /// assert!((y[0] + 1.0).abs() < 1e-4 && (y[3] - 1.0).abs() < 1e-4);
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct GroupNorm {
     /// `[channels]`
     pub weight: Tensor,

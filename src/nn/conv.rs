@@ -20,7 +20,7 @@ use crate::tensor::Tensor;
 /// assert_eq!(y.shape()[..], [2, 8, 10]);
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Conv1d {
     /// `[out, in / groups, size]`
     pub weight: Tensor,
@@ -74,7 +74,7 @@ impl Conv1d {
 /// assert_eq!(y.shape()[..], [1, 8, 4, 4]);
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Conv2d {
     /// `[out, in / groups, height, width]`
     pub weight: Tensor,
@@ -129,7 +129,7 @@ impl Conv2d {
 /// assert_eq!(y.shape()[..], [1, 3, 8, 8]);
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct ConvTranspose2d {
     /// `[in, out / groups, height, width]`
     pub weight: Tensor,

@@ -1,6 +1,7 @@
 //! Modules in files: safetensors with a tensor for each parameter and buffer.
 
-use super::module::{Module, Parameters};
+use super::module::Module;
+use super::parameters::Parameters;
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::value::Place;
@@ -21,6 +22,7 @@ pub struct Loaded {
 }
 
 pub(super) fn save(all: &Parameters, path: &Path, metadata: &BTreeMap<String, String>) -> Result<()> {
+    all.check_saved()?;
     let mut metadata = metadata.clone();
     // As safetensors' `save_model` writes it: every other name of a tensor, with the one under which it is stored.
     for (names, _) in all.all() {
@@ -80,7 +82,7 @@ fn elements(file: &File, name: &str, tensor: &Tensor) -> Result<Vec<u8>> {
     if info.shape != own[..] {
         return wrong(format!("is {:?}, the model's is {own}", info.shape));
     }
-    if !tensor.is_contiguous() || tensor.offset != 0 || tensor.count() != tensor.value.count {
+    if !tensor.is_whole() {
         return wrong("is a view of another tensor in this model, which cannot be written".into());
     }
     if info.dtype == stored(tensor.dtype()) {
@@ -90,11 +92,17 @@ fn elements(file: &File, name: &str, tensor: &Tensor) -> Result<Vec<u8>> {
         return wrong(format!("is {}, the model's is {}", info.dtype, tensor.dtype()));
     }
     let floats = file.tensor_f32(name)?;
-    Ok(match tensor.dtype() {
-        DType::F16 => floats.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
-        DType::Bf16 => floats.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()).collect(),
-        _ => floats.iter().flat_map(|x| x.to_le_bytes()).collect(),
-    })
+    let round: fn(f32) -> (u16, bool) = match tensor.dtype() {
+        DType::F16 => |x| (half::f16::from_f32(x).to_bits(), half::f16::from_f32(x).is_finite()),
+        DType::Bf16 => |x| (half::bf16::from_f32(x).to_bits(), half::bf16::from_f32(x).is_finite()),
+        _ => return Ok(floats.iter().flat_map(|x| x.to_le_bytes()).collect()),
+    };
+    match floats.iter().position(|&x| x.is_finite() && !round(x).1) {
+        Some(i) => {
+            wrong(format!("has {} at element {i}, too large for the model's {}", floats[i], tensor.dtype()))
+        }
+        None => Ok(floats.iter().flat_map(|&x| round(x).0.to_le_bytes()).collect()),
+    }
 }
 
 /// The methods of [`Module`] that read and write files, apart because they need nothing else of it.
@@ -120,7 +128,8 @@ pub trait ModuleFile: Module {
     /// ```
     ///
     /// # Errors
-    /// When the file cannot be written, or a device has failed.
+    /// When the file cannot be written, or a device has failed. When the module holds what could not be loaded again: a view of another
+    /// tensor, or what is computed from a leaf that is not listed.
     fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         self.save_with(path, &BTreeMap::new())
     }
@@ -137,7 +146,8 @@ pub trait ModuleFile: Module {
     /// another type are converted. A checkpoint's optimizer is passed over.
     ///
     /// # Errors
-    /// When the file lacks one or has another, all of which the message names; when a shape differs. Nothing has changed then.
+    /// When the file lacks one or has another, all of which the message names; when a shape differs, or a number is too large for
+    /// the module's type. Nothing has changed then.
     fn load(&self, path: impl AsRef<Path>) -> Result<()> {
         load(&self.parameters(), path.as_ref(), true).map(drop)
     }

@@ -10,6 +10,7 @@ mod file;
 mod init;
 mod kinds;
 mod module;
+mod parameters;
 mod sequential;
 
 pub use crate::module;
@@ -26,7 +27,8 @@ pub use conv::{Conv1d, Conv2d, ConvTranspose2d};
 pub use distill::distillation;
 pub use file::{Loaded, ModuleFile};
 pub use init::Init;
-pub use module::{Buffer, Module, Parameters, Visit, VisitMut, check_listed, join};
+pub use module::{Buffer, Module, Visit, VisitMut, check_listed, join};
+pub use parameters::Parameters;
 pub use sequential::{Dropout, Layer, Sequential};
 
 use crate::gpu::Gpu;
@@ -48,7 +50,7 @@ use std::sync::Arc;
 /// assert_eq!(y.shape()[..], [5, 7, 2]);
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Linear {
     /// The source of the weight.
     pub weight: Arc<dyn Site>,
@@ -150,7 +152,7 @@ module!(Linear { weight => "", bias });
 /// assert_eq!(tokens.logits(&x).shape()[..], [1, 3, 256]); // the same table as output head
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Embedding {
     /// `[rows, width]`
     pub table: Tensor,
@@ -195,7 +197,7 @@ module!(Embedding { table });
 /// assert_eq!((table.parameters().stored(), table.parameters().used()), (500, 16_000));
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct SiteEmbedding {
     /// `[rows, width]`
     pub weight: Arc<dyn Site>,
@@ -238,7 +240,7 @@ module!(SiteEmbedding { weight => "" });
 /// assert!((y[0].powi(2) + y[1].powi(2) - 2.0).abs() < 1e-5);
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Norm {
     /// `[width]`
     pub gain: Tensor,
@@ -287,7 +289,7 @@ module!(Norm { gain, bias, eps: _ });
 /// assert_eq!(attention.forward(&x, &Mask::Causal, None).shape(), x.shape());
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Attention {
     /// `[heads * head_dim, width]`
     pub q: Linear,
@@ -310,12 +312,12 @@ impl Attention {
         let [batch, tokens] = [x.shape()[0], x.shape()[1]];
         let split = |y: Tensor, heads: usize| {
             let width = y.shape()[2];
-            y.reshape([batch, tokens, heads, width / heads]).permute(&[0, 2, 1, 3])
+            y.reshape([batch, tokens, heads, width / heads]).permute([0, 2, 1, 3])
         };
         let q = split(self.q.forward(x), self.heads);
         let k = split(self.k.forward(x), self.kv_heads);
         let v = split(self.v.forward(x), self.kv_heads);
-        let y = q.attention(&k, &v, mask).permute(&[0, 2, 1, 3]);
+        let y = q.attention(&k, &v, mask).permute([0, 2, 1, 3]);
         let y = y.reshape([batch, tokens, y.shape()[2] * y.shape()[3]]);
         self.o.forward_with(&y, Activation::None, residual)
     }
@@ -337,7 +339,7 @@ module!(Attention { q, k, v, o, heads: _, kv_heads: _ });
 /// assert_eq!(mlp.forward(&x, Some(&x)).shape(), x.shape()); // `x` is added to the result
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Mlp {
     /// `[hidden, width]`
     pub up: Linear,
@@ -376,7 +378,7 @@ module!(Mlp { up, down, activation: _ });
 /// assert_eq!(block.forward(&x, &Mask::Causal).shape(), x.shape());
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Block {
     /// Before attention.
     pub norm1: Norm,

@@ -1,5 +1,6 @@
 //! Modules: what holds parameters and buffers, and the walk over them that lists, saves, loads, freezes, casts and moves.
 
+use super::parameters::{Identity, Item, Parameters, Role};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -59,8 +60,8 @@ pub trait Module {
     }
 
     /// Replaces every parameter and buffer by what `change` makes of its first name and itself. A tensor with several names is
-    /// changed once, so what was tied stays tied, and keeps its shape. Two handles on the same elements, one of them detached,
-    /// are two tensors here.
+    /// changed once, so what was tied stays tied, and keeps its shape. Leaves stay leaves, and what is frozen stays frozen: the result
+    /// is detached. Two handles on the same elements, one of them detached, are two tensors here.
     ///
     /// Optimizers go on to train the old leaves: make them after this.
     ///
@@ -72,10 +73,41 @@ pub trait Module {
     where
         Self: Sized,
     {
-        replace(self, &mut |item| match item.role {
-            Role::Constant => Ok(item.tensor.clone()),
-            _ => change(&item.names[0], &item.tensor),
+        replace(self, &mut |item| {
+            let x = &item.tensor;
+            if item.role == Role::Constant {
+                return Ok(x.clone());
+            }
+            let y = change(&item.names[0], x)?;
+            let y = if y.is_tracked() { y.detach() } else { y };
+            Ok(if x.is_leaf() && y.dtype().is_float() { y.requires_grad() } else { y })
         })
+    }
+
+    /// A copy with elements of its own, as `copy.deepcopy(model)` in PyTorch. What was tied is tied in the copy, leaves are leaves, and
+    /// what is frozen is frozen. A plain `clone` is another handle on the same parameters.
+    ///
+    /// # Errors
+    /// As [`Module::map`].
+    ///
+    /// ```
+    /// # use tiebeam::{Gpu, Rng, Tensor};
+    /// # let gpu = Gpu::open()?;
+    /// use tiebeam::nn::{Init, Linear, Module};
+    /// let layer = Linear::new(&gpu, 3, 2, true, Init::XavierUniform, &mut Rng::new(1));
+    /// let copy = layer.deep_copy()?;
+    /// assert_eq!(copy.parameters().trainable().len(), 2);
+    /// let [a, b] = [&layer, &copy].map(|layer| layer.parameters().named()[0].1.clone());
+    /// assert!(a.leaf_id() != b.leaf_id() && a.to_vec::<f32>()? == b.to_vec::<f32>()?);
+    /// # Ok::<(), tiebeam::Error>(())
+    /// ```
+    fn deep_copy(&self) -> Result<Self>
+    where
+        Self: Sized + Clone,
+    {
+        let mut copy = self.clone();
+        copy.map(|_, x| Ok(x.detach().copy()))?;
+        Ok(copy)
     }
 
     /// Takes the parameters with a name that is `chosen` out of training. They are saved and moved as before. Make optimizers after
@@ -174,7 +206,7 @@ pub trait Module {
 /// Replaces every tensor of a module by what `change` makes of it. Everything is made and checked before anything is replaced.
 fn replace(module: &mut dyn Module, change: &mut dyn FnMut(&Item) -> Result<Tensor>) -> Result<()> {
     let all = module.parameters();
-    if let Some(name) = all.computed.first() {
+    if let Some((name, _)) = all.computed.first() {
         let message = format!(
             "`{name}` is computed from a leaf, as by t(), and would go on to read the old one; compute it in forward instead"
         );
@@ -266,7 +298,8 @@ impl Visit<'_> {
     /// Goes into a field. Without a name, its parts stand at this place.
     pub fn field(&mut self, name: &str, module: &(impl Module + ?Sized)) {
         let end = self.path.len();
-        self.path = join(&self.path, name);
+        // A field that is written `r#type` is named `type`.
+        self.path = join(&self.path, name.strip_prefix("r#").unwrap_or(name));
         module.visit(self);
         self.path.truncate(end);
     }
@@ -313,69 +346,6 @@ impl VisitMut<'_> {
     }
 }
 
-/// What makes two handles the same parameter: the leaf, or else the elements.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Identity {
-    leaf: Option<u64>,
-    value: usize,
-    offset: usize,
-    shape: crate::shape::Shape,
-    strides: crate::shape::Strides,
-}
-
-impl Identity {
-    fn of(x: &Tensor) -> Identity {
-        let value = Arc::as_ptr(&x.value) as usize;
-        Identity { leaf: x.leaf_id(), value, offset: x.offset, shape: x.shape, strides: x.strides }
-    }
-}
-
-/// What a tensor of a module is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Parameter,
-    /// Saved, and not trained.
-    Buffer,
-    /// Neither saved nor trained, as the settings determine it.
-    Constant,
-}
-
-/// A tensor of a module.
-#[derive(Clone)]
-struct Item {
-    /// All of its names, in the order of the walk.
-    names: Vec<String>,
-    tensor: Tensor,
-    role: Role,
-}
-
-/// The parameters and buffers of a module, each once, and the number of weight elements that its sites use.
-///
-/// ```
-/// # use std::sync::Arc;
-/// # use tiebeam::nn::{Linear, Module};
-/// # use tiebeam::{Gpu, Tensor, module};
-/// # let gpu = Gpu::open()?;
-/// struct Twice(Vec<Linear>);
-/// module!(Twice { 0 => "layers" });
-///
-/// let theta = Tensor::ones(&gpu, [4, 4]).requires_grad();
-/// let all = Twice(vec![Linear::tied(&theta), Linear::tied(&theta)]).parameters();
-/// assert_eq!((all.named().len(), all.stored(), all.used()), (1, 16, 32));
-/// assert_eq!(all.names(&theta), ["layers.0.weight", "layers.1.weight"]);
-/// # Ok::<(), tiebeam::Error>(())
-/// ```
-#[derive(Default)]
-pub struct Parameters {
-    items: Vec<Item>,
-    known: HashMap<Identity, usize>,
-    /// The parameters with their first names, as they are handed out.
-    named: Vec<(String, Tensor)>,
-    used: usize,
-    /// Names of tensors that are computed from leaves, which are not listed.
-    computed: Vec<String>,
-}
-
 impl Parameters {
     /// The parameters that `module` lists: [`Module::parameters`].
     pub fn of(module: &(impl Module + ?Sized)) -> Parameters {
@@ -388,69 +358,6 @@ impl Parameters {
         let mut visit = Visit { path: String::new(), all: &mut all };
         fields.iter().for_each(|(name, module)| visit.field(name, *module));
         all
-    }
-
-    fn list(&mut self, name: String, tensor: &Tensor, role: Role) {
-        // A tensor that is computed from leaves is no parameter. Its leaves are.
-        if tensor.is_tracked() && !tensor.is_leaf() {
-            self.computed.push(name);
-            return;
-        }
-        match self.known.get(&Identity::of(tensor)) {
-            Some(&at) if self.items[at].names.contains(&name) => {}
-            Some(&at) => self.items[at].names.push(name),
-            None => {
-                self.known.insert(Identity::of(tensor), self.items.len());
-                if role == Role::Parameter {
-                    self.named.push((name.clone(), tensor.clone()));
-                }
-                self.items.push(Item { names: vec![name], tensor: tensor.clone(), role });
-            }
-        }
-    }
-
-    /// Names and parameters, frozen ones too, in the order of the walk. One with several names is listed under the first.
-    pub fn named(&self) -> &[(String, Tensor)] {
-        &self.named
-    }
-
-    /// Those that are trained: what an optimizer gets.
-    pub fn trainable(&self) -> Vec<(String, Tensor)> {
-        self.named.iter().filter(|(_, x)| x.is_leaf()).cloned().collect()
-    }
-
-    /// Names and buffers, in the order of the walk.
-    pub fn buffers(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        let buffers = self.items.iter().filter(|item| item.role == Role::Buffer);
-        buffers.map(|item| (&*item.names[0], &item.tensor))
-    }
-
-    /// Parameters and buffers with all of their names: what a file holds.
-    pub fn all(&self) -> impl Iterator<Item = (&[String], &Tensor)> {
-        let kept = self.items.iter().filter(|item| item.role != Role::Constant);
-        kept.map(|item| (&item.names[..], &item.tensor))
-    }
-
-    /// Parameters and buffers, each under its first name: what a checkpoint holds, as PyTorch's `state_dict`.
-    pub fn state_dict(&self) -> Vec<(String, Tensor)> {
-        self.all().map(|(names, tensor)| (names[0].clone(), tensor.clone())).collect()
-    }
-
-    /// All names of a parameter or buffer. More than one means that it is tied.
-    pub fn names(&self, tensor: &Tensor) -> &[String] {
-        self.known.get(&Identity::of(tensor)).map_or(&[], |&at| &self.items[at].names)
-    }
-
-    /// Number of elements stored in parameters: each once.
-    pub fn stored(&self) -> usize {
-        self.named.iter().map(|(_, tensor)| tensor.count()).sum()
-    }
-
-    /// Number of elements used: every site's weight, however it is stored, and every other parameter, each time that it is
-    /// listed. What a loop calls several times is listed once: list a clone for each depth to count it, as in
-    /// [`Linear::tied`](super::Linear::tied).
-    pub fn used(&self) -> usize {
-        self.used
     }
 }
 

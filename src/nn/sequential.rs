@@ -7,12 +7,14 @@ use super::{
 use crate::error::panic_text;
 use crate::rng::Rng;
 use crate::tensor::Tensor;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 /// A module that maps one tensor to one tensor.
 ///
 /// Implement it for a module of your own to put it into a [`Sequential`]. A layer that behaves otherwise in training, as dropout and
-/// batch norm do, overrides [`Layer::train`]. A model that has such layers needs one body for both, with [`Layer::run`]:
+/// batch norm do, overrides [`Layer::train`]. A model that has such layers needs one body for both: it overrides [`Layer::run`], and
+/// the other two call that.
 ///
 /// ```
 /// # use tiebeam::nn::{Dropout, Init, Layer, Linear};
@@ -189,9 +191,10 @@ impl Sequential {
             x = match catch_unwind(AssertUnwindSafe(|| run(&**layer, &x))) {
                 Ok(y) => y,
                 // The layer's own panic names a line of this file. This one names the layer, at the caller's line.
-                Err(panic) => {
+                Err(panic) if panic.is::<String>() || panic.is::<&str>() => {
                     panic!("layer {i} of a Sequential, which got {}: {}", x.shape(), panic_text(&*panic))
                 }
+                Err(panic) => resume_unwind(panic),
             };
         }
         x
@@ -213,6 +216,13 @@ impl Sequential {
     #[track_caller]
     pub fn train(&self, x: &Tensor, rng: &mut Rng) -> Tensor {
         self.each(x, |layer, x| layer.train(x, rng))
+    }
+}
+
+/// The number of layers, and the table of their [`Parameters`](super::Parameters).
+impl fmt::Debug for Sequential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sequential of {} layers\n{}", self.layers.len(), self.parameters())
     }
 }
 

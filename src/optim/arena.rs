@@ -100,6 +100,7 @@ impl Arenas {
         let op = plan.op;
         gpu.check()?;
         recording::refuse(gpu, "an optimizer made")?;
+        gpu.refuse_in_plan("an optimizer made")?;
         let mut leaves: Vec<Leaf> = Vec::new();
         let mut sizes = Sizes::new(gpu, plan.arena_limit);
         let (mut names, mut values) = (HashSet::new(), HashSet::new());
@@ -295,7 +296,9 @@ impl Arenas {
             steps.fetch_add(1, Relaxed);
             scaling.steps.fetch_add(1, Relaxed);
         };
-        count();
+        if self.gpu.plan_number().is_none() {
+            count();
+        }
         self.gpu.each_replay(count);
     }
 
@@ -446,7 +449,7 @@ fn check_leaf(op: &str, gpu: &Gpu, name: &str, tensor: &Tensor) {
         tensor.dtype()
     );
     assert!(
-        tensor.is_contiguous() && tensor.offset == 0 && tensor.count() == tensor.value.count,
+        tensor.is_whole(),
         "{op}: `{name}` is a view of a larger or permuted tensor; a parameter needs elements of its own"
     );
 }

@@ -106,6 +106,7 @@ impl Ema {
         let gpu = params[0].1.gpu().clone();
         gpu.check()?;
         recording::refuse(&gpu, "averages of parameters made")?;
+        gpu.refuse_in_plan("averages of parameters made")?;
         let (mut names, mut values) = (HashSet::new(), HashSet::new());
         for (name, tensor) in &params {
             check_param(&gpu, name, tensor);
@@ -161,13 +162,15 @@ impl Ema {
         let gpu = self.gpu.clone();
         gpu.unchanged(|| {
             let updates = self.updates.clone();
-            let decay = decay(self.decay, self.warmup, updates.load(Relaxed));
-            let homes = self.change("update", decay)?;
+            let rest = one_less(self.decay, self.warmup, updates.load(Relaxed));
+            let homes = self.change("update", rest)?;
             gpu.note_reads(homes.iter().map(|home| &home.buffer));
             let count = move || {
                 updates.fetch_add(1, Relaxed);
             };
-            count();
+            if gpu.plan_number().is_none() {
+                count();
+            }
             gpu.each_replay(count);
             Ok(())
         })
@@ -183,8 +186,9 @@ impl Ema {
     /// changes.
     pub fn swap(&mut self) -> Result<()> {
         recording::refuse(&self.gpu, "a swap of averages")?;
+        self.gpu.refuse_in_plan("a swap of averages")?;
         let gpu = self.gpu.clone();
-        gpu.unchanged(|| self.change("swap", [0.0; 2]))?;
+        gpu.unchanged(|| self.change("swap", 0.0))?;
         self.swapped = !self.swapped;
         Ok(())
     }
@@ -302,7 +306,7 @@ impl Ema {
     }
 
     /// Launches an entry of the kernel over all parameters, for callers inside [`Gpu::unchanged`], and returns where they are.
-    fn change(&mut self, entry: &str, [keep, rest]: [f32; 2]) -> Result<Vec<Place>> {
+    fn change(&mut self, entry: &str, rest: f32) -> Result<Vec<Place>> {
         static SOURCE: LazyLock<Source> = LazyLock::new(|| Source::file("ema"));
         let gpu = self.gpu.clone();
         // What is not compiled yet may turn out to be lost. The buffer that is bound as a whole carries no error of its parts.
@@ -311,10 +315,7 @@ impl Ema {
         homes.iter().try_for_each(|home| home.buffer.data().map(drop))?;
         let spans = self.spans(&homes);
         let (of, warmup, updates) = (self.decay, self.warmup, self.updates.clone());
-        let live = move |_: &[f32]| {
-            let [keep, rest] = decay(of, warmup, updates.load(Relaxed));
-            vec![("keep", keep), ("rest", rest)]
-        };
+        let live = move |_: &[f32]| vec![("rest", one_less(of, warmup, updates.load(Relaxed)))];
         let launch = |span: &Span| {
             let buffer = span.params.upgrade().expect("the places hold it");
             let params = kernel::Part::first(&buffer, span.bytes);
@@ -322,7 +323,6 @@ impl Ema {
                 .bind("chunks", kernel::Part::first(&span.table, 16 * span.chunks as u64))
                 .bind_mut("e", kernel::Part::whole(&self.arenas[span.arena]))
                 .set("count", span.chunks)
-                .set("keep", keep)
                 .set("rest", rest)
                 .turns(CHUNK / 256);
             match entry {
@@ -397,11 +397,11 @@ impl Rows<'_> {
     }
 }
 
-/// Returns the decay after this many updates, and 1 - decay.
-fn decay(decay: f64, warmup: bool, updates: u64) -> [f32; 2] {
+/// Returns 1 - decay after this many updates.
+fn one_less(decay: f64, warmup: bool, updates: u64) -> f32 {
     let early = (1 + updates) as f64 / (10 + updates) as f64;
     let d = if warmup { decay.min(early) } else { decay };
-    [d as f32, (1.0 - d) as f32]
+    (1.0 - d) as f32
 }
 
 #[track_caller]
@@ -409,7 +409,7 @@ fn check_param(gpu: &Gpu, name: &str, tensor: &Tensor) {
     assert!(tensor.gpu() == gpu, "{OP}: `{name}` is on {:?}, the first parameter on {gpu:?}", tensor.gpu());
     assert!(tensor.dtype() == DType::F32, "{OP}: `{name}` is {}; averages are of f32", tensor.dtype());
     assert!(
-        tensor.is_contiguous() && tensor.offset == 0 && tensor.count() == tensor.value.count,
+        tensor.is_whole(),
         "{OP}: `{name}` is a view of a larger or permuted tensor; a parameter needs elements of its own"
     );
 }

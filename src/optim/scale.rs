@@ -171,9 +171,9 @@ impl LossScale {
         Ok(STATE.into_iter().zip([state[0], state[2], state[1]]).map(scalar).collect())
     }
 
-    /// Whether a saved state has a loss scale.
-    pub(crate) fn is_in(state: &[StateTensor]) -> bool {
-        state.iter().any(|(name, ..)| STATE.contains(&name.as_str()))
+    /// Whether a part of a saved state is a loss scale's.
+    pub(crate) fn is_in((name, ..): &StateTensor) -> bool {
+        STATE.contains(&name.as_str())
     }
 
     /// Restores what [`LossScale::state_dict`] returned, and takes it out of `state`, so that the rest is the optimizer's.

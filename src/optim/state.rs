@@ -13,10 +13,13 @@ use std::sync::atomic::Ordering::Relaxed;
 
 /// Name of the state that counts the steps that changed a parameter, if that is not all of the optimizer's.
 const COUNT: &str = "step";
+/// Begins the name of an empty state that says whose the others are, because several optimizers have moments of the same names.
+const KIND: &str = "kind/";
 
 impl Arenas {
     /// Returns every moment of every leaf, named `MOMENT/LEAF`, all from the same point in time. If the leaves' steps
-    /// are counted, also returns `step/LEAF` of every leaf that some step did not change.
+    /// are counted, also returns `step/LEAF` of every leaf that some step did not change. An empty `kind/OPTIMIZER/LEAF`, with
+    /// the first leaf, says whose state it is.
     pub fn state_dict(&self) -> Result<Vec<StateTensor>> {
         let read = |index: usize| -> Result<Vec<Reading>> {
             let start = |arena: &Arena| self.gpu.start_read(&arena.moments[index], 0, arena.layout.bytes);
@@ -49,6 +52,8 @@ impl Arenas {
                 }
             }
         }
+        let first = self.leaves.first().map_or("", |leaf| &leaf.name);
+        state.push((format!("{KIND}{}/{first}", self.op), Shape::new(&[0]), vec![]));
         Ok(state)
     }
 
@@ -63,6 +68,12 @@ impl Arenas {
                 return Err(wrong(format!("state `{name}` comes twice")));
             }
         }
+        // States of earlier versions do not name their optimizer.
+        let kinds = given.keys().filter_map(|name| name.strip_prefix(KIND)?.split_once('/'));
+        if let Some((other, _)) = kinds.filter(|(name, _)| *name != self.op).min() {
+            return Err(wrong(format!("this is the state of {other}")));
+        }
+        given.retain(|name, _| !name.starts_with(KIND));
         let mut images = Vec::new();
         for moment in &self.moments {
             let mut image: Vec<Vec<f32>> =

@@ -10,6 +10,7 @@ use crate::gpu::kernel::{Launch, grid};
 use crate::gpu::shader::Source;
 use crate::ops::array::Array;
 use crate::ops::check::{Mismatch, U, bits, within};
+use crate::ops::product::lookup::lookup;
 use crate::ops::product::matmul::Epilogue;
 use crate::precision::{Precision, autocast};
 use crate::rng::Rng;
@@ -47,7 +48,8 @@ const ULPS: f64 = 64.0;
 /// * The names of leaves and buffers are distinct, and [`Site::with_tensors`] keeps the settings and replaces all that
 ///   [`Site::load`] reads directly. A leaf that is not listed would never be trained, saved or moved.
 /// * The load returns what [`Site::expand`] makes and zero outside of the matrix, and products with few rows, which read the weight
-///   by the load, and with many have that weight, in both directions. So has [`Site::expand_as`] in 16 bits.
+///   by the load, and with many have that weight, in both directions. So have rows by [`nn::lookup`](crate::nn::lookup) and
+///   [`Site::expand_as`] in 16 bits.
 /// * The weight is affine in each leaf, and the leaf's gradient obeys the law, by [`Site::reduce`] and by [`Site::backward`], for
 ///   one use and for two, in a scope of f16, and while another leaf is frozen.
 ///
@@ -90,6 +92,7 @@ fn checked(site: &Arc<dyn Site>) -> Result<(), Mismatch> {
     }
     law.load(&whole)?;
     law.half(&whole)?;
+    law.lookup(&whole)?;
     for rows in ROWS {
         law.product(&whole, rows)?;
     }
@@ -288,6 +291,19 @@ impl Law {
             }
         }
         Ok(())
+    }
+
+    /// Rows that are looked up are the weight's.
+    fn lookup(&self, whole: &Array) -> Result<(), Mismatch> {
+        let [out, inner] = self.site.size();
+        let ids = [out - 1, 0, out / 2];
+        let given = Tensor::from_slice(&self.gpu, &ids.map(|id| id as u32), [ids.len()]);
+        let got = Array::read(&lookup(&self.site, &given))?.data;
+        let want: Vec<f64> =
+            ids.iter().flat_map(|id| whole.data[id * inner..][..inner].iter().copied()).collect();
+        within(&format!("{}: its rows by lookup", self.name), &got, &want, |i| {
+            64.0 * U * want[i].abs() + 1e-4
+        })
     }
 
     /// `x W^T` and `dy W` have the weight that [`Site::expand`] makes.

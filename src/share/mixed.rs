@@ -60,7 +60,7 @@ impl DepthLora {
         let columns: Vec<u32> = (0..count * rank).map(|c| (c / rank) as u32).collect();
         DepthLora {
             into: a.reshape([count * rank, inner]),
-            back: b.permute(&[1, 0, 2]).reshape([b.shape()[1], count * rank]),
+            back: b.permute([1, 0, 2]).reshape([b.shape()[1], count * rank]),
             apart: b.detach().transpose(1, 2).contiguous(),
             columns: Tensor::from_slice(a.gpu(), &columns, [1, count * rank]),
             scale,

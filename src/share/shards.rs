@@ -215,9 +215,9 @@ pub fn block_affine(weight: &Tensor, blocks: &Tensor) -> Tensor {
         && w[1].is_multiple_of(b[1]);
     assert!(fits, "block_affine: weight {w}, blocks {b}; they must be [n r, k r] and [n, r, r]");
     let [n, r, k] = [b[0], b[1], w[1] / b[1]];
-    let parts = weight.reshape([n, r, k, r]).permute(&[0, 2, 1, 3]);
+    let parts = weight.reshape([n, r, k, r]).permute([0, 2, 1, 3]);
     let moved = parts.matmul(&blocks.unsqueeze(1)).add(&blocks.unsqueeze(1));
-    weight.add(&moved.permute(&[0, 2, 1, 3]).reshape([w[0], w[1]]))
+    weight.add(&moved.permute([0, 2, 1, 3]).reshape([w[0], w[1]]))
 }
 
 pub(super) fn cases() -> Vec<Case> {

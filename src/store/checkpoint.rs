@@ -53,11 +53,13 @@ setters!(Checkpoint {
 /// call this under the lock that guards it, or read the state together with a [`Gpu::snapshot`] of the parameters and save that.
 ///
 /// ```no_run
-/// # use tiebeam::{Gpu, Rng, Tensor, optim::{AdamW, AdamWConfig, Group}};
+/// # use tiebeam::{Gpu, Rng, optim::{AdamW, AdamWConfig, Group}};
+/// # use tiebeam::nn::{Init, Linear, Module};
 /// # use tiebeam::store::{Checkpoint, load_checkpoint, save_checkpoint};
 /// # let gpu = Gpu::open()?;
-/// let params = vec![("w".to_string(), Tensor::zeros(&gpu, [4]).requires_grad())];
-/// let group = Group::new(params.iter().map(|(name, tensor)| (name, tensor)));
+/// # let model = Linear::new(&gpu, 3, 2, true, Init::KaimingUniform, &mut Rng::new(1));
+/// let params = model.parameters().state_dict(); // with buffers, such as running statistics
+/// let group = Group::new(model.parameters().trainable());
 /// let mut optimizer = AdamW::new(&gpu, vec![group], AdamWConfig::default())?;
 /// let mut rng = Rng::new(1);
 /// // ... steps ...
@@ -132,15 +134,29 @@ pub fn save_checkpoint(path: impl AsRef<Path>, params: &[(String, Tensor)], run:
 /// ```
 #[track_caller]
 pub fn load_checkpoint(path: impl AsRef<Path>, params: &[(String, Tensor)]) -> Result<Checkpoint> {
+    let (file, run) = read_checkpoint(path.as_ref(), params)?;
+    write_params(&file, params)?;
+    Ok(run)
+}
+
+/// Reads a checkpoint and compares it with the model, which is as it was.
+#[track_caller]
+pub(crate) fn read_checkpoint(path: &Path, params: &[(String, Tensor)]) -> Result<(File, Checkpoint)> {
     for (name, tensor) in params {
+        let whole = tensor.is_whole();
         assert!(
-            tensor.is_contiguous() && tensor.offset == 0 && tensor.count() == tensor.value.count,
+            whole,
             "load_checkpoint: `{name}` is a view; only a tensor with elements of its own can be written"
         );
     }
     let file = File::open(path)?;
     let run = run(&file)?;
     check(&file, params)?;
+    Ok((file, run))
+}
+
+/// Writes the parameters of a checkpoint that was read into the model's.
+pub(crate) fn write_params(file: &File, params: &[(String, Tensor)]) -> Result<()> {
     for gpu in devices(params.iter().map(|(_, tensor)| tensor)) {
         gpu.unchanged(|| {
             let own = params.iter().filter(|(_, tensor)| tensor.gpu() == gpu);
@@ -148,7 +164,7 @@ pub fn load_checkpoint(path: impl AsRef<Path>, params: &[(String, Tensor)]) -> R
             gpu.overwrite_now(&writes.collect::<Result<Vec<_>>>()?)
         })?;
     }
-    Ok(run)
+    Ok(())
 }
 
 /// Reads everything but the parameters.

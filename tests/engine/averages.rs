@@ -304,3 +304,30 @@ fn the_mean_of_micro_batches() -> Result<()> {
     assert!(failed.expect_err("the second").to_string().contains("late"));
     Ok(())
 }
+
+/// An average of equal weights is that weight, after any number of updates: a factor whose roundings add up would shrink it.
+#[test]
+fn averages_of_equal_weights_are_exact() -> Result<()> {
+    let gpu = quiet();
+    let w = Tensor::from_slice(&gpu, &[0.3f32, -7.0, 1e-20, 1e20, 0.1], [5]).requires_grad();
+    for decay in [0.9, 0.9999, 0.99999] {
+        let mut ema = Ema::new([("w", &w)], decay)?;
+        for _ in 0..300 {
+            ema.update()?;
+        }
+        assert_eq!(bits([&ema.named()[0].1]), bits([&w]), "{decay}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_decay_of_0_keeps_nothing() -> Result<()> {
+    let gpu = quiet();
+    let w = Tensor::from_slice(&gpu, &[1.0f32, -3.0], [2]).requires_grad();
+    let mut adam = AdamW::new(&gpu, vec![Group::new([("w", &w)])], AdamWConfig::default())?;
+    let mut ema = Ema::new([("w", &w)], 0.0)?;
+    adam.step(&w.mul(&w).sum_all().backward()?, 1.0 - 1e-7)?;
+    ema.update()?;
+    assert_eq!(bits([&ema.named()[0].1]), bits([&w]));
+    Ok(())
+}

@@ -124,7 +124,7 @@ fn errors_and_panics_of_the_dataset_take_the_place_of_the_batch() {
         assert_eq!(batches.len(), 4);
         let kinds: Vec<_> =
             batches.iter().map(|batch| batch.as_ref().map_err(Error::kind).cloned()).collect();
-        assert_eq!(kinds, [Ok(vec![0, 1]), Err(ErrorKind::Format), Err(ErrorKind::Stopped), Ok(vec![6, 7])]);
+        assert_eq!(kinds, [Ok(vec![0, 1]), Err(ErrorKind::Format), Err(ErrorKind::Config), Ok(vec![6, 7])]);
         let message = batches[2].as_ref().unwrap_err().to_string();
         assert!(message.contains("items 4 to 5") && message.contains("item 5 is worse"), "{message}");
         let collate = |_: Vec<u32>| -> Result<()> { panic!("no batch") };

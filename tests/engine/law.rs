@@ -9,7 +9,8 @@
 use crate::support::{download, gpu, other_kernels};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use tiebeam::nn::Linear;
+use tiebeam::nn::{Linear, lookup};
+use tiebeam::ops::case::Array;
 use tiebeam::share::{
     DepthLora, Dictionary, Draw, Factored, Hashed, LeafGrads, Load, LowRank, Mapping, Miss, Packed,
     PackedLowRank, PackedScales, Packing, Reduced, Scales, ShardPool, Site, Tied, UnifiedEmbedding,
@@ -494,5 +495,60 @@ fn law_of_sharing_in_one_call_finds_each_fault() {
                 assert!(fault != Fault::None && wrong.to_string().contains(told), "{fault:?}: {wrong}");
             }
         }
+    }
+}
+
+/// `W = theta^T`, stored as a view: a square one has rows of the leaf's size.
+struct Turned(Tensor);
+
+impl Site for Turned {
+    fn name(&self) -> &'static str {
+        "turned"
+    }
+    fn size(&self) -> [usize; 2] {
+        [self.0.shape()[1], self.0.shape()[0]]
+    }
+    fn leaves(&self) -> Vec<Tensor> {
+        vec![self.0.clone()]
+    }
+    fn leaf_names(&self) -> &'static [&'static str] {
+        &["theta"]
+    }
+    fn with_tensors(&self, leaves: &[Tensor], _: &[Tensor]) -> Arc<dyn Site> {
+        Turned(leaves[0].clone()).shared()
+    }
+    fn stored(&self) -> Option<Tensor> {
+        Some(self.0.detach().t())
+    }
+    fn load(&self) -> Load {
+        const TEXT: &str = "
+@group(0) @binding(1) var<storage, read> theta: array<f32>;
+fn turned(row: u32, col: u32) -> f32 {
+    if row >= site_numbers().x || col >= site_numbers().y { return 0.0; }
+    return theta[col * site_numbers().x + row];
+}
+fn load_site(row: u32, col: u32) -> vec4<f32> {
+    return vec4<f32>(turned(row, col), turned(row, col + 1u), turned(row, col + 2u), turned(row, col + 3u));
+}
+";
+        Load::wgsl("turned", TEXT, &[("theta", &self.0)], self.size(), [0, 0])
+    }
+    fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads) {
+        grads.add(0, dw.t().contiguous());
+    }
+}
+
+#[test]
+fn a_weight_that_is_stored_turned_is_looked_up_turned() {
+    for shape in [[5, 5], [4, 8]] {
+        let theta = Tensor::randn(gpu(), shape, &mut Rng::new(3)).requires_grad();
+        let site = Turned(theta.clone()).shared();
+        check_law(&site).unwrap();
+        let ids = Tensor::from_slice(gpu(), &[1u32, 3], [2]);
+        let rows = lookup(&site, &ids);
+        assert_eq!(download(&rows), download(&theta.t().index_select(0, &ids)), "{shape:?}");
+        let grads = rows.sum_all().backward().unwrap();
+        let want = Array::from_fn(shape, |i| (i % shape[1] == 1 || i % shape[1] == 3) as u8 as f64);
+        assert_eq!(download(grads.get(&theta).unwrap()), want.data, "{shape:?}");
     }
 }

@@ -300,7 +300,7 @@ fn running_statistics_follow_batches() {
     let want = (download(&x)[0] - mean[0]) / (var[0] + 1e-5).sqrt();
     assert!((y[0] - want).abs() < 1e-5, "{} is not {want}", y[0]);
     let lone = Tensor::ones(gpu(), [1, 3]);
-    assert!(std::panic::catch_unwind(|| norm.train(&lone)).is_err(), "one element has no variance");
+    assert!(catch_unwind(|| norm.train(&lone)).is_err(), "one element has no variance");
 }
 
 /// A table of every kind gives the rows of its weight, and gradients of those rows.
@@ -348,7 +348,7 @@ fn ties_that_cannot_be_kept_are_refused() {
     turned.layers.push(Linear::tied(&view));
     let error = turned.map(|_, x| Ok(x.clone())).unwrap_err().to_string();
     assert!(error.contains("`layers.3.weight` is computed from a leaf"), "{error}");
-    let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| turned.freeze(|_| true)));
+    let refused = catch_unwind(AssertUnwindSafe(|| turned.freeze(|_| true)));
     assert!(refused.is_err());
     let mut other = net(4);
     let error = other.map(|_, x| Ok(x.slice(0, 0..1))).unwrap_err().to_string();
@@ -393,4 +393,63 @@ fn a_sequential_names_the_layer_that_fails() {
         let text = panic.downcast_ref::<String>().expect("a message");
         assert!(text.starts_with("layer 2 of a Sequential, which got [2, 4]: linear: "), "{text}");
     }
+}
+
+#[test]
+fn what_could_not_be_loaded_again_is_not_saved() {
+    let folder = Folder::new("kept");
+    struct Kept {
+        w: Tensor,
+        mask: Buffer,
+    }
+    module!(Kept { w, mask });
+    let leaf = Tensor::ones(gpu(), [4, 4]).requires_grad();
+    let whole = || Buffer(Tensor::ones(gpu(), [2, 4]));
+    let saved = |w: &Tensor, mask: Buffer| {
+        let net = Kept { w: w.clone(), mask };
+        net.save(folder.join("w.safetensors")).map_err(|error| error.to_string())
+    };
+    saved(&leaf, whole()).unwrap();
+    let view = saved(&leaf, Buffer(Tensor::ones(gpu(), [4, 4]).slice(0, ..2))).unwrap_err();
+    assert!(view.contains("`mask` is a view of another tensor"), "{view}");
+    let computed = saved(&leaf.scale(0.5), whole()).unwrap_err();
+    assert!(computed.contains("`w` is computed from a leaf"), "{computed}");
+}
+
+#[test]
+fn mapped_leaves_stay_leaves() {
+    let mut net = net(4);
+    let before =
+        (net.parameters().trainable().len(), net.parameters().named().len(), net.parameters().stored());
+    let old = net.parameters().named()[0].1.to_vec::<f32>().unwrap();
+    net.map(|_, x| Ok(x.scale(0.5))).unwrap();
+    let all = net.parameters();
+    assert_eq!((all.trainable().len(), all.named().len(), all.stored()), before);
+    let halved: Vec<f32> = old.iter().map(|x| 0.5 * x).collect();
+    assert_eq!(all.named()[0].1.to_vec::<f32>().unwrap(), halved);
+}
+
+#[test]
+fn numbers_that_f16_has_not_are_refused() {
+    let folder = Folder::new("modules-large");
+    let path = folder.join("large.safetensors");
+    let linear = |value: f32| Linear::tied(&Tensor::full(gpu(), [2, 2], value).requires_grad());
+    let mut half = linear(0.0);
+    half.cast(DType::F16);
+    linear(65519.0).save(&path).unwrap();
+    half.load(&path).unwrap();
+    linear(65520.0).save(&path).unwrap();
+    let error = half.load(&path).unwrap_err().to_string();
+    assert!(error.contains("has 65520 at element 0, too large for the model's f16"), "{error}");
+}
+
+/// A batch that overflows leaves the running statistics as they were.
+#[test]
+fn running_statistics_stay_finite() {
+    let norm = BatchNorm::new(gpu(), 2);
+    let x = Tensor::from_slice(gpu(), &[1.0, 1.0, f32::INFINITY, 3.0, 2.0, 5.0], [3, 2]);
+    norm.train(&x).evaluate();
+    let [mean, var] = [&norm.running_mean, &norm.running_var].map(|buffer| download(buffer));
+    assert_eq!((mean[0], var[0]), (0.0, 1.0));
+    assert!((mean[1] - 0.3).abs() < 1e-6 && (var[1] - (0.9 + 0.1 * 4.0)).abs() < 1e-6, "{mean:?} {var:?}");
 }

@@ -251,7 +251,11 @@ fn replays_and_saved_states_give_the_same_bits() -> Result<()> {
         assert_eq!((replayed.optimizer.steps(), replayed.optimizer.skipped()?), (6, 0), "{name}");
         let ([a, b], steps, state) = saved.expect("the third step");
         let mut resumed = Run::new(gpu, make, [&a, &b])?;
-        assert_ne!(state.iter().map(|(_, _, data)| data[0]).sum::<f32>(), 0.0, "{name}: it has a state");
+        assert_ne!(
+            state.iter().filter_map(|(_, _, data)| data.first()).sum::<f32>(),
+            0.0,
+            "{name}: it has a state"
+        );
         assert_eq!(
             state.iter().map(|(_, _, data)| 4 * data.len()).sum::<usize>(),
             resumed.optimizer.state_bytes()

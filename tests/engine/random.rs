@@ -91,18 +91,18 @@ fn dropout_of_everything_is_zeros() {
     let grads = y.sum_all().backward().unwrap();
     assert_eq!(grads.get(&x).unwrap().to_vec::<f32>().unwrap(), [0.0; 5]);
     // It takes a stream like any other draw.
-    x.dropout(0.5, &mut twin);
+    let _ = x.dropout(0.5, &mut twin);
     assert_eq!(rng.state(), twin.state());
 }
 
 #[test]
 #[should_panic(expected = "dropout: probability 1.5 is outside [0, 1]")]
 fn dropout_of_more_than_everything_panics() {
-    Tensor::ones(gpu(), [3]).dropout(1.5, &mut Rng::new(0));
+    let _ = Tensor::ones(gpu(), [3]).dropout(1.5, &mut Rng::new(0));
 }
 
 #[test]
 #[should_panic(expected = "dropout: probability NaN is outside [0, 1]")]
 fn dropout_of_no_number_panics() {
-    Tensor::ones(gpu(), [3]).dropout(f32::NAN, &mut Rng::new(0));
+    let _ = Tensor::ones(gpu(), [3]).dropout(f32::NAN, &mut Rng::new(0));
 }

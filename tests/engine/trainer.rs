@@ -1,10 +1,14 @@
 //! The training loop: the bits of a loop by hand, recorded or not; when it reports, stops and goes on.
 
+use crate::support::folder::Folder;
 use crate::support::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tiebeam::nn::{Init, Linear, Module, Parameters};
-use tiebeam::optim::{AdamW, AdamWConfig, Group, LossScale, LossScaleConfig, Optimizer, Schedule, StepEvent};
+use tiebeam::optim::{
+    Adam, AdamConfig, AdamW, AdamWConfig, Group, LossScale, LossScaleConfig, Optimizer, Schedule, Sgd,
+    SgdConfig, StepEvent,
+};
 use tiebeam::train::{Report, Trainer};
 use tiebeam::{Error, Gpu, Result, Rng, Tensor};
 
@@ -241,4 +245,57 @@ fn errors_of_the_closures_arrive() {
     trainer.set_lr(0.0);
     assert!(trainer.train(2, |_, _| Ok(one().mean_all()), |_| Ok(())).unwrap());
     assert_eq!(bits(&net), before);
+}
+
+/// A file of another optimizer changes neither the model nor the trainer.
+#[test]
+fn a_checkpoint_of_another_optimizer_changes_nothing() {
+    let folder = Folder::new("trainer-other");
+    let path = folder.join("adamw.safetensors");
+    let gpu = gpu();
+    let step = |trainer: &mut Trainer, net: &Linear| {
+        let loss = |_, rng: &mut Rng| Ok(loss(net, &Tensor::randn(gpu, [4, 3], rng), rng));
+        trainer.train(3, loss, |_| Ok(())).unwrap();
+    };
+    let (saved, adamw) = net(gpu);
+    let mut first = trainer(adamw);
+    step(&mut first, &saved);
+    first.save(&path, &saved).unwrap();
+
+    let layer = || Linear::new(gpu, 3, 2, true, Init::KaimingUniform, &mut Rng::new(2));
+    let refused = |net: &Linear, mut trainer: Trainer, words: &str| {
+        let before = bits(net);
+        let error = trainer.load(&path, net).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+        assert_eq!((bits(net), trainer.step()), (before, 0));
+    };
+    // Adam has moments of the same names.
+    let net = layer();
+    let group = || vec![Group::new(net.parameters().trainable())];
+    refused(
+        &net,
+        Trainer::new(Adam::new(gpu, group(), AdamConfig::default()).unwrap()),
+        "this is the state of adamw",
+    );
+    let net = layer();
+    let group = || vec![Group::new(net.parameters().trainable())];
+    refused(&net, Trainer::new(Sgd::new(gpu, group(), SgdConfig::default()).unwrap()), "sgd");
+}
+
+/// A run that only its flag ends has no time left to tell.
+#[test]
+fn a_run_without_an_end() {
+    let gpu = gpu();
+    let (net, adamw) = net(gpu);
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut reports = Vec::new();
+    let mut endless = trainer(adamw).stop(stop.clone());
+    let draw = |_, rng: &mut Rng| Ok(loss(&net, &Tensor::randn(gpu, [4, 3], rng), rng));
+    let report = |report: &Report| {
+        reports.push(report.to_string());
+        stop.store(report.step > 2, Ordering::SeqCst);
+        Ok(())
+    };
+    assert!(!endless.train(u64::MAX, draw, report).unwrap());
+    assert!(reports[1].starts_with("step 2  loss ") && reports[1].ends_with(" 0 s"), "{reports:?}");
 }

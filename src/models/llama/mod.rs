@@ -187,13 +187,13 @@ impl Llama {
             let [q, k, v, o] = &layer.attention;
             let normed = layer.norm1.forward(&x);
             let split = |y: Tensor, heads: usize| {
-                y.reshape([batch, length, heads, c.head_dim()]).permute(&[0, 2, 1, 3])
+                y.reshape([batch, length, heads, c.head_dim()]).permute([0, 2, 1, 3])
             };
             let q = split(q.forward(&normed), c.heads).rope(&self.rope, 0);
             let k = split(k.forward(&normed), c.kv_heads).rope(&self.rope, 0);
             let v = split(v.forward(&normed), c.kv_heads);
             let mask = window.as_ref().filter(|_| l >= c.window_from).unwrap_or(&Mask::Causal);
-            let y = q.attention(&k, &v, mask).permute(&[0, 2, 1, 3]);
+            let y = q.attention(&k, &v, mask).permute([0, 2, 1, 3]);
             let y = y.reshape([batch, length, c.heads * c.head_dim()]);
             x = layer.mlp(&o.forward_with(&y, Activation::None, Some(&x)));
             see(l, BlockOutputs { normed: &normed, mixed: &y, stream: &x });

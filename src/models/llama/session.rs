@@ -205,9 +205,9 @@ impl Session<'_> {
                 let [q, k, v, o] = &layer.attention;
                 let normed = layer.norm1.forward(&x);
                 let split = |y: Tensor, heads: usize| y.reshape([1, count, heads, c.head_dim()]);
-                let turned = |y: Tensor| y.permute(&[0, 2, 1, 3]).rope(&model.rope, start);
+                let turned = |y: Tensor| y.permute([0, 2, 1, 3]).rope(&model.rope, start);
                 let q = turned(split(q.forward(&normed), c.heads));
-                let k = turned(split(k.forward(&normed), c.kv_heads)).permute(&[0, 2, 1, 3]);
+                let k = turned(split(k.forward(&normed), c.kv_heads)).permute([0, 2, 1, 3]);
                 let v = split(v.forward(&normed), c.kv_heads);
                 let mut from = 0;
                 for (at, many) in &place.pieces {
@@ -219,7 +219,7 @@ impl Session<'_> {
                     None => cache.attend(&q, &row, &length),
                     Some(mask) => cache.attend_masked(&q, mask),
                 };
-                let y = y.permute(&[0, 2, 1, 3]).reshape([1, count, c.heads * c.head_dim()]);
+                let y = y.permute([0, 2, 1, 3]).reshape([1, count, c.heads * c.head_dim()]);
                 x = layer.mlp(&o.forward_with(&y, Activation::None, Some(&x)));
             }
             Ok(x.slice(1, count - 1..count))

@@ -93,7 +93,7 @@ impl Site for Kronecker {
     /// gradient both are one product.
     fn reduce(&self, dw: &Tensor, grads: &mut LeafGrads) {
         let [a, c, p, q] = self.sizes();
-        let blocks = dw.reshape([a, p, c, q]).permute(&[0, 2, 1, 3]).reshape([a * c, p * q]);
+        let blocks = dw.reshape([a, p, c, q]).permute([0, 2, 1, 3]).reshape([a * c, p * q]);
         if grads.needs(0) {
             let b = self.b.detach().reshape([p * q, 1]);
             grads.add(0, blocks.matmul(&b).reshape([a, c]));
