@@ -46,6 +46,7 @@ pub use operand::Operand;
 /// assert_eq!(grads.get(&x).unwrap().to_vec::<f32>()?, [2.0, 4.0, 6.0]);
 /// # Ok::<(), tiebeam::Error>(())
 /// ```
+#[must_use = "ops return new tensors, and change none"]
 pub struct Tensor {
     pub(crate) value: Arc<Value>,
     pub(crate) shape: Shape,
@@ -248,6 +249,11 @@ impl Tensor {
     pub fn is_contiguous(&self) -> bool {
         let plain = self.shape.strides();
         (0..self.shape.len()).all(|a| self.shape[a] == 1 || self.strides[a] == plain[a])
+    }
+
+    /// Whether it has elements of its own, all of them, in row-major order: what can be changed in place.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.is_contiguous() && self.offset == 0 && self.count() == self.value.count
     }
 
     /// Whether a kernel can bind the elements as they are.

@@ -429,8 +429,8 @@ impl<'a> DepthBatch<'a> {
         let normed = self.norms[0].forward(&x, depths);
         let [q, k, v] = [q, k, v].map(|layer| layer.forward(&normed, depths).reshape(heads));
         self.cache.append(&k, &v, cached, places)?;
-        let q = q.permute(&[0, 2, 1, 3]);
-        let y = self.cache.attend(&q, cached, lengths).permute(&[0, 2, 1, 3]).reshape([rows, c.width]);
+        let q = q.permute([0, 2, 1, 3]);
+        let y = self.cache.attend(&q, cached, lengths).permute([0, 2, 1, 3]).reshape([rows, c.width]);
         let x = x.add(&o.forward(&y, depths));
         let hidden = self.model.blocks[0]
             .mlp

@@ -5,7 +5,8 @@ use crate::dtype::DType;
 use crate::gpu::value::fuse::{Arg, Scalar};
 use crate::shape::Shape;
 
-/// A tensor, or one number in the place of every element. Both convert to it, so ops that take `impl Into<Operand>` take both.
+/// A tensor, or one number in the place of every element. Both convert to it, so ops that take `impl Into<Operand>` take both. The number
+/// is rounded to the other side's type, except as an exponent.
 ///
 /// ```
 /// # use tiebeam::{Gpu, Tensor};
@@ -26,6 +27,15 @@ pub enum Operand<'a> {
 }
 
 impl<'a> Operand<'a> {
+    /// A number as a tensor of this type would hold it, so that 0.1 equals what `full(0.1)` has.
+    pub(crate) fn rounded(self, dtype: DType) -> Operand<'a> {
+        match (self, dtype) {
+            (Operand::Number(x), DType::F16) => Operand::Number(half::f16::from_f32(x).to_f32()),
+            (Operand::Number(x), DType::Bf16) => Operand::Number(half::bf16::from_f32(x).to_f32()),
+            _ => self,
+        }
+    }
+
     pub(crate) fn tensor(&self) -> Option<&'a Tensor> {
         match *self {
             Operand::Tensor(x) => Some(x),

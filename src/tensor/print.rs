@@ -3,6 +3,7 @@
 use super::Tensor;
 use crate::dtype::DType;
 use crate::error::Result;
+use crate::tape::no_grad;
 use std::fmt;
 
 impl fmt::Debug for Tensor {
@@ -19,8 +20,9 @@ impl fmt::Debug for Tensor {
 }
 
 impl fmt::Display for Tensor {
-    /// Prints the elements as NumPy does: rows on lines, long axes shortened in the middle. The last line has shape, dtype and
-    /// adapter. The format's precision is the number of digits behind the point.
+    /// Prints the elements as NumPy does: rows on lines, axes of more than eight shortened in the middle. Floats have four digits
+    /// behind the point, or the format's precision, and a power of ten if the largest is below 0.001 or from 1e7 on. The last line
+    /// has shape, dtype and adapter.
     ///
     /// ```
     /// # use tiebeam::{Gpu, Tensor};
@@ -30,21 +32,9 @@ impl fmt::Display for Tensor {
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = f.precision().unwrap_or(4);
-        let text: Result<Vec<String>> = match self.dtype() {
-            DType::F32 => self.to_vec::<f32>().map(|v| v.iter().map(|x| format!("{x:.digits$}")).collect()),
-            DType::F16 => self
-                .to_vec::<half::f16>()
-                .map(|v| v.iter().map(|x| format!("{:.digits$}", x.to_f32())).collect()),
-            DType::Bf16 => self
-                .to_vec::<half::bf16>()
-                .map(|v| v.iter().map(|x| format!("{:.digits$}", x.to_f32())).collect()),
-            DType::U32 => self.to_vec::<u32>().map(|v| v.iter().map(u32::to_string).collect()),
-            DType::I32 => self.to_vec::<i32>().map(|v| v.iter().map(i32::to_string).collect()),
-        };
-        match text {
-            Ok(cells) => {
-                print_axes(f, &cells, &self.shape, 0)?;
+        match self.elements(f.precision().unwrap_or(4)) {
+            Ok(elements) => {
+                print_axes(f, &elements, 0, &self.shape, 0)?;
                 write!(f, "\n{} {} on {}", self.shape, self.dtype(), self.gpu().adapter().name)
             }
             Err(error) => write!(f, "<{error}>"),
@@ -52,10 +42,38 @@ impl fmt::Display for Tensor {
     }
 }
 
-fn print_axes(f: &mut fmt::Formatter<'_>, cells: &[String], shape: &[usize], depth: usize) -> fmt::Result {
+/// The text of an element.
+type Elements = Box<dyn Fn(usize) -> String>;
+
+impl Tensor {
+    /// Reads all elements. Each becomes a text only when it is printed.
+    fn elements(&self, digits: usize) -> Result<Elements> {
+        Ok(match self.dtype() {
+            DType::F32 => floats(self.to_vec()?, digits),
+            DType::F16 | DType::Bf16 => floats(no_grad(|| self.cast(DType::F32)).to_vec()?, digits),
+            DType::U32 => self.to_vec::<u32>().map(|all| Box::new(move |i: usize| all[i].to_string()))?,
+            DType::I32 => self.to_vec::<i32>().map(|all| Box::new(move |i: usize| all[i].to_string()))?,
+        })
+    }
+}
+
+fn floats(all: Vec<f32>, digits: usize) -> Elements {
+    let sizes = all.iter().map(|x| x.abs()).filter(|x| x.is_finite());
+    let largest = sizes.fold(0.0, f32::max);
+    let is_plain = largest == 0.0 || (1e-3..1e7).contains(&largest);
+    Box::new(move |i| if is_plain { format!("{:.digits$}", all[i]) } else { format!("{:.digits$e}", all[i]) })
+}
+
+fn print_axes(
+    f: &mut fmt::Formatter<'_>,
+    elements: &Elements,
+    start: usize,
+    shape: &[usize],
+    depth: usize,
+) -> fmt::Result {
     const EDGE: usize = 3;
     let Some((&size, inner)) = shape.split_first() else {
-        return f.write_str(cells.first().map_or("", |s| s));
+        return f.write_str(&elements(start));
     };
     let step: usize = inner.iter().product();
     f.write_str("[")?;
@@ -77,7 +95,7 @@ fn print_axes(f: &mut fmt::Formatter<'_>, cells: &[String], shape: &[usize], dep
             }
         }
         first = false;
-        print_axes(f, &cells[i * step..(i + 1) * step], inner, depth + 1)?;
+        print_axes(f, elements, start + i * step, inner, depth + 1)?;
     }
     f.write_str("]")
 }

@@ -4,7 +4,7 @@
 use crate::support::*;
 use libtest_mimic::Trial;
 use tiebeam::nn::{ConvTranspose2dConfig, CrossEntropy};
-use tiebeam::{Shape, Tensor};
+use tiebeam::{DType, Shape, Tensor};
 
 fn up(data: &[f32], shape: impl Into<Shape>) -> Tensor {
     Tensor::from_slice(gpu(), data, shape.into())
@@ -30,13 +30,16 @@ fn one() -> Tensor {
 }
 
 pub fn trials() -> Vec<Trial> {
-    let tests: [(&str, fn()); 6] = [
+    let tests: [(&str, fn()); 9] = [
         ("cross_entropy", cross_entropy),
         ("losses", losses),
         ("batch_norm", batch_norm),
         ("group_norm", group_norm),
         ("conv_transpose2d", conv_transpose2d),
         ("shapes_of_losses_do_not_broadcast", refusals),
+        ("gradients_at_the_edges", gradients_at_the_edges),
+        ("empty_tensors", empty_tensors),
+        ("ranges_and_numbers_as_they_are_written", ranges_and_numbers),
     ];
     let trial = |(name, test): (&str, fn())| {
         Trial::test(format!("pytorch::{name}"), move || {
@@ -272,4 +275,83 @@ fn refusals() {
     let weight = CrossEntropy::default().weight(Some(&targets));
     says(&|| x.cross_entropy_with(&targets, weight), &["cross_entropy_with", "[3]", "[2]"]);
     says(&|| x.nll_loss(&row.slice(0, 0..2), None), &["nll_loss", "f32"]);
+}
+
+/// Gradients that a formula as it stands would make infinite or NaN. PyTorch 2 gives these numbers in f32.
+fn gradients_at_the_edges() {
+    let slope = |name: &str, x: &[f32], forward: fn(&Tensor) -> Tensor, want: &[f64]| {
+        let x = up(x, [x.len()]).requires_grad();
+        let y = forward(&x);
+        gradient(name, &y, &y.ones_like(), &x, want);
+    };
+    // The sum of the powers is 0, though no element is.
+    slope("norm 8 of small ones", &[2e-6, 2e-6], |x| x.norm_p(8.0, 0), &[0.0, 0.0]);
+    slope("norm 3 of small ones", &[1e-16, 0.0], |x| x.norm_p(3.0, 0), &[0.0, 0.0]);
+    // Products of some elements overflow, the product of all does not.
+    let ends = |n: usize| [vec![0.4; n], vec![2.5; n]].concat();
+    let x = up(&ends(100), [200]).requires_grad();
+    let dx = download(x.prod(0).backward().unwrap().get(&x).unwrap());
+    within("prod of many", &dx, &ends(100).iter().map(|&x| 1.0 / x as f64).collect::<Vec<_>>(), |_| 1e-3);
+    let x = up(&[1e-20, 1e-20, 1e20, 1e20, 1.0], [5]).requires_grad();
+    let y = x.cumprod(0);
+    let dx = download(y.backward_with(&y.ones_like()).unwrap().get(&x).unwrap());
+    let want = [2e20, 2e20, 2e-20, 2e-20, 1.0];
+    within("cumprod of far ones", &dx, &want, |i| 1e-5 * want[i]);
+    slope("prod below f32", &[1e-25, 1e-25], |x| x.prod(0), &[1e-25, 1e-25]);
+    slope("prod above f32", &[1e20, 1e20], |x| x.prod(0).scale(1e-20), &[1.0, 1.0]);
+    slope("cumprod below f32", &[1e-25, 1e-25], |x| x.cumprod(0).select(0, 1), &[1e-25, 1e-25]);
+    slope("cumprod with a zero", &[2.0, 0.0, 3.0, 4.0], |x| x.cumprod(0), &[1.0, 32.0, 0.0, 0.0]);
+    // All rows are ignored, and the ignored id is a class.
+    let x = up(&[-0.5, -1.0, -2.0, -0.25], [2, 2]).requires_grad();
+    let targets = Tensor::from_slice(gpu(), &[1u32, 1], [2]);
+    let loss = x.nll_loss(&targets, Some(1));
+    assert!(loss.item().unwrap().is_nan());
+    gradient("nll_loss of ignored rows", &loss, &one(), &x, &[0.0; 4]);
+    // A step that is larger than the axis.
+    slope("slice_step", &[1.0, 2.0, 3.0, 4.0], |x| x.slice_step(0, 1.., usize::MAX), &[0.0, 1.0, 0.0, 0.0]);
+}
+
+fn empty_tensors() {
+    // GPT-2's vocabulary, and a batch of none, on the kernels of either class.
+    let x = Tensor::zeros(gpu(), [0, 50257]);
+    for y in [x.max(1), x.logsumexp(1), x.norm_p(f32::INFINITY, 1), x.sum(1), x.prod(1)] {
+        assert_eq!((y.shape()[..].to_vec(), download(&y).len()), (vec![0], 0));
+    }
+    for (shape, axis) in [([0, 3], 0), ([0, 3], 1), ([3, 0], 1)] {
+        for forward in [|x: &Tensor, axis| x.cumprod(axis), |x: &Tensor, axis| x.prod(axis)] {
+            let x = Tensor::zeros(gpu(), shape).requires_grad();
+            let grads = forward(&x, axis).sum_all().backward().expect("there is a graph");
+            assert_eq!(grads.get(&x).expect("a gradient").shape(), x.shape());
+        }
+    }
+}
+
+fn ranges_and_numbers() {
+    assert_eq!(Tensor::arange(gpu(), 123456792.0, 123456808.0, 8.0).count(), 2);
+    for (end, step, count) in [
+        (2.1, 0.7, 3),
+        (0.07, 0.01, 7),
+        (0.3, 0.1, 3),
+        (0.6, 0.1, 6),
+        (1.1, 0.1, 11),
+        (0.6, 0.2, 3),
+        (0.7, 0.1, 7),
+        (1.0, 0.25, 4),
+    ] {
+        assert_eq!(Tensor::arange(gpu(), 0.0, end, step).count(), count, "0 to {end} by {step}");
+    }
+    assert_eq!(download(&Tensor::linspace(gpu(), -3e38, 3e38, 2)), [-3e38f32 as f64, 3e38f32 as f64]);
+    for dtype in [DType::F16, DType::Bf16] {
+        let x = up(&[0.1, 0.3], [2]).cast(dtype);
+        assert_eq!(x.eq(0.1).to_vec::<u32>().unwrap(), [1, 0], "{dtype}");
+        assert_eq!(x.lt(0.1).to_vec::<u32>().unwrap(), [0, 0], "{dtype}");
+    }
+    // Two of 16 bits give f32, with or without a sum.
+    let (a, b) = (up(&[300.0], [1]).cast(DType::F16), up(&[1e-3], [1, 1]));
+    assert_eq!(download(&Tensor::einsum("i,j->ij", &[&a, &a])), [90000.0]);
+    near("three of them", &Tensor::einsum("i,j,ij->", &[&a, &a, &b]), &[90.0]);
+    // A tensor of small or large numbers is printed by powers of ten.
+    let text = |x: f32| up(&[x, 0.0], [2]).to_string();
+    assert!(text(1e-6).starts_with("[1.0000e-6, 0.0000e0]"), "{}", text(1e-6));
+    assert!(text(12.5).starts_with("[12.5000, 0.0000]"), "{}", text(12.5));
 }

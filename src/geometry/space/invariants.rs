@@ -126,7 +126,7 @@ pub fn frames(d: &Tensor, frames: &Tensor) -> Tensor {
     let rows = frames.t().reshape([3 * count, 3]);
     let offset = d.matmul(&rows.t()).reshape([edges, count, 1, 3]).expand([edges, count, count, 3]);
     // Element (i, j) of R_a^T R_b is the product of columns: [3 F, 3 F] as [a, i, b, j].
-    let turn = rows.matmul(&rows.t()).reshape([count, 3, count, 3]).permute(&[0, 2, 1, 3]);
+    let turn = rows.matmul(&rows.t()).reshape([count, 3, count, 3]).permute([0, 2, 1, 3]);
     let turn = turn.reshape([1, count, count, 9]).expand([edges, count, count, 9]);
     Tensor::concat(&[&offset, &turn], 3)
 }
@@ -143,7 +143,7 @@ pub fn polynomial(a: &Tensor, degree: usize) -> Tensor {
     let mut terms = vec![a.clone()];
     for _ in 1..degree {
         let last = &terms[terms.len() - 1];
-        let next = last.unsqueeze(axes).mul(&a.unsqueeze(axes - 1));
+        let next = last.unsqueeze(-1).mul(&a.unsqueeze(-2));
         let width = last.shape()[axes - 1] * a.shape()[axes - 1];
         terms.push(next.reshape(a.shape().with(axes - 1, width)));
     }

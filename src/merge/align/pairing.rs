@@ -205,7 +205,7 @@ fn unfold(x: &Tensor, axis: usize, repeat: usize) -> Tensor {
     match (before, repeat * after) {
         (_, 1) => x.reshape([before, units]),
         (1, rest) => x.reshape([units, rest]).t(),
-        (_, rest) => x.permute(&[0, 2, 1]).reshape([before * rest, units]),
+        (_, rest) => x.permute([0, 2, 1]).reshape([before * rest, units]),
     }
 }
 

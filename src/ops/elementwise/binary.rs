@@ -86,6 +86,7 @@ impl Tensor {
     ) -> Tensor {
         let rhs = rhs.into();
         let (dtype, shape) = self.with(rhs, name);
+        let rhs = if name == "pow" { rhs } else { rhs.rounded(dtype) };
         assert!(name != "pow" || dtype.is_float(), "pow: needs floats, got {dtype}; cast first");
         let template = if dtype.is_float() { template } else { of_integers(name, dtype).unwrap_or(template) };
         let y = Tensor::lazy_of(name, template, dtype, shape, &[Operand::Tensor(self), rhs]);
@@ -125,7 +126,7 @@ impl Tensor {
     fn compare(&self, rhs: Operand, name: &'static str, [floats, integers]: [&'static str; 2]) -> Tensor {
         let (dtype, shape) = self.with(rhs, name);
         let template = if dtype.is_float() { floats } else { integers };
-        Tensor::lazy_of(name, template, DType::U32, shape, &[Operand::Tensor(self), rhs])
+        Tensor::lazy_of(name, template, DType::U32, shape, &[Operand::Tensor(self), rhs.rounded(dtype)])
     }
 
     /// `x * scale`, with one number for all elements.
@@ -162,39 +163,39 @@ impl Tensor {
         y.made_by(&[self], || Box::new(Affine { scale }))
     }
 
-    /// `self` where `mask` is not 0, else `other`. All three broadcast. The gradient goes to the chosen side.
+    /// `self` where `mask` is not 0, else `other`, a tensor or a number. All broadcast. The gradient goes to the chosen side.
     ///
     /// # Panics
-    /// If the shapes do not broadcast or `mask` is not an integer tensor.
+    /// If the shapes do not broadcast or `mask` is not an integer tensor; for a number, if `self` has integers.
     ///
     /// ```
     /// # use tiebeam::{Gpu, Tensor};
     /// # let gpu = Gpu::open()?;
     /// let x = Tensor::from_slice(&gpu, &[1f32, -2.0, 3.0], [3]);
-    /// let zero = Tensor::scalar(&gpu, 0.0);
-    /// let positive = x.gt(&zero);
-    /// assert_eq!(x.where_mask(&positive, &zero).to_vec::<f32>()?, [1.0, 0.0, 3.0]);
+    /// assert_eq!(x.where_mask(&x.gt(0.0), 0.0).to_vec::<f32>()?, [1.0, 0.0, 3.0]);
+    /// assert_eq!(x.where_mask(&x.gt(0.0), &x.scale(0.5)).to_vec::<f32>()?, [1.0, -1.0, 3.0]);
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
     #[track_caller]
-    pub fn where_mask(&self, mask: &Tensor, other: &Tensor) -> Tensor {
-        same_gpu("where", &[self, mask, other]);
+    pub fn where_mask<'a>(&'a self, mask: &'a Tensor, other: impl Into<Operand<'a>>) -> Tensor {
+        let other = other.into();
+        same_gpu("where", &[self, mask]);
         assert!(!mask.dtype().is_float(), "where: the mask must be u32 or i32, got {}", mask.dtype());
-        let dtype = self.common(other, "where");
-        let shape = shape::broadcast("where", self.shape(), other.shape());
+        let (dtype, shape) = self.with(other, "where");
         let shape = shape::broadcast("where", &shape, mask.shape());
         let mask = mask.cast(DType::U32);
         let template = match dtype.is_float() {
             true => "pick4($2, $1, $0 != vec4<u32>(0u))",
             false => "select($2, $1, $0 != vec4<u32>(0u))",
         };
-        let y = Tensor::lazy("where", template, dtype, shape, &[&mask, self, other]);
+        let all = [Operand::Tensor(&mask), Operand::Tensor(self), other];
+        let y = Tensor::lazy_of("where", template, dtype, shape, &all);
         if !dtype.is_float() {
             return y;
         }
-        y.made_by(&[self, other], || {
-            Box::new(Where { mask: Saved::new(&mask), shapes: [*self.shape(), *other.shape()] })
-        })
+        let sides: Vec<&Tensor> = [Some(self), other.tensor()].into_iter().flatten().collect();
+        let shapes = sides.iter().map(|side| *side.shape()).collect();
+        y.made_by(&sides, || Box::new(Where { mask: Saved::new(&mask), shapes }))
     }
 }
 
@@ -219,7 +220,8 @@ impl Op for Affine {
 
 struct Where {
     mask: Saved,
-    shapes: [Shape; 2],
+    /// The shapes of the sides that are tensors.
+    shapes: Vec<Shape>,
 }
 
 impl Op for Where {
@@ -236,10 +238,10 @@ impl Op for Where {
             "pick4(vec4<f32>(0.0), $1, $0 != vec4<u32>(0u))",
             "pick4(vec4<f32>(0.0), $1, $0 == vec4<u32>(0u))",
         ];
-        for (i, template) in chosen.into_iter().enumerate() {
+        for (i, (template, shape)) in chosen.into_iter().zip(&self.shapes).enumerate() {
             if sink.needs(i) {
                 let dx = Tensor::lazy("where", template, DType::F32, *dy.shape(), &[mask, dy]);
-                sink.add(i, dx.sum_to(self.shapes[i]));
+                sink.add(i, dx.sum_to(*shape));
             }
         }
     }
@@ -284,16 +286,18 @@ binary! {
     /// The gradients are `dy/b` and `-(dy/b)(a/b)`, which avoid b^2 because it may be 0 or infinite in f32. Integers
     /// truncate, `x / 0` is 0, and the least i32 divided by -1 is itself.
     div(&'a Tensor) ["0.5, 0.6667, 1.5, 1.3333"]: "$0 / $1", ["($2 / $1)", "(-kept($2 / $1, vec4<u32>(p.groups_x >> 31u)) * ($0 / $1))"];
-    /// `a ^ b`, with a tensor or a number `b`, as in IEEE 754: `x^0` and `1^x` are 1 even for NaN, a negative base needs a whole exponent and is NaN
-    /// otherwise, and zeros and infinities follow their limits. Floats only.
+    /// `a ^ b`, with a tensor or a number `b`, as in IEEE 754: `x^0` and `1^x` are 1 even for NaN, a negative base needs a
+    /// whole exponent and is NaN otherwise, and zeros and infinities follow their limits. Floats only.
     ///
     /// Within `4 + 0.15 |b ln a|` roundoffs (2^-24 of the result) on every adapter, so within 17. The gradients are `b
     /// a^(b-1)`, which is 0 for exponent 0, and `a^b ln a`, which is 0 at base 0 with an exponent of at least 0, and
     /// NaN for a negative base.
     pow(impl Into<Operand<'a>>) ["1.0, 8.0, 9.0, 64.0"]: "power($0, $1)", ["dpower_base($0, $1, $2)", "dpower_exponent($0, $1, $2)"];
-    /// The larger element, of two tensors or of a tensor and a number, NaN if either is NaN. At a tie each side gets half of the gradient.
+    /// The larger element, of two tensors or of a tensor and a number, NaN if either is NaN. At a tie a tensor gets half of the
+    /// gradient, where that of [`Tensor::clamp`] at its limit has all of it.
     maximum(impl Into<Operand<'a>>) ["2.0, 3.0, 3.0, 4.0"]: "max_nan($0, $1)", ["dmax($0, $1, $2)", "dmax($1, $0, $2)"];
-    /// The smaller element, of two tensors or of a tensor and a number, NaN if either is NaN. At a tie each side gets half of the gradient.
+    /// The smaller element, of two tensors or of a tensor and a number, NaN if either is NaN. At a tie a tensor gets half of
+    /// the gradient.
     minimum(impl Into<Operand<'a>>) ["1.0, 2.0, 2.0, 3.0"]: "min_nan($0, $1)", ["dmax($1, $0, $2)", "dmax($0, $1, $2)"];
 }
 

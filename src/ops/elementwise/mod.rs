@@ -21,7 +21,7 @@
 //! | `a^b`, the larger, the smaller | [`pow`](crate::Tensor::pow), [`maximum`](crate::Tensor::maximum), [`minimum`](crate::Tensor::minimum) |
 //! | `x s`, `x s + t` with numbers `s`, `t` | [`scale`](crate::Tensor::scale), [`affine`](crate::Tensor::affine) |
 //! | comparisons, which give 1 or 0 as u32 | [`eq`](crate::Tensor::eq), [`ne`](crate::Tensor::ne), [`lt`](crate::Tensor::lt), [`le`](crate::Tensor::le), [`gt`](crate::Tensor::gt), [`ge`](crate::Tensor::ge) |
-//! | a choice by such a mask | [`where_mask`](crate::Tensor::where_mask) |
+//! | a choice by such a mask; masks together | [`where_mask`](crate::Tensor::where_mask); [`logical_and`](crate::Tensor::logical_and), [`logical_or`](crate::Tensor::logical_or), [`logical_not`](crate::Tensor::logical_not) |
 //!
 //! | losses, the mean over all elements | |
 //! |---|---|
@@ -47,9 +47,10 @@
 mod bf16;
 mod binary;
 mod dropout;
+mod logical;
 pub(crate) mod losses;
 mod random;
 mod scalar;
 pub(crate) mod unary;
 
-crate::ops::listed!(unary, binary, scalar, bf16, random, dropout, losses);
+crate::ops::listed!(unary, binary, scalar, logical, bf16, random, dropout, losses);

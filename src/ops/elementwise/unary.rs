@@ -39,7 +39,7 @@ impl Tensor {
     /// The square root with a derivative of 0 at 0, where a sum of squares has no slope in any direction.
     #[track_caller]
     pub(in crate::ops) fn root(&self) -> Tensor {
-        let slope = "pick4(0.5 * $1 * rsqrt_of($0), vec4<f32>(0.0), $0 == vec4<f32>(0.0))";
+        let slope = "pick4(0.5 * $1 * rsqrt_of($0), vec4<f32>(0.0), is_equal($0, vec4<f32>(0.0)))";
         self.unary("sqrt", "sqrt_of($0)", slope)
     }
 }

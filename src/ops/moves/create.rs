@@ -37,9 +37,10 @@ impl Tensor {
         Tensor::from_value(Value::later(gpu, DType::U32, expr), shape)
     }
 
-    /// `start, start + step, start + 2 step, ...` up to but without `end`, as f32: `ceil((end - start) / step)` elements, as
-    /// in PyTorch. Element `i` is computed as `start + i step`, so roundings do not add up. Whole numbers are exact up to
-    /// 2^24. For ids, [`Tensor::positions`] has u32.
+    /// `start, start + step, start + 2 step, ...` up to but without `end`, as f32: `ceil((end - start) / step)` elements.
+    /// The numbers count as the decimals that they are written as, so `0.0, 0.3, 0.1` gives three, where f32's 0.3 is a
+    /// little more than three of its 0.1. Element `i` is computed as `start + i step`, so roundings do not add up. Whole
+    /// numbers are exact up to 2^24. For ids, [`Tensor::positions`] has u32.
     ///
     /// # Panics
     /// If `step` is 0 or leads away from `end`, or a number is not finite.
@@ -55,7 +56,14 @@ impl Tensor {
     pub fn arange(gpu: &Gpu, start: f32, end: f32, step: f32) -> Tensor {
         let finite = [start, end, step].iter().all(|x| x.is_finite());
         assert!(finite, "arange: {start}, {end} and {step} must be finite");
-        let count = (end as f64 - start as f64) / step as f64;
+        // The shortest decimal of a fraction is what was written. Whole numbers are what they are.
+        let decimal = |x: f32| match x.fract() == 0.0 {
+            true => f64::from(x),
+            false => x.to_string().parse().unwrap_or(f64::from(x)),
+        };
+        let exact = (decimal(end) - decimal(start)) / decimal(step);
+        // 2.1 / 0.7 is a little more than 3 in f64.
+        let count = if (exact - exact.round()).abs() < 1e-9 * exact.abs() { exact.round() } else { exact };
         assert!(step != 0.0 && count >= 0.0, "arange: a step of {step} does not lead from {start} to {end}");
         let positions = Tensor::positions(gpu, count.ceil() as usize);
         let numbers = [start, step].map(Scalar::F32);
@@ -80,12 +88,14 @@ impl Tensor {
     pub fn linspace(gpu: &Gpu, start: f32, end: f32, steps: usize) -> Tensor {
         assert!(start.is_finite() && end.is_finite(), "linspace: {start} and {end} must be finite");
         let last = steps.saturating_sub(1);
+        // A step that overflows is between two elements, and only ever times 0.
         let step = (end as f64 - start as f64) / last.max(1) as f64;
+        let step = (step as f32).clamp(f32::MIN, f32::MAX);
         let positions = Tensor::positions(gpu, steps);
         // Positions from the end, without rounding of large ones.
         let left = positions.flip(0);
         let template = "select($3 - $4 * vec4<f32>($1), $2 + $4 * vec4<f32>($0), $0 <= $1)";
-        let numbers = [start, if steps == 1 { start } else { end }, step as f32].map(Scalar::F32);
+        let numbers = [start, if steps == 1 { start } else { end }, step].map(Scalar::F32);
         Tensor::lazy_with(
             "linspace",
             template,
@@ -110,7 +120,8 @@ impl Tensor {
     }
 
     /// A tensor of this shape, dtype and device with all elements `value`, which is rounded to the dtype. For integers it is
-    /// truncated towards zero, and whole numbers above 2^24 are rounded. Nothing is stored until needed.
+    /// truncated towards zero, whole numbers above 2^24 are rounded, and what the type does not have becomes its nearest: -1
+    /// as u32 is 0. Nothing is stored until needed.
     ///
     /// ```
     /// # use tiebeam::{Gpu, Tensor};
@@ -169,7 +180,7 @@ impl Tensor {
         assert!(!self.dtype().is_float(), "one_hot: ids must be u32 or i32, got {}", self.dtype());
         check_ids("one_hot", self, classes, None);
         let classes = Tensor::positions(self.gpu(), classes).cast(self.dtype());
-        self.unsqueeze(self.shape().len()).eq(&classes).cast(DType::F32)
+        self.unsqueeze(-1).eq(&classes).cast(DType::F32)
     }
 
     /// `value` where `mask` is not 0, else this tensor's element. The mask broadcasts to this tensor. The gradient of what is

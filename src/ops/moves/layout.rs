@@ -80,13 +80,14 @@ impl Tensor {
     /// # let gpu = Gpu::open()?;
     /// let x = Tensor::zeros(&gpu, [2, 3, 5]);
     /// // Axis 0 of the result is axis 2 of `x`, then come axes 0 and 1.
-    /// assert_eq!(x.permute(&[2, 0, 1]).shape()[..], [5, 2, 3]);
+    /// assert_eq!(x.permute([2, 0, 1]).shape()[..], [5, 2, 3]);
     /// let m = Tensor::arange(&gpu, 0.0, 6.0, 1.0).reshape([2, 3]);
-    /// assert_eq!(m.permute(&[1, 0]).to_vec::<f32>()?, [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
+    /// assert_eq!(m.permute([1, 0]).to_vec::<f32>()?, [0.0, 3.0, 1.0, 4.0, 2.0, 5.0]);
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
     #[track_caller]
-    pub fn permute(&self, order: &[usize]) -> Tensor {
+    pub fn permute(&self, order: impl AsRef<[usize]>) -> Tensor {
+        let order = order.as_ref();
         let axes = self.shape().len();
         let mut inverse = vec![usize::MAX; axes];
         for (i, &a) in order.iter().enumerate() {
@@ -214,20 +215,22 @@ impl Tensor {
     /// Inserts an axis of size 1 at `axis`. A view.
     ///
     /// # Panics
-    /// If `axis` is above the number of axes.
+    /// If `axis` is out of range: it counts the axes of the result, and -1 is a new last one.
     ///
     /// ```
     /// # use tiebeam::{Gpu, Tensor};
     /// # let gpu = Gpu::open()?;
     /// let x = Tensor::zeros(&gpu, [2, 3]);
     /// assert_eq!(x.unsqueeze(0).shape()[..], [1, 2, 3]);
-    /// assert_eq!(x.unsqueeze(2).shape()[..], [2, 3, 1]);
+    /// assert_eq!(x.unsqueeze(-1).shape()[..], [2, 3, 1]);
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
     #[track_caller]
-    pub fn unsqueeze(&self, axis: usize) -> Tensor {
+    pub fn unsqueeze(&self, axis: isize) -> Tensor {
         let mut sizes = self.shape.to_vec();
-        assert!(axis <= sizes.len(), "unsqueeze: axis {axis} for shape {}", self.shape);
+        let axes = sizes.len() as isize + 1;
+        assert!((-axes..axes).contains(&axis), "unsqueeze: axis {axis} for shape {}", self.shape);
+        let axis = axis.rem_euclid(axes) as usize;
         sizes.insert(axis, 1);
         let mut strides = self.strides;
         strides.copy_within(axis..MAX_AXES - 1, axis + 1);
@@ -378,7 +381,7 @@ impl Tensor {
         let mut all = Tensor::empty(first.gpu(), "concat", shape, stored);
         let mut start = 0;
         for (t, &size) in tensors.iter().zip(&sizes) {
-            t.moved("concat", axis, start, shape, Some(&all));
+            let _ = t.moved("concat", axis, start, shape, Some(&all));
             start += size;
         }
         if torn {
@@ -401,9 +404,9 @@ impl Tensor {
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
     #[track_caller]
-    pub fn stack(tensors: &[&Tensor], axis: usize) -> Tensor {
+    pub fn stack(tensors: &[&Tensor], axis: isize) -> Tensor {
         let all: Vec<Tensor> = tensors.iter().map(|t| t.unsqueeze(axis)).collect();
-        Tensor::concat(&all.iter().collect::<Vec<_>>(), axis as isize)
+        Tensor::concat(&all.iter().collect::<Vec<_>>(), axis)
     }
 
     /// Returns views of consecutive pieces of these sizes along `axis`.
@@ -415,13 +418,14 @@ impl Tensor {
     /// # use tiebeam::{Gpu, Tensor};
     /// # let gpu = Gpu::open()?;
     /// let x = Tensor::arange(&gpu, 0.0, 5.0, 1.0);
-    /// let parts = x.split(0, &[2, 3]);
+    /// let parts = x.split(0, [2, 3]);
     /// assert_eq!(parts[0].to_vec::<f32>()?, [0.0, 1.0]);
     /// assert_eq!(parts[1].to_vec::<f32>()?, [2.0, 3.0, 4.0]);
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
     #[track_caller]
-    pub fn split(&self, axis: isize, sizes: &[usize]) -> Vec<Tensor> {
+    pub fn split(&self, axis: isize, sizes: impl AsRef<[usize]>) -> Vec<Tensor> {
+        let sizes = sizes.as_ref();
         let at = shape::axis("split", axis, self.shape());
         assert!(
             sizes.iter().sum::<usize>() == self.shape[at],

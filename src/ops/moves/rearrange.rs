@@ -95,13 +95,14 @@ impl Tensor {
     /// # use tiebeam::{Gpu, Tensor};
     /// # let gpu = Gpu::open()?;
     /// let x = Tensor::from_slice(&gpu, &[1f32, 2.0], [2]);
-    /// let y = x.repeat(&[2, 2]);
+    /// let y = x.repeat([2, 2]);
     /// assert_eq!(y.to_vec::<f32>()?, [1.0, 2.0, 1.0, 2.0, 1.0, 2.0, 1.0, 2.0]);
     /// assert_eq!(y.shape()[..], [2, 4]);
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
     #[track_caller]
-    pub fn repeat(&self, times: &[usize]) -> Tensor {
+    pub fn repeat(&self, times: impl AsRef<[usize]>) -> Tensor {
+        let times = times.as_ref();
         let axes = self.shape().len();
         assert!(
             times.len() >= axes,
@@ -174,11 +175,12 @@ impl Tensor {
     /// # use tiebeam::{Gpu, Tensor};
     /// # let gpu = Gpu::open()?;
     /// let x = Tensor::zeros(&gpu, [2, 12]);
-    /// assert_eq!(x.unflatten(-1, &[3, 4]).shape()[..], [2, 3, 4]);
+    /// assert_eq!(x.unflatten(-1, [3, 4]).shape()[..], [2, 3, 4]);
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
     #[track_caller]
-    pub fn unflatten(&self, axis: isize, sizes: &[usize]) -> Tensor {
+    pub fn unflatten(&self, axis: isize, sizes: impl AsRef<[usize]>) -> Tensor {
+        let sizes = sizes.as_ref();
         let axis = shape::axis("unflatten", axis, self.shape());
         let count: usize = sizes.iter().product();
         assert!(
@@ -210,6 +212,8 @@ impl Tensor {
         let part = self.slice(axis, range);
         let axis = shape::axis("slice_step", axis, self.shape());
         let size = part.shape()[axis];
+        // A larger step takes the first element too.
+        let step = step.min(size.max(1));
         let mut view = part.clone();
         view.shape = part.shape().with(axis, size.div_ceil(step));
         view.strides[axis] *= step;
@@ -259,8 +263,8 @@ pub(super) fn cases() -> Vec<Case> {
     ));
     all.extend(moved("roll", [&[3, 7], &[3, 7]], |x| x.roll(2, 1), |i| i / 7 * 7 + (i % 7 + 5) % 7));
     all.extend(moved("roll back", [&[5, 8], &[5, 8]], |x| x.roll(-7, 0), |i| (i / 8 + 2) % 5 * 8 + i % 8));
-    all.extend(moved("repeat", [&[2, 3], &[2, 4, 6]], |x| x.repeat(&[2, 2, 2]), |i| i / 6 % 2 * 3 + i % 3));
-    all.extend(moved("repeat of rows", [&[3, 4], &[9, 4]], |x| x.repeat(&[3, 1]), |i| i % 12));
+    all.extend(moved("repeat", [&[2, 3], &[2, 4, 6]], |x| x.repeat([2, 2, 2]), |i| i / 6 % 2 * 3 + i % 3));
+    all.extend(moved("repeat of rows", [&[3, 4], &[9, 4]], |x| x.repeat([3, 1]), |i| i % 12));
     all.extend(moved("repeat_interleave", [&[2, 3], &[2, 6]], |x| x.repeat_interleave(2, -1), |i| i / 2));
     all.extend(moved(
         "repeat_interleave of rows",
@@ -275,7 +279,7 @@ pub(super) fn cases() -> Vec<Case> {
         |x| x.t().flatten(0, -1),
         |i| i % 3 * 5 + i / 3,
     ));
-    all.extend(moved("unflatten", [&[3, 10], &[3, 2, 5]], |x| x.unflatten(1, &[2, 5]), |i| i));
+    all.extend(moved("unflatten", [&[3, 10], &[3, 2, 5]], |x| x.unflatten(1, [2, 5]), |i| i));
     all.extend(moved(
         "chunk",
         [&[2, 7], &[2, 7]],

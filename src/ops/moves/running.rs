@@ -8,8 +8,8 @@ use crate::tensor::{Tensor, same_gpu};
 
 const OP: &str = "running";
 
-/// Moves running averages towards new values, in place: `y += rate (x - y)` for each pair `(y, x)`. All are changed or none. It is
-/// recorded like an op, so a replayed step moves them too.
+/// Moves running averages towards new values, in place: `y += rate (x - y)` for each pair `(y, x)`. Elements of x that are not
+/// finite are left out. All are changed or none. It is recorded like an op, so a replayed step moves them too.
 ///
 /// # Errors
 /// When one carries an error, or the device has failed. Then none changes.
@@ -23,9 +23,8 @@ pub(crate) fn move_towards(pairs: &[(&Tensor, &Tensor)], rate: f32) -> Result<()
     for (y, x) in pairs {
         same_gpu(OP, &[y, x]);
         let fits = x.shape() == y.shape() && [x, y].iter().all(|t| t.dtype() == DType::F32);
-        let whole = y.offset == 0 && y.count() == y.value.count && y.is_contiguous();
         assert!(
-            fits && whole,
+            fits && y.is_whole(),
             "{OP}: {} of {} towards {} of {}; an average is an f32 tensor with elements of its own",
             y.shape(),
             y.dtype(),

@@ -379,7 +379,7 @@ impl Tensor {
         let all = Tensor::empty(self.gpu(), OP, [edges, o, k], DType::F32);
         for chunk in chunks(edges, chunk(self.gpu(), o)) {
             let into = all.slice(0, chunk.clone()).reshape([chunk.len() * o, k]);
-            network.forward(
+            let _ = network.forward(
                 &part(&d, &chunk),
                 envelope.as_ref().map(|w| part(w, &chunk)).as_ref(),
                 Some(&into),

@@ -127,7 +127,7 @@ impl Op for MlpOp {
                 let dz = product_slope(OP, &dy, w2, &before);
                 layers[0].add(OP, &dz, &x, &wants[..2]);
                 if let Some(dx) = &dx {
-                    product(OP, &dz, w1, Destination::Write(dx.slice(0, chunk)));
+                    let _ = product(OP, &dz, w1, Destination::Write(dx.slice(0, chunk)));
                 }
             }
         }

@@ -347,7 +347,7 @@ impl Op for EdgeConv {
                 let m = halves.add(&rows(basis, chunk), chunk);
                 if let Some((dbasis, accumulate)) = dbasis {
                     let own = dbasis.slice(0, chunk.rows.clone()).reshape([chunk.rows.len() * o, k]);
-                    product(
+                    let _ = product(
                         OP,
                         &m,
                         kernel,

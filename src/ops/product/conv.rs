@@ -375,13 +375,7 @@ pub(super) fn cases() -> Vec<Case> {
         all.push(Case::new(
             format!("{dtype} and transposed operands"),
             strided,
-            |x| {
-                x[0].permute(&[2, 3, 0, 1]).conv2d(
-                    &x[1].permute(&[3, 1, 0, 2]),
-                    None,
-                    Conv2dConfig::default(),
-                )
-            },
+            |x| x[0].permute([2, 3, 0, 1]).conv2d(&x[1].permute([3, 1, 0, 2]), None, Conv2dConfig::default()),
             |x| {
                 let image = Array::from_fn([2, 3, 5, 6], |i| x[0].data[i % 30 * 6 + i / 30]);
                 let weight = Array::from_fn([4, 3, 2, 2], |i| {

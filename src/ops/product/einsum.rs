@@ -3,6 +3,7 @@
 
 use crate::dtype::DType;
 use crate::ops::case::{Array, Case, Input};
+use crate::precision::precision;
 use crate::shape::{self, MAX_AXES, Shape, Strides};
 use crate::tensor::{Tensor, same_gpu};
 
@@ -151,7 +152,7 @@ impl Term {
     /// Its axes in this order of labels. A view.
     fn ordered(&self, order: &[char]) -> Tensor {
         let place = |label: &char| self.labels.iter().position(|own| own == label);
-        self.x.permute(&order.iter().filter_map(place).collect::<Vec<_>>())
+        self.x.permute(order.iter().filter_map(place).collect::<Vec<_>>())
     }
 
     /// Multiplies with `other` and sums over the labels that both have and nobody needs later.
@@ -174,8 +175,11 @@ impl Term {
         let right = other.ordered(&[&batch[..], &inner, &columns].concat());
         let [b, m, k, n] = [batch.len(), rows.len(), inner.len(), columns.len()];
         if k == 0 {
-            let left = (0..n).fold(left, |x, _| x.unsqueeze(x.shape().len()));
-            let right = (0..m).fold(right, |x, _| x.unsqueeze(b));
+            let half = precision().dtype().is_half();
+            let left = (0..n).fold(left, |x, _| x.unsqueeze(-1));
+            let right = (0..m).fold(right, |x, _| x.unsqueeze(b as isize));
+            // As a product with a sum: two of 16 bits give f32, outside of a scope of 16 bits.
+            let [left, right] = if half { [left, right] } else { [left, right].map(|x| x.cast(DType::F32)) };
             return Term { x: left.mul(&right), labels: result };
         }
         let own: Vec<usize> = [&left.shape()[b..b + m], &right.shape()[b + k..]].concat();
@@ -203,7 +207,7 @@ fn one_batch(x: &Tensor, all: &Shape) -> Tensor {
 /// `count` axes from `at` on as one: a view if the strides allow it, else a copy. Without axes, a new one of size 1.
 fn merged(x: &Tensor, at: usize, count: usize) -> Tensor {
     if count == 0 {
-        return x.unsqueeze(at);
+        return x.unsqueeze(at as isize);
     }
     let from = *x.shape();
     let (group, rest) = (Shape::new(&from[at..at + count]), &from[at + count..]);
@@ -238,7 +242,7 @@ fn diagonal(x: &Tensor, a: usize, b: usize) -> Tensor {
             sizes[axis] = n;
             Tensor::positions(dy.gpu(), n).reshape(&sizes[..])
         };
-        dy.unsqueeze(b).where_mask(&along(a).eq(&along(b)), &Tensor::scalar(dy.gpu(), 0.0).cast(dy.dtype()))
+        dy.unsqueeze(b as isize).where_mask(&along(a).eq(&along(b)), 0.0)
     })
 }
 

@@ -21,9 +21,11 @@ const OP: &str = "lookup";
 pub fn lookup(weight: &Arc<dyn Site>, ids: &Tensor) -> Tensor {
     assert!(!ids.dtype().is_float(), "{OP}: ids must be u32 or i32, got {}", ids.dtype());
     let leaves = weight.leaves();
-    // A stored weight that is the kind's one leaf.
-    if let ([leaf], Some(_)) = (&leaves[..], weight.stored())
-        && leaf.shape()[..] == weight.size()
+    // A stored weight that is the kind's one leaf, in the same order.
+    if let ([leaf], Some(stored)) = (&leaves[..], weight.stored())
+        && leaf.shape() == stored.shape()
+        && Arc::ptr_eq(&leaf.value, &stored.value)
+        && (leaf.offset, leaf.strides) == (stored.offset, stored.strides)
     {
         return leaf.embedding(ids);
     }

@@ -10,6 +10,7 @@ use crate::dtype::DType;
 use crate::ops::case::Case;
 use crate::tape::{Destination, Sink};
 use crate::tensor::Tensor;
+use std::fmt;
 use std::sync::Arc;
 
 /// A weight `[out, in]` that is computed from stored leaves.
@@ -142,6 +143,13 @@ impl<'a, 'b> LeafGrads<'a, 'b> {
         if self.needs(i) {
             self.sink.add_with(self.first + i, |into| outer("linear", a, b, into));
         }
+    }
+}
+
+/// The kind and the weight's size: `low_rank [64, 16]`.
+impl fmt::Debug for dyn Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.name(), self.size())
     }
 }
 

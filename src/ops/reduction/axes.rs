@@ -11,7 +11,7 @@ use crate::tensor::Tensor;
 
 /// Puts reduced axes, in increasing order, back with size 1. A view.
 pub(super) fn kept(y: &Tensor, axes: &[usize]) -> Tensor {
-    axes.iter().fold(y.clone(), |y, &axis| y.unsqueeze(axis))
+    axes.iter().fold(y.clone(), |y, &axis| y.unsqueeze(axis as isize))
 }
 
 /// The shape without these axes.

@@ -9,7 +9,7 @@ use crate::shape::{Axes, Shape};
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::Tensor;
 
-/// `y = (sum |x|^p)^(1/p)`, with `dx = dy sign(x) (|x| / y)^(p - 1)`. This is 0 where `x` is 0, and where all of them are.
+/// `y = (sum |x|^p)^(1/p)`, with `dx = dy sign(x) (|x| / y)^(p - 1)`. This is 0 where `x` is 0, and where `y` is.
 struct Norm {
     p: f32,
     axes: Vec<usize>,
@@ -25,9 +25,10 @@ impl Op for Norm {
         let Some(dy) = &dy[0] else { return };
         let (x, y) = (self.x.get("norm"), kept(self.y.get("norm"), &self.axes));
         let (args, numbers) = ([x, &y, &kept(dy, &self.axes)], [Scalar::F32(self.p - 1.0)]);
-        let square = "pick4($2 * ($0 / $1), vec4<f32>(0.0), $1 == vec4<f32>(0.0))";
-        let other =
-            "pick4($2 * sign($0) * power(magnitude($0) / $1, $3), vec4<f32>(0.0), $0 == vec4<f32>(0.0))";
+        let square = "pick4($2 * ($0 / $1), vec4<f32>(0.0), is_equal($1, vec4<f32>(0.0)))";
+        // The sum of small elements to a high power can be 0, though none of them is.
+        let other = "pick4($2 * sign($0) * power(magnitude($0) / $1, $3), vec4<f32>(0.0), \
+                     is_equal($0, vec4<f32>(0.0)) | is_equal($1, vec4<f32>(0.0)))";
         sink.add(
             0,
             match self.p {
@@ -80,8 +81,8 @@ impl Tensor {
     /// f32. `correction` 1 is PyTorch's default, the unbiased estimate from a sample, and 0 is the variance of the elements
     /// themselves.
     ///
-    /// The mean is subtracted before anything is squared, so a large mean costs no accuracy. The derivative is `2 (x - mean) /
-    /// (n - correction)`.
+    /// The mean is subtracted before anything is squared, so a large mean costs no more accuracy than its own rounding. The
+    /// derivative is `2 (x - mean) / (n - correction)`.
     ///
     /// # Panics
     /// When there are not more elements than `correction`, an axis is out of range or named twice, none is named, or the

@@ -26,7 +26,10 @@ impl Op for NllLoss {
         let Some(dy) = &dy[0] else { return };
         let (targets, classes) = (self.targets.get(OP), self.shape[self.shape.len() - 1]);
         let counts = self.losses.get(OP).slice(0, 1..2).squeeze(0);
-        let of_row = counts.mul(&dy.div(&self.totals.get(OP).slice(0, 1..2))).unsqueeze(1);
+        let share = dy.div(&self.totals.get(OP).slice(0, 1..2));
+        // By select, not by multiplication: if no row counts, the share is infinite.
+        let chosen = "pick4($1, vec4<f32>(0.0), is_equal($0, vec4<f32>(0.0)))";
+        let of_row = Tensor::lazy(OP, chosen, DType::F32, *counts.shape(), &[&counts, &share]).unsqueeze(1);
         let places = Tensor::positions(dy.gpu(), classes);
         let rows = targets.reshape([targets.count(), 1]).cast(DType::U32);
         let template = "pick4(vec4<f32>(0.0), -$2, $0 == $1)";

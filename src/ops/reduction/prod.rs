@@ -1,5 +1,5 @@
-//! Products along axes, and cumulative products. Their gradients are products of the other elements, so they are right where
-//! elements are 0.
+//! Products along axes, and cumulative products. Their gradients divide by the element, and are products of the others where that
+//! cannot be done.
 
 use super::axes::{over64, terms, without};
 use super::cumsum::{Scan, scan};
@@ -9,6 +9,10 @@ use crate::ops::case::{Array, Case, Fill, Input};
 use crate::shape::{self, Axes, Shape};
 use crate::tape::{Op, Saved, Sink};
 use crate::tensor::Tensor;
+
+/// Where a number is 0, subnormal, infinite or NaN, and where it is finite: by the exponent's bits.
+const STRANGE: &str = "vec4<u32>((((bitcast<vec4<u32>>($0) >> vec4<u32>(23u)) + vec4<u32>(1u)) & vec4<u32>(0xfeu)) == vec4<u32>(0u))";
+const FINITE: &str = "vec4<u32>((bitcast<vec4<u32>>($0) & vec4<u32>(0x7f800000u)) != vec4<u32>(0x7f800000u))";
 
 /// For each element, the product of those before it along the axis, or of those after it.
 fn exclusive(x: &Tensor, axis: usize, after: bool) -> Tensor {
@@ -22,15 +26,20 @@ fn exclusive(x: &Tensor, axis: usize, after: bool) -> Tensor {
     Tensor::concat(&if after { [&rest, &one] } else { [&one, &rest] }, at)
 }
 
-/// The elements `distance` further along the axis, and 0 beyond its end.
-fn shifted(x: &Tensor, axis: usize, distance: usize) -> Tensor {
-    let (at, n) = (axis as isize, x.shape()[axis]);
-    if distance >= n { x.zeros_like() } else { x.slice(at, distance..n).pad(at, 0, distance) }
+/// The gradient of a product by division, which only rounds twice. In rows where an element of `x` or of the product `y` is 0, tiny
+/// or not finite it is by products of the others instead, unless these overflow.
+fn by_division(x: &Tensor, y: &Tensor, axis: usize, divided: &Tensor, others: &Tensor) -> Tensor {
+    let mask =
+        |x: &Tensor, template: &'static str| Tensor::lazy("prod", template, DType::U32, *x.shape(), &[x]);
+    let strange = |x: &Tensor| mask(x, STRANGE).any(axis as isize).unsqueeze(axis as isize);
+    let others_are_right = strange(x).logical_or(&strange(y)).logical_and(&mask(others, FINITE));
+    others.where_mask(&others_are_right, divided)
 }
 
 struct Prod {
     axis: usize,
     x: Saved,
+    y: Saved,
 }
 
 impl Op for Prod {
@@ -39,35 +48,48 @@ impl Op for Prod {
     }
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
-        let x = self.x.get("prod");
-        let others = exclusive(x, self.axis, false).mul(&exclusive(x, self.axis, true));
-        sink.add(0, others.mul(&dy.unsqueeze(self.axis)));
+        let (x, axis) = (self.x.get("prod"), self.axis);
+        let others = exclusive(x, axis, false).mul(&exclusive(x, axis, true));
+        let y = self.y.get("prod").unsqueeze(axis as isize);
+        let slope = by_division(x, &y, axis, &y.div(x), &others);
+        sink.add(0, slope.mul(&dy.unsqueeze(axis as isize)));
     }
 }
 
 struct Cumprod {
     axis: usize,
     x: Saved,
+    y: Saved,
 }
 
 impl Op for Cumprod {
     fn name(&self) -> &'static str {
         "cumprod"
     }
-    /// `dx[k] = (x[0] .. x[k - 1]) s[k]` with `s[k] = dy[k] + x[k + 1] s[k + 1]`. The sums `s` cover one element at first, and
-    /// in every round twice as many: `s[k] + a[k] s[k + reach]`, where `a[k] = x[k + 1] .. x[k + reach]`.
+    /// `dx[k] = (sum over i >= k of dy[i] y[i]) / x[k]`. In a row with a 0, `dx[k] = (x[0] .. x[k - 1]) s[k]` with
+    /// `s[k] = dy[k] + x[k + 1] s[k + 1]`. The sums `s` cover one element at first, and in every round twice as many:
+    /// `s[k] + a[k] s[k + reach]`, where `a[k] = x[k + 1] .. x[k + reach]`.
     fn backward(&self, dy: &[Option<Tensor>], sink: &mut Sink) {
         let Some(dy) = &dy[0] else { return };
         let (x, axis) = (self.x.get("cumprod"), self.axis);
-        let mut sums = dy.clone();
-        let mut factors = shifted(x, axis, 1);
-        let mut reach = 1;
-        while reach < x.shape()[axis] {
-            sums = sums.add(&factors.mul(&shifted(&sums, axis, reach)));
-            factors = factors.mul(&shifted(&factors, axis, reach));
+        if x.count() == 0 {
+            return sink.add(0, Tensor::zeros(dy.gpu(), *x.shape()));
+        }
+        let (at, n) = (axis as isize, x.shape()[axis]);
+        let (mut sums, mut factors, mut reach) = (dy.clone(), x.slice(at, 1..), 1);
+        while reach < n {
+            // Without what lies beyond the end: 0 times an infinite factor would be NaN.
+            let more = factors.mul(&sums.slice(at, reach..)).add(&sums.slice(at, ..n - reach));
+            sums = Tensor::concat(&[&more, &sums.slice(at, n - reach..)], at);
+            if n > 2 * reach {
+                factors = factors.slice(at, ..n - 2 * reach).mul(&factors.slice(at, reach..));
+            }
             reach *= 2;
         }
-        sink.add(0, exclusive(x, axis, false).mul(&sums));
+        let exact = exclusive(x, axis, false).mul(&sums);
+        let y = self.y.get("cumprod");
+        let divided = dy.mul(y).cumsum_reverse(at).div(x);
+        sink.add(0, by_division(x, y, axis, &divided, &exact));
     }
 }
 
@@ -75,8 +97,8 @@ impl Tensor {
     /// The product over one or several axes, which disappear. f16 and bf16 are multiplied and returned in f32. The product of
     /// no elements is 1.
     ///
-    /// The gradient of an element is the product of the others, from both ends and without a division, so it is right where
-    /// elements are 0.
+    /// The gradient of an element is `y / x`. Where the product or an element is 0, subnormal or not finite, it is the product of the
+    /// others, from both ends.
     ///
     /// # Panics
     /// When an axis is out of range or named twice, none is named, or the elements are integers.
@@ -96,19 +118,21 @@ impl Tensor {
         let x = crate::ops::float("prod", self);
         let (to, count) = (without(x.shape(), &axes), terms(x.shape(), &axes));
         if x.count() == 0 {
-            return Tensor::ones(x.gpu(), to);
+            // The sum of nothing keeps the graph.
+            return x.sum_divided("prod", &axes, 1.0).add(&Tensor::ones(x.gpu(), to));
         }
         // Axes that are not adjacent are brought to the end, so that they become one.
         let first = axes[0];
         let is_run = axes[axes.len() - 1] == first + axes.len() - 1;
         let free: Vec<usize> = (0..x.shape().len()).filter(|a| !axes.contains(a)).collect();
         let axis = if is_run { first } else { free.len() };
-        let x = if is_run { x } else { x.permute(&[&free[..], &axes].concat()) };
+        let x = if is_run { x } else { x.permute([&free[..], &axes].concat()) };
         let mut sizes = to.to_vec();
         sizes.insert(axis, count);
         let x = if axes.len() == 1 { x } else { x.reshape(&sizes[..]) };
         let y = reduce_axes("prod", &x, &[axis], Reduction::Product, 1.0);
-        y.made_by(&[&x], || Box::new(Prod { axis, x: Saved::new(&x) }))
+        let saved = y.clone();
+        y.made_by(&[&x], || Box::new(Prod { axis, x: Saved::new(&x), y: Saved::new(&saved) }))
     }
 
     /// The product of all elements, a scalar. See [`Tensor::prod`].
@@ -127,8 +151,8 @@ impl Tensor {
 
     /// `y[i] = x[0] x[1] .. x[i]` along `axis`. f16 and bf16 are multiplied and returned in f32. Integers wrap.
     ///
-    /// `dx[k] = sum over i >= k of dy[i] times the product of x[0] .. x[i] without x[k]`, computed without a division, so it is
-    /// right where elements are 0.
+    /// `dx[k] = sum over i >= k of dy[i] times the product of x[0] .. x[i] without x[k]`, computed by a division by `x[k]`, and
+    /// without one where an element or a product along the axis is 0, subnormal or not finite.
     ///
     /// # Panics
     /// When the axis is out of range.
@@ -148,7 +172,8 @@ impl Tensor {
         }
         let x = crate::ops::float("cumprod", self);
         let y = scan("cumprod", Scan::Product, &x.detach(), axis, false);
-        y.made_by(&[&x], || Box::new(Cumprod { axis, x: Saved::new(&x) }))
+        let saved = y.clone();
+        y.made_by(&[&x], || Box::new(Cumprod { axis, x: Saved::new(&x), y: Saved::new(&saved) }))
     }
 }
 

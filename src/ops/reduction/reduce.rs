@@ -268,6 +268,10 @@ pub(super) fn reduce_axes(
     kind: Reduction,
     divisor: f32,
 ) -> Tensor {
+    let to = axes.iter().rev().fold(*x.shape(), |shape, &axis| shape.without(axis));
+    if to.count() == 0 {
+        return Tensor::zeros(x.gpu(), to);
+    }
     let (mut y, mut left) = (x.detach(), axes.to_vec());
     while let Some(last) = left.pop() {
         let mut first = last;

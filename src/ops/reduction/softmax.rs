@@ -145,14 +145,14 @@ pub fn plan_rows(class: &DeviceClass, [rows, width]: [usize; 2]) -> Vec<Pass> {
 
 /// Computes the same values by other ops, for rows that are too long for a kernel.
 fn long(log: bool, x: &Tensor, axis: isize) -> Tensor {
-    let d = x.sub(&x.max(axis).unsqueeze(axis as usize));
+    let d = x.sub(&x.max(axis).unsqueeze(axis));
     let e = d.exp();
-    let sum = e.sum(axis).unsqueeze(axis as usize);
+    let sum = e.sum(axis).unsqueeze(axis);
     if log { d.sub(&sum.log()) } else { e.div(&sum) }
 }
 
 fn long_backward(log: bool, y: &Tensor, dy: &Tensor, axis: isize) -> Tensor {
-    let total = |terms: &Tensor| terms.sum(axis).unsqueeze(axis as usize);
+    let total = |terms: &Tensor| terms.sum(axis).unsqueeze(axis);
     if log { dy.sub(&y.exp().mul(&total(dy))) } else { y.mul(&dy.sub(&total(&y.mul(dy)))) }
 }
 

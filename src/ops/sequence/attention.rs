@@ -293,7 +293,7 @@ pub(in crate::ops) fn cached(q: &Tensor, [k, v]: [&Tensor; 2], listed: [&Tensor;
     debug_assert!(head_dim.is_multiple_of(kernels.forward.multiple()));
     let q = readable(q);
     let y = room("attention", &q, DType::F32);
-    forward([&q, k, v], None, Some(listed), sizes, kernels.forward, None, &y);
+    let _ = forward([&q, k, v], None, Some(listed), sizes, kernels.forward, None, &y);
     y
 }
 

@@ -187,7 +187,7 @@ fn small() -> Vec<Case> {
         Case::new(
             "permute",
             vec![Input::normal([2, 3, 5])],
-            |x| x[0].permute(&[2, 0, 1]),
+            |x| x[0].permute([2, 0, 1]),
             |x| gathered([5, 2, 3], &x[0], |i| (i / 3 % 2) * 15 + (i % 3) * 5 + i / 6),
         ),
         Case::new(
@@ -276,7 +276,7 @@ fn small() -> Vec<Case> {
             "split",
             vec![Input::normal([2, 9])],
             |x| {
-                let parts = x[0].split(1, &[2, 4, 3]);
+                let parts = x[0].split(1, [2, 4, 3]);
                 Tensor::concat(&[&parts[2], &parts[0], &parts[1]], 1)
             },
             |x| gathered([2, 9], &x[0], |i| i / 9 * 9 + [6, 7, 8, 0, 1, 2, 3, 4, 5][i % 9]),

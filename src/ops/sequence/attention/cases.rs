@@ -337,10 +337,10 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
                 // Four query heads, then two heads each of keys and values.
                 let heads = |first: usize, count: usize| {
                     let all = x[0].reshape([1, 21, 8, 24]);
-                    all.slice(2, first..first + count).permute(&[0, 2, 1, 3])
+                    all.slice(2, first..first + count).permute([0, 2, 1, 3])
                 };
                 let y = heads(0, 4).attention(&heads(4, 2), &heads(6, 2), &Mask::Causal);
-                y.permute(&[0, 2, 1, 3]).reshape([1, 21, 96])
+                y.permute([0, 2, 1, 3]).reshape([1, 21, 96])
             },
             |x| {
                 let heads = |first: usize, count: usize| {
