@@ -64,6 +64,7 @@ mod pages {
         Reliability "../docs/reliability.md"
         Troubleshooting "../docs/troubleshooting.md"
         TutorialKind "../docs/tutorial/kind.md"
+        TutorialModel "../docs/tutorial/model.md"
         TutorialOp "../docs/tutorial/op.md"
         TutorialSave "../docs/tutorial/save.md"
         TutorialTensors "../docs/tutorial/tensors.md"

@@ -85,7 +85,7 @@ fn train(gpu: &Gpu, seed: usize, recorded: bool, between: &dyn Fn()) -> Result<(
         }
     } else {
         for _ in 0..8 {
-            work(&x)?;
+            let _ = work(&x)?;
         }
     }
     let mut bits: Vec<u32> = Vec::new();
