@@ -122,6 +122,7 @@ impl Tensor {
     /// assert_eq!(Tensor::zeros(&gpu, [2, 3]).count(), 6);
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
+    #[doc(alias = "numel")]
     pub fn count(&self) -> usize {
         self.shape.count()
     }
@@ -136,6 +137,7 @@ impl Tensor {
     /// assert!(like.gpu() == &gpu);
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
+    #[doc(alias = "device")]
     pub fn gpu(&self) -> &Gpu {
         &self.value.gpu
     }

@@ -8,6 +8,7 @@ use crate::gpu::readback::Reading;
 use crate::gpu::value::fuse::{Arg, Expr, Scalar};
 use crate::gpu::value::{Place, Value};
 use crate::shape::Shape;
+use crate::tape::no_grad;
 
 impl Tensor {
     /// Makes a tensor of these elements, row-major.
@@ -133,6 +134,7 @@ impl Tensor {
     /// assert_eq!(x.t().to_vec::<f32>()?, [1.0, 3.0, 2.0, 4.0]); // the order of the view's own rows
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
+    #[doc(alias = "tolist")]
     #[track_caller]
     pub fn to_vec<E: Element>(&self) -> Result<Vec<E>> {
         let reading = self.read::<E>()?;
@@ -220,13 +222,13 @@ impl Tensor {
         Ok((0..rows).map(|row| all[row * columns..(row + 1) * columns].to_vec()).collect())
     }
 
-    /// Reads the element of a single-element f32 tensor.
+    /// Reads the element of a tensor of floats that has one element. An integer is read by `to_vec::<u32>()?[0]`.
     ///
     /// # Errors
     /// As [`Tensor::to_vec`].
     ///
     /// # Panics
-    /// If there is not exactly one element.
+    /// If there is not exactly one element, or it is an integer.
     ///
     /// ```
     /// # use tiebeam::{Gpu, Tensor};
@@ -238,6 +240,9 @@ impl Tensor {
     #[track_caller]
     pub fn item(&self) -> Result<f32> {
         assert!(self.count() == 1, "item: shape {} has {} elements", self.shape, self.count());
-        Ok(self.to_vec::<f32>()?[0])
+        let dtype = self.dtype();
+        assert!(dtype.is_float(), "item: the tensor is {dtype}; read it by to_vec::<{dtype}>()?[0]");
+        let x = if dtype.is_half() { no_grad(|| self.cast(DType::F32)) } else { self.clone() };
+        Ok(x.to_vec::<f32>()?[0])
     }
 }

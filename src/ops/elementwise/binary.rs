@@ -176,6 +176,7 @@ impl Tensor {
     /// assert_eq!(x.where_mask(&x.gt(0.0), &x.scale(0.5)).to_vec::<f32>()?, [1.0, -1.0, 3.0]);
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
+    #[doc(alias = "where")]
     #[track_caller]
     pub fn where_mask<'a>(&'a self, mask: &'a Tensor, other: impl Into<Operand<'a>>) -> Tensor {
         let other = other.into();

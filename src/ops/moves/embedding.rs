@@ -216,6 +216,7 @@ impl Tensor {
     /// assert_eq!(nodes.index_sum(0, &graph, 2).to_vec::<f32>()?, [10.0, 101.0]);
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
+    #[doc(alias = "scatter_add")]
     #[track_caller]
     pub fn index_sum(&self, axis: isize, ids: &Tensor, size: usize) -> Tensor {
         let op = "index_sum";

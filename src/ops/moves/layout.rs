@@ -56,6 +56,7 @@ impl Tensor {
     /// assert_eq!(rows.to_vec2::<f32>()?, [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]);
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
+    #[doc(alias = "view")]
     #[track_caller]
     pub fn reshape(&self, shape: impl Into<Shape>) -> Tensor {
         let (to, from) = (shape.into(), *self.shape());
@@ -154,6 +155,7 @@ impl Tensor {
     /// assert_eq!(x.slice(-2, ..1).shape()[..], [1, 3]); // the axis stays, with size 1
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
+    #[doc(alias = "narrow")]
     #[track_caller]
     pub fn slice(&self, axis: isize, range: impl RangeBounds<usize>) -> Tensor {
         let axis = shape::axis("slice", axis, self.shape());

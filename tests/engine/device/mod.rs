@@ -101,6 +101,20 @@ fn every_dtype_comes_back_as_it_went() {
 }
 
 #[test]
+fn one_element_of_any_float_is_read() {
+    for dtype in [DType::F32, DType::F16, DType::Bf16] {
+        let x = Tensor::scalar(gpu(), 2.5).cast(dtype).requires_grad();
+        assert_eq!(x.item().unwrap(), 2.5, "{dtype}");
+    }
+    let ids = Tensor::from_slice(gpu(), &[7u32], [1]);
+    let panic = catch_unwind(AssertUnwindSafe(|| ids.item())).expect_err("it is refused");
+    assert_eq!(
+        panic.downcast_ref::<String>().unwrap(),
+        "item: the tensor is u32; read it by to_vec::<u32>()?[0]"
+    );
+}
+
+#[test]
 fn display_prints_rows_and_shortens_long_axes() {
     let gpu = gpu();
     let ends = |shape: &str| format!("\n{shape} on {}", gpu.adapter().name);

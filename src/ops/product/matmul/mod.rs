@@ -217,6 +217,7 @@ impl Tensor {
     /// assert_eq!(a.matmul(&a.t()).to_vec::<f32>()?, [5.0, 11.0, 11.0, 25.0]);
     /// # Ok::<(), tiebeam::Error>(())
     /// ```
+    #[doc(alias = "mm")]
     #[track_caller]
     pub fn matmul(&self, rhs: &Tensor) -> Tensor {
         same_gpu("matmul", &[self, rhs]);
