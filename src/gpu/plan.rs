@@ -72,7 +72,7 @@ struct Watch {
     only: Option<Only>,
 }
 
-/// A plan without its dispatches.
+/// A plan whose dispatches do not run.
 struct Only {
     /// Unique to this plan.
     number: u64,
