@@ -7,7 +7,7 @@ use crate::gpu::kernel::{Launch, Part};
 use crate::gpu::recording;
 use crate::gpu::shader::Name;
 use crate::gpu::transpose::Transpose;
-use crate::gpu::value::fuse::{Arg, Expr, Scalar};
+use crate::gpu::value::fuse::Expr;
 use crate::gpu::value::{Place, Value};
 use crate::shape::{self, Shape, Strides};
 use crate::tape::{self, Edge, Node, Op};
@@ -361,54 +361,6 @@ impl Tensor {
         let shape = shape.into();
         let buffer = gpu.alloc(op, dtype.buffer_bytes(shape.count()));
         Tensor::from_place(gpu, shape, dtype, Place { buffer, offset: 0 })
-    }
-
-    /// Returns a pending elementwise result over `shape`, to which every argument broadcasts. Not recorded in the
-    /// graph.
-    #[track_caller]
-    pub(crate) fn lazy(
-        op: &'static str,
-        template: &'static str,
-        dtype: DType,
-        shape: Shape,
-        args: &[&Tensor],
-    ) -> Tensor {
-        Tensor::lazy_with(op, template, dtype, shape, args, &[])
-    }
-
-    /// Like [`Tensor::lazy`], with scalars that are numbered after the tensors.
-    #[track_caller]
-    pub(crate) fn lazy_with(
-        op: &'static str,
-        template: &'static str,
-        dtype: DType,
-        shape: Shape,
-        args: &[&Tensor],
-        scalars: &[Scalar],
-    ) -> Tensor {
-        same_gpu(op, args);
-        let operands = args.iter().map(|t| t.operand(op, &shape));
-        let all = operands.chain(scalars.iter().map(|&s| Arg::Scalar(s))).collect();
-        Tensor::expressed(args[0].gpu(), op, template, dtype, shape, all)
-    }
-
-    fn expressed(
-        gpu: &Gpu,
-        op: &'static str,
-        template: &'static str,
-        dtype: DType,
-        shape: Shape,
-        args: Vec<Arg>,
-    ) -> Tensor {
-        let expr = Expr::new(gpu, op, template, shape, args);
-        Tensor::from_value(Value::later(gpu, dtype, expr), shape)
-    }
-
-    /// These elements as an argument of an elementwise op over `shape`.
-    #[track_caller]
-    fn operand(&self, op: &str, shape: &Shape) -> Arg {
-        let strides = shape::expand_strides(op, &self.shape, &self.strides, shape);
-        Arg::Operand { value: self.value.clone(), strides, offset: self.offset }
     }
 
     /// A tensor of this shape and dtype, for a kernel to write.

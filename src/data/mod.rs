@@ -6,8 +6,8 @@
 //!   device trains.
 //! * [`Stack`] makes tensors of a batch of items. A loader with a function of yours makes anything else.
 //!
-//! The order of an epoch is a function of seed and number of the epoch alone, and is the same on every platform. Reading ahead
-//! changes no batch. So a run that continues with [`DataLoader::iter_from`] sees what it would have seen without the stop.
+//! The order of an epoch is a function of seed, number of the epoch and number of items, and is the same on every platform. Reading
+//! ahead changes no batch. So a run that continues with [`DataLoader::iter_from`] sees what it would have seen without the stop.
 //!
 //! ```
 //! use tiebeam::data::DataLoader;

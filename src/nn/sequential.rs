@@ -17,8 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 /// the other two call that.
 ///
 /// ```
-/// # use tiebeam::nn::{Dropout, Init, Layer, Linear};
-/// # use tiebeam::module;
+/// # use tiebeam::nn::{Dropout, Init, Layer, Linear, module};
 /// # use tiebeam::{Gpu, Rng, Tensor};
 /// # let gpu = Gpu::open()?;
 /// struct Net {

@@ -1,9 +1,11 @@
-//! Right-hand sides that are a tensor or one number.
+//! Elementwise expressions over tensors and numbers, and right-hand sides that are a tensor or one number.
 
-use super::Tensor;
+use super::{Tensor, same_gpu};
 use crate::dtype::DType;
-use crate::gpu::value::fuse::{Arg, Scalar};
-use crate::shape::Shape;
+use crate::gpu::Gpu;
+use crate::gpu::value::Value;
+use crate::gpu::value::fuse::{Arg, Expr, Scalar};
+use crate::shape::{self, Shape};
 
 /// A tensor, or one number in the place of every element. Both convert to it, so ops that take `impl Into<Operand>` take both. The number
 /// is rounded to the other side's type, except as an exponent.
@@ -57,6 +59,54 @@ impl From<f32> for Operand<'_> {
 }
 
 impl Tensor {
+    /// Returns a pending elementwise result over `shape`, to which every argument broadcasts. Not recorded in the
+    /// graph.
+    #[track_caller]
+    pub(crate) fn lazy(
+        op: &'static str,
+        template: &'static str,
+        dtype: DType,
+        shape: Shape,
+        args: &[&Tensor],
+    ) -> Tensor {
+        Tensor::lazy_with(op, template, dtype, shape, args, &[])
+    }
+
+    /// Like [`Tensor::lazy`], with scalars that are numbered after the tensors.
+    #[track_caller]
+    pub(crate) fn lazy_with(
+        op: &'static str,
+        template: &'static str,
+        dtype: DType,
+        shape: Shape,
+        args: &[&Tensor],
+        scalars: &[Scalar],
+    ) -> Tensor {
+        same_gpu(op, args);
+        let operands = args.iter().map(|t| t.operand(op, &shape));
+        let all = operands.chain(scalars.iter().map(|&s| Arg::Scalar(s))).collect();
+        Tensor::expressed(args[0].gpu(), op, template, dtype, shape, all)
+    }
+
+    fn expressed(
+        gpu: &Gpu,
+        op: &'static str,
+        template: &'static str,
+        dtype: DType,
+        shape: Shape,
+        args: Vec<Arg>,
+    ) -> Tensor {
+        let expr = Expr::new(gpu, op, template, shape, args);
+        Tensor::from_value(Value::later(gpu, dtype, expr), shape)
+    }
+
+    /// These elements as an argument of an elementwise op over `shape`.
+    #[track_caller]
+    pub(super) fn operand(&self, op: &str, shape: &Shape) -> Arg {
+        let strides = shape::expand_strides(op, &self.shape, &self.strides, shape);
+        Arg::Operand { value: self.value.clone(), strides, offset: self.offset }
+    }
+
     /// Like [`Tensor::lazy`], with tensors and scalars in any order. The first is a tensor, and all are on its device.
     #[track_caller]
     pub(crate) fn lazy_of(
