@@ -72,7 +72,7 @@ fn tensors(path: &Path) -> Result<Vec<Tensor>> {
         let shards = Shards::open(path)?;
         let tensor = |name: String| {
             let info = shards.info(&name)?;
-            let bytes = Some(shards.file(&name)?.bytes(&name)?.len());
+            let bytes = Some(shards.bytes(&name)?.len());
             Ok(Tensor { kind: info.dtype.to_string(), shape: info.shape.clone(), bytes, name })
         };
         return shards.names().into_iter().map(tensor).collect();

@@ -232,7 +232,7 @@ fn write_permuted(
     let entry = |name: String| -> Result<Entry> {
         let info = model.info(&name)?;
         if !permutation.touches(&name) {
-            return Ok(Entry::bytes(name.clone(), info.dtype, &info.shape, model.file(&name)?.bytes(&name)?));
+            return Ok(Entry::bytes(name.clone(), info.dtype, &info.shape, model.bytes(&name)?));
         }
         let dtype = match info.dtype {
             kept @ (FileDType::F16 | FileDType::BF16 | FileDType::F32) => kept,

@@ -11,7 +11,7 @@ use tiebeam::merge::aligned::Aligned;
 use tiebeam::merge::config::Align;
 use tiebeam::merge::evaluate::Data;
 use tiebeam::merge::job::{Job, Output};
-use tiebeam::merge::{MergeConfig, Shards, Weights, yaml};
+use tiebeam::merge::{MergeConfig, Shards, Weights};
 use tiebeam::{Error, Gpu, Result};
 
 const EXAMPLES: &str = "\
@@ -42,7 +42,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     let failed = |message: String| Error::format(path, message);
     let text = context.read(path)?;
     let folder = path.parent().filter(|_| !is_standard(path)).unwrap_or(Path::new("."));
-    let config = yaml::parse(&text).and_then(|value| MergeConfig::from_value(&value, folder));
+    let config = MergeConfig::from_yaml(&text, folder);
     let job = Job::open(config.map_err(|e| failed(e.to_string()))?)?;
     if args.dry_run {
         context.result(job.describe(args.shard_size).trim_end());

@@ -149,7 +149,7 @@ impl Source {
             let (shape, from, bytes, kind) = match self {
                 Source::Folder(shards) => {
                     let info = shards.info(&name)?;
-                    let bytes = shards.file(&name)?.bytes(&name)?.len();
+                    let bytes = shards.bytes(&name)?.len();
                     (info.shape.clone(), info.dtype.to_string(), bytes, kind_of(info.dtype))
                 }
                 Source::Gguf(file) => {
@@ -181,12 +181,14 @@ impl Source {
         match self {
             Source::Gguf(file) => file.rows_f32(name, rows),
             Source::Folder(shards) if item.place.heads.is_none() => {
-                shards.file(name)?.range_f32(name, rows.start * columns..rows.end * columns)
+                let (file, name) = shards.find(name)?;
+                file.range_f32(name, rows.start * columns..rows.end * columns)
             }
             Source::Folder(shards) => {
+                let (file, name) = shards.find(name)?;
                 let mut out = Vec::with_capacity(rows.len() * columns);
                 for row in rows.map(|row| item.place.source_row(row, all)) {
-                    out.extend(shards.file(name)?.range_f32(name, row * columns..(row + 1) * columns)?);
+                    out.extend(file.range_f32(name, row * columns..(row + 1) * columns)?);
                 }
                 Ok(out)
             }

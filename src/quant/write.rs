@@ -117,7 +117,7 @@ impl Job {
         if let (Some(rounding), Some(shape)) = (item.rounding, item.matrix()) {
             return Ok(packed(run, i, item, &rounding, shape));
         }
-        let bytes = shards.file(&item.name)?.bytes(&item.name)?;
+        let bytes = shards.bytes(&item.name)?;
         Ok(vec![Entry::bytes(item.name.clone(), shards.dtype(&item.name)?, &item.shape, bytes)])
     }
 
@@ -229,13 +229,13 @@ impl Job {
 /// The bytes of a tensor of a folder that a GGUF file has unrounded: vectors as F32, and matrices as they are stored, with their
 /// rows in the order of the output.
 fn kept(shards: &Shards, item: &Item) -> Result<Vec<u8>> {
-    let file = shards.file(&item.source)?;
+    let (file, source) = shards.find(&item.source)?;
     let (all, rows) = (item.count(), item.shape.first().copied().unwrap_or(1));
     let values;
     let bytes = match item.shape.len() {
-        2.. => file.bytes(&item.source)?,
+        2.. => file.bytes(source)?,
         _ => {
-            values = file.range_f32(&item.source, 0..all)?;
+            values = file.range_f32(source, 0..all)?;
             bytemuck::cast_slice(&values)
         }
     };

@@ -81,6 +81,10 @@ impl File {
         };
         let length = u64::from_le_bytes(*length);
         if length > MAX_BYTES {
+            // The first bytes of other formats, read as a length, are far above it.
+            if let Some(other) = super::foreign::described(&bytes) {
+                return Err(Error::format(path, format!("no safetensors file: {other}")));
+            }
             return Err(wrong(format!("its header claims {length} bytes, the limit is {MAX_BYTES}")));
         }
         let Some((text, data)) = rest.split_at_checked(length as usize) else {
@@ -108,6 +112,11 @@ impl File {
     /// The metadata of the header.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.header.metadata
+    }
+
+    /// Fields of tensors in the header that the format does not have. They are passed over.
+    pub fn unknown_fields(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.header.unknown.iter().map(String::as_str)
     }
 
     /// Whether there is a tensor of this name.

@@ -2,14 +2,14 @@
 //!
 //! The reference implementation, the crate `safetensors`, keeps the last of two tensors of one name, accepts a list in place of an
 //! object, and does not say which tensor has the wrong size. This reader refuses the first two and names the tensor. A test checks
-//! that the reference accepts every file that this reader accepts.
+//! that the reference accepts every file that this reader accepts. As the reference does, it reads `"__metadata__": null` as no
+//! metadata, and passes over fields of a tensor that the format does not have. Their names are kept, so that a caller can tell.
 
-use serde::de::value::{Error as NameError, MapAccessDeserializer};
-use serde::de::{Deserialize, Deserializer, Error as _, IntoDeserializer, MapAccess, Visitor};
+use serde::de::value::Error as NameError;
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, IntoDeserializer, MapAccess, Visitor};
 use serde::{Serialize, Serializer};
-use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry::{Occupied, Vacant};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -37,6 +37,8 @@ pub struct Info {
 pub(super) struct Header {
     pub tensors: BTreeMap<String, Info>,
     pub metadata: BTreeMap<String, String>,
+    /// Fields of tensors that the format does not have.
+    pub unknown: BTreeSet<String>,
 }
 
 /// Returns the bytes of a tensor, or `None` if they overflow or end inside a byte.
@@ -109,7 +111,7 @@ impl Header {
     ) -> serde_json::Result<Vec<u8>> {
         let notes = (!metadata.is_empty()).then_some((METADATA, Member::Notes(metadata)));
         let tensors = tensors.map(|(name, dtype, shape, Range { start, end })| {
-            (name, Member::Tensor(Tensor { dtype, shape: shape.into(), data_offsets: vec![start, end] }))
+            (name, Member::Tensor(Description { dtype, shape, data_offsets: [start, end] }))
         });
         let mut text = Vec::new();
         serde_json::Serializer::new(&mut text).collect_map(notes.into_iter().chain(tensors))?;
@@ -123,24 +125,34 @@ impl Header {
 #[serde(untagged)]
 enum Member<'a> {
     Notes(&'a BTreeMap<String, String>),
-    Tensor(Tensor<'a>),
+    Tensor(Description<'a>),
 }
 
-/// The description of a tensor, with the field names of the format.
-#[derive(serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Tensor<'a> {
-    #[serde(deserialize_with = "named")]
+/// The description of a tensor as it is written, with the field names of the format.
+#[derive(Serialize)]
+struct Description<'a> {
     dtype: FileDType,
-    shape: Cow<'a, [usize]>,
+    shape: &'a [usize],
+    data_offsets: [usize; 2],
+}
+
+/// The description of a tensor as it is read.
+struct Tensor {
+    dtype: FileDType,
+    shape: Vec<usize>,
     data_offsets: Vec<usize>,
+    unknown: Vec<String>,
 }
 
 /// Reads a type from its name. serde's derived reader would also accept an object whose key is the name.
-fn named<'de, D: Deserializer<'de>>(deserializer: D) -> Result<FileDType, D::Error> {
-    let name = String::deserialize(deserializer)?;
-    let known: Result<FileDType, NameError> = FileDType::deserialize(name.as_str().into_deserializer());
-    known.map_err(|_| D::Error::custom(format!("unknown dtype `{name}`")))
+struct Named(FileDType);
+
+impl<'de> Deserialize<'de> for Named {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Named, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let known: Result<FileDType, NameError> = FileDType::deserialize(name.as_str().into_deserializer());
+        known.map(Named).map_err(|_| D::Error::custom(format!("unknown dtype `{name}`")))
+    }
 }
 
 /// A type that is read from a JSON object only.
@@ -174,11 +186,32 @@ impl<'de, T: FromObject> Visitor<'de> for Members<T> {
     }
 }
 
-impl FromObject for Tensor<'static> {
+impl FromObject for Tensor {
     const WHAT: &str = "an object with `dtype`, `shape` and `data_offsets`";
 
-    fn read<'de, A: MapAccess<'de>>(members: A) -> Result<Self, A::Error> {
-        Tensor::deserialize(MapAccessDeserializer::new(members))
+    fn read<'de, A: MapAccess<'de>>(mut members: A) -> Result<Self, A::Error> {
+        let (mut dtype, mut shape, mut data_offsets, mut unknown) = (None, None, None, Vec::new());
+        while let Some(field) = members.next_key::<String>()? {
+            let twice = match field.as_str() {
+                "dtype" => dtype.replace(members.next_value::<Named>()?.0).is_some(),
+                "shape" => shape.replace(members.next_value()?).is_some(),
+                "data_offsets" => data_offsets.replace(members.next_value()?).is_some(),
+                _ => {
+                    members.next_value::<IgnoredAny>()?;
+                    unknown.push(field.clone());
+                    false
+                }
+            };
+            if twice {
+                return Err(A::Error::custom(format!("duplicate field `{field}`")));
+            }
+        }
+        Ok(Tensor {
+            dtype: dtype.ok_or_else(|| A::Error::missing_field("dtype"))?,
+            shape: shape.ok_or_else(|| A::Error::missing_field("shape"))?,
+            data_offsets: data_offsets.ok_or_else(|| A::Error::missing_field("data_offsets"))?,
+            unknown,
+        })
     }
 }
 
@@ -207,19 +240,21 @@ impl FromObject for Header {
         while let Some(name) = members.next_key::<String>()? {
             if name == METADATA {
                 let wrong = |e| A::Error::custom(format!("`{METADATA}`: {e}"));
-                let Object(texts) = members.next_value().map_err(wrong)?;
+                let texts: Option<Object<BTreeMap<_, _>>> = members.next_value().map_err(wrong)?;
+                let texts = texts.map(|Object(texts)| texts).unwrap_or_default();
                 if metadata.replace(texts).is_some() {
                     return Err(A::Error::custom(format!("`{METADATA}` is in the header twice")));
                 }
                 continue;
             }
             let of_tensor = |what: &dyn fmt::Display| A::Error::custom(format!("tensor `{name}`: {what}"));
-            let Object(Tensor { dtype, shape, data_offsets }) =
+            let Object(Tensor { dtype, shape, data_offsets, unknown }) =
                 members.next_value().map_err(|e| of_tensor(&e))?;
+            header.unknown.extend(unknown);
             let [start, end] = data_offsets[..] else {
                 return Err(of_tensor(&format!("data_offsets {data_offsets:?} are not a begin and an end")));
             };
-            let info = Info { dtype, shape: shape.into_owned(), range: start..end };
+            let info = Info { dtype, shape, range: start..end };
             match header.tensors.entry(name) {
                 Vacant(place) => drop(place.insert(info)),
                 Occupied(place) => {
@@ -277,6 +312,15 @@ mod tests {
         for bad in [r#""\ud83e""#, r#""\udd80""#, r#""\ud83e\u0041""#] {
             assert!(read(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_the_reference_passes_over_is_passed_over_and_named() {
+        let text = r#"{"__metadata__":null,"w":{"strides":[1],"dtype":"U8","shape":[1],"data_offsets":[0,1],"a":{"b":2}}}"#;
+        let header = Header::parse(text, 1).unwrap();
+        assert_eq!(header.metadata, BTreeMap::new());
+        assert_eq!(header.unknown, BTreeSet::from(["a".to_string(), "strides".to_string()]));
+        assert_eq!(header.tensors["w"], Info { dtype: FileDType::U8, shape: vec![1], range: 0..1 });
     }
 
     #[test]

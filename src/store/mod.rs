@@ -15,14 +15,17 @@ mod bytes;
 mod checkpoint;
 mod dtype;
 mod file;
+mod foreign;
 pub mod gguf;
 mod header;
+mod hub;
 #[cfg(feature = "npy")]
 mod npy;
 mod packed;
 mod save;
 mod settings;
 mod sharding;
+mod shards;
 mod weights;
 
 pub use bytes::bf16_bytes;
@@ -33,14 +36,16 @@ pub(crate) use checkpoint::{OPTIMIZER, devices, read_checkpoint, stored, write_p
 pub use dtype::FileDType;
 pub(crate) use file::nearest;
 pub use file::{File, Info};
+pub(crate) use hub::{is_cached, located};
 #[cfg(feature = "npy")]
 pub use npy::{load_npy, load_npz, save_npy, save_npz};
 pub use packed::{PackedRows, QuantConfig};
 pub use save::{Entry, save};
-pub(crate) use settings::settings_in;
+pub(crate) use settings::{others_in, settings_in};
 pub(crate) use sharding::{SHARD_BYTES, index_of, sharded};
-pub(crate) use weights::{INDEX, needs_folder};
-pub use weights::{Shards, Weights};
+pub use shards::Shards;
+pub(crate) use shards::{INDEX, needs_folder, same_weights};
+pub use weights::Weights;
 
 // Slices of numbers are written with their bytes in memory, which must be little-endian as in the file. Every platform with a GPU
 // is.

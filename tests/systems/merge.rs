@@ -47,7 +47,7 @@ parameters: {normalize: false}
     });
     // Integers are copied from the first model. Settings are copied too, other files are not.
     assert_eq!(
-        merged.file("model.position_ids").unwrap().tensor_u32("model.position_ids").unwrap(),
+        merged.find("model.position_ids").unwrap().0.tensor_u32("model.position_ids").unwrap(),
         [0, 1, 2, 3]
     );
     let files: Vec<String> = folder.contents("out").into_keys().collect();

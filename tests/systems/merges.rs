@@ -114,7 +114,7 @@ pub fn three(folder: &Folder) -> [Tensors; 3] {
 }
 
 pub fn values(checkpoint: &Shards, name: &str) -> Vec<f32> {
-    checkpoint.file(name).and_then(|f| f.tensor_f32(name)).unwrap_or_else(|e| panic!("{e}"))
+    checkpoint.find(name).and_then(|(file, name)| file.tensor_f32(name)).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// Checks that every float tensor of a merge is `f` of the inputs' elements.

@@ -388,7 +388,7 @@ fn packed_folder(bits: u32, group: usize) -> (Folder, Folder) {
     let source = Shards::open(path("qwen2")).unwrap();
     let rounded = |name: &str| {
         let shape = source.shape(name).unwrap();
-        let data = source.file(name).unwrap().tensor_f32(name).unwrap();
+        let data = source.find(name).and_then(|(file, name)| file.tensor_f32(name)).unwrap();
         round(name, &data, [shape[0], shape[1]], &rounding).unwrap()
     };
     let folder = Folder::new("packed");
@@ -399,7 +399,7 @@ fn packed_folder(bits: u32, group: usize) -> (Folder, Folder) {
     let mut entries: Vec<Entry> = Vec::new();
     let names = source.names();
     for name in &names {
-        let data = source.file(name).unwrap().tensor_f32(name).unwrap();
+        let data = source.find(name).and_then(|(file, name)| file.tensor_f32(name)).unwrap();
         let shape = source.shape(name).unwrap();
         if is_linear(name) && name.ends_with(".weight") {
             entries.extend(rounded(name).to_compressed(name.trim_end_matches(".weight")).unwrap());

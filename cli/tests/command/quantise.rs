@@ -66,7 +66,7 @@ pub fn plain(family: &str, out: &Path, rounding: impl Fn(&str) -> Option<Roundin
     let source = Shards::open(model(family)).expect("vectors");
     let tensor = |name: String| {
         let shape = source.shape(&name).expect("a shape");
-        let w = source.file(&name).and_then(|file| file.tensor_f32(&name)).expect("floats");
+        let w = source.find(&name).and_then(|(file, name)| file.tensor_f32(name)).expect("floats");
         let w = match rounding(&name) {
             Some(rounding) => round(&name, &w, [shape[0], shape[1]], &rounding).expect("rounded").values(),
             None => w,
@@ -136,7 +136,7 @@ fn large_folders_have_several_files() {
     assert_eq!(one.names(), many.names());
     let mut files = BTreeSet::new();
     for name in one.names() {
-        let [a, b] = [&one, &many].map(|shards| shards.file(&name).expect("a file"));
+        let [a, b] = [&one, &many].map(|shards| shards.find(&name).expect("a file").0);
         assert_eq!(a.info(&name).unwrap().shape, b.info(&name).unwrap().shape, "{name}");
         assert_eq!(a.bytes(&name).unwrap(), b.bytes(&name).unwrap(), "{name}");
         files.insert(b.path().to_path_buf());
@@ -144,7 +144,7 @@ fn large_folders_have_several_files() {
     assert!(files.len() > 2, "{files:?}");
     let index = std::fs::read_to_string(folder.join("many/model.safetensors.index.json")).expect("an index");
     let index: Value = serde_json::from_str(&index).expect("JSON");
-    let bytes: usize = one.names().iter().map(|n| one.file(n).unwrap().bytes(n).unwrap().len()).sum();
+    let bytes: usize = one.names().iter().map(|n| one.bytes(n).unwrap().len()).sum();
     assert_eq!(index["metadata"]["total_size"], bytes);
     assert_eq!(
         scores(&folder.join("one"), "qwen2", Kept::Stored),

@@ -2,13 +2,19 @@
 //!
 //! A parameter is looked up at the slice's source, then at the slice, then at the top. Its value is a number for all tensors, a
 //! *gradient* (a list that is interpolated linearly from the first layer to the last), or a list of `{filter, value}`. Of such a
-//! list, the first entry counts whose filter is part of the tensor's name.
+//! list, the first entry counts whose filter is part of the tensor's name. As in mergekit 0.1.5, tensors outside of the layers, such
+//! as embeddings, the last norm and the head, have a gradient's first value.
+//!
+//! A model is a path, or a name `owner/name` that is in the cache of Hugging Face's hub. Two paths to the same files are the same
+//! model.
 
 use super::method::Method;
 pub use super::setting::{Parameters, Scalar, Setting};
 use crate::error::{Error, Result};
-use crate::store::{FileDType, nearest};
+use crate::store::{FileDType, located, nearest, same_weights};
 use serde_json::{Map, Value};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -92,7 +98,38 @@ const KEYS: [&str; 9] = [
 const ELSEWHERE: [&str; 5] =
     ["modules", "tokenizer_source", "tokenizer", "chat_template", "input_model_parameters"];
 
+/// The models of a configuration.
+struct Models<'a> {
+    /// The folder that paths are relative to.
+    folder: &'a Path,
+    /// The first path to each model, by the file that tells it from others.
+    first: RefCell<BTreeMap<PathBuf, PathBuf>>,
+}
+
+impl Models<'_> {
+    /// The path of a model. If another path to the same files came before, it is that one.
+    fn path(&self, node: &Node) -> Result<PathBuf> {
+        let path = located(self.folder, node.text()?);
+        Ok(self.first.borrow_mut().entry(same_weights(&path)).or_insert(path).clone())
+    }
+}
+
 impl MergeConfig {
+    /// Reads a configuration from the text of a YAML file. Paths in it are relative to `folder`. Outermost keys that are unknown
+    /// and only define anchors are passed over.
+    ///
+    /// # Errors
+    /// As [`yaml::parse`](super::yaml::parse) and [`MergeConfig::from_value`].
+    #[cfg(feature = "yaml")]
+    pub fn from_yaml(text: &str, folder: &Path) -> Result<MergeConfig> {
+        let super::yaml::Document { mut value, anchored } = super::yaml::document(text)?;
+        if let Some(map) = value.as_object_mut() {
+            let known = |key: &String| KEYS.contains(&key.as_str()) || ELSEWHERE.contains(&key.as_str());
+            map.retain(|key, _| known(key) || !anchored.contains(key));
+        }
+        MergeConfig::from_value(&value, folder)
+    }
+
     /// Reads a configuration from JSON values. Paths in it are relative to `folder`.
     ///
     /// # Errors
@@ -107,16 +144,16 @@ impl MergeConfig {
         root.only(&KEYS)?;
         let method = root.need("merge_method")?;
         let method = Method::parse(method.text()?).map_err(|message| method.wrong(message))?;
-        let path = |node: Node| Ok::<_, Error>(folder.join(node.text()?));
+        let models = &Models { folder, first: RefCell::default() };
         let types = ["out_dtype", "dtype"].map(|key| root.get(key).map(|n| dtype(&n)).transpose());
         let [out, computed] = types;
         let config = MergeConfig {
             method,
-            base: root.get("base_model").map(path).transpose()?,
-            slices: slices(&root, method, folder)?,
+            base: root.get("base_model").map(|node| models.path(&node)).transpose()?,
+            slices: slices(&root, method, models)?,
             parameters: parameters(&root, method, folder)?,
             dtype: out?.or(computed?),
-            align: root.get("align").map(|node| align(&node, folder)).transpose()?,
+            align: root.get("align").map(|node| align(&node, models)).transpose()?,
             evaluate: root.get("evaluate").map(|node| evaluate(&node, folder)).transpose()?,
         };
         config.check()?;
@@ -175,19 +212,20 @@ impl MergeConfig {
     }
 }
 
-fn slices(root: &Node, method: Method, folder: &Path) -> Result<Vec<Slice>> {
+fn slices(root: &Node, method: Method, models: &Models) -> Result<Vec<Slice>> {
+    let folder = models.folder;
     let source = |node: Node, ranged: bool| {
         let keys = ["model", "parameters", "layer_range"];
         node.only(&keys[..2 + ranged as usize])?;
         Ok(Source {
-            model: folder.join(node.need("model")?.text()?),
+            model: models.path(&node.need("model")?)?,
             layers: node.get("layer_range").map(|n| n.range()).transpose()?,
             parameters: own_parameters(&node, method, folder)?,
         })
     };
     match (root.get("models"), root.get("slices")) {
-        (Some(models), None) => {
-            let sources = models.list()?.into_iter().map(|n| source(n, false)).collect::<Result<Vec<_>>>()?;
+        (Some(listed), None) => {
+            let sources = listed.list()?.into_iter().map(|n| source(n, false)).collect::<Result<Vec<_>>>()?;
             Ok(vec![Slice { sources, parameters: Parameters::new() }])
         }
         (None, Some(slices)) => {
@@ -250,7 +288,7 @@ fn dtype(node: &Node) -> Result<FileDType> {
     }
 }
 
-fn align(node: &Node, folder: &Path) -> Result<Align> {
+fn align(node: &Node, models: &Models) -> Result<Align> {
     node.only(&["spec", "matcher", "target", "restarts", "seed"])?;
     if let Some(matcher) = node.get("matcher")
         && matcher.text()? != "weights"
@@ -262,12 +300,12 @@ fn align(node: &Node, folder: &Path) -> Result<Align> {
         word if ["llama", "resnet", "mlp"].contains(&word.split(':').next().unwrap_or(word)) => {
             word.to_string()
         }
-        path => folder.join(path).to_string_lossy().into_owned(),
+        path => models.folder.join(path).to_string_lossy().into_owned(),
     };
     let whole = |key| node.get(key).map(|n| n.whole()).transpose();
     Ok(Align {
         spec,
-        target: node.get("target").map(|n| Ok::<_, Error>(folder.join(n.text()?))).transpose()?,
+        target: node.get("target").map(|n| models.path(&n)).transpose()?,
         restarts: whole("restarts")?.unwrap_or(0) as usize,
         seed: whole("seed")?.unwrap_or(0),
     })
@@ -350,8 +388,8 @@ impl<'a> Node<'a> {
             Value::Number(number) => Ok(Setting::Same(Scalar::Number(number.as_f64().unwrap_or(f64::NAN)))),
             Value::Bool(flag) => Ok(Setting::Same(Scalar::Flag(*flag))),
             Value::String(text) => Ok(Setting::Same(Scalar::Text(text.clone()))),
-            Value::Array(list) if !list.is_empty() && list.iter().all(Value::is_number) => {
-                Ok(Setting::Gradient(list.iter().filter_map(Value::as_f64).collect()))
+            Value::Array(list) if !list.is_empty() && list.iter().all(|v| numeric(v).is_some()) => {
+                Ok(Setting::Gradient(list.iter().filter_map(numeric).collect()))
             }
             Value::Array(_) => {
                 let one = |node: Node| {
@@ -364,6 +402,11 @@ impl<'a> Node<'a> {
             _ => Err(self.wrong("must be a value, a list of numbers, or a list of {filter, value}")),
         }
     }
+}
+
+/// A number, also one that is written as text.
+fn numeric(value: &Value) -> Option<f64> {
+    value.as_f64().or_else(|| value.as_str()?.trim().parse().ok().filter(|x: &f64| x.is_finite()))
 }
 
 #[cfg(test)]

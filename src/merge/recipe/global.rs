@@ -16,25 +16,35 @@ pub type Each<'a> = dyn FnMut(&mut dyn FnMut(&Tensor, &[Tensor]) -> Result<()>) 
 /// over the elements that are not 0 and have the sign of the sum. Source: Yadav et al., arXiv 2306.01708.
 #[derive(Debug)]
 pub struct TiesGlobal {
-    cuts: Vec<Option<Cut>>,
+    kept: Vec<Kept>,
+}
+
+/// Which elements of a model's task vector are kept.
+#[derive(Clone, Debug)]
+enum Kept {
+    None,
+    From(Cut),
+    All,
 }
 
 impl TiesGlobal {
-    /// Finds the least of each model's `floor(density n)` largest magnitudes, where `n` is the number of elements of a model.
-    /// Takes three passes.
+    /// Finds the least of each model's `floor(density n)` largest magnitudes, where `n` is the number of elements of a model. It is
+    /// at least one, and none at a density of 0. Takes three passes, or none if all or no elements are kept.
     ///
     /// # Errors
     /// The errors of `each`, and when the device fails.
     pub fn measure(models: usize, n: u64, density: f64, each: &mut Each) -> Result<TiesGlobal> {
-        let rank = n - ((density * n as f64) as u64).clamp(1, n.max(1)).min(n);
-        if rank == 0 {
-            return Ok(TiesGlobal { cuts: vec![None; models] });
+        let least = u64::from(density > 0.0);
+        let rank = n - ((density * n as f64) as u64).clamp(least, n.max(1)).min(n);
+        if rank == 0 || rank == n {
+            return Ok(TiesGlobal { kept: vec![if rank == 0 { Kept::All } else { Kept::None }; models] });
         }
         let ranks = vec![vec![rank]; models];
         let cuts = rank::select(Order::Magnitude, &ranks, |visit| {
             each(&mut |base, models| visit(&task_vectors(base, models)))
         })?;
-        Ok(TiesGlobal { cuts: cuts.into_iter().map(|cuts| cuts.first().copied()).collect() })
+        let kept = |cuts: Vec<Cut>| cuts.first().map_or(Kept::All, |cut| Kept::From(*cut));
+        Ok(TiesGlobal { kept: cuts.into_iter().map(kept).collect() })
     }
 
     /// Merges the next tensor. Every tensor must be merged exactly once.
@@ -46,11 +56,12 @@ impl TiesGlobal {
     /// When the number of models differs from that in [`TiesGlobal::measure`].
     #[track_caller]
     pub fn merge(&mut self, base: &Tensor, models: &[Tensor], lambda: f32) -> Result<Tensor> {
-        assert!(models.len() == self.cuts.len(), "ties_global: {} models measured", self.cuts.len());
+        assert!(models.len() == self.kept.len(), "ties_global: {} models measured", self.kept.len());
         let deltas = task_vectors(base, models);
-        let kept = deltas.iter().zip(&mut self.cuts).map(|(d, cut)| match cut {
-            Some(cut) => rank::keep_between(d, Some(cut), None),
-            None => Ok(d.clone()),
+        let kept = deltas.iter().zip(&mut self.kept).map(|(d, kept)| match kept {
+            Kept::None => Ok(d.scale(0.0)),
+            Kept::From(cut) => rank::keep_between(d, Some(cut), None),
+            Kept::All => Ok(d.clone()),
         });
         let kept = kept.collect::<Result<Vec<Tensor>>>()?;
         Ok(sign_consensus(base, &kept, &vec![1.0; kept.len()], true, lambda))

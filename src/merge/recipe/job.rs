@@ -380,7 +380,7 @@ impl Job {
         line(format!("method  {}", self.config.method.name()));
         for model in &self.models {
             let names = model.checkpoint.names();
-            let bytes = |n: &String| model.checkpoint.file(n).and_then(|f| f.bytes(n)).map_or(0, |b| b.len());
+            let bytes = |n: &String| model.checkpoint.bytes(n).map_or(0, <[u8]>::len);
             let bytes: usize = names.iter().map(bytes).sum();
             line(format!(
                 "reads   {}: {} tensors, {}",

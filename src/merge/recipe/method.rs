@@ -237,6 +237,8 @@ impl Method {
     /// Number of passes over all tensors before the first one can be merged.
     pub fn passes(self, arguments: &Arguments) -> u64 {
         match self {
+            // At the ends, all or no elements are kept.
+            Method::TiesGlobal if [0.0, 1.0].contains(&arguments.densities[0]) => 0,
             Method::TiesGlobal => 3,
             Method::Pcb => 6,
             Method::Fisher if arguments.normalize => 1,
@@ -265,6 +267,8 @@ impl Method {
             _ => all("weight", None, Limits::Any)?.into_iter().map(|w| w as f32).collect(),
         };
         let density = |key| all(key, Some(1.0), Limits::Share);
+        let normalize = flag("normalize", get("normalize", None), normalize)?;
+        self.check_weights(&weights, normalize)?;
         Ok(Arguments {
             weights,
             densities: match self {
@@ -274,13 +278,27 @@ impl Method {
             gammas: all("gamma", Some(0.01), Limits::Share)?,
             t: if takes("t") { number("t", get("t", None), None, Limits::Any)? as f32 } else { 0.0 },
             lambda: one("lambda", 1.0, Limits::Any)? as f32,
-            normalize: flag("normalize", get("normalize", None), normalize)?,
+            normalize,
             rescale: rescale(get("rescale", None))?,
             seed: one("seed", 0.0, Limits::Whole)? as u64,
             ratio: one("ratio", 0.1, Limits::Share)?,
             floor: one("floor", 1e-6, Limits::Positive)? as f32,
             scale: all("scale", Some(1.0), Limits::Any)?.first().map_or(1.0, |&x| x as f32),
         })
+    }
+
+    /// Refuses weights with which nothing can be computed.
+    fn check_weights(self, weights: &[f32], normalize: bool) -> Result<()> {
+        let wrong = |what: &str| Err(Error::config(format!("`{}`: {what}", self.name())));
+        match self {
+            Method::Linear if normalize && methods::cancels(weights) => wrong(&format!(
+                "the weights {weights:?} sum to 0, by which nothing can be divided; set `normalize: false` for the plain sum"
+            )),
+            Method::Fisher if weights.iter().all(|&w| w == 0.0) => {
+                wrong("every weight is 0; give one model another")
+            }
+            _ => Ok(()),
+        }
     }
 
     fn metric_weights(self, models: usize, get: &Lookup) -> Result<Vec<f32>> {
@@ -449,7 +467,9 @@ impl Method {
             (Method::Fisher, _) => {
                 let mut weights = a.weights.clone();
                 if let Measured::Norms(norms) = measured {
-                    weights.iter_mut().zip(norms).for_each(|(w, n)| *w = (f64::from(*w) / n) as f32);
+                    // A model whose Fisher values are all 0 has no say.
+                    let divided = |w: f32, n: f64| if n > 0.0 { (f64::from(w) / n) as f32 } else { 0.0 };
+                    weights.iter_mut().zip(norms).for_each(|(w, &n)| *w = divided(*w, n));
                 }
                 methods::fisher(models, &x.fishers, &weights, a.floor)
             }
@@ -493,10 +513,10 @@ fn add_to(sums: &mut Vec<f64>, numbers: Vec<f64>) -> Result<()> {
     Ok(())
 }
 
-/// Returns the second of two weights as a fraction of their sum.
+/// Returns the second of two weights as a fraction of their sum, or a half if the sum is below 1e-6, as mergekit does.
 fn second_share(weights: &[f32]) -> f32 {
     let sum = weights[0] + weights[1];
-    if sum == 0.0 { 0.5 } else { weights[1] / sum }
+    if sum.abs() < 1e-6 { 0.5 } else { weights[1] / sum }
 }
 
 /// The values that a number may have.
@@ -512,14 +532,20 @@ fn number(key: &str, value: Option<Scalar>, default: Option<f64>, limits: Limits
     let wrong = |what: &str| Error::config(format!("parameter `{key}` {what}"));
     let x = match (value, default) {
         (Some(Scalar::Number(x)), _) => x,
+        // Some programs write numbers as text.
+        (Some(Scalar::Text(text)), _) => match text.trim().parse::<f64>() {
+            Ok(x) if x.is_finite() => x,
+            _ => return Err(wrong(&format!("must be a number, not `{text}`"))),
+        },
         (Some(other), _) => return Err(wrong(&format!("must be a number, not {other:?}"))),
         (None, Some(default)) => default,
         (None, None) => return Err(wrong("is missing")),
     };
     let (fits, want) = match limits {
-        Limits::Any => (x.is_finite(), "a finite number"),
+        // Merges are computed in f32, in which a number must not be infinite, nor a divisor 0.
+        Limits::Any => ((x as f32).is_finite(), "a number of f32, at most 3.4e38"),
         Limits::Share => ((0.0..=1.0).contains(&x), "in [0, 1]"),
-        Limits::Positive => (x > 0.0 && x.is_finite(), "above 0"),
+        Limits::Positive => (x as f32 >= f32::MIN_POSITIVE && x.is_finite(), "above 0"),
         Limits::Whole => (x >= 0.0 && x.fract() == 0.0 && x < 2f64.powi(53), "a whole number"),
     };
     if fits { Ok(x) } else { Err(wrong(&format!("is {x}; it must be {want}"))) }
@@ -531,6 +557,7 @@ fn flag(key: &str, value: Option<Scalar>, default: bool) -> Result<bool> {
         Some(Scalar::Flag(flag)) => Ok(flag),
         // mergekit's examples also write 0 and 1.
         Some(Scalar::Number(x)) if x == 0.0 || x == 1.0 => Ok(x == 1.0),
+        Some(Scalar::Text(text)) if text == "true" || text == "false" => Ok(text == "true"),
         Some(other) => Err(Error::config(format!("parameter `{key}` must be true or false, not {other:?}"))),
     }
 }

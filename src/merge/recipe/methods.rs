@@ -40,10 +40,14 @@ pub(in crate::merge) fn weighted(tensors: &[Tensor], weights: &[f32]) -> Tensor 
     terms.fold(first, |sum, x| sum.add(&x))
 }
 
-/// Returns the sum of weights, or 1 if it is close to 0.
+/// Whether the sum of weights is 0 up to rounding.
+pub(in crate::merge) fn cancels(weights: &[f32]) -> bool {
+    weights.iter().sum::<f32>().abs() < 1e-8
+}
+
+/// Returns the sum of weights, or 1 if it is close to 0, as mergekit does for task vectors.
 fn divisor(weights: &[f32]) -> f32 {
-    let sum: f32 = weights.iter().sum();
-    if sum.abs() < 1e-8 { 1.0 } else { sum }
+    if cancels(weights) { 1.0 } else { weights.iter().sum() }
 }
 
 /// Returns `1/n sum m_i`.
@@ -56,11 +60,18 @@ pub fn average(models: &[Tensor]) -> Tensor {
 }
 
 /// Returns `sum w_i m_i`, divided by `sum w_i` if `normalize`. Source: Wortsman et al. 2022, "Model soups".
+///
+/// # Panics
+/// When weights that are to be normalised sum to 0 (below 1e-8), and as every method here.
 #[track_caller]
 pub fn linear(models: &[Tensor], weights: &[f32], normalize: bool) -> Tensor {
     check("linear", models, Some(weights.len()));
     let sum = weighted(models, weights);
-    if normalize { sum.scale(1.0 / divisor(weights)) } else { sum }
+    if !normalize {
+        return sum;
+    }
+    assert!(!cancels(weights), "linear: the weights {weights:?} sum to 0, by which nothing can be divided");
+    sum.scale(1.0 / weights.iter().sum::<f32>())
 }
 
 /// Spherical interpolation of the flattened tensors: with `c = <x, y> / (|x| |y|)` and `th = acos c`,
@@ -75,13 +86,39 @@ pub fn slerp(x: &Tensor, y: &Tensor, t: f32) -> Result<Tensor> {
     Ok(weighted(&pair, &slerp_weights(&products(&pair)?, t)))
 }
 
-/// Returns `<x_i, x_j>` for `j <= i`, row by row.
+/// The mean square from which on the squares of typical elements keep their digits in f32.
+const SQUARE: f64 = 1e-30;
+
+/// Returns `<x_i, x_j>` for `j <= i`, row by row. Products that overflow or vanish in f32 are computed again of tensors that are
+/// scaled to a largest element near 1.
 pub(in crate::merge) fn products(tensors: &[Tensor]) -> Result<Vec<f64>> {
-    let pairs = (0..tensors.len()).flat_map(|i| (0..=i).map(move |j| [i, j]));
-    let dots = pairs.map(|[i, j]| tensors[i].mul(&tensors[j]).sum_all().reshape([1]));
-    let dots: Vec<Tensor> = dots.collect();
-    let dots = Tensor::concat(&dots.iter().collect::<Vec<_>>(), 0).to_vec::<f32>()?;
-    Ok(dots.into_iter().map(f64::from).collect())
+    let plain = scaled_products(tensors, &vec![1.0; tensors.len()])?;
+    let square = |i: usize| plain[i * (i + 1) / 2 + i];
+    let keeps = |i: usize| square(i) >= SQUARE * tensors[i].count() as f64;
+    if plain.iter().all(|x| x.is_finite()) && (0..tensors.len()).all(keeps) {
+        return Ok(plain);
+    }
+    let largest = read_all(tensors.iter().map(|x| x.abs().reshape([x.count()]).max(0)))?;
+    // Powers of two, so that scaling rounds nothing.
+    let scale = |&x: &f64| if x > 0.0 { (-x.log2().floor()).clamp(-126.0, 126.0).exp2() } else { 1.0 };
+    let scales: Vec<f64> = largest.iter().map(scale).collect();
+    scaled_products(tensors, &scales)
+}
+
+/// Returns `<s_i x_i, s_j x_j> / (s_i s_j)` for `j <= i`, row by row. The inner products are f32.
+fn scaled_products(tensors: &[Tensor], scales: &[f64]) -> Result<Vec<f64>> {
+    let pairs: Vec<[usize; 2]> = (0..tensors.len()).flat_map(|i| (0..=i).map(move |j| [i, j])).collect();
+    let scaled =
+        |i: usize| if scales[i] == 1.0 { tensors[i].clone() } else { tensors[i].scale(scales[i] as f32) };
+    let dots = read_all(pairs.iter().map(|&[i, j]| scaled(i).mul(&scaled(j)).sum_all()))?;
+    Ok(dots.into_iter().zip(pairs).map(|(dot, [i, j])| dot / (scales[i] * scales[j])).collect())
+}
+
+/// Reads tensors of one element, all at once.
+fn read_all(numbers: impl Iterator<Item = Tensor>) -> Result<Vec<f64>> {
+    let numbers: Vec<Tensor> = numbers.map(|x| x.reshape([1])).collect();
+    let numbers = Tensor::concat(&numbers.iter().collect::<Vec<_>>(), 0).to_vec::<f32>()?;
+    Ok(numbers.into_iter().map(f64::from).collect())
 }
 
 /// Returns `<x, y> / (|x| |y|)`, or 0 if a vector is 0.
@@ -175,9 +212,10 @@ fn part(share: f64, n: usize) -> usize {
     ((share * n as f64) as usize).min(n)
 }
 
-/// Returns the ranks of magnitude that TIES keeps: the `max(1, floor(density n))` largest.
+/// Returns the ranks of magnitude that TIES keeps: the `max(1, floor(density n))` largest, and none at a density of 0.
 pub(in crate::merge) fn trimmed(n: usize, density: f64) -> Range<usize> {
-    n - part(density, n).max(1).min(n)..n
+    let least = usize::from(density > 0.0);
+    n - part(density, n).max(least).min(n)..n
 }
 
 /// Returns the ranks of magnitude that breadcrumbs keep: with `T = floor(density n)` and `top = floor(gamma n)`, from
@@ -191,8 +229,8 @@ pub(in crate::merge) fn middle(n: usize, density: f64, gamma: f64) -> Range<usiz
     bottom..bottom + kept
 }
 
-/// Keeps the fraction `density_i` of each delta with the largest magnitudes, at least one element, and sets the rest to 0. Of
-/// equal magnitudes at the limit, the last ones are kept. The selection is exact, without sorting.
+/// Keeps the fraction `density_i` of each delta with the largest magnitudes, at least one element unless it is 0, and sets the rest
+/// to 0. Of equal magnitudes at the limit, the last ones are kept. The selection is exact, without sorting.
 ///
 /// # Errors
 /// When the device fails.
@@ -231,8 +269,8 @@ pub enum Rescale {
 }
 
 /// Drop and rescale: keeps each element with probability `density`. The draw of an element depends only on its index, `name`,
-/// `model` (the model's number) and `seed`, so it is the same on every adapter and in any order of tensors. Source: Yu et al.,
-/// arXiv 2311.03099.
+/// `model` (the model's number) and `seed`, so it is the same on every adapter and in any order of tensors. A density of 0 keeps
+/// nothing, and one below 2^-23, the draws' resolution, counts as 2^-23. Source: Yu et al., arXiv 2311.03099.
 #[track_caller]
 pub fn dare(delta: &Tensor, density: f64, rescale: Rescale, seed: u64, name: &str, model: usize) -> Tensor {
     let kept = drop_part(delta, density, seed, name, [model, 0]);
@@ -243,9 +281,11 @@ pub fn dare(delta: &Tensor, density: f64, rescale: Rescale, seed: u64, name: &st
     }
 }
 
-/// The probability with which [`dare`] drops an element. It is below 1, because the kept elements are divided by the rest.
+/// The probability with which [`dare`] drops an element. It is below 1 unless the density is 0, because the kept elements are
+/// divided by the rest.
 pub(in crate::merge) fn drop_rate(density: f64) -> f32 {
-    (1.0 - density).clamp(0.0, 1.0 - f64::from(f32::EPSILON)) as f32
+    let most = if density > 0.0 { 1.0 - f64::from(f32::EPSILON) } else { 1.0 };
+    (1.0 - density).clamp(0.0, most) as f32
 }
 
 /// Returns a part of a tensor with elements dropped and the others divided by `density`. `place` is the model's and the part's
@@ -304,14 +344,15 @@ pub(in crate::merge) fn stock(base: &Tensor, models: &[Tensor], t: f32) -> Tenso
 }
 
 /// Fisher-weighted average `sum c_i F_i m_i / sum c_i F_i`, where `F_i` are the diagonals of the models' Fisher matrices
-/// ([`fisher_diagonal`](crate::merge::research::learned::fisher_diagonal)). The first model's is raised to at least `floor`, so
-/// its weights are kept where all Fisher values are 0. Source: Matena & Raffel, arXiv 2111.09832.
+/// ([`fisher_diagonal`](crate::merge::research::learned::fisher_diagonal)). That of the first model whose coefficient is not 0 is
+/// raised to at least `floor`, so its weights are kept where all Fisher values are 0. Source: Matena & Raffel, arXiv 2111.09832.
 #[track_caller]
 pub fn fisher(models: &[Tensor], fishers: &[Tensor], coefficients: &[f32], floor: f32) -> Tensor {
     check("fisher", models, Some(coefficients.len()));
     check("fisher", fishers, Some(models.len()));
-    let floored = fishers[0].maximum(&Tensor::scalar(fishers[0].gpu(), floor));
-    let fishers: Vec<Tensor> = [floored].into_iter().chain(fishers[1..].iter().cloned()).collect();
+    let lead = coefficients.iter().position(|&c| c != 0.0).unwrap_or(0);
+    let mut fishers = fishers.to_vec();
+    fishers[lead] = fishers[lead].maximum(&Tensor::scalar(fishers[lead].gpu(), floor));
     let products: Vec<Tensor> = models.iter().zip(&fishers).map(|(m, f)| m.mul(f)).collect();
     weighted(&products, coefficients).div(&weighted(&fishers, coefficients))
 }
@@ -319,15 +360,18 @@ pub fn fisher(models: &[Tensor], fishers: &[Tensor], coefficients: &[f32], floor
 /// Returns the weights of metrics-weighted averaging by losses: `(1 / L_i)^p`, normalized. Source: arXiv 2504.18580, with a power
 /// as the only penalty.
 pub fn loss_weights(losses: &[f64], power: f64) -> Vec<f32> {
-    normalized(losses.iter().map(|loss| loss.recip().powf(power)).collect())
+    normalized(losses.iter().map(|loss| -power * loss.ln()).collect())
 }
 
 /// Returns the weights of metrics-weighted averaging by training steps: `s_i^p`, normalized. Source: as [`loss_weights`].
 pub fn step_weights(steps: &[f64], power: f64) -> Vec<f32> {
-    normalized(steps.iter().map(|step| step.powf(power)).collect())
+    normalized(steps.iter().map(|step| power * step.ln()).collect())
 }
 
-fn normalized(raw: Vec<f64>) -> Vec<f32> {
+/// Normalises weights that are given by their logarithms, of which the largest may be beyond any number.
+fn normalized(logarithms: Vec<f64>) -> Vec<f32> {
+    let most = logarithms.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let raw: Vec<f64> = logarithms.into_iter().map(|l| (l - most).exp()).collect();
     let sum: f64 = raw.iter().sum();
     raw.into_iter().map(|w| (w / sum) as f32).collect()
 }
@@ -342,6 +386,10 @@ mod tests {
         assert_eq!(trimmed(10, 0.01), 9..10);
         assert_eq!(trimmed(3, 1.0), 0..3);
         assert_eq!(trimmed(0, 0.5), 0..0);
+        // A density of 0 keeps nothing; the least one above it keeps one element.
+        assert_eq!(trimmed(10, 0.0), 10..10);
+        assert_eq!(trimmed(10, f64::MIN_POSITIVE), 9..10);
+        assert_eq!([0.0, 1e-9, 0.25, 1.0].map(drop_rate), [1.0, 1.0 - f32::EPSILON, 0.75, 0.0]);
         assert_eq!(middle(150, 0.6, 0.04), 54..144);
         // Density has precedence: less than `gamma` is removed at the top, because the rest would not be enough.
         assert_eq!(middle(10, 0.95, 0.3), 0..9);

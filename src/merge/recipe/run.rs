@@ -239,7 +239,7 @@ impl Stream<'_> {
             }
             let Some(pending) = pending else {
                 let from = output.inputs().next().expect("an output has an input");
-                all.extend(self.job.models[from.model].checkpoint.file(&from.name)?.bytes(&from.name)?);
+                all.extend(self.job.models[from.model].checkpoint.bytes(&from.name)?);
                 break;
             };
             check_finite(self.job, pending.finite, range.start)?;

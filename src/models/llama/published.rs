@@ -128,7 +128,7 @@ impl Published {
         match &self.source {
             Source::Gguf(file) => file.names().map(|name| file.bytes(name)).sum(),
             Source::Folder(shards, ..) => {
-                shards.names().iter().map(|name| Ok(shards.file(name)?.bytes(name)?.len())).sum()
+                shards.names().iter().map(|name| Ok(shards.bytes(name)?.len())).sum()
             }
         }
     }
@@ -264,7 +264,7 @@ impl Tensors for Folder<'_> {
         if self.form == Form::F32 || !dtype.is_half() {
             return Ok(Matrix::Tensor(self.shards.read(gpu, name)?));
         }
-        let bytes = self.shards.file(name)?.bytes(name)?;
+        let bytes = self.shards.bytes(name)?;
         Ok(Matrix::Tensor(Tensor::resident(gpu, dtype, bytes, &self.shards.shape(name)?[..])))
     }
 

@@ -60,7 +60,7 @@ impl<'a> Source<'a> {
         if info.dtype != dtype || info.shape != shape {
             return Err(self.wrong(what, format!("{} {:?} is not {dtype} {shape:?}", info.dtype, info.shape)));
         }
-        self.weights.file(&name)?.bytes(&name)
+        self.weights.bytes(&name)
     }
 
     fn words(&self, what: &str, shape: [usize; 2]) -> Result<Words<'a>> {
@@ -70,15 +70,15 @@ impl<'a> Source<'a> {
     /// Reads scales of this shape, and how they are stored. Only finite ones are taken.
     fn scales(&self, what: &str, shape: [usize; 2], zeros: bool) -> Result<(Vec<f32>, Scales)> {
         let name = self.name(what);
-        let file = self.weights.file(&name)?;
-        let scales = match (file.expect(&name, &shape)?.dtype, zeros) {
+        let (file, name) = self.weights.find(&name)?;
+        let scales = match (file.expect(name, &shape)?.dtype, zeros) {
             (FileDType::F16, false) => Scales::Symmetric,
             (FileDType::BF16, false) => Scales::SymmetricBf16,
             (FileDType::F16, true) => Scales::Zero,
             (FileDType::BF16, true) => Scales::ZeroBf16,
             _ => Scales::Float,
         };
-        let all = file.tensor_f32(&name)?;
+        let all = file.tensor_f32(name)?;
         if let Some(i) = all.iter().position(|x| !x.is_finite()) {
             let [r, c] = [i / shape[1], i % shape[1]];
             return Err(self.wrong(
@@ -102,7 +102,9 @@ impl<'a> Source<'a> {
 
     /// `pack-quantized` of compressed-tensors, with one of these numbers of bits.
     pub fn compressed(&self, bits: &[u32]) -> Result<PackedRows> {
-        let shape = self.weights.file(&self.name("weight_shape"))?.tensor_u32(&self.name("weight_shape"))?;
+        let shape = self.name("weight_shape");
+        let (file, name) = self.weights.find(&shape)?;
+        let shape = file.tensor_u32(name)?;
         let [rows, columns] = shape[..]
             .try_into()
             .map(|pair: [u32; 2]| pair.map(|n| n as usize))
@@ -200,7 +202,9 @@ impl<'a> Source<'a> {
 
     /// Refuses columns whose groups are not one behind the other.
     fn in_order(&self, columns: usize, group: usize) -> Result<()> {
-        let groups = self.weights.file(&self.name("g_idx"))?.tensor_i32(&self.name("g_idx"))?;
+        let groups = self.name("g_idx");
+        let (file, name) = self.weights.find(&groups)?;
+        let groups = file.tensor_i32(name)?;
         let wrong = groups.iter().enumerate().find(|&(c, &g)| usize::try_from(g) != Ok(c / group));
         match wrong {
             _ if groups.len() != columns => {

@@ -73,8 +73,8 @@ fn levels_and_scales_are_those_of_the_reference() {
         assert_eq!(QuantConfig::from_json(&config).unwrap().bits_text(), text);
         let (packing, shape, words) = read(&config, &weights, &format!("{case}.weight")).unwrap().unwrap();
         let values = format!("{case}.values");
-        weights.file(&values).unwrap().expect(&values, &shape).unwrap();
-        let want = weights.file(&values).unwrap().tensor_f32(&values).unwrap();
+        weights.find(&values).unwrap().0.expect(&values, &shape).unwrap();
+        let want = weights.find(&values).unwrap().0.tensor_f32(&values).unwrap();
         let got = packing.decode(&words, shape[1]);
         let bits = |all: &[f32]| all.iter().map(|x| (x + 0.0).to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&got), bits(&want), "{case}");
