@@ -67,7 +67,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         return Err(Error::config(message));
     }
     let gpu = context.open()?;
-    let [a, b] = [Shards::open(&args.a)?, Shards::open(&args.b)?];
+    let [a, b] = [context.shards(&args.a)?, context.shards(&args.b)?];
     let net = MlpModel::of(&a)?;
     if MlpModel::of(&b)? != net {
         let message =

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tiebeam::bench::Part;
+use tiebeam::store::Shards;
 use tiebeam::{Error, Gpu, Options, Result, files};
 use tracing_subscriber::EnvFilter;
 
@@ -83,6 +84,13 @@ impl Context {
             whole: Cell::default(),
             stdin_read: Cell::default(),
         })
+    }
+
+    /// Opens a model's weights, and says what was chosen where its files leave a choice.
+    pub fn shards(&self, path: &Path) -> Result<Shards> {
+        let shards = Shards::open(path)?;
+        shards.notes().iter().for_each(|note| self.note(format_args!("{}: {note}", path.display())));
+        Ok(shards)
     }
 
     /// Opens the device that the options name.

@@ -1,11 +1,10 @@
 //! Labelled rows for evaluating multilayer perceptrons.
 
 use std::path::{Path, PathBuf};
-use tiebeam::merge::MlpModel;
-use tiebeam::store::File;
+use tiebeam::merge::{MlpModel, evaluate};
 use tiebeam::{Error, Gpu, Result, Tensor};
 
-/// Inputs and labels of a safetensors file with `x [rows, inputs]` in floats and `y [rows]` in whole numbers.
+/// Inputs and labels of a safetensors file with `x [rows, ..]` and `y [rows]`.
 pub struct Data {
     pub path: PathBuf,
     pub x: Tensor,
@@ -14,25 +13,9 @@ pub struct Data {
 
 impl Data {
     pub fn read(gpu: &Gpu, path: &Path, net: &MlpModel) -> Result<Data> {
-        let file = File::open(path)?;
-        let wrong = |message: String| Error::format(path, message);
-        let shape = &file.info("x")?.shape;
-        let (x, labels) = (file.tensor_f32("x")?, file.tensor_u32("y")?);
-        let (rows, inputs) = (labels.len(), net.sizes()[0]);
-        if rows == 0 || shape.first() != Some(&rows) || x.len() != rows * inputs {
-            return Err(wrong(format!(
-                "x is {shape:?} with {rows} labels; the network reads [{rows}, {inputs}]"
-            )));
-        }
-        let classes = net.sizes()[net.sizes().len() - 1];
-        if let Some(at) = labels.iter().position(|&label| label as usize >= classes) {
-            return Err(wrong(format!(
-                "label {} of row {at} is none of the network's {classes}",
-                labels[at]
-            )));
-        }
-        let x = Tensor::from_slice(gpu, &x, [rows, inputs]);
-        Ok(Data { path: path.to_path_buf(), x, labels })
+        let data = evaluate::Data::open(gpu, path, "x", "y")?;
+        data.check(net).map_err(|error| Error::format(path, error.to_string()))?;
+        Ok(Data { path: path.to_path_buf(), x: data.inputs, labels: data.labels })
     }
 
     /// The file's name without its ending.

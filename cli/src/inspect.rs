@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tiebeam::models::llama::{Published, RopeScaling};
+use tiebeam::store::Weights;
 use tiebeam::store::gguf::Gguf;
-use tiebeam::store::{Shards, Weights};
 use tiebeam::text::Words;
 use tiebeam::{Error, Result, files};
 
@@ -41,11 +41,13 @@ struct Tensor {
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     // Weights without their folder have no tokenizer, and the reason below says so.
     let alone = args.model.extension().is_some_and(|e| e == "safetensors" || e == "json");
-    let tensors = tensors(&args.model)?;
+    let published = Published::open(&args.model);
+    // A name of the hub's cache stands for a folder there.
+    let path = published.as_ref().map_or(args.model.as_path(), Published::path);
+    let tensors = tensors(path, context)?;
     if args.tensors {
         list(&tensors, context)?;
     }
-    let published = Published::open(&args.model);
     match &published {
         Ok(model) => sizes(model, context)?,
         Err(_) => context.result(format_args!("{}: {} tensors", args.model.display(), tensors.len())),
@@ -66,10 +68,10 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     context.record(&json!({"line": "runs", "runs": reason.is_none(), "reason": reason}))
 }
 
-fn tensors(path: &Path) -> Result<Vec<Tensor>> {
+fn tensors(path: &Path, context: &Context) -> Result<Vec<Tensor>> {
     let is_safetensors = path.is_dir() || path.extension().is_some_and(|e| e == "safetensors" || e == "json");
     if is_safetensors {
-        let shards = Shards::open(path)?;
+        let shards = context.shards(path)?;
         let tensor = |name: String| {
             let info = shards.info(&name)?;
             let bytes = Some(shards.bytes(&name)?.len());

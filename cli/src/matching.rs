@@ -96,11 +96,11 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         let read = Permutation::load(permutation)?;
         let permutation = if *inverse { read.inverse() } else { read };
         let stop = on_interrupt()?;
-        return write_permuted(&gpu, &permutation, &Shards::open(model)?, out, context, &stop);
+        return write_permuted(&gpu, &permutation, &context.shards(model)?, out, context, &stop);
     }
     // Both are required without a subcommand.
     let (Some(a), Some(b)) = (&args.a, &args.b) else { return Ok(()) };
-    let [a, b] = [Shards::open(a)?, Shards::open(b)?];
+    let [a, b] = [context.shards(a)?, context.shards(b)?];
     let spec = match args.spec.as_str() {
         "-" => Spec::from_json(&context.read(Path::new("-"))?)?,
         name => Spec::named(name, &a)?,
@@ -216,8 +216,8 @@ fn check(gpu: &Gpu, matching: &Matching, b: &Shards, path: &Path, context: &Cont
     }
 }
 
-/// Writes a permuted model, tensor by tensor. Permuted tensors keep their type (F64 becomes F32); all others are copied byte for
-/// byte.
+/// Writes a permuted model, tensor by tensor. Permuted tensors keep their type (F64 becomes F32, which is said); all others are
+/// copied byte for byte.
 fn write_permuted(
     gpu: &Gpu,
     permutation: &Permutation,
@@ -228,6 +228,13 @@ fn write_permuted(
 ) -> Result<()> {
     permutation.check(model)?;
     let permuted = permutation.permuted(model);
+    let is_wide =
+        |name: &&String| permutation.touches(name) && model.dtype(name).ok() == Some(FileDType::F64);
+    if let Some(name) = model.names().iter().find(is_wide) {
+        context.note(format_args!(
+            "`{name}` is F64; it and others of this type are permuted and written as F32"
+        ));
+    }
     let bar = context.bar(Some(model.names().len() as u64), "{bar:32} {pos}/{len} tensors, ETA {eta}");
     let entry = |name: String| -> Result<Entry> {
         let info = model.info(&name)?;

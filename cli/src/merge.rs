@@ -48,6 +48,8 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         context.result(job.describe(args.shard_size).trim_end());
         context.record(&plan(&job, args.shard_size))?;
         context.whole();
+    } else {
+        job.notes.iter().for_each(|note| context.note(note));
     }
     job.check()?;
     let (false, Some(out)) = (args.dry_run, &args.out) else { return Ok(()) };
@@ -79,7 +81,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         "{n} tensors, {written} in {seconds:.1} s ({rate:.0} MB/s of output): {out_text}"
     ));
     context.record(&json!({
-        "line": "merged", "out": out, "tensors": n, "bytes": job.bytes(), "seconds": seconds,
+        "line": "merged", "out": out, "tensors": n, "bytes": job.bytes(), "seconds": seconds, "notes": job.notes,
     }))?;
     match data {
         Some(data) => evaluate(&gpu, &job, &sources, out, &data, context, &stopped),
@@ -104,6 +106,7 @@ fn plan(job: &Job, shard_bytes: u64) -> Value {
         "passes": job.passes(),
         "tensors": job.outputs.iter().map(tensor).collect::<Vec<_>>(),
         "problems": job.problems,
+        "notes": job.notes,
     })
 }
 

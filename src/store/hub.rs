@@ -1,6 +1,7 @@
 //! Models that are named as on Hugging Face's hub, `owner/name`. They are looked for in the cache of its own programs. Nothing is
 //! downloaded.
 
+use crate::error::Error;
 use std::path::{Path, PathBuf};
 
 /// The folder where Hugging Face's programs keep downloads. The variables are theirs.
@@ -50,8 +51,12 @@ pub(crate) fn is_cached(path: &Path) -> bool {
     cache().is_some_and(|cache| path.starts_with(cache))
 }
 
-/// What to do about a path where nothing is.
-pub(super) fn missing(path: &Path) -> String {
+/// The error of a path where nothing is, which says what to do.
+pub(crate) fn missing(path: &Path) -> Error {
+    Error::io(path, std::io::Error::new(std::io::ErrorKind::NotFound, advice(path)))
+}
+
+fn advice(path: &Path) -> String {
     let mut parts = path.iter().rev().map(|part| part.to_string_lossy());
     let (last, before) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
     if last.contains('+') {
@@ -99,7 +104,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_explained() {
-        let said = |path: &str| missing(Path::new(path));
+        let said = |path: &str| advice(Path::new(path));
         assert!(said("x/mistralai/Mistral-7B").contains("`hf download mistralai/Mistral-7B`"));
         assert!(said("model.safetensors+lora").contains("merge the adapter"));
         assert!(!said("../there/model.safetensors").contains("hub"));

@@ -36,7 +36,7 @@ pub(crate) use checkpoint::{OPTIMIZER, devices, read_checkpoint, stored, write_p
 pub use dtype::FileDType;
 pub(crate) use file::nearest;
 pub use file::{File, Info};
-pub(crate) use hub::{is_cached, located};
+pub(crate) use hub::{is_cached, located, missing};
 #[cfg(feature = "npy")]
 pub use npy::{load_npy, load_npz, save_npy, save_npz};
 pub use packed::{PackedRows, QuantConfig};

@@ -32,7 +32,18 @@ fn plain_files(folder: &Path) -> Result<Vec<String>> {
 /// Whether a name is that of weights, of their index, or of the state of a training.
 fn is_weights(name: &str) -> bool {
     let ends = [
-        ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".onnx_data", ".index.json", ".npz",
+        ".safetensors",
+        ".bin",
+        ".pt",
+        ".pth",
+        ".ckpt",
+        ".gguf",
+        ".h5",
+        ".msgpack",
+        ".onnx",
+        ".onnx_data",
+        ".index.json",
+        ".npz",
     ];
     ends.iter().any(|end| name.ends_with(end))
 }
@@ -42,8 +53,21 @@ fn is_weights(name: &str) -> bool {
 fn is_setting(name: &str) -> bool {
     // By the beginning, because tokenizers and templates have files by many names, and some models have their own code.
     let begins = [
-        "tokenizer", "vocab", "chat_template", "tokenization_", "configuration_", "modeling_", "modular_", "processing_",
-        "image_processing_", "feature_extraction_", "LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY",
+        "tokenizer",
+        "vocab",
+        "chat_template",
+        "tokenization_",
+        "configuration_",
+        "modeling_",
+        "modular_",
+        "processing_",
+        "image_processing_",
+        "feature_extraction_",
+        "LICENSE",
+        "LICENCE",
+        "NOTICE",
+        "COPYING",
+        "USE_POLICY",
     ];
     // Vocabularies and merges of tokenizers.
     let ends = [".model", ".tiktoken", ".spm", ".codes", "processor_config.json", "preprocessor.json"];
@@ -60,7 +84,8 @@ fn is_setting(name: &str) -> bool {
         "sentence_bert_config.json",
         "config_sentence_transformers.json",
     ];
-    let by_parts = begins.iter().any(|word| name.starts_with(word)) || ends.iter().any(|word| name.ends_with(word));
+    let by_parts =
+        begins.iter().any(|word| name.starts_with(word)) || ends.iter().any(|word| name.ends_with(word));
     !is_weights(name) && (by_parts || others.contains(&name))
 }
 
@@ -71,14 +96,36 @@ mod tests {
     #[test]
     fn every_file_is_of_one_kind() {
         let settings = [
-            "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-            "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
-            "spiece.model", "sentencepiece.bpe.model", "tekken.json", "preprocessor_config.json", "processor_config.json",
-            "video_preprocessor_config.json", "modeling_x.py", "configuration_x.py", "LICENSE", "LICENSE.txt", "NOTICE",
+            "config.json",
+            "generation_config.json",
+            "tokenizer.json",
+            "tokenizer.model",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "added_tokens.json",
+            "vocab.json",
+            "vocab.txt",
+            "merges.txt",
+            "chat_template.jinja",
+            "spiece.model",
+            "sentencepiece.bpe.model",
+            "tekken.json",
+            "preprocessor_config.json",
+            "processor_config.json",
+            "video_preprocessor_config.json",
+            "modeling_x.py",
+            "configuration_x.py",
+            "LICENSE",
+            "LICENSE.txt",
+            "NOTICE",
             "qwen.tiktoken",
         ];
         let weights = [
-            "model.safetensors", "pytorch_model.bin", "optimizer.pt", "tokenizer.gguf", "model.safetensors.index.json",
+            "model.safetensors",
+            "pytorch_model.bin",
+            "optimizer.pt",
+            "tokenizer.gguf",
+            "model.safetensors.index.json",
             "pytorch_model.bin.index.json",
         ];
         let others = ["README.md", "notes.txt", "trainer_state.json"];

@@ -99,8 +99,7 @@ impl Shards {
     pub fn open(path: impl AsRef<Path>) -> Result<Shards> {
         let path = path.as_ref();
         if !path.exists() {
-            let missing = std::io::Error::new(std::io::ErrorKind::NotFound, hub::missing(path));
-            return Err(Error::io(path, missing));
+            return Err(hub::missing(path));
         }
         let mut shards = if path.is_dir() {
             Shards::folder(path)?
@@ -208,7 +207,16 @@ impl Shards {
             }
             places.insert(name.clone(), Place { file, name: name.clone() });
         }
+        let mut forgotten = siblings(&opened);
+        forgotten.retain(|shard| folder.join(shard).is_file());
+        for shard in &forgotten {
+            files.push(File::open(folder.join(shard))?);
+        }
         let mut shards = Shards { path: index.to_path_buf(), files, places, notes: Vec::new() };
+        if !forgotten.is_empty() {
+            let names = some(forgotten.iter().map(String::as_str));
+            shards.note(format!("the index does not list {names} of the same shards"));
+        }
         shards.add_unlisted();
         Ok(shards)
     }
@@ -328,6 +336,18 @@ impl Shards {
         let (file, name) = self.find(name)?;
         file.bytes(name)
     }
+}
+
+/// The shards of the same model as the `listed` ones that are not among them, by their numbers.
+fn siblings(listed: &BTreeMap<&str, usize>) -> Vec<String> {
+    let sets: BTreeSet<(&str, usize)> =
+        listed.keys().filter_map(|name| part(name)).map(|(stem, _, count)| (stem, count)).collect();
+    let names = |(stem, count): (&str, usize)| {
+        let name = |i: usize| format!("{stem}-{i:05}-of-{count:05}.safetensors");
+        (1..=count).map(name).collect::<Vec<_>>()
+    };
+    let all = sets.into_iter().flat_map(names);
+    all.filter(|name| !listed.contains_key(name.as_str())).collect()
 }
 
 /// Opens a file that an index lists.

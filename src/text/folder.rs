@@ -7,6 +7,7 @@ use super::words::{Parts, Words, distinct};
 use super::{json, proto, split};
 use crate::error::{Error, Result};
 use crate::store::gguf::Gguf;
+use crate::store::located;
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -259,11 +260,12 @@ impl Words {
         Words::assembled(parts).map_err(fault)
     }
 
-    /// Reads the tokenizer of a GGUF file or of a folder.
+    /// Reads the tokenizer of a GGUF file, of a folder, or of a model in the cache of Hugging Face's hub by its name.
     ///
     /// # Errors
     /// As [`of_gguf`](Words::of_gguf) and [`in_folder`](Words::in_folder).
     pub fn open(path: &Path) -> Result<Words> {
+        let path = &path.to_str().map_or_else(|| path.to_path_buf(), |text| located(Path::new(""), text));
         if path.is_dir() { Words::in_folder(path) } else { Words::of_gguf(&Gguf::open(path)?) }
     }
 }

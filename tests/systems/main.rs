@@ -6,6 +6,7 @@ mod llama;
 mod matching;
 mod merge;
 mod merge_errors;
+mod merge_found;
 mod merge_learned;
 mod merges;
 mod potential;

@@ -33,10 +33,10 @@ parameters: {normalize: false}
 ",
         )
         .unwrap();
-    // Layers 0..4 are at depths 0, 1/3, 2/3 and 1, the embedding is at 0 and the head at 1.
+    // Layers 0..4 are at depths 0, 1/3, 2/3 and 1, the embedding and the head have the first value.
     let layer = |name: &str| name.split('.').find_map(|p| p.parse::<f64>().ok());
     expect(&merged, &[&a, &b], |name, x| {
-        let depth = layer(name).map_or(f64::from(!name.contains("embed")), |l| l / 3.0);
+        let depth = layer(name).map_or(0.0, |l| l / 3.0);
         let attention = if depth < 0.5 { depth } else { 0.5 + (depth - 0.5) * 5.0 };
         let weight = match name {
             _ if name.contains("self_attn") => attention,

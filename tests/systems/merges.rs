@@ -5,7 +5,7 @@ use crate::support::{folder, gpu, within};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tiebeam::merge::job::PART;
-use tiebeam::merge::{Job, MergeConfig, Shards, yaml};
+use tiebeam::merge::{Job, MergeConfig, Shards};
 use tiebeam::store::{Entry, FileDType, save};
 use tiebeam::{Result, Rng};
 
@@ -35,7 +35,7 @@ impl Folder {
     }
 
     pub fn merge_in_parts(&self, out: &str, config: &str, shard_bytes: u64, part: usize) -> Result<Shards> {
-        let mut job = Job::open(MergeConfig::from_value(&yaml::parse(config)?, &self.0)?)?;
+        let mut job = Job::open(MergeConfig::from_yaml(config, &self.0)?)?;
         job.part = part;
         let mut done = 0;
         job.run(gpu(), &job.sources(), &self.0.join(out), shard_bytes, config, &mut |bytes| {

@@ -133,6 +133,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     }
     // Everything that needs no device is read first, so that what is wrong is said at once.
     let published = Published::open(&args.model)?;
+    published.notes().iter().for_each(|note| context.note(format_args!("{}: {note}", args.model.display())));
     let words = Words::open(&args.model)?;
     let chats = !args.raw && words.chat().is_some();
     if text.is_none() && !chats {

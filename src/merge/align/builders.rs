@@ -178,7 +178,7 @@ impl Spec {
     /// beside it, or the path of a spec file.
     ///
     /// # Errors
-    /// When the model is not of that kind, or a file cannot be read.
+    /// When the model is not of that kind, numbers of heads are not those of its `config.json`, or a file cannot be read.
     pub fn named(name: &str, model: &Shards) -> Result<Spec> {
         let mut parts = name.split(':');
         match (parts.next(), parts.next(), parts.next(), parts.next()) {
@@ -189,7 +189,10 @@ impl Spec {
                 Spec::llama(model, heads, kv_heads)
             }
             (Some("llama"), Some(heads), Some(kv_heads), None) => match (heads.parse(), kv_heads.parse()) {
-                (Ok(heads), Ok(kv_heads)) => Spec::llama(model, heads, kv_heads),
+                (Ok(heads), Ok(kv_heads)) => {
+                    check_heads(model, [heads, kv_heads])?;
+                    Spec::llama(model, heads, kv_heads)
+                }
                 _ => Err(Error::config(format!(
                     "spec `{name}`: write llama:HEADS:KV_HEADS, such as llama:9:3"
                 ))),
@@ -365,6 +368,27 @@ impl Spec {
         // Older files carry the rotary frequencies.
         spec.ignored.push("*rotary_emb.inv_freq".into());
         Ok(spec)
+    }
+}
+
+/// Refuses numbers of heads other than those of the `config.json` beside the model, if there is one. Other numbers that divide the
+/// rows would make a permutation that changes what the model computes.
+fn check_heads(model: &Shards, given: [usize; 2]) -> Result<()> {
+    let path = model.path().with_file_name("config.json");
+    if !path.is_file() {
+        return Ok(());
+    }
+    let found = config_heads(&path)?;
+    match found == given {
+        true => Ok(()),
+        false => Err(Error::config(format!(
+            "spec: {} heads and {} key and value heads were given, and {} says {} and {}; `llama` takes these",
+            given[0],
+            given[1],
+            path.display(),
+            found[0],
+            found[1]
+        ))),
     }
 }
 

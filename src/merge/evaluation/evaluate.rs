@@ -18,10 +18,11 @@ pub struct Data {
 }
 
 impl Data {
-    /// Reads inputs and labels by their names in a file. Inputs of an integer type are divided by their largest.
+    /// Reads inputs `[rows, ..]` and labels `[rows]` by their names in a file. What an input has behind its rows, such as the axes of
+    /// an image, becomes one axis. Inputs of an integer type are divided by their largest.
     ///
     /// # Errors
-    /// When a name is missing or the shapes or types do not fit.
+    /// When a name is missing, there is no row, or the shapes or types do not fit.
     pub fn open(gpu: &Gpu, path: impl AsRef<std::path::Path>, inputs: &str, labels: &str) -> Result<Data> {
         let file = File::open(path.as_ref())?;
         let shape = file.info(inputs)?.shape.clone();
@@ -36,15 +37,35 @@ impl Data {
             let most = whole.iter().copied().max().unwrap_or(0).max(1) as f32;
             whole.into_iter().map(|x| x as f32 / most).collect()
         };
-        let [rows, _] = shape[..] else {
-            return Err(Error::format(
-                file.path(),
-                format!("`{inputs}` is {shape:?}; it must be [rows, width]"),
-            ));
+        let wrong = |message: String| Error::format(file.path(), message);
+        let rows = match shape[..] {
+            [0, ..] => return Err(wrong(format!("`{inputs}` has no row"))),
+            [rows, _, ..] => rows,
+            _ => return Err(wrong(format!("`{inputs}` is {shape:?}; it must be [rows, width]"))),
         };
         file.expect(labels, &[rows])?;
         let labels = file.tensor_u32(labels)?;
-        Ok(Data { inputs: Tensor::from_slice(gpu, &values, &shape[..]), labels })
+        Ok(Data { inputs: Tensor::from_slice(gpu, &values, [rows, values.len() / rows]), labels })
+    }
+
+    /// Checks that a network reads these inputs and that the labels are among its outputs.
+    ///
+    /// # Errors
+    /// When it does not, or they are not.
+    pub fn check(&self, network: &MlpModel) -> Result<()> {
+        let sizes = network.sizes();
+        let (want, have) = (sizes[0], self.inputs.shape()[1]);
+        if want != have {
+            return Err(Error::config(format!("the network has {want} inputs, the data {have} a row")));
+        }
+        let classes = sizes[sizes.len() - 1];
+        match self.labels.iter().position(|&label| label as usize >= classes) {
+            Some(row) => Err(Error::config(format!(
+                "label {} of row {row} is none of the network's {classes}",
+                self.labels[row]
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// Computes loss and accuracy of a multilayer perceptron.
@@ -53,10 +74,7 @@ impl Data {
     /// When the weights are not a multilayer perceptron or do not fit these inputs and labels, or a file or the device fails.
     pub fn evaluate(&self, gpu: &Gpu, weights: &dyn Weights) -> Result<Evaluation> {
         let network = MlpModel::of(weights)?;
-        let (want, have) = (network.sizes()[0], self.inputs.shape()[1]);
-        if want != have {
-            return Err(Error::config(format!("evaluate: the network has {want} inputs, the data {have}")));
-        }
+        self.check(&network)?;
         Evaluation::of(&network.logits(gpu, weights, &self.inputs)?, &self.labels)
     }
 }

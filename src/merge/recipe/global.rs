@@ -28,17 +28,21 @@ enum Kept {
 }
 
 impl TiesGlobal {
+    /// The rank of the least magnitude that is kept, of `n`. `None` if all or none are.
+    pub(super) fn cut(n: u64, density: f64) -> Option<u64> {
+        let kept = ((density * n as f64) as u64).max(1).min(n);
+        (density > 0.0 && kept < n).then(|| n - kept)
+    }
+
     /// Finds the least of each model's `floor(density n)` largest magnitudes, where `n` is the number of elements of a model. It is
     /// at least one, and none at a density of 0. Takes three passes, or none if all or no elements are kept.
     ///
     /// # Errors
     /// The errors of `each`, and when the device fails.
     pub fn measure(models: usize, n: u64, density: f64, each: &mut Each) -> Result<TiesGlobal> {
-        let least = u64::from(density > 0.0);
-        let rank = n - ((density * n as f64) as u64).clamp(least, n.max(1)).min(n);
-        if rank == 0 || rank == n {
-            return Ok(TiesGlobal { kept: vec![if rank == 0 { Kept::All } else { Kept::None }; models] });
-        }
+        let Some(rank) = TiesGlobal::cut(n, density) else {
+            return Ok(TiesGlobal { kept: vec![if density > 0.0 { Kept::All } else { Kept::None }; models] });
+        };
         let ranks = vec![vec![rank]; models];
         let cuts = rank::select(Order::Magnitude, &ranks, |visit| {
             each(&mut |base, models| visit(&task_vectors(base, models)))

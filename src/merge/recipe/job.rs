@@ -6,8 +6,7 @@ use crate::error::{Error, Result};
 use crate::files::size;
 use crate::merge::Shards;
 use crate::merge::Weights;
-use crate::store::{FileDType, sharded};
-use std::collections::BTreeSet;
+use crate::store::{FileDType, is_cached, sharded};
 use std::fmt::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -36,7 +35,7 @@ pub struct Output {
     pub models: Vec<Input>,
     /// The Fisher diagonals of the models.
     pub fishers: Vec<Input>,
-    /// The method's parameters. `None` for integers, which are not merged: the first input's bytes are copied.
+    /// The method's parameters. `None` for what is not merged, such as integers: the first input's values are copied.
     pub arguments: Option<Arguments>,
 }
 
@@ -83,6 +82,10 @@ pub struct Job {
     pub part: usize,
     /// What does not fit, one sentence each. A job can run only if there are none.
     pub problems: Vec<String>,
+    /// What was chosen where the models' files leave a choice, and what is not merged, one sentence each.
+    pub notes: Vec<String>,
+    /// Whether an output head was made of models with and without one of their own.
+    pub(super) mixed_heads: bool,
 }
 
 /// The position of a tensor in a model's depth.
@@ -93,17 +96,33 @@ enum Stage {
     After,
 }
 
+/// Parts of names of what prepares images and sound for a language model. Its layers are not those of the language model.
+const OTHER_SENSES: [&str; 6] = ["vision", "visual", "image", "audio", "projector", "connector"];
+
 impl Stage {
     /// Derives the position from the name. The first part that is a number is the layer. Without a number, embeddings of tokens
     /// and positions come before all layers, everything else after them.
     fn of(name: &str) -> Stage {
         let mut parts = name.split('.');
+        let other = |part: &str| OTHER_SENSES.iter().any(|word| part.contains(word));
+        if name.split('.').any(other) {
+            return Stage::Before;
+        }
         if let Some(layer) = parts.find_map(|part| part.parse().ok()) {
             return Stage::Layer(layer);
         }
         let first = |part: &str| part.contains("embed") || part == "wte" || part == "wpe";
         if name.split('.').any(first) { Stage::Before } else { Stage::After }
     }
+}
+
+/// Number of layers of a model whose tensors have these names.
+pub(super) fn layers_of(names: &[String]) -> usize {
+    let layers = names.iter().filter_map(|n| match Stage::of(n) {
+        Stage::Layer(layer) => Some(layer),
+        _ => None,
+    });
+    layers.max().map_or(0, |most| most.saturating_add(1))
 }
 
 /// Returns `name` with its layer's number replaced.
@@ -115,7 +134,7 @@ fn with_layer(name: &str, layer: usize) -> String {
     parts.join(".")
 }
 
-fn is_float(dtype: FileDType) -> bool {
+pub(super) fn is_float(dtype: FileDType) -> bool {
     matches!(dtype, FileDType::F64 | FileDType::F32 | FileDType::F16 | FileDType::BF16)
 }
 
@@ -125,8 +144,15 @@ impl Job {
     /// # Errors
     /// When a model cannot be opened, or a parameter is missing or out of range.
     pub fn open(config: MergeConfig) -> Result<Job> {
-        let mut job =
-            Job { config, models: Vec::new(), outputs: Vec::new(), part: PART, problems: Vec::new() };
+        let mut job = Job {
+            config,
+            models: Vec::new(),
+            outputs: Vec::new(),
+            part: PART,
+            problems: Vec::new(),
+            notes: Vec::new(),
+            mixed_heads: false,
+        };
         let sources = job.config.slices.iter().flat_map(|s| s.sources.iter().map(|s| s.model.clone()));
         let paths: Vec<PathBuf> = job.config.base.iter().cloned().chain(sources).collect();
         for path in paths {
@@ -138,7 +164,7 @@ impl Job {
             first += job.add_slice(slice, first, [i == 0, i + 1 == slices.len()])?;
         }
         job.outputs.sort_by(|a, b| a.name.cmp(&b.name));
-        job.find_strangers();
+        job.look()?;
         Ok(job)
     }
 
@@ -148,6 +174,11 @@ impl Job {
             return Ok(i);
         }
         let checkpoint = Shards::open(path)?;
+        let place = path.display();
+        if is_cached(path) {
+            self.notes.push(format!("{place} is in the cache of Hugging Face's hub"));
+        }
+        self.notes.extend(checkpoint.notes().iter().map(|note| format!("{place}: {note}")));
         self.models.push(Model { path: path.to_path_buf(), checkpoint });
         Ok(self.models.len() - 1)
     }
@@ -162,12 +193,9 @@ impl Job {
     fn add_slice(&mut self, slice: &Slice, first: usize, ends: [bool; 2]) -> Result<usize> {
         let sources: Vec<&Source> = slice.sources.iter().filter(|s| !self.config.is_base_only(s)).collect();
         let lead = self.model(&sources[0].model)?;
-        let names = self.models[lead].checkpoint.names();
-        let there = names.iter().filter_map(|n| match Stage::of(n) {
-            Stage::Layer(layer) => Some(layer),
-            _ => None,
-        });
-        let there = there.max().map_or(0, |most| most.saturating_add(1));
+        let mut names = self.models[lead].checkpoint.names();
+        let there = layers_of(&names);
+        names.extend(self.head_of_others(lead));
         let range = sources[0].layers.clone().unwrap_or(0..there);
         if range.end > there {
             let path = self.models[lead].path.display();
@@ -177,7 +205,8 @@ impl Job {
         for name in names {
             let (stage, depth) = match Stage::of(&name) {
                 Stage::Before if ends[0] => (Stage::Before, 0.0),
-                Stage::After if ends[1] => (Stage::After, 1.0),
+                // As in mergekit, what is outside of the layers has the first value of a gradient.
+                Stage::After if ends[1] => (Stage::After, 0.0),
                 Stage::Layer(layer) if range.contains(&layer) => {
                     let place = layer - range.start;
                     let depth = if range.len() > 1 { place as f64 / (range.len() - 1) as f64 } else { 1.0 };
@@ -236,78 +265,20 @@ impl Job {
                 fishers.push(Input { model: self.model(Path::new(&path))?, name: input.name.clone() });
             }
         }
-        let mut output =
-            Output { name, shape: Vec::new(), dtype: FileDType::F32, base, models, fishers, arguments: None };
-        if let Some(dtype) = self.resolve(&mut output)? {
+        let dtype = FileDType::F32;
+        let mut output = Output { name, shape: Vec::new(), dtype, base, models, fishers, arguments: None };
+        let asked = output.inputs().count();
+        if let Some(dtype) = self.fit(&mut output, &arguments)? {
             if is_float(dtype) {
-                output.arguments = Some(arguments);
-                let own = if dtype == FileDType::F64 { FileDType::F32 } else { dtype };
-                output.dtype = self.config.dtype.unwrap_or(own);
+                output.dtype = self.config.dtype.unwrap_or(dtype);
+            }
+            output.arguments = self.is_merged(&output, &arguments, asked)?.then_some(arguments);
+            if output.arguments.is_some() && output.dtype == FileDType::F64 {
+                output.dtype = FileDType::F32;
             }
             self.outputs.push(output);
         }
         Ok(())
-    }
-
-    /// Sets the output's shape and type from its first input, and returns the type. `None` if the inputs do not fit; the reasons
-    /// are added to the problems.
-    fn resolve(&mut self, output: &mut Output) -> Result<Option<FileDType>> {
-        let mut problems = Vec::new();
-        let mut lead: Option<(Input, Vec<usize>, FileDType)> = None;
-        for input in output.inputs() {
-            let model = &self.models[input.model];
-            let path = model.path.display();
-            let Ok(info) = model.checkpoint.info(&input.name) else {
-                problems.push(format!("{path} has no tensor `{}`", input.name));
-                continue;
-            };
-            match &lead {
-                None => lead = Some((input.clone(), info.shape.clone(), info.dtype)),
-                Some((first, shape, dtype)) => {
-                    let other = self.models[first.model].path.display();
-                    if *shape != info.shape {
-                        let (a, b) = (&info.shape, shape);
-                        problems.push(format!("`{}` is {a:?} in {path} and {b:?} in {other}", input.name));
-                    } else if is_float(*dtype) != is_float(info.dtype) {
-                        let (a, b) = (info.dtype, dtype);
-                        problems.push(format!("`{}` is {a} in {path} and {b} in {other}", input.name));
-                    }
-                }
-            }
-        }
-        let fits = problems.is_empty();
-        self.problems.append(&mut problems);
-        let Some((_, shape, dtype)) = lead.filter(|_| fits) else { return Ok(None) };
-        if dtype.bits() < 8 || format!("{dtype}").starts_with("F8") {
-            self.problems.push(format!(
-                "`{}` is {dtype}, which cannot be merged; convert the model first",
-                output.name
-            ));
-            return Ok(None);
-        }
-        (output.shape, output.dtype) = (shape, dtype);
-        Ok(Some(dtype))
-    }
-
-    /// Adds tensors that only some models have to the problems.
-    fn find_strangers(&mut self) {
-        if self.config.slices.len() > 1 || self.config.slices[0].sources[0].layers.is_some() {
-            return;
-        }
-        let used: BTreeSet<(usize, &str)> =
-            self.outputs.iter().flat_map(|o| o.inputs().map(|i| (i.model, i.name.as_str()))).collect();
-        let known: BTreeSet<usize> = used.iter().map(|u| u.0).collect();
-        let mut strangers = Vec::new();
-        for &i in &known {
-            let Model { path, checkpoint } = &self.models[i];
-            for name in checkpoint.names() {
-                let noted = self.problems.iter().any(|p| p.contains(&format!("`{name}`")));
-                if !noted && !used.contains(&(i, name.as_str())) {
-                    strangers.push(format!("only {} has a tensor `{name}`", path.display()));
-                }
-            }
-        }
-        self.problems.append(&mut strangers);
     }
 
     /// Checks that the job can run.
@@ -342,8 +313,10 @@ impl Job {
 
     /// Passes over all tensors, including the one that writes.
     pub fn passes(&self) -> u64 {
-        let first = self.outputs.iter().find_map(|o| o.arguments.as_ref());
-        1 + first.map_or(0, |a| self.config.method.passes(a))
+        let merged = || self.outputs.iter().filter(|o| o.arguments.is_some());
+        let elements = merged().map(|o| o.count() as u64).sum();
+        let first = merged().find_map(|o| o.arguments.as_ref());
+        1 + first.map_or(0, |a| self.config.method.passes(a, elements))
     }
 
     /// Bytes of memory that a run needs at most, without those of the driver. On the device these are the inputs of two parts and
@@ -397,6 +370,9 @@ impl Job {
         for o in &self.outputs {
             let what = if o.arguments.is_some() { "merged" } else { "copied from the first" };
             line(format!("  {} {} {:?} {what}", o.name, o.dtype, o.shape));
+        }
+        for note in &self.notes {
+            line(format!("note    {note}"));
         }
         for problem in &self.problems {
             line(format!("problem {problem}"));

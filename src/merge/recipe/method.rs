@@ -234,12 +234,12 @@ impl Method {
         self.needs_base() || self == Method::NuSlerp
     }
 
-    /// Number of passes over all tensors before the first one can be merged.
-    pub fn passes(self, arguments: &Arguments) -> u64 {
+    /// Number of passes over all tensors, which have so many elements, before the first one can be merged.
+    pub fn passes(self, arguments: &Arguments, elements: u64) -> u64 {
         match self {
-            // At the ends, all or no elements are kept.
-            Method::TiesGlobal if [0.0, 1.0].contains(&arguments.densities[0]) => 0,
+            Method::TiesGlobal if TiesGlobal::cut(elements, arguments.densities[0]).is_none() => 0,
             Method::TiesGlobal => 3,
+            Method::Pcb if elements == 0 => 0,
             Method::Pcb => 6,
             Method::Fisher if arguments.normalize => 1,
             _ => 0,
@@ -499,6 +499,11 @@ impl Inputs {
 }
 
 impl Arguments {
+    /// Whether [`Method::Passthrough`] changes nothing.
+    pub(super) fn keeps(&self) -> bool {
+        self.scale == 1.0
+    }
+
     /// Returns each delta with elements dropped at random and the others divided by the density.
     fn dropped(&self, name: &str, part: usize, deltas: &[Tensor]) -> Vec<Tensor> {
         let one = |(i, d)| methods::drop_part(d, self.densities[i], self.seed, name, [i, part]);

@@ -2,11 +2,13 @@
 
 pub mod aligned;
 pub mod config;
+mod fit;
 pub mod global;
 pub mod job;
 pub mod method;
 pub mod methods;
 pub mod run;
 mod setting;
+mod settings;
 #[cfg(feature = "yaml")]
 pub mod yaml;

@@ -1,17 +1,16 @@
 //! Runs a merge, one tensor at a time, from the models' files to the output's.
 
 use super::job::{Input, Job, Output};
-use super::method::{Inputs, Measured, Statistics};
+use super::method::{Inputs, Measured, Method, Statistics};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::gpu::Gpu;
 use crate::gpu::readback::Reading;
 use crate::merge::Weights;
-use crate::store::{Entry, FileDType, INDEX, index_of, save, settings_in};
+use crate::store::{Entry, FileDType, INDEX, bf16_bytes, index_of, save};
 use crate::tensor::Tensor;
 use half::f16;
-use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -132,53 +131,6 @@ impl Job {
         let map = places.map(|(i, file)| (self.outputs[i].name.as_str(), file.as_str())).collect();
         index_of(map, self.bytes())
     }
-
-    /// The folder of the leading model.
-    fn leading_folder(&self) -> &Path {
-        let from = &self.leader().path;
-        let parent = from.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if from.is_dir() { from } else { parent }
-    }
-
-    /// Returns the file names of the leading model's settings and tokenizer.
-    fn settings(&self) -> Result<Vec<String>> {
-        settings_in(self.leading_folder())
-    }
-
-    /// Copies the leading model's settings and tokenizer, with the number of layers and the type set to the output's.
-    fn copy_settings(&self, folder: &Path) -> Result<()> {
-        for name in self.settings()? {
-            let path = self.leading_folder().join(&name);
-            let mut bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
-            if name == "config.json" {
-                bytes = self.changed(&path, bytes)?;
-            }
-            files::replace_with(&folder.join(name), bytes)?;
-        }
-        Ok(())
-    }
-
-    /// Returns a model's settings with the number of layers and the type of the output.
-    fn changed(&self, path: &Path, bytes: Vec<u8>) -> Result<Vec<u8>> {
-        let mut settings: Value =
-            serde_json::from_slice(&bytes).map_err(|e| Error::format(path, e.to_string()).because_of(e))?;
-        let before = settings.clone();
-        let ranges = self.config.slices.iter().map(|s| s.sources[0].layers.as_ref().map(|l| l.len()));
-        if let Some(layers) = ranges.sum::<Option<usize>>() {
-            let keys = ["num_hidden_layers", "n_layer"].into_iter().filter(|k| before.get(k).is_some());
-            keys.for_each(|key| settings[key] = json!(layers));
-        }
-        if let Some(dtype) = self.config.dtype {
-            let word = match dtype {
-                FileDType::BF16 => "bfloat16",
-                FileDType::F16 => "float16",
-                _ => "float32",
-            };
-            let keys = ["torch_dtype", "dtype"].into_iter().filter(|k| before.get(k).is_some());
-            keys.for_each(|key| settings[key] = json!(word));
-        }
-        Ok(if settings == before { bytes } else { format!("{settings:#}\n").into_bytes() })
-    }
 }
 
 impl Stream<'_> {
@@ -238,20 +190,39 @@ impl Stream<'_> {
                 self.pending = self.start(next)?.map(|pending| (next, pending));
             }
             let Some(pending) = pending else {
-                let from = output.inputs().next().expect("an output has an input");
-                all.extend(self.job.models[from.model].checkpoint.bytes(&from.name)?);
+                all = self.copied(output)?;
                 break;
             };
-            check_finite(self.job, pending.finite, range.start)?;
+            let (method, finite, start) = (self.job.config.method, pending.finite, range.start);
+            // What is passed through is nobody's sum: NaN and infinity stay what they were.
+            let known = match method {
+                Method::Passthrough => counted(finite)?,
+                _ => check_finite(self.job, finite, start).map(|()| 0)?,
+            };
             let bytes = pending.merged.wait()?;
-            check_encoded(output, range.start, &bytes)?;
+            check_encoded(output, start, &bytes, known)?;
             all.extend(bytes);
         }
         (self.progress)(output.bytes())?;
         Ok(all)
     }
 
-    /// Starts a part on the device. `None` if the output's bytes are copied instead.
+    /// The values of an output's first input, in the output's type.
+    fn copied(&self, output: &Output) -> Result<Vec<u8>> {
+        let from = output.inputs().next().expect("an output has an input");
+        let checkpoint = &self.job.models[from.model].checkpoint;
+        if checkpoint.dtype(&from.name)? == output.dtype {
+            return Ok(checkpoint.bytes(&from.name)?.to_vec());
+        }
+        let (file, name) = checkpoint.find(&from.name)?;
+        Ok(match output.dtype {
+            FileDType::BF16 => bf16_bytes(&file.tensor_f32(name)?),
+            FileDType::F16 => bytemuck::cast_slice(&file.tensor_f16(name)?).to_vec(),
+            _ => bytemuck::cast_slice(&file.tensor_f32(name)?).to_vec(),
+        })
+    }
+
+    /// Starts a part on the device. `None` if the output's values are copied instead.
     fn start(&mut self, (i, part): Unit) -> Result<Option<Pending>> {
         let output = &self.job.outputs[i];
         let Some(arguments) = &output.arguments else { return Ok(None) };
@@ -284,6 +255,15 @@ fn start_finite(output: &Output, inputs: &Inputs) -> Result<Vec<(Input, Reading)
     output.inputs().zip(tensors).map(one).collect()
 }
 
+/// Number of elements of a part's inputs that are not finite.
+fn counted(finite: Vec<(Input, Reading)>) -> Result<usize> {
+    let counts = finite.into_iter().map(|(_, reading)| {
+        let words: Vec<u32> = bytemuck::pod_collect_to_vec(&reading.wait()?);
+        Ok(words[0] as usize)
+    });
+    counts.sum()
+}
+
 /// Checks the inputs of a part that begins at element `start`. The error names the first NaN or infinity and counts the others.
 fn check_finite(job: &Job, readings: Vec<(Input, Reading)>, start: usize) -> Result<()> {
     for (input, reading) in readings {
@@ -300,19 +280,19 @@ fn check_finite(job: &Job, readings: Vec<(Input, Reading)>, start: usize) -> Res
 }
 
 /// Checks the result of a part that begins at element `start`. NaN, and values that the output's type rounds to infinity, are
-/// errors.
-fn check_encoded(output: &Output, start: usize, bytes: &[u8]) -> Result<()> {
-    /// Returns the index of the first element for which `bad` is true.
-    fn first<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool) -> Option<usize> {
+/// errors, unless there are no more than the `known` ones of the input.
+fn check_encoded(output: &Output, start: usize, bytes: &[u8], known: usize) -> Result<()> {
+    /// Returns the index of the first element for which `bad` is true, if there are more than `known`.
+    fn first<const N: usize>(bytes: &[u8], known: usize, bad: impl Fn([u8; N]) -> bool) -> Option<usize> {
         let elements = bytes.as_chunks::<N>().0;
         // Counting first runs at memory speed. A search with an early exit does not, and usually there is nothing to find.
         let count: usize = elements.iter().map(|&e| usize::from(bad(e))).sum();
-        (count > 0).then(|| elements.iter().position(|&e| bad(e))).flatten()
+        (count > known).then(|| elements.iter().position(|&e| bad(e))).flatten()
     }
     let at = match output.dtype {
-        FileDType::BF16 => first(bytes, |e| u16::from_le_bytes(e) & 0x7f80 == 0x7f80),
-        FileDType::F16 => first(bytes, |e| u16::from_le_bytes(e) & 0x7c00 == 0x7c00),
-        _ => first(bytes, |e| u32::from_le_bytes(e) & 0x7f80_0000 == 0x7f80_0000),
+        FileDType::BF16 => first(bytes, known, |e| u16::from_le_bytes(e) & 0x7f80 == 0x7f80),
+        FileDType::F16 => first(bytes, known, |e| u16::from_le_bytes(e) & 0x7c00 == 0x7c00),
+        _ => first(bytes, known, |e| u32::from_le_bytes(e) & 0x7f80_0000 == 0x7f80_0000),
     };
     match at {
         None => Ok(()),

@@ -98,6 +98,51 @@ pub struct LlamaSettings {
     pub quantization: Option<Value>,
 }
 
+/// Settings of related kinds of models that change what is computed, and that these kinds do not have. A file with one of them
+/// is of a model that names itself otherwise.
+const OTHER_KINDS: [&str; 30] = [
+    // Granite, MiniCPM, Cohere and Falcon-H1: factors.
+    "embedding_multiplier",
+    "residual_multiplier",
+    "attention_multiplier",
+    "logits_scaling",
+    "scale_emb",
+    "scale_depth",
+    "dim_model_base",
+    "logit_scale",
+    "lm_head_multiplier",
+    "key_multiplier",
+    "mlp_multipliers",
+    // Gemma: bounds, and a scale of its own.
+    "final_logit_softcapping",
+    "attn_logit_softcapping",
+    "query_pre_attn_scalar",
+    "rope_local_base_freq",
+    // Mixtures of experts.
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "moe_intermediate_size",
+    // Qwen3, OLMo, Falcon, Llama 4 and others: norms, clipping and positions of other forms.
+    "use_qk_norm",
+    "qk_layernorm",
+    "clip_qkv",
+    "alibi",
+    "use_alibi",
+    "parallel_attn",
+    "no_rope_layers",
+    "attn_temperature_tuning",
+    "attention_chunk_size",
+    "add_cross_attention",
+    "q_lora_rank",
+];
+
+/// Whether a setting says that it changes nothing: off, nothing of what it counts, or a factor of 1.
+fn changes_nothing(value: &Value) -> bool {
+    let number = value.as_f64().is_some_and(|x| x == 0.0 || x == 1.0);
+    number || matches!(value, Value::Null | Value::Bool(false)) || value.as_array().is_some_and(Vec::is_empty)
+}
+
 /// Reads values of `config.json`, with errors that name the file.
 struct Json<'a>(&'a Value);
 
@@ -148,6 +193,12 @@ impl LlamaSettings {
         let activation = json["hidden_act"].as_str().unwrap_or("silu");
         if activation != "silu" {
             return Err(wrong(format!("the activation is '{activation}'; only 'silu' is computed")));
+        }
+        if let Some(key) = OTHER_KINDS.iter().find(|key| !changes_nothing(&json[**key])) {
+            return Err(wrong(format!(
+                "`{key}` is {}, which models of the kind '{kind}' do not have and which is not computed",
+                json[*key]
+            )));
         }
         // Newer files keep the rotary settings in an object of their own. If both are there, transformers takes the older one.
         let rope = Json(of.get("rope_scaling").or(of.get("rope_parameters")).unwrap_or(&Value::Null));
@@ -250,21 +301,34 @@ impl LlamaConfig {
 
     /// Refuses sizes that no model has before anything is made of them.
     pub(super) fn check(&self, name: &str) -> Result<()> {
-        let sizes =
-            [self.vocab, self.width, self.heads, self.kv_heads, self.hidden, self.layers, self.context];
-        let fits = !sizes.contains(&0)
-            && (self.head_width.is_some() || self.width.is_multiple_of(self.heads))
-            && self.heads.is_multiple_of(self.kv_heads)
-            && self.head_dim() > 0
-            && self.head_dim().is_multiple_of(2)
-            && self.head_dim() <= 256
-            && self.rope_base.is_finite()
-            && self.rope_base > 1.0
-            && self.eps.is_finite()
-            && self.eps >= 0.0
-            && sizes.iter().all(|&size| size < 1 << 31);
-        if !fits {
-            return Err(Error::config(format!("{name}: these sizes make no Llama model: {self:?}")));
+        let wrong = |what: String| Err(Error::config(format!("{name}: {what}")));
+        let sizes = [
+            ("tokens", self.vocab),
+            ("the width", self.width),
+            ("heads", self.heads),
+            ("key and value heads", self.kv_heads),
+            ("the width of the MLP", self.hidden),
+            ("blocks", self.layers),
+            ("the context", self.context),
+        ];
+        if let Some((what, size)) = sizes.iter().find(|(_, size)| *size == 0 || *size >= 1 << 31) {
+            return wrong(format!("{size} for {what}; it must be above 0 and below 2^31"));
+        }
+        let (heads, kv, dim) = (self.heads, self.kv_heads, self.head_dim());
+        if self.head_width.is_none() && !self.width.is_multiple_of(heads) {
+            return wrong(format!("a width of {} is no multiple of {heads} heads", self.width));
+        }
+        if !heads.is_multiple_of(kv) {
+            return wrong(format!("{heads} heads are no multiple of {kv} key and value heads"));
+        }
+        if !(2..=256).contains(&dim) || !dim.is_multiple_of(2) {
+            return wrong(format!("heads of width {dim}; even widths from 2 to 256 are computed"));
+        }
+        if !(self.rope_base.is_finite() && self.rope_base > 1.0) {
+            return wrong(format!("the base of the rotary angles is {}; it must be above 1", self.rope_base));
+        }
+        if !(self.eps.is_finite() && self.eps >= 0.0) {
+            return wrong(format!("the norms add {}; it must be 0 or above", self.eps));
         }
         let (frequencies, factor) = self.rope_scaling.frequencies(self.head_dim(), self.rope_base);
         match frequencies.into_iter().chain([factor]).all(|x| x.is_finite() && x > 0.0) {

@@ -22,6 +22,52 @@ pub(super) const NAMES: Names = Names {
 /// Divisors of the frequencies of rotary angles, which converters compute for Llama 3.
 pub(super) const FACTORS: &str = "rope_freqs.weight";
 
+/// The keys of these architectures that are honoured, or that change nothing that is computed.
+const KNOWN: [&str; 28] = [
+    "vocab_size",
+    "context_length",
+    "embedding_length",
+    "block_count",
+    "feed_forward_length",
+    "expert_count",
+    "tensor_data_layout",
+    "attention.causal",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "attention.layer_norm_rms_epsilon",
+    // Beside the one for RMS norms it has no use.
+    "attention.layer_norm_epsilon",
+    "attention.sliding_window",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.attn_factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.finetuned",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+    "rope.scaling.yarn_log_multiplier",
+    "rope.scaling.yarn_ext_factor",
+    "rope.scaling.yarn_attn_factor",
+];
+
+/// Factors that change nothing if they are 1.
+const FACTOR_KEYS: [&str; 4] = ["logit_scale", "residual_scale", "embedding_scale", "expert_weights_scale"];
+
+/// Whether a key's value says that it changes nothing: a factor of 1, or nothing of what it counts or bounds.
+fn changes_nothing(key: &str, value: &Value) -> bool {
+    match value {
+        Value::Bool(on) => !on,
+        Value::Integer(n) => *n == i128::from(FACTOR_KEYS.contains(&key)),
+        Value::Float(x) => *x == f64::from(u8::from(FACTOR_KEYS.contains(&key))),
+        _ => false,
+    }
+}
+
 /// The keys of one architecture.
 struct Keys<'a> {
     file: &'a Gguf,
@@ -55,6 +101,24 @@ impl Keys<'_> {
 
     fn wrong(&self, key: &str, message: &str) -> Error {
         Error::config(format!("the file's `{}`: {message}", self.key(key)))
+    }
+
+    /// Refuses keys of this architecture that are not known, because they may change what is computed.
+    fn check_known(&self) -> Result<()> {
+        let prefix = format!("{}.", self.kind);
+        for (name, value) in self.file.metadata() {
+            let Some(key) = name.strip_prefix(&prefix) else { continue };
+            if !KNOWN.contains(&key) && !changes_nothing(key, value) {
+                return Err(self.wrong(key, "is not computed with here; the file needs another program"));
+            }
+        }
+        let one = |key: &str| Ok::<_, Error>(self.float_or(key, 1.0)? == 1.0);
+        for key in ["rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor"] {
+            if !one(key)? {
+                return Err(self.wrong(key, "this form of YaRN is not computed"));
+            }
+        }
+        Ok(())
     }
 
     fn scaling(&self, context: usize) -> Result<RopeScaling> {
@@ -120,6 +184,7 @@ pub(super) fn settings(file: &Gguf) -> Result<(String, LlamaConfig)> {
     if keys.number_or("expert_count", 0)? > 0 {
         return Err(keys.wrong("expert_count", "mixtures of experts are not computed"));
     }
+    keys.check_known()?;
     if file.metadata().get(&keys.key("attention.causal")) == Some(&Value::Bool(false)) {
         return Err(keys.wrong("attention.causal", "attention that sees later tokens is not computed"));
     }

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::share::Packing;
 use crate::store::gguf::{Conversion, Gguf};
-use crate::store::{FileDType, QuantConfig, Shards, Weights, needs_folder};
+use crate::store::{FileDType, QuantConfig, Shards, Weights, located, missing, needs_folder};
 use crate::tensor::Tensor;
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -26,13 +26,20 @@ enum Source {
 }
 
 impl Published {
-    /// Opens a GGUF file, or a folder with `config.json` and `model.safetensors` or its shards.
+    /// Opens a GGUF file, or a folder with `config.json` and `model.safetensors` or its shards. A name `owner/name` under which
+    /// nothing is here is looked for in the cache of Hugging Face's hub; nothing is downloaded.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::Format`] when a file cannot be read, [`Error::Config`] for a model that is not computed. The
     /// message says why.
     pub fn open(path: impl AsRef<Path>) -> Result<Published> {
-        let path = path.as_ref().to_path_buf();
+        let path = match path.as_ref().to_str() {
+            Some(text) => located(Path::new(""), text),
+            None => path.as_ref().to_path_buf(),
+        };
+        if !path.exists() {
+            return Err(missing(&path));
+        }
         if !path.is_dir() {
             needs_folder(&path)?;
             let file = Gguf::open(&path)?;
@@ -73,6 +80,14 @@ impl Published {
         }
     }
 
+    /// What was chosen where the files can be read in more than one way, for the user: [`Shards::notes`].
+    pub fn notes(&self) -> &[String] {
+        match &self.source {
+            Source::Gguf(_) => &[],
+            Source::Folder(shards, ..) => shards.notes(),
+        }
+    }
+
     /// Sizes and constants.
     pub fn config(&self) -> LlamaConfig {
         self.config
@@ -87,6 +102,7 @@ impl Published {
         match &self.source {
             Source::Gguf(file) => gguf::check(file),
             Source::Folder(shards, settings, packed) => {
+                self.check_head()?;
                 let folder =
                     Folder { shards, packed: packed.as_ref(), form: Form::Stored, read: RefCell::default() };
                 check(&folder, &HUGGING_FACE, &self.config, settings.head(), settings.biases)
@@ -157,11 +173,30 @@ impl Published {
             Source::Gguf(file) => return gguf::load(gpu, file, context, form, watch),
             Source::Folder(shards, settings, packed) => (shards, settings, packed.as_ref()),
         };
+        self.check_head()?;
         let config = self.config.context(self.config.context.min(context));
         let frequencies = config.rope_scaling.frequencies(config.head_dim(), config.rope_base);
         let folder = Folder { shards, packed, form, read: RefCell::default() };
         let reader = Reader::new(gpu, &folder, &HUGGING_FACE, config).biases(settings.biases).watch(watch);
         reader.model(settings.head(), frequencies)
+    }
+}
+
+impl Published {
+    /// Refuses a folder whose model has a head of its own that is in none of its files.
+    fn check_head(&self) -> Result<()> {
+        let Source::Folder(shards, settings, packed) = &self.source else { return Ok(()) };
+        let head = format!("{}.weight", HUGGING_FACE.head);
+        if settings.tied_head || packed.is_some() || shards.contains(&head) {
+            return Ok(());
+        }
+        Err(Error::format(
+            shards.path(),
+            format!(
+                "there is no `{head}`, and config.json does not say `tie_word_embeddings: true`, with which the table of token \
+                 vectors would stand for it; was it left out when the model was saved?"
+            ),
+        ))
     }
 }
 

@@ -1,0 +1,235 @@
+//! The files beside the weights of a merge: which are copied, and what changes in `config.json`.
+
+use super::config::Slice;
+use super::job::{Job, layers_of};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::merge::Weights;
+use crate::store::{FileDType, others_in, settings_in};
+use serde_json::{Map, Value, json};
+use std::path::Path;
+
+/// Keys for the number of layers.
+const COUNTS: [&str; 4] = ["num_hidden_layers", "num_layers", "n_layers", "n_layer"];
+
+/// Objects that hold the settings of the language model in a model of several parts.
+const PARTS: [&str; 5] = ["text_config", "llm_config", "language_config", "decoder", "thinker_config"];
+
+/// Lists that are no list of layers, even if they have as many elements.
+const OTHER_LISTS: [&str; 9] = [
+    "architectures",
+    "eos_token_id",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "mrope_section",
+    "short_factor",
+    "long_factor",
+    "forced_decoder_ids",
+];
+
+/// Settings that speak of layers by their number or by a period. What they mean for stacked layers differs by model.
+const BY_NUMBER: [&str; 22] = [
+    "mlp_only_layers",
+    "full_attn_idxs",
+    "attn_layer_indices",
+    "attn_layer_offset",
+    "attn_layer_period",
+    "expert_layer_offset",
+    "expert_layer_period",
+    "decoder_sparse_step",
+    "first_k_dense_replace",
+    "moe_layer_freq",
+    "moe_layers",
+    "full_attention_interval",
+    "sliding_window_pattern",
+    "interleave_moe_layer_step",
+    "no_rope_layer_interval",
+    "num_kv_shared_layers",
+    "cross_attention_layers",
+    "global_attn_every_n_layers",
+    "global_attention_layers",
+    "hybrid_layer_ids",
+    "layer_indices",
+    "deepstack_visual_indexes",
+];
+
+/// Reads the `config.json` beside a model's file. `None` if there is none that is JSON.
+pub(super) fn config_of(file: &Path) -> Option<Value> {
+    serde_json::from_slice(&std::fs::read(file.with_file_name("config.json")).ok()?).ok()
+}
+
+/// A layer of the output: the settings of the model that it is from, that model's number of layers, and its number there.
+struct Origin<'a> {
+    settings: Option<&'a Value>,
+    layers: usize,
+    layer: usize,
+}
+
+impl Job {
+    /// The folder of the leading model.
+    fn leading_folder(&self) -> &Path {
+        let from = &self.leader().path;
+        let parent = from.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if from.is_dir() { from } else { parent }
+    }
+
+    /// Returns the file names of the leading model's settings and tokenizer. A model that is one file among others has none.
+    pub(super) fn settings(&self) -> Result<Vec<String>> {
+        settings_in(self.leading_folder())
+    }
+
+    /// Says which files of the leading model's folder are not copied, and what stacked layers leave open in its settings.
+    pub(super) fn find_left_behind(&mut self) -> Result<()> {
+        if self.leader().path.is_dir() {
+            let others = others_in(self.leading_folder())?;
+            if !others.is_empty() {
+                let (names, folder) = (others.join(", "), self.leading_folder().display());
+                self.notes.push(format!("not copied from {folder}: {names}"));
+            }
+        }
+        let path = self.leading_folder().join("config.json");
+        if let Ok(bytes) = std::fs::read(&path) {
+            let (_, mut notes) = self.changed(&path, bytes)?;
+            self.notes.append(&mut notes);
+        }
+        Ok(())
+    }
+
+    /// Copies the leading model's settings and tokenizer, with what follows from the merge in `config.json`.
+    pub(super) fn copy_settings(&self, folder: &Path) -> Result<()> {
+        for name in self.settings()? {
+            let path = self.leading_folder().join(&name);
+            let mut bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+            if name == "config.json" {
+                bytes = self.changed(&path, bytes)?.0;
+            }
+            files::replace_with(&folder.join(name), bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Returns a model's settings with the layers, the type and the head of the output, and notes about them.
+    fn changed(&self, path: &Path, bytes: Vec<u8>) -> Result<(Vec<u8>, Vec<String>)> {
+        let mut settings: Value =
+            serde_json::from_slice(&bytes).map_err(|e| Error::format(path, e.to_string()).because_of(e))?;
+        let before = settings.clone();
+        let mut notes = Vec::new();
+        self.follow_layers(&mut settings, &mut notes);
+        for_parts(&mut settings, &mut |part| {
+            if self.mixed_heads && part.get("tie_word_embeddings").is_some_and(|tied| tied != &json!(false)) {
+                part.insert("tie_word_embeddings".into(), json!(false));
+                notes.push(
+                    "config.json: `tie_word_embeddings` becomes false, because the output has a head".into(),
+                );
+            }
+            let Some(dtype) = self.config.dtype else { return };
+            let word = match dtype {
+                FileDType::BF16 => "bfloat16",
+                FileDType::F16 => "float16",
+                _ => "float32",
+            };
+            for key in ["torch_dtype", "dtype"] {
+                if part.get(key).is_some_and(|old| !old.is_null()) {
+                    part.insert(key.into(), json!(word));
+                }
+            }
+        });
+        let bytes = if settings == before { bytes } else { format!("{settings:#}\n").into_bytes() };
+        Ok((bytes, notes))
+    }
+
+    /// Makes the number of layers and the lists of a layer's length follow stacked layers.
+    fn follow_layers(&self, settings: &mut Value, notes: &mut Vec<String>) {
+        let lead = layers_of(&self.leader().checkpoint.names());
+        let all: Vec<Option<Value>> = self.models.iter().map(|m| config_of(m.checkpoint.path())).collect();
+        let counts: Vec<usize> = self.models.iter().map(|m| layers_of(&m.checkpoint.names())).collect();
+        let origins = |slice: &Slice| {
+            let source = &slice.sources[0];
+            let model = self.models.iter().position(|m| m.path == source.model)?;
+            let (settings, layers) = (all[model].as_ref(), counts[model]);
+            let layer = |layer| Origin { settings, layers, layer };
+            Some(source.layers.clone()?.map(layer).collect::<Vec<_>>())
+        };
+        let Some(origins) = self.config.slices.iter().map(origins).collect::<Option<Vec<_>>>() else {
+            return;
+        };
+        let origins: Vec<Origin> = origins.into_iter().flatten().collect();
+        // The same layers in the same order change nothing.
+        if origins.iter().map(|origin| origin.layer).eq(0..lead) {
+            return;
+        }
+        let (mut counted, mut followed, mut open) = (false, Vec::new(), Vec::new());
+        for_parts(settings, &mut |part| {
+            for key in COUNTS {
+                if part.get(key).is_some_and(Value::is_number) {
+                    part.insert(key.into(), json!(origins.len()));
+                    counted = true;
+                }
+            }
+            follow_lists(part, lead, &origins, &mut followed);
+            // Qwen2's first layer with a window. Beyond the last layer, none has one.
+            if let Some(first) = part.get("max_window_layers").and_then(Value::as_u64) {
+                if first as usize >= lead {
+                    part.insert("max_window_layers".into(), json!(origins.len().max(first as usize)));
+                } else {
+                    open.push(format!("`max_window_layers` = {first}"));
+                }
+            }
+            let number = |key: &&&str| part.get(**key).is_some_and(|v| !v.is_null() && v != &json!([]));
+            open.extend(BY_NUMBER.iter().filter(number).map(|key| format!("`{key}` = {}", part[*key])));
+        });
+        if !counted {
+            notes.push(format!(
+                "config.json gives the number of layers by none of {}; set it to {} by hand",
+                COUNTS.join(", "),
+                origins.len()
+            ));
+        }
+        if !followed.is_empty() {
+            notes.push(format!("config.json: {} follow the layers", followed.join(", ")));
+        }
+        if !open.is_empty() {
+            notes.push(format!(
+                "config.json: {} speak of layers by number and are left as they are; look at them",
+                open.join(", ")
+            ));
+        }
+    }
+}
+
+/// Visits the settings of the whole model and those of its language model inside them.
+fn for_parts(settings: &mut Value, visit: &mut dyn FnMut(&mut Map<String, Value>)) {
+    let Some(root) = settings.as_object_mut() else { return };
+    visit(root);
+    for part in PARTS {
+        if let Some(inner) = root.get_mut(part) {
+            for_parts(inner, visit);
+        }
+    }
+}
+
+/// Makes the lists with an element for each layer follow the layers. A layer of another model has that model's element.
+fn follow_lists(part: &mut Map<String, Value>, lead: usize, origins: &[Origin], followed: &mut Vec<String>) {
+    for (key, value) in part.iter_mut() {
+        let Some(list) = value.as_array().filter(|list| list.len() == lead && lead > 1) else { continue };
+        if OTHER_LISTS.contains(&key.as_str()) {
+            continue;
+        }
+        let element = |origin: &Origin| {
+            let own =
+                origin.settings.and_then(|all| list_in(all, key)).filter(|own| own.len() == origin.layers);
+            own.unwrap_or(list).get(origin.layer).cloned()
+        };
+        if let Some(new) = origins.iter().map(element).collect::<Option<Vec<Value>>>() {
+            *value = Value::Array(new);
+            followed.push(format!("`{key}`"));
+        }
+    }
+}
+
+/// A list of a model's settings, or of its language model's.
+fn list_in<'a>(settings: &'a Value, key: &str) -> Option<&'a Vec<Value>> {
+    let inner = PARTS.iter().filter_map(|part| settings.get(part));
+    [settings].into_iter().chain(inner).find_map(|part| part.get(key)?.as_array())
+}
