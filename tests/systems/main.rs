@@ -5,6 +5,7 @@ mod geometry;
 mod llama;
 mod matching;
 mod merge;
+mod merge_ends;
 mod merge_errors;
 mod merge_found;
 mod merge_learned;
