@@ -17,6 +17,7 @@ mod overflow;
 mod packed;
 mod precision;
 mod random;
+mod shards;
 mod sharing;
 #[path = "../support/mod.rs"]
 mod support;

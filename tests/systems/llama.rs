@@ -104,9 +104,15 @@ fn what_does_not_fit_is_named() {
     let whole = file("other", "").unwrap();
     let error = refused(Llama::from_weights(gpu(), &whole, config().hidden(32)));
     assert!(error.contains("mlp.gate_proj"), "{error}");
-    for wrong in [config().heads(3), config().kv_heads(3), config().layers(0)] {
+    for (wrong, words) in [
+        (config().heads(3), "a width of 16 is no multiple of 3 heads"),
+        (config().kv_heads(3), "4 heads are no multiple of 3 key and value heads"),
+        (config().layers(0), "0 for blocks"),
+        (config().head_width(Some(258)), "heads of width 258"),
+        (config().rope_base(1.0), "the base of the rotary angles is 1"),
+    ] {
         let error = refused(Llama::from_weights(gpu(), &whole, wrong));
-        assert!(error.contains("no Llama model"), "{error}");
+        assert!(error.contains(words), "{error}");
     }
 }
 
@@ -126,7 +132,7 @@ fn settings_come_from_config_json() {
     for (extra, word) in [
         (r#", "rope_scaling": {"type": "linear"}"#, "rotary"),
         (r#", "hidden_act": "gelu""#, "'gelu'"),
-        (r#", "head_dim": 7"#, "no Llama model"),
+        (r#", "head_dim": 7"#, "heads of width 7"),
         (r#", "rope_parameters": {"rope_type": "llama3"}"#, "rotary"),
     ] {
         let error = LlamaConfig::from_json(&text(extra)).expect_err(extra).to_string();

@@ -230,10 +230,17 @@ fn what_is_not_computed_is_named() {
         ),
         ("rope_scaling", json!({"rope_type": "linear", "factor": 1e-310}), "are no positive numbers"),
         ("original_max_position_embeddings", json!(-1), "`original_max_position_embeddings` is no positive"),
-        ("num_key_value_heads", json!(3), "no Llama model"),
+        ("num_key_value_heads", json!(3), "4 heads are no multiple of 3 key and value heads"),
         ("rms_norm_eps", json!(null), "rms_norm_eps"),
-        ("rms_norm_eps", json!(-1.0), "no Llama model"),
-        ("rms_norm_eps", json!(1e300), "no Llama model"),
+        ("rms_norm_eps", json!(-1.0), "the norms add -1"),
+        ("rms_norm_eps", json!(1e300), "the norms add inf"),
+        (
+            "logits_scaling",
+            json!(8.0),
+            "`logits_scaling` is 8.0, which models of the kind 'llama' do not have",
+        ),
+        ("residual_multiplier", json!(0.22), "`residual_multiplier` is 0.22"),
+        ("num_local_experts", json!(8), "`num_local_experts` is 8"),
         ("rope_theta", json!("10000"), "`rope_theta` is no number"),
         ("tie_word_embeddings", json!("true"), "is not true or false"),
         ("rope_scaling", json!({"full_attention": {"rope_type": "linear"}}), "different rotary angles"),
@@ -244,7 +251,20 @@ fn what_is_not_computed_is_named() {
     }
     let whole = |_: &mut Value| {};
     let error = refusal(&changed("qwen2", whole, |all| drop(all.remove("lm_head.weight"))));
-    assert!(error.contains("lm_head.weight"), "an untied model without a head: {error}");
+    assert!(
+        error.contains(
+            "there is no `lm_head.weight`, and config.json does not say `tie_word_embeddings: true`"
+        ),
+        "{error}"
+    );
+    let neutral = |json: &mut Value| {
+        json["logits_scaling"] = json!(1.0);
+        json["num_experts"] = json!(null);
+        json["no_rope_layers"] = json!([]);
+        json["pretraining_tp"] = json!(2);
+        json["foo"] = json!(7);
+    };
+    assert!(Published::open(changed("llama3", neutral, keep).join("")).is_ok());
     let bias = "model.layers.1.self_attn.k_proj.bias";
     let error = refusal(&changed("qwen2", whole, |all| drop(all.remove(bias))));
     assert!(error.contains(bias), "a Qwen2 without a bias: {error}");
@@ -284,6 +304,26 @@ fn what_is_not_computed_in_a_gguf_file_is_named() {
         &[("llama.attention.head_count_kv", List(vec![Integer(2); 2]))],
         "is a list, where one number is read",
     );
+    for (key, value) in [
+        ("llama.logit_scale", Float(8.0)),
+        ("llama.attention.clamp_kqv", Float(6.0)),
+        ("llama.final_logit_softcapping", Float(30.0)),
+        ("llama.use_parallel_residual", Bool(true)),
+        ("llama.attention.temperature_scale", Float(0.1)),
+        ("llama.pooling_type", Text("mean".into())),
+    ] {
+        says(&[(key, value)], &format!("the file's `{key}`: is not computed with here"));
+    }
+    for (key, value) in [
+        ("llama.logit_scale", Float(1.0)),
+        ("llama.expert_used_count", Integer(0)),
+        ("llama.use_parallel_residual", Bool(false)),
+        ("llama.rope.scaling.finetuned", Bool(false)),
+        ("llama.tensor_data_layout", Text("Meta AI original pth".into())),
+        ("general.finetune", Text("chat".into())),
+    ] {
+        assert!(open(&[(key, value)]).is_ok(), "{key}");
+    }
     let yarn = |original: i128| {
         let kind = ("llama.rope.scaling.type", Text("yarn".into()));
         let more = [

@@ -97,3 +97,67 @@ fn aligned_and_evaluated() {
     let message = text(&tiebeam(&folder, &["merge", "bad.yaml", "--out", "x"]).stderr);
     assert!(message.contains("config.json"), "{message}");
 }
+
+/// What is chosen where files leave a choice is said, and a name of the hub stands for what is in its cache.
+#[test]
+fn models_of_the_hub_and_what_is_said() {
+    let folder = Folder::new("hub");
+    three(&folder);
+    let snapshot = folder.0.join("cache/models--owner--name/snapshots/1");
+    std::fs::create_dir_all(snapshot.parent().unwrap()).unwrap();
+    std::fs::rename(folder.0.join("a"), &snapshot).unwrap();
+    folder.write("m.yaml", "merge_method: average\nmodels: [{model: owner/name}, {model: b}]\n");
+    let run = |cache: &str| {
+        let args = ["merge", "m.yaml", "--out", "out", "--json=lines.jsonl"];
+        command()
+            .args(args)
+            .current_dir(&folder.0)
+            .env("HF_HUB_CACHE", cache)
+            .output()
+            .expect("the binary runs")
+    };
+    let cache = folder.0.join("cache");
+    let done = run(cache.to_str().unwrap());
+    let said = text(&done.stderr);
+    assert!(done.status.success(), "{said}");
+    for words in ["is in the cache of Hugging Face's hub", "not copied from", "notes.txt"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    let lines = std::fs::read_to_string(folder.0.join("lines.jsonl")).unwrap();
+    let merged = lines.lines().find(|line| line.contains("\"merged\"")).expect("a line");
+    assert!(merged.contains("notes.txt"), "{merged}");
+    let said = text(&run("elsewhere").stderr);
+    assert!(said.contains("`hf download owner/name` puts it into elsewhere"), "{said}");
+}
+
+/// Data in integers are read as `tiebeam merge` reads them, and numbers of heads are those of config.json.
+#[test]
+fn integers_as_data_and_heads_by_hand() {
+    use tiebeam::store::FileDType;
+    let folder = Folder::new("by-hand");
+    let floats = |values: &[f32]| bytemuck::cast_slice(values).to_vec();
+    for (name, sign) in [("a", 1.0), ("b", -1.0)] {
+        let layers = [
+            Entry::bytes("fc0.weight", FileDType::F32, &[3, 2], floats(&[sign, 0.5, 0.25, sign, 1.0, -1.0])),
+            Entry::bytes("fc1.weight", FileDType::F32, &[2, 3], floats(&[1.0, sign, 0.0, 0.5, 0.0, sign])),
+        ];
+        save(folder.0.join(format!("{name}.safetensors")), layers, &BTreeMap::new()).unwrap();
+    }
+    let data = |labels: [u8; 2]| {
+        let x = Entry::bytes("x", FileDType::U8, &[2, 1, 2], vec![0, 16, 8, 4]);
+        let y = Entry::bytes("y", FileDType::U8, &[2], labels.to_vec());
+        save(folder.0.join("data.safetensors"), [x, y], &BTreeMap::new()).unwrap();
+    };
+    let barrier =
+        || tiebeam(&folder, &["barrier", "a.safetensors", "b.safetensors", "--data", "data.safetensors"]);
+    data([0, 1]);
+    let run = barrier();
+    assert!(run.status.success(), "{}", text(&run.stderr));
+    data([0, 2]);
+    let said = text(&barrier().stderr);
+    assert!(said.contains("label 2 of row 1 is none of the network's 2"), "{said}");
+    three(&folder);
+    folder.write("a/config.json", r#"{"num_attention_heads": 6, "num_key_value_heads": 2}"#);
+    let said = text(&tiebeam(&folder, &["match", "a", "b", "--spec", "llama:3:3"]).stderr);
+    assert!(said.contains("3 heads and 3 key and value heads were given"), "{said}");
+}
