@@ -35,7 +35,7 @@ struct Args {
     /// Text to measure perplexity on, and to train on after a conversion
     #[arg(long)]
     text: Option<PathBuf>,
-    /// Windows of 256 tokens at the end of the text, on which perplexity is measured
+    /// Windows of 256 tokens (or of the model's context, if that is shorter) at the end of the text, on which perplexity is measured
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
     windows: u32,
     /// recursive:B (B blocks in turn), masa:S (S atoms for q, k, v and o each) or fold:G (groups of G neighbours)
@@ -61,6 +61,7 @@ struct Args {
     lr: f32,
 }
 
+/// Tokens of a window, if the model's context is not shorter.
 const WINDOW: usize = 256;
 /// Most tokens of a sequence: those of a prompt.
 const CONTEXT: usize = 1024;
@@ -72,14 +73,16 @@ fn bar(count: u64) -> ProgressBar {
 }
 
 /// Reads the text, whose last windows are measured.
-fn read(path: &Path, words: &Words, windows: usize) -> Result<Windows> {
+fn read(path: &Path, words: &Words, windows: usize, context: usize) -> Result<Windows> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
-    Windows::of_text(words, &text, windows, WINDOW)
+    Windows::of_text(words, &text, windows, WINDOW.min(context))
         .map_err(|e| Error::io(path, std::io::Error::other(e.to_string())))
 }
 
+/// A window's tokens and the token behind each.
 fn pair(gpu: &Gpu, window: &[u32]) -> [Tensor; 2] {
-    [0, 1].map(|from| Tensor::from_slice(gpu, &window[from..from + WINDOW], [1, WINDOW]))
+    let length = window.len() - 1;
+    [0, 1].map(|from| Tensor::from_slice(gpu, &window[from..from + length], [1, length]))
 }
 
 /// Measures the model on the windows behind a bar.
@@ -93,15 +96,16 @@ fn measured(model: &Llama, text: &Windows, what: &str) -> Result<f64> {
 
 /// Trains on random windows of the text, towards its next tokens or the scores of `teacher`.
 fn uptrain(gpu: &Gpu, model: &Llama, teacher: Option<&Llama>, text: &Windows, args: &Args) -> Result<()> {
-    if text.before().len() <= WINDOW {
+    let length = text.length();
+    if text.before().len() <= length {
         return Err(Error::config("the text has nothing to train on before its last windows"));
     }
     let group = Group::new(Parameters::of(model).trainable());
     let optimizer = AdamW::new(gpu, vec![group], AdamWConfig::default().lr(args.lr).clip(Some(1.0)))?;
     let bar = bar(args.steps as u64);
     let loss = |_, rng: &mut Rng| {
-        let start = rng.below(text.before().len() - WINDOW);
-        let [x, y] = pair(gpu, &text.before()[start..start + WINDOW + 1]);
+        let start = rng.below(text.before().len() - length);
+        let [x, y] = pair(gpu, &text.before()[start..start + length + 1]);
         Ok(match teacher {
             Some(teacher) => {
                 let goal = no_grad(|| teacher.forward(&x));
@@ -159,8 +163,9 @@ fn converted(
         return Err(Error::config("--prompt is empty; give at least one word"));
     }
     let sample = match text {
-        Some(text) if text.before().len() >= SAMPLE * WINDOW => {
-            Tensor::from_slice(gpu, &text.before()[..SAMPLE * WINDOW], [SAMPLE, WINDOW])
+        Some(text) if text.before().len() >= SAMPLE * text.length() => {
+            let tokens = &text.before()[..SAMPLE * text.length()];
+            Tensor::from_slice(gpu, tokens, [SAMPLE, text.length()])
         }
         _ => Tensor::from_slice(gpu, &prompt, [1, prompt.len()]),
     };
@@ -196,7 +201,11 @@ fn run(args: &Args) -> Result<()> {
         ));
     }
     let (file, words) = (Published::open(&args.model)?, Words::open(&args.model)?);
-    let text = args.text.as_deref().map(|path| read(path, &words, args.windows as usize)).transpose()?;
+    let text = args
+        .text
+        .as_deref()
+        .map(|path| read(path, &words, args.windows as usize, file.config().context))
+        .transpose()?;
     let gpu = Gpu::open()?;
     println!("{}", gpu.adapter());
     let started = Instant::now();
@@ -215,7 +224,7 @@ fn run(args: &Args) -> Result<()> {
     }
     if let Some(text) = &text {
         let found = measured(&model, text, "")?;
-        println!("perplexity {found:.2} on {} windows of {WINDOW} tokens", text.count());
+        println!("perplexity {found:.2} on {} windows of {} tokens", text.count(), text.length());
     }
     Ok(())
 }

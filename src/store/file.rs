@@ -80,11 +80,12 @@ impl File {
             return Err(wrong(format!("it has {} bytes, its length field alone takes 8", bytes.len())));
         };
         let length = u64::from_le_bytes(*length);
+        // The first bytes of other formats are no length that fits.
+        let other = || super::foreign::described(&bytes);
+        if let Some(other) = (length > MAX_BYTES || length > rest.len() as u64).then(other).flatten() {
+            return Err(Error::format(path, format!("no safetensors file: {other}")));
+        }
         if length > MAX_BYTES {
-            // The first bytes of other formats, read as a length, are far above it.
-            if let Some(other) = super::foreign::described(&bytes) {
-                return Err(Error::format(path, format!("no safetensors file: {other}")));
-            }
             return Err(wrong(format!("its header claims {length} bytes, the limit is {MAX_BYTES}")));
         }
         let Some((text, data)) = rest.split_at_checked(length as usize) else {
