@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tiebeam::merge::{
     MatchOptions, Matching, MlpModel, Permutation, Shards, Spec, VisitOrder, Weights, match_weights_with,
 };
-use tiebeam::store::{Entry, FileDType, bf16_bytes, save};
+use tiebeam::store::{Entry, save};
 use tiebeam::{Error, Gpu, Result};
 
 const EXAMPLES: &str = "\
@@ -91,15 +91,15 @@ enum OrderArg {
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     context.expect_data(args.save_spec.as_deref())?;
-    let gpu = context.open()?;
     if let Some(Sub::Apply { permutation, model, out, inverse }) = &args.apply {
         let read = Permutation::load(permutation)?;
         let permutation = if *inverse { read.inverse() } else { read };
         let stop = on_interrupt()?;
-        return write_permuted(&gpu, &permutation, &context.shards(model)?, out, context, &stop);
+        return write_permuted(&permutation, &context.shards(model)?, out, context, &stop);
     }
     // Both are required without a subcommand.
     let (Some(a), Some(b)) = (&args.a, &args.b) else { return Ok(()) };
+    let gpu = context.open()?;
     let [a, b] = [context.shards(a)?, context.shards(b)?];
     let spec = match args.spec.as_str() {
         "-" => Spec::from_json(&context.read(Path::new("-"))?)?,
@@ -130,7 +130,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         context.note(format_args!("wrote {}", path.display()));
     }
     if let Some(path) = &args.permuted {
-        write_permuted(&gpu, &matching.permutation, &b, path, context, &stop)?;
+        write_permuted(&matching.permutation, &b, path, context, &stop)?;
     }
     context.whole();
     stopped
@@ -216,10 +216,8 @@ fn check(gpu: &Gpu, matching: &Matching, b: &Shards, path: &Path, context: &Cont
     }
 }
 
-/// Writes a permuted model, tensor by tensor. Permuted tensors keep their type (F64 becomes F32, which is said); all others are
-/// copied byte for byte.
+/// Writes a permuted model, tensor by tensor. Elements keep their type and their bits.
 fn write_permuted(
-    gpu: &Gpu,
     permutation: &Permutation,
     model: &Shards,
     out: &Path,
@@ -228,33 +226,14 @@ fn write_permuted(
 ) -> Result<()> {
     permutation.check(model)?;
     let permuted = permutation.permuted(model);
-    let is_wide =
-        |name: &&String| permutation.touches(name) && model.dtype(name).ok() == Some(FileDType::F64);
-    if let Some(name) = model.names().iter().find(is_wide) {
-        context.note(format_args!(
-            "`{name}` is F64; it and others of this type are permuted and written as F32"
-        ));
-    }
     let bar = context.bar(Some(model.names().len() as u64), "{bar:32} {pos}/{len} tensors, ETA {eta}");
     let entry = |name: String| -> Result<Entry> {
         let info = model.info(&name)?;
-        if !permutation.touches(&name) {
-            return Ok(Entry::bytes(name.clone(), info.dtype, &info.shape, model.bytes(&name)?));
-        }
-        let dtype = match info.dtype {
-            kept @ (FileDType::F16 | FileDType::BF16 | FileDType::F32) => kept,
-            _ => FileDType::F32,
-        };
         let (permuted, bar, tensor) = (&permuted, &bar, name.clone());
-        Ok(Entry::lazy(name, dtype, &info.shape, move || {
+        Ok(Entry::lazy(name, info.dtype, &info.shape, move || {
             unless_stopped(stop, "nothing was written")?;
-            let values = permuted.read(gpu, &tensor)?.to_vec::<f32>()?;
             bar.inc(1);
-            Ok(match dtype {
-                FileDType::BF16 => bf16_bytes(&values),
-                FileDType::F16 => values.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
-                _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
-            })
+            permuted.bytes(&tensor, model.bytes(&tensor)?)
         }))
     };
     let entries = model.names().into_iter().map(entry).collect::<Result<Vec<_>>>()?;

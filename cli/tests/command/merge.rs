@@ -4,7 +4,7 @@ use crate::merges::*;
 use crate::{command, text};
 use std::collections::BTreeMap;
 use std::process::Output;
-use tiebeam::merge::{Shards, Weights};
+use tiebeam::merge::{Permutation, Shards, Spec, Weights};
 use tiebeam::store::{Entry, File, save};
 
 fn tiebeam(folder: &Folder, args: &[&str]) -> Output {
@@ -160,4 +160,39 @@ fn integers_as_data_and_heads_by_hand() {
     folder.write("a/config.json", r#"{"num_attention_heads": 6, "num_key_value_heads": 2}"#);
     let said = text(&tiebeam(&folder, &["match", "a", "b", "--spec", "llama:3:3"]).stderr);
     assert!(said.contains("3 heads and 3 key and value heads were given"), "{said}");
+}
+
+/// A permuted model has the bits of the original, in every type, and its inverse is the original.
+#[test]
+fn permuted_models_keep_their_bits() {
+    use tiebeam::store::FileDType;
+    let folder = Folder::new("bits");
+    // Values that f32 does not have, and any bits among the biases.
+    let doubles = |n: u64| (0..n).flat_map(|i| (0.1 * i as f64).to_le_bytes()).collect::<Vec<u8>>();
+    let layers = [
+        Entry::bytes("fc0.weight", FileDType::F64, &[4, 3], doubles(12)),
+        Entry::bytes("fc0.bias", FileDType::BF16, &[4], vec![0, 1, 2, 3, 0xff, 0x7f, 6, 7]),
+        Entry::bytes("fc1.weight", FileDType::F32, &[2, 4], doubles(4)),
+    ];
+    save(folder.0.join("b.safetensors"), layers, &BTreeMap::new()).unwrap();
+    let axes =
+        r#"{"groups": [{"name": "P0", "axes": [["fc0.weight", 0], ["fc0.bias", 0], ["fc1.weight", 1]]}]}"#;
+    let orders = BTreeMap::from([("P0".to_string(), vec![2, 0, 3, 1])]);
+    let permutation = Permutation::new(Spec::from_json(axes).unwrap(), orders).unwrap();
+    permutation.save(folder.0.join("p.safetensors"), &BTreeMap::new()).unwrap();
+    let run = |args: &[&str]| {
+        let done = tiebeam(&folder, args);
+        assert!(done.status.success(), "{args:?}: {}", text(&done.stderr));
+    };
+    run(&["match", "apply", "p.safetensors", "b.safetensors", "--out", "moved.safetensors"]);
+    run(&["match", "apply", "p.safetensors", "moved.safetensors", "--out", "back.safetensors", "--inverse"]);
+    let [b, moved, back] = ["b", "moved", "back"]
+        .map(|name| Shards::open(folder.0.join(format!("{name}.safetensors"))).unwrap());
+    for name in b.names() {
+        assert_eq!(b.info(&name).unwrap().dtype, moved.info(&name).unwrap().dtype, "{name}");
+        assert_eq!(b.bytes(&name).unwrap(), back.bytes(&name).unwrap(), "{name}");
+    }
+    assert_eq!(moved.bytes("fc0.bias").unwrap(), [0xff, 0x7f, 0, 1, 6, 7, 2, 3]);
+    assert_eq!(moved.bytes("fc0.weight").unwrap()[..24], doubles(12)[48..72]);
+    assert_eq!(moved.bytes("fc1.weight").unwrap()[..4], b.bytes("fc1.weight").unwrap()[8..12]);
 }

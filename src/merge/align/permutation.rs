@@ -250,6 +250,57 @@ struct Turn<'a> {
     order: &'a [u32],
 }
 
+impl Turn<'_> {
+    /// Checks that the axis has as many indices as are permuted.
+    fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
+        let want = self.order.len() * self.repeat;
+        match shape.get(self.axis) == Some(&want) {
+            true => Ok(()),
+            false => Err(Error::config(format!(
+                "tensor `{name}` {shape:?}: its axis {} should have {want} indices to be permuted",
+                self.axis
+            ))),
+        }
+    }
+
+    fn is_still(&self) -> bool {
+        self.order.iter().zip(0..).all(|(&old, new)| old == new)
+    }
+}
+
+impl Permuted<'_> {
+    /// Returns a tensor's bytes under the permutation, from its bytes as they are stored. Whatever the type of the elements is, no
+    /// bit of them changes. Nothing is computed on a device.
+    ///
+    /// # Errors
+    /// When there is no tensor of this name, or its shape does not fit the permutation or the bytes.
+    pub fn bytes(&self, name: &str, stored: &[u8]) -> Result<Vec<u8>> {
+        let shape = self.weights.shape(name)?;
+        let count: usize = shape.iter().product();
+        if !stored.len().is_multiple_of(count.max(1)) {
+            return Err(Error::config(format!(
+                "tensor `{name}` {shape:?}: {} bytes do not fit",
+                stored.len()
+            )));
+        }
+        let mut bytes = stored.to_vec();
+        for turn in self.moves.get(name).into_iter().flatten() {
+            turn.check(name, &shape)?;
+            if turn.is_still() || bytes.is_empty() {
+                continue;
+            }
+            // The bytes of one index of `order`: `repeat` indices of the axis with all that is behind them.
+            let behind: usize = shape[turn.axis + 1..].iter().product();
+            let unit = behind * turn.repeat * (stored.len() / count);
+            let old = std::mem::take(&mut bytes);
+            for block in old.chunks_exact(unit * turn.order.len()) {
+                turn.order.iter().for_each(|&i| bytes.extend(&block[i as usize * unit..][..unit]));
+            }
+        }
+        Ok(bytes)
+    }
+}
+
 impl Weights for Permuted<'_> {
     fn names(&self) -> Vec<String> {
         self.weights.names()
@@ -279,17 +330,10 @@ impl Weights for Permuted<'_> {
 
     fn read(&self, gpu: &Gpu, name: &str) -> Result<Tensor> {
         let mut x = self.weights.read(gpu, name)?;
-        for &Turn { axis, repeat, order } in self.moves.get(name).into_iter().flatten() {
-            if x.shape().get(axis) != Some(&(order.len() * repeat)) {
-                return Err(Error::config(format!(
-                    "tensor `{name}` {}: its axis {axis} should have {} indices to be permuted",
-                    x.shape(),
-                    order.len() * repeat
-                )));
-            }
-            let still = order.iter().zip(0..).all(|(&old, new)| old == new);
-            if !still {
-                x = reorder(&x, axis, repeat, order);
+        for turn in self.moves.get(name).into_iter().flatten() {
+            turn.check(name, &x.shape()[..])?;
+            if !turn.is_still() {
+                x = reorder(&x, turn.axis, turn.repeat, turn.order);
             }
         }
         Ok(x)
