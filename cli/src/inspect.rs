@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tiebeam::models::llama::{Published, RopeScaling};
-use tiebeam::store::Weights;
 use tiebeam::store::gguf::Gguf;
+use tiebeam::store::{Weights, located};
 use tiebeam::text::Words;
 use tiebeam::{Error, Result, files};
 
@@ -41,19 +41,18 @@ struct Tensor {
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     // Weights without their folder have no tokenizer, and the reason below says so.
     let alone = args.model.extension().is_some_and(|e| e == "safetensors" || e == "json");
-    let published = Published::open(&args.model);
-    // A name of the hub's cache stands for a folder there.
-    let path = published.as_ref().map_or(args.model.as_path(), Published::path);
+    let path = &located(&args.model);
     let tensors = tensors(path, context)?;
     if args.tensors {
         list(&tensors, context)?;
     }
+    let published = Published::open(path);
     match &published {
         Ok(model) => sizes(model, context)?,
         Err(_) => context.result(format_args!("{}: {} tensors", args.model.display(), tensors.len())),
     }
     types(&tensors, context)?;
-    let words = Words::open(&args.model);
+    let words = Words::open(path);
     match &words {
         Ok(words) => tokenizer(words, context)?,
         Err(_) if alone => {}

@@ -7,7 +7,9 @@ use crate::files;
 use crate::setters::setters;
 use crate::share::packed::{Packing, Scales};
 use crate::store::gguf::{Conversion, Gguf, GgufType, Place};
-use crate::store::{FileDType, INDEX, SHARD_BYTES, Shards, Weights, needs_folder, settings_in, sharded};
+use crate::store::{
+    FileDType, INDEX, SHARD_BYTES, Shards, Weights, located, missing, needs_folder, settings_in, sharded,
+};
 use serde_json::Value;
 use std::fmt;
 use std::ops::Range;
@@ -224,7 +226,7 @@ impl Job {
     /// for a model that cannot be written in this format. Messages name the tensor. [`Error::Io`] and [`Error::Format`] when a
     /// file cannot be read.
     pub fn open(model: impl AsRef<Path>, settings: JobSettings) -> Result<Job> {
-        let path = model.as_ref();
+        let path = &located(model.as_ref());
         let (source, config) = open(path)?;
         let format = target(&source, &settings)?;
         settings.check(format)?;
@@ -487,6 +489,9 @@ fn target(source: &Source, settings: &JobSettings) -> Result<Format> {
 
 /// Opens a model, and reads the `config.json` of a folder.
 fn open(path: &Path) -> Result<(Source, Value)> {
+    if !path.exists() {
+        return Err(missing(path));
+    }
     if !path.is_dir() {
         needs_folder(path)?;
         return Ok((Source::Gguf(Gguf::open(path)?), Value::Null));

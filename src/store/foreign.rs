@@ -3,7 +3,8 @@
 /// The line that turns a file of PyTorch into safetensors. `weights_only` keeps it from executing anything that is in the file.
 const CONVERSION: &str = "python -c \"import sys, torch; from safetensors.torch import save_file; \
      save_file({k: v.clone().contiguous() for k, v in torch.load(sys.argv[1], map_location='cpu', \
-     weights_only=True).items()}, sys.argv[2], {'format': 'pt'})\" IN.bin model.safetensors";
+     weights_only=True).items()}, sys.argv[2], {'format': 'pt'})\" IN.bin model.safetensors (of several files, each becomes \
+     model-00001-of-00002.safetensors and so on)";
 
 /// What to do with weights of PyTorch, which are a pickle: a program, of which this crate executes none.
 pub(super) fn pytorch() -> String {
@@ -22,7 +23,9 @@ pub(super) fn described(bytes: &[u8]) -> Option<String> {
         word.starts_with(b"<!doctype") || word.starts_with(b"<html")
     };
     // A pickle begins with its protocol, and PyTorch's newer files are zip archives of one.
-    let pickle = bytes.len() > 2 && bytes[0] == 0x80 && (2..=5).contains(&bytes[1]);
+    // Zeros behind them are of a length, of a safetensors file that was cut short.
+    let is_length = bytes.get(4..8).is_some_and(|rest| rest.iter().all(|&b| b == 0));
+    let pickle = bytes.len() > 2 && bytes[0] == 0x80 && (2..=5).contains(&bytes[1]) && !is_length;
     Some(match () {
         () if begins(b"version https://git-lfs") => {
             "it is a pointer of Git LFS in the place of the file; run `git lfs pull` in its repository".into()
@@ -64,6 +67,7 @@ mod tests {
             assert!(found.contains(words), "{bytes:?}: {found}");
         }
         assert_eq!(described(&100_000_001u64.to_le_bytes()), None);
+        assert_eq!(described(&[&0x280u64.to_le_bytes()[..], b"{"].concat()), None);
         assert_eq!(described(b""), None);
         assert_eq!(described(b" "), None);
     }

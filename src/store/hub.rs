@@ -2,35 +2,55 @@
 //! downloaded.
 
 use crate::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// The folder where Hugging Face's programs keep downloads. The variables are theirs.
 fn cache() -> Option<PathBuf> {
-    let folder = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let variable = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let user = || variable("HOME").or_else(|| variable("USERPROFILE"));
+    let folder = |name: &str| {
+        let path = variable(name)?;
+        Some(path.strip_prefix("~").ok().and_then(|rest| Some(user()?.join(rest))).unwrap_or(path))
+    };
     let own = folder("HF_HUB_CACHE").or_else(|| folder("HUGGINGFACE_HUB_CACHE"));
     let home = || folder("HF_HOME").map(|home| home.join("hub"));
     let shared = || folder("XDG_CACHE_HOME").map(|cache| cache.join("huggingface/hub"));
-    let user = || folder("HOME").or_else(|| folder("USERPROFILE"));
     own.or_else(home).or_else(shared).or_else(|| Some(user()?.join(".cache/huggingface/hub")))
 }
 
-/// Whether a text has the form of a name on the hub.
-fn is_name(text: &str) -> bool {
+/// Splits a text of the form `owner/name`, `name`, or one of them with `@revision` behind it.
+fn parsed(text: &str) -> Option<(&str, Option<&str>)> {
+    let (name, revision) = match text.split_once('@') {
+        Some((name, revision)) => (name, Some(revision)),
+        None => (text, None),
+    };
     let part = |part: &str| {
         let usual = part.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
         usual && !part.is_empty() && !part.starts_with('.')
     };
-    let is_file = [".safetensors", ".gguf", ".json", ".bin"].iter().any(|end| text.ends_with(end));
-    text.split_once('/').is_some_and(|(owner, name)| part(owner) && part(name)) && !is_file
+    let is_file = [".safetensors", ".gguf", ".json", ".bin"].iter().any(|end| name.ends_with(end));
+    let fits = name.split('/').count() <= 2 && name.split('/').all(part) && revision.is_none_or(part);
+    (fits && !is_file).then_some((name, revision))
 }
 
-/// The folder in the cache of a model with this name. It is the revision to which `main` points, or the only one.
-fn snapshot(cache: &Path, name: &str) -> Option<PathBuf> {
+/// The folder in the cache of a model with this name: the revision that is asked for, the one to which `main` points, or the only
+/// one.
+fn snapshot(cache: &Path, name: &str, revision: Option<&str>) -> Option<PathBuf> {
     let folder = cache.join(format!("models--{}", name.replace('/', "--")));
     let snapshots = folder.join("snapshots");
-    let main = std::fs::read_to_string(folder.join("refs/main")).ok();
-    let named = main.map(|revision| snapshots.join(revision.trim())).filter(|path| path.is_dir());
-    named.or_else(|| {
+    let one_name = |name: &str| {
+        let mut parts = Path::new(name).components();
+        matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None))
+    };
+    let at = |name: &str| Some(snapshots.join(name)).filter(|path| one_name(name) && path.is_dir());
+    let meant = |reference: &str| {
+        let commit = std::fs::read_to_string(folder.join("refs").join(reference)).ok();
+        commit.and_then(|commit| at(commit.trim()))
+    };
+    if let Some(revision) = revision {
+        return meant(revision).or_else(|| at(revision));
+    }
+    meant("main").or_else(|| {
         let mut all = std::fs::read_dir(&snapshots).ok()?.flatten().map(|entry| entry.path());
         all.next().filter(|_| all.next().is_none())
     })
@@ -38,12 +58,20 @@ fn snapshot(cache: &Path, name: &str) -> Option<PathBuf> {
 
 /// Returns where a model is that a user names by `text`: the path itself, relative to `folder`, or if there is nothing, the
 /// model of this name in the hub's cache.
-pub(crate) fn located(folder: &Path, text: &str) -> PathBuf {
+pub(crate) fn named(folder: &Path, text: &str) -> PathBuf {
     let path = folder.join(text);
-    if path.exists() || !is_name(text) {
-        return path;
-    }
-    cache().and_then(|cache| snapshot(&cache, text)).unwrap_or(path)
+    let found = || {
+        let (name, revision) = parsed(text)?;
+        snapshot(&cache()?, name, revision)
+    };
+    if path.exists() { path } else { found().unwrap_or(path) }
+}
+
+/// Returns where a model is: `path` itself, or if there is nothing and it is a name as on Hugging Face's hub (`owner/name`,
+/// `owner/name@revision`), its folder in the cache of Hugging Face's programs (`HF_HUB_CACHE`, `HF_HOME`, or
+/// `~/.cache/huggingface/hub`). If there is none either, `path` is returned. Nothing is downloaded.
+pub fn located(path: &Path) -> PathBuf {
+    path.to_str().map_or_else(|| path.into(), |text| named(Path::new(""), text))
 }
 
 /// Whether a path is in the hub's cache.
@@ -57,20 +85,24 @@ pub(crate) fn missing(path: &Path) -> Error {
 }
 
 fn advice(path: &Path) -> String {
+    let none = "there is no such file or folder";
+    if path.to_string_lossy().contains('+') {
+        return format!("{none}; `model+adapter` is not read: merge the adapter into its model first");
+    }
     let mut parts = path.iter().rev().map(|part| part.to_string_lossy());
     let (last, before) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    if last.contains('+') {
-        return "there is no such file or folder; `model+adapter` is not read: merge the adapter into its model first".into();
-    }
     let name = format!("{before}/{last}");
-    match cache().filter(|_| is_name(&name)) {
-        Some(cache) => format!(
-            "there is no such file or folder. If `{name}` is a model on Hugging Face's hub: `hf download {name}` puts it into {}, \
-             where it is found by this name",
-            cache.display()
-        ),
-        None => "there is no such file or folder".into(),
-    }
+    // A folder that is there is a folder, and no owner on the hub.
+    let is_owner = !path.parent().is_some_and(Path::exists);
+    let (Some(cache), Some((name, revision)), true) = (cache(), parsed(&name), is_owner) else {
+        return none.into();
+    };
+    let revision = revision.map_or(String::new(), |revision| format!(" --revision {revision}"));
+    format!(
+        "{none}. If `{name}` is a model on Hugging Face's hub: `hf download {name}{revision}` puts it into {}, where it is found by \
+         this name",
+        cache.display()
+    )
 }
 
 #[cfg(test)]
@@ -79,11 +111,13 @@ mod tests {
 
     #[test]
     fn names_of_the_hub() {
-        for name in ["mistralai/Mistral-7B-v0.1", "a/b", "Qwen/Qwen2.5_x"] {
-            assert!(is_name(name), "{name}");
-        }
-        for path in ["a", "/a/b", "../a", "./a", "a/b/c", "a/b.safetensors", "a/", "/b", "~/a b", ""] {
-            assert!(!is_name(path), "{path}");
+        assert_eq!(parsed("mistralai/Mistral-7B-v0.1"), Some(("mistralai/Mistral-7B-v0.1", None)));
+        assert_eq!(parsed("gpt2"), Some(("gpt2", None)));
+        assert_eq!(parsed("a/b@v1.0"), Some(("a/b", Some("v1.0"))));
+        for path in
+            ["/a/b", "../a", "./a", "a/b/c", "a/b.safetensors", "a/", "/b", "~/a b", "", "a@", "a/b@../c"]
+        {
+            assert_eq!(parsed(path), None, "{path}");
         }
     }
 
@@ -91,22 +125,32 @@ mod tests {
     fn snapshots_are_found() {
         let cache = tempfile::tempdir().unwrap();
         let of = |revision: &str| cache.path().join("models--a--b/snapshots").join(revision);
-        assert_eq!(snapshot(cache.path(), "a/b"), None);
+        let found = |revision| snapshot(cache.path(), "a/b", revision);
+        assert_eq!(found(None), None);
         std::fs::create_dir_all(of("1")).unwrap();
-        assert_eq!(snapshot(cache.path(), "a/b"), Some(of("1")));
+        assert_eq!(found(None), Some(of("1")));
         // Of two, none is chosen by chance.
         std::fs::create_dir_all(of("2")).unwrap();
-        assert_eq!(snapshot(cache.path(), "a/b"), None);
+        assert_eq!(found(None), None);
+        assert_eq!(found(Some("1")), Some(of("1")));
         std::fs::create_dir_all(cache.path().join("models--a--b/refs")).unwrap();
-        std::fs::write(cache.path().join("models--a--b/refs/main"), "2\n").unwrap();
-        assert_eq!(snapshot(cache.path(), "a/b"), Some(of("2")));
+        for (main, want) in [("2\n", Some(of("2"))), ("", None), ("..", None), ("3", None)] {
+            std::fs::write(cache.path().join("models--a--b/refs/main"), main).unwrap();
+            assert_eq!(found(None), want, "{main:?}");
+        }
+        std::fs::write(cache.path().join("models--a--b/refs/v1"), "1").unwrap();
+        assert_eq!(found(Some("v1")), Some(of("1")));
     }
 
     #[test]
     fn what_is_missing_is_explained() {
         let said = |path: &str| advice(Path::new(path));
         assert!(said("x/mistralai/Mistral-7B").contains("`hf download mistralai/Mistral-7B`"));
-        assert!(said("model.safetensors+lora").contains("merge the adapter"));
+        assert!(said("x/a/b@v1").contains("`hf download a/b --revision v1`"));
+        for adapter in ["model.safetensors+lora", "owner/name+other/lora"] {
+            assert!(said(adapter).contains("merge the adapter"), "{adapter}");
+        }
         assert!(!said("../there/model.safetensors").contains("hub"));
+        assert!(!said("src/nothing").contains("hub"), "{}", said("src/nothing"));
     }
 }

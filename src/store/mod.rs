@@ -34,9 +34,10 @@ pub use checkpoint::{
 };
 pub(crate) use checkpoint::{OPTIMIZER, devices, read_checkpoint, stored, write_params};
 pub use dtype::FileDType;
-pub(crate) use file::nearest;
 pub use file::{File, Info};
-pub(crate) use hub::{is_cached, located, missing};
+pub(crate) use file::{nearest, some};
+pub use hub::located;
+pub(crate) use hub::{is_cached, missing, named};
 #[cfg(feature = "npy")]
 pub use npy::{load_npy, load_npz, save_npy, save_npz};
 pub use packed::{PackedRows, QuantConfig};

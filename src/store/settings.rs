@@ -51,26 +51,11 @@ fn is_weights(name: &str) -> bool {
 /// Whether a file says how text becomes tokens, how inputs are prepared, what the model computes, or under which terms. A card
 /// (README.md) is of the one model, and is not among them.
 fn is_setting(name: &str) -> bool {
-    // By the beginning, because tokenizers and templates have files by many names, and some models have their own code.
-    let begins = [
-        "tokenizer",
-        "vocab",
-        "chat_template",
-        "tokenization_",
-        "configuration_",
-        "modeling_",
-        "modular_",
-        "processing_",
-        "image_processing_",
-        "feature_extraction_",
-        "LICENSE",
-        "LICENCE",
-        "NOTICE",
-        "COPYING",
-        "USE_POLICY",
-    ];
-    // Vocabularies and merges of tokenizers.
-    let ends = [".model", ".tiktoken", ".spm", ".codes", "processor_config.json", "preprocessor.json"];
+    // By the beginning, because tokenizers, templates and licences have files by many names.
+    let begins =
+        ["tokenizer", "vocab", "chat_template", "LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY"];
+    // Vocabularies and merges of tokenizers, processors, and code of the model's own with what it imports.
+    let ends = [".model", ".tiktoken", ".spm", ".codes", "processor_config.json", "preprocessor.json", ".py"];
     let others = [
         "config.json",
         "generation_config.json",
@@ -78,11 +63,7 @@ fn is_setting(name: &str) -> bool {
         "added_tokens.json",
         "merges.txt",
         "tekken.json",
-        "params.json",
         "normalizer.json",
-        "modules.json",
-        "sentence_bert_config.json",
-        "config_sentence_transformers.json",
     ];
     let by_parts =
         begins.iter().any(|word| name.starts_with(word)) || ends.iter().any(|word| name.ends_with(word));

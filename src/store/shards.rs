@@ -1,6 +1,6 @@
 //! A model on disk: one safetensors file, or several.
 
-use super::{File, FileDType, Info, Weights, foreign, hub};
+use super::{File, FileDType, Info, Weights, foreign, hub, some};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -53,14 +53,26 @@ pub(crate) fn needs_folder(path: &Path) -> Result<()> {
     }
 }
 
-/// The file by which two paths to one model are known to be the same: what is opened first, with all links resolved.
-pub(crate) fn same_weights(path: &Path) -> PathBuf {
-    let first = match path.is_dir() {
-        true => [SINGLE, INDEX].map(|name| path.join(name)).into_iter().find(|file| file.is_file()),
-        false => None,
+/// The files by which two paths to one model are known to be the same: all of its weights, with links resolved. The index says
+/// nothing, because two models may have equal ones.
+pub(crate) fn same_weights(path: &Path) -> Vec<PathBuf> {
+    let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.into());
+    let is_index = path.extension().is_some_and(|e| e == "json");
+    let (folder, index) = match path.is_dir() {
+        true => (path, path.join(INDEX)),
+        false => (path.parent().unwrap_or(Path::new("")), path.to_path_buf()),
     };
-    let first = first.unwrap_or_else(|| path.into());
-    first.canonicalize().unwrap_or(first)
+    let single = folder.join(SINGLE);
+    let files: BTreeSet<String> = match () {
+        () if path.is_dir() && single.is_file() => return vec![resolved(&single)],
+        () if path.is_dir() && index.is_file() || is_index => listed(&index).unwrap_or_default(),
+        () if path.is_dir() => files_in(path).into_iter().filter(|name| part(name).is_some()).collect(),
+        () => BTreeSet::new(),
+    };
+    match files.is_empty() {
+        true => vec![resolved(path)],
+        false => files.iter().map(|file| resolved(&folder.join(file))).collect(),
+    }
 }
 
 /// The names of the files in a folder, sorted.
@@ -79,25 +91,15 @@ fn part(name: &str) -> Option<(&str, usize, usize)> {
     (digits(all) && digits(number)).then(|| Some((stem, number.parse().ok()?, all.parse().ok()?)))?
 }
 
-/// A few names for a note, and how many more there are.
-fn some<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
-    let names: Vec<&str> = names.into_iter().collect();
-    let shown = names.iter().take(3).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    match names.len().saturating_sub(3) {
-        0 => shown,
-        more => format!("{shown} and {more} more"),
-    }
-}
-
 impl Shards {
     /// Opens a `.safetensors` file, an index file, or a folder that holds `model.safetensors`, `model.safetensors.index.json` or
-    /// all of the shards `model-00001-of-...`.
+    /// all of the shards `model-00001-of-...`. A name of Hugging Face's hub is looked for by [`located`](super::located).
     ///
     /// # Errors
-    /// When a file is missing, truncated, of another format or has an inconsistent header, or the index names a tensor that its
-    /// shard does not have or a file outside its own folder. The message says what to do.
+    /// When a file is missing, truncated, of another format or has an inconsistent header, or the index names a file outside its
+    /// own folder. The message says what to do.
     pub fn open(path: impl AsRef<Path>) -> Result<Shards> {
-        let path = path.as_ref();
+        let path = &hub::located(path.as_ref());
         if !path.exists() {
             return Err(hub::missing(path));
         }
@@ -127,7 +129,7 @@ impl Shards {
             (true, true) => {
                 let mut shards = Shards::single(&single)?;
                 // An index of this one file says nothing else.
-                let is_same = |all: Vec<String>| all.iter().all(|file| file == SINGLE);
+                let is_same = |all: BTreeSet<String>| all.iter().all(|file| file == SINGLE);
                 if !listed(&index).is_ok_and(is_same) {
                     shards.note(format!("{SINGLE} is read, and {INDEX} beside it is not"));
                 }
@@ -157,7 +159,10 @@ impl Shards {
         let names = files_in(folder);
         let parts: Vec<_> = names.iter().filter_map(|name| Some((name, part(name)?))).collect();
         let Some(&(_, (stem, _, count))) = parts.first() else {
-            return Err(Error::format(folder, without_weights(&names)));
+            let none = without_weights(&names);
+            let more =
+                if hub::is_cached(folder) { "; the download is not complete: run it again" } else { "" };
+            return Err(Error::format(folder, format!("{none}{more}")));
         };
         let name = |i: usize| format!("{stem}-{i:05}-of-{count:05}.safetensors");
         let absent: Vec<String> = (1..=count).map(name).filter(|name| !names.contains(name)).collect();
@@ -187,6 +192,7 @@ impl Shards {
             json["weight_map"].as_object().ok_or_else(|| wrong("there is no object `weight_map`".into()))?;
         let folder = index.parent().unwrap_or(Path::new("."));
         let (mut files, mut places) = (Vec::<File>::new(), BTreeMap::new());
+        let mut absent = BTreeSet::new();
         let mut opened: BTreeMap<&str, usize> = BTreeMap::new();
         for (name, shard) in map {
             let shard = shard.as_str().ok_or_else(|| wrong(format!("`{name}` names no file")))?;
@@ -202,10 +208,12 @@ impl Shards {
                     files.len() - 1
                 }
             };
-            if !files[file].contains(name) {
-                return Err(wrong(format!("`{name}` should be in {shard}, which has no such tensor")));
+            // What is really missing is found when it is asked for.
+            if files[file].contains(name) {
+                places.insert(name.clone(), Place { file, name: name.clone() });
+            } else {
+                absent.insert(name.clone());
             }
-            places.insert(name.clone(), Place { file, name: name.clone() });
         }
         let mut forgotten = siblings(&opened);
         forgotten.retain(|shard| folder.join(shard).is_file());
@@ -218,10 +226,16 @@ impl Shards {
             shards.note(format!("the index does not list {names} of the same shards"));
         }
         shards.add_unlisted();
+        absent.retain(|name| !shards.contains(name));
+        if !absent.is_empty() {
+            let names = some(absent.iter().map(String::as_str));
+            shards.note(format!("the index lists {names}, which no shard has"));
+        }
         Ok(shards)
     }
 
-    /// Adds the tensors of the shards that the index does not list, as transformers does.
+    /// Adds the tensors that the index does not list: those of listed shards, which transformers reads too, and those of the other
+    /// shards of the same model.
     fn add_unlisted(&mut self) {
         let (mut added, mut again) = (BTreeSet::new(), BTreeSet::new());
         for (file, opened) in self.files.iter().enumerate() {
@@ -249,21 +263,20 @@ impl Shards {
         }
     }
 
-    /// Leaves out what `torch.compile` and wrappers put into every name, unless two names would become one.
+    /// Leaves out what `torch.compile` and wrappers put into names, unless two names would become one.
     fn strip(&mut self) {
-        const COMPILED: &str = "_orig_mod";
+        // No layer has such a name. They are put wherever a part of a model is wrapped.
+        const WRAPPERS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
         let mut plain: Vec<String> = self.places.keys().cloned().collect();
         let mut left_out = BTreeSet::new();
         for name in &mut plain {
-            let parts: Vec<&str> = name.split('.').filter(|part| *part != COMPILED).collect();
-            let without = parts.join(".");
-            if without != *name {
-                left_out.insert("_orig_mod.");
-                *name = without;
-            }
+            let found = WRAPPERS.iter().filter(|wrapper| name.split('.').any(|part| part == **wrapper));
+            left_out.extend(found.map(|wrapper| format!("{wrapper}.")));
+            let parts: Vec<&str> = name.split('.').filter(|part| !WRAPPERS.contains(part)).collect();
+            *name = parts.join(".");
         }
         while !plain.is_empty() && plain.iter().all(|name| name.starts_with("module.")) {
-            left_out.insert("module.");
+            left_out.insert("module.".to_string());
             plain.iter_mut().for_each(|name| *name = name["module.".len()..].to_string());
         }
         let distinct: BTreeSet<&String> = plain.iter().collect();
@@ -272,7 +285,7 @@ impl Shards {
         }
         let all = std::mem::take(&mut self.places).into_values();
         self.places = plain.into_iter().zip(all).collect();
-        let left_out = some(left_out);
+        let left_out = some(left_out.iter().map(String::as_str));
         self.note(format!("its tensors' names have {left_out} of a wrapper in them, which is left out"));
     }
 
@@ -368,11 +381,11 @@ fn read_index(index: &Path) -> Result<Value> {
         .map_err(|e| Error::format(index, format!("no valid index of shards: {e}")).because_of(e))
 }
 
-/// The files that an index lists, as often as it does.
-fn listed(index: &Path) -> Result<Vec<String>> {
+/// The files that an index lists.
+fn listed(index: &Path) -> Result<BTreeSet<String>> {
     let json = read_index(index)?;
-    let files = json["weight_map"].as_object().into_iter().flatten().map(|(_, file)| file.as_str());
-    Ok(files.map(|file| file.unwrap_or_default().to_string()).collect())
+    let files = json["weight_map"].as_object().into_iter().flatten().filter_map(|(_, file)| file.as_str());
+    Ok(files.map(|file| file.strip_prefix("./").unwrap_or(file).to_string()).collect())
 }
 
 /// Why a folder without weights of this crate's format is none, and what to do with what it has.

@@ -265,7 +265,7 @@ impl Words {
     /// # Errors
     /// As [`of_gguf`](Words::of_gguf) and [`in_folder`](Words::in_folder).
     pub fn open(path: &Path) -> Result<Words> {
-        let path = &path.to_str().map_or_else(|| path.to_path_buf(), |text| located(Path::new(""), text));
+        let path = &located(path);
         if path.is_dir() { Words::in_folder(path) } else { Words::of_gguf(&Gguf::open(path)?) }
     }
 }

@@ -66,11 +66,14 @@ fn an_index_says_less_or_more_than_its_shards() {
     // Of a tensor in two shards, the one counts that the index names.
     write(folder.join(shard(2)), &[("x", 9.0), ("y", 2.0)]);
     assert_eq!(number(&says(&folder, "several shards have `x`"), "x"), 1.0);
+    // A tensor that is nowhere is missed when it is asked for.
+    let folder = sharded(|index| index["weight_map"]["z"] = json!(shard(1)));
+    let shards = says(&folder, "the index lists `z`, which no shard has");
+    assert!(shards.find("z").unwrap_err().to_string().contains("no tensor `z`"));
     for (file, words) in [
         ("../q.safetensors", "not a file of this folder"),
         ("/q.safetensors", "not a file of this folder"),
         ("q.safetensors", "the index lists this file, which is not there"),
-        (&shard(1), "should be in model-00001-of-00002.safetensors, which has no such tensor"),
     ] {
         let folder = sharded(|index| index["weight_map"]["y"] = json!(file));
         assert!(refusal(folder.join("")).contains(words), "{}", refusal(folder.join("")));

@@ -51,7 +51,10 @@ fn tied_and_untied_heads_are_merged() {
         folder.write("untied/config.json", r#"{"tie_word_embeddings": false}"#);
         let second = if first == "tied" { "untied" } else { "tied" };
         let config = format!("merge_method: average\nmodels: [{{model: {first}}}, {{model: {second}}}]");
-        says(&job(&folder, &config), "because its head is tied");
+        says(
+            &job(&folder, &config),
+            "has no head of its own; its `model.embed_tokens.weight` stands for `lm_head.weight`",
+        );
         let merged = folder.merge(&config).unwrap();
         assert_eq!(values(&merged, "lm_head.weight"), [6.5, 12.0]);
         assert_eq!(values(&merged, "model.embed_tokens.weight"), [2.0, 3.0]);
@@ -77,7 +80,7 @@ fn buffers_of_some_models_are_no_obstacle() {
     ];
     write(&folder.0.join("a.safetensors"), &with);
     write(&folder.0.join("b.safetensors"), &with[1..2]);
-    says(&job(&folder, BOTH), "not every model has the buffer `embeddings.position_ids`");
+    says(&job(&folder, BOTH), "not every model has the buffers `embeddings.position_ids`, `layers.0.rotary");
     let merged = folder.merge(BOTH).unwrap();
     assert_eq!(values(&merged, "layers.0.rotary_emb.inv_freq"), [1.0, 0.1]);
     let turned = "merge_method: average\nmodels: [{model: b.safetensors}, {model: a.safetensors}]";
@@ -101,7 +104,7 @@ fn equal_masks_are_kept_and_others_refused() {
     for name in ["a", "b"] {
         write(&folder.0.join(format!("{name}.safetensors")), &[("m", &[2, 2], &mask), ("w", &[1], &[1.0])]);
     }
-    says(&job(&folder, BOTH), "`m` has infinite elements, as a mask has");
+    says(&job(&folder, BOTH), "`m` have infinite elements, or nearly, as a mask has");
     assert_eq!(values(&folder.merge(BOTH).unwrap(), "m"), mask);
     let halved = format!("{BOTH}\ndtype: bfloat16");
     assert_eq!(values(&folder.merge(&halved).unwrap(), "m"), mask);
@@ -157,7 +160,7 @@ fn what_is_not_merged_is_said() {
         raw(&path, vec![("i", FileDType::I64, &[2], ids(numbers)), ("w", FileDType::F64, &[1], wide)]);
     }
     let found = job(&folder, BOTH);
-    says(&found, "`i` is I64 and differs between");
+    says(&found, "`i` are I64 and differ between");
     says(&found, "`w` are F64 and are merged and written as F32");
     let merged = folder.merge(BOTH).unwrap();
     assert_eq!(merged.bytes("i").unwrap(), ids([0, 1]));
@@ -323,4 +326,146 @@ fn configurations_of_yaml_are_read() {
         MergeConfig::from_yaml("definitions: {}\nmerge_method: linear\nmodels: [{model: a}]", &folder.0);
     assert!(wrong.unwrap_err().to_string().contains("unknown key `definitions`"));
     assert!(Job::open(config).unwrap().problems.is_empty());
+}
+
+/// A head that settings call the model's own is not replaced, one that is the table again is left out, and settings say what the
+/// output has.
+#[test]
+fn heads_are_what_settings_say() {
+    let folder = Folder::new("tied");
+    let (table, head) = ("model.embed_tokens.weight", "lm_head.weight");
+    let both = |x: f32, y: f32| vec![(table, vec![x; 2]), (head, vec![y; 2])];
+    let model = |name: &str, config: Option<&str>, tensors: Vec<(&str, Vec<f32>)>| {
+        let tensors: Vec<_> = tensors.iter().map(|(name, x)| (*name, &[2usize, 1][..], &x[..])).collect();
+        write(&folder.0.join(name).join("model.safetensors"), &tensors);
+        let _ = std::fs::remove_file(folder.0.join(name).join("config.json"));
+        config.iter().for_each(|text| drop(folder.write(&format!("{name}/config.json"), text)));
+    };
+    let average = "merge_method: average\nmodels: [{model: a}, {model: b}]";
+    let settings = || -> Value {
+        serde_json::from_str(&std::fs::read_to_string(folder.0.join("out/config.json")).unwrap()).unwrap()
+    };
+    // Lost, not tied: Llama's settings, and any that say false.
+    for config in [r#"{"model_type": "llama"}"#, r#"{"model_type": "x", "tie_word_embeddings": false}"#] {
+        model("a", Some(config), both(1.0, 2.0));
+        model("b", Some(config), vec![(table, vec![3.0; 2])]);
+        let message = folder.refusal(average);
+        assert!(message.contains("b has no tensor `lm_head.weight`"), "{config}: {message}");
+    }
+    // The table again: nothing is untied for it.
+    let tied = Some(r#"{"tie_word_embeddings": true}"#);
+    model("a", tied, both(1.0, 1.0));
+    model("b", tied, vec![(table, vec![3.0; 2])]);
+    says(&job(&folder, average), "`lm_head.weight` is `model.embed_tokens.weight` again");
+    let merged = folder.merge(average).unwrap();
+    assert_eq!(
+        (merged.names(), settings()["tie_word_embeddings"].clone()),
+        (vec![table.to_string()], json!(true))
+    );
+    // A head of its own in a tied file is what transformers 5 computes with.
+    model("b", tied, both(3.0, 5.0));
+    assert_eq!(values(&folder.merge(average).unwrap(), head), [3.0, 3.0]);
+    assert_eq!(settings()["tie_word_embeddings"], false);
+    // Settings that say nothing of GPT-2 mean tied, so false is written.
+    let gpt = Some(r#"{"model_type": "gpt2"}"#);
+    model("a", gpt, vec![(table, vec![1.0; 2])]);
+    model("b", gpt, both(3.0, 5.0));
+    folder.merge(average).unwrap();
+    assert_eq!(settings()["tie_word_embeddings"], false);
+    // A stack takes its head from the last slice.
+    let layered = |x: f32| (vec![x; 2], vec![x; 2]);
+    let (one, two) = (layered(1.0), layered(2.0));
+    model("a", tied, vec![(table, one.0), ("model.layers.0.w", one.1)]);
+    model("b", Some("{}"), vec![(table, two.0.clone()), ("model.layers.0.w", two.1), (head, two.0)]);
+    let stack = "merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [0, 1]}]\n\
+                 - sources: [{model: b, layer_range: [0, 1]}]";
+    assert_eq!(values(&folder.merge(stack).unwrap(), head), [2.0, 2.0]);
+    assert_eq!(settings()["tie_word_embeddings"], false);
+}
+
+/// Two revisions of a model in shards may have one and the same index.
+#[cfg(unix)]
+#[test]
+fn models_of_one_index_are_two_models() {
+    let folder = Folder::new("revisions");
+    let shard = |i: usize| format!("model-{i:05}-of-00002.safetensors");
+    folder.write("index", &json!({"weight_map": {"x": shard(1), "y": shard(2)}}).to_string());
+    for (revision, x) in [("r1", 1.0f32), ("r2", 5.0)] {
+        for (i, name) in [(1, "x"), (2, "y")] {
+            write(&folder.0.join(revision).join(shard(i)), &[(name, &[1], &[x])]);
+        }
+        let link = folder.0.join(revision).join("model.safetensors.index.json");
+        std::os::unix::fs::symlink(folder.0.join("index"), link).unwrap();
+    }
+    let config = "merge_method: average\nmodels: [{model: r1}, {model: r2}]";
+    assert_eq!(values(&folder.merge(config).unwrap(), "x"), [3.0]);
+}
+
+/// Packed weights are told by their settings too, and may be passed through.
+#[test]
+fn packed_weights_of_any_method() {
+    let folder = Folder::new("int8");
+    for name in ["a", "b"] {
+        let scales = bytemuck::cast_slice(&[1.0f32]).to_vec();
+        let tensors = vec![
+            ("l.weight", FileDType::I8, &[1usize, 2][..], vec![1, 2]),
+            ("l.weight_scale", FileDType::F32, &[1], scales),
+        ];
+        std::fs::create_dir_all(folder.0.join(name)).unwrap();
+        raw(&folder.0.join(name).join("model.safetensors"), tensors);
+        folder.write(
+            &format!("{name}/config.json"),
+            r#"{"quantization_config": {"quant_method": "compressed-tensors"}}"#,
+        );
+    }
+    let message = folder.refusal("merge_method: average\nmodels: [{model: a}, {model: b}]");
+    assert!(message.contains("has packed weights (compressed-tensors), such as `l.weight`"), "{message}");
+    let pass = "merge_method: passthrough\nmodels: [{model: a}]";
+    assert!(job(&folder, pass).notes.iter().all(|note| !note.contains("quantization_config")));
+    assert_eq!(folder.merge(pass).unwrap().bytes("l.weight").unwrap(), [1, 2]);
+    raw(&folder.0.join("f8.safetensors"), vec![("w", FileDType::F8E4M3, &[1], vec![1])]);
+    let cast = "merge_method: passthrough\ndtype: bfloat16\nmodels: [{model: f8.safetensors}]";
+    says(&job(&folder, cast), "`w` stay F8_E4M3, which is not converted to BF16");
+}
+
+/// Buffers are copied by every method, and layers of a slice are all there.
+#[test]
+fn buffers_are_not_scaled_and_slices_lose_nothing() {
+    let folder = Folder::new("slices");
+    let tensors: [(&str, &[usize], &[f32]); 3] = [
+        ("model.layers.0.rotary_emb.inv_freq", &[2], &[1.0, 0.1]),
+        ("model.layers.0.w", &[1], &[1.0]),
+        ("model.layers.1.w", &[1], &[1.0]),
+    ];
+    write(&folder.0.join("a.safetensors"), &tensors);
+    let more: [(&str, &[usize], &[f32]); 2] =
+        [("model.layers.0.bias", &[1], &[1.0]), ("model.layers.1.bias", &[1], &[1.0])];
+    write(&folder.0.join("b.safetensors"), &[&tensors[..], &more].concat());
+    let plain = "merge_method: linear\nparameters: {normalize: false}\nmodels: [{model: a.safetensors, parameters: {weight: 2}}]";
+    let merged = folder.merge(plain).unwrap();
+    assert_eq!(values(&merged, "model.layers.0.rotary_emb.inv_freq"), [1.0, 0.1]);
+    assert_eq!(values(&merged, "model.layers.0.w"), [2.0]);
+    let slice = |range: &str| {
+        format!(
+            "merge_method: average\nslices: [{{sources: [{{model: a.safetensors, layer_range: {range}}}, \
+             {{model: b.safetensors, layer_range: {range}}}]}}]"
+        )
+    };
+    let message = folder.refusal(&slice("[1, 2]"));
+    assert!(message.contains("only") && message.contains("`model.layers.1.bias`"), "{message}");
+    assert!(!message.contains("layers.0.bias"), "{message}");
+}
+
+/// A key is a definition only if something elsewhere uses it.
+#[test]
+fn misspelled_keys_with_anchors_are_refused() {
+    let folder = Folder::new("anchors");
+    write(&folder.0.join("a.safetensors"), &[("w", &[1], &[4.0])]);
+    let text = "merge_method: linear\nmodels: [{model: a.safetensors, parameters: {weight: 1}}]\n";
+    let wrong = MergeConfig::from_yaml(&format!("{text}parametres: &p {{normalize: false}}"), &folder.0);
+    assert!(wrong.unwrap_err().to_string().contains("unknown key `parametres`"));
+    says(
+        &job(&folder, &format!("shared: &p a.safetensors\nmerge_method: average\nmodels: [{{model: *p}}]")),
+        "the key `shared` only defines",
+    );
 }

@@ -219,7 +219,15 @@ fn what_is_not_computed_is_named() {
         ("model_type", json!("gpt_neox"), "the kind of model is 'gpt_neox'"),
         ("hidden_act", json!("gelu"), "'gelu'"),
         ("partial_rotary_factor", json!(0.5), "partial_rotary_factor"),
-        ("rope_scaling", json!({"rope_type": "dynamic", "factor": 2.0}), "'dynamic' is not computed"),
+        (
+            "rope_scaling",
+            json!({"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 8}),
+            "'dynamic' is not computed",
+        ),
+        ("rope_scaling", json!("linear"), "must be an object or null"),
+        ("attention_multiplier", json!(1.0), "`attention_multiplier` is 1.0"),
+        ("norm_type", json!("layer_norm"), "`norm_type` is 'layer_norm'"),
+        ("hidden_activation", json!("gelu"), "'gelu'"),
         ("rope_scaling", json!({"rope_type": "longrope"}), "'longrope' is not computed"),
         ("rope_scaling", json!({"rope_type": "linear"}), "'linear' needs a positive number `factor`"),
         ("quantization_config", json!({"quant_method": "bitsandbytes"}), "bitsandbytes"),
@@ -262,6 +270,7 @@ fn what_is_not_computed_is_named() {
         json["num_experts"] = json!(null);
         json["no_rope_layers"] = json!([]);
         json["pretraining_tp"] = json!(2);
+        json["rope_scaling"] = json!({"type": "dynamic", "factor": 2.0});
         json["foo"] = json!(7);
     };
     assert!(Published::open(changed("llama3", neutral, keep).join("")).is_ok());
@@ -312,10 +321,12 @@ fn what_is_not_computed_in_a_gguf_file_is_named() {
         ("llama.attention.temperature_scale", Float(0.1)),
         ("llama.pooling_type", Text("mean".into())),
     ] {
-        says(&[(key, value)], &format!("the file's `{key}`: is not computed with here"));
+        says(&[(key, value)], &format!("the file's `{key}`: is "));
     }
     for (key, value) in [
         ("llama.logit_scale", Float(1.0)),
+        ("llama.logit_scale", Float(0.0)),
+        ("llama.rope.scaling.yarn_ext_factor", Float(-1.0)),
         ("llama.expert_used_count", Integer(0)),
         ("llama.use_parallel_residual", Bool(false)),
         ("llama.rope.scaling.finetuned", Bool(false)),

@@ -11,7 +11,7 @@
 use super::method::Method;
 pub use super::setting::{Parameters, Scalar, Setting};
 use crate::error::{Error, Result};
-use crate::store::{FileDType, located, nearest, same_weights};
+use crate::store::{FileDType, named, nearest, same_weights};
 use serde_json::{Map, Value};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -80,6 +80,8 @@ pub struct MergeConfig {
     pub align: Option<Align>,
     /// Evaluation after merging.
     pub evaluate: Option<Evaluate>,
+    /// Outermost keys that only define what aliases stand for, and are passed over.
+    pub definitions: Vec<String>,
 }
 
 const KEYS: [&str; 9] = [
@@ -102,32 +104,33 @@ const ELSEWHERE: [&str; 5] =
 struct Models<'a> {
     /// The folder that paths are relative to.
     folder: &'a Path,
-    /// The first path to each model, by the file that tells it from others.
-    first: RefCell<BTreeMap<PathBuf, PathBuf>>,
+    /// The first path to each model, by the files that tell it from others.
+    first: RefCell<BTreeMap<Vec<PathBuf>, PathBuf>>,
 }
 
 impl Models<'_> {
     /// The path of a model. If another path to the same files came before, it is that one.
     fn path(&self, node: &Node) -> Result<PathBuf> {
-        let path = located(self.folder, node.text()?);
+        let path = named(self.folder, node.text()?);
         Ok(self.first.borrow_mut().entry(same_weights(&path)).or_insert(path).clone())
     }
 }
 
 impl MergeConfig {
     /// Reads a configuration from the text of a YAML file. Paths in it are relative to `folder`. Outermost keys that are unknown
-    /// and only define anchors are passed over.
+    /// and define what aliases elsewhere stand for are passed over.
     ///
     /// # Errors
     /// As [`yaml::parse`](super::yaml::parse) and [`MergeConfig::from_value`].
     #[cfg(feature = "yaml")]
     pub fn from_yaml(text: &str, folder: &Path) -> Result<MergeConfig> {
         let super::yaml::Document { mut value, anchored } = super::yaml::document(text)?;
+        let known = |key: &String| KEYS.contains(&key.as_str()) || ELSEWHERE.contains(&key.as_str());
+        let definitions: Vec<String> = anchored.into_iter().filter(|key| !known(key)).collect();
         if let Some(map) = value.as_object_mut() {
-            let known = |key: &String| KEYS.contains(&key.as_str()) || ELSEWHERE.contains(&key.as_str());
-            map.retain(|key, _| known(key) || !anchored.contains(key));
+            map.retain(|key, _| !definitions.contains(key));
         }
-        MergeConfig::from_value(&value, folder)
+        Ok(MergeConfig { definitions, ..MergeConfig::from_value(&value, folder)? })
     }
 
     /// Reads a configuration from JSON values. Paths in it are relative to `folder`.
@@ -155,6 +158,7 @@ impl MergeConfig {
             dtype: out?.or(computed?),
             align: root.get("align").map(|node| align(&node, models)).transpose()?,
             evaluate: root.get("evaluate").map(|node| evaluate(&node, folder)).transpose()?,
+            definitions: Vec::new(),
         };
         config.check()?;
         Ok(config)

@@ -1,12 +1,13 @@
 //! Fits the models' tensors to each other: which stand in for others, which are not merged, and what is said about it.
 
-use super::job::{Input, Job, Model, Output, is_float};
+use super::config::{Slice, Source};
+use super::job::{Input, Job, Model, Output, Stage, is_float};
 use super::method::{Arguments, Method};
-use super::settings::config_of;
 use crate::error::Result;
 use crate::merge::Weights;
-use crate::store::FileDType;
-use std::collections::{BTreeMap, BTreeSet};
+use crate::store::{FileDType, some};
+use serde_json::Value;
+use std::collections::BTreeSet;
 
 /// An output head and the tables of token vectors that a model without one, whose head is tied, has instead.
 const HEADS: [(&str, &[&str]); 5] = [
@@ -16,7 +17,7 @@ const HEADS: [(&str, &[&str]); 5] = [
             "model.embed_tokens.weight",
             "model.language_model.embed_tokens.weight",
             "transformer.wte.weight",
-            "shared.weight",
+            "model.shared.weight",
             "model.decoder.embed_tokens.weight",
             "backbone.embeddings.weight",
         ],
@@ -27,19 +28,40 @@ const HEADS: [(&str, &[&str]); 5] = [
     ("cls.predictions.decoder.weight", &["bert.embeddings.word_embeddings.weight"]),
 ];
 
-/// Ends of the names of packed weights and of what belongs to them, by GPTQ, AWQ, compressed-tensors and bitsandbytes.
-const PACKED: [&str; 8] = [
+/// Kinds of models whose head is not tied if their settings do not say it. For other kinds transformers takes it to be tied.
+const UNTIED: [&str; 12] = [
+    "llama",
+    "mistral",
+    "mixtral",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "qwen3_moe",
+    "phi",
+    "phi3",
+    "gpt_neox",
+    "falcon",
+    "olmo2",
+];
+
+/// Ends of the names of packed weights and of what belongs to them, by GPTQ, AWQ, compressed-tensors, bitsandbytes, AQLM, HQQ and
+/// MXFP4.
+const PACKED: [&str; 12] = [
     ".qweight",
     ".qzeros",
     ".weight_packed",
     ".weight_zero_point",
     ".absmax",
     ".quant_map",
+    ".SCB",
+    ".codebooks",
+    ".W_q",
+    "_blocks",
     ".quant_state.bitsandbytes__nf4",
     ".quant_state.bitsandbytes__fp4",
 ];
 
-/// The most bytes at the beginning of a tensor in which an infinite element is looked for. A mask has one in its first rows.
+/// The most bytes at the beginning of a tensor in which an extreme element is looked for. A mask has one in its first rows.
 const LOOK: usize = 1 << 18;
 
 /// Whether a tensor is computed from the settings when a model is made, so that models may lack it.
@@ -51,26 +73,72 @@ fn is_buffer(name: &str, shape: &[usize]) -> bool {
     mask || ends.iter().any(|end| name.ends_with(end))
 }
 
-/// A few names, and how many more there are.
-fn some(names: &BTreeSet<String>) -> String {
-    let shown: Vec<String> = names.iter().take(3).map(|name| format!("`{name}`")).collect();
-    match names.len().saturating_sub(3) {
-        0 => shown.join(", "),
-        more => format!("{} and {more} more", shown.join(", ")),
+/// Whether settings say that the output head is the table of token vectors. `None` if there are none, or they leave it open.
+fn tied(settings: Option<&Value>) -> Option<bool> {
+    let settings = settings?;
+    let said = |part: &Value| part["tie_word_embeddings"].as_bool();
+    let untied = settings["model_type"].as_str().is_some_and(|kind| UNTIED.contains(&kind));
+    said(settings).or_else(|| said(&settings["text_config"])).or(untied.then_some(false))
+}
+
+impl Model {
+    /// The table of token vectors that is this model's output head, because it has none of its own or has the table again.
+    fn table_for(&self, head: &str) -> Option<&'static str> {
+        let (_, tables) = HEADS.iter().find(|(known, _)| *known == head)?;
+        let table = tables.iter().find(|table| self.checkpoint.contains(table))?;
+        let said = tied(self.settings.as_ref());
+        let is_table = match self.checkpoint.contains(head) {
+            false => said != Some(false),
+            true => {
+                said == Some(true) && self.checkpoint.bytes(head).ok() == self.checkpoint.bytes(table).ok()
+            }
+        };
+        is_table.then_some(table)
     }
 }
 
 impl Job {
-    /// The head that other models have and the model `lead` does not, whose table of token vectors is its head.
-    pub(super) fn head_of_others(&self, lead: usize) -> Option<String> {
-        let lead = &self.models[lead].checkpoint;
-        let lacks = |head: &str, tables: &[&str]| {
-            !lead.contains(head) && tables.iter().any(|table| lead.contains(table))
+    /// The table that is a model's head. Models that are aligned are compared by their own tensors, so there it is none.
+    fn table_for(&self, model: usize, head: &str) -> Option<&'static str> {
+        self.models[model].table_for(head).filter(|_| self.config.align.is_none())
+    }
+
+    /// Whether the output has a head and the leading model's head is its table.
+    pub(super) fn has_new_head(&self) -> bool {
+        let heads = HEADS.iter().filter(|(head, _)| self.outputs.iter().any(|o| o.name == *head));
+        let mut heads = heads.map(|(head, _)| head);
+        heads.any(|head| self.models[0].table_for(head).is_some())
+    }
+
+    /// Adds the head that other sources have and the model `lead` does not, and takes out one that all have as their table.
+    pub(super) fn fit_head(&mut self, lead: usize, sources: &[&Source], names: &mut Vec<String>) {
+        let is_source = |model: &&Model| {
+            let base = self.config.base.as_ref() == Some(&model.path);
+            base || sources.iter().any(|source| source.model == model.path)
         };
-        let (head, _) = HEADS.iter().find(|(head, tables)| {
-            lacks(head, tables) && self.models.iter().any(|model| model.checkpoint.contains(head))
-        })?;
-        Some(head.to_string())
+        let others: Vec<&Model> = self.models.iter().filter(is_source).collect();
+        let mut twice = Vec::new();
+        for (head, _) in HEADS {
+            let Some(table) = self.table_for(lead, head) else { continue };
+            let has_own = |model: &&Model| model.checkpoint.contains(head) && model.table_for(head).is_none();
+            let listed = names.iter().position(|name| name == head);
+            match (others.iter().any(|model| has_own(model)), listed) {
+                (true, None) => names.push(head.into()),
+                (false, Some(at)) => {
+                    names.remove(at);
+                    twice.push((head, table));
+                }
+                _ => {}
+            }
+        }
+        for (head, table) in twice {
+            self.notes.push(format!("`{head}` is `{table}` again, to which it is tied; it is left out"));
+        }
+    }
+
+    /// Adds a tensor to the note about several, which has `{}` for their names.
+    fn gather(&mut self, note: String, name: &str) {
+        self.gathered.entry(note).or_default().insert(name.into());
     }
 
     /// Sets the output's shape and type from its first input, and returns the type. `None` if the inputs do not fit, or there is
@@ -104,8 +172,7 @@ impl Job {
         let fits = problems.is_empty();
         self.problems.append(&mut problems);
         let Some((_, shape, dtype)) = lead.filter(|_| fits) else { return Ok(None) };
-        let is_small_float = dtype.bits() < 8 || format!("{dtype}").starts_with("F8");
-        if is_small_float && !self.passes_through(arguments) {
+        if is_small_float(dtype) && !self.passes_through(arguments) {
             self.problems.push(format!(
                 "`{}` is {dtype}, which cannot be merged; convert the model first",
                 output.name
@@ -119,25 +186,16 @@ impl Job {
     /// Lets a tied model's table of token vectors stand in for the head that others have.
     fn stand_in(&mut self, output: &mut Output) {
         let mut tied = BTreeSet::new();
-        for input in output.base.iter_mut().chain(&mut output.models) {
-            let model = &self.models[input.model];
-            let tables =
-                HEADS.iter().find(|(head, _)| *head == input.name).map_or(&[][..], |(_, tables)| tables);
-            let has = |name: &&&str| model.checkpoint.contains(name);
-            if let Some(table) = tables.iter().find(has).filter(|_| !model.checkpoint.contains(&input.name)) {
-                input.name = table.to_string();
-                tied.insert(input.model);
-            }
+        let inputs = output.base.iter_mut().chain(&mut output.models);
+        for (input, table) in inputs.filter_map(|input| {
+            let table = self.table_for(input.model, &input.name)?;
+            Some((input, table))
+        }) {
+            let place = self.models[input.model].path.display();
+            tied.insert(format!("{place} has no head of its own; its `{table}` stands for `{}`", input.name));
+            input.name = table.into();
         }
-        for &i in &tied {
-            self.notes.push(format!(
-                "{} has no `{}`, because its head is tied; its `{}` is merged in that place",
-                self.models[i].path.display(),
-                output.name,
-                output.inputs().find(|input| input.model == i).map_or("", |input| &input.name)
-            ));
-        }
-        self.mixed_heads |= !tied.is_empty();
+        self.notes.extend(tied);
     }
 
     /// Takes a buffer that not every model has from those that have it.
@@ -152,8 +210,10 @@ impl Job {
         output.fishers.clear();
         if let Some(first) = output.inputs().next() {
             let path = self.models[first.model].path.display();
-            self.notes
-                .push(format!("not every model has the buffer `{}`; it is taken from {path}", output.name));
+            self.gather(
+                format!("not every model has the buffers {{}}; they are taken from {path}"),
+                &output.name,
+            );
         }
     }
 
@@ -173,132 +233,177 @@ impl Job {
         let all = inputs.iter().map(bytes).collect::<Result<Vec<&[u8]>>>()?;
         let first = self.models[inputs[0].model].checkpoint.info(&inputs[0].name)?.dtype;
         let path = self.models[inputs[0].model].path.display();
-        if !is_float(first) {
+        let is_buffer = is_buffer(&output.name, &output.shape);
+        if !is_float(first) || is_buffer {
             if let Some(other) = all.iter().position(|bytes| *bytes != all[0]) {
                 let other = self.models[inputs[other].model].path.display();
-                self.notes.push(format!(
-                    "`{}` is {first} and differs between {path} and {other}; it is taken from {path}",
-                    output.name
-                ));
+                let what = if is_buffer { "are buffers".to_string() } else { format!("are {first}") };
+                let note =
+                    format!("{{}} {what} and differ between {path} and {other}; they are taken from {path}");
+                self.gather(note, &output.name);
             }
             return Ok(false);
         }
         let same_type =
             |input: &&Input| self.models[input.model].checkpoint.dtype(&input.name).ok() == Some(first);
         let is_fixed = self.config.align.is_none() && self.config.method != Method::Passthrough;
-        let is_mask = is_fixed && has_infinity(first, all[0]);
+        let is_mask = is_fixed && has_extreme(first, all[0]);
         if is_mask && inputs.iter().all(same_type) && all.iter().all(|bytes| *bytes == all[0]) {
-            self.notes.push(format!(
-                "`{}` has infinite elements, as a mask has, and is the same in all models; it is kept as it is",
-                output.name
-            ));
+            let note = "{} have infinite elements, or nearly, as a mask has, and are the same in all models; they are kept as they are";
+            self.gather(note.into(), &output.name);
             return Ok(false);
         }
         Ok(true)
+    }
+
+    /// Says what types become that are not the output's.
+    pub(super) fn note_dtype(&mut self, output: &Output, stored: FileDType) {
+        match (self.config.dtype, &output.arguments) {
+            (None, Some(_)) if stored == FileDType::F64 => {
+                self.gather("{} are F64 and are merged and written as F32".into(), &output.name);
+            }
+            (Some(dtype), None) if is_small_float(stored) => {
+                self.gather(format!("{{}} stay {stored}, which is not converted to {dtype}"), &output.name);
+            }
+            _ => {}
+        }
     }
 
     /// Looks at the models as a whole: packed weights, tensors that only some have, and what is not copied.
     pub(super) fn look(&mut self) -> Result<()> {
         self.find_packed();
         self.find_strangers();
-        self.find_wide();
         self.find_left_behind()?;
+        for (note, names) in std::mem::take(&mut self.gathered) {
+            self.notes.push(note.replace("{}", &some(names.iter().map(String::as_str))));
+        }
         // A model that is read for several slices says the same several times.
         let mut said = BTreeSet::new();
         self.notes.retain(|note| said.insert(note.clone()));
         Ok(())
     }
 
+    /// Refuses packed weights, unless nothing is computed with them.
     fn find_packed(&mut self) {
-        let (mut problems, mut notes) = (Vec::new(), Vec::new());
-        for Model { path, checkpoint } in &self.models {
-            let names = checkpoint.names();
-            let packed = names.iter().find(|name| PACKED.iter().any(|end| name.ends_with(end)));
-            let config = config_of(checkpoint.path());
-            let method =
-                config.as_ref().map(|config| &config["quantization_config"]).filter(|c| !c.is_null());
-            let path = path.display();
-            match (packed, method) {
-                (Some(name), method) => {
-                    let by = method.and_then(|m| m["quant_method"].as_str()).map_or(String::new(), |m| format!(" ({m})"));
-                    problems.push(format!(
+        let is_merged = |output: &Output| output.arguments.is_some();
+        let computes = self.config.method != Method::Passthrough || self.outputs.iter().any(is_merged);
+        for model in &self.models {
+            let method = model.settings.as_ref().map(|config| &config["quantization_config"]);
+            let method = method.filter(|config| !config.is_null());
+            let path = model.path.display();
+            match (model.packed(method.is_some()), method) {
+                (Some(name), method) if computes => {
+                    let by = method.and_then(|m| m["quant_method"].as_str());
+                    let by = by.map_or(String::new(), |m| format!(" ({m})"));
+                    self.problems.push(format!(
                         "{path} has packed weights{by}, such as `{name}`, which cannot be merged; take the model from which they \
                          were made"
                     ));
                 }
-                (None, Some(_)) => notes.push(format!(
-                    "{path}: config.json has `quantization_config`, and no tensor is packed; take it out if the weights are plain"
+                (None, Some(_)) => self.notes.push(format!(
+                    "{path}: config.json has `quantization_config`, and all weights are plain; other programs may not load such a \
+                     folder"
                 )),
-                (None, None) => {}
+                _ => {}
             }
         }
-        self.problems.append(&mut problems);
-        self.notes.append(&mut notes);
     }
 
-    /// Adds tensors that only some models have to the problems, except for buffers.
+    /// Adds tensors that the output has no place for to the problems. Buffers are left out instead.
     fn find_strangers(&mut self) {
-        if self.config.slices.len() > 1 || self.config.slices[0].sources[0].layers.is_some() {
-            return;
-        }
         let used: BTreeSet<(usize, &str)> =
             self.outputs.iter().flat_map(|o| o.inputs().map(|i| (i.model, i.name.as_str()))).collect();
-        let known: BTreeSet<usize> = used.iter().map(|u| u.0).collect();
-        let (mut strangers, mut buffers) = (Vec::new(), BTreeMap::<usize, BTreeSet<String>>::new());
-        for &i in &known {
-            let Model { path, checkpoint } = &self.models[i];
-            for name in checkpoint.names() {
-                let noted = self.problems.iter().any(|p| p.contains(&format!("`{name}`")));
-                if noted || used.contains(&(i, name.as_str())) {
-                    continue;
-                }
-                if checkpoint.shape(&name).is_ok_and(|shape| is_buffer(&name, &shape)) {
-                    buffers.entry(i).or_default().insert(name);
-                } else {
-                    strangers.push(format!("only {} has a tensor `{name}`", path.display()));
+        let (mut strangers, mut buffers) = (BTreeSet::new(), Vec::new());
+        let slices = &self.config.slices;
+        for (s, slice) in slices.iter().enumerate() {
+            let ends = [s == 0, s + 1 == slices.len()];
+            for i in self.models_of(slice) {
+                let Model { path, checkpoint, .. } = &self.models[i];
+                let layers =
+                    slice.sources.iter().find(|source| source.model == *path).unwrap_or(&slice.sources[0]);
+                let layers = layers.layers.as_ref();
+                let belongs = |name: &str| match Stage::of(name) {
+                    Stage::Before => ends[0],
+                    Stage::After => ends[1],
+                    Stage::Layer(layer) => layers.is_none_or(|range| range.contains(&layer)),
+                };
+                for name in checkpoint.names() {
+                    let known =
+                        used.contains(&(i, name.as_str())) || self.models[i].table_for(&name).is_some();
+                    if known || !belongs(&name) {
+                        continue;
+                    }
+                    if checkpoint.shape(&name).is_ok_and(|shape| is_buffer(&name, &shape)) {
+                        buffers.push((path.display().to_string(), name));
+                    } else {
+                        strangers.insert((i, name));
+                    }
                 }
             }
         }
-        self.problems.append(&mut strangers);
-        for (i, names) in buffers {
+        let noted: BTreeSet<&str> =
+            self.problems.iter().filter_map(|problem| problem.split('`').nth(1)).collect();
+        strangers.retain(|(_, name)| !noted.contains(name.as_str()));
+        let problems = strangers.into_iter().map(|(i, name)| {
             let path = self.models[i].path.display();
-            let (names, lead) = (some(&names), self.leader().path.display());
-            self.notes.push(format!("{lead} lacks the buffers {names} of {path}; they are left out"));
+            let adapter = name.starts_with("base_model.model.");
+            let hint = if adapter { ", as in an adapter: merge it into its model first" } else { "" };
+            format!("only {path} has a tensor `{name}`{hint}")
+        });
+        let problems: Vec<String> = problems.collect();
+        self.problems.extend(problems);
+        let lead = self.leader().path.display().to_string();
+        for (path, name) in buffers {
+            self.gather(format!("{lead} lacks the buffers {{}} of {path}; they are left out"), &name);
         }
     }
 
-    fn find_wide(&mut self) {
-        let wide = |o: &&Output| {
-            let input = o.inputs().next();
-            let dtype = input.and_then(|i| self.models[i.model].checkpoint.dtype(&i.name).ok());
-            dtype == Some(FileDType::F64) && o.arguments.is_some()
-        };
-        let names: BTreeSet<String> = self.outputs.iter().filter(wide).map(|o| o.name.clone()).collect();
-        if !names.is_empty() && self.config.dtype.is_none() {
-            let names = some(&names);
-            self.notes.push(format!("{names} are F64 and are merged and written as F32"));
-        }
+    /// The models whose tensors a slice needs.
+    fn models_of(&self, slice: &Slice) -> Vec<usize> {
+        let paths = slice.sources.iter().map(|source| &source.model).chain(&self.config.base);
+        let index = |path: &std::path::PathBuf| self.models.iter().position(|model| model.path == *path);
+        let all: BTreeSet<usize> = paths.filter_map(index).collect();
+        all.into_iter().collect()
     }
 }
 
-/// Whether the beginning of a tensor has an infinite element and no NaN.
-fn has_infinity(dtype: FileDType, bytes: &[u8]) -> bool {
+impl Model {
+    /// The name of a packed weight. `declared` is whether the settings say that there are some.
+    fn packed(&self, declared: bool) -> Option<String> {
+        let is_packed = |name: &String| {
+            let by_name = PACKED.iter().any(|end| name.ends_with(end));
+            let info = self.checkpoint.info(name);
+            by_name || declared && info.is_ok_and(|info| info.shape.len() > 1 && !is_float(info.dtype))
+        };
+        self.checkpoint.names().into_iter().find(is_packed)
+    }
+}
+
+/// Whether a type has fewer than 8 bits, or is a float of 8.
+fn is_small_float(dtype: FileDType) -> bool {
+    dtype.bits() < 8 || format!("{dtype}").starts_with("F8")
+}
+
+/// Whether the beginning of a tensor has an element that is infinite or so large that a sum of a few would be, and no NaN. Masks
+/// are made of these.
+fn has_extreme(dtype: FileDType, bytes: &[u8]) -> bool {
     let bytes = &bytes[..bytes.len().min(LOOK)];
-    /// Counts infinite elements and NaN. `top` are the exponent's bits, which both have set.
-    fn found<const N: usize>(bytes: &[u8], top: u64, all: u64) -> bool {
+    /// Looks for elements from `least` to infinity, `top`, and for NaN, by the bits without sign.
+    fn found<const N: usize>(bytes: &[u8], least: u64, top: u64) -> bool {
         let word = |e: &[u8; N]| {
             let mut wide = [0; 8];
             wide[..N].copy_from_slice(e);
-            u64::from_le_bytes(wide) & all
+            u64::from_le_bytes(wide) & (u64::MAX >> (65 - 8 * N))
         };
         let elements = || bytes.as_chunks::<N>().0.iter().map(word);
-        elements().any(|x| x == top) && !elements().any(|x| x > top)
+        elements().any(|x| x >= least) && !elements().any(|x| x > top)
     }
+    // Sums are f32, so only its own range matters: 2^124 is a sixteenth of it.
     match dtype {
-        FileDType::BF16 => found::<2>(bytes, 0x7f80, 0x7fff),
-        FileDType::F16 => found::<2>(bytes, 0x7c00, 0x7fff),
-        FileDType::F32 => found::<4>(bytes, 0x7f80_0000, 0x7fff_ffff),
-        FileDType::F64 => found::<8>(bytes, 0x7ff0 << 48, u64::MAX >> 1),
+        FileDType::BF16 => found::<2>(bytes, 251 << 7, 0x7f80),
+        FileDType::F16 => found::<2>(bytes, 0x7c00, 0x7c00),
+        FileDType::F32 => found::<4>(bytes, 251 << 23, 0x7f80_0000),
+        FileDType::F64 => found::<8>(bytes, 0x7ff0 << 48, 0x7ff0 << 48),
         _ => false,
     }
 }
@@ -308,17 +413,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn infinite_elements_are_seen_in_every_type() {
+    fn extreme_elements_are_seen_in_every_type() {
         let f32s = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-        assert!(has_infinity(FileDType::F32, &f32s(&[0.0, f32::NEG_INFINITY])));
-        assert!(!has_infinity(FileDType::F32, &f32s(&[0.0, f32::MAX, 1e-40])));
-        assert!(!has_infinity(FileDType::F32, &f32s(&[f32::INFINITY, f32::NAN])));
-        assert!(has_infinity(FileDType::F64, &f64::INFINITY.to_le_bytes()));
-        assert!(!has_infinity(FileDType::F64, &f64::NAN.to_le_bytes()));
-        assert!(has_infinity(FileDType::F16, &half::f16::NEG_INFINITY.to_le_bytes()));
-        assert!(has_infinity(FileDType::BF16, &half::bf16::INFINITY.to_le_bytes()));
-        assert!(!has_infinity(FileDType::BF16, &half::bf16::MAX.to_le_bytes()));
-        assert!(!has_infinity(FileDType::I64, &[0x80, 0x7f, 0, 0, 0, 0, 0xf0, 0x7f]));
+        assert!(has_extreme(FileDType::F32, &f32s(&[0.0, f32::NEG_INFINITY])));
+        assert!(has_extreme(FileDType::F32, &f32s(&[0.0, f32::MIN])));
+        assert!(!has_extreme(FileDType::F32, &f32s(&[0.0, 1e37, 1e-40])));
+        assert!(!has_extreme(FileDType::F32, &f32s(&[f32::INFINITY, f32::NAN])));
+        assert!(has_extreme(FileDType::F64, &f64::INFINITY.to_le_bytes()));
+        assert!(!has_extreme(FileDType::F64, &f64::NAN.to_le_bytes()));
+        assert!(has_extreme(FileDType::F16, &half::f16::NEG_INFINITY.to_le_bytes()));
+        assert!(has_extreme(FileDType::BF16, &half::bf16::INFINITY.to_le_bytes()));
+        assert!(has_extreme(FileDType::BF16, &half::bf16::MIN.to_le_bytes()));
+        assert!(!has_extreme(FileDType::F16, &half::f16::MAX.to_le_bytes()));
+        assert!(!has_extreme(FileDType::I64, &[0x80, 0x7f, 0, 0, 0, 0, 0xf0, 0x7f]));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! The argument `each` of these functions makes one such pass. It calls its closure with every tensor of the base and the same
 //! tensor of all models.
 
-use super::methods::{sign_consensus, task_vectors};
+use super::methods::{products, sign_consensus, task_vectors};
 use crate::error::Result;
 use crate::ops::order::rank::{self, Cut, Order};
 use crate::tensor::Tensor;
@@ -158,7 +158,8 @@ fn norm(x: &Tensor, &[low, high]: &[f32; 2]) -> Tensor {
     x.clamp(low, high.max(low)).affine(1.0, -low).scale(scale)
 }
 
-/// Computes the L2 norm of each model's whole vector. Sums within a tensor are f32, sums over tensors f64.
+/// Computes the L2 norm of each model's whole vector. Sums within a tensor are f32, of elements that are scaled if their squares
+/// are beyond it. Sums over tensors are f64.
 ///
 /// # Errors
 /// The errors of `each`, and when the device fails.
@@ -168,9 +169,9 @@ pub fn l2_norms(
 ) -> Result<Vec<f64>> {
     let mut squares = vec![0.0; models];
     each(&mut |tensors| {
-        let sums: Vec<Tensor> = tensors.iter().map(|x| x.square().sum_all().reshape([1])).collect();
-        let sums = Tensor::concat(&sums.iter().collect::<Vec<_>>(), 0).to_vec::<f32>()?;
-        squares.iter_mut().zip(sums).for_each(|(all, one)| *all += f64::from(one));
+        for (all, x) in squares.iter_mut().zip(tensors) {
+            *all += products(std::slice::from_ref(x))?[0];
+        }
         Ok(())
     })?;
     Ok(squares.into_iter().map(f64::sqrt).collect())

@@ -2,11 +2,14 @@
 
 use super::config::{MergeConfig, Scalar, Slice, Source};
 use super::method::Arguments;
+use super::settings::config_of;
 use crate::error::{Error, Result};
 use crate::files::size;
 use crate::merge::Shards;
 use crate::merge::Weights;
 use crate::store::{FileDType, is_cached, sharded};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -67,6 +70,8 @@ pub struct Model {
     pub path: PathBuf,
     /// Its tensors.
     pub checkpoint: Shards,
+    /// The `config.json` beside it, if there is one.
+    pub(super) settings: Option<Value>,
 }
 
 /// A configuration with the models' files opened, and the list of outputs.
@@ -84,13 +89,13 @@ pub struct Job {
     pub problems: Vec<String>,
     /// What was chosen where the models' files leave a choice, and what is not merged, one sentence each.
     pub notes: Vec<String>,
-    /// Whether an output head was made of models with and without one of their own.
-    pub(super) mixed_heads: bool,
+    /// Notes about many tensors, each with `{}` for their names.
+    pub(super) gathered: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// The position of a tensor in a model's depth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
+pub(super) enum Stage {
     Before,
     Layer(usize),
     After,
@@ -102,7 +107,7 @@ const OTHER_SENSES: [&str; 6] = ["vision", "visual", "image", "audio", "projecto
 impl Stage {
     /// Derives the position from the name. The first part that is a number is the layer. Without a number, embeddings of tokens
     /// and positions come before all layers, everything else after them.
-    fn of(name: &str) -> Stage {
+    pub(super) fn of(name: &str) -> Stage {
         let mut parts = name.split('.');
         let other = |part: &str| OTHER_SENSES.iter().any(|word| part.contains(word));
         if name.split('.').any(other) {
@@ -151,8 +156,11 @@ impl Job {
             part: PART,
             problems: Vec::new(),
             notes: Vec::new(),
-            mixed_heads: false,
+            gathered: BTreeMap::new(),
         };
+        for key in &job.config.definitions {
+            job.notes.push(format!("the key `{key}` only defines what aliases stand for"));
+        }
         let sources = job.config.slices.iter().flat_map(|s| s.sources.iter().map(|s| s.model.clone()));
         let paths: Vec<PathBuf> = job.config.base.iter().cloned().chain(sources).collect();
         for path in paths {
@@ -179,7 +187,8 @@ impl Job {
             self.notes.push(format!("{place} is in the cache of Hugging Face's hub"));
         }
         self.notes.extend(checkpoint.notes().iter().map(|note| format!("{place}: {note}")));
-        self.models.push(Model { path: path.to_path_buf(), checkpoint });
+        let settings = config_of(checkpoint.path());
+        self.models.push(Model { path: path.to_path_buf(), checkpoint, settings });
         Ok(self.models.len() - 1)
     }
 
@@ -195,7 +204,7 @@ impl Job {
         let lead = self.model(&sources[0].model)?;
         let mut names = self.models[lead].checkpoint.names();
         let there = layers_of(&names);
-        names.extend(self.head_of_others(lead));
+        self.fit_head(lead, &sources, &mut names);
         let range = sources[0].layers.clone().unwrap_or(0..there);
         if range.end > there {
             let path = self.models[lead].path.display();
@@ -273,6 +282,7 @@ impl Job {
                 output.dtype = self.config.dtype.unwrap_or(dtype);
             }
             output.arguments = self.is_merged(&output, &arguments, asked)?.then_some(arguments);
+            self.note_dtype(&output, dtype);
             if output.arguments.is_some() && output.dtype == FileDType::F64 {
                 output.dtype = FileDType::F32;
             }

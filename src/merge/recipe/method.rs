@@ -339,8 +339,15 @@ impl Method {
             Method::Pcb => Pcb::measure(models, elements, arguments.ratio, deltas).map(Measured::Pcb),
             Method::Fisher if arguments.normalize => {
                 let norms =
-                    super::global::l2_norms(models, |visit| each(&mut |inputs| visit(&inputs.fishers)));
-                norms.map(Measured::Norms)
+                    super::global::l2_norms(models, |visit| each(&mut |inputs| visit(&inputs.fishers)))?;
+                let has_say = norms.iter().zip(&arguments.weights).any(|(&norm, &w)| norm > 0.0 && w != 0.0);
+                match has_say {
+                    true => Ok(Measured::Norms(norms)),
+                    false => Err(Error::config(
+                        "`fisher`: the Fisher diagonals are 0 everywhere, so that no weight is known better than another; make \
+                         others, or set `normalize: false`",
+                    )),
+                }
             }
             _ => Ok(Measured::None),
         }
@@ -542,7 +549,7 @@ fn number(key: &str, value: Option<Scalar>, default: Option<f64>, limits: Limits
             Ok(x) if x.is_finite() => x,
             _ => return Err(wrong(&format!("must be a number, not `{text}`"))),
         },
-        (Some(other), _) => return Err(wrong(&format!("must be a number, not {other:?}"))),
+        (Some(other), _) => return Err(wrong(&format!("must be a number, not {other}"))),
         (None, Some(default)) => default,
         (None, None) => return Err(wrong("is missing")),
     };
@@ -551,7 +558,7 @@ fn number(key: &str, value: Option<Scalar>, default: Option<f64>, limits: Limits
         Limits::Any => ((x as f32).is_finite(), "a number of f32, at most 3.4e38"),
         Limits::Share => ((0.0..=1.0).contains(&x), "in [0, 1]"),
         Limits::Positive => (x as f32 >= f32::MIN_POSITIVE && x.is_finite(), "above 0"),
-        Limits::Whole => (x >= 0.0 && x.fract() == 0.0 && x < 2f64.powi(53), "a whole number"),
+        Limits::Whole => (x >= 0.0 && x.fract() == 0.0 && x < 2f64.powi(53), "a whole number below 2^53"),
     };
     if fits { Ok(x) } else { Err(wrong(&format!("is {x}; it must be {want}"))) }
 }
@@ -562,8 +569,12 @@ fn flag(key: &str, value: Option<Scalar>, default: bool) -> Result<bool> {
         Some(Scalar::Flag(flag)) => Ok(flag),
         // mergekit's examples also write 0 and 1.
         Some(Scalar::Number(x)) if x == 0.0 || x == 1.0 => Ok(x == 1.0),
-        Some(Scalar::Text(text)) if text == "true" || text == "false" => Ok(text == "true"),
-        Some(other) => Err(Error::config(format!("parameter `{key}` must be true or false, not {other:?}"))),
+        // Words that older YAML, which mergekit reads, takes for the same.
+        Some(other) => match other.to_string().trim_matches('`').to_lowercase().as_str() {
+            "true" | "yes" | "on" | "1" => Ok(true),
+            "false" | "no" | "off" | "0" => Ok(false),
+            _ => Err(Error::config(format!("parameter `{key}` must be true or false, not {other}"))),
+        },
     }
 }
 
@@ -574,8 +585,8 @@ fn rescale(value: Option<Scalar>) -> Result<Option<Rescale>> {
         Some(Scalar::Flag(false)) => Ok(Some(Rescale::None)),
         Some(Scalar::Text(word)) if word == "density" => Ok(Some(Rescale::Density)),
         Some(Scalar::Text(word)) if word == "l1" => Ok(Some(Rescale::L1)),
-        Some(other) => Err(Error::config(format!(
-            "parameter `rescale` must be true, false, l1 or density, not {other:?}"
-        ))),
+        Some(other) => {
+            Err(Error::config(format!("parameter `rescale` must be true, false, l1 or density, not {other}")))
+        }
     }
 }

@@ -177,7 +177,7 @@ impl Stream<'_> {
     /// Returns the bytes of an output. Before each wait for a part, the next part is started.
     fn produce(&mut self, i: usize) -> Result<Vec<u8>> {
         let output = &self.job.outputs[i];
-        let mut all = Vec::with_capacity(output.bytes() as usize);
+        let mut all = Vec::new();
         for (part, range) in self.job.parts(i).into_iter().enumerate() {
             if self.queue.last() == Some(&(i, part)) {
                 self.queue.pop();
@@ -190,7 +190,7 @@ impl Stream<'_> {
                 self.pending = self.start(next)?.map(|pending| (next, pending));
             }
             let Some(pending) = pending else {
-                all = self.copied(output)?;
+                all = self.copied(i)?;
                 break;
             };
             let (method, finite, start) = (self.job.config.method, pending.finite, range.start);
@@ -208,18 +208,26 @@ impl Stream<'_> {
     }
 
     /// The values of an output's first input, in the output's type.
-    fn copied(&self, output: &Output) -> Result<Vec<u8>> {
+    fn copied(&self, i: usize) -> Result<Vec<u8>> {
+        let output = &self.job.outputs[i];
         let from = output.inputs().next().expect("an output has an input");
         let checkpoint = &self.job.models[from.model].checkpoint;
         if checkpoint.dtype(&from.name)? == output.dtype {
             return Ok(checkpoint.bytes(&from.name)?.to_vec());
         }
         let (file, name) = checkpoint.find(&from.name)?;
-        Ok(match output.dtype {
-            FileDType::BF16 => bf16_bytes(&file.tensor_f32(name)?),
-            FileDType::F16 => bytemuck::cast_slice(&file.tensor_f16(name)?).to_vec(),
-            _ => bytemuck::cast_slice(&file.tensor_f32(name)?).to_vec(),
-        })
+        if output.dtype == FileDType::F16 {
+            return Ok(bytemuck::cast_slice(&file.tensor_f16(name)?).to_vec());
+        }
+        let mut bytes = Vec::with_capacity(output.bytes() as usize);
+        for part in self.job.parts(i) {
+            let values = file.range_f32(name, part)?;
+            match output.dtype {
+                FileDType::BF16 => bytes.extend(bf16_bytes(&values)),
+                _ => bytes.extend(bytemuck::cast_slice(&values)),
+            }
+        }
+        Ok(bytes)
     }
 
     /// Starts a part on the device. `None` if the output's values are copied instead.

@@ -14,6 +14,16 @@ pub enum Scalar {
     Text(String),
 }
 
+impl std::fmt::Display for Scalar {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Scalar::Number(x) => write!(f, "{x}"),
+            Scalar::Flag(flag) => write!(f, "{flag}"),
+            Scalar::Text(text) => write!(f, "`{text}`"),
+        }
+    }
+}
+
 /// A parameter as configured.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]

@@ -12,6 +12,9 @@ use std::path::Path;
 /// Keys for the number of layers.
 const COUNTS: [&str; 4] = ["num_hidden_layers", "num_layers", "n_layers", "n_layer"];
 
+/// Keys for the number of layers of one half of a model, which is that of the layers that are stacked if it is the same.
+const SOME_COUNTS: [&str; 3] = ["num_decoder_layers", "decoder_layers", "encoder_layers"];
+
 /// Objects that hold the settings of the language model in a model of several parts.
 const PARTS: [&str; 5] = ["text_config", "llm_config", "language_config", "decoder", "thinker_config"];
 
@@ -29,7 +32,8 @@ const OTHER_LISTS: [&str; 9] = [
 ];
 
 /// Settings that speak of layers by their number or by a period. What they mean for stacked layers differs by model.
-const BY_NUMBER: [&str; 22] = [
+const BY_NUMBER: [&str; 23] = [
+    "attention_types",
     "mlp_only_layers",
     "full_attn_idxs",
     "attn_layer_indices",
@@ -61,6 +65,7 @@ pub(super) fn config_of(file: &Path) -> Option<Value> {
 
 /// A layer of the output: the settings of the model that it is from, that model's number of layers, and its number there.
 struct Origin<'a> {
+    model: usize,
     settings: Option<&'a Value>,
     layers: usize,
     layer: usize,
@@ -81,7 +86,8 @@ impl Job {
 
     /// Says which files of the leading model's folder are not copied, and what stacked layers leave open in its settings.
     pub(super) fn find_left_behind(&mut self) -> Result<()> {
-        if self.leader().path.is_dir() {
+        let is_model = self.leading_folder().join("config.json").is_file();
+        if self.leader().path.is_dir() || is_model {
             let others = others_in(self.leading_folder())?;
             if !others.is_empty() {
                 let (names, folder) = (others.join(", "), self.leading_folder().display());
@@ -116,47 +122,49 @@ impl Job {
         let before = settings.clone();
         let mut notes = Vec::new();
         self.follow_layers(&mut settings, &mut notes);
-        for_parts(&mut settings, &mut |part| {
-            if self.mixed_heads && part.get("tie_word_embeddings").is_some_and(|tied| tied != &json!(false)) {
-                part.insert("tie_word_embeddings".into(), json!(false));
-                notes.push(
-                    "config.json: `tie_word_embeddings` becomes false, because the output has a head".into(),
-                );
-            }
-            let Some(dtype) = self.config.dtype else { return };
+        if self.has_new_head() {
+            let is_root = std::cell::Cell::new(true);
+            for_parts(&mut settings, &mut |part| {
+                // Where nothing is said, transformers takes the head of most kinds to be tied.
+                if is_root.replace(false) || part.contains_key("tie_word_embeddings") {
+                    part.insert("tie_word_embeddings".into(), json!(false));
+                }
+            });
+            notes.push(
+                "config.json: `tie_word_embeddings` becomes false, because the output has a head".into(),
+            );
+        }
+        if let Some(dtype) = self.config.dtype {
             let word = match dtype {
                 FileDType::BF16 => "bfloat16",
                 FileDType::F16 => "float16",
                 _ => "float32",
             };
-            for key in ["torch_dtype", "dtype"] {
-                if part.get(key).is_some_and(|old| !old.is_null()) {
-                    part.insert(key.into(), json!(word));
-                }
-            }
-        });
+            set_dtype(&mut settings, word);
+        }
         let bytes = if settings == before { bytes } else { format!("{settings:#}\n").into_bytes() };
         Ok((bytes, notes))
     }
 
     /// Makes the number of layers and the lists of a layer's length follow stacked layers.
     fn follow_layers(&self, settings: &mut Value, notes: &mut Vec<String>) {
-        let lead = layers_of(&self.leader().checkpoint.names());
-        let all: Vec<Option<Value>> = self.models.iter().map(|m| config_of(m.checkpoint.path())).collect();
         let counts: Vec<usize> = self.models.iter().map(|m| layers_of(&m.checkpoint.names())).collect();
+        let lead = counts[0];
         let origins = |slice: &Slice| {
             let source = &slice.sources[0];
             let model = self.models.iter().position(|m| m.path == source.model)?;
-            let (settings, layers) = (all[model].as_ref(), counts[model]);
-            let layer = |layer| Origin { settings, layers, layer };
+            let (settings, layers) = (self.models[model].settings.as_ref(), counts[model]);
+            let layer = |layer| Origin { model, settings, layers, layer };
             Some(source.layers.clone()?.map(layer).collect::<Vec<_>>())
         };
         let Some(origins) = self.config.slices.iter().map(origins).collect::<Option<Vec<_>>>() else {
             return;
         };
         let origins: Vec<Origin> = origins.into_iter().flatten().collect();
-        // The same layers in the same order change nothing.
-        if origins.iter().map(|origin| origin.layer).eq(0..lead) {
+        // The leading model's layers in their order change nothing.
+        let same =
+            origins.iter().map(|origin| (origin.model, origin.layer)).eq((0..lead).map(|layer| (0, layer)));
+        if same {
             return;
         }
         let (mut counted, mut followed, mut open) = (false, Vec::new(), Vec::new());
@@ -168,8 +176,15 @@ impl Job {
                 }
             }
             follow_lists(part, lead, &origins, &mut followed);
-            // Qwen2's first layer with a window. Beyond the last layer, none has one.
-            if let Some(first) = part.get("max_window_layers").and_then(Value::as_u64) {
+            for key in SOME_COUNTS {
+                if part.get(key) == Some(&json!(lead)) {
+                    part.insert(key.into(), json!(origins.len()));
+                    counted = true;
+                }
+            }
+            // Qwen2's first layer with a window, where no list says it. Beyond the last layer, none has one.
+            let first = part.get("max_window_layers").filter(|_| !part.contains_key("layer_types"));
+            if let Some(first) = first.and_then(Value::as_u64) {
                 if first as usize >= lead {
                     part.insert("max_window_layers".into(), json!(origins.len().max(first as usize)));
                 } else {
@@ -195,6 +210,18 @@ impl Job {
                 open.join(", ")
             ));
         }
+    }
+}
+
+/// Sets the type of the weights wherever the settings or parts of them say it.
+fn set_dtype(settings: &mut Value, word: &str) {
+    let Some(all) = settings.as_object_mut() else { return };
+    for (key, value) in all {
+        let is_type = matches!(value.as_str(), Some("float32" | "float16" | "bfloat16" | "float64"));
+        if is_type && (key == "torch_dtype" || key == "dtype") {
+            *value = json!(word);
+        }
+        set_dtype(value, word);
     }
 }
 

@@ -31,7 +31,7 @@ struct OpenMap {
 #[derive(Debug, Default)]
 pub(super) struct Document {
     pub value: Value,
-    /// The outermost keys under which an anchor is defined.
+    /// The outermost keys under which an anchor is defined that is used under another one.
     pub anchored: BTreeSet<String>,
 }
 
@@ -39,13 +39,21 @@ pub(super) struct Document {
 struct Reader {
     open: Vec<Open>,
     done: Option<Value>,
-    /// Values and their numbers of parts by anchor. An anchor whose value is still open has none.
-    anchors: BTreeMap<usize, (Value, usize)>,
-    defined: usize,
+    anchors: BTreeMap<usize, Anchor>,
     copies: usize,
     anchored: BTreeSet<String>,
-    /// How many anchors were defined before the outermost key that is being read.
-    before: usize,
+    /// The outermost key that is being read.
+    outermost: String,
+}
+
+/// What an anchor stands for. One whose value is still open has none.
+#[derive(Clone)]
+struct Anchor {
+    value: Value,
+    /// Number of values in it.
+    parts: usize,
+    /// The outermost key under which it is defined.
+    key: String,
 }
 
 /// Returns the document as JSON values. Plain scalars that look like null, a boolean or a number become one; all others are text.
@@ -72,14 +80,15 @@ impl Reader {
         match event {
             Event::Scalar(text, style, anchor, _) => {
                 let plain = style == ScalarStyle::Plain;
+                let is_outermost = self.open.len() == 1;
                 if let Some(Open::Map(OpenMap { all, key: key @ None, .. }, _)) = self.open.last_mut() {
                     if all.contains_key(&*text) {
                         return Err(format!("the key `{text}` comes twice"));
                     }
-                    *key = Some(text.into_owned());
-                    if self.open.len() == 1 {
-                        self.before = self.defined;
+                    if is_outermost {
+                        self.outermost = text.to_string();
                     }
+                    *key = Some(text.into_owned());
                     return Ok(());
                 }
                 self.put(scalar(&text, plain), anchor)
@@ -95,8 +104,11 @@ impl Reader {
                 None => Err("an end without a beginning".into()),
             },
             Event::Alias(anchor) => {
-                let (value, parts) =
+                let Anchor { value, parts, key } =
                     self.anchors.get(&anchor).ok_or("an alias inside of what it stands for")?.clone();
+                if key != self.outermost {
+                    self.anchored.insert(key);
+                }
                 self.copies = self.copies.saturating_add(parts);
                 if self.copies > COPIES {
                     return Err(format!("the aliases stand for more than {COPIES} values"));
@@ -127,17 +139,13 @@ impl Reader {
     /// Puts a value where the text has it.
     fn put(&mut self, value: Value, anchor: usize) -> Result<(), String> {
         if anchor > 0 {
-            self.defined += 1;
-            self.anchors.insert(anchor, (value.clone(), parts(&value)));
+            let (parts, key) = (parts(&value), self.outermost.clone());
+            self.anchors.insert(anchor, Anchor { value: value.clone(), parts, key });
         }
-        let outermost = self.open.len() == 1;
         match self.open.last_mut() {
             Some(Open::List(list, _)) => list.push(value),
             Some(Open::Map(map, _)) => {
                 let key = map.key.take().unwrap_or_default();
-                if outermost && self.defined > self.before {
-                    self.anchored.insert(key.clone());
-                }
                 if key == "<<" {
                     map.merged.push(value);
                 } else {
@@ -246,7 +254,7 @@ models:
         let document = document(text).unwrap();
         let third = json!({"parameters": {"weight": 3, "density": 0.5, "gamma": 2}});
         assert_eq!(document.value["models"], json!([first, first, third]));
-        assert_eq!(document.anchored.iter().collect::<Vec<_>>(), ["defaults", "models", "x"]);
+        assert_eq!(document.anchored.iter().collect::<Vec<_>>(), ["defaults", "x"]);
     }
 
     #[test]

@@ -100,7 +100,7 @@ pub struct LlamaSettings {
 
 /// Settings of related kinds of models that change what is computed, and that these kinds do not have. A file with one of them
 /// is of a model that names itself otherwise.
-const OTHER_KINDS: [&str; 30] = [
+const OTHER_KINDS: [&str; 31] = [
     // Granite, MiniCPM, Cohere and Falcon-H1: factors.
     "embedding_multiplier",
     "residual_multiplier",
@@ -135,12 +135,28 @@ const OTHER_KINDS: [&str; 30] = [
     "attention_chunk_size",
     "add_cross_attention",
     "q_lora_rank",
+    "use_bias",
 ];
 
-/// Whether a setting says that it changes nothing: off, nothing of what it counts, or a factor of 1.
-fn changes_nothing(value: &Value) -> bool {
-    let number = value.as_f64().is_some_and(|x| x == 0.0 || x == 1.0);
-    number || matches!(value, Value::Null | Value::Bool(false)) || value.as_array().is_some_and(Vec::is_empty)
+/// Those of them that change nothing if they are 1.
+const FACTORS: [&str; 7] = [
+    "embedding_multiplier",
+    "residual_multiplier",
+    "logits_scaling",
+    "scale_emb",
+    "logit_scale",
+    "lm_head_multiplier",
+    "key_multiplier",
+];
+
+/// Whether a setting says that it changes nothing: off, nothing of what it counts or bounds, or a factor of 1.
+fn changes_nothing(key: &str, value: &Value) -> bool {
+    let neutral = if FACTORS.contains(&key) { 1.0 } else { 0.0 };
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(list) => list.is_empty(),
+        number => number.as_f64() == Some(neutral),
+    }
 }
 
 /// Reads values of `config.json`, with errors that name the file.
@@ -190,11 +206,14 @@ impl LlamaSettings {
         if !KINDS.contains(&kind) {
             return Err(wrong(format!("the kind of model is '{kind}'; {} are read", KINDS.join(", "))));
         }
-        let activation = json["hidden_act"].as_str().unwrap_or("silu");
-        if activation != "silu" {
+        let activations = ["hidden_act", "hidden_activation"].map(|key| json[key].as_str().unwrap_or("silu"));
+        if let Some(activation) = activations.iter().find(|name| **name != "silu") {
             return Err(wrong(format!("the activation is '{activation}'; only 'silu' is computed")));
         }
-        if let Some(key) = OTHER_KINDS.iter().find(|key| !changes_nothing(&json[**key])) {
+        if let Some(norm) = json["norm_type"].as_str().filter(|norm| !norm.to_lowercase().contains("rms")) {
+            return Err(wrong(format!("`norm_type` is '{norm}'; only RMS norms are computed")));
+        }
+        if let Some(key) = OTHER_KINDS.iter().find(|key| !changes_nothing(key, &json[**key])) {
             return Err(wrong(format!(
                 "`{key}` is {}, which models of the kind '{kind}' do not have and which is not computed",
                 json[*key]
@@ -202,6 +221,14 @@ impl LlamaSettings {
         }
         // Newer files keep the rotary settings in an object of their own. If both are there, transformers takes the older one.
         let rope = Json(of.get("rope_scaling").or(of.get("rope_parameters")).unwrap_or(&Value::Null));
+        if !rope.0.is_null() && !rope.0.is_object() {
+            return Err(wrong(format!("`rope_scaling` is {}, and must be an object or null", rope.0)));
+        }
+        if let Some(key) = ["llama_4_scaling_beta"].into_iter().find(|key| !rope.0[*key].is_null()) {
+            return Err(wrong(format!(
+                "`{key}`: angles that scale queries by their position are not computed"
+            )));
+        }
         if rope.0.as_object().is_some_and(|all| all.values().any(Value::is_object)) {
             return Err(wrong("`rope_parameters`: blocks with different rotary angles are not computed"));
         }

@@ -58,13 +58,25 @@ const KNOWN: [&str; 28] = [
 /// Factors that change nothing if they are 1.
 const FACTOR_KEYS: [&str; 4] = ["logit_scale", "residual_scale", "embedding_scale", "expert_weights_scale"];
 
-/// Whether a key's value says that it changes nothing: a factor of 1, or nothing of what it counts or bounds.
+/// Whether a key's value says that it changes nothing: 0, which llama.cpp takes for a value that is not there, or a factor of 1.
 fn changes_nothing(key: &str, value: &Value) -> bool {
+    let is_neutral = |x: f64| x == 0.0 || x == 1.0 && FACTOR_KEYS.contains(&key);
     match value {
         Value::Bool(on) => !on,
-        Value::Integer(n) => *n == i128::from(FACTOR_KEYS.contains(&key)),
-        Value::Float(x) => *x == f64::from(u8::from(FACTOR_KEYS.contains(&key))),
+        Value::Integer(n) => is_neutral(*n as f64),
+        Value::Float(x) => is_neutral(*x),
         _ => false,
+    }
+}
+
+/// A value in a message.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Bool(on) => on.to_string(),
+        Value::Integer(n) => n.to_string(),
+        Value::Float(x) => x.to_string(),
+        Value::Text(text) => format!("'{text}'"),
+        Value::List(all) => format!("a list of {}", all.len()),
     }
 }
 
@@ -109,12 +121,20 @@ impl Keys<'_> {
         for (name, value) in self.file.metadata() {
             let Some(key) = name.strip_prefix(&prefix) else { continue };
             if !KNOWN.contains(&key) && !changes_nothing(key, value) {
-                return Err(self.wrong(key, "is not computed with here; the file needs another program"));
+                let kind = if key == "pooling_type" { ", as in models for embeddings" } else { "" };
+                return Err(self.wrong(
+                    key,
+                    &format!(
+                        "is {}{kind}, which this program does not compute with; without it the answers would be others",
+                        shown(value)
+                    ),
+                ));
             }
         }
-        let one = |key: &str| Ok::<_, Error>(self.float_or(key, 1.0)? == 1.0);
+        // Negative numbers mean that nothing is said.
+        let is_plain = |key: &str| Ok::<_, Error>(self.float_or(key, 1.0).map(|x| x == 1.0 || x < 0.0)?);
         for key in ["rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor"] {
-            if !one(key)? {
+            if !is_plain(key)? {
                 return Err(self.wrong(key, "this form of YaRN is not computed"));
             }
         }

@@ -33,10 +33,7 @@ impl Published {
     /// [`Error::Io`] and [`Error::Format`] when a file cannot be read, [`Error::Config`] for a model that is not computed. The
     /// message says why.
     pub fn open(path: impl AsRef<Path>) -> Result<Published> {
-        let path = match path.as_ref().to_str() {
-            Some(text) => located(Path::new(""), text),
-            None => path.as_ref().to_path_buf(),
-        };
+        let path = located(path.as_ref());
         if !path.exists() {
             return Err(missing(&path));
         }

@@ -71,6 +71,10 @@ impl RopeScaling {
         };
         match kind {
             "default" => Ok(RopeScaling::None),
+            // These angles are the plain ones up to the model's context, and longer sequences are not computed.
+            "dynamic" if original.or(rope["original_max_position_embeddings"].as_f64()).is_none() => {
+                Ok(RopeScaling::None)
+            }
             "linear" => Ok(RopeScaling::Linear { factor: number("factor")? }),
             "llama3" => Ok(RopeScaling::Llama3 {
                 factor: number("factor")?,
@@ -94,7 +98,9 @@ impl RopeScaling {
                     attention: number_or("attention_factor", RopeScaling::yarn_attention(factor))?,
                 })
             }
-            other => Err(wrong(format!("'{other}' is not computed; default, linear, llama3 and yarn are"))),
+            other => Err(wrong(format!(
+                "'{other}' is not computed; default, linear, llama3, yarn and, within the context, dynamic are"
+            ))),
         }
     }
 
