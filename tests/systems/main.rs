@@ -14,3 +14,4 @@ mod published;
 mod support;
 mod tables;
 mod text;
+mod xyz;

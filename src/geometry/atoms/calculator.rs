@@ -255,8 +255,8 @@ impl Calculator {
         let Joined { graph, input, positions } = self.potential.joined(all)?;
         let graph = match all.iter().any(|of| of.volume().is_some()) {
             false => graph,
-            // The strain of one graph is a smaller computation.
-            true if all.len() == 1 => graph.strained(),
+            // One strain for all edges is less work, and a system of this size has the graph for itself.
+            true if graph.nodes() > BATCH && all.len() == 1 => graph.strained(),
             true => graph.strained_each(),
         };
         let found = self.potential.net.energy_forces(&graph, &input)?;
