@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 /// The most words of a column.
 pub(super) const WIDEST: usize = 1024;
+/// What no name of a column has, because readers take it for the begin or end of a value.
+pub(super) const ODD: [char; 8] = ['"', '\'', '{', '}', '[', ']', '\\', '='];
 /// The longest line in bytes, so that a file without line ends is refused before it fills the memory.
 const LONGEST: usize = 64 << 20;
 
@@ -337,6 +339,9 @@ fn columns(text: &str) -> std::result::Result<Vec<Column>, String> {
         let &[name, kind, width] = part else {
             return Err(format!("`Properties` is `{text}`; use name:kind:width for every column"));
         };
+        if name.is_empty() || name.contains(ODD) {
+            return Err(format!("the column `{name}` needs a name without quotes and brackets"));
+        }
         let width: usize = width
             .parse()
             .ok()

@@ -1,6 +1,7 @@
 //! Writing frames as text.
 
 use super::pairs::pair;
+use super::reader::{ODD, WIDEST};
 use super::{Column, Frame, append};
 use crate::error::{Error, Result};
 use crate::geometry::atoms::elements::symbol;
@@ -94,14 +95,14 @@ impl Frame {
         }
         for (i, column) in self.columns.iter().enumerate() {
             let Column { name, width, rows, .. } = column;
-            let odd = |c: char| c.is_whitespace() || c.is_control() || ":\"'\\=".contains(c);
+            let odd = |c: char| c.is_whitespace() || c.is_control() || c == ':' || ODD.contains(&c);
             if name.is_empty() || name.contains(odd) || COLUMNS.contains(&name.as_str()) {
                 return Err(format!("`{name}` cannot be another column; use a word that is no field's name"));
             }
             if self.columns[..i].iter().any(|other| other.name == *name) {
                 return Err(format!("the column `{name}` comes twice"));
             }
-            if !(1..=super::reader::WIDEST).contains(width) || rows.len() != n {
+            if !(1..=WIDEST).contains(width) || rows.len() != n {
                 return Err(format!("the column `{name}`: {} rows of {width} for {n} atoms", rows.len()));
             }
             if let Some(i) = rows.iter().position(|row| {
