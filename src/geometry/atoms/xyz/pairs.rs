@@ -47,16 +47,22 @@ fn key(text: &str) -> (String, &str) {
     word(text, |c| c == '=' || c.is_whitespace())
 }
 
-/// Splits a value from the rest.
+/// Splits a value from the rest: words and enclosures up to a blank, as in `"1 2"` and `name"two words"`.
 fn value<'a>(key: &str, text: &'a str) -> Result<(String, &'a str), String> {
-    match text.chars().next() {
-        Some(open @ ('"' | '\'' | '{' | '[')) => {
-            let close = closing(open);
-            enclosed(text).ok_or_else(|| format!("the value of `{key}` has no closing `{close}`"))
-        }
-        _ => Ok(word(text, char::is_whitespace)),
+    let (mut whole, mut rest) = (String::new(), text);
+    loop {
+        let (part, after) = word(rest, |c| c.is_whitespace() || OPEN.contains(&c));
+        whole += &part;
+        let Some(open) = after.chars().next().filter(|c| OPEN.contains(c)) else { return Ok((whole, after)) };
+        let (part, after) = enclosed(after)
+            .ok_or_else(|| format!("the value of `{key}` has no closing `{}`", closing(open)))?;
+        whole += &part;
+        rest = after;
     }
 }
+
+/// What begins an enclosure.
+const OPEN: [char; 4] = ['"', '\'', '{', '['];
 
 fn closing(open: char) -> char {
     match open {
@@ -137,8 +143,11 @@ fn quoted(text: &str) -> String {
 /// text `_JSON [1, 2]`, in which ASE writes what it has no other form for.
 pub(super) fn words(text: &str) -> impl Iterator<Item = &str> {
     let text = text.trim();
-    let text = text.strip_prefix("_JSON ").unwrap_or(text);
-    text.split(|c: char| c.is_whitespace() || ",[]".contains(c)).filter(|word| !word.is_empty())
+    let text = text.strip_prefix("_JSON ").unwrap_or(text).trim();
+    // A single bracket is no list.
+    let brackets = text.starts_with('[') && text.ends_with(']');
+    let between = move |c: char| c.is_whitespace() || c == ',' || brackets && "[]".contains(c);
+    text.split(between).filter(|word| !word.is_empty())
 }
 
 /// Parses a finite number, also in Fortran's form `1d-3`.
@@ -198,6 +207,7 @@ mod tests {
             ("E = -3.1 eV", &[("E", Some("-3.1")), ("eV", None)]),
             ("x = y = z", &[("x", Some("y=z"))]),
             ("path=a=b c", &[("path", Some("a=b")), ("c", None)]),
+            (r#"a="1 2"3 b=x'y z'{1 2}"#, &[("a", Some("1 23")), ("b", Some("xy z1 2"))]),
             (
                 r#"a='1 2' b="say \"hi\"" "two words"=3"#,
                 &[("a", Some("1 2")), ("b", Some("say \"hi\"")), ("two words", Some("3"))],
@@ -212,7 +222,9 @@ mod tests {
         for (line, want) in cases {
             assert_eq!(read(line), of(want), "{line}");
         }
-        assert!(pairs("=5").is_err() && pairs("a=\"5").is_err() && pairs("a=[[1]").is_err());
+        for wrong in ["=5", "a=\"5", "a=[[1]", "a=5\" b=1"] {
+            assert!(pairs(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]
