@@ -7,13 +7,12 @@
 
 use clap::Parser;
 use serde_json::json;
-use std::fs::File;
-use std::io::BufWriter;
+use std::io::{BufRead, BufWriter};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tiebeam::geometry::elements::symbol;
 use tiebeam::geometry::xyz::{Frame, Keys, Reader, Writer};
-use tiebeam::{Error, Result};
+use tiebeam::{Result, files};
 
 /// Print the labels of a file of frames, and what is odd in it.
 #[derive(Parser)]
@@ -33,7 +32,7 @@ struct Args {
     /// Print every frame as a line of JSON
     #[arg(long)]
     json: bool,
-    /// Write the frames that were read to FILE, which is made or overwritten as they come
+    /// Write the frames that were read to FILE, completely or not at all
     #[arg(long, value_name = "FILE")]
     rewrite: Option<PathBuf>,
 }
@@ -44,27 +43,39 @@ fn body(args: &Args) -> Result<()> {
         .forces(args.forces_key.clone())
         .stress(args.stress_key.clone());
     let mut reader = Reader::open(&args.file)?.keys(keys);
-    let create = |path: &PathBuf| {
-        let file = File::create(path).map_err(|e| Error::io(path, e))?;
-        Ok::<_, Error>(Writer::new(BufWriter::new(file), path))
-    };
-    let mut writer = args.rewrite.as_ref().map(create).transpose()?;
-    for frame in reader.by_ref() {
-        let frame = frame?;
-        if args.json {
-            println!("{}", line(&frame));
-        }
-        writer.as_mut().map_or(Ok(()), |writer| writer.write(&frame))?;
+    match &args.rewrite {
+        None => frames(args, &mut reader, |_| Ok(()))?,
+        Some(path) => files::replace(path, |file| {
+            let mut writer = Writer::new(BufWriter::new(file), path);
+            frames(args, &mut reader, |frame| writer.write(frame))?;
+            writer.flush()
+        })?,
     }
     let labels = reader.labels();
     let text = format!("{} frames\n{labels}", labels.frames);
     // Lines of JSON have stdout for themselves.
     if args.json {
-        eprintln!("{text}")
+        eprintln!("{text}");
     } else {
-        println!("{text}")
+        println!("{text}");
     }
     labels.remarks().for_each(|remark| eprintln!("{remark}"));
+    Ok(())
+}
+
+/// Prints and writes every frame.
+fn frames<R: BufRead>(
+    args: &Args,
+    reader: &mut Reader<R>,
+    mut write: impl FnMut(&Frame) -> Result<()>,
+) -> Result<()> {
+    for frame in reader.by_ref() {
+        let frame = frame?;
+        if args.json {
+            println!("{}", line(&frame));
+        }
+        write(&frame)?;
+    }
     Ok(())
 }
 

@@ -182,7 +182,7 @@ impl Graph {
         match &self.strain {
             None => d,
             Some(strain) if strain.shape().len() == 2 => d.matmul_f32(strain),
-            Some(_) if self.edges.len() == 0 => d,
+            Some(_) if self.edges.is_empty() => d,
             Some(strain) => {
                 let n = self.dimension();
                 let of: Vec<u32> =

@@ -202,7 +202,8 @@ mod tests {
 
     #[test]
     fn pairs_are_those_of_ase() {
-        let cases: &[(&str, &[(&str, Option<&str>)])] = &[
+        type Pairs<'a> = &'a [(&'a str, Option<&'a str>)];
+        let cases: &[(&str, Pairs)] = &[
             ("a=1 b", &[("a", Some("1")), ("b", None)]),
             ("E = -3.1 eV", &[("E", Some("-3.1")), ("eV", None)]),
             ("x = y = z", &[("x", Some("y=z"))]),

@@ -47,6 +47,14 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
+    /// Passes what the output has buffered on. An output that is dropped without this cannot tell of an error.
+    ///
+    /// # Errors
+    /// When the output cannot be written.
+    pub fn flush(&mut self) -> Result<()> {
+        self.output.flush().map_err(|e| Error::io(&self.path, e))
+    }
+
     /// Number of frames written.
     pub fn frames(&self) -> usize {
         self.frames
