@@ -310,6 +310,14 @@ fn a_reader_takes_one_frame_at_a_time() {
     assert_eq!((writer.frames(), reader.labels().frames, reader.bytes()), (1000, 1000, 17_000));
     let again = xyz::parse(std::str::from_utf8(&text).expect("text")).expect("frames");
     assert_eq!(again.len(), 1000);
+    // Names without end, and lines that make a reader of bad design take the square of their length.
+    let names: String = (0..2000).map(|i| format!("1\nenergy_{i}=1 energy=2\nH 0 0 0\n")).collect();
+    let (frames, labels) = read(&names, Keys::default());
+    assert_eq!((frames.len(), labels.used(Quantity::Energy)), (2000, 2000));
+    assert!(labels.found.len() <= 256, "{} names", labels.found.len());
+    for line in ["a ".to_string() + &"= b ".repeat(200_000), "'a \"b ".repeat(200_000)] {
+        read(&format!("1\n{line}\nH 0 0 0\n"), Keys::default());
+    }
     // What comes after an error is not read.
     let mut reader = Reader::new(&b"1\n\nH 0 0 0\nx\n1\n\nH 0 0 0\n"[..]).named("my.xyz");
     assert!(reader.next().expect("a frame").is_ok());

@@ -104,6 +104,9 @@ pub struct Label {
     pub used: usize,
 }
 
+/// The most names and remarks that are kept. A file that gives every frame names of its own must not fill the memory.
+const MOST: usize = 256;
+
 /// What a [`super::Reader`] has found so far: labels by name, and what was odd. Printed, it is a table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -150,22 +153,24 @@ impl Labels {
     }
 
     pub(super) fn note(&mut self, kind: &str, text: impl FnOnce() -> String) {
-        match self.odd.get_mut(kind) {
-            Some((_, count)) => *count += 1,
-            None => drop(self.odd.insert(kind.into(), (text(), 1))),
+        if let Some((_, count)) = self.odd.get_mut(kind) {
+            *count += 1;
+        } else if self.odd.len() < MOST {
+            self.odd.insert(kind.into(), (text(), 1));
         }
     }
 
     fn count(&mut self, quantity: Quantity, name: &str, used: bool) {
-        let label = match self.found.iter_mut().find(|l| l.quantity == quantity && l.name == name) {
-            Some(label) => label,
-            None => {
-                self.found.push(Label { quantity, name: name.into(), frames: 0, used: 0 });
-                self.found.last_mut().expect("just pushed")
-            }
-        };
-        label.frames += 1;
-        label.used += used as usize;
+        let known = self.found.iter().position(|l| l.quantity == quantity && l.name == name);
+        if known.is_none() && self.found.len() >= MOST && !used {
+            return;
+        }
+        let at = known.unwrap_or_else(|| {
+            self.found.push(Label { quantity, name: name.into(), frames: 0, used: 0 });
+            self.found.len() - 1
+        });
+        self.found[at].frames += 1;
+        self.found[at].used += usize::from(used);
     }
 }
 

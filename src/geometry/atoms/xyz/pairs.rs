@@ -26,7 +26,8 @@ pub(super) fn pairs(line: &str) -> Result<Vec<Pair>, String> {
         // A plain comment may say `a = b = c`. What follows a second `=` is still the value.
         while let Some(after) = rest.strip_prefix('=') {
             let (more, after) = value(&key, after.trim_start())?;
-            whole = format!("{whole}={more}");
+            whole.push('=');
+            whole.push_str(&more);
             rest = after.trim_start();
         }
         all.push((key, Some(whole)));
