@@ -377,7 +377,8 @@ impl Calculator {
     }
 }
 
-/// The most atoms of a graph of several systems. Above a few hundred, the time of an atom no longer falls.
+/// The most atoms of a graph of several systems. On llvmpipe, 10 000 frames of 4 atoms took 5.3 s by graphs of 64 atoms, 2.9 by 256,
+/// and 2.3 to 3.1 by 512 to 4096.
 const BATCH: usize = 1024;
 /// The memory of a graph that is not cut into parts, in bytes.
 const LARGE: usize = 1 << 30;
