@@ -276,10 +276,12 @@ fn stress(
     for name in names() {
         let lower = name.to_ascii_lowercase();
         let known = rank(&STRESS, name).is_some();
-        let like = known || lower.contains("stress") || lower.contains("virial");
-        let is_matrix = symmetric(name, &keys[name]);
-        if used == Some(name) || like && is_matrix.is_ok() {
-            labels.count(quantity(name), name, used == Some(name));
+        let is = used == Some(name);
+        if !(is || known || lower.contains("stress") || lower.contains("virial")) {
+            continue;
+        }
+        if is || symmetric(name, &keys[name]).is_ok() {
+            labels.count(quantity(name), name, is);
         }
         if let (true, true, Err(why)) = (known, used.is_none(), read(name)) {
             labels.note(&format!("no stress {name}"), || format!("line {line}: {why}; it was not used"));
