@@ -4,7 +4,7 @@
 CARGO ?= cargo
 TARGET = $(abspath $(or $(CARGO_TARGET_DIR),target))
 .DEFAULT_GOAL := help
-.PHONY: help demo smollm test test-discrete test-listed test-long variants bench lint cross msrv deny check-shaders docs guide test-docs package semver install-capi uninstall-capi test-python vulkan python components targets
+.PHONY: help demo smollm test test-discrete test-listed test-long variants bench lint cross msrv deny check-shaders docs guide test-docs package semver install-capi uninstall-capi test-python test-ase vulkan python components targets
 
 # The systems for which `make cross` checks that everything compiles.
 CROSS = x86_64-pc-windows-msvc aarch64-apple-darwin
@@ -98,6 +98,12 @@ test-python: vulkan ## install the Python package with ASE in a virtual environm
 	'$(TRIED)/venv/bin/python' -m pip install --quiet './python[ase]'
 	TIEBEAM_TEST_DATA='$(TRIED)/model' TIEBEAM_COMMAND='$(TARGET)/release/tiebeam' \
 		'$(TRIED)/venv/bin/python' python/tests/test_calculator.py
+
+test-ase: ## compare the reader of extended XYZ with ASE's, which is installed in a virtual environment below target/, from the network
+	$(CARGO) build --release --example labels
+	$(PYTHON) -m venv '$(TRIED)/venv'
+	'$(TRIED)/venv/bin/python' -m pip install --quiet 'ase>=3.23'
+	TIEBEAM_LABELS='$(TARGET)/release/examples/labels' '$(TRIED)/venv/bin/python' python/tests/test_extxyz.py
 
 guide: ## build the guide from docs/ with mdBook, target/guide/index.html
 	@mdbook --version >/dev/null 2>&1 || $(CARGO) install --locked mdbook@0.5.4 --no-default-features --features search

@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
 use std::fmt::Display;
-use std::io::{ErrorKind, IsTerminal, Read, Write, stderr, stdin, stdout};
+use std::io::{BufRead, BufReader, BufWriter, ErrorKind, IsTerminal, Read, Write, stderr, stdin, stdout};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -183,6 +183,20 @@ impl Context {
         Ok(text)
     }
 
+    /// Opens a file of text, or stdin for `-`, to be read as it comes. Returns the number of bytes too, if it is known.
+    pub fn input(&self, path: &Path) -> Result<(Box<dyn BufRead>, Option<u64>)> {
+        if !is_standard(path) {
+            self.keep(path)?;
+            let file = std::fs::File::open(path).map_err(|e| Error::io(path, e))?;
+            let length = file.metadata().ok().filter(|found| found.is_file()).map(|found| found.len());
+            return Ok((Box::new(BufReader::with_capacity(1 << 16, file)), length));
+        }
+        if self.stdin_read.replace(true) {
+            return Err(Error::config("`-` is given twice, but stdin can be read once"));
+        }
+        Ok((Box::new(BufReader::new(stdin())), None))
+    }
+
     /// Checks that the file of JSON lines is not one that the command reads, or writes as something else.
     pub fn keep(&self, path: &Path) -> Result<()> {
         let Lines::File(lines, _) = &self.lines else { return Ok(()) };
@@ -220,6 +234,22 @@ impl Context {
         Ok(())
     }
 
+    /// Calls `content` to write a file as it comes, completely or not at all, or stdout for `-`. What `content` has captured is
+    /// dropped before the file gets its name.
+    pub fn stream<T>(&self, path: &Path, content: impl FnOnce(&mut dyn Write) -> Result<T>) -> Result<T> {
+        if is_standard(path) {
+            return content(&mut Stdout);
+        }
+        let mut found = None;
+        files::replace(path, |file| {
+            let mut output = BufWriter::with_capacity(1 << 16, file);
+            found = Some(content(&mut output)?);
+            output.flush().map_err(|e| Error::io(path, e))
+        })?;
+        self.note(format_args!("wrote {}", path.display()));
+        found.ok_or_else(|| Error::config("nothing was written"))
+    }
+
     /// A bar or spinner on stderr, which shows nothing if remarks are not wanted or nobody is looking.
     pub fn bar(&self, length: Option<u64>, template: &str) -> ProgressBar {
         if self.quiet {
@@ -232,9 +262,27 @@ impl Context {
     }
 }
 
+/// Stdout, which ends the process as [`write`] does.
+struct Stdout;
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        put(stdout(), bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Writes to stdout or stderr. If the reader has gone away, the process ends quietly, with the code of a process that SIGPIPE ends.
-fn write(mut stream: impl Write, text: &str) {
-    if let Err(error) = stream.write_all(text.as_bytes()).and_then(|()| stream.flush()) {
+fn write(stream: impl Write, text: &str) {
+    put(stream, text.as_bytes());
+}
+
+fn put(mut stream: impl Write, bytes: &[u8]) {
+    if let Err(error) = stream.write_all(bytes).and_then(|()| stream.flush()) {
         if error.kind() != ErrorKind::BrokenPipe {
             // This fails too if the lost stream is stderr itself.
             let _ = writeln!(stderr(), "error: cannot write: {error}");

@@ -1,16 +1,20 @@
-//! `tiebeam predict`: runs a trained potential on the frames of a file.
+//! `tiebeam predict`: runs a trained potential on the frames of a file, in memory that does not grow with the file.
 
-use crate::context::{Context, is_standard};
+use crate::context::{Context, is_standard, on_interrupt, unless_stopped};
+use indicatif::ProgressBar;
 use serde_json::json;
+use std::io::{BufRead, Write};
 use std::path::PathBuf;
-use tiebeam::geometry::xyz::{self, Frame};
-use tiebeam::geometry::{Atoms, Calculator, Ponita, Potential};
-use tiebeam::{Error, Result};
+use std::sync::atomic::AtomicBool;
+use tiebeam::geometry::xyz::{Frame, Keys, Labels, Quantity, Reader, Writer};
+use tiebeam::geometry::{Atoms, Calculator, Nearest, Ponita, Potential, Properties};
+use tiebeam::{Error, Result, files};
 
 const EXAMPLES: &str = "\
 Examples:
   tiebeam predict model.safetensors frames.xyz out.xyz
   tiebeam predict model.safetensors frames.xyz out.xyz --rotations 8 --json
+  tiebeam predict model.safetensors dataset.xyz out.xyz --energy-key dft_energy --forces-key dft_forces
   cat frames.xyz | tiebeam predict model.safetensors - - | head";
 
 /// Predict energies, forces and stress of extended XYZ frames with a trained potential
@@ -31,74 +35,232 @@ pub struct Args {
     /// 1e-4 of the largest. The model must have a radius
     #[arg(long)]
     tables: bool,
+    /// Key of the energies in the input with which predictions are compared [default: energy, else REF_energy, dft_energy,
+    /// free_energy and others]
+    #[arg(long, value_name = "NAME")]
+    energy_key: Option<String>,
+    /// Column of the forces in the input [default: forces, else force, REF_forces, dft_forces and others]
+    #[arg(long, value_name = "NAME")]
+    forces_key: Option<String>,
+    /// Key of the stress in the input, or of the virial if `virial` is a part of the name [default: stress, else REF_stress,
+    /// dft_stress, virial and others]
+    #[arg(long, value_name = "NAME")]
+    stress_key: Option<String>,
 }
 
 pub fn run(args: &Args, context: &Context) -> Result<()> {
     context.expect_data(Some(&args.output))?;
-    let text = context.read(&args.input)?;
-    let wrong = |(line, why)| Error::format(&args.input, format!("line {line}: {why}"));
-    let frames = xyz::parse(&text).map_err(wrong)?;
-    // Checked first, so that errors are reported before the long work.
-    let results_left_out: Vec<Frame> = frames.iter().map(Frame::without_results).collect();
-    match is_standard(&args.output) {
-        true => drop(xyz::text(&args.output, &results_left_out)?),
-        false => xyz::check(&args.output, results_left_out)?,
+    let (input, length) = context.input(&args.input)?;
+    let keys = Keys::default()
+        .energy(args.energy_key.clone())
+        .forces(args.forces_key.clone())
+        .stress(args.stress_key.clone());
+    let mut reader = Reader::new(input).named(&args.input).keys(keys);
+    // The first frames and the output come before the model, so that what is wrong with them is said before the long work.
+    let first = take(&mut reader)?;
+    if !is_standard(&args.output) {
+        context.keep(&args.output)?;
+        files::check(&args.output)?;
     }
     let potential = Potential::load(&context.open()?, &args.model)?;
-    let named = |i: usize, error: Error| match error {
-        Error::Config { message, .. } => Error::format(&args.input, format!("frame {i}: {message}")),
-        other => other,
-    };
-    for (i, frame) in frames.iter().enumerate() {
-        potential.check(&Atoms::of(frame)).map_err(|e| named(i, e))?;
-    }
+    check(args, &potential, &first, 0)?;
     let potential = if args.tables { potential.tabulate(Ponita::TABLE_POINTS)? } else { potential };
-    let calculator = Calculator::new(potential).rotations(args.rotations as usize);
-    let bar = context.bar(Some(frames.len() as u64), "{bar:32} {pos}/{len} frames, ETA {eta}");
-    let mut predicted = Vec::with_capacity(frames.len());
-    for (i, frame) in frames.iter().enumerate() {
-        let found = calculator.predict(frame).map_err(|e| named(i, e))?;
-        let forces = found.forces.iter().flatten().flatten();
-        context.record(&json!({
-            "line": "frame", "frame": i, "atoms": found.species.len(), "energy": found.energy,
-            "largest_force": forces.fold(0.0, |most: f64, x| most.max(x.abs())), "stress": found.stress,
-        }))?;
-        predicted.push(found);
-        bar.inc(1);
+    let template = match length {
+        Some(_) => "{bar:32} {bytes}/{total_bytes} read, {msg} frames, ETA {eta}",
+        None => "{spinner} {bytes} read, {msg} frames",
+    };
+    let mut work = Work {
+        args,
+        context,
+        calculator: Calculator::new(potential).rotations(args.rotations as usize),
+        stop: &*on_interrupt()?,
+        bar: context.bar(length, template),
+        errors: Default::default(),
+        near: None,
+    };
+    let (frames, labels) = context.stream(&args.output, |output| {
+        // The input is closed before the output gets its name, which may be the same.
+        let mut reader = reader;
+        let frames = work.all(first, &mut reader, output)?;
+        Ok((frames, reader.labels().clone()))
+    })?;
+    work.report(frames, &labels)
+}
+
+/// The most atoms that are read before they are predicted. Small frames of this many atoms together share a graph.
+const AT_ONCE: usize = 1024;
+
+/// Reads the next frames. Batches depend on the frames alone and not on how they come, so that a pipe gives the bits of a file.
+fn take<R: BufRead>(reader: &mut Reader<R>) -> Result<Vec<Frame>> {
+    let (mut frames, mut atoms) = (Vec::new(), 0);
+    while atoms < AT_ONCE {
+        let Some(frame) = reader.next().transpose()? else { break };
+        // A frame without atoms must not let the batch grow for ever.
+        atoms += frame.len().max(1);
+        frames.push(frame);
     }
-    bar.finish_and_clear();
-    let text = xyz::text(&args.output, &predicted)?;
-    context.write(&args.output, &text)?;
-    context.result(format_args!("{} frames predicted", predicted.len()));
-    for (what, unit, error) in [
-        ("energy", "meV", mean_error(&frames, &predicted, |f| f.energy.iter().copied().collect())),
-        (
-            "force",
-            "meV/A",
-            mean_error(&frames, &predicted, |f| f.forces.iter().flatten().flatten().copied().collect()),
-        ),
-    ] {
-        if let Some((error, count)) = error {
-            let error = 1e3 * error;
+    Ok(frames)
+}
+
+/// Checks what can be told before the work.
+fn check(args: &Args, potential: &Potential, frames: &[Frame], first: usize) -> Result<()> {
+    let one = |(i, frame): (usize, &Frame)| {
+        potential.check(&Atoms::of(frame)).map_err(|e| named(args, first + i, e))
+    };
+    frames.iter().enumerate().try_for_each(one)
+}
+
+/// Names the input and the frame in an error.
+fn named(args: &Args, frame: usize, error: Error) -> Error {
+    match error {
+        Error::Config { message, .. } => Error::format(&args.input, format!("frame {frame}: {message}")),
+        other => other,
+    }
+}
+
+/// What a run needs, and what it has found so far.
+struct Work<'a> {
+    args: &'a Args,
+    context: &'a Context,
+    calculator: Calculator,
+    stop: &'a AtomicBool,
+    bar: ProgressBar,
+    errors: [Sum; 3],
+    /// The first frame with atoms that are nearer than any that the model was trained on, and the number of such frames.
+    near: Option<(usize, Nearest, usize)>,
+}
+
+/// A sum of absolute differences.
+#[derive(Default)]
+struct Sum {
+    sum: f64,
+    count: usize,
+}
+
+impl Sum {
+    fn add(&mut self, given: impl IntoIterator<Item = f64>, found: impl IntoIterator<Item = f64>) {
+        for (a, b) in given.into_iter().zip(found) {
+            self.sum += (a - b).abs();
+            self.count += 1;
+        }
+    }
+}
+
+impl Work<'_> {
+    /// Predicts all frames and writes them as they are done. Returns their number.
+    fn all<R: BufRead>(
+        &mut self,
+        first: Vec<Frame>,
+        reader: &mut Reader<R>,
+        output: &mut dyn Write,
+    ) -> Result<usize> {
+        let mut writer = Writer::new(output, &self.args.output);
+        let mut batch = first;
+        while !batch.is_empty() {
+            unless_stopped(self.stop, "nothing was written")?;
+            check(self.args, self.calculator.potential(), &batch, writer.frames())?;
+            let found = self.predict(&batch, writer.frames())?;
+            for (frame, found) in batch.iter().zip(found) {
+                self.note(writer.frames(), frame, &found)?;
+                let (energy, forces, stress) = (Some(found.energy), Some(found.forces), found.stress);
+                writer.write(&Frame { energy, forces, stress, ..frame.without_results() })?;
+            }
+            self.bar.set_position(reader.bytes());
+            self.bar.set_message(writer.frames().to_string());
+            batch = take(reader)?;
+        }
+        self.bar.finish_and_clear();
+        Ok(writer.frames())
+    }
+
+    fn predict(&self, frames: &[Frame], first: usize) -> Result<Vec<Properties>> {
+        let atoms: Vec<Atoms> = frames.iter().map(Atoms::of).collect();
+        self.calculator.energies_forces(&atoms).or_else(|_| {
+            // One by one, the frame at fault is found by its number in the file.
+            let alone = |(i, of): (usize, &Atoms)| {
+                let found = self.calculator.energy_forces(of.positions, of.species, of.cell);
+                found.map_err(|e| named(self.args, first + i, e))
+            };
+            atoms.iter().enumerate().map(alone).collect()
+        })
+    }
+
+    /// Compares a frame's results with what the input has, and looks at its nearest atoms.
+    fn note(&mut self, i: usize, frame: &Frame, found: &Properties) -> Result<()> {
+        let all = || found.forces.iter().flatten().copied();
+        self.context.record(&json!({
+            "line": "frame", "frame": i, "atoms": frame.len(), "energy": found.energy,
+            "largest_force": all().fold(0.0, |most: f64, x| most.max(x.abs())), "stress": found.stress,
+            "nearest": found.nearest.map(|nearest| nearest.distance),
+        }))?;
+        let [energy, force, stress] = &mut self.errors;
+        energy.add(frame.energy, [found.energy]);
+        force.add(frame.forces.iter().flatten().flatten().copied(), all());
+        stress
+            .add(frame.stress.into_iter().flatten().flatten(), found.stress.into_iter().flatten().flatten());
+        let Some(nearest) = found.nearest else { return Ok(()) };
+        let known = self.calculator.potential().nearest;
+        if nearest.is_one_point() {
+            let message = format!("{} are at one point; take one of them out", pair(&nearest));
+            return Err(named(self.args, i, Error::config(message)));
+        }
+        // Distances are in f32, so a frame of the training data may be nearer by its rounding.
+        if known.is_some_and(|known| nearest.distance < known * (1.0 - 1e-4)) {
+            self.near.get_or_insert((i, nearest, 0)).2 += 1;
+        }
+        Ok(())
+    }
+
+    /// Prints what was found.
+    fn report(&self, frames: usize, labels: &Labels) -> Result<()> {
+        let context = self.context;
+        context.result(format_args!("{frames} frames predicted"));
+        for quantity in Quantity::ALL {
+            if labels.of(quantity).next().is_some() {
+                context.note(format_args!("{quantity} in the input: {}", labels.line(quantity)));
+            }
+        }
+        labels
+            .remarks()
+            .for_each(|remark| context.note(format_args!("{}: {remark}", self.args.input.display())));
+        let [energy, forces, stress] =
+            [&self.args.energy_key, &self.args.forces_key, &self.args.stress_key].map(Option::as_deref);
+        for (asked, of) in [
+            (energy, &[Quantity::Energy][..]),
+            (forces, &[Quantity::Forces]),
+            (stress, &[Quantity::Stress, Quantity::Virial]),
+        ] {
+            if let Some(name) = asked.filter(|_| of.iter().all(|&q| labels.used(q) == 0)) {
+                context.note(format_args!("warning: no frame of the input has `{name}`"));
+            }
+        }
+        if let (Some((i, nearest, count)), Some(known)) = (&self.near, self.calculator.potential().nearest) {
+            context.note(format_args!(
+                "warning: frame {i}: {} are {:.3} A apart, nearer than any that the model was trained on ({known:.3} A); results \
+                 there are a guess ({count} such frames)",
+                pair(nearest),
+                nearest.distance
+            ));
+        }
+        let names = [("energy", "meV"), ("force", "meV/A"), ("stress", "meV/A^3")];
+        for ((what, unit), Sum { sum, count }) in names.into_iter().zip(&self.errors) {
+            if *count == 0 {
+                continue;
+            }
+            let error = 1e3 * sum / *count as f64;
             context
                 .result(format_args!("{what} MAE {error:.3} {unit} over {count} values that the input has"));
             context
                 .record(&json!({"line": "error", "of": what, "mae": error, "unit": unit, "values": count}))?;
         }
+        Ok(())
     }
-    Ok(())
 }
 
-/// Returns the mean absolute difference between the values that the input has and the predicted ones, and their number.
-fn mean_error(
-    frames: &[Frame],
-    predicted: &[Frame],
-    part: impl Fn(&Frame) -> Vec<f64>,
-) -> Option<(f64, usize)> {
-    let pairs = frames.iter().zip(predicted).flat_map(|(a, b)| {
-        // If the input has no values, the zip is empty.
-        part(a).into_iter().zip(part(b)).collect::<Vec<_>>()
-    });
-    let (sum, count) = pairs.fold((0.0, 0), |(sum, count), (a, b)| (sum + (a - b).abs(), count + 1));
-    (count > 0).then(|| (sum / count as f64, count))
+/// Names two atoms.
+fn pair(nearest: &Nearest) -> String {
+    match nearest.atoms {
+        [a, b] if a == b => format!("atom {a} and its periodic image"),
+        [a, b] => format!("atoms {a} and {b}"),
+    }
 }

@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tiebeam::geometry::dynamics::Verlet;
 use tiebeam::geometry::vectors::{self, DVec3};
-use tiebeam::geometry::xyz::{self, Frame};
+use tiebeam::geometry::xyz::{self, Frame, Keys, Labels, Quantity};
 use tiebeam::geometry::{Calculator, Grid, Ponita, PonitaConfig, Potential};
 use tiebeam::{Error, Gpu, Result, Rng};
 
@@ -36,6 +36,15 @@ pub struct Args {
     /// Extended XYZ with energies in eV and forces in eV per angstrom [default: a simulated Morse cluster]
     #[arg(long)]
     pub data: Option<PathBuf>,
+    /// Key of the energies in the data [default: energy, else REF_energy, dft_energy, free_energy and others]
+    #[arg(long, value_name = "NAME", requires = "data")]
+    pub energy_key: Option<String>,
+    /// Column of the forces in the data [default: forces, else force, REF_forces, dft_forces and others]
+    #[arg(long, value_name = "NAME", requires = "data")]
+    pub forces_key: Option<String>,
+    /// Key of the stress in the data, or of the virial. Stress is shown in the table of labels and not trained on
+    #[arg(long, value_name = "NAME", requires = "data")]
+    pub stress_key: Option<String>,
     /// Frames at the end of the data that are not trained on
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     pub held_out: u32,
@@ -134,14 +143,42 @@ fn frames(args: &Args) -> Result<Vec<Frame>> {
         println!("data       {} (a copper cluster under a Morse potential)", path.display());
         return Ok(frames);
     };
-    let frames = xyz::read(path)?;
-    match frames.iter().position(|f| f.energy.is_none() || f.forces.is_none()) {
-        Some(i) => {
-            let message = format!("frame {i} lacks an energy or forces; take it out");
-            Err(Error::format(path, message))
-        }
-        None => Ok(frames),
+    let keys = Keys::default()
+        .energy(args.energy_key.clone())
+        .forces(args.forces_key.clone())
+        .stress(args.stress_key.clone());
+    let (frames, labels) = xyz::read_with(path, &keys)?;
+    println!("data       {}, {} frames with these labels:", path.display(), frames.len());
+    for quantity in Quantity::ALL {
+        let trained = matches!(quantity, Quantity::Energy | Quantity::Forces);
+        let rest = if !trained && labels.used(quantity) > 0 { "; read, and not trained on" } else { "" };
+        println!("           {quantity:<8} {}{rest}", labels.line(quantity));
     }
+    labels.remarks().for_each(|remark| println!("           {remark}"));
+    labelled(&frames, &labels).map_err(|message| Error::format(path, message))?;
+    Ok(frames)
+}
+
+/// Checks that every frame has what is trained on. An error says what there is instead.
+fn labelled(frames: &[Frame], labels: &Labels) -> std::result::Result<(), String> {
+    for (quantity, option) in [(Quantity::Energy, "--energy-key"), (Quantity::Forces, "--forces-key")] {
+        let lacks = |f: &Frame| match quantity {
+            Quantity::Energy => f.energy.is_none(),
+            _ => f.forces.is_none(),
+        };
+        let Some(i) = frames.iter().position(lacks) else { continue };
+        let others: Vec<String> =
+            labels.of(quantity).filter(|l| l.used < l.frames).map(|l| format!("`{}`", l.name)).collect();
+        let advice = match others.is_empty() {
+            true => format!("name theirs by {option}"),
+            false => format!("name one of {} by {option}", others.join(", ")),
+        };
+        return Err(match frames.iter().all(lacks) {
+            true => format!("no frame has {quantity} under the names that are looked for; {advice}"),
+            false => format!("frame {i} lacks {quantity}; take it out, or {advice}"),
+        });
+    }
+    Ok(())
 }
 
 fn potential(args: &Args, gpu: &Gpu, training: &[Frame]) -> Result<Potential> {
@@ -216,9 +253,10 @@ fn dynamics(args: &Args, calculator: &Calculator, start: &Frame, stop: &AtomicBo
         drift.push((time, 1e3 * (atoms.total() - first) / n));
         kinetic.push((time, 1e3 * atoms.kinetic() / n));
         if step % 10 == 0 {
-            let frame =
-                Frame { positions: atoms.positions.clone(), energy: Some(atoms.potential), ..start.clone() };
-            trajectory.push(Frame { forces: None, stress: None, ..frame });
+            let (positions, energy) = (atoms.positions.clone(), Some(atoms.potential));
+            // Labels and columns of the start are not those of a later moment.
+            let Frame { species, cell, .. } = start.clone();
+            trajectory.push(Frame { species, positions, cell, energy, ..Frame::default() });
         }
         bar.set_message(format!("{:.0} K", atoms.temperature()));
         bar.inc(1);
@@ -258,6 +296,55 @@ fn main() -> ExitCode {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A run continues only with the frames that it began with.
+    #[test]
+    fn all_that_is_trained_on_counts() {
+        use tiebeam::geometry::Cell;
+        let frame = Frame {
+            species: vec![29, 29],
+            positions: vec![[0.0; 3], [0.0, 0.0, 2.5]],
+            energy: Some(-1.0),
+            forces: Some(vec![[1.0, 2.0, 3.0]; 2]),
+            cell: Some(Cell::cuboid([8.0; 3])),
+            ..Frame::default()
+        };
+        let hash = |frame: Frame| train::fingerprint(&[frame]);
+        let same = Frame { other: [("note".to_string(), "x".to_string())].into(), ..frame.clone() };
+        assert_eq!(hash(same), hash(frame.clone()));
+        let slab = Cell { periodic: [true, true, false], ..Cell::cuboid([8.0; 3]) };
+        for other in [
+            Frame { species: vec![29, 28], ..frame.clone() },
+            Frame { positions: vec![[0.0; 3], [0.0, 0.0, 2.6]], ..frame.clone() },
+            Frame { energy: Some(-1.5), ..frame.clone() },
+            Frame { forces: Some(vec![[1.0, 2.0, 3.5]; 2]), ..frame.clone() },
+            Frame { cell: None, ..frame.clone() },
+            Frame { cell: Some(Cell::cuboid([8.0, 8.0, 9.0])), ..frame.clone() },
+            Frame { cell: Some(slab), ..frame.clone() },
+        ] {
+            assert_ne!(hash(other.clone()), hash(frame.clone()), "{other:?}");
+        }
+    }
+
+    /// Frames without labels are refused with the names that they have.
+    #[test]
+    fn a_run_without_labels_is_refused() {
+        let refusal = |keys: &str, asked: Keys| {
+            let text = format!("1\nProperties=species:S:1:pos:R:3:forces:R:3 {keys}\nCu 0 0 0 1 2 3\n");
+            let mut reader = xyz::Reader::new(text.as_bytes()).keys(asked);
+            let frames: Vec<Frame> = reader.by_ref().collect::<Result<_>>().expect("frames");
+            labelled(&frames, reader.labels()).err()
+        };
+        assert_eq!(refusal("REF_energy=1", Keys::default()), None);
+        let message = refusal("mace_energy=1", Keys::default()).expect("no energy that is known");
+        assert!(
+            message.contains("no frame has energy") && message.contains("`mace_energy` by --energy-key"),
+            "{message}"
+        );
+        assert_eq!(refusal("mace_energy=1", Keys::default().energy(Some("mace_energy".into()))), None);
+        let message = refusal("energy=1", Keys::default().forces(Some("f".into()))).expect("no such forces");
+        assert!(message.contains("`forces` by --forces-key"), "{message}");
+    }
 
     /// Energies and forces are learned in every precision, each of which rounds in its own way.
     #[test]

@@ -155,15 +155,34 @@ fn settings(args: &Args, training: &[Frame]) -> String {
     let Args {
         epochs, batch, channels, layers, orientations, radius, lr, energy_weight, as_given, seed, ..
     } = args;
-    // An FNV-1a hash of the frames, because a run must not continue with other frames.
-    let numbers = training.iter().flat_map(|f| f.positions.iter().flatten().chain(f.energy.iter()));
-    let bits = numbers.fold(0xcbf29ce484222325u64, |h, x| (h ^ x.to_bits()).wrapping_mul(0x100000001b3));
+    let bits = fingerprint(training);
     format!(
         "frames {} ({bits:016x}) epochs {epochs} batch {batch} channels {channels} layers {layers} orientations {orientations} radius \
          {radius:?} lr {lr} energy weight {energy_weight} as given {as_given} seed {seed} precision {}",
         training.len(),
         args.scope.precision
     )
+}
+
+/// Returns an FNV-1a hash of all that training takes from frames, because a run must not continue with others: atoms, species, cells,
+/// energies and forces, each with its length.
+pub fn fingerprint(frames: &[Frame]) -> u64 {
+    let mut hash = 0xcbf29ce484222325u64;
+    let mut add = |x: u64| hash = (hash ^ x).wrapping_mul(0x100000001b3);
+    for frame in frames {
+        let Frame { species, positions, cell, energy, forces, .. } = frame;
+        add(species.len() as u64);
+        species.iter().for_each(|&z| add(z.into()));
+        let forces = forces.iter().flatten().flatten();
+        let vectors = cell.iter().flat_map(|cell| cell.vectors.as_flattened());
+        let periodic = cell.iter().flat_map(|cell| cell.periodic.map(u64::from));
+        // What may be absent is counted, so that numbers cannot move from one list to the next.
+        let there = [cell.is_some(), energy.is_some(), frame.forces.is_some()].map(u64::from);
+        there.into_iter().chain(periodic).for_each(&mut add);
+        let numbers = positions.iter().flatten().chain(vectors).chain(energy).chain(forces);
+        numbers.for_each(|x| add(x.to_bits()));
+    }
+    hash
 }
 
 /// Draws the errors by epoch.

@@ -10,7 +10,7 @@ mod space;
 
 pub use crate::ops::points::bonds::Bonds;
 pub use crate::ops::points::edges::Edges;
-pub use atoms::calculator::{Calculator, Properties};
+pub use atoms::calculator::{Calculator, Nearest, Properties};
 pub use atoms::forces::EnergyForces;
 pub use atoms::potential::{Atoms, Batch, Potential, PotentialLoss};
 pub use atoms::{dynamics, elements, nbody, xyz};

@@ -16,3 +16,4 @@ mod published;
 mod support;
 mod tables;
 mod text;
+mod xyz;

@@ -7,99 +7,11 @@ use crate::support::potentials::{calculator, crystal, frame, potential};
 use tiebeam::geometry::dynamics::Verlet;
 use tiebeam::geometry::elements::{atomic_number, mass, symbol};
 use tiebeam::geometry::vectors::{DMat3, DVec3, Vec3, rotation, turned};
-use tiebeam::geometry::xyz::{self, Frame};
-use tiebeam::geometry::{Atoms, Calculator, Cell, Grid, Ponita, PonitaConfig, Potential};
+use tiebeam::geometry::xyz::Frame;
+use tiebeam::geometry::{Atoms, Calculator, Cell, Grid, Ponita, PonitaConfig, Potential, Properties};
 use tiebeam::nn::Parameters;
 use tiebeam::optim::{Group, Sgd, SgdConfig};
 use tiebeam::{Rng, Tensor};
-
-#[test]
-fn frames_read_back_as_the_same_bits() {
-    let mut periodic = frame(4, 2, 1.0 / 3.0);
-    periodic.cell = Some(Cell {
-        vectors: [[5.1, 0.0, 0.0], [1e-17, 6.2, 0.0], [0.1, -0.3, 1e9 / 7.0]],
-        periodic: [true, true, false],
-    });
-    periodic.stress = Some([[0.1, -0.2, 0.3], [-0.2, 1.0 / 3.0, 0.5], [0.3, 0.5, -1e-300]]);
-    let values = [("config_type", "bulk"), ("note", r#"two words, \"quoted\" and {braces}"#), ("empty", "")];
-    periodic.other = values.map(|(k, v)| (k.to_string(), v.to_string())).into();
-    let frames = [periodic, frame(5, 1, 1.0), Frame { forces: None, ..frame(6, 2, 1e-9) }, Frame::default()];
-    let folder = Folder::new("round");
-    let path = folder.join("round.xyz");
-    xyz::write(&path, &frames).expect("written");
-    assert_eq!(xyz::read(&path).expect("read"), frames);
-}
-
-#[test]
-fn other_programs_frames_are_read() {
-    let text = "2\nLattice=\"4 0 0 0 5 0 0 0 6\" Properties=id:I:1:species:S:1:tags:R:2:pos:R:3:force:R:3:fixed:L:1 energy=-1.5D+1 \
-                pbc=\"T F T\" virial={1 2 3} tensor=[[1, 2], [3, 4]] converged\n\
-                1 Cu 0.5 1 0.0 0.5 1.0 1 2 3 T\n2 8 0 0 1e-1 1 2 -1 -2 -3 F\n";
-    let frames = xyz::parse(text).expect("a frame");
-    let [frame] = &frames[..] else { panic!("{} frames", frames.len()) };
-    assert_eq!(frame.species, [29, 8]);
-    assert_eq!(frame.positions, [[0.0, 0.5, 1.0], [0.1, 1.0, 2.0]]);
-    assert_eq!(frame.forces.as_deref(), Some(&[[1.0, 2.0, 3.0], [-1.0, -2.0, -3.0]][..]));
-    let vectors = [[4.0, 0.0, 0.0], [0.0, 5.0, 0.0], [0.0, 0.0, 6.0]];
-    assert_eq!(frame.cell, Some(Cell { vectors, periodic: [true, false, true] }));
-    assert_eq!(frame.energy, Some(-15.0));
-    assert_eq!((frame.other["converged"].as_str(), frame.other["tensor"].as_str()), ("T", "[1, 2], [3, 4]"));
-    // Plain XYZ has a free comment and no Properties.
-    assert_eq!(xyz::parse("1\nmade by hand\nH 0 0 0\n\n").expect("plain")[0].species, [1]);
-    assert_eq!(xyz::parse("").expect("no frame"), []);
-}
-
-#[test]
-fn malformed_frames_are_refused_by_line() {
-    let good = "1\nProperties=species:S:1:pos:R:3\nH 0 0 0\n";
-    let cases = [
-        ("x\n\n", 1, "no number of atoms"),
-        ("-1\n\n", 1, "no number of atoms"),
-        ("1\n", 2, "ends before the line of keys"),
-        ("2\n\nH 0 0 0\n", 4, "ends after 1 of 2 atoms"),
-        ("99999999999999\n\nH 0 0 0\n", 4, "ends after 1 of"),
-        ("1\n\nH 0 0\n", 3, "3 columns, `Properties` names 4"),
-        ("1\n\nH 0 0 0 0\n", 3, "5 columns"),
-        ("1\n\nQq 0 0 0\n", 3, "`Qq` is no element"),
-        ("1\n\n119 0 0 0\n", 3, "`119` is no element"),
-        ("1\n\nH 0 nan 0\n", 3, "no finite number"),
-        ("1\n\nH 0 1e999 0\n", 3, "no finite number"),
-        ("1\n\nH 0 abc 0\n", 3, "`abc`"),
-        ("1\nLattice=\"1 0 0 0 1 0 0 0\"\nH 0 0 0\n", 2, "8 numbers; it needs 9"),
-        ("1\nLattice=\"1 0 0 0 1 0 0 0 x\"\nH 0 0 0\n", 2, "`x`"),
-        ("1\nLattice=\"1 0 0\nH 0 0 0\n", 2, "no closing"),
-        ("1\npbc=\"T T T\"\nH 0 0 0\n", 2, "without `Lattice`"),
-        ("1\nLattice=\"1 0 0 0 1 0 0 0 1\" pbc=\"T T\"\nH 0 0 0\n", 2, "three of T and F"),
-        ("1\nenergy=low\nH 0 0 0\n", 2, "`energy` is `low`"),
-        ("1\nenergy=1 energy=2\nH 0 0 0\n", 2, "comes twice"),
-        ("1\n=5\nH 0 0 0\n", 2, "without a key"),
-        ("1\nProperties=species:S:1\nH\n", 2, "no `pos`"),
-        ("1\nProperties=pos:R:3\n0 0 0\n", 2, "no `species`"),
-        ("1\nProperties=species:S:1:pos:R\nH 0 0 0\n", 2, "name:kind:width"),
-        ("1\nProperties=species:S:1:pos:R:2\nH 0 0\n", 2, "must be 3 of R"),
-        ("1\nProperties=species:S:1:pos:R:3:x:R:0\nH 0 0 0\n", 2, "1 to 1024"),
-        ("1\nProperties=species:S:1:pos:R:3:x:R:99999999999999999999\nH 0 0 0\n", 2, "1 to 1024"),
-        ("1\nProperties=species:S:1:pos:R:3:pos:R:3\nH 0 0 0 0 0 0\n", 2, "comes twice"),
-    ];
-    for (text, line, reason) in cases {
-        for (before, lines) in [("", 0), (good, 3)] {
-            let (at, message) = xyz::parse(&format!("{before}{text}")).expect_err(text);
-            assert_eq!(at, line + lines, "{text:?}: {message}");
-            assert!(message.contains(reason), "{text:?}: {message}");
-        }
-    }
-    let (at, message) = xyz::parse(&format!("{good}\n{good}")).expect_err("a blank line between frames");
-    assert!(at == 5 && message.contains("blank line 4"), "{at}: {message}");
-    let folder = Folder::new("bad");
-    let path = folder.join("bad.xyz");
-    std::fs::write(&path, "1\n\nH 0 0\n").expect("written");
-    let message = xyz::read(&path).expect_err("a short line").to_string();
-    assert!(message.contains("bad.xyz: line 3: "), "{message}");
-    let frame = Frame { species: vec![1], ..Frame::default() };
-    let message = xyz::write(&path, &[frame]).expect_err("lists that differ").to_string();
-    assert!(message.contains("1 species, 0 positions"), "{message}");
-    assert_eq!(std::fs::read_to_string(&path).expect("as it was"), "1\n\nH 0 0\n");
-}
 
 #[test]
 fn elements_are_known_both_ways() {
@@ -328,6 +240,114 @@ fn a_batch_is_its_frames() {
     }
 }
 
+/// Small systems share graphs, in any number, with and without cells, in one orientation and in several.
+#[test]
+fn a_batch_is_its_systems() {
+    let (_, cell) = crystal();
+    let slab = Cell { periodic: [true, true, false], ..cell };
+    let (pair, kinds) = ([[0.1, 0.2, 0.3], [1.9, 1.7, 2.2]], [8, 29]);
+    let frames: Vec<Frame> = (0..150).map(|i| frame(i, 2, 2.4)).collect();
+    let mut all: Vec<Atoms> = frames.iter().map(Atoms::of).collect();
+    for (i, cell) in [Some(cell), None, Some(slab), Some(Cell::cuboid([6.0; 3]))].into_iter().enumerate() {
+        all.insert(40 * i, Atoms { positions: &pair, species: &kinds, cell });
+    }
+    all.insert(3, Atoms { positions: &[], species: &[], cell: Some(cell) });
+    all.push(Atoms { positions: &[], species: &[], cell: None });
+    for rotations in [1, 3] {
+        let calculator = Calculator::new(calculator().potential().clone()).rotations(rotations);
+        let together = calculator.energies_forces(&all).expect("finite");
+        assert_eq!(together, calculator.energies_forces(&all).expect("finite"), "the same bits");
+        assert_eq!(together.len(), all.len());
+        for (i, (of, found)) in all.iter().zip(&together).enumerate() {
+            let alone = calculator.energy_forces(of.positions, of.species, of.cell).expect("finite");
+            assert!((found.energy - alone.energy).abs() < 1e-5, "{i}: {} {}", found.energy, alone.energy);
+            assert_eq!((found.forces.len(), found.nearest), (alone.forces.len(), alone.nearest), "{i}");
+            let numbers = |p: &Properties| -> Vec<f64> {
+                let stress = p.stress.iter().flatten().flatten();
+                p.forces.iter().flatten().chain(stress).copied().collect()
+            };
+            for (a, b) in numbers(found).iter().zip(numbers(&alone)) {
+                assert!((a - b).abs() < 2e-5, "{i}: {a} {b}");
+            }
+            assert_eq!(found.stress.is_some(), alone.stress.is_some(), "{i}");
+        }
+        let stresses: Vec<_> = together.iter().filter_map(|found| found.stress).collect();
+        assert_eq!(stresses.len(), 3, "two crystals, and a cell without atoms");
+        assert!(stresses[0] != stresses[2], "each has its own");
+    }
+    // The system at fault is named, and leaves the device as it was.
+    let bad = [Atoms::of(&frames[0]), Atoms { positions: &[[f64::NAN; 3]], species: &[8], cell: None }];
+    let message = calculator().energies_forces(&bad).expect_err("not finite").to_string();
+    assert!(message.contains("frame 1: ") && message.contains("NaN"), "{message}");
+    let predicted = calculator().predict_batch(&frames[..2]).expect("finite");
+    assert_eq!(predicted.len(), 2);
+    assert!(
+        (predicted[0].energy.expect("an energy")
+            - calculator().predict(&frames[0]).expect("finite").energy.expect("one"))
+        .abs()
+            < 1e-5
+    );
+}
+
+/// A system in parts is the whole, with and without a cell, whatever the size of the parts.
+#[test]
+fn parts_are_the_whole() {
+    let free = frame(12, 5, 2.4);
+    let periodic = Frame { cell: Some(Cell::cuboid([12.0; 3])), ..free.clone() };
+    for of in [&free, &periodic] {
+        let whole = calculator().energy_forces(&of.positions, &of.species, of.cell).expect("finite");
+        for most in [100, 31, 1] {
+            let parts = Calculator::new(calculator().potential().clone()).most_atoms(most);
+            let found = parts.energy_forces(&of.positions, &of.species, of.cell).expect("finite");
+            assert!((found.energy - whole.energy).abs() < 1e-4, "{most}: {} {}", found.energy, whole.energy);
+            close("atoms", &found.atom_energies, &whole.atom_energies, 1e-5);
+            close("forces", found.forces.as_flattened(), whole.forces.as_flattened(), 1e-4);
+            assert_eq!(found.nearest, whole.nearest);
+            if let (Some(found), Some(whole)) = (found.stress, whole.stress) {
+                close("stress", found.as_flattened(), whole.as_flattened(), 1e-4);
+            }
+            assert_eq!(found.stress.is_some(), of.cell.is_some());
+        }
+    }
+}
+
+#[test]
+fn nearest_atoms_are_known() {
+    let of = |positions: &[Vec3], cell| {
+        calculator().energy_forces(positions, &vec![29; positions.len()], cell).expect("finite").nearest
+    };
+    let found = of(&[[0.0; 3], [2.5, 0.0, 0.0], [2.5, 1.5, 0.0]], None).expect("neighbours");
+    assert_eq!(found.atoms, [1, 2]);
+    assert!((found.distance - 1.5).abs() < 1e-5 && !found.is_one_point(), "{found:?}");
+    assert!(of(&[[1.0; 3], [1.0; 3]], None).expect("neighbours").is_one_point());
+    assert_eq!(of(&[[0.0; 3], [0.0, 0.0, 9.0]], None), None);
+    // An image of the atom itself, and of another.
+    let found = of(&[[0.0; 3]], Some(Cell::cuboid([3.0, 5.0, 5.0]))).expect("an image");
+    assert!(found.atoms == [0, 0] && (found.distance - 3.0).abs() < 1e-5, "{found:?}");
+    let found = of(&[[0.1, 0.0, 0.0], [5.9, 0.0, 0.0]], Some(Cell::cuboid([6.0; 3]))).expect("an image");
+    assert!(found.atoms == [0, 1] && (found.distance - 0.2).abs() < 1e-5, "{found:?}");
+    // The shortest distance of the training frames goes with the potential.
+    let frames = [frame(1, 2, 2.4), frame(2, 2, 2.4)];
+    let shortest = frames.iter().flat_map(|f| (0..8).flat_map(move |i| (0..i).map(move |j| (f, i, j))));
+    let shortest =
+        shortest.map(|(f, i, j)| DVec3::from(f.positions[i]).distance(DVec3::from(f.positions[j])));
+    let (want, got) =
+        (shortest.fold(f64::INFINITY, f64::min), calculator().potential().nearest.expect("two atoms"));
+    assert!((want - got).abs() < 1e-5, "{want} {got}");
+    let twice =
+        Frame { positions: vec![[0.0; 3], [3.0; 3], [3.0; 3]], species: vec![8; 3], ..frame(1, 1, 1.0) };
+    let twice = Frame { forces: Some(vec![[1.0; 3]; 3]), ..twice };
+    let made = Potential::new(
+        gpu(),
+        &[frame(1, 2, 2.4), twice],
+        PonitaConfig::default(),
+        Grid::octahedron(),
+        &mut Rng::new(1),
+    );
+    let message = made.err().expect("one point").to_string();
+    assert!(message.contains("frame 1: atoms 1 and 2 are at one point"), "{message}");
+}
+
 /// Exchanging axes with sign changes permutes the icosahedron's vertices.
 #[test]
 fn the_grids_own_motions_are_exact() {
@@ -377,6 +397,7 @@ fn a_file_keeps_the_potential() {
     own.save(&path).expect("saved");
     let again = Potential::load(gpu(), &path).expect("loaded");
     assert_eq!((&again.species, &again.reference, again.scale), (&own.species, &own.reference, own.scale));
+    assert!(own.nearest.is_some() && again.nearest == own.nearest);
     let frame = frame(7, 2, 2.4);
     let bits = |c: &Calculator| c.energy_forces(&frame.positions, &frame.species, None).expect("finite");
     assert_eq!(bits(&Calculator::new(again)), bits(calculator()));

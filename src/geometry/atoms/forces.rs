@@ -16,7 +16,8 @@ pub struct EnergyForces {
     pub node_energies: Vec<f32>,
     /// `[nodes, D]` row-major: the negative gradient of the energy.
     pub forces: Vec<f32>,
-    /// `[D, D]` row-major: the derivative of the sum of all energies with respect to the strain of a [`Graph::strained`].
+    /// `[D, D]` row-major: the derivative of the sum of all energies with respect to the strain of a [`Graph::strained`], or
+    /// `[graphs, D, D]` for that of a [`Graph::strained_each`].
     pub strain: Option<Vec<f32>>,
 }
 
@@ -31,10 +32,21 @@ impl Ponita {
     /// As [`Ponita::forward`], and when the network has no output scalar.
     #[track_caller]
     pub fn energy_forces(&self, graph: &Graph, input: &PonitaInput) -> Result<EnergyForces> {
+        self.energy_forces_of(graph, input, graph.nodes())
+    }
+
+    /// [`Ponita::energy_forces`] of the energies of the first `own` nodes alone. Those of the others are there without meaning.
+    #[track_caller]
+    pub(in crate::geometry) fn energy_forces_of(
+        &self,
+        graph: &Graph,
+        input: &PonitaInput,
+        own: usize,
+    ) -> Result<EnergyForces> {
         // Weights need no gradients here.
         let fixed = self.mapped(&Tensor::detach);
         let graph = graph.track();
-        let each = fixed.node_energies(&graph, input);
+        let each = fixed.node_energies(&graph, input).slice(0, 0..own);
         let node_energies = each.to_vec::<f32>()?;
         let mut energies = vec![0.0; graph.graphs()];
         for (&g, &e) in graph.batch().iter().zip(&node_energies) {

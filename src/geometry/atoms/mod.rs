@@ -5,5 +5,6 @@ pub mod dynamics;
 pub mod elements;
 pub(super) mod forces;
 pub mod nbody;
+pub(super) mod parts;
 pub(super) mod potential;
 pub mod xyz;

@@ -32,6 +32,9 @@ pub struct Potential {
     /// The factor of the network's energies: the root mean square of the force components from which the potential was
     /// made.
     pub scale: f64,
+    /// The shortest distance of two atoms, or of an atom and a periodic image, in the frames from which the potential was made. It
+    /// knows nothing of atoms that are nearer. `None` if no frame had two, and in files of older versions.
+    pub nearest: Option<f64>,
 }
 
 /// Frames as inputs of a network, with their energies and forces as targets in the network's units.
@@ -62,7 +65,8 @@ impl Potential {
     /// squares. The numbers of inputs and outputs in `config` are overwritten.
     ///
     /// # Errors
-    /// When a frame has no energy or no forces, there is no frame, or all forces are zero; as [`PonitaConfig::check`].
+    /// When a frame has no energy or no forces, two atoms of a frame are at one point, there is no frame, or all forces are zero; as
+    /// [`PonitaConfig::check`] and [`Graph::nearest`].
     pub fn new(
         gpu: &Gpu,
         frames: &[Frame],
@@ -94,7 +98,8 @@ impl Potential {
             pool: true,
             ..config
         };
-        Ok(Potential { net: Ponita::new(gpu, config, grid, rng)?, species, reference, scale })
+        let nearest = nearest(gpu, frames)?;
+        Ok(Potential { net: Ponita::new(gpu, config, grid, rng)?, species, reference, scale, nearest })
     }
 
     /// Returns this potential with tables of its kernels, for dynamics: see [`Ponita::tabulate`]. Energies, forces and
@@ -111,7 +116,10 @@ impl Potential {
     /// # Errors
     /// As [`Ponita::save`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let own = json!({ "species": self.species, "reference": self.reference, "scale": self.scale });
+        let mut own = json!({ "species": self.species, "reference": self.reference, "scale": self.scale });
+        if let Some(nearest) = self.nearest {
+            own["nearest"] = nearest.into();
+        }
         self.net.save_with(path, [(KEY.to_string(), own.to_string())])
     }
 
@@ -135,12 +143,14 @@ impl Potential {
         let reference = reference.ok_or_else(|| wrong("`reference` has other things than numbers"))?;
         let scale =
             number(&all["scale"]).filter(|s| *s > 0.0).ok_or_else(|| wrong("`scale` is not above 0"))?;
+        // Files of older versions have none.
+        let nearest = number(&all["nearest"]).filter(|d| *d > 0.0);
         let config = &net.config;
         let fits = species.len() == config.in_scalars && reference.len() == species.len();
         if !fits || (config.in_vectors, config.out_scalars) != (0, 1) || net.grid.dimension() != 3 {
             return Err(wrong("the network's inputs and outputs are not a potential's"));
         }
-        Ok(Potential { net, species, reference, scale })
+        Ok(Potential { net, species, reference, scale, nearest })
     }
 
     /// Checks whether [`Potential::graph`] accepts these atoms, as far as that can be told without looking for
@@ -170,14 +180,17 @@ impl Potential {
     /// When the network does not know a species, a position is not finite, a cell has no volume or is periodic while the
     /// network has no radius, or the neighbours exceed the memory.
     pub fn graph(&self, frames: &[Atoms]) -> Result<(Graph, PonitaInput)> {
+        let Joined { graph, input, .. } = self.joined(frames)?;
+        Ok((graph, input))
+    }
+
+    /// [`Potential::graph`], with the positions that the graph has.
+    pub(super) fn joined(&self, frames: &[Atoms]) -> Result<Joined> {
         let gpu = self.net.embed.gpu();
-        let (mut positions, mut hot, mut sizes, mut cells) = (vec![], vec![], vec![], vec![]);
+        let (mut positions, mut species, mut sizes, mut cells) = (vec![], vec![], vec![], vec![]);
         for frame in frames {
             self.check(frame)?;
-            for (i, z) in frame.species.iter().enumerate() {
-                let at = self.species.iter().position(|s| s == z).ok_or_else(|| self.unknown(i, *z))?;
-                hot.extend((0..self.species.len()).map(|s| (s == at) as u8 as f32));
-            }
+            species.extend(frame.species);
             let n = frame.positions.len();
             // Atoms that have moved through many periods would keep few digits in f32, so they are moved into the cell first.
             let near = match frame.cell {
@@ -197,8 +210,19 @@ impl Potential {
             }
             None => Graph::full(gpu, &positions, 3, &sizes, true)?,
         };
-        let hot = Tensor::from_slice(gpu, &hot, [graph.nodes(), self.species.len()]);
-        Ok((graph, PonitaInput::scalars(&hot)))
+        Ok(Joined { input: self.input(&species)?, graph, positions })
+    }
+
+    /// Returns the network's input for atoms of these species, one-hot.
+    pub(super) fn input(&self, species: &[u8]) -> Result<PonitaInput> {
+        let width = self.species.len();
+        let mut hot = vec![0.0f32; species.len() * width];
+        for (i, z) in species.iter().enumerate() {
+            let at = self.species.iter().position(|s| s == z).ok_or_else(|| self.unknown(i, *z))?;
+            hot[i * width + at] = 1.0;
+        }
+        let hot = Tensor::from_slice(self.net.embed.gpu(), &hot, [species.len(), width]);
+        Ok(PonitaInput::scalars(&hot))
     }
 
     fn unknown(&self, atom: usize, number: u8) -> Error {
@@ -294,7 +318,61 @@ impl<'a> Atoms<'a> {
     }
 }
 
+/// Frames as one graph.
+pub(super) struct Joined {
+    pub graph: Graph,
+    pub input: PonitaInput,
+    /// `[nodes, 3]`: the positions in the graph, moved into the cell and centred.
+    pub positions: Vec<f32>,
+}
+
 const KEY: &str = "potential";
+
+/// Atoms nearer than this, in angstrom, are at one point: no two nuclei have ever been, and f32 cannot tell the direction.
+pub(super) const ONE_POINT: f64 = 1e-3;
+
+/// How many atoms are searched for neighbours at once.
+const AT_ONCE: usize = 8192;
+
+/// Returns the shortest distance of two atoms in these frames.
+fn nearest(gpu: &Gpu, frames: &[Frame]) -> Result<Option<f64>> {
+    let (mut least, mut first) = (f64::INFINITY, 0);
+    while first < frames.len() {
+        let (mut atoms, mut end) = (0, first);
+        while end < frames.len() && (end == first || atoms + frames[end].len() <= AT_ONCE) {
+            atoms += frames[end].len();
+            end += 1;
+        }
+        let part = &frames[first..end];
+        let (mut positions, mut cells) = (Vec::with_capacity(3 * atoms), vec![]);
+        for frame in part {
+            let near = match frame.cell {
+                Some(cell) => Cow::Owned(cell.wrapped(&frame.positions)?),
+                None => Cow::Borrowed(&frame.positions),
+            };
+            let origin = near.first().copied().unwrap_or_default();
+            positions.extend(near.iter().flat_map(|x| (0..3).map(move |k| (x[k] - origin[k]) as f32)));
+            cells.push(frame.cell.filter(|cell| cell.periodic != [false; 3]));
+        }
+        let sizes: Vec<usize> = part.iter().map(|f| f.positions.len()).collect();
+        let clouds = Clouds { positions: &positions, dimension: 3, sizes: &sizes, cells: &cells };
+        let graph = Graph::nearest(gpu, &clouds, 1, false)?;
+        for (g, found) in graph.shortest(&positions).into_iter().enumerate() {
+            let Some((distance, nodes)) = found else { continue };
+            if distance < ONE_POINT {
+                let before: usize = sizes[..g].iter().sum();
+                let [a, b] = nodes.map(|node| node as usize - before);
+                return Err(Error::config(format!(
+                    "potential: frame {}: atoms {a} and {b} are at one point; take the frame out",
+                    first + g
+                )));
+            }
+            least = least.min(distance);
+        }
+        first = end;
+    }
+    Ok(Some(least).filter(|d| d.is_finite()))
+}
 
 fn lacks(frame: usize, what: &str) -> Error {
     Error::config(format!("potential: frame {frame} has no {what}; training needs energy and forces"))

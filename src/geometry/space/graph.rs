@@ -20,7 +20,7 @@ pub struct Graph {
     pub(crate) positions: Tensor,
     /// `[edges, D]`: added to the position of the source minus that of the destination.
     pub(crate) shifts: Option<Tensor>,
-    /// `[D, D]`: all differences of positions are multiplied by it.
+    /// `[D, D]`: all differences of positions are multiplied by it. `[graphs, D, D]`: those of each graph by its own.
     pub(crate) strain: Option<Tensor>,
     /// The graph that each node is in.
     batch: Vec<u32>,
@@ -164,12 +164,64 @@ impl Graph {
         Graph { strain: Some(Tensor::from_slice(self.gpu(), &one, [n, n]).requires_grad()), ..self.clone() }
     }
 
+    /// Returns the same graph with a strain of its own for each graph of the batch, as a leaf `[graphs, D, D]` of identity
+    /// matrices. The gradient of the sum of all energies with respect to it is volume times stress of each graph.
+    pub fn strained_each(&self) -> Graph {
+        let n = self.dimension();
+        let one = (0..n * n).map(|i| if i % (n + 1) == 0 { 1.0f32 } else { 0.0 });
+        let all: Vec<f32> = (0..self.graphs).flat_map(|_| one.clone()).collect();
+        let strain = Tensor::from_slice(self.gpu(), &all, [self.graphs, n, n]).requires_grad();
+        Graph { strain: Some(strain), ..self.clone() }
+    }
+
     /// Returns `d [E, D]`: source minus destination along every edge, with shifts to periodic images and the strain
     /// applied.
     pub fn vectors(&self) -> Tensor {
         let d = self.positions.edge_vectors(&self.edges);
         let d = self.shifts.as_ref().map_or(d.clone(), |shift| d.add(shift));
-        self.strain.as_ref().map_or(d.clone(), |strain| d.matmul_f32(strain))
+        match &self.strain {
+            None => d,
+            Some(strain) if strain.shape().len() == 2 => d.matmul_f32(strain),
+            Some(_) if self.edges.is_empty() => d,
+            Some(strain) => {
+                let n = self.dimension();
+                let of: Vec<u32> =
+                    self.edges.destinations().iter().map(|&i| self.batch[i as usize]).collect();
+                let of = Tensor::from_slice(self.gpu(), &of, [of.len()]);
+                let each = strain.reshape([self.graphs, n * n]).index_select(0, &of).reshape([
+                    self.edges.len(),
+                    n,
+                    n,
+                ]);
+                d.unsqueeze(2).mul(&each).sum(1)
+            }
+        }
+    }
+
+    /// The shifts of the edges, in the order of the edges, on the host. Empty if there are none.
+    pub(in crate::geometry) fn shifts(&self) -> &[f32] {
+        &self.lists.shifts
+    }
+
+    /// Returns the shortest edge of each graph between two different points or images, as its length and its two nodes. `positions`
+    /// are those of the graph, on the host.
+    pub(in crate::geometry) fn shortest(&self, positions: &[f32]) -> Vec<Option<(f64, [u32; 2])>> {
+        let n = self.dimension();
+        let mut all: Vec<Option<(f64, [u32; 2])>> = vec![None; self.graphs];
+        let shifts = &self.lists.shifts;
+        for (e, (&s, &d)) in self.edges.sources().iter().zip(self.edges.destinations()).enumerate() {
+            let shift = |k: usize| if shifts.is_empty() { 0.0 } else { shifts[e * n + k] as f64 };
+            if s == d && (0..n).all(|k| shift(k) == 0.0) {
+                continue;
+            }
+            let at = |node: u32, k: usize| positions[node as usize * n + k] as f64;
+            let square: f64 = (0..n).map(|k| (at(s, k) - at(d, k) + shift(k)).powi(2)).sum();
+            let best = &mut all[self.batch[d as usize] as usize];
+            if best.is_none_or(|(length, _)| square < length) {
+                *best = Some((square, [s.min(d), s.max(d)]));
+            }
+        }
+        all.into_iter().map(|best| best.map(|(square, nodes)| (square.sqrt(), nodes))).collect()
     }
 
     /// Returns which rows of kernels the edges use on this grid. An edge and its reverse share a row if every orientation
