@@ -465,7 +465,7 @@ fn misspelled_keys_with_anchors_are_refused() {
     let wrong = MergeConfig::from_yaml(&format!("{text}parametres: &p {{normalize: false}}"), &folder.0);
     assert!(wrong.unwrap_err().to_string().contains("unknown key `parametres`"));
     says(
-        &job(&folder, &format!("shared: &p a.safetensors\nmerge_method: average\nmodels: [{{model: *p}}]")),
+        &job(&folder, "shared: &p a.safetensors\nmerge_method: average\nmodels: [{model: *p}]"),
         "the key `shared` only defines",
     );
 }

@@ -122,7 +122,7 @@ impl Job {
             let Some(table) = self.table_for(lead, head) else { continue };
             let has_own = |model: &&Model| model.checkpoint.contains(head) && model.table_for(head).is_none();
             let listed = names.iter().position(|name| name == head);
-            match (others.iter().any(|model| has_own(model)), listed) {
+            match (others.iter().any(has_own), listed) {
                 (true, None) => names.push(head.into()),
                 (false, Some(at)) => {
                     names.remove(at);

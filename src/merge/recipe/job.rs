@@ -2,7 +2,6 @@
 
 use super::config::{MergeConfig, Scalar, Slice, Source};
 use super::method::Arguments;
-use super::settings::config_of;
 use crate::error::{Error, Result};
 use crate::files::size;
 use crate::merge::Shards;
@@ -119,6 +118,11 @@ impl Stage {
         let first = |part: &str| part.contains("embed") || part == "wte" || part == "wpe";
         if name.split('.').any(first) { Stage::Before } else { Stage::After }
     }
+}
+
+/// Reads the `config.json` beside a model's file. `None` if there is none that is JSON.
+fn config_of(file: &Path) -> Option<Value> {
+    serde_json::from_slice(&std::fs::read(file.with_file_name("config.json")).ok()?).ok()
 }
 
 /// Number of layers of a model whose tensors have these names.

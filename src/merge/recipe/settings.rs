@@ -58,11 +58,6 @@ const BY_NUMBER: [&str; 23] = [
     "deepstack_visual_indexes",
 ];
 
-/// Reads the `config.json` beside a model's file. `None` if there is none that is JSON.
-pub(super) fn config_of(file: &Path) -> Option<Value> {
-    serde_json::from_slice(&std::fs::read(file.with_file_name("config.json")).ok()?).ok()
-}
-
 /// A layer of the output: the settings of the model that it is from, that model's number of layers, and its number there.
 struct Origin<'a> {
     model: usize,

@@ -132,7 +132,7 @@ impl Keys<'_> {
             }
         }
         // Negative numbers mean that nothing is said.
-        let is_plain = |key: &str| Ok::<_, Error>(self.float_or(key, 1.0).map(|x| x == 1.0 || x < 0.0)?);
+        let is_plain = |key: &str| self.float_or(key, 1.0).map(|x| x == 1.0 || x < 0.0);
         for key in ["rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor"] {
             if !is_plain(key)? {
                 return Err(self.wrong(key, "this form of YaRN is not computed"));
