@@ -42,11 +42,14 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
     // Weights without their folder have no tokenizer, and the reason below says so.
     let alone = args.model.extension().is_some_and(|e| e == "safetensors" || e == "json");
     let path = &located(&args.model);
+    let published = Published::open(path);
+    if !path.exists() {
+        return published.map(drop);
+    }
     let tensors = tensors(path, context)?;
     if args.tensors {
         list(&tensors, context)?;
     }
-    let published = Published::open(path);
     match &published {
         Ok(model) => sizes(model, context)?,
         Err(_) => context.result(format_args!("{}: {} tensors", args.model.display(), tensors.len())),

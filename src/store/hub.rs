@@ -86,7 +86,9 @@ pub(crate) fn missing(path: &Path) -> Error {
 
 fn advice(path: &Path) -> String {
     let none = "there is no such file or folder";
-    if path.to_string_lossy().contains('+') {
+    // As mergekit has it. Other names with a plus go on with a slash or another plus, as `c++/model`.
+    let after = path.to_string_lossy().split_once('+').and_then(|(_, after)| after.chars().next());
+    if after.is_some_and(|c| c.is_ascii_alphanumeric() || ".~_".contains(c)) {
         return format!("{none}; `model+adapter` is not read: merge the adapter into its model first");
     }
     let mut parts = path.iter().rev().map(|part| part.to_string_lossy());
@@ -150,6 +152,7 @@ mod tests {
         for adapter in ["model.safetensors+lora", "owner/name+other/lora"] {
             assert!(said(adapter).contains("merge the adapter"), "{adapter}");
         }
+        assert!(!said("c++/x.safetensors").contains("adapter"));
         assert!(!said("../there/model.safetensors").contains("hub"));
         assert!(!said("src/nothing").contains("hub"), "{}", said("src/nothing"));
     }

@@ -159,10 +159,7 @@ impl Shards {
         let names = files_in(folder);
         let parts: Vec<_> = names.iter().filter_map(|name| Some((name, part(name)?))).collect();
         let Some(&(_, (stem, _, count))) = parts.first() else {
-            let none = without_weights(&names);
-            let more =
-                if hub::is_cached(folder) { "; the download is not complete: run it again" } else { "" };
-            return Err(Error::format(folder, format!("{none}{more}")));
+            return Err(Error::format(folder, without_weights(folder, &names)));
         };
         let name = |i: usize| format!("{stem}-{i:05}-of-{count:05}.safetensors");
         let absent: Vec<String> = (1..=count).map(name).filter(|name| !names.contains(name)).collect();
@@ -389,7 +386,7 @@ fn listed(index: &Path) -> Result<BTreeSet<String>> {
 }
 
 /// Why a folder without weights of this crate's format is none, and what to do with what it has.
-fn without_weights(names: &[String]) -> String {
+fn without_weights(folder: &Path, names: &[String]) -> String {
     let ending = |end: &str| names.iter().find(|name| name.ends_with(end));
     let none = format!("the folder holds neither {INDEX} nor {SINGLE}");
     let pickle = |name: &&String| {
@@ -411,6 +408,7 @@ fn without_weights(names: &[String]) -> String {
     }
     match names.iter().find(pickle) {
         Some(name) => format!("{none}; it has {name}: {}", foreign::pytorch()),
+        None if hub::is_cached(folder) => format!("{none}; the download is not complete: run it again"),
         None => none,
     }
 }

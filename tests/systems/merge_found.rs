@@ -53,7 +53,7 @@ fn tied_and_untied_heads_are_merged() {
         let config = format!("merge_method: average\nmodels: [{{model: {first}}}, {{model: {second}}}]");
         says(
             &job(&folder, &config),
-            "has no head of its own; its `model.embed_tokens.weight` stands for `lm_head.weight`",
+            "tied: the head is tied, so `model.embed_tokens.weight` stands for `lm_head.weight`",
         );
         let merged = folder.merge(&config).unwrap();
         assert_eq!(values(&merged, "lm_head.weight"), [6.5, 12.0]);
@@ -80,7 +80,10 @@ fn buffers_of_some_models_are_no_obstacle() {
     ];
     write(&folder.0.join("a.safetensors"), &with);
     write(&folder.0.join("b.safetensors"), &with[1..2]);
-    says(&job(&folder, BOTH), "not every model has the buffers `embeddings.position_ids`, `layers.0.rotary");
+    says(
+        &job(&folder, BOTH),
+        "the buffers `embeddings.position_ids`, `layers.0.rotary_emb.inv_freq` are not the same",
+    );
     let merged = folder.merge(BOTH).unwrap();
     assert_eq!(values(&merged, "layers.0.rotary_emb.inv_freq"), [1.0, 0.1]);
     let turned = "merge_method: average\nmodels: [{model: b.safetensors}, {model: a.safetensors}]";
@@ -106,8 +109,9 @@ fn equal_masks_are_kept_and_others_refused() {
     }
     says(&job(&folder, BOTH), "`m` have infinite elements, or nearly, as a mask has");
     assert_eq!(values(&folder.merge(BOTH).unwrap(), "m"), mask);
-    let halved = format!("{BOTH}\ndtype: bfloat16");
-    assert_eq!(values(&folder.merge(&halved).unwrap(), "m"), mask);
+    let halved = folder.merge(&format!("{BOTH}\ndtype: bfloat16")).unwrap();
+    assert_eq!((values(&halved, "m"), halved.dtype("m").unwrap()), (mask.to_vec(), FileDType::F32));
+    assert_eq!(halved.dtype("w").unwrap(), FileDType::BF16);
     // Methods that pass over all tensors first do not meet it either.
     let ties = "merge_method: ties_global\nbase_model: a.safetensors\nmodels: [{model: b.safetensors}]\nparameters: {density: 0.5}";
     assert_eq!(values(&folder.merge(ties).unwrap(), "m"), mask);
@@ -183,6 +187,11 @@ fn what_is_not_merged_is_said() {
 #[test]
 fn packed_models_are_refused() {
     let folder = Folder::new("packed");
+    // Names as in a GPTQ file, of floats, mean nothing.
+    for name in ["a", "b"] {
+        write(&folder.0.join(format!("{name}.safetensors")), &[("vq.codebooks", &[1, 1], &[1.0])]);
+    }
+    folder.merge(BOTH).unwrap();
     for name in ["a", "b"] {
         let words = vec![("l.qweight", FileDType::I32, &[1usize, 2][..], vec![0; 8])];
         raw(&folder.0.join(format!("{name}.safetensors")), words);
@@ -262,6 +271,10 @@ fn settings_follow_stacked_layers() {
         let text = std::fs::read_to_string(folder.0.join("out/config.json")).unwrap();
         (serde_json::from_str::<Value>(&text).unwrap(), job)
     };
+    // A list of which the other model says nothing is left and named.
+    let (found, job_) = settings(json!({"n_layer": 4, "layer_types": ["a0", "a1", "a2", "a3"]}), json!({}));
+    assert_eq!(found["layer_types"].as_array().map(Vec::len), Some(4));
+    says(&job_, "`layer_types`, a list of 4, speak of layers by number");
     // Lists take each layer's element from the model that the layer is from.
     let (found, job) = settings(
         json!({"num_hidden_layers": 4, "layer_types": ["a0", "a1", "a2", "a3"], "mrope_section": [1, 2, 3, 4]}),
@@ -356,16 +369,29 @@ fn heads_are_what_settings_say() {
     let tied = Some(r#"{"tie_word_embeddings": true}"#);
     model("a", tied, both(1.0, 1.0));
     model("b", tied, vec![(table, vec![3.0; 2])]);
-    says(&job(&folder, average), "`lm_head.weight` is `model.embed_tokens.weight` again");
+    says(
+        &job(&folder, average),
+        "`lm_head.weight` is left out, because the settings tie it to `model.embed_tokens.weight`",
+    );
     let merged = folder.merge(average).unwrap();
     assert_eq!(
         (merged.names(), settings()["tie_word_embeddings"].clone()),
         (vec![table.to_string()], json!(true))
     );
-    // A head of its own in a tied file is what transformers 5 computes with.
+    // Where all settings say tied, a head that is another matrix is left out, whoever has it.
     model("b", tied, both(3.0, 5.0));
-    assert_eq!(values(&folder.merge(average).unwrap(), head), [3.0, 3.0]);
-    assert_eq!(settings()["tie_word_embeddings"], false);
+    for order in ["a}, {model: b", "b}, {model: a"] {
+        let config = format!("merge_method: average\nmodels: [{{model: {order}}}]");
+        says(&job(&folder, &config), "is left out");
+        assert_eq!(folder.merge(&config).unwrap().names(), [table]);
+    }
+    // Beside an untied model it is not used either, and the output is untied, whoever is first.
+    model("a", Some(r#"{"tie_word_embeddings": false}"#), both(1.0, 2.0));
+    for order in ["a}, {model: b", "b}, {model: a"] {
+        let config = format!("merge_method: average\nmodels: [{{model: {order}}}]");
+        assert_eq!(values(&folder.merge(&config).unwrap(), head), [2.5, 2.5], "{order}");
+        assert_eq!(settings()["tie_word_embeddings"], false, "{order}");
+    }
     // Settings that say nothing of GPT-2 mean tied, so false is written.
     let gpt = Some(r#"{"model_type": "gpt2"}"#);
     model("a", gpt, vec![(table, vec![1.0; 2])]);
@@ -381,6 +407,37 @@ fn heads_are_what_settings_say() {
                  - sources: [{model: b, layer_range: [0, 1]}]";
     assert_eq!(values(&folder.merge(stack).unwrap(), head), [2.0, 2.0]);
     assert_eq!(settings()["tie_word_embeddings"], false);
+    // The last slice's head is its table, which the output has not.
+    let turned = "merge_method: passthrough\nslices:\n- sources: [{model: b, layer_range: [0, 1]}]\n\
+                  - sources: [{model: a, layer_range: [0, 1]}]";
+    let merged = folder.merge(turned).unwrap();
+    assert_eq!((values(&merged, head), values(&merged, table)), (vec![1.0, 1.0], vec![2.0, 2.0]));
+}
+
+/// A base gives only its settings to a method that does not compute with one.
+#[test]
+fn a_base_that_the_method_does_not_use_is_no_input() {
+    let folder = Folder::new("unused-base");
+    write(&folder.0.join("base.safetensors"), &[("w", &[1], &[7.0])]);
+    write(&folder.0.join("a.safetensors"), &[("w", &[2], &[1.0, 2.0])]);
+    for method in ["passthrough", "average"] {
+        let config = format!(
+            "merge_method: {method}\nbase_model: base.safetensors\nmodels: [{{model: a.safetensors}}]"
+        );
+        assert_eq!(values(&folder.merge(&config).unwrap(), "w"), [1.0, 2.0], "{method}");
+    }
+}
+
+/// Files beside a model that is one file among others are not the model's.
+#[test]
+fn what_is_beside_single_files_stays_there() {
+    let folder = Folder::new("beside");
+    write(&folder.0.join("a.safetensors"), &[("w", &[1], &[1.0])]);
+    for name in ["train.py", "tokenizer.json", "LICENSE"] {
+        folder.write(name, "");
+    }
+    folder.merge("merge_method: average\nmodels: [{model: a.safetensors}]").unwrap();
+    assert_eq!(folder.contents("out").keys().filter(|name| !name.starts_with('.')).count(), 2);
 }
 
 /// Two revisions of a model in shards may have one and the same index.
@@ -425,7 +482,7 @@ fn packed_weights_of_any_method() {
     assert_eq!(folder.merge(pass).unwrap().bytes("l.weight").unwrap(), [1, 2]);
     raw(&folder.0.join("f8.safetensors"), vec![("w", FileDType::F8E4M3, &[1], vec![1])]);
     let cast = "merge_method: passthrough\ndtype: bfloat16\nmodels: [{model: f8.safetensors}]";
-    says(&job(&folder, cast), "`w` stay F8_E4M3, which is not converted to BF16");
+    says(&job(&folder, cast), "`w` stay F8_E4M3 and do not become BF16");
 }
 
 /// Buffers are copied by every method, and layers of a slice are all there.

@@ -29,7 +29,7 @@ const HEADS: [(&str, &[&str]); 5] = [
 ];
 
 /// Kinds of models whose head is not tied if their settings do not say it. For other kinds transformers takes it to be tied.
-const UNTIED: [&str; 12] = [
+const UNTIED: [&str; 19] = [
     "llama",
     "mistral",
     "mixtral",
@@ -40,8 +40,15 @@ const UNTIED: [&str; 12] = [
     "phi",
     "phi3",
     "gpt_neox",
-    "falcon",
+    "gptj",
+    "olmo",
     "olmo2",
+    "stablelm",
+    "glm",
+    "granite",
+    "deepseek_v3",
+    "codegen",
+    "persimmon",
 ];
 
 /// Ends of the names of packed weights and of what belongs to them, by GPTQ, AWQ, compressed-tensors, bitsandbytes, AQLM, HQQ and
@@ -68,8 +75,9 @@ const LOOK: usize = 1 << 18;
 fn is_buffer(name: &str, shape: &[usize]) -> bool {
     let ends =
         [".inv_freq", "position_ids", ".masked_bias", ".rotary_emb.cos_cached", ".rotary_emb.sin_cached"];
-    // GPT-2's causal mask is [1, 1, n, n], and has the name of a bias.
-    let mask = (name.ends_with(".attn.bias") || name.ends_with(".attention.bias")) && shape.len() == 4;
+    // GPT-2's causal mask has the name of a bias.
+    let is_square = matches!(shape, &[1, 1, rows, columns] if rows == columns);
+    let mask = (name.ends_with(".attn.bias") || name.ends_with(".attention.bias")) && is_square;
     mask || ends.iter().any(|end| name.ends_with(end))
 }
 
@@ -78,62 +86,80 @@ fn tied(settings: Option<&Value>) -> Option<bool> {
     let settings = settings?;
     let said = |part: &Value| part["tie_word_embeddings"].as_bool();
     let untied = settings["model_type"].as_str().is_some_and(|kind| UNTIED.contains(&kind));
-    said(settings).or_else(|| said(&settings["text_config"])).or(untied.then_some(false))
+    said(&settings["text_config"]).or_else(|| said(settings)).or(untied.then_some(false))
 }
 
 impl Model {
-    /// The table of token vectors that is this model's output head, because it has none of its own or has the table again.
+    /// The table of token vectors that is this model's output head, by its settings, or because it has no other.
     fn table_for(&self, head: &str) -> Option<&'static str> {
         let (_, tables) = HEADS.iter().find(|(known, _)| *known == head)?;
         let table = tables.iter().find(|table| self.checkpoint.contains(table))?;
-        let said = tied(self.settings.as_ref());
-        let is_table = match self.checkpoint.contains(head) {
-            false => said != Some(false),
-            true => {
-                said == Some(true) && self.checkpoint.bytes(head).ok() == self.checkpoint.bytes(table).ok()
-            }
-        };
+        let is_table = tied(self.settings.as_ref()).unwrap_or(!self.checkpoint.contains(head));
         is_table.then_some(table)
     }
 }
 
 impl Job {
-    /// The table that is a model's head. Models that are aligned are compared by their own tensors, so there it is none.
+    /// The table that is a model's head. Models that are aligned are compared by their own tensors, and a model that is passed
+    /// through keeps those that it has.
     fn table_for(&self, model: usize, head: &str) -> Option<&'static str> {
-        self.models[model].table_for(head).filter(|_| self.config.align.is_none())
+        let model = &self.models[model];
+        let is_kept = self.config.method == Method::Passthrough && model.checkpoint.contains(head);
+        model.table_for(head).filter(|_| self.config.align.is_none() && !is_kept)
     }
 
-    /// Whether the output has a head and the leading model's head is its table.
+    /// Whether the output has a head, although the leading model's settings say or leave open that it is the table.
     pub(super) fn has_new_head(&self) -> bool {
-        let heads = HEADS.iter().filter(|(head, _)| self.outputs.iter().any(|o| o.name == *head));
-        let mut heads = heads.map(|(head, _)| head);
-        heads.any(|head| self.models[0].table_for(head).is_some())
+        let lead = &self.models[0];
+        let is_kept = |head: &str| {
+            let passes = self.config.method == Method::Passthrough && !self.ends_differ();
+            passes && lead.checkpoint.contains(head)
+        };
+        let is_new = |head: &str| match tied(lead.settings.as_ref()) {
+            Some(tied) => tied && !is_kept(head),
+            None => !lead.checkpoint.contains(head),
+        };
+        let mut heads = HEADS.iter().filter(|(head, _)| self.outputs.iter().any(|o| o.name == *head));
+        heads.any(|(head, _)| is_new(head))
     }
 
-    /// Adds the head that other sources have and the model `lead` does not, and takes out one that all have as their table.
+    /// Whether what comes before the layers is from other models than what comes after them.
+    fn ends_differ(&self) -> bool {
+        let of = |slice: &Slice| slice.sources.iter().map(|s| s.model.clone()).collect::<Vec<_>>();
+        self.config.slices.first().map(of) != self.config.slices.last().map(of)
+    }
+
+    /// Adds the head that the model `lead` of the last slice does not have to its names, if the output needs it: because other
+    /// sources have one, or because the output's table is from other models. Takes out one that all have as their table.
     pub(super) fn fit_head(&mut self, lead: usize, sources: &[&Source], names: &mut Vec<String>) {
         let is_source = |model: &&Model| {
-            let base = self.config.base.as_ref() == Some(&model.path);
+            let base = self.has_base() && self.config.base.as_ref() == Some(&model.path);
             base || sources.iter().any(|source| source.model == model.path)
         };
         let others: Vec<&Model> = self.models.iter().filter(is_source).collect();
-        let mut twice = Vec::new();
+        let apart = self.ends_differ();
+        let mut left_out = Vec::new();
         for (head, _) in HEADS {
             let Some(table) = self.table_for(lead, head) else { continue };
             let has_own = |model: &&Model| model.checkpoint.contains(head) && model.table_for(head).is_none();
+            let needed = apart || others.iter().any(has_own);
             let listed = names.iter().position(|name| name == head);
-            match (others.iter().any(has_own), listed) {
-                (true, None) => names.push(head.into()),
-                (false, Some(at)) => {
-                    names.remove(at);
-                    twice.push((head, table));
-                }
-                _ => {}
+            if needed && listed.is_none() {
+                names.push(head.into());
+            }
+            if !needed && others.iter().any(|model| model.checkpoint.contains(head)) {
+                listed.map(|at| names.remove(at));
+                left_out.push((head, table));
             }
         }
-        for (head, table) in twice {
-            self.notes.push(format!("`{head}` is `{table}` again, to which it is tied; it is left out"));
+        for (head, table) in left_out {
+            self.notes.push(format!("`{head}` is left out, because the settings tie it to `{table}`"));
         }
+    }
+
+    /// Whether the method computes with the base. Another method's base only gives its settings.
+    pub(super) fn has_base(&self) -> bool {
+        self.config.base.is_some() && self.config.method.has_task_vectors()
     }
 
     /// Adds a tensor to the note about several, which has `{}` for their names.
@@ -186,46 +212,46 @@ impl Job {
     /// Lets a tied model's table of token vectors stand in for the head that others have.
     fn stand_in(&mut self, output: &mut Output) {
         let mut tied = BTreeSet::new();
-        let inputs = output.base.iter_mut().chain(&mut output.models);
-        for (input, table) in inputs.filter_map(|input| {
-            let table = self.table_for(input.model, &input.name)?;
-            Some((input, table))
-        }) {
+        for input in output.base.iter_mut().chain(&mut output.models) {
+            let Some(table) = self.table_for(input.model, &input.name) else { continue };
             let place = self.models[input.model].path.display();
-            tied.insert(format!("{place} has no head of its own; its `{table}` stands for `{}`", input.name));
+            tied.insert(format!("{place}: the head is tied, so `{table}` stands for `{}`", input.name));
             input.name = table.into();
+        }
+        for (fisher, model) in output.fishers.iter_mut().zip(&output.models) {
+            // The diagonal of a tied model has one for its table.
+            if !self.models[fisher.model].checkpoint.contains(&fisher.name) {
+                fisher.name = model.name.clone();
+            }
         }
         self.notes.extend(tied);
     }
 
-    /// Takes a buffer that not every model has from those that have it.
+    /// Takes a buffer from the first input that has it. The others' may have another length.
     fn keep_buffer(&mut self, output: &mut Output) {
-        let has = |input: &Input| self.models[input.model].checkpoint.info(&input.name).ok();
-        let Some(found) = output.inputs().find_map(has) else { return };
-        if !is_buffer(&output.name, &found.shape) || output.inputs().all(|input| has(input).is_some()) {
+        let found = |input: &Input| self.models[input.model].checkpoint.info(&input.name).ok();
+        let Some(first) = output.inputs().find(|input| found(input).is_some()).cloned() else { return };
+        if !found(&first).is_some_and(|info| is_buffer(&output.name, &info.shape)) {
             return;
         }
-        output.base = output.base.take().filter(|input| has(input).is_some());
-        output.models.retain(|input| has(input).is_some());
-        output.fishers.clear();
-        if let Some(first) = output.inputs().next() {
-            let path = self.models[first.model].path.display();
-            self.gather(
-                format!("not every model has the buffers {{}}; they are taken from {path}"),
-                &output.name,
-            );
+        let path = self.models[first.model].path.display();
+        let bytes = |input: &Input| self.models[input.model].checkpoint.bytes(&input.name).ok();
+        if output.inputs().any(|input| bytes(input) != bytes(&first)) {
+            let note = format!("the buffers {{}} are not the same in all models; they are taken from {path}");
+            self.gather(note, &output.name);
         }
+        (output.base, output.fishers) = (None, Vec::new());
+        output.models = vec![first];
     }
 
     /// Whether an output is what its one model has, byte for byte.
-    fn passes_through(&self, arguments: &Arguments) -> bool {
+    pub(super) fn passes_through(&self, arguments: &Arguments) -> bool {
         self.config.method == Method::Passthrough && arguments.keeps() && self.config.align.is_none()
     }
 
-    /// Whether an output is merged, for which so many inputs were asked. If not, the values of its first input are copied, and it
-    /// is said where this is a choice.
-    pub(super) fn is_merged(&mut self, output: &Output, arguments: &Arguments, asked: usize) -> Result<bool> {
-        if self.passes_through(arguments) || output.inputs().count() < asked {
+    /// Whether an output is merged. If not, the values of its first input are copied, and it is said where this is a choice.
+    pub(super) fn is_merged(&mut self, output: &Output, arguments: &Arguments) -> Result<bool> {
+        if self.passes_through(arguments) || is_buffer(&output.name, &output.shape) {
             return Ok(false);
         }
         let inputs: Vec<&Input> = output.base.iter().chain(&output.models).collect();
@@ -233,13 +259,12 @@ impl Job {
         let all = inputs.iter().map(bytes).collect::<Result<Vec<&[u8]>>>()?;
         let first = self.models[inputs[0].model].checkpoint.info(&inputs[0].name)?.dtype;
         let path = self.models[inputs[0].model].path.display();
-        let is_buffer = is_buffer(&output.name, &output.shape);
-        if !is_float(first) || is_buffer {
+        if !is_float(first) {
             if let Some(other) = all.iter().position(|bytes| *bytes != all[0]) {
                 let other = self.models[inputs[other].model].path.display();
-                let what = if is_buffer { "are buffers".to_string() } else { format!("are {first}") };
-                let note =
-                    format!("{{}} {what} and differ between {path} and {other}; they are taken from {path}");
+                let note = format!(
+                    "{{}} are {first} and differ between {path} and {other}; they are taken from {path}"
+                );
                 self.gather(note, &output.name);
             }
             return Ok(false);
@@ -247,8 +272,13 @@ impl Job {
         let same_type =
             |input: &&Input| self.models[input.model].checkpoint.dtype(&input.name).ok() == Some(first);
         let is_fixed = self.config.align.is_none() && self.config.method != Method::Passthrough;
-        let is_mask = is_fixed && has_extreme(first, all[0]);
-        if is_mask && inputs.iter().all(same_type) && all.iter().all(|bytes| *bytes == all[0]) {
+        let is_equal = || inputs.iter().all(same_type) && all.iter().all(|bytes| *bytes == all[0]);
+        let is_mask = || match extremes(first, all[0]) {
+            Extremes::None => false,
+            Extremes::Finite => self.config.method.keeps_equal(arguments),
+            Extremes::Infinite => true,
+        };
+        if is_fixed && is_mask() && is_equal() {
             let note = "{} have infinite elements, or nearly, as a mask has, and are the same in all models; they are kept as they are";
             self.gather(note.into(), &output.name);
             return Ok(false);
@@ -262,8 +292,12 @@ impl Job {
             (None, Some(_)) if stored == FileDType::F64 => {
                 self.gather("{} are F64 and are merged and written as F32".into(), &output.name);
             }
-            (Some(dtype), None) if is_small_float(stored) => {
-                self.gather(format!("{{}} stay {stored}, which is not converted to {dtype}"), &output.name);
+            (Some(dtype), None)
+                if output.dtype == stored
+                    && stored != dtype
+                    && (is_float(stored) || is_small_float(stored)) =>
+            {
+                self.gather(format!("{{}} stay {stored} and do not become {dtype}"), &output.name);
             }
             _ => {}
         }
@@ -313,24 +347,36 @@ impl Job {
     fn find_strangers(&mut self) {
         let used: BTreeSet<(usize, &str)> =
             self.outputs.iter().flat_map(|o| o.inputs().map(|i| (i.model, i.name.as_str()))).collect();
-        let (mut strangers, mut buffers) = (BTreeSet::new(), Vec::new());
+        let written: BTreeSet<&str> = self.outputs.iter().map(|o| o.name.as_str()).collect();
+        let (mut strangers, mut buffers, mut outside) = (BTreeSet::new(), Vec::new(), Vec::new());
         let slices = &self.config.slices;
         for (s, slice) in slices.iter().enumerate() {
             let ends = [s == 0, s + 1 == slices.len()];
             for i in self.models_of(slice) {
                 let Model { path, checkpoint, .. } = &self.models[i];
-                let layers =
-                    slice.sources.iter().find(|source| source.model == *path).unwrap_or(&slice.sources[0]);
-                let layers = layers.layers.as_ref();
+                let mut ranges: Vec<_> =
+                    slice.sources.iter().filter(|source| source.model == *path).map(|s| &s.layers).collect();
+                if ranges.is_empty() {
+                    ranges.push(&slice.sources[0].layers);
+                }
+                let holds = |layer: usize| {
+                    ranges.iter().any(|range| range.as_ref().is_none_or(|r| r.contains(&layer)))
+                };
                 let belongs = |name: &str| match Stage::of(name) {
                     Stage::Before => ends[0],
                     Stage::After => ends[1],
-                    Stage::Layer(layer) => layers.is_none_or(|range| range.contains(&layer)),
+                    Stage::Layer(layer) => holds(layer),
                 };
                 for name in checkpoint.names() {
                     let known =
                         used.contains(&(i, name.as_str())) || self.models[i].table_for(&name).is_some();
-                    if known || !belongs(&name) {
+                    if known {
+                        continue;
+                    }
+                    if !belongs(&name) {
+                        if !matches!(Stage::of(&name), Stage::Layer(_)) && !written.contains(name.as_str()) {
+                            outside.push((path.display().to_string(), name));
+                        }
                         continue;
                     }
                     if checkpoint.shape(&name).is_ok_and(|shape| is_buffer(&name, &shape)) {
@@ -344,6 +390,7 @@ impl Job {
         let noted: BTreeSet<&str> =
             self.problems.iter().filter_map(|problem| problem.split('`').nth(1)).collect();
         strangers.retain(|(_, name)| !noted.contains(name.as_str()));
+        buffers.retain(|(_, name): &(String, String)| !noted.contains(name.as_str()));
         let problems = strangers.into_iter().map(|(i, name)| {
             let path = self.models[i].path.display();
             let adapter = name.starts_with("base_model.model.");
@@ -356,11 +403,18 @@ impl Job {
         for (path, name) in buffers {
             self.gather(format!("{lead} lacks the buffers {{}} of {path}; they are left out"), &name);
         }
+        for (path, name) in outside {
+            let note = format!(
+                "{{}} of {path} stand before or after the layers that are stacked of it; they are left out"
+            );
+            self.gather(note, &name);
+        }
     }
 
     /// The models whose tensors a slice needs.
     fn models_of(&self, slice: &Slice) -> Vec<usize> {
-        let paths = slice.sources.iter().map(|source| &source.model).chain(&self.config.base);
+        let base = self.config.base.as_ref().filter(|_| self.has_base());
+        let paths = slice.sources.iter().map(|source| &source.model).chain(base);
         let index = |path: &std::path::PathBuf| self.models.iter().position(|model| model.path == *path);
         let all: BTreeSet<usize> = paths.filter_map(index).collect();
         all.into_iter().collect()
@@ -371,9 +425,11 @@ impl Model {
     /// The name of a packed weight. `declared` is whether the settings say that there are some.
     fn packed(&self, declared: bool) -> Option<String> {
         let is_packed = |name: &String| {
-            let by_name = PACKED.iter().any(|end| name.ends_with(end));
-            let info = self.checkpoint.info(name);
-            by_name || declared && info.is_ok_and(|info| info.shape.len() > 1 && !is_float(info.dtype))
+            let Ok(info) = self.checkpoint.info(name) else { return false };
+            // Some plain models have such names too, of floats.
+            let by_name = PACKED.iter().any(|end| name.ends_with(end)) && (declared || !is_float(info.dtype));
+            let is_matrix = info.shape.len() > 1 && !is_float(info.dtype) && info.dtype != FileDType::Bool;
+            by_name || is_matrix && (declared || name.ends_with("weight") && !is_small_float(info.dtype))
         };
         self.checkpoint.names().into_iter().find(is_packed)
     }
@@ -384,19 +440,34 @@ fn is_small_float(dtype: FileDType) -> bool {
     dtype.bits() < 8 || format!("{dtype}").starts_with("F8")
 }
 
-/// Whether the beginning of a tensor has an element that is infinite or so large that a sum of a few would be, and no NaN. Masks
-/// are made of these.
-fn has_extreme(dtype: FileDType, bytes: &[u8]) -> bool {
-    let bytes = &bytes[..bytes.len().min(LOOK)];
-    /// Looks for elements from `least` to infinity, `top`, and for NaN, by the bits without sign.
-    fn found<const N: usize>(bytes: &[u8], least: u64, top: u64) -> bool {
+/// The largest elements of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Extremes {
+    /// They are usual numbers, or there is NaN.
+    None,
+    /// They are so large that a sum of a few is infinite in f32.
+    Finite,
+    Infinite,
+}
+
+/// Looks for the extreme elements of which masks are made. They are found at the beginning of a tensor, NaN everywhere.
+fn extremes(dtype: FileDType, bytes: &[u8]) -> Extremes {
+    /// `large` is the least large number and `top` infinity, by their bits without sign.
+    fn found<const N: usize>(bytes: &[u8], large: u64, top: u64) -> Extremes {
         let word = |e: &[u8; N]| {
             let mut wide = [0; 8];
             wide[..N].copy_from_slice(e);
             u64::from_le_bytes(wide) & (u64::MAX >> (65 - 8 * N))
         };
-        let elements = || bytes.as_chunks::<N>().0.iter().map(word);
-        elements().any(|x| x >= least) && !elements().any(|x| x > top)
+        let first = &bytes[..bytes.len().min(LOOK)];
+        let most = first.as_chunks::<N>().0.iter().map(word).max().unwrap_or(0);
+        // Few tensors come this far, so all of one can be looked through.
+        let has_nan = || bytes.as_chunks::<N>().0.iter().map(word).any(|x| x > top);
+        match most {
+            _ if most < large || has_nan() => Extremes::None,
+            _ if most < top => Extremes::Finite,
+            _ => Extremes::Infinite,
+        }
     }
     // Sums are f32, so only its own range matters: 2^124 is a sixteenth of it.
     match dtype {
@@ -404,7 +475,7 @@ fn has_extreme(dtype: FileDType, bytes: &[u8]) -> bool {
         FileDType::F16 => found::<2>(bytes, 0x7c00, 0x7c00),
         FileDType::F32 => found::<4>(bytes, 251 << 23, 0x7f80_0000),
         FileDType::F64 => found::<8>(bytes, 0x7ff0 << 48, 0x7ff0 << 48),
-        _ => false,
+        _ => Extremes::None,
     }
 }
 
@@ -414,18 +485,21 @@ mod tests {
 
     #[test]
     fn extreme_elements_are_seen_in_every_type() {
-        let f32s = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-        assert!(has_extreme(FileDType::F32, &f32s(&[0.0, f32::NEG_INFINITY])));
-        assert!(has_extreme(FileDType::F32, &f32s(&[0.0, f32::MIN])));
-        assert!(!has_extreme(FileDType::F32, &f32s(&[0.0, 1e37, 1e-40])));
-        assert!(!has_extreme(FileDType::F32, &f32s(&[f32::INFINITY, f32::NAN])));
-        assert!(has_extreme(FileDType::F64, &f64::INFINITY.to_le_bytes()));
-        assert!(!has_extreme(FileDType::F64, &f64::NAN.to_le_bytes()));
-        assert!(has_extreme(FileDType::F16, &half::f16::NEG_INFINITY.to_le_bytes()));
-        assert!(has_extreme(FileDType::BF16, &half::bf16::INFINITY.to_le_bytes()));
-        assert!(has_extreme(FileDType::BF16, &half::bf16::MIN.to_le_bytes()));
-        assert!(!has_extreme(FileDType::F16, &half::f16::MAX.to_le_bytes()));
-        assert!(!has_extreme(FileDType::I64, &[0x80, 0x7f, 0, 0, 0, 0, 0xf0, 0x7f]));
+        use Extremes::{Finite, Infinite};
+        let f32s = |x: &[f32]| extremes(FileDType::F32, bytemuck::cast_slice(x));
+        assert_eq!(f32s(&[0.0, f32::NEG_INFINITY]), Infinite);
+        assert_eq!(f32s(&[0.0, f32::MIN]), Finite);
+        assert_eq!(f32s(&[0.0, 1e37, 1e-40]), Extremes::None);
+        assert_eq!(f32s(&[f32::INFINITY, f32::NAN]), Extremes::None);
+        let far: Vec<f32> = [f32::INFINITY].into_iter().chain([0.0; 100_000]).chain([f32::NAN]).collect();
+        assert_eq!(f32s(&far), Extremes::None, "NaN anywhere");
+        assert_eq!(extremes(FileDType::F64, &f64::INFINITY.to_le_bytes()), Infinite);
+        assert_eq!(extremes(FileDType::F64, &f64::NAN.to_le_bytes()), Extremes::None);
+        assert_eq!(extremes(FileDType::F16, &half::f16::NEG_INFINITY.to_le_bytes()), Infinite);
+        assert_eq!(extremes(FileDType::F16, &half::f16::MAX.to_le_bytes()), Extremes::None);
+        assert_eq!(extremes(FileDType::BF16, &half::bf16::INFINITY.to_le_bytes()), Infinite);
+        assert_eq!(extremes(FileDType::BF16, &half::bf16::MIN.to_le_bytes()), Finite);
+        assert_eq!(extremes(FileDType::I64, &[0x80, 0x7f, 0, 0, 0, 0, 0xf0, 0x7f]), Extremes::None);
     }
 
     #[test]
@@ -434,6 +508,7 @@ mod tests {
         assert!(is_buffer("embeddings.position_ids", &[1, 512]));
         assert!(is_buffer("transformer.h.0.attn.bias", &[1, 1, 1024, 1024]));
         assert!(!is_buffer("visual.blocks.0.attn.bias", &[1024]));
+        assert!(!is_buffer("layers.0.attn.bias", &[1, 8, 16, 16]));
         assert!(!is_buffer("model.norm.weight", &[8]));
     }
 }

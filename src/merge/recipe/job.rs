@@ -208,7 +208,9 @@ impl Job {
         let lead = self.model(&sources[0].model)?;
         let mut names = self.models[lead].checkpoint.names();
         let there = layers_of(&names);
-        self.fit_head(lead, &sources, &mut names);
+        if ends[1] {
+            self.fit_head(lead, &sources, &mut names);
+        }
         let range = sources[0].layers.clone().unwrap_or(0..there);
         if range.end > there {
             let path = self.models[lead].path.display();
@@ -253,7 +255,7 @@ impl Job {
         for source in sources {
             models.push(Input { model: self.model(&source.model)?, name: at(source) });
         }
-        let base = match self.config.base.clone() {
+        let base = match self.config.base.clone().filter(|_| self.has_base()) {
             Some(path) => {
                 let listed = slice.sources.iter().find(|s| s.model == path);
                 Some(Input { model: self.model(&path)?, name: at(listed.unwrap_or(sources[0])) })
@@ -280,16 +282,17 @@ impl Job {
         }
         let dtype = FileDType::F32;
         let mut output = Output { name, shape: Vec::new(), dtype, base, models, fishers, arguments: None };
-        let asked = output.inputs().count();
         if let Some(dtype) = self.fit(&mut output, &arguments)? {
-            if is_float(dtype) {
+            let is_merged = self.is_merged(&output, &arguments)?;
+            // Masks and buffers keep the type in which they are right.
+            if is_float(dtype) && (is_merged || self.passes_through(&arguments)) {
                 output.dtype = self.config.dtype.unwrap_or(dtype);
             }
-            output.arguments = self.is_merged(&output, &arguments, asked)?.then_some(arguments);
-            self.note_dtype(&output, dtype);
-            if output.arguments.is_some() && output.dtype == FileDType::F64 {
+            if is_merged && output.dtype == FileDType::F64 {
                 output.dtype = FileDType::F32;
             }
+            output.arguments = is_merged.then_some(arguments);
+            self.note_dtype(&output, dtype);
             self.outputs.push(output);
         }
         Ok(())

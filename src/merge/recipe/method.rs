@@ -234,6 +234,16 @@ impl Method {
         self.needs_base() || self == Method::NuSlerp
     }
 
+    /// Whether the merge of equal tensors is that tensor.
+    pub(super) fn keeps_equal(self, arguments: &Arguments) -> bool {
+        match self {
+            Method::Passthrough => false,
+            Method::Linear => arguments.normalize,
+            // Task vectors of 0 leave the base, which is the same tensor.
+            _ => true,
+        }
+    }
+
     /// Number of passes over all tensors, which have so many elements, before the first one can be merged.
     pub fn passes(self, arguments: &Arguments, elements: u64) -> u64 {
         match self {
@@ -475,8 +485,11 @@ impl Method {
                 let mut weights = a.weights.clone();
                 if let Measured::Norms(norms) = measured {
                     // A model whose Fisher values are all 0 has no say.
-                    let divided = |w: f32, n: f64| if n > 0.0 { (f64::from(w) / n) as f32 } else { 0.0 };
-                    weights.iter_mut().zip(norms).for_each(|(w, &n)| *w = divided(*w, n));
+                    let divided = |(w, &n): (&f32, &f64)| if n > 0.0 { f64::from(*w) / n } else { 0.0 };
+                    let all: Vec<f64> = weights.iter().zip(norms).map(divided).collect();
+                    // A common factor changes nothing, and norms may be beyond f32.
+                    let most = all.iter().fold(0.0, |most: f64, w| most.max(w.abs()));
+                    weights.iter_mut().zip(all).for_each(|(w, x)| *w = (x / most) as f32);
                 }
                 methods::fisher(models, &x.fishers, &weights, a.floor)
             }
@@ -581,8 +594,9 @@ fn flag(key: &str, value: Option<Scalar>, default: bool) -> Result<bool> {
 fn rescale(value: Option<Scalar>) -> Result<Option<Rescale>> {
     match value {
         None => Ok(None),
-        Some(Scalar::Flag(true)) => Ok(Some(Rescale::L1)),
-        Some(Scalar::Flag(false)) => Ok(Some(Rescale::None)),
+        Some(_) if flag("rescale", value.clone(), false).is_ok() => {
+            Ok(Some(if flag("rescale", value, false)? { Rescale::L1 } else { Rescale::None }))
+        }
         Some(Scalar::Text(word)) if word == "density" => Ok(Some(Rescale::Density)),
         Some(Scalar::Text(word)) if word == "l1" => Ok(Some(Rescale::L1)),
         Some(other) => {

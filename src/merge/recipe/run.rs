@@ -216,16 +216,18 @@ impl Stream<'_> {
             return Ok(checkpoint.bytes(&from.name)?.to_vec());
         }
         let (file, name) = checkpoint.find(&from.name)?;
-        if output.dtype == FileDType::F16 {
-            return Ok(bytemuck::cast_slice(&file.tensor_f16(name)?).to_vec());
-        }
         let mut bytes = Vec::with_capacity(output.bytes() as usize);
         for part in self.job.parts(i) {
+            let start = part.start;
             let values = file.range_f32(name, part)?;
-            match output.dtype {
-                FileDType::BF16 => bytes.extend(bf16_bytes(&values)),
-                _ => bytes.extend(bytemuck::cast_slice(&values)),
-            }
+            let converted = match output.dtype {
+                FileDType::BF16 => bf16_bytes(&values),
+                FileDType::F16 => values.iter().flat_map(|&x| f16::from_f32(x).to_le_bytes()).collect(),
+                _ => bytemuck::cast_slice(&values).to_vec(),
+            };
+            let known = values.iter().filter(|x| !x.is_finite()).count();
+            check_encoded(output, start, &converted, known)?;
+            bytes.extend(converted);
         }
         Ok(bytes)
     }

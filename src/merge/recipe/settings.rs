@@ -74,20 +74,25 @@ impl Job {
         if from.is_dir() { from } else { parent }
     }
 
-    /// Returns the file names of the leading model's settings and tokenizer. A model that is one file among others has none.
+    /// Whether the leading model's folder is its own. What is beside a file in another folder is not of the model.
+    fn has_folder(&self) -> bool {
+        self.leader().path.is_dir() || self.leading_folder().join("config.json").is_file()
+    }
+
+    /// Returns the file names of the leading model's settings and tokenizer.
     pub(super) fn settings(&self) -> Result<Vec<String>> {
-        settings_in(self.leading_folder())
+        if self.has_folder() { settings_in(self.leading_folder()) } else { Ok(Vec::new()) }
     }
 
     /// Says which files of the leading model's folder are not copied, and what stacked layers leave open in its settings.
     pub(super) fn find_left_behind(&mut self) -> Result<()> {
-        let is_model = self.leading_folder().join("config.json").is_file();
-        if self.leader().path.is_dir() || is_model {
-            let others = others_in(self.leading_folder())?;
-            if !others.is_empty() {
-                let (names, folder) = (others.join(", "), self.leading_folder().display());
-                self.notes.push(format!("not copied from {folder}: {names}"));
-            }
+        if !self.has_folder() {
+            return Ok(());
+        }
+        let others = others_in(self.leading_folder())?;
+        if !others.is_empty() {
+            let (names, folder) = (others.join(", "), self.leading_folder().display());
+            self.notes.push(format!("not copied from {folder}: {names}"));
         }
         let path = self.leading_folder().join("config.json");
         if let Ok(bytes) = std::fs::read(&path) {
@@ -121,7 +126,9 @@ impl Job {
             let is_root = std::cell::Cell::new(true);
             for_parts(&mut settings, &mut |part| {
                 // Where nothing is said, transformers takes the head of most kinds to be tied.
-                if is_root.replace(false) || part.contains_key("tie_word_embeddings") {
+                if is_root.replace(false)
+                    || ["tie_word_embeddings", "vocab_size"].iter().any(|k| part.contains_key(*k))
+                {
                     part.insert("tie_word_embeddings".into(), json!(false));
                 }
             });
@@ -170,7 +177,7 @@ impl Job {
                     counted = true;
                 }
             }
-            follow_lists(part, lead, &origins, &mut followed);
+            follow_lists(part, lead, &origins, [&mut followed, &mut open]);
             for key in SOME_COUNTS {
                 if part.get(key) == Some(&json!(lead)) {
                     part.insert(key.into(), json!(origins.len()));
@@ -231,27 +238,38 @@ fn for_parts(settings: &mut Value, visit: &mut dyn FnMut(&mut Map<String, Value>
     }
 }
 
-/// Makes the lists with an element for each layer follow the layers. A layer of another model has that model's element.
-fn follow_lists(part: &mut Map<String, Value>, lead: usize, origins: &[Origin], followed: &mut Vec<String>) {
+/// Makes the lists with an element for each layer follow the layers. A layer of another model has that model's element. Lists
+/// of which another model says nothing are left, and named among the `open` ones.
+fn follow_lists(
+    part: &mut Map<String, Value>,
+    lead: usize,
+    origins: &[Origin],
+    [followed, open]: [&mut Vec<String>; 2],
+) {
     for (key, value) in part.iter_mut() {
         let Some(list) = value.as_array().filter(|list| list.len() == lead && lead > 1) else { continue };
         if OTHER_LISTS.contains(&key.as_str()) {
             continue;
         }
-        let element = |origin: &Origin| {
-            let own =
-                origin.settings.and_then(|all| list_in(all, key)).filter(|own| own.len() == origin.layers);
-            own.unwrap_or(list).get(origin.layer).cloned()
+        let element = |origin: &Origin| match origin.model {
+            0 => list.get(origin.layer).cloned(),
+            _ => list_in(origin.settings?, key)
+                .filter(|own| own.len() == origin.layers)?
+                .get(origin.layer)
+                .cloned(),
         };
-        if let Some(new) = origins.iter().map(element).collect::<Option<Vec<Value>>>() {
-            *value = Value::Array(new);
-            followed.push(format!("`{key}`"));
+        match origins.iter().map(element).collect::<Option<Vec<Value>>>() {
+            Some(new) => {
+                *value = Value::Array(new);
+                followed.push(format!("`{key}`"));
+            }
+            None => open.push(format!("`{key}`, a list of {lead},")),
         }
     }
 }
 
 /// A list of a model's settings, or of its language model's.
 fn list_in<'a>(settings: &'a Value, key: &str) -> Option<&'a Vec<Value>> {
-    let inner = PARTS.iter().filter_map(|part| settings.get(part));
-    [settings].into_iter().chain(inner).find_map(|part| part.get(key)?.as_array())
+    let inner = || PARTS.iter().filter_map(|part| settings.get(part));
+    settings.get(key).and_then(Value::as_array).or_else(|| inner().find_map(|part| list_in(part, key)))
 }
