@@ -519,4 +519,9 @@ fn a_fault_is_found_by_number() {
         let message = many.energies_forces(&atoms).expect_err("a flat cell").to_string();
         assert!(message.contains("frame 23"), "{message}");
     }
+    // Where rounding has taken a position's place in the cell, there is no energy to tell.
+    let far = [[0.0, 0.0, 1e300], [0.0, 0.0, 2.5]];
+    let message =
+        calculator().energy_forces(&far, &[29, 29], Some(Cell::cuboid([8.0; 3]))).expect_err("far away");
+    assert!(message.to_string().contains("more than 1e9 periods away"), "{message}");
 }

@@ -399,8 +399,11 @@ fn results_leave_and_other_values_stay() {
     let (mut frames, _) = read(text, Keys::default().energy(Some("REF_energy".into())));
     assert_eq!((frames[0].energy, frames[0].other["energy"].as_str()), (Some(-2.0), "-1"));
     let message = xyz::text("out.xyz", &frames).expect_err("two energies").to_string();
+    assert!(message.contains("`forces` cannot be another column, as the frame has a field"), "{message}");
+    frames[0].forces = None;
+    let message = xyz::text("out.xyz", &frames).expect_err("two energies").to_string();
     assert!(message.contains("`energy` is among the other keys"), "{message}");
-    (frames[0].energy, frames[0].forces) = (None, None);
+    frames[0].energy = None;
     let again = xyz::parse(&xyz::text("out.xyz", &frames).expect("one energy")).expect("it reads back");
     assert_eq!(again[0].other["REF_energy"], "-2");
 }

@@ -75,7 +75,7 @@ fn predict_says_what_is_wrong_and_leaves_the_output() {
     let flat = Cell { vectors: [[0.0; 3]; 3], periodic: [true; 3] };
     let flat = Frame { cell: Some(flat), ..frame(7, 1, 2.4) };
     xyz::write(&far, &[apart, flat]).expect("written");
-    std::fs::write(&malformed, "1\nnote={a\nCu 0 0 0\n").expect("written");
+    std::fs::write(&malformed, "1\nProperties=species:S:1:pos:R:3 note={a\nCu 0 0 0\n").expect("written");
     let nowhere = scratch("no-folder").join("out.xyz");
     let folder = scratch("");
     for (arguments, reason) in [

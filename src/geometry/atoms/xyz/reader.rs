@@ -3,7 +3,7 @@
 use super::choice;
 use super::labels::{Keys, Labels};
 use super::misspelt::{FIXED, alone, corrected};
-use super::pairs::{Value, flags, is_unfit, number, numbers, pairs, spelt};
+use super::pairs::{Value, flags, is_unfit, number, numbers, pairs, reads_as, spelt};
 use super::{Column, Frame, Kind};
 use crate::error::{Error, Result};
 use crate::geometry::atoms::elements::{atomic_number, symbol};
@@ -262,7 +262,9 @@ fn header(
         }
         alone(&words, false)?;
         keys.extend(words.into_iter().map(|word| (word, "T".to_string())));
-        raws.retain(|key, raw| keys.get(key).is_some_and(|value| spelt(value) != *raw));
+        raws.retain(|key, raw| {
+            keys.get(key).is_some_and(|value| spelt(value) != *raw && reads_as(raw, value))
+        });
         (frame.other, frame.spelling) = (keys, raws);
     } else if !comment.trim().is_empty() {
         alone(&words, true)?;
