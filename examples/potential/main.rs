@@ -357,6 +357,12 @@ mod tests {
             "{message}"
         );
         assert_eq!(refusal("mace_energy=1", Keys::default().energy(Some("mace_energy".into()))), None);
+        // A label that is there and cannot be used is named.
+        let message = refusal("energy=nan", Keys::default()).expect("no finite energy");
+        assert!(message.contains("`energy` cannot be read as energy"), "{message}");
+        let message =
+            refusal("my_energy=1 total_energy=-1", Keys::default().energy(Some("my_energy".into())));
+        assert_eq!(message, None);
         let message = refusal("energy=1", Keys::default().forces(Some("f".into()))).expect("no such forces");
         assert!(message.contains("`forces` by --forces-key"), "{message}");
     }

@@ -1,6 +1,6 @@
 //! Which of a frame's keys and columns are its energy, forces and stress, and which are results that a new prediction replaces.
 
-use super::labels::{Keys, Labels, Quantity};
+use super::labels::{Keys, Labels, Quantity, family};
 use super::pairs::{is_numeric, is_unfit, numbers, scalar, words};
 use super::{Column, Kind};
 use crate::geometry::space::neighbours::Cell;
@@ -27,17 +27,6 @@ const FAMILIES: [&str; 3] = ["", "ref", "dft"];
 const ATOM_ENERGY: [&str; 6] =
     ["energies", "local_energy", "atom_energy", "atom_energies", "atomic_energy", "atomic_energies"];
 const ATOM_STRESS: [&str; 4] = ["stresses", "local_stress", "local_virial", "atomic_virial"];
-
-/// The computation that a label is from, by what precedes the quantity in its name: nothing in `energy`, `ref` in `REF_energy`. `None` if
-/// the name does not end with a quantity.
-pub(super) fn family(name: &str) -> Option<String> {
-    let lower = name.to_ascii_lowercase();
-    let ends = ["energy", "forces", "force", "stress", "virials", "virial"];
-    let before = ends.into_iter().find_map(|end| lower.strip_suffix(end))?;
-    let before = before.trim_end_matches(['_', '-']);
-    // These are energies of the same computation.
-    Some(if ["free", "potential", "total"].contains(&before) { "" } else { before }.to_string())
-}
 
 /// The position of a name in a list, for sorting: exact spellings come before others.
 fn rank(list: &[&str], name: &str) -> Option<(usize, bool)> {

@@ -1,6 +1,5 @@
 //! Labels: the energies, forces and stresses of a file under the names that programs give them.
 
-use super::choice::family;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 
@@ -229,4 +228,15 @@ impl Display for Labels {
         }
         Ok(())
     }
+}
+
+/// The computation that a label is from, by what precedes the quantity in its name: nothing in `energy`, `ref` in `REF_energy`. `None` if
+/// the name does not end with a quantity.
+pub(super) fn family(name: &str) -> Option<String> {
+    let lower = name.to_ascii_lowercase();
+    let ends = ["energy", "forces", "force", "stress", "virials", "virial"];
+    let before = ends.into_iter().find_map(|end| lower.strip_suffix(end))?;
+    let before = before.trim_end_matches(['_', '-']);
+    // These are energies of the same computation.
+    Some(if ["free", "potential", "total"].contains(&before) { "" } else { before }.to_string())
 }
