@@ -42,12 +42,12 @@ fn body(args: &Args) -> Result<()> {
         .energy(args.energy_key.clone())
         .forces(args.forces_key.clone())
         .stress(args.stress_key.clone());
-    let mut reader = Reader::open(&args.file)?.keys(keys);
+    let mut reader = Reader::open(&args.file)?.keys(keys.clone());
     match &args.rewrite {
         None => frames(args, &mut reader, |_| Ok(()))?,
         Some(path) => files::replace(path, |file| {
             let mut writer = Writer::new(BufWriter::new(file), path);
-            frames(args, &mut reader, |frame| writer.write(frame))?;
+            frames(args, &mut reader, |frame| writer.write(&as_named(frame)))?;
             writer.flush()
         })?,
     }
@@ -60,7 +60,24 @@ fn body(args: &Args) -> Result<()> {
         println!("{text}");
     }
     labels.remarks().for_each(|remark| eprintln!("{remark}"));
+    labels.missing(&keys).for_each(|(quantity, name)| eprintln!("no frame has {quantity} under `{name}`"));
     Ok(())
+}
+
+/// The frame with the file's own `energy`, `forces` and `stress` where labels of other names were asked for. Those stay under their
+/// names, and the file's own are not overwritten.
+fn as_named(frame: &Frame) -> Frame {
+    let mut frame = frame.clone();
+    if frame.other.contains_key("energy") {
+        frame.energy = None;
+    }
+    if frame.other.contains_key("stress") {
+        frame.stress = None;
+    }
+    if frame.columns.iter().any(|column| column.name == "forces") {
+        frame.forces = None;
+    }
+    frame
 }
 
 /// Prints and writes every frame.

@@ -5,6 +5,7 @@ use indicatif::ProgressBar;
 use serde_json::json;
 use std::io::{BufRead, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tiebeam::geometry::xyz::{Frame, Keys, Labels, Quantity, Reader, Writer};
 use tiebeam::geometry::{Atoms, Calculator, Nearest, Ponita, Potential, Properties};
@@ -29,7 +30,7 @@ pub struct Args {
     output: PathBuf,
     /// Average over K orientations of each frame: its own and K - 1 random ones. The dependence on the orientation falls about
     /// with the square root of K, and the time grows with K
-    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "K", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     rotations: u32,
     /// Read the model's kernels from tables that are computed once. This is faster for many frames; forces have an error of about
     /// 1e-4 of the largest. The model must have a radius
@@ -55,7 +56,7 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         .energy(args.energy_key.clone())
         .forces(args.forces_key.clone())
         .stress(args.stress_key.clone());
-    let mut reader = Reader::new(input).named(&args.input).keys(keys);
+    let mut reader = Reader::new(input).named(&args.input).keys(keys.clone());
     // The first frames and the output come before the model, so that what is wrong with them is said before the long work.
     let first = take(&mut reader)?;
     if !is_standard(&args.output) {
@@ -69,14 +70,17 @@ pub fn run(args: &Args, context: &Context) -> Result<()> {
         Some(_) => "{bar:32} {bytes}/{total_bytes} read, {msg} frames, ETA {eta}",
         None => "{spinner} {bytes} read, {msg} frames",
     };
+    let stop = on_interrupt()?;
     let mut work = Work {
         args,
         context,
-        calculator: Calculator::new(potential).rotations(args.rotations as usize),
-        stop: &*on_interrupt()?,
+        keys,
+        calculator: Calculator::new(potential).rotations(args.rotations as usize).stop(stop.clone()),
+        stop,
         bar: context.bar(length, template),
         errors: Default::default(),
         near: None,
+        lost: 0,
     };
     let (frames, labels) = context.stream(&args.output, |output| {
         // The input is closed before the output gets its name, which may be the same.
@@ -110,24 +114,30 @@ fn check(args: &Args, potential: &Potential, frames: &[Frame], first: usize) -> 
     frames.iter().enumerate().try_for_each(one)
 }
 
-/// Names the input and the frame in an error.
+/// Names the input and the frame in an error, so that one of many frames is found.
 fn named(args: &Args, frame: usize, error: Error) -> Error {
-    match error {
-        Error::Config { message, .. } => Error::format(&args.input, format!("frame {frame}: {message}")),
-        other => other,
-    }
+    let advice = match error {
+        Error::OutOfMemory { .. } | Error::Limit { .. } => {
+            "; take the frame out, or predict it with more memory"
+        }
+        _ => "",
+    };
+    Error::format(&args.input, format!("frame {frame}: {error}{advice}"))
 }
 
 /// What a run needs, and what it has found so far.
 struct Work<'a> {
     args: &'a Args,
     context: &'a Context,
+    keys: Keys,
     calculator: Calculator,
-    stop: &'a AtomicBool,
+    stop: Arc<AtomicBool>,
     bar: ProgressBar,
     errors: [Sum; 3],
     /// The first frame with atoms that are nearer than any that the model was trained on, and the number of such frames.
     near: Option<(usize, Nearest, usize)>,
+    /// Number of frames whose stress was left out, as the potential has none in its place.
+    lost: usize,
 }
 
 /// A sum of absolute differences.
@@ -157,13 +167,13 @@ impl Work<'_> {
         let mut writer = Writer::new(output, &self.args.output);
         let mut batch = first;
         while !batch.is_empty() {
-            unless_stopped(self.stop, "nothing was written")?;
-            check(self.args, self.calculator.potential(), &batch, writer.frames())?;
-            let found = self.predict(&batch, writer.frames())?;
+            let done = writer.frames();
+            unless_stopped(&self.stop, &self.left(done))?;
+            check(self.args, self.calculator.potential(), &batch, done)?;
+            let found = self.predict(&batch, done)?;
             for (frame, found) in batch.iter().zip(found) {
                 self.note(writer.frames(), frame, &found)?;
-                let (energy, forces, stress) = (Some(found.energy), Some(found.forces), found.stress);
-                writer.write(&Frame { energy, forces, stress, ..frame.without_results() })?;
+                writer.write(&found.fill(frame))?;
             }
             self.bar.set_position(reader.bytes());
             self.bar.set_message(writer.frames().to_string());
@@ -175,14 +185,19 @@ impl Work<'_> {
 
     fn predict(&self, frames: &[Frame], first: usize) -> Result<Vec<Properties>> {
         let atoms: Vec<Atoms> = frames.iter().map(Atoms::of).collect();
-        self.calculator.energies_forces(&atoms).or_else(|_| {
-            // One by one, the frame at fault is found by its number in the file.
-            let alone = |(i, of): (usize, &Atoms)| {
-                let found = self.calculator.energy_forces(of.positions, of.species, of.cell);
-                found.map_err(|e| named(self.args, first + i, e))
-            };
-            atoms.iter().enumerate().map(alone).collect()
+        self.calculator.energies_forces_at(&atoms).map_err(|(at, error)| match (at, error) {
+            (_, Error::Stopped { .. }) => Error::stopped(format!("stopped; {}", self.left(first))),
+            (Some(i), error) => named(self.args, first + i, error),
+            (None, error) => error,
         })
+    }
+
+    /// What has become of the work if it ends after so many frames.
+    fn left(&self, frames: usize) -> String {
+        match is_standard(&self.args.output) && frames > 0 {
+            true => format!("the {frames} frames that were predicted until then were written"),
+            false => "nothing was written".into(),
+        }
     }
 
     /// Compares a frame's results with what the input has, and looks at its nearest atoms.
@@ -198,6 +213,7 @@ impl Work<'_> {
         force.add(frame.forces.iter().flatten().flatten().copied(), all());
         stress
             .add(frame.stress.into_iter().flatten().flatten(), found.stress.into_iter().flatten().flatten());
+        self.lost += usize::from(found.stress.is_none() && frame.loses_stress());
         let Some(nearest) = found.nearest else { return Ok(()) };
         let known = self.calculator.potential().nearest;
         if nearest.is_one_point() {
@@ -223,17 +239,28 @@ impl Work<'_> {
         labels
             .remarks()
             .for_each(|remark| context.note(format_args!("{}: {remark}", self.args.input.display())));
-        let [energy, forces, stress] =
-            [&self.args.energy_key, &self.args.forces_key, &self.args.stress_key].map(Option::as_deref);
-        for (asked, of) in [
-            (energy, &[Quantity::Energy][..]),
-            (forces, &[Quantity::Forces]),
-            (stress, &[Quantity::Stress, Quantity::Virial]),
-        ] {
-            if let Some(name) = asked.filter(|_| of.iter().all(|&q| labels.used(q) == 0)) {
-                context.note(format_args!("warning: no frame of the input has `{name}`"));
-            }
+        let missing: Vec<&str> = labels.missing(&self.keys).map(|(_, name)| name).collect();
+        for name in &missing {
+            context.note(format_args!("warning: no frame of the input has `{name}` as it is asked for"));
         }
+        if self.lost > 0 {
+            context.note(format_args!(
+                "the stress or virial of {} frames was left out, as it is not that of the new energies; these frames are not periodic \
+                 along all three axes, so the potential has no stress in its place",
+                self.lost
+            ));
+        }
+        let found: Vec<_> = labels
+            .found
+            .iter()
+            .map(
+                |l| json!({"of": l.quantity.to_string(), "name": l.name, "frames": l.frames, "used": l.used}),
+            )
+            .collect();
+        context.record(&json!({
+            "line": "labels", "frames": labels.frames, "found": found, "missing": missing,
+            "remarks": labels.remarks().collect::<Vec<_>>(), "stresses_left_out": self.lost,
+        }))?;
         if let (Some((i, nearest, count)), Some(known)) = (&self.near, self.calculator.potential().nearest) {
             context.note(format_args!(
                 "warning: frame {i}: {} are {:.3} A apart, nearer than any that the model was trained on ({known:.3} A); results \

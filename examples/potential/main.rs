@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tiebeam::geometry::dynamics::Verlet;
 use tiebeam::geometry::vectors::{self, DVec3};
-use tiebeam::geometry::xyz::{self, Frame, Keys, Labels, Quantity};
+use tiebeam::geometry::xyz::{self, Frame, Keys, Label, Labels, Quantity};
 use tiebeam::geometry::{Calculator, Grid, Ponita, PonitaConfig, Potential};
 use tiebeam::{Error, Gpu, Result, Rng};
 
@@ -155,6 +155,9 @@ fn frames(args: &Args) -> Result<Vec<Frame>> {
         println!("           {quantity:<8} {}{rest}", labels.line(quantity));
     }
     labels.remarks().for_each(|remark| println!("           {remark}"));
+    for (quantity, name) in labels.missing(&keys) {
+        println!("           warning: no frame has {quantity} under `{name}`");
+    }
     labelled(&frames, &labels).map_err(|message| Error::format(path, message))?;
     Ok(frames)
 }
@@ -167,12 +170,20 @@ fn labelled(frames: &[Frame], labels: &Labels) -> std::result::Result<(), String
             _ => f.forces.is_none(),
         };
         let Some(i) = frames.iter().position(lacks) else { continue };
-        let others: Vec<String> =
-            labels.of(quantity).filter(|l| l.used < l.frames).map(|l| format!("`{}`", l.name)).collect();
-        let advice = match others.is_empty() {
-            true => format!("name theirs by {option}"),
-            false => format!("name one of {} by {option}", others.join(", ")),
+        let names = |of: &dyn Fn(&Label) -> bool| {
+            let names: Vec<String> =
+                labels.of(quantity).filter(|l| of(l)).map(|l| format!("`{}`", l.name)).collect();
+            names.join(", ")
         };
+        let others = names(&|l| l.used + l.unfit < l.frames);
+        let unfit = names(&|l| l.unfit > 0);
+        let mut advice = match others.is_empty() {
+            true => format!("name theirs by {option}"),
+            false => format!("name one of {others} by {option}"),
+        };
+        if !unfit.is_empty() {
+            advice.push_str(&format!("; {unfit} cannot be read as {quantity}, for the reason said above"));
+        }
         return Err(match frames.iter().all(lacks) {
             true => format!("no frame has {quantity} under the names that are looked for; {advice}"),
             false => format!("frame {i} lacks {quantity}; take it out, or {advice}"),
@@ -321,6 +332,10 @@ mod tests {
             Frame { cell: None, ..frame.clone() },
             Frame { cell: Some(Cell::cuboid([8.0, 8.0, 9.0])), ..frame.clone() },
             Frame { cell: Some(slab), ..frame.clone() },
+            // Signs that changed in pairs, as where gradients were taken for forces.
+            Frame { forces: Some(vec![[-1.0, -2.0, -3.0]; 2]), ..frame.clone() },
+            Frame { forces: Some(vec![[-1.0, 2.0, 3.0], [1.0, 2.0, -3.0]]), ..frame.clone() },
+            Frame { energy: Some(1.0), forces: Some(vec![[-1.0, 2.0, 3.0], [1.0; 3]]), ..frame.clone() },
         ] {
             assert_ne!(hash(other.clone()), hash(frame.clone()), "{other:?}");
         }
@@ -342,6 +357,12 @@ mod tests {
             "{message}"
         );
         assert_eq!(refusal("mace_energy=1", Keys::default().energy(Some("mace_energy".into()))), None);
+        // A label that is there and cannot be used is named.
+        let message = refusal("energy=nan", Keys::default()).expect("no finite energy");
+        assert!(message.contains("`energy` cannot be read as energy"), "{message}");
+        let message =
+            refusal("my_energy=1 total_energy=-1", Keys::default().energy(Some("my_energy".into())));
+        assert_eq!(message, None);
         let message = refusal("energy=1", Keys::default().forces(Some("f".into()))).expect("no such forces");
         assert!(message.contains("`forces` by --forces-key"), "{message}");
     }

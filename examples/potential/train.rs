@@ -40,7 +40,7 @@ pub fn train(
         .rng(Rng::new(args.seed ^ 0xba7c4))
         .total(total)
         .stop(stop.clone());
-    let (path, settings) = (args.out.join("checkpoint.safetensors"), settings(args, training));
+    let (path, settings) = (args.out.join("checkpoint.safetensors"), settings(args, training, validation));
     let mut curve: Vec<Epoch> = Vec::new();
     if args.resume && path.exists() {
         curve = state::resume(&path, &mut trainer, &potential.net, &settings)?;
@@ -151,24 +151,32 @@ fn score(potential: &Potential, frames: &[Frame]) -> Result<[f64; 2]> {
     Ok([1e3 * energy / frames.len() as f64, 1e3 * force / count.max(1) as f64])
 }
 
-fn settings(args: &Args, training: &[Frame]) -> String {
+fn settings(args: &Args, training: &[Frame], validation: &[Frame]) -> String {
     let Args {
         epochs, batch, channels, layers, orientations, radius, lr, energy_weight, as_given, seed, ..
     } = args;
-    let bits = fingerprint(training);
+    // Errors on other frames that are held out would not belong to the same curve.
+    let [bits, held] = [training, validation].map(fingerprint);
     format!(
-        "frames {} ({bits:016x}) epochs {epochs} batch {batch} channels {channels} layers {layers} orientations {orientations} radius \
+        "frames {} ({bits:016x}) held out {} ({held:016x}) epochs {epochs} batch {batch} channels {channels} layers {layers} orientations {orientations} radius \
          {radius:?} lr {lr} energy weight {energy_weight} as given {as_given} seed {seed} precision {}",
         training.len(),
+        validation.len(),
         args.scope.precision
     )
 }
 
 /// Returns an FNV-1a hash of all that training takes from frames, because a run must not continue with others: atoms, species, cells,
-/// energies and forces, each with its length.
+/// energies and forces, each with its length. It goes byte by byte, as the multiplication carries bits upwards only: the sign bit
+/// of a whole word would stay where it is, and two changed signs would cancel.
 pub fn fingerprint(frames: &[Frame]) -> u64 {
     let mut hash = 0xcbf29ce484222325u64;
-    let mut add = |x: u64| hash = (hash ^ x).wrapping_mul(0x100000001b3);
+    let mut add = |x: u64| {
+        for byte in x.to_le_bytes() {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x100000001b3);
+        }
+    };
+    add(frames.len() as u64);
     for frame in frames {
         let Frame { species, positions, cell, energy, forces, .. } = frame;
         add(species.len() as u64);

@@ -478,3 +478,50 @@ fn dynamics_keep_the_energy() {
         Verlet::new(&[[0.0; 3]; 2], &species, |_| Ok((0.0, vec![[0.0; 3]; 2]))).expect_err("X has no mass");
     assert!(message.to_string().contains("no element has number 0"), "{message}");
 }
+
+/// A flag ends the work between graphs, and the number of rotations takes no memory.
+#[test]
+fn a_flag_stops_a_calculator() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use tiebeam::error::ErrorKind;
+    let stop = Arc::new(AtomicBool::new(false));
+    let endless = Calculator::new(calculator().potential().clone()).rotations(usize::MAX).stop(stop.clone());
+    let frames = [frame(7, 2, 2.4), frame(8, 2, 2.4)];
+    let atoms: Vec<Atoms> = frames.iter().map(Atoms::of).collect();
+    let flag = stop.clone();
+    let other = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        flag.store(true, Ordering::Relaxed);
+    });
+    let (at, error) = endless.energies_forces_at(&atoms).expect_err("it was stopped");
+    assert_eq!((at, error.kind()), (None, ErrorKind::Stopped));
+    other.join().expect("no panic");
+    let parts = Calculator::new(calculator().potential().clone()).most_atoms(2).stop(stop.clone());
+    let run = || parts.energy_forces(&frames[0].positions, &frames[0].species, None);
+    assert_eq!(run().expect_err("it was stopped").kind(), ErrorKind::Stopped);
+    stop.store(false, Ordering::Relaxed);
+    assert!(run().is_ok(), "it goes on");
+}
+
+/// One fault among many systems is found by number, in every orientation.
+#[test]
+fn a_fault_is_found_by_number() {
+    let flat = Cell { vectors: [[0.0; 3]; 3], periodic: [true; 3] };
+    let mut frames: Vec<Frame> = (0..40).map(|seed| frame(seed, 2, 2.4)).collect();
+    frames[23].cell = Some(flat);
+    frames[31].cell = Some(flat);
+    let atoms: Vec<Atoms> = frames.iter().map(Atoms::of).collect();
+    for rotations in [1, 3] {
+        let many = Calculator::new(calculator().potential().clone()).rotations(rotations);
+        let (at, error) = many.energies_forces_at(&atoms).expect_err("a flat cell");
+        assert!(at == Some(23) && error.to_string().contains("cell"), "{at:?}: {error}");
+        let message = many.energies_forces(&atoms).expect_err("a flat cell").to_string();
+        assert!(message.contains("frame 23"), "{message}");
+    }
+    // Where rounding has taken a position's place in the cell, there is no energy to tell.
+    let far = [[0.0, 0.0, 1e300], [0.0, 0.0, 2.5]];
+    let message =
+        calculator().energy_forces(&far, &[29, 29], Some(Cell::cuboid([8.0; 3]))).expect_err("far away");
+    assert!(message.to_string().contains("more than 1e9 periods away"), "{message}");
+}

@@ -92,8 +92,15 @@ fn malformed_frames_are_refused_by_line() {
         ("1\nlattice=5 Lattice=\"8 0 0 0 8 0 0 0 8\"\nH 0 0 0\n", 2, "both `Lattice` and `lattice`"),
         ("1\nLattice energy=1\nH 0 0 0\n", 2, "`Lattice` has no value"),
         ("1\nstress=\"1 2 3\" energy=1\nH 0 0 0\n", 2, "3 numbers; it needs 9, or 6"),
-        ("1\nProperties=species:S:1:pos:R:3:forces:R:1\nH 0 0 0 1\n", 2, "must be 3 of R"),
         ("1\nProperties=species:S:1:pos:R:3:a:I:1:a:I:1\nH 0 0 0 1 1\n", 2, "comes twice"),
+        ("1\nLattice=\"8 0 0 0 8 0 0 0 8\" pcb=\"T T F\"\nH 0 0 0\n", 2, "`pcb` is nearly `pbc`"),
+        ("1\nLattice=\"8 0 0 0 8 0 0 0 8\" periodic=\"T T F\"\nH 0 0 0\n", 2, "`periodic` is nearly `pbc`"),
+        ("1\nLattice: \"8 0 0 0 8 0 0 0 8\" energy=1\nH 0 0 0\n", 2, "`Lattice:` has no value"),
+        ("1\nLattice: 8 0 0 0 8 0 0 0 8\nH 0 0 0\n", 2, "`Lattice:` has no value"),
+        ("1\nLat=\"8 0 0 0 8 0 0 0 8\" energy=1\nH 0 0 0\n", 2, "`Lat` is nearly `Lattice`"),
+        ("1\nProperties=\"species:S:1:pos:R:3:my col:R:1\"\nH 0 0 0 1\n", 2, "without blanks"),
+        ("1\nenergy=1 note=\"a\rb\"\nH 0 0 0\n", 2, "carriage return"),
+        ("1\nenergy=1 \"\"=5\nH 0 0 0\n", 2, "without a key"),
         ("VEC1 5 0 0\n", 1, "give the cell as `Lattice`"),
         ("1\n\nQq 0 0 0\n", 3, "`Qq` is no element"),
         ("1\n\n119 0 0 0\n", 3, "`119` is no element"),
@@ -107,7 +114,6 @@ fn malformed_frames_are_refused_by_line() {
         ("1\nLattice=\"1 0 0 0 1 0 0 0 1\" pbc=\"T T\"\nH 0 0 0\n", 2, "three of T and F"),
         ("1\nenergy=low\nH 0 0 0\n", 2, "`energy` is `low`"),
         ("1\nenergy=1 energy=2\nH 0 0 0\n", 2, "comes twice"),
-        ("1\n=5\nH 0 0 0\n", 2, "without a key"),
         ("1\nProperties=species:S:1\nH\n", 2, "no `pos`"),
         ("1\nProperties=pos:R:3\n0 0 0\n", 2, "no `species`"),
         ("1\nProperties=species:S:1:pos:R\nH 0 0 0\n", 2, "name:kind:width"),
@@ -252,11 +258,7 @@ fn labels_have_many_names() {
     assert_eq!((labels.used(Quantity::Energy), labels.used(Quantity::Stress)), (1, 0));
     assert!(read(&text("", "", ""), Keys::default()).1.to_string().contains("energy   absent"));
     // A value that was asked for must be one.
-    for (keys, columns, reason) in [
-        ("mine=low", "", "`mine` is `low`"),
-        ("my_virial=1", "", "1 numbers"),
-        ("", ":gap_forces:R:1", "3 of R"),
-    ] {
+    for (keys, columns, reason) in [("mine=low", "", "`mine` is `low`"), ("my_virial=1", "", "1 numbers")] {
         let text = text(keys, columns, "1");
         let message = Reader::new(text.as_bytes()).keys(asked()).next().expect("a frame").expect_err(keys);
         assert!(message.to_string().contains(reason), "{message}");
@@ -266,17 +268,193 @@ fn labels_have_many_names() {
         read("1\nProperties=species:S:1:pos:R:3 virial=\"1 6 5 6 2 4 5 4 3\"\nCu 0 0 0\n", Keys::default());
     assert_eq!(frames[0].stress, None);
     assert!(labels.remarks().any(|r| r.contains("needs the volume")), "{labels}");
-    // Names of references are kept beside the fields. The format's own names are the fields.
-    let frame = &read(&text("energy=1 REF_energy=2", ":REF_forces:R:3", "1 2 3"), Keys::default()).0[0];
+    // Names of references are kept beside the fields, and the format's own are the fields if they are used.
+    let frame =
+        &read(&text("energy=1 REF_energy=2", ":forces:R:3:REF_forces:R:3", "1 2 3 4 5 6"), Keys::default()).0
+            [0];
     assert_eq!(
         (frame.other.keys().map(String::as_str).collect::<Vec<_>>(), frame.columns[0].rows[0].as_str()),
-        (vec!["REF_energy"], "1 2 3")
+        (vec!["REF_energy"], "4 5 6")
     );
     let kept = frame.without_results();
     assert_eq!(
         (kept.energy, kept.forces.is_none(), kept.other == frame.other, kept.columns == frame.columns),
         (None, true, true, true)
     );
+}
+
+/// Energy, forces and stress of a frame belong to one computation, where the file allows it, and else this is said.
+#[test]
+fn labels_are_of_one_family() {
+    let text = |keys: &str, columns: &str| {
+        format!(
+            "1\nLattice=\"2 0 0 0 2 0 0 0 2\" Properties=species:S:1:pos:R:3{columns} {keys}\nCu 0 0 0 1 2 3 4 5 6\n"
+        )
+    };
+    let both = ":forces:R:3:REF_forces:R:3";
+    let by = |keys: Keys, energy: &str, columns: &str| {
+        let (frames, labels) = read(&text(energy, columns), keys);
+        let frame = &frames[0];
+        let said = labels.remarks().any(|r| r.contains("different computations"));
+        (frame.energy, frame.forces.as_ref().map(|f| f[0][0]), frame.stress.map(|s| s[0][0]), said)
+    };
+    let plain = || Keys::default();
+    let stress = "stress=\"1 1 1 0 0 0\" REF_stress=\"2 2 2 0 0 0\"";
+    for (keys, energy, columns, want) in [
+        (plain(), "energy=1 REF_energy=2", both, (Some(1.0), Some(1.0), None, false)),
+        (plain(), "energy=1 REF_energy=2", ":REF_forces:R:3:x:R:3", (Some(2.0), Some(1.0), None, false)),
+        (plain(), "REF_energy=2 dft_energy=3", ":dft_forces:R:3:x:R:3", (Some(3.0), Some(1.0), None, false)),
+        (plain(), "REF_energy=2", both, (Some(2.0), Some(4.0), None, false)),
+        (plain(), "energy=1", ":REF_forces:R:3:x:R:3", (Some(1.0), Some(1.0), None, true)),
+        (plain(), &format!("REF_energy=2 {stress}"), both, (Some(2.0), Some(4.0), Some(2.0), false)),
+        (plain(), "energy=1 REF_stress=\"2 2 2 0 0 0\"", both, (Some(1.0), Some(1.0), Some(2.0), true)),
+        (
+            Keys::default().energy(Some("energy".into())),
+            "energy=1 REF_energy=2",
+            ":REF_forces:R:3:x:R:3",
+            (Some(1.0), Some(1.0), None, true),
+        ),
+        (
+            Keys::default().energy(Some("REF_energy".into())),
+            "energy=1 REF_energy=2",
+            both,
+            (Some(2.0), Some(4.0), None, false),
+        ),
+    ] {
+        assert_eq!(by(keys, energy, columns), want, "{energy} {columns}");
+    }
+    // Of a simulation, the potential energy has the forces.
+    let (frames, labels) =
+        read(&text("potential_energy=-100 kinetic_energy=5 total_energy=-95", both), plain());
+    assert_eq!(frames[0].energy, Some(-100.0));
+    assert!(!labels.to_string().contains("kinetic"), "{labels}");
+    let (frames, labels) = read(&text("total_energy=-95", both), plain());
+    assert_eq!(frames[0].energy, Some(-95.0));
+    assert!(labels.remarks().any(|r| r.contains("may hold kinetic energy")), "{labels}");
+    // Frames whose energies have several names are one set only with a word.
+    let all = text("energy=1", both) + &text("total_energy=1", both) + &text("energy=3", both);
+    let (_, labels) = read(&all, plain());
+    assert!(
+        labels
+            .remarks()
+            .any(|r| r.contains("energies are from several names") && r.contains("`energy` in 2")),
+        "{:?}",
+        labels.remarks().collect::<Vec<_>>()
+    );
+    let keys = plain().energy(Some("energy".into())).stress(Some("nothere".into()));
+    let labels = read(&text("energy=1", both), keys.clone()).1;
+    assert_eq!(labels.missing(&keys).collect::<Vec<_>>(), [(Quantity::Stress, "nothere")]);
+    let (_, labels) = read(&text("stress=\"1 9 0 0 1 0 0 0 1\"", both), plain());
+    assert!(labels.remarks().any(|r| r.contains("not symmetric")), "{labels}");
+}
+
+/// A label that is no number, or has another type, is left out with a word, and the frame is read.
+#[test]
+fn bad_labels_are_left_out() {
+    let row = "1 2 3";
+    for (keys, columns, row, asked, remark) in [
+        ("energy=nan", ":x:R:3", row, Keys::default(), "`energy` is `nan`, no finite number"),
+        ("REF_energy=nan", ":x:R:3", row, Keys::default(), "`REF_energy` is `nan`"),
+        ("energy=********", ":x:R:3", row, Keys::default(), "`energy` is `********`"),
+        ("stress=\"1 2 3 nan 5 6\"", ":x:R:3", row, Keys::default(), "no finite number"),
+        ("", ":forces:R:3", "1 nan 3", Keys::default(), "line 3: `forces` is not finite here"),
+        ("", ":REF_forces:R:3", "1 inf 3", Keys::default(), "line 3: `REF_forces` is not finite"),
+        ("", ":REF_forces:I:3", row, Keys::default(), "`REF_forces:I:3` was not used as forces"),
+        ("", ":dft_forces:S:3", row, Keys::default(), "`dft_forces:S:3` was not used as forces"),
+        ("", ":forces:R:1:x:R:2", row, Keys::default(), "`forces:R:1` was not used as forces"),
+        ("", ":gap_forces:R:1:x:R:2", row, asked(), "`gap_forces:R:1` was not used as forces"),
+        ("my_virial=\"1 2 3 4 5 6\"", ":x:R:3", row, asked(), "needs the volume"),
+    ] {
+        let text = format!("1\nProperties=species:S:1:pos:R:3{columns} {keys}\nCu 0 0 0 {row}\n");
+        let (frames, labels) = read(&text, asked);
+        let frame = &frames[0];
+        assert_eq!((frame.energy, &frame.forces, frame.stress), (None, &None, None), "{text}");
+        let all: Vec<String> = labels.remarks().collect();
+        assert!(all.iter().any(|r| r.contains(remark)), "{text}: {all:?}");
+        assert!(labels.found.iter().any(|l| l.unfit == 1 && l.used == 0), "{text}: {labels}");
+        // What was not used is written as it was, if it has no field.
+        let again = xyz::text("again.xyz", &frames).expect("it can be written");
+        if !row.contains(['n', 'f']) {
+            assert_eq!(xyz::parse(&again).expect("it reads back"), frames, "{again}");
+        }
+    }
+}
+
+/// Results under plain names would stand beside numbers that are not theirs. What only looks alike stays.
+#[test]
+fn results_leave_and_other_values_stay() {
+    let text = "2\nProperties=species:S:1:pos:R:3:Forces:R:3:energy:R:1:stress:R:6:local_energy:R:1:energies:R:1:virial:R:9:force:R:1:\
+                dft_forces:R:3 Energy=-1 Free_Energy=3 potential_energy=-2 Virial=\"1 2 3 4 5 6\" stresses=\"1 2\" force=0.5 \
+                virials=abc my_energy=1 REF_energy=4 total_energy=none energies=\"1 2\"\n";
+    let row = |s: &str| format!("{s} 0 0 0 1 2 3 1 1 2 3 4 5 6 1 1 1 2 3 4 5 6 7 8 9 0.5 4 5 6\n");
+    let frame = &read(&(text.to_string() + &row("Cu") + &row("O")), Keys::default()).0[0];
+    let kept = frame.without_results();
+    let keys: Vec<&str> = kept.other.keys().map(String::as_str).collect();
+    assert_eq!(keys, ["REF_energy", "force", "my_energy", "stresses", "total_energy", "virials"]);
+    let columns: Vec<&str> = kept.columns.iter().map(|c| c.name.as_str()).collect();
+    assert_eq!(columns, ["force", "dft_forces"]);
+    assert!(!frame.loses_stress(), "`virials` stays");
+    // Labels that were asked for do not take the place of the file's own.
+    let text = "1\nProperties=species:S:1:pos:R:3:forces:R:3:REF_forces:R:3 energy=-1 REF_energy=-2\nCu 0 0 0 1 2 3 4 5 6\n";
+    let (mut frames, _) = read(text, Keys::default().energy(Some("REF_energy".into())));
+    assert_eq!((frames[0].energy, frames[0].other["energy"].as_str()), (Some(-2.0), "-1"));
+    let message = xyz::text("out.xyz", &frames).expect_err("two energies").to_string();
+    assert!(message.contains("`forces` cannot be another column, as the frame has a field"), "{message}");
+    frames[0].forces = None;
+    let message = xyz::text("out.xyz", &frames).expect_err("two energies").to_string();
+    assert!(message.contains("`energy` is among the other keys"), "{message}");
+    frames[0].energy = None;
+    let again = xyz::parse(&xyz::text("out.xyz", &frames).expect("one energy")).expect("it reads back");
+    assert_eq!(again[0].other["REF_energy"], "-2");
+}
+
+/// Keys and values come out as they went in, a comment that is nothing but keys too.
+#[test]
+fn values_are_written_as_they_were() {
+    let p = "Properties=species:S:1:pos:R:3";
+    for (keys, want) in [
+        ("l=[1,2] m=[a,b] f=[T,F] n=5 q=\"5\" flag=T s='two words' d=x\"1 2\" e=1e-3", None),
+        ("j=\"_JSON [1, 2]\" k={1 2} m=[[1,2],[3,4]]", None),
+        ("config_type=bulk weight=2", None),
+        ("done config_type=bulk energy=1", Some("config_type=bulk done=T")),
+        ("a=\\", Some("a=\"\"")),
+    ] {
+        let text = format!("1\n{p} {keys}\nH 0 0 0\n");
+        let (frames, _) = read(&text, Keys::default());
+        let written = xyz::text("out.xyz", &frames).expect("written");
+        let line = written.lines().nth(1).expect("a line of keys");
+        let mut words: Vec<&str> = line.split(&p).nth(1).expect("keys").trim().split(' ').collect();
+        let mut given: Vec<&str> = want.unwrap_or(keys).split(' ').collect();
+        words.retain(|word| !word.starts_with("energy="));
+        words.sort();
+        given.sort();
+        assert_eq!(words, given, "{line}");
+        assert_eq!(xyz::parse(&written).expect("it reads back"), frames, "{written}");
+    }
+    // A changed value has another spelling.
+    let mut frame = read(&format!("1\n{p} l=[1,2]\nH 0 0 0\n"), Keys::default()).0.remove(0);
+    frame.other.insert("l".into(), "3 4".into());
+    assert!(xyz::text("out.xyz", &[frame]).expect("written").contains("l=\"3 4\""));
+    for (comment, other) in [
+        ("config_type=bulk weight=2", &[("config_type", "bulk"), ("weight", "2")][..]),
+        ("=== step 1 ===", &[("comment", "=== step 1 ===")]),
+        ("d=1.5\" by hand", &[("comment", "d=1.5\" by hand")]),
+        ("E = -3.1 eV", &[("comment", "E = -3.1 eV")]),
+        ("a=1 a=2", &[("comment", "a=1 a=2")]),
+        ("Lattice constant 3.6", &[("comment", "Lattice constant 3.6")]),
+    ] {
+        let (frames, _) = read(&format!("1\n{comment}\nH 0 0 0\n"), Keys::default());
+        let found: Vec<(&str, &str)> =
+            frames[0].other.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(found, other, "{comment}");
+    }
+    let small = Frame {
+        positions: vec![[1e-300, -2.5e-20, 1e300]],
+        ..Frame { species: vec![1], ..Frame::default() }
+    };
+    let written = xyz::text("out.xyz", std::slice::from_ref(&small)).expect("written");
+    assert!(written.contains("H 1e-300 -2.5e-20 1e300"), "{written}");
+    assert_eq!(xyz::parse(&written).expect("it reads back"), [small]);
 }
 
 fn asked() -> Keys {
@@ -315,9 +493,21 @@ fn a_reader_takes_one_frame_at_a_time() {
     let (frames, labels) = read(&names, Keys::default());
     assert_eq!((frames.len(), labels.used(Quantity::Energy)), (2000, 2000));
     assert!(labels.found.len() <= 256, "{} names", labels.found.len());
+    assert!(labels.remarks().any(|r| r.contains("beyond the first 256")), "{labels}");
     for line in ["a ".to_string() + &"= b ".repeat(200_000), "'a \"b ".repeat(200_000)] {
         read(&format!("1\n{line}\nH 0 0 0\n"), Keys::default());
     }
+    // Many columns take no more than their share of the time, and too many are refused.
+    let columns = |n: usize| {
+        let names: String = (0..n).map(|i| format!(":a{i}:I:1")).collect();
+        format!("1\nProperties=species:S:1:pos:R:3{names}\nH 0 0 0{}\n", " 1".repeat(n))
+    };
+    assert_eq!(read(&columns(4094), Keys::default()).0[0].columns.len(), 4094);
+    let (line, message) = xyz::parse(&columns(100_000)).expect_err("too many columns");
+    assert!(line == 2 && message.contains("the most are 4096"), "{message}");
+    let words = "energy=1 ".to_string() + &"ab ".repeat(100_000);
+    let (line, message) = xyz::parse(&format!("1\n{words}\nH 0 0 0\n")).expect_err("too many words");
+    assert!(line == 2 && message.contains("more than 65536"), "{message}");
     // What comes after an error is not read.
     let mut reader = Reader::new(&b"1\n\nH 0 0 0\nx\n1\n\nH 0 0 0\n"[..]).named("my.xyz");
     assert!(reader.next().expect("a frame").is_ok());

@@ -75,7 +75,7 @@ fn predict_says_what_is_wrong_and_leaves_the_output() {
     let flat = Cell { vectors: [[0.0; 3]; 3], periodic: [true; 3] };
     let flat = Frame { cell: Some(flat), ..frame(7, 1, 2.4) };
     xyz::write(&far, &[apart, flat]).expect("written");
-    std::fs::write(&malformed, "1\nnote={a\nCu 0 0 0\n").expect("written");
+    std::fs::write(&malformed, "1\nProperties=species:S:1:pos:R:3 note={a\nCu 0 0 0\n").expect("written");
     let nowhere = scratch("no-folder").join("out.xyz");
     let folder = scratch("");
     for (arguments, reason) in [
@@ -225,6 +225,101 @@ fn predict_stops() {
     assert!(text(&run.stderr).contains("stopped; nothing was written"), "{}", text(&run.stderr));
     assert_eq!(std::fs::read_to_string(&output).expect("kept"), "as it was");
     assert_eq!(folder.names(), ["model.safetensors", "out.xyz"]);
+}
+
+/// Ctrl-C is looked at between the graphs of a batch, and output that went to stdout is said to be there.
+#[cfg(unix)]
+#[test]
+fn predict_stops_within_a_batch() {
+    let folder = Folder::new("stop-within");
+    let model = folder.join("model.safetensors");
+    calculator().potential().save(&model).expect("saved");
+    let mut child = command()
+        .args(["predict".as_ref(), model.as_os_str(), "-".as_ref(), "-".as_ref()])
+        .args(["--rotations", "1000000"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the command runs");
+    // A first batch of frames without atoms is done at once, and the second takes for ever.
+    let frames = "0\nnote=x\n".repeat(1024) + &"1\nnote=x\nCu 0 0 0\n".repeat(4096);
+    let mut stdin = child.stdin.take().expect("a pipe");
+    let writer = std::thread::spawn(move || std::io::Write::write_all(&mut stdin, frames.as_bytes()));
+    // The first frames on stdout show that it works and waits for Ctrl-C.
+    let mut stdout = child.stdout.take().expect("a pipe");
+    let mut first = [0; 64];
+    std::io::Read::read_exact(&mut stdout, &mut first).expect("frames");
+    let rest = std::thread::spawn(move || std::io::Read::read_to_end(&mut stdout, &mut Vec::new()));
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(kill.expect("kill runs").success());
+    let since = std::time::Instant::now();
+    let run = child.wait_with_output().expect("it ends");
+    assert!(since.elapsed().as_secs() < 30, "{:?}", since.elapsed());
+    assert_eq!(run.status.code(), Some(130), "{}", text(&run.stderr));
+    assert!(
+        text(&run.stderr).contains("stopped; the 1024 frames that were predicted until then were written"),
+        "{}",
+        text(&run.stderr)
+    );
+    let _ = (writer.join(), rest.join());
+    let run =
+        command().args(["predict", "a", "b", "c", "--rotations", "4294967295"]).output().expect("it runs");
+    assert!(!run.status.success() && text(&run.stderr).contains("1000000"), "{}", text(&run.stderr));
+}
+
+/// Labels need not be good for a prediction. Scripts learn which were used, and what has no successor is named.
+#[test]
+fn predict_needs_no_labels() {
+    let folder = Folder::new("labels");
+    let [model, input, output] = ["model.safetensors", "in.xyz", "out.xyz"].map(|name| folder.join(name));
+    calculator().potential().save(&model).expect("saved");
+    let slab = "Lattice=\"8 0 0 0 8 0 0 0 20\" pbc=\"T T F\" stress=\"1 0 0 0 2 0 0 0 3\" Virial=\"1 0 0 0 1 0 0 0 1\"";
+    let frame = |keys: &str, columns: &str, row: &str| {
+        format!("2\nProperties=species:S:1:pos:R:3{columns} {keys}\nCu 0 0 0 {row}\nCu 0 0 2.5 {row}\n")
+    };
+    let all = frame("energy=-1", ":forces:R:3", "1 2 3")
+        + &frame("energy=nan force=0.5", ":forces:R:3", "nan nan nan")
+        + &frame("virial=\"1 2 3 4 5 6\"", ":forces:I:3", "0 0 0")
+        + &frame(slab, ":local_energy:R:1:x:R:2", "1 2 3");
+    std::fs::write(&input, &all).expect("written");
+    let names = ["--json", "--stress-key", "nothere"].map(std::path::Path::new);
+    let run = predict(&[&model, &input, &output, names[0], names[1], names[2]]);
+    assert!(run.status.success(), "{}", text(&run.stderr));
+    let said = text(&run.stderr);
+    for words in
+        ["no frame of the input has `nothere`", "stress or virial of 2 frames was left out", "`forces:I:3`"]
+    {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    let lines: Vec<serde_json::Value> =
+        text(&run.stdout).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let labels = lines.iter().find(|line| line["line"] == "labels").expect("a line of labels");
+    assert_eq!((&labels["missing"][0], &labels["stresses_left_out"]), (&"nothere".into(), &2.into()));
+    let energy = labels["found"].as_array().expect("names").iter().find(|l| l["name"] == "energy");
+    assert_eq!(energy.expect("an energy")["used"], 1, "{labels}");
+    let frames = xyz::read(&output).expect("read");
+    assert!(frames.iter().all(|f| f.energy.is_some() && f.forces.is_some() && f.stress.is_none()));
+    let others: Vec<Vec<&str>> =
+        frames.iter().map(|f| f.other.keys().map(String::as_str).collect()).collect();
+    assert_eq!(others, [vec![], vec!["force"], vec![], vec![]]);
+    assert_eq!(frames[3].columns.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["x"]);
+}
+
+/// A frame that is too large for the memory is named.
+#[test]
+fn predict_names_a_frame_that_is_too_large() {
+    let folder = Folder::new("memory");
+    let [model, input, output] = ["model.safetensors", "in.xyz", "out.xyz"].map(|name| folder.join(name));
+    calculator().potential().save(&model).expect("saved");
+    let mut large = frame(3, 12, 2.4);
+    (large.energy, large.forces) = (None, None);
+    xyz::write(&input, &[frame(1, 1, 2.4), frame(2, 1, 2.4), large]).expect("written");
+    let more = ["--memory", "1MB"].map(std::path::Path::new);
+    let run = predict(&[&model, &input, &output, more[0], more[1]]);
+    let said = text(&run.stderr);
+    assert!(!run.status.success() && said.contains("in.xyz: frame 2: ") && said.contains("memory"), "{said}");
 }
 
 #[test]

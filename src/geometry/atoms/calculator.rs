@@ -3,13 +3,15 @@
 use super::parts::in_parts;
 use super::potential::{Atoms, Joined, ONE_POINT, Potential};
 use super::xyz::Frame;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::space::neighbours::Cell;
 use crate::geometry::space::vectors::{DMat3, DVec3, Mat3, Vec3, rotation, turned};
 use crate::gpu::Gpu;
 use crate::rng::Rng;
 use std::borrow::Cow;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Computes energies, forces and stress of atoms with a potential.
 ///
@@ -34,7 +36,11 @@ pub struct Calculator {
     potential: Potential,
     rotations: usize,
     most_atoms: Option<usize>,
+    stop: Option<Arc<AtomicBool>>,
 }
+
+/// Why a call has no results, with the number of the system at fault if it is one system's.
+type Fault = (Option<usize>, Error);
 
 /// The seed of the rotations over which results are averaged.
 const SEED: u64 = 0x0074_7572_6e73;
@@ -76,7 +82,7 @@ impl Nearest {
 impl Calculator {
     /// Makes a calculator of this potential.
     pub fn new(potential: Potential) -> Calculator {
-        Calculator { potential, rotations: 1, most_atoms: None }
+        Calculator { potential, rotations: 1, most_atoms: None, stop: None }
     }
 
     /// Averages results over `count` rotations of the atoms and their cell, at `count` times the work:
@@ -106,6 +112,20 @@ impl Calculator {
         self.rotations = count;
     }
 
+    /// Returns this calculator with a flag that ends its work. It is looked at before every graph, so also between orientations and
+    /// between the parts of a large system. Calls then return [`Error::Stopped`], and the calculator can be used again.
+    pub fn stop(mut self, flag: Arc<AtomicBool>) -> Calculator {
+        self.stop = Some(flag);
+        self
+    }
+
+    fn unless_stopped(&self) -> Result<()> {
+        match self.stop.as_ref().is_some_and(|flag| flag.load(Ordering::Relaxed)) {
+            true => Err(Error::stopped("calculator: stopped, without results")),
+            false => Ok(()),
+        }
+    }
+
     /// Makes a calculator of the potential in a file.
     ///
     /// # Errors
@@ -130,12 +150,7 @@ impl Calculator {
         species: &[u8],
         cell: Option<Cell>,
     ) -> Result<Properties> {
-        let found = self.averaged(&[Atoms { positions, species, cell }]);
-        if found.is_err() {
-            // A system that is too large or not finite leaves a fault on the device. The weights have not changed, so the fault
-            // is cleared for the next system.
-            self.potential.net.embed.gpu().take_fault();
-        }
+        let found = self.averaged(&[Atoms { positions, species, cell }]).map_err(|(_, error)| error);
         found?.pop().ok_or_else(|| Error::config("calculator: no result"))
     }
 
@@ -162,44 +177,46 @@ impl Calculator {
     /// As [`Calculator::energy_forces`] for the first system that has no result. If there are several, the message names its number
     /// from 0 as `frame`.
     pub fn energies_forces(&self, all: &[Atoms]) -> Result<Vec<Properties>> {
-        match self.averaged(all) {
-            Err(_) if all.len() > 1 => {
-                // One of the systems is at fault, or all of them together are too much for the device.
-                self.potential.net.embed.gpu().take_fault();
-                let alone = |(i, of): (usize, &Atoms)| {
-                    self.energy_forces(of.positions, of.species, of.cell).map_err(|e| match e {
-                        Error::Config { message, .. } => Error::config(format!("frame {i}: {message}")),
-                        other => other,
-                    })
-                };
-                all.iter().enumerate().map(alone).collect()
+        self.energies_forces_at(all).map_err(|(at, error)| match (at, error) {
+            (Some(i), Error::Config { message, .. }) if all.len() > 1 => {
+                Error::config(format!("frame {i}: {message}"))
             }
-            Err(error) => {
-                self.potential.net.embed.gpu().take_fault();
-                Err(error)
-            }
-            found => found,
-        }
+            (_, error) => error,
+        })
+    }
+
+    /// [`Calculator::energies_forces`] with the number of the system at fault beside its error, for callers who count in a larger file.
+    /// A lost device and a stop have no such number.
+    ///
+    /// # Errors
+    /// As [`Calculator::energy_forces`] for the first system that has no result.
+    pub fn energies_forces_at(
+        &self,
+        all: &[Atoms],
+    ) -> std::result::Result<Vec<Properties>, (Option<usize>, Error)> {
+        self.averaged(all)
     }
 
     /// Evaluates every system in each orientation. Orientations of small systems share graphs, as systems do.
-    fn averaged(&self, all: &[Atoms]) -> Result<Vec<Properties>> {
-        let mut rng = Rng::new(SEED);
-        let turns: Vec<DMat3> = (1..self.rotations).map(|_| rotation(&mut rng)).collect();
+    fn averaged(&self, all: &[Atoms]) -> std::result::Result<Vec<Properties>, Fault> {
         let mut means: Vec<Properties> = Vec::with_capacity(all.len());
         let mut waiting = Waiting::default();
         for (i, &Atoms { positions, species, cell }) in all.iter().enumerate() {
-            for r in [None].into_iter().chain(turns.iter().map(Some)) {
-                let (positions, cell) = match r {
+            // Every system has the same rotations. They are drawn when they are needed, as there may be very many.
+            let mut rng = Rng::new(SEED);
+            let weight = self.weight(species.len());
+            let count = if species.is_empty() { 1 } else { self.rotations };
+            for k in 0..count {
+                let by = (k > 0).then(|| rotation(&mut rng));
+                let (positions, cell) = match &by {
                     None => (Cow::Borrowed(positions), cell),
                     Some(r) => (Cow::Owned(turned(r, positions)), cell.map(|cell| cell.turned(r))),
                 };
-                let weight = self.weight(species.len());
                 if waiting.weight + weight > BATCH && !waiting.systems.is_empty() {
                     self.evaluate(&mut waiting, &mut means)?;
                 }
                 waiting.weight += weight;
-                waiting.systems.push(Turned { of: i, positions, species, cell, by: r.copied() });
+                waiting.systems.push(Turned { of: i, positions, species, cell, by });
             }
         }
         self.evaluate(&mut waiting, &mut means)?;
@@ -216,13 +233,15 @@ impl Calculator {
     }
 
     /// Computes what waits, and adds it to the means of the systems.
-    fn evaluate(&self, waiting: &mut Waiting, means: &mut Vec<Properties>) -> Result<()> {
+    fn evaluate(&self, waiting: &mut Waiting, means: &mut Vec<Properties>) -> std::result::Result<(), Fault> {
         let Waiting { systems, .. } = std::mem::take(waiting);
         let atoms: Vec<Atoms> = systems
             .iter()
             .map(|s| Atoms { positions: &s.positions, species: s.species, cell: s.cell })
             .collect();
-        for (system, found) in systems.iter().zip(self.evaluated(&atoms)?) {
+        let mut found = Vec::with_capacity(atoms.len());
+        self.halved(&atoms, &mut found).map_err(|(at, error)| (at.map(|at| systems[at].of), error))?;
+        for (system, found) in systems.iter().zip(found) {
             match &system.by {
                 // The first orientation of a system is its own.
                 None => means.push(found),
@@ -232,8 +251,34 @@ impl Calculator {
         Ok(())
     }
 
+    /// Computes systems in one graph. If that fails, one of them is at fault, or all of them together are too much for the device:
+    /// halves of them find the first at fault, and need less memory.
+    fn halved(&self, all: &[Atoms], found: &mut Vec<Properties>) -> std::result::Result<(), Fault> {
+        let first = found.len();
+        let error = match self.evaluated(all) {
+            Ok(more) => {
+                found.extend(more);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        // A system that is too large or not finite leaves a fault on the device. The weights have not changed, so the fault is cleared
+        // for the next systems.
+        self.potential.net.embed.gpu().take_fault();
+        if matches!(error.kind(), ErrorKind::Lost | ErrorKind::Timeout | ErrorKind::Stopped) {
+            return Err((None, error));
+        }
+        if all.len() <= 1 {
+            return Err((Some(first), error));
+        }
+        let (low, high) = all.split_at(all.len() / 2);
+        self.halved(low, found)?;
+        self.halved(high, found)
+    }
+
     /// Computes systems in one graph. One that is too large for a graph is computed in parts.
     fn evaluated(&self, all: &[Atoms]) -> Result<Vec<Properties>> {
+        self.unless_stopped()?;
         let there: Vec<Atoms> =
             all.iter().filter(|of| !(of.positions.is_empty() && of.species.is_empty())).copied().collect();
         let mut found = match there[..] {
@@ -312,7 +357,9 @@ impl Calculator {
     }
 
     fn parts(&self, joined: &Joined, of: &Atoms, most: usize) -> Result<Properties> {
-        let sums = in_parts(&self.potential, joined, of.species, most, of.volume().is_some())?;
+        let sums = in_parts(&self.potential, joined, of.species, most, of.volume().is_some(), &|| {
+            self.unless_stopped()
+        })?;
         let nearest = joined.graph.shortest(&joined.positions)[0]
             .map(|(distance, nodes)| Nearest { distance, atoms: nodes.map(|node| node as usize) });
         let (forces, strain) = (sums.forces, Some(sums.strain));
@@ -422,8 +469,8 @@ impl Atoms<'_> {
 }
 
 impl Properties {
-    /// Returns a frame with these results in place of its own.
-    fn fill(self, frame: &Frame) -> Frame {
+    /// Returns a frame with these results in place of its own, see [`Frame::without_results`].
+    pub fn fill(self, frame: &Frame) -> Frame {
         let (energy, forces) = (Some(self.energy), Some(self.forces));
         Frame { energy, forces, stress: self.stress, ..frame.without_results() }
     }

@@ -18,13 +18,14 @@ pub(super) struct Sums {
     pub strain: [f64; 9],
 }
 
-/// Computes a graph in parts of at most `most` atoms, which are near each other.
+/// Computes a graph in parts of at most `most` atoms, which are near each other. Before each part it asks whether to `go_on`.
 pub(super) fn in_parts(
     potential: &Potential,
     joined: &Joined,
     species: &[u8],
     most: usize,
     strained: bool,
+    go_on: &dyn Fn() -> Result<()>,
 ) -> Result<Sums> {
     let Joined { graph, positions, .. } = joined;
     let n = graph.nodes();
@@ -35,6 +36,7 @@ pub(super) fn in_parts(
     let mut around = Around::new(graph);
     let mut first = 0;
     for size in parts {
+        go_on()?;
         let own = &order[first..first + size];
         first += size;
         let (part, input) = around.part(potential, joined, species, own)?;

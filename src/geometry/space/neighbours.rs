@@ -104,19 +104,29 @@ impl Cell {
     /// Moves positions by whole periods into the cell, where their fractions along the periodic axes are from 0 to 1.
     ///
     /// # Errors
-    /// When the cell has no volume, or a position is not finite.
+    /// When the cell has no volume, or a position is not finite or more than 1e9 periods away.
     pub(in crate::geometry) fn wrapped(self, positions: &[Vec3]) -> Result<Vec<Vec3>> {
+        if !positions.iter().flatten().all(|x| x.is_finite()) {
+            return Err(Error::config("neighbours: a position is not finite"));
+        }
         let frame = Frame::new(Some(self))?;
         let one = |x: &Vec3| {
             let x = DVec3::from(*x);
-            (x - frame.vectors * frame.down(frame.inverse * x)).into()
+            let down = frame.down(frame.inverse * x);
+            match down.abs().max_element() > FARTHEST {
+                true => Err(far()),
+                false => Ok((x - frame.vectors * down).into()),
+            }
         };
-        let all: Vec<Vec3> = positions.iter().map(one).collect();
-        match positions.iter().flatten().all(|x| x.is_finite()) {
-            true => Ok(all),
-            false => Err(Error::config("neighbours: a position is not finite")),
-        }
+        positions.iter().map(one).collect()
     }
+}
+
+/// The most periods by which a position is moved. Farther out its place in the cell is lost to rounding.
+const FARTHEST: f64 = 1e9;
+
+fn far() -> Error {
+    Error::config("neighbours: a position is more than 1e9 periods away; wrap it into the cell")
 }
 
 /// The frames and points of all graphs in f64, before the points are sorted into cells for some radius.
@@ -160,10 +170,8 @@ impl Prepared {
             let frame = &frames[g as usize];
             let s = frame.inverse * x;
             let down = frame.down(s);
-            if down.abs().max_element() > 1e9 {
-                return Err(Error::config(
-                    "neighbours: a position is more than 1e9 periods away; wrap it into the cell",
-                ));
+            if down.abs().max_element() > FARTHEST {
+                return Err(far());
             }
             fractions.push(s - down);
             moves.push(down.as_i64vec3().to_array());

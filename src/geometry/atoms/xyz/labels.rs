@@ -1,10 +1,6 @@
 //! Labels: the energies, forces and stresses of a file under the names that programs give them.
 
-use super::pairs::{numbers, scalar};
-use super::{Column, Kind};
-use crate::geometry::space::neighbours::Cell;
-use crate::geometry::space::vectors::{DMat3, DVec3, Mat3};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
 
 /// What a label says of a frame.
@@ -38,14 +34,19 @@ impl Display for Quantity {
     }
 }
 
-/// The names under which labels are looked for. Without a name for a quantity, the first that a frame has of a fixed list is
-/// used, where capital and small letters are the same:
+/// The names under which labels are looked for. Energy, forces and stress belong to one computation, so the names of one family are
+/// used where a frame has both energy and forces in it: the plain names first, then `REF_`, then `dft_`. A quantity that
+/// this family lacks, or every one if no family has both, has the first name of its row that the frame has. Capital and small letters are
+/// the same.
 ///
-/// | quantity | names, in this order |
-/// |---|---|
-/// | energy | `energy`, `REF_energy`, `dft_energy`, `free_energy`, `total_energy`, `potential_energy` |
-/// | forces | `forces`, `force`, `REF_forces`, `REF_force`, `dft_forces`, `dft_force` |
-/// | stress | `stress`, `REF_stress`, `dft_stress`, then as virials: `virial`, `virials`, `REF_virial`, `REF_virials`, `dft_virial`, `dft_virials` |
+/// | quantity | names, in this order | family |
+/// |---|---|---|
+/// | energy | `energy`, `REF_energy`, `dft_energy`, `free_energy`, `potential_energy`, `total_energy` | plain but for `REF_` and `dft_` |
+/// | forces | `forces`, `force`, `REF_forces`, `REF_force`, `dft_forces`, `dft_force` | as above |
+/// | stress | `stress`, `REF_stress`, `dft_stress`, then as virials: `virial`, `virials`, `REF_virial`, `REF_virials`, `dft_virial`, `dft_virials` | as above |
+///
+/// A name that is given here is the only one of its quantity, and its family is preferred for the others. Where names of several
+/// families are used, [`Labels::remarks`] says so.
 ///
 /// ```
 /// use tiebeam::geometry::xyz::{self, Keys};
@@ -70,26 +71,6 @@ pub struct Keys {
 
 crate::setters::setters!(Keys { energy: Option<String>, forces: Option<String>, stress: Option<String> });
 
-const ENERGY: [&str; 6] =
-    ["energy", "REF_energy", "dft_energy", "free_energy", "total_energy", "potential_energy"];
-const FORCES: [&str; 6] = ["forces", "force", "REF_forces", "REF_force", "dft_forces", "dft_force"];
-const STRESS: [&str; 9] = [
-    "stress",
-    "REF_stress",
-    "dft_stress",
-    "virial",
-    "virials",
-    "REF_virial",
-    "REF_virials",
-    "dft_virial",
-    "dft_virials",
-];
-
-/// Keys and columns in which other programs store what a potential predicts, besides the fields of a frame. They would be beside
-/// numbers that are not theirs.
-pub(super) const RESULTS: [&str; 7] =
-    ["free_energy", "total_energy", "energies", "force", "virial", "virials", "stresses"];
-
 /// A name under which a file has a label.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -102,6 +83,8 @@ pub struct Label {
     pub frames: usize,
     /// Number of frames whose energy, forces or stress were taken from it.
     pub used: usize,
+    /// Number of frames in which it is no label: not finite, of another type or width, or a virial without a volume.
+    pub unfit: usize,
 }
 
 /// The most names and remarks that are kept. A file that gives every frame names of its own must not fill the memory.
@@ -117,10 +100,13 @@ pub struct Labels {
     pub found: Vec<Label>,
     /// Texts by kind, with the number of frames or lines that they are true of.
     odd: BTreeMap<String, (String, usize)>,
+    /// How often a frame had a name beyond those that are kept.
+    unlisted: usize,
 }
 
 impl Labels {
-    /// Number of frames that have this quantity in their fields. A virial becomes a stress.
+    /// Number of frames that have this quantity in their fields. A stress that was a virial in the file is counted as
+    /// [`Quantity::Virial`], so frames with a stress are those of both.
     pub fn used(&self, quantity: Quantity) -> usize {
         self.of(quantity).map(|label| label.used).sum()
     }
@@ -130,22 +116,70 @@ impl Labels {
         self.found.iter().filter(move |label| label.quantity == quantity)
     }
 
+    /// The names of `keys` under which no frame had a label, with what they were to be.
+    pub fn missing<'a>(&'a self, keys: &'a Keys) -> impl Iterator<Item = (Quantity, &'a str)> {
+        let asked = [
+            (Quantity::Energy, &keys.energy),
+            (Quantity::Forces, &keys.forces),
+            (Quantity::Stress, &keys.stress),
+        ];
+        let names = asked.into_iter().filter_map(|(quantity, name)| Some((quantity, name.as_deref()?)));
+        names.filter(|(_, name)| !self.found.iter().any(|l| l.name == *name && l.used > 0))
+    }
+
     /// What was odd in the file, and how it was read. Each kind of oddity has one sentence, with the place where it came first.
     pub fn remarks(&self) -> impl Iterator<Item = String> + '_ {
-        self.odd.values().map(|(text, count)| match count {
+        let found = self.odd.values().map(|(text, count)| match count {
             1 => text.clone(),
             n => format!("{text} ({n} times in all)"),
-        })
+        });
+        let more = (self.unlisted > 0).then(|| {
+            format!(
+                "names beyond the first {MOST} are not listed; frames had such names {} times",
+                self.unlisted
+            )
+        });
+        found.chain(self.several()).chain(more)
+    }
+
+    /// Quantities that have names of several families, whose numbers may not be those of one computation.
+    fn several(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        for (what, of) in [
+            ("energies", &[Quantity::Energy][..]),
+            ("forces", &[Quantity::Forces]),
+            ("stresses", &[Quantity::Stress, Quantity::Virial]),
+        ] {
+            let used: Vec<&Label> =
+                self.found.iter().filter(|l| l.used > 0 && of.contains(&l.quantity)).collect();
+            let kinds: BTreeSet<String> = used
+                .iter()
+                .map(|l| match l.quantity {
+                    // Energies of one family differ too: with and without electronic entropy or kinetic energy.
+                    Quantity::Energy => l.name.to_ascii_lowercase(),
+                    _ => family(&l.name).unwrap_or_else(|| l.name.clone()),
+                })
+                .collect();
+            if kinds.len() > 1 {
+                let each: Vec<String> = used.iter().map(|l| format!("`{}` in {}", l.name, l.used)).collect();
+                all.push(format!(
+                    "the {what} are from several names, which may stand for different computations: {}; name one to take it alone",
+                    each.join(", ")
+                ));
+            }
+        }
+        all
     }
 
     /// Returns one line about a quantity: which names are used in how many frames, and which are not.
     pub fn line(&self, quantity: Quantity) -> String {
         let one = |label: &Label| {
-            let Label { name, frames, used, .. } = label;
+            let Label { name, frames, used, unfit, .. } = label;
+            let unfit = if *unfit > 0 { format!(", unfit in {unfit}") } else { String::new() };
             match (*used, *frames) {
-                (0, n) => format!("`{name}` found in {n} and not used"),
+                (0, n) => format!("`{name}` found in {n} and not used{unfit}"),
                 (used, n) if used == n => format!("`{name}` used in {used} of {}", self.frames),
-                (used, n) => format!("`{name}` used in {used} of {}, found in {n}", self.frames),
+                (used, n) => format!("`{name}` used in {used} of {}, found in {n}{unfit}", self.frames),
             }
         };
         let all: Vec<String> = self.of(quantity).map(one).collect();
@@ -160,17 +194,29 @@ impl Labels {
         }
     }
 
-    fn count(&mut self, quantity: Quantity, name: &str, used: bool) {
+    /// Counts a frame with a name that is used, is not used, or is unfit.
+    pub(super) fn count(&mut self, quantity: Quantity, name: &str, used: bool, unfit: bool) {
         let known = self.found.iter().position(|l| l.quantity == quantity && l.name == name);
         if known.is_none() && self.found.len() >= MOST && !used {
+            self.unlisted += 1;
             return;
         }
         let at = known.unwrap_or_else(|| {
-            self.found.push(Label { quantity, name: name.into(), frames: 0, used: 0 });
+            self.found.push(Label { quantity, name: name.into(), frames: 0, used: 0, unfit: 0 });
             self.found.len() - 1
         });
         self.found[at].frames += 1;
         self.found[at].used += usize::from(used);
+        self.found[at].unfit += usize::from(unfit);
+    }
+
+    /// Takes back that a frame's forces are used, which are found to be unfit only as they are read.
+    pub(super) fn spoilt(&mut self, name: &str) {
+        let known = self.found.iter_mut().find(|l| l.quantity == Quantity::Forces && l.name == name);
+        if let Some(label) = known {
+            label.used = label.used.saturating_sub(1);
+            label.unfit += 1;
+        }
     }
 }
 
@@ -184,159 +230,13 @@ impl Display for Labels {
     }
 }
 
-/// The position of a name in a list, for sorting: exact spellings come before others.
-fn rank(list: &[&str], name: &str) -> Option<(usize, bool)> {
-    let place = list.iter().position(|known| known.eq_ignore_ascii_case(name))?;
-    Some((place, list[place] != name))
-}
-
-/// Chooses one of the names that a frame has.
-fn choose<'a>(names: impl Iterator<Item = &'a str>, list: &[&str], asked: Option<&str>) -> Option<&'a str> {
-    match asked {
-        Some(asked) => { names }.find(|name| *name == asked),
-        None => names.filter_map(|name| Some((rank(list, name)?, name))).min().map(|(_, name)| name),
-    }
-}
-
-/// The labels of one frame, taken from its keys and columns.
-pub(super) struct Taken {
-    pub energy: Option<f64>,
-    pub stress: Option<Mat3>,
-}
-
-/// Reads energy and stress from the keys of a frame, and counts what it finds. The format's own names leave `keys`, because the
-/// frame has fields for them. Other names stay.
-pub(super) fn take(
-    keys: &mut BTreeMap<String, String>,
-    cell: Option<&Cell>,
-    asked: &Keys,
-    line: usize,
-    labels: &mut Labels,
-) -> Result<Taken, String> {
-    let energy = energy(keys, asked, line, labels)?;
-    let stress = stress(keys, cell, asked, line, labels)?;
-    keys.remove("energy");
-    keys.remove("stress");
-    Ok(Taken { energy, stress })
-}
-
-fn energy(
-    keys: &BTreeMap<String, String>,
-    asked: &Keys,
-    line: usize,
-    labels: &mut Labels,
-) -> Result<Option<f64>, String> {
-    let number = |name: &str| scalar(name, &keys[name]);
-    let strict =
-        |name: &str| name == "energy" && asked.energy.is_none() || asked.energy.as_deref() == Some(name);
-    // Other names than the format's own may stand for anything, so what has no number is no label.
-    let good = |name: &str| strict(name) || number(name).is_ok();
-    let names = || keys.keys().map(String::as_str);
-    let used = choose(names().filter(|name| good(name)), &ENERGY, asked.energy.as_deref());
-    let value = used.map(number).transpose()?;
-    for name in names() {
-        let like = rank(&ENERGY, name).is_some() || name.to_ascii_lowercase().contains("energy");
-        if used == Some(name) || like && number(name).is_ok() {
-            labels.count(Quantity::Energy, name, used == Some(name));
-        } else if rank(&ENERGY, name).is_some() {
-            labels.note(&format!("no number {name}"), || {
-                format!("line {line}: `{name}` is `{}`, no finite number, and was not used", keys[name])
-            });
-        }
-    }
-    Ok(value)
-}
-
-fn stress(
-    keys: &BTreeMap<String, String>,
-    cell: Option<&Cell>,
-    asked: &Keys,
-    line: usize,
-    labels: &mut Labels,
-) -> Result<Option<Mat3>, String> {
-    let strict =
-        |name: &str| name == "stress" && asked.stress.is_none() || asked.stress.as_deref() == Some(name);
-    let read = |name: &str| -> Result<Mat3, String> {
-        let stress = symmetric(name, &keys[name])?;
-        if quantity(name) == Quantity::Stress {
-            return Ok(stress);
-        }
-        let volume = cell.map_or(0.0, |c| DMat3::from_cols_array_2d(&c.vectors).determinant().abs());
-        let sides: f64 = cell.map_or(0.0, |c| c.vectors.iter().map(|v| DVec3::from(*v).length()).product());
-        // The vectors of a flat cell have a volume by rounding alone.
-        if volume <= 1e-9 * sides {
-            return Err(format!("`{name}` is a virial, whose stress needs the volume of a cell"));
-        }
-        Ok(stress.map(|row| row.map(|x| -x / volume)))
-    };
-    let names = || keys.keys().map(String::as_str);
-    let good = |name: &str| strict(name) || read(name).is_ok();
-    let used = choose(names().filter(|name| good(name)), &STRESS, asked.stress.as_deref());
-    let value = used.map(read).transpose()?;
-    for name in names() {
-        let lower = name.to_ascii_lowercase();
-        let known = rank(&STRESS, name).is_some();
-        let is = used == Some(name);
-        if !(is || known || lower.contains("stress") || lower.contains("virial")) {
-            continue;
-        }
-        if is || symmetric(name, &keys[name]).is_ok() {
-            labels.count(quantity(name), name, is);
-        }
-        if let (true, true, Err(why)) = (known, used.is_none(), read(name)) {
-            labels.note(&format!("no stress {name}"), || format!("line {line}: {why}; it was not used"));
-        }
-    }
-    if let Some(name) = used {
-        if quantity(name) == Quantity::Virial {
-            labels.note("virial", || {
-                format!("line {line}: `{name}` became a stress, which is -virial / volume (positive under tension)")
-            });
-        }
-        if numbers(name, &keys[name]).is_ok_and(|all| all.len() == 6) {
-            labels.note("voigt", || {
-                format!("line {line}: `{name}` has 6 numbers, read in the order xx yy zz yz xz xy of Voigt and ASE")
-            });
-        }
-    }
-    Ok(value)
-}
-
-fn quantity(name: &str) -> Quantity {
-    match name.to_ascii_lowercase().contains("virial") {
-        true => Quantity::Virial,
-        false => Quantity::Stress,
-    }
-}
-
-/// Parses nine numbers, column by column as ASE and QUIP write them, or six in Voigt's order.
-fn symmetric(name: &str, text: &str) -> Result<Mat3, String> {
-    let all = numbers(name, text)?;
-    match all[..] {
-        [xx, yy, zz, yz, xz, xy] => Ok([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]]),
-        _ if all.len() == 9 => Ok(std::array::from_fn(|a| std::array::from_fn(|b| all[3 * b + a]))),
-        _ => Err(format!(
-            "`{name}` has {} numbers; it needs 9, or 6 in the order xx yy zz yz xz xy",
-            all.len()
-        )),
-    }
-}
-
-/// Chooses the column of the forces, and counts what it finds.
-pub(super) fn forces(columns: &[Column], asked: &Keys, labels: &mut Labels) -> Result<Option<usize>, String> {
-    let vectors = |c: &Column| (c.kind, c.width) == (Kind::Real, 3);
-    if let Some(asked) = &asked.forces
-        && let Some(column) = columns.iter().find(|c| c.name == *asked && !vectors(c))
-    {
-        return Err(format!("the column `{}` must be 3 of R to be forces", column.declared()));
-    }
-    let fits = columns.iter().filter(|c| vectors(c)).map(|c| c.name.as_str());
-    let used = choose(fits, &FORCES, asked.forces.as_deref());
-    for column in columns.iter().filter(|c| vectors(c)) {
-        let is = used == Some(column.name.as_str());
-        if is || column.name.to_ascii_lowercase().contains("force") {
-            labels.count(Quantity::Forces, &column.name, is);
-        }
-    }
-    Ok(columns.iter().position(|c| used == Some(c.name.as_str())))
+/// The computation that a label is from, by what precedes the quantity in its name: nothing in `energy`, `ref` in `REF_energy`. `None` if
+/// the name does not end with a quantity.
+pub(super) fn family(name: &str) -> Option<String> {
+    let lower = name.to_ascii_lowercase();
+    let ends = ["energy", "forces", "force", "stress", "virials", "virial"];
+    let before = ends.into_iter().find_map(|end| lower.strip_suffix(end))?;
+    let before = before.trim_end_matches(['_', '-']);
+    // These are energies of the same computation.
+    Some(if ["free", "potential", "total"].contains(&before) { "" } else { before }.to_string())
 }

@@ -13,7 +13,9 @@
 //! [`read()`] and [`write()`] take whole files. [`Reader`] and [`Writer`] take one frame at a time, so that memory does not grow with
 //! the file.
 
+mod choice;
 mod labels;
+mod misspelt;
 mod pairs;
 mod reader;
 mod writer;
@@ -45,10 +47,14 @@ pub struct Frame {
     pub forces: Option<Vec<Vec3>>,
     /// Derivative of the energy with respect to strain, divided by the volume.
     pub stress: Option<Mat3>,
-    /// Other keys of the line of keys, with their values as read. A plain comment, which has no keys that are known, is the value
-    /// of `comment`.
+    /// Other keys of the line of keys, with their values as read. A plain comment, which has words beside its keys and none that is
+    /// known, is the value of `comment`. If the energy or stress were taken from another name, or are not finite, a key `energy` or
+    /// `stress` of the file stays here.
     pub other: BTreeMap<String, String>,
-    /// Other columns, with their text as read.
+    /// How the file spells values of `other` where they would be written in another way, such as `[1,2]`. A spelling that is not that of the
+    /// value is not used.
+    pub spelling: BTreeMap<String, String>,
+    /// Other columns, with their text as read. Columns `forces` that are not the frame's forces are among them.
     pub columns: Vec<Column>,
 }
 
@@ -183,20 +189,37 @@ impl Frame {
         self.species.is_empty()
     }
 
-    /// Returns the atoms, their cell and other keys and columns, without energy, forces and stress. Of the names of other programs,
-    /// those of results (`free_energy`, `total_energy`, `virial` and the like) are left out too, and those of references
-    /// (`REF_energy`, `dft_forces` and the like) are kept.
+    /// Returns the atoms, their cell and other keys and columns, without energy, forces and stress, of the frame and of single atoms. They
+    /// are left out under all plain names that programs have for them (`free_energy`, `virial`, `local_energy` and the like, in
+    /// capital or small letters), if they have as many numbers as such a result. Those of references (`REF_energy`, `dft_forces` and
+    /// the like) are kept.
     pub fn without_results(&self) -> Frame {
         let Frame { species, positions, cell, .. } = self;
-        let kept = |name: &str| !labels::RESULTS.contains(&name);
-        let other = self.other.iter().filter(|(key, _)| kept(key));
+        let kept = |(key, value): &(&String, &String)| !choice::is_result(key, value, self.len());
+        let other: BTreeMap<String, String> =
+            self.other.iter().filter(kept).map(|(key, value)| (key.clone(), value.clone())).collect();
+        let spelling = self.spelling.iter().filter(|(key, _)| other.contains_key(*key));
         Frame {
             species: species.clone(),
             positions: positions.clone(),
             cell: *cell,
-            other: other.map(|(key, value)| (key.clone(), value.clone())).collect(),
-            columns: self.columns.iter().filter(|column| kept(&column.name)).cloned().collect(),
+            spelling: spelling.map(|(key, raw)| (key.clone(), raw.clone())).collect(),
+            other,
+            columns: self
+                .columns
+                .iter()
+                .filter(|column| !choice::is_result_column(column))
+                .cloned()
+                .collect(),
             ..Frame::default()
         }
+    }
+
+    /// Whether [`Frame::without_results`] has no stress or virial left of those that this frame has.
+    pub fn loses_stress(&self) -> bool {
+        let has = |name: &str| choice::is_like_stress(name);
+        let all = || self.other.iter().filter(|(key, _)| has(key));
+        let kept = all().any(|(key, value)| !choice::is_result(key, value, self.len()));
+        !kept && (self.stress.is_some() || all().next().is_some())
     }
 }

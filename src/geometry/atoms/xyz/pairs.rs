@@ -1,36 +1,53 @@
 //! The line of keys: `key=value` pairs as ASE reads them, and how they are written so that they read back.
 
+/// A value, and how the line spells it.
+#[derive(Debug, PartialEq)]
+pub(super) struct Value<'a> {
+    pub text: String,
+    pub raw: &'a str,
+}
+
 /// A key with its value, or a word that stands alone.
-pub(super) type Pair = (String, Option<String>);
+pub(super) type Pair<'a> = (String, Option<Value<'a>>);
+
+/// The most pairs and words of a line. A word takes many times its length in memory.
+const MOST: usize = 1 << 16;
 
 /// Splits a line into `key=value` pairs and words that stand alone.
 ///
 /// Blanks may stand around `=`. A key or value in double or single quotes, braces or brackets may have blanks, and a backslash
 /// takes the character after it as it is. Outer quotes, braces and brackets are no part of a value, except those of an array
 /// within an array, such as `[[1, 2], [3, 4]]`.
-pub(super) fn pairs(line: &str) -> Result<Vec<Pair>, String> {
+pub(super) fn pairs(line: &str) -> Result<Vec<Pair<'_>>, String> {
     let mut all = Vec::new();
     let mut rest = line.trim();
     while !rest.is_empty() {
         let (key, after) = key(rest);
-        if key.is_empty() && after.starts_with('=') {
+        if key.is_empty() {
             return Err("a value without a key".into());
+        }
+        if all.len() == MOST {
+            return Err(format!("the line has more than {MOST} keys and words"));
         }
         rest = after.trim_start();
         let Some(after) = rest.strip_prefix('=') else {
             all.push((key, None));
             continue;
         };
-        let (mut whole, after) = value(&key, after.trim_start())?;
+        let begin = after.trim_start();
+        let (mut whole, after) = value(&key, begin)?;
+        let mut end = after;
         rest = after.trim_start();
         // A plain comment may say `a = b = c`. What follows a second `=` is still the value.
         while let Some(after) = rest.strip_prefix('=') {
             let (more, after) = value(&key, after.trim_start())?;
             whole.push('=');
             whole.push_str(&more);
+            end = after;
             rest = after.trim_start();
         }
-        all.push((key, Some(whole)));
+        let raw = &begin[..begin.len() - end.len()];
+        all.push((key, Some(Value { text: whole, raw })));
     }
     Ok(all)
 }
@@ -129,11 +146,35 @@ pub(super) fn pair(key: &str, value: &str) -> Result<String, String> {
     if value.contains(['\n', '\r']) {
         return Err(format!("the value of `{key}` has a line end; leave it out"));
     }
-    let plain = |c: char| !(c.is_whitespace() || "=\"'{}[]\\,".contains(c));
-    let key = if key.chars().all(plain) { key.to_string() } else { quoted(key) };
+    Ok(format!("{}={}", named(key), spelt(value)))
+}
+
+/// A key as it is written.
+pub(super) fn named(key: &str) -> String {
+    if key.chars().all(is_plain) { key.to_string() } else { quoted(key) }
+}
+
+/// A value as it is written if there is no other spelling: bare if it is one word, as other readers take a number or flag in quotes for
+/// a text.
+pub(super) fn spelt(value: &str) -> String {
     // An array of arrays in quotes would be a string to other readers.
-    let bare = value.starts_with("[[") && enclosed(value) == Some((value.to_string(), ""));
-    Ok(format!("{key}={}", if bare { value.to_string() } else { quoted(value) }))
+    let array = value.starts_with("[[") && enclosed(value) == Some((value.to_string(), ""));
+    let word = !value.is_empty() && value.chars().all(|c| is_plain(c) && c.is_ascii_graphic());
+    if array || word { value.to_string() } else { quoted(value) }
+}
+
+/// Whether `raw` can be written as the value of a key, so that it reads back as `value`.
+pub(super) fn reads_as(raw: &str, value: &str) -> bool {
+    // The key after it shows whether the spelling ends by itself.
+    let line = format!("a={raw} b=c");
+    !raw.contains(['\n', '\r'])
+        && pairs(&line).is_ok_and(|all| {
+            matches!(&all[..], [(a, Some(found)), (b, Some(_))] if a == "a" && b == "b" && found.text == value)
+        })
+}
+
+fn is_plain(c: char) -> bool {
+    !(c.is_whitespace() || "=\"'{}[]\\,".contains(c))
 }
 
 fn quoted(text: &str) -> String {
@@ -151,13 +192,27 @@ pub(super) fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split(between).filter(|word| !word.is_empty())
 }
 
+/// Parses a number, also in Fortran's form `1d-3`.
+fn any_number(text: &str) -> Option<f64> {
+    text.parse().or_else(|_| text.replace(['d', 'D'], "e").parse()).ok()
+}
+
 /// Parses a finite number, also in Fortran's form `1d-3`.
 pub(super) fn number(name: &str, text: &str) -> Result<f64, String> {
-    let parsed = text.parse().or_else(|_| text.replace(['d', 'D'], "e").parse::<f64>());
-    match parsed {
-        Ok(x) if x.is_finite() => Ok(x),
+    match any_number(text) {
+        Some(x) if x.is_finite() => Ok(x),
         _ => Err(format!("`{name}` is `{text}`, no finite number")),
     }
+}
+
+/// Whether all words are numbers, finite or not. Fortran writes stars for a number that is too long for its field.
+pub(super) fn is_numeric(text: &str) -> bool {
+    words(text).all(|word| any_number(word).is_some() || word.chars().all(|c| c == '*'))
+}
+
+/// Whether all words are numbers and one of them is not finite, as programs write where a computation did not converge.
+pub(super) fn is_unfit(text: &str) -> bool {
+    is_numeric(text) && words(text).any(|word| any_number(word).is_none_or(|x| !x.is_finite()))
 }
 
 /// Parses one number, which may be in ASE's form for other values, `_JSON 1.5`.
@@ -194,10 +249,11 @@ mod tests {
     use super::*;
 
     fn read(line: &str) -> Vec<(String, Option<String>)> {
-        pairs(line).expect(line)
+        let all = pairs(line).expect(line).into_iter();
+        all.map(|(key, value)| (key, value.map(|value| value.text))).collect()
     }
 
-    fn of(all: &[(&str, Option<&str>)]) -> Vec<Pair> {
+    fn of(all: &[(&str, Option<&str>)]) -> Vec<(String, Option<String>)> {
         all.iter().map(|(k, v)| (k.to_string(), v.map(str::to_string))).collect()
     }
 
@@ -224,7 +280,7 @@ mod tests {
         for (line, want) in cases {
             assert_eq!(read(line), of(want), "{line}");
         }
-        for wrong in ["=5", "a=\"5", "a=[[1]", "a=5\" b=1"] {
+        for wrong in ["=5", "\"\"=5", "\"\"", "a=\"5", "a=[[1]", "a=5\" b=1"] {
             assert!(pairs(wrong).is_err(), "{wrong}");
         }
     }
@@ -243,5 +299,21 @@ mod tests {
             assert_eq!(read(&line), of(&[(key, Some(value)), ("end", Some("1"))]), "{line}");
         }
         assert!(pair("", "1").is_err() && pair("a", "1\n2").is_err());
+        assert_eq!([spelt("5"), spelt("T"), spelt("1 2"), spelt("1,2")], ["5", "T", "\"1 2\"", "\"1,2\""]);
+    }
+
+    #[test]
+    fn spellings_read_back_or_are_not_used() {
+        let line = r#"a=[1,2] b='x y' c="5" d=p q=1"2 3"4 e = y = z"#;
+        let raws: Vec<&str> =
+            pairs(line).expect(line).into_iter().map(|(_, value)| value.expect("a value").raw).collect();
+        assert_eq!(raws, ["[1,2]", "'x y'", "\"5\"", "p", "1\"2 3\"4", "y = z"]);
+        for (_, value) in pairs(line).expect(line) {
+            let value = value.expect("a value");
+            assert!(reads_as(value.raw, &value.text), "{value:?}");
+        }
+        for (raw, value) in [("", ""), ("a\\", "a"), ("[1,2]", "1, 2"), ("\"a\rb\"", "a\rb")] {
+            assert!(!reads_as(raw, value), "{raw}");
+        }
     }
 }

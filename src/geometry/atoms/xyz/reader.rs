@@ -1,23 +1,31 @@
 //! Reading frames one after the other, in memory that does not grow with the file.
 
-use super::labels::{self, Keys, Labels};
-use super::pairs::{flags, number, numbers, pairs};
+use super::choice;
+use super::labels::{Keys, Labels};
+use super::misspelt::{FIXED, alone, corrected};
+use super::pairs::{Value, flags, is_unfit, number, numbers, pairs, reads_as, spelt};
 use super::{Column, Frame, Kind};
 use crate::error::{Error, Result};
 use crate::geometry::atoms::elements::{atomic_number, symbol};
 use crate::geometry::space::neighbours::Cell;
 use crate::geometry::space::vectors::Vec3;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 /// The most words of a column.
 pub(super) const WIDEST: usize = 1024;
-/// What no name of a column has, because readers take it for the begin or end of a value.
-pub(super) const ODD: [char; 8] = ['"', '\'', '{', '}', '[', ']', '\\', '='];
+/// The most columns.
+pub(super) const COLUMNS: usize = 4096;
 /// The longest line in bytes, so that a file without line ends is refused before it fills the memory.
-const LONGEST: usize = 64 << 20;
+const LONGEST: usize = 16 << 20;
+
+/// Whether a column can have this name. Readers take some characters for the begin or end of a value.
+pub(super) fn is_name(name: &str) -> bool {
+    let odd = |c: char| c.is_whitespace() || c.is_control() || "\"'{}[]\\=:".contains(c);
+    !name.is_empty() && !name.contains(odd)
+}
 
 /// Why there is no frame.
 pub(super) enum Fault {
@@ -124,7 +132,14 @@ impl<R: BufRead> Reader<R> {
                 return Err(Fault::Wrong(at + i + 1, message));
             };
             let at = at + i + 1;
+            let had = frame.forces.is_some();
             let more = layout.atom(&mut frame, line).map_err(wrong(at))?;
+            if let (true, None, Some((name, _))) = (had, &frame.forces, &layout.forces) {
+                labels.spoilt(name);
+                labels.note(&format!("spoilt {name}"), || {
+                    format!("line {at}: `{name}` is not finite here; the frame's forces were not used")
+                });
+            }
             if more > 0 {
                 let need = layout.need;
                 labels.note("more columns", || {
@@ -171,7 +186,7 @@ impl<R: BufRead> Lines<R> {
         if read > LONGEST {
             return Err(Fault::Wrong(
                 self.number,
-                "the line is longer than 64 MiB, so this is no text of frames".into(),
+                "the line is longer than 16 MiB, so this is no text of frames".into(),
             ));
         }
         let text = std::str::from_utf8(&self.buffer).map_err(|e| {
@@ -213,9 +228,6 @@ fn count<R: BufRead>(lines: &mut Lines<R>, labels: &mut Labels) -> std::result::
     }
 }
 
-/// The keys whose near misses must not be passed over, because a frame without them means something else.
-const FIXED: [&str; 3] = ["Lattice", "pbc", "Properties"];
-
 /// Reads the line of keys. Returns the frame without its atoms, and how their lines are read.
 fn header(
     comment: &str,
@@ -223,95 +235,75 @@ fn header(
     asked: &Keys,
     labels: &mut Labels,
 ) -> std::result::Result<(Frame, Layout), String> {
-    let (mut keys, mut words, mut twice) = (BTreeMap::new(), Vec::new(), None);
-    for (key, value) in pairs(comment)? {
-        match value {
-            None => words.push(key),
-            Some(value) => {
-                if keys.insert(key.clone(), value).is_some() {
-                    twice = Some(key);
-                }
-            }
-        }
+    if comment.contains('\r') {
+        return Err("a line end of old computers (carriage return) is within the line; take it out".into());
     }
-    corrected(&mut keys, at, labels)?;
     let mut frame = Frame::default();
-    let fixed = FIXED.iter().any(|key| keys.contains_key(*key));
+    let mut keys = Split::default();
+    match split(comment) {
+        Ok(found) => keys = found,
+        // Plain XYZ has a free comment, in which a quote may stand alone.
+        Err(_) if is_free(comment) => keys.words.push(String::new()),
+        Err(message) => return Err(message),
+    }
+    let Split { mut keys, words, twice, mut raws } = keys;
+    corrected(&mut keys, at, labels)?;
+    let mut fixed = FIXED.iter().any(|key| keys.contains_key(*key));
     frame.cell = cell(&mut keys)?;
     let properties = keys.remove("Properties");
-    let found = labels::take(&mut keys, frame.cell.as_ref(), asked, at, labels)?;
+    let columns = columns(properties.as_deref().unwrap_or("species:S:1:pos:R:3"))?;
+    let found = choice::take(&mut keys, &columns, frame.cell.as_ref(), asked, at, labels)?;
     (frame.energy, frame.stress) = (found.energy, found.stress);
-    if fixed || found.energy.is_some() || found.stress.is_some() {
+    fixed |= found.energy.is_some() || found.stress.is_some();
+    // A comment that has nothing but keys and values is not free either.
+    if fixed || words.is_empty() && twice.is_none() {
         if let Some(key) = twice.or_else(|| words.iter().find(|word| keys.contains_key(*word)).cloned()) {
             return Err(format!("the key `{key}` comes twice"));
         }
-        if let Some(word) = words
-            .iter()
-            .find(|word| FIXED.contains(&word.as_str()) || ["energy", "stress"].contains(&word.as_str()))
-        {
-            return Err(format!("`{word}` has no value; write `{word}=`"));
-        }
+        alone(&words, false)?;
         keys.extend(words.into_iter().map(|word| (word, "T".to_string())));
-        frame.other = keys;
+        raws.retain(|key, raw| {
+            keys.get(key).is_some_and(|value| spelt(value) != *raw && reads_as(raw, value))
+        });
+        (frame.other, frame.spelling) = (keys, raws);
     } else if !comment.trim().is_empty() {
-        // Plain XYZ has a free comment, which may hold anything.
+        alone(&words, true)?;
         frame.other.insert("comment".into(), comment.trim().into());
     }
-    let columns = columns(properties.as_deref().unwrap_or("species:S:1:pos:R:3"))?;
-    let layout = Layout::new(columns, asked, &mut frame, labels)?;
+    let layout = Layout::new(columns, found.forces, &mut frame);
     Ok((frame, layout))
 }
 
-/// Gives keys that differ from known ones by capital letters their names, and refuses those that differ by one letter.
-fn corrected(
-    keys: &mut BTreeMap<String, String>,
-    at: usize,
-    labels: &mut Labels,
-) -> std::result::Result<(), String> {
-    let all: Vec<String> = keys.keys().filter(|key| !FIXED.contains(&key.as_str())).cloned().collect();
-    for key in all {
-        let lower = key.to_lowercase();
-        if let Some(known) = FIXED.into_iter().find(|known| known.eq_ignore_ascii_case(&key)) {
-            if keys.contains_key(known) {
-                return Err(format!("both `{known}` and `{key}` are given; take one of them out"));
-            }
-            labels.note(&format!("case {key}"), || {
-                format!("line {at}: the key `{key}` was read as `{known}`, which ASE does not")
-            });
-            let value = keys.remove(&key).unwrap_or_default();
-            keys.insert(known.into(), value);
-        } else if let Some(known) =
-            ["Lattice", "Properties"].into_iter().find(|k| near(&lower, &k.to_lowercase()))
-        {
-            return Err(format!("the key `{key}` is nearly `{known}`; correct it, or give it another name"));
-        }
-    }
-    let like = ["cell", "unit_cell", "cell_vectors", "lattice_vectors", "box"];
-    let is_cell = |(key, value): &(&String, &String)| {
-        let count = numbers(key, value).map_or(0, |all| all.len());
-        like.contains(&key.to_lowercase().as_str()) && [3, 6, 9].contains(&count)
-    };
-    if let Some((key, _)) = keys.iter().find(is_cell).filter(|_| !keys.contains_key("Lattice")) {
-        let text = || format!("line {at}: `{key}` was not read as the cell, whose key is `Lattice`");
-        labels.note(&format!("cell {key}"), text);
-    }
-    Ok(())
+/// A line of keys.
+#[derive(Default)]
+struct Split {
+    keys: BTreeMap<String, String>,
+    words: Vec<String>,
+    /// A key that comes twice.
+    twice: Option<String>,
+    /// How the line spells the values.
+    raws: BTreeMap<String, String>,
 }
 
-/// Whether two words differ by one letter more, less, other, or by two neighbours that changed places.
-fn near(a: &str, b: &str) -> bool {
-    let (mut a, mut b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    for _ in 0..2 {
-        let same = a.iter().zip(&b).take_while(|(x, y)| x == y).count();
-        a.drain(..same);
-        b.drain(..same);
-        a.reverse();
-        b.reverse();
+fn split(comment: &str) -> std::result::Result<Split, String> {
+    let mut all = Split::default();
+    for (key, value) in pairs(comment)? {
+        let Some(Value { text, raw }) = value else {
+            all.words.push(key);
+            continue;
+        };
+        all.raws.insert(key.clone(), raw.into());
+        if all.keys.insert(key.clone(), text).is_some() {
+            all.twice = Some(key);
+        }
     }
-    match (&a[..], &b[..]) {
-        ([w, x], [y, z]) => (w, x) == (z, y),
-        _ => a.len() <= 1 && b.len() <= 1,
-    }
+    Ok(all)
+}
+
+/// Whether a line has nothing in it that may be meant as a key that is known.
+fn is_free(comment: &str) -> bool {
+    let lower = comment.to_lowercase();
+    !["lattice", "properties", "pbc", "energy", "stress", "virial"].iter().any(|word| lower.contains(word))
 }
 
 /// Takes the cell out of the keys.
@@ -335,12 +327,16 @@ fn cell(keys: &mut BTreeMap<String, String>) -> std::result::Result<Option<Cell>
 fn columns(text: &str) -> std::result::Result<Vec<Column>, String> {
     let parts: Vec<&str> = text.split(':').collect();
     let mut columns: Vec<Column> = Vec::new();
+    let mut names = HashSet::new();
+    if parts.len() / 3 > COLUMNS {
+        return Err(format!("`Properties` has {} columns; the most are {COLUMNS}", parts.len() / 3));
+    }
     for part in parts.chunks(3) {
         let &[name, kind, width] = part else {
             return Err(format!("`Properties` is `{text}`; use name:kind:width for every column"));
         };
-        if name.is_empty() || name.contains(ODD) {
-            return Err(format!("the column `{name}` needs a name without quotes and brackets"));
+        if !is_name(name) {
+            return Err(format!("the column `{name}` needs a name without blanks, quotes and brackets"));
         }
         let width: usize = width
             .parse()
@@ -350,18 +346,18 @@ fn columns(text: &str) -> std::result::Result<Vec<Column>, String> {
         let (kinds, need) = match name {
             "species" => ("SI", 1),
             "Z" => ("I", 1),
-            "pos" | "forces" => ("R", 3),
+            "pos" => ("R", 3),
             _ => ("SIRL", width),
         };
         let Some(kind) = Kind::of(kind).filter(|kind| kinds.contains(kind.letter()) && width == need) else {
             return Err(format!("the column `{name}:{kind}:{width}` must be {need} of {kinds}"));
         };
-        if columns.iter().any(|c| c.name == name) {
+        if !names.insert(name) {
             return Err(format!("the column `{name}` comes twice"));
         }
         columns.push(Column { name: name.into(), kind, width, rows: Vec::new() });
     }
-    let has = |name: &str| columns.iter().any(|c| c.name == name);
+    let has = |name: &str| names.contains(name);
     if !has("pos") || !(has("species") || has("Z")) {
         let name = if has("pos") { "species" } else { "pos" };
         return Err(format!("`Properties` has no `{name}`"));
@@ -377,38 +373,31 @@ enum Field {
     Position,
     /// A column of the frame, by index.
     Other(usize),
-    /// Forces that are there under a name of the format's own and are not wanted.
+    /// Forces under a name of the format's own, which the frame has a field for.
     Nowhere,
 }
 
 struct Layout {
     /// Field and width of each column.
     fields: Vec<(Field, usize)>,
-    /// The first word of the forces.
-    forces: Option<usize>,
+    /// Name and first word of the forces.
+    forces: Option<(String, usize)>,
     /// Number of words in all.
     need: usize,
 }
 
 impl Layout {
     /// Gives each column a field, and the frame its other columns.
-    fn new(
-        columns: Vec<Column>,
-        asked: &Keys,
-        frame: &mut Frame,
-        labels: &mut Labels,
-    ) -> std::result::Result<Layout, String> {
-        let used = labels::forces(&columns, asked, labels)?;
+    fn new(columns: Vec<Column>, used: Option<usize>, frame: &mut Frame) -> Layout {
         let widths: Vec<usize> = columns.iter().map(|c| c.width).collect();
-        let forces = used.map(|at| widths[..at].iter().sum());
-        frame.forces = forces.map(|_| Vec::new());
+        let forces = used.map(|at| (columns[at].name.clone(), widths[..at].iter().sum()));
+        frame.forces = used.map(|_| Vec::new());
         let field = |(i, column): (usize, Column)| match column.name.as_str() {
             "species" => Field::Species,
             "Z" => Field::Number,
             "pos" => Field::Position,
-            "forces" => Field::Nowhere,
-            // This is the field's other name. Names of references are kept beside the field.
-            "force" if used == Some(i) => Field::Nowhere,
+            // These are the field's own names. Names of references are kept beside the field.
+            "forces" | "force" if used == Some(i) => Field::Nowhere,
             _ => {
                 frame.columns.push(column);
                 Field::Other(frame.columns.len() - 1)
@@ -416,7 +405,7 @@ impl Layout {
         };
         let fields: Vec<Field> = columns.into_iter().enumerate().map(field).collect();
         let need = widths.iter().sum();
-        Ok(Layout { fields: fields.into_iter().zip(widths).collect(), forces, need })
+        Layout { fields: fields.into_iter().zip(widths).collect(), forces, need }
     }
 
     /// Reads an atom's line. Returns the number of words beyond those that are named.
@@ -439,8 +428,12 @@ impl Layout {
             }
             at += width;
         }
-        if let (Some(forces), Some(at)) = (&mut frame.forces, self.forces) {
-            forces.push(triple("forces", at)?);
+        if let (Some(forces), Some((name, at))) = (&mut frame.forces, &self.forces) {
+            if words[*at..at + 3].iter().any(|word| is_unfit(word)) {
+                frame.forces = None;
+            } else {
+                forces.push(triple(name, *at)?);
+            }
         }
         if let (Some(species), Some(z)) = (species, z)
             && species != z

@@ -1,11 +1,12 @@
 //! Writing frames as text.
 
-use super::pairs::pair;
-use super::reader::{ODD, WIDEST};
+use super::pairs::{named, pair, reads_as};
+use super::reader::{COLUMNS, WIDEST, is_name};
 use super::{Column, Frame, append};
 use crate::error::{Error, Result};
 use crate::geometry::atoms::elements::symbol;
 use crate::geometry::space::vectors::Mat3;
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -63,7 +64,12 @@ impl<W: Write> Writer<W> {
 
 /// The keys and columns that a frame has fields for.
 const KEYS: [&str; 5] = ["Lattice", "pbc", "Properties", "energy", "stress"];
-const COLUMNS: [&str; 4] = ["species", "Z", "pos", "forces"];
+const OWN: [&str; 4] = ["species", "Z", "pos", "forces"];
+
+/// A number as text that reads back as the same bits, which has an exponent where it would be long without.
+fn text_of(x: f64) -> String {
+    if x == 0.0 || (1e-9..1e16).contains(&x.abs()) { x.to_string() } else { format!("{x:e}") }
+}
 
 impl Frame {
     /// Appends this frame's lines to `text`. An error leaves the text as it was.
@@ -73,9 +79,9 @@ impl Frame {
         // Writing to a string does not fail.
         let _ = writeln!(text, "{}\n{}", self.len(), keys.join(" "));
         for i in 0..self.len() {
-            let [x, y, z] = self.positions[i];
+            let [x, y, z] = self.positions[i].map(text_of);
             let _ = write!(text, "{} {x} {y} {z}", symbol(self.species[i]));
-            if let Some([x, y, z]) = self.forces.as_ref().map(|f| f[i]) {
+            if let Some([x, y, z]) = self.forces.as_ref().map(|f| f[i].map(text_of)) {
                 let _ = write!(text, " {x} {y} {z}");
             }
             for column in &self.columns {
@@ -101,13 +107,26 @@ impl Frame {
         if numbers.chain(cell).any(|x| !x.is_finite()) {
             return Err("a number is not finite, which could not be read again".into());
         }
-        for (i, column) in self.columns.iter().enumerate() {
+        if self.columns.len() + OWN.len() > COLUMNS {
+            return Err(format!(
+                "{} other columns; the most are {}",
+                self.columns.len(),
+                COLUMNS - OWN.len()
+            ));
+        }
+        let mut names = HashSet::new();
+        for column in &self.columns {
             let Column { name, width, rows, .. } = column;
-            let odd = |c: char| c.is_whitespace() || c.is_control() || c == ':' || ODD.contains(&c);
-            if name.is_empty() || name.contains(odd) || COLUMNS.contains(&name.as_str()) {
-                return Err(format!("`{name}` cannot be another column; use a word that is no field's name"));
+            if !is_name(name) {
+                return Err(format!("the column `{name}` needs a name without blanks, quotes and brackets"));
             }
-            if self.columns[..i].iter().any(|other| other.name == *name) {
+            // Forces of the file that are not those of the field may be written where the field is empty.
+            if OWN.contains(&name.as_str()) && (name != "forces" || forces.is_some()) {
+                return Err(format!(
+                    "`{name}` cannot be another column, as the frame has a field for it; empty the field, or take the column out"
+                ));
+            }
+            if !names.insert(name) {
                 return Err(format!("the column `{name}` comes twice"));
             }
             if !(1..=WIDEST).contains(width) || rows.len() != n {
@@ -129,9 +148,8 @@ impl Frame {
     fn keys(&self) -> std::result::Result<Vec<String>, String> {
         let mut keys = Vec::new();
         // Matrices are written column by column, as ASE does; the vectors of a cell are columns there.
-        let joined = |numbers: &mut dyn Iterator<Item = f64>| {
-            numbers.map(|x| x.to_string()).collect::<Vec<_>>().join(" ")
-        };
+        let joined =
+            |numbers: &mut dyn Iterator<Item = f64>| numbers.map(text_of).collect::<Vec<_>>().join(" ");
         if let Some(cell) = &self.cell {
             keys.push(format!("Lattice=\"{}\"", joined(&mut cell.vectors.iter().flatten().copied())));
             let flags = cell.periodic.map(|p| if p { "T" } else { "F" });
@@ -145,14 +163,21 @@ impl Frame {
             let _ = write!(columns, ":{}", column.declared());
         }
         keys.push(format!("Properties={columns}"));
-        keys.extend(self.energy.map(|e| format!("energy={e}")));
+        keys.extend(self.energy.map(|e| format!("energy={}", text_of(e))));
         let turned = |m: &Mat3| joined(&mut (0..9).map(|i| m[i % 3][i / 3]));
         keys.extend(self.stress.as_ref().map(|s| format!("stress=\"{}\"", turned(s))));
         for (key, value) in &self.other {
-            if KEYS.contains(&key.as_str()) {
-                return Err(format!("`{key}` among the other keys: it has a field of its own"));
+            // An energy of the file that is not that of the field may be written where the field is empty.
+            let empty = key == "energy" && self.energy.is_none() || key == "stress" && self.stress.is_none();
+            if KEYS.contains(&key.as_str()) && !empty {
+                return Err(format!(
+                    "`{key}` is among the other keys, and the frame has a field for it; empty the field, or take the key out"
+                ));
             }
-            keys.push(pair(key, value)?);
+            match self.spelling.get(key).filter(|raw| reads_as(raw, value)) {
+                Some(raw) if !key.is_empty() => keys.push(format!("{}={raw}", named(key))),
+                _ => keys.push(pair(key, value)?),
+            }
         }
         Ok(keys)
     }
