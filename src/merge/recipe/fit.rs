@@ -17,6 +17,7 @@ const HEADS: [(&str, &[&str]); 5] = [
             "model.embed_tokens.weight",
             "model.language_model.embed_tokens.weight",
             "transformer.wte.weight",
+            "transformer.word_embeddings.weight",
             "model.shared.weight",
             "model.decoder.embed_tokens.weight",
             "backbone.embeddings.weight",
