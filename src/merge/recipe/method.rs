@@ -2,7 +2,7 @@
 
 use super::global::{Each, Pcb, TiesGlobal};
 use super::methods::{self, Rescale};
-use super::setting::Scalar;
+use super::setting::{Limits, Scalar, flag, number};
 use crate::error::{Error, Result};
 use crate::ops::order::rank::{self, Kept};
 use crate::store::nearest;
@@ -542,53 +542,6 @@ fn add_to(sums: &mut Vec<f64>, numbers: Vec<f64>) -> Result<()> {
 fn second_share(weights: &[f32]) -> f32 {
     let sum = weights[0] + weights[1];
     if sum.abs() < 1e-6 { 0.5 } else { weights[1] / sum }
-}
-
-/// The values that a number may have.
-#[derive(Clone, Copy)]
-enum Limits {
-    Any,
-    Share,
-    Positive,
-    Whole,
-}
-
-fn number(key: &str, value: Option<Scalar>, default: Option<f64>, limits: Limits) -> Result<f64> {
-    let wrong = |what: &str| Error::config(format!("parameter `{key}` {what}"));
-    let x = match (value, default) {
-        (Some(Scalar::Number(x)), _) => x,
-        // Some programs write numbers as text.
-        (Some(Scalar::Text(text)), _) => match text.trim().parse::<f64>() {
-            Ok(x) if x.is_finite() => x,
-            _ => return Err(wrong(&format!("must be a number, not `{text}`"))),
-        },
-        (Some(other), _) => return Err(wrong(&format!("must be a number, not {other}"))),
-        (None, Some(default)) => default,
-        (None, None) => return Err(wrong("is missing")),
-    };
-    let (fits, want) = match limits {
-        // Merges are computed in f32, in which a number must not be infinite, nor a divisor 0.
-        Limits::Any => ((x as f32).is_finite(), "a number of f32, at most 3.4e38"),
-        Limits::Share => ((0.0..=1.0).contains(&x), "in [0, 1]"),
-        Limits::Positive => (x as f32 >= f32::MIN_POSITIVE && x.is_finite(), "above 0"),
-        Limits::Whole => (x >= 0.0 && x.fract() == 0.0 && x < 2f64.powi(53), "a whole number below 2^53"),
-    };
-    if fits { Ok(x) } else { Err(wrong(&format!("is {x}; it must be {want}"))) }
-}
-
-fn flag(key: &str, value: Option<Scalar>, default: bool) -> Result<bool> {
-    match value {
-        None => Ok(default),
-        Some(Scalar::Flag(flag)) => Ok(flag),
-        // mergekit's examples also write 0 and 1.
-        Some(Scalar::Number(x)) if x == 0.0 || x == 1.0 => Ok(x == 1.0),
-        // Words that older YAML, which mergekit reads, takes for the same.
-        Some(other) => match other.to_string().trim_matches('`').to_lowercase().as_str() {
-            "true" | "yes" | "on" | "1" => Ok(true),
-            "false" | "no" | "off" | "0" => Ok(false),
-            _ => Err(Error::config(format!("parameter `{key}` must be true or false, not {other}"))),
-        },
-    }
 }
 
 fn rescale(value: Option<Scalar>) -> Result<Option<Rescale>> {
