@@ -53,26 +53,46 @@ pub(crate) fn needs_folder(path: &Path) -> Result<()> {
     }
 }
 
+/// Which files a path stands for.
+enum Layout {
+    Single(PathBuf),
+    Index(PathBuf),
+    /// Shards in a folder that has no index.
+    Unlisted,
+}
+
+impl Layout {
+    /// A whole file goes before an index, as in transformers.
+    fn of(path: &Path) -> Layout {
+        if !path.is_dir() {
+            let is_index = path.extension().is_some_and(|e| e == "json");
+            return if is_index { Layout::Index(path.into()) } else { Layout::Single(path.into()) };
+        }
+        let [single, index] = [SINGLE, INDEX].map(|name| path.join(name));
+        match () {
+            () if single.is_file() => Layout::Single(single),
+            () if index.is_file() => Layout::Index(index),
+            () => Layout::Unlisted,
+        }
+    }
+}
+
 /// The files by which two paths to one model are known to be the same: all of its weights, with links resolved. The index says
 /// nothing, because two models may have equal ones.
 pub(crate) fn same_weights(path: &Path) -> Vec<PathBuf> {
-    let resolved = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.into());
-    let is_index = path.extension().is_some_and(|e| e == "json");
-    let (folder, index) = match path.is_dir() {
-        true => (path, path.join(INDEX)),
-        false => (path.parent().unwrap_or(Path::new("")), path.to_path_buf()),
+    let beside = |index: &Path, name: &String| index.with_file_name(name);
+    let files: Vec<PathBuf> = match Layout::of(path) {
+        Layout::Single(file) => vec![file],
+        Layout::Index(index) => {
+            listed(&index).unwrap_or_default().iter().map(|n| beside(&index, n)).collect()
+        }
+        Layout::Unlisted => {
+            let parts = files_in(path).into_iter().filter(|name| part(name).is_some());
+            parts.map(|name| path.join(name)).collect()
+        }
     };
-    let single = folder.join(SINGLE);
-    let files: BTreeSet<String> = match () {
-        () if path.is_dir() && single.is_file() => return vec![resolved(&single)],
-        () if path.is_dir() && index.is_file() || is_index => listed(&index).unwrap_or_default(),
-        () if path.is_dir() => files_in(path).into_iter().filter(|name| part(name).is_some()).collect(),
-        () => BTreeSet::new(),
-    };
-    match files.is_empty() {
-        true => vec![resolved(path)],
-        false => files.iter().map(|file| resolved(&folder.join(file))).collect(),
-    }
+    let files = if files.is_empty() { vec![path.to_path_buf()] } else { files };
+    files.into_iter().map(|file| file.canonicalize().unwrap_or(file)).collect()
 }
 
 /// The names of the files in a folder, sorted.
@@ -103,13 +123,19 @@ impl Shards {
         if !path.exists() {
             return Err(hub::missing(path));
         }
-        let mut shards = if path.is_dir() {
-            Shards::folder(path)?
-        } else if path.extension().is_some_and(|e| e == "json") {
-            Shards::sharded(path)?
-        } else {
-            Shards::single(path)?
+        let mut shards = match Layout::of(path) {
+            Layout::Single(file) => Shards::of(&file, vec![File::open(&file)?]),
+            Layout::Index(index) => Shards::sharded(&index)?,
+            Layout::Unlisted => Shards::unlisted(path)?,
         };
+        let index = path.join(INDEX);
+        if index.is_file() && shards.path.ends_with(SINGLE) {
+            // An index of this one file says nothing else.
+            let is_same = |all: BTreeSet<String>| all.iter().all(|file| file == SINGLE);
+            if !listed(&index).is_ok_and(is_same) {
+                shards.note(format!("{SINGLE} is read, and {INDEX} beside it is not"));
+            }
+        }
         shards.strip();
         let fields: BTreeSet<&str> = shards.files.iter().flat_map(|file| file.unknown_fields()).collect();
         if !fields.is_empty() {
@@ -119,28 +145,6 @@ impl Shards {
             ));
         }
         Ok(shards)
-    }
-
-    fn folder(path: &Path) -> Result<Shards> {
-        let [index, single] = [INDEX, SINGLE].map(|name| path.join(name));
-        match (index.is_file(), single.is_file()) {
-            (true, false) => Shards::sharded(&index),
-            (false, true) => Shards::single(&single),
-            (true, true) => {
-                let mut shards = Shards::single(&single)?;
-                // An index of this one file says nothing else.
-                let is_same = |all: BTreeSet<String>| all.iter().all(|file| file == SINGLE);
-                if !listed(&index).is_ok_and(is_same) {
-                    shards.note(format!("{SINGLE} is read, and {INDEX} beside it is not"));
-                }
-                Ok(shards)
-            }
-            (false, false) => Shards::unlisted(path),
-        }
-    }
-
-    fn single(path: &Path) -> Result<Shards> {
-        Ok(Shards::of(path, vec![File::open(path)?]))
     }
 
     /// All tensors of these files.

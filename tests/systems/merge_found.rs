@@ -272,9 +272,9 @@ fn settings_follow_stacked_layers() {
         (serde_json::from_str::<Value>(&text).unwrap(), job)
     };
     // A list of which the other model says nothing is left and named.
-    let (found, job_) = settings(json!({"n_layer": 4, "layer_types": ["a0", "a1", "a2", "a3"]}), json!({}));
+    let (found, left) = settings(json!({"n_layer": 4, "layer_types": ["a0", "a1", "a2", "a3"]}), json!({}));
     assert_eq!(found["layer_types"].as_array().map(Vec::len), Some(4));
-    says(&job_, "`layer_types`, a list of 4, speak of layers by number");
+    says(&left, "`layer_types`, a list of 4, speak of layers by number");
     // Lists take each layer's element from the model that the layer is from.
     let (found, job) = settings(
         json!({"num_hidden_layers": 4, "layer_types": ["a0", "a1", "a2", "a3"], "mrope_section": [1, 2, 3, 4]}),
@@ -392,6 +392,12 @@ fn heads_are_what_settings_say() {
         assert_eq!(values(&folder.merge(&config).unwrap(), head), [2.5, 2.5], "{order}");
         assert_eq!(settings()["tie_word_embeddings"], false, "{order}");
     }
+    // Aligned models are compared by their own tensors, so a head that one of them lacks is not passed over.
+    let aligned = "merge_method: average\nalign: {spec: mlp}\nmodels: [{model: b}, {model: a}]";
+    model("a", tied, vec![(table, vec![1.0; 2])]);
+    assert!(folder.refusal(aligned).contains("a has no tensor `lm_head.weight`"));
+    let turned = "merge_method: average\nalign: {spec: mlp}\nmodels: [{model: a}, {model: b}]";
+    assert!(folder.refusal(turned).contains("b has a tensor `lm_head.weight`"));
     // Settings that say nothing of GPT-2 mean tied, so false is written.
     let gpt = Some(r#"{"model_type": "gpt2"}"#);
     model("a", gpt, vec![(table, vec![1.0; 2])]);

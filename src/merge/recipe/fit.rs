@@ -344,54 +344,41 @@ impl Job {
         }
     }
 
-    /// Adds tensors that the output has no place for to the problems. Buffers are left out instead.
+    /// Adds tensors that the output has no place for to the problems. Buffers are left out instead, and so is what stands outside of
+    /// the layers that are stacked.
     fn find_strangers(&mut self) {
         let used: BTreeSet<(usize, &str)> =
             self.outputs.iter().flat_map(|o| o.inputs().map(|i| (i.model, i.name.as_str()))).collect();
-        let written: BTreeSet<&str> = self.outputs.iter().map(|o| o.name.as_str()).collect();
-        let (mut strangers, mut buffers, mut outside) = (BTreeSet::new(), Vec::new(), Vec::new());
-        let slices = &self.config.slices;
-        for (s, slice) in slices.iter().enumerate() {
-            let ends = [s == 0, s + 1 == slices.len()];
+        let noted: BTreeSet<&str> =
+            self.problems.iter().filter_map(|problem| problem.split('`').nth(1)).collect();
+        let (mut strangers, mut left_out) = (BTreeSet::new(), BTreeSet::new());
+        let lead = self.leader().path.display();
+        for (s, slice) in self.config.slices.iter().enumerate() {
             for i in self.models_of(slice) {
                 let Model { path, checkpoint, .. } = &self.models[i];
-                let mut ranges: Vec<_> =
-                    slice.sources.iter().filter(|source| source.model == *path).map(|s| &s.layers).collect();
-                if ranges.is_empty() {
-                    ranges.push(&slice.sources[0].layers);
-                }
-                let holds = |layer: usize| {
-                    ranges.iter().any(|range| range.as_ref().is_none_or(|r| r.contains(&layer)))
-                };
-                let belongs = |name: &str| match Stage::of(name) {
-                    Stage::Before => ends[0],
-                    Stage::After => ends[1],
-                    Stage::Layer(layer) => holds(layer),
-                };
+                let path = path.display();
                 for name in checkpoint.names() {
-                    let known =
-                        used.contains(&(i, name.as_str())) || self.models[i].table_for(&name).is_some();
-                    if known {
+                    let is_known = used.contains(&(i, name.as_str())) || noted.contains(name.as_str());
+                    if is_known || self.table_for(i, &name).is_some() {
                         continue;
                     }
-                    if !belongs(&name) {
-                        if !matches!(Stage::of(&name), Stage::Layer(_)) && !written.contains(name.as_str()) {
-                            outside.push((path.display().to_string(), name));
+                    match self.needs(s, i, &name) {
+                        Some(true) if checkpoint.shape(&name).is_ok_and(|shape| is_buffer(&name, &shape)) => {
+                            let note = format!("{lead} lacks the buffers {{}} of {path}; they are left out");
+                            left_out.insert((note, name));
                         }
-                        continue;
-                    }
-                    if checkpoint.shape(&name).is_ok_and(|shape| is_buffer(&name, &shape)) {
-                        buffers.push((path.display().to_string(), name));
-                    } else {
-                        strangers.insert((i, name));
+                        Some(true) => drop(strangers.insert((i, name))),
+                        Some(false) => {
+                            let note = format!(
+                                "{{}} of {path} stand before or after the layers that are stacked of it; they are left out"
+                            );
+                            left_out.insert((note, name));
+                        }
+                        None => {}
                     }
                 }
             }
         }
-        let noted: BTreeSet<&str> =
-            self.problems.iter().filter_map(|problem| problem.split('`').nth(1)).collect();
-        strangers.retain(|(_, name)| !noted.contains(name.as_str()));
-        buffers.retain(|(_, name): &(String, String)| !noted.contains(name.as_str()));
         let problems = strangers.into_iter().map(|(i, name)| {
             let path = self.models[i].path.display();
             let adapter = name.starts_with("base_model.model.");
@@ -400,16 +387,27 @@ impl Job {
         });
         let problems: Vec<String> = problems.collect();
         self.problems.extend(problems);
-        let lead = self.leader().path.display().to_string();
-        for (path, name) in buffers {
-            self.gather(format!("{lead} lacks the buffers {{}} of {path}; they are left out"), &name);
-        }
-        for (path, name) in outside {
-            let note = format!(
-                "{{}} of {path} stand before or after the layers that are stacked of it; they are left out"
-            );
-            self.gather(note, &name);
-        }
+        left_out.into_iter().for_each(|(note, name)| self.gather(note, &name));
+    }
+
+    /// Whether a slice needs a tensor of a model. `None` if that tensor is of other layers, or the output has it from another slice.
+    fn needs(&self, slice: usize, model: usize, name: &str) -> Option<bool> {
+        let (slices, path) = (&self.config.slices, &self.models[model].path);
+        let sources = &slices[slice].sources;
+        let outside = |belongs: bool| match belongs {
+            true => Some(true),
+            false => (!self.outputs.iter().any(|output| output.name == name)).then_some(false),
+        };
+        let layer = match Stage::of(name) {
+            Stage::Before => return outside(slice == 0),
+            Stage::After => return outside(slice + 1 == slices.len()),
+            Stage::Layer(layer) => layer,
+        };
+        // A base that is not listed is read where the first source is.
+        let mut own = sources.iter().filter(|source| source.model == *path).peekable();
+        let holds = |source: &Source| source.layers.as_ref().is_none_or(|range| range.contains(&layer));
+        let holds = if own.peek().is_some() { own.any(holds) } else { holds(&sources[0]) };
+        holds.then_some(true)
     }
 
     /// The models whose tensors a slice needs.

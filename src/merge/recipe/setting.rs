@@ -99,9 +99,7 @@ pub(super) fn flag(key: &str, value: Option<Scalar>, default: bool) -> Result<bo
     match value {
         None => Ok(default),
         Some(Scalar::Flag(flag)) => Ok(flag),
-        // mergekit's examples also write 0 and 1.
-        Some(Scalar::Number(x)) if x == 0.0 || x == 1.0 => Ok(x == 1.0),
-        // Words that older YAML, which mergekit reads, takes for the same.
+        // Words that older YAML, which mergekit reads, takes for the same, and the 0 and 1 of mergekit's examples.
         Some(other) => match other.to_string().trim_matches('`').to_lowercase().as_str() {
             "true" | "yes" | "on" | "1" => Ok(true),
             "false" | "no" | "off" | "0" => Ok(false),
